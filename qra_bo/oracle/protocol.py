@@ -1,0 +1,36 @@
+"""The contract of an oracle: what really fine-tunes (or stands in for it, and says so)."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, runtime_checkable
+
+from qra_bo.records import EvaluationRequest, Measurement
+from qra_bo.sensitivity.profile import SensitivityProfile
+
+Progress = Callable[[str, int, int], None]
+"""``(what, done, total)``: called now and then so that a person sees something move."""
+
+
+@runtime_checkable
+class Oracle(Protocol):
+    """Evaluates allocations. Deterministic: the same request gives the same loss on the same machine."""
+
+    @property
+    def kind(self) -> str:
+        """``"finetune"``, ``"benchmark"`` or ``"synthetic"``; stored with every result."""
+        ...
+
+    def describe(self) -> Mapping[str, Any]:
+        """Provenance: device, dtype, threads, data_sha256, package versions; JSON values only."""
+        ...
+
+    def profile(self, progress: Progress) -> SensitivityProfile:
+        """Measure the sensitivities of the units and formats it was built for."""
+        ...
+
+    def evaluate(self, request: EvaluationRequest, progress: Progress) -> Measurement:
+        """Train and evaluate one allocation. OOM and divergence are results, not exceptions."""
+        ...
+
+    def close(self) -> None:
+        """Release the device and temporary files."""
+        ...

@@ -1,0 +1,58 @@
+"""The sensitivity profile: what quantising each unit damages and what adapter capacity there may gain."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from qra_bo.errors import ProfileError
+
+FloatArray = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class SensitivityProfile:
+    """Sensitivities of ``L`` units for ``F`` formats.
+
+    Args:
+        units: Names of the units.
+        formats: Names of the formats.
+        damage: I_q, ``L x F``: rise of the calibration loss (nats) when only that unit has that format.
+        damage_kl: ``L x F``: mean KL divergence (nats) from the 16-bit model's predictions, likewise.
+        gain: I_r, ``L x K``: cumulative sums over the ``K`` leading singular directions of the weight
+            gradient's squared singular values, summed over the unit's matrices: what a rank-k update can
+            do, to first order (nats per unit of squared step). ``None`` where it was not measured.
+        base_loss: Calibration loss of the 16-bit model (nats per token).
+        source: Where it comes from, in words.
+
+    Raises:
+        ProfileError: If shapes disagree or a value is not finite.
+    """
+
+    units: tuple[str, ...]
+    formats: tuple[str, ...]
+    damage: FloatArray
+    damage_kl: FloatArray
+    gain: FloatArray | None
+    base_loss: float
+    source: str
+
+    def __post_init__(self) -> None:
+        want = (len(self.units), len(self.formats))
+        for name, array in (("damage", self.damage), ("damage_kl", self.damage_kl)):
+            if array.shape != want or not np.isfinite(array).all():
+                raise ProfileError(f"{name} must hold finite numbers of shape {want}; got shape {array.shape}")
+        if self.gain is not None and (self.gain.ndim != 2 or self.gain.shape[0] != want[0]
+                                      or not np.isfinite(self.gain).all()):
+            raise ProfileError(f"gain must hold finite numbers of shape ({want[0]}, K); got {self.gain.shape}")
+
+    def require_gain(self) -> FloatArray:
+        """``gain``, or an error that says it was never measured.
+
+        Raises:
+            ProfileError: If the profile holds no I_r.
+        """
+        if self.gain is None:
+            raise ProfileError(f"the sensitivity profile from {self.source} holds quantisation damage alone and "
+                               "no I_r (gain of adapter capacity); measure a profile with task=profile")
+        return self.gain
