@@ -1,0 +1,1 @@
+"""What a finished run hands to trainers and servers: patterns, model card, configurations, hints."""
