@@ -1,0 +1,135 @@
+"""Bytes of each storage format: pure arithmetic that equals, to the byte, what the real libraries store.
+
+| backend      | codes                                            | metadata                                           |
+|--------------|--------------------------------------------------|----------------------------------------------------|
+| bitsandbytes | NF4: two codes a byte                            | fp32 absmax a block; doubly quantised: 1 byte a    |
+|              |                                                  | block, fp32 absmax per 256 blocks, one fp32 offset |
+| bitsandbytes | LLM.int8: one byte a weight                      | fp32 scale a row                                   |
+| hqq          | 2, 4, 8 bits in bytes; 3 bits: 10 codes an int32 | 16-bit scale and zero a group                      |
+| reference    | bits / 8 bytes a weight, 3 bits: 8 codes 3 bytes | 16-bit scale and minimum a group                   |
+| none         | 2 bytes a weight                                 | none                                               |
+
+Look-up tables (NF4 levels, the 8-bit map of double quantisation: 1,088 bytes) are shared by all layers of a model
+and not counted to any of them.
+"""
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from qra_bo.errors import ConfigError, SpaceError
+from qra_bo.space.formats import StorageFormat
+
+NESTED_BLOCK = 256
+"""Blocks that share one second-level scale under double quantisation (fixed by bitsandbytes)."""
+
+_HQQ_PER_WORD = {2: (4, 1), 3: (10, 4), 4: (2, 1), 8: (1, 1)}
+"""Of each bit-width: groups packed into one word, and the word's bytes."""
+
+
+def _known() -> dict[str, StorageFormat]:
+    formats = [StorageFormat("nf4", "bitsandbytes", 4, 64, double_quant=True),
+               StorageFormat("nf4-nodq", "bitsandbytes", 4, 64),
+               StorageFormat("int8", "bitsandbytes", 8, 0),
+               StorageFormat("fp16", "none", 16, 0)]
+    for bits in (2, 3, 4, 8):
+        formats.append(StorageFormat(f"hqq{bits}", "hqq", bits, 64))
+        formats += [StorageFormat(f"hqq{bits}-g{group}", "hqq", bits, group) for group in (32, 128)]
+        formats.append(StorageFormat(f"ref{bits}", "reference", bits, 64))
+    return {f.name: f for f in formats}
+
+
+FORMATS: Mapping[str, StorageFormat] = _known()
+"""Every storage format by name."""
+
+_DEFAULTS = {2: "hqq2", 3: "hqq3", 4: "nf4", 8: "int8", 16: "fp16"}
+
+
+def parse_format(name: str) -> StorageFormat:
+    """The storage format called ``name``.
+
+    Raises:
+        ConfigError: If it is unknown; the message lists the known ones, nearest first.
+    """
+    if name in FORMATS:
+        return FORMATS[name]
+    near = difflib.get_close_matches(name, FORMATS, n=4, cutoff=0.4)
+    known = near + sorted(set(FORMATS) - set(near))
+    raise ConfigError(f"unknown storage format {name!r}; known, nearest first: {', '.join(known)}")
+
+
+def default_format(bits: int) -> StorageFormat:
+    """The format that serves a bit-width unless the configuration names another.
+
+    Raises:
+        ConfigError: If no backend offers the bit-width.
+    """
+    if bits not in _DEFAULTS:
+        raise ConfigError(f"no backend stores weights in {bits} bits; choose from {sorted(_DEFAULTS)}")
+    return FORMATS[_DEFAULTS[bits]]
+
+
+def format_from_json(data: Mapping[str, Any]) -> StorageFormat:
+    """Inverse of ``StorageFormat.to_json``; the facts must be those of the format of that name.
+
+    Raises:
+        ConfigError: If the format is unknown, or its facts differ from those in this release.
+    """
+    fmt = parse_format(str(data.get("name")))
+    if fmt.to_json() != dict(data):
+        raise ConfigError(f"the storage format {fmt.name!r} is recorded as {dict(data)}, this release knows it as "
+                          f"{fmt.to_json()}")
+    return fmt
+
+
+def check_shape(fmt: StorageFormat, out_features: int, in_features: int) -> None:
+    """Refuse matrices that the backend can't pack.
+
+    Raises:
+        SpaceError: If the weights do not divide into whole groups, or the groups not into whole words.
+    """
+    if out_features < 1 or in_features < 1:
+        raise SpaceError(f"a weight matrix needs positive sides; got {out_features} x {in_features}")
+    per_word = _HQQ_PER_WORD[fmt.bits][0] if fmt.backend == "hqq" and fmt.bits != 3 else 1
+    multiple = 2 if fmt.backend == "bitsandbytes" and fmt.bits == 4 else fmt.block * per_word
+    divisor = in_features if fmt.backend == "bitsandbytes" else out_features * in_features
+    if multiple and divisor % multiple:
+        what = "columns" if fmt.backend == "bitsandbytes" else "weights"
+        raise SpaceError(f"{fmt.name} packs {what} in multiples of {multiple}; a {out_features} x {in_features} matrix "
+                         f"has {divisor}: choose another format for this bit-width, or leave the layer at fp16")
+
+
+def weight_bytes(fmt: StorageFormat, out_features: int, in_features: int) -> int:
+    """Bytes of the packed codes of one ``out_features x in_features`` matrix.
+
+    Raises:
+        SpaceError: If the backend can't pack a matrix of this shape.
+    """
+    check_shape(fmt, out_features, in_features)
+    numel = out_features * in_features
+    if fmt.backend == "hqq":
+        per_word, word = _HQQ_PER_WORD[fmt.bits]
+        return -(-(numel // fmt.block) // per_word) * word * fmt.block
+    return numel * fmt.bits // 8
+
+
+def metadata_bytes(fmt: StorageFormat, out_features: int, in_features: int) -> int:
+    """Bytes of scales, zeros and offsets of one ``out_features x in_features`` matrix.
+
+    Raises:
+        SpaceError: If the backend can't pack a matrix of this shape.
+    """
+    check_shape(fmt, out_features, in_features)
+    if fmt.backend == "none":
+        return 0
+    if fmt.block == 0:
+        return 4 * out_features
+    blocks = -(-out_features * in_features // fmt.block)
+    if fmt.double_quant:
+        return blocks + 4 * -(-blocks // NESTED_BLOCK) + 4
+    return 4 * blocks
+
+
+def stored_bytes(fmt: StorageFormat, out_features: int, in_features: int) -> int:
+    """Codes and metadata together."""
+    return weight_bytes(fmt, out_features, in_features) + metadata_bytes(fmt, out_features, in_features)
