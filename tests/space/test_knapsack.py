@@ -1,0 +1,101 @@
+"""The knapsack against brute force, with several phases, spikes, cuts and regions."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qra_bo.errors import BudgetError, SpaceError
+from qra_bo.space.cost import CostTable, PhaseCost
+from qra_bo.space.knapsack import Region, solve_knapsack
+
+
+def random_problem(seed: int, n_units: int, n_phases: int) -> tuple[np.ndarray, CostTable, int]:
+    rng = np.random.default_rng(seed)
+    shape = (n_units, 3, 3)
+    phases = tuple(PhaseCost(f"p{i}", int(rng.integers(0, 50)), rng.integers(1, 1000, shape) * 7,
+                             rng.integers(0, 900, shape) * 5) for i in range(n_phases))
+    costs = CostTable(phases)
+    totals = costs.totals(every_row(n_units))
+    return rng.normal(size=shape), costs, int(np.quantile(totals, rng.uniform(0.05, 0.9)))
+
+
+def every_row(n_units: int) -> np.ndarray:
+    return np.array(list(itertools.product(*[range(3)] * (2 * n_units))), dtype=np.int64)
+
+
+def objective(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    n = values.shape[0]
+    return values[np.arange(n), rows[:, :n], rows[:, n:]].sum(axis=1)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10_000), n_units=st.integers(1, 3), n_phases=st.integers(1, 3))
+def test_equals_brute_force(seed: int, n_units: int, n_phases: int) -> None:
+    values, costs, budget = random_problem(seed, n_units, n_phases)
+    rows = every_row(n_units)
+    fits = rows[costs.feasible(rows, budget)]
+    row = solve_knapsack(values, costs, budget)
+    assert costs.feasible(row[None], budget)[0]
+    assert objective(values, row[None])[0] == pytest.approx(objective(values, fits).min(), abs=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_forbidden_rows_give_the_best_in_order(seed: int) -> None:
+    values, costs, budget = random_problem(seed, 2, 2)
+    rows = every_row(2)
+    fits = rows[costs.feasible(rows, budget)]
+    order = np.sort(objective(values, fits))
+    found = np.zeros((0, 4), dtype=np.int64)
+    for rank in range(min(6, len(fits))):
+        row = solve_knapsack(values, costs, budget, forbid=found)
+        assert objective(values, row[None])[0] == pytest.approx(order[rank], abs=1e-9)
+        found = np.vstack([found, row])
+
+
+def test_exhausted_space_is_said() -> None:
+    values, costs, budget = random_problem(1, 1, 1)
+    rows = every_row(1)
+    fits = rows[costs.feasible(rows, budget)]
+    with pytest.raises(BudgetError, match="no further allocation"):
+        solve_knapsack(values, costs, budget, forbid=fits)
+
+
+def test_region_limits_the_units_that_change() -> None:
+    values, costs, _ = random_problem(3, 3, 2)
+    rows = every_row(3)
+    budget = int(costs.totals(rows).max())
+    centre = np.array([2, 1, 0, 0, 1, 2], dtype=np.int64)
+    changed = ((rows[:, :3] != centre[:3]) | (rows[:, 3:] != centre[3:])).sum(axis=1)
+    row = solve_knapsack(values, costs, budget, region=Region(centre, 1))
+    assert objective(values, row[None])[0] == pytest.approx(objective(values, rows[changed <= 1]).min(), abs=1e-9)
+
+
+def test_the_largest_spike_counts_once() -> None:
+    unit = np.zeros((2, 2, 1), dtype=np.int64)
+    spike = np.array([[[0], [10]], [[0], [10]]], dtype=np.int64)
+    values = np.array([[[1.0], [0.0]], [[1.0], [0.0]]])
+    costs = CostTable((PhaseCost("p", 0, unit, spike),))
+    assert solve_knapsack(values, costs, 10).tolist() == [1, 1, 0, 0]
+    assert solve_knapsack(values, costs, 9).tolist() == [0, 0, 0, 0]
+
+
+def test_the_budget_holds_to_the_byte() -> None:
+    unit = np.array([[[1_000_000_007], [1_999_999_999]], [[1_000_000_009], [2_000_000_003]]], dtype=np.int64)
+    costs = CostTable((PhaseCost("p", 11, unit, np.zeros_like(unit)),))
+    values = np.array([[[1.0], [0.0]], [[1.0], [0.0]]])
+    total = 11 + 1_999_999_999 + 2_000_000_003
+    assert solve_knapsack(values, costs, total).tolist() == [1, 1, 0, 0]
+    assert solve_knapsack(values, costs, total - 1)[:2].sum() == 1
+
+
+def test_infeasible_budget_and_bad_values() -> None:
+    values, costs, _ = random_problem(0, 2, 1)
+    with pytest.raises(BudgetError, match="no allocation of the space fits into 1 bytes"):
+        solve_knapsack(values, costs, 1)
+    with pytest.raises(SpaceError, match="shape"):
+        solve_knapsack(values[:1], costs, 10_000)
+    with pytest.raises(SpaceError, match="finite"):
+        solve_knapsack(np.full_like(values, np.nan), costs, 10_000)
