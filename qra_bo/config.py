@@ -1,0 +1,192 @@
+"""The typed configuration of a run: what ``conf/`` composes to, checked, frozen and hashed."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from qra_bo.oracle.data.options import DataConfig
+
+LR_EXPONENTS = {"constant": 0.0, "inverse_sqrt": 0.5, "inverse": 1.0}
+NOT_OF_THE_RESULT = ("task", "effort", "max_hours", "out", "resume", "display", "allocation")
+"""Keys that may differ between a run and its continuation: they bound or show it and change no evaluation."""
+
+
+@dataclass(frozen=True, slots=True)
+class EffortConfig:
+    """How many high-fidelity equivalents a search may spend."""
+
+    name: str
+    high_equivalents: int
+    anchors: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryConfig:
+    """What the budget bounds, and what is left free where it is ``auto``."""
+
+    scope: Literal["peak", "stored"]
+    headroom: str
+
+
+@dataclass(frozen=True, slots=True)
+class OracleConfig:
+    """What answers: really fine-tuning, a table of real evaluations, or a planted optimum."""
+
+    name: Literal["finetune", "benchmark", "synthetic"]
+    table: str | None
+    noise: float
+
+
+@dataclass(frozen=True, slots=True)
+class MethodConfig:
+    """The search method and its own parameters."""
+
+    name: str
+    params: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizerConfig:
+    """Storage formats that serve each bit-width."""
+
+    formats: dict[int, tuple[str, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterConfig:
+    """How adapters start and how fast they learn."""
+
+    init: str
+    alpha_over_rank: float
+    lr: float
+    lr_rule: Literal["constant", "inverse_sqrt", "inverse"]
+
+    @property
+    def lr_exponent(self) -> float:
+        """``p`` of ``lr(r) = lr (16 / r)^p``."""
+        return LR_EXPONENTS[self.lr_rule]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainConfig:
+    """What all candidates of a search share in training."""
+
+    batch: int
+    length: int
+    warmup: float
+    lr_floor: float
+    weight_decay: float
+    betas: tuple[float, ...]
+    eps: float
+    clip: float
+    checkpointing: bool
+    logits_chunk: int
+
+
+@dataclass(frozen=True, slots=True)
+class FidelityConfig:
+    """Optimiser steps of a high-fidelity evaluation, and of its low-fidelity prefix (``None``: no low one)."""
+
+    high: int
+    low: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class EvalConfig:
+    """Held-out tokens looked at in one evaluation, and sequences in a batch of them."""
+
+    tokens: int
+    batch: int
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrateConfig:
+    """Factors on ``adapter.lr`` that are tried on a uniform anchor before the search."""
+
+    lr_scales: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ConfirmConfig:
+    """Unseen training seeds that confirm the winner against the best uniform choice."""
+
+    seeds: int
+
+
+@dataclass(frozen=True, slots=True)
+class FinalConfig:
+    """Length of the final fine-tune of the winner; ``steps`` wins where it is given."""
+
+    steps: int | None
+    epochs: float
+
+
+@dataclass(frozen=True, slots=True)
+class RunConfig:
+    """One run. ``conf/config.yaml`` and its groups say what every key means and hold every default."""
+
+    task: str
+    model: dict[str, Any]
+    budget: tuple[str, ...]
+    bits: tuple[int, ...]
+    ranks: tuple[int, ...]
+    granularity: Literal["layer", "block", "fused", "module"]
+    effort: EffortConfig
+    seed: int
+    out: str | None
+    resume: bool
+    max_hours: float | None
+    device: str
+    dtype: Literal["auto", "float32", "bfloat16", "float16"]
+    display: Literal["auto", "plain", "none"]
+    allocation: str | None
+    memory: MemoryConfig
+    oracle: OracleConfig
+    data: DataConfig
+    method: MethodConfig
+    quantizer: QuantizerConfig
+    adapter: AdapterConfig
+    train: TrainConfig
+    fidelity: FidelityConfig
+    eval: EvalConfig
+    calibrate: CalibrateConfig
+    confirm: ConfirmConfig
+    final: FinalConfig
+
+    @property
+    def model_name(self) -> str:
+        return str(self.model["name"])
+
+    @property
+    def format_names(self) -> tuple[str, ...]:
+        """Storage formats of the search in ladder order: by bits, then as listed."""
+        return tuple(name for bits in self.bits for name in self.quantizer.formats[bits])
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values only; ``RunConfig`` of the same run in every process gives the same."""
+        plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        return plain
+
+    @property
+    def config_sha256(self) -> str:
+        """Hash over what defines the results: a run may be continued by any configuration of the same hash."""
+        kept = {key: value for key, value in self.to_dict().items() if key not in NOT_OF_THE_RESULT}
+        return hashlib.sha256(json.dumps(kept, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+    def with_changes(self, **changes: Any) -> "RunConfig":
+        """A copy with some top-level fields replaced; not checked again."""
+        return dataclasses.replace(self, **changes)
+
+
+def load_config(overrides: Sequence[str] = ()) -> RunConfig:
+    """Compose ``conf/`` with command-line style overrides, e.g. ``["+model=tiny", "budget=uniform:4,4"]``.
+
+    Raises:
+        ConfigError: With every problem of the overrides and of what they compose to, all at once.
+    """
+    from qra_bo.cli.compose import compose_config  # hydra is loaded only by who composes
+
+    return compose_config(overrides)
