@@ -24,7 +24,11 @@ BREAKDOWN_KEYS = ("weights", "quant_metadata", "unquantised", "adapters", "gradi
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What was asked for. ``formats`` and ``ranks`` are the ladders, ``unit_numel`` parameters of every unit."""
+    """What was asked for.
+
+    ``formats`` and ``ranks`` are the ladders, ``unit_numel`` the parameters of every unit, ``planned_cost`` what the
+    effort may spend (training tokens).
+    """
 
     model: str
     granularity: str
@@ -94,6 +98,7 @@ class ReportData:
     stages: tuple[tuple[str, str], ...]
     confirmation: Confirmation | None
     ranking_check: Mapping[str, Any] | None
+    surrogate_check: Mapping[str, Any] | None
     measured: tuple[Measured, ...]
     final: Mapping[str, Any] | None
     warnings: tuple[str, ...]
@@ -145,9 +150,10 @@ class ReportData:
     def best_uniform(self) -> Evaluation | None:
         return min((e for e in self.candidates if e.stage == "baseline"), key=_loss, default=None)
 
-    def reference(self, bits: int, rank: int) -> Evaluation | None:
-        """The evaluated uniform choice of these bits and this rank, e.g. (4, 16) for QLoRA, or ``None``."""
-        return next((e for e in self.points if set(e.bits) == {bits} and set(e.allocation.ranks) == {rank}), None)
+    def reference(self, fmt: str, rank: int) -> Evaluation | None:
+        """The evaluated uniform choice, e.g. ``("nf4", 16)`` for QLoRA, or ``None``."""
+        return next((e for e in self.points
+                     if set(e.allocation.formats) == {fmt} and set(e.allocation.ranks) == {rank}), None)
 
     @cached_property
     def winner(self) -> Allocation | None:
@@ -262,6 +268,7 @@ def _parse(events: Sequence[Event], header: Header) -> ReportData:
         stages=tuple((str(e["stage"]), str(e["state"])) for e in events if e["event"] == "stage"),
         confirmation=_confirmation(last["confirmation"]) if "confirmation" in last else None,
         ranking_check=last.get("ranking_check"),
+        surrogate_check=last.get("surrogate_check"),
         measured=tuple(_measured(e) for e in events if e["event"] == "measured"),
         final=last.get("final"),
         warnings=tuple(dict.fromkeys(str(e["message"]) for e in events if e["event"] == "warning")),

@@ -1,0 +1,70 @@
+"""All figures of a report: what each shows, in words for those who can't see it, and the function that draws it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from qra_bo.report import plots_search, plots_units
+from qra_bo.report.data import ReportData
+from qra_bo.report.style import LIGHT, Theme, png_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Plot:
+    """One figure.
+
+    Args:
+        name: Stem of its file.
+        title: Heading in the report.
+        caption: How to read it; also its alternative text.
+        draw: Draws it, or returns ``None`` where the journal lacks what it needs.
+    """
+
+    name: str
+    title: str
+    caption: str
+    draw: Callable[[ReportData, Theme], Figure | None]
+
+
+PLOTS = (
+    Plot("confirmation", "Confirmation on unseen seeds",
+         "Each dot is one training seed that the search never used: test loss of the best mixed allocation minus that "
+         "of the best uniform choice. The diamond is their mean with its 95 % interval.", plots_search.confirmation),
+    Plot("pareto", "Loss against memory",
+         "Every allocation trained at full length. Squares are uniform choices, diamonds references that need not fit, "
+         "the star is the winner; the step line joins what nothing else beats in both memory and loss. Triangles at "
+         "the upper edge lie above the view.", plots_search.pareto),
+    Plot("allocation", "Bits and ranks by unit",
+         "Bit-width and LoRA rank that the winner gives to every unit, from the first layer to the last.",
+         plots_units.allocation),
+    Plot("sensitivity", "Sensitivity by unit",
+         "How much the loss rises when only one unit is quantised, for every format, and how much adapter capacity "
+         "may gain there to first order. The upper axis is logarithmic away from 0.", plots_units.sensitivity),
+    Plot("memory", "Where the memory goes",
+         "Predicted bytes of the winner, part by part, their sum, what was measured, and the budget.",
+         plots_units.memory),
+    Plot("convergence", "Convergence by cost",
+         "Best validation loss so far against the cost spent, the dashed line is the best uniform choice that fits.",
+         plots_search.convergence),
+    Plot("fidelities", "Low against high fidelity",
+         "Loss early in training against the final one, for allocations trained at both lengths. If the order is not "
+         "kept, the early loss says little.", plots_search.fidelities),
+    Plot("surrogate", "Calibration of the surrogate",
+         "What the surrogate predicts for each evaluation when it is left out, with 95 % intervals, against what was "
+         "measured.", plots_search.surrogate),
+)
+
+
+def write_plots(d: ReportData, folder: Path) -> list[Path]:
+    """Draw every figure that the run has data for into ``folder`` as PNG; returns their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for plot in PLOTS:
+        fig = plot.draw(d, LIGHT)
+        if fig is not None:
+            path = folder / f"{plot.name}.png"
+            path.write_bytes(png_bytes(fig))
+            paths.append(path)
+    return paths

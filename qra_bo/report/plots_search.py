@@ -1,0 +1,193 @@
+"""Figures of the search: Pareto front, convergence, confirmation, fidelities, surrogate."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from qra_bo.records import Evaluation
+from qra_bo.report import story
+from qra_bo.report.data import ReportData, cost
+from qra_bo.report.style import GREEN, ORANGE, PURPLE, VERMILLION, Theme, dress, figure, legend
+from qra_bo.report.text import number, signed, size
+
+MB = 1e6
+VIEW_SHARE = 0.75
+"""Share of the points that the loss axis must show; what lies above is drawn at the edge, marked so."""
+
+
+def front(points: Sequence[Evaluation]) -> list[Evaluation]:
+    """Points that no other beats in both predicted bytes and loss, in increasing order of bytes."""
+    out: list[Evaluation] = []
+    for e in sorted(points, key=lambda e: (e.predicted_bytes, _loss(e))):
+        if not out or _loss(e) < _loss(out[-1]):
+            out.append(e)
+    return out
+
+
+def pareto(d: ReportData, theme: Theme) -> Figure | None:
+    """Loss against predicted bytes with uniform choices, references, budget and front; ``None`` without points."""
+    if not d.points:
+        return None
+    fig = figure(theme, 8.0, 4.8)
+    ax = fig.add_subplot()
+    top = _view_top([_loss(e) for e in d.points])
+    others = [e for e in d.points if e.stage not in ("baseline", "reference")]
+    groups = ((others, "o", theme.main, "search", 26), (d.baselines, "s", ORANGE, "uniform choices", 46),
+              (d.references, "D", PURPLE, "references", 46))
+    for group, marker, colour, label, area in groups:
+        _scatter(ax, group, top, marker=marker, color=colour, label=label, area=area, edge=theme.paper)
+    steps = [e for e in front(d.points) if _loss(e) <= top]
+    ax.plot([e.predicted_bytes / MB for e in steps], [_loss(e) for e in steps], color=GREEN, linewidth=1.4,
+            drawstyle="steps-post", label="Pareto front", zorder=2)
+    ax.axvline(d.header.budget_bytes / MB, color=theme.ink, linestyle="--", linewidth=1.2,
+               label=f"budget {size(d.header.budget_bytes)}")
+    winner = None if d.winner is None else d.point(d.winner)
+    if winner is not None:
+        ax.scatter([winner.predicted_bytes / MB], [min(_loss(winner), top)], marker="*", s=240, color=VERMILLION,
+                   edgecolors=theme.paper, label="winner", zorder=6)
+    _label_points(ax, [(e, d.name(e.allocation).removeprefix("uniform-")) for e in (*d.baselines, *d.references)],
+                  top, theme)
+    ax.margins(x=0.09, y=0.08)
+    dress(ax, theme, f"predicted {d.header.scope} memory (MB)", "validation loss (nats per token)")
+    legend(ax, theme)
+    return fig
+
+
+def _view_top(losses: list[float]) -> float:
+    """Upper end of the loss axis: shows the best ``VIEW_SHARE`` of the points and some room."""
+    low, cut, high = min(losses), float(np.quantile(losses, VIEW_SHARE)), max(losses)
+    return high if high - low <= 3 * (cut - low) else cut + 0.6 * (cut - low)
+
+
+def _scatter(ax: Axes, group: Sequence[Evaluation], top: float, *, marker: str, color: str, label: str, area: float,
+             edge: str) -> None:
+    inside = [e for e in group if _loss(e) <= top]
+    above = [e for e in group if _loss(e) > top]
+    if inside:
+        ax.scatter([e.predicted_bytes / MB for e in inside], [_loss(e) for e in inside], marker=marker, color=color,
+                   s=area, label=label, edgecolors=edge, linewidths=0.6, zorder=4)
+    if above:
+        ax.scatter([e.predicted_bytes / MB for e in above], [top] * len(above), marker="^", color=color, s=area,
+                   edgecolors=edge, linewidths=0.6, zorder=4, label=f"{label} above the view")
+
+
+def _label_points(ax: Axes, named: Sequence[tuple[Evaluation, str]], top: float, theme: Theme) -> None:
+    """Names beside points; of points close together only the best is named."""
+    losses = [min(_loss(e), top) for e, _ in named]
+    sizes = [e.predicted_bytes / MB for e, _ in named]
+    if not named:
+        return
+    (left, right), (bottom, ceiling) = ax.get_xlim(), ax.get_ylim()
+    near_x, near_y = 0.16 * (right - left), 0.045 * (ceiling - bottom)
+    placed: list[tuple[float, float]] = []
+    for i in np.argsort(losses, kind="stable"):
+        x, y = sizes[int(i)], losses[int(i)]
+        if any(abs(x - px) < near_x and abs(y - py) < near_y for px, py in placed):
+            continue
+        placed.append((x, y))
+        e, text = named[int(i)]
+        above = f"{text} ({_loss(e):.2f})" if _loss(e) > top else text
+        to_left = x > left + 0.8 * (right - left)
+        ax.annotate(above, (x, y), textcoords="offset points", xytext=(-7 if to_left else 7, 5), fontsize=8,
+                    color=theme.ink, zorder=7, ha="right" if to_left else "left")
+
+
+def convergence(d: ReportData, theme: Theme) -> Figure | None:
+    """Best loss so far against cost in high-fidelity evaluations; ``None`` before the first one."""
+    unit = d.high_fidelity_cost
+    if unit is None or not d.candidates:
+        return None
+    fig = figure(theme, 8.0, 4.2)
+    ax = fig.add_subplot()
+    training, forward = d.profile_tokens
+    spent = training + forward / 3
+    allowed = {e.id for e in d.candidates}
+    xs: list[float] = []
+    ys: list[float] = []
+    best: list[float] = []
+    base: list[bool] = []
+    for e in d.evaluations:
+        spent += cost(e)
+        if e.id in allowed:
+            xs.append(spent / unit)
+            ys.append(_loss(e))
+            best.append(min(_loss(e), best[-1] if best else np.inf))
+            base.append(e.stage == "baseline")
+    top = _view_top(ys)
+    shown = np.minimum(ys, top)
+    is_base = np.array(base)
+    ax.scatter(np.array(xs)[~is_base], shown[~is_base], color=theme.main, s=22, label="search", zorder=3)
+    ax.scatter(np.array(xs)[is_base], shown[is_base], color=ORANGE, marker="s", s=32, label="uniform choices", zorder=3)
+    ax.step([*xs, spent / unit], np.minimum([*best, best[-1]], top), where="post", color=VERMILLION, linewidth=2,
+            label="best so far")
+    if d.best_uniform is not None:
+        ax.axhline(_loss(d.best_uniform), color=ORANGE, linestyle="--", linewidth=1.2, label="best uniform that fits")
+    ax.set_xlim(left=0)
+    dress(ax, theme, "cost (high-fidelity evaluations; profile, calibration, low fidelity and failures included)",
+          "validation loss (nats per token)")
+    legend(ax, theme)
+    return fig
+
+
+def confirmation(d: ReportData, theme: Theme) -> Figure | None:
+    """Paired differences on unseen seeds with mean and interval; ``None`` without a confirmation."""
+    c = d.confirmation
+    if c is None:
+        return None
+    fig = figure(theme, 8.0, 2.6)
+    ax = fig.add_subplot()
+    ax.axvline(0, color=theme.ink, linewidth=1.2)
+    ax.scatter(c.differences, [1.0] * len(c.differences), color=theme.main, s=42, zorder=3, alpha=0.9)
+    ax.errorbar([c.mean], [0.0], xerr=[[c.mean - c.low], [c.high - c.mean]], color=VERMILLION, marker="D",
+                markersize=7, capsize=5, linewidth=2, zorder=3)
+    ax.annotate(f"{signed(c.mean)}  [{signed(c.low)}, {signed(c.high)}]", (c.mean, 0.0), textcoords="offset points",
+                xytext=(0, 9), ha="center", fontsize=9, color=theme.ink)
+    ax.set_yticks([0.0, 1.0], ["mean, 95 %", "each seed"])
+    ax.set_ylim(-0.6, 1.5)
+    reach = 1.25 * max(abs(v) for v in (*c.differences, c.low, c.high))
+    ax.set_xlim(-reach, reach)
+    dress(ax, theme, f"{c.split} loss: best mixed allocation minus best uniform (nats; left of 0: mixed is better)")
+    return fig
+
+
+def fidelities(d: ReportData, theme: Theme) -> Figure | None:
+    """Low against high fidelity of the same allocation; ``None`` under three pairs."""
+    pairs = story.low_high(d)
+    if len(pairs) < 3:
+        return None
+    low, high = [_loss(a) for a, _ in pairs], [_loss(b) for _, b in pairs]
+    rho = story.rank_correlation(low, high)
+    fig = figure(theme, 5.4, 4.4)
+    ax = fig.add_subplot()
+    ranks = [float(np.mean(b.allocation.ranks)) for _, b in pairs]
+    dots = ax.scatter(low, high, c=ranks, cmap=theme.cmap, s=52, edgecolors=theme.muted, linewidths=0.8, zorder=3)
+    bar = fig.colorbar(dots, ax=ax)
+    bar.set_label("average rank", color=theme.ink)
+    bar.ax.tick_params(colors=theme.muted, labelcolor=theme.ink, labelsize=8.5)
+    dress(ax, theme, f"loss after {pairs[0][0].request.steps} steps", f"loss after {d.header.high_steps} steps",
+          f"Spearman {number(rho, 2)}, {len(pairs)} allocations")
+    return fig
+
+
+def surrogate(d: ReportData, theme: Theme) -> Figure | None:
+    """Leave-one-out predictions of the surrogate against what was measured; ``None`` where not recorded."""
+    check = d.surrogate_check
+    if check is None or len(check["observed"]) < 3:
+        return None
+    observed, predicted = np.array(check["observed"], float), np.array(check["predicted"], float)
+    sd = np.array(check["sd"], float)
+    inside = float(np.mean(np.abs(observed - predicted) <= 1.96 * sd))
+    fig = figure(theme, 5.4, 4.4)
+    ax = fig.add_subplot()
+    ends = [min(observed.min(), predicted.min()), max(observed.max(), predicted.max())]
+    ax.plot(ends, ends, color=theme.ink, linewidth=1, linestyle="--", zorder=2)
+    ax.errorbar(observed, predicted, yerr=1.96 * sd, fmt="o", color=theme.main, markersize=5, linewidth=1, zorder=3)
+    dress(ax, theme, "measured loss", "predicted without it (95 %)",
+          f"{100 * inside:.0f} % of {len(observed)} lie within their 95 % interval")
+    return fig
+
+
+def _loss(e: Evaluation) -> float:
+    return float("inf") if e.loss is None else e.loss

@@ -1,0 +1,138 @@
+"""Tables for the terminal: the plan before a run, the result after it. Plain lines where there is no terminal."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.markup import escape
+from rich.panel import Panel
+from rich.table import Table
+
+from qra_bo.report import story
+from qra_bo.report.data import ReportData
+from qra_bo.report.text import DASH, describe_allocation, duration, number, size
+
+TONES = {"better": "green", "equal": "yellow", "open": "cyan"}
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRow:
+    """One part of the work ahead.
+
+    Args:
+        what: E.g. ``"sensitivity profile"``.
+        cost: In training tokens; a forward-only token counts 1/3.
+        seconds: Estimated wall time, or ``None`` where nothing is known of the device's speed yet.
+    """
+
+    what: str
+    cost: float
+    seconds: float | None
+
+
+def print_plan(console: Console, title: str, rows: Sequence[PlanRow], high_fidelity_cost: float) -> None:
+    """Print what is about to be done and what it is expected to take.
+
+    Args:
+        console: Where to print.
+        title: E.g. ``"smollm2_135m within 74.3 MB, effort=quick"``.
+        rows: Parts in the order in which they run.
+        high_fidelity_cost: Training tokens of one high-fidelity evaluation.
+    """
+    total = PlanRow("in all", sum(r.cost for r in rows),
+                    None if any(r.seconds is None for r in rows) else sum(r.seconds or 0.0 for r in rows))
+    lines = [(r.what, f"{r.cost:,.0f}", f"{r.cost / high_fidelity_cost:.1f}",
+              "not known yet" if r.seconds is None else f"about {duration(r.seconds)}") for r in (*rows, total)]
+    if not console.is_terminal:
+        _plain(console, f"Plan: {title}")
+        for what, cost, equivalents, seconds in lines:
+            _plain(console, f"  {what}: {cost} training tokens = {equivalents} high-fidelity evaluations, {seconds}")
+        return
+    table = Table(title=f"Plan: {escape(title)}", title_justify="left")
+    table.add_column("what")
+    for column in ("training tokens", "= evaluations", "time"):
+        table.add_column(column, justify="right")
+    for line in lines[:-1]:
+        table.add_row(*map(escape, line))
+    table.add_section()
+    table.add_row(*map(escape, lines[-1]), style="bold")
+    console.print(table)
+
+
+def print_result(console: Console, d: ReportData, files: Sequence[str] = ()) -> None:
+    """Print the answer, the comparison, bits and ranks by unit, cost, files and what to do next.
+
+    Args:
+        console: Where to print; plain lines unless it is a terminal.
+        d: The run.
+        files: What lies in the run's folder, paths as the user should type them.
+    """
+    head = story.answer(d)
+    rows = story.comparison(d)
+    if console.is_terminal:
+        text = f"{escape(head.sentence)}\n[bold]{head.figure}[/bold]  {head.interval}".rstrip()
+        if d.proxy_label:
+            text = f"[bold red]{escape(d.proxy_label)}[/bold red]\n{text}"
+        console.print(Panel(text, border_style=TONES[head.tone], title="Result", title_align="left"))
+        console.print(_comparison_table(rows))
+    else:
+        if d.proxy_label:
+            _plain(console, d.proxy_label)
+        _plain(console, f"Result: {head.sentence} {head.figure} ({head.interval})".rstrip())
+        for r in rows:
+            _plain(console, "  " + ", ".join(f"{k} {v}" if k else v for k, v in zip(COLUMNS, _cells(r), strict=True)))
+    for line in summary_lines(d, files):
+        _plain(console, line)
+
+
+COLUMNS = ("", "allocation", "bits", "rank", "search loss", "test loss", "predicted", "measured", "fits")
+
+
+def _cells(r: story.Row) -> tuple[str, ...]:
+    return (r.role, r.name, f"{r.average_bits:.2f}", f"{r.average_rank:.2f}", number(r.search_loss),
+            number(r.test_loss), DASH if r.predicted_bytes is None else size(r.predicted_bytes),
+            DASH if r.measured_bytes is None else size(r.measured_bytes),
+            DASH if r.fits is None else "yes" if r.fits else "no")
+
+
+def _comparison_table(rows: Sequence[story.Row]) -> Table:
+    table = Table(title="Compared (loss in nats per token, lower is better)", title_justify="left")
+    for i, column in enumerate(COLUMNS):
+        table.add_column(column, justify="left" if i < 2 else "right")
+    for r in rows:
+        table.add_row(*map(escape, _cells(r)), style="bold" if r.role.startswith("winner") else "")
+    return table
+
+
+def summary_lines(d: ReportData, files: Sequence[str] = ()) -> list[str]:
+    """Bits and ranks, gap closed, cost, files and next steps, one line each."""
+    lines = []
+    w = d.winner
+    if w is not None:
+        lines.append(f"Bits and ranks: {describe_allocation(d.header.units, d.bits(w), w.ranks)}")
+    gap = story.gap_closed(d)
+    if gap is not None:
+        lines.append(f"Gap from QLoRA to 16-bit LoRA closed: {gap}")
+    lines.append(cost_line(d))
+    if files:
+        lines.append("Files: " + ", ".join(files))
+    if w is not None and d.final is not None:
+        lines.append("Next: model, tokenizer = qra_bo.load(RUN) rebuilds the mixed base with its adapter; serve the "
+                     f"adapter with --max-lora-rank {story.server_rank(w.ranks)}; configurations for other trainers: "
+                     "task=export")
+    elif d.state != "done":
+        lines.append("Next: run the same command again to continue this run")
+    return lines
+
+
+def cost_line(d: ReportData) -> str:
+    """Cost in training tokens and evaluations, wall time and the search's own overhead."""
+    unit = d.high_fidelity_cost
+    equivalents = "" if unit is None else f" = {d.total_cost / unit:.1f} high-fidelity evaluations"
+    share = 100 * d.overhead_seconds / d.wall_seconds if d.wall_seconds > 0 else 0.0
+    return (f"Cost: {d.total_cost:,.0f} training tokens{equivalents} in {duration(d.wall_seconds)}; of these "
+            f"{duration(d.overhead_seconds)} ({share:.1f} %) for the search itself")
+
+
+def _plain(console: Console, line: str) -> None:
+    console.print(line, markup=False, highlight=False, soft_wrap=True)

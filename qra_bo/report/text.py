@@ -1,0 +1,56 @@
+"""Numbers and names as people read them; shared by terminal, plots and page."""
+
+import itertools
+from collections.abc import Sequence
+
+MINUS, DASH = "\u2212", "\u2013"
+
+
+def size(n: float) -> str:
+    """Decimal bytes with three or four digits: ``74.3 MB``, ``10.0 GB``."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if abs(n) >= scale:
+            return f"{n / scale:,.{1 if abs(n) < 1000 * scale else 0}f} {unit}"
+    return f"{n:.0f} B"
+
+
+def duration(seconds: float) -> str:
+    """``42 s``, ``7 min 05 s``, ``3 h 20 min``."""
+    s = round(seconds)
+    if s < 60:
+        return f"{s} s"
+    return f"{s // 60} min {s % 60:02d} s" if s < 3600 else f"{s // 3600} h {s % 3600 // 60:02d} min"
+
+
+def signed(value: float, digits: int = 4) -> str:
+    """With its sign, a true minus: ``−0.0120``, ``+0.0031``."""
+    return f"{value:+.{digits}f}".replace("-", MINUS)
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """A number, or an en dash where there is none."""
+    return DASH if value is None else f"{value:.{digits}f}".replace("-", MINUS)
+
+
+def short_names(units: Sequence[str]) -> list[str]:
+    """Names of units without the dotted path that all of them share: ``3``, ``3.attn``, ``3.self_attn.q_proj``."""
+    if len(units) < 2:
+        return list(units)
+    paths = [u.split(".") for u in units]
+    shared = sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, zip(*paths, strict=False)))
+    return [".".join(p[min(shared, len(p) - 1):]) for p in paths]
+
+
+def runs(names: Sequence[str], values: Sequence[object]) -> list[tuple[str, object]]:
+    """Neighbours of equal value joined: ``[("0-2", 8), ("3", 4)]``."""
+    out: list[tuple[str, object]] = []
+    for value, group in itertools.groupby(zip(names, values, strict=True), key=lambda pair: pair[1]):
+        members = [name for name, _ in group]
+        out.append((members[0] if len(members) == 1 else f"{members[0]}{DASH}{members[-1]}", value))
+    return out
+
+
+def describe_allocation(units: Sequence[str], bits: Sequence[int], ranks: Sequence[int]) -> str:
+    """Bits and ranks by unit on one line: ``0–2: 8-bit r4 · 3–11: 4-bit r2``."""
+    pairs = [f"{b}-bit r{r}" for b, r in zip(bits, ranks, strict=True)]
+    return " · ".join(f"{name}: {value}" for name, value in runs(short_names(units), pairs))
