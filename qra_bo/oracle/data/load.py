@@ -1,0 +1,38 @@
+"""From the options of a data set to token blocks of its three splits."""
+
+from typing import Any
+
+from qra_bo.oracle.data.hub import hub_records
+from qra_bo.oracle.data.jsonl import read_records
+from qra_bo.oracle.data.options import DataConfig
+from qra_bo.oracle.data.plays import PACKAGE, VERSION, play_records
+from qra_bo.oracle.data.records import DataSplits, assemble, split_records
+from qra_bo.oracle.data.tiny import tiny_records
+
+
+def load_data(data_cfg: DataConfig, tokenizer: Any, length: int, seed: int = 0) -> DataSplits:
+    """Read, split, tokenise and pack.
+
+    Args:
+        data_cfg: Options of the data set.
+        tokenizer: Of transformers, or ``ByteTokenizer``.
+        length: Tokens of a sequence.
+        seed: Drives the split of records and the order of sequences. It is not the seed of a search: runs that are
+            compared share it, and so their data.
+
+    Raises:
+        DataError: If the data is missing, malformed or too small.
+        MissingExtraError: If a package is needed that is not installed.
+    """
+    if data_cfg.kind == "plays":
+        splits, source = play_records(), f"plays of {PACKAGE} {VERSION}"
+    else:
+        source = data_cfg.path or data_cfg.name
+        if data_cfg.kind == "jsonl":
+            records = read_records(data_cfg.path, data_cfg.max_records)
+        elif data_cfg.kind == "hub":
+            records = hub_records(data_cfg)
+        else:
+            records = tiny_records(data_cfg.max_records or 512, seed)
+        splits = split_records(records, data_cfg.held_out, seed, source)
+    return assemble(tokenizer, splits, length, data_cfg.calibration, seed, source)
