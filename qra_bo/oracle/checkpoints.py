@@ -1,0 +1,82 @@
+"""Where an interrupted or promoted evaluation continues: adapter masters and moments, and what was spent so far."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """State after ``step`` optimiser steps.
+
+    Args:
+        step: Steps done.
+        target: Steps that the evaluation which wrote it was asked for. The same target: that evaluation was cut
+            off, and what it spent counts as its own. A smaller one: it was finished, and is now promoted.
+        first: Steps done before that evaluation began.
+        training_tokens: Tokens it spent forward and backward.
+        forward_tokens: Tokens it spent forward only.
+        curve: Held-out loss at the recorded steps so far.
+        state: Masters and moments by name.
+    """
+
+    step: int
+    target: int
+    first: int
+    training_tokens: int
+    forward_tokens: int
+    curve: tuple[tuple[int, float], ...]
+    state: dict[str, torch.Tensor]
+
+_INTEGERS = ("step", "target", "first", "training_tokens", "forward_tokens")
+
+
+class CheckpointStore:
+    """Checkpoints of evaluations by name, written atomically, at most ``keep`` of them (the oldest go first).
+
+    Args:
+        folder: Created on first use.
+        keep: How many evaluations may have a checkpoint.
+    """
+
+    def __init__(self, folder: Path, keep: int = 32) -> None:
+        self.folder, self.keep = folder, keep
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}.safetensors"
+
+    def save(self, name: str, checkpoint: Checkpoint) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        temporary = self.folder / f".{name}.{os.getpid()}"
+        metadata = {name: str(getattr(checkpoint, name)) for name in _INTEGERS}
+        metadata["curve"] = json.dumps(checkpoint.curve)
+        save_file({k: v.contiguous().cpu() for k, v in checkpoint.state.items()}, temporary, metadata=metadata)
+        with temporary.open("rb") as handle:
+            os.fsync(handle.fileno())
+        temporary.replace(self._path(name))
+        paths = sorted(self.folder.glob("*.safetensors"), key=lambda p: p.stat().st_mtime)
+        for path in paths[: max(0, len(paths) - self.keep)]:
+            path.unlink(missing_ok=True)
+
+    def load(self, name: str, at_most: int) -> Checkpoint | None:
+        """The checkpoint of ``name`` made for at most ``at_most`` steps; an unreadable one is none."""
+        path = self._path(name)
+        if not path.is_file():
+            return None
+        try:
+            with safe_open(path, framework="pt") as handle:
+                metadata = handle.metadata()
+                numbers = {name: int(metadata[name]) for name in _INTEGERS}
+                if numbers["target"] > at_most:
+                    return None
+                curve = tuple((int(s), float(v)) for s, v in json.loads(metadata["curve"]))
+                state = {k: handle.get_tensor(k) for k in handle.keys()}  # noqa: SIM118
+                return Checkpoint(**numbers, curve=curve, state=state)
+        except (SafetensorError, KeyError, ValueError, TypeError):
+            path.unlink(missing_ok=True)  # written by a machine that died, or foreign: train from the start
+            return None

@@ -1,0 +1,207 @@
+"""The oracle that really fine-tunes: quantise, adapt, train, evaluate."""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qra_bo.errors import OracleError
+from qra_bo.oracle.adapters import AdapterSettings, adapter_parameters, attach, detach
+from qra_bo.oracle.bank import LayerBank
+from qra_bo.oracle.checkpoints import Checkpoint, CheckpointStore
+from qra_bo.oracle.data.batches import batches
+from qra_bo.oracle.data.records import DataSplits, TokenBlocks
+from qra_bo.oracle.measure import assemble, measure_damage, measure_gain, unit_choice
+from qra_bo.oracle.memory_probe import MemoryProbe
+from qra_bo.oracle.optimizer import UnitwiseAdamW
+from qra_bo.oracle.protocol import Progress
+from qra_bo.oracle.training import DivergedError, TrainSettings, held_out, train_steps, unit_groups
+from qra_bo.records import EvaluationRequest, Measurement, TrialState
+from qra_bo.sensitivity.profile import SensitivityProfile
+from qra_bo.space import Allocation, StorageFormat, Unit
+
+
+@dataclass(frozen=True, slots=True)
+class FinetuneSettings:
+    """What the oracle needs besides model, data and bank.
+
+    Args:
+        train: Trainer's settings.
+        adapter: Adapters' settings.
+        eval_blocks: Validation sequences of an evaluation.
+        test_blocks: Test sequences of an evaluation on the test split.
+        calibration_blocks: Training sequences for the sensitivity profile.
+        record_at: Steps after which the validation loss is recorded (the last step always is).
+        largest_rank: For I_r.
+        scope: ``"peak"`` or ``"stored"``: what ``measured_bytes`` means.
+        checkpoint_seconds: Least time between two checkpoints of one evaluation.
+    """
+
+    train: TrainSettings
+    adapter: AdapterSettings
+    eval_blocks: int
+    test_blocks: int
+    calibration_blocks: int
+    record_at: tuple[int, ...]
+    largest_rank: int
+    scope: str = "peak"
+    checkpoint_seconds: float = 60.0
+
+
+class FinetuneOracle:
+    """Keeps one base model and a bank of quantised linears; a new candidate swaps them and trains fresh adapters.
+
+    Args:
+        model: The dense base model on ``device`` in ``dtype``.
+        data: Token blocks of the splits.
+        units: The ``L`` units.
+        formats: The ladder's ``F`` formats; formats of references join the bank when first asked for.
+        bank: Quantised linears of ``model``.
+        settings: See there.
+        checkpoints: Where evaluations continue, or ``None`` to keep none.
+        device: Where the model is.
+        dtype: Compute type.
+        provenance: JSON values that ``describe`` adds to its own.
+    """
+
+    kind = "finetune"
+
+    def __init__(self, model: Any, data: DataSplits, units: Sequence[Unit], formats: Sequence[StorageFormat],
+                 bank: LayerBank, settings: FinetuneSettings, checkpoints: CheckpointStore | None,
+                 device: torch.device, dtype: torch.dtype, provenance: Mapping[str, Any]) -> None:
+        self.model, self.data, self.units, self.formats = model, data, tuple(units), tuple(formats)
+        self.bank, self.settings, self.checkpoints = bank, settings, checkpoints
+        self.device, self.dtype, self._provenance = device, dtype, dict(provenance)
+        self._unit_of = {linear.name: unit.name for unit in units for linear in unit.linears}
+        if settings.train.checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+    def describe(self) -> dict[str, Any]:
+        return {"device": str(self.device), "dtype": str(self.dtype).removeprefix("torch."),
+                "threads": torch.get_num_threads(), "data_sha256": self.data.sha256,
+                "train": asdict(self.settings.train), **self._provenance}
+
+    def profile(self, progress: Progress) -> SensitivityProfile:
+        """I_q and I_r on calibration text from the training split."""
+        blocks = self.data.calibration
+        inputs = blocks.input_ids[: self.settings.calibration_blocks]
+        labels = blocks.labels[: self.settings.calibration_blocks]
+        start = time.monotonic()
+        gain, trained = measure_gain(self.model, self.units, inputs, labels, self.settings.train, self.device,
+                                     self.settings.largest_rank, progress)
+        damage, kl, base, forward = measure_damage(self.model, self.bank, self.units, self.formats, inputs, labels,
+                                                   self.settings.train, self.device, progress)
+        self.profile_cost = {"training_tokens": trained, "forward_tokens": forward,
+                             "seconds": time.monotonic() - start}
+        return assemble(self.units, self.formats, damage, kl, gain, base,
+                        f"measured on {len(inputs)} training sequences")
+
+    def evaluate(self, request: EvaluationRequest, progress: Progress) -> Measurement:
+        """Train (from a checkpoint if there is one) and evaluate. OOM and divergence are results."""
+        start = time.monotonic()
+        spent = _Spent()
+        try:
+            return self._evaluate(request, progress, start, spent)
+        except DivergedError as error:
+            return spent.result(TrialState.DIVERGED, str(error), start)
+        except torch.OutOfMemoryError as error:
+            return spent.result(TrialState.OOM, str(error).splitlines()[0], start)
+        finally:
+            detach(self.model)
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def close(self) -> None:
+        self.bank.restore_dense()
+
+    def build(self, allocation: Allocation, train_seed: int) -> Any:
+        """Switch the model to ``allocation`` and attach fresh adapters; returns the PEFT model."""
+        if len(allocation) != len(self.units):
+            raise OracleError(f"the model has {len(self.units)} units; the allocation has {len(allocation)}")
+        self.bank.install(self.model, unit_choice(self.units, allocation.formats))
+        ranks = {linear.name: rank for unit, rank in zip(self.units, allocation.ranks, strict=True)
+                 for linear in unit.linears}
+        return attach(self.model, ranks, self.settings.adapter, train_seed, self.dtype)
+
+    def optimizer(self, allocation: Allocation, lr_scale: float) -> UnitwiseAdamW:
+        """One AdamW group per unit of the built model."""
+        ranks = {unit.name: rank for unit, rank in zip(self.units, allocation.ranks, strict=True)}
+        groups = unit_groups(adapter_parameters(self.model), self._unit_of, ranks, self.settings.train, lr_scale)
+        return UnitwiseAdamW(groups, self.settings.train.optimizer)
+
+    def _evaluate(self, request: EvaluationRequest, progress: Progress, start: float, spent: "_Spent") -> Measurement:
+        settings, allocation = self.settings.train, request.allocation
+        self.build(allocation, request.train_seed)
+        optimizer = self.optimizer(allocation, request.lr_scale)
+        switch_seconds = time.monotonic() - start
+        name = (f"{allocation.fingerprint}-{request.schedule_steps}-t{request.train_seed}"
+                f"-lr{request.lr_scale:g}")
+        done, curve = self._restore(name, request, optimizer, spent)
+        train = self.data.train
+        order = batches(len(train.input_ids), settings.batch, request.schedule_steps, request.train_seed)
+        probe = MemoryProbe(self.device, self.model, optimizer, self.bank, self.settings.scope)
+        resumed_at = done
+        stops = sorted({s for s in (*self.settings.record_at, request.steps) if done < s <= request.steps})
+        last_saved = time.monotonic()
+        for stop in stops:
+            while done < stop:
+                with probe.watch(done - resumed_at):
+                    spent.training += train_steps(self.model, optimizer, train.input_ids, train.labels, order, done,
+                                                  done + 1, request.schedule_steps, settings, self.device)
+                done = spent.done = done + 1
+                progress("train", done, request.steps)
+                if time.monotonic() - last_saved > self.settings.checkpoint_seconds:
+                    self._save(name, request, optimizer, spent, curve)
+                    last_saved = time.monotonic()
+            if stop < request.steps:
+                curve = (*curve, (stop, self._held_out("validation", spent).loss))
+        self._save(name, request, optimizer, spent, curve)
+        result = self._held_out(request.split, spent)
+        if not math.isfinite(result.loss):
+            raise DivergedError(f"held-out loss {result.loss} after {done} steps")
+        curve = (*curve, (request.steps, result.loss))
+        return Measurement(TrialState.OK, result.loss, result.se, curve, done - spent.first, spent.training,
+                           spent.forward, probe.bytes, time.monotonic() - start, switch_seconds)
+
+    def _save(self, name: str, request: EvaluationRequest, optimizer: UnitwiseAdamW, spent: "_Spent",
+              curve: tuple[tuple[int, float], ...]) -> None:
+        if self.checkpoints:
+            self.checkpoints.save(name, Checkpoint(spent.done, request.steps, spent.first, spent.training,
+                                                   spent.forward, curve, optimizer.state()))
+
+    def _restore(self, name: str, request: EvaluationRequest, optimizer: UnitwiseAdamW,
+                 spent: "_Spent") -> tuple[int, tuple[tuple[int, float], ...]]:
+        saved = self.checkpoints.load(name, request.steps) if self.checkpoints else None
+        if saved is None:
+            return 0, ()
+        optimizer.load_state(saved.state)
+        spent.done = spent.first = saved.step
+        if saved.target == request.steps:  # this very evaluation was cut off: it goes on, with what it spent
+            spent.first, spent.training, spent.forward = saved.first, saved.training_tokens, saved.forward_tokens
+        return saved.step, saved.curve
+
+    def _held_out(self, split: str, spent: "_Spent") -> Any:
+        blocks: TokenBlocks = self.data.test if split == "test" else self.data.validation
+        limit = self.settings.test_blocks if split == "test" else self.settings.eval_blocks
+        result = held_out(self.model, blocks.input_ids[:limit], blocks.labels[:limit], self.settings.train,
+                          self.device)
+        spent.forward += result.tokens
+        return result
+
+
+@dataclass(slots=True)
+class _Spent:
+    """What an evaluation has cost so far, whether or not it ends well."""
+
+    first: int = 0
+    done: int = 0
+    training: int = 0
+    forward: int = 0
+
+    def result(self, state: TrialState, message: str, start: float) -> Measurement:
+        return Measurement(state, None, None, (), max(0, self.done - self.first), self.training, self.forward, None,
+                           time.monotonic() - start, 0.0, message)

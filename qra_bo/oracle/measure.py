@@ -1,0 +1,157 @@
+"""Measuring the sensitivity profile on the real model: I_q by quantising one unit at a time, I_r from gradients."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from qra_bo.oracle.bank import LayerBank
+from qra_bo.oracle.loss import token_losses
+from qra_bo.oracle.prefix import layer_inputs, starting_at
+from qra_bo.oracle.protocol import Progress
+from qra_bo.oracle.training import Blocks, TrainSettings
+from qra_bo.sensitivity.profile import FloatArray, SensitivityProfile
+from qra_bo.space import StorageFormat, Unit
+
+
+@torch.no_grad()
+def _loss_and_kl(model: Any, hidden: Tensor, reference: Tensor, labels: Tensor, chunk: int) -> tuple[float, float]:
+    """Mean next-token loss and mean KL(reference || changed), both in nats per token.
+
+    ``hidden`` and ``reference`` are final hidden states, ``b x length x d``; ``labels`` is ``b x length``.
+    """
+    head = model.get_output_embeddings()
+    targets = labels[:, 1:].reshape(-1)
+    valid = targets != -100
+    ours = hidden[:, :-1].reshape(targets.numel(), -1)[valid]
+    theirs = reference[:, :-1].reshape(targets.numel(), -1)[valid]
+    goal, loss, kl = targets[valid], 0.0, 0.0
+    for start in range(0, len(goal), chunk):
+        part = slice(start, start + chunk)
+        log_q = torch.log_softmax(nn.functional.linear(ours[part], head.weight, head.bias).float(), -1)
+        log_p = torch.log_softmax(nn.functional.linear(theirs[part], head.weight, head.bias).float(), -1)
+        loss -= float(log_q.gather(1, goal[part].unsqueeze(1)).sum())
+        kl += float((log_p.exp() * (log_p - log_q)).sum())
+    return loss / len(goal), kl / len(goal)
+
+
+def measure_damage(model: Any, bank: LayerBank, units: Sequence[Unit], formats: Sequence[StorageFormat],
+                   inputs: Blocks, labels: Blocks, settings: TrainSettings, device: torch.device,
+                   progress: Progress) -> tuple[FloatArray, FloatArray, float, int]:
+    """I_q: rise of the calibration loss, and KL, with one unit quantised and the rest in 16 bits.
+
+    Args:
+        model: The dense model, without adapters.
+        bank: Swaps single linears.
+        units: The ``L`` units.
+        formats: The ``F`` formats.
+        inputs: Calibration ids, ``n x length``.
+        labels: ``n x length``.
+        settings: For the chunk of the head.
+        device: Where the model is.
+        progress: Told after every unit.
+
+    Returns:
+        Damage ``L x F``, KL ``L x F``, the dense model's loss, and the tokens that went forward
+        (a pass that starts at layer k of n counts as its share of the layers).
+    """
+    model.eval()
+    ids, goal = torch.from_numpy(inputs).to(device), torch.from_numpy(labels).to(device)
+    bank.restore_dense()
+    below, reference = layer_inputs(model, ids)
+    base, _ = _loss_and_kl(model, reference, reference, goal, settings.logits_chunk)
+    damage, kl = np.zeros((len(units), len(formats))), np.zeros((len(units), len(formats)))
+    spent, n_layers = float(ids.numel()), len(below)
+    for u, unit in enumerate(units):
+        first = min(linear.layer for linear in unit.linears)
+        for f, fmt in enumerate(formats):
+            if fmt.bits >= 16:
+                continue  # the reference itself: no damage
+            bank.install(model, {linear.name: fmt.name for linear in unit.linears})
+            with torch.no_grad(), starting_at(model, first, below[first]):
+                final = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
+            loss, kl[u, f] = _loss_and_kl(model, final, reference, goal, settings.logits_chunk)
+            damage[u, f] = loss - base
+            spent += ids.numel() * (n_layers - first) / n_layers
+        bank.restore_dense()
+        progress("profile: damage", u + 1, len(units))
+    return damage, kl, base, round(spent)
+
+
+def measure_gain(model: Any, units: Sequence[Unit], inputs: Blocks, labels: Blocks, settings: TrainSettings,
+                 device: torch.device, k: int, progress: Progress) -> tuple[FloatArray, int]:
+    """I_r: what an update of rank 1..k can do to first order, from the weight gradient's spectrum.
+
+    For a step along the leading k singular directions, the loss falls by the step times the sum of squared
+    singular values: cumulative sums of them, averaged over batches, summed over a unit's matrices.
+
+    Args:
+        model: The dense model, without adapters.
+        units: The ``L`` units.
+        inputs: Calibration ids, ``n x length``; ``settings.batch`` sequences at a time.
+        labels: ``n x length``.
+        settings: Batch and chunk.
+        device: Where the model is.
+        k: Largest rank of interest.
+        progress: Told after every batch.
+
+    Returns:
+        ``L x k``, and the tokens that went forward and backward.
+    """
+    spectra: dict[str, FloatArray] = {}
+    modules = {linear.name: model.get_submodule(linear.name) for unit in units for linear in unit.linears}
+    handles = [module.register_forward_hook(_keeper(name, k, spectra)) for name, module in modules.items()]
+    embedding = model.get_input_embeddings()
+    handles.append(embedding.register_forward_hook(lambda _m, _a, out: out.requires_grad_(True)))
+    model.train()
+    batches = range(0, len(inputs), settings.batch)
+    tokens = 0
+    try:
+        for done, start in enumerate(batches, start=1):
+            ids = torch.from_numpy(inputs[start:start + settings.batch]).to(device)
+            goal = torch.from_numpy(labels[start:start + settings.batch]).to(device)
+            total, count = token_losses(model, ids, goal, settings.logits_chunk)
+            (total / max(1, count)).backward()  # type: ignore[no-untyped-call]
+            tokens += ids.numel()
+            progress("profile: gain", done, len(batches))
+    finally:
+        for handle in handles:
+            handle.remove()
+    gain = np.stack([sum((spectra[m.name] for m in unit.linears), np.zeros(k)) for unit in units]) / len(batches)
+    return gain, tokens
+
+
+def _keeper(name: str, k: int, spectra: dict[str, FloatArray]) -> Any:
+    def hook(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        x = args[0].detach().reshape(-1, args[0].shape[-1])
+
+        def on_gradient(gradient: Tensor) -> None:
+            weight_gradient = gradient.reshape(-1, gradient.shape[-1]).t().float() @ x.float()
+            spectra[name] = spectra.get(name, np.zeros(k)) + leading_energy(weight_gradient, k)
+
+        if output.requires_grad:
+            output.register_hook(on_gradient)
+
+    return hook
+
+
+def leading_energy(matrix: Tensor, k: int) -> FloatArray:
+    """Cumulative sums of the ``k`` largest squared singular values (all of them where there are fewer)."""
+    small = matrix @ matrix.t() if matrix.shape[0] <= matrix.shape[1] else matrix.t() @ matrix
+    values = torch.linalg.eigvalsh(small.double()).flip(0).clamp(min=0)[:k].cpu().numpy()
+    padded = np.concatenate([values, np.zeros(max(0, k - len(values)))])
+    return np.cumsum(padded)
+
+
+def assemble(units: Sequence[Unit], formats: Sequence[StorageFormat], damage: FloatArray, kl: FloatArray,
+             gain: FloatArray, base: float, source: str) -> SensitivityProfile:
+    """The profile from its measured parts."""
+    return SensitivityProfile(tuple(u.name for u in units), tuple(f.name for f in formats), damage, kl, gain, base,
+                              source)
+
+
+def unit_choice(units: Sequence[Unit], formats: Sequence[str]) -> Mapping[str, str]:
+    """Format of every linear from the format of every unit."""
+    return {linear.name: fmt for unit, fmt in zip(units, formats, strict=True) for linear in unit.linears}

@@ -1,0 +1,66 @@
+"""Running only the upper part of a decoder: activations below a changed layer are reused."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class _Given(nn.Module):
+    """Stands in for a decoder layer and returns what is already known of its output."""
+
+    def __init__(self, layer: nn.Module, output: Tensor | None) -> None:
+        super().__init__()
+        self.__dict__["_layer"], self._output = layer, output
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.__dict__["_layer"], name)  # e.g. attention_type, read by the decoder's loop
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return hidden_states if self._output is None else self._output
+
+
+def decoder_layers(model: Any) -> nn.ModuleList:
+    """The stack of decoder layers of any causal language model of transformers."""
+    decoder = model.get_decoder()
+    for name in ("layers", "h", "blocks"):
+        if isinstance(getattr(decoder, name, None), nn.ModuleList):
+            layers: nn.ModuleList = getattr(decoder, name)
+            return layers
+    raise TypeError(f"{type(decoder).__name__} has no list of layers that is known here")
+
+
+@torch.no_grad()
+def layer_inputs(model: Any, ids: Tensor) -> tuple[list[Tensor], Tensor]:
+    """Input of every decoder layer and the final hidden states (after the last norm) for ``b x length`` ids."""
+    inputs: list[Tensor] = []
+
+    def keep(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        inputs.append(args[0] if args else kwargs["hidden_states"])
+
+    handles = [layer.register_forward_pre_hook(keep, with_kwargs=True) for layer in decoder_layers(model)]
+    try:
+        final = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
+    finally:
+        for handle in handles:
+            handle.remove()
+    return inputs, final
+
+
+@contextmanager
+def starting_at(model: Any, index: int, hidden: Tensor) -> Iterator[None]:
+    """Within it, the decoder starts at layer ``index`` with ``hidden`` (``b x length x d``) as that layer's input."""
+    layers = decoder_layers(model)
+    kept = [layers[i] for i in range(index)]
+    for i in range(index):
+        layers[i] = _Given(kept[i], hidden if i == index - 1 else None)
+    try:
+        yield
+    finally:
+        for i, layer in enumerate(kept):
+            layers[i] = layer
