@@ -16,6 +16,9 @@ MB = 1e6
 VIEW_SHARE = 0.75
 """Share of the points that the loss axis must show; what lies above is drawn at the edge, marked so."""
 
+NEAR_SHARE = 0.06
+"""Distance from the budget, as a share of it, that the close-up of the Pareto figure shows."""
+
 
 def front(points: Sequence[Evaluation]) -> list[Evaluation]:
     """Points that no other beats in both predicted bytes and loss, in increasing order of bytes."""
@@ -30,29 +33,43 @@ def pareto(d: ReportData, theme: Theme) -> Figure | None:
     """Loss against predicted bytes with uniform choices, references, budget and front; ``None`` without points."""
     if not d.points:
         return None
-    fig = figure(theme, 8.0, 4.8)
-    ax = fig.add_subplot()
-    top = _view_top([_loss(e) for e in d.points])
-    others = [e for e in d.points if e.stage not in ("baseline", "reference")]
-    groups = ((others, "o", theme.main, "search", 26), (d.baselines, "s", ORANGE, "uniform choices", 46),
-              (d.references, "D", PURPLE, "references", 46))
-    for group, marker, colour, label, area in groups:
-        _scatter(ax, group, top, marker=marker, color=colour, label=label, area=area, edge=theme.paper)
-    steps = [e for e in front(d.points) if _loss(e) <= top]
+    fig = figure(theme, 8.4, 4.6)
+    whole, near = fig.subplots(1, 2, width_ratios=(1, 1.5))
+    _pareto_panel(whole, d, theme, d.points)
+    memory = f"predicted {d.header.scope} memory (MB)"
+    dress(whole, theme, memory, "validation loss (nats per token)", "all")
+    limit = d.header.budget_bytes
+    close = [e for e in d.points if abs(e.predicted_bytes - limit) <= NEAR_SHARE * limit]
+    if len(close) > 2:
+        _pareto_panel(near, d, theme, close)
+        dress(near, theme, memory, title=f"within {100 * NEAR_SHARE:.0f} % of the budget")
+    else:
+        near.remove()
+    legend(fig, whole, theme)
+    return fig
+
+
+def _pareto_panel(ax: Axes, d: ReportData, theme: Theme, points: Sequence[Evaluation]) -> None:
+    top = _view_top([_loss(e) for e in points])
+    kinds: dict[str, list[Evaluation]] = {"search": [], "baseline": [], "reference": []}
+    for e in points:
+        kinds[e.stage if e.stage in kinds else "search"].append(e)
+    styles = (("search", "o", theme.main, "search", 26.0), ("baseline", "s", ORANGE, "uniform choices", 46.0),
+              ("reference", "D", PURPLE, "references", 46.0))
+    for kind, marker, colour, label, area in styles:
+        _scatter(ax, kinds[kind], top, marker=marker, color=colour, label=label, area=area, edge=theme.paper)
+    steps = [e for e in front(points) if _loss(e) <= top]
     ax.plot([e.predicted_bytes / MB for e in steps], [_loss(e) for e in steps], color=GREEN, linewidth=1.4,
             drawstyle="steps-post", label="Pareto front", zorder=2)
     ax.axvline(d.header.budget_bytes / MB, color=theme.ink, linestyle="--", linewidth=1.2,
                label=f"budget {size(d.header.budget_bytes)}")
     winner = None if d.winner is None else d.point(d.winner)
     if winner is not None:
-        ax.scatter([winner.predicted_bytes / MB], [min(_loss(winner), top)], marker="*", s=240, color=VERMILLION,
+        ax.scatter([winner.predicted_bytes / MB], [min(_loss(winner), top)], marker="*", s=220, color=VERMILLION,
                    edgecolors=theme.paper, label="winner", zorder=6)
-    _label_points(ax, [(e, d.name(e.allocation).removeprefix("uniform-")) for e in (*d.baselines, *d.references)],
-                  top, theme)
-    ax.margins(x=0.09, y=0.08)
-    dress(ax, theme, f"predicted {d.header.scope} memory (MB)", "validation loss (nats per token)")
-    legend(ax, theme)
-    return fig
+    ax.margins(x=0.12, y=0.1)
+    named = [(e, d.name(e.allocation).removeprefix("uniform-")) for e in (*kinds["baseline"], *kinds["reference"])]
+    _label_points(ax, named, top, theme)
 
 
 def _view_top(losses: list[float]) -> float:
@@ -80,7 +97,7 @@ def _label_points(ax: Axes, named: Sequence[tuple[Evaluation, str]], top: float,
     if not named:
         return
     (left, right), (bottom, ceiling) = ax.get_xlim(), ax.get_ylim()
-    near_x, near_y = 0.16 * (right - left), 0.045 * (ceiling - bottom)
+    near_x, near_y = 0.3 * (right - left), 0.05 * (ceiling - bottom)
     placed: list[tuple[float, float]] = []
     for i in np.argsort(losses, kind="stable"):
         x, y = sizes[int(i)], losses[int(i)]
@@ -89,7 +106,7 @@ def _label_points(ax: Axes, named: Sequence[tuple[Evaluation, str]], top: float,
         placed.append((x, y))
         e, text = named[int(i)]
         above = f"{text} ({_loss(e):.2f})" if _loss(e) > top else text
-        to_left = x > left + 0.8 * (right - left)
+        to_left = x > left + 0.6 * (right - left)
         ax.annotate(above, (x, y), textcoords="offset points", xytext=(-7 if to_left else 7, 5), fontsize=8,
                     color=theme.ink, zorder=7, ha="right" if to_left else "left")
 
@@ -127,7 +144,7 @@ def convergence(d: ReportData, theme: Theme) -> Figure | None:
     ax.set_xlim(left=0)
     dress(ax, theme, "cost (high-fidelity evaluations; profile, calibration, low fidelity and failures included)",
           "validation loss (nats per token)")
-    legend(ax, theme)
+    legend(fig, ax, theme)
     return fig
 
 
@@ -165,6 +182,7 @@ def fidelities(d: ReportData, theme: Theme) -> Figure | None:
     dots = ax.scatter(low, high, c=ranks, cmap=theme.cmap, s=52, edgecolors=theme.muted, linewidths=0.8, zorder=3)
     bar = fig.colorbar(dots, ax=ax)
     bar.set_label("average rank", color=theme.ink)
+    bar.outline.set_edgecolor(theme.muted)
     bar.ax.tick_params(colors=theme.muted, labelcolor=theme.ink, labelsize=8.5)
     dress(ax, theme, f"loss after {pairs[0][0].request.steps} steps", f"loss after {d.header.high_steps} steps",
           f"Spearman {number(rho, 2)}, {len(pairs)} allocations")

@@ -104,7 +104,7 @@ def sensitivity(d: ReportData, theme: Theme) -> Figure | None:
     if p is None:
         return None
     fig = figure(theme, 8.0, 5.4 if p.gain is not None else 3.8)
-    axes = np.atleast_1d(fig.subplots(2 if p.gain is not None else 1, 1, sharex=True))
+    axes = fig.subplots(2 if p.gain is not None else 1, 1, sharex=True, squeeze=False)[:, 0]
     x = np.arange(len(p.units))
     colours = (VERMILLION, ORANGE, theme.main, GREEN, PURPLE, SKY, YELLOW)
     for j, name in enumerate(p.formats):
@@ -113,13 +113,11 @@ def sensitivity(d: ReportData, theme: Theme) -> Figure | None:
     smallest = np.abs(p.damage[p.damage != 0]) if (p.damage != 0).any() else np.array([1e-3])
     linear = float(max(np.quantile(smallest, 0.1), 1e-4))
     axes[0].set_yscale("symlog", linthresh=linear)
-    dress(axes[0], theme, y="loss increase (nats)", title="Damage when only this unit is quantised (I_q)")
-    legend(axes[0], theme, loc="upper right", bbox_to_anchor=(1.0, 1.0), ncols=4)
-    low, high = axes[0].get_ylim()
-    axes[0].set_ylim(min(low, 0.0), high * 4)
+    dress(axes[0], theme, y="loss increase (nats)", title="Damage when only this unit is quantised ($I_q$)")
+    legend(fig, axes[0], theme, columns=8)
     if p.gain is not None:
         axes[1].bar(x, p.gain[:, -1], color=theme.main, width=0.78)
-        dress(axes[1], theme, y="squared gradient", title=f"Gain of adapter capacity, rank {p.gain.shape[1]} (I_r)")
+        dress(axes[1], theme, y="gain (first order)", title=f"Gain of adapter capacity, rank {p.gain.shape[1]} ($I_r$)")
         axes[1].grid(False, axis="x")
     if len(x) <= FEW_UNITS:
         names = short_names(p.units)
@@ -152,7 +150,7 @@ def memory(d: ReportData, theme: Theme) -> Figure | None:
     right = 1.14 * max(limit, *widths)
     for yi, start, width in zip(y, starts, widths, strict=True):
         ax.annotate(size(width * MB), (start + width, yi), textcoords="offset points", xytext=(5, 0), va="center",
-                    fontsize=8.5, color=theme.ink)
+                    fontsize=8.5, color=theme.ink, bbox={"facecolor": theme.paper, "edgecolor": "none", "pad": 1.2})
     ax.axvline(limit, color=theme.ink, linestyle="--", linewidth=1.2)
     ax.annotate(f"budget {size(d.header.budget_bytes)}", (limit, y[0] + 0.4), textcoords="offset points",
                 xytext=(-5, 0), ha="right", va="top", fontsize=8.5, color=theme.ink)

@@ -59,10 +59,11 @@ def dress(ax: Axes, theme: Theme, x: str = "", y: str = "", title: str = "") -> 
     ax.set_axisbelow(True)
 
 
-def legend(ax: Axes, theme: Theme, **where: object) -> None:
-    """A legend in the theme's colours, below the axes unless told otherwise."""
-    options = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16), "ncols": 4, "fontsize": 8.5, **where}
-    ax.legend(facecolor=theme.paper, edgecolor=theme.grid, labelcolor=theme.ink, framealpha=0.9, **options)
+def legend(fig: Figure, ax: Axes, theme: Theme, columns: int = 4) -> None:
+    """A legend of ``ax`` below the whole figure, in the theme's colours."""
+    handles, labels = ax.get_legend_handles_labels()
+    fig.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8.5, facecolor=theme.paper,
+               edgecolor=theme.grid, labelcolor=theme.ink)
 
 
 def contrast(theme: Theme, share: float) -> str:

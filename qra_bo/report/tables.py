@@ -80,7 +80,8 @@ def print_result(console: Console, d: ReportData, files: Sequence[str] = ()) -> 
             _plain(console, d.proxy_label)
         _plain(console, f"Result: {head.sentence} {head.figure} ({head.interval})".rstrip())
         for r in rows:
-            _plain(console, "  " + ", ".join(f"{k} {v}" if k else v for k, v in zip(COLUMNS, _cells(r), strict=True)))
+            named = zip(COLUMNS, row_cells(r), strict=True)
+            _plain(console, "  " + ", ".join(f"{k} {v}" if k else v for k, v in named))
     for line in summary_lines(d, files):
         _plain(console, line)
 
@@ -88,7 +89,8 @@ def print_result(console: Console, d: ReportData, files: Sequence[str] = ()) -> 
 COLUMNS = ("", "allocation", "bits", "rank", "search loss", "test loss", "predicted", "measured", "fits")
 
 
-def _cells(r: story.Row) -> tuple[str, ...]:
+def row_cells(r: story.Row) -> tuple[str, ...]:
+    """One row of the comparison as text, in the order of ``COLUMNS``."""
     return (r.role, r.name, f"{r.average_bits:.2f}", f"{r.average_rank:.2f}", number(r.search_loss),
             number(r.test_loss), DASH if r.predicted_bytes is None else size(r.predicted_bytes),
             DASH if r.measured_bytes is None else size(r.measured_bytes),
@@ -100,7 +102,7 @@ def _comparison_table(rows: Sequence[story.Row]) -> Table:
     for i, column in enumerate(COLUMNS):
         table.add_column(column, justify="left" if i < 2 else "right")
     for r in rows:
-        table.add_row(*map(escape, _cells(r)), style="bold" if r.role.startswith("winner") else "")
+        table.add_row(*map(escape, row_cells(r)), style="bold" if r.role.startswith("winner") else "")
     return table
 
 

@@ -1,0 +1,44 @@
+"""Writes a run's report files from its journal."""
+
+import json
+import os
+from pathlib import Path
+
+from qra_bo.errors import OutputError
+from qra_bo.report.data import ReportData, parse_events
+from qra_bo.report.html import render_html, report_json
+from qra_bo.report.plots import write_plots
+from qra_bo.study.journal import read_events
+
+JOURNAL = "trials.jsonl"
+
+
+def load_run(folder: Path) -> ReportData:
+    """Read the journal of a run's folder.
+
+    Raises:
+        OutputError: If the folder holds no journal.
+        JournalError: If the journal can't be read.
+    """
+    path = folder / JOURNAL
+    if not path.is_file():
+        raise OutputError(f"{folder} is no run's folder: a folder with {JOURNAL} is expected; give the out= of a run")
+    return parse_events(read_events(path))
+
+
+def write_report(folder: Path) -> list[Path]:
+    """Write ``report.html``, ``report.json`` and ``plots/*.png`` beside the journal in ``folder``; returns the paths.
+
+    Works on a run that is still going on, too: files are replaced whole.
+    """
+    d = load_run(folder)
+    page, data = folder / "report.html", folder / "report.json"
+    _replace(page, render_html(d))
+    _replace(data, json.dumps(report_json(d), indent=1, sort_keys=True) + "\n")
+    return [page, data, *write_plots(d, folder / "plots")]
+
+
+def _replace(path: Path, text: str) -> None:
+    beside = path.with_name(path.name + ".part")
+    beside.write_text(text, encoding="utf-8")
+    os.replace(beside, path)
