@@ -1,0 +1,145 @@
+"""Atomic edits: one format or one rank moved by one step of its ladder, and all that few of them can reach."""
+
+import numpy as np
+import numpy.typing as npt
+
+from qra_bo.errors import SpaceError
+from qra_bo.space.cost import CostTable
+from qra_bo.space.space import IntArray, SearchSpace
+
+_DRAW_ROUNDS = 4
+
+
+def ladder_tops(space: SearchSpace) -> IntArray:
+    """Largest index of every coordinate of an index row, ``2 L``."""
+    n = space.n_units
+    return np.repeat(np.array([len(space.formats) - 1, len(space.ranks) - 1], dtype=np.int64), n)
+
+
+def distance(rows: IntArray, row: IntArray) -> IntArray:
+    """Atomic edits between each of ``n x 2 L`` rows and one row of ``2 L``, ``n``."""
+    total: IntArray = np.abs(rows - row).sum(axis=1)
+    return total
+
+
+def atomic_neighbours(space: SearchSpace, row: IntArray) -> IntArray:
+    """Every row one atomic edit away, ``m x 2 L``: by coordinate, down before up."""
+    return _Ball(space, row).shell(1)
+
+
+def neighbours_within(space: SearchSpace, row: IntArray, radius: int, *, costs: CostTable, budget_bytes: int,
+                      rng: np.random.Generator, cap: int = 20_000) -> IntArray:
+    """Rows that fit the budget and are 1 to ``radius`` atomic edits from ``row``, ``m x 2 L``, nearest first.
+
+    Shells are enumerated completely as long as their rows, feasible or not, number no more than ``cap``; what
+    is left of ``cap`` is filled with rows drawn uniformly from the shells further out. ``row`` itself need not fit.
+
+    Args:
+        space: Units and ladders.
+        row: Centre, ``2 L``.
+        radius: Largest number of edits, at least 1.
+        costs: Memory of every allocation.
+        budget_bytes: Hard limit.
+        rng: Draws the sampled part; the same state gives the same rows.
+        cap: Most rows returned, at least 1.
+
+    Raises:
+        SpaceError: If ``radius`` or ``cap`` is below 1, or ``row`` is off the ladders.
+    """
+    if radius < 1 or cap < 1:
+        raise SpaceError(f"a neighbourhood needs a radius and a cap of at least 1; got {radius} and {cap}")
+    ball = _Ball(space, row)
+    sizes = ball.sizes(radius)
+    complete = int((np.cumsum(sizes) <= cap).sum())
+    found = np.vstack([row[None, :][:0], *ball.shells(complete)])
+    found = found[costs.feasible(found, budget_bytes)]
+    if sizes[complete:].sum() == 0:
+        return found
+    seen = {r.tobytes() for r in found}
+    kept = [found]
+    for _ in range(_DRAW_ROUNDS):
+        room = cap - len(seen)
+        if room <= 0:
+            break
+        drawn = ball.draw(room, complete + 1, radius, rng)
+        drawn = drawn[costs.feasible(drawn, budget_bytes)]
+        new = []
+        for candidate in drawn:
+            key = candidate.tobytes()
+            if key not in seen:
+                seen.add(key)
+                new.append(candidate)
+        kept.append(np.array(new, dtype=np.int64).reshape(-1, len(row)))
+    rows = np.vstack(kept)
+    return rows[np.argsort(distance(rows, row), kind="stable")]
+
+
+class _Ball:
+    """Lattice points around a centre, by L1 distance, inside the box of the ladders."""
+
+    def __init__(self, space: SearchSpace, row: IntArray) -> None:
+        self.top = ladder_tops(space)
+        if row.shape != self.top.shape or (row < 0).any() or (row > self.top).any():
+            raise SpaceError(f"an index row needs {len(self.top)} integers on the ladders; got shape {row.shape}")
+        self.row = row
+
+    def shell(self, radius: int) -> IntArray:
+        """All rows exactly ``radius`` edits away, in a fixed order."""
+        return self.shells(radius)[-1]
+
+    def shells(self, radius: int) -> list[IntArray]:
+        """The shells 1 to ``radius``; each row arises once, its edits made in order of coordinate."""
+        d = len(self.row)
+        rows, last, way = self.row[None, :], np.array([-1]), np.array([0])
+        out: list[IntArray] = []
+        for _ in range(radius):
+            grown: list[tuple[IntArray, IntArray, IntArray]] = []
+            for step in (-1, 1):
+                moved = rows + step
+                allowed = (moved >= 0) & (moved <= self.top)
+                later = np.arange(d)[None, :] > last[:, None]
+                again = (np.arange(d)[None, :] == last[:, None]) & (way[:, None] == step)
+                source, coordinate = np.nonzero(allowed & (later | again))
+                new = rows[source]
+                new[np.arange(len(new)), coordinate] += step
+                grown.append((new, coordinate, np.full(len(new), step)))
+            rows, last, way = (np.concatenate(parts) for parts in zip(*grown, strict=True))
+            order = np.argsort(last, kind="stable")
+            rows, last, way = rows[order], last[order], way[order]
+            out.append(rows)
+        return out
+
+    def _ways(self, radius: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Ways to move one coordinate by ``t`` steps (``2 L x radius + 1``), and the coordinates from ``i`` on by
+        ``t`` steps in all (``2 L + 1 x radius + 1``)."""
+        steps = np.arange(radius + 1)
+        single = ((self.row[:, None] >= steps).astype(np.float64) + (self.row[:, None] + steps <= self.top[:, None]))
+        single[:, 0] = 1.0
+        rest = np.zeros((len(self.row) + 1, radius + 1))
+        rest[-1, 0] = 1.0
+        for i in range(len(self.row) - 1, -1, -1):
+            rest[i] = np.convolve(single[i], rest[i + 1])[: radius + 1]
+        return single, rest
+
+    def sizes(self, radius: int) -> npt.NDArray[np.float64]:
+        """Number of rows in each of the shells 1 to ``radius``."""
+        return self._ways(radius)[1][0, 1:]
+
+    def draw(self, n: int, nearest: int, furthest: int, rng: np.random.Generator) -> IntArray:
+        """``n`` rows, uniform over all that are ``nearest`` to ``furthest`` edits away, with repeats."""
+        single, rest = self._ways(furthest)
+        shells = np.arange(nearest, furthest + 1)
+        left = rng.choice(shells, size=n, p=rest[0, shells] / rest[0, shells].sum())
+        rows = np.repeat(self.row[None, :], n, axis=0)
+        for i in range(len(self.row)):
+            # Steps t of this coordinate have probability single[t] * rest[left - t] / rest'[left].
+            steps = np.arange(furthest + 1)
+            remaining = left[:, None] - steps
+            weight = np.where(remaining >= 0, single[i] * rest[i + 1][np.maximum(remaining, 0)], 0.0)
+            cumulative = np.cumsum(weight, axis=1)
+            taken = (rng.random(n)[:, None] * cumulative[:, -1:] >= cumulative).sum(axis=1)
+            up_allowed, down_allowed = self.row[i] + taken <= self.top[i], self.row[i] >= taken
+            up = np.where(up_allowed & down_allowed, rng.random(n) < 0.5, up_allowed)
+            rows[:, i] += np.where(up, taken, -taken)
+            left = left - taken
+        return rows
