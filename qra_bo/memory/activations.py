@@ -1,0 +1,286 @@
+"""Bytes that one training step keeps and needs besides what is resident: saved activations, gradients in flight, workspace.
+
+Derived from the modules of transformers 5 under PEFT's LoRA (working adapters in the compute type, no dropout) with
+causal SDPA, and held to traced steps by tests. ``n`` is tokens of a batch, ``d`` width, ``i`` MLP width, ``c``
+bytes of the compute type.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from qra_bo.errors import ConfigError
+from qra_bo.space import DecoderSpec, Linear, StorageFormat
+
+
+@dataclass(frozen=True, slots=True)
+class TrainShape:
+    """What of the trainer's configuration decides about memory.
+
+    Args:
+        batch: Sequences of an optimiser step.
+        length: Tokens of a sequence.
+        checkpointing: Whether every decoder layer is recomputed in the backward pass.
+        compute_dtype_bytes: 2 (bf16, fp16) or 4 (fp32).
+        optimizer: ``"adamw"``: fp32 masters and two fp32 moments; masters are the adapters themselves in fp32.
+        logits_chunk: Tokens whose logits are alive at once; 0 is all.
+        device: ``"cpu"`` or ``"cuda"``.
+        stored_dtype_bytes: Bytes of unquantised weights (CONTRACT: 16 bits whatever the compute type).
+
+    Raises:
+        ConfigError: If a value makes no sense; all problems at once.
+    """
+
+    batch: int
+    length: int
+    checkpointing: bool = False
+    compute_dtype_bytes: int = 2
+    optimizer: str = "adamw"
+    logits_chunk: int = 128
+    device: str = "cpu"
+    stored_dtype_bytes: int = 2
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.batch < 1 or self.length < 2:
+            problems.append(f"batch must be at least 1 and length at least 2; got {self.batch} and {self.length}")
+        if self.compute_dtype_bytes not in (2, 4) or self.stored_dtype_bytes not in (2, 4):
+            problems.append("compute and stored types have 2 or 4 bytes; got "
+                            f"{self.compute_dtype_bytes} and {self.stored_dtype_bytes}")
+        if self.optimizer != "adamw":
+            problems.append(f"the optimizer must be 'adamw'; got {self.optimizer!r}")
+        if self.logits_chunk < 0:
+            problems.append(f"logits_chunk must be at least 0 (0: all tokens at once); got {self.logits_chunk}")
+        if self.device not in ("cpu", "cuda"):
+            problems.append(f"device must be 'cpu' or 'cuda'; got {self.device!r}")
+        if problems:
+            raise ConfigError(problems)
+
+    @property
+    def tokens(self) -> int:
+        return self.batch * self.length
+
+    @property
+    def fp32_attention(self) -> bool:
+        """On a CPU attention is computed in fp32 when the compute type is 16 bits (``oracle.attention``)."""
+        return self.device == "cpu" and self.compute_dtype_bytes == 2
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """How a family's decoder layer differs from Llama's.
+
+    Args:
+        extra_norms: RMSNorms of width ``d`` beyond two.
+        head_norms: RMSNorms over the heads of q and k.
+        gated: Whether the MLP has a gate.
+        layer_norm: LayerNorm (keeps its input as it is) instead of RMSNorm (keeps an fp32 copy).
+        soft_cap: Whether logits are capped, so that the head can't be evaluated in chunks.
+    """
+
+    extra_norms: int = 0
+    head_norms: bool = False
+    gated: bool = True
+    layer_norm: bool = False
+    soft_cap: bool = False
+
+
+_FAMILIES = {"llama": Family(), "mistral": Family(), "qwen2": Family(), "phi3": Family(), "gemma": Family(),
+             "qwen3": Family(head_norms=True), "gemma2": Family(extra_norms=2, soft_cap=True),
+             "gemma3_text": Family(extra_norms=2, head_norms=True), "gpt_neox": Family(gated=False, layer_norm=True)}
+_CAUTIOUS = Family(extra_norms=2, head_norms=True)
+
+
+def family_of(spec: DecoderSpec) -> Family:
+    """Facts of the spec's family; a family that is not known is taken for the most demanding one."""
+    return _FAMILIES.get(spec.family, _CAUTIOUS)
+
+
+ORDER = ("down", "gateup", "o", "qkv")
+"""Groups of linears in the order in which the backward pass reaches them."""
+
+
+def group_of(linear: Linear) -> str:
+    """Which of ``ORDER`` a linear belongs to; other names follow the block that they are part of."""
+    return linear.fused if linear.fused in ORDER else ("qkv" if linear.group == "attn" else "gateup")
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """One instant of a layer's backward pass that may be the peak.
+
+    Args:
+        group: Linears whose dequantised weight is alive then; ``""`` for none.
+        level: How many groups of ``ORDER`` already have their gradients.
+        extra: Bytes beyond everything that the layer saved, without weights and adapters (may be negative).
+        input_bytes: Bytes of the input that a backend which keeps it holds on to.
+    """
+
+    group: str
+    level: int
+    extra: int
+    input_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class LayerModel:
+    """Activations of one decoder layer, in bytes."""
+
+    spec: DecoderSpec
+    shape: TrainShape
+
+    @property
+    def stream(self) -> int:
+        """One tensor of the residual stream in the compute type, ``c n d``."""
+        return self.shape.compute_dtype_bytes * self.shape.tokens * self.spec.hidden_size
+
+    @property
+    def mlp(self) -> int:
+        """One tensor of the MLP's width, ``c n i``."""
+        return self.shape.compute_dtype_bytes * self.shape.tokens * self.spec.intermediate_size
+
+    def heads(self, count: int, item: int) -> int:
+        """``count`` heads of every token at ``item`` bytes an element."""
+        return item * self.shape.tokens * count * self.spec.head_dim
+
+    @property
+    def norm_saved(self) -> int:
+        """What a norm of the residual stream keeps: its input in fp32 (itself, for LayerNorm) and the scale."""
+        n = self.shape.tokens
+        if family_of(self.spec).layer_norm:
+            return self.stream + 8 * n
+        return 4 * n * self.spec.hidden_size + 4 * n
+
+    @property
+    def norm_spike(self) -> int:
+        """Temporaries in a norm's backward pass beyond its saved tensors and two gradients."""
+        n, d = self.shape.tokens, self.spec.hidden_size
+        if family_of(self.spec).layer_norm:
+            return self.stream
+        return (16 if self.shape.compute_dtype_bytes == 2 else 12) * n * d
+
+    @property
+    def attention_saved(self) -> int:
+        """Rotated q and k, v, the output and its logsumexp; inputs of the projections not counted."""
+        s, n, c = self.spec, self.shape.tokens, self.shape.compute_dtype_bytes
+        item = 4 if self.shape.fp32_attention else c
+        total = self.heads(2 * s.n_heads + s.n_kv_heads, item) + 4 * n * s.n_heads
+        fused = any(linear.layer == 0 and linear.group == "attn" and linear.out_features >
+                    s.n_heads * s.head_dim and linear.fused == "qkv" for linear in s.linears)
+        total += self.heads(s.n_kv_heads, item)
+        if fused and not self.shape.fp32_attention:
+            total += self.heads(s.n_heads + s.n_kv_heads, c)  # v is a view that keeps all of the fused output
+        if self.shape.fp32_attention:
+            total += self.heads(s.n_heads, c)  # the output again, in the compute type, as the projection's input
+        if family_of(s).head_norms:
+            heads = s.n_heads + s.n_kv_heads
+            total += self.heads(heads, 4) + 4 * n * heads
+        return total
+
+    @property
+    def saved(self) -> int:
+        """Everything that one layer keeps for its backward pass, adapters' own activations not counted."""
+        family = family_of(self.spec)
+        return ((2 + family.extra_norms) * (self.norm_saved + self.stream) - family.extra_norms * self.stream
+                + self.attention_saved + (4 if family.gated else 2) * self.mlp)
+
+    @property
+    def first_unsaved(self) -> int:
+        """What the first layer does not keep: its input takes no gradient, so its first norm saves nothing."""
+        return 0 if self.shape.checkpointing else self.norm_saved
+
+    @property
+    def recomputed(self) -> int:
+        """What a checkpointed layer makes anew beside its kept input (which in fp32 is its norm's saved input)."""
+        return self.saved - (self.stream if self.shape.compute_dtype_bytes == 4 else 0)
+
+    def rank_saved(self, linear: Linear) -> int:
+        """Bytes that each rank of a linear's adapter adds to ``saved``."""
+        return self.shape.compute_dtype_bytes * self.shape.tokens
+
+    @property
+    def moments(self) -> tuple[Moment, ...]:
+        """Candidates for the peak within a layer's backward pass, in order."""
+        s, shape, family = self.spec, self.shape, family_of(self.spec)
+        d, i = self.stream, self.mlp
+        cast = shape.fp32_attention
+        item = 4 if cast else shape.compute_dtype_bytes
+        q, kv = self.heads(s.n_heads, shape.compute_dtype_bytes), self.heads(s.n_kv_heads, shape.compute_dtype_bytes)
+        inner = (4 if family.gated else 2) * i  # of the MLP, all released when its input gradient is complete
+        branches = 2 if family.gated else 1
+        after_norm = inner + d + self.norm_saved
+        out = q if cast else 0
+        return (
+            Moment("down", 1, d + i, i),
+            Moment("", 1, d + 2 * i),
+            Moment("gateup", 2, d - (3 if family.gated else 1) * i + branches * i + 2 * d),
+            Moment("gateup", 2, d - inner + i + 3 * d),
+            Moment("", 2, 2 * d - inner - d + self.norm_spike),
+            Moment("o", 3, d - after_norm - out + 2 * q, out),
+            Moment("", 3, d - after_norm - out + self.heads(2 * s.n_heads + 2 * s.n_kv_heads, item)),
+            Moment("qkv", 4, d - after_norm - out - self.heads(2 * s.n_heads + 2 * s.n_kv_heads, item)
+                   + q + 2 * kv + 3 * d),
+        )
+
+    @property
+    def final_moment(self) -> int:
+        """Bytes beyond all saved activations in the backward pass of the final norm, its own saved ones included."""
+        return self.norm_saved + 2 * self.stream + self.norm_spike
+
+    @property
+    def loss_bytes(self) -> int:
+        """Bytes beyond all saved activations while the head and the loss are evaluated (forward)."""
+        shape, vocab = self.shape, self.spec.vocab_size
+        c, targets = shape.compute_dtype_bytes, shape.batch * (shape.length - 1)
+        if family_of(self.spec).soft_cap:
+            return self.norm_saved + self.stream + targets * vocab * (3 * c + 12)
+        chunk = min(shape.logits_chunk or targets, targets)
+        return self.norm_saved + 2 * self.stream + chunk * vocab * loss_item_bytes(c, chunk < targets)
+
+    @property
+    def inputs(self) -> int:
+        """Token ids, labels, positions and rotary tables of a step."""
+        return 24 * self.shape.tokens + 2 * self.shape.compute_dtype_bytes * self.shape.length * self.spec.head_dim
+
+
+def loss_item_bytes(compute_dtype_bytes: int, several: bool) -> int:
+    """Bytes per logit alive at once in ``oracle.loss``: logits, their fp32 copy (in 16 bits), log-probabilities.
+
+    With several chunks the previous one's probabilities are still there when the next one's are formed.
+    """
+    return (10 if compute_dtype_bytes == 2 else 8) + (4 if several else 0)
+
+
+KEEPS_INPUT = ("hqq",)
+"""Backends whose autograd function keeps the layer's input until its own backward pass."""
+
+
+def workspace_bytes(fmt: StorageFormat, linear: Linear, shape: TrainShape) -> int:
+    """Bytes that a linear needs while its weight is dequantised for the input's gradient.
+
+    HQQ unpacks, subtracts and scales out of place, so that up to three copies are alive; bitsandbytes makes one, and
+    under double quantisation its block scales in fp32 besides.
+    """
+    c, numel = shape.compute_dtype_bytes, linear.numel
+    if fmt.backend == "none":
+        return 0 if c == shape.stored_dtype_bytes else c * numel
+    if fmt.backend == "hqq":
+        return 3 * c * numel
+    if fmt.backend == "bitsandbytes" and fmt.bits == 4:
+        return c * numel + (4 * numel // fmt.block if fmt.double_quant else 0)
+    if fmt.backend == "bitsandbytes":
+        return c * numel + 4 * linear.out_features
+    return 3 * c * numel
+
+
+def cuda_overhead(shape: TrainShape, transient: int) -> int:
+    """CUDA's own bytes: the matrix library's workspace and a share of the transient bytes lost to fragmentation.
+
+    The context itself lies outside the allocator and is not part of what an allocator can measure or a budget bound.
+    """
+    return 0 if shape.device == "cpu" else 32 * 2**20 + transient // 50
+
+
+def rank_excess(linears: Sequence[Linear], layer: LayerModel) -> int:
+    """Bytes per rank by which the gradients of ``linears`` outgrow the adapter activations that they replace."""
+    c, n = layer.shape.compute_dtype_bytes, layer.shape.tokens
+    return sum(max(0, c * (m.in_features + m.out_features - n)) for m in linears)

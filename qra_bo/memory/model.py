@@ -1,0 +1,243 @@
+"""Peak device memory of fine-tuning an allocation, predicted to a few percent without loading anything.
+
+The peak is the largest of three phases; each is ``fixed + sum over units + max over units`` (``CostTable``), which a
+knapsack solver can treat exactly:
+
+- **forward**, at the loss: everything resident, all saved activations, the head's chunk of logits.
+- **backward**: activations die layer by layer while gradients grow, so that a layer counts with the larger of the
+  two; on top, the largest instant of any one layer (dequantised weight, gradients in flight).
+- **step**: all gradients, and the fp32 gradients of one unit.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from qra_bo.errors import ConfigError, SpaceError
+from qra_bo.memory.activations import (
+    KEEPS_INPUT,
+    ORDER,
+    LayerModel,
+    TrainShape,
+    cuda_overhead,
+    group_of,
+    rank_excess,
+    workspace_bytes,
+)
+from qra_bo.memory.formats import metadata_bytes, weight_bytes
+from qra_bo.space import Allocation, CostTable, DecoderSpec, IntArray, Linear, PhaseCost, SearchSpace, StorageFormat
+
+__all__ = ["KEYS", "SCOPES", "MemoryModel", "TrainShape"]
+
+SCOPES = ("peak", "stored")
+KEYS = ("weights", "quant_metadata", "unquantised", "adapters", "gradients", "optimizer", "activations", "workspace")
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """Resident bytes by unit: ``L x F`` weights and metadata, ``L`` adapter parameters and tensors per rank."""
+
+    weights: IntArray
+    metadata: IntArray
+    numel: IntArray
+    tensors: IntArray
+
+
+@dataclass(frozen=True)
+class MemoryModel:
+    """Bytes of allocations of one decoder under one trainer.
+
+    Args:
+        spec: The decoder.
+        shape: The trainer.
+        scope: ``"peak"`` (device memory of fine-tuning) or ``"stored"`` (quantised weights, metadata, adapters in
+            16 bits: the paper's accounting, in which what stays unquantised does not count).
+
+    Raises:
+        ConfigError: If the scope is unknown.
+    """
+
+    spec: DecoderSpec
+    shape: TrainShape
+    scope: str = "peak"
+
+    def __post_init__(self) -> None:
+        if self.scope not in SCOPES:
+            raise ConfigError(f"memory.scope must be one of {list(SCOPES)}; got {self.scope!r}")
+
+    @cached_property
+    def layer(self) -> LayerModel:
+        return LayerModel(self.spec, self.shape)
+
+    @property
+    def unquantised_bytes(self) -> int:
+        """Embeddings, head, norms and biases."""
+        return self.shape.stored_dtype_bytes * self.spec.other_numel
+
+    @property
+    def optimizer_item(self) -> int:
+        """Bytes of optimiser state per adapter parameter: two moments, and the fp32 master of 16-bit adapters."""
+        return 8 + (4 if self.shape.compute_dtype_bytes == 2 else 0)
+
+    def table(self, space: SearchSpace) -> CostTable:
+        """Bytes of every allocation of ``space``, by phase.
+
+        Raises:
+            SpaceError: If a format can't store some matrix of the space.
+        """
+        parts = self._parts(space)
+        ranks = np.array(space.ranks.values, dtype=np.int64)
+        stored = (parts.weights + parts.metadata)[:, :, None]
+        params = (parts.numel[:, None] * ranks)[:, None, :]
+        none = np.zeros((space.n_units, len(space.formats), len(ranks)), dtype=np.int64)
+        if self.scope == "stored":
+            return CostTable((PhaseCost("stored", 0, stored + 2 * params + none, none),))
+        c = self.shape.compute_dtype_bytes
+        resident = stored + (c + self.optimizer_item) * params + 4 * parts.tensors[:, None, None] + none
+        saved, gradients = self._saved(space, parts, ranks), c * params[:, 0, :]
+        spike = self._spikes(space, saved, gradients)
+        largest = np.array([max(max(m.in_features, m.out_features) for m in u.linears) for u in space.units])
+        step = 2 * params + 2 * (largest[:, None] * ranks)[:, None, :] + none if c == 2 else none
+        fixed = self.unquantised_bytes + self.layer.inputs
+        phases = (("forward", self.layer.loss_bytes - self.layer.first_unsaved, saved[:, None, :], none),
+                  ("backward", -self.layer.first_unsaved, np.maximum(saved, gradients)[:, None, :], spike),
+                  ("step", 0, gradients[:, None, :], step))
+        return CostTable(tuple(self._phase(name, fixed, extra, resident, unit + none, spikes)
+                               for name, extra, unit, spikes in phases))
+
+    def _phase(self, name: str, fixed: int, extra: int, resident: IntArray, unit: IntArray,
+               spike: IntArray) -> PhaseCost:
+        """On CUDA the transient bytes carry the allocator's allowance."""
+        if self.shape.device == "cpu":
+            return PhaseCost(name, fixed + extra, resident + unit, spike)
+        return PhaseCost(name, fixed + extra + cuda_overhead(self.shape, extra), resident + unit + unit // 50,
+                         spike + spike // 50)
+
+    def _parts(self, space: SearchSpace) -> _Parts:
+        sizes: dict[tuple[str, int, int], tuple[int, int]] = {}
+
+        def size(fmt: StorageFormat, m: Linear) -> tuple[int, int]:
+            key = (fmt.name, m.out_features, m.in_features)
+            if key not in sizes:
+                weights = m.numel * self.shape.stored_dtype_bytes if fmt.backend == "none" and self.scope == "peak" \
+                    else weight_bytes(fmt, m.out_features, m.in_features)
+                sizes[key] = weights, metadata_bytes(fmt, m.out_features, m.in_features)
+            return sizes[key]
+
+        both = np.array([[np.sum([size(f, m) for m in u.linears], axis=0) for f in space.formats]
+                         for u in space.units], dtype=np.int64)
+        numel = np.array([sum(m.in_features + m.out_features for m in u.linears) for u in space.units], dtype=np.int64)
+        tensors = np.array([2 * len(u.linears) for u in space.units], dtype=np.int64)
+        return _Parts(both[:, :, 0], both[:, :, 1], numel, tensors)
+
+    def _saved(self, space: SearchSpace, parts: _Parts, ranks: IntArray) -> IntArray:
+        """Saved activations, ``L x R``; what belongs to a layer as a whole is shared out as gradients are."""
+        layer_of = np.array([u.linears[0].layer for u in space.units])
+        total = np.bincount(layer_of, weights=parts.numel)[layer_of]
+        whole = self.layer.stream if self.shape.checkpointing else self.layer.saved
+        share = np.ceil(whole * parts.numel / total).astype(np.int64)
+        if self.shape.checkpointing:
+            return share[:, None] + np.zeros_like(ranks)
+        per_rank = np.array([sum(self.layer.rank_saved(m) for m in u.linears) for u in space.units], dtype=np.int64)
+        return share[:, None] + per_rank[:, None] * ranks
+
+    def _spikes(self, space: SearchSpace, saved: IntArray, gradients: IntArray) -> IntArray:
+        """Largest instant of each unit's layer beyond what the backward phase adds up, ``L x F x R``."""
+        members: dict[int, list[Linear]] = {}
+        for linear in self.spec.linears:
+            members.setdefault(linear.layer, []).append(linear)
+        ranks = np.array(space.ranks.values, dtype=np.int64)
+        out = np.empty((space.n_units, len(space.formats), len(ranks)), dtype=np.int64)
+        seen: dict[tuple[tuple[int, int, str], ...], IntArray] = {}
+        for u, unit in enumerate(space.units):
+            own = {m.name for m in unit.linears}
+            others = [m for m in members[unit.linears[0].layer] if m.name not in own]
+            key = tuple((m.out_features, m.in_features, m.fused) for m in (*unit.linears, *others))
+            if key not in seen:
+                seen[key] = self._unit_spike(unit.linears, others, space.formats, ranks)
+            out[u] = seen[key]
+        layer_of = np.array([u.linears[0].layer for u in space.units])
+        slack, late = _slack(saved, gradients, layer_of)
+        grown = np.maximum(gradients - saved, 0)[:, None, :]  # of the unit itself, which the phase counts already
+        return np.maximum(np.maximum(out - slack[:, None, None] - grown, self.layer.final_moment - late), 0)
+
+    def _unit_spike(self, own: Sequence[Linear], others: Sequence[Linear], formats: Sequence[StorageFormat],
+                    ranks: IntArray) -> IntArray:
+        layer, top = self.layer, int(ranks[-1])
+        recomputed: IntArray = np.zeros_like(ranks)
+        if self.shape.checkpointing:
+            recomputed = layer.recomputed + sum(layer.rank_saved(m) for m in own) * ranks \
+                + sum(layer.rank_saved(m) for m in others) * top
+        best: IntArray = np.zeros((len(formats), len(ranks)), dtype=np.int64)
+        for moment in layer.moments:
+            done = ORDER[:moment.level]
+            grown = rank_excess([m for m in own if group_of(m) in done], layer) * ranks \
+                + rank_excess([m for m in others if group_of(m) in done], layer) * top
+            active = [m for m in own if group_of(m) == moment.group]
+            if moment.group and not active:
+                continue
+            work = np.array([max((workspace_bytes(f, m, self.shape) for m in active), default=0)
+                             + (moment.input_bytes if f.backend in KEEPS_INPUT else 0) for f in formats],
+                            dtype=np.int64)
+            best = np.maximum(best, work[:, None] + (moment.extra + grown + recomputed)[None, :])
+        return best
+
+    def breakdown(self, space: SearchSpace, allocation: Allocation) -> dict[str, int]:
+        """Bytes by ``KEYS`` in the phase that decides; they add up to the predicted peak.
+
+        Raises:
+            SpaceError: If the allocation is not of this space.
+        """
+        return self._breakdown(space, allocation)[1]
+
+    def peak_phase(self, space: SearchSpace, allocation: Allocation) -> str:
+        """Name of the phase that decides, e.g. ``"backward"``."""
+        return self._breakdown(space, allocation)[0]
+
+    def _breakdown(self, space: SearchSpace, allocation: Allocation) -> tuple[str, dict[str, int]]:
+        row, table = space.encode(allocation), self.table(space)
+        n = space.n_units
+        units, q, r = np.arange(n), row[:n], row[n:]
+        totals = [int(CostTable((phase,)).totals(row[None, :])[0]) for phase in table.phases]
+        phase = table.phases[int(np.argmax(totals))]
+        parts, ranks = self._parts(space), np.array(space.ranks.values, dtype=np.int64)
+        params = parts.numel * ranks[r]
+        out = dict.fromkeys(KEYS, 0)
+        out["weights"] = int(parts.weights[units, q].sum())
+        out["quant_metadata"] = int(parts.metadata[units, q].sum())
+        if self.scope == "stored":
+            out["adapters"] = 2 * int(params.sum())
+            return phase.name, out
+        c = self.shape.compute_dtype_bytes
+        out["unquantised"] = self.unquantised_bytes
+        out["adapters"] = c * int(params.sum())
+        out["optimizer"] = self.optimizer_item * int(params.sum()) + 4 * int(parts.tensors.sum())
+        saved = self._saved(space, parts, ranks)[units, r]
+        if phase.name == "forward":
+            out["activations"] = int(saved.sum())
+        elif phase.name == "backward":
+            out["gradients"] = int((c * params)[c * params > saved].sum())
+            out["activations"] = int(saved[c * params <= saved].sum())
+        else:
+            out["gradients"] = c * int(params.sum())
+        out["activations"] += self.layer.inputs - (0 if phase.name == "step" else self.layer.first_unsaved)
+        out["workspace"] = max(totals) - sum(out.values())
+        if out["workspace"] < 0:
+            raise SpaceError("the breakdown does not add up to the peak")
+        return phase.name, out
+
+
+def _slack(saved: IntArray, gradients: IntArray, layer_of: npt.NDArray[np.intp]) -> tuple[IntArray, int]:
+    """Bytes that the backward phase surely counts too much while a unit's layer is at work (``L``), and at its start.
+
+    Layers above it have gradients where the phase may count their activations, layers below it the reverse; at the
+    start no layer has gradients.
+    """
+    n_layers = int(layer_of.max()) + 1
+    above = np.bincount(layer_of, weights=np.maximum(saved - gradients, 0).min(axis=1), minlength=n_layers)
+    below = np.bincount(layer_of, weights=np.maximum(gradients - saved, 0).min(axis=1), minlength=n_layers)
+    slack = (above.sum() - np.cumsum(above)) + (np.cumsum(below) - below)
+    return slack.astype(np.int64)[layer_of], int(below.sum())

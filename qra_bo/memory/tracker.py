@@ -1,0 +1,123 @@
+"""Live bytes of tensor storages while a program runs: the peak of a real training step, without a GPU.
+
+A dispatch mode sees every tensor that an operator returns, forward and backward, on real, fake and meta tensors.
+Each storage is counted once, when first seen, and released when it dies. What an operator allocates and frees
+within itself, without handing it out, is not seen.
+"""
+
+import weakref
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+
+class PeakTracker(TorchDispatchMode):
+    """Context manager that follows live storages; several may be nested.
+
+    Args:
+        rounding: Allocation granularity in bytes: sizes are rounded up to its multiples (1 counts exactly,
+            512 is CUDA's caching allocator).
+
+    Attributes:
+        live_bytes: Bytes alive now of all storages seen.
+        peak_bytes: Largest value of ``live_bytes`` since the start or the last ``reset_peak``.
+        peak_operator: Operator whose result reached the peak.
+    """
+
+    def __init__(self, rounding: int = 1) -> None:
+        super().__init__()
+        self.rounding = rounding
+        self.live_bytes = 0
+        self.peak_bytes = 0
+        self.peak_operator = ""
+        self._sizes: dict[int, int] = {}
+
+    def track(self, tensors: Iterable[Tensor], operator: str = "given") -> int:
+        """Count tensors that were alive before, e.g. a model's; returns the bytes that they added."""
+        before = self.live_bytes
+        for tensor in tensors:
+            self._see(tensor, operator)
+        return self.live_bytes - before
+
+    def track_existing(self, model: nn.Module) -> int:
+        """Count everything that a model holds now (see ``module_tensors``) and its gradients; returns the bytes."""
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        return self.track([*module_tensors(model), *gradients], "model")
+
+    def reset_peak(self) -> None:
+        """Start a new phase: the peak becomes what is alive now."""
+        self.peak_bytes = self.live_bytes
+
+    def _see(self, tensor: Tensor, operator: str) -> None:
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, -(-storage.nbytes() // self.rounding) * self.rounding
+        known = self._sizes.get(key)
+        if known is None:
+            weakref.finalize(storage, self._release, key)
+        self._sizes[key] = size  # a storage may have been resized
+        self.live_bytes += size - (known or 0)
+        if self.live_bytes > self.peak_bytes:
+            self.peak_bytes, self.peak_operator = self.live_bytes, operator
+
+    def _release(self, key: int) -> None:
+        self.live_bytes -= self._sizes.pop(key)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (),
+                           kwargs: dict[str, Any] | None = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_iter(out):
+            if isinstance(leaf, Tensor):
+                self._see(leaf, str(func))
+        return out
+
+
+def module_tensors(model: nn.Module) -> list[Tensor]:
+    """Every tensor that a model holds: parameters, buffers, their quantisation states, tensors in attributes."""
+    found: list[Tensor] = []
+    seen: set[int] = set()
+    for module in model.modules():
+        holders: list[Any] = [*module.parameters(recurse=False), *module.buffers(recurse=False),
+                              *(v for k, v in vars(module).items() if not k.startswith("_"))]
+        for holder in holders:
+            _collect(holder, found, seen)
+    return found
+
+
+def _collect(value: Any, found: list[Tensor], seen: set[int]) -> None:
+    if id(value) in seen or isinstance(value, nn.Module):
+        return
+    if isinstance(value, Tensor):
+        seen.add(id(value))
+        found.append(value)
+        for name in ("quant_state", "CB", "SCB"):  # bitsandbytes keeps scales beside the codes
+            _collect(getattr(value, name, None), found, seen)
+    elif isinstance(value, dict):
+        seen.add(id(value))
+        for item in value.values():
+            _collect(item, found, seen)
+    elif isinstance(value, list | tuple):
+        seen.add(id(value))
+        for item in value:
+            _collect(item, found, seen)
+    elif type(value).__name__ in ("QuantState", "MatmulLtState"):
+        seen.add(id(value))
+        for item in vars(value).values():
+            _collect(item, found, seen)
+
+
+def live_bytes(model: nn.Module) -> int:
+    """Bytes of the distinct storages that a model holds, quantisation states included."""
+    storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in module_tensors(model)}
+    return sum(storages.values())
+
+
+def measure_peak(program: Callable[[], object], held: Iterable[Tensor] = (), rounding: int = 1) -> int:
+    """Peak live bytes while ``program`` runs, ``held`` (alive before it starts) included."""
+    with PeakTracker(rounding) as tracker:
+        tracker.track(held)
+        program()
+    return tracker.peak_bytes
