@@ -1,0 +1,234 @@
+"""What every quantiser backend must hold; a backend joins by one line that names the formats it serves.
+
+``class TestHQQ(QuantizerConformance): formats = ("hqq2", "hqq3", "hqq4", "hqq8")``
+"""
+
+import hashlib
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from qra_bo.errors import ConfigError, SpaceError
+from qra_bo.memory.formats import check_shape, metadata_bytes, parse_format, weight_bytes
+from qra_bo.oracle.quantizers.base import QuantizerBackend
+from qra_bo.oracle.quantizers.reference import ReferenceBackend
+from qra_bo.oracle.quantizers.registry import backend_of
+from qra_bo.space.formats import StorageFormat
+
+CPU = torch.device("cpu")
+SMOLLM2_SHAPES = ((576, 576), (192, 576), (1536, 576), (576, 1536))
+
+
+def make_linear(out: int, inp: int, *, bias: bool = False, seed: int = 0, dtype: torch.dtype = torch.float32
+                ) -> nn.Linear:
+    """A linear layer with bell-shaped weights of a language model's size, drawn from a generator of its own."""
+    draw = torch.Generator().manual_seed(seed)
+    linear = nn.Linear(inp, out, bias=bias, device="meta")
+    linear.weight = nn.Parameter(torch.randn(out, inp, generator=draw).mul_(0.05).to(dtype))
+    if bias:
+        linear.bias = nn.Parameter(torch.randn(out, generator=draw).to(dtype))
+    return linear.requires_grad_(False)
+
+
+def relative_error(dense: Tensor, weight: Tensor) -> float:
+    return float((dense.float() - weight.float()).norm() / weight.float().norm())
+
+
+def digest(state: dict[str, Tensor]) -> str:
+    parts = [name.encode() + t.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+             for name, t in sorted(state.items())]
+    return hashlib.sha256(b"".join(parts)).hexdigest()
+
+
+class QuantizerConformance:
+    """Subclass it, name it ``Test...`` and set ``formats``."""
+
+    formats: ClassVar[tuple[str, ...]]
+
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        if "fmt" in metafunc.fixturenames:
+            metafunc.parametrize("fmt", [parse_format(name) for name in self.formats], ids=self.formats)
+
+    @staticmethod
+    def backend(fmt: StorageFormat) -> QuantizerBackend:
+        return backend_of(fmt)
+
+    def layer(self, fmt: StorageFormat, linear: nn.Linear, dtype: torch.dtype = torch.bfloat16) -> nn.Module:
+        return self.backend(fmt).quantize(linear, fmt, dtype, CPU)
+
+    def test_claims_its_formats(self, fmt: StorageFormat) -> None:
+        assert fmt.bits in self.backend(fmt).supported_bits
+        assert fmt.backend == self.backend(fmt).name
+
+    def test_refuses_another_backends_format(self, fmt: StorageFormat) -> None:
+        other = next(f for f in ("int8", "ref8") if parse_format(f).backend != fmt.backend)
+        with pytest.raises(ConfigError, match=other):
+            self.backend(fmt).quantize(make_linear(64, 64), parse_format(other), torch.bfloat16, CPU)
+
+    def test_bytes_of_model_shapes(self, fmt: StorageFormat) -> None:
+        for out, inp in SMOLLM2_SHAPES[:2]:
+            measured = self.backend(fmt).stored_bytes(self.layer(fmt, make_linear(out, inp)))
+            assert measured == (weight_bytes(fmt, out, inp), metadata_bytes(fmt, out, inp))
+
+    def test_bytes_and_weights_of_any_shape(self, fmt: StorageFormat) -> None:
+        @settings(max_examples=12, deadline=None)
+        @given(out=st.integers(1, 70), inp=st.integers(1, 10), times=st.sampled_from([2, 32, 64]))
+        def check(out: int, inp: int, times: int) -> None:
+            inp *= times
+            linear = make_linear(out, inp)
+            try:
+                check_shape(fmt, out, inp)
+            except SpaceError:
+                with pytest.raises(SpaceError, match=fmt.name):
+                    self.layer(fmt, linear)
+                return
+            layer = self.layer(fmt, linear, torch.float32)
+            assert self.backend(fmt).stored_bytes(layer) == (weight_bytes(fmt, out, inp), metadata_bytes(fmt, out, inp))
+            dense = self.backend(fmt).dequantize(layer)
+            assert dense.shape == (out, inp)
+            # No weight is off by more than a step of a coarse grid over its matrix: a wrong block or order would be.
+            step = float(linear.weight.max() - linear.weight.min()) / (2 ** fmt.bits - 1)
+            assert float((dense - linear.weight).abs().max()) <= 1.2 * step + 1e-3
+
+        check()
+
+    def test_error_is_close_to_the_references(self, fmt: StorageFormat) -> None:
+        linear = make_linear(128, 256)
+        error = relative_error(self.backend(fmt).dequantize(self.layer(fmt, linear, torch.float32)), linear.weight)
+        if fmt.bits == 16:
+            assert error < 3e-4
+            return
+        ref = parse_format(f"ref{fmt.bits}")
+        bound = relative_error(ReferenceBackend().dequantize(
+            ReferenceBackend().quantize(linear, ref, torch.float32, CPU)), linear.weight)
+        wider = 1.9 if fmt.block == 0 else 1.35  # one scale a row, or groups of 128, cost more than groups of 64
+        assert 0 < error <= wider * bound
+
+    def test_dequantised_weight_is_rounded_once(self, fmt: StorageFormat) -> None:
+        linear = make_linear(64, 128)
+        exact = self.backend(fmt).dequantize(self.layer(fmt, linear, torch.float32))
+        half = self.backend(fmt).dequantize(self.layer(fmt, linear, torch.bfloat16))
+        assert half.dtype == torch.bfloat16
+        assert torch.equal(exact.to(torch.bfloat16), half)
+
+    @pytest.mark.parametrize("bias", [False, True])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_output_and_input_gradient_are_those_of_the_dequantised_weight(
+            self, fmt: StorageFormat, dtype: torch.dtype, bias: bool) -> None:
+        linear = make_linear(64, 128, bias=bias)
+        layer = self.layer(fmt, linear, dtype)
+        draw = torch.Generator().manual_seed(1)
+        x = torch.randn(2, 3, 128, generator=draw, dtype=dtype)
+        grad = torch.randn(2, 3, 64, generator=draw, dtype=dtype)
+        dense = self.backend(fmt).dequantize(layer)
+        results = []
+        for call in (layer, lambda v: nn.functional.linear(v, dense, linear.bias.to(dtype) if bias else None)):
+            leaf = x.clone().requires_grad_()
+            out = call(leaf)
+            out.backward(grad)
+            results.append((out.detach(), leaf.grad))
+        assert results[0][0].dtype == dtype
+        for ours, plain in zip(*results, strict=True):
+            torch.testing.assert_close(ours, plain, rtol=0, atol=0)
+        assert all(p.grad is None and not p.requires_grad for p in layer.parameters())
+
+    def test_nothing_dense_is_kept_for_the_backward(self, fmt: StorageFormat) -> None:
+        kept: list[Tensor] = []
+        layer = self.layer(fmt, make_linear(64, 64))
+        x = torch.ones(2, 64, dtype=torch.bfloat16, requires_grad=True)
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+            layer(x)
+        assert kept == []
+
+    def test_train_eval_train_changes_nothing(self, fmt: StorageFormat) -> None:
+        layer = self.layer(fmt, make_linear(64, 128))
+        before = digest(self.backend(fmt).state(layer))
+        x = torch.ones(4, 128, dtype=torch.bfloat16)
+        first = layer.train()(x)
+        with torch.no_grad():
+            assert torch.equal(first, layer.eval()(x))
+            assert torch.equal(first, layer(x.clone()))
+        leaf = x.clone().requires_grad_()
+        again = layer.train()(leaf)
+        again.sum().backward()
+        assert torch.equal(first, again)
+        assert leaf.grad is not None
+        assert digest(self.backend(fmt).state(layer)) == before
+
+    def test_packing_is_deterministic_on_any_number_of_threads(self, fmt: StorageFormat) -> None:
+        linear, threads = make_linear(256, 576), torch.get_num_threads()
+        digests = set()
+        try:
+            for n in (1, 2):
+                torch.set_num_threads(n)
+                digests.add(digest(self.backend(fmt).pack(linear.weight, fmt, CPU)))
+        finally:
+            torch.set_num_threads(threads)
+        assert len(digests) == 1
+
+    def test_state_builds_the_same_layer(self, fmt: StorageFormat, tmp_path: Any) -> None:
+        from safetensors.torch import load_file, save_file
+        linear = make_linear(64, 128, bias=True)
+        layer = self.layer(fmt, linear)
+        save_file(self.backend(fmt).state(layer), tmp_path / "layer.safetensors")
+        state = load_file(tmp_path / "layer.safetensors")
+        again = self.backend(fmt).build(state, fmt, (64, 128), linear.bias.detach(), torch.bfloat16)
+        x = torch.ones(4, 128, dtype=torch.bfloat16)
+        assert torch.equal(layer(x), again(x))
+        assert self.backend(fmt).stored_bytes(again) == self.backend(fmt).stored_bytes(layer)
+        assert self.backend(fmt).to(again, CPU) is again
+
+    def test_original_is_left_alone(self, fmt: StorageFormat) -> None:
+        linear = make_linear(64, 64)
+        before = linear.weight.clone()
+        self.layer(fmt, linear)
+        assert torch.equal(linear.weight, before)
+
+    def test_constant_and_zero_weights(self, fmt: StorageFormat) -> None:
+        linear = make_linear(64, 64)
+        for value in (0.0, 0.25):
+            linear.weight.fill_(value)
+            dense = self.backend(fmt).dequantize(self.layer(fmt, linear, torch.float32))
+            torch.testing.assert_close(dense, linear.weight.detach(), rtol=0.02, atol=1e-3)
+
+    def test_peft_adapts_it_and_trains(self, fmt: StorageFormat) -> None:
+        from peft import LoraConfig, get_peft_model
+        from peft.tuners.lora import LoraLayer
+
+        class Holder(nn.Module):
+            def __init__(self, layer: nn.Module) -> None:
+                super().__init__()
+                self.proj = layer
+                self.is_loaded_in_4bit = self.is_loaded_in_8bit = True
+
+            def forward(self, x: Tensor) -> Tensor:
+                out: Tensor = self.proj(x)
+                return out
+
+        layer = self.layer(fmt, make_linear(64, 128))
+        packed = digest(self.backend(fmt).state(layer))
+        with torch.random.fork_rng(devices=[]):
+            model = get_peft_model(Holder(layer), LoraConfig(r=4, lora_alpha=8, target_modules=["proj"]))
+            wrapper = model.base_model.model.proj
+            assert isinstance(wrapper, LoraLayer)
+            assert wrapper.get_base_layer() is layer
+            names = {"nf4": "Linear4bit", "int8": "Linear8bitLt", "hqq": "HqqLoraLinear"}
+            expected = next((v for k, v in names.items() if fmt.name.startswith(k)), "Linear")
+            assert type(wrapper).__name__ == expected
+            x = torch.ones(4, 128, dtype=torch.bfloat16)
+            trained = [p for p in model.parameters() if p.requires_grad]
+            assert sum(p.numel() for p in trained) == 4 * (64 + 128)
+            optimizer = torch.optim.AdamW(trained, lr=1e-2)
+            losses = []
+            for _ in range(5):
+                loss = (model(x).float() - 1).square().mean()
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                losses.append(float(loss.detach()))
+        assert losses[-1] < losses[0]
+        assert digest(self.backend(fmt).state(layer)) == packed
