@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from functools import cached_property
 from typing import Any
 
@@ -12,6 +11,7 @@ from qra_bo.errors import JournalError, SpaceError
 from qra_bo.records import SCHEMA_VERSION, Evaluation, Fidelity
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import Allocation, StorageFormat
+from qra_bo.study.journal import session_seconds
 
 Event = Mapping[str, Any]
 FORWARD_SHARE = 1 / 3
@@ -87,7 +87,11 @@ class Measured:
 
 @dataclass(frozen=True)
 class ReportData:
-    """One run. Evaluations are in journal order; ``times`` holds one POSIX time (s) for each of them."""
+    """One run; evaluations are in journal order.
+
+    ``profile_tokens`` are (training, forward-only). ``wall_seconds`` adds up the sessions of a resumed run;
+    ``overhead_seconds`` is what passed between evaluations: fits, proposals, journal.
+    """
 
     header: Header
     provenance: Mapping[str, Any]
@@ -234,8 +238,8 @@ def _loss(e: Evaluation) -> float:
     return float("inf") if e.loss is None else e.loss
 
 
-def parse_events(events: Sequence[Event]) -> ReportData:
-    """Read a journal's events.
+def parse_events(events: Sequence[Event], warnings: Sequence[str] = ()) -> ReportData:
+    """Read a journal's events; ``warnings`` are what its reader had to say.
 
     Raises:
         JournalError: If there is no header, its schema is newer, or an event lacks a field.
@@ -244,23 +248,22 @@ def parse_events(events: Sequence[Event]) -> ReportData:
         header = next((e for e in events if e["event"] == "header"), None)
         if header is None:
             raise JournalError("the journal has no header event: it is not the trials.jsonl of a run, or it is empty")
-        return _parse(events, _header(header))
+        return _parse(events, _header(header), warnings)
     except (KeyError, TypeError, ValueError, SpaceError) as error:
         raise JournalError(f"an event in the journal is malformed: {error!r}; the report needs the journal as the "
                            "run wrote it") from error
 
 
-def _parse(events: Sequence[Event], header: Header) -> ReportData:
+def _parse(events: Sequence[Event], header: Header, warnings: Sequence[str]) -> ReportData:
     last: dict[str, Event] = {e["event"]: e for e in events}
     profile = last.get("profile")
     end = last.get("end")
-    times = [_seconds(e["time"]) for e in events]
-    overhead = sum(max(0.0, t - before - float(e["seconds"]))
-                   for before, t, previous, e in zip(times, times[1:], events, events[1:], strict=False)
-                   if e["event"] == "evaluation" and previous["event"] not in ("header", "provenance"))
+    overhead = sum(max(0.0, e["elapsed"] - before["elapsed"] - e["seconds"])
+                   for before, e in zip(events, events[1:], strict=False)
+                   if e["event"] == "evaluation" and e["elapsed"] >= before["elapsed"])
     return ReportData(
         header=header,
-        provenance={k: v for k, v in last.get("provenance", {}).items() if k not in ("event", "time", "crc")},
+        provenance={k: v for k, v in last.get("provenance", {}).items() if k not in ("event", "time", "elapsed", "crc")},
         profile=None if profile is None else parse_profile(profile),
         profile_tokens=(0, 0) if profile is None else (int(profile["training_tokens"]), int(profile["forward_tokens"])),
         calibration=last.get("calibration"),
@@ -271,9 +274,9 @@ def _parse(events: Sequence[Event], header: Header) -> ReportData:
         surrogate_check=last.get("surrogate_check"),
         measured=tuple(_measured(e) for e in events if e["event"] == "measured"),
         final=last.get("final"),
-        warnings=tuple(dict.fromkeys(str(e["message"]) for e in events if e["event"] == "warning")),
+        warnings=tuple(dict.fromkeys([*warnings, *(str(e["message"]) for e in events if e["event"] == "warning")])),
         end=end,
-        wall_seconds=float(end["wall_seconds"]) if end and "wall_seconds" in end else times[-1] - times[0],
+        wall_seconds=float(end["wall_seconds"]) if end and "wall_seconds" in end else session_seconds(list(map(dict, events))),
         overhead_seconds=float(end["overhead_seconds"]) if end and "overhead_seconds" in end else overhead)
 
 
@@ -284,10 +287,6 @@ def parse_profile(event: Event) -> SensitivityProfile:
         tuple(event["units"]), tuple(event["formats"]), np.array(event["damage"], dtype=np.float64),
         np.array(event["damage_kl"], dtype=np.float64), None if gain is None else np.array(gain, dtype=np.float64),
         float(event["base_loss"]), str(event["source"]))
-
-
-def _seconds(time: float | str) -> float:
-    return datetime.fromisoformat(time).timestamp() if isinstance(time, str) else float(time)
 
 
 def _header(e: Event) -> Header:

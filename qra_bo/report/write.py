@@ -8,9 +8,7 @@ from qra_bo.errors import OutputError
 from qra_bo.report.data import ReportData, parse_events
 from qra_bo.report.html import render_html, report_json
 from qra_bo.report.plots import write_plots
-from qra_bo.study.journal import read_events
-
-JOURNAL = "trials.jsonl"
+from qra_bo.study.journal import JOURNAL_NAME, read_journal
 
 
 def load_run(folder: Path) -> ReportData:
@@ -20,10 +18,11 @@ def load_run(folder: Path) -> ReportData:
         OutputError: If the folder holds no journal.
         JournalError: If the journal can't be read.
     """
-    path = folder / JOURNAL
+    path = folder / JOURNAL_NAME
     if not path.is_file():
-        raise OutputError(f"{folder} is no run's folder: a folder with {JOURNAL} is expected; give the out= of a run")
-    return parse_events(read_events(path))
+        raise OutputError(f"{folder} is no run's folder: a folder with {JOURNAL_NAME} is expected; give the out= of a run")
+    content = read_journal(path)
+    return parse_events(content.events, content.warnings)
 
 
 def write_report(folder: Path) -> list[Path]:

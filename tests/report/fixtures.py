@@ -1,12 +1,15 @@
 """A plausible journal of a whole run, made from a planted landscape: 12 layers, 25 search evaluations."""
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from qra_bo.records import Evaluation, EvaluationRequest, Fidelity, Measurement, TrialState
 from qra_bo.space import Allocation, StorageFormat, uniform
+from qra_bo.study.journal import Journal
 
 L = 12
 FORMATS = (StorageFormat("hqq2", "hqq", 2, 64), StorageFormat("hqq3", "hqq", 3, 64),
@@ -19,6 +22,7 @@ UNIT_DAMAGE = np.array([.9, .5, .3, .22, .2, .18, .17, .2, .24, .3, .45, .8])
 FORMAT_DAMAGE = {"hqq2": 4.0, "hqq3": .7, "nf4": .14, "int8": .004, "fp16": 0.0}
 HIGH, LOW, TOKENS_A_STEP = 48, 12, 256
 OTHER_BYTES = 56_000_000
+START = 1_760_000_000
 
 
 def breakdown(a: Allocation) -> dict[str, int]:
@@ -46,12 +50,13 @@ class Script:
     def __init__(self, seed: int) -> None:
         self.rng = np.random.default_rng(seed)
         self.events: list[dict[str, Any]] = []
-        self.clock = 1_760_000_000.0
+        self.clock = 0.0
         self.next_id = 0
 
     def add(self, event: str, fields: Mapping[str, Any], seconds: float = 0.2) -> None:
         self.clock += seconds
-        self.events.append({"event": event, "time": self.clock, **fields})
+        time = datetime.fromtimestamp(START + self.clock, UTC).isoformat()
+        self.events.append({"event": event, "time": time, "elapsed": self.clock, **fields})
 
     def evaluate(self, a: Allocation, stage: str, fidelity: Fidelity = Fidelity.HIGH, *, steps: int | None = None,
                  train_seed: int = 0, split: str = "validation", lr_scale: float = 1.0,
@@ -170,3 +175,14 @@ def conclude(s: Script, best: Allocation, reference: Allocation, wins: bool) -> 
                        "breakdown": breakdown(chosen)})
     s.add("final", {"steps": 400, "loss": 3.871, "loss_se": .004, "adapter": "adapter"}, 170.0)
     s.add("end", {"status": "done", "best": chosen.fingerprint})
+
+
+def write_run(folder: Path, events: list[dict[str, Any]]) -> Path:
+    """A run's folder with these events in its journal, as the program itself writes them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    clock = [0.0]
+    with Journal(folder, clock=lambda: clock[0]) as journal:
+        for e in events:
+            clock[0] = e["elapsed"]
+            journal.append(e["event"], {k: v for k, v in e.items() if k not in ("event", "time", "elapsed")})
+    return folder

@@ -1,0 +1,231 @@
+"""``python -m qra_bo.runs list|show|compare|prune``: looks after a folder of runs."""
+
+import argparse
+import fcntl
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from qra_bo.errors import JournalError, OutputError, UserError
+from qra_bo.report import story
+from qra_bo.report.data import ReportData
+from qra_bo.report.tables import print_result
+from qra_bo.report.text import DASH, describe_allocation, number, signed, size
+from qra_bo.report.write import load_run
+from qra_bo.study.journal import JOURNAL_NAME
+from qra_bo.study.lock import LOCK_NAME, RunLock
+
+CHECKPOINTS = "checkpoints"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run's folder: its report data, or why its journal can't be read."""
+
+    folder: Path
+    data: ReportData | None
+    problem: str = ""
+
+    @property
+    def state(self) -> str:
+        """``done`` and the like from the journal; else ``active``, ``unfinished`` or ``unreadable``."""
+        if self.data is None:
+            return "unreadable"
+        if self.data.end is not None:
+            return self.data.state
+        return "active" if _is_locked(self.folder) else "unfinished"
+
+
+def find_runs(folder: Path) -> list[Run]:
+    """Runs in ``folder``, itself included, at any depth, in order of their paths.
+
+    Raises:
+        OutputError: If ``folder`` is no directory.
+    """
+    if not folder.is_dir():
+        raise OutputError(f"{folder} is not a folder; give the folder that holds your runs, e.g. outputs")
+    runs = []
+    for journal in sorted(folder.rglob(JOURNAL_NAME)):
+        try:
+            runs.append(Run(journal.parent, load_run(journal.parent)))
+        except JournalError as error:
+            runs.append(Run(journal.parent, None, str(error)))
+    return runs
+
+
+def list_runs(folder: Path, console: Console) -> None:
+    """One line for every run: state, model, budget, loss, difference to the best uniform choice."""
+    runs = find_runs(folder)
+    if not runs:
+        console.print(f"no runs in {folder}", markup=False, highlight=False)
+        return
+    _table(console, ("run", "state", "model", "budget", "oracle", "loss", "versus best uniform", "evaluations"),
+           [_line(folder, run) for run in runs])
+    for run in runs:
+        if run.problem:
+            console.print(f"{run.folder}: {run.problem}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _line(folder: Path, run: Run) -> tuple[str, ...]:
+    name = str(run.folder.relative_to(folder)) if run.folder != folder else run.folder.name
+    d = run.data
+    if d is None:
+        return (name, run.state, *(DASH,) * 6)
+    return (name, run.state, d.header.model, f"{size(d.header.budget_bytes)} {d.header.scope}", d.header.oracle,
+            number(_loss(d)), _versus(d), str(len(d.evaluations)))
+
+
+def _loss(d: ReportData) -> float | None:
+    point = None if d.winner is None else d.point(d.winner)
+    return None if point is None else point.loss
+
+
+def _versus(d: ReportData) -> str:
+    c = d.confirmation
+    if c is not None:
+        return f"{signed(c.mean)} [{signed(c.low)}, {signed(c.high)}] {c.winner_kind}"
+    best, uniform = d.incumbent, d.best_uniform
+    if best is None or uniform is None or best.loss is None or uniform.loss is None:
+        return DASH
+    return f"{signed(best.loss - uniform.loss)} not confirmed"
+
+
+def compare_runs(folders: Sequence[Path], console: Console) -> None:
+    """Several runs side by side; says where they differ in what makes losses comparable.
+
+    Raises:
+        OutputError: If fewer than two runs are given or one of them is no run.
+    """
+    if len(folders) < 2:
+        raise OutputError(f"compare needs at least two runs; got {len(folders)}: {', '.join(map(str, folders))}")
+    runs = [(f, load_run(f)) for f in folders]
+    names = [str(f) for f in folders]
+    facts = (
+        ("model", lambda d: d.header.model), ("budget", lambda d: size(d.header.budget_bytes)),
+        ("scope", lambda d: d.header.scope), ("oracle", lambda d: d.header.oracle),
+        ("data", lambda d: str(d.provenance.get("data_sha256", DASH))[:12]),
+        ("steps", lambda d: str(d.header.high_steps)), ("method", lambda d: d.header.method),
+        ("search seed", lambda d: str(d.header.seed)), ("search loss", lambda d: number(_loss(d))),
+        ("versus best uniform", _versus), ("gap closed", lambda d: story.gap_closed(d) or DASH),
+        ("cost (evaluations)", lambda d: number(None if d.high_fidelity_cost is None
+                                                else d.total_cost / d.high_fidelity_cost, 1)),
+        ("bits and ranks", _allocation))
+    _table(console, ("", *names), [(title, *(read(d) for _, d in runs)) for title, read in facts])
+    for title, read in facts[:6]:
+        if len({read(d) for _, d in runs}) > 1:
+            console.print(f"The runs differ in {title}: their losses are not comparable as they stand.", markup=False,
+                          highlight=False)
+
+
+def _allocation(d: ReportData) -> str:
+    w = d.winner
+    return DASH if w is None else describe_allocation(d.header.units, d.bits(w), w.ranks)
+
+
+def prune_runs(folder: Path, console: Console, *, unfinished: bool, yes: bool) -> list[Path]:
+    """Remove checkpoints of finished runs, and with ``unfinished`` whole runs that ended early.
+
+    Runs that may still be going on and unreadable ones are left alone. Without ``yes`` nothing is removed.
+
+    Returns:
+        The paths that were removed, or would be.
+    """
+    doomed = []
+    for run in find_runs(folder):
+        if run.state == "unfinished" and unfinished:
+            doomed.append(run.folder)
+        elif run.state not in ("active", "unreadable", "unfinished") and (run.folder / CHECKPOINTS).is_dir():
+            doomed.append(run.folder / CHECKPOINTS)
+    total = sum(p.stat().st_size for path in doomed for p in path.rglob("*") if p.is_file())
+    for path in doomed:
+        if yes:
+            with RunLock(path if path.name != CHECKPOINTS else path.parent):
+                shutil.rmtree(path)
+        console.print(f"{'removed' if yes else 'would remove'} {path}", markup=False, highlight=False, soft_wrap=True)
+    note = "" if yes or not doomed else "; nothing was removed: add --yes to do it"
+    console.print(f"{len(doomed)} folders, {size(total)}{note}", markup=False, highlight=False)
+    return doomed
+
+
+def _is_locked(folder: Path) -> bool:
+    """Whether a process writes to this run; reads only, so that listing works in folders of others."""
+    try:
+        with (folder / LOCK_NAME).open(encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
+def _table(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table on a terminal, tab-separated lines elsewhere."""
+    if not console.is_terminal:
+        for row in (columns, *rows):
+            console.print("\t".join(row), markup=False, highlight=False, soft_wrap=True)
+        return
+    table = Table()
+    for column in columns:
+        table.add_column(escape(column), overflow="fold")
+    for row in rows:
+        table.add_row(*map(escape, row))
+    console.print(table)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m qra_bo.runs", description="Look after a folder of runs.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="list|show|compare|prune")
+    listing = commands.add_parser("list", help="one line for every run below FOLDER")
+    listing.add_argument("folder", type=Path, nargs="?", default=Path("outputs"))
+    show = commands.add_parser("show", help="the result of one run")
+    show.add_argument("folder", type=Path)
+    show.add_argument("--json", action="store_true", help="the data of report.json on stdout")
+    compare = commands.add_parser("compare", help="several runs side by side")
+    compare.add_argument("folders", type=Path, nargs="+", metavar="folder")
+    prune = commands.add_parser("prune", help="remove checkpoints of finished runs (says what, removes with --yes)")
+    prune.add_argument("folder", type=Path, nargs="?", default=Path("outputs"))
+    prune.add_argument("--unfinished", action="store_true", help="also remove whole runs that ended early")
+    prune.add_argument("--yes", action="store_true", help="really remove")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status: 0, or 2 with one message on stderr where the input can't work."""
+    args = build_parser().parse_args(arguments)
+    console = Console()
+    try:
+        if args.command == "list":
+            list_runs(args.folder, console)
+        elif args.command == "show":
+            _show(args.folder, console, as_json=args.json)
+        elif args.command == "compare":
+            compare_runs(args.folders, console)
+        else:
+            prune_runs(args.folder, console, unfinished=args.unfinished, yes=args.yes)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return error.exit_status
+    return 0
+
+
+def _show(folder: Path, console: Console, *, as_json: bool) -> None:
+    d = load_run(folder)
+    if as_json:
+        from qra_bo.report.html import report_json  # imports matplotlib, which takes a second
+
+        print(json.dumps(report_json(d), indent=1, sort_keys=True))
+        return
+    shown = ("best.json", "report.html", "adapter", "quant_manifest.json")
+    print_result(console, d, [str(folder / name) for name in shown if (folder / name).exists()])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
