@@ -1,0 +1,260 @@
+"""The append-only journal of a run: one event a line, checksummed, on disk before anything follows from it."""
+
+import errno
+import json
+import os
+import time
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from qra_bo.errors import JournalError, OracleError, OutputError
+from qra_bo.records import SCHEMA_VERSION
+from qra_bo.study.lock import RunLock
+
+JOURNAL_NAME = "trials.jsonl"
+Event = dict[str, Any]
+_RESERVED = frozenset({"event", "time", "session", "elapsed", "crc"})
+_FIRST_BYTES = b'{"event":"header"'
+_LISTED = 8
+"""Differences that a message spells out."""
+
+
+def canonical(data: Mapping[str, Any]) -> str:
+    """The one JSON text of ``data`` (sorted keys, no spaces, no NaN): what checksums and hashes are taken over."""
+    return json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def checksum(data: Mapping[str, Any]) -> str:
+    """CRC-32 of the canonical text without the field ``crc``, as eight hexadecimal digits."""
+    text = canonical({k: v for k, v in data.items() if k != "crc"})
+    return f"{zlib.crc32(text.encode()):08x}"
+
+
+@dataclass(frozen=True)
+class JournalContent:
+    """What could be read of a journal.
+
+    Args:
+        events: The good lines, in order.
+        warnings: What was lost, in words.
+        damaged: Numbers (from 1) of the damaged lines that are followed by others or end in a line break.
+        good_bytes: Length of the file up to the end of its last complete line.
+    """
+
+    events: tuple[Event, ...]
+    warnings: tuple[str, ...]
+    damaged: tuple[int, ...]
+    good_bytes: int
+
+
+def read_journal(path: Path) -> JournalContent:
+    """Read and verify every line; damaged ones are named and left out, a cut-off last line is left out.
+
+    Raises:
+        JournalError: If the file can't be read, has no readable header, or was written by a newer release.
+    """
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise JournalError(f"the journal {path} can't be read ({error.strerror})") from error
+    good_bytes = raw.rfind(b"\n") + 1
+    if raw:
+        _check_header(path, raw, good_bytes)
+    events, warnings, damaged = [], [], []
+    for number, line in enumerate(raw[:good_bytes].split(b"\n")[:-1], start=1):
+        event = _decode(line)
+        if event is None:
+            damaged.append(number)
+            warnings.append(f"line {number} of {path.name} is damaged (its checksum does not hold); it was left out "
+                            "and the rest kept")
+        else:
+            events.append(event)
+    if good_bytes < len(raw):
+        warnings.append(f"the last line of {path.name} was cut off (a process was killed while it wrote); it was "
+                        "dropped, and what it held is done again")
+    return JournalContent(tuple(events), tuple(warnings), tuple(damaged), good_bytes)
+
+
+def _decode(line: bytes) -> Event | None:
+    """The event of one line, or ``None`` if it is not what was written."""
+    try:
+        data = json.loads(line)
+    except ValueError:
+        return None
+    if not isinstance(data, dict) or not isinstance(data.get("event"), str):
+        return None
+    try:
+        return data if data.get("crc") == checksum(data) else None
+    except ValueError:  # NaN and infinity are never written
+        return None
+
+
+def _check_header(path: Path, raw: bytes, good_bytes: int) -> None:
+    """The first line must be a header of a known schema; a cut-off one may still become one."""
+    if good_bytes == 0:
+        if raw[: len(_FIRST_BYTES)] != _FIRST_BYTES[: len(raw)]:
+            raise JournalError(f"{path} is not the journal of a run (it does not begin with a header event) and was "
+                               "left as it is; choose another folder with out=")
+        return
+    line = raw[: raw.index(b"\n")]
+    try:
+        version = json.loads(line)["schema_version"]
+    except (ValueError, KeyError, TypeError):
+        version = None
+    if type(version) is int and version > SCHEMA_VERSION:
+        raise JournalError(f"{path} was written with schema {version}, this release reads up to {SCHEMA_VERSION}; "
+                           "update qra_bo, or start a new run with another out=")
+    event = _decode(line)
+    if event is None or event["event"] != "header" or type(version) is not int or version < 1:
+        raise JournalError(f"{path} can't be used: its line 1 is not the header event of a run, or is damaged, so that "
+                           "what its results belong to is unknown; start a new run with another out=")
+
+
+def check_same_configuration(path: Path, header: Mapping[str, Any], config: Mapping[str, Any], config_sha256: str,
+                             may_differ: frozenset[str] = frozenset()) -> None:
+    """Refuse to continue a journal of another configuration.
+
+    Args:
+        path: For the message.
+        header: The journal's first event.
+        config: The configuration of this run.
+        config_sha256: Its hash over what defines results.
+        may_differ: Top-level keys that the hash leaves out.
+
+    Raises:
+        JournalError: If the hashes differ; it lists the keys that do.
+    """
+    if header.get("config_sha256") == config_sha256:
+        return
+    old, new = _flatten(header.get("config", {})), _flatten(config)
+    keys = [k for k in sorted(old.keys() | new.keys())
+            if k.split(".")[0] not in may_differ and old.get(k, "(absent)") != new.get(k, "(absent)")]
+    listed = "; ".join(f"{k} was {old.get(k, '(absent)')!r} and is {new.get(k, '(absent)')!r}" for k in keys[:_LISTED])
+    more = f"; and {len(keys) - _LISTED} more" if len(keys) > _LISTED else ""
+    what = listed + more if keys else "the values agree, but the release that wrote it hashed other keys"
+    raise JournalError(f"the journal {path} belongs to another configuration: {what}. Continue it with the values it "
+                       "was started with, or start a new run with another out=")
+
+
+def _flatten(data: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(data, Mapping):
+        return {prefix: data}
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        flat.update(_flatten(value, f"{prefix}.{key}" if prefix else key))
+    return flat
+
+
+class Journal:
+    """The writer of one run, as a context manager: it holds the run's lock and what was read on opening.
+
+    Args:
+        folder: The run's folder; it must exist.
+        shield: Keeps signals away while a line is written.
+        clock: Monotonic seconds since any moment; tests give their own.
+
+    Raises:
+        OutputError: On entering or writing, if the folder is locked, full or not writable.
+        JournalError: On entering, if there is a journal that can't be read.
+    """
+
+    def __init__(self, folder: Path, shield: Callable[[], AbstractContextManager[None]] = nullcontext,
+                 clock: Callable[[], float] = time.monotonic) -> None:
+        self.path = folder / JOURNAL_NAME
+        self.content = JournalContent((), (), (), 0)
+        self._lock, self._shield, self._clock = RunLock(folder), shield, clock
+        self._fd: int | None = None
+        self._size = 0
+        self._session = 1
+        self._started = clock()
+
+    def __enter__(self) -> "Journal":
+        self._lock.__enter__()
+        try:
+            if self.path.exists():
+                self.content = read_journal(self.path)
+            self._size = self.content.good_bytes
+            self._session = 1 + max((int(e["session"]) for e in self.content.events), default=0)
+            self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            _sync_folder(self.path.parent)
+        except OSError as error:
+            self._lock.__exit__(None, None, None)
+            raise OutputError(f"the journal {self.path} can't be written ({error.strerror}); choose another folder "
+                              "with out=, or mend its permissions") from error
+        except JournalError:
+            self._lock.__exit__(None, None, None)
+            raise
+        self._started = self._clock()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+        self._lock.__exit__(kind, error, trace)
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since this session opened the journal, by a clock that can't jump."""
+        return self._clock() - self._started
+
+    def append(self, event: str, fields: Mapping[str, Any]) -> Event:
+        """Write one event and wait until the disk has it; returns it as a reader will see it.
+
+        Raises:
+            OracleError: If a field is reserved or not JSON: a bug of the caller.
+            OutputError: If the line can't be written; what there was before stays readable.
+        """
+        if fields.keys() & _RESERVED or self._fd is None:
+            raise OracleError(f"the event {event!r} can't be written: its fields {sorted(fields.keys() & _RESERVED)} "
+                              "are the journal's own, or the journal is not open")
+        data: Event = {"event": event, "time": datetime.now().astimezone().isoformat(timespec="milliseconds"),
+                       "session": self._session, "elapsed": round(self.elapsed, 3), **fields}
+        try:
+            data["crc"] = checksum(data)
+            line = json.dumps(data, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+        except (TypeError, ValueError) as error:
+            raise OracleError(f"the event {event!r} holds a value that is not JSON: {error}") from error
+        with self._shield():
+            self._write(self._fd, line)
+        return dict(json.loads(line))
+
+    def _write(self, fd: int, line: bytes) -> None:
+        """Write at the end of the last complete line: what a killed process left behind it is cut away."""
+        try:
+            if os.fstat(fd).st_nlink == 0:
+                raise FileNotFoundError(errno.ENOENT, "it was deleted while the run was writing it")
+            os.ftruncate(fd, self._size)
+            written = 0
+            while written < len(line):
+                written += os.pwrite(fd, line[written:], self._size + written)
+            os.fsync(fd)
+        except OSError as error:
+            raise OutputError(f"the journal {self.path} can't be written ({error.strerror}); the run stops here and "
+                              "loses nothing before it: mend that and run the same command again to go on") from error
+        self._size += len(line)
+
+
+def session_seconds(events: Iterable[Mapping[str, Any]]) -> float:
+    """Seconds that all sessions spent on a journal: the sum of each one's largest ``elapsed``."""
+    last: dict[int, float] = {}
+    for event in events:
+        session = int(event["session"])
+        last[session] = max(last.get(session, 0.0), float(event["elapsed"]))
+    return sum(last.values())
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a new file's name survive a power cut."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,70 @@
+"""Stopping at a clean line: SIGINT and SIGTERM become an exception, but never in the middle of a journal line."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType, TracebackType
+from typing import Any
+
+
+class RunInterrupted(KeyboardInterrupt):
+    """The run was asked to stop by a signal; its journal is clean and the run can be continued.
+
+    Args:
+        signum: ``SIGINT`` or ``SIGTERM``.
+    """
+
+    def __init__(self, signum: int) -> None:
+        self.signum = signum
+        super().__init__(f"stopped by {signal.Signals(signum).name}; run the same command again to go on")
+
+    @property
+    def exit_status(self) -> int:
+        """130 for Ctrl-C, 143 for SIGTERM."""
+        return 128 + self.signum
+
+
+class Interrupts:
+    """While entered, the first SIGINT or SIGTERM raises ``RunInterrupted`` in the main thread, outside shields.
+
+    A second one acts as it would without this. In any other thread than the main one it changes nothing.
+    """
+
+    def __init__(self) -> None:
+        self._depth = 0
+        self._pending: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> "Interrupts":
+        if threading.current_thread() is threading.main_thread():
+            for signum in (signal.SIGINT, signal.SIGTERM):
+                self._previous[signum] = signal.signal(signum, self._on_signal)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self._restore()
+
+    def _restore(self) -> None:
+        while self._previous:
+            signum, handler = self._previous.popitem()
+            signal.signal(signum, handler)
+
+    def _on_signal(self, signum: int, frame: FrameType | None) -> None:
+        self._restore()
+        self._pending = signum
+        if self._depth == 0:
+            raise RunInterrupted(signum)
+
+    @contextmanager
+    def shield(self) -> Iterator[None]:
+        """Hold a signal back until the block has ended."""
+        self._depth += 1
+        try:
+            yield
+        finally:
+            self._depth -= 1
+        if self._depth == 0 and self._pending is not None:
+            signum, self._pending = self._pending, None
+            raise RunInterrupted(signum)

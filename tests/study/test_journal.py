@@ -1,0 +1,194 @@
+"""The journal keeps every line it promised and says what it lost."""
+
+import json
+import os
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qra_bo.errors import JournalError, OracleError, OutputError
+from qra_bo.study.journal import (
+    Journal,
+    check_same_configuration,
+    checksum,
+    read_journal,
+    session_seconds,
+)
+
+HEADER = {"schema_version": 1, "config": {"a": {"b": 1}}, "config_sha256": "x"}
+
+
+def write(folder: Path, n: int = 3) -> Path:
+    with Journal(folder) as journal:
+        journal.append("header", HEADER)
+        for i in range(n):
+            journal.append("warning", {"message": f"number {i} é"})
+    return folder / "trials.jsonl"
+
+
+def test_lines_are_json_with_checksum_over_canonical_text(tmp_path: Path) -> None:
+    lines = write(tmp_path).read_text().splitlines()
+    assert [json.loads(line)["event"] for line in lines] == ["header", "warning", "warning", "warning"]
+    for line in lines:
+        data = json.loads(line)
+        assert len(data["crc"]) == 8
+        assert data["crc"] == checksum(data)
+        assert data["time"][4] == "-"
+        assert data["session"] == 1
+
+
+def test_checksum_is_crc32_of_sorted_text_without_the_crc() -> None:
+    expected = format(zlib.crc32(b'{"a":"x","b":1}'), "08x")
+    assert checksum({"b": 1, "a": "x", "crc": "ffffffff"}) == expected
+
+
+@pytest.mark.parametrize("cut", [1, 5, 40])
+def test_cut_off_last_line_is_dropped_with_a_warning_and_written_over(tmp_path: Path, cut: int) -> None:
+    path = write(tmp_path)
+    raw = path.read_bytes()
+    path.write_bytes(raw[:-cut])
+    content = read_journal(path)
+    assert len(content.events) == 3
+    assert "cut off" in content.warnings[0]
+    with Journal(tmp_path) as journal:
+        assert len(journal.content.events) == 3
+        journal.append("warning", {"message": "after"})
+    again = read_journal(path)
+    assert [e.get("message") for e in again.events[1:]] == ["number 0 é", "number 1 é", "after"]
+    assert not again.warnings
+    assert again.events[-1]["session"] == 2
+
+
+def test_damaged_line_is_named_and_the_rest_kept(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    lines = path.read_bytes().split(b"\n")
+    lines[2] = lines[2].replace(b"number 1", b"number 7")
+    path.write_bytes(b"\n".join(lines))
+    content = read_journal(path)
+    assert content.damaged == (3,)
+    assert "line 3" in content.warnings[0]
+    assert [e.get("message") for e in content.events[1:]] == ["number 0 é", "number 2 é"]
+
+
+@given(st.integers(0, 10_000), st.integers(0, 7))
+def test_a_flipped_bit_is_found_or_harmless(tmp_path_factory: pytest.TempPathFactory, position: int, bit: int) -> None:
+    path = write(tmp_path_factory.mktemp("flip"))
+    good = read_journal(path).events
+    raw = bytearray(path.read_bytes())
+    raw[position % len(raw)] ^= 1 << bit
+    path.write_bytes(bytes(raw))
+    try:
+        content = read_journal(path)
+    except JournalError:
+        return
+    assert all(e in good for e in content.events)
+    assert content.events == good or content.warnings
+
+
+def test_header_cut_off_while_first_written_is_recovered(tmp_path: Path) -> None:
+    path = write(tmp_path, 0)
+    path.write_bytes(path.read_bytes()[:30])
+    content = read_journal(path)
+    assert content.events == ()
+    assert "cut off" in content.warnings[0]
+
+
+@pytest.mark.parametrize("text", ["hello", "hello\n", '{"event": "evaluation"}\n', "[]\n", "\n"])
+def test_foreign_file_is_refused_and_left_alone(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "trials.jsonl"
+    path.write_text(text)
+    with pytest.raises(JournalError, match="out="), Journal(tmp_path):
+        pass
+    assert path.read_text() == text
+    with pytest.raises(JournalError), Journal(tmp_path):  # the lock was released: not "in use"
+        pass
+
+
+def test_newer_schema_is_refused_whatever_its_checksum(tmp_path: Path) -> None:
+    (tmp_path / "trials.jsonl").write_text('{"event":"header","schema_version":99}\n')
+    with pytest.raises(JournalError, match=r"schema 99.*up to 1"):
+        read_journal(tmp_path / "trials.jsonl")
+
+
+def test_another_configuration_is_refused_and_the_difference_said(tmp_path: Path) -> None:
+    stored = {"config_sha256": "x", "config": {"model": {"name": "tiny"}, "effort": {"name": "quick"}, "bits": [2, 4]}}
+    with pytest.raises(JournalError, match=r"bits was \[2, 4\] and is \[2, 8\]; model.name was 'tiny' and is 'big'\."):
+        check_same_configuration(tmp_path, stored, {"model": {"name": "big"}, "effort": {"name": "normal"},
+                                                    "bits": [2, 8]}, "y", frozenset({"effort"}))
+    check_same_configuration(tmp_path, stored, {}, "x")
+
+
+def test_second_writer_is_told_who_holds_the_run(tmp_path: Path) -> None:
+    with Journal(tmp_path):
+        code = ("import sys; from pathlib import Path; from qra_bo.study.journal import Journal\n"
+                "from qra_bo.errors import OutputError\n"
+                "try:\n  Journal(Path(sys.argv[1])).__enter__()\n"
+                "except OutputError as e:\n  sys.stdout.write(str(e))")
+        out = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+        assert f"in use by process {os.getpid()} on" in out.stdout
+    with Journal(tmp_path) as again:
+        assert again.content.events == ()
+
+
+def test_lock_of_a_dead_process_does_not_hold(tmp_path: Path) -> None:
+    code = ("import os, signal, sys; from pathlib import Path; from qra_bo.study.journal import Journal\n"
+            "Journal(Path(sys.argv[1])).__enter__(); os.kill(os.getpid(), signal.SIGKILL)")
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False).returncode == -9
+    with Journal(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), {1, 2}])
+def test_what_is_not_json_is_a_bug_and_writes_nothing(tmp_path: Path, value: object) -> None:
+    with Journal(tmp_path) as journal:
+        journal.append("header", HEADER)
+        with pytest.raises(OracleError, match="not JSON"):
+            journal.append("warning", {"message": value})
+        with pytest.raises(OracleError, match="own"):
+            journal.append("warning", {"crc": "0"})
+    assert len(read_journal(tmp_path / "trials.jsonl").events) == 1
+
+
+def test_full_disk_stops_with_a_remedy_and_keeps_what_was_there(tmp_path: Path,
+                                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    with Journal(tmp_path) as journal:
+        journal.append("header", HEADER)
+        real = os.pwrite
+
+        def half(fd: int, data: bytes, offset: int) -> int:
+            if offset > journal._size:
+                raise OSError(28, "No space left on device")
+            return real(fd, data[: len(data) // 2], offset)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "pwrite", half)
+            with pytest.raises(OutputError, match="No space left"):
+                journal.append("warning", {"message": "lost"})
+        assert len(read_journal(journal.path).events) == 1
+        journal.append("warning", {"message": "kept"})
+    content = read_journal(tmp_path / "trials.jsonl")
+    assert [e.get("message") for e in content.events] == [None, "kept"]
+
+
+def test_deleted_journal_is_noticed(tmp_path: Path) -> None:
+    with Journal(tmp_path) as journal:
+        journal.append("header", HEADER)
+        journal.path.unlink()
+        with pytest.raises(OutputError, match="deleted"):
+            journal.append("warning", {"message": "nowhere"})
+
+
+def test_unwritable_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="can't be written"), Journal(tmp_path / "absent"):
+        pass
+
+
+def test_session_seconds_adds_the_last_of_each_session() -> None:
+    events = [{"session": 1, "elapsed": 1.0}, {"session": 1, "elapsed": 5.0}, {"session": 2, "elapsed": 9.0},
+              {"session": 3, "elapsed": 0.5}]
+    assert session_seconds(events) == 14.5
