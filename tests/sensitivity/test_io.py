@@ -1,0 +1,117 @@
+"""The strict codec of profiles, and measured files of others."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qra_bo.errors import ProfileError
+from qra_bo.sensitivity.io import (
+    coarsen_profile,
+    load_measured_damage,
+    load_profile,
+    profile_to_json,
+    save_profile,
+)
+from qra_bo.sensitivity.profile import SensitivityProfile
+from qra_bo.space import Linear, Unit, make_units
+from qra_bo.space.specs import spec_from_numbers
+from tests.spaces import make_profile, make_space
+
+PUBLISHED = os.environ.get("QRA_BO_TEST_DATA", "")  # folder with published sensitivity files
+
+
+def without(key: str) -> dict[str, object]:
+    data = profile_to_json(make_profile(make_space(2)))
+    del data[key]
+    return data
+
+
+@pytest.mark.parametrize("with_gain", [True, False])
+def test_round_trip_is_exact(tmp_path: Path, with_gain: bool) -> None:
+    p = make_profile(make_space(3))
+    if not with_gain:
+        p = SensitivityProfile(p.units, p.formats, p.damage, p.damage_kl, None, p.base_loss, p.source)
+    path = tmp_path / "deep" / "profile.json"
+    save_profile(p, path)
+    q = load_profile(path)
+    assert (q.units, q.formats, q.base_loss, q.source) == (p.units, p.formats, p.base_loss, p.source)
+    np.testing.assert_array_equal(q.damage, p.damage)
+    np.testing.assert_array_equal(q.damage_kl, p.damage_kl)
+    assert (q.gain is None) == (not with_gain)
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("key", sorted(profile_to_json(make_profile(make_space(1)))))
+def test_a_missing_key_is_named(tmp_path: Path, key: str) -> None:
+    path = tmp_path / "p.json"
+    path.write_text(json.dumps(without(key)))
+    with pytest.raises(ProfileError, match=f"'{key}'.*missing"):
+        load_profile(path)
+
+
+@pytest.mark.parametrize(("key", "value"), [
+    ("units", "a"), ("units", []), ("formats", [1]), ("damage", 3), ("damage", [[1, "x"]]), ("damage", [[1, 2], [1]]),
+    ("damage_kl", [[None]]), ("gain", {}), ("gain", [[True]]), ("base_loss", "3"), ("source", None)])
+def test_a_mistyped_key_is_named(tmp_path: Path, key: str, value: object) -> None:
+    path = tmp_path / "p.json"
+    path.write_text(json.dumps({**profile_to_json(make_profile(make_space(2))), key: value}))
+    with pytest.raises(ProfileError, match=f"'{key}'"):
+        load_profile(path)
+
+
+def test_unknown_keys_other_schemas_and_broken_files_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "p.json"
+    data = profile_to_json(make_profile(make_space(2)))
+    for change, match in (({"Gain": 1}, r"\['Gain'\] are unknown"), ({"schema_version": 2}, "schema_version 2")):
+        path.write_text(json.dumps({**data, **change}))
+        with pytest.raises(ProfileError, match=match):
+            load_profile(path)
+    for text, match in (("{", "not valid JSON"), ("[]", "JSON object"), ('{"base_loss": NaN}', "finite")):
+        path.write_text(text)
+        with pytest.raises(ProfileError, match=match):
+            load_profile(path)
+    with pytest.raises(ProfileError, match="can't be read"):
+        load_profile(tmp_path / "absent.json")
+
+
+def test_coarser_units_are_sums() -> None:
+    a, b, c = (Linear(f"model.layers.0.{n}", 8, 8, 0, "mlp", n) for n in "abc")
+    fine = SensitivityProfile(("model.layers.0.b", "model.layers.0.a", "model.layers.0.c"), ("nf4", "int8"),
+                              np.array([[1.0, 0.1], [2.0, 0.2], [4.0, 0.4]]), np.eye(3)[:, :2],
+                              np.array([[1.0, 2], [3, 4], [5, 6]]), 3.0, "here")
+    coarse = coarsen_profile(fine, [Unit("x", (a, b)), Unit("y", (c,))])
+    assert coarse.units == ("x", "y")
+    np.testing.assert_allclose(coarse.damage, [[3.0, 0.3], [4.0, 0.4]])
+    np.testing.assert_allclose(coarse.require_gain(), [[4.0, 6], [5, 6]])
+    with pytest.raises(ProfileError, match=r"lack 1 of the model's linears.*layers\.0\.d"):
+        coarsen_profile(fine, [Unit("x", (a, Linear("model.layers.0.d", 8, 8, 0, "mlp", "d")))])
+
+
+def test_measured_damage_says_what_it_lacks(tmp_path: Path) -> None:
+    path = tmp_path / "m.json"
+    path.write_text(json.dumps({"model_name": "M", "dataset": "D", "loss": {"0.a": 1, "0.b": 2.5, "1.a": 4}}))
+    measured = load_measured_damage(path)
+    assert measured.units == ("model.layers.0.a", "model.layers.0.b", "model.layers.1.a")
+    units = [Unit("model.layers.0", tuple(Linear(f"model.layers.0.{n}", 8, 8, 0, "mlp", n) for n in "ab"))]
+    profile = measured.coarsen(units).profile("nf4", base_loss=2.0, damage_kl=np.array([3.0]))
+    assert profile.damage.tolist() == [[3.5]]
+    assert profile.gain is None
+    with pytest.raises(ProfileError, match="no I_r"):
+        profile.require_gain()
+    for change, match in (({"loss": {}}, "'loss' must be"), ({"loss": {"0.a": "x"}}, "0.a"), ({"losses": 1}, "losses")):
+        path.write_text(json.dumps({"model_name": "M", "dataset": "D", "loss": {"0.a": 1}, **change}))
+        with pytest.raises(ProfileError, match=match):
+            load_measured_damage(path)
+
+
+@pytest.mark.skipif(not PUBLISHED, reason="QRA_BO_TEST_DATA names no folder of published files")
+def test_published_files_cover_every_linear() -> None:
+    spec = spec_from_numbers("llama2_7b", "llama", n_layers=32, hidden_size=4096, intermediate_size=11008, n_heads=32,
+                             n_kv_heads=32, head_dim=128, vocab_size=32000, tied=False)
+    measured = load_measured_damage(Path(PUBLISHED) / "sensitivity_llama2_7b_wikitext2.json")
+    layers = measured.coarsen(make_units(spec, "layer"))
+    assert layers.loss.shape == (32,)
+    assert layers.loss.sum() == pytest.approx(measured.loss.sum())
