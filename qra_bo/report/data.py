@@ -1,5 +1,6 @@
 """What a journal says, as frozen records: the only input of every table, plot and page."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +19,7 @@ FORWARD_SHARE = 1 / 3
 """Cost of a forward-only token in training tokens."""
 SIDE_STAGES = frozenset({"calibration", "confirmation", "ranking_check"})
 """Stages whose evaluations are not points of the search."""
+JOURNAL_FIELDS = frozenset({"event", "time", "elapsed", "crc"})
 BREAKDOWN_KEYS = ("weights", "quant_metadata", "unquantised", "adapters", "gradients", "optimizer", "activations",
                   "workspace")
 
@@ -259,11 +261,11 @@ def _parse(events: Sequence[Event], header: Header, warnings: Sequence[str]) -> 
     profile = last.get("profile")
     end = last.get("end")
     overhead = sum(max(0.0, e["elapsed"] - before["elapsed"] - e["seconds"])
-                   for before, e in zip(events, events[1:], strict=False)
+                   for before, e in itertools.pairwise(events)
                    if e["event"] == "evaluation" and e["elapsed"] >= before["elapsed"])
     return ReportData(
         header=header,
-        provenance={k: v for k, v in last.get("provenance", {}).items() if k not in ("event", "time", "elapsed", "crc")},
+        provenance={k: v for k, v in last.get("provenance", {}).items() if k not in JOURNAL_FIELDS},
         profile=None if profile is None else parse_profile(profile),
         profile_tokens=(0, 0) if profile is None else (int(profile["training_tokens"]), int(profile["forward_tokens"])),
         calibration=last.get("calibration"),
@@ -276,8 +278,8 @@ def _parse(events: Sequence[Event], header: Header, warnings: Sequence[str]) -> 
         final=last.get("final"),
         warnings=tuple(dict.fromkeys([*warnings, *(str(e["message"]) for e in events if e["event"] == "warning")])),
         end=end,
-        wall_seconds=float(end["wall_seconds"]) if end and "wall_seconds" in end else session_seconds(list(map(dict, events))),
-        overhead_seconds=float(end["overhead_seconds"]) if end and "overhead_seconds" in end else overhead)
+        wall_seconds=session_seconds([dict(e) for e in events]),
+        overhead_seconds=overhead)
 
 
 def parse_profile(event: Event) -> SensitivityProfile:

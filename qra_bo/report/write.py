@@ -20,7 +20,7 @@ def load_run(folder: Path) -> ReportData:
     """
     path = folder / JOURNAL_NAME
     if not path.is_file():
-        raise OutputError(f"{folder} is no run's folder: a folder with {JOURNAL_NAME} is expected; give the out= of a run")
+        raise OutputError(f"{folder} is no run's folder: it holds no {JOURNAL_NAME}; give the out= folder of a run")
     content = read_journal(path)
     return parse_events(content.events, content.warnings)
 
