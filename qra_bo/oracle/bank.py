@@ -1,0 +1,230 @@
+"""Every linear layer of a model in every storage format: packed once, swapped in place.
+
+On a CPU the layers themselves are kept and a swap sets an attribute. For CUDA the packed tensors and the dense
+originals are kept in host memory, outside the device budget, and only what is installed lives on the device. Beyond
+``spill_above`` bytes packed tensors go to safetensors files in ``folder`` and are memory-mapped from there.
+"""
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from copy import deepcopy
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from qra_bo.errors import ModelError, OracleError
+from qra_bo.memory.formats import parse_format
+from qra_bo.oracle.protocol import Progress
+from qra_bo.oracle.quantizers.base import State, packed, storage_bytes
+from qra_bo.oracle.quantizers.registry import backend_of
+from qra_bo.space import DecoderSpec, StorageFormat
+
+
+def allow_mixed_bits(model: Any) -> None:
+    """Tell PEFT that the model may hold 4-bit and 8-bit layers; without both marks it takes them for dense ones."""
+    model.is_loaded_in_4bit = model.is_loaded_in_8bit = True
+
+
+def set_submodule(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put ``module`` in the place called ``name``."""
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
+
+
+class LayerBank:
+    """Quantised linears of one model.
+
+    Args:
+        model: The bare model (no adapters) with its dense linears, which the bank takes over. For CUDA they move to
+            host memory: call ``install`` or ``restore_dense`` before using the model.
+        spec: Which linears there are; nothing else of the model is touched.
+        formats: What ``build`` prepares; other formats may be installed and are packed when first asked for.
+        compute_dtype: Type of the matrix products.
+        device: Where installed layers live and where weights are packed.
+        keep_dense: Keep each layer's unpacked weight beside the packed one: faster on a CPU, the same numbers bit for
+            bit, two more bytes a weight and format. Memory must be measured without it (see ``unpacked``).
+        spill_above: Bytes of packed tensors to keep in memory; ``None`` keeps all.
+        folder: Where packed tensors beyond that go; needed with ``spill_above``.
+
+    Raises:
+        ModelError: If the model lacks a linear of ``spec`` or has it in another shape.
+    """
+
+    def __init__(self, model: Any, spec: DecoderSpec, formats: Sequence[StorageFormat], compute_dtype: torch.dtype,
+                 device: torch.device | str, *, keep_dense: bool = False, spill_above: int | None = None,
+                 folder: Path | None = None) -> None:
+        if spill_above is not None and folder is None:
+            raise OracleError("spill_above needs the folder that packed tensors go to")
+        self.model, self.spec, self.formats, self.compute_dtype = model, spec, tuple(formats), compute_dtype
+        self.device, self.keep_dense = torch.device(device), keep_dense
+        self._spill_above, self._folder = spill_above, folder
+        self._states: dict[tuple[str, str], State] = {}
+        self._sizes: dict[tuple[str, str], tuple[int, int]] = {}
+        self._layers: dict[tuple[str, str], nn.Module] = {}
+        self._in_memory = 0
+        self._current: dict[str, str] = {}
+        self._placed: dict[str, nn.Module] = {}
+        self._originals = {linear.name: self._take(linear.name, linear.out_features, linear.in_features)
+                           for linear in spec.linears}
+        self._dense_storages = {m.weight.untyped_storage().data_ptr() for m in self._originals.values()}
+        allow_mixed_bits(model)
+
+    def _take(self, name: str, out_features: int, in_features: int) -> nn.Linear:
+        try:
+            linear = self.model.get_submodule(name)
+        except AttributeError as error:
+            raise ModelError(f"the model has no module {name!r}, which {self.spec.name} should have") from error
+        if not isinstance(linear, nn.Linear) or tuple(linear.weight.shape) != (out_features, in_features):
+            raise ModelError(f"{name} should be a linear layer of {out_features} x {in_features}; the model has "
+                             f"{linear}")
+        self._placed[name] = linear
+        return linear if self.device.type == "cpu" else linear.to("cpu")
+
+    @property
+    def current(self) -> Mapping[str, str]:
+        """Format by linear of what is installed now; dense originals are left out."""
+        return MappingProxyType(self._current)
+
+    @property
+    def host_bytes(self) -> int:
+        """Bytes in host memory for packed tensors (mapped files and tensors shared with originals do not count) and
+        for unpacked weights that are kept."""
+        kept = [packed(layer).dense for layer in self._layers.values()]
+        return self._in_memory + sum(d.nbytes for d in kept if d is not None)
+
+    @property
+    def packings(self) -> int:
+        """How many (linear, format) pairs were packed since the bank was made."""
+        return len(self._sizes)
+
+    def build(self, progress: Progress | None = None) -> None:
+        """Pack every linear in every format of ``formats`` now, on all of torch's threads."""
+        todo = [(linear.name, fmt) for fmt in self.formats for linear in self.spec.linears
+                if (linear.name, fmt.name) not in self._sizes]
+        workers = torch.get_num_threads() if self.device.type == "cpu" else 1
+        with ThreadPoolExecutor(workers) as pool:
+            futures = {pool.submit(self._pack, name, fmt): (name, fmt) for name, fmt in todo}
+            for done, future in enumerate(as_completed(futures), start=1):
+                self._keep(*futures[future], future.result())
+                if progress is not None:
+                    progress("quantise", done, len(todo))
+
+    def install(self, model: Any, choice: Mapping[str, str]) -> None:
+        """Put each named linear in place in the named format; the others stay as they are.
+
+        Args:
+            model: The bank's model.
+            choice: Format name by linear name.
+
+        Raises:
+            ConfigError: If a format is unknown.
+            SpaceError: If a format can't pack a linear of this shape.
+            OracleError: If the model is not the bank's, a name is not a linear of it, or adapters are still attached.
+        """
+        if model is not self.model:
+            raise OracleError("a bank serves the model that it was made for")
+        changed = {name: parse_format(fmt) for name, fmt in choice.items() if self._current.get(name) != fmt}
+        for name in changed:
+            self._check_place(name)
+        layers = {name: self._layer(name, fmt) for name, fmt in changed.items()}
+        for name, layer in layers.items():
+            self._place(name, layer)
+            self._current[name] = changed[name].name
+
+    def restore_dense(self) -> None:
+        """Put the original dense linears back."""
+        for linear in self.spec.linears:
+            name, original = linear.name, self._originals[linear.name]
+            if name in self._current or self._placed[name].weight.device != self.device:
+                self._check_place(name)
+                self._place(name, original if self.device.type == "cpu" else deepcopy(original).to(self.device))
+                self._current.pop(name, None)
+
+    def stored_bytes(self, choice: Mapping[str, str]) -> tuple[int, int]:
+        """Bytes of codes and of metadata of the named linears, measured on their real storages."""
+        sizes = [self._size(name, parse_format(fmt)) for name, fmt in choice.items()]
+        return sum(s[0] for s in sizes), sum(s[1] for s in sizes)
+
+    def state(self, name: str, fmt: str) -> State:
+        """Packed tensors of one linear in one format, on the host."""
+        self._size(name, parse_format(fmt))
+        return self._states[name, fmt]
+
+    def unpacked(self, keep: bool) -> None:
+        """Keep unpacked weights from now on, or drop all that are kept (e.g. before memory is measured)."""
+        self.keep_dense = keep
+        for layer in self._layers.values():
+            self._unpack(layer)
+
+    def _unpack(self, layer: nn.Module) -> None:
+        plain = packed(layer)
+        if not self.keep_dense or plain.fmt.bits == 16:
+            plain.dense = None
+        elif plain.dense is None:
+            plain.dense = plain.unpack()
+
+    def _size(self, name: str, fmt: StorageFormat) -> tuple[int, int]:
+        if (name, fmt.name) not in self._sizes:
+            self._keep(name, fmt, self._pack(name, fmt))
+        return self._sizes[name, fmt.name]
+
+    def _pack(self, name: str, fmt: StorageFormat) -> State:
+        if name not in self._originals:
+            raise OracleError(f"{name!r} is not a linear layer of {self.spec.name}")
+        weight = self._originals[name].weight.detach()
+        backend = backend_of(fmt)
+        backend.check(fmt, weight.shape[0], weight.shape[1], self.device)
+        return {key: t.to("cpu") for key, t in backend.pack(weight, fmt, self.device).items()}
+
+    def _keep(self, name: str, fmt: StorageFormat, state: State) -> None:
+        key = (name, fmt.name)
+        metadata = {k: t for k, t in state.items() if k != "codes"}
+        self._sizes[key] = storage_bytes({"codes": state["codes"]}), storage_bytes(metadata)
+        shared = state["codes"].untyped_storage().data_ptr() in self._dense_storages
+        new = 0 if shared else sum(self._sizes[key])
+        if self._spill_above is not None and self._in_memory + new > self._spill_above:
+            state = self._to_file(key, state)
+        else:
+            self._in_memory += new
+        self._states[key] = state
+
+    def _to_file(self, key: tuple[str, str], state: State) -> State:
+        if self._folder is None:
+            raise OracleError("spill_above needs the folder that packed tensors go to")
+        self._folder.mkdir(parents=True, exist_ok=True)
+        path = self._folder / f"{key[0]}.{key[1]}.safetensors"
+        save_file(state, path)
+        mapped: State = load_file(path)  # views of the mapped file: pages are read when they are touched
+        return mapped
+
+    def _layer(self, name: str, fmt: StorageFormat) -> nn.Module:
+        self._size(name, fmt)
+        key = (name, fmt.name)
+        if key in self._layers:
+            return self._layers[key]
+        original = self._originals[name]
+        state = {k: t.to(self.device) for k, t in self._states[key].items()}
+        bias = None if original.bias is None else original.bias.detach().to(self.device)
+        layer = backend_of(fmt).build(state, fmt, (original.out_features, original.in_features), bias,
+                                      self.compute_dtype)
+        if self.device.type == "cpu":
+            self._layers[key] = layer
+            self._unpack(layer)
+        return layer
+
+    def _check_place(self, name: str) -> None:
+        if name not in self._placed:
+            raise OracleError(f"{name!r} is not a linear layer of {self.spec.name}")
+        found = self.model.get_submodule(name)
+        if found is not self._placed[name]:
+            raise OracleError(f"{name} holds a {type(found).__name__} that the bank did not put there; "
+                              "take adapters off before formats change")
+
+    def _place(self, name: str, layer: nn.Module) -> None:
+        layer.train(self.model.training)
+        set_submodule(self.model, name, layer)
+        self._placed[name] = layer
