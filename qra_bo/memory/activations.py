@@ -1,4 +1,4 @@
-"""Bytes that one training step keeps and needs besides what is resident: saved activations, gradients in flight, workspace.
+"""Bytes that a training step keeps and needs besides what is resident: activations, gradients in flight, workspace.
 
 Derived from the modules of transformers 5 under PEFT's LoRA (working adapters in the compute type, no dropout) with
 causal SDPA, and held to traced steps by tests. ``n`` is tokens of a batch, ``d`` width, ``i`` MLP width, ``c``
@@ -112,13 +112,11 @@ class Moment:
         group: Linears whose dequantised weight is alive then; ``""`` for none.
         level: How many groups of ``ORDER`` already have their gradients.
         extra: Bytes beyond everything that the layer saved, without weights and adapters (may be negative).
-        input_bytes: Bytes of the input that a backend which keeps it holds on to.
     """
 
     group: str
     level: int
     extra: int
-    input_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -193,8 +191,9 @@ class LayerModel:
         """What a checkpointed layer makes anew beside its kept input (which in fp32 is its norm's saved input)."""
         return self.saved - (self.stream if self.shape.compute_dtype_bytes == 4 else 0)
 
-    def rank_saved(self, linear: Linear) -> int:
-        """Bytes that each rank of a linear's adapter adds to ``saved``."""
+    @property
+    def rank_saved(self) -> int:
+        """Bytes that each rank of one linear's adapter adds to ``saved``: its low-rank activation."""
         return self.shape.compute_dtype_bytes * self.shape.tokens
 
     @property
@@ -210,12 +209,12 @@ class LayerModel:
         after_norm = inner + d + self.norm_saved
         out = q if cast else 0
         return (
-            Moment("down", 1, d + i, i),
+            Moment("down", 1, d + i),
             Moment("", 1, d + 2 * i),
             Moment("gateup", 2, d - (3 if family.gated else 1) * i + branches * i + 2 * d),
             Moment("gateup", 2, d - inner + i + 3 * d),
             Moment("", 2, 2 * d - inner - d + self.norm_spike),
-            Moment("o", 3, d - after_norm - out + 2 * q, out),
+            Moment("o", 3, d - after_norm - out + 2 * q),
             Moment("", 3, d - after_norm - out + self.heads(2 * s.n_heads + 2 * s.n_kv_heads, item)),
             Moment("qkv", 4, d - after_norm - out - self.heads(2 * s.n_heads + 2 * s.n_kv_heads, item)
                    + q + 2 * kv + 3 * d),
@@ -250,26 +249,28 @@ def loss_item_bytes(compute_dtype_bytes: int, several: bool) -> int:
     return (10 if compute_dtype_bytes == 2 else 8) + (4 if several else 0)
 
 
-KEEPS_INPUT = ("hqq",)
-"""Backends whose autograd function keeps the layer's input until its own backward pass."""
+_TILE_NUMEL = {"cpu": 1 << 18, "cuda": 1 << 22}
+"""Weights that the quantiser backends unpack at a time (``oracle.quantizers.base.tile_numel``)."""
 
 
 def workspace_bytes(fmt: StorageFormat, linear: Linear, shape: TrainShape) -> int:
-    """Bytes that a linear needs while its weight is dequantised for the input's gradient.
+    """Bytes that a linear needs while its weight is dequantised: in the forward, and for its input's gradient.
 
-    HQQ unpacks, subtracts and scales out of place, so that up to three copies are alive; bitsandbytes makes one, and
-    under double quantisation its block scales in fp32 besides.
+    One copy in the compute type (none for 16-bit weights in a 16-bit compute type), and the backend's scratch.
     """
     c, numel = shape.compute_dtype_bytes, linear.numel
     if fmt.backend == "none":
-        return 0 if c == shape.stored_dtype_bytes else c * numel
-    if fmt.backend == "hqq":
-        return 3 * c * numel
-    if fmt.backend == "bitsandbytes" and fmt.bits == 4:
-        return c * numel + (4 * numel // fmt.block if fmt.double_quant else 0)
-    if fmt.backend == "bitsandbytes":
-        return c * numel + 4 * linear.out_features
-    return 3 * c * numel
+        return 0 if c == 2 else c * numel
+    tile = min(_TILE_NUMEL[shape.device], numel)
+    if fmt.backend == "reference":  # bits unpacked one a 64-bit word
+        scratch = 16 * fmt.bits * numel
+    elif fmt.backend == "hqq":
+        scratch = (0 if c == 4 else 4 * tile) + 2 * tile * (4 if fmt.bits == 3 else 1) + 8 * tile // fmt.block
+    elif fmt.bits == 4:
+        scratch = 4 * numel // fmt.block
+    else:
+        scratch = 4 * linear.out_features + (4 * max(tile, linear.in_features) if shape.device == "cpu" else 0)
+    return c * numel + scratch
 
 
 def cuda_overhead(shape: TrainShape, transient: int) -> int:

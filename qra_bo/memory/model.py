@@ -18,7 +18,6 @@ import numpy.typing as npt
 
 from qra_bo.errors import ConfigError, SpaceError
 from qra_bo.memory.activations import (
-    KEEPS_INPUT,
     ORDER,
     LayerModel,
     TrainShape,
@@ -122,9 +121,8 @@ class MemoryModel:
         def size(fmt: StorageFormat, m: Linear) -> tuple[int, int]:
             key = (fmt.name, m.out_features, m.in_features)
             if key not in sizes:
-                weights = m.numel * self.shape.stored_dtype_bytes if fmt.backend == "none" and self.scope == "peak" \
-                    else weight_bytes(fmt, m.out_features, m.in_features)
-                sizes[key] = weights, metadata_bytes(fmt, m.out_features, m.in_features)
+                shape = m.out_features, m.in_features
+                sizes[key] = weight_bytes(fmt, *shape), metadata_bytes(fmt, *shape)
             return sizes[key]
 
         both = np.array([[np.sum([size(f, m) for m in u.linears], axis=0) for f in space.formats]
@@ -140,9 +138,10 @@ class MemoryModel:
         whole = self.layer.stream if self.shape.checkpointing else self.layer.saved
         share = np.ceil(whole * parts.numel / total).astype(np.int64)
         if self.shape.checkpointing:
-            return share[:, None] + np.zeros_like(ranks)
-        per_rank = np.array([sum(self.layer.rank_saved(m) for m in u.linears) for u in space.units], dtype=np.int64)
-        return share[:, None] + per_rank[:, None] * ranks
+            return np.repeat(share[:, None], len(ranks), axis=1)
+        per_rank: IntArray = np.array([len(u.linears) * self.layer.rank_saved for u in space.units], dtype=np.int64)
+        saved: IntArray = share[:, None] + per_rank[:, None] * ranks
+        return saved
 
     def _spikes(self, space: SearchSpace, saved: IntArray, gradients: IntArray) -> IntArray:
         """Largest instant of each unit's layer beyond what the backward phase adds up, ``L x F x R``."""
@@ -162,15 +161,15 @@ class MemoryModel:
         layer_of = np.array([u.linears[0].layer for u in space.units])
         slack, late = _slack(saved, gradients, layer_of)
         grown = np.maximum(gradients - saved, 0)[:, None, :]  # of the unit itself, which the phase counts already
-        return np.maximum(np.maximum(out - slack[:, None, None] - grown, self.layer.final_moment - late), 0)
+        spikes: IntArray = np.maximum(out - slack[:, None, None] - grown, max(0, self.layer.final_moment - late))
+        return spikes
 
     def _unit_spike(self, own: Sequence[Linear], others: Sequence[Linear], formats: Sequence[StorageFormat],
                     ranks: IntArray) -> IntArray:
         layer, top = self.layer, int(ranks[-1])
         recomputed: IntArray = np.zeros_like(ranks)
         if self.shape.checkpointing:
-            recomputed = layer.recomputed + sum(layer.rank_saved(m) for m in own) * ranks \
-                + sum(layer.rank_saved(m) for m in others) * top
+            recomputed = layer.recomputed + layer.rank_saved * (len(own) * ranks + len(others) * top)
         best: IntArray = np.zeros((len(formats), len(ranks)), dtype=np.int64)
         for moment in layer.moments:
             done = ORDER[:moment.level]
@@ -179,8 +178,7 @@ class MemoryModel:
             active = [m for m in own if group_of(m) == moment.group]
             if moment.group and not active:
                 continue
-            work = np.array([max((workspace_bytes(f, m, self.shape) for m in active), default=0)
-                             + (moment.input_bytes if f.backend in KEEPS_INPUT else 0) for f in formats],
+            work = np.array([max((workspace_bytes(f, m, self.shape) for m in active), default=0) for f in formats],
                             dtype=np.int64)
             best = np.maximum(best, work[:, None] + (moment.extra + grown + recomputed)[None, :])
         return best
@@ -191,13 +189,14 @@ class MemoryModel:
         Raises:
             SpaceError: If the allocation is not of this space.
         """
-        return self._breakdown(space, allocation)[1]
+        return self.phase_breakdown(space, allocation)[1]
 
     def peak_phase(self, space: SearchSpace, allocation: Allocation) -> str:
         """Name of the phase that decides, e.g. ``"backward"``."""
-        return self._breakdown(space, allocation)[0]
+        return self.phase_breakdown(space, allocation)[0]
 
-    def _breakdown(self, space: SearchSpace, allocation: Allocation) -> tuple[str, dict[str, int]]:
+    def phase_breakdown(self, space: SearchSpace, allocation: Allocation) -> tuple[str, dict[str, int]]:
+        """Name of the phase that decides, and bytes by ``KEYS`` in it."""
         row, table = space.encode(allocation), self.table(space)
         n = space.n_units
         units, q, r = np.arange(n), row[:n], row[n:]

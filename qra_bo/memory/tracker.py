@@ -9,13 +9,12 @@ import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 
-class PeakTracker(TorchDispatchMode):
+class PeakTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Context manager that follows live storages; several may be nested.
 
     Args:
@@ -29,7 +28,7 @@ class PeakTracker(TorchDispatchMode):
     """
 
     def __init__(self, rounding: int = 1) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.rounding = rounding
         self.live_bytes = 0
         self.peak_bytes = 0
@@ -111,13 +110,14 @@ def _collect(value: Any, found: list[Tensor], seen: set[int]) -> None:
 
 def live_bytes(model: nn.Module) -> int:
     """Bytes of the distinct storages that a model holds, quantisation states included."""
-    storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in module_tensors(model)}
+    storages = {s._cdata: int(s.nbytes()) for s in (t.untyped_storage() for t in module_tensors(model))}
     return sum(storages.values())
 
 
 def measure_peak(program: Callable[[], object], held: Iterable[Tensor] = (), rounding: int = 1) -> int:
     """Peak live bytes while ``program`` runs, ``held`` (alive before it starts) included."""
-    with PeakTracker(rounding) as tracker:
+    tracker = PeakTracker(rounding)
+    with tracker:
         tracker.track(held)
         program()
     return tracker.peak_bytes
