@@ -1,0 +1,130 @@
+"""The long-lived process that keeps the base model: builds the oracle once and answers requests until told to end."""
+
+import importlib
+import json
+import multiprocessing
+import os
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+from qra_bo.errors import ConfigError
+from qra_bo.oracle.protocol import Oracle
+from qra_bo.study.messages import (
+    error_to_json,
+    failure_of,
+    is_result,
+    measurement_to_json,
+    request_from_json,
+    run_profile,
+)
+
+PROGRESS_SECONDS = 0.2
+"""Least time between two progress messages of one activity (its last is always sent)."""
+
+
+def worker_main(connection: Connection, target: str, kwargs: str) -> None:
+    """Entry of the spawned process.
+
+    Signals from the terminal or a scheduler are the driver's business: it ends this process. A driver that died
+    takes this process with it, in the middle of an evaluation too: two workers would share one device on resume.
+
+    Args:
+        connection: To the driver; messages are JSON.
+        target: ``"package.module:callable"`` that builds the oracle.
+        kwargs: Its keyword arguments, as JSON.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        oracle: Oracle = resolve(target)(**json.loads(kwargs))
+        _send(connection, "ready", {"oracle": oracle.kind})
+    except Exception as error:
+        _send_error(connection, error)
+        return
+    try:
+        while _answer(connection, oracle):
+            pass
+    finally:
+        oracle.close()
+
+
+def resolve(target: str) -> Callable[..., Any]:
+    """The callable that ``"package.module:name"`` names.
+
+    Raises:
+        ConfigError: If there is no such module or name.
+    """
+    module, _, name = target.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"the oracle must be given as 'package.module:callable'; {target!r} can't be imported "
+                          f"({error})") from error
+    if not callable(found):
+        raise ConfigError(f"the oracle must be given as 'package.module:callable'; {target!r} is not callable")
+    result: Callable[..., Any] = found
+    return result
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _answer(connection: Connection, oracle: Oracle) -> bool:
+    """Serve one request; whether there may be another."""
+    try:
+        request = json.loads(connection.recv_bytes())
+    except (EOFError, OSError):
+        return False
+    if request["op"] == "close":
+        return False
+    reporter = _Reporter(connection)
+    start = time.monotonic()
+    try:
+        if request["op"] == "describe":
+            _send(connection, "result", dict(oracle.describe()))
+        elif request["op"] == "profile":
+            _send(connection, "result", run_profile(oracle, reporter).to_json())
+        else:
+            measurement = oracle.evaluate(request_from_json(request["request"]), reporter)
+            _send(connection, "result", measurement_to_json(measurement))
+    except Exception as error:
+        if request["op"] == "evaluate" and is_result(error):
+            failed = failure_of(error, reporter.done, time.monotonic() - start)
+            _send(connection, "result", measurement_to_json(failed))
+        else:
+            _send_error(connection, error)
+    return True
+
+
+class _Reporter:
+    """Sends progress to the driver, not more often than a person or a deadline needs."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._last = float("-inf")
+        self.done = 0
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        self.done = done
+        now = time.monotonic()
+        if done >= total or now - self._last >= PROGRESS_SECONDS:
+            self._last = now
+            _send(self._connection, "progress", {"what": what, "done": done, "total": total})
+
+
+def _send(connection: Connection, kind: str, body: dict[str, Any]) -> None:
+    connection.send_bytes(json.dumps({"kind": kind, "body": body}).encode())
+
+
+def _send_error(connection: Connection, error: Exception) -> None:
+    _send(connection, "error", {**error_to_json(error), "trace": traceback.format_exc()})

@@ -1,0 +1,95 @@
+"""A cheap planted oracle with faults on demand; importable by a worker process."""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qra_bo.errors import ModelError, OracleError
+from qra_bo.oracle.protocol import Progress
+from qra_bo.records import EvaluationRequest, Measurement, TrialState
+from qra_bo.sensitivity.profile import SensitivityProfile
+
+UNITS = tuple(f"model.layers.{u}" for u in range(4))
+FORMATS = ("ref2", "ref4", "ref8")
+DAMAGE = np.outer([1.0, .3, .2, .6], [1.0, .1, .0])
+TOKENS = 10
+
+
+class PlantedOracle:
+    """Loss = 4 + damage eased by rank + noise by key; a step is ``TOKENS`` tokens and ``pause`` seconds.
+
+    ``faults`` maps the number of an evaluation (counted over processes through files in ``folder``) to what goes wrong.
+    """
+
+    kind = "synthetic"
+
+    def __init__(self, pause: float = 0.0, faults: Mapping[str, str] | None = None, folder: str | None = None,
+                 data: str = "d0") -> None:
+        self.pause, self.faults, self.data = pause, dict(faults or {}), data
+        self.folder = None if folder is None else Path(folder)
+        self.profile_cost = {"training_tokens": 4, "forward_tokens": 30}
+        self.closed = False
+
+    def describe(self) -> dict[str, Any]:
+        return {"device": "cpu", "dtype": "float64", "threads": 1, "data_sha256": self.data}
+
+    def profile(self, progress: Progress) -> SensitivityProfile:
+        progress("profile", 1, 1)
+        time.sleep(self.pause)
+        gain = np.cumsum(np.full((4, 8), .01 / 3), axis=1)
+        return SensitivityProfile(UNITS, FORMATS, DAMAGE, DAMAGE * .7, gain, 4.0 + 1 / 3, "planted")
+
+    def evaluate(self, request: EvaluationRequest, progress: Progress) -> Measurement:
+        self._fault()
+        start = time.monotonic()
+        for step in range(request.steps):
+            progress("train", step + 1, request.steps)
+            time.sleep(self.pause / request.steps)
+        a = request.allocation
+        noise = np.random.default_rng(abs(int(a.fingerprint, 16)) + request.train_seed).normal() * .001
+        damage = {"fp16": np.zeros(4), **{f: DAMAGE[:, i] for i, f in enumerate(FORMATS)}}
+        loss = (4 + sum(damage[f][u] / (1 + .2 * r) for u, (f, r) in enumerate(zip(a.formats, a.ranks, strict=True)))
+                - .01 * sum(a.ranks) / len(a.ranks) + 1 / request.steps + .05 * np.log2(request.lr_scale / 2)**2
+                + .01 * request.train_seed / 2**31 + noise)
+        return Measurement(TrialState.OK, float(loss), .002, ((request.steps, float(loss)),), request.steps,
+                           request.steps * TOKENS, 3 * TOKENS, None, time.monotonic() - start, 0.0)
+
+    def close(self) -> None:
+        self.closed = True
+
+    def _fault(self) -> None:
+        if self.folder is None:
+            return
+        n = len(list(self.folder.iterdir()))
+        (self.folder / str(n)).touch()
+        fault = self.faults.get(str(n))
+        if fault == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif fault == "exit":
+            os._exit(3)
+        elif fault == "hang":
+            time.sleep(60)
+        elif fault == "raise":
+            raise RuntimeError("matrix is singular\nand more")
+        elif fault == "memory":
+            raise MemoryError("no room")
+        elif fault == "bug":
+            raise OracleError("realised rank differs")
+
+
+def make(**kwargs: Any) -> PlantedOracle:
+    return PlantedOracle(**kwargs)
+
+
+def no_weights(name: str) -> PlantedOracle:
+    raise ModelError(f"no weights of {name}")
+
+
+def dies_early() -> PlantedOracle:
+    sys.exit(7)

@@ -1,0 +1,134 @@
+"""What goes wrong in a worker is a result, and the next request is served."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from qra_bo.errors import ConfigError, ModelError, OracleError
+from qra_bo.records import EvaluationRequest, TrialState
+from qra_bo.space import uniform
+from qra_bo.study.executor import Executor, InProcessExecutor, OracleSpec, SubprocessExecutor, WorkerError
+from qra_bo.study.messages import ProfileResult, measurement_from_json, measurement_to_json
+from tests.study.oracles import PlantedOracle
+
+REQUEST = EvaluationRequest(uniform(4, "ref4", 4), 8, 8, 3, "validation", 2.0)
+TARGET = "tests.study.oracles:make"
+
+
+def quiet(what: str, done: int, total: int) -> None:
+    """Progress that nobody looks at."""
+
+
+@pytest.fixture(name="faulty")
+def make_faulty(tmp_path: Path) -> Iterator[Any]:
+    """Executors with a fault at the given evaluations."""
+    made: list[SubprocessExecutor] = []
+
+    def make(deadline: float | None = 30.0, **faults: str) -> SubprocessExecutor:
+        kwargs = {"faults": {k.removeprefix("at"): v for k, v in faults.items()}, "folder": str(tmp_path)}
+        made.append(SubprocessExecutor(OracleSpec(TARGET, kwargs), deadline))
+        return made[-1]
+
+    yield make
+    for executor in made:
+        executor.close()
+
+
+def test_worker_answers_as_the_oracle_does_and_passes_progress_on(faulty: Any) -> None:
+    direct: Executor = InProcessExecutor(PlantedOracle())
+    seen: list[tuple[str, int, int]] = []
+    executor = faulty()
+    there = executor.evaluate(REQUEST, lambda *p: seen.append(p))
+    here = direct.evaluate(REQUEST, quiet)
+    assert (there.loss, there.curve, there.training_tokens) == (here.loss, here.curve, here.training_tokens)
+    assert seen[-1] == ("train", 8, 8)
+    assert executor.describe() == direct.describe()
+    profile, expected = executor.profile(quiet), direct.profile(quiet)
+    np.testing.assert_array_equal(profile.profile.damage, expected.profile.damage)
+    assert profile.profile.base_loss == expected.profile.base_loss
+    assert (profile.training_tokens, profile.forward_tokens) == (4, 30)
+
+
+@pytest.mark.parametrize(("fault", "state", "message"), [
+    ("kill", TrialState.FAILED, "killed by SIGKILL"), ("exit", TrialState.FAILED, "exit status 3"),
+    ("raise", TrialState.FAILED, "RuntimeError: matrix is singular"), ("memory", TrialState.OOM, "no room"),
+    ("hang", TrialState.FAILED, "silent for more than 1.5 s")])
+def test_a_fault_is_a_result_and_the_next_request_is_served(faulty: Any, fault: str, state: TrialState,
+                                                            message: str) -> None:
+    executor = faulty(deadline=1.5, at0=fault)
+    first = executor.evaluate(REQUEST, quiet)
+    assert first.state is state
+    assert message in first.message
+    assert first.loss is None
+    assert executor.evaluate(REQUEST, quiet).state is TrialState.OK
+
+
+def test_a_worker_that_died_idle_is_replaced(faulty: Any) -> None:
+    executor = faulty()
+    executor.describe()
+    executor._process.kill()
+    executor._process.join()
+    assert executor.evaluate(REQUEST, quiet).state is TrialState.OK
+
+
+def test_a_bug_of_the_oracle_is_an_error_with_its_traceback(faulty: Any) -> None:
+    executor = faulty(at0="bug")
+    with pytest.raises(OracleError, match=r"(?s)realised rank differs.*Traceback"):
+        executor.evaluate(REQUEST, quiet)
+    assert executor.evaluate(REQUEST, quiet).state is TrialState.OK
+
+
+def test_what_the_user_must_mend_arrives_as_it_was_raised() -> None:
+    with pytest.raises(ModelError, match="no weights of big") as caught:
+        SubprocessExecutor(OracleSpec("tests.study.oracles:no_weights", {"name": "big"}), 30).describe()
+    assert caught.value.exit_status == 2
+    with pytest.raises(ConfigError, match="can't be imported"):
+        SubprocessExecutor(OracleSpec("tests.study.oracles:absent"), 30).describe()
+    with pytest.raises(ConfigError, match="JSON"):
+        OracleSpec(TARGET, {"x": object()})
+
+
+def test_a_worker_lost_while_it_builds_is_an_error() -> None:
+    with pytest.raises(WorkerError, match=r"built the oracle.*exit status 7"):
+        SubprocessExecutor(OracleSpec("tests.study.oracles:dies_early"), 30).evaluate(REQUEST, quiet)
+
+
+def test_worker_ignores_the_terminals_signals_and_ends_on_close(faulty: Any) -> None:
+    executor = faulty()
+    executor.describe()
+    process = executor._process
+    os.kill(process.pid, signal.SIGINT)
+    os.kill(process.pid, signal.SIGTERM)
+    assert executor.evaluate(REQUEST, quiet).state is TrialState.OK
+    start = time.monotonic()
+    executor.close()
+    executor.close()
+    assert not process.is_alive()
+    assert process.exitcode == 0
+    assert time.monotonic() - start < 4
+
+
+def test_in_process_faults_are_results_too(tmp_path: Path) -> None:
+    oracle = PlantedOracle(faults={"0": "raise", "1": "memory", "2": "bug"}, folder=str(tmp_path))
+    executor = InProcessExecutor(oracle)
+    assert executor.evaluate(REQUEST, quiet).state is TrialState.FAILED
+    assert executor.evaluate(REQUEST, quiet).state is TrialState.OOM
+    with pytest.raises(OracleError):
+        executor.evaluate(REQUEST, quiet)
+    executor.close()
+    assert oracle.closed
+
+
+def test_messages_round_trip_exactly() -> None:
+    m = PlantedOracle().evaluate(REQUEST, quiet)
+    assert measurement_from_json(measurement_to_json(m)) == m
+    result = InProcessExecutor(PlantedOracle()).profile(quiet)
+    again = ProfileResult.from_json(result.to_json())
+    np.testing.assert_array_equal(again.profile.require_gain(), result.profile.require_gain())
+    assert again.to_json() == result.to_json()
