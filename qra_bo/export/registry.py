@@ -1,0 +1,58 @@
+"""Every export by name, and the one call that writes several."""
+
+import difflib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from qra_bo.errors import ConfigError
+from qra_bo.export import hints, trainers
+from qra_bo.export.card import model_card
+from qra_bo.export.run import FinishedRun
+
+TEXTS: dict[str, tuple[str, Callable[[FinishedRun], str]]] = {
+    "card": ("adapter/README.md", model_card),
+    "axolotl": ("export/axolotl.yaml", trainers.axolotl),
+    "trl": ("export/train_trl.py", trainers.trl),
+    "llamafactory": ("export/llamafactory.yaml", trainers.llamafactory),
+    "gptqmodel": ("export/gptqmodel_dynamic.json", hints.gptqmodel),
+    "torchao": ("export/torchao_fqn.json", hints.torchao),
+    "vllm": ("export/serve_vllm.txt", hints.vllm),
+}
+UNIFORM_RANK = "uniform_rank"
+TARGETS = (*TEXTS, UNIFORM_RANK)
+
+
+def export_all(run_folder: Path, targets: Sequence[str] = TARGETS) -> list[Path]:
+    """Write exports of a finished run into its folder; returns the files.
+
+    Args:
+        run_folder: Folder of a run that ended with an adapter.
+        targets: Names from ``TARGETS``.
+
+    Raises:
+        ConfigError: If a target is unknown; all of them at once, the nearest known names first.
+        OutputError: If the run is not finished, or a file of it is malformed.
+    """
+    unknown = [f"export target {t!r} is unknown; known: {', '.join(_nearest_first(t))}"
+               for t in targets if t not in TARGETS]
+    if unknown:
+        raise ConfigError(unknown)
+    run = FinishedRun.read(run_folder)
+    written: list[Path] = []
+    for target in dict.fromkeys(targets):
+        if target == UNIFORM_RANK:
+            from qra_bo.export.padding import pad_adapter  # imports torch
+
+            written += pad_adapter(run, run_folder / "export" / "adapter_uniform_rank")
+            continue
+        name, render = TEXTS[target]
+        path = run_folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(render(run), encoding="utf-8")
+        written.append(path)
+    return written
+
+
+def _nearest_first(name: str) -> list[str]:
+    near = difflib.get_close_matches(name, TARGETS, n=3, cutoff=0.4)
+    return near + [t for t in TARGETS if t not in near]

@@ -1,0 +1,41 @@
+"""The files of a finished run: two layers of two modules, bits 8 and 4, ranks 2 and 5."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from qra_bo.export.patterns import peft_patterns
+
+UNITS = ["model.layers.0", "model.layers.1"]
+MODULES = ("self_attn.q_proj", "mlp.down_proj")
+BITS, RANKS = (8, 4), (2, 5)
+
+
+def module_ranks() -> dict[str, int]:
+    return {f"{unit}.{m}": r for unit, r in zip(UNITS, RANKS, strict=True) for m in MODULES}
+
+
+def best_json(**changes: Any) -> dict[str, Any]:
+    formats = [{"backend": "bitsandbytes", "bits": 8, "block": 0, "double_quant": False},
+               {"backend": "bitsandbytes", "bits": 4, "block": 64, "double_quant": True}]
+    return {"schema_version": 1, "model": "tiny", "granularity": "layer", "units": UNITS, "bits": list(BITS),
+            "ranks": list(RANKS), "formats": formats, "alpha_over_rank": 2, "init": "kaiming", "oracle": "finetune",
+            "winner_kind": "mixed", "loss": 4.01, "loss_se": .004, "metric": "test_loss",
+            "versus_best_uniform": {"mean": -.012, "low": -.018, "high": -.006, "train_seeds": 5},
+            "memory": {"scope": "peak", "budget_bytes": 2_000_000, "predicted_bytes": 1_900_000,
+                       "measured_bytes": 1_890_000, "breakdown": {}},
+            "baselines": [{"name": "uniform-4bit-r16", "bits": 4, "ranks": 16, "loss": 4.13,
+                           "predicted_bytes": 2_100_000, "feasible": False}],
+            "provenance": {"version": "0.1.0", "packages": {"torch": "2.13"}}, **changes}
+
+
+def write_finished(folder: Path, **changes: Any) -> Path:
+    (folder / "adapter").mkdir(parents=True)
+    config = {"base_model_name_or_path": "org/tiny", "peft_type": "LORA", "task_type": "CAUSAL_LM",
+              **peft_patterns(module_ranks(), 2)}
+    manifest = {"modules": {name: {"bits": b} for unit, b in zip(UNITS, BITS, strict=True)
+                            for name in (f"{unit}.{m}" for m in MODULES)}}
+    for name, content in (("best.json", best_json(**changes)), ("adapter/adapter_config.json", config),
+                          ("quant_manifest.json", manifest)):
+        (folder / name).write_text(json.dumps(content))
+    return folder

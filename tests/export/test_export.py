@@ -1,0 +1,104 @@
+"""Exports say exactly the ranks and bits that were found, in each tool's own words."""
+
+import json
+import re
+
+import pytest
+
+from qra_bo.errors import ConfigError, OutputError
+from qra_bo.export.registry import TARGETS, TEXTS, export_all
+from tests.export.fixtures import BITS, MODULES, UNITS, module_ranks, write_finished
+
+
+def test_every_text_export_is_written_where_it_says(tmp_path):
+    run = write_finished(tmp_path / "run")
+    paths = export_all(run, list(TEXTS))
+    assert [str(p.relative_to(run)) for p in paths] == [name for name, _ in TEXTS.values()]
+    assert all(p.read_text() for p in paths)
+
+
+@pytest.mark.parametrize("target", ["axolotl", "llamafactory"])
+def test_yaml_parses_to_the_same_ranks(tmp_path, target):
+    yaml = pytest.importorskip("yaml")
+    [path] = export_all(write_finished(tmp_path / "run"), [target])
+    data = yaml.safe_load(path.read_text())
+    if target == "axolotl":
+        found = {re.sub(r"\\(.)", r"\1", k): r for k, r in data["lora_rank_pattern"].items()}
+        assert found == module_ranks()
+        assert {k: a / 2 for k, a in data["lora_alpha_pattern"].items()} == data["lora_rank_pattern"]
+        assert data["lora_target_modules"] == list(module_ranks())
+        assert data["base_model"] == "org/tiny"
+    else:
+        assert data["adapter_name_or_path"] == str((tmp_path / "run" / "adapter").resolve())
+
+
+def test_script_for_trl_is_python_whatever_the_model_is_called(tmp_path):
+    [path] = export_all(write_finished(tmp_path / "run", model='a """ b \\ \' c'), ["trl"])
+    compile(path.read_text(), str(path), "exec")
+
+
+def test_hints_give_each_module_its_bits_and_are_marked(tmp_path):
+    gptq, ao, vllm = export_all(write_finished(tmp_path / "run"), ["gptqmodel", "torchao", "vllm"])
+    dynamic = json.loads(gptq.read_text())["dynamic"]
+    for unit, bits in zip(UNITS, BITS, strict=True):
+        for m in MODULES:
+            hits = [v["bits"] for key, v in dynamic.items() if re.match(key[2:], f"{unit}.{m}")]
+            assert hits == [bits]
+    assert set(json.loads(ao.read_text())["modules"].values()) == {"Int8WeightOnlyConfig", "Int4WeightOnlyConfig"}
+    assert "--max-lora-rank 8" in vllm.read_text()
+    assert all("hint" in p.read_text() for p in (gptq, ao, vllm))
+
+
+def test_card_names_base_baseline_interval_and_need_of_the_mixed_base(tmp_path):
+    [path] = export_all(write_finished(tmp_path / "run"), ["card"])
+    text = path.read_text()
+    assert path.parent.name == "adapter"
+    for part in ('"base_model": "org/tiny"', "| uniform-4bit-r16 | 4.1300", "\u22120.0120", "needs its mixed base",
+                 "| 0 | 8 | bitsandbytes 8-bit | 2 |", "| 1 | 4 | bitsandbytes 4-bit | 5 |", "Licence"):
+        assert part in text
+
+
+def test_card_of_a_synthetic_run_says_so_first(tmp_path):
+    [path] = export_all(write_finished(tmp_path / "run", oracle="synthetic"), ["card"])
+    assert "no model was trained" in path.read_text().split("\n## ")[0]
+
+
+def test_unknown_targets_are_all_named_nearest_first(tmp_path):
+    with pytest.raises(ConfigError, match=r"'axolot' is unknown; known: axolotl.*'zzz' is unknown"):
+        export_all(tmp_path, ["axolot", "zzz", "card"])
+
+
+def test_an_unfinished_run_is_refused_with_all_that_is_missing(tmp_path):
+    with pytest.raises(OutputError, match=r"best\.json can't be read.*quant_manifest\.json can't be read"):
+        export_all(tmp_path, ["card"])
+    run = write_finished(tmp_path / "run")
+    (run / "best.json").write_text("{}")
+    with pytest.raises(OutputError, match=r"fields are missing: best\.json: model"):
+        export_all(run, TARGETS)
+
+
+def test_padding_to_one_rank_keeps_the_product_and_scale(tmp_path):
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import load_file, save_file
+
+    run = write_finished(tmp_path / "run")
+    draw = torch.Generator().manual_seed(0)
+    weights = {}
+    for name, r in module_ranks().items():
+        weights[f"base_model.model.{name}.lora_A.weight"] = torch.randn(r, 6, generator=draw)
+        weights[f"base_model.model.{name}.lora_B.weight"] = torch.randn(7, r, generator=draw)
+    save_file(weights, run / "adapter" / "adapter_model.safetensors")
+    paths = export_all(run, ["uniform_rank"])
+    padded = load_file(paths[1])
+    config = json.loads(paths[0].read_text())
+    assert (config["r"], config["lora_alpha"], config["rank_pattern"]) == (5, 10, {})
+    for name in module_ranks():
+        a, b = (f"base_model.model.{name}.lora_{x}.weight" for x in "AB")
+        assert padded[a].shape == (5, 6)
+        assert padded[b].shape == (7, 5)
+        torch.testing.assert_close(padded[b] @ padded[a], weights[b] @ weights[a])
+
+
+def test_padding_without_weights_says_what_is_missing(tmp_path):
+    with pytest.raises(OutputError, match="adapter_model"):
+        export_all(write_finished(tmp_path / "run"), ["uniform_rank"])
