@@ -1,0 +1,1 @@
+"""Model-based search: the default structured search and the published trust-region Bayesian optimisation."""

@@ -1,0 +1,128 @@
+"""What sensitivities say about an allocation, as features of the structured surrogate."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qra_bo.search import SearchProblem
+from qra_bo.sensitivity.profile import FloatArray
+from surrogates.kernels import matern52
+from surrogates.structured import Component
+
+_REFERENCE_ROWS = 200
+
+
+def build_components(problem: SearchProblem) -> list[Component]:
+    """Parts of the latent loss of one problem, each with unit variance over a reference set of allocations.
+
+    Shared weights: format and rank by share of parameters, damage (as measured, its square root, and the KL
+    divergence's), damage times rank, gain. Weights of every unit of its own, free or smooth in depth: deviations
+    of its damage and of its need for rank from what the profile says.
+    """
+    space, profile = problem.space, problem.profile
+    n_units, n_formats, n_ranks = problem.costs.shape
+    share = space.unit_numel / space.unit_numel.sum()
+    damage, root = damage_scales(problem)
+    log_rank = rank_scale(problem)
+    ones = np.ones((n_units, 1))
+    below = np.triu(np.ones((n_formats, n_formats)))[:, :-1]  # below[f, j] = 1 for formats up to j: a step above it
+    rank_steps = np.tril(np.ones((n_ranks, n_ranks)))[:, 1:] * np.sqrt(np.diff(log_rank))
+
+    def table(units: FloatArray, formats: FloatArray, ranks: FloatArray) -> FloatArray:
+        """Products of ``L x m``, ``F x m`` and ``R x m`` (or single columns), ``L x F x R x m``."""
+        return units[:, None, None, :] * formats[None, :, None, :] * ranks[None, None, :, :]
+
+    flat_f, flat_r = np.ones((n_formats, 1)), np.ones((n_ranks, 1))
+    by_rank = log_rank[None, None, :, None]
+    sides = np.stack([damage, root, np.sqrt(np.clip(profile.damage_kl, 0.0, None))], axis=-1)[:, :, None, :]
+    damages = np.broadcast_to(sides, (n_units, n_formats, n_ranks, 3))
+    typical = root.mean(axis=0)
+    own = _steps(0.5 * root + 0.5 * typical, below)
+    deviations = np.broadcast_to(own[:, :, None, :], (n_units, n_formats, n_ranks, own.shape[-1]))
+    needs = table(share[:, None] * n_units, flat_f, log_rank[:, None])
+    parts = [
+        ("format", table(share[:, None], below, flat_r), ones, 0.7),
+        ("rank", table(share[:, None], flat_f, log_rank[:, None]), ones, 0.3),
+        ("rank shape", table(share[:, None], flat_f, rank_steps), ones, 0.15),
+        ("damage", damages, ones, 0.7),
+        ("damage x rank", damages[..., 1:2] * by_rank, ones, 0.2),
+        ("unit damage", deviations, np.eye(n_units), 0.3),
+        ("depth damage", deviations, _depth_factor(n_units), 0.3),
+        ("unit rank", needs, np.eye(n_units), 0.1),
+        ("depth rank", needs, _depth_factor(n_units), 0.1),
+    ]
+    gain = gain_table(problem)
+    if gain is not None:
+        parts.append(("gain", np.broadcast_to(gain[:, None, :, :], (n_units, n_formats, n_ranks, gain.shape[-1])),
+                      ones, 0.2))
+    reference = _reference_rows(problem)
+    built = [_normalised(name, phi, units, scale, reference) for name, phi, units, scale in parts if phi.shape[-1]]
+    return [c for c in built if c is not None]
+
+
+def damage_scales(problem: SearchProblem) -> tuple[FloatArray, FloatArray]:
+    """Measured damage, made non-negative and non-increasing along the ladder, and its square root, ``L x F``."""
+    damage = np.clip(problem.profile.damage, 0.0, None)
+    monotone = np.maximum.accumulate(damage[:, ::-1], axis=1)[:, ::-1]
+    return monotone, np.sqrt(monotone)
+
+
+def rank_scale(problem: SearchProblem) -> FloatArray:
+    """Logarithm of the rank, from 0 at the smallest to 1 at the largest, ``R``."""
+    logs = np.log(np.array(problem.space.ranks.values, dtype=np.float64))
+    return (logs - logs[0]) / (logs[-1] - logs[0]) if len(logs) > 1 else np.zeros(1)
+
+
+def gain_table(problem: SearchProblem) -> FloatArray | None:
+    """I_r by rank and its square root, each over its mean, ``L x R x 2``; ``None`` where it was not measured."""
+    gain = problem.profile.gain
+    if gain is None:
+        return None
+    reach = np.minimum(np.array(problem.space.ranks.values), gain.shape[1]) - 1
+    values = np.clip(gain[:, reach], 0.0, None)
+    both = np.stack([values, np.sqrt(values)], axis=-1)
+    mean = both.mean(axis=(0, 1))
+    scaled: FloatArray = both / np.where(mean > 0, mean, 1.0)
+    return scaled
+
+
+def _steps(level: FloatArray, below: FloatArray) -> FloatArray:
+    """Independent increments of a level (``L x F``) along the format ladder, ``L x F x (F - 1)``."""
+    increments = np.clip(level[:, :-1] - level[:, 1:], 1e-3 * max(float(level.max()), 1e-12), None)
+    return below[None, :, :] * increments[:, None, :]
+
+
+def _depth_factor(n_units: int) -> FloatArray:
+    """Factor of a covariance that falls with the distance in depth, ``L x g`` with few columns."""
+    depth = torch.arange(n_units, dtype=torch.float64)
+    covariance = matern52((depth[:, None] - depth[None, :]).abs() / max(n_units / 5, 1.0)).numpy()
+    values, vectors = np.linalg.eigh(covariance)
+    keep = values > 1e-3 * values[-1]
+    factor: FloatArray = vectors[:, keep] * np.sqrt(values[keep])
+    signs = np.sign(factor[np.abs(factor).argmax(axis=0), np.arange(factor.shape[1])])
+    return np.asarray(factor * signs, dtype=np.float64)
+
+
+def _reference_rows(problem: SearchProblem) -> Tensor:
+    """Random allocations and all uniform ones, ``n x 2 L``: what a part's variance is measured over."""
+    n_units, n_formats, n_ranks = problem.costs.shape
+    rng = problem.rng("reference")
+    random = np.hstack([rng.integers(0, n_formats, (_REFERENCE_ROWS, n_units)),
+                        rng.integers(0, n_ranks, (_REFERENCE_ROWS, n_units))])
+    uniform = [[f] * n_units + [r] * n_units for f in range(n_formats) for r in range(n_ranks)]
+    return torch.from_numpy(np.vstack([random, np.array(uniform, dtype=np.int64)]))
+
+
+def _normalised(name: str, phi: FloatArray, units: FloatArray, scale: float, rows: Tensor) -> Component | None:
+    """Scale every feature to an equal share of unit variance over ``rows``; ``None`` if all are constant."""
+    n_units = phi.shape[0]
+    index = torch.arange(n_units)
+    features, factor = torch.from_numpy(np.ascontiguousarray(phi)), torch.from_numpy(units)
+    chosen = features[index, rows[:, :n_units], rows[:, n_units:]]
+    weights = torch.einsum("nlm,lg->ngm", chosen, factor)
+    variance = (weights - weights.mean(dim=0)).square().mean(dim=0).sum(dim=0)
+    used = variance > 1e-24
+    if not bool(used.any()):
+        return None
+    scaled = features[..., used] / (variance[used] * int(used.sum())).sqrt()
+    return Component(name, scaled, factor, scale)

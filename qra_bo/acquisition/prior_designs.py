@@ -1,0 +1,33 @@
+"""First proposals: knapsacks under several assumed exchange rates between damage and gain, for none is known."""
+
+import numpy as np
+
+from qra_bo.acquisition.features import damage_scales, rank_scale
+from qra_bo.search import SearchProblem
+from qra_bo.sensitivity.profile import FloatArray
+
+# (power of damage, nats that the whole rank ladder is worth over nats that the typical format costs): small rates
+# put bytes into formats, large ones into ranks; the square root believes less in differences between units.
+_ASSUMPTIONS = ((1.0, 0.03), (0.5, 0.3), (1.0, 0.3), (0.5, 0.03), (0.5, 1.0), (1.0, 1.0), (0.5, 3.0), (1.0, 3.0))
+
+
+def prior_tables(problem: SearchProblem, n: int) -> list[FloatArray]:
+    """The first ``n`` (at most 8) additive loss tables to solve before anything is learned, each ``L x F x R``."""
+    damage, root = damage_scales(problem)
+    share = (problem.space.unit_numel / problem.space.unit_numel.sum())[:, None, None]
+    typical = _typical_format(problem)
+    ranks = rank_scale(problem)[None, None, :]
+    tables = []
+    for power, rate in _ASSUMPTIONS[:n]:
+        loss = damage if power == 1.0 else root
+        total = loss[:, typical].sum() or 1.0
+        tables.append(np.asarray(loss[:, :, None] / total - rate * ranks * share, dtype=np.float64))
+    return tables
+
+
+def _typical_format(problem: SearchProblem) -> int:
+    """The largest format that every unit could have at the smallest rank; the smallest if none fits."""
+    n_units = problem.space.n_units
+    rows = np.array([[f] * n_units + [0] * n_units for f in range(len(problem.space.formats))], dtype=np.int64)
+    fits = np.flatnonzero(problem.costs.feasible(rows, problem.budget_bytes))
+    return int(fits[-1]) if len(fits) else 0

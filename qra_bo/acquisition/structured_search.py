@@ -1,0 +1,229 @@
+"""The default search: an additive surrogate learned on top of the sensitivities, solved exactly under the budget."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from qra_bo.acquisition.features import build_components
+from qra_bo.acquisition.functions import log_expected_improvement
+from qra_bo.acquisition.observations import Observations, row_of
+from qra_bo.acquisition.prior_designs import prior_tables
+from qra_bo.acquisition.trust_region import TrustRegion
+from qra_bo.errors import BudgetError, ConfigError
+from qra_bo.records import Evaluation, Fidelity, Proposal
+from qra_bo.search import SearchProblem
+from qra_bo.sensitivity.profile import FloatArray
+from qra_bo.space import IntArray
+from qra_bo.space.knapsack import Region, solve_knapsack
+from qra_bo.space.neighbourhood import neighbours_within
+from surrogates.diagnostics import Diagnostics
+from surrogates.structured import Design, StructuredModel, StructuredSettings
+
+GLOBAL, LOCAL = "global", "trust_region"
+
+
+@dataclass(frozen=True, slots=True)
+class StructuredOptions:
+    """Options of ``StructuredSearch``.
+
+    Args:
+        n_prior: Proposals solved under assumed exchange rates of damage and gain, before any is learned.
+        draws: Posterior draws solved for every global proposal, besides the posterior mean.
+        temperatures: Factors on the deviation of the draws from the posterior mean, in turn.
+        local_share: Share of proposals chosen by expected improvement among the neighbours of the incumbent alone.
+        edits: Atomic edits that the enumerated neighbours may be away from the incumbent.
+        max_neighbours: Most neighbours scored for one proposal.
+        rel_gap: Relative gap at which knapsacks of posterior draws may stop.
+        model: Settings of the surrogate.
+    """
+
+    n_prior: int = 4
+    draws: int = 6
+    temperatures: tuple[float, ...] = (1.0, 0.5)
+    local_share: float = 0.34
+    edits: int = 2
+    max_neighbours: int = 9000
+    rel_gap: float = 1e-3
+    model: StructuredSettings = field(default_factory=StructuredSettings)
+
+
+class StructuredSearch:
+    """Thompson samples of a structured surrogate solved as knapsacks, and LogEI near the incumbent.
+
+    The incumbent is the evaluated allocation with the best posterior mean, so that one lucky evaluation does not
+    hold the search. Uniform choices told by the engine train the surrogate like any other. Only high-fidelity
+    evaluations are asked for and learned from.
+
+    Args:
+        problem: What is searched.
+        options: See ``StructuredOptions``.
+
+    Raises:
+        ConfigError: If an option is out of its range.
+    """
+
+    name = "structured"
+
+    def __init__(self, problem: SearchProblem, options: StructuredOptions | None = None) -> None:
+        self._options = options or StructuredOptions()
+        _check(self._options)
+        self._problem = problem
+        self._rng = problem.rng("structured")
+        self._seen = Observations(problem)
+        self._design = Design(build_components(problem))
+        self._prior = prior_tables(problem, self._options.n_prior)
+        n_units = problem.space.n_units
+        self._region = TrustRegion(max(2, n_units // 2), 2, n_units, max(2, n_units // 2), factor=1.5)
+        self._asked = 0
+        self._local_debt = 0.0
+        self._model: StructuredModel | None = None
+        self._origin: dict[str, str] = {}
+
+    @property
+    def region(self) -> TrustRegion:
+        """Trust region of the global proposals, in units whose choice may change."""
+        return self._region
+
+    def ask(self, n: int) -> list[Proposal]:
+        """Up to ``n`` proposals; fewer once every allocation that fits has been tried.
+
+        Raises:
+            BudgetError: If nothing fits into the budget.
+        """
+        proposals = []
+        for _ in range(n):
+            found = self._next()
+            if found is None:
+                break
+            row, stage = found
+            proposals.append(Proposal(self._seen.propose(row), Fidelity.HIGH, stage))
+        return proposals
+
+    def tell(self, evaluations: Sequence[Evaluation]) -> None:
+        _, before, _ = self._seen.arrays()
+        new = self._seen.tell(evaluations)
+        best = float(before.min()) if len(before) else np.inf
+        for evaluation in new:
+            improved = evaluation.loss is not None and evaluation.loss < best
+            if improved and evaluation.loss is not None:
+                best = evaluation.loss
+            if evaluation.stage == GLOBAL and len(before) >= 2:
+                self._region = self._region.update(improved)
+        if new:
+            self._model = None
+
+    def diagnostics(self) -> Diagnostics | None:
+        """Leave-one-out quality of the surrogate, or ``None`` with fewer than 3 observations."""
+        rows, losses, counts = self._seen.arrays()
+        return self._fit(rows, losses, counts).diagnostics() if len(rows) > 2 else None
+
+    def predict(self, rows: IntArray) -> tuple[FloatArray, FloatArray] | None:
+        """Posterior mean and deviation of the loss of ``m x 2 L`` rows, each ``m``; ``None`` before 2 losses."""
+        model = self._fitted()
+        if model is None:
+            return None
+        mean, sd = model.predict(torch.from_numpy(rows))
+        return mean.numpy(), sd.numpy()
+
+    def _next(self) -> tuple[IntArray, str] | None:
+        while self._prior:
+            row = self._solve(self._prior.pop(0), None)
+            if row is None:
+                return None
+            if tuple(row.tolist()) not in self._seen.tried:
+                return row, GLOBAL
+        model = self._fitted()
+        if model is None:
+            row = self._solve(self._rng.standard_normal(self._problem.costs.shape), None, forbid=True)
+            return None if row is None else (row, GLOBAL)
+        incumbent = self._incumbent(model)
+        self._local_debt += self._options.local_share
+        local = self._local_debt >= 1.0 and incumbent is not None
+        self._local_debt -= 1.0 if local else 0.0
+        near = self._neighbours(incumbent) if incumbent is not None else np.zeros((0, 2 * self._problem.space.n_units),
+                                                                                  dtype=np.int64)
+        pool = near if local and len(near) else np.vstack([near, *self._global_rows(model, incumbent)])
+        pool = self._fresh(pool)
+        if not len(pool):
+            row = self._solve(model.mean_table().numpy(), None, forbid=True)
+            return None if row is None else (row, GLOBAL)
+        mean, sd = model.latent(torch.from_numpy(pool))
+        known, _ = model.latent(model.rows)
+        scores = log_expected_improvement(mean.numpy(), sd.numpy(), float(known.min()))
+        best = int(np.argmax(scores))
+        return pool[best], LOCAL if best < len(near) else GLOBAL
+
+    def _fitted(self) -> StructuredModel | None:
+        """The surrogate of all that is known, with pending proposals at their predicted values."""
+        rows, losses, counts = self._seen.arrays()
+        if len(rows) < 2:
+            return None
+        if self._model is None:
+            self._model = self._fit(rows, losses, counts)
+        pending = np.array(list(self._seen.pending), dtype=np.float64).reshape(-1, rows.shape[1])
+        if not len(pending):
+            return self._model
+        believed = self._model.warp.inverse(self._model.latent(torch.from_numpy(pending))[0]).numpy()
+        return self._fit(np.vstack([rows, pending]), np.append(losses, believed),
+                         np.append(counts, np.ones(len(pending))))
+
+    def _fit(self, rows: FloatArray, losses: FloatArray, counts: FloatArray) -> StructuredModel:
+        return StructuredModel(self._design, torch.from_numpy(rows), torch.from_numpy(losses),
+                               torch.from_numpy(counts), self._options.model)
+
+    def _incumbent(self, model: StructuredModel) -> IntArray | None:
+        """The evaluated row with the best posterior mean among those on the ladders and within the budget."""
+        rows = model.rows.numpy()
+        whole = rows[(rows == np.floor(rows)).all(axis=1)].astype(np.int64)
+        whole = whole[self._problem.costs.feasible(whole, self._problem.budget_bytes)]
+        if not len(whole):
+            return None
+        mean, _ = model.latent(torch.from_numpy(whole))
+        return row_of(whole, int(mean.argmin()))
+
+    def _global_rows(self, model: StructuredModel, incumbent: IntArray | None) -> list[IntArray]:
+        """Exact optima of posterior draws, everywhere and within the trust region, each ``1 x 2 L``."""
+        options = self._options
+        region = None if incumbent is None else Region(incumbent, self._region.radius)
+        solved = [self._solve(model.mean_table().numpy(), None)]
+        for draw in range(options.draws):
+            temperature = options.temperatures[draw % len(options.temperatures)]
+            table = model.sample_tables(self._rng, 1, temperature)[0].numpy()
+            solved.append(self._solve(table, region if draw % 2 else None))
+        return [row[None, :] for row in solved if row is not None]
+
+    def _neighbours(self, centre: IntArray) -> IntArray:
+        problem, options = self._problem, self._options
+        rows = neighbours_within(problem.space, centre, options.edits, costs=problem.costs,
+                                 budget_bytes=problem.budget_bytes, rng=self._rng, cap=options.max_neighbours)
+        return self._fresh(rows)
+
+    def _fresh(self, rows: IntArray) -> IntArray:
+        return rows[[tuple(r) not in self._seen.tried for r in rows.tolist()]]
+
+    def _solve(self, table: FloatArray, region: Region | None, forbid: bool = False) -> IntArray | None:
+        """Optimum of an additive table; ``None`` once every allocation that fits has been tried."""
+        tried = np.array(list(self._seen.tried), dtype=np.int64).reshape(-1, 2 * self._problem.space.n_units)
+        try:
+            return solve_knapsack(table, self._problem.costs, self._problem.budget_bytes,
+                                  forbid=tried if forbid else None, region=region, rel_gap=self._options.rel_gap)
+        except BudgetError:
+            if forbid and len(tried):
+                return None
+            raise
+
+
+def _check(options: StructuredOptions) -> None:
+    problems = []
+    if options.n_prior < 0 or options.draws < 1 or options.edits < 1 or options.max_neighbours < 1:
+        problems.append("n_prior must be at least 0, draws, edits and max_neighbours at least 1; got "
+                        f"{options.n_prior}, {options.draws}, {options.edits} and {options.max_neighbours}")
+    if not options.temperatures or min(options.temperatures) < 0 or not 0 <= options.local_share <= 1:
+        problems.append("temperatures must be at least 0 and local_share in [0, 1]; got "
+                        f"{options.temperatures} and {options.local_share}")
+    if options.rel_gap < 0:
+        problems.append(f"rel_gap must be at least 0; got {options.rel_gap}")
+    if problems:
+        raise ConfigError(problems)

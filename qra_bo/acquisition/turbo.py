@@ -1,0 +1,159 @@
+"""Stage 2 of the published method: Bayesian optimisation in a trust region (Eqs. 8-13)."""
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+import torch
+
+from qra_bo.acquisition.functions import gp_log_ei
+from qra_bo.acquisition.observations import Observations, row_of
+from qra_bo.acquisition.trust_region import TrustRegion
+from qra_bo.acquisition.utility import published_utility, unit_importance
+from qra_bo.errors import BudgetError, ConfigError
+from qra_bo.records import Evaluation, Fidelity, Proposal
+from qra_bo.search import SearchProblem
+from qra_bo.sensitivity.profile import FloatArray
+from qra_bo.space import IntArray
+from qra_bo.space.encoding import embed
+from qra_bo.space.knapsack import solve_knapsack
+from qra_bo.space.neighbourhood import neighbours_within
+from surrogates.errors import SurrogateError
+from surrogates.gp import fit_gp, gp_predict
+
+_log = logging.getLogger(__name__)
+
+
+class TrustRegionBO:
+    """A Matern GP over psi(C), LogEI over the feasible allocations within a few edits of the best one.
+
+    Args:
+        problem: What is searched.
+        variant: ``"published"`` maximises Eq. 8's utility; ``"loss"`` minimises the loss under the budget.
+        alpha: Weight of performance in Eq. 8.
+        n_initial: Random feasible allocations evaluated first, less those that were told.
+        radius: Edits admitted at the start.
+        largest_radius: Cap of the radius.
+        tolerance: Eq. 13: it stops when no expected improvement is larger (in units of the objective).
+        max_candidates: Most neighbours scored.
+
+    Raises:
+        ConfigError: If an option is out of its range.
+    """
+
+    name = "trust_region"
+
+    def __init__(self, problem: SearchProblem, *, variant: Literal["published", "loss"] = "published",
+                 alpha: float = 0.6, n_initial: int = 5, radius: int = 2, largest_radius: int = 4,
+                 tolerance: float = 1e-4, max_candidates: int = 4000) -> None:
+        problems = []
+        if variant not in ("published", "loss"):
+            problems.append(f"variant must be 'published' or 'loss'; got {variant!r}")
+        if not 0 <= alpha <= 1:
+            problems.append(f"alpha must lie in [0, 1]; got {alpha}")
+        if not 1 <= radius <= largest_radius:
+            problems.append(f"radius must lie between 1 and largest_radius ({largest_radius}); got {radius}")
+        if n_initial < 2 or max_candidates < 1 or tolerance < 0:
+            problems.append("n_initial must be at least 2, max_candidates at least 1 and tolerance at least 0; got "
+                            f"{n_initial}, {max_candidates} and {tolerance}")
+        if problems:
+            raise ConfigError(problems)
+        self._problem, self._variant, self._alpha = problem, variant, alpha
+        self._n_initial, self._tolerance, self._max_candidates = n_initial, tolerance, max_candidates
+        self._region = TrustRegion(radius, 1, largest_radius, radius)
+        self._rng = problem.rng("trust_region")
+        self._importance = unit_importance(problem.profile)
+        self._seen = Observations(problem)
+        self._best = math.inf
+
+    @property
+    def region(self) -> TrustRegion:
+        return self._region
+
+    def ask(self, n: int) -> list[Proposal]:
+        """Up to ``n`` proposals; none once no improvement beyond ``tolerance`` is expected.
+
+        Raises:
+            BudgetError: If nothing fits into the budget.
+        """
+        proposals = []
+        for _ in range(n):
+            row = self._next_row()
+            if row is None:
+                break
+            proposals.append(Proposal(self._seen.propose(row), Fidelity.HIGH, "trust_region"))
+        return proposals
+
+    def tell(self, evaluations: Sequence[Evaluation]) -> None:
+        for evaluation in self._seen.tell(evaluations):
+            loss = evaluation.loss
+            improved = loss is not None and loss < self._best
+            if improved and loss is not None:
+                self._best = loss
+            if evaluation.stage == "trust_region":
+                self._region = self._region.update(improved)
+
+    def _next_row(self) -> IntArray | None:
+        rows, losses, _ = self._seen.arrays()
+        whole = (rows == np.floor(rows)).all(axis=1)
+        fits = np.zeros(len(rows), dtype=bool)
+        fits[whole] = self._problem.costs.feasible(rows[whole].astype(np.int64), self._problem.budget_bytes)
+        known: IntArray = rows[fits].astype(np.int64)
+        losses = losses[fits]
+        if len(known) + len(self._seen.pending) < self._n_initial or len(np.unique(losses)) < 2:
+            return self._random_row()
+        return self._best_neighbour(known, self._objective(known, losses))
+
+    def _objective(self, rows: IntArray, losses: FloatArray) -> FloatArray:
+        """What is maximised, ``n``."""
+        if self._variant == "loss":
+            return -losses
+        return published_utility(losses, self._problem.costs.totals(rows), self._alpha)
+
+    def _best_neighbour(self, rows: IntArray, objective: FloatArray) -> IntArray | None:
+        problem = self._problem
+        centre = rows[int(np.argmax(objective))]
+        region = self._region
+        while True:
+            candidates = neighbours_within(problem.space, centre, region.radius, costs=problem.costs,
+                                           budget_bytes=problem.budget_bytes, rng=self._rng, cap=self._max_candidates)
+            candidates = candidates[[tuple(r) not in self._seen.tried for r in candidates.tolist()]]
+            if len(candidates):
+                break
+            if region.radius == region.largest:
+                return None
+            region = replace(region, radius=region.radius + 1)
+        train = torch.from_numpy(embed(rows, problem.space, self._importance))
+        y = torch.from_numpy(objective)[:, None]
+        if float(y.max() - y.min()) == 0.0:
+            return row_of(candidates, 0)
+        model = fit_gp(train, y)
+        pending = np.array(list(self._seen.pending), dtype=np.int64).reshape(-1, rows.shape[1])
+        if len(pending):
+            # Pending points count as if they came out as predicted, so that a batch spreads.
+            extra = torch.from_numpy(embed(pending, problem.space, self._importance))
+            mean, _ = gp_predict(model, extra)
+            try:
+                model = fit_gp(torch.cat([train, extra]), torch.cat([y, mean[:, None]]))
+            except SurrogateError as error:
+                _log.warning("pending points left out of the surrogate: %s", error)
+        scores = gp_log_ei(model, torch.from_numpy(embed(candidates, problem.space, self._importance)),
+                           float(y.max()), maximize=True)
+        best = int(scores.argmax())
+        if float(scores[best].exp()) < self._tolerance:
+            return None
+        return row_of(candidates, best)
+
+    def _random_row(self) -> IntArray | None:
+        """The best of a random additive objective: a random allocation on the edge of the budget."""
+        values = self._rng.standard_normal(self._problem.costs.shape)
+        tried = np.array(list(self._seen.tried), dtype=np.int64).reshape(-1, 2 * self._problem.space.n_units)
+        try:
+            return solve_knapsack(values, self._problem.costs, self._problem.budget_bytes, forbid=tried, rel_gap=1e-2)
+        except BudgetError:
+            if len(tried):
+                return None
+            raise
