@@ -1,0 +1,153 @@
+"""What the fields of a configuration mean together: every problem at once, before anything is loaded."""
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from qra_bo.build import make_space, make_spec
+from qra_bo.cli.decode import Problem, nearest_first
+from qra_bo.config import RunConfig
+from qra_bo.errors import UserError
+from qra_bo.memory.budget import parse_budget, parse_size
+from qra_bo.memory.formats import default_format, parse_format
+from qra_bo.space import Ladder
+from qra_bo.tasks import TASKS
+
+WITHOUT_DEVICE = ("memory", "report")
+WITHOUT_DATA = ("memory", "report", "export")
+
+
+def problems_of(config: RunConfig) -> list[Problem]:
+    """Every problem of a well-typed configuration; empty where it can work."""
+    found: list[Problem] = []
+    for rule in (_task, _budget, _ladders, _numbers, _train, _sources, _device):
+        found += rule(config)
+    if not any(p.key in ("bits", "ranks", "quantizer.formats") for p in found):
+        found += _space(config)
+    return found
+
+
+def _try(key: str, action: Callable[[], object]) -> Iterator[Problem]:
+    """The message of a user error as a problem of ``key``."""
+    try:
+        action()
+    except UserError as error:
+        yield Problem(key, f"{key}: {str(error).rstrip('.')}.")
+
+
+def _task(config: RunConfig) -> Iterator[Problem]:
+    if config.task not in TASKS:
+        yield Problem("task", f"Unknown task {config.task!r}; known, nearest first: "
+                              f"{', '.join(nearest_first(config.task, TASKS))}.")
+    if config.task == "evaluate" and config.allocation is None:
+        yield Problem("allocation", "task=evaluate needs allocation=uniform:BITS,RANK or a JSON file such as a "
+                                    "best.json; got null.")
+
+
+def _budget(config: RunConfig) -> Iterator[Problem]:
+    if not config.budget:
+        yield Problem("budget", "budget must name at least one size, e.g. 10GB; got an empty list.")
+    for text in config.budget:
+        yield from _try("budget", lambda text=text: parse_budget(text))  # type: ignore[misc]
+    yield from _try("memory.headroom", lambda: parse_size(config.memory.headroom))
+
+
+def _ladders(config: RunConfig) -> Iterator[Problem]:
+    yield from _try("bits", lambda: Ladder("bits", config.bits))
+    yield from _try("ranks", lambda: Ladder("ranks", config.ranks))
+    for bits in config.bits:
+        names = config.quantizer.formats.get(bits, ())
+        if not names:
+            yield from _try("bits", lambda bits=bits: default_format(bits))  # type: ignore[misc]
+            if bits in (2, 3, 4, 8, 16):
+                yield Problem("quantizer.formats", f"quantizer.formats must name a storage format for {bits} bits, "
+                                                   f"e.g. quantizer.formats.{bits}=[{default_format(bits).name}].")
+    for bits, names in config.quantizer.formats.items():
+        for name in names:
+            wrong = list(_try("quantizer.formats", lambda name=name: parse_format(name)))  # type: ignore[misc]
+            yield from wrong
+            if not wrong and parse_format(name).bits != bits:
+                yield Problem("quantizer.formats", f"quantizer.formats.{bits} lists {name!r}, which stores "
+                                                   f"{parse_format(name).bits} bits.")
+        if len(set(names)) < len(names):
+            yield Problem("quantizer.formats", f"quantizer.formats.{bits} names a format twice: {list(names)}.")
+
+
+def _rule(key: str, value: object, ok: bool, rule: str) -> Iterator[Problem]:
+    if not ok:
+        shown = list(value) if isinstance(value, tuple) else value
+        yield Problem(key, f"{key} must be {rule}; got {shown}.")
+
+
+def _numbers(config: RunConfig) -> Iterator[Problem]:
+    c = config
+    yield from _rule("seed", c.seed, c.seed >= 0, "at least 0")
+    yield from _rule("max_hours", c.max_hours, c.max_hours is None or c.max_hours > 0, "more than 0, or null")
+    yield from _rule("effort.high_equivalents", c.effort.high_equivalents, c.effort.high_equivalents >= 1, "at least 1")
+    yield from _rule("effort.anchors", c.effort.anchors, c.effort.anchors is None or c.effort.anchors >= 1,
+                     "at least 1, or null for all")
+    yield from _rule("oracle.noise", c.oracle.noise, c.oracle.noise >= 0, "at least 0")
+    yield from _rule("adapter.alpha_over_rank", c.adapter.alpha_over_rank, c.adapter.alpha_over_rank > 0, "more than 0")
+    yield from _rule("adapter.lr", c.adapter.lr, c.adapter.lr > 0, "more than 0")
+    yield from _rule("data.held_out", c.data.held_out, 0 < c.data.held_out < 0.5, "between 0 and 0.5")
+    yield from _rule("data.max_records", c.data.max_records, c.data.max_records is None or c.data.max_records >= 3,
+                     "at least 3, or null for all")
+    yield from _rule("data.calibration", c.data.calibration, c.data.calibration >= 1, "at least 1")
+    yield from _rule("confirm.seeds", c.confirm.seeds, c.confirm.seeds >= 0, "at least 0")
+    yield from _rule("final.steps", c.final.steps, c.final.steps is None or c.final.steps >= 0, "at least 0, or null")
+    yield from _rule("final.epochs", c.final.epochs, c.final.epochs >= 0, "at least 0")
+    scales = c.calibrate.lr_scales
+    yield from _rule("calibrate.lr_scales", scales, bool(scales) and min(scales) > 0, "a list of positive numbers")
+
+
+def _train(config: RunConfig) -> Iterator[Problem]:
+    t, f = config.train, config.fidelity
+    yield from _rule("train.batch", t.batch, t.batch >= 1, "at least 1")
+    yield from _rule("train.length", t.length, t.length >= 2, "at least 2")
+    yield from _rule("train.warmup", t.warmup, 0 <= t.warmup < 1, "at least 0 and below 1")
+    yield from _rule("train.lr_floor", t.lr_floor, 0 <= t.lr_floor <= 1, "between 0 and 1")
+    yield from _rule("train.weight_decay", t.weight_decay, t.weight_decay >= 0, "at least 0")
+    yield from _rule("train.betas", t.betas, len(t.betas) == 2 and all(0 <= b < 1 for b in t.betas),
+                     "two numbers of at least 0 and below 1")
+    yield from _rule("train.eps", t.eps, t.eps > 0, "more than 0")
+    yield from _rule("train.clip", t.clip, t.clip >= 0, "at least 0 (0: no clipping)")
+    yield from _rule("train.logits_chunk", t.logits_chunk, t.logits_chunk >= 1, "at least 1")
+    yield from _rule("fidelity.high", f.high, f.high >= 1, "at least 1")
+    yield from _rule("fidelity.low", f.low, f.low is None or 1 <= f.low < f.high,
+                     f"at least 1 and below fidelity.high={f.high}, or null")
+    yield from _rule("eval.tokens", config.eval.tokens, config.eval.tokens >= t.length,
+                     f"at least one sequence (train.length={t.length})")
+    yield from _rule("eval.batch", config.eval.batch, config.eval.batch >= 1, "at least 1")
+
+
+def _sources(config: RunConfig) -> Iterator[Problem]:
+    if config.model["source"] == "path" and not config.model["path"]:
+        yield Problem("model.path", "+model=hf needs model.path: a hub id such as ORG/NAME, or a folder with "
+                                    "config.json and *.safetensors; got null.")
+    finetunes = config.oracle.name == "finetune" and config.task not in WITHOUT_DATA
+    if finetunes and config.data.kind == "jsonl":
+        path = config.data.path
+        if path is None:
+            yield Problem("data.path", "data=jsonl needs data.path=FILE, one JSON object a line; got null.")
+        elif not Path(path).expanduser().is_file():
+            yield Problem("data.path", f"data.path must name a JSON or JSONL file; there is no file {path!r}.")
+    if config.oracle.name == "benchmark" and (config.oracle.table is None or not Path(config.oracle.table).is_file()):
+        yield Problem("oracle.table", "oracle=benchmark needs oracle.table=FILE, a table of real evaluations; "
+                                      f"got {config.oracle.table!r}.")
+
+
+def _device(config: RunConfig) -> Iterator[Problem]:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.device):
+        yield Problem("device", f"device must be auto, cpu, cuda or cuda:N; got {config.device!r}.")
+    elif config.device.startswith("cuda") and config.task not in WITHOUT_DEVICE and config.oracle.name == "finetune":
+        import torch
+
+        count, wanted = torch.cuda.device_count(), int(config.device.partition(":")[2] or 0)
+        if wanted >= count:
+            yield Problem("device", f"device={config.device} needs a CUDA device that torch can use; it sees {count}; "
+                                    "use device=auto or device=cpu.")
+
+
+def _space(config: RunConfig) -> Iterator[Problem]:
+    if config.model["n_layers"] is not None:  # else its shapes come from files, or a hub
+        yield from _try("ranks", lambda: make_space(config, make_spec(config)))

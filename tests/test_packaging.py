@@ -1,0 +1,62 @@
+"""The packages that are imported are those of this repository, and what ships with them composes."""
+
+import importlib.resources
+import importlib.util
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from qra_bo.cli.compose import compose_plain
+from qra_bo.cli.decode import check
+from qra_bo.cli.overrides import DEFAULT_MODEL, groups
+from qra_bo.config import RunConfig
+
+ROOT = Path(__file__).resolve().parent.parent
+OPTIONS = [(group, option) for group, options in groups().items() for option in options]
+
+
+@pytest.mark.parametrize("package", ["qra_bo", "surrogates", "conf"])
+def test_names_that_others_use_too_are_ours(package: str) -> None:
+    spec = importlib.util.find_spec(package)
+    assert spec is not None
+    assert Path(str(spec.origin)).is_relative_to(ROOT)
+
+
+def test_conf_is_addressed_as_a_package() -> None:
+    source = (ROOT / "qra_bo" / "cli" / "app.py").read_text(encoding="utf-8")
+    assert 'config_path="pkg://conf"' in source
+
+
+def test_every_yaml_is_a_known_option_or_hydras() -> None:
+    names = {path.relative_to(ROOT / "conf").as_posix() for path in (ROOT / "conf").rglob("*.yaml")}
+    options = {f"{group}/{option}.yaml" for group, option in OPTIONS}
+    assert names - options == {"config.yaml", "hydra/job_logging/stderr.yaml", "hydra/hydra_logging/stderr.yaml"}
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS, ids=lambda v: str(v))
+def test_every_option_composes_and_fits_the_schema(group: str, option: str) -> None:
+    overrides = [f"+model={option}"] if group == "model" else [f"+model={DEFAULT_MODEL}", f"{group}={option}"]
+    plain = compose_plain(overrides)
+    assert check(RunConfig, plain) == []
+    assert plain[group]["name" if "name" in plain[group] else next(iter(plain[group]))] is not None
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "conf").rglob("*.yaml")), ids=lambda p: p.stem)
+def test_every_key_has_a_comment(path: Path) -> None:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    if "hydra" in path.parts[-3:-1]:
+        return
+    assert lines[0].startswith("# ")
+    for line in lines:
+        if line.startswith("hydra:"):
+            break  # Hydra's own keys are documented by Hydra
+        key, _, value = line.partition(":")
+        if value.strip() and not key.lstrip().startswith(("#", "- ", '"')):
+            assert "  # " in line, f"{path.name}: {line}"
+
+
+def test_the_project_ships_its_configuration() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert project["tool"]["setuptools"]["package-data"]["conf"] == ["**/*.yaml"]
+    assert importlib.resources.files("conf").joinpath("config.yaml").is_file()
