@@ -170,7 +170,7 @@ def _table(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str
     """A table on a terminal, tab-separated lines elsewhere."""
     if not console.is_terminal:
         for row in (columns, *rows):
-            console.print("\t".join(row), markup=False, highlight=False, soft_wrap=True)
+            console.file.write("\t".join(row) + "\n")  # the console would expand tabs
         return
     table = Table()
     for column in columns:

@@ -19,7 +19,7 @@ FORWARD_SHARE = 1 / 3
 """Cost of a forward-only token in training tokens."""
 SIDE_STAGES = frozenset({"calibration", "confirmation", "ranking_check"})
 """Stages whose evaluations are not points of the search."""
-JOURNAL_FIELDS = frozenset({"event", "time", "elapsed", "crc"})
+JOURNAL_FIELDS = frozenset({"event", "time", "session", "elapsed", "crc"})
 BREAKDOWN_KEYS = ("weights", "quant_metadata", "unquantised", "adapters", "gradients", "optimizer", "activations",
                   "workspace")
 
@@ -262,7 +262,7 @@ def _parse(events: Sequence[Event], header: Header, warnings: Sequence[str]) -> 
     end = last.get("end")
     overhead = sum(max(0.0, e["elapsed"] - before["elapsed"] - e["seconds"])
                    for before, e in itertools.pairwise(events)
-                   if e["event"] == "evaluation" and e["elapsed"] >= before["elapsed"])
+                   if e["event"] == "evaluation" and e["session"] == before["session"])
     return ReportData(
         header=header,
         provenance={k: v for k, v in last.get("provenance", {}).items() if k not in JOURNAL_FIELDS},
@@ -278,7 +278,7 @@ def _parse(events: Sequence[Event], header: Header, warnings: Sequence[str]) -> 
         final=last.get("final"),
         warnings=tuple(dict.fromkeys([*warnings, *(str(e["message"]) for e in events if e["event"] == "warning")])),
         end=end,
-        wall_seconds=session_seconds([dict(e) for e in events]),
+        wall_seconds=session_seconds(events),
         overhead_seconds=overhead)
 
 

@@ -56,7 +56,7 @@ class Script:
     def add(self, event: str, fields: Mapping[str, Any], seconds: float = 0.2) -> None:
         self.clock += seconds
         time = datetime.fromtimestamp(START + self.clock, UTC).isoformat()
-        self.events.append({"event": event, "time": time, "elapsed": self.clock, **fields})
+        self.events.append({"event": event, "time": time, "session": 1, "elapsed": self.clock, **fields})
 
     def evaluate(self, a: Allocation, stage: str, fidelity: Fidelity = Fidelity.HIGH, *, steps: int | None = None,
                  train_seed: int = 0, split: str = "validation", lr_scale: float = 1.0,
@@ -184,5 +184,5 @@ def write_run(folder: Path, events: list[dict[str, Any]]) -> Path:
     with Journal(folder, clock=lambda: clock[0]) as journal:
         for e in events:
             clock[0] = e["elapsed"]
-            journal.append(e["event"], {k: v for k, v in e.items() if k not in ("event", "time", "elapsed")})
+            journal.append(e["event"], {k: v for k, v in e.items() if k not in ("event", "time", "session", "elapsed")})
     return folder

@@ -1,0 +1,99 @@
+"""A journal is read into what was asked, done and found; numbers against counts made by hand."""
+
+import numpy as np
+import pytest
+
+from qra_bo.errors import JournalError
+from qra_bo.records import Fidelity
+from qra_bo.report.data import parse_events
+from qra_bo.space import uniform
+from tests.report.fixtures import HIGH, LOW, TOKENS_A_STEP, L, make_events
+
+
+@pytest.fixture(scope="module")
+def events():
+    return make_events()
+
+
+def test_cost_counts_everything_once_and_forward_tokens_a_third(events):
+    d = parse_events(events)
+    evaluations = [e for e in events if e["event"] == "evaluation"]
+    steps = sum(e["new_steps"] for e in evaluations)
+    assert d.total_cost == pytest.approx(2_048 + 60_000 / 3 + steps * TOKENS_A_STEP + len(evaluations) * 2_000)
+    assert d.high_fidelity_cost == HIGH * TOKENS_A_STEP + 2_000
+
+
+def test_a_promoted_candidate_pays_the_additional_steps_alone(events):
+    d = parse_events(events)
+    promoted = [e for e in d.evaluations if e.stage == "evolution" and e.fidelity is Fidelity.HIGH and e.ok]
+    assert {e.measurement.new_steps for e in promoted} == {HIGH - LOW}
+
+
+def test_references_and_what_does_not_fit_are_never_incumbent(events):
+    d = parse_events(events)
+    assert min(d.points, key=lambda e: e.loss).stage == "reference"
+    assert d.incumbent.stage not in ("reference", "calibration", "confirmation")
+    assert all(e.predicted_bytes <= d.header.budget_bytes for e in d.candidates)
+    assert d.incumbent.loss == min(e.loss for e in d.candidates)
+    assert d.best_uniform.allocation == uniform(L, "nf4", 4)
+
+
+def test_overhead_is_the_time_between_evaluations_and_wall_time_the_sum_of_sessions(events):
+    d = parse_events(events)
+    after_evaluation_lines = .3 * sum(e["event"] == "evaluation" for e in events)
+    assert d.overhead_seconds == pytest.approx(after_evaluation_lines)
+    assert d.wall_seconds == pytest.approx(events[-1]["elapsed"])
+    twice = [dict(e) for e in events]
+    cut = next(i for i, e in enumerate(twice) if e["event"] == "stage" and e["stage"] == "global")
+    before = twice[cut - 1]["elapsed"]
+    for e in twice[cut:]:
+        e["elapsed"] -= before
+        e["session"] = 2
+    assert parse_events(twice).wall_seconds == pytest.approx(events[-1]["elapsed"])
+
+
+@pytest.mark.parametrize(("wins", "kind"), [(True, "mixed"), (False, "uniform")])
+def test_the_winner_is_what_the_confirmation_decided(wins, kind):
+    d = parse_events(make_events(wins=wins))
+    assert d.confirmation.winner_kind == kind
+    assert d.winner == (d.confirmation.candidate if wins else d.confirmation.reference)
+
+
+def test_the_winner_without_an_end_event_is_the_last_that_was_measured_to_fit(events):
+    some = [e for e in events if e["event"] not in ("end", "measured")]
+    measured = [dict(e) for e in events if e["event"] == "measured"] * 2
+    d = parse_events(events)
+    measured[0] = {**measured[0], "fits": False}
+    measured[1] = {**measured[1], "allocation": d.confirmation.reference.to_json()}
+    assert parse_events([*some, *measured]).winner == d.confirmation.reference
+
+
+def test_names_tell_uniform_filled_and_mixed_apart(events):
+    d = parse_events(events)
+    assert d.name(uniform(L, "int8", 2)) == "uniform-8bit-r2"
+    assert d.name(d.baselines[2].allocation) == "uniform-4bit-r2-4"
+    assert d.name(d.confirmation.candidate).startswith("mixed-")
+    assert d.average_bits(uniform(L, "hqq3", 2)) == 3.0
+
+
+def test_average_bits_are_weighted_by_parameters(events):
+    header = {**events[0], "unit_numel": [3, *[1] * (L - 1)]}
+    d = parse_events([header, *events[1:]])
+    a = d.confirmation.candidate
+    bits = np.array(d.bits(a))
+    assert d.average_bits(a) == pytest.approx((bits.sum() + 2 * bits[0]) / (L + 2))
+
+
+def test_every_prefix_of_a_journal_can_be_reported(events):
+    for n in range(1, len(events)):
+        d = parse_events(events[:n])
+        assert d.state == "unfinished"
+
+
+def test_what_is_no_journal_is_refused(events):
+    with pytest.raises(JournalError, match="no header"):
+        parse_events(events[1:])
+    with pytest.raises(JournalError, match="update"):
+        parse_events([{**events[0], "schema_version": 2}])
+    with pytest.raises(JournalError, match="malformed"):
+        parse_events([{k: v for k, v in events[0].items() if k != "units"}])

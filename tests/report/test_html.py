@@ -1,0 +1,122 @@
+"""One file, offline, escaped, and whole: checked by a parser rather than by eye."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from qra_bo.errors import OutputError
+from qra_bo.report.data import parse_events
+from qra_bo.report.html import render_html
+from qra_bo.report.write import write_report
+from tests.report.fixtures import make_events, write_run
+
+VOID = {"meta", "img", "source", "br", "link", "input"}
+
+
+class Page(HTMLParser):
+    """Collects elements and checks that tags nest."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.elements, self.open, self.text = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+    def all(self, tag):
+        return [attrs for name, attrs in self.elements if name == tag]
+
+
+@pytest.fixture(scope="module")
+def page():
+    return Page(render_html(parse_events(make_events())))
+
+
+def test_nothing_is_fetched(page):
+    for _, attrs in page.elements:
+        for name in ("src", "srcset", "href", "data", "action", "poster"):
+            value = attrs.get(name) or ""
+            assert value.startswith(("#", "data:image/")) or not value
+    assert "@import" not in "".join(page.text)
+    assert not re.search(r"url\(", "".join(page.text))
+
+
+def test_tags_nest_ids_are_unique_and_links_lead_somewhere(page):
+    assert page.open == []
+    ids = [a["id"] for _, a in page.elements if "id" in a]
+    assert len(ids) == len(set(ids))
+    assert {a["href"][1:] for a in page.all("a")} <= set(ids)
+    assert {a["aria-labelledby"] for _, a in page.elements if "aria-labelledby" in a} <= set(ids)
+
+
+def test_a_screen_reader_finds_language_captions_and_alternative_texts(page):
+    assert page.all("html")[0]["lang"] == "en"
+    assert len(page.all("caption")) == len(page.all("table"))
+    assert all(len(a["alt"]) > 40 for a in page.all("img"))
+    assert len(page.all("img")) == 8
+    assert len(page.all("main")) == len(page.all("h1")) == 1
+
+
+def test_both_appearances_print_and_narrow_screens_are_served(page):
+    text = "".join(page.text)
+    for part in ("prefers-color-scheme: dark", "@media print", "max-width:36rem"):
+        assert part in text
+    assert all(a["media"] == "(prefers-color-scheme: dark)" for a in page.all("source"))
+
+
+def test_the_answer_trust_and_every_evaluation_are_there(page):
+    text = "".join(page.text)
+    for part in ("Mixed bits and ranks fine-tune", "95 % interval", "Can I trust this?", "101, 102, 103, 104, 105"):
+        assert part in text
+    d = parse_events(make_events())
+    assert len([a for a in page.all("td") if "data-key" in a]) == 16 * len(d.evaluations)
+
+
+def test_whatever_the_journal_holds_is_escaped():
+    evil = "<script>alert(1)</script>"
+    events = make_events(model=evil)[:8]
+    events.insert(5, {"event": "warning", "time": 0, "session": 1, "elapsed": events[4]["elapsed"], "message": evil})
+    text = render_html(parse_events(events))
+    assert evil not in text
+    assert "&lt;script&gt;alert(1)" in text
+    assert len(Page(text).all("script")) == 1
+
+
+def test_proxy_results_are_labelled_at_the_top():
+    text = render_html(parse_events(make_events(oracle="synthetic")[:3]))
+    assert text.index("SYNTHETIC") < text.index('class="answer')
+
+
+def test_files_are_written_whole_and_small(tmp_path):
+    run = write_run(tmp_path / "run", make_events())
+    paths = write_report(run)
+    assert {p.name for p in paths} >= {"report.html", "report.json", "pareto.png"}
+    assert (run / "report.html").stat().st_size < 6e6
+    assert not list(run.glob("*.part"))
+    data = json.loads((run / "report.json").read_text())
+    assert data["answer"]["tone"] == "better"
+    assert len(data["units"]) == 12
+
+
+def test_a_running_search_and_a_journal_cut_off_can_be_reported(tmp_path):
+    run = write_run(tmp_path / "run", make_events(finished=False)[:6])
+    with (run / "trials.jsonl").open("ab") as file:
+        file.write(b'{"event": "evalu')
+    write_report(run)
+    assert "cut off" in (run / "report.html").read_text()
+
+
+def test_a_folder_without_a_journal_is_refused(tmp_path):
+    with pytest.raises(OutputError, match=r"trials\.jsonl"):
+        write_report(tmp_path)

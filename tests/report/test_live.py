@@ -1,0 +1,68 @@
+"""The live view: counts what a run spends and says what leads, on a terminal and off it."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from qra_bo.report.data import parse_events
+from qra_bo.report.live import LiveView, RunState
+from tests.report.fixtures import make_events
+
+
+def test_state_agrees_with_the_report_of_the_same_journal():
+    events = make_events()
+    state = RunState()
+    for e in events:
+        state.feed(e)
+    d = parse_events(events)
+    assert state.spent == pytest.approx(d.total_cost)
+    assert state.best[0] == d.incumbent.loss
+    assert state.best_uniform[0] == d.best_uniform.loss
+
+
+def test_eta_is_the_rest_of_the_plan_at_the_measured_pace():
+    state = RunState()
+    events = make_events()
+    first = [e for e in events if e["event"] in ("header", "evaluation")][:3]
+    for e in first:
+        state.feed(e)
+    tokens = sum(e["training_tokens"] + e["forward_tokens"] / 3 for e in first[1:])
+    seconds = sum(e["seconds"] for e in first[1:])
+    assert state.eta_seconds() == pytest.approx((state.planned - tokens) * seconds / tokens)
+    assert RunState().eta_seconds() is None
+
+
+def test_lines_are_plain_and_progress_is_not_a_flood_off_a_terminal():
+    out, now = io.StringIO(), [0.0]
+    view = LiveView(Console(file=out, width=80), clock=lambda: now[0])
+    with view:
+        for e in make_events()[:12]:
+            view(e)
+        for i in range(100):
+            now[0] += 1.0
+            view.progress("training", i, 100)
+    lines = out.getvalue().splitlines()
+    assert "\x1b" not in out.getvalue()
+    assert sum("training:" in line for line in lines) == 5
+    assert any("best so far" in line and "left]" in line for line in lines)
+
+
+def test_a_terminal_gets_stage_cost_incumbent_and_memory():
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=110)
+    with LiveView(console) as view:
+        for e in make_events(model="[red]m[/red]")[:-8]:
+            view(e)
+        view.progress("training", 3, 48)
+        console.print(view._render())
+    for part in ("[red]m[/red]", "training 3/48", "of the planned cost", "against 4-bit r4", "high 21.7 s"):
+        assert part in out.getvalue()
+
+
+def test_failures_and_every_event_have_a_line_or_silence():
+    state = RunState()
+    lines = [line for e in make_events() if (line := state.feed(e))]
+    assert any("diverged (the loss became NaN at step 7)" in line for line in lines)
+    assert lines[-1] == "ended: done"
+    assert state.feed({"event": "unheard of"}) is None

@@ -1,0 +1,61 @@
+"""Figures are drawn where the journal holds what they need, and hold what they claim."""
+
+import pytest
+
+from qra_bo.report.data import parse_events
+from qra_bo.report.plots import PLOTS, write_plots
+from qra_bo.report.plots_search import front
+from qra_bo.report.style import DARK, LIGHT, svg_uri
+from tests.report.fixtures import make_events
+
+
+@pytest.fixture(scope="module")
+def data():
+    return parse_events(make_events())
+
+
+def test_a_whole_run_has_every_figure_as_png(data, tmp_path):
+    paths = write_plots(data, tmp_path / "plots")
+    assert [p.stem for p in paths] == [plot.name for plot in PLOTS]
+    assert all(p.read_bytes().startswith(b"\x89PNG") for p in paths)
+
+
+def test_a_run_that_has_just_begun_has_none():
+    d = parse_events(make_events()[:2])
+    assert [plot.name for plot in PLOTS if plot.draw(d, LIGHT)] == []
+
+
+def test_the_front_is_the_non_dominated_set_by_brute_force(data):
+    points = data.points
+    expected = {e.id for e in points if not any(
+        o.predicted_bytes <= e.predicted_bytes and o.loss <= e.loss and o.id != e.id for o in points)}
+    assert {e.id for e in front(points)} == expected
+
+
+def test_confirmation_shows_every_difference_and_the_interval(data):
+    fig = PLOTS[0].draw(data, LIGHT)
+    dots = fig.axes[0].collections[0].get_offsets()[:, 0]
+    assert sorted(dots) == pytest.approx(sorted(data.confirmation.differences))
+
+
+def test_bars_are_the_winner_s_bits_and_ranks(data):
+    [plot] = [p for p in PLOTS if p.name == "allocation"]
+    above, below = plot.draw(data, DARK).axes
+    assert [bar.get_height() for bar in above.patches] == list(data.bits(data.winner))
+    assert [bar.get_height() for bar in below.patches] == list(data.winner.ranks)
+
+
+def test_modules_are_drawn_as_a_map():
+    events = make_events()
+    names = [f"model.layers.{i}.{m}" for i in range(4) for m in ("qkv", "o", "gateup")]
+    events[0] = {**events[0], "units": names}
+    [plot] = [p for p in PLOTS if p.name == "allocation"]
+    d = parse_events(events)
+    image = plot.draw(d, LIGHT).axes[0].images[0].get_array()
+    assert image.shape == (3, 4)
+    assert image[1, 2] == d.bits(d.winner)[names.index("model.layers.2.o")]
+
+
+def test_the_same_figure_gives_the_same_bytes(data):
+    plot = PLOTS[1]
+    assert svg_uri(plot.draw(data, LIGHT)) == svg_uri(plot.draw(data, LIGHT))

@@ -1,0 +1,117 @@
+"""What is said of results: never more than the evidence holds."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from qra_bo.report import story
+from qra_bo.report.data import parse_events
+from qra_bo.report.tables import PlanRow, print_plan, print_result
+from qra_bo.report.text import describe_allocation, duration, short_names, signed, size
+from tests.report.fixtures import make_events
+
+
+def with_confirmation(**changes):
+    events = make_events()
+    return parse_events([{**e, **changes} if e["event"] == "confirmation" else e for e in events])
+
+
+def test_better_is_said_only_with_an_interval_that_excludes_zero_over_enough_seeds():
+    assert story.answer(with_confirmation()).tone == "better"
+    holds_zero = story.answer(with_confirmation(low=-.02, high=.001, mean=-.01))
+    assert holds_zero.tone == "equal"
+    assert "not resolved" in holds_zero.sentence
+    few = {"train_seeds": [1, 2], "candidate_losses": [4, 4], "reference_losses": [4.1, 4.1], "differences": [-.1] * 2}
+    assert story.answer(with_confirmation(**few)).tone == "open"
+
+
+def test_a_uniform_winner_is_named_so():
+    d = parse_events(make_events(wins=False))
+    a = story.answer(d)
+    assert a.sentence.startswith("A uniform choice wins")
+    assert a.tone == "equal"
+    assert story.comparison(d)[0].role == "winner = best uniform"
+
+
+def test_an_unconfirmed_lead_is_said_to_be_unconfirmed():
+    a = story.answer(parse_events(make_events(finished=False)))
+    assert a.tone == "open"
+    assert "not confirmed" in a.interval
+
+
+def test_the_gap_is_unresolved_where_it_is_under_three_standard_errors():
+    events = make_events()
+    assert story.gap_closed(parse_events(events)).startswith("\u2212")
+    wide = [{**e, "loss_se": .1} if e.get("stage") == "reference" and e["event"] == "evaluation" else e for e in events]
+    assert "unresolved" in story.gap_closed(parse_events(wide))
+    assert story.gap_closed(parse_events([e for e in events if e.get("stage") != "reference"])) is None
+
+
+def test_proxy_results_are_labelled_everywhere():
+    d = parse_events(make_events(oracle="synthetic"))
+    assert "SYNTHETIC" in d.proxy_label
+    assert story.checks(d)[0].status == "caution"
+    for terminal in (True, False):
+        assert "SYNTHETIC" in printed(print_result, d, terminal=terminal)
+    assert parse_events(make_events()).proxy_label is None
+
+
+def test_an_allocation_over_the_budget_is_a_caution():
+    events = [{**e, "fits": False} if e["event"] == "measured" else e for e in make_events()]
+    assert any(c.status == "caution" and "does NOT fit" in c.text for c in story.checks(parse_events(events)))
+
+
+def test_a_learning_rate_at_the_edge_of_those_tried_is_a_caution():
+    events = make_events()
+    for e in events:
+        if e["event"] == "calibration":
+            e["trials"] = [{"lr_scale": .5, "loss": 4.2}, {"lr_scale": 1, "loss": 4.1}, {"lr_scale": 2, "loss": 4.0}]
+    [check] = [c for c in story.checks(parse_events(events)) if c.title == "Learning rate"]
+    assert check.status == "caution"
+
+
+def printed(call, *args, terminal=False):
+    out = io.StringIO()
+    call(Console(file=out, force_terminal=terminal, width=110), *args)
+    return out.getvalue()
+
+
+def test_plain_output_has_no_escape_codes_and_says_what_to_do_next():
+    text = printed(print_result, parse_events(make_events()), ["runs/a/best.json"])
+    assert "\x1b" not in text
+    for part in ("95 % interval", "--max-lora-rank 8", "runs/a/best.json", "Bits and ranks: 0: 8-bit r1"):
+        assert part in text
+
+
+def test_names_with_brackets_are_text_not_markup():
+    for terminal in (True, False):
+        assert "[bold]x[/bold]" in printed(print_result, parse_events(make_events(model="[bold]x[/bold]")),
+                                           terminal=terminal)
+
+
+def test_the_plan_adds_up_and_admits_what_it_does_not_know():
+    rows = [PlanRow("profile", 1_000, 10), PlanRow("search", 3_000, None)]
+    text = print_plan_text(rows)
+    assert "in all: 4,000 training tokens = 2.0 high-fidelity evaluations, not known yet" in text
+    assert "about 10 s" in text
+
+
+def print_plan_text(rows):
+    return printed(print_plan, "tiny", rows, 2_000.0)
+
+
+@pytest.mark.parametrize(("value", "text"), [(999, "999 B"), (1_500, "1.5 kB"), (74_300_000, "74.3 MB"),
+                                             (10_000_000_000, "10.0 GB"), (137_900_000_000_000, "137,900 GB")])
+def test_sizes_are_decimal(value, text):
+    assert size(value) == text
+
+
+def test_texts():
+    assert [duration(s) for s in (42, 425, 12_000)] == ["42 s", "7 min 05 s", "3 h 20 min"]
+    assert signed(-.012) == "\u22120.0120"
+    assert short_names(["model.layers.0.attn", "model.layers.0.mlp", "model.layers.1.attn"]) == [
+        "0.attn", "0.mlp", "1.attn"]
+    assert short_names(["a.b", "a.c.d"]) == ["b", "c.d"]
+    assert describe_allocation(["l.0", "l.1", "l.2"], [8, 4, 4], [1, 2, 2]) == "0: 8-bit r1 · 1\u20132: 4-bit r2"
+    assert [story.server_rank(r) for r in ((1, 8), (9,), (1000,))] == [8, 16, 1000]

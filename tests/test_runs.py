@@ -1,0 +1,84 @@
+"""``python -m qra_bo.runs``: lists, shows, compares and prunes; never removes by surprise."""
+
+import json
+
+import pytest
+
+from qra_bo.runs import CHECKPOINTS, main
+from qra_bo.study.lock import RunLock
+from tests.report.fixtures import make_events, write_run
+
+
+@pytest.fixture
+def outputs(tmp_path):
+    for name, options in (("done", {}), ("uniform", {"wins": False, "seed": 1}), ("cut/short", {"finished": False})):
+        run = write_run(tmp_path / name, make_events(**options))
+        (run / CHECKPOINTS).mkdir()
+        (run / CHECKPOINTS / "a.safetensors").write_bytes(b"0" * 1000)
+    return tmp_path
+
+
+def test_list_has_a_line_a_run_and_keeps_unreadable_ones(outputs, capsys):
+    (outputs / "broken").mkdir()
+    (outputs / "broken" / "trials.jsonl").write_text("nonsense\n")
+    assert main(["list", str(outputs)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    cells = {line.split("\t")[0]: line.split("\t") for line in lines if "\t" in line}
+    assert cells["done"][1] == "done"
+    assert cells["done"][6].endswith("mixed")
+    assert cells["cut/short"][1] == "unfinished"
+    assert cells["broken"][1] == "unreadable"
+    assert any(line.startswith(f"{outputs / 'broken'}: ") and "journal" in line for line in lines)
+
+
+def test_a_locked_run_is_active(outputs, capsys):
+    with RunLock(outputs / "cut" / "short"):
+        main(["list", str(outputs)])
+        assert "cut/short\tactive" in capsys.readouterr().out
+        main(["prune", str(outputs), "--unfinished", "--yes"])
+    assert (outputs / "cut" / "short" / "trials.jsonl").exists()
+
+
+def test_show_prints_the_answer_or_json(outputs, capsys):
+    assert main(["show", str(outputs / "done")]) == 0
+    assert "Mixed bits and ranks fine-tune" in capsys.readouterr().out
+    assert main(["show", str(outputs / "done"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["model"] == "smollm2_135m"
+
+
+def test_compare_puts_runs_side_by_side_and_says_what_differs(outputs, capsys):
+    other = write_run(outputs / "other", make_events(model="tiny"))
+    assert main(["compare", str(outputs / "done"), str(outputs / "uniform"), str(other)]) == 0
+    out = capsys.readouterr().out
+    assert "differ in model" in out
+    assert "differ in budget" not in out
+
+
+def test_prune_is_a_dry_run_until_told_otherwise(outputs, capsys):
+    assert main(["prune", str(outputs), "--unfinished"]) == 0
+    assert "add --yes" in capsys.readouterr().out
+    assert (outputs / "done" / CHECKPOINTS).exists()
+    assert main(["prune", str(outputs), "--yes"]) == 0
+    assert not (outputs / "done" / CHECKPOINTS).exists()
+    assert (outputs / "done" / "trials.jsonl").exists()
+    assert (outputs / "cut" / "short" / CHECKPOINTS).exists()
+    assert main(["prune", str(outputs), "--yes", "--unfinished"]) == 0
+    assert not (outputs / "cut" / "short").exists()
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["list", "nowhere"], "not a folder"), (["show", "nowhere"], "no run's folder"),
+    (["compare", "nowhere"], "at least two"), (["prune", "nowhere"], "not a folder")])
+def test_bad_input_ends_with_two_and_one_message(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_unknown_commands_end_with_two(capsys):
+    with pytest.raises(SystemExit) as status:
+        main(["delete"])
+    assert status.value.code == 2
+    assert "invalid choice" in capsys.readouterr().err
