@@ -5,8 +5,9 @@ originals are kept in host memory, outside the device budget, and only what is i
 ``spill_above`` bytes packed tensors go to safetensors files in ``folder`` and are memory-mapped from there.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from types import MappingProxyType
@@ -46,7 +47,7 @@ class LayerBank:
         compute_dtype: Type of the matrix products.
         device: Where installed layers live and where weights are packed.
         keep_dense: Keep each layer's unpacked weight beside the packed one: faster on a CPU, the same numbers bit for
-            bit, two more bytes a weight and format. Memory must be measured without it (see ``unpacked``).
+            bit, two more bytes a weight and format. Memory is then measured within ``only_packed``.
         spill_above: Bytes of packed tensors to keep in memory; ``None`` keeps all.
         folder: Where packed tensors beyond that go; needed with ``spill_above``.
 
@@ -149,23 +150,32 @@ class LayerBank:
         sizes = [self._size(name, parse_format(fmt)) for name, fmt in choice.items()]
         return sum(s[0] for s in sizes), sum(s[1] for s in sizes)
 
+    def format_of(self, name: str) -> StorageFormat:
+        """Format in which a linear is installed now.
+
+        Raises:
+            OracleError: If it is dense now, or not a linear of the model.
+        """
+        if name not in self._current:
+            raise OracleError(f"{name!r} is not installed in any format")
+        return parse_format(self._current[name])
+
     def state(self, name: str, fmt: str) -> State:
         """Packed tensors of one linear in one format, on the host."""
         self._size(name, parse_format(fmt))
         return self._states[name, fmt]
 
-    def unpacked(self, keep: bool) -> None:
-        """Keep unpacked weights from now on, or drop all that are kept (e.g. before memory is measured)."""
-        self.keep_dense = keep
-        for layer in self._layers.values():
-            self._unpack(layer)
-
-    def _unpack(self, layer: nn.Module) -> None:
-        plain = packed(layer)
-        if not self.keep_dense or plain.fmt.bits == 16:
-            plain.dense = None
-        elif plain.dense is None:
-            plain.dense = plain.unpack()
+    @contextmanager
+    def only_packed(self) -> Iterator[None]:
+        """Within it, layers unpack as they go although unpacked weights are kept: what measured memory means."""
+        kept = {layer: layer.dense for layer in map(packed, self._layers.values()) if layer.dense is not None}
+        for layer in kept:
+            layer.dense = None
+        try:
+            yield
+        finally:
+            for layer, dense in kept.items():
+                layer.dense = dense
 
     def _size(self, name: str, fmt: StorageFormat) -> tuple[int, int]:
         if (name, fmt.name) not in self._sizes:
@@ -213,7 +223,8 @@ class LayerBank:
                                       self.compute_dtype)
         if self.device.type == "cpu":
             self._layers[key] = layer
-            self._unpack(layer)
+            if self.keep_dense and fmt.bits < 16:
+                packed(layer).dense = packed(layer).unpack()
         return layer
 
     def _check_place(self, name: str) -> None:

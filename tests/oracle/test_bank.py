@@ -9,6 +9,7 @@ from torch import nn
 
 from qra_bo.errors import ConfigError, ModelError, OracleError
 from qra_bo.memory.formats import metadata_bytes, parse_format, weight_bytes
+from qra_bo.memory.tracker import live_bytes
 from qra_bo.oracle.bank import LayerBank
 from qra_bo.space import DecoderSpec
 from tests.oracle.models import tiny_llama
@@ -96,19 +97,20 @@ def test_host_bytes_of_originals_that_have_another_type() -> None:
     assert bank.host_bytes == sum(sum(bank.stored_bytes(uniform(spec, f.name))) for f in FORMATS)
 
 
-def test_kept_dense_weights_change_no_bit_and_can_be_dropped() -> None:
+def test_kept_dense_weights_change_no_bit_and_stay_out_of_what_is_measured() -> None:
     plain_model, spec, plain = make_bank()
     model, _, bank = make_bank(keep_dense=True)
     for choice in (mixed(spec), uniform(spec, "nf4")):
         plain.install(plain_model, choice)
         bank.install(model, choice)
         assert torch.equal(logits(model), logits(plain_model))
-    packed_and_dense = bank.host_bytes
-    bank.unpacked(False)
-    assert bank.host_bytes == plain.host_bytes < packed_and_dense
-    assert torch.equal(logits(model), logits(plain_model))
-    bank.unpacked(True)
-    assert bank.host_bytes == packed_and_dense
+    held, packed_alone = live_bytes(model), live_bytes(plain_model)
+    assert bank.host_bytes > plain.host_bytes
+    assert held > packed_alone
+    with bank.only_packed():
+        assert live_bytes(model) == packed_alone
+        assert torch.equal(logits(model), logits(plain_model))
+    assert live_bytes(model) == held
 
 
 def test_spilled_tensors_are_mapped_and_equal(tmp_path: Any) -> None:
