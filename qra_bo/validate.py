@@ -55,7 +55,7 @@ def _budget(config: RunConfig) -> Iterator[Problem]:
 def _ladders(config: RunConfig) -> Iterator[Problem]:
     yield from _try("bits", lambda: Ladder("bits", config.bits))
     yield from _try("ranks", lambda: Ladder("ranks", config.ranks))
-    for bits in config.bits:
+    for bits in (b for b in config.bits if b > 0):
         names = config.quantizer.formats.get(bits, ())
         if not names:
             yield from _try("bits", lambda bits=bits: default_format(bits))  # type: ignore[misc]

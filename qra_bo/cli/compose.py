@@ -1,5 +1,6 @@
 """From overrides to a checked ``RunConfig``: composition by Hydra, then types, then what fields mean together."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any
@@ -34,7 +35,7 @@ def compose_config(overrides: Sequence[str], config_dir: str | None = None) -> R
         raw = compose_plain([*with_default_model(good), *extra])
     except HYDRA_ERRORS as error:
         problems.append(Problem("", hydra_message(error)))
-        raw = _defaults()
+        raw = deepcopy(_defaults())
     return config_from(raw, problems)
 
 
@@ -73,6 +74,7 @@ def hydra_message(error: Exception) -> str:
     return f"Hydra can't compose this configuration: {text.rstrip('.')}; see python -m qra_bo --help."
 
 
+@functools.cache
 def _defaults() -> dict[str, Any]:
     return compose_plain([f"+model={DEFAULT_MODEL}"])
 

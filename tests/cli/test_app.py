@@ -1,0 +1,164 @@
+"""The command line in process: exit statuses, one paragraph of errors, sweeps."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from qra_bo.cli import app
+from qra_bo.cli.sweep import JOBS, Job, read_jobs, record_job, summary, worst
+from qra_bo.config import RunConfig
+from qra_bo.errors import BudgetError, OracleError
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[RunConfig]:
+    """Configurations of the tasks that were run, instead of running them."""
+    configs: list[RunConfig] = []
+
+    def run(config: RunConfig) -> int:
+        configs.append(config)
+        if config.seed == 7:
+            raise BudgetError("a budget of 1 byte\nis below the smallest allocation")
+        if config.seed == 8:
+            raise RuntimeError("a bug")
+        if config.seed == 9:
+            raise OracleError("a broken contract")
+        return 3 if config.seed == 3 else 0
+
+    monkeypatch.setattr(app, "run_task", run)
+    return configs
+
+
+def test_a_run_leaves_nothing_behind_but_what_its_task_writes(seen: list[RunConfig], elsewhere: Path) -> None:
+    assert app.main(["model=tiny", "budget=uniform:4,4"]) == 0
+    assert [(c.model_name, c.budget) for c in seen] == [("tiny", ("uniform:4,4",))]
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_with_no_arguments_the_embedded_default_runs(seen: list[RunConfig]) -> None:
+    assert app.main([]) == 0
+    assert seen[0].model_name == "smollm2_135m"
+
+
+@pytest.mark.parametrize(("seed", "status"), [(0, 0), (3, 3), (7, 2), (8, 1), (9, 1)])
+def test_exit_statuses(seen: list[RunConfig], capfd: pytest.CaptureFixture[str], seed: int, status: int) -> None:
+    assert app.main(["model=tiny", f"seed={seed}"]) == status
+    err = capfd.readouterr().err
+    assert ("Traceback" in err) is (status == 1)
+    if status == 2:
+        assert err == "qra_bo: a budget of 1 byte is below the smallest allocation\n"
+
+
+def test_bad_input_is_one_paragraph_before_anything_starts(seen: list[RunConfig],
+                                                           capfd: pytest.CaptureFixture[str]) -> None:
+    assert app.main(["model=tinny", "budget=ten"]) == 2
+    captured = capfd.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("qra_bo: (1) Unknown model 'tinny'; known, nearest first: tiny")
+    assert "(2) budget: 'ten' is not a size" in captured.err
+    assert captured.err.count("\n") == 1
+    assert seen == []
+
+
+def test_errors_of_hydra_are_the_users_to_mend(seen: list[RunConfig], capfd: pytest.CaptureFixture[str]) -> None:
+    assert app.main(["hydra/launcher=nowhere"]) == 2
+    assert app.main(["--multirun", "hydra/launcher=nowhere", "seed=0,1"]) == 2
+    err = capfd.readouterr().err
+    assert err.count("qra_bo: Hydra can't compose this configuration") == 2
+    assert "Traceback" not in err
+
+
+class Stopped(KeyboardInterrupt):
+    exit_status = 143
+
+
+@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt(), 130), (Stopped("stopped by SIGTERM"), 143)])
+def test_signals(monkeypatch: pytest.MonkeyPatch, error: BaseException, status: int) -> None:
+    def run(config: RunConfig) -> int:
+        raise error
+
+    monkeypatch.setattr(app, "run_task", run)
+    assert app.main(["model=tiny"]) == status
+    assert app.main(["model=tiny", "--multirun", "seed=0,1"]) == status
+
+
+@pytest.mark.parametrize("flags_first", [True, False])
+def test_a_sweep_goes_on_after_a_bad_job(seen: list[RunConfig], elsewhere: Path, capfd: pytest.CaptureFixture[str],
+                                         flags_first: bool) -> None:
+    overrides = ["+model=tiny", "budget=uniform:4,4,uniform:8,1", "seed=0,7,-1"]
+    assert app.main(["--multirun", *overrides] if flags_first else [*overrides, "--multirun"]) == 2
+    assert [(c.budget[0], c.seed) for c in seen] == [
+        ("uniform:4,4", 0), ("uniform:4,4", 7), ("uniform:8,1", 0), ("uniform:8,1", 7)]
+    (sweep,) = (elsewhere / "outputs").iterdir()
+    assert [c.out for c in seen] == [f"outputs/{sweep.name}/{n}" for n in (0, 1, 3, 4)]
+    jobs = read_jobs(sweep)
+    assert [job.status for job in jobs] == [0, 2, 2, 0, 2, 2]
+    assert jobs[2].message == "seed must be at least 0; got -1."
+    out = capfd.readouterr().out
+    assert f"6 jobs in outputs/{sweep.name}, 4 not done:" in out
+
+
+def test_a_sweep_below_out_is_the_same_folder_again(seen: list[RunConfig]) -> None:
+    for _ in range(2):
+        assert app.main(["-m", "+model=tiny", "out=mine", "seed=0,3"]) == 3
+    assert [c.out for c in seen] == ["mine/0", "mine/1"] * 2
+
+
+def test_unknown_names_stop_a_sweep_before_it_starts(seen: list[RunConfig], capfd: pytest.CaptureFixture[str]) -> None:
+    assert app.main(["-m", "+model=tiny,tinny", "sed=0,1"]) == 2
+    err = capfd.readouterr().err
+    assert "(1) Unknown model 'tinny'" in err
+    assert "(2) Unknown key 'sed'; nearest: seed" in err
+    assert seen == []
+
+
+def test_cfg_job_prints_the_configuration(seen: list[RunConfig], capfd: pytest.CaptureFixture[str]) -> None:
+    assert app.main(["model=tiny", "--cfg", "job"]) == 0
+    assert "name: tiny" in capfd.readouterr().out
+    assert app.main(["model=tinny", "--cfg", "job"]) == 2
+    assert seen == []
+
+
+def test_help_lists_groups_and_keys(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        app.main(["--help"])
+    assert caught.value.code == 0
+    out = capfd.readouterr().out
+    assert "python -m qra_bo [task=TASK] +model=NAME budget=SIZE [key=value ...]" in out
+    assert "smollm2_135m" in out
+    assert "granularity: layer" in out
+
+
+def test_a_folder_of_ones_own_groups(seen: list[RunConfig], elsewhere: Path) -> None:
+    mine = elsewhere / "mine" / "effort"
+    mine.mkdir(parents=True)
+    (mine / "tiniest.yaml").write_text("name: tiniest\nhigh_equivalents: 2\nanchors: 1\n")
+    assert app.main([f"--config-dir={elsewhere / 'mine'}", "model=tiny", "effort=tiniest"]) == 0
+    assert seen[0].effort.high_equivalents == 2
+
+
+def test_the_worst_status_wins() -> None:
+    assert worst([]) == worst([0, 0]) == 0
+    assert worst([0, 3]) == 3
+    assert worst([3, 2, 0]) == 2
+    assert worst([2, 1, 3]) == 1
+    assert worst([1, 143]) == 143
+
+
+def test_a_job_that_never_ended_is_told(tmp_path: Path) -> None:
+    record_job(tmp_path, Job(0, "seed=0", None, ""))
+    record_job(tmp_path, Job(1, "seed=1", None, ""))
+    record_job(tmp_path, Job(1, "seed=1", 0, ""))
+    assert len((tmp_path / JOBS).read_text().splitlines()) == 3
+    assert json.loads((tmp_path / JOBS).read_text().splitlines()[0])["status"] is None
+    text = summary(read_jobs(tmp_path), tmp_path)
+    assert "2 jobs" in text
+    assert "0  died      seed=0" in text
+    assert "1  done      seed=1" in text

@@ -1,0 +1,216 @@
+"""The typed configuration: defaults, types, meaning, and the hash that decides what a run may be continued by."""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qra_bo.cli.compose import config_from
+from qra_bo.cli.decode import Problem, build, check, nearest_first
+from qra_bo.config import RunConfig, load_config
+from qra_bo.errors import ConfigError
+
+
+@pytest.fixture(scope="module")
+def default() -> RunConfig:
+    return load_config()
+
+
+def problems(*overrides: str) -> tuple[str, ...]:
+    with pytest.raises(ConfigError) as caught:
+        load_config(overrides)
+    return caught.value.problems
+
+
+def test_defaults_are_those_of_the_contract(default: RunConfig) -> None:
+    assert default.model_name == "smollm2_135m"
+    assert default.task == "search"
+    assert default.budget == ("uniform:4,4",)
+    assert default.bits == (2, 3, 4, 8)
+    assert default.ranks == (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32)
+    assert default.granularity == "layer"
+    assert default.seed == 0
+    assert default.format_names == ("hqq2", "hqq3", "nf4", "int8")
+    assert (default.memory.scope, default.oracle.name, default.data.name) == ("peak", "finetune", "plays")
+
+
+@pytest.mark.parametrize(("effort", "equivalents"), [("quick", 12), ("normal", 40), ("thorough", 120)])
+def test_effort_fixes_what_a_search_may_spend(effort: str, equivalents: int) -> None:
+    assert load_config([f"effort={effort}"]).effort.high_equivalents == equivalents
+
+
+@pytest.mark.parametrize(("override", "budget"), [
+    ("budget=10GB", ("10GB",)),
+    ("budget=10 GiB", ("10 GiB",)),
+    ("budget=10000000000", ("10000000000",)),
+    ("budget=auto", ("auto",)),
+    ("budget=uniform:4,16", ("uniform:4,16",)),
+    ("budget=Uniform: 4, 16", ("Uniform: 4, 16",)),
+    ("budget='uniform:4,16'", ("uniform:4,16",)),
+    ("budget=[8GB,10GB]", ("8GB", "10GB")),
+    ("budget=[uniform:4,4,10GB,uniform:8,2]", ("uniform:4,4", "10GB", "uniform:8,2")),
+])
+def test_budgets(override: str, budget: tuple[str, ...]) -> None:
+    assert load_config([override]).budget == budget
+
+
+@pytest.mark.parametrize("text", ["model=tiny", "+model=tiny", "++model=tiny"])
+def test_a_model_is_named_with_or_without_a_plus(text: str) -> None:
+    assert load_config([text]).model_name == "tiny"
+
+
+@pytest.mark.parametrize("override", ["seed=3", "+seed=3", "++seed=3"])
+def test_a_known_key_may_be_given_with_a_plus(override: str) -> None:
+    assert load_config([override]).seed == 3
+
+
+def test_free_keys_need_no_plus() -> None:
+    config = load_config(["method.params.gamma=1.5", "quantizer.formats.4=[nf4,hqq4]", "quantizer.formats.8=[hqq8]"])
+    assert config.method.params["gamma"] == 1.5
+    assert config.format_names == ("hqq2", "hqq3", "nf4", "hqq4", "hqq8")
+
+
+def test_any_other_model_needs_a_path() -> None:
+    assert "needs model.path" in problems("+model=hf")[0]
+    assert load_config(["+model=hf", "model.path=org/name"]).model["path"] == "org/name"
+
+
+def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
+    found = problems("modl=x", "+model=lama2_7b", "task=memry", "budget=ten", "bits=[3,2]", "ranks=abc",
+                     "train.bach=4", "train.batch=-1", "device=gpu", "data=alpacca", "seed=0,1", "bits=2,4", "foo")
+    wanted = ["Unknown key 'modl'; nearest: model",
+              "Unknown model 'lama2_7b'; known, nearest first: llama2_7b, ",
+              "Unknown key 'train.bach'; nearest: train.batch",
+              "Unknown data 'alpacca'; known, nearest first: alpaca",
+              "'seed=0,1' gives seed several values: add --multirun",
+              "'bits=2,4' gives bits several values: write bits=[2,4] for a list",
+              "'foo' is not of the form KEY=VALUE",
+              "ranks must be a list of integers, e.g. [2,3,4]; got 'abc'",
+              "Unknown task 'memry'; known, nearest first: memory",
+              "budget: 'ten' is not a size",
+              "strictly increasing, e.g. [2,3,4,8]; got [3, 2]",
+              "train.batch must be at least 1; got -1",
+              "device must be auto, cpu, cuda or cuda:N; got 'gpu'"]
+    assert len(found) == len(wanted)
+    for text in wanted:
+        assert any(text in p for p in found), text
+
+
+@pytest.mark.parametrize(("overrides", "message"), [
+    (["budget=-1GB"], "'-1GB' is not a size"),
+    (["budget=0"], "'0' is less than one byte"),
+    (["budget=[]"], "budget must name at least one size"),
+    (["budget=uniform:5,4"], "no backend stores weights in 5 bits"),
+    (["memory.headroom=lots"], "memory.headroom: 'lots' is not a size"),
+    (["bits=[]"], "the bits ladder must be positive integers"),
+    (["bits=[2,2]"], r"got \[2, 2\]"),
+    (["bits=[-2,4]"], r"got \[-2, 4\]"),
+    (["bits=[4,5]"], "no backend stores weights in 5 bits; choose from"),
+    (["bits=[2.5]"], r"bits must be a list of integers, e\.g\. \[2,3,4\]; got \[2\.5\]"),
+    (["ranks=[0,4]"], "the ranks ladder must be positive integers"),
+    (["ranks=[8,4]"], r"got \[8, 4\]"),
+    (["ranks=[4,193]"], r"rank 193 is larger than model\.layers\.0\.self_attn\.k_proj allows"),
+    (["quantizer.formats.4=[]"], r"quantizer\.formats must name a storage format for 4 bits, e\.g\. .*=\[nf4\]"),
+    (["quantizer.formats.4=[nf5]"], "unknown storage format 'nf5'; known, nearest first: nf4"),
+    (["quantizer.formats.4=[int8]"], r"quantizer\.formats\.4 lists 'int8', which stores 8 bits"),
+    (["quantizer.formats.4=[nf4,nf4]"], "names a format twice"),
+    (["granularity=layr"], "granularity must be one of layer, "),
+    (["seed=-1"], "seed must be at least 0; got -1"),
+    (["seed=null"], "seed must be an integer; got null"),
+    (["resume=maybe"], "resume must be true or false; got 'maybe'"),
+    (["max_hours=0"], "max_hours must be more than 0, or null; got 0"),
+    (["train.batch=true"], "train.batch must be an integer; got true"),
+    (["adapter.lr=.inf"], "adapter.lr must be a finite number|adapter.lr must be more than 0"),
+    (["adapter.lr=nan"], "adapter.lr must be a finite number"),
+    (["train.betas=[0.9]"], "train.betas must be two numbers"),
+    (["fidelity.low=24"], r"fidelity\.low must be at least 1 and below fidelity\.high=24, or null; got 24"),
+    (["eval.tokens=64"], r"eval\.tokens must be at least one sequence \(train\.length=128\); got 64"),
+    (["calibrate.lr_scales=[]"], "calibrate.lr_scales must be a list of positive numbers"),
+    (["data=jsonl"], "data=jsonl needs data.path=FILE"),
+    (["data=jsonl", "data.path=nowhere.jsonl"], "there is no file 'nowhere.jsonl'"),
+    (["oracle=benchmark"], "oracle=benchmark needs oracle.table=FILE"),
+    (["train=null"], "Unknown train None; known, nearest first: short"),
+    (["memory=3"], r"Unknown key 'memory'; nearest: memory\.scope"),
+    (["model.n_layer=3"], r"Unknown key 'model\.n_layer'; nearest: model\.n_layers"),
+    (["~seed"], "keys of the configuration can't be deleted"),
+    (["hydra/launcher=nowhere"], "Hydra can't compose this configuration: .*nowhere"),
+])
+def test_one_bad_value(overrides: list[str], message: str) -> None:
+    (found,) = problems(*overrides)
+    assert re.search(message, found), found
+
+
+def test_cuda_is_demanded_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    assert load_config(["device=cuda"]).device == "cuda"
+    assert "device=cuda:1 needs a CUDA device that torch can use; it sees 1" in problems("device=cuda:1")[0]
+    assert load_config(["device=cuda:1", "task=memory"]).device == "cuda:1"
+    assert load_config(["device=cuda:1", "oracle=synthetic"]).device == "cuda:1"
+
+
+def test_the_dictionary_is_json_and_says_everything(default: RunConfig) -> None:
+    plain = default.to_dict()
+    assert json.loads(json.dumps(plain)) == plain
+    assert set(plain) == {f.name for f in dataclasses.fields(RunConfig)}
+
+
+@pytest.mark.parametrize(("override", "same"), [
+    ("effort=quick", True), ("max_hours=2", True), ("out=elsewhere", True), ("resume=true", True),
+    ("display=none", True), ("task=memory", True),
+    ("seed=1", False), ("budget=1GB", False), ("bits=[4,8]", False), ("ranks=[4]", False), ("+model=tiny", False),
+    ("data=tiny", False), ("granularity=block", False), ("adapter.lr=1e-3", False), ("fidelity.high=48", False),
+    ("memory.scope=stored", False), ("oracle=synthetic", False), ("eval.tokens=4096", False),
+])
+def test_the_hash_covers_what_defines_the_results(default: RunConfig, override: str, same: bool) -> None:
+    assert (load_config([override]).config_sha256 == default.config_sha256) is same
+
+
+def test_the_hash_does_not_depend_on_how_a_number_is_written(default: RunConfig) -> None:
+    assert load_config(["adapter.lr=0.002", "adapter.alpha_over_rank=2"]).config_sha256 == default.config_sha256
+
+
+@pytest.mark.parametrize(("rule", "exponent"), [("constant", 0.0), ("inverse_sqrt", 0.5), ("inverse", 1.0)])
+def test_learning_rate_rules(rule: str, exponent: float) -> None:
+    assert load_config([f"adapter.lr_rule={rule}"]).adapter.lr_exponent == exponent
+
+
+def test_a_composed_dictionary_with_holes_is_refused(default: RunConfig) -> None:
+    raw: dict[str, Any] = default.to_dict()
+    del raw["seed"], raw["train"]["batch"]
+    raw["trian"] = {}
+    raw["eval"] = 3
+    with pytest.raises(ConfigError) as caught:
+        config_from(raw)
+    assert sorted(caught.value.problems) == [
+        "Unknown key 'trian'; nearest: train, ranks, data.", "eval must hold the keys eval.tokens, eval.batch; got 3.",
+        "seed is missing.", "train.batch is missing."]
+
+
+@dataclasses.dataclass(frozen=True)
+class Inner:
+    n: int
+    pairs: dict[int, tuple[str, ...]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Outer:
+    x: float | None
+    inner: Inner
+
+
+def test_decoding_converts_what_fits_and_names_what_does_not() -> None:
+    data = {"x": 1, "inner": {"n": 2, "pairs": {"4": ["a"], 8: "b"}}}
+    assert check(Outer, data) == []
+    assert build(Outer, data) == Outer(1.0, Inner(2, {4: ("a",), 8: ("b",)}))
+    assert check(Outer, {"x": "1", "inner": {"n": 2.0, "pairs": {"four": []}}}) == [
+        Problem("x", "x must be a finite number or null; got '1'."),
+        Problem("inner.n", "inner.n must be an integer; got 2.0."),
+        Problem("inner.pairs", "inner.pairs must be a mapping from bit-widths to lists of format names; "
+                               "got {'four': []}.")]
+
+
+def test_nearest_names_come_first() -> None:
+    assert nearest_first("memry", ["search", "memory", "export"])[0] == "memory"
