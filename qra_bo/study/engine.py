@@ -1,0 +1,311 @@
+"""The run, from profile to winner: a deterministic program over the journal, and the only caller of oracles."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from qra_bo.errors import OracleError, OutputError, QRABOError
+from qra_bo.records import Evaluation, Fidelity, Proposal
+from qra_bo.search import Searcher, SearchProblem
+from qra_bo.space import Allocation
+from qra_bo.study.anchors import AnchorRules, choose, fill, uniform_anchors
+from qra_bo.study.confirm import Confirmation, spearman
+from qra_bo.study.journal import Journal
+from qra_bo.study.messages import ProfileResult
+from qra_bo.study.options import Delivery, EngineConfig, FinalTask, Parts
+from qra_bo.study.results import write_best
+from qra_bo.study.runner import ENGINE_STAGES, Runner, SearcherError
+from qra_bo.study.signals import Interrupts, RunInterrupted
+from qra_bo.study.status import StatusFile
+from qra_bo.study.study import Study, loss_of
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunOutcome:
+    """What a run came to.
+
+    Args:
+        winner: The allocation that is delivered.
+        exit_status: 0, or 3 where the first winner measured over the budget and the next best that fits was taken.
+        best: The contents of ``best.json``.
+        study: Everything behind it.
+    """
+
+    winner: Allocation
+    exit_status: int
+    best: Mapping[str, Any]
+    study: Study
+
+
+class Engine:
+    """One run; ``run`` starts it or continues what its folder holds.
+
+    Args:
+        config: The run.
+        parts: What it is connected to.
+    """
+
+    def __init__(self, config: EngineConfig, parts: Parts) -> None:
+        self.config, self.parts = config, parts
+        self.rules = AnchorRules(parts.space.n_units, tuple(f.name for f in parts.space.formats), config.max_rank,
+                                 config.budget_bytes, parts.predict_bytes)
+
+    def run(self) -> RunOutcome:
+        """Run to the end, and leave the folder's journal clean however it ends.
+
+        Raises:
+            UserError: If the folder, its journal, the model or the data can't be used.
+            RunInterrupted: On SIGINT or SIGTERM.
+            QRABOError: If every anchor failed, or a part broke its contract.
+        """
+        folder = self.config.folder
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"the run's folder {folder} can't be made ({error.strerror}); choose another with "
+                              "out=") from error
+        try:
+            with Interrupts() as interrupts, Journal(folder, interrupts.shield) as journal:
+                return self._session(Runner(self.config, self.parts, journal, StatusFile(folder)))
+        finally:
+            self.parts.executor.close()
+
+    def _session(self, run: Runner) -> RunOutcome:
+        run.open_run()
+        try:
+            outcome = self._program(run)
+        except RunInterrupted as stop:
+            run.status.write(run.study, "interrupted", str(stop))
+            raise
+        except Exception as error:
+            run.status.write(run.study, "failed", str(error))
+            raise
+        run.status.stage = "end"
+        run.status.write(run.study, "done")
+        return outcome
+
+    def _program(self, run: Runner) -> RunOutcome:
+        problem = self._problem(run)
+        anchors = uniform_anchors(self.rules, problem.profile)
+        limit = run.study.header["anchors"]
+        with run.stage("calibration"):
+            self._calibrate(run, anchors)
+        with run.stage("baseline"):
+            baselines = self._anchors(run, anchors, limit)
+        if self.config.references:
+            with run.stage("reference"):
+                baselines += self._references(run)
+        with run.stage("search"):
+            self._search(run, problem, [e for e in baselines if self.parts.space.contains(e.allocation)])
+        if limit is not None and (self.config.anchors is None or self.config.anchors > limit):
+            self._anchors(run, anchors, self.config.anchors)  # a longer effort asks for anchors the first one left out
+        if self.config.confirm_seeds:
+            with run.stage("confirmation"):
+                self._confirm(run)
+        if self.config.ranking_top >= 2:
+            with run.stage("ranking_check"):
+                self._check_ranking(run)
+        return self._conclude(run)
+
+    def _problem(self, run: Runner) -> SearchProblem:
+        """The search problem over the journal's profile, or a new one."""
+        with run.stage("profile"):
+            if "profile" not in run.study.last:
+                run.record("profile", self.parts.executor.profile(run.progress).to_json())
+                run.reset_stopwatch()
+        profile = ProfileResult.from_json(run.study.last["profile"]).profile
+        units, formats = tuple(u.name for u in self.parts.space.units), self.rules.formats
+        if profile.units != units or profile.formats != formats:
+            raise OracleError(f"the profile must be of the {len(units)} units and the formats {list(formats)} of the "
+                              f"space, got {len(profile.units)} units and {list(profile.formats)}")
+        return self.parts.make_problem(profile)
+
+    def _calibrate(self, run: Runner, anchors: Sequence[Allocation]) -> None:
+        """Choose the factor on the learning rate with the least mean loss over the calibrated anchors.
+
+        Raises:
+            QRABOError: If no factor gave a loss.
+        """
+        if run.study.lr_scale is not None:
+            return
+        scales, trials = self.config.lr_scales, []
+        chosen = anchors[:self.config.calibration_anchors]
+        for scale in scales if len(scales) > 1 else ():
+            done = [run.evaluate(run.request(a, Fidelity.HIGH, lr_scale=scale), Fidelity.HIGH, "calibration")
+                    for a in chosen]
+            if all(e.ok for e in done):
+                trials.append((sum(map(loss_of, done)) / len(done), scale))
+        if len(scales) > 1 and not trials:
+            raise QRABOError("no learning rate of the calibration gave a loss on the uniform anchors; "
+                             f"{_reasons(run.study.evaluations)}")
+        best = min(trials)[1] if trials else scales[0]
+        if trials and best in (min(scales), max(scales)):
+            run.warn(f"the best factor on the learning rate, {best:g}, is at the end of those tried {list(scales)}; "
+                     "calibrate.lr_scales may be too narrow")
+        run.record("calibration", {"lr": self.config.base_lr * best, "rule": self.config.lr_rule, "lr_scale": best,
+                                   "trials": [{"lr_scale": s, "loss": loss} for loss, s in trials],
+                                   "anchors": [a.to_json() for a in chosen]})
+
+    def _anchors(self, run: Runner, anchors: Sequence[Allocation], limit: int | None) -> list[Evaluation]:
+        """Evaluate the most promising uniform choices and *uniform filled*; those that gave a loss or failed, in order.
+
+        Raises:
+            QRABOError: If every one of them failed: there is nothing to compare with, and likely something broken.
+        """
+        first, spare = choose(anchors, limit)
+        done = [self._baseline(run, a) for a in first]
+        usable = [e for e in done if e.ok]
+        if not usable:
+            raise QRABOError(f"every uniform anchor failed, so that nothing can be compared; {_reasons(done)}")
+        filled = fill(self.rules, min(usable, key=loss_of).allocation)
+        if filled not in {e.allocation for e in done}:
+            if limit != 1:
+                done.append(self._baseline(run, filled))
+        elif spare:
+            done.append(self._baseline(run, spare[0]))
+        return done
+
+    @staticmethod
+    def _baseline(run: Runner, allocation: Allocation) -> Evaluation:
+        """An anchor's evaluation; one that the calibration made counts as a baseline."""
+        found = run.evaluate(run.request(allocation, Fidelity.HIGH), Fidelity.HIGH, "baseline")
+        return replace(found, stage="baseline")
+
+    def _references(self, run: Runner) -> list[Evaluation]:
+        """Evaluate the references. One that fits and is made of the search's formats is a uniform choice like any
+        other and is returned; the others are never incumbent."""
+        ordinary = []
+        for a in self.config.references:
+            if set(a.formats) <= set(self.rules.formats) and self.rules.fits(a):
+                ordinary.append(self._baseline(run, a))
+            else:
+                run.evaluate(run.request(a, Fidelity.HIGH), Fidelity.HIGH, "reference")
+        return ordinary
+
+    def _search(self, run: Runner, problem: SearchProblem, known: Sequence[Evaluation]) -> None:
+        """Ask, evaluate and tell until the effort is spent, time is up or the method has nothing left to propose."""
+        searcher = self.parts.make_searcher(problem, float(run.study.header["high_equivalents"]))
+        unique = list({e.request.key: e for e in known}.values())
+        run.told(unique)
+        searcher.tell(unique)
+        planned = self.config.planned_cost
+        while run.study.search_cost.tokens < planned:
+            run.progress("search", round(run.study.search_cost.tokens), round(planned))
+            proposals = searcher.ask(1)
+            if not proposals:
+                log.info("%s has nothing left to propose", searcher.name)
+                return
+            for proposal in proposals:
+                evaluation = self._propose(run, searcher, proposal)
+                if evaluation is None:
+                    return
+                searcher.tell([evaluation])
+
+    def _propose(self, run: Runner, searcher: Searcher, proposal: Proposal) -> Evaluation | None:
+        """Evaluate one proposal; ``None`` when time is up.
+
+        Raises:
+            SearcherError: If the proposal breaks the searcher's contract.
+        """
+        a, stage = proposal.allocation, proposal.stage
+        low = proposal.fidelity is Fidelity.LOW
+        if not self.parts.space.contains(a) or not self.rules.fits(a) or stage in ENGINE_STAGES \
+                or (low and self.config.low_steps is None):
+            raise SearcherError(
+                f"{searcher.name} proposed {a.to_json()} at {proposal.fidelity.value} fidelity in stage {stage!r}: "
+                f"off the ladders, over the budget of {self.config.budget_bytes:,} bytes, at a fidelity that is off, or "
+                "in a stage of the engine; this is a bug of the search method")
+        request = run.request(a, proposal.fidelity)
+        hours = self.config.max_hours
+        if hours is not None and run.hours >= hours and not run.is_replayed(request):
+            run.warn(f"the search was ended by max_hours={hours:g} at "
+                     f"{run.study.search_cost.tokens / self.config.equivalent_tokens:.1f} of "
+                     f"{self.config.high_equivalents:g} high-fidelity equivalents; a longer max_hours goes on")
+            return None
+        return run.evaluate_proposal(request, proposal.fidelity, stage)
+
+    def _confirm(self, run: Runner) -> None:
+        """Compare the best mixed allocation with the best uniform one: unseen training seeds, test split."""
+        study = run.study
+        reference, mixed = study.best_uniform, study.best_mixed
+        if reference is None:
+            raise QRABOError(f"no uniform choice gave a loss, so that nothing can be confirmed; "
+                             f"{_reasons(study.evaluations)}")
+        candidate = reference if mixed is None else mixed
+        pairs, failed = [], False
+        for seed in self.config.confirm_seeds:
+            c, r = (run.evaluate(run.request(a, Fidelity.HIGH, train_seed=seed, split="test"), Fidelity.HIGH,
+                                 "confirmation") for a in (candidate.allocation, reference.allocation))
+            failed = failed or (r.ok and not c.ok)
+            if c.loss is not None and r.loss is not None:
+                pairs.append((seed, c.loss, r.loss))
+        if len(pairs) < 2:
+            run.warn("fewer than two training seeds of the confirmation gave a loss for both allocations: the winner "
+                     "is not confirmed")
+            return
+        seeds, ours, theirs = zip(*pairs, strict=True)
+        run.record_conclusion("confirmation", Confirmation(
+            candidate.allocation, reference.allocation, seeds, ours, theirs, failed).to_json())
+
+    def _check_ranking(self, run: Runner) -> None:
+        """Whether the ranking of the best allocations holds at a longer training."""
+        factor = self.config.ranking_factor
+        top = run.study.ranked[:self.config.ranking_top]
+        longer = [(e, run.evaluate(run.request(e.allocation, Fidelity.HIGH, factor=factor), Fidelity.HIGH,
+                                   "ranking_check")) for e in top]
+        finished = [(e, long) for e, long in longer if long.ok]
+        search_losses, losses = [loss_of(e) for e, _ in finished], [loss_of(long) for _, long in finished]
+        if len(finished) < 2:
+            run.warn("the ranking check has fewer than two losses to compare")
+            return
+        run.record_conclusion("ranking_check", {
+            "steps": self.config.high_steps * factor, "fingerprints": [e.allocation.fingerprint for e, _ in finished],
+            "losses": losses, "search_losses": search_losses, "spearman": spearman(search_losses, losses)})
+
+    def _conclude(self, run: Runner) -> RunOutcome:
+        """Hand the winner over, and write down what is delivered."""
+        winner = run.study.winner
+        if winner is None:
+            raise QRABOError(f"no evaluation within the budget gave a loss; {_reasons(run.study.evaluations)}")
+        delivered = self._deliver(run, winner)
+        if "end" not in run.study.last:
+            run.record("end", {
+                "status": "done" if delivered == winner else "next_best", "best": delivered.fingerprint,
+                "wall_seconds": round(run.wall_seconds, 3), "overhead_seconds": round(run.study.overhead_seconds, 3),
+                "predicted_bytes": self.parts.predict_bytes(delivered),
+                "breakdown": {k: int(v) for k, v in self.parts.breakdown(delivered).items()}})
+        best = write_best(self.config.folder, run.study)
+        return RunOutcome(delivered, 0 if run.study.last["end"]["status"] == "done" else 3, best, run.study)
+
+    def _deliver(self, run: Runner, winner: Allocation) -> Allocation:
+        """The final fine-tune, unless the journal holds one of this winner; what it delivered."""
+        by_name = {e.allocation.fingerprint: e.allocation for e in run.study.points}
+        by_name[winner.fingerprint] = winner
+        final = run.study.last.get("final")
+        if final is None and self.parts.finalise is not None and "end" not in run.study.last:
+            others = tuple(e.allocation for e in run.study.ranked if e.allocation != winner)
+            with run.stage("final"):
+                lr_scale = run.study.lr_scale
+                if lr_scale is None:
+                    raise OracleError("the learning rate must be calibrated before the final fine-tune")
+                delivery: Delivery = self.parts.finalise(
+                    FinalTask((winner, *others), lr_scale, self.parts.executor, run.record, run.progress))
+                run.record("final", {"steps": delivery.steps, "loss": delivery.loss, "loss_se": delivery.loss_se,
+                                     "adapter": delivery.adapter, "winner": winner.fingerprint,
+                                     "delivered": delivery.allocation.fingerprint})
+            final = run.study.last["final"]
+        if final is None:
+            return winner
+        if final["delivered"] not in by_name:
+            raise OracleError(f"the final fine-tune delivered {final['delivered']}, which is no candidate of the run")
+        return by_name[final["delivered"]]
+
+
+def _reasons(evaluations: Sequence[Evaluation]) -> str:
+    """Why evaluations failed, the last three reasons."""
+    reasons = list(dict.fromkeys(f"{e.measurement.state.value}: {e.measurement.message}" for e in evaluations
+                                 if not e.ok))
+    return "; ".join(reasons[-3:])

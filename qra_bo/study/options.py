@@ -1,0 +1,195 @@
+"""What a run is told: its limits, seeds and schedule, and the callables that connect it to models and methods."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qra_bo.errors import ConfigError
+from qra_bo.oracle.protocol import Progress
+from qra_bo.search import Searcher, SearchProblem
+from qra_bo.sensitivity.profile import SensitivityProfile
+from qra_bo.space import Allocation, SearchSpace
+from qra_bo.study.executor import Executor
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """One run.
+
+    Args:
+        folder: The run's folder; made if it is absent.
+        config: The whole configuration, JSON values; stored in the journal's header.
+        config_sha256: Hash over the part of ``config`` that defines results.
+        may_differ: Top-level keys of ``config`` that the hash leaves out.
+        model: Name of the model.
+        granularity: Of the units.
+        oracle: ``"finetune"``, ``"benchmark"`` or ``"synthetic"``.
+        method: Name of the search method.
+        scope: ``"peak"`` or ``"stored"``.
+        budget_bytes: Hard limit on predicted bytes.
+        budget_text: The budget as the user wrote it.
+        effort: Name of the effort.
+        high_equivalents: High-fidelity equivalents that profile, calibration, anchors and search may spend.
+        equivalent_tokens: Cost of one high-fidelity evaluation in training tokens.
+        high_steps: Optimiser steps of a high-fidelity evaluation.
+        low_steps: Of a low-fidelity one, or ``None`` where there is none.
+        seed: Drives the search.
+        train_seed: Training seed of all candidates.
+        confirm_seeds: Unseen training seeds of the confirmation; none to skip it, else at least 2.
+        anchors: Uniform anchors that are evaluated, the most promising; ``None`` for all.
+        max_rank: Largest rank that every matrix allows.
+        base_lr: Learning rate that ``lr_scales`` multiply.
+        lr_rule: Name of the rule in the rank, for the record.
+        lr_scales: Factors tried by the calibration; a single one is taken untried.
+        calibration_anchors: Uniform anchors, the most promising, on which each factor is tried.
+        alpha_over_rank: For the record.
+        init: Adapter initialisation, for the record.
+        references: Uniform choices to report beside the anchors, e.g. LoRA-16 and QLoRA; they need not fit.
+        ranking_top: Best allocations whose ranking is checked at a longer training; fewer than 2 to skip it.
+        ranking_factor: How many times longer.
+        max_hours: End the search after this long, or ``None``.
+
+    Raises:
+        ConfigError: With all problems at once.
+    """
+
+    folder: Path
+    config: Mapping[str, Any]
+    config_sha256: str
+    model: str
+    granularity: str
+    oracle: str
+    method: str
+    scope: str
+    budget_bytes: int
+    budget_text: str
+    effort: str
+    high_equivalents: float
+    equivalent_tokens: float
+    high_steps: int
+    low_steps: int | None
+    seed: int
+    train_seed: int
+    confirm_seeds: tuple[int, ...]
+    anchors: int | None
+    max_rank: int
+    base_lr: float
+    lr_rule: str
+    lr_scales: tuple[float, ...]
+    alpha_over_rank: float
+    init: str
+    may_differ: frozenset[str] = frozenset()
+    calibration_anchors: int = 1
+    references: tuple[Allocation, ...] = ()
+    ranking_top: int = 0
+    ranking_factor: int = 4
+    max_hours: float | None = None
+
+    def __post_init__(self) -> None:
+        problems = []
+        positive = {"the effort's high-fidelity equivalents": self.high_equivalents,
+                    "the tokens of a high-fidelity evaluation": self.equivalent_tokens,
+                    "fidelity.high": self.high_steps, "the largest rank": self.max_rank,
+                    "the number of calibrated anchors": self.calibration_anchors,
+                    "the learning rate": self.base_lr, "the factor of the ranking check": self.ranking_factor}
+        problems += [f"{what} must be positive, got {value}" for what, value in positive.items() if not value > 0]
+        if self.low_steps is not None and not 0 < self.low_steps < self.high_steps:
+            problems.append(f"fidelity.low must lie between 0 and fidelity.high = {self.high_steps}, "
+                            f"got {self.low_steps}")
+        if not self.lr_scales or min(self.lr_scales) <= 0 or len(set(self.lr_scales)) < len(self.lr_scales):
+            problems.append("calibrate.lr_scales must be distinct positive factors, e.g. [0.5,1,2], "
+                            f"got {list(self.lr_scales)}")
+        if len(self.confirm_seeds) == 1:
+            problems.append("confirm.seeds must be 0 (no confirmation) or at least 2, got 1")
+        if len({*self.confirm_seeds, self.train_seed}) <= len(self.confirm_seeds):
+            problems.append("the training seeds of search and confirmation must all differ, got "
+                            f"{self.train_seed} and {list(self.confirm_seeds)}")
+        if self.anchors is not None and self.anchors < 1:
+            problems.append(f"effort.anchors must be at least 1, or null for all, got {self.anchors}")
+        if self.max_hours is not None and not self.max_hours > 0:
+            problems.append(f"max_hours must be positive or null, got {self.max_hours}")
+        if problems:
+            raise ConfigError(problems)
+
+    @property
+    def planned_cost(self) -> float:
+        """What the effort may spend, in training tokens."""
+        return self.high_equivalents * self.equivalent_tokens
+
+
+def training_seeds(seed: int, n: int) -> tuple[int, tuple[int, ...]]:
+    """The training seed of a search with ``seed``, and ``n`` others that it does not use; all different."""
+    seeds: list[int] = []
+    for block in np.random.SeedSequence(entropy=seed, spawn_key=(0x7A11,)).generate_state(4 * (n + 1)):
+        candidate = int(block) % 2**31
+        if candidate not in seeds:
+            seeds.append(candidate)
+    return seeds[0], tuple(seeds[1:n + 1])
+
+
+@dataclass(frozen=True, slots=True)
+class FinalTask:
+    """What the final fine-tune gets.
+
+    Args:
+        ranked: The winner, then the next best that are predicted to fit.
+        lr_scale: Calibrated factor on the base learning rate.
+        executor: Still open; closing it frees the search's model.
+        record: Writes a journal event: ``"measured"`` for every allocation that was measured, ``"warning"``.
+        progress: For people.
+    """
+
+    ranked: tuple[Allocation, ...]
+    lr_scale: float
+    executor: Executor
+    record: Callable[[str, Mapping[str, Any]], None]
+    progress: Progress
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """What the final fine-tune left behind.
+
+    Args:
+        allocation: The first of ``ranked`` that measured within the budget.
+        steps: Optimiser steps of the final fine-tune.
+        loss: Its held-out loss, or ``None`` where it was not evaluated.
+        loss_se: Standard error of ``loss``.
+        adapter: Folder of the adapter, relative to the run's.
+    """
+
+    allocation: Allocation
+    steps: int
+    loss: float | None
+    loss_se: float | None
+    adapter: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a run is connected to.
+
+    Args:
+        space: Units and ladders.
+        predict_bytes: Bytes of any allocation in the budget's scope, off the ladders too.
+        breakdown: The same by its parts.
+        executor: Runs the oracle; the engine closes it.
+        make_problem: The search problem, once the profile is there.
+        make_searcher: A searcher for the problem, told how many high-fidelity equivalents the run was started with.
+        finalise: Final fine-tune and export, or ``None`` to end with the search.
+        progress: ``(what, done, total)`` for people.
+        listeners: Each gets every journal event, those of earlier sessions first.
+    """
+
+    space: SearchSpace
+    predict_bytes: Callable[[Allocation], int]
+    breakdown: Callable[[Allocation], Mapping[str, int]]
+    executor: Executor
+    make_problem: Callable[[SensitivityProfile], SearchProblem]
+    make_searcher: Callable[[SearchProblem, float], Searcher]
+    finalise: Callable[[FinalTask], Delivery] | None = None
+    progress: Progress = lambda what, done, total: None
+    listeners: Sequence[Callable[[Mapping[str, Any]], None]] = ()

@@ -1,0 +1,75 @@
+"""Where results come from: versions, commit, machine."""
+
+import platform
+import subprocess
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import qra_bo
+from qra_bo.errors import JournalError
+
+PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "hqq", "botorch", "gpytorch", "numpy", "scipy", "pymoo",
+            "safetensors", "gguf", "datasets")
+INCOMPARABLE = ("data_sha256", "dtype", "train")
+"""What may not change between the sessions of one run: results before and after would not compare."""
+NOTABLE = ("version", "git", "packages", "device", "threads", "python", "platform")
+"""What may change, and is then said."""
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of the installed packages that results can depend on."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue  # an extra that is not installed has no part in the results
+    return found
+
+
+def git_commit(folder: Path) -> str | None:
+    """Commit of the checkout that ``folder`` is part of, with ``-dirty`` after it where tracked files of it differ;
+    ``None`` outside a checkout (an installed package) or without git."""
+    try:
+        top = _git(folder, "rev-parse", "--show-toplevel")
+        if folder.name not in _git(Path(top), "ls-files", "--", str(folder / "__init__.py")):
+            return None  # installed inside somebody else's checkout
+        commit = _git(folder, "rev-parse", "HEAD")
+        return commit + ("-dirty" if _git(folder, "status", "--porcelain", "--untracked-files=no", "--", ".") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _git(folder: Path, *args: str) -> str:
+    done = subprocess.run(["git", "-C", str(folder), *args], capture_output=True, text=True, check=True, timeout=10)
+    return done.stdout.strip()
+
+
+def collect(described: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of the provenance event: this process's own, and over them what the oracle says of itself."""
+    return {"version": qra_bo.__version__, "git": git_commit(Path(qra_bo.__file__).parent),
+            "packages": package_versions(), "python": platform.python_version(), "platform": platform.platform(),
+            **described}
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What changed between two sessions of a run without making results incomparable, in words.
+
+    Raises:
+        JournalError: If data, compute type or trainer differ.
+    """
+    broken = [f"{k} was {before.get(k)!r} and is {now.get(k)!r}" for k in INCOMPARABLE if before.get(k) != now.get(k)]
+    if broken:
+        raise JournalError(f"the run can't be continued, its results before and after would not compare: "
+                           f"{'; '.join(broken)}. Restore that, or start a new run with another out=")
+    found = []
+    for key in NOTABLE:
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found += [f"{name} {old.get(name)} -> {new.get(name)}" for name in sorted(old.keys() | new.keys())
+                      if old.get(name) != new.get(name)]
+        elif old != new:
+            found.append(f"{key} {old} -> {new}")
+    return found

@@ -1,0 +1,256 @@
+"""One session of a run: what is in the journal is replayed, what is not is done and written down."""
+
+import json
+import math
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import qra_bo
+from qra_bo.errors import JournalError, OracleError, QRABOError
+from qra_bo.memory.formats import parse_format
+from qra_bo.records import SCHEMA_VERSION, Evaluation, EvaluationRequest, Fidelity, Measurement, TrialState
+from qra_bo.space import Allocation
+from qra_bo.study.executor import Executor
+from qra_bo.study.journal import Event, Journal, canonical, check_same_configuration, session_seconds
+from qra_bo.study.options import EngineConfig, Parts
+from qra_bo.study.provenance import changes, collect
+from qra_bo.study.status import StatusFile
+from qra_bo.study.study import Study
+
+ENGINE_STAGES = frozenset({"calibration", "baseline", "reference", "confirmation", "ranking_check"})
+"""Stages of evaluations that the engine asks for by itself; all others are a searcher's."""
+
+
+class SearcherError(QRABOError):
+    """A search method broke its contract: a bug, never a result."""
+
+
+class Runner:
+    """Evaluates through the journal: the engine is a deterministic program, and each step of it that the journal
+    already holds is taken from there. So a run that was killed goes on as if it had not been.
+
+    Args:
+        config: The run.
+        parts: What it is connected to.
+        journal: Open.
+        status: Kept current.
+    """
+
+    def __init__(self, config: EngineConfig, parts: Parts, journal: Journal, status: StatusFile) -> None:
+        self.config, self.parts, self.journal, self.status = config, parts, journal, status
+        self.executor: Executor = parts.executor
+        self.study = Study()
+        self._before = session_seconds(journal.content.events)
+        self._warned: set[str] = set()
+        self._stages: set[tuple[str, str]] = set()
+        self._described = False
+        self._mark = time.monotonic()
+        for event in journal.content.events:
+            self._take_in(event)
+        self._replay = deque(e for e in self.study.evaluations if e.stage not in ENGINE_STAGES)
+        self._known: set[str] = set()
+        self._bits = {f.name: f.bits for f in parts.space.formats}
+
+    def open_run(self) -> None:
+        """Write the header of a new run, or check that the journal is of this one and note a changed effort.
+
+        Raises:
+            JournalError: If the journal belongs to another configuration.
+        """
+        effort = {"effort": self.config.effort, "high_equivalents": self.config.high_equivalents,
+                  "planned_cost": self.config.planned_cost}
+        if not self.study.header:
+            self._append("header", {**self._header(), **effort})
+        else:
+            check_same_configuration(self.journal.path, self.study.header, self.config.config,
+                                     self.config.config_sha256, self.config.may_differ)
+            current = self.study.last.get("extension", self.study.header)
+            if current["planned_cost"] != self.config.planned_cost:
+                self._append("extension", effort)
+        for message in self.journal.content.warnings:
+            self.warn(message)
+
+    def _header(self) -> dict[str, Any]:
+        c, space = self.config, self.parts.space
+        return {"schema_version": SCHEMA_VERSION, "config": dict(c.config), "config_sha256": c.config_sha256,
+                "version": qra_bo.__version__, "seed": c.seed, "train_seed": c.train_seed, "model": c.model,
+                "granularity": c.granularity, "units": [u.name for u in space.units],
+                "formats": [f.to_json() for f in space.formats], "ranks": list(space.ranks.values),
+                "unit_numel": [int(n) for n in space.unit_numel], "budget_bytes": c.budget_bytes,
+                "budget_text": c.budget_text, "scope": c.scope, "oracle": c.oracle, "high_steps": c.high_steps,
+                "low_steps": c.low_steps, "equivalent_tokens": c.equivalent_tokens, "anchors": c.anchors,
+                "alpha_over_rank": c.alpha_over_rank, "init": c.init, "method": c.method}
+
+    def record(self, event: str, fields: Mapping[str, Any]) -> None:
+        """Write one event; the first of a session is preceded by where its results come from."""
+        self.describe()
+        self._append(event, fields)
+
+    def record_conclusion(self, event: str, fields: Mapping[str, Any]) -> None:
+        """``record``, unless the journal's last event of that kind says the same."""
+        last = self.study.last.get(event)
+        if last is None or any(last.get(k) != v for k, v in fields.items()):
+            self.record(event, fields)
+
+    def warn(self, message: str) -> None:
+        """Write a warning, once a run."""
+        if message not in self._warned:
+            self._append("warning", {"message": message})
+
+    def describe(self) -> None:
+        """Write the provenance of this session, and warn of what changed since the last one; once a session.
+
+        Raises:
+            JournalError: If results before and after would not compare.
+        """
+        if self._described:
+            return
+        fields = json.loads(canonical(collect(self.executor.describe())))
+        before = self.study.last.get("provenance")
+        differences = [] if before is None else changes(before, fields)
+        self._described = True
+        self._append("provenance", fields)
+        if differences:
+            self.warn(f"since the run was last worked on: {'; '.join(differences)}; small differences in later results "
+                      "may come from that")
+
+    def _append(self, event: str, fields: Mapping[str, Any]) -> None:
+        self._take_in(self.journal.append(event, fields))
+
+    def _take_in(self, event: Event) -> None:
+        self.study.add(event)
+        if event["event"] == "warning":
+            self._warned.add(event["message"])
+        elif event["event"] == "stage":
+            self._stages.add((event["stage"], event["state"]))
+        for listener in self.parts.listeners:
+            listener(event)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Name what is going on; its start and end are written once a run."""
+        self.status.stage = name
+        self._mark_stage(name, "start")
+        self.status.write(self.study, "running")
+        yield
+        self._mark_stage(name, "end")
+
+    def _mark_stage(self, name: str, state: str) -> None:
+        if (name, state) not in self._stages:
+            self.record("stage", {"stage": name, "state": state})
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        """Pass progress on to people and ``status.json``."""
+        self.status.progress(self.study, what, done, total)
+        self.parts.progress(what, done, total)
+
+    @property
+    def hours(self) -> float:
+        """Hours that all sessions have spent on the run."""
+        return (self._before + self.journal.elapsed) / 3600
+
+    @property
+    def wall_seconds(self) -> float:
+        """Seconds that all sessions have spent on the run."""
+        return self._before + self.journal.elapsed
+
+    def request(self, allocation: Allocation, fidelity: Fidelity, *, lr_scale: float | None = None,
+                train_seed: int | None = None, split: str = "validation", factor: int = 1) -> EvaluationRequest:
+        """The request of an evaluation; what is not given is as in the search.
+
+        Args:
+            allocation: The candidate.
+            fidelity: How long.
+            lr_scale: Factor on the base learning rate.
+            train_seed: Training seed.
+            split: Where it is evaluated.
+            factor: Times the length of a high-fidelity evaluation, schedule included.
+        """
+        scale = self.study.lr_scale if lr_scale is None else lr_scale
+        steps = self.config.low_steps if fidelity is Fidelity.LOW else self.config.high_steps * factor
+        if scale is None or steps is None:
+            raise OracleError(f"a {fidelity.value}-fidelity evaluation needs a calibrated learning rate ({scale}) and "
+                              f"a length ({steps})")
+        return EvaluationRequest(allocation, steps, self.config.high_steps * factor,
+                                 self.config.train_seed if train_seed is None else train_seed, split, scale)
+
+    def evaluate(self, request: EvaluationRequest, fidelity: Fidelity, stage: str) -> Evaluation:
+        """The evaluation of an engine's own request: the journal's, whatever stage it was made for, or a new one."""
+        found = self.study.find(request.key)
+        return self._live(request, fidelity, stage) if found is None else found
+
+    def is_replayed(self, request: EvaluationRequest) -> bool:
+        """Whether the journal holds the evaluation that a searcher asks for."""
+        return self.study.find(request.key) is not None
+
+    def evaluate_proposal(self, request: EvaluationRequest, fidelity: Fidelity, stage: str) -> Evaluation:
+        """The evaluation of a searcher's request.
+
+        Raises:
+            SearcherError: If it asked before, or was told without asking.
+            JournalError: If the journal's next evaluation is another one: this program does not repeat that run. (Not
+                where lines were damaged: what they held is done again, out of its order.)
+        """
+        if request.key in self._known:
+            raise SearcherError(f"{self.config.method} proposed {request.key}, of which it had been told; this is a "
+                                "bug of the search method")
+        self._known.add(request.key)
+        found = self.study.find(request.key)
+        if found is not None and found.stage in ENGINE_STAGES:
+            return found
+        expected = self._replay[0] if self._replay else None
+        if not self.journal.content.damaged and expected is not None and expected.request.key != request.key:
+            raise JournalError(
+                f"the journal can't be continued: its next evaluation is {expected.request.key}, and the search now "
+                f"asks for {request.key}. It was written by version {self.study.header['version']}, this is "
+                f"{qra_bo.__version__}: go on with the versions in its provenance, or start a new run with another "
+                "out=")
+        if found is None:
+            return self._live(request, fidelity, stage)
+        self._replay.remove(found)
+        self._mark = time.monotonic()
+        return found
+
+    def told(self, evaluations: Iterable[Evaluation]) -> None:
+        """Note what the searcher knows without having asked."""
+        self._known.update(e.request.key for e in evaluations)
+
+    def _live(self, request: EvaluationRequest, fidelity: Fidelity, stage: str) -> Evaluation:
+        overhead = time.monotonic() - self._mark
+        self.describe()
+        measurement = self._checked(self.executor.evaluate(request, self.progress), request)
+        self._mark = time.monotonic()
+        a = request.allocation
+        evaluation = Evaluation(1 + max((e.id for e in self.study.evaluations[-1:]), default=0), a, self.bits(a), stage,
+                                fidelity, request, self.config.seed, measurement, self.parts.predict_bytes(a))
+        fields = {k: v for k, v in evaluation.to_json().items() if k != "event"}
+        self._append("evaluation", {**fields, "overhead_seconds": round(overhead, 4)})
+        self.status.write(self.study, "running")
+        return self.study.evaluations[-1]
+
+    def reset_stopwatch(self) -> None:
+        """What went before is not the search's own overhead."""
+        self._mark = time.monotonic()
+
+    def bits(self, allocation: Allocation) -> tuple[int, ...]:
+        """Code bits of every unit, of formats off the ladder too."""
+        return tuple(self._bits[f] if f in self._bits else parse_format(f).bits for f in allocation.formats)
+
+    def _checked(self, m: Measurement, request: EvaluationRequest) -> Measurement:
+        """A loss that is not finite is a divergence; one that failed and can't say what it spent is charged in full, so
+        that a search of failures ends too."""
+        if m.state is TrialState.OK and (m.loss is None or not math.isfinite(m.loss)):
+            m = replace(m, state=TrialState.DIVERGED, message=f"the loss is {m.loss}")
+        if m.state is TrialState.OK and m.training_tokens + m.forward_tokens <= 0:
+            raise OracleError(f"the oracle counted no tokens for {request.key}: an effort could never be spent")
+        if m.state is TrialState.OK:
+            return m
+        tokens = m.training_tokens
+        if tokens == 0 and m.forward_tokens == 0:
+            tokens = round(self.config.equivalent_tokens * request.steps / self.config.high_steps)
+        curve = tuple(p for p in m.curve if math.isfinite(p[1]))
+        return replace(m, loss=None, loss_se=None, curve=curve, training_tokens=tokens)

@@ -1,0 +1,89 @@
+"""``status.json``: what a run is doing right now, for scripts and impatient people; written atomically."""
+
+import json
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from qra_bo.study.study import Study
+
+log = logging.getLogger(__name__)
+STATUS_NAME = "status.json"
+REFRESH_SECONDS = 1.0
+"""Least time between two writes that only tell progress."""
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Replace ``path`` by indented JSON; a reader sees the old file or the new one, whole.
+
+    Raises:
+        OSError: If it can't be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            json.dump(data, file, indent=1, allow_nan=False)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class StatusFile:
+    """Keeps ``status.json`` current. It informs and nothing depends on it: a write that fails is logged, no more.
+
+    Args:
+        folder: The run's folder.
+        clock: Monotonic seconds; tests give their own.
+    """
+
+    def __init__(self, folder: Path, clock: Callable[[], float] = time.monotonic) -> None:
+        self.path = folder / STATUS_NAME
+        self.stage = "start"
+        self._clock = clock
+        self._written = float("-inf")
+        self._activity: dict[str, Any] | None = None
+
+    def progress(self, study: Study, what: str, done: int, total: int) -> None:
+        """Note progress; written at most once in ``REFRESH_SECONDS``."""
+        self._activity = {"what": what, "done": done, "total": total}
+        if self._clock() - self._written >= REFRESH_SECONDS:
+            self.write(study, "running")
+
+    def write(self, study: Study, state: str, message: str = "") -> None:
+        """Write now.
+
+        Args:
+            study: What the run has so far.
+            state: ``"running"``, ``"done"``, ``"interrupted"`` or ``"failed"``.
+            message: Why, where it is neither running nor done.
+        """
+        best = study.incumbent
+        planned = study.header.get("planned_cost")
+        data = {"schema_version": 1, "state": state, "stage": self.stage, "progress": self._activity,
+                "message": message, "evaluations": study.states, "cost": study.cost.tokens,
+                "search_cost": study.search_cost.tokens, "planned_cost": planned, "eta_seconds": eta_seconds(study),
+                "best_loss": None if best is None else best.loss, "pid": os.getpid(), "host": socket.gethostname(),
+                "updated": datetime.now().astimezone().isoformat(timespec="seconds")}
+        self._written = self._clock()
+        try:
+            write_json(self.path, data)
+        except OSError as error:
+            log.warning("%s can't be written (%s); the run goes on", self.path, error.strerror)
+
+
+def eta_seconds(study: Study) -> float | None:
+    """Seconds that the rest of the planned search takes at the pace so far; ``None`` before anything was trained."""
+    planned = study.header.get("planned_cost")
+    seconds = sum(e.measurement.seconds for e in study.evaluations)
+    tokens = study.cost.tokens
+    if planned is None or seconds == 0 or tokens == 0:
+        return None
+    return max(0.0, float(planned) - study.search_cost.tokens) * seconds / tokens
