@@ -1,0 +1,184 @@
+"""What every searcher must keep. A searcher joins by subclassing ``SearcherSuite`` with one line: ``make = ...``."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qra_bo.oracle.synthetic import SyntheticOracle
+from qra_bo.records import Evaluation, EvaluationRequest, Fidelity, Measurement, Proposal, TrialState
+from qra_bo.search import Searcher, SearchProblem
+from qra_bo.space import Allocation
+from tests.spaces import corners, make_costs, make_space
+
+ROOT = Path(__file__).parents[2]
+Answer = Callable[[Proposal], float | None]
+_Record = tuple[list[Proposal], list[Evaluation]]
+
+
+def make_problem(n_units: int = 5, *, seed: int = 0, low_steps: int | None = 6, ranks: tuple[int, ...] = (1, 2, 4, 8),
+                 share: float = 0.35, n_formats: int = 4) -> tuple[SearchProblem, SyntheticOracle]:
+    """A small problem whose budget binds, and its oracle."""
+    space = make_space(n_units, make_space(1).formats[:n_formats], ranks)
+    costs = make_costs(space)
+    low, high = (int(costs.totals(row[None, :])[0]) for row in corners(space))
+    oracle = SyntheticOracle(space, 7, high_steps=24)
+    profile = oracle.profile(lambda *_: None)
+    problem = SearchProblem(space, costs, int(low + share * (high - low)), profile, 24, low_steps, seed)
+    return problem, oracle
+
+
+def evaluate(problem: SearchProblem, oracle: SyntheticOracle, proposal: Proposal, number: int,
+             failed: bool = False) -> Evaluation:
+    steps = problem.high_steps if proposal.fidelity is Fidelity.HIGH else problem.low_steps or problem.high_steps
+    request = EvaluationRequest(proposal.allocation, steps, problem.high_steps, 0)
+    measurement = oracle.evaluate(request, lambda *_: None)
+    if failed:
+        measurement = Measurement(TrialState.OOM, None, None, (), 1, 0, 0, None, 0.0, 0.0, "out of memory")
+    total = int(problem.costs.totals(problem.space.encode(proposal.allocation)[None, :])[0])
+    return Evaluation(number, proposal.allocation, problem.space.bits(proposal.allocation), proposal.stage,
+                      proposal.fidelity, request, problem.seed, measurement, total)
+
+
+def play(searcher: Searcher, problem: SearchProblem, oracle: SyntheticOracle, limit: int,
+         batches: Sequence[int] = (1, 3, 2), fails: Callable[[int], bool] = lambda _: False) -> list[_Record]:
+    """Ask, evaluate and tell until ``limit`` proposals or until nothing comes; what passed, round by round."""
+    rounds: list[_Record] = []
+    number = 0
+    while number < limit:
+        proposals = searcher.ask(min(batches[len(rounds) % len(batches)], limit - number))
+        if not proposals:
+            break
+        told = [evaluate(problem, oracle, p, number + i, fails(number + i)) for i, p in enumerate(proposals)]
+        number += len(told)
+        searcher.tell(told)
+        rounds.append((proposals, told))
+    return rounds
+
+
+def proposals_of(rounds: list[_Record]) -> list[Proposal]:
+    return [p for proposals, _ in rounds for p in proposals]
+
+
+def as_json(proposals: list[Proposal]) -> str:
+    return json.dumps([[p.allocation.to_json(), p.fidelity.value, p.stage] for p in proposals])
+
+
+class SearcherSuite:
+    """Subclass as ``TestX`` with ``make = staticmethod(lambda problem: X(problem, ...))``.
+
+    ``limit`` bounds the evaluations of a test; ``seedless`` says that a method draws nothing at random.
+    """
+
+    make: Callable[[SearchProblem], Searcher]
+    limit = 40
+    seedless = False
+
+    @pytest.mark.parametrize("low_steps", [6, None])
+    def test_proposals_are_admissible_and_new(self, low_steps: int | None) -> None:
+        problem, oracle = make_problem(low_steps=low_steps)
+        searcher = self.make(problem)
+        assert isinstance(searcher, Searcher)
+        assert searcher.name
+        rounds = play(searcher, problem, oracle, self.limit)
+        proposals = proposals_of(rounds)
+        assert proposals
+        for (asked, _), size in zip(rounds, (1, 3, 2) * self.limit, strict=False):
+            assert len(asked) <= size
+        assert all(problem.space.contains(p.allocation) and problem.fits(p.allocation) for p in proposals)
+        assert len({(p.allocation, p.fidelity) for p in proposals}) == len(proposals)
+        assert all(p.stage for p in proposals)
+        if low_steps is None:
+            assert all(p.fidelity is Fidelity.HIGH for p in proposals)
+
+    def test_same_seed_same_proposals_in_a_fresh_process(self) -> None:
+        problem, oracle = make_problem()
+        here = as_json(proposals_of(play(self.make(problem), problem, oracle, self.limit)))
+        code = (f"from {type(self).__module__} import {type(self).__qualname__} as T; from tests.conformance.searcher "
+                "import *; problem, oracle = make_problem(); "
+                "print(as_json(proposals_of(play(T.make(problem), problem, oracle, T.limit))))")
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True,
+                              env={**os.environ, "PYTHONHASHSEED": "4711"})
+        assert done.stdout.strip() == here
+
+    def test_the_seed_matters_or_the_method_has_none(self) -> None:
+        drawn = []
+        for seed in (0, 1):
+            problem, oracle = make_problem(seed=seed)
+            drawn.append(as_json(proposals_of(play(self.make(problem), problem, oracle, self.limit))))
+        assert (drawn[0] == drawn[1]) == self.seedless
+
+    def test_replay_restores_the_state(self) -> None:
+        problem, oracle = make_problem()
+        first = self.make(problem)
+        rounds = play(first, problem, oracle, self.limit // 2)
+        second = self.make(problem)
+        for proposals, told in rounds:
+            assert second.ask(len(proposals)) == proposals
+            second.tell(told)
+        for size in (2, 1, 4):
+            ahead = first.ask(size)
+            assert second.ask(size) == ahead
+            told = [evaluate(problem, oracle, p, 1000 + i) for i, p in enumerate(ahead)]
+            first.tell(told)
+            second.tell(told)
+
+    def test_what_was_told_unasked_is_not_asked_again(self) -> None:
+        problem, oracle = make_problem()
+        told = [e for _, told in play(self.make(problem), problem, oracle, self.limit // 2) for e in told]
+        searcher = self.make(problem)
+        searcher.tell(told)
+        known = {(e.allocation, e.fidelity) for e in told}
+        for p in proposals_of(play(searcher, problem, oracle, self.limit // 2)):
+            assert (p.allocation, p.fidelity) not in known
+
+    def test_failures_and_anchors_are_taken_in_stride(self) -> None:
+        problem, oracle = make_problem()
+        searcher = self.make(problem)
+        n, formats, ranks = problem.space.n_units, problem.space.formats, problem.space.ranks.values
+        lowest, too_large = (Allocation((f.name,) * n, (r,) * n) for f, r in ((formats[0], ranks[0]),
+                                                                              (formats[-1], ranks[-1])))
+        anchors = [Proposal(a, Fidelity.HIGH, "baseline") for a in (lowest, too_large)]
+        searcher.tell([evaluate(problem, oracle, p, 900 + i) for i, p in enumerate(anchors)])
+        reference = Allocation(("fp16",) * n, (ranks[-1],) * n)
+        request = EvaluationRequest(reference, problem.high_steps, problem.high_steps, 0)
+        measured = oracle.evaluate(request, lambda *_: None)
+        searcher.tell([Evaluation(950, reference, (16,) * n, "reference", Fidelity.HIGH, request, 0, measured, 10**12)])
+        rounds = play(searcher, problem, oracle, self.limit, fails=lambda i: i % 3 == 0)
+        proposals = proposals_of(rounds)
+        assert proposals
+        assert all(problem.fits(p.allocation) for p in proposals)
+        assert not {(p.allocation, p.fidelity) for p in proposals} & {(p.allocation, p.fidelity) for p in anchors}
+        assert len({(p.allocation, p.fidelity) for p in proposals}) == len(proposals)
+
+    def test_failures_alone_do_not_break_it(self) -> None:
+        problem, oracle = make_problem()
+        proposals = proposals_of(play(self.make(problem), problem, oracle, 8, fails=lambda _: True))
+        assert len({(p.allocation, p.fidelity) for p in proposals}) == len(proposals)
+
+    @pytest.mark.parametrize("low_steps", [6, None])
+    def test_a_tiny_space_is_exhausted_quietly(self, low_steps: int | None) -> None:
+        problem, oracle = make_problem(2, ranks=(1, 4), share=0.6, low_steps=low_steps, n_formats=2)
+        searcher = self.make(problem)
+        size = 2 ** (2 * problem.space.n_units)
+        proposals = proposals_of(play(searcher, problem, oracle, 3 * size))
+        assert len(proposals) < 3 * size
+        assert searcher.ask(4) == []
+        assert all(problem.fits(p.allocation) for p in proposals)
+
+    def test_a_space_of_one_allocation(self) -> None:
+        problem, oracle = make_problem(2, ranks=(4,), n_formats=1, share=1.0)
+        proposals = proposals_of(play(self.make(problem), problem, oracle, 5))
+        assert len(proposals) <= 2
+        assert len({p.allocation for p in proposals}) <= 1
+
+    def test_no_global_random_state_is_touched(self) -> None:
+        problem, oracle = make_problem()
+        before = np.random.get_state()[1].copy()
+        play(self.make(problem), problem, oracle, 10)
+        np.testing.assert_array_equal(np.random.get_state()[1], before)

@@ -1,0 +1,168 @@
+"""The planted landscape in closed form and against brute force, and the oracle around it."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import spearmanr
+
+from qra_bo.errors import BudgetError, OracleError, SpaceError
+from qra_bo.oracle.landscape import FLOOR, INTERACTION, KNEE, TOTAL_DAMAGE_4_BIT, TOTAL_TASK, Landscape, phi
+from qra_bo.oracle.synthetic import SyntheticOracle
+from qra_bo.records import EvaluationRequest, TrialState
+from qra_bo.space import uniform
+from qra_bo.space.neighbourhood import ladder_tops
+from tests.conformance.oracle import OracleSuite, quiet
+from tests.spaces import every_row, make_costs, make_space
+
+SPACE = make_space(6)
+
+
+class TestConformance(OracleSuite):
+    make = staticmethod(lambda: SyntheticOracle(SPACE, 3))
+    allocations = (uniform(6, "nf4", 4), uniform(6, "int8", 1))
+    high_steps, low_steps = 24, 6
+
+
+def loss_of(oracle: SyntheticOracle, fmt: str, rank: int, **kwargs: object) -> float:
+    settings: dict[str, object] = {"steps": 24, "schedule_steps": 24, "train_seed": 0, **kwargs}
+    m = oracle.evaluate(EvaluationRequest(uniform(6, fmt, rank), **settings), quiet)  # type: ignore[arg-type]
+    assert m.loss is not None
+    return m.loss
+
+
+def test_damage_adds_up_to_more_than_its_parts() -> None:
+    x = np.array([0.0, 0.1, KNEE, KNEE + 1.0])
+    slope = 1 + 2 * INTERACTION * KNEE
+    np.testing.assert_allclose(phi(x), [0, 0.1 + INTERACTION * 0.01, KNEE + INTERACTION * KNEE**2,
+                                        KNEE + INTERACTION * KNEE**2 + slope], rtol=1e-12)
+    assert phi(np.array([0.2]))[0] > 2 * phi(np.array([0.1]))[0]
+
+
+def test_true_loss_equals_the_formula_and_the_noiseless_oracle() -> None:
+    oracle = SyntheticOracle(SPACE, 3, noise=0.0)
+    rows = np.stack([SPACE.encode(uniform(6, f, r)) for f in ("hqq2", "nf4") for r in (1, 8)])
+    land, n = oracle.landscape, 6
+    for row, loss in zip(rows, oracle.true_loss(rows), strict=True):
+        ranks = np.array([SPACE.ranks.values[i] for i in row[n:]], dtype=float)[:, None]
+        left = (land.damage[np.arange(n), row[:n]] * land.kept(ranks)[:, 0]).sum()
+        assert loss == pytest.approx(FLOOR + phi(np.array([left]))[0] + land.missed(ranks).sum(), abs=1e-12)
+        a = SPACE.decode(row)
+        assert loss_of(oracle, a.formats[0], a.ranks[0]) == pytest.approx(loss, abs=1e-12)
+
+
+def test_orders_of_magnitude() -> None:
+    oracle = SyntheticOracle(make_space(200), 0, noise=0.0)
+    nf4 = oracle.landscape.damage[:, 2].sum()
+    assert nf4 == pytest.approx(TOTAL_DAMAGE_4_BIT, rel=0.25)  # the whims of 200 units average out
+    assert oracle.landscape.task.sum() == pytest.approx(TOTAL_TASK)
+    assert (np.diff(oracle.landscape.damage.sum(axis=0)) < 0).all()
+
+
+def test_ranks_buy_more_where_bits_are_low_and_references_are_answered() -> None:
+    oracle = SyntheticOracle(SPACE, 3, noise=0.0)
+    bought = [loss_of(oracle, f, 1) - loss_of(oracle, f, 8) for f in ("hqq2", "hqq3", "nf4", "int8", "fp16")]
+    assert (np.diff(bought) < 0).all()
+    assert loss_of(oracle, "fp16", 16) < loss_of(oracle, "int8", 16) < loss_of(oracle, "nf4", 16)
+    assert loss_of(oracle, "hqq3-g128", 4) != loss_of(oracle, "hqq3", 4)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("quantile", [0.02, 0.2, 0.6])
+def test_the_optimum_is_the_best_of_all_rows(seed: int, quantile: float) -> None:
+    space = make_space(3, ranks=(1, 4, 8))
+    costs, rows, land = make_costs(space), every_row(space), Landscape(space, seed)
+    budget = int(np.quantile(costs.totals(rows), quantile))
+    best = float(land.true_loss(rows[costs.feasible(rows, budget)]).min())
+    found = land.optimum(costs, budget)
+    assert costs.feasible(found.row[None], budget)[0]
+    assert found.loss == pytest.approx(land.true_loss(found.row[None])[0])
+    assert found.bound - 1e-9 <= best <= found.loss
+    assert found.loss - best < 0.01
+    with pytest.raises(BudgetError):
+        land.optimum(costs, int(costs.totals(rows).min()) - 1)
+
+
+def test_noise_is_by_seed_and_candidate_and_the_level_is_shared() -> None:
+    oracle = SyntheticOracle(SPACE, 3, noise=0.005)
+    exact = SyntheticOracle(SPACE, 3, noise=0.0)
+    shifts = np.array([[loss_of(oracle, f, r, train_seed=s) - loss_of(exact, f, r) for f in ("nf4", "int8")
+                        for r in (1, 2, 4, 8)] for s in range(60)])
+    assert shifts.mean(axis=1).std() == pytest.approx(0.02, rel=0.35)
+    own = shifts - shifts.mean(axis=1, keepdims=True)
+    assert own.std() == pytest.approx(0.005, rel=0.2)
+
+
+def test_splits_schedules_and_rates_change_the_loss() -> None:
+    oracle = SyntheticOracle(SPACE, 3, noise=0.0)
+    base = loss_of(oracle, "nf4", 4)
+    assert loss_of(oracle, "nf4", 4, split="test") == pytest.approx(base + 0.03)
+    assert loss_of(oracle, "nf4", 4, steps=96, schedule_steps=96) == pytest.approx(base - 0.12)
+    assert loss_of(oracle, "nf4", 4, lr_scale=2.0) == pytest.approx(base + 0.03)
+    assert loss_of(oracle, "nf4", 4, steps=6) > base
+
+
+def test_the_profile_informs_but_does_not_tell_all() -> None:
+    oracle = SyntheticOracle(make_space(100), 1)
+    profile = oracle.profile(quiet)
+    correlation = spearmanr(profile.damage[:, 2], oracle.landscape.damage[:, 2]).statistic
+    assert 0.8 < correlation < 0.99
+    assert 0.7 < spearmanr(profile.require_gain()[:, -1], oracle.landscape.task).statistic < 0.99
+    assert profile.base_loss == pytest.approx(FLOOR + TOTAL_TASK)
+
+
+def test_early_losses_rank_good_allocations_only_roughly() -> None:
+    space = make_space(30, ranks=(1, 2, 4, 8, 16))
+    costs, oracle = make_costs(space), SyntheticOracle(space, 1, noise=0.0)
+    budget = int(costs.totals(space.encode(uniform(30, "nf4", 16))[None])[0])
+    best, rng = oracle.optimum(costs, budget), np.random.default_rng(0)
+    moves = np.where(rng.random((600, 60)) < rng.uniform(0.1, 0.8, (600, 1)), rng.integers(-2, 3, (600, 60)), 0)
+    rows = np.clip(best.row + moves, 0, ladder_tops(space))
+    rows = rows[costs.feasible(rows, budget) & (oracle.true_loss(rows) < best.loss + 0.08)][:60]
+    assert len(rows) == 60
+
+    def early(steps: int) -> float:
+        losses = [oracle.evaluate(EvaluationRequest(space.decode(r), steps, 24, 0), quiet).loss for r in rows]
+        return float(spearmanr(losses, oracle.true_loss(rows)).statistic)
+
+    assert 0.2 < early(6) < 0.7
+    assert early(18) > 0.7
+    assert early(24) == pytest.approx(1.0)
+
+
+def test_a_promotion_is_charged_its_additional_steps_after_a_restart_too(tmp_path: Path) -> None:
+    request = [EvaluationRequest(uniform(6, "nf4", 4), steps, 24, 0) for steps in (6, 24)]
+
+    def spent(i: int, folder: Path | None) -> tuple[int, int]:
+        m = SyntheticOracle(SPACE, 3, checkpoints=folder).evaluate(request[i], quiet)
+        return m.new_steps, m.training_tokens
+
+    assert spent(0, tmp_path / "c") == (6, 6 * 256)
+    assert spent(1, tmp_path / "c") == (18, 18 * 256)
+    assert spent(1, tmp_path / "c") == (18, 18 * 256)  # cut off before its result was written down
+    assert spent(1, None) == (24, 24 * 256)
+
+
+def test_measured_severity_is_planted() -> None:
+    severity = np.array([1.0, 2, 3, 4, 5, 50])
+    oracle = SyntheticOracle(SPACE, 3, severity=severity)
+    assert oracle.landscape.damage[:, 2].argmax() == 5
+    with pytest.raises(SpaceError, match="6 positive numbers"):
+        SyntheticOracle(SPACE, 3, severity=np.ones(5))
+
+
+def test_nonsense_is_a_bug_of_the_caller() -> None:
+    oracle = SyntheticOracle(SPACE, 3)
+    for allocation, steps in ((uniform(5, "nf4", 4), 24), (uniform(6, "nf4", 4), 0), (uniform(6, "nf4", 4), 25)):
+        with pytest.raises(OracleError, match="expected 6 units"):
+            oracle.evaluate(EvaluationRequest(allocation, steps, 24, 0), quiet)
+
+
+def test_large_models_are_instant() -> None:
+    oracle = SyntheticOracle(make_space(560), 0)
+    start = time.monotonic()
+    m = oracle.evaluate(EvaluationRequest(uniform(560, "nf4", 4), 24, 24, 0), quiet)
+    assert m.state is TrialState.OK
+    assert m.measured_bytes is None
+    assert time.monotonic() - start < 1.0
