@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from qra_bo.errors import ConfigError
 from qra_bo.space import Allocation
@@ -29,13 +30,13 @@ def paired_interval(differences: Sequence[float]) -> Interval:
     Raises:
         ConfigError: If there are fewer than two.
     """
-    from scipy.stats import t  # slow to import, and needed once a run
+    from scipy.special import stdtrit  # needed once a run, and slow to import for a status or a report
 
     n = len(differences)
     if n < 2:
         raise ConfigError(f"an interval needs at least 2 paired differences, got {n}; raise confirm.seeds")
     values = np.asarray(differences, dtype=np.float64)
-    half = float(t.ppf((1 + LEVEL) / 2, n - 1)) * float(values.std(ddof=1)) / math.sqrt(n)
+    half = float(stdtrit(n - 1, (1 + LEVEL) / 2)) * float(values.std(ddof=1)) / math.sqrt(n)
     mean = float(values.mean())
     return Interval(mean, mean - half, mean + half)
 
@@ -84,9 +85,15 @@ class Confirmation:
 
 def spearman(a: Sequence[float], b: Sequence[float]) -> float | None:
     """Rank correlation with average ranks for ties; ``None`` where a side is constant or shorter than two."""
-    from scipy.stats import rankdata
-
-    x, y = rankdata(a), rankdata(b)
+    x, y = _average_ranks(a), _average_ranks(b)
     if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return None
     return float(np.corrcoef(x, y)[0, 1])
+
+
+def _average_ranks(values: Sequence[float]) -> npt.NDArray[np.float64]:
+    """Ranks from 1; equal values share the mean of theirs."""
+    x = np.asarray(values, dtype=np.float64)
+    ordered = np.sort(x)
+    ranks: npt.NDArray[np.float64] = (ordered.searchsorted(x, "left") + ordered.searchsorted(x, "right") + 1) / 2
+    return ranks

@@ -99,7 +99,7 @@ class Engine:
             with run.stage("reference"):
                 baselines += self._references(run)
         with run.stage("search"):
-            self._search(run, problem, [e for e in baselines if self.parts.space.contains(e.allocation)])
+            self._search(run, problem, baselines)
         if limit is not None and (self.config.anchors is None or self.config.anchors > limit):
             self._anchors(run, anchors, self.config.anchors)  # a longer effort asks for anchors the first one left out
         if self.config.confirm_seeds:
@@ -186,11 +186,14 @@ class Engine:
         return ordinary
 
     def _search(self, run: Runner, problem: SearchProblem, known: Sequence[Evaluation]) -> None:
-        """Ask, evaluate and tell until the effort is spent, time is up or the method has nothing left to propose."""
+        """Ask, evaluate and tell until the effort is spent, time is up or the method has nothing left to propose.
+
+        The searcher is told of all anchors, those with ranks between two of the ladder too: it may learn from them.
+        """
         searcher = self.parts.make_searcher(problem, float(run.study.header["high_equivalents"]))
         unique = list({e.request.key: e for e in known}.values())
         run.told(unique)
-        searcher.tell(unique)
+        searcher.tell([as_told(e) for e in unique])
         planned = self.config.planned_cost
         while run.study.search_cost.tokens < planned:
             run.progress("search", round(run.study.search_cost.tokens), round(planned))
@@ -202,7 +205,7 @@ class Engine:
                 evaluation = self._propose(run, searcher, proposal)
                 if evaluation is None:
                     return
-                searcher.tell([evaluation])
+                searcher.tell([as_told(evaluation)])
 
     def _propose(self, run: Runner, searcher: Searcher, proposal: Proposal) -> Evaluation | None:
         """Evaluate one proposal; ``None`` when time is up.
@@ -215,9 +218,9 @@ class Engine:
         if not self.parts.space.contains(a) or not self.rules.fits(a) or stage in ENGINE_STAGES \
                 or (low and self.config.low_steps is None):
             raise SearcherError(
-                f"{searcher.name} proposed {a.to_json()} at {proposal.fidelity.value} fidelity in stage {stage!r}: "
-                f"off the ladders, over the budget of {self.config.budget_bytes:,} bytes, at a fidelity that is off, or "
-                "in a stage of the engine; this is a bug of the search method")
+                f"{searcher.name} proposed {a.to_json()} at {proposal.fidelity.value} fidelity in stage {stage!r}: off "
+                f"the ladders, over the budget of {self.config.budget_bytes:,} bytes, at a fidelity that is off, or in "
+                "a stage of the engine; this is a bug of the search method")
         request = run.request(a, proposal.fidelity)
         hours = self.config.max_hours
         if hours is not None and run.hours >= hours and not run.is_replayed(request):
@@ -302,6 +305,11 @@ class Engine:
         if final["delivered"] not in by_name:
             raise OracleError(f"the final fine-tune delivered {final['delivered']}, which is no candidate of the run")
         return by_name[final["delivered"]]
+
+
+def as_told(e: Evaluation) -> Evaluation:
+    """An evaluation of the search as a searcher sees it: the calibrated learning rate is its unit."""
+    return replace(e, request=replace(e.request, lr_scale=1.0))
 
 
 def _reasons(evaluations: Sequence[Evaluation]) -> str:

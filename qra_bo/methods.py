@@ -1,0 +1,174 @@
+"""Search methods by name. Factories import what they need when they are called: some need torch."""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from qra_bo.errors import ConfigError
+from qra_bo.records import Evaluation, Fidelity, Proposal
+from qra_bo.registry import Registry
+from qra_bo.search import Searcher, SearchProblem
+
+Factory = Callable[[SearchProblem, Mapping[str, Any], float], Searcher]
+"""``(problem, options, high-fidelity equivalents of the run)``: the last for methods that divide them."""
+
+METHODS: Registry[Factory] = Registry("method")
+DEFAULT_METHOD = "structured"
+EVOLUTION_SHARE = 0.6
+"""Of a run's high-fidelity equivalents, what the published algorithm's first stage may spend by default."""
+
+
+def make_searcher(name: str, problem: SearchProblem, options: Mapping[str, Any], equivalents: float) -> Searcher:
+    """The search method called ``name``; ``"default"`` is the one that the project recommends.
+
+    Raises:
+        ConfigError: If the name or an option is unknown; the message lists the known ones.
+    """
+    return METHODS[name](problem, options, equivalents)
+
+
+@METHODS.register("structured")
+def make_structured(problem: SearchProblem, options: Mapping[str, Any], equivalents: float) -> Searcher:
+    """The additive surrogate over sensitivities with exact knapsacks."""
+    from qra_bo.acquisition.structured_search import StructuredOptions, StructuredSearch
+
+    return StructuredSearch(problem, dataclass_options(StructuredOptions, "structured", options))
+
+
+METHODS.add("default", METHODS[DEFAULT_METHOD])
+
+
+@METHODS.register("trust_region")
+def make_trust_region(problem: SearchProblem, options: Mapping[str, Any], equivalents: float) -> Searcher:
+    """The published second stage alone."""
+    from qra_bo.acquisition.turbo import TrustRegionBO
+
+    return TrustRegionBO(problem, **keyword_options(TrustRegionBO, "trust_region", options))
+
+
+@METHODS.register("evolution")
+def make_evolution(problem: SearchProblem, options: Mapping[str, Any], equivalents: float) -> Searcher:
+    """The published first stage alone."""
+    from qra_bo.evolution.search import EvolutionarySearch
+
+    return EvolutionarySearch(problem, **keyword_options(EvolutionarySearch, "evolution", options))
+
+
+@METHODS.register("random")
+def make_random(problem: SearchProblem, options: Mapping[str, Any], equivalents: float) -> Searcher:
+    """Random allocations near the budget."""
+    from qra_bo.evolution.baselines import RandomSearch
+
+    return RandomSearch(problem, **keyword_options(RandomSearch, "random", options))
+
+
+@METHODS.register("sequential")
+def make_sequential(problem: SearchProblem, options: Mapping[str, Any], equivalents: float) -> Searcher:
+    """Bits first, ranks after."""
+    from qra_bo.evolution.baselines import SequentialSearch
+
+    return SequentialSearch(problem, **keyword_options(SequentialSearch, "sequential", options))
+
+
+@METHODS.register("hill_climb")
+def make_hill_climb(problem: SearchProblem, options: Mapping[str, Any], equivalents: float) -> Searcher:
+    """The best neighbour of the best."""
+    from qra_bo.evolution.baselines import HillClimb
+
+    return HillClimb(problem, **keyword_options(HillClimb, "hill_climb", options))
+
+
+@METHODS.register("autoqra")
+def make_autoqra(problem: SearchProblem, options: Mapping[str, Any], equivalents: float) -> Searcher:
+    """The published algorithm: options ``evolution`` and ``trust_region`` are those of its stages, ``evolution_share``
+    is what the first may spend of the run's high-fidelity equivalents."""
+    _refuse_unknown("autoqra", options, ("evolution", "trust_region", "evolution_share"))
+    share = options.get("evolution_share", EVOLUTION_SHARE)
+    if not isinstance(share, (int, float)) or not 0 <= share <= 1:
+        raise ConfigError(f"method.params.evolution_share must lie in [0, 1], got {share!r}")
+    first = make_evolution(problem, options.get("evolution", {}), equivalents)
+    second = make_trust_region(problem, options.get("trust_region", {}), equivalents)
+    return TwoStages("autoqra", first, second, problem, share * equivalents)
+
+
+class TwoStages:
+    """One searcher until its share is spent or it has nothing left, then a second that was told all the while.
+
+    Args:
+        name: Of the whole.
+        first: The first stage.
+        second: The second stage; it is told of every high-fidelity evaluation.
+        problem: What is searched.
+        equivalents: High-fidelity equivalents that the first may spend: new steps over the steps of one such.
+    """
+
+    def __init__(self, name: str, first: Searcher, second: Searcher, problem: SearchProblem,
+                 equivalents: float) -> None:
+        self._name, self._first, self._second = name, first, second
+        self._left = equivalents * problem.high_steps
+        self._awaited: set[tuple[str, Fidelity]] = set()
+        self._first_is_done = False
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    def ask(self, n: int) -> list[Proposal]:
+        """Up to ``n`` proposals of the stage whose turn it is; none while the first waits for what it asked."""
+        if not self._first_is_done:
+            proposals = self._first.ask(n) if self._left > 0 else []
+            self._awaited.update((p.allocation.fingerprint, p.fidelity) for p in proposals)
+            if proposals or self._awaited:
+                return proposals
+            self._first_is_done = True
+        return self._second.ask(n)
+
+    def tell(self, evaluations: Sequence[Evaluation]) -> None:
+        """Both stages learn of everything; the second of high fidelity only."""
+        for e in evaluations:
+            key = (e.allocation.fingerprint, e.fidelity)
+            if key in self._awaited:
+                self._awaited.remove(key)
+                self._left -= e.measurement.new_steps
+        self._first.tell(evaluations)
+        self._second.tell([e for e in evaluations if e.fidelity is Fidelity.HIGH])
+
+
+def keyword_options(cls: type, method: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as keyword arguments of ``cls``, JSON values only.
+
+    Raises:
+        ConfigError: If one is unknown.
+    """
+    known = [p.name for p in inspect.signature(cls).parameters.values() if p.name not in ("problem", "make_model")]
+    _refuse_unknown(method, options, known)
+    return dict(options)
+
+
+def dataclass_options(cls: type, method: str, options: Mapping[str, Any]) -> Any:
+    """Options as an instance of the frozen dataclass ``cls``, nested dataclasses from nested mappings.
+
+    Raises:
+        ConfigError: If one is unknown.
+    """
+    defaults = cls()
+    _refuse_unknown(method, options, [f.name for f in fields(cls)])
+    values: dict[str, Any] = {}
+    for key, value in options.items():
+        inner = getattr(defaults, key)
+        if is_dataclass(inner) and isinstance(value, Mapping):
+            values[key] = dataclass_options(type(inner), f"{method}.{key}", value)
+        else:
+            values[key] = tuple(value) if isinstance(value, list) else value
+    return cls(**values)
+
+
+def _refuse_unknown(method: str, options: Mapping[str, Any], known: Sequence[str]) -> None:
+    names: Registry[None] = Registry("parameter")
+    for name in known:
+        names.add(name, None)
+    problems = [f"method.params.{key}: the method {method!r} has no such parameter; known: "
+                f"{', '.join(names.nearest(key)) or 'none'}" for key in options if key not in names]
+    if problems:
+        raise ConfigError(problems)
