@@ -1,0 +1,186 @@
+"""Anchors by hand, intervals against scipy, state folded from evaluations, names explained."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from qra_bo.errors import BudgetError, ConfigError, JournalError, QRABOError
+from qra_bo.oracle.protocol import Oracle
+from qra_bo.registry import Registry
+from qra_bo.sensitivity.profile import SensitivityProfile
+from qra_bo.space import Allocation, uniform
+from qra_bo.study.anchors import AnchorRules, choose, fill, largest_rank, uniform_anchors
+from qra_bo.study.confirm import Confirmation, paired_interval, spearman
+from qra_bo.study.cost import Cost
+from qra_bo.study.options import training_seeds
+from qra_bo.study.provenance import changes, collect, git_commit
+from qra_bo.study.status import StatusFile, write_json
+from qra_bo.study.study import Study
+from tests.study.oracles import DAMAGE, FORMATS, UNITS, PlantedOracle
+from tests.study.problem import BUDGET, make_config, predict_bytes
+
+RULES = AnchorRules(4, FORMATS, 32, BUDGET, predict_bytes)
+PROFILE = SensitivityProfile(UNITS, FORMATS, DAMAGE, DAMAGE, None, 4.0, "planted")
+
+
+def test_largest_rank_by_hand() -> None:
+    # 315 bytes: 100 fixed; 2-bit leaves 135 = 4 * 3 * 11.25; 4-bit 55 = 4 * 3 * 4.58; 8-bit does not fit at all.
+    assert [largest_rank(RULES, f) for f in FORMATS] == [11, 4, 0]
+    assert largest_rank(replace(RULES, max_rank=9), "ref2") == 9
+
+
+@given(st.integers(100, 2000), st.sampled_from(FORMATS), st.integers(1, 40))
+def test_largest_rank_is_the_last_that_fits(budget: int, fmt: str, cap: int) -> None:
+    rules = AnchorRules(4, FORMATS, cap, budget, predict_bytes)
+    fitting = [r for r in range(1, cap + 1) if rules.fits(uniform(4, fmt, r))]
+    assert largest_rank(rules, fmt) == max(fitting, default=0)
+
+
+def test_anchors_are_the_largest_rank_and_the_one_below_least_damage_first() -> None:
+    anchors = uniform_anchors(RULES, PROFILE)
+    assert [(a.formats[0], a.ranks[0]) for a in anchors] == [("ref4", 4), ("ref4", 3), ("ref2", 11), ("ref2", 10)]
+    only = uniform_anchors(replace(RULES, budget_bytes=predict_bytes(uniform(4, "ref2", 1))), PROFILE)
+    assert only == [uniform(4, "ref2", 1)]  # rank 0 would be no adapter at all
+    with pytest.raises(BudgetError, match=r"ref2 with rank 1 needs 192 bytes"):
+        uniform_anchors(replace(RULES, budget_bytes=191), PROFILE)
+
+
+def test_fill_spends_the_rest_from_the_last_unit_backwards() -> None:
+    assert fill(RULES, uniform(4, "ref4", 4)).ranks == (4, 4, 5, 5)
+    exact = replace(RULES, budget_bytes=predict_bytes(uniform(4, "ref4", 4)))
+    assert fill(exact, uniform(4, "ref4", 4)) == uniform(4, "ref4", 4)
+    assert fill(replace(RULES, max_rank=4), uniform(4, "ref4", 4)) == uniform(4, "ref4", 4)
+
+
+def test_a_limit_keeps_a_place_for_the_filled_one() -> None:
+    anchors = uniform_anchors(RULES, PROFILE)
+    assert choose(anchors, None) == (anchors, [])
+    assert choose(anchors, 3) == (anchors[:2], anchors[2:3])
+    assert choose(anchors, 1) == (anchors[:1], [])
+
+
+@given(st.lists(st.floats(-1, 1), min_size=2, max_size=12))
+def test_interval_is_scipys(differences: list[float]) -> None:
+    interval = paired_interval(differences)
+    spread = stats.sem(differences)
+    if spread == 0:
+        assert interval.low == interval.high == pytest.approx(interval.mean)
+        return
+    low, high = stats.t.interval(0.95, len(differences) - 1, loc=np.mean(differences), scale=spread)
+    assert interval.mean == pytest.approx(np.mean(differences), abs=1e-12)
+    assert (interval.low, interval.high) == (pytest.approx(low, abs=1e-9), pytest.approx(high, abs=1e-9))
+
+
+def test_interval_by_hand_and_of_one() -> None:
+    interval = paired_interval([-1.0, -2.0, -3.0])  # t(0.975, 2) = 4.302653, s / sqrt(3) = 0.577350
+    assert interval.high == pytest.approx(-2 + 4.302653 * 0.577350, abs=1e-5)
+    with pytest.raises(ConfigError, match="at least 2"):
+        paired_interval([1.0])
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=2, max_size=10))
+def test_spearman_is_scipys(pairs: list[tuple[int, int]]) -> None:
+    a, b = zip(*pairs, strict=True)
+    if len(set(a)) == 1 or len(set(b)) == 1:
+        assert spearman(a, b) is None
+    else:
+        assert spearman(a, b) == pytest.approx(stats.spearmanr(a, b).statistic)
+
+
+@pytest.mark.parametrize(("ours", "theirs", "failed", "kind"), [
+    ((1.0, 2.0), (1.1, 2.1), False, "mixed"), ((1.0, 2.0), (1.0, 2.0), False, "uniform"),
+    ((1.2, 2.0), (1.1, 2.0), False, "uniform"), ((1.0, 2.0), (1.1, 2.1), True, "uniform")])
+def test_the_loser_is_not_called_the_winner(ours: tuple[float, float], theirs: tuple[float, float], failed: bool,
+                                            kind: str) -> None:
+    mixed, reference = Allocation(("ref2", "ref8"), (1, 2)), uniform(2, "ref4", 4)
+    data = Confirmation(mixed, reference, (1, 2), ours, theirs, failed).to_json()
+    assert data["winner_kind"] == kind
+    assert data["mean"] == pytest.approx(np.mean(ours) - np.mean(theirs))
+    same = Confirmation(reference, reference, (1, 2), ours, ours, False)
+    assert same.winner_kind == "uniform"
+    assert same.differences == (0, 0)
+
+
+def test_cost_counts_a_forward_token_a_third() -> None:
+    assert Cost(10, 9).tokens == 13
+    assert Cost(1, 2, 3, 4) + Cost(10, 20, 30, 40) == Cost(11, 22, 33, 44)
+
+
+def test_training_seeds_differ_and_follow_from_the_seed() -> None:
+    main, others = training_seeds(0, 8)
+    assert len({main, *others}) == 9
+    assert training_seeds(0, 3) == (main, others[:3])
+    assert training_seeds(1, 3) != training_seeds(0, 3)
+
+
+def test_configuration_reports_all_problems_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make_config(tmp_path, low_steps=8, lr_scales=(1.0, 1.0), confirm_seeds=(11,), anchors=0, max_hours=0.0,
+                    high_equivalents=float("nan"))
+    assert len(caught.value.problems) == 7
+
+
+def test_malformed_events_are_named() -> None:
+    with pytest.raises(JournalError, match="calibration event"):
+        Study([{"event": "calibration", "lr": 1}])
+    with pytest.raises(JournalError, match="evaluation"):
+        Study([{"event": "evaluation", "id": 1}])
+
+
+def test_provenance_changes_are_told_or_refused() -> None:
+    before = {"data_sha256": "a", "dtype": "float32", "version": "1", "packages": {"torch": "2.8", "peft": "1"}}
+    assert changes(before, before) == []
+    assert changes(before, {**before, "version": "2", "packages": {"torch": "2.9", "numpy": "2"}}) == [
+        "version 1 -> 2", "numpy None -> 2", "peft 1 -> None", "torch 2.8 -> 2.9"]
+    with pytest.raises(JournalError, match="data_sha256 was 'a' and is 'b'"):
+        changes(before, {**before, "data_sha256": "b"})
+
+
+def test_provenance_of_this_checkout(tmp_path: Path) -> None:
+    fields = collect({"device": "cpu"})
+    assert fields["device"] == "cpu"
+    assert fields["packages"]["numpy"] == np.__version__
+    assert git_commit(tmp_path) is None
+
+
+def test_status_is_replaced_whole_and_a_full_disk_is_survived(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    status = StatusFile(tmp_path)
+    status.write(Study(), "running")
+    assert json.loads((tmp_path / "status.json").read_text())["state"] == "running"
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "status.json", float("nan"))
+    assert [p.name for p in tmp_path.iterdir()] == ["status.json"]
+    StatusFile(tmp_path / "vanished").write(Study(), "running")
+    assert "the run goes on" in caplog.text
+
+
+def test_progress_is_written_now_and_then(tmp_path: Path) -> None:
+    now = [0.0]
+    status = StatusFile(tmp_path, clock=lambda: now[0])
+    for now[0] in (0.0, 0.5, 1.5):
+        status.progress(Study(), "train", int(10 * now[0]), 20)
+        if now[0] == 0.5:
+            assert json.loads((tmp_path / "status.json").read_text())["progress"]["done"] == 0
+    assert json.loads((tmp_path / "status.json").read_text())["progress"] == {"what": "train", "done": 15, "total": 20}
+
+
+def test_registry_refuses_duplicates_and_explains_misses() -> None:
+    registry: Registry[int] = Registry("method")
+    registry.add("random", 1)
+    registry.add("structured", 2)
+    registry.add("autoqra", 3)
+    with pytest.raises(QRABOError, match="twice"):
+        registry.add("random", 4)
+    with pytest.raises(ConfigError, match=r"unknown method 'structred'; known: structured, autoqra, random"):
+        registry["structred"]
+    assert list(registry) == ["random", "structured", "autoqra"]
+
+
+def test_the_stand_in_is_an_oracle() -> None:
+    assert isinstance(PlantedOracle(), Oracle)
