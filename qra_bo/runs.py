@@ -114,8 +114,7 @@ def compare_runs(folders: Sequence[Path], console: Console) -> None:
         ("steps", lambda d: str(d.header.high_steps)), ("method", lambda d: d.header.method),
         ("search seed", lambda d: str(d.header.seed)), ("search loss", lambda d: number(_loss(d))),
         ("versus best uniform", _versus), ("gap closed", lambda d: story.gap_closed(d) or DASH),
-        ("cost (evaluations)", lambda d: number(None if d.high_fidelity_cost is None
-                                                else d.total_cost / d.high_fidelity_cost, 1)),
+        ("cost (evaluations)", lambda d: number(d.equivalents, 1)),
         ("bits and ranks", _allocation))
     _table(console, ("", *names), [(title, *(read(d) for _, d in runs)) for title, read in facts])
     for title, read in facts[:6]:

@@ -28,7 +28,7 @@ def test_list_has_a_line_a_run_and_keeps_unreadable_ones(outputs, capsys):
     assert cells["done"][6].endswith("mixed")
     assert cells["cut/short"][1] == "unfinished"
     assert cells["broken"][1] == "unreadable"
-    assert any(line.startswith(f"{outputs / 'broken'}: ") and "journal" in line for line in lines)
+    assert any(line.startswith(f"{outputs / 'broken'}: ") and "header" in line for line in lines)
 
 
 def test_a_locked_run_is_active(outputs, capsys):

@@ -1,6 +1,5 @@
 """What a journal says, as frozen records: the only input of every table, plot and page."""
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,16 +8,14 @@ from typing import Any
 import numpy as np
 
 from qra_bo.errors import JournalError, SpaceError
-from qra_bo.records import SCHEMA_VERSION, Evaluation, Fidelity
+from qra_bo.memory.formats import parse_format
+from qra_bo.records import SCHEMA_VERSION, Evaluation
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import Allocation, StorageFormat
 from qra_bo.study.journal import session_seconds
+from qra_bo.study.study import Study
 
 Event = Mapping[str, Any]
-FORWARD_SHARE = 1 / 3
-"""Cost of a forward-only token in training tokens."""
-SIDE_STAGES = frozenset({"calibration", "confirmation", "ranking_check"})
-"""Stages whose evaluations are not points of the search."""
 JOURNAL_FIELDS = frozenset({"event", "time", "session", "elapsed", "crc"})
 BREAKDOWN_KEYS = ("weights", "quant_metadata", "unquantised", "adapters", "gradients", "optimizer", "activations",
                   "workspace")
@@ -28,8 +25,8 @@ BREAKDOWN_KEYS = ("weights", "quant_metadata", "unquantised", "adapters", "gradi
 class Header:
     """What was asked for.
 
-    ``formats`` and ``ranks`` are the ladders, ``unit_numel`` the parameters of every unit, ``planned_cost`` what the
-    effort may spend (training tokens).
+    ``formats`` and ``ranks`` are the ladders, ``unit_numel`` the parameters of every unit, ``equivalent_tokens``
+    the cost of one evaluation at high fidelity (training tokens).
     """
 
     model: str
@@ -45,7 +42,8 @@ class Header:
     high_steps: int
     low_steps: int | None
     effort: str
-    planned_cost: float | None
+    equivalent_tokens: float
+    train_seed: int
     method: str
     seed: int
     version: str
@@ -68,6 +66,7 @@ class Confirmation:
     high: float
     winner_kind: str
     split: str
+    candidate_failed: bool
 
     @property
     def resolved(self) -> bool:
@@ -89,18 +88,17 @@ class Measured:
 
 @dataclass(frozen=True)
 class ReportData:
-    """One run; evaluations are in journal order.
+    """One run; evaluations are in journal order. What counts as a point, incumbent or winner is the study's to say.
 
-    ``profile_tokens`` are (training, forward-only). ``wall_seconds`` adds up the sessions of a resumed run;
-    ``overhead_seconds`` is what passed between evaluations: fits, proposals, journal.
+    ``profile_tokens`` are (training, forward-only). ``wall_seconds`` adds up the sessions of a resumed run.
     """
 
     header: Header
+    study: Study
     provenance: Mapping[str, Any]
     profile: SensitivityProfile | None
     profile_tokens: tuple[int, int]
     calibration: Mapping[str, Any] | None
-    evaluations: tuple[Evaluation, ...]
     stages: tuple[tuple[str, str], ...]
     confirmation: Confirmation | None
     ranking_check: Mapping[str, Any] | None
@@ -110,7 +108,6 @@ class ReportData:
     warnings: tuple[str, ...]
     end: Mapping[str, Any] | None
     wall_seconds: float
-    overhead_seconds: float
 
     @property
     def state(self) -> str:
@@ -129,32 +126,28 @@ class ReportData:
         kind = self.header.oracle
         return None if kind == "finetune" else labels.get(kind, f"PROXY: results of the oracle {kind!r}")
 
+    @property
+    def evaluations(self) -> tuple[Evaluation, ...]:
+        return tuple(self.study.evaluations)
+
     @cached_property
     def points(self) -> tuple[Evaluation, ...]:
-        """Finished high-fidelity evaluations of search, anchors and references on the validation split."""
-        return tuple(e for e in self.evaluations if e.ok and e.fidelity is Fidelity.HIGH and e.stage not in SIDE_STAGES
-                     and e.request.split == "validation" and e.request.lr_scale == 1)
+        """Points of the search and references, in journal order."""
+        references = [e for e in self.study.baselines if e.stage == "reference"]
+        return tuple(sorted((*self.study.points, *references), key=lambda e: e.id))
 
-    @cached_property
+    @property
     def candidates(self) -> tuple[Evaluation, ...]:
-        """Points that may be incumbent: within the budget and no reference."""
-        return tuple(e for e in self.points if e.stage != "reference" and e.predicted_bytes <= self.header.budget_bytes)
-
-    @cached_property
-    def baselines(self) -> tuple[Evaluation, ...]:
-        return tuple(e for e in self.points if e.stage == "baseline")
-
-    @cached_property
-    def references(self) -> tuple[Evaluation, ...]:
-        return tuple(e for e in self.points if e.stage == "reference")
+        """Points that may be incumbent."""
+        return self.study.points
 
     @property
     def incumbent(self) -> Evaluation | None:
-        return min(self.candidates, key=_loss, default=None)
+        return self.study.incumbent
 
     @property
     def best_uniform(self) -> Evaluation | None:
-        return min((e for e in self.candidates if e.stage == "baseline"), key=_loss, default=None)
+        return self.study.best_uniform
 
     def reference(self, fmt: str, rank: int) -> Evaluation | None:
         """The evaluated uniform choice, e.g. ``("nf4", 16)`` for QLoRA, or ``None``."""
@@ -163,20 +156,8 @@ class ReportData:
 
     @cached_property
     def winner(self) -> Allocation | None:
-        """What the run delivers: named by the end event, else the last one measured to fit, else by confirmation,
-        else the incumbent."""
-        named = None if self.end is None else self.end.get("best")
-        if isinstance(named, str):
-            by_name = {e.allocation.fingerprint: e.allocation for e in self.evaluations}
-            if named in by_name:
-                return by_name[named]
-        fitting = [m.allocation for m in self.measured if m.fits]
-        if fitting:
-            return fitting[-1]
-        if self.confirmation is not None:
-            c = self.confirmation
-            return c.candidate if c.winner_kind == "mixed" else c.reference
-        return None if self.incumbent is None else self.incumbent.allocation
+        """What the run delivers, or would if it ended now."""
+        return self.study.winner
 
     def point(self, allocation: Allocation) -> Evaluation | None:
         """The search's own high-fidelity evaluation of ``allocation``, or ``None``."""
@@ -186,17 +167,9 @@ class ReportData:
         return next((m for m in reversed(self.measured) if m.allocation == allocation), None)
 
     def bits(self, allocation: Allocation) -> tuple[int, ...]:
-        """Code bits of every unit.
-
-        Raises:
-            JournalError: If a format is neither on the ladder nor in any evaluation.
-        """
-        known = {f: b for e in self.evaluations for f, b in zip(e.allocation.formats, e.bits, strict=True)}
-        known.update({f.name: f.bits for f in self.header.formats})
-        missing = sorted(set(allocation.formats) - set(known))
-        if missing:
-            raise JournalError(f"the journal does not say how many bits the formats {missing} have")
-        return tuple(known[f] for f in allocation.formats)
+        """Code bits of every unit, of formats off the ladder too."""
+        known = {f.name: f.bits for f in self.header.formats}
+        return tuple(known[f] if f in known else parse_format(f).bits for f in allocation.formats)
 
     def average_bits(self, allocation: Allocation) -> float:
         """Code bits weighted by parameters."""
@@ -212,32 +185,15 @@ class ReportData:
         suffix = f"-{fmt}" if len(same_bits) > 1 else ""
         return f"uniform-{bits}bit{suffix}-r{'-'.join(map(str, ranks))}"
 
-    @cached_property
-    def high_fidelity_cost(self) -> float | None:
-        """Training tokens of one high-fidelity evaluation from its first step: the unit of cost; median."""
-        whole = [cost(e) for e in self.evaluations
-                 if e.ok and e.fidelity is Fidelity.HIGH and e.measurement.new_steps == self.header.high_steps]
-        return float(np.median(whole)) if whole else None
-
     @property
     def total_cost(self) -> float:
-        """Training tokens of profile and all evaluations, failures included; a forward-only token counts 1/3."""
-        training, forward = self.profile_tokens
-        return training + FORWARD_SHARE * forward + sum(cost(e) for e in self.evaluations)
+        """Training tokens of everything, failures and confirmation included; a forward-only token counts 1/3."""
+        return self.study.cost.tokens
 
-    def seconds_of(self, fidelity: Fidelity) -> float | None:
-        """Median seconds of a finished evaluation at ``fidelity``, or ``None`` before the first."""
-        seconds = [e.measurement.seconds for e in self.evaluations if e.ok and e.fidelity is fidelity]
-        return float(np.median(seconds)) if seconds else None
-
-
-def cost(e: Evaluation) -> float:
-    """Training tokens of one evaluation; a forward-only token counts 1/3."""
-    return e.measurement.training_tokens + FORWARD_SHARE * e.measurement.forward_tokens
-
-
-def _loss(e: Evaluation) -> float:
-    return float("inf") if e.loss is None else e.loss
+    @property
+    def equivalents(self) -> float:
+        """``total_cost`` in evaluations at high fidelity."""
+        return self.total_cost / self.header.equivalent_tokens
 
 
 def parse_events(events: Sequence[Event], warnings: Sequence[str] = ()) -> ReportData:
@@ -257,29 +213,22 @@ def parse_events(events: Sequence[Event], warnings: Sequence[str] = ()) -> Repor
 
 
 def _parse(events: Sequence[Event], header: Header, warnings: Sequence[str]) -> ReportData:
-    last: dict[str, Event] = {e["event"]: e for e in events}
+    study = Study(events)
+    last = study.last
     profile = last.get("profile")
-    end = last.get("end")
-    overhead = sum(max(0.0, e["elapsed"] - before["elapsed"] - e["seconds"])
-                   for before, e in itertools.pairwise(events)
-                   if e["event"] == "evaluation" and e["session"] == before["session"])
+    told = [str(e["message"]) for e in events if e["event"] == "warning"]
     return ReportData(
-        header=header,
+        header=header, study=study,
         provenance={k: v for k, v in last.get("provenance", {}).items() if k not in JOURNAL_FIELDS},
         profile=None if profile is None else parse_profile(profile),
         profile_tokens=(0, 0) if profile is None else (int(profile["training_tokens"]), int(profile["forward_tokens"])),
         calibration=last.get("calibration"),
-        evaluations=tuple(Evaluation.from_json(e) for e in events if e["event"] == "evaluation"),
         stages=tuple((str(e["stage"]), str(e["state"])) for e in events if e["event"] == "stage"),
         confirmation=_confirmation(last["confirmation"]) if "confirmation" in last else None,
-        ranking_check=last.get("ranking_check"),
-        surrogate_check=last.get("surrogate_check"),
-        measured=tuple(_measured(e) for e in events if e["event"] == "measured"),
-        final=last.get("final"),
-        warnings=tuple(dict.fromkeys([*warnings, *(str(e["message"]) for e in events if e["event"] == "warning")])),
-        end=end,
-        wall_seconds=session_seconds(events),
-        overhead_seconds=overhead)
+        ranking_check=last.get("ranking_check"), surrogate_check=last.get("surrogate_check"),
+        measured=tuple(_measured(e) for e in study.measured), final=last.get("final"),
+        warnings=tuple(dict.fromkeys([*warnings, *told])), end=last.get("end"),
+        wall_seconds=session_seconds(events))
 
 
 def parse_profile(event: Event) -> SensitivityProfile:
@@ -303,7 +252,8 @@ def _header(e: Event) -> Header:
         budget_bytes=int(e["budget_bytes"]), budget_text=str(e["budget_text"]), scope=str(e["scope"]),
         oracle=str(e["oracle"]), high_steps=int(e["high_steps"]),
         low_steps=None if e["low_steps"] is None else int(e["low_steps"]), effort=str(e["effort"]),
-        planned_cost=None if e["planned_cost"] is None else float(e["planned_cost"]), method=str(e["method"]),
+        equivalent_tokens=float(e["equivalent_tokens"]),
+        train_seed=int(e["train_seed"]), method=str(e["method"]),
         seed=int(e["seed"]), version=str(e["version"]), config=e["config"], config_sha256=str(e["config_sha256"]))
 
 
@@ -315,7 +265,7 @@ def _confirmation(e: Event) -> Confirmation:
         Allocation.from_json(e["candidate"]), Allocation.from_json(e["reference"]),
         tuple(int(s) for s in e["train_seeds"]), floats("candidate_losses"), floats("reference_losses"),
         floats("differences"), float(e["mean"]), float(e["low"]), float(e["high"]), str(e["winner_kind"]),
-        str(e["split"]))
+        str(e["split"]), bool(e["candidate_failed"]))
 
 
 def _measured(e: Event) -> Measured:

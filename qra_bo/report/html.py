@@ -9,11 +9,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from qra_bo.records import Evaluation
 from qra_bo.report import story
-from qra_bo.report.data import ReportData, cost
+from qra_bo.report.data import ReportData
 from qra_bo.report.plots import PLOTS
 from qra_bo.report.style import DARK, LIGHT, svg_uri
 from qra_bo.report.tables import COLUMNS, row_cells, summary_lines
 from qra_bo.report.text import DASH, number, size
+from qra_bo.study.cost import cost_of
 
 EVALUATION_COLUMNS = ("id", "stage", "fidelity", "allocation", "bits", "rank", "loss", "± se", "steps", "seed", "split",
                       "lr scale", "predicted MB", "measured MB", "seconds", "state")
@@ -45,9 +46,9 @@ def report_json(d: ReportData) -> dict[str, Any]:
         "answer": asdict(story.answer(d)), "comparison": [asdict(r) for r in story.comparison(d)],
         "gap_closed": story.gap_closed(d), "checks": [asdict(c) for c in story.checks(d)],
         "units": [dict(zip(("unit", "format", "bits", "rank"), row, strict=True)) for row in _unit_rows(d)],
-        "cost": {"cost": d.total_cost, "high_fidelity_cost": d.high_fidelity_cost, "wall_seconds": d.wall_seconds,
-                 "overhead_seconds": d.overhead_seconds},
-        "evaluations": [e.to_json() | {"cost": cost(e)} for e in d.evaluations],
+        "cost": {"cost": d.total_cost, "equivalents": d.equivalents, "wall_seconds": d.wall_seconds,
+                 "overhead_seconds": d.study.overhead_seconds},
+        "evaluations": [e.to_json() | {"cost": cost_of(e).tokens} for e in d.evaluations],
         "provenance": dict(d.provenance), "config": d.header.config, "config_sha256": d.header.config_sha256}
 
 
@@ -84,7 +85,7 @@ def _provenance(d: ReportData) -> Iterator[tuple[str, str]]:
     yield "granularity", f"{h.granularity}, {len(h.units)} units"
     yield "oracle, method, effort", f"{h.oracle}, {h.method}, {h.effort}"
     yield "steps", f"{h.high_steps} at high fidelity, {DASH if h.low_steps is None else h.low_steps} at low"
-    yield "search seed", str(h.seed)
+    yield "seeds", f"{h.seed} of the search, {h.train_seed} of its trainings"
     yield "configuration", h.config_sha256
     for key, value in d.provenance.items():
         yield key, ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, Mapping) else str(value)

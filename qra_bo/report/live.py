@@ -1,9 +1,10 @@
 """What a person sees while a run goes on: a live view on a terminal, dated lines elsewhere."""
 
+import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -13,10 +14,14 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from qra_bo.report.data import FORWARD_SHARE, SIDE_STAGES
+from qra_bo.records import Evaluation, Fidelity
 from qra_bo.report.text import duration, signed, size
+from qra_bo.study.cost import cost_of
+from qra_bo.study.study import Study, loss_of
 
 KEPT_EVENTS = 6
+CLOCK_GRAIN = timedelta(milliseconds=1)
+"""Resolution of the times in a journal."""
 QUIET_SECONDS = 20.0
 """Least time between two plain progress lines of one activity."""
 
@@ -25,32 +30,37 @@ class RunState:
     """What can be said of a run from the events seen so far; fed one at a time, no clock of its own.
 
     Attributes:
+        study: The events, folded.
         stage: The stage that runs.
-        spent: Cost so far, training tokens; a forward-only token counts 1/3.
-        planned: What the effort allows, training tokens, or ``None`` before the header.
-        best: (loss, name) of the incumbent; ``best_uniform`` likewise.
+        title: Model, budget, effort and method in words; empty before the header.
+        planned: What the effort may spend (training tokens), or ``None`` before the header.
     """
 
     def __init__(self) -> None:
+        self.study = Study()
         self.stage = "start"
-        self.spent = 0.0
-        self.planned: float | None = None
-        self.budget: int | None = None
         self.title = ""
-        self.best: tuple[float, str, int] | None = None
-        self.best_uniform: tuple[float, str, int] | None = None
-        self.counts: dict[str, int] = {}
-        self._seconds: dict[str, deque[float]] = {"low": deque(maxlen=25), "high": deque(maxlen=25)}
+        self.planned: float | None = None
+        self._seconds: dict[Fidelity, deque[float]] = {f: deque(maxlen=25) for f in Fidelity}
         self._paced = (0.0, 0.0)
 
     def feed(self, event: Mapping[str, Any]) -> str | None:
         """Take one journal event; returns the line that tells of it, or ``None`` if there is nothing to tell."""
+        best = self.study.incumbent
+        self.study.add(event)
         kind = event["event"]
-        handler = {"header": self._header, "stage": self._stage, "evaluation": self._evaluation,
+        if kind == "evaluation":
+            return self._evaluation(best)
+        handler = {"header": self._header, "extension": self._extension, "stage": self._stage,
                    "profile": self._profile, "calibration": self._calibration, "confirmation": self._confirmation,
                    "measured": self._measured, "final": self._final, "warning": self._warning,
                    "end": self._end}.get(kind)
         return None if handler is None else handler(event)
+
+    @property
+    def spent(self) -> float:
+        """Cost that counts against the plan so far, training tokens."""
+        return self.study.search_cost.tokens
 
     def eta_seconds(self) -> float | None:
         """Time that the rest of the planned cost takes at the measured seconds a training token, or ``None``."""
@@ -61,20 +71,19 @@ class RunState:
 
     def pace(self) -> str:
         """Median seconds of an evaluation by fidelity, e.g. ``high 20.3 s, low 5.1 s``."""
-        parts = []
-        for fidelity in ("high", "low"):
-            seen = sorted(self._seconds[fidelity])
-            if seen:
-                parts.append(f"{fidelity} {seen[len(seen) // 2]:.1f} s")
-        return ", ".join(parts)
+        medians = ((f.value, statistics.median(s)) for f, s in self._seconds.items() if s)
+        return ", ".join(f"{name} {seconds:.1f} s" for name, seconds in sorted(medians))
 
     def _header(self, e: Mapping[str, Any]) -> str:
-        self.planned = None if e["planned_cost"] is None else float(e["planned_cost"])
-        self.budget = int(e["budget_bytes"])
+        self.planned = float(e["planned_cost"])
         real = "" if e["oracle"] == "finetune" else f" [{e['oracle']} results: no model is trained]"
-        self.title = (f"{e['model']} within {size(self.budget)} ({e['scope']}), effort {e['effort']}, "
+        self.title = (f"{e['model']} within {size(e['budget_bytes'])} ({e['scope']}), effort {e['effort']}, "
                       f"{e['method']}{real}")
         return self.title
+
+    def _extension(self, e: Mapping[str, Any]) -> str:
+        self.planned = float(e["planned_cost"])
+        return f"effort is now {e['effort']}"
 
     def _stage(self, e: Mapping[str, Any]) -> str | None:
         if e["state"] == "end":
@@ -82,36 +91,21 @@ class RunState:
         self.stage = str(e["stage"])
         return f"stage {self.stage}"
 
-    def _charge(self, e: Mapping[str, Any]) -> None:
-        tokens = float(e["training_tokens"]) + FORWARD_SHARE * float(e["forward_tokens"])
-        self.spent += tokens
-        self._paced = (self._paced[0] + float(e["seconds"]), self._paced[1] + tokens)
+    def _evaluation(self, before: Evaluation | None) -> str:
+        e = self.study.evaluations[-1]
+        m, name = e.measurement, _name(e)
+        tokens = cost_of(e).tokens
+        self._paced = (self._paced[0] + m.seconds, self._paced[1] + tokens)
+        if not e.ok or e.loss is None:
+            return f"{e.stage}: {name} {e.measurement.state.value} ({m.message or 'no loss'})"
+        self._seconds[e.fidelity].append(m.seconds)
+        lead = self.study.incumbent
+        mark = "  <- best so far" if lead is not None and lead is not before and lead.id == e.id else ""
+        return (f"{e.stage}: {name} loss {e.loss:.4f} after {e.request.steps} steps, {size(e.predicted_bytes)}, "
+                f"{m.seconds:.1f} s{mark}")
 
     def _profile(self, e: Mapping[str, Any]) -> str:
-        self._charge(e)
         return f"profile of {len(e['units'])} units and {len(e['formats'])} formats in {duration(e['seconds'])}"
-
-    def _evaluation(self, e: Mapping[str, Any]) -> str:
-        self._charge(e)
-        self.counts[e["state"]] = self.counts.get(e["state"], 0) + 1
-        name = _name(e)
-        if e["state"] != "ok" or e["loss"] is None:
-            return f"{e['stage']}: {name} {e['state']} ({e['message'] or 'no loss'})"
-        self._seconds[e["fidelity"]].append(float(e["seconds"]))
-        mark = ""
-        if self._may_lead(e):
-            entry = (float(e["loss"]), name, int(e["predicted_bytes"]))
-            if self.best is None or entry[0] < self.best[0]:
-                self.best, mark = entry, "  <- best so far"
-            if e["stage"] == "baseline" and (self.best_uniform is None or entry[0] < self.best_uniform[0]):
-                self.best_uniform = entry
-        return (f"{e['stage']}: {name} loss {e['loss']:.4f} after {e['steps']} steps, "
-                f"{size(e['predicted_bytes'])}, {e['seconds']:.1f} s{mark}")
-
-    def _may_lead(self, e: Mapping[str, Any]) -> bool:
-        return (e["fidelity"] == "high" and e["split"] == "validation" and e["lr_scale"] == 1
-                and e["stage"] not in SIDE_STAGES and e["stage"] != "reference"
-                and self.budget is not None and e["predicted_bytes"] <= self.budget)
 
     def _calibration(self, e: Mapping[str, Any]) -> str:
         return f"learning rate {float(e['lr']):.3g} (rule {e['rule']})"
@@ -135,12 +129,13 @@ class RunState:
         return f"ended: {e['status']}"
 
 
-def _name(e: Mapping[str, Any]) -> str:
+def _name(e: Evaluation) -> str:
     """``4-bit r16`` for a uniform choice, else the average bits and rank."""
-    bits, ranks = e["bits"], e["ranks"]
+    bits, ranks = e.bits, e.allocation.ranks
     if len(set(bits)) == 1 and len(set(ranks)) == 1:
         return f"{bits[0]}-bit r{ranks[0]}"
-    return f"{e['fingerprint'][:6]} ({sum(bits) / len(bits):.2f} bits, rank {sum(ranks) / len(ranks):.1f})"
+    n = len(bits)
+    return f"{e.allocation.fingerprint[:6]} ({sum(bits) / n:.2f} bits, rank {sum(ranks) / n:.1f})"
 
 
 class LiveView:
@@ -152,13 +147,17 @@ class LiveView:
     Args:
         console: Where to print (stderr by default, so that stdout stays for results).
         clock: Monotonic seconds; tests give their own.
+        born: Events from before this moment are history (now, unless tests give another).
     """
 
-    def __init__(self, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, console: Console | None = None, clock: Callable[[], float] = time.monotonic,
+                 born: datetime | None = None) -> None:
         self.console = Console(stderr=True) if console is None else console
         self.state = RunState()
         self._clock = clock
         self._started = clock()
+        self._born = (datetime.now().astimezone() if born is None else born) - CLOCK_GRAIN
+        self._history = 0
         self._lines: deque[str] = deque(maxlen=KEPT_EVENTS)
         self._activity = ("", 0, 0)
         self._told: tuple[str, float] = ("", float("-inf"))
@@ -177,6 +176,10 @@ class LiveView:
     def __call__(self, event: Mapping[str, Any]) -> None:
         line = self.state.feed(event)
         self._activity = ("", 0, 0)
+        if self._is_history(event):
+            self._history += 1
+            return
+        self._tell_history()
         if line is None:
             return
         self._lines.append(f"{datetime.now():%H:%M:%S} {line}")
@@ -185,6 +188,18 @@ class LiveView:
             left = f"  [{self._share()}, about {duration(eta)} left]" if eta is not None and \
                 event["event"] == "evaluation" else ""
             self._plain(line + left)
+
+    def _is_history(self, event: Mapping[str, Any]) -> bool:
+        """Whether an earlier session wrote it: a resumed run replays its journal, which is not told line by line."""
+        return datetime.fromisoformat(event["time"]) < self._born
+
+    def _tell_history(self) -> None:
+        if self._history:
+            line = f"went on from {self._history} events of earlier sessions: {self.state.title}"
+            self._history = 0
+            self._lines.append(line)
+            if self._live is None:
+                self._plain(line)
 
     def progress(self, what: str, done: int, total: int) -> None:
         """Tell that ``done`` of ``total`` parts of ``what`` are done."""
@@ -215,10 +230,11 @@ class LiveView:
             left = "time left not known yet" if eta is None else f"about {duration(eta)} left" if eta else "finishing"
             pace = f"; an evaluation takes {s.pace()}" if s.pace() else ""
             grid.add_row("", f"{self._share()}, {left}{pace}; {duration(self._clock() - self._started)} so far")
-        if s.best is not None and s.budget is not None:
-            loss, name, used = s.best
-            versus = f"  {signed(loss - s.best_uniform[0])} against {s.best_uniform[1]}" if s.best_uniform else ""
-            grid.add_row("best", f"[bold]{loss:.4f}[/bold] {escape(name)}{escape(versus)}")
-            grid.add_row("memory", ProgressBar(total=s.budget, completed=used, width=40))
-            grid.add_row("", f"{size(used)} of {size(s.budget)} ({100 * used / s.budget:.1f} %)")
+        best, uniform = s.study.incumbent, s.study.best_uniform
+        if best is not None:
+            versus = "" if uniform is None else f"  {signed(loss_of(best) - loss_of(uniform))} against {_name(uniform)}"
+            grid.add_row("best", f"[bold]{loss_of(best):.4f}[/bold] {escape(_name(best) + versus)}")
+            used, budget = best.predicted_bytes, s.study.budget_bytes
+            grid.add_row("memory", ProgressBar(total=budget, completed=used, width=40))
+            grid.add_row("", f"{size(used)} of {size(budget)} ({100 * used / budget:.1f} %)")
         return Group(grid, *(Text(line, style="dim", no_wrap=True, overflow="ellipsis") for line in self._lines))

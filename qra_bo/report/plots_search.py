@@ -8,9 +8,10 @@ from matplotlib.figure import Figure
 
 from qra_bo.records import Evaluation
 from qra_bo.report import story
-from qra_bo.report.data import ReportData, cost
+from qra_bo.report.data import ReportData
 from qra_bo.report.style import GREEN, ORANGE, PURPLE, VERMILLION, Theme, dress, figure, legend
 from qra_bo.report.text import number, signed, size
+from qra_bo.study.cost import FORWARD_SHARE, cost_of
 
 MB = 1e6
 VIEW_SHARE = 0.75
@@ -113,25 +114,25 @@ def _label_points(ax: Axes, named: Sequence[tuple[Evaluation, str]], top: float,
 
 def convergence(d: ReportData, theme: Theme) -> Figure | None:
     """Best loss so far against cost in high-fidelity evaluations; ``None`` before the first one."""
-    unit = d.high_fidelity_cost
-    if unit is None or not d.candidates:
+    unit = d.header.equivalent_tokens
+    if not d.candidates:
         return None
     fig = figure(theme, 8.0, 4.2)
     ax = fig.add_subplot()
     training, forward = d.profile_tokens
-    spent = training + forward / 3
-    allowed = {e.id for e in d.candidates}
+    spent = training + FORWARD_SHARE * forward
+    allowed = {e.id: e for e in d.candidates}
     xs: list[float] = []
     ys: list[float] = []
     best: list[float] = []
     base: list[bool] = []
     for e in d.evaluations:
-        spent += cost(e)
+        spent += cost_of(e).tokens
         if e.id in allowed:
             xs.append(spent / unit)
             ys.append(_loss(e))
             best.append(min(_loss(e), best[-1] if best else np.inf))
-            base.append(e.stage == "baseline")
+            base.append(allowed[e.id].stage == "baseline")
     top = _view_top(ys)
     shown = np.minimum(ys, top)
     is_base = np.array(base)
@@ -163,7 +164,7 @@ def confirmation(d: ReportData, theme: Theme) -> Figure | None:
                 xytext=(0, 9), ha="center", fontsize=9, color=theme.ink)
     ax.set_yticks([0.0, 1.0], ["mean, 95 %", "each seed"])
     ax.set_ylim(-0.6, 1.5)
-    reach = 1.25 * max(abs(v) for v in (*c.differences, c.low, c.high))
+    reach = 1.25 * max(1e-4, *(abs(v) for v in (*c.differences, c.low, c.high)))
     ax.set_xlim(-reach, reach)
     dress(ax, theme, f"{c.split} loss: best mixed allocation minus best uniform (nats; left of 0: mixed is better)")
     return fig

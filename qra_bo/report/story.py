@@ -4,12 +4,12 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import spearmanr
 
 from qra_bo.records import Evaluation, Fidelity, TrialState
 from qra_bo.report.data import Confirmation, ReportData
 from qra_bo.report.text import number, signed, size
 from qra_bo.space import Allocation
+from qra_bo.study.confirm import spearman
 
 INTERVAL_SEEDS = 5
 """Unseen training seeds below which a difference is not called better."""
@@ -86,7 +86,10 @@ def _confirmed(d: ReportData, c: Confirmation, where: str) -> Answer:
         return Answer(
             f"Mixed bits and ranks were chosen for {d.header.model} {where}, but whether they beat the best uniform "
             f"choice ({reference}) is not resolved: the interval of the difference holds 0.", figure, interval, "equal")
-    verdict = "was worse" if c.low > 0 else "was not better beyond doubt"
+    if c.candidate == c.reference:
+        return Answer(f"A uniform choice wins for {d.header.model} {where}: {reference}. The search found no mixed "
+                      "allocation that is better at its own training seed.", "", "", "equal")
+    verdict = "failed" if c.candidate_failed else "was worse" if c.low > 0 else "was not better beyond doubt"
     return Answer(f"A uniform choice wins for {d.header.model} {where}: {reference}. The best mixed allocation "
                   f"found {verdict} on unseen training seeds.", figure, interval, "equal")
 
@@ -164,10 +167,8 @@ def low_high(d: ReportData) -> list[tuple[Evaluation, Evaluation]]:
 
 
 def rank_correlation(a: list[float], b: list[float]) -> float | None:
-    """Spearman's correlation; ``None`` under three pairs or where one side is constant."""
-    if len(a) < 3 or len(set(a)) == 1 or len(set(b)) == 1:
-        return None
-    return float(spearmanr(a, b).statistic)
+    """Spearman's correlation; ``None`` under three pairs or where a side is constant."""
+    return None if len(a) < 3 else spearman(a, b)
 
 
 def server_rank(ranks: tuple[int, ...]) -> int:
@@ -214,12 +215,11 @@ def _search_checks(d: ReportData) -> list[Check]:
                          f"Over the {len(pairs)} allocations trained at both lengths the early loss ranks the final "
                          f"one with Spearman {number(rho, 2)}."))
     check = d.ranking_check
-    if check is not None:
-        spearman = float(check["spearman"])
-        out.append(Check("ok" if spearman >= 0.5 else "caution", "Search length",
+    if check is not None and check["spearman"] is not None:
+        kept = float(check["spearman"])
+        out.append(Check("ok" if kept >= 0.5 else "caution", "Search length",
                          f"Trained for {check['steps']} steps instead of {d.header.high_steps}, the "
-                         f"{len(check['losses'])} best allocations kept their order with Spearman "
-                         f"{number(spearman, 2)}."))
+                         f"{len(check['losses'])} best allocations kept their order with Spearman {number(kept, 2)}."))
     out.append(_calibration_check(d))
     failed = {state: n for state in TrialState if state is not TrialState.OK
               and (n := sum(e.measurement.state is state for e in d.evaluations))}
@@ -236,13 +236,11 @@ def _calibration_check(d: ReportData) -> Check:
     if d.calibration is None or not d.calibration["trials"]:
         return Check("missing", "Learning rate", "It was not calibrated in this run; differences between ranks may be "
                      "differences between step sizes.")
-    trials = sorted(((float(t["lr_scale"]), float(t["loss"])) for t in d.calibration["trials"]
-                     if t["loss"] is not None), key=lambda t: t[0])
-    best = min(trials, key=lambda t: t[1])[0] if trials else math.nan
-    at_edge = not trials or (len(trials) > 1 and best in (trials[0][0], trials[-1][0]))
+    scales = sorted({float(t["lr_scale"]) for t in d.calibration["trials"]})
+    at_edge = len(scales) > 1 and d.study.lr_scale in (scales[0], scales[-1])
     edge = " The best scale lies at the edge of those tried: a wider range may do better." if at_edge else ""
     return Check("caution" if at_edge else "ok", "Learning rate",
-                 f"Calibrated on a uniform choice over {len(trials)} scales before the search (rule "
+                 f"Calibrated on uniform choices over {len(scales)} scales before the search (rule "
                  f"{d.calibration['rule']}, {float(d.calibration['lr']):.2g}), the same for all that is "
                  f"compared.{edge}")
 

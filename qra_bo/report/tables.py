@@ -129,11 +129,10 @@ def summary_lines(d: ReportData, files: Sequence[str] = ()) -> list[str]:
 
 def cost_line(d: ReportData) -> str:
     """Cost in training tokens and evaluations, wall time and the search's own overhead."""
-    unit = d.high_fidelity_cost
-    equivalents = "" if unit is None else f" = {d.total_cost / unit:.1f} high-fidelity evaluations"
-    share = 100 * d.overhead_seconds / d.wall_seconds if d.wall_seconds > 0 else 0.0
-    return (f"Cost: {d.total_cost:,.0f} training tokens{equivalents} in {duration(d.wall_seconds)}; of these "
-            f"{duration(d.overhead_seconds)} ({share:.1f} %) for the search itself")
+    overhead = d.study.overhead_seconds
+    share = 100 * overhead / d.wall_seconds if d.wall_seconds > 0 else 0.0
+    return (f"Cost: {d.total_cost:,.0f} training tokens = {d.equivalents:.1f} high-fidelity evaluations in "
+            f"{duration(d.wall_seconds)}; of these {duration(overhead)} ({share:.1f} %) for the search itself")
 
 
 def _plain(console: Console, line: str) -> None:

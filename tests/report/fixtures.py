@@ -51,7 +51,7 @@ class Script:
         self.rng = np.random.default_rng(seed)
         self.events: list[dict[str, Any]] = []
         self.clock = 0.0
-        self.next_id = 0
+        self.next_id = 1
 
     def add(self, event: str, fields: Mapping[str, Any], seconds: float = 0.2) -> None:
         self.clock += seconds
@@ -74,7 +74,7 @@ class Script:
         e = Evaluation(self.next_id, a, tuple(BITS[f] for f in a.formats), stage, fidelity,
                        EvaluationRequest(a, steps, HIGH, train_seed, split, lr_scale), 0, measurement, predicted(a))
         self.next_id += 1
-        self.add("evaluation", {k: v for k, v in e.to_json().items() if k != "event"},
+        self.add("evaluation", {**{k: v for k, v in e.to_json().items() if k != "event"}, "overhead_seconds": .3},
                  measurement.seconds + .3)
         return float(loss)
 
@@ -98,7 +98,9 @@ def make_events(seed: int = 0, *, oracle: str = "finetune", finished: bool = Tru
         "config_sha256": "c0ffee" + "0" * 58, "version": "0.1.0", "seed": seed, "model": model,
         "granularity": "layer", "units": [f"model.layers.{u}" for u in range(L)],
         "formats": [f.to_json() for f in FORMATS], "ranks": list(RANKS), "unit_numel": [NUMEL] * L,
-        "budget_bytes": budget, "budget_text": "uniform:4,4", "scope": "peak", "oracle": oracle, "high_steps": HIGH,
+        "budget_bytes": budget, "budget_text": "uniform:4,4", "scope": "peak", "oracle": oracle, "train_seed": 0,
+        "equivalent_tokens": HIGH * TOKENS_A_STEP + 2_000, "anchors": 3, "alpha_over_rank": 2, "init": "kaiming",
+        "high_steps": HIGH,
         "low_steps": LOW, "effort": "normal", "planned_cost": 30.0 * (HIGH * TOKENS_A_STEP + 2_000),
         "method": "autoqra"})
     s.add("provenance", {"version": "0.1.0", "git": "f99649c", "packages": {"torch": "2.13.0", "peft": "0.21.2"},
@@ -109,10 +111,10 @@ def make_events(seed: int = 0, *, oracle: str = "finetune", finished: bool = Tru
     s.add("stage", {"stage": "profile", "state": "end"})
     nf4 = [uniform(L, "nf4", 4), uniform(L, "nf4", 2)]
     trials = [{"lr_scale": scale, "loss": s.evaluate(nf4[0], "calibration", lr_scale=scale)} for scale in (.5, 1., 2.)]
-    s.add("calibration", {"lr": 2e-3, "rule": "constant", "trials": trials})
+    s.add("calibration", {"lr": 2e-3, "lr_scale": 1.0, "rule": "constant", "trials": trials})
     s.add("stage", {"stage": "baseline", "state": "start"})
     filled = Allocation(("nf4",) * L, (2,) * 4 + (4,) * 8)
-    for a in (*nf4, filled, uniform(L, "hqq3", 12), uniform(L, "hqq3", 8), uniform(L, "hqq2", 16)):
+    for a in (nf4[1], filled, uniform(L, "hqq3", 5), uniform(L, "hqq3", 4), uniform(L, "hqq2", 8)):
         s.evaluate(a, "baseline")
     for a in (uniform(L, "fp16", 16), uniform(L, "nf4", 16)):
         s.evaluate(a, "reference")
@@ -166,7 +168,7 @@ def conclude(s: Script, best: Allocation, reference: Allocation, wins: bool) -> 
         "candidate_losses": candidate, "reference_losses": [r for _, r in pairs],
         "differences": differences.tolist(), "mean": float(differences.mean()),
         "low": float(differences.mean() - half), "high": float(differences.mean() + half),
-        "winner_kind": "mixed" if wins else "uniform", "split": "test"})
+        "winner_kind": "mixed" if wins else "uniform", "split": "test", "candidate_failed": False})
     s.add("ranking_check", {"steps": 192, "losses": [3.91, 3.93, 3.92, 3.97], "search_losses": [4.01, 4.02, 4.03, 4.06],
                             "spearman": .8})
     chosen = best if wins else reference

@@ -20,7 +20,7 @@ def test_cost_counts_everything_once_and_forward_tokens_a_third(events):
     evaluations = [e for e in events if e["event"] == "evaluation"]
     steps = sum(e["new_steps"] for e in evaluations)
     assert d.total_cost == pytest.approx(2_048 + 60_000 / 3 + steps * TOKENS_A_STEP + len(evaluations) * 2_000)
-    assert d.high_fidelity_cost == HIGH * TOKENS_A_STEP + 2_000
+    assert d.equivalents == pytest.approx(d.total_cost / (HIGH * TOKENS_A_STEP + 2_000))
 
 
 def test_a_promoted_candidate_pays_the_additional_steps_alone(events):
@@ -41,7 +41,7 @@ def test_references_and_what_does_not_fit_are_never_incumbent(events):
 def test_overhead_is_the_time_between_evaluations_and_wall_time_the_sum_of_sessions(events):
     d = parse_events(events)
     after_evaluation_lines = .3 * sum(e["event"] == "evaluation" for e in events)
-    assert d.overhead_seconds == pytest.approx(after_evaluation_lines)
+    assert d.study.overhead_seconds == pytest.approx(after_evaluation_lines)
     assert d.wall_seconds == pytest.approx(events[-1]["elapsed"])
     twice = [dict(e) for e in events]
     cut = next(i for i, e in enumerate(twice) if e["event"] == "stage" and e["stage"] == "global")
@@ -59,19 +59,16 @@ def test_the_winner_is_what_the_confirmation_decided(wins, kind):
     assert d.winner == (d.confirmation.candidate if wins else d.confirmation.reference)
 
 
-def test_the_winner_without_an_end_event_is_the_last_that_was_measured_to_fit(events):
-    some = [e for e in events if e["event"] not in ("end", "measured")]
-    measured = [dict(e) for e in events if e["event"] == "measured"] * 2
+def test_the_end_event_overrules_the_confirmation_where_its_winner_did_not_fit(events):
     d = parse_events(events)
-    measured[0] = {**measured[0], "fits": False}
-    measured[1] = {**measured[1], "allocation": d.confirmation.reference.to_json()}
-    assert parse_events([*some, *measured]).winner == d.confirmation.reference
+    end = {**events[-1], "best": d.confirmation.reference.fingerprint}
+    assert parse_events([*events[:-1], end]).winner == d.confirmation.reference
 
 
 def test_names_tell_uniform_filled_and_mixed_apart(events):
     d = parse_events(events)
     assert d.name(uniform(L, "int8", 2)) == "uniform-8bit-r2"
-    assert d.name(d.baselines[2].allocation) == "uniform-4bit-r2-4"
+    assert d.name(next(e for e in d.points if len(set(e.allocation.ranks)) == 2).allocation) == "uniform-4bit-r2-4"
     assert d.name(d.confirmation.candidate).startswith("mixed-")
     assert d.average_bits(uniform(L, "hqq3", 2)) == 3.0
 

@@ -1,13 +1,17 @@
 """The live view: counts what a run spends and says what leads, on a terminal and off it."""
 
 import io
+from datetime import UTC, datetime
 
 import pytest
 from rich.console import Console
 
 from qra_bo.report.data import parse_events
 from qra_bo.report.live import LiveView, RunState
+from qra_bo.study.cost import cost_of
 from tests.report.fixtures import make_events
+
+LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
 
 
 def test_state_agrees_with_the_report_of_the_same_journal():
@@ -16,9 +20,9 @@ def test_state_agrees_with_the_report_of_the_same_journal():
     for e in events:
         state.feed(e)
     d = parse_events(events)
-    assert state.spent == pytest.approx(d.total_cost)
-    assert state.best[0] == d.incumbent.loss
-    assert state.best_uniform[0] == d.best_uniform.loss
+    unsearched = sum(cost_of(e).tokens for e in d.evaluations if e.stage in ("reference", "confirmation"))
+    assert state.spent == pytest.approx(d.total_cost - unsearched)
+    assert (state.study.incumbent, state.study.best_uniform) == (d.incumbent, d.best_uniform)
 
 
 def test_eta_is_the_rest_of_the_plan_at_the_measured_pace():
@@ -35,9 +39,9 @@ def test_eta_is_the_rest_of_the_plan_at_the_measured_pace():
 
 def test_lines_are_plain_and_progress_is_not_a_flood_off_a_terminal():
     out, now = io.StringIO(), [0.0]
-    view = LiveView(Console(file=out, width=80), clock=lambda: now[0])
+    view = LiveView(Console(file=out, width=80), clock=lambda: now[0], born=LONG_AGO)
     with view:
-        for e in make_events()[:12]:
+        for e in make_events()[:36]:
             view(e)
         for i in range(100):
             now[0] += 1.0
@@ -51,7 +55,7 @@ def test_lines_are_plain_and_progress_is_not_a_flood_off_a_terminal():
 def test_a_terminal_gets_stage_cost_incumbent_and_memory():
     out = io.StringIO()
     console = Console(file=out, force_terminal=True, width=110)
-    with LiveView(console) as view:
+    with LiveView(console, born=LONG_AGO) as view:
         for e in make_events(model="[red]m[/red]")[:-8]:
             view(e)
         view.progress("training", 3, 48)
@@ -66,3 +70,15 @@ def test_failures_and_every_event_have_a_line_or_silence():
     assert any("diverged (the loss became NaN at step 7)" in line for line in lines)
     assert lines[-1] == "ended: done"
     assert state.feed({"event": "unheard of"}) is None
+
+
+def test_a_resumed_run_does_not_tell_its_history_again():
+    out = io.StringIO()
+    events = make_events()
+    born = datetime.fromisoformat(events[20]["time"])
+    with LiveView(Console(file=out, width=200), born=born) as view:
+        for e in events:
+            view(e)
+    lines = out.getvalue().splitlines()
+    assert "went on from 20 events of earlier sessions: smollm2_135m" in lines[0]
+    assert len(lines) < len(events) - 18
