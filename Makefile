@@ -18,7 +18,7 @@ help: ## List the targets
 
 setup: $(INSTALLED) ## Install into .venv with the embedded model and text
 
-$(INSTALLED): pyproject.toml Makefile
+$(INSTALLED):
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -c "import sys; sys.exit(sys.version_info < (3, 11) and 'qra_bo needs Python 3.11 or newer; got ' + sys.version)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .

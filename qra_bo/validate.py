@@ -10,11 +10,12 @@ from qra_bo.config import RunConfig
 from qra_bo.errors import UserError
 from qra_bo.memory.budget import parse_budget, parse_size
 from qra_bo.memory.formats import default_format, parse_format
+from qra_bo.methods import METHODS
 from qra_bo.space import Ladder
 from qra_bo.tasks import TASKS
 
-WITHOUT_DEVICE = ("memory", "report")
-WITHOUT_DATA = ("memory", "report", "export")
+OF_A_RUN = ("export", "report")
+"""Tasks on a run's folder: they need nothing but that."""
 
 
 def problems_of(config: RunConfig) -> list[Problem]:
@@ -39,6 +40,11 @@ def _task(config: RunConfig) -> Iterator[Problem]:
     if config.task not in TASKS:
         yield Problem("task", f"Unknown task {config.task!r}; known, nearest first: "
                               f"{', '.join(nearest_first(config.task, TASKS))}.")
+    if config.method.name not in METHODS:
+        yield Problem("method.name", f"Unknown method {config.method.name!r}; known, nearest first: "
+                                     f"{', '.join(METHODS.nearest(config.method.name))}.")
+    if config.task in OF_A_RUN and config.out is None:
+        yield Problem("out", f"task={config.task} needs out=FOLDER, the folder of a run; got null.")
     if config.task == "evaluate" and config.allocation is None:
         yield Problem("allocation", "task=evaluate needs allocation=uniform:BITS,RANK or a JSON file such as a "
                                     "best.json; got null.")
@@ -124,7 +130,7 @@ def _sources(config: RunConfig) -> Iterator[Problem]:
     if config.model["source"] == "path" and not config.model["path"]:
         yield Problem("model.path", "+model=hf needs model.path: a hub id such as ORG/NAME, or a folder with "
                                     "config.json and *.safetensors; got null.")
-    finetunes = config.oracle.name == "finetune" and config.task not in WITHOUT_DATA
+    finetunes = config.oracle.name == "finetune" and config.task not in (*OF_A_RUN, "memory")
     if finetunes and config.data.kind == "jsonl":
         path = config.data.path
         if path is None:
@@ -139,7 +145,7 @@ def _sources(config: RunConfig) -> Iterator[Problem]:
 def _device(config: RunConfig) -> Iterator[Problem]:
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.device):
         yield Problem("device", f"device must be auto, cpu, cuda or cuda:N; got {config.device!r}.")
-    elif config.device.startswith("cuda") and config.task not in WITHOUT_DEVICE and config.oracle.name == "finetune":
+    elif config.device.startswith("cuda") and config.task not in (*OF_A_RUN, "memory") and config.oracle.name == "finetune":
         import torch
 
         count, wanted = torch.cuda.device_count(), int(config.device.partition(":")[2] or 0)

@@ -11,6 +11,8 @@ from qra_bo.cli.compose import compose_plain
 from qra_bo.cli.decode import check
 from qra_bo.cli.overrides import DEFAULT_MODEL, groups
 from qra_bo.config import RunConfig
+from qra_bo.methods import METHODS
+from qra_bo.tasks import TASKS
 
 ROOT = Path(__file__).resolve().parent.parent
 OPTIONS = [(group, option) for group, options in groups().items() for option in options]
@@ -54,6 +56,15 @@ def test_every_key_has_a_comment(path: Path) -> None:
         key, _, value = line.partition(":")
         if value.strip() and not key.lstrip().startswith(("#", "- ", '"')):
             assert "  # " in line, f"{path.name}: {line}"
+
+
+def test_every_search_method_is_an_option() -> None:
+    assert set(groups()["method"]) == set(METHODS)
+
+
+def test_every_task_has_its_module() -> None:
+    for name, module in TASKS.items():
+        assert importlib.util.find_spec(module) is not None, name
 
 
 def test_the_project_ships_its_configuration() -> None:

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
 TASKS: Mapping[str, str] = {
     "search": "qra_bo.tasks.search",
     "memory": "qra_bo.tasks.memory",
+    "export": "qra_bo.tasks.export",
+    "report": "qra_bo.tasks.report",
 }
 """Module of every task; each has ``run(config) -> exit status``."""
 

@@ -135,6 +135,9 @@ def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
     (["train=null"], "Unknown train None; known, nearest first: short"),
     (["memory=3"], r"Unknown key 'memory'; nearest: memory\.scope"),
     (["model.n_layer=3"], r"Unknown key 'model\.n_layer'; nearest: model\.n_layers"),
+    (["method=autoq"], "Unknown method 'autoq'; known, nearest first: autoqra"),
+    (["method.name=autoq"], "Unknown method 'autoq'; known, nearest first: autoqra"),
+    (["task=report"], "task=report needs out=FOLDER"),
     (["~seed"], "keys of the configuration can't be deleted"),
     (["hydra/launcher=nowhere"], "Hydra can't compose this configuration: .*nowhere"),
 ])
