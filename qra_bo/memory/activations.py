@@ -5,7 +5,6 @@ causal SDPA, and held to traced steps by tests. ``n`` is tokens of a batch, ``d`
 bytes of the compute type.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qra_bo.errors import ConfigError
@@ -74,6 +73,10 @@ class Family:
         head_norms: RMSNorms over the heads of q and k.
         gated: Whether the MLP has a gate.
         layer_norm: LayerNorm (keeps its input as it is) instead of RMSNorm (keeps an fp32 copy).
+        parallel: Attention and MLP read the same residual stream, which two LayerNorms keep once.
+        partial_rotary: Rotated heads are assembled anew, in a layout that makes attention's output be copied.
+        fused: One projection each for q, k, v and for gate and up; parts are views that keep the whole.
+        fp32_norm_weight: The norm's weight is applied in fp32.
         soft_cap: Whether logits are capped, so that the head can't be evaluated in chunks.
     """
 
@@ -81,13 +84,19 @@ class Family:
     head_norms: bool = False
     gated: bool = True
     layer_norm: bool = False
+    parallel: bool = False
+    partial_rotary: bool = False
+    fused: bool = False
+    fp32_norm_weight: bool = False
     soft_cap: bool = False
 
 
-_FAMILIES = {"llama": Family(), "mistral": Family(), "qwen2": Family(), "phi3": Family(), "gemma": Family(),
-             "qwen3": Family(head_norms=True), "gemma2": Family(extra_norms=2, soft_cap=True),
-             "gemma3_text": Family(extra_norms=2, head_norms=True), "gpt_neox": Family(gated=False, layer_norm=True)}
-_CAUTIOUS = Family(extra_norms=2, head_norms=True)
+_FAMILIES = {"llama": Family(), "mistral": Family(), "qwen2": Family(), "qwen3": Family(head_norms=True),
+             "phi3": Family(partial_rotary=True, fused=True), "gemma": Family(fp32_norm_weight=True),
+             "gemma2": Family(extra_norms=2, fp32_norm_weight=True, soft_cap=True),
+             "gemma3_text": Family(extra_norms=2, head_norms=True, fp32_norm_weight=True),
+             "gpt_neox": Family(gated=False, layer_norm=True, parallel=True, partial_rotary=True, fused=True)}
+_CAUTIOUS = Family(extra_norms=2, head_norms=True, partial_rotary=True, fused=True, fp32_norm_weight=True)
 
 
 def family_of(spec: DecoderSpec) -> Family:
@@ -112,11 +121,13 @@ class Moment:
         group: Linears whose dequantised weight is alive then; ``""`` for none.
         level: How many groups of ``ORDER`` already have their gradients.
         extra: Bytes beyond everything that the layer saved, without weights and adapters (may be negative).
+        result: Bytes of what those linears' product yields: there with the dense weight, not yet while it is unpacked.
     """
 
     group: str
     level: int
     extra: int
+    result: int = 0
 
 
 @dataclass(frozen=True)
@@ -151,25 +162,24 @@ class LayerModel:
     @property
     def norm_spike(self) -> int:
         """Temporaries in a norm's backward pass beyond its saved tensors and two gradients."""
-        n, d = self.shape.tokens, self.spec.hidden_size
-        if family_of(self.spec).layer_norm:
+        n, d, family = self.shape.tokens, self.spec.hidden_size, family_of(self.spec)
+        if family.layer_norm:
             return self.stream
-        return (16 if self.shape.compute_dtype_bytes == 2 else 12) * n * d
+        if self.shape.compute_dtype_bytes == 4:
+            return 12 * n * d
+        return (18 if family.fp32_norm_weight else 16) * n * d
 
     @property
     def attention_saved(self) -> int:
         """Rotated q and k, v, the output and its logsumexp; inputs of the projections not counted."""
-        s, n, c = self.spec, self.shape.tokens, self.shape.compute_dtype_bytes
-        item = 4 if self.shape.fp32_attention else c
-        total = self.heads(2 * s.n_heads + s.n_kv_heads, item) + 4 * n * s.n_heads
-        fused = any(linear.layer == 0 and linear.group == "attn" and linear.out_features >
-                    s.n_heads * s.head_dim and linear.fused == "qkv" for linear in s.linears)
-        total += self.heads(s.n_kv_heads, item)
-        if fused and not self.shape.fp32_attention:
-            total += self.heads(s.n_heads + s.n_kv_heads, c)  # v is a view that keeps all of the fused output
-        if self.shape.fp32_attention:
-            total += self.heads(s.n_heads, c)  # the output again, in the compute type, as the projection's input
-        if family_of(s).head_norms:
+        s, n, c, family = self.spec, self.shape.tokens, self.shape.compute_dtype_bytes, family_of(self.spec)
+        cast = self.shape.fp32_attention
+        total = self.heads(2 * s.n_heads + 2 * s.n_kv_heads, 4 if cast else c) + 4 * n * s.n_heads
+        if family.fused and not cast:
+            total += self.heads(s.n_heads + s.n_kv_heads, c)  # v is a view that keeps q and k as they were
+        if family.partial_rotary or cast:
+            total += self.heads(s.n_heads, c)  # the output again, as the projection's input
+        if family.head_norms:
             heads = s.n_heads + s.n_kv_heads
             total += self.heads(heads, 4) + 4 * n * heads
         return total
@@ -178,7 +188,7 @@ class LayerModel:
     def saved(self) -> int:
         """Everything that one layer keeps for its backward pass, adapters' own activations not counted."""
         family = family_of(self.spec)
-        return ((2 + family.extra_norms) * (self.norm_saved + self.stream) - family.extra_norms * self.stream
+        return ((2 + family.extra_norms) * self.norm_saved + (1 if family.parallel else 2) * self.stream
                 + self.attention_saved + (4 if family.gated else 2) * self.mlp)
 
     @property
@@ -198,27 +208,32 @@ class LayerModel:
 
     @property
     def moments(self) -> tuple[Moment, ...]:
-        """Candidates for the peak within a layer's backward pass, in order."""
+        """Candidates for the peak within a layer's backward pass, in order; the residual's gradient is always there."""
         s, shape, family = self.spec, self.shape, family_of(self.spec)
         d, i = self.stream, self.mlp
-        cast = shape.fp32_attention
-        item = 4 if cast else shape.compute_dtype_bytes
-        q, kv = self.heads(s.n_heads, shape.compute_dtype_bytes), self.heads(s.n_kv_heads, shape.compute_dtype_bytes)
+        c, cast = shape.compute_dtype_bytes, shape.fp32_attention
+        q, kv = self.heads(s.n_heads, c), self.heads(s.n_kv_heads, c)
         inner = (4 if family.gated else 2) * i  # of the MLP, all released when its input gradient is complete
-        branches = 2 if family.gated else 1
-        after_norm = inner + d + self.norm_saved
-        out = q if cast else 0
-        return (
-            Moment("down", 1, d + i),
-            Moment("", 1, d + 2 * i),
-            Moment("gateup", 2, d - (3 if family.gated else 1) * i + branches * i + 2 * d),
-            Moment("gateup", 2, d - inner + i + 3 * d),
-            Moment("", 2, 2 * d - inner - d + self.norm_spike),
-            Moment("o", 3, d - after_norm - out + 2 * q),
-            Moment("", 3, d - after_norm - out + self.heads(2 * s.n_heads + 2 * s.n_kv_heads, item)),
-            Moment("qkv", 4, d - after_norm - out - self.heads(2 * s.n_heads + 2 * s.n_kv_heads, item)
-                   + q + 2 * kv + 3 * d),
-        )
+        gone = inner + d + self.norm_saved + (q if cast or family.partial_rotary else 0)
+        attention = self.heads(2 * s.n_heads + 2 * s.n_kv_heads, 4 if cast else c)
+        out = [Moment("down", 1, d, i),
+               Moment("", 1, d + 2 * i),
+               Moment("gateup", 2, 2 * d - (i if family.gated else 0), d),
+               Moment("gateup", 2, 3 * d - inner + i, d),
+               Moment("", 2, d - inner + self.norm_spike),
+               Moment("o", 3, d + q - gone, q),
+               Moment("", 3, d + attention - gone),
+               Moment("qkv", 4, 3 * d + q + 2 * kv - gone - attention, d)]
+        if family.extra_norms:
+            out.append(Moment("", 0, 2 * d + self.norm_spike))
+        if shape.checkpointing:
+            # A layer is made anew when its last gradient asks for it: the gradient is there twice (as it is and
+            # scaled), and in 16 bits the residual stream beside the norm's fp32 copy of it.
+            there = 2 * d + (d if c == 2 else 0)
+            out.append(Moment("down", 0, there, d))
+            if family.fused and family.gated:
+                out.append(Moment("", 0, there + 2 * i))
+        return tuple(out)
 
     @property
     def final_moment(self) -> int:
@@ -252,25 +267,34 @@ def loss_item_bytes(compute_dtype_bytes: int, several: bool) -> int:
 _TILE_NUMEL = {"cpu": 1 << 18, "cuda": 1 << 22}
 """Weights that the quantiser backends unpack at a time (``oracle.quantizers.base.tile_numel``)."""
 
+_HQQ_PER_WORD = {2: 4, 3: 10, 4: 2, 8: 1}
 
-def workspace_bytes(fmt: StorageFormat, linear: Linear, shape: TrainShape) -> int:
-    """Bytes that a linear needs while its weight is dequantised: in the forward, and for its input's gradient.
 
-    One copy in the compute type (none for 16-bit weights in a 16-bit compute type), and the backend's scratch.
-    """
-    c, numel = shape.compute_dtype_bytes, linear.numel
+def scratch_bytes(fmt: StorageFormat, linear: Linear, shape: TrainShape) -> int:
+    """Bytes that a backend needs, beside the dense weight, while it unpacks one."""
+    numel, tile = linear.numel, _TILE_NUMEL[shape.device]
     if fmt.backend == "none":
-        return 0 if c == 2 else c * numel
-    tile = min(_TILE_NUMEL[shape.device], numel)
-    if fmt.backend == "reference":  # bits unpacked one a 64-bit word
-        scratch = 16 * fmt.bits * numel
-    elif fmt.backend == "hqq":
-        scratch = (0 if c == 4 else 4 * tile) + 2 * tile * (4 if fmt.bits == 3 else 1) + 8 * tile // fmt.block
-    elif fmt.bits == 4:
-        scratch = 4 * numel // fmt.block
-    else:
-        scratch = 4 * linear.out_features + (4 * max(tile, linear.in_features) if shape.device == "cpu" else 0)
-    return c * numel + scratch
+        return 0
+    if fmt.backend == "reference":  # every bit becomes a 64-bit integer, twice; the dense weight comes after
+        return (16 * fmt.bits + 8) * numel
+    if fmt.backend == "hqq":
+        per_word = _HQQ_PER_WORD[fmt.bits]
+        tile = min(tile, numel // per_word)
+        field = 0 if per_word == 1 else 2 * tile * (4 if fmt.bits == 3 else 1)
+        return field + (4 * tile if shape.compute_dtype_bytes == 2 else 0) + 4 * tile // fmt.block
+    if fmt.bits == 4:
+        return 4 * numel // fmt.block if fmt.double_quant else 0
+    return 4 * linear.out_features + (4 * min(max(tile, linear.in_features), numel) if shape.device == "cpu" else 0)
+
+
+def workspace_bytes(fmt: StorageFormat, linear: Linear, shape: TrainShape, result: int) -> int:
+    """Bytes of a product with one linear's weight: the dense weight, and what unpacks it or the ``result``.
+
+    There is no copy of 16-bit weights in a 16-bit compute type.
+    """
+    c = shape.compute_dtype_bytes
+    dense = 0 if fmt.backend == "none" and c == 2 else c * linear.numel
+    return dense + max(result, scratch_bytes(fmt, linear, shape))
 
 
 def cuda_overhead(shape: TrainShape, transient: int) -> int:
@@ -279,9 +303,3 @@ def cuda_overhead(shape: TrainShape, transient: int) -> int:
     The context itself lies outside the allocator and is not part of what an allocator can measure or a budget bound.
     """
     return 0 if shape.device == "cpu" else 32 * 2**20 + transient // 50
-
-
-def rank_excess(linears: Sequence[Linear], layer: LayerModel) -> int:
-    """Bytes per rank by which the gradients of ``linears`` outgrow the adapter activations that they replace."""
-    c, n = layer.shape.compute_dtype_bytes, layer.shape.tokens
-    return sum(max(0, c * (m.in_features + m.out_features - n)) for m in linears)

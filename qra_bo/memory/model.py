@@ -23,7 +23,6 @@ from qra_bo.memory.activations import (
     TrainShape,
     cuda_overhead,
     group_of,
-    rank_excess,
     workspace_bytes,
 )
 from qra_bo.memory.formats import metadata_bytes, weight_bytes
@@ -160,28 +159,43 @@ class MemoryModel:
             out[u] = seen[key]
         layer_of = np.array([u.linears[0].layer for u in space.units])
         slack, late = _slack(saved, gradients, layer_of)
-        grown = np.maximum(gradients - saved, 0)[:, None, :]  # of the unit itself, which the phase counts already
-        spikes: IntArray = np.maximum(out - slack[:, None, None] - grown, max(0, self.layer.final_moment - late))
+        spikes: IntArray = np.maximum(out - slack[:, None, None], max(0, self.layer.final_moment - late))
         return spikes
 
     def _unit_spike(self, own: Sequence[Linear], others: Sequence[Linear], formats: Sequence[StorageFormat],
                     ranks: IntArray) -> IntArray:
-        layer, top = self.layer, int(ranks[-1])
-        recomputed: IntArray = np.zeros_like(ranks)
-        if self.shape.checkpointing:
-            recomputed = layer.recomputed + layer.rank_saved * (len(own) * ranks + len(others) * top)
+        """Spike of one unit, ``F x R``; what else is in its layer has the rank that demands most."""
+        layer = self.layer
+        total = sum(m.in_features + m.out_features for m in (*own, *others))
         best: IntArray = np.zeros((len(formats), len(ranks)), dtype=np.int64)
         for moment in layer.moments:
-            done = ORDER[:moment.level]
-            grown = rank_excess([m for m in own if group_of(m) in done], layer) * ranks \
-                + rank_excess([m for m in others if group_of(m) in done], layer) * top
             active = [m for m in own if group_of(m) == moment.group]
             if moment.group and not active:
                 continue
-            work = np.array([max((workspace_bytes(f, m, self.shape) for m in active), default=0) for f in formats],
-                            dtype=np.int64)
-            best = np.maximum(best, work[:, None] + (moment.extra + grown + recomputed)[None, :])
+            done = ORDER[:moment.level]
+            held = np.full(len(ranks), moment.extra + (layer.recomputed if self.shape.checkpointing else 0))
+            for m in own:
+                held = held + self._held(m, group_of(m) in done, total, ranks)
+            for m in others:
+                held = held + self._held(m, group_of(m) in done, total, ranks).max()
+            work = np.array([max((workspace_bytes(f, m, self.shape, moment.result) for m in active), default=0)
+                             for f in formats], dtype=np.int64)
+            best = np.maximum(best, work[:, None] + held[None, :])
         return best
+
+    def _held(self, linear: Linear, done: bool, total: int, ranks: IntArray) -> IntArray:
+        """By rank, what a linear's adapter holds during its layer's backward pass beyond what the phase counts, ``R``.
+
+        The phase counts the larger of saved activations and gradients; here are the low-rank activation (made anew
+        under checkpointing) or, once it is ``done``, the gradients in its place.
+        """
+        checkpointing, low_rank = self.shape.checkpointing, self.layer.rank_saved * ranks
+        sides = linear.in_features + linear.out_features
+        gradient = self.shape.compute_dtype_bytes * sides * ranks
+        kept = (self.layer.stream if checkpointing else self.layer.saved) * sides // total
+        counted = np.maximum(kept + (0 if checkpointing else low_rank), gradient)
+        held: IntArray = kept + (np.maximum(low_rank, gradient) if done else low_rank) - counted
+        return held
 
     def breakdown(self, space: SearchSpace, allocation: Allocation) -> dict[str, int]:
         """Bytes by ``KEYS`` in the phase that decides; they add up to the predicted peak.
