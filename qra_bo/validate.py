@@ -126,12 +126,16 @@ def _train(config: RunConfig) -> Iterator[Problem]:
     yield from _rule("eval.batch", config.eval.batch, config.eval.batch >= 1, "at least 1")
 
 
+def _finetunes(config: RunConfig) -> bool:
+    """Whether the run will train: only then need data and device be there."""
+    return config.oracle.name == "finetune" and config.task not in (*OF_A_RUN, "memory")
+
+
 def _sources(config: RunConfig) -> Iterator[Problem]:
     if config.model["source"] == "path" and not config.model["path"]:
         yield Problem("model.path", "+model=hf needs model.path: a hub id such as ORG/NAME, or a folder with "
                                     "config.json and *.safetensors; got null.")
-    finetunes = config.oracle.name == "finetune" and config.task not in (*OF_A_RUN, "memory")
-    if finetunes and config.data.kind == "jsonl":
+    if _finetunes(config) and config.data.kind == "jsonl":
         path = config.data.path
         if path is None:
             yield Problem("data.path", "data=jsonl needs data.path=FILE, one JSON object a line; got null.")
@@ -145,7 +149,7 @@ def _sources(config: RunConfig) -> Iterator[Problem]:
 def _device(config: RunConfig) -> Iterator[Problem]:
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.device):
         yield Problem("device", f"device must be auto, cpu, cuda or cuda:N; got {config.device!r}.")
-    elif config.device.startswith("cuda") and config.task not in (*OF_A_RUN, "memory") and config.oracle.name == "finetune":
+    elif config.device.startswith("cuda") and _finetunes(config):
         import torch
 
         count, wanted = torch.cuda.device_count(), int(config.device.partition(":")[2] or 0)
