@@ -1,0 +1,85 @@
+"""Search spaces: units by granularity, the index codec and refusal."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qra_bo.errors import SpaceError
+from qra_bo.space import GRANULARITIES, Allocation, Ladder, SearchSpace, make_units, uniform
+from qra_bo.space.specs import spec_from_numbers
+from tests.spaces import FORMATS, every_row, make_space
+
+SPEC = spec_from_numbers("llama2_7b", "llama", n_layers=32, hidden_size=4096, intermediate_size=11008, n_heads=32,
+                         n_kv_heads=32, head_dim=128, vocab_size=32000, tied=False)
+
+
+@pytest.mark.parametrize(("granularity", "per_layer", "second"), [
+    ("layer", 1, "model.layers.1"), ("block", 2, "model.layers.0.mlp"), ("fused", 4, "model.layers.0.o"),
+    ("module", 7, "model.layers.0.self_attn.k_proj")])
+def test_units_partition_the_linears(granularity: str, per_layer: int, second: str) -> None:
+    units = make_units(SPEC, granularity)
+    assert len(units) == 32 * per_layer
+    assert units[1].name == second
+    members = [m.name for u in units for m in u.linears]
+    assert sorted(members) == sorted(m.name for m in SPEC.linears)
+    assert len(set(members)) == len(members) == 224
+    assert sum(u.numel for u in units) == SPEC.linear_numel == 32 * (4 * 4096**2 + 3 * 4096 * 11008)
+
+
+def test_an_unknown_granularity_names_the_known() -> None:
+    with pytest.raises(SpaceError, match="granularity must be one of") as caught:
+        make_units(SPEC, "head")
+    assert all(g in str(caught.value) for g in GRANULARITIES)
+
+
+def test_codec_is_a_bijection() -> None:
+    space = make_space(2)
+    rows = every_row(space)
+    allocations = [space.decode(row) for row in rows]
+    assert len(set(allocations)) == len(rows) == 4**4
+    np.testing.assert_array_equal(space.encode_all(allocations), rows)
+    assert all(space.contains(a) for a in allocations)
+    assert space.encode_all([]).shape == (0, 4)
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=8))
+def test_bits_and_their_average(choices: list[tuple[int, int]]) -> None:
+    space = make_space(len(choices))
+    row = np.array([q for q, _ in choices] + [r for _, r in choices])
+    allocation = space.decode(row)
+    bits = [(2, 3, 4, 8)[q] for q, _ in choices]
+    assert list(space.bits(allocation)) == bits
+    assert space.average_bits(allocation) == pytest.approx(np.mean(bits))
+
+
+def test_average_bits_weigh_by_parameters() -> None:
+    units = make_units(SPEC, "block")
+    space = SearchSpace(units, FORMATS, Ladder("ranks", (4, 8)))
+    formats = tuple("int8" if u.name.endswith("mlp") else "hqq2" for u in units)
+    attn, mlp = 4 * 4096**2, 3 * 4096 * 11008
+    assert space.average_bits(Allocation(formats, (4,) * 64)) == pytest.approx((2 * attn + 8 * mlp) / (attn + mlp))
+    assert space.unit_numel[:2].tolist() == [attn, mlp]
+
+
+@pytest.mark.parametrize(("allocation", "match"), [
+    (uniform(3, "nf4", 4), "has 2 units; the allocation has 3"), (uniform(2, "fp16", 4), r"\['fp16'\] are not on"),
+    (uniform(2, "nf4", 5), "5 is not on the ranks ladder")])
+def test_foreign_allocations_are_refused(allocation: Allocation, match: str) -> None:
+    space = make_space(2)
+    assert not space.contains(allocation)
+    with pytest.raises(SpaceError, match=match):
+        space.encode(allocation)
+
+
+def test_malformed_spaces_are_refused() -> None:
+    units, ranks = make_space(1).units, Ladder("ranks", (4,))
+    for formats in ((), (FORMATS[0], FORMATS[0])):
+        with pytest.raises(SpaceError, match="distinct formats"):
+            SearchSpace(units, formats, ranks)
+    with pytest.raises(SpaceError, match="distinct formats"):
+        SearchSpace((), FORMATS, ranks)
+    with pytest.raises(SpaceError, match="ordered by bits"):
+        SearchSpace(units, FORMATS[::-1], ranks)
+    with pytest.raises(SpaceError, match=r"rank 65 is larger than model.layers.0.mlp.up_proj allows .* 64"):
+        SearchSpace(units, FORMATS, Ladder("ranks", (64, 65)))
