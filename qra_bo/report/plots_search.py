@@ -109,7 +109,8 @@ def _label_points(ax: Axes, named: Sequence[tuple[Evaluation, str]], top: float,
         above = f"{text} ({_loss(e):.2f})" if _loss(e) > top else text
         to_left = x > left + 0.6 * (right - left)
         ax.annotate(above, (x, y), textcoords="offset points", xytext=(-7 if to_left else 7, 5), fontsize=8,
-                    color=theme.ink, zorder=7, ha="right" if to_left else "left")
+                    color=theme.ink, zorder=7, ha="right" if to_left else "left",
+                    bbox={"facecolor": theme.paper, "edgecolor": "none", "alpha": 0.75, "pad": 0.8})
 
 
 def convergence(d: ReportData, theme: Theme) -> Figure | None:
