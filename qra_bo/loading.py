@@ -89,7 +89,10 @@ def quantise(model: Any, manifest: Manifest, folder: Path, device: torch.device)
 
 
 def _device(name: str) -> torch.device:
-    device = torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise DeviceError(f"device must be 'cpu', 'cuda' or e.g. 'cuda:1'; got {name!r}") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise DeviceError(f"device={name!r} needs CUDA and this machine has none; use device='cpu'")
     return device

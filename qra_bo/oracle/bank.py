@@ -20,7 +20,7 @@ from torch import nn
 from qra_bo.errors import ModelError, OracleError
 from qra_bo.memory.formats import parse_format
 from qra_bo.oracle.protocol import Progress
-from qra_bo.oracle.quantizers.base import State, packed, storage_bytes
+from qra_bo.oracle.quantizers.base import State, on_device, packed, storage_bytes
 from qra_bo.oracle.quantizers.registry import backend_of
 from qra_bo.space import DecoderSpec, StorageFormat
 
@@ -40,8 +40,8 @@ class LayerBank:
     """Quantised linears of one model.
 
     Args:
-        model: The bare model (no adapters) with its dense linears, which the bank takes over. For CUDA they move to
-            host memory: call ``install`` or ``restore_dense`` before using the model.
+        model: The bare model (no adapters) with its dense linears, which the bank keeps (for CUDA: copies of them in
+            host memory).
         spec: Which linears there are; nothing else of the model is touched.
         formats: What ``build`` prepares; other formats may be installed and are packed when first asked for.
         compute_dtype: Type of the matrix products.
@@ -83,7 +83,12 @@ class LayerBank:
             raise ModelError(f"{name} should be a linear layer of {out_features} x {in_features}; the model has "
                              f"{linear}")
         self._placed[name] = linear
-        return linear if self.device.type == "cpu" else linear.to("cpu")
+        if linear.weight.device.type == "cpu":
+            return linear
+        original = nn.Linear(in_features, out_features, bias=False, device="meta")
+        original.weight = nn.Parameter(linear.weight.detach().to("cpu"), requires_grad=False)
+        original.bias = None if linear.bias is None else nn.Parameter(linear.bias.detach().to("cpu"), False)
+        return original
 
     @property
     def current(self) -> Mapping[str, str]:
@@ -140,7 +145,7 @@ class LayerBank:
         """Put the original dense linears back."""
         for linear in self.spec.linears:
             name, original = linear.name, self._originals[linear.name]
-            if name in self._current or self._placed[name].weight.device != self.device:
+            if name in self._current or not on_device(next(self._placed[name].parameters()), self.device):
                 self._check_place(name)
                 self._place(name, original if self.device.type == "cpu" else deepcopy(original).to(self.device))
                 self._current.pop(name, None)

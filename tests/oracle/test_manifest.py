@@ -215,6 +215,8 @@ def test_cuda_is_demanded_where_there_is_none(run: tuple[Path, torch.Tensor], mo
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="CUDA"):
         load(run[0], "cuda")
+    with pytest.raises(UserError, match="device must be"):
+        load(run[0], "gpu")
 
 
 def test_dense_linears_have_no_manifest(tmp_path: Path) -> None:

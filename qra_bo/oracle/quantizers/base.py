@@ -92,6 +92,11 @@ def packed(module: nn.Module) -> PackedLinear:
     return module
 
 
+def on_device(tensor: Tensor, device: torch.device) -> bool:
+    """Whether ``tensor`` is on ``device``; a device without an index means any of its type."""
+    return tensor.device.type == device.type and device.index in (None, tensor.device.index)
+
+
 def storage_bytes(tensors: Mapping[str, Tensor]) -> int:
     """Bytes of the distinct storages behind ``tensors``."""
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors.values()}.values())
@@ -163,7 +168,7 @@ class QuantizerBackend(ABC):
     def to(self, module: nn.Module, device: torch.device) -> nn.Module:
         """The same layer on ``device``; ``module`` itself if it is there already."""
         state = self.state(module)
-        if all(t.device == device for t in state.values()):
+        if all(on_device(t, device) for t in state.values()):
             return module
         layer = packed(module)
         bias = None if layer.bias is None else layer.bias.detach().to(device)
