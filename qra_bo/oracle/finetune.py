@@ -18,6 +18,7 @@ from qra_bo.oracle.data.records import DataSplits, TokenBlocks
 from qra_bo.oracle.measure import assemble, measure_damage, measure_gain, unit_choice
 from qra_bo.oracle.memory_probe import MemoryProbe
 from qra_bo.oracle.optimizer import UnitwiseAdamW
+from qra_bo.oracle.probe import PROBE, save_probe
 from qra_bo.oracle.protocol import Progress
 from qra_bo.oracle.training import DivergedError, TrainSettings, held_out, train_steps, unit_groups
 from qra_bo.records import EvaluationRequest, Measurement, TrialState
@@ -115,17 +116,55 @@ class FinetuneOracle:
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
 
+    def finalise(self, allocation: Allocation, steps: int, train_seed: int, lr_scale: float, out: Path,
+                 progress: Progress) -> dict[str, Any]:
+        """The final fine-tune: train on a schedule of ``steps``, save ``adapter/`` and a probe of the logits.
+
+        Args:
+            allocation: The winner.
+            steps: Optimiser steps; 0 means one pass over the training split.
+            train_seed: Seed of data order and initialisation.
+            lr_scale: Calibrated factor on the learning rate.
+            out: Folder of the run.
+            progress: Told after every step.
+
+        Returns:
+            The ``final`` event of the journal.
+
+        Raises:
+            OracleError: If the training did not end well.
+        """
+        steps = steps or self.steps_of_epochs(1.0)
+        request = EvaluationRequest(allocation, steps, steps, train_seed, "test", lr_scale)
+        try:
+            measured = self._evaluate(request, progress, time.monotonic(), _Spent())
+            adapter = out / "adapter"
+            self.peft.save_pretrained(str(adapter), safe_serialization=True, save_embedding_layers=False)
+            save_probe(self.model, self.data.test, out / PROBE, self.device)
+        except (DivergedError, torch.OutOfMemoryError) as error:
+            raise OracleError(f"the final fine-tune did not end well: {error}") from error
+        finally:
+            detach(self.model)
+        return {"event": "final", "allocation": allocation.to_json(), "steps": steps, "train_seed": train_seed,
+                "lr_scale": lr_scale, "loss": measured.loss, "loss_se": measured.loss_se, "split": "test",
+                "training_tokens": measured.training_tokens, "seconds": measured.seconds,
+                "measured_bytes": measured.measured_bytes, "adapter": "adapter"}
+
+    def steps_of_epochs(self, epochs: float) -> int:
+        """Optimiser steps of that many passes over the training split."""
+        return max(1, round(epochs * len(self.data.train) / self.settings.train.batch))
+
     def close(self) -> None:
         self.bank.restore_dense()
 
-    def build(self, allocation: Allocation, train_seed: int) -> Any:
-        """Switch the model to ``allocation`` and attach fresh adapters; returns the PEFT model."""
+    def build(self, allocation: Allocation, train_seed: int) -> None:
+        """Switch the model to ``allocation`` and attach fresh adapters."""
         if len(allocation) != len(self.units):
             raise OracleError(f"the model has {len(self.units)} units; the allocation has {len(allocation)}")
         self.bank.install(self.model, unit_choice(self.units, allocation.formats))
         ranks = {linear.name: rank for unit, rank in zip(self.units, allocation.ranks, strict=True)
                  for linear in unit.linears}
-        return attach(self.model, ranks, self.settings.adapter, train_seed, self.dtype)
+        self.peft = attach(self.model, ranks, self.settings.adapter, train_seed, self.dtype)
 
     def optimizer(self, allocation: Allocation, lr_scale: float) -> UnitwiseAdamW:
         """One AdamW group per unit of the built model."""

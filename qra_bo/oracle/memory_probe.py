@@ -31,7 +31,7 @@ class MemoryProbe:
 
     def __init__(self, device: torch.device, model: Any, optimizer: UnitwiseAdamW, bank: LayerBank,
                  scope: str) -> None:
-        self.device, self.model, self.optimizer, self.scope = device, model, optimizer, scope
+        self.device, self.model, self.optimizer, self.bank, self.scope = device, model, optimizer, bank, scope
         self.bytes: int | None = None
         if scope == "stored":
             adapters = sum(p.numel() for pair in adapter_parameters(model).values() for p in pair.values())
@@ -49,7 +49,7 @@ class MemoryProbe:
             yield
             self.bytes = int(torch.cuda.max_memory_reserved(self.device))
             return
-        with PeakTracker() as tracker:
+        with self.bank.only_packed(), PeakTracker() as tracker:
             tracker.track_existing(self.model)
             tracker.track(self.optimizer.tensors())
             yield

@@ -1,0 +1,196 @@
+"""From a checked configuration to objects: decoder, space, memory, oracle."""
+
+import os
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qra_bo.cli.decode import build as decode
+from qra_bo.cli.decode import check
+from qra_bo.config import RunConfig
+from qra_bo.device import BYTES, resolve_dtype
+from qra_bo.errors import ConfigError, ModelError
+from qra_bo.memory.formats import parse_format
+from qra_bo.memory.model import MemoryModel, TrainShape
+from qra_bo.space import Allocation, DecoderSpec, Ladder, SearchSpace, StorageFormat, make_units
+from qra_bo.space.specs import spec_from_hf_config, spec_from_numbers
+
+if TYPE_CHECKING:
+    from qra_bo.oracle.finetune import FinetuneOracle
+    from qra_bo.oracle.protocol import Oracle
+
+NUMBERS = ("n_layers", "hidden_size", "intermediate_size", "n_heads", "n_kv_heads", "head_dim", "vocab_size", "tied",
+           "attention_bias")
+MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40), "MALLOC_TOP_PAD_": str(1 << 28)}
+"""For a worker on a CPU: glibc keeps freed memory instead of returning every large tensor to the kernel, whose
+zeroing of fresh pages cost a fifth of a training step (4 x 128 tokens of SmolLM2-135M, 2 cores)."""
+
+
+def config_from_dict(data: Mapping[str, Any]) -> RunConfig:
+    """Inverse of ``RunConfig.to_dict``.
+
+    Raises:
+        ConfigError: If it is not the dictionary of a configuration.
+    """
+    restored = dict(data)
+    formats = restored["quantizer"]["formats"]
+    restored["quantizer"] = {"formats": {int(bits): tuple(names) for bits, names in formats.items()}}
+    problems = check(RunConfig, restored)
+    if problems:
+        raise ConfigError([p.message for p in problems])
+    config: RunConfig = decode(RunConfig, restored)
+    return config
+
+
+def make_spec(cfg: RunConfig) -> DecoderSpec:
+    """Shapes of the decoder: from the numbers in ``conf/model`` where they are given, else from its own config.
+
+    Raises:
+        ModelError: If there are no numbers and no configuration at hand.
+    """
+    model = cfg.model
+    if model["n_layers"] is not None:
+        return spec_from_numbers(cfg.model_name, model["family"], **{key: model[key] for key in NUMBERS})
+    if not model["path"]:
+        raise ModelError("+model=hf needs model.path: a hub id such as ORG/NAME, or a folder with config.json; "
+                         "got nothing")
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(model["path"], trust_remote_code=bool(model["trust_remote_code"]),
+                                            revision=model["revision"] or "main")
+    except (OSError, ValueError) as error:
+        raise ModelError(f"the configuration of {model['path']!r} can't be read; a hub id needs a network, a folder "
+                         "needs config.json; give one of them as model.path") from error
+    return spec_from_hf_config(config, cfg.model_name)
+
+
+def make_space(cfg: RunConfig, spec: DecoderSpec) -> SearchSpace:
+    """Units and ladders of the search."""
+    formats = tuple(parse_format(name) for name in cfg.format_names)
+    return SearchSpace(make_units(spec, cfg.granularity), formats, Ladder("ranks", cfg.ranks))
+
+
+def make_memory(cfg: RunConfig, spec: DecoderSpec, device_type: str) -> MemoryModel:
+    """The memory model of the configured trainer on a device type (``"cpu"`` or ``"cuda"``)."""
+    compute = BYTES[resolve_dtype(cfg.dtype, device_type)]
+    shape = TrainShape(cfg.train.batch, cfg.train.length, cfg.train.checkpointing, compute,
+                       logits_chunk=cfg.train.logits_chunk, device=device_type,
+                       stored_dtype_bytes=compute)
+    return MemoryModel(spec, shape, cfg.memory.scope)
+
+
+class BytesPredictor:
+    """Predicted bytes of any allocation, on the ladders or off them (anchors have ranks that no ladder holds)."""
+
+    def __init__(self, memory: MemoryModel, space: SearchSpace) -> None:
+        self.memory, self.space = memory, space
+        self._cached = cache(self._predict)
+
+    def __call__(self, allocation: Allocation) -> int:
+        return self._cached(allocation)
+
+    def space_of(self, allocation: Allocation) -> SearchSpace:
+        """A space that holds the allocation: its own formats and ranks as ladders."""
+        formats = sorted({f: parse_format(f) for f in allocation.formats}.values(),
+                         key=lambda f: (f.bits, f.name))
+        return SearchSpace(self.space.units, tuple(formats), Ladder("ranks", tuple(sorted(set(allocation.ranks)))))
+
+    def breakdown(self, allocation: Allocation) -> dict[str, int]:
+        """Bytes by part in the phase that decides."""
+        return self.memory.breakdown(self.space_of(allocation), allocation)
+
+    def _predict(self, allocation: Allocation) -> int:
+        space = self.space_of(allocation)
+        return int(self.memory.table(space).totals(space.encode(allocation)[None, :])[0])
+
+
+def make_oracle(config: Mapping[str, Any], out: str) -> "Oracle":
+    """The configured oracle; called inside the worker process.
+
+    Args:
+        config: ``RunConfig.to_dict()``.
+        out: Folder of the run: checkpoints and the bank's files go below it.
+    """
+    cfg = config_from_dict(config)
+    if cfg.oracle.name == "synthetic":
+        from qra_bo.oracle.synthetic import SyntheticOracle
+
+        spec = make_spec(cfg)
+        return SyntheticOracle(make_space(cfg, spec), seed=cfg.seed, noise=cfg.oracle.noise,
+                               high_steps=cfg.fidelity.high,
+                               tokens_per_step=cfg.train.batch * cfg.train.length)
+    if cfg.oracle.name != "finetune":
+        raise ConfigError(f"oracle={cfg.oracle.name} is not available in this release; known: finetune, synthetic")
+    return make_finetune(cfg, Path(out))
+
+
+def make_finetune(cfg: RunConfig, out: Path) -> "FinetuneOracle":
+    """The oracle that really fine-tunes. Loads the base model."""
+    import torch
+
+    from qra_bo.device import resolve_device
+    from qra_bo.oracle.adapters import AdapterSettings
+    from qra_bo.oracle.attention import use_fast_attention
+    from qra_bo.oracle.bank import LayerBank
+    from qra_bo.oracle.base_models import load_base
+    from qra_bo.oracle.checkpoints import CheckpointStore
+    from qra_bo.oracle.data.load import load_data
+    from qra_bo.oracle.finetune import FinetuneOracle, FinetuneSettings
+    from qra_bo.space.specs import spec_from_model
+
+    device = torch.device(resolve_device(cfg.device))
+    dtype = getattr(torch, resolve_dtype(cfg.dtype, device.type))
+    model, tokenizer = load_base(cfg.model)
+    model = model.to(device=device, dtype=dtype)
+    kernel = use_fast_attention(model, device, dtype)
+    spec = spec_from_model(model, cfg.model_name)
+    expected = make_spec(cfg)
+    if spec.linears != expected.linears:
+        raise ModelError(f"the shapes of {cfg.model_name!r} in conf/model differ from those of the model itself; "
+                         "mend its numbers, or use +model=hf model.path=...")
+    space = make_space(cfg, spec)
+    data = load_data(cfg.data, tokenizer, cfg.train.length)
+    blocks = max(1, cfg.eval.tokens // cfg.train.length)
+    settings = FinetuneSettings(
+        train_settings(cfg), AdapterSettings(cfg.adapter.alpha_over_rank, cfg.adapter.init), blocks, blocks,
+        cfg.data.calibration, record_steps(cfg), cfg.ranks[-1], cfg.memory.scope)
+    formats = bank_formats(space)
+    keep = device.type == "cpu" and 2 * spec.linear_numel * len(formats) < _physical_memory() // 4
+    bank = LayerBank(model, spec, formats, dtype, device, keep_dense=keep)
+    return FinetuneOracle(model, data, space.units, space.formats, bank, settings,
+                          CheckpointStore(out / "checkpoints"), device, dtype,
+                          {"attention": kernel, "data": data.source, "data_tokens": data.n_tokens})
+
+
+def bank_formats(space: SearchSpace) -> tuple[StorageFormat, ...]:
+    """The ladder's formats and those of the references (NF4 and 16 bits), each once."""
+    names = dict.fromkeys([*(f.name for f in space.formats), "nf4", "fp16"])
+    return tuple(parse_format(name) for name in names)
+
+
+def _physical_memory() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def train_settings(cfg: RunConfig) -> Any:
+    """The trainer's settings."""
+    from qra_bo.oracle.optimizer import AdamWSettings
+    from qra_bo.oracle.training import TrainSettings
+
+    t = cfg.train
+    optimizer = AdamWSettings((t.betas[0], t.betas[1]), t.eps, t.weight_decay, t.clip)
+    return TrainSettings(t.batch, cfg.adapter.lr, cfg.adapter.lr_exponent, t.warmup, t.lr_floor, t.logits_chunk,
+                         t.checkpointing, optimizer, cfg.eval.batch)
+
+
+def record_steps(cfg: RunConfig) -> tuple[int, ...]:
+    """Where the held-out curve is recorded: the low fidelity, where there is one."""
+    return (cfg.fidelity.low,) if cfg.fidelity.low else ()
+
+
+def prepare_worker_environment() -> None:
+    """Set what a spawned worker inherits; a value of the user's own is left alone."""
+    for name, value in MALLOC.items():
+        os.environ.setdefault(name, value)
