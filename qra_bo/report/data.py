@@ -76,14 +76,13 @@ class Confirmation:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Predicted against measured bytes of one allocation; ``breakdown`` is of the prediction."""
+    """Predicted against measured bytes of one allocation."""
 
     allocation: Allocation
     predicted_bytes: int
     measured_bytes: int | None
     scope: str
     fits: bool
-    breakdown: Mapping[str, int] | None
 
 
 @dataclass(frozen=True)
@@ -162,6 +161,11 @@ class ReportData:
     def point(self, allocation: Allocation) -> Evaluation | None:
         """The search's own high-fidelity evaluation of ``allocation``, or ``None``."""
         return next((e for e in self.points if e.allocation == allocation), None)
+
+    @property
+    def breakdown(self) -> Mapping[str, int] | None:
+        """Predicted bytes of what is delivered, part by part; ``None`` before the end."""
+        return None if self.end is None else {k: int(v) for k, v in self.end["breakdown"].items()}
 
     def measurement(self, allocation: Allocation) -> Measured | None:
         return next((m for m in reversed(self.measured) if m.allocation == allocation), None)
@@ -269,7 +273,6 @@ def _confirmation(e: Event) -> Confirmation:
 
 
 def _measured(e: Event) -> Measured:
-    breakdown = e.get("breakdown")
     return Measured(Allocation.from_json(e["allocation"]), int(e["predicted_bytes"]),
                     None if e["measured_bytes"] is None else int(e["measured_bytes"]), str(e["scope"]),
-                    bool(e["fits"]), None if breakdown is None else {k: int(v) for k, v in breakdown.items()})
+                    bool(e["fits"]))

@@ -128,16 +128,16 @@ def sensitivity(d: ReportData, theme: Theme) -> Figure | None:
 
 def memory(d: ReportData, theme: Theme) -> Figure | None:
     """Waterfall of the winner's predicted bytes against measured bytes and budget; ``None`` without a breakdown."""
-    m = None if d.winner is None else d.measurement(d.winner)
-    if m is None or m.breakdown is None:
+    if d.winner is None or d.breakdown is None:
         return None
-    parts = [(k, m.breakdown[k]) for k in BREAKDOWN_KEYS if m.breakdown.get(k, 0) > 0]
+    m = d.measurement(d.winner)
+    parts = [(k, d.breakdown[k]) for k in BREAKDOWN_KEYS if d.breakdown.get(k, 0) > 0]
     labels = [BREAKDOWN_TITLES[k] for k, _ in parts] + ["predicted"]
     widths = [v / MB for _, v in parts]
     starts = [*np.cumsum([0.0, *widths])[:-1].tolist(), 0.0]
     widths.append(sum(widths))
     colours = [theme.main] * len(parts) + [GREEN]
-    if m.measured_bytes is not None:
+    if m is not None and m.measured_bytes is not None:
         labels.append("measured")
         widths.append(m.measured_bytes / MB)
         starts.append(0.0)
@@ -156,6 +156,6 @@ def memory(d: ReportData, theme: Theme) -> Figure | None:
                 xytext=(-5, 0), ha="right", va="top", fontsize=8.5, color=theme.ink)
     ax.set_yticks(y, labels)
     ax.set_xlim(0, right)
-    dress(ax, theme, f"{m.scope} memory (MB)")
+    dress(ax, theme, f"{d.header.scope} memory (MB)")
     ax.grid(False, axis="y")
     return fig

@@ -75,6 +75,11 @@ def answer(d: ReportData) -> Answer:
 def _confirmed(d: ReportData, c: Confirmation, where: str) -> Answer:
     seeds = f"{len(c.train_seeds)} unseen training seeds, {c.split} split, paired"
     reference = d.name(c.reference)
+    chosen = c.candidate if c.winner_kind == "mixed" else c.reference
+    if d.winner is not None and d.winner != chosen:
+        return Answer(f"The winner for {d.header.model} {where}, {d.name(chosen)}, was measured over the budget; the "
+                      f"next best that fits was delivered instead: {d.name(d.winner)}. Whether it beats the best "
+                      "uniform choice was not confirmed.", "", "", "open")
     interval = f"95 % interval {signed(c.low)} to {signed(c.high)}; {seeds}"
     figure = f"{signed(c.mean)} nats"
     if c.winner_kind == "mixed" and c.high < 0:

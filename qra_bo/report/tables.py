@@ -122,7 +122,7 @@ def summary_lines(d: ReportData, files: Sequence[str] = ()) -> list[str]:
         lines.append("Next: model, tokenizer = qra_bo.load(RUN) rebuilds the mixed base with its adapter; serve the "
                      f"adapter with --max-lora-rank {story.server_rank(w.ranks)}; configurations for other trainers: "
                      "task=export")
-    elif d.state != "done":
+    elif d.end is None:
         lines.append("Next: run the same command again to continue this run")
     return lines
 

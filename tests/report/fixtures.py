@@ -173,10 +173,10 @@ def conclude(s: Script, best: Allocation, reference: Allocation, wins: bool) -> 
                             "spearman": .8})
     chosen = best if wins else reference
     s.add("measured", {"allocation": chosen.to_json(), "predicted_bytes": predicted(chosen),
-                       "measured_bytes": predicted(chosen) - 1_100_000, "scope": "peak", "fits": True,
-                       "breakdown": breakdown(chosen)})
+                       "measured_bytes": predicted(chosen) - 1_100_000, "scope": "peak", "fits": True})
     s.add("final", {"steps": 400, "loss": 3.871, "loss_se": .004, "adapter": "adapter"}, 170.0)
-    s.add("end", {"status": "done", "best": chosen.fingerprint})
+    s.add("end", {"status": "done", "best": chosen.fingerprint, "predicted_bytes": predicted(chosen),
+                  "breakdown": breakdown(chosen)})
 
 
 def write_run(folder: Path, events: list[dict[str, Any]]) -> Path:

@@ -34,6 +34,14 @@ def test_a_uniform_winner_is_named_so():
     assert story.comparison(d)[0].role == "winner = best uniform"
 
 
+def test_a_next_best_that_was_delivered_does_not_borrow_the_winner_s_confirmation():
+    events = make_events()
+    reference = parse_events(events).confirmation.reference
+    a = story.answer(parse_events([*events[:-1], {**events[-1], "status": "next_best", "best": reference.fingerprint}]))
+    assert "measured over the budget" in a.sentence
+    assert (a.tone, a.interval) == ("open", "")
+
+
 def test_an_unconfirmed_lead_is_said_to_be_unconfirmed():
     a = story.answer(parse_events(make_events(finished=False)))
     assert a.tone == "open"
