@@ -51,6 +51,10 @@ class Executor(Protocol):
         """Evaluate one allocation."""
         ...
 
+    def call(self, method: str, kwargs: Mapping[str, Any], progress: Progress) -> Mapping[str, Any]:
+        """Call a method that only some oracles have (the final fine-tune); arguments and answer are JSON values."""
+        ...
+
     def close(self) -> None:
         """Release what it holds; it may be called twice."""
         ...
@@ -102,6 +106,10 @@ class InProcessExecutor:
                 raise
             return failure_of(error, 0, time.monotonic() - start)
 
+    def call(self, method: str, kwargs: Mapping[str, Any], progress: Progress) -> Mapping[str, Any]:
+        answer: Mapping[str, Any] = getattr(self._oracle, method)(**kwargs, progress=progress)
+        return answer
+
     def close(self) -> None:
         self._oracle.close()
 
@@ -146,6 +154,9 @@ class SubprocessExecutor:
             return failure(TrialState.OOM if starved else TrialState.FAILED, message, self._done,
                            time.monotonic() - start)
 
+    def call(self, method: str, kwargs: Mapping[str, Any], progress: Progress) -> Mapping[str, Any]:
+        return self._must("call", progress, method=method, kwargs=dict(kwargs))
+
     def close(self) -> None:
         """End the worker: politely if it is idle, else at once."""
         process, connection = self._process, self._connection
@@ -164,9 +175,9 @@ class SubprocessExecutor:
         process.join()
         connection.close()
 
-    def _must(self, op: str, progress: Progress = lambda what, done, total: None) -> dict[str, Any]:
+    def _must(self, op: str, progress: Progress = lambda what, done, total: None, **fields: Any) -> dict[str, Any]:
         try:
-            return self._call(self._connected(), {"op": op}, progress)
+            return self._call(self._connected(), {"op": op, **fields}, progress)
         except _LostError as lost:
             raise WorkerError(f"the worker was lost before the oracle could answer {op!r}: {lost}") from lost
 

@@ -87,7 +87,8 @@ def _decode(line: bytes) -> Event | None:
         data = json.loads(line)
     except ValueError:
         return None
-    if not isinstance(data, dict) or not isinstance(data.get("event"), str):
+    if not isinstance(data, dict) or not isinstance(data.get("event"), str) or type(data.get("session")) is not int \
+            or type(data.get("elapsed")) not in (int, float):
         return None
     try:
         return data if data.get("crc") == checksum(data) else None

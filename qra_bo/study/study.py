@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from qra_bo.errors import JournalError
+from qra_bo.errors import JournalError, SpaceError
 from qra_bo.records import Evaluation, Fidelity, TrialState
 from qra_bo.space import Allocation
 from qra_bo.study.cost import UNSEARCHED_STAGES, Cost, cost_of
@@ -64,7 +64,7 @@ class Study:
                 self._points = [p for e in self.evaluations if (p := self._as_point(e)) is not None]
             elif kind == "measured":
                 self.measured.append(event)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, SpaceError) as error:
             raise JournalError(f"the {kind} event in the journal is malformed: {error!r}; it was not written by this "
                                "program") from error
 

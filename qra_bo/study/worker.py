@@ -94,6 +94,9 @@ def _answer(connection: Connection, oracle: Oracle) -> bool:
             _send(connection, "result", dict(oracle.describe()))
         elif request["op"] == "profile":
             _send(connection, "result", run_profile(oracle, reporter).to_json())
+        elif request["op"] == "call":
+            _send(connection, "result", dict(getattr(oracle, request["method"])(**request["kwargs"],
+                                                                               progress=reporter)))
         else:
             measurement = oracle.evaluate(request_from_json(request["request"]), reporter)
             _send(connection, "result", measurement_to_json(measurement))

@@ -18,6 +18,7 @@ from qra_bo.space import Allocation, CostTable, Ladder, Linear, PhaseCost, Searc
 from qra_bo.study.engine import Engine
 from qra_bo.study.executor import Executor, InProcessExecutor, OracleSpec, SubprocessExecutor
 from qra_bo.study.options import EngineConfig, FinalTask, Parts
+from qra_bo.study.signals import RunInterrupted
 from tests.study.oracles import FORMATS, TOKENS, UNITS, PlantedOracle
 
 RANKS = (1, 2, 4, 8)
@@ -38,7 +39,8 @@ def predict_bytes(a: Allocation) -> int:
 
 
 def breakdown(a: Allocation) -> dict[str, int]:
-    return {"weights": sum(FORMAT_BYTES[f] for f in a.formats), "adapters": RANK_BYTES * sum(a.ranks), "workspace": FIXED}
+    return {"weights": sum(FORMAT_BYTES[f] for f in a.formats), "adapters": RANK_BYTES * sum(a.ranks),
+            "workspace": FIXED}
 
 
 BUDGET = predict_bytes(uniform(4, "ref4", 4)) + 7  # two more ranks fit: uniform filled is 4, 4, 5, 5
@@ -136,4 +138,7 @@ def main(folder: str, pause: float) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], float(sys.argv[2]))
+    try:
+        main(sys.argv[1], float(sys.argv[2]))
+    except RunInterrupted as stop:
+        sys.exit(stop.exit_status)

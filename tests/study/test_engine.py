@@ -1,0 +1,349 @@
+"""A run is a program that its journal replays: what is finished is never repeated, and the end is the same."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qra_bo.errors import ConfigError, JournalError, QRABOError
+from qra_bo.records import Evaluation, Fidelity, Proposal, TrialState
+from qra_bo.search import SearchProblem
+from qra_bo.space import Allocation, uniform
+from qra_bo.study.engine import Engine, RunOutcome
+from qra_bo.study.executor import InProcessExecutor, OracleSpec, SubprocessExecutor
+from qra_bo.study.journal import checksum, read_journal
+from qra_bo.study.options import Delivery, FinalTask
+from qra_bo.study.results import load_study, write_best
+from qra_bo.study.runner import SearcherError
+from tests.study.oracles import PlantedOracle
+from tests.study.problem import BUDGET, EQUIVALENT, Walk, comparable, deliver, make_config, make_parts, predict_bytes
+
+
+def run(folder: Path, parts: Mapping[str, Any] | None = None, **changes: Any) -> RunOutcome:
+    return Engine(make_config(folder, **changes), make_parts(**{"finalise": deliver, **(parts or {})})).run()
+
+
+@pytest.fixture(scope="module", name="whole")
+def make_whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RunOutcome]:
+    """An undisturbed run."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, run(folder)
+
+
+def keys(folder: Path) -> list[str]:
+    return [e["key"] for e in read_journal(folder / "trials.jsonl").events if e["event"] == "evaluation"]
+
+
+def test_a_run_does_everything_in_order_and_fits(whole: tuple[Path, RunOutcome]) -> None:
+    folder, outcome = whole
+    study = outcome.study
+    stages = list(dict.fromkeys(e.stage for e in study.evaluations))
+    assert stages == ["calibration", "baseline", "reference", "evolution", "confirmation", "ranking_check"]
+    assert study.lr_scale == 2.0  # where the planted loss is least
+    assert all(e.predicted_bytes <= BUDGET for e in study.evaluations if e.stage != "reference")
+    assert {e.request.lr_scale for e in study.evaluations if e.stage != "calibration"} == {2.0}
+    assert {e.request.split for e in study.evaluations if e.stage == "confirmation"} == {"test"}
+    assert study.search_cost.tokens >= 24 * EQUIVALENT
+    before_last = [e for e in study.evaluations if e.stage == "evolution"][-1]
+    assert study.search_cost.tokens - before_last.measurement.training_tokens - 10 < 24 * EQUIVALENT
+    assert outcome.exit_status == 0
+    assert len(keys(folder)) == len(set(keys(folder)))
+
+
+def test_best_json_has_the_fields_of_the_contract(whole: tuple[Path, RunOutcome]) -> None:
+    best = json.loads((whole[0] / "best.json").read_text())
+    assert best == json.loads(json.dumps(whole[1].best))
+    assert {"schema_version", "model", "granularity", "units", "bits", "ranks", "formats", "alpha_over_rank", "init",
+            "oracle", "winner_kind", "loss", "loss_se", "fidelity", "metric", "search_loss", "versus_best_uniform",
+            "memory", "baselines", "cost", "provenance"} <= best.keys()
+    assert {"version", "git", "seed", "train_seeds", "data_sha256", "config_sha256", "packages", "device", "dtype",
+            "threads"} == best["provenance"].keys()
+    assert best["baselines"][0]["name"] == "uniform-4bit-r4"
+    assert best["baselines"][-2] == {"name": "uniform-16bit-r16", "bits": 16, "ranks": 16, "format": "fp16",
+                                     "loss": pytest.approx(3.965, abs=.001), "feasible": False,
+                                     "predicted_bytes": predict_bytes(uniform(4, "fp16", 16))}
+    assert best["fidelity"] == "proxy"  # no model was trained
+    assert best["memory"]["measured_bytes"] == 1
+    assert best["provenance"]["train_seeds"] == [11, 21, 22, 23]
+    assert write_best(whole[0]) == best  # from the journal alone
+
+
+def test_the_same_again_repeats_nothing(whole: tuple[Path, RunOutcome]) -> None:
+    folder, outcome = whole
+    before = (folder / "trials.jsonl").read_bytes()
+    forbidden = PlantedOracle()
+    forbidden.evaluate = forbidden.describe = None  # type: ignore[assignment,method-assign]
+    again = run(folder, {"executor": InProcessExecutor(forbidden)})
+    assert (folder / "trials.jsonl").read_bytes() == before
+    assert again.best == outcome.best
+
+
+def test_a_fresh_run_gives_the_same(whole: tuple[Path, RunOutcome], tmp_path: Path) -> None:
+    assert comparable(run(tmp_path).best) == comparable(whole[1].best)
+    assert keys(tmp_path) == keys(whole[0])
+
+
+@pytest.mark.parametrize("share", [0.0, .03, .1, .15, .3, .45, .6, .72, .78, .9, .99])
+def test_cut_anywhere_and_resumed_it_ends_the_same(whole: tuple[Path, RunOutcome], tmp_path: Path,
+                                                   share: float) -> None:
+    raw = (whole[0] / "trials.jsonl").read_bytes()
+    (tmp_path / "trials.jsonl").write_bytes(raw[:round(share * len(raw))])
+    assert comparable(run(tmp_path).best) == comparable(whole[1].best)
+    assert keys(tmp_path) == keys(whole[0])
+    assert {m.split("(")[0] for m in _warnings(tmp_path)} <= {"the last line of trials.jsonl was cut off "}
+
+
+def test_a_damaged_line_is_done_again_and_named(whole: tuple[Path, RunOutcome], tmp_path: Path) -> None:
+    lines = (whole[0] / "trials.jsonl").read_bytes().split(b"\n")
+    number = next(i for i, line in enumerate(lines) if b'"evolution"' in line and b'"high"' in line)
+    lines[number] = lines[number].replace(b'"state":"ok"', b'"state":"xx"')
+    (tmp_path / "trials.jsonl").write_bytes(b"\n".join(lines))
+    resumed = run(tmp_path)
+    assert sorted(keys(tmp_path)) == sorted(keys(whole[0]))
+    assert resumed.winner == whole[1].winner
+    assert any(f"line {number + 1} of trials.jsonl is damaged" in m for m in _warnings(tmp_path))
+    assert load_study(tmp_path).last["end"]["best"] == resumed.winner.fingerprint
+
+
+def test_more_effort_extends_a_finished_run(whole: tuple[Path, RunOutcome], tmp_path: Path) -> None:
+    config = {"model": {"name": "planted"}, "effort": {"name": "quick"}, "bits": [2, 4, 8]}
+    short = run(tmp_path, high_equivalents=12, effort="quick", config=config)
+    done = keys(tmp_path)
+    extended = run(tmp_path)
+    assert keys(tmp_path)[:len(done)] == done
+    assert len(set(keys(tmp_path))) == len(keys(tmp_path))
+    assert set(keys(whole[0])) <= set(keys(tmp_path))
+    assert extended.winner == whole[1].winner
+    assert short.best["effort"] == "quick"
+    assert extended.best["effort"] == "normal"
+    assert len([e for e in load_study(tmp_path).evaluations if e.stage == "evolution"]) == 23
+    again = run(tmp_path)
+    assert again.best == extended.best
+
+
+def test_an_extension_adds_the_anchors_that_were_left_out(whole: tuple[Path, RunOutcome], tmp_path: Path) -> None:
+    run(tmp_path, high_equivalents=8, anchors=2)
+    first = [e.allocation for e in load_study(tmp_path).baselines]
+    assert first[:2] == [uniform(4, "ref4", 4), Allocation(("ref4",) * 4, (4, 4, 5, 5))]
+    extended = run(tmp_path)
+    names = {b["name"] for b in extended.best["baselines"]}
+    assert names == {b["name"] for b in whole[1].best["baselines"]}
+    longer = run(tmp_path, high_equivalents=30)
+    assert longer.best["cost"]["search_equivalents"] >= 30
+
+
+class Recorder(Walk):
+    """Keeps the last made, so that a test sees what it was told."""
+
+    made: "Recorder"
+
+    def __init__(self, problem: SearchProblem) -> None:
+        super().__init__(problem)
+        Recorder.made = self
+
+
+def test_the_searcher_is_told_anchors_and_failures_in_its_own_units(tmp_path: Path) -> None:
+    faults = tmp_path / "faults"
+    faults.mkdir()
+    oracle = PlantedOracle(faults={"12": "raise", "13": "memory"}, folder=str(faults))
+    outcome = run(tmp_path / "run", {"executor": InProcessExecutor(oracle), "searcher": Recorder})
+    told = Recorder.made.told
+    assert {e.request.lr_scale for e in told} == {1.0}
+    assert [e.stage for e in told[:5]] == ["baseline"] * 5
+    states = [e.measurement.state for e in told]
+    assert states.count(TrialState.FAILED) == states.count(TrialState.OOM) == 1
+    failed = next(e for e in outcome.study.evaluations if e.measurement.state is TrialState.FAILED)
+    assert failed.measurement.training_tokens == round(EQUIVALENT * failed.request.steps / 8)  # charged in full
+    assert outcome.study.states == {"ok": len(outcome.study.evaluations) - 2, "oom": 1, "diverged": 0, "failed": 1}
+
+
+def test_a_run_survives_dying_and_hanging_workers(whole: tuple[Path, RunOutcome], tmp_path: Path) -> None:
+    faults = tmp_path / "faults"
+    faults.mkdir()
+    spec = OracleSpec("tests.study.oracles:make", {"faults": {"10": "kill", "14": "hang", "18": "exit"},
+                                                   "folder": str(faults)})
+    outcome = run(tmp_path / "run", {"executor": SubprocessExecutor(spec, 1.0)})
+    assert outcome.study.states["failed"] == 3
+    assert outcome.exit_status == 0
+    messages = [e.measurement.message for e in outcome.study.evaluations if not e.ok]
+    assert ["SIGKILL" in messages[0], "silent" in messages[1], "exit status 3" in messages[2]] == [True] * 3
+
+
+def test_a_loss_that_is_not_a_number_is_a_divergence(tmp_path: Path) -> None:
+    class Sick(PlantedOracle):
+        def evaluate(self, request: Any, progress: Any) -> Any:
+            m = super().evaluate(request, progress)
+            sick = set(request.allocation.formats) == {"ref2"}
+            return type(m)(m.state, float("nan") if sick else m.loss, m.loss_se, ((1, float("inf")), *m.curve),
+                           *[getattr(m, f) for f in ("new_steps", "training_tokens", "forward_tokens")], None, .1) \
+                if sick else m
+
+    outcome = run(tmp_path, {"executor": InProcessExecutor(Sick())})
+    sick = [e for e in outcome.study.evaluations if e.measurement.state is TrialState.DIVERGED]
+    assert sick
+    assert all(e.loss is None and len(e.measurement.curve) == 1 for e in sick)
+
+
+def test_when_every_anchor_fails_the_run_says_why(tmp_path: Path) -> None:
+    class Broken(PlantedOracle):
+        def evaluate(self, request: Any, progress: Any) -> Any:
+            raise RuntimeError("no kernel image")
+
+    with pytest.raises(QRABOError, match=r"calibration.*failed: RuntimeError: no kernel image"):
+        run(tmp_path / "a", {"executor": InProcessExecutor(Broken())})
+    with pytest.raises(QRABOError, match=r"every uniform anchor failed.*no kernel image"):
+        run(tmp_path / "b", {"executor": InProcessExecutor(Broken())}, lr_scales=(1.0,))
+    assert json.loads((tmp_path / "b" / "status.json").read_text())["state"] == "failed"
+
+
+class Stubborn(Walk):
+    """Proposes one thing for ever."""
+
+    proposal = Proposal(Allocation(("ref2", "ref4", "ref2", "ref4"), (1, 2, 1, 2)), Fidelity.HIGH, "evolution")
+
+    def ask(self, n: int) -> list[Proposal]:
+        return [self.proposal]
+
+
+@pytest.mark.parametrize(("allocation", "fidelity", "stage", "message"), [
+    (Stubborn.proposal.allocation, Fidelity.HIGH, "evolution", "of which it had been told"),
+    (uniform(4, "ref4", 4), Fidelity.HIGH, "evolution", "of which it had been told"),
+    (uniform(4, "ref8", 8), Fidelity.HIGH, "evolution", "over the budget"),
+    (uniform(4, "ref2", 3), Fidelity.HIGH, "evolution", "off the ladders"),
+    (uniform(4, "ref2", 2), Fidelity.HIGH, "baseline", "a stage of the engine")])
+def test_a_searcher_that_breaks_its_contract_is_stopped(tmp_path: Path, allocation: Allocation, fidelity: Fidelity,
+                                                        stage: str, message: str) -> None:
+    class Bad(Stubborn):
+        proposal = Proposal(allocation, fidelity, stage)
+
+    with pytest.raises(SearcherError, match=message):
+        run(tmp_path, {"searcher": Bad})
+
+
+def test_a_searcher_that_stops_ends_the_search(tmp_path: Path) -> None:
+    class Done(Walk):
+        def ask(self, n: int) -> list[Proposal]:
+            return []
+
+    outcome = run(tmp_path, {"searcher": Done})
+    assert outcome.best["winner_kind"] == "uniform"
+    assert outcome.best["versus_best_uniform"] == {"mean": 0.0, "low": 0.0, "high": 0.0, "train_seeds": 3}
+    assert len([e for e in outcome.study.evaluations if e.stage == "confirmation"]) == 3  # each seed once
+
+
+def test_a_mixed_winner_is_confirmed(tmp_path: Path) -> None:
+    class Best(Walk):
+        """The unit that suffers most at 4 bits gets 8, the least suffering pay."""
+
+        def ask(self, n: int) -> list[Proposal]:
+            a = Allocation(("ref8", "ref4", "ref2", "ref4"), (2, 2, 4, 2))
+            return [] if a in self._seen else [Proposal(a, Fidelity.HIGH, "evolution")]
+
+    outcome = run(tmp_path, {"searcher": Best})
+    mixed = outcome.best["winner_kind"] == "mixed"
+    assert mixed == (outcome.best["versus_best_uniform"]["mean"] < 0)
+    confirmation = outcome.study.last["confirmation"]
+    differences = [c - r for c, r in zip(confirmation["candidate_losses"], confirmation["reference_losses"],
+                                         strict=True)]
+    assert confirmation["mean"] == pytest.approx(sum(differences) / 3)
+    assert confirmation["winner_kind"] == ("mixed" if sum(differences) < 0 else "uniform")
+
+
+def test_another_configuration_is_refused_and_nothing_written(whole: tuple[Path, RunOutcome]) -> None:
+    folder = whole[0]
+    before = {p.name: p.read_bytes() for p in folder.iterdir() if p.name != ".lock"}
+    config = {"model": {"name": "other"}, "effort": {"name": "normal"}, "bits": [2, 4, 8]}
+    with pytest.raises(JournalError, match=r"model\.name was 'planted' and is 'other'"):
+        run(folder, config=config)
+    assert {p.name: p.read_bytes() for p in folder.iterdir() if p.name != ".lock"} == before
+
+
+def test_other_data_under_the_same_name_is_refused_and_new_packages_are_told(whole: tuple[Path, RunOutcome],
+                                                                             tmp_path: Path) -> None:
+    lines = (whole[0] / "trials.jsonl").read_bytes().split(b"\n")
+    provenance = json.loads(lines[1])
+    provenance["packages"]["numpy"] = "1.0"
+    provenance["crc"] = checksum(provenance)
+    (tmp_path / "trials.jsonl").write_bytes(b"\n".join([lines[0], json.dumps(provenance).encode(), *lines[2:20], b""]))
+    with pytest.raises(JournalError, match="data_sha256 was 'd0' and is 'd1'"):
+        run(tmp_path, {"executor": InProcessExecutor(PlantedOracle(data="d1"))})
+    run(tmp_path)
+    assert any("numpy 1.0 ->" in m for m in _warnings(tmp_path))
+
+
+def test_a_program_that_asks_otherwise_is_refused(whole: tuple[Path, RunOutcome], tmp_path: Path) -> None:
+    class Other(Walk):
+        def __init__(self, problem: SearchProblem) -> None:
+            super().__init__(problem.with_seed(1))
+
+    raw = (whole[0] / "trials.jsonl").read_bytes()
+    (tmp_path / "trials.jsonl").write_bytes(raw[:len(raw) // 2])
+    with pytest.raises(JournalError, match="its next evaluation is"):
+        run(tmp_path, {"searcher": Other})
+
+
+def test_max_hours_ends_the_search_and_says_so_and_more_goes_on(whole: tuple[Path, RunOutcome], tmp_path: Path) -> None:
+    short = run(tmp_path, max_hours=1e-9)
+    assert not [e for e in short.study.evaluations if e.stage == "evolution"]
+    assert any("max_hours=1e-09" in m for m in _warnings(tmp_path))
+    raw = (tmp_path / "trials.jsonl").read_bytes()
+    run(tmp_path, max_hours=1e-9)
+    assert (tmp_path / "trials.jsonl").read_bytes() == raw
+    longer = run(tmp_path, max_hours=1.0)
+    assert longer.winner == whole[1].winner
+    assert set(keys(tmp_path)) >= set(keys(whole[0]))
+
+
+def test_the_next_best_is_delivered_with_status_3(tmp_path: Path) -> None:
+    def second(task: FinalTask) -> Delivery:
+        return Delivery(task.ranked[1], 10, 3.6, .01, "adapter")
+
+    outcome = run(tmp_path, {"finalise": second})
+    assert outcome.exit_status == 3
+    assert outcome.winner == outcome.study.ranked[1].allocation
+    assert outcome.best["ranks"] == list(outcome.winner.ranks)
+    assert run(tmp_path, {"finalise": second}).exit_status == 3
+
+
+def test_without_confirmation_the_search_loss_is_reported(tmp_path: Path) -> None:
+    outcome = run(tmp_path, {"finalise": None}, confirm_seeds=(), ranking_top=0, references=())
+    assert outcome.best["metric"] == "validation_loss"
+    assert outcome.best["loss"] == outcome.best["search_loss"]
+    assert outcome.best["versus_best_uniform"] is None
+
+
+def test_listeners_hear_every_event_once_those_of_earlier_sessions_first(whole: tuple[Path, RunOutcome],
+                                                                         tmp_path: Path) -> None:
+    raw = (whole[0] / "trials.jsonl").read_bytes()
+    (tmp_path / "trials.jsonl").write_bytes(raw[:len(raw) // 3])
+    heard: list[Mapping[str, Any]] = []
+    run(tmp_path, {"listeners": (heard.append,)})
+    assert heard == list(read_journal(tmp_path / "trials.jsonl").events)
+
+
+def test_front_and_ranking_follow_from_the_points(whole: tuple[Path, RunOutcome]) -> None:
+    study = whole[1].study
+    front: Sequence[Evaluation] = study.front
+    for e in front:
+        assert not any(o.predicted_bytes <= e.predicted_bytes and (o.loss or 0) < (e.loss or 0) for o in study.points)
+    assert study.ranked[0] == study.incumbent
+    assert study.incumbent in front
+
+
+def test_best_json_of_an_unfinished_run_is_an_error(whole: tuple[Path, RunOutcome], tmp_path: Path) -> None:
+    raw = (whole[0] / "trials.jsonl").read_bytes()
+    (tmp_path / "trials.jsonl").write_bytes(raw[:len(raw) // 2])
+    with pytest.raises(JournalError, match="not ended"):
+        write_best(tmp_path)
+
+
+def test_problems_of_configuration_are_found_before_anything_is_made(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="at least 2"):
+        make_config(tmp_path / "x", confirm_seeds=(5,))
+    assert not (tmp_path / "x").exists()
+
+
+def _warnings(folder: Path) -> list[str]:
+    return [e["message"] for e in read_journal(folder / "trials.jsonl").events if e["event"] == "warning"]
