@@ -10,7 +10,7 @@ from typing import Any, Literal
 from qra_bo.oracle.data.options import DataConfig
 
 LR_EXPONENTS = {"constant": 0.0, "inverse_sqrt": 0.5, "inverse": 1.0}
-NOT_OF_THE_RESULT = ("task", "effort", "max_hours", "out", "resume", "display", "allocation")
+NOT_OF_THE_RESULT = ("task", "effort", "max_hours", "out", "resume", "display", "allocation", "worker")
 """Keys that may differ between a run and its continuation: they bound or show it and change no evaluation."""
 
 
@@ -21,6 +21,8 @@ class EffortConfig:
     name: str
     high_equivalents: int
     anchors: int | None
+    references: bool
+    ranking_top: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +113,17 @@ class CalibrateConfig:
 
 @dataclass(frozen=True, slots=True)
 class ConfirmConfig:
-    """Unseen training seeds that confirm the winner against the best uniform choice."""
+    """Unseen training seeds of the confirmation; how many times as long rankings are checked."""
 
     seeds: int
+    ranking_factor: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerConfig:
+    """Longest silence of the worker process, in seconds, before it counts as hung (``None``: never)."""
+
+    deadline_seconds: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +165,7 @@ class RunConfig:
     calibrate: CalibrateConfig
     confirm: ConfirmConfig
     final: FinalConfig
+    worker: WorkerConfig
 
     @property
     def model_name(self) -> str:

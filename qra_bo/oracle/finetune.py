@@ -15,6 +15,7 @@ from qra_bo.oracle.bank import LayerBank
 from qra_bo.oracle.checkpoints import Checkpoint, CheckpointStore
 from qra_bo.oracle.data.batches import batches
 from qra_bo.oracle.data.records import DataSplits, TokenBlocks
+from qra_bo.oracle.manifest import write_manifest
 from qra_bo.oracle.measure import assemble, measure_damage, measure_gain, unit_choice
 from qra_bo.oracle.memory_probe import MemoryProbe
 from qra_bo.oracle.optimizer import UnitwiseAdamW
@@ -116,43 +117,61 @@ class FinetuneOracle:
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
 
-    def finalise(self, allocation: Allocation, steps: int, train_seed: int, lr_scale: float, out: Path,
-                 progress: Progress) -> dict[str, Any]:
-        """The final fine-tune: train on a schedule of ``steps``, save ``adapter/`` and a probe of the logits.
+    def measure_peak(self, allocation: Mapping[str, Any], train_seed: int, progress: Progress) -> dict[str, Any]:
+        """Measured bytes of an allocation in the configured scope, from two real training steps; nothing is kept."""
+        chosen = Allocation.from_json(allocation)
+        try:
+            self.build(chosen, train_seed)
+            optimizer = self.optimizer(chosen, 1.0)
+            probe = MemoryProbe(self.device, self.model, optimizer, self.bank, self.settings.scope)
+            train, settings = self.data.train, self.settings.train
+            order = batches(len(train.input_ids), settings.batch, 2, train_seed)
+            for step in range(2):
+                with probe.watch(step):
+                    train_steps(self.model, optimizer, train.input_ids, train.labels, order, step, step + 1, 2,
+                                settings, self.device)
+                progress("measure", step + 1, 2)
+        finally:
+            detach(self.model)
+        return {"measured_bytes": probe.bytes}
+
+    def finalise(self, allocation: Mapping[str, Any], steps: int | None, epochs: float, train_seed: int,
+                 lr_scale: float, out: str, model_cfg: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+        """The final fine-tune: train on a schedule of its own, save adapter, manifest and a probe of the logits.
 
         Args:
-            allocation: The winner.
-            steps: Optimiser steps; 0 means one pass over the training split.
+            allocation: The winner, as JSON.
+            steps: Optimiser steps; ``None`` leaves it to ``epochs``.
+            epochs: Passes over the training split.
             train_seed: Seed of data order and initialisation.
             lr_scale: Calibrated factor on the learning rate.
             out: Folder of the run.
+            model_cfg: Configuration of the base model, for the manifest.
             progress: Told after every step.
 
         Returns:
-            The ``final`` event of the journal.
+            Steps, test loss with its standard error, and tokens.
 
         Raises:
             OracleError: If the training did not end well.
         """
-        steps = steps or self.steps_of_epochs(1.0)
-        request = EvaluationRequest(allocation, steps, steps, train_seed, "test", lr_scale)
+        chosen, folder = Allocation.from_json(allocation), Path(out)
+        total = steps or max(1, round(epochs * len(self.data.train) / self.settings.train.batch))
+        request = EvaluationRequest(chosen, total, total, train_seed, "test", lr_scale)
         try:
             measured = self._evaluate(request, progress, time.monotonic(), _Spent())
-            adapter = out / "adapter"
-            self.peft.save_pretrained(str(adapter), safe_serialization=True, save_embedding_layers=False)
-            save_probe(self.model, self.data.test, out / PROBE, self.device)
+            self.peft.save_pretrained(str(folder / "adapter"), safe_serialization=True, save_embedding_layers=False)
+            ranks = {linear.name: rank for unit, rank in zip(self.units, chosen.ranks, strict=True)
+                     for linear in unit.linears}
+            write_manifest(folder, self.bank, ranks, self.settings.adapter.alpha_over_rank, dict(model_cfg),
+                           packed=self.device.type == "cuda")
+            save_probe(self.model, self.data.test, folder / PROBE, self.device)
         except (DivergedError, torch.OutOfMemoryError) as error:
             raise OracleError(f"the final fine-tune did not end well: {error}") from error
         finally:
             detach(self.model)
-        return {"event": "final", "allocation": allocation.to_json(), "steps": steps, "train_seed": train_seed,
-                "lr_scale": lr_scale, "loss": measured.loss, "loss_se": measured.loss_se, "split": "test",
-                "training_tokens": measured.training_tokens, "seconds": measured.seconds,
-                "measured_bytes": measured.measured_bytes, "adapter": "adapter"}
-
-    def steps_of_epochs(self, epochs: float) -> int:
-        """Optimiser steps of that many passes over the training split."""
-        return max(1, round(epochs * len(self.data.train) / self.settings.train.batch))
+        return {"steps": total, "loss": measured.loss, "loss_se": measured.loss_se,
+                "training_tokens": measured.training_tokens}
 
     def close(self) -> None:
         self.bank.restore_dense()
