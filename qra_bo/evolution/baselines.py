@@ -18,6 +18,7 @@ from qra_bo.space.neighbourhood import neighbours_within
 
 _TRIES = 200
 _FURTHEST = 3
+_MOST = 5000
 
 
 class _Baseline(ABC):
@@ -89,7 +90,7 @@ class HillClimb(_Baseline):
     def _around(self, centre: IntArray) -> Iterator[IntArray]:
         for radius in range(2, _FURTHEST + 1):
             rows = neighbours_within(self._problem.space, centre, radius, costs=self._problem.costs,
-                                     budget_bytes=self._problem.budget_bytes, rng=self._rng)
+                                     budget_bytes=self._problem.budget_bytes, rng=self._rng, cap=_MOST)
             yield from self._rng.permutation(rows)
 
 

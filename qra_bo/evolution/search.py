@@ -83,7 +83,7 @@ class EvolutionarySearch:
         self._rng = problem.rng("evolution")
         self._explore = Fidelity.HIGH if problem.low_steps is None else Fidelity.LOW
         self._archive = Archive(problem)
-        self._phase, self._generation = _Phase.BREED, 0
+        self._phase, self._generation, self._exhausted = _Phase.BREED, 0, False
         self._parents: tuple[IntArray, IntArray, FloatArray] | None = None
         self._queue: list[tuple[IntArray, Fidelity]] = []
         self._scale: tuple[FloatArray, FloatArray] | None = None

@@ -128,18 +128,28 @@ class _Ball:
     def draw(self, n: int, nearest: int, furthest: int, rng: np.random.Generator) -> IntArray:
         """``n`` rows, uniform over all that are ``nearest`` to ``furthest`` edits away, with repeats."""
         single, rest = self._ways(furthest)
-        shells = np.arange(nearest, furthest + 1)
+        shells, d = np.arange(nearest, furthest + 1), len(self.row)
         left = rng.choice(shells, size=n, p=rest[0, shells] / rest[0, shells].sum())
-        rows = np.repeat(self.row[None, :], n, axis=0)
-        for i in range(len(self.row)):
-            # Steps t of this coordinate have probability single[t] * rest[left - t] / rest'[left].
-            steps = np.arange(furthest + 1)
-            remaining = left[:, None] - steps
-            weight = np.where(remaining >= 0, single[i] * rest[i + 1][np.maximum(remaining, 0)], 0.0)
-            cumulative = np.cumsum(weight, axis=1)
-            taken = (rng.random(n)[:, None] * cumulative[:, -1:] >= cumulative).sum(axis=1)
-            up_allowed, down_allowed = self.row[i] + taken <= self.top[i], self.row[i] >= taken
-            up = np.where(up_allowed & down_allowed, rng.random(n) < 0.5, up_allowed)
-            rows[:, i] += np.where(up, taken, -taken)
-            left = left - taken
+        rows, first = np.repeat(self.row[None, :], n, axis=0), np.zeros(n, dtype=np.int64)
+        # moved[k, i, t]: ways to make k edits from coordinate i on that begin with t steps of i itself.
+        moved = np.zeros((furthest + 1, d, furthest + 1))
+        for k in range(1, furthest + 1):
+            moved[k, :, 1:k + 1] = single[:, 1:k + 1] * rest[1:, k - 1::-1][:, :k]
+        until = np.concatenate([np.zeros((furthest + 1, 1)), np.cumsum(moved.sum(axis=2), axis=1)], axis=1)
+        while (active := np.flatnonzero(left)).size:
+            ahead = left[active]
+            aim = until[ahead, first[active]]
+            aim = aim + rng.random(len(active)) * (until[ahead, -1] - aim)
+            coordinate = np.empty_like(active)
+            for number in np.unique(ahead):
+                same = ahead == number
+                coordinate[same] = np.searchsorted(until[number], aim[same], side="right") - 1
+            cumulative = np.cumsum(moved[ahead, coordinate], axis=1)
+            taken = (rng.random(len(active))[:, None] * cumulative[:, -1:] >= cumulative).sum(axis=1)
+            here = self.row[coordinate]
+            up_allowed, down_allowed = here + taken <= self.top[coordinate], here >= taken
+            up = np.where(up_allowed & down_allowed, rng.random(len(active)) < 0.5, up_allowed)
+            rows[active, coordinate] += np.where(up, taken, -taken)
+            left[active] -= taken
+            first[active] = coordinate + 1
         return rows

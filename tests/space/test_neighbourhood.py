@@ -63,7 +63,7 @@ def test_sampled_rows_are_uniform_over_the_shells() -> None:
     row = np.array([1, 1, 0, 0])
     outer = as_set(rows[(distance(rows, row) >= 2) & (distance(rows, row) <= 3)])
     counts = dict.fromkeys(outer, 0)
-    n_near, draws = int((distance(rows, row) == 1).sum()), 4000
+    n_near, draws = int((distance(rows, row) == 1).sum()), 1500
     rng = np.random.default_rng(3)
     for _ in range(draws):
         found = neighbours_within(space, row, 3, costs=costs, budget_bytes=NO_LIMIT, cap=n_near + 1, rng=rng)
