@@ -16,8 +16,8 @@ RULE = ("a size is a positive number with a unit, such as 10GB (10^9 bytes), 10G
         "integer of bytes, auto, or uniform:BITS,RANK such as uniform:4,16")
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
           "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([a-z]*)")
-_UNIFORM = re.compile(r"uniform: ?(\d+) ?, ?(\d+)")
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([a-z]*)")
+_UNIFORM = re.compile(r"uniform: ?([0-9]+) ?, ?([0-9]+)")
 
 
 def parse_size(text: str | int) -> int:

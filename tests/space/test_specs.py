@@ -93,7 +93,8 @@ def test_other_decoders_are_walked_too() -> None:
     spec = spec_from_hf_config(AutoConfig.for_model("phi", **small, pad_token_id=0))
     assert [(linear.group, linear.fused) for linear in spec.linears[:6]] == [
         ("attn", "qkv"), ("attn", "qkv"), ("attn", "qkv"), ("attn", "o"), ("mlp", "gateup"), ("mlp", "down")]
-    assert spec.n_layers == 2 and spec.n_kv_heads == 2 and all(linear.bias for linear in spec.linears)
+    assert (spec.n_layers, spec.n_kv_heads) == (2, 2)
+    assert all(linear.bias for linear in spec.linears)
 
 
 def test_bad_numbers_and_models_are_refused() -> None:

@@ -1,0 +1,100 @@
+"""Real training steps of small random models, followed by the tracker: what the memory model is held to."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from qra_bo.memory.formats import parse_format
+from qra_bo.memory.model import MemoryModel, TrainShape
+from qra_bo.memory.tracker import PeakTracker
+from qra_bo.oracle.adapters import AdapterSettings, adapter_parameters, attach
+from qra_bo.oracle.attention import use_fast_attention
+from qra_bo.oracle.loss import token_losses
+from qra_bo.oracle.optimizer import AdamWSettings, UnitwiseAdamW
+from qra_bo.oracle.quantizers.registry import backend_of
+from qra_bo.space import Allocation, DecoderSpec, Ladder, SearchSpace, make_units
+from qra_bo.space.specs import spec_from_model
+
+DTYPES = {2: torch.bfloat16, 4: torch.float32}
+BASE: dict[str, Any] = dict(hidden_size=128, intermediate_size=320, num_hidden_layers=3, num_attention_heads=4,
+                            num_key_value_heads=2, head_dim=32, vocab_size=512, tie_word_embeddings=True,
+                            pad_token_id=0, use_cache=False)
+
+
+def config_of(family: str, **changes: Any) -> Any:
+    values = {**BASE, **changes}
+    if family == "gpt_neox":
+        values["num_key_value_heads"] = values["num_attention_heads"]
+    return AutoConfig.for_model(family, **values)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One measured step."""
+
+    spec: DecoderSpec
+    space: SearchSpace
+    base: int
+    phases: tuple[int, int, int]
+
+    @property
+    def peak(self) -> int:
+        return max(self.phases)
+
+
+def run_step(config: Any, shape: TrainShape, formats: tuple[str, ...], ranks: tuple[int, ...],
+             granularity: str = "layer") -> Step:
+    """Two optimiser steps of a real model under an allocation; the second is followed."""
+    dtype = DTYPES[shape.compute_dtype_bytes]
+    with torch.random.fork_rng():
+        torch.random.default_generator.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config).to(dtype)
+        ids = torch.randint(1, config.vocab_size, (shape.batch, shape.length))
+    model.requires_grad_(False)
+    use_fast_attention(model, torch.device("cpu"), dtype)
+    spec = spec_from_model(model)
+    units = make_units(spec, granularity)
+    ladder = sorted({f: parse_format(f) for f in formats}.values(), key=lambda f: (f.bits, f.name))
+    space = SearchSpace(units, tuple(ladder), Ladder("ranks", tuple(sorted(set(ranks)))))
+    for unit, name in zip(units, formats, strict=True):
+        for linear in unit.linears:
+            fmt = parse_format(name)
+            parent, _, child = linear.name.rpartition(".")
+            dense = model.get_submodule(linear.name)
+            setattr(model.get_submodule(parent), child,
+                    backend_of(fmt).quantize(dense, fmt, dtype, torch.device("cpu")))
+    attach(model, {m.name: r for u, r in zip(units, ranks, strict=True) for m in u.linears}, AdapterSettings(), 0,
+           dtype)
+    if shape.checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    pairs = adapter_parameters(model)
+    groups = [({f"{m.name}.{k}": p for m in u.linears for k, p in pairs[m.name].items()}, 1e-3) for u in units]
+    optimizer = UnitwiseAdamW(groups, AdamWSettings())
+    model.train()
+
+    def step(tracker: PeakTracker) -> tuple[int, int, int]:
+        total, count = token_losses(model, ids, ids, shape.logits_chunk)
+        forward = tracker.peak_bytes
+        tracker.reset_peak()
+        total.backward()
+        backward = tracker.peak_bytes
+        tracker.reset_peak()
+        optimizer.step(1.0, 1.0 / count)
+        return forward, backward, tracker.peak_bytes
+
+    step(PeakTracker())
+    with PeakTracker() as tracker:
+        tracker.track_existing(model)
+        tracker.track(t for inner in optimizer._optimizers for state in inner.state.values() for t in state.values())
+        tracker.track(t for masters in optimizer._masters for t in masters)
+        base = tracker.live_bytes
+        phases = step(tracker)
+    return Step(spec, space, base, phases)
+
+
+def predicted(step: Step, shape: TrainShape, formats: tuple[str, ...], ranks: tuple[int, ...]) -> int:
+    """Peak bytes by the model, for the same allocation."""
+    row = step.space.encode(Allocation(formats, ranks))
+    return int(MemoryModel(step.spec, shape).table(step.space).totals(row[None, :])[0])

@@ -1,0 +1,131 @@
+"""Sizes, budgets and feasibility."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qra_bo.errors import BudgetError, ConfigError
+from qra_bo.memory import MemoryModel, TrainShape
+from qra_bo.memory.budget import (
+    Budget,
+    check_budget,
+    describe,
+    format_size,
+    free_bytes,
+    largest,
+    parse_budget,
+    parse_size,
+    resolve_budget,
+    smallest,
+)
+from qra_bo.space import Allocation, DecoderSpec
+from tests.memory.spaces import TINY, space_of
+
+MODEL = MemoryModel(TINY, TrainShape(2, 32))
+
+
+@pytest.mark.parametrize(("text", "size"), [
+    ("10GB", 10**10), ("10 GB", 10**10), ("10gb", 10**10), (" 10GiB ", 10 * 2**30), ("512MB", 512 * 10**6),
+    ("512mib", 2**29), ("1.5GB", 1_500_000_000), ("0.1GB", 10**8), ("7", 7), (123456, 123456), ("2TB", 2 * 10**12),
+    ("64KiB", 65536), ("100B", 100)])
+def test_sizes(text: str | int, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["-1GB", "ten", "0", "NaN", "inf", "", "GB", "10  GB", "10 G B", "1e9", "1.5", "10GBs",
+                                  "0GB", "0.0000001kB", "1,5GB", "0x10", True, "uniform:4,4", "auto"])
+def test_what_is_not_a_size_is_refused_with_the_rule(text: str) -> None:
+    with pytest.raises(BudgetError, match="a size is a positive number with a unit"):
+        parse_size(text)
+
+
+UNITS = {"": 1, "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
+         "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+
+
+@given(number=st.integers(1, 10**6), unit=st.sampled_from(sorted(UNITS)), space=st.sampled_from(["", " "]),
+       upper=st.booleans())
+def test_every_size_written_by_the_rules_is_read_exactly(number: int, unit: str, space: str, upper: bool) -> None:
+    text = f"{number}{space if unit else ''}{unit}"
+    assert parse_size(text.upper() if upper else text) == number * UNITS[unit]
+
+
+@given(st.text(max_size=12))
+def test_any_text_is_a_size_or_a_user_error(text: str) -> None:
+    try:
+        size = parse_size(text)
+    except BudgetError as error:
+        message = str(error)
+    else:
+        message = repr(text) if size >= 1 else ""
+    assert repr(text) in message
+
+
+def test_budgets() -> None:
+    assert parse_budget("auto").auto
+    assert parse_budget("Uniform:4, 16") == Budget("Uniform:4, 16", None, 4, 16)
+    assert parse_budget("8GB").size == 8 * 10**9
+    for text in ("uniform:4", "uniform:4,0", "uniform:a,b", "uniform"):
+        with pytest.raises(BudgetError, match="is not a budget"):
+            parse_budget(text)
+    with pytest.raises(ConfigError, match="5 bits"):
+        parse_budget("uniform:5,4")
+
+
+def test_resolving() -> None:
+    space = space_of()
+    assert resolve_budget("3MB", MODEL, space) == 3_000_000
+    on_ladder = Allocation(("nf4",) * 4, (4,) * 4)
+    assert resolve_budget("uniform:4,4", MODEL, space) == \
+        int(MODEL.table(space).totals(space.encode(on_ladder)[None, :])[0])
+    assert resolve_budget("uniform:16,3", MODEL, space) > resolve_budget("uniform:8,3", MODEL, space)
+    stored = MemoryModel(TINY, TrainShape(2, 32), "stored")
+    assert resolve_budget("uniform:4,4", stored, space) < resolve_budget("uniform:4,4", MODEL, space)
+    assert resolve_budget("auto", MODEL, space, free=10**9, headroom=10**8) == 9 * 10**8
+    with pytest.raises(BudgetError, match="headroom"):
+        resolve_budget("auto", MODEL, space, free=10**8, headroom=10**9)
+    with pytest.raises(BudgetError, match="name a size"):
+        resolve_budget("auto", MODEL, space)
+
+
+def test_free_memory_of_this_machine() -> None:
+    assert free_bytes("cpu") > 10**6
+
+
+SMALL = DecoderSpec(TINY.name, TINY.family, tuple(m for m in TINY.linears if m.layer < 2), 2, TINY.hidden_size,
+                    TINY.intermediate_size, TINY.n_heads, TINY.n_kv_heads, TINY.head_dim, TINY.vocab_size, TINY.tied,
+                    TINY.other_numel)
+
+
+@given(batch=st.integers(1, 3), length=st.sampled_from([2, 8, 64]), checkpointing=st.booleans(),
+       scope=st.sampled_from(["peak", "stored"]), compute=st.sampled_from([2, 4]))
+def test_smallest_and_largest_equal_brute_force(batch: int, length: int, checkpointing: bool, scope: str,
+                                                compute: int) -> None:
+    space = space_of(SMALL, "block", ("hqq2", "ref3", "nf4", "int8"), (1, 4))
+    table = MemoryModel(SMALL, TrainShape(batch, length, checkpointing, compute), scope).table(space)
+    rows = np.array([(*q, *r) for q in itertools.product(range(4), repeat=4)
+                     for r in itertools.product(range(2), repeat=4)])
+    totals = table.totals(rows)
+    for found, expected in ((smallest(table, space), totals.min()), (largest(table, space), totals.max())):
+        assert found[0] == expected
+        assert table.totals(space.encode(found[1])[None, :])[0] == expected
+
+
+def test_an_infeasible_budget_says_what_is_needed_and_what_gives_it() -> None:
+    space = space_of(formats=("hqq2", "nf4"), ranks=(2, 4))
+    table = MODEL.table(space)
+    need, least = smallest(table, space)
+    check_budget(need, table, space)
+    with pytest.raises(BudgetError, match=rf"{format_size(need)} \({describe(least, space)}, 4 units\)"):
+        check_budget(need - 1, table, space)
+    with pytest.raises(BudgetError, match=r"10 bytes \(a bare number means bytes\)"):
+        check_budget(10, table, space)
+
+
+def test_sizes_for_people() -> None:
+    assert [format_size(n) for n in (12, 1500, 74_300_000, 10**10)] == ["12 bytes", "1.5 kB", "74.3 MB", "10.00 GB"]
+    space = space_of(formats=("hqq2", "nf4"), ranks=(2, 4))
+    assert describe(Allocation(("hqq2", "nf4", "nf4", "nf4"), (2,) * 4), space) == "bits=2 to 4, rank=2"

@@ -1,0 +1,154 @@
+"""Properties and closed forms of the memory model; what it is held to on real steps is in test_traced.py."""
+
+import itertools
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qra_bo.errors import ConfigError
+from qra_bo.memory import MemoryModel, TrainShape
+from qra_bo.memory.formats import metadata_bytes, parse_format, weight_bytes
+from qra_bo.memory.model import KEYS
+from qra_bo.space import Allocation, CostTable, SearchSpace, uniform
+from tests.memory.spaces import LLAMA2_7B, SMOLLM2, TINY, space_of
+
+SHAPES = st.builds(TrainShape, batch=st.integers(1, 8), length=st.integers(2, 64), checkpointing=st.booleans(),
+                   compute_dtype_bytes=st.sampled_from([2, 4]), logits_chunk=st.sampled_from([0, 1, 16, 128]),
+                   device=st.sampled_from(["cpu", "cuda"]), stored_dtype_bytes=st.sampled_from([2, 4]))
+GRANULARITY = st.sampled_from(["layer", "block", "fused", "module"])
+
+
+def rows_of(data: st.DataObject, space: SearchSpace, n: int) -> np.ndarray:
+    seed = data.draw(st.integers(0, 2**32 - 1))
+    rng = np.random.default_rng(seed)
+    q = rng.integers(0, len(space.formats), (n, space.n_units))
+    return np.concatenate([q, rng.integers(0, len(space.ranks), (n, space.n_units))], axis=1)
+
+
+def total(model: MemoryModel, space: SearchSpace, allocation: Allocation) -> int:
+    return int(model.table(space).totals(space.encode(allocation)[None, :])[0])
+
+
+def by_hand(table: CostTable, row: np.ndarray) -> int:
+    n = table.shape[0]
+    picks = [(u, int(row[u]), int(row[n + u])) for u in range(n)]
+    return max(p.fixed + sum(int(p.unit[i]) for i in picks) + max(int(p.spike[i]) for i in picks)
+               for p in table.phases)
+
+
+@settings(max_examples=30, deadline=None)
+@given(shape=SHAPES, granularity=GRANULARITY, scope=st.sampled_from(["peak", "stored"]), data=st.data())
+def test_vectorised_totals_equal_scalar_ones_and_the_breakdown_adds_up(
+        shape: TrainShape, granularity: str, scope: str, data: st.DataObject) -> None:
+    space = space_of(granularity=granularity)
+    model = MemoryModel(TINY, shape, scope)
+    table, rows = model.table(space), rows_of(data, space, 5)
+    totals = table.totals(rows)
+    for row, predicted in zip(rows, totals, strict=True):
+        allocation = space.decode(row)
+        assert by_hand(table, row) == predicted
+        parts = model.breakdown(space, allocation)
+        assert tuple(parts) == KEYS
+        assert sum(parts.values()) == predicted
+        assert min(parts.values()) >= 0
+        assert model.peak_phase(space, allocation) in [p.name for p in table.phases]
+
+
+@settings(max_examples=30, deadline=None)
+@given(shape=SHAPES, granularity=GRANULARITY, data=st.data())
+def test_more_rank_batch_or_length_never_needs_less(shape: TrainShape, granularity: str, data: st.DataObject) -> None:
+    space = space_of(granularity=granularity)
+    rows = rows_of(data, space, 6)
+    model = MemoryModel(TINY, shape)
+    here = model.table(space).totals(rows)
+    higher = rows.copy()
+    higher[:, space.n_units:] = np.minimum(rows[:, space.n_units:] + 1, len(space.ranks) - 1)
+    assert (model.table(space).totals(higher) >= here).all()
+    for other in (replace(shape, batch=shape.batch + 1), replace(shape, length=shape.length + 7)):
+        assert (MemoryModel(TINY, other).table(space).totals(rows) >= here).all()
+
+
+@settings(max_examples=20, deadline=None)
+@given(shape=SHAPES, data=st.data())
+def test_more_bits_of_one_backend_never_need_less(shape: TrainShape, data: st.DataObject) -> None:
+    # Between backends the scratch of unpacking differs, so that one unit at fewer bits may need more at the peak.
+    space = space_of(formats=("ref2", "ref3", "ref4", "ref8"))
+    rows = rows_of(data, space, 6)
+    higher = rows.copy()
+    higher[:, :space.n_units] = np.minimum(rows[:, :space.n_units] + 1, 3)
+    for scope in ("peak", "stored"):
+        table = MemoryModel(TINY, shape, scope).table(space)
+        assert (table.totals(higher) >= table.totals(rows)).all()
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("spec", [SMOLLM2, LLAMA2_7B], ids=["smollm2", "llama2"])
+def test_uniform_bits_of_real_decoders_are_ordered(spec: object, checkpointing: bool) -> None:
+    space = space_of(spec, ranks=(4,))
+    model = MemoryModel(spec, TrainShape(4, 128, checkpointing))  # type: ignore[arg-type]
+    totals = [total(model, space, uniform(space.n_units, f.name, 4)) for f in space.formats]
+    assert totals == sorted(totals)
+
+
+def test_stored_scope_is_the_papers_accounting() -> None:
+    space = space_of(SMOLLM2, formats=("nf4-nodq", "int8"), ranks=(16,))
+    model = MemoryModel(SMOLLM2, TrainShape(4, 128), "stored")
+    adapters = sum(16 * (m.in_features + m.out_features) for m in SMOLLM2.linears)
+    stored = sum(f(parse_format("nf4-nodq"), m.out_features, m.in_features)
+                 for m in SMOLLM2.linears for f in (weight_bytes, metadata_bytes))
+    assert total(model, space, uniform(30, "nf4-nodq", 16)) == stored + 2 * adapters
+    assert round((stored + 2 * adapters) / 1e6, 1) == 69.5  # METHOD: uniform NF4 r = 16, single quantisation
+    parts = model.breakdown(space, uniform(30, "nf4-nodq", 16))
+    assert parts["unquantised"] == parts["activations"] == parts["optimizer"] == 0
+
+
+@pytest.mark.parametrize("compute", [2, 4])
+def test_resident_parts_have_closed_forms(compute: int) -> None:
+    space = space_of(ranks=(8,))
+    parts = MemoryModel(TINY, TrainShape(2, 32, False, compute)).breakdown(space, uniform(4, "nf4", 8))
+    params = 8 * sum(m.in_features + m.out_features for m in TINY.linears)
+    counters = 4 * 2 * len(TINY.linears)  # AdamW's step counts
+    assert parts["weights"] == TINY.linear_numel // 2
+    assert parts["adapters"] == compute * params
+    assert parts["optimizer"] == 8 * params + (4 * params if compute == 2 else 0) + counters
+    assert parts["unquantised"] == 2 * TINY.other_numel
+
+
+def test_finer_units_bound_the_same_allocation() -> None:
+    shape = TrainShape(4, 64, True)
+    coarse, fine = space_of(), space_of(granularity="module")
+    for fmt, rank in itertools.product(("hqq2", "int8"), (1, 8)):
+        exact = total(MemoryModel(TINY, shape), coarse, uniform(4, fmt, rank))
+        bound = total(MemoryModel(TINY, shape), fine, uniform(28, fmt, rank))
+        assert exact <= bound <= 1.05 * exact
+
+
+def test_ten_thousand_allocations_take_well_under_a_second() -> None:
+    space = space_of(LLAMA2_7B)
+    table = MemoryModel(LLAMA2_7B, TrainShape(4, 512)).table(space)
+    rng = np.random.default_rng(0)
+    rows = rng.integers(0, 4, (10_000, 64))
+    start = time.perf_counter()
+    table.totals(rows)
+    assert time.perf_counter() - start < 0.5
+
+
+def test_bad_shapes_name_every_problem() -> None:
+    with pytest.raises(ConfigError, match=r"batch.*2 or 4 bytes.*adamw.*logits_chunk.*'cpu' or 'cuda'") as caught:
+        TrainShape(0, 128, False, 3, "sgd", -1, "tpu")
+    assert len(caught.value.problems) == 5
+    with pytest.raises(ConfigError, match=r"memory\.scope"):
+        MemoryModel(TINY, TrainShape(1, 8), "disk")
+
+
+def test_memory_needs_no_torch() -> None:
+    code = ("import sys, qra_bo.memory, qra_bo.memory.budget, qra_bo.memory.plan, qra_bo.space.specs;"
+            "print([m for m in ('torch', 'transformers', 'rich') if m in sys.modules])")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
