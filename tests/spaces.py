@@ -4,7 +4,6 @@ import itertools
 
 import numpy as np
 
-from qra_bo.records import Evaluation, EvaluationRequest, Fidelity, Measurement, Proposal, TrialState
 from qra_bo.search import SearchProblem
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import CostTable, IntArray, Ladder, Linear, PhaseCost, SearchSpace, StorageFormat, Unit
@@ -60,14 +59,3 @@ def corners(space: SearchSpace) -> tuple[IntArray, IntArray]:
     """The lowest and the highest index row."""
     n = space.n_units
     return np.zeros(2 * n, dtype=np.int64), np.repeat([len(space.formats) - 1, len(space.ranks) - 1], n)
-
-
-def evaluation(problem: SearchProblem, proposal: Proposal, number: int, loss: float | None) -> Evaluation:
-    steps = problem.high_steps if proposal.fidelity is Fidelity.HIGH else problem.low_steps or problem.high_steps
-    request = EvaluationRequest(proposal.allocation, steps, problem.high_steps, 0)
-    state = TrialState.OK if loss is not None else TrialState.OOM
-    measurement = Measurement(state, loss, None if loss is None else 0.01, () if loss is None else ((steps, loss),),
-                              steps, steps, 0, None, 0.0)
-    total = int(problem.costs.totals(problem.space.encode(proposal.allocation)[None, :])[0])
-    return Evaluation(number, proposal.allocation, problem.space.bits(proposal.allocation), proposal.stage,
-                      proposal.fidelity, request, problem.seed, measurement, total)
