@@ -59,7 +59,7 @@ class Engine:
         Raises:
             UserError: If the folder, its journal, the model or the data can't be used.
             RunInterrupted: On SIGINT or SIGTERM.
-            QRABOError: If every anchor failed, or a part broke its contract.
+            QRABOError: If every anchor failed, the worker could not be started, or a part broke its contract.
         """
         folder = self.config.folder
         try:

@@ -133,7 +133,7 @@ def _cost(study: Study, end: Mapping[str, Any]) -> dict[str, Any]:
             "training_tokens": cost.training_tokens, "forward_tokens": cost.forward_tokens, "cost": cost.tokens,
             "high_fidelity_equivalents": cost.tokens / float(study.header["equivalent_tokens"]),
             "search_equivalents": study.search_cost.tokens / float(study.header["equivalent_tokens"]),
-            "evaluation_seconds": sum(e.measurement.seconds for e in study.evaluations),
+            "evaluation_seconds": study.evaluation_seconds,
             "switch_seconds": sum(e.measurement.switch_seconds for e in study.evaluations),
             "wall_seconds": end["wall_seconds"], "overhead_seconds": end["overhead_seconds"]}
 

@@ -82,8 +82,7 @@ class StatusFile:
 def eta_seconds(study: Study) -> float | None:
     """Seconds that the rest of the planned search takes at the pace so far; ``None`` before anything was trained."""
     planned = study.header.get("planned_cost")
-    seconds = sum(e.measurement.seconds for e in study.evaluations)
-    tokens = study.cost.tokens
+    seconds, tokens = study.evaluation_seconds, study.cost.tokens
     if planned is None or seconds == 0 or tokens == 0:
         return None
     return max(0.0, float(planned) - study.search_cost.tokens) * seconds / tokens

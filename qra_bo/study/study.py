@@ -35,8 +35,11 @@ class Study:
         self.last: dict[str, Mapping[str, Any]] = {}
         self.measured: list[Mapping[str, Any]] = []
         self.overhead_seconds = 0.0
+        self.evaluation_seconds = 0.0
         self._by_key: dict[str, Evaluation] = {}
+        self._states: Counter[TrialState] = Counter()
         self._points: list[Evaluation] = []
+        self._incumbent: Evaluation | None = None
         self._lr_scale: float | None = None
         self.cost = Cost()
         self.search_cost = Cost()
@@ -61,7 +64,9 @@ class Study:
                 self._spend(Cost(int(event["training_tokens"]), int(event["forward_tokens"])), True)
             elif kind == "calibration":
                 self._lr_scale = float(event["lr_scale"])
-                self._points = [p for e in self.evaluations if (p := self._as_point(e)) is not None]
+                self._points, self._incumbent = [], None
+                for e in self.evaluations:
+                    self._add_point(e)
             elif kind == "measured":
                 self.measured.append(event)
         except (KeyError, TypeError, ValueError, SpaceError) as error:
@@ -75,9 +80,16 @@ class Study:
         self._spend(cost_of(evaluation), for_search)
         for outdated in CONCLUSIONS if for_search else ():
             self.last.pop(outdated, None)
+        self.evaluation_seconds += evaluation.measurement.seconds
+        self._states[evaluation.measurement.state] += 1
+        self._add_point(evaluation)
+
+    def _add_point(self, evaluation: Evaluation) -> None:
         point = self._as_point(evaluation)
         if point is not None:
             self._points.append(point)
+            if self._incumbent is None or loss_of(point) < loss_of(self._incumbent):
+                self._incumbent = point
 
     def _spend(self, cost: Cost, for_search: bool) -> None:
         self.cost += cost
@@ -114,7 +126,7 @@ class Study:
     @property
     def incumbent(self) -> Evaluation | None:
         """The point with the least loss (of equals the earliest)."""
-        return min(self.points, key=loss_of, default=None)
+        return self._incumbent
 
     @property
     def best_uniform(self) -> Evaluation | None:
@@ -154,8 +166,7 @@ class Study:
     @property
     def states(self) -> dict[str, int]:
         """How many evaluations ended in each state."""
-        counts = Counter(e.measurement.state for e in self.evaluations)
-        return {state.value: counts[state] for state in TrialState}
+        return {state.value: self._states[state] for state in TrialState}
 
     @property
     def winner(self) -> Allocation | None:
