@@ -112,7 +112,7 @@ def make_parts(executor: Executor | None = None, searcher: type[Any] = Walk, **c
 
 
 def comparable(best: Mapping[str, Any]) -> dict[str, Any]:
-    """``best.json`` without times, without what a machine measures, and without the commit, which may move meanwhile."""
+    """``best.json`` without times, what a machine measures, and the commit, which may move meanwhile."""
     plain: dict[str, Any] = json.loads(json.dumps(best))
     for key in list(plain["cost"]):
         if key.endswith("seconds"):
