@@ -19,6 +19,7 @@ from surrogates.errors import SurrogateError, SurrogateFitError
 
 _log = logging.getLogger(__name__)
 _START_SCALES = (1.0, 3.0, 0.3)
+_MAX_ITERATIONS = 100
 
 
 def fit_gp(train_X: Tensor, train_Y: Tensor, *, train_Yvar: Tensor | None = None, covar_module: Kernel | None = None,
@@ -63,7 +64,8 @@ def _fit_once(train_X: Tensor, train_Y: Tensor, train_Yvar: Tensor | None, covar
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = SingleTaskGP(train_X, train_Y, train_Yvar, covar_module=covar, outcome_transform=Standardize(m=1))
-        fit_gpytorch_mll(ExactMarginalLogLikelihood(model.likelihood, model), max_attempts=1)
+        fit_gpytorch_mll(ExactMarginalLogLikelihood(model.likelihood, model), max_attempts=1,
+                         optimizer_kwargs={"options": {"maxiter": _MAX_ITERATIONS}})
     return model.eval()
 
 
@@ -72,3 +74,11 @@ def gp_predict(model: SingleTaskGP, X: Tensor) -> tuple[Tensor, Tensor]:
     with torch.no_grad():
         posterior = model.posterior(X)
         return posterior.mean[:, 0], posterior.variance[:, 0].clamp_min(0.0).sqrt()
+
+
+def believe(model: SingleTaskGP, X: Tensor) -> SingleTaskGP:
+    """The model conditioned on its own mean at ``m x d`` inputs: their variance vanishes, hyperparameters stay."""
+    mean, _ = gp_predict(model, X)
+    with torch.no_grad():
+        conditioned: SingleTaskGP = model.condition_on_observations(X, mean[:, None])
+    return conditioned

@@ -57,7 +57,10 @@ def build_components(problem: SearchProblem) -> list[Component]:
                       ones, 0.2))
     reference = _reference_rows(problem)
     built = [_normalised(name, phi, units, scale, reference) for name, phi, units, scale in parts if phi.shape[-1]]
-    return [c for c in built if c is not None]
+    kept = [c for c in built if c is not None]
+    # A space of one allocation leaves nothing to tell apart.
+    return kept or [Component("nothing", torch.zeros((*problem.costs.shape, 1), dtype=torch.float64),
+                              torch.ones((n_units, 1), dtype=torch.float64))]
 
 
 def damage_scales(problem: SearchProblem) -> tuple[FloatArray, FloatArray]:
@@ -117,7 +120,7 @@ def _normalised(name: str, phi: FloatArray, units: FloatArray, scale: float, row
     """Scale every feature to an equal share of unit variance over ``rows``; ``None`` if all are constant."""
     n_units = phi.shape[0]
     index = torch.arange(n_units)
-    features, factor = torch.from_numpy(np.ascontiguousarray(phi)), torch.from_numpy(units)
+    features, factor = torch.from_numpy(np.array(phi, dtype=np.float64)), torch.from_numpy(units)
     chosen = features[index, rows[:, :n_units], rows[:, n_units:]]
     weights = torch.einsum("nlm,lg->ngm", chosen, factor)
     variance = (weights - weights.mean(dim=0)).square().mean(dim=0).sum(dim=0)

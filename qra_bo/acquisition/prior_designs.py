@@ -8,7 +8,7 @@ from qra_bo.sensitivity.profile import FloatArray
 
 # (power of damage, nats that the whole rank ladder is worth over nats that the typical format costs): small rates
 # put bytes into formats, large ones into ranks; the square root believes less in differences between units.
-_ASSUMPTIONS = ((1.0, 0.03), (0.5, 0.3), (1.0, 0.3), (0.5, 0.03), (0.5, 1.0), (1.0, 1.0), (0.5, 3.0), (1.0, 3.0))
+_ASSUMPTIONS = ((1.0, 0.03), (0.5, 1.0), (0.5, 0.1), (1.0, 1.0), (0.5, 0.3), (1.0, 0.3), (0.5, 3.0), (1.0, 3.0))
 
 
 def prior_tables(problem: SearchProblem, n: int) -> list[FloatArray]:

@@ -17,6 +17,7 @@ from qra_bo.search import SearchProblem
 from qra_bo.sensitivity.profile import FloatArray
 from qra_bo.space import IntArray
 from qra_bo.space.knapsack import Region, solve_knapsack
+from qra_bo.space.lagrangian import solve_relaxed
 from qra_bo.space.neighbourhood import neighbours_within
 from surrogates.diagnostics import Diagnostics
 from surrogates.structured import Design, StructuredModel, StructuredSettings
@@ -140,20 +141,23 @@ class StructuredSearch:
             return None if row is None else (row, GLOBAL)
         incumbent = self._incumbent(model)
         self._local_debt += self._options.local_share
-        local = self._local_debt >= 1.0 and incumbent is not None
-        self._local_debt -= 1.0 if local else 0.0
-        near = self._neighbours(incumbent) if incumbent is not None else np.zeros((0, 2 * self._problem.space.n_units),
-                                                                                  dtype=np.int64)
-        pool = near if local and len(near) else np.vstack([near, *self._global_rows(model, incumbent)])
-        pool = self._fresh(pool)
-        if not len(pool):
-            row = self._solve(model.mean_table().numpy(), None, forbid=True)
-            return None if row is None else (row, GLOBAL)
+        if self._local_debt >= 1.0 and incumbent is not None:
+            self._local_debt -= 1.0
+            near = self._neighbours(incumbent)
+            if len(near):
+                return self._best_expected(model, near), LOCAL
+        pool = self._fresh(np.vstack(self._global_rows(model, incumbent)))
+        if len(pool):
+            return self._best_expected(model, pool), GLOBAL
+        row = self._solve(model.mean_table().numpy(), None, forbid=True)
+        return None if row is None else (row, GLOBAL)
+
+    def _best_expected(self, model: StructuredModel, pool: IntArray) -> IntArray:
+        """The row (``2 L``) of ``m x 2 L`` with the largest expected improvement on the best posterior mean."""
         mean, sd = model.latent(torch.from_numpy(pool))
         known, _ = model.latent(model.rows)
         scores = log_expected_improvement(mean.numpy(), sd.numpy(), float(known.min()))
-        best = int(np.argmax(scores))
-        return pool[best], LOCAL if best < len(near) else GLOBAL
+        return row_of(pool, int(np.argmax(scores)))
 
     def _fitted(self) -> StructuredModel | None:
         """The surrogate of all that is known, with pending proposals at their predicted values."""
@@ -185,14 +189,13 @@ class StructuredSearch:
 
     def _global_rows(self, model: StructuredModel, incumbent: IntArray | None) -> list[IntArray]:
         """Exact optima of posterior draws, everywhere and within the trust region, each ``1 x 2 L``."""
-        options = self._options
+        options, problem = self._options, self._problem
         region = None if incumbent is None else Region(incumbent, self._region.radius)
-        solved = [self._solve(model.mean_table().numpy(), None)]
+        tables: list[tuple[FloatArray, Region | None]] = [(model.mean_table().numpy(), None)]
         for draw in range(options.draws):
-            temperature = options.temperatures[draw % len(options.temperatures)]
-            table = model.sample_tables(self._rng, 1, temperature)[0].numpy()
-            solved.append(self._solve(table, region if draw % 2 else None))
-        return [row[None, :] for row in solved if row is not None]
+            temperature = options.temperatures[draw // 2 % len(options.temperatures)]
+            tables.append((model.sample_tables(self._rng, 1, temperature)[0].numpy(), region if draw % 2 else None))
+        return [solve_relaxed(table, problem.costs, problem.budget_bytes, where)[None, :] for table, where in tables]
 
     def _neighbours(self, centre: IntArray) -> IntArray:
         problem, options = self._problem, self._options

@@ -1,6 +1,5 @@
 """Stage 2 of the published method: Bayesian optimisation in a trust region (Eqs. 8-13)."""
 
-import logging
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,10 +20,7 @@ from qra_bo.space import IntArray
 from qra_bo.space.encoding import embed
 from qra_bo.space.knapsack import solve_knapsack
 from qra_bo.space.neighbourhood import neighbours_within
-from surrogates.errors import SurrogateError
-from surrogates.gp import fit_gp, gp_predict
-
-_log = logging.getLogger(__name__)
+from surrogates.gp import believe, fit_gp
 
 
 class TrustRegionBO:
@@ -134,12 +130,7 @@ class TrustRegionBO:
         pending = np.array(list(self._seen.pending), dtype=np.int64).reshape(-1, rows.shape[1])
         if len(pending):
             # Pending points count as if they came out as predicted, so that a batch spreads.
-            extra = torch.from_numpy(embed(pending, problem.space, self._importance))
-            mean, _ = gp_predict(model, extra)
-            try:
-                model = fit_gp(torch.cat([train, extra]), torch.cat([y, mean[:, None]]))
-            except SurrogateError as error:
-                _log.warning("pending points left out of the surrogate: %s", error)
+            model = believe(model, torch.from_numpy(embed(pending, problem.space, self._importance)))
         scores = gp_log_ei(model, torch.from_numpy(embed(candidates, problem.space, self._importance)),
                            float(y.max()), maximize=True)
         best = int(scores.argmax())

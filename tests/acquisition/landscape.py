@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qra_bo.records import (Evaluation, EvaluationRequest, Fidelity, Measurement, Proposal, TrialState)
+from qra_bo.records import Evaluation, EvaluationRequest, Fidelity, Measurement, Proposal, TrialState
 from qra_bo.search import Searcher, SearchProblem
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import Allocation, CostTable, Ladder, Linear, PhaseCost, SearchSpace, StorageFormat, Unit, uniform
@@ -40,9 +40,8 @@ def make_landscape(seed: int, *, n_units: int = 30, bits: tuple[int, ...] = (3, 
                    fidelity: float = 0.7, noise: float = 0.005, search_seed: int = 0) -> Landscape:
     """A landscape with the budget of the uniform choice ``anchor`` (bits, rank).
 
-    Args:
-        fidelity: Correlation of measured and true damages of units (in logarithms), and likewise of gains.
-        adapter_bytes: Bytes per adapter parameter: 16 for the training peak, 2 for what is stored.
+    ``fidelity`` is the correlation of measured and true damages of units (in logarithms), and likewise of gains;
+    ``adapter_bytes`` are bytes per adapter parameter: 16 for the training peak, 2 for what is stored.
     """
     rng = np.random.default_rng([9173, seed])
     linear = [Linear(f"model.layers.{i}.w", 576, NUMEL // 576, i, "mlp", "down") for i in range(n_units)]

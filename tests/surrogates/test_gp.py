@@ -1,0 +1,83 @@
+"""The published GP, and the checks of its data."""
+
+import pytest
+import torch
+from botorch.exceptions import ModelFittingError
+from gpytorch.kernels import MaternKernel
+
+import surrogates.gp
+from surrogates.checks import check_training_data
+from surrogates.errors import SurrogateError, SurrogateFitError
+from surrogates.gp import believe, fit_gp, gp_predict
+from surrogates.kernels import JointUnitKernel
+
+
+def data(n: int = 12, d: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
+    x = torch.rand(n, d, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return x, (x[:, :1] * 2 - x[:, 1:2]).square()
+
+
+def test_learns_a_smooth_function_and_is_reproducible() -> None:
+    x, y = data(30)
+    model = fit_gp(x, y)
+    assert isinstance(model.covar_module, MaternKernel)
+    new, truth = data(60)
+    mean, sd = gp_predict(model, new[30:])
+    assert float((mean - truth[30:, 0]).abs().mean()) < 0.2 * float(truth.std())
+    assert bool((sd > 0).all())
+    torch.testing.assert_close(gp_predict(fit_gp(x, y), new)[0], gp_predict(model, new)[0])
+
+
+def test_global_generator_is_left_alone() -> None:
+    state = torch.get_rng_state()
+    fit_gp(*data())
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_takes_another_kernel_and_known_noise() -> None:
+    x, y = data()
+    model = fit_gp(x, y, train_Yvar=torch.full_like(y, 1e-4), covar_module=JointUnitKernel(2))
+    assert float((gp_predict(model, x)[0] - y[:, 0]).abs().max()) < 0.2
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda x, y: (x.float(), y), "float64"),
+    (lambda x, y: (x + 0.5, y), "unit cube"),
+    (lambda x, y: (x, y[:-1]), "train_Y must have the shape 12 x 1"),
+    (lambda x, y: (x[:1], y[:1]), "at least 2"),
+    (lambda x, y: (x, y / 0.0), "must be finite"),
+    (lambda x, y: (x, torch.ones_like(y)), "nothing to learn"),
+])
+def test_unfit_data_are_refused(change, message) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(SurrogateError, match=message):
+        fit_gp(*change(*data()))
+
+
+def test_constant_columns_and_repeats_are_reported() -> None:
+    x, y = data(4)
+    x[:, 2] = 0.5
+    x[3] = x[0]
+    report = check_training_data(x, y)
+    assert (report.constant_columns, report.duplicate_rows) == ((2,), (3,))
+
+
+def test_a_failed_fit_is_loud(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def fail(*args: object, **kwargs: object) -> None:
+        calls.append(1)
+        raise ModelFittingError("no")
+
+    monkeypatch.setattr(surrogates.gp, "fit_gpytorch_mll", fail)
+    with pytest.raises(SurrogateFitError, match="in 3 attempts"):
+        fit_gp(*data())
+    assert len(calls) == 3
+
+
+def test_believing_keeps_the_mean_and_takes_the_variance() -> None:
+    model = fit_gp(*data(30))
+    new = data(40)[0][30:]
+    before, after = gp_predict(model, new), gp_predict(believe(model, new[:2]), new)
+    torch.testing.assert_close(after[0], before[0], rtol=1e-4, atol=1e-4)
+    assert bool((after[1][:2] < 0.9 * before[1][:2]).all())
+    assert bool((after[1] <= before[1] + 1e-9).all())

@@ -1,0 +1,161 @@
+"""The structured model against dense algebra, and what it can learn."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from surrogates.errors import SurrogateError
+from surrogates.structured import Component, Design, StructuredModel, StructuredSettings
+from surrogates.warp import LogWarp, candidate_warps
+
+L, F, R = 4, 3, 3
+
+
+def design(seed: int = 0) -> Design:
+    generator = torch.Generator().manual_seed(seed)
+    shared = torch.randn(L, F, R, 2, generator=generator, dtype=torch.float64)
+    free = torch.randn(L, F, R, 1, generator=generator, dtype=torch.float64)
+    return Design([Component("shared", shared, torch.ones(L, 1, dtype=torch.float64)),
+                   Component("free", free, torch.eye(L, dtype=torch.float64))])
+
+
+def random_rows(n: int, seed: int = 0) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(seed).integers(0, 3, (n, 2 * L)))
+
+
+def additive(table: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    return table[..., torch.arange(L), rows[:, :L], rows[:, L:]].sum(dim=-1)
+
+
+def fitted(n: int = 15, residual: float = 0.2) -> StructuredModel:
+    rows = random_rows(n)
+    y = 4.0 + 0.1 * torch.from_numpy(np.random.default_rng(1).random(n))
+    return StructuredModel(design(), rows, y, settings=StructuredSettings(residual=residual))
+
+
+def test_feature_map_by_hand() -> None:
+    plan = design()
+    rows = random_rows(5)
+    shared, free = plan.blocks(rows)
+    phi = plan.components[0].features
+    want = sum(phi[u, rows[2, u], rows[2, L + u]] for u in range(L))
+    torch.testing.assert_close(shared[2], want)
+    torch.testing.assert_close(free[2], torch.stack([plan.components[1].features[u, rows[2, u], rows[2, L + u], 0]
+                                                     for u in range(L)]))
+
+
+def test_fractional_ranks_interpolate() -> None:
+    plan = design()
+    low, high = random_rows(1).double(), random_rows(1).double()
+    low[:, L:], high[:, L:] = 0.0, 1.0
+    for a, b, middle in zip(plan.blocks(low), plan.blocks(high), plan.blocks(0.75 * low + 0.25 * high), strict=True):
+        torch.testing.assert_close(middle, 0.75 * a + 0.25 * b)
+
+
+def test_posterior_is_that_of_dense_conditioning() -> None:
+    model = fitted()
+    new = random_rows(6, seed=5)
+    both = torch.cat([model.rows, new])
+    scales = model.scales
+    prior = torch.full((21, 21), 25.0, dtype=torch.float64)
+    for block, name in zip(model.design.blocks(both), ("shared", "free"), strict=True):
+        prior += scales[name]**2 * block @ block.T
+    codes = model.design.codes(both)
+    a = math.sqrt(5) * torch.cdist(codes, codes) / (math.sqrt(2 * L) * 0.4)
+    prior += scales["residual"]**2 * (1 + a + a**2 / 3) * torch.exp(-a)
+    observed = prior[:15, :15] + (scales["noise"]**2 + 1e-8) * torch.eye(15, dtype=torch.float64)
+    gain = torch.linalg.solve(observed, prior[:15, 15:]).T
+    z = model.to_latent(model.y)
+    mean, sd = model.latent(new)
+    torch.testing.assert_close(mean, gain @ z, rtol=1e-6, atol=1e-8)
+    want = (prior[15:, 15:] - gain @ prior[:15, 15:]).diagonal().sqrt()
+    torch.testing.assert_close(sd, want, rtol=1e-5, atol=1e-7)
+
+
+def test_leave_one_out_equals_leaving_out() -> None:
+    model = fitted(residual=0.0)
+    mean, sd = model.leave_one_out
+    scales, n, i = model.scales, 15, 4
+    prior = torch.full((n, n), 25.0, dtype=torch.float64)
+    for block, name in zip(model.design.blocks(model.rows), ("shared", "free"), strict=True):
+        prior += scales[name]**2 * block @ block.T
+    prior += (scales["noise"]**2 + 1e-8) * torch.eye(n, dtype=torch.float64)
+    rest = [j for j in range(n) if j != i]
+    gain = torch.linalg.solve(prior[rest][:, rest], prior[rest, i])
+    assert float(mean[i]) == pytest.approx(float(gain @ model.to_latent(model.y)[rest]), rel=1e-5, abs=1e-7)
+    assert float(sd[i]) == pytest.approx(float((prior[i, i] - gain @ prior[rest, i]).sqrt()), rel=1e-5)
+    assert model.diagnostics().n == n
+
+
+def test_mean_table_predicts_up_to_a_constant() -> None:
+    model = fitted(residual=0.0)
+    rows = random_rows(8, seed=3)
+    difference = model.latent(rows)[0] - additive(model.mean_table(), rows)
+    torch.testing.assert_close(difference, difference[0].expand(8), rtol=1e-6, atol=1e-7)
+
+
+def test_draws_have_the_posteriors_mean_and_covariance() -> None:
+    model = fitted(residual=0.0)
+    draws = model.sample_tables(np.random.default_rng(0), 20_000)
+    rows = random_rows(2, seed=3)
+    values = additive(draws, rows)
+    contrast = values[:, 0] - values[:, 1]
+    mean = model.latent(rows)[0]
+    assert float(contrast.mean()) == pytest.approx(float(mean[0] - mean[1]), abs=0.03)
+    # The deviation of a contrast, from the marginal ones of a model that also sees the pair as one more design.
+    blocks = [b[0] - b[1] for b in model.design.blocks(rows)]
+    trains = model.design.blocks(model.rows)
+    scales = [model.scales["shared"], model.scales["free"]]
+    cross = sum(s**2 * t @ b for s, t, b in zip(scales, trains, blocks, strict=True))
+    prior = sum(s**2 * b @ b for s, b in zip(scales, blocks, strict=True))
+    total = sum(s**2 * t @ t.T for s, t in zip(scales, trains, strict=True)) + 25.0
+    total = total + (model.scales["noise"]**2 + 1e-8) * torch.eye(15, dtype=torch.float64)
+    variance = float(prior - cross @ torch.linalg.solve(total, cross))
+    assert float(contrast.var()) == pytest.approx(variance, rel=0.05)
+    torch.testing.assert_close(model.sample_tables(np.random.default_rng(0), 1, temperature=0.0)[0],
+                               model.mean_table())
+
+
+def test_more_repeats_mean_less_noise() -> None:
+    rows, y = random_rows(10), torch.linspace(4.0, 4.5, 10, dtype=torch.float64)
+    once = StructuredModel(design(), rows, y)
+    often = StructuredModel(design(), rows, y, counts=torch.full((10,), 100.0))
+    assert float(often.latent(rows)[1].mean()) < float(once.latent(rows)[1].mean())
+
+
+def test_a_super_additive_truth_asks_for_the_warp() -> None:
+    plan = design()
+    rows = random_rows(40)
+    table = torch.randn(L, F, R, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    latent = additive(plan.components[0].features[..., 0] * 0.5 + 0.01 * table, rows)
+    warped = StructuredModel(plan, rows, 4.0 + 0.05 * torch.exp(latent))
+    straight = StructuredModel(plan, rows, 4.0 + 0.05 * latent)
+    assert math.isfinite(warped.warp.offset)
+    assert straight.warp.offset > warped.warp.offset
+
+
+def test_warp_inverse_jacobian_and_moments() -> None:
+    y = torch.tensor([4.0, 4.1, 5.0, 7.0], dtype=torch.float64)
+    for warp in candidate_warps(y, (0.5, math.inf)):
+        torch.testing.assert_close(warp.inverse(warp.forward(y)), y)
+        moved = y.clone().requires_grad_(True)
+        slope, = torch.autograd.grad(warp.forward(moved).sum(), moved)
+        torch.testing.assert_close(warp.log_jacobian(y), slope.log())
+    warp = LogWarp(best=4.0, offset=0.1, shift=0.02, unit=0.05)
+    draws = warp.inverse(0.3 + 0.4 * torch.from_numpy(np.random.default_rng(0).standard_normal(400_000)))
+    mean, sd = warp.moments(torch.tensor(0.3), torch.tensor(0.4))
+    assert float(mean) == pytest.approx(float(draws.mean()), abs=2e-4)
+    assert float(sd) == pytest.approx(float(draws.std()), rel=0.01)
+
+
+def test_bad_arguments_are_refused() -> None:
+    with pytest.raises(SurrogateError, match="at least one component"):
+        Design([])
+    with pytest.raises(SurrogateError, match="units of 'x' must have the shape 4"):
+        Design([Component("x", torch.zeros(L, F, R, 1), torch.ones(L + 1, 1))])
+    with pytest.raises(SurrogateError, match="at least 2 finite"):
+        StructuredModel(design(), random_rows(1), torch.ones(1, dtype=torch.float64))
+    with pytest.raises(SurrogateError, match="rows must have the shape"):
+        StructuredModel(design(), random_rows(3)[:, :5], torch.ones(3, dtype=torch.float64))
