@@ -120,7 +120,8 @@ def make_oracle(config: Mapping[str, Any], out: str) -> "Oracle":
         spec = make_spec(cfg)
         return SyntheticOracle(make_space(cfg, spec), seed=cfg.seed, noise=cfg.oracle.noise,
                                high_steps=cfg.fidelity.high,
-                               tokens_per_step=cfg.train.batch * cfg.train.length)
+                               tokens_per_step=cfg.train.batch * cfg.train.length, eval_tokens=cfg.eval.tokens,
+                               checkpoints=Path(out) / "checkpoints")
     if cfg.oracle.name != "finetune":
         raise ConfigError(f"oracle={cfg.oracle.name} is not available in this release; known: finetune, synthetic")
     return make_finetune(cfg, Path(out))

@@ -248,7 +248,7 @@ class LayerModel:
         if family_of(self.spec).soft_cap:
             return self.norm_saved + self.stream + targets * vocab * (3 * c + 12)
         chunk = min(shape.logits_chunk or targets, targets)
-        return self.norm_saved + 2 * self.stream + chunk * vocab * loss_item_bytes(c, chunk < targets)
+        return self.norm_saved + 2 * self.stream + chunk * vocab * loss_item_bytes(c)
 
     @property
     def inputs(self) -> int:
@@ -256,12 +256,9 @@ class LayerModel:
         return 24 * self.shape.tokens + 2 * self.shape.compute_dtype_bytes * self.shape.length * self.spec.head_dim
 
 
-def loss_item_bytes(compute_dtype_bytes: int, several: bool) -> int:
-    """Bytes per logit alive at once in ``oracle.loss``: logits, their fp32 copy (in 16 bits), log-probabilities.
-
-    With several chunks the previous one's probabilities are still there when the next one's are formed.
-    """
-    return (10 if compute_dtype_bytes == 2 else 8) + (4 if several else 0)
+def loss_item_bytes(compute_dtype_bytes: int) -> int:
+    """Bytes per logit alive at once in ``oracle.loss``: logits, their fp32 copy (in 16 bits), log-probabilities."""
+    return 10 if compute_dtype_bytes == 2 else 8
 
 
 _TILE_NUMEL = {"cpu": 1 << 18, "cuda": 1 << 22}

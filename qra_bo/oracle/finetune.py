@@ -80,7 +80,7 @@ class FinetuneOracle:
         self.device, self.dtype, self._provenance = device, dtype, dict(provenance)
         self._unit_of = {linear.name: unit.name for unit in units for linear in unit.linears}
         if settings.train.checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            model.activation_checkpointing_enable({"use_reentrant": False})
 
     def describe(self) -> dict[str, Any]:
         return {"device": str(self.device), "dtype": str(self.dtype).removeprefix("torch."),

@@ -31,6 +31,8 @@ class ChunkedHeadLoss(torch.autograd.Function):
                 p.scatter_add_(1, picked, torch.full_like(picked, -1.0, dtype=p.dtype))
                 p *= valid.unsqueeze(1)
                 gradient[start:start + chunk] = p.to(weight.dtype) @ weight
+                del p
+            del log_p  # else it is still alive when the next chunk's logits are formed
         ctx.save_for_backward(gradient)
         return total
 
