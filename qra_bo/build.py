@@ -129,6 +129,9 @@ def make_oracle(config: Mapping[str, Any], out: str) -> "Oracle":
 
 def make_finetune(cfg: RunConfig, out: Path) -> "FinetuneOracle":
     """The oracle that really fine-tunes. Loads the base model."""
+    from qra_bo.oracle.quantizers.quiet import hush_bitsandbytes
+
+    hush_bitsandbytes()
     import torch
 
     from qra_bo.device import resolve_device
@@ -193,5 +196,5 @@ def record_steps(cfg: RunConfig) -> tuple[int, ...]:
 
 def prepare_worker_environment() -> None:
     """Set what a spawned worker inherits; a value of the user's own is left alone."""
-    for name, value in MALLOC.items():
+    for name, value in {**MALLOC, "TQDM_DISABLE": "1"}.items():  # its bars would run through the run's own display
         os.environ.setdefault(name, value)

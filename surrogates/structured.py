@@ -46,7 +46,7 @@ class Component:
     features: Tensor
     units: Tensor
     scale: float = 0.5
-    spread: float = 1.0
+    spread: float = 0.7
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ def build_components(problem: SearchProblem) -> list[Component]:
         ("damage", damages, ones, 0.7),
         ("damage x rank", damages[..., 1:2] * by_rank, ones, 0.2),
         ("unit damage", deviations, np.eye(n_units), 0.3),
-        ("depth damage", deviations, _depth_factor(n_units), 0.3),
+        ("depth damage", deviations, _depth_factor(n_units), 0.15),
         ("unit rank", needs, np.eye(n_units), 0.1),
         ("depth rank", needs, _depth_factor(n_units), 0.1),
     ]

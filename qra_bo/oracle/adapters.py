@@ -13,7 +13,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch.nn import Parameter
 
 from qra_bo.errors import ConfigError, OracleError
-from qra_bo.export.patterns import peft_patterns
+from qra_bo.space.patterns import peft_patterns
 
 ADAPTER = "default"
 INITS = ("kaiming",)

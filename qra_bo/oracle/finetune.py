@@ -93,6 +93,7 @@ class FinetuneOracle:
         inputs = blocks.input_ids[: self.settings.calibration_blocks]
         labels = blocks.labels[: self.settings.calibration_blocks]
         start = time.monotonic()
+        self.bank.build(progress)
         gain, trained = measure_gain(self.model, self.units, inputs, labels, self.settings.train, self.device,
                                      self.settings.largest_rank, progress)
         damage, kl, base, forward = measure_damage(self.model, self.bank, self.units, self.formats, inputs, labels,

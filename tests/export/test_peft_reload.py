@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 
-from qra_bo.export.patterns import peft_patterns
+from qra_bo.space.patterns import peft_patterns
 from qra_bo.export.registry import export_all
 from tests.export.fixtures import best_json
 
