@@ -1,4 +1,4 @@
-"""A fast, nearly optimal allocation of an additive objective: Lagrangian relaxation, then single-unit improvements."""
+"""A fast, nearly optimal allocation of an additive objective: Lagrangian relaxation, then changes of one or two units."""
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +10,8 @@ from qra_bo.space.space import IntArray
 
 _BISECTIONS = 40
 _ROUNDS = 4
+_MOST_CHANGES = 400
+_LEAST_GAIN = 1e-12
 
 
 def solve_relaxed(values: FloatArray, costs: CostTable, budget_bytes: int, region: Region | None = None) -> IntArray:
@@ -17,7 +19,7 @@ def solve_relaxed(values: FloatArray, costs: CostTable, budget_bytes: int, regio
 
     For draws from a posterior, which are random anyway; ``solve_knapsack`` is exact. Bytes are priced by phase
     (several phases: those that bind, reweighted in turn), the least price that fits is bisected, and what is
-    left of the budget goes to the best changes of single units.
+    left of the budget goes to the best changes of single units and exchanges between two.
 
     Args:
         values: ``L x F x R``.
@@ -43,6 +45,13 @@ class _Relaxation:
         self._spikes = np.stack([p.spike.reshape(self._n_units, -1) for p in costs.phases])
         self._room = np.array([budget - p.fixed for p in costs.phases], dtype=np.int64)
         self._budget, self._region = budget, region
+        # Options of a unit that none beats in both value and bytes (of the phases together).
+        total = self._sizes.sum(axis=0)
+        order = np.lexsort((self._values, total), axis=1)
+        ranked = np.take_along_axis(self._values, order, axis=1)
+        best = np.minimum.accumulate(np.hstack([np.full((self._n_units, 1), np.inf), ranked[:, :-1]]), axis=1)
+        self._useful = np.zeros(self._values.shape, dtype=bool)
+        np.put_along_axis(self._useful, order, ranked < best, axis=1)
         self._home = None if region is None else \
             region.centre[: self._n_units] * self._n_ranks + region.centre[self._n_units:]
 
@@ -72,16 +81,42 @@ class _Relaxation:
         return best
 
     def improve(self, choice: IntArray) -> IntArray:
-        """Change one unit at a time while that lowers the value and fits; the resulting row, ``2 L``."""
+        """Change one unit, or exchange bytes between two, while that lowers the value and fits; the row, ``2 L``."""
         choice = choice.copy()
-        while True:
+        for _ in range(_MOST_CHANGES):
             gain = self._values[self._units, choice][:, None] - self._values
             gain[~self._admitted(choice)] = 0.0
-            best = int(np.argmax(gain))
-            unit, option = divmod(best, gain.shape[1])
-            if gain[unit, option] <= 1e-12:
-                return np.concatenate([choice // self._n_ranks, choice % self._n_ranks]).astype(np.int64)
-            choice[unit] = option
+            unit, option = divmod(int(np.argmax(gain)), gain.shape[1])
+            moves = [(unit, option)] if gain[unit, option] > _LEAST_GAIN else self._exchange(choice)
+            if not moves:
+                break
+            for unit, option in moves:
+                choice[unit] = option
+        return np.concatenate([choice // self._n_ranks, choice % self._n_ranks]).astype(np.int64)
+
+    def _exchange(self, choice: IntArray) -> list[tuple[int, int]]:
+        """The best pair of changes of two units that fits: one gives bytes up, the other takes them."""
+        units, options = np.nonzero(self._useful)
+        gain = self._values[units, choice[units]] - self._values[units, options]
+        peaks = self._spikes[:, self._units, choice].max(axis=1)
+        used = self._sizes[:, self._units, choice].sum(axis=1)
+        extra = self._sizes[:, units, options] - self._sizes[:, units, choice[units]]
+        moved = options != choice[units]
+        if self._home is not None and self._region is not None:
+            # Within a region only units that have changed already, or are changed back, so that none is added.
+            moved &= (choice != self._home)[units] | (options == self._home[units])
+        giving, taking = np.flatnonzero(moved & (extra <= 0).all(axis=0)), np.flatnonzero(moved & (gain > 0))
+        pairs = gain[giving][:, None] + gain[taking][None, :]
+        fits = units[giving][:, None] != units[taking][None, :]
+        for p, room in enumerate(self._room):
+            spike = self._spikes[p][units, options]
+            peak = np.maximum(peaks[p], np.maximum(spike[giving][:, None], spike[taking][None, :]))
+            fits &= used[p] + extra[p][giving][:, None] + extra[p][taking][None, :] + peak <= room
+        pairs[~fits] = 0.0
+        if pairs.size == 0 or pairs.max() <= _LEAST_GAIN:
+            return []
+        first, second = divmod(int(np.argmax(pairs)), pairs.shape[1])
+        return [(int(units[i]), int(options[i])) for i in (giving[first], taking[second])]
 
     def _bisect(self, sizes: FloatArray) -> IntArray | None:
         """The choice of the least price at which it fits."""
