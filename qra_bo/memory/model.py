@@ -33,6 +33,9 @@ __all__ = ["KEYS", "SCOPES", "MemoryModel", "TrainShape"]
 SCOPES = ("peak", "stored")
 KEYS = ("weights", "quant_metadata", "unquantised", "adapters", "gradients", "optimizer", "activations", "workspace")
 
+SHARED_BYTES = 4096
+"""Look-up tables of the quantisers (1,088 bytes) and the scalars of a step, for the whole model."""
+
 
 @dataclass(frozen=True)
 class _Parts:
@@ -99,7 +102,7 @@ class MemoryModel:
         spike = self._spikes(space, saved, gradients)
         largest = np.array([max(max(m.in_features, m.out_features) for m in u.linears) for u in space.units])
         step = 2 * params + 2 * (largest[:, None] * ranks)[:, None, :] + none if c == 2 else none
-        fixed = self.unquantised_bytes + self.layer.inputs
+        fixed = self.unquantised_bytes + self.layer.inputs + SHARED_BYTES
         phases = (("forward", self.layer.loss_bytes - self.layer.first_unsaved, saved[:, None, :], none),
                   ("backward", -self.layer.first_unsaved, np.maximum(saved, gradients)[:, None, :], spike),
                   ("step", 0, gradients[:, None, :], step))

@@ -13,6 +13,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch.nn import Parameter
 
 from qra_bo.errors import ConfigError, OracleError
+from qra_bo.oracle.fused import fuse
 from qra_bo.space.patterns import peft_patterns
 
 ADAPTER = "default"
@@ -71,6 +72,7 @@ def attach(model: Any, ranks: Mapping[str, int], settings: AdapterSettings, trai
             down.weight = Parameter(torch.from_numpy(draws).mul_(2 * bound).sub_(bound).to(device, dtype))
             up.weight = Parameter(torch.zeros(up.out_features, rank, dtype=dtype, device=device))
     check_realised(model, ranks, settings)
+    fuse(model)
     return wrapped
 
 

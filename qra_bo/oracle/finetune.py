@@ -124,7 +124,7 @@ class FinetuneOracle:
         try:
             self.build(chosen, train_seed)
             optimizer = self.optimizer(chosen, 1.0)
-            probe = MemoryProbe(self.device, self.model, optimizer, self.bank, self.settings.scope)
+            probe = MemoryProbe(self.device, self.model, optimizer, self.bank, self.settings.scope, follow=True)
             train, settings = self.data.train, self.settings.train
             order = batches(len(train.input_ids), settings.batch, 2, train_seed)
             for step in range(2):
@@ -202,7 +202,7 @@ class FinetuneOracle:
         done, curve = self._restore(name, request, optimizer, spent)
         train = self.data.train
         order = batches(len(train.input_ids), settings.batch, request.schedule_steps, request.train_seed)
-        probe = MemoryProbe(self.device, self.model, optimizer, self.bank, self.settings.scope)
+        probe = MemoryProbe(self.device, self.model, optimizer, self.bank, self.settings.scope, follow=False)
         resumed_at = done
         stops = sorted({s for s in (*self.settings.record_at, request.steps) if done < s <= request.steps})
         last_saved = time.monotonic()

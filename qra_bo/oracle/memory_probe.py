@@ -18,7 +18,8 @@ WATCHED_STEP = 1
 class MemoryProbe:
     """Measures one evaluation in the configured scope.
 
-    On a CPU following every storage costs time, so one step is watched; on CUDA the allocator counts for free.
+    On CUDA the allocator counts for free. On a CPU following every storage makes a step several times as long, so
+    that it is done for one step, and only where it is asked for.
 
     Args:
         device: Where the model trains.
@@ -27,10 +28,12 @@ class MemoryProbe:
         bank: Its quantised linears.
         scope: ``"peak"`` (everything alive at the peak of a step) or ``"stored"`` (quantised weights, metadata
             and adapters in 16 bits).
+        follow: Whether to follow storages on a CPU; without it ``bytes`` stays ``None`` there.
     """
 
     def __init__(self, device: torch.device, model: Any, optimizer: UnitwiseAdamW, bank: LayerBank,
-                 scope: str) -> None:
+                 scope: str, *, follow: bool) -> None:
+        self.follow = follow
         self.device, self.model, self.optimizer, self.bank, self.scope = device, model, optimizer, bank, scope
         self.bytes: int | None = None
         if scope == "stored":
@@ -42,7 +45,7 @@ class MemoryProbe:
     @contextmanager
     def watch(self, step: int) -> Iterator[None]:
         """Wrap one optimiser step, the ``step``-th (from 0) since the model was built."""
-        if self.scope == "stored" or (self.device.type == "cpu" and step != WATCHED_STEP):
+        if self.scope == "stored" or (self.device.type == "cpu" and not (self.follow and step == WATCHED_STEP)):
             yield
             return
         if self.device.type == "cuda":

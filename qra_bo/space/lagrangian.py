@@ -1,4 +1,4 @@
-"""A fast, nearly optimal allocation of an additive objective: Lagrangian relaxation, then changes of one or two units."""
+"""A fast, nearly optimal allocation of an additive objective: Lagrangian relaxation, then small changes."""
 
 import numpy as np
 import numpy.typing as npt
