@@ -8,7 +8,7 @@ from typing import Any
 from qra_bo.errors import ConfigError
 from qra_bo.records import Evaluation, Fidelity, Proposal
 from qra_bo.registry import Registry
-from qra_bo.search import Searcher, SearchProblem
+from qra_bo.searcher import Searcher, SearchProblem
 
 Factory = Callable[[SearchProblem, Mapping[str, Any], float], Searcher]
 """``(problem, options, high-fidelity equivalents of the run)``: the last for methods that divide them."""

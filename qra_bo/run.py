@@ -19,7 +19,7 @@ from qra_bo.methods import make_searcher
 from qra_bo.report.live import LiveView
 from qra_bo.report.tables import PlanRow, print_plan, print_result
 from qra_bo.report.write import load_run, write_report
-from qra_bo.search import SearchProblem
+from qra_bo.searcher import SearchProblem
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import SearchSpace, uniform
 from qra_bo.study.engine import Engine, RunOutcome

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-LAYERS = ("errors", "space", "records", "memory", "sensitivity", "search", "surrogates", ("acquisition", "evolution"),
+LAYERS = ("errors", "space", "records", "memory", "sensitivity", "searcher", "surrogates", ("acquisition", "evolution"),
           "oracle", "study", ("export", "report"), "top")
 """From the bottom up; modules of one layer that share a tuple may import one another."""
 LEAVES = {"qra_bo.device": "errors"}
 """Modules that need less than their package: they may be imported as if they stood in that layer."""
 LEVEL = {name: i for i, layer in enumerate(LAYERS) for name in ([layer] if isinstance(layer, str) else layer)}
-LIGHT = ("qra_bo.space", "qra_bo.space.specs", "qra_bo.records", "qra_bo.errors", "qra_bo.search",
+LIGHT = ("qra_bo.space", "qra_bo.space.specs", "qra_bo.records", "qra_bo.errors", "qra_bo.searcher",
          "qra_bo.memory.formats", "qra_bo.memory.model", "qra_bo.memory.budget", "qra_bo.config",
          "qra_bo.cli.compose", "qra_bo.validate", "qra_bo.build", "qra_bo.tasks.memory")
 HEAVY = ("torch", "transformers", "peft", "bitsandbytes", "hqq", "botorch", "gpytorch", "matplotlib", "pymoo")

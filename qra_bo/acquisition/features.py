@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qra_bo.search import SearchProblem
+from qra_bo.searcher import SearchProblem
 from qra_bo.sensitivity.profile import FloatArray
 from surrogates.kernels import matern52
 from surrogates.structured import Component

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from qra_bo.records import Evaluation, Fidelity, TrialState
-from qra_bo.search import SearchProblem
+from qra_bo.searcher import SearchProblem
 from qra_bo.sensitivity.profile import FloatArray
 from qra_bo.space import Allocation, IntArray
 

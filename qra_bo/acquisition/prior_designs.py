@@ -3,7 +3,7 @@
 import numpy as np
 
 from qra_bo.acquisition.features import damage_scales, rank_scale
-from qra_bo.search import SearchProblem
+from qra_bo.searcher import SearchProblem
 from qra_bo.sensitivity.profile import FloatArray
 
 # (power of damage, nats that the whole rank ladder is worth over nats that the typical format costs): small rates

@@ -13,7 +13,7 @@ from qra_bo.acquisition.prior_designs import prior_tables
 from qra_bo.acquisition.trust_region import TrustRegion
 from qra_bo.errors import BudgetError, ConfigError
 from qra_bo.records import Evaluation, Fidelity, Proposal
-from qra_bo.search import SearchProblem
+from qra_bo.searcher import SearchProblem
 from qra_bo.sensitivity.profile import FloatArray
 from qra_bo.space import IntArray
 from qra_bo.space.knapsack import Region, solve_knapsack

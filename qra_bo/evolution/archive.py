@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from qra_bo.records import Evaluation, Fidelity
-from qra_bo.search import SearchProblem
+from qra_bo.searcher import SearchProblem
 from qra_bo.sensitivity.profile import FloatArray
 from qra_bo.space import IntArray
 

@@ -9,7 +9,7 @@ from qra_bo.errors import BudgetError
 from qra_bo.evolution.archive import Archive
 from qra_bo.evolution.initialisation import random_near_budget
 from qra_bo.records import Evaluation, Fidelity, Proposal
-from qra_bo.search import SearchProblem
+from qra_bo.searcher import SearchProblem
 from qra_bo.sensitivity.repair import Repair
 from qra_bo.sensitivity.scaling import fidelity_importance, plasticity_importance, warm_start
 from qra_bo.space import CostTable, IntArray, PhaseCost

@@ -3,7 +3,7 @@
 import numpy as np
 
 from qra_bo.errors import BudgetError
-from qra_bo.search import SearchProblem
+from qra_bo.searcher import SearchProblem
 from qra_bo.sensitivity.repair import Repair
 from qra_bo.sensitivity.scaling import warm_start
 from qra_bo.space import IntArray

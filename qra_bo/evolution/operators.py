@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qra_bo.errors import BudgetError
-from qra_bo.search import SearchProblem
+from qra_bo.searcher import SearchProblem
 from qra_bo.sensitivity.profile import FloatArray
 from qra_bo.sensitivity.repair import Repair
 from qra_bo.space import IntArray

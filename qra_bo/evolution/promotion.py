@@ -5,7 +5,7 @@ from typing import Protocol
 
 import numpy as np
 
-from qra_bo.search import SearchProblem
+from qra_bo.searcher import SearchProblem
 from qra_bo.sensitivity.profile import FloatArray
 from qra_bo.space import IntArray
 from qra_bo.space.encoding import min_max

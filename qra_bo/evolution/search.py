@@ -13,7 +13,7 @@ from qra_bo.evolution.operators import Operators
 from qra_bo.evolution.promotion import NetworkPromotion, Promotion, PromotionModel
 from qra_bo.evolution.selection import front, hypervolume, rank_and_crowd, survivors, tournament
 from qra_bo.records import Evaluation, Fidelity, Proposal
-from qra_bo.search import SearchProblem
+from qra_bo.searcher import SearchProblem
 from qra_bo.sensitivity.profile import FloatArray
 from qra_bo.sensitivity.repair import Repair
 from qra_bo.sensitivity.scaling import fidelity_importance, plasticity_importance

@@ -7,7 +7,7 @@ from typing import Any
 
 from qra_bo.errors import OracleError, OutputError, QRABOError
 from qra_bo.records import Evaluation, Fidelity, Proposal
-from qra_bo.search import Searcher, SearchProblem
+from qra_bo.searcher import Searcher, SearchProblem
 from qra_bo.space import Allocation
 from qra_bo.study.anchors import AnchorRules, choose, fill, uniform_anchors
 from qra_bo.study.confirm import Confirmation, spearman

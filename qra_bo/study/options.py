@@ -9,7 +9,7 @@ import numpy as np
 
 from qra_bo.errors import ConfigError
 from qra_bo.oracle.protocol import Progress
-from qra_bo.search import Searcher, SearchProblem
+from qra_bo.searcher import Searcher, SearchProblem
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import Allocation, SearchSpace
 from qra_bo.study.executor import Executor

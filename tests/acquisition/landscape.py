@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from qra_bo.records import Evaluation, EvaluationRequest, Fidelity, Measurement, Proposal, TrialState
-from qra_bo.search import Searcher, SearchProblem
+from qra_bo.searcher import Searcher, SearchProblem
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import Allocation, CostTable, Ladder, Linear, PhaseCost, SearchSpace, StorageFormat, Unit, uniform
 

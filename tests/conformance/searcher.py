@@ -12,7 +12,7 @@ import pytest
 
 from qra_bo.oracle.synthetic import SyntheticOracle
 from qra_bo.records import Evaluation, EvaluationRequest, Fidelity, Measurement, Proposal, TrialState
-from qra_bo.search import Searcher, SearchProblem
+from qra_bo.searcher import Searcher, SearchProblem
 from qra_bo.space import Allocation
 from tests.spaces import corners, make_costs, make_space
 

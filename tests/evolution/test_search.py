@@ -11,7 +11,7 @@ from qra_bo.evolution.baselines import HillClimb, RandomSearch, SequentialSearch
 from qra_bo.evolution.promotion import NetworkPromotion
 from qra_bo.evolution.search import EvolutionarySearch
 from qra_bo.records import Fidelity, Proposal
-from qra_bo.search import Searcher, SearchProblem
+from qra_bo.searcher import Searcher, SearchProblem
 from qra_bo.space.knapsack import solve_knapsack
 from tests.conformance.searcher import evaluate, make_problem, play, proposals_of
 from tests.spaces import every_row

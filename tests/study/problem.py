@@ -12,7 +12,7 @@ import numpy as np
 
 from qra_bo.memory.formats import parse_format
 from qra_bo.records import Evaluation, Fidelity, Proposal
-from qra_bo.search import Searcher, SearchProblem
+from qra_bo.searcher import Searcher, SearchProblem
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import Allocation, CostTable, Ladder, Linear, PhaseCost, SearchSpace, Unit, uniform
 from qra_bo.study.engine import Engine

@@ -9,7 +9,7 @@ import pytest
 
 from qra_bo.errors import ConfigError, JournalError, QRABOError
 from qra_bo.records import Evaluation, Fidelity, Proposal, TrialState
-from qra_bo.search import SearchProblem
+from qra_bo.searcher import SearchProblem
 from qra_bo.space import Allocation, uniform
 from qra_bo.study.engine import Engine, RunOutcome
 from qra_bo.study.executor import InProcessExecutor, OracleSpec, SubprocessExecutor

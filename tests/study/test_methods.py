@@ -11,7 +11,7 @@ from qra_bo.errors import ConfigError
 from qra_bo.methods import METHODS, TwoStages, make_searcher
 from qra_bo.oracle.synthetic import SyntheticOracle
 from qra_bo.records import Evaluation, Fidelity, Proposal
-from qra_bo.search import Searcher, SearchProblem
+from qra_bo.searcher import Searcher, SearchProblem
 from qra_bo.space import uniform
 from qra_bo.study.engine import Engine, RunOutcome
 from qra_bo.study.executor import InProcessExecutor
