@@ -18,6 +18,7 @@ from qra_bo.space.specs import spec_from_hf_config, spec_from_numbers
 
 if TYPE_CHECKING:
     from qra_bo.oracle.finetune import FinetuneOracle
+    from qra_bo.oracle.profile_cache import ProfileCache
     from qra_bo.oracle.protocol import Oracle
 
 NUMBERS = ("n_layers", "hidden_size", "intermediate_size", "n_heads", "n_kv_heads", "head_dim", "vocab_size", "tied",
@@ -142,6 +143,7 @@ def make_finetune(cfg: RunConfig, out: Path) -> "FinetuneOracle":
     from qra_bo.oracle.checkpoints import CheckpointStore
     from qra_bo.oracle.data.load import load_data
     from qra_bo.oracle.finetune import FinetuneOracle, FinetuneSettings
+    from qra_bo.oracle.once_quantised import refuse_reproducing_formats
     from qra_bo.space.specs import spec_from_model
 
     device = torch.device(resolve_device(cfg.device))
@@ -163,9 +165,20 @@ def make_finetune(cfg: RunConfig, out: Path) -> "FinetuneOracle":
     formats = bank_formats(space)
     keep = device.type == "cpu" and 2 * spec.linear_numel * len(formats) < _physical_memory() // 4
     bank = LayerBank(model, spec, formats, dtype, device, keep_dense=keep)
+    refuse_reproducing_formats(bank, space.formats)
     return FinetuneOracle(model, data, space.units, space.formats, bank, settings,
-                          CheckpointStore(out / "checkpoints"), device, dtype,
+                          CheckpointStore(out / "checkpoints"), device, dtype, profile_cache(cfg, model, data.sha256),
                           {"attention": kernel, "data": data.source, "data_tokens": data.n_tokens})
+
+
+def profile_cache(cfg: RunConfig, model: Any, data_sha256: str) -> "ProfileCache":
+    """Where the profile of this model on this data is kept between runs."""
+    from qra_bo.oracle.profile_cache import ProfileCache, cache_folder, weights_fingerprint
+
+    return ProfileCache(cache_folder(), {
+        "weights": weights_fingerprint(model), "data": data_sha256, "granularity": cfg.granularity,
+        "formats": cfg.format_names, "calibration": cfg.data.calibration, "length": cfg.train.length,
+        "batch": cfg.train.batch, "largest_rank": cfg.ranks[-1], "dtype": str(model.dtype)})
 
 
 def bank_formats(space: SearchSpace) -> tuple[StorageFormat, ...]:

@@ -165,6 +165,10 @@ class LayerBank:
             raise OracleError(f"{name!r} is not installed in any format")
         return parse_format(self._current[name])
 
+    def dense_weight(self, name: str) -> torch.Tensor:
+        """The original weight of one linear, on the host."""
+        return self._originals[name].weight.detach()
+
     def state(self, name: str, fmt: str) -> State:
         """Packed tensors of one linear in one format, on the host."""
         self._size(name, parse_format(fmt))

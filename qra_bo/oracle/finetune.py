@@ -20,6 +20,7 @@ from qra_bo.oracle.measure import assemble, measure_damage, measure_gain, unit_c
 from qra_bo.oracle.memory_probe import MemoryProbe
 from qra_bo.oracle.optimizer import UnitwiseAdamW
 from qra_bo.oracle.probe import PROBE, save_probe
+from qra_bo.oracle.profile_cache import ProfileCache
 from qra_bo.oracle.protocol import Progress
 from qra_bo.oracle.training import DivergedError, TrainSettings, held_out, train_steps, unit_groups
 from qra_bo.records import EvaluationRequest, Measurement, TrialState
@@ -67,6 +68,7 @@ class FinetuneOracle:
         checkpoints: Where evaluations continue, or ``None`` to keep none.
         device: Where the model is.
         dtype: Compute type.
+        profile_cache: Where the sensitivity profile is kept across runs, or ``None``.
         provenance: JSON values that ``describe`` adds to its own.
     """
 
@@ -74,9 +76,11 @@ class FinetuneOracle:
 
     def __init__(self, model: Any, data: DataSplits, units: Sequence[Unit], formats: Sequence[StorageFormat],
                  bank: LayerBank, settings: FinetuneSettings, checkpoints: CheckpointStore | None,
-                 device: torch.device, dtype: torch.dtype, provenance: Mapping[str, Any]) -> None:
+                 device: torch.device, dtype: torch.dtype, profile_cache: ProfileCache | None,
+                 provenance: Mapping[str, Any]) -> None:
         self.model, self.data, self.units, self.formats = model, data, tuple(units), tuple(formats)
         self.bank, self.settings, self.checkpoints = bank, settings, checkpoints
+        self.profile_cache = profile_cache
         self.device, self.dtype, self._provenance = device, dtype, dict(provenance)
         self._unit_of = {linear.name: unit.name for unit in units for linear in unit.linears}
         if settings.train.checkpointing:
@@ -88,20 +92,24 @@ class FinetuneOracle:
                 "train": asdict(self.settings.train), **self._provenance}
 
     def profile(self, progress: Progress) -> SensitivityProfile:
-        """I_q and I_r on calibration text from the training split."""
-        blocks = self.data.calibration
-        inputs = blocks.input_ids[: self.settings.calibration_blocks]
-        labels = blocks.labels[: self.settings.calibration_blocks]
-        start = time.monotonic()
+        """I_q and I_r on calibration text from the training split; from the cache its cost counts all the same."""
+        n = self.settings.calibration_blocks
+        inputs, labels = self.data.calibration.input_ids[:n], self.data.calibration.labels[:n]
+        cached = self.profile_cache.load(u.name for u in self.units) if self.profile_cache else None
+        if cached is not None:
+            profile, self.profile_cost = cached
+            return profile
         self.bank.build(progress)
         gain, trained = measure_gain(self.model, self.units, inputs, labels, self.settings.train, self.device,
                                      self.settings.largest_rank, progress)
         damage, kl, base, forward = measure_damage(self.model, self.bank, self.units, self.formats, inputs, labels,
                                                    self.settings.train, self.device, progress)
-        self.profile_cost = {"training_tokens": trained, "forward_tokens": forward,
-                             "seconds": time.monotonic() - start}
-        return assemble(self.units, self.formats, damage, kl, gain, base,
-                        f"measured on {len(inputs)} training sequences")
+        self.profile_cost = {"training_tokens": trained, "forward_tokens": forward}
+        profile = assemble(self.units, self.formats, damage, kl, gain, base,
+                           f"measured on {len(inputs)} training sequences")
+        if self.profile_cache:
+            self.profile_cache.save(profile, self.profile_cost)
+        return profile
 
     def evaluate(self, request: EvaluationRequest, progress: Progress) -> Measurement:
         """Train (from a checkpoint if there is one) and evaluate. OOM and divergence are results."""

@@ -16,25 +16,52 @@ from qra_bo.sensitivity.profile import FloatArray, SensitivityProfile
 from qra_bo.space import StorageFormat, Unit
 
 
-@torch.no_grad()
-def _loss_and_kl(model: Any, hidden: Tensor, reference: Tensor, labels: Tensor, chunk: int) -> tuple[float, float]:
-    """Mean next-token loss and mean KL(reference || changed), both in nats per token.
+KEPT_LOG_PROBABILITIES = 512 * 2**20
+"""Bytes of the dense model's log-probabilities that are kept, rather than formed again for every format."""
 
-    ``hidden`` and ``reference`` are final hidden states, ``b x length x d``; ``labels`` is ``b x length``.
+
+class _Reference:
+    """The dense model's predictions on the calibration text, against which losses and divergences are taken.
+
+    Args:
+        model: For its head.
+        hidden: Its final hidden states, ``b x length x d``.
+        labels: ``b x length``.
+        chunk: Tokens whose logits are alive at once.
     """
-    head = model.get_output_embeddings()
-    targets = labels[:, 1:].reshape(-1)
-    valid = targets != -100
-    ours = hidden[:, :-1].reshape(targets.numel(), -1)[valid]
-    theirs = reference[:, :-1].reshape(targets.numel(), -1)[valid]
-    goal, loss, kl = targets[valid], 0.0, 0.0
-    for start in range(0, len(goal), chunk):
-        part = slice(start, start + chunk)
-        log_q = torch.log_softmax(nn.functional.linear(ours[part], head.weight, head.bias).float(), -1)
-        log_p = torch.log_softmax(nn.functional.linear(theirs[part], head.weight, head.bias).float(), -1)
-        loss -= float(log_q.gather(1, goal[part].unsqueeze(1)).sum())
-        kl += float((log_p.exp() * (log_p - log_q)).sum())
-    return loss / len(goal), kl / len(goal)
+
+    def __init__(self, model: Any, hidden: Tensor, labels: Tensor, chunk: int) -> None:
+        self._head, self._chunk = model.get_output_embeddings(), chunk
+        targets = labels[:, 1:].reshape(-1)
+        self._valid = targets != -100
+        self._goal = targets[self._valid]
+        self._hidden = self._select(hidden)
+        vocab = self._head.weight.shape[0]
+        keep = 4 * vocab * len(self._goal) <= KEPT_LOG_PROBABILITIES
+        self._kept = [self._log_p(self._hidden, start) for start in self._starts] if keep else None
+
+    @property
+    def _starts(self) -> range:
+        return range(0, len(self._goal), self._chunk)
+
+    def _select(self, hidden: Tensor) -> Tensor:
+        return hidden[:, :-1].reshape(len(self._valid), -1)[self._valid]
+
+    @torch.no_grad()
+    def _log_p(self, hidden: Tensor, start: int) -> Tensor:
+        part = hidden[start:start + self._chunk]
+        return torch.log_softmax(nn.functional.linear(part, self._head.weight, self._head.bias).float(), -1)
+
+    @torch.no_grad()
+    def loss_and_kl(self, hidden: Tensor) -> tuple[float, float]:
+        """Mean next-token loss of ``b x length x d`` final hidden states, and mean KL(dense || these), in nats."""
+        ours, loss, kl = self._select(hidden), 0.0, 0.0
+        for i, start in enumerate(self._starts):
+            log_q = self._log_p(ours, start)
+            log_p = self._log_p(self._hidden, start) if self._kept is None else self._kept[i]
+            loss -= float(log_q.gather(1, self._goal[start:start + self._chunk].unsqueeze(1)).sum())
+            kl += float(torch.sum(log_p.exp() * (log_p - log_q)))
+        return loss / len(self._goal), kl / len(self._goal)
 
 
 def measure_damage(model: Any, bank: LayerBank, units: Sequence[Unit], formats: Sequence[StorageFormat],
@@ -60,8 +87,9 @@ def measure_damage(model: Any, bank: LayerBank, units: Sequence[Unit], formats: 
     model.eval()
     ids, goal = torch.from_numpy(inputs).to(device), torch.from_numpy(labels).to(device)
     bank.restore_dense()
-    below, reference = layer_inputs(model, ids)
-    base, _ = _loss_and_kl(model, reference, reference, goal, settings.logits_chunk)
+    below, final = layer_inputs(model, ids)
+    reference = _Reference(model, final, goal, settings.logits_chunk)
+    base, _ = reference.loss_and_kl(final)
     damage, kl = np.zeros((len(units), len(formats))), np.zeros((len(units), len(formats)))
     spent, n_layers = float(ids.numel()), len(below)
     for u, unit in enumerate(units):
@@ -72,7 +100,7 @@ def measure_damage(model: Any, bank: LayerBank, units: Sequence[Unit], formats: 
             bank.install(model, {linear.name: fmt.name for linear in unit.linears})
             with torch.no_grad(), starting_at(model, first, below[first]):
                 final = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
-            loss, kl[u, f] = _loss_and_kl(model, final, reference, goal, settings.logits_chunk)
+            loss, kl[u, f] = reference.loss_and_kl(final)
             damage[u, f] = loss - base
             spent += ids.numel() * (n_layers - first) / n_layers
         bank.restore_dense()
