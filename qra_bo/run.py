@@ -163,7 +163,7 @@ def _parts(config: RunConfig, folder: Path, space: SearchSpace, memory: MemoryMo
 
 def make_executor(config: RunConfig, folder: Path) -> Executor:
     """A worker process for real fine-tuning; what costs nothing runs in this one."""
-    kwargs = {"config": config.to_dict(), "out": str(folder)}
+    kwargs: dict[str, Any] = {"config": config.to_dict(), "out": str(folder)}
     if config.oracle.name == "finetune":
         prepare_worker_environment()
         return SubprocessExecutor(OracleSpec("qra_bo.build:make_oracle", kwargs), config.worker.deadline_seconds,

@@ -52,7 +52,7 @@ def _random(cfg: Mapping[str, Any]) -> tuple[Any, Any]:
                          vocab_size=cfg["vocab_size"], tie_word_embeddings=cfg["tied"],
                          bos_token_id=None, eos_token_id=None, pad_token_id=None)
     with torch.random.fork_rng(devices=[]):
-        torch.random.default_generator.manual_seed(0)  # the same random model everywhere; undone by fork_rng
+        torch.default_generator.manual_seed(0)  # the same random model everywhere; undone by fork_rng
         model = LlamaForCausalLM(config)
     return model, ByteTokenizer()
 

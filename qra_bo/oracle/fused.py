@@ -66,6 +66,6 @@ def fuse(model: torch.nn.Module) -> int:
         plain = not others and isinstance(layer.lora_dropout[name], torch.nn.Identity) and not layer.lora_variant \
             and layer.lora_B[name].bias is None
         if plain:
-            layer.forward = MethodType(_forward, layer)  # type: ignore[method-assign]
+            layer.forward = MethodType(_forward, layer)
             count += 1
     return count

@@ -15,7 +15,6 @@ from qra_bo.oracle.training import Blocks, TrainSettings
 from qra_bo.sensitivity.profile import FloatArray, SensitivityProfile
 from qra_bo.space import StorageFormat, Unit
 
-
 KEPT_LOG_PROBABILITIES = 512 * 2**20
 """Bytes of the dense model's log-probabilities that are kept, rather than formed again for every format."""
 
@@ -160,7 +159,7 @@ def _keeper(name: str, k: int, spectra: dict[str, FloatArray]) -> Any:
             spectra[name] = spectra.get(name, np.zeros(k)) + leading_energy(weight_gradient, k)
 
         if output.requires_grad:
-            output.register_hook(on_gradient)
+            output.register_hook(on_gradient)  # type: ignore[no-untyped-call]
 
     return hook
 

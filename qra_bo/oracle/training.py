@@ -43,7 +43,7 @@ class TrainSettings:
 
     def peak_lr(self, rank: int) -> float:
         """The rule in the rank (CONTRACT: *Learning rate*)."""
-        return self.lr * (16.0 / rank) ** self.lr_exponent
+        return self.lr * float((16.0 / rank) ** self.lr_exponent)
 
     def lr_factor(self, step: int, total: int) -> float:
         """Schedule's factor on the peak for the update number ``step`` (from 0) of ``total``."""
