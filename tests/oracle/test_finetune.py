@@ -1,0 +1,135 @@
+"""The oracle on the tiny model with real quantisers, PEFT and training."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from qra_bo.memory.formats import parse_format
+from qra_bo.memory.model import MemoryModel, TrainShape
+from qra_bo.oracle.adapters import AdapterSettings
+from qra_bo.oracle.bank import LayerBank
+from qra_bo.oracle.checkpoints import CheckpointStore
+from qra_bo.oracle.data.load import load_data
+from qra_bo.oracle.data.options import DataConfig
+from qra_bo.oracle.data.tiny import ByteTokenizer
+from qra_bo.oracle.finetune import FinetuneOracle, FinetuneSettings
+from qra_bo.oracle.optimizer import UnitwiseAdamW
+from qra_bo.oracle.training import TrainSettings
+from qra_bo.records import EvaluationRequest, TrialState
+from qra_bo.space import Allocation, Ladder, SearchSpace, make_units, uniform
+from tests.oracle.models import tiny_llama
+
+FORMATS = tuple(parse_format(name) for name in ("hqq3", "nf4", "int8"))
+DATA = load_data(DataConfig("tiny", "tiny", None, None, None, 0.2, 64, 4), ByteTokenizer(), 32)
+CPU = torch.device("cpu")
+
+
+def make(folder: Path | None = None, checkpoint_seconds: float = 1e9, **train: object) -> FinetuneOracle:
+    model, spec = tiny_llama(vocab=512)
+    settings = FinetuneSettings(TrainSettings(batch=2, lr=5e-3, logits_chunk=16, **train), AdapterSettings(), 4, 4, 4,
+                                (2, 4), 4, checkpoint_seconds=checkpoint_seconds)
+    bank = LayerBank(model, spec, FORMATS, torch.float32, CPU)
+    store = None if folder is None else CheckpointStore(folder)
+    return FinetuneOracle(model, DATA, make_units(spec, "layer"), FORMATS, bank, settings, store, CPU, torch.float32,
+                          None, {})
+
+
+def quiet(*_: object) -> None:
+    return None
+
+
+MIXED = Allocation(("hqq3", "int8"), (3, 1))
+REQUEST = EvaluationRequest(MIXED, 8, 8, train_seed=5)
+
+
+def test_the_same_request_gives_the_same_result_whatever_came_before(tmp_path: Path) -> None:
+    oracle, fresh = make(), make()
+    first = oracle.evaluate(REQUEST, quiet)
+    oracle.evaluate(replace(REQUEST, allocation=uniform(2, "nf4", 2)), quiet)
+    again = oracle.evaluate(REQUEST, quiet)
+    assert first.state is TrialState.OK
+    assert first.loss == again.loss == fresh.evaluate(REQUEST, quiet).loss
+    assert first.curve == again.curve
+    assert [step for step, _ in first.curve] == [2, 4, 8]
+    assert first.new_steps == 8
+    assert first.training_tokens == 8 * 2 * 32
+    assert first.forward_tokens == 3 * 4 * 32
+    assert oracle.evaluate(replace(REQUEST, train_seed=6), quiet).loss != first.loss
+
+
+def test_a_promotion_continues_from_its_low_fidelity_and_pays_the_rest(tmp_path: Path) -> None:
+    whole = make().evaluate(REQUEST, quiet)
+    oracle = make(tmp_path)
+    low = oracle.evaluate(replace(REQUEST, steps=4), quiet)
+    high = oracle.evaluate(REQUEST, quiet)
+    assert low.curve == whole.curve[:2]
+    assert (low.new_steps, high.new_steps) == (4, 4)
+    assert high.loss == whole.loss
+    assert low.training_tokens + high.training_tokens == whole.training_tokens
+
+
+def test_an_evaluation_cut_off_goes_on_as_if_it_had_not_been(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = make().evaluate(REQUEST, quiet)
+    step, calls = UnitwiseAdamW.step, 0
+
+    def dies(self: UnitwiseAdamW, *args: float) -> float:
+        nonlocal calls
+        calls += 1
+        if calls == 6:
+            raise KeyboardInterrupt
+        return step(self, *args)
+
+    oracle = make(tmp_path, checkpoint_seconds=0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(UnitwiseAdamW, "step", dies)
+        with pytest.raises(KeyboardInterrupt):
+            oracle.evaluate(REQUEST, quiet)
+    calls = 0
+    resumed = make(tmp_path).evaluate(REQUEST, quiet)
+    assert replace(resumed, seconds=0, switch_seconds=0) == replace(whole, seconds=0, switch_seconds=0)
+    again = make(tmp_path).evaluate(REQUEST, quiet)  # finished, and the journal's line lost
+    assert replace(again, seconds=0, switch_seconds=0) == replace(whole, seconds=0, switch_seconds=0)
+
+
+def test_divergence_is_a_result_and_the_next_evaluation_is_unharmed() -> None:
+    oracle = make()
+    bad = oracle.evaluate(replace(REQUEST, lr_scale=1e30), quiet)
+    assert (bad.state, bad.loss) == (TrialState.DIVERGED, None)
+    assert "step" in bad.message
+    assert bad.training_tokens > 0 or bad.new_steps == 0
+    assert oracle.evaluate(REQUEST, quiet).loss == make().evaluate(REQUEST, quiet).loss
+
+
+def test_out_of_memory_is_a_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    oracle = make()
+
+    def starve(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("qra_bo.oracle.finetune.train_steps", starve)
+        starved = oracle.evaluate(REQUEST, quiet)
+    assert (starved.state, starved.message) == (TrialState.OOM, "CUDA out of memory.")
+    assert oracle.evaluate(REQUEST, quiet).state is TrialState.OK
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_measured_peak_is_the_predicted_one(checkpointing: bool) -> None:
+    oracle = make(checkpointing=checkpointing)
+    measured = oracle.measure_peak(MIXED.to_json(), 0, quiet)["measured_bytes"]
+    memory = MemoryModel(oracle.bank.spec, TrainShape(2, 32, checkpointing, 4, logits_chunk=16, stored_dtype_bytes=4))
+    space = SearchSpace(oracle.units, FORMATS, Ladder("ranks", (1, 2, 3, 4)))
+    predicted = int(memory.table(space).totals(space.encode(MIXED)[None])[0])
+    assert measured <= predicted * 1.005
+    assert predicted <= measured * 1.05
+
+
+def test_profile_has_both_sensitivities() -> None:
+    oracle = make()
+    profile = oracle.profile(quiet)
+    assert profile.damage.shape == profile.damage_kl.shape == (2, 3)
+    assert (profile.damage_kl[:, 0] > profile.damage_kl[:, 2]).all()  # 3 bits distort more than 8
+    assert profile.require_gain().shape == (2, 4)
+    assert oracle.profile_cost["training_tokens"] == 4 * 32
