@@ -161,7 +161,7 @@ def make_finetune(cfg: RunConfig, out: Path) -> "FinetuneOracle":
     blocks = max(1, cfg.eval.tokens // cfg.train.length)
     settings = FinetuneSettings(
         train_settings(cfg), AdapterSettings(cfg.adapter.alpha_over_rank, cfg.adapter.init), blocks, blocks,
-        cfg.data.calibration, record_steps(cfg), cfg.ranks[-1], cfg.memory.scope)
+        cfg.data.calibration, record_steps(cfg), cfg.ranks[-1], cfg.memory.scope, cfg.worker.checkpoint_seconds)
     formats = bank_formats(space)
     keep = device.type == "cpu" and 2 * spec.linear_numel * len(formats) < _physical_memory() // 4
     bank = LayerBank(model, spec, formats, dtype, device, keep_dense=keep)

@@ -51,6 +51,13 @@ class MethodConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class SensitivityConfig:
+    """File of a sensitivity profile that is used instead of measuring one, or ``None``."""
+
+    path: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class QuantizerConfig:
     """Storage formats that serve each bit-width."""
 
@@ -121,9 +128,11 @@ class ConfirmConfig:
 
 @dataclass(frozen=True, slots=True)
 class WorkerConfig:
-    """Longest silence of the worker process, in seconds, before it counts as hung (``None``: never)."""
+    """Longest silence of the worker process, in seconds, before it counts as hung (``None``: never); least time
+    between two checkpoints within one evaluation."""
 
     deadline_seconds: float | None
+    checkpoint_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +166,7 @@ class RunConfig:
     oracle: OracleConfig
     data: DataConfig
     method: MethodConfig
+    sensitivity: SensitivityConfig
     quantizer: QuantizerConfig
     adapter: AdapterConfig
     train: TrainConfig

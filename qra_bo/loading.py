@@ -13,6 +13,7 @@ from qra_bo.errors import DeviceError, ModelError, OutputError
 from qra_bo.oracle.attention import use_fast_attention
 from qra_bo.oracle.bank import allow_mixed_bits, set_submodule
 from qra_bo.oracle.base_models import load_base
+from qra_bo.oracle.fused import fuse
 from qra_bo.oracle.manifest import (
     Manifest,
     ModuleRecord,
@@ -54,6 +55,7 @@ def load(run: str | Path, device: str = "cpu", *, adapter: bool = True) -> tuple
     use_fast_attention(model, target, getattr(torch, manifest.compute_dtype))
     if adapter:
         model = _adapted(model, manifest, folder)
+        fuse(model)  # the forward that it was trained with, to the last bit
     return model.eval(), tokenizer
 
 

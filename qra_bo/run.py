@@ -1,7 +1,8 @@
 """One run from a checked configuration: what ``python -m qra_bo`` does, as a function."""
 
-from collections.abc import Mapping
-from contextlib import ExitStack
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from qra_bo.build import BytesPredictor, make_memory, make_space, make_spec, prepare_worker_environment
-from qra_bo.config import NOT_OF_THE_RESULT, RunConfig
+from qra_bo.config import NOT_OF_THE_RESULT, RunConfig, load_config
 from qra_bo.errors import OutputError
 from qra_bo.memory.budget import check_budget, free_bytes, parse_budget, parse_size, resolve_budget
 from qra_bo.memory.formats import default_format
@@ -20,12 +21,15 @@ from qra_bo.report.live import LiveView
 from qra_bo.report.tables import PlanRow, print_plan, print_result
 from qra_bo.report.write import load_run, write_report
 from qra_bo.searcher import SearchProblem
+from qra_bo.sensitivity.given import given_profile
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import SearchSpace, uniform
 from qra_bo.study.engine import Engine, RunOutcome
 from qra_bo.study.executor import Executor, InProcessExecutor, OracleSpec, SubprocessExecutor
+from qra_bo.study.given import GivenProfileExecutor
 from qra_bo.study.journal import JOURNAL_NAME
 from qra_bo.study.options import Delivery, EngineConfig, FinalTask, Parts, training_seeds
+from qra_bo.study.results import load_study
 
 STARTUP_SECONDS = 1800.0
 MEASURED_CANDIDATES = 5
@@ -38,39 +42,106 @@ class Result:
 
     Args:
         folder: The run's folder.
-        best: The contents of ``best.json``.
-        exit_status: 0, or 3 where the first winner measured over the budget.
+        best: The contents of ``best.json``; of several budgets those of ``budgets.json``.
+        exit_status: 0, or 3 where the first winner measured over the budget; the worst of several budgets.
+        runs: The runs of several budgets that ended well, in the order of the budgets; else empty.
     """
 
     folder: Path
     best: Mapping[str, Any]
     exit_status: int
+    runs: "tuple[Result, ...]" = ()
 
 
-def search(config: RunConfig) -> Result:
-    """Find the best allocation within the (single) budget of ``config``, fine-tune it and write everything down.
+@dataclass(frozen=True)
+class Setting:
+    """What a configuration comes to, whatever its budget.
+
+    Args:
+        space: Units and ladders.
+        memory: The memory model.
+        device: ``"cuda"`` or ``"cpu"``: what memory is predicted for.
+        profile: The profile that was given, or ``None`` to measure one.
+    """
+
+    space: SearchSpace
+    memory: MemoryModel
+    device: str
+    profile: SensitivityProfile | None
+
+
+def search(config: RunConfig | Sequence[str]) -> Result:
+    """Find the best allocation within every budget of ``config``, fine-tune it and write everything down.
+
+    Args:
+        config: A configuration, or overrides as on the command line, e.g. ``["+model=tiny", "budget=uniform:4,4"]``.
 
     Raises:
         UserError: If the input or the environment can't work.
         RunInterrupted: On SIGINT or SIGTERM, after a clean journal.
     """
-    folder = run_folder(config)
-    device = _device_type(config)
-    spec = make_spec(config)
+    if not isinstance(config, RunConfig):
+        config = load_config(config)
+    if len(config.budget) > 1:
+        from qra_bo.budgets import search_budgets
+
+        return search_budgets(config)
+    folder, setting = run_folder(config), make_setting(config)
+    budget = budget_bytes(config, setting, folder)
+    check_budget(budget, setting.memory.table(setting.space), setting.space)
+    return run_one(config, folder, setting, budget, make_executor(config, folder, setting.profile))
+
+
+def make_setting(config: RunConfig) -> Setting:
+    """Space, memory model and given profile of a configuration.
+
+    Raises:
+        UserError: If the model's shapes are not to be had, or the given profile lacks what is needed.
+    """
+    device, spec = _device_type(config), make_spec(config)
     space = make_space(config, spec)
-    memory = make_memory(config, spec, device)
-    budget = resolve_budget(config.budget[0], memory, space, headroom=parse_size(config.memory.headroom),
-                            free=free_bytes(config.device if device == "cuda" else "cpu")
-                            if parse_budget(config.budget[0]).auto else None)
-    check_budget(budget, memory.table(space), space)
-    engine_config = engine_settings(config, folder, space, budget)
+    path = config.sensitivity.path
+    profile = None if path is None else given_profile(Path(path).expanduser(), space.units, config.format_names)
+    return Setting(space, make_memory(config, spec, device), device, profile)
+
+
+def budget_bytes(config: RunConfig, setting: Setting, folder: Path) -> int:
+    """Bytes of the (single) budget of ``config``; ``auto`` keeps what it came to when the run in ``folder`` began.
+
+    Raises:
+        BudgetError: If it can't be met by the device.
+        JournalError: If the run's journal can't be read.
+    """
+    text, auto = config.budget[0], parse_budget(config.budget[0]).auto
+    if auto and (folder / JOURNAL_NAME).exists():
+        return load_study(folder).budget_bytes
+    free = free_bytes(config.device if setting.device == "cuda" else "cpu") if auto else None
+    return resolve_budget(text, setting.memory, setting.space, headroom=parse_size(config.memory.headroom), free=free)
+
+
+def run_one(config: RunConfig, folder: Path, setting: Setting, budget: int, executor: Executor) -> Result:
+    """One run within ``budget`` bytes, begun or gone on with; closes ``executor``.
+
+    Raises:
+        UserError: If the input or the environment can't work.
+        RunInterrupted: On SIGINT or SIGTERM, after a clean journal.
+    """
+    engine_config = engine_settings(config, folder, setting.space, budget)
     with ExitStack() as stack:
-        view = stack.enter_context(LiveView()) if config.display != "none" else None
+        view = stack.enter_context(live_view(config)) if config.display != "none" else None
+        parts = _parts(config, folder, setting, budget, executor, view)
+        if setting.profile is not None:  # a method that needs what the file lacks says so before anything is trained
+            parts.make_searcher(parts.make_problem(setting.profile), engine_config.high_equivalents)
         if view is not None and not (folder / JOURNAL_NAME).exists():
             print_plan(view.console, f"{config.model_name} within {budget / 1e6:,.1f} MB, effort={config.effort.name}",
                        plan_rows(config, engine_config), engine_config.equivalent_tokens)
-        outcome = Engine(engine_config, _parts(config, folder, space, memory, budget, view)).run()
+        outcome = Engine(engine_config, parts).run()
     return _written(config, folder, outcome)
+
+
+def live_view(config: RunConfig) -> LiveView:
+    """What people see meanwhile: a panel on a terminal, lines elsewhere and with ``display=plain``."""
+    return LiveView(Console(stderr=True, force_terminal=False) if config.display == "plain" else None)
 
 
 def run_folder(config: RunConfig) -> Path:
@@ -80,8 +151,7 @@ def run_folder(config: RunConfig) -> Path:
         OutputError: If it holds something that is not a run.
     """
     if config.out is None:
-        name = f"{config.model_name}-{config.budget[0]}-{datetime.now():%Y%m%d-%H%M%S}"
-        return Path("outputs") / "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
+        return new_folder(config, config.budget[0])
     folder = Path(config.out)
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"out={folder} is a file; give a folder that is new, empty or holds a run")
@@ -92,6 +162,16 @@ def run_folder(config: RunConfig) -> Path:
         raise OutputError(f"resume=true and out={folder} holds no {JOURNAL_NAME}, so there is nothing to go on from; "
                           "give the folder of a run, or leave resume out")
     return folder
+
+
+def new_folder(config: RunConfig, what: str) -> Path:
+    """A folder below ``outputs`` that is named after the model, ``what`` and the time."""
+    return Path("outputs") / path_name(f"{config.model_name}-{what}-{datetime.now():%Y%m%d-%H%M%S}")
+
+
+def path_name(text: str) -> str:
+    """``text`` as the name of a folder."""
+    return "".join(c if c.isalnum() or c in "-_." else "_" for c in text)
 
 
 def engine_settings(config: RunConfig, folder: Path, space: SearchSpace, budget: int) -> EngineConfig:
@@ -143,16 +223,17 @@ def _device_type(config: RunConfig) -> str:
     return "cuda" if resolve_device(config.device).startswith("cuda") else "cpu"
 
 
-def _parts(config: RunConfig, folder: Path, space: SearchSpace, memory: MemoryModel, budget: int,
+def _parts(config: RunConfig, folder: Path, setting: Setting, budget: int, executor: Executor,
            view: LiveView | None) -> Parts:
-    predictor, table = BytesPredictor(memory, space), memory.table(space)
+    space = setting.space
+    predictor, table = BytesPredictor(setting.memory, space), setting.memory.table(space)
 
     def make_problem(profile: SensitivityProfile) -> SearchProblem:
         return SearchProblem(space, table, budget, profile, config.fidelity.high, config.fidelity.low, config.seed)
 
     real = config.oracle.name == "finetune"
     return Parts(
-        space=space, predict_bytes=predictor, breakdown=predictor.breakdown, executor=make_executor(config, folder),
+        space=space, predict_bytes=predictor, breakdown=predictor.breakdown, executor=executor,
         make_problem=make_problem,
         make_searcher=lambda problem, equivalents: make_searcher(config.method.name, problem, config.method.params,
                                                                  equivalents),
@@ -161,16 +242,43 @@ def _parts(config: RunConfig, folder: Path, space: SearchSpace, memory: MemoryMo
         listeners=(view,) if view is not None else ())
 
 
-def make_executor(config: RunConfig, folder: Path) -> Executor:
-    """A worker process for real fine-tuning; what costs nothing runs in this one."""
+def make_executor(config: RunConfig, folder: Path, profile: SensitivityProfile | None = None) -> Executor:
+    """A worker process for real fine-tuning; what costs nothing runs in this one. With ``profile`` none is measured."""
     kwargs: dict[str, Any] = {"config": config.to_dict(), "out": str(folder)}
     if config.oracle.name == "finetune":
         prepare_worker_environment()
-        return SubprocessExecutor(OracleSpec("qra_bo.build:make_oracle", kwargs), config.worker.deadline_seconds,
-                                  STARTUP_SECONDS)
-    from qra_bo.build import make_oracle
+        executor: Executor = SubprocessExecutor(OracleSpec("qra_bo.build:make_oracle", kwargs),
+                                                config.worker.deadline_seconds, STARTUP_SECONDS)
+    else:
+        from qra_bo.build import make_oracle
 
-    return InProcessExecutor(make_oracle(**kwargs))
+        executor = InProcessExecutor(make_oracle(**kwargs))
+    return executor if profile is None else GivenProfileExecutor(executor, profile)
+
+
+@contextmanager
+def oracle_session(config: RunConfig) -> Iterator[Executor]:
+    """An executor for a task that is no run: its checkpoints last as long as it does."""
+    with tempfile.TemporaryDirectory(prefix="qra_bo-") as folder:
+        executor = make_executor(config, Path(folder))
+        try:
+            yield executor
+        finally:
+            executor.close()
+
+
+def task_folder(config: RunConfig) -> Path:
+    """``out`` for a task that writes one file there, or a new folder below ``outputs``; made if it is absent.
+
+    Raises:
+        OutputError: If it can't be made.
+    """
+    folder = new_folder(config, config.task) if config.out is None else Path(config.out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"out={folder} can't be made a folder ({error.strerror}); choose another") from error
+    return folder
 
 
 def finalise(config: RunConfig, folder: Path, predictor: BytesPredictor, budget: int, task: FinalTask) -> Delivery:

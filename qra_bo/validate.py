@@ -55,6 +55,9 @@ def _budget(config: RunConfig) -> Iterator[Problem]:
         yield Problem("budget", "budget must name at least one size, e.g. 10GB; got an empty list.")
     for text in config.budget:
         yield from _try("budget", lambda text=text: parse_budget(text))  # type: ignore[misc]
+    repeated = sorted({text for text in config.budget if config.budget.count(text) > 1})
+    if repeated:
+        yield Problem("budget", f"budget lists a size twice: {repeated}; give each once.")
     yield from _try("memory.headroom", lambda: parse_size(config.memory.headroom))
 
 
@@ -102,6 +105,8 @@ def _numbers(config: RunConfig) -> Iterator[Problem]:
     yield from _rule("confirm.seeds", c.confirm.seeds, c.confirm.seeds >= 0, "at least 0")
     yield from _rule("final.steps", c.final.steps, c.final.steps is None or c.final.steps >= 0, "at least 0, or null")
     yield from _rule("final.epochs", c.final.epochs, c.final.epochs >= 0, "at least 0")
+    yield from _rule("worker.checkpoint_seconds", c.worker.checkpoint_seconds, c.worker.checkpoint_seconds >= 0,
+                     "at least 0")
     scales = c.calibrate.lr_scales
     yield from _rule("calibrate.lr_scales", scales, bool(scales) and min(scales) > 0, "a list of positive numbers")
 
@@ -141,6 +146,10 @@ def _sources(config: RunConfig) -> Iterator[Problem]:
             yield Problem("data.path", "data=jsonl needs data.path=FILE, one JSON object a line; got null.")
         elif not Path(path).expanduser().is_file():
             yield Problem("data.path", f"data.path must name a JSON or JSONL file; there is no file {path!r}.")
+    profile = config.sensitivity.path
+    if config.task not in (*OF_A_RUN, "memory") and profile is not None and not Path(profile).expanduser().is_file():
+        yield Problem("sensitivity.path", "sensitivity.path must name a file such as the profile.json of a "
+                                          f"task=profile, or be null to measure; there is no file {profile!r}.")
     if config.oracle.name == "benchmark" and (config.oracle.table is None or not Path(config.oracle.table).is_file()):
         yield Problem("oracle.table", "oracle=benchmark needs oracle.table=FILE, a table of real evaluations; "
                                       f"got {config.oracle.table!r}.")

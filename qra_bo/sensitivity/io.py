@@ -63,7 +63,7 @@ def load_profile(path: Path) -> SensitivityProfile:
     Raises:
         ProfileError: If the file can't be read, or a key is missing, unknown or of the wrong type.
     """
-    return profile_from_json(_read(path), str(path))
+    return profile_from_json(read_object(path), str(path))
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def load_measured_damage(path: Path, prefix: str = "model.layers.") -> MeasuredD
     Raises:
         ProfileError: If the file can't be read, or a key is missing or of the wrong type.
     """
-    data = _read(path)
+    data = read_object(path)
     _check_keys(data, _MEASURED_KEYS, (*_MEASURED_KEYS, "time_elapsed"), str(path))
     losses = data["loss"]
     if not isinstance(losses, dict) or not losses:
@@ -146,7 +146,12 @@ def _sum_rows(values: FloatArray, names: Sequence[str], units: Sequence[Unit], s
     return np.stack([values[[index[m.name] for m in u.linears]].sum(axis=0) for u in units])
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        ProfileError: If the file can't be read or holds anything else.
+    """
     try:
         data = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except OSError as error:

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
 TASKS: Mapping[str, str] = {
     "search": "qra_bo.tasks.search",
     "memory": "qra_bo.tasks.memory",
+    "profile": "qra_bo.tasks.profile",
+    "evaluate": "qra_bo.tasks.evaluate",
     "export": "qra_bo.tasks.export",
     "report": "qra_bo.tasks.report",
 }

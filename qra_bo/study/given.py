@@ -1,0 +1,37 @@
+"""An executor whose profile was given, so that none is measured."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from qra_bo.oracle.protocol import Progress
+from qra_bo.records import EvaluationRequest, Measurement
+from qra_bo.sensitivity.profile import SensitivityProfile
+from qra_bo.study.executor import Executor
+from qra_bo.study.messages import ProfileResult
+
+
+class GivenProfileExecutor:
+    """Answers ``profile`` with what it was given, at no cost; all else is the inner executor's.
+
+    Args:
+        inner: Runs the oracle.
+        profile: Of the units and formats of the search.
+    """
+
+    def __init__(self, inner: Executor, profile: SensitivityProfile) -> None:
+        self._inner, self._profile = inner, profile
+
+    def describe(self) -> Mapping[str, Any]:
+        return self._inner.describe()
+
+    def profile(self, progress: Progress) -> ProfileResult:
+        return ProfileResult(self._profile, 0, 0, 0.0)
+
+    def evaluate(self, request: EvaluationRequest, progress: Progress) -> Measurement:
+        return self._inner.evaluate(request, progress)
+
+    def call(self, method: str, kwargs: Mapping[str, Any], progress: Progress) -> Mapping[str, Any]:
+        return self._inner.call(method, kwargs, progress)
+
+    def close(self) -> None:
+        self._inner.close()

@@ -1,0 +1,160 @@
+"""One oracle for several runs: what a sibling run has evaluated is taken from its journal, at the same charge."""
+
+import json
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from qra_bo.errors import JournalError
+from qra_bo.oracle.protocol import Progress
+from qra_bo.records import Evaluation, EvaluationRequest, Measurement, TrialState
+from qra_bo.study.executor import Executor
+from qra_bo.study.journal import JOURNAL_NAME, canonical
+from qra_bo.study.messages import ProfileResult
+from qra_bo.study.provenance import INCOMPARABLE
+from qra_bo.study.results import load_study
+from qra_bo.study.study import Study
+
+log = logging.getLogger(__name__)
+SHAREABLE = (TrialState.OK, TrialState.DIVERGED)
+"""Ends that another run would meet too; a lost worker or a lack of memory may have been this one's bad luck."""
+Training = tuple[str, int, int, float]
+
+
+def training_of(request: EvaluationRequest) -> Training:
+    """Names the training that a request is a part of: its low fidelity is a prefix of its high one."""
+    return request.allocation.fingerprint, request.schedule_steps, request.train_seed, request.lr_scale
+
+
+class Ledger:
+    """Evaluations of one run, each with what it costs from the first step on, whatever prefix was there already."""
+
+    def __init__(self, evaluations: Iterable[Evaluation] = ()) -> None:
+        self.by_key: dict[str, Measurement] = {}
+        self._prefixes: dict[tuple[Training, int], Measurement] = {}
+        for e in evaluations:
+            if e.measurement.state in SHAREABLE:
+                self.add(e.request, e.measurement)
+
+    def add(self, request: EvaluationRequest, charged: Measurement) -> None:
+        """Note an evaluation as this run was charged for it; one whose beginning is unknown is left out."""
+        if charged.state is TrialState.OK:
+            done = request.steps - charged.new_steps
+            before = self.prefix(request, done) if done > 0 else None
+            if done > 0 and before is None:
+                return
+            charged = charged if before is None else combined(charged, before, 1)
+            self._prefixes[training_of(request), request.steps] = charged
+        self.by_key[request.key] = charged
+
+    def prefix(self, request: EvaluationRequest, steps: int) -> Measurement | None:
+        """The same training up to ``steps``, if this run evaluated it."""
+        return self._prefixes.get((training_of(request), steps))
+
+    def longest_prefix(self, request: EvaluationRequest) -> Measurement | None:
+        """The longest part of the request's training that this run evaluated before."""
+        own = [(steps, m) for (training, steps), m in self._prefixes.items()
+               if training == training_of(request) and steps < request.steps]
+        return max(own, key=lambda pair: pair[0])[1] if own else None
+
+
+def combined(m: Measurement, prefix: Measurement, sign: int) -> Measurement:
+    """``m`` with the cost of a prefix added (``sign`` 1) or taken off (-1)."""
+    return replace(m, new_steps=m.new_steps + sign * prefix.new_steps,
+                   training_tokens=m.training_tokens + sign * prefix.training_tokens,
+                   forward_tokens=m.forward_tokens + sign * prefix.forward_tokens,
+                   seconds=max(0.0, m.seconds + sign * prefix.seconds))
+
+
+class SharedExecutor:
+    """An executor that asks the journals of sibling runs first.
+
+    Every run is charged as if it had been alone: what a sibling trained and this run uses costs this run the same
+    tokens, less the prefix that it has been charged for already. It stays open when its run ends: who made ``inner``
+    closes it.
+
+    Args:
+        inner: Runs the oracle.
+        folder: Of this run.
+        siblings: Folders of the other runs; those without a journal, and those of another configuration, data or
+            compute type are passed over.
+        config: This run's configuration, JSON values.
+        may_differ: Top-level keys of the configuration that may differ: the budget, and what changes no evaluation.
+    """
+
+    def __init__(self, inner: Executor, folder: Path, siblings: Sequence[Path], config: Mapping[str, Any],
+                 may_differ: frozenset[str]) -> None:
+        self._inner, self._folder, self._siblings = inner, folder, tuple(siblings)
+        self._may_differ = may_differ
+        self._wanted = self._identity(config)
+        self._opened: tuple[Ledger, tuple[Study, ...], tuple[Ledger, ...]] | None = None
+
+    def describe(self) -> Mapping[str, Any]:
+        return self._inner.describe()
+
+    def profile(self, progress: Progress) -> ProfileResult:
+        for study in self._open()[1]:
+            if "profile" in study.last:
+                return ProfileResult.from_json(study.last["profile"])
+        return self._inner.profile(progress)
+
+    def evaluate(self, request: EvaluationRequest, progress: Progress) -> Measurement:
+        own, _, others = self._open()
+        shared = next((ledger.by_key[request.key] for ledger in others if request.key in ledger.by_key), None)
+        if shared is None:
+            charged = self._charged(request, self._inner.evaluate(request, progress), own, others)
+        else:
+            progress("shared", request.steps, request.steps)
+            prefix = own.longest_prefix(request) if shared.state is TrialState.OK else None
+            charged = shared if prefix is None else combined(shared, prefix, -1)
+        if charged.state in SHAREABLE:
+            own.add(request, charged)
+        return charged
+
+    def call(self, method: str, kwargs: Mapping[str, Any], progress: Progress) -> Mapping[str, Any]:
+        return self._inner.call(method, kwargs, progress)
+
+    def close(self) -> None:
+        """Nothing: the next run needs the oracle."""
+
+    @staticmethod
+    def _charged(request: EvaluationRequest, m: Measurement, own: Ledger, others: Sequence[Ledger]) -> Measurement:
+        """A new measurement with the prefix that a sibling trained and this run never paid for."""
+        done = request.steps - m.new_steps
+        if m.state is not TrialState.OK or done <= 0 or own.prefix(request, done) is not None:
+            return m
+        prefix = next((p for p in (ledger.prefix(request, done) for ledger in others) if p is not None), None)
+        return m if prefix is None else combined(m, prefix, 1)
+
+    def _identity(self, config: Mapping[str, Any]) -> str:
+        return canonical({k: v for k, v in json.loads(json.dumps(config)).items() if k not in self._may_differ})
+
+    def _open(self) -> tuple[Ledger, tuple[Study, ...], tuple[Ledger, ...]]:
+        """This run's own ledger, and siblings' journals as they are when this run first needs them."""
+        if self._opened is None:
+            mine = _study(self._folder)
+            facts = self._inner.describe()
+            studies = [s for s in map(_study, self._siblings) if s is not None and self._comparable(s, facts)]
+            self._opened = (Ledger(mine.evaluations if mine is not None else ()), tuple(studies),
+                            tuple(Ledger(s.evaluations) for s in studies))
+        return self._opened
+
+    def _comparable(self, study: Study, facts: Mapping[str, Any]) -> bool:
+        stored = study.last.get("provenance")
+        if stored is None or self._identity(study.header["config"]) != self._wanted:
+            return False
+        plain = json.loads(canonical(facts))
+        return all(stored.get(key) == plain.get(key) for key in INCOMPARABLE)
+
+
+def _study(folder: Path) -> Study | None:
+    """The state of a run, or ``None`` where there is none that can be read; its own turn will say why."""
+    if not (folder / JOURNAL_NAME).is_file():
+        return None
+    try:
+        return load_study(folder)
+    except JournalError as error:
+        log.warning("nothing is shared with the run in %s: %s", folder, error)
+        return None

@@ -1,0 +1,134 @@
+"""``task=evaluate``: fine-tune one given allocation at high fidelity and tell its losses and bytes."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from qra_bo.build import BytesPredictor
+from qra_bo.config import RunConfig
+from qra_bo.errors import ConfigError, OutputError, SpaceError
+from qra_bo.memory.budget import format_for, format_size, parse_budget
+from qra_bo.memory.formats import parse_format
+from qra_bo.oracle.protocol import Progress
+from qra_bo.records import EvaluationRequest, Measurement, TrialState
+from qra_bo.report.text import describe_allocation
+from qra_bo.space import Allocation, SearchSpace, uniform
+from qra_bo.study.executor import Executor
+from qra_bo.study.options import training_seeds
+from qra_bo.study.provenance import collect
+from qra_bo.study.status import write_json
+
+EVALUATION_NAME = "evaluation.json"
+FAILED = 1
+
+
+def run(config: RunConfig) -> int:
+    """Evaluate on the validation and the test split; returns 0, or 1 where the training gave no loss.
+
+    The learning rate is ``adapter.lr``, or the calibrated one of a ``best.json``.
+
+    Raises:
+        UserError: If the input or the environment can't work.
+    """
+    from qra_bo.run import live_view, make_setting, oracle_session, task_folder
+
+    setting = make_setting(config)
+    allocation, lr = read_allocation(str(config.allocation), setting.space)
+    predictor = BytesPredictor(setting.memory, setting.space)
+    predicted, parts = predictor(allocation), predictor.breakdown(allocation)
+    folder, scale = task_folder(config), 1.0 if lr is None else lr / config.adapter.lr
+    with oracle_session(config) as executor:
+        if config.display == "none":
+            found = evaluate(config, allocation, scale, executor, lambda what, done, total: None)
+        else:
+            with live_view(config) as view:
+                found = evaluate(config, allocation, scale, executor, view.progress)
+    result = {"schema_version": 1, "model": config.model_name, "oracle": config.oracle.name,
+              "granularity": config.granularity, "units": [u.name for u in setting.space.units],
+              **allocation.to_json(), "bits": [parse_format(f).bits for f in allocation.formats],
+              "learning_rate": config.adapter.lr * scale, "steps": config.fidelity.high, **found,
+              "memory": {"scope": config.memory.scope, "predicted_bytes": predicted,
+                         "measured_bytes": found.pop("measured_bytes"), "breakdown": parts},
+              "config": config.to_dict()}
+    try:
+        write_json(folder / EVALUATION_NAME, result)
+    except OSError as error:
+        raise OutputError(f"{folder / EVALUATION_NAME} can't be written ({error.strerror})") from error
+    print_evaluation(result, Console(soft_wrap=True))
+    print(f"Files: {folder / EVALUATION_NAME}")
+    return 0 if result["validation"]["loss"] is not None and result["test"]["loss"] is not None else FAILED
+
+
+def evaluate(config: RunConfig, allocation: Allocation, lr_scale: float, executor: Executor,
+             progress: Progress) -> dict[str, Any]:
+    """Both splits, one training: the second goes on from the first's checkpoint."""
+    train_seed, _ = training_seeds(config.seed, 0)
+    steps = config.fidelity.high
+    losses = {split: executor.evaluate(EvaluationRequest(allocation, steps, steps, train_seed, split, lr_scale),
+                                       progress) for split in ("validation", "test")}
+    measured = losses["validation"].measured_bytes
+    if config.oracle.name == "finetune" and losses["validation"].state is TrialState.OK:
+        measured = executor.call("measure_peak", {"allocation": allocation.to_json(), "train_seed": train_seed},
+                                 progress)["measured_bytes"]
+    return {"train_seed": train_seed, **{split: _fields(m) for split, m in losses.items()},
+            "measured_bytes": measured, "provenance": json.loads(json.dumps(collect(executor.describe())))}
+
+
+def read_allocation(text: str, space: SearchSpace) -> tuple[Allocation, float | None]:
+    """The allocation of ``uniform:BITS,RANK`` or of a JSON file with ``formats`` and ``ranks``, such as a best.json;
+    and the learning rate that such a file states.
+
+    Raises:
+        ConfigError: If there is no such file or it does not fit the model's units.
+        SpaceError: If it is malformed.
+    """
+    if text.strip().lower().startswith("uniform"):
+        chosen = parse_budget(text)
+        return uniform(space.n_units, format_for(int(chosen.bits or 0), space).name, int(chosen.rank or 0)), None
+    path = Path(text).expanduser()
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"allocation must be uniform:BITS,RANK or a JSON file such as a best.json; {text!r} can't be "
+                          f"read ({error.strerror})") from error
+    except ValueError as error:
+        raise ConfigError(f"allocation: {path} is not JSON: {error}") from error
+    if not isinstance(data, dict) or not isinstance(data.get("formats"), list):
+        raise SpaceError(f"allocation: {path} must be an object with the lists 'formats' (names) and 'ranks' "
+                         "(integers)")
+    names = [f["name"] if isinstance(f, dict) and "name" in f else f for f in data["formats"]]
+    allocation = Allocation.from_json({"formats": names, "ranks": data.get("ranks")})
+    units = [u.name for u in space.units]
+    if data.get("units", units) != units or len(allocation) != len(units):
+        raise ConfigError(f"allocation: {path} is for {len(allocation)} units; this model has {len(units)} "
+                          f"({units[0]} ... {units[-1]}): use the model and granularity that it was made for")
+    lr = data.get("learning_rate")
+    return allocation, float(lr) if isinstance(lr, (int, float)) else None
+
+
+def print_evaluation(result: Mapping[str, Any], console: Console) -> None:
+    """Losses and bytes in a few lines."""
+    units, bits, memory = result["units"], result["bits"], result["memory"]
+    lines = [f"Bits and ranks: {describe_allocation(units, bits, result['ranks'])}"]
+    for split in ("validation", "test"):
+        m = result[split]
+        lines.append(f"{split} loss: {m['state']} ({m['message']})" if m["loss"] is None else
+                     f"{split} loss: {m['loss']:.4f} nats per token"
+                     f"{'' if m['loss_se'] is None else ' (standard error {:.4f})'.format(m['loss_se'])} after "
+                     f"{result['steps']} steps")
+    measured = memory["measured_bytes"]
+    lines.append(f"{memory['scope']} memory: {format_size(memory['predicted_bytes'])} predicted, "
+                 f"{'not measured' if measured is None else format_size(measured) + ' measured'}")
+    if result["oracle"] != "finetune":
+        lines.insert(0, f"{result['oracle']} results: no model is trained")
+    for line in lines:
+        console.print(line, markup=False, highlight=False)
+
+
+def _fields(m: Measurement) -> dict[str, Any]:
+    return {"state": m.state.value, "loss": m.loss, "loss_se": m.loss_se, "curve": [list(p) for p in m.curve],
+            "training_tokens": m.training_tokens, "forward_tokens": m.forward_tokens, "seconds": m.seconds,
+            "message": m.message}
