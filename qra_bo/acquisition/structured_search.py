@@ -43,7 +43,7 @@ class StructuredOptions:
     n_prior: int = 4
     draws: int = 6
     temperatures: tuple[float, ...] = (1.0, 0.5)
-    local_share: float = 0.34
+    local_share: float = 0.1
     edits: int = 2
     max_neighbours: int = 9000
     rel_gap: float = 1e-3
@@ -77,10 +77,8 @@ class StructuredSearch:
         self._prior = prior_tables(problem, self._options.n_prior)
         n_units = problem.space.n_units
         self._region = TrustRegion(max(2, n_units // 2), 2, n_units, max(2, n_units // 2), factor=1.5)
-        self._asked = 0
         self._local_debt = 0.0
         self._model: StructuredModel | None = None
-        self._origin: dict[str, str] = {}
 
     @property
     def region(self) -> TrustRegion:

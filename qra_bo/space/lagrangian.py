@@ -11,6 +11,7 @@ from qra_bo.space.space import IntArray
 _BISECTIONS = 40
 _ROUNDS = 4
 _MOST_CHANGES = 400
+_MOST_SIDE = 600  # changes that give bytes up, and that take them, among which exchanges are sought
 _LEAST_GAIN = 1e-12
 
 
@@ -105,7 +106,10 @@ class _Relaxation:
         if self._home is not None and self._region is not None:
             # Within a region only units that have changed already, or are changed back, so that none is added.
             moved &= (choice != self._home)[units] | (options == self._home[units])
+        saved = -(extra / np.maximum(self._room, 1)[:, None]).sum(axis=0)
         giving, taking = np.flatnonzero(moved & (extra <= 0).all(axis=0)), np.flatnonzero(moved & (gain > 0))
+        giving = giving[np.argsort(-gain[giving] / np.maximum(saved[giving], 1e-300), kind="stable")[:_MOST_SIDE]]
+        taking = taking[np.argsort(-gain[taking] / np.maximum(-saved[taking], 1e-300), kind="stable")[:_MOST_SIDE]]
         pairs = gain[giving][:, None] + gain[taking][None, :]
         fits = units[giving][:, None] != units[taking][None, :]
         for p, room in enumerate(self._room):
