@@ -1,0 +1,222 @@
+"""The two sides of ``evaluation_speed``, each run in a process of its own: one prints JSON as its last line.
+
+    python -m bench.sides ours|trainer --steps N --warm N --threads N [--model NAME] [--device auto]
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qra_bo.build import make_finetune, make_space, make_spec
+from qra_bo.config import RunConfig, load_config
+from qra_bo.space import Allocation, Unit
+
+TRAIN_SEED = 0
+SWITCHES = 5
+
+
+def mixed_allocation(n_units: int) -> Allocation:
+    """The allocation of this benchmark: the last 8 of 30 units in 8 bits and the rest in NF4, rank 2 on the last 10 of
+    30 and rank 1 below; other depths in proportion."""
+    n_int8, n_two = max(1, round(n_units * 8 / 30)), max(1, round(n_units * 10 / 30))
+    return Allocation(("nf4",) * (n_units - n_int8) + ("int8",) * n_int8, (1,) * (n_units - n_two) + (2,) * n_two)
+
+
+def real_tokens(labels: np.ndarray) -> int:
+    """Tokens of ``n x length`` packed blocks that are text: padding stands at the end of a row and has no label."""
+    has_label = labels != -100
+    return int(np.where(has_label.any(axis=1), labels.shape[1] - has_label[:, ::-1].argmax(axis=1), 0).sum())
+
+
+def synchronise(device: Any) -> None:
+    """Wait for what was queued on a GPU."""
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.synchronize(device)
+
+
+def timed(device: Any, action: Callable[[], Any]) -> float:
+    """Seconds of one call."""
+    synchronise(device)
+    start = time.perf_counter()
+    action()
+    synchronise(device)
+    return time.perf_counter() - start
+
+
+def loss_of(model: Any, ids: np.ndarray, labels: np.ndarray, device: Any) -> float:
+    """Loss of one batch (``b x length``) before any step, in training mode: what tells whether both sides train the
+    same model."""
+    import torch
+
+    model.train()
+    with torch.no_grad():
+        return float(model(input_ids=torch.from_numpy(ids).to(device), labels=torch.from_numpy(labels).to(device),
+                           use_cache=False).loss)
+
+
+def ours(cfg: RunConfig, steps: int, warm: int) -> dict[str, Any]:
+    """Training, evaluation and switching of the oracle, as its worker process does them."""
+    from qra_bo.oracle.adapters import detach
+    from qra_bo.oracle.data.batches import batches
+    from qra_bo.oracle.training import held_out, train_steps
+
+    with tempfile.TemporaryDirectory() as folder:
+        oracle = make_finetune(cfg, Path(folder))
+        oracle.bank.build()
+        allocation, train, settings = mixed_allocation(len(oracle.units)), oracle.data.train, oracle.settings.train
+        other = Allocation(allocation.formats[::-1], allocation.ranks[::-1])
+        switches = []
+        for chosen in [other, allocation] * SWITCHES:  # each differs from what is installed in most units
+            def switch(chosen: Allocation = chosen) -> None:
+                oracle.build(chosen, TRAIN_SEED)
+                oracle.optimizer(chosen, 1.0)
+
+            switches.append(timed(oracle.device, switch))
+            detach(oracle.model)
+        oracle.build(allocation, TRAIN_SEED)
+        optimizer = oracle.optimizer(allocation, 1.0)
+        total = warm + steps
+        order = batches(len(train.input_ids), settings.batch, total, TRAIN_SEED)
+        first_loss = loss_of(oracle.model, train.input_ids[order[0]], train.labels[order[0]], oracle.device)
+        seconds = [timed(oracle.device, lambda step=step: train_steps(  # type: ignore[misc]
+            oracle.model, optimizer, train.input_ids, train.labels, order, step, step + 1, total, settings,
+            oracle.device)) for step in range(total)]
+        blocks = oracle.data.validation.take(oracle.settings.eval_blocks)
+
+        def evaluate() -> None:
+            held_out(oracle.model, blocks.input_ids, blocks.labels, settings, oracle.device)
+
+        evaluations = [timed(oracle.device, evaluate) for _ in range(2)]
+        trainable = sum(p.numel() for p in oracle.model.parameters() if p.requires_grad)
+        return {**_rates(seconds, [real_tokens(train.labels[rows]) for rows in order], warm),
+                "trainable": trainable, "first_loss": first_loss, "dtype": str(oracle.dtype).removeprefix("torch."),
+                "device": str(oracle.device), "switch_seconds": statistics.median(switches),
+                "evaluation_seconds": evaluations[-1], "evaluation_tokens": real_tokens(blocks.labels)}
+
+
+def trainer(cfg: RunConfig, steps: int, warm: int) -> dict[str, Any]:
+    """The same fine-tuning as a user of PEFT, bitsandbytes and transformers' Trainer would write it."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from torch.utils.data import Dataset
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+
+    from qra_bo.device import resolve_device, resolve_dtype
+    from qra_bo.oracle.base_models import load_base
+    from qra_bo.oracle.data.batches import batches
+    from qra_bo.oracle.data.load import load_data
+    from qra_bo.space.patterns import peft_patterns
+
+    device = torch.device(resolve_device(cfg.device))
+    dtype = getattr(torch, resolve_dtype(cfg.dtype, device.type))
+    model, tokenizer = load_base(cfg.model)
+    model = model.to(dtype)
+    train = load_data(cfg.data, tokenizer, cfg.train.length).train
+    units = make_space(cfg, make_spec(cfg)).units
+    allocation = mixed_allocation(len(units))
+    replace_linears(model, units, allocation, dtype, device)
+    model = model.to(device)
+    model.is_loaded_in_4bit = model.is_loaded_in_8bit = True
+    model.is_quantized = False  # a mark of the GGUF it was read from, which Trainer refuses: its tensors are dense
+    ranks = {linear.name: rank for unit, rank in zip(units, allocation.ranks, strict=True) for linear in unit.linears}
+    model = get_peft_model(model, LoraConfig(**peft_patterns(ranks, cfg.adapter.alpha_over_rank), bias="none",
+                                             lora_dropout=0.0, task_type="CAUSAL_LM"))
+    total = warm + steps
+    order = batches(len(train.input_ids), cfg.train.batch, total, TRAIN_SEED)
+
+    class Blocks(Dataset[dict[str, torch.Tensor]]):
+        def __len__(self) -> int:
+            return order.size
+
+        def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+            row = order.flat[index]
+            return {"input_ids": torch.from_numpy(train.input_ids[row]), "labels": torch.from_numpy(train.labels[row])}
+
+    class Timer(TrainerCallback):  # type: ignore[misc]
+        seconds: list[float]
+
+        def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+            synchronise(device)
+            self.seconds, self._last = [], time.perf_counter()
+
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            synchronise(device)
+            now = time.perf_counter()
+            self.seconds.append(now - self._last)
+            self._last = now
+
+    timer, first = Timer(), order[0]
+    first_loss = loss_of(model, train.input_ids[first], train.labels[first], device)
+    with tempfile.TemporaryDirectory() as folder:
+        Trainer(model, TrainingArguments(
+            output_dir=folder, max_steps=total, per_device_train_batch_size=cfg.train.batch,
+            learning_rate=cfg.adapter.lr, lr_scheduler_type="cosine", max_grad_norm=1.0,
+            warmup_steps=max(1, round(cfg.train.warmup * total)), optim="adamw_torch",
+            bf16=dtype == torch.bfloat16, use_cpu=device.type == "cpu", logging_strategy="no", save_strategy="no",
+            report_to=[], disable_tqdm=True, dataloader_pin_memory=False),
+            train_dataset=Blocks(), callbacks=[timer]).train()
+    return {**_rates(timer.seconds, [real_tokens(train.labels[rows]) for rows in order], warm),
+            "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad), "first_loss": first_loss,
+            "dtype": str(dtype).removeprefix("torch."), "device": str(device)}
+
+
+def replace_linears(model: Any, units: tuple[Unit, ...], allocation: Allocation, dtype: Any, device: Any) -> None:
+    """Put bitsandbytes' own layers in the place of the decoder's linears; they quantise when moved to ``device``."""
+    import bitsandbytes as bnb
+    from torch import nn
+
+    for unit, fmt in zip(units, allocation.formats, strict=True):
+        for linear in unit.linears:
+            dense = model.get_submodule(linear.name)
+            has_bias = dense.bias is not None
+            new: nn.Module
+            if fmt == "nf4":
+                new = bnb.nn.Linear4bit(dense.in_features, dense.out_features, bias=has_bias, compute_dtype=dtype,
+                                        compress_statistics=True, quant_type="nf4")
+                new.weight = bnb.nn.Params4bit(dense.weight.data, requires_grad=False, compress_statistics=True,
+                                               quant_type="nf4", module=new)
+            else:
+                new = bnb.nn.Linear8bitLt(dense.in_features, dense.out_features, bias=has_bias, has_fp16_weights=False)
+                new.weight = bnb.nn.Int8Params(dense.weight.data, requires_grad=False, has_fp16_weights=False)
+            new.bias = dense.bias
+            parent, _, child = linear.name.rpartition(".")
+            setattr(model.get_submodule(parent), child, new.to(device))
+
+
+def _rates(seconds: list[float], tokens: list[int], warm: int) -> dict[str, Any]:
+    """Median of the timed steps' rates; the first ``warm`` steps pay for lazy initialisation on either side."""
+    rates = [n / s for n, s in zip(tokens[warm:], seconds[warm:], strict=True)]
+    return {"tokens_per_second": statistics.median(rates), "step_seconds": statistics.median(seconds[warm:]),
+            "steps": len(rates)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("side", choices=("ours", "trainer"))
+    parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--warm", type=int, required=True)
+    parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--model", default="smollm2_135m")
+    parser.add_argument("--device", default="auto")
+    args = parser.parse_args()
+    import torch
+
+    torch.set_num_threads(args.threads)
+    data = ["data=tiny"] if args.model == "tiny" else []
+    cfg = load_config([f"+model={args.model}", f"device={args.device}", "bits=[4,8]", *data])
+    result = (ours if args.side == "ours" else trainer)(cfg, args.steps, args.warm)
+    print(json.dumps({**result, "threads": torch.get_num_threads(), "batch": cfg.train.batch,
+                      "length": cfg.train.length, "low_steps": cfg.fidelity.low}))
+
+
+if __name__ == "__main__":
+    main()
