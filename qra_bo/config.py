@@ -27,10 +27,11 @@ class EffortConfig:
 
 @dataclass(frozen=True, slots=True)
 class MemoryConfig:
-    """What the budget bounds, and what is left free where it is ``auto``."""
+    """What the budget bounds, what is left free where it is ``auto``, and how ``task=memory`` prints."""
 
     scope: Literal["peak", "stored"]
     headroom: str
+    format: Literal["table", "json"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +196,7 @@ class RunConfig:
     def config_sha256(self) -> str:
         """Hash over what defines the results: a run may be continued by any configuration of the same hash."""
         kept = {key: value for key, value in self.to_dict().items() if key not in NOT_OF_THE_RESULT}
+        del kept["memory"]["format"]  # how a plan is printed changes no result
         return hashlib.sha256(json.dumps(kept, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
     def with_changes(self, **changes: Any) -> "RunConfig":

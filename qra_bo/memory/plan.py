@@ -1,44 +1,81 @@
-"""``task=memory``: does it fit, on what, and what to change when it does not. No weights, no GPU, no torch."""
+"""What fits: uniform choices, each budget's best, common cards, and what to change where nothing fits.
 
-from collections.abc import Sequence
+Pure arithmetic over ``MemoryModel``: no weights, no GPU, no torch.
+"""
+
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from qra_bo.errors import UserError
-from qra_bo.memory.budget import describe, format_size, smallest, uniform_bytes
+from qra_bo.memory.budget import describe, largest, smallest, uniform_bytes
 from qra_bo.memory.formats import default_format
-from qra_bo.memory.model import KEYS, MemoryModel
+from qra_bo.memory.model import MemoryModel
 from qra_bo.space import Allocation, Ladder, SearchSpace, StorageFormat, uniform
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
 
 CARDS_GB = (6, 8, 10, 12, 16, 24, 40, 48, 80)
 """Common cards; their names are taken in decimal units, a little less than they have."""
 
+SHOWN_RANKS = (1, 4, 8, 16, 32)
 SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One uniform choice: its bytes, by part and phase."""
+    """One allocation priced: its bytes, by part (``memory.model.KEYS``) in the phase that decides.
 
-    fmt: str
-    bits: int
-    rank: int
+    Args:
+        what: E.g. ``"nf4, rank 16"``, or ``"smallest allocation"``.
+        fmt: Storage format of every unit, or ``None`` where they differ.
+        bits: Bit-width of every unit, or ``None`` where they differ.
+        rank: Rank of every unit, or ``None`` where they differ.
+        phase: Name of the phase that decides, e.g. ``"backward"``.
+        breakdown: Bytes by part.
+    """
+
+    what: str
+    fmt: str | None
+    bits: int | None
+    rank: int | None
     phase: str
-    total: int
-    breakdown: dict[str, int]
+    breakdown: Mapping[str, int]
+
+    @property
+    def total(self) -> int:
+        return sum(self.breakdown.values())
+
+    def to_json(self) -> dict[str, Any]:
+        return {"format": self.fmt, "bits": self.bits, "rank": self.rank, "phase": self.phase, "bytes": self.total,
+                "breakdown": dict(self.breakdown)}
 
 
 @dataclass(frozen=True, slots=True)
 class Lever:
-    """One change of the configuration and what the smallest allocation needs with it."""
+    """One change of the configuration, what the smallest allocation needs with it, and what that saves, in bytes."""
 
     change: str
     needs: int
     saves: int
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetAnswer:
+    """What one budget holds.
+
+    Args:
+        text: The budget as written.
+        size: Bytes.
+        fits: Whether any allocation of the space fits.
+        ranks: By format, the largest integer rank that fits on every unit; 0 where not even rank 1 does.
+        best: The uniform choice of the most bits that fits, at its largest rank; ``None`` where none fits.
+    """
+
+    text: str
+    size: int
+    fits: bool
+    ranks: Mapping[str, int]
+    best: Row | None
 
 
 @dataclass(frozen=True)
@@ -46,95 +83,118 @@ class MemoryPlan:
     """What ``task=memory`` answers.
 
     Args:
-        model: Name of the decoder.
-        scope: ``"peak"`` or ``"stored"``.
-        budget_text: The budget as written.
-        budget: Bytes.
-        rows: Uniform choices, bits by rank.
-        chosen: An allocation of the user's own, with its bytes, or ``None``.
-        smallest_bytes: What the least demanding allocation needs.
-        smallest_is: It, in words.
-        cards: For each card, GB and the most demanding uniform choice that fits it, or ``None``.
-        levers: What saves how much, most first.
-        parameters: Parameters of the decoder's linears and of everything else.
+        memory: Decoder, trainer and scope that it holds for.
+        n_units: Units that choose.
+        budgets: Each budget's answer, in the order given.
+        uniform: Uniform choices: by format, then by rank.
+        least: The allocation of the space that needs least.
+        least_is: It, in words.
+        most: Bytes of the allocation that needs most.
+        cards: By card in GB, the uniform choice of the ladders with the most bits, then the most rank, that fits.
+        levers: What lowers ``least``, the most saving first.
     """
 
-    model: str
-    scope: str
-    budget_text: str
-    budget: int
-    rows: tuple[Row, ...]
-    chosen: Row | None
-    smallest_bytes: int
-    smallest_is: str
-    cards: tuple[tuple[int, Row | None], ...]
+    memory: MemoryModel
+    n_units: int
+    budgets: tuple[BudgetAnswer, ...]
+    uniform: tuple[Row, ...]
+    least: Row
+    least_is: str
+    most: int
+    cards: Mapping[int, Row | None]
     levers: tuple[Lever, ...]
-    parameters: tuple[int, int]
 
     @property
     def fits(self) -> bool:
-        """Whether any allocation fits the budget."""
-        return self.smallest_bytes <= self.budget
+        """Whether something fits every budget."""
+        return all(answer.fits for answer in self.budgets)
+
+    @property
+    def tightest(self) -> int:
+        """Bytes of the smallest budget."""
+        return min(answer.size for answer in self.budgets)
 
     def to_json(self) -> dict[str, Any]:
         """Everything, in bytes."""
-        return {"schema_version": SCHEMA_VERSION, "model": self.model, "scope": self.scope,
-                "budget": {"text": self.budget_text, "bytes": self.budget}, "fits": self.fits,
-                "smallest": {"bytes": self.smallest_bytes, "allocation": self.smallest_is},
-                "uniform": [self._row(row) for row in self.rows],
-                "chosen": None if self.chosen is None else self._row(self.chosen),
-                "cards": [{"gb": gb, "largest_uniform": None if row is None else self._row(row)}
-                          for gb, row in self.cards],
-                "levers": [{"change": lever.change, "needs_bytes": lever.needs, "saves_bytes": lever.saves}
-                           for lever in self.levers],
-                "parameters": {"linears": self.parameters[0], "other": self.parameters[1]}}
+        spec, shape = self.memory.spec, self.memory.shape
+        return {
+            "schema_version": SCHEMA_VERSION, "model": spec.name, "scope": self.memory.scope, "device": shape.device,
+            "parameters": {"linears": spec.linear_numel, "other": spec.other_numel}, "units": self.n_units,
+            "train": {"batch": shape.batch, "length": shape.length, "checkpointing": shape.checkpointing,
+                      "logits_chunk": shape.logits_chunk, "compute_bits": 8 * shape.compute_dtype_bytes},
+            "fits": self.fits,
+            "budgets": [{"text": b.text, "bytes": b.size, "fits": b.fits, "largest_uniform_rank": dict(b.ranks),
+                         "best_uniform": None if b.best is None else b.best.to_json()} for b in self.budgets],
+            "uniform": [row.to_json() | {"fits": [b.text for b in self.budgets if row.total <= b.size]}
+                        for row in self.uniform],
+            "smallest": {"allocation": self.least_is, **self.least.to_json()}, "largest_bytes": self.most,
+            "cards": [{"gb": gb, "best_uniform": None if row is None else row.to_json()}
+                      for gb, row in self.cards.items()],
+            "levers": [{"change": v.change, "needs_bytes": v.needs, "saves_bytes": v.saves} for v in self.levers]}
 
-    def _row(self, row: Row) -> dict[str, Any]:
-        return {"format": row.fmt, "bits": row.bits, "rank": row.rank, "phase": row.phase, "bytes": row.total,
-                "feasible": row.total <= self.budget, "breakdown": row.breakdown}
 
-
-def memory_plan(memory: MemoryModel, space: SearchSpace, budget: int, budget_text: str, *,
-                ranks: Sequence[int] | None = None, chosen: Allocation | None = None) -> MemoryPlan:
-    """Price uniform choices, cards and levers.
+def memory_plan(memory: MemoryModel, space: SearchSpace, budgets: Mapping[str, int], *,
+                on_card: MemoryModel | None = None) -> MemoryPlan:
+    """Price uniform choices, budgets, cards and levers.
 
     Args:
         memory: Decoder, trainer and scope.
         space: Units and ladders.
-        budget: Bytes (``budget.resolve_budget``).
-        budget_text: As written.
-        ranks: Ranks to show; the lowest, 4, 16 and the highest of the ladder by default.
-        chosen: An allocation to price too; of the space.
+        budgets: Bytes (``budget.resolve_budget``) by text; at least one.
+        on_card: Prices the cards where ``memory`` is of another device than they are.
 
     Raises:
         SpaceError: If a format can't store a matrix of the decoder.
     """
-    shown = _shown(space.ranks.values) if ranks is None else tuple(ranks)
-    rows = tuple(_uniform_row(memory, space, fmt, rank) for fmt in space.formats for rank in shown)
-    need, least = smallest(memory.table(space), space)
-    cards = tuple((gb, _largest_uniform(memory, space, gb * 10**9)) for gb in CARDS_GB)
-    own = None if chosen is None else _row(memory, space, chosen, "mixed", 0, 0)
-    return MemoryPlan(memory.spec.name, memory.scope, budget_text, budget, rows, own, need, describe(least, space),
-                      cards, tuple(_levers(memory, space, need)),
-                      (memory.spec.linear_numel, memory.spec.other_numel))
+    table = memory.table(space)
+    need, least = smallest(table, space)
+    side = _smallest_side(space)
+    rows = tuple(_uniform_row(memory, space, fmt, rank) for fmt in space.formats for rank in SHOWN_RANKS
+                 if rank <= side)
+    answers = tuple(_answer(memory, space, text, size, need) for text, size in budgets.items())
+    cards = {gb: _on_ladders(on_card or memory, space, gb * 10**9) for gb in CARDS_GB}
+    return MemoryPlan(memory, space.n_units, answers, rows, _row(memory, space, least, "smallest allocation"),
+                      describe(least, space), largest(table, space)[0], cards, tuple(_levers(memory, space, need)))
 
 
-def _shown(ranks: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(r for r in ranks if r in {ranks[0], 4, 16, ranks[-1]})
+def largest_rank(memory: MemoryModel, space: SearchSpace, fmt: StorageFormat, budget: int) -> int:
+    """The largest integer rank that fits with ``fmt`` on every unit; 0 where not even rank 1 does."""
+    low, high = 0, _smallest_side(space)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if uniform_bytes(memory, space, fmt, middle) <= budget:
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
-def _row(memory: MemoryModel, space: SearchSpace, allocation: Allocation, fmt: str, bits: int, rank: int) -> Row:
+def _smallest_side(space: SearchSpace) -> int:
+    return min(min(m.out_features, m.in_features) for u in space.units for m in u.linears)
+
+
+def _row(memory: MemoryModel, space: SearchSpace, allocation: Allocation, what: str) -> Row:
     phase, parts = memory.phase_breakdown(space, allocation)
-    return Row(fmt, bits, rank, phase, sum(parts.values()), parts)
+    bits = space.bits(allocation)
+    one_format, one_rank = len(set(allocation.formats)) == 1, len(set(allocation.ranks)) == 1
+    return Row(what, allocation.formats[0] if one_format else None, bits[0] if len(set(bits)) == 1 else None,
+               allocation.ranks[0] if one_rank else None, phase, parts)
 
 
 def _uniform_row(memory: MemoryModel, space: SearchSpace, fmt: StorageFormat, rank: int) -> Row:
     single = SearchSpace(space.units, (fmt,), Ladder("ranks", (rank,)))
-    return _row(memory, single, uniform(single.n_units, fmt.name, rank), fmt.name, fmt.bits, rank)
+    return _row(memory, single, uniform(single.n_units, fmt.name, rank), f"{fmt.name}, rank {rank}")
 
 
-def _largest_uniform(memory: MemoryModel, space: SearchSpace, limit: int) -> Row | None:
-    """Highest bits that fit with the lowest rank, then the highest rank that fits with them."""
+def _answer(memory: MemoryModel, space: SearchSpace, text: str, size: int, need: int) -> BudgetAnswer:
+    ranks = {fmt: largest_rank(memory, space, fmt, size) for fmt in space.formats}
+    fitting = [(fmt, rank) for fmt, rank in ranks.items() if rank]
+    best = _uniform_row(memory, space, *fitting[-1]) if fitting else None
+    return BudgetAnswer(text, size, need <= size, {fmt.name: rank for fmt, rank in ranks.items()}, best)
+
+
+def _on_ladders(memory: MemoryModel, space: SearchSpace, limit: int) -> Row | None:
+    """Highest bits that fit with the lowest rank, then the highest rank of the ladder that fits with them."""
     for fmt in reversed(space.formats):
         fitting = [r for r in space.ranks.values if uniform_bytes(memory, space, fmt, r) <= limit]
         if fitting:
@@ -148,85 +208,32 @@ def _levers(memory: MemoryModel, space: SearchSpace, need: int) -> list[Lever]:
     if memory.scope == "peak":
         if not shape.checkpointing:
             tried.append(("train.checkpointing=true", replace(shape, checkpointing=True)))
-        if shape.batch > 1:
-            tried.append((f"train.batch={shape.batch // 2}", replace(shape, batch=shape.batch // 2)))
-            tried.append(("train.batch=1", replace(shape, batch=1)))
+        tried += [(f"train.batch={b}", replace(shape, batch=b)) for b in _less(shape.batch, shape.batch // 2, 1)]
         if shape.length > 2:
             tried.append((f"train.length={shape.length // 2}", replace(shape, length=shape.length // 2)))
         chunk = min(shape.logits_chunk or shape.tokens, shape.tokens)
-        if chunk > 1:
-            tried.append((f"train.logits_chunk={max(1, chunk // 4)}", replace(shape, logits_chunk=max(1, chunk // 4))))
+        tried += [(f"train.logits_chunk={c}", replace(shape, logits_chunk=c)) for c in _less(chunk, chunk // 4)]
     levers = [_lever(change, replace(memory, shape=other), space, need) for change, other in tried]
-    lower = _with_two_bits(space)
-    if lower is not None:
+    bits, ranks = sorted({f.bits for f in space.formats}), space.ranks.values
+    if bits[0] > 2:
         with suppress(UserError):  # where two bits can't be packed into these shapes, they are no lever
-            levers.append(_lever("bits with 2 added", memory, lower, need))
-    if space.ranks.values[0] > 1:
-        levers.append(_lever("ranks with 1 added", memory,
-                             replace(space, ranks=Ladder("ranks", (1, *space.ranks.values))), need))
-    unique = {lever.change: lever for lever in levers if lever.saves > 0}
-    return sorted(unique.values(), key=lambda lever: -lever.saves)
+            lower = replace(space, formats=(default_format(2), *space.formats))
+            levers.append(_lever(f"bits={_listed((2, *bits))}", memory, lower, need))
+    if ranks[0] > 1:
+        lower = replace(space, ranks=Ladder("ranks", (1, *ranks)))
+        levers.append(_lever(f"ranks={_listed((1, *ranks))}", memory, lower, need))
+    return sorted((lever for lever in levers if lever.saves > 0), key=lambda lever: -lever.saves)
+
+
+def _less(value: int, *others: int) -> list[int]:
+    """Of the others, those from 1 to below ``value``, each once."""
+    return [other for other in dict.fromkeys(others) if 1 <= other < value]
+
+
+def _listed(values: Sequence[int]) -> str:
+    return f"[{','.join(map(str, values))}]"
 
 
 def _lever(change: str, memory: MemoryModel, space: SearchSpace, need: int) -> Lever:
     total, _ = smallest(memory.table(space), space)
     return Lever(change, total, need - total)
-
-
-def _with_two_bits(space: SearchSpace) -> SearchSpace | None:
-    if space.formats[0].bits <= 2:
-        return None
-    return replace(space, formats=(default_format(2), *space.formats))
-
-
-def render(plan: MemoryPlan) -> "RenderableType":
-    """The plan as tables for a terminal (loads rich)."""
-    from rich.console import Group
-    from rich.text import Text
-
-    linears, other = plan.parameters
-    verdict = "fits" if plan.fits else "does NOT fit"
-    head = Text(f"{plan.model}: {(linears + other) / 1e9:.2f} billion parameters, {linears / 1e9:.2f} billion of them "
-                f"in linears that can be quantised; scope {plan.scope}. The budget {plan.budget_text} is "
-                f"{format_size(plan.budget)}: the smallest allocation ({plan.smallest_is}) needs "
-                f"{format_size(plan.smallest_bytes)} and {verdict}.")
-    parts = [head, _uniform_table(plan), _cards_table(plan)]
-    if plan.levers:
-        parts.append(_levers_table(plan))
-    return Group(*parts)
-
-
-def _table(title: str, columns: Sequence[str]) -> Any:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right")
-    return table
-
-
-def _uniform_table(plan: MemoryPlan) -> Any:
-    used = [key for key in KEYS if any(row.breakdown[key] for row in plan.rows)]
-    names = {"quant_metadata": "metadata", "unquantised": "unquant.", "activations": "activ."}
-    table = _table("Uniform choices", ["format", "rank", *(names.get(key, key) for key in used), "total", "fits"])
-    for row in (*plan.rows, *([plan.chosen] if plan.chosen else [])):
-        fits = "yes" if row.total <= plan.budget else "no"
-        table.add_row(row.fmt, str(row.rank or "-"), *(format_size(row.breakdown[key]) for key in used),
-                      format_size(row.total), fits)
-    return table
-
-
-def _cards_table(plan: MemoryPlan) -> Any:
-    table = _table("Most bits, then most rank, of a uniform choice that fits", ["card", "format", "rank", "needs"])
-    for gb, row in plan.cards:
-        table.add_row(f"{gb} GB", *(("nothing", "", "") if row is None else
-                                    (row.fmt, str(row.rank), format_size(row.total))))
-    return table
-
-
-def _levers_table(plan: MemoryPlan) -> Any:
-    table = _table("What lowers the smallest allocation", ["change", "then needs", "saves"])
-    for lever in plan.levers:
-        table.add_row(lever.change, format_size(lever.needs), format_size(lever.saves))
-    return table

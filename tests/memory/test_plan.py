@@ -8,76 +8,121 @@ import pytest
 from rich.console import Console
 
 from qra_bo.memory import MemoryModel, TrainShape
-from qra_bo.memory.budget import resolve_budget, smallest
-from qra_bo.memory.plan import CARDS_GB, MemoryPlan, memory_plan, render
-from qra_bo.space import Allocation, SearchSpace
+from qra_bo.memory.budget import largest, resolve_budget, smallest, uniform_bytes
+from qra_bo.memory.formats import parse_format
+from qra_bo.memory.model import KEYS
+from qra_bo.memory.plan import CARDS_GB, SHOWN_RANKS, MemoryPlan, largest_rank, memory_plan
+from qra_bo.memory.plan_tables import render
+from qra_bo.space import SearchSpace
 from tests.memory.spaces import LLAMA2_7B, TINY, space_of
 
 RANKS = (1, 2, 4, 8, 16, 32)
+BUDGETS = {"10GB": 10**10, "8GB": 8 * 10**9}
+
+
+def printed(plan: MemoryPlan) -> str:
+    out = io.StringIO()
+    Console(file=out, width=120).print(render(plan))
+    return out.getvalue()
 
 
 @pytest.fixture(scope="module")
 def llama() -> tuple[MemoryModel, SearchSpace, MemoryPlan]:
     model, space = MemoryModel(LLAMA2_7B, TrainShape(4, 128)), space_of(LLAMA2_7B, ranks=RANKS)
-    return model, space, memory_plan(model, space, 10 * 10**9, "10GB")
+    return model, space, memory_plan(model, space, BUDGETS)
 
 
 def test_rows_are_the_models_own_numbers(llama: tuple[MemoryModel, SearchSpace, MemoryPlan]) -> None:
     model, space, plan = llama
-    assert [(r.fmt, r.rank) for r in plan.rows] == [(f.name, r) for f in space.formats for r in (1, 4, 16, 32)]
-    for row in plan.rows:
-        assert sum(row.breakdown.values()) == row.total
+    assert [(r.fmt, r.rank) for r in plan.uniform] == [(f.name, r) for f in space.formats for r in SHOWN_RANKS]
+    for row in plan.uniform:
+        assert set(row.breakdown) == set(KEYS)
         assert row.total == resolve_budget(f"uniform:{row.bits},{row.rank}", model, space)
     assert plan.fits
-    assert plan.smallest_bytes == smallest(model.table(space), space)[0]
-    assert sum(plan.parameters) == 6_738_415_616
+    assert (plan.least.total, plan.most) == (smallest(model.table(space), space)[0],
+                                             largest(model.table(space), space)[0])
+
+
+def test_each_budget_has_its_own_answer(llama: tuple[MemoryModel, SearchSpace, MemoryPlan]) -> None:
+    model, space, plan = llama
+    assert [(b.text, b.size) for b in plan.budgets] == list(BUDGETS.items())
+    assert plan.tightest == 8 * 10**9
+    for answer in plan.budgets:
+        for fmt in space.formats:
+            rank = answer.ranks[fmt.name]
+            assert rank == 0 or uniform_bytes(model, space, fmt, rank) <= answer.size
+            assert uniform_bytes(model, space, fmt, rank + 1) > answer.size
+        assert answer.best is not None
+        assert (answer.best.fmt, answer.best.rank) == ("nf4", answer.ranks["nf4"])
+        assert answer.best.total <= answer.size
+
+
+@pytest.mark.parametrize("fmt", ["hqq2", "nf4", "int8"])
+def test_the_largest_rank_fits_and_the_next_does_not(fmt: str) -> None:
+    model, space, chosen = MemoryModel(TINY, TrainShape(4, 64)), space_of(), parse_format(fmt)
+    for rank in (1, 7, 30):
+        budget = uniform_bytes(model, space, chosen, rank)
+        assert largest_rank(model, space, chosen, budget) == rank
+        assert largest_rank(model, space, chosen, budget - 1) == rank - 1
+    assert largest_rank(model, space, chosen, 10**15) == 32  # the keys' 32 features are the smallest side
 
 
 def test_cards(llama: tuple[MemoryModel, SearchSpace, MemoryPlan]) -> None:
-    _, _, plan = llama
-    assert [gb for gb, _ in plan.cards] == list(CARDS_GB)
-    for gb, row in plan.cards:
+    model, space, plan = llama
+    assert tuple(plan.cards) == CARDS_GB
+    for gb, row in plan.cards.items():
         assert row is None or row.total <= gb * 10**9
-    best = [row.bits for _, row in plan.cards if row is not None]
+    best = [row.bits for row in plan.cards.values() if row is not None and row.bits is not None]
     assert best == sorted(best)
-    assert dict(plan.cards)[6] is None
+    assert plan.cards[6] is None
+    wide = MemoryModel(LLAMA2_7B, TrainShape(64, 1024))
+    assert memory_plan(model, space, BUDGETS, on_card=wide).cards[16] is None
 
 
 def test_levers_save_what_they_say() -> None:
     shape = TrainShape(4, 64)
     model, space = MemoryModel(TINY, shape), space_of(formats=("nf4", "int8"), ranks=(2, 4))
-    plan = memory_plan(model, space, 1000, "1000")
+    plan = memory_plan(model, space, {"1000": 1000})
     assert not plan.fits
     levers = {lever.change: lever for lever in plan.levers}
-    assert {"train.checkpointing=true", "train.batch=1", "train.length=32", "bits with 2 added",
-            "ranks with 1 added"} <= set(levers)
+    assert {"train.checkpointing=true", "train.batch=1", "train.length=32", "bits=[2,4,8]", "ranks=[1,2,4]"} \
+        <= set(levers)
     other = MemoryModel(TINY, replace(shape, batch=1))
     assert levers["train.batch=1"].needs == smallest(other.table(space), space)[0]
-    assert all(lever.needs + lever.saves == plan.smallest_bytes and lever.saves > 0 for lever in plan.levers)
+    assert all(lever.needs + lever.saves == plan.least.total and lever.saves > 0 for lever in plan.levers)
     assert [lever.saves for lever in plan.levers] == sorted((lever.saves for lever in plan.levers), reverse=True)
+    assert len(levers) == len(plan.levers)
 
 
 def test_stored_scope_has_no_levers_of_training() -> None:
-    plan = memory_plan(MemoryModel(TINY, TrainShape(4, 64), "stored"), space_of(), 10**6, "1MB")
+    plan = memory_plan(MemoryModel(TINY, TrainShape(4, 64), "stored"), space_of(), {"1MB": 10**6})
     assert not [lever for lever in plan.levers if lever.change.startswith("train")]
 
 
 def test_json_holds_everything_in_bytes(llama: tuple[MemoryModel, SearchSpace, MemoryPlan]) -> None:
-    data = json.loads(json.dumps(llama[2].to_json()))
-    assert data["budget"] == {"text": "10GB", "bytes": 10**10}
-    assert data["uniform"][0]["feasible"] is True
-    assert {"schema_version", "smallest", "cards", "levers", "scope", "fits"} <= set(data)
+    plan = llama[2]
+    data = json.loads(json.dumps(plan.to_json()))
+    assert [(b["text"], b["bytes"], b["fits"]) for b in data["budgets"]] == [(t, n, True) for t, n in BUDGETS.items()]
+    assert data["parameters"] == {"linears": LLAMA2_7B.linear_numel, "other": LLAMA2_7B.other_numel}
+    assert sum(data["parameters"].values()) == 6_738_415_616
+    for row in data["uniform"]:
+        assert row["bytes"] == sum(row["breakdown"].values())
+        assert row["fits"] == [text for text, size in BUDGETS.items() if row["bytes"] <= size]
+    assert data["smallest"]["bytes"] == plan.least.total
+    assert [card["gb"] for card in data["cards"]] == list(CARDS_GB)
+    assert {"schema_version", "levers", "scope", "fits", "device", "train"} <= set(data)
 
 
-def test_rendering_names_every_choice_and_card() -> None:
-    space = space_of()
-    chosen = Allocation(("hqq2", "nf4", "nf4", "int8"), (1, 2, 4, 8))
-    model = MemoryModel(TINY, TrainShape(4, 64))
-    plan = memory_plan(model, space, 1000, "1000", chosen=chosen)
-    assert plan.chosen is not None
-    assert plan.chosen.total == int(model.table(space).totals(space.encode(chosen)[None, :])[0])
-    out = io.StringIO()
-    Console(file=out, width=160).print(render(plan))
-    text = out.getvalue()
-    for word in ("tiny", "does NOT fit", "hqq2", "int8", "mixed", "24 GB", "train.checkpointing=true", "activ."):
+def test_tables_show_what_fits(llama: tuple[MemoryModel, SearchSpace, MemoryPlan]) -> None:
+    text = printed(llama[2])
+    rank = llama[2].budgets[0].ranks["nf4"]
+    for word in ("llama2_7b: 6,738.4 M parameters", "fits 8.00 GB", f"nf4, rank {rank}", "10.00 GB", "quant metadata",
+                 "in all", "12 to 80 GB"):
+        assert word in text
+    assert "What lowers" not in text
+
+
+def test_tables_show_what_to_change_where_nothing_fits() -> None:
+    text = printed(memory_plan(MemoryModel(TINY, TrainShape(4, 64)), space_of(), {"1000": 1000}))
+    for word in ("1000 = 1.0 kB", "none", "smallest allocation", "What lowers", "train.checkpointing=true", "saves"):
         assert word in text
