@@ -1,7 +1,7 @@
 """From a checked configuration to objects: decoder, space, memory, oracle."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -163,8 +163,8 @@ def make_finetune(cfg: RunConfig, out: Path) -> "FinetuneOracle":
         train_settings(cfg), AdapterSettings(cfg.adapter.alpha_over_rank, cfg.adapter.init), blocks, blocks,
         cfg.data.calibration, record_steps(cfg), cfg.ranks[-1], cfg.memory.scope, cfg.worker.checkpoint_seconds)
     formats = bank_formats(space)
-    keep = device.type == "cpu" and 2 * spec.linear_numel * len(formats) < _physical_memory() // 4
-    bank = LayerBank(model, spec, formats, dtype, device, keep_dense=keep)
+    bank = LayerBank(model, spec, formats, dtype, device,
+                     keep_dense=device.type == "cpu" and keeps_dense(spec, formats))
     refuse_reproducing_formats(bank, space.formats)
     return FinetuneOracle(model, data, space.units, space.formats, bank, settings,
                           CheckpointStore(out / "checkpoints"), device, dtype, profile_cache(cfg, model, data.sha256),
@@ -187,8 +187,10 @@ def bank_formats(space: SearchSpace) -> tuple[StorageFormat, ...]:
     return tuple(parse_format(name) for name in names)
 
 
-def _physical_memory() -> int:
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+def keeps_dense(spec: DecoderSpec, formats: Sequence[StorageFormat]) -> bool:
+    """Whether a bank on a CPU keeps unpacked weights too: where they take less than a quarter of the RAM."""
+    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return 2 * spec.linear_numel * len(formats) < physical // 4
 
 
 def train_settings(cfg: RunConfig) -> Any:

@@ -12,7 +12,9 @@ from rich.console import Console
 
 from qra_bo.build import BytesPredictor, make_memory, make_space, make_spec, prepare_worker_environment
 from qra_bo.config import NOT_OF_THE_RESULT, RunConfig, load_config
+from qra_bo.device import resolve_dtype
 from qra_bo.errors import OutputError
+from qra_bo.estimate import check_ram, seconds_per_training_token, training_tokens
 from qra_bo.memory.budget import check_budget, free_bytes, parse_budget, parse_size, resolve_budget
 from qra_bo.memory.formats import default_format
 from qra_bo.memory.model import MemoryModel
@@ -96,10 +98,13 @@ def make_setting(config: RunConfig) -> Setting:
     """Space, memory model and given profile of a configuration.
 
     Raises:
+        DeviceError: If fine-tuning on a CPU needs more RAM than is available.
         UserError: If the model's shapes are not to be had, or the given profile lacks what is needed.
     """
     device, spec = _device_type(config), make_spec(config)
     space = make_space(config, spec)
+    if config.oracle.name == "finetune" and device == "cpu":
+        check_ram(config, spec, space)
     path = config.sensitivity.path
     profile = None if path is None else given_profile(Path(path).expanduser(), space.units, config.format_names)
     return Setting(space, make_memory(config, spec, device), device, profile)
@@ -133,8 +138,9 @@ def run_one(config: RunConfig, folder: Path, setting: Setting, budget: int, exec
         if setting.profile is not None:  # a method that needs what the file lacks says so before anything is trained
             parts.make_searcher(parts.make_problem(setting.profile), engine_config.high_equivalents)
         if view is not None and not (folder / JOURNAL_NAME).exists():
-            print_plan(view.console, f"{config.model_name} within {budget / 1e6:,.1f} MB, effort={config.effort.name}",
-                       plan_rows(config, engine_config), engine_config.equivalent_tokens)
+            print_plan(view.console, f"{config.model_name} within {budget / 1e6:,.1f} MB, effort={config.effort.name}; "
+                       "times are rough", plan_rows(config, engine_config, token_seconds(config, setting)),
+                       engine_config.equivalent_tokens)
         outcome = Engine(engine_config, parts).run()
     return _written(config, folder, outcome)
 
@@ -195,21 +201,41 @@ def engine_settings(config: RunConfig, folder: Path, space: SearchSpace, budget:
         max_hours=config.max_hours)
 
 
-def plan_rows(config: RunConfig, engine: EngineConfig) -> list[PlanRow]:
-    """What lies ahead, by cost; times are told once an evaluation has been seen."""
+def token_seconds(config: RunConfig, setting: Setting) -> float | None:
+    """Rough seconds of a training token on a CPU; ``None`` where training costs nothing or a GPU does it."""
+    if config.oracle.name != "finetune" or setting.device != "cpu":
+        return None
+    import torch
+
+    return seconds_per_training_token(setting.memory.spec, resolve_dtype(config.dtype, "cpu"), torch.get_num_threads())
+
+
+def plan_rows(config: RunConfig, engine: EngineConfig, seconds: float | None = None) -> list[PlanRow]:
+    """What lies ahead, by cost, and by time where ``seconds`` says what a training token takes.
+
+    Raises:
+        DataError: If the data of the final fine-tune is missing or malformed.
+    """
     each = engine.equivalent_tokens
-    final = (config.final.steps or 0) * config.train.batch * config.train.length
-    rows = [PlanRow("profile, calibration, anchors and search", engine.planned_cost, None),
-            PlanRow(f"references ({len(engine.references)})", len(engine.references) * each, None),
-            PlanRow(f"confirmation ({len(engine.confirm_seeds)} seeds, 2 allocations)",
-                    2 * len(engine.confirm_seeds) * each, None),
-            PlanRow(f"ranking check ({engine.ranking_top} allocations, {engine.ranking_factor} times as long)",
-                    engine.ranking_top * engine.ranking_factor * each, None)]
-    if config.oracle.name == "finetune":
-        what = f"final fine-tune ({config.final.steps} steps)" if final else \
-            f"final fine-tune ({config.final.epochs:g} epochs; its tokens are known once the data is read)"
-        rows.append(PlanRow(what, final, None))
-    return [row for row in rows if row.cost or row.what.startswith("final")]
+    costs = {"profile, calibration, anchors and search": engine.planned_cost,
+             f"references ({len(engine.references)})": len(engine.references) * each,
+             f"confirmation ({len(engine.confirm_seeds)} seeds, 2 allocations)": 2 * len(engine.confirm_seeds) * each,
+             f"ranking check ({engine.ranking_top} allocations, {engine.ranking_factor} times as long)":
+                 engine.ranking_top * engine.ranking_factor * each}
+    rows = [PlanRow(what, cost, None if seconds is None else seconds * cost) for what, cost in costs.items() if cost]
+    return [*rows, _final_row(config, seconds)] if config.oracle.name == "finetune" else rows
+
+
+def _final_row(config: RunConfig, seconds: float | None) -> PlanRow:
+    final = config.final
+    what, cost = f"{final.steps} steps", (final.steps or 0.0) * config.train.batch * config.train.length
+    if final.steps is None:
+        tokens = training_tokens(config)
+        if tokens is None:
+            return PlanRow(f"final fine-tune ({final.epochs:g} epochs; its tokens are known once the data is read)",
+                           0.0, None)
+        what, cost = f"{final.epochs:g} epochs, tokens estimated from the text", final.epochs * tokens
+    return PlanRow(f"final fine-tune ({what})", cost, None if seconds is None else seconds * cost)
 
 
 def _device_type(config: RunConfig) -> str:
