@@ -21,6 +21,7 @@ class EffortConfig:
     name: str
     high_equivalents: int
     anchors: int | None
+    calibration_anchors: int
     references: bool
     ranking_top: int
 

@@ -194,6 +194,7 @@ def engine_settings(config: RunConfig, folder: Path, space: SearchSpace, budget:
         high_equivalents=float(config.effort.high_equivalents), equivalent_tokens=tokens,
         high_steps=config.fidelity.high, low_steps=config.fidelity.low, seed=config.seed, train_seed=train_seed,
         confirm_seeds=confirm, anchors=config.effort.anchors,
+        calibration_anchors=config.effort.calibration_anchors,
         max_rank=min(min(m.out_features, m.in_features) for u in space.units for m in u.linears),
         base_lr=config.adapter.lr, lr_rule=config.adapter.lr_rule, lr_scales=config.calibrate.lr_scales,
         alpha_over_rank=config.adapter.alpha_over_rank, init=config.adapter.init, references=references,
@@ -211,11 +212,7 @@ def token_seconds(config: RunConfig, setting: Setting) -> float | None:
 
 
 def plan_rows(config: RunConfig, engine: EngineConfig, seconds: float | None = None) -> list[PlanRow]:
-    """What lies ahead, by cost, and by time where ``seconds`` says what a training token takes.
-
-    Raises:
-        DataError: If the data of the final fine-tune is missing or malformed.
-    """
+    """What lies ahead, by cost, and by time where ``seconds`` says what a training token takes."""
     each = engine.equivalent_tokens
     costs = {"profile, calibration, anchors and search": engine.planned_cost,
              f"references ({len(engine.references)})": len(engine.references) * each,

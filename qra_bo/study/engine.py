@@ -10,6 +10,7 @@ from qra_bo.records import Evaluation, Fidelity, Proposal
 from qra_bo.searcher import Searcher, SearchProblem
 from qra_bo.space import Allocation
 from qra_bo.study.anchors import AnchorRules, choose, fill, uniform_anchors
+from qra_bo.study.calibration import best_scale, calibration_choices
 from qra_bo.study.confirm import Confirmation, spearman
 from qra_bo.study.journal import Journal
 from qra_bo.study.messages import ProfileResult
@@ -124,7 +125,7 @@ class Engine:
         return self.parts.make_problem(profile)
 
     def _calibrate(self, run: Runner, anchors: Sequence[Allocation]) -> None:
-        """Choose the factor on the learning rate with the least mean loss over the calibrated anchors.
+        """Choose the factor on the learning rate from trials on uniform choices (see ``calibration``).
 
         Raises:
             QRABOError: If no factor gave a loss.
@@ -132,21 +133,21 @@ class Engine:
         if run.study.lr_scale is not None:
             return
         scales, trials = self.config.lr_scales, []
-        chosen = anchors[:self.config.calibration_anchors]
+        chosen = calibration_choices(anchors[0], self.config.calibration_anchors)
         for scale in scales if len(scales) > 1 else ():
             done = [run.evaluate(run.request(a, Fidelity.HIGH, lr_scale=scale), Fidelity.HIGH, "calibration")
                     for a in chosen]
             if all(e.ok for e in done):
-                trials.append((sum(map(loss_of, done)) / len(done), scale))
+                trials.append((scale, sum(map(loss_of, done)) / len(done)))
         if len(scales) > 1 and not trials:
             raise QRABOError("no learning rate of the calibration gave a loss on the uniform anchors; "
                              f"{_reasons(run.study.evaluations)}")
-        best = min(trials)[1] if trials else scales[0]
-        if trials and best in (min(scales), max(scales)):
+        best, inside = best_scale(sorted(trials)) if trials else (scales[0], True)
+        if not inside:
             run.warn(f"the best factor on the learning rate, {best:g}, is at the end of those tried {list(scales)}; "
                      "calibrate.lr_scales may be too narrow")
         run.record("calibration", {"lr": self.config.base_lr * best, "rule": self.config.lr_rule, "lr_scale": best,
-                                   "trials": [{"lr_scale": s, "loss": loss} for loss, s in trials],
+                                   "trials": [{"lr_scale": s, "loss": loss} for s, loss in trials],
                                    "anchors": [a.to_json() for a in chosen]})
 
     def _anchors(self, run: Runner, anchors: Sequence[Allocation], limit: int | None) -> list[Evaluation]:

@@ -44,7 +44,8 @@ class EngineConfig:
         base_lr: Learning rate that ``lr_scales`` multiply.
         lr_rule: Name of the rule in the rank, for the record.
         lr_scales: Factors tried by the calibration; a single one is taken untried.
-        calibration_anchors: Uniform anchors, the most promising, on which each factor is tried.
+        calibration_anchors: Uniform choices, in the format of the most promising anchor, on which each factor is
+            tried.
         alpha_over_rank: For the record.
         init: Adapter initialisation, for the record.
         references: Uniform choices to report beside the anchors, e.g. LoRA-16 and QLoRA; they need not fit.

@@ -60,7 +60,7 @@ def test_best_json_has_the_fields_of_the_contract(whole: tuple[Path, RunOutcome]
             "memory", "baselines", "cost", "provenance"} <= best.keys()
     assert {"version", "git", "seed", "train_seeds", "data_sha256", "config_sha256", "packages", "device", "dtype",
             "threads"} == best["provenance"].keys()
-    assert best["baselines"][0]["name"] == "uniform-4bit-r4"
+    assert "uniform-4bit-r4" in {b["name"] for b in best["baselines"]}
     assert best["baselines"][-2] == {"name": "uniform-16bit-r16", "bits": 16, "ranks": 16, "format": "fp16",
                                      "loss": pytest.approx(3.965, abs=.001), "feasible": False,
                                      "predicted_bytes": predict_bytes(uniform(4, "fp16", 16))}
@@ -118,7 +118,7 @@ def test_more_effort_extends_a_finished_run(whole: tuple[Path, RunOutcome], tmp_
     assert extended.winner == whole[1].winner
     assert short.best["effort"] == "quick"
     assert extended.best["effort"] == "normal"
-    assert len([e for e in load_study(tmp_path).evaluations if e.stage == "evolution"]) == 23
+    assert len([e for e in load_study(tmp_path).evaluations if e.stage == "evolution"]) == 21
     again = run(tmp_path)
     assert again.best == extended.best
 
@@ -126,6 +126,7 @@ def test_more_effort_extends_a_finished_run(whole: tuple[Path, RunOutcome], tmp_
 def test_an_extension_adds_the_anchors_that_were_left_out(whole: tuple[Path, RunOutcome], tmp_path: Path) -> None:
     run(tmp_path, high_equivalents=8, anchors=2)
     first = [e.allocation for e in load_study(tmp_path).baselines]
+    assert first.pop(0) == uniform(4, "ref4", 2)  # of the calibration
     assert first[:2] == [uniform(4, "ref4", 4), Allocation(("ref4",) * 4, (4, 4, 5, 5))]
     extended = run(tmp_path)
     names = {b["name"] for b in extended.best["baselines"]}

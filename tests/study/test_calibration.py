@@ -1,0 +1,30 @@
+import numpy as np
+import pytest
+
+from qra_bo.space import uniform
+from qra_bo.study.calibration import best_scale, calibration_choices
+
+
+@pytest.mark.parametrize(("rank", "n", "ranks"), [(16, 1, [8]), (16, 2, [16, 4]), (16, 3, [16, 8, 4]), (4, 2, [4, 1]),
+                                                  (2, 3, [2, 1]), (1, 2, [1])])
+def test_choices_reach_down_to_a_quarter_of_the_rank(rank: int, n: int, ranks: list[int]) -> None:
+    assert calibration_choices(uniform(3, "nf4", rank), n) == [uniform(3, "nf4", r) for r in ranks]
+
+
+def test_the_vertex_of_a_parabola_is_found() -> None:
+    trials = [(s, 3 + 0.01 * (np.log2(s) - 0.5) ** 2) for s in (0.5, 1.0, 2.0)]
+    scale, inside = best_scale(trials)
+    assert scale == 1.41
+    assert inside
+
+
+def test_nearly_equal_ends_do_not_decide_by_noise() -> None:
+    one, _ = best_scale([(0.5, 3.9441), (1.0, 3.9248), (2.0, 3.9245)])
+    other, _ = best_scale([(0.5, 3.9441), (1.0, 3.9245), (2.0, 3.9248)])
+    assert one == pytest.approx(other, rel=0.03)
+
+
+def test_an_optimum_at_the_end_of_what_was_tried_is_told() -> None:
+    assert best_scale([(0.5, 3.0), (1.0, 2.0), (2.0, 1.0)]) == (2.0, False)
+    assert best_scale([(1.0, 2.0), (2.0, 3.0)]) == (1.0, True)
+    assert best_scale([(0.5, 1.0), (1.0, 2.0), (2.0, 1.5)]) == (0.5, False)
