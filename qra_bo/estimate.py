@@ -8,7 +8,7 @@ from pathlib import Path
 from qra_bo.build import MALLOC, bank_formats, keeps_dense, make_memory
 from qra_bo.config import RunConfig
 from qra_bo.device import BYTES, resolve_dtype
-from qra_bo.errors import DeviceError
+from qra_bo.errors import DataError, DeviceError
 from qra_bo.memory.budget import format_size, free_bytes, largest, parse_budget, parse_size, resolve_budget, smallest
 from qra_bo.memory.formats import default_format, metadata_bytes, weight_bytes
 from qra_bo.memory.model import MemoryModel
@@ -130,23 +130,26 @@ def matmul_flops(dtype: str, threads: int) -> float:
 
 
 def training_tokens(config: RunConfig) -> float | None:
-    """Rough tokens of the training split from its characters, or ``None`` where the data would have to be fetched.
+    """Rough tokens of the training split from its characters.
 
-    Raises:
-        DataError: If the data is missing or malformed.
+    ``None`` where the data would have to be fetched, or can't be read: the run says so in its own order, after what is
+    wrong with the weights.
     """
     from qra_bo.oracle.data.jsonl import read_records
     from qra_bo.oracle.data.plays import play_records
     from qra_bo.oracle.data.tiny import tiny_records
 
-    data = config.data
+    data, share = config.data, 1.0
     if data.kind == "hub":
         return None
-    if data.kind == "plays":
-        records, share = play_records()[0], 1.0
-    else:
-        records = read_records(data.path, data.max_records) if data.kind == "jsonl" else \
-            tiny_records(data.max_records or 512, 0)
-        share = 1 - 2 * data.held_out
+    try:
+        if data.kind == "plays":
+            records = play_records()[0]
+        else:
+            records = read_records(data.path, data.max_records) if data.kind == "jsonl" else \
+                tiny_records(data.max_records or 512, 0)
+            share = 1 - 2 * data.held_out
+    except DataError:
+        return None
     characters = sum(len(r.prompt) + len(r.target) for r in records)
     return math.ceil(share * characters / (1.0 if config.model["source"] == "random" else CHARACTERS_PER_TOKEN))

@@ -92,6 +92,8 @@ def test_tokens_of_the_final_fine_tune(tmp_path: Path) -> None:
     assert training_tokens(load_config(["+model=smollm2_135m", *jsonl])) == pytest.approx(0.8 * 608 / 3.2, abs=1)
     assert training_tokens(load_config(["+model=tiny", *jsonl])) == pytest.approx(0.8 * 608, abs=1)
     assert training_tokens(load_config(["data=gsm8k"])) is None
+    (tmp_path / "a.jsonl").write_text("no JSON")  # the run itself says what is wrong with it
+    assert training_tokens(load_config(["+model=tiny", *jsonl])) is None
 
 
 @pytest.mark.parametrize(("final", "cost"), [("final.steps=10", 10 * 4 * 128), ("final.epochs=2", None)])
