@@ -1,0 +1,131 @@
+"""``task=profile`` and ``task=evaluate`` on the planted oracle: what they print, what they write, what they refuse."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qra_bo.cli.app import main
+from qra_bo.config import load_config
+from qra_bo.errors import ProfileError
+from qra_bo.run import make_setting
+from qra_bo.sensitivity.io import load_profile, save_profile
+
+SETTINGS = ["+model=tiny", "data=tiny", "oracle=synthetic", "display=none"]
+
+
+def measured_file(folder: Path) -> Path:
+    path = folder / "damage.json"
+    names = [f"{u}.{m}" for u in range(4) for m in ("self_attn.q_proj", "mlp.down_proj")]
+    path.write_text(json.dumps({"model_name": "other", "dataset": "text", "loss": {n: .01 for n in names}}))
+    return path
+
+
+@pytest.fixture(name="profile")
+def make_profile(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    assert main([*SETTINGS, "task=profile", f"out={tmp_path / 'p'}"]) == 0
+    capsys.readouterr()
+    return tmp_path / "p" / "profile.json"
+
+
+def test_a_profile_is_printed_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*SETTINGS, "task=profile", f"out={tmp_path}"]) == 0
+    profile = load_profile(tmp_path / "profile.json")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split("\t") == ["unit", *(f"{f} damage" for f in ("hqq2", "hqq3", "nf4", "int8")), "gain"]
+    assert [line.split("\t")[0] for line in lines[2:7]] == [*profile.units, "sum"]
+    assert float(lines[2].split("\t")[1]) == pytest.approx(profile.damage[0, 0], abs=1e-5)
+    assert float(lines[6].split("\t")[5]) == pytest.approx(profile.gain[:, 31].sum(), rel=1e-3)
+
+
+def test_a_given_profile_is_used_and_named_with_its_checksum(profile: Path) -> None:
+    config = load_config([*SETTINGS, f"sensitivity.path={profile}", "bits=[2,4]"])
+    found = make_setting(config).profile
+    assert found is not None
+    assert found.formats == ("hqq2", "nf4")
+    assert found.damage.tolist() == load_profile(profile).damage[:, [0, 2]].tolist()
+    assert "profile.json, sha256 " in found.source
+
+
+def test_a_search_uses_it_at_no_cost(tmp_path: Path, profile: Path) -> None:
+    assert main([*SETTINGS, f"sensitivity.path={profile}", f"out={tmp_path / 'r'}", "effort=quick", "method=random",
+                 "effort.high_equivalents=2", "confirm.seeds=0", "effort.ranking_top=0"]) == 0
+    events = [json.loads(line) for line in (tmp_path / "r" / "trials.jsonl").read_text().splitlines()]
+    event = next(e for e in events if e["event"] == "profile")
+    assert (event["training_tokens"], event["forward_tokens"]) == (0, 0)
+    assert "sha256 " in event["source"]
+
+
+def test_formats_that_a_profile_lacks_are_named(profile: Path) -> None:
+    with pytest.raises(ProfileError, match=r"lacks the formats \['fp16'\]"):
+        make_setting(load_config([*SETTINGS, f"sensitivity.path={profile}", "bits=[4,16]"]))
+
+
+def test_what_a_file_of_damage_alone_lacks_is_said_before_anything_runs(
+        tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = measured_file(tmp_path)
+    assert main([*SETTINGS, f"sensitivity.path={path}", f"out={tmp_path / 'r'}"]) == 2
+    err = capsys.readouterr().err
+    assert "gain (I_r" in err
+    assert "damage_kl" in err
+    assert not (tmp_path / "r").exists()
+    assert main([*SETTINGS, "task=profile", f"sensitivity.path={path}", f"out={tmp_path / 'r'}"]) == 0
+    assert "model.layers.0.mlp.down_proj\t+0.01000" in capsys.readouterr().out
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_method_that_needs_i_r_refuses_a_profile_without_it(
+        tmp_path: Path, profile: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = load_profile(profile)
+    save_profile(type(data)(data.units, data.formats, data.damage, data.damage_kl, None, data.base_loss, "half"),
+                 profile)
+    out = tmp_path / "r"
+    assert main([*SETTINGS, f"sensitivity.path={profile}", f"out={out}", "method=evolution"]) == 2
+    assert "no I_r" in capsys.readouterr().err
+    assert not (out / "trials.jsonl").exists()
+
+
+def evaluate(folder: Path, allocation: object, *more: str) -> dict[str, Any]:
+    assert main([*SETTINGS, "task=evaluate", f"allocation={allocation}", f"out={folder}", *more]) == 0
+    found: dict[str, Any] = json.loads((folder / "evaluation.json").read_text())
+    return found
+
+
+def test_a_uniform_choice_off_the_ladder_is_evaluated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = evaluate(tmp_path, "uniform:4,7")
+    assert (found["formats"], found["ranks"], found["bits"]) == (["nf4"] * 4, [7] * 4, [4] * 4)
+    assert found["validation"]["state"] == found["test"]["state"] == "ok"
+    assert found["validation"]["loss"] != found["test"]["loss"]
+    assert sum(found["memory"]["breakdown"].values()) == found["memory"]["predicted_bytes"]
+    out = capsys.readouterr().out
+    assert f"validation loss: {found['validation']['loss']:.4f}" in out
+    assert "no model is trained" in out
+
+
+def test_a_file_gives_allocation_and_learning_rate(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    plain = {"formats": ["nf4", "hqq3", "nf4", "int8"], "ranks": [4, 2, 1, 8]}
+    path.write_text(json.dumps(plain))
+    first = evaluate(tmp_path / "e", path)
+    assert (first["formats"], first["ranks"]) == (plain["formats"], plain["ranks"])
+    path.write_text(json.dumps({"formats": [{"name": f} for f in plain["formats"]], "ranks": plain["ranks"],
+                                "learning_rate": 2 * first["learning_rate"], "units": first["units"]}))
+    second = evaluate(tmp_path / "e", path)
+    assert second["learning_rate"] == 2 * first["learning_rate"]
+    assert second["validation"]["loss"] != first["validation"]["loss"]
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    (None, "can't be read"), ("[", "is not JSON"), ("{}", "lists 'formats'"),
+    ('{"formats": ["nf4"], "ranks": [4]}', "for 1 units; this model has 4"),
+    ('{"formats": ["nf4", "nf4", "nf4", "nf5"], "ranks": [4, 4, 4, 4]}', "nf5"),
+    ('{"formats": ["nf4", "nf4", "nf4", "nf4"], "ranks": [4, 4, 4, 4000]}', "4000")])
+def test_an_allocation_that_can_not_work_is_explained(tmp_path: Path, capsys: pytest.CaptureFixture[str],
+                                                      content: str | None, message: str) -> None:
+    path = tmp_path / "a.json"
+    if content is not None:
+        path.write_text(content)
+    assert main([*SETTINGS, "task=evaluate", f"allocation={path}", f"out={tmp_path / 'e'}"]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "e").exists()
