@@ -23,7 +23,7 @@ def setting(*overrides: str) -> tuple[RunConfig, DecoderSpec, SearchSpace]:
 
 
 @pytest.mark.parametrize(("overrides", "measured"), [
-    (["budget=uniform:4,4"], 2_640_000_000), (["budget=uniform:4,16", "memory.scope=stored"], 2_690_000_000)])
+    (["budget=uniform:4,4"], 2_698_000_000), (["budget=uniform:4,16", "memory.scope=stored"], 2_754_000_000)])
 def test_the_default_needs_what_its_worker_was_seen_to_hold(overrides: list[str], measured: int,
                                                             monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(estimate, "keeps_dense", lambda spec, formats: True)
