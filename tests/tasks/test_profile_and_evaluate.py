@@ -36,7 +36,7 @@ def test_a_profile_is_printed_and_written(tmp_path: Path, capsys: pytest.Capture
     assert lines[1].split("\t") == ["unit", *(f"{f} damage" for f in ("hqq2", "hqq3", "nf4", "int8")), "gain"]
     assert [line.split("\t")[0] for line in lines[2:7]] == [*profile.units, "sum"]
     assert float(lines[2].split("\t")[1]) == pytest.approx(profile.damage[0, 0], abs=1e-5)
-    assert float(lines[6].split("\t")[5]) == pytest.approx(profile.gain[:, 31].sum(), rel=1e-3)
+    assert float(lines[6].split("\t")[5]) == pytest.approx(profile.require_gain()[:, 31].sum(), rel=1e-3)
 
 
 def test_a_given_profile_is_used_and_named_with_its_checksum(profile: Path) -> None:
@@ -105,7 +105,7 @@ def test_a_uniform_choice_off_the_ladder_is_evaluated(tmp_path: Path, capsys: py
 
 def test_a_file_gives_allocation_and_learning_rate(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
-    plain = {"formats": ["nf4", "hqq3", "nf4", "int8"], "ranks": [4, 2, 1, 8]}
+    plain: dict[str, Any] = {"formats": ["nf4", "hqq3", "nf4", "int8"], "ranks": [4, 2, 1, 8]}
     path.write_text(json.dumps(plain))
     first = evaluate(tmp_path / "e", path)
     assert (first["formats"], first["ranks"]) == (plain["formats"], plain["ranks"])
