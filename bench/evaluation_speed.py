@@ -6,6 +6,10 @@ Both train the same mixed allocation on the same packed batches in the same comp
 measurement is a process of its own, as a run's worker is; the three variants take turns, and the order rotates. The
 Trainer runs once as started from a shell, and once with the malloc settings that our worker gets. Run it on a quiet
 machine: what else runs is in the results as ``load_average``.
+
+On a CPU whose memory allows it, our worker keeps every layer's unpacked weight beside the packed one: the same numbers
+for more host memory, which a search over many candidates earns back. The row *packed weights only* is our loop without
+that, unpacking at every use as the Trainer's layers do.
 """
 
 import argparse
@@ -82,6 +86,9 @@ def rows_of(found: Measured) -> list[dict[str, Any]]:
                      **{k: results[0][k] for k in ("steps", "batch", "length", "dtype", "device", "trainable",
                                                    "first_loss")}})
     mine = found["qra_bo"]
+    rows.append({"what": "training: qra_bo, packed weights only", "rounds": len(mine),
+                 "kept_otherwise": mine[0]["keeps_unpacked"],
+                 **spread("tokens_per_second", [r["packed_tokens_per_second"] for r in mine])})
     rows.append({"what": "evaluation, forward only: qra_bo", "rounds": len(mine),
                  **spread("tokens_per_second", [r["evaluation_tokens"] / r["evaluation_seconds"] for r in mine])})
     rows.append({"what": "switch to a new allocation: qra_bo", "rounds": len(mine),

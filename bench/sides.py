@@ -84,12 +84,19 @@ def ours(cfg: RunConfig, steps: int, warm: int) -> dict[str, Any]:
             detach(oracle.model)
         oracle.build(allocation, TRAIN_SEED)
         optimizer = oracle.optimizer(allocation, 1.0)
-        total = warm + steps
+        total = warm + 2 * steps
         order = batches(len(train.input_ids), settings.batch, total, TRAIN_SEED)
         first_loss = loss_of(oracle.model, train.input_ids[order[0]], train.labels[order[0]], oracle.device)
-        seconds = [timed(oracle.device, lambda step=step: train_steps(  # type: ignore[misc]
-            oracle.model, optimizer, train.input_ids, train.labels, order, step, step + 1, total, settings,
-            oracle.device)) for step in range(total)]
+
+        def train_step(step: int) -> float:
+            return timed(oracle.device, lambda: train_steps(
+                oracle.model, optimizer, train.input_ids, train.labels, order, step, step + 1, total, settings,
+                oracle.device))
+
+        tokens = [real_tokens(train.labels[rows]) for rows in order]
+        seconds = [train_step(step) for step in range(warm + steps)]
+        with oracle.bank.only_packed():
+            packed = [train_step(step) for step in range(warm + steps, total)]
         blocks = oracle.data.validation.take(oracle.settings.eval_blocks)
 
         def evaluate() -> None:
@@ -97,7 +104,8 @@ def ours(cfg: RunConfig, steps: int, warm: int) -> dict[str, Any]:
 
         evaluations = [timed(oracle.device, evaluate) for _ in range(2)]
         trainable = sum(p.numel() for p in oracle.model.parameters() if p.requires_grad)
-        return {**_rates(seconds, [real_tokens(train.labels[rows]) for rows in order], warm),
+        return {**_rates(seconds, tokens[:warm + steps], warm), "keeps_unpacked": oracle.bank.keep_dense,
+                "packed_tokens_per_second": _rates(packed, tokens[warm + steps:], 0)["tokens_per_second"],
                 "trainable": trainable, "first_loss": first_loss, "dtype": str(oracle.dtype).removeprefix("torch."),
                 "device": str(oracle.device), "switch_seconds": statistics.median(switches),
                 "evaluation_seconds": evaluations[-1], "evaluation_tokens": real_tokens(blocks.labels)}

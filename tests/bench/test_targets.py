@@ -63,7 +63,8 @@ def test_a_finished_run_has_a_row(tmp_path: Path) -> None:
 def result(rate: float, **more: float) -> dict[str, Any]:
     return {"tokens_per_second": rate, "step_seconds": 1.0, "steps": 2, "batch": 4, "length": 8, "dtype": "float32",
             "device": "cpu", "trainable": 5, "first_loss": 2.0, "switch_seconds": 1.0, "evaluation_seconds": 7.0,
-            "evaluation_tokens": 70, "low_steps": 12, **more}
+            "evaluation_tokens": 70, "low_steps": 12,
+            "packed_tokens_per_second": 1.5, "keeps_unpacked": True, **more}
 
 
 def test_ratios_are_paired_by_round_and_the_share_is_that_of_a_low_fidelity_evaluation() -> None:
