@@ -43,14 +43,19 @@ class FusedLora(torch.autograd.Function):
         return d_x, d_down, d_up, None, None
 
 
+def fused_linear(x: Tensor, down: Tensor, up: Tensor, base: PackedLinear, scale: float) -> Tensor:
+    """``... x in`` to ``... x out`` through ``base`` and the adapter ``down`` (``r x in``), ``up`` (``out x r``)."""
+    flat = x.reshape(-1, x.shape[-1])
+    out: Tensor = FusedLora.apply(flat, down, up, base, scale)  # type: ignore[no-untyped-call]
+    return out.view(*x.shape[:-1], out.shape[-1])
+
+
 def _forward(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     base, (name,) = layer.get_base_layer(), layer.active_adapters
     down, up = layer.lora_A[name].weight, layer.lora_B[name].weight
     if x.dtype != down.dtype or layer.disable_adapters or layer.merged or args or kwargs:
         return cast(Tensor, type(layer).forward(layer, x, *args, **kwargs))
-    flat = x.reshape(-1, x.shape[-1])
-    out: Tensor = FusedLora.apply(flat, down, up, base, layer.scaling[name])  # type: ignore[no-untyped-call]
-    return out.view(*x.shape[:-1], out.shape[-1])
+    return fused_linear(x, down, up, base, layer.scaling[name])
 
 
 def fuse(model: torch.nn.Module) -> int:

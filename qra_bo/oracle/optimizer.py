@@ -54,6 +54,11 @@ class UnitwiseAdamW:
             for _, parameter in named:
                 yield parameter
 
+    @property
+    def optimizers(self) -> tuple[torch.optim.AdamW, ...]:
+        """One of torch for every group."""
+        return tuple(self._optimizers)
+
     def tensors(self) -> list[Tensor]:
         """Everything it keeps alive between steps: masters and moments."""
         kept = [m for masters in self._masters for m in masters]

@@ -65,10 +65,10 @@ def run_step(config: Any, shape: TrainShape, formats: tuple[str, ...], ranks: tu
             dense = model.get_submodule(linear.name)
             setattr(model.get_submodule(parent), child,
                     backend_of(fmt).quantize(dense, fmt, dtype, torch.device("cpu")))
-    attach(model, {m.name: r for u, r in zip(units, ranks, strict=True) for m in u.linears}, AdapterSettings(), 0,
-           dtype)
     if shape.checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
+    attach(model, {m.name: r for u, r in zip(units, ranks, strict=True) for m in u.linears}, AdapterSettings(), 0,
+           dtype)
     pairs = adapter_parameters(model)
     groups = [({f"{m.name}.{k}": p for m in u.linears for k, p in pairs[m.name].items()}, 1e-3) for u in units]
     optimizer = UnitwiseAdamW(groups, AdamWSettings())

@@ -1,0 +1,82 @@
+"""Traced steps against real ones: equal to the byte on small models of every family, backend and type."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from qra_bo.errors import OracleError
+from qra_bo.memory.formats import parse_format
+from qra_bo.memory.model import MemoryModel, TrainShape
+from qra_bo.oracle.trace import StepTracer
+from qra_bo.space import Allocation, Ladder, SearchSpace, make_units
+from qra_bo.space.specs import spec_from_numbers
+from tests.memory.steps import config_of, run_step
+
+TABLES = 16 * 4 + 256 * 4
+"""NF4's levels and the map of its double quantisation, one for all layers: stand-ins have none."""
+
+
+def check(config: Any, shape: TrainShape, formats: tuple[str, ...], ranks: tuple[int, ...],
+          granularity: str = "layer") -> None:
+    real = run_step(config, shape, formats, ranks, granularity)
+    traced = StepTracer(real.spec, config).trace(real.space, Allocation(formats, ranks), shape)
+    tables = TABLES * ("nf4" in formats)
+    labels = 8 * shape.tokens  # the real step here takes one tensor for inputs and labels
+    assert traced.resident + tables == real.base
+    phases = tuple(p + tables - labels for p in (traced.forward, traced.backward, traced.step))
+    if real.spec.family == "gpt_neox" and shape.compute_dtype_bytes == 2:
+        # LayerNorm's statistics are fp32 on the meta device and on CUDA, and bf16 in a CPU's kernel.
+        assert all(0 <= t - r <= 0.002 * r for t, r in zip(phases, real.phases, strict=True))
+    else:
+        assert phases == real.phases
+
+
+@pytest.mark.parametrize("compute", [2, 4])
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3", "gemma", "gemma3_text", "phi3", "gpt_neox"])
+def test_families_are_traced_to_the_byte(family: str, checkpointing: bool, compute: int) -> None:
+    extra: dict[str, Any] = dict(eos_token_id=1, bos_token_id=1) if family == "phi3" else {}
+    shape = TrainShape(3, 48, checkpointing, compute, logits_chunk=32, stored_dtype_bytes=compute)
+    check(config_of(family, num_hidden_layers=2, **extra), shape, ("nf4", "int8"), (4, 2))
+
+
+@pytest.mark.parametrize(("formats", "granularity"), [
+    (("hqq2", "hqq3"), "layer"), (("fp16", "hqq8"), "layer"), (("ref4", "nf4"), "layer"),
+    (("nf4", "hqq3", "int8", "hqq4"), "block"), (("nf4", "hqq3", "int8", "hqq2") * 2, "fused")])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_backends_and_granularities_are_traced_to_the_byte(formats: tuple[str, ...], granularity: str,
+                                                           checkpointing: bool) -> None:
+    ranks = ((4, 16, 8, 1) * 2)[:len(formats)]
+    shape = TrainShape(2, 40, checkpointing, 2, logits_chunk=32)
+    check(config_of("llama", num_hidden_layers=2), shape, formats, ranks, granularity)
+
+
+def test_one_tracer_serves_every_shape() -> None:
+    spec = spec_from_numbers("small", "llama", n_layers=2, hidden_size=64, intermediate_size=192, n_heads=4,
+                             n_kv_heads=2, head_dim=16, vocab_size=128, tied=False)
+    space = SearchSpace(make_units(spec, "layer"), (parse_format("nf4"), parse_format("int8")), Ladder("r", (1, 4)))
+    allocation, shape = Allocation(("nf4", "int8"), (4, 1)), TrainShape(2, 16)
+    tracer = StepTracer(spec)
+    first = tracer.trace(space, allocation, shape)
+    for other in (replace(shape, checkpointing=True), replace(shape, compute_dtype_bytes=4, stored_dtype_bytes=4)):
+        assert tracer.trace(space, allocation, other).peak != first.peak
+    assert replace(tracer.trace(space, allocation, shape), seconds=first.seconds) == first
+
+
+def test_seventy_billion_parameters_are_traced_layer_by_layer() -> None:
+    spec = spec_from_numbers("llama2_70b", "llama", n_layers=80, hidden_size=8192, intermediate_size=28672, n_heads=64,
+                             n_kv_heads=8, head_dim=128, vocab_size=32000, tied=False)
+    space = SearchSpace(make_units(spec, "layer"), (parse_format("hqq3"), parse_format("nf4")), Ladder("r", (8, 16)))
+    allocation, shape = Allocation(("hqq3", "nf4") * 40, (8, 16) * 40), TrainShape(1, 512, True)
+    traced = StepTracer(spec).trace(space, allocation, shape)
+    predicted = int(MemoryModel(spec, shape).table(space).totals(space.encode(allocation)[None, :])[0])
+    assert -0.005 <= predicted / traced.peak - 1 <= 0.03
+    assert traced.phase == "backward"
+
+
+def test_modules_that_differ_from_the_numbers_are_refused() -> None:
+    spec = spec_from_numbers("small", "llama", n_layers=2, hidden_size=64, intermediate_size=192, n_heads=4,
+                             n_kv_heads=2, head_dim=16, vocab_size=128, tied=False)
+    with pytest.raises(OracleError, match="not those of its numbers"):
+        StepTracer(spec, config_of("llama"))
