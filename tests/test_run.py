@@ -226,4 +226,4 @@ def test_a_finished_run_loads_in_a_new_process_with_the_same_logits(
     assert result.returncode == 0, result.stderr
     ours, pefts = map(float, result.stdout.split())
     assert ours == 0.0
-    assert pefts < 1e-4  # PEFT's own forward adds up in another order
+    assert pefts < 0.02  # PEFT's own forward rounds in another order: bfloat16 at logits up to 1
