@@ -153,11 +153,17 @@ class LayerModel:
 
     @property
     def norm_saved(self) -> int:
-        """What a norm of the residual stream keeps: its input in fp32 (itself, for LayerNorm) and the scale."""
-        n = self.shape.tokens
-        if family_of(self.spec).layer_norm:
+        """What a norm of the residual stream keeps: its input in fp32 (itself, for LayerNorm), the scale, and the
+        weight where it is cast first."""
+        n, d, family = self.shape.tokens, self.spec.hidden_size, family_of(self.spec)
+        if family.layer_norm:
             return self.stream + 8 * n
-        return 4 * n * self.spec.hidden_size + 4 * n
+        return 4 * n * d + 4 * n + (4 * d if family.fp32_norm_weight else 0)
+
+    @property
+    def norm_keeps_input(self) -> bool:
+        """Whether what a norm keeps is its input itself, not a copy in fp32."""
+        return self.shape.compute_dtype_bytes == 4 or family_of(self.spec).layer_norm
 
     @property
     def norm_spike(self) -> int:
@@ -198,8 +204,8 @@ class LayerModel:
 
     @property
     def recomputed(self) -> int:
-        """What a checkpointed layer makes anew beside its kept input (which in fp32 is its norm's saved input)."""
-        return self.saved - (self.stream if self.shape.compute_dtype_bytes == 4 else 0)
+        """What a checkpointed layer makes anew beside its kept input."""
+        return self.saved - (self.stream if self.norm_keeps_input else 0)
 
     @property
     def rank_saved(self) -> int:
@@ -217,7 +223,7 @@ class LayerModel:
         gone = inner + d + self.norm_saved + (q if cast or family.partial_rotary else 0)
         attention = self.heads(2 * s.n_heads + 2 * s.n_kv_heads, 4 if cast else c)
         out = [Moment("down", 1, d, i),
-               Moment("", 1, d + 2 * i),
+               Moment("", 1, d + (2 if family.gated else 1) * i),
                Moment("gateup", 2, 2 * d - (i if family.gated else 0), d),
                Moment("gateup", 2, 3 * d - inner + i, d),
                Moment("", 2, d - inner + self.norm_spike),
@@ -228,8 +234,8 @@ class LayerModel:
             out.append(Moment("", 0, 2 * d + self.norm_spike))
         if shape.checkpointing:
             # A layer is made anew when its last gradient asks for it: the gradient is there twice (as it is and
-            # scaled), and in 16 bits the residual stream beside the norm's fp32 copy of it.
-            there = 2 * d + (d if c == 2 else 0)
+            # scaled), and the residual stream where the norm has an fp32 copy of it.
+            there = 2 * d + (0 if self.norm_keeps_input else d)
             out.append(Moment("down", 0, there, d))
             if family.fused and family.gated:
                 out.append(Moment("", 0, there + 2 * i))
@@ -292,6 +298,18 @@ def workspace_bytes(fmt: StorageFormat, linear: Linear, shape: TrainShape, resul
     c = shape.compute_dtype_bytes
     dense = 0 if fmt.backend == "none" and c == 2 else c * linear.numel
     return dense + max(result, scratch_bytes(fmt, linear, shape))
+
+
+_GRANULE = {"cpu": 64, "cuda": 512}
+"""Allocators hand out multiples of this many bytes."""
+
+_STORAGES_PER_LAYER = 160
+"""Alive at a peak: packed weights and metadata, five tensors an adapter matrix, some forty saved activations."""
+
+
+def rounding_bytes(spec: DecoderSpec, shape: TrainShape) -> int:
+    """What allocators round up: half a granule a storage."""
+    return spec.n_layers * _STORAGES_PER_LAYER * _GRANULE[shape.device] // 2
 
 
 def cuda_overhead(shape: TrainShape, transient: int) -> int:

@@ -23,6 +23,7 @@ from qra_bo.memory.activations import (
     TrainShape,
     cuda_overhead,
     group_of,
+    rounding_bytes,
     workspace_bytes,
 )
 from qra_bo.memory.formats import metadata_bytes, weight_bytes
@@ -102,7 +103,7 @@ class MemoryModel:
         spike = self._spikes(space, saved, gradients)
         largest = np.array([max(max(m.in_features, m.out_features) for m in u.linears) for u in space.units])
         step = 2 * params + 2 * (largest[:, None] * ranks)[:, None, :] + none if c == 2 else none
-        fixed = self.unquantised_bytes + self.layer.inputs + SHARED_BYTES
+        fixed = self.unquantised_bytes + self.layer.inputs + SHARED_BYTES + rounding_bytes(self.spec, self.shape)
         phases = (("forward", self.layer.loss_bytes - self.layer.first_unsaved, saved[:, None, :], none),
                   ("backward", -self.layer.first_unsaved, np.maximum(saved, gradients)[:, None, :], spike),
                   ("step", 0, gradients[:, None, :], step))
