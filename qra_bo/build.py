@@ -53,18 +53,27 @@ def make_spec(cfg: RunConfig) -> DecoderSpec:
     model = cfg.model
     if model["n_layers"] is not None:
         return spec_from_numbers(cfg.model_name, model["family"], **{key: model[key] for key in NUMBERS})
+    return spec_from_hf_config(hf_config(cfg), cfg.model_name)
+
+
+def hf_config(cfg: RunConfig) -> Any:
+    """The transformers configuration at ``model.path``.
+
+    Raises:
+        ModelError: If there is none.
+    """
+    model = cfg.model
     if not model["path"]:
         raise ModelError("+model=hf needs model.path: a hub id such as ORG/NAME, or a folder with config.json; "
                          "got nothing")
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(model["path"], trust_remote_code=bool(model["trust_remote_code"]),
-                                            revision=model["revision"] or "main")
+        return AutoConfig.from_pretrained(model["path"], trust_remote_code=bool(model["trust_remote_code"]),
+                                          revision=model["revision"] or "main")
     except (OSError, ValueError) as error:
         raise ModelError(f"the configuration of {model['path']!r} can't be read; a hub id needs a network, a folder "
                          "needs config.json; give one of them as model.path") from error
-    return spec_from_hf_config(config, cfg.model_name)
 
 
 def make_space(cfg: RunConfig, spec: DecoderSpec) -> SearchSpace:

@@ -33,6 +33,7 @@ class MemoryConfig:
     scope: Literal["peak", "stored"]
     headroom: str
     format: Literal["table", "json"]
+    verify: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +198,8 @@ class RunConfig:
     def config_sha256(self) -> str:
         """Hash over what defines the results: a run may be continued by any configuration of the same hash."""
         kept = {key: value for key, value in self.to_dict().items() if key not in NOT_OF_THE_RESULT}
-        del kept["memory"]["format"]  # how a plan is printed changes no result
+        for key in ("format", "verify"):
+            del kept["memory"][key]  # how a plan is printed changes no result
         return hashlib.sha256(json.dumps(kept, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
     def with_changes(self, **changes: Any) -> "RunConfig":

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -11,6 +12,17 @@ from rich.text import Text
 from qra_bo.memory.budget import format_size
 from qra_bo.memory.model import KEYS
 from qra_bo.memory.plan import BudgetAnswer, MemoryPlan, Row
+
+
+@dataclass(frozen=True, slots=True)
+class TraceCheck:
+    """A prediction beside the peak of a traced training step, in bytes; its phase, and the seconds that it took."""
+
+    what: str
+    predicted_bytes: int
+    traced_bytes: int
+    phase: str
+    seconds: float
 
 
 def render(plan: MemoryPlan) -> RenderableType:
@@ -98,4 +110,14 @@ def _levers(plan: MemoryPlan) -> Table:
     table = _table("What lowers the smallest allocation", ["change", "then needs", "saves"])
     for lever in plan.levers:
         table.add_row(lever.change, format_size(lever.needs), format_size(lever.saves))
+    return table
+
+
+def render_checks(checks: Sequence[TraceCheck]) -> RenderableType:
+    """Predictions beside traced peaks."""
+    table = _table("Against a training step traced storage by storage, with no weights",
+                   ["allocation", "predicted", "traced", "difference", "phase", "seconds"])
+    for c in checks:
+        table.add_row(c.what, format_size(c.predicted_bytes), format_size(c.traced_bytes),
+                      f"{c.predicted_bytes / c.traced_bytes - 1:+.2%}", c.phase, f"{c.seconds:.1f}")
     return table

@@ -7,9 +7,10 @@ within itself, without handing it out, is not seen.
 
 import weakref
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor, UntypedStorage, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
@@ -32,8 +33,13 @@ class PeakTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.rounding = rounding
         self.live_bytes = 0
         self.peak_bytes = 0
-        self.peak_operator = ""
+        self._peak_operator: object = ""
         self._sizes: dict[int, int] = {}
+        self._watched: dict[int, weakref.ref[UntypedStorage]] = {}
+
+    @property
+    def peak_operator(self) -> str:
+        return str(self._peak_operator)
 
     def track(self, tensors: Iterable[Tensor], operator: str = "given") -> int:
         """Count tensors that were alive before, e.g. a model's; returns the bytes that they added."""
@@ -51,26 +57,32 @@ class PeakTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Start a new phase: the peak becomes what is alive now."""
         self.peak_bytes = self.live_bytes
 
-    def _see(self, tensor: Tensor, operator: str) -> None:
+    def _see(self, tensor: Tensor, operator: object) -> None:
         storage = tensor.untyped_storage()
         key, size = storage._cdata, -(-storage.nbytes() // self.rounding) * self.rounding
         known = self._sizes.get(key)
+        if known == size:
+            return
         if known is None:
-            weakref.finalize(storage, self._release, key)
+            self._watched[key] = weakref.ref(storage, partial(self._release, key))
         self._sizes[key] = size  # a storage may have been resized
         self.live_bytes += size - (known or 0)
         if self.live_bytes > self.peak_bytes:
-            self.peak_bytes, self.peak_operator = self.live_bytes, operator
+            self.peak_bytes, self._peak_operator = self.live_bytes, operator
 
-    def _release(self, key: int) -> None:
+    def _release(self, key: int, _: object) -> None:
         self.live_bytes -= self._sizes.pop(key)
+        del self._watched[key]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (),
                            kwargs: dict[str, Any] | None = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        for leaf in tree_iter(out):
-            if isinstance(leaf, Tensor):
-                self._see(leaf, str(func))
+        if isinstance(out, Tensor):
+            self._see(out, func)
+        else:
+            for leaf in tree_iter(out):
+                if isinstance(leaf, Tensor):
+                    self._see(leaf, func)
         return out
 
 

@@ -106,12 +106,16 @@ class StepTracer:
 
         Raises:
             SpaceError: If a format can't store a matrix of the decoder.
-            OracleError: If an adapted layer is given inputs in another than the compute type.
+            OracleError: If the decoder can't use SDPA, or gives adapted layers inputs in another than the compute type.
         """
         start = time.perf_counter()
         dtype, target = DTYPES[shape.compute_dtype_bytes], torch.device(shape.device)
         model = self.model.to(dtype)
-        model.set_attn_implementation(_kernel(target, dtype))
+        try:
+            model.set_attn_implementation(_kernel(target, dtype))
+        except ValueError as error:
+            raise OracleError(f"{self.spec.family!r} can't run its attention by SDPA, as training does: {error}") \
+                from error
         names = {fmt.name: fmt for fmt in space.formats}
         groups = []
         for unit, fmt, rank in zip(space.units, allocation.formats, allocation.ranks, strict=True):
@@ -135,7 +139,7 @@ class StepTracer:
 
     def _step(self, shape: TrainShape, optimizer: UnitwiseAdamW, start: float) -> Traced:
         peaks, operators = [], []
-        with META, MetaTracker() as tracker:
+        with MetaTracker() as tracker:
             tracker.track_existing(self.model)
             tracker.track(optimizer.tensors())
             resident = tracker.live_bytes
@@ -145,7 +149,7 @@ class StepTracer:
                 operators.append(tracker.peak_operator)
                 tracker.reset_peak()
 
-            ids = torch.zeros(shape.batch, shape.length, dtype=torch.int64)
+            ids = torch.zeros(shape.batch, shape.length, dtype=torch.int64, device=META)
             labels = torch.zeros_like(ids)
             chunk = shape.logits_chunk or shape.tokens
             total, count = token_losses(self.model, ids, labels, chunk)
@@ -159,14 +163,73 @@ class StepTracer:
 
 
 class MetaTracker(PeakTracker):  # type: ignore[no-untyped-call]
-    """Follows a program on meta tensors; a scalar that is read from one is 1, so that checks for zero and padding
-    go the way that they go in training."""
+    """Follows a program on meta tensors.
+
+    A scalar that is read from one is 1, so that checks for zero and padding go the way that they go in training. What
+    an operator made of inputs of the same shapes, strides and types is remembered, for layers repeat themselves; a
+    tensor that shares its storage with an input is always made by the operator itself.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._made: dict[tuple[Any, ...], tuple[Any, ...] | None] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (),
                            kwargs: dict[str, Any] | None = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
             return True if args[0].dtype == torch.bool else 1.0 if args[0].is_floating_point() else 1
-        return super().__torch_dispatch__(func, types, args, kwargs)
+        if func in _IN_PLACE and args[0].is_meta:
+            return args[0]
+        key = _key(func, args, kwargs)
+        if key is None:
+            return super().__torch_dispatch__(func, types, args, kwargs)
+        made = self._made.get(key, ())
+        if made:
+            out = torch.empty_strided(made[0], made[1], dtype=made[2], device=META)
+            self._see(out, func)
+            return out
+        out = super().__torch_dispatch__(func, types, args, kwargs)
+        if made is not None:
+            self._made[key] = _fresh(out, args)
+        return out
+
+
+_ATEN = torch.ops.aten
+_IN_PLACE = {_ATEN.add_.Tensor, _ATEN.sub_.Tensor, _ATEN.mul_.Tensor, _ATEN.copy_.default, _ATEN.addmm_.default}
+"""Operators that change nothing but values, of which there are none here."""
+
+
+def _key(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> tuple[Any, ...] | None:
+    """What decides about an operator's result; ``None`` where arguments are not just meta tensors and constants."""
+    parts: list[Any] = [func]
+    for value in (*args, *(kwargs or {}).items()):
+        if isinstance(value, Tensor):
+            if not value.is_meta:
+                return None
+            parts.append((value.shape, value.stride(), value.dtype))
+        elif isinstance(value, list):
+            if any(isinstance(item, Tensor) for item in value):
+                return None
+            parts.append(tuple(value))
+        else:
+            # True and 1 are equal, and so are 1 and 1.0, but they make other types
+            parts.append((type(value), value))
+    try:
+        hash(key := tuple(parts))
+    except TypeError:
+        return None
+    return key
+
+
+def _fresh(out: Any, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """Shape, stride and type of a tensor with a storage of its own that it fills; ``None`` for anything else."""
+    if not isinstance(out, Tensor) or not out.is_meta or out.storage_offset():
+        return None
+    storage = out.untyped_storage()
+    if any(isinstance(a, Tensor) and a.untyped_storage()._cdata == storage._cdata for a in args):
+        return None
+    again = torch.empty_strided(out.shape, out.stride(), dtype=out.dtype, device=META)
+    return (out.shape, out.stride(), out.dtype) if again.untyped_storage().nbytes() == storage.nbytes() else None
 
 
 class TracedLora(nn.Module):

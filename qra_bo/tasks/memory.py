@@ -3,15 +3,17 @@
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from rich.console import Console
 
-from qra_bo.build import make_memory, make_space, make_spec
+from qra_bo.build import hf_config, make_memory, make_space, make_spec
 from qra_bo.config import RunConfig
-from qra_bo.memory.budget import check_budget, free_bytes, parse_budget, parse_size, resolve_budget
+from qra_bo.memory.budget import check_budget, free_bytes, parse_budget, parse_size, resolve_budget, smallest
 from qra_bo.memory.plan import MemoryPlan, memory_plan
-from qra_bo.memory.plan_tables import render
+from qra_bo.memory.plan_tables import TraceCheck, render, render_checks
+from qra_bo.space import Ladder, uniform
 
 WIDTH = 120
 """Columns of the plan where there is no terminal to ask."""
@@ -25,11 +27,16 @@ def run(config: RunConfig) -> int:
         ModelError: If the model's shapes are not to be had.
     """
     plan = make_plan(config)
+    checks = verify(config, plan) if config.memory.verify else None
     if config.memory.format == "json":
-        print(json.dumps(plan.to_json(), indent=2))
+        traced = {} if checks is None else {"traced": [asdict(check) for check in checks]}
+        print(json.dumps(plan.to_json() | traced, indent=2))
     else:
         console = Console()
-        (console if console.is_terminal else _plain_console()).print(render(plan))
+        console = console if console.is_terminal else _plain_console()
+        console.print(render(plan))
+        if checks is not None:
+            console.print(render_checks(checks))
     space = make_space(config, plan.memory.spec)
     for answer in plan.budgets:
         check_budget(answer.size, plan.memory.table(space), space)
@@ -50,6 +57,33 @@ def make_plan(config: RunConfig) -> MemoryPlan:
     headroom = parse_size(config.memory.headroom)
     budgets = {text: resolve_budget(text, memory, space, free=free, headroom=headroom) for text in config.budget}
     return memory_plan(memory, space, budgets, on_card=make_memory(config, spec, "cuda"))
+
+
+def verify(config: RunConfig, plan: MemoryPlan) -> list[TraceCheck]:
+    """Trace a training step of the least allocation and of every budget's best uniform choice (loads torch).
+
+    Raises:
+        OracleError: If the decoder can't be traced.
+    """
+    from qra_bo.oracle.quantizers.quiet import hush_bitsandbytes
+
+    hush_bitsandbytes()
+    from qra_bo.oracle.trace import StepTracer
+
+    spec, memory = plan.memory.spec, replace(plan.memory, scope="peak")
+    space = make_space(config, spec)
+    tracer = StepTracer(spec, None if config.model["n_layers"] is not None else hf_config(config))
+    chosen = {"smallest allocation": smallest(memory.table(space), space)[1]}
+    for answer in plan.budgets:
+        if answer.best is not None:
+            chosen[answer.best.what] = uniform(space.n_units, str(answer.best.fmt), int(answer.best.rank or 0))
+    checks = []
+    for what, allocation in chosen.items():
+        single = replace(space, ranks=Ladder("ranks", tuple(sorted(set(allocation.ranks)))))
+        traced = tracer.trace(single, allocation, memory.shape)
+        predicted = sum(memory.breakdown(single, allocation).values())
+        checks.append(TraceCheck(what, predicted, traced.peak, traced.phase, traced.seconds))
+    return checks
 
 
 def planned_device(config: RunConfig) -> str:

@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qra_bo.errors import BudgetError, ConfigError
@@ -100,6 +100,7 @@ SMALL = DecoderSpec(TINY.name, TINY.family, tuple(m for m in TINY.linears if m.l
                     TINY.other_numel)
 
 
+@settings(deadline=None)
 @given(batch=st.integers(1, 3), length=st.sampled_from([2, 8, 64]), checkpointing=st.booleans(),
        scope=st.sampled_from(["peak", "stored"]), compute=st.sampled_from([2, 4]))
 def test_smallest_and_largest_equal_brute_force(batch: int, length: int, checkpointing: bool, scope: str,

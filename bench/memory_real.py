@@ -1,0 +1,127 @@
+"""Real training steps on this CPU, measured four ways; a JSON line for every allocation.
+
+    python -m bench.memory_real MODEL
+
+Of each allocation a step is followed storage by storage, the next by ``torch.profiler``, and the next by the kernel:
+the growth of the process's resident set at its highest. Stored and optimiser bytes are counted on the real storages.
+"""
+
+import gc
+import json
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qra_bo.build import make_finetune, make_memory
+from qra_bo.config import load_config
+from qra_bo.memory.formats import parse_format
+from qra_bo.memory.model import MemoryModel
+from qra_bo.space import Allocation, Ladder, SearchSpace
+
+FORMATS = ("nf4", "nf4-nodq", "int8", "hqq2", "hqq3", "fp16")
+RANKS = (4, 16)
+Row = dict[str, Any]
+
+
+def allocations(n_units: int) -> dict[str, Allocation]:
+    """One uniform allocation of every backend and format, and a mixed one from a fixed seed."""
+    rng = np.random.default_rng(0)
+    out = {f"{fmt}, rank {rank}": Allocation((fmt,) * n_units, (rank,) * n_units)
+           for fmt, rank in zip(FORMATS, RANKS * 3, strict=True)}
+    out["mixed"] = Allocation(tuple(map(str, rng.choice(FORMATS, n_units))),
+                              tuple(map(int, rng.choice(RANKS, n_units))))
+    return out
+
+
+def profiled_growth(step: Callable[[], object]) -> int:
+    """Largest growth of allocated bytes during ``step``, by the profiler's records of every allocation."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step()
+    events = profiler.profiler.kineto_results.events()  # type: ignore[union-attr]
+    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
+    return int(np.cumsum([size for _, size in changes]).max())
+
+
+def resident_growth(step: Callable[[], object]) -> int:
+    """Largest growth of the process's resident set during ``step``."""
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the high-water mark starts anew
+    before = _status("VmRSS")
+    step()
+    return _status("VmHWM") - before
+
+
+def _status(key: str) -> int:
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return 1024 * int(next(line.split()[1] for line in lines if line.startswith(f"{key}:")))
+
+
+def storage_bytes(tensors: list[Any]) -> int:
+    """Bytes of the distinct storages."""
+    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+
+
+def measure(oracle: Any, memory: MemoryModel, tracer: Any, name: str, allocation: Allocation) -> Row:
+    """Everything of one allocation."""
+    from qra_bo.memory.tracker import PeakTracker
+    from qra_bo.oracle.adapters import detach
+    from qra_bo.oracle.data.batches import batches
+    from qra_bo.oracle.training import train_steps
+
+    formats = sorted({f: parse_format(f) for f in allocation.formats}.values(), key=lambda f: (f.bits, f.name))
+    space = SearchSpace(oracle.units, tuple(formats), Ladder("ranks", tuple(sorted(set(allocation.ranks)))))
+    parts = memory.breakdown(space, allocation)
+    oracle.build(allocation, 0)
+    optimizer, train, settings = oracle.optimizer(allocation, 1.0), oracle.data.train, oracle.settings.train
+    order = batches(len(train.input_ids), settings.batch, 4, 0)
+
+    def step(number: int) -> None:
+        train_steps(oracle.model, optimizer, train.input_ids, train.labels, order, number, number + 1, 4, settings,
+                    oracle.device)
+
+    with oracle.bank.only_packed():
+        step(0)
+        with PeakTracker() as tracker:
+            tracker.track_existing(oracle.model)
+            tracker.track(optimizer.tensors())
+            resident = tracker.live_bytes
+            step(1)
+        profiled = resident + profiled_growth(lambda: step(2))
+        grown = resident_growth(lambda: step(3))
+    working = {p.untyped_storage().data_ptr() for p in optimizer.parameters()}
+    state = storage_bytes([t for t in optimizer.tensors() if t.untyped_storage().data_ptr() not in working])
+    stored = sum(oracle.bank.stored_bytes(oracle.bank.current))
+    traced = tracer.trace(space, allocation, memory.shape)
+    detach(oracle.model)
+    peak, predicted = tracker.peak_bytes, sum(parts.values())
+    return {"what": f"{memory.spec.name}: {name}", "kind": "real", "measured_bytes": peak, "predicted_bytes": predicted,
+            "error": predicted / peak - 1, "traced_bytes": traced.peak, "trace_error": traced.peak / peak - 1,
+            "profiler_bytes": profiled, "profiler_error": profiled / peak - 1,
+            "resident_set_growth": grown, "followed_growth": peak - resident,
+            "stored_bytes": stored, "stored_difference": parts["weights"] + parts["quant_metadata"] - stored,
+            "optimizer_bytes": state, "optimizer_difference": parts["optimizer"] - state}
+
+
+def main() -> None:
+    from qra_bo.oracle.quantizers.quiet import hush_bitsandbytes
+
+    hush_bitsandbytes()
+    from qra_bo.oracle.trace import StepTracer
+
+    config = load_config([f"+model={sys.argv[1]}", "device=cpu"])
+    with tempfile.TemporaryDirectory() as folder:
+        oracle = make_finetune(config, Path(folder))
+        memory = make_memory(config, oracle.bank.spec, "cpu")
+        tracer = StepTracer(memory.spec)
+        for name, allocation in allocations(len(oracle.units)).items():
+            print(json.dumps(measure(oracle, memory, tracer, name, allocation)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
