@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from qra_bo.errors import ConfigError
 from qra_bo.memory import MemoryModel, TrainShape
+from qra_bo.memory.activations import scratch_bytes
 from qra_bo.memory.formats import metadata_bytes, parse_format, weight_bytes
 from qra_bo.memory.model import KEYS
 from qra_bo.space import Allocation, CostTable, SearchSpace, uniform
@@ -85,6 +86,50 @@ def test_more_bits_of_one_backend_never_need_less(shape: TrainShape, data: st.Da
     for scope in ("peak", "stored"):
         table = MemoryModel(TINY, shape, scope).table(space)
         assert (table.totals(higher) >= table.totals(rows)).all()
+
+
+@settings(max_examples=20, deadline=None)
+@given(shape=SHAPES, data=st.data())
+def test_between_backends_fewer_bits_cost_at_most_their_scratch(shape: TrainShape, data: st.DataObject) -> None:
+    # The one exception to more bits needing more: what unpacks fewer bits may need more scratch while it does.
+    space = space_of()
+    rows = rows_of(data, space, 6)
+    higher = rows.copy()
+    higher[:, :space.n_units] = np.minimum(rows[:, :space.n_units] + 1, 3)
+    scratch = max(scratch_bytes(f, m, shape) for f in space.formats for m in TINY.linears)
+    scratch += scratch // 50  # CUDA's allowance for fragmentation
+    table = MemoryModel(TINY, shape).table(space)
+    assert (table.totals(higher) >= table.totals(rows) - scratch).all()
+    stored = MemoryModel(TINY, shape, "stored").table(space)
+    assert (stored.totals(higher) >= stored.totals(rows)).all()
+
+
+@settings(max_examples=20, deadline=None)
+@given(shape=SHAPES, granularity=GRANULARITY, data=st.data())
+def test_the_breakdown_is_that_of_the_phase_it_names(shape: TrainShape, granularity: str, data: st.DataObject) -> None:
+    space = space_of(granularity=granularity)
+    model = MemoryModel(TINY, shape)
+    (row,) = rows_of(data, space, 1)
+    phase, parts = model.phase_breakdown(space, space.decode(row))
+    by_phase = {p.name: int(CostTable((p,)).totals(row[None, :])[0]) for p in model.table(space).phases}
+    assert list(by_phase) == ["forward", "backward", "step"]
+    assert sum(parts.values()) == by_phase[phase] == max(by_phase.values())
+    assert all(type(value) is int for value in parts.values())  # bytes, whole ones; GB are made when printed
+    for p in model.table(space).phases:
+        assert p.unit.dtype == p.spike.dtype == np.int64
+        assert type(p.fixed) is int
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_twice_the_batch_doubles_the_activations_and_nothing_that_is_resident(device: str) -> None:
+    # A unit mixed up anywhere (bits for bytes, elements for bytes, GiB for GB) breaks a scaling law.
+    shape = TrainShape(2, 64, device=device)
+    space = space_of(SMOLLM2, ranks=(4,))
+    once = MemoryModel(SMOLLM2, shape).breakdown(space, uniform(30, "nf4", 4))
+    twice = MemoryModel(SMOLLM2, replace(shape, batch=4)).breakdown(space, uniform(30, "nf4", 4))
+    for key in ("weights", "quant_metadata", "unquantised", "adapters", "optimizer"):
+        assert once[key] == twice[key]
+    assert twice["activations"] == pytest.approx(2 * once["activations"], rel=0.01)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
