@@ -34,7 +34,7 @@ __all__ = ["KEYS", "SCOPES", "MemoryModel", "TrainShape"]
 SCOPES = ("peak", "stored")
 KEYS = ("weights", "quant_metadata", "unquantised", "adapters", "gradients", "optimizer", "activations", "workspace")
 
-SHARED_BYTES = 4096
+SHARED_BYTES = 1536
 """Look-up tables of the quantisers (1,088 bytes) and the scalars of a step, for the whole model."""
 
 

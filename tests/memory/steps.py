@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from qra_bo.memory.activations import rounding_bytes
 from qra_bo.memory.formats import parse_format
 from qra_bo.memory.model import MemoryModel, TrainShape
 from qra_bo.memory.tracker import PeakTracker
@@ -95,6 +96,7 @@ def run_step(config: Any, shape: TrainShape, formats: tuple[str, ...], ranks: tu
 
 
 def predicted(step: Step, shape: TrainShape, formats: tuple[str, ...], ranks: tuple[int, ...]) -> int:
-    """Peak bytes by the model, for the same allocation."""
+    """Peak bytes by the model, for the same allocation, less what allocators round up: the tracker counts exactly."""
     row = step.space.encode(Allocation(formats, ranks))
-    return int(MemoryModel(step.spec, shape).table(step.space).totals(row[None, :])[0])
+    total = int(MemoryModel(step.spec, shape).table(step.space).totals(row[None, :])[0])
+    return total - rounding_bytes(step.spec, shape)
