@@ -303,8 +303,8 @@ def workspace_bytes(fmt: StorageFormat, linear: Linear, shape: TrainShape, resul
 _GRANULE = {"cpu": 64, "cuda": 512}
 """Allocators hand out multiples of this many bytes."""
 
-_STORAGES_PER_LAYER = 160
-"""Alive at a peak: packed weights and metadata, five tensors an adapter matrix, some forty saved activations."""
+_STORAGES_PER_LAYER = 64
+"""Alive at a peak and of odd sizes; most of a layer's storages are whole granules."""
 
 
 def rounding_bytes(spec: DecoderSpec, shape: TrainShape) -> int:

@@ -178,6 +178,8 @@ class MemoryModel:
                 continue
             done = ORDER[:moment.level]
             held = np.full(len(ranks), moment.extra + (layer.recomputed if self.shape.checkpointing else 0))
+            if active:  # the gradient of a low-rank activation, beside the product that it joins
+                held = held + layer.rank_saved * ranks
             for m in own:
                 held = held + self._held(m, group_of(m) in done, total, ranks)
             for m in others:
