@@ -190,7 +190,8 @@ def main() -> None:
     columns = ("what", "tuples", "least", "median", "p95", "most", "inside", "accelerate_training_median",
                "accelerate_weights_median", "gpu_poor_median", "gpu_poor_worst", "cpu_seconds")
     shown = summary(traced)
-    publish("memory", targets_of(traced, real), [*shown, *real, *traced], columns, threads=1, folder=args.out)
+    publish("memory", targets_of(traced, real), [*shown, *real, *traced], columns, printed=len(shown),
+            threads=1, folder=args.out)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ Of each allocation a step is followed storage by storage, the next by ``torch.pr
 the growth of the process's resident set at its highest. Stored and optimiser bytes are counted on the real storages.
 """
 
+import ctypes
 import gc
 import json
 import sys
@@ -51,6 +52,7 @@ def profiled_growth(step: Callable[[], object]) -> int:
 def resident_growth(step: Callable[[], object]) -> int:
     """Largest growth of the process's resident set during ``step``."""
     gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # else the step would use pages that were kept from earlier ones
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the high-water mark starts anew
     before = _status("VmRSS")
     step()

@@ -55,10 +55,13 @@ def _cpu() -> str:
 
 
 def publish(name: str, targets: Sequence[Target], rows: Sequence[Mapping[str, Any]], columns: Sequence[str],
-            *, threads: int | None = None, folder: Path = RESULTS) -> Path:
-    """Print ``columns`` of the rows (as Markdown) and all targets, and write everything to ``folder``/NAME.json."""
+            *, printed: int | None = None, threads: int | None = None, folder: Path = RESULTS) -> Path:
+    """Print ``columns`` of the rows (as Markdown) and all targets, and write everything to ``folder``/NAME.json.
+
+    ``printed`` is how many rows are printed, of those written; ``None`` is all.
+    """
     cells = [[column.replace("_", " ") for column in columns],
-             *([_text(row.get(column)) for column in columns] for row in rows)]
+             *([_text(row.get(column)) for column in columns] for row in rows[:printed])]
     widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
     lines = ["| " + " | ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)) + " |"
              for line in cells]
