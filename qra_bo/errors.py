@@ -1,6 +1,16 @@
 """One error tree: whatever the user can mend derives from ``UserError`` and ends with exit status 2."""
 
+import difflib
 from collections.abc import Iterable
+
+
+def nearest_first(name: str, known: Iterable[str]) -> list[str]:
+    """``known`` with the most similar names first, the others in alphabetical order: what to say of an unknown name."""
+    def alike(other: str) -> float:
+        ratio = difflib.SequenceMatcher(None, name.lower(), other.lower()).ratio()
+        return ratio if ratio >= 0.4 else 0.0
+
+    return sorted(sorted(known), key=alike, reverse=True)
 
 
 class QRABOError(Exception):

@@ -1,10 +1,9 @@
 """Names for things that can be chosen: refuses duplicates and explains misses."""
 
-import difflib
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
-from qra_bo.errors import ConfigError, QRABOError
+from qra_bo.errors import ConfigError, QRABOError, nearest_first
 
 T = TypeVar("T")
 
@@ -47,8 +46,7 @@ class Registry(Generic[T]):
 
     def nearest(self, name: str) -> list[str]:
         """All names, those most like ``name`` first, the others in alphabetical order."""
-        near = difflib.get_close_matches(name, self._entries, n=len(self._entries) or 1, cutoff=0.4)
-        return near + sorted(set(self._entries) - set(near))
+        return nearest_first(name, self._entries)
 
     def __contains__(self, name: object) -> bool:
         return name in self._entries

@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from qra_bo.build import make_space, make_spec
-from qra_bo.cli.decode import Problem, nearest_first
+from qra_bo.cli.decode import Problem
 from qra_bo.config import RunConfig
-from qra_bo.errors import UserError
+from qra_bo.errors import UserError, nearest_first
 from qra_bo.memory.budget import parse_budget, parse_size
 from qra_bo.memory.formats import default_format, parse_format
 from qra_bo.methods import METHODS

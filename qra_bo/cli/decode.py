@@ -1,13 +1,14 @@
 """Plain YAML values into frozen dataclasses, strictly, with every mismatch reported at once."""
 
 import dataclasses
-import difflib
 import math
 import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from qra_bo.errors import nearest_first
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,12 +17,6 @@ class Problem:
 
     key: str
     message: str
-
-
-def nearest_first(name: str, known: Iterable[str]) -> list[str]:
-    """``known`` with the most similar names first, the others in alphabetical order."""
-    names = sorted(known)
-    return sorted(names, key=lambda n: -difflib.SequenceMatcher(None, name.lower(), n.lower()).ratio())
 
 
 def check(cls: type, data: Mapping[str, Any], prefix: str = "") -> list[Problem]:

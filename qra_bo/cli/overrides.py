@@ -13,8 +13,9 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from qra_bo.cli.decode import Problem, nearest_first, unknown_key
+from qra_bo.cli.decode import Problem, unknown_key
 from qra_bo.config import RunConfig
+from qra_bo.errors import nearest_first
 
 DEFAULT_MODEL = "smollm2_135m"
 _UNIFORM = re.compile(r"(?<!['\"\w])uniform\s*:\s*\d+\s*,\s*\d+(?!['\"\w])", re.IGNORECASE)

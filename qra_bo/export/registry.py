@@ -1,10 +1,9 @@
 """Every export by name, and the one call that writes several."""
 
-import difflib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from qra_bo.errors import ConfigError
+from qra_bo.errors import ConfigError, nearest_first
 from qra_bo.export import hints, trainers
 from qra_bo.export.card import model_card
 from qra_bo.export.run import FinishedRun
@@ -33,7 +32,7 @@ def export_all(run_folder: Path, targets: Sequence[str] = TARGETS) -> list[Path]
         ConfigError: If a target is unknown; all of them at once, the nearest known names first.
         OutputError: If the run is not finished, or a file of it is malformed.
     """
-    unknown = [f"export target {t!r} is unknown; known: {', '.join(_nearest_first(t))}"
+    unknown = [f"export target {t!r} is unknown; known: {', '.join(nearest_first(t, TARGETS))}"
                for t in targets if t not in TARGETS]
     if unknown:
         raise ConfigError(unknown)
@@ -51,8 +50,3 @@ def export_all(run_folder: Path, targets: Sequence[str] = TARGETS) -> list[Path]
         path.write_text(render(run), encoding="utf-8")
         written.append(path)
     return written
-
-
-def _nearest_first(name: str) -> list[str]:
-    near = difflib.get_close_matches(name, TARGETS, n=3, cutoff=0.4)
-    return near + [t for t in TARGETS if t not in near]

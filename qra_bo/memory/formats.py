@@ -13,11 +13,10 @@ Look-up tables (NF4 levels, the 8-bit map of double quantisation: 1,088 bytes) a
 and not counted to any of them.
 """
 
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
-from qra_bo.errors import ConfigError, SpaceError
+from qra_bo.errors import ConfigError, SpaceError, nearest_first
 from qra_bo.space.formats import StorageFormat
 
 NESTED_BLOCK = 256
@@ -53,9 +52,8 @@ def parse_format(name: str) -> StorageFormat:
     """
     if name in FORMATS:
         return FORMATS[name]
-    near = difflib.get_close_matches(name, FORMATS, n=4, cutoff=0.4)
-    known = near + sorted(set(FORMATS) - set(near))
-    raise ConfigError(f"unknown storage format {name!r}; known, nearest first: {', '.join(known)}")
+    known = ", ".join(nearest_first(name, FORMATS))
+    raise ConfigError(f"unknown storage format {name!r}; known, nearest first: {known}")
 
 
 def default_format(bits: int) -> StorageFormat:

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from qra_bo.cli.compose import config_from
-from qra_bo.cli.decode import Problem, build, check, nearest_first
+from qra_bo.cli.decode import Problem, build, check
 from qra_bo.config import RunConfig, load_config
-from qra_bo.errors import ConfigError
+from qra_bo.errors import ConfigError, nearest_first
 
 
 @pytest.fixture(scope="module")

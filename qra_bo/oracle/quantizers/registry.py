@@ -1,10 +1,9 @@
 """Quantiser backends by name; each is imported when it is first asked for."""
 
-import difflib
 import importlib
 from functools import cache
 
-from qra_bo.errors import ConfigError
+from qra_bo.errors import ConfigError, nearest_first
 from qra_bo.oracle.quantizers.base import QuantizerBackend
 from qra_bo.space.formats import StorageFormat
 
@@ -36,9 +35,8 @@ def get_backend(name: str) -> QuantizerBackend:
         ConfigError: If it is unknown; the message lists the known ones, nearest first.
     """
     if name not in _FACTORIES:
-        near = difflib.get_close_matches(name, _FACTORIES, n=3)
-        known = near + sorted(set(_FACTORIES) - set(near))
-        raise ConfigError(f"unknown quantiser backend {name!r}; known, nearest first: {', '.join(known)}")
+        known = ", ".join(nearest_first(name, _FACTORIES))
+        raise ConfigError(f"unknown quantiser backend {name!r}; known, nearest first: {known}")
     module, attribute = _FACTORIES[name]
     backend: QuantizerBackend = getattr(importlib.import_module(module), attribute)()
     return backend
