@@ -17,6 +17,7 @@ from qra_bo.space import Allocation, DecoderSpec, Ladder, SearchSpace, StorageFo
 from qra_bo.space.specs import spec_from_hf_config, spec_from_numbers
 
 if TYPE_CHECKING:
+    from qra_bo.oracle.factor_store import FactorStore
     from qra_bo.oracle.finetune import FinetuneOracle
     from qra_bo.oracle.profile_cache import ProfileCache
     from qra_bo.oracle.protocol import Oracle
@@ -169,15 +170,26 @@ def make_finetune(cfg: RunConfig, out: Path) -> "FinetuneOracle":
     data = load_data(cfg.data, tokenizer, cfg.train.length)
     blocks = max(1, cfg.eval.tokens // cfg.train.length)
     settings = FinetuneSettings(
-        train_settings(cfg), AdapterSettings(cfg.adapter.alpha_over_rank, cfg.adapter.init), blocks, blocks,
-        cfg.data.calibration, record_steps(cfg), cfg.ranks[-1], cfg.memory.scope, cfg.worker.checkpoint_seconds)
+        train_settings(cfg), AdapterSettings(cfg.adapter.alpha_over_rank, cfg.adapter.init, cfg.adapter.iterations),
+        blocks, blocks, cfg.data.calibration, record_steps(cfg), cfg.ranks[-1], cfg.memory.scope,
+        cfg.worker.checkpoint_seconds)
     formats = bank_formats(space)
     bank = LayerBank(model, spec, formats, dtype, device,
                      keep_dense=device.type == "cpu" and keeps_dense(spec, formats))
     refuse_reproducing_formats(bank, space.formats)
     return FinetuneOracle(model, data, space.units, space.formats, bank, settings,
                           CheckpointStore(out / "checkpoints"), device, dtype, profile_cache(cfg, model, data.sha256),
-                          {"attention": kernel, "data": data.source, "data_tokens": data.n_tokens})
+                          {"attention": kernel, "data": data.source, "data_tokens": data.n_tokens},
+                          factor_store(model, device.type))
+
+
+def factor_store(model: Any, device_type: str) -> "FactorStore":
+    """Where the decomposed quantisation residuals of this model are kept between runs."""
+    from qra_bo.oracle.factor_store import FactorStore
+    from qra_bo.oracle.profile_cache import cache_folder, weights_fingerprint
+
+    return FactorStore(cache_folder().parent / "factors", {
+        "weights": weights_fingerprint(model), "dtype": str(model.dtype), "device": device_type})
 
 
 def profile_cache(cfg: RunConfig, model: Any, data_sha256: str) -> "ProfileCache":

@@ -71,7 +71,8 @@ class QuantizerConfig:
 class AdapterConfig:
     """How adapters start and how fast they learn."""
 
-    init: str
+    init: Literal["kaiming", "residual_svd", "eva", "loftq", "lq_lora", "pissa"]
+    iterations: int
     alpha_over_rank: float
     lr: float
     lr_rule: Literal["constant", "inverse_sqrt", "inverse"]

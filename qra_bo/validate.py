@@ -97,6 +97,7 @@ def _numbers(config: RunConfig) -> Iterator[Problem]:
                      "at least 1, or null for all")
     yield from _rule("oracle.noise", c.oracle.noise, c.oracle.noise >= 0, "at least 0")
     yield from _rule("adapter.alpha_over_rank", c.adapter.alpha_over_rank, c.adapter.alpha_over_rank > 0, "more than 0")
+    yield from _rule("adapter.iterations", c.adapter.iterations, c.adapter.iterations >= 1, "at least 1")
     yield from _rule("adapter.lr", c.adapter.lr, c.adapter.lr > 0, "more than 0")
     yield from _rule("data.held_out", c.data.held_out, 0 < c.data.held_out < 0.5, "between 0 and 0.5")
     yield from _rule("data.max_records", c.data.max_records, c.data.max_records is None or c.data.max_records >= 3,

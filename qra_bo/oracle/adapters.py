@@ -17,7 +17,7 @@ from qra_bo.oracle.fused import fuse
 from qra_bo.space.patterns import peft_patterns
 
 ADAPTER = "default"
-INITS = ("kaiming",)
+INITS = ("kaiming", "residual_svd", "eva", "loftq", "lq_lora", "pissa")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,15 +26,20 @@ class AdapterSettings:
 
     Args:
         alpha_over_rank: LoRA's scale alpha / r, the same at every rank.
-        init: How A starts: ``"kaiming"`` (uniform, B = 0; LoRA's own).
+        init: How A and B start, one of ``INITS`` (see ``qra_bo.oracle.inits.Initialiser``); ``"kaiming"`` is LoRA's
+            own (A uniform, B = 0).
+        iterations: Alternations of ``"loftq"``, and the most of ``"lq_lora"``.
     """
 
     alpha_over_rank: float = 2.0
     init: str = "kaiming"
+    iterations: int = 5
 
     def __post_init__(self) -> None:
         if self.init not in INITS:
             raise ConfigError(f"adapter.init must be one of {list(INITS)}; got {self.init!r}")
+        if self.iterations < 1:
+            raise ConfigError(f"adapter.iterations must be at least 1; got {self.iterations}")
 
 
 def lora_config(ranks: Mapping[str, int], settings: AdapterSettings) -> LoraConfig:
@@ -48,11 +53,19 @@ def lora_config(ranks: Mapping[str, int], settings: AdapterSettings) -> LoraConf
 
 
 def attach(model: Any, ranks: Mapping[str, int], settings: AdapterSettings, train_seed: int,
-           dtype: torch.dtype) -> PeftModel:
-    """Wrap ``model`` in place, initialise rank-nested from ``train_seed``, and check what was realised.
+           dtype: torch.dtype, starts: Mapping[str, tuple[torch.Tensor, torch.Tensor]] | None = None) -> PeftModel:
+    """Wrap ``model`` in place, initialise, and check what was realised.
 
     Two allocations with one seed share the first rows of every A: what differs between them is what was chosen,
     not how the dice fell.
+
+    Args:
+        model: The bare model.
+        ranks: Rank of every linear; 0 or missing: no adapter.
+        settings: How adapters are built.
+        train_seed: Of the dice.
+        dtype: Of the adapters.
+        starts: A (``r x in``) and B (``out x r``) of linears that do not start from dice.
 
     Raises:
         OracleError: If PEFT realised another rank, scale or set of modules than asked.
@@ -66,11 +79,17 @@ def attach(model: Any, ranks: Mapping[str, int], settings: AdapterSettings, trai
         down, up = layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]
         device = next(iter(_base_tensors(layer))).device
         bound = 1.0 / np.sqrt(down.in_features)
-        words = [train_seed, *name.encode()]
-        draws = np.random.default_rng(np.random.SeedSequence(words)).random((rank, down.in_features), dtype=np.float32)
+        if starts is not None and name in starts:
+            first, second = starts[name]
+        else:
+            words = [train_seed, *name.encode()]
+            draws = np.random.default_rng(np.random.SeedSequence(words)).random((rank, down.in_features),
+                                                                                dtype=np.float32)
+            first = torch.from_numpy(draws).mul_(2 * bound).sub_(bound)
+            second = torch.zeros(up.out_features, rank)
         with torch.no_grad():
-            down.weight = Parameter(torch.from_numpy(draws).mul_(2 * bound).sub_(bound).to(device, dtype))
-            up.weight = Parameter(torch.zeros(up.out_features, rank, dtype=dtype, device=device))
+            down.weight = Parameter(first.to(device, dtype, copy=True))
+            up.weight = Parameter(second.to(device, dtype, copy=True).contiguous())
     check_realised(model, ranks, settings)
     fuse(model)
     return wrapped

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from copy import deepcopy
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -34,6 +35,21 @@ def set_submodule(model: nn.Module, name: str, module: nn.Module) -> None:
     """Put ``module`` in the place called ``name``."""
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, module)
+
+
+@dataclass(frozen=True, slots=True)
+class OwnBase:
+    """Packed tensors that stand in for those of a linear's own weight, e.g. LoftQ's of ``W - scale B A``.
+
+    Args:
+        fmt: Format name.
+        tag: Tells several of one linear and format apart; with ``fmt`` it decides about equality.
+        state: On the host; of the sizes that the linear's own weight would have.
+    """
+
+    fmt: str
+    tag: str
+    state: State = field(compare=False)
 
 
 class LayerBank:
@@ -68,6 +84,8 @@ class LayerBank:
         self._layers: dict[tuple[str, str], nn.Module] = {}
         self._in_memory = 0
         self._current: dict[str, str] = {}
+        self._own: dict[str, OwnBase] = {}
+        self._own_layers: dict[str, nn.Module] = {}
         self._placed: dict[str, nn.Module] = {}
         self._originals = {linear.name: self._take(linear.name, linear.out_features, linear.in_features)
                            for linear in spec.linears}
@@ -99,8 +117,9 @@ class LayerBank:
     def host_bytes(self) -> int:
         """Bytes in host memory for packed tensors (mapped files and tensors shared with originals do not count) and
         for unpacked weights that are kept."""
-        kept = [packed(layer).dense for layer in self._layers.values()]
-        return self._in_memory + sum(d.nbytes for d in kept if d is not None)
+        kept = [packed(layer).dense for layer in self._kept_layers()]
+        own = sum(storage_bytes(base.state) for base in self._own.values())
+        return self._in_memory + own + sum(d.nbytes for d in kept if d is not None)
 
     @property
     def packings(self) -> int:
@@ -119,12 +138,13 @@ class LayerBank:
                 if progress is not None:
                     progress("quantise", done, len(todo))
 
-    def install(self, model: Any, choice: Mapping[str, str]) -> None:
+    def install(self, model: Any, choice: Mapping[str, str | OwnBase]) -> None:
         """Put each named linear in place in the named format; the others stay as they are.
 
         Args:
             model: The bank's model.
-            choice: Format name by linear name.
+            choice: By linear name, a format name, or packed tensors of the linear's own; these last until another
+                choice is made for it.
 
         Raises:
             ConfigError: If a format is unknown.
@@ -133,13 +153,21 @@ class LayerBank:
         """
         if model is not self.model:
             raise OracleError("a bank serves the model that it was made for")
-        changed = {name: parse_format(fmt) for name, fmt in choice.items() if self._current.get(name) != fmt}
+        changed = {name: wanted for name, wanted in choice.items()
+                   if (self._own[name] if name in self._own else self._current.get(name)) != wanted}
         for name in changed:
             self._check_place(name)
-        layers = {name: self._layer(name, fmt) for name, fmt in changed.items()}
+        layers = {name: self._own_layer(name, wanted) if isinstance(wanted, OwnBase)
+                  else self._layer(name, parse_format(wanted)) for name, wanted in changed.items()}
         for name, layer in layers.items():
             self._place(name, layer)
-            self._current[name] = changed[name].name
+            self._drop_own(name)
+            wanted = changed[name]
+            if isinstance(wanted, OwnBase):
+                self._own[name] = wanted
+                if self.device.type == "cpu":
+                    self._own_layers[name] = layer
+            self._current[name] = parse_format(wanted.fmt if isinstance(wanted, OwnBase) else wanted).name
 
     def restore_dense(self) -> None:
         """Put the original dense linears back."""
@@ -149,6 +177,7 @@ class LayerBank:
                 self._check_place(name)
                 self._place(name, original if self.device.type == "cpu" else deepcopy(original).to(self.device))
                 self._current.pop(name, None)
+                self._drop_own(name)
 
     def stored_bytes(self, choice: Mapping[str, str]) -> tuple[int, int]:
         """Bytes of codes and of metadata of the named linears, measured on their real storages."""
@@ -174,10 +203,24 @@ class LayerBank:
         self._size(name, parse_format(fmt))
         return self._states[name, fmt]
 
+    def installed_state(self, name: str) -> State:
+        """Packed tensors of one linear as it is installed now, on the host.
+
+        Raises:
+            OracleError: If it is dense now, or not a linear of the model.
+        """
+        fmt = self.format_of(name)
+        return self._own[name].state if name in self._own else self.state(name, fmt.name)
+
+    @property
+    def has_own(self) -> bool:
+        """Whether some linear is installed with packed tensors that quantising its weight does not give."""
+        return bool(self._own)
+
     @contextmanager
     def only_packed(self) -> Iterator[None]:
         """Within it, layers unpack as they go although unpacked weights are kept: what measured memory means."""
-        kept = {layer: layer.dense for layer in map(packed, self._layers.values()) if layer.dense is not None}
+        kept = {layer: layer.dense for layer in map(packed, self._kept_layers()) if layer.dense is not None}
         for layer in kept:
             layer.dense = None
         try:
@@ -225,16 +268,29 @@ class LayerBank:
         key = (name, fmt.name)
         if key in self._layers:
             return self._layers[key]
-        original = self._originals[name]
-        state = {k: t.to(self.device) for k, t in self._states[key].items()}
-        bias = None if original.bias is None else original.bias.detach().to(self.device)
-        layer = backend_of(fmt).build(state, fmt, (original.out_features, original.in_features), bias,
-                                      self.compute_dtype)
+        layer = self._built(name, fmt, self._states[key])
         if self.device.type == "cpu":
             self._layers[key] = layer
-            if self.keep_dense and fmt.bits < 16:
-                packed(layer).dense = packed(layer).unpack()
         return layer
+
+    def _own_layer(self, name: str, base: OwnBase) -> nn.Module:
+        return self._built(name, parse_format(base.fmt), base.state)
+
+    def _built(self, name: str, fmt: StorageFormat, state: State) -> nn.Module:
+        original = self._originals[name]
+        bias = None if original.bias is None else original.bias.detach().to(self.device)
+        layer = backend_of(fmt).build({k: t.to(self.device) for k, t in state.items()}, fmt,
+                                      (original.out_features, original.in_features), bias, self.compute_dtype)
+        if self.device.type == "cpu" and self.keep_dense and fmt.bits < 16:
+            packed(layer).dense = packed(layer).unpack()
+        return layer
+
+    def _kept_layers(self) -> list[nn.Module]:
+        return [*self._layers.values(), *self._own_layers.values()]
+
+    def _drop_own(self, name: str) -> None:
+        self._own.pop(name, None)
+        self._own_layers.pop(name, None)
 
     def _check_place(self, name: str) -> None:
         if name not in self._placed:

@@ -15,6 +15,8 @@ from qra_bo.oracle.bank import LayerBank
 from qra_bo.oracle.checkpoints import Checkpoint, CheckpointStore
 from qra_bo.oracle.data.batches import batches
 from qra_bo.oracle.data.records import DataSplits, TokenBlocks
+from qra_bo.oracle.factor_store import FactorStore
+from qra_bo.oracle.inits import Initialiser
 from qra_bo.oracle.manifest import write_manifest
 from qra_bo.oracle.measure import assemble, measure_damage, measure_gain, unit_choice
 from qra_bo.oracle.memory_probe import MemoryProbe
@@ -70,6 +72,7 @@ class FinetuneOracle:
         dtype: Compute type.
         profile_cache: Where the sensitivity profile is kept across runs, or ``None``.
         provenance: JSON values that ``describe`` adds to its own.
+        factors: Where the decompositions of adapters' starts are kept across runs, or ``None``.
     """
 
     kind = "finetune"
@@ -77,11 +80,13 @@ class FinetuneOracle:
     def __init__(self, model: Any, data: DataSplits, units: Sequence[Unit], formats: Sequence[StorageFormat],
                  bank: LayerBank, settings: FinetuneSettings, checkpoints: CheckpointStore | None,
                  device: torch.device, dtype: torch.dtype, profile_cache: ProfileCache | None,
-                 provenance: Mapping[str, Any]) -> None:
+                 provenance: Mapping[str, Any], factors: FactorStore | None = None) -> None:
         self.model, self.data, self.units, self.formats = model, data, tuple(units), tuple(formats)
         self.bank, self.settings, self.checkpoints = bank, settings, checkpoints
         self.profile_cache = profile_cache
         self.device, self.dtype, self._provenance = device, dtype, dict(provenance)
+        text = torch.from_numpy(data.calibration.input_ids[:settings.calibration_blocks])
+        self.inits = Initialiser(bank, settings.adapter, text, factors)
         self._unit_of = {linear.name: unit.name for unit in units for linear in unit.linears}
         if settings.train.checkpointing:
             model.activation_checkpointing_enable({"use_reentrant": False})
@@ -97,19 +102,25 @@ class FinetuneOracle:
         inputs, labels = self.data.calibration.input_ids[:n], self.data.calibration.labels[:n]
         cached = self.profile_cache.load(u.name for u in self.units) if self.profile_cache else None
         if cached is not None:
-            profile, self.profile_cost = cached
+            profile, cost = cached
+            self.profile_cost = self._with_start(cost)
             return profile
         self.bank.build(progress)
         gain, trained = measure_gain(self.model, self.units, inputs, labels, self.settings.train, self.device,
                                      self.settings.largest_rank, progress)
         damage, kl, base, forward = measure_damage(self.model, self.bank, self.units, self.formats, inputs, labels,
                                                    self.settings.train, self.device, progress)
-        self.profile_cost = {"training_tokens": trained, "forward_tokens": forward}
+        cost = {"training_tokens": trained, "forward_tokens": forward}
+        self.profile_cost = self._with_start(cost)
         profile = assemble(self.units, self.formats, damage, kl, gain, base,
                            f"measured on {len(inputs)} training sequences")
         if self.profile_cache:
-            self.profile_cache.save(profile, self.profile_cost)
+            self.profile_cache.save(profile, cost)
         return profile
+
+    def _with_start(self, cost: Mapping[str, Any]) -> dict[str, Any]:
+        """The profile's cost and that of what all adapters start from."""
+        return {**cost, "forward_tokens": cost["forward_tokens"] + self.inits.forward_tokens}
 
     def evaluate(self, request: EvaluationRequest, progress: Progress) -> Measurement:
         """Train (from a checkpoint if there is one) and evaluate. OOM and divergence are results."""
@@ -130,7 +141,7 @@ class FinetuneOracle:
         """Measured bytes of an allocation in the configured scope, from two real training steps; nothing is kept."""
         chosen = Allocation.from_json(allocation)
         try:
-            self.build(chosen, train_seed)
+            self.build(chosen, train_seed, progress)
             optimizer = self.optimizer(chosen, 1.0)
             probe = MemoryProbe(self.device, self.model, optimizer, self.bank, self.settings.scope, follow=True)
             train, settings = self.data.train, self.settings.train
@@ -185,14 +196,16 @@ class FinetuneOracle:
     def close(self) -> None:
         self.bank.restore_dense()
 
-    def build(self, allocation: Allocation, train_seed: int) -> None:
+    def build(self, allocation: Allocation, train_seed: int, progress: Progress | None = None) -> None:
         """Switch the model to ``allocation`` and attach fresh adapters."""
         if len(allocation) != len(self.units):
             raise OracleError(f"the model has {len(self.units)} units; the allocation has {len(allocation)}")
-        self.bank.install(self.model, unit_choice(self.units, allocation.formats))
+        formats = unit_choice(self.units, allocation.formats)
         ranks = {linear.name: rank for unit, rank in zip(self.units, allocation.ranks, strict=True)
                  for linear in unit.linears}
-        self.peft = attach(self.model, ranks, self.settings.adapter, train_seed, self.dtype)
+        prepared = self.inits.prepare(formats, ranks, progress)
+        self.bank.install(self.model, {**formats, **prepared.bases})
+        self.peft = attach(self.model, ranks, self.settings.adapter, train_seed, self.dtype, prepared.starts)
 
     def optimizer(self, allocation: Allocation, lr_scale: float) -> UnitwiseAdamW:
         """One AdamW group per unit of the built model."""
@@ -202,7 +215,7 @@ class FinetuneOracle:
 
     def _evaluate(self, request: EvaluationRequest, progress: Progress, start: float, spent: "_Spent") -> Measurement:
         settings, allocation = self.settings.train, request.allocation
-        self.build(allocation, request.train_seed)
+        self.build(allocation, request.train_seed, progress)
         optimizer = self.optimizer(allocation, request.lr_scale)
         switch_seconds = time.monotonic() - start
         name = (f"{allocation.fingerprint}-{request.schedule_steps}-t{request.train_seed}"

@@ -119,7 +119,8 @@ def write_manifest(folder: Path, bank: LayerBank, ranks: Mapping[str, int], alph
         ranks: LoRA rank by linear; 0 or missing: no adapter.
         alpha_over_rank: Scale of every adapter.
         model: Node of ``conf/model``; plain JSON values.
-        packed: Also write the packed weights, so that loading neither quantises nor depends on library versions.
+        packed: Also write the packed weights, so that loading neither quantises nor depends on library versions; done
+            in any case where the adapters' start changed the quantised base.
 
     Raises:
         OutputError: If a linear is not installed in any format.
@@ -128,7 +129,8 @@ def write_manifest(folder: Path, bank: LayerBank, ranks: Mapping[str, int], alph
     if missing:
         raise OutputError(f"a manifest describes a fully quantised decoder; not quantised: {missing[:3]}"
                           f"{' ...' if len(missing) > 3 else ''}")
-    states = {linear.name: bank.state(linear.name, bank.current[linear.name]) for linear in bank.spec.linears}
+    packed = packed or bank.has_own  # quantising the base again would not give these
+    states = {linear.name: bank.installed_state(linear.name) for linear in bank.spec.linears}
     records = {}
     for linear in bank.spec.linears:
         rank = ranks.get(linear.name, 0)

@@ -1,0 +1,187 @@
+"""How adapters start: from dice, from what quantisation lost, from the weights, or from the activations."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qra_bo.memory.formats import parse_format
+from qra_bo.oracle.adapters import AdapterSettings
+from qra_bo.oracle.bank import LayerBank, OwnBase
+from qra_bo.oracle.factor_store import FactorStore
+from qra_bo.oracle.lowrank import Factors, leading, low_rank_first, quantised_first
+from qra_bo.oracle.protocol import Progress
+from qra_bo.oracle.quantizers.base import State, packed
+from qra_bo.oracle.quantizers.registry import backend_of
+
+Start = tuple[Tensor, Tensor]
+"""A (``r x in``) and B (``out x r``) in fp32."""
+OWN_BASE = ("loftq", "pissa", "lq_lora")
+"""Starts that change the quantised base: it holds ``quantise(W - scale B A)``, which depends on the rank."""
+KEPT_RANK = 32
+"""Least rank up to which factors are kept, so that most searches decompose every residual once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What an allocation's adapters start from.
+
+    Args:
+        starts: A and B of every adapted linear that does not start from dice.
+        bases: Linears whose quantised weights are not those of the bank.
+    """
+
+    starts: Mapping[str, Start]
+    bases: Mapping[str, OwnBase]
+
+
+class Initialiser:
+    """Makes the starts of any allocation; what can be shared between allocations is made once.
+
+    ==============  ==========================================================  =================  ===========
+    ``init``        scale B A                                                   base               rank-nested
+    ==============  ==========================================================  =================  ===========
+    kaiming         0 (A from dice)                                             Q(W)               yes
+    residual_svd    SVD_r(W - Q(W)), rows of A as long as kaiming's             Q(W)               yes
+    eva             0 (A: leading right singular vectors of the inputs)         Q(W)               yes
+    loftq           SVD_r(W - Q), ``iterations`` alternations from Q(W)         Q(W - scale B A)   no
+    lq_lora         SVD_r(W - Q), alternations from SVD_r(W) while they help    Q(W - scale B A)   no
+    pissa           SVD_r(W)                                                    Q(W - scale B A)   no
+    ==============  ==========================================================  =================  ===========
+
+    Linears in 16 bits lose nothing and start from dice, but for ``eva``. Ranks stay those of the allocation: EVA's own
+    redistribution of ranks is what a search does here. Nothing is drawn from torch's generators. Where the base
+    changes, the manifest keeps the packed weights. What this takes shows as progress and in the evaluation's
+    ``switch_seconds``; the tokens of ``eva``'s one pass count with the profile.
+
+    Args:
+        bank: The model's quantised linears.
+        settings: How adapters are built.
+        calibration: Token ids, ``n x length``, of ``eva``'s pass.
+        store: Where decomposed residuals are kept across runs, or ``None``.
+    """
+
+    def __init__(self, bank: LayerBank, settings: AdapterSettings, calibration: Tensor,
+                 store: FactorStore | None) -> None:
+        self.bank, self.settings, self.store = bank, settings, store
+        self._calibration = calibration
+        self._residuals: dict[tuple[str, str], Factors] = {}
+        self._own: dict[str, tuple[OwnBase, Start]] = {}
+        self._inputs: dict[str, Tensor] = {}
+
+    @property
+    def forward_tokens(self) -> int:
+        """Tokens that go forward once for this start, whatever is evaluated."""
+        return self._calibration.numel() if self.settings.init == "eva" else 0
+
+    def prepare(self, formats: Mapping[str, str], ranks: Mapping[str, int], progress: Progress | None) -> Prepared:
+        """Starts of every linear with an adapter.
+
+        Args:
+            formats: Format of every linear.
+            ranks: Rank of every linear; 0 or missing: no adapter.
+            progress: Told after every linear that took a decomposition.
+        """
+        init = self.settings.init
+        todo = [n for n, r in ranks.items() if r > 0 and (parse_format(formats[n]).bits < 16 or init == "eva")]
+        if init == "kaiming" or not todo:
+            return Prepared({}, {})
+        if init == "eva":
+            return Prepared({name: self._eva(name, ranks[name], progress) for name in todo}, {})
+        if init == "residual_svd":
+            starts = {}
+            for done, name in enumerate(todo, start=1):
+                factors, made = self._residual(name, formats[name], ranks[name])
+                starts[name] = factors.first(ranks[name]).as_adapter(self.settings.alpha_over_rank, "kaiming")
+                if made and progress is not None:
+                    progress("initialise", done, len(todo))
+            return Prepared(starts, {})
+        for done, name in enumerate(todo, start=1):
+            tag = f"{init}-r{ranks[name]}"
+            if name not in self._own or (self._own[name][0].fmt, self._own[name][0].tag) != (formats[name], tag):
+                self._own[name] = self._decompose(name, formats[name], ranks[name], tag)
+                if progress is not None:
+                    progress("initialise", done, len(todo))
+        return Prepared({n: self._own[n][1] for n in todo}, {n: self._own[n][0] for n in todo})
+
+    def _residual(self, name: str, fmt: str, rank: int) -> tuple[Factors, bool]:
+        """Factors of ``W - Q(W)`` of at least ``rank``, and whether they were made now."""
+        known = self._residuals.get((name, fmt))
+        if known is not None and len(known.down) >= rank:
+            return known, False
+        found = self.store.load(name, fmt, rank) if self.store else None
+        if found is None:
+            weight = self._weight(name)
+            kept = min(*weight.shape, max(KEPT_RANK, rank))
+            factors = leading(weight - self._unpacked(fmt, self.bank.state(name, fmt), weight), kept)
+            self._residuals[name, fmt] = Factors(factors.down.cpu(), factors.up.cpu())
+            if self.store:
+                self.store.save(name, fmt, self._residuals[name, fmt])
+        else:
+            self._residuals[name, fmt] = found
+        return self._residuals[name, fmt], found is None
+
+    def _decompose(self, name: str, fmt: str, rank: int, tag: str) -> tuple[OwnBase, Start]:
+        weight, form = self._weight(name), parse_format(fmt)
+
+        def requantise(matrix: Tensor) -> tuple[State, Tensor]:
+            state = backend_of(form).pack(matrix, form, self.bank.device)
+            return state, self._unpacked(fmt, state, weight)
+
+        how = quantised_first if self.settings.init == "loftq" else low_rank_first
+        found = how(weight, requantise, rank, 1 if self.settings.init == "pissa" else self.settings.iterations)
+        base = OwnBase(form.name, tag, {key: t.to("cpu") for key, t in found.state.items()})
+        return base, found.factors.as_adapter(self.settings.alpha_over_rank, "even")
+
+    def _weight(self, name: str) -> Tensor:
+        return self.bank.dense_weight(name).to(self.bank.device, torch.float32)
+
+    def _unpacked(self, fmt: str, state: State, weight: Tensor) -> Tensor:
+        """What the layer over ``state`` multiplies with, in fp32."""
+        form = parse_format(fmt)
+        layer = backend_of(form).build({k: t.to(self.bank.device) for k, t in state.items()}, form,
+                                       (weight.shape[0], weight.shape[1]), None, self.bank.compute_dtype)
+        return packed(layer).unpack().float()
+
+    def _eva(self, name: str, rank: int, progress: Progress | None) -> Start:
+        if len(self._inputs.get(name, ())) < rank:
+            linears = [linear.name for linear in self.bank.spec.linears]
+            self._inputs = input_directions(self.bank, linears, self._calibration, max(KEPT_RANK, rank), progress)
+        down = self._inputs[name][:rank].clone()
+        return down, torch.zeros(self.bank.dense_weight(name).shape[0], len(down))
+
+
+@torch.no_grad()
+def input_directions(bank: LayerBank, names: Sequence[str], ids: Tensor, rank: int,
+                     progress: Progress | None) -> dict[str, Tensor]:
+    """Leading right singular vectors, ``k x in``, of the dense model's inputs to every linear (EVA, arXiv 2410.07170).
+
+    One pass over ``ids`` (``n x length``); an input that several linears share is decomposed once. ``k`` is ``rank``,
+    or the width of an input that has fewer.
+    """
+    found: dict[str, Tensor] = {}
+    last: list[Any] = [None, None]
+
+    def keep(name: str) -> Any:
+        def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            if last[0] is not args[0]:
+                last[:] = args[0], leading(args[0].reshape(-1, args[0].shape[-1]), min(rank, args[0].shape[-1])).down
+            found[name] = last[1].cpu()
+            if progress is not None:
+                progress("initialise", len(found), len(names))
+        return hook
+
+    bank.restore_dense()
+    model = bank.model
+    handles = [model.get_submodule(name).register_forward_pre_hook(keep(name)) for name in names]
+    training = model.training
+    try:
+        model.eval()
+        model.get_decoder()(input_ids=ids.to(bank.device), use_cache=False)
+    finally:
+        model.train(training)
+        for handle in handles:
+            handle.remove()
+    return found

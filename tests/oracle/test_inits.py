@@ -1,0 +1,181 @@
+"""Every start of the adapters on every backend: what it begins with, and that nothing else moves."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from qra_bo.errors import ConfigError
+from qra_bo.loading import load
+from qra_bo.memory.formats import parse_format
+from qra_bo.oracle.adapters import INITS, AdapterSettings, adapter_parameters, attach, detach, lora_layers
+from qra_bo.oracle.bank import LayerBank
+from qra_bo.oracle.base_models import load_base
+from qra_bo.oracle.data.load import load_data
+from qra_bo.oracle.data.options import DataConfig
+from qra_bo.oracle.data.tiny import ByteTokenizer
+from qra_bo.oracle.finetune import FinetuneOracle, FinetuneSettings
+from qra_bo.oracle.inits import OWN_BASE, Initialiser
+from qra_bo.oracle.manifest import PACKED
+from qra_bo.oracle.probe import PROBE, probe_difference
+from qra_bo.oracle.quantizers.base import packed
+from qra_bo.oracle.training import TrainSettings
+from qra_bo.records import EvaluationRequest
+from qra_bo.space import Allocation, make_units, uniform
+from qra_bo.space.specs import spec_from_model
+from tests.oracle.models import tiny_llama
+
+CPU = torch.device("cpu")
+MODEL, SPEC = tiny_llama(layers=1, vocab=512)
+NAMES = [linear.name for linear in SPEC.linears]
+FORMATS = ("nf4", "int8", "hqq2", "hqq3", "hqq4", "hqq8", "ref2")
+BANK = LayerBank(MODEL, SPEC, [parse_format(f) for f in FORMATS], torch.float32, CPU)
+TEXT = torch.arange(4 * 32).reshape(4, 32) % 512
+DATA = load_data(DataConfig("tiny", "tiny", None, None, None, 0.2, 64, 4), ByteTokenizer(), 32)
+
+
+def effective(init: str, fmt: str, rank: int, seed: int = 3) -> dict[str, torch.Tensor]:
+    """Base plus adapter of every linear at the start, ``out x in``."""
+    settings = AdapterSettings(2.0, init, 2)
+    formats, ranks = dict.fromkeys(NAMES, fmt), dict.fromkeys(NAMES, rank)
+    prepared = Initialiser(BANK, settings, TEXT, None).prepare(formats, ranks, None)
+    BANK.install(MODEL, {**formats, **prepared.bases})
+    attach(MODEL, ranks, settings, seed, torch.float32, prepared.starts)
+    try:
+        return {name: packed(layer.get_base_layer()).unpack() + 2.0 * (layer.lora_B["default"].weight.detach()
+                                                                       @ layer.lora_A["default"].weight.detach())
+                for name, layer in lora_layers(MODEL).items()}
+    finally:
+        detach(MODEL)
+
+
+def lost(weights: dict[str, torch.Tensor]) -> float:
+    """Sum over linears of the squared distance from the dense weights."""
+    return sum(float((BANK.dense_weight(n) - w).square().sum()) for n, w in weights.items())
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_aware_starts_are_nearer_to_the_dense_weights_than_qlora(fmt: str) -> None:
+    plain = lost(effective("kaiming", fmt, 4))
+    svd, more = lost(effective("residual_svd", fmt, 4)), lost(effective("residual_svd", fmt, 8))
+    assert more < svd < plain
+    assert lost(effective("eva", fmt, 4)) == plain  # B = 0: the base alone
+    if parse_format(fmt).bits <= 4:
+        assert lost(effective("loftq", fmt, 4)) < svd
+        assert lost(effective("lq_lora", fmt, 4)) < plain
+
+
+@pytest.mark.parametrize("init", INITS)
+def test_a_start_is_drawn_from_no_global_generator_and_is_the_same_again(init: str) -> None:
+    state = torch.random.get_rng_state()
+    first, again = effective(init, "nf4", 3), effective(init, "nf4", 3)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert all(torch.equal(first[n], again[n]) for n in NAMES)
+
+
+@pytest.mark.parametrize("init", ["residual_svd", "eva"])
+def test_ranks_share_their_start(init: str) -> None:
+    def pairs(rank: int) -> dict[str, Any]:
+        maker = Initialiser(BANK, AdapterSettings(2.0, init), TEXT, None)
+        return dict(maker.prepare(dict.fromkeys(NAMES, "hqq3"), dict.fromkeys(NAMES, rank), None).starts)
+
+    small, large = pairs(2), pairs(33)  # beyond what is kept at first
+    for name in NAMES:
+        assert torch.equal(small[name][0], large[name][0][:2])
+        assert torch.equal(small[name][1], large[name][1][:, :2])
+
+
+def test_evas_rows_span_the_inputs_best() -> None:
+    BANK.restore_dense()
+    seen: dict[str, torch.Tensor] = {}
+    handle = MODEL.get_submodule(NAMES[0]).register_forward_pre_hook(lambda _m, args: seen.update(x=args[0]))
+    with torch.no_grad():
+        MODEL(input_ids=TEXT)
+    handle.remove()
+    x = seen["x"].reshape(-1, 64)
+    start = Initialiser(BANK, AdapterSettings(2.0, "eva"), TEXT, None).prepare({NAMES[0]: "nf4"}, {NAMES[0]: 4}, None)
+    down, up = start.starts[NAMES[0]]
+    torch.testing.assert_close(down @ down.t(), torch.eye(4), atol=1e-4, rtol=0)
+    kept = float((x @ down.t()).norm() ** 2)
+    assert kept == pytest.approx(float(torch.linalg.svdvals(x)[:4].square().sum()), rel=1e-3)
+    assert not up.any()
+
+
+def test_linears_in_16_bits_have_nothing_to_correct_and_start_from_dice() -> None:
+    assert not Initialiser(BANK, AdapterSettings(2.0, "loftq"), TEXT, None).prepare(
+        dict.fromkeys(NAMES, "fp16"), dict.fromkeys(NAMES, 2), None).starts
+
+
+def make(init: str, model: Any = None) -> FinetuneOracle:
+    model = tiny_llama(vocab=512)[0] if model is None else model
+    spec = spec_from_model(model, "tiny")
+    formats = tuple(parse_format(name) for name in ("ref3", "nf4"))
+    train = TrainSettings(batch=2, lr=5e-3, logits_chunk=16)
+    settings = FinetuneSettings(train, AdapterSettings(2.0, init, 2), 4, 4, 4, (), 4)
+    return FinetuneOracle(model, DATA, make_units(spec, "layer"), formats, LayerBank(
+        model, spec, formats, torch.float32, CPU, keep_dense=True), settings, None, CPU, torch.float32, None, {})
+
+
+def quiet(*_: object) -> None:
+    return None
+
+
+REQUEST = EvaluationRequest(Allocation(("ref3", "nf4"), (3, 1)), 3, 3, train_seed=5)
+
+
+@pytest.mark.parametrize("init", INITS)
+def test_an_evaluation_does_not_depend_on_what_came_before(init: str) -> None:
+    oracle = make(init)
+    first = oracle.evaluate(REQUEST, quiet).loss
+    oracle.evaluate(replace(REQUEST, allocation=uniform(2, "nf4", 2), steps=1), quiet)
+    oracle.evaluate(replace(REQUEST, allocation=Allocation(("ref3", "nf4"), (2, 1)), steps=1), quiet)
+    assert oracle.evaluate(REQUEST, quiet).loss == first
+    assert make(init).evaluate(REQUEST, quiet).loss == first
+    assert first is not None
+    if init != "kaiming":
+        assert first != make("kaiming").evaluate(REQUEST, quiet).loss
+
+
+@pytest.mark.parametrize("init", ["residual_svd", *OWN_BASE])
+def test_a_loaded_run_computes_what_was_trained(init: str, tmp_path: Path) -> None:
+    node = {"name": "tiny", "source": "random", "n_layers": 2, "hidden_size": 64, "intermediate_size": 128,
+            "n_heads": 4, "n_kv_heads": 2, "head_dim": 16, "vocab_size": 512, "tied": True}
+    model, _ = load_base(node)
+    oracle = make(init, model)
+    oracle.finalise(Allocation(("ref3", "nf4"), (2, 4)).to_json(), 2, 1.0, 7, 1.0, str(tmp_path), node, quiet)
+    loaded, _ = load(tmp_path)
+    assert probe_difference(loaded, tmp_path / PROBE, CPU) == 0.0
+    assert (tmp_path / PACKED).is_file() == (init in OWN_BASE)
+    measured = oracle.measure_peak(REQUEST.allocation.to_json(), 0, quiet)["measured_bytes"]
+    assert measured == make("kaiming", load_base(node)[0]).measure_peak(
+        REQUEST.allocation.to_json(), 0, quiet)["measured_bytes"]  # the same bytes, whatever they hold
+
+
+def test_evas_pass_counts_with_the_profile() -> None:
+    plain, eva = make("kaiming"), make("eva")
+    plain.profile(quiet)
+    eva.profile(quiet)
+    assert eva.profile_cost["forward_tokens"] - plain.profile_cost["forward_tokens"] == 4 * 32
+    assert eva.profile_cost["training_tokens"] == plain.profile_cost["training_tokens"]
+
+
+def test_parameters_are_views_of_nothing_shared() -> None:
+    """Training one allocation must not change what the next one starts from."""
+    maker = Initialiser(BANK, AdapterSettings(2.0, "residual_svd"), TEXT, None)
+    formats, ranks = dict.fromkeys(NAMES, "nf4"), dict.fromkeys(NAMES, 2)
+    starts = maker.prepare(formats, ranks, None).starts
+    BANK.install(MODEL, formats)
+    attach(MODEL, ranks, AdapterSettings(2.0, "residual_svd"), 0, torch.float32, starts)
+    for pair in adapter_parameters(MODEL).values():
+        for parameter in pair.values():
+            parameter.data.add_(1.0)
+    detach(MODEL)
+    again = maker.prepare(formats, ranks, None).starts
+    assert all(torch.equal(again[n][0], starts[n][0]) and torch.equal(again[n][1], starts[n][1]) for n in NAMES)
+
+
+def test_an_unusable_number_of_alternations_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"adapter\.iterations"):
+        AdapterSettings(2.0, "loftq", 0)
