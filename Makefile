@@ -11,7 +11,7 @@ INSTALLED := $(VENV)/.installed-$(HASH)
 TEST_INSTALLED := $(VENV)/.test-installed-$(HASH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-gpu lint types bench bench-speed bench-memory bench-runs clean
+.PHONY: help setup run test test-gpu lint types bench bench-speed bench-memory bench-engine bench-runs clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,13 +44,16 @@ lint: $(TEST_INSTALLED) ## Check style
 types: $(TEST_INSTALLED) ## Check types
 	$(BIN)/mypy
 
-bench: bench-speed bench-memory ## Run the benchmarks; each writes bench/results/NAME.json
+bench: bench-speed bench-memory bench-engine ## Run the benchmarks; each writes bench/results/NAME.json
 
 bench-speed: $(INSTALLED) ## Tokens per second against PEFT + Trainer, and the cost of switching; wants a quiet machine
 	$(BIN)/python -m bench.evaluation_speed
 
 bench-memory: $(INSTALLED) ## Predicted peaks against traced steps from 135 M to 70 B parameters, and against real runs
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.memory --real
+
+bench-engine: $(INSTALLED) ## Repair, proposals, memory and neighbourhoods at 32 to 560 units, on one thread
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.engine
 
 bench-runs: $(INSTALLED) ## Collect finished runs into a table: make bench-runs RUNS='outputs/A outputs/B'
 	$(BIN)/python -m bench.normal_runs $(RUNS)

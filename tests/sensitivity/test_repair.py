@@ -6,15 +6,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qra_bo.errors import BudgetError, SpaceError
-from qra_bo.sensitivity.reference_repair import reference_repair
+from qra_bo.sensitivity.reference_repair import reference_repair, vectorised_repair
 from qra_bo.sensitivity.repair import Repair
 from qra_bo.space import CostTable, PhaseCost
 
+Case = tuple[CostTable, np.ndarray, np.ndarray, np.ndarray, np.random.Generator]
 
-def random_case(seed: int) -> tuple[CostTable, np.ndarray, np.ndarray, np.ndarray, np.random.Generator]:
+
+def random_case(seed: int, largest: int = 6) -> Case:
     """Any tables at all: several phases, spikes that are shared, unique or absent, bytes that ranks may lower."""
     rng = np.random.default_rng(seed)
-    n, f, r = int(rng.integers(1, 7)), int(rng.integers(1, 5)), int(rng.integers(1, 5))
+    n, f, r = int(rng.integers(1, largest + 1)), int(rng.integers(1, 5)), int(rng.integers(1, 5))
     monotone = rng.random() < 0.7
     phases = []
     for p in range(rng.integers(1, 4)):
@@ -42,8 +44,26 @@ def test_equals_the_direct_transcription(seed: int) -> None:
             repair(row, keep)
         return
     np.testing.assert_array_equal(repair(row, keep), want)
+    if not keep:
+        np.testing.assert_array_equal(vectorised_repair(row, costs, budget, i_q, i_r), want)
     assert costs.feasible(want[None], budget)[0]
     assert (want <= row).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_equals_the_vectorised_one_where_phases_take_turns(seed: int) -> None:
+    costs, row, i_q, i_r, rng = random_case(seed, largest=30)
+    # Phases of nearly equal size bind in turn; each finds its queue as far behind as the others have gone on.
+    costs = CostTable(tuple(PhaseCost(p.name, 0, p.unit, p.spike // 9) for p in costs.phases))
+    budget = int(costs.totals(row[None])[0] * rng.uniform(0.3, 0.9))
+    try:
+        want = vectorised_repair(row, costs, budget, i_q, i_r)
+    except BudgetError:
+        with pytest.raises(BudgetError, match="nothing of it can be lowered"):
+            Repair(costs, budget, i_q, i_r)(row)
+        return
+    np.testing.assert_array_equal(Repair(costs, budget, i_q, i_r)(row), want)
 
 
 def test_least_importance_per_byte_goes_first() -> None:

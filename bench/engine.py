@@ -1,0 +1,198 @@
+"""Scale of the search itself: repair, proposals, memory and neighbourhoods at 32 to 560 units, on one thread.
+
+    python -m bench.engine [--repeats 3] [--quick]
+
+Shapes and memory are those of Llama-2-7B and 70B by layer and by module; nothing is trained. What the surrogate is
+fitted to are losses of random allocations on a planted landscape: their number matters here, not what they say.
+Targets are judged by CPU seconds, which on one thread are the wall-clock seconds of a machine that does nothing else.
+"""
+
+import argparse
+import os
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from bench.report import Target, publish
+from qra_bo.build import make_memory, make_space, make_spec
+from qra_bo.cli.compose import compose_config
+from qra_bo.evolution.initialisation import random_near_budget
+from qra_bo.methods import make_searcher
+from qra_bo.oracle.landscape import Landscape
+from qra_bo.records import Evaluation, EvaluationRequest, Fidelity, Measurement, TrialState
+from qra_bo.searcher import SearchProblem
+from qra_bo.sensitivity.profile import SensitivityProfile
+from qra_bo.sensitivity.reference_repair import reference_repair, vectorised_repair
+from qra_bo.sensitivity.repair import Repair
+from qra_bo.space import IntArray, uniform
+from qra_bo.space.neighbourhood import ladder_tops, neighbours_within
+
+SPACES = (("llama2_7b", "layer"), ("llama2_70b", "layer"), ("llama2_7b", "module"), ("llama2_70b", "module"))
+OBSERVATIONS = (20, 60, 120)
+LIMITS = {32: 2.0, 80: 5.0, 560: 15.0}
+"""Most seconds of a proposal with 60 observations, by number of units."""
+REPAIR_UNITS, REPAIR_FACTOR = 224, 1000.0
+MEMORY_ROWS = 10_000
+Row = dict[str, Any]
+
+
+def make_problem(model: str, granularity: str) -> SearchProblem:
+    """Units, memory and the budget of uniform 4 bits with r = 16 of a configured model; a planted profile."""
+    cfg = compose_config([f"+model={model}", f"granularity={granularity}"])
+    spec = make_spec(cfg)
+    space = make_space(cfg, spec)
+    costs = make_memory(cfg, spec, "cuda").table(space)
+    budget = int(costs.totals(space.encode(uniform(space.n_units, "nf4", 16))[None, :])[0])
+    truth = Landscape(space, seed=0)
+    gain = np.outer(truth.task, np.sqrt(np.arange(1, space.ranks.values[-1] + 1)))
+    profile = SensitivityProfile(tuple(u.name for u in space.units), tuple(f.name for f in space.formats),
+                                 truth.damage, truth.damage, gain, 4.7, "planted")
+    return SearchProblem(space, costs, budget, profile, 24, None, seed=0)
+
+
+def observations(problem: SearchProblem, n: int) -> list[Evaluation]:
+    """``n`` random allocations near the budget with their planted losses."""
+    rng, truth, space = problem.rng("observations"), Landscape(problem.space, seed=0), problem.space
+    told = []
+    for number in range(n):
+        row = random_near_budget(problem, rng)
+        allocation = space.decode(row)
+        loss = float(truth.true_loss(row[None, :])[0] + 0.003 * rng.standard_normal())
+        request = EvaluationRequest(allocation, problem.high_steps, problem.high_steps, 1)
+        measured = Measurement(TrialState.OK, loss, None, (), problem.high_steps, 0, 0, None, 0.0)
+        told.append(Evaluation(number, allocation, space.bits(allocation), "global", Fidelity.HIGH, request, 0,
+                               measured, int(problem.costs.totals(row[None, :])[0])))
+    return told
+
+
+def best_time(repeats: int, prepare: Callable[[], Callable[[], object]]) -> tuple[float, float]:
+    """Least wall and least CPU seconds of what ``prepare`` returns, over ``repeats``."""
+    walls, cpus = [], []
+    for _ in range(repeats):
+        call = prepare()
+        wall, cpu = time.perf_counter(), time.process_time()
+        call()
+        walls.append(time.perf_counter() - wall)
+        cpus.append(time.process_time() - cpu)
+    return min(walls), min(cpus)
+
+
+def proposal_rows(problem: SearchProblem, counts: Sequence[int], repeats: int) -> list[Row]:
+    """Seconds of one proposal of the default method: from the posterior, near the incumbent, and before any loss."""
+    rows = []
+    kinds: list[tuple[str, dict[str, Any], int]] = [("first", {}, 0)]
+    kinds += [(kind, {"n_prior": 0, "local_share": share}, n) for n in counts
+              for kind, share in (("global", 0.0), ("local", 1.0))]
+    for kind, options, n in kinds:
+        told = observations(problem, n)
+
+        def prepare(options: dict[str, Any] = options, told: list[Evaluation] = told) -> Callable[[], object]:
+            searcher = make_searcher("default", problem, options, 40.0)
+            searcher.tell(told)
+            return lambda: searcher.ask(1)
+
+        wall, cpu = best_time(repeats, prepare)
+        rows.append({"what": f"proposal: {kind}", "units": problem.space.n_units, "observations": n, "seconds": wall,
+                     "cpu_seconds": cpu})
+    return rows
+
+
+def repair_rows(problem: SearchProblem, repeats: int, direct: bool) -> list[Row]:
+    """The largest allocation repaired to the budget: by the heap, by array operations and, if asked for, by the
+    direct transcription; ``same`` says whether the result is the heap's."""
+    space, costs, budget = problem.space, problem.costs, problem.budget_bytes
+    rng = problem.rng("importance")
+    i_q, i_r = rng.random(space.n_units), rng.random(space.n_units)
+    top = ladder_tops(space)
+    repair = Repair(costs, budget, i_q, i_r)
+    want = repair(top)
+    ways: list[tuple[str, Callable[[], IntArray], int]] = [
+        ("heap", lambda: repair(top), 10 * repeats),
+        ("vectorised", lambda: vectorised_repair(top, costs, budget, i_q, i_r), repeats)]
+    if direct:
+        ways.append(("direct transcription", lambda: reference_repair(top, costs, budget, i_q, i_r), repeats))
+    rows = []
+    for name, way, times in ways:
+        wall, cpu = best_time(times, lambda way=way: way)  # type: ignore[misc]
+        rows.append({"what": f"repair: {name}", "units": space.n_units, "edits": int((top - want).sum()),
+                     "seconds": wall, "cpu_seconds": cpu, "same": bool((way() == want).all())})
+    return rows
+
+
+def scale_rows(problem: SearchProblem, repeats: int) -> list[Row]:
+    """Memory of many allocations at once, and the neighbours of one."""
+    space, rng = problem.space, problem.rng("rows")
+    rows = rng.integers(0, ladder_tops(space) + 1, (MEMORY_ROWS, 2 * space.n_units))
+    centre = random_near_budget(problem, rng)
+    memory = best_time(repeats, lambda: lambda: problem.costs.totals(rows))
+    near = best_time(repeats, lambda: lambda: neighbours_within(
+        space, centre, 2, costs=problem.costs, budget_bytes=problem.budget_bytes, rng=problem.rng("near"), cap=9000))
+    return [{"what": f"{what} {'allocations' if what == 'memory' else 'neighbours'}: {count:,}", "units": space.n_units,
+             "seconds": wall, "cpu_seconds": cpu}
+            for what, count, (wall, cpu) in (("memory", MEMORY_ROWS, memory), ("two-edit", 9000, near))]
+
+
+def growth(rows: Sequence[Row], what: str, **fixed: Any) -> float | None:
+    """Exponent of the CPU seconds in the number of units, by least squares in logarithms; ``None`` with one size."""
+    chosen = [r for r in rows if r["what"] == what and all(r.get(k) == v for k, v in fixed.items())]
+    units = np.log([r["units"] for r in chosen])
+    if len(set(units)) < 2:
+        return None
+    return float(np.polyfit(units, np.log([r["cpu_seconds"] for r in chosen]), 1)[0])
+
+
+def targets_of(rows: Sequence[Row]) -> list[Target]:
+    """What is asked of the engine: repair against its references, and proposals at three sizes."""
+    targets = []
+    repair = {r["what"]: r for r in rows if r["units"] == REPAIR_UNITS and r["what"].startswith("repair")}
+    for name, factor in (("direct transcription", REPAIR_FACTOR), ("vectorised", 1.0)):
+        what = f"repair at {REPAIR_UNITS} units, times faster than the {name} with equal results"
+        slow, fast = repair.get(f"repair: {name}"), repair.get("repair: heap")
+        if slow is None or fast is None:
+            targets.append(Target(what, f">= {factor:g}", None, False, f"{REPAIR_UNITS} units were left out"))
+            continue
+        value = slow["cpu_seconds"] / fast["cpu_seconds"]
+        targets.append(Target(what, f">= {factor:g}", value, value >= factor and slow["same"]))
+    for units, limit in LIMITS.items():
+        found = [r["cpu_seconds"] for r in rows if r["what"].startswith("proposal") and r["units"] == units
+                 and r["observations"] in (0, 60)]
+        what = f"slowest proposal at {units} units with up to 60 observations, fit included (CPU s)"
+        if found:
+            targets.append(Target(what, f"<= {limit:g}", max(found), max(found) <= limit))
+        else:
+            targets.append(Target(what, f"<= {limit:g}", None, False, f"{units} units were left out"))
+    return targets
+
+
+def measure(spaces: Sequence[tuple[str, str]], counts: Sequence[int], repeats: int) -> list[Row]:
+    """All rows of these spaces, then how each grows with the number of units."""
+    rows: list[Row] = []
+    for model, granularity in spaces:
+        problem = make_problem(model, granularity)
+        found = repair_rows(problem, repeats, direct=problem.space.n_units <= REPAIR_UNITS)
+        found += proposal_rows(problem, counts, repeats) + scale_rows(problem, repeats)
+        rows += [{"model": model, "granularity": granularity, **row} for row in found]
+    for row in rows:
+        fixed = {} if "observations" not in row else {"observations": row["observations"]}
+        row["exponent"] = growth(rows, row["what"], **fixed)
+    return rows
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=3, help="the least of so many timings counts")
+    parser.add_argument("--quick", action="store_true", help="60 observations only")
+    options = parser.parse_args(arguments)
+    import torch
+
+    torch.set_num_threads(1)
+    rows = measure(SPACES, (60,) if options.quick else OBSERVATIONS, options.repeats)
+    columns = ["model", "granularity", "units", "what", "observations", "edits", "seconds", "cpu_seconds", "exponent"]
+    publish("engine", targets_of(rows), rows, columns, threads=1)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    main()
