@@ -16,9 +16,9 @@ from qra_bo.oracle.checkpoints import Checkpoint, CheckpointStore
 from qra_bo.oracle.data.batches import batches
 from qra_bo.oracle.data.records import DataSplits, TokenBlocks
 from qra_bo.oracle.factor_store import FactorStore
-from qra_bo.oracle.inits import Initialiser
+from qra_bo.oracle.inits import Initialiser, decomposition_errors
 from qra_bo.oracle.manifest import write_manifest
-from qra_bo.oracle.measure import assemble, measure_damage, measure_gain, unit_choice
+from qra_bo.oracle.measure import assemble, joint_damage, measure_damage, measure_gain, unit_choice
 from qra_bo.oracle.memory_probe import MemoryProbe
 from qra_bo.oracle.optimizer import UnitwiseAdamW
 from qra_bo.oracle.probe import PROBE, save_probe
@@ -192,6 +192,38 @@ class FinetuneOracle:
             detach(self.model)
         return {"steps": total, "loss": measured.loss, "loss_se": measured.loss_se,
                 "training_tokens": measured.training_tokens}
+
+    def evaluate_adalora(self, formats: Sequence[str], initial_rank: int, target_rank: int, steps: int, train_seed: int,
+                         split: str, lr_scale: float, measure: bool, progress: Progress) -> dict[str, Any]:
+        """Fine-tune and evaluate with AdaLoRA instead of fixed ranks: see ``qra_bo.oracle.adalora_run``."""
+        from qra_bo.oracle.adalora import AdaLoraSettings
+        from qra_bo.oracle.adalora_run import AdaLoraTask, run_adalora
+
+        ranks = AdaLoraSettings(initial_rank, target_rank)
+        task = AdaLoraTask(tuple(formats), ranks, steps, train_seed, split, lr_scale, measure)
+        return run_adalora(self, task, progress)
+
+    def decomposition_errors(self, rank: int, iterations: int, progress: Progress) -> dict[str, Any]:
+        """``errors``, ``L x F``: see ``qra_bo.oracle.inits.decomposition_errors``. No token is spent."""
+        found = decomposition_errors(self.bank, self.units, self.formats, rank, iterations, progress)
+        return {"units": [u.name for u in self.units], "formats": [f.name for f in self.formats],
+                "errors": found.tolist()}
+
+    def quantisation_damage(self, choices: Sequence[Sequence[str]], progress: Progress) -> dict[str, Any]:
+        """What quantising the whole model does before any fine-tuning, on the calibration text.
+
+        Args:
+            choices: For every allocation of bits, the format of every unit.
+            progress: Told after every allocation.
+
+        Returns:
+            ``loss`` and ``jsd`` (nats, against the model in 16 bits) of every choice, and ``forward_tokens``.
+        """
+        n = self.settings.calibration_blocks
+        loss, jsd, tokens = joint_damage(self.model, self.bank, self.units, choices,
+                                         self.data.calibration.input_ids[:n], self.data.calibration.labels[:n],
+                                         self.settings.train, self.device, progress)
+        return {"loss": loss, "jsd": jsd, "forward_tokens": tokens}
 
     def close(self) -> None:
         self.bank.restore_dense()

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -11,10 +12,12 @@ from qra_bo.memory.formats import parse_format
 from qra_bo.oracle.adapters import AdapterSettings
 from qra_bo.oracle.bank import LayerBank, OwnBase
 from qra_bo.oracle.factor_store import FactorStore
-from qra_bo.oracle.lowrank import Factors, leading, low_rank_first, quantised_first
+from qra_bo.oracle.lowrank import Factors, Requantise, leading, low_rank_first, quantised_first
 from qra_bo.oracle.protocol import Progress
 from qra_bo.oracle.quantizers.base import State, packed
 from qra_bo.oracle.quantizers.registry import backend_of
+from qra_bo.sensitivity.profile import FloatArray
+from qra_bo.space import StorageFormat, Unit
 
 Start = tuple[Tensor, Tensor]
 """A (``r x in``) and B (``out x r``) in fp32."""
@@ -113,9 +116,10 @@ class Initialiser:
             return known, False
         found = self.store.load(name, fmt, rank) if self.store else None
         if found is None:
-            weight = self._weight(name)
+            weight = full_weight(self.bank, name)
             kept = min(*weight.shape, max(KEPT_RANK, rank))
-            factors = leading(weight - self._unpacked(fmt, self.bank.state(name, fmt), weight), kept)
+            lost = weight - unpacked(self.bank, parse_format(fmt), self.bank.state(name, fmt), weight.shape)
+            factors = leading(lost, kept)
             self._residuals[name, fmt] = Factors(factors.down.cpu(), factors.up.cpu())
             if self.store:
                 self.store.save(name, fmt, self._residuals[name, fmt])
@@ -124,26 +128,13 @@ class Initialiser:
         return self._residuals[name, fmt], found is None
 
     def _decompose(self, name: str, fmt: str, rank: int, tag: str) -> tuple[OwnBase, Start]:
-        weight, form = self._weight(name), parse_format(fmt)
-
-        def requantise(matrix: Tensor) -> tuple[State, Tensor]:
-            state = backend_of(form).pack(matrix, form, self.bank.device)
-            return state, self._unpacked(fmt, state, weight)
-
+        weight, form = full_weight(self.bank, name), parse_format(fmt)
+        requantise = requantise_in(self.bank, form)
+        iterations = 1 if self.settings.init == "pissa" else self.settings.iterations
         how = quantised_first if self.settings.init == "loftq" else low_rank_first
-        found = how(weight, requantise, rank, 1 if self.settings.init == "pissa" else self.settings.iterations)
+        found = how(weight, requantise, rank, iterations)
         base = OwnBase(form.name, tag, {key: t.to("cpu") for key, t in found.state.items()})
         return base, found.factors.as_adapter(self.settings.alpha_over_rank, "even")
-
-    def _weight(self, name: str) -> Tensor:
-        return self.bank.dense_weight(name).to(self.bank.device, torch.float32)
-
-    def _unpacked(self, fmt: str, state: State, weight: Tensor) -> Tensor:
-        """What the layer over ``state`` multiplies with, in fp32."""
-        form = parse_format(fmt)
-        layer = backend_of(form).build({k: t.to(self.bank.device) for k, t in state.items()}, form,
-                                       (weight.shape[0], weight.shape[1]), None, self.bank.compute_dtype)
-        return packed(layer).unpack().float()
 
     def _eva(self, name: str, rank: int, progress: Progress | None) -> Start:
         if len(self._inputs.get(name, ())) < rank:
@@ -151,6 +142,58 @@ class Initialiser:
             self._inputs = input_directions(self.bank, linears, self._calibration, max(KEPT_RANK, rank), progress)
         down = self._inputs[name][:rank].clone()
         return down, torch.zeros(self.bank.dense_weight(name).shape[0], len(down))
+
+
+def full_weight(bank: LayerBank, name: str) -> Tensor:
+    """The original weight of one linear, ``out x in``, on the bank's device in fp32."""
+    return bank.dense_weight(name).to(bank.device, torch.float32)
+
+
+def unpacked(bank: LayerBank, fmt: StorageFormat, state: State, shape: Sequence[int]) -> Tensor:
+    """What a layer of ``shape`` (out, in) over ``state`` multiplies with, in fp32 on the bank's device."""
+    layer = backend_of(fmt).build({k: t.to(bank.device) for k, t in state.items()}, fmt, (shape[0], shape[1]), None,
+                                  bank.compute_dtype)
+    return packed(layer).unpack().float()
+
+
+def requantise_in(bank: LayerBank, fmt: StorageFormat) -> Requantise:
+    """Quantisation of any matrix on the bank's device, and back."""
+    def requantise(matrix: Tensor) -> tuple[State, Tensor]:
+        state = backend_of(fmt).pack(matrix, fmt, bank.device)
+        return state, unpacked(bank, fmt, state, matrix.shape)
+
+    return requantise
+
+
+def decomposition_errors(bank: LayerBank, units: Sequence[Unit], formats: Sequence[StorageFormat], rank: int,
+                         iterations: int, progress: Progress) -> FloatArray:
+    """LQ-LoRA's objective: ``sum ||W - Q - L||_F^2`` over the linears of every unit in every format, ``L x F``.
+
+    The paper's variant without Fisher weights. With ``rank`` 0 it is the error of plain quantisation.
+
+    Args:
+        bank: The model's quantised linears.
+        units: The ``L`` units.
+        formats: The ``F`` formats.
+        rank: Of L.
+        iterations: Most alternations; the order of formats and units seldom depends on more than the first.
+        progress: Told after every unit.
+    """
+    errors = np.zeros((len(units), len(formats)))
+    for u, unit in enumerate(units):
+        for linear in unit.linears:
+            weight = full_weight(bank, linear.name)
+            size = float(torch.linalg.vector_norm(weight)) ** 2
+            first = leading(weight, rank) if rank else None
+            for f, fmt in enumerate(formats):
+                if first is None:
+                    plain = unpacked(bank, fmt, bank.state(linear.name, fmt.name), weight.shape)
+                    errors[u, f] += float(torch.linalg.vector_norm(weight - plain)) ** 2
+                else:
+                    found = low_rank_first(weight, requantise_in(bank, fmt), rank, iterations, first)
+                    errors[u, f] += min(found.errors) ** 2 * size
+        progress("decompose", u + 1, len(units))
+    return errors
 
 
 @torch.no_grad()

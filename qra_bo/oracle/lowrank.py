@@ -101,18 +101,19 @@ def quantised_first(weight: Tensor, requantise: Requantise, rank: int, iteration
     return Decomposition(state, factors, tuple(errors))
 
 
-def low_rank_first(weight: Tensor, requantise: Requantise, rank: int, iterations: int) -> Decomposition:
+def low_rank_first(weight: Tensor, requantise: Requantise, rank: int, iterations: int,
+                   first: Factors | None = None) -> Decomposition:
     """LQ-LoRA: ``L_t = SVD_r(W - Q_{t-1})``, ``Q_t = quantise(W - L_t)``, from ``Q_0 = 0``.
 
     Ends after ``iterations`` >= 1, or as soon as an error rises; what is returned is the iterate of the least error.
-    One iteration is quantised PiSSA (arXiv 2404.02948).
+    One iteration is quantised PiSSA (arXiv 2404.02948). ``first`` is ``L_1``, where it is known.
     """
     weight = weight.float()
     dense: Tensor = torch.zeros(())
     errors: list[float] = []
     best: tuple[State, Factors] | None = None
     for _ in range(iterations):
-        factors = leading(weight - dense, rank)
+        factors = first if first is not None and not errors else leading(weight - dense, rank)
         low = factors.product()
         state, unpacked = requantise(weight - low)
         dense = unpacked.float()

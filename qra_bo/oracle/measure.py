@@ -1,5 +1,6 @@
 """Measuring the sensitivity profile on the real model: I_q by quantising one unit at a time, I_r from gradients."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -61,6 +62,57 @@ class _Reference:
             loss -= float(log_q.gather(1, self._goal[start:start + self._chunk].unsqueeze(1)).sum())
             kl += float(torch.sum(log_p.exp() * (log_p - log_q)))
         return loss / len(self._goal), kl / len(self._goal)
+
+    @torch.no_grad()
+    def jensen_shannon(self, hidden: Tensor) -> float:
+        """Mean Jensen-Shannon divergence from the dense model of ``b x length x d`` final hidden states, in nats."""
+        ours, total = self._select(hidden), 0.0
+        for i, start in enumerate(self._starts):
+            log_q = self._log_p(ours, start)
+            log_p = self._log_p(self._hidden, start) if self._kept is None else self._kept[i]
+            middle = torch.logaddexp(log_p, log_q) - math.log(2.0)
+            total += 0.5 * float(torch.sum(log_p.exp() * (log_p - middle)) + torch.sum(log_q.exp() * (log_q - middle)))
+        return total / len(self._goal)
+
+
+def joint_damage(model: Any, bank: LayerBank, units: Sequence[Unit], choices: Sequence[Sequence[str]], inputs: Blocks,
+                 labels: Blocks, settings: TrainSettings, device: torch.device,
+                 progress: Progress) -> tuple[list[float], list[float], int]:
+    """Calibration loss and Jensen-Shannon divergence from the dense model with all units quantised at once.
+
+    Args:
+        model: The dense model, without adapters.
+        bank: Swaps its linears.
+        units: The ``L`` units.
+        choices: ``n`` times the format of every unit.
+        inputs: Calibration ids, ``m x length``.
+        labels: ``m x length``.
+        settings: For the chunk of the head.
+        device: Where the model is.
+        progress: Told after every choice.
+
+    Returns:
+        ``n`` losses and ``n`` divergences (nats per token), and the tokens that went forward, the dense pass included.
+    """
+    model.eval()
+    ids, goal = torch.from_numpy(inputs).to(device), torch.from_numpy(labels).to(device)
+
+    def final() -> Tensor:
+        with torch.no_grad():
+            hidden: Tensor = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
+        return hidden
+
+    bank.restore_dense()
+    reference = _Reference(model, final(), goal, settings.logits_chunk)
+    losses, divergences = [], []
+    for done, formats in enumerate(choices, start=1):
+        bank.install(model, unit_choice(units, formats))
+        hidden = final()
+        losses.append(reference.loss_and_kl(hidden)[0])
+        divergences.append(reference.jensen_shannon(hidden))
+        progress("quantisation damage", done, len(choices))
+    bank.restore_dense()
+    return losses, divergences, ids.numel() * (1 + len(choices))
 
 
 def measure_damage(model: Any, bank: LayerBank, units: Sequence[Unit], formats: Sequence[StorageFormat],

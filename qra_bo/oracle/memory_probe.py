@@ -9,7 +9,7 @@ import torch
 from qra_bo.memory.tracker import PeakTracker
 from qra_bo.oracle.adapters import adapter_parameters
 from qra_bo.oracle.bank import LayerBank
-from qra_bo.oracle.optimizer import UnitwiseAdamW
+from qra_bo.oracle.optimizer import Optimizer
 
 WATCHED_STEP = 1
 """The second step is the first with both optimiser moments in place: its peak is that of all that follow."""
@@ -31,7 +31,7 @@ class MemoryProbe:
         follow: Whether to follow storages on a CPU; without it ``bytes`` stays ``None`` there.
     """
 
-    def __init__(self, device: torch.device, model: Any, optimizer: UnitwiseAdamW, bank: LayerBank,
+    def __init__(self, device: torch.device, model: Any, optimizer: Optimizer, bank: LayerBank,
                  scope: str, *, follow: bool) -> None:
         self.follow = follow
         self.device, self.model, self.optimizer, self.bank, self.scope = device, model, optimizer, bank, scope

@@ -7,6 +7,7 @@ bf16 (2 working, 2 gradient, 4 master, 8 moments), and 16 in fp32 (working copy 
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -28,6 +29,18 @@ class AdamWSettings:
     eps: float = 1e-8
     weight_decay: float = 0.0
     clip: float = 1.0
+
+
+class Optimizer(Protocol):
+    """What the trainer and the memory probe need."""
+
+    def step(self, lr_factor: float, gradient_scale: float) -> float:
+        """One update with gradients times ``gradient_scale``; they are dropped. The norm before clipping."""
+        ...
+
+    def tensors(self) -> list[Tensor]:
+        """Everything it keeps alive between steps."""
+        ...
 
 
 class UnitwiseAdamW:
@@ -92,6 +105,15 @@ class UnitwiseAdamW:
                 if master is not working:
                     working.copy_(master)
         return norm
+
+    @torch.no_grad()
+    def zero_where(self, masks: Mapping[str, Tensor]) -> None:
+        """Set elements of named parameters to zero, in the working copies and the masters."""
+        for (named, _), masters in zip(self._groups, self._masters, strict=True):
+            for (name, working), master in zip(named, masters, strict=True):
+                if name in masks:
+                    working.masked_fill_(masks[name], 0.0)
+                    master.masked_fill_(masks[name], 0.0)
 
     def state(self) -> dict[str, Tensor]:
         """Masters and moments by name, to continue from bit for bit."""

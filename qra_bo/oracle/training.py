@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 from qra_bo.oracle.loss import hidden_states, plain_head, token_losses
-from qra_bo.oracle.optimizer import AdamWSettings, UnitwiseAdamW
+from qra_bo.oracle.optimizer import AdamWSettings, Optimizer
 
 Blocks = npt.NDArray[np.int64]
 
@@ -58,7 +58,7 @@ class DivergedError(Exception):
     """The loss or a gradient is no longer a finite number."""
 
 
-def train_steps(model: Any, optimizer: UnitwiseAdamW, inputs: Blocks, labels: Blocks, order: Blocks,
+def train_steps(model: Any, optimizer: Optimizer, inputs: Blocks, labels: Blocks, order: Blocks,
                 first: int, last: int, schedule: int, settings: TrainSettings, device: torch.device) -> int:
     """Run optimiser steps ``first .. last - 1`` of a schedule of ``schedule`` steps.
 
