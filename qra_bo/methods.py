@@ -8,7 +8,7 @@ from typing import Any
 from qra_bo.errors import ConfigError
 from qra_bo.records import Evaluation, Fidelity, Proposal
 from qra_bo.registry import Registry
-from qra_bo.searcher import Searcher, SearchProblem
+from qra_bo.searcher import Searcher, SearchProblem, SelfChecking
 
 Factory = Callable[[SearchProblem, Mapping[str, Any], float], Searcher]
 """``(problem, options, high-fidelity equivalents of the run)``: the last for methods that divide them."""
@@ -123,6 +123,10 @@ class TwoStages:
                 return proposals
             self._first_is_done = True
         return self._second.ask(n)
+
+    def surrogate_check(self) -> Mapping[str, Any] | None:
+        """That of the second stage, where it has one."""
+        return self._second.surrogate_check() if isinstance(self._second, SelfChecking) else None
 
     def tell(self, evaluations: Sequence[Evaluation]) -> None:
         """Both stages learn of everything; the second of high fidelity only."""

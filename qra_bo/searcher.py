@@ -1,8 +1,8 @@
 """The contract between search methods and the engine: ``SearchProblem`` and the ``Searcher`` protocol."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -66,4 +66,18 @@ class Searcher(Protocol):
 
     def tell(self, evaluations: Sequence[Evaluation]) -> None:
         """Learn of finished evaluations, failed ones included."""
+        ...
+
+
+@runtime_checkable
+class SelfChecking(Protocol):
+    """A searcher that can say how well its surrogate predicts what it has been told."""
+
+    def surrogate_check(self) -> Mapping[str, Any] | None:
+        """Every observation as the surrogate predicts it from the others; ``None`` with too few of them.
+
+        Keys: ``observed``, ``predicted`` and ``sd`` (lists of ``n``, in nats), and over these ``n``, ``spearman``,
+        ``spearman_good`` (among the better half; both ``None`` where undefined), ``nll`` (nats), ``coverage_50`` and
+        ``coverage_90``.
+        """
         ...

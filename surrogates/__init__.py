@@ -3,13 +3,13 @@
 A leaf package: it knows tensors and nothing of language models.
 """
 
-from surrogates.diagnostics import Diagnostics, diagnose, spearman
+from surrogates.diagnostics import Diagnostics, HeldOut, spearman
 from surrogates.errors import SurrogateError, SurrogateFitError
 from surrogates.fidelity import FidelityModel, FidelitySettings
 from surrogates.gp import fit_gp, gp_predict
 from surrogates.kernels import JointUnitKernel, OrdinalMaternKernel
 from surrogates.structured import Component, Design, StructuredModel, StructuredSettings
 
-__all__ = ["Component", "Design", "Diagnostics", "FidelityModel", "FidelitySettings", "JointUnitKernel",
+__all__ = ["Component", "Design", "Diagnostics", "FidelityModel", "FidelitySettings", "HeldOut", "JointUnitKernel",
            "OrdinalMaternKernel", "StructuredModel", "StructuredSettings", "SurrogateError", "SurrogateFitError",
-           "diagnose", "fit_gp", "gp_predict", "spearman"]
+           "fit_gp", "gp_predict", "spearman"]

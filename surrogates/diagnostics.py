@@ -13,21 +13,74 @@ from surrogates.errors import SurrogateError
 
 @dataclass(frozen=True, slots=True)
 class Diagnostics:
-    """Quality of ``n`` held-out Gaussian predictions.
+    """Quality of ``n`` held-out predictions.
 
     Args:
         n: Predictions judged.
         spearman: Rank correlation of mean and truth; ``nan`` where either is constant.
-        nll: Mean negative log-likelihood (nats).
-        coverage: Share of truths within the central interval of ``level``.
-        level: Nominal probability of that interval.
+        spearman_good: The same over the better (smaller) half of the truths, where a search decides; wide misses
+            among bad designs flatter the first.
+        nll: Mean negative log-likelihood of the truths (nats), in their own units.
+        coverage_50: Share of truths within the central interval of probability 0.5.
+        coverage_90: The same of probability 0.9.
     """
 
     n: int
     spearman: float
+    spearman_good: float
     nll: float
-    coverage: float
-    level: float
+    coverage_50: float
+    coverage_90: float
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Predictions of observations that the model did not see, each of ``n``.
+
+    Args:
+        truth: What was observed.
+        mean: Predicted mean, in the units of ``truth``.
+        sd: Predicted deviation of an observation (noise included), in these units.
+        score: Error over deviation, in the scale in which the prediction is Gaussian.
+        nll: Negative log-likelihood of every truth (nats), in the units of ``truth``.
+
+    Raises:
+        SurrogateError: If shapes differ, there are fewer than 2 predictions, or a deviation is not positive.
+    """
+
+    truth: Tensor
+    mean: Tensor
+    sd: Tensor
+    score: Tensor
+    nll: Tensor
+
+    def __post_init__(self) -> None:
+        n = self.truth.shape[0]
+        for name in ("mean", "sd", "score", "nll"):
+            check_shape(name, getattr(self, name), (n,))
+        if n < 2 or not bool((self.sd > 0).all()):
+            raise SurrogateError(f"diagnostics need at least 2 predictions with positive deviations; got {n}, the "
+                                 f"smallest deviation {float(self.sd.min()) if n else math.nan:g}")
+
+    @classmethod
+    def gaussian(cls, truth: Tensor, mean: Tensor, sd: Tensor) -> "HeldOut":
+        """Predictions that are Gaussian in the units of ``truth``."""
+        check_shape("mean", mean, (truth.shape[0],))
+        score = (truth - mean) / sd
+        return cls(truth, mean, sd, score, gaussian_nll(score, sd))
+
+    def diagnostics(self) -> Diagnostics:
+        """What they are worth."""
+        good = self.truth <= self.truth.median()
+        far = self.score.abs()
+        inside = [float((far <= float(norm.ppf(0.5 + level / 2))).double().mean()) for level in (0.5, 0.9)]
+        return Diagnostics(len(self.truth), spearman(self.mean, self.truth),
+                           spearman(self.mean[good], self.truth[good]), float(self.nll.mean()), *inside)
+
+
+def gaussian_nll(score: Tensor, sd: Tensor) -> Tensor:
+    """Negative log-density of a Gaussian at ``score`` deviations from its mean, ``n``."""
+    return 0.5 * score.square() + sd.log() + 0.5 * math.log(2 * math.pi)
 
 
 def spearman(a: Tensor, b: Tensor) -> float:
@@ -39,21 +92,3 @@ def spearman(a: Tensor, b: Tensor) -> float:
     if min(norms) == 0.0:
         return math.nan
     return float(centred[0] @ centred[1]) / (norms[0] * norms[1])
-
-
-def diagnose(truth: Tensor, mean: Tensor, sd: Tensor, level: float = 0.9) -> Diagnostics:
-    """Judge predictions ``mean`` and ``sd`` of ``truth``, each ``n``.
-
-    Raises:
-        SurrogateError: If shapes differ, there are fewer than 2 predictions, or a deviation is not positive.
-    """
-    n = truth.shape[0]
-    check_shape("mean", mean, (n,))
-    check_shape("sd", sd, (n,))
-    if n < 2 or not bool((sd > 0).all()):
-        raise SurrogateError(f"diagnostics need at least 2 predictions with positive deviations; got {n}, the "
-                             f"smallest deviation {float(sd.min()) if n else math.nan:g}")
-    score = (truth - mean) / sd
-    nll = float((0.5 * score.square() + sd.log() + 0.5 * math.log(2 * math.pi)).mean())
-    width = float(norm.ppf(0.5 + level / 2))
-    return Diagnostics(n, spearman(mean, truth), nll, float((score.abs() <= width).double().mean()), level)

@@ -20,7 +20,7 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from surrogates.checks import check_shape
-from surrogates.diagnostics import Diagnostics, diagnose
+from surrogates.diagnostics import HeldOut, gaussian_nll
 from surrogates.errors import SurrogateError, SurrogateFitError
 from surrogates.kernels import matern52
 from surrogates.warp import LogWarp, candidate_warps
@@ -219,9 +219,12 @@ class StructuredModel:
         variance = 1.0 / inverse.diagonal()
         return self._z - self._alpha * variance, variance.sqrt()
 
-    def diagnostics(self, level: float = 0.9) -> Diagnostics:
-        """Leave-one-out quality in the latent scale (ranks and coverage are those of ``y``)."""
-        return diagnose(self._z, *self.leave_one_out, level)
+    def held_out(self) -> HeldOut:
+        """Every observation as the others predict it, under the scales and the warp that were fitted to all."""
+        mean, sd = self.leave_one_out
+        score = (self._z - mean) / sd
+        return HeldOut(self.y, *self.warp.moments(mean, sd), score,
+                       gaussian_nll(score, sd) - self.warp.log_jacobian(self.y))
 
     def _tables(self, parts: list[Tensor]) -> Tensor:
         total = torch.zeros((1, *self.design.shape), dtype=torch.float64)

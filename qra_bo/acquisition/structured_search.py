@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 
+from qra_bo.acquisition.check import LEAST_CHECKED, check_fields
 from qra_bo.acquisition.features import build_components
 from qra_bo.acquisition.functions import log_expected_improvement
 from qra_bo.acquisition.observations import Observations, row_of
@@ -19,7 +21,6 @@ from qra_bo.space import IntArray
 from qra_bo.space.knapsack import Region, solve_knapsack
 from qra_bo.space.lagrangian import solve_relaxed
 from qra_bo.space.neighbourhood import neighbours_within
-from surrogates.diagnostics import Diagnostics
 from surrogates.structured import Design, StructuredModel, StructuredSettings
 
 GLOBAL, LOCAL = "global", "trust_region"
@@ -113,10 +114,10 @@ class StructuredSearch:
         if new:
             self._model = None
 
-    def diagnostics(self) -> Diagnostics | None:
-        """Leave-one-out quality of the surrogate, or ``None`` with fewer than 3 observations."""
+    def surrogate_check(self) -> dict[str, Any] | None:
+        """See ``SelfChecking``; the surrogate's scales are those fitted to all observations."""
         rows, losses, counts = self._seen.arrays()
-        return self._fit(rows, losses, counts).diagnostics() if len(rows) > 2 else None
+        return check_fields(self._fit(rows, losses, counts).held_out()) if len(rows) >= LEAST_CHECKED else None
 
     def predict(self, rows: IntArray) -> tuple[FloatArray, FloatArray] | None:
         """Posterior mean and deviation of the loss of ``m x 2 L`` rows, each ``m``; ``None`` before 2 losses."""

@@ -9,7 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from qra_bo.records import Evaluation
 from qra_bo.report import story
-from qra_bo.report.data import ReportData
+from qra_bo.report.data import JOURNAL_FIELDS, ReportData
 from qra_bo.report.plots import PLOTS
 from qra_bo.report.style import DARK, LIGHT, svg_uri
 from qra_bo.report.tables import COLUMNS, row_cells, summary_lines
@@ -45,6 +45,8 @@ def report_json(d: ReportData) -> dict[str, Any]:
         "proxy_label": d.proxy_label, "budget_bytes": d.header.budget_bytes, "scope": d.header.scope,
         "answer": asdict(story.answer(d)), "comparison": [asdict(r) for r in story.comparison(d)],
         "gap_closed": story.gap_closed(d), "checks": [asdict(c) for c in story.checks(d)],
+        "surrogate_check": None if d.surrogate_check is None else {
+            k: v for k, v in d.surrogate_check.items() if k not in JOURNAL_FIELDS},
         "units": [dict(zip(("unit", "format", "bits", "rank"), row, strict=True)) for row in _unit_rows(d)],
         "cost": {"cost": d.total_cost, "equivalents": d.equivalents, "wall_seconds": d.wall_seconds,
                  "overhead_seconds": d.study.overhead_seconds},

@@ -226,6 +226,7 @@ def _search_checks(d: ReportData) -> list[Check]:
                          f"Trained for {check['steps']} steps instead of {d.header.high_steps}, the "
                          f"{len(check['losses'])} best allocations kept their order with Spearman {number(kept, 2)}."))
     out.append(_calibration_check(d))
+    out += _surrogate_checks(d)
     failed = {state: n for state in TrialState if state is not TrialState.OK
               and (n := sum(e.measurement.state is state for e in d.evaluations))}
     if failed:
@@ -235,6 +236,20 @@ def _search_checks(d: ReportData) -> list[Check]:
     out.append(Check("caution", "One search seed", f"The search ran with seed {d.header.seed}; another seed may find "
                      "another allocation of about the same loss. Repeat with seed=1, 2 to see the spread."))
     return out
+
+
+def _surrogate_checks(d: ReportData) -> list[Check]:
+    """How well the surrogate predicts each evaluation from the others; nothing where that was not recorded."""
+    check = d.surrogate_check
+    if check is None or "coverage_90" not in check:
+        return []
+    good, covered = check["spearman_good"], float(check["coverage_90"])
+    trusted = good is not None and good >= 0.3 and covered >= 0.75
+    return [Check("ok" if trusted else "caution", "Surrogate",
+                  f"Left out in turn, {check['n']} evaluations are ranked with Spearman "
+                  f"{number(check['spearman'], 2)}, the better half of them with {number(good, 2)}; its 50 % and 90 % "
+                  f"intervals hold {100 * float(check['coverage_50']):.0f} % and {100 * covered:.0f} % of them; mean "
+                  f"negative log-likelihood {signed(float(check['nll']), 2)} nats.")]
 
 
 def _calibration_check(d: ReportData) -> Check:

@@ -115,6 +115,7 @@ def summary_lines(d: ReportData, files: Sequence[str] = ()) -> list[str]:
     gap = story.gap_closed(d)
     if gap is not None:
         lines.append(f"Gap from QLoRA to 16-bit LoRA closed: {gap}")
+    lines += [f"Surrogate: {c.text}" for c in story.checks(d) if c.title == "Surrogate"]
     lines.append(cost_line(d))
     if files:
         lines.append("Files: " + ", ".join(files))

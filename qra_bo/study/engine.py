@@ -7,7 +7,7 @@ from typing import Any
 
 from qra_bo.errors import OracleError, OutputError, QRABOError
 from qra_bo.records import Evaluation, Fidelity, Proposal
-from qra_bo.searcher import Searcher, SearchProblem
+from qra_bo.searcher import Searcher, SearchProblem, SelfChecking
 from qra_bo.space import Allocation
 from qra_bo.study.anchors import AnchorRules, choose, fill, uniform_anchors
 from qra_bo.study.calibration import best_scale, calibration_choices
@@ -100,7 +100,9 @@ class Engine:
             with run.stage("reference"):
                 baselines += self._references(run)
         with run.stage("search"):
-            self._search(run, problem, baselines)
+            searcher = self._search(run, problem, baselines)
+            if isinstance(searcher, SelfChecking) and "surrogate_check" not in run.study.last:
+                self._check_surrogate(run, problem)
         if limit is not None and (self.config.anchors is None or self.config.anchors > limit):
             self._anchors(run, anchors, self.config.anchors)  # a longer effort asks for anchors the first one left out
         if self.config.confirm_seeds:
@@ -186,8 +188,9 @@ class Engine:
                 run.evaluate(run.request(a, Fidelity.HIGH), Fidelity.HIGH, "reference")
         return ordinary
 
-    def _search(self, run: Runner, problem: SearchProblem, known: Sequence[Evaluation]) -> None:
-        """Ask, evaluate and tell until the effort is spent, time is up or the method has nothing left to propose.
+    def _search(self, run: Runner, problem: SearchProblem, known: Sequence[Evaluation]) -> Searcher:
+        """Ask, evaluate and tell until the effort is spent, time is up or the method has nothing left to propose;
+        returns the searcher.
 
         The searcher is told of all anchors, those with ranks between two of the ladder too: it may learn from them.
         """
@@ -201,12 +204,24 @@ class Engine:
             proposals = searcher.ask(1)
             if not proposals:
                 log.info("%s has nothing left to propose", searcher.name)
-                return
+                break
             for proposal in proposals:
                 evaluation = self._propose(run, searcher, proposal)
                 if evaluation is None:
-                    return
+                    return searcher
                 searcher.tell([as_told(evaluation)])
+        return searcher
+
+    def _check_surrogate(self, run: Runner, problem: SearchProblem) -> None:
+        """How well the method's surrogate predicts what the journal holds, once for a search and for its extension.
+
+        A new searcher is asked: the one that searched knows nothing of evaluations that an earlier session ended with.
+        """
+        searcher = self.parts.make_searcher(problem, float(run.study.header["high_equivalents"]))
+        searcher.tell([as_told(e) for e in run.study.points])
+        check = searcher.surrogate_check() if isinstance(searcher, SelfChecking) else None
+        if check is not None:
+            run.record("surrogate_check", check)
 
     def _propose(self, run: Runner, searcher: Searcher, proposal: Proposal) -> Evaluation | None:
         """Evaluate one proposal; ``None`` when time is up.

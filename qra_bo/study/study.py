@@ -10,7 +10,7 @@ from qra_bo.records import Evaluation, Fidelity, TrialState
 from qra_bo.space import Allocation
 from qra_bo.study.cost import UNSEARCHED_STAGES, Cost, cost_of
 
-CONCLUSIONS = ("confirmation", "ranking_check", "final", "end")
+CONCLUSIONS = ("surrogate_check", "confirmation", "ranking_check", "final", "end")
 """Events that another evaluation of the search makes outdated: a run that was extended concludes again."""
 
 

@@ -1,6 +1,7 @@
 """The model-based searchers: the conformance suite, and whether they find what is planted."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from qra_bo.acquisition.structured_search import StructuredOptions, StructuredSe
 from qra_bo.acquisition.turbo import TrustRegionBO
 from qra_bo.errors import BudgetError, ConfigError
 from qra_bo.records import Fidelity, Proposal, TrialState
+from qra_bo.searcher import SelfChecking
 from qra_bo.space import uniform
 from qra_bo.space.knapsack import solve_knapsack
 from qra_bo.space.neighbourhood import distance
@@ -137,14 +139,19 @@ def test_anchors_between_ladder_ranks_inform_the_model() -> None:
     assert searcher.predict(np.zeros((1, 16), dtype=np.int64)) is not None
 
 
-def test_diagnostics_of_the_surrogate() -> None:
+def test_the_surrogate_is_checked_against_every_observation() -> None:
     landscape = small(0)
     searcher = StructuredSearch(landscape.problem)
-    assert searcher.diagnostics() is None
-    searcher.tell(anchors(landscape))
-    report = searcher.diagnostics()
-    assert report is not None
-    assert report.n == len(anchors(landscape))
+    assert isinstance(searcher, SelfChecking)
+    assert searcher.surrogate_check() is None
+    told = anchors(landscape)
+    searcher.tell(told)
+    check = searcher.surrogate_check()
+    assert check is not None
+    assert check["observed"] == [e.loss for e in told]
+    assert {len(check[k]) for k in ("observed", "predicted", "sd")} == {check["n"]} == {len(told)}
+    assert 0.0 <= check["coverage_50"] <= check["coverage_90"] <= 1.0
+    assert json.loads(json.dumps(check)) == check
 
 
 def test_infeasible_budget_is_said() -> None:

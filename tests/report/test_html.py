@@ -107,6 +107,8 @@ def test_files_are_written_whole_and_small(tmp_path):
     data = json.loads((run / "report.json").read_text())
     assert data["answer"]["tone"] == "better"
     assert len(data["units"]) == 12
+    assert data["surrogate_check"]["coverage_50"] == .6
+    assert "crc" not in data["surrogate_check"]
 
 
 def test_a_running_search_and_a_journal_cut_off_can_be_reported(tmp_path):

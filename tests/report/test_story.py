@@ -56,6 +56,21 @@ def test_the_gap_is_unresolved_where_it_is_under_three_standard_errors():
     assert story.gap_closed(parse_events([e for e in events if e.get("stage") != "reference"])) is None
 
 
+def surrogate_checks(**changes):
+    events = [{**e, **changes} if e["event"] == "surrogate_check" else e for e in make_events()]
+    return [c for c in story.checks(parse_events(events)) if c.title == "Surrogate"]
+
+
+def test_a_surrogate_that_ranks_badly_or_is_too_sure_is_a_caution():
+    check, = surrogate_checks()
+    assert check.status == "ok"
+    for part in ("15 evaluations", "Spearman 0.97", "with 0.90", "60 % and 87 %", "\u22123.90 nats"):
+        assert part in check.text
+    worse = surrogate_checks(spearman_good=None) + surrogate_checks(coverage_90=.6)
+    assert [c.status for c in worse] == ["caution"] * 2
+    assert story.number(None, 2) in surrogate_checks(spearman_good=None)[0].text
+
+
 def test_proxy_results_are_labelled_everywhere():
     d = parse_events(make_events(oracle="synthetic"))
     assert "SYNTHETIC" in d.proxy_label

@@ -234,6 +234,24 @@ def test_a_searcher_that_stops_ends_the_search(tmp_path: Path) -> None:
     assert len([e for e in outcome.study.evaluations if e.stage == "confirmation"]) == 3  # each seed once
 
 
+def test_what_a_searcher_says_of_its_surrogate_is_kept_until_the_search_goes_on(tmp_path: Path) -> None:
+    class Judging(Walk):
+        def surrogate_check(self) -> dict[str, Any]:
+            return {"n": len(self.told)}
+
+    def checks() -> list[int]:
+        events = map(json.loads, (tmp_path / "trials.jsonl").read_text().splitlines())
+        return [e["n"] for e in events if e["event"] == "surrogate_check"]
+
+    first = run(tmp_path, {"searcher": Judging}, high_equivalents=14)
+    assert checks() == [first.study.last["surrogate_check"]["n"]] == [len(first.study.points)]
+    run(tmp_path, {"searcher": Judging}, high_equivalents=14)
+    assert len(checks()) == 1
+    longer = run(tmp_path, {"searcher": Judging})
+    assert len(checks()) == 2
+    assert longer.study.last["surrogate_check"]["n"] == checks()[1] == len(longer.study.points) > checks()[0]
+
+
 def test_a_mixed_winner_is_confirmed(tmp_path: Path) -> None:
     class Best(Walk):
         """The unit that suffers most at 4 bits gets 8, the least suffering pay."""

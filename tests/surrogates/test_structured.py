@@ -86,7 +86,14 @@ def test_leave_one_out_equals_leaving_out() -> None:
     gain = torch.linalg.solve(prior[rest][:, rest], prior[rest, i])
     assert float(mean[i]) == pytest.approx(float(gain @ model.to_latent(model.y)[rest]), rel=1e-5, abs=1e-7)
     assert float(sd[i]) == pytest.approx(float((prior[i, i] - gain @ prior[rest, i]).sqrt()), rel=1e-5)
-    assert model.diagnostics().n == n
+    judged = model.held_out()
+    torch.testing.assert_close(judged.score, (model.to_latent(model.y) - mean) / sd)
+    # The density of y is that of its latent value times the warp's slope.
+    moved = model.y.clone().requires_grad_(True)
+    slope, = torch.autograd.grad(model.warp.forward(moved).sum(), moved)
+    density = torch.distributions.Normal(mean, sd).log_prob(model.to_latent(model.y)) + slope.log()
+    torch.testing.assert_close(judged.nll, -density)
+    assert judged.diagnostics().n == n
 
 
 def test_mean_table_predicts_up_to_a_constant() -> None:
