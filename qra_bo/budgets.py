@@ -22,6 +22,7 @@ from qra_bo.errors import (
     OutputError,
     QRABOError,
 )
+from qra_bo.files import check_run_folder
 from qra_bo.memory.budget import check_budget
 from qra_bo.report.text import DASH, number, signed, size
 from qra_bo.run import Result, Setting, budget_bytes, make_executor, make_setting, new_folder, path_name, run_one
@@ -78,6 +79,7 @@ def runs_folder(config: RunConfig) -> Path:
     out = Path(config.out)
     if out.exists() and not out.is_dir():
         raise OutputError(f"out={out} is a file; give a folder that is new, empty or holds runs of several budgets")
+    check_run_folder(out)
     entries = sorted(out.iterdir()) if out.is_dir() else []
     known = {SUMMARY_NAME, CHECKPOINTS, *map(path_name, config.budget)}
     foreign = [p.name for p in entries if p.name not in known and not (p / JOURNAL_NAME).is_file()]

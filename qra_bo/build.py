@@ -69,10 +69,12 @@ def hf_config(cfg: RunConfig) -> Any:
                          "got nothing")
     from transformers import AutoConfig
 
+    from qra_bo.oracle.remote_code import may_run
+
     try:
-        return AutoConfig.from_pretrained(model["path"], trust_remote_code=bool(model["trust_remote_code"]),
+        return AutoConfig.from_pretrained(model["path"], trust_remote_code=may_run(model),
                                           revision=model["revision"] or "main")
-    except (OSError, ValueError) as error:
+    except Exception as error:  # of a malformed file transformers raises whatever it stumbles on
         raise ModelError(f"the configuration of {model['path']!r} can't be read; a hub id needs a network, a folder "
                          "needs config.json; give one of them as model.path") from error
 
@@ -149,17 +151,19 @@ def make_finetune(cfg: RunConfig, out: Path) -> "FinetuneOracle":
     from qra_bo.oracle.adapters import AdapterSettings
     from qra_bo.oracle.attention import use_fast_attention
     from qra_bo.oracle.bank import LayerBank
-    from qra_bo.oracle.base_models import load_base
+    from qra_bo.oracle.base_models import commit_of, load_base
     from qra_bo.oracle.checkpoints import CheckpointStore
     from qra_bo.oracle.data.load import load_data
     from qra_bo.oracle.finetune import FinetuneOracle, FinetuneSettings
     from qra_bo.oracle.once_quantised import refuse_reproducing_formats
+    from qra_bo.oracle.profile_cache import weights_fingerprint
     from qra_bo.space.specs import spec_from_model
 
     device = torch.device(resolve_device(cfg.device))
     dtype = getattr(torch, resolve_dtype(cfg.dtype, device.type))
     model, tokenizer = load_base(cfg.model)
     model = model.to(device=device, dtype=dtype)
+    weights = weights_fingerprint(model)
     kernel = use_fast_attention(model, device, dtype)
     spec = spec_from_model(model, cfg.model_name)
     expected = make_spec(cfg)
@@ -179,7 +183,8 @@ def make_finetune(cfg: RunConfig, out: Path) -> "FinetuneOracle":
     refuse_reproducing_formats(bank, space.formats)
     return FinetuneOracle(model, data, space.units, space.formats, bank, settings,
                           CheckpointStore(out / "checkpoints"), device, dtype, profile_cache(cfg, model, data.sha256),
-                          {"attention": kernel, "data": data.source, "data_tokens": data.n_tokens},
+                          {"attention": kernel, "data": data.source, "data_tokens": data.n_tokens,
+                           "model_sha256": weights, "model_revision": commit_of(model)},
                           factor_store(model, device.type))
 
 

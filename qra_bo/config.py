@@ -132,10 +132,13 @@ class ConfirmConfig:
 
 @dataclass(frozen=True, slots=True)
 class WorkerConfig:
-    """Longest silence of the worker process, in seconds, before it counts as hung (``None``: never); least time
-    between two checkpoints within one evaluation."""
+    """Longest silence of a worker process, in seconds, before it counts as hung (``None``: never); how many times what
+    such evaluations took one may take beyond that; how often an evaluation is begun again whose worker was lost; least
+    time between two checkpoints within one evaluation."""
 
     deadline_seconds: float | None
+    slowdown: float | None
+    retries: int
     checkpoint_seconds: float
 
 

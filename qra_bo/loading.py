@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
 from qra_bo.errors import DeviceError, ModelError, OutputError
+from qra_bo.files import check_run_folder
+from qra_bo.foreign import check_adapter_config, check_model_node
 from qra_bo.oracle.attention import use_fast_attention
 from qra_bo.oracle.bank import allow_mixed_bits, set_submodule
 from qra_bo.oracle.base_models import load_base
@@ -30,27 +33,37 @@ ADAPTER = "adapter"
 WEIGHTS = "adapter_model.safetensors"
 
 
-def load(run: str | Path, device: str = "cpu", *, adapter: bool = True) -> tuple[Any, Any]:
+def load(run: str | Path, device: str = "cpu", *, adapter: bool = True,
+         trust_remote_code: bool = False) -> tuple[Any, Any]:
     """Rebuild the model of a run: base, quantisation by ``quant_manifest.json``, adapter.
 
     Args:
         run: The run's folder.
         device: Where the model goes, e.g. ``"cpu"`` or ``"cuda"``.
         adapter: Whether to put the adapter on; without it the quantised base is returned.
+        trust_remote_code: Whether code that comes with the base model may run, where the run needs it.
 
     Returns:
         The model in eval mode and its tokenizer.
 
     Raises:
-        OutputError: If the folder lacks a manifest or an adapter in safetensors, or they do not fit together.
-        ModelError: If the base model is not at hand, or is not the one that the run quantised.
+        OutputError: If the folder lacks a manifest or an adapter in safetensors, they do not fit together, or it holds
+            what no run writes.
+        ModelError: If the base model is not at hand, is not the one that the run quantised, or needs code to run.
         DeviceError: If the device is not there.
     """
     folder, target = Path(run), _device(device)
+    check_run_folder(folder)
     manifest = read_manifest(folder)
+    node = check_model_node(manifest, folder, trust_remote_code)
     if adapter:
         _check_adapter(folder)
-    model, tokenizer = load_base(manifest.model)
+        check_adapter_config(folder / ADAPTER, manifest)
+    try:
+        model, tokenizer = load_base(node)
+    except (KeyError, TypeError) as error:
+        raise OutputError(f"the manifest in {folder} describes its base model badly: {error!r} is missing or of the "
+                          "wrong type; write it again with task=export") from error
     quantise(model, manifest, folder, target)
     use_fast_attention(model, target, getattr(torch, manifest.compute_dtype))
     if adapter:
@@ -121,7 +134,11 @@ def _stored(manifest: Manifest, folder: Path) -> dict[str, State] | None:
     path = folder / manifest.packed
     if not path.is_file():
         raise OutputError(f"{path}, which the manifest names, is missing")
-    return unflatten(load_file(path))
+    try:
+        return unflatten(load_file(path))
+    except SafetensorError as error:
+        raise OutputError(f"{path} is damaged or no safetensors file ({error}); write it again with task=export"
+                          ) from error
 
 
 def _mismatch(name: str, manifest: Manifest, from_file: bool) -> Exception:
@@ -156,7 +173,7 @@ def _adapted(model: Any, manifest: Manifest, folder: Path) -> Any:
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
         try:
             wrapped = PeftModel.from_pretrained(model, str(path), autocast_adapter_dtype=False)
-        except (UserWarning, RuntimeError, KeyError, ValueError) as error:
+        except (UserWarning, RuntimeError, KeyError, ValueError, SafetensorError) as error:
             raise OutputError(f"the adapter in {path} does not fit the model of this run: {error}") from error
     tensors = load_file(path / WEIGHTS)
     kinds = {t.dtype for t in tensors.values()}

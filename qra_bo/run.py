@@ -15,6 +15,7 @@ from qra_bo.config import NOT_OF_THE_RESULT, RunConfig, load_config
 from qra_bo.device import resolve_dtype
 from qra_bo.errors import OutputError
 from qra_bo.estimate import check_ram, seconds_per_training_token, training_tokens
+from qra_bo.files import check_run_folder
 from qra_bo.memory.budget import check_budget, free_bytes, parse_budget, parse_size, resolve_budget
 from qra_bo.memory.formats import default_format
 from qra_bo.memory.model import MemoryModel
@@ -27,10 +28,11 @@ from qra_bo.sensitivity.given import given_profile
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import SearchSpace, uniform
 from qra_bo.study.engine import Engine, RunOutcome
-from qra_bo.study.executor import Executor, InProcessExecutor, OracleSpec, SubprocessExecutor
+from qra_bo.study.executor import Executor, InProcessExecutor, OracleSpec
 from qra_bo.study.given import GivenProfileExecutor
 from qra_bo.study.journal import JOURNAL_NAME
 from qra_bo.study.options import Delivery, EngineConfig, FinalTask, Parts, training_seeds
+from qra_bo.study.process import Limits, SubprocessExecutor
 from qra_bo.study.results import load_study
 
 STARTUP_SECONDS = 1800.0
@@ -154,7 +156,7 @@ def run_folder(config: RunConfig) -> Path:
     """The run's folder: ``out``, or a new one below ``outputs``.
 
     Raises:
-        OutputError: If it holds something that is not a run.
+        OutputError: If it holds something that is not a run, or links.
     """
     if config.out is None:
         return new_folder(config, config.budget[0])
@@ -164,6 +166,7 @@ def run_folder(config: RunConfig) -> Path:
     if folder.is_dir() and any(folder.iterdir()) and not (folder / JOURNAL_NAME).exists():
         raise OutputError(f"out={folder} holds files and no {JOURNAL_NAME}: it is not the folder of a run, and nothing "
                           "in it is touched; give a folder that is new, empty or holds a run")
+    check_run_folder(folder)
     if config.resume and not (folder / JOURNAL_NAME).exists():
         raise OutputError(f"resume=true and out={folder} holds no {JOURNAL_NAME}, so there is nothing to go on from; "
                           "give the folder of a run, or leave resume out")
@@ -270,13 +273,18 @@ def make_executor(config: RunConfig, folder: Path, profile: SensitivityProfile |
     kwargs: dict[str, Any] = {"config": config.to_dict(), "out": str(folder)}
     if config.oracle.name == "finetune":
         prepare_worker_environment()
-        executor: Executor = SubprocessExecutor(OracleSpec("qra_bo.build:make_oracle", kwargs),
-                                                config.worker.deadline_seconds, STARTUP_SECONDS)
+        executor: Executor = SubprocessExecutor(OracleSpec("qra_bo.build:make_oracle", kwargs), limits(config))
     else:
         from qra_bo.build import make_oracle
 
         executor = InProcessExecutor(make_oracle(**kwargs))
     return executor if profile is None else GivenProfileExecutor(executor, profile)
+
+
+def limits(config: RunConfig) -> Limits:
+    """How long a worker may take."""
+    worker = config.worker
+    return Limits(worker.deadline_seconds, worker.slowdown, STARTUP_SECONDS, worker.retries)
 
 
 @contextmanager

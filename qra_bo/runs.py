@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from qra_bo.errors import JournalError, OutputError, UserError
+from qra_bo.files import check_run_folder
 from qra_bo.report import story
 from qra_bo.report.data import ReportData
 from qra_bo.report.tables import print_result
@@ -55,7 +56,7 @@ def find_runs(folder: Path) -> list[Run]:
     for journal in sorted(folder.rglob(JOURNAL_NAME)):
         try:
             runs.append(Run(journal.parent, load_run(journal.parent)))
-        except JournalError as error:
+        except (JournalError, OutputError) as error:
             runs.append(Run(journal.parent, None, str(error)))
     return runs
 
@@ -145,6 +146,7 @@ def prune_runs(folder: Path, console: Console, *, unfinished: bool, yes: bool) -
     total = sum(p.stat().st_size for path in doomed for p in path.rglob("*") if p.is_file())
     for path in doomed:
         if yes:
+            check_run_folder(path.parent if path.name == CHECKPOINTS else path)
             with RunLock(path if path.name != CHECKPOINTS else path.parent):
                 shutil.rmtree(path)
         console.print(f"{'removed' if yes else 'would remove'} {path}", markup=False, highlight=False, soft_wrap=True)

@@ -108,6 +108,9 @@ def _numbers(config: RunConfig) -> Iterator[Problem]:
     yield from _rule("final.epochs", c.final.epochs, c.final.epochs >= 0, "at least 0")
     yield from _rule("worker.checkpoint_seconds", c.worker.checkpoint_seconds, c.worker.checkpoint_seconds >= 0,
                      "at least 0")
+    for key, seconds in (("deadline_seconds", c.worker.deadline_seconds), ("slowdown", c.worker.slowdown)):
+        yield from _rule(f"worker.{key}", seconds, seconds is None or seconds > 0, "more than 0, or null")
+    yield from _rule("worker.retries", c.worker.retries, c.worker.retries >= 0, "at least 0")
     scales = c.calibrate.lr_scales
     yield from _rule("calibrate.lr_scales", scales, bool(scales) and min(scales) > 0, "a list of positive numbers")
 

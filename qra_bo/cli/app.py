@@ -17,6 +17,7 @@ from qra_bo.cli.overrides import inspect, normalise, with_default_model
 from qra_bo.cli.sweep import Job, SweepSummary, record_job
 from qra_bo.config import RunConfig
 from qra_bo.errors import ConfigError, QRABOError
+from qra_bo.redact import redact
 from qra_bo.tasks import run_task
 
 BUG = 1
@@ -106,10 +107,10 @@ def run_job(cfg: DictConfig, subdir: str | None) -> tuple[int, str]:
         config = config_from({str(k): v for k, v in plain.items()} if isinstance(plain, dict) else {})
         return run_task(config if subdir is None else _in_sweep(config, subdir)), ""
     except QRABOError as error:
-        return _report(error), str(error)
+        return _report(error), redact(str(error))
     except Exception as error:  # a bug: say where it is, and let the other jobs of a sweep go on
-        traceback.print_exc()
-        return BUG, f"{type(error).__name__}: {error}"
+        print(redact(traceback.format_exc()), end="", file=sys.stderr)
+        return BUG, redact(f"{type(error).__name__}: {error}")
 
 
 def _in_sweep(config: RunConfig, subdir: str) -> RunConfig:
@@ -120,7 +121,7 @@ def _in_sweep(config: RunConfig, subdir: str) -> RunConfig:
 
 def _report(error: QRABOError) -> int:
     if error.exit_status == BUG:
-        traceback.print_exception(error)
+        print(redact("".join(traceback.format_exception(error))), end="", file=sys.stderr)
     else:
-        print(f"qra_bo: {' '.join(str(error).split())}", file=sys.stderr)
+        print(redact(f"qra_bo: {' '.join(str(error).split())}"), file=sys.stderr)
     return error.exit_status

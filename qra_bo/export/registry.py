@@ -7,6 +7,7 @@ from qra_bo.errors import ConfigError, nearest_first
 from qra_bo.export import hints, trainers
 from qra_bo.export.card import model_card
 from qra_bo.export.run import FinishedRun
+from qra_bo.files import check_run_folder, writing
 
 TEXTS: dict[str, tuple[str, Callable[[FinishedRun], str]]] = {
     "card": ("adapter/README.md", model_card),
@@ -36,17 +37,19 @@ def export_all(run_folder: Path, targets: Sequence[str] = TARGETS) -> list[Path]
                for t in targets if t not in TARGETS]
     if unknown:
         raise ConfigError(unknown)
+    check_run_folder(run_folder)
     run = FinishedRun.read(run_folder)
-    written: list[Path] = []
-    for target in dict.fromkeys(targets):
-        if target == UNIFORM_RANK:
-            from qra_bo.export.padding import pad_adapter  # imports torch
+    with writing(run_folder, f"export again: task=export out={run_folder}"):
+        return [path for target in dict.fromkeys(targets) for path in _export(run, target)]
 
-            written += pad_adapter(run, run_folder / "export" / "adapter_uniform_rank")
-            continue
-        name, render = TEXTS[target]
-        path = run_folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(render(run), encoding="utf-8")
-        written.append(path)
-    return written
+
+def _export(run: FinishedRun, target: str) -> list[Path]:
+    if target == UNIFORM_RANK:
+        from qra_bo.export.padding import pad_adapter  # imports torch
+
+        return list(pad_adapter(run, run.folder / "export" / "adapter_uniform_rank"))
+    name, render = TEXTS[target]
+    path = run.folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(render(run), encoding="utf-8")
+    return [path]

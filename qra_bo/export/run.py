@@ -1,6 +1,5 @@
 """A finished run as exporters see it: ``best.json``, ``adapter/adapter_config.json``, ``quant_manifest.json``."""
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qra_bo.errors import OutputError
+from qra_bo.files import strict_json
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class FinishedRun:
 
 def _read(path: Path, problems: list[str]) -> dict[str, Any]:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = strict_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         problems.append(f"{path} can't be read ({error.strerror})")
         return {}

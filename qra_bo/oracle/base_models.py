@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from qra_bo.errors import ModelError
+from qra_bo.oracle.remote_code import may_run
 
 log = logging.getLogger(__name__)
 SOURCES = ("wheel", "random", "hub", "path")
@@ -34,6 +35,8 @@ def load_base(model_cfg: Mapping[str, Any]) -> tuple[Any, Any]:
 
 
 def _wheel(cfg: Mapping[str, Any]) -> tuple[Any, Any]:
+    if not str(cfg["path"]).isidentifier():  # a dotted name would import, and so run, the package before the dot
+        raise ModelError(f"model.path of a wheel must be the name of an installed package; got {cfg['path']!r}")
     found = importlib.util.find_spec(str(cfg["path"]))
     if found is None or found.origin is None:
         raise ModelError(f"the model {cfg['name']!r} is read from the package {cfg['path']!r}, which is not installed; "
@@ -58,7 +61,11 @@ def _random(cfg: Mapping[str, Any]) -> tuple[Any, Any]:
 
 
 def _hub(cfg: Mapping[str, Any]) -> tuple[Any, Any]:
-    return _pretrained(cfg, str(cfg["path"]), revision=cfg["revision"])
+    model, tokenizer = _pretrained(cfg, str(cfg["path"]), revision=cfg["revision"])
+    if cfg["revision"] is None:
+        log.warning("model.revision is not set: the newest revision of %s, commit %s, was taken; pin it with "
+                    "model.revision=%s", cfg["path"], commit_of(model), commit_of(model))
+    return model, tokenizer
 
 
 def _path(cfg: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -73,23 +80,46 @@ def _path(cfg: Mapping[str, Any]) -> tuple[Any, Any]:
 _LOADERS = {"wheel": _wheel, "random": _random, "hub": _hub, "path": _path}
 
 
+def refuse_pickles(folder: Path, name: str) -> None:
+    """Refuse a folder whose only weights are pickles; a hub id is no folder.
+
+    Raises:
+        ModelError: With what to do.
+    """
+    if not folder.is_dir() or any(folder.glob("*.safetensors")):
+        return
+    pickles = sorted(p.name for suffix in ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt") for p in folder.glob(suffix))
+    if pickles:
+        raise ModelError(f"the weights of {name!r} in {folder} are {', '.join(pickles[:3])}: pickles, which can run "
+                         "code when they are read, and are never read here. Take a revision with *.safetensors, or "
+                         "convert them on a machine that you can lose: AutoModelForCausalLM.from_pretrained(folder)"
+                         ".save_pretrained(folder, safe_serialization=True)")
+
+
+def commit_of(model: Any) -> str | None:
+    """The commit of the hub that a model was loaded from; ``None`` where it is no model of the hub."""
+    commit = getattr(model.config, "_commit_hash", None)
+    return None if commit is None else str(commit)
+
+
 def _pretrained(cfg: Mapping[str, Any], where: str, **options: Any) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging as hf_logging
 
-    trust = bool(cfg["trust_remote_code"])
-    if trust:
-        log.warning("model.trust_remote_code=true: code from %s will run on this machine", where)
+    trust = may_run(cfg)
     bars = hf_logging.is_progress_bar_enabled()
     hf_logging.disable_progress_bar()
     options = {key: value for key, value in options.items() if value is not None}
+    if Path(str(options.get("gguf_file", ""))).name != options.get("gguf_file", ""):
+        raise ModelError(f"model.gguf_file must be the name of a file in model.path; got {options['gguf_file']!r}")
     if "gguf_file" not in options:
+        refuse_pickles(Path(where), cfg["name"])
         options["use_safetensors"] = True  # a pickle can run code when it is read
     try:
         model = AutoModelForCausalLM.from_pretrained(where, trust_remote_code=trust, **options)
         options.pop("use_safetensors", None)
         tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=trust, **options)
-    except (OSError, ValueError, ImportError) as error:
+    except Exception as error:  # of a malformed folder transformers raises whatever it stumbles on
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"the weights of {cfg['name']!r} can't be read from {where!r} ({reason}); a hub id needs a "
                          "network, a folder needs config.json, *.safetensors and a tokenizer; "

@@ -1,7 +1,9 @@
 """Where an interrupted or promoted evaluation continues: adapter masters and moments, and what was spent so far."""
 
 import json
+import logging
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,14 +35,19 @@ class Checkpoint:
     curve: tuple[tuple[int, float], ...]
     state: dict[str, torch.Tensor]
 
+
+log = logging.getLogger(__name__)
 _INTEGERS = ("step", "target", "first", "training_tokens", "forward_tokens")
 
 
 class CheckpointStore:
     """Checkpoints of evaluations by name, written atomically, at most ``keep`` of them (the oldest go first).
 
+    They save time and nothing depends on them: where one can't be written (a full disk), that is logged and the
+    evaluation goes on.
+
     Args:
-        folder: Created on first use.
+        folder: Created on first use, inside a folder that exists: a run's folder that vanished is not made again.
         keep: How many evaluations may have a checkpoint.
     """
 
@@ -50,18 +57,42 @@ class CheckpointStore:
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.safetensors"
 
-    def save(self, name: str, checkpoint: Checkpoint) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
+    def save(self, name: str, checkpoint: Checkpoint) -> bool:
+        """Write the checkpoint of ``name``; whether that was possible."""
         temporary = self.folder / f".{name}.{os.getpid()}"
+        try:
+            self.folder.mkdir(exist_ok=True)
+            self._write(name, checkpoint, temporary)
+            return True
+        except (OSError, SafetensorError) as error:
+            log.warning("no checkpoint can be written to %s (%s); the evaluation goes on, and a kill would cost what "
+                        "it did since the last one", self.folder, error)
+            return False
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _write(self, name: str, checkpoint: Checkpoint, temporary: Path) -> None:
         metadata = {name: str(getattr(checkpoint, name)) for name in _INTEGERS}
         metadata["curve"] = json.dumps(checkpoint.curve)
         save_file({k: v.contiguous().cpu() for k, v in checkpoint.state.items()}, temporary, metadata=metadata)
         with temporary.open("rb") as handle:
             os.fsync(handle.fileno())
+        ages = self._ages()
+        newest = max(ages.values(), default=0)
+        if temporary.stat().st_mtime_ns <= newest:  # the clock was set back
+            os.utime(temporary, ns=(newest + 1, newest + 1))
         temporary.replace(self._path(name))
-        paths = sorted(self.folder.glob("*.safetensors"), key=lambda p: p.stat().st_mtime)
-        for path in paths[: max(0, len(paths) - self.keep)]:
+        others = sorted((p for p in ages if p != self._path(name)), key=ages.__getitem__)
+        for path in others[: max(0, len(others) + 1 - self.keep)]:
             path.unlink(missing_ok=True)
+
+    def _ages(self) -> dict[Path, int]:
+        """When each checkpoint was written, ns; one that another worker removes meanwhile is left out."""
+        ages = {}
+        for path in self.folder.glob("*.safetensors"):
+            with suppress(FileNotFoundError):
+                ages[path] = path.stat().st_mtime_ns
+        return ages
 
     def load(self, name: str, at_most: int) -> Checkpoint | None:
         """The checkpoint of ``name`` made for at most ``at_most`` steps; an unreadable one is none."""
@@ -77,6 +108,6 @@ class CheckpointStore:
                 curve = tuple((int(s), float(v)) for s, v in json.loads(metadata["curve"]))
                 state = {k: handle.get_tensor(k) for k in handle.keys()}  # noqa: SIM118
                 return Checkpoint(**numbers, curve=curve, state=state)
-        except (SafetensorError, KeyError, ValueError, TypeError):
+        except (SafetensorError, OSError, KeyError, ValueError, TypeError, RecursionError):
             path.unlink(missing_ok=True)  # written by a machine that died, or foreign: train from the start
             return None

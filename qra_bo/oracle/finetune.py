@@ -1,5 +1,6 @@
 """The oracle that really fine-tunes: quantise, adapt, train, evaluate."""
 
+import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -10,8 +11,10 @@ from typing import Any
 import torch
 
 from qra_bo.errors import OracleError
+from qra_bo.files import writing
 from qra_bo.oracle.adapters import AdapterSettings, adapter_parameters, attach, detach
 from qra_bo.oracle.bank import LayerBank
+from qra_bo.oracle.base_models import commit_of
 from qra_bo.oracle.checkpoints import Checkpoint, CheckpointStore
 from qra_bo.oracle.data.batches import batches
 from qra_bo.oracle.data.records import DataSplits, TokenBlocks
@@ -23,11 +26,13 @@ from qra_bo.oracle.memory_probe import MemoryProbe
 from qra_bo.oracle.optimizer import UnitwiseAdamW
 from qra_bo.oracle.probe import PROBE, save_probe
 from qra_bo.oracle.profile_cache import ProfileCache
-from qra_bo.oracle.protocol import Progress
+from qra_bo.oracle.protocol import Progress, StopRequested
 from qra_bo.oracle.training import DivergedError, TrainSettings, held_out, train_steps, unit_groups
 from qra_bo.records import EvaluationRequest, Measurement, TrialState
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import Allocation, StorageFormat, Unit
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,18 +179,22 @@ class FinetuneOracle:
 
         Raises:
             OracleError: If the training did not end well.
+            OutputError: If the result can't be written.
         """
         chosen, folder = Allocation.from_json(allocation), Path(out)
         total = steps or max(1, round(epochs * len(self.data.train) / self.settings.train.batch))
         request = EvaluationRequest(chosen, total, total, train_seed, "test", lr_scale)
         try:
             measured = self._evaluate(request, progress, time.monotonic(), _Spent())
-            self.peft.save_pretrained(str(folder / "adapter"), safe_serialization=True, save_embedding_layers=False)
             ranks = {linear.name: rank for unit, rank in zip(self.units, chosen.ranks, strict=True)
                      for linear in unit.linears}
-            write_manifest(folder, self.bank, ranks, self.settings.adapter.alpha_over_rank, dict(model_cfg),
-                           packed=self.device.type == "cuda")
-            save_probe(self.model, self.data.test, folder / PROBE, self.device)
+            node = {**model_cfg, "revision": model_cfg.get("revision") or commit_of(self.model)}
+            with writing(folder, "run the same command again: the training is kept"):
+                self.peft.save_pretrained(str(folder / "adapter"), safe_serialization=True,
+                                          save_embedding_layers=False)
+                write_manifest(folder, self.bank, ranks, self.settings.adapter.alpha_over_rank, node,
+                               packed=self.device.type == "cuda")
+                save_probe(self.model, self.data.test, folder / PROBE, self.device)
         except (DivergedError, torch.OutOfMemoryError) as error:
             raise OracleError(f"the final fine-tune did not end well: {error}") from error
         finally:
@@ -265,7 +274,11 @@ class FinetuneOracle:
                     spent.training += train_steps(self.model, optimizer, train.input_ids, train.labels, order, done,
                                                   done + 1, request.schedule_steps, settings, self.device)
                 done = spent.done = done + 1
-                progress("train", done, request.steps)
+                try:
+                    progress("train", done, request.steps)
+                except StopRequested:
+                    self._save(name, request, optimizer, spent, curve)
+                    raise
                 if time.monotonic() - last_saved > self.settings.checkpoint_seconds:
                     self._save(name, request, optimizer, spent, curve)
                     last_saved = time.monotonic()
@@ -289,6 +302,9 @@ class FinetuneOracle:
                  spent: "_Spent") -> tuple[int, tuple[tuple[int, float], ...]]:
         saved = self.checkpoints.load(name, request.steps) if self.checkpoints else None
         if saved is None:
+            return 0, ()
+        if not optimizer.accepts(saved.state):
+            log.warning("the checkpoint of %s is of other adapters and is not used", name)
             return 0, ()
         optimizer.load_state(saved.state)
         spent.done = spent.first = saved.step

@@ -18,15 +18,18 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from qra_bo.errors import OutputError
+from qra_bo.errors import OutputError, SpaceError
+from qra_bo.files import check_plain, strict_json
 from qra_bo.memory.formats import format_from_json
 from qra_bo.oracle.bank import LayerBank
 from qra_bo.oracle.quantizers.base import State
+from qra_bo.redact import redact_all
 from qra_bo.space import StorageFormat
 
 SCHEMA_VERSION = 1
 MANIFEST = "quant_manifest.json"
 PACKED = "packed.safetensors"
+DTYPES, DEVICES = ("float32", "bfloat16", "float16"), ("cpu", "cuda")
 PACKAGES = ("torch", "bitsandbytes", "hqq", "peft", "transformers")
 
 
@@ -47,7 +50,12 @@ class ModuleRecord:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "ModuleRecord":
         fmt = format_from_json({key: data[key] for key in ("name", "backend", "bits", "block", "double_quant")})
-        return cls(fmt, (data["shape"][0], data["shape"][1]), data["rank"], data["alpha"], data["sha256"])
+        rows, columns = data["shape"]
+        rank, alpha, sha256 = data["rank"], data["alpha"], data["sha256"]
+        if any(type(n) is not int or n < 0 for n in (rows, columns, rank)) or type(alpha) not in (int, float) \
+                or not isinstance(sha256, str):
+            raise ValueError("'shape' and 'rank' (integers), 'alpha' (a number) or 'sha256' (text)")
+        return cls(fmt, (rows, columns), rank, alpha, sha256)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,8 +144,9 @@ def write_manifest(folder: Path, bank: LayerBank, ranks: Mapping[str, int], alph
         rank = ranks.get(linear.name, 0)
         records[linear.name] = ModuleRecord(bank.format_of(linear.name), (linear.out_features, linear.in_features),
                                             rank, rank * alpha_over_rank, tensors_digest(states[linear.name]))
-    manifest = Manifest(dict(model), str(bank.compute_dtype).removeprefix("torch."), bank.device.type, records,
-                        unquantised_digest(bank.model, records), PACKED if packed else None, package_versions())
+    manifest = Manifest(redact_all(dict(model)), str(bank.compute_dtype).removeprefix("torch."), bank.device.type,
+                        records, unquantised_digest(bank.model, records), PACKED if packed else None,
+                        package_versions())
     if packed:
         save_file(flatten(states), folder / PACKED)
     (folder / MANIFEST).write_text(json.dumps(manifest.to_json(), indent=1) + "\n", encoding="utf-8")
@@ -165,8 +174,9 @@ def read_manifest(folder: Path) -> Manifest:
         OutputError: If there is none, it is malformed, of a newer schema, or its own checksum does not hold.
     """
     path = folder / MANIFEST
+    check_plain(path)
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = strict_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise OutputError(f"{folder} is not the folder of a finished run: it holds no {MANIFEST}") from error
     except ValueError as error:
@@ -177,10 +187,14 @@ def read_manifest(folder: Path) -> Manifest:
                           "use the release that wrote it, or a newer one")
     try:
         modules = {name: ModuleRecord.from_json(record) for name, record in data["modules"].items()}
-        manifest = Manifest(data["model"], data["compute_dtype"], data["packed_on"], modules,
-                            data["unquantised_sha256"], data["packed"], data["versions"])
+        manifest = Manifest(dict(data["model"].items()), data["compute_dtype"], data["packed_on"], modules,
+                            data["unquantised_sha256"], data["packed"], dict(data["versions"].items()))
         whole = data["sha256"]
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        if manifest.compute_dtype not in DTYPES or manifest.packed_on not in DEVICES \
+                or manifest.packed not in (None, PACKED):
+            raise ValueError(f"compute_dtype {manifest.compute_dtype!r}, packed_on {manifest.packed_on!r} or packed "
+                             f"{manifest.packed!r}, which must be one of {DTYPES}, of {DEVICES}, and {PACKED} or null")
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError, OverflowError, SpaceError) as error:
         raise OutputError(f"{path} is malformed: {error!r} is missing or of the wrong type; write it again with "
                           "task=export") from error
     if whole != manifest.sha256:

@@ -125,6 +125,13 @@ class UnitwiseAdamW:
                     out[f"{name}|{key}"] = value.detach().clone()
         return out
 
+    def accepts(self, state: Mapping[str, Tensor]) -> bool:
+        """Whether ``state`` is of these parameters: every master and moment is there, in its shape."""
+        shapes = {f"{name}|{key}": p.shape for named, _ in self._groups for name, p in named
+                  for key in ("master", "exp_avg", "exp_avg_sq")}
+        return (all(key in state and state[key].shape == shape for key, shape in shapes.items())
+                and all(f"{name}|step" in state for named, _ in self._groups for name, _ in named))
+
     @torch.no_grad()
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Inverse of ``state`` for the same parameters."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qra_bo.errors import ProfileError
+from qra_bo.files import strict_json
 from qra_bo.sensitivity.io import profile_from_json, profile_to_json
 from qra_bo.sensitivity.profile import SensitivityProfile
 
@@ -54,7 +55,7 @@ class ProfileCache:
     def load(self, units: Iterable[str]) -> tuple[SensitivityProfile, dict[str, Any]] | None:
         """The profile and what it cost, or ``None``."""
         try:
-            stored = json.loads(self.path.read_text())
+            stored = strict_json(self.path.read_text(encoding="utf-8"))
             profile = profile_from_json(stored["profile"], str(self.path))
             cost = {key: int(stored["cost"][key]) for key in ("training_tokens", "forward_tokens")}
         except FileNotFoundError:

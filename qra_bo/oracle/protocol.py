@@ -10,6 +10,11 @@ Progress = Callable[[str, int, int], None]
 """``(what, done, total)``: called now and then so that a person sees something move."""
 
 
+class StopRequested(BaseException):
+    """Raised by ``progress`` where the run is to stop now: an oracle that can go on later keeps what it has on disk and
+    lets this pass. No ``Exception``, so that nothing takes it for a result."""
+
+
 @runtime_checkable
 class Oracle(Protocol):
     """Evaluates allocations. Deterministic: the same request gives the same loss on the same machine."""

@@ -1,6 +1,7 @@
 """An oracle with a planted optimum: instant, for any model's shapes, and labelled ``synthetic`` for ever."""
 
 import hashlib
+import logging
 import math
 import os
 import time
@@ -18,6 +19,8 @@ from qra_bo.oracle.protocol import Progress
 from qra_bo.records import EvaluationRequest, Measurement, TrialState
 from qra_bo.sensitivity.profile import FloatArray, SensitivityProfile
 from qra_bo.space import CostTable, IntArray, SearchSpace, StorageFormat
+
+log = logging.getLogger(__name__)
 
 _SPEED = 5.0
 _SPEED_SPREAD = 0.15
@@ -191,8 +194,11 @@ class _Progress:
     def _write(self, name: str, first: int, target: int) -> None:
         self._known[name] = first, target
         if self._folder is not None:
-            self._folder.mkdir(parents=True, exist_ok=True)
             temporary = self._folder / f".{name}.{os.getpid()}"
-            temporary.write_text(f"{first} {target}", encoding="ascii")
-            temporary.replace(self._folder / name)
+            try:
+                self._folder.mkdir(exist_ok=True)
+                temporary.write_text(f"{first} {target}", encoding="ascii")
+                temporary.replace(self._folder / name)
+            except OSError as error:
+                log.warning("what is done can't be noted in %s (%s)", self._folder, error.strerror)
 

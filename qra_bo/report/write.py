@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from qra_bo.errors import OutputError
+from qra_bo.files import check_run_folder, writing
 from qra_bo.report.data import ReportData, parse_events
 from qra_bo.report.html import render_html, report_json
 from qra_bo.report.plots import write_plots
@@ -29,12 +30,18 @@ def write_report(folder: Path) -> list[Path]:
     """Write ``report.html``, ``report.json`` and ``plots/*.png`` beside the journal in ``folder``; returns the paths.
 
     Works on a run that is still going on, too: files are replaced whole.
+
+    Raises:
+        OutputError: If the folder holds no journal, holds links, or can't be written.
+        JournalError: If the journal can't be read.
     """
+    check_run_folder(folder)
     d = load_run(folder)
     page, data = folder / "report.html", folder / "report.json"
-    _replace(page, render_html(d))
-    _replace(data, json.dumps(report_json(d), indent=1, sort_keys=True) + "\n")
-    return [page, data, *write_plots(d, folder / "plots")]
+    with writing(folder, f"write the report again: task=report out={folder}"):
+        _replace(page, render_html(d))
+        _replace(data, json.dumps(report_json(d), indent=1, sort_keys=True) + "\n")
+        return [page, data, *write_plots(d, folder / "plots")]
 
 
 def _replace(path: Path, text: str) -> None:

@@ -5,11 +5,12 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
 from qra_bo.errors import ProfileError
+from qra_bo.files import strict_json
 from qra_bo.sensitivity.profile import FloatArray, SensitivityProfile
 from qra_bo.space import Unit
 
@@ -153,7 +154,7 @@ def read_object(path: Path) -> dict[str, Any]:
         ProfileError: If the file can't be read or holds anything else.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+        data = strict_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ProfileError(f"the sensitivity file {path} can't be read: {error.strerror}; give the path of a profile, "
                            "or measure one with task=profile") from error
@@ -162,10 +163,6 @@ def read_object(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise ProfileError(f"{path} must hold a JSON object; got {type(data).__name__}")
     return data
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a finite number")
 
 
 def _check_keys(data: Mapping[str, Any], required: Sequence[str], known: Sequence[str], where: str) -> None:

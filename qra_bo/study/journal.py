@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import time
 import zlib
 from collections.abc import Callable, Iterable, Mapping
@@ -14,7 +15,9 @@ from types import TracebackType
 from typing import Any
 
 from qra_bo.errors import JournalError, OracleError, OutputError
+from qra_bo.files import check_plain
 from qra_bo.records import SCHEMA_VERSION
+from qra_bo.redact import redact_all
 from qra_bo.study.lock import RunLock
 
 JOURNAL_NAME = "trials.jsonl"
@@ -23,6 +26,8 @@ _RESERVED = frozenset({"event", "time", "session", "elapsed", "crc"})
 _FIRST_BYTES = b'{"event":"header"'
 _LISTED = 8
 """Differences that a message spells out."""
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
+"""Characters that could make a terminal do something, or that can't be encoded."""
 
 
 def canonical(data: Mapping[str, Any]) -> str:
@@ -58,7 +63,9 @@ def read_journal(path: Path) -> JournalContent:
 
     Raises:
         JournalError: If the file can't be read, has no readable header, or was written by a newer release.
+        OutputError: If it is a link or no regular file.
     """
+    check_plain(path)
     try:
         raw = path.read_bytes()
     except OSError as error:
@@ -85,15 +92,27 @@ def _decode(line: bytes) -> Event | None:
     """The event of one line, or ``None`` if it is not what was written."""
     try:
         data = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(data, dict) or not isinstance(data.get("event"), str) or type(data.get("session")) is not int \
             or type(data.get("elapsed")) not in (int, float):
         return None
     try:
-        return data if data.get("crc") == checksum(data) else None
-    except ValueError:  # NaN and infinity are never written
+        good = data.get("crc") == checksum(data)
+    except (ValueError, RecursionError):  # NaN and infinity are never written
         return None
+    if good and (b"\\" in line or not line.isascii() or b"\x7f" in line):
+        data = _printable(data)
+    return data if good else None
+
+
+def _printable(value: Any) -> Any:
+    """A JSON value whose texts are safe to show: a checksum tells that a line is whole, not who wrote it."""
+    if isinstance(value, str):
+        return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", value)
+    if isinstance(value, dict):
+        return {_printable(k): _printable(v) for k, v in value.items()}
+    return [_printable(v) for v in value] if isinstance(value, list) else value
 
 
 def _check_header(path: Path, raw: bytes, good_bytes: int) -> None:
@@ -106,7 +125,7 @@ def _check_header(path: Path, raw: bytes, good_bytes: int) -> None:
     line = raw[: raw.index(b"\n")]
     try:
         version = json.loads(line)["schema_version"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         version = None
     if type(version) is int and version > SCHEMA_VERSION:
         raise JournalError(f"{path} was written with schema {version}, this release reads up to {SCHEMA_VERSION}; "
@@ -178,17 +197,18 @@ class Journal:
     def __enter__(self) -> "Journal":
         self._lock.__enter__()
         try:
+            check_plain(self.path)
             if self.path.exists():
                 self.content = read_journal(self.path)
             self._size = self.content.good_bytes
             self._session = 1 + max((int(e["session"]) for e in self.content.events), default=0)
-            self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
             _sync_folder(self.path.parent)
         except OSError as error:
             self._lock.__exit__(None, None, None)
             raise OutputError(f"the journal {self.path} can't be written ({error.strerror}); choose another folder "
                               "with out=, or mend its permissions") from error
-        except JournalError:
+        except (JournalError, OutputError):
             self._lock.__exit__(None, None, None)
             raise
         self._started = self._clock()
@@ -207,7 +227,7 @@ class Journal:
         return self._clock() - self._started
 
     def append(self, event: str, fields: Mapping[str, Any]) -> Event:
-        """Write one event and wait until the disk has it; returns it as a reader will see it.
+        """Write one event, secrets hidden, and wait until the disk has it; returns it as a reader will see it.
 
         Raises:
             OracleError: If a field is reserved or not JSON: a bug of the caller.
@@ -217,7 +237,7 @@ class Journal:
             raise OracleError(f"the event {event!r} can't be written: its fields {sorted(fields.keys() & _RESERVED)} "
                               "are the journal's own, or the journal is not open")
         data: Event = {"event": event, "time": datetime.now().astimezone().isoformat(timespec="milliseconds"),
-                       "session": self._session, "elapsed": round(self.elapsed, 3), **fields}
+                       "session": self._session, "elapsed": round(self.elapsed, 3), **redact_all(dict(fields))}
         try:
             data["crc"] = checksum(data)
             line = json.dumps(data, separators=(",", ":"), allow_nan=False).encode() + b"\n"
@@ -227,11 +247,20 @@ class Journal:
             self._write(self._fd, line)
         return dict(json.loads(line))
 
+    def _is_in_place(self, fd: int) -> bool:
+        """Whether the path still names the file that is open: what is written elsewhere would be lost to a resume."""
+        try:
+            there = os.stat(self.path, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        here = os.fstat(fd)
+        return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
+
     def _write(self, fd: int, line: bytes) -> None:
         """Write at the end of the last complete line: what a killed process left behind it is cut away."""
         try:
-            if os.fstat(fd).st_nlink == 0:
-                raise FileNotFoundError(errno.ENOENT, "it was deleted while the run was writing it")
+            if not self._is_in_place(fd):
+                raise FileNotFoundError(errno.ENOENT, "it was deleted, moved or replaced while the run was writing it")
             os.ftruncate(fd, self._size)
             written = 0
             while written < len(line):

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import IO
 
 from qra_bo.errors import OutputError
+from qra_bo.files import check_plain
 
 LOCK_NAME = ".lock"
 
@@ -32,8 +33,10 @@ class RunLock:
         self._file: IO[str] | None = None
 
     def __enter__(self) -> "RunLock":
+        check_plain(self.path)
         try:
-            file = self.path.open("a+", encoding="utf-8")
+            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+            file = os.fdopen(fd, "r+", encoding="utf-8")
         except OSError as error:
             raise OutputError(f"the run's folder {self.path.parent} can't be written ({error.strerror}); choose "
                               "another with out=, or mend its permissions") from error

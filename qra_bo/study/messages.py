@@ -81,9 +81,15 @@ def failure(state: TrialState, message: str, new_steps: int, seconds: float) -> 
     return Measurement(state, None, None, (), new_steps, 0, 0, None, seconds, 0.0, message)
 
 
+OUT_OF_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory",
+                 "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+"""How plain ``RuntimeError`` s of torch say that host or device memory ran out."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether ``error`` is host or device memory running out, told by name so that torch need not be loaded."""
-    return isinstance(error, MemoryError) or any(c.__name__ == "OutOfMemoryError" for c in type(error).__mro__)
+    return (isinstance(error, MemoryError) or any(c.__name__ == "OutOfMemoryError" for c in type(error).__mro__)
+            or (isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY)))
 
 
 def is_result(error: BaseException) -> bool:

@@ -12,7 +12,7 @@ from qra_bo.errors import JournalError
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "hqq", "botorch", "gpytorch", "numpy", "scipy", "pymoo",
             "safetensors", "gguf", "datasets")
-INCOMPARABLE = ("data_sha256", "dtype", "train")
+INCOMPARABLE = ("data_sha256", "dtype", "train", "model_sha256")
 """What may not change between the sessions of one run: results before and after would not compare."""
 NOTABLE = ("version", "git", "packages", "device", "threads", "python", "platform")
 """What may change, and is then said."""
@@ -58,9 +58,10 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What changed between two sessions of a run without making results incomparable, in words.
 
     Raises:
-        JournalError: If data, compute type or trainer differ.
+        JournalError: If model, data, compute type or trainer differ.
     """
-    broken = [f"{k} was {before.get(k)!r} and is {now.get(k)!r}" for k in INCOMPARABLE if before.get(k) != now.get(k)]
+    broken = [f"{k} was {before.get(k)!r} and is {now.get(k)!r}" for k in INCOMPARABLE
+              if k in before and before[k] != now.get(k)]  # an older release may not have written it down
     if broken:
         raise JournalError(f"the run can't be continued, its results before and after would not compare: "
                            f"{'; '.join(broken)}. Restore that, or start a new run with another out=")

@@ -13,6 +13,7 @@ import qra_bo
 from qra_bo.errors import JournalError, OracleError, QRABOError
 from qra_bo.memory.formats import parse_format
 from qra_bo.records import SCHEMA_VERSION, Evaluation, EvaluationRequest, Fidelity, Measurement, TrialState
+from qra_bo.redact import redact
 from qra_bo.space import Allocation
 from qra_bo.study.executor import Executor
 from qra_bo.study.journal import Event, Journal, canonical, check_same_configuration, session_seconds
@@ -98,6 +99,7 @@ class Runner:
 
     def warn(self, message: str) -> None:
         """Write a warning, once a run."""
+        message = redact(message)
         if message not in self._warned:
             self._append("warning", {"message": message})
 

@@ -10,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from qra_bo.redact import redact
 from qra_bo.study.study import Study
 
 log = logging.getLogger(__name__)
@@ -68,7 +69,7 @@ class StatusFile:
         best = study.incumbent
         planned = study.header.get("planned_cost")
         data = {"schema_version": 1, "state": state, "stage": self.stage, "progress": self._activity,
-                "message": message, "evaluations": study.states, "cost": study.cost.tokens,
+                "message": redact(message), "evaluations": study.states, "cost": study.cost.tokens,
                 "search_cost": study.search_cost.tokens, "planned_cost": planned, "eta_seconds": eta_seconds(study),
                 "best_loss": None if best is None else best.loss, "pid": os.getpid(), "host": socket.gethostname(),
                 "updated": datetime.now().astimezone().isoformat(timespec="seconds")}

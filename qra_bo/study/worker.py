@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from qra_bo.errors import ConfigError
-from qra_bo.oracle.protocol import Oracle
+from qra_bo.oracle.protocol import Oracle, StopRequested
 from qra_bo.study.messages import (
     error_to_json,
     failure_of,
@@ -50,6 +50,8 @@ def worker_main(connection: Connection, target: str, kwargs: str) -> None:
     try:
         while _answer(connection, oracle):
             pass
+    except StopRequested:
+        return  # what was being evaluated has been kept
     finally:
         oracle.close()
 
@@ -110,7 +112,7 @@ def _answer(connection: Connection, oracle: Oracle) -> bool:
 
 
 class _Reporter:
-    """Sends progress to the driver, not more often than a person or a deadline needs."""
+    """Sends progress to the driver, not more often than a person or a deadline needs, and stops when it says so."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -119,6 +121,8 @@ class _Reporter:
 
     def __call__(self, what: str, done: int, total: int) -> None:
         self.done = done
+        if self._connection.poll():  # while work goes on the driver says nothing but that it is to end, or dies
+            raise StopRequested
         now = time.monotonic()
         if done >= total or now - self._last >= PROGRESS_SECONDS:
             self._last = now

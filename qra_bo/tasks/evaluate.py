@@ -10,6 +10,7 @@ from rich.console import Console
 from qra_bo.build import BytesPredictor
 from qra_bo.config import RunConfig
 from qra_bo.errors import ConfigError, OutputError, SpaceError
+from qra_bo.files import strict_json
 from qra_bo.memory.budget import format_for, format_size, parse_budget
 from qra_bo.memory.formats import parse_format
 from qra_bo.oracle.protocol import Progress
@@ -90,7 +91,7 @@ def read_allocation(text: str, space: SearchSpace) -> tuple[Allocation, float | 
         return uniform(space.n_units, format_for(int(chosen.bits or 0), space).name, int(chosen.rank or 0)), None
     path = Path(text).expanduser()
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = strict_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"allocation must be uniform:BITS,RANK or a JSON file such as a best.json; {text!r} can't be "
                           f"read ({error.strerror})") from error

@@ -1,5 +1,8 @@
+import os
+import time
 from pathlib import Path
 
+import pytest
 import torch
 
 from qra_bo.oracle.checkpoints import Checkpoint, CheckpointStore
@@ -41,3 +44,36 @@ def test_the_oldest_go_first(tmp_path: Path) -> None:
         store.save(name, _checkpoint(1, 1))
     assert len(list(tmp_path.glob("*.safetensors"))) == 2
     assert store.load("c", 1) is not None
+
+
+def test_a_full_disk_costs_the_checkpoint_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                           caplog: pytest.LogCaptureFixture) -> None:
+    store = CheckpointStore(tmp_path / "c")
+    assert store.save("x", _checkpoint(1, 8))
+
+    def full(fd: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert not store.save("x", _checkpoint(2, 8))
+    assert "No space left" in caplog.text
+    assert [p.name for p in (tmp_path / "c").iterdir()] == ["x.safetensors"]
+    kept = store.load("x", 8)
+    assert kept is not None
+    assert kept.step == 1
+
+
+def test_a_folder_that_vanished_is_not_made_again(tmp_path: Path) -> None:
+    assert not CheckpointStore(tmp_path / "gone" / "checkpoints").save("x", _checkpoint(1, 8))
+    assert not (tmp_path / "gone").exists()
+
+
+def test_a_clock_that_is_set_back_does_not_remove_the_newest(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep=2)
+    ahead = time.time() + 10**6
+    for name in ("a", "b"):
+        store.save(name, _checkpoint(1, 1))
+        os.utime(tmp_path / f"{name}.safetensors", (ahead, ahead + (name == "b")))
+    store.save("c", _checkpoint(1, 1))
+    store.save("d", _checkpoint(1, 1))
+    assert {p.stem for p in tmp_path.glob("*.safetensors")} == {"c", "d"}

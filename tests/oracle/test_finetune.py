@@ -10,12 +10,13 @@ from qra_bo.memory.formats import parse_format
 from qra_bo.memory.model import MemoryModel, TrainShape
 from qra_bo.oracle.adapters import AdapterSettings
 from qra_bo.oracle.bank import LayerBank
-from qra_bo.oracle.checkpoints import CheckpointStore
+from qra_bo.oracle.checkpoints import Checkpoint, CheckpointStore
 from qra_bo.oracle.data.load import load_data
 from qra_bo.oracle.data.options import DataConfig
 from qra_bo.oracle.data.tiny import ByteTokenizer
 from qra_bo.oracle.finetune import FinetuneOracle, FinetuneSettings
 from qra_bo.oracle.optimizer import UnitwiseAdamW
+from qra_bo.oracle.protocol import StopRequested
 from qra_bo.oracle.training import TrainSettings
 from qra_bo.records import EvaluationRequest, TrialState
 from qra_bo.space import Allocation, Ladder, SearchSpace, make_units, uniform
@@ -91,6 +92,30 @@ def test_an_evaluation_cut_off_goes_on_as_if_it_had_not_been(tmp_path: Path, mon
     assert replace(resumed, seconds=0, switch_seconds=0) == replace(whole, seconds=0, switch_seconds=0)
     again = make(tmp_path).evaluate(REQUEST, quiet)  # finished, and the journal's line lost
     assert replace(again, seconds=0, switch_seconds=0) == replace(whole, seconds=0, switch_seconds=0)
+
+
+def test_an_evaluation_that_is_stopped_keeps_its_last_step(tmp_path: Path) -> None:
+    whole, oracle = make().evaluate(REQUEST, quiet), make(tmp_path)
+
+    def stop(what: str, done: int, total: int) -> None:
+        if done == 5:
+            raise StopRequested
+
+    with pytest.raises(StopRequested):
+        oracle.evaluate(REQUEST, stop)
+    steps: list[int] = []
+    resumed = make(tmp_path).evaluate(REQUEST, lambda what, done, total: steps.append(done))
+    assert steps == [6, 7, 8]
+    assert replace(resumed, seconds=0, switch_seconds=0) == replace(whole, seconds=0, switch_seconds=0)
+
+
+def test_a_foreign_checkpoint_is_not_used(tmp_path: Path) -> None:
+    oracle = make(tmp_path)
+    expected = oracle.evaluate(REQUEST, quiet)
+    (path,) = tmp_path.glob("*.safetensors")
+    CheckpointStore(tmp_path).save(path.stem, Checkpoint(6, 8, 0, 0, 0, (), {"x|master": torch.zeros(3)}))
+    found = oracle.evaluate(REQUEST, quiet)
+    assert (found.loss, found.new_steps) == (expected.loss, 8)
 
 
 def test_divergence_is_a_result_and_the_next_evaluation_is_unharmed() -> None:

@@ -169,7 +169,7 @@ def other_format(data: dict[str, Any]) -> None:
     (lambda d: d.pop("modules"), "modules"),
     (other_format, "nf4"),
     (lambda d: d.update(packed="gone.safetensors"), "missing"),
-    (lambda d: d["modules"]["model.layers.0.mlp.up_proj"].update(rank=7), "different runs"),
+    (lambda d: d["modules"]["model.layers.0.mlp.up_proj"].update(rank=7), "belongs to another run"),
     (lambda d: d["model"].update(n_layers=1), r"layers\.1"),
     (lambda d: d["model"].update(source="moon"), "moon"),
 ])

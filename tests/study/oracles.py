@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from qra_bo.errors import ModelError, OracleError
-from qra_bo.oracle.protocol import Progress
+from qra_bo.oracle.protocol import Progress, StopRequested
 from qra_bo.records import EvaluationRequest, Measurement, TrialState
 from qra_bo.sensitivity.profile import SensitivityProfile
 
@@ -19,6 +19,10 @@ UNITS = tuple(f"model.layers.{u}" for u in range(4))
 FORMATS = ("ref2", "ref4", "ref8")
 DAMAGE = np.outer([1.0, .3, .2, .6], [1.0, .1, .0])
 TOKENS = 10
+
+
+class OutOfMemoryError(RuntimeError):
+    """Named as torch's."""
 
 
 class PlantedOracle:
@@ -46,12 +50,19 @@ class PlantedOracle:
         return SensitivityProfile(UNITS, FORMATS, DAMAGE, DAMAGE * .7, gain, 4.0 + 1 / 3, "planted")
 
     def evaluate(self, request: EvaluationRequest, progress: Progress) -> Measurement:
-        self._fault()
+        fault = self._fault()
         start = time.monotonic()
-        for step in range(request.steps):
-            progress("train", step + 1, request.steps)
-            time.sleep(self.pause / request.steps)
+        for step in range(10**6 if fault == "crawl" else request.steps):
+            try:
+                progress("train", step + 1, 10**6 if fault == "crawl" else request.steps)
+            except StopRequested:
+                if self.folder is not None:
+                    (self.folder.parent / "kept").write_text(str(step + 1))
+                raise
+            time.sleep(.05 if fault == "crawl" else self.pause / request.steps)
         a = request.allocation
+        if fault == "nan":
+            return Measurement(TrialState.OK, float("nan"), .002, (), request.steps, 1, 1, None, 0.0, 0.0)
         noise = np.random.default_rng(abs(int(a.fingerprint, 16)) + request.train_seed).normal() * .001
         damage = {"fp16": np.zeros(4), **{f: DAMAGE[:, i] for i, f in enumerate(FORMATS)}}
         loss = (4 + sum(damage[f][u] / (1 + .2 * r) for u, (f, r) in enumerate(zip(a.formats, a.ranks, strict=True)))
@@ -63,9 +74,9 @@ class PlantedOracle:
     def close(self) -> None:
         self.closed = True
 
-    def _fault(self) -> None:
+    def _fault(self) -> str | None:
         if self.folder is None:
-            return
+            return None
         n = len(list(self.folder.iterdir()))
         (self.folder / str(n)).touch()
         fault = self.faults.get(str(n))
@@ -79,8 +90,14 @@ class PlantedOracle:
             raise RuntimeError("matrix is singular\nand more")
         elif fault == "memory":
             raise MemoryError("no room")
+        elif fault == "allocator":
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:124] data. DefaultCPUAllocator: can't allocate memory: "
+                               "you tried to allocate 4096 bytes. Error code 12")
+        elif fault == "device":
+            raise OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
         elif fault == "bug":
             raise OracleError("realised rank differs")
+        return fault
 
 
 def make(**kwargs: Any) -> PlantedOracle:

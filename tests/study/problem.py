@@ -16,8 +16,9 @@ from qra_bo.searcher import Searcher, SearchProblem
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import Allocation, CostTable, Ladder, Linear, PhaseCost, SearchSpace, Unit, uniform
 from qra_bo.study.engine import Engine
-from qra_bo.study.executor import Executor, InProcessExecutor, OracleSpec, SubprocessExecutor
+from qra_bo.study.executor import Executor, InProcessExecutor, OracleSpec
 from qra_bo.study.options import EngineConfig, FinalTask, Parts
+from qra_bo.study.process import Limits, SubprocessExecutor
 from qra_bo.study.signals import RunInterrupted
 from tests.study.oracles import FORMATS, TOKENS, UNITS, PlantedOracle
 
@@ -133,7 +134,7 @@ def deliver(task: FinalTask) -> Any:
 
 def main(folder: str, pause: float) -> None:
     """A whole run with its worker process, for tests that kill it."""
-    executor = SubprocessExecutor(OracleSpec("tests.study.oracles:make", {"pause": pause}), 30)
+    executor = SubprocessExecutor(OracleSpec("tests.study.oracles:make", {"pause": pause}), Limits(30))
     Engine(make_config(Path(folder), high_equivalents=14), make_parts(executor, finalise=deliver)).run()
 
 

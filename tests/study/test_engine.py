@@ -12,9 +12,10 @@ from qra_bo.records import Evaluation, Fidelity, Proposal, TrialState
 from qra_bo.searcher import SearchProblem
 from qra_bo.space import Allocation, uniform
 from qra_bo.study.engine import Engine, RunOutcome
-from qra_bo.study.executor import InProcessExecutor, OracleSpec, SubprocessExecutor
+from qra_bo.study.executor import InProcessExecutor, OracleSpec
 from qra_bo.study.journal import checksum, read_journal
 from qra_bo.study.options import Delivery, FinalTask
+from qra_bo.study.process import Limits, SubprocessExecutor
 from qra_bo.study.results import load_study, write_best
 from qra_bo.study.runner import SearcherError
 from tests.study.oracles import PlantedOracle
@@ -165,7 +166,7 @@ def test_a_run_survives_dying_and_hanging_workers(whole: tuple[Path, RunOutcome]
     faults.mkdir()
     spec = OracleSpec("tests.study.oracles:make", {"faults": {"10": "kill", "14": "hang", "18": "exit"},
                                                    "folder": str(faults)})
-    outcome = run(tmp_path / "run", {"executor": SubprocessExecutor(spec, 1.0)})
+    outcome = run(tmp_path / "run", {"executor": SubprocessExecutor(spec, Limits(1.0))})
     assert outcome.study.states["failed"] == 3
     assert outcome.exit_status == 0
     messages = [e.measurement.message for e in outcome.study.evaluations if not e.ok]

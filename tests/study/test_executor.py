@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import pytest
 from qra_bo.errors import ConfigError, ModelError, OracleError
 from qra_bo.records import EvaluationRequest, TrialState
 from qra_bo.space import uniform
-from qra_bo.study.executor import Executor, InProcessExecutor, OracleSpec, SubprocessExecutor, WorkerError
+from qra_bo.study.executor import Executor, InProcessExecutor, OracleSpec
 from qra_bo.study.messages import ProfileResult, measurement_from_json, measurement_to_json
+from qra_bo.study.process import Limits, SubprocessExecutor, WorkerError
 from tests.study.oracles import PlantedOracle
 
 REQUEST = EvaluationRequest(uniform(4, "ref4", 4), 8, 8, 3, "validation", 2.0)
@@ -29,10 +31,13 @@ def quiet(what: str, done: int, total: int) -> None:
 def make_faulty(tmp_path: Path) -> Iterator[Any]:
     """Executors with a fault at the given evaluations."""
     made: list[SubprocessExecutor] = []
+    (tmp_path / "faults").mkdir()
 
-    def make(deadline: float | None = 30.0, **faults: str) -> SubprocessExecutor:
-        kwargs = {"faults": {k.removeprefix("at"): v for k, v in faults.items()}, "folder": str(tmp_path)}
-        made.append(SubprocessExecutor(OracleSpec(TARGET, kwargs), deadline))
+    def make(deadline: float | None = 30.0, slowdown: float | None = None, retries: int = 0,
+             **faults: str) -> SubprocessExecutor:
+        kwargs = {"faults": {k.removeprefix("at"): v for k, v in faults.items()}, "folder": str(tmp_path / "faults")}
+        made.append(SubprocessExecutor(OracleSpec(TARGET, kwargs),
+                                       Limits(deadline, slowdown, retries=retries)))
         return made[-1]
 
     yield make
@@ -58,6 +63,7 @@ def test_worker_answers_as_the_oracle_does_and_passes_progress_on(faulty: Any) -
 @pytest.mark.parametrize(("fault", "state", "message"), [
     ("kill", TrialState.FAILED, "killed by SIGKILL"), ("exit", TrialState.FAILED, "exit status 3"),
     ("raise", TrialState.FAILED, "RuntimeError: matrix is singular"), ("memory", TrialState.OOM, "no room"),
+    ("allocator", TrialState.OOM, "DefaultCPUAllocator"), ("device", TrialState.OOM, "Tried to allocate 2 GiB"),
     ("hang", TrialState.FAILED, "silent for more than 1.5 s")])
 def test_a_fault_is_a_result_and_the_next_request_is_served(faulty: Any, fault: str, state: TrialState,
                                                             message: str) -> None:
@@ -67,6 +73,54 @@ def test_a_fault_is_a_result_and_the_next_request_is_served(faulty: Any, fault: 
     assert message in first.message
     assert first.loss is None
     assert executor.evaluate(REQUEST, quiet).state is TrialState.OK
+
+
+@pytest.mark.parametrize("fault", ["kill", "hang"])
+def test_a_lost_evaluation_is_begun_again_where_that_is_allowed(faulty: Any, fault: str) -> None:
+    executor = faulty(deadline=1.5, retries=1, at0=fault)
+    assert executor.evaluate(REQUEST, quiet).loss == PlantedOracle().evaluate(REQUEST, quiet).loss
+
+
+def test_what_is_lost_twice_is_a_failure(faulty: Any) -> None:
+    executor = faulty(retries=1, at0="kill", at1="exit")
+    assert "exit status 3" in executor.evaluate(REQUEST, quiet).message
+    assert executor.evaluate(REQUEST, quiet).state is TrialState.OK
+
+
+def test_what_ran_out_of_memory_is_not_begun_again(faulty: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    kills = iter([0, 1])
+    monkeypatch.setattr("qra_bo.study.process.out_of_memory_kills", lambda: next(kills))
+    lost = faulty(retries=1, at0="kill").evaluate(REQUEST, quiet)
+    assert lost.state is TrialState.OOM
+    assert "the machine ran out of memory" in lost.message
+
+
+def test_a_worker_that_moves_and_never_ends_is_told_by_what_such_evaluations_took(faulty: Any) -> None:
+    executor = faulty(deadline=1.0, slowdown=2.0, at1="crawl")
+    assert executor._allowed(REQUEST) is None  # nothing is known yet
+    first = executor.evaluate(REQUEST, quiet)
+    assert executor._allowed(REQUEST) == pytest.approx(1.0 + 2.0 * first.seconds)
+    assert executor._allowed(replace(REQUEST, steps=4)) == pytest.approx(1.0 + first.seconds)
+    lost = executor.evaluate(REQUEST, quiet)
+    assert lost.state is TrialState.FAILED
+    assert "far longer than such evaluations" in lost.message
+    assert executor.evaluate(REQUEST, quiet).state is TrialState.OK
+
+
+def test_a_worker_at_work_keeps_its_evaluation_when_it_is_closed(faulty: Any, tmp_path: Path) -> None:
+    executor = faulty(at0="crawl")
+    seen: list[int] = []
+
+    def stop(what: str, done: int, total: int) -> None:
+        seen.append(done)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        executor.evaluate(REQUEST, stop)
+    process = executor._process
+    executor.close()
+    assert process.exitcode == 0
+    assert int((tmp_path / "kept").read_text()) >= seen[-1]
 
 
 def test_a_worker_that_died_idle_is_replaced(faulty: Any) -> None:
@@ -86,17 +140,17 @@ def test_a_bug_of_the_oracle_is_an_error_with_its_traceback(faulty: Any) -> None
 
 def test_what_the_user_must_mend_arrives_as_it_was_raised() -> None:
     with pytest.raises(ModelError, match="no weights of big") as caught:
-        SubprocessExecutor(OracleSpec("tests.study.oracles:no_weights", {"name": "big"}), 30).describe()
+        SubprocessExecutor(OracleSpec("tests.study.oracles:no_weights", {"name": "big"}), Limits(30)).describe()
     assert caught.value.exit_status == 2
     with pytest.raises(ConfigError, match="can't be imported"):
-        SubprocessExecutor(OracleSpec("tests.study.oracles:absent"), 30).describe()
+        SubprocessExecutor(OracleSpec("tests.study.oracles:absent"), Limits(30)).describe()
     with pytest.raises(ConfigError, match="JSON"):
         OracleSpec(TARGET, {"x": object()})
 
 
 def test_a_worker_lost_while_it_builds_is_an_error() -> None:
     with pytest.raises(WorkerError, match=r"built the oracle.*exit status 7"):
-        SubprocessExecutor(OracleSpec("tests.study.oracles:dies_early"), 30).evaluate(REQUEST, quiet)
+        SubprocessExecutor(OracleSpec("tests.study.oracles:dies_early"), Limits(30)).evaluate(REQUEST, quiet)
 
 
 def test_worker_ignores_the_terminals_signals_and_ends_on_close(faulty: Any) -> None:

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import zlib
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -181,6 +182,62 @@ def test_deleted_journal_is_noticed(tmp_path: Path) -> None:
         journal.path.unlink()
         with pytest.raises(OutputError, match="deleted"):
             journal.append("warning", {"message": "nowhere"})
+
+
+@pytest.mark.parametrize("how", ["replaced", "moved"])
+def test_a_journal_that_is_no_longer_in_its_place_is_noticed(tmp_path: Path, how: str) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with Journal(folder) as journal:
+        journal.append("header", HEADER)
+        if how == "moved":
+            folder.rename(tmp_path / "elsewhere")
+        else:
+            journal.path.unlink()
+            journal.path.write_text("another\n")
+        with pytest.raises(OutputError, match="moved or replaced"):
+            journal.append("warning", {"message": "nowhere"})
+
+
+def test_a_disk_that_refuses_to_keep_a_line_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Journal(tmp_path) as journal:
+        journal.append("header", HEADER)
+
+        def full(fd: int) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(os, "fsync", full)
+        with pytest.raises(OutputError, match="No space left"):
+            journal.append("warning", {"message": "lost"})
+
+
+def test_a_file_system_that_is_read_only_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_only(*args: object) -> int:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(os, "open", read_only)
+    with pytest.raises(OutputError, match=r"Read-only file system.*out="), Journal(tmp_path):
+        pass
+
+
+def test_a_clock_that_jumps_changes_no_duration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Jumping(datetime):
+        when = iter([datetime(2030, 1, 1), datetime(1999, 1, 1), datetime(2050, 1, 1)])
+
+        @classmethod
+        def now(cls, tz: object = None) -> datetime:
+            return next(cls.when)
+
+    monkeypatch.setattr("qra_bo.study.journal.datetime", Jumping)
+    monotonic = iter([0.0, 10.0, 11.5, 13.0, 14.5])
+    with Journal(tmp_path, clock=lambda: next(monotonic)) as journal:
+        journal.append("header", HEADER)
+        journal.append("warning", {"message": "a"})
+        journal.append("warning", {"message": "b"})
+    events = read_journal(tmp_path / "trials.jsonl").events
+    assert [e["time"][:4] for e in events] == ["2030", "1999", "2050"]
+    assert [e["elapsed"] for e in events] == [1.5, 3.0, 4.5]
+    assert session_seconds(events) == 4.5
 
 
 def test_unwritable_folder_is_refused(tmp_path: Path) -> None:

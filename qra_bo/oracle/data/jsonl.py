@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from qra_bo.errors import DataError
+from qra_bo.files import strict_json
 from qra_bo.oracle.data.records import Record
 
 Fields = Mapping[str, Any]
@@ -46,9 +47,11 @@ def _objects(text: str, path: str) -> Iterator[tuple[str, Any]]:
     """Each object of the file with a name of its place."""
     if text.lstrip().startswith("["):
         try:
-            items = json.loads(text)
+            items = strict_json(text)
         except json.JSONDecodeError as error:
             raise DataError(f"{path}, line {error.lineno}: not valid JSON ({error.msg})") from error
+        except ValueError as error:
+            raise DataError(f"{path}: not valid JSON ({error})") from error
         for i, item in enumerate(items, start=1):
             yield f"{path}, record {i}", item
         return
@@ -56,9 +59,10 @@ def _objects(text: str, path: str) -> Iterator[tuple[str, Any]]:
         if not line.strip():
             continue
         try:
-            item = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}, line {number}: not valid JSON ({error.msg}); "
+            item = strict_json(line)
+        except ValueError as error:
+            reason = error.msg if isinstance(error, json.JSONDecodeError) else error
+            raise DataError(f"{path}, line {number}: not valid JSON ({reason}); "
                             "expected one JSON object a line") from error
         yield f"{path}, line {number}", item
 
@@ -74,6 +78,8 @@ def to_record(fields: Any, where: str) -> Record:
     for names, convert in _CONVERTERS:
         if all(name in fields for name in names):
             record = convert(fields, where)
+            if any("\ud800" <= c <= "\udfff" for c in record.prompt + record.target):
+                raise DataError(f"{where}: the text holds half of a surrogate pair, which is no character")
             if not record.target.strip():
                 raise DataError(f"{where}: the text to learn is empty")
             return record

@@ -1,0 +1,97 @@
+"""Files that may come from strangers, and folders that may be full, read-only or gone: one message for each."""
+
+import json
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+from qra_bo.errors import OutputError
+
+DEEPEST_LINK = 2
+"""How many folders deep a run's own files lie (``plots/x.png``, ``export/adapter_uniform_rank/x``)."""
+
+
+@contextmanager
+def writing(where: Path, remedy: str) -> Iterator[None]:
+    """What goes wrong with the disk or the folder while ``where`` is written, as a user error.
+
+    Args:
+        where: File or folder, for the message.
+        remedy: What to do once the disk is mended.
+
+    Raises:
+        OutputError: For an ``OSError`` inside the block, or what safetensors makes of one.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"{where} can't be written ({error.strerror or error}); free the disk or mend the folder, "
+                          f"then {remedy}") from error
+    except Exception as error:
+        if type(error).__name__ != "SafetensorError":  # its package may not be loaded
+            raise
+        raise OutputError(f"{where} can't be written ({error}); free the disk or mend the folder, then {remedy}"
+                          ) from error
+
+
+def strict_json(text: str | bytes) -> Any:
+    """The JSON value of ``text``, with nothing in it that this program never writes.
+
+    Raises:
+        ValueError: If it is no JSON, is nested too deeply, or holds NaN or a number beyond the range of floats.
+    """
+    try:
+        return json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a finite number")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if value - value != 0.0:
+        raise ValueError(f"{text[:40]} is beyond the range of numbers")
+    return value
+
+
+def check_plain(path: Path) -> None:
+    """Refuse a name that is a link or no regular file; one that is not there is fine.
+
+    Raises:
+        OutputError: If it is a symbolic link, a pipe, a device or a folder.
+    """
+    try:
+        mode = os.lstat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        raise OutputError(f"{path} can't be read ({error.strerror}); mend its permissions, or choose another folder"
+                          ) from error
+    if not stat.S_ISREG(mode):
+        what = "a symbolic link" if stat.S_ISLNK(mode) else "a folder" if stat.S_ISDIR(mode) else "no regular file"
+        raise OutputError(f"{path} is {what}, and a run's folder holds plain files: it was not made by this program, "
+                          "or was changed; nothing in it is touched. Take its plain copy, or another folder with out=")
+
+
+def check_run_folder(folder: Path) -> None:
+    """Refuse a run's folder with links in it: what is written to or read from such a folder would go elsewhere.
+
+    Raises:
+        OutputError: With the first links found, and where they lead.
+    """
+    links = []
+    for root, folders, names in os.walk(folder):
+        here = Path(root)
+        links += [here / name for name in (*folders, *names) if (here / name).is_symlink()]
+        if len(here.relative_to(folder).parts) >= DEEPEST_LINK:
+            folders.clear()
+    if links:
+        listed = ", ".join(f"{link.relative_to(folder)} -> {os.readlink(link)}" for link in sorted(links)[:3])
+        raise OutputError(f"{folder} holds symbolic links ({listed}), which a run's folder never does: nothing in it "
+                          "is read or written. Take a copy without them, or another folder")

@@ -1,0 +1,204 @@
+"""What strangers send is data: each hostile file is refused with one clear message, and nothing of it runs."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from qra_bo.config import load_config
+from qra_bo.errors import DataError, JournalError, ModelError, OutputError, ProfileError, UserError
+from qra_bo.files import check_run_folder, strict_json
+from qra_bo.loading import load
+from qra_bo.oracle.base_models import load_base
+from qra_bo.oracle.data.jsonl import read_records
+from qra_bo.oracle.manifest import MANIFEST
+from qra_bo.report.write import load_run, write_report
+from qra_bo.run import run_folder
+from qra_bo.runs import main as runs
+from qra_bo.sensitivity.io import load_profile
+from qra_bo.study.journal import Journal, checksum, read_journal
+from tests.oracle.test_manifest import make_run
+from tests.report.fixtures import make_events, write_run
+
+DEEP = "[" * 100_000
+HF = {"name": "hf", "source": "path", "gguf_file": None, "revision": None, "trust_remote_code": False}
+
+
+@pytest.fixture(scope="module", name="whole")
+def make_whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    make_run(folder)
+    return folder
+
+
+def changed(whole: Path, target: Path, name: str, change: Callable[[dict[str, Any]], None]) -> Path:
+    """A copy of a finished run with one JSON file changed."""
+    shutil.copytree(whole, target)
+    data = json.loads((target / name).read_text())
+    change(data)
+    (target / name).write_text(json.dumps(data))
+    return target
+
+
+@pytest.mark.parametrize(("change", "error", "message"), [
+    (lambda d: d["model"].update(trust_remote_code=True, source="path", path="evil/model"), ModelError,
+     r"trust_remote_code.*qra_bo\.load\(run, trust_remote_code=True\)"),
+    (lambda d: d["model"].update(source="wheel", path="evil.package"), ModelError, "installed package"),
+    (lambda d: d["model"].update(source="pickle"), ModelError, "model.source"),
+    (lambda d: d.update(model=[1]), OutputError, "malformed"),
+    (lambda d: d.update(model={}), OutputError, "names no base model"),
+    (lambda d: d["model"].pop("vocab_size"), OutputError, "vocab_size"),
+    (lambda d: d.update(packed="../../etc/passwd"), OutputError, "packed"),
+    (lambda d: d.update(compute_dtype="load"), OutputError, "compute_dtype"),
+    (lambda d: d.update(packed_on="/dev/mem"), OutputError, "packed_on"),
+    (lambda d: next(iter(d["modules"].values())).update(bits=10**400), UserError, "bits"),
+    (lambda d: next(iter(d["modules"].values())).update(shape=[-1, 1 << 60]), OutputError, "shape")])
+def test_hostile_manifests_are_refused(whole: Path, tmp_path: Path, change: Any, error: type[UserError],
+                                       message: str) -> None:
+    with pytest.raises(error, match=message):
+        load(changed(whole, tmp_path / "run", MANIFEST, change))
+
+
+@pytest.mark.parametrize(("change", "what"), [
+    (lambda d: d.update(megatron_config={"a": 1}, megatron_core="evil"), "megatron_core"),
+    (lambda d: d.update(auto_mapping={"parent_library": "evil", "base_model_class": "X"}), "auto_mapping"),
+    (lambda d: d["rank_pattern"].update({"(a+)+$": 4}), "rank_pattern"),
+    (lambda d: d.update(init_lora_weights="pissa"), "init_lora_weights"),
+    (lambda d: d.update(peft_type="LOKR"), "LoRA"),
+    (lambda d: d.update(modules_to_save=["lm_head"]), "modules_to_save")])
+def test_hostile_adapter_configurations_are_refused(whole: Path, tmp_path: Path, change: Any, what: str) -> None:
+    with pytest.raises(OutputError, match=what):
+        load(changed(whole, tmp_path / "run", "adapter/adapter_config.json", change))
+
+
+def test_an_adapter_that_is_a_pickle_is_never_read(whole: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    (run / "adapter" / "adapter_model.safetensors").unlink()
+    torch.save({}, run / "adapter" / "adapter_model.bin")
+    with pytest.raises(OutputError, match="a pickle, which can run code"):
+        load(run)
+
+
+def test_links_in_a_run_are_refused_whoever_reads_or_writes_it(whole: Path, tmp_path: Path,
+                                                               capsys: pytest.CaptureFixture[str]) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    run = write_run(tmp_path / "runs" / "r", make_events())
+    (run / "report.html.part").symlink_to(victim)
+    for action in (lambda: write_report(run), lambda: load(run), lambda: check_run_folder(run),
+                   lambda: run_folder(load_config(["+model=tiny", "data=tiny", f"out={run}"]))):
+        with pytest.raises(OutputError, match=r"symbolic links \(report\.html\.part ->"):
+            action()
+    (run / "report.html.part").unlink()
+    (run / "checkpoints").symlink_to(tmp_path)
+    assert runs(["prune", str(tmp_path / "runs"), "--yes"]) == 2
+    assert "symbolic links" in capsys.readouterr().err
+    assert victim.read_text() == "precious"
+
+
+@pytest.mark.parametrize("name", [".lock", "trials.jsonl"])
+def test_nothing_is_written_through_a_link(tmp_path: Path, name: str) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).symlink_to(victim)
+    with pytest.raises(OutputError, match="symbolic link"), Journal(tmp_path / "run"):
+        pass
+    assert victim.read_text() == "precious"
+
+
+def test_a_journal_that_is_a_pipe_does_not_hang(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    os.mkfifo(tmp_path / "trials.jsonl")
+    with pytest.raises(OutputError, match="no regular file"):
+        read_journal(tmp_path / "trials.jsonl")
+    assert runs(["list", str(tmp_path)]) == 0
+    assert "unreadable" in capsys.readouterr().out
+
+
+def test_a_journal_nested_too_deeply_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "trials.jsonl").write_text('{"event":"header","x":' + DEEP + "\n")
+    with pytest.raises(JournalError, match="line 1 is not the header"):
+        read_journal(tmp_path / "trials.jsonl")
+
+
+def test_what_could_command_a_terminal_or_a_browser_is_only_shown(tmp_path: Path,
+                                                                  capsys: pytest.CaptureFixture[str]) -> None:
+    evil = "\x1b]0;owned\x07<script>alert(1)</script>\u202e\ud800[red]"
+    events = make_events(model=evil)
+    run = write_run(tmp_path / "r", events)
+    assert runs(["list", str(tmp_path)]) == 0
+    assert runs(["show", str(run)]) == 0
+    shown = capsys.readouterr().out
+    write_report(run)
+    page = (run / "report.html").read_text(encoding="utf-8")
+    for text in (shown, page):
+        assert not set("\x1b\x07\u202e") & set(text)
+    assert "<script>alert" not in page
+    assert load_run(run).header.model.endswith("</script>\ufffd\ufffd[red]")
+
+
+def test_checksums_hold_for_what_was_written(tmp_path: Path) -> None:
+    event = {"event": "header", "session": 1, "elapsed": 0, "schema_version": 1, "note": "\x1b[2J"}
+    line = json.dumps({**event, "crc": checksum(event)}).encode()
+    (tmp_path / "trials.jsonl").write_bytes(line + b"\n")
+    (read,) = read_journal(tmp_path / "trials.jsonl").events
+    assert read["note"] == "\ufffd[2J"
+
+
+@pytest.mark.parametrize("text", [DEEP, '{"text": ' + "9" * 5000 + "}", '{"text": NaN}', '{"text": 1e999}',
+                                  '{"text": "\\ud800"}', "\0", '{"text": "a"}\n' + DEEP])
+def test_hostile_data_files_are_refused_by_line(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text(text)
+    with pytest.raises(DataError, match=r"data\.jsonl"):
+        read_records(str(path), None)
+
+
+def test_a_data_file_that_is_a_pipe_or_a_device_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero"), tmp_path):
+        with pytest.raises(DataError, match="there is no file"):
+            read_records(str(path), None)
+
+
+@pytest.mark.parametrize("text", [DEEP, "[]", "{}", '{"units": 1e999}', "\ud800".encode("utf-8", "surrogatepass")])
+def test_hostile_profiles_are_refused(tmp_path: Path, text: str | bytes) -> None:
+    path = tmp_path / "profile.json"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ProfileError, match=r"profile\.json"):
+        load_profile(path)
+
+
+def test_a_model_folder_of_pickles_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    torch.save({}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(ModelError, match=r"pytorch_model\.bin: pickles.*safe_serialization=True"):
+        load_base({**HF, "path": str(tmp_path)})
+
+
+@pytest.mark.parametrize("config", ['{"model_type": "llama", "hidden_size": "x"}', "{", DEEP, "[]", '{"model_type": 3}',
+                                    '{"model_type": "llama", "auto_map": {"AutoModelForCausalLM": "evil.Evil"}}'])
+def test_hostile_model_folders_are_refused_and_their_code_does_not_run(tmp_path: Path, config: str) -> None:
+    (tmp_path / "config.json").write_text(config)
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass\n")
+    (tmp_path / "model.safetensors").write_bytes(b"\xff" * 64)
+    with pytest.raises(ModelError, match="can't be read"):
+        load_base({**HF, "path": str(tmp_path)})
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_gguf_file_lies_in_the_models_folder(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="gguf_file"):
+        load_base({**HF, "source": "wheel", "path": "qra_bo", "gguf_file": "../../secret.gguf"})
+
+
+@pytest.mark.parametrize("text", [DEEP, "NaN", "[1e400]", "-Infinity", "9" * 5000])
+def test_strict_json_has_one_error(text: str) -> None:
+    with pytest.raises(ValueError, match=r"\w"):
+        strict_json(text)
