@@ -142,12 +142,11 @@ def _budgets(configs: Sequence[RunConfig], setting: Setting, folders: Sequence[P
     Raises:
         BudgetError: With every budget that nothing fits.
     """
-    table = setting.memory.table(setting.space)
     budgets, problems = [], []
     for config, folder in zip(configs, folders, strict=True):
         try:
             budgets.append(budget_bytes(config, setting, folder))
-            check_budget(budgets[-1], table, setting.space)
+            check_budget(budgets[-1], setting.costs(budgets[-1]), setting.space)
         except BudgetError as error:
             problems.append(f"budget {config.budget[0]}: {error}")
     if problems:

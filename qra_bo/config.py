@@ -159,6 +159,7 @@ class RunConfig:
     budget: tuple[str, ...]
     bits: tuple[int, ...]
     ranks: tuple[int, ...]
+    max_average_bits: float | None
     granularity: Literal["layer", "block", "fused", "module"]
     effort: EffortConfig
     seed: int

@@ -26,7 +26,7 @@ from qra_bo.report.write import load_run, write_report
 from qra_bo.searcher import SearchProblem
 from qra_bo.sensitivity.given import given_profile
 from qra_bo.sensitivity.profile import SensitivityProfile
-from qra_bo.space import SearchSpace, uniform
+from qra_bo.space import CostTable, SearchSpace, limit_average_bits, uniform
 from qra_bo.study.engine import Engine, RunOutcome
 from qra_bo.study.executor import Executor, InProcessExecutor, OracleSpec
 from qra_bo.study.given import GivenProfileExecutor
@@ -66,12 +66,19 @@ class Setting:
         memory: The memory model.
         device: ``"cuda"`` or ``"cpu"``: what memory is predicted for.
         profile: The profile that was given, or ``None`` to measure one.
+        max_average_bits: Limit on code bits averaged over parameters, or ``None``.
     """
 
     space: SearchSpace
     memory: MemoryModel
     device: str
     profile: SensitivityProfile | None
+    max_average_bits: float | None = None
+
+    def costs(self, budget: int) -> CostTable:
+        """What decides whether an allocation may be used within ``budget`` bytes: memory, and the limit on bits."""
+        table, limit = self.memory.table(self.space), self.max_average_bits
+        return table if limit is None else limit_average_bits(table, self.space, budget, limit)
 
 
 def search(config: RunConfig | Sequence[str]) -> Result:
@@ -92,7 +99,7 @@ def search(config: RunConfig | Sequence[str]) -> Result:
         return search_budgets(config)
     folder, setting = run_folder(config), make_setting(config)
     budget = budget_bytes(config, setting, folder)
-    check_budget(budget, setting.memory.table(setting.space), setting.space)
+    check_budget(budget, setting.costs(budget), setting.space)
     return run_one(config, folder, setting, budget, make_executor(config, folder, setting.profile))
 
 
@@ -109,7 +116,7 @@ def make_setting(config: RunConfig) -> Setting:
         check_ram(config, spec, space)
     path = config.sensitivity.path
     profile = None if path is None else given_profile(Path(path).expanduser(), space.units, config.format_names)
-    return Setting(space, make_memory(config, spec, device), device, profile)
+    return Setting(space, make_memory(config, spec, device), device, profile, config.max_average_bits)
 
 
 def budget_bytes(config: RunConfig, setting: Setting, folder: Path) -> int:
@@ -202,7 +209,7 @@ def engine_settings(config: RunConfig, folder: Path, space: SearchSpace, budget:
         base_lr=config.adapter.lr, lr_rule=config.adapter.lr_rule, lr_scales=config.calibrate.lr_scales,
         alpha_over_rank=config.adapter.alpha_over_rank, init=config.adapter.init, references=references,
         ranking_top=config.effort.ranking_top, ranking_factor=config.confirm.ranking_factor,
-        max_hours=config.max_hours)
+        max_hours=config.max_hours, max_average_bits=config.max_average_bits)
 
 
 def token_seconds(config: RunConfig, setting: Setting) -> float | None:
@@ -252,7 +259,7 @@ def _device_type(config: RunConfig) -> str:
 def _parts(config: RunConfig, folder: Path, setting: Setting, budget: int, executor: Executor,
            view: LiveView | None) -> Parts:
     space = setting.space
-    predictor, table = BytesPredictor(setting.memory, space), setting.memory.table(space)
+    predictor, table = BytesPredictor(setting.memory, space), setting.costs(budget)
 
     def make_problem(profile: SensitivityProfile) -> SearchProblem:
         return SearchProblem(space, table, budget, profile, config.fidelity.high, config.fidelity.low, config.seed)

@@ -90,6 +90,9 @@ def _rule(key: str, value: object, ok: bool, rule: str) -> Iterator[Problem]:
 
 def _numbers(config: RunConfig) -> Iterator[Problem]:
     c = config
+    limit = c.max_average_bits
+    yield from _rule("max_average_bits", limit, limit is None or not c.bits or limit >= c.bits[0],
+                     f"at least the lowest of bits={list(c.bits)}, or null")
     yield from _rule("seed", c.seed, c.seed >= 0, "at least 0")
     yield from _rule("max_hours", c.max_hours, c.max_hours is None or c.max_hours > 0, "more than 0, or null")
     yield from _rule("effort.high_equivalents", c.effort.high_equivalents, c.effort.high_equivalents >= 1, "at least 1")

@@ -227,3 +227,16 @@ def test_a_finished_run_loads_in_a_new_process_with_the_same_logits(
     ours, pefts = map(float, result.stdout.split())
     assert ours == 0.0
     assert pefts < 0.02  # PEFT's own forward rounds in another order: bfloat16 at logits up to 1
+
+
+@pytest.mark.parametrize("method", ["structured", "autoqra"])
+def test_a_limit_on_average_bits_holds_for_anchors_and_proposals(tmp_path: Path, counted: Counted, method: str) -> None:
+    result = qra_bo.run.search([*PLANTED, f"method={method}", "budget=uniform:8,8", "max_average_bits=4",
+                                "effort.high_equivalents=30", f"out={tmp_path / 'r'}"])
+    events = [e for e in read_journal(tmp_path / "r" / "trials.jsonl").events if e["event"] == "evaluation"]
+    bits = [sum(e["bits"]) / len(e["bits"]) for e in events]  # the layers are equally large
+    assert max(bits) == pytest.approx(4.0)
+    assert any(max(e["bits"]) == 8 for e in events)
+    assert result.best["memory"]["max_average_bits"] == 4.0
+    with pytest.raises(ConfigError, match=r"max_average_bits must be at least the lowest of bits=\[2, 3, 4, 8\]"):
+        qra_bo.run.search([*PLANTED, "max_average_bits=1.9"])

@@ -1,5 +1,6 @@
 """The search space: units of a decoder x ladder of storage formats x ladder of ranks."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -114,8 +115,12 @@ class SearchSpace:
 
     def average_bits(self, allocation: Allocation) -> float:
         """Code bits weighted by parameters (metadata not counted)."""
-        weights = self.unit_numel / self.unit_numel.sum()
-        return float(np.dot(weights, self.bits(allocation)))
+        return average_bits(self.bits(allocation), self.unit_numel)
+
+
+def average_bits(bits: Sequence[int], numel: IntArray) -> float:
+    """Code bits of ``L`` units weighted by their parameters (metadata not counted)."""
+    return float(np.dot(np.array(bits, dtype=np.int64), numel) / numel.sum())
 
 
 def make_units(spec: DecoderSpec, granularity: str) -> tuple[Unit, ...]:

@@ -21,6 +21,7 @@ class AnchorRules:
         max_rank: Largest rank that every matrix allows.
         budget_bytes: Hard limit.
         predict_bytes: See ``PredictBytes``; not decreasing in any rank.
+        admits: What a limit beside the budget says of an allocation, whatever its ranks.
     """
 
     n_units: int
@@ -28,9 +29,10 @@ class AnchorRules:
     max_rank: int
     budget_bytes: int
     predict_bytes: PredictBytes
+    admits: Callable[[Allocation], bool] = lambda allocation: True
 
     def fits(self, allocation: Allocation) -> bool:
-        return self.predict_bytes(allocation) <= self.budget_bytes
+        return self.admits(allocation) and self.predict_bytes(allocation) <= self.budget_bytes
 
 
 def largest_rank(rules: AnchorRules, fmt: str) -> int:

@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from qra_bo.errors import OracleError, OutputError, QRABOError
+from qra_bo.memory.formats import parse_format
 from qra_bo.records import Evaluation, Fidelity, Proposal
 from qra_bo.searcher import Searcher, SearchProblem, SelfChecking
-from qra_bo.space import Allocation
+from qra_bo.space import Allocation, average_bits
 from qra_bo.study.anchors import AnchorRules, choose, fill, uniform_anchors
 from qra_bo.study.calibration import best_scale, calibration_choices
 from qra_bo.study.confirm import Confirmation, spearman
@@ -52,7 +53,13 @@ class Engine:
     def __init__(self, config: EngineConfig, parts: Parts) -> None:
         self.config, self.parts = config, parts
         self.rules = AnchorRules(parts.space.n_units, tuple(f.name for f in parts.space.formats), config.max_rank,
-                                 config.budget_bytes, parts.predict_bytes)
+                                 config.budget_bytes, parts.predict_bytes, self._admits)
+
+    def _admits(self, allocation: Allocation) -> bool:
+        """Whether its average bits are within the limit on them, where there is one."""
+        limit = self.config.max_average_bits
+        bits = [parse_format(f).bits for f in allocation.formats]
+        return limit is None or average_bits(bits, self.parts.space.unit_numel) <= limit
 
     def run(self) -> RunOutcome:
         """Run to the end, and leave the folder's journal clean however it ends.

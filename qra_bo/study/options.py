@@ -52,6 +52,7 @@ class EngineConfig:
         ranking_top: Best allocations whose ranking is checked at a longer training; fewer than 2 to skip it.
         ranking_factor: How many times longer.
         max_hours: End the search after this long, or ``None``.
+        max_average_bits: Limit on code bits averaged over parameters beside the budget, or ``None``.
 
     Raises:
         ConfigError: With all problems at once.
@@ -88,6 +89,7 @@ class EngineConfig:
     ranking_top: int = 0
     ranking_factor: int = 4
     max_hours: float | None = None
+    max_average_bits: float | None = None
 
     def __post_init__(self) -> None:
         problems = []

@@ -107,6 +107,7 @@ def _memory(study: Study, winner: Allocation, end: Mapping[str, Any]) -> dict[st
     if not measured and point is not None:
         measured = [point.measurement.measured_bytes]
     return {"scope": study.header["scope"], "budget_bytes": study.budget_bytes,
+            "max_average_bits": study.header.get("max_average_bits"),
             "predicted_bytes": end["predicted_bytes"], "measured_bytes": measured[-1] if measured else None,
             "breakdown": dict(end["breakdown"])}
 

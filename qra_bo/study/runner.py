@@ -82,8 +82,9 @@ class Runner:
                 "granularity": c.granularity, "units": [u.name for u in space.units],
                 "formats": [f.to_json() for f in space.formats], "ranks": list(space.ranks.values),
                 "unit_numel": [int(n) for n in space.unit_numel], "budget_bytes": c.budget_bytes,
-                "budget_text": c.budget_text, "scope": c.scope, "oracle": c.oracle, "high_steps": c.high_steps,
-                "low_steps": c.low_steps, "equivalent_tokens": c.equivalent_tokens, "anchors": c.anchors,
+                "budget_text": c.budget_text, "max_average_bits": c.max_average_bits, "scope": c.scope,
+                "oracle": c.oracle, "high_steps": c.high_steps, "low_steps": c.low_steps,
+                "equivalent_tokens": c.equivalent_tokens, "anchors": c.anchors,
                 "alpha_over_rank": c.alpha_over_rank, "init": c.init, "method": c.method}
 
     def record(self, event: str, fields: Mapping[str, Any]) -> None:
