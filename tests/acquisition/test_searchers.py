@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 
+from qra_bo.acquisition.check import LEAST_CHECKED
 from qra_bo.acquisition.structured_search import StructuredOptions, StructuredSearch
 from qra_bo.acquisition.turbo import TrustRegionBO
 from qra_bo.errors import BudgetError, ConfigError
@@ -144,8 +145,12 @@ def test_the_surrogate_is_checked_against_every_observation() -> None:
     searcher = StructuredSearch(landscape.problem)
     assert isinstance(searcher, SelfChecking)
     assert searcher.surrogate_check() is None
-    told = anchors(landscape)
-    searcher.tell(told)
+    told = run_search(landscape, searcher, LEAST_CHECKED - len(anchors(landscape)) - 1)
+    assert len(told) == LEAST_CHECKED - 1
+    assert searcher.surrogate_check() is None
+    for proposal in searcher.ask(2):
+        told.append(evaluate(landscape, proposal, len(told)))
+    searcher.tell(told[-2:])
     check = searcher.surrogate_check()
     assert check is not None
     assert check["observed"] == [e.loss for e in told]
