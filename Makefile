@@ -10,8 +10,11 @@ HASH := $(shell cat pyproject.toml Makefile | sha256sum | cut -c1-16)
 INSTALLED := $(VENV)/.installed-$(HASH)
 TEST_INSTALLED := $(VENV)/.test-installed-$(HASH)
 
+# What bench-collect works on: plays, or gsm8k with DATA=FILE.
+TASK ?= plays
+
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-gpu lint types bench bench-speed bench-memory bench-engine bench-runs clean
+.PHONY: help setup run test test-gpu lint types bench bench-speed bench-memory bench-engine bench-runs bench-collect clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +57,9 @@ bench-memory: $(INSTALLED) ## Predicted peaks against traced steps from 135 M to
 
 bench-engine: $(INSTALLED) ## Repair, proposals, memory and neighbourhoods at 32 to 560 units, on one thread
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.engine
+
+bench-collect: $(INSTALLED) ## Add real evaluations to a table, for hours: make bench-collect TASK=gsm8k DATA=FILE MORE='--hours 2'
+	$(BIN)/python -m bench.collect --task $(TASK) $(if $(DATA),--data '$(DATA)') $(MORE)
 
 bench-runs: $(INSTALLED) ## Collect finished runs into a table: make bench-runs RUNS='outputs/A outputs/B'
 	$(BIN)/python -m bench.normal_runs $(RUNS)

@@ -1,0 +1,150 @@
+"""The tasks that tables are collected on, and the files that a table begins with."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from qra_bo.build import BytesPredictor, make_memory, make_space, make_spec
+from qra_bo.config import RunConfig, load_config
+from qra_bo.errors import DataError
+from qra_bo.memory.budget import resolve_budget
+from qra_bo.oracle.benchmark.table import (
+    MEMORY,
+    PROFILE,
+    TASK,
+    ReferenceBudget,
+    TaskFacts,
+    costs_to_json,
+    load_costs,
+    load_facts,
+)
+from qra_bo.oracle.data.batches import batches
+from qra_bo.searcher import SearchProblem
+from qra_bo.sensitivity.io import load_profile, save_profile
+from qra_bo.space import Allocation, SearchSpace
+from qra_bo.study.anchors import AnchorRules
+from qra_bo.study.executor import Executor
+from qra_bo.study.options import training_seeds
+
+DATA = Path(__file__).resolve().parents[1] / "data"
+TASKS = {"plays": "plays", "gsm8k": "jsonl"}
+"""Data set of every task; ``jsonl`` needs the path of a file."""
+REFERENCE_BUDGETS = (("uniform:4,4", "peak"), ("uniform:4,16", "stored"))
+RECORD_AT = (6, 12)
+TRAIN_SEEDS = 3
+CANDIDATE_SEEDS = 60
+
+
+def task_config(task: str, data_path: str | None, device: str = "cpu") -> RunConfig:
+    """The run's configuration behind a table.
+
+    Raises:
+        DataError: If the task needs a file and none was named, or the other way round.
+        ConfigError: If a value is wrong.
+    """
+    needs = TASKS[task] == "jsonl"
+    if needs != (data_path is not None):
+        raise DataError(f"the task {task} " + ("needs --data FILE, the JSONL file of its records" if needs else
+                                               "has its text built in; leave --data out"))
+    more = [f"data.path={json.dumps(data_path)}"] if needs else []
+    return load_config([f"data={TASKS[task]}", "dtype=bfloat16", f"device={device}", *more])
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a table's plan and rows need to be made."""
+
+    facts: TaskFacts
+    space: SearchSpace
+    predictors: Mapping[str, BytesPredictor]
+    problems: tuple[SearchProblem, ...]
+    rules: tuple[AnchorRules, ...]
+
+    def bytes_of(self, allocation: Allocation) -> dict[str, int]:
+        """Predicted bytes by scope."""
+        return {scope: predict(allocation) for scope, predict in self.predictors.items()}
+
+
+def predictors_of(config: RunConfig) -> tuple[SearchSpace, dict[str, BytesPredictor]]:
+    """The space and, by scope, what predicts bytes of any allocation: on a CPU, whatever the machine."""
+    spec = make_spec(config)
+    space = make_space(config, spec)
+    found = {}
+    for scope in sorted({scope for _, scope in REFERENCE_BUDGETS}):
+        scoped = replace(config, memory=replace(config.memory, scope=scope))
+        found[scope] = BytesPredictor(make_memory(scoped, spec, "cpu"), space)
+    return space, found
+
+
+def begin(folder: Path, task: str, config: RunConfig, described: Mapping[str, Any], executor: Executor) -> None:
+    """Write the files that a table begins with; those that are there must be of the same task.
+
+    Raises:
+        DataError: If the folder holds the table of another task, model, text or trainer.
+    """
+    space, predictors = predictors_of(config)
+    budgets = tuple(ReferenceBudget(text, scope, resolve_budget(text, predictors[scope].memory, space))
+                    for text, scope in REFERENCE_BUDGETS)
+    facts = TaskFacts(
+        task, config.model_name, described["model_sha256"], described["data_sha256"], described["train_blocks"],
+        described["calibration_blocks"], config.granularity, tuple(u.name for u in space.units),
+        tuple(f.name for f in space.formats), space.ranks.values, described["dtype"], described["train"],
+        {"init": config.adapter.init, "alpha_over_rank": config.adapter.alpha_over_rank}, config.train.length,
+        config.eval.tokens, config.fidelity.high, RECORD_AT,
+        untouched_seeds(described["train_blocks"], described["calibration_blocks"], config), config.calibrate.lr_scales,
+        budgets)
+    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / TASK).exists():
+        differing = differences(load_facts(folder).to_json(), facts.to_json())
+        if differing:
+            raise DataError(f"{folder} holds the table of something else: {'; '.join(differing)}. Rows that differ in "
+                            "this would not compare: restore that, or give another folder with --table")
+    else:
+        tables = {scope: predict.memory.table(space) for scope, predict in predictors.items()}
+        _write(folder / MEMORY, costs_to_json(tables))
+        _write(folder / TASK, facts.to_json())
+    if not (folder / PROFILE).exists():
+        save_profile(executor.profile(lambda what, done, total: None).profile, folder / PROFILE)
+
+
+def _write(path: Path, data: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(data, indent=None if path.name == MEMORY else 1) + "\n", encoding="utf-8")
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """In words, what differs between two descriptions."""
+    return [f"{key} was {before.get(key)!r} and is {now.get(key)!r}" for key in sorted({*before, *now})
+            if before.get(key) != now.get(key)]
+
+
+def untouched_seeds(train_blocks: int, calibration_blocks: int, config: RunConfig) -> tuple[int, ...]:
+    """Training seeds whose batches hold none of the sequences that sensitivities are measured on: the first such of
+    those that a search with seed 0 would use, so that its evaluations can be taken up."""
+    first, others = training_seeds(0, CANDIDATE_SEEDS)
+    chosen = [seed for seed in (first, *others)
+              if not touches(train_blocks, calibration_blocks, config.train.batch, config.fidelity.high, seed)]
+    if len(chosen) < TRAIN_SEEDS:
+        raise DataError(f"fewer than {TRAIN_SEEDS} of {CANDIDATE_SEEDS} training seeds leave the calibration text "
+                        "alone: the data set is too small for a table")
+    return tuple(chosen[:TRAIN_SEEDS])
+
+
+def touches(train_blocks: int, calibration_blocks: int, batch: int, steps: int, seed: int) -> bool:
+    """Whether training with ``seed`` sees the calibration text, which is the first sequences of the split."""
+    return bool((batches(train_blocks, batch, steps, seed) < calibration_blocks).any())
+
+
+def load_setting(folder: Path, config: RunConfig) -> Setting:
+    """What the files of a table and its configuration come to."""
+    facts, costs = load_facts(folder), load_costs(folder)
+    profile = load_profile(folder / PROFILE)
+    space, predictors = predictors_of(config)
+    largest = min(min(m.out_features, m.in_features) for u in space.units for m in u.linears)
+    problems = tuple(SearchProblem(space, costs[b.scope], b.bytes, profile, facts.steps, None, 0)
+                     for b in facts.budgets)
+    rules = tuple(AnchorRules(space.n_units, facts.formats, largest, b.bytes, predictors[b.scope])
+                  for b in facts.budgets)
+    return Setting(facts, space, predictors, problems, rules)
+

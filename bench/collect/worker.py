@@ -1,0 +1,47 @@
+"""The fine-tuning oracle as collection uses it: the curve at more steps, and what a table says of its text."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from qra_bo.build import config_from_dict, make_finetune
+from qra_bo.oracle.finetune import FinetuneOracle
+from qra_bo.oracle.protocol import Progress
+from qra_bo.records import EvaluationRequest, Measurement
+from qra_bo.sensitivity.profile import SensitivityProfile
+
+
+class TableOracle:
+    """An oracle that also says how many training sequences there are.
+
+    Args:
+        inner: Does the work.
+        record_at: Steps after which the held-out loss is recorded, besides the last.
+    """
+
+    kind = "finetune"
+
+    def __init__(self, inner: FinetuneOracle, record_at: Sequence[int]) -> None:
+        inner.settings = replace(inner.settings, record_at=tuple(record_at))
+        self._inner = inner
+
+    def describe(self) -> Mapping[str, Any]:
+        """As the inner oracle; the name of the text may be a path of this machine and is left out."""
+        described = {k: v for k, v in self._inner.describe().items() if k != "data"}
+        return {**described, "train_blocks": len(self._inner.data.train),
+                "calibration_blocks": len(self._inner.data.calibration)}
+
+    def profile(self, progress: Progress) -> SensitivityProfile:
+        return self._inner.profile(progress)
+
+    def evaluate(self, request: EvaluationRequest, progress: Progress) -> Measurement:
+        return self._inner.evaluate(request, progress)
+
+    def close(self) -> None:
+        self._inner.close()
+
+
+def make_oracle(config: Mapping[str, Any], out: str, record_at: Sequence[int]) -> TableOracle:
+    """Called inside the worker process."""
+    return TableOracle(make_finetune(config_from_dict(config), Path(out)), record_at)

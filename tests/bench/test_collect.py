@@ -1,0 +1,208 @@
+"""Collecting a table: what the plan asks for, going on where it stopped, and rows from the journals of runs."""
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bench.collect.__main__ import ROWS, main, work
+from bench.collect.journals import take_up
+from bench.collect.plan import CALIBRATION, REPEAT, Sizes, lr_scale
+from bench.collect.task import Setting, task_config, touches, untouched_seeds
+from bench.collect.worker import make_oracle as make_worker
+from qra_bo.build import make_space, make_spec
+from qra_bo.config import load_config
+from qra_bo.errors import DataError
+from qra_bo.oracle.benchmark.table import load_provenance, load_rows
+from qra_bo.oracle.data.batches import batches
+from qra_bo.records import Evaluation, EvaluationRequest, Fidelity, Measurement, TrialState
+from qra_bo.space import Allocation, uniform
+from qra_bo.study.journal import Journal
+from tests.bench.tables import make_collection, make_plan, make_setting
+
+
+def test_a_whole_table_has_every_origin_and_only_new_rows(tmp_path: Path) -> None:
+    setting = make_setting()
+    collection, plan = make_collection(tmp_path, setting), make_plan(setting)
+    work(collection, plan, None, None)
+    rows = collection.rows
+    assert plan.next(rows) is None
+    counts = Counter(row.origin.split()[0] for row in rows)
+    assert counts[CALIBRATION] == 3 * len({a for a, _ in plan.calibration()})
+    assert set(counts) >= {"uniform", "designed", "near", "wide", "neighbour", REPEAT}
+    assert counts["neighbour"] == 8
+    assert counts[REPEAT] == 6
+    searched = [row for row in rows if row.origin != CALIBRATION]
+    assert len({(row.allocation, row.train_seed) for row in searched}) == len(searched)
+    scale = lr_scale(setting.facts, rows)
+    assert all(row.lr_scale == scale for row in searched)
+    assert len(rows) <= plan.total
+    for budget in setting.facts.budgets:
+        assert all(row.bytes[budget.scope] <= budget.bytes for row in rows
+                   if row.origin.endswith(budget.text) and "share" in row.origin)
+    assert all(len([x for x in row.early if x is not None]) == 2 for row in rows)
+    by_seed = Counter(row.train_seed for row in rows if row.origin == REPEAT)
+    assert by_seed == {12: 3, 13: 3}
+    repeated = {row.allocation for row in rows if row.origin == REPEAT}
+    assert repeated <= {row.allocation for row in rows if row.train_seed == 11}
+
+
+def test_a_killed_collection_goes_on_to_the_same_table(tmp_path: Path) -> None:
+    setting = make_setting()
+    whole = make_collection(tmp_path / "whole", setting)
+    work(whole, make_plan(setting), None, None)
+    for most in (5, 1, 13):
+        work(make_collection(tmp_path / "parts", setting), make_plan(setting), most, None)
+    path = tmp_path / "parts" / ROWS
+    path.write_bytes(path.read_bytes() + b"0123,near share:0.3,nf4 nf4")  # cut off by a kill
+    work(make_collection(tmp_path / "parts", setting), make_plan(setting), None, None)
+    parts = load_rows(path, setting.facts)
+    assert [replace(r, seconds=0.0) for r in parts] == [replace(r, seconds=0.0) for r in whole.rows]
+
+
+def test_another_seed_draws_others_and_the_same_seed_the_same() -> None:
+    setting = make_setting()
+    one, two, again = (list(make_plan(setting, seed)._fixed) for seed in (0, 1, 0))
+    assert one == again
+    assert one != two
+
+
+def test_each_session_leaves_one_line_of_provenance(tmp_path: Path) -> None:
+    setting = make_setting()
+    for session in ("a", "b"):
+        work(make_collection(tmp_path, setting, session), make_plan(setting), 2, None)
+    known = load_provenance(tmp_path / "provenance.jsonl")
+    rows = load_rows(tmp_path / ROWS, setting.facts)
+    assert {row.batch for row in rows} == set(known)
+    assert [facts["begun"] for facts in known.values()] == ["a", "b"]
+
+
+def test_the_rate_is_the_vertex_over_all_choices(tmp_path: Path) -> None:
+    setting = make_setting()
+    collection, plan = make_collection(tmp_path, setting), make_plan(setting)
+    assert plan.calibrated(()) is None
+    work(collection, plan, len(plan.calibration()), None)
+    found = plan.calibrated(collection.rows)
+    # The planted loss is a parabola in log2 of the factor with its vertex at 1: its noise moves that little.
+    assert found == pytest.approx(1.0, abs=0.15)
+    assert plan.calibrated(collection.rows[:-1]) is None
+
+
+def test_calibration_text_is_never_trained_on() -> None:
+    config = task_config("plays", None)
+    seeds = untouched_seeds(300, 8, config)
+    assert len(set(seeds)) == 3
+    for seed in seeds:
+        assert batches(300, config.train.batch, config.fidelity.high, seed).min() >= 8
+    assert touches(96, 8, 4, 24, 0)
+    with pytest.raises(DataError, match="too small"):
+        untouched_seeds(96, 8, config)
+
+
+def test_the_worker_records_the_curve_and_names_no_file(tmp_path: Path) -> None:
+    config = load_config(["+model=tiny", "data=tiny", "fidelity.high=4", "fidelity.low=null", "dtype=float32"])
+    oracle = make_worker(config.to_dict(), str(tmp_path), [1, 3])
+    described = oracle.describe()
+    assert "data" not in described
+    assert described["train_blocks"] > described["calibration_blocks"] > 0
+    units = len(make_space(config, make_spec(config)).units)
+    measured = oracle.evaluate(EvaluationRequest(uniform(units, "nf4", 2), 4, 4, 0), lambda *_: None)
+    assert [step for step, _ in measured.curve] == [1, 3, 4]
+    oracle.close()
+
+
+def test_tasks_say_what_they_need(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(DataError, match="built in"):
+        task_config("plays", "x.jsonl")
+    assert main(["--task", "gsm8k"]) == 2
+    assert "needs --data FILE" in capsys.readouterr().err
+
+
+def write_run(folder: Path, setting: Setting, rows: list[dict[str, Any]], **changes: Any) -> Path:
+    """The journal of a run on the planted landscape; ``changes`` go to its header and its provenance."""
+    facts = setting.facts
+    header = {"schema_version": 1, "config": {"train": {"length": facts.length}, "eval": {"tokens": facts.eval_tokens}},
+              "config_sha256": "c0", "model": facts.model, "granularity": "layer", "units": list(facts.units),
+              "oracle": "finetune", "method": "walk", "effort": "normal", "seed": 0, "budget_text": "uniform:4,4",
+              "scope": "peak", **facts.adapter}
+    provenance = {"model_sha256": facts.model_sha256, "data_sha256": facts.data_sha256, "dtype": facts.dtype,
+                  "train": dict(facts.trainer), "data": "/home/somebody/text.jsonl"}
+    folder.mkdir()
+    with Journal(folder) as journal:
+        journal.append("header", {**header, **{k: v for k, v in changes.items() if k in header}})
+        journal.append("provenance", {**provenance, **{k: v for k, v in changes.items() if k in provenance}})
+        for number, row in enumerate(rows):
+            request = EvaluationRequest(**{"steps": 24, "schedule_steps": 24, "train_seed": 11, **row})
+            measured = Measurement(TrialState.OK, 4.5, 0.1, ((12, 4.75), (24, 4.5)), 24, 1, 1, None, 9.0)
+            fields = Evaluation(number, request.allocation, (4,) * len(request.allocation), "global", Fidelity.HIGH,
+                                request, 0, measured, 1).to_json()
+            journal.append("evaluation", {k: v for k, v in fields.items() if k != "event"})
+    return folder
+
+
+def test_evaluations_of_a_run_are_taken_up_once_and_refused_with_the_reason(tmp_path: Path) -> None:
+    setting = make_setting()
+    collection, plan = make_collection(tmp_path / "table", setting), make_plan(setting)
+    new, deciding = Allocation(("nf4", "int8", "nf4", "hqq3"), (3, 1, 2, 2)), plan.calibration()[0]
+    early = write_run(tmp_path / "early", setting, [
+        {"allocation": deciding[0], "lr_scale": deciding[1]}, {"allocation": new, "lr_scale": 1.0}])
+    collection.take_up([early], plan)
+    assert [(row.origin, row.allocation) for row in collection.rows] == [(CALIBRATION, deciding[0])]
+    work(collection, plan, len(plan.calibration()), None)
+    rate = plan.calibrated(collection.rows)
+    assert rate is not None
+    touching = next(seed for seed in range(100) if touches(500, 8, 4, 24, seed))
+    run = write_run(tmp_path / "run", setting, [
+        {"allocation": new, "lr_scale": rate * 1.05}, {"allocation": new, "lr_scale": rate},
+        {"allocation": new, "lr_scale": rate, "train_seed": touching},
+        {"allocation": new, "lr_scale": 2 * rate}, {"allocation": new, "split": "test"},
+        {"allocation": new, "steps": 12}, {"allocation": Allocation(("fp16",) * 4, (2,) * 4), "lr_scale": rate}])
+    before = collection.rows
+    taken = take_up(run, setting, plan, before)
+    assert [(row.allocation, row.early, row.loss) for row in taken.rows] == [(new, (None, 4.75), 4.5)]
+    assert taken.rows[0].bytes == setting.bytes_of(new)
+    reasons = " | ".join(taken.refused)
+    for expected in ("has it already", "sees text", "learning rate", "test split", "12 steps", "off the ladder"):
+        assert expected in reasons
+    assert "somebody" not in str(taken.provenance)
+    collection.take_up([run], plan)
+    assert not take_up(run, setting, plan, collection.rows).rows
+    assert {row.batch for row in collection.rows} <= set(load_provenance(tmp_path / "table" / "provenance.jsonl"))
+
+
+@pytest.mark.parametrize(("change", "said"), [
+    ({"model_sha256": "other"}, "model_sha256 was 'm0'"), ({"data_sha256": "other"}, "data_sha256"),
+    ({"dtype": "bfloat16"}, "dtype"), ({"train": {"batch": 8}}, "trainer"), ({"init": "eva"}, "adapter"),
+    ({"units": ["a"]}, "units"), ({"oracle": "synthetic"}, "oracle=synthetic")])
+def test_a_run_of_something_else_is_refused(change: dict[str, Any], said: str, tmp_path: Path) -> None:
+    setting = make_setting()
+    plan = make_plan(setting)
+    allocation, scale = plan.calibration()[0]
+    run = write_run(tmp_path / "run", setting, [{"allocation": allocation, "lr_scale": scale}], **change)
+    taken = take_up(run, setting, plan, ())
+    assert not taken.rows
+    (reason,) = taken.refused
+    assert said in reason
+
+
+def test_failures_are_rows_without_a_loss(tmp_path: Path) -> None:
+    setting = make_setting()
+    collection, plan = make_collection(tmp_path, setting), make_plan(setting, sizes=Sizes(1, 1, 1, 0, 0))
+
+    class Failing:
+        def evaluate(self, request: Any, progress: Any) -> Any:
+            measured = make_collection(tmp_path, setting)._executor.evaluate(request, progress)
+            return replace(measured, state=TrialState.DIVERGED, loss=None, loss_se=None, curve=()) \
+                if "int8" in request.allocation.formats else measured
+
+    collection._executor = Failing()  # type: ignore[assignment]
+    work(collection, plan, None, None)
+    rows = collection.rows
+    assert plan.next(rows) is None
+    lost = [row for row in rows if row.loss is None]
+    assert lost
+    assert all(row.state.value == "diverged" and set(row.early) == {None} for row in lost)
+    assert np.isfinite([row.loss for row in rows if row.loss is not None]).all()
