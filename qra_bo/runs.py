@@ -3,10 +3,11 @@
 import argparse
 import fcntl
 import json
+import os
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -15,11 +16,11 @@ from rich.table import Table
 
 from qra_bo.errors import JournalError, OutputError, UserError
 from qra_bo.files import check_run_folder
-from qra_bo.report import story
 from qra_bo.report.data import ReportData
+from qra_bo.report.side_by_side import NamedRun, caveats, facts, search_loss, versus
 from qra_bo.report.tables import print_result
-from qra_bo.report.text import DASH, describe_allocation, number, signed, size
-from qra_bo.report.write import load_run
+from qra_bo.report.text import DASH, number, size
+from qra_bo.report.write import load_run, write_page
 from qra_bo.study.journal import JOURNAL_NAME
 from qra_bo.study.lock import LOCK_NAME, RunLock
 
@@ -80,53 +81,35 @@ def _line(folder: Path, run: Run) -> tuple[str, ...]:
     if d is None:
         return (name, run.state, *(DASH,) * 6)
     return (name, run.state, d.header.model, f"{size(d.header.budget_bytes)} {d.header.scope}", d.header.oracle,
-            number(_loss(d)), _versus(d), str(len(d.evaluations)))
+            number(search_loss(d)), versus(d), str(len(d.evaluations)))
 
 
-def _loss(d: ReportData) -> float | None:
-    point = None if d.winner is None else d.point(d.winner)
-    return None if point is None else point.loss
-
-
-def _versus(d: ReportData) -> str:
-    c = d.confirmation
-    if c is not None:
-        return f"{signed(c.mean)} [{signed(c.low)}, {signed(c.high)}] {c.winner_kind}"
-    best, uniform = d.incumbent, d.best_uniform
-    if best is None or uniform is None or best.loss is None or uniform.loss is None:
-        return DASH
-    return f"{signed(best.loss - uniform.loss)} not confirmed"
-
-
-def compare_runs(folders: Sequence[Path], console: Console) -> None:
-    """Several runs side by side; says where they differ in what makes losses comparable.
+def compare_runs(folders: Sequence[Path], console: Console, page: Path | None = None) -> None:
+    """Several runs side by side, and as a ``page`` of HTML; says where they differ in what makes losses comparable.
 
     Raises:
-        OutputError: If fewer than two runs are given or one of them is no run.
+        OutputError: If fewer than two runs are given, one of them is no run, or the page can't be written.
     """
     if len(folders) < 2:
         raise OutputError(f"compare needs at least two runs; got {len(folders)}: {', '.join(map(str, folders))}")
-    runs = [(f, load_run(f)) for f in folders]
-    names = [str(f) for f in folders]
-    facts = (
-        ("model", lambda d: d.header.model), ("budget", lambda d: size(d.header.budget_bytes)),
-        ("scope", lambda d: d.header.scope), ("oracle", lambda d: d.header.oracle),
-        ("data", lambda d: str(d.provenance.get("data_sha256", DASH))[:12]),
-        ("steps", lambda d: str(d.header.high_steps)), ("method", lambda d: d.header.method),
-        ("search seed", lambda d: str(d.header.seed)), ("search loss", lambda d: number(_loss(d))),
-        ("versus best uniform", _versus), ("gap closed", lambda d: story.gap_closed(d) or DASH),
-        ("cost (evaluations)", lambda d: number(d.equivalents, 1)),
-        ("bits and ranks", _allocation))
-    _table(console, ("", *names), [(title, *(read(d) for _, d in runs)) for title, read in facts])
-    for title, read in facts[:6]:
-        if len({read(d) for _, d in runs}) > 1:
-            console.print(f"The runs differ in {title}: their losses are not comparable as they stand.", markup=False,
-                          highlight=False)
+    runs = [NamedRun(str(f), load_run(f)) for f in folders]
+    print_side_by_side(runs, console)
+    if page is not None:
+        write_page(page, [replace(run, link=own_report(f, page.parent)) for f, run in zip(folders, runs, strict=True)])
+        console.print(f"Files: {page}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _allocation(d: ReportData) -> str:
-    w = d.winner
-    return DASH if w is None else describe_allocation(d.header.units, d.bits(w), w.ranks)
+def print_side_by_side(runs: Sequence[NamedRun], console: Console) -> None:
+    """A column for every run, and what keeps their losses from being compared."""
+    _table(console, ("", *(run.name for run in runs)), facts(runs))
+    for line in caveats(runs):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def own_report(folder: Path, start: Path) -> str | None:
+    """The run's own report as a link from a page in ``start``, or ``None`` if it has none."""
+    report = folder / "report.html"
+    return Path(os.path.relpath(report, start)).as_posix() if report.is_file() else None
 
 
 def prune_runs(folder: Path, console: Console, *, unfinished: bool, yes: bool) -> list[Path]:
@@ -191,6 +174,7 @@ def build_parser() -> argparse.ArgumentParser:
     show.add_argument("--json", action="store_true", help="the data of report.json on stdout")
     compare = commands.add_parser("compare", help="several runs side by side")
     compare.add_argument("folders", type=Path, nargs="+", metavar="folder")
+    compare.add_argument("--html", type=Path, metavar="FILE", help="write them as one page too")
     prune = commands.add_parser("prune", help="remove checkpoints of finished runs (says what, removes with --yes)")
     prune.add_argument("folder", type=Path, nargs="?", default=Path("outputs"))
     prune.add_argument("--unfinished", action="store_true", help="also remove whole runs that ended early")
@@ -208,7 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif args.command == "show":
             _show(args.folder, console, as_json=args.json)
         elif args.command == "compare":
-            compare_runs(args.folders, console)
+            compare_runs(args.folders, console, args.html)
         else:
             prune_runs(args.folder, console, unfinished=args.unfinished, yes=args.yes)
     except UserError as error:

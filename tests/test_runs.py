@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from qra_bo.cli.app import main as command
+from qra_bo.report.write import write_report
 from qra_bo.runs import CHECKPOINTS, main
 from qra_bo.study.lock import RunLock
 from tests.report.fixtures import make_events, write_run
@@ -52,6 +54,29 @@ def test_compare_puts_runs_side_by_side_and_says_what_differs(outputs, capsys):
     out = capsys.readouterr().out
     assert "differ in model" in out
     assert "differ in budget" not in out
+
+
+def test_compare_writes_one_page_that_leads_to_each_report(outputs, capsys):
+    write_report(outputs / "done")
+    page = outputs / "pages" / "page.html"
+    page.parent.mkdir()
+    assert main(["compare", str(outputs / "done"), str(outputs / "uniform"), "--html", str(page)]) == 0
+    assert str(page) in capsys.readouterr().out
+    assert 'href="../done/report.html"' in page.read_text()
+    assert "uniform/report.html" not in page.read_text()
+
+
+def test_task_report_of_a_folder_of_runs_is_one_page_and_one_in_each(outputs, capsys):
+    (outputs / "broken").mkdir()
+    (outputs / "broken" / "trials.jsonl").write_text("nonsense\n")
+    assert command([f"out={outputs}", "task=report"]) == 0
+    out = capsys.readouterr().out
+    assert "broken is left out" in out
+    page = (outputs / "report.html").read_text()
+    assert "3 runs side by side" in page
+    for name in ("done", "uniform", "cut/short"):
+        assert f'href="{name}/report.html"' in page
+        assert (outputs / name / "report.html").is_file()
 
 
 def test_prune_is_a_dry_run_until_told_otherwise(outputs, capsys):

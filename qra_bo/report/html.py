@@ -1,40 +1,84 @@
 """``report.html`` and ``report.json``: the whole run in one file that opens with no network."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from matplotlib.figure import Figure
 
 from qra_bo.records import Evaluation
 from qra_bo.report import story
 from qra_bo.report.data import JOURNAL_FIELDS, ReportData
-from qra_bo.report.plots import PLOTS
+from qra_bo.report.plots import PLOTS, RUNS_PLOTS, Plot, RunsPlot
+from qra_bo.report.side_by_side import NamedRun, caveats, facts
 from qra_bo.report.style import DARK, LIGHT, svg_uri
 from qra_bo.report.tables import COLUMNS, row_cells, summary_lines
 from qra_bo.report.text import DASH, number, size
 from qra_bo.study.cost import cost_of
 
+REM_PER_INCH = 7.0
+"""Size of a figure on the page: its text is then about as large as the page's own small text."""
 EVALUATION_COLUMNS = ("id", "stage", "fidelity", "allocation", "bits", "rank", "loss", "± se", "steps", "seed", "split",
                       "lr scale", "predicted MB", "measured MB", "seconds", "state")
+TEXT_COLUMNS = ("stage", "fidelity", "allocation", "split", "state")
+
+
+class Picture:
+    """A figure in both appearances, as the templates show it.
+
+    Args:
+        name: Its section's id.
+        title: Its heading.
+        caption: How to read it; also its alternative text.
+        light: Drawn for a light page.
+        dark: The same for a dark one.
+    """
+
+    def __init__(self, name: str, title: str, caption: str, light: Figure, dark: Figure) -> None:
+        self.name, self.title, self.caption = name, title, caption
+        self.alt = f"{title}. {caption}"
+        self.light, self.dark = svg_uri(light), svg_uri(dark)
+        self.rem = round(REM_PER_INCH * float(light.get_size_inches()[0]), 1)
+
+
+def pictures(plots: Sequence[Plot] | Sequence[RunsPlot], of: Any) -> tuple[list[Picture], list[str]]:
+    """The figures that can be drawn of a run (or of several), and why others can't."""
+    figures, absent = [], []
+    for plot in plots:
+        light, dark = plot.draw(of, LIGHT), plot.draw(of, DARK)
+        if light is None or dark is None:
+            absent.append(f"{plot.title}: {plot.absent}")
+        else:
+            figures.append(Picture(plot.name, plot.title, plot.caption, light, dark))
+    return figures, absent
+
+
+def render_runs(runs: Sequence[NamedRun]) -> str:
+    """Several runs side by side as one HTML document."""
+    figures, absent = pictures(RUNS_PLOTS, runs)
+    return template("runs.html.jinja").render(
+        title=f"{len(runs)} runs side by side", runs=runs, answers=[story.answer(run.data) for run in runs],
+        rows=facts(runs), caveats=caveats(runs), figures=figures, absent=absent)
+
+
+def template(name: str) -> Template:
+    """A page of this package; whatever is put into it is escaped."""
+    environment = Environment(loader=PackageLoader("qra_bo.report"), autoescape=True, undefined=StrictUndefined,
+                              keep_trailing_newline=True)
+    return environment.get_template(name)
 
 
 def render_html(d: ReportData) -> str:
     """The report as one HTML document; everything that comes from the journal is escaped."""
-    figures = []
-    for plot in PLOTS:
-        light, dark = plot.draw(d, LIGHT), plot.draw(d, DARK)
-        if light is not None and dark is not None:
-            figures.append({"name": plot.name, "title": plot.title, "caption": plot.caption,
-                            "alt": f"{plot.title}. {plot.caption}", "light": svg_uri(light), "dark": svg_uri(dark)})
-    environment = Environment(loader=PackageLoader("qra_bo.report"), autoescape=True, undefined=StrictUndefined,
-                              keep_trailing_newline=True)
-    return environment.get_template("report.html.jinja").render(
+    figures, absent = pictures(PLOTS, d)
+    return template("report.html.jinja").render(
         d=d, title=f"{d.header.model} within {size(d.header.budget_bytes)}", budget=size(d.header.budget_bytes),
         answer=story.answer(d), rows=[row_cells(r) for r in story.comparison(d)], columns=COLUMNS[2:],
-        lines=summary_lines(d), figures=figures, figure_width="56rem", units=_unit_rows(d), checks=story.checks(d),
-        evaluation_columns=EVALUATION_COLUMNS, evaluations=[_evaluation_cells(d, e) for e in d.evaluations],
+        lines=summary_lines(d), figures=figures, absent=absent, progress=_progress(d), units=_unit_rows(d),
+        checks=story.checks(d), evaluation_columns=[(c, c in TEXT_COLUMNS) for c in EVALUATION_COLUMNS],
+        evaluations=[_evaluation_cells(d, e) for e in d.evaluations],
         provenance=list(_provenance(d)), config=json.dumps(d.header.config, indent=2, sort_keys=True))
 
 
@@ -52,6 +96,16 @@ def report_json(d: ReportData) -> dict[str, Any]:
                  "overhead_seconds": d.study.overhead_seconds},
         "evaluations": [e.to_json() | {"cost": cost_of(e).tokens} for e in d.evaluations],
         "provenance": dict(d.provenance), "config": d.header.config, "config_sha256": d.header.config_sha256}
+
+
+def _progress(d: ReportData) -> tuple[float, str] | None:
+    """How far a run that goes on is, as a share and in words; ``None`` once it has ended."""
+    planned = float({**d.study.header, **d.study.last.get("extension", {})}.get("planned_cost", 0.0))
+    if d.end is not None or planned <= 0:
+        return None
+    share = min(1.0, d.study.search_cost.tokens / planned)
+    return share, (f"{100 * share:.0f} % of the planned search, stage {d.stage}; {len(d.evaluations)} evaluations so "
+                   "far. Write this report again to see more: task=report")
 
 
 def _unit_rows(d: ReportData) -> list[tuple[str, str, int, int]]:

@@ -35,17 +35,16 @@ def pareto(d: ReportData, theme: Theme) -> Figure | None:
     if not d.points:
         return None
     fig = figure(theme, 8.4, 4.6)
-    whole, near = fig.subplots(1, 2, width_ratios=(1, 1.5))
+    limit = d.header.budget_bytes
+    close = [e for e in d.points if abs(e.predicted_bytes - limit) <= NEAR_SHARE * limit]
+    both = 2 < len(close) < len(d.points)
+    whole, *near = fig.subplots(1, 1 + both, squeeze=False, width_ratios=(1, 1.5)[:1 + both])[0]
     _pareto_panel(whole, d, theme, d.points)
     memory = f"predicted {d.header.scope} memory (MB)"
     dress(whole, theme, memory, "validation loss (nats per token)", "all")
-    limit = d.header.budget_bytes
-    close = [e for e in d.points if abs(e.predicted_bytes - limit) <= NEAR_SHARE * limit]
-    if len(close) > 2:
-        _pareto_panel(near, d, theme, close)
-        dress(near, theme, memory, title=f"within {100 * NEAR_SHARE:.0f} % of the budget")
-    else:
-        near.remove()
+    for ax in near:
+        _pareto_panel(ax, d, theme, close)
+        dress(ax, theme, memory, title=f"within {100 * NEAR_SHARE:.0f} % of the budget")
     legend(fig, whole, theme)
     return fig
 
@@ -113,34 +112,37 @@ def _label_points(ax: Axes, named: Sequence[tuple[Evaluation, str]], top: float,
                     bbox={"facecolor": theme.paper, "edgecolor": "none", "alpha": 0.75, "pad": 0.8})
 
 
+def incumbents(d: ReportData) -> tuple[list[float], list[float]]:
+    """Cost (high-fidelity evaluations) when each candidate was known and the least loss by then; the last pair is the
+    cost of everything so far."""
+    unit = d.header.equivalent_tokens
+    training, forward = d.profile_tokens
+    spent = training + FORWARD_SHARE * forward
+    allowed = {e.id for e in d.candidates}
+    cost: list[float] = []
+    best: list[float] = []
+    for e in d.evaluations:
+        spent += cost_of(e).tokens
+        if e.id in allowed:
+            cost.append(spent / unit)
+            best.append(min(_loss(e), best[-1] if best else np.inf))
+    return [*cost, spent / unit], [*best, best[-1]]
+
+
 def convergence(d: ReportData, theme: Theme) -> Figure | None:
     """Best loss so far against cost in high-fidelity evaluations; ``None`` before the first one."""
-    unit = d.header.equivalent_tokens
     if not d.candidates:
         return None
     fig = figure(theme, 8.0, 4.2)
     ax = fig.add_subplot()
-    training, forward = d.profile_tokens
-    spent = training + FORWARD_SHARE * forward
-    allowed = {e.id: e for e in d.candidates}
-    xs: list[float] = []
-    ys: list[float] = []
-    best: list[float] = []
-    base: list[bool] = []
-    for e in d.evaluations:
-        spent += cost_of(e).tokens
-        if e.id in allowed:
-            xs.append(spent / unit)
-            ys.append(_loss(e))
-            best.append(min(_loss(e), best[-1] if best else np.inf))
-            base.append(allowed[e.id].stage == "baseline")
+    cost, best = incumbents(d)
+    xs, ys = np.array(cost[:-1]), [_loss(e) for e in d.candidates]
     top = _view_top(ys)
     shown = np.minimum(ys, top)
-    is_base = np.array(base)
-    ax.scatter(np.array(xs)[~is_base], shown[~is_base], color=theme.main, s=22, label="search", zorder=3)
-    ax.scatter(np.array(xs)[is_base], shown[is_base], color=ORANGE, marker="s", s=32, label="uniform choices", zorder=3)
-    ax.step([*xs, spent / unit], np.minimum([*best, best[-1]], top), where="post", color=VERMILLION, linewidth=2,
-            label="best so far")
+    is_base = np.array([e.stage == "baseline" for e in d.candidates])
+    ax.scatter(xs[~is_base], shown[~is_base], color=theme.main, s=22, label="search", zorder=3)
+    ax.scatter(xs[is_base], shown[is_base], color=ORANGE, marker="s", s=32, label="uniform choices", zorder=3)
+    ax.step(cost, np.minimum(best, top), where="post", color=VERMILLION, linewidth=2, label="best so far")
     if d.best_uniform is not None:
         ax.axhline(_loss(d.best_uniform), color=ORANGE, linestyle="--", linewidth=1.2, label="best uniform that fits")
     ax.set_xlim(left=0)
@@ -162,7 +164,7 @@ def confirmation(d: ReportData, theme: Theme) -> Figure | None:
     ax.errorbar([c.mean], [0.0], xerr=[[c.mean - c.low], [c.high - c.mean]], color=VERMILLION, marker="D",
                 markersize=7, capsize=5, linewidth=2, zorder=3)
     ax.annotate(f"{signed(c.mean)}  [{signed(c.low)}, {signed(c.high)}]", (c.mean, 0.0), textcoords="offset points",
-                xytext=(0, 9), ha="center", fontsize=9, color=theme.ink)
+                xytext=(0, 9), ha="left" if c.mean < 0 else "right", fontsize=9, color=theme.ink)
     ax.set_yticks([0.0, 1.0], ["mean, 95 %", "each seed"])
     ax.set_ylim(-0.6, 1.5)
     reach = 1.25 * max(1e-4, *(abs(v) for v in (*c.differences, c.low, c.high)))
@@ -172,23 +174,37 @@ def confirmation(d: ReportData, theme: Theme) -> Figure | None:
 
 
 def fidelities(d: ReportData, theme: Theme) -> Figure | None:
-    """Low against high fidelity of the same allocation; ``None`` under three pairs."""
-    pairs = story.low_high(d)
+    """Low against high fidelity of the same allocation, and the search's length against the ranking check's longer one;
+    ``None`` under three pairs."""
+    pairs, longer = story.low_high(d), d.ranking_check
     if len(pairs) < 3:
         return None
-    low, high = [_loss(a) for a, _ in pairs], [_loss(b) for _, b in pairs]
-    rho = story.rank_correlation(low, high)
-    fig = figure(theme, 5.4, 4.4)
-    ax = fig.add_subplot()
+    fig = figure(theme, 8.0 if longer else 5.4, 4.2)
+    early, *late = fig.subplots(1, 2 if longer else 1, squeeze=False)[0]
+    low, high = [a for a, _ in pairs], [_loss(b) for _, b in pairs]
     ranks = [float(np.mean(b.allocation.ranks)) for _, b in pairs]
-    dots = ax.scatter(low, high, c=ranks, cmap=theme.cmap, s=52, edgecolors=theme.muted, linewidths=0.8, zorder=3)
-    bar = fig.colorbar(dots, ax=ax)
+    inside = [i for i, loss in enumerate(high) if loss <= _view_top(high)]
+    x, y, shown = ([values[i] for i in inside] for values in (low, high, ranks))
+    dots = early.scatter(x, y, c=shown, cmap=theme.cmap, s=52, edgecolors=theme.muted, linewidths=0.8, zorder=3)
+    bar = fig.colorbar(dots, ax=early)
     bar.set_label("average rank", color=theme.ink)
     bar.outline.set_edgecolor(theme.muted)
     bar.ax.tick_params(colors=theme.muted, labelcolor=theme.ink, labelsize=8.5)
-    dress(ax, theme, f"loss after {pairs[0][0].request.steps} steps", f"loss after {d.header.high_steps} steps",
-          f"Spearman {number(rho, 2)}, {len(pairs)} allocations")
+    _dress_pairs(early, theme, (d.header.low_steps or 0, d.header.high_steps), low, high, len(high) - len(inside))
+    if longer and late:
+        searched, checked = [float(v) for v in longer["search_losses"]], [float(v) for v in longer["losses"]]
+        late[0].scatter(searched, checked, color=theme.main, s=52, edgecolors=theme.muted, linewidths=0.8, zorder=3)
+        late[0].margins(0.15)
+        _dress_pairs(late[0], theme, (d.header.high_steps, int(longer["steps"])), searched, checked)
     return fig
+
+
+def _dress_pairs(ax: Axes, theme: Theme, steps: tuple[int, int], x: list[float], y: list[float],
+                 above: int = 0) -> None:
+    rho = story.rank_correlation(x, y)
+    kept = "" if rho is None else f": Spearman {number(rho, 2)}"
+    cut = f" ({above} above the view)" if above else ""
+    dress(ax, theme, f"loss after {steps[0]} steps", f"loss after {steps[1]} steps", f"{len(x)} allocations{cut}{kept}")
 
 
 def surrogate(d: ReportData, theme: Theme) -> Figure | None:

@@ -21,7 +21,7 @@ from qra_bo.report.style import (
     figure,
     legend,
 )
-from qra_bo.report.text import short_names, size
+from qra_bo.report.text import MINUS, short_names, size
 
 MB = 1e6
 FEW_UNITS = 48
@@ -110,9 +110,7 @@ def sensitivity(d: ReportData, theme: Theme) -> Figure | None:
     for j, name in enumerate(p.formats):
         axes[0].plot(x, p.damage[:, j], marker=MARKERS[j % len(MARKERS)], markersize=5, linewidth=1.3,
                      color=colours[j % len(colours)], label=name)
-    smallest = np.abs(p.damage[p.damage != 0]) if (p.damage != 0).any() else np.array([1e-3])
-    linear = float(max(np.quantile(smallest, 0.1), 1e-4))
-    axes[0].set_yscale("symlog", linthresh=linear)
+    _symlog(axes[0], p.damage)
     dress(axes[0], theme, y="loss increase (nats)", title="Damage when only this unit is quantised ($I_q$)")
     legend(fig, axes[0], theme, columns=8)
     if p.gain is not None:
@@ -124,6 +122,19 @@ def sensitivity(d: ReportData, theme: Theme) -> Figure | None:
         axes[-1].set_xticks(x, names, rotation=90 if max(map(len, names)) > 3 else 0)
     axes[-1].set_xlabel("unit", color=theme.ink)
     return fig
+
+
+def _symlog(ax: Axes, values: npt.NDArray[np.float64]) -> None:
+    """An axis that is logarithmic away from 0, with plain numbers at powers of ten that do not crowd around 0."""
+    sizes = np.abs(values[values != 0])
+    least = int(np.ceil(np.log10(max(np.quantile(sizes, 0.1), 1e-5)))) if sizes.size else -3
+    most = max(least, int(np.floor(np.log10(sizes.max())))) if sizes.size else least
+    ax.set_yscale("symlog", linthresh=10.0 ** least, linscale=0.6)
+    ticks = [10.0 ** k for k in range(least, most + 1)]
+    low, high = float(values.min()), float(values.max())
+    shown = [t for t in (*(-t for t in reversed(ticks)), 0.0, *ticks) if low <= t <= high or t == 0.0]
+    ax.set_yticks(shown, [f"{t:g}".replace("-", MINUS) for t in shown])
+    ax.minorticks_off()
 
 
 def memory(d: ReportData, theme: Theme) -> Figure | None:

@@ -122,8 +122,9 @@ def comparison(d: ReportData) -> list[Row]:
     if c is not None:
         tests = {c.candidate: float(np.mean(c.candidate_losses)), c.reference: float(np.mean(c.reference_losses))}
     chosen: list[tuple[str, Allocation]] = []
+    leads = "winner" if c is not None or d.end is not None else "best so far"
     if d.winner is not None:
-        chosen.append(("winner", d.winner))
+        chosen.append((leads, d.winner))
     if c is not None:
         chosen += [("best mixed", c.candidate), ("best uniform", c.reference)]
     elif d.best_uniform is not None:
@@ -135,8 +136,8 @@ def comparison(d: ReportData) -> list[Row]:
     rows: dict[Allocation, Row] = {}
     for role, allocation in chosen:
         if allocation in rows:
-            if rows[allocation].role == "winner" and role != "best mixed":
-                rows[allocation] = _row(d, f"winner = {role}", allocation, tests.get(allocation))
+            if rows[allocation].role == leads and role != "best mixed":
+                rows[allocation] = _row(d, f"{leads} = {role}", allocation, tests.get(allocation))
             continue
         rows[allocation] = _row(d, role, allocation, tests.get(allocation))
     return list(rows.values())
@@ -164,11 +165,17 @@ def gap_closed(d: ReportData) -> str | None:
     return f"{number(100 * (_value(qlora) - _value(best)) / gap, 0)} % (one training seed, validation split)"
 
 
-def low_high(d: ReportData) -> list[tuple[Evaluation, Evaluation]]:
-    """Pairs (low, high) of the same allocation and training seed."""
-    low = {(e.allocation, e.request.train_seed): e for e in d.evaluations
+def low_high(d: ReportData) -> list[tuple[float, Evaluation]]:
+    """Loss at low fidelity beside the evaluation at high fidelity, of every allocation where both are known.
+
+    The low loss is that of an evaluation at low fidelity, or was recorded on the way to the high one: low fidelity is
+    a prefix of it under the same schedule.
+    """
+    low = {(e.allocation, e.request.train_seed): e.loss for e in d.evaluations
            if e.ok and e.fidelity is Fidelity.LOW and e.request.split == "validation"}
-    return [(low[key], e) for e in d.points if (key := (e.allocation, e.request.train_seed)) in low]
+    found = [(low.get((e.allocation, e.request.train_seed), dict(e.measurement.curve).get(d.header.low_steps or 0)), e)
+             for e in d.points]
+    return [(early, e) for early, e in found if early is not None]
 
 
 def rank_correlation(a: list[float], b: list[float]) -> float | None:
@@ -214,11 +221,11 @@ def _confirmation_checks(d: ReportData) -> list[Check]:
 def _search_checks(d: ReportData) -> list[Check]:
     out: list[Check] = []
     pairs = low_high(d)
-    rho = rank_correlation([_value(low) for low, _ in pairs], [_value(high) for _, high in pairs])
+    rho = rank_correlation([low for low, _ in pairs], [_value(high) for _, high in pairs])
     if rho is not None:
         out.append(Check("ok" if rho >= 0.5 else "caution", "Low fidelity",
-                         f"Over the {len(pairs)} allocations trained at both lengths the early loss ranks the final "
-                         f"one with Spearman {number(rho, 2)}."))
+                         f"Over {len(pairs)} allocations the loss after {d.header.low_steps} steps ranks the one "
+                         f"after {d.header.high_steps} with Spearman {number(rho, 2)}."))
     check = d.ranking_check
     if check is not None and check["spearman"] is not None:
         kept = float(check["spearman"])

@@ -102,7 +102,7 @@ def _comparison_table(rows: Sequence[story.Row]) -> Table:
     for i, column in enumerate(COLUMNS):
         table.add_column(column, justify="left" if i < 2 else "right")
     for r in rows:
-        table.add_row(*map(escape, row_cells(r)), style="bold" if r.role.startswith("winner") else "")
+        table.add_row(*map(escape, row_cells(r)), style="bold" if r is rows[0] else "")
     return table
 
 

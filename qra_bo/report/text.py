@@ -7,10 +7,11 @@ MINUS, DASH = "\u2212", "\u2013"
 
 
 def size(n: float) -> str:
-    """Decimal bytes with three or four digits: ``74.3 MB``, ``10.0 GB``."""
+    """Decimal bytes with three or four digits: ``5.57 GB``, ``74.3 MB``."""
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if abs(n) >= scale:
-            return f"{n / scale:,.{1 if abs(n) < 1000 * scale else 0}f} {unit}"
+            digits = 2 if abs(n) < 9.995 * scale else 1 if abs(n) < 1000 * scale else 0
+            return f"{n / scale:,.{digits}f} {unit}"
     return f"{n:.0f} B"
 
 

@@ -2,13 +2,15 @@
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from qra_bo.errors import OutputError
 from qra_bo.files import check_run_folder, writing
 from qra_bo.report.data import ReportData, parse_events
-from qra_bo.report.html import render_html, report_json
+from qra_bo.report.html import render_html, render_runs, report_json
 from qra_bo.report.plots import write_plots
+from qra_bo.report.side_by_side import NamedRun
 from qra_bo.study.journal import JOURNAL_NAME, read_journal
 
 
@@ -42,6 +44,16 @@ def write_report(folder: Path) -> list[Path]:
         _replace(page, render_html(d))
         _replace(data, json.dumps(report_json(d), indent=1, sort_keys=True) + "\n")
         return [page, data, *write_plots(d, folder / "plots")]
+
+
+def write_page(page: Path, runs: Sequence[NamedRun]) -> None:
+    """Write several runs side by side as one file.
+
+    Raises:
+        OutputError: If it can't be written.
+    """
+    with writing(page, "write it again"):
+        _replace(page, render_runs(runs))
 
 
 def _replace(path: Path, text: str) -> None:

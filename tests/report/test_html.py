@@ -72,7 +72,7 @@ def test_both_appearances_print_and_narrow_screens_are_served(page):
     text = "".join(page.text)
     for part in ("prefers-color-scheme: dark", "@media print", "max-width:36rem"):
         assert part in text
-    assert all(a["media"] == "(prefers-color-scheme: dark)" for a in page.all("source"))
+    assert all(a["media"] == "screen and (prefers-color-scheme: dark)" for a in page.all("source"))
 
 
 def test_the_answer_trust_and_every_evaluation_are_there(page):

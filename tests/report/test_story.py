@@ -124,8 +124,9 @@ def print_plan_text(rows):
     return printed(print_plan, "tiny", rows, 2_000.0)
 
 
-@pytest.mark.parametrize(("value", "text"), [(999, "999 B"), (1_500, "1.5 kB"), (74_300_000, "74.3 MB"),
-                                             (10_000_000_000, "10.0 GB"), (137_900_000_000_000, "137,900 GB")])
+@pytest.mark.parametrize(("value", "text"), [(999, "999 B"), (1_500, "1.50 kB"), (9_999_000, "10.0 MB"),
+                                             (74_300_000, "74.3 MB"), (10_000_000_000, "10.0 GB"),
+                                             (137_900_000_000_000, "137,900 GB")])
 def test_sizes_are_decimal(value, text):
     assert size(value) == text
 
@@ -138,3 +139,12 @@ def test_texts():
     assert short_names(["a.b", "a.c.d"]) == ["b", "c.d"]
     assert describe_allocation(["l.0", "l.1", "l.2"], [8, 4, 4], [1, 2, 2]) == "0: 8-bit r1 · 1\u20132: 4-bit r2"
     assert [story.server_rank(r) for r in ((1, 8), (9,), (1000,))] == [8, 16, 1000]
+
+
+def test_low_losses_come_from_low_evaluations_or_the_curve_of_the_high_one():
+    d = parse_events(make_events())
+    pairs = story.low_high(d)
+    assert [e for _, e in pairs] == list(d.points)
+    for early, e in pairs:
+        low = [x.loss for x in d.evaluations if x.allocation == e.allocation and x.fidelity.value == "low" and x.ok]
+        assert early == (low[0] if low else dict(e.measurement.curve)[d.header.low_steps])

@@ -1,0 +1,94 @@
+"""The pages in a real headless browser: nothing logged, nothing fetched, everything there, usable by keyboard."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from qra_bo.report.data import parse_events
+from qra_bo.report.html import render_html, render_runs
+from qra_bo.report.plots import PLOTS, RUNS_PLOTS
+from qra_bo.report.side_by_side import NamedRun
+from tests.report.browser import Tab, find_browser, tab
+from tests.report.fixtures import make_events
+
+BROWSER = find_browser()
+pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome is installed (apt-get install chromium)")
+PICTURES = "[...document.images].map(i => i.complete && i.naturalWidth > 100)"
+OVERFLOW = "document.documentElement.scrollWidth - innerWidth"
+
+
+@pytest.fixture(scope="module", name="page")
+def make_page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
+    with tab(str(BROWSER), tmp_path_factory.mktemp("profile")) as page:
+        yield page
+
+
+@pytest.fixture(scope="module", name="report")
+def make_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    path.write_text(render_html(parse_events(make_events())), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("width", [1200, 390])
+@pytest.mark.parametrize("dark", [False, True])
+def test_a_report_opens_without_errors_or_network_and_fits_the_screen(page: Tab, report: Path, width: int,
+                                                                      dark: bool) -> None:
+    page.console.clear()
+    page.requests.clear()
+    page.show(width, dark=dark)
+    page.open(report)
+    assert page.evaluate(PICTURES) == [True] * len(PLOTS)
+    assert page.evaluate(OVERFLOW) <= 0
+    assert page.console == []
+    assert {r.split(":")[0] for r in page.requests} == {"file", "data"}
+    assert sum(r.startswith("file:") for r in page.requests) == 1
+    shown = "[...document.images].every(i => i.currentSrc === (%s ? i.previousElementSibling.srcset : i.src))"
+    assert page.evaluate(shown % str(dark).lower())
+
+
+def test_the_keyboard_sorts_the_table_and_losses_order_as_numbers(page: Tab, report: Path) -> None:
+    page.show(1200)
+    page.open(report)
+    page.evaluate("document.querySelectorAll('table.sortable th button')[6].focus()")
+    column = "[...document.querySelectorAll('table.sortable tbody tr')].map(r => r.cells[6].dataset.key)"
+    for state, sign in (("ascending", 1), ("descending", -1)):
+        page.press("Enter", 13)
+        assert page.evaluate("document.activeElement.parentElement.getAttribute('aria-sort')") == state
+        keys = page.evaluate(column)
+        values = [sign * float(k) for k in keys if k]
+        assert values == sorted(values)
+        assert keys.count("") == keys[::-1].index(next(k for k in reversed(keys) if k))  # failures come last both ways
+
+
+def test_tab_reaches_the_skip_link_first_and_shows_where_it_is(page: Tab, report: Path) -> None:
+    page.show(1200)
+    page.open(report)
+    page.press("Tab", 9)
+    assert page.evaluate("document.activeElement.className") == "skip"
+    assert page.evaluate("document.activeElement.getBoundingClientRect().left") >= 0
+    page.press("Tab", 9)
+    assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+
+
+def test_it_prints_light_with_every_evaluation_within_the_paper(page: Tab, report: Path) -> None:
+    page.show(740, dark=True, media="print")
+    page.open(report)
+    assert page.evaluate("getComputedStyle(document.querySelector('section')).color") == "rgb(27, 31, 36)"
+    assert page.evaluate("[...document.images].every(i => i.currentSrc === i.src)")
+    assert page.evaluate(OVERFLOW) <= 0
+    assert page.print_pdf().startswith(b"%PDF")
+
+
+def test_several_runs_on_one_page(page: Tab, tmp_path: Path) -> None:
+    runs = [NamedRun(f"seed-{seed}", parse_events(make_events(seed)), "seed/report.html") for seed in (0, 1)]
+    path = tmp_path / "report.html"
+    path.write_text(render_runs([*runs, NamedRun("<b>", parse_events(make_events(2, finished=False)))]))
+    page.console.clear()
+    page.show(390)
+    page.open(path)
+    assert page.evaluate(PICTURES) == [True] * len(RUNS_PLOTS)
+    assert page.evaluate(OVERFLOW) <= 0
+    assert page.evaluate("document.querySelectorAll('#found dt').length") == 3
+    assert page.console == []
