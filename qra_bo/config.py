@@ -109,10 +109,13 @@ class FidelityConfig:
 
 @dataclass(frozen=True, slots=True)
 class EvalConfig:
-    """Held-out tokens looked at in one evaluation, and sequences in a batch of them."""
+    """Held-out tokens looked at in one evaluation, and sequences in a batch of them; tasks that ``task=evaluate`` asks
+    the model of a finished run, and how many questions of each (``None``: all)."""
 
     tokens: int
     batch: int
+    tasks: tuple[str, ...]
+    limit: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,8 +206,8 @@ class RunConfig:
     def config_sha256(self) -> str:
         """Hash over what defines the results: a run may be continued by any configuration of the same hash."""
         kept = {key: value for key, value in self.to_dict().items() if key not in NOT_OF_THE_RESULT}
-        for key in ("format", "verify"):
-            del kept["memory"][key]  # how a plan is printed changes no result
+        for group, key in (("memory", "format"), ("memory", "verify"), ("eval", "tasks"), ("eval", "limit")):
+            del kept[group][key]  # how a plan is printed and what a model is asked later change no result
         return hashlib.sha256(json.dumps(kept, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
     def with_changes(self, **changes: Any) -> "RunConfig":

@@ -45,9 +45,14 @@ def _task(config: RunConfig) -> Iterator[Problem]:
                                      f"{', '.join(METHODS.nearest(config.method.name))}.")
     if config.task in OF_A_RUN and config.out is None:
         yield Problem("out", f"task={config.task} needs out=FOLDER, the folder of a run; got null.")
-    if config.task == "evaluate" and config.allocation is None:
+    asks = bool(config.eval.tasks)
+    if config.task == "evaluate" and (config.allocation is None) != asks:
         yield Problem("allocation", "task=evaluate needs allocation=uniform:BITS,RANK or a JSON file such as a "
-                                    "best.json; got null.")
+                                    "best.json, or eval.tasks=[...] and out=RUN to ask the model of a finished run; got"
+                                    f" {'both' if asks else 'neither'}.")
+    if asks and (config.task != "evaluate" or config.out is None):
+        yield Problem("eval.tasks", "eval.tasks needs task=evaluate and out=RUN, the folder of a finished run; got "
+                                    f"task={config.task} and out={'null' if config.out is None else config.out}.")
 
 
 def _budget(config: RunConfig) -> Iterator[Problem]:
@@ -136,6 +141,8 @@ def _train(config: RunConfig) -> Iterator[Problem]:
     yield from _rule("eval.tokens", config.eval.tokens, config.eval.tokens >= t.length,
                      f"at least one sequence (train.length={t.length})")
     yield from _rule("eval.batch", config.eval.batch, config.eval.batch >= 1, "at least 1")
+    limit = config.eval.limit
+    yield from _rule("eval.limit", limit, limit is None or limit >= 1, "at least 1, or null for all")
 
 
 def _finetunes(config: RunConfig) -> bool:

@@ -47,7 +47,7 @@ def _wheel(cfg: Mapping[str, Any]) -> tuple[Any, Any]:
 def _random(cfg: Mapping[str, Any]) -> tuple[Any, Any]:
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from qra_bo.oracle.data.tiny import ByteTokenizer
+    from qra_bo.oracle.data.tiny import byte_tokenizer
 
     config = LlamaConfig(hidden_size=cfg["hidden_size"], intermediate_size=cfg["intermediate_size"],
                          num_hidden_layers=cfg["n_layers"], num_attention_heads=cfg["n_heads"],
@@ -57,7 +57,7 @@ def _random(cfg: Mapping[str, Any]) -> tuple[Any, Any]:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)  # the same random model everywhere; undone by fork_rng
         model = LlamaForCausalLM(config)
-    return model, ByteTokenizer()
+    return model, byte_tokenizer()
 
 
 def _hub(cfg: Mapping[str, Any]) -> tuple[Any, Any]:

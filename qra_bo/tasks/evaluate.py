@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from rich.console import Console
 from qra_bo.build import BytesPredictor
 from qra_bo.config import RunConfig
 from qra_bo.errors import ConfigError, OutputError, SpaceError
-from qra_bo.files import strict_json
+from qra_bo.files import strict_json, writing
 from qra_bo.memory.budget import format_for, format_size, parse_budget
 from qra_bo.memory.formats import parse_format
 from qra_bo.oracle.protocol import Progress
@@ -23,19 +25,23 @@ from qra_bo.study.provenance import collect
 from qra_bo.study.status import write_json
 
 EVALUATION_NAME = "evaluation.json"
+SCORES_NAME = "scores.json"
 FAILED = 1
 
 
 def run(config: RunConfig) -> int:
     """Evaluate on the validation and the test split; returns 0, or 1 where the training gave no loss.
 
-    The learning rate is ``adapter.lr``, or the calibrated one of a ``best.json``.
+    The learning rate is ``adapter.lr``, or the calibrated one of a ``best.json``. With ``eval.tasks`` the model of the
+    finished run in ``out`` is asked these instead, and nothing is trained.
 
     Raises:
         UserError: If the input or the environment can't work.
     """
     from qra_bo.run import live_view, make_setting, oracle_session, task_folder
 
+    if config.eval.tasks:
+        return ask(config, Path(str(config.out)))
     setting = make_setting(config)
     allocation, lr = read_allocation(str(config.allocation), setting.space)
     predictor = BytesPredictor(setting.memory, setting.space)
@@ -61,6 +67,33 @@ def run(config: RunConfig) -> int:
     print_evaluation(result, Console(soft_wrap=True))
     print(f"Files: {folder / EVALUATION_NAME}")
     return 0 if result["validation"]["loss"] is not None and result["test"]["loss"] is not None else FAILED
+
+
+def ask(config: RunConfig, folder: Path) -> int:
+    """Ask the model of the finished run in ``folder`` the tasks of ``eval.tasks``; returns 0.
+
+    Raises:
+        UserError: If a task is unknown or malformed, lm-eval is not installed, or the folder holds no finished run.
+    """
+    from qra_bo.device import resolve_device
+    from qra_bo.loading import load
+    from qra_bo.oracle.harness import check_tasks, score_tasks
+    from qra_bo.oracle.manifest import package_versions
+    from qra_bo.oracle.quantizers.quiet import hush_bitsandbytes
+
+    hush_bitsandbytes()
+    check_tasks(config.eval.tasks)
+    model, tokenizer = load(folder, resolve_device(config.device))
+    scores = score_tasks(model, tokenizer, config.eval.tasks, batch=config.eval.batch, limit=config.eval.limit)
+    with writing(folder / SCORES_NAME, "ask again"):
+        versions = {**package_versions(), "lm-eval": metadata.version("lm-eval")}
+        write_json(folder / SCORES_NAME, {"schema_version": 1, "limit": config.eval.limit,
+                                          "scores": [asdict(s) for s in scores], "versions": versions})
+    for s in scores:
+        error = "" if s.stderr is None else f" (standard error {s.stderr:.4f})"
+        print(f"{s.task}: {s.metric} {s.value:.4f}{error}, {s.questions} questions")
+    print(f"Files: {folder / SCORES_NAME}")
+    return 0
 
 
 def evaluate(config: RunConfig, allocation: Allocation, lr_scale: float, executor: Executor,

@@ -165,7 +165,7 @@ def test_the_dictionary_is_json_and_says_everything(default: RunConfig) -> None:
     ("display=none", True), ("task=memory", True),
     ("seed=1", False), ("budget=1GB", False), ("bits=[4,8]", False), ("ranks=[4]", False), ("+model=tiny", False),
     ("data=tiny", False), ("granularity=block", False), ("adapter.lr=1e-3", False), ("fidelity.high=48", False),
-    ("memory.scope=stored", False), ("oracle=synthetic", False), ("eval.tokens=4096", False),
+    ("memory.scope=stored", False), ("oracle=synthetic", False), ("eval.tokens=4096", False), ("eval.limit=3", True),
 ])
 def test_the_hash_covers_what_defines_the_results(default: RunConfig, override: str, same: bool) -> None:
     assert (load_config([override]).config_sha256 == default.config_sha256) is same
@@ -188,7 +188,8 @@ def test_a_composed_dictionary_with_holes_is_refused(default: RunConfig) -> None
     with pytest.raises(ConfigError) as caught:
         config_from(raw)
     assert sorted(caught.value.problems) == [
-        "Unknown key 'trian'; nearest: train, ranks, data.", "eval must hold the keys eval.tokens, eval.batch; got 3.",
+        "Unknown key 'trian'; nearest: train, ranks, data.",
+        "eval must hold the keys eval.tokens, eval.batch, eval.tasks, eval.limit; got 3.",
         "seed is missing.", "train.batch is missing."]
 
 

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from qra_bo.errors import DataError
 from qra_bo.oracle.data.batches import batches, named_rng
 from qra_bo.oracle.data.records import NO_LOSS, Record, assemble, pack, pieces_of, split_records, texts_sha256
-from qra_bo.oracle.data.tiny import ByteTokenizer, tiny_records
+from qra_bo.oracle.data.tiny import byte_tokenizer, tiny_records
 
-TOKENIZER = ByteTokenizer()
+TOKENIZER = byte_tokenizer()
 texts = st.text(st.characters(min_codepoint=97, max_codepoint=122), max_size=40)
 records = st.lists(st.builds(Record, texts, texts.filter(bool)), min_size=1, max_size=12)
 
@@ -49,11 +49,9 @@ def test_packing_wastes_little() -> None:
 
 
 def test_a_tokenizer_without_end_and_pad_tokens_works() -> None:
-    class Bare(ByteTokenizer):
-        pad_token_id = None  # type: ignore[assignment]
-        eos_token_id = None  # type: ignore[assignment]
-
-    blocks = pack(Bare(), [Record("", "abc")], 4, seed=0)
+    bare = byte_tokenizer()
+    bare.pad_token = bare.eos_token = None
+    blocks = pack(bare, [Record("", "abc")], 4, seed=0)
     assert blocks.input_ids.tolist() == [[97, 98, 99, 0]]
     assert blocks.labels.tolist() == [[97, 98, 99, NO_LOSS]]
 

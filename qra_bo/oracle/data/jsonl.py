@@ -29,12 +29,8 @@ def read_records(path: str | None, max_records: int | None) -> list[Record]:
     file = Path(path).expanduser()
     if not file.is_file():
         raise DataError(f"data.path must name a JSON or JSONL file; there is no file {path!r}")
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"data.path {path!r} can't be read as UTF-8 text: {error}") from error
     records: list[Record] = []
-    for where, fields in _objects(text, path):
+    for where, fields in json_objects(read_text(file), path):
         if max_records is not None and len(records) == max_records:
             break
         records.append(to_record(fields, where))
@@ -43,8 +39,24 @@ def read_records(path: str | None, max_records: int | None) -> list[Record]:
     return records
 
 
-def _objects(text: str, path: str) -> Iterator[tuple[str, Any]]:
-    """Each object of the file with a name of its place."""
+def read_text(file: Path) -> str:
+    """The text of a file.
+
+    Raises:
+        DataError: If it can't be read as UTF-8.
+    """
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{str(file)!r} can't be read as UTF-8 text: {error}") from error
+
+
+def json_objects(text: str, path: str) -> Iterator[tuple[str, Any]]:
+    """Each object of a JSON list, or of JSON lines, with a name of its place.
+
+    Raises:
+        DataError: If something in it is not JSON; the message names the line.
+    """
     if text.lstrip().startswith("["):
         try:
             items = strict_json(text)
@@ -105,8 +117,13 @@ def _prompt(fields: Fields, where: str) -> Record:
     return Record(_text(fields, "prompt", where), _text(fields, "completion", where))
 
 
+def question_prompt(question: str) -> str:
+    """How a question is asked."""
+    return f"Question: {question}\nAnswer:"
+
+
 def _question(question: str, answer: str) -> Record:
-    return Record(f"Question: {question}\nAnswer:", f" {answer}")
+    return Record(question_prompt(question), f" {answer}")
 
 
 def _hc3(fields: Fields, where: str) -> Record:

@@ -15,7 +15,7 @@ def load_data(data_cfg: DataConfig, tokenizer: Any, length: int, seed: int = 0) 
 
     Args:
         data_cfg: Options of the data set.
-        tokenizer: Of transformers, or ``ByteTokenizer``.
+        tokenizer: Of transformers.
         length: Tokens of a sequence.
         seed: Drives the split of records and the order of sequences. It is not the seed of a search: runs that are
             compared share it, and so their data.

@@ -1,6 +1,5 @@
 """Synthetic bytes and a byte tokenizer: they test the plumbing and say nothing about quality."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from qra_bo.oracle.data.batches import named_rng
@@ -9,26 +8,21 @@ from qra_bo.oracle.data.records import Record
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
-class ByteTokenizer:
-    """UTF-8 bytes as token ids 0 to 255, then pad (256) and end (257); ids up to 511 are unused.
+VOCABULARY = 512
+"""Rows of the tiny model's embedding; ids from 258 on are unused."""
 
-    It answers the part of a transformers tokenizer that data loading uses.
-    """
 
-    vocab_size = 512
-    pad_token_id = 256
-    eos_token_id = 257
+def byte_tokenizer() -> Any:
+    """A tokenizer of transformers: UTF-8 bytes as ids 0 to 255, then pad (256) and end (257)."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-    def __call__(self, text: str | Sequence[str], add_special_tokens: bool = False,
-                 verbose: bool = False) -> dict[str, Any]:
-        """``{"input_ids": ids}``, a list of ids for each text of a list."""
-        if isinstance(text, str):
-            return {"input_ids": list(text.encode())}
-        return {"input_ids": [list(t.encode()) for t in text]}
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of ``ids``; special and unused ones are left out."""
-        return bytes(i for i in ids if i < 256).decode(errors="replace")
+    core = Tokenizer(models.BPE(vocab={c: byte for byte, c in bytes_to_unicode().items()}, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    core.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<end>",
+                                   clean_up_tokenization_spaces=False)
 
 
 def tiny_records(n: int, seed: int) -> list[Record]:
