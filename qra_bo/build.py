@@ -119,12 +119,13 @@ class BytesPredictor:
         return int(self.memory.table(space).totals(space.encode(allocation)[None, :])[0])
 
 
-def make_oracle(config: Mapping[str, Any], out: str) -> "Oracle":
+def make_oracle(config: Mapping[str, Any], out: str, threads: int | None = None) -> "Oracle":
     """The configured oracle; called inside the worker process.
 
     Args:
         config: ``RunConfig.to_dict()``.
         out: Folder of the run: checkpoints and the bank's files go below it.
+        threads: Threads that it trains with; ``None`` leaves that to torch.
     """
     cfg = config_from_dict(config)
     if cfg.oracle.name == "synthetic":
@@ -137,6 +138,10 @@ def make_oracle(config: Mapping[str, Any], out: str) -> "Oracle":
                                checkpoints=Path(out) / "checkpoints")
     if cfg.oracle.name != "finetune":
         raise ConfigError(f"oracle={cfg.oracle.name} is not available in this release; known: finetune, synthetic")
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
     return make_finetune(cfg, Path(out))
 
 

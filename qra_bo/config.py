@@ -10,7 +10,8 @@ from typing import Any, Literal
 from qra_bo.oracle.data.options import DataConfig
 
 LR_EXPONENTS = {"constant": 0.0, "inverse_sqrt": 0.5, "inverse": 1.0}
-NOT_OF_THE_RESULT = ("task", "effort", "max_hours", "out", "resume", "display", "allocation", "worker")
+NOT_OF_THE_RESULT = ("task", "effort", "max_hours", "out", "resume", "display", "allocation", "worker",
+                     "executor")
 """Keys that may differ between a run and its continuation: they bound or show it and change no evaluation."""
 
 
@@ -146,6 +147,19 @@ class WorkerConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class ExecutorConfig:
+    """Where evaluations run, and how many at once; the rest is for Ray: address of a cluster (``None``: one of this
+    machine alone, for this run), and what one worker takes of it."""
+
+    name: Literal["local", "ray"]
+    workers: int
+    address: str | None
+    cpus: float | None
+    gpus: float | None
+    memory: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class FinalConfig:
     """Length of the final fine-tune of the winner; ``steps`` wins where it is given."""
 
@@ -186,6 +200,7 @@ class RunConfig:
     calibrate: CalibrateConfig
     confirm: ConfirmConfig
     final: FinalConfig
+    executor: ExecutorConfig
     worker: WorkerConfig
 
     @property

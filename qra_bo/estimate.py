@@ -85,10 +85,12 @@ def check_ram(config: RunConfig, spec: DecoderSpec, space: SearchSpace) -> None:
     if not Path("/proc/meminfo").exists():
         return  # only Linux tells what can still be taken
     parts, available = host_parts(config, spec, space), free_bytes("cpu")
-    need = sum(parts.values())
+    workers = config.executor.workers
+    need = workers * sum(parts.values())
     if need <= available:
         return
     listed = ", ".join(f"{what} {format_size(size)}" for what, size in parts.items() if size)
+    listed += f"; for each of {workers} workers" if workers > 1 else ""
     raise DeviceError(f"fine-tuning {config.model_name} on a CPU needs about {format_size(need)} of RAM ({listed}) and "
                       f"{format_size(available)} is available; name fewer bits (each format is packed once), lower "
                       "train.batch or train.length, take a smaller model, a GPU (device=cuda), a machine with more "

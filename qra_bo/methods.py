@@ -107,6 +107,7 @@ class TwoStages:
                  equivalents: float) -> None:
         self._name, self._first, self._second = name, first, second
         self._left = equivalents * problem.high_steps
+        self._steps = {Fidelity.HIGH: problem.high_steps, Fidelity.LOW: problem.low_steps or problem.high_steps}
         self._awaited: set[tuple[str, Fidelity]] = set()
         self._first_is_done = False
 
@@ -115,14 +116,19 @@ class TwoStages:
         return self._name
 
     def ask(self, n: int) -> list[Proposal]:
-        """Up to ``n`` proposals of the stage whose turn it is; none while the first waits for what it asked."""
+        """Up to ``n`` proposals of the stage whose turn it is: the second's once the first has asked for its share.
+
+        None while a first stage that has some left waits for what it asked, or where the second wants what the first
+        is waiting for.
+        """
         if not self._first_is_done:
-            proposals = self._first.ask(n) if self._left > 0 else []
+            has_some = self._left > sum(self._steps[fidelity] for _, fidelity in self._awaited)
+            proposals = self._first.ask(n) if has_some else []
             self._awaited.update((p.allocation.fingerprint, p.fidelity) for p in proposals)
-            if proposals or self._awaited:
+            if proposals or (has_some and self._awaited):
                 return proposals
-            self._first_is_done = True
-        return self._second.ask(n)
+            self._first_is_done = not self._awaited
+        return [p for p in self._second.ask(n) if (p.allocation.fingerprint, p.fidelity) not in self._awaited]
 
     def surrogate_check(self) -> Mapping[str, Any] | None:
         """That of the second stage, where it has one."""

@@ -10,11 +10,12 @@ from typing import Any
 
 from rich.console import Console
 
-from qra_bo.build import BytesPredictor, make_memory, make_space, make_spec, prepare_worker_environment
+from qra_bo.build import BytesPredictor, make_memory, make_space, make_spec
 from qra_bo.config import NOT_OF_THE_RESULT, RunConfig, load_config
 from qra_bo.device import resolve_dtype
 from qra_bo.errors import OutputError
 from qra_bo.estimate import check_ram, seconds_per_training_token, training_tokens
+from qra_bo.executors import is_remote, make_executor
 from qra_bo.files import check_run_folder
 from qra_bo.memory.budget import check_budget, free_bytes, parse_budget, parse_size, resolve_budget
 from qra_bo.memory.formats import default_format
@@ -28,14 +29,11 @@ from qra_bo.sensitivity.given import given_profile
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import CostTable, SearchSpace, limit_average_bits, uniform
 from qra_bo.study.engine import Engine, RunOutcome
-from qra_bo.study.executor import Executor, InProcessExecutor, OracleSpec
-from qra_bo.study.given import GivenProfileExecutor
+from qra_bo.study.executor import Executor
 from qra_bo.study.journal import JOURNAL_NAME
 from qra_bo.study.options import Delivery, EngineConfig, FinalTask, Parts, training_seeds
-from qra_bo.study.process import Limits, SubprocessExecutor
 from qra_bo.study.results import load_study
 
-STARTUP_SECONDS = 1800.0
 MEASURED_CANDIDATES = 5
 """How many allocations may be measured at the end, from the winner down, before the run gives up."""
 
@@ -112,7 +110,7 @@ def make_setting(config: RunConfig) -> Setting:
     """
     device, spec = _device_type(config), make_spec(config)
     space = make_space(config, spec)
-    if config.oracle.name == "finetune" and device == "cpu":
+    if config.oracle.name == "finetune" and device == "cpu" and not is_remote(config):
         check_ram(config, spec, space)
     path = config.sensitivity.path
     profile = None if path is None else given_profile(Path(path).expanduser(), space.units, config.format_names)
@@ -251,6 +249,8 @@ def _device_type(config: RunConfig) -> str:
 
     if config.oracle.name != "finetune":
         return planned_device(config)
+    if is_remote(config) and config.device != "auto":
+        return config.device.partition(":")[0]
     from qra_bo.device import resolve_device
 
     return "cuda" if resolve_device(config.device).startswith("cuda") else "cpu"
@@ -273,25 +273,6 @@ def _parts(config: RunConfig, folder: Path, setting: Setting, budget: int, execu
         finalise=(lambda task: finalise(config, folder, predictor, budget, task)) if real else None,
         progress=view.progress if view is not None else lambda what, done, total: None,
         listeners=(view,) if view is not None else ())
-
-
-def make_executor(config: RunConfig, folder: Path, profile: SensitivityProfile | None = None) -> Executor:
-    """A worker process for real fine-tuning; what costs nothing runs in this one. With ``profile`` none is measured."""
-    kwargs: dict[str, Any] = {"config": config.to_dict(), "out": str(folder)}
-    if config.oracle.name == "finetune":
-        prepare_worker_environment()
-        executor: Executor = SubprocessExecutor(OracleSpec("qra_bo.build:make_oracle", kwargs), limits(config))
-    else:
-        from qra_bo.build import make_oracle
-
-        executor = InProcessExecutor(make_oracle(**kwargs))
-    return executor if profile is None else GivenProfileExecutor(executor, profile)
-
-
-def limits(config: RunConfig) -> Limits:
-    """How long a worker may take."""
-    worker = config.worker
-    return Limits(worker.deadline_seconds, worker.slowdown, STARTUP_SECONDS, worker.retries)
 
 
 @contextmanager

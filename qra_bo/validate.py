@@ -21,7 +21,7 @@ OF_A_RUN = ("export", "report")
 def problems_of(config: RunConfig) -> list[Problem]:
     """Every problem of a well-typed configuration; empty where it can work."""
     found: list[Problem] = []
-    for rule in (_task, _budget, _ladders, _numbers, _train, _sources, _device):
+    for rule in (_task, _budget, _ladders, _numbers, _train, _sources, _executor, _device):
         found += rule(config)
     if not any(p.key in ("bits", "ranks", "quantizer.formats") for p in found):
         found += _space(config)
@@ -169,10 +169,23 @@ def _sources(config: RunConfig) -> Iterator[Problem]:
                                       f"got {config.oracle.table!r}.")
 
 
+def _executor(config: RunConfig) -> Iterator[Problem]:
+    e = config.executor
+    yield from _rule("executor.workers", e.workers, e.workers >= 1, "at least 1")
+    for key, value in (("cpus", e.cpus), ("gpus", e.gpus)):
+        yield from _rule(f"executor.{key}", value, value is None or 0 <= value < float("inf"), "at least 0, or null")
+    if e.memory is not None:
+        yield from _try("executor.memory", lambda: parse_size(str(e.memory)))
+    for key, given in (("address", e.address), ("cpus", e.cpus), ("gpus", e.gpus), ("memory", e.memory)):
+        if e.name == "local" and given is not None:
+            yield Problem(f"executor.{key}", f"executor.{key}={given} is for executor=ray; executor=local has workers "
+                                             "alone.")
+
+
 def _device(config: RunConfig) -> Iterator[Problem]:
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.device):
         yield Problem("device", f"device must be auto, cpu, cuda or cuda:N; got {config.device!r}.")
-    elif config.device.startswith("cuda") and _finetunes(config):
+    elif config.device.startswith("cuda") and _finetunes(config) and config.executor.address is None:
         import torch
 
         count, wanted = torch.cuda.device_count(), int(config.device.partition(":")[2] or 0)

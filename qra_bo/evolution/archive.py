@@ -24,9 +24,9 @@ class Archive:
         self._asked: set[tuple[bytes, Fidelity]] = set()
 
     @property
-    def waiting(self) -> bool:
-        """Whether something asked for has not been told of yet."""
-        return bool(self._asked)
+    def waiting(self) -> int:
+        """How much of what was asked for has not been told of yet."""
+        return len(self._asked)
 
     def claim(self, row: IntArray, fidelity: Fidelity) -> bool:
         """Mark ``row`` as asked for; false if it was asked for or told of before, at this fidelity or a higher one."""

@@ -19,6 +19,8 @@ from qra_bo.sensitivity.repair import Repair
 from qra_bo.sensitivity.scaling import fidelity_importance, plasticity_importance
 from qra_bo.space import Allocation, IntArray
 
+_STRAGGLERS = 0.25
+"""Share of a generation that may still be awaited when the next one begins; it joins the pool when it is told."""
 _TRIES = 20
 """Attempts at a new allocation for every one that is wanted, first by variation, then at random."""
 
@@ -42,8 +44,9 @@ class _Phase(Enum):
 class EvolutionarySearch:
     """Asks for one generation at a time: its offspring, then (where there is a low fidelity) the promoted ones.
 
-    While parts of a generation are asked for and not yet told of, ``ask`` may have nothing to give. Whatever it is
-    told of besides (anchors) joins the pool that the next population is selected from.
+    While much of a generation is asked for and not yet told of, ``ask`` may have nothing to give; the last quarter is
+    not waited for. Whatever it is told of besides (anchors, stragglers) joins the pool that the next population is
+    selected from.
 
     Args:
         problem: What is searched.
@@ -86,13 +89,15 @@ class EvolutionarySearch:
         self._phase, self._generation, self._exhausted = _Phase.BREED, 0, False
         self._parents: tuple[IntArray, IntArray, FloatArray] | None = None
         self._queue: list[tuple[IntArray, Fidelity]] = []
+        self._bearable = 0
         self._scale: tuple[FloatArray, FloatArray] | None = None
         self._volumes: list[float] = []
 
     def ask(self, n: int) -> list[Proposal]:
         """Up to ``n`` proposals of the current generation; none while the rest of it is awaited, or at the end."""
-        while not self._queue and not self._archive.waiting and self._phase is not _Phase.DONE:
+        while not self._queue and self._archive.waiting <= self._bearable and self._phase is not _Phase.DONE:
             self._advance()
+            self._bearable = int(_STRAGGLERS * len(self._queue))
         taken, self._queue = self._queue[:n], self._queue[n:]
         return [Proposal(self._problem.space.decode(row), fidelity, "evolution") for row, fidelity in taken]
 

@@ -10,6 +10,10 @@ Progress = Callable[[str, int, int], None]
 """``(what, done, total)``: called now and then so that a person sees something move."""
 
 
+def quiet(what: str, done: int, total: int) -> None:
+    """Progress for nobody."""
+
+
 class StopRequested(BaseException):
     """Raised by ``progress`` where the run is to stop now: an oracle that can go on later keeps what it has on disk and
     lets this pass. No ``Exception``, so that nothing takes it for a result."""

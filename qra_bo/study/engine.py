@@ -7,7 +7,7 @@ from typing import Any
 
 from qra_bo.errors import OracleError, OutputError, QRABOError
 from qra_bo.memory.formats import parse_format
-from qra_bo.records import Evaluation, Fidelity, Proposal
+from qra_bo.records import Evaluation, Fidelity
 from qra_bo.searcher import Searcher, SearchProblem, SelfChecking
 from qra_bo.space import Allocation, average_bits
 from qra_bo.study.anchors import AnchorRules, choose, fill, uniform_anchors
@@ -17,7 +17,8 @@ from qra_bo.study.journal import Journal
 from qra_bo.study.messages import ProfileResult
 from qra_bo.study.options import Delivery, EngineConfig, FinalTask, Parts
 from qra_bo.study.results import write_best
-from qra_bo.study.runner import ENGINE_STAGES, Runner, SearcherError
+from qra_bo.study.runner import Runner, Wanted
+from qra_bo.study.searching import Search, as_told
 from qra_bo.study.signals import Interrupts, RunInterrupted
 from qra_bo.study.status import StatusFile
 from qra_bo.study.study import Study, loss_of
@@ -143,11 +144,13 @@ class Engine:
             return
         scales, trials = self.config.lr_scales, []
         chosen = calibration_choices(anchors[0], self.config.calibration_anchors)
-        for scale in scales if len(scales) > 1 else ():
-            done = [run.evaluate(run.request(a, Fidelity.HIGH, lr_scale=scale), Fidelity.HIGH, "calibration")
-                    for a in chosen]
-            if all(e.ok for e in done):
-                trials.append((scale, sum(map(loss_of, done)) / len(done)))
+        tried = scales if len(scales) > 1 else ()
+        done = run.evaluate_all([Wanted(run.request(a, Fidelity.HIGH, lr_scale=scale), Fidelity.HIGH, "calibration")
+                                 for scale in tried for a in chosen])
+        for i, scale in enumerate(tried):
+            of_scale = done[i * len(chosen):(i + 1) * len(chosen)]
+            if all(e.ok for e in of_scale):
+                trials.append((scale, sum(map(loss_of, of_scale)) / len(chosen)))
         if len(scales) > 1 and not trials:
             raise QRABOError("no learning rate of the calibration gave a loss on the uniform anchors; "
                              f"{_reasons(run.study.evaluations)}")
@@ -166,57 +169,42 @@ class Engine:
             QRABOError: If every one of them failed: there is nothing to compare with, and likely something broken.
         """
         first, spare = choose(anchors, limit)
-        done = [self._baseline(run, a) for a in first]
+        done = self._baselines(run, first)
         usable = [e for e in done if e.ok]
         if not usable:
             raise QRABOError(f"every uniform anchor failed, so that nothing can be compared; {_reasons(done)}")
         filled = fill(self.rules, min(usable, key=loss_of).allocation)
         if filled not in {e.allocation for e in done}:
             if limit != 1:
-                done.append(self._baseline(run, filled))
+                done += self._baselines(run, [filled])
         elif spare:
-            done.append(self._baseline(run, spare[0]))
+            done += self._baselines(run, spare[:1])
         return done
 
     @staticmethod
-    def _baseline(run: Runner, allocation: Allocation) -> Evaluation:
-        """An anchor's evaluation; one that the calibration made counts as a baseline."""
-        found = run.evaluate(run.request(allocation, Fidelity.HIGH), Fidelity.HIGH, "baseline")
-        return replace(found, stage="baseline")
+    def _baselines(run: Runner, allocations: Sequence[Allocation]) -> list[Evaluation]:
+        """Anchors' evaluations; one that the calibration made counts as a baseline."""
+        found = run.evaluate_all([Wanted(run.request(a, Fidelity.HIGH), Fidelity.HIGH, "baseline")
+                                  for a in allocations])
+        return [replace(e, stage="baseline") for e in found]
 
     def _references(self, run: Runner) -> list[Evaluation]:
         """Evaluate the references. One that fits and is made of the search's formats is a uniform choice like any
         other and is returned; the others are never incumbent."""
-        ordinary = []
-        for a in self.config.references:
-            if set(a.formats) <= set(self.rules.formats) and self.rules.fits(a):
-                ordinary.append(self._baseline(run, a))
-            else:
-                run.evaluate(run.request(a, Fidelity.HIGH), Fidelity.HIGH, "reference")
-        return ordinary
+        ordinary = [set(a.formats) <= set(self.rules.formats) and self.rules.fits(a) for a in self.config.references]
+        found = run.evaluate_all([Wanted(run.request(a, Fidelity.HIGH), Fidelity.HIGH, "baseline" if o else "reference")
+                                  for a, o in zip(self.config.references, ordinary, strict=True)])
+        return [replace(e, stage="baseline") for e, o in zip(found, ordinary, strict=True) if o]
 
     def _search(self, run: Runner, problem: SearchProblem, known: Sequence[Evaluation]) -> Searcher:
-        """Ask, evaluate and tell until the effort is spent, time is up or the method has nothing left to propose;
-        returns the searcher.
+        """Search until the effort is spent, time is up or the method has nothing left to propose; returns the searcher.
 
         The searcher is told of all anchors, those with ranks between two of the ladder too: it may learn from them.
         """
         searcher = self.parts.make_searcher(problem, float(run.study.header["high_equivalents"]))
-        unique = list({e.request.key: e for e in known}.values())
-        run.told(unique)
-        searcher.tell([as_told(e) for e in unique])
-        planned = self.config.planned_cost
-        while run.study.search_cost.tokens < planned:
-            run.progress("search", round(run.study.search_cost.tokens), round(planned))
-            proposals = searcher.ask(1)
-            if not proposals:
-                log.info("%s has nothing left to propose", searcher.name)
-                break
-            for proposal in proposals:
-                evaluation = self._propose(run, searcher, proposal)
-                if evaluation is None:
-                    return searcher
-                searcher.tell([as_told(evaluation)])
+        unique = {e.request.key: e for e in known}
+        searcher.tell([as_told(e) for e in unique.values()])
+        Search(run, searcher, self.rules, set(unique)).to_the_end()
         return searcher
 
     def _check_surrogate(self, run: Runner, problem: SearchProblem) -> None:
@@ -230,29 +218,6 @@ class Engine:
         if check is not None:
             run.record("surrogate_check", check)
 
-    def _propose(self, run: Runner, searcher: Searcher, proposal: Proposal) -> Evaluation | None:
-        """Evaluate one proposal; ``None`` when time is up.
-
-        Raises:
-            SearcherError: If the proposal breaks the searcher's contract.
-        """
-        a, stage = proposal.allocation, proposal.stage
-        low = proposal.fidelity is Fidelity.LOW
-        if not self.parts.space.contains(a) or not self.rules.fits(a) or stage in ENGINE_STAGES \
-                or (low and self.config.low_steps is None):
-            raise SearcherError(
-                f"{searcher.name} proposed {a.to_json()} at {proposal.fidelity.value} fidelity in stage {stage!r}: off "
-                f"the ladders, over the budget of {self.config.budget_bytes:,} bytes, at a fidelity that is off, or in "
-                "a stage of the engine; this is a bug of the search method")
-        request = run.request(a, proposal.fidelity)
-        hours = self.config.max_hours
-        if hours is not None and run.hours >= hours and not run.is_replayed(request):
-            run.warn(f"the search was ended by max_hours={hours:g} at "
-                     f"{run.study.search_cost.tokens / self.config.equivalent_tokens:.1f} of "
-                     f"{self.config.high_equivalents:g} high-fidelity equivalents; a longer max_hours goes on")
-            return None
-        return run.evaluate_proposal(request, proposal.fidelity, stage)
-
     def _confirm(self, run: Runner) -> None:
         """Compare the best mixed allocation with the best uniform one: unseen training seeds, test split."""
         study = run.study
@@ -261,13 +226,12 @@ class Engine:
             raise QRABOError(f"no uniform choice gave a loss, so that nothing can be confirmed; "
                              f"{_reasons(study.evaluations)}")
         candidate = reference if mixed is None else mixed
-        pairs, failed = [], False
-        for seed in self.config.confirm_seeds:
-            c, r = (run.evaluate(run.request(a, Fidelity.HIGH, train_seed=seed, split="test"), Fidelity.HIGH,
-                                 "confirmation") for a in (candidate.allocation, reference.allocation))
-            failed = failed or (r.ok and not c.ok)
-            if c.loss is not None and r.loss is not None:
-                pairs.append((seed, c.loss, r.loss))
+        done = run.evaluate_all([
+            Wanted(run.request(a, Fidelity.HIGH, train_seed=seed, split="test"), Fidelity.HIGH, "confirmation")
+            for seed in self.config.confirm_seeds for a in (candidate.allocation, reference.allocation)])
+        both = list(zip(self.config.confirm_seeds, done[::2], done[1::2], strict=True))
+        failed = any(r.ok and not c.ok for _, c, r in both)
+        pairs = [(seed, c.loss, r.loss) for seed, c, r in both if c.loss is not None and r.loss is not None]
         if len(pairs) < 2:
             run.warn("fewer than two training seeds of the confirmation gave a loss for both allocations: the winner "
                      "is not confirmed")
@@ -280,8 +244,9 @@ class Engine:
         """Whether the ranking of the best allocations holds at a longer training."""
         factor = self.config.ranking_factor
         top = run.study.ranked[:self.config.ranking_top]
-        longer = [(e, run.evaluate(run.request(e.allocation, Fidelity.HIGH, factor=factor), Fidelity.HIGH,
-                                   "ranking_check")) for e in top]
+        longer = zip(top, run.evaluate_all([
+            Wanted(run.request(e.allocation, Fidelity.HIGH, factor=factor), Fidelity.HIGH, "ranking_check")
+            for e in top]), strict=True)
         finished = [(e, long) for e, long in longer if long.ok]
         search_losses, losses = [loss_of(e) for e, _ in finished], [loss_of(long) for _, long in finished]
         if len(finished) < 2:
@@ -328,11 +293,6 @@ class Engine:
         if final["delivered"] not in by_name:
             raise OracleError(f"the final fine-tune delivered {final['delivered']}, which is no candidate of the run")
         return by_name[final["delivered"]]
-
-
-def as_told(e: Evaluation) -> Evaluation:
-    """An evaluation of the search as a searcher sees it: the calibrated learning rate is its unit."""
-    return replace(e, request=replace(e.request, lr_scale=1.0))
 
 
 def _reasons(evaluations: Sequence[Evaluation]) -> str:

@@ -10,7 +10,7 @@ from qra_bo.study.executor import Executor
 from qra_bo.study.messages import ProfileResult
 
 
-class GivenProfileExecutor:
+class GivenProfileExecutor(Executor):
     """Answers ``profile`` with what it was given, at no cost; all else is the inner executor's.
 
     Args:
@@ -21,14 +21,21 @@ class GivenProfileExecutor:
     def __init__(self, inner: Executor, profile: SensitivityProfile) -> None:
         self._inner, self._profile = inner, profile
 
+    @property
+    def workers(self) -> int:
+        return self._inner.workers
+
     def describe(self) -> Mapping[str, Any]:
         return self._inner.describe()
 
     def profile(self, progress: Progress) -> ProfileResult:
         return ProfileResult(self._profile, 0, 0, 0.0)
 
-    def evaluate(self, request: EvaluationRequest, progress: Progress) -> Measurement:
-        return self._inner.evaluate(request, progress)
+    def submit(self, request: EvaluationRequest) -> None:
+        self._inner.submit(request)
+
+    def finished(self, progress: Progress) -> tuple[EvaluationRequest, Measurement]:
+        return self._inner.finished(progress)
 
     def call(self, method: str, kwargs: Mapping[str, Any], progress: Progress) -> Mapping[str, Any]:
         return self._inner.call(method, kwargs, progress)

@@ -1,82 +1,56 @@
-"""Evaluations in a worker process, which may die, hang or run out of memory without harm to the run."""
+"""One worker process: it is given a request, listened to, and buried when it dies or hangs; nothing here waits."""
 
 import json
-import logging
 import multiprocessing
 import signal
-import statistics
 import time
-from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import suppress
 from enum import Enum
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from qra_bo.errors import QRABOError
 from qra_bo.oracle.protocol import Progress
-from qra_bo.records import EvaluationRequest, Measurement, TrialState
 from qra_bo.study.executor import OracleSpec
-from qra_bo.study.messages import (
-    ProfileResult,
-    error_from_json,
-    failure,
-    measurement_from_json,
-    request_to_json,
-)
+from qra_bo.study.limits import Limits, overdue, silent
+from qra_bo.study.messages import error_from_json
 from qra_bo.study.worker import worker_main
 
-log = logging.getLogger(__name__)
 GRACE_SECONDS = 5.0
 """How long an idle worker may take to end by itself before it is killed."""
 STOP_SECONDS = 20.0
 """The same for one at work: it ends at its next step, with the evaluation kept on disk."""
-PACE = 9
-"""Finished evaluations whose seconds a step say how long another may take."""
 
 
-class WorkerError(QRABOError):
-    """The worker process could not be started, or was lost in work that can't be done without."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How long a worker may take.
+class WorkerLost(Exception):
+    """A worker died or hung; the message says which and how.
 
     Args:
-        silence: Longest time with neither progress nor an answer, in seconds; then it counts as hung and is killed.
-            ``None`` waits for ever.
-        slowdown: An evaluation may take ``silence`` and this many times what the steps it was asked for took in
-            evaluations before it (their median), so that the deadline goes with the fidelity. ``None`` sets no such
-            limit.
-        startup: As ``silence``, while the worker builds its oracle.
-        retries: How often an evaluation whose worker died or hung is begun again on a new one (where it goes on from
-            its checkpoint). One that ran the machine out of memory is never repeated.
+        message: That.
+        building: Whether its oracle was not built yet.
     """
 
-    silence: float | None
-    slowdown: float | None = None
-    startup: float | None = None
-    retries: int = 0
+    def __init__(self, message: str, building: bool) -> None:
+        super().__init__(message)
+        self.building = building
 
 
-class _LostError(Exception):
-    """The worker died or hung; the message says which and how."""
+class WorkerState(Enum):
+    """What a worker is doing."""
 
-
-class _State(Enum):
+    ABSENT = "absent"
     BUILDING = "building"
     IDLE = "idle"
     WORKING = "working"
 
 
-class SubprocessExecutor:
-    """Keeps one spawned worker process; a lost one is replaced at the next request.
+class Worker:
+    """A spawned process with an oracle, started at its first request and again after it was lost.
 
     Args:
-        spec: How the worker builds its oracle.
+        spec: How it builds its oracle.
         limits: How long it may take.
     """
 
@@ -84,155 +58,142 @@ class SubprocessExecutor:
         self._spec, self._limits = spec, limits
         self._process: BaseProcess | None = None
         self._connection: Connection | None = None
-        self._state = _State.IDLE
-        self._done = 0
-        self._pace: deque[float] = deque(maxlen=PACE)
+        self._request = b""
+        self._allowed: float | None = None
+        self._heard = self._begun = 0.0
+        self.state = WorkerState.ABSENT
+        self.done = 0
 
-    def describe(self) -> Mapping[str, Any]:
-        return self._must("describe")
+    @property
+    def process(self) -> BaseProcess | None:
+        return self._process
 
-    def profile(self, progress: Progress) -> ProfileResult:
-        return ProfileResult.from_json(self._must("profile", progress))
+    @property
+    def connection(self) -> Connection:
+        """What becomes readable when there is something to ``receive``."""
+        if self._connection is None:
+            raise self._lose("it was gone when it was needed")
+        return self._connection
 
-    def evaluate(self, request: EvaluationRequest, progress: Progress) -> Measurement:
-        start, tries = time.monotonic(), 0
-        while True:
-            connection, kills = self._connected(), out_of_memory_kills()
-            try:
-                answer = self._call(connection, {"op": "evaluate", "request": request_to_json(request)}, progress,
-                                    self._allowed(request))
-            except _LostError as lost:
-                starved = out_of_memory_kills() > kills
-                if not starved and tries < self._limits.retries:
-                    tries += 1
-                    log.warning("%s; the evaluation is begun again on another one", lost)
-                    continue
-                log.warning("an evaluation was lost: %s; another worker is started for the next one", lost)
-                message = f"{lost}: the machine ran out of memory" if starved else str(lost)
-                return failure(TrialState.OOM if starved else TrialState.FAILED, message, self._done,
-                               time.monotonic() - start)
-            measurement = measurement_from_json(answer)
-            if measurement.state is TrialState.OK:
-                self._pace.append(measurement.seconds / max(1, measurement.new_steps))
-            return measurement
+    def begin(self, request: Mapping[str, Any], allowed: float | None = None) -> None:
+        """Hand over a request; it may take ``allowed`` seconds in all.
 
-    def call(self, method: str, kwargs: Mapping[str, Any], progress: Progress) -> Mapping[str, Any]:
-        return self._must("call", progress, method=method, kwargs=dict(kwargs))
+        Raises:
+            WorkerLost: If the process dies at that very moment.
+        """
+        if self._process is not None and not self._process.is_alive():
+            self.kill()
+        self.done, self._allowed, self._request = 0, allowed, json.dumps(request).encode()
+        if self._process is None:
+            self._start()
+        else:
+            self._send()
 
-    def close(self) -> None:
-        """End the worker: one at work keeps its evaluation on disk first; one that takes too long is killed."""
-        self._end(GRACE_SECONDS if self._state is _State.IDLE else
-                  STOP_SECONDS if self._state is _State.WORKING else 0.0)
+    def receive(self, progress: Progress) -> dict[str, Any] | None:
+        """Take in one message: the answer, or ``None`` where it was no answer yet.
 
-    def _end(self, seconds: float) -> None:
+        Raises:
+            WorkerLost: If the process died, or is overdue.
+            QRABOError: What the oracle raised.
+        """
+        try:
+            message = json.loads(self.connection.recv_bytes())
+        except (EOFError, OSError):
+            raise self._lose("it died") from None
+        self._heard = time.monotonic()
+        kind, body = message["kind"], message["body"]
+        if kind == "progress":
+            if self._overdue(self._heard):
+                raise self._lose(overdue(self._allowed), hung=True)
+            self.done = int(body["done"])
+            progress(str(body["what"]), self.done, int(body["total"]))
+            return None
+        if kind == "ready":
+            self._send()
+            return None
+        building, self.state = self.state is WorkerState.BUILDING, WorkerState.IDLE
+        if kind == "error":
+            if building:
+                self.join()
+                self.kill()
+            raise error_from_json(body, str(body["trace"]))
+        answer: dict[str, Any] = body
+        return answer
+
+    @property
+    def due(self) -> float | None:
+        """Monotonic time at which it counts as hung; ``None`` for never."""
+        silence = self._silence
+        times = [] if silence is None else [self._heard + silence]
+        if self.state is WorkerState.WORKING and self._allowed is not None:
+            times.append(self._begun + self._allowed)
+        return min(times, default=None)
+
+    def check(self, now: float) -> None:
+        """Raise ``WorkerLost`` if it counts as hung at the monotonic time ``now``."""
+        silence = self._silence
+        if silence is not None and now >= self._heard + silence:
+            raise self._lose(silent(silence), hung=True)
+        if self._overdue(now):
+            raise self._lose(overdue(self._allowed), hung=True)
+
+    def stop(self) -> None:
+        """Ask it to end, with what it is evaluating kept on disk."""
+        if self._connection is not None and self.state is not WorkerState.BUILDING:
+            with suppress(OSError):  # it may be gone already
+                self._connection.send_bytes(b'{"op": "close"}')
+
+    def join(self) -> None:
+        """Wait for it to end, as long as it may take."""
+        if self._process is not None and self.state is not WorkerState.BUILDING:
+            self._process.join(STOP_SECONDS if self.state is WorkerState.WORKING else GRACE_SECONDS)
+
+    def kill(self) -> None:
+        """End it now, if it has not ended; it may be called twice."""
         process, connection = self._process, self._connection
         self._process = self._connection = None
-        if process is None or connection is None:
-            return
-        try:
-            if seconds:
-                connection.send_bytes(b'{"op": "close"}')
-                process.join(seconds)
-        except OSError:
-            log.debug("the worker was gone before it could be closed")
-        finally:  # a second signal ends the wait
+        self.state = WorkerState.ABSENT
+        if process is not None and connection is not None:
             if process.is_alive():
                 process.kill()
             process.join()
             connection.close()
-            self._state = _State.IDLE
 
-    def _allowed(self, request: EvaluationRequest) -> float | None:
-        """Seconds that an evaluation may take in all."""
-        silence, slowdown = self._limits.silence, self._limits.slowdown
-        if silence is None or slowdown is None or not self._pace:
-            return None
-        return silence + slowdown * request.steps * statistics.median(self._pace)
-
-    def _must(self, op: str, progress: Progress = lambda what, done, total: None, **fields: Any) -> dict[str, Any]:
-        try:
-            return self._call(self._connected(), {"op": op, **fields}, progress, None)
-        except _LostError as lost:
-            raise WorkerError(f"the worker was lost before the oracle could answer {op!r}: {lost}") from lost
-
-    def _connected(self) -> Connection:
-        """The connection to a live worker, started if need be.
-
-        Raises:
-            WorkerError: If it dies or hangs before its oracle is built.
-            QRABOError: What building the oracle raised.
-        """
-        if self._process is not None and not self._process.is_alive():
-            self._lose("it died while it was idle")
-        if self._connection is not None:
-            return self._connection
+    def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
-        ours, theirs = context.Pipe()
-        process = context.Process(target=worker_main, args=(theirs, self._spec.target, self._spec.kwargs_json()),
-                                  name="qra_bo-worker", daemon=True)
-        process.start()
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=worker_main, args=(theirs, self._spec.target, self._spec.kwargs_json()),
+                                        name="qra_bo-worker", daemon=True)
+        self._process.start()
         theirs.close()
-        self._process, self._connection, self._state = process, ours, _State.BUILDING
-        try:
-            self._receive(ours, lambda what, done, total: None, self._limits.startup, None)
-        except _LostError as lost:
-            raise WorkerError(f"the worker was lost while it built the oracle: {lost}; if memory is short, free "
-                              "some or choose a smaller model") from lost
-        except QRABOError:
-            self._end(GRACE_SECONDS)
-            raise
-        return ours
+        self.state, self._heard = WorkerState.BUILDING, time.monotonic()
 
-    def _call(self, connection: Connection, request: Mapping[str, Any], progress: Progress,
-              allowed: float | None) -> dict[str, Any]:
-        self._done, self._state = 0, _State.WORKING
+    def _send(self) -> None:
+        self.state, self._heard = WorkerState.WORKING, time.monotonic()
+        self._begun = self._heard
         try:
-            connection.send_bytes(json.dumps(request).encode())
+            self.connection.send_bytes(self._request)
         except OSError:
             raise self._lose("it was gone when it was needed") from None
-        return self._receive(connection, progress, self._limits.silence, allowed)
 
-    def _receive(self, connection: Connection, progress: Progress, silence: float | None,
-                 allowed: float | None) -> dict[str, Any]:
-        """Wait for an answer, passing progress on."""
-        end = None if allowed is None else time.monotonic() + allowed
-        while True:
-            left = None if end is None else max(0.0, end - time.monotonic())
-            wait = silence if left is None else left if silence is None else min(silence, left)
-            try:
-                if not connection.poll(wait):
-                    raise self._lose(f"it was silent for more than {silence:g} s and counts as hung"
-                                     if wait == silence else _overdue(allowed), hung=True)
-                message = json.loads(connection.recv_bytes())
-            except (EOFError, OSError):
-                raise self._lose("it died") from None
-            body: dict[str, Any] = message["body"]
-            if message["kind"] == "progress":
-                if left == 0.0:
-                    raise self._lose(_overdue(allowed), hung=True)
-                self._done = int(body["done"])
-                progress(str(body["what"]), self._done, int(body["total"]))
-                continue
-            self._state = _State.IDLE
-            if message["kind"] == "error":
-                raise error_from_json(body, str(body["trace"]))
-            return body
+    @property
+    def _silence(self) -> float | None:
+        return self._limits.startup if self.state is WorkerState.BUILDING else self._limits.silence
 
-    def _lose(self, what: str, hung: bool = False) -> _LostError:
+    def _overdue(self, now: float) -> bool:
+        return self.state is WorkerState.WORKING and self._allowed is not None and now >= self._begun + self._allowed
+
+    def _lose(self, what: str, hung: bool = False) -> WorkerLost:
         """Bury the worker; what to raise."""
-        process = self._process
+        process, building = self._process, self.state is WorkerState.BUILDING
         if process is not None and not hung:
             process.join(GRACE_SECONDS)
         code = None if process is None else process.exitcode
-        self._end(0.0)
+        self.kill()
         if hung or code is None:
-            return _LostError(f"worker lost: {what}")
+            return WorkerLost(f"worker lost: {what}", building)
         how = f"killed by {_signal_name(-code)}" if code < 0 else f"exit status {code}"
-        return _LostError(f"worker lost: {what} ({how})")
-
-
-def _overdue(allowed: float | None) -> str:
-    return f"it took more than {allowed or 0:.3g} s, far longer than such evaluations before it, and counts as hung"
+        return WorkerLost(f"worker lost: {what} ({how})", building)
 
 
 def _signal_name(number: int) -> str:

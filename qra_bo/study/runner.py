@@ -4,13 +4,13 @@ import json
 import math
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import qra_bo
-from qra_bo.errors import JournalError, OracleError, QRABOError
+from qra_bo.errors import JournalError, OracleError
 from qra_bo.memory.formats import parse_format
 from qra_bo.records import SCHEMA_VERSION, Evaluation, EvaluationRequest, Fidelity, Measurement, TrialState
 from qra_bo.redact import redact
@@ -26,8 +26,30 @@ ENGINE_STAGES = frozenset({"calibration", "baseline", "reference", "confirmation
 """Stages of evaluations that the engine asks for by itself; all others are a searcher's."""
 
 
-class SearcherError(QRABOError):
-    """A search method broke its contract: a bug, never a result."""
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """An evaluation that is asked for."""
+
+    request: EvaluationRequest
+    fidelity: Fidelity
+    stage: str
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """An evaluation of the search that the journal holds, and what was in force when it was written.
+
+    Args:
+        evaluation: The evaluation.
+        workers: How many evaluations were kept under way.
+        planned_cost: What the effort could spend, in training tokens.
+        spent: What had been spent of it.
+    """
+
+    evaluation: Evaluation
+    workers: int
+    planned_cost: float
+    spent: float
 
 
 class Runner:
@@ -49,11 +71,14 @@ class Runner:
         self._warned: set[str] = set()
         self._stages: set[tuple[str, str]] = set()
         self._described = False
-        self._mark = time.monotonic()
+        self._mark, self._overhead = time.monotonic(), 0.0
+        self._under_way: dict[str, Wanted] = {}
+        self.replay: deque[Replayed] = deque()
         for event in journal.content.events:
+            spent = self.study.search_cost.tokens
             self._take_in(event)
-        self._replay = deque(e for e in self.study.evaluations if e.stage not in ENGINE_STAGES)
-        self._known: set[str] = set()
+            if event["event"] == "evaluation" and self.study.evaluations[-1].stage not in ENGINE_STAGES:
+                self.replay.append(self._replayed(event, spent))
         self._bits = {f.name: f.bits for f in parts.space.formats}
 
     def open_run(self) -> None:
@@ -183,57 +208,59 @@ class Runner:
 
     def evaluate(self, request: EvaluationRequest, fidelity: Fidelity, stage: str) -> Evaluation:
         """The evaluation of an engine's own request: the journal's, whatever stage it was made for, or a new one."""
-        found = self.study.find(request.key)
-        return self._live(request, fidelity, stage) if found is None else found
+        return self.evaluate_all([Wanted(request, fidelity, stage)])[0]
 
-    def is_replayed(self, request: EvaluationRequest) -> bool:
-        """Whether the journal holds the evaluation that a searcher asks for."""
-        return self.study.find(request.key) is not None
+    def evaluate_all(self, wanted: Sequence[Wanted]) -> list[Evaluation]:
+        """The evaluations of an engine's own requests in their order, new ones as many at once as there are workers."""
+        for one in {w.request.key: w for w in wanted}.values():
+            if self.study.find(one.request.key) is None:
+                self.submit(one)
+        while self._under_way:
+            self.next_finished()
+        found = [self.study.find(w.request.key) for w in wanted]
+        return [e for e in found if e is not None]
 
-    def evaluate_proposal(self, request: EvaluationRequest, fidelity: Fidelity, stage: str) -> Evaluation:
-        """The evaluation of a searcher's request.
+    @property
+    def busy(self) -> bool:
+        """Whether an evaluation is under way."""
+        return bool(self._under_way)
 
-        Raises:
-            SearcherError: If it asked before, or was told without asking.
-            JournalError: If the journal's next evaluation is another one: this program does not repeat that run. (Not
-                where lines were damaged: what they held is done again, out of its order.)
-        """
-        if request.key in self._known:
-            raise SearcherError(f"{self.config.method} proposed {request.key}, of which it had been told; this is a "
-                                "bug of the search method")
-        self._known.add(request.key)
-        found = self.study.find(request.key)
-        if found is not None and found.stage in ENGINE_STAGES:
-            return found
-        expected = self._replay[0] if self._replay else None
-        if not self.journal.content.damaged and expected is not None and expected.request.key != request.key:
-            raise JournalError(
-                f"the journal can't be continued: its next evaluation is {expected.request.key}, and the search now "
-                f"asks for {request.key}. It was written by version {self.study.header['version']}, this is "
-                f"{qra_bo.__version__}: go on with the versions in its provenance, or start a new run with another "
-                "out=")
-        if found is None:
-            return self._live(request, fidelity, stage)
-        self._replay.remove(found)
-        self._mark = time.monotonic()
-        return found
-
-    def told(self, evaluations: Iterable[Evaluation]) -> None:
-        """Note what the searcher knows without having asked."""
-        self._known.update(e.request.key for e in evaluations)
-
-    def _live(self, request: EvaluationRequest, fidelity: Fidelity, stage: str) -> Evaluation:
-        overhead = time.monotonic() - self._mark
+    def submit(self, wanted: Wanted) -> None:
+        """Have an evaluation done."""
         self.describe()
-        measurement = self._checked(self.executor.evaluate(request, self.progress), request)
+        self._under_way[wanted.request.key] = wanted
+        self.executor.submit(wanted.request)
+
+    def next_finished(self) -> Evaluation:
+        """Wait for the next evaluation that ends, and write it down: the order in the journal is that of their ends."""
+        self._overhead += time.monotonic() - self._mark
+        request, measurement = self.executor.finished(self.progress)
         self._mark = time.monotonic()
+        wanted = self._under_way.pop(request.key)
+        measurement = self._checked(measurement, request)
         a = request.allocation
-        evaluation = Evaluation(1 + max((e.id for e in self.study.evaluations[-1:]), default=0), a, self.bits(a), stage,
-                                fidelity, request, self.config.seed, measurement, self.parts.predict_bytes(a))
+        evaluation = Evaluation(1 + max((e.id for e in self.study.evaluations[-1:]), default=0), a, self.bits(a),
+                                wanted.stage, wanted.fidelity, request, self.config.seed, measurement,
+                                self.parts.predict_bytes(a))
         fields = {k: v for k, v in evaluation.to_json().items() if k != "event"}
-        self._append("evaluation", {**fields, "overhead_seconds": round(overhead, 4)})
+        workers = {"workers": self.executor.workers} if self.executor.workers > 1 else {}
+        self._append("evaluation", {**fields, **workers, "overhead_seconds": round(self._overhead, 4)})
+        self._overhead = 0.0
         self.status.write(self.study, "running")
         return self.study.evaluations[-1]
+
+    def _replayed(self, event: Event, spent: float) -> Replayed:
+        """The last evaluation of the study with what its line says of its time.
+
+        Raises:
+            JournalError: If the number of workers is none.
+        """
+        workers = event.get("workers", 1)
+        if type(workers) is not int or workers < 1:
+            raise JournalError(f"an evaluation in the journal {self.journal.path} was made by {workers!r} workers; it "
+                               "was not written by this program")
+        planned = self.study.last.get("extension", self.study.header)["planned_cost"]
+        return Replayed(self.study.evaluations[-1], workers, float(planned), spent)
 
     def reset_stopwatch(self) -> None:
         """What went before is not the search's own overhead."""

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -68,7 +69,7 @@ def combined(m: Measurement, prefix: Measurement, sign: int) -> Measurement:
                    seconds=max(0.0, m.seconds + sign * prefix.seconds))
 
 
-class SharedExecutor:
+class SharedExecutor(Executor):
     """An executor that asks the journals of sibling runs first.
 
     Every run is charged as if it had been alone: what a sibling trained and this run uses costs this run the same
@@ -90,6 +91,12 @@ class SharedExecutor:
         self._may_differ = may_differ
         self._wanted = self._identity(config)
         self._opened: tuple[Ledger, tuple[Study, ...], tuple[Ledger, ...]] | None = None
+        self._waiting: deque[EvaluationRequest] = deque()
+        self._under_way = 0
+
+    @property
+    def workers(self) -> int:
+        return self._inner.workers
 
     def describe(self) -> Mapping[str, Any]:
         return self._inner.describe()
@@ -100,18 +107,29 @@ class SharedExecutor:
                 return ProfileResult.from_json(study.last["profile"])
         return self._inner.profile(progress)
 
-    def evaluate(self, request: EvaluationRequest, progress: Progress) -> Measurement:
+    def submit(self, request: EvaluationRequest) -> None:
+        self._waiting.append(request)
+
+    def finished(self, progress: Progress) -> tuple[EvaluationRequest, Measurement]:
         own, _, others = self._open()
-        shared = next((ledger.by_key[request.key] for ledger in others if request.key in ledger.by_key), None)
-        if shared is None:
-            charged = self._charged(request, self._inner.evaluate(request, progress), own, others)
-        else:
+        shared = None
+        while shared is None and self._waiting and self._under_way < self._inner.workers:
+            request = self._waiting.popleft()
+            shared = next((ledger.by_key[request.key] for ledger in others if request.key in ledger.by_key), None)
+            if shared is None:
+                self._inner.submit(request)
+                self._under_way += 1
+        if shared is not None:
             progress("shared", request.steps, request.steps)
             prefix = own.longest_prefix(request) if shared.state is TrialState.OK else None
             charged = shared if prefix is None else combined(shared, prefix, -1)
+        else:
+            request, measurement = self._inner.finished(progress)
+            self._under_way -= 1
+            charged = self._charged(request, measurement, own, others)
         if charged.state in SHAREABLE:
             own.add(request, charged)
-        return charged
+        return request, charged
 
     def call(self, method: str, kwargs: Mapping[str, Any], progress: Progress) -> Mapping[str, Any]:
         return self._inner.call(method, kwargs, progress)

@@ -8,9 +8,9 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, Protocol
 
 from qra_bo.errors import ConfigError
 from qra_bo.oracle.protocol import Oracle, StopRequested
@@ -45,7 +45,7 @@ def worker_main(connection: Connection, target: str, kwargs: str) -> None:
         oracle: Oracle = resolve(target)(**json.loads(kwargs))
         _send(connection, "ready", {"oracle": oracle.kind})
     except Exception as error:
-        _send_error(connection, error)
+        _send(connection, "error", error_body(error))
         return
     try:
         while _answer(connection, oracle):
@@ -89,26 +89,40 @@ def _answer(connection: Connection, oracle: Oracle) -> bool:
         return False
     if request["op"] == "close":
         return False
-    reporter = _Reporter(connection)
+    _send(connection, *serve(oracle, request, _Reporter(connection)))
+    return True
+
+
+class Reporter(Protocol):
+    """Progress that remembers how far an evaluation got."""
+
+    @property
+    def done(self) -> int: ...
+
+    def __call__(self, what: str, done: int, total: int) -> None: ...
+
+
+def serve(oracle: Oracle, request: Mapping[str, Any], reporter: Reporter) -> tuple[str, dict[str, Any]]:
+    """The answer to one request: its kind, ``"result"`` or ``"error"``, and its body, JSON values."""
     start = time.monotonic()
     try:
         if request["op"] == "describe":
-            _send(connection, "result", dict(oracle.describe()))
-        elif request["op"] == "profile":
-            _send(connection, "result", run_profile(oracle, reporter).to_json())
-        elif request["op"] == "call":
-            _send(connection, "result", dict(getattr(oracle, request["method"])(**request["kwargs"],
-                                                                               progress=reporter)))
-        else:
-            measurement = oracle.evaluate(request_from_json(request["request"]), reporter)
-            _send(connection, "result", measurement_to_json(measurement))
+            return "result", dict(oracle.describe())
+        if request["op"] == "profile":
+            return "result", run_profile(oracle, reporter).to_json()
+        if request["op"] == "call":
+            return "result", dict(getattr(oracle, request["method"])(**request["kwargs"], progress=reporter))
+        measurement = oracle.evaluate(request_from_json(request["request"]), reporter)
+        return "result", measurement_to_json(measurement)
     except Exception as error:
         if request["op"] == "evaluate" and is_result(error):
-            failed = failure_of(error, reporter.done, time.monotonic() - start)
-            _send(connection, "result", measurement_to_json(failed))
-        else:
-            _send_error(connection, error)
-    return True
+            return "result", measurement_to_json(failure_of(error, reporter.done, time.monotonic() - start))
+        return "error", error_body(error)
+
+
+def error_body(error: Exception) -> dict[str, Any]:
+    """What tells the driver of an error."""
+    return {**error_to_json(error), "trace": traceback.format_exc()}
 
 
 class _Reporter:
@@ -131,7 +145,3 @@ class _Reporter:
 
 def _send(connection: Connection, kind: str, body: dict[str, Any]) -> None:
     connection.send_bytes(json.dumps({"kind": kind, "body": body}).encode())
-
-
-def _send_error(connection: Connection, error: Exception) -> None:
-    _send(connection, "error", {**error_to_json(error), "trace": traceback.format_exc()})

@@ -50,6 +50,23 @@ def test_a_generation_is_explored_low_and_its_best_promoted() -> None:
     assert len(search.hypervolumes) == 2
 
 
+def test_stragglers_do_not_hold_a_generation() -> None:
+    problem, oracle = make_problem(8)
+    search = EvolutionarySearch(problem, population=8, generations=3, promote=3, make_model=Follow)
+    low = search.ask(100)
+    told = [evaluate(problem, oracle, p, i) for i, p in enumerate(low)]
+    search.tell(told[:6])  # a quarter is awaited
+    high = search.ask(100)
+    best = sorted(told[:6], key=lambda e: e.loss or 0.0)[:3]
+    assert {p.allocation for p in high} == {e.allocation for e in best}
+    search.tell(told[6:])
+    search.tell([evaluate(problem, oracle, p, 50 + i) for i, p in enumerate(high)])
+    asked = {(p.allocation, p.fidelity) for p in (*low, *high)}
+    later = search.ask(100)
+    assert later
+    assert not asked & {(p.allocation, p.fidelity) for p in later}
+
+
 def test_the_front_is_what_no_other_dominates() -> None:
     problem, oracle = make_problem(4, low_steps=None)
     search = EvolutionarySearch(problem, population=8, generations=4)

@@ -17,8 +17,9 @@ from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import Allocation, CostTable, Ladder, Linear, PhaseCost, SearchSpace, Unit, uniform
 from qra_bo.study.engine import Engine
 from qra_bo.study.executor import Executor, InProcessExecutor, OracleSpec
+from qra_bo.study.limits import Limits
+from qra_bo.study.local import LocalExecutor
 from qra_bo.study.options import EngineConfig, FinalTask, Parts
-from qra_bo.study.process import Limits, SubprocessExecutor
 from qra_bo.study.signals import RunInterrupted
 from tests.study.oracles import FORMATS, TOKENS, UNITS, PlantedOracle
 
@@ -132,14 +133,20 @@ def deliver(task: FinalTask) -> Any:
     return Delivery(a, 100, 3.5, .01, "adapter")
 
 
-def main(folder: str, pause: float) -> None:
-    """A whole run with its worker process, for tests that kill it."""
-    executor = SubprocessExecutor(OracleSpec("tests.study.oracles:make", {"pause": pause}), Limits(30))
-    Engine(make_config(Path(folder), high_equivalents=14), make_parts(executor, finalise=deliver)).run()
+def main(folder: str, pause: float, executor: str = "local") -> None:
+    """A whole run with worker processes, for tests that kill it: one of its own, or two of Ray."""
+    spec = OracleSpec("tests.study.oracles:make", {"pause": pause})
+    if executor == "ray":
+        from qra_bo.study.on_ray import RayExecutor, Resources
+
+        made: Executor = RayExecutor(spec, Limits(30, retries=1), 2, Resources(cpus=1), None)
+    else:
+        made = LocalExecutor([spec], Limits(30))
+    Engine(make_config(Path(folder), high_equivalents=14), make_parts(made, finalise=deliver)).run()
 
 
 if __name__ == "__main__":
     try:
-        main(sys.argv[1], float(sys.argv[2]))
+        main(sys.argv[1], float(sys.argv[2]), *sys.argv[3:])
     except RunInterrupted as stop:
         sys.exit(stop.exit_status)

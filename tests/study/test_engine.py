@@ -14,10 +14,11 @@ from qra_bo.space import Allocation, uniform
 from qra_bo.study.engine import Engine, RunOutcome
 from qra_bo.study.executor import InProcessExecutor, OracleSpec
 from qra_bo.study.journal import checksum, read_journal
+from qra_bo.study.limits import Limits
+from qra_bo.study.local import LocalExecutor
 from qra_bo.study.options import Delivery, FinalTask
-from qra_bo.study.process import Limits, SubprocessExecutor
 from qra_bo.study.results import load_study, write_best
-from qra_bo.study.runner import SearcherError
+from qra_bo.study.searching import SearcherError
 from tests.study.oracles import PlantedOracle
 from tests.study.problem import BUDGET, EQUIVALENT, Walk, comparable, deliver, make_config, make_parts, predict_bytes
 
@@ -166,7 +167,7 @@ def test_a_run_survives_dying_and_hanging_workers(whole: tuple[Path, RunOutcome]
     faults.mkdir()
     spec = OracleSpec("tests.study.oracles:make", {"faults": {"10": "kill", "14": "hang", "18": "exit"},
                                                    "folder": str(faults)})
-    outcome = run(tmp_path / "run", {"executor": SubprocessExecutor(spec, Limits(1.0))})
+    outcome = run(tmp_path / "run", {"executor": LocalExecutor([spec], Limits(1.0))})
     assert outcome.study.states["failed"] == 3
     assert outcome.exit_status == 0
     messages = [e.measurement.message for e in outcome.study.evaluations if not e.ok]

@@ -15,8 +15,9 @@ from qra_bo.errors import ConfigError, ModelError, OracleError
 from qra_bo.records import EvaluationRequest, TrialState
 from qra_bo.space import uniform
 from qra_bo.study.executor import Executor, InProcessExecutor, OracleSpec
+from qra_bo.study.limits import Limits
+from qra_bo.study.local import LocalExecutor, WorkerError
 from qra_bo.study.messages import ProfileResult, measurement_from_json, measurement_to_json
-from qra_bo.study.process import Limits, SubprocessExecutor, WorkerError
 from tests.study.oracles import PlantedOracle
 
 REQUEST = EvaluationRequest(uniform(4, "ref4", 4), 8, 8, 3, "validation", 2.0)
@@ -30,13 +31,13 @@ def quiet(what: str, done: int, total: int) -> None:
 @pytest.fixture(name="faulty")
 def make_faulty(tmp_path: Path) -> Iterator[Any]:
     """Executors with a fault at the given evaluations."""
-    made: list[SubprocessExecutor] = []
+    made: list[LocalExecutor] = []
     (tmp_path / "faults").mkdir()
 
     def make(deadline: float | None = 30.0, slowdown: float | None = None, retries: int = 0,
-             **faults: str) -> SubprocessExecutor:
+             **faults: str) -> LocalExecutor:
         kwargs = {"faults": {k.removeprefix("at"): v for k, v in faults.items()}, "folder": str(tmp_path / "faults")}
-        made.append(SubprocessExecutor(OracleSpec(TARGET, kwargs),
+        made.append(LocalExecutor([OracleSpec(TARGET, kwargs)],
                                        Limits(deadline, slowdown, retries=retries)))
         return made[-1]
 
@@ -89,7 +90,7 @@ def test_what_is_lost_twice_is_a_failure(faulty: Any) -> None:
 
 def test_what_ran_out_of_memory_is_not_begun_again(faulty: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     kills = iter([0, 1])
-    monkeypatch.setattr("qra_bo.study.process.out_of_memory_kills", lambda: next(kills))
+    monkeypatch.setattr("qra_bo.study.local.out_of_memory_kills", lambda: next(kills))
     lost = faulty(retries=1, at0="kill").evaluate(REQUEST, quiet)
     assert lost.state is TrialState.OOM
     assert "the machine ran out of memory" in lost.message
@@ -97,10 +98,10 @@ def test_what_ran_out_of_memory_is_not_begun_again(faulty: Any, monkeypatch: pyt
 
 def test_a_worker_that_moves_and_never_ends_is_told_by_what_such_evaluations_took(faulty: Any) -> None:
     executor = faulty(deadline=1.0, slowdown=2.0, at1="crawl")
-    assert executor._allowed(REQUEST) is None  # nothing is known yet
+    assert executor._pace.allowed(REQUEST) is None  # nothing is known yet
     first = executor.evaluate(REQUEST, quiet)
-    assert executor._allowed(REQUEST) == pytest.approx(1.0 + 2.0 * first.seconds)
-    assert executor._allowed(replace(REQUEST, steps=4)) == pytest.approx(1.0 + first.seconds)
+    assert executor._pace.allowed(REQUEST) == pytest.approx(1.0 + 2.0 * first.seconds)
+    assert executor._pace.allowed(replace(REQUEST, steps=4)) == pytest.approx(1.0 + first.seconds)
     lost = executor.evaluate(REQUEST, quiet)
     assert lost.state is TrialState.FAILED
     assert "far longer than such evaluations" in lost.message
@@ -117,7 +118,7 @@ def test_a_worker_at_work_keeps_its_evaluation_when_it_is_closed(faulty: Any, tm
 
     with pytest.raises(KeyboardInterrupt):
         executor.evaluate(REQUEST, stop)
-    process = executor._process
+    process = executor._workers[0].process
     executor.close()
     assert process.exitcode == 0
     assert int((tmp_path / "kept").read_text()) >= seen[-1]
@@ -126,8 +127,8 @@ def test_a_worker_at_work_keeps_its_evaluation_when_it_is_closed(faulty: Any, tm
 def test_a_worker_that_died_idle_is_replaced(faulty: Any) -> None:
     executor = faulty()
     executor.describe()
-    executor._process.kill()
-    executor._process.join()
+    executor._workers[0].process.kill()
+    executor._workers[0].process.join()
     assert executor.evaluate(REQUEST, quiet).state is TrialState.OK
 
 
@@ -140,23 +141,23 @@ def test_a_bug_of_the_oracle_is_an_error_with_its_traceback(faulty: Any) -> None
 
 def test_what_the_user_must_mend_arrives_as_it_was_raised() -> None:
     with pytest.raises(ModelError, match="no weights of big") as caught:
-        SubprocessExecutor(OracleSpec("tests.study.oracles:no_weights", {"name": "big"}), Limits(30)).describe()
+        LocalExecutor([OracleSpec("tests.study.oracles:no_weights", {"name": "big"})], Limits(30)).describe()
     assert caught.value.exit_status == 2
     with pytest.raises(ConfigError, match="can't be imported"):
-        SubprocessExecutor(OracleSpec("tests.study.oracles:absent"), Limits(30)).describe()
+        LocalExecutor([OracleSpec("tests.study.oracles:absent")], Limits(30)).describe()
     with pytest.raises(ConfigError, match="JSON"):
         OracleSpec(TARGET, {"x": object()})
 
 
 def test_a_worker_lost_while_it_builds_is_an_error() -> None:
     with pytest.raises(WorkerError, match=r"built the oracle.*exit status 7"):
-        SubprocessExecutor(OracleSpec("tests.study.oracles:dies_early"), Limits(30)).evaluate(REQUEST, quiet)
+        LocalExecutor([OracleSpec("tests.study.oracles:dies_early")], Limits(30)).evaluate(REQUEST, quiet)
 
 
 def test_worker_ignores_the_terminals_signals_and_ends_on_close(faulty: Any) -> None:
     executor = faulty()
     executor.describe()
-    process = executor._process
+    process = executor._workers[0].process
     os.kill(process.pid, signal.SIGINT)
     os.kill(process.pid, signal.SIGTERM)
     assert executor.evaluate(REQUEST, quiet).state is TrialState.OK

@@ -93,17 +93,26 @@ def evaluated(problem: SearchProblem, proposal: Proposal) -> Evaluation:
 def test_two_stages_wait_for_the_first_and_both_hear_everything() -> None:
     problem = make_problem(PROFILE)
     first, second = Scripted(problem, "one", 4), Scripted(problem, "two", 2)
-    both = TwoStages("both", first, second, problem, 2.0)
+    both = TwoStages("both", first, second, problem, 4.0)
     asked = both.ask(2)
     assert [p.stage for p in asked] == ["one", "one"]
     both.tell([evaluated(problem, asked[0])])
     waiting = both.ask(4)
     assert [p.stage for p in waiting] == ["one", "one"]  # half the share is left
     both.tell([evaluated(problem, p) for p in (asked[1], waiting[0])])
-    assert both.ask(1) == []  # the share is spent and one is awaited
+    assert [p.stage for p in both.ask(1)] == ["two"]  # the share is asked for: a straggler does not hold the second
     both.tell([evaluated(problem, waiting[1])])
     assert [p.stage for p in both.ask(1)] == ["two"]
     assert len(first.told) == len(second.told) == 4
+
+
+def test_the_second_stage_does_not_ask_for_what_the_first_awaits() -> None:
+    problem = make_problem(PROFILE)
+    both = TwoStages("both", Scripted(problem, "one", 1), Scripted(problem, "two", 2), problem, 1.0)
+    asked = both.ask(1)
+    assert both.ask(1) == []  # it would be the same allocation
+    both.tell([evaluated(problem, asked[0])])
+    assert [p.allocation.ranks[0] for p in both.ask(1)] == [2]
 
 
 def test_unknown_names_and_options_are_explained() -> None:

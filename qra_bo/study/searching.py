@@ -1,0 +1,142 @@
+"""The search of a run: ask, evaluate and tell, with as many proposals under way as there are workers.
+
+What a searcher proposes depends on what it had been told when it was asked, and so on the order in which evaluations
+ended. The journal holds that order, and with every evaluation how many were kept under way: a replay asks and tells as
+the sessions before did, whatever number of workers it has itself. With one worker that is plain ask, evaluate and tell.
+"""
+
+import logging
+from dataclasses import replace
+
+import qra_bo
+from qra_bo.errors import JournalError, QRABOError
+from qra_bo.records import Evaluation, EvaluationRequest, Fidelity, Proposal
+from qra_bo.searcher import Searcher
+from qra_bo.study.anchors import AnchorRules
+from qra_bo.study.runner import ENGINE_STAGES, Runner, Wanted
+
+log = logging.getLogger(__name__)
+
+
+class SearcherError(QRABOError):
+    """A search method broke its contract: a bug, never a result."""
+
+
+class Search:
+    """One session's search.
+
+    Args:
+        run: Where evaluations come from.
+        searcher: Told of all anchors.
+        rules: What fits.
+        known: Keys of the requests that the searcher was told of without asking.
+    """
+
+    def __init__(self, run: Runner, searcher: Searcher, rules: AnchorRules, known: set[str]) -> None:
+        self.run, self.searcher, self.rules = run, searcher, rules
+        self._known = set(known)
+        self._pending: dict[str, Wanted] = {}
+        self._submitted: set[str] = set()
+
+    def to_the_end(self) -> None:
+        """Go on until the effort is spent, time is up or the method has nothing left to propose.
+
+        Raises:
+            SearcherError: If the searcher breaks its contract.
+            JournalError: If it asks otherwise than the journal was written.
+        """
+        run, planned = self.run, self.run.config.planned_cost
+        while run.busy or run.study.search_cost.tokens < planned:
+            if run.replay and self._whole:
+                ahead = run.replay[0]
+                self._ask(ahead.workers, ahead.planned_cost - ahead.spent)
+            else:
+                self._ask(run.executor.workers, planned - run.study.search_cost.tokens)
+            evaluation = self._next()
+            if evaluation is None:
+                return
+            del self._pending[evaluation.request.key]
+            self.searcher.tell([as_told(evaluation)])
+
+    @property
+    def _whole(self) -> bool:
+        """Whether the journal holds every line that was written."""
+        return not self.run.journal.content.damaged
+
+    def _ask(self, workers: int, left: float) -> None:
+        """Ask until ``workers`` evaluations are pending or will cost what is ``left`` to spend (training tokens); an
+        evaluation that the engine had asked for is told at once."""
+        run = self.run
+        while len(self._pending) < workers and self._expected() < left:
+            run.progress("search", round(run.study.search_cost.tokens), round(run.config.planned_cost))
+            proposals = self.searcher.ask(1)
+            if not proposals:
+                if not self._pending:
+                    log.info("%s has nothing left to propose", self.searcher.name)
+                return
+            for proposal in proposals:
+                wanted = Wanted(self._request(proposal), proposal.fidelity, proposal.stage)
+                found = run.study.find(wanted.request.key)
+                if found is not None and found.stage in ENGINE_STAGES:
+                    self.searcher.tell([as_told(found)])
+                else:
+                    self._pending[wanted.request.key] = wanted
+
+    def _expected(self) -> float:
+        """What the pending evaluations cost from their first step on, in training tokens."""
+        config = self.run.config
+        return config.equivalent_tokens * sum(w.request.steps for w in self._pending.values()) / config.high_steps
+
+    def _request(self, proposal: Proposal) -> EvaluationRequest:
+        """The request of a proposal that keeps the searcher's contract."""
+        run, a, stage = self.run, proposal.allocation, proposal.stage
+        low = proposal.fidelity is Fidelity.LOW
+        if not run.parts.space.contains(a) or not self.rules.fits(a) or stage in ENGINE_STAGES \
+                or (low and run.config.low_steps is None):
+            raise SearcherError(
+                f"{self.searcher.name} proposed {a.to_json()} at {proposal.fidelity.value} fidelity in stage "
+                f"{stage!r}: off the ladders, over the budget of {run.config.budget_bytes:,} bytes, at a fidelity that "
+                "is off, or in a stage of the engine; this is a bug of the search method")
+        request = run.request(a, proposal.fidelity)
+        if request.key in self._known:
+            raise SearcherError(f"{run.config.method} proposed {request.key}, for which it had asked or of which it "
+                                "had been told; this is a bug of the search method")
+        self._known.add(request.key)
+        return request
+
+    def _next(self) -> Evaluation | None:
+        """The next evaluation to tell: the journal's, or the next that ends; ``None`` where the search ends.
+
+        Raises:
+            JournalError: If the journal's next evaluation was not asked for: this program does not repeat that run.
+                (Not where lines were damaged: what they held is done again, out of its order.)
+        """
+        run = self.run
+        if self._whole and run.replay and run.replay[0].evaluation.request.key not in self._pending:
+            asked = ", ".join(self._pending) or "nothing"
+            raise JournalError(
+                f"the journal can't be continued: its next evaluation is {run.replay[0].evaluation.request.key}, and "
+                f"the search now asks for {asked}. It was written by version {run.study.header['version']}, this is "
+                f"{qra_bo.__version__}: go on with the versions in its provenance, or start a new run with another "
+                "out=")
+        held = next((r for r in run.replay if r.evaluation.request.key in self._pending), None)
+        if held is not None:
+            run.replay.remove(held)
+            run.reset_stopwatch()
+            return held.evaluation
+        waiting = [w for key, w in self._pending.items() if key not in self._submitted]
+        hours = run.config.max_hours
+        if hours is None or run.hours < hours:
+            for wanted in waiting:
+                self._submitted.add(wanted.request.key)
+                run.submit(wanted)
+        elif waiting and not run.busy:
+            run.warn(f"the search was ended by max_hours={hours:g} at "
+                     f"{run.study.search_cost.tokens / run.config.equivalent_tokens:.1f} of "
+                     f"{run.config.high_equivalents:g} high-fidelity equivalents; a longer max_hours goes on")
+        return run.next_finished() if run.busy else None
+
+
+def as_told(e: Evaluation) -> Evaluation:
+    """An evaluation of the search as a searcher sees it: the calibrated learning rate is its unit."""
+    return replace(e, request=replace(e.request, lr_scale=1.0))

@@ -1,0 +1,253 @@
+"""Several evaluations at once: one writer, any order of ends, and a replay that follows it."""
+
+import itertools
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from qra_bo.errors import JournalError
+from qra_bo.oracle.protocol import Progress
+from qra_bo.records import EvaluationRequest, Fidelity, Measurement, TrialState
+from qra_bo.space import uniform
+from qra_bo.study.engine import Engine, RunOutcome
+from qra_bo.study.executor import Executor, InProcessExecutor, OracleSpec
+from qra_bo.study.journal import checksum, read_journal
+from qra_bo.study.limits import Limits
+from qra_bo.study.local import LocalExecutor
+from qra_bo.study.messages import ProfileResult
+from qra_bo.study.results import load_study
+from tests.study.oracles import PlantedOracle
+from tests.study.problem import EQUIVALENT, Walk, comparable, deliver, make_config, make_parts
+
+TARGET = "tests.study.oracles:make"
+
+
+class ShuffledExecutor(Executor):
+    """Several imagined workers that end in an order drawn at random; a test may have it fail after so many ends."""
+
+    def __init__(self, workers: int, seed: int, ends: int | None = None) -> None:
+        self._inner, self._workers = InProcessExecutor(PlantedOracle()), workers
+        self._rng, self._left = np.random.default_rng(seed), ends
+        self._under_way: list[EvaluationRequest] = []
+        self.most = 0
+
+    @property
+    def workers(self) -> int:
+        return self._workers
+
+    def describe(self) -> Mapping[str, Any]:
+        return self._inner.describe()
+
+    def profile(self, progress: Progress) -> ProfileResult:
+        return self._inner.profile(progress)
+
+    def submit(self, request: EvaluationRequest) -> None:
+        self._under_way.append(request)
+
+    def finished(self, progress: Progress) -> tuple[EvaluationRequest, Measurement]:
+        if self._left == 0:
+            raise KeyboardInterrupt
+        self._left = None if self._left is None else self._left - 1
+        self.most = max(self.most, len(self._under_way))
+        n = min(self._workers, len(self._under_way))  # those beyond wait for a place
+        self._inner.submit(self._under_way.pop(int(self._rng.integers(n))))
+        return self._inner.finished(progress)
+
+    def call(self, method: str, kwargs: Mapping[str, Any], progress: Progress) -> Mapping[str, Any]:
+        return self._inner.call(method, kwargs, progress)
+
+    def close(self) -> None:
+        self._inner.close()
+
+
+class Recorder(Walk):
+    """Keeps all that were made, with what they were told and in which order they were asked."""
+
+    made: "list[Recorder]" = []  # noqa: RUF012 (shared on purpose)
+
+    def __init__(self, problem: Any) -> None:
+        super().__init__(problem)
+        self.moves: list[Any] = []
+        Recorder.made.append(self)
+
+    def ask(self, n: int) -> Any:
+        proposals = super().ask(n)
+        self.moves.append(proposals)
+        return proposals
+
+    def tell(self, evaluations: Any) -> None:
+        super().tell(evaluations)
+        self.moves.append([e.request.key for e in evaluations])
+
+
+def run(folder: Path, executor: Executor, **changes: Any) -> RunOutcome:
+    return Engine(make_config(folder, **changes), make_parts(executor, Recorder, finalise=deliver)).run()
+
+
+def evaluations(folder: Path) -> list[dict[str, Any]]:
+    return [e for e in read_journal(folder / "trials.jsonl").events if e["event"] == "evaluation"]
+
+
+def keys(folder: Path) -> list[str]:
+    return [e["key"] for e in evaluations(folder)]
+
+
+def searched(folder: Path) -> list[str]:
+    return [e["key"] for e in evaluations(folder) if e["stage"] == "evolution"]
+
+
+def test_one_worker_among_many_kinds_gives_one_result(tmp_path: Path) -> None:
+    sequential = run(tmp_path / "a", InProcessExecutor(PlantedOracle()))
+    other = run(tmp_path / "b", ShuffledExecutor(1, seed=3))
+    processes = run(tmp_path / "c", LocalExecutor([OracleSpec(TARGET, {})], Limits(60)))
+    for folder, outcome in (("b", other), ("c", processes)):
+        assert comparable(outcome.best) == comparable(sequential.best)
+        assert keys(tmp_path / folder) == keys(tmp_path / "a")
+    assert all("workers" not in e for e in evaluations(tmp_path / "a"))
+
+
+def test_proposals_are_kept_under_way_and_their_number_is_in_the_journal(tmp_path: Path) -> None:
+    executor = ShuffledExecutor(4, seed=0)
+    outcome = run(tmp_path, executor)
+    assert executor.most >= 4
+    assert {e["workers"] for e in evaluations(tmp_path)} == {4}
+    assert len(keys(tmp_path)) == len(set(keys(tmp_path)))
+    cost = outcome.study.search_cost.tokens / EQUIVALENT
+    assert 24 <= cost < 25.5  # what is pending is planned for: an effort is not overdrawn by a batch
+    assert outcome.best["winner_kind"] in ("mixed", "uniform")
+    moves = Recorder.made[-1].moves
+    asked = [i for i, move in enumerate(moves) if move and not isinstance(move[0], str)]
+    assert asked[:4] == [1, 2, 3, 4]  # after the anchors, four are asked for before any comes back
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_stopped_anywhere_and_resumed_with_any_number_of_workers(tmp_path: Path, seed: int) -> None:
+    """What a searcher was asked and told is one sequence, whoever replays it, and nothing is evaluated twice."""
+    rng = np.random.default_rng(seed)
+    Recorder.made.clear()
+    for _ in itertools.count():
+        before = keys(tmp_path) if (tmp_path / "trials.jsonl").exists() else []
+        workers, ends = int(rng.integers(1, 6)), int(rng.integers(1, 14))
+        try:
+            outcome = run(tmp_path, ShuffledExecutor(workers, int(rng.integers(99)), ends))
+        except KeyboardInterrupt:
+            assert keys(tmp_path)[:len(before)] == before
+            continue
+        break
+    found = keys(tmp_path)
+    assert len(found) == len(set(found))
+    assert outcome.study.search_cost.tokens >= 24 * EQUIVALENT
+    replayed = run(tmp_path, ShuffledExecutor(2, 0), high_equivalents=26, effort="more")
+    first, last = Recorder.made[-2].moves, Recorder.made[-1].moves
+    assert last[:len(first)] == first  # the replay asked and told as the session before it did, to its end
+    told = [m[0].replace("lr1", "lr2") for m in last if m and isinstance(m[0], str)][1:]
+    assert told == searched(tmp_path)
+    assert replayed.study.search_cost.tokens >= 26 * EQUIVALENT
+    assert len(keys(tmp_path)) == len(set(keys(tmp_path)))
+
+
+def test_a_straggler_holds_nobody(tmp_path: Path) -> None:
+    class Straggling(ShuffledExecutor):
+        """The first evaluation of the search ends last."""
+
+        held: EvaluationRequest | None = None
+
+        def submit(self, request: EvaluationRequest) -> None:
+            if self.held is None and request.steps == 4:
+                self.held = request
+            else:
+                super().submit(request)
+
+        def finished(self, progress: Progress) -> tuple[EvaluationRequest, Measurement]:
+            if not self._under_way and self.held is not None:
+                super().submit(self.held)
+            return super().finished(progress)
+
+    run(tmp_path, Straggling(3, 0))
+    assert Straggling.held is None
+    order = [e["key"] for e in evaluations(tmp_path) if e["stage"] == "evolution"]
+    asked = [f"{p[0].allocation.fingerprint}-{4 if p[0].fidelity is Fidelity.LOW else 8}of8-t11-validation-lr2"
+             for p in Recorder.made[-1].moves if p and not isinstance(p[0], str)]
+    assert order[-1] == asked[0]
+    assert len(order) > 12
+
+
+def test_time_that_is_up_lets_what_is_under_way_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from qra_bo.study.runner import Runner
+
+    ended: list[int] = []
+    monkeypatch.setattr(Runner, "hours", property(lambda self: 1.0 if len(self.study.evaluations) >= 20 else 0.0))
+    run(tmp_path, ShuffledExecutor(4, 1), max_hours=.5)
+    ended.append(len(searched(tmp_path)))
+    warned = [e["message"] for e in read_journal(tmp_path / "trials.jsonl").events if e["event"] == "warning"]
+    assert sum("max_hours=0.5" in m for m in warned) == 1
+    raw = (tmp_path / "trials.jsonl").read_bytes()
+    run(tmp_path, ShuffledExecutor(4, 1), max_hours=.5)
+    assert (tmp_path / "trials.jsonl").read_bytes() == raw
+    run(tmp_path, ShuffledExecutor(2, 1), max_hours=2.0)
+    assert len(searched(tmp_path)) > ended[0]
+    assert len(keys(tmp_path)) == len(set(keys(tmp_path)))
+
+
+def test_a_damaged_line_of_a_parallel_run_is_done_again(tmp_path: Path) -> None:
+    run(tmp_path, ShuffledExecutor(3, 5))
+    path = tmp_path / "trials.jsonl"
+    lines = path.read_bytes().split(b"\n")
+    number = [i for i, line in enumerate(lines) if b'"evolution"' in line][4]
+    lost = json.loads(lines[number])["key"]
+    lines[number] = lines[number].replace(b'"state":"ok"', b'"state":"xx"')
+    path.write_bytes(b"\n".join(lines))
+    resumed = run(tmp_path, ShuffledExecutor(3, 6), high_equivalents=25)
+    assert lost in {e.request.key for e in resumed.study.evaluations}
+    assert len(keys(tmp_path)) == len(set(keys(tmp_path)))
+
+
+@pytest.mark.parametrize("workers", [0, -1, True, "4", 2.5])
+def test_a_journal_with_no_such_number_of_workers_is_refused(tmp_path: Path, workers: Any) -> None:
+    run(tmp_path, ShuffledExecutor(2, 0))
+    path = tmp_path / "trials.jsonl"
+    lines = path.read_bytes().split(b"\n")
+    number = next(i for i, line in enumerate(lines) if b'"evolution"' in line)
+    event = {**json.loads(lines[number]), "workers": workers}
+    event["crc"] = checksum(event)
+    lines[number] = json.dumps(event).encode()
+    path.write_bytes(b"\n".join(lines))
+    with pytest.raises(JournalError, match="workers"):
+        run(tmp_path, ShuffledExecutor(2, 0))
+
+
+def test_worker_processes_share_the_work_and_a_lost_one_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "faults").mkdir()
+    spec = OracleSpec(TARGET, {"pause": .05, "faults": {"6": "kill", "11": "exit"}, "folder": str(tmp_path / "faults")})
+    executor = LocalExecutor([spec] * 3, Limits(60, retries=1))
+    outcome = run(tmp_path / "run", executor)
+    assert outcome.study.states["failed"] == 0
+    assert {e["workers"] for e in evaluations(tmp_path / "run")} == {3}
+    assert load_study(tmp_path / "run").winner == outcome.winner
+    assert all(w.process is None for w in executor._workers)
+
+
+def test_evaluations_that_sleep_are_done_side_by_side() -> None:
+    spec = OracleSpec(TARGET, {"pause": .6})
+    executor = LocalExecutor([spec] * 3, Limits(60))
+    wanted = [EvaluationRequest(uniform(4, "ref4", r), 8, 8, 3) for r in (1, 2, 4)]
+    try:
+        for request in wanted:  # all three processes are up before the clock starts
+            executor.submit(request)
+        for _ in wanted:
+            executor.finished(lambda *_: None)
+        start = time.monotonic()
+        for request in wanted:
+            executor.submit(request)
+        done = dict(executor.finished(lambda *_: None) for _ in wanted)
+        seconds = time.monotonic() - start
+    finally:
+        executor.close()
+    assert done.keys() == set(wanted)
+    assert all(m.state is TrialState.OK for m in done.values())
+    assert seconds < sum(m.seconds for m in done.values())
