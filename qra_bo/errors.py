@@ -66,6 +66,10 @@ class ProfileError(UserError):
     """A sensitivity profile is malformed, or lacks what is asked of it."""
 
 
+class WorkerError(UserError):
+    """A worker could not be started, or was lost again and again in work that can't be done without."""
+
+
 class OracleError(QRABOError):
     """An oracle broke its contract: a bug, never a result."""
 

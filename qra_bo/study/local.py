@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import wait
 from typing import Any
 
-from qra_bo.errors import ConfigError, QRABOError
+from qra_bo.errors import ConfigError, QRABOError, WorkerError
 from qra_bo.oracle.protocol import Progress, quiet
 from qra_bo.records import EvaluationRequest, Measurement, TrialState
 from qra_bo.study.executor import Executor, OracleSpec
@@ -17,10 +17,6 @@ from qra_bo.study.messages import ProfileResult, failure, measurement_from_json,
 from qra_bo.study.process import Worker, WorkerLost, WorkerState, out_of_memory_kills
 
 log = logging.getLogger(__name__)
-
-
-class WorkerError(QRABOError):
-    """A worker could not be started, or was lost in work that can't be done without."""
 
 
 @dataclass(slots=True)
@@ -131,12 +127,12 @@ class LocalExecutor(Executor):
         """Begin the evaluation of a lost worker again, or make a failure of it.
 
         Raises:
-            WorkerError: If its oracle was not built yet.
+            WorkerError: If its oracle was not built yet, time after time.
         """
         job, kills = self._running.pop(worker), out_of_memory_kills()
-        if lost.building:
-            raise _unbuilt(lost) from lost
         starved = kills > job.kills
+        if lost.building and (starved or job.tries >= self._limits.retries):
+            raise _unbuilt(lost) from lost
         for other in self._running.values():  # a kill by the kernel is told of one evaluation, not of all that ran
             other.kills = kills
         if not starved and job.tries < self._limits.retries:
@@ -150,21 +146,25 @@ class LocalExecutor(Executor):
                                                 time.monotonic() - job.submitted)))
 
     def _must(self, op: str, progress: Progress, **fields: Any) -> dict[str, Any]:
-        """An answer of the first worker, which has nothing else to do."""
-        worker = self._workers[0]
-        try:
-            worker.begin({"op": op, **fields})
-            while True:
-                if _wait((worker,)):
-                    answer = worker.receive(progress)
-                    if answer is not None:
-                        return answer
-                else:
-                    worker.check(time.monotonic())
-        except WorkerLost as lost:
-            if lost.building:
-                raise _unbuilt(lost) from lost
-            raise WorkerError(f"the worker was lost before the oracle could answer {op!r}: {lost}") from lost
+        """An answer of the first worker, which has nothing else to do; a lost one is asked again."""
+        worker, tries, kills = self._workers[0], 0, out_of_memory_kills()
+        while True:
+            try:
+                worker.begin({"op": op, **fields})
+                while True:
+                    if _wait((worker,)):
+                        answer = worker.receive(progress)
+                        if answer is not None:
+                            return answer
+                    else:
+                        worker.check(time.monotonic())
+            except WorkerLost as lost:
+                if out_of_memory_kills() > kills or tries >= self._limits.retries:
+                    raise _unbuilt(lost) if lost.building else WorkerError(
+                        f"the worker was lost before the oracle could answer {op!r}: {lost}; run the same command "
+                        "again to go on") from lost
+                tries += 1
+                log.warning("%s; another one is asked", lost)
 
 
 def _wait(workers: Sequence[Worker]) -> list[Worker]:
@@ -177,4 +177,4 @@ def _wait(workers: Sequence[Worker]) -> list[Worker]:
 
 def _unbuilt(lost: WorkerLost) -> WorkerError:
     return WorkerError(f"the worker was lost while it built the oracle: {lost}; if memory is short, free some, choose "
-                       "a smaller model or fewer workers")
+                       "a smaller model or fewer workers, and run the same command again")

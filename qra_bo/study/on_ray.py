@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from qra_bo.errors import DeviceError, MissingExtraError, OracleError, QRABOError
+from qra_bo.errors import DeviceError, MissingExtraError, OracleError, WorkerError
 from qra_bo.oracle.protocol import Oracle, Progress, StopRequested, quiet
 from qra_bo.records import EvaluationRequest, Measurement, TrialState
 from qra_bo.study.executor import Executor, OracleSpec
@@ -320,7 +320,7 @@ class RayExecutor(Executor):
                                                 time.monotonic() - job.submitted)))
 
     def _must(self, request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
-        """An answer of one actor, which has nothing else to do; it is asked again on another one once."""
+        """An answer of one actor, which has nothing else to do; a lost one is asked again."""
         why = ""
         for _ in range(1 + self._limits.retries):
             slot = self._slots[0] if self._slots else self._start()
@@ -331,4 +331,5 @@ class RayExecutor(Executor):
             if not isinstance(body, str):
                 return body
             why = body
-        raise QRABOError(f"the worker was lost before the oracle could answer {request['op']!r}: {why}")
+        raise WorkerError(f"the worker was lost before the oracle could answer {request['op']!r}: {why}; run the same "
+                          "command again to go on")

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qra_bo.errors import ConfigError, ModelError, OracleError
+from qra_bo.errors import ConfigError, ModelError, OracleError, WorkerError
 from qra_bo.records import EvaluationRequest, TrialState
 from qra_bo.space import uniform
 from qra_bo.study.executor import Executor, InProcessExecutor, OracleSpec
 from qra_bo.study.limits import Limits
-from qra_bo.study.local import LocalExecutor, WorkerError
+from qra_bo.study.local import LocalExecutor
 from qra_bo.study.messages import ProfileResult, measurement_from_json, measurement_to_json
 from tests.study.oracles import PlantedOracle
 
@@ -35,8 +35,9 @@ def make_faulty(tmp_path: Path) -> Iterator[Any]:
     (tmp_path / "faults").mkdir()
 
     def make(deadline: float | None = 30.0, slowdown: float | None = None, retries: int = 0,
-             **faults: str) -> LocalExecutor:
-        kwargs = {"faults": {k.removeprefix("at"): v for k, v in faults.items()}, "folder": str(tmp_path / "faults")}
+             pause: float = 0.0, **faults: str) -> LocalExecutor:
+        kwargs = {"pause": pause, "faults": {k.removeprefix("at"): v for k, v in faults.items()},
+                  "folder": str(tmp_path / "faults")}
         made.append(LocalExecutor([OracleSpec(TARGET, kwargs)],
                                        Limits(deadline, slowdown, retries=retries)))
         return made[-1]
@@ -152,6 +153,24 @@ def test_what_the_user_must_mend_arrives_as_it_was_raised() -> None:
 def test_a_worker_lost_while_it_builds_is_an_error() -> None:
     with pytest.raises(WorkerError, match=r"built the oracle.*exit status 7"):
         LocalExecutor([OracleSpec("tests.study.oracles:dies_early")], Limits(30)).evaluate(REQUEST, quiet)
+
+
+@pytest.mark.parametrize("retries", [0, 1])
+def test_a_worker_lost_outside_an_evaluation_is_asked_again(faulty: Any, retries: int) -> None:
+    executor = faulty(retries=retries, pause=.5)
+    executor.describe()
+    killed: list[int] = []
+
+    def kill_once(what: str, done: int, total: int) -> None:
+        if not killed:
+            killed.append(executor._workers[0].process.pid)
+            os.kill(killed[0], signal.SIGKILL)
+
+    if retries:
+        assert executor.profile(kill_once).profile.base_loss == PlantedOracle().profile(quiet).base_loss
+    else:
+        with pytest.raises(WorkerError, match=r"'profile'.*SIGKILL.*run the same command again"):
+            executor.profile(kill_once)
 
 
 def test_worker_ignores_the_terminals_signals_and_ends_on_close(faulty: Any) -> None:
