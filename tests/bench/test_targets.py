@@ -29,14 +29,35 @@ def test_a_budget_is_met_by_two_of_three_seeds() -> None:
 
 
 @pytest.mark.parametrize("reason", ["the run has not ended", "effort=quick"])
-def test_what_is_missing_is_not_measured_even_if_two_seeds_are_better(reason: str) -> None:
-    rows = [row("uniform:4,4", "peak", 0), row("uniform:4,4", "peak", 1),
+def test_nothing_is_measured_while_a_missing_run_could_decide(reason: str) -> None:
+    rows = [row("uniform:4,4", "peak", 0), row("uniform:4,4", "peak", 1, better=False),
             row("uniform:4,4", "peak", 2, not_counted=reason), row("uniform:4,16", "stored", 2)]
     target = normal_runs.better_target(rows, "uniform:4,4", "peak")
     assert target.value is None
     assert not target.met
     assert reason in target.why
     assert normal_runs.better_target([], "uniform:4,4", "peak").value is None
+
+
+@pytest.mark.parametrize(("better", "met"), [(True, True), (False, False)])
+def test_two_alike_decide_whatever_the_third_says(better: bool, met: bool) -> None:
+    rows = [row("uniform:4,4", "peak", seed, better=better) for seed in (0, 1)]
+    target = normal_runs.better_target(rows, "uniform:4,4", "peak")
+    assert (target.value, target.met) == (2.0 * better, met)
+    assert "of 2 run" in target.what
+
+
+def test_earlier_rows_are_kept_unless_made_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    earlier = [row("uniform:4,4", "peak", 0, better=False), row("uniform:4,4", "peak", 1),
+               row("uniform:4,4", "peak", 2, not_counted="the run has not ended")]
+    monkeypatch.setattr(normal_runs, "row_of",
+                        lambda folder: {**row("uniform:4,4", "peak", 0), "wall_minutes": 1.0, "overhead_share": 0.0})
+    for kept in earlier:
+        kept.update(wall_minutes=2.0, overhead_share=0.0)
+    (tmp_path / "normal_runs.json").write_text(json.dumps({"rows": earlier}))
+    rows, _ = normal_runs.collect([Path("a")], normal_runs.earlier_rows(tmp_path / "normal_runs.json"))
+    assert [(r["seed"], r["better"], r["wall_minutes"]) for r in rows] == [(0, True, 1.0), (1, True, 2.0)]
+    assert normal_runs.earlier_rows(tmp_path / "none.json") == []
 
 
 def test_two_runs_cannot_stand_for_one_seed(monkeypatch: pytest.MonkeyPatch) -> None:
