@@ -135,6 +135,7 @@ def make_oracle(config: Mapping[str, Any], out: str, threads: int | None = None)
         return SyntheticOracle(make_space(cfg, spec), seed=cfg.seed, noise=cfg.oracle.noise,
                                high_steps=cfg.fidelity.high,
                                tokens_per_step=cfg.train.batch * cfg.train.length, eval_tokens=cfg.eval.tokens,
+                               record_at=record_steps(cfg),
                                checkpoints=Path(out) / "checkpoints")
     if cfg.oracle.name != "finetune":
         raise ConfigError(f"oracle={cfg.oracle.name} is not available in this release; known: finetune, synthetic")
@@ -190,7 +191,7 @@ def make_finetune(cfg: RunConfig, out: Path) -> "FinetuneOracle":
                           CheckpointStore(out / "checkpoints"), device, dtype, profile_cache(cfg, model, data.sha256),
                           {"attention": kernel, "data": data.source, "data_tokens": data.n_tokens,
                            "model_sha256": weights, "model_revision": commit_of(model)},
-                          factor_store(model, device.type))
+                          factor_store(model, device.type), tokenizer)
 
 
 def factor_store(model: Any, device_type: str) -> "FactorStore":

@@ -33,7 +33,7 @@ def test_json_round_trip_is_exact(evaluation: Evaluation) -> None:
     assert evaluation.ok == (evaluation.loss is not None)
 
 
-@pytest.mark.parametrize("key", sorted(set(make().to_json()) - {"event", "key", "fingerprint"}))
+@pytest.mark.parametrize("key", sorted(set(make().to_json()) - {"event", "key", "fingerprint", "init"}))
 def test_a_missing_field_is_refused(key: str) -> None:
     data = make().to_json()
     del data[key]
@@ -48,10 +48,16 @@ def test_a_mistyped_field_is_refused(key: str, value: Any) -> None:
         Evaluation.from_json({**make().to_json(), key: value})
 
 
+def test_a_start_that_is_not_the_configured_one_is_kept_and_older_journals_have_none() -> None:
+    other = dataclasses.replace(make(), request=dataclasses.replace(make().request, init="loftq"))
+    assert Evaluation.from_json(other.to_json()) == other
+    assert Evaluation.from_json({k: v for k, v in make().to_json().items() if k != "init"}) == make()
+
+
 def test_the_key_tells_all_that_a_result_depends_on() -> None:
     base = EvaluationRequest(uniform(3, "nf4", 4), 6, 24, 0)
     changes: list[dict[str, Any]] = [{}, {"allocation": uniform(3, "nf4", 8)}, {"steps": 12}, {"schedule_steps": 48},
-                                     {"train_seed": 1}, {"split": "test"}, {"lr_scale": 2.0}]
+                                     {"train_seed": 1}, {"split": "test"}, {"lr_scale": 2.0}, {"init": "loftq"}]
     keys = [dataclasses.replace(base, **c).key for c in changes]
     assert len(set(keys)) == len(changes)
     assert keys[0] == f"{base.allocation.fingerprint}-6of24-t0-validation-lr1"

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -46,8 +47,10 @@ class AdaLoraTask:
     measure: bool
 
 
-def run_adalora(oracle: "FinetuneOracle", task: AdaLoraTask, progress: Progress) -> dict[str, Any]:
-    """Train and evaluate; divergence and lack of memory are results.
+def run_adalora(oracle: "FinetuneOracle", task: AdaLoraTask, progress: Progress,
+                then: Callable[[], None] | None = None) -> dict[str, Any]:
+    """Train and evaluate; ``then`` is called while the trained model is there. Divergence and lack of memory are
+    results.
 
     Returns:
         JSON values: ``state``, ``message``, ``loss``, ``loss_se`` (``None`` unless ``state`` is ``ok``), ``ranks`` (by
@@ -64,6 +67,8 @@ def run_adalora(oracle: "FinetuneOracle", task: AdaLoraTask, progress: Progress)
                               "average_rank": None, "training_tokens": 0, "forward_tokens": 0, "measured_bytes": None}
     try:
         _train(oracle, task, progress, result)
+        if then is not None:
+            then()
     except DivergedError as error:
         result.update(state=TrialState.DIVERGED.value, message=str(error))
     except torch.OutOfMemoryError as error:

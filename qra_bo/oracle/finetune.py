@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,7 @@ class FinetuneOracle:
         profile_cache: Where the sensitivity profile is kept across runs, or ``None``.
         provenance: JSON values that ``describe`` adds to its own.
         factors: Where the decompositions of adapters' starts are kept across runs, or ``None``.
+        tokenizer: The model's, for tasks that it is asked; ``None`` where there are none.
     """
 
     kind = "finetune"
@@ -85,13 +86,13 @@ class FinetuneOracle:
     def __init__(self, model: Any, data: DataSplits, units: Sequence[Unit], formats: Sequence[StorageFormat],
                  bank: LayerBank, settings: FinetuneSettings, checkpoints: CheckpointStore | None,
                  device: torch.device, dtype: torch.dtype, profile_cache: ProfileCache | None,
-                 provenance: Mapping[str, Any], factors: FactorStore | None = None) -> None:
+                 provenance: Mapping[str, Any], factors: FactorStore | None = None, tokenizer: Any = None) -> None:
         self.model, self.data, self.units, self.formats = model, data, tuple(units), tuple(formats)
         self.bank, self.settings, self.checkpoints = bank, settings, checkpoints
-        self.profile_cache = profile_cache
+        self.profile_cache, self.tokenizer = profile_cache, tokenizer
         self.device, self.dtype, self._provenance = device, dtype, dict(provenance)
         text = torch.from_numpy(data.calibration.input_ids[:settings.calibration_blocks])
-        self.inits = Initialiser(bank, settings.adapter, text, factors)
+        self.inits = self._other_inits = Initialiser(bank, settings.adapter, text, factors)
         self._unit_of = {linear.name: unit.name for unit in units for linear in unit.linears}
         if settings.train.checkpointing:
             model.activation_checkpointing_enable({"use_reentrant": False})
@@ -127,12 +128,17 @@ class FinetuneOracle:
         """The profile's cost and that of what all adapters start from."""
         return {**cost, "forward_tokens": cost["forward_tokens"] + self.inits.forward_tokens}
 
-    def evaluate(self, request: EvaluationRequest, progress: Progress) -> Measurement:
-        """Train (from a checkpoint if there is one) and evaluate. OOM and divergence are results."""
+    def evaluate(self, request: EvaluationRequest, progress: Progress,
+                 then: Callable[[], None] | None = None) -> Measurement:
+        """Train (from a checkpoint if there is one) and evaluate; ``then`` is called while the trained model is there.
+        OOM and divergence are results."""
         start = time.monotonic()
         spent = _Spent()
         try:
-            return self._evaluate(request, progress, start, spent)
+            measured = self._evaluate(request, progress, start, spent)
+            if then is not None:
+                then()
+            return measured
         except DivergedError as error:
             return spent.result(TrialState.DIVERGED, str(error), start)
         except torch.OutOfMemoryError as error:
@@ -142,11 +148,12 @@ class FinetuneOracle:
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
 
-    def measure_peak(self, allocation: Mapping[str, Any], train_seed: int, progress: Progress) -> dict[str, Any]:
+    def measure_peak(self, allocation: Mapping[str, Any], train_seed: int, progress: Progress,
+                     init: str | None = None) -> dict[str, Any]:
         """Measured bytes of an allocation in the configured scope, from two real training steps; nothing is kept."""
         chosen = Allocation.from_json(allocation)
         try:
-            self.build(chosen, train_seed, progress)
+            self.build(chosen, train_seed, progress, init)
             optimizer = self.optimizer(chosen, 1.0)
             probe = MemoryProbe(self.device, self.model, optimizer, self.bank, self.settings.scope, follow=True)
             train, settings = self.data.train, self.settings.train
@@ -212,6 +219,15 @@ class FinetuneOracle:
         task = AdaLoraTask(tuple(formats), ranks, steps, train_seed, split, lr_scale, measure)
         return run_adalora(self, task, progress)
 
+    def answer_tasks(self, allocation: Mapping[str, Any], init: str, initial_rank: int | None, steps: int,
+                     train_seed: int, lr_scale: float, tasks: Sequence[str], batch: int, limit: int | None,
+                     progress: Progress) -> dict[str, Any]:
+        """Fine-tune once more and ask the model tasks: see ``qra_bo.oracle.answers``."""
+        from qra_bo.oracle.answers import Trained, answer_tasks
+
+        trained = Trained(Allocation.from_json(allocation), init, initial_rank, steps, train_seed, lr_scale)
+        return answer_tasks(self, trained, tasks, batch, limit, progress)
+
     def decomposition_errors(self, rank: int, iterations: int, progress: Progress) -> dict[str, Any]:
         """``errors``, ``L x F``: see ``qra_bo.oracle.inits.decomposition_errors``. No token is spent."""
         found = decomposition_errors(self.bank, self.units, self.formats, rank, iterations, progress)
@@ -237,14 +253,23 @@ class FinetuneOracle:
     def close(self) -> None:
         self.bank.restore_dense()
 
-    def build(self, allocation: Allocation, train_seed: int, progress: Progress | None = None) -> None:
-        """Switch the model to ``allocation`` and attach fresh adapters."""
+    def _initialiser(self, init: str | None) -> Initialiser:
+        """That of the configured start for ``None``; of others the last one used is kept."""
+        if init is None or init == self.settings.adapter.init:
+            return self.inits
+        if self._other_inits.settings.init != init:
+            self._other_inits = self.inits.with_start(init)
+        return self._other_inits
+
+    def build(self, allocation: Allocation, train_seed: int, progress: Progress | None = None,
+              init: str | None = None) -> None:
+        """Switch the model to ``allocation`` and attach fresh adapters that start with ``init``."""
         if len(allocation) != len(self.units):
             raise OracleError(f"the model has {len(self.units)} units; the allocation has {len(allocation)}")
         formats = unit_choice(self.units, allocation.formats)
         ranks = {linear.name: rank for unit, rank in zip(self.units, allocation.ranks, strict=True)
                  for linear in unit.linears}
-        prepared = self.inits.prepare(formats, ranks, progress)
+        prepared = self._initialiser(init).prepare(formats, ranks, progress)
         self.bank.install(self.model, {**formats, **prepared.bases})
         self.peft = attach(self.model, ranks, self.settings.adapter, train_seed, self.dtype, prepared.starts)
 
@@ -256,11 +281,11 @@ class FinetuneOracle:
 
     def _evaluate(self, request: EvaluationRequest, progress: Progress, start: float, spent: "_Spent") -> Measurement:
         settings, allocation = self.settings.train, request.allocation
-        self.build(allocation, request.train_seed, progress)
+        self.build(allocation, request.train_seed, progress, request.init)
         optimizer = self.optimizer(allocation, request.lr_scale)
         switch_seconds = time.monotonic() - start
         name = (f"{allocation.fingerprint}-{request.schedule_steps}-t{request.train_seed}"
-                f"-lr{request.lr_scale:g}")
+                f"-lr{request.lr_scale:g}{'' if request.init is None else f'-{request.init}'}")
         done, curve = self._restore(name, request, optimizer, spent)
         train = self.data.train
         order = batches(len(train.input_ids), settings.batch, request.schedule_steps, request.train_seed)

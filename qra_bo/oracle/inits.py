@@ -1,7 +1,7 @@
 """How adapters start: from dice, from what quantisation lost, from the weights, or from the activations."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -73,6 +73,10 @@ class Initialiser:
         self._residuals: dict[tuple[str, str], Factors] = {}
         self._own: dict[str, tuple[OwnBase, Start]] = {}
         self._inputs: dict[str, Tensor] = {}
+
+    def with_start(self, init: str) -> "Initialiser":
+        """The same for another start."""
+        return Initialiser(self.bank, replace(self.settings, init=init), self._calibration, self.store)
 
     @property
     def forward_tokens(self) -> int:

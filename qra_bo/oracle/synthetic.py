@@ -5,7 +5,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
@@ -18,7 +18,7 @@ from qra_bo.oracle.landscape import FLOOR, TASK_HALF_RANK, TOTAL_TASK, Landscape
 from qra_bo.oracle.protocol import Progress
 from qra_bo.records import EvaluationRequest, Measurement, TrialState
 from qra_bo.sensitivity.profile import FloatArray, SensitivityProfile
-from qra_bo.space import CostTable, IntArray, SearchSpace, StorageFormat
+from qra_bo.space import Allocation, CostTable, IntArray, SearchSpace, StorageFormat
 
 log = logging.getLogger(__name__)
 
@@ -121,6 +121,33 @@ class SyntheticOracle:
         return Measurement(TrialState.OK, losses[-1][1], 2.0 * self._noise, tuple(losses), steps - first,
                            (steps - first) * self._tokens_per_step, looks * self._eval_tokens, None,
                            time.monotonic() - start)
+
+    def evaluate_adalora(self, formats: Sequence[str], initial_rank: int, target_rank: int, steps: int, train_seed: int,
+                         split: str, lr_scale: float, measure: bool, progress: Progress) -> dict[str, Any]:
+        """As LoRA of the target rank everywhere: the landscape knows nothing of triplets."""
+        allocation = Allocation(tuple(formats), (target_rank,) * len(formats))
+        m = self.evaluate(EvaluationRequest(allocation, steps, steps, train_seed, split, lr_scale), progress)
+        return {"state": m.state.value, "message": m.message, "loss": m.loss, "loss_se": m.loss_se,
+                "ranks": {linear.name: target_rank for unit in self._space.units for linear in unit.linears},
+                "average_rank": float(target_rank), "training_tokens": m.training_tokens,
+                "forward_tokens": m.forward_tokens, "measured_bytes": None, "seconds": m.seconds}
+
+    def decomposition_errors(self, rank: int, iterations: int, progress: Progress) -> dict[str, Any]:
+        """The planted damage that adapters of ``rank`` leave, in the shape of ``FinetuneOracle``'s answer."""
+        kept = self.landscape.kept(np.array([[float(rank)]]))
+        progress("decompose", self._space.n_units, self._space.n_units)
+        return {"units": [u.name for u in self._space.units], "formats": [f.name for f in self._space.formats],
+                "errors": (self.landscape.damage * kept).tolist()}
+
+    def quantisation_damage(self, choices: Sequence[Sequence[str]], progress: Progress) -> dict[str, Any]:
+        """Planted loss before training, and as divergence its rise, in the shape of ``FinetuneOracle``'s answer."""
+        before = []
+        for done, formats in enumerate(choices, start=1):
+            allocation = Allocation(tuple(formats), (0,) * len(formats))
+            before.append(self.landscape.trained(allocation, [self._format(f) for f in formats])[0])
+            progress("quantisation damage", done, len(choices))
+        return {"loss": before, "jsd": [loss - FLOOR - TOTAL_TASK for loss in before],
+                "forward_tokens": (1 + len(before)) * self._eval_tokens}
 
     def close(self) -> None:
         """Nothing is held."""
