@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 from qra_bo.errors import ConfigError
@@ -17,6 +17,8 @@ METHODS: Registry[Factory] = Registry("method")
 DEFAULT_METHOD = "structured"
 EVOLUTION_SHARE = 0.6
 """Of a run's high-fidelity equivalents, what the published algorithm's first stage may spend by default."""
+WIDE = 8
+"""Edits within which QR-Adaptor's second stage looks: it knows no trust region."""
 
 
 def make_searcher(name: str, problem: SearchProblem, options: Mapping[str, Any], equivalents: float) -> Searcher:
@@ -84,12 +86,28 @@ def make_autoqra(problem: SearchProblem, options: Mapping[str, Any], equivalents
     """The published algorithm: options ``evolution`` and ``trust_region`` are those of its stages, ``evolution_share``
     is what the first may spend of the run's high-fidelity equivalents."""
     _refuse_unknown("autoqra", options, ("evolution", "trust_region", "evolution_share"))
+    first = make_evolution(problem, options.get("evolution", {}), equivalents)
+    second = make_trust_region(problem, options.get("trust_region", {}), equivalents)
+    return TwoStages("autoqra", first, second, problem, _evolution_share(options) * equivalents)
+
+
+def _evolution_share(options: Mapping[str, Any]) -> float:
     share = options.get("evolution_share", EVOLUTION_SHARE)
     if not isinstance(share, (int, float)) or not 0 <= share <= 1:
         raise ConfigError(f"method.params.evolution_share must lie in [0, 1], got {share!r}")
-    first = make_evolution(problem, options.get("evolution", {}), equivalents)
-    second = make_trust_region(problem, options.get("trust_region", {}), equivalents)
-    return TwoStages("autoqra", first, second, problem, share * equivalents)
+    return float(share)
+
+
+@METHODS.register("qr_adaptor")
+def make_qr_adaptor(problem: SearchProblem, options: Mapping[str, Any], equivalents: float) -> Searcher:
+    """QR-Adaptor (arXiv 2505.03802): the genetic search at one fidelity from a start by importance, then Bayesian
+    optimisation of the loss over a wide neighbourhood of the best. Options as of ``autoqra``."""
+    _refuse_unknown("qr_adaptor", options, ("evolution", "trust_region", "evolution_share"))
+    single = replace(problem, low_steps=None)
+    wide = {"variant": "loss", "radius": WIDE, "largest_radius": WIDE, **options.get("trust_region", {})}
+    first = make_evolution(single, options.get("evolution", {}), equivalents)
+    second = make_trust_region(single, wide, equivalents)
+    return TwoStages("qr_adaptor", first, second, single, _evolution_share(options) * equivalents)
 
 
 class TwoStages:

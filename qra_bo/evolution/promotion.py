@@ -55,11 +55,11 @@ class Promotion:
         problem: Space and costs.
         importance_q: I_q, ``L``, in [0, 1].
         importance_r: I_r, ``L``, in [0, 1].
-        make_model: Gives a new, unfitted model.
+        make_model: Gives a new, unfitted model; ``None`` leaves it at the mean shift, so that the early loss decides.
     """
 
     def __init__(self, problem: SearchProblem, importance_q: FloatArray, importance_r: FloatArray,
-                 make_model: Callable[[], PromotionModel]) -> None:
+                 make_model: Callable[[], PromotionModel] | None) -> None:
         self._problem, self._make_model = problem, make_model
         self._importance_q, self._importance_r = importance_q, importance_r
         self._model: PromotionModel | None = None
@@ -69,7 +69,7 @@ class Promotion:
         """Learn from ``n`` allocations (``n x 2 L``) known at both fidelities."""
         self._model = None
         self._shift = float(np.mean(high - low)) if len(rows) else 0.0
-        if len(rows) >= LEAST_PAIRS:
+        if len(rows) >= LEAST_PAIRS and self._make_model is not None:
             self._model = self._make_model()
             self._model.fit(self.features(rows, low), high)
 

@@ -59,6 +59,7 @@ class EvolutionarySearch:
         tolerance: Growth of the hypervolume (loss scaled by its range in the first generation, memory by the
             budget's) below which the search stops ...
         patience: ... over that many generations.
+        screening: Whether a model (Eq. 7) says whom to promote; else the low-fidelity loss does.
         make_model: Gives a new promotion model; by default the published network.
 
     Raises:
@@ -70,7 +71,8 @@ class EvolutionarySearch:
 
     def __init__(self, problem: SearchProblem, population: int = 40, generations: int = 15, promote: int = 6,
                  gamma: float = 1.5, tau: str = "identity", warm: bool = True, tolerance: float = 1e-3,
-                 patience: int = 3, make_model: Callable[[], PromotionModel] | None = None) -> None:
+                 patience: int = 3, screening: bool = True,
+                 make_model: Callable[[], PromotionModel] | None = None) -> None:
         if population < 2 or generations < 1 or promote < 1 or gamma < 0 or patience < 1:
             raise ConfigError("evolution needs population >= 2, generations >= 1, promote >= 1, gamma >= 0 and "
                               f"patience >= 1; got {population}, {generations}, {promote}, {gamma}, {patience}")
@@ -82,7 +84,8 @@ class EvolutionarySearch:
         self._repair = Repair(problem.costs, problem.budget_bytes, i_q, i_r)
         self._operators = Operators(problem, self._repair, i_q, i_r, gamma)
         self._model_seed = int(problem.rng("evolution.promotion").integers(2**31))
-        self._promotion = Promotion(problem, i_q, i_r, make_model or (lambda: NetworkPromotion(self._model_seed)))
+        model = make_model or (lambda: NetworkPromotion(self._model_seed))
+        self._promotion = Promotion(problem, i_q, i_r, model if screening else None)
         self._rng = problem.rng("evolution")
         self._explore = Fidelity.HIGH if problem.low_steps is None else Fidelity.LOW
         self._archive = Archive(problem)

@@ -57,3 +57,12 @@ def test_the_network_learns_that_early_losses_flatter_large_ranks() -> None:
     promotion.fit(rows[:60], low[:60], high[:60])
     np.testing.assert_array_equal(estimate, promotion.estimate(rows[60:], low[60:]))
     assert estimate.mean() == pytest.approx(high.mean(), abs=0.03)
+
+
+def test_without_screening_the_early_loss_decides_whatever_is_known() -> None:
+    problem = make_problem(3)
+    rng = np.random.default_rng(0)
+    rows, low = rng.integers(0, 4, (40, 6)), rng.random(40) + 4
+    promotion = Promotion(problem, np.ones(3), np.ones(3), None)
+    promotion.fit(rows, low, low[::-1])
+    np.testing.assert_allclose(promotion.estimate(rows, low), low + (low[::-1] - low).mean())

@@ -32,7 +32,8 @@ from tests.study.test_pieces import PROFILE
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "evolution": {"population": 4, "generations": 3, "promote": 2},
-    "autoqra": {"evolution": {"population": 4, "generations": 2, "promote": 2}, "evolution_share": .3}}
+    "autoqra": {"evolution": {"population": 4, "generations": 2, "promote": 2}, "evolution_share": .3},
+    "qr_adaptor": {"evolution": {"population": 3, "generations": 2}, "evolution_share": .4}}
 GAIN = replace(PROFILE, gain=PROFILE.damage.repeat(3, axis=1)[:, :8].cumsum(axis=1) + .1)
 
 
