@@ -13,11 +13,22 @@ TEST_INSTALLED := $(VENV)/.test-installed-$(HASH)
 # What bench-collect works on: plays, or gsm8k with DATA=FILE.
 TASK ?= plays
 
+# What reproduce-table1 compares on: a model of conf/model, a data set of conf/data, and how much is spent. Profile paper
+# is for one GPU; MORE adds overrides. The same command goes on with a table that was stopped.
+MODEL ?= smollm2_135m
+PROFILE ?= $(if $(filter smollm2_135m tiny,$(MODEL)),full,paper)
+TABLE_DATA := $(if $(DATA),$(DATA),$(if $(filter tiny,$(MODEL)),tiny,plays))
+TABLE_OUT ?= outputs/table1-$(MODEL)-$(TABLE_DATA)-$(PROFILE)
+TABLE_EFFORT := $(if $(filter short,$(PROFILE)),quick,normal)
+PAPER_TASKS := boolq,piqa,hellaswag,winogrande,arc_easy,arc_challenge,openbookqa,mmlu
+PAPER := $(if $(filter paper,$(PROFILE)),device=cuda train.batch=16 train.length=512 train.checkpointing=true \
+  fidelity.high=100 fidelity.low=25 eval.tokens=65536 'eval.tasks=[$(PAPER_TASKS)]')
+
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-gpu lint types bench bench-speed bench-memory bench-engine bench-runs bench-collect clean
+.PHONY: help setup run test test-gpu lint types bench bench-speed bench-memory bench-engine bench-runs bench-collect reproduce-table1 clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(INSTALLED) ## Install into .venv with the embedded model and text
 
@@ -63,6 +74,10 @@ bench-collect: $(INSTALLED) ## Add real evaluations to a table, for hours: make 
 
 bench-runs: $(INSTALLED) ## Collect finished runs into a table: make bench-runs RUNS='outputs/A outputs/B'
 	$(BIN)/python -m bench.normal_runs $(RUNS)
+
+reproduce-table1: $(INSTALLED) ## Every method of the paper's comparison beside ours: PROFILE=short|full|paper MODEL=... DATA=...
+	$(BIN)/python -m qra_bo task=table1 +model=$(MODEL) data=$(TABLE_DATA) table1=$(PROFILE) effort=$(TABLE_EFFORT) \
+	  out=$(TABLE_OUT) $(PAPER) $(MORE)
 
 clean: ## Remove caches and .venv; runs in outputs/ stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info

@@ -11,7 +11,7 @@ from qra_bo.oracle.data.options import DataConfig
 
 LR_EXPONENTS = {"constant": 0.0, "inverse_sqrt": 0.5, "inverse": 1.0}
 NOT_OF_THE_RESULT = ("task", "effort", "max_hours", "out", "resume", "display", "allocation", "worker",
-                     "executor")
+                     "executor", "table1")
 """Keys that may differ between a run and its continuation: they bound or show it and change no evaluation."""
 
 
@@ -168,6 +168,22 @@ class FinalConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class Table1Config:
+    """The comparison of methods: which, within which limits, and how much every one of them gets."""
+
+    name: str
+    methods: tuple[str, ...] | None
+    limits: tuple[str, ...]
+    published_ranks: tuple[int, ...]
+    rank_choices: int
+    amq_evaluations: int
+    lr_trials: int
+    steps: int | None
+    seeds: int
+    key_seeds: int
+
+
+@dataclass(frozen=True, slots=True)
 class RunConfig:
     """One run. ``conf/config.yaml`` and its groups say what every key means and hold every default."""
 
@@ -202,6 +218,7 @@ class RunConfig:
     final: FinalConfig
     executor: ExecutorConfig
     worker: WorkerConfig
+    table1: Table1Config
 
     @property
     def model_name(self) -> str:

@@ -141,7 +141,7 @@ def run_one(config: RunConfig, folder: Path, setting: Setting, budget: int, exec
     engine_config = engine_settings(config, folder, setting.space, budget)
     with ExitStack() as stack:
         view = stack.enter_context(live_view(config)) if config.display != "none" else None
-        parts = _parts(config, folder, setting, budget, executor, view)
+        parts = run_parts(config, folder, setting, budget, executor, view)
         if setting.profile is not None:  # a method that needs what the file lacks says so before anything is trained
             parts.make_searcher(parts.make_problem(setting.profile), engine_config.high_equivalents)
         if view is not None and not (folder / JOURNAL_NAME).exists():
@@ -256,8 +256,9 @@ def _device_type(config: RunConfig) -> str:
     return "cuda" if resolve_device(config.device).startswith("cuda") else "cpu"
 
 
-def _parts(config: RunConfig, folder: Path, setting: Setting, budget: int, executor: Executor,
-           view: LiveView | None) -> Parts:
+def run_parts(config: RunConfig, folder: Path, setting: Setting, budget: int, executor: Executor,
+              view: LiveView | None) -> Parts:
+    """What a run is connected to."""
     space = setting.space
     predictor, table = BytesPredictor(setting.memory, space), setting.costs(budget)
 

@@ -21,7 +21,7 @@ OF_A_RUN = ("export", "report")
 def problems_of(config: RunConfig) -> list[Problem]:
     """Every problem of a well-typed configuration; empty where it can work."""
     found: list[Problem] = []
-    for rule in (_task, _budget, _ladders, _numbers, _train, _sources, _executor, _device):
+    for rule in (_task, _budget, _ladders, _numbers, _train, _table1, _sources, _executor, _device):
         found += rule(config)
     if not any(p.key in ("bits", "ranks", "quantizer.formats") for p in found):
         found += _space(config)
@@ -50,9 +50,10 @@ def _task(config: RunConfig) -> Iterator[Problem]:
         yield Problem("allocation", "task=evaluate needs allocation=uniform:BITS,RANK or a JSON file such as a "
                                     "best.json, or eval.tasks=[...] and out=RUN to ask the model of a finished run; got"
                                     f" {'both' if asks else 'neither'}.")
-    if asks and (config.task != "evaluate" or config.out is None):
-        yield Problem("eval.tasks", "eval.tasks needs task=evaluate and out=RUN, the folder of a finished run; got "
-                                    f"task={config.task} and out={'null' if config.out is None else config.out}.")
+    if asks and config.task != "table1" and (config.task != "evaluate" or config.out is None):
+        yield Problem("eval.tasks", "eval.tasks needs task=table1, or task=evaluate and out=RUN, the folder of a "
+                                    f"finished run; got task={config.task} and "
+                                    f"out={'null' if config.out is None else config.out}.")
 
 
 def _budget(config: RunConfig) -> Iterator[Problem]:
@@ -143,6 +144,20 @@ def _train(config: RunConfig) -> Iterator[Problem]:
     yield from _rule("eval.batch", config.eval.batch, config.eval.batch >= 1, "at least 1")
     limit = config.eval.limit
     yield from _rule("eval.limit", limit, limit is None or limit >= 1, "at least 1, or null for all")
+
+
+def _table1(config: RunConfig) -> Iterator[Problem]:
+    t = config.table1
+    least = {"seeds": (t.seeds, 2), "key_seeds": (t.key_seeds, 2), "lr_trials": (t.lr_trials, 1),
+             "rank_choices": (t.rank_choices, 1), "amq_evaluations": (t.amq_evaluations, 3)}
+    for key, (value, at_least) in least.items():
+        yield from _rule(f"table1.{key}", value, value >= at_least, f"at least {at_least}")
+    yield from _rule("table1.steps", t.steps, t.steps is None or t.steps >= 1, "at least 1, or null")
+    yield from _try("table1.published_ranks", lambda: Ladder("ranks", t.published_ranks))
+    if config.task == "table1":
+        from qra_bo.table1.cells import make_cells  # what it names must be loaded to be known
+
+        yield from _try("table1", lambda: make_cells(t.limits, t.methods))
 
 
 def _finetunes(config: RunConfig) -> bool:

@@ -178,6 +178,7 @@ class Journal:
         folder: The run's folder; it must exist.
         shield: Keeps signals away while a line is written.
         clock: Monotonic seconds since any moment; tests give their own.
+        name: Of the file.
 
     Raises:
         OutputError: On entering or writing, if the folder is locked, full or not writable.
@@ -185,8 +186,8 @@ class Journal:
     """
 
     def __init__(self, folder: Path, shield: Callable[[], AbstractContextManager[None]] = nullcontext,
-                 clock: Callable[[], float] = time.monotonic) -> None:
-        self.path = folder / JOURNAL_NAME
+                 clock: Callable[[], float] = time.monotonic, name: str = JOURNAL_NAME) -> None:
+        self.path = folder / name
         self.content = JournalContent((), (), (), 0)
         self._lock, self._shield, self._clock = RunLock(folder), shield, clock
         self._fd: int | None = None

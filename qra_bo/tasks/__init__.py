@@ -14,6 +14,7 @@ TASKS: Mapping[str, str] = {
     "evaluate": "qra_bo.tasks.evaluate",
     "export": "qra_bo.tasks.export",
     "report": "qra_bo.tasks.report",
+    "table1": "qra_bo.tasks.table1",
 }
 """Module of every task; each has ``run(config) -> exit status``."""
 

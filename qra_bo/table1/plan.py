@@ -1,0 +1,51 @@
+"""What a table will take, before it starts: evaluations exactly or at most, time roughly."""
+
+from collections.abc import Sequence
+
+from qra_bo.report.tables import PlanRow
+from qra_bo.run import engine_settings, token_seconds
+from qra_bo.table1.cells import Cell, final_seeds
+from qra_bo.table1.rows_searched import Searched
+from qra_bo.table1.search import search_config
+from qra_bo.table1.session import Session
+
+TRIALS_USUALLY = 0.5
+"""Of the learning-rate trials beyond the first ones, how many are taken on average."""
+
+
+def equivalent_tokens(session: Session) -> float:
+    """Training tokens of one high-fidelity evaluation."""
+    c = session.config
+    return c.fidelity.high * c.train.batch * c.train.length + c.eval.tokens / 3
+
+
+def plan_rows(session: Session, cells: Sequence[Cell]) -> list[PlanRow]:
+    """Parts of the work as if nothing of it were done: searches that share evaluations take less."""
+    c = session.config
+    tokens = equivalent_tokens(session)
+    seconds = token_seconds(c, session.setting)
+    first = len(c.calibrate.lr_scales)
+    trials = first + TRIALS_USUALLY * max(0, c.table1.lr_trials - first)
+    length = session.steps / c.fidelity.high
+    parts: dict[str, float] = {}
+    for cell in cells:
+        what = f"{cell.limit.name}: " + ("searches" if isinstance(cell.row, Searched) else "other methods")
+        parts[what] = parts.get(what, 0.0) + cell.row.equivalents(session, cell.limit)
+    parts[f"learning rates of {len(cells)} rows ({first} to {max(first, c.table1.lr_trials)} each)"] = \
+        trials * length * len(cells)
+    finals = sum(len(final_seeds(session, cell.row)) for cell in cells)
+    parts[f"{finals} finals of {session.steps} steps"] = finals * length
+    return [PlanRow(what, n * tokens, None if seconds is None else seconds * n * tokens)
+            for what, n in parts.items() if n]
+
+
+def check_searches(session: Session, cells: Sequence[Cell]) -> None:
+    """Make every search's configuration, so that what is wrong with one is said before anything is trained.
+
+    Raises:
+        ConfigError: With all problems of one.
+    """
+    for cell in cells:
+        if isinstance(cell.row, Searched):
+            config = search_config(session, cell.limit, session.config.method.name, {}, {})
+            engine_settings(config, session.folder, session.space, session.budget_bytes(cell.limit))

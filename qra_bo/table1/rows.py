@@ -1,0 +1,126 @@
+"""What a row of the table is: one method, and how it comes to the configuration that is trained."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from qra_bo.memory.formats import parse_format
+from qra_bo.registry import Registry
+from qra_bo.space import uniform
+from qra_bo.study.anchors import AnchorRules, largest_rank
+from qra_bo.table1.limits import Limit
+from qra_bo.table1.recipe import Recipe
+from qra_bo.table1.session import Session
+
+RANK = 16
+"""Rank of the published comparison."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a method settled on.
+
+    Args:
+        recipe: What is trained.
+        cost: Spent on finding it, in training tokens, as if the method had been alone.
+        note: What a reader of the row should know.
+    """
+
+    recipe: Recipe
+    cost: float
+    note: str = ""
+
+
+class Row(Protocol):
+    """One method."""
+
+    @property
+    def name(self) -> str:
+        """In the registry."""
+        ...
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        ...
+
+    @property
+    def key(self) -> bool:
+        """Whether it gets the larger number of training seeds."""
+        ...
+
+    @property
+    def lr_centre(self) -> float:
+        """Factor on the rule's learning rate around which the same number of rates is tried as for every method."""
+        ...
+
+    def takes(self, limit: Limit | None) -> bool:
+        """Whether it is made for a limit; ``None`` stands for a method whose memory is what it is."""
+        ...
+
+    def signature(self, session: Session) -> str:
+        """Settings that decide what ``find`` finds."""
+        ...
+
+    def equivalents(self, session: Session, limit: Limit) -> float:
+        """Rough high-fidelity equivalents that ``find`` takes."""
+        ...
+
+    def find(self, session: Session, limit: Limit) -> Found:
+        """The configuration that is trained within ``limit``.
+
+        Raises:
+            UserError: If the method has none within it.
+        """
+        ...
+
+
+ROWS: Registry[Row] = Registry("method of the table")
+
+
+def largest_fitting_rank(session: Session, limit: Limit, fmt: str, most: int) -> int:
+    """The largest rank of at most ``most`` with which ``fmt`` everywhere is within ``limit``; 0 if none is."""
+    setting = session.setting_of(limit)
+    space = setting.space
+    if limit.max_average_bits is not None and parse_format(fmt).bits > limit.max_average_bits:
+        return 0
+    most = min(most, *(min(m.out_features, m.in_features) for u in space.units for m in u.linears))
+    rules = AnchorRules(space.n_units, (fmt,), most, session.budget_bytes(limit),
+                        lambda a: Recipe(a, "kaiming").predicted_bytes(setting.memory, space))
+    return largest_rank(rules, fmt)
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """One format and rank everywhere, whatever memory that takes."""
+
+    name: str
+    title: str
+    fmt: str
+    key: bool = False
+    lr_centre: float = 1.0
+
+    def takes(self, limit: Limit | None) -> bool:
+        return limit is None
+
+    def signature(self, session: Session) -> str:
+        return self.format_in(session)
+
+    def equivalents(self, session: Session, limit: Limit) -> float:
+        return 0.0
+
+    def find(self, session: Session, limit: Limit) -> Found:
+        return Found(Recipe(uniform(session.space.n_units, self.format_in(session), RANK), "kaiming"), 0.0)
+
+    def format_in(self, session: Session) -> str:
+        """The configured format of these bits; QLoRA and 16 bits are what they are by definition."""
+        bits = parse_format(self.fmt).bits
+        configured = session.config.quantizer.formats.get(bits, ())
+        return self.fmt if bits in (4, 16) or not configured else configured[0]
+
+
+for row in (Uniform("lora_16", "LoRA, 16-bit base", "fp16", key=True),
+            Uniform("qlora", "QLoRA, 4-bit", "nf4", key=True),
+            Uniform("uniform_2", "Uniform 2-bit", "hqq2"),
+            Uniform("uniform_3", "Uniform 3-bit", "hqq3"),
+            Uniform("uniform_8", "Uniform 8-bit", "int8")):
+    ROWS.add(row.name, row)

@@ -1,0 +1,250 @@
+"""Methods that take the adapters' rank as given: LoftQ, LQ-LoRA, AMQ + LoRA, and AdaLoRA after a target rank."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from qra_bo.errors import BudgetError
+from qra_bo.evolution.amq import AMQ, AMQOptions
+from qra_bo.memory.adalora import adalora_bytes, fit_adalora
+from qra_bo.memory.budget import uniform_bytes
+from qra_bo.memory.formats import parse_format
+from qra_bo.sensitivity.profile import FloatArray
+from qra_bo.space import Allocation, IntArray, uniform
+from qra_bo.space.knapsack import solve_knapsack
+from qra_bo.study.cost import FORWARD_SHARE
+from qra_bo.table1.limits import Limit
+from qra_bo.table1.recipe import Recipe
+from qra_bo.table1.rows import RANK, ROWS, Found, largest_fitting_rank
+from qra_bo.table1.session import Session
+
+FOUR_BIT = "nf4"
+ADALORA_RATE = 4.0
+"""AdaLoRA's values start at zero between small factors: rates are tried around this multiple of LoRA's."""
+ITERATIONS = 1
+"""Alternations behind LQ-LoRA's table of errors; the order of formats and units seldom depends on more."""
+Bits = Callable[[int], tuple[tuple[str, ...], float]]
+"""Formats of every unit for a rank that is given, and what finding them cost."""
+
+
+def rank_choices(session: Session, limit: Limit) -> list[int]:
+    """Ranks that are tried where the method has no opinion: the largest of at most 16 that NF4 would fit with, its
+    half, and so on."""
+    top = largest_fitting_rank(session, limit, FOUR_BIT, RANK) or 1
+    ranks = [top // 2**i for i in range(session.config.table1.rank_choices)]
+    return list(dict.fromkeys(r for r in ranks if r >= 1))
+
+
+def choose_rank(session: Session, limit: Limit, init: str, bits: Bits) -> Found:
+    """The best of the ranks by validation loss at the rule's own learning rate, at counted cost.
+
+    Raises:
+        BudgetError: If none is within the limit.
+    """
+    tried: list[tuple[float, int, Recipe]] = []
+    cost, problem = 0.0, "no rank is"
+    ranks = rank_choices(session, limit)
+    for rank in ranks:
+        try:
+            formats, spent = bits(rank)
+        except BudgetError as error:
+            problem = str(error)
+            continue
+        recipe = Recipe(Allocation(formats, (rank,) * len(formats)), init)
+        cost += spent
+        if len(ranks) > 1:
+            done = session.evaluate(recipe, 1.0, session.train_seed, "validation")
+            cost += done["training_tokens"] + FORWARD_SHARE * done["forward_tokens"]
+            tried.append((float("inf") if done["loss"] is None else float(done["loss"]), -rank, recipe))
+        else:
+            tried.append((0.0, -rank, recipe))
+    if not tried:
+        raise BudgetError(f"within {limit.name}: {problem}")
+    best = min(tried, key=lambda t: t[:2])[2]
+    return Found(best, cost, f"rank {best.allocation.ranks[0]} of {sorted(-t[1] for t in tried)} by validation loss")
+
+
+@dataclass(frozen=True)
+class LoftQ:
+    """Uniform NF4 and the largest rank of at most 16 that fits; adapters start from what quantisation lost."""
+
+    name: str = "loftq"
+    title: str = "LoftQ, 4-bit"
+    key: bool = False
+    lr_centre: float = 1.0
+
+    def takes(self, limit: Limit | None) -> bool:
+        return limit is not None and limit.budget is not None
+
+    def signature(self, session: Session) -> str:
+        return f"iterations={session.config.adapter.iterations}"
+
+    def equivalents(self, session: Session, limit: Limit) -> float:
+        return 0.0
+
+    def find(self, session: Session, limit: Limit) -> Found:
+        rank = largest_fitting_rank(session, limit, FOUR_BIT, RANK)
+        if rank < 1:
+            raise BudgetError(f"NF4 with rank 1 is not within {limit.name}")
+        return Found(Recipe(uniform(session.space.n_units, FOUR_BIT, rank), "loftq"), 0.0)
+
+
+@dataclass(frozen=True)
+class LQLoRA(LoftQ):
+    """Bits by the integer program over decomposition errors, adapters and base from the decomposition."""
+
+    name: str = "lq_lora"
+    title: str = "LQ-LoRA, bits by integer program"
+
+    def signature(self, session: Session) -> str:
+        return f"{super().signature(session)},ranks={session.config.table1.rank_choices}"
+
+    def equivalents(self, session: Session, limit: Limit) -> float:
+        return float(session.config.table1.rank_choices)
+
+    def find(self, session: Session, limit: Limit) -> Found:
+        def bits(rank: int) -> tuple[tuple[str, ...], float]:
+            row = solve_knapsack(decomposition_errors(session, rank)[:, :, None], session.costs_at(limit, rank),
+                                 session.budget_bytes(limit))
+            return names(session, row[:session.space.n_units]), 0.0
+
+        return choose_rank(session, limit, "lq_lora", bits)
+
+
+def decomposition_errors(session: Session, rank: int) -> FloatArray:
+    """LQ-LoRA's objective by unit and format, ``L x F``."""
+    event = session.once("errors", f"r{rank}", lambda: session.call(
+        "decomposition_errors", {"rank": rank, "iterations": ITERATIONS}))
+    return np.array(event["errors"], dtype=np.float64)
+
+
+def names(session: Session, row: Sequence[int] | IntArray) -> tuple[str, ...]:
+    """Format names of ``L`` positions on the ladder."""
+    return tuple(session.space.formats[int(q)].name for q in row)
+
+
+def amq_bits(session: Session, limit: Limit, rank: int, beyond: int = 0) -> tuple[tuple[str, ...], float]:
+    """AMQ's bits with one rank everywhere.
+
+    Args:
+        session: The table.
+        limit: Within which.
+        rank: Of all units.
+        beyond: Bytes that the adapters need beyond LoRA's with that rank.
+
+    Returns:
+        Formats of the units, and the cost: the profile, and the forward tokens of what was measured.
+
+    Raises:
+        BudgetError: If even the lowest bits are not within the limit.
+    """
+    profile = session.profile()
+    cost = profile.training_tokens + FORWARD_SHARE * profile.forward_tokens
+    n = session.config.table1.amq_evaluations
+    budget = session.budget_bytes(limit)
+    costs = session.costs_at(limit, rank)
+    costs = replace(costs, phases=tuple(p if p.name == "codes" else replace(p, fixed=p.fixed + beyond)
+                                        for p in costs.phases))
+    spent = 0
+
+    def measure(rows: IntArray) -> FloatArray:
+        nonlocal spent
+        chosen = [list(names(session, row)) for row in rows]
+        keys = [Allocation(tuple(c), (0,) * len(c)).fingerprint for c in chosen]
+        new = [c for c, key in zip(chosen, keys, strict=True) if session.find("damage", key) is None]
+        if new:
+            found = session.call("quantisation_damage", {"choices": new})
+            each = round(found["forward_tokens"] / (1 + len(new)))
+            for c, jsd in zip(new, found["jsd"], strict=True):
+                fields = {"jsd": jsd, "forward_tokens": each}
+                session.once("damage", Allocation(tuple(c), (0,) * len(c)).fingerprint, fields.copy)
+        events = [session.once("damage", key, dict) for key in keys]
+        spent += sum(int(e["forward_tokens"]) for e in events)
+        return np.array([float(e["jsd"]) for e in events])
+
+    options = AMQOptions(evaluations=n, initial=max(2, n // 3))
+    rng = np.random.default_rng(np.random.SeedSequence([session.config.seed, *b"amq", rank]))
+    result = AMQ(costs, budget, profile.profile.damage_kl, options, rng).run(measure)
+    return names(session, result.choice), cost + FORWARD_SHARE * spent
+
+
+@dataclass(frozen=True)
+class AMQLoRA(LQLoRA):
+    """Bits by AMQ's search on quantisation damage, then LoRA of one rank."""
+
+    name: str = "amq_lora"
+    title: str = "AMQ + LoRA"
+
+    def signature(self, session: Session) -> str:
+        return f"evaluations={session.config.table1.amq_evaluations},ranks={session.config.table1.rank_choices}"
+
+    def equivalents(self, session: Session, limit: Limit) -> float:
+        return session.config.table1.rank_choices * (1.0 + amq_equivalents(session))
+
+    def find(self, session: Session, limit: Limit) -> Found:
+        return choose_rank(session, limit, "kaiming", lambda rank: amq_bits(session, limit, rank))
+
+
+def amq_equivalents(session: Session) -> float:
+    """Rough high-fidelity equivalents of AMQ's measurements."""
+    c = session.config
+    tokens = FORWARD_SHARE * c.table1.amq_evaluations * c.data.calibration * c.train.length
+    return tokens / (c.fidelity.high * c.train.batch * c.train.length + FORWARD_SHARE * c.eval.tokens)
+
+
+@dataclass(frozen=True)
+class AdaLoRA(LoftQ):
+    """AdaLoRA on uniform NF4: the largest target of at most 16 whose start at 1.5 times that fits."""
+
+    name: str = "adalora"
+    title: str = "AdaLoRA, 4-bit"
+    lr_centre: float = ADALORA_RATE
+
+    def signature(self, session: Session) -> str:
+        return ""
+
+    def find(self, session: Session, limit: Limit) -> Found:
+        setting, n = session.setting_of(limit), session.space.n_units
+        bits = parse_format(FOUR_BIT).bits
+        if limit.max_average_bits is not None and bits > limit.max_average_bits:
+            raise BudgetError(f"NF4 has more bits than {limit.name} admits")
+        initial, target = fit_adalora(setting.memory, setting.space, (FOUR_BIT,) * n, session.budget_bytes(limit), RANK)
+        return Found(Recipe(uniform(n, FOUR_BIT, target), "adalora", initial), 0.0,
+                     f"initial rank {initial}, target {target}")
+
+
+@dataclass(frozen=True)
+class AMQAdaLoRA(AdaLoRA):
+    """Bits by AMQ, then AdaLoRA with the ranks that it would have on NF4, or the least ones where none fits there.
+
+    PEFT's own AdaLoRA refuses HQQ layers; this one trains on every backend.
+    """
+
+    name: str = "amq_adalora"
+    title: str = "AMQ + AdaLoRA"
+
+    def signature(self, session: Session) -> str:
+        return f"evaluations={session.config.table1.amq_evaluations}"
+
+    def equivalents(self, session: Session, limit: Limit) -> float:
+        return amq_equivalents(session)
+
+    def find(self, session: Session, limit: Limit) -> Found:
+        setting, n = session.setting_of(limit), session.space.n_units
+        memory, space, budget = setting.memory, setting.space, session.budget_bytes(limit)
+        nf4 = parse_format(FOUR_BIT)
+        try:
+            initial, target = fit_adalora(memory, space, (FOUR_BIT,) * n, budget, RANK)
+        except BudgetError:
+            initial, target = 2, 1
+        # What AdaLoRA needs beyond LoRA of its initial rank does not depend on the formats.
+        beyond = adalora_bytes(memory, space, (FOUR_BIT,) * n, initial, target) - uniform_bytes(memory, space, nf4,
+                                                                                               initial)
+        formats, cost = amq_bits(session, limit, initial, beyond)
+        return Found(Recipe(Allocation(formats, (target,) * n), "adalora", initial), cost,
+                     f"initial rank {initial}, target {target}")
+
+
+for row in (AdaLoRA(), LoftQ(), LQLoRA(), AMQLoRA(), AMQAdaLoRA()):
+    ROWS.add(row.name, row)

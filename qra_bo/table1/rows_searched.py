@@ -1,0 +1,111 @@
+"""Methods that search by fine-tuning: the best uniform choice, QR-Adaptor, published AutoQRA, and ours."""
+
+from dataclasses import dataclass, replace
+
+from qra_bo.errors import QRABOError
+from qra_bo.study.study import Study
+from qra_bo.table1.limits import Limit
+from qra_bo.table1.published import calibration_and_anchors, published_changes, scaled_autoqra, scaled_qr_adaptor
+from qra_bo.table1.recipe import Recipe
+from qra_bo.table1.rows import ROWS, Found
+from qra_bo.table1.search import search
+from qra_bo.table1.session import Session
+
+
+@dataclass(frozen=True)
+class Searched:
+    """Ours: the configured method on the configured ladders."""
+
+    name: str = "ours"
+    title: str = "Ours"
+    key: bool = True
+    lr_centre: float = 1.0
+
+    def takes(self, limit: Limit | None) -> bool:
+        return limit is not None
+
+    def signature(self, session: Session) -> str:
+        return f"{session.config.effort.high_equivalents}eq"
+
+    def equivalents(self, session: Session, limit: Limit) -> float:
+        return float(session.config.effort.high_equivalents)
+
+    def find(self, session: Session, limit: Limit) -> Found:
+        method = session.config.method
+        study = search(session, self.name, limit, method.name, method.params)
+        return self.found(session, study, f"method={method.name}")
+
+    def found(self, session: Session, study: Study, note: str, init: str | None = None) -> Found:
+        """The incumbent of a search.
+
+        Raises:
+            QRABOError: If nothing gave a loss.
+        """
+        best = study.incumbent
+        if best is None:
+            raise QRABOError(f"the search of {self.name} found nothing that gave a loss")
+        return Found(Recipe(best.allocation, init or session.config.adapter.init), study.search_cost.tokens, note)
+
+
+@dataclass(frozen=True)
+class BestUniform(Searched):
+    """The best of all uniform choices that fit, and of *uniform filled*."""
+
+    name: str = "best_uniform"
+    title: str = "Best uniform that fits"
+
+    def takes(self, limit: Limit | None) -> bool:
+        return limit is not None and limit.budget is not None
+
+    def signature(self, session: Session) -> str:
+        return f"anchors={session.config.effort.anchors}"
+
+    def equivalents(self, session: Session, limit: Limit) -> float:
+        return calibration_and_anchors(session.config)
+
+    def find(self, session: Session, limit: Limit) -> Found:
+        return self.found(session, search(session, self.name, limit, None), "")
+
+
+@dataclass(frozen=True)
+class AutoQRA(Searched):
+    """The published algorithm on its ladder of ranks, its population and generations scaled to the same cost."""
+
+    name: str = "autoqra"
+    title: str = "AutoQRA as published"
+
+    def signature(self, session: Session) -> str:
+        return f"{super().signature(session)},ranks={list(session.config.table1.published_ranks)}"
+
+    def find(self, session: Session, limit: Limit) -> Found:
+        params = scaled_autoqra(session.config)
+        study = search(session, self.name, limit, "autoqra", params, published_changes(session.config))
+        e = params["evolution"]
+        note = (f"ranks {list(session.config.table1.published_ranks)}, published defaults scaled to the cost: "
+                f"population {e['population']}, {e['generations']} generations, {e['promote']} promoted")
+        return self.found(session, study, note, "kaiming")
+
+
+@dataclass(frozen=True)
+class QRAdaptor(AutoQRA):
+    """QR-Adaptor (arXiv 2505.03802): a Pareto-ranking genetic search, then Bayesian optimisation, one fidelity."""
+
+    name: str = "qr_adaptor"
+    title: str = "QR-Adaptor"
+    key: bool = False
+
+    def takes(self, limit: Limit | None) -> bool:
+        return limit is not None and limit.budget is not None
+
+    def find(self, session: Session, limit: Limit) -> Found:
+        changes = published_changes(session.config)
+        changes["fidelity"] = replace(session.config.fidelity, low=None)
+        params = scaled_qr_adaptor(session.config)
+        study = search(session, self.name, limit, "qr_adaptor", params, changes)
+        e = params["evolution"]
+        return self.found(session, study, f"ranks {list(session.config.table1.published_ranks)}, population "
+                                          f"{e['population']}, {e['generations']} generations", "kaiming")
+
+
+for row in (BestUniform(), QRAdaptor(), AutoQRA(), Searched()):
+    ROWS.add(row.name, row)

@@ -1,0 +1,152 @@
+"""``task=table1``: the comparison from its first search to its files, begun or gone on with."""
+
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from qra_bo.config import RunConfig
+from qra_bo.errors import OutputError
+from qra_bo.files import check_run_folder, writing
+from qra_bo.memory.budget import format_size
+from qra_bo.report.style import png_bytes
+from qra_bo.report.tables import print_plan
+from qra_bo.run import Setting, make_setting, new_folder
+from qra_bo.study.journal import Journal
+from qra_bo.study.signals import Interrupts
+from qra_bo.study.status import write_json
+from qra_bo.table1.cells import Cell, CellResult, make_cells, work
+from qra_bo.table1.limits import Limit
+from qra_bo.table1.markdown import render, summary
+from qra_bo.table1.plan import check_searches, equivalent_tokens, plan_rows
+from qra_bo.table1.plot import draw
+from qra_bo.table1.results import build
+from qra_bo.table1.session import NAME, Session
+
+
+@dataclass(frozen=True)
+class TableResult:
+    """A finished table: its folder, and the contents of ``table1.json``."""
+
+    folder: Path
+    table: dict[str, Any]
+
+
+def run_table(config: RunConfig) -> TableResult:
+    """Make the table, or go on with the one in ``out``.
+
+    The tables are written anew after every row, so that one that is stopped shows the rows that are there; the plot is
+    drawn at the end.
+
+    Raises:
+        UserError: If the input or the environment can't work.
+        RunInterrupted: On a signal, after a clean journal.
+    """
+    cells = make_cells(config.table1.limits, config.table1.methods)
+    folder, setting = table_folder(config), make_setting(config)
+    with writing(folder, "run the same command again"):
+        folder.mkdir(parents=True, exist_ok=True)
+    shown = config.display != "none"
+    with ExitStack() as stack:
+        interrupts = stack.enter_context(Interrupts())
+        journal = stack.enter_context(Journal(folder, interrupts.shield, name=NAME))
+        session = Session(config, _at_peak(setting), folder, journal)
+        stack.callback(session.close)
+        check_searches(session, cells)
+        if config.eval.tasks and config.oracle.name == "finetune":
+            from qra_bo.oracle.harness import check_tasks  # loads torch and the harness
+
+            check_tasks(config.eval.tasks)
+        if shown:
+            _announce(session, cells)
+        table = _work(session, cells, shown)
+    if shown:
+        print("\n".join([*summary(table), f"Files: {folder / 'table1.md'}, table1.json, table1.png"]))
+    return TableResult(folder, table)
+
+
+def table_folder(config: RunConfig) -> Path:
+    """``out``, or a new folder below ``outputs``.
+
+    Raises:
+        OutputError: If it holds something that is not a table, or links.
+    """
+    if config.out is None:
+        return new_folder(config, "table1")
+    folder = Path(config.out)
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"out={folder} is a file; give a folder that is new, empty or holds a table")
+    begun = (folder / NAME).exists()
+    if folder.is_dir() and any(folder.iterdir()) and not begun:
+        raise OutputError(f"out={folder} holds files and no {NAME}: it is not the folder of a table, and nothing in it "
+                          "is touched; give a folder that is new, empty or holds a table")
+    if config.resume and not begun:
+        raise OutputError(f"resume=true and out={folder} holds no {NAME}, so there is nothing to go on from; give the "
+                          "folder of a table, or leave resume out")
+    check_run_folder(folder)
+    return folder
+
+
+def _at_peak(setting: Setting) -> Setting:
+    """Limits name their own scopes and bits."""
+    return replace(setting, memory=replace(setting.memory, scope="peak"), max_average_bits=None)
+
+
+def _announce(session: Session, cells: Sequence[Cell]) -> None:
+    """What lies ahead, and what the limits come to."""
+    console = Console(stderr=True, soft_wrap=True)
+    c = session.config
+    title = (f"table1={c.table1.name} of {len(cells)} rows for {c.model_name}, effort={c.effort.name}; as if nothing "
+             "of it were done, times are rough")
+    print_plan(console, title, plan_rows(session, cells), equivalent_tokens(session))
+    limits: dict[str, Limit] = {cell.limit.name: cell.limit for cell in cells if cell.limit.budget is not None}
+    for limit in limits.values():
+        bits = "" if limit.max_average_bits is None else f", at most {limit.max_average_bits:g} bits on average"
+        console.print(f"  {limit.name}: {format_size(session.budget_bytes(limit))} of {limit.scope} memory{bits}",
+                      markup=False, highlight=False)
+
+
+def _work(session: Session, cells: Sequence[Cell], shown: bool) -> dict[str, Any]:
+    """Cell by cell; the table is written after each."""
+    results: list[CellResult] = []
+    table: dict[str, Any] = {}
+    for number, cell in enumerate(cells, start=1):
+        def say(text: str, number: int = number) -> None:
+            if shown:
+                print(f"[{number}/{len(cells)}] {text}", file=sys.stderr, flush=True)
+
+        say(cell.name)
+        results.append(work(session, cell, say))
+        if results[-1].why:
+            say(f"no result, {results[-1].why}")
+        table = build(session, cells, results)
+        write(session.folder, table)
+    write_plot(session.folder, table)
+    return table
+
+
+def write(folder: Path, table: dict[str, Any]) -> None:
+    """``table1.json`` and ``table1.md``.
+
+    Raises:
+        OutputError: If they can't be written.
+    """
+    with writing(folder, "run the same command again"):
+        write_json(folder / "table1.json", table)
+        (folder / "table1.md").write_text(render(table), encoding="utf-8")
+
+
+def write_plot(folder: Path, table: dict[str, Any]) -> None:
+    """``table1.png``, where some row has a loss.
+
+    Raises:
+        OutputError: If it can't be written.
+    """
+    fig = draw(table)
+    if fig is not None:
+        with writing(folder, "run the same command again"):
+            (folder / "table1.png").write_bytes(png_bytes(fig))

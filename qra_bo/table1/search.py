@@ -1,0 +1,78 @@
+"""One search of the table: the same engine as a run's, with a journal of its own and nothing after the search."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from qra_bo.config import NOT_OF_THE_RESULT, MethodConfig, RunConfig
+from qra_bo.records import Evaluation, Proposal
+from qra_bo.run import engine_settings, path_name, run_parts
+from qra_bo.study.engine import Engine
+from qra_bo.study.shared import SharedExecutor
+from qra_bo.study.study import Study
+from qra_bo.table1.limits import Limit
+from qra_bo.table1.session import Session
+
+FOLDER = "searches"
+SHARED = frozenset({*NOT_OF_THE_RESULT, "budget", "method", "max_average_bits"})
+"""Keys in which searches may differ that use one another's evaluations, each at its own charge."""
+
+
+class UniformOnly:
+    """Proposes nothing: what the engine's anchors say is the result."""
+
+    name = "uniform_only"
+
+    def ask(self, n: int) -> list[Proposal]:
+        return []
+
+    def tell(self, evaluations: Sequence[Evaluation]) -> None:
+        """Anchors teach it nothing."""
+
+
+def search_config(session: Session, limit: Limit, method: str, params: Mapping[str, Any],
+                  changes: Mapping[str, Any]) -> RunConfig:
+    """The configuration of one search within ``limit``; ``changes`` are to the table's own."""
+    config = session.config
+    budget = str(session.budget_bytes(limit)) if limit.budget is None else limit.budget
+    effort = replace(config.effort, references=False, ranking_top=0)
+    return replace(config, **{
+        "task": "search", "budget": (budget,), "max_average_bits": limit.max_average_bits, "effort": effort,
+        "memory": replace(config.memory, scope=limit.scope), "method": MethodConfig(method, dict(params)),
+        "confirm": replace(config.confirm, seeds=0), **changes})
+
+
+def search(session: Session, name: str, limit: Limit, method: str | None, params: Mapping[str, Any] | None = None,
+           changes: Mapping[str, Any] | None = None) -> Study:
+    """Profile, calibrate, evaluate the anchors and search; begun, gone on with, or read where it is done.
+
+    Args:
+        session: The table.
+        name: Of the row, for the folder.
+        limit: Within which to search.
+        method: Name in the registry of search methods; ``None`` for the anchors alone.
+        params: Of the method.
+        changes: Top-level keys of the configuration that differ from the table's.
+
+    Raises:
+        UserError: If the search can't work within this limit.
+        RunInterrupted: On a signal, after a clean journal.
+    """
+    config = search_config(session, limit, method or UniformOnly.name, params or {}, changes or {})
+    effort = f"{config.effort.high_equivalents}eq"
+    folder = session.folder / FOLDER / path_name(f"{name}-{limit.name}-{effort}".replace("<=", "max"))
+    setting = session.setting_of(limit, config.ranks)
+    budget = session.budget_bytes(limit)
+    shared = SharedExecutor(session.executor(config.adapter.init, limit.scope), folder, _others(folder),
+                            config.to_dict(), SHARED)
+    parts = replace(run_parts(config, folder, setting, budget, shared, None), finalise=None,
+                    progress=session.progress)
+    if method is None:
+        parts = replace(parts, make_searcher=lambda problem, equivalents: UniformOnly())
+    return Engine(engine_settings(config, folder, setting.space, budget), parts).run().study
+
+
+def _others(folder: Path) -> list[Path]:
+    """Folders of the table's other searches."""
+    return sorted(p for p in folder.parent.glob("*") if p.is_dir() and p != folder)

@@ -1,0 +1,257 @@
+"""One session of a table: what its journal holds is taken from there, what it lacks is done and written down."""
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import qra_bo
+from qra_bo.config import NOT_OF_THE_RESULT, RunConfig
+from qra_bo.executors import make_executor
+from qra_bo.memory.budget import largest, resolve_budget
+from qra_bo.memory.model import MemoryModel
+from qra_bo.oracle.protocol import Progress
+from qra_bo.records import SCHEMA_VERSION, EvaluationRequest, TrialState
+from qra_bo.run import Setting
+from qra_bo.space import CostTable, Ladder, SearchSpace
+from qra_bo.study.executor import Executor
+from qra_bo.study.journal import Journal, canonical, check_same_configuration
+from qra_bo.study.messages import ProfileResult
+from qra_bo.study.options import training_seeds
+from qra_bo.study.provenance import changes, collect
+from qra_bo.table1.limits import Limit
+from qra_bo.table1.recipe import Recipe
+
+NAME = "table1.jsonl"
+MAY_DIFFER = frozenset({*NOT_OF_THE_RESULT, "budget", "max_average_bits"})
+"""Keys of the configuration that decide what is asked for, or that limits stand for; none changes an evaluation."""
+
+
+def quiet(what: str, done: int, total: int) -> None:
+    """Progress that nobody looks at."""
+
+
+class Session:
+    """Evaluates through the journal. One oracle is open at a time; another start of adapters needs another.
+
+    Args:
+        config: The whole configuration.
+        setting: Space, memory in the scope ``"peak"``, device, and a given profile.
+        folder: Of the table.
+        journal: Open.
+        progress: Told of what goes on.
+    """
+
+    def __init__(self, config: RunConfig, setting: Setting, folder: Path, journal: Journal,
+                 progress: Progress = quiet) -> None:
+        self.config, self.setting, self.folder, self.progress = config, setting, folder, progress
+        self._journal = journal
+        self._session = 1 + max((int(e["session"]) for e in journal.content.events), default=0)
+        self._bytes: dict[tuple[str, str], int] = {}
+        self.made = 0  # events of this session: what is taken from the journal needs no telling
+        self._events: dict[tuple[str, str], Mapping[str, Any]] = {}
+        self._provenance: Mapping[str, Any] | None = None
+        self._described = False
+        self._open: tuple[tuple[str, str], Executor] | None = None  # its adapters' start and its scope
+        for event in journal.content.events:
+            self._take_in(event)
+        self._head()
+
+    @property
+    def space(self) -> SearchSpace:
+        return self.setting.space
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of trials and finals."""
+        return self.config.table1.steps or self.config.fidelity.high
+
+    @property
+    def train_seed(self) -> int:
+        """The training seed of searches and learning-rate trials."""
+        return training_seeds(self.config.seed, 0)[0]
+
+    @property
+    def provenance(self) -> Mapping[str, Any]:
+        """Where the last results come from."""
+        return self._provenance or {}
+
+    def memory(self, scope: str) -> MemoryModel:
+        return replace(self.setting.memory, scope=scope)
+
+    def predicted_bytes(self, recipe: Recipe, scope: str) -> int:
+        """Bytes of a recipe in ``scope``."""
+        key = recipe.key, scope
+        if key not in self._bytes:
+            self._bytes[key] = recipe.predicted_bytes(self.memory(scope), self.space)
+        return self._bytes[key]
+
+    def setting_of(self, limit: Limit, ranks: tuple[int, ...] | None = None) -> Setting:
+        """Space, memory and limit on bits within ``limit``; ``ranks`` replace the ladder."""
+        space = self.space if ranks is None else replace(self.space, ranks=Ladder("ranks", ranks))
+        return replace(self.setting, space=space, memory=self.memory(limit.scope),
+                       max_average_bits=limit.max_average_bits)
+
+    def budget_bytes(self, limit: Limit) -> int:
+        """Bytes of ``limit``; where memory is free, those of the largest allocation of the space."""
+        memory = self.memory(limit.scope)
+        if limit.budget is None:
+            return largest(memory.table(self.space), self.space)[0]
+        return resolve_budget(limit.budget, memory, self.space)
+
+    def costs_at(self, limit: Limit, rank: int) -> CostTable:
+        """Bytes by format, ``L x F x 1``, with one rank everywhere, and the limit on bits."""
+        return self.setting_of(limit, (rank,)).costs(self.budget_bytes(limit))
+
+    def executor(self, init: str, scope: str) -> Executor:
+        """The oracle whose adapters start with ``init`` and that measures in ``scope``."""
+        if self._open is not None and self._open[0] != (init, scope):
+            self.close()
+        if self._open is None:
+            config = replace(self.config, adapter=replace(self.config.adapter, init=cast(Any, init)),
+                             memory=replace(self.config.memory, scope=cast(Any, scope)))
+            folder = self.folder / "oracles" / init  # checkpoints of different configured starts must not meet
+            folder.mkdir(parents=True, exist_ok=True)
+            self._open = (init, scope), make_executor(config, folder, self.setting.profile)
+            self._describe(self._open[1])
+        return self._open[1]
+
+    def close(self) -> None:
+        """Close the oracle that is open."""
+        if self._open is not None:
+            self._open[1].close()
+            self._open = None
+
+    def find(self, kind: str, key: str) -> Mapping[str, Any] | None:
+        """What the journal holds of ``kind`` under ``key``."""
+        return self._events.get((kind, key))
+
+    def once(self, kind: str, key: str, make: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
+        """The journal's event of ``kind`` under ``key``; made and written down where there is none."""
+        found = self.find(kind, key)
+        if found is None:
+            fields = make()
+            found = self._append(kind, {"key": key, **fields})
+            self.made += 1
+        return found
+
+    def profile(self) -> ProfileResult:
+        """The sensitivities, with their cost."""
+        event = self.once("profile", "profile",
+                          lambda: self._any_executor(None).profile(self.progress).to_json())
+        return ProfileResult.from_json(event)
+
+    def call(self, method: str, kwargs: Mapping[str, Any], scope: str | None = None) -> Mapping[str, Any]:
+        """Ask the oracle something else than a fine-tuning; without ``scope``, whichever is open."""
+        return self._any_executor(scope).call(method, kwargs, self.progress)
+
+    def _any_executor(self, scope: str | None) -> Executor:
+        """The open oracle if it measures in ``scope``: its requests say how adapters start."""
+        if self._open is not None and scope in (None, self._open[0][1]):
+            return self._open[1]
+        return self.executor(self.config.adapter.init, scope or "peak")
+
+    def evaluate(self, recipe: Recipe, lr_scale: float, train_seed: int, split: str) -> Mapping[str, Any]:
+        """Fine-tune and evaluate: ``state``, ``message``, ``loss``, ``loss_se``, ``average_rank``, tokens, seconds."""
+        key = f"{recipe.key}-{self.steps}-lr{lr_scale:g}-t{train_seed}-{split}"
+        return self.once("evaluation", key, lambda: self._evaluated(recipe, lr_scale, train_seed, split))
+
+    def measured_bytes(self, recipe: Recipe, lr_scale: float, train_seed: int, scope: str) -> int | None:
+        """Bytes in ``scope`` from real training steps; ``None`` where nothing is trained."""
+        if self.config.oracle.name != "finetune":
+            return None
+        event = self.once("measured", f"{recipe.key}-{scope}",
+                          lambda: self._measured(recipe, lr_scale, train_seed, scope))
+        return None if event["measured_bytes"] is None else int(event["measured_bytes"])
+
+    def scores(self, recipe: Recipe, lr_scale: float, train_seed: int) -> list[dict[str, Any]]:
+        """What the fine-tuned model scores at the tasks of ``eval.tasks``; none where nothing is trained."""
+        e = self.config.eval
+        if not e.tasks or self.config.oracle.name != "finetune":
+            return []
+        key = f"{recipe.key}-{self.steps}-lr{lr_scale:g}-t{train_seed}-{list(e.tasks)}-{e.limit}"
+        event = self.once("scores", key, lambda: self.call("answer_tasks", {
+            "allocation": recipe.allocation.to_json(), "init": recipe.init, "initial_rank": recipe.initial_rank,
+            "steps": self.steps, "train_seed": train_seed, "lr_scale": lr_scale, "tasks": list(e.tasks),
+            "batch": e.batch, "limit": e.limit}))
+        return list(event["scores"])
+
+    def _evaluated(self, recipe: Recipe, lr_scale: float, train_seed: int, split: str) -> dict[str, Any]:
+        if recipe.initial_rank is not None:
+            found = dict(self.call("evaluate_adalora", self._adalora(recipe, lr_scale, train_seed, split, False)))
+            return {k: v for k, v in found.items() if k != "measured_bytes"}
+        request = EvaluationRequest(recipe.allocation, self.steps, self.steps, train_seed, split, lr_scale,
+                                    recipe.init)
+        m = self._any_executor(None).evaluate(request, self.progress)
+        return {"state": m.state.value, "message": m.message, "loss": m.loss, "loss_se": m.loss_se,
+                "average_rank": recipe.average_rank(self.space), "training_tokens": m.training_tokens,
+                "forward_tokens": m.forward_tokens, "seconds": m.seconds}
+
+    def _measured(self, recipe: Recipe, lr_scale: float, train_seed: int, scope: str) -> dict[str, Any]:
+        if recipe.initial_rank is not None:
+            found = self.call("evaluate_adalora", self._adalora(recipe, lr_scale, train_seed, "validation", True),
+                              scope)
+        else:
+            found = self.call("measure_peak", {"allocation": recipe.allocation.to_json(), "train_seed": train_seed,
+                                               "init": recipe.init}, scope)
+        return {"measured_bytes": found["measured_bytes"], "scope": scope}
+
+    def _adalora(self, recipe: Recipe, lr_scale: float, train_seed: int, split: str, measure: bool) -> dict[str, Any]:
+        return {"formats": list(recipe.allocation.formats), "initial_rank": recipe.initial_rank,
+                "target_rank": recipe.allocation.ranks[0], "steps": self.steps, "train_seed": train_seed,
+                "split": split, "lr_scale": lr_scale, "measure": measure}
+
+    def _head(self) -> None:
+        """Write the header of a new table, or check that the journal is of this one.
+
+        Raises:
+            JournalError: If it is of another configuration.
+        """
+        plain = self.config.to_dict()
+        memory = replace(self.config.memory, scope="peak")
+        digest = self.config.with_changes(budget=("",), max_average_bits=None, memory=memory).config_sha256
+        header = self.find("header", "")
+        if header is None:
+            self._append("header", {"schema_version": SCHEMA_VERSION, "config": plain, "config_sha256": digest,
+                                    "version": qra_bo.__version__, "model": self.config.model_name,
+                                    "oracle": self.config.oracle.name})
+        else:
+            check_same_configuration(self._journal.path, header, plain, digest, MAY_DIFFER)
+        for message in self._journal.content.warnings:
+            self.warn(message)
+
+    def warn(self, message: str) -> None:
+        """Write a warning, once a table."""
+        if self.find("warning", message) is None:
+            self._append("warning", {"key": message, "message": message})
+            print(f"qra_bo: {message}", file=sys.stderr)
+
+    def _describe(self, executor: Executor) -> None:
+        """Write where results come from, once a session, and warn of what changed.
+
+        Raises:
+            JournalError: If results before and after would not compare.
+        """
+        if self._described:
+            return
+        now = json.loads(canonical(collect(executor.describe())))
+        differences = [] if self._provenance is None else changes(self._provenance, now)
+        self._described = True
+        self._append("provenance", now)
+        if differences:
+            self.warn(f"since the table was last worked on: {'; '.join(differences)}; a row's seeds that were trained "
+                      "before and after may differ a little for that")
+
+    def _append(self, kind: str, fields: Mapping[str, Any]) -> Mapping[str, Any]:
+        event = self._journal.append(kind, fields)
+        self._take_in(event)
+        return event
+
+    def _take_in(self, event: Mapping[str, Any]) -> None:
+        if event["event"] == "provenance":
+            self._provenance = event
+        elif event.get("state") != TrialState.FAILED.value or event["session"] == self._session:
+            # What a lost worker left without a result is tried again in another session.
+            self._events[event["event"], str(event.get("key", ""))] = event
