@@ -11,7 +11,7 @@ from qra_bo.oracle.data.options import DataConfig
 
 LR_EXPONENTS = {"constant": 0.0, "inverse_sqrt": 0.5, "inverse": 1.0}
 NOT_OF_THE_RESULT = ("task", "effort", "max_hours", "out", "resume", "display", "allocation", "worker",
-                     "executor", "table1")
+                     "executor", "table1", "export")
 """Keys that may differ between a run and its continuation: they bound or show it and change no evaluation."""
 
 
@@ -160,6 +160,15 @@ class ExecutorConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class ExportConfig:
+    """What ``task=export`` writes, what ``merged`` merges into, and whether all of it is loaded again."""
+
+    targets: tuple[str, ...] | None
+    merged_base: Literal["dequantised", "original"]
+    check: bool
+
+
+@dataclass(frozen=True, slots=True)
 class FinalConfig:
     """Length of the final fine-tune of the winner; ``steps`` wins where it is given."""
 
@@ -217,6 +226,7 @@ class RunConfig:
     confirm: ConfirmConfig
     final: FinalConfig
     executor: ExecutorConfig
+    export: ExportConfig
     worker: WorkerConfig
     table1: Table1Config
 

@@ -11,14 +11,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from qra_bo.errors import JournalError, OutputError, UserError
 from qra_bo.files import check_run_folder
 from qra_bo.report.data import ReportData
 from qra_bo.report.side_by_side import NamedRun, caveats, facts, search_loss, versus
-from qra_bo.report.tables import print_result
+from qra_bo.report.tables import print_result, print_table
 from qra_bo.report.text import DASH, number, size
 from qra_bo.report.write import load_run, write_page
 from qra_bo.study.journal import JOURNAL_NAME
@@ -68,7 +66,7 @@ def list_runs(folder: Path, console: Console) -> None:
     if not runs:
         console.print(f"no runs in {folder}", markup=False, highlight=False)
         return
-    _table(console, ("run", "state", "model", "budget", "oracle", "loss", "versus best uniform", "evaluations"),
+    print_table(console, ("run", "state", "model", "budget", "oracle", "loss", "versus best uniform", "evaluations"),
            [_line(folder, run) for run in runs])
     for run in runs:
         if run.problem:
@@ -101,7 +99,7 @@ def compare_runs(folders: Sequence[Path], console: Console, page: Path | None = 
 
 def print_side_by_side(runs: Sequence[NamedRun], console: Console) -> None:
     """A column for every run, and what keeps their losses from being compared."""
-    _table(console, ("", *(run.name for run in runs)), facts(runs))
+    print_table(console, ("", *(run.name for run in runs)), facts(runs))
     for line in caveats(runs):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
@@ -148,20 +146,6 @@ def _is_locked(folder: Path) -> bool:
     except OSError:
         return True
     return False
-
-
-def _table(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table on a terminal, tab-separated lines elsewhere."""
-    if not console.is_terminal:
-        for row in (columns, *rows):
-            console.file.write("\t".join(row) + "\n")  # the console would expand tabs
-        return
-    table = Table()
-    for column in columns:
-        table.add_column(escape(column), overflow="fold")
-    for row in rows:
-        table.add_row(*map(escape, row))
-    console.print(table)
 
 
 def build_parser() -> argparse.ArgumentParser:

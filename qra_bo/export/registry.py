@@ -19,15 +19,18 @@ TEXTS: dict[str, tuple[str, Callable[[FinishedRun], str]]] = {
     "vllm": ("export/serve_vllm.txt", hints.vllm),
 }
 UNIFORM_RANK = "uniform_rank"
-TARGETS = (*TEXTS, UNIFORM_RANK)
+SMALL = (*TEXTS, UNIFORM_RANK)
+"""What is exported unless targets are named: nothing that copies the base model."""
+TARGETS = (*SMALL, "packed", "merged", "bitsandbytes")
 
 
-def export_all(run_folder: Path, targets: Sequence[str] = TARGETS) -> list[Path]:
+def export_all(run_folder: Path, targets: Sequence[str] = SMALL, merged_base: str = "dequantised") -> list[Path]:
     """Write exports of a finished run into its folder; returns the files.
 
     Args:
         run_folder: Folder of a run that ended with an adapter.
         targets: Names from ``TARGETS``.
+        merged_base: Into which base ``merged`` merges the adapter: ``dequantised`` or ``original``.
 
     Raises:
         ConfigError: If a target is unknown; all of them at once, the nearest known names first.
@@ -40,10 +43,16 @@ def export_all(run_folder: Path, targets: Sequence[str] = TARGETS) -> list[Path]
     check_run_folder(run_folder)
     run = FinishedRun.read(run_folder)
     with writing(run_folder, f"export again: task=export out={run_folder}"):
-        return [path for target in dict.fromkeys(targets) for path in _export(run, target)]
+        return [path for target in dict.fromkeys(targets) for path in _export(run, target, merged_base)]
 
 
-def _export(run: FinishedRun, target: str) -> list[Path]:
+def _export(run: FinishedRun, target: str, merged_base: str) -> list[Path]:
+    if target not in SMALL:
+        from qra_bo.export import models  # imports torch
+
+        if target == "merged":
+            return models.write_merged(run, merged_base)
+        return models.write_packed(run) if target == "packed" else models.write_bitsandbytes(run)
     if target == UNIFORM_RANK:
         from qra_bo.export.padding import pad_adapter  # imports torch
 

@@ -136,5 +136,19 @@ def cost_line(d: ReportData) -> str:
             f"{duration(d.wall_seconds)}; of these {duration(overhead)} ({share:.1f} %) for the search itself")
 
 
+def print_table(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table on a terminal, tab-separated lines elsewhere."""
+    if not console.is_terminal:
+        for row in (columns, *rows):
+            console.file.write("\t".join(row) + "\n")  # the console would expand tabs
+        return
+    table = Table()
+    for column in columns:
+        table.add_column(escape(column), overflow="fold")
+    for row in rows:
+        table.add_row(*map(escape, row))
+    console.print(table)
+
+
 def _plain(console: Console, line: str) -> None:
     console.print(line, markup=False, highlight=False, soft_wrap=True)

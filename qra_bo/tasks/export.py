@@ -1,17 +1,48 @@
 """``task=export``: write a finished run for other trainers, quantisers and servers."""
 
+from dataclasses import asdict
 from pathlib import Path
 
+from rich.console import Console
+
 from qra_bo.config import RunConfig
-from qra_bo.export.registry import export_all
+from qra_bo.export.registry import SMALL, export_all
+from qra_bo.export.run import FinishedRun
+from qra_bo.files import writing
+from qra_bo.report.tables import print_table
+from qra_bo.report.text import DASH
+from qra_bo.study.status import write_json
 
 
 def run(config: RunConfig) -> int:
     """Export the run in ``out`` and print what was written; returns 0.
 
+    With ``export.check`` whatever the folder holds by then is loaded again, and the differences of logits are printed
+    and written to ``export/checks.json``.
+
     Raises:
-        OutputError: If the folder holds no finished run with an adapter.
+        UserError: If the folder holds no finished run with an adapter, or a target needs what is not there.
     """
-    for path in export_all(Path(str(config.out))):
+    folder = Path(str(config.out))
+    for path in export_all(folder, config.export.targets or SMALL, config.export.merged_base):
         print(path)
+    if config.export.check:
+        print_checks(folder)
     return 0
+
+
+def print_checks(folder: Path) -> None:
+    """A line for every export: what loaded it and how far its logits are from the run's own."""
+    from qra_bo.export.check import ExportChecker
+    from qra_bo.oracle.manifest import package_versions
+    from qra_bo.oracle.quantizers.quiet import hush_bitsandbytes
+
+    hush_bitsandbytes()
+    rows = ExportChecker(FinishedRun.read(folder)).rows()
+    table = [(r.what, r.loaded_by, DASH if r.difference is None else f"{r.difference:.4g}", r.note) for r in rows]
+    print_table(Console(), ("export", "loaded by", "difference of logits", "note"), table)
+    path = folder / "export" / "checks.json"
+    with writing(path, "check again"):
+        path.parent.mkdir(exist_ok=True)
+        write_json(path, {"schema_version": 1, "rows": [asdict(r) for r in rows], "versions": package_versions()})
+    print(path)

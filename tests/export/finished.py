@@ -1,0 +1,34 @@
+"""A really trained tiny run of a given allocation, as a search leaves it, without the search."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from qra_bo.build import make_oracle
+from qra_bo.config import load_config
+from qra_bo.memory.formats import parse_format
+from qra_bo.space import Allocation
+from tests.export.fixtures import best_json
+
+SETTINGS = ["+model=tiny", "data=tiny", "device=cpu", "train.batch=2", "train.length=32", "eval.tokens=256",
+            "data.max_records=64", "model.intermediate_size=192", "bits=[2,4,8,16]"]
+"""Widths are multiples of 64: on some CPUs bitsandbytes' own kernel takes nothing else."""
+
+
+def finish(folder: Path, formats: Sequence[str], ranks: Sequence[int]) -> Path:
+    """Train ``formats`` and ``ranks`` (one of each a layer, 4 layers) for a few steps and save what a run saves."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = load_config([*SETTINGS, f"out={folder}"])
+    oracle = make_oracle(config.to_dict(), str(folder))
+    allocation = Allocation(tuple(formats), tuple(ranks))
+    try:
+        oracle.finalise(allocation=allocation.to_json(), steps=12, epochs=1.0, train_seed=1,  # type: ignore[attr-defined]
+                        lr_scale=20.0, out=str(folder), model_cfg=config.model,
+                        progress=lambda what, done, total: None)
+    finally:
+        oracle.close()
+    found = [parse_format(f) for f in formats]
+    best = best_json(units=[f"model.layers.{i}" for i in range(4)], bits=[f.bits for f in found], ranks=list(ranks),
+                     formats=[f.to_json() for f in found], alpha_over_rank=2.0)
+    (folder / "best.json").write_text(json.dumps(best))
+    return folder

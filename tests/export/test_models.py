@@ -1,0 +1,163 @@
+"""Every export that computes something is loaded by what it is for, and its logits are held to the run's own."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from qra_bo.errors import ConfigError, OutputError
+from qra_bo.export.check import ExportChecker
+from qra_bo.export.registry import export_all
+from qra_bo.export.run import FinishedRun
+from qra_bo.loading import load
+from qra_bo.oracle.base_models import load_base
+from qra_bo.oracle.manifest import PACKED, read_manifest
+from qra_bo.oracle.probe import PROBE
+from qra_bo.tasks.export import print_checks
+from tests.export.finished import finish
+
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+RANKS = (1, 4, 2, 3)
+ROUNDING = 0.012
+"""Of bfloat16 at logits up to 0.7, whose last bit is 0.004 there, through four layers."""
+
+
+@pytest.fixture(scope="module", name="mixed")
+def make_mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return finish(tmp_path_factory.mktemp("mixed") / "run", ("hqq2", "nf4", "int8", "fp16"), RANKS)
+
+
+@pytest.fixture(scope="module", name="servable")
+def make_servable(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return finish(tmp_path_factory.mktemp("servable") / "run", ("nf4", "fp16", "nf4", "fp16"), RANKS)
+
+
+def logits(model: Any, run: Path) -> torch.Tensor:
+    with torch.no_grad():
+        ids = load_file(run / PROBE)["input_ids"]
+        found: torch.Tensor = model.eval()(input_ids=ids, use_cache=False).logits.float()
+    return found
+
+
+def test_packed_weights_load_to_the_same_logits_and_are_not_packed_again(mixed: Path,
+                                                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    before = logits(load(mixed)[0], mixed)
+    paths = export_all(mixed, ["packed"])
+    assert [p.name for p in paths] == [PACKED, "quant_manifest.json"]
+    assert read_manifest(mixed).packed == PACKED
+    written = (mixed / PACKED).stat().st_mtime_ns
+    assert export_all(mixed, ["packed"]) == paths
+    assert (mixed / PACKED).stat().st_mtime_ns == written
+    monkeypatch.setattr("qra_bo.loading.backend_of", Unpacked)
+    assert torch.equal(logits(load(mixed)[0], mixed), before)
+
+
+class Unpacked:
+    """A backend that builds and will not pack."""
+
+    def __init__(self, fmt: Any) -> None:
+        from qra_bo.oracle.quantizers.registry import backend_of
+
+        self.build = backend_of(fmt).build
+
+
+@pytest.mark.parametrize("base", ["dequantised", "original"])
+def test_a_merged_model_is_base_plus_update_in_plain_transformers(mixed: Path, base: str) -> None:
+    export_all(mixed, ["merged"], base)
+    folder = mixed / "export" / "merged"
+    merged = AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.bfloat16)
+    assert AutoTokenizer.from_pretrained(str(folder))("one")["input_ids"] == list(b"one")
+    run = FinishedRun.read(mixed)
+    tensors = load_file(mixed / "adapter" / "adapter_model.safetensors")
+    quantised, dense = load(mixed, adapter=False)[0], load_base(read_manifest(mixed).model)[0].to(torch.bfloat16)
+    for name in run.module_ranks:
+        up, down = (tensors[f"base_model.model.{name}.lora_{x}.weight"].float() for x in "BA")
+        weight = quantised.get_submodule(name).unpack() if base == "dequantised" else dense.get_submodule(name).weight
+        assert torch.equal(merged.get_submodule(name).weight, (weight.float() + 2.0 * up @ down).bfloat16())
+    if base == "dequantised":  # the other is another model, if only a little in one as small as this
+        assert float((logits(merged, mixed) - logits(load(mixed)[0], mixed)).abs().max()) < ROUNDING
+    assert f"into the {base} base" in (folder / "README.md").read_text()
+
+
+def test_bitsandbytes_of_4_and_16_bits_loads_in_plain_transformers_with_the_adapter(servable: Path) -> None:
+    export_all(servable, ["bitsandbytes"])
+    model = AutoModelForCausalLM.from_pretrained(str(servable / "export" / "bitsandbytes"), dtype=torch.bfloat16)
+    for name, record in read_manifest(servable).modules.items():
+        kind = type(model.get_submodule(name)).__name__
+        assert kind == {"nf4": "Linear4bit", "fp16": "Linear"}[record.format.name], name
+    assert type(model.lm_head).__name__ == "Linear"
+    adapted = PeftModel.from_pretrained(model, str(servable / "adapter"))
+    assert float((logits(adapted, servable) - logits(load(servable)[0], servable)).abs().max()) < ROUNDING
+
+
+def test_bitsandbytes_refuses_what_it_can_not_mix(mixed: Path) -> None:
+    with pytest.raises(OutputError, match=r'uses hqq2, int8; search with "bits=\[4,16\]"'):
+        export_all(mixed, ["bitsandbytes"])
+
+
+def test_trainers_files_lead_peft_to_the_ranks_that_were_found(mixed: Path) -> None:
+    axolotl, factory = export_all(mixed, ["axolotl", "llamafactory"])
+    given = yaml.safe_load(axolotl.read_text())
+    model = get_peft_model(load_base(read_manifest(mixed).model)[0], LoraConfig(
+        r=given["lora_r"], lora_alpha=given["lora_alpha"], target_modules=given["lora_target_modules"],
+        rank_pattern=given["lora_rank_pattern"], alpha_pattern=given["lora_alpha_pattern"], task_type="CAUSAL_LM"))
+    found = {n.removeprefix("base_model.model."): (m.r["default"], m.scaling["default"])
+             for n, m in model.named_modules() if hasattr(m, "lora_A")}
+    assert found == {name: (rank, 2.0) for name, rank in FinishedRun.read(mixed).module_ranks.items()}
+    path = yaml.safe_load(factory.read_text())["adapter_name_or_path"]
+    adapted = PeftModel.from_pretrained(load(mixed, adapter=False)[0], path)
+    assert float((logits(adapted, mixed) - logits(load(mixed)[0], mixed)).abs().max()) < ROUNDING
+
+
+def test_the_table_says_what_loaded_what_and_why_not(mixed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    export_all(mixed)
+    export_all(mixed, ["packed", "merged"])
+    print_checks(mixed)
+    lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    table = {cells[0]: cells[1:] for cells in lines if len(cells) == 4}
+    assert table["manifest and adapter"][1] == "0"
+    assert "from packed.safetensors" in table["manifest and adapter"][2]
+    assert float(table["adapter of one rank"][1]) < ROUNDING
+    assert float(table["merged into the dequantised base"][1]) < ROUNDING
+    assert float(table["merged into the original base"][1]) >= 0
+    assert table["merged, as written"][1] == table["merged into the dequantised base"][1]
+    assert "not loaded: a hint" in table["torchao_fqn.json"][2]
+    rows = json.loads((mixed / "export" / "checks.json").read_text())["rows"]
+    assert [r["what"] for r in rows] == [cells[0] for cells in lines if len(cells) == 4][1:]
+
+
+def test_what_fails_to_load_says_how(servable: Path) -> None:
+    (servable / "export" / "merged").mkdir(parents=True)
+    [row] = [r for r in ExportChecker(FinishedRun.read(servable)).rows() if r.what == "merged, as written"]
+    assert row.difference is None
+    assert row.note.startswith("not loaded: ")
+
+
+def test_every_target_is_known() -> None:
+    with pytest.raises(ConfigError, match="'merge' is unknown; known: merged"):
+        export_all(Path(), ["merge"])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="trl is not installed")
+def test_the_script_for_trl_trains_on_the_mixed_base(mixed: Path, tmp_path: Path) -> None:
+    [script] = export_all(mixed, ["trl"])
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps({"text": f"{i}: one two three."}) + "\n" for i in range(16)))
+    result = subprocess.run([sys.executable, str(script), str(data), str(tmp_path / "out")], capture_output=True,
+                            text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, check=False)
+    assert result.returncode == 0, result.stderr
+    trained = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    before = load_file(mixed / "adapter" / "adapter_model.safetensors")
+    assert trained.keys() == before.keys()
+    assert any(not torch.equal(trained[k].float(), before[k].float()) for k in before)
