@@ -25,13 +25,13 @@ from bench.report import machine
 from qra_bo.build import prepare_worker_environment
 from qra_bo.config import RunConfig
 from qra_bo.errors import UserError
+from qra_bo.executors import limits
 from qra_bo.oracle.benchmark.table import PROVENANCE, ROWS, TableRow, append_provenance, append_rows, load_rows
 from qra_bo.records import EvaluationRequest, Measurement, TrialState
-from qra_bo.run import limits
 from qra_bo.study.executor import Executor, OracleSpec
 from qra_bo.study.journal import checksum
+from qra_bo.study.local import LocalExecutor
 from qra_bo.study.lock import RunLock
-from qra_bo.study.process import SubprocessExecutor
 from qra_bo.study.provenance import collect
 from qra_bo.study.signals import Interrupts, RunInterrupted
 
@@ -141,9 +141,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         prepare_worker_environment()
         with Interrupts(), RunLock(folder), tempfile.TemporaryDirectory(prefix="qra_bo-") as scratch:
-            executor = SubprocessExecutor(
-                OracleSpec("bench.collect.worker:make_oracle",
-                           {"config": config.to_dict(), "out": scratch, "record_at": list(RECORD_AT)}), limits(config))
+            spec = OracleSpec("bench.collect.worker:make_oracle",
+                              {"config": config.to_dict(), "out": scratch, "record_at": list(RECORD_AT)})
+            executor = LocalExecutor([spec], limits(config))
             try:
                 session(options, config, folder, executor)
             finally:
