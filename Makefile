@@ -25,7 +25,8 @@ PAPER := $(if $(filter paper,$(PROFILE)),device=cuda train.batch=16 train.length
   fidelity.high=100 fidelity.low=25 eval.tokens=65536 'eval.tasks=[$(PAPER_TASKS)]')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-gpu lint types bench bench-speed bench-memory bench-engine bench-runs bench-collect reproduce-table1 clean
+.PHONY: help setup run test test-gpu lint types clean bench bench-speed bench-memory bench-engine bench-runs reproduce-table1
+.PHONY: bench-collect bench-emulators bench-search
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -71,6 +72,9 @@ bench-engine: $(INSTALLED) ## Repair, proposals, memory and neighbourhoods at 32
 
 bench-collect: $(INSTALLED) ## Add real evaluations to a table, for hours: make bench-collect TASK=gsm8k DATA=FILE MORE='--hours 2'
 	$(BIN)/python -m bench.collect --task $(TASK) $(if $(DATA),--data '$(DATA)') $(MORE)
+
+bench-emulators: $(INSTALLED) ## How well the emulators of the tables predict what they were not fitted on
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.emulators
 
 bench-runs: $(INSTALLED) ## Collect finished runs into a table: make bench-runs RUNS='outputs/A outputs/B'
 	$(BIN)/python -m bench.normal_runs $(RUNS)

@@ -132,13 +132,16 @@ def make_oracle(config: Mapping[str, Any], out: str, threads: int | None = None)
         from qra_bo.oracle.synthetic import SyntheticOracle
 
         spec = make_spec(cfg)
-        return SyntheticOracle(make_space(cfg, spec), seed=cfg.seed, noise=cfg.oracle.noise,
+        return SyntheticOracle(make_space(cfg, spec), seed=cfg.seed, noise=cfg.oracle.noise or 0.0,
                                high_steps=cfg.fidelity.high,
                                tokens_per_step=cfg.train.batch * cfg.train.length, eval_tokens=cfg.eval.tokens,
                                record_at=record_steps(cfg),
                                checkpoints=Path(out) / "checkpoints")
-    if cfg.oracle.name != "finetune":
-        raise ConfigError(f"oracle={cfg.oracle.name} is not available in this release; known: finetune, synthetic")
+    if cfg.oracle.name == "benchmark":
+        from qra_bo.oracle.benchmark.oracle import load_oracle
+
+        return load_oracle(Path(str(cfg.oracle.table)), cfg.oracle.emulator, make_space(cfg, make_spec(cfg)),
+                           noise=cfg.oracle.noise, checkpoints=Path(out) / "checkpoints")
     if threads is not None:
         import torch
 

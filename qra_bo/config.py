@@ -43,7 +43,8 @@ class OracleConfig:
 
     name: Literal["finetune", "benchmark", "synthetic"]
     table: str | None
-    noise: float
+    emulator: Literal["boosted", "network"]
+    noise: float | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,8 @@ from qra_bo.errors import UserError, nearest_first
 from qra_bo.memory.budget import parse_budget, parse_size
 from qra_bo.memory.formats import default_format, parse_format
 from qra_bo.methods import METHODS
+from qra_bo.oracle.benchmark.table import TASK as TASK_FILE
+from qra_bo.oracle.benchmark.table import folder_of
 from qra_bo.space import Ladder
 from qra_bo.tasks import TASKS
 
@@ -104,7 +106,9 @@ def _numbers(config: RunConfig) -> Iterator[Problem]:
     yield from _rule("effort.high_equivalents", c.effort.high_equivalents, c.effort.high_equivalents >= 1, "at least 1")
     yield from _rule("effort.anchors", c.effort.anchors, c.effort.anchors is None or c.effort.anchors >= 1,
                      "at least 1, or null for all")
-    yield from _rule("oracle.noise", c.oracle.noise, c.oracle.noise >= 0, "at least 0")
+    noise = c.oracle.noise
+    yield from _rule("oracle.noise", noise, (noise or 0.0) >= 0 and (noise is not None or c.oracle.name == "benchmark"),
+                     "at least 0, or null for what the repeats of oracle=benchmark show")
     yield from _rule("adapter.alpha_over_rank", c.adapter.alpha_over_rank, c.adapter.alpha_over_rank > 0, "more than 0")
     yield from _rule("adapter.iterations", c.adapter.iterations, c.adapter.iterations >= 1, "at least 1")
     yield from _rule("adapter.lr", c.adapter.lr, c.adapter.lr > 0, "more than 0")
@@ -179,9 +183,10 @@ def _sources(config: RunConfig) -> Iterator[Problem]:
     if config.task not in (*OF_A_RUN, "memory") and profile is not None and not Path(profile).expanduser().is_file():
         yield Problem("sensitivity.path", "sensitivity.path must name a file such as the profile.json of a "
                                           f"task=profile, or be null to measure; there is no file {profile!r}.")
-    if config.oracle.name == "benchmark" and (config.oracle.table is None or not Path(config.oracle.table).is_file()):
-        yield Problem("oracle.table", "oracle=benchmark needs oracle.table=FILE, a table of real evaluations; "
-                                      f"got {config.oracle.table!r}.")
+    table = config.oracle.table
+    if config.oracle.name == "benchmark" and (table is None or not (folder_of(Path(table)) / TASK_FILE).is_file()):
+        yield Problem("oracle.table", "oracle=benchmark needs oracle.table=FOLDER, a table of real evaluations such as "
+                                      f"bench/data/plays; got {table!r}.")
 
 
 def _executor(config: RunConfig) -> Iterator[Problem]:

@@ -9,7 +9,7 @@ from typing import Any
 from bench.collect.plan import CALIBRATION, Plan
 from bench.collect.task import Setting, differences, touches
 from qra_bo.errors import JournalError
-from qra_bo.oracle.benchmark.table import TableRow, same_rate
+from qra_bo.oracle.benchmark.table import TableRow, comparable_rate
 from qra_bo.records import Evaluation, TrialState
 from qra_bo.study.journal import JOURNAL_NAME, checksum, read_journal
 
@@ -110,7 +110,7 @@ def rate_refusal(theirs: float, rate: float | None) -> str | None:
     """Why a factor on the learning rate is not the table's (``None`` where that is not known yet)."""
     if rate is None:
         return "the table's learning rate is not calibrated yet: collect a few rows first, then take this up"
-    if not same_rate(theirs, rate):
+    if not comparable_rate(theirs, rate):
         return f"a factor of {theirs:g} on the learning rate, where the table's is {rate:g}"
     return None
 

@@ -13,9 +13,12 @@ from qra_bo.memory.budget import resolve_budget
 from qra_bo.oracle.benchmark.table import (
     MEMORY,
     PROFILE,
+    PROFILE_BATCH,
+    PROVENANCE,
     TASK,
     ReferenceBudget,
     TaskFacts,
+    append_provenance,
     costs_to_json,
     load_costs,
     load_facts,
@@ -27,6 +30,7 @@ from qra_bo.space import Allocation, SearchSpace
 from qra_bo.study.anchors import AnchorRules
 from qra_bo.study.executor import Executor
 from qra_bo.study.options import training_seeds
+from qra_bo.study.provenance import collect
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 TASKS = {"plays": "plays", "gsm8k": "jsonl"}
@@ -106,7 +110,10 @@ def begin(folder: Path, task: str, config: RunConfig, described: Mapping[str, An
         _write(folder / MEMORY, costs_to_json(tables))
         _write(folder / TASK, facts.to_json())
     if not (folder / PROFILE).exists():
-        save_profile(executor.profile(lambda what, done, total: None).profile, folder / PROFILE)
+        found = executor.profile(lambda what, done, total: None)
+        save_profile(found.profile, folder / PROFILE)
+        append_provenance(folder / PROVENANCE, PROFILE_BATCH, {
+            **collect(described), "training_tokens": found.training_tokens, "forward_tokens": found.forward_tokens})
 
 
 def _write(path: Path, data: Mapping[str, Any]) -> None:

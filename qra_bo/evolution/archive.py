@@ -28,6 +28,11 @@ class Archive:
         """How much of what was asked for has not been told of yet."""
         return len(self._asked)
 
+    @property
+    def seen(self) -> IntArray:
+        """Every row that was asked for or told of at high fidelity, ``n x 2 L``."""
+        return self._rows(sorted(key for key, fidelity in self._seen if fidelity is Fidelity.HIGH))
+
     def claim(self, row: IntArray, fidelity: Fidelity) -> bool:
         """Mark ``row`` as asked for; false if it was asked for or told of before, at this fidelity or a higher one."""
         key = row.tobytes()

@@ -1,13 +1,10 @@
 """An oracle with a planted optimum: instant, for any model's shapes, and labelled ``synthetic`` for ever."""
 
 import hashlib
-import logging
 import math
-import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -16,11 +13,10 @@ from qra_bo.errors import OracleError
 from qra_bo.memory.formats import parse_format
 from qra_bo.oracle.landscape import FLOOR, TASK_HALF_RANK, TOTAL_TASK, Landscape, Optimum, phi
 from qra_bo.oracle.protocol import Progress
+from qra_bo.oracle.simulated import StepsDone, named_normal
 from qra_bo.records import EvaluationRequest, Measurement, TrialState
 from qra_bo.sensitivity.profile import FloatArray, SensitivityProfile
 from qra_bo.space import Allocation, CostTable, IntArray, SearchSpace, StorageFormat
-
-log = logging.getLogger(__name__)
 
 _SPEED = 5.0
 _SPEED_SPREAD = 0.15
@@ -59,7 +55,7 @@ class SyntheticOracle:
         self._tokens_per_step, self._eval_tokens = tokens_per_step, eval_tokens
         eighth = max(1, high_steps // 8)
         self._record_at = tuple(range(eighth, high_steps + 1, eighth)) if record_at is None else record_at
-        self._done = _Progress(checkpoints)
+        self._done = StepsDone(checkpoints)
         self.profile_cost: dict[str, float] = {}
 
     def describe(self) -> Mapping[str, Any]:
@@ -177,8 +173,7 @@ class SyntheticOracle:
 
     def _normal(self, *what: str) -> float:
         """A standard normal number that these words name in every process."""
-        digest = hashlib.sha256("|".join((str(self._seed), *what)).encode()).digest()
-        return NormalDist().inv_cdf((int.from_bytes(digest[:7], "big") + 0.5) / 2**56)
+        return named_normal(str(self._seed), *what)
 
 
 class _Curve:
@@ -191,41 +186,3 @@ class _Curve:
     def __call__(self, step: int) -> float:
         way = math.expm1(-self._speed * step / self._schedule) / math.expm1(-self._speed)
         return self._before + (self._after - self._before) * way + self._offset
-
-
-class _Progress:
-    """Steps done of every evaluation, in memory or as one small file each."""
-
-    def __init__(self, folder: Path | None) -> None:
-        self._folder = folder
-        self._known: dict[str, tuple[int, int]] = {}
-
-    def start(self, name: str, steps: int) -> int:
-        """Steps already done of ``name`` when its evaluation up to ``steps`` began, which is remembered as done.
-
-        The same evaluation asked for again was cut off before its result was written down: it counts in full.
-        """
-        first, target = self._read(name)
-        if target != steps:
-            first, target = (target if target < steps else 0), steps
-            self._write(name, first, target)
-        return first
-
-    def _read(self, name: str) -> tuple[int, int]:
-        path = None if self._folder is None else self._folder / name
-        if path is not None and name not in self._known and path.is_file():
-            first, target = path.read_text(encoding="ascii").split()
-            self._known[name] = int(first), int(target)
-        return self._known.get(name, (0, 0))
-
-    def _write(self, name: str, first: int, target: int) -> None:
-        self._known[name] = first, target
-        if self._folder is not None:
-            temporary = self._folder / f".{name}.{os.getpid()}"
-            try:
-                self._folder.mkdir(exist_ok=True)
-                temporary.write_text(f"{first} {target}", encoding="ascii")
-                temporary.replace(self._folder / name)
-            except OSError as error:
-                log.warning("what is done can't be noted in %s (%s)", self._folder, error.strerror)
-

@@ -1,13 +1,27 @@
 """A small table of evaluations on a planted landscape, whose true losses tests know."""
 
+import contextlib
+import io
+import json
 from pathlib import Path
 
-from bench.collect.__main__ import Collection
+from bench.collect.__main__ import Collection, work
 from bench.collect.plan import Plan, Sizes
 from bench.collect.task import Setting
-from qra_bo.oracle.benchmark.table import ReferenceBudget, TaskFacts
+from qra_bo.oracle.benchmark.table import (
+    MEMORY,
+    PROFILE,
+    PROFILE_BATCH,
+    PROVENANCE,
+    TASK,
+    ReferenceBudget,
+    TaskFacts,
+    append_provenance,
+    costs_to_json,
+)
 from qra_bo.oracle.synthetic import SyntheticOracle
 from qra_bo.searcher import SearchProblem
+from qra_bo.sensitivity.io import save_profile
 from qra_bo.space import Allocation
 from qra_bo.study.anchors import AnchorRules
 from qra_bo.study.executor import InProcessExecutor
@@ -48,8 +62,23 @@ def make_plan(setting: Setting, seed: int = 0, sizes: Sizes = SMALL) -> Plan:
     return Plan(setting.facts, setting.problems, setting.rules, seed, sizes)
 
 
-def make_collection(folder: Path, setting: Setting | None = None, session: str = "a") -> Collection:
+def make_table(folder: Path, n_units: int = 4, noise: float = 0.003, sizes: Sizes = SMALL) -> Path:
+    """A whole table on disk."""
+    setting = make_setting(n_units)
+    collection = make_collection(folder, setting, noise=noise)
+    (folder / TASK).write_text(json.dumps(setting.facts.to_json()), encoding="utf-8")
+    costs = {b.scope: p.costs for b, p in zip(setting.facts.budgets, setting.problems, strict=True)}
+    (folder / MEMORY).write_text(json.dumps(costs_to_json(costs)), encoding="utf-8")
+    save_profile(setting.problems[0].profile, folder / PROFILE)
+    append_provenance(folder / PROVENANCE, PROFILE_BATCH, {"training_tokens": 512, "forward_tokens": 9000})
+    with contextlib.redirect_stdout(io.StringIO()):
+        work(collection, make_plan(setting, sizes=sizes), None, None)
+    return folder
+
+
+def make_collection(folder: Path, setting: Setting | None = None, session: str = "a",
+                    noise: float = 0.003) -> Collection:
     chosen = setting or make_setting()
     folder.mkdir(parents=True, exist_ok=True)
-    executor = InProcessExecutor(make_oracle(len(chosen.facts.units)))
+    executor = InProcessExecutor(make_oracle(len(chosen.facts.units), noise))
     return Collection(folder, chosen, executor, {"begun": session, "device": "cpu"})

@@ -20,9 +20,7 @@ from qra_bo.config import RunConfig, load_config
 PACKAGE = Path(__file__).resolve().parents[2] / "qra_bo"
 ROOT_NAMES = {"cfg", "config"}
 """What a ``RunConfig`` is called where it is not annotated."""
-NOT_READ = {
-    "oracle.table": "for oracle=benchmark, which is refused with a reason until its tables exist (qra_bo/build.py)",
-}
+NOT_READ: dict[str, str] = {}
 """Keys that nothing reads, with the reason why they are kept."""
 
 

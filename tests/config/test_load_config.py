@@ -131,7 +131,7 @@ def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
     (["calibrate.lr_scales=[]"], "calibrate.lr_scales must be a list of positive numbers"),
     (["data=jsonl"], "data=jsonl needs data.path=FILE"),
     (["data=jsonl", "data.path=nowhere.jsonl"], "there is no file 'nowhere.jsonl'"),
-    (["oracle=benchmark"], "oracle=benchmark needs oracle.table=FILE"),
+    (["oracle=benchmark"], "oracle=benchmark needs oracle.table=FOLDER"),
     (["train=null"], "Unknown train None; known, nearest first: short"),
     (["memory=3"], r"Unknown key 'memory'; nearest: memory\.scope"),
     (["model.n_layer=3"], r"Unknown key 'model\.n_layer'; nearest: model\.n_layers"),

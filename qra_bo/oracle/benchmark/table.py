@@ -31,8 +31,13 @@ from qra_bo.space import Allocation, CostTable, PhaseCost
 SCHEMA_VERSION = 1
 TASK, MEMORY, PROFILE, ROWS, PROVENANCE = ("task.json", "memory.json", "profile.json", "evaluations.csv",
                                            "provenance.jsonl")
+PROFILE_BATCH = "profile"
+"""Names the line of ``provenance.jsonl`` that says what the profile cost."""
 LR_TOLERANCE = 0.1
 """Relative difference up to which two factors on the learning rate count as one: the loss is flat at its optimum."""
+LR_RANGE = 0.5
+"""Relative difference up to which rows may be of one table: runs calibrate the factor anew, and a level of its own for
+every factor leaves little of what it does to a comparison."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +177,11 @@ def same_rate(a: float, b: float) -> bool:
     return abs(math.log(a / b)) <= math.log1p(LR_TOLERANCE)
 
 
+def comparable_rate(a: float, b: float) -> bool:
+    """Whether rows at two factors on the learning rate may be of one table."""
+    return abs(math.log(a / b)) <= math.log1p(LR_RANGE)
+
+
 def load_table(path: Path) -> Table:
     """Read the folder of a table, named by itself or by its ``evaluations.csv``.
 
@@ -179,10 +189,15 @@ def load_table(path: Path) -> Table:
         DataError: If a file is missing or malformed.
         ProfileError: If the profile is malformed.
     """
-    folder = path.parent if path.name == ROWS else path
+    folder = folder_of(path)
     facts = load_facts(folder)
     return Table(facts, load_costs(folder), load_profile(folder / PROFILE), load_rows(folder / ROWS, facts),
                  load_provenance(folder / PROVENANCE))
+
+
+def folder_of(path: Path) -> Path:
+    """The folder of a table that is named by itself or by its ``evaluations.csv``."""
+    return path.parent if path.name == ROWS else path
 
 
 def load_facts(folder: Path) -> TaskFacts:

@@ -1,0 +1,125 @@
+"""What training seeds do to a table: the level that each moves all losses by, and the noise that is left."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from qra_bo.errors import DataError
+from qra_bo.oracle.benchmark.table import TableRow, pooled
+from qra_bo.sensitivity.profile import FloatArray
+from qra_bo.space import Allocation
+
+LEAST_SHARED = 3
+"""Allocations that a training seed must share with the first for its level to be known."""
+Group = tuple[int, float]
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Standard deviation of a loss over training seeds, the shared level taken out, as a function of the loss.
+
+    Args:
+        losses: Mean loss of the better and of the worse half of the repeated allocations.
+        deviations: Of each half (nats).
+        level: Standard deviation of the shared level (nats).
+        repeats: Losses behind it that are repeats.
+    """
+
+    losses: tuple[float, float]
+    deviations: tuple[float, float]
+    level: float
+    repeats: int
+
+    def at(self, loss: FloatArray) -> FloatArray:
+        """Standard deviation at each loss, interpolated between the halves."""
+        found: FloatArray = np.interp(loss, self.losses, self.deviations)
+        return found
+
+
+@dataclass(frozen=True)
+class Levelled:
+    """Losses of a table as if all were of the first training seed.
+
+    Args:
+        allocations: Distinct, ``n``.
+        targets: Mean loss after every recorded number of steps, the last being all of them, ``n x S``; NaN where it
+            was not recorded.
+        counts: Losses pooled in the last column, ``n``.
+        noise: Of one loss.
+        left_out: Rows whose training seed shares too little with the first.
+    """
+
+    allocations: tuple[Allocation, ...]
+    targets: FloatArray
+    counts: FloatArray
+    noise: Noise
+    left_out: int
+
+
+def levelled(rows: Sequence[TableRow], first_seed: int, rate: float) -> Levelled:
+    """Pool rows over training seeds.
+
+    Rows of one seed and one factor on the learning rate form a group; its level is its mean difference from the first
+    seed's group at the table's rate over the allocations that both hold.
+
+    Args:
+        rows: Of the table, without those of other learning rates.
+        first_seed: The table's own training seed.
+        rate: The table's factor on the learning rate.
+
+    Raises:
+        DataError: If no allocation was repeated, so that the noise is unknown.
+    """
+    groups: dict[Group, list[TableRow]] = defaultdict(list)
+    for row in pooled(rows):
+        groups[row.train_seed, row.lr_scale].append(row)
+    home = groups.get((first_seed, rate), [])
+    base = {row.allocation: row for row in home}
+    level: dict[Group, FloatArray] = {}
+    for group, members in groups.items():
+        pairs = [_curve(row) - _curve(base[row.allocation]) for row in members if row.allocation in base]
+        if len(pairs) >= LEAST_SHARED or group == (first_seed, rate):
+            stacked = np.array(pairs)
+            level[group] = np.array([c[np.isfinite(c)].mean() if np.isfinite(c).any() else np.nan for c in stacked.T])
+    curves: dict[Allocation, list[FloatArray]] = defaultdict(list)
+    by_seed: dict[Allocation, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for group, members in groups.items():
+        if group in level:
+            for row in members:
+                curves[row.allocation].append(_curve(row) - level[group])
+                by_seed[row.allocation][row.train_seed].append(float(curves[row.allocation][-1][-1]))
+    targets = np.array([_mean(found) for found in curves.values()])
+    noise = _noise(by_seed, [float(shift[-1]) for group, shift in level.items() if group != (first_seed, rate)])
+    left_out = sum(len(members) for group, members in groups.items() if group not in level)
+    return Levelled(tuple(curves), targets, np.array([float(len(found)) for found in curves.values()]), noise, left_out)
+
+
+def _curve(row: TableRow) -> FloatArray:
+    return np.array([*(np.nan if x is None else x for x in row.early), row.loss], dtype=np.float64)
+
+
+def _mean(curves: Sequence[FloatArray]) -> FloatArray:
+    stacked = np.array(curves)
+    known = np.isfinite(stacked)
+    total, count = np.where(known, stacked, 0.0).sum(axis=0), known.sum(axis=0)
+    mean: FloatArray = np.where(count > 0, total / np.maximum(count, 1), np.nan)
+    return mean
+
+
+def _noise(losses: Mapping[Allocation, Mapping[int, Sequence[float]]], levels: Sequence[float]) -> Noise:
+    """Pooled deviation of repeats from their allocation's mean, of the better and the worse half."""
+    means = [[float(np.mean(v)) for v in seeds.values()] for seeds in losses.values()]
+    repeated = sorted((values for values in means if len(values) > 1), key=lambda v: float(np.mean(v)))
+    if len(repeated) < 2:
+        raise DataError("a table needs at least 2 allocations with repeats on other training seeds to know its noise; "
+                        f"it has {len(repeated)}: collect more rows")
+    halves = repeated[:len(repeated) // 2], repeated[len(repeated) // 2:]
+    deviations = []
+    for half in halves:
+        squares = sum(float(((np.array(v) - np.mean(v)) ** 2).sum()) for v in half)
+        deviations.append(float(np.sqrt(squares / sum(len(v) - 1 for v in half))))
+    middle = [float(np.mean([np.mean(v) for v in half])) for half in halves]
+    spread = float(np.sqrt(np.mean(np.square(levels)))) if levels else 0.0
+    return Noise((middle[0], middle[1]), (deviations[0], deviations[1]), spread, sum(len(v) - 1 for v in repeated))

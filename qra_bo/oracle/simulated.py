@@ -1,0 +1,57 @@
+"""What oracles that train nothing share: numbers drawn by name, and how far each evaluation got."""
+
+import hashlib
+import logging
+import os
+from pathlib import Path
+from statistics import NormalDist
+
+log = logging.getLogger(__name__)
+
+
+def named_normal(*words: str) -> float:
+    """A standard normal number that these words name in every process."""
+    digest = hashlib.sha256("|".join(words).encode()).digest()
+    return NormalDist().inv_cdf((int.from_bytes(digest[:7], "big") + 0.5) / 2**56)
+
+
+class StepsDone:
+    """Steps done of every evaluation, in memory or as one small file each.
+
+    Args:
+        folder: Where they are remembered, so that a promotion is charged its additional steps after a restart too;
+            ``None`` remembers within this process.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+        self._known: dict[str, tuple[int, int]] = {}
+
+    def start(self, name: str, steps: int) -> int:
+        """Steps already done of ``name`` when its evaluation up to ``steps`` began, which is remembered as done.
+
+        The same evaluation asked for again was cut off before its result was written down: it counts in full.
+        """
+        first, target = self._read(name)
+        if target != steps:
+            first, target = (target if target < steps else 0), steps
+            self._write(name, first, target)
+        return first
+
+    def _read(self, name: str) -> tuple[int, int]:
+        path = None if self._folder is None else self._folder / name
+        if path is not None and name not in self._known and path.is_file():
+            first, target = path.read_text(encoding="ascii").split()
+            self._known[name] = int(first), int(target)
+        return self._known.get(name, (0, 0))
+
+    def _write(self, name: str, first: int, target: int) -> None:
+        self._known[name] = first, target
+        if self._folder is not None:
+            temporary = self._folder / f".{name}.{os.getpid()}"
+            try:
+                self._folder.mkdir(exist_ok=True)
+                temporary.write_text(f"{first} {target}", encoding="ascii")
+                temporary.replace(self._folder / name)
+            except OSError as error:
+                log.warning("what is done can't be noted in %s (%s)", self._folder, error.strerror)
