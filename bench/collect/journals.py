@@ -94,6 +94,8 @@ def refusal(evaluation: Evaluation, header: Mapping[str, Any], provenance: Mappi
         return "; ".join(wrong)
     if (request.steps, request.schedule_steps) != (setting.facts.steps, setting.facts.steps):
         return f"{request.steps} steps of a schedule of {request.schedule_steps}, not {setting.facts.steps}"
+    if request.init not in (None, setting.facts.adapter["init"]):
+        return f"adapters started by {request.init}"
     if request.split != "validation":
         return f"evaluated on the {request.split} split"
     if not set(evaluation.allocation.formats) <= set(setting.facts.formats):

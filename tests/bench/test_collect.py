@@ -159,13 +159,15 @@ def test_evaluations_of_a_run_are_taken_up_once_and_refused_with_the_reason(tmp_
         {"allocation": new, "lr_scale": rate * 1.05}, {"allocation": new, "lr_scale": rate},
         {"allocation": new, "lr_scale": rate, "train_seed": touching},
         {"allocation": new, "lr_scale": 2 * rate}, {"allocation": new, "split": "test"},
-        {"allocation": new, "steps": 12}, {"allocation": Allocation(("fp16",) * 4, (2,) * 4), "lr_scale": rate}])
+        {"allocation": new, "steps": 12}, {"allocation": new, "lr_scale": rate, "init": "eva"},
+        {"allocation": Allocation(("fp16",) * 4, (2,) * 4), "lr_scale": rate}])
     before = collection.rows
     taken = take_up(run, setting, plan, before)
     assert [(row.allocation, row.early, row.loss) for row in taken.rows] == [(new, (None, 4.75), 4.5)]
     assert taken.rows[0].bytes == setting.bytes_of(new)
     reasons = " | ".join(taken.refused)
-    for expected in ("has it already", "sees text", "learning rate", "test split", "12 steps", "off the ladder"):
+    for expected in ("has it already", "sees text", "learning rate", "test split", "12 steps", "off the ladder",
+                     "started by eva"):
         assert expected in reasons
     assert "somebody" not in str(taken.provenance)
     collection.take_up([run], plan)
