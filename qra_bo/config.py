@@ -11,7 +11,7 @@ from qra_bo.oracle.data.options import DataConfig
 
 LR_EXPONENTS = {"constant": 0.0, "inverse_sqrt": 0.5, "inverse": 1.0}
 NOT_OF_THE_RESULT = ("task", "effort", "max_hours", "out", "resume", "display", "allocation", "worker",
-                     "executor", "table1", "export")
+                     "executor", "table1", "export", "logger")
 """Keys that may differ between a run and its continuation: they bound or show it and change no evaluation."""
 
 
@@ -161,6 +161,15 @@ class ExecutorConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class LoggerConfig:
+    """The experiment tracker that follows a search, under which project, and where it keeps its files or listens."""
+
+    name: Literal["none", "tensorboard", "mlflow", "wandb", "trackio"]
+    project: str | None
+    where: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class ExportConfig:
     """What ``task=export`` writes, what ``merged`` merges into, and whether all of it is loaded again."""
 
@@ -228,6 +237,7 @@ class RunConfig:
     final: FinalConfig
     executor: ExecutorConfig
     export: ExportConfig
+    logger: LoggerConfig
     worker: WorkerConfig
     table1: Table1Config
 

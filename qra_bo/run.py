@@ -22,6 +22,7 @@ from qra_bo.memory.formats import default_format
 from qra_bo.memory.model import MemoryModel
 from qra_bo.methods import make_searcher
 from qra_bo.report.live import LiveView
+from qra_bo.report.loggers import SearchLogger
 from qra_bo.report.tables import PlanRow, print_plan, print_result
 from qra_bo.report.write import load_run, write_report
 from qra_bo.searcher import SearchProblem
@@ -140,8 +141,11 @@ def run_one(config: RunConfig, folder: Path, setting: Setting, budget: int, exec
     """
     engine_config = engine_settings(config, folder, setting.space, budget)
     with ExitStack() as stack:
+        tracker = search_logger(config, folder)
+        if tracker is not None:
+            stack.callback(tracker.close)
         view = stack.enter_context(live_view(config)) if config.display != "none" else None
-        parts = run_parts(config, folder, setting, budget, executor, view)
+        parts = run_parts(config, folder, setting, budget, executor, view, tracker)
         if setting.profile is not None:  # a method that needs what the file lacks says so before anything is trained
             parts.make_searcher(parts.make_problem(setting.profile), engine_config.high_equivalents)
         if view is not None and not (folder / JOURNAL_NAME).exists():
@@ -150,6 +154,16 @@ def run_one(config: RunConfig, folder: Path, setting: Setting, budget: int, exec
                        engine_config.equivalent_tokens)
         outcome = Engine(engine_config, parts).run()
     return _written(config, folder, outcome)
+
+
+def search_logger(config: RunConfig, folder: Path) -> SearchLogger | None:
+    """The configured experiment tracker, or ``None``.
+
+    Raises:
+        MissingExtraError: If its package is not installed.
+    """
+    logger = config.logger
+    return None if logger.name == "none" else SearchLogger(logger.name, folder, str(logger.project), logger.where)
 
 
 def live_view(config: RunConfig) -> LiveView:
@@ -257,7 +271,7 @@ def _device_type(config: RunConfig) -> str:
 
 
 def run_parts(config: RunConfig, folder: Path, setting: Setting, budget: int, executor: Executor,
-              view: LiveView | None) -> Parts:
+              view: LiveView | None, tracker: SearchLogger | None = None) -> Parts:
     """What a run is connected to."""
     space = setting.space
     predictor, table = BytesPredictor(setting.memory, space), setting.costs(budget)
@@ -273,7 +287,7 @@ def run_parts(config: RunConfig, folder: Path, setting: Setting, budget: int, ex
                                                                  equivalents),
         finalise=(lambda task: finalise(config, folder, predictor, budget, task)) if real else None,
         progress=view.progress if view is not None else lambda what, done, total: None,
-        listeners=(view,) if view is not None else ())
+        listeners=tuple(listener for listener in (view, tracker) if listener is not None))
 
 
 @contextmanager

@@ -23,7 +23,7 @@ OF_A_RUN = ("export", "report")
 def problems_of(config: RunConfig) -> list[Problem]:
     """Every problem of a well-typed configuration; empty where it can work."""
     found: list[Problem] = []
-    for rule in (_task, _budget, _ladders, _numbers, _train, _table1, _sources, _executor, _device):
+    for rule in (_task, _budget, _ladders, _numbers, _train, _table1, _sources, _executor, _logger, _device):
         found += rule(config)
     if not any(p.key in ("bits", "ranks", "quantizer.formats") for p in found):
         found += _space(config)
@@ -200,6 +200,11 @@ def _executor(config: RunConfig) -> Iterator[Problem]:
         if e.name == "local" and given is not None:
             yield Problem(f"executor.{key}", f"executor.{key}={given} is for executor=ray; executor=local has workers "
                                              "alone.")
+
+
+def _logger(config: RunConfig) -> Iterator[Problem]:
+    logger = config.logger
+    yield from _rule("logger.project", logger.project, logger.name == "none" or bool(logger.project), "a name")
 
 
 def _device(config: RunConfig) -> Iterator[Problem]:

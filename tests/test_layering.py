@@ -13,7 +13,7 @@ LAYERS = ("errors", "space", "records", "memory", "sensitivity", "searcher", "su
           "oracle", "study", ("export", "report"), "top")
 """From the bottom up; modules of one layer that share a tuple may import one another."""
 LEAVES = {"qra_bo.device": "errors", "qra_bo.files": "errors", "qra_bo.redact": "errors",
-          "qra_bo.loading": "oracle", "qra_bo.foreign": "oracle"}
+          "qra_bo.registry": "errors", "qra_bo.loading": "oracle", "qra_bo.foreign": "oracle"}
 """Modules that need less than their package: they may be imported as if they stood in that layer."""
 LEVEL = {name: i for i, layer in enumerate(LAYERS) for name in ([layer] if isinstance(layer, str) else layer)}
 LIGHT = ("qra_bo.space", "qra_bo.space.specs", "qra_bo.records", "qra_bo.errors", "qra_bo.searcher",

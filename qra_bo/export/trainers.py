@@ -65,6 +65,7 @@ import sys
 from pathlib import Path
 
 import qra_bo
+import torch
 from datasets import load_dataset
 from trl import SFTConfig, SFTTrainer
 
@@ -72,13 +73,15 @@ RUN = Path(__file__).resolve().parents[1]
 
 
 def main(data: str, output: str) -> None:
-    model, tokenizer = qra_bo.load(RUN)
+    cuda = torch.cuda.is_available()
+    model, tokenizer = qra_bo.load(RUN, "cuda" if cuda else "cpu")
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name)
     trainer = SFTTrainer(
         model=model, processing_class=tokenizer, train_dataset=load_dataset("json", data_files=data, split="train"),
         args=SFTConfig(output_dir=output, per_device_train_batch_size=1, gradient_accumulation_steps=16,
-                       num_train_epochs=1, learning_rate=2e-4, lr_scheduler_type="cosine", report_to="none"))
+                       num_train_epochs=1, learning_rate=2e-4, lr_scheduler_type="cosine", report_to="none",
+                       bf16=cuda, use_cpu=not cuda))
     trainer.train()
     trainer.save_model(output)
 
