@@ -1,0 +1,30 @@
+"""Peers as search methods by name, beside those of the project. Those that need an extra say so when they are made."""
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
+
+from qra_bo.methods import METHODS, Factory, keyword_options
+from qra_bo.searcher import Searcher, SearchProblem
+
+PEERS = {"uniform": ("bench.peers.simple", "UniformSearch"),
+         "sequential_bits": ("bench.peers.simple", "SequentialBits"),
+         "nsga2": ("bench.peers.nsga2", "Nsga2"),
+         "tpe": ("bench.peers.optuna_samplers", "Tpe"),
+         "gp_sampler": ("bench.peers.optuna_samplers", "GpSampler"),
+         "turbo": ("bench.peers.turbo_tutorial", "TurboTutorial"),
+         "smac": ("bench.peers.smac3", "Smac3")}
+"""Module and class of every peer."""
+
+
+def _factory(name: str, module: str, cls_name: str) -> Factory:
+    def make(problem: SearchProblem, options: Mapping[str, Any], equivalents: float) -> Searcher:
+        cls = getattr(import_module(module), cls_name)
+        made: Searcher = cls(problem, **keyword_options(cls, name, options))
+        return made
+
+    return make
+
+
+for _name, (_module, _cls) in PEERS.items():
+    METHODS.add(_name, _factory(_name, _module, _cls))

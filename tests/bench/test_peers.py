@@ -1,0 +1,104 @@
+"""Peers as searchers: the suite that all methods must pass, and what is their own."""
+
+import importlib.util
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from bench.peers import registry
+from bench.peers.nsga2 import Nsga2
+from bench.peers.optuna_samplers import GpSampler, Tpe
+from bench.peers.simple import SequentialBits, UniformSearch
+from bench.peers.smac3 import Smac3
+from bench.peers.turbo_tutorial import TurboState, TurboTutorial
+from qra_bo.errors import MissingExtraError
+from qra_bo.methods import METHODS
+from qra_bo.searcher import Searcher, SearchProblem
+from tests.conformance.searcher import SearcherSuite, make_problem, play, proposals_of
+
+needs_optuna = pytest.mark.skipif(importlib.util.find_spec("optuna") is None, reason="optuna is not installed")
+needs_smac = pytest.mark.skipif(importlib.util.find_spec("smac") is None, reason="smac is not installed")
+
+
+class TestUniform(SearcherSuite):
+    make = staticmethod(UniformSearch)
+    seedless = True
+
+
+class TestSequentialBits(SearcherSuite):
+    make = staticmethod(SequentialBits)
+    seedless = True
+
+
+class TestNsga2(SearcherSuite):
+    make = staticmethod(lambda problem: Nsga2(problem, population=6))
+
+
+@pytest.mark.slow
+class TestTurbo(SearcherSuite):
+    make = staticmethod(TurboTutorial)
+    limit = 14
+
+
+@needs_optuna
+class TestTpe(SearcherSuite):
+    make = staticmethod(Tpe)
+    limit = 20
+
+
+@pytest.mark.slow
+@needs_optuna
+class TestGpSampler(SearcherSuite):
+    make = staticmethod(GpSampler)
+    limit = 13
+
+
+@pytest.mark.slow
+@needs_smac
+class TestSmac(SearcherSuite):
+    make = staticmethod(Smac3)
+    limit = 14
+
+
+def test_uniform_choices_come_largest_first_and_all_of_them() -> None:
+    problem, oracle = make_problem()
+    proposals = proposals_of(play(UniformSearch(problem), problem, oracle, 100))
+    sizes = [int(problem.costs.totals(problem.space.encode(p.allocation)[None, :])[0]) for p in proposals]
+    assert sizes == sorted(sizes, reverse=True)
+    n, f, r = problem.costs.shape
+    rows = np.array([[i] * n + [j] * n for i in range(f) for j in range(r)])
+    assert len(sizes) == problem.costs.feasible(rows, problem.budget_bytes).sum()
+
+
+def test_the_first_half_of_the_pipeline_keeps_one_rank() -> None:
+    problem, oracle = make_problem()
+    for p in proposals_of(play(SequentialBits(problem), problem, oracle, 100)):
+        assert len(set(p.allocation.ranks)) == 1
+
+
+def test_the_trust_region_grows_on_success_and_halves_on_failure() -> None:
+    state = TurboState(dim=4)
+    for value in range(10):
+        state.update(float(value))
+    assert state.length == pytest.approx(1.6)
+    for _ in range(4):
+        state.update(0.0)
+    assert state.length == pytest.approx(0.8)
+    for _ in range(4 * 7):
+        state.update(0.0)
+    assert state.length == pytest.approx(0.8)  # it collapsed below 0.5^7 and began anew
+
+
+@pytest.mark.parametrize(("make", "package"), [(Tpe, "optuna"), (Smac3, "smac")])
+def test_a_missing_package_is_said(make: Callable[[SearchProblem], Searcher], package: str,
+                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=f"{package}.*pip install 'qra_bo\\[peers\\]'"):
+        make(make_problem()[0])
+
+
+def test_every_peer_is_a_method() -> None:
+    assert set(registry.PEERS) <= set(METHODS)
+    problem, _ = make_problem()
+    assert METHODS["nsga2"](problem, {"population": 4}, 40.0).name == "nsga2"
