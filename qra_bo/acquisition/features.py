@@ -1,9 +1,12 @@
 """What sensitivities say about an allocation, as features of the structured surrogate."""
 
+from collections.abc import Collection
+
 import numpy as np
 import torch
 from torch import Tensor
 
+from qra_bo.errors import ConfigError
 from qra_bo.searcher import SearchProblem
 from qra_bo.sensitivity.profile import FloatArray
 from surrogates.kernels import matern52
@@ -12,12 +15,19 @@ from surrogates.structured import Component
 _REFERENCE_ROWS = 200
 
 
-def build_components(problem: SearchProblem) -> list[Component]:
+def build_components(problem: SearchProblem, without: Collection[str] = ()) -> list[Component]:
     """Parts of the latent loss of one problem, each with unit variance over a reference set of allocations.
 
     Shared weights: format and rank by share of parameters, damage (as measured, its square root, and the KL
     divergence's), damage times rank, gain. Weights of every unit of its own, free or smooth in depth: deviations
     of its damage and of its need for rank from what the profile says.
+
+    Args:
+        problem: What is searched.
+        without: Parts to leave out, by name.
+
+    Raises:
+        ConfigError: If there is no such part.
     """
     space, profile = problem.space, problem.profile
     n_units, n_formats, n_ranks = problem.costs.shape
@@ -55,6 +65,10 @@ def build_components(problem: SearchProblem) -> list[Component]:
     if gain is not None:
         parts.append(("gain", np.broadcast_to(gain[:, None, :, :], (n_units, n_formats, n_ranks, gain.shape[-1])),
                       ones, 0.2))
+    unknown = sorted(set(without) - {name for name, *_ in parts} - {"gain"})
+    if unknown:
+        raise ConfigError(f"the surrogate has no parts {unknown}; it has {[name for name, *_ in parts]}")
+    parts = [part for part in parts if part[0] not in without]
     reference = _reference_rows(problem)
     built = [_normalised(name, phi, units, scale, reference) for name, phi, units, scale in parts if phi.shape[-1]]
     kept = [c for c in built if c is not None]

@@ -38,6 +38,7 @@ class StructuredOptions:
         edits: Atomic edits that the enumerated neighbours may be away from the incumbent.
         max_neighbours: Most neighbours scored for one proposal.
         rel_gap: Relative gap at which knapsacks of posterior draws may stop.
+        without: Parts of the surrogate to leave out, by their names in ``build_components``.
         model: Settings of the surrogate.
     """
 
@@ -48,6 +49,7 @@ class StructuredOptions:
     edits: int = 2
     max_neighbours: int = 9000
     rel_gap: float = 1e-3
+    without: tuple[str, ...] = ()
     model: StructuredSettings = field(default_factory=StructuredSettings)
 
 
@@ -74,7 +76,7 @@ class StructuredSearch:
         self._problem = problem
         self._rng = problem.rng("structured")
         self._seen = Observations(problem)
-        self._design = Design(build_components(problem))
+        self._design = Design(build_components(problem, self._options.without))
         self._prior = prior_tables(problem, self._options.n_prior)
         n_units = problem.space.n_units
         self._region = TrustRegion(max(2, n_units // 2), 2, n_units, max(2, n_units // 2), factor=1.5)

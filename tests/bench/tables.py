@@ -48,6 +48,9 @@ def make_setting(n_units: int = 4) -> Setting:
                       (0.5, 1.0, 2.0), budgets)
 
     def predict(allocation: Allocation) -> int:
+        """That of the next rank on the ladder; beyond it nothing fits."""
+        if max(allocation.ranks) > space.ranks.values[-1]:
+            return 10**15
         inside = Allocation(allocation.formats, tuple(min(r for r in space.ranks.values if r >= rank)
                                                       for rank in allocation.ranks))
         return int(costs.totals(space.encode(inside)[None, :])[0])

@@ -66,7 +66,8 @@ class BenchmarkOracle:
                        damage_kl=known.damage_kl[:, columns])
 
     def evaluate(self, request: EvaluationRequest, progress: Progress) -> Measurement:
-        """The emulated curve up to the steps asked for; outside the table's reach a failure.
+        """The emulated curve up to the steps asked for, one look at held-out text counted; outside the table's reach a
+        failure.
 
         Raises:
             OracleError: If the steps are not among those that the table records, or the schedule is another.
@@ -79,22 +80,21 @@ class BenchmarkOracle:
         if refused is not None:
             return Measurement(TrialState.FAILED, None, None, (), 0, 0, 0, None, time.monotonic() - start, 0.0,
                                f"outside the domain of the benchmark: {refused}")
-        losses = self._losses_of(request.allocation) + self.emulator.rate_penalty(request.lr_scale)
+        losses = self.losses_of(request.allocation) + self.emulator.rate_penalty(request.lr_scale)
         curve = tuple((step, float(loss) + self._noise_of(request, step, float(loss)))
                       for step, loss in zip(steps, losses, strict=True) if step <= request.steps)
         name = f"{request.allocation.fingerprint}-{request.schedule_steps}-t{request.train_seed}-lr{request.lr_scale:g}"
         first = self._done.start(name, request.steps)
-        looks = sum(first < step for step, _ in curve)
         progress("train", request.steps, request.steps)
         per_step = int(facts.trainer["batch"]) * facts.length
         return Measurement(TrialState.OK, curve[-1][1], None, curve, request.steps - first,
-                           (request.steps - first) * per_step, max(1, looks) * facts.eval_tokens, None,
+                           (request.steps - first) * per_step, facts.eval_tokens, None,
                            time.monotonic() - start)
 
     def close(self) -> None:
         """Nothing is held."""
 
-    def _losses_of(self, allocation: Allocation) -> FloatArray:
+    def losses_of(self, allocation: Allocation) -> FloatArray:
         """Loss without noise after each of the emulator's steps, ``S``."""
         if allocation not in self._known:
             self._known[allocation] = self.emulator.losses((allocation,))[0]

@@ -1,0 +1,1 @@
+"""Searches compared on emulated tables of real evaluations: ``python -m bench.search --help``."""

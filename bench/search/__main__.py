@@ -1,0 +1,141 @@
+"""Compare search methods on emulated tables of real evaluations: tasks x emulators x budgets x seeds x methods.
+
+    python -m bench.search [--tasks plays gsm8k] [--seeds 10] [--methods ours TPE ...] [--ablations] [--part 1/2]
+
+Every finished search is a line of outputs/bench-search/runs.jsonl, and none is made twice while the table and the
+method's settings stay what they were, so that this may be stopped and run again, and several processes can share the
+work (--part K/N). At the end, or with --summary alone, bench/results/search.json and pictures are written.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.collect.task import DATA, REFERENCE_BUDGETS, TASKS
+from bench.report import RESULTS, publish
+from bench.search.methods import COMPARED, EVERYTHING, Entry
+from bench.search.play import Arena, arenas, play
+from bench.search.plots import plot_arenas
+from bench.search.quality import quality_rows
+from bench.search.summary import search_rows, targets_of
+from qra_bo.errors import MissingExtraError, UserError
+from qra_bo.oracle.benchmark.emulator import FAMILIES
+from qra_bo.oracle.benchmark.table import ROWS
+
+RUNS = Path("outputs") / "bench-search" / "runs.jsonl"
+Run = dict[str, Any]
+
+
+def load_runs(path: Path) -> list[Run]:
+    """Finished searches; a cut-off last line is left out."""
+    if not path.exists():
+        return []
+    text = path.read_text(encoding="utf-8")
+    return [json.loads(line) for line in text[:text.rfind("\n") + 1].splitlines()]
+
+
+def key(run: Run) -> tuple[Any, ...]:
+    """What makes two searches the same."""
+    return tuple(run[k] for k in ("arena", "method", "settings", "seed", "equivalents", "rows_sha256"))
+
+
+def wanted(places: Sequence[Arena], entries: Sequence[Entry],
+           seeds: int) -> Iterator[tuple[Arena, Entry, int]]:
+    """All searches, the seeds outermost: an early stop leaves whole comparisons of fewer seeds."""
+    for seed in range(seeds):
+        for arena in places:
+            for entry in entries:
+                yield arena, entry, seed
+
+
+def run_all(options: argparse.Namespace, entries: Sequence[Entry]) -> None:
+    """Every search that is missing, each written down when it has ended."""
+    part, parts = (int(x) for x in options.part.split("/"))
+    done = {key(run) for run in load_runs(options.runs)}
+    options.runs.parent.mkdir(parents=True, exist_ok=True)
+    places = [a for task in options.tasks for a in arenas(DATA / task, options.emulators)
+              if a.budget.text in options.budgets]
+    missing: set[str] = set()
+    for number, (arena, entry, seed) in enumerate(wanted(places, entries, options.seeds)):
+        identity = (arena.name, entry.name, entry.settings_sha256, seed, options.equivalents,
+                    arena.oracle.describe()["data_sha256"])
+        if number % parts != part - 1 or identity in done or entry.name in missing:
+            continue
+        try:
+            run = play(arena, entry, seed, options.equivalents)
+        except MissingExtraError as error:
+            print(f"{entry.name} is left out: {error}", file=sys.stderr)
+            missing.add(entry.name)
+            continue
+        with open(options.runs, "a", encoding="utf-8") as file:
+            file.write(json.dumps(run) + "\n")
+        print(f"{arena.name}: {entry.name}, seed {seed}: incumbent {run['trace'][-1][1]:.4f} where the best uniform "
+              f"choice has {run['best_uniform']:.4f}; {run['cpu_seconds']:.1f} s", flush=True)
+
+
+def summarise(options: argparse.Namespace) -> None:
+    """Rows, targets and pictures of what was run on the tables as they are now."""
+    places = [a for task in options.tasks for a in arenas(DATA / task, list(FAMILIES)[:1])]
+    current = {a.oracle.describe()["data_sha256"] for a in places}
+    settings = {(e.name, e.settings_sha256) for e in EVERYTHING.values()}
+    runs = [run for run in load_runs(options.runs) if run["rows_sha256"] in current
+            and (run["method"], run["settings"]) in settings and run["equivalents"] == options.equivalents]
+    rows = search_rows(runs)
+    expected = [(task, family, budget) for task in sorted(TASKS) for family in FAMILIES
+                for budget, _ in REFERENCE_BUDGETS]
+    targets = targets_of(rows, expected)
+    tables = {a.oracle.table.facts.task: a for a in places}
+    quality = [row for arena in tables.values() for row in quality_rows(
+        arena.oracle.table, [(a.budget, a.problem) for a in places
+                             if a.oracle.table.facts.task == arena.oracle.table.facts.task])]
+    pictures = plot_arenas(rows, RESULTS / "search")
+    kept = [{"what": "search", **row} for row in rows]
+    publish("search", targets, [*kept, *({"what": "surrogate", **row} for row in quality)],
+            ["task", "emulator", "budget", "method", "seeds", "regret", "low", "high", "cost_to_best_peer",
+             "cpu_seconds", "surrogate", "evaluations", "spearman", "coverage_90"])
+    print("\n".join(str(p) for p in pictures))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    have = [task for task in TASKS if (DATA / task / ROWS).exists()]
+    parser = argparse.ArgumentParser(prog="python -m bench.search", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=have)
+    parser.add_argument("--emulators", nargs="+", choices=list(FAMILIES), default=list(FAMILIES))
+    parser.add_argument("--budgets", nargs="+", choices=[b for b, _ in REFERENCE_BUDGETS],
+                        default=[b for b, _ in REFERENCE_BUDGETS])
+    parser.add_argument("--methods", nargs="+", choices=list(EVERYTHING), help="all but the ablations by default")
+    parser.add_argument("--ablations", action="store_true", help="ours with one part taken away at a time, too")
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--equivalents", type=float, default=40.0, help="what a search may spend")
+    parser.add_argument("--part", default="1/1", help="K/N: this process makes every N-th search from the K-th on")
+    parser.add_argument("--runs", type=Path, default=RUNS, help="file of finished searches")
+    parser.add_argument("--summary", action="store_true", help="only summarise what was run")
+    options = parser.parse_args(arguments)
+    if not options.tasks:
+        print(f"there is no table of real evaluations in {DATA}: collect one with make bench-collect", file=sys.stderr)
+        return 2
+    import torch
+
+    torch.set_num_threads(1)
+    names = options.methods or [e.name for e in COMPARED]
+    if options.ablations:
+        names += [e.name for e in EVERYTHING.values() if e.kind == "ablation" and e.name not in names]
+    try:
+        if not options.summary:
+            run_all(options, [EVERYTHING[name] for name in names])
+        if options.part == "1/1":
+            summarise(options)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return error.exit_status
+    return 0
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    sys.exit(main())

@@ -1,0 +1,68 @@
+"""Which methods are compared, with which settings; and ours with one part taken away at a time."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+OURS = "structured"
+SENSITIVE = ["damage", "damage x rank", "unit damage", "depth damage", "gain"]
+"""Parts of our surrogate that sensitivities give."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row of the comparison.
+
+    Args:
+        name: Of the row.
+        method: Name among the search methods.
+        kind: ``"ours"``, ``"peer"``, ``"published"`` or ``"ablation"``.
+        options: Of the method; none means its defaults.
+        note: What differs from a method's own defaults.
+    """
+
+    name: str
+    method: str
+    kind: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    note: str = ""
+
+    @property
+    def settings_sha256(self) -> str:
+        """Of method and options: what was frozen can be checked."""
+        text = json.dumps([self.method, self.options], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+PUBLISHED = {"evolution": {"population": 12, "generations": 6, "promote": 3}, "evolution_share": 0.6}
+"""The published algorithm's numbers are for 40 allocations a generation: a third of that fits 40 evaluations."""
+
+COMPARED = (
+    Entry("ours", OURS, "ours"),
+    Entry("random", "random", "peer"),
+    Entry("uniform", "uniform", "peer"),
+    Entry("sequential bits", "sequential_bits", "peer"),
+    Entry("sequential bits, then ranks", "sequential", "peer"),
+    Entry("hill climbing", "hill_climb", "peer"),
+    Entry("NSGA-II", "nsga2", "peer"),
+    Entry("TPE", "tpe", "peer"),
+    Entry("GPSampler", "gp_sampler", "peer"),
+    Entry("TuRBO", "turbo", "peer"),
+    Entry("SMAC3", "smac", "peer"),
+    Entry("published", "autoqra", "published", PUBLISHED, "population 12 and 3 promotions, scaled to the cost"),
+)
+ABLATIONS = (
+    Entry("ours without prior designs", OURS, "ablation", {"n_prior": 0}),
+    Entry("ours without the warp", OURS, "ablation", {"model": {"warps": [float("inf")]}}),
+    Entry("ours without the residual", OURS, "ablation", {"model": {"residual": 0.0}}),
+    Entry("ours without sensitivities", OURS, "ablation", {"without": SENSITIVE, "n_prior": 0}),
+    Entry("ours without weights of single units", OURS, "ablation",
+          {"without": ["unit damage", "depth damage", "unit rank", "depth rank"]}),
+    Entry("ours without local proposals", OURS, "ablation", {"local_share": 0.0}),
+    Entry("ours with local proposals alone", OURS, "ablation", {"local_share": 1.0}),
+    Entry("ours with one draw", OURS, "ablation", {"draws": 1}),
+    Entry("ours by the posterior mean", OURS, "ablation", {"temperatures": [0.0]}),
+)
+EVERYTHING = {entry.name: entry for entry in (*COMPARED, *ABLATIONS)}

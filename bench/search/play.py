@@ -1,0 +1,173 @@
+"""One search on an emulated table: the anchors that every method gets, then ask, evaluate and tell at counted cost."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import bench.peers.registry  # noqa: F401  (names the peers as methods)
+from bench.collect.task import predictors_of, task_config
+from bench.search.methods import Entry
+from qra_bo.methods import make_searcher
+from qra_bo.oracle.benchmark.oracle import BenchmarkOracle, load_oracle
+from qra_bo.oracle.benchmark.table import ReferenceBudget
+from qra_bo.oracle.protocol import quiet
+from qra_bo.records import Evaluation, EvaluationRequest, Fidelity, Proposal
+from qra_bo.searcher import SearchProblem
+from qra_bo.space import Allocation, SearchSpace
+from qra_bo.study.anchors import AnchorRules, fill, uniform_anchors
+from qra_bo.study.cost import FORWARD_SHARE, cost_of
+from qra_bo.study.options import training_seeds
+from qra_bo.study.study import is_uniform
+
+
+@dataclass(frozen=True)
+class Arena:
+    """A task, an emulator of it and a budget.
+
+    Args:
+        oracle: Emulated.
+        budget: The reference budget.
+        problem: For seed 0.
+        rules: Of the anchors.
+    """
+
+    oracle: BenchmarkOracle
+    budget: ReferenceBudget
+    problem: SearchProblem
+    rules: AnchorRules
+
+    @property
+    def name(self) -> str:
+        """E.g. ``"plays, boosted, uniform:4,4"``."""
+        return f"{self.oracle.table.facts.task}, {self.oracle.emulator.family}, {self.budget.text}"
+
+    @property
+    def equivalent(self) -> float:
+        """Cost of one high-fidelity evaluation in training tokens."""
+        facts = self.oracle.table.facts
+        return facts.steps * int(facts.trainer["batch"]) * facts.length + FORWARD_SHARE * facts.eval_tokens
+
+    def true_loss(self, allocation: Allocation) -> float:
+        """The emulator's loss without noise."""
+        return float(self.oracle.losses_of(allocation)[-1])
+
+
+def arenas(folder: Path, families: Sequence[str]) -> list[Arena]:
+    """Every emulator and budget of one table; each emulator is fitted once."""
+    task = folder.name
+    config = task_config("plays", None)  # the space is the model's, whatever the text
+    space, predictors = predictors_of(config)
+    found = []
+    for family in families:
+        oracle = load_oracle(folder, family, space)
+        found += [make_arena(oracle, space, budget, predictors[budget.scope]) for budget in oracle.table.facts.budgets]
+    if not found:
+        raise ValueError(f"the table {task} has no budget")
+    return found
+
+
+def make_arena(oracle: BenchmarkOracle, space: SearchSpace, budget: ReferenceBudget, predict: Any) -> Arena:
+    """One budget of an oracle."""
+    facts = oracle.table.facts
+    largest = min(min(m.out_features, m.in_features) for u in space.units for m in u.linears)
+    problem = SearchProblem(space, oracle.table.costs[budget.scope], budget.bytes, oracle.profile(quiet), facts.steps,
+                            facts.record_at[-1], 0)
+    return Arena(oracle, budget, problem, AnchorRules(space.n_units, facts.formats, largest, budget.bytes, predict))
+
+
+class Game:
+    """A search under way: what was spent, and the incumbent after every evaluation.
+
+    Args:
+        arena: Where.
+        seed: Of the search; its noise is that of the training seed that a run with this seed would use.
+    """
+
+    def __init__(self, arena: Arena, seed: int) -> None:
+        self.arena, self.seed = arena, seed
+        self.train_seed, _ = training_seeds(seed, 0)
+        cost = arena.oracle.profile_cost
+        self.spent = cost["training_tokens"] + FORWARD_SHARE * cost["forward_tokens"]
+        self.trace: list[tuple[float, float]] = []
+        self.best: tuple[float, Allocation] | None = None
+        self.best_uniform = np.inf
+        self.evaluations: list[Evaluation] = []
+        self._bits = {f.name: f.bits for f in arena.problem.space.formats}
+        self._done: dict[tuple[str, Fidelity], int] = {}
+
+    def evaluate(self, proposal: Proposal) -> Evaluation:
+        """Evaluate, count and note. A promotion pays its further steps alone; a refused allocation pays in full."""
+        arena, high = self.arena, proposal.fidelity is Fidelity.HIGH
+        steps = arena.problem.high_steps if high else arena.problem.low_steps or arena.problem.high_steps
+        request = EvaluationRequest(proposal.allocation, steps, arena.problem.high_steps, self.train_seed,
+                                    lr_scale=arena.oracle.emulator.rate)
+        measured = arena.oracle.evaluate(request, quiet)
+        told = EvaluationRequest(proposal.allocation, steps, arena.problem.high_steps, self.train_seed)
+        evaluation = Evaluation(len(self.evaluations), proposal.allocation,
+                                tuple(self._bits[f] for f in proposal.allocation.formats), proposal.stage,
+                                proposal.fidelity, told, self.seed, measured,
+                                arena.rules.predict_bytes(proposal.allocation))
+        tokens = cost_of(evaluation).tokens
+        self.spent += tokens if evaluation.ok else arena.equivalent * steps / arena.problem.high_steps
+        self.evaluations.append(evaluation)
+        if high and measured.loss is not None and arena.rules.fits(proposal.allocation):
+            if self.best is None or measured.loss < self.best[0]:
+                self.best = measured.loss, proposal.allocation
+            if proposal.stage == "baseline" or is_uniform(proposal.allocation):
+                self.best_uniform = min(self.best_uniform, arena.true_loss(proposal.allocation))
+        if self.best is not None:
+            self.trace.append((self.spent / arena.equivalent, arena.true_loss(self.best[1])))
+        return evaluation
+
+    def anchors(self) -> list[Evaluation]:
+        """The uniform choices that fit, and the best of them filled."""
+        done = [self.evaluate(Proposal(a, Fidelity.HIGH, "baseline"))
+                for a in uniform_anchors(self.arena.rules, self.arena.problem.profile)]
+        usable = [e for e in done if e.loss is not None]
+        if usable:
+            filled = fill(self.arena.rules, min(usable, key=lambda e: e.loss or 0.0).allocation)
+            if filled not in {e.allocation for e in done}:
+                done.append(self.evaluate(Proposal(filled, Fidelity.HIGH, "baseline")))
+        return done
+
+
+def play(arena: Arena, entry: Entry, seed: int, equivalents: float) -> dict[str, Any]:
+    """One search to the end of its effort, or until its method has nothing left to propose.
+
+    Returns:
+        JSON values: the trace of ``(cost in equivalents, noise-free loss of the incumbent)``, the best uniform choice's
+        loss, the five best allocations found with their losses, and the CPU seconds of the method itself.
+    """
+    game = Game(arena, seed)
+    searcher = make_searcher(entry.method, arena.problem.with_seed(seed), entry.options, equivalents)
+    searcher.tell(game.anchors())
+    seconds = 0.0
+    while game.spent < equivalents * arena.equivalent:
+        start = time.process_time()
+        proposals = searcher.ask(1)
+        seconds += time.process_time() - start
+        if not proposals:
+            break
+        told = [game.evaluate(p) for p in proposals]
+        start = time.process_time()
+        searcher.tell(told)
+        seconds += time.process_time() - start
+    return {"arena": arena.name, "task": arena.oracle.table.facts.task, "emulator": arena.oracle.emulator.family,
+            "budget": arena.budget.text, "method": entry.name, "kind": entry.kind, "settings": entry.settings_sha256,
+            "note": entry.note, "seed": seed, "equivalents": equivalents, "best_uniform": game.best_uniform,
+            "trace": [[round(cost, 4), loss] for cost, loss in game.trace], "finds": finds(game),
+            "refused": sum(not e.ok for e in game.evaluations), "cpu_seconds": round(seconds, 3),
+            "rows_sha256": arena.oracle.describe()["data_sha256"]}
+
+
+def finds(game: Game, n: int = 5) -> list[dict[str, Any]]:
+    """The best allocations as the search saw them."""
+    fits = game.arena.rules.fits
+    seen = {e.allocation: e for e in sorted(game.evaluations, key=lambda e: -(e.loss or np.inf))
+            if e.fidelity is Fidelity.HIGH and e.loss is not None and fits(e.allocation)}
+    best = sorted(seen.values(), key=lambda e: e.loss or np.inf)[:n]
+    return [{**e.allocation.to_json(), "loss": e.loss, "true_loss": game.arena.true_loss(e.allocation)} for e in best]

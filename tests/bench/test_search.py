@@ -1,0 +1,166 @@
+"""The comparison of searches: cost and incumbents of one, regrets and targets of many, surrogates on real rows."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from bench.search.__main__ import key, load_runs
+from bench.search.methods import COMPARED, EVERYTHING, OURS, Entry
+from bench.search.play import Arena, Game, make_arena, play
+from bench.search.plots import plot_arenas
+from bench.search.quality import left_one_out, of_gp, of_network, of_ours, quality_rows
+from bench.search.summary import arena_rows, best_found, interval, regrets, search_rows, targets_of
+from qra_bo.acquisition.features import build_components
+from qra_bo.errors import ConfigError
+from qra_bo.methods import METHODS
+from qra_bo.oracle.benchmark.oracle import load_oracle
+from qra_bo.records import Fidelity, Proposal
+from qra_bo.space import uniform
+from tests.bench.tables import make_setting, make_table
+
+SETTING = make_setting()
+
+
+@pytest.fixture(scope="module")
+def arena(tmp_path_factory: pytest.TempPathFactory) -> Arena:
+    folder = make_table(tmp_path_factory.mktemp("table"))
+    oracle = load_oracle(folder, "boosted", SETTING.space)
+    budget = oracle.table.facts.budgets[0]
+    return make_arena(oracle, SETTING.space, budget, SETTING.predictors[budget.scope])
+
+
+@pytest.mark.parametrize("name", ["random", "ours"])
+def test_a_search_spends_what_it_may_and_its_incumbent_is_the_best_it_saw(arena: Arena, name: str) -> None:
+    run = play(arena, EVERYTHING[name], 3, 14.0)
+    costs = [cost for cost, _ in run["trace"]]
+    assert costs == sorted(costs)
+    assert 14.0 <= costs[-1] < 15.0
+    losses = [f["loss"] for f in run["finds"]]
+    assert losses == sorted(losses)
+    assert run["trace"][-1][1] == run["finds"][0]["true_loss"]
+    assert run["best_uniform"] < np.inf
+    assert run == {**play(arena, EVERYTHING[name], 3, 14.0), "cpu_seconds": run["cpu_seconds"]}
+    assert json.loads(json.dumps(run)) == run
+
+
+def test_cost_counts_profile_promotions_and_refusals(arena: Arena) -> None:
+    game = Game(arena, 0)
+    facts = arena.oracle.table.facts
+    assert game.spent == pytest.approx(512 + 9000 / 3)
+    start, allocation, per_step = game.spent, uniform(4, "nf4", 2), 4 * facts.length
+    game.evaluate(Proposal(allocation, Fidelity.LOW, "global"))
+    assert game.spent - start == pytest.approx(12 * per_step + facts.eval_tokens / 3)
+    start = game.spent
+    game.evaluate(Proposal(allocation, Fidelity.HIGH, "global"))
+    assert game.spent - start == pytest.approx(12 * per_step + facts.eval_tokens / 3)
+    arena.oracle.emulator._ranks = (1, 4)
+    start = game.spent
+    refused = game.evaluate(Proposal(uniform(4, "hqq2", 8), Fidelity.HIGH, "global"))
+    arena.oracle.emulator._ranks = (1, 8)
+    assert not refused.ok
+    assert game.spent - start == pytest.approx(arena.equivalent)
+
+
+def made(method: str, kind: str, seed: int, losses: list[float], **more: Any) -> dict[str, Any]:
+    """A finished search that spends one equivalent a loss."""
+    return {"arena": "a", "task": "plays", "emulator": "boosted", "budget": "uniform:4,4", "method": method,
+            "kind": kind, "settings": "s", "note": "", "seed": seed, "equivalents": float(len(losses)),
+            "best_uniform": 4.1, "trace": [[float(i + 1), loss] for i, loss in enumerate(losses)],
+            "finds": [], "refused": 0, "cpu_seconds": 1.0, "rows_sha256": "r", **more}
+
+
+def test_regret_in_closed_form() -> None:
+    run = made("x", "peer", 0, [4.1, 4.05, 4.02])
+    np.testing.assert_allclose(regrets(run, 4.0, 4.1, np.array([0.5, 1.0, 2.4, 9.0])), [1.0, 1.0, 0.5, 0.2])
+    assert best_found([run, made("y", "peer", 0, [4.3], finds=[{"true_loss": 4.01}])]) == 4.01
+
+
+def test_the_interval_covers_the_median() -> None:
+    low, high = interval(np.arange(101.0))
+    assert low < 50.0 < high
+    assert interval(np.full(10, 2.0)) == (2.0, 2.0)
+
+
+def many(ours: list[float], peer: list[float]) -> list[dict[str, Any]]:
+    return [run for seed in range(10) for run in (made("ours", "ours", seed, ours), made("TPE", "peer", seed, peer))]
+
+
+def test_rows_and_targets_say_who_wins() -> None:
+    runs = many([4.1, 4.0, 4.0, 4.0, 4.0, 4.0], [4.1, 4.1, 4.1, 4.1, 4.1, 4.05])
+    rows = arena_rows(runs)
+    assert [(r["method"], r["regret"]) for r in rows] == [("ours", 0.0), ("TPE", pytest.approx(0.5))]
+    assert rows[0]["cost_to_best_peer"] == 2.0
+    assert rows[1]["cost_to_best_peer"] == 6.0
+    expected = [("plays", "boosted", "uniform:4,4")]
+    assert [(t.value, t.met) for t in targets_of(rows, expected)] == [
+        (0.0, True), (pytest.approx(1 / 3), True), (1.0, True)]
+    slow = search_rows(many([4.1, 4.1, 4.1, 4.1, 4.08, 4.04], [4.1, 4.1, 4.1, 4.1, 4.1, 4.05]))
+    assert [t.met for t in targets_of(slow, expected)] == [True, False, True]
+
+
+def test_too_few_seeds_or_arenas_are_not_measured() -> None:
+    rows = search_rows(many([4.1, 4.0], [4.1, 4.1])[:-2])
+    targets = targets_of(rows, [("plays", "boosted", "uniform:4,4"), ("gsm8k", "boosted", "uniform:4,4")])
+    assert all(t.value is None and t.why for t in targets)
+
+
+def test_runs_are_known_again_by_what_made_them(tmp_path: Path) -> None:
+    path = tmp_path / "runs.jsonl"
+    run = made("x", "peer", 0, [4.1])
+    path.write_text(json.dumps(run) + "\n" + json.dumps(run)[:20])
+    assert [key(r) for r in load_runs(path)] == [key(run)]
+    assert key(run) != key({**run, "settings": "t"})
+    assert load_runs(tmp_path / "none") == []
+
+
+def test_every_entry_is_a_method_and_its_settings_have_a_name() -> None:
+    assert all(e.method in METHODS for e in EVERYTHING.values())
+    assert len({e.settings_sha256 for e in EVERYTHING.values()}) == len(EVERYTHING)
+    assert [e.kind for e in COMPARED].count("ours") == 1
+    assert Entry("a", OURS, "ours").settings_sha256 == EVERYTHING["ours"].settings_sha256
+
+
+def test_parts_of_the_surrogate_can_be_left_out_by_name(arena: Arena) -> None:
+    names = {c.name for c in build_components(arena.problem)}
+    without = {c.name for c in build_components(arena.problem, ("damage", "gain"))}
+    assert names - without == {"damage", "gain"}
+    with pytest.raises(ConfigError, match="no parts \\['damages'\\]"):
+        build_components(arena.problem, ("damages",))
+
+
+def test_leaving_one_out_equals_conditioning_on_the_others() -> None:
+    rng = np.random.default_rng(0)
+    root = torch.from_numpy(rng.standard_normal((6, 6)))
+    covariance = root @ root.T + torch.eye(6, dtype=torch.float64)
+    residual = torch.from_numpy(rng.standard_normal(6))
+    error, sd = left_one_out(covariance, residual)
+    for i in range(6):
+        rest = [j for j in range(6) if j != i]
+        weights = torch.linalg.solve(covariance[rest][:, rest], covariance[rest, i])
+        assert float(error[i]) == pytest.approx(float(residual[i] - weights @ residual[rest]))
+        assert float(sd[i]) ** 2 == pytest.approx(float(covariance[i, i] - weights @ covariance[rest, i]))
+
+
+def test_surrogates_are_judged_on_rows_of_the_table(arena: Arena) -> None:
+    table, problem = arena.oracle.table, arena.problem
+    rng = np.random.default_rng(0)
+    known = [a for a in arena.oracle.emulator.data.allocations if problem.space.contains(a)][:16]
+    rows, losses = problem.space.encode_all(known), np.array([arena.true_loss(a) for a in known])
+    for quality in (of_ours(problem, rows, losses), of_gp(problem, rows, losses)):
+        assert quality.spearman > 0.3
+        assert 0.0 <= quality.coverage_90 <= 1.0
+    assert of_network(problem, rows, losses, losses + 0.01 * rng.standard_normal(16))["spearman"] > 0.3
+    found = quality_rows(table, [(arena.budget, problem)], counts=(8, 500), draws=1)
+    assert [r["surrogate"] for r in found if r["evaluations"] == 500] == ["any"]
+    assert found[-1]["spearman"] is None
+    assert "near this budget" in found[-1]["why"]
+
+
+def test_pictures_are_drawn(tmp_path: Path) -> None:
+    paths = plot_arenas(search_rows(many([4.1, 4.0], [4.1, 4.05])), tmp_path)
+    assert [p.name for p in paths] == ["plays-boosted-uniform-4-4.png"]
+    assert paths[0].read_bytes()[:4] == b"\x89PNG"
