@@ -16,17 +16,19 @@ TASK ?= plays
 # What reproduce-table1 compares on: a model of conf/model, a data set of conf/data, and how much is spent. Profile paper
 # is for one GPU; MORE adds overrides. The same command goes on with a table that was stopped.
 MODEL ?= smollm2_135m
-PROFILE ?= $(if $(filter smollm2_135m tiny,$(MODEL)),full,paper)
+PROFILE ?= $(if $(filter tiny,$(MODEL)),short,$(if $(filter smollm2_135m,$(MODEL)),full,paper))
 TABLE_DATA := $(if $(DATA),$(DATA),$(if $(filter tiny,$(MODEL)),tiny,plays))
 TABLE_OUT ?= outputs/table1-$(MODEL)-$(TABLE_DATA)-$(PROFILE)
 TABLE_EFFORT := $(if $(filter short,$(PROFILE)),quick,normal)
 PAPER_TASKS := boolq,piqa,hellaswag,winogrande,arc_easy,arc_challenge,openbookqa,mmlu
 PAPER := $(if $(filter paper,$(PROFILE)),device=cuda train.batch=16 train.length=512 train.checkpointing=true \
   fidelity.high=100 fidelity.low=25 eval.tokens=65536 'eval.tasks=[$(PAPER_TASKS)]')
+TINY := $(if $(filter tiny,$(MODEL)),train.batch=2 train.length=32 fidelity.high=8 fidelity.low=4 eval.tokens=256 \
+  data.max_records=64)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run test test-gpu lint types clean bench bench-speed bench-memory bench-engine bench-runs reproduce-table1
-.PHONY: bench-collect bench-emulators bench-search
+.PHONY: ablations bench-collect bench-emulators bench-search
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -84,7 +86,10 @@ bench-runs: $(INSTALLED) ## Collect finished runs into a table: make bench-runs 
 
 reproduce-table1: $(INSTALLED) ## Every method of the paper's comparison beside ours: PROFILE=short|full|paper MODEL=... DATA=...
 	$(BIN)/python -m qra_bo task=table1 +model=$(MODEL) data=$(TABLE_DATA) table1=$(PROFILE) effort=$(TABLE_EFFORT) \
-	  out=$(TABLE_OUT) $(PAPER) $(MORE)
+	  out=$(TABLE_OUT) $(PAPER) $(TINY) $(MORE)
+
+ablations: $(INSTALLED) ## What every part of the search is worth, on planted landscapes; for real: MORE='oracle=finetune --seeds 0'
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.ablations $(MORE)
 
 clean: ## Remove caches and .venv; runs in outputs/ stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info

@@ -11,6 +11,8 @@ from qra_bo.table1.session import Session
 
 TRIALS_USUALLY = 0.5
 """Of the learning-rate trials beyond the first ones, how many are taken on average."""
+DECOMPOSE_SECONDS = 1.7e-7
+"""Of one weight, quantised once and decomposed once on a CPU (0.15 s for 1,536 x 576 on one thread)."""
 
 
 def equivalent_tokens(session: Session) -> float:
@@ -35,8 +37,21 @@ def plan_rows(session: Session, cells: Sequence[Cell]) -> list[PlanRow]:
         trials * length * len(cells)
     finals = sum(len(final_seeds(session, cell.row)) for cell in cells)
     parts[f"{finals} finals of {session.steps} steps"] = finals * length
-    return [PlanRow(what, n * tokens, None if seconds is None else seconds * n * tokens)
+    rows = [PlanRow(what, n * tokens, None if seconds is None else seconds * n * tokens)
             for what, n in parts.items() if n]
+    passes = decompositions(session, cells)
+    if passes and seconds is not None:
+        each = DECOMPOSE_SECONDS * session.setting.memory.spec.linear_numel
+        rows.append(PlanRow(f"{passes} passes of decompositions (LoftQ, LQ-LoRA)", 0.0, passes * each))
+    return rows
+
+
+def decompositions(session: Session, cells: Sequence[Cell]) -> int:
+    """How often all weights are quantised and decomposed, which costs time and no token."""
+    c = session.config
+    limits = [sum(cell.row.name == name for cell in cells) for name in ("loftq", "lq_lora")]
+    lq_lora = c.table1.rank_choices * (len(c.format_names) + c.adapter.iterations)
+    return limits[0] * c.adapter.iterations + limits[1] * lq_lora
 
 
 def check_searches(session: Session, cells: Sequence[Cell]) -> None:

@@ -82,7 +82,7 @@ def _row(session: Session, r: CellResult, losses: Mapping[tuple[str, str], Losse
     tail = {"reported": None if told is None else told.to_json()}
     empty = dict.fromkeys(("mean", "se", "avg_bits", "metadata_bits", "avg_rank", "predicted_bytes", "measured_bytes",
                            "peak_bytes", "stored_bytes", "search_steps", "train_steps", "gap_closed", "gap_low",
-                           "gap_high", "learning_rate", "ours_minus_row", "accuracy"))
+                           "gap_high", "learning_rate", "ours_minus_row", "accuracy", "rates"))
     if r.found is None:
         return {**head, **empty, "seeds": 0, "train_seeds": [], "losses": [], "gap_note": "", "note": "",
                 "scores": [], **tail}
@@ -96,6 +96,7 @@ def _row(session: Session, r: CellResult, losses: Mapping[tuple[str, str], Losse
              "peak_bytes": peak, "stored_bytes": stored,
              "search_steps": round(r.search_cost / (c.train.batch * c.train.length)), "train_steps": session.steps,
              "learning_rate": None if r.rate is None else c.adapter.lr * r.rate.lr_scale,
+             "rates": None if r.rate is None else [[c.adapter.lr * s, loss] for s, loss in r.rate.trials],
              "mean": float(values.mean()) if len(values) else None,
              "se": float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None}
     gap = gap_closed(r.losses, losses.get((QLORA, OWN.name), {}), losses.get((LORA_16, OWN.name), {}))

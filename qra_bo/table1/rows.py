@@ -90,23 +90,35 @@ def largest_fitting_rank(session: Session, limit: Limit, fmt: str, most: int) ->
 
 
 @dataclass(frozen=True)
-class Uniform:
-    """One format and rank everywhere, whatever memory that takes."""
+class WithinABudget:
+    """What most methods share: they need a budget, and come to their configuration without training."""
 
     name: str
     title: str
-    fmt: str
     key: bool = False
     lr_centre: float = 1.0
+
+    def takes(self, limit: Limit | None) -> bool:
+        return limit is not None and limit.budget is not None
+
+    def signature(self, session: Session) -> str:
+        return ""
+
+    def equivalents(self, session: Session, limit: Limit) -> float:
+        return 0.0
+
+
+@dataclass(frozen=True)
+class Uniform(WithinABudget):
+    """One format and rank everywhere, whatever memory that takes."""
+
+    fmt: str = "nf4"
 
     def takes(self, limit: Limit | None) -> bool:
         return limit is None
 
     def signature(self, session: Session) -> str:
         return self.format_in(session)
-
-    def equivalents(self, session: Session, limit: Limit) -> float:
-        return 0.0
 
     def find(self, session: Session, limit: Limit) -> Found:
         return Found(Recipe(uniform(session.space.n_units, self.format_in(session), RANK), "kaiming"), 0.0)
@@ -118,9 +130,9 @@ class Uniform:
         return self.fmt if bits in (4, 16) or not configured else configured[0]
 
 
-for row in (Uniform("lora_16", "LoRA, 16-bit base", "fp16", key=True),
-            Uniform("qlora", "QLoRA, 4-bit", "nf4", key=True),
-            Uniform("uniform_2", "Uniform 2-bit", "hqq2"),
-            Uniform("uniform_3", "Uniform 3-bit", "hqq3"),
-            Uniform("uniform_8", "Uniform 8-bit", "int8")):
+for row in (Uniform("lora_16", "LoRA, 16-bit base", key=True, fmt="fp16"),
+            Uniform("qlora", "QLoRA, 4-bit", key=True),
+            Uniform("uniform_2", "Uniform 2-bit", fmt="hqq2"),
+            Uniform("uniform_3", "Uniform 3-bit", fmt="hqq3"),
+            Uniform("uniform_8", "Uniform 8-bit", fmt="int8")):
     ROWS.add(row.name, row)

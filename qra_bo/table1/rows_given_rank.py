@@ -16,7 +16,7 @@ from qra_bo.space.knapsack import solve_knapsack
 from qra_bo.study.cost import FORWARD_SHARE
 from qra_bo.table1.limits import Limit
 from qra_bo.table1.recipe import Recipe
-from qra_bo.table1.rows import RANK, ROWS, Found, largest_fitting_rank
+from qra_bo.table1.rows import RANK, ROWS, Found, WithinABudget, largest_fitting_rank
 from qra_bo.table1.session import Session
 
 FOUR_BIT = "nf4"
@@ -62,26 +62,13 @@ def choose_rank(session: Session, limit: Limit, init: str, bits: Bits) -> Found:
     if not tried:
         raise BudgetError(f"within {limit.name}: {problem}")
     best = min(tried, key=lambda t: t[:2])[2]
-    return Found(best, cost, f"rank {best.allocation.ranks[0]} of {sorted(-t[1] for t in tried)} by validation loss")
+    note = f"rank {best.allocation.ranks[0]} of {sorted(-t[1] for t in tried)} by validation loss"
+    return Found(best, cost, note if len(tried) > 1 else "")
 
 
 @dataclass(frozen=True)
-class LoftQ:
+class LoftQ(WithinABudget):
     """Uniform NF4 and the largest rank of at most 16 that fits; adapters start from what quantisation lost."""
-
-    name: str = "loftq"
-    title: str = "LoftQ, 4-bit"
-    key: bool = False
-    lr_centre: float = 1.0
-
-    def takes(self, limit: Limit | None) -> bool:
-        return limit is not None and limit.budget is not None
-
-    def signature(self, session: Session) -> str:
-        return f"iterations={session.config.adapter.iterations}"
-
-    def equivalents(self, session: Session, limit: Limit) -> float:
-        return 0.0
 
     def find(self, session: Session, limit: Limit) -> Found:
         rank = largest_fitting_rank(session, limit, FOUR_BIT, RANK)
@@ -91,14 +78,11 @@ class LoftQ:
 
 
 @dataclass(frozen=True)
-class LQLoRA(LoftQ):
+class LQLoRA(WithinABudget):
     """Bits by the integer program over decomposition errors, adapters and base from the decomposition."""
 
-    name: str = "lq_lora"
-    title: str = "LQ-LoRA, bits by integer program"
-
     def signature(self, session: Session) -> str:
-        return f"{super().signature(session)},ranks={session.config.table1.rank_choices}"
+        return f"ranks={session.config.table1.rank_choices}"
 
     def equivalents(self, session: Session, limit: Limit) -> float:
         return float(session.config.table1.rank_choices)
@@ -170,11 +154,8 @@ def amq_bits(session: Session, limit: Limit, rank: int, beyond: int = 0) -> tupl
 
 
 @dataclass(frozen=True)
-class AMQLoRA(LQLoRA):
+class AMQLoRA(WithinABudget):
     """Bits by AMQ's search on quantisation damage, then LoRA of one rank."""
-
-    name: str = "amq_lora"
-    title: str = "AMQ + LoRA"
 
     def signature(self, session: Session) -> str:
         return f"evaluations={session.config.table1.amq_evaluations},ranks={session.config.table1.rank_choices}"
@@ -194,15 +175,8 @@ def amq_equivalents(session: Session) -> float:
 
 
 @dataclass(frozen=True)
-class AdaLoRA(LoftQ):
+class AdaLoRA(WithinABudget):
     """AdaLoRA on uniform NF4: the largest target of at most 16 whose start at 1.5 times that fits."""
-
-    name: str = "adalora"
-    title: str = "AdaLoRA, 4-bit"
-    lr_centre: float = ADALORA_RATE
-
-    def signature(self, session: Session) -> str:
-        return ""
 
     def find(self, session: Session, limit: Limit) -> Found:
         setting, n = session.setting_of(limit), session.space.n_units
@@ -215,14 +189,11 @@ class AdaLoRA(LoftQ):
 
 
 @dataclass(frozen=True)
-class AMQAdaLoRA(AdaLoRA):
+class AMQAdaLoRA(WithinABudget):
     """Bits by AMQ, then AdaLoRA with the ranks that it would have on NF4, or the least ones where none fits there.
 
     PEFT's own AdaLoRA refuses HQQ layers; this one trains on every backend.
     """
-
-    name: str = "amq_adalora"
-    title: str = "AMQ + AdaLoRA"
 
     def signature(self, session: Session) -> str:
         return f"evaluations={session.config.table1.amq_evaluations}"
@@ -246,5 +217,7 @@ class AMQAdaLoRA(AdaLoRA):
                      f"initial rank {initial}, target {target}")
 
 
-for row in (AdaLoRA(), LoftQ(), LQLoRA(), AMQLoRA(), AMQAdaLoRA()):
+for row in (AdaLoRA("adalora", "AdaLoRA, 4-bit", lr_centre=ADALORA_RATE), LoftQ("loftq", "LoftQ, 4-bit"),
+            LQLoRA("lq_lora", "LQ-LoRA, bits by integer program"), AMQLoRA("amq_lora", "AMQ + LoRA"),
+            AMQAdaLoRA("amq_adalora", "AMQ + AdaLoRA", lr_centre=ADALORA_RATE)):
     ROWS.add(row.name, row)

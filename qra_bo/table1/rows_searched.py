@@ -7,19 +7,14 @@ from qra_bo.study.study import Study
 from qra_bo.table1.limits import Limit
 from qra_bo.table1.published import calibration_and_anchors, published_changes, scaled_autoqra, scaled_qr_adaptor
 from qra_bo.table1.recipe import Recipe
-from qra_bo.table1.rows import ROWS, Found
+from qra_bo.table1.rows import ROWS, Found, WithinABudget
 from qra_bo.table1.search import search
 from qra_bo.table1.session import Session
 
 
 @dataclass(frozen=True)
-class Searched:
-    """Ours: the configured method on the configured ladders."""
-
-    name: str = "ours"
-    title: str = "Ours"
-    key: bool = True
-    lr_centre: float = 1.0
+class Searched(WithinABudget):
+    """Ours: the configured method on the configured ladders, also where memory is free."""
 
     def takes(self, limit: Limit | None) -> bool:
         return limit is not None
@@ -51,9 +46,6 @@ class Searched:
 class BestUniform(Searched):
     """The best of all uniform choices that fit, and of *uniform filled*."""
 
-    name: str = "best_uniform"
-    title: str = "Best uniform that fits"
-
     def takes(self, limit: Limit | None) -> bool:
         return limit is not None and limit.budget is not None
 
@@ -71,9 +63,6 @@ class BestUniform(Searched):
 class AutoQRA(Searched):
     """The published algorithm on its ladder of ranks, its population and generations scaled to the same cost."""
 
-    name: str = "autoqra"
-    title: str = "AutoQRA as published"
-
     def signature(self, session: Session) -> str:
         return f"{super().signature(session)},ranks={list(session.config.table1.published_ranks)}"
 
@@ -90,10 +79,6 @@ class AutoQRA(Searched):
 class QRAdaptor(AutoQRA):
     """QR-Adaptor (arXiv 2505.03802): a Pareto-ranking genetic search, then Bayesian optimisation, one fidelity."""
 
-    name: str = "qr_adaptor"
-    title: str = "QR-Adaptor"
-    key: bool = False
-
     def takes(self, limit: Limit | None) -> bool:
         return limit is not None and limit.budget is not None
 
@@ -107,5 +92,6 @@ class QRAdaptor(AutoQRA):
                                           f"{e['population']}, {e['generations']} generations", "kaiming")
 
 
-for row in (BestUniform(), QRAdaptor(), AutoQRA(), Searched()):
+for row in (BestUniform("best_uniform", "Best uniform that fits", key=True), QRAdaptor("qr_adaptor", "QR-Adaptor"),
+            AutoQRA("autoqra", "AutoQRA as published", key=True), Searched("ours", "Ours", key=True)):
     ROWS.add(row.name, row)

@@ -1,0 +1,255 @@
+"""What every part of the published search is worth, how bits go with ranks, and what ranks allocations.
+
+    python -m bench.ablations [--seeds 0 1 2] [--variants full no_stage_2 ...] [--ranking 60] [overrides ...]
+
+Every variant is a search at equal cost in the engine of a run. Its incumbent, and the best allocation that it proposed
+itself (anchors, which all of them get, left aside), are then trained on seeds that no search used and evaluated on the
+test split. On the planted landscapes of ``oracle=synthetic`` (the default) nothing is
+trained, results are labelled, and one seed is one landscape. ``oracle=finetune`` does it for real and takes hours;
+searches and finals are kept in ``--work`` and gone on with.
+"""
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.report import Target, publish
+from qra_bo.build import make_oracle
+from qra_bo.config import RunConfig, load_config
+from qra_bo.evolution.initialisation import random_near_budget
+from qra_bo.memory.budget import parse_budget
+from qra_bo.memory.formats import parse_format
+from qra_bo.methods import make_searcher
+from qra_bo.oracle.synthetic import SyntheticOracle
+from qra_bo.records import Evaluation, EvaluationRequest, Fidelity, Measurement, TrialState
+from qra_bo.run import make_setting
+from qra_bo.searcher import SearchProblem, SelfChecking
+from qra_bo.space import Allocation
+from qra_bo.study.confirm import spearman
+from qra_bo.study.journal import Journal
+from qra_bo.study.options import training_seeds
+from qra_bo.table1.limits import Limit
+from qra_bo.table1.published import published_changes, scaled_autoqra
+from qra_bo.table1.recipe import Recipe
+from qra_bo.table1.search import search
+from qra_bo.table1.session import NAME, Session
+
+DEFAULTS = ("oracle=synthetic", "budget=uniform:4,16", "memory.scope=stored")
+"""The second reference budget, in which bits and ranks compete; overrides replace these."""
+FINALS = 5
+"""Unseen training seeds of every incumbent."""
+REPORTED_PERPLEXITY = 0.46
+"""The paper's rank correlation between perplexity after quantisation and accuracy after fine-tuning."""
+UNIFORM, FULL, OURS = "best_uniform", "full", "ours"
+Row = dict[str, Any]
+Changes = Callable[[RunConfig], Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One search.
+
+    Args:
+        what: In words.
+        method: Name in the registry, or ``None`` for the anchors alone.
+        params: Of the method, given what the full one has.
+        changes: Keys of the configuration that differ.
+    """
+
+    what: str
+    method: str | None
+    params: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda full: full
+    changes: Changes = lambda config: {}
+
+
+def _evolution(**changes: Any) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
+    return lambda full: {**full, "evolution": {**full["evolution"], **changes}}
+
+
+VARIANTS: Mapping[str, Variant] = {
+    UNIFORM: Variant("uniform choices alone", None, lambda full: {}),
+    FULL: Variant("published AutoQRA", "autoqra"),
+    "no_warm_start": Variant("first population at random", "autoqra", _evolution(warm=False)),
+    "no_stage_1": Variant("trust region alone", "autoqra", lambda full: {**full, "evolution_share": 0.0}),
+    "no_stage_2": Variant("evolution alone, as many generations as it may", "autoqra",
+                          lambda full: {**_evolution(generations=1000)(full), "evolution_share": 1.0}),
+    "bits_only": Variant("ranks are those of the budget", "autoqra",
+                         changes=lambda c: {"ranks": (parse_budget(c.budget[0]).rank or 16,)}),
+    "ranks_only": Variant("bits are those of the budget", "autoqra",
+                          changes=lambda c: {"bits": (parse_budget(c.budget[0]).bits or 4,)}),
+    "no_multi_fidelity": Variant("high fidelity alone", "autoqra",
+                                 changes=lambda c: {"fidelity": replace(c.fidelity, low=None)}),
+    "no_screening": Variant("the early loss promotes", "autoqra", _evolution(screening=False)),
+    "sequential": Variant("bits first by damage, then ranks", "sequential", lambda full: {}),
+    OURS: Variant("the default method on its own ladder of ranks", "default", lambda full: {},
+                  lambda c: {"ranks": c.ranks}),
+    "ours_published_ranks": Variant("the default method on the published ladder of ranks", "default", lambda full: {}),
+    "random": Variant("random allocations near the budget", "random", lambda full: {}),
+}
+
+
+def run_seed(config: RunConfig, folder: Path, names: Sequence[str], ranking: int) -> tuple[list[Row], Row]:
+    """Every variant at one seed, and what bits, ranks and predictors say there."""
+    limit = Limit(f"{config.memory.scope} {config.budget[0]}", config.memory.scope, config.budget[0], None, None)
+    with ExitStack() as stack:
+        folder.mkdir(parents=True, exist_ok=True)
+        journal = stack.enter_context(Journal(folder, name=NAME))
+        setting = make_setting(config)
+        session = Session(config, replace(setting, memory=replace(setting.memory, scope="peak")), folder, journal)
+        stack.callback(session.close)
+        rows = []
+        for name in names:
+            variant = VARIANTS[name]
+            changes = {**published_changes(config), **variant.changes(config)}
+            study = search(session, name, limit, variant.method, variant.params(scaled_autoqra(config)), changes)
+            if study.incumbent is None:
+                raise SystemExit(f"{name}, seed {config.seed}: nothing gave a loss")
+            a, scale, mixed = study.incumbent.allocation, study.lr_scale or 1.0, study.best_mixed
+            rows.append({"variant": name, "what": variant.what, "seed": config.seed, "allocation": a.to_json(),
+                         "test_loss": final(session, a, scale), "search_loss": study.incumbent.loss,
+                         "proposed": None if mixed is None else mixed.allocation.to_json(),
+                         "proposed_loss": None if mixed is None else final(session, mixed.allocation, scale),
+                         "equivalents": study.search_cost.tokens / float(study.header["equivalent_tokens"])})
+            print(f"seed {config.seed}: {name} {rows[-1]['test_loss']:.4f}, of its own {rows[-1]['proposed_loss']}",
+                  flush=True)
+        known = min(loss for r in rows for loss in (r["test_loss"], r["proposed_loss"]) if loss is not None)
+        planted = optimum(session, limit)
+        if planted is not None:
+            known = min(known, final(session, planted, 1.0))
+        uniform_loss = next((r["test_loss"] for r in rows if r["variant"] == UNIFORM), None)
+        for r in rows:
+            span = None if uniform_loss is None else uniform_loss - known
+            r["regret"] = (r["test_loss"] - known) / span if span else None
+            own = r["proposed_loss"]
+            r["proposed_regret"] = (own - known) / span if span and own is not None else None
+        facts: Row = {"seed": config.seed, "best_known": known}
+        ours = next((r for r in rows if r["variant"] == OURS), None)
+        facts["compensation"] = None if ours is None else compensation(Allocation.from_json(ours["allocation"]))
+        facts["compensation_planted"] = None if planted is None else compensation(planted)
+        if ranking:
+            facts.update(correlations(session, limit, ranking))
+        return rows, facts
+
+
+def final(session: Session, allocation: Allocation, lr_scale: float) -> float:
+    """Mean test loss over unseen training seeds at the learning rate that the search calibrated."""
+    seeds = training_seeds(session.config.seed, FINALS)[1]
+    recipe = Recipe(allocation, session.config.adapter.init)
+    losses = [session.evaluate(recipe, lr_scale, s, "test")["loss"] for s in seeds]
+    return float(np.mean([float("inf") if loss is None else loss for loss in losses]))
+
+
+def optimum(session: Session, limit: Limit) -> Allocation | None:
+    """The planted optimum; ``None`` for other oracles."""
+    oracle = make_oracle(session.config.to_dict(), str(session.folder)) \
+        if session.config.oracle.name == "synthetic" else None
+    if not isinstance(oracle, SyntheticOracle):
+        return None
+    budget = session.budget_bytes(limit)
+    return session.space.decode(oracle.optimum(session.setting_of(limit).costs(budget), budget).row)
+
+
+def compensation(allocation: Allocation) -> float | None:
+    """Figure 3: rank correlation of bits and ranks over units; negative where low bits get high ranks."""
+    return spearman([float(parse_format(f).bits) for f in allocation.formats], [float(r) for r in allocation.ranks])
+
+
+def correlations(session: Session, limit: Limit, n: int) -> Row:
+    """How well each predictor ranks ``n`` random allocations near the budget by their loss after fine-tuning.
+
+    Perplexity after quantisation is the whole model's before any training; the sum of I_q is of units measured alone;
+    the surrogate predicts each allocation from all the others.
+    """
+    profile = session.profile().profile
+    setting, budget = session.setting_of(limit), session.budget_bytes(limit)
+    c = session.config
+    problem = SearchProblem(setting.space, setting.costs(budget), budget, profile, c.fidelity.high, None, c.seed)
+    rng = problem.rng("ablations")
+    chosen = list({a: None for a in (setting.space.decode(random_near_budget(problem, rng)) for _ in range(n))})
+    losses = [float(session.evaluate(Recipe(a, c.adapter.init), 1.0, session.train_seed, "validation")["loss"])
+              for a in chosen]
+    event = session.once("perplexity", str(n), lambda: {"loss": session.call(
+        "quantisation_damage", {"choices": [list(a.formats) for a in chosen]})["loss"]})
+    column = {f: i for i, f in enumerate(profile.formats)}
+    sums = [float(sum(profile.damage[u, column[f]] for u, f in enumerate(a.formats))) for a in chosen]
+    searcher = make_searcher("structured", problem, {}, float(n))
+    searcher.tell([_told(a, loss, number, c) for number, (a, loss) in enumerate(zip(chosen, losses, strict=True))])
+    check = searcher.surrogate_check() if isinstance(searcher, SelfChecking) else None
+    return {"perplexity": spearman(event["loss"], losses), "damage_sum": spearman(sums, losses),
+            "surrogate": None if check is None else check["spearman"], "allocations": len(chosen)}
+
+
+def _told(a: Allocation, loss: float, number: int, config: RunConfig) -> Evaluation:
+    steps = config.fidelity.high
+    measurement = Measurement(TrialState.OK, loss, None, ((steps, loss),), steps, 1, 0, None, 0.0)
+    bits = tuple(parse_format(f).bits for f in a.formats)
+    return Evaluation(number, a, bits, "global", Fidelity.HIGH, EvaluationRequest(a, steps, steps, 0), config.seed,
+                      measurement, 0)
+
+
+def targets_of(rows: Sequence[Row], facts: Sequence[Row]) -> list[Target]:
+    """Medians over seeds: every ablation against the full method, ours against both, and the correlations."""
+    out = []
+    full = median(rows, FULL)
+    for name in dict.fromkeys(r["variant"] for r in rows):
+        value = median(rows, name)
+        if name == UNIFORM:
+            continue
+        wanted, met = "below 1, the best uniform choice", value is not None and value < 1
+        if name not in (FULL, OURS, "ours_published_ranks"):
+            wanted, met = f"above the full method's, {full}", value is not None and full is not None and value > full
+        out.append(Target(f"median regret of {name} ({VARIANTS[name].what}), of its own proposals", wanted, value, met,
+                          "" if value is not None else "it proposed nothing, or there is no uniform choice"))
+    for key, what in (("perplexity", "perplexity after quantisation"), ("damage_sum", "the sum of I_q"),
+                      ("surrogate", "the surrogate, left one out")):
+        values = [f[key] for f in facts if f.get(key) is not None]
+        value = float(np.median(values)) if values else None
+        out.append(Target(f"median rank correlation of {what} with the loss after fine-tuning",
+                          f"for comparison: {REPORTED_PERPLEXITY} reported of perplexity", value, value is not None,
+                          "" if value is not None else "not asked for with --ranking"))
+    return out
+
+
+def median(rows: Sequence[Row], name: str, key: str = "proposed_regret") -> float | None:
+    """Over seeds."""
+    values = [r[key] for r in rows if r["variant"] == name and r[key] is not None]
+    return round(float(np.median(values)), 4) if values else None
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
+    parser.add_argument("--ranking", type=int, default=60, help="allocations that predictors rank; 0: none")
+    parser.add_argument("--work", type=Path, default=Path("outputs/ablations"), help="where searches are kept")
+    parser.add_argument("--out", type=Path, help="folder of the JSON file")
+    parser.add_argument("overrides", nargs="*", help="of the configuration, e.g. oracle=finetune")
+    args = parser.parse_args(argv)
+    rows: list[Row] = []
+    facts: list[Row] = []
+    oracle = ""
+    for seed in args.seeds:
+        config = load_config([*DEFAULTS, *args.overrides, f"seed={seed}", "display=none"])
+        oracle = config.oracle.name
+        found, fact = run_seed(config, args.work / f"{oracle}-{config.model_name}-{seed}", args.variants, args.ranking)
+        rows += found
+        facts.append(fact)
+    for r in (*rows, *facts):
+        r["oracle"] = oracle
+    table = [{"variant": name, "what": VARIANTS[name].what, "oracle": oracle,
+              "median_regret": median(rows, name, "regret"), "median_proposed_regret": median(rows, name),
+              "proposed_regrets": [r["proposed_regret"] for r in rows if r["variant"] == name]}
+             for name in args.variants]
+    name = "ablations" if oracle == "synthetic" else f"ablations_{oracle}"
+    where = {} if args.out is None else {"folder": args.out}
+    publish(name, targets_of(rows, facts), [*table, *rows, *facts],
+            ("variant", "what", "oracle", "median_regret", "median_proposed_regret"), printed=len(table), **where)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""The ablations: every variant is a valid search, regrets by hand, and what is not measured is not met."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import ablations
+from qra_bo.config import load_config
+from qra_bo.methods import METHODS
+from qra_bo.space import Allocation
+from qra_bo.table1.published import scaled_autoqra
+
+
+def row(variant: str, seed: int, regret: float | None) -> dict[str, Any]:
+    return {"variant": variant, "seed": seed, "regret": 1.0, "proposed_regret": regret}
+
+
+def test_variants_differ_from_the_full_method_in_what_they_say() -> None:
+    full = scaled_autoqra(load_config(["oracle=synthetic"]))
+    params = {name: v.params(full) for name, v in ablations.VARIANTS.items()}
+    assert params["full"] == full
+    assert params["no_stage_1"] == {**full, "evolution_share": 0.0}
+    assert params["no_stage_2"]["evolution_share"] == 1.0
+    assert params["no_warm_start"]["evolution"] == {**full["evolution"], "warm": False}
+    assert params["no_screening"]["evolution"] == {**full["evolution"], "screening": False}
+    assert all(v.method is None or v.method in METHODS for v in ablations.VARIANTS.values())
+    config = load_config(["oracle=synthetic", "budget=uniform:4,16"])
+    assert ablations.VARIANTS["bits_only"].changes(config) == {"ranks": (16,)}
+    assert ablations.VARIANTS["ranks_only"].changes(config) == {"bits": (4,)}
+
+
+def test_targets_compare_medians() -> None:
+    rows = [row("best_uniform", s, 1.0) for s in range(3)] + [row("full", s, r) for s, r in enumerate((.2, .9, .4))]
+    rows += [row("no_stage_2", s, r) for s, r in enumerate((.3, .5, 1.2))] + [row("ours", 0, 1.1)]
+    rows += [row("random", 0, None)]
+    targets = {t.what.split()[3] if t.what.startswith("median regret") else t.what: t
+               for t in ablations.targets_of(rows, [{"perplexity": .4}, {"perplexity": .6}])}
+    assert (targets["full"].value, targets["full"].met) == (.4, True)
+    assert (targets["no_stage_2"].value, targets["no_stage_2"].met) == (.5, True)
+    assert (targets["ours"].value, targets["ours"].met) == (1.1, False)
+    assert (targets["random"].value, targets["random"].met) == (None, False)
+    perplexity, damage = (next(t for what, t in targets.items() if word in what) for word in ("perplexity", "I_q"))
+    assert perplexity.value == .5
+    assert damage.value is None
+
+
+def test_compensation_is_negative_where_low_bits_get_high_ranks() -> None:
+    assert ablations.compensation(Allocation(("hqq2", "nf4", "int8"), (16, 8, 4))) == pytest.approx(-1.0)
+    assert ablations.compensation(Allocation(("nf4",) * 3, (1, 2, 3))) is None
+
+
+def test_a_small_run_writes_labelled_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", lambda fd: None)
+    ablations.main(["--seeds", "0", "--variants", "best_uniform", "random", "bits_only", "--ranking", "0", "--work",
+                    str(tmp_path / "w"), "--out", str(tmp_path), "+model=tiny", "effort=quick", "data=tiny"])
+    found = json.loads((tmp_path / "ablations.json").read_text())
+    rows = [r for r in found["rows"] if "test_loss" in r]
+    assert {r["oracle"] for r in rows} == {"synthetic"}
+    assert [r["regret"] for r in rows if r["variant"] == "best_uniform"] == [1.0]
+    assert all(r["regret"] >= 0 for r in rows)
+    assert all(r["proposed_regret"] is None or r["proposed_regret"] >= 0 for r in rows)
+    assert next(r["proposed_regret"] for r in rows if r["variant"] == "random") is not None
