@@ -33,7 +33,8 @@ class RunState:
         study: The events, folded.
         stage: The stage that runs.
         title: Model, budget, effort and method in words; empty before the header.
-        planned: What the effort may spend (training tokens), or ``None`` before the header.
+        planned: What search, references, confirmation and ranking check may spend together (training tokens), or
+            ``None`` before the header.
     """
 
     def __init__(self) -> None:
@@ -41,6 +42,7 @@ class RunState:
         self.stage = "start"
         self.title = ""
         self.planned: float | None = None
+        self._after = 0.0
         self._seconds: dict[Fidelity, deque[float]] = {f: deque(maxlen=25) for f in Fidelity}
         self._paced = (0.0, 0.0)
 
@@ -59,8 +61,8 @@ class RunState:
 
     @property
     def spent(self) -> float:
-        """Cost that counts against the plan so far, training tokens."""
-        return self.study.search_cost.tokens
+        """Cost so far, training tokens."""
+        return self.study.cost.tokens
 
     def eta_seconds(self) -> float | None:
         """Time that the rest of the planned cost takes at the measured seconds a training token, or ``None``."""
@@ -75,14 +77,15 @@ class RunState:
         return ", ".join(f"{name} {seconds:.1f} s" for name, seconds in sorted(medians))
 
     def _header(self, e: Mapping[str, Any]) -> str:
-        self.planned = float(e["planned_cost"])
+        self._after = float(e["equivalent_tokens"]) * evaluations_after_search(e["config"])
+        self.planned = float(e["planned_cost"]) + self._after
         real = "" if e["oracle"] == "finetune" else f" [{e['oracle']} results: no model is trained]"
         self.title = (f"{e['model']} within {size(e['budget_bytes'])} ({e['scope']}), effort {e['effort']}, "
                       f"{e['method']}{real}")
         return self.title
 
     def _extension(self, e: Mapping[str, Any]) -> str:
-        self.planned = float(e["planned_cost"])
+        self.planned = float(e["planned_cost"]) + self._after
         return f"effort is now {e['effort']}"
 
     def _stage(self, e: Mapping[str, Any]) -> str | None:
@@ -127,6 +130,16 @@ class RunState:
 
     def _end(self, e: Mapping[str, Any]) -> str:
         return f"ended: {e['status']}"
+
+
+def evaluations_after_search(config: Mapping[str, Any]) -> int:
+    """High-fidelity evaluations that a run's configuration asks for beside the search: references, confirmation and
+    ranking check (in which each counts as often as it is longer)."""
+    confirm, effort = config.get("confirm", {}), config.get("effort", {})
+    if not isinstance(effort, Mapping) or not confirm:
+        return 0
+    return 2 * int(confirm["seeds"]) + int(effort["ranking_top"]) * int(confirm["ranking_factor"]) + \
+        2 * bool(effort["references"])
 
 
 def _name(e: Evaluation) -> str:

@@ -151,4 +151,4 @@ def print_table(console: Console, columns: Sequence[str], rows: Sequence[Sequenc
 
 
 def _plain(console: Console, line: str) -> None:
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
+    console.print(line, markup=False, highlight=False, soft_wrap=not console.is_terminal)

@@ -8,7 +8,6 @@ from rich.console import Console
 
 from qra_bo.report.data import parse_events
 from qra_bo.report.live import LiveView, RunState
-from qra_bo.study.cost import cost_of
 from tests.report.fixtures import make_events
 
 LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
@@ -20,8 +19,7 @@ def test_state_agrees_with_the_report_of_the_same_journal():
     for e in events:
         state.feed(e)
     d = parse_events(events)
-    unsearched = sum(cost_of(e).tokens for e in d.evaluations if e.stage in ("reference", "confirmation"))
-    assert state.spent == pytest.approx(d.total_cost - unsearched)
+    assert state.spent == pytest.approx(d.total_cost)
     assert (state.study.incumbent, state.study.best_uniform) == (d.incumbent, d.best_uniform)
 
 
@@ -82,3 +80,13 @@ def test_a_resumed_run_does_not_tell_its_history_again():
     lines = out.getvalue().splitlines()
     assert "went on from 20 events of earlier sessions: smollm2_135m" in lines[0]
     assert len(lines) < len(events) - 18
+
+
+def test_what_follows_the_search_counts_in_the_plan():
+    header = make_events()[0]
+    alone = RunState()
+    alone.feed(header)
+    config = {"confirm": {"seeds": 5, "ranking_factor": 3}, "effort": {"ranking_top": 2, "references": True}}
+    state = RunState()
+    state.feed({**header, "config": config})
+    assert state.planned - alone.planned == pytest.approx((10 + 6 + 2) * header["equivalent_tokens"])
