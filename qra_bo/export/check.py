@@ -15,7 +15,7 @@ from qra_bo.export.models import BASES, BITSANDBYTES, MERGED, half, merged_model
 from qra_bo.export.run import FinishedRun
 from qra_bo.loading import load
 from qra_bo.oracle.manifest import PACKED, read_manifest
-from qra_bo.oracle.probe import PROBE, probe_difference
+from qra_bo.oracle.probe import PROBE
 
 UNIFORM_RANK = "export/adapter_uniform_rank"
 
@@ -28,12 +28,14 @@ class Row:
         what: Its name.
         loaded_by: What loaded it, or what would.
         difference: Largest difference of logits to the run's own model, or ``None`` where it was not loaded.
+        mean: The mean of these differences, likewise.
         note: What the difference means, or why it was not loaded.
     """
 
     what: str
     loaded_by: str
     difference: float | None
+    mean: float | None
     note: str
 
 
@@ -48,14 +50,15 @@ class ExportChecker:
         self.run, self.manifest = run, read_manifest(run.folder)
         self.ids = load_file(run.folder / PROBE)["input_ids"]
         model, _ = load(run.folder)
-        self.kept = probe_difference(model, run.folder / PROBE, torch.device("cpu"))
+        self.kept = load_file(run.folder / PROBE)["logits"]
         self.own = self._logits(model)
 
     def rows(self) -> list[Row]:
         """Every export that is there, then what this machine can't load."""
         packed = "from packed.safetensors" if self.manifest.packed == PACKED else "the base quantised again"
-        found = [Row("manifest and adapter", "qra_bo.load", self.kept, f"{packed}, every checksum held; against the "
-                     "logits kept at the end of the run"),
+        kept = (self.own[..., :self.kept.shape[-1]] - self.kept).abs()
+        found = [Row("manifest and adapter", "qra_bo.load", float(kept.max()), float(kept.mean()),
+                     f"{packed}, every checksum held; against the logits kept at the end of the run"),
                  self._row("adapter", "peft on the mixed base", lambda: self._peft(self.run.folder / "adapter"),
                            "the same sums in another order of rounding")]
         uniform, merged, bnb = (self.run.folder / name for name in (UNIFORM_RANK, MERGED, BITSANDBYTES))
@@ -78,10 +81,11 @@ class ExportChecker:
     def _row(self, what: str, by: str, make: Callable[[], Any], note: str) -> Row:
         with _quiet():
             try:
-                difference = float((self._logits(make()) - self.own).abs().max())
+                apart = (self._logits(make()) - self.own).abs()
             except Exception as error:  # other people's loaders raise whatever they stumble on; the table says what
-                return Row(what, by, None, f"not loaded: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
-        return Row(what, by, difference, note)
+                why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+                return Row(what, by, None, None, f"not loaded: {why}")
+        return Row(what, by, float(apart.max()), float(apart.mean()), note)
 
     def _logits(self, model: Any) -> torch.Tensor:
         with torch.no_grad():
@@ -129,7 +133,7 @@ def absent(what: str, package: str, tool: str, path: str) -> Row:
     if package in NEEDS_CUDA and not torch.cuda.is_available():
         reasons.append(f"{tool} needs a GPU and this machine has none")
     reasons = reasons or ["a program for a training of your own"]
-    return Row(what, tool, None, f"not loaded: {'; '.join(reasons)}")
+    return Row(what, tool, None, None, f"not loaded: {'; '.join(reasons)}")
 
 
 @contextmanager

@@ -60,7 +60,7 @@ def write_merged(run: FinishedRun, base: str) -> list[Path]:
     """
     manifest, target = read_manifest(run.folder), run.folder / MERGED
     model, tokenizer = merged_model(run, manifest, base)
-    model.save_pretrained(str(target), safe_serialization=True)
+    unmarked(model).save_pretrained(str(target), safe_serialization=True)
     tokenizer.save_pretrained(str(target))
     card = target / "README.md"
     other = ORIGINAL if base == DEQUANTISED else DEQUANTISED
@@ -146,8 +146,17 @@ def _sixteen_bits(manifest: Manifest) -> Iterator[tuple[str, Any]]:
     """A folder that transformers loads the 16-bit base from, wherever it comes from; gone afterwards."""
     model, tokenizer = load_base(manifest.model)
     with tempfile.TemporaryDirectory(prefix="qra_bo-") as folder:
-        model.to(half(manifest)).save_pretrained(folder, safe_serialization=True)
+        unmarked(model).to(half(manifest)).save_pretrained(folder, safe_serialization=True)
         yield folder, tokenizer
+
+
+def unmarked(model: Any) -> Any:
+    """The same model without the mark that transformers leaves on one read from a GGUF file: its weights are dense by
+    now, and the mark keeps it from being saved."""
+    if getattr(model, "hf_quantizer", None) is not None:
+        model.hf_quantizer = None
+        del model.config.quantization_config
+    return model
 
 
 def half(manifest: Manifest) -> torch.dtype:

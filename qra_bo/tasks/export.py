@@ -39,8 +39,9 @@ def print_checks(folder: Path) -> None:
 
     hush_bitsandbytes()
     rows = ExportChecker(FinishedRun.read(folder)).rows()
-    table = [(r.what, r.loaded_by, DASH if r.difference is None else f"{r.difference:.4g}", r.note) for r in rows]
-    print_table(Console(), ("export", "loaded by", "difference of logits", "note"), table)
+    table = [(r.what, r.loaded_by, *(DASH if v is None else f"{v:.4g}" for v in (r.difference, r.mean)), r.note)
+             for r in rows]
+    print_table(Console(), ("export", "loaded by", "largest difference of logits", "mean", "note"), table)
     path = folder / "export" / "checks.json"
     with writing(path, "check again"):
         path.parent.mkdir(exist_ok=True)

@@ -124,16 +124,16 @@ def test_the_table_says_what_loaded_what_and_why_not(mixed: Path, capsys: pytest
     export_all(mixed, ["packed", "merged"])
     print_checks(mixed)
     lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
-    table = {cells[0]: cells[1:] for cells in lines if len(cells) == 4}
+    table = {cells[0]: cells[1:] for cells in lines if len(cells) == 5}
     assert table["manifest and adapter"][1] == "0"
-    assert "from packed.safetensors" in table["manifest and adapter"][2]
+    assert "from packed.safetensors" in table["manifest and adapter"][3]
     assert float(table["adapter of one rank"][1]) < ROUNDING
     assert float(table["merged into the dequantised base"][1]) < ROUNDING
     assert float(table["merged into the original base"][1]) >= 0
     assert table["merged, as written"][1] == table["merged into the dequantised base"][1]
-    assert "not loaded: a hint" in table["torchao_fqn.json"][2]
+    assert "not loaded: a hint" in table["torchao_fqn.json"][3]
     rows = json.loads((mixed / "export" / "checks.json").read_text())["rows"]
-    assert [r["what"] for r in rows] == [cells[0] for cells in lines if len(cells) == 4][1:]
+    assert [r["what"] for r in rows] == [cells[0] for cells in lines if len(cells) == 5][1:]
 
 
 def test_what_fails_to_load_says_how(servable: Path) -> None:

@@ -1,0 +1,44 @@
+"""Hook of the documentation's build: the reference of every configuration key, read from ``conf/`` as it is."""
+
+from pathlib import Path
+from typing import Any
+
+MARK = "<!-- configuration -->"
+ROOT = Path(__file__).resolve().parent.parent
+GROUPS_OF_HYDRA = "hydra"
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Put the tables where a page asks for them."""
+    return markdown.replace(MARK, configuration()) if MARK in markdown else markdown
+
+
+def configuration() -> str:
+    """One table for ``config.yaml`` and one for every option of every group."""
+    conf = ROOT / "conf"
+    parts = ["## config.yaml", table(conf / "config.yaml")]
+    for group in sorted(p for p in conf.iterdir() if p.is_dir() and p.name not in (GROUPS_OF_HYDRA, "__pycache__")):
+        parts.append(f"## {group.name}")
+        for option in sorted(group.glob("*.yaml")):
+            parts += [f"### {group.name}={option.stem}", table(option)]
+    return "\n\n".join(parts)
+
+
+def table(path: Path) -> str:
+    """Keys, defaults and comments of one file; its first line says what it is."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    rows, parents = [], []
+    for line in lines:
+        if line.startswith("hydra:"):
+            break
+        key, separator, rest = line.partition(":")
+        if not separator or key.lstrip().startswith(("#", "-")):
+            continue
+        depth = (len(key) - len(key.lstrip())) // 2
+        parents[depth:] = [key.strip().strip('"')]
+        value, _, comment = rest.partition("  # ")
+        if value.strip():
+            shown = value.strip().replace("|", "\\|")
+            rows.append(f"| `{'.'.join(parents)}` | `{shown}` | {comment.strip().replace('|', chr(92) + '|')} |")
+    head = lines[0].removeprefix("# ")
+    return f"{head}.\n\n| key | default | meaning |\n|---|---|---|\n" + "\n".join(rows)

@@ -1,0 +1,152 @@
+"""Every command and snippet of README and docs: run at a small effort, or composed where it is long or takes a GPU."""
+
+import importlib.util
+import re
+import shlex
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import qra_bo
+import qra_bo.run
+from qra_bo.cli.app import main
+from qra_bo.config import load_config
+from qra_bo.runs import build_parser
+from qra_bo.runs import main as runs
+from tests.report.fixtures import make_events, write_run
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.M | re.S)
+INLINE = re.compile(r"`(python -m qra_bo(?:\.\w+)? [^`]+)`")
+PLACEHOLDER = re.compile(r"=(RUN|FILE|FOLDER)\b|\bRUN\b|\.\.\.|list\|show")
+SMALL = {"effort.high_equivalents": "2", "fidelity.high": "4", "fidelity.low": "2", "confirm.seeds": "2",
+         "effort.ranking_top": "0", "final.steps": "2", "method": "random", "display": "none"}
+RUNS_AT_ONCE = ("oracle=synthetic", "task=memory", "task=report")
+"""What commands hold that are really run; the others are composed and checked, which finds wrong keys and values."""
+
+
+def blocks(language: str) -> list[Any]:
+    found = [pytest.param(page, code, id=f"{page.relative_to(ROOT)}:{i}") for page in PAGES
+             for i, (name, code) in enumerate(FENCE.findall(page.read_text(encoding="utf-8"))) if name == language]
+    return found
+
+
+def lines(code: str) -> Iterator[list[str]]:
+    """Every command of a shell block, in words, without comments."""
+    for line in code.replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        if words:
+            yield words
+
+
+@pytest.fixture(name="there", autouse=True)
+def make_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the files that the docs speak of, on a machine that says it has GPUs."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my.jsonl").write_text('{"question": "a", "answer": "b"}\n' * 10)
+    (tmp_path / "questions.jsonl").write_text('{"question": "a", "choices": ["b", "c"], "answer": "b"}\n')
+    (tmp_path / "outputs").mkdir()
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    monkeypatch.setattr(qra_bo.run, "write_report", lambda folder: [])  # drawing has tests of its own
+    return tmp_path
+
+
+def smaller(overrides: list[str]) -> list[str]:
+    """With the least effort in every key that is not given."""
+    keys = {o.lstrip("+").split("=")[0] for o in overrides}
+    if "task=memory" in overrides or "task=report" in overrides:
+        return overrides
+    return [*overrides, *(f"{key}={value}" for key, value in SMALL.items() if key not in keys)]
+
+
+def run_or_compose(overrides: list[str], there: Path) -> None:
+    if any(o.startswith("--") and o != "--multirun" for o in overrides):
+        try:
+            status: Any = main(overrides)
+        except SystemExit as end:  # help ends the process
+            status = end.code
+        assert status in (0, None), overrides
+    elif any(mark in overrides for mark in RUNS_AT_ONCE):
+        out = next((o.removeprefix("out=") for o in overrides if o.startswith("out=")), "")
+        if "task=report" in overrides and not any((there / out).rglob("trials.jsonl")):
+            write_run(there / out / ("" if out.count("/") else "one"), make_events())
+        assert main(smaller(overrides)) == 0, overrides
+    else:
+        load_config(overrides)
+
+
+def check(words: list[str], there: Path) -> None:
+    if words[0] == "make":
+        targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M)
+        assert all(w in targets for w in words[1:] if "=" not in w), words
+    elif words[:3] == ["python", "-m", "qra_bo"]:
+        run_or_compose(words[3:], there)
+    elif words[:3] == ["python", "-m", "qra_bo.runs"]:
+        given = build_parser().parse_args(words[3:])
+        for folder in [*getattr(given, "folders", []), *([given.folder] if given.command == "show" else [])]:
+            if not folder.exists():
+                write_run(there / folder, make_events())
+        assert runs(words[3:]) == 0
+    elif words[:2] == ["python", "-m"]:
+        assert importlib.util.find_spec(words[2]) is not None, words
+    elif words[:2] == ["pip", "install"]:
+        extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+        assert {e for w in words[2:] for e in re.findall(r"\[(\w+)\]", w)} <= set(extras), words
+    elif words[0] == "sbatch":
+        check([w for w in shlex.split(words[-1]) if w != "exec"], there)
+    else:
+        pytest.fail(f"no test for {words}")
+
+
+@pytest.mark.parametrize(("page", "code"), blocks("sh"))
+def test_commands(page: Path, code: str, there: Path) -> None:
+    for words in lines(code):
+        check(words, there)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_commands_within_the_text(page: Path, there: Path) -> None:
+    for command in INLINE.findall(page.read_text(encoding="utf-8")):
+        if not PLACEHOLDER.search(command):
+            check(shlex.split(command.replace("\n", " ")), there)
+
+
+@pytest.mark.parametrize("page", sorted({p.values[0] for p in blocks("python")}),
+                         ids=lambda p: str(p.relative_to(ROOT)))
+def test_python(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = qra_bo.run.search
+    monkeypatch.setattr(qra_bo, "search", lambda overrides: real(smaller(overrides)))
+    names: dict[str, Any] = {"__name__": "snippet"}
+    for param in blocks("python"):
+        if param.values[0] == page:
+            exec(compile(str(param.values[1]), str(page), "exec"), names)
+
+
+def test_there_is_something_to_test() -> None:
+    assert len(blocks("sh")) > 10
+    assert len(blocks("python")) >= 5
+
+
+def test_every_extra_that_a_page_names_exists() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    named = {e for page in PAGES for e in re.findall(r"qra_bo\[(\w+)\]", page.read_text(encoding="utf-8"))}
+    assert named <= set(extras)
+
+
+def test_the_reference_lists_every_key() -> None:
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    text = module.configuration()
+    for key in ("budget", "memory.scope", "quantizer.formats.4", "export.merged_base"):
+        assert f"| `{key}` |" in text
+    for group in ("method", "model", "logger"):
+        for option in (ROOT / "conf" / group).glob("*.yaml"):
+            assert f"### {group}={option.stem}" in text
