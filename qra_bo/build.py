@@ -135,6 +135,7 @@ def make_oracle(config: Mapping[str, Any], out: str, threads: int | None = None)
         return SyntheticOracle(make_space(cfg, spec), seed=cfg.seed, noise=cfg.oracle.noise or 0.0,
                                high_steps=cfg.fidelity.high,
                                tokens_per_step=cfg.train.batch * cfg.train.length, eval_tokens=cfg.eval.tokens,
+                               calibration_tokens=cfg.data.calibration * cfg.train.length,
                                record_at=record_steps(cfg),
                                checkpoints=Path(out) / "checkpoints")
     if cfg.oracle.name == "benchmark":

@@ -158,6 +158,9 @@ def _table1(config: RunConfig) -> Iterator[Problem]:
         yield from _rule(f"table1.{key}", value, value >= at_least, f"at least {at_least}")
     yield from _rule("table1.steps", t.steps, t.steps is None or t.steps >= 1, "at least 1, or null")
     yield from _try("table1.published_ranks", lambda: Ladder("ranks", t.published_ranks))
+    if config.task == "table1" and config.oracle.name == "benchmark":
+        yield Problem("oracle.name", "task=table1 needs oracle=finetune, or oracle=synthetic for a dry run: a table of "
+                                     "evaluations knows LoRA's alone; got oracle=benchmark.")
     if config.task == "table1":
         from qra_bo.table1.cells import make_cells  # what it names must be loaded to be known
 

@@ -36,6 +36,7 @@ class SyntheticOracle:
         high_steps: Optimiser steps of a high-fidelity evaluation, the schedule for which losses are planted.
         tokens_per_step: Training tokens that a step is counted as.
         eval_tokens: Forward tokens that one look at held-out text is counted as.
+        calibration_tokens: Forward tokens that one pass over calibration text is counted as; ``None``: as a look.
         record_at: Steps after which the loss is recorded; every eighth of ``high_steps`` by default.
         severity: Relative damage of the units, ``L``, or ``None`` to draw it.
         checkpoints: Folder that remembers how far each evaluation got, so that a promotion is charged its additional
@@ -48,11 +49,13 @@ class SyntheticOracle:
     kind = "synthetic"
 
     def __init__(self, space: SearchSpace, seed: int, *, noise: float = 0.005, high_steps: int = 24,
-                 tokens_per_step: int = 256, eval_tokens: int = 4096, record_at: tuple[int, ...] | None = None,
-                 severity: FloatArray | None = None, checkpoints: Path | None = None) -> None:
+                 tokens_per_step: int = 256, eval_tokens: int = 4096, calibration_tokens: int | None = None,
+                 record_at: tuple[int, ...] | None = None, severity: FloatArray | None = None,
+                 checkpoints: Path | None = None) -> None:
         self.landscape = Landscape(space, seed, severity)
         self._space, self._seed, self._noise, self._high_steps = space, seed, noise, high_steps
         self._tokens_per_step, self._eval_tokens = tokens_per_step, eval_tokens
+        self._calibration_tokens = eval_tokens if calibration_tokens is None else calibration_tokens
         eighth = max(1, high_steps // 8)
         self._record_at = tuple(range(eighth, high_steps + 1, eighth)) if record_at is None else record_at
         self._done = StepsDone(checkpoints)
@@ -89,7 +92,7 @@ class SyntheticOracle:
         ranks = np.arange(1, largest + 1, dtype=np.float64)
         gain = (self.landscape.task * rng.lognormal(0.0, 0.3, n))[:, None] * (ranks / (ranks + TASK_HALF_RANK))
         self.profile_cost = {"training_tokens": self._tokens_per_step,
-                             "forward_tokens": (n * n_formats + 1) * self._eval_tokens, "seconds": 0.0}
+                             "forward_tokens": (n * n_formats + 1) * self._calibration_tokens, "seconds": 0.0}
         progress("profile", n, n)
         return SensitivityProfile(tuple(u.name for u in space.units), tuple(f.name for f in space.formats), damage, kl,
                                   gain, FLOOR + TOTAL_TASK, f"synthetic landscape of seed {self._seed}")
@@ -143,7 +146,7 @@ class SyntheticOracle:
             before.append(self.landscape.trained(allocation, [self._format(f) for f in formats])[0])
             progress("quantisation damage", done, len(choices))
         return {"loss": before, "jsd": [loss - FLOOR - TOTAL_TASK for loss in before],
-                "forward_tokens": (1 + len(before)) * self._eval_tokens}
+                "forward_tokens": (1 + len(before)) * self._calibration_tokens}
 
     def close(self) -> None:
         """Nothing is held."""
