@@ -93,7 +93,7 @@ bench-runs: $(INSTALLED) ## Collect finished runs into a table: make bench-runs 
 	$(BIN)/python -m bench.normal_runs $(RUNS)
 
 reproduce-table1: $(INSTALLED) ## Every method of the paper's comparison beside ours: PROFILE=short|full|paper MODEL=... DATA=...
-	$(BIN)/python -m qra_bo task=table1 +model=$(MODEL) data=$(TABLE_DATA) table1=$(PROFILE) effort=$(TABLE_EFFORT) \
+	$(if $(TINY),OMP_NUM_THREADS=1) $(BIN)/python -m qra_bo task=table1 +model=$(MODEL) data=$(TABLE_DATA) table1=$(PROFILE) effort=$(TABLE_EFFORT) \
 	  out=$(TABLE_OUT) $(PAPER) $(TINY) $(MORE)
 
 ablations: $(INSTALLED) ## What every part of the search is worth, on planted landscapes; for real: MORE='oracle=finetune --seeds 0'
