@@ -11,6 +11,7 @@ from qra_bo.cli.decode import check
 from qra_bo.config import RunConfig
 from qra_bo.device import BYTES, resolve_dtype
 from qra_bo.errors import ConfigError, ModelError
+from qra_bo.memory.allowance import Allowance
 from qra_bo.memory.formats import parse_format
 from qra_bo.memory.model import MemoryModel, TrainShape
 from qra_bo.space import Allocation, DecoderSpec, Ladder, SearchSpace, StorageFormat, make_units
@@ -85,13 +86,21 @@ def make_space(cfg: RunConfig, spec: DecoderSpec) -> SearchSpace:
     return SearchSpace(make_units(spec, cfg.granularity), formats, Ladder("ranks", cfg.ranks))
 
 
-def make_memory(cfg: RunConfig, spec: DecoderSpec, device_type: str) -> MemoryModel:
-    """The memory model of the configured trainer on a device type (``"cpu"`` or ``"cuda"``)."""
+def make_memory(cfg: RunConfig, spec: DecoderSpec, device_type: str,
+                allowance: Allowance | None = None) -> MemoryModel:
+    """The memory model of the configured trainer on a device type (``"cpu"`` or ``"cuda"``).
+
+    Args:
+        cfg: The configuration.
+        spec: The decoder.
+        device_type: Where it trains.
+        allowance: What was measured of the device, or ``None`` for what is assumed of its type.
+    """
     compute = BYTES[resolve_dtype(cfg.dtype, device_type)]
-    shape = TrainShape(cfg.train.batch, cfg.train.length, cfg.train.checkpointing, compute,
-                       logits_chunk=cfg.train.logits_chunk, device=device_type,
-                       stored_dtype_bytes=compute)
-    return MemoryModel(spec, shape, cfg.memory.scope)
+    shape = TrainShape(cfg.train.batch, cfg.train.length, cfg.train.checkpointing, compute, cfg.train.optimizer,
+                       logits_chunk=cfg.train.logits_chunk, device=device_type, stored_dtype_bytes=compute,
+                       eval_batch=min(cfg.eval.batch, max(1, cfg.eval.tokens // cfg.train.length)))
+    return MemoryModel(spec, shape, cfg.memory.scope, allowance)
 
 
 class BytesPredictor:
@@ -235,7 +244,7 @@ def train_settings(cfg: RunConfig) -> Any:
     from qra_bo.oracle.training import TrainSettings
 
     t = cfg.train
-    optimizer = AdamWSettings((t.betas[0], t.betas[1]), t.eps, t.weight_decay, t.clip)
+    optimizer = AdamWSettings((t.betas[0], t.betas[1]), t.eps, t.weight_decay, t.clip, t.optimizer)
     return TrainSettings(t.batch, cfg.adapter.lr, cfg.adapter.lr_exponent, t.warmup, t.lr_floor, t.logits_chunk,
                          t.checkpointing, optimizer, cfg.eval.batch)
 

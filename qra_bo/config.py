@@ -29,12 +29,14 @@ class EffortConfig:
 
 @dataclass(frozen=True, slots=True)
 class MemoryConfig:
-    """What the budget bounds, what is left free where it is ``auto``, and how ``task=memory`` prints."""
+    """What the budget bounds, what is left free where it is ``auto``, how ``task=memory`` prints, and whether measured
+    peaks of the device replace what is assumed of its allocator."""
 
     scope: Literal["peak", "stored"]
     headroom: str
     format: Literal["table", "json"]
     verify: bool
+    calibrate: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +99,7 @@ class TrainConfig:
     betas: tuple[float, ...]
     eps: float
     clip: float
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"]
     checkpointing: bool
     logits_chunk: int
 

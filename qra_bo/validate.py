@@ -10,6 +10,7 @@ from qra_bo.config import RunConfig
 from qra_bo.errors import UserError, nearest_first
 from qra_bo.memory.budget import parse_budget, parse_size
 from qra_bo.memory.formats import default_format, parse_format
+from qra_bo.memory.optimizers import is_paged
 from qra_bo.methods import METHODS
 from qra_bo.oracle.benchmark.table import TASK as TASK_FILE
 from qra_bo.oracle.benchmark.table import folder_of
@@ -23,7 +24,8 @@ OF_A_RUN = ("export", "report")
 def problems_of(config: RunConfig) -> list[Problem]:
     """Every problem of a well-typed configuration; empty where it can work."""
     found: list[Problem] = []
-    for rule in (_task, _budget, _ladders, _numbers, _train, _table1, _sources, _executor, _logger, _device):
+    for rule in (_task, _budget, _ladders, _numbers, _train, _table1, _sources, _executor, _logger, _device,
+                 _optimizer):
         found += rule(config)
     if not any(p.key in ("bits", "ranks", "quantizer.formats") for p in found):
         found += _space(config)
@@ -220,6 +222,18 @@ def _device(config: RunConfig) -> Iterator[Problem]:
         if wanted >= count:
             yield Problem("device", f"device={config.device} needs a CUDA device that torch can use; it sees {count}; "
                                     "use device=auto or device=cpu.")
+
+
+def _optimizer(config: RunConfig) -> Iterator[Problem]:
+    if not is_paged(config.train.optimizer) or not _finetunes(config):
+        return
+    import torch
+
+    if config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available()):
+        other = config.train.optimizer.removeprefix("paged_")
+        yield Problem("train.optimizer", f"train.optimizer={config.train.optimizer} moves optimiser states between a "
+                                         f"GPU and the host, and this run is on the CPU; use train.optimizer={other} "
+                                         "here, or device=cuda where there is one.")
 
 
 def _space(config: RunConfig) -> Iterator[Problem]:

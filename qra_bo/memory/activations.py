@@ -8,6 +8,7 @@ bytes of the compute type.
 from dataclasses import dataclass
 
 from qra_bo.errors import ConfigError
+from qra_bo.memory.optimizers import OPTIMIZERS
 from qra_bo.space import DecoderSpec, Linear, StorageFormat
 
 
@@ -20,10 +21,11 @@ class TrainShape:
         length: Tokens of a sequence.
         checkpointing: Whether every decoder layer is recomputed in the backward pass.
         compute_dtype_bytes: 2 (bf16, fp16) or 4 (fp32).
-        optimizer: ``"adamw"``: fp32 masters and two fp32 moments; masters are the adapters themselves in fp32.
+        optimizer: One of ``memory.optimizers.OPTIMIZERS``; all work on fp32 masters, in fp32 the adapters themselves.
         logits_chunk: Tokens whose logits are alive at once; 0 is all.
         device: ``"cpu"`` or ``"cuda"``.
-        stored_dtype_bytes: Bytes of unquantised weights (CONTRACT: 16 bits whatever the compute type).
+        stored_dtype_bytes: Bytes of unquantised weights in the device's memory.
+        eval_batch: Sequences of an evaluation's batch; 0: evaluations are not priced.
 
     Raises:
         ConfigError: If a value makes no sense; all problems at once.
@@ -37,16 +39,18 @@ class TrainShape:
     logits_chunk: int = 128
     device: str = "cpu"
     stored_dtype_bytes: int = 2
+    eval_batch: int = 0
 
     def __post_init__(self) -> None:
         problems = []
-        if self.batch < 1 or self.length < 2:
-            problems.append(f"batch must be at least 1 and length at least 2; got {self.batch} and {self.length}")
+        if self.batch < 1 or self.length < 2 or self.eval_batch < 0:
+            problems.append("batch must be at least 1, length at least 2 and eval_batch at least 0; got "
+                            f"{self.batch}, {self.length} and {self.eval_batch}")
         if self.compute_dtype_bytes not in (2, 4) or self.stored_dtype_bytes not in (2, 4):
             problems.append("compute and stored types have 2 or 4 bytes; got "
                             f"{self.compute_dtype_bytes} and {self.stored_dtype_bytes}")
-        if self.optimizer != "adamw":
-            problems.append(f"the optimizer must be 'adamw'; got {self.optimizer!r}")
+        if self.optimizer not in OPTIMIZERS:
+            problems.append(f"the optimizer must be one of {list(OPTIMIZERS)}; got {self.optimizer!r}")
         if self.logits_chunk < 0:
             problems.append(f"logits_chunk must be at least 0 (0: all tokens at once); got {self.logits_chunk}")
         if self.device not in ("cpu", "cuda"):
@@ -311,10 +315,3 @@ def rounding_bytes(spec: DecoderSpec, shape: TrainShape) -> int:
     """What allocators round up: half a granule a storage."""
     return spec.n_layers * _STORAGES_PER_LAYER * _GRANULE[shape.device] // 2
 
-
-def cuda_overhead(shape: TrainShape, transient: int) -> int:
-    """CUDA's own bytes: the matrix library's workspace and a share of the transient bytes lost to fragmentation.
-
-    The context itself lies outside the allocator and is not part of what an allocator can measure or a budget bound.
-    """
-    return 0 if shape.device == "cpu" else 32 * 2**20 + transient // 50

@@ -146,19 +146,23 @@ def resolve_budget(text: str | int, memory: MemoryModel, space: SearchSpace, *, 
 
 
 def smallest(table: CostTable, space: SearchSpace) -> tuple[int, Allocation]:
-    """The least memory that any allocation needs, and one that needs no more; exact for tables of ``MemoryModel``.
+    """The least memory that any allocation needs, and one that needs no more.
 
-    There all costs grow with rank, and of the sums only the resident bytes depend on the format; the spike of the
-    largest unit is what makes the lowest bits not always the smallest: every level of it is tried.
+    Exact for tables of ``MemoryModel`` in which all costs grow with rank: of the sums only the resident bytes depend on
+    the format, and the spike of the largest unit is what makes the lowest bits not always the smallest: every level of
+    it is tried. Where costs fall at some rank (moments of 8 bits, pages) other ranks than the least are tried too, and
+    the result is the least of what was tried.
     """
-    n = table.shape[0]
-    unit = np.max([phase.unit[:, :, 0] for phase in table.phases], axis=0)
-    spike = np.max([phase.spike[:, :, 0] for phase in table.phases], axis=0)
+    n, _, n_ranks = table.shape
+    unit = np.max([phase.unit for phase in table.phases], axis=0)
+    spike = np.max([phase.spike for phase in table.phases], axis=0)
+    kept = n_ranks if (np.diff(unit, axis=2) < 0).any() else 1
+    unit, spike = unit[:, :, :kept].reshape(n, -1), spike[:, :, :kept].reshape(n, -1)
     rows = []
     for level in np.unique(spike):
         if (spike.min(axis=1) <= level).all():
-            q = np.where(spike <= level, unit, np.iinfo(np.int64).max).argmin(axis=1)
-            rows.append(np.concatenate([q, np.zeros(n, dtype=np.int64)]))
+            option = np.where(spike <= level, unit, np.iinfo(np.int64).max).argmin(axis=1)
+            rows.append(np.concatenate([option // kept, option % kept]))
     return _extreme(np.unique(np.stack(rows), axis=0), table, space, -1)
 
 

@@ -1,12 +1,16 @@
 """Peak device memory of fine-tuning an allocation, predicted to a few percent without loading anything.
 
-The peak is the largest of three phases; each is ``fixed + sum over units + max over units`` (``CostTable``), which a
+The peak is the largest of four phases; each is ``fixed + sum over units + max over units`` (``CostTable``), which a
 knapsack solver can treat exactly:
 
 - **forward**, at the loss: everything resident, all saved activations, the head's chunk of logits.
 - **backward**: activations die layer by layer while gradients grow, so that a layer counts with the larger of the
   two; on top, the largest instant of any one layer (dequantised weight, gradients in flight).
-- **step**: all gradients, and the fp32 gradients of one unit.
+- **step**: all gradients, and what updating one unit needs: its fp32 gradients, its paged moments.
+- **evaluation**: no gradients, nothing saved; the largest instant of any one layer's forward pass. It is left out of
+  the table where no allocation lets it decide.
+
+``load`` is what is resident once an allocation is in place; it never decides.
 """
 
 from collections.abc import Sequence
@@ -17,16 +21,11 @@ import numpy as np
 import numpy.typing as npt
 
 from qra_bo.errors import ConfigError
-from qra_bo.memory.activations import (
-    ORDER,
-    LayerModel,
-    TrainShape,
-    cuda_overhead,
-    group_of,
-    rounding_bytes,
-    workspace_bytes,
-)
+from qra_bo.memory.activations import ORDER, LayerModel, TrainShape, group_of, rounding_bytes, workspace_bytes
+from qra_bo.memory.allowance import ASSUMED, PPM, Allowance
+from qra_bo.memory.evaluation import evaluation_layer, evaluation_spikes
 from qra_bo.memory.formats import metadata_bytes, weight_bytes
+from qra_bo.memory.optimizers import shared_bytes, state_bytes, update_bytes
 from qra_bo.space import Allocation, CostTable, DecoderSpec, IntArray, Linear, PhaseCost, SearchSpace, StorageFormat
 
 __all__ = ["KEYS", "SCOPES", "MemoryModel", "TrainShape"]
@@ -40,12 +39,15 @@ SHARED_BYTES = 1536
 
 @dataclass(frozen=True)
 class _Parts:
-    """Resident bytes by unit: ``L x F`` weights and metadata, ``L`` adapter parameters and tensors per rank."""
+    """Bytes by unit: ``L x F`` weights and metadata, ``L`` adapter parameters per rank; ``L x R`` optimiser states
+    on the device and in pages, and what updating a tensor needs in passing."""
 
     weights: IntArray
     metadata: IntArray
     numel: IntArray
-    tensors: IntArray
+    states: IntArray
+    paged: IntArray
+    update: IntArray
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class MemoryModel:
         shape: The trainer.
         scope: ``"peak"`` (device memory of fine-tuning) or ``"stored"`` (quantised weights, metadata, adapters in
             16 bits: the paper's accounting, in which what stays unquantised does not count).
+        allowance: What the device's allocator needs beyond what is alive; ``None``: what is assumed of its kind.
 
     Raises:
         ConfigError: If the scope is unknown.
@@ -65,6 +68,7 @@ class MemoryModel:
     spec: DecoderSpec
     shape: TrainShape
     scope: str = "peak"
+    allowance: Allowance | None = None
 
     def __post_init__(self) -> None:
         if self.scope not in SCOPES:
@@ -75,17 +79,41 @@ class MemoryModel:
         return LayerModel(self.spec, self.shape)
 
     @property
+    def effective_allowance(self) -> Allowance:
+        """``allowance``, or what is assumed of the kind of device."""
+        return ASSUMED[self.shape.device] if self.allowance is None else self.allowance
+
+    @property
     def unquantised_bytes(self) -> int:
         """Embeddings, head, norms and biases."""
         return self.shape.stored_dtype_bytes * self.spec.other_numel
 
     @property
+    def master_item(self) -> int:
+        """Bytes of the fp32 master of an adapter parameter; in fp32 the adapter is its own."""
+        return 4 if self.shape.compute_dtype_bytes == 2 else 0
+
+    @property
     def optimizer_item(self) -> int:
-        """Bytes of optimiser state per adapter parameter: two moments, and the fp32 master of 16-bit adapters."""
-        return 8 + (4 if self.shape.compute_dtype_bytes == 2 else 0)
+        """Bytes of optimiser state per parameter of a small tensor: its master, and two moments in fp32."""
+        return 8 + self.master_item
 
     def table(self, space: SearchSpace) -> CostTable:
-        """Bytes of every allocation of ``space``, by phase.
+        """Bytes of every allocation of ``space``, by the phases that may decide.
+
+        Raises:
+            SpaceError: If a format can't store some matrix of the space.
+        """
+        phases = self.phases(space)
+        if self.scope == "stored":
+            return CostTable(phases)
+        _, forward, backward, step, *evaluation = phases
+        trained = (forward, backward, step)
+        return CostTable((*trained, *(e for e in evaluation if not any(_covers(t, e) for t in trained))))
+
+    def phases(self, space: SearchSpace) -> tuple[PhaseCost, ...]:
+        """Bytes of every phase, in the order in which a run goes through them: load, forward, backward, step, and
+        evaluation where the shape has one; in scope ``stored`` just that.
 
         Raises:
             SpaceError: If a format can't store some matrix of the space.
@@ -96,27 +124,35 @@ class MemoryModel:
         params = (parts.numel[:, None] * ranks)[:, None, :]
         none = np.zeros((space.n_units, len(space.formats), len(ranks)), dtype=np.int64)
         if self.scope == "stored":
-            return CostTable((PhaseCost("stored", 0, stored + 2 * params + none, none),))
+            return (PhaseCost("stored", 0, stored + 2 * params + none, none),)
         c = self.shape.compute_dtype_bytes
-        resident = stored + (c + self.optimizer_item) * params + 4 * parts.tensors[:, None, None] + none
+        resident = stored + (c + self.master_item) * params + parts.states[:, None, :] + none
         saved, gradients = self._saved(space, parts, ranks), c * params[:, 0, :]
         spike = self._spikes(space, saved, gradients)
         largest = np.array([max(max(m.in_features, m.out_features) for m in u.linears) for u in space.units])
-        step = 2 * params + 2 * (largest[:, None] * ranks)[:, None, :] + none if c == 2 else none
-        fixed = self.unquantised_bytes + self.layer.inputs + SHARED_BYTES + rounding_bytes(self.spec, self.shape)
-        phases = (("forward", self.layer.loss_bytes - self.layer.first_unsaved, saved[:, None, :], none),
-                  ("backward", -self.layer.first_unsaved, np.maximum(saved, gradients)[:, None, :], spike),
-                  ("step", 0, gradients[:, None, :], step))
-        return CostTable(tuple(self._phase(name, fixed, extra, resident, unit + none, spikes)
-                               for name, extra, unit, spikes in phases))
+        unit_gradients = (2 * parts.numel[:, None] * ranks) if c == 2 else np.zeros_like(parts.update)
+        converting = unit_gradients + (2 * largest[:, None] * ranks if c == 2 else 0)
+        step = np.maximum(converting, unit_gradients + parts.update + parts.paged)
+        fixed = (self.unquantised_bytes + SHARED_BYTES + shared_bytes(self.shape.optimizer)
+                 + rounding_bytes(self.spec, self.shape))
+        extra, inputs = -self.layer.first_unsaved, self.layer.inputs
+        rows = [("load", 0, 0, none, none),
+                ("forward", inputs, self.layer.loss_bytes + extra, saved[:, None, :], none),
+                ("backward", inputs, extra, np.maximum(saved, gradients)[:, None, :], spike),
+                ("step", inputs, 0, gradients[:, None, :], step[:, None, :] + none)]
+        if self.shape.eval_batch:
+            layer = evaluation_layer(self.layer)
+            rows.append(("evaluation", layer.inputs, 0, none, evaluation_spikes(layer, space)))
+        return tuple(self._phase(name, fixed + given, beyond, resident, unit + none, spikes)
+                     for name, given, beyond, unit, spikes in rows)
 
     def _phase(self, name: str, fixed: int, extra: int, resident: IntArray, unit: IntArray,
                spike: IntArray) -> PhaseCost:
-        """On CUDA the transient bytes carry the allocator's allowance."""
-        if self.shape.device == "cpu":
-            return PhaseCost(name, fixed + extra, resident + unit, spike)
-        return PhaseCost(name, fixed + extra + cuda_overhead(self.shape, extra), resident + unit + unit // 50,
-                         spike + spike // 50)
+        """Transient bytes (``extra``, ``unit`` and ``spike``) carry the allocator's allowance."""
+        allowance = self.effective_allowance
+        share = allowance.share_ppm
+        return PhaseCost(name, fixed + allowance.fixed_bytes + extra + extra * share // PPM,
+                         resident + unit + unit * share // PPM, spike + spike * share // PPM)
 
     def _parts(self, space: SearchSpace) -> _Parts:
         sizes: dict[tuple[str, int, int], tuple[int, int]] = {}
@@ -131,8 +167,14 @@ class MemoryModel:
         both = np.array([[np.sum([size(f, m) for m in u.linears], axis=0) for f in space.formats]
                          for u in space.units], dtype=np.int64)
         numel = np.array([sum(m.in_features + m.out_features for m in u.linears) for u in space.units], dtype=np.int64)
-        tensors = np.array([2 * len(u.linears) for u in space.units], dtype=np.int64)
-        return _Parts(both[:, :, 0], both[:, :, 1], numel, tensors)
+        ranks, kind, device = np.array(space.ranks.values, dtype=np.int64), self.shape.optimizer, self.shape.device
+        sides = {side for u in space.units for m in u.linears for side in (m.in_features, m.out_features)}
+        states = {side: np.array([*state_bytes(kind, side * ranks, device), update_bytes(kind, side * ranks, device)])
+                  for side in sides}
+        units = [[states[side] for m in u.linears for side in (m.in_features, m.out_features)] for u in space.units]
+        total = np.array([np.sum(unit, axis=0) for unit in units], dtype=np.int64)
+        update = np.array([np.max(unit, axis=0)[2] for unit in units], dtype=np.int64)
+        return _Parts(both[:, :, 0], both[:, :, 1], numel, total[:, 0], total[:, 1], update)
 
     def _saved(self, space: SearchSpace, parts: _Parts, ranks: IntArray) -> IntArray:
         """Saved activations, ``L x R``; what belongs to a layer as a whole is shared out as gradients are."""
@@ -233,7 +275,11 @@ class MemoryModel:
         c = self.shape.compute_dtype_bytes
         out["unquantised"] = self.unquantised_bytes
         out["adapters"] = c * int(params.sum())
-        out["optimizer"] = self.optimizer_item * int(params.sum()) + 4 * int(parts.tensors.sum())
+        out["optimizer"] = self.master_item * int(params.sum()) + int(parts.states[units, r].sum())
+        if phase.name == "evaluation":
+            out["activations"] = evaluation_layer(self.layer).inputs
+            out["workspace"] = max(totals) - sum(out.values())
+            return phase.name, out
         saved = self._saved(space, parts, ranks)[units, r]
         if phase.name == "forward":
             out["activations"] = int(saved.sum())
@@ -247,6 +293,13 @@ class MemoryModel:
             out["gradients"], out["activations"] = out["gradients"] + out["activations"], 0
         out["workspace"] = max(totals) - sum(out.values())
         return phase.name, out
+
+
+def _covers(one: PhaseCost, other: PhaseCost) -> bool:
+    """Whether no allocation lets ``other`` need more than ``one``; ``False`` where that can't be told quickly."""
+    most = (other.fixed - one.fixed + int((other.unit - one.unit).max(axis=(1, 2)).sum())
+            + int(other.spike.max()) - int(one.spike.min(axis=(1, 2)).max()))
+    return most <= 0
 
 
 def _slack(saved: IntArray, gradients: IntArray, layer_of: npt.NDArray[np.intp]) -> tuple[IntArray, int]:

@@ -9,6 +9,8 @@ import torch
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from qra_bo.errors import ModelError
+
 NAME = "sdpa_fp32_on_cpu"
 
 
@@ -24,10 +26,29 @@ def _attention(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, 
 
 
 def use_fast_attention(model: Any, device: torch.device, dtype: torch.dtype) -> str:
-    """Choose the attention kernel for this device and type; returns its name."""
+    """Choose the attention kernel for this device and type; returns its name.
+
+    Raises:
+        ModelError: If the decoder can't use SDPA.
+    """
+    name = "sdpa"
     if device.type == "cpu" and dtype == torch.bfloat16:
         AttentionInterface.register(NAME, _attention)
-        model.set_attn_implementation(NAME)
-        return NAME
-    model.set_attn_implementation("sdpa")
-    return "sdpa"
+        name = NAME
+    choose_kernel(model, name)
+    return name
+
+
+def choose_kernel(model: Any, name: str) -> None:
+    """Let ``model`` run its attention by the registered kernel ``name``.
+
+    Raises:
+        ModelError: If the decoder can't use SDPA, which every kernel here is.
+    """
+    family = model.config.get_text_config().model_type
+    if not model._supports_sdpa:
+        raise ModelError(f"decoders of the family {family!r} can't be trained here: their attention caps its scores or "
+                         "has no kernel of PyTorch's scaled_dot_product_attention, which training and its memory model "
+                         "rely on; choose another base model, such as one of the families llama, mistral, qwen2, "
+                         "qwen3, gemma, gemma3, phi3 or gpt_neox")
+    model.set_attn_implementation(name)

@@ -2,16 +2,22 @@
 
 Working copies of the adapters have the compute type, so that no activation is cast; masters and moments are
 fp32. Updating unit by unit keeps the fp32 gradients of one unit alive instead of all: 16 bytes a parameter in
-bf16 (2 working, 2 gradient, 4 master, 8 moments), and 16 in fp32 (working copy and master are one).
+bf16 (2 working, 2 gradient, 4 master, 8 moments), and 16 in fp32 (working copy and master are one). Moments of 8 bits
+and paged ones are bitsandbytes'; their bytes are in ``memory.optimizers``.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
+
+from qra_bo.memory.optimizers import has_8bit_states, is_paged
+
+_MAPS = ("qmap1", "qmap2")
+"""Tables that bitsandbytes keeps in every state; they are the same for all and are never saved."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,12 +29,14 @@ class AdamWSettings:
         eps: Added to the root of the second moment.
         weight_decay: Decoupled, times the learning rate.
         clip: Largest norm of the whole gradient; 0 leaves it as it is.
+        kind: One of ``memory.optimizers.OPTIMIZERS``.
     """
 
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.0
     clip: float = 1.0
+    kind: str = "adamw"
 
 
 class Optimizer(Protocol):
@@ -55,12 +63,12 @@ class UnitwiseAdamW:
         self.settings = settings
         self._groups = [(list(named.items()), lr) for named, lr in groups if named]
         self._masters: list[list[Tensor]] = []
-        self._optimizers: list[torch.optim.AdamW] = []
+        self._optimizers: list[torch.optim.Optimizer] = []
+        maps: dict[str, Tensor] = {}
         for named, lr in self._groups:
             masters = [p if p.dtype == torch.float32 else Parameter(p.detach().float()) for _, p in named]
             self._masters.append(list(masters))
-            self._optimizers.append(torch.optim.AdamW(masters, lr=lr, betas=settings.betas, eps=settings.eps,
-                                                      weight_decay=settings.weight_decay, fused=True))
+            self._optimizers.append(_inner(masters, lr, settings, maps))
 
     def parameters(self) -> Iterator[Parameter]:
         for named, _ in self._groups:
@@ -68,14 +76,15 @@ class UnitwiseAdamW:
                 yield parameter
 
     @property
-    def optimizers(self) -> tuple[torch.optim.AdamW, ...]:
-        """One of torch for every group."""
+    def optimizers(self) -> tuple[torch.optim.Optimizer, ...]:
+        """One of torch or bitsandbytes for every group."""
         return tuple(self._optimizers)
 
     def tensors(self) -> list[Tensor]:
         """Everything it keeps alive between steps: masters and moments."""
         kept = [m for masters in self._masters for m in masters]
-        return kept + [v for o in self._optimizers for state in o.state.values() for v in state.values()]
+        return kept + [v for o in self._optimizers for state in o.state.values() for v in state.values()
+                       if isinstance(v, Tensor)]
 
     @torch.no_grad()
     def step(self, lr_factor: float, gradient_scale: float) -> float:
@@ -122,13 +131,15 @@ class UnitwiseAdamW:
             for (name, _), master in zip(named, masters, strict=True):
                 out[f"{name}|master"] = master.detach().clone()
                 for key, value in optimizer.state.get(master, {}).items():
-                    out[f"{name}|{key}"] = value.detach().clone()
+                    if key not in _MAPS:
+                        out[f"{name}|{key}"] = torch.as_tensor(value).detach().clone()
         return out
 
     def accepts(self, state: Mapping[str, Tensor]) -> bool:
-        """Whether ``state`` is of these parameters: every master and moment is there, in its shape."""
+        """Whether ``state`` is of these parameters and this kind: every master and moment is there, in its shape."""
+        moments = ("exp_avg", "exp_avg_sq") if self.settings.kind == "adamw" else ("state1", "state2")
         shapes = {f"{name}|{key}": p.shape for named, _ in self._groups for name, p in named
-                  for key in ("master", "exp_avg", "exp_avg_sq")}
+                  for key in ("master", *moments)}
         return (all(key in state and state[key].shape == shape for key, shape in shapes.items())
                 and all(f"{name}|step" in state for named, _ in self._groups for name, _ in named))
 
@@ -136,9 +147,38 @@ class UnitwiseAdamW:
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Inverse of ``state`` for the same parameters."""
         for (named, _), masters, optimizer in zip(self._groups, self._masters, self._optimizers, strict=True):
-            for (name, working), master in zip(named, masters, strict=True):
+            for index, ((name, working), master) in enumerate(zip(named, masters, strict=True)):
                 master.copy_(state[f"{name}|master"].to(master.device))
                 working.copy_(master)
-                moments = {key: state[f"{name}|{key}"].clone() for key in ("step", "exp_avg", "exp_avg_sq")}
-                optimizer.state[master] = {k: v if k == "step" and master.device.type == "cpu" else v.to(master.device)
-                                           for k, v in moments.items()}
+                if self.settings.kind == "adamw":
+                    moments = {key: state[f"{name}|{key}"].clone() for key in ("step", "exp_avg", "exp_avg_sq")}
+                    optimizer.state[master] = {
+                        k: v if k == "step" and master.device.type == "cpu" else v.to(master.device)
+                        for k, v in moments.items()}
+                else:
+                    _load_bitsandbytes(optimizer, master, index, name, state)
+
+
+def _inner(masters: Sequence[Tensor], lr: float, settings: AdamWSettings,
+           maps: dict[str, Tensor]) -> torch.optim.Optimizer:
+    """The optimiser of one group; those of bitsandbytes share ``maps``, their tables."""
+    options: dict[str, Any] = dict(lr=lr, betas=settings.betas, eps=settings.eps, weight_decay=settings.weight_decay)
+    if settings.kind == "adamw":
+        return torch.optim.AdamW(masters, fused=True, **options)
+    from bitsandbytes.optim import AdamW
+
+    inner = AdamW(masters, optim_bits=8 if has_8bit_states(settings.kind) else 32, is_paged=is_paged(settings.kind),
+                  **options)
+    inner.name2qmap = maps
+    made: torch.optim.Optimizer = inner
+    return made
+
+
+def _load_bitsandbytes(optimizer: Any, master: Tensor, index: int, name: str, state: Mapping[str, Tensor]) -> None:
+    """Fill the buffers that the library makes for a parameter, pages included, from saved ones."""
+    optimizer.init_state(optimizer.param_groups[0], master, 0, index)
+    for key, value in optimizer.state[master].items():
+        if key == "step":
+            optimizer.state[master][key] = int(state[f"{name}|step"])
+        elif key not in _MAPS:
+            value.copy_(state[f"{name}|{key}"].to(value.device))

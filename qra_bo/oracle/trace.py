@@ -1,6 +1,6 @@
-"""Traced truth: the peak of a training step of a decoder of any size, followed storage by storage on meta tensors.
+"""Traced truth: the peaks of a training step and of an evaluation, of decoders of any size, storage by storage.
 
-The real modules of transformers, our adapters' autograd node, loss and optimiser run without numbers: every operator
+The real modules of transformers, our adapters' autograd node, loss and optimiser run on meta tensors: every operator
 yields tensors that have shapes and storages alone. Only three things are put in by hand: packed weights are stand-ins
 (``quantizers.standins``), attention calls the kernel that the target device would choose, and a scalar that is read
 is 1. What the memory model predicts is held to this on full-size architectures, without weights or a GPU.
@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
@@ -26,13 +27,16 @@ from qra_bo.memory.tracker import PeakTracker
 from qra_bo.oracle import attention
 from qra_bo.oracle.fused import fused_linear
 from qra_bo.oracle.loss import token_losses
-from qra_bo.oracle.optimizer import AdamWSettings, UnitwiseAdamW
+from qra_bo.oracle.optimizer import UnitwiseAdamW
 from qra_bo.oracle.quantizers.base import packed
 from qra_bo.oracle.quantizers.standins import META, stand_in
+from qra_bo.oracle.trace_optimizer import on_device, traced_optimizer
+from qra_bo.oracle.training import TrainSettings, held_out
 from qra_bo.space import Allocation, DecoderSpec, Linear, SearchSpace
 from qra_bo.space.specs import spec_from_model
 
 DTYPES = {2: torch.bfloat16, 4: torch.float32}
+PHASES = ("forward", "backward", "step", "evaluation")
 SCALE = 2.0
 """The adapters' alpha over rank; no byte depends on it."""
 
@@ -42,11 +46,12 @@ class Traced:
     """What a traced step held, in bytes.
 
     Args:
-        resident: Alive between steps: weights, adapters, masters and moments.
+        resident: Alive between steps: weights, adapters, masters and moments (pages not counted).
         forward: Peak of the forward pass and the loss.
         backward: Peak of the backward pass.
         step: Peak of the optimiser step.
-        operators: The operator whose result reached each of the three peaks.
+        evaluation: Peak of evaluating one batch; ``resident`` where the shape has none.
+        operators: The operator whose result reached each of the peaks, in the order of ``PHASES``.
         seconds: Wall-clock time of the trace.
     """
 
@@ -54,17 +59,23 @@ class Traced:
     forward: int
     backward: int
     step: int
+    evaluation: int
     operators: tuple[str, ...]
     seconds: float
 
     @property
     def peak(self) -> int:
-        return max(self.forward, self.backward, self.step)
+        return max(self.by_phase.values())
+
+    @property
+    def by_phase(self) -> dict[str, int]:
+        """Peak of each of ``PHASES``."""
+        return {name: getattr(self, name) for name in PHASES}
 
     @property
     def phase(self) -> str:
         """Name of the phase that decides."""
-        return max(("forward", "backward", "step"), key=lambda name: getattr(self, name))
+        return max(PHASES, key=self.by_phase.__getitem__)
 
 
 def config_from_spec(spec: DecoderSpec) -> Any:
@@ -106,16 +117,13 @@ class StepTracer:
 
         Raises:
             SpaceError: If a format can't store a matrix of the decoder.
-            OracleError: If the decoder can't use SDPA, or gives adapted layers inputs in another than the compute type.
+            ModelError: If the decoder can't use SDPA.
+            OracleError: If it gives adapted layers inputs in another than the compute type.
         """
         start = time.perf_counter()
         dtype, target = DTYPES[shape.compute_dtype_bytes], torch.device(shape.device)
         model = self.model.to(dtype)
-        try:
-            model.set_attn_implementation(_kernel(target, dtype))
-        except ValueError as error:
-            raise OracleError(f"{self.spec.family!r} can't run its attention by SDPA, as training does: {error}") \
-                from error
+        attention.choose_kernel(model, _kernel(target, dtype))
         names = {fmt.name: fmt for fmt in space.formats}
         groups = []
         for unit, fmt, rank in zip(space.units, allocation.formats, allocation.ranks, strict=True):
@@ -126,7 +134,7 @@ class StepTracer:
             groups.append((parameters, 1e-3))
         model.train()
         self._checkpoint(shape.checkpointing)
-        return self._step(shape, _optimizer(groups), start)
+        return self._step(shape, traced_optimizer(groups, shape.optimizer, target), start)
 
     def _checkpoint(self, on: bool) -> None:
         """Every layer is recomputed, for which the embeddings' output takes a gradient."""
@@ -138,10 +146,11 @@ class StepTracer:
         self.checkpointing = on
 
     def _step(self, shape: TrainShape, optimizer: UnitwiseAdamW, start: float) -> Traced:
-        peaks, operators = [], []
+        peaks: list[int] = []
+        operators: list[str] = []
         with MetaTracker() as tracker:
             tracker.track_existing(self.model)
-            tracker.track(optimizer.tensors())
+            tracker.track(on_device(optimizer))
             resident = tracker.live_bytes
 
             def phase() -> None:
@@ -158,8 +167,14 @@ class StepTracer:
             phase()
             optimizer.step(1.0, 1.0 / count)
             phase()
-        forward, backward, step = peaks
-        return Traced(resident, forward, backward, step, tuple(operators), time.perf_counter() - start)
+            del ids, labels, total
+            tracker.reset_peak()
+            if shape.eval_batch:
+                text = np.zeros((shape.eval_batch, shape.length), dtype=np.int64)
+                held_out(self.model, text, text, TrainSettings(logits_chunk=chunk, eval_batch=shape.eval_batch), META)
+            phase()
+        forward, backward, step, evaluation = peaks
+        return Traced(resident, forward, backward, step, evaluation, tuple(operators), time.perf_counter() - start)
 
 
 class MetaTracker(PeakTracker):  # type: ignore[no-untyped-call]
@@ -254,21 +269,6 @@ def _adapt(model: nn.Module, linear: Linear, base: Any, rank: int, dtype: torch.
     adapted = TracedLora(base, rank, dtype)
     setattr(model.get_submodule(parent), child, adapted)
     return {f"{linear.name}.A": adapted.down, f"{linear.name}.B": adapted.up}
-
-
-def _optimizer(groups: list[tuple[dict[str, Parameter], float]]) -> UnitwiseAdamW:
-    """The optimiser after its first step: both moments and the step counts are there."""
-    optimizer = UnitwiseAdamW(groups, AdamWSettings())
-    state: dict[str, Tensor] = {}
-    for named, _ in groups:
-        for name, parameter in named.items():
-            fp32 = torch.empty(parameter.shape, dtype=torch.float32, device=META)
-            state.update({f"{name}|{key}": fp32 for key in ("master", "exp_avg", "exp_avg_sq")})
-            state[f"{name}|step"] = torch.empty((), dtype=torch.float32, device=META)
-    optimizer.load_state(state)
-    for inner in optimizer.optimizers:  # the check of devices knows no meta device
-        vars(inner)["_need_device_dtype_check_for_fused"] = False
-    return optimizer
 
 
 class _Kernel(TorchFunctionMode):

@@ -1,7 +1,8 @@
 """One fine-tuning: schedule, steps, held-out loss; the same code on a CPU and on CUDA."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,7 +60,8 @@ class DivergedError(Exception):
 
 
 def train_steps(model: Any, optimizer: Optimizer, inputs: Blocks, labels: Blocks, order: Blocks,
-                first: int, last: int, schedule: int, settings: TrainSettings, device: torch.device) -> int:
+                first: int, last: int, schedule: int, settings: TrainSettings, device: torch.device,
+                mark: Callable[[str], None] = lambda phase: None) -> int:
     """Run optimiser steps ``first .. last - 1`` of a schedule of ``schedule`` steps.
 
     Args:
@@ -73,6 +75,7 @@ def train_steps(model: Any, optimizer: Optimizer, inputs: Blocks, labels: Blocks
         schedule: Length of the schedule.
         settings: Shared settings.
         device: Where the model is.
+        mark: Told the name of each phase of a step when it has ended: forward, backward, step.
 
     Returns:
         Tokens that went forward and backward, padding counted.
@@ -87,9 +90,12 @@ def train_steps(model: Any, optimizer: Optimizer, inputs: Blocks, labels: Blocks
         ids = torch.from_numpy(inputs[rows]).to(device)
         goal = torch.from_numpy(labels[rows]).to(device)
         total, count = token_losses(model, ids, goal, settings.logits_chunk)
+        mark("forward")
         total.backward()  # type: ignore[no-untyped-call]
+        mark("backward")
         loss = float(total.detach()) / max(1, count)
         norm = optimizer.step(settings.lr_factor(step, schedule), 1.0 / max(1, count))
+        mark("step")
         tokens += ids.numel()
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise DivergedError(f"loss {loss} and gradient norm {norm} at step {step + 1}")
@@ -106,8 +112,12 @@ class HeldOut:
 
 
 @torch.no_grad()
-def held_out(model: Any, inputs: Blocks, labels: Blocks, settings: TrainSettings, device: torch.device) -> HeldOut:
-    """Loss on ``n x length`` blocks; the standard error treats sequences as independent clusters of tokens."""
+def held_out(model: Any, inputs: Blocks, labels: Blocks, settings: TrainSettings, device: torch.device,
+             watch: Callable[[], AbstractContextManager[None]] = nullcontext) -> HeldOut:
+    """Loss on ``n x length`` blocks; the standard error treats sequences as independent clusters of tokens.
+
+    Every batch runs within a ``watch()`` of its own.
+    """
     model.eval()
     sums, counts, tokens = [], [], 0
     for start in range(0, len(inputs), settings.eval_batch):
@@ -117,7 +127,8 @@ def held_out(model: Any, inputs: Blocks, labels: Blocks, settings: TrainSettings
         for row in range(len(ids)):
             sums.append(0.0)
             counts.append(int((goal[row, 1:] != -100).sum()))
-        losses = _sequence_sums(model, ids, goal, settings.logits_chunk)
+        with watch():
+            losses = _sequence_sums(model, ids, goal, settings.logits_chunk)
         sums[-len(ids):] = losses
     total, n_tokens = sum(sums), sum(counts)
     mean = total / n_tokens
@@ -140,6 +151,7 @@ def _sequence_sums(model: Any, ids: torch.Tensor, goal: torch.Tensor, chunk: int
             part = torch.nn.functional.cross_entropy(logits, targets[start:start + chunk], reduction="sum",
                                                      ignore_index=-100)
             total += float(part)
+            del logits  # else they are still alive when the next chunk's are formed
         out.append(total)
     return out
 

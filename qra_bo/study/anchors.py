@@ -20,7 +20,7 @@ class AnchorRules:
         formats: Names of the formats that the search may use, in ladder order.
         max_rank: Largest rank that every matrix allows.
         budget_bytes: Hard limit.
-        predict_bytes: See ``PredictBytes``; not decreasing in any rank.
+        predict_bytes: See ``PredictBytes``; grows with rank, but for steps where moments of 8 bits or pages begin.
         admits: What a limit beside the budget says of an allocation, whatever its ranks.
     """
 
@@ -60,7 +60,8 @@ def uniform_anchors(rules: AnchorRules, profile: SensitivityProfile) -> list[All
     anchors: list[Allocation] = []
     for fmt in sorted(rules.formats, key=lambda f: damage[f]):
         top = largest_rank(rules, fmt)
-        anchors += [uniform(rules.n_units, fmt, rank) for rank in (top, top - 1) if rank >= 1]
+        choices = [uniform(rules.n_units, fmt, rank) for rank in (top, top - 1) if rank >= 1]
+        anchors += [a for a in choices if rules.fits(a)]  # a smaller rank needs more where it ends 8-bit moments
     if not anchors:
         cheapest = min((rules.predict_bytes(uniform(rules.n_units, f, 1)), f) for f in rules.formats)
         raise BudgetError(f"the budget of {rules.budget_bytes:,} bytes is below the smallest uniform choice: "

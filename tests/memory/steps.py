@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -15,6 +16,7 @@ from qra_bo.oracle.attention import use_fast_attention
 from qra_bo.oracle.loss import token_losses
 from qra_bo.oracle.optimizer import AdamWSettings, UnitwiseAdamW
 from qra_bo.oracle.quantizers.registry import backend_of
+from qra_bo.oracle.training import TrainSettings, held_out
 from qra_bo.space import Allocation, DecoderSpec, Ladder, SearchSpace, make_units
 from qra_bo.space.specs import spec_from_model
 
@@ -33,16 +35,17 @@ def config_of(family: str, **changes: Any) -> Any:
 
 @dataclass(frozen=True)
 class Step:
-    """One measured step."""
+    """One measured step, and the evaluation after it where the shape has one; ``phases``: forward, backward, step."""
 
     spec: DecoderSpec
     space: SearchSpace
     base: int
     phases: tuple[int, int, int]
+    evaluation: int
 
     @property
     def peak(self) -> int:
-        return max(self.phases)
+        return max(*self.phases, self.evaluation)
 
 
 def run_step(config: Any, shape: TrainShape, formats: tuple[str, ...], ranks: tuple[int, ...],
@@ -72,7 +75,7 @@ def run_step(config: Any, shape: TrainShape, formats: tuple[str, ...], ranks: tu
            dtype)
     pairs = adapter_parameters(model)
     groups = [({f"{m.name}.{k}": p for m in u.linears for k, p in pairs[m.name].items()}, 1e-3) for u in units]
-    optimizer = UnitwiseAdamW(groups, AdamWSettings())
+    optimizer = UnitwiseAdamW(groups, AdamWSettings(kind=shape.optimizer))
     model.train()
 
     def step(tracker: PeakTracker) -> tuple[int, int, int]:
@@ -88,11 +91,17 @@ def run_step(config: Any, shape: TrainShape, formats: tuple[str, ...], ranks: tu
     step(PeakTracker())
     with PeakTracker() as tracker:
         tracker.track_existing(model)
-        tracker.track(t for inner in optimizer._optimizers for state in inner.state.values() for t in state.values())
-        tracker.track(t for masters in optimizer._masters for t in masters)
+        tracker.track(optimizer.tensors())
         base = tracker.live_bytes
         phases = step(tracker)
-    return Step(spec, space, base, phases)
+        tracker.reset_peak()
+        if shape.eval_batch:
+            text = np.ones((shape.eval_batch, shape.length), dtype=np.int64)
+            chunk = shape.logits_chunk or shape.tokens
+            held_out(model, text, text, TrainSettings(logits_chunk=chunk, eval_batch=shape.eval_batch),
+                     torch.device("cpu"))
+        evaluation = tracker.peak_bytes
+    return Step(spec, space, base, phases, evaluation)
 
 
 def predicted(step: Step, shape: TrainShape, formats: tuple[str, ...], ranks: tuple[int, ...]) -> int:

@@ -16,12 +16,14 @@ from qra_bo.memory import MemoryModel, TrainShape
 from qra_bo.memory.activations import scratch_bytes
 from qra_bo.memory.formats import metadata_bytes, parse_format, weight_bytes
 from qra_bo.memory.model import KEYS
+from qra_bo.memory.optimizers import LEAST_8BIT, LEAST_PAGED, OPTIMIZERS, state_bytes, update_bytes
 from qra_bo.space import Allocation, CostTable, SearchSpace, uniform
 from tests.memory.spaces import LLAMA2_7B, SMOLLM2, TINY, space_of
 
 SHAPES = st.builds(TrainShape, batch=st.integers(1, 8), length=st.integers(2, 64), checkpointing=st.booleans(),
                    compute_dtype_bytes=st.sampled_from([2, 4]), logits_chunk=st.sampled_from([0, 1, 16, 128]),
-                   device=st.sampled_from(["cpu", "cuda"]), stored_dtype_bytes=st.sampled_from([2, 4]))
+                   device=st.sampled_from(["cpu", "cuda"]), stored_dtype_bytes=st.sampled_from([2, 4]),
+                   optimizer=st.sampled_from(OPTIMIZERS), eval_batch=st.sampled_from([0, 1, 32]))
 GRANULARITY = st.sampled_from(["layer", "block", "fused", "module"])
 
 
@@ -64,14 +66,16 @@ def test_vectorised_totals_equal_scalar_ones_and_the_breakdown_adds_up(
 @settings(max_examples=30, deadline=None)
 @given(shape=SHAPES, granularity=GRANULARITY, data=st.data())
 def test_more_rank_batch_or_length_never_needs_less(shape: TrainShape, granularity: str, data: st.DataObject) -> None:
+    # At some rank moments of 8 bits or pages begin, and a tensor's states shrink; AdamW's own only grow.
     space = space_of(granularity=granularity)
     rows = rows_of(data, space, 6)
-    model = MemoryModel(TINY, shape)
-    here = model.table(space).totals(rows)
     higher = rows.copy()
     higher[:, space.n_units:] = np.minimum(rows[:, space.n_units:] + 1, len(space.ranks) - 1)
-    assert (model.table(space).totals(higher) >= here).all()
-    for other in (replace(shape, batch=shape.batch + 1), replace(shape, length=shape.length + 7)):
+    plain = MemoryModel(TINY, replace(shape, optimizer="adamw")).table(space)
+    assert (plain.totals(higher) >= plain.totals(rows)).all()
+    here = MemoryModel(TINY, shape).table(space).totals(rows)
+    for other in (replace(shape, batch=shape.batch + 1), replace(shape, length=shape.length + 7),
+                  replace(shape, eval_batch=shape.eval_batch + 8)):
         assert (MemoryModel(TINY, other).table(space).totals(rows) >= here).all()
 
 
@@ -111,9 +115,12 @@ def test_the_breakdown_is_that_of_the_phase_it_names(shape: TrainShape, granular
     model = MemoryModel(TINY, shape)
     (row,) = rows_of(data, space, 1)
     phase, parts = model.phase_breakdown(space, space.decode(row))
-    by_phase = {p.name: int(CostTable((p,)).totals(row[None, :])[0]) for p in model.table(space).phases}
-    assert list(by_phase) == ["forward", "backward", "step"]
+    by_phase = {p.name: int(CostTable((p,)).totals(row[None, :])[0]) for p in model.phases(space)}
+    assert list(by_phase) == ["load", "forward", "backward", "step", "evaluation"][:5 if shape.eval_batch else 4]
     assert sum(parts.values()) == by_phase[phase] == max(by_phase.values())
+    assert by_phase["load"] <= min(by_phase.values())
+    # The table leaves out what can never decide, and nothing that does.
+    assert {p.name for p in model.table(space).phases} >= {"forward", "backward", "step", phase}
     assert all(type(value) is int for value in parts.values())  # bytes, whole ones; GB are made when printed
     for p in model.table(space).phases:
         assert p.unit.dtype == p.spike.dtype == np.int64
@@ -163,6 +170,47 @@ def test_resident_parts_have_closed_forms(compute: int) -> None:
     assert parts["adapters"] == compute * params
     assert parts["optimizer"] == 8 * params + (4 * params if compute == 2 else 0) + counters
     assert parts["unquantised"] == 2 * TINY.other_numel
+
+
+def test_optimiser_states_have_closed_forms() -> None:
+    numel = np.array([1, LEAST_8BIT - 1, LEAST_8BIT, LEAST_PAGED - 1, LEAST_PAGED])
+    fp32 = 8 * numel
+    narrow = np.where(numel < 4096, fp32, 2 * numel + 8 * -(-numel // 256))
+    scales = np.where(numel < 4096, 0, 8 * -(-numel // 256))
+    large = numel >= 100_000
+    for device in ("cpu", "cuda"):
+        paged = large & (device == "cuda")
+        for kind, expected in (("adamw", (fp32 + 4, 0 * numel)), ("adamw_8bit", (narrow, 0 * numel)),
+                               ("paged_adamw", (np.where(paged, 0, fp32), np.where(paged, fp32, 0))),
+                               ("paged_adamw_8bit", (np.where(paged, scales, narrow),
+                                                     np.where(paged, narrow - scales, 0)))):
+            found = state_bytes(kind, numel, device)
+            assert (found[0] == expected[0]).all()
+            assert (found[1] == expected[1]).all()
+        assert not update_bytes("adamw", numel, device).any()
+    assert not update_bytes("adamw_8bit", numel, "cuda").any()
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_optimisers_are_ordered_on_large_adapters(device: str) -> None:
+    space = space_of(LLAMA2_7B, ranks=(64,))
+    needs = [total(MemoryModel(LLAMA2_7B, TrainShape(1, 16, device=device, optimizer=kind)), space,
+                   uniform(32, "nf4", 64)) for kind in ("adamw", "adamw_8bit", "paged_adamw_8bit")]
+    assert needs == sorted(needs, reverse=True)
+    assert needs[0] > needs[1]
+    assert (needs[1] > needs[2]) == (device == "cuda")  # a CPU has no pages
+
+
+def test_an_evaluation_of_many_sequences_decides() -> None:
+    space = space_of(LLAMA2_7B, ranks=(4,))
+    row = space.encode(uniform(32, "nf4", 4))[None, :]
+    shape = TrainShape(1, 64, True, device="cuda")
+    trained = int(MemoryModel(LLAMA2_7B, shape).table(space).totals(row)[0])
+    model = MemoryModel(LLAMA2_7B, replace(shape, eval_batch=64))
+    assert model.peak_phase(space, uniform(32, "nf4", 4)) == "evaluation"
+    assert model.table(space).totals(row)[0] > trained
+    few = MemoryModel(LLAMA2_7B, replace(shape, batch=8, checkpointing=False, eval_batch=1)).table(space)
+    assert "evaluation" not in [p.name for p in few.phases]
 
 
 def test_finer_units_bound_the_same_allocation() -> None:

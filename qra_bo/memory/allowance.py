@@ -1,0 +1,105 @@
+"""What allocators of a device need beyond what is alive: a share of transient bytes, and a fixed sum.
+
+The share is an assumption until a device has been measured. With ``memory.calibrate=true`` the peaks that runs measured
+on a device replace it: they are kept in one small file a device, in the user's cache.
+"""
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+SCHEMA_VERSION = 1
+PPM = 1_000_000
+ENOUGH = 8
+"""Measurements from which on a device's own share replaces the assumed one; fewer can only raise it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """Bytes beyond what is alive: ``fixed_bytes`` and a share of the transient bytes.
+
+    Args:
+        fixed_bytes: The matrix library's workspace.
+        share_ppm: Millionths of all bytes that are not resident, lost to fragmentation.
+        measurements: Measured peaks that stand behind it; 0: assumed.
+    """
+
+    fixed_bytes: int
+    share_ppm: int
+    measurements: int = 0
+
+
+ASSUMED = {"cpu": Allowance(0, 0), "cuda": Allowance(32 * 2**20, 20_000)}
+"""Of devices that were not measured. A CUDA context lies outside the allocator and is no part of either."""
+
+
+@dataclass(frozen=True, slots=True)
+class Excess:
+    """One measured peak beside what the memory model knows to be alive then, in bytes.
+
+    Args:
+        alive: Predicted with no allowance.
+        transient: The part of ``alive`` that is not resident.
+        measured: Measured (on CUDA, reserved by the allocator).
+    """
+
+    alive: int
+    transient: int
+    measured: int
+
+
+def fold(before: Allowance, device_type: str, excesses: Iterable[Excess]) -> Allowance:
+    """``before`` with further measurements: the least share that covers every one of them.
+
+    A share never falls below what was measured before; the assumed one gives way once ``ENOUGH`` peaks are known.
+    """
+    assumed = ASSUMED[device_type]
+    seen = [max(0, e.measured - e.alive - assumed.fixed_bytes) * PPM // e.transient + 1
+            if e.measured - e.alive > assumed.fixed_bytes else 0 for e in excesses if e.transient > 0]
+    if not seen:
+        return before
+    count = before.measurements + len(seen)
+    known = before.share_ppm if before.measurements >= ENOUGH else 0
+    least = 0 if count >= ENOUGH else max(assumed.share_ppm, before.share_ppm)
+    return Allowance(assumed.fixed_bytes, max(*seen, known, least), count)
+
+
+class AllowanceStore:
+    """Allowances by device name, one JSON file each; a file that can't be read counts as none.
+
+    Args:
+        folder: Made when something is first kept.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def path(self, device: str) -> Path:
+        """File of the device called ``device``."""
+        return self.folder / f"{re.sub(r'[^A-Za-z0-9]+', '-', device).strip('-').lower()}.json"
+
+    def load(self, device: str) -> Allowance | None:
+        """What is kept of a device, or ``None``."""
+        try:
+            data = json.loads(self.path(device).read_text(encoding="utf-8"))
+            if data["schema_version"] != SCHEMA_VERSION or data["device"] != device:
+                return None
+            found = Allowance(*(int(data[key]) for key in ("fixed_bytes", "share_ppm", "measurements")))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return found if min(found.fixed_bytes, found.share_ppm, found.measurements) >= 0 else None
+
+    def keep(self, device: str, allowance: Allowance) -> None:
+        """Write a device's allowance, atomically.
+
+        Raises:
+            OSError: If it can't be written.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.path(device)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps({"schema_version": SCHEMA_VERSION, "device": device, **asdict(allowance)},
+                                        indent=1) + "\n", encoding="utf-8")
+        temporary.replace(path)

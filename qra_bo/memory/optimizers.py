@@ -1,0 +1,65 @@
+"""Bytes of optimiser states: arithmetic that equals, to the byte, what torch and bitsandbytes keep.
+
+| optimiser        | states of a tensor of ``n`` elements                                                       |
+|------------------|--------------------------------------------------------------------------------------------|
+| adamw            | two fp32 moments, ``8 n``, and an fp32 count of steps (torch, fused)                       |
+| adamw_8bit       | from 4,096 elements: two byte-wide moments, ``2 n``, and two fp32 scales a block of 256;   |
+|                  | below: two fp32 moments, ``8 n`` (bitsandbytes; its count of steps is no tensor)           |
+| paged_adamw      | two fp32 moments; from 100,000 elements in pages that the host takes back                  |
+| paged_adamw_8bit | as adamw_8bit; byte-wide moments from 100,000 elements in such pages, scales on the device |
+
+Pages are the driver's, not the allocator's: it moves them to the host where the device runs short. They count where
+they must be on the device, while their own unit is updated, and nowhere else. A CPU has no pages: there bitsandbytes
+keeps the states of paged optimisers like those of the others.
+"""
+
+import numpy as np
+
+from qra_bo.space import IntArray
+
+OPTIMIZERS = ("adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit")
+LEAST_8BIT, BLOCK, LEAST_PAGED = 4096, 256, 100_000
+MAPS_BYTES = 2 * 256 * 4
+"""The two tables of what the 256 codes of a moment mean, shared by all units."""
+
+
+def is_paged(kind: str) -> bool:
+    """Whether large states live in pages that the host takes back."""
+    return kind.startswith("paged_")
+
+
+def has_8bit_states(kind: str) -> bool:
+    """Whether moments of large tensors have 8 bits."""
+    return kind.endswith("_8bit")
+
+
+def state_bytes(kind: str, numel: IntArray, device: str) -> tuple[IntArray, IntArray]:
+    """Bytes of the states of tensors of ``numel`` elements (any shape), on the device and in pages, in that shape.
+
+    Args:
+        kind: One of ``OPTIMIZERS``.
+        numel: Elements of each tensor.
+        device: ``"cpu"`` or ``"cuda"``.
+    """
+    narrow = has_8bit_states(kind) & (numel >= LEAST_8BIT)
+    moments = np.where(narrow, 2, 8) * numel
+    beside = np.where(narrow, 8 * -(-numel // BLOCK), 4 if kind == "adamw" else 0)
+    in_pages = (numel >= LEAST_PAGED) & (is_paged(kind) and device == "cuda")
+    return np.where(in_pages, 0, moments) + beside, np.where(in_pages, moments, 0)
+
+
+def shared_bytes(kind: str) -> int:
+    """Bytes that all units share."""
+    return MAPS_BYTES if has_8bit_states(kind) else 0
+
+
+def update_bytes(kind: str, numel: IntArray, device: str) -> IntArray:
+    """Bytes needed in passing while a tensor of ``numel`` elements is updated, in the shape of ``numel``.
+
+    GPU kernels and torch's fused ones need none. On a CPU bitsandbytes unpacks both moments to fp32 beside a copy of
+    the gradient, the root of the second moment and what it is divided to (20 bytes an element); of fp32 moments it
+    needs the copy of the gradient, the root and its sum, or the sum and the update (12 bytes).
+    """
+    if device != "cpu" or kind == "adamw":
+        return np.zeros_like(numel)
+    return np.where(has_8bit_states(kind) & (numel >= LEAST_8BIT), 20, 12) * numel
