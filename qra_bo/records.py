@@ -1,6 +1,6 @@
 """What passes between searcher, engine, oracle and journal: frozen records with a JSON codec."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -72,6 +72,33 @@ class EvaluationRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class PhasePeak:
+    """The largest memory of one phase of an evaluation, in bytes.
+
+    Args:
+        phase: ``"load"``, ``"forward"``, ``"backward"``, ``"step"`` or ``"evaluation"``.
+        allocated: Of live storages.
+        reserved: By the CUDA allocator; ``None`` on a CPU.
+    """
+
+    phase: str
+    allocated: int
+    reserved: int | None
+
+
+def peaks_to_json(peaks: Iterable[PhasePeak]) -> dict[str, dict[str, int | None]]:
+    """Bytes by phase."""
+    return {p.phase: {"allocated": p.allocated, "reserved": p.reserved} for p in peaks}
+
+
+def peaks_from_json(data: Mapping[str, Any]) -> tuple[PhasePeak, ...]:
+    """Inverse of ``peaks_to_json``; raises ``KeyError``, ``TypeError`` or ``ValueError`` where it is something else."""
+    return tuple(PhasePeak(str(phase), int(found["allocated"]),
+                           None if found["reserved"] is None else int(found["reserved"]))
+                 for phase, found in data.items())
+
+
+@dataclass(frozen=True, slots=True)
 class Measurement:
     """What an oracle answers.
 
@@ -87,6 +114,7 @@ class Measurement:
         seconds: Wall time of this request.
         switch_seconds: The part of it spent on switching the model to the allocation.
         message: Why it is not ``ok``, or empty.
+        peaks: Measured memory by phase, whatever the scope; empty where nothing was measured.
     """
 
     state: TrialState
@@ -100,6 +128,7 @@ class Measurement:
     seconds: float
     switch_seconds: float = 0.0
     message: str = ""
+    peaks: tuple[PhasePeak, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +163,7 @@ class Evaluation:
                 "curve": [list(p) for p in m.curve], "training_tokens": m.training_tokens,
                 "forward_tokens": m.forward_tokens, "predicted_bytes": self.predicted_bytes,
                 "measured_bytes": m.measured_bytes, "seconds": m.seconds, "switch_seconds": m.switch_seconds,
-                "message": m.message}
+                "message": m.message, "peaks": peaks_to_json(m.peaks)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Evaluation":
@@ -154,9 +183,10 @@ class Evaluation:
                 TrialState(data["state"]), loss, None if data["loss_se"] is None else float(data["loss_se"]),
                 tuple((int(s), float(v)) for s, v in data["curve"]), int(data["new_steps"]),
                 int(data["training_tokens"]), int(data["forward_tokens"]), measured, float(data["seconds"]),
-                float(data["switch_seconds"]), str(data["message"]))
+                float(data["switch_seconds"]), str(data["message"]),
+                peaks_from_json(data.get("peaks", {})))  # journals of earlier versions have none
             return cls(int(data["id"]), allocation, tuple(int(b) for b in data["bits"]), str(data["stage"]),
                        Fidelity(data["fidelity"]), request, int(data["seed"]), measurement,
                        int(data["predicted_bytes"]))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise JournalError(f"an evaluation in the journal is malformed: {error!r}") from error

@@ -93,9 +93,9 @@ def _train(oracle: "FinetuneOracle", task: AdaLoraTask, progress: Progress, resu
     probe = MemoryProbe(oracle.device, oracle.model, optimizer, oracle.bank, scope, follow=task.measure)
     order = batches(len(data.train.input_ids), settings.batch, task.steps, task.train_seed)
     for step in range(task.steps):
-        with probe.watch(step):
+        with probe.watch(step) as mark:
             result["training_tokens"] += train_steps(oracle.model, optimizer, data.train.input_ids, data.train.labels,
-                                                     order, step, step + 1, task.steps, settings, oracle.device)
+                                                     order, step, step + 1, task.steps, settings, oracle.device, mark)
         progress("train", step + 1, task.steps)
     ranks = realise(oracle.model, allocator.kept)
     blocks, limit = (data.test, oracle.settings.test_blocks) if task.split == "test" else \

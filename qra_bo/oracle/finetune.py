@@ -22,13 +22,13 @@ from qra_bo.oracle.factor_store import FactorStore
 from qra_bo.oracle.inits import Initialiser, decomposition_errors
 from qra_bo.oracle.manifest import write_manifest
 from qra_bo.oracle.measure import assemble, joint_damage, measure_damage, measure_gain, unit_choice
-from qra_bo.oracle.memory_probe import MemoryProbe
+from qra_bo.oracle.memory_probe import MemoryProbe, begin_load
 from qra_bo.oracle.optimizer import UnitwiseAdamW
 from qra_bo.oracle.probe import PROBE, save_probe
 from qra_bo.oracle.profile_cache import ProfileCache
 from qra_bo.oracle.protocol import Progress, StopRequested
-from qra_bo.oracle.training import DivergedError, TrainSettings, held_out, train_steps, unit_groups
-from qra_bo.records import EvaluationRequest, Measurement, TrialState
+from qra_bo.oracle.training import DivergedError, HeldOut, TrainSettings, held_out, train_steps, unit_groups
+from qra_bo.records import EvaluationRequest, Measurement, TrialState, peaks_to_json
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import Allocation, StorageFormat, Unit
 
@@ -150,8 +150,10 @@ class FinetuneOracle:
 
     def measure_peak(self, allocation: Mapping[str, Any], train_seed: int, progress: Progress,
                      init: str | None = None) -> dict[str, Any]:
-        """Measured bytes of an allocation in the configured scope, from two real training steps; nothing is kept."""
+        """Measured bytes of an allocation in the configured scope and its peaks by phase, from two real training steps
+        and a batch of the evaluation; nothing is kept."""
         chosen = Allocation.from_json(allocation)
+        begin_load(self.device)
         try:
             self.build(chosen, train_seed, progress, init)
             optimizer = self.optimizer(chosen, 1.0)
@@ -159,13 +161,15 @@ class FinetuneOracle:
             train, settings = self.data.train, self.settings.train
             order = batches(len(train.input_ids), settings.batch, 2, train_seed)
             for step in range(2):
-                with probe.watch(step):
+                with probe.watch(step) as mark:
                     train_steps(self.model, optimizer, train.input_ids, train.labels, order, step, step + 1, 2,
-                                settings, self.device)
+                                settings, self.device, mark)
                 progress("measure", step + 1, 2)
+            text, batch = self.data.validation, min(settings.eval_batch, self.settings.eval_blocks)
+            held_out(self.model, text.input_ids[:batch], text.labels[:batch], settings, self.device, probe.evaluation)
+            return {"measured_bytes": probe.bytes, "peaks": peaks_to_json(probe.peaks)}
         finally:
             detach(self.model)
-        return {"measured_bytes": probe.bytes}
 
     def finalise(self, allocation: Mapping[str, Any], steps: int | None, epochs: float, train_seed: int,
                  lr_scale: float, out: str, model_cfg: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
@@ -281,6 +285,7 @@ class FinetuneOracle:
 
     def _evaluate(self, request: EvaluationRequest, progress: Progress, start: float, spent: "_Spent") -> Measurement:
         settings, allocation = self.settings.train, request.allocation
+        begin_load(self.device)
         self.build(allocation, request.train_seed, progress, request.init)
         optimizer = self.optimizer(allocation, request.lr_scale)
         switch_seconds = time.monotonic() - start
@@ -289,15 +294,15 @@ class FinetuneOracle:
         done, curve = self._restore(name, request, optimizer, spent)
         train = self.data.train
         order = batches(len(train.input_ids), settings.batch, request.schedule_steps, request.train_seed)
-        probe = MemoryProbe(self.device, self.model, optimizer, self.bank, self.settings.scope, follow=False)
+        probe = MemoryProbe(self.device, self.model, optimizer, self.bank, self.settings.scope, follow=True)
         resumed_at = done
         stops = sorted({s for s in (*self.settings.record_at, request.steps) if done < s <= request.steps})
         last_saved = time.monotonic()
         for stop in stops:
             while done < stop:
-                with probe.watch(done - resumed_at):
+                with probe.watch(done - resumed_at) as mark:
                     spent.training += train_steps(self.model, optimizer, train.input_ids, train.labels, order, done,
-                                                  done + 1, request.schedule_steps, settings, self.device)
+                                                  done + 1, request.schedule_steps, settings, self.device, mark)
                 done = spent.done = done + 1
                 try:
                     progress("train", done, request.steps)
@@ -308,14 +313,14 @@ class FinetuneOracle:
                     self._save(name, request, optimizer, spent, curve)
                     last_saved = time.monotonic()
             if stop < request.steps:
-                curve = (*curve, (stop, self._held_out("validation", spent).loss))
+                curve = (*curve, (stop, self._held_out("validation", spent, probe).loss))
         self._save(name, request, optimizer, spent, curve)
-        result = self._held_out(request.split, spent)
+        result = self._held_out(request.split, spent, probe)
         if not math.isfinite(result.loss):
             raise DivergedError(f"held-out loss {result.loss} after {done} steps")
         curve = (*curve, (request.steps, result.loss))
         return Measurement(TrialState.OK, result.loss, result.se, curve, done - spent.first, spent.training,
-                           spent.forward, probe.bytes, time.monotonic() - start, switch_seconds)
+                           spent.forward, probe.bytes, time.monotonic() - start, switch_seconds, peaks=probe.peaks)
 
     def _save(self, name: str, request: EvaluationRequest, optimizer: UnitwiseAdamW, spent: "_Spent",
               curve: tuple[tuple[int, float], ...]) -> None:
@@ -337,11 +342,11 @@ class FinetuneOracle:
             spent.first, spent.training, spent.forward = saved.first, saved.training_tokens, saved.forward_tokens
         return saved.step, saved.curve
 
-    def _held_out(self, split: str, spent: "_Spent") -> Any:
+    def _held_out(self, split: str, spent: "_Spent", probe: MemoryProbe) -> HeldOut:
         blocks: TokenBlocks = self.data.test if split == "test" else self.data.validation
         limit = self.settings.test_blocks if split == "test" else self.settings.eval_blocks
         result = held_out(self.model, blocks.input_ids[:limit], blocks.labels[:limit], self.settings.train,
-                          self.device)
+                          self.device, probe.evaluation)
         spent.forward += result.tokens
         return result
 

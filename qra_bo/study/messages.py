@@ -10,7 +10,7 @@ import numpy as np
 from qra_bo import errors
 from qra_bo.errors import ConfigError, OracleError, QRABOError, UserError
 from qra_bo.oracle.protocol import Oracle, Progress
-from qra_bo.records import EvaluationRequest, Measurement, TrialState
+from qra_bo.records import EvaluationRequest, Measurement, TrialState, peaks_from_json, peaks_to_json
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import Allocation
 
@@ -68,14 +68,14 @@ def measurement_to_json(m: Measurement) -> dict[str, Any]:
     return {"state": m.state.value, "loss": m.loss, "loss_se": m.loss_se, "curve": [list(p) for p in m.curve],
             "new_steps": m.new_steps, "training_tokens": m.training_tokens, "forward_tokens": m.forward_tokens,
             "measured_bytes": m.measured_bytes, "seconds": m.seconds, "switch_seconds": m.switch_seconds,
-            "message": m.message}
+            "message": m.message, "peaks": peaks_to_json(m.peaks)}
 
 
 def measurement_from_json(data: Mapping[str, Any]) -> Measurement:
     return Measurement(TrialState(data["state"]), data["loss"], data["loss_se"],
                        tuple((int(s), float(v)) for s, v in data["curve"]), data["new_steps"],
                        data["training_tokens"], data["forward_tokens"], data["measured_bytes"], data["seconds"],
-                       data["switch_seconds"], data["message"])
+                       data["switch_seconds"], data["message"], peaks_from_json(data["peaks"]))
 
 
 def failure(state: TrialState, message: str, new_steps: int, seconds: float) -> Measurement:
