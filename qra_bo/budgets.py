@@ -48,7 +48,8 @@ def search_budgets(config: RunConfig) -> Result:
         UserError: If the input or the environment can't work for any budget.
         RunInterrupted: On SIGINT or SIGTERM, after a clean journal.
     """
-    out, setting = runs_folder(config), make_setting(config)
+    out = runs_folder(config)
+    setting = make_setting(config, [out / path_name(text) for text in config.budget])
     subfolders = {text: out / path_name(text) for text in config.budget}
     configs = [_of_budget(config, text, folder) for text, folder in subfolders.items()]
     budgets = _budgets(configs, setting, list(subfolders.values()))

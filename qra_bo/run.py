@@ -3,7 +3,7 @@
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from rich.console import Console
 from qra_bo.build import BytesPredictor, make_memory, make_space, make_spec
 from qra_bo.config import NOT_OF_THE_RESULT, RunConfig, load_config
 from qra_bo.device import resolve_dtype
+from qra_bo.device_allowance import allowance_for, make_fold
 from qra_bo.errors import OutputError
 from qra_bo.estimate import check_ram, seconds_per_training_token, training_tokens
 from qra_bo.executors import is_remote, make_executor
@@ -96,14 +97,19 @@ def search(config: RunConfig | Sequence[str]) -> Result:
         from qra_bo.budgets import search_budgets
 
         return search_budgets(config)
-    folder, setting = run_folder(config), make_setting(config)
+    folder = run_folder(config)
+    setting = make_setting(config, (folder,))
     budget = budget_bytes(config, setting, folder)
     check_budget(budget, setting.costs(budget), setting.space)
     return run_one(config, folder, setting, budget, make_executor(config, folder, setting.profile))
 
 
-def make_setting(config: RunConfig) -> Setting:
+def make_setting(config: RunConfig, begun: Sequence[Path] = ()) -> Setting:
     """Space, memory model and given profile of a configuration.
+
+    Args:
+        config: The configuration.
+        begun: Folders of runs that may have begun: they go on with the allowance that they began with.
 
     Raises:
         DeviceError: If fine-tuning on a CPU needs more RAM than is available.
@@ -115,7 +121,8 @@ def make_setting(config: RunConfig) -> Setting:
         check_ram(config, spec, space)
     path = config.sensitivity.path
     profile = None if path is None else given_profile(Path(path).expanduser(), space.units, config.format_names)
-    return Setting(space, make_memory(config, spec, device), device, profile, config.max_average_bits)
+    memory = make_memory(config, spec, device, allowance_for(config, device, begun))
+    return Setting(space, memory, device, profile, config.max_average_bits)
 
 
 def budget_bytes(config: RunConfig, setting: Setting, folder: Path) -> int:
@@ -139,7 +146,7 @@ def run_one(config: RunConfig, folder: Path, setting: Setting, budget: int, exec
         UserError: If the input or the environment can't work.
         RunInterrupted: On SIGINT or SIGTERM, after a clean journal.
     """
-    engine_config = engine_settings(config, folder, setting.space, budget)
+    engine_config = engine_settings(config, folder, setting, budget)
     with ExitStack() as stack:
         tracker = search_logger(config, folder)
         if tracker is not None:
@@ -202,8 +209,9 @@ def path_name(text: str) -> str:
     return "".join(c if c.isalnum() or c in "-_." else "_" for c in text)
 
 
-def engine_settings(config: RunConfig, folder: Path, space: SearchSpace, budget: int) -> EngineConfig:
+def engine_settings(config: RunConfig, folder: Path, setting: Setting, budget: int) -> EngineConfig:
     """The engine's view of the configuration."""
+    space, allowance = setting.space, setting.memory.allowance
     train_seed, confirm = training_seeds(config.seed, config.confirm.seeds)
     tokens = config.fidelity.high * config.train.batch * config.train.length + config.eval.tokens / 3
     n = space.n_units
@@ -221,7 +229,8 @@ def engine_settings(config: RunConfig, folder: Path, space: SearchSpace, budget:
         base_lr=config.adapter.lr, lr_rule=config.adapter.lr_rule, lr_scales=config.calibrate.lr_scales,
         alpha_over_rank=config.adapter.alpha_over_rank, init=config.adapter.init, references=references,
         ranking_top=config.effort.ranking_top, ranking_factor=config.confirm.ranking_factor,
-        max_hours=config.max_hours, max_average_bits=config.max_average_bits)
+        max_hours=config.max_hours, max_average_bits=config.max_average_bits,
+        allowance=None if allowance is None else asdict(allowance))
 
 
 def token_seconds(config: RunConfig, setting: Setting) -> float | None:
@@ -286,6 +295,7 @@ def run_parts(config: RunConfig, folder: Path, setting: Setting, budget: int, ex
         make_searcher=lambda problem, equivalents: make_searcher(config.method.name, problem, config.method.params,
                                                                  equivalents),
         finalise=(lambda task: finalise(config, folder, predictor, budget, task)) if real else None,
+        fold=make_fold(config, setting.memory, space) if real else None,
         progress=view.progress if view is not None else lambda what, done, total: None,
         listeners=tuple(listener for listener in (view, tracker) if listener is not None))
 
@@ -323,11 +333,13 @@ def finalise(config: RunConfig, folder: Path, predictor: BytesPredictor, budget:
     """
     train_seed, _ = training_seeds(config.seed, 0)
     for allocation in task.ranked[:MEASURED_CANDIDATES]:
-        measured = task.executor.call("measure_peak", {"allocation": allocation.to_json(), "train_seed": train_seed},
-                                      task.progress)["measured_bytes"]
+        found = task.executor.call("measure_peak", {"allocation": allocation.to_json(), "train_seed": train_seed},
+                                   task.progress)
+        measured = found["measured_bytes"]
         fits = measured is None or measured <= budget
         task.record("measured", {"allocation": allocation.to_json(), "predicted_bytes": predictor(allocation),
-                                 "measured_bytes": measured, "scope": config.memory.scope, "fits": fits})
+                                 "measured_bytes": measured, "scope": config.memory.scope, "fits": fits,
+                                 "peaks": found["peaks"]})
         if not fits:
             task.record("warning", {"message": f"{allocation.fingerprint} was predicted to need "
                                                f"{predictor(allocation):,} bytes and measured {measured:,}: over the "

@@ -5,13 +5,14 @@ Pure arithmetic over ``MemoryModel``: no weights, no GPU, no torch.
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from qra_bo.errors import UserError
 from qra_bo.memory.budget import describe, largest, smallest, uniform_bytes
 from qra_bo.memory.formats import default_format
 from qra_bo.memory.model import MemoryModel
+from qra_bo.memory.optimizers import OPTIMIZERS, is_paged
 from qra_bo.space import Allocation, Ladder, SearchSpace, StorageFormat, uniform
 
 CARDS_GB = (6, 8, 10, 12, 16, 24, 40, 48, 80)
@@ -121,7 +122,9 @@ class MemoryPlan:
             "schema_version": SCHEMA_VERSION, "model": spec.name, "scope": self.memory.scope, "device": shape.device,
             "parameters": {"linears": spec.linear_numel, "other": spec.other_numel}, "units": self.n_units,
             "train": {"batch": shape.batch, "length": shape.length, "checkpointing": shape.checkpointing,
-                      "logits_chunk": shape.logits_chunk, "compute_bits": 8 * shape.compute_dtype_bytes},
+                      "logits_chunk": shape.logits_chunk, "compute_bits": 8 * shape.compute_dtype_bytes,
+                      "optimizer": shape.optimizer, "eval_batch": shape.eval_batch},
+            "allowance": asdict(self.memory.effective_allowance),
             "fits": self.fits,
             "budgets": [{"text": b.text, "bytes": b.size, "fits": b.fits, "largest_uniform_rank": dict(b.ranks),
                          "best_uniform": None if b.best is None else b.best.to_json()} for b in self.budgets],
@@ -213,6 +216,10 @@ def _levers(memory: MemoryModel, space: SearchSpace, need: int) -> list[Lever]:
             tried.append((f"train.length={shape.length // 2}", replace(shape, length=shape.length // 2)))
         chunk = min(shape.logits_chunk or shape.tokens, shape.tokens)
         tried += [(f"train.logits_chunk={c}", replace(shape, logits_chunk=c)) for c in _less(chunk, chunk // 4)]
+        others = OPTIMIZERS if shape.device == "cuda" else [kind for kind in OPTIMIZERS if not is_paged(kind)]
+        tried += [(f"train.optimizer={kind}", replace(shape, optimizer=kind)) for kind in others
+                  if kind != shape.optimizer]
+        tried += [(f"eval.batch={b}", replace(shape, eval_batch=b)) for b in _less(shape.eval_batch, 1)]
     levers = [_lever(change, replace(memory, shape=other), space, need) for change, other in tried]
     bits, ranks = sorted({f.bits for f in space.formats}), space.ranks.values
     if bits[0] > 2:

@@ -38,9 +38,18 @@ def _head(plan: MemoryPlan) -> str:
     spec, shape = plan.memory.spec, plan.memory.shape
     what = "stored bytes" if plan.memory.scope == "stored" else (
         f"peak memory of training on {shape.device}, {8 * shape.compute_dtype_bytes}-bit compute, "
-        f"{shape.batch} x {shape.length} tokens{', checkpointing' if shape.checkpointing else ''}")
+        f"{shape.batch} x {shape.length} tokens{', checkpointing' if shape.checkpointing else ''}"
+        f"{'' if shape.optimizer == 'adamw' else f', {shape.optimizer}'}{_allowance(plan)}")
     return (f"{spec.name}: {(spec.linear_numel + spec.other_numel) / 1e6:,.1f} M parameters, of them "
             f"{spec.linear_numel / 1e6:,.1f} M in linears that are quantised; {plan.n_units} units; {what}")
+
+
+def _allowance(plan: MemoryPlan) -> str:
+    """Where the device was measured: what its allocator adds, and from how many peaks that is known."""
+    allowance = plan.memory.allowance
+    return "" if allowance is None else (f"; its allocator adds {allowance.share_ppm / 10**4:.2f} % of transient bytes "
+                                         f"and {format_size(allowance.fixed_bytes)} ({allowance.measurements} measured "
+                                         "peaks)")
 
 
 def _extremes(plan: MemoryPlan) -> str:

@@ -1,7 +1,7 @@
 """Allocations, ladders and the search space they span."""
 
 from qra_bo.space.allocation import Allocation, uniform
-from qra_bo.space.average_bits import limit_average_bits
+from qra_bo.space.average_bits import limit_average_bits, with_allowance
 from qra_bo.space.cost import CostTable, PhaseCost
 from qra_bo.space.decoder import DecoderSpec, Linear
 from qra_bo.space.formats import StorageFormat
@@ -9,4 +9,5 @@ from qra_bo.space.ladder import Ladder
 from qra_bo.space.space import GRANULARITIES, IntArray, SearchSpace, Unit, average_bits, make_units
 
 __all__ = ["GRANULARITIES", "Allocation", "CostTable", "DecoderSpec", "IntArray", "Ladder", "Linear", "PhaseCost",
-           "SearchSpace", "StorageFormat", "Unit", "average_bits", "limit_average_bits", "make_units", "uniform"]
+           "SearchSpace", "StorageFormat", "Unit", "average_bits", "limit_average_bits", "make_units", "uniform",
+           "with_allowance"]

@@ -1,5 +1,6 @@
 """A limit on average code bits, as one more phase of a cost table: all searches understand that."""
 
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -7,6 +8,9 @@ import numpy as np
 from qra_bo.errors import BudgetError
 from qra_bo.space.cost import CostTable, PhaseCost
 from qra_bo.space.space import SearchSpace
+
+CODES = "codes"
+"""Name of the phase that limits average bits: no phase of memory."""
 
 
 def limit_average_bits(costs: CostTable, space: SearchSpace, budget_bytes: int, limit: float) -> CostTable:
@@ -33,4 +37,9 @@ def limit_average_bits(costs: CostTable, space: SearchSpace, budget_bytes: int, 
     none = np.zeros(costs.shape, dtype=np.int64)
     codes = (space.unit_numel[:, None] * bits // 8)[:, :, None] + none
     allowed = int(Fraction(str(limit)) * int(space.unit_numel.sum()) / 8)
-    return CostTable((*costs.phases, PhaseCost("codes", budget_bytes - allowed, codes, none)))
+    return CostTable((*costs.phases, PhaseCost(CODES, budget_bytes - allowed, codes, none)))
+
+
+def with_allowance(costs: CostTable, allowance: int) -> CostTable:
+    """``costs`` where every phase of memory needs ``allowance`` more bytes; a limit on average bits stays as it is."""
+    return CostTable(tuple(p if p.name == CODES else replace(p, fixed=p.fixed + allowance) for p in costs.phases))

@@ -13,6 +13,7 @@ from qra_bo.space import Allocation, average_bits
 from qra_bo.study.anchors import AnchorRules, choose, fill, uniform_anchors
 from qra_bo.study.calibration import best_scale, calibration_choices
 from qra_bo.study.confirm import Confirmation, spearman
+from qra_bo.study.headroom import Headroom
 from qra_bo.study.journal import Journal
 from qra_bo.study.messages import ProfileResult
 from qra_bo.study.options import Delivery, EngineConfig, FinalTask, Parts
@@ -53,8 +54,14 @@ class Engine:
 
     def __init__(self, config: EngineConfig, parts: Parts) -> None:
         self.config, self.parts = config, parts
-        self.rules = AnchorRules(parts.space.n_units, tuple(f.name for f in parts.space.formats), config.max_rank,
-                                 config.budget_bytes, parts.predict_bytes, self._admits)
+        self.room = Headroom(AnchorRules(
+            parts.space.n_units, tuple(f.name for f in parts.space.formats), config.max_rank, config.budget_bytes,
+            parts.predict_bytes, self._admits))
+
+    @property
+    def rules(self) -> AnchorRules:
+        """What fits, as far as is known."""
+        return self.room.rules
 
     def _admits(self, allocation: Allocation) -> bool:
         """Whether its average bits are within the limit on them, where there is one."""
@@ -181,11 +188,12 @@ class Engine:
             done += self._baselines(run, spare[:1])
         return done
 
-    @staticmethod
-    def _baselines(run: Runner, allocations: Sequence[Allocation]) -> list[Evaluation]:
+    def _baselines(self, run: Runner, allocations: Sequence[Allocation]) -> list[Evaluation]:
         """Anchors' evaluations; one that the calibration made counts as a baseline."""
         found = run.evaluate_all([Wanted(run.request(a, Fidelity.HIGH), Fidelity.HIGH, "baseline")
                                   for a in allocations])
+        for e in found:
+            self.room.ran_out(run, e)
         return [replace(e, stage="baseline") for e in found]
 
     def _references(self, run: Runner) -> list[Evaluation]:
@@ -196,16 +204,24 @@ class Engine:
                                   for a, o in zip(self.config.references, ordinary, strict=True)])
         return [replace(e, stage="baseline") for e, o in zip(found, ordinary, strict=True) if o]
 
-    def _search(self, run: Runner, problem: SearchProblem, known: Sequence[Evaluation]) -> Searcher:
-        """Search until the effort is spent, time is up or the method has nothing left to propose; returns the searcher.
+    def _search(self, run: Runner, problem: SearchProblem, known: Sequence[Evaluation]) -> Searcher | None:
+        """Search until the effort is spent, time is up or the method has nothing left to propose; returns the searcher,
+        if memory was left for any.
 
         The searcher is told of all anchors, those with ranks between two of the ladder too: it may learn from them.
+        What runs out of memory it is not told: a new one takes over, which has less memory and knows all the rest.
         """
-        searcher = self.parts.make_searcher(problem, float(run.study.header["high_equivalents"]))
-        unique = {e.request.key: e for e in known}
-        searcher.tell([as_told(e) for e in unique.values()])
-        Search(run, searcher, self.rules, set(unique)).to_the_end()
-        return searcher
+        def make(told: Sequence[Evaluation]) -> Searcher | None:
+            within = self.room.within(problem)
+            if within is None:
+                return None
+            searcher = self.parts.make_searcher(within, float(run.study.header["high_equivalents"]))
+            searcher.tell(told)
+            return searcher
+
+        search = Search(run, make, self.room, {e.request.key: e for e in known})
+        search.to_the_end()
+        return search.searcher
 
     def _check_surrogate(self, run: Runner, problem: SearchProblem) -> None:
         """How well the method's surrogate predicts what the journal holds, once for a search and for its extension.
@@ -263,6 +279,7 @@ class Engine:
             raise QRABOError(f"no evaluation within the budget gave a loss; {_reasons(run.study.evaluations)}")
         delivered = self._deliver(run, winner)
         if "end" not in run.study.last:
+            self._fold(run)
             run.record("end", {
                 "status": "done" if delivered == winner else "next_best", "best": delivered.fingerprint,
                 "wall_seconds": round(run.wall_seconds, 3), "overhead_seconds": round(run.study.overhead_seconds, 3),
@@ -270,6 +287,14 @@ class Engine:
                 "breakdown": {k: int(v) for k, v in self.parts.breakdown(delivered).items()}})
         best = write_best(self.config.folder, run.study)
         return RunOutcome(delivered, 0 if run.study.last["end"]["status"] == "done" else 3, best, run.study)
+
+    def _fold(self, run: Runner) -> None:
+        """Fold what was measured since the last time into what is known of the device."""
+        last = int(run.study.last.get("allowance", {}).get("last_id", 0))
+        new = [e for e in run.study.evaluations if e.id > last]
+        found = self.parts.fold(new) if self.parts.fold is not None and new else None
+        if found is not None:
+            run.record("allowance", {**found, "last_id": new[-1].id})
 
     def _deliver(self, run: Runner, winner: Allocation) -> Allocation:
         """The final fine-tune, unless the journal holds one of this winner; what it delivered."""

@@ -9,6 +9,7 @@ import numpy as np
 
 from qra_bo.errors import ConfigError
 from qra_bo.oracle.protocol import Progress
+from qra_bo.records import Evaluation
 from qra_bo.searcher import Searcher, SearchProblem
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import Allocation, SearchSpace
@@ -52,6 +53,7 @@ class EngineConfig:
         ranking_top: Best allocations whose ranking is checked at a longer training; fewer than 2 to skip it.
         ranking_factor: How many times longer.
         max_hours: End the search after this long, or ``None``.
+        allowance: Of the device's allocator, measured on it, with which bytes are predicted; ``None``: assumed.
         max_average_bits: Limit on code bits averaged over parameters beside the budget, or ``None``.
 
     Raises:
@@ -89,6 +91,7 @@ class EngineConfig:
     ranking_top: int = 0
     ranking_factor: int = 4
     max_hours: float | None = None
+    allowance: Mapping[str, Any] | None = None
     max_average_bits: float | None = None
 
     def __post_init__(self) -> None:
@@ -183,6 +186,8 @@ class Parts:
         make_problem: The search problem, once the profile is there.
         make_searcher: A searcher for the problem, told how many high-fidelity equivalents the run was started with.
         finalise: Final fine-tune and export, or ``None`` to end with the search.
+        fold: Folds measured peaks of evaluations into what is known of the device, and says what that came to, if to
+            anything; or ``None``.
         progress: ``(what, done, total)`` for people.
         listeners: Each gets every journal event, those of earlier sessions first.
     """
@@ -194,5 +199,6 @@ class Parts:
     make_problem: Callable[[SensitivityProfile], SearchProblem]
     make_searcher: Callable[[SearchProblem, float], Searcher]
     finalise: Callable[[FinalTask], Delivery] | None = None
+    fold: Callable[[Sequence[Evaluation]], Mapping[str, Any] | None] | None = None
     progress: Progress = lambda what, done, total: None
     listeners: Sequence[Callable[[Mapping[str, Any]], None]] = ()

@@ -110,7 +110,8 @@ class Runner:
                 "budget_text": c.budget_text, "max_average_bits": c.max_average_bits, "scope": c.scope,
                 "oracle": c.oracle, "high_steps": c.high_steps, "low_steps": c.low_steps,
                 "equivalent_tokens": c.equivalent_tokens, "anchors": c.anchors,
-                "alpha_over_rank": c.alpha_over_rank, "init": c.init, "method": c.method}
+                "alpha_over_rank": c.alpha_over_rank, "init": c.init, "method": c.method,
+                "allowance": None if c.allowance is None else dict(c.allowance)}
 
     def record(self, event: str, fields: Mapping[str, Any]) -> None:
         """Write one event; the first of a session is preceded by where its results come from."""

@@ -6,13 +6,14 @@ the sessions before did, whatever number of workers it has itself. With one work
 """
 
 import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import qra_bo
 from qra_bo.errors import JournalError, QRABOError
-from qra_bo.records import Evaluation, EvaluationRequest, Fidelity, Proposal
+from qra_bo.records import Evaluation, EvaluationRequest, Fidelity, Proposal, TrialState
 from qra_bo.searcher import Searcher
-from qra_bo.study.anchors import AnchorRules
+from qra_bo.study.headroom import Headroom
 from qra_bo.study.runner import ENGINE_STAGES, Runner, Wanted
 
 log = logging.getLogger(__name__)
@@ -25,16 +26,27 @@ class SearcherError(QRABOError):
 class Search:
     """One session's search.
 
+    A searcher is not told what ran out of memory. Once nothing is pending any more another one takes over, which has
+    less memory and knows all the rest.
+
     Args:
         run: Where evaluations come from.
-        searcher: Told of all anchors.
-        rules: What fits.
-        known: Keys of the requests that the searcher was told of without asking.
+        make: A searcher within the memory that is there, told of the given evaluations; ``None`` where that memory
+            holds no allocation.
+        room: What fits.
+        known: Evaluations that the searcher is told of without asking, by key.
+
+    Attributes:
+        searcher: The one at work; ``None`` where no memory was left for any.
     """
 
-    def __init__(self, run: Runner, searcher: Searcher, rules: AnchorRules, known: set[str]) -> None:
-        self.run, self.searcher, self.rules = run, searcher, rules
+    def __init__(self, run: Runner, make: Callable[[Sequence[Evaluation]], Searcher | None], room: Headroom,
+                 known: Mapping[str, Evaluation]) -> None:
+        self.run, self._make, self.room = run, make, room
         self._known = set(known)
+        self._told = [as_told(e) for e in known.values() if e.measurement.state is not TrialState.OOM]
+        self._narrowed = False
+        self.searcher = make(self._told)
         self._pending: dict[str, Wanted] = {}
         self._submitted: set[str] = set()
 
@@ -47,6 +59,11 @@ class Search:
         """
         run, planned = self.run, self.run.config.planned_cost
         while run.busy or run.study.search_cost.tokens < planned:
+            if self._narrowed and not self._pending:
+                self.searcher, self._narrowed = self._make(self._told), False
+            if self.searcher is None:
+                run.warn("the search was ended: the memory that is left holds no allocation of the space")
+                return
             if run.replay and self._whole:
                 ahead = run.replay[0]
                 self._ask(ahead.workers, ahead.planned_cost - ahead.spent)
@@ -56,7 +73,15 @@ class Search:
             if evaluation is None:
                 return
             del self._pending[evaluation.request.key]
-            self.searcher.tell([as_told(evaluation)])
+            self._tell(evaluation)
+
+    def _tell(self, evaluation: Evaluation) -> None:
+        """Tell the searcher, or have it replaced where its proposal ran out of memory."""
+        if self.room.ran_out(self.run, evaluation):
+            self._narrowed = True
+        if evaluation.measurement.state is not TrialState.OOM and self.searcher is not None:
+            self._told.append(as_told(evaluation))
+            self.searcher.tell(self._told[-1:])
 
     @property
     def _whole(self) -> bool:
@@ -66,19 +91,19 @@ class Search:
     def _ask(self, workers: int, left: float) -> None:
         """Ask until ``workers`` evaluations are pending or will cost what is ``left`` to spend (training tokens); an
         evaluation that the engine had asked for is told at once."""
-        run = self.run
-        while len(self._pending) < workers and self._expected() < left:
+        run, searcher = self.run, self.searcher
+        while searcher is not None and not self._narrowed and len(self._pending) < workers and self._expected() < left:
             run.progress("search", round(run.study.search_cost.tokens), round(run.config.planned_cost))
-            proposals = self.searcher.ask(1)
+            proposals = searcher.ask(1)
             if not proposals:
                 if not self._pending:
                     log.info("%s has nothing left to propose", self.searcher.name)
                 return
             for proposal in proposals:
-                wanted = Wanted(self._request(proposal), proposal.fidelity, proposal.stage)
+                wanted = Wanted(self._request(searcher.name, proposal), proposal.fidelity, proposal.stage)
                 found = run.study.find(wanted.request.key)
                 if found is not None and found.stage in ENGINE_STAGES:
-                    self.searcher.tell([as_told(found)])
+                    self._tell(found)
                 else:
                     self._pending[wanted.request.key] = wanted
 
@@ -87,15 +112,15 @@ class Search:
         config = self.run.config
         return config.equivalent_tokens * sum(w.request.steps for w in self._pending.values()) / config.high_steps
 
-    def _request(self, proposal: Proposal) -> EvaluationRequest:
+    def _request(self, name: str, proposal: Proposal) -> EvaluationRequest:
         """The request of a proposal that keeps the searcher's contract."""
         run, a, stage = self.run, proposal.allocation, proposal.stage
         low = proposal.fidelity is Fidelity.LOW
-        if not run.parts.space.contains(a) or not self.rules.fits(a) or stage in ENGINE_STAGES \
+        if not run.parts.space.contains(a) or not self.room.rules.fits(a) or stage in ENGINE_STAGES \
                 or (low and run.config.low_steps is None):
             raise SearcherError(
-                f"{self.searcher.name} proposed {a.to_json()} at {proposal.fidelity.value} fidelity in stage "
-                f"{stage!r}: off the ladders, over the budget of {run.config.budget_bytes:,} bytes, at a fidelity that "
+                f"{name} proposed {a.to_json()} at {proposal.fidelity.value} fidelity in stage "
+                f"{stage!r}: off the ladders, over the budget of {self.room.rules.budget_bytes:,} bytes, at a fidelity that "
                 "is off, or in a stage of the engine; this is a bug of the search method")
         request = run.request(a, proposal.fidelity)
         if request.key in self._known:

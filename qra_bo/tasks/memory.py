@@ -10,6 +10,7 @@ from rich.console import Console
 
 from qra_bo.build import hf_config, make_memory, make_space, make_spec
 from qra_bo.config import RunConfig
+from qra_bo.device_allowance import allowance_for
 from qra_bo.memory.budget import check_budget, free_bytes, parse_budget, parse_size, resolve_budget, smallest
 from qra_bo.memory.plan import MemoryPlan, memory_plan
 from qra_bo.memory.plan_tables import TraceCheck, render, render_checks
@@ -51,12 +52,14 @@ def make_plan(config: RunConfig) -> MemoryPlan:
         ModelError: If the model's shapes are not to be had.
     """
     spec, device = make_spec(config), planned_device(config)
-    space, memory = make_space(config, spec), make_memory(config, spec, device)
+    space = make_space(config, spec)
+    memory = make_memory(config, spec, device, allowance_for(config, device))
     auto = any(parse_budget(text).auto for text in config.budget)
     free = free_bytes(_real_device(config)) if auto else None
     headroom = parse_size(config.memory.headroom)
     budgets = {text: resolve_budget(text, memory, space, free=free, headroom=headroom) for text in config.budget}
-    return memory_plan(memory, space, budgets, on_card=make_memory(config, spec, "cuda"))
+    on_card = memory if device == "cuda" else make_memory(config, spec, "cuda")
+    return memory_plan(memory, space, budgets, on_card=on_card)
 
 
 def verify(config: RunConfig, plan: MemoryPlan) -> list[TraceCheck]:

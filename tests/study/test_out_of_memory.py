@@ -1,0 +1,134 @@
+"""A device that holds less than the budget says: what runs out of memory narrows the search and teaches it nothing."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from qra_bo.oracle.protocol import Progress
+from qra_bo.records import Evaluation, EvaluationRequest, Measurement, TrialState
+from qra_bo.searcher import SearchProblem
+from qra_bo.space import limit_average_bits, uniform, with_allowance
+from qra_bo.study.engine import Engine, RunOutcome
+from qra_bo.study.executor import InProcessExecutor
+from qra_bo.study.journal import read_journal
+from tests.study.oracles import PlantedOracle
+from tests.study.problem import (
+    BUDGET,
+    Walk,
+    comparable,
+    deliver,
+    make_config,
+    make_costs,
+    make_parts,
+    make_space,
+    predict_bytes,
+)
+
+HOLDS = 305
+"""Bytes; the best uniform choice within the budget needs 308, the one below it 296."""
+
+
+class SmallDevice(PlantedOracle):
+    """Runs out of memory beyond ``holds`` bytes."""
+
+    def __init__(self, holds: int) -> None:
+        super().__init__()
+        self.holds = holds
+
+    def evaluate(self, request: EvaluationRequest, progress: Progress) -> Measurement:
+        if predict_bytes(request.allocation) > self.holds:
+            raise MemoryError("no room")
+        return super().evaluate(request, progress)
+
+
+class Recorded(Walk):
+    """Keeps every searcher that a run made."""
+
+    made: list["Recorded"] = []  # noqa: RUF012 - the test empties it
+
+    def __init__(self, problem: SearchProblem) -> None:
+        super().__init__(problem)
+        self.problem = problem
+        self.made.append(self)
+
+    def tell(self, evaluations: Sequence[Evaluation]) -> None:
+        assert all(e.measurement.state is not TrialState.OOM for e in evaluations)
+        super().tell(evaluations)
+
+
+def run(folder: Path, holds: int) -> RunOutcome:
+    Recorded.made.clear()
+    config = make_config(folder, lr_scales=(2.0,), references=())
+    return Engine(config, make_parts(InProcessExecutor(SmallDevice(holds)), Recorded, finalise=deliver)).run()
+
+
+def warnings_of(folder: Path) -> list[str]:
+    return [e["message"] for e in read_journal(folder / "trials.jsonl").events if e["event"] == "warning"]
+
+
+def test_what_ran_out_of_memory_raises_the_allowance_and_is_no_observation(tmp_path: Path) -> None:
+    outcome = run(tmp_path / "run", HOLDS)
+    evaluations = outcome.study.evaluations
+    starved = [e for e in evaluations if e.measurement.state is TrialState.OOM]
+    assert predict_bytes(uniform(4, "ref4", 4)) in [e.predicted_bytes for e in starved]
+    limit = BUDGET
+    for e in evaluations:
+        # Anchors are drawn up before the first of them is tried; from then on nothing at or above a failure is.
+        assert e.predicted_bytes <= limit or e.stage == "baseline"
+        if e.measurement.state is TrialState.OOM:
+            limit = min(limit, e.predicted_bytes - 1)
+    assert limit >= HOLDS
+    assert outcome.study.point(outcome.winner) is not None
+    messages = [m for m in warnings_of(tmp_path / "run") if "the allowance grows by" in m]
+    assert f"by {BUDGET - limit:,} bytes" in messages[-1]
+    assert all(make.problem.budget_bytes == BUDGET for make in Recorded.made)
+    assert len(Recorded.made) == 1 + sum(e.stage == "evolution" for e in starved)
+
+
+def test_a_run_that_ran_out_of_memory_goes_on_to_the_same_end(tmp_path: Path) -> None:
+    whole = run(tmp_path / "whole", HOLDS)
+    lines = (tmp_path / "whole" / "trials.jsonl").read_text().splitlines(keepends=True)
+    for kept in (len(lines) // 3, len(lines) // 2, len(lines) - 8):
+        folder = tmp_path / str(kept)
+        folder.mkdir()
+        (folder / "trials.jsonl").write_text("".join(lines[:kept]))
+        again = run(folder, HOLDS)
+        assert comparable(again.best) == comparable(whole.best)
+
+
+def test_a_search_without_any_room_left_ends_with_what_it_has(tmp_path: Path) -> None:
+    least = min(predict_bytes(uniform(4, f, 1)) for f in ("ref2", "ref4", "ref8"))
+    folder = tmp_path / "run"
+
+    class Shrinking(SmallDevice):
+        """Another program takes all memory once the anchors are done."""
+
+        def evaluate(self, request: EvaluationRequest, progress: Progress) -> Measurement:
+            if request.steps < request.schedule_steps:  # the walk's first proposal is of low fidelity
+                self.holds = 0
+            return super().evaluate(request, progress)
+
+    class Least(Recorded):
+        """Proposes the smallest allocation first."""
+
+        def ask(self, n: int) -> list:  # type: ignore[type-arg]
+            found = super().ask(n)
+            return [type(p)(uniform(4, "ref2", 1), p.fidelity, p.stage) for p in found]
+
+    config = make_config(folder, lr_scales=(2.0,), references=(), confirm_seeds=(), ranking_top=0)
+    outcome = Engine(config, make_parts(InProcessExecutor(Shrinking(BUDGET)), Least)).run()
+    assert any("holds no allocation" in message for message in warnings_of(folder))
+    assert predict_bytes(outcome.winner) > least
+
+
+def test_an_allowance_is_of_memory_and_not_of_average_bits() -> None:
+    space = make_space()
+    costs = limit_average_bits(make_costs(space), space, BUDGET, 4.0)
+    raised = with_allowance(costs, 100)
+    row = space.encode(uniform(4, "ref4", 1))[None, :]
+    assert costs.feasible(row, BUDGET).all()
+    assert raised.totals(row) == predict_bytes(uniform(4, "ref4", 1)) + 100
+    bits_alone = np.array([p.name for p in raised.phases]) == "codes"
+    assert [p.fixed for p, codes in zip(raised.phases, bits_alone, strict=True) if codes] == \
+        [p.fixed for p in costs.phases if p.name == "codes"]
