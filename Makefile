@@ -57,7 +57,7 @@ run: $(INSTALLED) ## Search on the embedded model within the first reference bud
 test: $(TEST_INSTALLED) ## Run the tests: CPU, offline
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow and not gpu" -n 2 --dist loadfile
 
-test-gpu: $(TEST_INSTALLED) ## Run the tests that need CUDA
+test-gpu: $(TEST_INSTALLED) ## Run the tests that need CUDA; predicted against reserved peaks go to bench/results/memory_gpu.json
 	$(BIN)/python -m pytest -q -m gpu
 
 docs: $(DOCS_INSTALLED) ## Build the documentation into build/docs; a warning is an error

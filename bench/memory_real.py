@@ -2,8 +2,9 @@
 
     python -m bench.memory_real MODEL
 
-Of each allocation a step is followed storage by storage, the next by ``torch.profiler``, and the next by the kernel:
-the growth of the process's resident set at its highest. Stored and optimiser bytes are counted on the real storages.
+Of each allocation a step and a batch of the evaluation are followed storage by storage, phase by phase; the next step
+by the kernel: the growth of the process's resident set at its highest; and the next by ``torch.profiler``, last because
+its records stay in the process. Stored and optimiser bytes are counted on the real storages.
 """
 
 import ctypes
@@ -12,6 +13,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +23,22 @@ from qra_bo.build import make_finetune, make_memory
 from qra_bo.config import load_config
 from qra_bo.memory.formats import parse_format
 from qra_bo.memory.model import MemoryModel
-from qra_bo.space import Allocation, Ladder, SearchSpace
+from qra_bo.space import Allocation, CostTable, Ladder, SearchSpace
 
 FORMATS = ("nf4", "nf4-nodq", "int8", "hqq2", "hqq3", "fp16")
 RANKS = (4, 16)
 Row = dict[str, Any]
 
 
-def allocations(n_units: int) -> dict[str, Allocation]:
-    """One uniform allocation of every backend and format, and a mixed one from a fixed seed."""
+def allocations(n_units: int) -> dict[str, tuple[Allocation, str]]:
+    """One uniform allocation of every backend and format and a mixed one from a fixed seed, under AdamW; and one with
+    moments of 8 bits. By name, with the optimiser."""
     rng = np.random.default_rng(0)
-    out = {f"{fmt}, rank {rank}": Allocation((fmt,) * n_units, (rank,) * n_units)
+    out = {f"{fmt}, rank {rank}": (Allocation((fmt,) * n_units, (rank,) * n_units), "adamw")
            for fmt, rank in zip(FORMATS, RANKS * 3, strict=True)}
-    out["mixed"] = Allocation(tuple(map(str, rng.choice(FORMATS, n_units))),
-                              tuple(map(int, rng.choice(RANKS, n_units))))
+    out["mixed"] = (Allocation(tuple(map(str, rng.choice(FORMATS, n_units))),
+                               tuple(map(int, rng.choice(RANKS, n_units)))), "adamw")
+    out["nf4, rank 16, adamw_8bit"] = (Allocation(("nf4",) * n_units, (16,) * n_units), "adamw_8bit")
     return out
 
 
@@ -70,11 +74,11 @@ def storage_bytes(tensors: list[Any]) -> int:
 
 
 def measure(oracle: Any, memory: MemoryModel, tracer: Any, name: str, allocation: Allocation) -> Row:
-    """Everything of one allocation."""
+    """Everything of one allocation under the optimiser of ``memory``."""
     from qra_bo.memory.tracker import PeakTracker
     from qra_bo.oracle.adapters import detach
     from qra_bo.oracle.data.batches import batches
-    from qra_bo.oracle.training import train_steps
+    from qra_bo.oracle.training import held_out, train_steps
 
     formats = sorted({f: parse_format(f) for f in allocation.formats}.values(), key=lambda f: (f.bits, f.name))
     space = SearchSpace(oracle.units, tuple(formats), Ladder("ranks", tuple(sorted(set(allocation.ranks)))))
@@ -83,9 +87,9 @@ def measure(oracle: Any, memory: MemoryModel, tracer: Any, name: str, allocation
     optimizer, train, settings = oracle.optimizer(allocation, 1.0), oracle.data.train, oracle.settings.train
     order = batches(len(train.input_ids), settings.batch, 4, 0)
 
-    def step(number: int) -> None:
+    def step(number: int, mark: Callable[[str], None] = lambda phase: None) -> None:
         train_steps(oracle.model, optimizer, train.input_ids, train.labels, order, number, number + 1, 4, settings,
-                    oracle.device)
+                    oracle.device, mark)
 
     with oracle.bank.only_packed():
         step(0)
@@ -93,19 +97,35 @@ def measure(oracle: Any, memory: MemoryModel, tracer: Any, name: str, allocation
             tracker.track_existing(oracle.model)
             tracker.track(optimizer.tensors())
             resident = tracker.live_bytes
-            step(1)
-        profiled = resident + profiled_growth(lambda: step(2))
-        grown = resident_growth(lambda: step(3))
+            phases = {"load": resident}
+
+            def mark(phase: str) -> None:
+                phases[phase] = tracker.peak_bytes
+                tracker.reset_peak()
+
+            step(1, mark)
+            text, batch = oracle.data.validation, memory.shape.eval_batch
+            held_out(oracle.model, text.input_ids[:batch], text.labels[:batch], settings, oracle.device)
+            mark("evaluation")
+        grown = resident_growth(lambda: step(2))
+        profiled = resident + profiled_growth(lambda: step(3))
     working = {p.untyped_storage().data_ptr() for p in optimizer.parameters()}
-    state = storage_bytes([t for t in optimizer.tensors() if t.untyped_storage().data_ptr() not in working])
+    tables = {s[k].untyped_storage().data_ptr() for o in optimizer.optimizers for s in o.state.values() for k in s
+              if k.startswith("qmap")}  # of 8-bit moments, shared by all
+    state = storage_bytes([t for t in optimizer.tensors()
+                           if t.untyped_storage().data_ptr() not in working | tables])
     stored = sum(oracle.bank.stored_bytes(oracle.bank.current))
     traced = tracer.trace(space, allocation, memory.shape)
     detach(oracle.model)
-    peak, predicted = tracker.peak_bytes, sum(parts.values())
+    row = space.encode(allocation)[None, :]
+    by_phase = {p.name: int(CostTable((p,)).totals(row)[0]) for p in memory.phases(space)}
+    peak, predicted = max(phases.values()), sum(parts.values())
+    trained = max(size for phase, size in phases.items() if phase != "evaluation")
     return {"what": f"{memory.spec.name}: {name}", "kind": "real", "measured_bytes": peak, "predicted_bytes": predicted,
             "error": predicted / peak - 1, "traced_bytes": traced.peak, "trace_error": traced.peak / peak - 1,
-            "profiler_bytes": profiled, "profiler_error": profiled / peak - 1,
-            "resident_set_growth": grown, "followed_growth": peak - resident,
+            "profiler_bytes": profiled, "profiler_error": profiled / trained - 1,
+            "resident_set_growth": grown, "followed_growth": trained - resident,
+            "phases": {phase: {"measured": size, "predicted": by_phase[phase]} for phase, size in phases.items()},
             "stored_bytes": stored, "stored_difference": parts["weights"] + parts["quant_metadata"] - stored,
             "optimizer_bytes": state, "optimizer_difference": parts["optimizer"] - state}
 
@@ -121,8 +141,12 @@ def main() -> None:
         oracle = make_finetune(config, Path(folder))
         memory = make_memory(config, oracle.bank.spec, "cpu")
         tracer = StepTracer(memory.spec)
-        for name, allocation in allocations(len(oracle.units)).items():
-            print(json.dumps(measure(oracle, memory, tracer, name, allocation)), flush=True)
+        train = oracle.settings.train
+        for name, (allocation, kind) in allocations(len(oracle.units)).items():
+            chosen = replace(train, optimizer=replace(train.optimizer, kind=kind))
+            oracle.settings = replace(oracle.settings, train=chosen)
+            priced = replace(memory, shape=replace(memory.shape, optimizer=kind))
+            print(json.dumps(measure(oracle, priced, tracer, name, allocation)), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,210 @@
+"""Predicted peaks against what a GPU's allocator reserves: random-weight decoders of Llama-7B's shape, really trained.
+
+    python -m bench.memory_gpu [--calibrate]
+
+At least twelve runs with mixed bits and ranks, over batches, lengths, checkpointing, optimisers and evaluation batches.
+A card too small for 32 layers gets as many as it holds. Weights are drawn and packed matrix by matrix, so that no dense
+model is ever there. Everything but the text and the weights is what a real run uses. With ``--calibrate`` the measured
+peaks become the card's allowance, which ``memory.calibrate=true`` then prices. Without a GPU it writes down that
+nothing was measured.
+"""
+
+import argparse
+import gc
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from bench.memory import FORMATS, RANKS, Row, average_bits
+from bench.report import RESULTS, Target, publish
+from qra_bo.memory.allowance import ASSUMED, PPM, Allowance, Excess, fold
+from qra_bo.memory.formats import parse_format
+from qra_bo.memory.model import MemoryModel, TrainShape
+from qra_bo.space import Allocation, CostTable, DecoderSpec, Ladder, SearchSpace, make_units
+from qra_bo.space.specs import spec_from_numbers
+
+LEAST_RUNS, OVER, UNDER = 12, 0.05, -0.005
+SHAPES = (TrainShape(1, 512, True), TrainShape(4, 256), TrainShape(2, 512, True, optimizer="adamw_8bit"),
+          TrainShape(8, 128, optimizer="adamw_8bit"), TrainShape(1, 1024, True, optimizer="paged_adamw"),
+          TrainShape(4, 512, True, optimizer="paged_adamw_8bit"))
+FREE_SHARE = 0.85
+"""Of the free memory that the largest run may be predicted to need."""
+
+
+def llama(n_layers: int) -> DecoderSpec:
+    """Llama-2-7B with another number of layers."""
+    return spec_from_numbers(f"llama-7b-shape-{n_layers}", "llama", n_layers=n_layers, hidden_size=4096,
+                             intermediate_size=11008, n_heads=32, n_kv_heads=32, head_dim=128, vocab_size=32000,
+                             tied=False)
+
+
+def tuples(spec: DecoderSpec, shapes: Sequence[TrainShape], seed: int = 0) -> list[tuple[SearchSpace, Allocation,
+                                                                                        TrainShape]]:
+    """Two mixed allocations for every shape."""
+    units, rng = make_units(spec, "layer"), np.random.default_rng(seed)
+    space = SearchSpace(units, tuple(parse_format(f) for f in FORMATS), Ladder("ranks", RANKS))
+    n = len(units)
+    return [(space, Allocation(tuple(map(str, rng.choice(FORMATS, n))), tuple(map(int, rng.choice(RANKS, n)))), shape)
+            for shape in shapes for _ in range(2)]
+
+
+def total(memory: MemoryModel, space: SearchSpace, allocation: Allocation) -> int:
+    return int(memory.table(space).totals(space.encode(allocation)[None, :])[0])
+
+
+def random_model(spec: DecoderSpec, space: SearchSpace, allocation: Allocation, shape: TrainShape, device: Any) -> Any:
+    """A decoder of ``spec`` with random weights, each matrix packed as the allocation says, on ``device``."""
+    import torch
+    from accelerate import init_empty_weights
+    from transformers import AutoModelForCausalLM
+
+    from qra_bo.oracle.attention import use_fast_attention
+    from qra_bo.oracle.bank import allow_mixed_bits, set_submodule
+    from qra_bo.oracle.quantizers.registry import backend_of
+    from qra_bo.oracle.trace import DTYPES, config_from_spec
+
+    dtype = DTYPES[shape.compute_dtype_bytes]
+    with init_empty_weights(include_buffers=False):
+        model = AutoModelForCausalLM.from_config(config_from_spec(spec), dtype=dtype)
+    generator = torch.Generator(device).manual_seed(0)
+
+    def drawn(rows: int, columns: int) -> torch.Tensor:
+        return torch.empty(rows, columns, dtype=dtype, device=device).normal_(0, 0.02, generator=generator)
+
+    for unit, name in zip(space.units, allocation.formats, strict=True):
+        fmt = parse_format(name)
+        for m in unit.linears:
+            dense = torch.nn.Linear(m.in_features, m.out_features, bias=False, device="meta")
+            dense.weight = torch.nn.Parameter(drawn(m.out_features, m.in_features), requires_grad=False)
+            set_submodule(model, m.name, backend_of(fmt).quantize(dense, fmt, dtype, device))
+            del dense
+    for module in model.modules():
+        for key, p in module.named_parameters(recurse=False):
+            if p.is_meta:
+                value = drawn(*p.shape) if p.ndim == 2 else torch.ones(p.shape, dtype=dtype, device=device)
+                setattr(module, key, torch.nn.Parameter(value, requires_grad=False))
+        for key, b in module.named_buffers(recurse=False):
+            setattr(module, key, b.to(device))
+    model.tie_weights()
+    use_fast_attention(model, device, dtype)
+    allow_mixed_bits(model)
+    if shape.checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    return model
+
+
+def measure(spec: DecoderSpec, space: SearchSpace, allocation: Allocation, shape: TrainShape, device: Any) -> Any:
+    """Peaks by phase (``PhasePeak``) of three real training steps and one batch of an evaluation on ``device``."""
+    from qra_bo.oracle.adapters import AdapterSettings, adapter_parameters, attach
+    from qra_bo.oracle.memory_probe import MemoryProbe, begin_load
+    from qra_bo.oracle.optimizer import AdamWSettings, UnitwiseAdamW
+    from qra_bo.oracle.trace import DTYPES
+    from qra_bo.oracle.training import TrainSettings, held_out, train_steps, unit_groups
+
+    begin_load(device)
+    model = random_model(spec, space, allocation, shape, device)
+    ranks = dict(zip((u.name for u in space.units), allocation.ranks, strict=True))
+    unit_of = {m.name: u.name for u in space.units for m in u.linears}
+    attach(model, {m: ranks[u] for m, u in unit_of.items()}, AdapterSettings(), 0, DTYPES[shape.compute_dtype_bytes])
+    settings = TrainSettings(batch=shape.batch, logits_chunk=shape.logits_chunk, checkpointing=shape.checkpointing,
+                             optimizer=AdamWSettings(kind=shape.optimizer), eval_batch=shape.eval_batch)
+    optimizer = UnitwiseAdamW(unit_groups(adapter_parameters(model), unit_of, ranks, settings, 1.0), settings.optimizer)
+    nothing_kept_dense = SimpleNamespace(only_packed=nullcontext)
+    probe = MemoryProbe(device, model, optimizer, nothing_kept_dense, "peak", follow=True)  # type: ignore[arg-type]
+    rng = np.random.default_rng(0)
+    text = rng.integers(0, spec.vocab_size, (max(shape.batch, shape.eval_batch), shape.length))
+    order = np.tile(np.arange(shape.batch), (3, 1))
+    for step in range(3):
+        with probe.watch(step) as mark:
+            train_steps(model, optimizer, text, text, order, step, step + 1, 3, settings, device, mark)
+    held_out(model, text[:shape.eval_batch], text[:shape.eval_batch], settings, device, probe.evaluation)
+    return probe
+
+
+def run(spec: DecoderSpec, shapes: Sequence[TrainShape], device: Any) -> list[Row]:
+    """A row for every tuple: predicted and measured, by phase."""
+    import torch
+
+    rows = []
+    for space, allocation, shape in tuples(spec, shapes):
+        memory = MemoryModel(spec, shape)
+        probe = measure(spec, space, allocation, shape, device)
+        peaks, measured = {p.phase: p for p in probe.peaks}, int(probe.bytes)
+        del probe
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        row = space.encode(allocation)[None, :]
+        phases = {p.name: {"predicted": int(CostTable((p,)).totals(row)[0]), "allocated": peaks[p.name].allocated,
+                           "reserved": peaks[p.name].reserved} for p in memory.phases(space)}
+        alive = total(replace(memory, allowance=Allowance(0, 0)), space, allocation)
+        twice = total(replace(memory, allowance=Allowance(0, PPM)), space, allocation)
+        predicted = total(memory, space, allocation)
+        rows.append({"what": spec.name, "bits": round(average_bits(space, allocation), 3),
+                     "rank": round(float(np.mean(allocation.ranks)), 2), "batch": shape.batch, "length": shape.length,
+                     "checkpointing": shape.checkpointing, "optimizer": shape.optimizer,
+                     "predicted_bytes": predicted, "reserved_bytes": measured, "error": predicted / measured - 1,
+                     "alive_bytes": alive, "transient_bytes": twice - alive, "phases": phases})
+    return rows
+
+
+def fitting(shapes: Sequence[TrainShape], free: int) -> DecoderSpec:
+    """As many of 32 layers as every tuple fits with."""
+    for n_layers in range(32, 0, -1):
+        spec = llama(n_layers)
+        if max(total(MemoryModel(spec, shape), space, a) for space, a, shape in tuples(spec, shapes)) \
+                <= FREE_SHARE * free:
+            return spec
+    raise SystemExit("this card does not hold a single layer of Llama-7B in training")
+
+
+def main(arguments: Sequence[str] | None = None) -> Path:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--calibrate", action="store_true", help="keep the peaks as the card's allowance")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON file")
+    args = parser.parse_args(arguments)
+    import torch
+
+    from qra_bo.oracle.quantizers.quiet import hush_bitsandbytes
+
+    hush_bitsandbytes()
+    what = "runs of Llama-7B's shape on a GPU: prediction over the reserved peak"
+    columns = ("what", "bits", "rank", "batch", "length", "checkpointing", "optimizer", "predicted_bytes",
+               "reserved_bytes", "error")
+    if not torch.cuda.is_available():
+        return publish("memory_gpu", [Target(what, "0 to 0.05", None, False, "no GPU at hand")], [], columns,
+                       folder=args.out)
+    device = torch.device("cuda", torch.cuda.current_device())
+    shapes = [replace(shape, device="cuda", eval_batch=4) for shape in SHAPES]
+    spec = fitting(shapes, torch.cuda.mem_get_info(device)[0])
+    rows = run(spec, shapes, device)
+    errors = [row["error"] for row in rows]
+    targets = [Target("runs", f">= {LEAST_RUNS}", float(len(rows)), len(rows) >= LEAST_RUNS),
+               Target(f"layers of Llama-7B on {torch.cuda.get_device_name(device)}", "32", float(spec.n_layers),
+                      spec.n_layers == 32),
+               Target(f"least of {what}", "0", min(errors), min(errors) >= 0),
+               Target(f"most of {what}", "0.05", max(errors), max(errors) <= OVER)]
+    if args.calibrate:
+        calibrate(torch.cuda.get_device_name(device), rows)
+    return publish("memory_gpu", targets, rows, columns, folder=args.out)
+
+
+def calibrate(device: str, rows: Sequence[Row]) -> Allowance:
+    """Fold the rows into what is kept of the device."""
+    from qra_bo.device_allowance import store
+
+    after = fold(store().load(device) or ASSUMED["cuda"], "cuda",
+                 [Excess(row["alive_bytes"], row["transient_bytes"], row["reserved_bytes"]) for row in rows])
+    store().keep(device, after)
+    print(f"{device}: {after.share_ppm / 10**4:.2f} % of transient bytes from {after.measurements} measured peaks, "
+          f"kept in {store().path(device)}")
+    return after
+
+
+if __name__ == "__main__":
+    main()
