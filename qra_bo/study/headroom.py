@@ -11,8 +11,8 @@ from qra_bo.study.runner import Runner
 
 
 class Headroom:
-    """The limit on predicted bytes. What runs out of memory lowers it for the rest of the run: the device holds less than
-    the budget says, and the difference is an allowance that is left alone. Of the objective that says nothing.
+    """The limit on predicted bytes. What runs out of memory lowers it for the rest of the run: the device holds less
+    than the budget says, and the difference is an allowance that is left alone. Of the objective that says nothing.
 
     Args:
         rules: What fits the budget.
@@ -34,8 +34,8 @@ class Headroom:
             return False
         self.rules = replace(self.rules, budget_bytes=limit)
         run.warn(f"{e.allocation.fingerprint} ran out of memory although {e.predicted_bytes:,} bytes were predicted, "
-                 f"within the budget of {self._budget:,}: the allowance grows by {self.allowance:,} bytes, so that what "
-                 f"needs more than {limit:,} is not tried")
+                 f"within the budget of {self._budget:,}: the allowance grows by {self.allowance:,} bytes, so that "
+                 f"what needs more than {limit:,} is not tried")
         return True
 
     def within(self, problem: SearchProblem) -> SearchProblem | None:

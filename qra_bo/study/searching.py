@@ -119,9 +119,9 @@ class Search:
         if not run.parts.space.contains(a) or not self.room.rules.fits(a) or stage in ENGINE_STAGES \
                 or (low and run.config.low_steps is None):
             raise SearcherError(
-                f"{name} proposed {a.to_json()} at {proposal.fidelity.value} fidelity in stage "
-                f"{stage!r}: off the ladders, over the budget of {self.room.rules.budget_bytes:,} bytes, at a fidelity that "
-                "is off, or in a stage of the engine; this is a bug of the search method")
+                f"{name} proposed {a.to_json()} at {proposal.fidelity.value} fidelity in stage {stage!r}: off the "
+                f"ladders, over the budget of {self.room.rules.budget_bytes:,} bytes, at a fidelity that is off, or in "
+                "a stage of the engine; this is a bug of the search method")
         request = run.request(a, proposal.fidelity)
         if request.key in self._known:
             raise SearcherError(f"{run.config.method} proposed {request.key}, for which it had asked or of which it "

@@ -16,7 +16,7 @@ from qra_bo.files import strict_json, writing
 from qra_bo.memory.budget import format_for, format_size, parse_budget
 from qra_bo.memory.formats import parse_format
 from qra_bo.oracle.protocol import Progress
-from qra_bo.records import EvaluationRequest, Measurement, TrialState
+from qra_bo.records import EvaluationRequest, Measurement, TrialState, peaks_to_json
 from qra_bo.report.text import describe_allocation
 from qra_bo.space import Allocation, SearchSpace, uniform
 from qra_bo.study.executor import Executor
@@ -165,4 +165,4 @@ def print_evaluation(result: Mapping[str, Any], console: Console) -> None:
 def _fields(m: Measurement) -> dict[str, Any]:
     return {"state": m.state.value, "loss": m.loss, "loss_se": m.loss_se, "curve": [list(p) for p in m.curve],
             "training_tokens": m.training_tokens, "forward_tokens": m.forward_tokens, "seconds": m.seconds,
-            "message": m.message}
+            "message": m.message, "peaks": peaks_to_json(m.peaks)}
