@@ -168,13 +168,14 @@ class MemoryModel:
                          for u in space.units], dtype=np.int64)
         numel = np.array([sum(m.in_features + m.out_features for m in u.linears) for u in space.units], dtype=np.int64)
         ranks, kind, device = np.array(space.ranks.values, dtype=np.int64), self.shape.optimizer, self.shape.device
-        sides = {side for u in space.units for m in u.linears for side in (m.in_features, m.out_features)}
-        states = {side: np.array([*state_bytes(kind, side * ranks, device), update_bytes(kind, side * ranks, device)])
-                  for side in sides}
-        units = [[states[side] for m in u.linears for side in (m.in_features, m.out_features)] for u in space.units]
-        total = np.array([np.sum(unit, axis=0) for unit in units], dtype=np.int64)
-        update = np.array([np.max(unit, axis=0)[2] for unit in units], dtype=np.int64)
-        return _Parts(both[:, :, 0], both[:, :, 1], numel, total[:, 0], total[:, 1], update)
+        states: dict[tuple[int, ...], tuple[IntArray, IntArray, IntArray]] = {}
+        keys = [tuple(side for m in u.linears for side in (m.in_features, m.out_features)) for u in space.units]
+        for key in set(keys):
+            tensors = np.array(key, dtype=np.int64)[:, None] * ranks
+            kept, paged = state_bytes(kind, tensors, device)
+            states[key] = kept.sum(axis=0), paged.sum(axis=0), update_bytes(kind, tensors, device).max(axis=0)
+        kept, paged, update = (np.array([states[key][i] for key in keys], dtype=np.int64) for i in range(3))
+        return _Parts(both[:, :, 0], both[:, :, 1], numel, kept, paged, update)
 
     def _saved(self, space: SearchSpace, parts: _Parts, ranks: IntArray) -> IntArray:
         """Saved activations, ``L x R``; what belongs to a layer as a whole is shared out as gradients are."""
