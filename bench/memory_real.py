@@ -2,9 +2,10 @@
 
     python -m bench.memory_real MODEL
 
-Of each allocation a step and a batch of the evaluation are followed storage by storage, phase by phase; the next step
-by the kernel: the growth of the process's resident set at its highest; and the next by ``torch.profiler``, last because
-its records stay in the process. Stored and optimiser bytes are counted on the real storages.
+Of each allocation a step and a batch of the evaluation are followed storage by storage, phase by phase, and the next
+step by the kernel: the growth of the process's resident set at its highest. ``torch.profiler`` follows one when the
+others are done with all allocations: its records leave the heap in pieces, and every small tensor of later steps would
+touch a page of its own. Stored and optimiser bytes are counted on the real storages.
 """
 
 import ctypes
@@ -73,24 +74,44 @@ def storage_bytes(tensors: list[Any]) -> int:
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
 
+def built(oracle: Any, allocation: Allocation) -> tuple[Any, Callable[..., None]]:
+    """The optimiser of a freshly built allocation, and what runs its step of some number, told what marks phases."""
+    from qra_bo.oracle.data.batches import batches
+    from qra_bo.oracle.training import train_steps
+
+    oracle.build(allocation, 0)
+    optimizer, train, settings = oracle.optimizer(allocation, 1.0), oracle.data.train, oracle.settings.train
+    order = batches(len(train.input_ids), settings.batch, 3, 0)
+
+    def step(number: int, mark: Callable[[str], None] = lambda phase: None) -> None:
+        train_steps(oracle.model, optimizer, train.input_ids, train.labels, order, number, number + 1, 3, settings,
+                    oracle.device, mark)
+
+    return optimizer, step
+
+
+def profiled_growth_of(oracle: Any, allocation: Allocation) -> int:
+    """``profiled_growth`` of the second step of an allocation."""
+    from qra_bo.oracle.adapters import detach
+
+    _, step = built(oracle, allocation)
+    with oracle.bank.only_packed():
+        step(0)
+        grown = profiled_growth(lambda: step(1))
+    detach(oracle.model)
+    return grown
+
+
 def measure(oracle: Any, memory: MemoryModel, tracer: Any, name: str, allocation: Allocation) -> Row:
-    """Everything of one allocation under the optimiser of ``memory``."""
+    """Everything of one allocation under the optimiser of ``memory``, but for what the profiler says."""
     from qra_bo.memory.tracker import PeakTracker
     from qra_bo.oracle.adapters import detach
-    from qra_bo.oracle.data.batches import batches
-    from qra_bo.oracle.training import held_out, train_steps
+    from qra_bo.oracle.training import held_out
 
     formats = sorted({f: parse_format(f) for f in allocation.formats}.values(), key=lambda f: (f.bits, f.name))
     space = SearchSpace(oracle.units, tuple(formats), Ladder("ranks", tuple(sorted(set(allocation.ranks)))))
     parts = memory.breakdown(space, allocation)
-    oracle.build(allocation, 0)
-    optimizer, train, settings = oracle.optimizer(allocation, 1.0), oracle.data.train, oracle.settings.train
-    order = batches(len(train.input_ids), settings.batch, 4, 0)
-
-    def step(number: int, mark: Callable[[str], None] = lambda phase: None) -> None:
-        train_steps(oracle.model, optimizer, train.input_ids, train.labels, order, number, number + 1, 4, settings,
-                    oracle.device, mark)
-
+    optimizer, step = built(oracle, allocation)
     with oracle.bank.only_packed():
         step(0)
         with PeakTracker() as tracker:
@@ -105,10 +126,9 @@ def measure(oracle: Any, memory: MemoryModel, tracer: Any, name: str, allocation
 
             step(1, mark)
             text, batch = oracle.data.validation, memory.shape.eval_batch
-            held_out(oracle.model, text.input_ids[:batch], text.labels[:batch], settings, oracle.device)
+            held_out(oracle.model, text.input_ids[:batch], text.labels[:batch], oracle.settings.train, oracle.device)
             mark("evaluation")
         grown = resident_growth(lambda: step(2))
-        profiled = resident + profiled_growth(lambda: step(3))
     working = {p.untyped_storage().data_ptr() for p in optimizer.parameters()}
     tables = {s[k].untyped_storage().data_ptr() for o in optimizer.optimizers for s in o.state.values() for k in s
               if k.startswith("qmap")}  # of 8-bit moments, shared by all
@@ -123,7 +143,6 @@ def measure(oracle: Any, memory: MemoryModel, tracer: Any, name: str, allocation
     trained = max(size for phase, size in phases.items() if phase != "evaluation")
     return {"what": f"{memory.spec.name}: {name}", "kind": "real", "measured_bytes": peak, "predicted_bytes": predicted,
             "error": predicted / peak - 1, "traced_bytes": traced.peak, "trace_error": traced.peak / peak - 1,
-            "profiler_bytes": profiled, "profiler_error": profiled / trained - 1,
             "resident_set_growth": grown, "followed_growth": trained - resident,
             "phases": {phase: {"measured": size, "predicted": by_phase[phase]} for phase, size in phases.items()},
             "stored_bytes": stored, "stored_difference": parts["weights"] + parts["quant_metadata"] - stored,
@@ -141,12 +160,24 @@ def main() -> None:
         oracle = make_finetune(config, Path(folder))
         memory = make_memory(config, oracle.bank.spec, "cpu")
         tracer = StepTracer(memory.spec)
-        train = oracle.settings.train
-        for name, (allocation, kind) in allocations(len(oracle.units)).items():
-            chosen = replace(train, optimizer=replace(train.optimizer, kind=kind))
-            oracle.settings = replace(oracle.settings, train=chosen)
+        train, chosen = oracle.settings.train, allocations(len(oracle.units))
+
+        def choose(kind: str) -> None:
+            settings = replace(train, optimizer=replace(train.optimizer, kind=kind))
+            oracle.settings = replace(oracle.settings, train=settings)
+
+        rows = {}
+        for name, (allocation, kind) in chosen.items():
+            choose(kind)
             priced = replace(memory, shape=replace(memory.shape, optimizer=kind))
-            print(json.dumps(measure(oracle, priced, tracer, name, allocation)), flush=True)
+            rows[name] = measure(oracle, priced, tracer, name, allocation)
+            print(name, file=sys.stderr, flush=True)
+        for name, (allocation, kind) in chosen.items():
+            choose(kind)
+            trained = rows[name]["phases"]["load"]["measured"] + rows[name]["followed_growth"]
+            profiled = rows[name]["phases"]["load"]["measured"] + profiled_growth_of(oracle, allocation)
+            rows[name].update(profiler_bytes=profiled, profiler_error=profiled / trained - 1)
+            print(json.dumps(rows[name]), flush=True)
 
 
 if __name__ == "__main__":
