@@ -18,6 +18,7 @@ from qra_bo.errors import OutputError
 from qra_bo.estimate import check_ram, seconds_per_training_token, training_tokens
 from qra_bo.executors import is_remote, make_executor
 from qra_bo.files import check_run_folder
+from qra_bo.memory.allowance import Allowance
 from qra_bo.memory.budget import check_budget, free_bytes, parse_budget, parse_size, resolve_budget
 from qra_bo.memory.formats import default_format
 from qra_bo.memory.model import MemoryModel
@@ -146,7 +147,7 @@ def run_one(config: RunConfig, folder: Path, setting: Setting, budget: int, exec
         UserError: If the input or the environment can't work.
         RunInterrupted: On SIGINT or SIGTERM, after a clean journal.
     """
-    engine_config = engine_settings(config, folder, setting, budget)
+    engine_config = engine_settings(config, folder, setting.space, budget, setting.memory.allowance)
     with ExitStack() as stack:
         tracker = search_logger(config, folder)
         if tracker is not None:
@@ -209,9 +210,9 @@ def path_name(text: str) -> str:
     return "".join(c if c.isalnum() or c in "-_." else "_" for c in text)
 
 
-def engine_settings(config: RunConfig, folder: Path, setting: Setting, budget: int) -> EngineConfig:
+def engine_settings(config: RunConfig, folder: Path, space: SearchSpace, budget: int,
+                    allowance: Allowance | None = None) -> EngineConfig:
     """The engine's view of the configuration."""
-    space, allowance = setting.space, setting.memory.allowance
     train_seed, confirm = training_seeds(config.seed, config.confirm.seeds)
     tokens = config.fidelity.high * config.train.batch * config.train.length + config.eval.tokens / 3
     n = space.n_units

@@ -100,10 +100,10 @@ def test_tokens_of_the_final_fine_tune(tmp_path: Path) -> None:
 def test_every_row_of_the_plan_has_a_time(final: str, cost: int | None, tmp_path: Path) -> None:
     config: Any = load_config(["+model=tiny", "data=tiny", "device=cpu", final])
     chosen = make_setting(config)
-    rows = plan_rows(config, engine_settings(config, tmp_path, chosen, 10**7), 0.5)
+    rows = plan_rows(config, engine_settings(config, tmp_path, chosen.space, 10**7), 0.5)
     assert all(row.seconds == 0.5 * row.cost and row.cost > 0 for row in rows)
     tokens = training_tokens(config)
     assert tokens is not None
     assert rows[-1].cost == (2 * tokens if cost is None else cost)
-    assert [row.seconds for row in plan_rows(config, engine_settings(config, tmp_path, chosen, 10**7))] == \
+    assert [row.seconds for row in plan_rows(config, engine_settings(config, tmp_path, chosen.space, 10**7))] == \
         [None] * len(rows)

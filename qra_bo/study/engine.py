@@ -116,7 +116,7 @@ class Engine:
                 baselines += self._references(run)
         with run.stage("search"):
             searcher = self._search(run, problem, baselines)
-            if isinstance(searcher, SelfChecking) and "surrogate_check" not in run.study.last:
+            if searcher is not None and isinstance(searcher, SelfChecking) and "surrogate_check" not in run.study.last:
                 self._check_surrogate(run, problem)
         if limit is not None and (self.config.anchors is None or self.config.anchors > limit):
             self._anchors(run, anchors, self.config.anchors)  # a longer effort asks for anchors the first one left out

@@ -97,7 +97,7 @@ class Search:
             proposals = searcher.ask(1)
             if not proposals:
                 if not self._pending:
-                    log.info("%s has nothing left to propose", self.searcher.name)
+                    log.info("%s has nothing left to propose", searcher.name)
                 return
             for proposal in proposals:
                 wanted = Wanted(self._request(searcher.name, proposal), proposal.fidelity, proposal.stage)
