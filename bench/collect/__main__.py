@@ -24,10 +24,22 @@ from bench.collect.task import DATA, RECORD_AT, TASKS, Setting, begin, load_sett
 from bench.report import machine
 from qra_bo.build import prepare_worker_environment
 from qra_bo.config import RunConfig
-from qra_bo.errors import UserError
+from qra_bo.errors import DataError, SpaceError, UserError
 from qra_bo.executors import limits
-from qra_bo.oracle.benchmark.table import PROVENANCE, ROWS, TableRow, append_provenance, append_rows, load_rows
+from qra_bo.files import strict_json
+from qra_bo.oracle.benchmark.emulator import table_rate
+from qra_bo.oracle.benchmark.table import (
+    FINDS,
+    PROVENANCE,
+    ROWS,
+    TableRow,
+    TaskFacts,
+    append_provenance,
+    append_rows,
+    load_rows,
+)
 from qra_bo.records import EvaluationRequest, Measurement, TrialState
+from qra_bo.space import Allocation
 from qra_bo.study.executor import Executor, OracleSpec
 from qra_bo.study.journal import checksum
 from qra_bo.study.local import LocalExecutor
@@ -44,17 +56,19 @@ class Collection:
         setting: What its files come to.
         executor: Runs the oracle.
         provenance: Of this session.
+        name: File of the rows.
     """
 
-    def __init__(self, folder: Path, setting: Setting, executor: Executor, provenance: dict[str, Any]) -> None:
-        self.folder, self.setting, self._executor = folder, setting, executor
+    def __init__(self, folder: Path, setting: Setting, executor: Executor, provenance: dict[str, Any],
+                 name: str = ROWS) -> None:
+        self.folder, self.setting, self._executor, self._name = folder, setting, executor, name
         self._provenance, self._batch = provenance, f"session-{checksum(provenance)}"
         self._noted = False
 
     @property
     def rows(self) -> tuple[TableRow, ...]:
         """All rows on disk."""
-        return load_rows(self.folder / ROWS, self.setting.facts)
+        return load_rows(self.folder / self._name, self.setting.facts)
 
     def add(self, wanted: Wanted) -> TableRow:
         """Evaluate and write down one row."""
@@ -64,7 +78,7 @@ class Collection:
         if not self._noted:
             append_provenance(self.folder / PROVENANCE, self._batch, self._provenance)
             self._noted = True
-        append_rows(self.folder / ROWS, self.setting.facts, [row])
+        append_rows(self.folder / self._name, self.setting.facts, [row])
         return row
 
     def _row(self, wanted: Wanted, m: Measurement) -> TableRow:
@@ -79,13 +93,50 @@ class Collection:
             taken = take_up(run, self.setting, plan, self.rows)
             for batch, facts in taken.provenance.items():
                 append_provenance(self.folder / PROVENANCE, batch, facts)
-            append_rows(self.folder / ROWS, self.setting.facts, taken.rows)
+            append_rows(self.folder / self._name, self.setting.facts, taken.rows)
             print(f"{run.name}: {len(taken.rows)} evaluations taken up")
             for reason, count in taken.refused.most_common():
                 print(f"  {count} refused: {reason}")
 
 
-def work(collection: Collection, plan: Plan, most: int | None, hours: float | None) -> None:
+class GivenPlan:
+    """Evaluates given allocations, each once, at the table's first training seed and its learning rate.
+
+    Args:
+        facts: Of the table.
+        allocations: With their origins.
+        rate: The table's factor on the learning rate.
+    """
+
+    def __init__(self, facts: TaskFacts, allocations: Sequence[tuple[Allocation, str]], rate: float) -> None:
+        self._allocations, self._seed, self._rate = tuple(allocations), facts.train_seeds[0], rate
+
+    @property
+    def total(self) -> int:
+        """How many there are."""
+        return len({allocation for allocation, _ in self._allocations})
+
+    def next(self, rows: Sequence[TableRow]) -> Wanted | None:
+        """The next one that no row answers."""
+        return next((Wanted(a, origin, self._seed, self._rate) for a, origin in self._allocations
+                     if not any(row.same_evaluation(a, self._seed, self._rate) for row in rows)), None)
+
+
+def read_finds(path: Path) -> list[tuple[Allocation, str]]:
+    """Allocations of a file that ``bench.search`` wrote, with who found them.
+
+    Raises:
+        DataError: If it can't be read or holds something else.
+    """
+    try:
+        data = strict_json(path.read_text(encoding="utf-8"))
+        return [(Allocation.from_json(find), f"found by {find['method']}") for find in data]
+    except (OSError, ValueError, KeyError, TypeError, SpaceError) as error:
+        raise DataError(f"--finds must name a file of allocations that python -m bench.search wrote; {path}: "
+                        f"{error}") from error
+
+
+def work(collection: Collection, plan: Plan | GivenPlan, most: int | None, hours: float | None) -> None:
     """Evaluate what the plan wants until it wants nothing, or enough was done."""
     start, done = time.monotonic(), 0
     while (most is None or done < most) and (hours is None or time.monotonic() - start < 3600 * hours):
@@ -120,7 +171,11 @@ def session(options: argparse.Namespace, config: RunConfig, folder: Path, execut
     collection = Collection(folder, setting, executor, provenance)
     plan = Plan(setting.facts, setting.problems, setting.rules, options.seed)
     collection.take_up(options.runs, plan)
-    work(collection, plan, options.evaluations, options.hours)
+    if options.finds is None:
+        work(collection, plan, options.evaluations, options.hours)
+        return
+    given = GivenPlan(setting.facts, read_finds(options.finds), table_rate(collection.rows))
+    work(Collection(folder, setting, executor, provenance, FINDS), given, options.evaluations, options.hours)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -133,6 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--hours", type=float, help="begin none after so long")
     parser.add_argument("--seed", type=int, default=0, help="another seed plans other allocations")
     parser.add_argument("--device", default="cpu", help="cpu | cuda | auto")
+    parser.add_argument("--finds", type=Path, help="evaluate the allocations of this file into finds.csv instead")
     parser.add_argument("--runs", type=Path, nargs="*", default=[], help="folders of runs to take evaluations from")
     options = parser.parse_args(arguments)
     folder = options.table or DATA / options.task

@@ -17,6 +17,7 @@ from typing import Any
 
 from bench.collect.task import DATA, REFERENCE_BUDGETS, TASKS
 from bench.report import RESULTS, publish
+from bench.search.finds import chosen, finds_target, real_rows, write_finds
 from bench.search.methods import COMPARED, EVERYTHING, Entry
 from bench.search.play import Arena, arenas, play
 from bench.search.plots import plot_arenas
@@ -92,12 +93,15 @@ def summarise(options: argparse.Namespace) -> None:
     quality = [row for arena in tables.values() for row in quality_rows(
         arena.oracle.table, [(a.budget, a.problem) for a in places
                              if a.oracle.table.facts.task == arena.oracle.table.facts.task])]
-    pictures = plot_arenas(rows, RESULTS / "search")
-    kept = [{"what": "search", **row} for row in rows]
-    publish("search", targets, [*kept, *({"what": "surrogate", **row} for row in quality)],
+    finds = chosen(runs)
+    files = [*write_finds(finds, RESULTS / "search"), *plot_arenas(rows, RESULTS / "search")]
+    real = [row for arena in tables.values()
+            for row in real_rows(arena.oracle.table, DATA / arena.oracle.table.facts.task, finds)]
+    kept = [*({"what": "search", **row} for row in rows), *real, *({"what": "surrogate", **row} for row in quality)]
+    publish("search", [*targets, finds_target(real)], kept,
             ["task", "emulator", "budget", "method", "seeds", "regret", "low", "high", "cost_to_best_peer",
-             "cpu_seconds", "surrogate", "evaluations", "spearman", "coverage_90"])
-    print("\n".join(str(p) for p in pictures))
+             "cpu_seconds", "measured", "best_difference", "surrogate", "evaluations", "spearman", "coverage_90"])
+    print("\n".join(str(path) for path in files))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -13,6 +13,7 @@ from qra_bo.oracle.benchmark.table import (
     PROFILE,
     PROFILE_BATCH,
     PROVENANCE,
+    ROWS,
     TASK,
     ReferenceBudget,
     TaskFacts,
@@ -80,8 +81,8 @@ def make_table(folder: Path, n_units: int = 4, noise: float = 0.003, sizes: Size
 
 
 def make_collection(folder: Path, setting: Setting | None = None, session: str = "a",
-                    noise: float = 0.003) -> Collection:
+                    noise: float = 0.003, name: str = ROWS) -> Collection:
     chosen = setting or make_setting()
     folder.mkdir(parents=True, exist_ok=True)
     executor = InProcessExecutor(make_oracle(len(chosen.facts.units), noise))
-    return Collection(folder, chosen, executor, {"begun": session, "device": "cpu"})
+    return Collection(folder, chosen, executor, {"begun": session, "device": "cpu"}, name)

@@ -75,16 +75,14 @@ class Describer:
 
 
 class Reach:
-    """Where a table says something: no further from its rows than most of these are from one another.
+    """Where a table says something: no further from its rows than these are from one another.
 
     Distances are between standardised features of the whole; an allocation is within reach if its nearest row is no
-    further than ``SHARE`` of the rows have another one. A row itself always is.
+    further than the loneliest row is from its own. A row itself always is.
 
     Args:
         features: Of the rows, ``n x k``.
     """
-
-    SHARE = 0.95
 
     def __init__(self, features: FloatArray) -> None:
         spread = features.std(axis=0)
@@ -92,7 +90,7 @@ class Reach:
         self._rows = (features - self._mean) / self._scale
         own = self._distances(self._rows)
         np.fill_diagonal(own, np.inf)
-        self.limit = float(np.quantile(own.min(axis=1), self.SHARE))
+        self.limit = float(own.min(axis=1).max())
 
     def contains(self, features: FloatArray) -> np.ndarray:
         """Which of ``m x k`` features are within reach, ``m``."""

@@ -31,6 +31,8 @@ from qra_bo.space import Allocation, CostTable, PhaseCost
 SCHEMA_VERSION = 1
 TASK, MEMORY, PROFILE, ROWS, PROVENANCE = ("task.json", "memory.json", "profile.json", "evaluations.csv",
                                            "provenance.jsonl")
+FINDS = "finds.csv"
+"""Rows of the same columns that no emulator is fitted on: what searches on the emulators found, evaluated for real."""
 PROFILE_BATCH = "profile"
 """Names the line of ``provenance.jsonl`` that says what the profile cost."""
 LR_TOLERANCE = 0.1
