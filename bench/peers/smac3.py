@@ -65,7 +65,8 @@ class Smac3(Peer):
             row = np.zeros(len(self._tops), dtype=np.int64)
             row[self._free] = [info.config[name] for name in self._names]
             if not self._problem.costs.feasible(row[None, :], self._problem.budget_bytes)[0]:
-                self._facade.tell(info, TrialValue(cost=np.inf, status=StatusType.CRASHED), save=False)
+                worst = float(self._known[1].max())  # an infinite cost would end as NaN in SMAC's logarithm
+                self._facade.tell(info, TrialValue(cost=worst, status=StatusType.CRASHED), save=False)
         return row
 
     def _learn(self, row: IntArray, loss: float | None) -> None:
