@@ -84,7 +84,7 @@ bench-collect: $(INSTALLED) ## Add real evaluations to a table, for hours: make 
 	$(BIN)/python -m bench.collect --task $(TASK) $(if $(DATA),--data '$(DATA)') $(MORE)
 
 bench-search: $(INSTALLED) ## Searches compared on emulated tables of real evaluations, for hours: MORE='--seeds 10 --ablations'
-	OMP_NUM_THREADS=1 $(BIN)/python -m bench.search $(MORE)
+	OMP_NUM_THREADS=1 PYTHONHASHSEED=0 $(BIN)/python -m bench.search $(MORE)
 
 bench-emulators: $(INSTALLED) ## How well the emulators of the tables predict what they were not fitted on
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.emulators

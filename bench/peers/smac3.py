@@ -22,6 +22,9 @@ MOST_TRIALS = 100_000
 class Smac3(Peer):
     """SMAC's defaults but for the first design, which is that of the other peers.
 
+    It walks over sets, so that the same seed gives the same proposals only under the same ``PYTHONHASHSEED``;
+    ``make bench-search`` fixes that.
+
     Args:
         problem: What is searched.
 

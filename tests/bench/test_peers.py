@@ -60,6 +60,10 @@ class TestSmac(SearcherSuite):
     make = staticmethod(Smac3)
     limit = 14
 
+    @pytest.mark.xfail(reason="SMAC walks over sets of configurations, whose order follows PYTHONHASHSEED", strict=True)
+    def test_same_seed_same_proposals_in_a_fresh_process(self) -> None:
+        super().test_same_seed_same_proposals_in_a_fresh_process()
+
 
 def test_uniform_choices_come_largest_first_and_all_of_them() -> None:
     problem, oracle = make_problem()
