@@ -29,7 +29,7 @@ TINY := $(if $(filter tiny,$(MODEL)),train.batch=2 train.length=32 fidelity.high
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run test test-gpu lint types docs clean bench bench-speed bench-memory bench-engine bench-runs
-.PHONY: reproduce-table1 ablations bench-collect bench-emulators bench-search
+.PHONY: reproduce-table1 ablations bench-exports bench-collect bench-emulators bench-search
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -98,6 +98,9 @@ reproduce-table1: $(INSTALLED) ## Every method of the paper's comparison beside 
 
 ablations: $(INSTALLED) ## What every part of the search is worth, on planted landscapes; for real: MORE='oracle=finetune --seeds 0'
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.ablations $(MORE)
+
+bench-exports: $(INSTALLED) ## Table of loaded exports of finished runs: make bench-exports RUNS='outputs/A outputs/B'
+	$(BIN)/python -m bench.exports $(RUNS)
 
 clean: ## Remove caches and .venv; runs in outputs/ stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info

