@@ -11,7 +11,7 @@ import pytest
 from bench.collect.__main__ import ROWS, main, work
 from bench.collect.journals import take_up
 from bench.collect.plan import CALIBRATION, REPEAT, Sizes, lr_scale
-from bench.collect.task import Setting, task_config, touches, untouched_seeds
+from bench.collect.task import Setting, differences, task_config, touches, untouched_seeds
 from bench.collect.worker import make_oracle as make_worker
 from qra_bo.build import make_space, make_spec
 from qra_bo.config import load_config
@@ -89,6 +89,13 @@ def test_the_rate_is_the_vertex_over_all_choices(tmp_path: Path) -> None:
     # The planted loss is a parabola in log2 of the factor with its vertex at 1: its noise moves that little.
     assert found == pytest.approx(1.0, abs=0.15)
     assert plan.calibrated(collection.rows[:-1]) is None
+
+
+def test_descriptions_differ_in_what_both_say() -> None:
+    before = {"trainer": {"lr": 1e-3, "optimizer": {"eps": 1e-8}}, "dtype": "bfloat16"}
+    assert not differences(before, {**before, "trainer": {"lr": 1e-3, "optimizer": {"eps": 1e-8, "kind": "adamw"}}})
+    assert "trainer" in differences(before, {**before, "trainer": {"optimizer": {"eps": 1e-6}}})[0]
+    assert "dtype" in differences(before, {"trainer": before["trainer"]})[0]
 
 
 def test_calibration_text_is_never_trained_on() -> None:
