@@ -1,1 +1,1 @@
-"""Search methods of others as searchers, for comparison: importing ``bench.peers.registry`` names them as methods."""
+"""Search methods of others as searchers, for comparison: ``bench.peers.registry`` knows them by name."""

@@ -2,8 +2,9 @@
 
 import sys
 
-import bench.peers.registry  # noqa: F401  (names the peers as methods)
+from bench.peers.registry import name_peers
 from qra_bo.cli.app import main
 
 if __name__ == "__main__":
+    name_peers()
     sys.exit(main())

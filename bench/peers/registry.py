@@ -26,5 +26,16 @@ def _factory(name: str, module: str, cls_name: str) -> Factory:
     return make
 
 
-for _name, (_module, _cls) in PEERS.items():
-    METHODS.add(_name, _factory(_name, _module, _cls))
+FACTORIES = {name: _factory(name, *where) for name, where in PEERS.items()}
+
+
+def make_player(name: str, problem: SearchProblem, options: Mapping[str, Any], equivalents: float) -> Searcher:
+    """The peer, or else the search method of the project, called ``name``."""
+    factory = FACTORIES[name] if name in FACTORIES else METHODS[name]
+    return factory(problem, options, equivalents)
+
+
+def name_peers() -> None:
+    """Make the peers known as search methods to this process, as a program that runs them does once."""
+    for name, factory in FACTORIES.items():
+        METHODS.add(name, factory)

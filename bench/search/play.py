@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 
-import bench.peers.registry  # noqa: F401  (names the peers as methods)
 from bench.collect.task import predictors_of, task_config
+from bench.peers.registry import make_player
 from bench.search.methods import Entry
-from qra_bo.methods import make_searcher
 from qra_bo.oracle.benchmark.oracle import BenchmarkOracle, load_oracle
 from qra_bo.oracle.benchmark.table import ReferenceBudget
 from qra_bo.oracle.protocol import quiet
@@ -143,7 +142,7 @@ def play(arena: Arena, entry: Entry, seed: int, equivalents: float) -> dict[str,
         loss, the five best allocations found with their losses, and the CPU seconds of the method itself.
     """
     game = Game(arena, seed)
-    searcher = make_searcher(entry.method, arena.problem.with_seed(seed), entry.options, equivalents)
+    searcher = make_player(entry.method, arena.problem.with_seed(seed), entry.options, equivalents)
     searcher.tell(game.anchors())
     seconds = 0.0
     while game.spent < equivalents * arena.equivalent:

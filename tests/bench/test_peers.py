@@ -13,7 +13,8 @@ from bench.peers.simple import SequentialBits, UniformSearch
 from bench.peers.smac3 import Smac3
 from bench.peers.turbo_tutorial import TurboState, TurboTutorial
 from qra_bo.errors import MissingExtraError
-from qra_bo.methods import METHODS
+from qra_bo.methods import METHODS, Factory
+from qra_bo.registry import Registry
 from qra_bo.searcher import Searcher, SearchProblem
 from tests.conformance.searcher import SearcherSuite, make_problem, play, proposals_of
 
@@ -102,7 +103,12 @@ def test_a_missing_package_is_said(make: Callable[[SearchProblem], Searcher], pa
         make(make_problem()[0])
 
 
-def test_every_peer_is_a_method() -> None:
-    assert set(registry.PEERS) <= set(METHODS)
+def test_every_peer_has_a_name_beside_the_methods(monkeypatch: pytest.MonkeyPatch) -> None:
     problem, _ = make_problem()
-    assert METHODS["nsga2"](problem, {"population": 4}, 40.0).name == "nsga2"
+    assert registry.make_player("nsga2", problem, {"population": 4}, 40.0).name == "nsga2"
+    assert registry.make_player("structured", problem, {}, 40.0).name == "structured"
+    known = Registry[Factory]("method")
+    monkeypatch.setattr(registry, "METHODS", known)
+    registry.name_peers()
+    assert set(known) == set(registry.PEERS)
+    assert not set(known) & set(METHODS)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from bench.collect.__main__ import GivenPlan, read_finds, work
+from bench.peers.registry import PEERS
 from bench.search.__main__ import key, load_runs
 from bench.search.finds import chosen, finds_target, real_rows, write_finds
 from bench.search.methods import COMPARED, EVERYTHING, OURS, Entry
@@ -124,7 +125,7 @@ def test_runs_are_known_again_by_what_made_them(tmp_path: Path) -> None:
 
 
 def test_every_entry_is_a_method_and_its_settings_have_a_name() -> None:
-    assert all(e.method in METHODS for e in EVERYTHING.values())
+    assert {e.method for e in EVERYTHING.values()} <= {*METHODS, *PEERS}
     assert len({e.settings_sha256 for e in EVERYTHING.values()}) == len(EVERYTHING)
     assert [e.kind for e in COMPARED].count("ours") == 1
     assert Entry("a", OURS, "ours").settings_sha256 == EVERYTHING["ours"].settings_sha256
