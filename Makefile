@@ -29,7 +29,7 @@ TINY := $(if $(filter tiny,$(MODEL)),train.batch=2 train.length=32 fidelity.high
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run test test-gpu lint types docs clean bench bench-speed bench-memory bench-engine bench-runs
-.PHONY: reproduce-table1 ablations bench-exports bench-collect bench-emulators bench-search
+.PHONY: reproduce-table1 ablations bench-exports bench-fuzz bench-collect bench-emulators bench-search
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -88,6 +88,10 @@ bench-search: $(INSTALLED) ## Searches compared on emulated tables of real evalu
 
 bench-emulators: $(INSTALLED) ## How well the emulators of the tables predict what they were not fitted on
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.emulators
+
+bench-fuzz: $(TEST_INSTALLED) ## Fuzz every parser a million times in all (installs atheris)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[fuzz]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.fuzz
 
 bench-runs: $(INSTALLED) ## Collect finished runs into a table: make bench-runs RUNS='outputs/A outputs/B'
 	$(BIN)/python -m bench.normal_runs $(RUNS)

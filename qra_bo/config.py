@@ -16,6 +16,28 @@ NOT_OF_THE_RESULT = ("task", "effort", "max_hours", "out", "resume", "display", 
 
 
 @dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """Keys of ``RunConfig.model`` (see ``conf/model/hf.yaml``); numbers are given together or not at all."""
+
+    name: str
+    source: Literal["wheel", "random", "hub", "path"]
+    path: str | None
+    gguf_file: str | None
+    revision: str | None
+    family: str | None
+    n_layers: int | None
+    hidden_size: int | None
+    intermediate_size: int | None
+    n_heads: int | None
+    n_kv_heads: int | None
+    head_dim: int | None
+    vocab_size: int | None
+    tied: bool | None
+    attention_bias: bool | None
+    trust_remote_code: bool
+
+
+@dataclass(frozen=True, slots=True)
 class EffortConfig:
     """How many high-fidelity equivalents a search may spend."""
 

@@ -4,9 +4,9 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from qra_bo.build import make_space, make_spec
-from qra_bo.cli.decode import Problem
-from qra_bo.config import RunConfig
+from qra_bo.build import NUMBERS, make_space, make_spec
+from qra_bo.cli.decode import Problem, check
+from qra_bo.config import ModelConfig, RunConfig
 from qra_bo.errors import UserError, nearest_first
 from qra_bo.memory.budget import parse_budget, parse_size
 from qra_bo.memory.formats import default_format, parse_format
@@ -23,7 +23,9 @@ OF_A_RUN = ("export", "report")
 
 def problems_of(config: RunConfig) -> list[Problem]:
     """Every problem of a well-typed configuration; empty where it can work."""
-    found: list[Problem] = []
+    found: list[Problem] = list(_model(config))
+    if found:  # without a model nothing else has a meaning
+        return found
     for rule in (_task, _budget, _ladders, _numbers, _train, _table1, _sources, _executor, _logger, _device,
                  _optimizer):
         found += rule(config)
@@ -38,6 +40,19 @@ def _try(key: str, action: Callable[[], object]) -> Iterator[Problem]:
         action()
     except UserError as error:
         yield Problem(key, f"{key}: {str(error).rstrip('.')}.")
+
+
+def _model(config: RunConfig) -> Iterator[Problem]:
+    yield from (mismatches := check(ModelConfig, config.model, "model."))
+    numbers = {key: config.model.get(key) for key in ("family", *NUMBERS)}
+    if mismatches or all(value is None for value in numbers.values()):
+        return
+    missing = [f"model.{key}" for key, value in numbers.items() if value is None]
+    if missing:
+        yield Problem("model.n_layers", "The numbers of a model are given together or not at all; "
+                                        f"{', '.join(missing)} are missing.")
+    for key, value in numbers.items():
+        yield from _rule(f"model.{key}", value, type(value) is not int or value >= 1, "at least 1")
 
 
 def _task(config: RunConfig) -> Iterator[Problem]:

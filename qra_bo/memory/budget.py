@@ -16,8 +16,8 @@ RULE = ("a size is a positive number with a unit, such as 10GB (10^9 bytes), 10G
         "integer of bytes, auto, or uniform:BITS,RANK such as uniform:4,16")
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
           "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
-_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([a-z]*)")
-_UNIFORM = re.compile(r"uniform: ?([0-9]+) ?, ?([0-9]+)")
+_SIZE = re.compile(r"([0-9]{1,24}(?:\.[0-9]{1,24})?) ?([a-z]*)")
+_UNIFORM = re.compile(r"uniform: ?([0-9]{1,9}) ?, ?([0-9]{1,9})")
 
 
 def parse_size(text: str | int) -> int:
@@ -28,15 +28,21 @@ def parse_size(text: str | int) -> int:
     """
     match = _SIZE.fullmatch(str(text).strip().lower())
     if match is None or match[2] not in _UNITS or isinstance(text, bool):
-        raise BudgetError(f"{text!r} is not a size: {RULE}")
+        raise BudgetError(f"{_shown(text)} is not a size: {RULE}")
     number, unit = str(match[1]), str(match[2])
     if "." in number and not unit:
-        raise BudgetError(f"{text!r} is not a size: {RULE}")
+        raise BudgetError(f"{_shown(text)} is not a size: {RULE}")
     whole, _, fraction = number.partition(".")
     size: int = int(whole + fraction) * _UNITS[unit] // 10 ** len(fraction)  # exact: no floating point
     if size <= 0:
-        raise BudgetError(f"{text!r} is less than one byte: {RULE}")
+        raise BudgetError(f"{_shown(text)} is less than one byte: {RULE}")
     return size
+
+
+def _shown(text: str | int) -> str:
+    """What was given, as far as a message needs it."""
+    shown = repr(text)
+    return shown if len(shown) <= 60 else f"{shown[:57]}..."
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +79,7 @@ def parse_budget(text: str | int) -> Budget:
     if plain.startswith("uniform"):
         match = _UNIFORM.fullmatch(plain)
         if match is None or int(match[2]) < 1:
-            raise BudgetError(f"{text!r} is not a budget: {RULE}")
+            raise BudgetError(f"{_shown(text)} is not a budget: {RULE}")
         default_format(int(match[1]))
         return Budget(str(text), None, int(match[1]), int(match[2]))
     return Budget(str(text), parse_size(text))

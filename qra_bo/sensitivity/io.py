@@ -188,7 +188,11 @@ def _text(value: Any, where: str) -> str:
 def _number(value: Any, where: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ProfileError(f"{where} must be a number; got {_shorten(value)}")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise ProfileError(f"{where} must be a number that floats can hold; got one of {len(str(value))} digits"
+                           ) from error
 
 
 def _matrix(value: Any, where: str) -> FloatArray:

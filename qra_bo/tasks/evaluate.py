@@ -27,6 +27,8 @@ from qra_bo.study.status import write_json
 EVALUATION_NAME = "evaluation.json"
 SCORES_NAME = "scores.json"
 FAILED = 1
+LARGEST_LR = 10.0
+"""Beyond this a file does not mean a learning rate of adapters."""
 
 
 def run(config: RunConfig) -> int:
@@ -140,7 +142,10 @@ def read_allocation(text: str, space: SearchSpace) -> tuple[Allocation, float | 
         raise ConfigError(f"allocation: {path} is for {len(allocation)} units; this model has {len(units)} "
                           f"({units[0]} ... {units[-1]}): use the model and granularity that it was made for")
     lr = data.get("learning_rate")
-    return allocation, float(lr) if isinstance(lr, (int, float)) else None
+    if lr is not None and (type(lr) not in (int, float) or not 0 < lr <= LARGEST_LR):
+        raise ConfigError(f"allocation: the learning_rate of {path} must be a number between 0 and {LARGEST_LR:g}, "
+                          f"got {str(lr)[:40]}")
+    return allocation, None if lr is None else float(lr)
 
 
 def print_evaluation(result: Mapping[str, Any], console: Console) -> None:

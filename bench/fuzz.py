@@ -1,0 +1,99 @@
+"""Coverage-guided fuzzing of every parser with libFuzzer (through atheris), from the kept corpus and into it.
+
+    python -m bench.fuzz [--runs 1000000] [--least 20000] [--keep]
+
+Each parser has a process of its own. A traceback, a hang (10 s) or a value that should have been refused ends it and is
+kept in ``tests/fuzz/corpus``, where a test replays it for ever. ``pip install atheris`` (extra ``fuzz``).
+"""
+
+import argparse
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.report import Target, publish
+
+ROOT = Path(__file__).resolve().parents[1]
+SLOW = {"overrides": 0.03, "configuration": 0.1}
+"""Parsers that take a millisecond and more, with their share of an equal part of the runs."""
+MODULES = ("qra_bo.memory.budget", "qra_bo.memory.formats", "qra_bo.cli.overrides", "qra_bo.cli.decode",
+           "qra_bo.validate", "qra_bo.files", "qra_bo.study.journal", "qra_bo.study.study", "qra_bo.records",
+           "qra_bo.sensitivity.io", "qra_bo.sensitivity.given", "qra_bo.sensitivity.profile", "qra_bo.oracle.manifest",
+           "qra_bo.oracle.data.jsonl", "qra_bo.space.allocation", "qra_bo.tasks.evaluate")
+CHILD = """
+import sys, atheris
+with atheris.instrument_imports(include={modules!r}):
+    from tests.fuzz.targets import PARSERS
+atheris.Setup(sys.argv, PARSERS[{name!r}])
+atheris.Fuzz()
+"""
+_DONE = re.compile(r"#(\d+)\s+\w+\s+cov: (\d+) ft: (\d+) corp: (\d+)")
+
+
+def share(total: int, least: int, names: Sequence[str]) -> dict[str, int]:
+    """Executions of every parser: equal parts, less for the slow ones, and the others make up for it."""
+    equal = total / len(names)
+    slow = {name: max(least, round(equal * SLOW[name])) for name in names if name in SLOW}
+    rest = [name for name in names if name not in SLOW]
+    each = max(least, -(-(total - sum(slow.values())) // len(rest)))
+    return {name: slow.get(name, each) for name in names}
+
+
+def fuzz(name: str, runs: int, corpus: Path, keep: bool) -> dict[str, Any]:
+    """Run libFuzzer on one parser.
+
+    Args:
+        name: Of the parser.
+        runs: Executions.
+        corpus: Folder of its kept inputs; new ones that reach new code are added with ``keep``.
+        keep: Whether the corpus may grow.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        folders = [str(corpus)] if keep else [scratch, str(corpus)]
+        begin = time.monotonic()
+        done = subprocess.run(
+            [sys.executable, "-c", CHILD.format(modules=list(MODULES), name=name), f"-runs={runs}", "-timeout=10",
+             "-max_len=2048", "-rss_limit_mb=4096", "-len_control=10", "-print_final_stats=1", "-seed=1",
+             f"-artifact_prefix={corpus}/found-", *folders], cwd=ROOT, capture_output=True, text=True, check=False)
+    found = _DONE.findall(done.stderr)
+    executed = re.search(r"stat::number_of_executed_units:\s*(\d+)", done.stderr)
+    ok = done.returncode == 0
+    print(f"{name}: {'ok' if ok else done.stderr[-3000:]}", flush=True)
+    return {"parser": name, "executions": int(executed[1]) if executed else 0,
+            "edges": int(found[-1][1]) if found else 0, "corpus": len(list(corpus.glob("*"))),
+            "seconds": round(time.monotonic() - begin, 1), "findings": 0 if ok else 1}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status: 0 where nothing was found, else 1."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=1_000_000, help="executions in all")
+    parser.add_argument("--least", type=int, default=20_000, help="executions of each parser at least")
+    parser.add_argument("--only", nargs="*", help="names of parsers")
+    parser.add_argument("--keep", action="store_true", help="let the corpus grow")
+    options = parser.parse_args(arguments)
+    from tests.fuzz.targets import CORPUS, PARSERS
+
+    names = options.only or list(PARSERS)
+    rows = []
+    for name, runs in share(options.runs, options.least, names).items():
+        (CORPUS / name).mkdir(parents=True, exist_ok=True)
+        rows.append(fuzz(name, runs, CORPUS / name, options.keep))
+    total, least = sum(r["executions"] for r in rows), min(r["executions"] for r in rows)
+    findings = sum(r["findings"] for r in rows)
+    if options.only:
+        return int(findings > 0)
+    publish("fuzz", [Target("executions in all", ">= 1,000,000", total, total >= 1_000_000),
+                     Target("executions of the parser with the fewest", ">= 20,000", least, least >= 20_000),
+                     Target("tracebacks, hangs and values that should have been refused", "0", findings, not findings)],
+            rows, ["parser", "executions", "edges", "corpus", "seconds", "findings"], threads=1)
+    return int(findings > 0)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
