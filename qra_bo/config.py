@@ -11,7 +11,7 @@ from qra_bo.oracle.data.options import DataConfig
 
 LR_EXPONENTS = {"constant": 0.0, "inverse_sqrt": 0.5, "inverse": 1.0}
 NOT_OF_THE_RESULT = ("task", "effort", "max_hours", "out", "resume", "display", "allocation", "worker",
-                     "executor", "table1", "export", "logger")
+                     "executor", "table1", "export", "logger", "mirror")
 """Keys that may differ between a run and its continuation: they bound or show it and change no evaluation."""
 
 
@@ -246,6 +246,7 @@ class RunConfig:
     device: str
     dtype: Literal["auto", "float32", "bfloat16", "float16"]
     display: Literal["auto", "plain", "none"]
+    mirror: str | None
     allocation: str | None
     memory: MemoryConfig
     oracle: OracleConfig

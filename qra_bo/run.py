@@ -25,6 +25,7 @@ from qra_bo.memory.model import MemoryModel
 from qra_bo.methods import make_searcher
 from qra_bo.report.live import LiveView
 from qra_bo.report.loggers import SearchLogger
+from qra_bo.report.mirror import OptunaMirror, storage_url
 from qra_bo.report.tables import PlanRow, print_plan, print_result
 from qra_bo.report.write import load_run, write_report
 from qra_bo.searcher import SearchProblem
@@ -153,7 +154,9 @@ def run_one(config: RunConfig, folder: Path, setting: Setting, budget: int, exec
         if tracker is not None:
             stack.callback(tracker.close)
         view = stack.enter_context(live_view(config)) if config.display != "none" else None
-        parts = run_parts(config, folder, setting, budget, executor, view, tracker)
+        mirror = None if config.mirror is None else stack.enter_context(
+            OptunaMirror(storage_url(config.mirror, folder), folder))
+        parts = run_parts(config, folder, setting, budget, executor, view, tracker, mirror)
         if setting.profile is not None:  # a method that needs what the file lacks says so before anything is trained
             parts.make_searcher(parts.make_problem(setting.profile), engine_config.high_equivalents)
         if view is not None and not (folder / JOURNAL_NAME).exists():
@@ -281,7 +284,7 @@ def _device_type(config: RunConfig) -> str:
 
 
 def run_parts(config: RunConfig, folder: Path, setting: Setting, budget: int, executor: Executor,
-              view: LiveView | None, tracker: SearchLogger | None = None) -> Parts:
+              view: LiveView | None, tracker: SearchLogger | None = None, mirror: OptunaMirror | None = None) -> Parts:
     """What a run is connected to."""
     space = setting.space
     predictor, table = BytesPredictor(setting.memory, space), setting.costs(budget)
@@ -298,7 +301,7 @@ def run_parts(config: RunConfig, folder: Path, setting: Setting, budget: int, ex
         finalise=(lambda task: finalise(config, folder, predictor, budget, task)) if real else None,
         fold=make_fold(config, setting.memory, space) if real else None,
         progress=view.progress if view is not None else lambda what, done, total: None,
-        listeners=tuple(listener for listener in (view, tracker) if listener is not None))
+        listeners=tuple(listener for listener in (view, tracker, mirror) if listener is not None))
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""``python -m qra_bo.runs list|show|compare|prune``: looks after a folder of runs."""
+"""``python -m qra_bo.runs list|show|compare|prune|mirror``: looks after a folder of runs."""
 
 import argparse
 import fcntl
@@ -14,7 +14,9 @@ from rich.console import Console
 
 from qra_bo.errors import JournalError, OutputError, UserError
 from qra_bo.files import check_run_folder
+from qra_bo.redact import redact
 from qra_bo.report.data import ReportData
+from qra_bo.report.mirror import SQLITE, mirror_run, storage_url
 from qra_bo.report.side_by_side import NamedRun, caveats, facts, search_loss, versus
 from qra_bo.report.tables import print_result, print_table
 from qra_bo.report.text import DASH, number, size
@@ -136,6 +138,29 @@ def prune_runs(folder: Path, console: Console, *, unfinished: bool, yes: bool) -
     return doomed
 
 
+def mirror_runs(folder: Path, console: Console, storage: str) -> None:
+    """Copy every readable run below ``folder`` into an Optuna storage (see ``qra_bo.report.mirror``).
+
+    Raises:
+        OutputError: If the storage can't be used.
+        MissingExtraError: If Optuna is not installed.
+    """
+    for run in find_runs(folder):
+        if run.data is None:
+            continue
+        url = storage_url(storage, run.folder)
+        try:
+            copied = mirror_run(run.folder, url)
+        except UserError:
+            raise
+        except Exception as error:  # a database may raise anything
+            reason = redact(str(error)).split("\n")[0]
+            raise OutputError(f"the storage {redact(url)} can't take the run {run.folder} ({type(error).__name__}: "
+                              f"{reason}); give another with --storage, or mend it") from error
+        console.print(f"{run.folder}: {copied} evaluations in {redact(url)}", markup=False, highlight=False,
+                      soft_wrap=True)
+
+
 def _is_locked(folder: Path) -> bool:
     """Whether a process writes to this run; reads only, so that listing works in folders of others."""
     try:
@@ -150,7 +175,7 @@ def _is_locked(folder: Path) -> bool:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m qra_bo.runs", description="Look after a folder of runs.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="list|show|compare|prune")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="list|show|compare|prune|mirror")
     listing = commands.add_parser("list", help="one line for every run below FOLDER")
     listing.add_argument("folder", type=Path, nargs="?", default=Path("outputs"))
     show = commands.add_parser("show", help="the result of one run")
@@ -163,6 +188,9 @@ def build_parser() -> argparse.ArgumentParser:
     prune.add_argument("folder", type=Path, nargs="?", default=Path("outputs"))
     prune.add_argument("--unfinished", action="store_true", help="also remove whole runs that ended early")
     prune.add_argument("--yes", action="store_true", help="really remove")
+    mirror = commands.add_parser("mirror", help="copy runs into an Optuna storage, for optuna-dashboard")
+    mirror.add_argument("folder", type=Path, nargs="?", default=Path("outputs"))
+    mirror.add_argument("--storage", default=SQLITE, help="sqlite (a file beside the runs) or a URL")
     return parser
 
 
@@ -177,6 +205,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _show(args.folder, console, as_json=args.json)
         elif args.command == "compare":
             compare_runs(args.folders, console, args.html)
+        elif args.command == "mirror":
+            mirror_runs(args.folder, console, args.storage)
         else:
             prune_runs(args.folder, console, unfinished=args.unfinished, yes=args.yes)
     except UserError as error:

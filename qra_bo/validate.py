@@ -14,6 +14,7 @@ from qra_bo.memory.optimizers import is_paged
 from qra_bo.methods import METHODS
 from qra_bo.oracle.benchmark.table import TASK as TASK_FILE
 from qra_bo.oracle.benchmark.table import folder_of
+from qra_bo.redact import redact
 from qra_bo.space import Ladder
 from qra_bo.tasks import TASKS
 
@@ -26,7 +27,7 @@ def problems_of(config: RunConfig) -> list[Problem]:
     found: list[Problem] = list(_model(config))
     if found:  # without a model nothing else has a meaning
         return found
-    for rule in (_task, _budget, _ladders, _numbers, _train, _table1, _sources, _executor, _logger, _device,
+    for rule in (_task, _budget, _ladders, _numbers, _train, _table1, _sources, _executor, _logger, _mirror, _device,
                  _optimizer):
         found += rule(config)
     if not any(p.key in ("bits", "ranks", "quantizer.formats") for p in found):
@@ -225,6 +226,12 @@ def _executor(config: RunConfig) -> Iterator[Problem]:
 def _logger(config: RunConfig) -> Iterator[Problem]:
     logger = config.logger
     yield from _rule("logger.project", logger.project, logger.name == "none" or bool(logger.project), "a name")
+
+
+def _mirror(config: RunConfig) -> Iterator[Problem]:
+    if config.mirror is not None and not re.fullmatch(r"sqlite|[a-z][a-z0-9+]*://\S+", config.mirror):
+        yield Problem("mirror", "mirror must be sqlite, the URL of an Optuna storage such as "
+                                "postgresql://USER@HOST/NAME, or null; got " + redact(repr(config.mirror)) + ".")
 
 
 def _device(config: RunConfig) -> Iterator[Problem]:
