@@ -18,6 +18,7 @@ from qra_bo.cli.sweep import Job, SweepSummary, record_job
 from qra_bo.config import RunConfig
 from qra_bo.errors import ConfigError, QRABOError
 from qra_bo.redact import redact
+from qra_bo.study.signals import Interrupts
 from qra_bo.tasks import run_task
 
 BUG = 1
@@ -36,8 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     previous = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors instead of printing them and exiting with 1
     try:
-        sys.argv = [sys.argv[0], *_checked(given)]
-        _hydra_main()
+        with Interrupts():  # before a run's own and after it too
+            sys.argv = [sys.argv[0], *_checked(given)]
+            _hydra_main()
     except QRABOError as error:
         return _report(error)
     except HYDRA_ERRORS as error:
