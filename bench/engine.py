@@ -26,7 +26,7 @@ from qra_bo.searcher import SearchProblem
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.sensitivity.reference_repair import reference_repair, vectorised_repair
 from qra_bo.sensitivity.repair import Repair
-from qra_bo.space import IntArray, uniform
+from qra_bo.space import Allocation, IntArray, uniform
 from qra_bo.space.neighbourhood import ladder_tops, neighbours_within
 
 SPACES = (("llama2_7b", "layer"), ("llama2_70b", "layer"), ("llama2_7b", "module"), ("llama2_70b", "module"))
@@ -54,17 +54,20 @@ def make_problem(model: str, granularity: str) -> SearchProblem:
 
 def observations(problem: SearchProblem, n: int) -> list[Evaluation]:
     """``n`` random allocations near the budget with their planted losses."""
-    rng, truth, space = problem.rng("observations"), Landscape(problem.space, seed=0), problem.space
-    told = []
-    for number in range(n):
-        row = random_near_budget(problem, rng)
-        allocation = space.decode(row)
-        loss = float(truth.true_loss(row[None, :])[0] + 0.003 * rng.standard_normal())
-        request = EvaluationRequest(allocation, problem.high_steps, problem.high_steps, 1)
-        measured = Measurement(TrialState.OK, loss, None, (), problem.high_steps, 0, 0, None, 0.0)
-        told.append(Evaluation(number, allocation, space.bits(allocation), "global", Fidelity.HIGH, request, 0,
-                               measured, int(problem.costs.totals(row[None, :])[0])))
-    return told
+    rng, truth = problem.rng("observations"), Landscape(problem.space, seed=0)
+    allocations = (problem.space.decode(random_near_budget(problem, rng)) for _ in range(n))
+    return [evaluated(problem, truth, rng, a, number, "global") for number, a in enumerate(allocations)]
+
+
+def evaluated(problem: SearchProblem, truth: Landscape, rng: np.random.Generator, allocation: Allocation, number: int,
+              stage: str) -> Evaluation:
+    """An allocation with its planted loss and a little noise, at high fidelity."""
+    row = problem.space.encode(allocation)[None, :]
+    loss = float(truth.true_loss(row)[0] + 0.003 * rng.standard_normal())
+    request = EvaluationRequest(allocation, problem.high_steps, problem.high_steps, 1)
+    measured = Measurement(TrialState.OK, loss, None, (), problem.high_steps, 0, 0, None, 0.0)
+    return Evaluation(number, allocation, problem.space.bits(allocation), stage, Fidelity.HIGH, request, 0, measured,
+                      int(problem.costs.totals(row)[0]))
 
 
 def best_time(repeats: int, prepare: Callable[[], Callable[[], object]]) -> tuple[float, float]:

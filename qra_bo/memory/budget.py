@@ -41,8 +41,8 @@ def parse_size(text: str | int) -> int:
 
 def _shown(text: str | int) -> str:
     """What was given, as far as a message needs it."""
-    shown = repr(text)
-    return shown if len(shown) <= 60 else f"{shown[:57]}..."
+    plain = str(text)
+    return repr(text) if len(plain) <= 60 else f"{plain[:57]!r}..."
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
 """The sensitivity profile: what quantising each unit damages and what adapter capacity there may gain."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,7 +27,7 @@ class SensitivityProfile:
         source: Where it comes from, in words.
 
     Raises:
-        ProfileError: If shapes disagree or a value is not finite.
+        ProfileError: If shapes disagree, a value is not finite, or a unit or format is named twice.
     """
 
     units: tuple[str, ...]
@@ -45,6 +46,12 @@ class SensitivityProfile:
         if self.gain is not None and (self.gain.ndim != 2 or self.gain.shape[0] != want[0]
                                       or not np.isfinite(self.gain).all()):
             raise ProfileError(f"gain must hold finite numbers of shape ({want[0]}, K); got {self.gain.shape}")
+        if not math.isfinite(self.base_loss):
+            raise ProfileError(f"base_loss must be a finite number; got {self.base_loss}")
+        for what, names in (("unit", self.units), ("format", self.formats)):
+            if len(set(names)) < len(names):
+                twice = next(name for name in names if names.count(name) > 1)
+                raise ProfileError(f"every {what} must be named once; {twice!r} is named {names.count(twice)} times")
 
     def require_gain(self) -> FloatArray:
         """``gain``, or an error that says it was never measured.

@@ -100,18 +100,19 @@ def test_an_evaluation_cut_off_goes_on_as_if_it_had_not_been(tmp_path: Path, mon
     assert comparable(again) == comparable(whole)
 
 
-def test_an_evaluation_that_is_stopped_keeps_its_last_step(tmp_path: Path) -> None:
+@pytest.mark.parametrize("at", [1, 2, 4, 5, 8])  # after 2 and after 4 the held-out loss is recorded
+def test_an_evaluation_that_is_stopped_keeps_its_last_step(tmp_path: Path, at: int) -> None:
     whole, oracle = make().evaluate(REQUEST, quiet), make(tmp_path)
 
     def stop(what: str, done: int, total: int) -> None:
-        if done == 5:
+        if done == at:
             raise StopRequested
 
     with pytest.raises(StopRequested):
         oracle.evaluate(REQUEST, stop)
     steps: list[int] = []
     resumed = make(tmp_path).evaluate(REQUEST, lambda what, done, total: steps.append(done))
-    assert steps == [6, 7, 8]
+    assert steps == list(range(at + 1, 9))
     assert comparable(resumed) == comparable(whole)
 
 

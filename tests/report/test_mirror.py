@@ -23,7 +23,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::Warning:optuna", "ignore::Warni
 
 def run(folder: Path, *listeners: Any) -> RunOutcome:
     (folder.parent / "faults").mkdir(exist_ok=True)
-    oracle = PlantedOracle(faults={"14": "memory"}, folder=str(folder.parent / "faults"))
+    oracle = PlantedOracle(faults={"14": "raise"}, folder=str(folder.parent / "faults"))
     parts = make_parts(InProcessExecutor(oracle), finalise=deliver, listeners=listeners)
     return Engine(make_config(folder, high_equivalents=14), parts).run()
 

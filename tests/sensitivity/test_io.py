@@ -12,6 +12,7 @@ from qra_bo.sensitivity.io import (
     coarsen_profile,
     load_measured_damage,
     load_profile,
+    profile_from_json,
     profile_to_json,
     save_profile,
 )
@@ -115,3 +116,13 @@ def test_published_files_cover_every_linear() -> None:
     layers = measured.coarsen(make_units(spec, "layer"))
     assert layers.loss.shape == (32,)
     assert layers.loss.sum() == pytest.approx(measured.loss.sum())
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"base_loss": float("inf")}, "base_loss must be a finite number"),
+    ({"units": ["a", "a"]}, "every unit must be named once; 'a' is named 2 times"),
+    ({"base_loss": 10**400}, "a number that floats can hold")])
+def test_what_is_no_number_or_named_twice_is_refused(change: dict[str, object], message: str) -> None:
+    data = {**profile_to_json(make_profile(make_space(2))), **change}
+    with pytest.raises(ProfileError, match=message):
+        profile_from_json(data, "here")
