@@ -29,7 +29,7 @@ TINY := $(if $(filter tiny,$(MODEL)),train.batch=2 train.length=32 fidelity.high
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run test test-gpu lint types docs clean bench bench-speed bench-memory bench-engine bench-runs
-.PHONY: reproduce-table1 ablations bench-exports bench-fuzz bench-collect bench-emulators bench-search
+.PHONY: reproduce-table1 ablations bench-exports bench-faults bench-fuzz bench-scale bench-collect bench-emulators bench-search
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -79,6 +79,12 @@ bench-memory: $(INSTALLED) ## Predicted peaks against traced steps from 135 M to
 
 bench-engine: $(INSTALLED) ## Repair, proposals, memory and neighbourhoods at 32 to 560 units, on one thread
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.engine
+
+bench-faults: $(INSTALLED) ## Kills at random moments and every other fault, over an hour; MORE=--short for one try of each
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.faults $(MORE)
+
+bench-scale: $(INSTALLED) ## A thousand workers in simulated time: throughput, latency, memory and size of the journal
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.scale $(MORE)
 
 bench-collect: $(INSTALLED) ## Add real evaluations to a table, for hours: make bench-collect TASK=gsm8k DATA=FILE MORE='--hours 2'
 	$(BIN)/python -m bench.collect --task $(TASK) $(if $(DATA),--data '$(DATA)') $(MORE)

@@ -1,0 +1,208 @@
+"""Whole runs in processes of their own that can be killed: what a benchmark of faults starts again and again.
+
+A process is forked from one that has imported everything: imports take ten times as long as a run of ``tiny``. The
+worker processes of a run are forked too, where a user's are spawned; all else is what ``python -m qra_bo`` does.
+"""
+
+import fcntl
+import importlib
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qra_bo.study.journal import JOURNAL_NAME, read_journal
+from qra_bo.study.lock import LOCK_NAME
+
+OVERRIDES = (
+    "+model=tiny", "data=tiny", "display=none", "device=cpu", "effort=quick", "method=evolution", "granularity=block",
+    "effort.high_equivalents=9", "effort.anchors=1", "effort.ranking_top=0", "confirm.seeds=2", "final.steps=2",
+    "bits=[2,4,8]", "quantizer.formats.2=[ref2]", "quantizer.formats.4=[ref4]", "quantizer.formats.8=[ref8]",
+    "train.batch=2", "train.length=32", "eval.tokens=256", "fidelity.high=8", "fidelity.low=4", "data.max_records=64",
+    "calibrate.lr_scales=[1.0,2.0]", "worker.checkpoint_seconds=0")
+"""The smallest run that has every stage: real quantisation, training, checkpoints at every step, and promotion."""
+NEEDED = ("torch", "peft", "transformers.models.llama.modeling_llama", "qra_bo.build", "qra_bo.run",
+          "qra_bo.tasks.search", "qra_bo.oracle.finetune", "qra_bo.evolution.search", "pymoo.indicators.hv",
+          "qra_bo.export.registry", "qra_bo.oracle.data.load", "qra_bo.oracle.base_models", "qra_bo.oracle.bank")
+Prepare = Callable[[], None]
+
+
+def warm_up() -> None:
+    """Import what every run needs, on one thread (a forked process must not miss any), and use most of it once."""
+    import torch
+
+    torch.set_num_threads(1)
+    for name in NEEDED:
+        importlib.import_module(name)
+    from qra_bo import run
+    from qra_bo.build import make_oracle
+    from qra_bo.config import load_config
+
+    with tempfile.TemporaryDirectory() as folder:
+        make_oracle(load_config(OVERRIDES).to_dict(), folder).close()
+    run.write_report = lambda folder: []  # made again from the journal at any time; it takes as long as the rest
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a run's process ended.
+
+    Args:
+        status: Exit status, or minus the signal that killed it.
+        output: What it printed.
+        seconds: How long it ran.
+    """
+
+    status: int
+    output: str
+    seconds: float
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether it stopped with a message for people: no traceback, and a status that says so."""
+        return self.status in (0, 2, 3, 130, 143) and "Traceback" not in self.output
+
+
+class RunProcess:
+    """A run that goes on in a process of its own.
+
+    Args:
+        folder: ``out`` of the run.
+        overrides: Beyond ``OVERRIDES``.
+        prepare: Called in the new process before the run: what is to go wrong in it.
+    """
+
+    def __init__(self, folder: Path, overrides: tuple[str, ...] = (), prepare: Prepare | None = None) -> None:
+        self.folder, self._log = folder, folder.with_name(f"{folder.name}.{time.monotonic_ns()}.log")
+        self._began = time.monotonic()
+        sys.stdout.flush()
+        self.pid = os.fork()
+        if self.pid == 0:
+            self._be(overrides, prepare)
+
+    def _be(self, overrides: tuple[str, ...], prepare: Prepare | None) -> None:
+        """The forked process; never returns."""
+        status = 1
+        try:
+            os.setpgid(0, 0)
+            log = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+            os.dup2(log, 1)
+            os.dup2(log, 2)
+            forked = multiprocessing.get_context("fork")
+            multiprocessing.get_context = lambda method=None: forked  # type: ignore[assignment]
+            if prepare is not None:
+                prepare()
+            from qra_bo.cli.app import main
+
+            status = main([*OVERRIDES, f"out={self.folder}", *overrides])
+        except BaseException as error:
+            print(f"Traceback: {error!r}", flush=True)
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+
+    def signal(self, signum: int) -> None:
+        os.kill(self.pid, signum)
+
+    def children(self) -> list[int]:
+        """Its worker processes."""
+        try:
+            text = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text()
+        except OSError:
+            return []
+        return [int(pid) for pid in text.split()]
+
+    def wait(self, seconds: float = 300.0) -> Ended:
+        """Wait for its end and for its workers'.
+
+        Raises:
+            TimeoutError: If it hangs.
+        """
+        end = time.monotonic() + seconds
+        while True:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                break
+            if time.monotonic() > end:
+                os.killpg(self.pid, signal.SIGKILL)
+                os.waitpid(self.pid, 0)
+                raise TimeoutError(f"the run in {self.folder} did not end within {seconds:g} s")
+            time.sleep(.005)
+        took = time.monotonic() - self._began
+        _wait_until_free(self.folder, 30.0)
+        code = os.waitstatus_to_exitcode(status)
+        return Ended(code, self.read_output(), took)
+
+    def read_output(self) -> str:
+        """What it printed; once."""
+        output = self._log.read_text(encoding="utf-8", errors="replace")
+        self._log.unlink()
+        return output
+
+
+def _wait_until_free(folder: Path, seconds: float) -> None:
+    """Wait until nobody holds the run's lock: forked workers hold it too, until they see that the run is dead."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            with (folder / LOCK_NAME).open() as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+        except FileNotFoundError:
+            return
+        except OSError:
+            time.sleep(.01)
+    raise TimeoutError(f"the lock of {folder} is still held")
+
+
+def damaged_lines(folder: Path) -> tuple[int, ...]:
+    """Numbers of the lines of the journal whose checksum does not hold."""
+    return read_journal(folder / JOURNAL_NAME).damaged
+
+
+def warnings(folder: Path) -> str:
+    """All warnings of the journal in one text."""
+    return "\n".join(e["message"] for e in read_journal(folder / JOURNAL_NAME).events if e["event"] == "warning")
+
+
+def states(folder: Path) -> list[str]:
+    """How every evaluation ended."""
+    return [e["state"] for e in read_journal(folder / JOURNAL_NAME).events if e["event"] == "evaluation"]
+
+
+def keys(folder: Path) -> list[str]:
+    """Finished evaluations in the order of the journal; empty where there is none yet."""
+    path = folder / JOURNAL_NAME
+    if not path.exists():
+        return []
+    return [e["key"] for e in read_journal(path).events if e["event"] == "evaluation"]
+
+
+def journal_lines(folder: Path) -> int:
+    """Complete lines of the journal; 0 where there is none."""
+    try:
+        return (folder / JOURNAL_NAME).read_bytes().count(b"\n")
+    except OSError:
+        return 0
+
+
+def result(folder: Path) -> dict[str, Any]:
+    """``best.json`` without what differs between any two runs: times, measured bytes, the commit."""
+    best: dict[str, Any] = json.loads((folder / "best.json").read_text(encoding="utf-8"))
+    best["cost"] = {k: v for k, v in best["cost"].items() if not k.endswith("seconds")}
+    best["memory"] = {k: v for k, v in best["memory"].items() if k != "measured_bytes"}
+    best["provenance"] = {k: v for k, v in best["provenance"].items() if k != "git"}
+    return best
+
+
+def adapter(folder: Path) -> bytes:
+    """The delivered adapter's weights."""
+    return (folder / "adapter" / "adapter_model.safetensors").read_bytes()

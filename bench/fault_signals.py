@@ -1,0 +1,164 @@
+"""Runs of ``tiny`` with the real oracle that are killed, stopped and robbed of their workers at random moments."""
+
+import os
+import signal
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.fault_runs import Ended, RunProcess, adapter, journal_lines, keys, result
+from qra_bo.study.journal import JOURNAL_NAME
+
+KILL, TERM, INT, WORKER, HANG = ("SIGKILL of the run", "SIGTERM", "Ctrl-C", "SIGKILL of the worker",
+                                 "a worker that hangs")
+DEADLINE = "worker.deadline_seconds=10"
+PATIENCE = 120.0
+
+
+@dataclass
+class Disturbed:
+    """What came of the disturbances.
+
+    Args:
+        tries: By kind.
+        good: Of these, those after which everything was as it should be.
+        in_the_middle: Kills of the run that hit an evaluation with steps behind it.
+        runs: Full runs that were disturbed and ended as the undisturbed one.
+        problems: What was not as it should be.
+    """
+
+    tries: Counter[str] = field(default_factory=Counter)
+    good: Counter[str] = field(default_factory=Counter)
+    in_the_middle: int = 0
+    runs: int = 0
+    problems: list[str] = field(default_factory=list)
+
+
+    def add(self, other: "Disturbed") -> None:
+        """Count in what came of others."""
+        self.tries += other.tries
+        self.good += other.good
+        self.in_the_middle += other.in_the_middle
+        self.runs += other.runs
+        self.problems += other.problems
+
+
+def undisturbed(folder: Path) -> float:
+    """A run that nobody disturbs in ``folder``; about how long an evaluation takes in it, in seconds."""
+    ended = RunProcess(folder, (DEADLINE,)).wait()
+    if ended.status != 0:
+        raise RuntimeError(f"the undisturbed run ended with {ended.status}: {ended.output}")
+    return ended.seconds / max(1, len(keys(folder)))
+
+
+def disturb(wanted: dict[str, int], folder: Path, plain: Path, evaluation: float, rng: np.random.Generator,
+            end: float) -> Disturbed:
+    """Start runs and disturb each again and again until it ends, until every kind was tried as often as wanted, or
+    the monotonic time is ``end``: the run that goes on is left to its end."""
+    folder.mkdir()
+    found = Disturbed()
+    while any(found.tries[kind] < n for kind, n in wanted.items()) and time.monotonic() < end:
+        run = folder / f"run{found.runs + len(found.problems)}"
+        _one_run(run, plain, wanted, found, evaluation, rng, end)
+    return found
+
+
+def _one_run(run: Path, plain: Path, wanted: dict[str, int], found: Disturbed, evaluation: float,
+             rng: np.random.Generator, end: float) -> None:
+    """One full run, disturbed while anything is wanted, there is time and it has not ended."""
+    met: list[str] = []
+    total, process = journal_lines(plain), RunProcess(run, (DEADLINE,))
+    while (left := [kind for kind, n in wanted.items() if found.tries[kind] < n]) and time.monotonic() < end:
+        before, kind = keys(run), str(rng.choice(left, p=_shares(left, wanted, found)))
+        _wait_for_line(process, journal_lines(run) + int(rng.integers(0, max(2, total // 6))))
+        time.sleep(float(rng.uniform(0, evaluation)))
+        if not _strike(process, kind):
+            break  # it ended before
+        found.tries[kind] += 1
+        if kind in (WORKER, HANG):
+            met.append(kind)
+            _wait_for_line(process, journal_lines(run) + 1)  # what is lost twice is a failure, as it should be
+            continue
+        ended = process.wait()
+        found.in_the_middle += _was_in_the_middle(run) if kind == KILL else 0
+        problem = _check_stop(kind, ended, before, keys(run))
+        if problem:
+            found.problems.append(f"{run.name}: {problem}")
+        else:
+            met.append(kind)
+        at = f"{len(keys(run))} of {len(keys(plain))} evaluations"
+        print(f"{run.parent.name}/{run.name}: {kind} after {at}; {problem or 'well'}", flush=True)
+        process = RunProcess(run, (DEADLINE,))
+    problem = _check_end(run, plain, process.wait())
+    if problem:
+        found.problems.append(f"{run.name} after {', '.join(met)}: {problem}")
+        print(f"{run.parent.name}/{run.name}: {problem}", flush=True)
+        return
+    found.runs += 1
+    found.good.update(met)
+
+
+def _shares(left: list[str], wanted: dict[str, int], found: Disturbed) -> np.ndarray[Any, Any]:
+    missing = np.array([wanted[kind] - found.tries[kind] for kind in left], dtype=np.float64)
+    return missing / missing.sum()
+
+
+def _wait_for_line(process: RunProcess, lines: int) -> None:
+    end = time.monotonic() + PATIENCE
+    while journal_lines(process.folder) < lines and _is_running(process) and time.monotonic() < end:
+        time.sleep(.003)
+
+
+def _is_running(process: RunProcess) -> bool:
+    try:
+        return Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def _strike(process: RunProcess, kind: str) -> bool:
+    """Disturb; false where there was nothing left to disturb."""
+    if not _is_running(process):
+        return False
+    if kind in (KILL, TERM, INT):
+        process.signal({KILL: signal.SIGKILL, TERM: signal.SIGTERM, INT: signal.SIGINT}[kind])
+        return True
+    end = time.monotonic() + PATIENCE
+    while not process.children() and _is_running(process) and time.monotonic() < end:
+        time.sleep(.003)
+    if not process.children():
+        return False
+    os.kill(process.children()[0], signal.SIGKILL if kind == WORKER else signal.SIGSTOP)
+    return True
+
+
+def _was_in_the_middle(run: Path) -> int:
+    """Whether an evaluation had steps behind it: a checkpoint (written at every step) is newer than the journal."""
+    journal = run / JOURNAL_NAME
+    if not journal.exists():
+        return 0
+    at = journal.stat().st_mtime_ns
+    return int(any(p.stat().st_mtime_ns > at for p in (run / "checkpoints").glob("*.safetensors")))
+
+
+def _check_stop(kind: str, ended: Ended, before: list[str], after: list[str]) -> str:
+    expected = {KILL: -signal.SIGKILL, TERM: 143, INT: 130}[kind]
+    if ended.status not in (expected, 0):  # a signal may come after the last line
+        return f"{kind} ended with {ended.status}, not {expected}: {ended.output[-300:]}"
+    if after[:len(before)] != before:
+        return f"{kind} lost finished evaluations"
+    return ""
+
+
+def _check_end(run: Path, plain: Path, ended: Ended) -> str:
+    if ended.status != 0:
+        return f"it ended with {ended.status}: {ended.output[-500:]}"
+    if keys(run) != keys(plain):
+        return "evaluations were lost, repeated or made in another order"
+    if result(run) != result(plain):
+        return "the result differs from the undisturbed run's"
+    return "" if adapter(run) == adapter(plain) else "the adapter differs from the undisturbed run's"
