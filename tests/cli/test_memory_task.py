@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -106,12 +105,10 @@ def test_a_search_that_can_not_start_shows_the_plan(error: Exception, monkeypatc
     assert captured.err == f"qra_bo: {error}\n"
 
 
-def test_it_starts_at_once_and_loads_no_torch() -> None:
+def test_it_loads_no_torch() -> None:
     code = ("import sys; from qra_bo.cli.app import main; "
             "status = main(['task=memory', '+model=llama2_7b', 'budget=10GB']); "
             "print('heavy:', [m for m in ('torch', 'transformers', 'scipy') if m in sys.modules]); sys.exit(status)")
-    start = time.monotonic()
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert "heavy: []" in result.stdout
-    assert time.monotonic() - start < 20  # measured: 0.9 s of CPU; the bound only catches a heavy import

@@ -1,6 +1,5 @@
 """The planted landscape in closed form and against brute force, and the oracle around it."""
 
-import time
 from pathlib import Path
 
 import numpy as np
@@ -159,10 +158,8 @@ def test_nonsense_is_a_bug_of_the_caller() -> None:
             oracle.evaluate(EvaluationRequest(allocation, steps, 24, 0), quiet)
 
 
-def test_large_models_are_instant() -> None:
+def test_a_large_model_allocates_nothing_of_its_size() -> None:
     oracle = SyntheticOracle(make_space(560), 0)
-    start = time.monotonic()
     m = oracle.evaluate(EvaluationRequest(uniform(560, "nf4", 4), 24, 24, 0), quiet)
     assert m.state is TrialState.OK
     assert m.measured_bytes is None
-    assert time.monotonic() - start < 1.0
