@@ -296,7 +296,9 @@ class FinetuneOracle:
         order = batches(len(train.input_ids), settings.batch, request.schedule_steps, request.train_seed)
         probe = MemoryProbe(self.device, self.model, optimizer, self.bank, self.settings.scope, follow=True)
         resumed_at = done
-        stops = sorted({s for s in (*self.settings.record_at, request.steps) if done < s <= request.steps})
+        due = done - (done > spent.first)  # cut off after a step whose held-out loss was perhaps not recorded yet
+        stops = sorted({s for s in (*self.settings.record_at, request.steps) if due < s <= request.steps}
+                       - {step for step, _ in curve})
         last_saved = time.monotonic()
         for stop in stops:
             while done < stop:
