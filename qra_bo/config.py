@@ -87,6 +87,13 @@ class SensitivityConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class SurrogateConfig:
+    """File of a prior that earlier runs taught (``python -m qra_bo.prior``), for methods that take one; or ``None``."""
+
+    prior: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class QuantizerConfig:
     """Storage formats that serve each bit-width."""
 
@@ -253,6 +260,7 @@ class RunConfig:
     data: DataConfig
     method: MethodConfig
     sensitivity: SensitivityConfig
+    surrogate: SurrogateConfig
     quantizer: QuantizerConfig
     adapter: AdapterConfig
     train: TrainConfig

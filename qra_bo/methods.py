@@ -30,6 +30,11 @@ def make_searcher(name: str, problem: SearchProblem, options: Mapping[str, Any],
     return METHODS[name](problem, options, equivalents)
 
 
+def with_learned(options: Mapping[str, Any], prior: str | None) -> dict[str, Any]:
+    """A method's options with the prior of ``surrogate.prior``, where one is given."""
+    return {**options, **({} if prior is None else {"prior": prior})}
+
+
 @METHODS.register("structured")
 def make_structured(problem: SearchProblem, options: Mapping[str, Any], equivalents: float) -> Searcher:
     """The additive surrogate over sensitivities with exact knapsacks."""

@@ -22,7 +22,7 @@ from qra_bo.memory.allowance import Allowance
 from qra_bo.memory.budget import check_budget, free_bytes, parse_budget, parse_size, resolve_budget
 from qra_bo.memory.formats import default_format
 from qra_bo.memory.model import MemoryModel
-from qra_bo.methods import make_searcher
+from qra_bo.methods import make_searcher, with_learned
 from qra_bo.report.live import LiveView
 from qra_bo.report.loggers import SearchLogger
 from qra_bo.report.mirror import OptunaMirror, storage_url
@@ -296,8 +296,8 @@ def run_parts(config: RunConfig, folder: Path, setting: Setting, budget: int, ex
     return Parts(
         space=space, predict_bytes=predictor, breakdown=predictor.breakdown, executor=executor,
         make_problem=make_problem,
-        make_searcher=lambda problem, equivalents: make_searcher(config.method.name, problem, config.method.params,
-                                                                 equivalents),
+        make_searcher=lambda problem, equivalents: make_searcher(
+            config.method.name, problem, with_learned(config.method.params, config.surrogate.prior), equivalents),
         finalise=(lambda task: finalise(config, folder, predictor, budget, task)) if real else None,
         fold=make_fold(config, setting.memory, space) if real else None,
         progress=view.progress if view is not None else lambda what, done, total: None,

@@ -204,6 +204,10 @@ def _sources(config: RunConfig) -> Iterator[Problem]:
     if config.task not in (*OF_A_RUN, "memory") and profile is not None and not Path(profile).expanduser().is_file():
         yield Problem("sensitivity.path", "sensitivity.path must name a file such as the profile.json of a "
                                           f"task=profile, or be null to measure; there is no file {profile!r}.")
+    prior = config.surrogate.prior
+    if config.task not in (*OF_A_RUN, "memory") and prior is not None and not Path(prior).expanduser().is_file():
+        yield Problem("surrogate.prior", "surrogate.prior must name a file that python -m qra_bo.prior wrote, or be "
+                                         f"null; there is no file {prior!r}.")
     table = config.oracle.table
     if config.oracle.name == "benchmark" and (table is None or not (folder_of(Path(table)) / TASK_FILE).is_file()):
         yield Problem("oracle.table", "oracle=benchmark needs oracle.table=FOLDER, a table of real evaluations such as "

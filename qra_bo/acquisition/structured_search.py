@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from qra_bo.acquisition.features import build_components
 from qra_bo.acquisition.functions import log_expected_improvement
 from qra_bo.acquisition.observations import Observations, row_of
 from qra_bo.acquisition.prior_designs import prior_tables
+from qra_bo.acquisition.transfer import load_prior, with_prior
 from qra_bo.acquisition.trust_region import TrustRegion
 from qra_bo.errors import BudgetError, ConfigError
 from qra_bo.records import Evaluation, Fidelity, Proposal
@@ -38,6 +40,7 @@ class StructuredOptions:
         edits: Atomic edits that the enumerated neighbours may be away from the incumbent.
         max_neighbours: Most neighbours scored for one proposal.
         rel_gap: Relative gap at which knapsacks of posterior draws may stop.
+        prior: File of what earlier runs taught about the parts' scales, or ``None``.
         without: Parts of the surrogate to leave out, by their names in ``build_components``.
         model: Settings of the surrogate.
     """
@@ -49,6 +52,7 @@ class StructuredOptions:
     edits: int = 2
     max_neighbours: int = 9000
     rel_gap: float = 1e-3
+    prior: str | None = None
     without: tuple[str, ...] = ()
     model: StructuredSettings = field(default_factory=StructuredSettings)
 
@@ -76,7 +80,9 @@ class StructuredSearch:
         self._problem = problem
         self._rng = problem.rng("structured")
         self._seen = Observations(problem)
-        self._design = Design(build_components(problem, self._options.without))
+        parts = build_components(problem, self._options.without)
+        learned = {} if self._options.prior is None else load_prior(Path(self._options.prior).expanduser())
+        self._design = Design(with_prior(parts, learned))
         self._prior = prior_tables(problem, self._options.n_prior)
         n_units = problem.space.n_units
         self._region = TrustRegion(max(2, n_units // 2), 2, n_units, max(2, n_units // 2), factor=1.5)

@@ -1,0 +1,76 @@
+"""Learn a prior of the default's surrogate from finished runs: ``python -m qra_bo.prior RUN ... --out prior.json``.
+
+A later run uses it with ``surrogate.prior=prior.json``. Runs may be of other models, tasks and budgets.
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from qra_bo.acquisition.transfer import LEAST_LOSSES, combine, fitted_scales, save_prior
+from qra_bo.build import config_from_dict, make_memory, make_space, make_spec
+from qra_bo.config import load_config
+from qra_bo.errors import OutputError, UserError
+from qra_bo.searcher import SearchProblem
+from qra_bo.study.messages import ProfileResult
+from qra_bo.study.results import load_study
+from qra_bo.study.searching import as_told
+
+
+def scales_of_run(folder: Path) -> dict[str, float] | None:
+    """Scale of every part as fitted to what a run evaluated; ``None`` where that is too little.
+
+    Raises:
+        UserError: If it is not the folder of a run.
+    """
+    study = load_study(folder)
+    if "profile" not in study.last:
+        return None
+    config = config_from_dict(_over(load_config().to_dict(), study.header["config"]))
+    spec = make_spec(config)
+    space = make_space(config, spec)
+    problem = SearchProblem(space, make_memory(config, spec, "cpu").table(space), study.budget_bytes,
+                            ProfileResult.from_json(study.last["profile"]).profile, config.fidelity.high, None,
+                            config.seed)
+    return fitted_scales(problem, [as_told(e) for e in study.points])
+
+
+def _over(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """``given`` over ``defaults``: a run of an older release lacks keys that came later."""
+    return {**defaults, **{key: _over(defaults[key], value) if isinstance(value, Mapping)
+                           and isinstance(defaults.get(key), Mapping) and key not in ("model", "quantizer") else value
+                           for key, value in given.items() if key in defaults}}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m qra_bo.prior", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path, help="folders of runs")
+    parser.add_argument("--out", type=Path, required=True, help="file of the prior")
+    options = parser.parse_args(arguments)
+    try:
+        found = {run: scales_of_run(run) for run in options.runs}
+        used = {run: scales for run, scales in found.items() if scales is not None}
+        for run in found.keys() - used.keys():
+            print(f"{run} is left out: it has fewer than {LEAST_LOSSES} losses to learn from", file=sys.stderr)
+        if not used:
+            raise OutputError(f"no run has {LEAST_LOSSES} losses to learn from, so no prior was written; give longer "
+                              "runs")
+        prior = combine(list(used.values()))
+        try:
+            save_prior(prior, [run.name for run in used], options.out)
+        except OSError as error:
+            raise OutputError(f"--out {options.out} can't be written ({error.strerror})") from error
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return error.exit_status
+    for name, part in prior.items():
+        print(f"{name}: {part.scale:.3g} (spread {part.spread:.2f})")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
