@@ -2,29 +2,20 @@
 
 import logging
 import time
-from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from multiprocessing.connection import wait
 from typing import Any
 
 from qra_bo.errors import ConfigError, QRABOError, WorkerError
 from qra_bo.oracle.protocol import Progress, quiet
-from qra_bo.records import EvaluationRequest, Measurement, TrialState
+from qra_bo.records import EvaluationRequest, Measurement
 from qra_bo.study.executor import Executor, OracleSpec
+from qra_bo.study.jobs import Job, Jobs
 from qra_bo.study.limits import Limits, Pace
-from qra_bo.study.messages import ProfileResult, failure, measurement_from_json, request_to_json
+from qra_bo.study.messages import ProfileResult, measurement_from_json, request_to_json
 from qra_bo.study.process import Worker, WorkerLost, WorkerState, out_of_memory_kills
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class _Job:
-    request: EvaluationRequest
-    submitted: float
-    tries: int = 0
-    kills: int = 0
 
 
 class LocalExecutor(Executor):
@@ -45,9 +36,8 @@ class LocalExecutor(Executor):
             raise ConfigError("an executor needs at least one worker; got none")
         self._workers = tuple(Worker(spec, limits) for spec in specs)
         self._limits, self._pace = limits, Pace(limits)
-        self._waiting: deque[_Job] = deque()
-        self._running: dict[Worker, _Job] = {}
-        self._done: deque[tuple[EvaluationRequest, Measurement]] = deque()
+        self._jobs = Jobs(limits)
+        self._running: dict[Worker, Job] = {}
 
     @property
     def workers(self) -> int:
@@ -64,14 +54,14 @@ class LocalExecutor(Executor):
         return self._must("call", progress, method=method, kwargs=dict(kwargs))
 
     def submit(self, request: EvaluationRequest) -> None:
-        self._waiting.append(_Job(request, time.monotonic()))
+        self._jobs.submit(request)
 
     def finished(self, progress: Progress) -> tuple[EvaluationRequest, Measurement]:
-        while not self._done:
+        while not self._jobs.done:
             self._dispatch()
             if self._running:
                 self._listen(progress)
-        return self._done.popleft()
+        return self._jobs.done.popleft()
 
     def close(self) -> None:
         """End the workers: those at work keep their evaluations on disk first; one that takes too long is killed."""
@@ -91,8 +81,8 @@ class LocalExecutor(Executor):
     def _dispatch(self) -> None:
         """Give what waits to workers that have nothing to do, those that have an oracle first."""
         free = sorted((w for w in self._workers if w not in self._running), key=lambda w: w.state is WorkerState.ABSENT)
-        for worker in free[: len(self._waiting)]:
-            job = self._waiting.popleft()
+        for worker in free[: len(self._jobs.waiting)]:
+            job = self._jobs.waiting.popleft()
             job.kills = out_of_memory_kills()
             self._running[worker] = job
             try:
@@ -121,7 +111,7 @@ class LocalExecutor(Executor):
             if answer is not None:
                 measurement = measurement_from_json(answer)
                 self._pace.note(measurement)
-                self._done.append((self._running.pop(worker).request, measurement))
+                self._jobs.done.append((self._running.pop(worker).request, measurement))
 
     def _lost(self, worker: Worker, lost: WorkerLost) -> None:
         """Begin the evaluation of a lost worker again, or make a failure of it.
@@ -135,15 +125,7 @@ class LocalExecutor(Executor):
             raise _unbuilt(lost) from lost
         for other in self._running.values():  # a kill by the kernel is told of one evaluation, not of all that ran
             other.kills = kills
-        if not starved and job.tries < self._limits.retries:
-            job.tries += 1
-            log.warning("%s; the evaluation is begun again on another one", lost)
-            self._waiting.appendleft(job)
-            return
-        log.warning("an evaluation was lost: %s; another worker is started for the next one", lost)
-        message = f"{lost}: the machine ran out of memory" if starved else str(lost)
-        self._done.append((job.request, failure(TrialState.OOM if starved else TrialState.FAILED, message, worker.done,
-                                                time.monotonic() - job.submitted)))
+        self._jobs.lost(job, f"{lost}: the machine ran out of memory" if starved else str(lost), worker.done, starved)
 
     def _must(self, op: str, progress: Progress, **fields: Any) -> dict[str, Any]:
         """An answer of the first worker, which has nothing else to do; a lost one is asked again."""

@@ -4,20 +4,19 @@ import json
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from qra_bo.errors import DeviceError, MissingExtraError, OracleError, WorkerError
 from qra_bo.oracle.protocol import Oracle, Progress, StopRequested, quiet
-from qra_bo.records import EvaluationRequest, Measurement, TrialState
+from qra_bo.records import EvaluationRequest, Measurement
 from qra_bo.study.executor import Executor, OracleSpec
+from qra_bo.study.jobs import Job, Jobs
 from qra_bo.study.limits import Limits, Pace, overdue, silent
 from qra_bo.study.messages import (
     ProfileResult,
     error_from_json,
-    failure,
     measurement_from_json,
     request_to_json,
 )
@@ -103,19 +102,12 @@ class RayWorker:
         self._stop.set()
 
 
-@dataclass(slots=True)
-class _Job:
-    request: EvaluationRequest
-    submitted: float
-    tries: int = 0
-
-
 @dataclass(slots=True, eq=False)
 class _Slot:
     """An actor and what it is doing."""
 
     actor: Any
-    job: _Job | None = None
+    job: Job | None = None
     answer: Any = None
     heard: Any = None
     said: int = 0
@@ -151,8 +143,7 @@ class RayExecutor(Executor):
         self._ray, self._spec, self._limits, self._resources = ray, spec, limits, resources
         self._workers, self._pace = workers, Pace(limits)
         self._slots: list[_Slot] = []
-        self._waiting: deque[_Job] = deque()
-        self._done: deque[tuple[EvaluationRequest, Measurement]] = deque()
+        self._jobs = Jobs(limits)
         self._ours = not ray.is_initialized()
         if self._ours:
             try:
@@ -184,10 +175,10 @@ class RayExecutor(Executor):
         return self._must({"op": "call", "method": method, "kwargs": dict(kwargs)}, progress)
 
     def submit(self, request: EvaluationRequest) -> None:
-        self._waiting.append(_Job(request, time.monotonic()))
+        self._jobs.submit(request)
 
     def finished(self, progress: Progress) -> tuple[EvaluationRequest, Measurement]:
-        while not self._done:
+        while not self._jobs.done:
             self._dispatch()
             for slot, body in self._answers(progress):
                 job = slot.job
@@ -199,8 +190,8 @@ class RayExecutor(Executor):
                 else:
                     measurement = measurement_from_json(body)
                     self._pace.note(measurement)
-                    self._done.append((job.request, measurement))
-        return self._done.popleft()
+                    self._jobs.done.append((job.request, measurement))
+        return self._jobs.done.popleft()
 
     def close(self) -> None:
         """End the actors: those at work keep their evaluations on disk first; one that takes too long is killed."""
@@ -218,13 +209,13 @@ class RayExecutor(Executor):
 
     def _dispatch(self) -> None:
         """Give what waits to actors that have nothing to do, and start those that there may be more of."""
-        while self._waiting:
+        while self._jobs.waiting:
             free = next((s for s in self._slots if s.answer is None), None)
             if free is None:
                 if len(self._slots) >= self._workers:
                     return
                 free = self._start()
-            free.job = self._waiting.popleft()
+            free.job = self._jobs.waiting.popleft()
             self._begin(free, {"op": "evaluate", "request": request_to_json(free.job.request)},
                         self._pace.allowed(free.job.request))
 
@@ -307,17 +298,8 @@ class RayExecutor(Executor):
             self._ray.kill(slot.actor, no_restart=True)
         slot.answer = None
 
-    def _lost(self, job: _Job, why: str, done: int) -> None:
-        """Begin a lost evaluation again, or make a failure of it."""
-        starved = "OutOfMemory" in why or "OOM" in why
-        if not starved and job.tries < self._limits.retries:
-            job.tries += 1
-            log.warning("%s; the evaluation is begun again on another one", why)
-            self._waiting.appendleft(job)
-            return
-        log.warning("an evaluation was lost: %s", why)
-        self._done.append((job.request, failure(TrialState.OOM if starved else TrialState.FAILED, why, done,
-                                                time.monotonic() - job.submitted)))
+    def _lost(self, job: Job, why: str, done: int) -> None:
+        self._jobs.lost(job, why, done, "OutOfMemory" in why or "OOM" in why)
 
     def _must(self, request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
         """An answer of one actor, which has nothing else to do; a lost one is asked again."""
