@@ -32,9 +32,8 @@ from qra_bo.run import engine_settings, make_setting
 from qra_bo.searcher import Searcher, SearchProblem
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.study.engine import Engine
-from qra_bo.study.executor import Executor, InProcessExecutor
+from qra_bo.study.executor import InProcessExecutor
 from qra_bo.study.journal import JOURNAL_NAME
-from qra_bo.study.messages import ProfileResult
 from qra_bo.study.options import Parts
 
 OVERRIDES = ("+model=llama2_7b", "budget=10GB", "oracle=synthetic", "device=cuda", "display=none", "effort.anchors=1",
@@ -55,7 +54,7 @@ ENOUGH_SECONDS = 6.0
 Row = dict[str, Any]
 
 
-class SimulatedWorkers(Executor):
+class SimulatedWorkers(InProcessExecutor):
     """Workers that take realistic times in a clock of their own.
 
     Args:
@@ -65,7 +64,8 @@ class SimulatedWorkers(Executor):
     """
 
     def __init__(self, oracle: Oracle, workers: int, seed: int) -> None:
-        self._inner, self._workers = InProcessExecutor(oracle), workers
+        super().__init__(oracle)
+        self._workers = workers
         self._rng, self._number = np.random.default_rng(seed), 0
         self._ends: list[tuple[float, int, EvaluationRequest]] = []
         self.minutes = self.busy_minutes = 0.0
@@ -73,12 +73,6 @@ class SimulatedWorkers(Executor):
     @property
     def workers(self) -> int:
         return self._workers
-
-    def describe(self) -> Mapping[str, Any]:
-        return self._inner.describe()
-
-    def profile(self, progress: Progress) -> ProfileResult:
-        return self._inner.profile(progress)
 
     def submit(self, request: EvaluationRequest) -> None:
         took = MINUTES * request.steps / request.schedule_steps * float(self._rng.lognormal(0.0, SPREAD))
@@ -89,14 +83,8 @@ class SimulatedWorkers(Executor):
 
     def finished(self, progress: Progress) -> tuple[EvaluationRequest, Measurement]:
         self.minutes, _, request = heapq.heappop(self._ends)
-        self._inner.submit(request)
-        return self._inner.finished(progress)
-
-    def call(self, method: str, kwargs: Mapping[str, Any], progress: Progress) -> Mapping[str, Any]:
-        return self._inner.call(method, kwargs, progress)
-
-    def close(self) -> None:
-        self._inner.close()
+        super().submit(request)
+        return super().finished(progress)
 
 
 class Timed:

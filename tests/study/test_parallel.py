@@ -3,7 +3,6 @@
 import itertools
 import json
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from qra_bo.study.executor import Executor, InProcessExecutor, OracleSpec
 from qra_bo.study.journal import checksum, read_journal
 from qra_bo.study.limits import Limits
 from qra_bo.study.local import LocalExecutor
-from qra_bo.study.messages import ProfileResult
 from qra_bo.study.results import load_study
 from tests.study.oracles import PlantedOracle
 from tests.study.problem import EQUIVALENT, Walk, comparable, deliver, make_config, make_parts
@@ -27,11 +25,12 @@ from tests.study.problem import EQUIVALENT, Walk, comparable, deliver, make_conf
 TARGET = "tests.study.oracles:make"
 
 
-class ShuffledExecutor(Executor):
+class ShuffledExecutor(InProcessExecutor):
     """Several imagined workers that end in an order drawn at random; a test may have it fail after so many ends."""
 
     def __init__(self, workers: int, seed: int, ends: int | None = None) -> None:
-        self._inner, self._workers = InProcessExecutor(PlantedOracle()), workers
+        super().__init__(PlantedOracle())
+        self._workers = workers
         self._rng, self._left = np.random.default_rng(seed), ends
         self._under_way: list[EvaluationRequest] = []
         self.most = 0
@@ -39,12 +38,6 @@ class ShuffledExecutor(Executor):
     @property
     def workers(self) -> int:
         return self._workers
-
-    def describe(self) -> Mapping[str, Any]:
-        return self._inner.describe()
-
-    def profile(self, progress: Progress) -> ProfileResult:
-        return self._inner.profile(progress)
 
     def submit(self, request: EvaluationRequest) -> None:
         self._under_way.append(request)
@@ -55,14 +48,8 @@ class ShuffledExecutor(Executor):
         self._left = None if self._left is None else self._left - 1
         self.most = max(self.most, len(self._under_way))
         n = min(self._workers, len(self._under_way))  # those beyond wait for a place
-        self._inner.submit(self._under_way.pop(int(self._rng.integers(n))))
-        return self._inner.finished(progress)
-
-    def call(self, method: str, kwargs: Mapping[str, Any], progress: Progress) -> Mapping[str, Any]:
-        return self._inner.call(method, kwargs, progress)
-
-    def close(self) -> None:
-        self._inner.close()
+        super().submit(self._under_way.pop(int(self._rng.integers(n))))
+        return super().finished(progress)
 
 
 class Recorder(Walk):
