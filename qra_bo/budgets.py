@@ -23,14 +23,13 @@ from qra_bo.errors import (
     QRABOError,
 )
 from qra_bo.executors import make_executor
-from qra_bo.files import check_run_folder
+from qra_bo.files import check_run_folder, write_json
 from qra_bo.memory.budget import check_budget
 from qra_bo.report.text import DASH, number, signed, size
 from qra_bo.run import Result, Setting, budget_bytes, make_setting, new_folder, path_name, run_one
 from qra_bo.study.executor import Executor
 from qra_bo.study.journal import JOURNAL_NAME
 from qra_bo.study.shared import SharedExecutor
-from qra_bo.study.status import write_json
 
 SUMMARY_NAME = "budgets.json"
 CHECKPOINTS = "checkpoints"

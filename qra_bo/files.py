@@ -37,6 +37,32 @@ def writing(where: Path, remedy: str) -> Iterator[None]:
                           ) from error
 
 
+def replace_text(path: Path, text: str) -> None:
+    """Replace ``path`` by ``text``; a reader sees the old file or the new one, whole, whoever else writes it.
+
+    Raises:
+        OSError: If it can't be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Replace ``path`` by indented JSON, as ``replace_text`` does.
+
+    Raises:
+        OSError: If it can't be written.
+    """
+    replace_text(path, json.dumps(data, indent=1, allow_nan=False) + "\n")
+
+
 def strict_json(text: str | bytes) -> Any:
     """The JSON value of ``text``, with nothing in it that this program never writes.
 

@@ -4,8 +4,6 @@ Scales of the parts are in standard deviations of the latent loss, so that those
 something about those of another, while losses themselves do not.
 """
 
-import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,7 +14,7 @@ import torch
 from qra_bo.acquisition.features import build_components
 from qra_bo.acquisition.observations import Observations
 from qra_bo.errors import ConfigError
-from qra_bo.files import strict_json
+from qra_bo.files import strict_json, write_json
 from qra_bo.records import Evaluation
 from qra_bo.searcher import SearchProblem
 from surrogates.structured import Component, Design, StructuredModel, StructuredSettings
@@ -67,11 +65,8 @@ def with_prior(components: Sequence[Component], prior: Mapping[str, PartPrior]) 
 
 def save_prior(prior: Mapping[str, PartPrior], sources: Sequence[str], path: Path) -> None:
     """Write a prior as JSON, atomically, with where it comes from in words."""
-    data = {"schema_version": SCHEMA_VERSION, "sources": list(sources),
-            "parts": {name: asdict(part) for name, part in prior.items()}}
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-    beside.replace(path)
+    write_json(path, {"schema_version": SCHEMA_VERSION, "sources": list(sources),
+                      "parts": {name: asdict(part) for name, part in prior.items()}})
 
 
 def load_prior(path: Path) -> dict[str, PartPrior]:

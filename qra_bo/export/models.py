@@ -1,7 +1,5 @@
 """Exports that hold weights of the base: packed as the run left them, merged in 16 bits, or for bitsandbytes."""
 
-import json
-import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from qra_bo.errors import ModelError, OutputError
 from qra_bo.export.run import FinishedRun
+from qra_bo.files import write_json
 from qra_bo.loading import load
 from qra_bo.oracle.base_models import load_base
 from qra_bo.oracle.manifest import MANIFEST, PACKED, Manifest, flatten, read_manifest, tensors_digest
@@ -45,9 +44,7 @@ def write_packed(run: FinishedRun) -> list[Path]:
             raise OutputError(f"the packed weights of {wrong[0]} do not have the checksum of the manifest in {folder}; "
                               "nothing was written")
         save_file({key: tensor.cpu() for key, tensor in flatten(states).items()}, folder / PACKED)
-        beside = folder / f"{MANIFEST}.part"
-        beside.write_text(json.dumps(replace(manifest, packed=PACKED).to_json(), indent=1) + "\n", encoding="utf-8")
-        os.replace(beside, folder / MANIFEST)
+        write_json(folder / MANIFEST, replace(manifest, packed=PACKED).to_json())
     return [folder / PACKED, folder / MANIFEST]
 
 

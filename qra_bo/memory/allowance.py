@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from qra_bo.files import write_json
+
 SCHEMA_VERSION = 1
 PPM = 1_000_000
 ENOUGH = 8
@@ -98,8 +100,4 @@ class AllowanceStore:
             OSError: If it can't be written.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.path(device)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps({"schema_version": SCHEMA_VERSION, "device": device, **asdict(allowance)},
-                                        indent=1) + "\n", encoding="utf-8")
-        temporary.replace(path)
+        write_json(self.path(device), {"schema_version": SCHEMA_VERSION, "device": device, **asdict(allowance)})

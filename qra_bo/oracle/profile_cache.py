@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qra_bo.errors import ProfileError
-from qra_bo.files import strict_json
+from qra_bo.files import replace_text, strict_json
 from qra_bo.sensitivity.io import profile_from_json, profile_to_json
 from qra_bo.sensitivity.profile import SensitivityProfile
 
@@ -68,8 +68,6 @@ class ProfileCache:
     def save(self, profile: SensitivityProfile, cost: Mapping[str, Any]) -> None:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            beside = self.path.with_suffix(f".{os.getpid()}")
-            beside.write_text(json.dumps({"profile": profile_to_json(profile), "cost": dict(cost)}))
-            beside.replace(self.path)
+            replace_text(self.path, json.dumps({"profile": profile_to_json(profile), "cost": dict(cost)}))
         except OSError as error:
             log.warning("the sensitivity profile can't be cached in %s: %s", self.path.parent, error)

@@ -1,12 +1,11 @@
 """Writes a run's report files from its journal."""
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from qra_bo.errors import OutputError
-from qra_bo.files import check_run_folder, writing
+from qra_bo.files import check_run_folder, replace_text, writing
 from qra_bo.report.data import ReportData, parse_events
 from qra_bo.report.html import render_html, render_runs, report_json
 from qra_bo.report.plots import write_plots
@@ -41,8 +40,8 @@ def write_report(folder: Path) -> list[Path]:
     d = load_run(folder)
     page, data = folder / "report.html", folder / "report.json"
     with writing(folder, f"write the report again: task=report out={folder}"):
-        _replace(page, render_html(d))
-        _replace(data, json.dumps(report_json(d), indent=1, sort_keys=True) + "\n")
+        replace_text(page, render_html(d))
+        replace_text(data, json.dumps(report_json(d), indent=1, sort_keys=True) + "\n")
         return [page, data, *write_plots(d, folder / "plots")]
 
 
@@ -53,10 +52,4 @@ def write_page(page: Path, runs: Sequence[NamedRun]) -> None:
         OutputError: If it can't be written.
     """
     with writing(page, "write it again"):
-        _replace(page, render_runs(runs))
-
-
-def _replace(path: Path, text: str) -> None:
-    beside = path.with_name(path.name + ".part")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
+        replace_text(page, render_runs(runs))

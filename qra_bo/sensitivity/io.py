@@ -1,7 +1,6 @@
 """Files of sensitivities: our own profiles, strictly, and measured damage that others publish."""
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from qra_bo.errors import ProfileError
-from qra_bo.files import strict_json
+from qra_bo.files import replace_text, strict_json
 from qra_bo.sensitivity.profile import FloatArray, SensitivityProfile
 from qra_bo.space import Unit
 
@@ -53,9 +52,7 @@ def profile_from_json(data: Mapping[str, Any], where: str) -> SensitivityProfile
 def save_profile(profile: SensitivityProfile, path: Path) -> None:
     """Write ``profile`` as JSON, atomically; numbers survive exactly."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(profile_to_json(profile), allow_nan=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    replace_text(path, json.dumps(profile_to_json(profile), allow_nan=False) + "\n")
 
 
 def load_profile(path: Path) -> SensitivityProfile:

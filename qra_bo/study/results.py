@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from qra_bo.errors import JournalError, OutputError
+from qra_bo.files import write_json
 from qra_bo.records import SCHEMA_VERSION, Evaluation
 from qra_bo.space import Allocation
 from qra_bo.study.journal import JOURNAL_NAME, read_journal, session_seconds
-from qra_bo.study.status import write_json
 from qra_bo.study.study import Study, is_uniform
 
 BEST_NAME = "best.json"

@@ -1,6 +1,5 @@
 """``status.json``: what a run is doing right now, for scripts and impatient people; written atomically."""
 
-import json
 import logging
 import os
 import socket
@@ -10,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from qra_bo.files import write_json
 from qra_bo.redact import redact
 from qra_bo.study.study import Study
 
@@ -17,24 +17,6 @@ log = logging.getLogger(__name__)
 STATUS_NAME = "status.json"
 REFRESH_SECONDS = 1.0
 """Least time between two writes that only tell progress."""
-
-
-def write_json(path: Path, data: Any) -> None:
-    """Replace ``path`` by indented JSON; a reader sees the old file or the new one, whole.
-
-    Raises:
-        OSError: If it can't be written.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump(data, file, indent=1, allow_nan=False)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class StatusFile:

@@ -11,14 +11,13 @@ from rich.console import Console
 
 from qra_bo.config import RunConfig
 from qra_bo.errors import OutputError
-from qra_bo.files import check_run_folder, writing
+from qra_bo.files import check_run_folder, write_json, writing
 from qra_bo.memory.budget import format_size
 from qra_bo.report.style import png_bytes
 from qra_bo.report.tables import print_plan
 from qra_bo.run import Setting, make_setting, new_folder
 from qra_bo.study.journal import Journal
 from qra_bo.study.signals import Interrupts
-from qra_bo.study.status import write_json
 from qra_bo.table1.cells import Cell, CellResult, make_cells, work
 from qra_bo.table1.limits import Limit
 from qra_bo.table1.markdown import render, summary

@@ -12,7 +12,7 @@ from rich.console import Console
 from qra_bo.build import BytesPredictor
 from qra_bo.config import RunConfig
 from qra_bo.errors import ConfigError, OutputError, SpaceError
-from qra_bo.files import strict_json, writing
+from qra_bo.files import strict_json, write_json, writing
 from qra_bo.memory.budget import format_for, format_size, parse_budget
 from qra_bo.memory.formats import parse_format
 from qra_bo.oracle.protocol import Progress
@@ -22,7 +22,6 @@ from qra_bo.space import Allocation, SearchSpace, uniform
 from qra_bo.study.executor import Executor
 from qra_bo.study.options import training_seeds
 from qra_bo.study.provenance import collect
-from qra_bo.study.status import write_json
 
 EVALUATION_NAME = "evaluation.json"
 SCORES_NAME = "scores.json"

@@ -8,10 +8,9 @@ from rich.console import Console
 from qra_bo.config import RunConfig
 from qra_bo.export.registry import SMALL, export_all
 from qra_bo.export.run import FinishedRun
-from qra_bo.files import writing
+from qra_bo.files import write_json, writing
 from qra_bo.report.tables import print_table
 from qra_bo.report.text import DASH
-from qra_bo.study.status import write_json
 
 
 def run(config: RunConfig) -> int:
