@@ -1,10 +1,11 @@
 """What a table of evaluations should hold: a function of a seed and of what it holds already.
 
 Uniform choices, random ones that fit, random ones that use up each reference budget, ones designed from sensitivities
-under random beliefs, then neighbours of the best known, round by round, and repeats on two more training seeds.
+under random beliefs, neighbours of the best known, and repeats on two more training seeds. All kinds grow together, so
+that a table cut short is a small one of the same make.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -24,7 +25,6 @@ CALIBRATED_FORMAT, CALIBRATED_CHOICES = "nf4", 2
 UNIFORM_RANKS = (1, 4, 16, 32)
 GOOD, FURTHEST, LEAST_USE = 8, 6, 0.98
 """Of how many best allocations neighbours are drawn, how many edits away, and what share of the budget they use."""
-NEIGHBOURS_A_REPEAT = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,21 +86,22 @@ class Plan:
         first, scale = self._facts.train_seeds[0], self.calibrated(rows)
         if scale is None:
             return self._missing_calibration(rows)[0]
-        for origin, allocation in self._fixed:
-            if not _known(rows, allocation, first, scale):
-                return Wanted(allocation, origin, first, scale)
+        missing = [(origin, a) for origin, a in self._fixed if not _known(rows, a, first, scale)]
         done = [sum(row.origin == f"{NEIGHBOUR} {b.text}" for row in rows) for b in self._facts.budgets]
-        repeated = self._repeated(rows)
-        due = len(repeated) <= sum(done) // NEIGHBOURS_A_REPEAT or sum(done) >= self._sizes.neighbours * len(done)
-        if due:
-            wanted = self._repeat(rows, scale, repeated)
+        begun = self._repeated(rows)
+        open_repeat = self._open_repeat(rows, scale, begun)
+        if open_repeat is not None:
+            return open_repeat
+        ways: list[tuple[float, Callable[[], Wanted | None]]] = [
+            (1.0 - len(missing) / max(1, len(self._fixed)),
+             lambda: Wanted(missing[0][1], missing[0][0], first, scale) if missing else None),
+            (sum(done) / max(1, self._sizes.neighbours * len(done)), lambda: self._near_best(done, rows, scale)),
+            (len(begun) / max(1, self._sizes.repeats), lambda: self._repeat(rows, scale, begun))]
+        for _, way in sorted(ways, key=lambda each: each[0]):
+            wanted = way()
             if wanted is not None:
                 return wanted
-        index = int(np.argmin(done))
-        if done[index] >= self._sizes.neighbours:
-            return None
-        found = self._neighbour(index, done[index], rows, scale)
-        return None if found is None else Wanted(found, f"{NEIGHBOUR} {self._facts.budgets[index].text}", first, scale)
+        return None
 
     def calibrated(self, rows: Sequence[TableRow]) -> float | None:
         """The table's factor on the learning rate; ``None`` while rows are missing that decide it."""
@@ -146,6 +147,15 @@ class Plan:
         budgets = lowest + (problem.budget_bytes - lowest) * rng.uniform(0.05, 1.3, n)
         return [self._space.decode(random_near_budget(replace(problem, budget_bytes=int(b)), rng)) for b in budgets]
 
+    def _near_best(self, done: Sequence[int], rows: Sequence[TableRow], scale: float) -> Wanted | None:
+        """A neighbour of the best within the budget that has fewer of them so far, ``done`` of each."""
+        index = int(np.argmin(done))
+        if done[index] >= self._sizes.neighbours:
+            return None
+        found = self._neighbour(index, done[index], rows, scale)
+        origin = f"{NEIGHBOUR} {self._facts.budgets[index].text}"
+        return None if found is None else Wanted(found, origin, self._facts.train_seeds[0], scale)
+
     def _neighbour(self, index: int, number: int, rows: Sequence[TableRow], scale: float) -> Allocation | None:
         """A random allocation some edits from one of the best within a budget; ``None`` where nothing is known."""
         problem, first = self._problems[index], self._facts.train_seeds[0]
@@ -173,13 +183,13 @@ class Plan:
         """Allocations whose repeats were begun, in that order."""
         return list(dict.fromkeys(row.allocation for row in rows if row.origin == REPEAT))
 
+    def _open_repeat(self, rows: Sequence[TableRow], scale: float, begun: Sequence[Allocation]) -> Wanted | None:
+        """What finishes the repeats of an allocation that were begun."""
+        return next((Wanted(allocation, REPEAT, seed, scale) for allocation in begun
+                     for seed in self._facts.train_seeds[1:] if not _known(rows, allocation, seed, scale)), None)
+
     def _repeat(self, rows: Sequence[TableRow], scale: float, begun: Sequence[Allocation]) -> Wanted | None:
-        """What was begun is finished first; then, in turn, the best within each budget and any other near it."""
-        others = self._facts.train_seeds[1:]
-        for allocation in begun:
-            for seed in others:
-                if not _known(rows, allocation, seed, scale):
-                    return Wanted(allocation, REPEAT, seed, scale)
+        """In turn, the best within each budget and any other near it, where repeats are still wanted."""
         if len(begun) >= self._sizes.repeats:
             return None
         turn = len(begun)
@@ -189,7 +199,7 @@ class Plan:
             return None
         rng = np.random.default_rng(np.random.SeedSequence([self._seed, turn, 0x52]))
         chosen = candidates[0 if best else int(rng.integers(max(1, len(candidates) // 2)))]
-        return Wanted(chosen, REPEAT, others[0], scale)
+        return Wanted(chosen, REPEAT, self._facts.train_seeds[1], scale)
 
 
 def designed(problem: SearchProblem, rng: np.random.Generator) -> Allocation:

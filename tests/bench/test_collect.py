@@ -50,6 +50,16 @@ def test_a_whole_table_has_every_origin_and_only_new_rows(tmp_path: Path) -> Non
     assert repeated <= {row.allocation for row in rows if row.train_seed == 11}
 
 
+def test_a_table_cut_short_has_all_kinds_of_rows_in_proportion(tmp_path: Path) -> None:
+    setting = make_setting()
+    collection, plan = make_collection(tmp_path, setting), make_plan(setting)
+    fixed = len(plan._fixed)
+    work(collection, plan, len(plan.calibration()) + (fixed + 8 + 6) // 2, None)
+    counts = Counter(row.origin.split()[0] for row in collection.rows)
+    assert 3 <= counts["neighbour"] <= 5
+    assert counts[REPEAT] in (2, 4)
+
+
 def test_a_killed_collection_goes_on_to_the_same_table(tmp_path: Path) -> None:
     setting = make_setting()
     whole = make_collection(tmp_path / "whole", setting)
