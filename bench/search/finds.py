@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from bench.report import Target
-from qra_bo.oracle.benchmark.emulator import CALIBRATION, table_rate
+from qra_bo.oracle.benchmark.emulator import table_rate
 from qra_bo.oracle.benchmark.table import FINDS, Table, TableRow, load_rows, pooled, same_rate
 from qra_bo.space import Allocation
 from qra_bo.study.study import is_uniform
@@ -74,7 +74,7 @@ def _own(table: Table, more: Sequence[TableRow] = ()) -> list[TableRow]:
     """Rows with a loss at the table's first training seed and its own learning rate."""
     rate = table_rate(table.rows)
     return [row for row in pooled((*table.rows, *more)) if row.train_seed == table.facts.train_seeds[0]
-            and same_rate(row.lr_scale, rate) and row.origin != CALIBRATION]
+            and same_rate(row.lr_scale, rate)]
 
 
 def finds_target(rows: Sequence[Mapping[str, Any]]) -> Target:

@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import spearmanr
 
 from qra_bo.errors import ConfigError, DataError, OracleError
-from qra_bo.oracle.benchmark.emulator import FAMILIES, Emulator, rate_curve, usable
+from qra_bo.oracle.benchmark.emulator import FAMILIES, Emulator, rate_curve, table_rate, usable
 from qra_bo.oracle.benchmark.features import Describer, Reach
 from qra_bo.oracle.benchmark.levels import levelled
 from qra_bo.oracle.benchmark.oracle import BenchmarkOracle, load_oracle
@@ -94,6 +94,18 @@ def test_levels_and_noise_in_closed_form() -> None:
     assert found.noise.losses == pytest.approx((4.5, 6.5))
     assert found.noise.level == pytest.approx(0.1)
     np.testing.assert_allclose(found.noise.at(np.array([0.0, 5.5, 9.0])), np.array([0.01, 0.02, 0.03]) * 2**0.5)
+
+
+def test_early_looks_share_in_the_noise_at_the_end() -> None:
+    noises = [0.01, -0.02, 0.03, 0.01, -0.03]
+    rows = []
+    for index, noise in enumerate(noises):
+        for seed, sign in ((1, -1.0), (2, 1.0)):
+            late, early = 4.0 + index + sign * noise, 5.0 + index + 2.0 * sign * noise
+            rows.append(dataclasses.replace(row({seed: late}, (index + 1, 1, 1, 1))[0], early=(None, early)))
+    found = levelled(rows, 1, 1.0)
+    # A mirror image of the noise, twice as large; the first look was never recorded.
+    assert found.noise.early == ((1.0, 0.0), (pytest.approx(2.0), pytest.approx(1.0)))
 
 
 def test_a_table_without_repeats_has_no_noise() -> None:
@@ -197,10 +209,12 @@ def test_runs_of_something_else_are_refused(emulator: Emulator, folder: Path, tm
         load_table(tmp_path)
 
 
-def test_calibration_rows_are_not_fitted(table: Table) -> None:
+def test_calibration_rows_are_fitted_at_the_tables_own_rate_alone(table: Table) -> None:
+    rate = table_rate(table.rows)
     calibrated = [r for r in table.rows if r.origin == "calibration"]
-    pooled = sum(usable(table).counts)
-    assert pooled == len(table.rows) - len(calibrated)
+    other = [r for r in calibrated if r.lr_scale != rate]
+    assert 0 < len(other) < len(calibrated)
+    assert sum(usable(table).counts) == len(table.rows) - len(other)
 
 
 def test_named_normals_are_normal() -> None:

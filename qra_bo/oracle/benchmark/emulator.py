@@ -9,7 +9,7 @@ import numpy as np
 from qra_bo.errors import DataError
 from qra_bo.oracle.benchmark.features import Describer, Reach
 from qra_bo.oracle.benchmark.levels import Levelled, levelled
-from qra_bo.oracle.benchmark.table import Table, TableRow, comparable_rate
+from qra_bo.oracle.benchmark.table import Table, TableRow, comparable_rate, same_rate
 from qra_bo.registry import Registry
 from qra_bo.sensitivity.profile import FloatArray
 from qra_bo.space import Allocation
@@ -119,7 +119,8 @@ def usable(table: Table) -> Levelled:
         DataError: If there are too few.
     """
     rate = table_rate(table.rows)
-    rows = [row for row in table.rows if row.origin != CALIBRATION and comparable_rate(row.lr_scale, rate)]
+    rows = [row for row in table.rows if comparable_rate(row.lr_scale, rate)
+            and (row.origin != CALIBRATION or same_rate(row.lr_scale, rate))]
     found = levelled(rows, table.facts.train_seeds[0], rate)
     if len(found.allocations) < LEAST_ROWS:
         raise DataError(f"the table of {table.facts.task} has {len(found.allocations)} allocations with a loss; at "

@@ -13,6 +13,8 @@ from qra_bo.space import Allocation
 
 LEAST_SHARED = 3
 """Allocations that a training seed must share with the first for its level to be known."""
+LEAST_PERSISTING = 8
+"""Repeated losses from which the correlation of early and late noise is estimated."""
 Group = tuple[int, float]
 
 
@@ -25,12 +27,15 @@ class Noise:
         deviations: Of each half (nats).
         level: Standard deviation of the shared level (nats).
         repeats: Losses behind it that are repeats.
+        early: For each early look, its deviation over that at the end, and the correlation of the two: what a training
+            seed does to one allocation lasts, so that an early and a late look are not two independent ones.
     """
 
     losses: tuple[float, float]
     deviations: tuple[float, float]
     level: float
     repeats: int
+    early: tuple[tuple[float, float], ...] = ()
 
     def at(self, loss: FloatArray) -> FloatArray:
         """Standard deviation at each loss, interpolated between the halves."""
@@ -84,12 +89,12 @@ def levelled(rows: Sequence[TableRow], first_seed: int, rate: float) -> Levelled
             stacked = np.array(pairs)
             level[group] = np.array([c[np.isfinite(c)].mean() if np.isfinite(c).any() else np.nan for c in stacked.T])
     curves: dict[Allocation, list[FloatArray]] = defaultdict(list)
-    by_seed: dict[Allocation, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    by_seed: dict[Allocation, dict[int, list[FloatArray]]] = defaultdict(lambda: defaultdict(list))
     for group, members in groups.items():
         if group in level:
             for row in members:
                 curves[row.allocation].append(_curve(row) - level[group])
-                by_seed[row.allocation][row.train_seed].append(float(curves[row.allocation][-1][-1]))
+                by_seed[row.allocation][row.train_seed].append(curves[row.allocation][-1])
     targets = np.array([_mean(found) for found in curves.values()])
     noise = _noise(by_seed, [float(shift[-1]) for group, shift in level.items() if group != (first_seed, rate)])
     left_out = sum(len(members) for group, members in groups.items() if group not in level)
@@ -108,18 +113,41 @@ def _mean(curves: Sequence[FloatArray]) -> FloatArray:
     return mean
 
 
-def _noise(losses: Mapping[Allocation, Mapping[int, Sequence[float]]], levels: Sequence[float]) -> Noise:
+def _noise(curves: Mapping[Allocation, Mapping[int, Sequence[FloatArray]]], levels: Sequence[float]) -> Noise:
     """Pooled deviation of repeats from their allocation's mean, of the better and the worse half."""
-    means = [[float(np.mean(v)) for v in seeds.values()] for seeds in losses.values()]
-    repeated = sorted((values for values in means if len(values) > 1), key=lambda v: float(np.mean(v)))
+    by_allocation = [np.array([_mean(c) for c in seeds.values()]) for seeds in curves.values() if len(seeds) > 1]
+    repeated = sorted(by_allocation, key=lambda c: float(c[:, -1].mean()))
     if len(repeated) < 2:
         raise DataError("a table needs at least 2 allocations with repeats on other training seeds to know its noise; "
                         f"it has {len(repeated)}: collect more rows")
     halves = repeated[:len(repeated) // 2], repeated[len(repeated) // 2:]
-    deviations = []
-    for half in halves:
-        squares = sum(float(((np.array(v) - np.mean(v)) ** 2).sum()) for v in half)
-        deviations.append(float(np.sqrt(squares / sum(len(v) - 1 for v in half))))
-    middle = [float(np.mean([np.mean(v) for v in half])) for half in halves]
+    deviations = [_deviation([c[:, -1] for c in half]) for half in halves]
+    middle = [float(np.mean([c[:, -1].mean() for c in half])) for half in halves]
     spread = float(np.sqrt(np.mean(np.square(levels)))) if levels else 0.0
-    return Noise((middle[0], middle[1]), (deviations[0], deviations[1]), spread, sum(len(v) - 1 for v in repeated))
+    early = tuple(_persistence(repeated, look) for look in range(repeated[0].shape[1] - 1))
+    return Noise((middle[0], middle[1]), (deviations[0], deviations[1]), spread, sum(len(c) - 1 for c in repeated),
+                 early)
+
+
+def _deviation(groups: Sequence[FloatArray]) -> float:
+    """Pooled standard deviation within groups of at least 2 values."""
+    squares = sum(float(((values - values.mean()) ** 2).sum()) for values in groups)
+    return float(np.sqrt(squares / sum(len(values) - 1 for values in groups)))
+
+
+def _persistence(repeated: Sequence[FloatArray], look: int) -> tuple[float, float]:
+    """Deviation of an early look over that at the end, and their correlation (at least 0), over repeats that hold both;
+    every allocation counts alike, whatever the size of its noise. As at the end and independent where too few do."""
+    early, late = [], []
+    for curves in repeated:
+        both = curves[np.isfinite(curves[:, look])][:, [look, -1]]
+        scale = _deviation([both[:, 1]]) if len(both) > 1 else 0.0
+        if scale > 0:
+            centred = (both - both.mean(axis=0)) / scale
+            early.extend(centred[:, 0].tolist())
+            late.extend(centred[:, 1].tolist())
+    if len(early) < LEAST_PERSISTING:
+        return 1.0, 0.0
+    a, b = np.array(early), np.array(late)
+    ratio = float(np.sqrt((a @ a) / (b @ b)))
+    return ratio, float(np.clip((a @ b) / np.sqrt((a @ a) * (b @ b)), 0.0, 1.0)) if ratio > 0 else 0.0

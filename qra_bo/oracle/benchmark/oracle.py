@@ -101,16 +101,26 @@ class BenchmarkOracle:
         return self._known[allocation]
 
     def _noise_of(self, request: EvaluationRequest, step: int, loss: float) -> float:
-        """Level of the training seed and noise of one look, drawn by name."""
+        """Level of the training seed and noise of one look, drawn by name; an early look shares in the last one's."""
         noise, seed = self.emulator.noise, str(request.train_seed)
         own = float(noise.at(np.array([loss]))[0]) if self._noise is None else self._noise
         level = noise.level if self._noise is None else 0.0
         rate = f"{request.lr_scale:g}"
-        drawn = level * named_normal("level", seed) + own * named_normal("loss", seed, rate, str(step),
-                                                                         request.allocation.fingerprint)
+
+        def normal(what: str, *more: str) -> float:
+            return named_normal(what, seed, rate, *more, request.allocation.fingerprint)
+
+        last = normal("loss", str(self.emulator.steps[-1]))
+        look = self.emulator.steps.index(step)
+        if look < len(noise.early):
+            ratio, shared = noise.early[look]
+            looked = ratio * (shared * last + np.sqrt(1.0 - shared**2) * normal("loss", str(step)))
+        else:
+            looked = last
+        drawn = level * named_normal("level", seed) + own * looked
         if request.split == TEST_SPLIT:
-            drawn += own * named_normal("test", seed, rate, request.allocation.fingerprint)
-        return drawn
+            drawn += own * normal("test")
+        return float(drawn)
 
 
 def load_oracle(path: Path, family: str, space: SearchSpace, *, noise: float | None = None,
