@@ -31,7 +31,6 @@ from qra_bo.memory.allowance import Allowance
 from qra_bo.memory.formats import parse_format
 from qra_bo.memory.model import MemoryModel, TrainShape
 from qra_bo.memory.optimizers import OPTIMIZERS
-from qra_bo.oracle.quantizers.quiet import hush_bitsandbytes
 from qra_bo.space import Allocation, DecoderSpec, Ladder, SearchSpace, make_units
 from qra_bo.space.specs import spec_from_numbers
 
@@ -81,7 +80,6 @@ def draw(spec: DecoderSpec, rng: np.random.Generator) -> tuple[SearchSpace, Allo
 
 def traced_rows(name: str, count: int, seed: int) -> list[Row]:
     """``count`` tuples of one architecture, predicted, traced, and by other tools' arithmetic."""
-    hush_bitsandbytes()
     from qra_bo.oracle.trace import PHASES, StepTracer
 
     spec, rows = spec_of(name), []

@@ -170,9 +170,6 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     args = parser.parse_args(arguments)
     import torch
 
-    from qra_bo.oracle.quantizers.quiet import hush_bitsandbytes
-
-    hush_bitsandbytes()
     what = "runs of Llama-7B's shape on a GPU: prediction over the reserved peak"
     columns = ("what", "bits", "rank", "batch", "length", "checkpointing", "optimizer", "predicted_bytes",
                "reserved_bytes", "error")

@@ -150,9 +150,6 @@ def measure(oracle: Any, memory: MemoryModel, tracer: Any, name: str, allocation
 
 
 def main() -> None:
-    from qra_bo.oracle.quantizers.quiet import hush_bitsandbytes
-
-    hush_bitsandbytes()
     from qra_bo.oracle.trace import StepTracer
 
     config = load_config([f"+model={sys.argv[1]}", "device=cpu"])

@@ -161,9 +161,6 @@ def make_oracle(config: Mapping[str, Any], out: str, threads: int | None = None)
 
 def make_finetune(cfg: RunConfig, out: Path) -> "FinetuneOracle":
     """The oracle that really fine-tunes. Loads the base model."""
-    from qra_bo.oracle.quantizers.quiet import hush_bitsandbytes
-
-    hush_bitsandbytes()
     import torch
 
     from qra_bo.device import resolve_device

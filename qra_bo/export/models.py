@@ -17,7 +17,6 @@ from qra_bo.loading import load
 from qra_bo.oracle.base_models import load_base
 from qra_bo.oracle.manifest import MANIFEST, PACKED, Manifest, flatten, read_manifest, tensors_digest
 from qra_bo.oracle.quantizers.base import packed
-from qra_bo.oracle.quantizers.quiet import hush_bitsandbytes
 
 MERGED, BITSANDBYTES = "export/merged", "export/bitsandbytes"
 DEQUANTISED, ORIGINAL = "dequantised", "original"
@@ -123,7 +122,6 @@ def write_bitsandbytes(run: FinishedRun) -> list[Path]:
         raise OutputError(f"plain transformers and vLLM load bitsandbytes models of 4 and 16 bits alone, and this run "
                           f"uses {', '.join(others)}; search with \"bits=[4,16]\", or load the run with qra_bo.load")
     dense = [name for name, r in manifest.modules.items() if r.format.name == "fp16"]
-    hush_bitsandbytes()
     config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
                                 bnb_4bit_compute_dtype=half(manifest), llm_int8_skip_modules=[*dense, "lm_head"])
     with _sixteen_bits(manifest) as (folder, tokenizer):

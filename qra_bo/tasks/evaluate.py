@@ -80,9 +80,7 @@ def ask(config: RunConfig, folder: Path) -> int:
     from qra_bo.loading import load
     from qra_bo.oracle.harness import check_tasks, score_tasks
     from qra_bo.oracle.manifest import package_versions
-    from qra_bo.oracle.quantizers.quiet import hush_bitsandbytes
 
-    hush_bitsandbytes()
     check_tasks(config.eval.tasks)
     model, tokenizer = load(folder, resolve_device(config.device))
     scores = score_tasks(model, tokenizer, config.eval.tasks, batch=config.eval.batch, limit=config.eval.limit)

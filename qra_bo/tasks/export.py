@@ -34,9 +34,7 @@ def print_checks(folder: Path) -> None:
     """A line for every export: what loaded it and how far its logits are from the run's own."""
     from qra_bo.export.check import ExportChecker
     from qra_bo.oracle.manifest import package_versions
-    from qra_bo.oracle.quantizers.quiet import hush_bitsandbytes
 
-    hush_bitsandbytes()
     rows = ExportChecker(FinishedRun.read(folder)).rows()
     table = [(r.what, r.loaded_by, *(DASH if v is None else f"{v:.4g}" for v in (r.difference, r.mean)), r.note)
              for r in rows]

@@ -68,9 +68,6 @@ def verify(config: RunConfig, plan: MemoryPlan) -> list[TraceCheck]:
     Raises:
         OracleError: If the decoder can't be traced.
     """
-    from qra_bo.oracle.quantizers.quiet import hush_bitsandbytes
-
-    hush_bitsandbytes()
     from qra_bo.oracle.trace import StepTracer
 
     spec, memory = plan.memory.spec, replace(plan.memory, scope="peak")

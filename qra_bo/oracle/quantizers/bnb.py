@@ -11,17 +11,13 @@ Facts of bitsandbytes 0.50 that shape this file:
 
 from functools import cache
 
+import bitsandbytes as bnb
 import torch
+from bitsandbytes import functional as F
 from torch import Tensor, nn
 
 from qra_bo.oracle.quantizers.base import PackedLinear, QuantizerBackend, State, frozen, tile_numel
-from qra_bo.oracle.quantizers.quiet import hush_bitsandbytes
 from qra_bo.space.formats import StorageFormat
-
-hush_bitsandbytes()
-
-import bitsandbytes as bnb  # noqa: E402
-from bitsandbytes import functional as F  # noqa: E402
 
 
 @cache

@@ -4,6 +4,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 
 class _Without(logging.Filter):
@@ -31,3 +32,19 @@ def hush_hqq() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"`?torch\.jit\.script.*", category=DeprecationWarning)
         yield
+
+
+@contextmanager
+def hush_gguf() -> Iterator[None]:
+    """Around the reading of a GGUF file: transformers draws a bar there that its own switch for bars does not reach."""
+    from transformers import modeling_gguf_pytorch_utils as reader
+
+    drawn = getattr(reader, "tqdm", None)
+    if drawn is None:  # a release that draws it otherwise, or none
+        yield
+        return
+    reader.tqdm = partial(drawn, disable=True)
+    try:
+        yield
+    finally:
+        reader.tqdm = drawn

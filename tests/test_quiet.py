@@ -1,0 +1,57 @@
+"""What a fresh process prints that loads, exports or evaluates: its results, and no library's notices."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import modeling_gguf_pytorch_utils as reader
+
+from qra_bo.oracle.quantizers.quiet import hush_gguf
+from tests.export.finished import SETTINGS, finish
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module", name="finished")
+def make_finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return finish(tmp_path_factory.mktemp("quiet") / "run", ("hqq2", "nf4", "int8", "fp16"), (1, 4, 2, 3))
+
+
+def stderr_of(*arguments: str) -> str:
+    """What ``python ARGUMENTS`` prints on stderr; it must end well."""
+    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+def test_of_bitsandbytes_notices_one_is_dropped_and_others_pass() -> None:
+    """The library gives it on some CPUs only, when peft or transformers import it."""
+    code = ("import qra_bo.oracle.protocol, logging\n"
+            "log = logging.getLogger('bitsandbytes.backends.cpu.ops')\n"
+            "log.warning('Failed to load CPU gemm_4bit_forward from kernels-community: %s', 'no kernels')\n"
+            "log.warning('something else')\n")
+    assert stderr_of("-c", code) == "something else\n"
+
+
+def test_loading_from_python_prints_nothing(finished: Path) -> None:
+    assert stderr_of("-c", f"import qra_bo; qra_bo.load({str(finished)!r})") == ""
+
+
+def test_exports_and_their_check_print_nothing_beside_their_table(finished: Path) -> None:
+    assert stderr_of("-m", "qra_bo", "task=export", f"out={finished}", "export.check=true") == ""
+
+
+def test_evaluating_an_allocation_prints_nothing_beside_its_result(tmp_path: Path) -> None:
+    assert stderr_of("-m", "qra_bo", "task=evaluate", "allocation=uniform:4,2", *SETTINGS, f"out={tmp_path / 'run'}",
+                     "fidelity.high=4", "fidelity.low=2", "display=none") == ""
+
+
+def test_reading_a_gguf_file_draws_no_bar(capfd: pytest.CaptureFixture[str]) -> None:
+    drawn = reader.tqdm
+    with hush_gguf():
+        assert list(reader.tqdm([1, 2], desc="Converting")) == [1, 2]
+    assert capfd.readouterr().err == ""
+    assert reader.tqdm is drawn
