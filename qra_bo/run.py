@@ -366,6 +366,7 @@ def _written(config: RunConfig, folder: Path, outcome: RunOutcome) -> Result:
     if (folder / "adapter").is_dir():
         files += export_all(folder)
     if config.display != "none":
-        shown = [str(path) for path in (folder / "best.json", *files) if path.suffix != ".png"]
-        print_result(Console(), load_run(folder), shown)
+        parts = [path.relative_to(folder).parts for path in (folder / "best.json", *files)]
+        shown = dict.fromkeys(p[0] + "/" * (len(p) > 1) for p in parts)
+        print_result(Console(), load_run(folder), folder, list(shown))
     return Result(folder, outcome.best, outcome.exit_status)

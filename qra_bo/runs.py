@@ -223,7 +223,7 @@ def _show(folder: Path, console: Console, *, as_json: bool) -> None:
         print(json.dumps(report_json(d), indent=1, sort_keys=True))
         return
     shown = ("best.json", "report.html", "adapter", "quant_manifest.json")
-    print_result(console, d, [str(folder / name) for name in shown if (folder / name).exists()])
+    print_result(console, d, folder, [name for name in shown if (folder / name).exists()])
 
 
 if __name__ == "__main__":

@@ -11,17 +11,18 @@ from matplotlib.figure import Figure
 from qra_bo.records import Evaluation
 from qra_bo.report import story
 from qra_bo.report.data import JOURNAL_FIELDS, ReportData
+from qra_bo.report.guide import WORDS, next_steps
 from qra_bo.report.plots import PLOTS, RUNS_PLOTS, Plot, RunsPlot
 from qra_bo.report.side_by_side import NamedRun, caveats, facts
 from qra_bo.report.style import DARK, LIGHT, svg_uri
-from qra_bo.report.tables import COLUMNS, row_cells, summary_lines
-from qra_bo.report.text import DASH, number, size
+from qra_bo.report.tables import COLUMNS, page_lines, row_cells
+from qra_bo.report.text import DASH, duration, number, size
 from qra_bo.study.cost import cost_of
 
 REM_PER_INCH = 7.0
 """Size of a figure on the page: its text is then about as large as the page's own small text."""
-EVALUATION_COLUMNS = ("id", "stage", "fidelity", "allocation", "bits", "rank", "loss", "± se", "steps", "seed", "split",
-                      "lr scale", "predicted MB", "measured MB", "seconds", "state")
+EVALUATION_COLUMNS = ("id", "stage", "allocation", "bits", "rank", "loss", "± se", "state", "predicted MB",
+                      "measured MB", "seconds", "fidelity", "steps", "split", "lr scale", "seed")
 TEXT_COLUMNS = ("stage", "fidelity", "allocation", "split", "state")
 
 
@@ -31,14 +32,15 @@ class Picture:
     Args:
         name: Its section's id.
         title: Its heading.
-        caption: How to read it; also its alternative text.
+        caption: How to read it.
+        shown: What it shows, in numbers.
         light: Drawn for a light page.
         dark: The same for a dark one.
     """
 
-    def __init__(self, name: str, title: str, caption: str, light: Figure, dark: Figure) -> None:
+    def __init__(self, name: str, title: str, caption: str, shown: str, light: Figure, dark: Figure) -> None:
         self.name, self.title, self.caption = name, title, caption
-        self.alt = f"{title}. {caption}"
+        self.alt = f"{title}. {shown}"
         self.light, self.dark = svg_uri(light), svg_uri(dark)
         self.rem = round(REM_PER_INCH * float(light.get_size_inches()[0]), 1)
 
@@ -51,7 +53,7 @@ def pictures(plots: Sequence[Plot] | Sequence[RunsPlot], of: Any) -> tuple[list[
         if light is None or dark is None:
             absent.append(f"{plot.title}: {plot.absent}")
         else:
-            figures.append(Picture(plot.name, plot.title, plot.caption, light, dark))
+            figures.append(Picture(plot.name, plot.title, plot.caption, plot.shown(of), light, dark))
     return figures, absent
 
 
@@ -76,9 +78,10 @@ def render_html(d: ReportData) -> str:
     return template("report.html.jinja").render(
         d=d, title=f"{d.header.model} within {size(d.header.budget_bytes)}", budget=size(d.header.budget_bytes),
         answer=story.answer(d), rows=[row_cells(r) for r in story.comparison(d)], columns=COLUMNS[2:],
-        lines=summary_lines(d), figures=figures, absent=absent, progress=_progress(d), units=_unit_rows(d),
+        lines=page_lines(d), figures=figures, absent=absent, progress=_progress(d), units=_unit_rows(d),
         checks=story.checks(d), evaluation_columns=[(c, c in TEXT_COLUMNS) for c in EVALUATION_COLUMNS],
-        evaluations=[_evaluation_cells(d, e) for e in d.evaluations],
+        evaluations=[(e.allocation == d.winner, _evaluation_cells(d, e)) for e in d.evaluations],
+        steps=next_steps(d), words=WORDS, subtitle=_subtitle(d),
         provenance=list(_provenance(d)), config=json.dumps(d.header.config, indent=2, sort_keys=True))
 
 
@@ -126,10 +129,10 @@ def _evaluation_cells(d: ReportData, e: Evaluation) -> list[tuple[str, str]]:
 
     measured = None if m.measured_bytes is None else m.measured_bytes / 1e6
     state = m.state.value + (f": {m.message}" if m.message else "")
-    return [num(e.id, 0), text(e.stage), text(e.fidelity.value), text(d.name(e.allocation)),
-            num(d.average_bits(e.allocation), 2), num(rank, 2), num(e.loss, 4), num(m.loss_se, 4), num(r.steps, 0),
-            num(r.train_seed, 0), text(r.split), num(r.lr_scale, 2), num(e.predicted_bytes / 1e6, 1), num(measured, 1),
-            num(m.seconds, 1), text(state)]
+    return [num(e.id, 0), text(e.stage), text(d.name(e.allocation)), num(d.average_bits(e.allocation), 2),
+            num(rank, 2), num(e.loss, 4), num(m.loss_se, 4), text(state), num(e.predicted_bytes / 1e6, 1),
+            num(measured, 1), num(m.seconds, 1), text(e.fidelity.value), num(r.steps, 0), text(r.split),
+            num(r.lr_scale, 2), num(r.train_seed, 0)]
 
 
 def _provenance(d: ReportData) -> Iterator[tuple[str, str]]:
@@ -142,6 +145,25 @@ def _provenance(d: ReportData) -> Iterator[tuple[str, str]]:
     yield "oracle, method, effort", f"{h.oracle}, {h.method}, {h.effort}"
     yield "steps", f"{h.high_steps} at high fidelity, {DASH if h.low_steps is None else h.low_steps} at low"
     yield "seeds", f"{h.seed} of the search, {h.train_seed} of its trainings"
-    yield "configuration", h.config_sha256
+    yield "configuration sha256", h.config_sha256
     for key, value in d.provenance.items():
-        yield key, ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, Mapping) else str(value)
+        yield key.replace("_", " "), _plain(value)
+
+
+def _plain(value: Any) -> str:
+    """A value of the provenance as people read it; nested names are joined by a dot."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{k} {_plain(v)}" for k, v in value.items())
+    if isinstance(value, (list, tuple)):
+        return " / ".join(map(_plain, value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return DASH if value is None else str(value)
+
+
+def _subtitle(d: ReportData) -> str:
+    """When, how long, at what cost, where."""
+    ended = [] if d.end is None else [f"ended {str(d.end['time'])[:10]}"]
+    where = d.provenance.get("device")
+    return " · ".join([*ended, duration(d.wall_seconds), f"cost of {d.equivalents:.1f} high-fidelity evaluations",
+                       f"effort {d.header.effort}", f"search seed {d.header.seed}", *([str(where)] if where else [])])

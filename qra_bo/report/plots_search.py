@@ -1,6 +1,6 @@
 """Figures of the search: Pareto front, convergence, confirmation, fidelities, surrogate."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -16,6 +16,8 @@ from qra_bo.study.cost import FORWARD_SHARE, cost_of
 MB = 1e6
 VIEW_SHARE = 0.75
 """Share of the points that the loss axis must show; what lies above is drawn at the edge, marked so."""
+CLOSE_SHARE = 0.5
+"""The same in close-ups, which are there for the better half; the best uniform choice is shown in any case."""
 
 NEAR_SHARE = 0.06
 """Distance from the budget, as a share of it, that the close-up of the Pareto figure shows."""
@@ -39,25 +41,25 @@ def pareto(d: ReportData, theme: Theme) -> Figure | None:
     close = [e for e in d.points if abs(e.predicted_bytes - limit) <= NEAR_SHARE * limit]
     both = 2 < len(close) < len(d.points)
     whole, *near = fig.subplots(1, 1 + both, squeeze=False, width_ratios=(1, 1.5)[:1 + both])[0]
-    _pareto_panel(whole, d, theme, d.points)
+    _pareto_panel(whole, d, theme, d.points, _view_top([_loss(e) for e in d.points]))
     memory = f"predicted {d.header.scope} memory (MB)"
     dress(whole, theme, memory, "validation loss (nats per token)", "all")
     for ax in near:
-        _pareto_panel(ax, d, theme, close)
+        _pareto_panel(ax, d, theme, close, _close_top(d, close))
         dress(ax, theme, memory, title=f"within {100 * NEAR_SHARE:.0f} % of the budget")
     legend(fig, whole, theme)
     return fig
 
 
-def _pareto_panel(ax: Axes, d: ReportData, theme: Theme, points: Sequence[Evaluation]) -> None:
-    top = _view_top([_loss(e) for e in points])
+def _pareto_panel(ax: Axes, d: ReportData, theme: Theme, points: Sequence[Evaluation], top: float) -> None:
     kinds: dict[str, list[Evaluation]] = {"search": [], "baseline": [], "reference": []}
     for e in points:
         kinds[e.stage if e.stage in kinds else "search"].append(e)
     styles = (("search", "o", theme.main, "search", 26.0), ("baseline", "s", ORANGE, "uniform choices", 46.0),
               ("reference", "D", PURPLE, "references", 46.0))
+    sizes = {e.id: e.predicted_bytes / MB for e in points}
     for kind, marker, colour, label, area in styles:
-        _scatter(ax, kinds[kind], top, marker=marker, color=colour, label=label, area=area, edge=theme.paper)
+        _scatter(ax, sizes, kinds[kind], top, marker=marker, color=colour, label=label, area=area, edge=theme.paper)
     steps = [e for e in front(points) if _loss(e) <= top]
     ax.plot([e.predicted_bytes / MB for e in steps], [_loss(e) for e in steps], color=GREEN, linewidth=1.4,
             drawstyle="steps-post", label="Pareto front", zorder=2)
@@ -72,21 +74,31 @@ def _pareto_panel(ax: Axes, d: ReportData, theme: Theme, points: Sequence[Evalua
     _label_points(ax, named, top, theme)
 
 
-def _view_top(losses: list[float]) -> float:
-    """Upper end of the loss axis: shows the best ``VIEW_SHARE`` of the points and some room."""
-    low, cut, high = min(losses), float(np.quantile(losses, VIEW_SHARE)), max(losses)
+def _close_top(d: ReportData, points: Sequence[Evaluation]) -> float:
+    """Upper end of the loss axis of a close-up: shows the better half of the points and the best uniform choice."""
+    losses = [_loss(e) for e in points]
+    top = _view_top(losses, CLOSE_SHARE)
+    if d.best_uniform is None:
+        return top
+    return max(top, min(max(losses), 1.2 * _loss(d.best_uniform) - 0.2 * min(losses)))
+
+
+def _view_top(losses: list[float], share: float = VIEW_SHARE) -> float:
+    """Upper end of the loss axis: shows the best ``share`` of the points and some room."""
+    low, cut, high = min(losses), float(np.quantile(losses, share)), max(losses)
     return high if high - low <= 3 * (cut - low) else cut + 0.6 * (cut - low)
 
 
-def _scatter(ax: Axes, group: Sequence[Evaluation], top: float, *, marker: str, color: str, label: str, area: float,
-             edge: str) -> None:
+def _scatter(ax: Axes, xs: Mapping[int, float], group: Sequence[Evaluation], top: float, *, marker: str, color: str,
+             label: str, area: float, edge: str) -> None:
+    """Losses of ``group`` at ``xs`` (by id); those above ``top`` as triangles at the edge."""
     inside = [e for e in group if _loss(e) <= top]
     above = [e for e in group if _loss(e) > top]
     if inside:
-        ax.scatter([e.predicted_bytes / MB for e in inside], [_loss(e) for e in inside], marker=marker, color=color,
+        ax.scatter([xs[e.id] for e in inside], [_loss(e) for e in inside], marker=marker, color=color,
                    s=area, label=label, edgecolors=edge, linewidths=0.6, zorder=4)
     if above:
-        ax.scatter([e.predicted_bytes / MB for e in above], [top] * len(above), marker="^", color=color, s=area,
+        ax.scatter([xs[e.id] for e in above], [top] * len(above), marker="^", color=color, s=area,
                    edgecolors=edge, linewidths=0.6, zorder=4, label=f"{label} above the view")
 
 
@@ -136,19 +148,18 @@ def convergence(d: ReportData, theme: Theme) -> Figure | None:
     fig = figure(theme, 8.0, 4.2)
     ax = fig.add_subplot()
     cost, best = incumbents(d)
-    xs, ys = np.array(cost[:-1]), [_loss(e) for e in d.candidates]
-    top = _view_top(ys)
-    shown = np.minimum(ys, top)
-    is_base = np.array([e.stage == "baseline" for e in d.candidates])
-    ax.scatter(xs[~is_base], shown[~is_base], color=theme.main, s=22, label="search", zorder=3)
-    ax.scatter(xs[is_base], shown[is_base], color=ORANGE, marker="s", s=32, label="uniform choices", zorder=3)
+    xs, top = {e.id: x for e, x in zip(d.candidates, cost, strict=False)}, _close_top(d, d.candidates)
+    base = [e for e in d.candidates if e.stage == "baseline"]
+    searched = [e for e in d.candidates if e.stage != "baseline"]
+    _scatter(ax, xs, searched, top, marker="o", color=theme.main, label="search", area=22, edge=theme.paper)
+    _scatter(ax, xs, base, top, marker="s", color=ORANGE, label="uniform choices", area=32, edge=theme.paper)
     ax.step(cost, np.minimum(best, top), where="post", color=VERMILLION, linewidth=2, label="best so far")
     if d.best_uniform is not None:
         ax.axhline(_loss(d.best_uniform), color=ORANGE, linestyle="--", linewidth=1.2, label="best uniform that fits")
     ax.set_xlim(left=0)
     dress(ax, theme, "cost (high-fidelity evaluations; profile, calibration, low fidelity and failures included)",
           "validation loss (nats per token)")
-    legend(fig, ax, theme)
+    legend(fig, ax, theme, columns=6)
     return fig
 
 
@@ -215,13 +226,17 @@ def surrogate(d: ReportData, theme: Theme) -> Figure | None:
     observed, predicted = np.array(check["observed"], float), np.array(check["predicted"], float)
     sd = np.array(check["sd"], float)
     inside = float(np.mean(np.abs(observed - predicted) <= 1.96 * sd))
-    fig = figure(theme, 5.4, 4.4)
-    ax = fig.add_subplot()
-    ends = [min(observed.min(), predicted.min()), max(observed.max(), predicted.max())]
-    ax.plot(ends, ends, color=theme.ink, linewidth=1, linestyle="--", zorder=2)
-    ax.errorbar(observed, predicted, yerr=1.96 * sd, fmt="o", color=theme.main, markersize=5, linewidth=1, zorder=3)
-    dress(ax, theme, "measured loss", "predicted without it (95 %)",
-          f"{100 * inside:.0f} % of {len(observed)} lie within their 95 % interval")
+    fig = figure(theme, 8.4, 4.2)
+    better = observed <= np.median(observed)
+    everything = np.ones(len(observed), dtype=bool)
+    titles = (f"{100 * inside:.0f} % of {len(observed)} lie within their 95 % interval", "the better half of them")
+    for ax, shown, title in zip(fig.subplots(1, 2), (everything, better), titles, strict=True):
+        x, y, bar = observed[shown], predicted[shown], 1.96 * sd[shown]
+        ends = [min(x.min(), y.min()), max(x.max(), y.max())]
+        ax.plot(ends, ends, color=theme.ink, linewidth=1, linestyle="--", zorder=2)
+        ax.errorbar(x, y, yerr=bar, fmt="o", color=theme.main, markersize=5, linewidth=1, zorder=3)
+        dress(ax, theme, "measured loss", "" if ax.get_subplotspec().colspan.start else "predicted without it (95 %)",
+              title)
     return fig
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from qra_bo.report.data import BREAKDOWN_KEYS, ReportData
 from qra_bo.report.style import (
@@ -73,6 +74,7 @@ def _bars(ax: Axes, values: npt.NDArray[np.float64], units: Sequence[str], theme
     dress(ax, theme, y=title)
     ax.grid(False, axis="x")
     ax.set_ylim(0, 1.18 * max(values.max(), 1.0))
+    ax.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
     if len(values) <= FEW_UNITS:
         ax.set_xticks(x, names, rotation=90 if max(map(len, names)) > 3 else 0)
         for i, v in enumerate(values):

@@ -161,7 +161,8 @@ def gap_closed(d: ReportData) -> str | None:
     gap = _value(qlora) - _value(lora)
     error = math.hypot(qlora.measurement.loss_se or 0.0, lora.measurement.loss_se or 0.0)
     if gap < CLOSED_GAP_ERRORS * error or gap <= 0:
-        return f"unresolved: QLoRA and 16-bit LoRA differ by {signed(gap)}, under {CLOSED_GAP_ERRORS} standard errors"
+        return (f"unresolved, since QLoRA and 16-bit LoRA, each trained with one seed, differ by {signed(gap)}: under "
+                f"{CLOSED_GAP_ERRORS} standard errors of their losses")
     return f"{number(100 * (_value(qlora) - _value(best)) / gap, 0)} % (one training seed, validation split)"
 
 
@@ -193,7 +194,7 @@ def checks(d: ReportData) -> list[Check]:
     out = [Check("ok", "Real fine-tuning", "Every loss comes from training the quantised model with its adapters.")
            if d.proxy_label is None else Check("caution", "Not real fine-tuning", f"{d.proxy_label}. It shows how the "
                                                "search behaves, not how the model does.")]
-    return out + _confirmation_checks(d) + _search_checks(d) + _memory_checks(d) + \
+    return out + _confirmation_checks(d) + [_uniform_check(d)] + _search_checks(d) + _memory_checks(d) + \
         [Check("caution", "The run warned", w) for w in d.warnings]
 
 
@@ -216,6 +217,18 @@ def _confirmation_checks(d: ReportData) -> list[Check]:
         out.append(Check("caution", "Not resolved", "The interval holds 0: on this evidence the mixed allocation and "
                          "the uniform one may be equally good."))
     return out
+
+
+def _uniform_check(d: ReportData) -> Check:
+    """Whether uniform choices had their chance, and when they win."""
+    tried = {e.allocation for e in d.points if e.stage == "baseline" and e.predicted_bytes <= d.header.budget_bytes}
+    if d.best_uniform is None:
+        return Check("missing", "Uniform choices", "None that fits was trained yet: there is nothing to compare with.")
+    return Check("ok", "Uniform choices had their chance",
+                 f"{len(tried)} of them that fit were trained before the search, at the same length and with the same "
+                 f"rule for the learning rate; the best, {d.name(d.best_uniform.allocation)}, is what the winner is "
+                 "compared with. Expect a uniform choice to win where 8 bits fit for all layers, where the budget "
+                 "leaves no bytes over, or where training is short.")
 
 
 def _search_checks(d: ReportData) -> list[Check]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
@@ -10,6 +11,7 @@ from rich.table import Table
 
 from qra_bo.report import story
 from qra_bo.report.data import ReportData
+from qra_bo.report.guide import next_steps
 from qra_bo.report.text import DASH, describe_allocation, duration, number, size
 
 TONES = {"better": "green", "equal": "yellow", "open": "cyan"}
@@ -59,13 +61,14 @@ def print_plan(console: Console, title: str, rows: Sequence[PlanRow], high_fidel
     console.print(table)
 
 
-def print_result(console: Console, d: ReportData, files: Sequence[str] = ()) -> None:
+def print_result(console: Console, d: ReportData, folder: Path, files: Sequence[str] = ()) -> None:
     """Print the answer, the comparison, bits and ranks by unit, cost, files and what to do next.
 
     Args:
         console: Where to print; plain lines unless it is a terminal.
         d: The run.
-        files: What lies in the run's folder, paths as the user should type them.
+        folder: Its folder, as the user should type it.
+        files: What lies there and is named.
     """
     head = story.answer(d)
     rows = story.comparison(d)
@@ -82,8 +85,32 @@ def print_result(console: Console, d: ReportData, files: Sequence[str] = ()) -> 
         for r in rows:
             named = zip(COLUMNS, row_cells(r), strict=True)
             _plain(console, "  " + ", ".join(f"{k} {v}" if k else v for k, v in named))
-    for line in summary_lines(d, files):
+    w = d.winner
+    if w is not None:
+        _plain(console, f"Bits and ranks: {describe_allocation(d.header.units, d.bits(w), w.ranks)}")
+    for line in page_lines(d):
         _plain(console, line)
+    if files:
+        _plain(console, f"Files in {folder}: " + ", ".join(files))
+    _print_next(console, d, folder)
+
+
+def _print_next(console: Console, d: ReportData, folder: Path) -> None:
+    """What to do next, each with the line to type."""
+    steps = [(s.what, s.code.replace("RUN", str(folder)).splitlines()[-1]) for s in next_steps(d)]
+    if d.end is None:
+        steps.append(("Go on", f"the same command again, with out={folder}"))
+    if not console.is_terminal:
+        for what, code in steps:
+            _plain(console, f"Next: {what}: {code}")
+        return
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for what, code in steps:
+        table.add_row(what, escape(code))
+    if steps:
+        console.print(Panel(table, title="Next", title_align="left"))
 
 
 COLUMNS = ("", "allocation", "bits", "rank", "search loss", "test loss", "predicted", "measured", "fits")
@@ -106,26 +133,11 @@ def _comparison_table(rows: Sequence[story.Row]) -> Table:
     return table
 
 
-def summary_lines(d: ReportData, files: Sequence[str] = ()) -> list[str]:
-    """Bits and ranks, gap closed, cost, files and next steps, one line each."""
-    lines = []
-    w = d.winner
-    if w is not None:
-        lines.append(f"Bits and ranks: {describe_allocation(d.header.units, d.bits(w), w.ranks)}")
+def page_lines(d: ReportData) -> list[str]:
+    """Gap closed and cost, one line each."""
     gap = story.gap_closed(d)
-    if gap is not None:
-        lines.append(f"Gap from QLoRA to 16-bit LoRA closed: {gap}")
-    lines += [f"Surrogate: {c.text}" for c in story.checks(d) if c.title == "Surrogate"]
-    lines.append(cost_line(d))
-    if files:
-        lines.append("Files: " + ", ".join(files))
-    if w is not None and d.final is not None:
-        lines.append("Next: model, tokenizer = qra_bo.load(RUN) rebuilds the mixed base with its adapter; serve the "
-                     f"adapter with --max-lora-rank {story.server_rank(w.ranks)}; configurations for other trainers: "
-                     "task=export")
-    elif d.end is None:
-        lines.append("Next: run the same command again to continue this run")
-    return lines
+    closed = [] if gap is None else [f"Gap from QLoRA to 16-bit LoRA closed: {gap}"]
+    return [*closed, cost_line(d)]
 
 
 def cost_line(d: ReportData) -> str:

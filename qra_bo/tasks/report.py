@@ -23,8 +23,8 @@ def run(config: RunConfig) -> int:
     folder, console = Path(str(config.out)), Console()
     inside = [] if (folder / JOURNAL_NAME).exists() or not folder.is_dir() else find_runs(folder)
     if not inside:
-        files = write_report(folder)
-        print_result(console, load_run(folder), [str(path) for path in files])
+        write_report(folder)
+        print_result(console, load_run(folder), folder, ["report.html", "report.json", "plots/"])
         return 0
     for run in inside:
         if run.data is None:

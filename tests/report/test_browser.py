@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 
 from qra_bo.report.data import parse_events
-from qra_bo.report.html import render_html, render_runs
+from qra_bo.report.html import EVALUATION_COLUMNS, render_html, render_runs
 from qra_bo.report.plots import PLOTS, RUNS_PLOTS
 from qra_bo.report.side_by_side import NamedRun
+from tests.report.accessibility import UNROLL, WITHOUT, find_axe, violations
 from tests.report.browser import Tab, find_browser, tab
 from tests.report.fixtures import make_events
 
-BROWSER = find_browser()
+BROWSER, AXE = find_browser(), find_axe()
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome is installed (apt-get install chromium)")
 PICTURES = "[...document.images].map(i => i.complete && i.naturalWidth > 100)"
 OVERFLOW = "document.documentElement.scrollWidth - innerWidth"
@@ -28,6 +29,14 @@ def make_page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
 def make_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("report") / "report.html"
     path.write_text(render_html(parse_events(make_events())), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module", name="several")
+def make_several(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    runs = [NamedRun(f"seed-{seed}", parse_events(make_events(seed)), "seed/report.html") for seed in (0, 1)]
+    path = tmp_path_factory.mktemp("several") / "report.html"
+    path.write_text(render_runs([*runs, NamedRun("<b>", parse_events(make_events(2, finished=False)))]))
     return path
 
 
@@ -51,8 +60,9 @@ def test_a_report_opens_without_errors_or_network_and_fits_the_screen(page: Tab,
 def test_the_keyboard_sorts_the_table_and_losses_order_as_numbers(page: Tab, report: Path) -> None:
     page.show(1200)
     page.open(report)
-    page.evaluate("document.querySelectorAll('table.sortable th button')[6].focus()")
-    column = "[...document.querySelectorAll('table.sortable tbody tr')].map(r => r.cells[6].dataset.key)"
+    loss = EVALUATION_COLUMNS.index("loss")
+    page.evaluate(f"document.querySelectorAll('table.sortable th button')[{loss}].focus()")
+    column = f"[...document.querySelectorAll('table.sortable tbody tr')].map(r => r.cells[{loss}].dataset.key)"
     for state, sign in (("ascending", 1), ("descending", -1)):
         page.press("Enter", 13)
         assert page.evaluate("document.activeElement.parentElement.getAttribute('aria-sort')") == state
@@ -60,6 +70,40 @@ def test_the_keyboard_sorts_the_table_and_losses_order_as_numbers(page: Tab, rep
         values = [sign * float(k) for k in keys if k]
         assert values == sorted(values)
         assert keys.count("") == keys[::-1].index(next(k for k in reversed(keys) if k))  # failures come last both ways
+
+
+def test_rows_are_found_by_what_they_hold(page: Tab, report: Path) -> None:
+    page.show(1200)
+    page.open(report)
+    shown = "[...document.querySelectorAll('table.sortable tbody tr')].filter(r => !r.hidden).length"
+    every = page.evaluate(shown)
+    page.evaluate("document.getElementById('filter').focus()")
+    page.call("Input.insertText", text="Diverged")
+    assert page.evaluate(shown) == 1
+    assert page.evaluate("document.querySelector('.filter output').textContent") == f"1 of {every}"
+
+
+@pytest.mark.skipif(AXE is None, reason=WITHOUT)
+@pytest.mark.parametrize(("width", "dark"), [(1200, False), (1200, True), (390, False)])
+def test_axe_finds_nothing_on_a_report_or_on_several_side_by_side(page: Tab, report: Path, several: Path, width: int,
+                                                                  dark: bool) -> None:
+    assert AXE is not None
+    page.show(width, dark=dark)
+    for path in (report, several):
+        page.open(path)
+        assert violations(page, AXE) == []
+        page.evaluate(UNROLL)
+        assert violations(page, AXE) == []
+
+
+@pytest.mark.skipif(AXE is None, reason=WITHOUT)
+def test_axe_finds_what_is_wrong(page: Tab, tmp_path: Path) -> None:
+    assert AXE is not None
+    path = tmp_path / "bad.html"
+    path.write_text('<!DOCTYPE html><html><head><title>t</title></head><body><main><h1>h</h1><img src="data:,">'
+                    '<p style="color:#aaa;background:#fff">pale</p></main></body></html>')
+    page.open(path)
+    assert {"image-alt", "color-contrast", "html-has-lang"} <= {v["id"] for v in violations(page, AXE)}
 
 
 def test_tab_reaches_the_skip_link_first_and_shows_where_it_is(page: Tab, report: Path) -> None:
@@ -81,13 +125,10 @@ def test_it_prints_light_with_every_evaluation_within_the_paper(page: Tab, repor
     assert page.print_pdf().startswith(b"%PDF")
 
 
-def test_several_runs_on_one_page(page: Tab, tmp_path: Path) -> None:
-    runs = [NamedRun(f"seed-{seed}", parse_events(make_events(seed)), "seed/report.html") for seed in (0, 1)]
-    path = tmp_path / "report.html"
-    path.write_text(render_runs([*runs, NamedRun("<b>", parse_events(make_events(2, finished=False)))]))
+def test_several_runs_on_one_page(page: Tab, several: Path) -> None:
     page.console.clear()
     page.show(390)
-    page.open(path)
+    page.open(several)
     assert page.evaluate(PICTURES) == [True] * len(RUNS_PLOTS)
     assert page.evaluate(OVERFLOW) <= 0
     assert page.evaluate("document.querySelectorAll('#found dt').length") == 3

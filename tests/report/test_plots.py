@@ -59,3 +59,27 @@ def test_modules_are_drawn_as_a_map():
 def test_the_same_figure_gives_the_same_bytes(data):
     plot = PLOTS[1]
     assert svg_uri(plot.draw(data, LIGHT)) == svg_uri(plot.draw(data, LIGHT))
+
+
+def test_what_lies_above_the_view_is_marked_and_not_moved_silently(data):
+    [plot] = [p for p in PLOTS if p.name == "convergence"]
+    ax = plot.draw(data, LIGHT).axes[0]
+    dots = {c.get_label(): len(c.get_offsets()) for c in ax.collections}
+    top = max(float(y) for c in ax.collections for _, y in c.get_offsets())
+    assert sum(dots.values()) == len(data.candidates)
+    assert sum(n for label, n in dots.items() if label.endswith("above the view")) == sum(
+        e.loss > top for e in data.candidates)
+
+
+def test_every_figure_is_told_in_words_that_hold_its_numbers(data):
+    told = {plot.name: plot.shown(data) for plot in PLOTS}
+    c = data.confirmation
+    assert f"{c.mean:+.4f}".replace("-", "\u2212") in told["confirmation"]
+    assert f"{data.best_uniform.loss:.4f}" in told["pareto"]
+    assert f"{data.best_uniform.loss:.4f}" in told["convergence"]
+    assert "0: 8-bit r1" in told["allocation"]
+    assert "hqq2 at units 0, 11, 1" in told["sensitivity"]
+    assert "optimizer" in told["memory"]
+    assert "Spearman 0.97" in told["surrogate"]
+    begun = parse_events(make_events()[:2])
+    assert all(isinstance(plot.shown(begun), str) for plot in PLOTS)

@@ -1,6 +1,7 @@
 """What is said of results: never more than the evidence holds."""
 
 import io
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -10,6 +11,8 @@ from qra_bo.report.data import parse_events
 from qra_bo.report.tables import PlanRow, print_plan, print_result
 from qra_bo.report.text import describe_allocation, duration, short_names, signed, size
 from tests.report.fixtures import make_events
+
+RUN = Path("runs/a")
 
 
 def with_confirmation(**changes):
@@ -76,7 +79,7 @@ def test_proxy_results_are_labelled_everywhere():
     assert "SYNTHETIC" in d.proxy_label
     assert story.checks(d)[0].status == "caution"
     for terminal in (True, False):
-        assert "SYNTHETIC" in printed(print_result, d, terminal=terminal)
+        assert "SYNTHETIC" in printed(print_result, d, RUN, terminal=terminal)
     assert parse_events(make_events()).proxy_label is None
 
 
@@ -101,15 +104,16 @@ def printed(call, *args, terminal=False):
 
 
 def test_plain_output_has_no_escape_codes_and_says_what_to_do_next():
-    text = printed(print_result, parse_events(make_events()), ["runs/a/best.json"])
+    text = printed(print_result, parse_events(make_events()), RUN, ["best.json"])
     assert "\x1b" not in text
-    for part in ("95 % interval", "--max-lora-rank 8", "runs/a/best.json", "Bits and ranks: 0: 8-bit r1"):
+    for part in ("95 % interval", 'qra_bo.load("runs/a")', "task=export out=runs/a", "Files in runs/a: best.json",
+                 "Bits and ranks: 0: 8-bit r1"):
         assert part in text
 
 
 def test_names_with_brackets_are_text_not_markup():
     for terminal in (True, False):
-        assert "[bold]x[/bold]" in printed(print_result, parse_events(make_events(model="[bold]x[/bold]")),
+        assert "[bold]x[/bold]" in printed(print_result, parse_events(make_events(model="[bold]x[/bold]")), RUN,
                                            terminal=terminal)
 
 
@@ -148,3 +152,11 @@ def test_low_losses_come_from_low_evaluations_or_the_curve_of_the_high_one():
     for early, e in pairs:
         low = [x.loss for x in d.evaluations if x.allocation == e.allocation and x.fidelity.value == "low" and x.ok]
         assert early == (low[0] if low else dict(e.measurement.curve)[d.header.low_steps])
+
+
+def test_uniform_choices_had_their_chance_or_are_missing():
+    [check] = [c for c in story.checks(parse_events(make_events())) if c.title.startswith("Uniform choices")]
+    assert check.status == "ok"
+    assert "uniform-4bit-r4" in check.text
+    [none] = [c for c in story.checks(parse_events(make_events()[:4])) if c.title == "Uniform choices"]
+    assert none.status == "missing"
