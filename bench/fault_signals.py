@@ -4,12 +4,12 @@ import os
 import signal
 import time
 from collections import Counter
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from bench.fault_log import Tries
 from bench.fault_runs import Ended, RunProcess, adapter, journal_lines, keys, result
 from qra_bo.study.journal import JOURNAL_NAME
 
@@ -17,34 +17,6 @@ KILL, TERM, INT, WORKER, HANG = ("SIGKILL of the run", "SIGTERM", "Ctrl-C", "SIG
                                  "a worker that hangs")
 DEADLINE = "worker.deadline_seconds=10"
 PATIENCE = 120.0
-
-
-@dataclass
-class Disturbed:
-    """What came of the disturbances.
-
-    Args:
-        tries: By kind.
-        good: Of these, those after which everything was as it should be.
-        in_the_middle: Kills of the run that hit an evaluation with steps behind it.
-        runs: Full runs that were disturbed and ended as the undisturbed one.
-        problems: What was not as it should be.
-    """
-
-    tries: Counter[str] = field(default_factory=Counter)
-    good: Counter[str] = field(default_factory=Counter)
-    in_the_middle: int = 0
-    runs: int = 0
-    problems: list[str] = field(default_factory=list)
-
-
-    def add(self, other: "Disturbed") -> None:
-        """Count in what came of others."""
-        self.tries += other.tries
-        self.good += other.good
-        self.in_the_middle += other.in_the_middle
-        self.runs += other.runs
-        self.problems += other.problems
 
 
 def undisturbed(folder: Path) -> float:
@@ -56,54 +28,47 @@ def undisturbed(folder: Path) -> float:
 
 
 def disturb(wanted: dict[str, int], folder: Path, plain: Path, evaluation: float, rng: np.random.Generator,
-            end: float) -> Disturbed:
+            end: float, tries: Tries) -> None:
     """Start runs and disturb each again and again until it ends, until every kind was tried as often as wanted, or
-    the monotonic time is ``end``: the run that goes on is left to its end."""
+    the monotonic time is ``end``: the run that goes on is left to its end. A try is noted once its run has ended."""
     folder.mkdir()
-    found = Disturbed()
-    while any(found.tries[kind] < n for kind, n in wanted.items()) and time.monotonic() < end:
-        run = folder / f"run{found.runs + len(found.problems)}"
-        _one_run(run, plain, wanted, found, evaluation, rng, end)
-    return found
+    done: Counter[str] = Counter()
+    number = 0
+    while any(done[kind] < n for kind, n in wanted.items()) and time.monotonic() < end:
+        _one_run(folder / f"run{number}", plain, wanted, done, evaluation, rng, end, tries)
+        number += 1
 
 
-def _one_run(run: Path, plain: Path, wanted: dict[str, int], found: Disturbed, evaluation: float,
-             rng: np.random.Generator, end: float) -> None:
+def _one_run(run: Path, plain: Path, wanted: dict[str, int], done: Counter[str], evaluation: float,
+             rng: np.random.Generator, end: float, tries: Tries) -> None:
     """One full run, disturbed while anything is wanted, there is time and it has not ended."""
-    met: list[str] = []
+    met: list[tuple[str, str, bool]] = []
     total, process = journal_lines(plain), RunProcess(run, (DEADLINE,))
-    while (left := [kind for kind, n in wanted.items() if found.tries[kind] < n]) and time.monotonic() < end:
-        before, kind = keys(run), str(rng.choice(left, p=_shares(left, wanted, found)))
+    while (left := [kind for kind, n in wanted.items() if done[kind] < n]) and time.monotonic() < end:
+        before, kind = keys(run), str(rng.choice(left, p=_shares(left, wanted, done)))
         _wait_for_line(process, journal_lines(run) + int(rng.integers(0, max(2, total // 6))))
         time.sleep(float(rng.uniform(0, evaluation)))
         if not _strike(process, kind):
             break  # it ended before
-        found.tries[kind] += 1
+        done[kind] += 1
         if kind in (WORKER, HANG):
-            met.append(kind)
+            met.append((kind, "", False))
             _wait_for_line(process, journal_lines(run) + 1)  # what is lost twice is a failure, as it should be
             continue
         ended = process.wait()
-        found.in_the_middle += _was_in_the_middle(run) if kind == KILL else 0
         problem = _check_stop(kind, ended, before, keys(run))
-        if problem:
-            found.problems.append(f"{run.name}: {problem}")
-        else:
-            met.append(kind)
+        met.append((kind, problem, kind == KILL and _was_in_the_middle(run)))
         at = f"{len(keys(run))} of {len(keys(plain))} evaluations"
         print(f"{run.parent.name}/{run.name}: {kind} after {at}; {problem or 'well'}", flush=True)
         process = RunProcess(run, (DEADLINE,))
-    problem = _check_end(run, plain, process.wait())
-    if problem:
-        found.problems.append(f"{run.name} after {', '.join(met)}: {problem}")
-        print(f"{run.parent.name}/{run.name}: {problem}", flush=True)
-        return
-    found.runs += 1
-    found.good.update(met)
+    wrong = _check_end(run, plain, process.wait())
+    print(f"{run.parent.name}/{run.name}: ended after {len(met)} disturbances; {wrong or 'as undisturbed'}", flush=True)
+    for kind, problem, in_the_middle in met:
+        tries.add(kind, problem or wrong, in_the_middle)
 
 
-def _shares(left: list[str], wanted: dict[str, int], found: Disturbed) -> np.ndarray[Any, Any]:
-    missing = np.array([wanted[kind] - found.tries[kind] for kind in left], dtype=np.float64)
+def _shares(left: list[str], wanted: dict[str, int], done: Counter[str]) -> np.ndarray[Any, Any]:
+    missing = np.array([wanted[kind] - done[kind] for kind in left], dtype=np.float64)
     return missing / missing.sum()
 
 
@@ -136,13 +101,13 @@ def _strike(process: RunProcess, kind: str) -> bool:
     return True
 
 
-def _was_in_the_middle(run: Path) -> int:
+def _was_in_the_middle(run: Path) -> bool:
     """Whether an evaluation had steps behind it: a checkpoint (written at every step) is newer than the journal."""
     journal = run / JOURNAL_NAME
     if not journal.exists():
-        return 0
+        return False
     at = journal.stat().st_mtime_ns
-    return int(any(p.stat().st_mtime_ns > at for p in (run / "checkpoints").glob("*.safetensors")))
+    return any(p.stat().st_mtime_ns > at for p in (run / "checkpoints").glob("*.safetensors"))
 
 
 def _check_stop(kind: str, ended: Ended, before: list[str], after: list[str]) -> str:
