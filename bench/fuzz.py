@@ -1,13 +1,16 @@
 """Coverage-guided fuzzing of every parser with libFuzzer (through atheris), from the kept corpus and into it.
 
-    python -m bench.fuzz [--runs 1000000] [--least 20000] [--keep]
+    python -m bench.fuzz [--runs 1000000] [--least 20000] [--keep 10] [--only PARSER ...]
 
 Each parser has a process of its own. A traceback, a hang (10 s) or a value that should have been refused ends it and is
-kept in ``tests/fuzz/corpus``, where a test replays it for ever. ``pip install atheris`` (extra ``fuzz``).
+kept in ``tests/fuzz/corpus``, where a test replays it for ever. Results are written after every parser; ``--only``
+makes some of them again and leaves the others as they are. ``pip install atheris`` (extra ``fuzz``).
 """
 
 import argparse
+import json
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -16,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.report import Target, publish
+from bench.report import RESULTS, Target, publish
 
 ROOT = Path(__file__).resolve().parents[1]
 SLOW = {"overrides": 0.03, "configuration": 0.1}
@@ -24,7 +27,8 @@ SLOW = {"overrides": 0.03, "configuration": 0.1}
 MODULES = ("qra_bo.memory.budget", "qra_bo.memory.formats", "qra_bo.cli.overrides", "qra_bo.cli.decode",
            "qra_bo.validate", "qra_bo.files", "qra_bo.study.journal", "qra_bo.study.study", "qra_bo.records",
            "qra_bo.sensitivity.io", "qra_bo.sensitivity.given", "qra_bo.sensitivity.profile", "qra_bo.oracle.manifest",
-           "qra_bo.oracle.data.jsonl", "qra_bo.space.allocation", "qra_bo.tasks.evaluate")
+           "qra_bo.oracle.data.jsonl", "qra_bo.space.allocation", "qra_bo.tasks.evaluate",
+           "qra_bo.acquisition.transfer", "qra_bo.oracle.benchmark.table")
 CHILD = """
 import sys, atheris
 with atheris.instrument_imports(include={modules!r}):
@@ -44,22 +48,25 @@ def share(total: int, least: int, names: Sequence[str]) -> dict[str, int]:
     return {name: slow.get(name, each) for name in names}
 
 
-def fuzz(name: str, runs: int, corpus: Path, keep: bool) -> dict[str, Any]:
+def fuzz(name: str, runs: int, corpus: Path, keep: int, seed: int) -> dict[str, Any]:
     """Run libFuzzer on one parser.
 
     Args:
         name: Of the parser.
         runs: Executions.
-        corpus: Folder of its kept inputs; new ones that reach new code are added with ``keep``.
-        keep: Whether the corpus may grow.
+        corpus: Folder of its kept inputs.
+        keep: How many of the new inputs that reached new code may join them: the shortest, which people can read.
+        seed: Of the mutations.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        folders = [str(corpus)] if keep else [scratch, str(corpus)]
         begin = time.monotonic()
         done = subprocess.run(
             [sys.executable, "-c", CHILD.format(modules=list(MODULES), name=name), f"-runs={runs}", "-timeout=10",
-             "-max_len=2048", "-rss_limit_mb=4096", "-len_control=10", "-print_final_stats=1", "-seed=1",
-             f"-artifact_prefix={corpus}/found-", *folders], cwd=ROOT, capture_output=True, text=True, check=False)
+             "-max_len=2048", "-rss_limit_mb=4096", "-len_control=10", "-print_final_stats=1", f"-seed={seed}",
+             f"-artifact_prefix={corpus}/found-", scratch, str(corpus)], cwd=ROOT, capture_output=True, text=True,
+            check=False)
+        for new in sorted(Path(scratch).iterdir(), key=lambda p: (p.stat().st_size, p.name))[:keep]:
+            shutil.copy(new, corpus / new.name)
     found = _DONE.findall(done.stderr)
     executed = re.search(r"stat::number_of_executed_units:\s*(\d+)", done.stderr)
     ok = done.returncode == 0
@@ -69,30 +76,37 @@ def fuzz(name: str, runs: int, corpus: Path, keep: bool) -> dict[str, Any]:
             "seconds": round(time.monotonic() - begin, 1), "findings": 0 if ok else 1}
 
 
+def show(rows: Sequence[dict[str, Any]]) -> None:
+    """Publish what was executed until now."""
+    total, least = sum(r["executions"] for r in rows), min(r["executions"] for r in rows)
+    findings = sum(r["findings"] for r in rows)
+    publish("fuzz", [Target("executions in all", ">= 1,000,000", total, total >= 1_000_000),
+                     Target("executions of the parser with the fewest", ">= 20,000", least, least >= 20_000),
+                     Target("tracebacks, hangs and values that should have been refused", "0", findings, not findings)],
+            rows, ["parser", "executions", "edges", "corpus", "seconds", "findings"], threads=1)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 where nothing was found, else 1."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=1_000_000, help="executions in all")
     parser.add_argument("--least", type=int, default=20_000, help="executions of each parser at least")
     parser.add_argument("--only", nargs="*", help="names of parsers")
-    parser.add_argument("--keep", action="store_true", help="let the corpus grow")
+    parser.add_argument("--keep", type=int, default=0, help="new inputs of every parser that may join its corpus")
+    parser.add_argument("--seed", type=int, default=1, help="of the mutations")
     options = parser.parse_args(arguments)
     from tests.fuzz.targets import CORPUS, PARSERS
 
-    names = options.only or list(PARSERS)
-    rows = []
-    for name, runs in share(options.runs, options.least, names).items():
+    earlier = RESULTS / "fuzz.json"
+    rows: dict[str, dict[str, Any]] = {}
+    if options.only and earlier.exists():
+        rows = {r["parser"]: r for r in json.loads(earlier.read_text(encoding="utf-8"))["rows"]}
+    planned = share(options.runs, options.least, list(PARSERS))
+    for name in options.only or PARSERS:
         (CORPUS / name).mkdir(parents=True, exist_ok=True)
-        rows.append(fuzz(name, runs, CORPUS / name, options.keep))
-    total, least = sum(r["executions"] for r in rows), min(r["executions"] for r in rows)
-    findings = sum(r["findings"] for r in rows)
-    if options.only:
-        return int(findings > 0)
-    publish("fuzz", [Target("executions in all", ">= 1,000,000", total, total >= 1_000_000),
-                     Target("executions of the parser with the fewest", ">= 20,000", least, least >= 20_000),
-                     Target("tracebacks, hangs and values that should have been refused", "0", findings, not findings)],
-            rows, ["parser", "executions", "edges", "corpus", "seconds", "findings"], threads=1)
-    return int(findings > 0)
+        rows[name] = fuzz(name, planned[name], CORPUS / name, options.keep, options.seed)
+        show(list(rows.values()))
+    return int(any(r["findings"] for r in rows.values()))
 
 
 if __name__ == "__main__":

@@ -79,13 +79,17 @@ def load_prior(path: Path) -> dict[str, PartPrior]:
         data = strict_json(path.read_text(encoding="utf-8"))
         if data["schema_version"] != SCHEMA_VERSION:
             raise ValueError(f"schema_version is {data['schema_version']!r}, this release reads {SCHEMA_VERSION}")
-        prior = {str(name): PartPrior(float(part["scale"]), float(part["spread"]))
+        prior = {str(name): PartPrior(_positive(part["scale"]), _positive(part["spread"]))
                  for name, part in data["parts"].items()}
     except OSError as error:
         raise ConfigError(f"surrogate.prior: {path} can't be read ({error.strerror}); give a file that python -m "
                           "qra_bo.prior wrote") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ConfigError(f"surrogate.prior: {path} is no prior that python -m qra_bo.prior wrote: {error}") from error
-    if any(part.scale <= 0 or part.spread <= 0 for part in prior.values()):
-        raise ConfigError(f"surrogate.prior: scales and spreads in {path} must be positive")
     return prior
+
+
+def _positive(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+        raise ValueError(f"scales and spreads must be positive numbers; got {str(value)[:40]!r}")
+    return float(value)

@@ -269,27 +269,37 @@ def load_rows(path: Path, facts: TaskFacts) -> tuple[TableRow, ...]:
         return ()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"the table {path} can't be read: {error}") from error
-    reader = csv.DictReader(io.StringIO(text[:text.rfind("\n") + 1]))
-    if reader.fieldnames is not None and list(reader.fieldnames) != columns(facts):
-        raise DataError(f"{path} must have the columns {columns(facts)}; got {reader.fieldnames}")
-    return tuple(_row(cells, facts, f"{path}, line {number}") for number, cells in enumerate(reader, start=2))
+    reader = csv.DictReader(io.StringIO(text[:text.rfind("\n") + 1]), restval="")
+    try:
+        if reader.fieldnames is not None and list(reader.fieldnames) != columns(facts):
+            raise DataError(f"{path} must have the columns {columns(facts)}; got {reader.fieldnames}")
+        return tuple(_row(cells, facts, f"{path}, line {number}") for number, cells in enumerate(reader, start=2))
+    except csv.Error as error:
+        raise DataError(f"{path}, line {reader.line_num} is no line of a table: {error}") from error
 
 
 def _row(cells: Mapping[str, str], facts: TaskFacts, where: str) -> TableRow:
-    def number(key: str) -> float | None:
-        value = float(cells[key]) if cells[key] else None
-        if value is not None and not math.isfinite(value):
+    def given(key: str) -> float:
+        value = float(cells[key])
+        if not math.isfinite(value):
             raise ValueError(f"{key} is {value}")
         return value
 
+    def number(key: str) -> float | None:
+        return given(key) if cells[key] else None
+
     try:
+        if len(cells) != len(columns(facts)):
+            raise ValueError(f"it must have {len(columns(facts))} cells")
         allocation = Allocation(tuple(cells["formats"].split()), tuple(map(int, cells["ranks"].split())))
         if allocation.fingerprint != cells["fingerprint"] or len(allocation) != len(facts.units):
             raise ValueError("the fingerprint is of another allocation, or the units are another number")
-        return TableRow(allocation, cells["origin"], int(cells["train_seed"]), float(cells["lr_scale"]),
+        if given("lr_scale") <= 0:
+            raise ValueError(f"lr_scale is {cells['lr_scale']}")
+        return TableRow(allocation, cells["origin"], int(cells["train_seed"]), given("lr_scale"),
                         TrialState(cells["state"]), number("loss"), number("loss_se"),
                         tuple(number(f"loss_{step}") for step in facts.record_at),
-                        {b.scope: int(cells[f"{b.scope}_bytes"]) for b in facts.budgets}, float(cells["seconds"]),
+                        {b.scope: int(cells[f"{b.scope}_bytes"]) for b in facts.budgets}, given("seconds"),
                         cells["batch"])
     except (KeyError, TypeError, ValueError, SpaceError) as error:
         raise DataError(f"{where} is no row of this table: {error}") from error
@@ -304,8 +314,8 @@ def load_provenance(path: Path) -> dict[str, dict[str, Any]]:
     if not path.exists():
         return {}
     found = {}
-    text = path.read_text(encoding="utf-8")
-    for number, line in enumerate(text[:text.rfind("\n") + 1].splitlines(), start=1):
+    raw = path.read_bytes()
+    for number, line in enumerate(raw[:raw.rfind(b"\n") + 1].splitlines(), start=1):
         try:
             data = strict_json(line)
             found[str(data["batch"])] = {k: v for k, v in data.items() if k != "batch"}
@@ -339,7 +349,7 @@ def load_costs(folder: Path) -> dict[str, CostTable]:
     try:
         return {scope: CostTable(tuple(PhaseCost(p["name"], int(p["fixed"]), array(p["unit"]), array(p["spike"]))
                                        for p in phases)) for scope, phases in data.items()}
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
         raise DataError(f"{folder / MEMORY} is malformed: {error!r}") from error
 
 
