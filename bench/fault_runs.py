@@ -112,6 +112,15 @@ class RunProcess:
     def signal(self, signum: int) -> None:
         os.kill(self.pid, signum)
 
+    def catches(self, signum: int) -> bool:
+        """Whether it has a handler of its own for a signal."""
+        try:
+            status = Path(f"/proc/{self.pid}/status").read_text()
+        except OSError:
+            return False
+        caught = next((line for line in status.splitlines() if line.startswith("SigCgt:")), "SigCgt: 0")
+        return bool(int(caught.split()[1], 16) >> (signum - 1) & 1)
+
     def children(self) -> list[int]:
         """Its worker processes."""
         try:

@@ -15,7 +15,8 @@ from qra_bo.study.journal import JOURNAL_NAME
 
 KILL, TERM, INT, WORKER, HANG = ("SIGKILL of the run", "SIGTERM", "Ctrl-C", "SIGKILL of the worker",
                                  "a worker that hangs")
-DEADLINE = "worker.deadline_seconds=10"
+DEADLINE = "worker.deadline_seconds=45"
+"""Long enough for a worker that starves beside other work: a live one that is taken for hung is another result."""
 PATIENCE = 120.0
 
 
@@ -89,10 +90,13 @@ def _strike(process: RunProcess, kind: str) -> bool:
     """Disturb; false where there was nothing left to disturb."""
     if not _is_running(process):
         return False
-    if kind in (KILL, TERM, INT):
-        process.signal({KILL: signal.SIGKILL, TERM: signal.SIGTERM, INT: signal.SIGINT}[kind])
-        return True
     end = time.monotonic() + PATIENCE
+    if kind in (KILL, TERM, INT):
+        signum = {KILL: signal.SIGKILL, TERM: signal.SIGTERM, INT: signal.SIGINT}[kind]
+        while kind == TERM and not process.catches(signum) and _is_running(process) and time.monotonic() < end:
+            time.sleep(.003)  # before its first line of code a process can only die of it
+        process.signal(signum)
+        return True
     while not process.children() and _is_running(process) and time.monotonic() < end:
         time.sleep(.003)
     if not process.children():
