@@ -147,13 +147,15 @@ class Engine:
         Raises:
             QRABOError: If no factor gave a loss.
         """
-        if run.study.lr_scale is not None:
+        if run.study.lr_scale is not None and not run.journal.content.damaged:
             return
         scales, trials = self.config.lr_scales, []
         chosen = calibration_choices(anchors[0], self.config.calibration_anchors)
         tried = scales if len(scales) > 1 else ()
         done = run.evaluate_all([Wanted(run.request(a, Fidelity.HIGH, lr_scale=scale), Fidelity.HIGH, "calibration")
                                  for scale in tried for a in chosen])
+        if run.study.lr_scale is not None:  # what damaged lines held is done again
+            return
         for i, scale in enumerate(tried):
             of_scale = done[i * len(chosen):(i + 1) * len(chosen)]
             if all(e.ok for e in of_scale):

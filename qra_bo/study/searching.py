@@ -13,6 +13,7 @@ import qra_bo
 from qra_bo.errors import JournalError, QRABOError
 from qra_bo.records import Evaluation, EvaluationRequest, Fidelity, Proposal, TrialState
 from qra_bo.searcher import Searcher
+from qra_bo.study.cost import cost_of
 from qra_bo.study.headroom import Headroom
 from qra_bo.study.runner import ENGINE_STAGES, Runner, Wanted
 
@@ -49,6 +50,8 @@ class Search:
         self.searcher = make(self._told)
         self._pending: dict[str, Wanted] = {}
         self._submitted: set[str] = set()
+        self._ahead = 0.0 if self._whole else sum(cost_of(r.evaluation).tokens for r in run.replay)
+        self._again = 0
 
     def to_the_end(self) -> None:
         """Go on until the effort is spent, time is up or the method has nothing left to propose.
@@ -58,7 +61,7 @@ class Search:
             JournalError: If it asks otherwise than the journal was written.
         """
         run, planned = self.run, self.run.config.planned_cost
-        while run.busy or run.study.search_cost.tokens < planned:
+        while run.busy or self._spent < planned:
             if self._narrowed and not self._pending:
                 self.searcher, self._narrowed = self._make(self._told), False
             if self.searcher is None:
@@ -68,7 +71,7 @@ class Search:
                 ahead = run.replay[0]
                 self._ask(ahead.workers, ahead.planned_cost - ahead.spent)
             else:
-                self._ask(run.executor.workers, planned - run.study.search_cost.tokens)
+                self._ask(run.executor.workers, planned - self._spent)
             evaluation = self._next()
             if evaluation is None:
                 return
@@ -87,6 +90,17 @@ class Search:
     def _whole(self) -> bool:
         """Whether the journal holds every line that was written."""
         return not self.run.journal.content.damaged
+
+    @property
+    def _spent(self) -> float:
+        """Training tokens that count as spent: of a journal that lost lines, not those of evaluations still ahead in
+        it, so that what a damaged line held is done again even where the effort was spent to the end.
+
+        They count once more new evaluations were asked for than lines were damaged: the search then goes another way.
+        """
+        if self._again > len(self.run.journal.content.damaged):
+            self._ahead = 0.0
+        return self.run.study.search_cost.tokens - self._ahead
 
     def _ask(self, workers: int, left: float) -> None:
         """Ask until ``workers`` evaluations are pending or will cost what is ``left`` to spend (training tokens); an
@@ -147,11 +161,13 @@ class Search:
         held = next((r for r in run.replay if r.evaluation.request.key in self._pending), None)
         if held is not None:
             run.replay.remove(held)
+            self._ahead = max(0.0, self._ahead - cost_of(held.evaluation).tokens)
             run.reset_stopwatch()
             return held.evaluation
         waiting = [w for key, w in self._pending.items() if key not in self._submitted]
         hours = run.config.max_hours
         if hours is None or run.hours < hours:
+            self._again += len(waiting) if run.replay else 0
             for wanted in waiting:
                 self._submitted.add(wanted.request.key)
                 run.submit(wanted)

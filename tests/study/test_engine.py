@@ -109,6 +109,23 @@ def test_a_damaged_line_is_done_again_and_named(whole: tuple[Path, RunOutcome], 
     assert load_study(tmp_path).last["end"]["best"] == resumed.winner.fingerprint
 
 
+def test_whatever_line_is_damaged_is_done_again_though_the_effort_was_spent(tmp_path: Path) -> None:
+    """The last evaluation goes beyond the effort, by more than some of the others cost."""
+    short = {"high_equivalents": 22.1, "references": (), "confirm_seeds": (), "ranking_top": 0}
+    plain = run(tmp_path / "plain", **short)
+    lines = (tmp_path / "plain" / "trials.jsonl").read_bytes().splitlines(keepends=True)
+    assert plain.study.search_cost.tokens > 22.1 * EQUIVALENT + min(
+        e.measurement.training_tokens for e in plain.study.evaluations)
+    for number, line in enumerate(lines[1:], start=1):
+        if b'"profile"' in line or b'"calibration"' in line or b'"evaluation"' in line:
+            folder = tmp_path / str(number)
+            folder.mkdir()
+            hurt = line.replace(b'"session":1', b'"session":7')
+            (folder / "trials.jsonl").write_bytes(b"".join([*lines[:number], hurt, *lines[number + 1:]]))
+            assert run(folder, **short).winner == plain.winner
+            assert sorted(keys(folder)) == sorted(keys(tmp_path / "plain"))
+
+
 def test_more_effort_extends_a_finished_run(whole: tuple[Path, RunOutcome], tmp_path: Path) -> None:
     config = {"model": {"name": "planted"}, "effort": {"name": "quick"}, "bits": [2, 4, 8]}
     short = run(tmp_path, high_equivalents=12, effort="quick", config=config)
