@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from qra_bo.records import Evaluation, Fidelity, TrialState
 from qra_bo.searcher import SearchProblem
@@ -11,6 +12,29 @@ from qra_bo.sensitivity.profile import FloatArray
 from qra_bo.space import Allocation, IntArray
 
 Row = tuple[int, ...]
+
+
+class Growing:
+    """An array that rows are added to at the end, in constant time on average.
+
+    Args:
+        width: Columns of ``n x width``; ``None`` for a vector.
+    """
+
+    def __init__(self, width: int | None = None) -> None:
+        self._room = np.empty((16,) if width is None else (16, width))
+        self._n = 0
+
+    @property
+    def view(self) -> FloatArray:
+        """What was added until now; it stays as it is when more is added."""
+        return self._room[:self._n]
+
+    def append(self, row: FloatArray | float) -> None:
+        if self._n == len(self._room):
+            self._room = np.concatenate([self._room, np.empty_like(self._room)])
+        self._room[self._n] = row
+        self._n += 1
 
 
 class Observations:
@@ -27,6 +51,7 @@ class Observations:
         self._positions: dict[Allocation, FloatArray] = {}
         self._diverged: dict[Allocation, FloatArray] = {}
         self._primary: int | None = None
+        self._pooled: tuple[Growing, Growing, Growing] | None = None
         self.tried: set[Row] = set()
         self.pending: dict[Row, None] = {}
 
@@ -46,23 +71,30 @@ class Observations:
         Losses of other training seeds are shifted by their mean difference from the first seed over shared
         allocations, and left out where none is shared. Diverged runs count as the worst loss seen.
         """
-        shifts = self._shifts()
-        rows, losses, counts = [], [], []
+        if self._pooled is None:
+            self._pooled = self._pool()
+        rows, losses, counts = (found.view for found in self._pooled)
+        extra = [p for a, p in self._diverged.items() if a not in self._losses] if len(losses) else []
+        if extra:
+            rows = np.vstack([rows, *extra])
+            losses = np.append(losses, np.full(len(extra), losses.max()))
+            counts = np.append(counts, np.ones(len(extra)))
+        return rows, losses, counts
+
+    @property
+    def size(self) -> int:
+        """How many rows ``arrays`` gives."""
+        return len(self.arrays()[1])
+
+    def _pool(self) -> tuple[Growing, Growing, Growing]:
+        """Rows, mean losses and repeats of all that gave a loss."""
+        shifts, width = self._shifts(), 2 * self._problem.space.n_units
+        found = Growing(width), Growing(), Growing()
         for allocation, by_seed in self._losses.items():
             values = [v - shifts[seed] for seed, all_values in by_seed.items() if seed in shifts for v in all_values]
             if values:
-                rows.append(self._positions[allocation])
-                losses.append(float(np.mean(values)))
-                counts.append(float(len(values)))
-        if losses:
-            worst = max(losses)
-            for allocation, position in self._diverged.items():
-                if allocation not in self._losses:
-                    rows.append(position)
-                    losses.append(worst)
-                    counts.append(1.0)
-        width = 2 * self._problem.space.n_units
-        return np.array(rows).reshape(-1, width), np.array(losses), np.array(counts)
+                _add(found, self._positions[allocation], float(np.mean(values)), len(values))
+        return found
 
     def position(self, allocation: Allocation) -> FloatArray | None:
         """Ladder positions, ``2 L``; ``None`` where a format or rank lies outside the ladders."""
@@ -91,6 +123,10 @@ class Observations:
             return True
         if self._primary is None:
             self._primary = request.train_seed
+        if evaluation.allocation in self._losses or request.train_seed != self._primary:
+            self._pooled = None  # what was pooled changes
+        elif self._pooled is not None:
+            _add(self._pooled, position, evaluation.loss, 1)
         self._positions[evaluation.allocation] = position
         self._losses.setdefault(evaluation.allocation, {}).setdefault(request.train_seed, []).append(evaluation.loss)
         return True
@@ -105,10 +141,27 @@ class Observations:
         return {seed: float(np.mean(values)) for seed, values in differences.items()}
 
 
+def telling(losses: FloatArray, most: int) -> npt.NDArray[np.intp]:
+    """Indices of at most ``most`` of ``n`` losses, ascending: the lowest half of them, where the search goes on, and
+    the others evenly over the rest, so that what a bad choice costs stays known."""
+    if len(losses) <= most:
+        return np.arange(len(losses))
+    order = np.argsort(losses, kind="stable")
+    lowest, rest = order[:most - most // 2], order[most - most // 2:]
+    return np.sort(np.concatenate([lowest, rest[np.linspace(0, len(rest) - 1, most // 2).round().astype(np.intp)]]))
+
+
 def row_of(rows: IntArray, index: int) -> IntArray:
     """Row ``index`` (``2 L``) of ``n x 2 L``."""
     row: IntArray = rows[index]
     return row
+
+
+def _add(pooled: tuple[Growing, Growing, Growing], row: FloatArray, loss: float, count: int) -> None:
+    rows, losses, counts = pooled
+    rows.append(row)
+    losses.append(loss)
+    counts.append(float(count))
 
 
 def _key(row: IntArray | FloatArray) -> Row:

@@ -11,7 +11,7 @@ import torch
 from qra_bo.acquisition.check import LEAST_CHECKED, check_fields
 from qra_bo.acquisition.features import build_components
 from qra_bo.acquisition.functions import log_expected_improvement
-from qra_bo.acquisition.observations import Observations, row_of
+from qra_bo.acquisition.observations import Observations, row_of, telling
 from qra_bo.acquisition.prior_designs import prior_tables
 from qra_bo.acquisition.transfer import load_prior, with_prior
 from qra_bo.acquisition.trust_region import TrustRegion
@@ -40,6 +40,9 @@ class StructuredOptions:
         edits: Atomic edits that the enumerated neighbours may be away from the incumbent.
         max_neighbours: Most neighbours scored for one proposal.
         rel_gap: Relative gap at which knapsacks of posterior draws may stop.
+        most: Observations that the surrogate is conditioned on at most (see ``telling``).
+        always_fitted: Up to so many observations its scales are fitted after every one; beyond, each time their number
+            has grown by a twentieth of what goes beyond.
         prior: File of what earlier runs taught about the parts' scales, or ``None``.
         without: Parts of the surrogate to leave out, by their names in ``build_components``.
         model: Settings of the surrogate.
@@ -52,6 +55,8 @@ class StructuredOptions:
     edits: int = 2
     max_neighbours: int = 9000
     rel_gap: float = 1e-3
+    most: int = 500
+    always_fitted: int = 150
     prior: str | None = None
     without: tuple[str, ...] = ()
     model: StructuredSettings = field(default_factory=StructuredSettings)
@@ -88,6 +93,7 @@ class StructuredSearch:
         self._region = TrustRegion(max(2, n_units // 2), 2, n_units, max(2, n_units // 2), factor=1.5)
         self._local_debt = 0.0
         self._model: StructuredModel | None = None
+        self._scaled: tuple[StructuredModel, int] | None = None
 
     @property
     def region(self) -> TrustRegion:
@@ -123,9 +129,9 @@ class StructuredSearch:
             self._model = None
 
     def surrogate_check(self) -> dict[str, Any] | None:
-        """See ``SelfChecking``; the surrogate's scales are those fitted to all observations."""
-        rows, losses, counts = self._seen.arrays()
-        return check_fields(self._fit(rows, losses, counts).held_out()) if len(rows) >= LEAST_CHECKED else None
+        """See ``SelfChecking``; the surrogate's scales are those fitted to all observations that it keeps."""
+        rows, losses, counts = self._kept()
+        return check_fields(self._model_of(rows, losses, counts).held_out()) if len(rows) >= LEAST_CHECKED else None
 
     def predict(self, rows: IntArray) -> tuple[FloatArray, FloatArray] | None:
         """Posterior mean and deviation of the loss of ``m x 2 L`` rows, each ``m``; ``None`` before 2 losses."""
@@ -167,22 +173,41 @@ class StructuredSearch:
         return row_of(pool, int(np.argmax(scores)))
 
     def _fitted(self) -> StructuredModel | None:
-        """The surrogate of all that is known, with pending proposals at their predicted values."""
-        rows, losses, counts = self._seen.arrays()
+        """The surrogate of what is known, with pending proposals at their predicted values: they leave its scales and
+        its warp as they are."""
+        rows, losses, counts = self._kept()
         if len(rows) < 2:
             return None
         if self._model is None:
-            self._model = self._fit(rows, losses, counts)
+            self._model = self._learned(rows, losses, counts)
         pending = np.array(list(self._seen.pending), dtype=np.float64).reshape(-1, rows.shape[1])
         if not len(pending):
             return self._model
         believed = self._model.warp.inverse(self._model.latent(torch.from_numpy(pending))[0]).numpy()
-        return self._fit(np.vstack([rows, pending]), np.append(losses, believed),
-                         np.append(counts, np.ones(len(pending))))
+        return self._model_of(np.vstack([rows, pending]), np.append(losses, believed),
+                              np.append(counts, np.ones(len(pending))), self._model)
 
-    def _fit(self, rows: FloatArray, losses: FloatArray, counts: FloatArray) -> StructuredModel:
+    def _kept(self) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """``Observations.arrays``, at most ``options.most`` of them."""
+        rows, losses, counts = self._seen.arrays()
+        kept = telling(losses, self._options.most)
+        return rows[kept], losses[kept], counts[kept]
+
+    def _learned(self, rows: FloatArray, losses: FloatArray, counts: FloatArray) -> StructuredModel:
+        """The surrogate of ``n`` observations; of very many the scales are fitted now and then, and taken over else."""
+        always, n = self._options.always_fitted, self._seen.size
+        if self._scaled is not None and n > always:
+            scaled, fitted_to = self._scaled
+            if 20 * (n - fitted_to) < n - always and float(losses.min()) >= scaled.warp.best:
+                return self._model_of(rows, losses, counts, scaled)
+        model = self._model_of(rows, losses, counts)
+        self._scaled = model, n
+        return model
+
+    def _model_of(self, rows: FloatArray, losses: FloatArray, counts: FloatArray,
+                  like: StructuredModel | None = None) -> StructuredModel:
         return StructuredModel(self._design, torch.from_numpy(rows), torch.from_numpy(losses),
-                               torch.from_numpy(counts), self._options.model)
+                               torch.from_numpy(counts), self._options.model, like)
 
     def _incumbent(self, model: StructuredModel) -> IntArray | None:
         """The evaluated row with the best posterior mean among those on the ladders and within the budget."""
@@ -227,6 +252,9 @@ class StructuredSearch:
 
 def _check(options: StructuredOptions) -> None:
     problems = []
+    if options.most < 2 or options.always_fitted < 0:
+        problems.append(f"most must be at least 2 and always_fitted at least 0; got {options.most} and "
+                        f"{options.always_fitted}")
     if options.n_prior < 0 or options.draws < 1 or options.edits < 1 or options.max_neighbours < 1:
         problems.append("n_prior must be at least 0, draws, edits and max_neighbours at least 1; got "
                         f"{options.n_prior}, {options.draws}, {options.edits} and {options.max_neighbours}")

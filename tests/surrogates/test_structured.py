@@ -157,6 +157,21 @@ def test_warp_inverse_jacobian_and_moments() -> None:
     assert float(sd) == pytest.approx(float(draws.std()), rel=0.01)
 
 
+def test_scales_that_are_taken_over_condition_as_fitted_ones() -> None:
+    model, probes = fitted(), random_rows(6, seed=3)
+    again = StructuredModel(model.design, model.rows, model.y, settings=model.settings, like=model)
+    assert again.scales == model.scales
+    for given, wanted in zip(again.latent(probes), model.latent(probes), strict=True):
+        torch.testing.assert_close(given, wanted)
+    fewer = StructuredModel(model.design, model.rows[:9], model.y[:9], settings=model.settings, like=model)
+    assert fewer.scales == model.scales
+    assert bool((fewer.latent(probes)[1] >= model.latent(probes)[1] - 1e-9).all())  # less is known
+    if math.isfinite(model.warp.offset):
+        low = torch.cat([model.y[:8], torch.tensor([model.warp.best - 2 * model.warp.offset], dtype=torch.float64)])
+        with pytest.raises(SurrogateError, match="pole"):
+            StructuredModel(model.design, model.rows[:9], low, settings=model.settings, like=model)
+
+
 def test_bad_arguments_are_refused() -> None:
     with pytest.raises(SurrogateError, match="at least one component"):
         Design([])
