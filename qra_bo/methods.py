@@ -1,8 +1,10 @@
 """Search methods by name. Factories import what they need when they are called: some need torch."""
 
+import hashlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from qra_bo.errors import ConfigError
@@ -33,6 +35,21 @@ def make_searcher(name: str, problem: SearchProblem, options: Mapping[str, Any],
 def with_learned(options: Mapping[str, Any], prior: str | None) -> dict[str, Any]:
     """A method's options with the prior of ``surrogate.prior``, where one is given."""
     return {**options, **({} if prior is None else {"prior": prior})}
+
+
+def prior_sha256(prior: str | None) -> str | None:
+    """What the file of ``surrogate.prior`` holds, as a hash; ``None`` where none is given.
+
+    Raises:
+        ConfigError: If it can't be read.
+    """
+    if prior is None:
+        return None
+    try:
+        return hashlib.sha256(Path(prior).expanduser().read_bytes()).hexdigest()
+    except OSError as error:
+        raise ConfigError(f"surrogate.prior: {prior} can't be read ({error.strerror}); give a file that python -m "
+                          "qra_bo.prior wrote") from error
 
 
 @METHODS.register("structured")

@@ -22,7 +22,7 @@ from qra_bo.memory.allowance import Allowance
 from qra_bo.memory.budget import check_budget, free_bytes, parse_budget, parse_size, resolve_budget
 from qra_bo.memory.formats import default_format
 from qra_bo.memory.model import MemoryModel
-from qra_bo.methods import make_searcher, with_learned
+from qra_bo.methods import make_searcher, prior_sha256, with_learned
 from qra_bo.report.live import LiveView
 from qra_bo.report.loggers import SearchLogger
 from qra_bo.report.mirror import OptunaMirror, storage_url
@@ -234,7 +234,7 @@ def engine_settings(config: RunConfig, folder: Path, space: SearchSpace, budget:
         alpha_over_rank=config.adapter.alpha_over_rank, init=config.adapter.init, references=references,
         ranking_top=config.effort.ranking_top, ranking_factor=config.confirm.ranking_factor,
         max_hours=config.max_hours, max_average_bits=config.max_average_bits,
-        allowance=None if allowance is None else asdict(allowance))
+        allowance=None if allowance is None else asdict(allowance), prior_sha256=prior_sha256(config.surrogate.prior))
 
 
 def token_seconds(config: RunConfig, setting: Setting) -> float | None:

@@ -55,6 +55,7 @@ class EngineConfig:
         max_hours: End the search after this long, or ``None``.
         allowance: Of the device's allocator, measured on it, with which bytes are predicted; ``None``: assumed.
         max_average_bits: Limit on code bits averaged over parameters beside the budget, or ``None``.
+        prior_sha256: Hash of the file of what earlier runs taught the surrogate (``config`` has its path), or ``None``.
 
     Raises:
         ConfigError: With all problems at once.
@@ -93,6 +94,7 @@ class EngineConfig:
     max_hours: float | None = None
     allowance: Mapping[str, Any] | None = None
     max_average_bits: float | None = None
+    prior_sha256: str | None = None
 
     def __post_init__(self) -> None:
         problems = []

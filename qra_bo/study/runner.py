@@ -94,11 +94,24 @@ class Runner:
         else:
             check_same_configuration(self.journal.path, self.study.header, self.config.config,
                                      self.config.config_sha256, self.config.may_differ)
+            self._check_prior()
             current = self.study.last.get("extension", self.study.header)
             if current["planned_cost"] != self.config.planned_cost:
                 self._append("extension", effort)
         for message in self.journal.content.warnings:
             self.warn(message)
+
+    def _check_prior(self) -> None:
+        """Refuse a prior of the same name that holds something else: the search would not repeat what it asked.
+
+        Raises:
+            JournalError: If it does. A journal of an older release does not say what it held.
+        """
+        before, now = self.study.header.get("prior_sha256"), self.config.prior_sha256
+        if before is not None and before != now:
+            raise JournalError(f"the run in {self.journal.path} can't be continued: the file of surrogate.prior has "
+                               f"changed since it began (sha256 was {before} and is {now}). Restore it, or start a "
+                               "new run with another out=")
 
     def _header(self) -> dict[str, Any]:
         c, space = self.config, self.parts.space
@@ -111,7 +124,7 @@ class Runner:
                 "oracle": c.oracle, "high_steps": c.high_steps, "low_steps": c.low_steps,
                 "equivalent_tokens": c.equivalent_tokens, "anchors": c.anchors,
                 "alpha_over_rank": c.alpha_over_rank, "init": c.init, "method": c.method,
-                "allowance": None if c.allowance is None else dict(c.allowance)}
+                "allowance": None if c.allowance is None else dict(c.allowance), "prior_sha256": c.prior_sha256}
 
     def record(self, event: str, fields: Mapping[str, Any]) -> None:
         """Write one event; the first of a session is preceded by where its results come from."""

@@ -20,7 +20,7 @@ from qra_bo.acquisition.transfer import (
     save_prior,
     with_prior,
 )
-from qra_bo.errors import ConfigError
+from qra_bo.errors import ConfigError, JournalError
 from qra_bo.evolution.baselines import RandomSearch
 from qra_bo.run import search
 from tests.conformance.searcher import make_problem, play, proposals_of
@@ -84,6 +84,13 @@ def test_runs_teach_a_prior_that_a_run_uses(tmp_path: Path, capsys: pytest.Captu
     assert "damage" in load_prior(path)
     taught = search([*common, f"out={tmp_path / 'second'}", "effort=quick", f"surrogate.prior={path}"])
     assert taught.best["loss"] < 10.0
+    same = [*common, f"out={tmp_path / 'second'}", "effort=quick", f"surrogate.prior={path}"]
+    held = path.read_bytes()
+    save_prior({"damage": PartPrior(0.2, 0.5)}, ["others"], path)
+    with pytest.raises(JournalError, match=r"surrogate\.prior has changed.*Restore it"):
+        search(same)
+    path.write_bytes(held)
+    assert search(same).best == taught.best
     assert command.main([str(tmp_path), "--out", str(path)]) == 2
     assert "Traceback" not in capsys.readouterr().err
     with pytest.raises(ConfigError, match=r"surrogate\.prior must name a file"):
