@@ -164,9 +164,11 @@ class MemoryModel:
                 sizes[key] = weight_bytes(fmt, *shape), metadata_bytes(fmt, *shape)
             return sizes[key]
 
-        both = np.array([[np.sum([size(f, m) for m in u.linears], axis=0) for f in space.formats]
-                         for u in space.units], dtype=np.int64)
-        numel = np.array([sum(m.in_features + m.out_features for m in u.linears) for u in space.units], dtype=np.int64)
+        shapes = [tuple((m.out_features, m.in_features) for m in u.linears) for u in space.units]
+        of_shape = {shape: [np.sum([size(f, m) for m in u.linears], axis=0) for f in space.formats]
+                    for shape, u in dict(zip(shapes, space.units, strict=True)).items()}
+        both = np.array([of_shape[shape] for shape in shapes], dtype=np.int64)
+        numel = np.array([sum(map(sum, shape)) for shape in shapes], dtype=np.int64)
         ranks, kind, device = np.array(space.ranks.values, dtype=np.int64), self.shape.optimizer, self.shape.device
         states: dict[tuple[int, ...], tuple[IntArray, IntArray, IntArray]] = {}
         keys = [tuple(side for m in u.linears for side in (m.in_features, m.out_features)) for u in space.units]
