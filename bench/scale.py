@@ -1,14 +1,17 @@
 """A thousand workers and a hundred thousand evaluations in simulated time: what the driver takes, and what gives way.
 
-    python -m bench.scale [--evaluations 100000] [--workers 1000] [--quick]
+    python -m bench.scale [--evaluations 100000] [--workers 1000] [--quick] [--only search|proposals]
 
 The engine, the journal and the search methods are the real ones; evaluations are those of ``oracle=synthetic`` on the
 shapes of Llama-2-7B, and their ends come in the order in which workers would finish them. Journals lie on a disk in
-memory: what a file system adds is no property of the program.
+memory: what a file system adds is no property of the program. Times are CPU seconds of one thread. Rows are printed as
+they are measured; ``--only`` makes one half again and takes the other from the results there are.
 """
 
 import argparse
 import heapq
+import itertools
+import json
 import os
 import resource
 import tempfile
@@ -19,18 +22,19 @@ from typing import Any
 
 import numpy as np
 
-from bench.engine import evaluated, observations
-from bench.report import Target, publish
+from bench.engine import evaluated
+from bench.report import RESULTS, Target, publish
 from qra_bo.build import BytesPredictor
-from qra_bo.config import load_config
+from qra_bo.config import RunConfig, load_config
+from qra_bo.evolution.initialisation import random_near_budget
 from qra_bo.methods import make_searcher
 from qra_bo.oracle.landscape import Landscape
-from qra_bo.oracle.protocol import Oracle, Progress
+from qra_bo.oracle.protocol import Oracle, Progress, quiet
 from qra_bo.oracle.synthetic import SyntheticOracle
-from qra_bo.records import Evaluation, EvaluationRequest, Measurement, Proposal
-from qra_bo.run import engine_settings, make_setting
-from qra_bo.searcher import Searcher, SearchProblem
-from qra_bo.sensitivity.profile import SensitivityProfile
+from qra_bo.records import Evaluation, EvaluationRequest, Measurement
+from qra_bo.run import Setting, engine_settings, make_setting
+from qra_bo.searcher import SearchProblem
+from qra_bo.space import Allocation, uniform
 from qra_bo.study.engine import Engine
 from qra_bo.study.executor import InProcessExecutor
 from qra_bo.study.journal import JOURNAL_NAME
@@ -47,10 +51,17 @@ ENDS = (1000, 3000, 10_000, 30_000, 100_000)
 EQUIVALENTS = 2.28
 """Cost of an evaluation here: the planted oracle looks at held-out text eight times where a real one does once."""
 METHODS = ("structured", "evolution", "trust_region")
-COUNTS = (100, 300, 1000, 3000, 10_000)
-PROPOSALS = 45
+COUNTS = (100, 300, 1000, 3000, 10_000, 30_000, 100_000)
+ROUNDS = 5
 ENOUGH_SECONDS = 6.0
 """A proposal that takes longer ends the measurements of a method."""
+QUICK = {"evaluations": 1000, "workers": 50, "counts": (100, 300)}
+FILL_SECONDS = 90.0
+"""Of CPU, after which no more proposals are asked for before the first evaluation ends."""
+BUDGET = 10 * 10**9
+RESUME = "resumed: its journal replayed, and a batch more"
+COLUMNS = ("what", "workers", "pending", "evaluations", "cpu_seconds", "evaluations_per_second", "ms_each_lately",
+           "proposal_ms", "fill_seconds", "journal_bytes", "memory_bytes", "utilisation")
 Row = dict[str, Any]
 
 
@@ -87,144 +98,163 @@ class SimulatedWorkers(InProcessExecutor):
         return super().finished(progress)
 
 
-class Timed:
-    """A searcher whose proposals are timed."""
-
-    def __init__(self, inner: Searcher) -> None:
-        self._inner, self.seconds = inner, [0.0]
-
-    @property
-    def name(self) -> str:
-        return self._inner.name
-
-    def ask(self, n: int) -> list[Proposal]:
-        begin = time.process_time()
-        proposals = self._inner.ask(n)
-        self.seconds.append(time.process_time() - begin)
-        return proposals
-
-    def tell(self, evaluations: Sequence[Evaluation]) -> None:
-        self._inner.tell(evaluations)
-
-
 def memory_disk() -> str | None:
     """A folder in memory, where there is one."""
     return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
-class Drive:
-    """One search and what it takes, a row at every power of about three.
+def told(rows: list[Row], row: Row) -> None:
+    """Keep a row and print it."""
+    rows.append(row)
+    print("; ".join(f"{k} {v:,.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()), flush=True)
+
+
+def problem_of(method: str, equivalents: float) -> tuple[RunConfig, Setting, SyntheticOracle]:
+    """What a run of so many high-fidelity equivalents is made of."""
+    config = load_config([*OVERRIDES, f"method={method}", f"effort.high_equivalents={round(equivalents)}"])
+    setting = make_setting(config)
+    return config, setting, SyntheticOracle(
+        setting.space, config.seed, high_steps=config.fidelity.high,
+        tokens_per_step=config.train.batch * config.train.length, eval_tokens=config.eval.tokens)
+
+
+def session(folder: Path, workers: int, evaluations: int, what: str, ends: Sequence[int], rows: list[Row],
+            method: str = "random") -> None:
+    """Search, or go on, until about so many evaluations are spent; a row at each of ``ends`` and at the end.
 
     Args:
-        folder: Of the run; made.
+        folder: Of the run.
         workers: Simulated ones.
+        evaluations: In all sessions of the folder.
+        what: Names the rows.
+        ends: Numbers of evaluations.
+        rows: Grows.
         method: Of search.
     """
+    config, setting, oracle = problem_of(method, EQUIVALENTS * evaluations)
+    space, budget = setting.space, BUDGET
+    predictor, table = BytesPredictor(setting.memory, space), setting.costs(budget)
+    simulated, journal = SimulatedWorkers(oracle, workers, seed=0), folder / JOURNAL_NAME
+    count, last, begin = 0, (0, time.process_time()), time.process_time()
 
-    def __init__(self, folder: Path, workers: int, method: str = "random") -> None:
-        self.folder, self.workers, self.method = folder, workers, method
-        self.rows: list[Row] = []
-        self.problem: SearchProblem | None = None
+    def note() -> None:
+        nonlocal last
+        now = time.process_time()
+        since, last = (count - last[0], now - last[1]), (count, now)
+        told(rows, {
+            "what": what, "workers": workers, "evaluations": count, "cpu_seconds": now - begin,
+            "evaluations_per_second": count / (now - begin), "ms_each_lately": 1e3 * since[1] / max(1, since[0]),
+            "journal_bytes": journal.stat().st_size,
+            "memory_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+            "simulated_hours": simulated.minutes / 60,
+            "utilisation": simulated.busy_minutes / max(1e-9, workers * simulated.minutes)})
 
-    def session(self, evaluations: int, what: str, ends: Sequence[int] = ()) -> None:
-        """Search, or go on, until so many evaluations are spent."""
-        config = load_config([*OVERRIDES, f"method={self.method}", 
-                              f"effort.high_equivalents={round(EQUIVALENTS * evaluations)}"])
-        setting = make_setting(config)
-        space, budget = setting.space, 10 * 10**9
-        predictor, table = BytesPredictor(setting.memory, space), setting.costs(budget)
-        oracle = SyntheticOracle(space, config.seed, high_steps=config.fidelity.high,
-                                 tokens_per_step=config.train.batch * config.train.length,
-                                 eval_tokens=config.eval.tokens)
-        simulated = SimulatedWorkers(oracle, self.workers, seed=0)
-        made: list[Timed] = []
-        count, begin = [0], time.process_time()
+    def listen(event: Mapping[str, Any]) -> None:
+        nonlocal count
+        count += event["event"] == "evaluation"
+        if event["event"] == "evaluation" and count in ends:
+            note()
 
-        def note(name: str) -> None:
-            spent = time.process_time() - begin
-            self.rows.append({
-                "what": name, "workers": self.workers, "evaluations": count[0], "cpu_seconds": spent,
-                "evaluations_per_second": count[0] / spent,
-                "proposal_ms": 1e3 * float(np.median(made[-1].seconds[-500:])) if made else None,
-                "journal_bytes": (self.folder / JOURNAL_NAME).stat().st_size,
-                "memory_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
-                "simulated_hours": simulated.minutes / 60,
-                "utilisation": simulated.busy_minutes / max(1e-9, self.workers * simulated.minutes)})
-
-        def listen(event: Mapping[str, Any]) -> None:
-            count[0] += event["event"] == "evaluation"
-            if event["event"] == "evaluation" and count[0] in ends:
-                note(what)
-
-        def problem(profile: SensitivityProfile) -> SearchProblem:
-            self.problem = SearchProblem(space, table, budget, profile, config.fidelity.high, None, config.seed)
-            return self.problem
-
-        def searcher(found: SearchProblem, equivalents: float) -> Searcher:
-            made.append(Timed(make_searcher(self.method, found, {}, equivalents)))
-            return made[-1]
-
-        parts = Parts(space, predictor, predictor.breakdown, simulated, problem, searcher, listeners=(listen,))
-        Engine(engine_settings(config, self.folder, space, budget), parts).run()
-        note(what)
+    parts = Parts(
+        space, predictor, predictor.breakdown, simulated,
+        lambda profile: SearchProblem(space, table, budget, profile, config.fidelity.high, None, config.seed),
+        lambda problem, equivalents: make_searcher(method, problem, {}, equivalents), listeners=(listen,))
+    Engine(engine_settings(config, folder, space, budget), parts).run()
+    note()
 
 
-def proposals(problem: SearchProblem, counts: Sequence[int]) -> list[Row]:
-    """CPU seconds of the next proposals of every method, by how many evaluations it was told of: enough of them to see
-    a generation end. A method is given up at the first that takes too long."""
-    rows = []
-    for method in METHODS:
-        for n in counts:
-            found = make_searcher(method, problem, {}, float(n))
+def proposals(method: str, counts: Sequence[int], pending: int, rows: list[Row]) -> None:
+    """CPU seconds of the next proposals of a method with so many pending ones, by how many evaluations it was told of:
+    of each proposal one that was pending ends, and another is asked for. Given up once one takes too long."""
+    config, setting, oracle = problem_of(method, 1e6)
+    problem = SearchProblem(setting.space, setting.costs(BUDGET), BUDGET, oracle.profile(quiet), config.fidelity.high,
+                            None, config.seed)
+    searcher, truth, rng = make_searcher(method, problem, {}, 1e6), Landscape(problem.space, 0), problem.rng("told")
+    numbers = itertools.count(1)
+
+    def ended(allocation: Allocation, stage: str) -> Evaluation:
+        return evaluated(problem, truth, rng, allocation, next(numbers), stage)
+
+    searcher.tell([ended(uniform(problem.space.n_units, f.name, 1), "baseline") for f in problem.space.formats[:2]])
+    begin, under_way = time.process_time(), []
+    while len(under_way) < pending and time.process_time() - begin < FILL_SECONDS and (found := searcher.ask(1)):
+        under_way += found
+    filled = {"pending": len(under_way), "fill_seconds": time.process_time() - begin}
+    n = 0
+    for count in counts:
+        more = [ended(problem.space.decode(random_near_budget(problem, rng)), "other") for _ in range(count - n)]
+        begin = time.process_time()
+        searcher.tell(more)
+        told_seconds, n, seconds = time.process_time() - begin, count, []
+        for _ in range(ROUNDS):
+            if under_way:
+                first = under_way.pop(0)
+                searcher.tell([ended(first.allocation, first.stage)])
             begin = time.process_time()
-            found.tell(observations(problem, n))
-            told, timed = time.process_time() - begin, Timed(found)
-            truth, rng = Landscape(problem.space, seed=0), problem.rng("proposals")
-            for number in range(PROPOSALS):
-                asked = timed.ask(1)
-                found.tell([evaluated(problem, truth, rng, p.allocation, n + number, p.stage) for p in asked])
-                if not asked or max(timed.seconds) > ENOUGH_SECONDS:
-                    break
-            seconds = timed.seconds[1:]
-            rows.append({"what": f"proposal, method={method}", "evaluations": n, "told_seconds": told,
-                         "proposal_ms": 1e3 * max(seconds), "median_ms": 1e3 * float(np.median(seconds))})
-            if max(seconds) > ENOUGH_SECONDS:
+            under_way += searcher.ask(1)
+            seconds.append(time.process_time() - begin)
+            if seconds[-1] > ENOUGH_SECONDS:
                 break
-    return rows
+        told(rows, {"what": f"proposal, method={method}", "evaluations": count, **filled, "told_seconds": told_seconds,
+                    "proposal_ms": 1e3 * float(np.median(seconds)), "longest_ms": 1e3 * max(seconds)})
+        if max(seconds) > ENOUGH_SECONDS:
+            break
 
 
 def limit(rows: Sequence[Row], method: str, seconds: float) -> float:
     """The most evaluations after which a method still proposes within ``seconds``."""
-    good = [r["evaluations"] for r in rows if r["what"] == f"proposal, method={method}"
-            and r["proposal_ms"] <= 1e3 * seconds]
-    return max(good, default=0)
+    return max((r["evaluations"] for r in rows if r["what"] == f"proposal, method={method}"
+                and r["proposal_ms"] <= 1e3 * seconds), default=0)
+
+
+def targets_of(rows: Sequence[Row], workers: int) -> list[Target]:
+    """What workers of ``MINUTES`` an evaluation ask of the driver."""
+    needed = workers / (60 * MINUTES)
+    done = [r for r in rows if r["what"] == SEARCH]
+    targets = []
+    if done:
+        last = done[-1]
+        targets += [
+            Target(f"evaluations a CPU second of the driver, {last['evaluations']:,} on {last['workers']:,} workers",
+                   f">= {needed:.2f}, what such workers finish", last["evaluations_per_second"],
+                   last["evaluations_per_second"] >= needed),
+            Target("share of the time that workers are busy, stragglers and the last batch included", ">= 0.9",
+                   last["utilisation"], last["utilisation"] >= 0.9)]
+    for m in METHODS:
+        if any(r["what"] == f"proposal, method={m}" for r in rows):
+            most = limit(rows, m, 1 / needed)
+            targets.append(Target(f"evaluations up to which method={m} proposes as fast as {workers:,} workers finish",
+                                  ">= 1,000", most, most >= 1000))
+    return targets
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--evaluations", type=int, default=100_000, help="of the whole search")
     parser.add_argument("--workers", type=int, default=1000, help="simulated workers")
-    parser.add_argument("--quick", action="store_true", help="no proposals beyond 1,000 evaluations")
+    parser.add_argument("--quick", action="store_true", help="50 workers, 1,000 evaluations, and nothing is kept")
+    parser.add_argument("--only", choices=("search", "proposals"), help="make this half again")
     options = parser.parse_args(arguments)
+    evaluations, workers, counts = options.evaluations, options.workers, COUNTS
+    if options.quick:
+        evaluations, workers, counts = QUICK["evaluations"], QUICK["workers"], QUICK["counts"]
+    earlier, rows = RESULTS / "scale.json", []
+    if options.only and earlier.exists():
+        rows = [r for r in json.loads(earlier.read_text(encoding="utf-8"))["rows"]
+                if r["what"].startswith("proposal") == (options.only == "search")]
     with tempfile.TemporaryDirectory(dir=memory_disk()) as folder:
-        drive = Drive(Path(folder) / "run", options.workers)
-        drive.session(options.evaluations, SEARCH, [n for n in ENDS if n < options.evaluations])
-        drive.session(options.evaluations + options.workers, "resume: replay, and a little more")
-    rows = drive.rows
-    if drive.problem is not None:
-        rows += proposals(drive.problem, [n for n in COUNTS if n <= (1000 if options.quick else max(COUNTS))])
-    needed = options.workers / (60 * MINUTES)
-    done = [r for r in rows if r["what"] == SEARCH][-1]
-    targets = [
-        Target(f"evaluations a CPU second of the driver, {done['evaluations']:,} on {options.workers:,} workers",
-               f">= {needed:.2f}, what such workers finish", done["evaluations_per_second"],
-               done["evaluations_per_second"] >= needed),
-        Target("share of the time that workers are busy, stragglers and the last batch included", ">= 0.9",
-               done["utilisation"], done["utilisation"] >= 0.9),
-        *(Target(f"evaluations up to which method={m} proposes as fast as {options.workers:,} workers finish",
-                 ">= 1,000", limit(rows, m, 1 / needed), limit(rows, m, 1 / needed) >= 1000) for m in METHODS)]
-    publish("scale", targets, rows, ["what", "workers", "evaluations", "cpu_seconds", "evaluations_per_second",
-                                     "proposal_ms", "journal_bytes", "memory_bytes", "utilisation"], threads=1)
+        if options.only != "proposals":
+            made: list[Row] = []
+            tenth = evaluations // 10
+            session(Path(folder) / "tenth", workers, tenth, SEARCH, [], made)
+            session(Path(folder) / "tenth", workers, tenth + workers, RESUME, [], made)
+            session(Path(folder) / "whole", workers, evaluations, SEARCH, [n for n in ENDS if n < evaluations], made)
+            rows = made + rows
+        if options.only != "search":
+            for method in METHODS:
+                proposals(method, counts, workers, rows)
+        publish("scale", targets_of(rows, workers), rows, COLUMNS, threads=1,
+                folder=Path(folder) if options.quick else RESULTS)
 
 
 if __name__ == "__main__":
