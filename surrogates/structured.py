@@ -186,6 +186,26 @@ class StructuredModel:
             deviations.append((prior - solved.square().sum(dim=0)).clamp_min(1e-12).sqrt())
         return torch.cat(means), torch.cat(deviations)
 
+    def covariance(self, rows: Tensor) -> Tensor:
+        """Posterior covariance of the noise-free latent values of ``n x 2 L`` rows, ``n x n``."""
+        blocks = self.design.blocks(rows)
+        prior = torch.full((len(rows), len(rows)), _CONSTANT_VARIANCE, dtype=torch.float64)
+        cross = torch.full((len(rows), len(self.y)), _CONSTANT_VARIANCE, dtype=torch.float64)
+        for block, train, scale in zip(blocks, self._blocks, self._scales, strict=False):
+            prior += scale**2 * (block @ block.T)
+            cross += scale**2 * (block @ train.T)
+        if self.settings.residual > 0:
+            prior += self._scales[-2]**2 * self._correlation(rows, rows)
+            cross += self._scales[-2]**2 * self._residual_kernel(rows)
+        solved = torch.linalg.solve_triangular(self._chol, cross.T, upper=False)
+        covariance: Tensor = prior - solved.T @ solved
+        return covariance
+
+    @property
+    def noise(self) -> float:
+        """Latent standard deviation of one observation."""
+        return float(self._scales[-1])
+
     def predict(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the noise-free value in units of ``y``, each ``n``."""
         return self.warp.moments(*self.latent(rows))
@@ -243,7 +263,10 @@ class StructuredModel:
 
     def _residual_kernel(self, rows: Tensor) -> Tensor:
         """Matern-5/2 correlations of ``m x 2 L`` rows with the observed ones, ``m x n``."""
-        codes, train = self.design.codes(rows), self.design.codes(self.rows)
+        return self._correlation(rows, self.rows)
+
+    def _correlation(self, left: Tensor, right: Tensor) -> Tensor:
+        codes, train = self.design.codes(left), self.design.codes(right)
         width = math.sqrt(codes.shape[1]) * self.settings.lengthscale
         return matern52(torch.cdist(codes, train) / width)
 

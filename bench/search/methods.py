@@ -21,6 +21,7 @@ class Entry:
         kind: ``"ours"``, ``"peer"``, ``"published"`` or ``"ablation"``.
         options: Of the method; none means its defaults.
         note: What differs from a method's own defaults.
+        recommended: Whether the incumbent is what the method recommends, if it does; else the least loss seen.
     """
 
     name: str
@@ -28,11 +29,12 @@ class Entry:
     kind: str
     options: Mapping[str, Any] = field(default_factory=dict)
     note: str = ""
+    recommended: bool = True
 
     @property
     def settings_sha256(self) -> str:
         """Of method and options: what was frozen can be checked."""
-        text = json.dumps([self.method, self.options], sort_keys=True)
+        text = json.dumps([self.method, self.options, self.recommended], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -63,6 +65,8 @@ ABLATIONS = (
     Entry("ours without local proposals", OURS, "ablation", {"local_share": 0.0}),
     Entry("ours with local proposals alone", OURS, "ablation", {"local_share": 1.0}),
     Entry("ours with one draw", OURS, "ablation", {"draws": 1}),
+    Entry("ours without repeats", OURS, "ablation", {"contenders": 0}),
+    Entry("ours by the least loss seen", OURS, "ablation", recommended=False),
     Entry("ours by the posterior mean", OURS, "ablation", {"temperatures": [0.0]}),
 )
 EVERYTHING = {entry.name: entry for entry in (*COMPARED, *ABLATIONS)}

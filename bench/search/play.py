@@ -15,11 +15,11 @@ from qra_bo.oracle.benchmark.oracle import BenchmarkOracle, load_oracle
 from qra_bo.oracle.benchmark.table import ReferenceBudget
 from qra_bo.oracle.protocol import quiet
 from qra_bo.records import Evaluation, EvaluationRequest, Fidelity, Proposal
-from qra_bo.searcher import SearchProblem
+from qra_bo.searcher import Recommending, SearchProblem
 from qra_bo.space import Allocation, SearchSpace
 from qra_bo.study.anchors import AnchorRules, fill, uniform_anchors
 from qra_bo.study.cost import FORWARD_SHARE, cost_of
-from qra_bo.study.options import training_seeds
+from qra_bo.study.options import REPEATS, repeat_seeds, training_seeds
 from qra_bo.study.study import is_uniform
 
 
@@ -74,7 +74,7 @@ def make_arena(oracle: BenchmarkOracle, space: SearchSpace, budget: ReferenceBud
     facts = oracle.table.facts
     largest = min(min(m.out_features, m.in_features) for u in space.units for m in u.linears)
     problem = SearchProblem(space, oracle.table.costs[budget.scope], budget.bytes, oracle.profile(quiet), facts.steps,
-                            facts.record_at[-1], 0)
+                            facts.record_at[-1], 0, REPEATS)
     return Arena(oracle, budget, problem, AnchorRules(space.n_units, facts.formats, largest, budget.bytes, predict))
 
 
@@ -88,7 +88,8 @@ class Game:
 
     def __init__(self, arena: Arena, seed: int) -> None:
         self.arena, self.seed = arena, seed
-        self.train_seed, _ = training_seeds(seed, 0)
+        train_seed, _ = training_seeds(seed, 0)
+        self.train_seeds = (train_seed, *repeat_seeds(seed, arena.problem.repeats, {train_seed}))
         cost = arena.oracle.profile_cost
         self.spent = cost["training_tokens"] + FORWARD_SHARE * cost["forward_tokens"]
         self.trace: list[tuple[float, float]] = []
@@ -102,10 +103,11 @@ class Game:
         """Evaluate, count and note. A promotion pays its further steps alone; a refused allocation pays in full."""
         arena, high = self.arena, proposal.fidelity is Fidelity.HIGH
         steps = arena.problem.high_steps if high else arena.problem.low_steps or arena.problem.high_steps
-        request = EvaluationRequest(proposal.allocation, steps, arena.problem.high_steps, self.train_seed,
+        train_seed = self.train_seeds[proposal.repeat]
+        request = EvaluationRequest(proposal.allocation, steps, arena.problem.high_steps, train_seed,
                                     lr_scale=arena.oracle.emulator.rate)
         measured = arena.oracle.evaluate(request, quiet)
-        told = EvaluationRequest(proposal.allocation, steps, arena.problem.high_steps, self.train_seed)
+        told = EvaluationRequest(proposal.allocation, steps, arena.problem.high_steps, train_seed)
         evaluation = Evaluation(len(self.evaluations), proposal.allocation,
                                 tuple(self._bits[f] for f in proposal.allocation.formats), proposal.stage,
                                 proposal.fidelity, told, self.seed, measured,
@@ -113,25 +115,33 @@ class Game:
         tokens = cost_of(evaluation).tokens
         self.spent += tokens if evaluation.ok else arena.equivalent * steps / arena.problem.high_steps
         self.evaluations.append(evaluation)
-        if high and measured.loss is not None and arena.rules.fits(proposal.allocation):
+        if high and proposal.repeat == 0 and measured.loss is not None and arena.rules.fits(proposal.allocation):
             if self.best is None or measured.loss < self.best[0]:
                 self.best = measured.loss, proposal.allocation
             if proposal.stage == "baseline" or is_uniform(proposal.allocation):
                 self.best_uniform = min(self.best_uniform, arena.true_loss(proposal.allocation))
-        if self.best is not None:
-            self.trace.append((self.spent / arena.equivalent, arena.true_loss(self.best[1])))
         return evaluation
+
+    def note(self, recommended: Sequence[Allocation] = ()) -> None:
+        """The incumbent as it stands: the first recommended allocation, else the one with the least loss seen."""
+        if self.best is not None:
+            incumbent = recommended[0] if recommended else self.best[1]
+            self.trace.append((self.spent / self.arena.equivalent, self.arena.true_loss(incumbent)))
 
     def anchors(self) -> list[Evaluation]:
         """The uniform choices that fit, and the best of them filled."""
-        done = [self.evaluate(Proposal(a, Fidelity.HIGH, "baseline"))
-                for a in uniform_anchors(self.arena.rules, self.arena.problem.profile)]
+        done = [self._anchor(a) for a in uniform_anchors(self.arena.rules, self.arena.problem.profile)]
         usable = [e for e in done if e.loss is not None]
         if usable:
             filled = fill(self.arena.rules, min(usable, key=lambda e: e.loss or 0.0).allocation)
             if filled not in {e.allocation for e in done}:
-                done.append(self.evaluate(Proposal(filled, Fidelity.HIGH, "baseline")))
+                done.append(self._anchor(filled))
         return done
+
+    def _anchor(self, allocation: Allocation) -> Evaluation:
+        evaluation = self.evaluate(Proposal(allocation, Fidelity.HIGH, "baseline"))
+        self.note()
+        return evaluation
 
 
 def play(arena: Arena, entry: Entry, seed: int, equivalents: float) -> dict[str, Any]:
@@ -154,7 +164,9 @@ def play(arena: Arena, entry: Entry, seed: int, equivalents: float) -> dict[str,
         told = [game.evaluate(p) for p in proposals]
         start = time.process_time()
         searcher.tell(told)
+        recommended = searcher.recommend() if entry.recommended and isinstance(searcher, Recommending) else ()
         seconds += time.process_time() - start
+        game.note(recommended)
     return {"arena": arena.name, "task": arena.oracle.table.facts.task, "emulator": arena.oracle.emulator.family,
             "budget": arena.budget.text, "method": entry.name, "kind": entry.kind, "settings": entry.settings_sha256,
             "note": entry.note, "seed": seed, "equivalents": equivalents, "best_uniform": game.best_uniform,

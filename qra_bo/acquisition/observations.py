@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +38,13 @@ class Growing:
         self._n += 1
 
 
+class _Level(NamedTuple):
+    """What a training seed moves all losses by, and how much of an evaluation one of its losses is worth."""
+
+    shift: float
+    weight: float
+
+
 class Observations:
     """High-fidelity evaluations of one problem.
 
@@ -68,8 +76,9 @@ class Observations:
     def arrays(self) -> tuple[FloatArray, FloatArray, FloatArray]:
         """Distinct rows (``n x 2 L``, rank positions may be fractional), mean losses and repeats (each ``n``).
 
-        Losses of other training seeds are shifted by their mean difference from the first seed over shared
-        allocations, and left out where none is shared. Diverged runs count as the worst loss seen.
+        Losses of other training seeds are shifted by their mean difference from the first seed over the ``m``
+        allocations that both hold; that level costs each of them a share of ``1 / m``, all of it where only one is
+        shared. Diverged runs count as the worst loss seen.
         """
         if self._pooled is None:
             self._pooled = self._pool()
@@ -88,12 +97,14 @@ class Observations:
 
     def _pool(self) -> tuple[Growing, Growing, Growing]:
         """Rows, mean losses and repeats of all that gave a loss."""
-        shifts, width = self._shifts(), 2 * self._problem.space.n_units
+        levels, width = self._levels(), 2 * self._problem.space.n_units
         found = Growing(width), Growing(), Growing()
         for allocation, by_seed in self._losses.items():
-            values = [v - shifts[seed] for seed, all_values in by_seed.items() if seed in shifts for v in all_values]
-            if values:
-                _add(found, self._positions[allocation], float(np.mean(values)), len(values))
+            known = [(v - levels[seed].shift, levels[seed].weight) for seed, values in by_seed.items()
+                     if seed in levels for v in values]
+            losses, weights = np.array([v for v, _ in known]), np.array([w for _, w in known])
+            if weights.sum() > 0:
+                _add(found, self._positions[allocation], float(weights @ losses / weights.sum()), float(weights.sum()))
         return found
 
     def position(self, allocation: Allocation) -> FloatArray | None:
@@ -126,19 +137,25 @@ class Observations:
         if evaluation.allocation in self._losses or request.train_seed != self._primary:
             self._pooled = None  # what was pooled changes
         elif self._pooled is not None:
-            _add(self._pooled, position, evaluation.loss, 1)
+            _add(self._pooled, position, evaluation.loss, 1.0)
         self._positions[evaluation.allocation] = position
         self._losses.setdefault(evaluation.allocation, {}).setdefault(request.train_seed, []).append(evaluation.loss)
         return True
 
-    def _shifts(self) -> dict[int, float]:
+    @property
+    def seeds(self) -> int:
+        """Distinct training seeds told of."""
+        return len({seed for by_seed in self._losses.values() for seed in by_seed})
+
+    def _levels(self) -> dict[int, _Level]:
         """Level of every training seed relative to the first one's."""
         differences: dict[int, list[float]] = defaultdict(list)
         for by_seed in self._losses.values():
             if self._primary in by_seed:
                 for seed, values in by_seed.items():
                     differences[seed].append(float(np.mean(values) - np.mean(by_seed[self._primary])))
-        return {seed: float(np.mean(values)) for seed, values in differences.items()}
+        return {seed: _Level(float(np.mean(values)), 1.0 if seed == self._primary else 1.0 - 1.0 / len(values))
+                for seed, values in differences.items()}
 
 
 def telling(losses: FloatArray, most: int) -> npt.NDArray[np.intp]:
@@ -157,11 +174,11 @@ def row_of(rows: IntArray, index: int) -> IntArray:
     return row
 
 
-def _add(pooled: tuple[Growing, Growing, Growing], row: FloatArray, loss: float, count: int) -> None:
+def _add(pooled: tuple[Growing, Growing, Growing], row: FloatArray, loss: float, count: float) -> None:
     rows, losses, counts = pooled
     rows.append(row)
     losses.append(loss)
-    counts.append(float(count))
+    counts.append(count)
 
 
 def _key(row: IntArray | FloatArray) -> Row:

@@ -13,19 +13,21 @@ from qra_bo.acquisition.features import build_components
 from qra_bo.acquisition.functions import log_expected_improvement
 from qra_bo.acquisition.observations import Observations, row_of, telling
 from qra_bo.acquisition.prior_designs import prior_tables
+from qra_bo.acquisition.repeats import best_round, new_value
 from qra_bo.acquisition.transfer import load_prior, with_prior
 from qra_bo.acquisition.trust_region import TrustRegion
 from qra_bo.errors import BudgetError, ConfigError
 from qra_bo.records import Evaluation, Fidelity, Proposal
 from qra_bo.searcher import SearchProblem
 from qra_bo.sensitivity.profile import FloatArray
-from qra_bo.space import IntArray
+from qra_bo.space import Allocation, IntArray
 from qra_bo.space.knapsack import Region, solve_knapsack
 from qra_bo.space.lagrangian import solve_relaxed
 from qra_bo.space.neighbourhood import neighbours_within
 from surrogates.structured import Design, StructuredModel, StructuredSettings
 
-GLOBAL, LOCAL = "global", "trust_region"
+GLOBAL, LOCAL, REPEAT = "global", "trust_region", "repeat"
+DRAWS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,7 @@ class StructuredOptions:
             has grown by a twentieth of what goes beyond.
         prior: File of what earlier runs taught about the parts' scales, or ``None``.
         without: Parts of the surrogate to leave out, by their names in ``build_components``.
+        contenders: How many of the best known may be repeated on one further training seed; 0 never repeats.
         model: Settings of the surrogate.
     """
 
@@ -59,6 +62,7 @@ class StructuredOptions:
     always_fitted: int = 150
     prior: str | None = None
     without: tuple[str, ...] = ()
+    contenders: int = 6
     model: StructuredSettings = field(default_factory=StructuredSettings)
 
 
@@ -92,6 +96,8 @@ class StructuredSearch:
         n_units = problem.space.n_units
         self._region = TrustRegion(max(2, n_units // 2), 2, n_units, max(2, n_units // 2), factor=1.5)
         self._local_debt = 0.0
+        self._due: list[Proposal] = []
+        self._repeating: set[Allocation] = set()
         self._model: StructuredModel | None = None
         self._scaled: tuple[StructuredModel, int] | None = None
 
@@ -111,15 +117,19 @@ class StructuredSearch:
             found = self._next()
             if found is None:
                 break
-            row, stage = found
-            proposals.append(Proposal(self._seen.propose(row), Fidelity.HIGH, stage))
+            proposals.append(found)
         return proposals
 
     def tell(self, evaluations: Sequence[Evaluation]) -> None:
         _, before, _ = self._seen.arrays()
         new = self._seen.tell(evaluations)
         best = float(before.min()) if len(before) else np.inf
+        for evaluation in evaluations:
+            if evaluation.stage == REPEAT:
+                self._repeating.discard(evaluation.allocation)
         for evaluation in new:
+            if evaluation.stage == REPEAT:
+                continue
             improved = evaluation.loss is not None and evaluation.loss < best
             if improved and evaluation.loss is not None:
                 best = evaluation.loss
@@ -127,6 +137,14 @@ class StructuredSearch:
                 self._region = self._region.update(improved)
         if new:
             self._model = None
+
+    def recommend(self) -> list[Allocation]:
+        """See ``Recommending``: by posterior mean."""
+        rows, losses, counts = self._kept()
+        if len(rows) < 2:
+            return []
+        self._model = self._model or self._learned(rows, losses, counts)
+        return [self._problem.space.decode(row) for row in self._ranked(self._model)]
 
     def surrogate_check(self) -> dict[str, Any] | None:
         """See ``SelfChecking``; the surrogate's scales are those fitted to all observations that it keeps."""
@@ -141,36 +159,65 @@ class StructuredSearch:
         mean, sd = model.predict(torch.from_numpy(rows))
         return mean.numpy(), sd.numpy()
 
-    def _next(self) -> tuple[IntArray, str] | None:
+    def _next(self) -> Proposal | None:
+        if self._due:
+            return self._due.pop(0)
         while self._prior:
             row = self._solve(self._prior.pop(0), None)
             if row is None:
                 return None
             if tuple(row.tolist()) not in self._seen.tried:
-                return row, GLOBAL
+                return self._new(row, GLOBAL)
         model = self._fitted()
         if model is None:
             row = self._solve(self._rng.standard_normal(self._problem.costs.shape), None, forbid=True)
-            return None if row is None else (row, GLOBAL)
+            return None if row is None else self._new(row, GLOBAL)
         incumbent = self._incumbent(model)
+        pool, stage = self._pool(model, incumbent)
+        if len(pool):
+            best, value = self._best_expected(model, pool)
+            return self._round(model, value) or self._new(best, stage)
+        row = self._solve(model.mean_table().numpy(), None, forbid=True)
+        return None if row is None else self._new(row, GLOBAL)
+
+    def _new(self, row: IntArray, stage: str) -> Proposal:
+        return Proposal(self._seen.propose(row), Fidelity.HIGH, stage)
+
+    def _pool(self, model: StructuredModel, incumbent: IntArray | None) -> tuple[IntArray, str]:
+        """New candidates, ``m x 2 L``, and where they come from."""
         self._local_debt += self._options.local_share
         if self._local_debt >= 1.0 and incumbent is not None:
             self._local_debt -= 1.0
             near = self._neighbours(incumbent)
             if len(near):
-                return self._best_expected(model, near), LOCAL
-        pool = self._fresh(np.vstack(self._global_rows(model, incumbent)))
-        if len(pool):
-            return self._best_expected(model, pool), GLOBAL
-        row = self._solve(model.mean_table().numpy(), None, forbid=True)
-        return None if row is None else (row, GLOBAL)
+                return near, LOCAL
+        return self._fresh(np.vstack(self._global_rows(model, incumbent))), GLOBAL
 
-    def _best_expected(self, model: StructuredModel, pool: IntArray) -> IntArray:
-        """The row (``2 L``) of ``m x 2 L`` with the largest expected improvement on the best posterior mean."""
-        mean, sd = model.latent(torch.from_numpy(pool))
+    def _best_expected(self, model: StructuredModel, pool: IntArray) -> tuple[IntArray, float]:
+        """The row (``2 L``) of ``m x 2 L`` with the largest expected improvement on the best posterior mean, and what
+        one noisy evaluation of it is expected to improve that mean by."""
+        mean, sd = (part.numpy() for part in model.latent(torch.from_numpy(pool)))
         known, _ = model.latent(model.rows)
-        scores = log_expected_improvement(mean.numpy(), sd.numpy(), float(known.min()))
-        return row_of(pool, int(np.argmax(scores)))
+        best = float(known.min())
+        chosen = int(np.argmax(log_expected_improvement(mean, sd, best)))
+        value = new_value(mean[chosen:chosen + 1], sd[chosen:chosen + 1], model.noise, best)
+        return row_of(pool, chosen), float(value[0])
+
+    def _round(self, model: StructuredModel, value: float) -> Proposal | None:
+        """The first repeat of the best known on a further training seed, where that is worth more than ``value``."""
+        known = self._ranked(model)
+        known = known[[tuple(row) not in self._seen.pending for row in known.tolist()]][:self._options.contenders]
+        if self._repeating or len(known) < 2 or self._seen.seeds > self._problem.repeats:
+            return None
+        rows = torch.from_numpy(known)
+        normals = self._problem.rng(f"repeats {self._seen.seeds}").standard_normal((DRAWS, len(known)))
+        found = best_round(model.latent(rows)[0].numpy(), model.covariance(rows).numpy(), model.noise, normals)
+        if found is None or found.value <= value:
+            return None
+        self._due = [Proposal(self._problem.space.decode(row), Fidelity.HIGH, REPEAT, self._seen.seeds)
+                     for row in known[:found.size]]
+        self._repeating = {proposal.allocation for proposal in self._due}
+        return self._next()
 
     def _fitted(self) -> StructuredModel | None:
         """The surrogate of what is known, with pending proposals at their predicted values: they leave its scales and
@@ -178,8 +225,7 @@ class StructuredSearch:
         rows, losses, counts = self._kept()
         if len(rows) < 2:
             return None
-        if self._model is None:
-            self._model = self._learned(rows, losses, counts)
+        self._model = self._model or self._learned(rows, losses, counts)
         pending = np.array(list(self._seen.pending), dtype=np.float64).reshape(-1, rows.shape[1])
         if not len(pending):
             return self._model
@@ -211,13 +257,19 @@ class StructuredSearch:
 
     def _incumbent(self, model: StructuredModel) -> IntArray | None:
         """The evaluated row with the best posterior mean among those on the ladders and within the budget."""
+        ranked = self._ranked(model)
+        return row_of(ranked, 0) if len(ranked) else None
+
+    def _ranked(self, model: StructuredModel) -> IntArray:
+        """Rows of a model on the ladders and within the budget, ``m x 2 L``, the best posterior mean first."""
         rows = model.rows.numpy()
-        whole = rows[(rows == np.floor(rows)).all(axis=1)].astype(np.int64)
+        whole: IntArray = rows[(rows == np.floor(rows)).all(axis=1)].astype(np.int64)
         whole = whole[self._problem.costs.feasible(whole, self._problem.budget_bytes)]
         if not len(whole):
-            return None
+            return whole
         mean, _ = model.latent(torch.from_numpy(whole))
-        return row_of(whole, int(mean.argmin()))
+        ranked: IntArray = whole[np.argsort(mean.numpy(), kind="stable")]
+        return ranked
 
     def _global_rows(self, model: StructuredModel, incumbent: IntArray | None) -> list[IntArray]:
         """Exact optima of posterior draws, everywhere and within the trust region, each ``1 x 2 L``."""
@@ -255,9 +307,11 @@ def _check(options: StructuredOptions) -> None:
     if options.most < 2 or options.always_fitted < 0:
         problems.append(f"most must be at least 2 and always_fitted at least 0; got {options.most} and "
                         f"{options.always_fitted}")
-    if options.n_prior < 0 or options.draws < 1 or options.edits < 1 or options.max_neighbours < 1:
-        problems.append("n_prior must be at least 0, draws, edits and max_neighbours at least 1; got "
-                        f"{options.n_prior}, {options.draws}, {options.edits} and {options.max_neighbours}")
+    if options.n_prior < 0 or options.draws < 1 or options.edits < 1 or options.max_neighbours < 1 \
+            or options.contenders < 0:
+        problems.append("n_prior and contenders must be at least 0, draws, edits and max_neighbours at least 1; got "
+                        f"{options.n_prior}, {options.contenders}, {options.draws}, {options.edits} and "
+                        f"{options.max_neighbours}")
     if not options.temperatures or min(options.temperatures) < 0 or not 0 <= options.local_share <= 1:
         problems.append("temperatures must be at least 0 and local_share in [0, 1]; got "
                         f"{options.temperatures} and {options.local_share}")

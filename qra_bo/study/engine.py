@@ -8,7 +8,7 @@ from typing import Any
 from qra_bo.errors import OracleError, OutputError, QRABOError
 from qra_bo.memory.formats import parse_format
 from qra_bo.records import Evaluation, Fidelity
-from qra_bo.searcher import Searcher, SearchProblem, SelfChecking
+from qra_bo.searcher import Recommending, Searcher, SearchProblem, SelfChecking
 from qra_bo.space import Allocation, average_bits
 from qra_bo.study.anchors import AnchorRules, choose, fill, uniform_anchors
 from qra_bo.study.calibration import best_scale, calibration_choices
@@ -116,13 +116,14 @@ class Engine:
                 baselines += self._references(run)
         with run.stage("search"):
             searcher = self._search(run, problem, baselines)
-            if searcher is not None and isinstance(searcher, SelfChecking) and "surrogate_check" not in run.study.last:
-                self._check_surrogate(run, problem)
+            believed: Sequence[Allocation] = ()
+            if searcher is not None and isinstance(searcher, (SelfChecking, Recommending)):
+                believed = self._believed(run, problem)
         if limit is not None and (self.config.anchors is None or self.config.anchors > limit):
             self._anchors(run, anchors, self.config.anchors)  # a longer effort asks for anchors the first one left out
         if self.config.confirm_seeds:
             with run.stage("confirmation"):
-                self._confirm(run)
+                self._confirm(run, believed)
         if self.config.ranking_top >= 2:
             with run.stage("ranking_check"):
                 self._check_ranking(run)
@@ -225,21 +226,29 @@ class Engine:
         search.to_the_end()
         return search.searcher
 
-    def _check_surrogate(self, run: Runner, problem: SearchProblem) -> None:
-        """How well the method's surrogate predicts what the journal holds, once for a search and for its extension.
+    def _believed(self, run: Runner, problem: SearchProblem) -> Sequence[Allocation]:
+        """What the method recommends, if it does; and, once for a search and for its extension, how well its surrogate
+        predicts what the journal holds.
 
         A new searcher is asked: the one that searched knows nothing of evaluations that an earlier session ended with.
         """
         searcher = self.parts.make_searcher(problem, float(run.study.header["high_equivalents"]))
-        searcher.tell([as_told(e) for e in run.study.points])
-        check = searcher.surrogate_check() if isinstance(searcher, SelfChecking) else None
-        if check is not None:
-            run.record("surrogate_check", check)
+        searcher.tell([as_told(e) for e in run.study.searched])
+        if isinstance(searcher, SelfChecking) and "surrogate_check" not in run.study.last:
+            check = searcher.surrogate_check()
+            if check is not None:
+                run.record("surrogate_check", check)
+        return searcher.recommend() if isinstance(searcher, Recommending) else ()
 
-    def _confirm(self, run: Runner) -> None:
-        """Compare the best mixed allocation with the best uniform one: unseen training seeds, test split."""
+    def _confirm(self, run: Runner, recommended: Sequence[Allocation]) -> None:
+        """Compare the best mixed allocation with the best uniform one: unseen training seeds, test split.
+
+        The best is the first mixed one that the method recommends, else the one with the least loss seen.
+        """
         study = run.study
-        reference, mixed = study.best_uniform, study.best_mixed
+        points = [study.point(a) for a in recommended]
+        reference = study.best_uniform
+        mixed = next((p for p in points if p is not None and not study.counts_as_uniform(p)), study.best_mixed)
         if reference is None:
             raise QRABOError(f"no uniform choice gave a loss, so that nothing can be confirmed; "
                              f"{_reasons(study.evaluations)}")

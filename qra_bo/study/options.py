@@ -1,6 +1,6 @@
 """What a run is told: its limits, seeds and schedule, and the callables that connect it to models and methods."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,9 @@ from qra_bo.searcher import Searcher, SearchProblem
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import Allocation, SearchSpace
 from qra_bo.study.executor import Executor
+
+REPEATS = 8
+"""Training seeds on which a search may repeat an evaluation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,7 @@ class EngineConfig:
         low_steps: Of a low-fidelity one, or ``None`` where there is none.
         seed: Drives the search.
         train_seed: Training seed of all candidates.
+        repeat_seeds: Others on which a search may repeat an evaluation.
         confirm_seeds: Unseen training seeds of the confirmation; none to skip it, else at least 2.
         anchors: Uniform anchors that are evaluated, the most promising; ``None`` for all.
         max_rank: Largest rank that every matrix allows.
@@ -87,6 +91,7 @@ class EngineConfig:
     alpha_over_rank: float
     init: str
     may_differ: frozenset[str] = frozenset()
+    repeat_seeds: tuple[int, ...] = ()
     calibration_anchors: int = 1
     references: tuple[Allocation, ...] = ()
     ranking_top: int = 0
@@ -112,9 +117,10 @@ class EngineConfig:
                             f"got {list(self.lr_scales)}")
         if len(self.confirm_seeds) == 1:
             problems.append("confirm.seeds must be 0 (no confirmation) or at least 2, got 1")
-        if len({*self.confirm_seeds, self.train_seed}) <= len(self.confirm_seeds):
-            problems.append("the training seeds of search and confirmation must all differ, got "
-                            f"{self.train_seed} and {list(self.confirm_seeds)}")
+        seeds = (self.train_seed, *self.repeat_seeds, *self.confirm_seeds)
+        if len(set(seeds)) < len(seeds):
+            problems.append("the training seeds of search, repeats and confirmation must all differ, got "
+                            f"{self.train_seed}, {list(self.repeat_seeds)} and {list(self.confirm_seeds)}")
         if self.anchors is not None and self.anchors < 1:
             problems.append(f"effort.anchors must be at least 1, or null for all, got {self.anchors}")
         if self.max_hours is not None and not self.max_hours > 0:
@@ -136,6 +142,13 @@ def training_seeds(seed: int, n: int) -> tuple[int, tuple[int, ...]]:
         if candidate not in seeds:
             seeds.append(candidate)
     return seeds[0], tuple(seeds[1:n + 1])
+
+
+def repeat_seeds(seed: int, n: int, taken: Collection[int]) -> tuple[int, ...]:
+    """``n`` training seeds for repeats of a search with ``seed``, none of those ``taken``."""
+    drawn = (int(word) % 2**31 for word in
+             np.random.SeedSequence(entropy=seed, spawn_key=(0x4EA7,)).generate_state(4 * (n + len(taken) + 1)))
+    return tuple(dict.fromkeys(s for s in drawn if s not in taken))[:n]
 
 
 @dataclass(frozen=True, slots=True)

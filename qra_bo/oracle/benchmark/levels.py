@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -124,9 +124,8 @@ def _noise(curves: Mapping[Allocation, Mapping[int, Sequence[FloatArray]]], leve
     deviations = [_deviation([c[:, -1] for c in half]) for half in halves]
     middle = [float(np.mean([c[:, -1].mean() for c in half])) for half in halves]
     spread = float(np.sqrt(np.mean(np.square(levels)))) if levels else 0.0
-    early = tuple(_persistence(repeated, look) for look in range(repeated[0].shape[1] - 1))
-    return Noise((middle[0], middle[1]), (deviations[0], deviations[1]), spread, sum(len(c) - 1 for c in repeated),
-                 early)
+    noise = Noise((middle[0], middle[1]), (deviations[0], deviations[1]), spread, sum(len(c) - 1 for c in repeated))
+    return replace(noise, early=tuple(_persistence(repeated, noise, look) for look in range(repeated[0].shape[1] - 1)))
 
 
 def _deviation(groups: Sequence[FloatArray]) -> float:
@@ -135,19 +134,18 @@ def _deviation(groups: Sequence[FloatArray]) -> float:
     return float(np.sqrt(squares / sum(len(values) - 1 for values in groups)))
 
 
-def _persistence(repeated: Sequence[FloatArray], look: int) -> tuple[float, float]:
-    """Deviation of an early look over that at the end, and their correlation (at least 0), over repeats that hold both;
-    every allocation counts alike, whatever the size of its noise. As at the end and independent where too few do."""
-    early, late = [], []
+def _persistence(repeated: Sequence[FloatArray], noise: Noise, look: int) -> tuple[float, float]:
+    """Deviation of an early look over that at the end, and their correlation (at least 0), over repeats that hold both,
+    each in units of the noise at its loss. As at the end and independent where there are too few."""
+    scaled = []
     for curves in repeated:
         both = curves[np.isfinite(curves[:, look])][:, [look, -1]]
-        scale = _deviation([both[:, 1]]) if len(both) > 1 else 0.0
+        scale = float(noise.at(both[:, 1:].mean(keepdims=True))[0, 0]) if len(both) > 1 else 0.0
         if scale > 0:
-            centred = (both - both.mean(axis=0)) / scale
-            early.extend(centred[:, 0].tolist())
-            late.extend(centred[:, 1].tolist())
-    if len(early) < LEAST_PERSISTING:
+            scaled.append((both - both.mean(axis=0)) / scale)
+    stacked = np.concatenate(scaled) if scaled else np.zeros((0, 2))
+    early, late = (float(squares) for squares in (stacked**2).sum(axis=0))
+    if len(stacked) < LEAST_PERSISTING or min(early, late) == 0:
         return 1.0, 0.0
-    a, b = np.array(early), np.array(late)
-    ratio = float(np.sqrt((a @ a) / (b @ b)))
-    return ratio, float(np.clip((a @ b) / np.sqrt((a @ a) * (b @ b)), 0.0, 1.0)) if ratio > 0 else 0.0
+    shared = float(stacked[:, 0] @ stacked[:, 1]) / np.sqrt(early * late)
+    return float(np.sqrt(early / late)), float(np.clip(shared, 0.0, 1.0))
