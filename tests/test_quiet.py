@@ -41,7 +41,8 @@ def test_loading_from_python_prints_nothing(finished: Path) -> None:
 
 
 def test_exports_and_their_check_print_nothing_beside_their_table(finished: Path) -> None:
-    assert stderr_of("-m", "qra_bo", "task=export", f"out={finished}", "export.check=true") == ""
+    assert stderr_of("-m", "qra_bo", "task=export", f"out={finished}", "export.check=true",
+                     "export.targets=[card,packed,merged]") == ""
 
 
 def test_evaluating_an_allocation_prints_nothing_beside_its_result(tmp_path: Path) -> None:

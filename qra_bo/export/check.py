@@ -16,6 +16,7 @@ from qra_bo.export.run import FinishedRun
 from qra_bo.loading import load
 from qra_bo.oracle.manifest import PACKED, read_manifest
 from qra_bo.oracle.probe import PROBE
+from qra_bo.oracle.quantizers.quiet import without_bars
 
 UNIFORM_RANK = "export/adapter_uniform_rank"
 
@@ -139,6 +140,6 @@ def absent(what: str, package: str, tool: str, path: str) -> Row:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without the notices of libraries that load what they did not write."""
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), without_bars():
         warnings.simplefilter("ignore")
         yield

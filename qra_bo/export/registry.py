@@ -49,10 +49,12 @@ def export_all(run_folder: Path, targets: Sequence[str] = SMALL, merged_base: st
 def _export(run: FinishedRun, target: str, merged_base: str) -> list[Path]:
     if target not in SMALL:
         from qra_bo.export import models  # imports torch
+        from qra_bo.oracle.quantizers.quiet import without_bars
 
-        if target == "merged":
-            return models.write_merged(run, merged_base)
-        return models.write_packed(run) if target == "packed" else models.write_bitsandbytes(run)
+        with without_bars():
+            if target == "merged":
+                return models.write_merged(run, merged_base)
+            return models.write_packed(run) if target == "packed" else models.write_bitsandbytes(run)
     if target == UNIFORM_RANK:
         from qra_bo.export.padding import pad_adapter  # imports torch
 

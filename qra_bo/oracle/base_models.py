@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from qra_bo.errors import ModelError
-from qra_bo.oracle.quantizers.quiet import hush_gguf
+from qra_bo.oracle.quantizers.quiet import hush_gguf, without_bars
 from qra_bo.oracle.remote_code import may_run
 
 log = logging.getLogger(__name__)
@@ -107,11 +107,8 @@ def commit_of(model: Any) -> str | None:
 
 def _pretrained(cfg: Mapping[str, Any], where: str, **options: Any) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging as hf_logging
 
     trust = may_run(cfg)
-    bars = hf_logging.is_progress_bar_enabled()
-    hf_logging.disable_progress_bar()
     options = {key: value for key, value in options.items() if value is not None}
     if Path(str(options.get("gguf_file", ""))).name != options.get("gguf_file", ""):
         raise ModelError(f"model.gguf_file must be the name of a file in model.path; got {options['gguf_file']!r}")
@@ -119,15 +116,13 @@ def _pretrained(cfg: Mapping[str, Any], where: str, **options: Any) -> tuple[Any
         refuse_pickles(Path(where), cfg["name"])
         options["use_safetensors"] = True  # a pickle can run code when it is read
     try:
-        model = AutoModelForCausalLM.from_pretrained(where, trust_remote_code=trust, **options)
-        options.pop("use_safetensors", None)
-        tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=trust, **options)
+        with without_bars():
+            model = AutoModelForCausalLM.from_pretrained(where, trust_remote_code=trust, **options)
+            options.pop("use_safetensors", None)
+            tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=trust, **options)
     except Exception as error:  # of a malformed folder transformers raises whatever it stumbles on
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"the weights of {cfg['name']!r} can't be read from {where!r} ({reason}); a hub id needs a "
                          "network, a folder needs config.json, *.safetensors and a tokenizer; "
                          "with no weights at hand use task=memory or oracle=synthetic") from error
-    finally:
-        if bars:
-            hf_logging.enable_progress_bar()
     return model, tokenizer

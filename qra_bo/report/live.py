@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from qra_bo.records import Evaluation, Fidelity
-from qra_bo.report.text import duration, signed, size
+from qra_bo.report.text import duration, rough, signed, size
 from qra_bo.study.cost import cost_of
 from qra_bo.study.study import Study, loss_of
 
@@ -72,9 +72,10 @@ class RunState:
         return max(0.0, self.planned - self.spent) * seconds / tokens
 
     def pace(self) -> str:
-        """Median seconds of an evaluation by fidelity, e.g. ``high 20.3 s, low 5.1 s``."""
+        """Median seconds of an evaluation by fidelity, e.g. ``20.3 s at high, 5.1 s at low fidelity``."""
         medians = ((f.value, statistics.median(s)) for f, s in self._seconds.items() if s)
-        return ", ".join(f"{name} {seconds:.1f} s" for name, seconds in sorted(medians))
+        told = ", ".join(f"{seconds:.1f} s at {name}" for name, seconds in sorted(medians))
+        return f"{told} fidelity" if told else ""
 
     def _header(self, e: Mapping[str, Any]) -> str:
         self._after = float(e["equivalent_tokens"]) * evaluations_after_search(e["config"])
@@ -198,7 +199,7 @@ class LiveView:
         self._lines.append(f"{datetime.now():%H:%M:%S} {line}")
         if self._live is None:
             eta = self.state.eta_seconds()
-            left = f"  [{self._share()}, about {duration(eta)} left]" if eta is not None and \
+            left = f"  [{self._share()}, about {rough(eta)} left]" if eta is not None and \
                 event["event"] == "evaluation" else ""
             self._plain(line + left)
 
@@ -239,8 +240,9 @@ class LiveView:
         grid.add_row("stage", doing)
         if s.planned:
             eta = s.eta_seconds()
-            grid.add_row("cost", ProgressBar(total=s.planned, completed=min(s.spent, s.planned), width=40))
-            left = "time left not known yet" if eta is None else f"about {duration(eta)} left" if eta else "finishing"
+            grid.add_row("cost", ProgressBar(total=s.planned, completed=min(s.spent, s.planned), width=40,
+                                              complete_style="cyan", finished_style="cyan"))
+            left = "time left not known yet" if eta is None else f"about {rough(eta)} left" if eta else "finishing"
             pace = f"; an evaluation takes {s.pace()}" if s.pace() else ""
             grid.add_row("", f"{self._share()}, {left}{pace}; {duration(self._clock() - self._started)} so far")
         best, uniform = s.study.incumbent, s.study.best_uniform
@@ -248,6 +250,7 @@ class LiveView:
             versus = "" if uniform is None else f"  {signed(loss_of(best) - loss_of(uniform))} against {_name(uniform)}"
             grid.add_row("best", f"[bold]{loss_of(best):.4f}[/bold] {escape(_name(best) + versus)}")
             used, budget = best.predicted_bytes, s.study.budget_bytes
-            grid.add_row("memory", ProgressBar(total=budget, completed=used, width=40))
+            grid.add_row("memory", ProgressBar(total=budget, completed=used, width=40, complete_style="green",
+                                                finished_style="green"))
             grid.add_row("", f"{size(used)} of {size(budget)} ({100 * used / budget:.1f} %)")
         return Group(grid, *(Text(line, style="dim", no_wrap=True, overflow="ellipsis") for line in self._lines))

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.panel import Panel
@@ -12,7 +13,7 @@ from rich.table import Table
 from qra_bo.report import story
 from qra_bo.report.data import ReportData
 from qra_bo.report.guide import next_steps
-from qra_bo.report.text import DASH, describe_allocation, duration, number, size
+from qra_bo.report.text import DASH, describe_allocation, duration, number, rough, size
 
 TONES = {"better": "green", "equal": "yellow", "open": "cyan"}
 
@@ -44,16 +45,16 @@ def print_plan(console: Console, title: str, rows: Sequence[PlanRow], high_fidel
     total = PlanRow("in all", sum(r.cost for r in rows),
                     None if any(r.seconds is None for r in rows) else sum(r.seconds or 0.0 for r in rows))
     lines = [(r.what, f"{r.cost:,.0f}", f"{r.cost / high_fidelity_cost:.1f}",
-              "not known yet" if r.seconds is None else f"about {duration(r.seconds)}") for r in (*rows, total)]
+              "not known yet" if r.seconds is None else f"about {rough(r.seconds)}") for r in (*rows, total)]
     if not console.is_terminal:
         _plain(console, f"Plan: {title}")
         for what, cost, equivalents, seconds in lines:
             _plain(console, f"  {what}: {cost} training tokens = {equivalents} high-fidelity evaluations, {seconds}")
         return
-    table = Table(title=f"Plan: {escape(title)}", title_justify="left")
+    table = Table(title=f"Plan: {escape(title)}", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("what")
-    for column in ("training tokens", "= evaluations", "time"):
-        table.add_column(column, justify="right")
+    for column in ("training\ntokens", "= evalua-\ntions", "time"):
+        table.add_column(column, justify="right", no_wrap=True)
     for line in lines[:-1]:
         table.add_row(*map(escape, line))
     table.add_section()
@@ -77,7 +78,7 @@ def print_result(console: Console, d: ReportData, folder: Path, files: Sequence[
         if d.proxy_label:
             text = f"[bold red]{escape(d.proxy_label)}[/bold red]\n{text}"
         console.print(Panel(text, border_style=TONES[head.tone], title="Result", title_align="left"))
-        console.print(_comparison_table(rows))
+        console.print(_comparison_table(rows, wide=console.width >= WIDE))
     else:
         if d.proxy_label:
             _plain(console, d.proxy_label)
@@ -103,17 +104,16 @@ def _print_next(console: Console, d: ReportData, folder: Path) -> None:
     if not console.is_terminal:
         for what, code in steps:
             _plain(console, f"Next: {what}: {code}")
-        return
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for what, code in steps:
-        table.add_row(what, escape(code))
-    if steps:
-        console.print(Panel(table, title="Next", title_align="left"))
+    elif steps:
+        console.print("[bold]Next[/bold]")
+        for what, code in steps:
+            console.print(f"  {what}:\n    [bold cyan]{escape(code)}[/bold cyan]", highlight=False, soft_wrap=True)
 
 
 COLUMNS = ("", "allocation", "bits", "rank", "search loss", "test loss", "predicted", "measured", "fits")
+AVERAGES = ("bits", "rank")
+WIDE = 100
+"""Columns of a terminal from which on the comparison has room for the averages."""
 
 
 def row_cells(r: story.Row) -> tuple[str, ...]:
@@ -124,12 +124,16 @@ def row_cells(r: story.Row) -> tuple[str, ...]:
             DASH if r.fits is None else "yes" if r.fits else "no")
 
 
-def _comparison_table(rows: Sequence[story.Row]) -> Table:
-    table = Table(title="Compared (loss in nats per token, lower is better)", title_justify="left")
-    for i, column in enumerate(COLUMNS):
-        table.add_column(column, justify="left" if i < 2 else "right")
+def _comparison_table(rows: Sequence[story.Row], *, wide: bool) -> Table:
+    table = Table(title="Compared (loss in nats per token, lower is better)", title_justify="left",
+                  box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    kept = [i for i, column in enumerate(COLUMNS) if wide or column not in AVERAGES]
+    for i in kept:
+        table.add_column(COLUMNS[i] if wide else COLUMNS[i].replace(" ", "\n"), justify="left" if i < 2 else "right",
+                         no_wrap=True)
     for r in rows:
-        table.add_row(*map(escape, row_cells(r)), style="bold" if r is rows[0] else "")
+        cells = row_cells(r)
+        table.add_row(*(escape(cells[i]) for i in kept), style="bold" if r is rows[0] else "")
     return table
 
 

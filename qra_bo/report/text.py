@@ -23,6 +23,11 @@ def duration(seconds: float) -> str:
     return f"{s // 60} min {s % 60:02d} s" if s < 3600 else f"{s // 3600} h {s % 3600 // 60:02d} min"
 
 
+def rough(seconds: float) -> str:
+    """An estimate, no finer than it can be: ``42 s``, ``8 min``, ``3 h 20 min``."""
+    return duration(seconds) if round(seconds) < 60 or seconds >= 3600 else f"{round(seconds / 60)} min"
+
+
 def signed(value: float, digits: int = 4) -> str:
     """With its sign, a true minus: ``−0.0120``, ``+0.0031``."""
     return f"{value:+.{digits}f}".replace("-", MINUS)

@@ -58,7 +58,7 @@ def test_a_terminal_gets_stage_cost_incumbent_and_memory():
             view(e)
         view.progress("training", 3, 48)
         console.print(view._render())
-    for part in ("[red]m[/red]", "training 3/48", "of the planned cost", "against 4-bit r4", "high 21.7 s"):
+    for part in ("[red]m[/red]", "training 3/48", "of the planned cost", "against 4-bit r4", "21.7 s at high"):
         assert part in out.getvalue()
 
 

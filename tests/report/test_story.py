@@ -9,7 +9,7 @@ from rich.console import Console
 from qra_bo.report import story
 from qra_bo.report.data import parse_events
 from qra_bo.report.tables import PlanRow, print_plan, print_result
-from qra_bo.report.text import describe_allocation, duration, short_names, signed, size
+from qra_bo.report.text import describe_allocation, duration, rough, short_names, signed, size
 from tests.report.fixtures import make_events
 
 RUN = Path("runs/a")
@@ -137,6 +137,8 @@ def test_sizes_are_decimal(value, text):
 
 def test_texts():
     assert [duration(s) for s in (42, 425, 12_000)] == ["42 s", "7 min 05 s", "3 h 20 min"]
+    assert [rough(s) for s in (42, 59.7, 425, 3_570, 12_000)] == ["42 s", "1 min", "7 min", "60 min",
+                                                                         "3 h 20 min"]
     assert signed(-.012) == "\u22120.0120"
     assert short_names(["model.layers.0.attn", "model.layers.0.mlp", "model.layers.1.attn"]) == [
         "0.attn", "0.mlp", "1.attn"]

@@ -48,3 +48,17 @@ def hush_gguf() -> Iterator[None]:
         yield
     finally:
         reader.tqdm = drawn
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Around transformers' loading and saving: no bars; whoever had them on has them on again afterwards."""
+    from transformers.utils import logging as transformers_logging
+
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
