@@ -28,7 +28,7 @@ TINY := $(if $(filter tiny,$(MODEL)),train.batch=2 train.length=32 fidelity.high
   data.max_records=64)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-gpu lint types docs clean bench bench-speed bench-memory bench-engine bench-runs
+.PHONY: help setup run test test-gpu lint types docs audit clean bench bench-speed bench-memory bench-engine bench-runs
 .PHONY: reproduce-table1 ablations bench-exports bench-faults bench-fuzz bench-scale bench-collect bench-emulators bench-search
 
 help: ## List the targets
@@ -82,6 +82,9 @@ bench-engine: $(INSTALLED) ## Repair, proposals, memory and neighbourhoods at 32
 
 bench-faults: $(INSTALLED) ## Kills at random moments and every other fault, over an hour; MORE=--short for one try of each
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.faults $(MORE)
+
+audit: $(INSTALLED) ## Known vulnerabilities of what is installed; says "not run" and why without its service
+	$(BIN)/python .ci/audit.py
 
 bench-scale: $(INSTALLED) ## A thousand workers in simulated time: throughput, latency, memory and size of the journal
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.scale $(MORE)

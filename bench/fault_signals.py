@@ -15,36 +15,40 @@ from qra_bo.study.journal import JOURNAL_NAME
 
 KILL, TERM, INT, WORKER, HANG = ("SIGKILL of the run", "SIGTERM", "Ctrl-C", "SIGKILL of the worker",
                                  "a worker that hangs")
-DEADLINE = "worker.deadline_seconds=45"
-"""Long enough for a worker that starves beside other work: a live one that is taken for hung is another result."""
 PATIENCE = 120.0
 
 
-def undisturbed(folder: Path) -> float:
+def overrides(deadline: float) -> tuple[str, ...]:
+    """Of these runs: seconds of silence after which a worker counts as hung, enough for one that starves beside other
+    work (a live one that is taken for hung is another result)."""
+    return (f"worker.deadline_seconds={deadline:g}",)
+
+
+def undisturbed(folder: Path, deadline: float) -> float:
     """A run that nobody disturbs in ``folder``; about how long an evaluation takes in it, in seconds."""
-    ended = RunProcess(folder, (DEADLINE,)).wait()
+    ended = RunProcess(folder, overrides(deadline)).wait()
     if ended.status != 0:
         raise RuntimeError(f"the undisturbed run ended with {ended.status}: {ended.output}")
     return ended.seconds / max(1, len(keys(folder)))
 
 
 def disturb(wanted: dict[str, int], folder: Path, plain: Path, evaluation: float, rng: np.random.Generator,
-            end: float, tries: Tries) -> None:
+            end: float, tries: Tries, deadline: float) -> None:
     """Start runs and disturb each again and again until it ends, until every kind was tried as often as wanted, or
     the monotonic time is ``end``: the run that goes on is left to its end. A try is noted once its run has ended."""
     folder.mkdir()
     done: Counter[str] = Counter()
     number = 0
     while any(done[kind] < n for kind, n in wanted.items()) and time.monotonic() < end:
-        _one_run(folder / f"run{number}", plain, wanted, done, evaluation, rng, end, tries)
+        _one_run(folder / f"run{number}", plain, wanted, done, evaluation, rng, end, tries, deadline)
         number += 1
 
 
 def _one_run(run: Path, plain: Path, wanted: dict[str, int], done: Counter[str], evaluation: float,
-             rng: np.random.Generator, end: float, tries: Tries) -> None:
+             rng: np.random.Generator, end: float, tries: Tries, deadline: float) -> None:
     """One full run, disturbed while anything is wanted, there is time and it has not ended."""
     met: list[tuple[str, str, bool]] = []
-    total, process = journal_lines(plain), RunProcess(run, (DEADLINE,))
+    total, process = journal_lines(plain), RunProcess(run, overrides(deadline))
     while (left := [kind for kind, n in wanted.items() if done[kind] < n]) and time.monotonic() < end:
         before, kind = keys(run), str(rng.choice(left, p=_shares(left, wanted, done)))
         _wait_for_line(process, journal_lines(run) + int(rng.integers(0, max(2, total // 6))))
@@ -61,7 +65,7 @@ def _one_run(run: Path, plain: Path, wanted: dict[str, int], done: Counter[str],
         met.append((kind, problem, kind == KILL and _was_in_the_middle(run)))
         at = f"{len(keys(run))} of {len(keys(plain))} evaluations"
         print(f"{run.parent.name}/{run.name}: {kind} after {at}; {problem or 'well'}", flush=True)
-        process = RunProcess(run, (DEADLINE,))
+        process = RunProcess(run, overrides(deadline))
     wrong = _check_end(run, plain, process.wait())
     print(f"{run.parent.name}/{run.name}: ended after {len(met)} disturbances; {wrong or 'as undisturbed'}", flush=True)
     for kind, problem, in_the_middle in met:
