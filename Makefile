@@ -29,7 +29,7 @@ TINY := $(if $(filter tiny,$(MODEL)),train.batch=2 train.length=32 fidelity.high
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run test test-gpu lint types docs audit clean bench bench-speed bench-memory bench-engine bench-runs
-.PHONY: reproduce-table1 ablations bench-exports bench-faults bench-fuzz bench-scale bench-collect bench-emulators bench-search
+.PHONY: reproduce-table1 ablations bench-exports bench-faults bench-fuzz bench-ray bench-scale bench-collect bench-emulators bench-search
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -85,6 +85,10 @@ bench-faults: $(INSTALLED) ## Kills at random moments and every other fault, ove
 
 audit: $(INSTALLED) ## Known vulnerabilities of what is installed; says "not run" and why without its service
 	$(BIN)/python .ci/audit.py
+
+bench-ray: $(INSTALLED) ## Two workers on Ray: speed-up, real evaluations, kill -9 of a worker and of the driver (installs Ray)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[ray]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.on_ray $(MORE)
 
 bench-scale: $(INSTALLED) ## A thousand workers in simulated time: throughput, latency, memory and size of the journal
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.scale $(MORE)

@@ -14,6 +14,7 @@ import torch
 import qra_bo
 import qra_bo.run
 from qra_bo.cli.app import main
+from qra_bo.cli.overrides import inspect, normalise, with_default_model
 from qra_bo.config import load_config
 from qra_bo.runs import build_parser
 from qra_bo.runs import main as runs
@@ -76,6 +77,9 @@ def run_or_compose(overrides: list[str], there: Path) -> None:
         if "task=report" in overrides and not any((there / out).rglob("trials.jsonl")):
             write_run(there / out / ("" if out.count("/") else "one"), make_events())
         assert main(smaller(overrides)) == 0, overrides
+    elif "--multirun" in overrides:  # launchers are packages of their own
+        own = [o for o in overrides if not o.startswith(("--", "hydra/", "hydra."))]
+        assert not inspect(with_default_model(normalise(own)), sweep=True)[1]
     else:
         load_config(overrides)
 
