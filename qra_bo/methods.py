@@ -55,9 +55,13 @@ def prior_sha256(prior: str | None) -> str | None:
 @METHODS.register("structured")
 def make_structured(problem: SearchProblem, options: Mapping[str, Any], equivalents: float) -> Searcher:
     """The additive surrogate over sensitivities with exact knapsacks."""
+    from qra_bo.acquisition.prior_designs import prior_share
     from qra_bo.acquisition.structured_search import StructuredOptions, StructuredSearch
 
-    return StructuredSearch(problem, dataclass_options(StructuredOptions, "structured", options))
+    chosen = dataclass_options(StructuredOptions, "structured", options)
+    if chosen.n_prior is None:
+        chosen = replace(chosen, n_prior=prior_share(equivalents))
+    return StructuredSearch(problem, chosen)
 
 
 METHODS.add("default", METHODS[DEFAULT_METHOD])

@@ -7,8 +7,17 @@ from qra_bo.searcher import SearchProblem
 from qra_bo.sensitivity.profile import FloatArray
 
 # (power of damage, nats that the whole rank ladder is worth over nats that the typical format costs): small rates
-# put bytes into formats, large ones into ranks; the square root believes less in differences between units.
-_ASSUMPTIONS = ((1.0, 0.03), (0.5, 1.0), (0.5, 0.1), (1.0, 1.0), (0.5, 0.3), (1.0, 0.3), (0.5, 3.0), (1.0, 3.0))
+# put bytes into formats, large ones into ranks; the square root believes less in differences between units. In an order
+# that spreads the first few over the rates.
+_ASSUMPTIONS = ((1.0, 0.03), (0.5, 0.3), (0.5, 1.0), (0.5, 0.1), (1.0, 0.3), (1.0, 1.0), (0.5, 3.0), (1.0, 3.0))
+
+LEAST_PRIOR = 4
+
+
+def prior_share(equivalents: float) -> int:
+    """First proposals of a search that may spend so many high-fidelity equivalents: about a quarter of them. Where bytes
+    belong is what a search knows least, and what it would otherwise settle too soon."""
+    return min(len(_ASSUMPTIONS), max(LEAST_PRIOR, round(equivalents / 4)))
 
 
 def prior_tables(problem: SearchProblem, n: int) -> list[FloatArray]:

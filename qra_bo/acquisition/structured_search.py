@@ -12,7 +12,7 @@ from qra_bo.acquisition.check import LEAST_CHECKED, check_fields
 from qra_bo.acquisition.features import build_components
 from qra_bo.acquisition.functions import log_expected_improvement
 from qra_bo.acquisition.observations import Observations, row_of, telling
-from qra_bo.acquisition.prior_designs import prior_tables
+from qra_bo.acquisition.prior_designs import LEAST_PRIOR, prior_tables
 from qra_bo.acquisition.repeats import best_round, new_value
 from qra_bo.acquisition.transfer import load_prior, with_prior
 from qra_bo.acquisition.trust_region import TrustRegion
@@ -35,7 +35,8 @@ class StructuredOptions:
     """Options of ``StructuredSearch``.
 
     Args:
-        n_prior: Proposals solved under assumed exchange rates of damage and gain, before any is learned.
+        n_prior: Proposals solved under assumed exchange rates of damage and gain, before any is learned; ``None``: see
+            ``prior_designs.prior_share`` (without a limit on the cost its least).
         draws: Posterior draws solved for every global proposal, besides the posterior mean.
         temperatures: Factors on the deviation of the draws from the posterior mean, in turn.
         local_share: Share of proposals chosen by expected improvement among the neighbours of the incumbent alone.
@@ -51,7 +52,7 @@ class StructuredOptions:
         model: Settings of the surrogate.
     """
 
-    n_prior: int = 4
+    n_prior: int | None = None
     draws: int = 6
     temperatures: tuple[float, ...] = (1.0, 0.5)
     local_share: float = 0.1
@@ -92,7 +93,8 @@ class StructuredSearch:
         parts = build_components(problem, self._options.without)
         learned = {} if self._options.prior is None else load_prior(Path(self._options.prior).expanduser())
         self._design = Design(with_prior(parts, learned))
-        self._prior = prior_tables(problem, self._options.n_prior)
+        n_prior = self._options.n_prior
+        self._prior = prior_tables(problem, LEAST_PRIOR if n_prior is None else n_prior)
         n_units = problem.space.n_units
         self._region = TrustRegion(max(2, n_units // 2), 2, n_units, max(2, n_units // 2), factor=1.5)
         self._local_debt = 0.0
@@ -307,7 +309,7 @@ def _check(options: StructuredOptions) -> None:
     if options.most < 2 or options.always_fitted < 0:
         problems.append(f"most must be at least 2 and always_fitted at least 0; got {options.most} and "
                         f"{options.always_fitted}")
-    if options.n_prior < 0 or options.draws < 1 or options.edits < 1 or options.max_neighbours < 1 \
+    if (options.n_prior or 0) < 0 or options.draws < 1 or options.edits < 1 or options.max_neighbours < 1 \
             or options.contenders < 0:
         problems.append("n_prior and contenders must be at least 0, draws, edits and max_neighbours at least 1; got "
                         f"{options.n_prior}, {options.contenders}, {options.draws}, {options.edits} and "
