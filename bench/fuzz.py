@@ -2,9 +2,9 @@
 
     python -m bench.fuzz [--runs 1000000] [--least 20000] [--keep 10] [--only PARSER ...]
 
-Each parser has a process of its own. A traceback, a hang (10 s) or a value that should have been refused ends it and is
-kept in ``tests/fuzz/corpus``, where a test replays it for ever. Results are written after every parser; ``--only``
-makes some of them again and leaves the others as they are. ``pip install atheris`` (extra ``fuzz``).
+Each parser has a process of its own. A traceback, a hang (two minutes) or a value that should have been refused ends it
+and is kept in ``tests/fuzz/corpus``, where a test replays it for ever. Results are written after every parser;
+``--only`` makes some of them again and leaves the others. ``pip install atheris`` (extra ``fuzz``).
 """
 
 import argparse
@@ -61,7 +61,7 @@ def fuzz(name: str, runs: int, corpus: Path, keep: int, seed: int) -> dict[str, 
     with tempfile.TemporaryDirectory() as scratch:
         begin = time.monotonic()
         done = subprocess.run(
-            [sys.executable, "-c", CHILD.format(modules=list(MODULES), name=name), f"-runs={runs}", "-timeout=10",
+            [sys.executable, "-c", CHILD.format(modules=list(MODULES), name=name), f"-runs={runs}", "-timeout=120",
              "-max_len=2048", "-rss_limit_mb=4096", "-len_control=10", "-print_final_stats=1", f"-seed={seed}",
              f"-artifact_prefix={corpus}/found-", scratch, str(corpus)], cwd=ROOT, capture_output=True, text=True,
             check=False)
@@ -70,7 +70,7 @@ def fuzz(name: str, runs: int, corpus: Path, keep: int, seed: int) -> dict[str, 
     found = _DONE.findall(done.stderr)
     executed = re.search(r"stat::number_of_executed_units:\s*(\d+)", done.stderr)
     ok = done.returncode == 0
-    print(f"{name}: {'ok' if ok else done.stderr[-3000:]}", flush=True)
+    print(f"{name}: {'ok' if ok else f'ended with {done.returncode}: {done.stderr[-3000:]}'}", flush=True)
     return {"parser": name, "executions": int(executed[1]) if executed else 0,
             "edges": int(found[-1][1]) if found else 0, "corpus": len(list(corpus.glob("*"))),
             "seconds": round(time.monotonic() - begin, 1), "findings": 0 if ok else 1}
