@@ -134,6 +134,9 @@ def read_allocation(text: str, space: SearchSpace) -> tuple[Allocation, float | 
                          "(integers)")
     names = [f["name"] if isinstance(f, dict) and "name" in f else f for f in data["formats"]]
     allocation = Allocation.from_json({"formats": names, "ranks": data.get("ranks")})
+    if min(allocation.ranks) < 1:
+        raise ConfigError(f"allocation: {path} gives a unit the rank {min(allocation.ranks)}; every unit is fine-tuned "
+                          "through an adapter, so ranks must be at least 1")
     units = [u.name for u in space.units]
     if data.get("units", units) != units or len(allocation) != len(units):
         raise ConfigError(f"allocation: {path} is for {len(allocation)} units; this model has {len(units)} "

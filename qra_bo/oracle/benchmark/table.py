@@ -319,7 +319,7 @@ def load_provenance(path: Path) -> dict[str, dict[str, Any]]:
         try:
             data = strict_json(line)
             found[str(data["batch"])] = {k: v for k, v in data.items() if k != "batch"}
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{path}, line {number} is malformed: {error!r}") from error
     return found
 
