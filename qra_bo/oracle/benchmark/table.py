@@ -347,8 +347,13 @@ def load_costs(folder: Path) -> dict[str, CostTable]:
         return np.array(shared["tables"], dtype=np.int64)[np.array(shared["of_unit"], dtype=np.int64)]
 
     try:
-        return {scope: CostTable(tuple(PhaseCost(p["name"], int(p["fixed"]), array(p["unit"]), array(p["spike"]))
-                                       for p in phases)) for scope, phases in data.items()}
+        tables = {scope: CostTable(tuple(PhaseCost(p["name"], int(p["fixed"]), array(p["unit"]), array(p["spike"]))
+                                         for p in phases)) for scope, phases in data.items()}
+        for scope, table in tables.items():
+            shapes = {a.shape for p in table.phases for a in (p.unit, p.spike)}
+            if len(shapes) != 1 or len(next(iter(shapes))) != 3:
+                raise ValueError(f"scope {scope} has no phase, or tables of the shapes {sorted(shapes)}")
+        return tables
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
         raise DataError(f"{folder / MEMORY} is malformed: {error!r}") from error
 
