@@ -15,8 +15,8 @@ LEAST_PRIOR = 4
 
 
 def prior_share(equivalents: float) -> int:
-    """First proposals of a search that may spend so many high-fidelity equivalents: about a quarter of them. Where bytes
-    belong is what a search knows least, and what it would otherwise settle too soon."""
+    """First proposals of a search that may spend so many high-fidelity equivalents: about a quarter of them. Where
+    bytes belong is what a search knows least, and what it would otherwise settle too soon."""
     return min(len(_ASSUMPTIONS), max(LEAST_PRIOR, round(equivalents / 4)))
 
 
