@@ -114,21 +114,25 @@ def flops_per_training_token(spec: DecoderSpec) -> int:
 
 
 def matmul_flops(dtype: str, threads: int) -> float:
-    """Floating-point operations a second of plain matrix products. Loads torch."""
+    """Floating-point operations a second of plain matrix products on as many idle cores. Loads torch.
+
+    One thread's own processor time is taken, and the best product: what else runs on the machine in that moment says
+    little about the hours to come.
+    """
     import torch
 
     before = torch.get_num_threads()
-    torch.set_num_threads(threads)
+    torch.set_num_threads(1)
     try:
         a = torch.full((SIDE, SIDE), 0.5, dtype=getattr(torch, dtype))
         a @ a  # the first product sets things up
-        products, start = 0, time.perf_counter()
-        while (elapsed := time.perf_counter() - start) < BENCHMARK_SECONDS:
+        best, end = math.inf, time.thread_time() + BENCHMARK_SECONDS
+        while (start := time.thread_time()) < end:
             a @ a
-            products += 1
+            best = min(best, time.thread_time() - start)
     finally:
         torch.set_num_threads(before)
-    return 2 * SIDE**3 * max(1, products) / elapsed
+    return threads * 2 * SIDE**3 / best
 
 
 def training_tokens(config: RunConfig) -> float | None:
