@@ -161,7 +161,8 @@ def run_one(config: RunConfig, folder: Path, setting: Setting, budget: int, exec
             parts.make_searcher(parts.make_problem(setting.profile), engine_config.high_equivalents)
         if view is not None and not (folder / JOURNAL_NAME).exists():
             print_plan(view.console, f"{config.model_name} within {budget / 1e6:,.1f} MB, effort={config.effort.name}; "
-                       "times are rough, for idle cores", plan_rows(config, engine_config, token_seconds(config, setting)),
+                       "times are rough, for idle cores",
+                       plan_rows(config, engine_config, token_seconds(config, setting)),
                        engine_config.equivalent_tokens)
         outcome = Engine(engine_config, parts).run()
     return _written(config, folder, outcome)
