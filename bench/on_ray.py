@@ -170,9 +170,11 @@ def targets_of(rows: Sequence[Row]) -> list[Target]:
         speedup = found[sleep(1)]["seconds"] / found[sleep(2)]["seconds"]
         targets[0] = replace(targets[0], value=speedup, met=speedup >= SPEEDUP, why="")
     if SAME in found:
-        same, done = found[SAME], found[DISTURBED]
+        same = found[SAME]
         share = same["good"] / max(1, same["evaluations"])
         targets[1] = replace(targets[1], value=share, met=share == 1.0, why="")
+    if DISTURBED in found:
+        done = found[DISTURBED]
         targets[2] = replace(targets[2], value=done["good"], met=done["good"] == done["tries"] > 0, why="")
     return targets
 
