@@ -37,6 +37,7 @@ from qra_bo.study.executor import Executor
 from qra_bo.study.journal import JOURNAL_NAME
 from qra_bo.study.options import REPEATS, Delivery, EngineConfig, FinalTask, Parts, repeat_seeds, training_seeds
 from qra_bo.study.results import load_study
+from qra_bo.study.signals import RunInterrupted
 
 MEASURED_CANDIDATES = 5
 """How many allocations may be measured at the end, from the winner down, before the run gives up."""
@@ -164,7 +165,10 @@ def run_one(config: RunConfig, folder: Path, setting: Setting, budget: int, exec
                        "times are rough, for idle cores",
                        plan_rows(config, engine_config, token_seconds(config, setting)),
                        engine_config.equivalent_tokens)
-        outcome = Engine(engine_config, parts).run()
+        try:
+            outcome = Engine(engine_config, parts).run()
+        except RunInterrupted as stop:
+            raise RunInterrupted(stop.signum, folder if len(config.budget) == 1 else folder.parent) from stop
     return _written(config, folder, outcome)
 
 

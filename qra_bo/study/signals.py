@@ -4,6 +4,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -13,11 +14,13 @@ class RunInterrupted(KeyboardInterrupt):
 
     Args:
         signum: ``SIGINT`` or ``SIGTERM``.
+        folder: What ``out=`` has to be to go on, where that is known.
     """
 
-    def __init__(self, signum: int) -> None:
+    def __init__(self, signum: int, folder: Path | None = None) -> None:
         self.signum = signum
-        super().__init__(f"stopped by {signal.Signals(signum).name}; run the same command again to go on")
+        where = "" if folder is None else f" with out={folder}"
+        super().__init__(f"stopped by {signal.Signals(signum).name}; run the same command again{where} to go on")
 
     @property
     def exit_status(self) -> int:

@@ -1,6 +1,7 @@
 """Anchors by hand, intervals against scipy, state folded from evaluations, names explained."""
 
 import json
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from qra_bo.study.confirm import Confirmation, paired_interval, spearman
 from qra_bo.study.cost import Cost
 from qra_bo.study.options import training_seeds
 from qra_bo.study.provenance import changes, collect, git_commit
+from qra_bo.study.signals import RunInterrupted
 from qra_bo.study.status import StatusFile
 from qra_bo.study.study import Study
 from tests.study.oracles import DAMAGE, FORMATS, UNITS, PlantedOracle
@@ -185,3 +187,9 @@ def test_registry_refuses_duplicates_and_explains_misses() -> None:
 
 def test_the_stand_in_is_an_oracle() -> None:
     assert isinstance(PlantedOracle(), Oracle)
+
+
+def test_a_stop_says_with_which_folder_the_run_goes_on() -> None:
+    stop = RunInterrupted(signal.SIGTERM, Path("outputs/a"))
+    assert str(stop) == "stopped by SIGTERM; run the same command again with out=outputs/a to go on"
+    assert (stop.exit_status, RunInterrupted(signal.SIGINT).exit_status) == (143, 130)
