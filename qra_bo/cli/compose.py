@@ -85,10 +85,15 @@ def _mended(raw: Mapping[str, Any], problems: Sequence[Problem]) -> dict[str, An
     for problem in problems:
         *parents, leaf = problem.key.split(".")
         mine, standard = out, defaults
-        for part in parents:
-            mine, standard = mine[part], standard[part]
-        if leaf in standard:
-            mine[leaf] = standard[leaf]
-        else:
-            del mine[leaf]
+        try:
+            for part in parents:
+                mine, standard = mine[part], standard[part]
+            if leaf in standard:
+                mine[leaf] = standard[leaf]
+            else:
+                del mine[leaf]
+        except (KeyError, TypeError):  # a name with a dot in it: the whole group stands in
+            group = problem.key.partition(".")[0]
+            out.pop(problem.key, None)
+            out.update({group: deepcopy(defaults[group])} if group in defaults else {})
     return out
