@@ -173,13 +173,12 @@ class StructuredModel:
         """Mean and standard deviation of the noise-free latent value of ``n x 2 L`` rows, each ``n``."""
         means, deviations = [], []
         for chunk in torch.split(rows, _CHUNK):
-            cross = torch.full((len(chunk), len(self.y)), _CONSTANT_VARIANCE, dtype=torch.float64)
+            blocks = self.design.blocks(chunk)
+            cross = self._cross(chunk, blocks)
             prior = torch.full((len(chunk),), _CONSTANT_VARIANCE, dtype=torch.float64)
-            for block, train, scale in zip(self.design.blocks(chunk), self._blocks, self._scales, strict=False):
-                cross += scale**2 * (block @ train.T)
+            for block, scale in zip(blocks, self._scales, strict=False):
                 prior += scale**2 * block.square().sum(dim=1)
             if self.settings.residual > 0:
-                cross += self._scales[-2]**2 * self._residual_kernel(chunk)
                 prior += self._scales[-2]**2
             means.append(cross @ self._alpha)
             solved = torch.linalg.solve_triangular(self._chol, cross.T, upper=False)
@@ -190,14 +189,11 @@ class StructuredModel:
         """Posterior covariance of the noise-free latent values of ``n x 2 L`` rows, ``n x n``."""
         blocks = self.design.blocks(rows)
         prior = torch.full((len(rows), len(rows)), _CONSTANT_VARIANCE, dtype=torch.float64)
-        cross = torch.full((len(rows), len(self.y)), _CONSTANT_VARIANCE, dtype=torch.float64)
-        for block, train, scale in zip(blocks, self._blocks, self._scales, strict=False):
+        for block, scale in zip(blocks, self._scales, strict=False):
             prior += scale**2 * (block @ block.T)
-            cross += scale**2 * (block @ train.T)
         if self.settings.residual > 0:
             prior += self._scales[-2]**2 * self._correlation(rows, rows)
-            cross += self._scales[-2]**2 * self._residual_kernel(rows)
-        solved = torch.linalg.solve_triangular(self._chol, cross.T, upper=False)
+        solved = torch.linalg.solve_triangular(self._chol, self._cross(rows, blocks).T, upper=False)
         covariance: Tensor = prior - solved.T @ solved
         return covariance
 
@@ -260,6 +256,15 @@ class StructuredModel:
             weights = part if part.ndim == 2 else part[None, :]
             total = total + self.design.table(index, self._scales[index] * weights)
         return total
+
+    def _cross(self, rows: Tensor, blocks: list[Tensor]) -> Tensor:
+        """Prior covariances of ``m x 2 L`` rows, whose features are ``blocks``, with the observed ones, ``m x n``."""
+        cross = torch.full((len(rows), len(self.y)), _CONSTANT_VARIANCE, dtype=torch.float64)
+        for block, train, scale in zip(blocks, self._blocks, self._scales, strict=False):
+            cross += scale**2 * (block @ train.T)
+        if self.settings.residual > 0:
+            cross += self._scales[-2]**2 * self._residual_kernel(rows)
+        return cross
 
     def _residual_kernel(self, rows: Tensor) -> Tensor:
         """Matern-5/2 correlations of ``m x 2 L`` rows with the observed ones, ``m x n``."""
