@@ -136,18 +136,19 @@ class EngineConfig:
 
 def training_seeds(seed: int, n: int) -> tuple[int, tuple[int, ...]]:
     """The training seed of a search with ``seed``, and ``n`` others that it does not use; all different."""
-    seeds: list[int] = []
-    for block in np.random.SeedSequence(entropy=seed, spawn_key=(0x7A11,)).generate_state(4 * (n + 1)):
-        candidate = int(block) % 2**31
-        if candidate not in seeds:
-            seeds.append(candidate)
-    return seeds[0], tuple(seeds[1:n + 1])
+    first, *others = _drawn(seed, 0x7A11, n + 1, ())
+    return first, tuple(others)
 
 
 def repeat_seeds(seed: int, n: int, taken: Collection[int]) -> tuple[int, ...]:
     """``n`` training seeds for repeats of a search with ``seed``, none of those ``taken``."""
-    drawn = (int(word) % 2**31 for word in
-             np.random.SeedSequence(entropy=seed, spawn_key=(0x4EA7,)).generate_state(4 * (n + len(taken) + 1)))
+    return _drawn(seed, 0x4EA7, n, taken)
+
+
+def _drawn(seed: int, key: int, n: int, taken: Collection[int]) -> tuple[int, ...]:
+    """The first ``n`` distinct seeds of a stream, none of those ``taken``."""
+    words = np.random.SeedSequence(entropy=seed, spawn_key=(key,)).generate_state(4 * (n + len(taken) + 1))
+    drawn = (int(word) % 2**31 for word in words)
     return tuple(dict.fromkeys(s for s in drawn if s not in taken))[:n]
 
 
