@@ -232,6 +232,7 @@ class Table1Config:
     steps: int | None
     seeds: int
     key_seeds: int
+    join: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)

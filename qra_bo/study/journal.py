@@ -22,7 +22,8 @@ from qra_bo.study.lock import RunLock
 
 JOURNAL_NAME = "trials.jsonl"
 Event = dict[str, Any]
-_RESERVED = frozenset({"event", "time", "session", "elapsed", "crc"})
+RESERVED = frozenset({"event", "time", "session", "elapsed", "crc"})
+"""Fields of every line that the journal writes itself."""
 _FIRST_BYTES = b'{"event":"header"'
 _LISTED = 8
 """Differences that a message spells out."""
@@ -234,8 +235,8 @@ class Journal:
             OracleError: If a field is reserved or not JSON: a bug of the caller.
             OutputError: If the line can't be written; what there was before stays readable.
         """
-        if fields.keys() & _RESERVED or self._fd is None:
-            raise OracleError(f"the event {event!r} can't be written: its fields {sorted(fields.keys() & _RESERVED)} "
+        if fields.keys() & RESERVED or self._fd is None:
+            raise OracleError(f"the event {event!r} can't be written: its fields {sorted(fields.keys() & RESERVED)} "
                               "are the journal's own, or the journal is not open")
         data: Event = {"event": event, "time": datetime.now().astimezone().isoformat(timespec="milliseconds"),
                        "session": self._session, "elapsed": round(self.elapsed, 3), **redact_all(dict(fields))}

@@ -19,6 +19,7 @@ from qra_bo.run import Setting, make_setting, new_folder
 from qra_bo.study.journal import Journal
 from qra_bo.study.signals import Interrupts
 from qra_bo.table1.cells import Cell, CellResult, make_cells, work
+from qra_bo.table1.join import join
 from qra_bo.table1.limits import Limit
 from qra_bo.table1.markdown import render, summary
 from qra_bo.table1.plan import check_searches, equivalent_tokens, plan_rows
@@ -55,6 +56,10 @@ def run_table(config: RunConfig) -> TableResult:
         journal = stack.enter_context(Journal(folder, interrupts.shield, name=NAME))
         session = Session(config, _at_peak(setting), folder, journal)
         stack.callback(session.close)
+        for other in config.table1.join:
+            taken = join(session, Path(other))
+            if shown:
+                print(f"{other}: {taken} results taken over", file=sys.stderr)
         check_searches(session, cells)
         if config.eval.tasks and config.oracle.name == "finetune":
             from qra_bo.oracle.harness import check_tasks  # loads torch and the harness

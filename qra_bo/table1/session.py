@@ -17,7 +17,7 @@ from qra_bo.records import SCHEMA_VERSION, EvaluationRequest, TrialState
 from qra_bo.run import Setting
 from qra_bo.space import CostTable, Ladder, SearchSpace
 from qra_bo.study.executor import Executor
-from qra_bo.study.journal import Journal, canonical, check_same_configuration
+from qra_bo.study.journal import RESERVED, Journal, canonical, check_same_configuration
 from qra_bo.study.messages import ProfileResult
 from qra_bo.study.options import training_seeds
 from qra_bo.study.provenance import changes, collect
@@ -53,6 +53,7 @@ class Session:
         self.made = 0  # events of this session: what is taken from the journal needs no telling
         self._events: dict[tuple[str, str], Mapping[str, Any]] = {}
         self._provenance: Mapping[str, Any] | None = None
+        self._provenances: set[str] = set()  # all so far, without what the journal adds
         self._described = False
         self._open: tuple[tuple[str, str], Executor] | None = None  # its adapters' start and its scope
         for event in journal.content.events:
@@ -209,18 +210,50 @@ class Session:
         Raises:
             JournalError: If it is of another configuration.
         """
-        plain = self.config.to_dict()
-        memory = replace(self.config.memory, scope="peak")
-        digest = self.config.with_changes(budget=("",), max_average_bits=None, memory=memory).config_sha256
         header = self.find("header", "")
         if header is None:
+            plain, digest = self._identity()
             self._append("header", {"schema_version": SCHEMA_VERSION, "config": plain, "config_sha256": digest,
                                     "version": qra_bo.__version__, "model": self.config.model_name,
                                     "oracle": self.config.oracle.name})
         else:
-            check_same_configuration(self._journal.path, header, plain, digest, MAY_DIFFER)
+            self.check_header(self._journal.path, header)
         for message in self._journal.content.warnings:
             self.warn(message)
+
+    def _identity(self) -> tuple[dict[str, Any], str]:
+        """The configuration, and the hash of what may not differ between the sessions of a table."""
+        memory = replace(self.config.memory, scope="peak")
+        same = self.config.with_changes(budget=("",), max_average_bits=None, memory=memory)
+        return self.config.to_dict(), same.config_sha256
+
+    def check_header(self, path: Path, header: Mapping[str, Any]) -> None:
+        """Refuse a journal of another table.
+
+        Raises:
+            JournalError: With what differs.
+        """
+        check_same_configuration(path, header, *self._identity(), MAY_DIFFER)
+
+    def take_over(self, kind: str, fields: Mapping[str, Any]) -> bool:
+        """Write down what another journal of this table holds; ``False`` where this one has it already."""
+        if self.find(kind, str(fields.get("key", ""))) is not None:
+            return False
+        self._append(kind, fields)
+        return True
+
+    def join_provenance(self, folder: Path, there: Mapping[str, Any]) -> None:
+        """Write down where another folder's results come from, and warn of what differs.
+
+        Raises:
+            JournalError: If results here and there would not compare.
+        """
+        differences = [] if self._provenance is None else changes(self._provenance, there)
+        if canonical(there) not in self._provenances:
+            self._append("provenance", there)
+        if differences:
+            self.warn(f"what {folder.name} holds was made elsewhere: {'; '.join(differences)}; a row's seeds that were "
+                      "trained here and there may differ a little for that")
 
     def warn(self, message: str) -> None:
         """Write a warning, once a table."""
@@ -252,6 +285,7 @@ class Session:
     def _take_in(self, event: Mapping[str, Any]) -> None:
         if event["event"] == "provenance":
             self._provenance = event
+            self._provenances.add(canonical({k: v for k, v in event.items() if k not in RESERVED}))
         elif event.get("state") != TrialState.FAILED.value or event["session"] == self._session:
             # What a lost worker left without a result is tried again in another session.
             self._events[event["event"], str(event.get("key", ""))] = event
