@@ -4,10 +4,10 @@ import hashlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from qra_bo.errors import ConfigError
+from qra_bo.priors import prior_file
 from qra_bo.records import Evaluation, Fidelity, Proposal
 from qra_bo.registry import Registry
 from qra_bo.searcher import Searcher, SearchProblem, SelfChecking
@@ -46,7 +46,7 @@ def prior_sha256(prior: str | None) -> str | None:
     if prior is None:
         return None
     try:
-        return hashlib.sha256(Path(prior).expanduser().read_bytes()).hexdigest()
+        return hashlib.sha256(prior_file(prior).read_bytes()).hexdigest()
     except OSError as error:
         raise ConfigError(f"surrogate.prior: {prior} can't be read ({error.strerror}); give a file that python -m "
                           "qra_bo.prior wrote") from error

@@ -14,6 +14,7 @@ from qra_bo.memory.optimizers import is_paged
 from qra_bo.methods import METHODS
 from qra_bo.oracle.benchmark.table import TASK as TASK_FILE
 from qra_bo.oracle.benchmark.table import folder_of
+from qra_bo.priors import prior_file, shipped_priors
 from qra_bo.redact import redact
 from qra_bo.space import Ladder
 from qra_bo.tasks import TASKS
@@ -209,9 +210,10 @@ def _sources(config: RunConfig) -> Iterator[Problem]:
         yield Problem("sensitivity.path", "sensitivity.path must name a file such as the profile.json of a "
                                           f"task=profile, or be null to measure; there is no file {profile!r}.")
     prior = config.surrogate.prior
-    if config.task not in (*OF_A_RUN, "memory") and prior is not None and not Path(prior).expanduser().is_file():
-        yield Problem("surrogate.prior", "surrogate.prior must name a file that python -m qra_bo.prior wrote, or be "
-                                         f"null; there is no file {prior!r}.")
+    if config.task not in (*OF_A_RUN, "memory") and prior is not None and not prior_file(prior).is_file():
+        yield Problem("surrogate.prior", "surrogate.prior must name a file that python -m qra_bo.prior wrote, or one "
+                                         f"that comes with qra_bo ({', '.join(shipped_priors())}), or be null; there "
+                                         f"is no file {prior!r}.")
     table = config.oracle.table
     if config.oracle.name == "benchmark" and (table is None or not (folder_of(Path(table)) / TASK_FILE).is_file()):
         yield Problem("oracle.table", "oracle=benchmark needs oracle.table=FOLDER, a table of real evaluations such as "

@@ -18,7 +18,7 @@ from typing import Any
 from bench.collect.task import DATA, REFERENCE_BUDGETS, TASKS
 from bench.report import RESULTS, Target, publish
 from bench.search.finds import chosen, finds_target, real_rows, write_finds
-from bench.search.methods import COMPARED, EVERYTHING, Entry
+from bench.search.methods import ABLATIONS, COMPARED, EVERYTHING, LEARNED_FROM, TRANSFER, Entry
 from bench.search.play import Arena, arenas, play
 from bench.search.plots import plot_arenas
 from bench.search.quality import quality_rows
@@ -67,7 +67,8 @@ def run_all(options: argparse.Namespace, entries: Sequence[Entry]) -> None:
     for number, (arena, entry, seed) in enumerate(wanted(places, entries, options.seeds)):
         identity = (arena.name, entry.name, entry.settings_sha256, seed, options.equivalents,
                     arena.oracle.describe()["data_sha256"])
-        if number % parts != part - 1 or identity in done or entry.name in missing:
+        own = entry.kind == "transfer" and arena.oracle.table.facts.task == LEARNED_FROM
+        if number % parts != part - 1 or identity in done or entry.name in missing or own:
             continue
         try:
             run = play(arena, entry, seed, options.equivalents)
@@ -115,8 +116,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--emulators", nargs="+", choices=list(FAMILIES), default=list(FAMILIES))
     parser.add_argument("--budgets", nargs="+", choices=[b for b, _ in REFERENCE_BUDGETS],
                         default=[b for b, _ in REFERENCE_BUDGETS])
-    parser.add_argument("--methods", nargs="+", choices=list(EVERYTHING), help="all but the ablations by default")
-    parser.add_argument("--ablations", action="store_true", help="ours with one part taken away at a time, too")
+    parser.add_argument("--methods", nargs="+", choices=list(EVERYTHING), help="those that are compared by default")
+    parser.add_argument("--ablations", action="store_true",
+                        help="also ours with one part taken away at a time, and ours taught by another task")
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--equivalents", type=float, default=40.0, help="what a search may spend")
     parser.add_argument("--part", default="1/1", help="K/N: this process makes every N-th search from the K-th on")
@@ -131,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
     names = options.methods or [e.name for e in COMPARED]
     if options.ablations:
-        names += [e.name for e in EVERYTHING.values() if e.kind == "ablation" and e.name not in names]
+        names += [e.name for e in (*ABLATIONS, *TRANSFER) if e.name not in names]
     try:
         if not options.summary:
             run_all(options, [EVERYTHING[name] for name in names])

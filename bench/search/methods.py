@@ -18,7 +18,7 @@ class Entry:
     Args:
         name: Of the row.
         method: Name among the search methods.
-        kind: ``"ours"``, ``"peer"``, ``"published"`` or ``"ablation"``.
+        kind: ``"ours"``, ``"peer"``, ``"published"``, ``"ablation"`` or ``"transfer"``.
         options: Of the method; none means its defaults.
         note: What differs from a method's own defaults.
         recommended: Whether the incumbent is what the method recommends, if it does; else the least loss seen.
@@ -69,4 +69,10 @@ ABLATIONS = (
     Entry("ours by the least loss seen", OURS, "ablation", recommended=False),
     Entry("ours by the posterior mean", OURS, "ablation", {"temperatures": [0.0]}),
 )
-EVERYTHING = {entry.name: entry for entry in (*COMPARED, *ABLATIONS)}
+LEARNED_FROM = "plays"
+TRANSFER = (
+    Entry("ours, taught by another task", OURS, "transfer", {"prior": "smollm2_135m"},
+          f"surrogate.prior=smollm2_135m, learned from the table of the {LEARNED_FROM}"),
+)
+"""What knows of evaluations that the others do not: never a part of the comparison, nor run on the task it is from."""
+EVERYTHING = {entry.name: entry for entry in (*COMPARED, *ABLATIONS, *TRANSFER)}

@@ -18,7 +18,7 @@ def plot_arenas(rows: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
     paths = []
     for task, emulator, budget in arenas:
         here = [r for r in rows if (r["task"], r["emulator"], r["budget"]) == (task, emulator, budget)
-                and r["kind"] != "ablation"]
+                and r["kind"] not in ("ablation", "transfer")]
         fig = figure(LIGHT, 7.0, 4.6)
         ax = fig.add_subplot()
         others = 0
