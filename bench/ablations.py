@@ -106,12 +106,11 @@ def run_seed(config: RunConfig, folder: Path, names: Sequence[str], ranking: int
         for name in names:
             variant = VARIANTS[name]
             changes = {**published_changes(config), **variant.changes(config)}
-            study = search(session, name, limit, variant.method, variant.params(scaled_autoqra(config)), changes)
-            if study.incumbent is None:
-                raise SystemExit(f"{name}, seed {config.seed}: nothing gave a loss")
-            a, scale, mixed = study.incumbent.allocation, study.lr_scale or 1.0, study.best_mixed
+            outcome = search(session, name, limit, variant.method, variant.params(scaled_autoqra(config)), changes)
+            study, found = outcome.study, outcome.found
+            a, scale, mixed = found.allocation, study.lr_scale or 1.0, study.best_mixed
             rows.append({"variant": name, "what": variant.what, "seed": config.seed, "allocation": a.to_json(),
-                         "test_loss": final(session, a, scale), "search_loss": study.incumbent.loss,
+                         "test_loss": final(session, a, scale), "search_loss": found.loss,
                          "proposed": None if mixed is None else mixed.allocation.to_json(),
                          "proposed_loss": None if mixed is None else final(session, mixed.allocation, scale),
                          "equivalents": study.search_cost.tokens / float(study.header["equivalent_tokens"])})

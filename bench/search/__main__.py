@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.collect.task import DATA, REFERENCE_BUDGETS, TASKS
-from bench.report import RESULTS, Target, publish
+from bench.report import RESULTS, publish
 from bench.search.finds import chosen, finds_target, real_rows, write_finds
 from bench.search.methods import ABLATIONS, COMPARED, EVERYTHING, LEARNED_FROM, TRANSFER, Entry
 from bench.search.play import Arena, arenas, play
@@ -28,9 +28,6 @@ from qra_bo.oracle.benchmark.emulator import FAMILIES
 from qra_bo.oracle.benchmark.table import ROWS
 
 RUNS = Path("outputs") / "bench-search" / "runs.jsonl"
-REAL = Target("real oracle, one task, 40 equivalents, 3 search seeds: ours against the two best peers and the "
-              "published method", "same direction", None, False,
-              "not run: python -m bench.peers method.name=PEER seed=0 budget=...")
 Run = dict[str, Any]
 
 
@@ -102,7 +99,7 @@ def summarise(options: argparse.Namespace) -> None:
     real = [row for arena in tables.values()
             for row in real_rows(arena.oracle.table, DATA / arena.oracle.table.facts.task, finds)]
     kept = [*({"what": "search", **row} for row in rows), *real, *({"what": "surrogate", **row} for row in quality)]
-    publish("search", [*targets, finds_target(real), REAL], kept,
+    publish("search", [*targets, finds_target(real)], kept,
             ["task", "emulator", "budget", "method", "seeds", "regret", "low", "high", "cost_to_best_peer",
              "cpu_seconds", "measured", "best_difference", "surrogate", "evaluations", "spearman", "coverage_90"])
     print("\n".join(str(path) for path in files))

@@ -36,12 +36,14 @@ class RunOutcome:
         exit_status: 0, or 3 where the first winner measured over the budget and the next best that fits was taken.
         best: The contents of ``best.json``.
         study: Everything behind it.
+        found: What the search came to: the point that its method recommends first, else the one with the least loss.
     """
 
     winner: Allocation
     exit_status: int
     best: Mapping[str, Any]
     study: Study
+    found: Evaluation
 
 
 class Engine:
@@ -127,7 +129,7 @@ class Engine:
         if self.config.ranking_top >= 2:
             with run.stage("ranking_check"):
                 self._check_ranking(run)
-        return self._conclude(run)
+        return self._conclude(run, believed)
 
     def _problem(self, run: Runner) -> SearchProblem:
         """The search problem over the journal's profile, or a new one."""
@@ -283,10 +285,12 @@ class Engine:
             "steps": self.config.high_steps * factor, "fingerprints": [e.allocation.fingerprint for e, _ in finished],
             "losses": losses, "search_losses": search_losses, "spearman": spearman(search_losses, losses)})
 
-    def _conclude(self, run: Runner) -> RunOutcome:
+    def _conclude(self, run: Runner, recommended: Sequence[Allocation]) -> RunOutcome:
         """Hand the winner over, and write down what is delivered."""
         winner = run.study.winner
-        if winner is None:
+        points = (run.study.point(a) for a in recommended)
+        found = next((p for p in points if p is not None), run.study.incumbent)
+        if winner is None or found is None:
             raise QRABOError(f"no evaluation within the budget gave a loss; {_reasons(run.study.evaluations)}")
         delivered = self._deliver(run, winner)
         if "end" not in run.study.last:
@@ -297,7 +301,8 @@ class Engine:
                 "predicted_bytes": self.parts.predict_bytes(delivered),
                 "breakdown": {k: int(v) for k, v in self.parts.breakdown(delivered).items()}})
         best = write_best(self.config.folder, run.study)
-        return RunOutcome(delivered, 0 if run.study.last["end"]["status"] == "done" else 3, best, run.study)
+        return RunOutcome(delivered, 0 if run.study.last["end"]["status"] == "done" else 3, best, run.study,
+                          found)
 
     def _fold(self, run: Runner) -> None:
         """Fold what was measured since the last time into what is known of the device."""

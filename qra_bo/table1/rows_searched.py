@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from qra_bo.errors import QRABOError
-from qra_bo.study.study import Study
+from qra_bo.study.engine import RunOutcome
 from qra_bo.table1.limits import Limit
 from qra_bo.table1.published import calibration_and_anchors, published_changes, scaled_autoqra, scaled_qr_adaptor
 from qra_bo.table1.recipe import Recipe
@@ -27,19 +26,13 @@ class Searched(WithinABudget):
 
     def find(self, session: Session, limit: Limit) -> Found:
         method = session.config.method
-        study = search(session, self.name, limit, method.name, method.params)
-        return self.found(session, study, f"method={method.name}")
+        outcome = search(session, self.name, limit, method.name, method.params)
+        return self.found(session, outcome, f"method={method.name}")
 
-    def found(self, session: Session, study: Study, note: str, init: str | None = None) -> Found:
-        """The incumbent of a search.
-
-        Raises:
-            QRABOError: If nothing gave a loss.
-        """
-        best = study.incumbent
-        if best is None:
-            raise QRABOError(f"the search of {self.name} found nothing that gave a loss")
-        return Found(Recipe(best.allocation, init or session.config.adapter.init), study.search_cost.tokens, note)
+    def found(self, session: Session, outcome: RunOutcome, note: str, init: str | None = None) -> Found:
+        """What a search came to."""
+        return Found(Recipe(outcome.found.allocation, init or session.config.adapter.init),
+                     outcome.study.search_cost.tokens, note)
 
 
 @dataclass(frozen=True)
@@ -68,11 +61,11 @@ class AutoQRA(Searched):
 
     def find(self, session: Session, limit: Limit) -> Found:
         params = scaled_autoqra(session.config)
-        study = search(session, self.name, limit, "autoqra", params, published_changes(session.config))
+        outcome = search(session, self.name, limit, "autoqra", params, published_changes(session.config))
         e = params["evolution"]
         note = (f"ranks {list(session.config.table1.published_ranks)}, published defaults scaled to the cost: "
                 f"population {e['population']}, {e['generations']} generations, {e['promote']} promoted")
-        return self.found(session, study, note, "kaiming")
+        return self.found(session, outcome, note, "kaiming")
 
 
 @dataclass(frozen=True)
@@ -86,9 +79,9 @@ class QRAdaptor(AutoQRA):
         changes = published_changes(session.config)
         changes["fidelity"] = replace(session.config.fidelity, low=None)
         params = scaled_qr_adaptor(session.config)
-        study = search(session, self.name, limit, "qr_adaptor", params, changes)
+        outcome = search(session, self.name, limit, "qr_adaptor", params, changes)
         e = params["evolution"]
-        return self.found(session, study, f"ranks {list(session.config.table1.published_ranks)}, population "
+        return self.found(session, outcome, f"ranks {list(session.config.table1.published_ranks)}, population "
                                           f"{e['population']}, {e['generations']} generations", "kaiming")
 
 

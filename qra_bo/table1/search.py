@@ -8,9 +8,8 @@ from typing import Any
 from qra_bo.config import NOT_OF_THE_RESULT, MethodConfig, RunConfig
 from qra_bo.records import Evaluation, Proposal
 from qra_bo.run import engine_settings, path_name, run_parts
-from qra_bo.study.engine import Engine
+from qra_bo.study.engine import Engine, RunOutcome
 from qra_bo.study.shared import SharedExecutor
-from qra_bo.study.study import Study
 from qra_bo.table1.limits import Limit
 from qra_bo.table1.session import Session
 
@@ -44,7 +43,7 @@ def search_config(session: Session, limit: Limit, method: str, params: Mapping[s
 
 
 def search(session: Session, name: str, limit: Limit, method: str | None, params: Mapping[str, Any] | None = None,
-           changes: Mapping[str, Any] | None = None) -> Study:
+           changes: Mapping[str, Any] | None = None) -> RunOutcome:
     """Profile, calibrate, evaluate the anchors and search; begun, gone on with, or read where it is done.
 
     Args:
@@ -70,7 +69,7 @@ def search(session: Session, name: str, limit: Limit, method: str | None, params
                     progress=session.progress)
     if method is None:
         parts = replace(parts, make_searcher=lambda problem, equivalents: UniformOnly())
-    return Engine(engine_settings(config, folder, setting.space, budget), parts).run().study
+    return Engine(engine_settings(config, folder, setting.space, budget), parts).run()
 
 
 def _others(folder: Path) -> list[Path]:

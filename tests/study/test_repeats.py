@@ -48,12 +48,14 @@ def test_repeats_inform_the_search_and_are_never_incumbent(tmp_path: Path) -> No
 
 
 def test_what_is_recommended_is_confirmed_rather_than_the_least_loss(tmp_path: Path) -> None:
-    study = run(tmp_path).study
+    outcome = run(tmp_path)
+    study = outcome.study
     losses = {a: study.point(a).loss for a in MIXED}  # type: ignore[union-attr]
     least, largest = sorted(MIXED, key=lambda a: losses[a] or 0.0)
     assert study.best_mixed is not None
     assert study.best_mixed.allocation == least
     assert Allocation.from_json(study.last["confirmation"]["candidate"]) == largest
+    assert outcome.found.allocation == largest
 
 
 def test_a_run_with_repeats_goes_on_to_the_same_end(tmp_path: Path) -> None:

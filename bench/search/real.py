@@ -1,0 +1,148 @@
+"""Ours, the two best peers and the published method on the real oracle: searches at equal cost, finals on unseen seeds.
+
+    python -m bench.search.real [--seeds 0 1 2] [--work outputs/real-search] [--summary] [overrides ...]
+
+All searches of one seed share what they would train alike, each at its own charge. What they come to is trained on five
+seeds that no search used and evaluated on the test split. Searches and finals are kept in ``--work``, one folder a
+seed, and gone on with; several processes may do a seed each, and --summary then writes bench/results/search_real.json.
+"""
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import t as student
+
+from bench.ablations import FINALS
+from bench.peers.registry import name_peers
+from bench.report import Target, publish
+from bench.search.methods import OURS
+from qra_bo.config import RunConfig, load_config
+from qra_bo.files import write_json
+from qra_bo.run import make_setting
+from qra_bo.study.journal import Journal
+from qra_bo.study.options import training_seeds
+from qra_bo.table1.limits import Limit
+from qra_bo.table1.published import scaled_autoqra
+from qra_bo.table1.recipe import Recipe
+from qra_bo.table1.search import search
+from qra_bo.table1.session import NAME, Session
+
+DEFAULTS = ("budget=uniform:4,16", "memory.scope=stored", "effort=normal", "display=none")
+"""On the embedded model and text, at the second reference budget; overrides replace these."""
+METHODS = {"ours": OURS, "sequential bits": "sequential_bits", "sequential bits, then ranks": "sequential",
+           "published": "autoqra"}
+"""Rows, and their search methods: ours, the peers with the least regret on the emulators, and the published method."""
+ROWS = "real.json"
+SEEDS = 3
+Row = dict[str, Any]
+
+
+def run_seed(config: RunConfig, folder: Path) -> list[Row]:
+    """Every method at one seed, begun or gone on with."""
+    scope, budget = config.memory.scope, config.budget[0]
+    limit = Limit(f"{scope} {budget}", scope, budget, None, None)
+    rows: list[Row] = []
+    with ExitStack() as stack:
+        folder.mkdir(parents=True, exist_ok=True)
+        journal = stack.enter_context(Journal(folder, name=NAME))
+        setting = make_setting(config)
+        session = Session(config, replace(setting, memory=replace(setting.memory, scope="peak")), folder, journal)
+        stack.callback(session.close)
+        for name, method in METHODS.items():
+            outcome = search(session, name, limit, method, scaled_autoqra(config) if method == "autoqra" else {})
+            study, found = outcome.study, outcome.found
+            recipe = Recipe(found.allocation, config.adapter.init)
+            finals = {str(s): session.evaluate(recipe, study.lr_scale or 1.0, s, "test")["loss"]
+                      for s in training_seeds(config.seed, FINALS)[1]}
+            uniform_best = study.best_uniform
+            rows.append({"method": name, "seed": config.seed, "task": config.data.name, "scope": scope,
+                         "budget": budget, "oracle": config.oracle.name, "test_losses": finals,
+                         "search_loss": found.loss, "allocation": found.allocation.to_json(),
+                         "best_uniform": None if uniform_best is None else uniform_best.loss,
+                         "equivalents": study.search_cost.tokens / float(study.header["equivalent_tokens"])})
+            print(f"seed {config.seed}: {name}: {np.mean(list(finals.values())):.4f} on the test split, after "
+                  f"{rows[-1]['equivalents']:.1f} equivalents", flush=True)
+    write_json(folder / ROWS, rows)
+    return rows
+
+
+def differences(rows: Sequence[Mapping[str, Any]], peer: str) -> list[float]:
+    """Test loss of ours less that of ``peer``, for every search seed and training seed that both have."""
+    of = {(r["method"], r["seed"]): r["test_losses"] for r in rows}
+    return [of["ours", seed][s] - loss for (name, seed), losses in of.items()
+            if name == peer and ("ours", seed) in of for s, loss in losses.items() if loss is not None
+            and of["ours", seed].get(s) is not None]
+
+
+def by_search(rows: Sequence[Mapping[str, Any]], peer: str) -> list[float]:
+    """The mean difference of every search seed: searches, not training seeds, are the sample."""
+    seeds = dict.fromkeys(r["seed"] for r in rows)
+    parts = [differences([r for r in rows if r["seed"] == seed], peer) for seed in seeds]
+    return [float(np.mean(part)) for part in parts if part]
+
+
+def interval(values: Sequence[float]) -> tuple[float | None, float | None]:
+    """95 % interval of the mean by Student's t; none from fewer than 2."""
+    if len(values) < 2:
+        return None, None
+    half = float(student.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values)))
+    return float(np.mean(values)) - half, float(np.mean(values)) + half
+
+
+def comparison(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """Ours against each other method."""
+    found = []
+    for peer in METHODS:
+        values = by_search(rows, peer)
+        if peer != "ours" and values:
+            low, high = interval(values)
+            found.append({"ours_against": peer, "mean": float(np.mean(values)), "low": low, "high": high,
+                          "searches": len(values), "wins": sum(v < 0 for v in values)})
+    return found
+
+
+def targets_of(rows: Sequence[Mapping[str, Any]]) -> list[Target]:
+    """Whether ours has the lower loss, method by method."""
+    known = {r["ours_against"]: r for r in comparison(rows)}
+    targets = []
+    for peer in METHODS:
+        if peer == "ours":
+            continue
+        row = known.get(peer)
+        done = row is not None and row["searches"] >= SEEDS
+        targets.append(Target(
+            f"real oracle, 40 equivalents: test loss of ours less that of {peer}, mean of {SEEDS} searches (nats)",
+            "< 0",
+            row["mean"] if row is not None and done else None, row is not None and done and row["mean"] < 0,
+            "" if done else f"{0 if row is None else row['searches']} of {SEEDS} searches are done: python -m "
+                            "bench.search.real"))
+    return targets
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.search.real", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(SEEDS)))
+    parser.add_argument("--work", type=Path, default=Path("outputs/real-search"), help="where searches are kept")
+    parser.add_argument("--out", type=Path, help="folder of the JSON file")
+    parser.add_argument("--summary", action="store_true", help="only summarise the seeds that are done")
+    parser.add_argument("overrides", nargs="*", help="of the configuration")
+    args = parser.parse_args(argv)
+    for seed in [] if args.summary else args.seeds:
+        run_seed(load_config([*DEFAULTS, *args.overrides, f"seed={seed}"]), args.work / f"seed-{seed}")
+    rows = [row for path in sorted(args.work.glob(f"seed-*/{ROWS}")) for row in json.loads(path.read_text())]
+    where = {} if args.out is None else {"folder": args.out}
+    table = comparison(rows)
+    publish("search_real", targets_of(rows), [*table, *rows],
+            ("ours_against", "mean", "low", "high", "searches", "wins"), printed=len(table), **where)
+
+
+if __name__ == "__main__":
+    name_peers()
+    main()
