@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import t as student
 
 from bench.ablations import FINALS
 from bench.peers.registry import name_peers
@@ -25,6 +24,7 @@ from bench.search.methods import OURS
 from qra_bo.config import RunConfig, load_config
 from qra_bo.files import write_json
 from qra_bo.run import make_setting
+from qra_bo.study.confirm import paired_interval
 from qra_bo.study.journal import Journal
 from qra_bo.study.options import training_seeds
 from qra_bo.table1.limits import Limit
@@ -87,22 +87,15 @@ def by_search(rows: Sequence[Mapping[str, Any]], peer: str) -> list[float]:
     return [float(np.mean(part)) for part in parts if part]
 
 
-def interval(values: Sequence[float]) -> tuple[float | None, float | None]:
-    """95 % interval of the mean by Student's t; none from fewer than 2."""
-    if len(values) < 2:
-        return None, None
-    half = float(student.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values)))
-    return float(np.mean(values)) - half, float(np.mean(values)) + half
-
-
 def comparison(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
     """Ours against each other method."""
     found = []
     for peer in METHODS:
         values = by_search(rows, peer)
         if peer != "ours" and values:
-            low, high = interval(values)
-            found.append({"ours_against": peer, "mean": float(np.mean(values)), "low": low, "high": high,
+            known = paired_interval(values) if len(values) > 1 else None
+            found.append({"ours_against": peer, "mean": float(np.mean(values)),
+                          "low": None if known is None else known.low, "high": None if known is None else known.high,
                           "searches": len(values), "wins": sum(v < 0 for v in values)})
     return found
 

@@ -1,0 +1,169 @@
+"""What ranks allocations before they are fine-tuned, or early on: predictors against the real losses of the tables.
+
+    python -m bench.predictors [--tables plays ...] [--data gsm8k=FILE.jsonl]
+
+Perplexity after quantisation (the whole model's, before any training) is measured once for every choice of formats in a
+table and kept in its ``quantised.csv``; all else is computed from the table's own files. Figure 3's compensation is the
+rank correlation of bits and ranks over the units of good allocations.
+"""
+
+import argparse
+import csv
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.ablations import REPORTED_PERPLEXITY, compensation
+from bench.collect.task import DATA, TASKS, task_config
+from bench.emulators import bands, correlation
+from bench.report import Target, publish
+from bench.search.quality import evaluation
+from qra_bo.acquisition.structured_search import StructuredSearch
+from qra_bo.build import make_space, make_spec
+from qra_bo.executors import make_executor
+from qra_bo.memory.formats import parse_format
+from qra_bo.oracle.benchmark.emulator import usable
+from qra_bo.oracle.benchmark.levels import Levelled
+from qra_bo.oracle.benchmark.table import ROWS, Table, load_table
+from qra_bo.oracle.protocol import quiet
+from qra_bo.searcher import SearchProblem
+from qra_bo.sensitivity.profile import FloatArray
+from qra_bo.space import average_bits
+
+QUANTISED = "quantised.csv"
+BEST = 10
+"""Best known allocations near a budget whose bits and ranks are set against one another."""
+FOLDS = 10
+PERPLEXITY, EARLY = "perplexity after quantisation", "loss after {} steps"
+WITH_SHAPE = "loss after {} steps, average bits and rank: a line fitted to the other folds"
+Row = dict[str, Any]
+
+
+def load_quantised(path: Path) -> dict[str, float]:
+    """Loss before training (nats per token) by choice of formats; empty where none was measured."""
+    if not path.exists():
+        return {}
+    with path.open(newline="", encoding="utf-8") as file:
+        return {row["formats"]: float(row["loss"]) for row in csv.DictReader(file)}
+
+
+def measure(folder: Path, data: Levelled, path: str | None) -> dict[str, float]:
+    """``load_quantised`` of all choices of formats in the table, the missing ones measured and written down."""
+    file = folder / QUANTISED
+    known = load_quantised(file)
+    wanted = list(dict.fromkeys(" ".join(a.formats) for a in data.allocations))
+    missing = [key for key in wanted if key not in known]
+    if missing:
+        with tempfile.TemporaryDirectory(prefix="qra_bo-") as scratch:
+            executor = make_executor(task_config(folder.name, path), Path(scratch))
+            try:
+                found = executor.call("quantisation_damage", {"choices": [key.split() for key in missing]}, quiet)
+            finally:
+                executor.close()
+        known.update(zip(missing, found["loss"], strict=True))
+        with file.open("w", newline="", encoding="utf-8") as out:
+            writer = csv.writer(out)
+            writer.writerow(["formats", "loss"])
+            writer.writerows([key, f"{loss:.6f}"] for key, loss in known.items())
+    return known
+
+
+def predictions(table: Table, data: Levelled, quantised: Mapping[str, float]) -> dict[str, FloatArray]:
+    """What every predictor says of ``n`` allocations: numbers that should grow with the loss, NaN where it has none."""
+    config = task_config("plays", None)  # the space is the model's, whatever the text
+    space = make_space(config, make_spec(config))
+    column = {name: i for i, name in enumerate(table.profile.formats)}
+    bits = np.array([average_bits([parse_format(f).bits for f in a.formats], space.unit_numel)
+                     for a in data.allocations])
+    ranks = np.array([np.mean(a.ranks) for a in data.allocations])
+    found = {
+        PERPLEXITY: np.array([quantised.get(" ".join(a.formats), np.nan) for a in data.allocations]),
+        "sum of I_q": np.array([sum(table.profile.damage[u, column[f]] for u, f in enumerate(a.formats))
+                                for a in data.allocations]),
+        "average bits, the most first": -bits, "average rank, the largest first": -ranks}
+    for i, steps in enumerate(table.facts.record_at):
+        early = data.targets[:, i]
+        found[EARLY.format(steps)] = early
+        found[WITH_SHAPE.format(steps)] = in_folds(np.column_stack([early, bits, np.log(ranks)]), data.targets[:, -1])
+    budget = table.facts.budgets[0]
+    problem = SearchProblem(space, table.costs[budget.scope], budget.bytes, table.profile, table.facts.steps, None, 0)
+    inside = np.array([space.contains(a) for a in data.allocations])
+    searcher = StructuredSearch(problem)
+    searcher.tell([evaluation(problem, data.allocations[i], float(data.targets[i, -1]), i)
+                   for i in np.flatnonzero(inside)])
+    check = searcher.surrogate_check()
+    if check is not None:
+        found["our surrogate, left one out"] = np.full(len(bits), np.nan)
+        found["our surrogate, left one out"][inside] = check["predicted"]
+    return found
+
+
+def in_folds(features: FloatArray, losses: FloatArray) -> FloatArray:
+    """Least-squares predictions of every logarithm of a loss from the other folds, ``n``; the inputs are logarithms of
+    losses too where they are losses, for both explode at low bits."""
+    x = np.column_stack([np.ones(len(losses)), np.log(features[:, 0]), features[:, 1:]])
+    known = np.isfinite(x).all(axis=1) & np.isfinite(losses)
+    fold = np.random.default_rng(0).permutation(len(losses)) % FOLDS
+    predicted = np.full(len(losses), np.nan)
+    for k in range(FOLDS):
+        train, test = known & (fold != k), known & (fold == k)
+        weights = np.linalg.lstsq(x[train], np.log(losses[train]), rcond=None)[0]
+        predicted[test] = np.exp(x[test] @ weights)
+    return predicted
+
+
+def rows_of(table: Table, data: Levelled, found: Mapping[str, FloatArray]) -> list[Row]:
+    """Rank correlation of every predictor with the final loss, by band of the budget; and compensation."""
+    losses = data.targets[:, -1]
+    rows: list[Row] = []
+    for band, inside in bands(table, data).items():
+        base = {"task": table.facts.task, "band": band}
+        rows += [{**base, "predictor": name, "allocations": int((inside & np.isfinite(values)).sum()),
+                  "spearman": correlation(values[inside], losses[inside])} for name, values in found.items()]
+        if band.startswith("near "):
+            best = np.flatnonzero(inside)[np.argsort(losses[inside])][:BEST]
+            each = [compensation(data.allocations[i]) for i in best]
+            known = [c for c in each if c is not None]
+            rows.append({**base, "predictor": f"bits against ranks over units, {BEST} best", "allocations": len(known),
+                         "spearman": float(np.mean(known)) if known else None, "each": each})
+    return rows
+
+
+def targets_of(rows: Sequence[Row], tasks: Sequence[str]) -> list[Target]:
+    """Our surrogate against perplexity after quantisation, in every band near a budget."""
+    targets = []
+    for task in tasks:
+        for band in dict.fromkeys(r["band"] for r in rows if r["task"] == task and r["band"].startswith("near ")):
+            of = {r["predictor"]: r["spearman"] for r in rows if (r["task"], r["band"]) == (task, band)}
+            ours, perplexity = of.get("our surrogate, left one out"), of.get(PERPLEXITY)
+            known = ours is not None and perplexity is not None
+            targets.append(Target(
+                f"{task}, {band}: rank correlation of our surrogate with the loss", f"above perplexity's, {perplexity} "
+                f"({REPORTED_PERPLEXITY} reported)", ours if known else None,
+                known and ours > perplexity, "" if known else "perplexity was not measured"))
+    return targets
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.predictors", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tables", nargs="+", choices=list(TASKS), help="all that there are by default")
+    parser.add_argument("--data", nargs="*", default=[], help="TASK=FILE of tasks that need a file")
+    args = parser.parse_args(argv)
+    files = dict(part.split("=", 1) for part in args.data)
+    tasks = args.tables or [task for task in TASKS if (DATA / task / ROWS).exists()]
+    rows: list[Row] = []
+    for task in tasks:
+        table = load_table(DATA / task)
+        data = usable(table)
+        needs = TASKS[task] == "jsonl" and task not in files
+        quantised = load_quantised(DATA / task / QUANTISED) if needs else measure(DATA / task, data, files.get(task))
+        rows += rows_of(table, data, predictions(table, data, quantised))
+    publish("predictors", targets_of(rows, tasks), rows, ("task", "band", "predictor", "allocations", "spearman"))
+
+
+if __name__ == "__main__":
+    main()
