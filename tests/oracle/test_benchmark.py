@@ -11,7 +11,7 @@ from scipy.stats import spearmanr
 from qra_bo.errors import ConfigError, DataError, OracleError
 from qra_bo.oracle.benchmark.emulator import FAMILIES, Emulator, rate_curve, table_rate, usable
 from qra_bo.oracle.benchmark.features import Describer, Reach
-from qra_bo.oracle.benchmark.levels import levelled
+from qra_bo.oracle.benchmark.levels import Noise, level_of, levelled
 from qra_bo.oracle.benchmark.oracle import BenchmarkOracle, load_oracle
 from qra_bo.oracle.benchmark.table import Table, TableRow, append_rows, load_costs, load_rows, load_table
 from qra_bo.oracle.benchmark.warp import Warp
@@ -82,18 +82,27 @@ def row(losses: dict[int, float], ranks: tuple[int, ...] = (1, 1, 1, 1), rate: f
 
 
 def test_levels_and_noise_in_closed_form() -> None:
-    rows = [*row({1: 4.0, 2: 4.1 + 0.02}, (1, 1, 1, 1)), *row({1: 5.0, 2: 5.1 - 0.02}, (2, 1, 1, 1)),
-            *row({1: 6.0, 2: 6.1 + 0.06}, (4, 1, 1, 1)), *row({1: 7.0, 2: 7.1 - 0.06}, (8, 1, 1, 1)),
+    rows = [*row({1: 4.0, 2: 4.1 + 0.02}, (1, 1, 1, 1)), *row({1: 4.0, 2: 4.1 - 0.02}, (2, 1, 1, 1)),
+            *row({1: 6.0, 2: 6.1 + 0.06}, (4, 1, 1, 1)), *row({1: 6.0, 2: 6.1 - 0.06}, (8, 1, 1, 1)),
             *row({9: 3.0}, (1, 1, 1, 2))]
     found = levelled(rows, 1, 1.0)
     assert found.left_out == 1
-    np.testing.assert_allclose(found.targets[:, -1], [4.01, 4.99, 6.03, 6.97])
+    np.testing.assert_allclose(found.targets[:, -1], [4.01, 3.99, 6.03, 5.97])
     assert np.isnan(found.targets[:, 0]).all()
     np.testing.assert_allclose(found.targets[:, 1], found.targets[:, 2] + 1.0)
     np.testing.assert_allclose(found.noise.deviations, [0.01 * 2**0.5, 0.03 * 2**0.5])
-    assert found.noise.losses == pytest.approx((4.5, 6.5))
+    assert found.noise.losses == pytest.approx((4.0, 6.0))
     assert found.noise.level == pytest.approx(0.1)
-    np.testing.assert_allclose(found.noise.at(np.array([0.0, 5.5, 9.0])), np.array([0.01, 0.02, 0.03]) * 2**0.5)
+    np.testing.assert_allclose(found.noise.at(np.array([0.0, 5.0, 9.0])), np.array([0.01, 0.02, 0.03]) * 2**0.5)
+
+
+def test_a_level_weighs_differences_by_their_noise() -> None:
+    noise = Noise((4.0, 6.0), (0.01, 0.1), 0.0, 4)
+    differences = [np.array([np.nan, 1.0, 0.1]), np.array([np.nan, np.nan, 0.3])]
+    found = level_of(differences, np.array([3.9, 6.0]), noise)
+    assert np.isnan(found[0])
+    np.testing.assert_allclose(found[1:], [1.0, (0.1 * 1e4 + 0.3 * 1e2) / (1e4 + 1e2)])
+    np.testing.assert_allclose(level_of(differences, np.array([3.9, 6.0]), None)[2], 0.2)
 
 
 def test_early_looks_share_in_the_noise_at_the_end() -> None:

@@ -11,6 +11,8 @@ from qra_bo.oracle.benchmark.table import TableRow, pooled
 from qra_bo.sensitivity.profile import FloatArray
 from qra_bo.space import Allocation
 
+PASSES = 3
+"""Levels need the noise as weights, and the noise needs the levels."""
 LEAST_SHARED = 3
 """Allocations that a training seed must share with the first for its level to be known."""
 LEAST_PERSISTING = 8
@@ -67,7 +69,7 @@ def levelled(rows: Sequence[TableRow], first_seed: int, rate: float) -> Levelled
     """Pool rows over training seeds.
 
     Rows of one seed and one factor on the learning rate form a group; its level is its mean difference from the first
-    seed's group at the table's rate over the allocations that both hold.
+    seed's group at the table's rate over the allocations that both hold, weighed by their noise.
 
     Args:
         rows: Of the table, without those of other learning rates.
@@ -80,25 +82,37 @@ def levelled(rows: Sequence[TableRow], first_seed: int, rate: float) -> Levelled
     groups: dict[Group, list[TableRow]] = defaultdict(list)
     for row in pooled(rows):
         groups[row.train_seed, row.lr_scale].append(row)
-    home = groups.get((first_seed, rate), [])
-    base = {row.allocation: row for row in home}
-    level: dict[Group, FloatArray] = {}
-    for group, members in groups.items():
-        pairs = [_curve(row) - _curve(base[row.allocation]) for row in members if row.allocation in base]
-        if len(pairs) >= LEAST_SHARED or group == (first_seed, rate):
-            stacked = np.array(pairs)
-            level[group] = np.array([c[np.isfinite(c)].mean() if np.isfinite(c).any() else np.nan for c in stacked.T])
-    curves: dict[Allocation, list[FloatArray]] = defaultdict(list)
-    by_seed: dict[Allocation, dict[int, list[FloatArray]]] = defaultdict(lambda: defaultdict(list))
-    for group, members in groups.items():
-        if group in level:
-            for row in members:
-                curves[row.allocation].append(_curve(row) - level[group])
-                by_seed[row.allocation][row.train_seed].append(curves[row.allocation][-1])
-    targets = np.array([_mean(found) for found in curves.values()])
-    noise = _noise(by_seed, [float(shift[-1]) for group, shift in level.items() if group != (first_seed, rate)])
+    home = first_seed, rate
+    base = {row.allocation: _curve(row) for row in groups.get(home, [])}
+    noise = None
+    for _ in range(PASSES):
+        level = {home: np.zeros(len(next(iter(base.values()))))} if base else {}
+        for group, members in groups.items():
+            shared = [row for row in members if row.allocation in base]
+            if group != home and len(shared) >= LEAST_SHARED:
+                level[group] = level_of([_curve(row) - base[row.allocation] for row in shared],
+                                      np.array([base[row.allocation][-1] for row in shared]), noise)
+        by_seed: dict[Allocation, dict[int, list[FloatArray]]] = defaultdict(lambda: defaultdict(list))
+        for group, shift in level.items():
+            for row in groups[group]:
+                by_seed[row.allocation][row.train_seed].append(_curve(row) - shift)
+        noise = _noise(by_seed, [float(shift[-1]) for group, shift in level.items() if group != home])
+    assert noise is not None
+    curves = {a: [c for found in seeds.values() for c in found] for a, seeds in by_seed.items()}
     left_out = sum(len(members) for group, members in groups.items() if group not in level)
-    return Levelled(tuple(curves), targets, np.array([float(len(found)) for found in curves.values()]), noise, left_out)
+    return Levelled(tuple(curves), np.array([_mean(found) for found in curves.values()]),
+                    np.array([float(len(found)) for found in curves.values()]), noise, left_out)
+
+
+def level_of(differences: Sequence[FloatArray], losses: FloatArray, noise: Noise | None) -> FloatArray:
+    """Mean of ``m`` differences after every look, ``S``, each weighed by the noise that its loss (``m``) has: what 2
+    bits do says little. NaN where no difference is known."""
+    stacked = np.array(differences)
+    weights = np.ones(len(losses)) if noise is None else 1.0 / np.maximum(noise.at(losses), 1e-6) ** 2
+    known = np.isfinite(stacked) * weights[:, None]
+    total = (np.where(np.isfinite(stacked), stacked, 0.0) * known).sum(axis=0)
+    mean: FloatArray = np.where(known.sum(axis=0) > 0, total / np.maximum(known.sum(axis=0), 1e-300), np.nan)
+    return mean
 
 
 def _curve(row: TableRow) -> FloatArray:
