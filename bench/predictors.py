@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from bench.ablations import REPORTED_PERPLEXITY, compensation
-from bench.collect.task import DATA, TASKS, task_config
+from bench.collect.task import DATA, RECORD_AT, TASKS, task_config
 from bench.emulators import bands, correlation
 from bench.report import Target, publish
 from bench.search.quality import evaluation
@@ -37,8 +37,10 @@ QUANTISED = "quantised.csv"
 BEST = 10
 """Best known allocations near a budget whose bits and ranks are set against one another."""
 FOLDS = 10
-PERPLEXITY, EARLY = "perplexity after quantisation", "loss after {} steps"
+PERPLEXITY, EARLY, OURS = "perplexity after quantisation", "loss after {} steps", "our surrogate, left one out"
 WITH_SHAPE = "loss after {} steps, average bits and rank: a line fitted to the other folds"
+OF_THE_LOSS = (OURS, *(WITH_SHAPE.format(steps) for steps in RECORD_AT))
+"""Predictors in nats, whose root mean square error (``deviation``) can be set against the noise."""
 Row = dict[str, Any]
 
 
@@ -96,8 +98,8 @@ def predictions(table: Table, data: Levelled, quantised: Mapping[str, float]) ->
                    for i in np.flatnonzero(inside)])
     check = searcher.surrogate_check()
     if check is not None:
-        found["our surrogate, left one out"] = np.full(len(bits), np.nan)
-        found["our surrogate, left one out"][inside] = check["predicted"]
+        found[OURS] = np.full(len(bits), np.nan)
+        found[OURS][inside] = check["predicted"]
     return found
 
 
@@ -121,14 +123,18 @@ def rows_of(table: Table, data: Levelled, found: Mapping[str, FloatArray]) -> li
     rows: list[Row] = []
     for band, inside in bands(table, data).items():
         base = {"task": table.facts.task, "band": band}
-        rows += [{**base, "predictor": name, "allocations": int((inside & np.isfinite(values)).sum()),
-                  "spearman": correlation(values[inside], losses[inside])} for name, values in found.items()]
+        for name, values in found.items():
+            known = inside & np.isfinite(values)
+            rows.append({**base, "predictor": name, "allocations": int(known.sum()),
+                         "spearman": correlation(values[inside], losses[inside])})
+            if name in OF_THE_LOSS and known.any():
+                rows[-1]["deviation"] = float(np.sqrt(np.mean((values[known] - losses[known]) ** 2)))
         if band.startswith("near "):
             best = np.flatnonzero(inside)[np.argsort(losses[inside])][:BEST]
             each = [compensation(data.allocations[i]) for i in best]
-            known = [c for c in each if c is not None]
-            rows.append({**base, "predictor": f"bits against ranks over units, {BEST} best", "allocations": len(known),
-                         "spearman": float(np.mean(known)) if known else None, "each": each})
+            defined = [c for c in each if c is not None]
+            rows.append({**base, "predictor": f"bits against ranks over units, {BEST} best", "each": each,
+                         "allocations": len(defined), "spearman": float(np.mean(defined)) if defined else None})
     return rows
 
 
@@ -138,7 +144,7 @@ def targets_of(rows: Sequence[Row], tasks: Sequence[str]) -> list[Target]:
     for task in tasks:
         for band in dict.fromkeys(r["band"] for r in rows if r["task"] == task and r["band"].startswith("near ")):
             of = {r["predictor"]: r["spearman"] for r in rows if (r["task"], r["band"]) == (task, band)}
-            ours, perplexity = of.get("our surrogate, left one out"), of.get(PERPLEXITY)
+            ours, perplexity = of.get(OURS), of.get(PERPLEXITY)
             known = ours is not None and perplexity is not None
             targets.append(Target(
                 f"{task}, {band}: rank correlation of our surrogate with the loss", f"above perplexity's, {perplexity} "
@@ -162,7 +168,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         needs = TASKS[task] == "jsonl" and task not in files
         quantised = load_quantised(DATA / task / QUANTISED) if needs else measure(DATA / task, data, files.get(task))
         rows += rows_of(table, data, predictions(table, data, quantised))
-    publish("predictors", targets_of(rows, tasks), rows, ("task", "band", "predictor", "allocations", "spearman"))
+    publish("predictors", targets_of(rows, tasks), rows,
+            ("task", "band", "predictor", "allocations", "spearman", "deviation"))
 
 
 if __name__ == "__main__":
