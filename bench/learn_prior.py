@@ -12,7 +12,7 @@ from pathlib import Path
 from bench.collect.task import DATA, TASKS
 from bench.search.play import arenas
 from bench.search.quality import evaluation
-from qra_bo.acquisition.transfer import combine, save_prior, taught
+from qra_bo.acquisition.transfer import combine, fitted_scales, save_prior
 from qra_bo.oracle.benchmark.emulator import FAMILIES, usable
 
 
@@ -27,12 +27,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     data = usable(table)
     told = [evaluation(problem, a, float(loss), i)
             for i, (a, loss) in enumerate(zip(data.allocations, data.targets[:, -1], strict=True))]
-    study = taught(problem, told)
-    if study is None:
+    scales = fitted_scales(problem, told)
+    if scales is None:
         raise SystemExit(f"the table of {options.task} holds too few losses to learn from")
-    prior = combine([study])
+    prior = combine([scales])
     save_prior(prior, [f"{len(told)} allocations of {options.task}, {table.facts.model}"], options.out)
-    for name, part in prior.parts.items():
+    for name, part in prior.items():
         print(f"{name}: {part.scale:.3g}")
     return 0
 

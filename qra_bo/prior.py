@@ -1,7 +1,6 @@
 """Learn a prior of the default's surrogate from finished runs: ``python -m qra_bo.prior RUN ... --out prior.json``.
 
-A later run uses it with ``surrogate.prior=prior.json``. Runs may be of other models, tasks and budgets. A later run
-over the units of the first of them also starts from what that one, and those like it, believed of every unit.
+A later run uses it with ``surrogate.prior=prior.json``. Runs may be of other models, tasks and budgets.
 """
 
 import argparse
@@ -10,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qra_bo.acquisition.transfer import LEAST_LOSSES, Taught, combine, save_prior, taught
+from qra_bo.acquisition.transfer import LEAST_LOSSES, combine, fitted_scales, save_prior
 from qra_bo.build import config_from_dict, make_memory, make_space, make_spec
 from qra_bo.config import load_config
 from qra_bo.errors import OutputError, UserError
@@ -20,8 +19,8 @@ from qra_bo.study.results import load_study
 from qra_bo.study.searching import as_told
 
 
-def taught_by(folder: Path) -> Taught | None:
-    """What a run teaches by what it evaluated; ``None`` where that is too little.
+def scales_of_run(folder: Path) -> dict[str, float] | None:
+    """Scale of every part as fitted to what a run evaluated; ``None`` where that is too little.
 
     Raises:
         UserError: If it is not the folder of a run.
@@ -35,7 +34,7 @@ def taught_by(folder: Path) -> Taught | None:
     problem = SearchProblem(space, make_memory(config, spec, "cpu").table(space), study.budget_bytes,
                             ProfileResult.from_json(study.last["profile"]).profile, config.fidelity.high, None,
                             config.seed)
-    return taught(problem, [as_told(e) for e in study.points])
+    return fitted_scales(problem, [as_told(e) for e in study.points])
 
 
 def _over(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -53,8 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="file of the prior")
     options = parser.parse_args(arguments)
     try:
-        found = {run: taught_by(run) for run in options.runs}
-        used = {run: one for run, one in found.items() if one is not None}
+        found = {run: scales_of_run(run) for run in options.runs}
+        used = {run: scales for run, scales in found.items() if scales is not None}
         for run in found.keys() - used.keys():
             print(f"{run} is left out: it has fewer than {LEAST_LOSSES} losses to learn from", file=sys.stderr)
         if not used:
@@ -68,10 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(error, file=sys.stderr)
         return error.exit_status
-    for name, part in prior.parts.items():
+    for name, part in prior.items():
         print(f"{name}: {part.scale:.3g} (spread {part.spread:.2f})")
-    alike = [run.name for run, one in used.items() if prior.table is not None and one.table.axes == prior.table.axes]
-    print(f"beliefs about single units, for searches over the same units: from {', '.join(alike)}")
     return 0
 
 

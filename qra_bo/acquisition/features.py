@@ -15,8 +15,7 @@ from surrogates.structured import Component
 _REFERENCE_ROWS = 200
 
 
-def build_components(problem: SearchProblem, without: Collection[str] = (),
-                     earlier: FloatArray | None = None) -> list[Component]:
+def build_components(problem: SearchProblem, without: Collection[str] = ()) -> list[Component]:
     """Parts of the latent loss of one problem, each with unit variance over a reference set of allocations.
 
     Shared weights: format and rank by share of parameters, damage (as measured, its square root, and the KL
@@ -26,7 +25,6 @@ def build_components(problem: SearchProblem, without: Collection[str] = (),
     Args:
         problem: What is searched.
         without: Parts to leave out, by name.
-        earlier: What a search over the same units believed of every choice, ``L x F x R``: a part more.
 
     Raises:
         ConfigError: If there is no such part.
@@ -67,9 +65,7 @@ def build_components(problem: SearchProblem, without: Collection[str] = (),
     if gain is not None:
         parts.append(("gain", np.broadcast_to(gain[:, None, :, :], (n_units, n_formats, n_ranks, gain.shape[-1])),
                       ones, 0.2))
-    if earlier is not None:
-        parts.append(("earlier", earlier[..., None], ones, 0.7))
-    unknown = sorted(set(without) - {name for name, *_ in parts} - {"gain", "earlier"})
+    unknown = sorted(set(without) - {name for name, *_ in parts} - {"gain"})
     if unknown:
         raise ConfigError(f"the surrogate has no parts {unknown}; it has {[name for name, *_ in parts]}")
     parts = [part for part in parts if part[0] not in without]

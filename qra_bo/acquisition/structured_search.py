@@ -13,7 +13,7 @@ from qra_bo.acquisition.functions import log_expected_improvement
 from qra_bo.acquisition.observations import Observations, row_of, telling
 from qra_bo.acquisition.prior_designs import LEAST_PRIOR, prior_tables
 from qra_bo.acquisition.repeats import best_round, new_value
-from qra_bo.acquisition.transfer import NOTHING, load_prior, with_prior
+from qra_bo.acquisition.transfer import load_prior, with_prior
 from qra_bo.acquisition.trust_region import TrustRegion
 from qra_bo.errors import BudgetError, ConfigError
 from qra_bo.priors import prior_file
@@ -46,9 +46,8 @@ class StructuredOptions:
         most: Observations that the surrogate is conditioned on at most (see ``telling``).
         always_fitted: Up to so many observations its scales are fitted after every one; beyond, each time their number
             has grown by a twentieth of what goes beyond.
-        prior: What earlier runs taught, a file or the name of one that comes with the package, or ``None``: scales of
-            the parts; and where they were over the same units, what they believed of every choice, as a part and as
-            the first proposal.
+        prior: What earlier runs taught about the parts' scales, a file or the name of one that comes with the package;
+            or ``None``.
         without: Parts of the surrogate to leave out, by their names in ``build_components``.
         contenders: How many of the best known may be repeated on one further training seed; 0 never repeats.
         model: Settings of the surrogate.
@@ -92,14 +91,11 @@ class StructuredSearch:
         self._problem = problem
         self._rng = problem.rng("structured")
         self._seen = Observations(problem)
-        learned = NOTHING if self._options.prior is None else load_prior(prior_file(self._options.prior))
-        earlier = None if learned.table is None else learned.table.over(problem.space)
-        parts = build_components(problem, self._options.without, earlier)
+        parts = build_components(problem, self._options.without)
+        learned = {} if self._options.prior is None else load_prior(prior_file(self._options.prior))
         self._design = Design(with_prior(parts, learned))
         n_prior = self._options.n_prior
         self._prior = prior_tables(problem, LEAST_PRIOR if n_prior is None else n_prior)
-        if earlier is not None:
-            self._prior.insert(0, earlier)
         n_units = problem.space.n_units
         self._region = TrustRegion(max(2, n_units // 2), 2, n_units, max(2, n_units // 2), factor=1.5)
         self._local_debt = 0.0

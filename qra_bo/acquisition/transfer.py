@@ -1,20 +1,17 @@
-"""What earlier searches taught, as the prior of the next: how much every part of the default's surrogate mattered, and
-what they believed of every choice.
+"""What earlier searches taught: how much every part of the default's surrogate mattered, as the prior of the next.
 
 Scales of the parts are in standard deviations of the latent loss, so that those of one model, task or budget say
-something about those of another, while losses themselves do not. Beliefs about single units are of use to the same
-model on another task: there the next search learns how far they hold, as the scale of one more part.
+something about those of another, while losses themselves do not. (What a search believed of every single unit was also
+tried, as one more part and as the first proposal of a search of another text on the same model: it did not pay.)
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from qra_bo.acquisition.earlier import EarlierTable
 from qra_bo.acquisition.features import build_components
 from qra_bo.acquisition.observations import Observations
 from qra_bo.errors import ConfigError
@@ -38,38 +35,9 @@ class PartPrior:
     spread: float
 
 
-@dataclass(frozen=True)
-class Taught:
-    """What one study taught.
-
-    Args:
-        scales: Scale of every part.
-        table: What it believed of every choice.
-    """
-
-    scales: Mapping[str, float]
-    table: EarlierTable
-
-
-@dataclass(frozen=True)
-class Prior:
-    """What studies taught the next one; of a study with other units only ``parts`` are of use.
-
-    Args:
-        parts: Prior of every part's scale.
-        table: What was believed of every choice, or ``None``.
-    """
-
-    parts: Mapping[str, PartPrior]
-    table: EarlierTable | None = None
-
-
-NOTHING = Prior({})
-
-
-def taught(problem: SearchProblem, evaluations: Sequence[Evaluation],
-           settings: StructuredSettings | None = None) -> Taught | None:
-    """What one study's losses teach; ``None`` where it has fewer than ``LEAST_LOSSES``."""
+def fitted_scales(problem: SearchProblem, evaluations: Sequence[Evaluation],
+                  settings: StructuredSettings | None = None) -> dict[str, float] | None:
+    """Scale of every part as fitted to one study's losses; ``None`` where it has fewer than ``LEAST_LOSSES``."""
     seen = Observations(problem)
     seen.tell(evaluations)
     rows, losses, counts = seen.arrays()
@@ -77,57 +45,49 @@ def taught(problem: SearchProblem, evaluations: Sequence[Evaluation],
         return None
     model = StructuredModel(Design(build_components(problem)), torch.from_numpy(rows), torch.from_numpy(losses),
                             torch.from_numpy(counts), settings)
-    scales = {name: scale for name, scale in model.scales.items() if name not in ("noise", "residual")}
-    return Taught(scales, EarlierTable.of(problem.space, model.mean_table().numpy()))
+    return {name: scale for name, scale in model.scales.items() if name not in ("noise", "residual")}
 
 
-def combine(studies: Sequence[Taught]) -> Prior:
-    """Of every part the geometric mean of its scales over the studies that have it, its spread theirs and
-    ``LEAST_SPREAD``; the mean belief of the studies over the units and ladders of the first."""
+def combine(studies: Sequence[Mapping[str, float]]) -> dict[str, PartPrior]:
+    """Geometric mean of every part's scale over the studies that have it; its spread is theirs and ``LEAST_SPREAD``."""
     found = {}
-    for name in dict.fromkeys(name for study in studies for name in study.scales):
-        logs = np.log([study.scales[name] for study in studies if name in study.scales])
+    for name in dict.fromkeys(name for study in studies for name in study):
+        logs = np.log([study[name] for study in studies if name in study])
         between = float(logs.std(ddof=1)) if len(logs) > 1 else 0.0
         found[name] = PartPrior(float(np.exp(logs.mean())), min(float(np.hypot(between, LEAST_SPREAD)), MOST_SPREAD))
-    alike = [s.table for s in studies if s.table.axes == studies[0].table.axes]
-    return Prior(found, replace(alike[0], values=np.mean([t.values for t in alike], axis=0)) if alike else None)
+    return found
 
 
-def with_prior(components: Sequence[Component], prior: Prior) -> list[Component]:
+def with_prior(components: Sequence[Component], prior: Mapping[str, PartPrior]) -> list[Component]:
     """The parts with what was learned of their scales; parts of which nothing was learned stay as they are."""
-    return [replace(c, scale=prior.parts[c.name].scale, spread=prior.parts[c.name].spread) if c.name in prior.parts
-            else c for c in components]
+    return [replace(c, scale=prior[c.name].scale, spread=prior[c.name].spread) if c.name in prior else c
+            for c in components]
 
 
-def save_prior(prior: Prior, sources: Sequence[str], path: Path) -> None:
+def save_prior(prior: Mapping[str, PartPrior], sources: Sequence[str], path: Path) -> None:
     """Write a prior as JSON, atomically, with where it comes from in words."""
     write_json(path, {"schema_version": SCHEMA_VERSION, "sources": list(sources),
-                      "parts": {name: asdict(part) for name, part in prior.parts.items()},
-                      "table": None if prior.table is None else prior.table.to_json()})
+                      "parts": {name: asdict(part) for name, part in prior.items()}})
 
 
-def load_prior(path: Path) -> Prior:
+def load_prior(path: Path) -> dict[str, PartPrior]:
     """Inverse of ``save_prior``.
 
     Raises:
         ConfigError: If the file can't be read or is no prior.
     """
     try:
-        return _prior(strict_json(path.read_text(encoding="utf-8")))
+        data = strict_json(path.read_text(encoding="utf-8"))
+        if data["schema_version"] != SCHEMA_VERSION:
+            raise ValueError(f"schema_version is {data['schema_version']!r}, this release reads {SCHEMA_VERSION}")
+        prior = {str(name): PartPrior(_positive(part["scale"]), _positive(part["spread"]))
+                 for name, part in data["parts"].items()}
     except OSError as error:
         raise ConfigError(f"surrogate.prior: {path} can't be read ({error.strerror}); give a file that python -m "
                           "qra_bo.prior wrote") from error
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ConfigError(f"surrogate.prior: {path} is no prior that python -m qra_bo.prior wrote: {error}") from error
-
-
-def _prior(data: Any) -> Prior:
-    if data["schema_version"] != SCHEMA_VERSION:
-        raise ValueError(f"schema_version is {data['schema_version']!r}, this release reads {SCHEMA_VERSION}")
-    parts = {str(name): PartPrior(_positive(part["scale"]), _positive(part["spread"]))
-             for name, part in data["parts"].items()}
-    table = data.get("table")
-    return Prior(parts, None if table is None else EarlierTable.from_json(table))
+    return prior
 
 
 def _positive(value: object) -> float:
