@@ -96,17 +96,21 @@ def of_network(problem: SearchProblem, rows: IntArray, losses: FloatArray, early
 
 def quality_rows(table: Table, problem_of: Sequence[tuple[ReferenceBudget, SearchProblem]],
                  counts: Sequence[int] = COUNTS, draws: int = DRAWS) -> list[Row]:
-    """One row for every budget, surrogate and number of evaluations: means over draws of that many."""
+    """One row for every budget, surrogate and number of evaluations: means over draws of that many. Both budgets
+    together have enough for large numbers; a surrogate's model knows no budget."""
     data = usable(table)
     inside = bands(table, data)
+    near = [(budget.text, inside[f"near {budget.text}"], problem) for budget, problem in problem_of]
+    if len(near) > 1:
+        near.append(("either", np.any([band for _, band, _ in near], axis=0), near[0][2]))
     rows: list[Row] = []
-    for budget, problem in problem_of:
-        band = inside[f"near {budget.text}"] & np.array([problem.space.contains(a) for a in data.allocations])
+    for text, close, problem in near:
+        band = close & np.array([problem.space.contains(a) for a in data.allocations])
         chosen = np.flatnonzero(band & np.isfinite(data.targets[:, -2]))
         encoded = problem.space.encode_all([data.allocations[i] for i in chosen])
         losses, early = data.targets[chosen, -1], data.targets[chosen, -2]
         for count in counts:
-            base = {"task": table.facts.task, "budget": budget.text, "evaluations": count, "available": len(chosen)}
+            base = {"task": table.facts.task, "budget": text, "evaluations": count, "available": len(chosen)}
             if count > len(chosen) or count < LEAST_CHECKED:
                 rows.append({**base, "surrogate": "any", "spearman": None,
                              "why": f"the table has {len(chosen)} allocations near this budget"})
