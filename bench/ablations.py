@@ -11,7 +11,6 @@ searches and finals are kept in ``--work`` and gone on with.
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from bench.report import Target, publish
+from bench.sessions import limit_of, table_session
 from qra_bo.build import make_oracle
 from qra_bo.config import RunConfig, load_config
 from qra_bo.evolution.initialisation import random_near_budget
@@ -27,17 +27,15 @@ from qra_bo.memory.formats import parse_format
 from qra_bo.methods import make_searcher
 from qra_bo.oracle.synthetic import SyntheticOracle
 from qra_bo.records import Evaluation, EvaluationRequest, Fidelity, Measurement, TrialState
-from qra_bo.run import make_setting
 from qra_bo.searcher import SearchProblem, SelfChecking
 from qra_bo.space import Allocation
 from qra_bo.study.confirm import spearman
-from qra_bo.study.journal import Journal
 from qra_bo.study.options import training_seeds
 from qra_bo.table1.limits import Limit
 from qra_bo.table1.published import published_changes, scaled_autoqra
 from qra_bo.table1.recipe import Recipe
 from qra_bo.table1.search import search
-from qra_bo.table1.session import NAME, Session
+from qra_bo.table1.session import Session
 
 DEFAULTS = ("oracle=synthetic", "budget=uniform:4,16", "memory.scope=stored")
 """The second reference budget, in which bits and ranks compete; overrides replace these."""
@@ -95,13 +93,8 @@ VARIANTS: Mapping[str, Variant] = {
 
 def run_seed(config: RunConfig, folder: Path, names: Sequence[str], ranking: int) -> tuple[list[Row], Row]:
     """Every variant at one seed, and what bits, ranks and predictors say there."""
-    limit = Limit(f"{config.memory.scope} {config.budget[0]}", config.memory.scope, config.budget[0], None, None)
-    with ExitStack() as stack:
-        folder.mkdir(parents=True, exist_ok=True)
-        journal = stack.enter_context(Journal(folder, name=NAME))
-        setting = make_setting(config)
-        session = Session(config, replace(setting, memory=replace(setting.memory, scope="peak")), folder, journal)
-        stack.callback(session.close)
+    limit = limit_of(config)
+    with table_session(config, folder) as session:
         rows = []
         for name in names:
             variant = VARIANTS[name]

@@ -8,21 +8,18 @@ seeds and evaluated on the test split. Evaluations are kept in ``--work`` and go
 
 import argparse
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from bench.report import Target, publish
+from bench.sessions import table_session
 from qra_bo.config import AdapterConfig, load_config
 from qra_bo.memory.budget import parse_budget
-from qra_bo.run import make_setting
 from qra_bo.space import Allocation, uniform
-from qra_bo.study.journal import Journal
 from qra_bo.study.options import training_seeds
 from qra_bo.table1.rates import calibrate
 from qra_bo.table1.recipe import Recipe
-from qra_bo.table1.session import NAME, Session
+from qra_bo.table1.session import Session
 from qra_bo.table1.statistics import difference
 
 PLAIN = "kaiming"
@@ -84,13 +81,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("overrides", nargs="*", help="of the configuration")
     args = parser.parse_args(argv)
     config = load_config([*DEFAULTS, *args.overrides])
-    args.work.mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []
-    with ExitStack() as stack:
-        journal = stack.enter_context(Journal(args.work, name=NAME))
-        setting = make_setting(config)
-        session = Session(config, replace(setting, memory=replace(setting.memory, scope="peak")), args.work, journal)
-        stack.callback(session.close)
+    with table_session(config, args.work) as session:
         seeds = training_seeds(config.seed, args.seeds)[1]
         for init in dict.fromkeys((PLAIN, *args.inits)):  # one start after another: its factors are kept in memory
             for choice in args.choices:

@@ -10,8 +10,6 @@ seed, and gone on with; several processes may do a seed each, and --summary then
 import argparse
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +19,14 @@ from bench.ablations import FINALS
 from bench.peers.registry import name_peers
 from bench.report import Target, publish
 from bench.search.methods import OURS
+from bench.sessions import limit_of, table_session
 from qra_bo.config import RunConfig, load_config
 from qra_bo.files import write_json
-from qra_bo.run import make_setting
 from qra_bo.study.confirm import paired_interval
-from qra_bo.study.journal import Journal
 from qra_bo.study.options import training_seeds
-from qra_bo.table1.limits import Limit
 from qra_bo.table1.published import scaled_autoqra
 from qra_bo.table1.recipe import Recipe
 from qra_bo.table1.search import search
-from qra_bo.table1.session import NAME, Session
 
 DEFAULTS = ("budget=uniform:4,16", "memory.scope=stored", "effort=normal", "display=none")
 """On the embedded model and text, at the second reference budget; overrides replace these."""
@@ -45,15 +40,9 @@ Row = dict[str, Any]
 
 def run_seed(config: RunConfig, folder: Path) -> list[Row]:
     """Every method at one seed, begun or gone on with."""
-    scope, budget = config.memory.scope, config.budget[0]
-    limit = Limit(f"{scope} {budget}", scope, budget, None, None)
+    limit = limit_of(config)
     rows: list[Row] = []
-    with ExitStack() as stack:
-        folder.mkdir(parents=True, exist_ok=True)
-        journal = stack.enter_context(Journal(folder, name=NAME))
-        setting = make_setting(config)
-        session = Session(config, replace(setting, memory=replace(setting.memory, scope="peak")), folder, journal)
-        stack.callback(session.close)
+    with table_session(config, folder) as session:
         for name, method in METHODS.items():
             outcome = search(session, name, limit, method, scaled_autoqra(config) if method == "autoqra" else {})
             study, found = outcome.study, outcome.found
@@ -61,8 +50,8 @@ def run_seed(config: RunConfig, folder: Path) -> list[Row]:
             finals = {str(s): session.evaluate(recipe, study.lr_scale or 1.0, s, "test")["loss"]
                       for s in training_seeds(config.seed, FINALS)[1]}
             uniform_best = study.best_uniform
-            rows.append({"method": name, "seed": config.seed, "task": config.data.name, "scope": scope,
-                         "budget": budget, "oracle": config.oracle.name, "test_losses": finals,
+            rows.append({"method": name, "seed": config.seed, "task": config.data.name, "scope": limit.scope,
+                         "budget": limit.budget, "oracle": config.oracle.name, "test_losses": finals,
                          "search_loss": found.loss, "allocation": found.allocation.to_json(),
                          "best_uniform": None if uniform_best is None else uniform_best.loss,
                          "equivalents": study.search_cost.tokens / float(study.header["equivalent_tokens"])})

@@ -1,0 +1,31 @@
+"""What benchmarks on whole searches begin with: a session of a table, and the limit that a configuration states."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from qra_bo.config import RunConfig
+from qra_bo.run import make_setting
+from qra_bo.study.journal import Journal
+from qra_bo.table1.limits import Limit
+from qra_bo.table1.session import NAME, Session
+
+
+@contextmanager
+def table_session(config: RunConfig, folder: Path) -> Iterator[Session]:
+    """A session whose evaluations are kept in ``folder`` and gone on with."""
+    folder.mkdir(parents=True, exist_ok=True)
+    setting = make_setting(config)
+    with Journal(folder, name=NAME) as journal:
+        session = Session(config, replace(setting, memory=replace(setting.memory, scope="peak")), folder, journal)
+        try:
+            yield session
+        finally:
+            session.close()
+
+
+def limit_of(config: RunConfig) -> Limit:
+    """The configuration's budget in its scope."""
+    scope, budget = config.memory.scope, config.budget[0]
+    return Limit(f"{scope} {budget}", scope, budget, None, None)
