@@ -62,8 +62,9 @@ def _panel(ax: Axes, theme: Theme, rows: Sequence[Row], key: str, label: str) ->
         above = r["mean"] > top
         ax.errorbar(r[key] / 1e6, min(r["mean"], top), yerr=None if above else r["se"], fmt="^" if above else mark,
                     color=colour, markersize=11 if mark == "*" else 6.5, linestyle="none", capsize=2, zorder=3,
-                    label=None if name in seen else name)
-        seen.add(name)
+                    label=None if above or name in seen else name)
+        if not above:
+            seen.add(name)
     line = front([r for r in rows if r["mean"] <= top], key)
     ax.step([r[key] / 1e6 for r in line], [r["mean"] for r in line], where="post", color=theme.muted, linewidth=1.0,
             zorder=1, label="front")
