@@ -94,7 +94,7 @@ def summarise(options: argparse.Namespace) -> None:
     quality = [row for arena in tables.values() for row in quality_rows(
         arena.oracle.table, [(a.budget, a.problem) for a in places
                              if a.oracle.table.facts.task == arena.oracle.table.facts.task])]
-    finds = chosen(runs)
+    finds = chosen([run for run in runs if run["method"] in {e.name for e in COMPARED}])
     files = [*write_finds(finds, RESULTS / "search"), *plot_arenas(rows, RESULTS / "search")]
     real = [row for arena in tables.values()
             for row in real_rows(arena.oracle.table, DATA / arena.oracle.table.facts.task, finds)]
