@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.report import Target, publish
+from bench.report import RESULTS, Target, publish
 from bench.sessions import limit_of, table_session
 from qra_bo.build import make_oracle
 from qra_bo.config import RunConfig, load_config
@@ -224,7 +224,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     parser.add_argument("--ranking", type=int, default=60, help="allocations that predictors rank; 0: none")
     parser.add_argument("--work", type=Path, default=Path("outputs/ablations"), help="where searches are kept")
-    parser.add_argument("--out", type=Path, help="folder of the JSON file")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON file")
     parser.add_argument("overrides", nargs="*", help="of the configuration, e.g. oracle=finetune")
     args = parser.parse_args(argv)
     rows: list[Row] = []
@@ -243,9 +243,9 @@ def main(argv: Sequence[str] | None = None) -> None:
               "proposed_regrets": [r["proposed_regret"] for r in rows if r["variant"] == name]}
              for name in args.variants]
     name = "ablations" if oracle == "synthetic" else f"ablations_{oracle}"
-    where = {} if args.out is None else {"folder": args.out}
     publish(name, targets_of(rows, facts), [*table, *rows, *facts],
-            ("variant", "what", "oracle", "median_regret", "median_proposed_regret"), printed=len(table), **where)
+            ("variant", "what", "oracle", "median_regret", "median_proposed_regret"), printed=len(table),
+            folder=args.out)
 
 
 if __name__ == "__main__":

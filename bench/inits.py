@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from bench.report import Target, publish
+from bench.report import RESULTS, Target, publish
 from bench.sessions import table_session
 from qra_bo.config import AdapterConfig, load_config
 from qra_bo.memory.budget import parse_budget
@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--choices", nargs="+", default=list(CHOICES), help="BITS,RANK everywhere")
     parser.add_argument("--seeds", type=int, default=3, help="unseen training seeds")
     parser.add_argument("--work", type=Path, default=Path("outputs/inits"), help="where evaluations are kept")
-    parser.add_argument("--out", type=Path, help="folder of the JSON file")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON file")
     parser.add_argument("overrides", nargs="*", help="of the configuration")
     args = parser.parse_args(argv)
     config = load_config([*DEFAULTS, *args.overrides])
@@ -92,9 +92,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 rows.append(run(session, f"{fmt} r={size.rank}", allocation, init, seeds))
                 print(f"{rows[-1]['choice']}, {init}: {rows[-1]['test_losses']}", flush=True)
     table = against_plain(rows)
-    where = {} if args.out is None else {"folder": args.out}
     publish("inits", targets_of(table), table, ("choice", "init", "lr_scale", "mean", "low", "high", "verdict"),
-            **where)
+            folder=args.out)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bench.collect.task import DATA, TASKS
 from bench.search.play import arenas
-from bench.search.quality import evaluation
+from bench.search.quality import told_of
 from qra_bo.acquisition.transfer import combine, fitted_scales, save_prior
 from qra_bo.oracle.benchmark.emulator import FAMILIES, usable
 
@@ -25,8 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arena = arenas(DATA / options.task, list(FAMILIES)[:1])[0]  # budgets bind what is proposed, not what is learned
     table, problem = arena.oracle.table, arena.problem
     data = usable(table)
-    told = [evaluation(problem, a, float(loss), i)
-            for i, (a, loss) in enumerate(zip(data.allocations, data.targets[:, -1], strict=True))]
+    told = told_of(problem, data.allocations, data.targets[:, -1])
     scales = fitted_scales(problem, told)
     if scales is None:
         raise SystemExit(f"the table of {options.task} holds too few losses to learn from")

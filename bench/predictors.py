@@ -20,7 +20,7 @@ from bench.ablations import REPORTED_PERPLEXITY, compensation
 from bench.collect.task import DATA, RECORD_AT, TASKS, task_config
 from bench.emulators import bands, correlation
 from bench.report import Target, publish
-from bench.search.quality import evaluation
+from bench.search.quality import told_of
 from qra_bo.acquisition.structured_search import StructuredSearch
 from qra_bo.build import make_space, make_spec
 from qra_bo.executors import make_executor
@@ -94,8 +94,8 @@ def predictions(table: Table, data: Levelled, quantised: Mapping[str, float]) ->
     problem = SearchProblem(space, table.costs[budget.scope], budget.bytes, table.profile, table.facts.steps, None, 0)
     inside = np.array([space.contains(a) for a in data.allocations])
     searcher = StructuredSearch(problem)
-    searcher.tell([evaluation(problem, data.allocations[i], float(data.targets[i, -1]), i)
-                   for i in np.flatnonzero(inside)])
+    searcher.tell(told_of(problem, [a for a, known in zip(data.allocations, inside, strict=True) if known],
+                          data.targets[inside, -1]))
     check = searcher.surrogate_check()
     if check is not None:
         found[OURS] = np.full(len(bits), np.nan)

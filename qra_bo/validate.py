@@ -182,12 +182,13 @@ def _table1(config: RunConfig) -> Iterator[Problem]:
                                      "evaluations knows LoRA's alone; got oracle=benchmark.")
     if config.task == "table1":
         from qra_bo.table1.cells import make_cells  # what it names must be loaded to be known
+        from qra_bo.table1.session import NAME
 
         yield from _try("table1", lambda: make_cells(t.limits, t.methods))
         for folder in t.join:
-            if not (Path(folder) / "table1.jsonl").is_file():
+            if not (Path(folder) / NAME).is_file():
                 yield Problem("table1.join", "table1.join takes folders of tables that were begun elsewhere; got "
-                                             f"{redact(folder)}, which holds no table1.jsonl.")
+                                             f"{redact(folder)}, which holds no {NAME}.")
 
 
 def _finetunes(config: RunConfig) -> bool:

@@ -94,7 +94,8 @@ def summarise(options: argparse.Namespace) -> None:
     quality = [row for arena in tables.values() for row in quality_rows(
         arena.oracle.table, [(a.budget, a.problem) for a in places
                              if a.oracle.table.facts.task == arena.oracle.table.facts.task])]
-    finds = chosen([run for run in runs if run["method"] in {e.name for e in COMPARED}])
+    compared = {entry.name for entry in COMPARED}
+    finds = chosen([run for run in runs if run["method"] in compared])
     files = [*write_finds(finds, RESULTS / "search"), *plot_arenas(rows, RESULTS / "search")]
     real = [row for arena in tables.values()
             for row in real_rows(arena.oracle.table, DATA / arena.oracle.table.facts.task, finds)]

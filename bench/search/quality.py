@@ -42,11 +42,15 @@ def evaluation(problem: SearchProblem, allocation: Allocation, loss: float, numb
                       EvaluationRequest(allocation, steps, steps, 0), 0, measured, 0)
 
 
+def told_of(problem: SearchProblem, allocations: Sequence[Allocation], losses: FloatArray) -> list[Evaluation]:
+    """``evaluation`` of ``n`` allocations and their losses, numbered in order."""
+    return [evaluation(problem, a, float(loss), i) for i, (a, loss) in enumerate(zip(allocations, losses, strict=True))]
+
+
 def of_ours(problem: SearchProblem, rows: IntArray, losses: FloatArray) -> Diagnostics:
     """The structured surrogate of the default search."""
     searcher = StructuredSearch(problem)
-    searcher.tell([evaluation(problem, problem.space.decode(row), float(loss), i)
-                   for i, (row, loss) in enumerate(zip(rows, losses, strict=True))])
+    searcher.tell(told_of(problem, [problem.space.decode(row) for row in rows], losses))
     check = searcher.surrogate_check() or {}
     keys = ("n", "spearman", "spearman_good", "nll", "coverage_50", "coverage_90")
     return Diagnostics(*(float("nan") if check.get(key) is None else check[key] for key in keys))

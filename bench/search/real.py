@@ -17,7 +17,7 @@ import numpy as np
 
 from bench.ablations import FINALS
 from bench.peers.registry import name_peers
-from bench.report import Target, publish
+from bench.report import RESULTS, Target, publish
 from bench.search.methods import OURS
 from bench.sessions import limit_of, table_session
 from qra_bo.config import RunConfig, load_config
@@ -112,17 +112,16 @@ def main(argv: Sequence[str] | None = None) -> None:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(SEEDS)))
     parser.add_argument("--work", type=Path, default=Path("outputs/real-search"), help="where searches are kept")
-    parser.add_argument("--out", type=Path, help="folder of the JSON file")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON file")
     parser.add_argument("--summary", action="store_true", help="only summarise the seeds that are done")
     parser.add_argument("overrides", nargs="*", help="of the configuration")
     args = parser.parse_args(argv)
     for seed in [] if args.summary else args.seeds:
         run_seed(load_config([*DEFAULTS, *args.overrides, f"seed={seed}"]), args.work / f"seed-{seed}")
     rows = [row for path in sorted(args.work.glob(f"seed-*/{ROWS}")) for row in json.loads(path.read_text())]
-    where = {} if args.out is None else {"folder": args.out}
     table = comparison(rows)
     publish("search_real", targets_of(rows), [*table, *rows],
-            ("ours_against", "mean", "low", "high", "searches", "wins"), printed=len(table), **where)
+            ("ours_against", "mean", "low", "high", "searches", "wins"), printed=len(table), folder=args.out)
 
 
 if __name__ == "__main__":
