@@ -83,11 +83,10 @@ def best_time(repeats: int, prepare: Callable[[], Callable[[], object]]) -> tupl
 
 
 def proposal_rows(problem: SearchProblem, counts: Sequence[int], repeats: int) -> list[Row]:
-    """Seconds of one proposal of the default method: from the posterior, near the incumbent, and before any loss."""
+    """Seconds of one proposal of the default method: from the posterior, and before any loss."""
     rows = []
     kinds: list[tuple[str, dict[str, Any], int]] = [("first", {}, 0)]
-    kinds += [(kind, {"n_prior": 0, "local_share": share}, n) for n in counts
-              for kind, share in (("global", 0.0), ("local", 1.0))]
+    kinds += [("global", {"n_prior": 0}, n) for n in counts]
     for kind, options, n in kinds:
         told = observations(problem, n)
 

@@ -35,13 +35,11 @@ class Proposal:
         allocation: The candidate.
         fidelity: How long to train it.
         stage: Where it comes from: ``"baseline"``, ``"evolution"``, ``"trust_region"``, ``"global"`` ...
-        repeat: On which training seed: 0 is that of the search; others tell luck from merit.
     """
 
     allocation: Allocation
     fidelity: Fidelity
     stage: str
-    repeat: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,7 @@ from qra_bo.space import CostTable, SearchSpace, limit_average_bits, uniform
 from qra_bo.study.engine import Engine, RunOutcome
 from qra_bo.study.executor import Executor
 from qra_bo.study.journal import JOURNAL_NAME
-from qra_bo.study.options import REPEATS, Delivery, EngineConfig, FinalTask, Parts, repeat_seeds, training_seeds
+from qra_bo.study.options import Delivery, EngineConfig, FinalTask, Parts, training_seeds
 from qra_bo.study.results import load_study
 from qra_bo.study.signals import RunInterrupted
 
@@ -225,7 +225,6 @@ def engine_settings(config: RunConfig, folder: Path, space: SearchSpace, budget:
     tokens = config.fidelity.high * config.train.batch * config.train.length + config.eval.tokens / 3
     n = space.n_units
     references = (uniform(n, "fp16", 16), uniform(n, default_format(4).name, 16)) if config.effort.references else ()
-    repeats = repeat_seeds(config.seed, REPEATS, {train_seed, *confirm})
     return EngineConfig(
         folder=folder, config=config.to_dict(), config_sha256=config.config_sha256,
         may_differ=frozenset(NOT_OF_THE_RESULT), model=config.model_name, granularity=config.granularity,
@@ -233,7 +232,7 @@ def engine_settings(config: RunConfig, folder: Path, space: SearchSpace, budget:
         budget_text=config.budget[0], effort=config.effort.name,
         high_equivalents=float(config.effort.high_equivalents), equivalent_tokens=tokens,
         high_steps=config.fidelity.high, low_steps=config.fidelity.low, seed=config.seed, train_seed=train_seed,
-        repeat_seeds=repeats, confirm_seeds=confirm, anchors=config.effort.anchors,
+        confirm_seeds=confirm, anchors=config.effort.anchors,
         calibration_anchors=config.effort.calibration_anchors,
         max_rank=min(min(m.out_features, m.in_features) for u in space.units for m in u.linears),
         base_lr=config.adapter.lr, lr_rule=config.adapter.lr_rule, lr_scales=config.calibrate.lr_scales,
@@ -296,8 +295,7 @@ def run_parts(config: RunConfig, folder: Path, setting: Setting, budget: int, ex
     predictor, table = BytesPredictor(setting.memory, space), setting.costs(budget)
 
     def make_problem(profile: SensitivityProfile) -> SearchProblem:
-        return SearchProblem(space, table, budget, profile, config.fidelity.high, config.fidelity.low, config.seed,
-                             REPEATS)
+        return SearchProblem(space, table, budget, profile, config.fidelity.high, config.fidelity.low, config.seed)
 
     real = config.oracle.name == "finetune"
     return Parts(

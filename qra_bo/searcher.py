@@ -23,8 +23,6 @@ class SearchProblem:
         high_steps: Steps of a high-fidelity evaluation.
         low_steps: Steps of a low-fidelity evaluation, or ``None`` where no low fidelity is to be used.
         seed: Seed of the searcher's own named generators.
-        repeats: Training seeds besides the search's own on which a proposal may be evaluated: those named 1 to
-            ``repeats`` in a proposal.
     """
 
     space: SearchSpace
@@ -34,7 +32,6 @@ class SearchProblem:
     high_steps: int
     low_steps: int | None
     seed: int
-    repeats: int = 0
 
     def fits(self, allocation: Allocation) -> bool:
         return bool(self.costs.feasible(self.space.encode(allocation)[None, :], self.budget_bytes)[0])
@@ -55,7 +52,7 @@ class Searcher(Protocol):
 
     Its state is a function of the problem (seed included) and the sequence of ``ask`` and ``tell`` calls, so
     that replaying a journal restores it. It never proposes outside the budget or off the ladders, and never the
-    same (allocation, fidelity, repeat) twice; evaluations that it did not ask for (anchors) may be told at any time.
+    same (allocation, fidelity) twice; evaluations that it did not ask for (anchors) may be told at any time.
     """
 
     @property

@@ -62,10 +62,7 @@ ABLATIONS = (
     Entry("ours without sensitivities", OURS, "ablation", {"without": SENSITIVE, "n_prior": 0}),
     Entry("ours without weights of single units", OURS, "ablation",
           {"without": ["unit damage", "depth damage", "unit rank", "depth rank"]}),
-    Entry("ours without local proposals", OURS, "ablation", {"local_share": 0.0}),
-    Entry("ours with local proposals alone", OURS, "ablation", {"local_share": 1.0}),
     Entry("ours with one draw", OURS, "ablation", {"draws": 1}),
-    Entry("ours without repeats", OURS, "ablation", {"contenders": 0}),
     Entry("ours by the least loss seen", OURS, "ablation", recommended=False),
     Entry("ours by the posterior mean", OURS, "ablation", {"temperatures": [0.0]}),
 )

@@ -19,7 +19,7 @@ from qra_bo.searcher import Recommending, SearchProblem
 from qra_bo.space import Allocation, SearchSpace
 from qra_bo.study.anchors import AnchorRules, fill, uniform_anchors
 from qra_bo.study.cost import FORWARD_SHARE, cost_of
-from qra_bo.study.options import REPEATS, repeat_seeds, training_seeds
+from qra_bo.study.options import training_seeds
 from qra_bo.study.study import is_uniform
 
 
@@ -74,7 +74,7 @@ def make_arena(oracle: BenchmarkOracle, space: SearchSpace, budget: ReferenceBud
     facts = oracle.table.facts
     largest = min(min(m.out_features, m.in_features) for u in space.units for m in u.linears)
     problem = SearchProblem(space, oracle.table.costs[budget.scope], budget.bytes, oracle.profile(quiet), facts.steps,
-                            facts.record_at[-1], 0, REPEATS)
+                            facts.record_at[-1], 0)
     return Arena(oracle, budget, problem, AnchorRules(space.n_units, facts.formats, largest, budget.bytes, predict))
 
 
@@ -88,8 +88,7 @@ class Game:
 
     def __init__(self, arena: Arena, seed: int) -> None:
         self.arena, self.seed = arena, seed
-        train_seed, _ = training_seeds(seed, 0)
-        self.train_seeds = (train_seed, *repeat_seeds(seed, arena.problem.repeats, {train_seed}))
+        self.train_seed, _ = training_seeds(seed, 0)
         cost = arena.oracle.profile_cost
         self.spent = cost["training_tokens"] + FORWARD_SHARE * cost["forward_tokens"]
         self.trace: list[tuple[float, float]] = []
@@ -103,11 +102,10 @@ class Game:
         """Evaluate, count and note. A promotion pays its further steps alone; a refused allocation pays in full."""
         arena, high = self.arena, proposal.fidelity is Fidelity.HIGH
         steps = arena.problem.high_steps if high else arena.problem.low_steps or arena.problem.high_steps
-        train_seed = self.train_seeds[proposal.repeat]
-        request = EvaluationRequest(proposal.allocation, steps, arena.problem.high_steps, train_seed,
+        request = EvaluationRequest(proposal.allocation, steps, arena.problem.high_steps, self.train_seed,
                                     lr_scale=arena.oracle.emulator.rate)
         measured = arena.oracle.evaluate(request, quiet)
-        told = EvaluationRequest(proposal.allocation, steps, arena.problem.high_steps, train_seed)
+        told = EvaluationRequest(proposal.allocation, steps, arena.problem.high_steps, self.train_seed)
         evaluation = Evaluation(len(self.evaluations), proposal.allocation,
                                 tuple(self._bits[f] for f in proposal.allocation.formats), proposal.stage,
                                 proposal.fidelity, told, self.seed, measured,
@@ -115,7 +113,7 @@ class Game:
         tokens = cost_of(evaluation).tokens
         self.spent += tokens if evaluation.ok else arena.equivalent * steps / arena.problem.high_steps
         self.evaluations.append(evaluation)
-        if high and proposal.repeat == 0 and measured.loss is not None and arena.rules.fits(proposal.allocation):
+        if high and measured.loss is not None and arena.rules.fits(proposal.allocation):
             if self.best is None or measured.loss < self.best[0]:
                 self.best = measured.loss, proposal.allocation
             if proposal.stage == "baseline" or is_uniform(proposal.allocation):

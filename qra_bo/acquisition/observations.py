@@ -1,8 +1,6 @@
-"""What a searcher has been told, as arrays: pooled repeats, aligned training seeds, rows not to be asked again."""
+"""What a searcher has been told, as arrays: equal allocations pooled, rows not to be asked again."""
 
-from collections import defaultdict
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -38,27 +36,21 @@ class Growing:
         self._n += 1
 
 
-class _Level(NamedTuple):
-    """What a training seed moves all losses by, and how much of an evaluation one of its losses is worth."""
-
-    shift: float
-    weight: float
-
-
 class Observations:
     """High-fidelity evaluations of one problem.
 
-    What doesn't bear on the search is left out: other splits, other learning rates, other fidelities, formats
-    off the ladder and ranks outside it. A rank between two of the ladder gets a fractional position (in the
-    logarithm of the rank), so that uniform anchors of any integer rank inform the model.
+    What doesn't bear on the search is left out: other splits, other learning rates, other fidelities, other
+    training seeds than the first (a seed moves all losses together), formats off the ladder and ranks outside it. A
+    rank between two of the ladder gets a fractional position (in the logarithm of the rank), so that uniform anchors of
+    any integer rank inform the model.
     """
 
     def __init__(self, problem: SearchProblem) -> None:
         self._problem = problem
-        self._losses: dict[Allocation, dict[int, list[float]]] = {}
+        self._losses: dict[Allocation, list[float]] = {}
         self._positions: dict[Allocation, FloatArray] = {}
         self._diverged: dict[Allocation, FloatArray] = {}
-        self._primary: int | None = None
+        self._train_seed: int | None = None
         self._pooled: tuple[Growing, Growing, Growing] | None = None
         self.tried: set[Row] = set()
         self.pending: dict[Row, None] = {}
@@ -74,11 +66,9 @@ class Observations:
         return [e for e in evaluations if self._take(e)]
 
     def arrays(self) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Distinct rows (``n x 2 L``, rank positions may be fractional), mean losses and repeats (each ``n``).
+        """Distinct rows (``n x 2 L``, rank positions may be fractional), mean losses and how many each is of (``n``).
 
-        Losses of other training seeds are shifted by their mean difference from the first seed over the ``m``
-        allocations that both hold; that level costs each of them a share of ``1 / m``, all of it where only one is
-        shared. Diverged runs count as the worst loss seen.
+        Diverged runs count as the worst loss seen.
         """
         if self._pooled is None:
             self._pooled = self._pool()
@@ -96,15 +86,10 @@ class Observations:
         return len(self.arrays()[1])
 
     def _pool(self) -> tuple[Growing, Growing, Growing]:
-        """Rows, mean losses and repeats of all that gave a loss."""
-        levels, width = self._levels(), 2 * self._problem.space.n_units
-        found = Growing(width), Growing(), Growing()
-        for allocation, by_seed in self._losses.items():
-            known = [(v - levels[seed].shift, levels[seed].weight) for seed, values in by_seed.items()
-                     if seed in levels for v in values]
-            losses, weights = np.array([v for v, _ in known]), np.array([w for _, w in known])
-            if weights.sum() > 0:
-                _add(found, self._positions[allocation], float(weights @ losses / weights.sum()), float(weights.sum()))
+        """Rows, mean losses and their numbers of all that gave a loss."""
+        found = Growing(2 * self._problem.space.n_units), Growing(), Growing()
+        for allocation, losses in self._losses.items():
+            _add(found, self._positions[allocation], float(np.mean(losses)), float(len(losses)))
         return found
 
     def position(self, allocation: Allocation) -> FloatArray | None:
@@ -132,30 +117,17 @@ class Observations:
             return True
         if evaluation.loss is None or not np.isfinite(evaluation.loss):
             return True
-        if self._primary is None:
-            self._primary = request.train_seed
-        if evaluation.allocation in self._losses or request.train_seed != self._primary:
+        if self._train_seed is None:
+            self._train_seed = request.train_seed
+        if request.train_seed != self._train_seed:
+            return False
+        if evaluation.allocation in self._losses:
             self._pooled = None  # what was pooled changes
         elif self._pooled is not None:
             _add(self._pooled, position, evaluation.loss, 1.0)
         self._positions[evaluation.allocation] = position
-        self._losses.setdefault(evaluation.allocation, {}).setdefault(request.train_seed, []).append(evaluation.loss)
+        self._losses.setdefault(evaluation.allocation, []).append(evaluation.loss)
         return True
-
-    @property
-    def seeds(self) -> int:
-        """Distinct training seeds told of."""
-        return len({seed for by_seed in self._losses.values() for seed in by_seed})
-
-    def _levels(self) -> dict[int, _Level]:
-        """Level of every training seed relative to the first one's."""
-        differences: dict[int, list[float]] = defaultdict(list)
-        for by_seed in self._losses.values():
-            if self._primary in by_seed:
-                for seed, values in by_seed.items():
-                    differences[seed].append(float(np.mean(values) - np.mean(by_seed[self._primary])))
-        return {seed: _Level(float(np.mean(values)), 1.0 if seed == self._primary else 1.0 - 1.0 / len(values))
-                for seed, values in differences.items()}
 
 
 def telling(losses: FloatArray, most: int) -> npt.NDArray[np.intp]:

@@ -12,7 +12,6 @@ from qra_bo.acquisition.features import build_components
 from qra_bo.acquisition.functions import log_expected_improvement
 from qra_bo.acquisition.observations import Observations, row_of, telling
 from qra_bo.acquisition.prior_designs import LEAST_PRIOR, prior_tables
-from qra_bo.acquisition.repeats import best_round, new_value
 from qra_bo.acquisition.transfer import load_prior, with_prior
 from qra_bo.acquisition.trust_region import TrustRegion
 from qra_bo.errors import BudgetError, ConfigError
@@ -23,11 +22,9 @@ from qra_bo.sensitivity.profile import FloatArray
 from qra_bo.space import Allocation, IntArray
 from qra_bo.space.knapsack import Region, solve_knapsack
 from qra_bo.space.lagrangian import solve_relaxed
-from qra_bo.space.neighbourhood import neighbours_within
 from surrogates.structured import Design, StructuredModel, StructuredSettings
 
-GLOBAL, LOCAL, REPEAT = "global", "trust_region", "repeat"
-DRAWS = 256
+GLOBAL = "global"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +36,6 @@ class StructuredOptions:
             ``prior_designs.prior_share`` (without a limit on the cost its least).
         draws: Posterior draws solved for every global proposal, besides the posterior mean.
         temperatures: Factors on the deviation of the draws from the posterior mean, in turn.
-        local_share: Share of proposals chosen by expected improvement among the neighbours of the incumbent alone.
-        edits: Atomic edits that the enumerated neighbours may be away from the incumbent.
-        max_neighbours: Most neighbours scored for one proposal.
         rel_gap: Relative gap at which knapsacks of posterior draws may stop.
         most: Observations that the surrogate is conditioned on at most (see ``telling``).
         always_fitted: Up to so many observations its scales are fitted after every one; beyond, each time their number
@@ -49,27 +43,22 @@ class StructuredOptions:
         prior: What earlier runs taught about the parts' scales, a file or the name of one that comes with the package;
             or ``None``.
         without: Parts of the surrogate to leave out, by their names in ``build_components``.
-        contenders: How many of the best known may be repeated on one further training seed; 0 never repeats.
         model: Settings of the surrogate.
     """
 
     n_prior: int | None = None
     draws: int = 6
     temperatures: tuple[float, ...] = (1.0, 0.5)
-    local_share: float = 0.1
-    edits: int = 2
-    max_neighbours: int = 9000
     rel_gap: float = 1e-3
     most: int = 500
     always_fitted: int = 150
     prior: str | None = None
     without: tuple[str, ...] = ()
-    contenders: int = 6
     model: StructuredSettings = field(default_factory=StructuredSettings)
 
 
 class StructuredSearch:
-    """Thompson samples of a structured surrogate solved as knapsacks, and LogEI near the incumbent.
+    """Thompson samples of a structured surrogate solved as knapsacks, of which the largest LogEI is evaluated.
 
     The incumbent is the evaluated allocation with the best posterior mean, so that one lucky evaluation does not
     hold the search. Uniform choices told by the engine train the surrogate like any other. Only high-fidelity
@@ -98,9 +87,6 @@ class StructuredSearch:
         self._prior = prior_tables(problem, LEAST_PRIOR if n_prior is None else n_prior)
         n_units = problem.space.n_units
         self._region = TrustRegion(max(2, n_units // 2), 2, n_units, max(2, n_units // 2), factor=1.5)
-        self._local_debt = 0.0
-        self._due: list[Proposal] = []
-        self._repeating: set[Allocation] = set()
         self._model: StructuredModel | None = None
         self._scaled: tuple[StructuredModel, int] | None = None
 
@@ -127,12 +113,7 @@ class StructuredSearch:
         _, before, _ = self._seen.arrays()
         new = self._seen.tell(evaluations)
         best = float(before.min()) if len(before) else np.inf
-        for evaluation in evaluations:
-            if evaluation.stage == REPEAT:
-                self._repeating.discard(evaluation.allocation)
         for evaluation in new:
-            if evaluation.stage == REPEAT:
-                continue
             improved = evaluation.loss is not None and evaluation.loss < best
             if improved and evaluation.loss is not None:
                 best = evaluation.loss
@@ -163,64 +144,30 @@ class StructuredSearch:
         return mean.numpy(), sd.numpy()
 
     def _next(self) -> Proposal | None:
-        if self._due:
-            return self._due.pop(0)
         while self._prior:
             row = self._solve(self._prior.pop(0), None)
             if row is None:
                 return None
             if tuple(row.tolist()) not in self._seen.tried:
-                return self._new(row, GLOBAL)
+                return self._new(row)
         model = self._fitted()
         if model is None:
             row = self._solve(self._rng.standard_normal(self._problem.costs.shape), None, forbid=True)
-            return None if row is None else self._new(row, GLOBAL)
-        incumbent = self._incumbent(model)
-        pool, stage = self._pool(model, incumbent)
-        if len(pool):
-            best, value = self._best_expected(model, pool)
-            return self._round(model, value) or self._new(best, stage)
+            return None if row is None else self._new(row)
+        candidates = self._fresh(np.vstack(self._candidates(model, self._incumbent(model))))
+        if len(candidates):
+            return self._new(self._most_promising(model, candidates))
         row = self._solve(model.mean_table().numpy(), None, forbid=True)
-        return None if row is None else self._new(row, GLOBAL)
+        return None if row is None else self._new(row)
 
-    def _new(self, row: IntArray, stage: str) -> Proposal:
-        return Proposal(self._seen.propose(row), Fidelity.HIGH, stage)
+    def _new(self, row: IntArray) -> Proposal:
+        return Proposal(self._seen.propose(row), Fidelity.HIGH, GLOBAL)
 
-    def _pool(self, model: StructuredModel, incumbent: IntArray | None) -> tuple[IntArray, str]:
-        """New candidates, ``m x 2 L``, and where they come from."""
-        self._local_debt += self._options.local_share
-        if self._local_debt >= 1.0 and incumbent is not None:
-            self._local_debt -= 1.0
-            near = self._neighbours(incumbent)
-            if len(near):
-                return near, LOCAL
-        return self._fresh(np.vstack(self._global_rows(model, incumbent))), GLOBAL
-
-    def _best_expected(self, model: StructuredModel, pool: IntArray) -> tuple[IntArray, float]:
-        """The row (``2 L``) of ``m x 2 L`` with the largest expected improvement on the best posterior mean, and what
-        one noisy evaluation of it is expected to improve that mean by."""
-        mean, sd = (part.numpy() for part in model.latent(torch.from_numpy(pool)))
+    def _most_promising(self, model: StructuredModel, candidates: IntArray) -> IntArray:
+        """The row (``2 L``) of ``m x 2 L`` with the largest expected improvement on the best posterior mean."""
+        mean, sd = (part.numpy() for part in model.latent(torch.from_numpy(candidates)))
         known, _ = model.latent(model.rows)
-        best = float(known.min())
-        chosen = int(np.argmax(log_expected_improvement(mean, sd, best)))
-        value = new_value(mean[chosen:chosen + 1], sd[chosen:chosen + 1], model.noise, best)
-        return row_of(pool, chosen), float(value[0])
-
-    def _round(self, model: StructuredModel, value: float) -> Proposal | None:
-        """The first repeat of the best known on a further training seed, where that is worth more than ``value``."""
-        known = self._ranked(model)
-        known = known[[tuple(row) not in self._seen.pending for row in known.tolist()]][:self._options.contenders]
-        if self._repeating or len(known) < 2 or self._seen.seeds > self._problem.repeats:
-            return None
-        rows = torch.from_numpy(known)
-        normals = self._problem.rng(f"repeats {self._seen.seeds}").standard_normal((DRAWS, len(known)))
-        found = best_round(model.latent(rows)[0].numpy(), model.covariance(rows).numpy(), model.noise, normals)
-        if found is None or found.value <= value:
-            return None
-        self._due = [Proposal(self._problem.space.decode(row), Fidelity.HIGH, REPEAT, self._seen.seeds)
-                     for row in known[:found.size]]
-        self._repeating = {proposal.allocation for proposal in self._due}
-        return self._next()
+        return row_of(candidates, int(np.argmax(log_expected_improvement(mean, sd, float(known.min())))))
 
     def _fitted(self) -> StructuredModel | None:
         """The surrogate of what is known, with pending proposals at their predicted values: they leave its scales and
@@ -274,7 +221,7 @@ class StructuredSearch:
         ranked: IntArray = whole[np.argsort(mean.numpy(), kind="stable")]
         return ranked
 
-    def _global_rows(self, model: StructuredModel, incumbent: IntArray | None) -> list[IntArray]:
+    def _candidates(self, model: StructuredModel, incumbent: IntArray | None) -> list[IntArray]:
         """Exact optima of posterior draws, everywhere and within the trust region, each ``1 x 2 L``."""
         options, problem = self._options, self._problem
         region = None if incumbent is None else Region(incumbent, self._region.radius)
@@ -283,12 +230,6 @@ class StructuredSearch:
             temperature = options.temperatures[draw // 2 % len(options.temperatures)]
             tables.append((model.sample_tables(self._rng, 1, temperature)[0].numpy(), region if draw % 2 else None))
         return [solve_relaxed(table, problem.costs, problem.budget_bytes, where)[None, :] for table, where in tables]
-
-    def _neighbours(self, centre: IntArray) -> IntArray:
-        problem, options = self._problem, self._options
-        rows = neighbours_within(problem.space, centre, options.edits, costs=problem.costs,
-                                 budget_bytes=problem.budget_bytes, rng=self._rng, cap=options.max_neighbours)
-        return self._fresh(rows)
 
     def _fresh(self, rows: IntArray) -> IntArray:
         return rows[[tuple(r) not in self._seen.tried for r in rows.tolist()]]
@@ -310,14 +251,11 @@ def _check(options: StructuredOptions) -> None:
     if options.most < 2 or options.always_fitted < 0:
         problems.append(f"most must be at least 2 and always_fitted at least 0; got {options.most} and "
                         f"{options.always_fitted}")
-    if (options.n_prior or 0) < 0 or options.draws < 1 or options.edits < 1 or options.max_neighbours < 1 \
-            or options.contenders < 0:
-        problems.append("n_prior and contenders must be at least 0, draws, edits and max_neighbours at least 1; got "
-                        f"{options.n_prior}, {options.contenders}, {options.draws}, {options.edits} and "
-                        f"{options.max_neighbours}")
-    if not options.temperatures or min(options.temperatures) < 0 or not 0 <= options.local_share <= 1:
-        problems.append("temperatures must be at least 0 and local_share in [0, 1]; got "
-                        f"{options.temperatures} and {options.local_share}")
+    if (options.n_prior or 0) < 0 or options.draws < 1:
+        problems.append("n_prior must be at least 0 and draws at least 1; got "
+                        f"{options.n_prior} and {options.draws}")
+    if not options.temperatures or min(options.temperatures) < 0:
+        problems.append(f"temperatures must be at least 0, and at least one; got {options.temperatures}")
     if options.rel_gap < 0:
         problems.append(f"rel_gap must be at least 0; got {options.rel_gap}")
     if problems:

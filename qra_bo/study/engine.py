@@ -235,7 +235,7 @@ class Engine:
         A new searcher is asked: the one that searched knows nothing of evaluations that an earlier session ended with.
         """
         searcher = self.parts.make_searcher(problem, float(run.study.header["high_equivalents"]))
-        searcher.tell([as_told(e) for e in run.study.searched])
+        searcher.tell([as_told(e) for e in run.study.points])
         if isinstance(searcher, SelfChecking) and "surrogate_check" not in run.study.last:
             check = searcher.surrogate_check()
             if check is not None:

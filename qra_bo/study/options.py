@@ -1,6 +1,6 @@
 """What a run is told: its limits, seeds and schedule, and the callables that connect it to models and methods."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,6 @@ from qra_bo.searcher import Searcher, SearchProblem
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import Allocation, SearchSpace
 from qra_bo.study.executor import Executor
-
-REPEATS = 8
-"""Training seeds on which a search may repeat an evaluation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +39,6 @@ class EngineConfig:
         low_steps: Of a low-fidelity one, or ``None`` where there is none.
         seed: Drives the search.
         train_seed: Training seed of all candidates.
-        repeat_seeds: Others on which a search may repeat an evaluation.
         confirm_seeds: Unseen training seeds of the confirmation; none to skip it, else at least 2.
         anchors: Uniform anchors that are evaluated, the most promising; ``None`` for all.
         max_rank: Largest rank that every matrix allows.
@@ -91,7 +87,6 @@ class EngineConfig:
     alpha_over_rank: float
     init: str
     may_differ: frozenset[str] = frozenset()
-    repeat_seeds: tuple[int, ...] = ()
     calibration_anchors: int = 1
     references: tuple[Allocation, ...] = ()
     ranking_top: int = 0
@@ -117,10 +112,10 @@ class EngineConfig:
                             f"got {list(self.lr_scales)}")
         if len(self.confirm_seeds) == 1:
             problems.append("confirm.seeds must be 0 (no confirmation) or at least 2, got 1")
-        seeds = (self.train_seed, *self.repeat_seeds, *self.confirm_seeds)
+        seeds = (self.train_seed, *self.confirm_seeds)
         if len(set(seeds)) < len(seeds):
-            problems.append("the training seeds of search, repeats and confirmation must all differ, got "
-                            f"{self.train_seed}, {list(self.repeat_seeds)} and {list(self.confirm_seeds)}")
+            problems.append("the training seeds of search and confirmation must all differ, got "
+                            f"{self.train_seed} and {list(self.confirm_seeds)}")
         if self.anchors is not None and self.anchors < 1:
             problems.append(f"effort.anchors must be at least 1, or null for all, got {self.anchors}")
         if self.max_hours is not None and not self.max_hours > 0:
@@ -136,20 +131,9 @@ class EngineConfig:
 
 def training_seeds(seed: int, n: int) -> tuple[int, tuple[int, ...]]:
     """The training seed of a search with ``seed``, and ``n`` others that it does not use; all different."""
-    first, *others = _drawn(seed, 0x7A11, n + 1, ())
-    return first, tuple(others)
-
-
-def repeat_seeds(seed: int, n: int, taken: Collection[int]) -> tuple[int, ...]:
-    """``n`` training seeds for repeats of a search with ``seed``, none of those ``taken``."""
-    return _drawn(seed, 0x4EA7, n, taken)
-
-
-def _drawn(seed: int, key: int, n: int, taken: Collection[int]) -> tuple[int, ...]:
-    """The first ``n`` distinct seeds of a stream, none of those ``taken``."""
-    words = np.random.SeedSequence(entropy=seed, spawn_key=(key,)).generate_state(4 * (n + len(taken) + 1))
-    drawn = (int(word) % 2**31 for word in words)
-    return tuple(dict.fromkeys(s for s in drawn if s not in taken))[:n]
+    words = np.random.SeedSequence(entropy=seed, spawn_key=(0x7A11,)).generate_state(4 * (n + 2))
+    first, *others = dict.fromkeys(int(word) % 2**31 for word in words)
+    return first, tuple(others[:n])
 
 
 @dataclass(frozen=True, slots=True)

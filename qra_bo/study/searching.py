@@ -130,15 +130,13 @@ class Search:
         """The request of a proposal that keeps the searcher's contract."""
         run, a, stage = self.run, proposal.allocation, proposal.stage
         low = proposal.fidelity is Fidelity.LOW
-        seeds = (None, *run.config.repeat_seeds)
         if not run.parts.space.contains(a) or not self.room.rules.fits(a) or stage in ENGINE_STAGES \
-                or (low and run.config.low_steps is None) or not 0 <= proposal.repeat < len(seeds):
+                or (low and run.config.low_steps is None):
             raise SearcherError(
                 f"{name} proposed {a.to_json()} at {proposal.fidelity.value} fidelity in stage {stage!r}: off the "
-                f"ladders, over the budget of {self.room.rules.budget_bytes:,} bytes, at a fidelity that is off, in a "
-                f"stage of the engine, or on a training seed that there is not ({proposal.repeat} of {len(seeds) - 1} "
-                "for repeats); this is a bug of the search method")
-        request = run.request(a, proposal.fidelity, train_seed=seeds[proposal.repeat])
+                f"ladders, over the budget of {self.room.rules.budget_bytes:,} bytes, at a fidelity that is off, or "
+                "in a stage of the engine; this is a bug of the search method")
+        request = run.request(a, proposal.fidelity)
         if request.key in self._known:
             raise SearcherError(f"{run.config.method} proposed {request.key}, for which it had asked or of which it "
                                 "had been told; this is a bug of the search method")

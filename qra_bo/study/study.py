@@ -38,7 +38,6 @@ class Study:
         self.evaluation_seconds = 0.0
         self._by_key: dict[str, Evaluation] = {}
         self._states: Counter[TrialState] = Counter()
-        self._searched: list[Evaluation] = []
         self._points: list[Evaluation] = []
         self._incumbent: Evaluation | None = None
         self._lr_scale: float | None = None
@@ -65,7 +64,7 @@ class Study:
                 self._spend(Cost(int(event["training_tokens"]), int(event["forward_tokens"])), True)
             elif kind == "calibration":
                 self._lr_scale = float(event["lr_scale"])
-                self._searched, self._points, self._incumbent = [], [], None
+                self._points, self._incumbent = [], None
                 for e in self.evaluations:
                     self._add_point(e)
             elif kind == "measured":
@@ -89,11 +88,9 @@ class Study:
         point = self._as_point(evaluation)
         if point is None:
             return
-        self._searched.append(point)
-        if point.request.train_seed == self.header["train_seed"]:
-            self._points.append(point)
-            if self._incumbent is None or loss_of(point) < loss_of(self._incumbent):
-                self._incumbent = point
+        self._points.append(point)
+        if self._incumbent is None or loss_of(point) < loss_of(self._incumbent):
+            self._incumbent = point
 
     def _spend(self, cost: Cost, for_search: bool) -> None:
         self.cost += cost
@@ -104,7 +101,7 @@ class Study:
         r = e.request
         if (not e.ok or e.fidelity is not Fidelity.HIGH or e.predicted_bytes > self.budget_bytes
                 or e.stage in UNSEARCHED_STAGES or r.split != "validation" or r.lr_scale != self._lr_scale
-                or r.steps != self.header["high_steps"]):
+                or r.steps != self.header["high_steps"] or r.train_seed != self.header["train_seed"]):
             return None
         return replace(e, stage="baseline") if e.stage == "calibration" else e
 
@@ -126,11 +123,6 @@ class Study:
         """Finished high-fidelity evaluations that may be incumbent: within the budget, on the validation split, at the
         search's training seed and learning rate; anchors that were calibrated count as baselines."""
         return tuple(self._points)
-
-    @property
-    def searched(self) -> tuple[Evaluation, ...]:
-        """Points and their repeats on other training seeds."""
-        return tuple(self._searched)
 
     @property
     def incumbent(self) -> Evaluation | None:

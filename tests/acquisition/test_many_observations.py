@@ -49,16 +49,25 @@ def told(n: int) -> tuple[StructuredSearch, list[Evaluation]]:
 
 def test_telling_one_by_one_pools_as_telling_at_once() -> None:
     search, evaluations = told(12)
-    repeated = dataclasses.replace(evaluations[3], request=dataclasses.replace(evaluations[3].request, train_seed=9))
     failed = dataclasses.replace(evaluations[5].measurement, state=TrialState.DIVERGED, loss=None, loss_se=None)
     evaluations[5] = dataclasses.replace(evaluations[5], measurement=failed)
-    evaluations = [*evaluations[:9], repeated, *evaluations[9:], evaluations[2]]
+    evaluations = [*evaluations, evaluations[2]]
     slowly, at_once = Observations(search._problem), Observations(search._problem)
     at_once.tell(evaluations)
     for evaluation in evaluations:
         slowly.tell([evaluation])
         slowly.arrays()
     for one, other in zip(slowly.arrays(), at_once.arrays(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_other_training_seeds_are_left_out() -> None:
+    search, evaluations = told(12)
+    elsewhere = [dataclasses.replace(e, request=dataclasses.replace(e.request, train_seed=9)) for e in evaluations[3:6]]
+    alone, mixed = Observations(search._problem), Observations(search._problem)
+    alone.tell(evaluations)
+    mixed.tell([*evaluations[:9], *elsewhere, *evaluations[9:]])
+    for one, other in zip(alone.arrays(), mixed.arrays(), strict=True):
         np.testing.assert_array_equal(one, other)
 
 

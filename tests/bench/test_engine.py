@@ -18,10 +18,10 @@ def test_ways_to_repair_agree(problem: SearchProblem) -> None:
     assert rows[0]["edits"] > 0
 
 
-def test_proposals_are_timed_before_any_loss_and_of_both_kinds(problem: SearchProblem) -> None:
+def test_proposals_are_timed_before_any_loss_and_from_the_posterior(problem: SearchProblem) -> None:
     rows = engine.proposal_rows(problem, (4,), 1)
     assert [(r["what"], r["observations"]) for r in rows] == [
-        ("proposal: first", 0), ("proposal: global", 4), ("proposal: local", 4)]
+        ("proposal: first", 0), ("proposal: global", 4)]
 
 
 def test_observations_are_distinct_and_fit(problem: SearchProblem) -> None:

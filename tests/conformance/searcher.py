@@ -29,14 +29,14 @@ def make_problem(n_units: int = 5, *, seed: int = 0, low_steps: int | None = 6, 
     low, high = (int(costs.totals(row[None, :])[0]) for row in corners(space))
     oracle = SyntheticOracle(space, 7, high_steps=24)
     profile = oracle.profile(lambda *_: None)
-    problem = SearchProblem(space, costs, int(low + share * (high - low)), profile, 24, low_steps, seed, 3)
+    problem = SearchProblem(space, costs, int(low + share * (high - low)), profile, 24, low_steps, seed)
     return problem, oracle
 
 
 def evaluate(problem: SearchProblem, oracle: SyntheticOracle, proposal: Proposal, number: int,
              failed: bool = False) -> Evaluation:
     steps = problem.high_steps if proposal.fidelity is Fidelity.HIGH else problem.low_steps or problem.high_steps
-    request = EvaluationRequest(proposal.allocation, steps, problem.high_steps, proposal.repeat)
+    request = EvaluationRequest(proposal.allocation, steps, problem.high_steps, 0)
     measurement = oracle.evaluate(request, lambda *_: None)
     if failed:
         measurement = Measurement(TrialState.OOM, None, None, (), 1, 0, 0, None, 0.0, 0.0, "out of memory")
@@ -66,7 +66,7 @@ def proposals_of(rounds: list[_Record]) -> list[Proposal]:
 
 
 def as_json(proposals: list[Proposal]) -> str:
-    return json.dumps([[p.allocation.to_json(), p.fidelity.value, p.stage, p.repeat] for p in proposals])
+    return json.dumps([[p.allocation.to_json(), p.fidelity.value, p.stage] for p in proposals])
 
 
 class SearcherSuite:
@@ -91,8 +91,7 @@ class SearcherSuite:
         for (asked, _), size in zip(rounds, (1, 3, 2) * self.limit, strict=False):
             assert len(asked) <= size
         assert all(problem.space.contains(p.allocation) and problem.fits(p.allocation) for p in proposals)
-        assert len({(p.allocation, p.fidelity, p.repeat) for p in proposals}) == len(proposals)
-        assert all(0 <= p.repeat <= problem.repeats for p in proposals)
+        assert len({(p.allocation, p.fidelity) for p in proposals}) == len(proposals)
         assert all(p.stage for p in proposals)
         if low_steps is None:
             assert all(p.fidelity is Fidelity.HIGH for p in proposals)
@@ -134,9 +133,9 @@ class SearcherSuite:
         told = [e for _, told in play(self.make(problem), problem, oracle, self.limit // 2) for e in told]
         searcher = self.make(problem)
         searcher.tell(told)
-        known = {(e.allocation, e.fidelity, e.request.train_seed) for e in told}
+        known = {(e.allocation, e.fidelity) for e in told}
         for p in proposals_of(play(searcher, problem, oracle, self.limit // 2)):
-            assert (p.allocation, p.fidelity, p.repeat) not in known
+            assert (p.allocation, p.fidelity) not in known
 
     def test_failures_and_anchors_are_taken_in_stride(self) -> None:
         problem, oracle = make_problem()
@@ -154,13 +153,13 @@ class SearcherSuite:
         proposals = proposals_of(rounds)
         assert proposals
         assert all(problem.fits(p.allocation) for p in proposals)
-        assert not {p.allocation for p in proposals if not p.repeat} & {p.allocation for p in anchors}
-        assert len({(p.allocation, p.fidelity, p.repeat) for p in proposals}) == len(proposals)
+        assert not {p.allocation for p in proposals} & {p.allocation for p in anchors}
+        assert len({(p.allocation, p.fidelity) for p in proposals}) == len(proposals)
 
     def test_failures_alone_do_not_break_it(self) -> None:
         problem, oracle = make_problem()
         proposals = proposals_of(play(self.make(problem), problem, oracle, 8, fails=lambda _: True))
-        assert len({(p.allocation, p.fidelity, p.repeat) for p in proposals}) == len(proposals)
+        assert len({(p.allocation, p.fidelity) for p in proposals}) == len(proposals)
 
     @pytest.mark.parametrize("low_steps", [6, None])
     def test_a_tiny_space_is_exhausted_quietly(self, low_steps: int | None) -> None:
