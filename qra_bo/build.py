@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,10 +19,12 @@ from qra_bo.space import Allocation, DecoderSpec, Ladder, SearchSpace, StorageFo
 from qra_bo.space.specs import spec_from_hf_config, spec_from_numbers
 
 if TYPE_CHECKING:
+    from qra_bo.oracle.data.records import DataSplits
     from qra_bo.oracle.factor_store import FactorStore
     from qra_bo.oracle.finetune import FinetuneOracle
     from qra_bo.oracle.profile_cache import ProfileCache
     from qra_bo.oracle.protocol import Oracle
+    from qra_bo.oracle.rounding import Rounding
 
 NUMBERS = ("n_layers", "hidden_size", "intermediate_size", "n_heads", "n_kv_heads", "head_dim", "vocab_size", "tied",
            "attention_bias")
@@ -37,8 +40,9 @@ def config_from_dict(data: Mapping[str, Any]) -> RunConfig:
         ConfigError: If it is not the dictionary of a configuration.
     """
     restored = dict(data)
-    formats = restored["quantizer"]["formats"]
-    restored["quantizer"] = {"formats": {int(bits): tuple(names) for bits, names in formats.items()}}
+    quantizer = {"rounding": "nearest", "sequences": 1, **restored["quantizer"]}  # before there was a choice
+    formats = {int(bits): tuple(names) for bits, names in quantizer["formats"].items()}
+    restored["quantizer"] = {**quantizer, "formats": formats}
     problems = check(RunConfig, restored)
     if problems:
         raise ConfigError([p.message for p in problems])
@@ -195,13 +199,35 @@ def make_finetune(cfg: RunConfig, out: Path) -> "FinetuneOracle":
         cfg.worker.checkpoint_seconds)
     formats = bank_formats(space)
     bank = LayerBank(model, spec, formats, dtype, device,
-                     keep_dense=device.type == "cpu" and keeps_dense(spec, formats))
+                     keep_dense=device.type == "cpu" and keeps_dense(spec, formats),
+                     rounding=make_rounding(cfg, model, spec, space, data, weights))
     refuse_reproducing_formats(bank, space.formats)
     return FinetuneOracle(model, data, space.units, space.formats, bank, settings,
                           CheckpointStore(out / "checkpoints"), device, dtype, profile_cache(cfg, model, data.sha256),
                           {"attention": kernel, "data": data.source, "data_tokens": data.n_tokens,
                            "model_sha256": weights, "model_revision": commit_of(model)},
                           factor_store(model, device.type), tokenizer)
+
+
+def make_rounding(cfg: RunConfig, model: Any, spec: DecoderSpec, space: SearchSpace, data: "DataSplits",
+                  weights: str) -> "Rounding | None":
+    """What chooses the codes of the ladder's formats; those of references stay the nearest."""
+    if cfg.quantizer.rounding == "nearest":
+        return None
+    import torch
+
+    from qra_bo.oracle import rounding
+    from qra_bo.oracle.profile_cache import cache_folder
+    from qra_bo.oracle.tensor_store import TensorStore
+
+    formats = [f for f in space.formats if f.bits < 16]
+    ids = torch.from_numpy(data.train.input_ids[:cfg.quantizer.sequences])
+    here = Path(rounding.__file__)
+    store = TensorStore(cache_folder().parent / "codes", {
+        "weights": weights, "data": data.sha256, "sequences": len(ids), "length": cfg.train.length,
+        "formats": [f.name for f in formats], "dtype": str(model.dtype), "device": model.device.type},
+        [here, *sorted((here.parent / "quantizers").glob("*.py"))])
+    return rounding.Rounding(model, [linear.name for linear in spec.linears], formats, ids, model.device, store)
 
 
 def factor_store(model: Any, device_type: str) -> "FactorStore":
@@ -220,7 +246,8 @@ def profile_cache(cfg: RunConfig, model: Any, data_sha256: str) -> "ProfileCache
     return ProfileCache(cache_folder(), {
         "weights": weights_fingerprint(model), "data": data_sha256, "granularity": cfg.granularity,
         "formats": cfg.format_names, "calibration": cfg.data.calibration, "length": cfg.train.length,
-        "batch": cfg.train.batch, "largest_rank": cfg.ranks[-1], "dtype": str(model.dtype)})
+        "batch": cfg.train.batch, "largest_rank": cfg.ranks[-1], "dtype": str(model.dtype),
+        **({} if cfg.quantizer.rounding == "nearest" else asdict(cfg.quantizer))})
 
 
 def bank_formats(space: SearchSpace) -> tuple[StorageFormat, ...]:

@@ -95,9 +95,11 @@ class SurrogateConfig:
 
 @dataclass(frozen=True, slots=True)
 class QuantizerConfig:
-    """Storage formats that serve each bit-width."""
+    """Storage formats that serve each bit-width, and how codes are chosen."""
 
     formats: dict[int, tuple[str, ...]]
+    rounding: Literal["nearest", "gptq"]
+    sequences: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,6 +298,8 @@ class RunConfig:
         kept = {key: value for key, value in self.to_dict().items() if key not in NOT_OF_THE_RESULT}
         for group, key in (("memory", "format"), ("memory", "verify"), ("eval", "tasks"), ("eval", "limit")):
             del kept[group][key]  # how a plan is printed and what a model is asked later change no result
+        if self.quantizer.rounding == "nearest":
+            del kept["quantizer"]["rounding"], kept["quantizer"]["sequences"]  # as before there was a choice
         return hashlib.sha256(json.dumps(kept, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
     def with_changes(self, **changes: Any) -> "RunConfig":

@@ -28,8 +28,8 @@ def problems_of(config: RunConfig) -> list[Problem]:
     found: list[Problem] = list(_model(config))
     if found:  # without a model nothing else has a meaning
         return found
-    for rule in (_task, _budget, _ladders, _numbers, _train, _table1, _sources, _executor, _logger, _mirror, _device,
-                 _optimizer):
+    for rule in (_task, _budget, _ladders, _rounding, _numbers, _train, _table1, _sources, _executor, _logger, _mirror,
+                 _device, _optimizer):
         found += rule(config)
     if not any(p.key in ("bits", "ranks", "quantizer.formats") for p in found):
         found += _space(config)
@@ -107,6 +107,14 @@ def _ladders(config: RunConfig) -> Iterator[Problem]:
                                                    f"{parse_format(name).bits} bits.")
         if len(set(names)) < len(names):
             yield Problem("quantizer.formats", f"quantizer.formats.{bits} names a format twice: {list(names)}.")
+
+
+def _rounding(config: RunConfig) -> Iterator[Problem]:
+    q = config.quantizer
+    yield from _rule("quantizer.sequences", q.sequences, q.sequences >= 1, "at least 1")
+    if q.rounding != "nearest" and config.oracle.name != "finetune":
+        yield Problem("quantizer.rounding", f"quantizer.rounding={q.rounding} chooses codes on real text, and oracle="
+                                            f"{config.oracle.name} has none: use quantizer.rounding=nearest.")
 
 
 def _rule(key: str, value: object, ok: bool, rule: str) -> Iterator[Problem]:

@@ -23,6 +23,7 @@ from qra_bo.memory.formats import parse_format
 from qra_bo.oracle.protocol import Progress
 from qra_bo.oracle.quantizers.base import State, on_device, packed, storage_bytes
 from qra_bo.oracle.quantizers.registry import backend_of
+from qra_bo.oracle.rounding import Rounding
 from qra_bo.space import DecoderSpec, StorageFormat
 
 
@@ -66,6 +67,8 @@ class LayerBank:
             bit, two more bytes a weight and format. Memory is then measured within ``only_packed``.
         spill_above: Bytes of packed tensors to keep in memory; ``None`` keeps all.
         folder: Where packed tensors beyond that go; needed with ``spill_above``.
+        rounding: What chooses codes other than the nearest, or ``None``. It wants ``model`` dense when the first layer
+            is packed.
 
     Raises:
         ModelError: If the model lacks a linear of ``spec`` or has it in another shape.
@@ -73,11 +76,11 @@ class LayerBank:
 
     def __init__(self, model: Any, spec: DecoderSpec, formats: Sequence[StorageFormat], compute_dtype: torch.dtype,
                  device: torch.device | str, *, keep_dense: bool = False, spill_above: int | None = None,
-                 folder: Path | None = None) -> None:
+                 folder: Path | None = None, rounding: Rounding | None = None) -> None:
         if spill_above is not None and folder is None:
             raise OracleError("spill_above needs the folder that packed tensors go to")
         self.model, self.spec, self.formats, self.compute_dtype = model, spec, tuple(formats), compute_dtype
-        self.device, self.keep_dense = torch.device(device), keep_dense
+        self.device, self.keep_dense, self.rounding = torch.device(device), keep_dense, rounding
         self._spill_above, self._folder = spill_above, folder
         self._states: dict[tuple[str, str], State] = {}
         self._sizes: dict[tuple[str, str], tuple[int, int]] = {}
@@ -130,6 +133,8 @@ class LayerBank:
         """Pack every linear in every format of ``formats`` now, on all of torch's threads."""
         todo = [(linear.name, fmt) for fmt in self.formats for linear in self.spec.linears
                 if (linear.name, fmt.name) not in self._sizes]
+        if self.rounding is not None:
+            self.rounding.prepare(self.nearest, progress)
         workers = torch.get_num_threads() if self.device.type == "cpu" else 1
         with ThreadPoolExecutor(workers) as pool:
             futures = {pool.submit(self._pack, name, fmt): (name, fmt) for name, fmt in todo}
@@ -215,7 +220,8 @@ class LayerBank:
     @property
     def has_own(self) -> bool:
         """Whether some linear is installed with packed tensors that quantising its weight does not give."""
-        return bool(self._own)
+        return bool(self._own) or (self.rounding is not None and any(
+            self.rounding.chose(name, fmt) for name, fmt in self._current.items()))
 
     @contextmanager
     def only_packed(self) -> Iterator[None]:
@@ -235,6 +241,10 @@ class LayerBank:
         return self._sizes[name, fmt.name]
 
     def _pack(self, name: str, fmt: StorageFormat) -> State:
+        return self.nearest(name, fmt) if self.rounding is None else self.rounding.state(name, fmt, self.nearest)
+
+    def nearest(self, name: str, fmt: StorageFormat) -> State:
+        """What the format's library makes of a linear's weight."""
         if name not in self._originals:
             raise OracleError(f"{name!r} is not a linear layer of {self.spec.name}")
         weight = self._originals[name].weight.detach()

@@ -125,8 +125,9 @@ class FinetuneOracle:
         return profile
 
     def _with_start(self, cost: Mapping[str, Any]) -> dict[str, Any]:
-        """The profile's cost and that of what all adapters start from."""
-        return {**cost, "forward_tokens": cost["forward_tokens"] + self.inits.forward_tokens}
+        """The profile's cost, and that of what all adapters start from and of the codes' choice."""
+        rounding = 0 if self.bank.rounding is None else self.bank.rounding.forward_tokens
+        return {**cost, "forward_tokens": cost["forward_tokens"] + self.inits.forward_tokens + rounding}
 
     def evaluate(self, request: EvaluationRequest, progress: Progress,
                  then: Callable[[], None] | None = None) -> Measurement:

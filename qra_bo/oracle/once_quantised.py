@@ -20,7 +20,7 @@ def relative_error(bank: LayerBank, name: str, fmt: StorageFormat) -> float:
     """``||Q(W) - W|| / ||W||`` of one linear of the bank's model."""
     weight = bank.dense_weight(name).float()
     backend = backend_of(fmt)
-    layer = backend.build(bank.state(name, fmt.name), fmt, (weight.shape[0], weight.shape[1]), None,
+    layer = backend.build(bank.nearest(name, fmt), fmt, (weight.shape[0], weight.shape[1]), None,
                           bank.compute_dtype)
     return float((backend.dequantize(layer).float() - weight).norm() / weight.norm())
 

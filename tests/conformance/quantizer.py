@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from qra_bo.errors import ConfigError, SpaceError
 from qra_bo.memory.formats import check_shape, metadata_bytes, parse_format, weight_bytes
-from qra_bo.oracle.quantizers.base import QuantizerBackend
+from qra_bo.oracle.quantizers.base import QuantizerBackend, packed
 from qra_bo.oracle.quantizers.reference import ReferenceBackend
 from qra_bo.oracle.quantizers.registry import backend_of
 from qra_bo.space.formats import StorageFormat
@@ -68,6 +68,25 @@ class QuantizerConformance:
         other = next(f for f in ("int8", "ref8") if parse_format(f).backend != fmt.backend)
         with pytest.raises(ConfigError, match=other):
             self.backend(fmt).quantize(make_linear(64, 64), parse_format(other), torch.bfloat16, CPU)
+
+    def test_free_codes_mean_what_the_grid_says(self, fmt: StorageFormat) -> None:
+        backend, linear = self.backend(fmt), make_linear(40, 192)
+        shape, state = (40, 192), self.backend(fmt).pack(linear.weight, fmt, CPU)
+        grid = backend.grid(state, fmt, shape)
+        if grid is None:
+            with pytest.raises(ConfigError, match=backend.name):
+                backend.recoded(state, fmt, torch.zeros(shape, dtype=torch.uint8))
+            return
+        draw = torch.Generator().manual_seed(1)
+        codes = torch.randint(len(grid.levels), shape, generator=draw, dtype=torch.uint8)
+        other = backend.recoded(state, fmt, codes)
+        assert {k: (t.shape, t.dtype) for k, t in other.items()} == {k: (t.shape, t.dtype) for k, t in state.items()}
+        assert all(torch.equal(other[k], state[k]) for k in state if k != "codes")
+        weight = packed(backend.build(other, fmt, shape, None, torch.float32)).unpack()
+        torch.testing.assert_close(weight, grid.values(codes.long()), rtol=1e-5, atol=1e-6)
+        own = packed(backend.build(state, fmt, shape, None, torch.float32)).unpack()
+        again = backend.recoded(state, fmt, grid.nearest(own).to(torch.uint8))
+        torch.testing.assert_close(packed(backend.build(again, fmt, shape, None, torch.float32)).unpack(), own)
 
     def test_bytes_of_model_shapes(self, fmt: StorageFormat) -> None:
         for out, inp in SMOLLM2_SHAPES[:2]:

@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from qra_bo.errors import ConfigError, DeviceError
 from qra_bo.memory.formats import check_shape
+from qra_bo.oracle.quantizers.grid import Grid
 from qra_bo.space.formats import StorageFormat
 
 State = dict[str, Tensor]
@@ -120,6 +121,18 @@ class QuantizerBackend(ABC):
     def build(self, state: State, fmt: StorageFormat, shape: tuple[int, int], bias: Tensor | None,
               compute_dtype: torch.dtype) -> nn.Module:
         """The layer over packed tensors (shared, not copied), on their device; ``shape`` is (out, in)."""
+
+    def grid(self, state: State, fmt: StorageFormat, shape: tuple[int, int]) -> Grid | None:
+        """What codes could mean with the scales of ``state``; ``None`` where no code is free."""
+        return None
+
+    def recoded(self, state: State, fmt: StorageFormat, codes: Tensor) -> State:
+        """``state`` with other codes (``out x in``, places in the grid's levels), its scales as they are.
+
+        Raises:
+            ConfigError: If no code is free.
+        """
+        raise ConfigError(f"the backend {self.name!r} has no codes to choose in the format {fmt.name!r}")
 
     def check(self, fmt: StorageFormat, out_features: int, in_features: int, device: torch.device) -> None:
         """Refuse what this backend can't store.

@@ -17,6 +17,7 @@ from bitsandbytes import functional as F
 from torch import Tensor, nn
 
 from qra_bo.oracle.quantizers.base import PackedLinear, QuantizerBackend, State, frozen, tile_numel
+from qra_bo.oracle.quantizers.grid import Grid
 from qra_bo.space.formats import StorageFormat
 
 
@@ -97,6 +98,22 @@ class BitsAndBytesBackend(QuantizerBackend):
             return {"codes": codes, "absmax": state.absmax}
         return {"codes": codes, "absmax": state.absmax, "nested_absmax": state.state2.absmax,
                 "offset": state.offset.clone()}
+
+    def grid(self, state: State, fmt: StorageFormat, shape: tuple[int, int]) -> Grid:
+        device = state["codes"].device
+        if fmt.bits == 8:
+            return Grid.of_groups(torch.arange(-127, 128, device=device), state["scale"] / 127.0, None, shape[1], shape)
+        quant_state = self._nf4(state, fmt, shape, torch.float32).weight.quant_state
+        absmax = quant_state.absmax
+        if quant_state.nested:
+            absmax = F.dequantize_blockwise(absmax, quant_state.state2) + quant_state.offset
+        return Grid.of_groups(_nf4_levels(device), absmax, None, fmt.block, shape)
+
+    def recoded(self, state: State, fmt: StorageFormat, codes: Tensor) -> State:
+        if fmt.bits == 8:
+            return {**state, "codes": (codes.int() - 127).to(torch.int8)}
+        pairs = nn.functional.pad(codes.reshape(-1), (0, codes.numel() % 2)).view(-1, 2)
+        return {**state, "codes": ((pairs[:, 0] << 4) | pairs[:, 1]).view_as(state["codes"])}
 
     def build(self, state: State, fmt: StorageFormat, shape: tuple[int, int], bias: Tensor | None,
               compute_dtype: torch.dtype) -> nn.Module:

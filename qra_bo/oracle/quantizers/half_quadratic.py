@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from qra_bo.errors import ModelError
 from qra_bo.oracle.quantizers.base import PackedLinear, QuantizerBackend, State, frozen, tile_numel
+from qra_bo.oracle.quantizers.grid import Grid
 from qra_bo.oracle.quantizers.quiet import hush_hqq
 from qra_bo.space.formats import StorageFormat
 
@@ -88,6 +89,14 @@ class HQQBackend(QuantizerBackend):
             raise ModelError(f"{fmt.name} can't store a weight matrix: its groups need scales or zeros beyond the "
                              "range of fp16; weights are not finite or too large")
         return {"codes": Quantizer.pack[Quantizer.bit_to_packing[fmt.bits]](codes), "scale": scale, "zero": zero}
+
+    def grid(self, state: State, fmt: StorageFormat, shape: tuple[int, int]) -> Grid:
+        scale = state["scale"].float()
+        levels = torch.arange(1 << fmt.bits, device=scale.device)
+        return Grid.of_groups(levels, scale, -state["zero"].float() * scale, fmt.block, shape)
+
+    def recoded(self, state: State, fmt: StorageFormat, codes: Tensor) -> State:
+        return {**state, "codes": Quantizer.pack[Quantizer.bit_to_packing[fmt.bits]](codes.reshape(-1, fmt.block))}
 
     def build(self, state: State, fmt: StorageFormat, shape: tuple[int, int], bias: Tensor | None,
               compute_dtype: torch.dtype) -> nn.Module:

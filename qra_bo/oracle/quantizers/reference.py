@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from qra_bo.oracle.quantizers.base import PackedLinear, QuantizerBackend, State, frozen
+from qra_bo.oracle.quantizers.grid import Grid
 from qra_bo.space.formats import StorageFormat
 
 
@@ -57,6 +58,13 @@ class ReferenceBackend(QuantizerBackend):
         minimum = low.half()
         codes = ((groups - minimum.float()) / scale.float()).round_().clamp_(0, levels)
         return {"codes": pack_bits(codes.int(), fmt.bits), "scale": scale, "minimum": minimum}
+
+    def grid(self, state: State, fmt: StorageFormat, shape: tuple[int, int]) -> Grid:
+        levels = torch.arange(1 << fmt.bits, device=state["codes"].device)
+        return Grid.of_groups(levels, state["scale"], state["minimum"], fmt.block, shape)
+
+    def recoded(self, state: State, fmt: StorageFormat, codes: Tensor) -> State:
+        return {**state, "codes": pack_bits(codes.int(), fmt.bits)}
 
     def build(self, state: State, fmt: StorageFormat, shape: tuple[int, int], bias: Tensor | None,
               compute_dtype: torch.dtype) -> nn.Module:
