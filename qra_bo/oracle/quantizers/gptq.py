@@ -33,14 +33,18 @@ class Inputs:
 
     @classmethod
     def of(cls, moments: Tensor) -> "Inputs":
-        """From ``X^T X`` (``in x in``) of inputs ``X`` (``tokens x in``)."""
-        damped = moments.double().clone()
+        """From ``X^T X`` (``in x in``) of inputs ``X`` (``tokens x in``).
+
+        Factored in fp64 on the host: a GPU that is too small for its model has no room for it.
+        """
+        damped = moments.to("cpu", torch.float64, copy=True)
         diagonal = damped.diagonal()
         mean = float(diagonal.mean())
         diagonal += DAMPING * mean if mean > 0 else 1.0  # inputs that never were other than 0 ask for nothing
         order = torch.argsort(diagonal, descending=True, stable=True)
         lower = torch.linalg.cholesky(damped[order][:, order])
-        return cls(order, torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True).float())
+        factor = torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True)
+        return cls(order.to(moments.device), factor.to(moments.device, torch.float32))
 
 
 def compensated_codes(weight: Tensor, grid: Grid, inputs: Inputs) -> Tensor:

@@ -1,0 +1,122 @@
+"""Codes chosen on a text: what layers lose, what stays the same, what is kept across runs, and a run that is loaded."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import qra_bo
+import qra_bo.build
+from qra_bo.config import load_config
+from qra_bo.errors import ConfigError
+from qra_bo.memory.formats import parse_format
+from qra_bo.oracle.bank import LayerBank
+from qra_bo.oracle.manifest import PACKED, read_manifest
+from qra_bo.oracle.probe import PROBE, probe_difference
+from qra_bo.oracle.quantizers.base import packed
+from qra_bo.oracle.quantizers.registry import backend_of
+from qra_bo.oracle.rounding import Rounding, second_moments
+from qra_bo.oracle.tensor_store import TensorStore
+from tests.oracle.models import tiny_llama
+
+CPU = torch.device("cpu")
+MODEL, SPEC = tiny_llama(layers=2, vocab=512)
+NAMES = [linear.name for linear in SPEC.linears]
+FORMATS = tuple(parse_format(name) for name in ("nf4", "int8", "hqq2", "hqq3", "hqq4", "ref2"))
+TEXT = torch.randint(0, 512, (4, 64), generator=torch.Generator().manual_seed(0))
+
+
+def make_bank(store: TensorStore | None = None, formats: tuple[str, ...] = ()) -> LayerBank:
+    chosen = [f for f in FORMATS if not formats or f.name in formats]
+    rounding = Rounding(MODEL, NAMES, chosen, TEXT, CPU, store)
+    return LayerBank(MODEL, SPEC, FORMATS, torch.float32, CPU, rounding=rounding)
+
+
+def inputs_of_linears() -> dict[str, Tensor]:
+    """``X^T X`` of every linear of the dense model on ``TEXT``."""
+    found: dict[str, Tensor] = {}
+    handles = [MODEL.get_submodule(name).register_forward_pre_hook(
+        lambda _m, args, name=name: found.__setitem__(name, second_moments(args[0]))) for name in NAMES]
+    with torch.no_grad():
+        MODEL.get_decoder()(input_ids=TEXT, use_cache=False)
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+def test_second_moments_are_those_of_all_inputs() -> None:
+    inputs = torch.randn(3, 1500, 8, generator=torch.Generator().manual_seed(1))
+    rows = inputs.reshape(-1, 8)
+    torch.testing.assert_close(second_moments(inputs.bfloat16().float()), sum(
+        torch.outer(r, r) for r in rows.bfloat16().float()), rtol=1e-4, atol=1e-2)
+
+
+def test_every_layer_loses_less_of_its_outputs_in_the_same_bytes() -> None:
+    plain, chosen, moments = LayerBank(MODEL, SPEC, FORMATS, torch.float32, CPU), make_bank(), inputs_of_linears()
+    chosen.build()
+    for fmt in FORMATS:
+        for name in NAMES:
+            lost = []
+            for bank in (plain, chosen):
+                state = bank.state(name, fmt.name)
+                weight = bank.dense_weight(name).float()
+                layer = backend_of(fmt).build(state, fmt, tuple(weight.shape), None, torch.float32)
+                error = packed(layer).unpack() - weight
+                lost.append(float(((error @ moments[name]) * error).sum()))
+            assert lost[1] < lost[0], (fmt.name, name)
+        choice = dict.fromkeys(NAMES, fmt.name)
+        assert plain.stored_bytes(choice) == chosen.stored_bytes(choice)
+    assert not chosen.has_own
+    chosen.install(MODEL, dict.fromkeys(NAMES, "nf4"))
+    assert chosen.has_own
+    chosen.restore_dense()
+
+
+def test_formats_outside_the_ladder_keep_the_nearest_codes() -> None:
+    bank = make_bank(formats=("hqq3",))
+    name = NAMES[0]
+    assert torch.equal(bank.state(name, "nf4")["codes"], bank.nearest(name, parse_format("nf4"))["codes"])
+    assert not torch.equal(bank.state(name, "hqq3")["codes"], bank.nearest(name, parse_format("hqq3"))["codes"])
+
+
+def test_codes_are_kept_across_runs_and_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def store() -> TensorStore:
+        return TensorStore(tmp_path, {"a": 1}, [Path(__file__)])
+
+    told: list[tuple[int, int]] = []
+    first = make_bank(store())
+    first.build(lambda what, done, total: told.append((done, total)) if what == "round" else None)
+    assert told == [(k, len(NAMES)) for k in range(1, len(NAMES) + 1)]
+    monkeypatch.setattr("qra_bo.oracle.rounding.each_input", lambda *_: pytest.fail("they were made again"))
+    again = make_bank(store())
+    for name in NAMES:
+        for fmt in FORMATS:
+            for part, tensor in first.state(name, fmt.name).items():
+                assert torch.equal(again.state(name, fmt.name)[part], tensor)
+
+
+def test_a_run_keeps_its_codes_and_loads_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QRA_BO_CACHE", str(tmp_path / "cache"))
+    options = ["+model=tiny", "data=tiny", "display=none", "effort=quick", "effort.high_equivalents=6", "train.batch=2",
+               "train.length=32", "eval.tokens=256", "fidelity.high=4", "fidelity.low=null", "data.max_records=64",
+               "confirm.seeds=0", "final.steps=2", "device=cpu", "calibrate.lr_scales=[1.0]", "bits=[3,4]",
+               "quantizer.rounding=gptq", "quantizer.sequences=8", f"out={tmp_path / 'run'}"]
+    qra_bo.search(options)
+    assert read_manifest(tmp_path / "run").packed == PACKED
+    model, _ = qra_bo.load(tmp_path / "run")
+    assert probe_difference(model, tmp_path / "run" / PROBE, CPU) == 0.0
+
+
+def test_what_chooses_codes_is_a_part_of_the_configuration() -> None:
+    plain, chosen = load_config(["+model=tiny"]), load_config(["+model=tiny", "quantizer.rounding=gptq"])
+    assert plain.config_sha256 != chosen.config_sha256
+    assert plain.config_sha256 == load_config(["+model=tiny", "quantizer.sequences=7"]).config_sha256
+    older = plain.to_dict()
+    del older["quantizer"]["rounding"], older["quantizer"]["sequences"]
+    assert qra_bo.build.config_from_dict(older).config_sha256 == plain.config_sha256
+
+
+def test_codes_want_a_real_text() -> None:
+    with pytest.raises(ConfigError, match="has none: use quantizer"):
+        load_config(["+model=tiny", "oracle=synthetic", "quantizer.rounding=gptq"])
