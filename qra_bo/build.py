@@ -40,7 +40,7 @@ def config_from_dict(data: Mapping[str, Any]) -> RunConfig:
         ConfigError: If it is not the dictionary of a configuration.
     """
     restored = dict(data)
-    quantizer = {"rounding": "nearest", "sequences": 1, **restored["quantizer"]}  # before there was a choice
+    quantizer = {"rounding": "nearest", "tokens": 1, **restored["quantizer"]}  # before there was a choice
     formats = {int(bits): tuple(names) for bits, names in quantizer["formats"].items()}
     restored["quantizer"] = {**quantizer, "formats": formats}
     problems = check(RunConfig, restored)
@@ -221,7 +221,7 @@ def make_rounding(cfg: RunConfig, model: Any, spec: DecoderSpec, space: SearchSp
     from qra_bo.oracle.tensor_store import TensorStore
 
     formats = [f for f in space.formats if f.bits < 16]
-    ids = torch.from_numpy(data.train.input_ids[:cfg.quantizer.sequences])
+    ids = torch.from_numpy(data.train.input_ids[:max(1, cfg.quantizer.tokens // cfg.train.length)])
     here = Path(rounding.__file__)
     store = TensorStore(cache_folder().parent / "codes", {
         "weights": weights, "data": data.sha256, "sequences": len(ids), "length": cfg.train.length,

@@ -99,7 +99,7 @@ class QuantizerConfig:
 
     formats: dict[int, tuple[str, ...]]
     rounding: Literal["nearest", "gptq"]
-    sequences: int
+    tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,7 +299,7 @@ class RunConfig:
         for group, key in (("memory", "format"), ("memory", "verify"), ("eval", "tasks"), ("eval", "limit")):
             del kept[group][key]  # how a plan is printed and what a model is asked later change no result
         if self.quantizer.rounding == "nearest":
-            del kept["quantizer"]["rounding"], kept["quantizer"]["sequences"]  # as before there was a choice
+            del kept["quantizer"]["rounding"], kept["quantizer"]["tokens"]  # as before there was a choice
         return hashlib.sha256(json.dumps(kept, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
     def with_changes(self, **changes: Any) -> "RunConfig":

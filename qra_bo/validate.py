@@ -111,7 +111,7 @@ def _ladders(config: RunConfig) -> Iterator[Problem]:
 
 def _rounding(config: RunConfig) -> Iterator[Problem]:
     q = config.quantizer
-    yield from _rule("quantizer.sequences", q.sequences, q.sequences >= 1, "at least 1")
+    yield from _rule("quantizer.tokens", q.tokens, q.tokens >= 1, "at least 1")
     if q.rounding != "nearest" and config.oracle.name != "finetune":
         yield Problem("quantizer.rounding", f"quantizer.rounding={q.rounding} chooses codes on real text, and oracle="
                                             f"{config.oracle.name} has none: use quantizer.rounding=nearest.")

@@ -15,8 +15,8 @@ from qra_bo.export.run import FinishedRun
 from qra_bo.files import write_json
 from qra_bo.loading import load
 from qra_bo.oracle.base_models import load_base
-from qra_bo.oracle.manifest import MANIFEST, PACKED, Manifest, flatten, read_manifest, tensors_digest
-from qra_bo.oracle.quantizers.base import packed
+from qra_bo.oracle.manifest import MANIFEST, PACKED, Manifest, flatten, read_manifest, tensors_digest, unflatten
+from qra_bo.oracle.quantizers.base import State, packed
 
 MERGED, BITSANDBYTES = "export/merged", "export/bitsandbytes"
 DEQUANTISED, ORIGINAL = "dequantised", "original"
@@ -131,9 +131,22 @@ def write_bitsandbytes(run: FinishedRun) -> list[Path]:
             kind = type(model.get_submodule(name)).__name__
             if kind != ("Linear" if name in dense else "Linear4bit"):
                 raise ModelError(f"bitsandbytes made {name} a {kind}, not what the run has there; use qra_bo.load")
+        if manifest.packed is not None:  # the run's own codes and scales, which need not be what bitsandbytes chooses
+            for name, state in unflatten(load_file(run.folder / manifest.packed)).items():
+                if name not in dense:
+                    _put_nf4(model.get_submodule(name).weight, state)
         model.save_pretrained(str(target), safe_serialization=True)
         tokenizer.save_pretrained(str(target))
     return sorted(p for p in target.iterdir() if p.is_file())
+
+
+def _put_nf4(weight: Any, state: State) -> None:
+    """Replace what a ``Params4bit`` with double quantisation holds."""
+    weight.data = state["codes"].view_as(weight.data).to(weight.device)
+    outer = weight.quant_state
+    outer.absmax = state["absmax"].to(weight.device)
+    outer.state2.absmax = state["nested_absmax"].to(weight.device)
+    outer.offset = state["offset"].to(weight.device)
 
 
 @contextmanager

@@ -15,10 +15,13 @@ SETTINGS = ["+model=tiny", "data=tiny", "device=cpu", "train.batch=2", "train.le
 """Widths are multiples of 64: on some CPUs bitsandbytes' own kernel takes nothing else."""
 
 
-def finish(folder: Path, formats: Sequence[str], ranks: Sequence[int]) -> Path:
-    """Train ``formats`` and ``ranks`` (one of each a layer, 4 layers) for a few steps and save what a run saves."""
+def finish(folder: Path, formats: Sequence[str], ranks: Sequence[int], *more: str) -> Path:
+    """Train ``formats`` and ``ranks`` (one of each a layer, 4 layers) for a few steps and save what a run saves.
+
+    ``more`` are further overrides of the configuration.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    config = load_config([*SETTINGS, f"out={folder}"])
+    config = load_config([*SETTINGS, *more, f"out={folder}"])
     oracle = make_oracle(config.to_dict(), str(folder))
     allocation = Allocation(tuple(formats), tuple(ranks))
     try:

@@ -100,6 +100,22 @@ def test_bitsandbytes_of_4_and_16_bits_loads_in_plain_transformers_with_the_adap
     assert float((logits(adapted, servable) - logits(load(servable)[0], servable)).abs().max()) < ROUNDING
 
 
+def test_bitsandbytes_gets_the_codes_that_the_run_chose(tmp_path: Path, servable: Path,
+                                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QRA_BO_CACHE", str(tmp_path / "cache"))
+    run = finish(tmp_path / "run", ("nf4", "fp16", "nf4", "fp16"), RANKS, "quantizer.rounding=gptq",
+                 "quantizer.tokens=256")
+    export_all(run, ["bitsandbytes"])
+    model = AutoModelForCausalLM.from_pretrained(str(run / "export" / "bitsandbytes"), dtype=torch.bfloat16)
+    chosen, nearest = load(run, adapter=False)[0], load(servable, adapter=False)[0]
+    for name in ("model.layers.0.mlp.up_proj", "model.layers.2.self_attn.q_proj"):
+        codes = model.get_submodule(name).weight.data.flatten()
+        assert torch.equal(codes, chosen.get_submodule(name).codes()["codes"].flatten())
+        assert not torch.equal(codes, nearest.get_submodule(name).codes()["codes"].flatten())
+    adapted = PeftModel.from_pretrained(model, str(run / "adapter"))
+    assert float((logits(adapted, run) - logits(load(run)[0], run)).abs().max()) < ROUNDING
+
+
 def test_bitsandbytes_refuses_what_it_can_not_mix(mixed: Path) -> None:
     with pytest.raises(OutputError, match=r'uses hqq2, int8; search with "bits=\[4,16\]"'):
         export_all(mixed, ["bitsandbytes"])

@@ -101,7 +101,7 @@ def test_a_run_keeps_its_codes_and_loads_again(tmp_path: Path, monkeypatch: pyte
     options = ["+model=tiny", "data=tiny", "display=none", "effort=quick", "effort.high_equivalents=6", "train.batch=2",
                "train.length=32", "eval.tokens=256", "fidelity.high=4", "fidelity.low=null", "data.max_records=64",
                "confirm.seeds=0", "final.steps=2", "device=cpu", "calibrate.lr_scales=[1.0]", "bits=[3,4]",
-               "quantizer.rounding=gptq", "quantizer.sequences=8", f"out={tmp_path / 'run'}"]
+               "quantizer.rounding=gptq", "quantizer.tokens=256", f"out={tmp_path / 'run'}"]
     qra_bo.search(options)
     assert read_manifest(tmp_path / "run").packed == PACKED
     model, _ = qra_bo.load(tmp_path / "run")
@@ -111,9 +111,9 @@ def test_a_run_keeps_its_codes_and_loads_again(tmp_path: Path, monkeypatch: pyte
 def test_what_chooses_codes_is_a_part_of_the_configuration() -> None:
     plain, chosen = load_config(["+model=tiny"]), load_config(["+model=tiny", "quantizer.rounding=gptq"])
     assert plain.config_sha256 != chosen.config_sha256
-    assert plain.config_sha256 == load_config(["+model=tiny", "quantizer.sequences=7"]).config_sha256
+    assert plain.config_sha256 == load_config(["+model=tiny", "quantizer.tokens=7"]).config_sha256
     older = plain.to_dict()
-    del older["quantizer"]["rounding"], older["quantizer"]["sequences"]
+    del older["quantizer"]["rounding"], older["quantizer"]["tokens"]
     assert qra_bo.build.config_from_dict(older).config_sha256 == plain.config_sha256
 
 
