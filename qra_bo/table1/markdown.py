@@ -25,8 +25,8 @@ def render(table: Mapping[str, Any]) -> str:
               "standard error over training seeds that no search used. Every row has the same data, trainer, steps, "
               "seeds, memory model, and the same rule and number of trials for its learning rate. *Gap closed*: "
               f"(QLoRA {MINUS} row) / (QLoRA {MINUS} LoRA-16), paired, with its {LEVEL:.0%} interval. *Ours {MINUS} "
-              "row*: paired over common seeds; negative is in favour of ours; **bold** where the interval excludes 0 "
-              f"over at least {LEAST_SEEDS} seeds. Steps of the search are its cost, learning-rate trials included, in "
+              "row*: of ours with codes by GPTQ where that is there, paired over common seeds; negative is in favour of "
+              f"ours; **bold** where the interval excludes 0 over at least {LEAST_SEEDS} seeds. Steps of the search are its cost, learning-rate trials included, in "
               "steps of training. *Acc.*: mean accuracy (%) of the first seed's model at the tasks of `eval.tasks`. "
               "*Reported*: average accuracy (%) that a public summary of the paper gives for "
               "LLaMA-3.1-8B: another model, data and metric.", ""]
@@ -97,14 +97,14 @@ def summary(table: Mapping[str, Any]) -> list[str]:
     lines = []
     for limit in table["limits"]:
         rows = [r for r in table["rows"] if r["limit"] == limit["name"] and not r["why"]]
-        ours = next((r for r in rows if r["method"] == OURS), None)
+        ours = next((r for name in OURS for r in rows if r["method"] == name), None)
         if ours is None:
             continue
         others = [r for r in rows if r["ours_minus_row"] is not None]
         better = [r for r in others if r["ours_minus_row"]["verdict"] == "better"
                   and r["ours_minus_row"]["train_seeds"] >= LEAST_SEEDS]
-        lines.append(f"{limit['name']}: ours {number(ours['mean'])}, gap closed {gap_text(ours)}; better than "
-                     f"{len(better)} of {len(others)} other rows within it")
+        lines.append(f"{limit['name']}: {ours['title'].lower()} {number(ours['mean'])}, gap closed {gap_text(ours)}; "
+                     f"better than {len(better)} of {len(others)} other rows within it")
     return lines
 
 

@@ -20,8 +20,9 @@ from qra_bo.report.style import (
     legend,
 )
 
-MARKS = {"ours": ("*", VERMILLION), "best_uniform": ("s", BLUE), "autoqra": ("P", GREEN), "qr_adaptor": ("X", SKY),
-         "qlora": ("D", "#000000"), "lora_16": ("D", PURPLE)}
+MARKS = {"ours_gptq": ("*", VERMILLION), "ours": ("P", VERMILLION), "best_uniform_gptq": ("s", BLUE),
+         "best_uniform": ("v", BLUE), "autoqra": ("P", GREEN),
+         "qr_adaptor": ("X", SKY), "qlora": ("D", "#000000"), "qlora_gptq": ("h", "#000000"), "lora_16": ("D", PURPLE)}
 OTHERS = ("o", ORANGE)
 HEADROOM = 0.6
 """Of the span from the best loss to QLoRA's, what is shown above QLoRA's; what lies higher is marked at the edge."""

@@ -19,26 +19,31 @@ class Recipe:
         allocation: Format and rank of every unit; of AdaLoRA the ranks are the target, the same everywhere.
         init: Start of the adapters (``adapter.init``); AdaLoRA has its own.
         initial_rank: AdaLoRA's rank at the start; ``None`` for adapters of fixed rank.
+        gptq_tokens: Tokens that codes are chosen on (``quantizer.rounding=gptq``); ``None``: the nearest codes.
     """
 
     allocation: Allocation
     init: str
     initial_rank: int | None = None
+    gptq_tokens: int | None = None
 
     @property
     def key(self) -> str:
         """Names what is trained: two rows with one key share every evaluation."""
         how = self.init if self.initial_rank is None else f"adalora{self.initial_rank}"
-        return f"{self.allocation.fingerprint}-{how}"
+        codes = "" if self.gptq_tokens is None else f"-gptq{self.gptq_tokens}"
+        return f"{self.allocation.fingerprint}-{how}{codes}"
 
     def to_json(self) -> dict[str, Any]:
-        return {**self.allocation.to_json(), "init": self.init, "initial_rank": self.initial_rank}
+        return {**self.allocation.to_json(), "init": self.init, "initial_rank": self.initial_rank,
+                "gptq_tokens": self.gptq_tokens}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Recipe":
         """Inverse of ``to_json``."""
-        initial = data["initial_rank"]
-        return cls(Allocation.from_json(data), str(data["init"]), None if initial is None else int(initial))
+        initial, tokens = data["initial_rank"], data.get("gptq_tokens")  # tables had the nearest codes alone
+        return cls(Allocation.from_json(data), str(data["init"]), None if initial is None else int(initial),
+                   None if tokens is None else int(tokens))
 
     def predicted_bytes(self, memory: MemoryModel, space: SearchSpace) -> int:
         """Bytes in the scope of ``memory``."""

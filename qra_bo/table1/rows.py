@@ -113,6 +113,7 @@ class Uniform(WithinABudget):
     """One format and rank everywhere, whatever memory that takes."""
 
     fmt: str = "nf4"
+    gptq: bool = False
 
     def takes(self, limit: Limit | None) -> bool:
         return limit is None
@@ -121,7 +122,9 @@ class Uniform(WithinABudget):
         return self.format_in(session)
 
     def find(self, session: Session, limit: Limit) -> Found:
-        return Found(Recipe(uniform(session.space.n_units, self.format_in(session), RANK), "kaiming"), 0.0)
+        tokens = session.gptq_tokens if self.gptq else None
+        allocation = uniform(session.space.n_units, self.format_in(session), RANK)
+        return Found(Recipe(allocation, "kaiming", gptq_tokens=tokens), 0.0)
 
     def format_in(self, session: Session) -> str:
         """The configured format of these bits; QLoRA and 16 bits are what they are by definition."""
@@ -132,6 +135,7 @@ class Uniform(WithinABudget):
 
 for row in (Uniform("lora_16", "LoRA, 16-bit base", key=True, fmt="fp16"),
             Uniform("qlora", "QLoRA, 4-bit", key=True),
+            Uniform("qlora_gptq", "QLoRA, 4-bit, codes by GPTQ", gptq=True),
             Uniform("uniform_2", "Uniform 2-bit", fmt="hqq2"),
             Uniform("uniform_3", "Uniform 3-bit", fmt="hqq3"),
             Uniform("uniform_8", "Uniform 8-bit", fmt="int8")):

@@ -13,7 +13,13 @@ from qra_bo.table1.session import Session
 
 @dataclass(frozen=True)
 class Searched(WithinABudget):
-    """Ours: the configured method on the configured ladders, also where memory is free."""
+    """Ours: the configured method on the configured ladders, also where memory is free.
+
+    Args:
+        gptq: Whether codes are chosen by GPTQ (``quantizer.rounding=gptq``), in the search as in what it comes to.
+    """
+
+    gptq: bool = False
 
     def takes(self, limit: Limit | None) -> bool:
         return limit is not None
@@ -26,13 +32,17 @@ class Searched(WithinABudget):
 
     def find(self, session: Session, limit: Limit) -> Found:
         method = session.config.method
-        outcome = search(session, self.name, limit, method.name, method.params)
+        outcome = search(session, self.name, limit, method.name, method.params, gptq_tokens=self.tokens(session))
         return self.found(session, outcome, f"method={method.name}")
+
+    def tokens(self, session: Session) -> int | None:
+        """As in ``Recipe``."""
+        return session.gptq_tokens if self.gptq else None
 
     def found(self, session: Session, outcome: RunOutcome, note: str, init: str | None = None) -> Found:
         """What a search came to."""
-        return Found(Recipe(outcome.found.allocation, init or session.config.adapter.init),
-                     outcome.study.search_cost.tokens, note)
+        recipe = Recipe(outcome.found.allocation, init or session.config.adapter.init, None, self.tokens(session))
+        return Found(recipe, outcome.study.search_cost.tokens, note)
 
 
 @dataclass(frozen=True)
@@ -49,7 +59,7 @@ class BestUniform(Searched):
         return calibration_and_anchors(session.config)
 
     def find(self, session: Session, limit: Limit) -> Found:
-        return self.found(session, search(session, self.name, limit, None), "")
+        return self.found(session, search(session, self.name, limit, None, gptq_tokens=self.tokens(session)), "")
 
 
 @dataclass(frozen=True)
@@ -85,6 +95,8 @@ class QRAdaptor(AutoQRA):
                                           f"{e['population']}, {e['generations']} generations", "kaiming")
 
 
-for row in (BestUniform("best_uniform", "Best uniform that fits", key=True), QRAdaptor("qr_adaptor", "QR-Adaptor"),
-            AutoQRA("autoqra", "AutoQRA as published", key=True), Searched("ours", "Ours", key=True)):
+for row in (BestUniform("best_uniform", "Best uniform that fits", key=True),
+            BestUniform("best_uniform_gptq", "Best uniform that fits, codes by GPTQ", key=True, gptq=True),
+            QRAdaptor("qr_adaptor", "QR-Adaptor"), AutoQRA("autoqra", "AutoQRA as published", key=True),
+            Searched("ours", "Ours", key=True), Searched("ours_gptq", "Ours, codes by GPTQ", key=True, gptq=True)):
     ROWS.add(row.name, row)

@@ -43,7 +43,7 @@ def search_config(session: Session, limit: Limit, method: str, params: Mapping[s
 
 
 def search(session: Session, name: str, limit: Limit, method: str | None, params: Mapping[str, Any] | None = None,
-           changes: Mapping[str, Any] | None = None) -> RunOutcome:
+           changes: Mapping[str, Any] | None = None, gptq_tokens: int | None = None) -> RunOutcome:
     """Profile, calibrate, evaluate the anchors and search; begun, gone on with, or read where it is done.
 
     Args:
@@ -53,17 +53,19 @@ def search(session: Session, name: str, limit: Limit, method: str | None, params
         method: Name in the registry of search methods; ``None`` for the anchors alone.
         params: Of the method.
         changes: Top-level keys of the configuration that differ from the table's.
+        gptq_tokens: How codes are chosen, as in ``Recipe``.
 
     Raises:
         UserError: If the search can't work within this limit.
         RunInterrupted: On a signal, after a clean journal.
     """
-    config = search_config(session, limit, method or UniformOnly.name, params or {}, changes or {})
+    config = search_config(session, limit, method or UniformOnly.name, params or {},
+                           {**(changes or {}), "quantizer": session.quantizer(gptq_tokens)})
     effort = f"{config.effort.high_equivalents}eq"
     folder = session.folder / FOLDER / path_name(f"{name}-{limit.name}-{effort}".replace("<=", "max"))
     setting = session.setting_of(limit, config.ranks)
     budget = session.budget_bytes(limit)
-    shared = SharedExecutor(session.executor(config.adapter.init, limit.scope), folder, _others(folder),
+    shared = SharedExecutor(session.executor(config.adapter.init, limit.scope, gptq_tokens), folder, _others(folder),
                             config.to_dict(), SHARED)
     parts = replace(run_parts(config, folder, setting, budget, shared, None), finalise=None,
                     progress=session.progress)

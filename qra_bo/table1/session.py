@@ -5,10 +5,11 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import qra_bo
-from qra_bo.config import NOT_OF_THE_RESULT, RunConfig
+from qra_bo.config import NOT_OF_THE_RESULT, QuantizerConfig, RunConfig
+from qra_bo.errors import ConfigError
 from qra_bo.executors import make_executor
 from qra_bo.memory.budget import largest, resolve_budget
 from qra_bo.memory.model import MemoryModel
@@ -27,6 +28,14 @@ from qra_bo.table1.recipe import Recipe
 NAME = "table1.jsonl"
 MAY_DIFFER = frozenset({*NOT_OF_THE_RESULT, "budget", "max_average_bits"})
 """Keys of the configuration that decide what is asked for, or that limits stand for; none changes an evaluation."""
+
+
+class _Kind(NamedTuple):
+    """What tells one oracle of a table from another."""
+
+    init: str
+    scope: str
+    gptq_tokens: int | None
 
 
 def quiet(what: str, done: int, total: int) -> None:
@@ -55,7 +64,7 @@ class Session:
         self._provenance: Mapping[str, Any] | None = None
         self._provenances: set[str] = set()  # all so far, without what the journal adds
         self._described = False
-        self._open: tuple[tuple[str, str], Executor] | None = None  # its adapters' start and its scope
+        self._open: tuple[_Kind, Executor] | None = None
         for event in journal.content.events:
             self._take_in(event)
         self._head()
@@ -106,18 +115,37 @@ class Session:
         """Bytes by format, ``L x F x 1``, with one rank everywhere, and the limit on bits."""
         return self.setting_of(limit, (rank,)).costs(self.budget_bytes(limit))
 
-    def executor(self, init: str, scope: str) -> Executor:
-        """The oracle whose adapters start with ``init`` and that measures in ``scope``."""
-        if self._open is not None and self._open[0] != (init, scope):
+    def executor(self, init: str, scope: str, gptq_tokens: int | None = None) -> Executor:
+        """The oracle whose adapters start with ``init``, that measures in ``scope``, with codes as in ``Recipe``."""
+        kind = _Kind(init, scope, gptq_tokens)
+        if self._open is not None and self._open[0] != kind:
             self.close()
         if self._open is None:
             config = replace(self.config, adapter=replace(self.config.adapter, init=cast(Any, init)),
-                             memory=replace(self.config.memory, scope=cast(Any, scope)))
-            folder = self.folder / "oracles" / init  # checkpoints of different configured starts must not meet
+                             memory=replace(self.config.memory, scope=cast(Any, scope)),
+                             quantizer=self.quantizer(gptq_tokens))
+            # Checkpoints of different configured starts or codes must not meet.
+            folder = self.folder / "oracles" / (init if gptq_tokens is None else f"{init}-gptq{gptq_tokens}")
             folder.mkdir(parents=True, exist_ok=True)
-            self._open = (init, scope), make_executor(config, folder, self.setting.profile)
+            self._open = kind, make_executor(config, folder, self.setting.profile)
             self._describe(self._open[1])
         return self._open[1]
+
+    @property
+    def gptq_tokens(self) -> int:
+        """Tokens that codes are chosen on, for rows whose codes are.
+
+        Raises:
+            ConfigError: If there is no model to choose them for.
+        """
+        if self.config.oracle.name != "finetune":
+            raise ConfigError(f"GPTQ chooses codes on real text, and oracle={self.config.oracle.name} has none")
+        return self.config.quantizer.tokens
+
+    def quantizer(self, gptq_tokens: int | None) -> QuantizerConfig:
+        """The configured formats, with codes as in ``Recipe``."""
+        rounding: Any = "nearest" if gptq_tokens is None else "gptq"
+        return replace(self.config.quantizer, rounding=rounding, tokens=gptq_tokens or self.config.quantizer.tokens)
 
     def close(self) -> None:
         """Close the oracle that is open."""
@@ -144,15 +172,17 @@ class Session:
                           lambda: self._any_executor(None).profile(self.progress).to_json())
         return ProfileResult.from_json(event)
 
-    def call(self, method: str, kwargs: Mapping[str, Any], scope: str | None = None) -> Mapping[str, Any]:
+    def call(self, method: str, kwargs: Mapping[str, Any], scope: str | None = None,
+             gptq_tokens: int | None = None) -> Mapping[str, Any]:
         """Ask the oracle something else than a fine-tuning; without ``scope``, whichever is open."""
-        return self._any_executor(scope).call(method, kwargs, self.progress)
+        return self._any_executor(scope, gptq_tokens).call(method, kwargs, self.progress)
 
-    def _any_executor(self, scope: str | None) -> Executor:
-        """The open oracle if it measures in ``scope``: its requests say how adapters start."""
-        if self._open is not None and scope in (None, self._open[0][1]):
+    def _any_executor(self, scope: str | None, gptq_tokens: int | None = None) -> Executor:
+        """The open oracle if it measures in ``scope`` and has these codes: its requests say how adapters start."""
+        if self._open is not None and scope in (None, self._open[0].scope) \
+                and self._open[0].gptq_tokens == gptq_tokens:
             return self._open[1]
-        return self.executor(self.config.adapter.init, scope or "peak")
+        return self.executor(self.config.adapter.init, scope or "peak", gptq_tokens)
 
     def evaluate(self, recipe: Recipe, lr_scale: float, train_seed: int, split: str) -> Mapping[str, Any]:
         """Fine-tune and evaluate: ``state``, ``message``, ``loss``, ``loss_se``, ``average_rank``, tokens, seconds."""
@@ -176,7 +206,7 @@ class Session:
         event = self.once("scores", key, lambda: self.call("answer_tasks", {
             "allocation": recipe.allocation.to_json(), "init": recipe.init, "initial_rank": recipe.initial_rank,
             "steps": self.steps, "train_seed": train_seed, "lr_scale": lr_scale, "tasks": list(e.tasks),
-            "batch": e.batch, "limit": e.limit}))
+            "batch": e.batch, "limit": e.limit}, gptq_tokens=recipe.gptq_tokens))
         return list(event["scores"])
 
     def _evaluated(self, recipe: Recipe, lr_scale: float, train_seed: int, split: str) -> dict[str, Any]:
@@ -185,7 +215,7 @@ class Session:
             return {k: v for k, v in found.items() if k != "measured_bytes"}
         request = EvaluationRequest(recipe.allocation, self.steps, self.steps, train_seed, split, lr_scale,
                                     recipe.init)
-        m = self._any_executor(None).evaluate(request, self.progress)
+        m = self._any_executor(None, recipe.gptq_tokens).evaluate(request, self.progress)
         return {"state": m.state.value, "message": m.message, "loss": m.loss, "loss_se": m.loss_se,
                 "average_rank": recipe.average_rank(self.space), "training_tokens": m.training_tokens,
                 "forward_tokens": m.forward_tokens, "seconds": m.seconds}
@@ -196,7 +226,7 @@ class Session:
                               scope)
         else:
             found = self.call("measure_peak", {"allocation": recipe.allocation.to_json(), "train_seed": train_seed,
-                                               "init": recipe.init}, scope)
+                                               "init": recipe.init}, scope, recipe.gptq_tokens)
         return {"measured_bytes": found["measured_bytes"], "scope": scope}
 
     def _adalora(self, recipe: Recipe, lr_scale: float, train_seed: int, split: str, measure: bool) -> dict[str, Any]:
@@ -224,7 +254,8 @@ class Session:
     def _identity(self) -> tuple[dict[str, Any], str]:
         """The configuration, and the hash of what may not differ between the sessions of a table."""
         memory = replace(self.config.memory, scope="peak")
-        same = self.config.with_changes(budget=("",), max_average_bits=None, memory=memory)
+        same = self.config.with_changes(budget=("",), max_average_bits=None, memory=memory,
+                                        quantizer=self.quantizer(None))  # rows say how codes are chosen
         return self.config.to_dict(), same.config_sha256
 
     def check_header(self, path: Path, header: Mapping[str, Any]) -> None:

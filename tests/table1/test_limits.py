@@ -33,8 +33,9 @@ def test_a_budget_that_is_none_is_refused() -> None:
 def test_cells_stand_in_the_order_of_the_table() -> None:
     cells = make_cells(["peak 1GB for ours,loftq", "free"], None)
     assert [(c.row.name, c.limit.name) for c in cells] == [
-        *((name, OWN.name) for name in ("lora_16", "qlora", "uniform_2", "uniform_3", "uniform_8")),
-        ("loftq", "peak 1GB"), ("ours", "peak 1GB"), ("autoqra", "free"), ("ours", "free")]
+        *((name, OWN.name) for name in ("lora_16", "qlora", "qlora_gptq", "uniform_2", "uniform_3", "uniform_8")),
+        ("loftq", "peak 1GB"), ("ours", "peak 1GB"), ("autoqra", "free"), ("ours", "free"),
+        ("ours_gptq", "free")]
     everything = make_cells(["peak 1GB"], None)
     assert {c.row.name for c in everything} == set(ROWS)
     with pytest.raises(ConfigError, match="unknown method of the table 'our'; known: ours"):

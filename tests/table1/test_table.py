@@ -39,10 +39,13 @@ def test_every_method_has_a_row_within_its_limit(made: tuple[Path, dict[str, Any
     folder, table = made
     assert table["complete"]
     assert {r["method"] for r in table["rows"]} == set(ROWS)
-    assert len(table["rows"]) == 5 + 9 + 3 + 1
+    assert len(table["rows"]) == 6 + 11 + 3 + 1
     limits = {limit["name"]: limit for limit in table["limits"]}
     for row in table["rows"]:
         assert set(row) >= COLUMNS
+        if row["method"].endswith("_gptq"):
+            assert row["why"] == "GPTQ chooses codes on real text, and oracle=synthetic has none"
+            continue
         assert row["why"] == ""
         assert row["seeds"] == len(row["losses"]) == (3 if ROWS[row["method"]].key else 2)
         limit = limits.get(row["limit"])
@@ -80,7 +83,7 @@ def test_going_on_repeats_nothing_and_more_seeds_add_theirs_alone(made: tuple[Pa
     new = read_journal(folder / "table1.jsonl").events[len(before):]
     assert {e["event"] for e in new} == {"provenance", "evaluation"}
     assert all(e["key"].endswith("-test") for e in new if e["event"] == "evaluation")
-    assert {r["seeds"] for r in more["rows"]} == {3}
+    assert {r["seeds"] for r in more["rows"] if not r["why"]} == {3}
 
 
 def test_a_killed_table_goes_on_to_the_same(made: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
