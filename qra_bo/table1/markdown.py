@@ -25,9 +25,9 @@ def render(table: Mapping[str, Any]) -> str:
               "standard error over training seeds that no search used. Every row has the same data, trainer, steps, "
               "seeds, memory model, and the same rule and number of trials for its learning rate. *Gap closed*: "
               f"(QLoRA {MINUS} row) / (QLoRA {MINUS} LoRA-16), paired, with its {LEVEL:.0%} interval. *Ours {MINUS} "
-              "row*: of ours with codes by GPTQ where that is there, paired over common seeds; negative is in favour of "
-              f"ours; **bold** where the interval excludes 0 over at least {LEAST_SEEDS} seeds. Steps of the search are its cost, learning-rate trials included, in "
-              "steps of training. *Acc.*: mean accuracy (%) of the first seed's model at the tasks of `eval.tasks`. "
+              "row*: of ours with codes by GPTQ where that is there, paired over common seeds; negative is in favour "
+              f"of ours; **bold** where the interval excludes 0 over at least {LEAST_SEEDS} seeds. Steps of the search "
+              "are its cost, learning-rate trials included, in steps of training. *Acc.*: mean accuracy (%) of the first seed's model at the tasks of `eval.tasks`. "
               "*Reported*: average accuracy (%) that a public summary of the paper gives for "
               "LLaMA-3.1-8B: another model, data and metric.", ""]
     if not table["complete"]:
