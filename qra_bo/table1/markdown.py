@@ -22,14 +22,15 @@ def render(table: Mapping[str, Any]) -> str:
     if simulated:
         lines += [f"**{table['oracle']} results: no model was trained, nothing here says anything of a method.**", ""]
     lines += [f"Loss on the test split ({table['unit']}, lower is better) after {table['steps']} steps, mean and "
-              "standard error over training seeds that no search used. Every row has the same data, trainer, steps, "
-              "seeds, memory model, and the same rule and number of trials for its learning rate. *Gap closed*: "
-              f"(QLoRA {MINUS} row) / (QLoRA {MINUS} LoRA-16), paired, with its {LEVEL:.0%} interval. *Ours {MINUS} "
-              "row*: of ours with codes by GPTQ where that is there, paired over common seeds; negative is in favour "
-              f"of ours; **bold** where the interval excludes 0 over at least {LEAST_SEEDS} seeds. Steps of the search "
-              "are its cost, learning-rate trials included, in steps of training. *Acc.*: mean accuracy (%) of the first seed's model at the tasks of `eval.tasks`. "
-              "*Reported*: average accuracy (%) that a public summary of the paper gives for "
-              "LLaMA-3.1-8B: another model, data and metric.", ""]
+              "standard error over training seeds that no search used. Every row has the same data, trainer, "
+              "steps, seeds, memory model, and the same rule and number of trials for its learning rate. *Gap "
+              f"closed*: (QLoRA {MINUS} row) / (QLoRA {MINUS} LoRA-16), paired, with its {LEVEL:.0%} interval. "
+              f"*Ours {MINUS} row*: of ours with codes by GPTQ where that is there, paired over common seeds; "
+              f"negative is in favour of ours; **bold** where the interval excludes 0 over at least {LEAST_SEEDS} "
+              "seeds. Steps of the search are its cost, learning-rate trials included, in steps of training. "
+              "*Acc.*: mean accuracy (%) of the first seed's model at the tasks of `eval.tasks`. *Reported*: "
+              "average accuracy (%) that a public summary of the paper gives for LLaMA-3.1-8B: another model, "
+              "data and metric.", ""]
     if not table["complete"]:
         lines += [f"Not complete: {len(table['missing'])} rows are to come ({', '.join(table['missing'][:4])}"
                   f"{', ...' if len(table['missing']) > 4 else ''}).", ""]
