@@ -133,8 +133,7 @@ class LayerBank:
         """Pack every linear in every format of ``formats`` now, on all of torch's threads."""
         todo = [(linear.name, fmt) for fmt in self.formats for linear in self.spec.linears
                 if (linear.name, fmt.name) not in self._sizes]
-        if self.rounding is not None:
-            self.rounding.prepare(self.nearest, progress)
+        self._choose_codes(progress)
         workers = torch.get_num_threads() if self.device.type == "cpu" else 1
         with ThreadPoolExecutor(workers) as pool:
             futures = {pool.submit(self._pack, name, fmt): (name, fmt) for name, fmt in todo}
@@ -158,6 +157,7 @@ class LayerBank:
         """
         if model is not self.model:
             raise OracleError("a bank serves the model that it was made for")
+        self._choose_codes(None)
         changed = {name: wanted for name, wanted in choice.items()
                    if (self._own[name] if name in self._own else self._current.get(name)) != wanted}
         for name in changed:
@@ -239,6 +239,11 @@ class LayerBank:
         if (name, fmt.name) not in self._sizes:
             self._keep(name, fmt, self._pack(name, fmt))
         return self._sizes[name, fmt.name]
+
+    def _choose_codes(self, progress: Progress | None) -> None:
+        """Before the first layer is installed, for the text goes through the dense model."""
+        if self.rounding is not None:
+            self.rounding.prepare(self.nearest, progress)
 
     def _pack(self, name: str, fmt: StorageFormat) -> State:
         return self.nearest(name, fmt) if self.rounding is None else self.rounding.state(name, fmt, self.nearest)

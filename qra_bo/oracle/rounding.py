@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qra_bo.errors import OracleError
 from qra_bo.oracle.protocol import Progress
-from qra_bo.oracle.quantizers.base import QuantizerBackend, State
+from qra_bo.oracle.quantizers.base import PackedLinear, QuantizerBackend, State
 from qra_bo.oracle.quantizers.gptq import Inputs, compensated_codes
 from qra_bo.oracle.quantizers.registry import backend_of
 from qra_bo.oracle.tensor_store import TensorStore
@@ -60,7 +61,11 @@ class Rounding:
         return (name, fmt) in self._states
 
     def prepare(self, pack: Pack, progress: Progress | None) -> None:
-        """Choose all codes, or take them from the store; once."""
+        """Choose all codes, or take them from the store; once.
+
+        Raises:
+            OracleError: If they are still to be chosen and the model is not dense any more.
+        """
         with self._lock:
             if self._ready:
                 return
@@ -104,7 +109,12 @@ def each_input(model: Any, linears: Sequence[str], ids: Tensor, use: Callable[[s
     """Call ``use`` with every linear's name, weight and inputs while ``ids`` (``n x length``) go through the model.
 
     Linears that share an input share what is made of it.
+
+    Raises:
+        OracleError: If a linear is not dense.
     """
+    if any(isinstance(model.get_submodule(name), PackedLinear) for name in linears):
+        raise OracleError("codes are chosen on the dense model, and some of its linears are quantised by now")
     last: list[Any] = [None, None]
     seen: list[str] = []
 

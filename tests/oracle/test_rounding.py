@@ -9,7 +9,7 @@ from torch import Tensor
 import qra_bo
 import qra_bo.build
 from qra_bo.config import load_config
-from qra_bo.errors import ConfigError
+from qra_bo.errors import ConfigError, OracleError
 from qra_bo.memory.formats import parse_format
 from qra_bo.oracle.bank import LayerBank
 from qra_bo.oracle.manifest import PACKED, read_manifest
@@ -78,6 +78,18 @@ def test_formats_outside_the_ladder_keep_the_nearest_codes() -> None:
     name = NAMES[0]
     assert torch.equal(bank.state(name, "nf4")["codes"], bank.nearest(name, parse_format("nf4"))["codes"])
     assert not torch.equal(bank.state(name, "hqq3")["codes"], bank.nearest(name, parse_format("hqq3"))["codes"])
+
+
+def test_codes_are_chosen_before_anything_is_installed() -> None:
+    bank, other = make_bank(formats=("hqq3",)), make_bank(formats=("hqq3",))
+    bank.install(MODEL, {NAMES[0]: "nf4"})  # a format whose codes are the nearest
+    try:
+        with pytest.raises(OracleError, match="some of its linears are quantised"):
+            other.state(NAMES[1], "hqq3")
+        early = bank.state(NAMES[1], "hqq3")
+    finally:
+        bank.restore_dense()
+    assert torch.equal(early["codes"], other.state(NAMES[1], "hqq3")["codes"])
 
 
 def test_codes_are_kept_across_runs_and_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
