@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -206,7 +205,7 @@ def make_finetune(cfg: RunConfig, out: Path) -> "FinetuneOracle":
                           CheckpointStore(out / "checkpoints"), device, dtype, profile_cache(cfg, model, data.sha256),
                           {"attention": kernel, "data": data.source, "data_tokens": data.n_tokens,
                            "model_sha256": weights, "model_revision": commit_of(model)},
-                          factor_store(model, device.type), tokenizer)
+                          factor_store(cfg, model, device.type, data.sha256), tokenizer)
 
 
 def make_rounding(cfg: RunConfig, model: Any, spec: DecoderSpec, space: SearchSpace, data: "DataSplits",
@@ -224,19 +223,20 @@ def make_rounding(cfg: RunConfig, model: Any, spec: DecoderSpec, space: SearchSp
     ids = torch.from_numpy(data.train.input_ids[:max(1, cfg.quantizer.tokens // cfg.train.length)])
     here = Path(rounding.__file__)
     store = TensorStore(cache_folder().parent / "codes", {
-        "weights": weights, "data": data.sha256, "sequences": len(ids), "length": cfg.train.length,
-        "formats": [f.name for f in formats], "dtype": str(model.dtype), "device": model.device.type},
+        "weights": weights, "sequences": len(ids), "formats": [f.name for f in formats], "dtype": str(model.dtype),
+        "device": model.device.type, **codes_facts(cfg, data.sha256)},
         [here, *sorted((here.parent / "quantizers").glob("*.py"))])
     return rounding.Rounding(model, [linear.name for linear in spec.linears], formats, ids, model.device, store)
 
 
-def factor_store(model: Any, device_type: str) -> "FactorStore":
+def factor_store(cfg: RunConfig, model: Any, device_type: str, data_sha256: str) -> "FactorStore":
     """Where the decomposed quantisation residuals of this model are kept between runs."""
     from qra_bo.oracle.factor_store import FactorStore
     from qra_bo.oracle.profile_cache import cache_folder, weights_fingerprint
 
     return FactorStore(cache_folder().parent / "factors", {
-        "weights": weights_fingerprint(model), "dtype": str(model.dtype), "device": device_type})
+        "weights": weights_fingerprint(model), "dtype": str(model.dtype), "device": device_type,
+        **codes_facts(cfg, data_sha256)})
 
 
 def profile_cache(cfg: RunConfig, model: Any, data_sha256: str) -> "ProfileCache":
@@ -247,7 +247,15 @@ def profile_cache(cfg: RunConfig, model: Any, data_sha256: str) -> "ProfileCache
         "weights": weights_fingerprint(model), "data": data_sha256, "granularity": cfg.granularity,
         "formats": cfg.format_names, "calibration": cfg.data.calibration, "length": cfg.train.length,
         "batch": cfg.train.batch, "largest_rank": cfg.ranks[-1], "dtype": str(model.dtype),
-        **({} if cfg.quantizer.rounding == "nearest" else asdict(cfg.quantizer))})
+        **codes_facts(cfg, data_sha256)})
+
+
+def codes_facts(cfg: RunConfig, data_sha256: str) -> dict[str, Any]:
+    """What codes depend on beside the weights, for the keys of caches: nothing where they are the nearest."""
+    if cfg.quantizer.rounding == "nearest":
+        return {}
+    return {"rounding": cfg.quantizer.rounding, "tokens": cfg.quantizer.tokens, "data": data_sha256,
+            "length": cfg.train.length, "ladder": cfg.format_names}
 
 
 def bank_formats(space: SearchSpace) -> tuple[StorageFormat, ...]:

@@ -132,3 +132,14 @@ def test_what_chooses_codes_is_a_part_of_the_configuration() -> None:
 def test_codes_want_a_real_text() -> None:
     with pytest.raises(ConfigError, match="has none: use quantizer"):
         load_config(["+model=tiny", "oracle=synthetic", "quantizer.rounding=gptq"])
+
+
+def test_caches_of_one_choice_of_codes_do_not_serve_another() -> None:
+    def key(*more: str) -> tuple[Path, Path]:
+        config = load_config(["+model=tiny", *more])
+        return (qra_bo.build.profile_cache(config, MODEL, "data").path,
+                qra_bo.build.factor_store(config, MODEL, "cpu", "data").folder)
+
+    plain, chosen, fewer = key(), key("quantizer.rounding=gptq"), key("quantizer.rounding=gptq", "quantizer.tokens=256")
+    assert plain == key("quantizer.tokens=256")
+    assert len({str(k) for pair in (plain, chosen, fewer) for k in pair}) == 6
