@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from qra_bo.config import RunConfig
+from qra_bo.errors import ConfigError
 from qra_bo.run import make_setting
 from qra_bo.study.journal import Journal
 from qra_bo.table1.limits import Limit
@@ -14,7 +15,13 @@ from qra_bo.table1.session import NAME, Session
 
 @contextmanager
 def table_session(config: RunConfig, folder: Path) -> Iterator[Session]:
-    """A session whose evaluations are kept in ``folder`` and gone on with."""
+    """A session whose evaluations are kept in ``folder`` and gone on with.
+
+    Raises:
+        ConfigError: If codes are to be chosen otherwise than to the nearest.
+    """
+    if config.quantizer.rounding != "nearest":
+        raise ConfigError("this benchmark compares with the nearest codes: leave quantizer.rounding=nearest")
     folder.mkdir(parents=True, exist_ok=True)
     setting = make_setting(config)
     with Journal(folder, name=NAME) as journal:

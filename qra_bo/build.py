@@ -210,12 +210,13 @@ def make_finetune(cfg: RunConfig, out: Path) -> "FinetuneOracle":
 
 def make_rounding(cfg: RunConfig, model: Any, spec: DecoderSpec, space: SearchSpace, data: "DataSplits",
                   weights: str) -> "Rounding | None":
-    """What chooses the codes of the ladder's formats; those of references stay the nearest."""
+    """What chooses the codes of the ladder's formats; those of references that the ladder lacks stay the nearest."""
     if cfg.quantizer.rounding == "nearest":
         return None
     import torch
 
     from qra_bo.oracle import rounding
+    from qra_bo.oracle.manifest import package_versions
     from qra_bo.oracle.profile_cache import cache_folder
     from qra_bo.oracle.tensor_store import TensorStore
 
@@ -224,7 +225,7 @@ def make_rounding(cfg: RunConfig, model: Any, spec: DecoderSpec, space: SearchSp
     here = Path(rounding.__file__)
     store = TensorStore(cache_folder().parent / "codes", {
         "weights": weights, "sequences": len(ids), "formats": [f.name for f in formats], "dtype": str(model.dtype),
-        "device": model.device.type, **codes_facts(cfg, data.sha256)},
+        "device": model.device.type, "versions": package_versions(), **codes_facts(cfg, data.sha256)},
         [here, *sorted((here.parent / "quantizers").glob("*.py"))])
     return rounding.Rounding(model, [linear.name for linear in spec.linears], formats, ids, model.device, store)
 

@@ -85,7 +85,7 @@ def quantise(model: Any, manifest: Manifest, folder: Path, device: torch.device)
     if unquantised_digest(model, linears) != manifest.unquantised_sha256:
         raise ModelError("the base model is not the one that this run fine-tuned: its embeddings or norms differ; "
                          f"expected {dict(manifest.model)}")
-    stored = _stored(manifest, folder)
+    stored = stored_states(manifest, folder)
     where = torch.device(manifest.packed_on)
     for name, record in manifest.modules.items():
         linear, backend = linears[name], backend_of(record.format)
@@ -124,7 +124,13 @@ def _linear(model: nn.Module, name: str, record: ModuleRecord) -> nn.Linear:
     return linear
 
 
-def _stored(manifest: Manifest, folder: Path) -> dict[str, State] | None:
+def stored_states(manifest: Manifest, folder: Path) -> dict[str, State] | None:
+    """The packed tensors that a run kept, not yet checked against its checksums; ``None`` where it kept none.
+
+    Raises:
+        OutputError: If their file is missing or damaged.
+        DeviceError: If the run kept none and packed its weights where they can't be packed again here.
+    """
     if manifest.packed is None:
         if manifest.packed_on == "cuda" and not torch.cuda.is_available():
             raise DeviceError("this run packed its weights on CUDA, which rounds some of them differently from a CPU, "

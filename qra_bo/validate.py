@@ -115,6 +115,9 @@ def _rounding(config: RunConfig) -> Iterator[Problem]:
     if q.rounding != "nearest" and config.oracle.name != "finetune":
         yield Problem("quantizer.rounding", f"quantizer.rounding={q.rounding} chooses codes on real text, and oracle="
                                             f"{config.oracle.name} has none: use quantizer.rounding=nearest.")
+    if q.rounding != "nearest" and config.adapter.init in ("loftq", "lq_lora", "pissa"):
+        yield Problem("adapter.init", f"adapter.init={config.adapter.init} quantises what the adapters leave of every "
+                                      "weight, to the nearest codes: use quantizer.rounding=nearest, or another start.")
 
 
 def _rule(key: str, value: object, ok: bool, rule: str) -> Iterator[Problem]:

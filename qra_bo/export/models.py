@@ -1,7 +1,7 @@
 """Exports that hold weights of the base: packed as the run left them, merged in 16 bits, or for bitsandbytes."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from qra_bo.errors import ModelError, OutputError
 from qra_bo.export.run import FinishedRun
 from qra_bo.files import write_json
-from qra_bo.loading import load
+from qra_bo.loading import load, stored_states
 from qra_bo.oracle.base_models import load_base
-from qra_bo.oracle.manifest import MANIFEST, PACKED, Manifest, flatten, read_manifest, tensors_digest, unflatten
+from qra_bo.oracle.manifest import MANIFEST, PACKED, Manifest, flatten, read_manifest, tensors_digest
 from qra_bo.oracle.quantizers.base import State, packed
 
 MERGED, BITSANDBYTES = "export/merged", "export/bitsandbytes"
@@ -122,6 +122,7 @@ def write_bitsandbytes(run: FinishedRun) -> list[Path]:
         raise OutputError(f"plain transformers and vLLM load bitsandbytes models of 4 and 16 bits alone, and this run "
                           f"uses {', '.join(others)}; search with \"bits=[4,16]\", or load the run with qra_bo.load")
     dense = [name for name, r in manifest.modules.items() if r.format.name == "fp16"]
+    own = {} if manifest.packed is None else _own_states(manifest, run.folder, dense)
     config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
                                 bnb_4bit_compute_dtype=half(manifest), llm_int8_skip_modules=[*dense, "lm_head"])
     with _sixteen_bits(manifest) as (folder, tokenizer):
@@ -131,13 +132,25 @@ def write_bitsandbytes(run: FinishedRun) -> list[Path]:
             kind = type(model.get_submodule(name)).__name__
             if kind != ("Linear" if name in dense else "Linear4bit"):
                 raise ModelError(f"bitsandbytes made {name} a {kind}, not what the run has there; use qra_bo.load")
-        if manifest.packed is not None:  # the run's own codes and scales, which need not be what bitsandbytes chooses
-            for name, state in unflatten(load_file(run.folder / manifest.packed)).items():
-                if name not in dense:
-                    _put_nf4(model.get_submodule(name).weight, state)
+        for name, state in own.items():
+            _put_nf4(model.get_submodule(name).weight, state)
         model.save_pretrained(str(target), safe_serialization=True)
         tokenizer.save_pretrained(str(target))
     return sorted(p for p in target.iterdir() if p.is_file())
+
+
+def _own_states(manifest: Manifest, folder: Path, dense: Sequence[str]) -> dict[str, State]:
+    """What the run packed, which need not be what bitsandbytes chooses, of all linears but the ``dense`` ones.
+
+    Raises:
+        OutputError: If its file is missing or damaged.
+    """
+    stored = stored_states(manifest, folder) or {}
+    wrong = [name for name, r in manifest.modules.items() if tensors_digest(stored.get(name, {})) != r.sha256]
+    if wrong:
+        raise OutputError(f"the packed weights of {wrong[0]} do not have the checksum of the manifest in {folder}: "
+                          f"{manifest.packed} is damaged or belongs to another run")
+    return {name: state for name, state in stored.items() if name not in dense}
 
 
 def _put_nf4(weight: Any, state: State) -> None:

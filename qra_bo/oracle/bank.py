@@ -133,7 +133,7 @@ class LayerBank:
         """Pack every linear in every format of ``formats`` now, on all of torch's threads."""
         todo = [(linear.name, fmt) for fmt in self.formats for linear in self.spec.linears
                 if (linear.name, fmt.name) not in self._sizes]
-        self._choose_codes(progress)
+        self.choose_codes(progress)
         workers = torch.get_num_threads() if self.device.type == "cpu" else 1
         with ThreadPoolExecutor(workers) as pool:
             futures = {pool.submit(self._pack, name, fmt): (name, fmt) for name, fmt in todo}
@@ -141,6 +141,11 @@ class LayerBank:
                 self._keep(*futures[future], future.result())
                 if progress is not None:
                     progress("quantise", done, len(todo))
+
+    def choose_codes(self, progress: Progress | None) -> None:
+        """Do what ``rounding`` has to do before the first layer is installed: its text goes through the dense model."""
+        if self.rounding is not None:
+            self.rounding.prepare(self.nearest, progress)
 
     def install(self, model: Any, choice: Mapping[str, str | OwnBase]) -> None:
         """Put each named linear in place in the named format; the others stay as they are.
@@ -157,7 +162,7 @@ class LayerBank:
         """
         if model is not self.model:
             raise OracleError("a bank serves the model that it was made for")
-        self._choose_codes(None)
+        self.choose_codes(None)
         changed = {name: wanted for name, wanted in choice.items()
                    if (self._own[name] if name in self._own else self._current.get(name)) != wanted}
         for name in changed:
@@ -239,11 +244,6 @@ class LayerBank:
         if (name, fmt.name) not in self._sizes:
             self._keep(name, fmt, self._pack(name, fmt))
         return self._sizes[name, fmt.name]
-
-    def _choose_codes(self, progress: Progress | None) -> None:
-        """Before the first layer is installed, for the text goes through the dense model."""
-        if self.rounding is not None:
-            self.rounding.prepare(self.nearest, progress)
 
     def _pack(self, name: str, fmt: StorageFormat) -> State:
         return self.nearest(name, fmt) if self.rounding is None else self.rounding.state(name, fmt, self.nearest)

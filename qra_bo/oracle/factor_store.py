@@ -19,7 +19,8 @@ class FactorStore:
 
     def __init__(self, folder: Path, facts: Mapping[str, Any], keep: int = 4) -> None:
         here = Path(__file__).parent
-        self._store = TensorStore(folder, facts, [here / "lowrank.py", *sorted((here / "quantizers").glob("*.py"))],
+        self._store = TensorStore(folder, facts, [here / "lowrank.py", here / "rounding.py",
+                                                  *sorted((here / "quantizers").glob("*.py"))],
                                   keep)
 
     @property

@@ -274,6 +274,7 @@ class FinetuneOracle:
         formats = unit_choice(self.units, allocation.formats)
         ranks = {linear.name: rank for unit, rank in zip(self.units, allocation.ranks, strict=True)
                  for linear in unit.linears}
+        self.bank.choose_codes(progress)
         prepared = self._initialiser(init).prepare(formats, ranks, progress)
         self.bank.install(self.model, {**formats, **prepared.bases})
         self.peft = attach(self.model, ranks, self.settings.adapter, train_seed, self.dtype, prepared.starts)

@@ -128,7 +128,7 @@ def write_manifest(folder: Path, bank: LayerBank, ranks: Mapping[str, int], alph
         alpha_over_rank: Scale of every adapter.
         model: Node of ``conf/model``; plain JSON values.
         packed: Also write the packed weights, so that loading neither quantises nor depends on library versions; done
-            in any case where the adapters' start changed the quantised base.
+            in any case where the adapters' start or the choice of codes (``quantizer.rounding``) changed the base.
 
     Raises:
         OutputError: If a linear is not installed in any format.

@@ -36,7 +36,8 @@ def weights_fingerprint(model: Any) -> str:
 def code_fingerprint() -> str:
     """Hash of the sources that a measured profile depends on."""
     here = Path(__file__).parent
-    sources = [here / "measure.py", here / "prefix.py", here / "loss.py", *sorted((here / "quantizers").glob("*.py"))]
+    sources = [here / "measure.py", here / "prefix.py", here / "loss.py", here / "rounding.py",
+               *sorted((here / "quantizers").glob("*.py"))]
     return hashlib.sha256(b"\0".join(path.read_bytes() for path in sources)).hexdigest()
 
 

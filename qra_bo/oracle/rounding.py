@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qra_bo.errors import OracleError
+from qra_bo.errors import ModelError, OracleError
 from qra_bo.oracle.protocol import Progress
 from qra_bo.oracle.quantizers.base import PackedLinear, QuantizerBackend, State
 from qra_bo.oracle.quantizers.gptq import Inputs, compensated_codes
@@ -40,6 +40,7 @@ class Rounding:
         self.model, self.linears, self.formats, self.device, self.store = model, tuple(linears), formats, device, store
         self._ids = ids
         self._states: dict[tuple[str, str], State] = {}
+        self._chosen: set[tuple[str, str]] = set()
         self._lock = RLock()
         self._ready = False
 
@@ -49,28 +50,32 @@ class Rounding:
         return self._ids.numel()
 
     def state(self, name: str, fmt: StorageFormat, pack: Pack) -> State:
-        """Packed tensors of a linear, on the host: ``pack``'s, with chosen codes where there are any."""
+        """Packed tensors of a linear, on the host, to be asked for once: ``pack``'s, with chosen codes where there are
+        any."""
         if fmt.name not in {f.name for f in self.formats}:
             return pack(name, fmt)
         self.prepare(pack, None)
-        found = self._states.get((name, fmt.name))
+        found = self._states.pop((name, fmt.name), None)
         return pack(name, fmt) if found is None else found
 
     def chose(self, name: str, fmt: str) -> bool:
         """Whether a linear's codes in a format are other than its library's."""
-        return (name, fmt) in self._states
+        return (name, fmt) in self._chosen
 
     def prepare(self, pack: Pack, progress: Progress | None) -> None:
         """Choose all codes, or take them from the store; once.
 
         Raises:
             OracleError: If they are still to be chosen and the model is not dense any more.
+            ModelError: If inputs of a layer are not finite.
         """
         with self._lock:
             if self._ready:
                 return
-            if not all(self._load(name) for name in self.linears):
-                self._make(pack, progress)
+            missing = [name for name in self.linears if not self._load(name)]
+            if missing:
+                self._make(missing, pack, progress)
+            self._chosen = set(self._states)
             self._ready = True
 
     def _load(self, name: str) -> bool:
@@ -82,19 +87,19 @@ class Rounding:
             self._states.setdefault((name, fmt), {})[part] = tensor
         return True
 
-    def _make(self, pack: Pack, progress: Progress | None) -> None:
+    def _make(self, linears: Sequence[str], pack: Pack, progress: Progress | None) -> None:
         def choose(name: str, weight: Tensor, inputs: Inputs) -> None:
             for fmt in self.formats:
-                state = self._chosen(pack(name, fmt), fmt, backend_of(fmt), weight, inputs)
+                state = self._with_codes(pack(name, fmt), fmt, backend_of(fmt), weight, inputs)
                 if state is not None:
                     self._states[name, fmt.name] = state
             if self.store is not None:
                 self.store.save(name, {f"{fmt.name}:{part}": tensor for fmt in self.formats
                                        for part, tensor in self._states.get((name, fmt.name), {}).items()})
 
-        each_input(self.model, self.linears, self._ids.to(self.device), choose, progress)
+        each_input(self.model, linears, self._ids.to(self.device), choose, progress)
 
-    def _chosen(self, state: State, fmt: StorageFormat, backend: QuantizerBackend, weight: Tensor,
+    def _with_codes(self, state: State, fmt: StorageFormat, backend: QuantizerBackend, weight: Tensor,
                 inputs: Inputs) -> State | None:
         there = {key: tensor.to(self.device) for key, tensor in state.items()}
         grid = backend.grid(there, fmt, (weight.shape[0], weight.shape[1]))
@@ -112,16 +117,23 @@ def each_input(model: Any, linears: Sequence[str], ids: Tensor, use: Callable[[s
 
     Raises:
         OracleError: If a linear is not dense.
+        ModelError: If inputs of a layer are not finite.
     """
     if any(isinstance(model.get_submodule(name), PackedLinear) for name in linears):
         raise OracleError("codes are chosen on the dense model, and some of its linears are quantised by now")
     last: list[Any] = [None, None]
     seen: list[str] = []
 
+    def made_of(name: str, inputs: Tensor) -> Inputs:
+        moments = second_moments(inputs)
+        if not torch.isfinite(moments).all():
+            raise ModelError(f"codes can't be chosen: inputs of {name} are not finite in the 16-bit model")
+        return Inputs.of(moments)
+
     def hook_of(name: str) -> Callable[[nn.Linear, tuple[Tensor, ...]], None]:
         def hook(module: nn.Linear, args: tuple[Tensor, ...]) -> None:
             if last[0] is not args[0]:
-                last[:] = args[0], Inputs.of(second_moments(args[0]))
+                last[:] = args[0], made_of(name, args[0])
             use(name, module.weight.detach(), last[1])
             seen.append(name)
             if progress is not None:

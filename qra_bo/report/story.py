@@ -154,6 +154,8 @@ def _row(d: ReportData, role: str, allocation: Allocation, test_loss: float | No
 
 def gap_closed(d: ReportData) -> str | None:
     """Share of the gap from QLoRA to 16-bit LoRA that the winner closes, from the search's own seed; or ``None``."""
+    if d.header.config.get("quantizer", {}).get("rounding", "nearest") != "nearest":
+        return None  # with other codes than the nearest the reference of 4 bits is not QLoRA
     qlora, lora = d.reference("nf4", 16), d.reference("fp16", 16)
     best = None if d.winner is None else d.point(d.winner)
     if not (qlora and lora and best):

@@ -148,7 +148,10 @@ class SharedExecutor(Executor):
         return m if prefix is None else combined(m, prefix, 1)
 
     def _identity(self, config: Mapping[str, Any]) -> str:
-        return canonical({k: v for k, v in json.loads(json.dumps(config)).items() if k not in self._may_differ})
+        kept = {k: v for k, v in json.loads(json.dumps(config)).items() if k not in self._may_differ}
+        if kept.get("quantizer", {}).get("rounding", "nearest") == "nearest":  # as before there was a choice
+            kept["quantizer"] = {k: v for k, v in kept.get("quantizer", {}).items() if k == "formats"}
+        return canonical(kept)
 
     def _open(self) -> tuple[Ledger, tuple[Study, ...], tuple[Ledger, ...]]:
         """This run's own ledger, and siblings' journals as they are when this run first needs them."""

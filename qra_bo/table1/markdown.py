@@ -104,7 +104,8 @@ def summary(table: Mapping[str, Any]) -> list[str]:
         others = [r for r in rows if r["ours_minus_row"] is not None]
         better = [r for r in others if r["ours_minus_row"]["verdict"] == "better"
                   and r["ours_minus_row"]["train_seeds"] >= LEAST_SEEDS]
-        lines.append(f"{limit['name']}: {ours['title'].lower()} {number(ours['mean'])}, gap closed {gap_text(ours)}; "
+        title = ours["title"][0].lower() + ours["title"][1:]
+        lines.append(f"{limit['name']}: {title} {number(ours['mean'])}, gap closed {gap_text(ours)}; "
                      f"better than {len(better)} of {len(others)} other rows within it")
     return lines
 

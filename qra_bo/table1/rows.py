@@ -7,6 +7,7 @@ from qra_bo.memory.formats import parse_format
 from qra_bo.registry import Registry
 from qra_bo.space import uniform
 from qra_bo.study.anchors import AnchorRules, largest_rank
+from qra_bo.study.cost import FORWARD_SHARE
 from qra_bo.table1.limits import Limit
 from qra_bo.table1.recipe import Recipe
 from qra_bo.table1.session import Session
@@ -119,12 +120,16 @@ class Uniform(WithinABudget):
         return limit is None
 
     def signature(self, session: Session) -> str:
-        return self.format_in(session)
+        return f"{self.format_in(session)}{session.codes_name(self.tokens(session))}"
 
     def find(self, session: Session, limit: Limit) -> Found:
-        tokens = session.gptq_tokens if self.gptq else None
+        tokens = self.tokens(session)
         allocation = uniform(session.space.n_units, self.format_in(session), RANK)
-        return Found(Recipe(allocation, "kaiming", gptq_tokens=tokens), 0.0)
+        return Found(Recipe(allocation, "kaiming", gptq_tokens=tokens), FORWARD_SHARE * (tokens or 0))
+
+    def tokens(self, session: Session) -> int | None:
+        """As in ``Recipe``."""
+        return session.gptq_tokens if self.gptq else None
 
     def format_in(self, session: Session) -> str:
         """The configured format of these bits; QLoRA and 16 bits are what they are by definition."""

@@ -25,7 +25,7 @@ class Searched(WithinABudget):
         return limit is not None
 
     def signature(self, session: Session) -> str:
-        return f"{session.config.effort.high_equivalents}eq"
+        return f"{session.config.effort.high_equivalents}eq{session.codes_name(self.tokens(session))}"
 
     def equivalents(self, session: Session, limit: Limit) -> float:
         return float(session.config.effort.high_equivalents)
@@ -53,7 +53,7 @@ class BestUniform(Searched):
         return limit is not None and limit.budget is not None
 
     def signature(self, session: Session) -> str:
-        return f"anchors={session.config.effort.anchors}"
+        return f"anchors={session.config.effort.anchors}{session.codes_name(self.tokens(session))}"
 
     def equivalents(self, session: Session, limit: Limit) -> float:
         return calibration_and_anchors(session.config)

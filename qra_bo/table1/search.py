@@ -61,7 +61,7 @@ def search(session: Session, name: str, limit: Limit, method: str | None, params
     """
     config = search_config(session, limit, method or UniformOnly.name, params or {},
                            {**(changes or {}), "quantizer": session.quantizer(gptq_tokens)})
-    effort = f"{config.effort.high_equivalents}eq"
+    effort = f"{config.effort.high_equivalents}eq{session.codes_name(gptq_tokens)}"
     folder = session.folder / FOLDER / path_name(f"{name}-{limit.name}-{effort}".replace("<=", "max"))
     setting = session.setting_of(limit, config.ranks)
     budget = session.budget_bytes(limit)

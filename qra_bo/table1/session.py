@@ -125,7 +125,7 @@ class Session:
                              memory=replace(self.config.memory, scope=cast(Any, scope)),
                              quantizer=self.quantizer(gptq_tokens))
             # Checkpoints of different configured starts or codes must not meet.
-            folder = self.folder / "oracles" / (init if gptq_tokens is None else f"{init}-gptq{gptq_tokens}")
+            folder = self.folder / "oracles" / f"{init}{self.codes_name(gptq_tokens)}"
             folder.mkdir(parents=True, exist_ok=True)
             self._open = kind, make_executor(config, folder, self.setting.profile)
             self._describe(self._open[1])
@@ -141,6 +141,11 @@ class Session:
         if self.config.oracle.name != "finetune":
             raise ConfigError(f"GPTQ chooses codes on real text, and oracle={self.config.oracle.name} has none")
         return self.config.quantizer.tokens
+
+    @staticmethod
+    def codes_name(gptq_tokens: int | None) -> str:
+        """A suffix for what depends on how codes are chosen; empty for the nearest."""
+        return "" if gptq_tokens is None else f"-gptq{gptq_tokens}"
 
     def quantizer(self, gptq_tokens: int | None) -> QuantizerConfig:
         """The configured formats, with codes as in ``Recipe``."""

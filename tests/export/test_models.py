@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from qra_bo.errors import ConfigError, OutputError
@@ -112,6 +112,13 @@ def test_bitsandbytes_gets_the_codes_that_the_run_chose(tmp_path: Path, servable
         codes = model.get_submodule(name).weight.data.flatten()
         assert torch.equal(codes, chosen.get_submodule(name).codes()["codes"].flatten())
         assert not torch.equal(codes, nearest.get_submodule(name).codes()["codes"].flatten())
+    damaged = load_file(run / PACKED)
+    save_file({k: t ^ 1 if t.dtype == torch.uint8 else t for k, t in damaged.items()}, run / "other")
+    kept = (run / PACKED).read_bytes()
+    (run / PACKED).write_bytes((run / "other").read_bytes())
+    with pytest.raises(OutputError, match="do not have the checksum of the manifest"):
+        export_all(run, ["bitsandbytes"])
+    (run / PACKED).write_bytes(kept)
     adapted = PeftModel.from_pretrained(model, str(run / "adapter"))
     assert float((logits(adapted, run) - logits(load(run)[0], run)).abs().max()) < ROUNDING
 

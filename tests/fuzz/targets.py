@@ -110,7 +110,7 @@ def configuration(data: bytes) -> None:
     if not isinstance(changes, dict):
         return
     raw = _copy(_PLAIN)
-    raw["quantizer"] = {"formats": {int(k): v for k, v in raw["quantizer"]["formats"].items()}}
+    raw["quantizer"] = {**raw["quantizer"], "formats": {int(k): v for k, v in raw["quantizer"]["formats"].items()}}
     for key, value in changes.items():
         *parents, leaf = key.split(".")
         node = raw

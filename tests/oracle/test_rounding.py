@@ -9,7 +9,7 @@ from torch import Tensor
 import qra_bo
 import qra_bo.build
 from qra_bo.config import load_config
-from qra_bo.errors import ConfigError, OracleError
+from qra_bo.errors import ConfigError, ModelError, OracleError
 from qra_bo.memory.formats import parse_format
 from qra_bo.oracle.bank import LayerBank
 from qra_bo.oracle.manifest import PACKED, read_manifest
@@ -127,6 +127,34 @@ def test_what_chooses_codes_is_a_part_of_the_configuration() -> None:
     older = plain.to_dict()
     del older["quantizer"]["rounding"], older["quantizer"]["tokens"]
     assert qra_bo.build.config_from_dict(older).config_sha256 == plain.config_sha256
+
+
+def test_what_was_saved_before_a_kill_is_not_chosen_again(tmp_path: Path) -> None:
+    store = TensorStore(tmp_path, {"a": 1}, [Path(__file__)])
+    whole = make_bank(store)
+    whole.build()
+    for name in NAMES[5:]:
+        (store.folder / f"{name}.safetensors").unlink()
+    told: list[int] = []
+    rest = make_bank(store)
+    rest.build(lambda what, done, total: told.append(total) if what == "round" else None)
+    assert told == [len(NAMES) - 5] * (len(NAMES) - 5)
+    for name in NAMES:
+        for part, tensor in whole.state(name, "nf4").items():
+            assert torch.equal(rest.state(name, "nf4")[part], tensor)
+
+
+def test_inputs_that_are_not_finite_are_said() -> None:
+    broken, _ = tiny_llama(layers=1, vocab=512)
+    broken.get_submodule(NAMES[0]).weight.data.fill_(float("inf"))
+    rounding = Rounding(broken, NAMES[:7], FORMATS, TEXT, CPU, None)
+    with pytest.raises(ModelError, match="are not finite in the 16-bit model"):
+        rounding.prepare(make_bank().nearest, None)
+
+
+def test_starts_that_quantise_anew_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"adapter\.init=loftq quantises"):
+        load_config(["+model=tiny", "adapter.init=loftq", "quantizer.rounding=gptq"])
 
 
 def test_codes_want_a_real_text() -> None:
