@@ -215,19 +215,17 @@ def make_rounding(cfg: RunConfig, model: Any, spec: DecoderSpec, space: SearchSp
         return None
     import torch
 
-    from qra_bo.oracle import rounding
     from qra_bo.oracle.manifest import package_versions
-    from qra_bo.oracle.profile_cache import cache_folder
+    from qra_bo.oracle.profile_cache import cache_folder, packing_sources
+    from qra_bo.oracle.rounding import Rounding
     from qra_bo.oracle.tensor_store import TensorStore
 
     formats = [f for f in space.formats if f.bits < 16]
     ids = torch.from_numpy(data.train.input_ids[:max(1, cfg.quantizer.tokens // cfg.train.length)])
-    here = Path(rounding.__file__)
     store = TensorStore(cache_folder().parent / "codes", {
-        "weights": weights, "sequences": len(ids), "formats": [f.name for f in formats], "dtype": str(model.dtype),
-        "device": model.device.type, "versions": package_versions(), **codes_facts(cfg, data.sha256)},
-        [here, *sorted((here.parent / "quantizers").glob("*.py"))])
-    return rounding.Rounding(model, [linear.name for linear in spec.linears], formats, ids, model.device, store)
+        "weights": weights, "dtype": str(model.dtype), "device": model.device.type, "versions": package_versions(),
+        **codes_facts(cfg, data.sha256)}, packing_sources())
+    return Rounding(model, [linear.name for linear in spec.linears], formats, ids, model.device, store)
 
 
 def factor_store(cfg: RunConfig, model: Any, device_type: str, data_sha256: str) -> "FactorStore":

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from qra_bo.oracle.data.options import DataConfig
+from qra_bo.records import deciding_quantizer
 
 LR_EXPONENTS = {"constant": 0.0, "inverse_sqrt": 0.5, "inverse": 1.0}
 NOT_OF_THE_RESULT = ("task", "effort", "max_hours", "out", "resume", "display", "allocation", "worker",
@@ -298,8 +299,7 @@ class RunConfig:
         kept = {key: value for key, value in self.to_dict().items() if key not in NOT_OF_THE_RESULT}
         for group, key in (("memory", "format"), ("memory", "verify"), ("eval", "tasks"), ("eval", "limit")):
             del kept[group][key]  # how a plan is printed and what a model is asked later change no result
-        if self.quantizer.rounding == "nearest":
-            del kept["quantizer"]["rounding"], kept["quantizer"]["tokens"]  # as before there was a choice
+        kept["quantizer"] = deciding_quantizer(kept["quantizer"])
         return hashlib.sha256(json.dumps(kept, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
     def with_changes(self, **changes: Any) -> "RunConfig":

@@ -27,6 +27,18 @@ class TrialState(StrEnum):
     FAILED = "failed"
 
 
+OWN_BASE = ("loftq", "pissa", "lq_lora")
+"""Starts of adapters that change the quantised base to ``quantise(W - scale B A)``, which depends on the rank."""
+
+
+def deciding_quantizer(quantizer: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a configuration's ``quantizer`` that decide about codes: with the nearest ones its formats alone, for
+    older journals have no more."""
+    if quantizer.get("rounding", "nearest") != "nearest":
+        return dict(quantizer)
+    return {key: value for key, value in quantizer.items() if key not in ("rounding", "tokens")}
+
+
 @dataclass(frozen=True, slots=True)
 class Proposal:
     """What a searcher wants to know next.

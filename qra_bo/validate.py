@@ -15,6 +15,7 @@ from qra_bo.methods import METHODS
 from qra_bo.oracle.benchmark.table import TASK as TASK_FILE
 from qra_bo.oracle.benchmark.table import folder_of
 from qra_bo.priors import prior_file, shipped_priors
+from qra_bo.records import OWN_BASE
 from qra_bo.redact import redact
 from qra_bo.space import Ladder
 from qra_bo.tasks import TASKS
@@ -115,7 +116,7 @@ def _rounding(config: RunConfig) -> Iterator[Problem]:
     if q.rounding != "nearest" and config.oracle.name != "finetune":
         yield Problem("quantizer.rounding", f"quantizer.rounding={q.rounding} chooses codes on real text, and oracle="
                                             f"{config.oracle.name} has none: use quantizer.rounding=nearest.")
-    if q.rounding != "nearest" and config.adapter.init in ("loftq", "lq_lora", "pissa"):
+    if q.rounding != "nearest" and config.adapter.init in OWN_BASE:
         yield Problem("adapter.init", f"adapter.init={config.adapter.init} quantises what the adapters leave of every "
                                       "weight, to the nearest codes: use quantizer.rounding=nearest, or another start.")
 

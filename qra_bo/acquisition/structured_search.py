@@ -154,7 +154,7 @@ class StructuredSearch:
         if model is None:
             row = self._solve(self._rng.standard_normal(self._problem.costs.shape), None, forbid=True)
             return None if row is None else self._new(row)
-        candidates = self._fresh(np.vstack(self._candidates(model, self._incumbent(model))))
+        candidates = self._fresh(self._candidates(model, self._incumbent(model)))
         if len(candidates):
             return self._new(self._most_promising(model, candidates))
         row = self._solve(model.mean_table().numpy(), None, forbid=True)
@@ -221,15 +221,15 @@ class StructuredSearch:
         ranked: IntArray = whole[np.argsort(mean.numpy(), kind="stable")]
         return ranked
 
-    def _candidates(self, model: StructuredModel, incumbent: IntArray | None) -> list[IntArray]:
-        """Exact optima of posterior draws, everywhere and within the trust region, each ``1 x 2 L``."""
+    def _candidates(self, model: StructuredModel, incumbent: IntArray | None) -> IntArray:
+        """Exact optima of posterior draws, everywhere and within the trust region, ``m x 2 L``."""
         options, problem = self._options, self._problem
         region = None if incumbent is None else Region(incumbent, self._region.radius)
         tables: list[tuple[FloatArray, Region | None]] = [(model.mean_table().numpy(), None)]
         for draw in range(options.draws):
             temperature = options.temperatures[draw // 2 % len(options.temperatures)]
             tables.append((model.sample_tables(self._rng, 1, temperature)[0].numpy(), region if draw % 2 else None))
-        return [solve_relaxed(table, problem.costs, problem.budget_bytes, where)[None, :] for table, where in tables]
+        return np.stack([solve_relaxed(table, problem.costs, problem.budget_bytes, where) for table, where in tables])
 
     def _fresh(self, rows: IntArray) -> IntArray:
         return rows[[tuple(r) not in self._seen.tried for r in rows.tolist()]]

@@ -1,7 +1,7 @@
 """Exports that hold weights of the base: packed as the run left them, merged in 16 bits, or for bitsandbytes."""
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -38,7 +38,7 @@ def write_packed(run: FinishedRun) -> list[Path]:
         model, _ = load(folder, manifest.packed_on, adapter=False)
         layers = {name: packed(model.get_submodule(name)) for name in manifest.modules}
         states = {name: {**layer.codes(), **layer.metadata()} for name, layer in layers.items()}
-        wrong = [name for name, record in manifest.modules.items() if tensors_digest(states[name]) != record.sha256]
+        wrong = _unlike(manifest, states)
         if wrong:
             raise OutputError(f"the packed weights of {wrong[0]} do not have the checksum of the manifest in {folder}; "
                               "nothing was written")
@@ -139,6 +139,11 @@ def write_bitsandbytes(run: FinishedRun) -> list[Path]:
     return sorted(p for p in target.iterdir() if p.is_file())
 
 
+def _unlike(manifest: Manifest, states: Mapping[str, State]) -> list[str]:
+    """Linears whose packed tensors do not have the checksum of the manifest, or are missing."""
+    return [name for name, record in manifest.modules.items() if tensors_digest(states.get(name, {})) != record.sha256]
+
+
 def _own_states(manifest: Manifest, folder: Path, dense: Sequence[str]) -> dict[str, State]:
     """What the run packed, which need not be what bitsandbytes chooses, of all linears but the ``dense`` ones.
 
@@ -146,7 +151,7 @@ def _own_states(manifest: Manifest, folder: Path, dense: Sequence[str]) -> dict[
         OutputError: If its file is missing or damaged.
     """
     stored = stored_states(manifest, folder) or {}
-    wrong = [name for name, r in manifest.modules.items() if tensors_digest(stored.get(name, {})) != r.sha256]
+    wrong = _unlike(manifest, stored)
     if wrong:
         raise OutputError(f"the packed weights of {wrong[0]} do not have the checksum of the manifest in {folder}: "
                           f"{manifest.packed} is damaged or belongs to another run")

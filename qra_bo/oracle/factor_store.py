@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from qra_bo.oracle import lowrank
 from qra_bo.oracle.lowrank import Factors
+from qra_bo.oracle.profile_cache import packing_sources
 from qra_bo.oracle.tensor_store import TensorStore
 
 
@@ -18,10 +20,7 @@ class FactorStore:
     """
 
     def __init__(self, folder: Path, facts: Mapping[str, Any], keep: int = 4) -> None:
-        here = Path(__file__).parent
-        self._store = TensorStore(folder, facts, [here / "lowrank.py", here / "rounding.py",
-                                                  *sorted((here / "quantizers").glob("*.py"))],
-                                  keep)
+        self._store = TensorStore(folder, facts, [Path(lowrank.__file__), *packing_sources()], keep)
 
     @property
     def folder(self) -> Path:

@@ -2,16 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from qra_bo.memory.formats import parse_format
 from qra_bo.oracle.adapters import AdapterSettings
 from qra_bo.oracle.bank import LayerBank, OwnBase
 from qra_bo.oracle.factor_store import FactorStore
+from qra_bo.oracle.inputs import each_input
 from qra_bo.oracle.lowrank import Factors, Requantise, leading, low_rank_first, quantised_first
 from qra_bo.oracle.protocol import Progress
 from qra_bo.oracle.quantizers.base import State, packed
@@ -21,8 +21,6 @@ from qra_bo.space import StorageFormat, Unit
 
 Start = tuple[Tensor, Tensor]
 """A (``r x in``) and B (``out x r``) in fp32."""
-OWN_BASE = ("loftq", "pissa", "lq_lora")
-"""Starts that change the quantised base: it holds ``quantise(W - scale B A)``, which depends on the rank."""
 KEPT_RANK = 32
 """Least rank up to which factors are kept, so that most searches decompose every residual once."""
 
@@ -200,7 +198,6 @@ def decomposition_errors(bank: LayerBank, units: Sequence[Unit], formats: Sequen
     return errors
 
 
-@torch.no_grad()
 def input_directions(bank: LayerBank, names: Sequence[str], ids: Tensor, rank: int,
                      progress: Progress | None) -> dict[str, Tensor]:
     """Leading right singular vectors, ``k x in``, of the dense model's inputs to every linear (EVA, arXiv 2410.07170).
@@ -209,26 +206,16 @@ def input_directions(bank: LayerBank, names: Sequence[str], ids: Tensor, rank: i
     or the width of an input that has fewer.
     """
     found: dict[str, Tensor] = {}
-    last: list[Any] = [None, None]
 
-    def keep(name: str) -> Any:
-        def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            if last[0] is not args[0]:
-                last[:] = args[0], leading(args[0].reshape(-1, args[0].shape[-1]), min(rank, args[0].shape[-1])).down
-            found[name] = last[1].cpu()
-            if progress is not None:
-                progress("initialise", len(found), len(names))
-        return hook
+    def directions(_name: str, inputs: Tensor) -> Tensor:
+        width = inputs.shape[-1]
+        return leading(inputs.reshape(-1, width), min(rank, width)).down.cpu()
+
+    def keep(name: str, down: Tensor) -> None:
+        found[name] = down
+        if progress is not None:
+            progress("initialise", len(found), len(names))
 
     bank.restore_dense()
-    model = bank.model
-    handles = [model.get_submodule(name).register_forward_pre_hook(keep(name)) for name in names]
-    training = model.training
-    try:
-        model.eval()
-        model.get_decoder()(input_ids=ids.to(bank.device), use_cache=False)
-    finally:
-        model.train(training)
-        for handle in handles:
-            handle.remove()
+    each_input(bank.model, names, ids.to(bank.device), directions, keep)
     return found

@@ -33,11 +33,16 @@ def weights_fingerprint(model: Any) -> str:
     return digest.hexdigest()
 
 
+def packing_sources() -> list[Path]:
+    """Files of the code that decides about packed weights: what is made of these depends on them."""
+    here = Path(__file__).parent
+    return [here / "inputs.py", here / "rounding.py", *sorted((here / "quantizers").glob("*.py"))]
+
+
 def code_fingerprint() -> str:
     """Hash of the sources that a measured profile depends on."""
     here = Path(__file__).parent
-    sources = [here / "measure.py", here / "prefix.py", here / "loss.py", here / "rounding.py",
-               *sorted((here / "quantizers").glob("*.py"))]
+    sources = [here / "measure.py", here / "prefix.py", here / "loss.py", *packing_sources()]
     return hashlib.sha256(b"\0".join(path.read_bytes() for path in sources)).hexdigest()
 
 

@@ -1,15 +1,16 @@
 """Which codes stand for a model's weights: the nearest, as the libraries choose, or those that lose least (GPTQ)."""
 
 from collections.abc import Callable, Sequence
-from threading import RLock
+from threading import Lock
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from qra_bo.errors import ModelError, OracleError
+from qra_bo.oracle.inputs import each_input
 from qra_bo.oracle.protocol import Progress
-from qra_bo.oracle.quantizers.base import PackedLinear, QuantizerBackend, State
+from qra_bo.oracle.quantizers.base import PackedLinear, State
 from qra_bo.oracle.quantizers.gptq import Inputs, compensated_codes
 from qra_bo.oracle.quantizers.registry import backend_of
 from qra_bo.oracle.tensor_store import TensorStore
@@ -41,7 +42,7 @@ class Rounding:
         self._ids = ids
         self._states: dict[tuple[str, str], State] = {}
         self._chosen: set[tuple[str, str]] = set()
-        self._lock = RLock()
+        self._lock = Lock()
         self._ready = False
 
     @property
@@ -88,68 +89,41 @@ class Rounding:
         return True
 
     def _make(self, linears: Sequence[str], pack: Pack, progress: Progress | None) -> None:
-        def choose(name: str, weight: Tensor, inputs: Inputs) -> None:
+        modules = {name: self.model.get_submodule(name) for name in linears}
+        if any(isinstance(module, PackedLinear) for module in modules.values()):
+            raise OracleError("codes are chosen on the dense model, and some of its linears are quantised by now")
+        done = 0
+
+        def made_of(name: str, inputs: Tensor) -> Inputs:
+            moments = second_moments(inputs)
+            if not torch.isfinite(moments).all():
+                raise ModelError(f"codes can't be chosen: inputs of {name} are not finite in the 16-bit model")
+            return Inputs.of(moments)
+
+        def choose(name: str, inputs: Inputs) -> None:
+            nonlocal done
+            weight, stored = modules[name].weight.detach(), {}
             for fmt in self.formats:
-                state = self._with_codes(pack(name, fmt), fmt, backend_of(fmt), weight, inputs)
+                state = self._with_codes(pack(name, fmt), fmt, weight, inputs)
                 if state is not None:
                     self._states[name, fmt.name] = state
+                    stored.update({f"{fmt.name}:{part}": tensor for part, tensor in state.items()})
             if self.store is not None:
-                self.store.save(name, {f"{fmt.name}:{part}": tensor for fmt in self.formats
-                                       for part, tensor in self._states.get((name, fmt.name), {}).items()})
+                self.store.save(name, stored)
+            done += 1
+            if progress is not None:
+                progress("round", done, len(linears))
 
-        each_input(self.model, linears, self._ids.to(self.device), choose, progress)
+        each_input(self.model, linears, self._ids.to(self.device), made_of, choose)
 
-    def _with_codes(self, state: State, fmt: StorageFormat, backend: QuantizerBackend, weight: Tensor,
-                inputs: Inputs) -> State | None:
-        there = {key: tensor.to(self.device) for key, tensor in state.items()}
+    def _with_codes(self, state: State, fmt: StorageFormat, weight: Tensor, inputs: Inputs) -> State | None:
+        """``state`` with chosen codes, on the host; ``None`` where none is free."""
+        backend, there = backend_of(fmt), {key: tensor.to(self.device) for key, tensor in state.items()}
         grid = backend.grid(there, fmt, (weight.shape[0], weight.shape[1]))
         if grid is None:
             return None
         chosen = backend.recoded(there, fmt, compensated_codes(weight, grid, inputs))
         return {key: tensor.to("cpu") for key, tensor in chosen.items()}
-
-
-def each_input(model: Any, linears: Sequence[str], ids: Tensor, use: Callable[[str, Tensor, Inputs], None],
-               progress: Progress | None) -> None:
-    """Call ``use`` with every linear's name, weight and inputs while ``ids`` (``n x length``) go through the model.
-
-    Linears that share an input share what is made of it.
-
-    Raises:
-        OracleError: If a linear is not dense.
-        ModelError: If inputs of a layer are not finite.
-    """
-    if any(isinstance(model.get_submodule(name), PackedLinear) for name in linears):
-        raise OracleError("codes are chosen on the dense model, and some of its linears are quantised by now")
-    last: list[Any] = [None, None]
-    seen: list[str] = []
-
-    def made_of(name: str, inputs: Tensor) -> Inputs:
-        moments = second_moments(inputs)
-        if not torch.isfinite(moments).all():
-            raise ModelError(f"codes can't be chosen: inputs of {name} are not finite in the 16-bit model")
-        return Inputs.of(moments)
-
-    def hook_of(name: str) -> Callable[[nn.Linear, tuple[Tensor, ...]], None]:
-        def hook(module: nn.Linear, args: tuple[Tensor, ...]) -> None:
-            if last[0] is not args[0]:
-                last[:] = args[0], made_of(name, args[0])
-            use(name, module.weight.detach(), last[1])
-            seen.append(name)
-            if progress is not None:
-                progress("round", len(seen), len(linears))
-        return hook
-
-    training = model.training
-    handles = [model.get_submodule(name).register_forward_pre_hook(hook_of(name)) for name in linears]
-    try:
-        model.eval()
-        with torch.no_grad():
-            model.get_decoder()(input_ids=ids, use_cache=False)
-    finally:
-        model.train(training)
-        for handle in handles:
-            handle.remove()
 
 
 def second_moments(inputs: Tensor) -> Tensor:

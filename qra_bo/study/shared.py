@@ -10,7 +10,7 @@ from typing import Any
 
 from qra_bo.errors import JournalError
 from qra_bo.oracle.protocol import Progress
-from qra_bo.records import Evaluation, EvaluationRequest, Measurement, TrialState
+from qra_bo.records import Evaluation, EvaluationRequest, Measurement, TrialState, deciding_quantizer
 from qra_bo.study.executor import Executor
 from qra_bo.study.journal import JOURNAL_NAME, canonical
 from qra_bo.study.messages import ProfileResult
@@ -149,9 +149,7 @@ class SharedExecutor(Executor):
 
     def _identity(self, config: Mapping[str, Any]) -> str:
         kept = {k: v for k, v in json.loads(json.dumps(config)).items() if k not in self._may_differ}
-        if kept.get("quantizer", {}).get("rounding", "nearest") == "nearest":  # as before there was a choice
-            kept["quantizer"] = {k: v for k, v in kept.get("quantizer", {}).items() if k == "formats"}
-        return canonical(kept)
+        return canonical({**kept, "quantizer": deciding_quantizer(kept.get("quantizer", {}))})
 
     def _open(self) -> tuple[Ledger, tuple[Study, ...], tuple[Ledger, ...]]:
         """This run's own ledger, and siblings' journals as they are when this run first needs them."""

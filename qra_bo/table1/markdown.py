@@ -6,7 +6,7 @@ from typing import Any
 from qra_bo.report.text import DASH, MINUS, number, signed, size
 from qra_bo.study.confirm import LEVEL
 from qra_bo.table1.cells import OWN
-from qra_bo.table1.results import OURS
+from qra_bo.table1.results import ours_among
 
 HEAD = ("method", "test loss", "SE", "seeds", "bits", "+ metadata", "rank", "predicted", "measured", "search steps",
         "steps", "gap closed", f"ours {MINUS} row", "acc.", "reported acc.")
@@ -98,9 +98,10 @@ def summary(table: Mapping[str, Any]) -> list[str]:
     lines = []
     for limit in table["limits"]:
         rows = [r for r in table["rows"] if r["limit"] == limit["name"] and not r["why"]]
-        ours = next((r for name in OURS for r in rows if r["method"] == name), None)
-        if ours is None:
+        mine = ours_among(r["method"] for r in rows)
+        if mine is None:
             continue
+        ours = next(r for r in rows if r["method"] == mine)
         others = [r for r in rows if r["ours_minus_row"] is not None]
         better = [r for r in others if r["ours_minus_row"]["verdict"] == "better"
                   and r["ours_minus_row"]["train_seeds"] >= LEAST_SEEDS]

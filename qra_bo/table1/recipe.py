@@ -11,6 +11,11 @@ from qra_bo.memory.model import MemoryModel
 from qra_bo.space import Allocation, SearchSpace, average_bits
 
 
+def codes_name(gptq_tokens: int | None) -> str:
+    """A suffix for the names of what depends on how codes are chosen; empty for the nearest."""
+    return "" if gptq_tokens is None else f"-gptq{gptq_tokens}"
+
+
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """Formats, ranks and how the adapters start.
@@ -31,8 +36,7 @@ class Recipe:
     def key(self) -> str:
         """Names what is trained: two rows with one key share every evaluation."""
         how = self.init if self.initial_rank is None else f"adalora{self.initial_rank}"
-        codes = "" if self.gptq_tokens is None else f"-gptq{self.gptq_tokens}"
-        return f"{self.allocation.fingerprint}-{how}{codes}"
+        return f"{self.allocation.fingerprint}-{how}{codes_name(self.gptq_tokens)}"
 
     def to_json(self) -> dict[str, Any]:
         return {**self.allocation.to_json(), "init": self.init, "initial_rank": self.initial_rank,

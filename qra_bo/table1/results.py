@@ -1,6 +1,6 @@
 """``table1.json``: the rows that are there, compared in pairs, with what the paper reports beside them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from qra_bo.table1.statistics import Losses, difference, gap_closed
 
 LORA_16, QLORA = "lora_16", "qlora"
 OURS = ("ours_gptq", "ours")
-"""Ours by name: within a limit the first of these that is there meets the other rows."""
+"""Ours by name, see ``ours_among``."""
 METRICS = ("acc_norm", "acc", "exact_match")
 """Of a task's metrics, the first of these that it has is its accuracy."""
 
@@ -102,12 +102,18 @@ def _row(session: Session, r: CellResult, losses: Mapping[tuple[str, str], Losse
              "mean": float(values.mean()) if len(values) else None,
              "se": float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None}
     gap = gap_closed(r.losses, losses.get((QLORA, OWN.name), {}), losses.get((LORA_16, OWN.name), {}))
-    ours = next((name for name in OURS if (name, limit.name) in losses), None)
+    ours = ours_among(name for name, within in losses if within == limit.name)
     versus = None if ours is None or row.name == ours else difference(losses[ours, limit.name], r.losses)
     return {**head, **empty, **facts, "seeds": len(r.losses), "train_seeds": list(r.losses),
             "losses": list(r.losses.values()), "gap_closed": gap.share, "gap_low": gap.low, "gap_high": gap.high,
             "gap_note": gap.note, "ours_minus_row": None if versus is None else versus.to_json(),
             "accuracy": accuracy(r.scores), "scores": r.scores, "note": _note(r), "recipe": recipe.to_json(), **tail}
+
+
+def ours_among(methods: Iterable[str]) -> str | None:
+    """The one of ours that meets the other rows, of the methods that are there within a limit."""
+    there = set(methods)
+    return next((name for name in OURS if name in there), None)
 
 
 def accuracy(scores: Sequence[Mapping[str, Any]]) -> float | None:

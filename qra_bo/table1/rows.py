@@ -9,7 +9,7 @@ from qra_bo.space import uniform
 from qra_bo.study.anchors import AnchorRules, largest_rank
 from qra_bo.study.cost import FORWARD_SHARE
 from qra_bo.table1.limits import Limit
-from qra_bo.table1.recipe import Recipe
+from qra_bo.table1.recipe import Recipe, codes_name
 from qra_bo.table1.session import Session
 
 RANK = 16
@@ -110,26 +110,36 @@ class WithinABudget:
 
 
 @dataclass(frozen=True)
-class Uniform(WithinABudget):
+class WithCodes(WithinABudget):
+    """A method whose codes are chosen.
+
+    Args:
+        gptq: Whether by GPTQ (``quantizer.rounding=gptq``); else they are the nearest.
+    """
+
+    gptq: bool = False
+
+    def tokens(self, session: Session) -> int | None:
+        """As in ``Recipe``."""
+        return session.gptq_tokens if self.gptq else None
+
+
+@dataclass(frozen=True)
+class Uniform(WithCodes):
     """One format and rank everywhere, whatever memory that takes."""
 
     fmt: str = "nf4"
-    gptq: bool = False
 
     def takes(self, limit: Limit | None) -> bool:
         return limit is None
 
     def signature(self, session: Session) -> str:
-        return f"{self.format_in(session)}{session.codes_name(self.tokens(session))}"
+        return f"{self.format_in(session)}{codes_name(self.tokens(session))}"
 
     def find(self, session: Session, limit: Limit) -> Found:
         tokens = self.tokens(session)
         allocation = uniform(session.space.n_units, self.format_in(session), RANK)
         return Found(Recipe(allocation, "kaiming", gptq_tokens=tokens), FORWARD_SHARE * (tokens or 0))
-
-    def tokens(self, session: Session) -> int | None:
-        """As in ``Recipe``."""
-        return session.gptq_tokens if self.gptq else None
 
     def format_in(self, session: Session) -> str:
         """The configured format of these bits; QLoRA and 16 bits are what they are by definition."""

@@ -11,6 +11,7 @@ from qra_bo.run import engine_settings, path_name, run_parts
 from qra_bo.study.engine import Engine, RunOutcome
 from qra_bo.study.shared import SharedExecutor
 from qra_bo.table1.limits import Limit
+from qra_bo.table1.recipe import codes_name
 from qra_bo.table1.session import Session
 
 FOLDER = "searches"
@@ -61,7 +62,7 @@ def search(session: Session, name: str, limit: Limit, method: str | None, params
     """
     config = search_config(session, limit, method or UniformOnly.name, params or {},
                            {**(changes or {}), "quantizer": session.quantizer(gptq_tokens)})
-    effort = f"{config.effort.high_equivalents}eq{session.codes_name(gptq_tokens)}"
+    effort = f"{config.effort.high_equivalents}eq{codes_name(gptq_tokens)}"
     folder = session.folder / FOLDER / path_name(f"{name}-{limit.name}-{effort}".replace("<=", "max"))
     setting = session.setting_of(limit, config.ranks)
     budget = session.budget_bytes(limit)

@@ -23,7 +23,7 @@ from qra_bo.study.messages import ProfileResult
 from qra_bo.study.options import training_seeds
 from qra_bo.study.provenance import changes, collect
 from qra_bo.table1.limits import Limit
-from qra_bo.table1.recipe import Recipe
+from qra_bo.table1.recipe import Recipe, codes_name
 
 NAME = "table1.jsonl"
 MAY_DIFFER = frozenset({*NOT_OF_THE_RESULT, "budget", "max_average_bits"})
@@ -125,7 +125,7 @@ class Session:
                              memory=replace(self.config.memory, scope=cast(Any, scope)),
                              quantizer=self.quantizer(gptq_tokens))
             # Checkpoints of different configured starts or codes must not meet.
-            folder = self.folder / "oracles" / f"{init}{self.codes_name(gptq_tokens)}"
+            folder = self.folder / "oracles" / f"{init}{codes_name(gptq_tokens)}"
             folder.mkdir(parents=True, exist_ok=True)
             self._open = kind, make_executor(config, folder, self.setting.profile)
             self._describe(self._open[1])
@@ -141,11 +141,6 @@ class Session:
         if self.config.oracle.name != "finetune":
             raise ConfigError(f"GPTQ chooses codes on real text, and oracle={self.config.oracle.name} has none")
         return self.config.quantizer.tokens
-
-    @staticmethod
-    def codes_name(gptq_tokens: int | None) -> str:
-        """A suffix for what depends on how codes are chosen; empty for the nearest."""
-        return "" if gptq_tokens is None else f"-gptq{gptq_tokens}"
 
     def quantizer(self, gptq_tokens: int | None) -> QuantizerConfig:
         """The configured formats, with codes as in ``Recipe``."""

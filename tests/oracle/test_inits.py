@@ -17,12 +17,12 @@ from qra_bo.oracle.data.load import load_data
 from qra_bo.oracle.data.options import DataConfig
 from qra_bo.oracle.data.tiny import byte_tokenizer
 from qra_bo.oracle.finetune import FinetuneOracle, FinetuneSettings
-from qra_bo.oracle.inits import OWN_BASE, Initialiser
+from qra_bo.oracle.inits import Initialiser
 from qra_bo.oracle.manifest import PACKED
 from qra_bo.oracle.probe import PROBE, probe_difference
 from qra_bo.oracle.quantizers.base import packed
 from qra_bo.oracle.training import TrainSettings
-from qra_bo.records import EvaluationRequest
+from qra_bo.records import OWN_BASE, EvaluationRequest
 from qra_bo.space import Allocation, make_units, uniform
 from qra_bo.space.specs import spec_from_model
 from tests.oracle.models import tiny_llama
