@@ -174,21 +174,26 @@ def make_finetune(cfg: RunConfig, out: Path) -> "FinetuneOracle":
     from qra_bo.oracle.checkpoints import CheckpointStore
     from qra_bo.oracle.data.load import load_data
     from qra_bo.oracle.finetune import FinetuneOracle, FinetuneSettings
+    from qra_bo.oracle.host_linear import is_too_large, keep_on_host
     from qra_bo.oracle.once_quantised import refuse_reproducing_formats
     from qra_bo.oracle.profile_cache import weights_fingerprint
+    from qra_bo.oracle.quantizers.base import storage_bytes
     from qra_bo.space.specs import spec_from_model
 
     device = torch.device(resolve_device(cfg.device))
     dtype = getattr(torch, resolve_dtype(cfg.dtype, device.type))
     model, tokenizer = load_base(cfg.model)
-    model = model.to(device=device, dtype=dtype)
-    weights = weights_fingerprint(model)
+    model = model.to(dtype=dtype)
+    base = {"weights": weights_fingerprint(model), "dtype": str(dtype)}
     kernel = use_fast_attention(model, device, dtype)
     spec = spec_from_model(model, cfg.model_name)
     expected = make_spec(cfg)
     if spec.linears != expected.linears:
         raise ModelError(f"the shapes of {cfg.model_name!r} in conf/model differ from those of the model itself; "
                          "mend its numbers, or use +model=hf model.path=...")
+    if is_too_large(storage_bytes(model.state_dict()), device):
+        keep_on_host(model, [linear.name for linear in spec.linears])
+    model = model.to(device)
     space = make_space(cfg, spec)
     data = load_data(cfg.data, tokenizer, cfg.train.length)
     blocks = max(1, cfg.eval.tokens // cfg.train.length)
@@ -199,17 +204,17 @@ def make_finetune(cfg: RunConfig, out: Path) -> "FinetuneOracle":
     formats = bank_formats(space)
     bank = LayerBank(model, spec, formats, dtype, device,
                      keep_dense=device.type == "cpu" and keeps_dense(spec, formats),
-                     rounding=make_rounding(cfg, model, spec, space, data, weights))
+                     rounding=make_rounding(cfg, model, spec, space, data, base))
     refuse_reproducing_formats(bank, space.formats)
     return FinetuneOracle(model, data, space.units, space.formats, bank, settings,
-                          CheckpointStore(out / "checkpoints"), device, dtype, profile_cache(cfg, model, data.sha256),
+                          CheckpointStore(out / "checkpoints"), device, dtype, profile_cache(cfg, base, data.sha256),
                           {"attention": kernel, "data": data.source, "data_tokens": data.n_tokens,
-                           "model_sha256": weights, "model_revision": commit_of(model)},
-                          factor_store(cfg, model, device.type, data.sha256), tokenizer)
+                           "model_sha256": base["weights"], "model_revision": commit_of(model)},
+                          factor_store(cfg, base, device.type, data.sha256), tokenizer)
 
 
 def make_rounding(cfg: RunConfig, model: Any, spec: DecoderSpec, space: SearchSpace, data: "DataSplits",
-                  weights: str) -> "Rounding | None":
+                  base: Mapping[str, str]) -> "Rounding | None":
     """What chooses the codes of the ladder's formats; those of references that the ladder lacks stay the nearest."""
     if cfg.quantizer.rounding == "nearest":
         return None
@@ -222,30 +227,28 @@ def make_rounding(cfg: RunConfig, model: Any, spec: DecoderSpec, space: SearchSp
 
     formats = [f for f in space.formats if f.bits < 16]
     ids = torch.from_numpy(data.train.input_ids[:max(1, cfg.quantizer.tokens // cfg.train.length)])
-    store = TensorStore(cache_folder().parent / "codes", {
-        "weights": weights, "dtype": str(model.dtype), "device": model.device.type, "versions": package_versions(),
-        **codes_facts(cfg, data.sha256)}, packing_sources())
+    facts = {**base, "device": model.device.type, "versions": package_versions(), **codes_facts(cfg, data.sha256)}
+    store = TensorStore(cache_folder().parent / "codes", facts, packing_sources())
     return Rounding(model, [linear.name for linear in spec.linears], formats, ids, model.device, store)
 
 
-def factor_store(cfg: RunConfig, model: Any, device_type: str, data_sha256: str) -> "FactorStore":
+def factor_store(cfg: RunConfig, base: Mapping[str, str], device_type: str, data_sha256: str) -> "FactorStore":
     """Where the decomposed quantisation residuals of this model are kept between runs."""
     from qra_bo.oracle.factor_store import FactorStore
-    from qra_bo.oracle.profile_cache import cache_folder, weights_fingerprint
+    from qra_bo.oracle.profile_cache import cache_folder
 
     return FactorStore(cache_folder().parent / "factors", {
-        "weights": weights_fingerprint(model), "dtype": str(model.dtype), "device": device_type,
-        **codes_facts(cfg, data_sha256)})
+        **base, "device": device_type, **codes_facts(cfg, data_sha256)})
 
 
-def profile_cache(cfg: RunConfig, model: Any, data_sha256: str) -> "ProfileCache":
+def profile_cache(cfg: RunConfig, base: Mapping[str, str], data_sha256: str) -> "ProfileCache":
     """Where the profile of this model on this data is kept between runs."""
-    from qra_bo.oracle.profile_cache import ProfileCache, cache_folder, weights_fingerprint
+    from qra_bo.oracle.profile_cache import ProfileCache, cache_folder
 
     return ProfileCache(cache_folder(), {
-        "weights": weights_fingerprint(model), "data": data_sha256, "granularity": cfg.granularity,
+        **base, "data": data_sha256, "granularity": cfg.granularity,
         "formats": cfg.format_names, "calibration": cfg.data.calibration, "length": cfg.train.length,
-        "batch": cfg.train.batch, "largest_rank": cfg.ranks[-1], "dtype": str(model.dtype),
+        "batch": cfg.train.batch, "largest_rank": cfg.ranks[-1],
         **codes_facts(cfg, data_sha256)})
 
 

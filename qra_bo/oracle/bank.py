@@ -20,6 +20,7 @@ from torch import nn
 
 from qra_bo.errors import ModelError, OracleError
 from qra_bo.memory.formats import parse_format
+from qra_bo.oracle.host_linear import HostLinear
 from qra_bo.oracle.protocol import Progress
 from qra_bo.oracle.quantizers.base import State, on_device, packed, storage_bytes
 from qra_bo.oracle.quantizers.registry import backend_of
@@ -58,7 +59,7 @@ class LayerBank:
 
     Args:
         model: The bare model (no adapters) with its dense linears, which the bank keeps (for CUDA: copies of them in
-            host memory).
+            host memory); those that are a ``HostLinear`` come back as such.
         spec: Which linears there are; nothing else of the model is touched.
         formats: What ``build`` prepares; other formats may be installed and are packed when first asked for.
         compute_dtype: Type of the matrix products.
@@ -87,6 +88,7 @@ class LayerBank:
         self._layers: dict[tuple[str, str], nn.Module] = {}
         self._in_memory = 0
         self._current: dict[str, str] = {}
+        self._on_host: set[str] = set()
         self._own: dict[str, OwnBase] = {}
         self._own_layers: dict[str, nn.Module] = {}
         self._placed: dict[str, nn.Module] = {}
@@ -100,10 +102,13 @@ class LayerBank:
             linear = self.model.get_submodule(name)
         except AttributeError as error:
             raise ModelError(f"the model has no module {name!r}, which {self.spec.name} should have") from error
+        self._placed[name] = linear
+        if isinstance(linear, HostLinear):
+            self._on_host.add(name)
+            linear = linear.original
         if not isinstance(linear, nn.Linear) or tuple(linear.weight.shape) != (out_features, in_features):
             raise ModelError(f"{name} should be a linear layer of {out_features} x {in_features}; the model has "
                              f"{linear}")
-        self._placed[name] = linear
         if linear.weight.device.type == "cpu":
             return linear
         original = nn.Linear(in_features, out_features, bias=False, device="meta")
@@ -182,12 +187,21 @@ class LayerBank:
     def restore_dense(self) -> None:
         """Put the original dense linears back."""
         for linear in self.spec.linears:
-            name, original = linear.name, self._originals[linear.name]
-            if name in self._current or not on_device(next(self._placed[name].parameters()), self.device):
+            name = linear.name
+            if name in self._current or not self._is_usable(self._placed[name]):
                 self._check_place(name)
-                self._place(name, original if self.device.type == "cpu" else deepcopy(original).to(self.device))
+                self._place(name, self._dense(name))
                 self._current.pop(name, None)
                 self._drop_own(name)
+
+    def _is_usable(self, dense: nn.Module) -> bool:
+        return isinstance(dense, HostLinear) or on_device(next(dense.parameters()), self.device)
+
+    def _dense(self, name: str) -> nn.Module:
+        original = self._originals[name]
+        if name in self._on_host:
+            return HostLinear(original)
+        return original if self.device.type == "cpu" else deepcopy(original).to(self.device)
 
     def stored_bytes(self, choice: Mapping[str, str]) -> tuple[int, int]:
         """Bytes of codes and of metadata of the named linears, measured on their real storages."""

@@ -102,7 +102,7 @@ class Rounding:
 
         def choose(name: str, inputs: Inputs) -> None:
             nonlocal done
-            weight, stored = modules[name].weight.detach(), {}
+            weight, stored = modules[name].weight.detach().to(self.device), {}
             for fmt in self.formats:
                 state = self._with_codes(pack(name, fmt), fmt, weight, inputs)
                 if state is not None:

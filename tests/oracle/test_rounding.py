@@ -165,8 +165,9 @@ def test_codes_want_a_real_text() -> None:
 def test_caches_of_one_choice_of_codes_do_not_serve_another() -> None:
     def key(*more: str) -> tuple[Path, Path]:
         config = load_config(["+model=tiny", *more])
-        return (qra_bo.build.profile_cache(config, MODEL, "data").path,
-                qra_bo.build.factor_store(config, MODEL, "cpu", "data").folder)
+        base = {"weights": "w", "dtype": "torch.float32"}
+        return (qra_bo.build.profile_cache(config, base, "data").path,
+                qra_bo.build.factor_store(config, base, "cpu", "data").folder)
 
     plain, chosen, fewer = key(), key("quantizer.rounding=gptq"), key("quantizer.rounding=gptq", "quantizer.tokens=256")
     assert plain == key("quantizer.tokens=256")
