@@ -37,7 +37,7 @@ from qra_bo.table1.recipe import Recipe
 from qra_bo.table1.search import search
 from qra_bo.table1.session import Session
 
-DEFAULTS = ("oracle=synthetic", "budget=uniform:4,16", "memory.scope=stored")
+DEFAULTS = ("oracle=synthetic", "budget=uniform:4,16", "memory.scope=stored", "quantizer.rounding=nearest")
 """The second reference budget, in which bits and ranks compete; overrides replace these."""
 FINALS = 5
 """Unseen training seeds of every incumbent."""

@@ -67,7 +67,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, default=Path("outputs/codes"), help="where evaluations are kept")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON file")
     options, overrides = parser.parse_known_args(argv)
-    config = load_config(["budget=uniform:4,16", "display=none", *overrides])
+    config = load_config(["budget=uniform:4,16", "display=none", "quantizer.rounding=nearest",
+                          *overrides])
     with table_session(config, options.work) as session:
         rows = compared(measure(session, options.format, options.rank, training_seeds(config.seed, options.seeds)[1]))
     publish(f"codes_{config.data.name}", targets_of(rows), rows, ["task", "codes", "format", "rank", "mean",

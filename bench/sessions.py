@@ -21,7 +21,7 @@ def table_session(config: RunConfig, folder: Path) -> Iterator[Session]:
         ConfigError: If codes are to be chosen otherwise than to the nearest.
     """
     if config.quantizer.rounding != "nearest":
-        raise ConfigError("this benchmark compares with the nearest codes: leave quantizer.rounding=nearest")
+        raise ConfigError("this benchmark compares with the nearest codes: say quantizer.rounding=nearest")
     folder.mkdir(parents=True, exist_ok=True)
     setting = make_setting(config)
     with Journal(folder, name=NAME) as journal:

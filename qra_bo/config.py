@@ -96,10 +96,10 @@ class SurrogateConfig:
 
 @dataclass(frozen=True, slots=True)
 class QuantizerConfig:
-    """Storage formats that serve each bit-width, and how codes are chosen."""
+    """Storage formats that serve each bit-width, and how codes are chosen: never ``"auto"`` once it is composed."""
 
     formats: dict[int, tuple[str, ...]]
-    rounding: Literal["nearest", "gptq"]
+    rounding: Literal["auto", "nearest", "gptq"]
     tokens: int
 
 

@@ -116,6 +116,9 @@ def _rounding(config: RunConfig) -> Iterator[Problem]:
     if q.rounding != "nearest" and config.oracle.name != "finetune":
         yield Problem("quantizer.rounding", f"quantizer.rounding={q.rounding} chooses codes on real text, and oracle="
                                             f"{config.oracle.name} has none: use quantizer.rounding=nearest.")
+    if q.rounding != "nearest" and config.task == "table1":
+        yield Problem("quantizer.rounding", f"quantizer.rounding={q.rounding} can't be asked of task=table1: its rows "
+                                            "say their own codes. Leave it out, and choose rows with table1.methods.")
     if q.rounding != "nearest" and config.adapter.init in OWN_BASE:
         yield Problem("adapter.init", f"adapter.init={config.adapter.init} quantises what the adapters leave of every "
                                       "weight, to the nearest codes: use quantizer.rounding=nearest, or another start.")

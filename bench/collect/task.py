@@ -53,7 +53,8 @@ def task_config(task: str, data_path: str | None, device: str = "cpu") -> RunCon
         raise DataError(f"the task {task} " + ("needs --data FILE, the JSONL file of its records" if needs else
                                                "has its text built in; leave --data out"))
     more = [f"data.path={json.dumps(data_path)}"] if needs else []
-    return load_config([f"data={TASKS[task]}", "dtype=bfloat16", f"device={device}", *more])
+    return load_config([f"data={TASKS[task]}", "dtype=bfloat16", f"device={device}",
+                        "quantizer.rounding=nearest", *more])
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,8 @@ from qra_bo.table1.published import scaled_autoqra
 from qra_bo.table1.recipe import Recipe
 from qra_bo.table1.search import search
 
-DEFAULTS = ("budget=uniform:4,16", "memory.scope=stored", "effort=normal", "display=none")
+DEFAULTS = ("budget=uniform:4,16", "memory.scope=stored", "effort=normal", "display=none",
+            "quantizer.rounding=nearest")
 """On the embedded model and text, at the second reference budget; overrides replace these."""
 METHODS = {"ours": OURS, "sequential bits": "sequential_bits", "sequential bits, then ranks": "sequential",
            "published": "autoqra"}

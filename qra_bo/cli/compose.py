@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 from hydra import compose, initialize_config_module
@@ -14,6 +15,7 @@ from qra_bo.cli.decode import Problem, build, check
 from qra_bo.cli.overrides import DEFAULT_MODEL, inspect, normalise, with_default_model
 from qra_bo.config import RunConfig
 from qra_bo.errors import ConfigError
+from qra_bo.records import OWN_BASE
 from qra_bo.validate import problems_of
 
 HYDRA_ERRORS = (HydraException, OmegaConfBaseException)
@@ -53,12 +55,21 @@ def config_from(raw: Mapping[str, Any], found: Sequence[Problem] = ()) -> RunCon
     mismatches = check(RunConfig, raw)
     if mismatches:  # stand in defaults for what is broken, so that the rest is still checked
         raw = _mended(raw, mismatches)
-    config: RunConfig = build(RunConfig, raw)
+    config: RunConfig = with_codes(build(RunConfig, raw))
     problems += mismatches
     problems += [p for p in problems_of(config) if p.key not in {m.key for m in mismatches}]
     if problems:
         raise ConfigError(dict.fromkeys(p.message for p in problems))
     return config
+
+
+def with_codes(config: RunConfig) -> RunConfig:
+    """``quantizer.rounding=auto`` as what it means here: codes by GPTQ where a real model is quantised, and not to
+    another base for every start of its adapters, nor by rows of a table that each say their own."""
+    if config.quantizer.rounding != "auto":
+        return config
+    chosen = config.oracle.name == "finetune" and config.adapter.init not in OWN_BASE and config.task != "table1"
+    return config.with_changes(quantizer=replace(config.quantizer, rounding="gptq" if chosen else "nearest"))
 
 
 def compose_plain(overrides: Sequence[str]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Which codes stand for a model's weights: the nearest, as the libraries choose, or those that lose least (GPTQ)."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from threading import Lock
 from typing import Any
 
@@ -64,7 +65,7 @@ class Rounding:
         return (name, fmt) in self._chosen
 
     def prepare(self, pack: Pack, progress: Progress | None) -> None:
-        """Choose all codes, or take them from the store; once.
+        """Choose all codes, or take them from the store; once. Of several processes one chooses, the others wait.
 
         Raises:
             OracleError: If they are still to be chosen and the model is not dense any more.
@@ -73,11 +74,27 @@ class Rounding:
         with self._lock:
             if self._ready:
                 return
-            missing = [name for name in self.linears if not self._load(name)]
-            if missing:
-                self._make(missing, pack, progress)
+            if self._missing(self.linears):
+                with self._alone(progress):
+                    missing = self._missing(self.linears)
+                    if missing:
+                        self._make(missing, pack, progress)
             self._chosen = set(self._states)
             self._ready = True
+
+    def _missing(self, names: Sequence[str]) -> list[str]:
+        return [name for name in names if not self._load(name)]
+
+    def _alone(self, progress: Progress | None) -> AbstractContextManager[None]:
+        store = self.store
+        if store is None:
+            return nullcontext()
+
+        def waiting() -> None:
+            if progress is not None:
+                progress("choose codes", store.count, len(self.linears))
+
+        return store.alone(waiting)
 
     def _load(self, name: str) -> bool:
         tensors = None if self.store is None else self.store.load(name)
@@ -112,7 +129,7 @@ class Rounding:
                 self.store.save(name, stored)
             done += 1
             if progress is not None:
-                progress("round", done, len(linears))
+                progress("choose codes", done, len(linears))
 
         each_input(self.model, linears, self._ids.to(self.device), made_of, choose)
 

@@ -1,11 +1,14 @@
 """Tensors that take long to make, kept on disk between runs: one folder for all that decides about them."""
 
+import fcntl
 import hashlib
 import json
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 log = logging.getLogger(__name__)
+LOCK = ".lock"
+POLL_SECONDS = 0.5
+"""Between two looks at whether another process is done."""
 
 
 class TensorStore:
@@ -50,14 +56,44 @@ class TensorStore:
     def save(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         path = self._path(name)
         try:
-            if not self.folder.is_dir():
-                self._make_room()
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self._make_folder()
             beside = path.with_suffix(f".{os.getpid()}")
             save_file(dict(tensors), beside)
             beside.replace(path)
         except (OSError, SafetensorError) as error:
             log.warning("tensors can't be cached in %s: %s", self.folder, error)
+
+    @property
+    def count(self) -> int:
+        """How many names are saved."""
+        return len(list(self.folder.glob("*.safetensors")))
+
+    @contextmanager
+    def alone(self, waiting: Callable[[], None]) -> Iterator[None]:
+        """Within it no other process that asks for this makes tensors of this key; ends with the process in any case.
+
+        Args:
+            waiting: Called again and again until the others are done.
+        """
+        lock = None
+        try:
+            try:
+                self._make_folder()
+                lock = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+                while not _is_locked(lock):
+                    waiting()
+                    time.sleep(POLL_SECONDS)
+            except OSError as error:  # no such folder, or no locks there: the worst is that something is made twice
+                log.warning("other processes can't be told what is being made in %s: %s", self.folder, error)
+            yield
+        finally:
+            if lock is not None:
+                os.close(lock)
+
+    def _make_folder(self) -> None:
+        if not self.folder.is_dir():
+            self._make_room()
+        self.folder.mkdir(parents=True, exist_ok=True)
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.safetensors"
@@ -68,3 +104,11 @@ class TensorStore:
         others = sorted((p for p in self.folder.parent.iterdir() if p.is_dir()), key=lambda p: p.stat().st_mtime)
         for old in others[: max(0, len(others) - self.keep + 1)]:
             shutil.rmtree(old, ignore_errors=True)
+
+
+def _is_locked(lock: int) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

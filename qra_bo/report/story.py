@@ -152,9 +152,14 @@ def _row(d: ReportData, role: str, allocation: Allocation, test_loss: float | No
                None if predicted is None else predicted <= d.header.budget_bytes)
 
 
+def has_chosen_codes(d: ReportData) -> bool:
+    """Whether codes are other than the nearest."""
+    return bool(d.header.config.get("quantizer", {}).get("rounding", "nearest") != "nearest")
+
+
 def gap_closed(d: ReportData) -> str | None:
     """Share of the gap from QLoRA to 16-bit LoRA that the winner closes, from the search's own seed; or ``None``."""
-    if d.header.config.get("quantizer", {}).get("rounding", "nearest") != "nearest":
+    if has_chosen_codes(d):
         return None  # with other codes than the nearest the reference of 4 bits is not QLoRA
     qlora, lora = d.reference("nf4", 16), d.reference("fp16", 16)
     best = None if d.winner is None else d.point(d.winner)
@@ -196,8 +201,8 @@ def checks(d: ReportData) -> list[Check]:
     out = [Check("ok", "Real fine-tuning", "Every loss comes from training the quantised model with its adapters.")
            if d.proxy_label is None else Check("caution", "Not real fine-tuning", f"{d.proxy_label}. It shows how the "
                                                "search behaves, not how the model does.")]
-    return out + _confirmation_checks(d) + [_uniform_check(d)] + _search_checks(d) + _memory_checks(d) + \
-        [Check("caution", "The run warned", w) for w in d.warnings]
+    return out + _confirmation_checks(d) + [_uniform_check(d)] + _codes_check(d) + _search_checks(d) + \
+        _memory_checks(d) + [Check("caution", "The run warned", w) for w in d.warnings]
 
 
 def _confirmation_checks(d: ReportData) -> list[Check]:
@@ -231,6 +236,16 @@ def _uniform_check(d: ReportData) -> Check:
                  f"rule for the learning rate; the best, {d.name(d.best_uniform.allocation)}, is what the winner is "
                  "compared with. Expect a uniform choice to win where 8 bits fit for all layers, where the budget "
                  "leaves no bytes over, or where training is short.")
+
+
+def _codes_check(d: ReportData) -> list[Check]:
+    """What codes the numbers are with, where that is not the libraries' choice."""
+    if not has_chosen_codes(d):
+        return []
+    tokens = int(d.header.config["quantizer"]["tokens"])
+    return [Check("ok", "Codes", f"All allocations, uniform ones and references included, have codes chosen by GPTQ on "
+                  f"{tokens:,} tokens of the training text, in the bytes of the nearest ones. QLoRA as published has "
+                  "the nearest: its loss is not that of uniform 4 bits here.")]
 
 
 def _search_checks(d: ReportData) -> list[Check]:

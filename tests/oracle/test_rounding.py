@@ -1,6 +1,8 @@
 """Codes chosen on a text: what layers lose, what stays the same, what is kept across runs, and a run that is loaded."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 import pytest
 import torch
@@ -24,6 +26,7 @@ CPU = torch.device("cpu")
 MODEL, SPEC = tiny_llama(layers=2, vocab=512)
 NAMES = [linear.name for linear in SPEC.linears]
 FORMATS = tuple(parse_format(name) for name in ("nf4", "int8", "hqq2", "hqq3", "hqq4", "ref2"))
+NEAREST = "quantizer.rounding=nearest"
 TEXT = torch.randint(0, 512, (4, 64), generator=torch.Generator().manual_seed(0))
 
 
@@ -98,7 +101,7 @@ def test_codes_are_kept_across_runs_and_made_once(tmp_path: Path, monkeypatch: p
 
     told: list[tuple[int, int]] = []
     first = make_bank(store())
-    first.build(lambda what, done, total: told.append((done, total)) if what == "round" else None)
+    first.build(lambda what, done, total: told.append((done, total)) if what == "choose codes" else None)
     assert told == [(k, len(NAMES)) for k in range(1, len(NAMES) + 1)]
     monkeypatch.setattr("qra_bo.oracle.rounding.each_input", lambda *_: pytest.fail("they were made again"))
     again = make_bank(store())
@@ -121,9 +124,9 @@ def test_a_run_keeps_its_codes_and_loads_again(tmp_path: Path, monkeypatch: pyte
 
 
 def test_what_chooses_codes_is_a_part_of_the_configuration() -> None:
-    plain, chosen = load_config(["+model=tiny"]), load_config(["+model=tiny", "quantizer.rounding=gptq"])
+    plain, chosen = load_config(["+model=tiny", NEAREST]), load_config(["+model=tiny"])
     assert plain.config_sha256 != chosen.config_sha256
-    assert plain.config_sha256 == load_config(["+model=tiny", "quantizer.tokens=7"]).config_sha256
+    assert plain.config_sha256 == load_config(["+model=tiny", NEAREST, "quantizer.tokens=7"]).config_sha256
     older = plain.to_dict()
     del older["quantizer"]["rounding"], older["quantizer"]["tokens"]
     assert qra_bo.build.config_from_dict(older).config_sha256 == plain.config_sha256
@@ -137,11 +140,51 @@ def test_what_was_saved_before_a_kill_is_not_chosen_again(tmp_path: Path) -> Non
         (store.folder / f"{name}.safetensors").unlink()
     told: list[int] = []
     rest = make_bank(store)
-    rest.build(lambda what, done, total: told.append(total) if what == "round" else None)
+    rest.build(lambda what, done, total: told.append(total) if what == "choose codes" else None)
     assert told == [len(NAMES) - 5] * (len(NAMES) - 5)
     for name in NAMES:
         for part, tensor in whole.state(name, "nf4").items():
             assert torch.equal(rest.state(name, "nf4")[part], tensor)
+
+
+def test_of_several_processes_one_chooses_and_the_others_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = (TensorStore(tmp_path, {"a": 1}, [Path(__file__)]) for _ in range(2))
+    made, waiting_bank = make_bank(None), make_bank(second)
+    made.build()
+    monkeypatch.setattr("qra_bo.oracle.rounding.each_input", lambda *_: pytest.fail("they were made twice"))
+    waits: list[tuple[int, int]] = []
+    waiting = Event()
+
+    def progress(what: str, done: int, total: int) -> None:
+        if what == "choose codes":
+            waits.append((done, total))
+            waiting.set()
+
+    with ThreadPoolExecutor(1) as pool:
+        with first.alone(lambda: pytest.fail("nobody else has it")):  # a lock is its open file's, not its process's
+            built = pool.submit(waiting_bank.build, progress)
+            assert waiting.wait(60)
+            for name in NAMES:
+                first.save(name, {f"{fmt.name}:{part}": tensor for fmt in FORMATS
+                                  for part, tensor in made.state(name, fmt.name).items()})
+        built.result(60)
+    assert waits[0] == (0, len(NAMES))
+    assert first.count == len(NAMES)
+    for name in NAMES:
+        for part, tensor in made.state(name, "nf4").items():
+            assert torch.equal(waiting_bank.state(name, "nf4")[part], tensor)
+
+
+def test_what_waits_can_be_stopped(tmp_path: Path) -> None:
+    first, second = (TensorStore(tmp_path, {"a": 1}, [Path(__file__)]) for _ in range(2))
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with first.alone(lambda: None), pytest.raises(KeyboardInterrupt):
+        make_bank(second).build(stop)
+    with second.alone(lambda: pytest.fail("the lock was kept")):
+        pass
 
 
 def test_inputs_that_are_not_finite_are_said() -> None:
@@ -162,6 +205,21 @@ def test_codes_want_a_real_text() -> None:
         load_config(["+model=tiny", "oracle=synthetic", "quantizer.rounding=gptq"])
 
 
+def test_rows_of_a_table_say_their_own_codes() -> None:
+    with pytest.raises(ConfigError, match="can't be asked of task=table1"):
+        load_config(["+model=tiny", "task=table1", "quantizer.rounding=gptq"])
+
+
+@pytest.mark.parametrize(("overrides", "rounding"), [
+    ([], "gptq"), (["adapter.init=residual_svd"], "gptq"), (["adapter.init=eva"], "gptq"),
+    (["adapter.init=loftq"], "nearest"), (["adapter.init=pissa"], "nearest"), (["adapter.init=lq_lora"], "nearest"),
+    (["oracle=synthetic"], "nearest"), (["task=table1"], "nearest"), ([NEAREST], "nearest")])
+def test_unless_asked_otherwise_codes_are_chosen_wherever_they_can_be(overrides: list[str], rounding: str) -> None:
+    config = load_config(["+model=tiny", *overrides])
+    assert config.quantizer.rounding == rounding
+    assert load_config(["+model=tiny", *overrides, f"quantizer.rounding={rounding}"]) == config
+
+
 def test_caches_of_one_choice_of_codes_do_not_serve_another() -> None:
     def key(*more: str) -> tuple[Path, Path]:
         config = load_config(["+model=tiny", *more])
@@ -169,6 +227,6 @@ def test_caches_of_one_choice_of_codes_do_not_serve_another() -> None:
         return (qra_bo.build.profile_cache(config, base, "data").path,
                 qra_bo.build.factor_store(config, base, "cpu", "data").folder)
 
-    plain, chosen, fewer = key(), key("quantizer.rounding=gptq"), key("quantizer.rounding=gptq", "quantizer.tokens=256")
-    assert plain == key("quantizer.tokens=256")
+    plain, chosen, fewer = key(NEAREST), key(), key("quantizer.tokens=256")
+    assert plain == key(NEAREST, "quantizer.tokens=256")
     assert len({str(k) for pair in (plain, chosen, fewer) for k in pair}) == 6

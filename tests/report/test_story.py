@@ -45,6 +45,15 @@ def test_a_next_best_that_was_delivered_does_not_borrow_the_winner_s_confirmatio
     assert (a.tone, a.interval) == ("open", "")
 
 
+def test_codes_other_than_the_nearest_are_said_and_compared_with_no_qlora():
+    events = make_events()
+    assert not any(check.title == "Codes" for check in story.checks(parse_events(events)))
+    header = {**events[0], "config": {**events[0]["config"], "quantizer": {"rounding": "gptq", "tokens": 16384}}}
+    d = parse_events([header, *events[1:]])
+    assert any(check.title == "Codes" and "16,384 tokens" in check.text for check in story.checks(d))
+    assert story.gap_closed(d) is None
+
+
 def test_an_unconfirmed_lead_is_said_to_be_unconfirmed():
     a = story.answer(parse_events(make_events(finished=False)))
     assert a.tone == "open"
