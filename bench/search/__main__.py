@@ -17,7 +17,7 @@ from typing import Any
 
 from bench.collect.task import DATA, REFERENCE_BUDGETS, TASKS
 from bench.report import RESULTS, publish
-from bench.search.finds import chosen, finds_target, real_rows, write_finds
+from bench.search.finds import chosen, finds_target, published_finds, real_rows, with_finds, write_finds
 from bench.search.methods import ABLATIONS, COMPARED, EVERYTHING, LEARNED_FROM, TRANSFER, Entry
 from bench.search.play import Arena, arenas, play
 from bench.search.plots import plot_arenas
@@ -25,7 +25,7 @@ from bench.search.quality import quality_rows
 from bench.search.summary import search_rows, targets_of
 from qra_bo.errors import MissingExtraError, UserError
 from qra_bo.oracle.benchmark.emulator import FAMILIES
-from qra_bo.oracle.benchmark.table import ROWS
+from qra_bo.oracle.benchmark.table import ROWS, load_table
 
 RUNS = Path("outputs") / "bench-search" / "runs.jsonl"
 Run = dict[str, Any]
@@ -106,6 +106,18 @@ def summarise(options: argparse.Namespace) -> None:
     print("\n".join(str(path) for path in files))
 
 
+def refresh_finds(folder: Path) -> None:
+    """Bring the rows of real finds in a published comparison up to date; its searches are not needed."""
+    path, finds = folder / "search.json", published_finds(folder / "search")
+    rows = [row for task in TASKS if any(f["task"] == task for f in finds)
+            for row in real_rows(load_table(DATA / task), DATA / task, finds)]
+    content = with_finds(json.loads(path.read_text(encoding="utf-8")), rows)
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    print("\n".join(f"{r['task']}, {r['budget']}, {r['method']}: {r['measured']} of {r['finds']}, mean "
+                    f"{'-' if r['mean_difference'] is None else format(r['mean_difference'], '+.4f')}" for r in rows))
+    print(f"written to {path}")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     have = [task for task in TASKS if (DATA / task / ROWS).exists()]
     parser = argparse.ArgumentParser(prog="python -m bench.search", description=__doc__,
@@ -122,6 +134,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--part", default="1/1", help="K/N: this process makes every N-th search from the K-th on")
     parser.add_argument("--runs", type=Path, default=RUNS, help="file of finished searches")
     parser.add_argument("--summary", action="store_true", help="only summarise what was run")
+    parser.add_argument("--finds", action="store_true",
+                        help="only bring the real finds in bench/results/search.json up to date")
     options = parser.parse_args(arguments)
     if not options.tasks:
         print(f"there is no table of real evaluations in {DATA}: collect one with make bench-collect", file=sys.stderr)
@@ -133,6 +147,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.ablations:
         names += [e.name for e in (*ABLATIONS, *TRANSFER) if e.name not in names]
     try:
+        if options.finds:
+            refresh_finds(RESULTS)
+            return 0
         if not options.summary:
             run_all(options, [EVERYTHING[name] for name in names])
         if options.part == "1/1":

@@ -3,6 +3,7 @@
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from qra_bo.space import Allocation
 from qra_bo.study.study import is_uniform
 
 N_FINDS = 5
+REAL = "real finds"
 Find = dict[str, Any]
 
 
@@ -63,11 +65,26 @@ def real_rows(table: Table, folder: Path, finds: Sequence[Find]) -> list[dict[st
             mine = [Allocation.from_json(f) for f in here if f["method"] == method]
             real = [loss for a in mine if (loss := losses.get(a)) is not None]
             gain = np.array(real) - min(uniform) if real and uniform else None
-            rows.append({"what": "real finds", "task": table.facts.task, "budget": budget.text, "method": method,
+            rows.append({"what": REAL, "task": table.facts.task, "budget": budget.text, "method": method,
                          "finds": len(mine), "measured": len(real),
                          "best_difference": None if gain is None else float(gain.min()),
                          "mean_difference": None if gain is None else float(gain.mean())})
     return rows
+
+
+def published_finds(folder: Path) -> list[Find]:
+    """What ``write_finds`` wrote, of all tasks."""
+    return [find for path in sorted(folder.glob("finds-*.json")) for find in json.loads(path.read_text())]
+
+
+def with_finds(published: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A published comparison of searches whose rows and target of real finds are those of ``rows``."""
+    others = [row for row in published["rows"] if row["what"] != REAL]
+    first = next((i for i, row in enumerate(published["rows"]) if row["what"] == REAL), len(others))
+    target = asdict(finds_target(rows))
+    targets = [t for t in published["targets"] if t["what"] != target["what"]]
+    return {**published, "rows": [*others[:first], *rows, *others[first:]],
+            "targets": [*targets, {k: v for k, v in target.items() if k != "why" or v}]}
 
 
 def _own(table: Table, more: Sequence[TableRow] = ()) -> list[TableRow]:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from bench.collect.__main__ import GivenPlan, read_finds, work
 from bench.peers.registry import PEERS
 from bench.search.__main__ import key, load_runs
-from bench.search.finds import chosen, finds_target, real_rows, write_finds
+from bench.search.finds import chosen, finds_target, published_finds, real_rows, with_finds, write_finds
 from bench.search.methods import COMPARED, EVERYTHING, OURS, Entry
 from bench.search.play import Arena, Game, make_arena, play
 from bench.search.plots import plot_arenas
@@ -193,6 +194,13 @@ def test_finds_take_turns_between_emulators_and_are_compared_for_real(tmp_path: 
     assert after["measured"] == 5
     assert after["best_difference"] == pytest.approx(min(losses) - min(uniforms))
     assert finds_target([after]).met
+    assert published_finds(tmp_path / "out") == finds
+    search, quality = {"what": "search", "task": "planted"}, {"what": "surrogate", "task": "planted"}
+    published = {"name": "search", "rows": [search, *before, quality], "targets": [asdict(finds_target(before))]}
+    refreshed = with_finds(published, [after])
+    assert refreshed["rows"] == [search, after, quality]
+    (target,) = refreshed["targets"]
+    assert (target["met"], target["value"]) == (True, 1.0)
     with pytest.raises(DataError, match="--finds must name a file"):
         read_finds(tmp_path / "absent.json")
 
