@@ -66,6 +66,7 @@ class EvaluationRequest:
         split: ``"validation"`` (all that a search sees) or ``"test"``.
         lr_scale: Factor on the calibrated learning rate (calibration and robustness checks; else 1).
         init: How the adapters start; ``None``: as configured.
+        codes: ``"nearest"``: those that the formats' libraries choose; ``None``: as configured.
     """
 
     allocation: Allocation
@@ -75,12 +76,18 @@ class EvaluationRequest:
     split: str = "validation"
     lr_scale: float = 1.0
     init: str | None = None
+    codes: str | None = None
 
     @property
     def key(self) -> str:
         """Names this evaluation: two requests with one key have one result."""
         return (f"{self.allocation.fingerprint}-{self.steps}of{self.schedule_steps}-t{self.train_seed}"
-                f"-{self.split}-lr{self.lr_scale:g}{'' if self.init is None else f'-{self.init}'}")
+                f"-{self.split}-lr{self.lr_scale:g}{self.how}")
+
+    @property
+    def how(self) -> str:
+        """A suffix for names: start and codes where they are not as configured."""
+        return "".join(f"-{part}" for part in (self.init, self.codes) if part is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +178,8 @@ class Evaluation:
                 "bits": list(self.bits), **self.allocation.to_json(), "stage": self.stage,
                 "fidelity": self.fidelity.value, "steps": r.steps, "schedule_steps": r.schedule_steps,
                 "new_steps": m.new_steps, "train_seed": r.train_seed, "split": r.split, "lr_scale": r.lr_scale,
-                "init": r.init, "seed": self.seed, "state": m.state.value, "loss": m.loss, "loss_se": m.loss_se,
+                "init": r.init, "codes": r.codes, "seed": self.seed, "state": m.state.value,
+                "loss": m.loss, "loss_se": m.loss_se,
                 "curve": [list(p) for p in m.curve], "training_tokens": m.training_tokens,
                 "forward_tokens": m.forward_tokens, "predicted_bytes": self.predicted_bytes,
                 "measured_bytes": m.measured_bytes, "seconds": m.seconds, "switch_seconds": m.switch_seconds,
@@ -188,7 +196,7 @@ class Evaluation:
             allocation = Allocation.from_json(data)
             request = EvaluationRequest(allocation, int(data["steps"]), int(data["schedule_steps"]),
                                         int(data["train_seed"]), str(data["split"]), float(data["lr_scale"]),
-                                        data.get("init"))
+                                        data.get("init"), data.get("codes"))
             loss = None if data["loss"] is None else float(data["loss"])
             measured = None if data["measured_bytes"] is None else int(data["measured_bytes"])
             measurement = Measurement(

@@ -224,7 +224,9 @@ def engine_settings(config: RunConfig, folder: Path, space: SearchSpace, budget:
     train_seed, confirm = training_seeds(config.seed, config.confirm.seeds)
     tokens = config.fidelity.high * config.train.batch * config.train.length + config.eval.tokens / 3
     n = space.n_units
-    references = (uniform(n, "fp16", 16), uniform(n, default_format(4).name, 16)) if config.effort.references else ()
+    lora, qlora = uniform(n, "fp16", 16), uniform(n, default_format(4).name, 16)
+    nearest = () if config.quantizer.rounding == "nearest" else (qlora,)  # its codes are those whatever a search has
+    references = (lora,) if nearest else (lora, qlora)
     return EngineConfig(
         folder=folder, config=config.to_dict(), config_sha256=config.config_sha256,
         may_differ=frozenset(NOT_OF_THE_RESULT), model=config.model_name, granularity=config.granularity,
@@ -236,7 +238,9 @@ def engine_settings(config: RunConfig, folder: Path, space: SearchSpace, budget:
         calibration_anchors=config.effort.calibration_anchors,
         max_rank=min(min(m.out_features, m.in_features) for u in space.units for m in u.linears),
         base_lr=config.adapter.lr, lr_rule=config.adapter.lr_rule, lr_scales=config.calibrate.lr_scales,
-        alpha_over_rank=config.adapter.alpha_over_rank, init=config.adapter.init, references=references,
+        alpha_over_rank=config.adapter.alpha_over_rank, init=config.adapter.init,
+        references=references if config.effort.references else (),
+        nearest_references=nearest if config.effort.references else (),
         ranking_top=config.effort.ranking_top, ranking_factor=config.confirm.ranking_factor,
         max_hours=config.max_hours, max_average_bits=config.max_average_bits,
         allowance=None if allowance is None else asdict(allowance), prior_sha256=prior_sha256(config.surrogate.prior))
@@ -255,7 +259,8 @@ def plan_rows(config: RunConfig, engine: EngineConfig, seconds: float | None = N
     """What lies ahead, by cost, and by time where ``seconds`` says what a training token takes."""
     each = engine.equivalent_tokens
     costs = {"profile, calibration, anchors and search": engine.planned_cost,
-             f"references ({len(engine.references)})": len(engine.references) * each,
+             f"references ({len(engine.references) + len(engine.nearest_references)})":
+                 (len(engine.references) + len(engine.nearest_references)) * each,
              f"confirmation ({len(engine.confirm_seeds)} seeds, 2 allocations)": 2 * len(engine.confirm_seeds) * each,
              f"ranking check ({engine.ranking_top} allocations, {engine.ranking_factor} times as long)":
                  engine.ranking_top * engine.ranking_factor * each}

@@ -271,6 +271,14 @@ class LayerBank:
         backend.check(fmt, weight.shape[0], weight.shape[1], self.device)
         return {key: t.to("cpu") for key, t in backend.pack(weight, fmt, self.device).items()}
 
+    def nearest_bases(self, choice: Mapping[str, str]) -> dict[str, OwnBase]:
+        """What the libraries make of those linears of ``choice`` (formats by name) that have other codes here."""
+        if self.rounding is None:
+            return {}
+        wanted = {name: parse_format(fmt) for name, fmt in choice.items()}
+        return {name: OwnBase(fmt.name, "nearest", self.nearest(name, fmt)) for name, fmt in wanted.items()
+                if self.rounding.chose(name, fmt.name)}
+
     def _keep(self, name: str, fmt: StorageFormat, state: State) -> None:
         key = (name, fmt.name)
         metadata = {k: t for k, t in state.items() if k != "codes"}

@@ -267,8 +267,9 @@ class FinetuneOracle:
         return self._other_inits
 
     def build(self, allocation: Allocation, train_seed: int, progress: Progress | None = None,
-              init: str | None = None) -> None:
-        """Switch the model to ``allocation`` and attach fresh adapters that start with ``init``."""
+              init: str | None = None, codes: str | None = None) -> None:
+        """Switch the model to ``allocation`` and attach fresh adapters that start with ``init``; ``codes`` as in
+        ``EvaluationRequest``."""
         if len(allocation) != len(self.units):
             raise OracleError(f"the model has {len(self.units)} units; the allocation has {len(allocation)}")
         formats = unit_choice(self.units, allocation.formats)
@@ -276,7 +277,8 @@ class FinetuneOracle:
                  for linear in unit.linears}
         self.bank.choose_codes(progress)
         prepared = self._initialiser(init).prepare(formats, ranks, progress)
-        self.bank.install(self.model, {**formats, **prepared.bases})
+        nearest = self.bank.nearest_bases(formats) if codes == "nearest" else {}
+        self.bank.install(self.model, {**formats, **nearest, **prepared.bases})
         self.peft = attach(self.model, ranks, self.settings.adapter, train_seed, self.dtype, prepared.starts)
 
     def optimizer(self, allocation: Allocation, lr_scale: float) -> UnitwiseAdamW:
@@ -288,11 +290,11 @@ class FinetuneOracle:
     def _evaluate(self, request: EvaluationRequest, progress: Progress, start: float, spent: "_Spent") -> Measurement:
         settings, allocation = self.settings.train, request.allocation
         begin_load(self.device)
-        self.build(allocation, request.train_seed, progress, request.init)
+        self.build(allocation, request.train_seed, progress, request.init, request.codes)
         optimizer = self.optimizer(allocation, request.lr_scale)
         switch_seconds = time.monotonic() - start
         name = (f"{allocation.fingerprint}-{request.schedule_steps}-t{request.train_seed}"
-                f"-lr{request.lr_scale:g}{'' if request.init is None else f'-{request.init}'}")
+                f"-lr{request.lr_scale:g}{request.how}")
         done, curve = self._restore(name, request, optimizer, spent)
         train = self.data.train
         order = batches(len(train.input_ids), settings.batch, request.schedule_steps, request.train_seed)

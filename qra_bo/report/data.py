@@ -149,18 +149,24 @@ class ReportData:
         return self.study.best_uniform
 
     def reference(self, fmt: str, rank: int) -> Evaluation | None:
-        """The evaluated uniform choice, e.g. ``("nf4", 16)`` for QLoRA, or ``None``."""
+        """The evaluated uniform choice with the codes of its library, e.g. ``("nf4", 16)`` for QLoRA, or ``None``."""
         return next((e for e in self.points
-                     if set(e.allocation.formats) == {fmt} and set(e.allocation.ranks) == {rank}), None)
+                     if set(e.allocation.formats) == {fmt} and set(e.allocation.ranks) == {rank}
+                     and (not self.has_chosen_codes or e.request.codes == "nearest" or fmt == "fp16")), None)
+
+    @property
+    def has_chosen_codes(self) -> bool:
+        """Whether the codes of the search are other than the nearest."""
+        return bool(self.header.config.get("quantizer", {}).get("rounding", "nearest") != "nearest")
 
     @cached_property
     def winner(self) -> Allocation | None:
         """What the run delivers, or would if it ended now."""
         return self.study.winner
 
-    def point(self, allocation: Allocation) -> Evaluation | None:
-        """The search's own high-fidelity evaluation of ``allocation``, or ``None``."""
-        return next((e for e in self.points if e.allocation == allocation), None)
+    def point(self, allocation: Allocation, codes: str | None = None) -> Evaluation | None:
+        """The high-fidelity evaluation of ``allocation`` with ``codes`` (as in ``EvaluationRequest``), or ``None``."""
+        return next((e for e in self.points if e.allocation == allocation and e.request.codes == codes), None)
 
     @property
     def breakdown(self) -> Mapping[str, int] | None:
@@ -179,8 +185,11 @@ class ReportData:
         """Code bits weighted by parameters."""
         return float(np.average(self.bits(allocation), weights=self.header.unit_numel))
 
-    def name(self, allocation: Allocation) -> str:
-        """``uniform-4bit-r16``, ``uniform-4bit-r4-6`` (filled), or ``mixed-`` and six digits of the fingerprint."""
+    def name(self, allocation: Allocation, codes: str | None = None) -> str:
+        """``uniform-4bit-r16``, ``uniform-4bit-r4-6`` (filled), or ``mixed-`` and six digits of the fingerprint; with
+        ``codes`` other than the search's at the end."""
+        if codes is not None:
+            return f"{self.name(allocation)}-{codes}"
         formats, ranks = set(allocation.formats), sorted(set(allocation.ranks))
         if len(formats) > 1 or len(ranks) > 2:
             return f"mixed-{allocation.fingerprint[:6]}"

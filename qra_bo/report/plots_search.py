@@ -70,7 +70,8 @@ def _pareto_panel(ax: Axes, d: ReportData, theme: Theme, points: Sequence[Evalua
         ax.scatter([winner.predicted_bytes / MB], [min(_loss(winner), top)], marker="*", s=220, color=VERMILLION,
                    edgecolors=theme.paper, label="winner", zorder=6)
     ax.margins(x=0.12, y=0.1)
-    named = [(e, d.name(e.allocation).removeprefix("uniform-")) for e in (*kinds["baseline"], *kinds["reference"])]
+    named = [(e, d.name(e.allocation, e.request.codes).removeprefix("uniform-"))
+             for e in (*kinds["baseline"], *kinds["reference"])]
     _label_points(ax, named, top, theme)
 
 

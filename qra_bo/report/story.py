@@ -121,46 +121,39 @@ def comparison(d: ReportData) -> list[Row]:
     tests: dict[Allocation, float] = {}
     if c is not None:
         tests = {c.candidate: float(np.mean(c.candidate_losses)), c.reference: float(np.mean(c.reference_losses))}
-    chosen: list[tuple[str, Allocation]] = []
+    chosen: list[tuple[str, Allocation, str | None]] = []
     leads = "winner" if c is not None or d.end is not None else "best so far"
     if d.winner is not None:
-        chosen.append((leads, d.winner))
+        chosen.append((leads, d.winner, None))
     if c is not None:
-        chosen += [("best mixed", c.candidate), ("best uniform", c.reference)]
+        chosen += [("best mixed", c.candidate, None), ("best uniform", c.reference, None)]
     elif d.best_uniform is not None:
-        chosen.append(("best uniform", d.best_uniform.allocation))
+        chosen.append(("best uniform", d.best_uniform.allocation, None))
     for role, fmt in (("QLoRA", "nf4"), ("LoRA, 16-bit", "fp16")):
         e = d.reference(fmt, 16)
         if e is not None:
-            chosen.append((role, e.allocation))
-    rows: dict[Allocation, Row] = {}
-    for role, allocation in chosen:
-        if allocation in rows:
-            if rows[allocation].role == leads and role != "best mixed":
-                rows[allocation] = _row(d, f"{leads} = {role}", allocation, tests.get(allocation))
-            continue
-        rows[allocation] = _row(d, role, allocation, tests.get(allocation))
+            chosen.append((role, e.allocation, e.request.codes))
+    rows: dict[tuple[Allocation, str | None], Row] = {}
+    for role, allocation, codes in chosen:
+        known, test = rows.get((allocation, codes)), None if codes else tests.get(allocation)
+        if known is None:
+            rows[allocation, codes] = _row(d, role, allocation, codes, test)
+        elif known.role == leads and role != "best mixed":
+            rows[allocation, codes] = _row(d, f"{leads} = {role}", allocation, codes, test)
     return list(rows.values())
 
 
-def _row(d: ReportData, role: str, allocation: Allocation, test_loss: float | None) -> Row:
-    e, m = d.point(allocation), d.measurement(allocation)
+def _row(d: ReportData, role: str, allocation: Allocation, codes: str | None, test_loss: float | None) -> Row:
+    e, m = d.point(allocation, codes), d.measurement(allocation)
     predicted = e.predicted_bytes if e is not None else m.predicted_bytes if m is not None else None
     measured = m.measured_bytes if m is not None else e.measurement.measured_bytes if e is not None else None
-    return Row(role, d.name(allocation), d.average_bits(allocation),
+    return Row(role, d.name(allocation, codes), d.average_bits(allocation),
                float(np.average(allocation.ranks)), e.loss if e is not None else None, test_loss, predicted, measured,
                None if predicted is None else predicted <= d.header.budget_bytes)
 
 
-def has_chosen_codes(d: ReportData) -> bool:
-    """Whether codes are other than the nearest."""
-    return bool(d.header.config.get("quantizer", {}).get("rounding", "nearest") != "nearest")
-
-
 def gap_closed(d: ReportData) -> str | None:
     """Share of the gap from QLoRA to 16-bit LoRA that the winner closes, from the search's own seed; or ``None``."""
-    if has_chosen_codes(d):
-        return None  # with other codes than the nearest the reference of 4 bits is not QLoRA
     qlora, lora = d.reference("nf4", 16), d.reference("fp16", 16)
     best = None if d.winner is None else d.point(d.winner)
     if not (qlora and lora and best):
@@ -240,12 +233,11 @@ def _uniform_check(d: ReportData) -> Check:
 
 def _codes_check(d: ReportData) -> list[Check]:
     """What codes the numbers are with, where that is not the libraries' choice."""
-    if not has_chosen_codes(d):
+    if not d.has_chosen_codes:
         return []
     tokens = int(d.header.config["quantizer"]["tokens"])
-    return [Check("ok", "Codes", f"All allocations, uniform ones and references included, have codes chosen by GPTQ on "
-                  f"{tokens:,} tokens of the training text, in the bytes of the nearest ones. QLoRA as published has "
-                  "the nearest: its loss is not that of uniform 4 bits here.")]
+    return [Check("ok", "Codes", f"All allocations, uniform ones included, have codes chosen by GPTQ on {tokens:,} "
+                  "tokens of the training text, in the bytes, formats and layers of the nearest, which QLoRA has.")]
 
 
 def _search_checks(d: ReportData) -> list[Check]:

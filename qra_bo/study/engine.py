@@ -113,7 +113,7 @@ class Engine:
             self._calibrate(run, anchors)
         with run.stage("baseline"):
             baselines = self._anchors(run, anchors, limit)
-        if self.config.references:
+        if self.config.references or self.config.nearest_references:
             with run.stage("reference"):
                 baselines += self._references(run)
         with run.stage("search"):
@@ -202,12 +202,16 @@ class Engine:
         return [replace(e, stage="baseline") for e in found]
 
     def _references(self, run: Runner) -> list[Evaluation]:
-        """Evaluate the references. One that fits and is made of the search's formats is a uniform choice like any
-        other and is returned; the others are never incumbent."""
-        ordinary = [set(a.formats) <= set(self.rules.formats) and self.rules.fits(a) for a in self.config.references]
-        found = run.evaluate_all([Wanted(run.request(a, Fidelity.HIGH), Fidelity.HIGH, "baseline" if o else "reference")
-                                  for a, o in zip(self.config.references, ordinary, strict=True)])
-        return [replace(e, stage="baseline") for e, o in zip(found, ordinary, strict=True) if o]
+        """Evaluate the references. One that fits and is made of the search's formats and codes is a uniform choice like
+        any other and is returned; the others are never incumbent."""
+        given = self.config.references
+        ordinary = [set(a.formats) <= set(self.rules.formats) and self.rules.fits(a) for a in given]
+        others = [Wanted(replace(run.request(a, Fidelity.HIGH), codes="nearest"), Fidelity.HIGH, "reference")
+                  for a in self.config.nearest_references]
+        found = run.evaluate_all([*(
+            Wanted(run.request(a, Fidelity.HIGH), Fidelity.HIGH, "baseline" if o else "reference")
+            for a, o in zip(given, ordinary, strict=True)), *others])
+        return [replace(e, stage="baseline") for e, o in zip(found, ordinary, strict=False) if o]
 
     def _search(self, run: Runner, problem: SearchProblem, known: Sequence[Evaluation]) -> Searcher | None:
         """Search until the effort is spent, time is up or the method has nothing left to propose; returns the searcher,

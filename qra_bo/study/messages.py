@@ -55,13 +55,13 @@ def run_profile(oracle: Oracle, progress: Progress) -> ProfileResult:
 def request_to_json(request: EvaluationRequest) -> dict[str, Any]:
     return {**request.allocation.to_json(), "steps": request.steps, "schedule_steps": request.schedule_steps,
             "train_seed": request.train_seed, "split": request.split, "lr_scale": request.lr_scale,
-            "init": request.init}
+            "init": request.init, "codes": request.codes}
 
 
 def request_from_json(data: Mapping[str, Any]) -> EvaluationRequest:
     return EvaluationRequest(Allocation.from_json(data), int(data["steps"]), int(data["schedule_steps"]),
                              int(data["train_seed"]), str(data["split"]), float(data["lr_scale"]),
-                             data["init"])
+                             data["init"], data["codes"])
 
 
 def measurement_to_json(m: Measurement) -> dict[str, Any]:

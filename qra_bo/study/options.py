@@ -50,6 +50,7 @@ class EngineConfig:
         alpha_over_rank: For the record.
         init: Adapter initialisation, for the record.
         references: Uniform choices to report beside the anchors, e.g. LoRA-16 and QLoRA; they need not fit.
+        nearest_references: The same with the codes of the formats' libraries, where the search's are others.
         ranking_top: Best allocations whose ranking is checked at a longer training; fewer than 2 to skip it.
         ranking_factor: How many times longer.
         max_hours: End the search after this long, or ``None``.
@@ -89,6 +90,7 @@ class EngineConfig:
     may_differ: frozenset[str] = frozenset()
     calibration_anchors: int = 1
     references: tuple[Allocation, ...] = ()
+    nearest_references: tuple[Allocation, ...] = ()
     ranking_top: int = 0
     ranking_factor: int = 4
     max_hours: float | None = None

@@ -116,7 +116,7 @@ def _baseline(study: Study, e: Evaluation) -> dict[str, Any]:
     ranks = e.allocation.ranks
     return {"name": baseline_name(study, e), "bits": e.bits[0],
             "ranks": ranks[0] if is_uniform(e.allocation) else list(ranks), "format": e.allocation.formats[0],
-            "loss": e.loss, "predicted_bytes": e.predicted_bytes,
+            "codes": e.request.codes, "loss": e.loss, "predicted_bytes": e.predicted_bytes,
             "feasible": e.predicted_bytes <= study.budget_bytes and e.stage != "reference"}
 
 
@@ -125,7 +125,8 @@ def baseline_name(study: Study, e: Evaluation) -> str:
     fmt, bits = e.allocation.formats[0], e.bits[0]
     same = {f["name"] for f in study.header["formats"] if f["bits"] == bits} | {fmt}
     ranks = "-".join(str(r) for r in sorted(set(e.allocation.ranks)))
-    return f"uniform-{bits}bit{f'-{fmt}' if len(same) > 1 else ''}-r{ranks}"
+    codes = "" if e.request.codes is None else f"-{e.request.codes}"
+    return f"uniform-{bits}bit{f'-{fmt}' if len(same) > 1 else ''}-r{ranks}{codes}"
 
 
 def _cost(study: Study, end: Mapping[str, Any]) -> dict[str, Any]:

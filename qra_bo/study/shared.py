@@ -21,13 +21,13 @@ from qra_bo.study.study import Study
 log = logging.getLogger(__name__)
 SHAREABLE = (TrialState.OK, TrialState.DIVERGED)
 """Ends that another run would meet too; a lost worker or a lack of memory may have been this one's bad luck."""
-Training = tuple[str, int, int, float, str | None]
+Training = tuple[str, int, int, float, str | None, str | None]
 
 
 def training_of(request: EvaluationRequest) -> Training:
     """Names the training that a request is a part of: its low fidelity is a prefix of its high one."""
     return (request.allocation.fingerprint, request.schedule_steps, request.train_seed, request.lr_scale,
-            request.init)
+            request.init, request.codes)
 
 
 class Ledger:

@@ -20,6 +20,8 @@ from qra_bo.oracle.quantizers.base import packed
 from qra_bo.oracle.quantizers.registry import backend_of
 from qra_bo.oracle.rounding import Rounding, second_moments
 from qra_bo.oracle.tensor_store import TensorStore
+from qra_bo.records import EvaluationRequest
+from qra_bo.space import Allocation
 from tests.oracle.models import tiny_llama
 
 CPU = torch.device("cpu")
@@ -185,6 +187,24 @@ def test_what_waits_can_be_stopped(tmp_path: Path) -> None:
         make_bank(second).build(stop)
     with second.alone(lambda: pytest.fail("the lock was kept")):
         pass
+
+
+def test_one_evaluation_may_have_the_nearest_codes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QRA_BO_CACHE", str(tmp_path / "cache"))
+    options = ["+model=tiny", "data=tiny", "device=cpu", "train.batch=2", "train.length=32", "eval.tokens=256",
+               "data.max_records=64", "quantizer.tokens=256"]
+    losses = {}
+    for rounding, orders in (("gptq", ((None, "nearest", None),)), ("nearest", ((None,),))):
+        oracle = qra_bo.build.make_oracle(load_config([*options, f"quantizer.rounding={rounding}"]).to_dict(),
+                                          str(tmp_path / rounding))
+        n = len(oracle.units)
+        for codes in orders[0]:
+            request = EvaluationRequest(Allocation(("hqq3",) * n, (2,) * n), 2, 2, 1, codes=codes)
+            losses.setdefault((rounding, codes), []).append(oracle.evaluate(request, lambda *_: None).loss)
+        oracle.close()
+    first, again = losses["gptq", None]
+    assert first == again
+    assert losses["gptq", "nearest"] == losses["nearest", None] != [first]
 
 
 def test_inputs_that_are_not_finite_are_said() -> None:

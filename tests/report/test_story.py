@@ -52,6 +52,12 @@ def test_codes_other_than_the_nearest_are_said_and_compared_with_no_qlora():
     d = parse_events([header, *events[1:]])
     assert any(check.title == "Codes" and "16,384 tokens" in check.text for check in story.checks(d))
     assert story.gap_closed(d) is None
+    nearest = [{**e, "codes": "nearest"} if e.get("stage") == "reference" and "nf4" in e.get("formats", ()) else e
+               for e in (header, *events[1:])]
+    d = parse_events(nearest)
+    assert story.gap_closed(d) == story.gap_closed(parse_events(events))
+    qlora = next(row for row in story.comparison(d) if row.role == "QLoRA")
+    assert qlora.name == "uniform-4bit-r16-nearest"
 
 
 def test_an_unconfirmed_lead_is_said_to_be_unconfirmed():

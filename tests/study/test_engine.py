@@ -54,6 +54,23 @@ def test_a_run_does_everything_in_order_and_fits(whole: tuple[Path, RunOutcome])
     assert len(keys(folder)) == len(set(keys(folder)))
 
 
+def test_references_with_other_codes_are_told_from_the_search_s_own_and_never_win(tmp_path: Path) -> None:
+    qlora = uniform(4, "ref4", 4)  # which is an anchor too
+    outcome = run(tmp_path, {"finalise": None}, confirm_seeds=(), ranking_top=0, references=(),
+                  nearest_references=(qlora,))
+    mine = [e for e in outcome.study.evaluations if e.request.codes == "nearest"]
+    assert [(e.allocation, e.stage) for e in mine] == [(qlora, "reference")]
+    own = [e for e in outcome.study.points if e.allocation == qlora]
+    assert [e.request.codes for e in own] == [None]
+    assert mine[0].request.key == f"{own[0].request.key}-nearest"
+    names = [b["name"] for b in outcome.best["baselines"]]
+    assert names.count("uniform-4bit-r4") == 1
+    assert names[-1] == "uniform-4bit-r4-nearest"
+    assert read_journal(tmp_path / "trials.jsonl").events
+    assert run(tmp_path, {"finalise": None}, confirm_seeds=(), ranking_top=0, references=(),
+               nearest_references=(qlora,)).best == outcome.best
+
+
 def test_best_json_has_the_fields_of_the_contract(whole: tuple[Path, RunOutcome]) -> None:
     best = json.loads((whole[0] / "best.json").read_text())
     assert best == json.loads(json.dumps(whole[1].best))
@@ -64,7 +81,7 @@ def test_best_json_has_the_fields_of_the_contract(whole: tuple[Path, RunOutcome]
             "threads"} == best["provenance"].keys()
     assert "uniform-4bit-r4" in {b["name"] for b in best["baselines"]}
     assert best["baselines"][-2] == {"name": "uniform-16bit-r16", "bits": 16, "ranks": 16, "format": "fp16",
-                                     "loss": pytest.approx(3.965, abs=.001), "feasible": False,
+                                     "codes": None, "loss": pytest.approx(3.965, abs=.001), "feasible": False,
                                      "predicted_bytes": predict_bytes(uniform(4, "fp16", 16))}
     assert best["fidelity"] == "proxy"  # no model was trained
     assert best["memory"]["measured_bytes"] == 1
