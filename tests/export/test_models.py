@@ -28,18 +28,19 @@ from tests.export.finished import finish
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 RANKS = (1, 4, 2, 3)
+NEAREST = "quantizer.rounding=nearest"
 ROUNDING = 0.012
 """Of bfloat16 at logits up to 0.7, whose last bit is 0.004 there, through four layers."""
 
 
 @pytest.fixture(scope="module", name="mixed")
 def make_mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return finish(tmp_path_factory.mktemp("mixed") / "run", ("hqq2", "nf4", "int8", "fp16"), RANKS)
+    return finish(tmp_path_factory.mktemp("mixed") / "run", ("hqq2", "nf4", "int8", "fp16"), RANKS, NEAREST)
 
 
 @pytest.fixture(scope="module", name="servable")
 def make_servable(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return finish(tmp_path_factory.mktemp("servable") / "run", ("nf4", "fp16", "nf4", "fp16"), RANKS)
+    return finish(tmp_path_factory.mktemp("servable") / "run", ("nf4", "fp16", "nf4", "fp16"), RANKS, NEAREST)
 
 
 def logits(model: Any, run: Path) -> torch.Tensor:
