@@ -7,6 +7,9 @@ Give the folders of runs at the two reference budgets, three search seeds each:
     python -m qra_bo budget=uniform:4,4 seed=0 out=...                          (and seeds 1 and 2)
     python -m qra_bo budget=uniform:4,16 memory.scope=stored seed=0 out=...     (and seeds 1 and 2)
 
+Runs with GPTQ's codes, the default, are kept in normal_runs_gptq.json; ``--codes nearest`` collects those with
+``quantizer.rounding=nearest`` in normal_runs.json.
+
 *Better* is CONTRACT's: the 95 % interval of paired differences on the test split, over at least 5 training seeds that
 the search did not use, lies below 0. A run that has not ended, or was made otherwise, is not counted. Rows of an
 earlier call are kept (runs take hours, on one machine or another) unless their budget, scope and seed is given again.
@@ -20,6 +23,7 @@ from typing import Any
 
 from bench.report import RESULTS, Target, publish
 from qra_bo.errors import QRABOError
+from qra_bo.records import rounding_of
 from qra_bo.report.data import ReportData
 from qra_bo.report.write import load_run
 from qra_bo.study.results import build_best
@@ -32,7 +36,7 @@ COLUMNS = ("budget", "scope", "seed", "winner", "winner_kind", "mean", "low", "h
            "high_fidelity_equivalents", "wall_minutes", "overhead_share", "not_counted")
 
 
-def row_of(folder: Path) -> dict[str, Any]:
+def row_of(folder: Path, codes: str) -> dict[str, Any]:
     """One run; ``not_counted`` says why it can't stand for its budget, and is empty where it can."""
     try:
         run = load_run(folder)
@@ -44,10 +48,10 @@ def row_of(folder: Path) -> dict[str, Any]:
                            "method": header.method, "version": header.version, "budget_bytes": header.budget_bytes}
     if run.end is None:
         return {**row, "not_counted": "the run has not ended"}
-    return {**row, **finished(run)}
+    return {**row, **finished(run, codes)}
 
 
-def finished(run: ReportData) -> dict[str, Any]:
+def finished(run: ReportData, codes: str) -> dict[str, Any]:
     """What a run that has ended came to. Differences are candidate - best uniform (nats, test split); where the
     candidate lost they are still its own, although the winner is then the uniform choice."""
     best, confirmation = build_best(run.study), run.confirmation
@@ -57,6 +61,8 @@ def finished(run: ReportData) -> dict[str, Any]:
         reasons.append(f"effort={best['effort']}")
     if run.header.oracle != "finetune" or run.header.model != MODEL:
         reasons.append(f"oracle={run.header.oracle} on {run.header.model}")
+    if rounding_of(run.header.config) != codes:
+        reasons.append(f"quantizer.rounding={rounding_of(run.header.config)}")
     if confirmation is None or len(confirmation.train_seeds) < TRAIN_SEEDS:
         reasons.append(f"confirmed on {len(confirmation.train_seeds) if confirmation else 0} training seeds")
     if any("max_hours" in warning for warning in run.warnings):
@@ -108,14 +114,14 @@ def earlier_rows(path: Path) -> list[dict[str, Any]]:
     return [row for row in rows if not row["not_counted"]]
 
 
-def collect(folders: Sequence[Path], earlier: Sequence[dict[str, Any]] = ()) -> tuple[list[dict[str, Any]],
-                                                                                      list[Target]]:
+def collect(folders: Sequence[Path], codes: str,
+            earlier: Sequence[dict[str, Any]] = ()) -> tuple[list[dict[str, Any]], list[Target]]:
     """Rows and targets of the given folders, and of ``earlier`` rows that these do not replace.
 
     Raises:
         SystemExit: If two runs that count have the same budget, scope and seed: only one can stand for it.
     """
-    rows = [row_of(folder) for folder in folders]
+    rows = [row_of(folder, codes) for folder in folders]
     seen: dict[tuple[str, str, int], str] = {}
     for row in rows:
         if not row["not_counted"]:
@@ -141,9 +147,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="*", type=Path)
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON file")
+    parser.add_argument("--codes", choices=("gptq", "nearest"), default="gptq", help="quantizer.rounding of the runs")
     args = parser.parse_args()
-    rows, targets = collect(args.folders, earlier_rows(args.out / f"{NAME}.json"))
-    publish(NAME, targets, rows, COLUMNS, folder=args.out)
+    name = NAME if args.codes == "nearest" else f"{NAME}_{args.codes}"
+    rows, targets = collect(args.folders, args.codes, earlier_rows(args.out / f"{name}.json"))
+    publish(name, targets, rows, COLUMNS, folder=args.out)
 
 
 if __name__ == "__main__":

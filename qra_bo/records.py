@@ -31,12 +31,24 @@ OWN_BASE = ("loftq", "pissa", "lq_lora")
 """Starts of adapters that change the quantised base to ``quantise(W - scale B A)``, which depends on the rank."""
 
 
+def rounding_of(config: Mapping[str, Any]) -> str:
+    """``quantizer.rounding`` of a recorded configuration; before there was a choice, codes were the nearest."""
+    return str(config.get("quantizer", {}).get("rounding", "nearest"))
+
+
 def deciding_quantizer(quantizer: Mapping[str, Any]) -> dict[str, Any]:
     """The keys of a configuration's ``quantizer`` that decide about codes: with the nearest ones its formats alone, for
     older journals have no more."""
-    if quantizer.get("rounding", "nearest") != "nearest":
+    if rounding_of({"quantizer": quantizer}) != "nearest":
         return dict(quantizer)
     return {key: value for key, value in quantizer.items() if key not in ("rounding", "tokens")}
+
+
+def stating_codes(config: Any) -> Any:
+    """A recorded configuration that says which codes it has, with nothing that these do not depend on."""
+    if not isinstance(config, Mapping) or not isinstance(config.get("quantizer"), Mapping):
+        return config
+    return {**config, "quantizer": {"rounding": "nearest", **deciding_quantizer(config["quantizer"])}}
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from bench.collect.plan import CALIBRATION, Plan
 from bench.collect.task import Setting, differences, touches
 from qra_bo.errors import JournalError
 from qra_bo.oracle.benchmark.table import TableRow, comparable_rate
-from qra_bo.records import Evaluation, TrialState
+from qra_bo.records import Evaluation, TrialState, rounding_of
 from qra_bo.study.journal import JOURNAL_NAME, checksum, read_journal
 
 
@@ -92,6 +92,8 @@ def refusal(evaluation: Evaluation, header: Mapping[str, Any], provenance: Mappi
         return f"oracle={header['oracle']}: nothing was trained"
     if wrong:
         return "; ".join(wrong)
+    if "nearest" not in (rounding_of(config), request.codes):
+        return "codes chosen by GPTQ, not the nearest"
     if (request.steps, request.schedule_steps) != (setting.facts.steps, setting.facts.steps):
         return f"{request.steps} steps of a schedule of {request.schedule_steps}, not {setting.facts.steps}"
     if request.init not in (None, setting.facts.adapter["init"]):

@@ -76,6 +76,7 @@ class ExportChecker:
         if bnb.is_dir():
             found.append(self._row("bitsandbytes 4 and 16 bits, with the adapter", "plain transformers and peft",
                                    lambda: self._with_adapter(self._plain(bnb)),
+                                   "bitsandbytes multiplies by kernels of its own" if self.manifest.packed else
                                    "bitsandbytes packs again and multiplies by kernels of its own"))
         return found + [absent(*entry) for entry in ELSEWHERE if (self.run.folder / entry[3]).exists()]
 

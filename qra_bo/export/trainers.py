@@ -27,7 +27,8 @@ def _targets(run: FinishedRun) -> list[str]:
 def axolotl(run: FinishedRun) -> str:
     """``axolotl.yaml``: the ranks found, on a base of uniform 4 bits, since axolotl has no bits by layer."""
     comment = (f"Ranks found by qra_bo for {run.best['model']}; set datasets before use.\n"
-               "axolotl quantises every layer alike: this trains the same ranks on a uniform NF4 base.\n"
+               "axolotl quantises every layer alike: this trains the same ranks on uniform NF4 with bitsandbytes' own "
+               "codes.\n"
                "For the mixed base that the ranks were found on use train_trl.py.")
     return to_yaml(comment, {
         "base_model": run.base, "adapter": "qlora", "load_in_4bit": True, "lora_r": run.adapter_config["r"],
@@ -43,7 +44,7 @@ def llamafactory(run: FinishedRun) -> str:
     """``llamafactory.yaml``: continues from the adapter, the only way to give LLaMA-Factory ranks by module."""
     comment = (f"Continues the adapter found by qra_bo for {run.best['model']}; set dataset and template before use.\n"
                "LLaMA-Factory has no rank patterns: the ranks come from adapter_name_or_path.\n"
-               "It quantises every layer alike: the base here is uniform 4 bits, not the mixed one.")
+               "It quantises every layer alike: the base here is uniform 4 bits with its own codes, not the run's.")
     return to_yaml(comment, {
         "model_name_or_path": run.base, "adapter_name_or_path": str(run.folder.resolve() / "adapter"), "stage": "sft",
         "do_train": True, "finetuning_type": "lora", "create_new_adapter": False, "quantization_bit": 4,

@@ -9,7 +9,7 @@ import numpy as np
 
 from qra_bo.errors import JournalError, SpaceError
 from qra_bo.memory.formats import parse_format
-from qra_bo.records import SCHEMA_VERSION, Evaluation
+from qra_bo.records import SCHEMA_VERSION, Evaluation, rounding_of
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import Allocation, StorageFormat
 from qra_bo.study.journal import session_seconds
@@ -157,7 +157,7 @@ class ReportData:
     @property
     def has_chosen_codes(self) -> bool:
         """Whether the codes of the search are other than the nearest."""
-        return bool(self.header.config.get("quantizer", {}).get("rounding", "nearest") != "nearest")
+        return rounding_of(self.header.config) != "nearest"
 
     @cached_property
     def winner(self) -> Allocation | None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from qra_bo.records import rounding_of
 from qra_bo.report import story
 from qra_bo.report.data import ReportData
 from qra_bo.report.text import DASH, describe_allocation, number, signed, size
@@ -56,7 +57,7 @@ SETTING: tuple[tuple[str, Reader], ...] = (
     ("model", lambda d: d.header.model), ("budget", lambda d: size(d.header.budget_bytes)),
     ("scope", lambda d: d.header.scope), ("oracle", lambda d: d.header.oracle),
     ("data", lambda d: str(d.provenance.get("data_sha256", DASH))[:12]),
-    ("steps", lambda d: str(d.header.high_steps)))
+    ("codes", lambda d: rounding_of(d.header.config)), ("steps", lambda d: str(d.header.high_steps)))
 """What two runs must share for their losses to be comparable."""
 FOUND: tuple[tuple[str, Reader], ...] = (
     ("method", lambda d: d.header.method), ("search seed", lambda d: str(d.header.seed)),

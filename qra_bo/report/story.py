@@ -235,7 +235,7 @@ def _codes_check(d: ReportData) -> list[Check]:
     """What codes the numbers are with, where that is not the libraries' choice."""
     if not d.has_chosen_codes:
         return []
-    tokens = int(d.header.config["quantizer"]["tokens"])
+    tokens = int(d.header.config["quantizer"].get("tokens", 0))
     return [Check("ok", "Codes", f"All allocations, uniform ones included, have codes chosen by GPTQ on {tokens:,} "
                   "tokens of the training text, in the bytes, formats and layers of the nearest, which QLoRA has.")]
 

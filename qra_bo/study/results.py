@@ -8,7 +8,7 @@ import numpy as np
 
 from qra_bo.errors import JournalError, OutputError
 from qra_bo.files import write_json
-from qra_bo.records import SCHEMA_VERSION, Evaluation
+from qra_bo.records import SCHEMA_VERSION, Evaluation, rounding_of
 from qra_bo.space import Allocation
 from qra_bo.study.journal import JOURNAL_NAME, read_journal, session_seconds
 from qra_bo.study.study import Study, is_uniform
@@ -62,7 +62,8 @@ def build_best(study: Study) -> dict[str, Any]:
     return {"schema_version": SCHEMA_VERSION, "model": header["model"], "granularity": header["granularity"],
             "units": header["units"], "bits": list(point.bits), "ranks": list(winner.ranks),
             "formats": [dict(formats[f]) for f in winner.formats], "alpha_over_rank": header["alpha_over_rank"],
-            "init": header["init"], "oracle": header["oracle"], "method": header["method"], "effort": _effort(study),
+            "init": header["init"], "codes": rounding_of(header["config"]), "oracle": header["oracle"],
+            "method": header["method"], "effort": _effort(study),
             "winner_kind": "uniform" if study.counts_as_uniform(point) else "mixed",
             "learning_rate": study.last["calibration"]["lr"],
             **_loss(study, point), "versus_best_uniform": _versus(study, winner),

@@ -195,11 +195,15 @@ def test_evaluations_of_a_run_are_taken_up_once_and_refused_with_the_reason(tmp_
 @pytest.mark.parametrize(("change", "said"), [
     ({"model_sha256": "other"}, "model_sha256 was 'm0'"), ({"data_sha256": "other"}, "data_sha256"),
     ({"dtype": "bfloat16"}, "dtype"), ({"train": {"batch": 8}}, "trainer"), ({"init": "eva"}, "adapter"),
-    ({"units": ["a"]}, "units"), ({"oracle": "synthetic"}, "oracle=synthetic")])
+    ({"units": ["a"]}, "units"), ({"oracle": "synthetic"}, "oracle=synthetic"),
+    ({"codes": "gptq"}, "codes chosen")])
 def test_a_run_of_something_else_is_refused(change: dict[str, Any], said: str, tmp_path: Path) -> None:
     setting = make_setting()
     plan = make_plan(setting)
     allocation, scale = plan.calibration()[0]
+    if "codes" in change:
+        lengths = {"train": {"length": setting.facts.length}, "eval": {"tokens": setting.facts.eval_tokens}}
+        change = {"config": {**lengths, "quantizer": {"rounding": change["codes"]}}}
     run = write_run(tmp_path / "run", setting, [{"allocation": allocation, "lr_scale": scale}], **change)
     taken = take_up(run, setting, plan, ())
     assert not taken.rows

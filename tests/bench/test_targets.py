@@ -51,23 +51,23 @@ def test_earlier_rows_are_kept_unless_made_again(monkeypatch: pytest.MonkeyPatch
     earlier = [row("uniform:4,4", "peak", 0, better=False), row("uniform:4,4", "peak", 1),
                row("uniform:4,4", "peak", 2, not_counted="the run has not ended")]
     monkeypatch.setattr(normal_runs, "row_of",
-                        lambda folder: {**row("uniform:4,4", "peak", 0), "wall_minutes": 1.0, "overhead_share": 0.0})
+                        lambda *_: {**row("uniform:4,4", "peak", 0), "wall_minutes": 1.0, "overhead_share": 0.0})
     for kept in earlier:
         kept.update(wall_minutes=2.0, overhead_share=0.0)
     (tmp_path / "normal_runs.json").write_text(json.dumps({"rows": earlier}))
-    rows, _ = normal_runs.collect([Path("a")], normal_runs.earlier_rows(tmp_path / "normal_runs.json"))
+    rows, _ = normal_runs.collect([Path("a")], "nearest", normal_runs.earlier_rows(tmp_path / "normal_runs.json"))
     assert [(r["seed"], r["better"], r["wall_minutes"]) for r in rows] == [(0, True, 1.0), (1, True, 2.0)]
     assert normal_runs.earlier_rows(tmp_path / "none.json") == []
 
 
 def test_two_runs_cannot_stand_for_one_seed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(normal_runs, "row_of", lambda folder: row("uniform:4,4", "peak", 0))
+    monkeypatch.setattr(normal_runs, "row_of", lambda *_: row("uniform:4,4", "peak", 0))
     with pytest.raises(SystemExit, match="seed=0; give one of them"):
-        normal_runs.collect([Path("a"), Path("b")])
+        normal_runs.collect([Path("a"), Path("b")], "gptq")
 
 
 def test_a_folder_without_a_run_says_why(tmp_path: Path) -> None:
-    rows, targets = normal_runs.collect([tmp_path])
+    rows, targets = normal_runs.collect([tmp_path], "gptq")
     assert "is no run's folder" in rows[0]["not_counted"]
     assert all(t.value is None and not t.met and t.why for t in targets)
 
@@ -75,7 +75,9 @@ def test_a_folder_without_a_run_says_why(tmp_path: Path) -> None:
 def test_a_finished_run_has_a_row(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     best = Engine(make_config(folder), make_parts()).run().best
-    found = normal_runs.row_of(folder)
+    found = normal_runs.row_of(folder, "nearest")
+    assert "rounding" not in found["not_counted"]
+    assert "quantizer.rounding=nearest" in normal_runs.row_of(folder, "gptq")["not_counted"]
     assert found["winner_kind"] == best["winner_kind"]
     assert found["wall_minutes"] == pytest.approx(best["cost"]["wall_seconds"] / 60)
     assert "oracle=" in found["not_counted"]
