@@ -191,7 +191,8 @@ def make_finetune(cfg: RunConfig, out: Path) -> "FinetuneOracle":
     if spec.linears != expected.linears:
         raise ModelError(f"the shapes of {cfg.model_name!r} in conf/model differ from those of the model itself; "
                          "mend its numbers, or use +model=hf model.path=...")
-    if is_too_large(storage_bytes(model.state_dict()), device):
+    on_host = is_too_large(storage_bytes(model.state_dict()), device)
+    if on_host:
         keep_on_host(model, [linear.name for linear in spec.linears])
     model = model.to(device)
     space = make_space(cfg, spec)
@@ -209,7 +210,8 @@ def make_finetune(cfg: RunConfig, out: Path) -> "FinetuneOracle":
     return FinetuneOracle(model, data, space.units, space.formats, bank, settings,
                           CheckpointStore(out / "checkpoints"), device, dtype, profile_cache(cfg, base, data.sha256),
                           {"attention": kernel, "data": data.source, "data_tokens": data.n_tokens,
-                           "model_sha256": base["weights"], "model_revision": commit_of(model)},
+                           "model_sha256": base["weights"], "model_revision": commit_of(model),
+                           "base_on": "host" if on_host else device.type},
                           factor_store(cfg, base, device.type, data.sha256), tokenizer)
 
 

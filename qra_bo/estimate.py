@@ -16,6 +16,8 @@ from qra_bo.space import Allocation, DecoderSpec, Ladder, SearchSpace, uniform
 
 LIBRARIES = 450 * 10**6
 """Resident bytes of a worker that has imported torch, transformers, peft, bitsandbytes and hqq (439 MB measured)."""
+FACTORS = 5
+"""Matrices in fp64 that are alive at once while the second moments of a layer's inputs are factored and inverted."""
 EFFICIENCY = 0.2
 """Training's share of what plain matrix products reach: SmolLM2-135M, 4 x 128 tokens in bf16 on two threads trained
 675 tokens/s = 0.40 TFLOP/s where products alone ran at about 1.8 TFLOP/s."""
@@ -44,8 +46,17 @@ def host_parts(config: RunConfig, spec: DecoderSpec, space: SearchSpace) -> Mapp
     quantised = sum(fmt.bits < 16 for fmt in formats)
     return {"dense weights": item * (spec.linear_numel + spec.other_numel), "packed formats": packed,
             "unpacked copies": item * spec.linear_numel * quantised if keeps_dense(spec, formats) else 0,
-            "training": _training(config, make_memory(config, spec, "cpu"), space), "libraries": LIBRARIES,
+            "training or choosing codes": max(_training(config, make_memory(config, spec, "cpu"), space),
+                                                   _choosing_codes(config, spec, item)), "libraries": LIBRARIES,
             "allocator": int(MALLOC["MALLOC_TOP_PAD_"])}
+
+
+def _choosing_codes(config: RunConfig, spec: DecoderSpec, item: int) -> int:
+    """A layer's activations on the text, and the factors of its inputs' second moments in fp64."""
+    if config.quantizer.rounding == "nearest":
+        return 0
+    width = max(linear.in_features for linear in spec.linears)
+    return FACTORS * 8 * width**2 + item * config.quantizer.tokens * (4 * spec.hidden_size + 3 * width)
 
 
 def _training(config: RunConfig, memory: MemoryModel, space: SearchSpace) -> int:

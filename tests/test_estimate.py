@@ -32,15 +32,25 @@ def test_the_default_needs_what_its_worker_was_seen_to_hold(overrides: list[str]
 
 def test_parts_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(estimate, "keeps_dense", lambda spec, formats: True)
-    config, spec, space = setting("+model=tiny", "bits=[8]", "budget=10MB", "effort.references=false")
+    config, spec, space = setting("+model=tiny", "bits=[8]", "budget=10MB", "effort.references=false",
+                                  "quantizer.rounding=nearest")
     parts = host_parts(config, spec, space)
     rows = sum(m.out_features for m in spec.linears)
     nf4 = sum(m.numel // 2 + m.numel // 64 + 4 * -(-m.numel // (64 * 256)) + 4 for m in spec.linears)
     assert parts["dense weights"] == 2 * (spec.linear_numel + spec.other_numel)
     assert parts["packed formats"] == spec.linear_numel + 4 * rows + nf4  # and 16 bits are the base itself
     assert parts["unpacked copies"] == 2 * 2 * spec.linear_numel
-    assert parts["training"] == 10**7 - (spec.linear_numel + 4 * rows) - 2 * spec.other_numel
+    assert parts["training or choosing codes"] == 10**7 - (spec.linear_numel + 4 * rows) - 2 * spec.other_numel
     assert sum(parts.values()) == host_bytes(config, spec, space)
+
+
+def test_choosing_codes_may_take_more_than_training() -> None:
+    config, spec, space = setting("+model=tiny", "bits=[8]", "quantizer.tokens=1000000")
+    width = max(m.in_features for m in spec.linears)
+    assert host_parts(config, spec, space)["training or choosing codes"] == \
+        5 * 8 * width**2 + 2 * 10**6 * (4 * spec.hidden_size + 3 * width)
+    nearest = setting("+model=tiny", "bits=[8]", "quantizer.tokens=1000000", "quantizer.rounding=nearest")[0]
+    assert host_parts(nearest, spec, space)["training or choosing codes"] < 10**9
 
 
 def test_in_fp32_the_16_bit_format_is_packed_too() -> None:

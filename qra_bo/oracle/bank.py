@@ -170,14 +170,15 @@ class LayerBank:
         self.choose_codes(None)
         changed = {name: wanted for name, wanted in choice.items()
                    if (self._own[name] if name in self._own else self._current.get(name)) != wanted}
-        for name in changed:
+        for name, wanted in changed.items():  # whatever can go wrong does so before anything is changed
             self._check_place(name)
-        layers = {name: self._own_layer(name, wanted) if isinstance(wanted, OwnBase)
-                  else self._layer(name, parse_format(wanted)) for name, wanted in changed.items()}
-        for name, layer in layers.items():
+            if not isinstance(wanted, OwnBase):
+                self._size(name, parse_format(wanted))
+        for name, wanted in changed.items():  # one by one: a device need not hold what goes beside all that comes
+            layer = self._own_layer(name, wanted) if isinstance(wanted, OwnBase) else self._layer(name,
+                                                                                                  parse_format(wanted))
             self._place(name, layer)
             self._drop_own(name)
-            wanted = changed[name]
             if isinstance(wanted, OwnBase):
                 self._own[name] = wanted
                 if self.device.type == "cpu":
@@ -269,6 +270,8 @@ class LayerBank:
         weight = self._originals[name].weight.detach()
         backend = backend_of(fmt)
         backend.check(fmt, weight.shape[0], weight.shape[1], self.device)
+        if fmt.bits == 16 and weight.dtype in (torch.bfloat16, torch.float16):
+            return {"codes": weight}  # no second copy of a base that is on the host anyway
         return {key: t.to("cpu") for key, t in backend.pack(weight, fmt, self.device).items()}
 
     def nearest_bases(self, choice: Mapping[str, str]) -> dict[str, OwnBase]:

@@ -119,7 +119,8 @@ class FinetuneOracle:
         cost = {"training_tokens": trained, "forward_tokens": forward}
         self.profile_cost = self._with_start(cost)
         profile = assemble(self.units, self.formats, damage, kl, gain, base,
-                           f"measured on {len(inputs)} training sequences")
+                           f"measured on {len(inputs)} training sequences"
+                           + ("" if self.bank.rounding is None else ", codes by GPTQ"))
         if self.profile_cache:
             self.profile_cache.save(profile, cost)
         return profile

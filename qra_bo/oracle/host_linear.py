@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from qra_bo.errors import ModelError
+
 
 class _Product(torch.autograd.Function):
     """``x W^T + b`` that keeps no copy of ``W`` for its backward pass but fetches it again."""
@@ -54,11 +56,15 @@ class HostLinear(nn.Module):
 
 
 def keep_on_host(model: nn.Module, linears: Sequence[str]) -> None:
-    """Put a ``HostLinear`` in the place of every linear, so that the rest of ``model`` can move to a device alone."""
+    """Put a ``HostLinear`` in the place of every linear, so that the rest of ``model`` can move to a device alone.
+
+    Raises:
+        ModelError: If one is no linear layer.
+    """
     for name in linears:
         linear = model.get_submodule(name)
         if not isinstance(linear, nn.Linear):
-            raise TypeError(f"{name} should be a linear layer; the model has {linear}")
+            raise ModelError(f"{name} should be a linear layer; the model has {linear}")
         model.set_submodule(name, HostLinear(linear))
 
 

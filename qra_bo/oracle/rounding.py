@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qra_bo.errors import ModelError, OracleError
+from qra_bo.errors import DeviceError, ModelError, OracleError
 from qra_bo.oracle.inputs import each_input
 from qra_bo.oracle.protocol import Progress
 from qra_bo.oracle.quantizers.base import PackedLinear, State
@@ -70,6 +70,7 @@ class Rounding:
         Raises:
             OracleError: If they are still to be chosen and the model is not dense any more.
             ModelError: If inputs of a layer are not finite.
+            DeviceError: If the device has not the memory.
         """
         with self._lock:
             if self._ready:
@@ -114,7 +115,8 @@ class Rounding:
         def made_of(name: str, inputs: Tensor) -> Inputs:
             moments = second_moments(inputs)
             if not torch.isfinite(moments).all():
-                raise ModelError(f"codes can't be chosen: inputs of {name} are not finite in the 16-bit model")
+                raise ModelError(f"codes can't be chosen: inputs of {name} are not finite in the 16-bit model; use "
+                                 "another dtype, or quantizer.rounding=nearest")
             return Inputs.of(moments)
 
         def choose(name: str, inputs: Inputs) -> None:
@@ -131,7 +133,11 @@ class Rounding:
             if progress is not None:
                 progress("choose codes", done, len(linears))
 
-        each_input(self.model, linears, self._ids.to(self.device), made_of, choose)
+        try:
+            each_input(self.model, linears, self._ids.to(self.device), made_of, choose)
+        except torch.OutOfMemoryError as error:  # no allocation's fault, so that none may be blamed for it
+            raise DeviceError(f"choosing codes on {self.forward_tokens:,} tokens at once takes more than {self.device} "
+                              "holds; lower quantizer.tokens, or use quantizer.rounding=nearest") from error
 
     def _with_codes(self, state: State, fmt: StorageFormat, weight: Tensor, inputs: Inputs) -> State | None:
         """``state`` with chosen codes, on the host; ``None`` where none is free."""

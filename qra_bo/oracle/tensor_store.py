@@ -8,7 +8,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ class TensorStore:
                           sort_keys=True)
         self.folder = folder / hashlib.sha256(text.encode()).hexdigest()[:32]
         self.keep = keep
+        self._touched = False
 
     def load(self, name: str) -> dict[str, Tensor] | None:
         """What was saved as ``name``, or ``None``."""
@@ -51,16 +52,26 @@ class TensorStore:
         except (OSError, SafetensorError) as error:
             log.warning("the cached tensors %s can't be used and are made anew: %s", path, error)
             return None
+        self._touch()
         return found
+
+    def _touch(self) -> None:
+        """The keys that were not used for the longest time are the first to go."""
+        if not self._touched:
+            self._touched = True
+            with suppress(OSError):  # what can be read may be another's
+                os.utime(self.folder)
 
     def save(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         path = self._path(name)
+        beside = path.with_suffix(f".{os.getpid()}")
         try:
             self._make_folder()
-            beside = path.with_suffix(f".{os.getpid()}")
             save_file(dict(tensors), beside)
             beside.replace(path)
         except (OSError, SafetensorError) as error:
+            with suppress(OSError):
+                beside.unlink()  # a full disk needs no half a file
             log.warning("tensors can't be cached in %s: %s", self.folder, error)
 
     @property
@@ -75,20 +86,35 @@ class TensorStore:
         Args:
             waiting: Called again and again until the others are done.
         """
-        lock = None
+        lock = self._lock_file()
         try:
-            try:
-                self._make_folder()
-                lock = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-                while not _is_locked(lock):
+            if lock is not None and not self._took(lock):
+                log.warning("another process is making what is kept in %s; waiting for it", self.folder)
+                while not self._took(lock):
                     waiting()
                     time.sleep(POLL_SECONDS)
-            except OSError as error:  # no such folder, or no locks there: the worst is that something is made twice
-                log.warning("other processes can't be told what is being made in %s: %s", self.folder, error)
             yield
         finally:
             if lock is not None:
                 os.close(lock)
+
+    def _lock_file(self) -> int | None:
+        try:
+            self._make_folder()
+            return os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            log.warning("tensors can't be cached in %s: %s", self.folder, error)
+            return None
+
+    def _took(self, lock: int) -> bool:
+        """Whether the lock is this process's; on a file system without locks it is: the worst is making twice."""
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            log.warning("%s can't be locked: %s", self.folder / LOCK, error)
+        return True
 
     def _make_folder(self) -> None:
         if not self.folder.is_dir():
@@ -104,11 +130,3 @@ class TensorStore:
         others = sorted((p for p in self.folder.parent.iterdir() if p.is_dir()), key=lambda p: p.stat().st_mtime)
         for old in others[: max(0, len(others) - self.keep + 1)]:
             shutil.rmtree(old, ignore_errors=True)
-
-
-def _is_locked(lock: int) -> bool:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from qra_bo.build import make_oracle
 from qra_bo.config import load_config
+from qra_bo.errors import ModelError
 from qra_bo.memory.tracker import PeakTracker
 from qra_bo.oracle.bank import LayerBank
 from qra_bo.oracle.host_linear import HostLinear, is_too_large, keep_on_host
@@ -80,7 +81,7 @@ def test_a_bank_brings_them_back() -> None:
 
 def test_what_is_no_linear_is_refused() -> None:
     model, _ = tiny_llama()
-    with pytest.raises(TypeError, match="should be a linear layer"):
+    with pytest.raises(ModelError, match="should be a linear layer"):
         keep_on_host(model, ["model.norm"])
 
 

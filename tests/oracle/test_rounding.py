@@ -11,7 +11,7 @@ from torch import Tensor
 import qra_bo
 import qra_bo.build
 from qra_bo.config import load_config
-from qra_bo.errors import ConfigError, ModelError, OracleError
+from qra_bo.errors import ConfigError, DeviceError, JournalError, ModelError, OracleError
 from qra_bo.memory.formats import parse_format
 from qra_bo.oracle.bank import LayerBank
 from qra_bo.oracle.manifest import PACKED, read_manifest
@@ -22,6 +22,7 @@ from qra_bo.oracle.rounding import Rounding, second_moments
 from qra_bo.oracle.tensor_store import TensorStore
 from qra_bo.records import EvaluationRequest
 from qra_bo.space import Allocation
+from qra_bo.study.journal import check_same_configuration
 from tests.oracle.models import tiny_llama
 
 CPU = torch.device("cpu")
@@ -132,6 +133,27 @@ def test_what_chooses_codes_is_a_part_of_the_configuration() -> None:
     older = plain.to_dict()
     del older["quantizer"]["rounding"], older["quantizer"]["tokens"]
     assert qra_bo.build.config_from_dict(older).config_sha256 == plain.config_sha256
+
+
+@pytest.mark.parametrize("stated", [True, False])
+def test_an_older_run_says_how_to_go_on_with_it(stated: bool, tmp_path: Path) -> None:
+    older, now = load_config(["+model=tiny", NEAREST]), load_config(["+model=tiny"])
+    config = older.to_dict()
+    if not stated:
+        del config["quantizer"]["rounding"], config["quantizer"]["tokens"]
+    header = {"config": config, "config_sha256": older.config_sha256}
+    check_same_configuration(tmp_path, header, older.to_dict(), older.config_sha256)
+    with pytest.raises(JournalError, match=r"configuration: quantizer\.rounding was 'nearest' and is 'gptq'"):
+        check_same_configuration(tmp_path, header, now.to_dict(), now.config_sha256)
+
+
+def test_memory_that_runs_out_while_codes_are_chosen_is_nobody_s_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr("qra_bo.oracle.rounding.each_input", full)
+    with pytest.raises(DeviceError, match=r"256 tokens at once takes more than cpu holds.*lower quantizer\.tokens"):
+        make_bank().build()
 
 
 def test_what_was_saved_before_a_kill_is_not_chosen_again(tmp_path: Path) -> None:
