@@ -51,8 +51,8 @@ $(DOCS_INSTALLED): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
 	@rm -f $(VENV)/.docs-installed-* && touch $@
 
-run: $(INSTALLED) ## Search on the embedded model within the first reference budget, quick effort, short final fine-tune
-	$(BIN)/python -m qra_bo budget=uniform:4,4 effort=quick final.steps=96
+run: $(INSTALLED) ## Search on the embedded model where 4 bits everywhere do not fit, quick effort, short final fine-tune
+	$(BIN)/python -m qra_bo budget=586MB effort=quick final.steps=96
 
 test: $(TEST_INSTALLED) ## Run the tests: CPU, offline
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow and not gpu" -n 2 --dist loadfile
