@@ -36,6 +36,10 @@ class Target:
         if self.value is None and (self.met or not self.why):
             raise ValueError(f"{self.what!r} was not measured: it can't be met, and must say why")
 
+    def to_json(self) -> dict[str, Any]:
+        """As a results file holds it: a reason only where there is one."""
+        return {key: value for key, value in asdict(self).items() if key != "why" or value}
+
 
 def machine(threads: int | None = None) -> dict[str, Any]:
     """The machine and what is installed on it; ``threads`` are those that the measured processes used."""
@@ -73,7 +77,7 @@ def publish(name: str, targets: Sequence[Target], rows: Sequence[Mapping[str, An
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
     content = {"name": name, "git": git_commit(Path(qra_bo.__file__).parent), "machine": machine(threads),
-               "targets": [{k: v for k, v in asdict(t).items() if k != "why" or v} for t in targets],
+               "targets": [t.to_json() for t in targets],
                "rows": list(rows)}
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     print(f"written to {path}")

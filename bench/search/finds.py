@@ -3,7 +3,6 @@
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -81,10 +80,9 @@ def with_finds(published: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) 
     """A published comparison of searches whose rows and target of real finds are those of ``rows``."""
     others = [row for row in published["rows"] if row["what"] != REAL]
     first = next((i for i, row in enumerate(published["rows"]) if row["what"] == REAL), len(others))
-    target = asdict(finds_target(rows))
+    target = finds_target(rows).to_json()
     targets = [t for t in published["targets"] if t["what"] != target["what"]]
-    return {**published, "rows": [*others[:first], *rows, *others[first:]],
-            "targets": [*targets, {k: v for k, v in target.items() if k != "why" or v}]}
+    return {**published, "rows": [*others[:first], *rows, *others[first:]], "targets": [*targets, target]}
 
 
 def _own(table: Table, more: Sequence[TableRow] = ()) -> list[TableRow]:

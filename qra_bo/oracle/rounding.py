@@ -75,11 +75,12 @@ class Rounding:
         with self._lock:
             if self._ready:
                 return
-            if self._missing(self.linears):
+            missing = self._missing(self.linears)
+            if missing:
                 with self._alone(progress):
-                    missing = self._missing(self.linears)
-                    if missing:
-                        self._make(missing, pack, progress)
+                    still = self._missing(missing)  # what another process made meanwhile is read, the rest was before
+                    if still:
+                        self._make(still, pack, progress)
             self._chosen = set(self._states)
             self._ready = True
 
