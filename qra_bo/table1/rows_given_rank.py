@@ -66,15 +66,29 @@ def choose_rank(session: Session, limit: Limit, init: str, bits: Bits) -> Found:
     return Found(best, cost, note if len(tried) > 1 else "")
 
 
+def base_formats(session: Session) -> list[str]:
+    """Formats of a base that is alike everywhere, the most bits first: NF4, then the ladder's own below it."""
+    below = [f.name for f in reversed(session.space.formats) if f.bits < parse_format(FOUR_BIT).bits]
+    return [FOUR_BIT, *below]
+
+
+def base_note(fmt: str) -> str:
+    """What a reader should know of a base that is not NF4."""
+    return "" if fmt == FOUR_BIT else f"on {fmt}, as NF4 does not fit"
+
+
 @dataclass(frozen=True)
 class LoftQ(WithinABudget):
-    """Uniform NF4 and the largest rank of at most 16 that fits; adapters start from what quantisation lost."""
+    """NF4 everywhere, or the most bits below that fit, with the largest rank of at most 16 that fits; adapters start
+    from what quantisation lost."""
 
     def find(self, session: Session, limit: Limit) -> Found:
-        rank = largest_fitting_rank(session, limit, FOUR_BIT, RANK)
-        if rank < 1:
-            raise BudgetError(f"NF4 with rank 1 is not within {limit.name}")
-        return Found(Recipe(uniform(session.space.n_units, FOUR_BIT, rank), "loftq"), 0.0)
+        for fmt in base_formats(session):
+            rank = largest_fitting_rank(session, limit, fmt, RANK)
+            if rank:
+                recipe = Recipe(uniform(session.space.n_units, fmt, rank), "loftq")
+                return Found(recipe, 0.0, base_note(fmt))
+        raise BudgetError(f"{' or '.join(base_formats(session))} with rank 1 is not within {limit.name}")
 
 
 @dataclass(frozen=True)
@@ -176,16 +190,25 @@ def amq_equivalents(session: Session) -> float:
 
 @dataclass(frozen=True)
 class AdaLoRA(WithinABudget):
-    """AdaLoRA on uniform NF4: the largest target of at most 16 whose start at 1.5 times that fits."""
+    """AdaLoRA on NF4 everywhere, or on the most bits below that fit: the largest target of at most 16 whose start at
+    1.5 times that fits."""
 
     def find(self, session: Session, limit: Limit) -> Found:
         setting, n = session.setting_of(limit), session.space.n_units
-        bits = parse_format(FOUR_BIT).bits
-        if limit.max_average_bits is not None and bits > limit.max_average_bits:
-            raise BudgetError(f"NF4 has more bits than {limit.name} admits")
-        initial, target = fit_adalora(setting.memory, setting.space, (FOUR_BIT,) * n, session.budget_bytes(limit), RANK)
-        return Found(Recipe(uniform(n, FOUR_BIT, target), "adalora", initial), 0.0,
-                     f"initial rank {initial}, target {target}")
+        problem = ""
+        for fmt in base_formats(session):
+            if limit.max_average_bits is not None and parse_format(fmt).bits > limit.max_average_bits:
+                problem = f"{fmt} has more bits than {limit.name} admits"
+                continue
+            try:
+                initial, target = fit_adalora(setting.memory, setting.space, (fmt,) * n, session.budget_bytes(limit),
+                                              RANK)
+            except BudgetError as error:
+                problem = str(error)
+                continue
+            notes = (f"initial rank {initial}, target {target}", base_note(fmt))
+            return Found(Recipe(uniform(n, fmt, target), "adalora", initial), 0.0, ", ".join(filter(None, notes)))
+        raise BudgetError(problem)
 
 
 @dataclass(frozen=True)
@@ -217,7 +240,7 @@ class AMQAdaLoRA(WithinABudget):
                      f"initial rank {initial}, target {target}")
 
 
-for row in (AdaLoRA("adalora", "AdaLoRA, 4-bit", lr_centre=ADALORA_RATE), LoftQ("loftq", "LoftQ, 4-bit"),
+for row in (AdaLoRA("adalora", "AdaLoRA", lr_centre=ADALORA_RATE), LoftQ("loftq", "LoftQ"),
             LQLoRA("lq_lora", "LQ-LoRA, bits by integer program"), AMQLoRA("amq_lora", "AMQ + LoRA"),
             AMQAdaLoRA("amq_adalora", "AMQ + AdaLoRA", lr_centre=ADALORA_RATE)):
     ROWS.add(row.name, row)

@@ -91,5 +91,6 @@ class QRAdaptor(AutoQRA):
 for row in (BestUniform("best_uniform", "Best uniform that fits", key=True),
             BestUniform("best_uniform_gptq", "Best uniform that fits, codes by GPTQ", key=True, gptq=True),
             QRAdaptor("qr_adaptor", "QR-Adaptor"), AutoQRA("autoqra", "AutoQRA as published", key=True),
+            AutoQRA("autoqra_gptq", "AutoQRA as published, codes by GPTQ", gptq=True),
             Searched("ours", "Ours", key=True), Searched("ours_gptq", "Ours, codes by GPTQ", key=True, gptq=True)):
     ROWS.add(row.name, row)

@@ -34,7 +34,8 @@ def test_cells_stand_in_the_order_of_the_table() -> None:
     cells = make_cells(["peak 1GB for ours,loftq", "free"], None)
     assert [(c.row.name, c.limit.name) for c in cells] == [
         *((name, OWN.name) for name in ("lora_16", "qlora", "qlora_gptq", "uniform_2", "uniform_3", "uniform_8")),
-        ("loftq", "peak 1GB"), ("ours", "peak 1GB"), ("autoqra", "free"), ("ours", "free"),
+        ("loftq", "peak 1GB"), ("ours", "peak 1GB"), ("autoqra", "free"), ("autoqra_gptq", "free"),
+            ("ours", "free"),
         ("ours_gptq", "free")]
     everything = make_cells(["peak 1GB"], None)
     assert {c.row.name for c in everything} == set(ROWS)

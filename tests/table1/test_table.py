@@ -39,7 +39,7 @@ def test_every_method_has_a_row_within_its_limit(made: tuple[Path, dict[str, Any
     folder, table = made
     assert table["complete"]
     assert {r["method"] for r in table["rows"]} == set(ROWS)
-    assert len(table["rows"]) == 6 + 11 + 3 + 1
+    assert len(table["rows"]) == 6 + 12 + 3 + 1
     limits = {limit["name"]: limit for limit in table["limits"]}
     for row in table["rows"]:
         assert set(row) >= COLUMNS
@@ -118,10 +118,18 @@ def test_what_can_not_be_compared_is_refused(made: tuple[Path, dict[str, Any]], 
 def test_a_method_that_nothing_fits_says_so_and_the_others_go_on(tmp_path: Path) -> None:
     table = make(tmp_path / "t", "table1.methods=[loftq,adalora,ours]", "table1.limits=['peak uniform:2,1 <=3']")
     whys = {r["method"]: r["why"] for r in table["rows"]}
-    assert whys["loftq"] == "NF4 with rank 1 is not within peak uniform:2,1 <=3"
-    assert whys["adalora"].startswith("NF4 has more bits than peak uniform:2,1 <=3 admits")
-    assert whys["ours"] == ""
-    assert "- LoftQ, 4-bit: no result, NF4 with rank 1" in (tmp_path / "t" / "table1.md").read_text()
+    assert whys["adalora"].startswith("AdaLoRA with a target of rank 1 needs ")
+    assert whys["loftq"] == whys["ours"] == ""
+    assert "- AdaLoRA: no result, AdaLoRA with a target" in (tmp_path / "t" / "table1.md").read_text()
+
+
+def test_methods_on_nf4_take_fewer_bits_where_it_does_not_fit(tmp_path: Path) -> None:
+    table = make(tmp_path / "t", "table1.methods=[loftq,adalora]", "table1.limits=['peak uniform:3,8 <=3']")
+    rows = {r["method"]: r for r in table["rows"]}
+    assert [rows[m]["avg_bits"] for m in ("loftq", "adalora")] == [3, 3]
+    assert rows["loftq"]["avg_rank"] == 8
+    assert rows["loftq"]["note"].startswith("on hqq3, as NF4 does not fit")
+    assert ", on hqq3, as NF4 does not fit" in rows["adalora"]["note"]
 
 
 def test_the_command_prints_a_plan_first_and_a_summary_last(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
