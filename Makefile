@@ -10,6 +10,7 @@ HASH := $(shell cat pyproject.toml Makefile | sha256sum | cut -c1-16)
 INSTALLED := $(VENV)/.installed-$(HASH)
 TEST_INSTALLED := $(VENV)/.test-installed-$(HASH)
 DOCS_INSTALLED := $(VENV)/.docs-installed-$(HASH)
+PAPER_INSTALLED := $(VENV)/.paper-installed-$(HASH)
 
 # What bench-collect works on: plays, or gsm8k with DATA=FILE.
 TASK ?= plays
@@ -26,6 +27,8 @@ PAPER := $(if $(filter paper,$(PROFILE)),device=cuda train.batch=16 train.length
   fidelity.high=100 fidelity.low=25 eval.tokens=65536 'eval.tasks=[$(PAPER_TASKS)]')
 TINY := $(if $(filter tiny,$(MODEL)),train.batch=2 train.length=32 fidelity.high=8 fidelity.low=4 eval.tokens=256 \
   data.max_records=64)
+
+TABLE_EXTRAS := $(if $(findstring oracle=synthetic,$(MORE)),,$(if $(filter paper,$(PROFILE))$(filter alpaca hc3 gsm8k,$(TABLE_DATA)),$(PAPER_INSTALLED)))
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run test test-gpu lint types docs audit clean bench bench-speed bench-memory bench-engine bench-runs
@@ -46,6 +49,10 @@ $(INSTALLED):
 $(TEST_INSTALLED): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
 	@rm -f $(VENV)/.test-installed-* && touch $@
+
+$(PAPER_INSTALLED): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[data,eval]'
+	@rm -f $(VENV)/.paper-installed-* && touch $@
 
 $(DOCS_INSTALLED): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
@@ -69,7 +76,14 @@ lint: $(TEST_INSTALLED) ## Check style
 types: $(TEST_INSTALLED) ## Check types
 	$(BIN)/mypy
 
-bench: bench-speed bench-memory bench-engine ## Run the benchmarks; each writes bench/results/NAME.json
+bench: $(INSTALLED) ## Short forms of the benchmarks, into build/bench; each has a target that measures in full
+	$(BIN)/python -m bench.evaluation_speed --rounds 1 --steps 2 --warm 1 --out build/bench
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.memory --tuples 2 --out build/bench
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.engine --quick --repeats 1 --out build/bench
+	OMP_NUM_THREADS=1 PYTHONHASHSEED=0 $(BIN)/python -m bench.search --tasks plays --seeds 1 \
+	  --methods ours random uniform 'sequential bits' published --runs build/bench/runs.jsonl --out build/bench
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.collect --summary --out build/bench
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.faults --short
 
 bench-speed: $(INSTALLED) ## Tokens per second against PEFT + Trainer, and the cost of switching; wants a quiet machine
 	$(BIN)/python -m bench.evaluation_speed
@@ -109,12 +123,18 @@ bench-fuzz: $(TEST_INSTALLED) ## Fuzz every parser a million times in all (insta
 bench-runs: $(INSTALLED) ## Collect finished runs into a table: make bench-runs RUNS='outputs/A outputs/B'
 	$(BIN)/python -m bench.normal_runs $(RUNS)
 
-reproduce-table1: $(INSTALLED) ## Every method of the paper's comparison beside ours: PROFILE=short|full|paper MODEL=... DATA=...
+# A hub's data and the paper's tasks take extras; the embedded comparison takes none.
+reproduce-table1: $(INSTALLED) $(TABLE_EXTRAS) ## Every method of the paper's comparison beside ours: PROFILE=short|full|paper MODEL=... DATA=...
 	$(if $(TINY),OMP_NUM_THREADS=1) $(BIN)/python -m qra_bo task=table1 +model=$(MODEL) data=$(TABLE_DATA) table1=$(PROFILE) effort=$(TABLE_EFFORT) \
 	  out=$(TABLE_OUT) $(PAPER) $(TINY) $(MORE)
 
-ablations: $(INSTALLED) ## What every part of the search is worth, on planted landscapes; for real: MORE='oracle=finetune --seeds 0'
+ablations: $(INSTALLED) ## What every part of the search is worth, on both emulated tables; for real: MORE='oracle=finetune --seeds 0'
+ifdef MORE
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.ablations $(MORE)
+else
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.ablations oracle=benchmark oracle.table=bench/data/plays --seeds 0 1 2 3 4
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.ablations oracle=benchmark oracle.table=bench/data/gsm8k --seeds 0 1 2 3 4
+endif
 
 bench-exports: $(INSTALLED) ## Table of loaded exports of finished runs: make bench-exports RUNS='outputs/A outputs/B'
 	$(BIN)/python -m bench.exports $(RUNS)

@@ -5,8 +5,9 @@
 Every variant is a search at equal cost in the engine of a run. Its incumbent, and the best allocation that it proposed
 itself (anchors, which all of them get, left aside), are then trained on seeds that no search used and evaluated on the
 test split. On the planted landscapes of ``oracle=synthetic`` (the default) nothing is
-trained, results are labelled, and one seed is one landscape. ``oracle=finetune`` does it for real and takes hours;
-searches and finals are kept in ``--work`` and gone on with.
+trained, results are labelled, and one seed is one landscape; ``oracle=benchmark oracle.table=bench/data/TASK`` asks an
+emulator of real evaluations. ``oracle=finetune`` does it for real and takes hours. Searches and finals are kept in
+``--work`` and gone on with.
 """
 
 import argparse
@@ -128,6 +129,11 @@ def run_seed(config: RunConfig, folder: Path, names: Sequence[str], ranking: int
         return rows, facts
 
 
+def kind(config: RunConfig) -> str:
+    """What answers, for names of files: the oracle, or the table that is emulated."""
+    return Path(str(config.oracle.table)).name if config.oracle.name == "benchmark" else config.oracle.name
+
+
 def final(session: Session, allocation: Allocation, lr_scale: float) -> float:
     """Mean test loss over unseen training seeds at the learning rate that the search calibrated."""
     seeds = training_seeds(session.config.seed, FINALS)[1]
@@ -229,21 +235,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     rows: list[Row] = []
     facts: list[Row] = []
-    oracle = ""
+    oracle = name = ""
     for seed in args.seeds:
         config = load_config([*DEFAULTS, *args.overrides, f"seed={seed}", "display=none"])
-        oracle = config.oracle.name
-        found, fact = run_seed(config, args.work / f"{oracle}-{config.model_name}-{seed}", args.variants, args.ranking)
+        oracle, name = config.oracle.name, f"ablations_{kind(config)}"
+        found, fact = run_seed(config, args.work / f"{kind(config)}-{config.model_name}-{seed}", args.variants,
+                               args.ranking)
         rows += found
         facts.append(fact)
     for r in (*rows, *facts):
         r["oracle"] = oracle
-    table = [{"variant": name, "what": VARIANTS[name].what, "oracle": oracle,
-              "median_regret": median(rows, name, "regret"), "median_proposed_regret": median(rows, name),
-              "proposed_regrets": [r["proposed_regret"] for r in rows if r["variant"] == name]}
-             for name in args.variants]
-    name = "ablations" if oracle == "synthetic" else f"ablations_{oracle}"
-    publish(name, targets_of(rows, facts), [*table, *rows, *facts],
+    table = [{"variant": v, "what": VARIANTS[v].what, "oracle": oracle,
+              "median_regret": median(rows, v, "regret"), "median_proposed_regret": median(rows, v),
+              "proposed_regrets": [r["proposed_regret"] for r in rows if r["variant"] == v]}
+             for v in args.variants]
+    publish("ablations" if oracle == "synthetic" else name, targets_of(rows, facts), [*table, *rows, *facts],
             ("variant", "what", "oracle", "median_regret", "median_proposed_regret"), printed=len(table),
             folder=args.out)
 

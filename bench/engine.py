@@ -11,11 +11,12 @@ import argparse
 import os
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bench.report import Target, publish
+from bench.report import RESULTS, Target, publish
 from qra_bo.build import make_memory, make_space, make_spec
 from qra_bo.cli.compose import compose_config
 from qra_bo.evolution.initialisation import random_near_budget
@@ -186,13 +187,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3, help="the least of so many timings counts")
     parser.add_argument("--quick", action="store_true", help="60 observations only")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON file")
     options = parser.parse_args(arguments)
     import torch
 
     torch.set_num_threads(1)
     rows = measure(SPACES, (60,) if options.quick else OBSERVATIONS, options.repeats)
     columns = ["model", "granularity", "units", "what", "observations", "edits", "seconds", "cpu_seconds", "exponent"]
-    publish("engine", targets_of(rows), rows, columns, threads=1)
+    publish("engine", targets_of(rows), rows, columns, threads=1, folder=options.out)
 
 
 if __name__ == "__main__":

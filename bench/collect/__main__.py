@@ -20,8 +20,9 @@ from typing import Any
 
 from bench.collect.journals import take_up
 from bench.collect.plan import Plan, Wanted
+from bench.collect.summary import publish_summary
 from bench.collect.task import DATA, RECORD_AT, TASKS, Setting, begin, load_setting, task_config
-from bench.report import machine
+from bench.report import RESULTS, machine
 from qra_bo.build import prepare_worker_environment
 from qra_bo.config import RunConfig
 from qra_bo.errors import DataError, SpaceError, UserError
@@ -181,7 +182,7 @@ def session(options: argparse.Namespace, config: RunConfig, folder: Path, execut
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.collect", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", choices=sorted(TASKS), required=True)
+    parser.add_argument("--task", choices=sorted(TASKS), help="the table to add to")
     parser.add_argument("--data", help="JSONL file with the records of the task gsm8k")
     parser.add_argument("--table", type=Path, help="folder of the table; bench/data/TASK by default")
     parser.add_argument("--evaluations", type=int, help="at most so many new ones; 0 only takes up runs")
@@ -190,7 +191,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu", help="cpu | cuda | auto")
     parser.add_argument("--finds", type=Path, help="evaluate the allocations of this file into finds.csv instead")
     parser.add_argument("--runs", type=Path, nargs="*", default=[], help="folders of runs to take evaluations from")
+    parser.add_argument("--summary", action="store_true", help="only say what the tables of bench/data hold")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the summary, collect.json")
     options = parser.parse_args(arguments)
+    if options.summary:
+        publish_summary(out=options.out)
+        return 0
+    if options.task is None:
+        parser.error("--task names the table to add to, or --summary says what the tables hold")
     folder = options.table or DATA / options.task
     try:
         config = task_config(options.task, options.data, options.device)
@@ -210,6 +218,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RunInterrupted as stop:
         print(stop, file=sys.stderr)
         return stop.exit_status
+    if options.table is None:
+        publish_summary(out=options.out)
     return 0
 
 

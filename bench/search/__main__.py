@@ -96,13 +96,14 @@ def summarise(options: argparse.Namespace) -> None:
                              if a.oracle.table.facts.task == arena.oracle.table.facts.task])]
     compared = {entry.name for entry in COMPARED}
     finds = chosen([run for run in runs if run["method"] in compared])
-    files = [*write_finds(finds, RESULTS / "search"), *plot_arenas(rows, RESULTS / "search")]
+    files = [*write_finds(finds, options.out / "search"), *plot_arenas(rows, options.out / "search")]
     real = [row for arena in tables.values()
             for row in real_rows(arena.oracle.table, DATA / arena.oracle.table.facts.task, finds)]
     kept = [*({"what": "search", **row} for row in rows), *real, *({"what": "surrogate", **row} for row in quality)]
     publish("search", [*targets, finds_target(real)], kept,
             ["task", "emulator", "budget", "method", "seeds", "regret", "low", "high", "cost_to_best_peer",
-             "cpu_seconds", "measured", "best_difference", "surrogate", "evaluations", "spearman", "coverage_90"])
+             "cpu_seconds", "measured", "best_difference", "surrogate", "evaluations", "spearman", "coverage_90"],
+            folder=options.out)
     print("\n".join(str(path) for path in files))
 
 
@@ -133,6 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--equivalents", type=float, default=40.0, help="what a search may spend")
     parser.add_argument("--part", default="1/1", help="K/N: this process makes every N-th search from the K-th on")
     parser.add_argument("--runs", type=Path, default=RUNS, help="file of finished searches")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON file, finds and pictures")
     parser.add_argument("--summary", action="store_true", help="only summarise what was run")
     parser.add_argument("--finds", action="store_true",
                         help="only bring the real finds in bench/results/search.json up to date")
