@@ -42,6 +42,7 @@ def config_from_dict(data: Mapping[str, Any]) -> RunConfig:
     quantizer = {"rounding": "nearest", "tokens": 1, **restored["quantizer"]}  # before there was a choice
     formats = {int(bits): tuple(names) for bits, names in quantizer["formats"].items()}
     restored["quantizer"] = {**quantizer, "formats": formats}
+    restored["effort"] = {"rate_factors": [], **restored["effort"]}  # before it was checked
     problems = check(RunConfig, restored)
     if problems:
         raise ConfigError([p.message for p in problems])
@@ -148,7 +149,7 @@ def make_oracle(config: Mapping[str, Any], out: str, threads: int | None = None)
                                high_steps=cfg.fidelity.high,
                                tokens_per_step=cfg.train.batch * cfg.train.length, eval_tokens=cfg.eval.tokens,
                                calibration_tokens=cfg.data.calibration * cfg.train.length,
-                               record_at=record_steps(cfg),
+                               record_at=(),
                                checkpoints=Path(out) / "checkpoints")
     if cfg.oracle.name == "benchmark":
         from qra_bo.oracle.benchmark.oracle import load_oracle
@@ -200,7 +201,7 @@ def make_finetune(cfg: RunConfig, out: Path) -> "FinetuneOracle":
     blocks = max(1, cfg.eval.tokens // cfg.train.length)
     settings = FinetuneSettings(
         train_settings(cfg), AdapterSettings(cfg.adapter.alpha_over_rank, cfg.adapter.init, cfg.adapter.iterations),
-        blocks, blocks, cfg.data.calibration, record_steps(cfg), cfg.ranks[-1], cfg.memory.scope,
+        blocks, blocks, cfg.data.calibration, (), cfg.ranks[-1], cfg.memory.scope,
         cfg.worker.checkpoint_seconds)
     formats = bank_formats(space)
     bank = LayerBank(model, spec, formats, dtype, device,
@@ -208,7 +209,8 @@ def make_finetune(cfg: RunConfig, out: Path) -> "FinetuneOracle":
                      rounding=make_rounding(cfg, model, spec, space, data, base))
     refuse_reproducing_formats(bank, space.formats)
     return FinetuneOracle(model, data, space.units, space.formats, bank, settings,
-                          CheckpointStore(out / "checkpoints"), device, dtype, profile_cache(cfg, base, data.sha256),
+                          CheckpointStore(out / "checkpoints"), device, dtype,
+                          profile_cache(cfg, base, device.type, data.sha256),
                           {"attention": kernel, "data": data.source, "data_tokens": data.n_tokens,
                            "model_sha256": base["weights"], "model_revision": commit_of(model),
                            "base_on": "host" if on_host else device.type},
@@ -237,20 +239,22 @@ def make_rounding(cfg: RunConfig, model: Any, spec: DecoderSpec, space: SearchSp
 def factor_store(cfg: RunConfig, base: Mapping[str, str], device_type: str, data_sha256: str) -> "FactorStore":
     """Where the decomposed quantisation residuals of this model are kept between runs."""
     from qra_bo.oracle.factor_store import FactorStore
+    from qra_bo.oracle.manifest import package_versions
     from qra_bo.oracle.profile_cache import cache_folder
 
     return FactorStore(cache_folder().parent / "factors", {
-        **base, "device": device_type, **codes_facts(cfg, data_sha256)})
+        **base, "device": device_type, "versions": package_versions(), **codes_facts(cfg, data_sha256)})
 
 
-def profile_cache(cfg: RunConfig, base: Mapping[str, str], data_sha256: str) -> "ProfileCache":
+def profile_cache(cfg: RunConfig, base: Mapping[str, str], device_type: str, data_sha256: str) -> "ProfileCache":
     """Where the profile of this model on this data is kept between runs."""
+    from qra_bo.oracle.manifest import package_versions
     from qra_bo.oracle.profile_cache import ProfileCache, cache_folder
 
     return ProfileCache(cache_folder(), {
-        **base, "data": data_sha256, "granularity": cfg.granularity,
-        "formats": cfg.format_names, "calibration": cfg.data.calibration, "length": cfg.train.length,
-        "batch": cfg.train.batch, "largest_rank": cfg.ranks[-1],
+        **base, "device": device_type, "versions": package_versions(), "data": data_sha256,
+        "granularity": cfg.granularity, "formats": cfg.format_names, "calibration": cfg.data.calibration,
+        "length": cfg.train.length, "batch": cfg.train.batch, "largest_rank": cfg.ranks[-1],
         **codes_facts(cfg, data_sha256)})
 
 
@@ -283,11 +287,6 @@ def train_settings(cfg: RunConfig) -> Any:
     optimizer = AdamWSettings((t.betas[0], t.betas[1]), t.eps, t.weight_decay, t.clip, t.optimizer)
     return TrainSettings(t.batch, cfg.adapter.lr, cfg.adapter.lr_exponent, t.warmup, t.lr_floor, t.logits_chunk,
                          t.checkpointing, optimizer, cfg.eval.batch)
-
-
-def record_steps(cfg: RunConfig) -> tuple[int, ...]:
-    """Where the held-out curve is recorded: the low fidelity, where there is one."""
-    return (cfg.fidelity.low,) if cfg.fidelity.low else ()
 
 
 def prepare_worker_environment() -> None:

@@ -6,9 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from qra_bo.errors import OracleError
+from qra_bo.failures import is_out_of_memory
 from qra_bo.oracle.adalora import AdaLoraOptimizer, AdaLoraSettings, RankAllocator, make_triplets, realise
 from qra_bo.oracle.adapters import AdapterSettings, adapter_parameters, attach, detach
 from qra_bo.oracle.data.batches import batches
@@ -71,7 +70,9 @@ def run_adalora(oracle: "FinetuneOracle", task: AdaLoraTask, progress: Progress,
             then()
     except DivergedError as error:
         result.update(state=TrialState.DIVERGED.value, message=str(error))
-    except torch.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
         result.update(state=TrialState.OOM.value, message=str(error).splitlines()[0])
     finally:
         detach(oracle.model)

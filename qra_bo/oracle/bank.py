@@ -276,11 +276,12 @@ class LayerBank:
 
     def nearest_bases(self, choice: Mapping[str, str]) -> dict[str, OwnBase]:
         """What the libraries make of those linears of ``choice`` (formats by name) that have other codes here."""
-        if self.rounding is None:
-            return {}
-        wanted = {name: parse_format(fmt) for name, fmt in choice.items()}
-        return {name: OwnBase(fmt.name, "nearest", self.nearest(name, fmt)) for name, fmt in wanted.items()
-                if self.rounding.chose(name, fmt.name)}
+        wanted = {name: parse_format(fmt) for name, fmt in choice.items() if self.has_chosen(name, fmt)}
+        return {name: OwnBase(fmt.name, "nearest", self.nearest(name, fmt)) for name, fmt in wanted.items()}
+
+    def has_chosen(self, name: str, fmt: str) -> bool:
+        """Whether a linear has other codes in a format than the library's nearest ones."""
+        return self.rounding is not None and self.rounding.chose(name, fmt)
 
     def _keep(self, name: str, fmt: StorageFormat, state: State) -> None:
         key = (name, fmt.name)

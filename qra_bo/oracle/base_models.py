@@ -32,7 +32,23 @@ def load_base(model_cfg: Mapping[str, Any]) -> tuple[Any, Any]:
     model, tokenizer = _LOADERS[source](model_cfg)
     model.requires_grad_(False)
     model.config.use_cache = False
+    without_dropout(model)
     return model, tokenizer
+
+
+def without_dropout(model: Any) -> None:
+    """Take a base's own dropout away: it would draw from a generator that no seed fixes and no checkpoint keeps, so
+    that neither pairs of allocations nor a run that was cut off would see the same training."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+    config = model.config.get_text_config()
+    for name, value in vars(config).items():
+        if ("dropout" in name or name.endswith("_pdrop")) and isinstance(value, float):
+            setattr(config, name, 0.0)
 
 
 def _wheel(cfg: Mapping[str, Any]) -> tuple[Any, Any]:

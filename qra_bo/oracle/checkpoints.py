@@ -23,6 +23,7 @@ class Checkpoint:
         first: Steps done before that evaluation began.
         training_tokens: Tokens it spent forward and backward.
         forward_tokens: Tokens it spent forward only.
+        seconds: It took so far.
         curve: Held-out loss at the recorded steps so far.
         state: Masters and moments by name.
     """
@@ -32,6 +33,7 @@ class Checkpoint:
     first: int
     training_tokens: int
     forward_tokens: int
+    seconds: float
     curve: tuple[tuple[int, float], ...]
     state: dict[str, torch.Tensor]
 
@@ -73,7 +75,7 @@ class CheckpointStore:
 
     def _write(self, name: str, checkpoint: Checkpoint, temporary: Path) -> None:
         metadata = {name: str(getattr(checkpoint, name)) for name in _INTEGERS}
-        metadata["curve"] = json.dumps(checkpoint.curve)
+        metadata["curve"], metadata["seconds"] = json.dumps(checkpoint.curve), str(checkpoint.seconds)
         save_file({k: v.contiguous().cpu() for k, v in checkpoint.state.items()}, temporary, metadata=metadata)
         with temporary.open("rb") as handle:
             os.fsync(handle.fileno())
@@ -107,7 +109,7 @@ class CheckpointStore:
                     return None
                 curve = tuple((int(s), float(v)) for s, v in json.loads(metadata["curve"]))
                 state = {k: handle.get_tensor(k) for k in handle.keys()}  # noqa: SIM118
-                return Checkpoint(**numbers, curve=curve, state=state)
+                return Checkpoint(**numbers, seconds=float(metadata.get("seconds", 0.0)), curve=curve, state=state)
         except (SafetensorError, OSError, KeyError, ValueError, TypeError, RecursionError):
             path.unlink(missing_ok=True)  # written by a machine that died, or foreign: train from the start
             return None

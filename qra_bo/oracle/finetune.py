@@ -4,13 +4,14 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from qra_bo.errors import OracleError
+from qra_bo.errors import OracleError, TrainingError
+from qra_bo.failures import is_out_of_memory
 from qra_bo.files import writing
 from qra_bo.oracle.adapters import AdapterSettings, adapter_parameters, attach, detach
 from qra_bo.oracle.bank import LayerBank
@@ -112,8 +113,8 @@ class FinetuneOracle:
             self.profile_cost = self._with_start(cost)
             return profile
         self.bank.build(progress)
-        gain, trained = measure_gain(self.model, self.units, inputs, labels, self.settings.train, self.device,
-                                     self.settings.largest_rank, progress)
+        gain, trained = measure_gain(self.model, self.bank, self.units, inputs, labels, self.settings.train,
+                                     self.device, self.settings.largest_rank, progress)
         damage, kl, base, forward = measure_damage(self.model, self.bank, self.units, self.formats, inputs, labels,
                                                    self.settings.train, self.device, progress)
         cost = {"training_tokens": trained, "forward_tokens": forward}
@@ -142,9 +143,9 @@ class FinetuneOracle:
                 then()
             return measured
         except DivergedError as error:
-            return spent.result(TrialState.DIVERGED, str(error), start)
+            return spent.result(TrialState.DIVERGED, str(error))
         except torch.OutOfMemoryError as error:
-            return spent.result(TrialState.OOM, str(error).splitlines()[0], start)
+            return spent.result(TrialState.OOM, str(error).splitlines()[0])
         finally:
             detach(self.model)
             if self.device.type == "cuda":
@@ -153,7 +154,8 @@ class FinetuneOracle:
     def measure_peak(self, allocation: Mapping[str, Any], train_seed: int, progress: Progress,
                      init: str | None = None) -> dict[str, Any]:
         """Measured bytes of an allocation in the configured scope and its peaks by phase, from two real training steps
-        and a batch of the evaluation; nothing is kept."""
+        and a batch of the evaluation; nothing is kept. Where the device's memory ran out there are none, and
+        ``out_of_memory`` says how."""
         chosen = Allocation.from_json(allocation)
         begin_load(self.device)
         try:
@@ -170,8 +172,14 @@ class FinetuneOracle:
             text, batch = self.data.validation, min(settings.eval_batch, self.settings.eval_blocks)
             held_out(self.model, text.input_ids[:batch], text.labels[:batch], settings, self.device, probe.evaluation)
             return {"measured_bytes": probe.bytes, "peaks": peaks_to_json(probe.peaks)}
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return {"measured_bytes": None, "peaks": {}, "out_of_memory": str(error).splitlines()[0]}
         finally:
             detach(self.model)
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
 
     def finalise(self, allocation: Mapping[str, Any], steps: int | None, epochs: float, train_seed: int,
                  lr_scale: float, out: str, model_cfg: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
@@ -191,7 +199,7 @@ class FinetuneOracle:
             Steps, test loss with its standard error, and tokens.
 
         Raises:
-            OracleError: If the training did not end well.
+            TrainingError: If the training did not end well.
             OutputError: If the result can't be written.
         """
         chosen, folder = Allocation.from_json(allocation), Path(out)
@@ -208,8 +216,13 @@ class FinetuneOracle:
                 write_manifest(folder, self.bank, ranks, self.settings.adapter.alpha_over_rank, node,
                                packed=self.device.type == "cuda")
                 save_probe(self.model, self.data.test, folder / PROBE, self.device)
-        except (DivergedError, torch.OutOfMemoryError) as error:
-            raise OracleError(f"the final fine-tune did not end well: {error}") from error
+        except (DivergedError, RuntimeError, MemoryError) as error:
+            if not isinstance(error, DivergedError) and not is_out_of_memory(error):
+                raise
+            raise TrainingError(
+                f"the final fine-tune of {total} steps did not end well: {type(error).__name__}: "
+                f"{str(error).splitlines()[0]}. What the search found is in the run's trials.jsonl; start a run with "
+                "another final.steps or a lower adapter.lr, or with a smaller budget if memory ran out") from error
         finally:
             detach(self.model)
         return {"steps": total, "loss": measured.loss, "loss_se": measured.loss_se,
@@ -277,7 +290,7 @@ class FinetuneOracle:
         ranks = {linear.name: rank for unit, rank in zip(self.units, allocation.ranks, strict=True)
                  for linear in unit.linears}
         self.bank.choose_codes(progress)
-        prepared = self._initialiser(init).prepare(formats, ranks, progress)
+        prepared = self._initialiser(init).prepare(formats, ranks, progress, codes == "nearest")
         nearest = self.bank.nearest_bases(formats) if codes == "nearest" else {}
         self.bank.install(self.model, {**formats, **nearest, **prepared.bases})
         self.peft = attach(self.model, ranks, self.settings.adapter, train_seed, self.dtype, prepared.starts)
@@ -289,7 +302,7 @@ class FinetuneOracle:
         return UnitwiseAdamW(groups, self.settings.train.optimizer)
 
     def _evaluate(self, request: EvaluationRequest, progress: Progress, start: float, spent: "_Spent") -> Measurement:
-        settings, allocation = self.settings.train, request.allocation
+        settings, allocation, spent.start = self.settings.train, request.allocation, start
         begin_load(self.device)
         self.build(allocation, request.train_seed, progress, request.init, request.codes)
         optimizer = self.optimizer(allocation, request.lr_scale)
@@ -327,13 +340,13 @@ class FinetuneOracle:
             raise DivergedError(f"held-out loss {result.loss} after {done} steps")
         curve = (*curve, (request.steps, result.loss))
         return Measurement(TrialState.OK, result.loss, result.se, curve, done - spent.first, spent.training,
-                           spent.forward, probe.bytes, time.monotonic() - start, switch_seconds, peaks=probe.peaks)
+                           spent.forward, probe.bytes, spent.seconds, switch_seconds, peaks=probe.peaks)
 
     def _save(self, name: str, request: EvaluationRequest, optimizer: UnitwiseAdamW, spent: "_Spent",
               curve: tuple[tuple[int, float], ...]) -> None:
         if self.checkpoints:
             self.checkpoints.save(name, Checkpoint(spent.done, request.steps, spent.first, spent.training,
-                                                   spent.forward, curve, optimizer.state()))
+                                                   spent.forward, spent.seconds, curve, optimizer.state()))
 
     def _restore(self, name: str, request: EvaluationRequest, optimizer: UnitwiseAdamW,
                  spent: "_Spent") -> tuple[int, tuple[tuple[int, float], ...]]:
@@ -347,6 +360,7 @@ class FinetuneOracle:
         spent.done = spent.first = saved.step
         if saved.target == request.steps:  # this very evaluation was cut off: it goes on, with what it spent
             spent.first, spent.training, spent.forward = saved.first, saved.training_tokens, saved.forward_tokens
+            spent.earlier = saved.seconds
         return saved.step, saved.curve
 
     def _held_out(self, split: str, spent: "_Spent", probe: MemoryProbe) -> HeldOut:
@@ -366,7 +380,14 @@ class _Spent:
     done: int = 0
     training: int = 0
     forward: int = 0
+    start: float = field(default_factory=time.monotonic)
+    earlier: float = 0.0
 
-    def result(self, state: TrialState, message: str, start: float) -> Measurement:
+    @property
+    def seconds(self) -> float:
+        """Of this session, and of those before it that the evaluation was cut off in."""
+        return self.earlier + time.monotonic() - self.start
+
+    def result(self, state: TrialState, message: str) -> Measurement:
         return Measurement(state, None, None, (), max(0, self.done - self.first), self.training, self.forward, None,
-                           time.monotonic() - start, 0.0, message)
+                           self.seconds, 0.0, message)

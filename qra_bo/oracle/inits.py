@@ -68,7 +68,7 @@ class Initialiser:
                  store: FactorStore | None) -> None:
         self.bank, self.settings, self.store = bank, settings, store
         self._calibration = calibration
-        self._residuals: dict[tuple[str, str], Factors] = {}
+        self._residuals: dict[tuple[str, str, bool], Factors] = {}
         self._own: dict[str, tuple[OwnBase, Start]] = {}
         self._inputs: dict[str, Tensor] = {}
 
@@ -81,13 +81,15 @@ class Initialiser:
         """Tokens that go forward once for this start, whatever is evaluated."""
         return self._calibration.numel() if self.settings.init == "eva" else 0
 
-    def prepare(self, formats: Mapping[str, str], ranks: Mapping[str, int], progress: Progress | None) -> Prepared:
+    def prepare(self, formats: Mapping[str, str], ranks: Mapping[str, int], progress: Progress | None,
+                nearest: bool = False) -> Prepared:
         """Starts of every linear with an adapter.
 
         Args:
             formats: Format of every linear.
             ranks: Rank of every linear; 0 or missing: no adapter.
             progress: Told after every linear that took a decomposition.
+            nearest: Whether the base has the libraries' codes, whatever the bank's are.
         """
         init = self.settings.init
         todo = [n for n, r in ranks.items() if r > 0 and (parse_format(formats[n]).bits < 16 or init == "eva")]
@@ -98,7 +100,8 @@ class Initialiser:
         if init == "residual_svd":
             starts = {}
             for done, name in enumerate(todo, start=1):
-                factors, made = self._residual(name, formats[name], ranks[name])
+                factors, made = self._residual(name, formats[name], ranks[name],
+                                               nearest and self.bank.has_chosen(name, formats[name]))
                 starts[name] = factors.first(ranks[name]).as_adapter(self.settings.alpha_over_rank, "kaiming")
                 if made and progress is not None:
                     progress("initialise", done, len(todo))
@@ -111,23 +114,25 @@ class Initialiser:
                     progress("initialise", done, len(todo))
         return Prepared({n: self._own[n][1] for n in todo}, {n: self._own[n][0] for n in todo})
 
-    def _residual(self, name: str, fmt: str, rank: int) -> tuple[Factors, bool]:
-        """Factors of ``W - Q(W)`` of at least ``rank``, and whether they were made now."""
-        known = self._residuals.get((name, fmt))
+    def _residual(self, name: str, fmt: str, rank: int, nearest: bool) -> tuple[Factors, bool]:
+        """Factors of ``W - Q(W)`` of at least ``rank``, and whether they were made now; with ``nearest`` of what the
+        format's library makes of W, which is for a reference and not kept on disk."""
+        key, store = (name, fmt, nearest), None if nearest else self.store
+        known = self._residuals.get(key)
         if known is not None and len(known.down) >= rank:
             return known, False
-        found = self.store.load(name, fmt, rank) if self.store else None
+        found = store.load(name, fmt, rank) if store else None
         if found is None:
-            weight = full_weight(self.bank, name)
+            weight, form = full_weight(self.bank, name), parse_format(fmt)
             kept = min(*weight.shape, max(KEPT_RANK, rank))
-            lost = weight - unpacked(self.bank, parse_format(fmt), self.bank.state(name, fmt), weight.shape)
-            factors = leading(lost, kept)
-            self._residuals[name, fmt] = Factors(factors.down.cpu(), factors.up.cpu())
-            if self.store:
-                self.store.save(name, fmt, self._residuals[name, fmt])
+            state = self.bank.nearest(name, form) if nearest else self.bank.state(name, fmt)
+            factors = leading(weight - unpacked(self.bank, form, state, weight.shape), kept)
+            self._residuals[key] = Factors(factors.down.cpu(), factors.up.cpu())
+            if store:
+                store.save(name, fmt, self._residuals[key])
         else:
-            self._residuals[name, fmt] = found
-        return self._residuals[name, fmt], found is None
+            self._residuals[key] = found
+        return self._residuals[key], found is None
 
     def _decompose(self, name: str, fmt: str, rank: int, tag: str) -> tuple[OwnBase, Start]:
         weight, form = full_weight(self.bank, name), parse_format(fmt)
@@ -136,7 +141,8 @@ class Initialiser:
         how = quantised_first if self.settings.init == "loftq" else low_rank_first
         found = how(weight, requantise, rank, iterations)
         base = OwnBase(form.name, tag, {key: t.to("cpu") for key, t in found.state.items()})
-        return base, found.factors.as_adapter(self.settings.alpha_over_rank, "even")
+        down, up = found.factors.as_adapter(self.settings.alpha_over_rank, "even")
+        return base, (down.cpu(), up.cpu())  # kept for the next evaluation: a device is not planned to hold them
 
     def _eva(self, name: str, rank: int, progress: Progress | None) -> Start:
         if len(self._inputs.get(name, ())) < rank:

@@ -50,6 +50,19 @@ def plain_head(model: Any) -> bool:
                    ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier"))
 
 
+def logits_of(model: Any, hidden: Tensor) -> Tensor:
+    """Logits, ``n x vocabulary``, of final hidden states, ``n x d``, with the base's own scale and soft cap."""
+    head, config = model.get_output_embeddings(), model.config.get_text_config()
+    logits = torch.nn.functional.linear(hidden, head.weight, head.bias)
+    for name in ("logit_scale", "lm_head_multiplier"):
+        if getattr(config, name, None):
+            logits = logits * getattr(config, name)
+    if getattr(config, "logits_scaling", None):
+        logits = logits / config.logits_scaling
+    cap = getattr(config, "final_logit_softcapping", None)
+    return torch.tanh(logits / cap) * cap if cap else logits
+
+
 def hidden_states(model: Any, input_ids: Tensor) -> Tensor:
     """Output of the decoder stack after its final norm, ``b x length x d``."""
     out: Tensor = model.get_decoder()(input_ids=input_ids, use_cache=False).last_hidden_state

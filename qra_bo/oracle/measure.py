@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from qra_bo.oracle.bank import LayerBank
-from qra_bo.oracle.loss import token_losses
+from qra_bo.oracle.loss import logits_of, token_losses
 from qra_bo.oracle.prefix import layer_inputs, starting_at
 from qra_bo.oracle.protocol import Progress
 from qra_bo.oracle.training import Blocks, TrainSettings
@@ -31,12 +31,12 @@ class _Reference:
     """
 
     def __init__(self, model: Any, hidden: Tensor, labels: Tensor, chunk: int) -> None:
-        self._head, self._chunk = model.get_output_embeddings(), chunk
+        self._model, self._chunk = model, chunk
         targets = labels[:, 1:].reshape(-1)
         self._valid = targets != -100
         self._goal = targets[self._valid]
         self._hidden = self._select(hidden)
-        vocab = self._head.weight.shape[0]
+        vocab = model.get_output_embeddings().weight.shape[0]
         keep = 4 * vocab * len(self._goal) <= KEPT_LOG_PROBABILITIES
         self._kept = [self._log_p(self._hidden, start) for start in self._starts] if keep else None
 
@@ -49,8 +49,7 @@ class _Reference:
 
     @torch.no_grad()
     def _log_p(self, hidden: Tensor, start: int) -> Tensor:
-        part = hidden[start:start + self._chunk]
-        return torch.log_softmax(nn.functional.linear(part, self._head.weight, self._head.bias).float(), -1)
+        return torch.log_softmax(logits_of(self._model, hidden[start:start + self._chunk]).float(), -1)
 
     @torch.no_grad()
     def loss_and_kl(self, hidden: Tensor) -> tuple[float, float]:
@@ -159,15 +158,17 @@ def measure_damage(model: Any, bank: LayerBank, units: Sequence[Unit], formats: 
     return damage, kl, base, round(spent)
 
 
-def measure_gain(model: Any, units: Sequence[Unit], inputs: Blocks, labels: Blocks, settings: TrainSettings,
-                 device: torch.device, k: int, progress: Progress) -> tuple[FloatArray, int]:
+def measure_gain(model: Any, bank: LayerBank, units: Sequence[Unit], inputs: Blocks, labels: Blocks,
+                 settings: TrainSettings, device: torch.device, k: int,
+                 progress: Progress) -> tuple[FloatArray, int]:
     """I_r: what an update of rank 1..k can do to first order, from the weight gradient's spectrum.
 
     For a step along the leading k singular directions, the loss falls by the step times the sum of squared
     singular values: cumulative sums of them, averaged over batches, summed over a unit's matrices.
 
     Args:
-        model: The dense model, without adapters.
+        model: The model, without adapters; whatever is installed, its weights are the dense ones here.
+        bank: Of its linears.
         units: The ``L`` units.
         inputs: Calibration ids, ``n x length``; ``settings.batch`` sequences at a time.
         labels: ``n x length``.
@@ -179,6 +180,7 @@ def measure_gain(model: Any, units: Sequence[Unit], inputs: Blocks, labels: Bloc
     Returns:
         ``L x k``, and the tokens that went forward and backward.
     """
+    bank.restore_dense()
     spectra: dict[str, FloatArray] = {}
     modules = {linear.name: model.get_submodule(linear.name) for unit in units for linear in unit.linears}
     handles = [module.register_forward_hook(_keeper(name, k, spectra)) for name, module in modules.items()]

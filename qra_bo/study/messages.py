@@ -9,6 +9,7 @@ import numpy as np
 
 from qra_bo import errors
 from qra_bo.errors import ConfigError, OracleError, QRABOError, UserError
+from qra_bo.failures import is_out_of_memory
 from qra_bo.oracle.protocol import Oracle, Progress
 from qra_bo.records import EvaluationRequest, Measurement, TrialState, peaks_from_json, peaks_to_json
 from qra_bo.sensitivity.profile import SensitivityProfile
@@ -81,17 +82,6 @@ def measurement_from_json(data: Mapping[str, Any]) -> Measurement:
 def failure(state: TrialState, message: str, new_steps: int, seconds: float) -> Measurement:
     """A result without a loss."""
     return Measurement(state, None, None, (), new_steps, 0, 0, None, seconds, 0.0, message)
-
-
-OUT_OF_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory",
-                 "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-"""How plain ``RuntimeError`` s of torch say that host or device memory ran out."""
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether ``error`` is host or device memory running out, told by name so that torch need not be loaded."""
-    return (isinstance(error, MemoryError) or any(c.__name__ == "OutOfMemoryError" for c in type(error).__mro__)
-            or (isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY)))
 
 
 def is_result(error: BaseException) -> bool:

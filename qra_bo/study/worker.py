@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import logging
 import multiprocessing
 import os
 import signal
@@ -13,6 +14,7 @@ from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
 from qra_bo.errors import ConfigError
+from qra_bo.failures import is_device_lost
 from qra_bo.oracle.protocol import Oracle, StopRequested
 from qra_bo.study.messages import (
     error_to_json,
@@ -23,6 +25,9 @@ from qra_bo.study.messages import (
     run_profile,
 )
 
+log = logging.getLogger(__name__)
+DEVICE_LOST = 71
+"""Exit status of a worker whose GPU can't be used by it any more."""
 PROGRESS_SECONDS = 0.2
 """Least time between two progress messages of one activity (its last is always sent)."""
 
@@ -115,6 +120,9 @@ def serve(oracle: Oracle, request: Mapping[str, Any], reporter: Reporter) -> tup
         measurement = oracle.evaluate(request_from_json(request["request"]), reporter)
         return "result", measurement_to_json(measurement)
     except Exception as error:
+        if is_device_lost(error):  # whatever this process tried afterwards would fail too: another one must take over
+            log.critical("this worker ends, for its GPU context is lost: %s", str(error).splitlines()[0])
+            os._exit(DEVICE_LOST)
         if request["op"] == "evaluate" and is_result(error):
             return "result", measurement_to_json(failure_of(error, reporter.done, time.monotonic() - start))
         return "error", error_body(error)

@@ -9,7 +9,7 @@ from qra_bo.oracle.checkpoints import Checkpoint, CheckpointStore
 
 
 def _checkpoint(step: int, target: int) -> Checkpoint:
-    return Checkpoint(step, target, 2, 100, 30, ((2, 4.5), (3, 4.25)), {"a|master": torch.arange(3.0)})
+    return Checkpoint(step, target, 2, 100, 30, 7.5, ((2, 4.5), (3, 4.25)), {"a|master": torch.arange(3.0)})
 
 
 def test_round_trip(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -94,8 +95,13 @@ def test_an_evaluation_cut_off_goes_on_as_if_it_had_not_been(tmp_path: Path, mon
         with pytest.raises(KeyboardInterrupt):
             oracle.evaluate(REQUEST, quiet)
     calls = 0
+    (path,) = tmp_path.glob("*.safetensors")
+    cut_off = CheckpointStore(tmp_path).load(path.stem, REQUEST.steps)
+    assert cut_off is not None
+    assert CheckpointStore(tmp_path).save(path.stem, replace(cut_off, seconds=1000.0))
     resumed = make(tmp_path).evaluate(REQUEST, quiet)
     assert comparable(resumed) == comparable(whole)
+    assert 1000 < resumed.seconds < 1600  # what went before counts
     again = make(tmp_path).evaluate(REQUEST, quiet)  # finished, and the journal's line lost
     assert comparable(again) == comparable(whole)
 
@@ -120,7 +126,7 @@ def test_a_foreign_checkpoint_is_not_used(tmp_path: Path) -> None:
     oracle = make(tmp_path)
     expected = oracle.evaluate(REQUEST, quiet)
     (path,) = tmp_path.glob("*.safetensors")
-    CheckpointStore(tmp_path).save(path.stem, Checkpoint(6, 8, 0, 0, 0, (), {"x|master": torch.zeros(3)}))
+    CheckpointStore(tmp_path).save(path.stem, Checkpoint(6, 8, 0, 0, 0, 0.0, (), {"x|master": torch.zeros(3)}))
     found = oracle.evaluate(REQUEST, quiet)
     assert (found.loss, found.new_steps) == (expected.loss, 8)
 
@@ -195,3 +201,7 @@ def test_profile_has_both_sensitivities() -> None:
     assert (profile.damage_kl[:, 0] > profile.damage_kl[:, 2]).all()  # 3 bits distort more than 8
     assert profile.require_gain().shape == (2, 4)
     assert oracle.profile_cost["training_tokens"] == 4 * 32
+    oracle.evaluate(REQUEST, quiet)  # leaves its own layers in place, which the sensitivities must not see
+    again = oracle.profile(quiet)
+    assert np.array_equal(again.require_gain(), profile.require_gain())
+    assert np.array_equal(again.damage, profile.damage)

@@ -1,7 +1,15 @@
 import pytest
 import torch
+from transformers import (
+    CohereConfig,
+    CohereForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
+)
 
-from qra_bo.oracle.loss import ChunkedHeadLoss, token_losses
+from qra_bo.oracle.loss import ChunkedHeadLoss, hidden_states, logits_of, plain_head, token_losses
 from tests.oracle.models import tiny_llama
 
 
@@ -38,3 +46,19 @@ def test_a_soft_cap_between_head_and_loss_is_honoured() -> None:
     logits = model(input_ids=ids).logits[:, :-1]
     expected = torch.nn.functional.cross_entropy(logits.reshape(11, -1), ids[:, 1:].reshape(-1), reduction="sum")
     torch.testing.assert_close(total, expected)
+
+
+@pytest.mark.parametrize(("config", "kind", "given"), [
+    (GraniteConfig, GraniteForCausalLM, {"logits_scaling": 7.0}),
+    (CohereConfig, CohereForCausalLM, {"logit_scale": 0.25}),
+    (Gemma2Config, Gemma2ForCausalLM, {"final_logit_softcapping": 0.5, "head_dim": 16})])
+def test_logits_of_hidden_states_are_the_models_own(config: type, kind: type, given: dict[str, float]) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = kind(config(vocab_size=97, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+                            num_attention_heads=4, num_key_value_heads=2, pad_token_id=0, bos_token_id=None,
+                            eos_token_id=None, **given))
+    assert not plain_head(model)
+    ids = torch.arange(12).reshape(1, 12)
+    with torch.no_grad():
+        torch.testing.assert_close(logits_of(model, hidden_states(model, ids)), model(input_ids=ids).logits)

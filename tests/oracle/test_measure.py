@@ -50,7 +50,9 @@ def test_damage_is_that_of_the_whole_model_with_one_unit_quantised(kept: int, mo
 def test_gain_is_the_spectrum_of_the_weight_gradient() -> None:
     model, spec = tiny_llama()
     units = make_units(spec, "layer")
-    gain, tokens = measure_gain(model, units, IDS, LABELS, SETTINGS, CPU, 5, _quiet)
+    bank = LayerBank(model, spec, (parse_format("ref2"),), torch.float32, CPU)
+    bank.install(model, {linear.name: "ref2" for linear in spec.linears})  # what trained before must not matter
+    gain, tokens = measure_gain(model, bank, units, IDS, LABELS, SETTINGS, CPU, 5, _quiet)
     assert tokens == IDS.size
     expected = np.zeros((len(units), 5))
     for start in (0, 2):

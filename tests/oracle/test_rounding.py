@@ -211,10 +211,11 @@ def test_what_waits_can_be_stopped(tmp_path: Path) -> None:
         pass
 
 
-def test_one_evaluation_may_have_the_nearest_codes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("init", ["kaiming", "residual_svd"])
+def test_one_evaluation_may_have_the_nearest_codes(init: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QRA_BO_CACHE", str(tmp_path / "cache"))
     options = ["+model=tiny", "data=tiny", "device=cpu", "train.batch=2", "train.length=32", "eval.tokens=256",
-               "data.max_records=64", "quantizer.tokens=256"]
+               "data.max_records=64", "quantizer.tokens=256", f"adapter.init={init}"]
     losses = {}
     for rounding, orders in (("gptq", ((None, "nearest", None),)), ("nearest", ((None,),))):
         oracle = qra_bo.build.make_oracle(load_config([*options, f"quantizer.rounding={rounding}"]).to_dict(),
@@ -266,7 +267,7 @@ def test_caches_of_one_choice_of_codes_do_not_serve_another() -> None:
     def key(*more: str) -> tuple[Path, Path]:
         config = load_config(["+model=tiny", *more])
         base = {"weights": "w", "dtype": "torch.float32"}
-        return (qra_bo.build.profile_cache(config, base, "data").path,
+        return (qra_bo.build.profile_cache(config, base, "cpu", "data").path,
                 qra_bo.build.factor_store(config, base, "cpu", "data").folder)
 
     plain, chosen, fewer = key(NEAREST), key(), key("quantizer.tokens=256")
