@@ -99,7 +99,7 @@ def summary_entry(config: RunConfig, budget: int, result: Result) -> dict[str, A
     n = len(best["ranks"])
     return {"budget": config.budget[0], "budget_bytes": budget, "folder": result.folder.name,
             "exit_status": result.exit_status, "message": "", "winner_kind": best["winner_kind"],
-            "average_bits": sum(best["bits"]) / n, "average_rank": sum(best["ranks"]) / n, "loss": best["loss"],
+            "average_bits": best["average_bits"], "average_rank": sum(best["ranks"]) / n, "loss": best["loss"],
             "loss_se": best["loss_se"], "metric": best["metric"], "search_loss": best["search_loss"],
             "versus_best_uniform": best["versus_best_uniform"], "oracle": best["oracle"],
             "predicted_bytes": best["memory"]["predicted_bytes"], "measured_bytes": best["memory"]["measured_bytes"]}

@@ -48,6 +48,7 @@ class EffortConfig:
     calibration_anchors: int
     references: bool
     ranking_top: int
+    rate_factors: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)

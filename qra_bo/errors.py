@@ -70,6 +70,10 @@ class WorkerError(UserError):
     """A worker could not be started, or was lost again and again in work that can't be done without."""
 
 
+class TrainingError(UserError):
+    """A training that nothing can go on without diverged or ran out of memory."""
+
+
 class OracleError(QRABOError):
     """An oracle broke its contract: a bug, never a result."""
 

@@ -27,7 +27,17 @@ def make_executor(config: RunConfig, folder: Path, profile: SensitivityProfile |
         MissingExtraError: If Ray is asked for and not installed.
     """
     executor = _executor(config, {"config": config.to_dict(), "out": str(folder)})
-    return executor if profile is None else GivenProfileExecutor(executor, profile)
+    return executor if profile is None else GivenProfileExecutor(executor, profile, tokens_before(config))
+
+
+def tokens_before(config: RunConfig) -> int:
+    """Tokens that go forward before the first evaluation, besides the profile: to choose codes, and what all adapters
+    start from."""
+    if config.oracle.name != "finetune":
+        return 0
+    length = config.train.length
+    codes = length * max(1, config.quantizer.tokens // length) if config.quantizer.rounding == "gptq" else 0
+    return codes + (length * config.data.calibration if config.adapter.init == "eva" else 0)
 
 
 def _executor(config: RunConfig, kwargs: dict[str, Any]) -> Executor:

@@ -41,6 +41,8 @@ from qra_bo.study.signals import RunInterrupted
 
 MEASURED_CANDIDATES = 5
 """How many allocations may be measured at the end, from the winner down, before the run gives up."""
+FINAL_FILES = ("adapter/adapter_model.safetensors", "quant_manifest.json")
+"""What the final fine-tune leaves in the run's folder; it is trained again where one of these is gone."""
 
 
 @dataclass(frozen=True)
@@ -242,6 +244,7 @@ def engine_settings(config: RunConfig, folder: Path, space: SearchSpace, budget:
         references=references if config.effort.references else (),
         nearest_references=nearest if config.effort.references else (),
         ranking_top=config.effort.ranking_top, ranking_factor=config.confirm.ranking_factor,
+        rate_factors=config.effort.rate_factors if config.confirm.seeds else (),
         max_hours=config.max_hours, max_average_bits=config.max_average_bits,
         allowance=None if allowance is None else asdict(allowance), prior_sha256=prior_sha256(config.surrogate.prior))
 
@@ -262,6 +265,8 @@ def plan_rows(config: RunConfig, engine: EngineConfig, seconds: float | None = N
              f"references ({len(engine.references) + len(engine.nearest_references)})":
                  (len(engine.references) + len(engine.nearest_references)) * each,
              f"confirmation ({len(engine.confirm_seeds)} seeds, 2 allocations)": 2 * len(engine.confirm_seeds) * each,
+             f"the same at {len(engine.rate_factors)} other learning rates":
+                 2 * len(engine.confirm_seeds) * len(engine.rate_factors) * each,
              f"ranking check ({engine.ranking_top} allocations, {engine.ranking_factor} times as long)":
                  engine.ranking_top * engine.ranking_factor * each}
     rows = [PlanRow(what, cost, None if seconds is None else seconds * cost) for what, cost in costs.items() if cost]
@@ -309,6 +314,7 @@ def run_parts(config: RunConfig, folder: Path, setting: Setting, budget: int, ex
         make_searcher=lambda problem, equivalents: make_searcher(
             config.method.name, problem, with_learned(config.method.params, config.surrogate.prior), equivalents),
         finalise=(lambda task: finalise(config, folder, predictor, budget, task)) if real else None,
+        is_kept=lambda: all((folder / name).is_file() for name in FINAL_FILES),
         fold=make_fold(config, setting.memory, space) if real else None,
         progress=view.progress if view is not None else lambda what, done, total: None,
         listeners=tuple(listener for listener in (view, tracker, mirror) if listener is not None))
@@ -344,28 +350,30 @@ def finalise(config: RunConfig, folder: Path, predictor: BytesPredictor, budget:
 
     Raises:
         OutputError: If none of the best allocations measured within the budget.
+        TrainingError: If the final training did not end well.
     """
     train_seed, _ = training_seeds(config.seed, 0)
     for allocation in task.ranked[:MEASURED_CANDIDATES]:
         found = task.executor.call("measure_peak", {"allocation": allocation.to_json(), "train_seed": train_seed},
                                    task.progress)
-        measured = found["measured_bytes"]
-        fits = measured is None or measured <= budget
+        measured, ran_out = found["measured_bytes"], found.get("out_of_memory")
+        fits = ran_out is None and (measured is None or measured <= budget)
         task.record("measured", {"allocation": allocation.to_json(), "predicted_bytes": predictor(allocation),
                                  "measured_bytes": measured, "scope": config.memory.scope, "fits": fits,
                                  "peaks": found["peaks"]})
         if not fits:
+            how = f"measured {measured:,}: over the budget of {budget:,}" if ran_out is None else \
+                f"did not fit on the device ({ran_out})"
             task.record("warning", {"message": f"{allocation.fingerprint} was predicted to need "
-                                               f"{predictor(allocation):,} bytes and measured {measured:,}: over the "
-                                               f"budget of {budget:,}; the next best is taken"})
+                                               f"{predictor(allocation):,} bytes and {how}; the next best is taken"})
             continue
         final = task.executor.call("finalise", {
             "allocation": allocation.to_json(), "steps": config.final.steps, "epochs": config.final.epochs,
             "train_seed": train_seed, "lr_scale": task.lr_scale, "out": str(folder), "model_cfg": config.model},
             task.progress)
         return Delivery(allocation, final["steps"], final["loss"], final["loss_se"], "adapter")
-    raise OutputError(f"the {MEASURED_CANDIDATES} best allocations all measured over the budget of {budget:,} bytes; "
-                      "the journal holds what each needs: raise the budget by that, or lower train.batch")
+    raise OutputError(f"none of the {MEASURED_CANDIDATES} best allocations measured within the budget of {budget:,} "
+                      "bytes; the journal holds what each needs: raise the budget by that, or lower train.batch")
 
 
 def _written(config: RunConfig, folder: Path, outcome: RunOutcome) -> Result:

@@ -195,6 +195,9 @@ def _table1(config: RunConfig) -> Iterator[Problem]:
     if config.task == "table1" and config.oracle.name == "benchmark":
         yield Problem("oracle.name", "task=table1 needs oracle=finetune, or oracle=synthetic for a dry run: a table of "
                                      "evaluations knows LoRA's alone; got oracle=benchmark.")
+    if config.task == "table1" and config.memory.calibrate:
+        yield Problem("memory.calibrate", "task=table1 prices all rows alike, also when it is gone on with; got "
+                                          "memory.calibrate=true, with which prices follow what was measured last.")
     if config.task == "table1":
         from qra_bo.table1.cells import make_cells  # what it names must be loaded to be known
         from qra_bo.table1.session import NAME

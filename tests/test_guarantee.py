@@ -10,8 +10,9 @@ import pytest
 from qra_bo.build import BytesPredictor, make_finetune, make_memory, make_space, make_spec
 from qra_bo.config import load_config
 from qra_bo.device_allowance import allowance_for, make_fold
-from qra_bo.errors import OutputError
+from qra_bo.errors import OutputError, TrainingError
 from qra_bo.memory.allowance import ASSUMED, Allowance, AllowanceStore
+from qra_bo.oracle import finetune
 from qra_bo.oracle.protocol import Progress
 from qra_bo.records import Evaluation, EvaluationRequest, Fidelity
 from qra_bo.run import finalise
@@ -82,8 +83,41 @@ def test_one_byte_over_the_budget_hands_over_to_the_next_best(tmp_path: Path, ex
 
 def test_where_nothing_measures_within_the_budget_nothing_is_delivered(tmp_path: Path, executor: InProcessExecutor,
                                                                        predictor: BytesPredictor) -> None:
-    with pytest.raises(OutputError, match="all measured over the budget"):
+    with pytest.raises(OutputError, match="none of the 5 best allocations measured within the budget"):
         deliver(tmp_path, executor, predictor, measure(executor, NEXT) - 1)
+    assert not (tmp_path / "adapter").exists()
+
+
+def test_a_winner_that_the_device_can_not_hold_hands_over_to_the_next_best(
+        tmp_path: Path, executor: InProcessExecutor, predictor: BytesPredictor,
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    real = finetune.train_steps
+
+    def starved(model: Any, *args: Any) -> int:
+        if {m.fmt.name for m in model.modules() if hasattr(m, "fmt")} == {"int8"}:
+            raise RuntimeError("CUDA error: out of memory")
+        return real(model, *args)
+
+    monkeypatch.setattr(finetune, "train_steps", starved)
+    delivery, events = deliver(tmp_path, executor, predictor, 10**12)
+    assert delivery.allocation == NEXT
+    assert [e["event"] for e in events] == ["measured", "warning", "measured"]
+    assert events[0]["measured_bytes"] is None
+    assert "did not fit on the device (CUDA error: out of memory)" in events[1]["message"]
+
+
+def test_a_final_fine_tune_that_diverges_is_the_users_to_mend(
+        tmp_path: Path, executor: InProcessExecutor, predictor: BytesPredictor,
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    def diverges(*_: Any) -> int:
+        raise finetune.DivergedError("loss inf at step 1")
+
+    budget = measure(executor, WINNER)
+    real = finetune.FinetuneOracle._evaluate
+    monkeypatch.setattr(finetune.FinetuneOracle, "_evaluate", diverges)
+    with pytest.raises(TrainingError, match=r"final fine-tune of 2 steps did not end well: DivergedError: loss inf"):
+        deliver(tmp_path, executor, predictor, budget)
+    monkeypatch.setattr(finetune.FinetuneOracle, "_evaluate", real)
     assert not (tmp_path / "adapter").exists()
 
 

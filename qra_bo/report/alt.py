@@ -67,13 +67,16 @@ def convergence(d: ReportData) -> str:
 
 
 def fidelities(d: ReportData) -> str:
-    pairs = story.low_high(d)
-    rho = story.rank_correlation([low for low, _ in pairs], [e.loss or 0.0 for _, e in pairs])
+    pairs, parts = story.low_high(d), []
+    if pairs:
+        rho = story.rank_correlation([low for low, _ in pairs], [e.loss or 0.0 for _, e in pairs])
+        parts.append(f"{len(pairs)} allocations after {d.header.low_steps} and after {d.header.high_steps} steps; "
+                     f"Spearman's correlation {number(rho, 2)}.")
     longer = d.ranking_check
-    check = "" if longer is None or longer["spearman"] is None else \
-        f" Against {longer['steps']} steps: {number(float(longer['spearman']), 2)}."
-    return (f"{len(pairs)} allocations after {d.header.low_steps} and after {d.header.high_steps} steps; Spearman's "
-            f"correlation {number(rho, 2)}.{check}")
+    if longer is not None and longer["spearman"] is not None:
+        parts.append(f"The {len(longer['losses'])} best after {d.header.high_steps} and after {longer['steps']} steps: "
+                     f"Spearman's correlation {number(float(longer['spearman']), 2)}.")
+    return " ".join(parts)
 
 
 def surrogate(d: ReportData) -> str:

@@ -100,6 +100,7 @@ class ReportData:
     calibration: Mapping[str, Any] | None
     stages: tuple[tuple[str, str], ...]
     confirmation: Confirmation | None
+    rate_check: Mapping[str, Any] | None
     ranking_check: Mapping[str, Any] | None
     surrogate_check: Mapping[str, Any] | None
     measured: tuple[Measured, ...]
@@ -238,7 +239,8 @@ def _parse(events: Sequence[Event], header: Header, warnings: Sequence[str]) -> 
         calibration=last.get("calibration"),
         stages=tuple((str(e["stage"]), str(e["state"])) for e in events if e["event"] == "stage"),
         confirmation=_confirmation(last["confirmation"]) if "confirmation" in last else None,
-        ranking_check=last.get("ranking_check"), surrogate_check=last.get("surrogate_check"),
+        rate_check=last.get("rate_check"), ranking_check=last.get("ranking_check"),
+        surrogate_check=last.get("surrogate_check"),
         measured=tuple(_measured(e) for e in study.measured), final=last.get("final"),
         warnings=tuple(dict.fromkeys([*warnings, *told])), end=last.get("end"),
         wall_seconds=session_seconds(events))

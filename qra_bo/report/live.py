@@ -134,12 +134,13 @@ class RunState:
 
 
 def evaluations_after_search(config: Mapping[str, Any]) -> int:
-    """High-fidelity evaluations that a run's configuration asks for beside the search: references, confirmation and
-    ranking check (in which each counts as often as it is longer)."""
+    """High-fidelity evaluations that a run's configuration asks for beside the search: references, confirmation, at
+    other learning rates too, and ranking check (in which each counts as often as it is longer)."""
     confirm, effort = config.get("confirm", {}), config.get("effort", {})
     if not isinstance(effort, Mapping) or not confirm:
         return 0
-    return 2 * int(confirm["seeds"]) + int(effort["ranking_top"]) * int(confirm["ranking_factor"]) + \
+    rates = 1 + len(effort.get("rate_factors", ()))
+    return 2 * int(confirm["seeds"]) * rates + int(effort["ranking_top"]) * int(confirm["ranking_factor"]) + \
         2 * bool(effort["references"])
 
 

@@ -6,8 +6,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from qra_bo.report.live import CLOCK_GRAIN
 from qra_bo.report.sinks import SINKS, Sink
+from qra_bo.space import average_bits
 from qra_bo.study.study import Study, loss_of
 
 log = logging.getLogger(__name__)
@@ -38,9 +41,9 @@ def metrics_of(study: Study, event: Mapping[str, Any]) -> dict[str, float]:
 
 def _after_evaluation(study: Study) -> dict[str, float]:
     e, best, uniform = study.evaluations[-1], study.incumbent, study.best_uniform
-    n = len(e.allocation)
+    bits, n = average_bits(e.bits, np.array(study.header["unit_numel"])), len(e.allocation)
     found = {"evaluation/loss": e.loss, "evaluation/seconds": e.measurement.seconds,
-             "evaluation/mean_bits": sum(e.bits) / n, "evaluation/mean_rank": sum(e.allocation.ranks) / n,
+             "evaluation/mean_bits": bits, "evaluation/mean_rank": sum(e.allocation.ranks) / n,
              "evaluation/predicted_mb": e.predicted_bytes / MB,
              "search/cost_equivalents": study.search_cost.tokens / float(study.header["equivalent_tokens"]),
              "search/best_loss": None if best is None else loss_of(best),

@@ -11,9 +11,12 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from qra_bo.errors import MissingExtraError
 from qra_bo.records import Evaluation, Fidelity
 from qra_bo.redact import redact
+from qra_bo.space import average_bits
 from qra_bo.study.cost import UNSEARCHED_STAGES
 from qra_bo.study.journal import JOURNAL_NAME, read_journal
 from qra_bo.study.study import Study
@@ -146,7 +149,7 @@ class _Copier:
             return  # another objective: it has no place on the same axis
         self._known.add(r.key)
         states, low = self._optuna.trial.TrialState, e.fidelity is Fidelity.LOW
-        params = dict(self._choices(e))
+        params, numel = dict(self._choices(e)), np.array(self._study.header["unit_numel"])
         distributions = dict(self._axes()) if params else {}
         self._there.add_trial(self._optuna.trial.FrozenTrial(
             number=-1, trial_id=-1, state=states.FAIL if not e.ok else states.PRUNED if low else states.COMPLETE,
@@ -156,7 +159,7 @@ class _Copier:
             user_attrs={"key": r.key, "stage": e.stage, "fidelity": e.fidelity.value, "steps": r.steps,
                         "predicted_bytes": e.predicted_bytes, "measured_bytes": e.measurement.measured_bytes,
                         "average_rank": sum(e.allocation.ranks) / len(e.allocation), "state": e.measurement.state.value,
-                        "average_bits": sum(e.bits) / len(e.bits), "message": e.measurement.message}))
+                        "average_bits": average_bits(e.bits, numel), "message": e.measurement.message}))
 
     def _choices(self, e: Evaluation) -> Iterator[tuple[str, Any]]:
         """Every unit's format and rank; none where a format is not the search's."""

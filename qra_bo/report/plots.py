@@ -69,7 +69,7 @@ PLOTS = (
          "Best validation loss so far against the cost spent, the dashed line is the best uniform choice that fits. "
          "Triangles at the upper edge lie above the view.", "nothing was trained at full length yet",
          alt.convergence, plots_search.convergence),
-    Plot("fidelities", "Low against high fidelity",
+    Plot("fidelities", "Shorter against longer training",
          "Loss early in training against the one at the search's length, and that against a longer training of the "
          "best allocations. If the order is not kept, the shorter training says little about the longer.",
          "under three allocations have a loss at both lengths", alt.fidelities, plots_search.fidelities),

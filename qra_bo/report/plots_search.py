@@ -21,6 +21,8 @@ CLOSE_SHARE = 0.5
 
 NEAR_SHARE = 0.06
 """Distance from the budget, as a share of it, that the close-up of the Pareto figure shows."""
+LEAST_PAIRS = 3
+"""Of two lengths of training that are worth a figure."""
 
 
 def front(points: Sequence[Evaluation]) -> list[Evaluation]:
@@ -186,29 +188,35 @@ def confirmation(d: ReportData, theme: Theme) -> Figure | None:
 
 
 def fidelities(d: ReportData, theme: Theme) -> Figure | None:
-    """Low against high fidelity of the same allocation, and the search's length against the ranking check's longer one;
-    ``None`` under three pairs."""
+    """Low against high fidelity of the same allocation, and the search's length against the ranking check's longer one,
+    each where there are at least three pairs of it; ``None`` where there is neither."""
     pairs, longer = story.low_high(d), d.ranking_check
-    if len(pairs) < 3:
+    early, late = len(pairs) >= LEAST_PAIRS, longer is not None and len(longer["losses"]) >= LEAST_PAIRS
+    if not early and not late:
         return None
-    fig = figure(theme, 8.0 if longer else 5.4, 4.2)
-    early, *late = fig.subplots(1, 2 if longer else 1, squeeze=False)[0]
+    fig = figure(theme, 8.0 if early and late else 5.4, 4.2)
+    panels = list(fig.subplots(1, early + late, squeeze=False)[0])
+    if early:
+        _early_pairs(panels.pop(0), theme, d, pairs)
+    if longer is not None and late:
+        searched, checked = [float(v) for v in longer["search_losses"]], [float(v) for v in longer["losses"]]
+        panels[0].scatter(searched, checked, color=theme.main, s=52, edgecolors=theme.muted, linewidths=0.8, zorder=3)
+        panels[0].margins(0.15)
+        _dress_pairs(panels[0], theme, (d.header.high_steps, int(longer["steps"])), searched, checked)
+    return fig
+
+
+def _early_pairs(ax: Axes, theme: Theme, d: ReportData, pairs: Sequence[tuple[float, Evaluation]]) -> None:
     low, high = [a for a, _ in pairs], [_loss(b) for _, b in pairs]
     ranks = [float(np.mean(b.allocation.ranks)) for _, b in pairs]
     inside = [i for i, loss in enumerate(high) if loss <= _view_top(high)]
     x, y, shown = ([values[i] for i in inside] for values in (low, high, ranks))
-    dots = early.scatter(x, y, c=shown, cmap=theme.cmap, s=52, edgecolors=theme.muted, linewidths=0.8, zorder=3)
-    bar = fig.colorbar(dots, ax=early)
+    dots = ax.scatter(x, y, c=shown, cmap=theme.cmap, s=52, edgecolors=theme.muted, linewidths=0.8, zorder=3)
+    bar = ax.figure.colorbar(dots, ax=ax)
     bar.set_label("average rank", color=theme.ink)
     bar.outline.set_edgecolor(theme.muted)
     bar.ax.tick_params(colors=theme.muted, labelcolor=theme.ink, labelsize=8.5)
-    _dress_pairs(early, theme, (d.header.low_steps or 0, d.header.high_steps), low, high, len(high) - len(inside))
-    if longer and late:
-        searched, checked = [float(v) for v in longer["search_losses"]], [float(v) for v in longer["losses"]]
-        late[0].scatter(searched, checked, color=theme.main, s=52, edgecolors=theme.muted, linewidths=0.8, zorder=3)
-        late[0].margins(0.15)
-        _dress_pairs(late[0], theme, (d.header.high_steps, int(longer["steps"])), searched, checked)
-    return fig
+    _dress_pairs(ax, theme, (d.header.low_steps or 0, d.header.high_steps), low, high, len(high) - len(inside))
 
 
 def _dress_pairs(ax: Axes, theme: Theme, steps: tuple[int, int], x: list[float], y: list[float],

@@ -9,10 +9,8 @@ from qra_bo.records import Evaluation, Fidelity, TrialState
 from qra_bo.report.data import Confirmation, ReportData
 from qra_bo.report.text import number, signed, size
 from qra_bo.space import Allocation
-from qra_bo.study.confirm import spearman
+from qra_bo.study.confirm import LEAST_SEEDS, spearman
 
-INTERVAL_SEEDS = 5
-"""Unseen training seeds below which a difference is not called better."""
 CLOSED_GAP_ERRORS = 3
 """Standard errors that a gap must span before shares of it are quoted."""
 FAILURES = {TrialState.OOM: "out of memory", TrialState.DIVERGED: "diverged", TrialState.FAILED: "failed"}
@@ -82,11 +80,16 @@ def _confirmed(d: ReportData, c: Confirmation, where: str) -> Answer:
                       "uniform choice was not confirmed.", "", "", "open")
     interval = f"95 % interval {signed(c.low)} to {signed(c.high)}; {seeds}"
     figure = f"{signed(c.mean)} nats"
+    if c.winner_kind == "mixed" and c.high < 0 and len(c.train_seeds) < LEAST_SEEDS:
+        return Answer(
+            f"Mixed bits and ranks had {abs(c.mean):.4f} nats lower loss than the best uniform choice ({reference}) "
+            f"for {d.header.model} {where}; {LEAST_SEEDS} unseen training seeds are needed to call that better.",
+            figure, interval, "open")
     if c.winner_kind == "mixed" and c.high < 0:
         return Answer(
             f"Mixed bits and ranks fine-tune {d.header.model} better than the best uniform choice ({reference}) "
             f"{where}: {abs(c.mean):.4f} nats lower loss, {100 * -math.expm1(c.mean):.1f} % lower perplexity.",
-            figure, interval, "better" if len(c.train_seeds) >= INTERVAL_SEEDS else "open")
+            figure, interval, "better")
     if c.winner_kind == "mixed":
         return Answer(
             f"Mixed bits and ranks were chosen for {d.header.model} {where}, but whether they beat the best uniform "
@@ -163,7 +166,17 @@ def gap_closed(d: ReportData) -> str | None:
     if gap < CLOSED_GAP_ERRORS * error or gap <= 0:
         return (f"unresolved, since QLoRA and 16-bit LoRA, each trained with one seed, differ by {signed(gap)}: under "
                 f"{CLOSED_GAP_ERRORS} standard errors of their losses")
-    return f"{number(100 * (_value(qlora) - _value(best)) / gap, 0)} % (one training seed, validation split)"
+    share = 100 * (_value(qlora) - _value(best)) / gap
+    return f"{number(share, 0)} % (one training seed, validation split, not paired)"
+
+
+def average_bits(d: ReportData) -> str | None:
+    """The delivered allocation's, without and with scales and zeros; ``None`` before the run has ended."""
+    if d.winner is None or d.end is None:
+        return None
+    code, numel = d.average_bits(d.winner), sum(d.header.unit_numel)
+    metadata = 8 * int(d.end["breakdown"].get("quant_metadata", 0)) / numel
+    return f"{code:.2f} by parameters, {code + metadata:.2f} with scales and zeros"
 
 
 def low_high(d: ReportData) -> list[tuple[float, Evaluation]]:
@@ -204,19 +217,32 @@ def _confirmation_checks(d: ReportData) -> list[Check]:
         return [Check("missing", "Confirmation", "The winner was not trained again on unseen seeds, so its lead may be "
                       "luck: the best of many noisy losses is always flattered.")]
     n = len(c.train_seeds)
-    enough = n >= INTERVAL_SEEDS
+    enough = n >= LEAST_SEEDS
     text = (f"Winner and best uniform were each trained with {n} seeds that the search never used "
             f"({', '.join(map(str, c.train_seeds))}) and compared in pairs on the {c.split} split. Mean difference "
             f"{signed(c.mean)}, 95 % interval {signed(c.low)} to {signed(c.high)}.")
     out = [Check("ok" if enough else "caution", "Seeds and interval",
-                 text if enough else text + f" At least {INTERVAL_SEEDS} seeds are needed to call it better.")]
+                 text if enough else text + f" At least {LEAST_SEEDS} seeds are needed to call it better.")]
     if c.winner_kind == "uniform":
         out.append(Check("ok", "A uniform choice won", "The search did not find a mixed allocation that is better, and "
                          "says so. This is common where uniform 8 bits fits the budget, or where training is short."))
     elif not c.resolved:
         out.append(Check("caution", "Not resolved", "The interval holds 0: on this evidence the mixed allocation and "
                          "the uniform one may be equally good."))
-    return out
+    return out + _rate_checks(d, c)
+
+
+def _rate_checks(d: ReportData, c: Confirmation) -> list[Check]:
+    """Whether the difference has the same sign at other learning rates."""
+    rates = [] if d.rate_check is None else d.rate_check["rates"]
+    if not rates:
+        return []
+    same = all(r["mean"] * c.mean > 0 for r in rates)
+    told = "; ".join(f"{number(float(r['factor']), 2)} times the rate {signed(float(r['mean']))} "
+                     f"({signed(float(r['low']))} to {signed(float(r['high']))}, {len(r['train_seeds'])} seeds)"
+                     for r in rates)
+    return [Check("ok" if same else "caution", "Other learning rates",
+                  f"The same comparison at {told}. {'The sign is the same' if same else 'The sign is NOT the same'}.")]
 
 
 def _uniform_check(d: ReportData) -> Check:

@@ -138,10 +138,11 @@ def _comparison_table(rows: Sequence[story.Row], *, wide: bool) -> Table:
 
 
 def page_lines(d: ReportData) -> list[str]:
-    """Gap closed and cost, one line each."""
-    gap = story.gap_closed(d)
+    """Average bits, gap closed and cost, one line each."""
+    gap, bits = story.gap_closed(d), story.average_bits(d)
+    averages = [] if bits is None else [f"Average bits: {bits}"]
     closed = [] if gap is None else [f"Gap from QLoRA to 16-bit LoRA closed: {gap}"]
-    return [*closed, cost_line(d)]
+    return [*averages, *closed, cost_line(d)]
 
 
 def cost_line(d: ReportData) -> str:

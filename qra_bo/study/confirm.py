@@ -13,6 +13,8 @@ from qra_bo.space import Allocation
 
 LEVEL = 0.95
 """Coverage of the interval."""
+LEAST_SEEDS = 5
+"""Unseen training seeds below which a difference is not called better."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from qra_bo.records import Evaluation, Fidelity
 
 FORWARD_SHARE = 1 / 3
 """Cost of a forward-only token in training tokens."""
-UNSEARCHED_STAGES = frozenset({"reference", "confirmation", "ranking_check"})
+UNSEARCHED_STAGES = frozenset({"reference", "confirmation", "rate_check", "ranking_check"})
 """Stages that are counted in a run's cost and do not come out of what its effort may spend on the search."""
 
 

@@ -5,14 +5,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from qra_bo.errors import OracleError, OutputError, QRABOError
+from qra_bo.errors import OracleError, OutputError, QRABOError, TrainingError
 from qra_bo.memory.formats import parse_format
-from qra_bo.records import Evaluation, Fidelity
+from qra_bo.records import Evaluation, Fidelity, TrialState
 from qra_bo.searcher import Recommending, Searcher, SearchProblem, SelfChecking
 from qra_bo.space import Allocation, average_bits
 from qra_bo.study.anchors import AnchorRules, choose, fill, uniform_anchors
 from qra_bo.study.calibration import best_scale, calibration_choices
-from qra_bo.study.confirm import Confirmation, spearman
+from qra_bo.study.confirm import Confirmation, paired_interval, spearman
 from qra_bo.study.headroom import Headroom
 from qra_bo.study.journal import Journal
 from qra_bo.study.messages import ProfileResult
@@ -75,9 +75,9 @@ class Engine:
         """Run to the end, and leave the folder's journal clean however it ends.
 
         Raises:
-            UserError: If the folder, its journal, the model or the data can't be used.
+            UserError: If the folder, its journal, the model or the data can't be used, or no training gave a loss.
             RunInterrupted: On SIGINT or SIGTERM.
-            QRABOError: If every anchor failed, the worker could not be started, or a part broke its contract.
+            QRABOError: If the worker could not be started, or a part broke its contract.
         """
         folder = self.config.folder
         try:
@@ -126,6 +126,9 @@ class Engine:
         if self.config.confirm_seeds:
             with run.stage("confirmation"):
                 self._confirm(run, believed)
+        if self.config.rate_factors and self.config.confirm_seeds:
+            with run.stage("rate_check"):
+                self._check_rates(run)
         if self.config.ranking_top >= 2:
             with run.stage("ranking_check"):
                 self._check_ranking(run)
@@ -148,7 +151,7 @@ class Engine:
         """Choose the factor on the learning rate from trials on uniform choices (see ``calibration``).
 
         Raises:
-            QRABOError: If no factor gave a loss.
+            TrainingError: If no factor gave a loss.
         """
         if run.study.lr_scale is not None and not run.journal.content.damaged:
             return
@@ -164,8 +167,8 @@ class Engine:
             if all(e.ok for e in of_scale):
                 trials.append((scale, sum(map(loss_of, of_scale)) / len(chosen)))
         if len(scales) > 1 and not trials:
-            raise QRABOError("no learning rate of the calibration gave a loss on the uniform anchors; "
-                             f"{_reasons(run.study.evaluations)}")
+            raise _no_loss("no learning rate of the calibration gave a loss on the uniform anchors",
+                           run.study.evaluations)
         best, inside = best_scale(sorted(trials)) if trials else (scales[0], True)
         if not inside:
             run.warn(f"the best factor on the learning rate, {best:g}, is at the end of those tried {list(scales)}; "
@@ -178,13 +181,14 @@ class Engine:
         """Evaluate the most promising uniform choices and *uniform filled*; those that gave a loss or failed, in order.
 
         Raises:
+            TrainingError: If every one of them ran out of memory or diverged.
             QRABOError: If every one of them failed: there is nothing to compare with, and likely something broken.
         """
         first, spare = choose(anchors, limit)
         done = self._baselines(run, first)
         usable = [e for e in done if e.ok]
         if not usable:
-            raise QRABOError(f"every uniform anchor failed, so that nothing can be compared; {_reasons(done)}")
+            raise _no_loss("every uniform anchor failed, so that nothing can be compared", done)
         filled = fill(self.rules, min(usable, key=loss_of).allocation)
         if filled not in {e.allocation for e in done}:
             if limit != 1:
@@ -256,8 +260,7 @@ class Engine:
         reference = study.best_uniform
         mixed = next((p for p in points if p is not None and not study.counts_as_uniform(p)), study.best_mixed)
         if reference is None:
-            raise QRABOError(f"no uniform choice gave a loss, so that nothing can be confirmed; "
-                             f"{_reasons(study.evaluations)}")
+            raise _no_loss("no uniform choice gave a loss, so that nothing can be confirmed", study.evaluations)
         candidate = reference if mixed is None else mixed
         done = run.evaluate_all([
             Wanted(run.request(a, Fidelity.HIGH, train_seed=seed, split="test"), Fidelity.HIGH, "confirmation")
@@ -272,6 +275,32 @@ class Engine:
         seeds, ours, theirs = zip(*pairs, strict=True)
         run.record_conclusion("confirmation", Confirmation(
             candidate.allocation, reference.allocation, seeds, ours, theirs, failed).to_json())
+
+    def _check_rates(self, run: Runner) -> None:
+        """Whether the confirmation's difference holds at other learning rates than the calibrated one."""
+        confirmation, calibrated = run.study.last.get("confirmation"), run.study.lr_scale
+        if confirmation is None or calibrated is None or confirmation["candidate"] == confirmation["reference"]:
+            return
+        pair = [Allocation.from_json(confirmation[side]) for side in ("candidate", "reference")]
+        wanted = [(factor, seed) for factor in self.config.rate_factors for seed in self.config.confirm_seeds]
+        done = run.evaluate_all([
+            Wanted(run.request(a, Fidelity.HIGH, lr_scale=factor * calibrated, train_seed=seed, split="test"),
+                   Fidelity.HIGH, "rate_check") for factor, seed in wanted for a in pair])
+        found = dict(zip(wanted, zip(done[::2], done[1::2], strict=True), strict=True))
+        rates = []
+        for factor in self.config.rate_factors:
+            of_factor = [(seed, *found[factor, seed]) for seed in self.config.confirm_seeds]
+            pairs = [(seed, c.loss, r.loss) for seed, c, r in of_factor if c.loss is not None and r.loss is not None]
+            if len(pairs) < 2:
+                run.warn(f"fewer than two training seeds gave a loss for both allocations at {factor:g} times the "
+                         "calibrated learning rate")
+                continue
+            interval = paired_interval([c - r for _, c, r in pairs])
+            rates.append({"factor": factor, "train_seeds": [seed for seed, _, _ in pairs],
+                          "candidate_losses": [c for _, c, _ in pairs], "reference_losses": [r for _, _, r in pairs],
+                          "mean": interval.mean, "low": interval.low, "high": interval.high})
+        run.record_conclusion("rate_check", {"candidate": confirmation["candidate"],
+                                             "reference": confirmation["reference"], "rates": rates})
 
     def _check_ranking(self, run: Runner) -> None:
         """Whether the ranking of the best allocations holds at a longer training."""
@@ -295,7 +324,7 @@ class Engine:
         points = (run.study.point(a) for a in recommended)
         found = next((p for p in points if p is not None), run.study.incumbent)
         if winner is None or found is None:
-            raise QRABOError(f"no evaluation within the budget gave a loss; {_reasons(run.study.evaluations)}")
+            raise _no_loss("no evaluation within the budget gave a loss", run.study.evaluations)
         delivered = self._deliver(run, winner)
         if "end" not in run.study.last:
             self._fold(run)
@@ -317,18 +346,21 @@ class Engine:
             run.record("allowance", {**found, "last_id": new[-1].id})
 
     def _deliver(self, run: Runner, winner: Allocation) -> Allocation:
-        """The final fine-tune, unless the journal holds one of this winner; what it delivered."""
+        """The final fine-tune, unless the journal holds one of this winner and its files are there; what was
+        delivered."""
         by_name = {e.allocation.fingerprint: e.allocation for e in run.study.points}
         by_name[winner.fingerprint] = winner
         final = run.study.last.get("final")
-        if final is None and self.parts.finalise is not None and "end" not in run.study.last:
-            others = tuple(e.allocation for e in run.study.ranked if e.allocation != winner)
+        new = final is None and "end" not in run.study.last
+        if self.parts.finalise is not None and (new or (final is not None and not self.parts.is_kept())):
+            first = winner if final is None else by_name.get(final["delivered"], winner)
+            others = tuple(e.allocation for e in run.study.ranked if e.allocation not in (winner, first))
             with run.stage("final"):
                 lr_scale = run.study.lr_scale
                 if lr_scale is None:
                     raise OracleError("the learning rate must be calibrated before the final fine-tune")
                 delivery: Delivery = self.parts.finalise(
-                    FinalTask((winner, *others), lr_scale, self.parts.executor, run.record, run.progress))
+                    FinalTask((first, *others), lr_scale, self.parts.executor, run.record, run.progress))
                 run.record("final", {"steps": delivery.steps, "loss": delivery.loss, "loss_se": delivery.loss_se,
                                      "adapter": delivery.adapter, "winner": winner.fingerprint,
                                      "delivered": delivery.allocation.fingerprint})
@@ -340,8 +372,12 @@ class Engine:
         return by_name[final["delivered"]]
 
 
-def _reasons(evaluations: Sequence[Evaluation]) -> str:
-    """Why evaluations failed, the last three reasons."""
-    reasons = list(dict.fromkeys(f"{e.measurement.state.value}: {e.measurement.message}" for e in evaluations
-                                 if not e.ok))
-    return "; ".join(reasons[-3:])
+def _no_loss(what: str, evaluations: Sequence[Evaluation]) -> QRABOError:
+    """The error of a run that can't go on without a loss: the user's to mend where trainings diverged or memory ran
+    out, else a bug. It tells the last three reasons."""
+    failed = [e.measurement for e in evaluations if not e.ok]
+    reasons = "; ".join(list(dict.fromkeys(f"{m.state.value}: {m.message}" for m in failed))[-3:])
+    if any(m.state is TrialState.FAILED for m in failed):
+        return QRABOError(f"{what}; {reasons}")
+    return TrainingError(f"{what}; {reasons}. Lower adapter.lr where trainings diverge; where memory ran out, lower "
+                         "train.batch or the budget, or use a larger device")

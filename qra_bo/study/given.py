@@ -11,15 +11,18 @@ from qra_bo.study.messages import ProfileResult
 
 
 class GivenProfileExecutor(Executor):
-    """Answers ``profile`` with what it was given, at no cost; all else is the inner executor's.
+    """Answers ``profile`` with what it was given, at the cost of what a search needs beside it alone; all else is the
+    inner executor's.
 
     Args:
         inner: Runs the oracle.
         profile: Of the units and formats of the search.
+        forward_tokens: That go forward before the first evaluation all the same: the codes' choice, and what all
+            adapters start from.
     """
 
-    def __init__(self, inner: Executor, profile: SensitivityProfile) -> None:
-        self._inner, self._profile = inner, profile
+    def __init__(self, inner: Executor, profile: SensitivityProfile, forward_tokens: int = 0) -> None:
+        self._inner, self._profile, self._forward_tokens = inner, profile, forward_tokens
 
     @property
     def workers(self) -> int:
@@ -29,7 +32,7 @@ class GivenProfileExecutor(Executor):
         return self._inner.describe()
 
     def profile(self, progress: Progress) -> ProfileResult:
-        return ProfileResult(self._profile, 0, 0, 0.0)
+        return ProfileResult(self._profile, 0, self._forward_tokens, 0.0)
 
     def submit(self, request: EvaluationRequest) -> None:
         self._inner.submit(request)

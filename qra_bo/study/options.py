@@ -53,6 +53,7 @@ class EngineConfig:
         nearest_references: The same with the codes of the formats' libraries, where the search's are others.
         ranking_top: Best allocations whose ranking is checked at a longer training; fewer than 2 to skip it.
         ranking_factor: How many times longer.
+        rate_factors: Factors on the calibrated learning rate at which the confirmation is repeated.
         max_hours: End the search after this long, or ``None``.
         allowance: Of the device's allocator, measured on it, with which bytes are predicted; ``None``: assumed.
         max_average_bits: Limit on code bits averaged over parameters beside the budget, or ``None``.
@@ -93,6 +94,7 @@ class EngineConfig:
     nearest_references: tuple[Allocation, ...] = ()
     ranking_top: int = 0
     ranking_factor: int = 4
+    rate_factors: tuple[float, ...] = ()
     max_hours: float | None = None
     allowance: Mapping[str, Any] | None = None
     max_average_bits: float | None = None
@@ -120,6 +122,10 @@ class EngineConfig:
                             f"{self.train_seed} and {list(self.confirm_seeds)}")
         if self.anchors is not None and self.anchors < 1:
             problems.append(f"effort.anchors must be at least 1, or null for all, got {self.anchors}")
+        if self.rate_factors and (min(self.rate_factors) <= 0 or 1.0 in self.rate_factors
+                                  or len(set(self.rate_factors)) < len(self.rate_factors)):
+            problems.append("effort.rate_factors must be distinct positive factors other than 1, e.g. [0.5,2], "
+                            f"got {list(self.rate_factors)}")
         if self.max_hours is not None and not self.max_hours > 0:
             problems.append(f"max_hours must be positive or null, got {self.max_hours}")
         if problems:
@@ -188,6 +194,7 @@ class Parts:
         make_problem: The search problem, once the profile is there.
         make_searcher: A searcher for the problem, told how many high-fidelity equivalents the run was started with.
         finalise: Final fine-tune and export, or ``None`` to end with the search.
+        is_kept: Whether what it wrote is still there: if not, it is done again.
         fold: Folds measured peaks of evaluations into what is known of the device, and says what that came to, if to
             anything; or ``None``.
         progress: ``(what, done, total)`` for people.
@@ -201,6 +208,7 @@ class Parts:
     make_problem: Callable[[SensitivityProfile], SearchProblem]
     make_searcher: Callable[[SearchProblem, float], Searcher]
     finalise: Callable[[FinalTask], Delivery] | None = None
+    is_kept: Callable[[], bool] = lambda: True
     fold: Callable[[Sequence[Evaluation]], Mapping[str, Any] | None] | None = None
     progress: Progress = lambda what, done, total: None
     listeners: Sequence[Callable[[Mapping[str, Any]], None]] = ()

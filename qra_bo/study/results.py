@@ -9,7 +9,7 @@ import numpy as np
 from qra_bo.errors import JournalError, OutputError
 from qra_bo.files import write_json
 from qra_bo.records import SCHEMA_VERSION, Evaluation, rounding_of
-from qra_bo.space import Allocation
+from qra_bo.space import Allocation, average_bits
 from qra_bo.study.journal import JOURNAL_NAME, read_journal, session_seconds
 from qra_bo.study.study import Study, is_uniform
 
@@ -61,14 +61,24 @@ def build_best(study: Study) -> dict[str, Any]:
         raise JournalError(f"the journal holds no high-fidelity evaluation of the winner {winner.fingerprint}")
     return {"schema_version": SCHEMA_VERSION, "model": header["model"], "granularity": header["granularity"],
             "units": header["units"], "bits": list(point.bits), "ranks": list(winner.ranks),
+            **_averages(study, point, end),
             "formats": [dict(formats[f]) for f in winner.formats], "alpha_over_rank": header["alpha_over_rank"],
             "init": header["init"], "codes": rounding_of(header["config"]), "oracle": header["oracle"],
             "method": header["method"], "effort": _effort(study),
             "winner_kind": "uniform" if study.counts_as_uniform(point) else "mixed",
             "learning_rate": study.last["calibration"]["lr"],
             **_loss(study, point), "versus_best_uniform": _versus(study, winner),
+            "versus_best_uniform_at_rates": _at_rates(study, winner),
             "memory": _memory(study, winner, end), "baselines": [_baseline(study, e) for e in study.baselines],
             "cost": _cost(study, end), "provenance": _provenance(study)}
+
+
+def _averages(study: Study, point: Evaluation, end: Mapping[str, Any]) -> dict[str, float]:
+    """Code bits of a parameter, those of its scales and zeros, and the mean rank of a unit."""
+    numel = np.array(study.header["unit_numel"])
+    return {"average_bits": average_bits(point.bits, numel),
+            "metadata_bits": 8 * int(end["breakdown"].get("quant_metadata", 0)) / int(numel.sum()),
+            "average_rank": sum(point.allocation.ranks) / len(point.allocation)}
 
 
 def _effort(study: Study) -> str:
@@ -101,6 +111,15 @@ def _versus(study: Study, winner: Allocation) -> dict[str, Any] | None:
     return None
 
 
+def _at_rates(study: Study, winner: Allocation) -> list[dict[str, Any]]:
+    """The winner's paired differences at other learning rates, where the run checked them."""
+    check = study.last.get("rate_check")
+    if check is None or Allocation.from_json(check["candidate"]) != winner:
+        return []
+    return [{**{k: r[k] for k in ("factor", "mean", "low", "high")}, "train_seeds": len(r["train_seeds"])}
+            for r in check["rates"]]
+
+
 def _memory(study: Study, winner: Allocation, end: Mapping[str, Any]) -> dict[str, Any]:
     """Predicted and, where something measured it, measured bytes of the winner."""
     measured = [m["measured_bytes"] for m in study.measured if Allocation.from_json(m["allocation"]) == winner]
@@ -118,7 +137,7 @@ def _baseline(study: Study, e: Evaluation) -> dict[str, Any]:
     return {"name": baseline_name(study, e), "bits": e.bits[0],
             "ranks": ranks[0] if is_uniform(e.allocation) else list(ranks), "format": e.allocation.formats[0],
             "codes": e.request.codes, "loss": e.loss, "predicted_bytes": e.predicted_bytes,
-            "feasible": e.predicted_bytes <= study.budget_bytes and e.stage != "reference"}
+            "feasible": e.predicted_bytes <= study.budget_bytes, "reference": e.stage == "reference"}
 
 
 def baseline_name(study: Study, e: Evaluation) -> str:

@@ -22,7 +22,8 @@ from qra_bo.study.provenance import changes, collect
 from qra_bo.study.status import StatusFile
 from qra_bo.study.study import Study
 
-ENGINE_STAGES = frozenset({"calibration", "baseline", "reference", "confirmation", "ranking_check"})
+ENGINE_STAGES = frozenset({"calibration", "baseline", "reference", "confirmation", "rate_check",
+                           "ranking_check"})
 """Stages of evaluations that the engine asks for by itself; all others are a searcher's."""
 
 

@@ -10,7 +10,7 @@ from qra_bo.records import Evaluation, Fidelity, TrialState
 from qra_bo.space import Allocation
 from qra_bo.study.cost import UNSEARCHED_STAGES, Cost, cost_of
 
-CONCLUSIONS = ("surrogate_check", "confirmation", "ranking_check", "final", "end")
+CONCLUSIONS = ("surrogate_check", "confirmation", "rate_check", "ranking_check", "final", "end")
 """Events that another evaluation of the search makes outdated: a run that was extended concludes again."""
 
 
@@ -22,8 +22,9 @@ def is_uniform(allocation: Allocation) -> bool:
 class Study:
     """What the events of a journal add up to; ``add`` folds in one more.
 
-    ``cost`` counts everything: profile, calibration, anchors, search, failures, references, confirmation and ranking
-    check. ``search_cost`` is what counts against the effort: the same up to the end of the search, less the references.
+    ``cost`` counts everything: profile, calibration, anchors, search, failures, references, confirmation and the
+    checks after it. ``search_cost`` is what counts against the effort: the same up to the end of the search, less the
+    references.
 
     Args:
         events: Events in journal order; the first is the header.

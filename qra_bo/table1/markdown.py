@@ -4,14 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from qra_bo.report.text import DASH, MINUS, number, signed, size
-from qra_bo.study.confirm import LEVEL
+from qra_bo.study.confirm import LEAST_SEEDS, LEVEL
 from qra_bo.table1.cells import OWN
 from qra_bo.table1.results import ours_among
 
 HEAD = ("method", "test loss", "SE", "seeds", "bits", "+ metadata", "rank", "predicted", "measured", "search steps",
         "steps", "gap closed", f"ours {MINUS} row", "acc.", "reported acc.")
-LEAST_SEEDS = 5
-"""Training seeds from which on a difference may be called better or worse."""
 Row = Mapping[str, Any]
 
 
@@ -90,7 +88,7 @@ def versus_text(r: Row) -> str:
     if v is None:
         return DASH
     text = f"{signed(v['mean'])} [{signed(v['low'])}, {signed(v['high'])}]"
-    return f"**{text}**" if v["verdict"] != "undecided" and v["train_seeds"] >= LEAST_SEEDS else text
+    return f"**{text}**" if v["verdict"] != "undecided" else text
 
 
 def summary(table: Mapping[str, Any]) -> list[str]:
@@ -103,8 +101,7 @@ def summary(table: Mapping[str, Any]) -> list[str]:
             continue
         ours = next(r for r in rows if r["method"] == mine)
         others = [r for r in rows if r["ours_minus_row"] is not None]
-        better = [r for r in others if r["ours_minus_row"]["verdict"] == "better"
-                  and r["ours_minus_row"]["train_seeds"] >= LEAST_SEEDS]
+        better = [r for r in others if r["ours_minus_row"]["verdict"] == "better"]
         title = ours["title"][0].lower() + ours["title"][1:]
         lines.append(f"{limit['name']}: {title} {number(ours['mean'])}, gap closed {gap_text(ours)}; "
                      f"better than {len(better)} of {len(others)} other rows within it")

@@ -203,11 +203,21 @@ class Session:
         if not e.tasks or self.config.oracle.name != "finetune":
             return []
         key = f"{recipe.key}-{self.steps}-lr{lr_scale:g}-t{train_seed}-{list(e.tasks)}-{e.limit}"
-        event = self.once("scores", key, lambda: self.call("answer_tasks", {
+        event = self.once("scores", key, lambda: self._asked(recipe, lr_scale, train_seed))
+        return list(event["scores"])
+
+    def _asked(self, recipe: Recipe, lr_scale: float, train_seed: int) -> dict[str, Any]:
+        """Answers to the tasks; where they ended early another session asks again."""
+        e = self.config.eval
+        found = dict(self.call("answer_tasks", {
             "allocation": recipe.allocation.to_json(), "init": recipe.init, "initial_rank": recipe.initial_rank,
             "steps": self.steps, "train_seed": train_seed, "lr_scale": lr_scale, "tasks": list(e.tasks),
             "batch": e.batch, "limit": e.limit}, gptq_tokens=recipe.gptq_tokens))
-        return list(event["scores"])
+        if found.get("state", TrialState.OK.value) == TrialState.OK.value:
+            return found
+        self.warn(f"the tasks of {recipe.key} were not all answered ({found['state']}: {found.get('message', '')}): "
+                  "the row has no accuracy until the same command asks again")
+        return {**found, "state": TrialState.FAILED.value, "scores": []}
 
     def _evaluated(self, recipe: Recipe, lr_scale: float, train_seed: int, split: str) -> dict[str, Any]:
         if recipe.initial_rank is not None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from qra_bo.study.confirm import LEVEL, paired_interval
+from qra_bo.study.confirm import LEAST_SEEDS, LEVEL, paired_interval
 
 Losses = Mapping[int, float]
 """Test loss by training seed."""
@@ -69,7 +69,9 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """``"better"``, ``"worse"`` or ``"undecided"``."""
+        """``"better"``, ``"worse"`` or ``"undecided"``, as it is with too few seeds."""
+        if self.train_seeds < LEAST_SEEDS:
+            return "undecided"
         return "better" if self.high < 0 else "worse" if self.low > 0 else "undecided"
 
     def to_json(self) -> dict[str, Any]:

@@ -2,7 +2,10 @@
 
 import importlib
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING
+
+from qra_bo.errors import DeviceError, ModelError, UserError
 
 if TYPE_CHECKING:
     from qra_bo.config import RunConfig
@@ -19,11 +22,24 @@ TASKS: Mapping[str, str] = {
 """Module of every task; each has ``run(config) -> exit status``."""
 
 
+NEEDS_A_MODEL = frozenset({"search", "profile", "evaluate", "table1"})
+"""Tasks of which at least the memory plan can be had where there are no weights, or not the device or the RAM."""
+
+
 def run_task(config: "RunConfig") -> int:
     """Do what ``config.task`` says; returns the exit status.
 
     Raises:
-        UserError: If the user's input or environment can't work.
+        UserError: If the user's input or environment can't work; with no weights, or not the device or the RAM that it
+            takes, the memory plan has been printed.
     """
-    status: int = importlib.import_module(TASKS[config.task]).run(config)
+    try:
+        status: int = importlib.import_module(TASKS[config.task]).run(config)
+    except (DeviceError, ModelError):
+        if config.task in NEEDS_A_MODEL:
+            from qra_bo.tasks.memory import plan_lines
+
+            with suppress(UserError):  # without even the model's shapes there is no plan; the first error says why
+                print("\n".join(plan_lines(config)))
+        raise
     return status

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from qra_bo.build import BytesPredictor
 from qra_bo.config import RunConfig
-from qra_bo.errors import ConfigError, OutputError, SpaceError
+from qra_bo.errors import ConfigError, OutputError, SpaceError, TrainingError
 from qra_bo.files import strict_json, write_json, writing
 from qra_bo.memory.budget import format_for, format_size, parse_budget
 from qra_bo.memory.formats import parse_format
@@ -25,19 +25,18 @@ from qra_bo.study.provenance import collect
 
 EVALUATION_NAME = "evaluation.json"
 SCORES_NAME = "scores.json"
-FAILED = 1
 LARGEST_LR = 10.0
 """Beyond this a file does not mean a learning rate of adapters."""
 
 
 def run(config: RunConfig) -> int:
-    """Evaluate on the validation and the test split; returns 0, or 1 where the training gave no loss.
+    """Evaluate on the validation and the test split; returns 0.
 
     The learning rate is ``adapter.lr``, or the calibrated one of a ``best.json``. With ``eval.tasks`` the model of the
     finished run in ``out`` is asked these instead, and nothing is trained.
 
     Raises:
-        UserError: If the input or the environment can't work.
+        UserError: If the input or the environment can't work, or the training gave no loss.
     """
     from qra_bo.run import live_view, make_setting, oracle_session, task_folder
 
@@ -67,7 +66,12 @@ def run(config: RunConfig) -> int:
         raise OutputError(f"{folder / EVALUATION_NAME} can't be written ({error.strerror})") from error
     print_evaluation(result, Console(soft_wrap=True))
     print(f"Files: {folder / EVALUATION_NAME}")
-    return 0 if result["validation"]["loss"] is not None and result["test"]["loss"] is not None else FAILED
+    failed = next((result[split] for split in ("validation", "test") if result[split]["loss"] is None), None)
+    if failed is not None:
+        raise TrainingError(f"the training gave no loss ({failed['state']}: {failed['message']}); "
+                            f"{folder / EVALUATION_NAME} says so too. Lower adapter.lr where it diverged, train.batch "
+                            "where memory ran out")
+    return 0
 
 
 def ask(config: RunConfig, folder: Path) -> int:

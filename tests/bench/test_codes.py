@@ -11,9 +11,9 @@ from qra_bo.errors import ConfigError
 
 def test_codes_are_compared_with_the_nearest_on_the_same_seeds() -> None:
     rows = codes.compared([
-        {"task": "t", "codes": "nearest", "test_losses": {1: 3.0, 2: 3.1, 3: 3.2}},
-        {"task": "t", "codes": "gptq", "test_losses": {1: 2.9, 2: 3.0, 3: 3.11}}])
-    assert rows[1]["difference"] == pytest.approx(-0.29 / 3)
+        {"task": "t", "codes": "nearest", "test_losses": {1: 3.0, 2: 3.1, 3: 3.2, 4: 3.0, 5: 3.1}},
+        {"task": "t", "codes": "gptq", "test_losses": {1: 2.9, 2: 3.0, 3: 3.11, 4: 2.9, 5: 3.0}}])
+    assert rows[1]["difference"] == pytest.approx(-0.49 / 5)
     assert rows[1]["verdict"] == "better"
     assert "difference" not in rows[0]
     target, = codes.targets_of(rows)

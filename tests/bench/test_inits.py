@@ -10,13 +10,13 @@ from bench import inits
 
 
 def test_a_start_is_compared_with_the_plain_one_of_its_allocation() -> None:
-    rows = [{"choice": "a", "init": "kaiming", "test_losses": {1: 3.0, 2: 3.1, 3: 3.2}},
-            {"choice": "a", "init": "eva", "test_losses": {1: 2.9, 2: 3.0, 3: 3.11}},
-            {"choice": "b", "init": "kaiming", "test_losses": {1: 4.0, 2: 4.0, 3: 4.0}},
-            {"choice": "b", "init": "eva", "test_losses": {1: 4.1, 2: 3.9, 3: 4.0}},
+    rows = [{"choice": "a", "init": "kaiming", "test_losses": {1: 3.0, 2: 3.1, 3: 3.2, 4: 3.0, 5: 3.1}},
+            {"choice": "a", "init": "eva", "test_losses": {1: 2.9, 2: 3.0, 3: 3.11, 4: 2.9, 5: 3.0}},
+            {"choice": "b", "init": "kaiming", "test_losses": {1: 4.0, 2: 4.0, 3: 4.0, 4: 4.0, 5: 4.0}},
+            {"choice": "b", "init": "eva", "test_losses": {1: 4.1, 2: 3.9, 3: 4.0, 4: 4.1, 5: 3.9}},
             {"choice": "a", "init": "pissa", "test_losses": {1: 2.0}}]
     table = inits.against_plain(rows)
-    assert table[1]["mean"] == pytest.approx(-0.29 / 3)
+    assert table[1]["mean"] == pytest.approx(-0.49 / 5)
     assert [r.get("verdict") for r in table] == [None, "better", None, "undecided", None]
     targets = {t.what.split("init=")[1].split()[0]: t for t in inits.targets_of(table)}
     assert (targets["eva"].value, targets["eva"].met) == (1.0, False)

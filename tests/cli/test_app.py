@@ -136,7 +136,7 @@ def test_a_folder_of_ones_own_groups(seen: list[RunConfig], elsewhere: Path) -> 
     mine = elsewhere / "mine" / "effort"
     mine.mkdir(parents=True)
     (mine / "tiniest.yaml").write_text("name: tiniest\nhigh_equivalents: 2\nanchors: 1\ncalibration_anchors: 1\n"
-                                       "references: false\nranking_top: 0\n")
+                                       "references: false\nranking_top: 0\nrate_factors: []\n")
     assert app.main([f"--config-dir={elsewhere / 'mine'}", "model=tiny", "effort=tiniest"]) == 0
     assert seen[0].effort.high_equivalents == 2
 

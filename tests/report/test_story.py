@@ -1,6 +1,7 @@
 """What is said of results: never more than the evidence holds."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -177,3 +178,25 @@ def test_uniform_choices_had_their_chance_or_are_missing():
     assert "uniform-4bit-r4" in check.text
     [none] = [c for c in story.checks(parse_events(make_events()[:4])) if c.title == "Uniform choices"]
     assert none.status == "missing"
+
+
+def test_other_learning_rates_keep_the_sign_or_not():
+    def told(mean):
+        check = {"rates": [{"factor": .5, "mean": mean, "low": mean - .01, "high": mean + .01,
+                            "train_seeds": [1, 2, 3, 4, 5]}]}
+        d = replace(parse_events(make_events()), rate_check=check)
+        return [c for c in story.checks(d) if c.title == "Other learning rates"]
+
+    mean = parse_events(make_events()).confirmation.mean
+    [same], [other] = told(mean), told(-mean)
+    assert (same.status, other.status) == ("ok", "caution")
+    assert "0.50 times the rate" in same.text
+    assert not [c for c in story.checks(parse_events(make_events())) if c.title == "Other learning rates"]
+
+
+def test_better_takes_five_seeds():
+    d = parse_events(make_events())
+    few = replace(d.confirmation, winner_kind="mixed", train_seeds=d.confirmation.train_seeds[:4], high=-.001)
+    said = story.answer(replace(d, confirmation=few, end=None))
+    assert "better than" not in said.sentence
+    assert said.tone == "open"

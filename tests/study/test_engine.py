@@ -11,6 +11,7 @@ from qra_bo.errors import ConfigError, JournalError, QRABOError
 from qra_bo.records import Evaluation, Fidelity, Proposal, TrialState
 from qra_bo.searcher import SearchProblem
 from qra_bo.space import Allocation, uniform
+from qra_bo.study.confirm import paired_interval
 from qra_bo.study.engine import Engine, RunOutcome
 from qra_bo.study.executor import InProcessExecutor, OracleSpec
 from qra_bo.study.journal import checksum, read_journal
@@ -82,6 +83,7 @@ def test_best_json_has_the_fields_of_the_contract(whole: tuple[Path, RunOutcome]
     assert "uniform-4bit-r4" in {b["name"] for b in best["baselines"]}
     assert best["baselines"][-2] == {"name": "uniform-16bit-r16", "bits": 16, "ranks": 16, "format": "fp16",
                                      "codes": None, "loss": pytest.approx(3.965, abs=.001), "feasible": False,
+                                     "reference": True,
                                      "predicted_bytes": predict_bytes(uniform(4, "fp16", 16))}
     assert best["fidelity"] == "proxy"  # no model was trained
     assert best["memory"]["measured_bytes"] == 1
@@ -361,6 +363,49 @@ def test_the_next_best_is_delivered_with_status_3(tmp_path: Path) -> None:
     assert outcome.winner == outcome.study.ranked[1].allocation
     assert outcome.best["ranks"] == list(outcome.winner.ranks)
     assert run(tmp_path, {"finalise": second}).exit_status == 3
+
+
+def test_the_final_fine_tune_is_done_again_where_its_files_are_gone(tmp_path: Path) -> None:
+    made: list[FinalTask] = []
+
+    def counted(task: FinalTask) -> Delivery:
+        made.append(task)
+        return deliver(task)
+
+    first = run(tmp_path, {"finalise": counted})
+    assert run(tmp_path, {"finalise": counted}).best == first.best
+    assert len(made) == 1
+    again = run(tmp_path, {"finalise": counted, "is_kept": lambda: False})
+    assert len(made) == 2
+    assert made[1].ranked == made[0].ranked
+    assert again.best == first.best
+
+
+def test_the_comparison_is_repeated_at_other_learning_rates(whole: tuple[Path, RunOutcome], tmp_path: Path) -> None:
+    outcome = run(tmp_path, rate_factors=(0.5, 2.0))
+    check = outcome.study.last["rate_check"]
+    done = [e for e in outcome.study.evaluations if e.stage == "rate_check"]
+    assert len(done) == 2 * 2 * 3  # factors, allocations, seeds
+    assert {e.request.lr_scale for e in done} == {1.0, 4.0}
+    assert {e.request.split for e in done} == {"test"}
+    assert {e.request.train_seed for e in done} == {21, 22, 23}
+    assert [rate["factor"] for rate in check["rates"]] == [0.5, 2.0]
+    for rate in check["rates"]:
+        wanted = paired_interval([c - r for c, r in zip(rate["candidate_losses"], rate["reference_losses"],
+                                                        strict=True)])
+        assert (rate["mean"], rate["low"], rate["high"]) == (wanted.mean, wanted.low, wanted.high)
+    mixed = outcome.best["winner_kind"] == "mixed"
+    assert outcome.best["versus_best_uniform_at_rates"] == [
+        {**{k: rate[k] for k in ("factor", "mean", "low", "high")}, "train_seeds": 3}
+        for rate in check["rates"] if mixed]
+    assert outcome.study.search_cost == whole[1].study.search_cost
+    assert outcome.winner == whole[1].winner
+    raw = (tmp_path / "trials.jsonl").read_bytes()
+    run(tmp_path, rate_factors=(0.5, 2.0))
+    assert (tmp_path / "trials.jsonl").read_bytes() == raw
+    assert whole[1].best["versus_best_uniform_at_rates"] == []
+    with pytest.raises(ConfigError, match="rate_factors must be distinct positive factors other than 1"):
+        make_config(tmp_path, rate_factors=(1.0,))
 
 
 def test_without_confirmation_the_search_loss_is_reported(tmp_path: Path) -> None:

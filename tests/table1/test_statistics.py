@@ -65,4 +65,8 @@ def test_differences_are_paired_and_signed() -> None:
     level = difference({0: 1.0, 1: 2.0}, {0: 1.1, 1: 1.9, 5: 0.0})
     assert level is not None
     assert (level.verdict, level.train_seeds) == ("undecided", 2)
+    few = difference({0: 1.0, 1: 2.0, 2: 3.0, 3: 4.0}, {0: 1.5, 1: 2.5, 2: 3.5, 3: 4.51})
+    assert few is not None
+    assert few.high < 0
+    assert few.verdict == "undecided"  # "better" takes five seeds
     assert difference({0: 1.0}, {0: 1.0}) is None

@@ -9,8 +9,12 @@ import pytest
 from qra_bo.cli.app import main
 from qra_bo.config import load_config
 from qra_bo.errors import ProfileError
+from qra_bo.executors import tokens_before
 from qra_bo.run import make_setting
 from qra_bo.sensitivity.io import load_profile, save_profile
+from qra_bo.study.executor import InProcessExecutor
+from qra_bo.study.given import GivenProfileExecutor
+from tests.study.oracles import PlantedOracle
 
 SETTINGS = ["+model=tiny", "data=tiny", "oracle=synthetic", "display=none"]
 
@@ -27,6 +31,16 @@ def make_profile(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
     assert main([*SETTINGS, "task=profile", f"out={tmp_path / 'p'}"]) == 0
     capsys.readouterr()
     return tmp_path / "p" / "profile.json"
+
+
+@pytest.mark.parametrize("task", ["search", "profile", "evaluate", "table1"])
+def test_without_weights_there_is_the_memory_plan_and_status_2(task: str, tmp_path: Path,
+                                                               capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([f"task={task}", "+model=llama2_70b", "display=none", "allocation=uniform:4,4",
+                 f"out={tmp_path / 'r'}", "device=cpu"]) == 2
+    out, err = capsys.readouterr()
+    assert "Where the bytes go" in out
+    assert "on a CPU needs about" in err
 
 
 def test_a_profile_is_printed_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -46,6 +60,17 @@ def test_a_given_profile_is_used_and_named_with_its_checksum(profile: Path) -> N
     assert found.formats == ("hqq2", "nf4")
     assert found.damage.tolist() == load_profile(profile).damage[:, [0, 2]].tolist()
     assert "profile.json, sha256 " in found.source
+
+
+def test_codes_and_starts_are_paid_for_where_the_profile_is_given() -> None:
+    common = ["+model=tiny", "data=tiny", "train.length=32", "quantizer.tokens=1000", "data.calibration=3"]
+    wanted = {(): 31 * 32, ("quantizer.rounding=nearest",): 0, ("adapter.init=eva",): 31 * 32 + 3 * 32,
+              ("oracle=synthetic",): 0}
+    assert {changes: tokens_before(load_config([*common, *changes])) for changes in wanted} == wanted
+    inner = InProcessExecutor(PlantedOracle())
+    known = inner.profile(lambda *_: None).profile
+    given = GivenProfileExecutor(inner, known, 96).profile(lambda *_: None)
+    assert (given.profile, given.training_tokens, given.forward_tokens) == (known, 0, 96)
 
 
 def test_a_search_uses_it_at_no_cost(tmp_path: Path, profile: Path) -> None:
