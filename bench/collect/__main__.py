@@ -189,7 +189,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--hours", type=float, help="begin none after so long")
     parser.add_argument("--seed", type=int, default=0, help="another seed plans other allocations")
     parser.add_argument("--device", default="cpu", help="cpu | cuda | auto")
-    parser.add_argument("--finds", type=Path, help="evaluate the allocations of this file into finds.csv instead")
+    parser.add_argument("--finds", type=Path, help="evaluate the allocations of this file into finds.csv instead, "
+                        "without early looks")
     parser.add_argument("--runs", type=Path, nargs="*", default=[], help="folders of runs to take evaluations from")
     parser.add_argument("--summary", action="store_true", help="only say what the tables of bench/data hold")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the summary, collect.json")
@@ -205,8 +206,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         prepare_worker_environment()
         with Interrupts(), RunLock(folder), tempfile.TemporaryDirectory(prefix="qra_bo-") as scratch:
+            looks = list(RECORD_AT) if options.finds is None else []  # of finds the end alone is compared
             spec = OracleSpec("bench.collect.worker:make_oracle",
-                              {"config": config.to_dict(), "out": scratch, "record_at": list(RECORD_AT)})
+                              {"config": config.to_dict(), "out": scratch, "record_at": looks})
             executor = LocalExecutor([spec], limits(config))
             try:
                 session(options, config, folder, executor)
