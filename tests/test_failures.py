@@ -1,12 +1,13 @@
 """What exceptions say of memory and devices; a worker whose device is lost ends, so that another one takes over."""
 
+from multiprocessing import Pipe
 from typing import Any
 
 import pytest
 import torch
 
 from qra_bo.failures import is_device_lost, is_out_of_memory
-from qra_bo.oracle.protocol import StopRequested
+from qra_bo.oracle.protocol import TRAINING, StopRequested
 from qra_bo.records import EvaluationRequest
 from qra_bo.space import uniform
 from qra_bo.study import worker
@@ -52,3 +53,15 @@ def test_a_worker_whose_device_is_lost_ends(monkeypatch: pytest.MonkeyPatch, cap
         worker.serve(Broken(), {"op": "evaluate", "request": request}, Quiet())
     assert ended.value.code == worker.DEVICE_LOST
     assert "its GPU context is lost: CUDA error: an illegal memory access was encountered" in caplog.text
+
+
+def test_only_steps_say_how_far_an_evaluation_got() -> None:
+    here, there = Pipe()
+    reporter = worker._Reporter(there)
+    reporter("choose codes", 500, 1000)
+    assert reporter.done == 0
+    reporter(TRAINING, 3, 8)
+    reporter("evaluate", 70, 100)
+    assert reporter.done == 3
+    here.close()
+    there.close()

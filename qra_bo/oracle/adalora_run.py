@@ -14,7 +14,7 @@ from qra_bo.oracle.data.batches import batches
 from qra_bo.oracle.measure import unit_choice
 from qra_bo.oracle.memory_probe import MemoryProbe
 from qra_bo.oracle.optimizer import UnitwiseAdamW
-from qra_bo.oracle.protocol import Progress
+from qra_bo.oracle.protocol import TRAINING, Progress
 from qra_bo.oracle.training import DivergedError, held_out, train_steps, unit_groups
 from qra_bo.records import TrialState
 
@@ -97,7 +97,7 @@ def _train(oracle: "FinetuneOracle", task: AdaLoraTask, progress: Progress, resu
         with probe.watch(step) as mark:
             result["training_tokens"] += train_steps(oracle.model, optimizer, data.train.input_ids, data.train.labels,
                                                      order, step, step + 1, task.steps, settings, oracle.device, mark)
-        progress("train", step + 1, task.steps)
+        progress(TRAINING, step + 1, task.steps)
     ranks = realise(oracle.model, allocator.kept)
     blocks, limit = (data.test, oracle.settings.test_blocks) if task.split == "test" else \
         (data.validation, oracle.settings.eval_blocks)

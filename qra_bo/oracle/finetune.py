@@ -27,7 +27,7 @@ from qra_bo.oracle.memory_probe import MemoryProbe, begin_load
 from qra_bo.oracle.optimizer import UnitwiseAdamW
 from qra_bo.oracle.probe import PROBE, save_probe
 from qra_bo.oracle.profile_cache import ProfileCache
-from qra_bo.oracle.protocol import Progress, StopRequested
+from qra_bo.oracle.protocol import TRAINING, Progress, StopRequested
 from qra_bo.oracle.training import DivergedError, HeldOut, TrainSettings, held_out, train_steps, unit_groups
 from qra_bo.records import EvaluationRequest, Measurement, TrialState, peaks_to_json
 from qra_bo.sensitivity.profile import SensitivityProfile
@@ -325,7 +325,7 @@ class FinetuneOracle:
                                                   done + 1, request.schedule_steps, settings, self.device, mark)
                 done = spent.done = done + 1
                 try:
-                    progress("train", done, request.steps)
+                    progress(TRAINING, done, request.steps)
                 except StopRequested:
                     self._save(name, request, optimizer, spent, curve)
                     raise

@@ -8,6 +8,8 @@ from qra_bo.sensitivity.profile import SensitivityProfile
 
 Progress = Callable[[str, int, int], None]
 """``(what, done, total)``: called now and then so that a person sees something move."""
+TRAINING = "train"
+"""``what`` of optimiser steps: they alone say how far an evaluation got."""
 
 
 def quiet(what: str, done: int, total: int) -> None:
@@ -37,7 +39,8 @@ class Oracle(Protocol):
         ...
 
     def evaluate(self, request: EvaluationRequest, progress: Progress) -> Measurement:
-        """Train and evaluate one allocation. OOM and divergence are results, not exceptions."""
+        """Train and evaluate one allocation, telling ``progress`` of every step as ``TRAINING``. OOM and divergence are
+        results, not exceptions."""
         ...
 
     def close(self) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from qra_bo.errors import OracleError
 from qra_bo.memory.formats import parse_format
 from qra_bo.oracle.landscape import FLOOR, TASK_HALF_RANK, TOTAL_TASK, Landscape, Optimum, phi
-from qra_bo.oracle.protocol import Progress
+from qra_bo.oracle.protocol import TRAINING, Progress
 from qra_bo.oracle.simulated import StepsDone, named_normal
 from qra_bo.records import EvaluationRequest, Measurement, TrialState
 from qra_bo.sensitivity.profile import FloatArray, SensitivityProfile
@@ -115,7 +115,7 @@ class SyntheticOracle:
         offset = self._split_offset(request)
         shown = [s for s in self._record_at if s < steps]
         losses = [(s, curve(s)) for s in shown] + [(steps, curve(steps) + offset)]
-        progress("train", steps, steps)
+        progress(TRAINING, steps, steps)
         looks = sum(s > first for s in shown) + 1
         return Measurement(TrialState.OK, losses[-1][1], 2.0 * self._noise, tuple(losses), steps - first,
                            (steps - first) * self._tokens_per_step, looks * self._eval_tokens, None,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qra_bo.errors import DeviceError, MissingExtraError, OracleError, WorkerError
-from qra_bo.oracle.protocol import Oracle, Progress, StopRequested, quiet
+from qra_bo.oracle.protocol import TRAINING, Oracle, Progress, StopRequested, quiet
 from qra_bo.records import EvaluationRequest, Measurement
 from qra_bo.study.executor import Executor, OracleSpec
 from qra_bo.study.jobs import Job, Jobs
@@ -68,6 +68,7 @@ class RayWorker:
         self._oracle: Oracle | None = None
         self._stop = threading.Event()
         self._said: tuple[int, str, int, int] = (0, "", 0, 0)
+        self._steps = 0
 
     def serve(self, request: str) -> str:
         """Kind and body of the answer to one request; ``"stopped"`` where ``stop`` was called meanwhile."""
@@ -76,7 +77,7 @@ class RayWorker:
                 self._oracle = resolve(self._target)(**json.loads(self._kwargs))
         except Exception as error:
             return json.dumps({"kind": "unbuilt", "body": error_body(error)})
-        self._said = (self._said[0] + 1, "", 0, 0)
+        self._said, self._steps = (self._said[0] + 1, "", 0, 0), 0
         try:
             kind, body = serve(self._oracle, json.loads(request), self)
         except StopRequested:
@@ -88,10 +89,12 @@ class RayWorker:
         if self._stop.is_set():
             raise StopRequested
         self._said = (self._said[0] + 1, what, done, total)
+        if what == TRAINING:
+            self._steps = done
 
     @property
     def done(self) -> int:
-        return self._said[2]
+        return self._steps
 
     def heard(self) -> tuple[int, str, int, int]:
         """A number that grows with all progress, and the last that was made; 0 while the oracle is being built."""
@@ -273,7 +276,7 @@ class RayExecutor(Executor):
             slot.heard = slot.actor.heard.options(concurrency_group=TALK).remote()
         elif self._ray.wait([slot.heard], timeout=0)[0]:
             try:
-                said, what, slot.done, total = self._ray.get(slot.heard)
+                said, what, done, total = self._ray.get(slot.heard)
             except self._ray.exceptions.RayError:
                 return None  # it is gone, which its answer will say
             slot.heard = None
@@ -281,8 +284,10 @@ class RayExecutor(Executor):
                 slot.at = slot.begun = now
             elif said != slot.said:
                 slot.said, slot.at = said, now
+                if what == TRAINING:
+                    slot.done = done
                 if what:
-                    progress(what, slot.done, total)
+                    progress(what, done, total)
         elif slot.said == 0:
             slot.at = slot.begun = now
         silence = self._limits.silence

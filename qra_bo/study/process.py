@@ -12,7 +12,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from qra_bo.oracle.protocol import Progress
+from qra_bo.oracle.protocol import TRAINING, Progress
 from qra_bo.study.executor import OracleSpec
 from qra_bo.study.limits import Limits, overdue, silent
 from qra_bo.study.messages import error_from_json
@@ -105,8 +105,10 @@ class Worker:
         if kind == "progress":
             if self._overdue(self._heard):
                 raise self._lose(overdue(self._allowed), hung=True)
-            self.done = int(body["done"])
-            progress(str(body["what"]), self.done, int(body["total"]))
+            what, done = str(body["what"]), int(body["done"])
+            if what == TRAINING:
+                self.done = done
+            progress(what, done, int(body["total"]))
             return None
         if kind == "ready":
             self._send()

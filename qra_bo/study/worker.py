@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from qra_bo.errors import ConfigError
 from qra_bo.failures import is_device_lost
-from qra_bo.oracle.protocol import Oracle, StopRequested
+from qra_bo.oracle.protocol import TRAINING, Oracle, StopRequested
 from qra_bo.study.messages import (
     error_to_json,
     failure_of,
@@ -142,7 +142,8 @@ class _Reporter:
         self.done = 0
 
     def __call__(self, what: str, done: int, total: int) -> None:
-        self.done = done
+        if what == TRAINING:
+            self.done = done
         if self._connection.poll():  # while work goes on the driver says nothing but that it is to end, or dies
             raise StopRequested
         now = time.monotonic()

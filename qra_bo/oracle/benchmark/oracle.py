@@ -12,7 +12,7 @@ import numpy as np
 from qra_bo.errors import ConfigError, OracleError
 from qra_bo.oracle.benchmark.emulator import Emulator
 from qra_bo.oracle.benchmark.table import PROFILE_BATCH, ROWS, Table, folder_of, load_table
-from qra_bo.oracle.protocol import Progress
+from qra_bo.oracle.protocol import TRAINING, Progress
 from qra_bo.oracle.simulated import StepsDone, named_normal
 from qra_bo.records import EvaluationRequest, Measurement, TrialState
 from qra_bo.sensitivity.profile import FloatArray, SensitivityProfile
@@ -85,7 +85,7 @@ class BenchmarkOracle:
                       for step, loss in zip(steps, losses, strict=True) if step <= request.steps)
         name = f"{request.allocation.fingerprint}-{request.schedule_steps}-t{request.train_seed}-lr{request.lr_scale:g}"
         first = self._done.start(name, request.steps)
-        progress("train", request.steps, request.steps)
+        progress(TRAINING, request.steps, request.steps)
         per_step = int(facts.trainer["batch"]) * facts.length
         return Measurement(TrialState.OK, curve[-1][1], None, curve, request.steps - first,
                            (request.steps - first) * per_step, facts.eval_tokens, None,
