@@ -10,6 +10,7 @@ from qra_bo.report.data import Confirmation, ReportData
 from qra_bo.report.text import number, signed, size
 from qra_bo.space import Allocation
 from qra_bo.study.confirm import LEAST_SEEDS, spearman
+from qra_bo.study.results import metadata_bits
 
 CLOSED_GAP_ERRORS = 3
 """Standard errors that a gap must span before shares of it are quoted."""
@@ -174,8 +175,8 @@ def average_bits(d: ReportData) -> str | None:
     """The delivered allocation's, without and with scales and zeros; ``None`` before the run has ended."""
     if d.winner is None or d.end is None:
         return None
-    code, numel = d.average_bits(d.winner), sum(d.header.unit_numel)
-    metadata = 8 * int(d.end["breakdown"].get("quant_metadata", 0)) / numel
+    code = d.average_bits(d.winner)
+    metadata = metadata_bits(d.end, d.header.unit_numel)
     return f"{code:.2f} by parameters, {code + metadata:.2f} with scales and zeros"
 
 

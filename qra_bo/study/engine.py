@@ -262,10 +262,7 @@ class Engine:
         if reference is None:
             raise _no_loss("no uniform choice gave a loss, so that nothing can be confirmed", study.evaluations)
         candidate = reference if mixed is None else mixed
-        done = run.evaluate_all([
-            Wanted(run.request(a, Fidelity.HIGH, train_seed=seed, split="test"), Fidelity.HIGH, "confirmation")
-            for seed in self.config.confirm_seeds for a in (candidate.allocation, reference.allocation)])
-        both = list(zip(self.config.confirm_seeds, done[::2], done[1::2], strict=True))
+        both = self._unseen(run, candidate.allocation, reference.allocation, "confirmation")
         failed = any(r.ok and not c.ok for _, c, r in both)
         pairs = [(seed, c.loss, r.loss) for seed, c, r in both if c.loss is not None and r.loss is not None]
         if len(pairs) < 2:
@@ -276,21 +273,24 @@ class Engine:
         run.record_conclusion("confirmation", Confirmation(
             candidate.allocation, reference.allocation, seeds, ours, theirs, failed).to_json())
 
+    def _unseen(self, run: Runner, candidate: Allocation, reference: Allocation, stage: str,
+                lr_scale: float | None = None) -> list[tuple[int, Evaluation, Evaluation]]:
+        """Both allocations on every unseen training seed and the test split: the seed, and either's evaluation."""
+        done = run.evaluate_all([
+            Wanted(run.request(a, Fidelity.HIGH, lr_scale=lr_scale, train_seed=seed, split="test"), Fidelity.HIGH,
+                   stage) for seed in self.config.confirm_seeds for a in (candidate, reference)])
+        return list(zip(self.config.confirm_seeds, done[::2], done[1::2], strict=True))
+
     def _check_rates(self, run: Runner) -> None:
         """Whether the confirmation's difference holds at other learning rates than the calibrated one."""
         confirmation, calibrated = run.study.last.get("confirmation"), run.study.lr_scale
         if confirmation is None or calibrated is None or confirmation["candidate"] == confirmation["reference"]:
             return
-        pair = [Allocation.from_json(confirmation[side]) for side in ("candidate", "reference")]
-        wanted = [(factor, seed) for factor in self.config.rate_factors for seed in self.config.confirm_seeds]
-        done = run.evaluate_all([
-            Wanted(run.request(a, Fidelity.HIGH, lr_scale=factor * calibrated, train_seed=seed, split="test"),
-                   Fidelity.HIGH, "rate_check") for factor, seed in wanted for a in pair])
-        found = dict(zip(wanted, zip(done[::2], done[1::2], strict=True), strict=True))
+        candidate, reference = (Allocation.from_json(confirmation[side]) for side in ("candidate", "reference"))
         rates = []
         for factor in self.config.rate_factors:
-            of_factor = [(seed, *found[factor, seed]) for seed in self.config.confirm_seeds]
-            pairs = [(seed, c.loss, r.loss) for seed, c, r in of_factor if c.loss is not None and r.loss is not None]
+            both = self._unseen(run, candidate, reference, "rate_check", factor * calibrated)
+            pairs = [(seed, c.loss, r.loss) for seed, c, r in both if c.loss is not None and r.loss is not None]
             if len(pairs) < 2:
                 run.warn(f"fewer than two training seeds gave a loss for both allocations at {factor:g} times the "
                          "calibrated learning rate")

@@ -1,6 +1,6 @@
 """``best.json``: the answer of a run, made from its journal alone."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +77,13 @@ def _averages(study: Study, point: Evaluation, end: Mapping[str, Any]) -> dict[s
     """Code bits of a parameter, those of its scales and zeros, and the mean rank of a unit."""
     numel = np.array(study.header["unit_numel"])
     return {"average_bits": average_bits(point.bits, numel),
-            "metadata_bits": 8 * int(end["breakdown"].get("quant_metadata", 0)) / int(numel.sum()),
+            "metadata_bits": metadata_bits(end, study.header["unit_numel"]),
             "average_rank": sum(point.allocation.ranks) / len(point.allocation)}
+
+
+def metadata_bits(end: Mapping[str, Any], unit_numel: Sequence[int]) -> float:
+    """Bits a parameter that scales and zeros of the delivered allocation take."""
+    return 8 * int(end["breakdown"].get("quant_metadata", 0)) / sum(unit_numel)
 
 
 def _effort(study: Study) -> str:
