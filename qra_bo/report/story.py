@@ -98,7 +98,9 @@ def _confirmed(d: ReportData, c: Confirmation, where: str) -> Answer:
     if c.candidate == c.reference:
         return Answer(f"A uniform choice wins for {d.header.model} {where}: {reference}. The search found no mixed "
                       "allocation that is better at its own training seed.", "", "", "equal")
-    verdict = "failed" if c.candidate_failed else "was worse" if c.low > 0 else "was not better beyond doubt"
+    enough = len(c.train_seeds) >= LEAST_SEEDS
+    verdict = "failed" if c.candidate_failed else "was not better beyond doubt" if c.low <= 0 else \
+        "was worse" if enough else "had a higher loss"
     return Answer(f"A uniform choice wins for {d.header.model} {where}: {reference}. The best mixed allocation "
                   f"found {verdict} on unseen training seeds.", figure, interval, "equal")
 

@@ -30,9 +30,9 @@ Bits = Callable[[int], tuple[tuple[str, ...], float]]
 
 def rank_choices(session: Session, limit: Limit) -> list[int]:
     """Ranks that are tried where the method has no opinion: the largest of at most 16 that NF4 would fit with, its
-    half, and so on."""
-    top = largest_fitting_rank(session, limit, FOUR_BIT, RANK) or 1
-    ranks = [top // 2**i for i in range(session.config.table1.rank_choices)]
+    half, and so on; 1, its double, and so on where NF4 fits with none."""
+    top = largest_fitting_rank(session, limit, FOUR_BIT, RANK)
+    ranks = [top // 2**i if top else min(2**i, RANK) for i in range(session.config.table1.rank_choices)]
     return list(dict.fromkeys(r for r in ranks if r >= 1))
 
 

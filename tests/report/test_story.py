@@ -16,8 +16,8 @@ from tests.report.fixtures import make_events
 RUN = Path("runs/a")
 
 
-def with_confirmation(**changes):
-    events = make_events()
+def with_confirmation(wins=True, **changes):
+    events = make_events(wins=wins)
     return parse_events([{**e, **changes} if e["event"] == "confirmation" else e for e in events])
 
 
@@ -36,6 +36,13 @@ def test_a_uniform_winner_is_named_so():
     assert a.sentence.startswith("A uniform choice wins")
     assert a.tone == "equal"
     assert story.comparison(d)[0].role == "winner = best uniform"
+
+
+def test_worse_is_said_only_over_enough_seeds():
+    lost = {"low": .05, "high": .15, "mean": .1}
+    assert "was worse" in story.answer(with_confirmation(wins=False, **lost)).sentence
+    few = {"train_seeds": [1, 2], "candidate_losses": [4.1, 4.1], "reference_losses": [4, 4], "differences": [.1] * 2}
+    assert "had a higher loss" in story.answer(with_confirmation(wins=False, **lost, **few)).sentence
 
 
 def test_a_next_best_that_was_delivered_does_not_borrow_the_winner_s_confirmation():
