@@ -72,9 +72,30 @@ def base_formats(session: Session) -> list[str]:
     return [FOUR_BIT, *below]
 
 
-def base_note(fmt: str) -> str:
-    """What a reader should know of a base that is not NF4."""
-    return "" if fmt == FOUR_BIT else f"on {fmt}, as NF4 does not fit"
+def on_most_bits(session: Session, limit: Limit, make: Callable[[str], Found]) -> Found:
+    """What ``make`` finds on NF4 everywhere, or on the most bits below it that are within ``limit``.
+
+    Args:
+        session: The table.
+        limit: Within which.
+        make: From the base's format to a configuration; raises ``BudgetError`` if it has none.
+
+    Raises:
+        BudgetError: If there is none on any base; with what the lowest lacks.
+    """
+    problem = ""
+    for fmt in base_formats(session):
+        if limit.max_average_bits is not None and parse_format(fmt).bits > limit.max_average_bits:
+            problem = f"{fmt} has more bits than {limit.name} admits"
+            continue
+        try:
+            found = make(fmt)
+        except BudgetError as error:
+            problem = str(error)
+            continue
+        other = "" if fmt == FOUR_BIT else f"on {fmt}, as NF4 does not fit"
+        return replace(found, note=", ".join(filter(None, (found.note, other))))
+    raise BudgetError(problem)
 
 
 @dataclass(frozen=True)
@@ -83,12 +104,13 @@ class LoftQ(WithinABudget):
     from what quantisation lost."""
 
     def find(self, session: Session, limit: Limit) -> Found:
-        for fmt in base_formats(session):
+        def on(fmt: str) -> Found:
             rank = largest_fitting_rank(session, limit, fmt, RANK)
-            if rank:
-                recipe = Recipe(uniform(session.space.n_units, fmt, rank), "loftq")
-                return Found(recipe, 0.0, base_note(fmt))
-        raise BudgetError(f"{' or '.join(base_formats(session))} with rank 1 is not within {limit.name}")
+            if not rank:
+                raise BudgetError(f"{fmt} with rank 1 is not within {limit.name}")
+            return Found(Recipe(uniform(session.space.n_units, fmt, rank), "loftq"), 0.0)
+
+        return on_most_bits(session, limit, on)
 
 
 @dataclass(frozen=True)
@@ -195,20 +217,13 @@ class AdaLoRA(WithinABudget):
 
     def find(self, session: Session, limit: Limit) -> Found:
         setting, n = session.setting_of(limit), session.space.n_units
-        problem = ""
-        for fmt in base_formats(session):
-            if limit.max_average_bits is not None and parse_format(fmt).bits > limit.max_average_bits:
-                problem = f"{fmt} has more bits than {limit.name} admits"
-                continue
-            try:
-                initial, target = fit_adalora(setting.memory, setting.space, (fmt,) * n, session.budget_bytes(limit),
-                                              RANK)
-            except BudgetError as error:
-                problem = str(error)
-                continue
-            notes = (f"initial rank {initial}, target {target}", base_note(fmt))
-            return Found(Recipe(uniform(n, fmt, target), "adalora", initial), 0.0, ", ".join(filter(None, notes)))
-        raise BudgetError(problem)
+
+        def on(fmt: str) -> Found:
+            initial, target = fit_adalora(setting.memory, setting.space, (fmt,) * n, session.budget_bytes(limit), RANK)
+            return Found(Recipe(uniform(n, fmt, target), "adalora", initial), 0.0,
+                         f"initial rank {initial}, target {target}")
+
+        return on_most_bits(session, limit, on)
 
 
 @dataclass(frozen=True)
