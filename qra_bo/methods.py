@@ -184,7 +184,8 @@ class TwoStages:
             key = (e.allocation.fingerprint, e.fidelity)
             if key in self._awaited:
                 self._awaited.remove(key)
-                self._left -= e.measurement.new_steps
+                charged_in_full = not e.ok and e.measurement.training_tokens > 0  # it can't say how far it got
+                self._left -= e.measurement.new_steps or (self._steps[e.fidelity] if charged_in_full else 0)
         self._first.tell(evaluations)
         self._second.tell([e for e in evaluations if e.fidelity is Fidelity.HIGH])
 

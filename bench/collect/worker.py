@@ -32,6 +32,11 @@ class TableOracle:
         return {**described, "train_blocks": len(self._inner.data.train),
                 "calibration_blocks": len(self._inner.data.calibration)}
 
+    @property
+    def profile_cost(self) -> Mapping[str, Any]:
+        """What the profile cost, in tokens."""
+        return self._inner.profile_cost
+
     def profile(self, progress: Progress) -> SensitivityProfile:
         return self._inner.profile(progress)
 

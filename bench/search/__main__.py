@@ -22,7 +22,7 @@ from bench.search.methods import ABLATIONS, COMPARED, EVERYTHING, LEARNED_FROM, 
 from bench.search.play import Arena, arenas, play
 from bench.search.plots import plot_arenas
 from bench.search.quality import quality_rows
-from bench.search.summary import search_rows, targets_of
+from bench.search.summary import paired_rows, search_rows, targets_of
 from qra_bo.errors import MissingExtraError, UserError
 from qra_bo.oracle.benchmark.emulator import FAMILIES
 from qra_bo.oracle.benchmark.table import ROWS, load_table
@@ -99,7 +99,9 @@ def summarise(options: argparse.Namespace) -> None:
     files = [*write_finds(finds, options.out / "search"), *plot_arenas(rows, options.out / "search")]
     real = [row for arena in tables.values()
             for row in real_rows(arena.oracle.table, DATA / arena.oracle.table.facts.task, finds)]
-    kept = [*({"what": "search", **row} for row in rows), *real, *({"what": "surrogate", **row} for row in quality)]
+    kept = [*({"what": "search", **row} for row in rows),
+            *({"what": "against ours", **row} for row in paired_rows(rows)), *real,
+            *({"what": "surrogate", **row} for row in quality)]
     publish("search", [*targets, finds_target(real)], kept,
             ["task", "emulator", "budget", "method", "seeds", "regret", "low", "high", "cost_to_best_peer",
              "cpu_seconds", "measured", "best_difference", "surrogate", "evaluations", "spearman", "coverage_90"],

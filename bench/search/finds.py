@@ -57,7 +57,7 @@ def real_rows(table: Table, folder: Path, finds: Sequence[Find]) -> list[dict[st
     losses = {row.allocation: row.loss for row in _own(table, known)}
     rows = []
     for budget in table.facts.budgets:
-        uniform = [row.loss for row in _own(table) if is_uniform(row.allocation) and row.loss is not None
+        uniform = [row.loss for row in _own(table, known) if is_uniform(row.allocation) and row.loss is not None
                    and row.bytes[budget.scope] <= budget.bytes]
         here = [f for f in finds if (f["task"], f["budget"]) == (table.facts.task, budget.text)]
         for method in dict.fromkeys(f["method"] for f in here):

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,16 @@ from bench.search.methods import Entry
 from qra_bo.oracle.benchmark.oracle import BenchmarkOracle, load_oracle
 from qra_bo.oracle.benchmark.table import ReferenceBudget
 from qra_bo.oracle.protocol import quiet
-from qra_bo.records import Evaluation, EvaluationRequest, Fidelity, Proposal
+from qra_bo.records import Evaluation, EvaluationRequest, Fidelity, Proposal, TrialState
 from qra_bo.searcher import Recommending, SearchProblem
 from qra_bo.space import Allocation, SearchSpace
 from qra_bo.study.anchors import AnchorRules, fill, uniform_anchors
 from qra_bo.study.cost import FORWARD_SHARE, cost_of
 from qra_bo.study.options import training_seeds
 from qra_bo.study.study import is_uniform
+
+FREE_REFUSALS = 40
+"""Refusals of an emulator that a search need not pay for: where its table ends says nothing of a method."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,7 @@ class Game:
 
     def __init__(self, arena: Arena, seed: int) -> None:
         self.arena, self.seed = arena, seed
+        arena.oracle.begin()
         self.train_seed, _ = training_seeds(seed, 0)
         cost = arena.oracle.profile_cost
         self.spent = cost["training_tokens"] + FORWARD_SHARE * cost["forward_tokens"]
@@ -96,22 +100,27 @@ class Game:
         self.best_uniform = np.inf
         self.evaluations: list[Evaluation] = []
         self._bits = {f.name: f.bits for f in arena.problem.space.formats}
-        self._done: dict[tuple[str, Fidelity], int] = {}
+        self.refused = 0
 
     def evaluate(self, proposal: Proposal) -> Evaluation:
-        """Evaluate, count and note. A promotion pays its further steps alone; a refused allocation pays in full."""
+        """Evaluate, count and note. A promotion pays its further steps alone; allocations that the emulator refuses
+        pay nothing at first, and then in full."""
         arena, high = self.arena, proposal.fidelity is Fidelity.HIGH
         steps = arena.problem.high_steps if high else arena.problem.low_steps or arena.problem.high_steps
         request = EvaluationRequest(proposal.allocation, steps, arena.problem.high_steps, self.train_seed,
                                     lr_scale=arena.oracle.emulator.rate)
         measured = arena.oracle.evaluate(request, quiet)
+        if measured.state is not TrialState.OK:
+            self.refused += 1
+            if self.refused > FREE_REFUSALS:
+                full = round(arena.equivalent * steps / arena.problem.high_steps)
+                measured = replace(measured, training_tokens=full)
         told = EvaluationRequest(proposal.allocation, steps, arena.problem.high_steps, self.train_seed)
         evaluation = Evaluation(len(self.evaluations), proposal.allocation,
                                 tuple(self._bits[f] for f in proposal.allocation.formats), proposal.stage,
                                 proposal.fidelity, told, self.seed, measured,
                                 arena.rules.predict_bytes(proposal.allocation))
-        tokens = cost_of(evaluation).tokens
-        self.spent += tokens if evaluation.ok else arena.equivalent * steps / arena.problem.high_steps
+        self.spent += cost_of(evaluation).tokens
         self.evaluations.append(evaluation)
         if high and measured.loss is not None and arena.rules.fits(proposal.allocation):
             if self.best is None or measured.loss < self.best[0]:
@@ -151,7 +160,9 @@ def play(arena: Arena, entry: Entry, seed: int, equivalents: float) -> dict[str,
     """
     game = Game(arena, seed)
     searcher = make_player(entry.method, arena.problem.with_seed(seed), entry.options, equivalents)
-    searcher.tell(game.anchors())
+    anchors = game.anchors()
+    after_anchors = game.spent / arena.equivalent
+    searcher.tell(on_ladders(arena.problem.space, anchors) if entry.kind in ("peer", "published") else anchors)
     seconds = 0.0
     while game.spent < equivalents * arena.equivalent:
         start = time.process_time()
@@ -168,9 +179,24 @@ def play(arena: Arena, entry: Entry, seed: int, equivalents: float) -> dict[str,
     return {"arena": arena.name, "task": arena.oracle.table.facts.task, "emulator": arena.oracle.emulator.family,
             "budget": arena.budget.text, "method": entry.name, "kind": entry.kind, "settings": entry.settings_sha256,
             "note": entry.note, "seed": seed, "equivalents": equivalents, "best_uniform": game.best_uniform,
+            "after_anchors": round(after_anchors, 4),
             "trace": [[round(cost, 4), loss] for cost, loss in game.trace], "finds": finds(game),
-            "refused": sum(not e.ok for e in game.evaluations), "cpu_seconds": round(seconds, 3),
+            "refused": game.refused, "cpu_seconds": round(seconds, 3),
             "rows_sha256": arena.oracle.describe()["data_sha256"]}
+
+
+def on_ladders(space: SearchSpace, evaluations: Sequence[Evaluation]) -> list[Evaluation]:
+    """Anchors for methods that know ranks on the ladder alone: each at the next rank below, of those alike the first,
+    or the one that was on the ladder."""
+    ranks = np.array(space.ranks.values)
+    found: dict[Allocation, Evaluation] = {}
+    for e in evaluations:
+        below = tuple(int(ranks[max(0, np.searchsorted(ranks, r, side="right") - 1)]) for r in e.allocation.ranks)
+        allocation = Allocation(e.allocation.formats, below)
+        told = replace(e, allocation=allocation, request=replace(e.request, allocation=allocation))
+        if e.allocation == allocation or allocation not in found:
+            found[allocation] = told
+    return list(found.values())
 
 
 def finds(game: Game, n: int = 5) -> list[dict[str, Any]]:

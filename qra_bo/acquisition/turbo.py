@@ -1,6 +1,5 @@
 """Stage 2 of the published method: Bayesian optimisation in a trust region (Eqs. 8-13)."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
@@ -63,7 +62,6 @@ class TrustRegionBO:
         self._rng = problem.rng("trust_region")
         self._importance = unit_importance(problem.profile)
         self._seen = Observations(problem)
-        self._best = math.inf
 
     @property
     def region(self) -> TrustRegion:
@@ -84,24 +82,28 @@ class TrustRegionBO:
         return proposals
 
     def tell(self, evaluations: Sequence[Evaluation]) -> None:
-        for evaluation in self._seen.tell(evaluations):
-            loss = evaluation.loss
-            improved = loss is not None and loss < self._best
-            if improved and loss is not None:
-                self._best = loss
-            if evaluation.stage == "trust_region":
-                self._region = self._region.update(improved)
+        proposed = [e for e in self._seen.tell(evaluations) if e.stage == "trust_region"]
+        if not proposed:
+            return
+        rows, losses = self._known()
+        best = rows[int(np.argmax(self._objective(rows, losses)))].tolist() if len(rows) else None
+        for evaluation in proposed:
+            row = self._problem.space.encode(evaluation.allocation).tolist()
+            self._region = self._region.update(evaluation.loss is not None and row == best)
 
     def _next_row(self) -> IntArray | None:
+        known, losses = self._known()
+        if len(known) + len(self._seen.pending) < self._n_initial or len(np.unique(losses)) < 2:
+            return self._random_row()
+        return self._best_neighbour(known, self._objective(known, losses))
+
+    def _known(self) -> tuple[IntArray, FloatArray]:
+        """Rows on the ladders that fit (``n x 2 L``) and their losses (``n``)."""
         rows, losses, _ = self._seen.arrays()
         whole = (rows == np.floor(rows)).all(axis=1)
         fits = np.zeros(len(rows), dtype=bool)
         fits[whole] = self._problem.costs.feasible(rows[whole].astype(np.int64), self._problem.budget_bytes)
-        known: IntArray = rows[fits].astype(np.int64)
-        losses = losses[fits]
-        if len(known) + len(self._seen.pending) < self._n_initial or len(np.unique(losses)) < 2:
-            return self._random_row()
-        return self._best_neighbour(known, self._objective(known, losses))
+        return rows[fits].astype(np.int64), losses[fits]
 
     def _objective(self, rows: IntArray, losses: FloatArray) -> FloatArray:
         """What is maximised, ``n``."""

@@ -24,20 +24,21 @@ def proposals_left(config: RunConfig) -> float:
     return max(2.0, config.effort.high_equivalents - calibration_and_anchors(config) - 1.0)
 
 
-def first_stage_share(config: RunConfig) -> float:
-    """The share of the whole effort that is the first stage's share of the proposals."""
-    return min(1.0, FIRST_STAGE * proposals_left(config) / config.effort.high_equivalents)
-
-
 def scaled_autoqra(config: RunConfig) -> Mapping[str, Any]:
     """The published population, generations and promotions, all shrunk alike to what the first stage may spend."""
     low = 1.0 if config.fidelity.low is None else config.fidelity.low / config.fidelity.high
+    return shrunk_autoqra(proposals_left(config), config.effort.high_equivalents, low)
+
+
+def shrunk_autoqra(proposals: float, equivalents: float, low: float) -> Mapping[str, Any]:
+    """The published numbers for a search that may spend ``proposals`` of its ``equivalents`` on proposals, with a low
+    fidelity of the share ``low`` of the high one's steps."""
     generation = POPULATION * low + PROMOTIONS * (1 - low)
-    shrink = (FIRST_STAGE * proposals_left(config) / (GENERATIONS * generation)) ** 0.5
+    shrink = (FIRST_STAGE * proposals / (GENERATIONS * generation)) ** 0.5
     return {"evolution": {"population": max(4, round(POPULATION * shrink)),
                           "generations": max(2, round(GENERATIONS * shrink)),
                           "promote": max(1, round(PROMOTIONS * shrink))},
-            "evolution_share": first_stage_share(config)}
+            "evolution_share": min(1.0, FIRST_STAGE * proposals / equivalents)}
 
 
 def scaled_qr_adaptor(config: RunConfig) -> Mapping[str, Any]:
@@ -45,7 +46,7 @@ def scaled_qr_adaptor(config: RunConfig) -> Mapping[str, Any]:
     first = FIRST_STAGE * proposals_left(config)
     population = max(4, round(first**0.5))
     return {"evolution": {"population": population, "generations": max(1, round(first / population))},
-            "evolution_share": first_stage_share(config)}
+            "evolution_share": min(1.0, first / config.effort.high_equivalents)}
 
 
 def published_changes(config: RunConfig) -> dict[str, Any]:

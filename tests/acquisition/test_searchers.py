@@ -90,6 +90,23 @@ def test_trust_region_grows_and_shrinks_with_what_is_told() -> None:
     assert searcher.region.radius == start
 
 
+def test_the_published_region_succeeds_where_its_utility_rises_though_the_loss_does_not_fall() -> None:
+    landscape = small(0, noise=0.0)
+    space = landscape.problem.space
+    low, middle, high = (evaluate(landscape, Proposal(uniform(8, fmt, rank), Fidelity.HIGH, stage), number)
+                         for number, (fmt, rank, stage) in enumerate((
+                             ("hqq3", 1, "baseline"), ("nf4", 1, "trust_region"), ("nf4", 4, "baseline"))))
+    assert landscape.problem.fits(high.allocation)
+    assert space.contains(middle.allocation)
+    told = [dataclasses.replace(e, measurement=dataclasses.replace(e.measurement, loss=loss))
+            for e, loss in ((low, 5.0), (high, 4.0), (middle, 4.01))]
+    for variant, radius in (("published", 4), ("loss", 2)):
+        searcher = TrustRegionBO(landscape.problem, variant=variant, radius=2, largest_radius=4)
+        searcher.tell(told[:2])
+        searcher.tell(told[2:])
+        assert searcher.region.radius == radius
+
+
 def test_first_proposals_differ_in_their_exchange_rate() -> None:
     landscape = make_landscape(0, n_units=12, adapter_bytes=2, anchor=(4, 16))
     proposals = StructuredSearch(landscape.problem).ask(4)

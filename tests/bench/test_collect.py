@@ -23,6 +23,7 @@ from qra_bo.oracle.data.batches import batches
 from qra_bo.records import Evaluation, EvaluationRequest, Fidelity, Measurement, TrialState
 from qra_bo.space import Allocation, uniform
 from qra_bo.study.journal import Journal
+from qra_bo.study.messages import run_profile
 from tests.bench.tables import make_collection, make_plan, make_setting
 
 
@@ -130,6 +131,9 @@ def test_the_worker_records_the_curve_and_names_no_file(tmp_path: Path) -> None:
     units = len(make_space(config, make_spec(config)).units)
     measured = oracle.evaluate(EvaluationRequest(uniform(units, "nf4", 2), 4, 4, 0), lambda *_: None)
     assert [step for step, _ in measured.curve] == [1, 3, 4]
+    profile = run_profile(oracle, lambda *_: None)
+    assert profile.training_tokens > 0
+    assert profile.forward_tokens > profile.training_tokens
     oracle.close()
 
 

@@ -15,10 +15,19 @@ from bench.peers.registry import PEERS
 from bench.search.__main__ import key, load_runs
 from bench.search.finds import chosen, finds_target, published_finds, real_rows, with_finds, write_finds
 from bench.search.methods import COMPARED, EVERYTHING, OURS, Entry
-from bench.search.play import Arena, Game, make_arena, play
+from bench.search.play import FREE_REFUSALS, Arena, Game, make_arena, on_ladders, play
 from bench.search.plots import plot_arenas
 from bench.search.quality import left_one_out, of_gp, of_network, of_ours, quality_rows
-from bench.search.summary import arena_rows, best_found, interval, regrets, search_rows, targets_of
+from bench.search.summary import (
+    arena_rows,
+    best_found,
+    for_good,
+    interval,
+    paired_rows,
+    regrets,
+    search_rows,
+    targets_of,
+)
 from qra_bo.acquisition.features import build_components
 from qra_bo.errors import ConfigError, DataError
 from qra_bo.methods import METHODS
@@ -67,10 +76,33 @@ def test_cost_counts_profile_promotions_and_refusals(arena: Arena) -> None:
     assert game.spent - start == pytest.approx(12 * per_step + facts.eval_tokens / 3)
     arena.oracle.emulator._ranks = (1, 4)
     start = game.spent
-    refused = game.evaluate(Proposal(uniform(4, "hqq2", 8), Fidelity.HIGH, "global"))
+    refused = [game.evaluate(Proposal(uniform(4, "hqq2", 8), Fidelity.HIGH, "global")) for _ in range(FREE_REFUSALS)]
+    assert not any(e.ok for e in refused)
+    assert game.spent == start
+    game.evaluate(Proposal(uniform(4, "hqq2", 8), Fidelity.HIGH, "global"))
     arena.oracle.emulator._ranks = (1, 8)
-    assert not refused.ok
-    assert game.spent - start == pytest.approx(arena.equivalent)
+    assert game.spent - start == pytest.approx(arena.equivalent, abs=1)
+    assert game.refused == FREE_REFUSALS + 1
+
+
+def test_another_search_finds_nothing_done(arena: Arena) -> None:
+    allocation = uniform(4, "nf4", 2)
+    Game(arena, 0).evaluate(Proposal(allocation, Fidelity.LOW, "global"))
+    again = Game(arena, 0)
+    start = again.spent
+    again.evaluate(Proposal(allocation, Fidelity.HIGH, "global"))
+    assert again.spent - start == pytest.approx(arena.equivalent)
+
+
+def test_anchors_off_the_ladder_are_told_at_the_rank_below(arena: Arena) -> None:
+    space = arena.problem.space
+    assert space.ranks.values == (1, 2, 4, 8)
+    game = Game(arena, 0)
+    told = [game.evaluate(Proposal(uniform(4, "nf4", r), Fidelity.HIGH, "baseline")) for r in (3, 2, 7)]
+    seen = on_ladders(space, told)
+    assert [e.allocation.ranks[0] for e in seen] == [2, 4]
+    assert [e.loss for e in seen] == [told[1].loss, told[2].loss]
+    assert all(space.contains(e.request.allocation) for e in seen)
 
 
 def made(method: str, kind: str, seed: int, losses: list[float], **more: Any) -> dict[str, Any]:
@@ -78,12 +110,14 @@ def made(method: str, kind: str, seed: int, losses: list[float], **more: Any) ->
     return {"arena": "a", "task": "plays", "emulator": "boosted", "budget": "uniform:4,4", "method": method,
             "kind": kind, "settings": "s", "note": "", "seed": seed, "equivalents": float(len(losses)),
             "best_uniform": 4.1, "trace": [[float(i + 1), loss] for i, loss in enumerate(losses)],
-            "finds": [], "refused": 0, "cpu_seconds": 1.0, "rows_sha256": "r", **more}
+            "after_anchors": 1.0, "finds": [], "refused": 0, "cpu_seconds": 1.0, "rows_sha256": "r", **more}
 
 
 def test_regret_in_closed_form() -> None:
     run = made("x", "peer", 0, [4.1, 4.05, 4.02])
-    np.testing.assert_allclose(regrets(run, 4.0, 4.1, np.array([0.5, 1.0, 2.4, 9.0])), [1.0, 1.0, 0.5, 0.2])
+    np.testing.assert_allclose(regrets(run, 4.0, 4.1, np.array([1.0, 2.4, 9.0])), [1.0, 0.5, 0.2])
+    with pytest.raises(ValueError, match="the first incumbent is there after"):
+        regrets(run, 4.0, 4.1, np.array([0.5]))
     assert best_found([run, made("y", "peer", 0, [4.3], finds=[{"true_loss": 4.01}])]) == 4.01
 
 
@@ -106,8 +140,26 @@ def test_rows_and_targets_say_who_wins() -> None:
     expected = [("plays", "boosted", "uniform:4,4")]
     assert [(t.value, t.met) for t in targets_of(rows, expected)] == [
         (0.0, True), (pytest.approx(1 / 3), True), (1.0, True)]
+    assert for_good({"costs": [1.0, 2.0, 3.0, 4.0], "curve": [0.1, 0.9, 0.4, 0.3]}, 0.5) == 3.0
+    assert for_good({"costs": [1.0, 2.0], "curve": [0.1, 0.9]}, 0.5) is None
+    anchors = targets_of(arena_rows(many([4.1, 4.05, 4.0], [4.1, 4.1, 4.1])), expected)[1]
+    assert (anchors.value, anchors.met) == (None, False)
+    assert "ends where the anchors are" in anchors.why
     slow = search_rows(many([4.1, 4.1, 4.1, 4.1, 4.08, 4.04], [4.1, 4.1, 4.1, 4.1, 4.1, 4.05]))
     assert [t.met for t in targets_of(slow, expected)] == [True, False, True]
+
+
+def test_others_are_paired_with_ours_by_seed_and_arenas_of_a_task_count_once() -> None:
+    runs = [made(name, kind, seed, [4.1, 4.0 + gap + 0.001 * seed * (name == "TPE")], arena=emulator, emulator=emulator)
+            for seed in range(10) for emulator in ("boosted", "network")
+            for name, kind, gap in (("ours", "ours", 0.0), ("TPE", "peer", 0.05))]
+    rows = paired_rows(search_rows(runs))
+    assert [(r["emulator"], r["budget"], r["seeds"]) for r in rows] == [
+        ("boosted", "uniform:4,4", 10), ("network", "uniform:4,4", 10), ("all", "all", 10)]
+    for row in rows:
+        assert row["mean"] == pytest.approx(0.545)
+        assert row["se"] == pytest.approx(0.01 * np.std(np.arange(10), ddof=1) / np.sqrt(10))
+        assert row["low"] < row["mean"] < row["high"]
 
 
 def test_too_few_seeds_or_arenas_are_not_measured() -> None:

@@ -107,6 +107,15 @@ def test_two_stages_wait_for_the_first_and_both_hear_everything() -> None:
     assert len(first.told) == len(second.told) == 4
 
 
+@pytest.mark.parametrize(("charged", "stage"), [(HIGH * TOKENS, "two"), (0, "one")])
+def test_a_failure_without_steps_counts_where_it_was_charged(charged: int, stage: str) -> None:
+    problem = make_problem(PROFILE)
+    both = TwoStages("both", Scripted(problem, "one", 4), Scripted(problem, "two", 2), problem, 1.0)
+    failed = evaluated(problem, both.ask(1)[0])
+    both.tell([replace(failed, measurement=replace(failed.measurement, new_steps=0, training_tokens=charged))])
+    assert [p.stage for p in both.ask(1)] == [stage]
+
+
 def test_the_second_stage_does_not_ask_for_what_the_first_awaits() -> None:
     problem = make_problem(PROFILE)
     both = TwoStages("both", Scripted(problem, "one", 1), Scripted(problem, "two", 2), problem, 1.0)

@@ -45,7 +45,7 @@ class BenchmarkOracle:
         self.emulator, self.table = emulator, emulator.table
         _check(self.table, space)
         self._space, self._noise, self._sha256 = space, noise, sha256
-        self._done = StepsDone(checkpoints)
+        self._checkpoints, self._done = checkpoints, StepsDone(checkpoints)
         self._known: dict[Allocation, FloatArray] = {}
         cost = self.table.provenance.get(PROFILE_BATCH, {})
         self.profile_cost = {key: cost.get(key, 0) for key in ("training_tokens", "forward_tokens")}
@@ -90,6 +90,10 @@ class BenchmarkOracle:
         return Measurement(TrialState.OK, curve[-1][1], None, curve, request.steps - first,
                            (request.steps - first) * per_step, facts.eval_tokens, None,
                            time.monotonic() - start)
+
+    def begin(self) -> None:
+        """Forget how far evaluations got in this process: another search begins, which shares nothing."""
+        self._done = StepsDone(self._checkpoints)
 
     def close(self) -> None:
         """Nothing is held."""
