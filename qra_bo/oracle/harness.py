@@ -11,9 +11,8 @@ import numpy as np
 import torch
 
 from qra_bo.errors import ConfigError, MissingExtraError
-from qra_bo.oracle.task_files import Choice, Written, read_task_file, same_answer
+from qra_bo.oracle.task_files import FILE_ENDINGS, Choice, Written, read_task_file, same_answer, task_name
 
-FILE_ENDINGS = (".jsonl", ".json")
 SPARE_TOKENS = 16
 """How many tokens longer than the longest target an answer may be."""
 BOOTSTRAPS = 100
@@ -96,7 +95,7 @@ def check_tasks(tasks: Sequence[str]) -> None:
         DataError: If a file is malformed.
         ConfigError: If two tasks have one name.
     """
-    names = [Path(t).stem if t.endswith(FILE_ENDINGS) else t for t in tasks]
+    names = [task_name(t) for t in tasks]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ConfigError(f"eval.tasks names a task twice: {', '.join(twice)}; give each once (a file goes by its name "

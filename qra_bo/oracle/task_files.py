@@ -9,6 +9,7 @@ from typing import Any
 from qra_bo.errors import DataError
 from qra_bo.oracle.data.jsonl import json_objects, question_prompt, read_text, to_record
 
+FILE_ENDINGS = (".jsonl", ".json")
 MARK = "####"
 """What stands before the short answer in a worked one, as in GSM8K."""
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
@@ -29,6 +30,11 @@ class Written:
 
     prompt: str
     target: str
+
+
+def task_name(task: str) -> str:
+    """What a task of ``eval.tasks`` is called in its scores: a file goes by its name without folder and ending."""
+    return Path(task).stem if task.endswith(FILE_ENDINGS) else task
 
 
 def read_task_file(path: Path) -> list[Choice] | list[Written]:

@@ -1,7 +1,8 @@
 """The sensitivity profile: what quantising each unit damages and what adapter capacity there may gain."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -52,6 +53,11 @@ class SensitivityProfile:
             if len(set(names)) < len(names):
                 twice = next(name for name in names if names.count(name) > 1)
                 raise ProfileError(f"every {what} must be named once; {twice!r} is named {names.count(twice)} times")
+
+    def of_formats(self, names: Sequence[str]) -> "SensitivityProfile":
+        """The same of some formats alone, in this order."""
+        columns = [self.formats.index(name) for name in names]
+        return replace(self, formats=tuple(names), damage=self.damage[:, columns], damage_kl=self.damage_kl[:, columns])
 
     def require_gain(self) -> FloatArray:
         """``gain``, or an error that says it was never measured.

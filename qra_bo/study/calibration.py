@@ -29,7 +29,8 @@ def best_scale(trials: Sequence[tuple[float, float]]) -> tuple[float, bool]:
     """The factor with the least loss, and whether it lies inside those tried.
 
     Near its optimum the loss is a parabola in the logarithm of the rate, and differences between the factors tried
-    are as small as the noise: the vertex of the parabola through them is used, where it is one and lies between them.
+    are as small as the noise: the vertex of the parabola through the best and its neighbours is used, where it is one
+    and lies between them.
 
     Args:
         trials: ``(factor, mean loss)``, at least one.
@@ -38,9 +39,11 @@ def best_scale(trials: Sequence[tuple[float, float]]) -> tuple[float, bool]:
     at = int(losses.argmin())
     inside = 0 < at < len(trials) - 1 if len(trials) > 2 else True
     if len(trials) >= 3:
-        curvature, slope, _ = np.polyfit(scales, losses, 2)
+        first = min(max(at - 1, 0), len(trials) - 3)  # the best and its neighbours: far trials are on no parabola
+        near = slice(first, first + 3)
+        curvature, slope, _ = np.polyfit(scales[near], losses[near], 2)
         if curvature > 0:
             vertex = -slope / (2 * curvature)
-            if scales.min() < vertex < scales.max():
+            if scales[near].min() < vertex < scales[near].max():
                 return float(f"{np.exp(vertex):.{DIGITS}g}"), True
     return trials[at][0], inside

@@ -84,10 +84,12 @@ class SharedExecutor(Executor):
             compute type are passed over.
         config: This run's configuration, JSON values.
         may_differ: Top-level keys of the configuration that may differ: the budget, and what changes no evaluation.
+        formats: Of this run, where ``inner`` has others too.
     """
 
     def __init__(self, inner: Executor, folder: Path, siblings: Sequence[Path], config: Mapping[str, Any],
-                 may_differ: frozenset[str]) -> None:
+                 may_differ: frozenset[str], formats: Sequence[str] | None = None) -> None:
+        self._formats = formats
         self._inner, self._folder, self._siblings = inner, folder, tuple(siblings)
         self._may_differ = may_differ
         self._wanted = self._identity(config)
@@ -103,10 +105,9 @@ class SharedExecutor(Executor):
         return self._inner.describe()
 
     def profile(self, progress: Progress) -> ProfileResult:
-        for study in self._open()[1]:
-            if "profile" in study.last:
-                return ProfileResult.from_json(study.last["profile"])
-        return self._inner.profile(progress)
+        shared = next((s.last["profile"] for s in self._open()[1] if "profile" in s.last), None)
+        found = self._inner.profile(progress) if shared is None else ProfileResult.from_json(shared)
+        return found if self._formats is None else replace(found, profile=found.profile.of_formats(self._formats))
 
     def submit(self, request: EvaluationRequest) -> None:
         self._waiting.append(request)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from qra_bo.errors import ConfigError, JournalError, OutputError, UserError
+from qra_bo.errors import BudgetError, ConfigError
 from qra_bo.study.cost import FORWARD_SHARE
 from qra_bo.study.options import training_seeds
 from qra_bo.table1.limits import FREE, Limit, parse_limits
@@ -16,8 +16,9 @@ from qra_bo.table1.session import Session
 
 OWN = Limit("own memory", "peak", None, None, None)
 """What methods stand under whose memory is what it is."""
-OF_THE_TABLE = (JournalError, OutputError)
-"""User errors that concern the whole table; others are a row's own, e.g. that nothing of it fits."""
+OF_A_ROW = (BudgetError, ConfigError)
+"""User errors that are a row's own: nothing of it fits, or it needs a real text. All others concern the whole table: a
+model that can't be read, a worker or a device that is lost."""
 Say = Callable[[str], None]
 
 
@@ -67,11 +68,16 @@ def make_cells(limits: Sequence[str], methods: Sequence[str] | None) -> list[Cel
     """Cells in the order of the table: first what stands under no limit, then limit by limit.
 
     Raises:
-        ConfigError: If a limit is malformed or a method unknown.
+        ConfigError: If a limit is malformed, a method unknown, or named for a limit that it can't be compared within.
     """
     parsed = parse_limits(limits)
     for name in (*(methods or ()), *(m for limit in parsed for m in limit.methods or ())):
         ROWS[name]
+    problems = [f"table1.limits: {name} can't be compared within {limit.name!r}: "
+                + ("its memory is what it is" if ROWS[name].takes(None) else "it needs a budget")
+                for limit in parsed for name in limit.methods or () if not ROWS[name].takes(limit)]
+    if problems:
+        raise ConfigError(problems)
     chosen = [ROWS[name] for name in ROWS if methods is None or name in methods]
     cells = [Cell(row, OWN) for row in chosen if row.takes(None)]
     for limit in parsed:
@@ -99,9 +105,7 @@ def work(session: Session, cell: Cell, say: Say) -> CellResult:
     result = CellResult(cell)
     try:
         result.found = found(session, cell)
-    except OF_THE_TABLE:
-        raise
-    except UserError as error:
+    except OF_A_ROW as error:
         result.why = " ".join(str(error).split())
         return result
     recipe, scope = result.found.recipe, cell.limit.scope

@@ -9,7 +9,7 @@ from qra_bo.table1.cells import OWN
 from qra_bo.table1.results import ours_among
 
 HEAD = ("method", "test loss", "SE", "seeds", "bits", "+ metadata", "rank", "predicted", "measured", "search steps",
-        "steps", "gap closed", f"ours {MINUS} row", "acc.", "reported acc.")
+        "steps", "gap closed", f"ours {MINUS} row", "codes alike", "acc.", "reported acc.")
 Row = Mapping[str, Any]
 
 
@@ -24,6 +24,7 @@ def render(table: Mapping[str, Any]) -> str:
               "steps, seeds, memory model, and the same rule and number of trials for its learning rate. *Gap "
               f"closed*: (QLoRA {MINUS} row) / (QLoRA {MINUS} LoRA-16), paired, with its {LEVEL:.0%} interval. "
               f"*Ours {MINUS} row*: of ours with codes by GPTQ where that is there, paired over common seeds; "
+              "*codes alike*: of ours whose codes are chosen as the row's are; "
               f"negative is in favour of ours; **bold** where the interval excludes 0 over at least {LEAST_SEEDS} "
               "seeds. Steps of the search are its cost, learning-rate trials included, in steps of training. "
               "*Acc.*: mean accuracy (%) of the first seed's model at the tasks of `eval.tasks`. *Reported*: "
@@ -70,7 +71,8 @@ def _cells(r: Row) -> list[str]:
     return [r["title"], number(r["mean"]), number(r["se"]), str(r["seeds"]), number(r["avg_bits"], 2),
             number(r["metadata_bits"], 2), number(r["avg_rank"], 2), size(r["predicted_bytes"]),
             DASH if r["measured_bytes"] is None else size(r["measured_bytes"]), f"{r['search_steps']:,}",
-            str(r["train_steps"]), gap_text(r), versus_text(r),
+            str(r["train_steps"]), gap_text(r), versus_text(r["ours_minus_row"]),
+            versus_text(r["same_codes_minus_row"]),
             DASH if r["accuracy"] is None else f"{100 * r['accuracy']:.2f}",
             DASH if told is None else f"{told['value']:.2f} *reported*"]
 
@@ -82,9 +84,8 @@ def gap_text(r: Row) -> str:
     return f"{100 * r['gap_closed']:.0f} % [{100 * r['gap_low']:.0f}, {100 * r['gap_high']:.0f}]".replace("-", MINUS)
 
 
-def versus_text(r: Row) -> str:
+def versus_text(v: Mapping[str, Any] | None) -> str:
     """``−0.0120 [−0.0180, −0.0060]``, bold where it is decided."""
-    v = r["ours_minus_row"]
     if v is None:
         return DASH
     text = f"{signed(v['mean'])} [{signed(v['low'])}, {signed(v['high'])}]"
@@ -102,9 +103,11 @@ def summary(table: Mapping[str, Any]) -> list[str]:
         ours = next(r for r in rows if r["method"] == mine)
         others = [r for r in rows if r["ours_minus_row"] is not None]
         better = [r for r in others if r["ours_minus_row"]["verdict"] == "better"]
+        alike = [r["same_codes_minus_row"]["verdict"] for r in rows if r["same_codes_minus_row"] is not None]
         title = ours["title"][0].lower() + ours["title"][1:]
         lines.append(f"{limit['name']}: {title} {number(ours['mean'])}, gap closed {gap_text(ours)}; "
-                     f"better than {len(better)} of {len(others)} other rows within it")
+                     f"better than {len(better)} of {len(others)} other rows within it"
+                     + (f"; with codes as theirs, than {alike.count('better')} of {len(alike)}" if alike else ""))
     return lines
 
 

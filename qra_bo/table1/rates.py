@@ -31,8 +31,8 @@ class Rate:
 def calibrate(scales: Sequence[float], most: int, trial: Trial) -> Rate | None:
     """Try ``scales``; while the best is at an end and fewer than ``most`` were tried, one more beyond that end.
 
-    The choice is the vertex of the parabola through the trials where it has one between them, as in a search's own
-    calibration. ``None`` if no trial gave a loss.
+    The choice is the vertex of the parabola through the best trial and its neighbours where it has one between them,
+    as in a search's own calibration. ``None`` if no trial gave a loss.
 
     Args:
         scales: Increasing factors, at least one.

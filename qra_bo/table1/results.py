@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from qra_bo.oracle.task_files import task_name
 from qra_bo.table1.cells import OWN, Cell, CellResult, is_free
 from qra_bo.table1.limits import Limit
 from qra_bo.table1.session import Session
@@ -84,7 +85,8 @@ def _row(session: Session, r: CellResult, losses: Mapping[tuple[str, str], Losse
     tail = {"reported": None if told is None else told.to_json()}
     empty = dict.fromkeys(("mean", "se", "avg_bits", "metadata_bits", "avg_rank", "predicted_bytes", "measured_bytes",
                            "peak_bytes", "stored_bytes", "search_steps", "train_steps", "gap_closed", "gap_low",
-                           "gap_high", "learning_rate", "ours_minus_row", "accuracy", "rates"))
+                           "gap_high", "learning_rate", "ours_minus_row", "same_codes_minus_row", "accuracy",
+                           "rates"))
     if r.found is None:
         return {**head, **empty, "seeds": 0, "train_seeds": [], "losses": [], "gap_note": "", "note": "",
                 "scores": [], **tail}
@@ -104,10 +106,15 @@ def _row(session: Session, r: CellResult, losses: Mapping[tuple[str, str], Losse
     gap = gap_closed(r.losses, losses.get((QLORA, OWN.name), {}), losses.get((LORA_16, OWN.name), {}))
     ours = ours_among(name for name, within in losses if within == limit.name)
     versus = None if ours is None or row.name == ours else difference(losses[ours, limit.name], r.losses)
+    alike = ours_with(recipe.gptq_tokens is not None)
+    same = None if row.name in OURS or (alike, limit.name) not in losses else difference(losses[alike, limit.name],
+                                                                                        r.losses)
     return {**head, **empty, **facts, "seeds": len(r.losses), "train_seeds": list(r.losses),
             "losses": list(r.losses.values()), "gap_closed": gap.share, "gap_low": gap.low, "gap_high": gap.high,
             "gap_note": gap.note, "ours_minus_row": None if versus is None else versus.to_json(),
-            "accuracy": accuracy(r.scores), "scores": r.scores, "note": _note(r), "recipe": recipe.to_json(), **tail}
+            "same_codes_minus_row": None if same is None else same.to_json(),
+            "accuracy": accuracy(r.scores, c.eval.tasks), "scores": r.scores, "note": _note(r),
+            "recipe": recipe.to_json(), **tail}
 
 
 def ours_among(methods: Iterable[str]) -> str | None:
@@ -116,10 +123,18 @@ def ours_among(methods: Iterable[str]) -> str | None:
     return next((name for name in OURS if name in there), None)
 
 
-def accuracy(scores: Sequence[Mapping[str, Any]]) -> float | None:
-    """Mean over tasks of each one's first of ``METRICS``; ``None`` without any."""
-    by_task: dict[str, dict[str, float]] = {}
+def ours_with(gptq: bool) -> str:
+    """The one of ours that chooses codes as a row does: whatever it is better by, the codes have no part in."""
+    return OURS[0] if gptq else OURS[1]
+
+
+def accuracy(scores: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> float | None:
+    """Mean over ``tasks`` of each one's first of ``METRICS``; ``None`` without any. The parts of a group, which the
+    harness scores too (57 of MMLU), count in the group alone."""
+    asked, by_task = {task_name(t) for t in tasks}, dict[str, dict[str, float]]()
     for s in scores:
+        if s["task"] not in asked:
+            continue
         by_task.setdefault(s["task"], {})[s["metric"].partition(" ")[0]] = float(s["value"])
     values = [next(found[m] for m in METRICS if m in found) for found in by_task.values()
               if any(m in found for m in METRICS)]

@@ -22,6 +22,8 @@ from qra_bo.table1.session import Session
 FOUR_BIT = "nf4"
 ADALORA_RATE = 4.0
 """AdaLoRA's values start at zero between small factors: rates are tried around this multiple of LoRA's."""
+LQ_LORA_RATE = 0.25
+"""LQ-LoRA's adapters start from the largest directions of the weights themselves, and break at LoRA's rates."""
 ITERATIONS = 1
 """Alternations behind LQ-LoRA's table of errors; the order of formats and units seldom depends on more."""
 Bits = Callable[[int], tuple[tuple[str, ...], float]]
@@ -256,6 +258,7 @@ class AMQAdaLoRA(WithinABudget):
 
 
 for row in (AdaLoRA("adalora", "AdaLoRA", lr_centre=ADALORA_RATE), LoftQ("loftq", "LoftQ"),
-            LQLoRA("lq_lora", "LQ-LoRA, bits by integer program"), AMQLoRA("amq_lora", "AMQ + LoRA"),
+            LQLoRA("lq_lora", "LQ-LoRA, bits by integer program", lr_centre=LQ_LORA_RATE),
+            AMQLoRA("amq_lora", "AMQ + LoRA"),
             AMQAdaLoRA("amq_adalora", "AMQ + AdaLoRA", lr_centre=ADALORA_RATE)):
     ROWS.add(row.name, row)

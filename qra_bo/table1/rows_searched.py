@@ -1,9 +1,10 @@
 """Methods that search by fine-tuning: the best uniform choice, QR-Adaptor, published AutoQRA, and ours."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from qra_bo.records import Evaluation, Fidelity
 from qra_bo.table1.limits import Limit
 from qra_bo.table1.published import calibration_and_anchors, published_changes, scaled_autoqra, scaled_qr_adaptor
 from qra_bo.table1.recipe import Recipe, codes_name
@@ -36,7 +37,19 @@ class Searched(WithCodes):
         tokens = self.tokens(session)
         outcome = search(session, self.name, limit, method, params, changes, tokens)
         recipe = Recipe(outcome.found.allocation, init or session.config.adapter.init, gptq_tokens=tokens)
-        return Found(recipe, outcome.study.search_cost.tokens, note)
+        notes = (note, stages_note(outcome.study.evaluations))
+        return Found(recipe, outcome.study.search_cost.tokens, "; ".join(filter(None, notes)))
+
+
+def stages_note(evaluations: Sequence[Evaluation]) -> str:
+    """What a search of two stages really evaluated in each, which at a small effort is less than its parameters say;
+    empty for one stage."""
+    first = [e for e in evaluations if e.stage == "evolution"]
+    second = sum(e.stage == "trust_region" for e in evaluations)
+    if not first and not second:
+        return ""
+    low = sum(e.fidelity is Fidelity.LOW for e in first)
+    return f"evaluated {low} at low and {len(first) - low} at high fidelity in the first stage, {second} in the second"
 
 
 @dataclass(frozen=True)

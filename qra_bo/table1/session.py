@@ -98,9 +98,13 @@ class Session:
             self._bytes[key] = recipe.predicted_bytes(self.memory(scope), self.space)
         return self._bytes[key]
 
-    def setting_of(self, limit: Limit, ranks: tuple[int, ...] | None = None) -> Setting:
-        """Space, memory and limit on bits within ``limit``; ``ranks`` replace the ladder."""
+    def setting_of(self, limit: Limit, ranks: tuple[int, ...] | None = None,
+                   bits: tuple[int, ...] | None = None) -> Setting:
+        """Space, memory and limit on bits within ``limit``; ``ranks`` replace the ladder, and of the formats those of
+        ``bits`` are left."""
         space = self.space if ranks is None else replace(self.space, ranks=Ladder("ranks", ranks))
+        if bits is not None:
+            space = replace(space, formats=tuple(f for f in space.formats if f.bits in bits))
         return replace(self.setting, space=space, memory=self.memory(limit.scope),
                        max_average_bits=limit.max_average_bits)
 

@@ -66,11 +66,13 @@ class Difference:
     low: float
     high: float
     train_seeds: int
+    complete: bool = True
 
     @property
     def verdict(self) -> str:
-        """``"better"``, ``"worse"`` or ``"undecided"``, as it is with too few seeds."""
-        if self.train_seeds < LEAST_SEEDS:
+        """``"better"``, ``"worse"`` or ``"undecided"``, as it is with too few seeds, and where the row has no loss at a
+        seed at which the other has one (``complete``): it can't be better on the seeds that it survived."""
+        if self.train_seeds < LEAST_SEEDS or (self.high < 0 and not self.complete):
             return "undecided"
         return "better" if self.high < 0 else "worse" if self.low > 0 else "undecided"
 
@@ -84,4 +86,4 @@ def difference(row: Losses, other: Losses) -> Difference | None:
     if len(seeds) < 2:
         return None
     interval = paired_interval([row[s] - other[s] for s in seeds])
-    return Difference(interval.mean, interval.low, interval.high, len(seeds))
+    return Difference(interval.mean, interval.low, interval.high, len(seeds), set(row) >= set(other))

@@ -11,6 +11,7 @@ from bench import ablations
 from qra_bo.config import load_config
 from qra_bo.methods import METHODS
 from qra_bo.space import Allocation
+from qra_bo.study.journal import read_journal
 from qra_bo.table1.published import scaled_autoqra
 
 
@@ -63,3 +64,18 @@ def test_a_small_run_writes_labelled_results(tmp_path: Path, monkeypatch: pytest
     assert all(r["regret"] >= 0 for r in rows)
     assert all(r["proposed_regret"] is None or r["proposed_regret"] >= 0 for r in rows)
     assert next(r["proposed_regret"] for r in rows if r["variant"] == "random") is not None
+
+
+@pytest.mark.parametrize(("variant", "bits", "ranks"), [("ranks_only", {4}, None), ("bits_only", None, {16})])
+def test_what_a_variant_leaves_alone_is_the_budget_s_in_all_that_it_proposes(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variant: str, bits: set[int] | None,
+        ranks: set[int] | None) -> None:
+    monkeypatch.setattr(os, "fsync", lambda fd: None)
+    ablations.main(["--seeds", "0", "--variants", variant, "--ranking", "0", "--work", str(tmp_path / "w"), "--out",
+                    str(tmp_path), "+model=tiny", "effort=normal", "data=tiny"])
+    trials, = (tmp_path / "w").glob(f"*/searches/{variant}-*/trials.jsonl")
+    events = [e for e in read_journal(trials).events if e["event"] == "evaluation"]
+    proposed = [e for e in events if e["stage"] in ("evolution", "trust_region")]
+    assert len(proposed) > 5
+    assert bits is None or {b for e in proposed for b in e["bits"]} == bits
+    assert ranks is None or {r for e in proposed for r in e["ranks"]} == ranks

@@ -24,6 +24,15 @@ def test_nearly_equal_ends_do_not_decide_by_noise() -> None:
     assert one == pytest.approx(other, rel=0.03)
 
 
+@pytest.mark.parametrize(("losses", "between"), [((4.364, 4.256, 4.213, 4.205, 5.5), (2.0, 8.0)),
+                                                 ((4.140, 3.972, 3.9265, 3.92, 5.2), (2.0, 8.0)),
+                                                 ((9.0, 3.93, 3.92, 3.95, 4.4), (1.0, 4.0))])
+def test_far_trials_do_not_move_the_vertex(losses: tuple[float, ...], between: tuple[float, float]) -> None:
+    scale, inside = best_scale(list(zip((0.5, 1.0, 2.0, 4.0, 8.0), losses, strict=True)))
+    assert inside
+    assert between[0] < scale < between[1]
+
+
 def test_an_optimum_at_the_end_of_what_was_tried_is_told() -> None:
     assert best_scale([(0.5, 3.0), (1.0, 2.0), (2.0, 1.0)]) == (2.0, False)
     assert best_scale([(1.0, 2.0), (2.0, 3.0)]) == (1.0, True)

@@ -44,6 +44,15 @@ def test_the_interval_covers() -> None:
     assert 0.91 <= hits / n <= 0.985
 
 
+def test_no_row_is_better_on_the_seeds_that_it_survived() -> None:
+    whole = {s: 4.0 + 0.001 * s for s in range(8)}
+    lower = {s: loss - 0.1 - 0.001 * (s % 3) for s, loss in whole.items()}
+    part = {s: lower[s] for s in range(6)}
+    verdicts = [d.verdict for d in (difference(lower, whole), difference(part, whole), difference(whole, lower),
+                                    difference(lower, {s: whole[s] for s in range(6)})) if d is not None]
+    assert verdicts == ["better", "undecided", "worse", "better"]
+
+
 def test_a_gap_within_its_noise_is_unresolved() -> None:
     wild = {s: 4.0 + LEVELS[s] + (-0.3 if s % 2 else 0.4) for s in SEEDS}
     found = gap_closed(QLORA, QLORA, wild)

@@ -3,7 +3,6 @@
 import hashlib
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,10 +59,7 @@ class BenchmarkOracle:
 
     def profile(self, progress: Progress) -> SensitivityProfile:
         """The table's sensitivities, of the run's formats."""
-        known = self.table.profile
-        columns = [known.formats.index(f.name) for f in self._space.formats]
-        return replace(known, formats=tuple(f.name for f in self._space.formats), damage=known.damage[:, columns],
-                       damage_kl=known.damage_kl[:, columns])
+        return self.table.profile.of_formats([f.name for f in self._space.formats])
 
     def evaluate(self, request: EvaluationRequest, progress: Progress) -> Measurement:
         """The emulated curve up to the steps asked for, one look at held-out text counted; outside the table's reach a
