@@ -1,6 +1,6 @@
 """What the choice of codes is worth: one uniform choice with the nearest codes, with GPTQ's, and on the 16-bit base.
 
-    python -m bench.codes [--format nf4] [--rank 16] [--seeds 3] [--work outputs/codes] [overrides ...]
+    python -m bench.codes [--format nf4] [--rank 16] [--seeds 5] [--work outputs/codes] [overrides ...]
 
 All are trained at the configured learning rate, on the same unseen seeds, and evaluated on the test split. Evaluations
 are kept in ``--work`` and gone on with.
@@ -17,6 +17,7 @@ from bench.report import RESULTS, Target, publish
 from bench.sessions import table_session
 from qra_bo.config import load_config
 from qra_bo.space import uniform
+from qra_bo.study.confirm import LEAST_SEEDS
 from qra_bo.study.options import training_seeds
 from qra_bo.table1.recipe import Recipe
 from qra_bo.table1.session import Session
@@ -63,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--format", default="nf4")
     parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--seeds", type=int, default=3, help="unseen training seeds")
+    parser.add_argument("--seeds", type=int, default=LEAST_SEEDS, help="unseen training seeds")
     parser.add_argument("--work", type=Path, default=Path("outputs/codes"), help="where evaluations are kept")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON file")
     options, overrides = parser.parse_known_args(argv)

@@ -1,6 +1,6 @@
 """What the start of the adapters is worth: every ``adapter.init`` on the same allocations, data and training seeds.
 
-    python -m bench.inits [--inits kaiming eva ...] [--choices 4,4 3,16] [--seeds 3] [--work FOLDER] [overrides ...]
+    python -m bench.inits [--inits kaiming eva ...] [--choices 4,4 3,16] [--seeds 5] [--work FOLDER] [overrides ...]
 
 Each start gets the same factors on the learning rate, tried on the validation split, and is then trained on unseen
 seeds and evaluated on the test split. Evaluations are kept in ``--work`` and gone on with.
@@ -16,6 +16,7 @@ from bench.sessions import table_session
 from qra_bo.config import AdapterConfig, load_config
 from qra_bo.memory.budget import parse_budget
 from qra_bo.space import Allocation, uniform
+from qra_bo.study.confirm import LEAST_SEEDS
 from qra_bo.study.options import training_seeds
 from qra_bo.table1.rates import calibrate
 from qra_bo.table1.recipe import Recipe
@@ -75,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--inits", nargs="+", choices=INITS, default=list(INITS))
     parser.add_argument("--choices", nargs="+", default=list(CHOICES), help="BITS,RANK everywhere")
-    parser.add_argument("--seeds", type=int, default=3, help="unseen training seeds")
+    parser.add_argument("--seeds", type=int, default=LEAST_SEEDS, help="unseen training seeds")
     parser.add_argument("--work", type=Path, default=Path("outputs/inits"), help="where evaluations are kept")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON file")
     parser.add_argument("overrides", nargs="*", help="of the configuration")
