@@ -63,6 +63,11 @@ class CellResult:
         """Test loss by training seed, of the finals that gave one."""
         return {seed: float(e["loss"]) for seed, e in self.evaluations.items() if e["loss"] is not None}
 
+    @property
+    def failed(self) -> tuple[int, ...]:
+        """Training seeds of the finals that gave none."""
+        return tuple(seed for seed, e in self.evaluations.items() if e["loss"] is None)
+
 
 def make_cells(limits: Sequence[str], methods: Sequence[str] | None) -> list[Cell]:
     """Cells in the order of the table: first what stands under no limit, then limit by limit.

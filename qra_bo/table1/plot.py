@@ -39,7 +39,7 @@ def draw(table: Mapping[str, Any], theme: Theme = LIGHT) -> Figure | None:
     _panel(left, theme, rows, "peak_bytes", "Peak memory of training (MB)")
     _panel(right, theme, rows, "stored_bytes", "Stored weights and adapters (MB)")
     left.set_ylabel("Test loss (nats per token)", color=theme.ink)
-    legend(fig, left, theme, 5)
+    legend(fig, left, theme, 4)
     return fig
 
 

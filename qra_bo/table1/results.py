@@ -1,6 +1,6 @@
 """``table1.json``: the rows that are there, compared in pairs, with what the paper reports beside them."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ from qra_bo.oracle.task_files import task_name
 from qra_bo.table1.cells import OWN, Cell, CellResult, is_free
 from qra_bo.table1.limits import Limit
 from qra_bo.table1.session import Session
-from qra_bo.table1.statistics import Losses, difference, gap_closed
+from qra_bo.table1.statistics import Difference, Losses, difference, gap_closed
 
 LORA_16, QLORA = "lora_16", "qlora"
 OURS = ("ours_gptq", "ours")
@@ -58,7 +58,8 @@ def build(session: Session, cells: Sequence[Cell], results: Sequence[CellResult]
         results: Those that are there so far, in the table's order.
     """
     losses = {(r.cell.row.name, r.cell.limit.name): r.losses for r in results if r.losses}
-    rows = [_row(session, r, losses) for r in results]
+    failed = {(r.cell.row.name, r.cell.limit.name): r.failed for r in results}
+    rows = [_row(session, r, losses, failed) for r in results]
     done = {(r.cell.row.name, r.cell.limit.name) for r in results}
     missing = [c.name for c in cells if (c.row.name, c.limit.name) not in done]
     c = session.config
@@ -78,7 +79,8 @@ def _limit(session: Session, limit: Limit) -> dict[str, Any]:
             "max_average_bits": limit.max_average_bits}
 
 
-def _row(session: Session, r: CellResult, losses: Mapping[tuple[str, str], Losses]) -> dict[str, Any]:
+def _row(session: Session, r: CellResult, losses: Mapping[tuple[str, str], Losses],
+         failed: Mapping[tuple[str, str], Collection[int]]) -> dict[str, Any]:
     row, limit = r.cell.row, r.cell.limit
     head = {"method": row.name, "title": row.title, "limit": limit.name, "scope": limit.scope, "why": r.why}
     told = reported(r.cell)
@@ -105,10 +107,13 @@ def _row(session: Session, r: CellResult, losses: Mapping[tuple[str, str], Losse
              "se": float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None}
     gap = gap_closed(r.losses, losses.get((QLORA, OWN.name), {}), losses.get((LORA_16, OWN.name), {}))
     ours = ours_among(name for name, within in losses if within == limit.name)
-    versus = None if ours is None or row.name == ours else difference(losses[ours, limit.name], r.losses)
+
+    def less(mine: str) -> Difference | None:
+        return difference(losses[mine, limit.name], r.losses, failed[mine, limit.name])
+
+    versus = None if ours is None or row.name == ours else less(ours)
     alike = ours_with(recipe.gptq_tokens is not None)
-    same = None if row.name in OURS or (alike, limit.name) not in losses else difference(losses[alike, limit.name],
-                                                                                        r.losses)
+    same = None if row.name in OURS or (alike, limit.name) not in losses else less(alike)
     return {**head, **empty, **facts, "seeds": len(r.losses), "train_seeds": list(r.losses),
             "losses": list(r.losses.values()), "gap_closed": gap.share, "gap_low": gap.low, "gap_high": gap.high,
             "gap_note": gap.note, "ours_minus_row": None if versus is None else versus.to_json(),

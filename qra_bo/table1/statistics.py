@@ -1,7 +1,7 @@
 """Paired comparisons between rows: the gap closed, and differences."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -70,8 +70,8 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """``"better"``, ``"worse"`` or ``"undecided"``, as it is with too few seeds, and where the row has no loss at a
-        seed at which the other has one (``complete``): it can't be better on the seeds that it survived."""
+        """``"better"``, ``"worse"`` or ``"undecided"``, as it is with too few seeds, and where the row failed at a seed
+        at which the other did not (then it is not ``complete``): it can't be better on the seeds that it survived."""
         if self.train_seeds < LEAST_SEEDS or (self.high < 0 and not self.complete):
             return "undecided"
         return "better" if self.high < 0 else "worse" if self.low > 0 else "undecided"
@@ -80,10 +80,10 @@ class Difference:
         return {**asdict(self), "level": LEVEL, "verdict": self.verdict}
 
 
-def difference(row: Losses, other: Losses) -> Difference | None:
-    """``None`` with fewer than two seeds in common."""
+def difference(row: Losses, other: Losses, failed: Collection[int] = ()) -> Difference | None:
+    """``None`` with fewer than two seeds in common; ``failed`` are those at which the row gave no loss."""
     seeds = shared(row, other)
     if len(seeds) < 2:
         return None
     interval = paired_interval([row[s] - other[s] for s in seeds])
-    return Difference(interval.mean, interval.low, interval.high, len(seeds), set(row) >= set(other))
+    return Difference(interval.mean, interval.low, interval.high, len(seeds), not set(failed) & set(other))

@@ -48,9 +48,10 @@ def test_no_row_is_better_on_the_seeds_that_it_survived() -> None:
     whole = {s: 4.0 + 0.001 * s for s in range(8)}
     lower = {s: loss - 0.1 - 0.001 * (s % 3) for s, loss in whole.items()}
     part = {s: lower[s] for s in range(6)}
-    verdicts = [d.verdict for d in (difference(lower, whole), difference(part, whole), difference(whole, lower),
-                                    difference(lower, {s: whole[s] for s in range(6)})) if d is not None]
-    assert verdicts == ["better", "undecided", "worse", "better"]
+    verdicts = [d.verdict for d in (difference(lower, whole), difference(part, whole), difference(part, whole, [6, 7]),
+                                    difference(part, {s: whole[s] for s in range(6)}, [6, 7]),
+                                    difference(whole, lower)) if d is not None]
+    assert verdicts == ["better", "better", "undecided", "better", "worse"]
 
 
 def test_a_gap_within_its_noise_is_unresolved() -> None:
