@@ -18,7 +18,7 @@ from typing import Any
 from bench.collect.task import DATA, REFERENCE_BUDGETS, TASKS
 from bench.report import RESULTS, publish
 from bench.search.finds import chosen, finds_target, published_finds, real_rows, with_finds, write_finds
-from bench.search.methods import ABLATIONS, COMPARED, EVERYTHING, LEARNED_FROM, TRANSFER, Entry
+from bench.search.methods import ABLATIONS, COMPARED, EQUIVALENTS, EVERYTHING, LEARNED_FROM, TRANSFER, Entry
 from bench.search.play import Arena, arenas, play
 from bench.search.plots import plot_arenas
 from bench.search.quality import quality_rows
@@ -133,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--ablations", action="store_true",
                         help="also ours with one part taken away at a time, and ours taught by another task")
     parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--equivalents", type=float, default=40.0, help="what a search may spend")
+    parser.add_argument("--equivalents", type=float, default=EQUIVALENTS, help="what a search may spend")
     parser.add_argument("--part", default="1/1", help="K/N: this process makes every N-th search from the K-th on")
     parser.add_argument("--runs", type=Path, default=RUNS, help="file of finished searches")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON file, finds and pictures")

@@ -54,10 +54,11 @@ def real_rows(table: Table, folder: Path, finds: Sequence[Find]) -> list[dict[st
     """For every method and budget: how many of its finds were evaluated for real, and their losses less that of the
     best uniform choice that fits, at the table's first training seed."""
     known = load_rows(folder / FINDS, table.facts)
-    losses = {row.allocation: row.loss for row in _own(table, known)}
+    own = _own(table, known)
+    losses = {row.allocation: row.loss for row in own}
     rows = []
     for budget in table.facts.budgets:
-        uniform = [row.loss for row in _own(table, known) if is_uniform(row.allocation) and row.loss is not None
+        uniform = [row.loss for row in own if is_uniform(row.allocation) and row.loss is not None
                    and row.bytes[budget.scope] <= budget.bytes]
         here = [f for f in finds if (f["task"], f["budget"]) == (table.facts.task, budget.text)]
         for method in dict.fromkeys(f["method"] for f in here):
