@@ -39,6 +39,8 @@ REFERENCE_BUDGETS = (("uniform:4,4", "peak"), ("uniform:4,16", "stored"))
 RECORD_AT = (6, 12)
 TRAIN_SEEDS = 3
 CANDIDATE_SEEDS = 60
+RESERVED = {"plays": 8, "gsm8k": 32}
+"""First training sequences that no training seed of a table sees; sensitivities are measured on the first of them."""
 
 
 def task_config(task: str, data_path: str | None, device: str = "cpu") -> RunConfig:
@@ -87,19 +89,22 @@ def begin(folder: Path, task: str, config: RunConfig, described: Mapping[str, An
     """Write the files that a table begins with; those that are there must be of the same task.
 
     Raises:
-        DataError: If the folder holds the table of another task, model, text or trainer.
+        DataError: If the folder holds the table of another task, model, text or trainer, or sensitivities would be
+            measured on text that its training seeds see.
     """
+    if described["calibration_blocks"] > RESERVED[task]:
+        raise DataError(f"the table of {task} keeps its first {RESERVED[task]} training sequences from every training "
+                        f"seed; data.calibration={described['calibration_blocks']} would measure sensitivities on more")
     space, predictors = predictors_of(config)
     budgets = tuple(ReferenceBudget(text, scope, resolve_budget(text, predictors[scope].memory, space))
                     for text, scope in REFERENCE_BUDGETS)
     facts = TaskFacts(
         task, config.model_name, described["model_sha256"], described["data_sha256"], described["train_blocks"],
-        described["calibration_blocks"], config.granularity, tuple(u.name for u in space.units),
+        RESERVED[task], config.granularity, tuple(u.name for u in space.units),
         tuple(f.name for f in space.formats), space.ranks.values, described["dtype"], described["train"],
         {"init": config.adapter.init, "alpha_over_rank": config.adapter.alpha_over_rank}, config.train.length,
         config.eval.tokens, config.fidelity.high, RECORD_AT,
-        untouched_seeds(described["train_blocks"], described["calibration_blocks"], config), config.calibrate.lr_scales,
-        budgets)
+        untouched_seeds(described["train_blocks"], RESERVED[task], config), config.calibrate.lr_scales, budgets)
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / TASK).exists():
         differing = differences(load_facts(folder).to_json(), facts.to_json())

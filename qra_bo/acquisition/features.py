@@ -44,8 +44,9 @@ def build_components(problem: SearchProblem, without: Collection[str] = ()) -> l
 
     flat_f, flat_r = np.ones((n_formats, 1)), np.ones((n_ranks, 1))
     by_rank = log_rank[None, None, :, None]
-    sides = np.stack([damage, root, np.sqrt(np.clip(profile.damage_kl, 0.0, None))], axis=-1)[:, :, None, :]
-    damages = np.broadcast_to(sides, (n_units, n_formats, n_ranks, 3))
+    kl = np.clip(profile.damage_kl, 0.0, None)
+    sides = np.stack([damage, root, kl, np.sqrt(kl)], axis=-1)[:, :, None, :]
+    damages = np.broadcast_to(sides, (n_units, n_formats, n_ranks, sides.shape[-1]))
     typical = root.mean(axis=0)
     own = _steps(0.5 * root + 0.5 * typical, below)
     deviations = np.broadcast_to(own[:, :, None, :], (n_units, n_formats, n_ranks, own.shape[-1]))
@@ -78,8 +79,8 @@ def build_components(problem: SearchProblem, without: Collection[str] = ()) -> l
 
 
 def damage_scales(problem: SearchProblem) -> tuple[FloatArray, FloatArray]:
-    """Measured damage, made non-negative and non-increasing along the ladder, and its square root, ``L x F``."""
-    damage = np.clip(problem.profile.damage, 0.0, None)
+    """Believed damage, made non-increasing along the ladder, and its square root, ``L x F``."""
+    damage = problem.profile.believed_damage()
     monotone = np.maximum.accumulate(damage[:, ::-1], axis=1)[:, ::-1]
     return monotone, np.sqrt(monotone)
 

@@ -1,21 +1,25 @@
 """Simple searchers to compare with: random, bits first and ranks after, hill climbing; all at high fidelity."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from qra_bo.errors import BudgetError
+from qra_bo.errors import BudgetError, ConfigError
 from qra_bo.evolution.archive import Archive
 from qra_bo.evolution.initialisation import random_near_budget
 from qra_bo.records import Evaluation, Fidelity, Proposal
 from qra_bo.searcher import SearchProblem
+from qra_bo.sensitivity.profile import FloatArray, SensitivityProfile
 from qra_bo.sensitivity.repair import Repair
 from qra_bo.sensitivity.scaling import fidelity_importance, plasticity_importance, warm_start
 from qra_bo.space import CostTable, IntArray, PhaseCost
-from qra_bo.space.knapsack import FloatArray, solve_knapsack
+from qra_bo.space.knapsack import solve_knapsack
 from qra_bo.space.neighbourhood import neighbours_within
 
+DAMAGES: Mapping[str, Callable[[SensitivityProfile], FloatArray]] = {
+    "rise": lambda profile: profile.damage, "divergence": lambda profile: profile.damage_kl,
+    "believed": lambda profile: profile.believed_damage()}
 _TRIES = 200
 _FURTHEST = 3
 _MOST = 5000
@@ -96,12 +100,25 @@ class HillClimb(_Baseline):
 
 class SequentialSearch(_Baseline):
     """The usual pipeline: bits by an exact knapsack on I_q for each uniform rank; then, for the bits of the best
-    of these, then of the next, ranks by an exact knapsack on I_r in what the bits leave of the budget."""
+    of these, then of the next, ranks by an exact knapsack on I_r in what the bits leave of the budget.
+
+    Args:
+        problem: What is searched.
+        damage: What I_q is: ``"rise"`` of the loss, as published, ``"divergence"`` from the 16-bit model, or
+            ``"believed"`` of both (``SensitivityProfile.believed_damage``).
+
+    Raises:
+        ConfigError: If ``damage`` is anything else.
+        ProfileError: If the profile holds no I_r.
+    """
 
     name = "sequential"
 
-    def __init__(self, problem: SearchProblem) -> None:
+    def __init__(self, problem: SearchProblem, damage: str = "rise") -> None:
         super().__init__(problem)
+        if damage not in DAMAGES:
+            raise ConfigError([f"damage must be one of {', '.join(DAMAGES)}; got {damage!r}"])
+        self._damage = DAMAGES[damage](problem.profile)
         gain, ranks = problem.profile.require_gain(), np.array(problem.space.ranks.values)
         self._gain = gain[:, np.minimum(ranks, gain.shape[1]) - 1]
         self._uniform = iter(self._bits_for_uniform_ranks())
@@ -119,7 +136,7 @@ class SequentialSearch(_Baseline):
         for index in reversed(range(len(self._problem.space.ranks))):
             costs = CostTable(tuple(PhaseCost(p.name, p.fixed, p.unit[:, :, index:index + 1],
                                               p.spike[:, :, index:index + 1]) for p in self._problem.costs.phases))
-            row = self._solved(self._problem.profile.damage[:, :, None], costs)
+            row = self._solved(self._damage[:, :, None], costs)
             if row is not None:
                 yield np.concatenate([row[:n], np.full(n, index, dtype=np.int64)])
 

@@ -115,11 +115,11 @@ class FinetuneOracle:
         self.bank.build(progress)
         gain, trained = measure_gain(self.model, self.bank, self.units, inputs, labels, self.settings.train,
                                      self.device, self.settings.largest_rank, progress)
-        damage, kl, base, forward = measure_damage(self.model, self.bank, self.units, self.formats, inputs, labels,
-                                                   self.settings.train, self.device, progress)
+        damage, base, forward = measure_damage(self.model, self.bank, self.units, self.formats, inputs, labels,
+                                               self.settings.train, self.device, progress)
         cost = {"training_tokens": trained, "forward_tokens": forward}
         self.profile_cost = self._with_start(cost)
-        profile = assemble(self.units, self.formats, damage, kl, gain, base,
+        profile = assemble(self.units, self.formats, damage, gain, base,
                            f"measured on {len(inputs)} training sequences"
                            + ("" if self.bank.rounding is None else ", codes by GPTQ"))
         if self.profile_cache:

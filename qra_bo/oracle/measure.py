@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +18,14 @@ from qra_bo.space import StorageFormat, Unit
 
 KEPT_LOG_PROBABILITIES = 512 * 2**20
 """Bytes of the dense model's log-probabilities that are kept, rather than formed again for every format."""
+
+
+class Damage(NamedTuple):
+    """Of single units, each ``L x F`` in nats: rise of the loss, KL from the dense model, standard error of the rise."""
+
+    rise: FloatArray
+    kl: FloatArray
+    se: FloatArray
 
 
 class _Reference:
@@ -52,15 +60,25 @@ class _Reference:
         return torch.log_softmax(logits_of(self._model, hidden[start:start + self._chunk]).float(), -1)
 
     @torch.no_grad()
-    def loss_and_kl(self, hidden: Tensor) -> tuple[float, float]:
-        """Mean next-token loss of ``b x length x d`` final hidden states, and mean KL(dense || these), in nats."""
-        ours, loss, kl = self._select(hidden), 0.0, 0.0
+    def loss_and_kl(self, hidden: Tensor) -> tuple[float, float, float]:
+        """Mean next-token loss of ``b x length x d`` final hidden states, mean KL(dense || these), and the standard
+        error of the loss's rise over the dense model's, in nats.
+
+        Were the text drawn from the dense model, each token's rise would be its KL and an error of mean 0 that those
+        before it do not tell: their squares add up.
+        """
+        ours, loss, kl, squares = self._select(hidden), 0.0, 0.0, 0.0
         for i, start in enumerate(self._starts):
             log_q = self._log_p(ours, start)
             log_p = self._log_p(self._hidden, start) if self._kept is None else self._kept[i]
-            loss -= float(log_q.gather(1, self._goal[start:start + self._chunk].unsqueeze(1)).sum())
-            kl += float(torch.sum(log_p.exp() * (log_p - log_q)))
-        return loss / len(self._goal), kl / len(self._goal)
+            goal = self._goal[start:start + self._chunk].unsqueeze(1)
+            chosen = log_q.gather(1, goal)
+            apart = torch.sum(log_p.exp() * (log_p - log_q), dim=1)
+            loss -= float(chosen.sum())
+            kl += float(apart.sum())
+            squares += float((log_p.gather(1, goal).sub(chosen).squeeze(1) - apart).square().sum())
+        n = len(self._goal)
+        return loss / n, kl / n, math.sqrt(squares) / n
 
     @torch.no_grad()
     def jensen_shannon(self, hidden: Tensor) -> float:
@@ -116,7 +134,7 @@ def joint_damage(model: Any, bank: LayerBank, units: Sequence[Unit], choices: Se
 
 def measure_damage(model: Any, bank: LayerBank, units: Sequence[Unit], formats: Sequence[StorageFormat],
                    inputs: Blocks, labels: Blocks, settings: TrainSettings, device: torch.device,
-                   progress: Progress) -> tuple[FloatArray, FloatArray, float, int]:
+                   progress: Progress) -> tuple[Damage, float, int]:
     """I_q: rise of the calibration loss, and KL, with one unit quantised and the rest in 16 bits.
 
     Args:
@@ -131,16 +149,16 @@ def measure_damage(model: Any, bank: LayerBank, units: Sequence[Unit], formats: 
         progress: Told after every unit.
 
     Returns:
-        Damage ``L x F``, KL ``L x F``, the dense model's loss, and the tokens that went forward
-        (a pass that starts at layer k of n counts as its share of the layers).
+        What was measured, the dense model's loss, and the tokens that went forward (a pass that starts at layer k of n
+        counts as its share of the layers).
     """
     model.eval()
     ids, goal = torch.from_numpy(inputs).to(device), torch.from_numpy(labels).to(device)
     bank.restore_dense()
     below, final = layer_inputs(model, ids)
     reference = _Reference(model, final, goal, settings.logits_chunk)
-    base, _ = reference.loss_and_kl(final)
-    damage, kl = np.zeros((len(units), len(formats))), np.zeros((len(units), len(formats)))
+    base, _, _ = reference.loss_and_kl(final)
+    found = Damage(*(np.zeros((len(units), len(formats))) for _ in range(3)))
     spent, n_layers = float(ids.numel()), len(below)
     for u, unit in enumerate(units):
         first = min(linear.layer for linear in unit.linears)
@@ -150,12 +168,12 @@ def measure_damage(model: Any, bank: LayerBank, units: Sequence[Unit], formats: 
             bank.install(model, {linear.name: fmt.name for linear in unit.linears})
             with torch.no_grad(), starting_at(model, first, below[first]):
                 final = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
-            loss, kl[u, f] = reference.loss_and_kl(final)
-            damage[u, f] = loss - base
+            loss, found.kl[u, f], found.se[u, f] = reference.loss_and_kl(final)
+            found.rise[u, f] = loss - base
             spent += ids.numel() * (n_layers - first) / n_layers
         bank.restore_dense()
         progress("profile: damage", u + 1, len(units))
-    return damage, kl, base, round(spent)
+    return found, base, round(spent)
 
 
 def measure_gain(model: Any, bank: LayerBank, units: Sequence[Unit], inputs: Blocks, labels: Blocks,
@@ -226,11 +244,11 @@ def leading_energy(matrix: Tensor, k: int) -> FloatArray:
     return np.cumsum(padded)
 
 
-def assemble(units: Sequence[Unit], formats: Sequence[StorageFormat], damage: FloatArray, kl: FloatArray,
-             gain: FloatArray, base: float, source: str) -> SensitivityProfile:
+def assemble(units: Sequence[Unit], formats: Sequence[StorageFormat], damage: Damage, gain: FloatArray, base: float,
+             source: str) -> SensitivityProfile:
     """The profile from its measured parts."""
-    return SensitivityProfile(tuple(u.name for u in units), tuple(f.name for f in formats), damage, kl, gain, base,
-                              source)
+    return SensitivityProfile(tuple(u.name for u in units), tuple(f.name for f in formats), damage.rise, damage.kl,
+                              gain, base, source, damage.se)
 
 
 def unit_choice(units: Sequence[Unit], formats: Sequence[str]) -> Mapping[str, str]:

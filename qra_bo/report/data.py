@@ -13,6 +13,7 @@ from qra_bo.records import SCHEMA_VERSION, Evaluation, rounding_of
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import Allocation, StorageFormat
 from qra_bo.study.journal import session_seconds
+from qra_bo.study.messages import ProfileResult
 from qra_bo.study.study import Study
 
 Event = Mapping[str, Any]
@@ -234,7 +235,7 @@ def _parse(events: Sequence[Event], header: Header, warnings: Sequence[str]) -> 
     return ReportData(
         header=header, study=study,
         provenance={k: v for k, v in last.get("provenance", {}).items() if k not in JOURNAL_FIELDS},
-        profile=None if profile is None else parse_profile(profile),
+        profile=None if profile is None else ProfileResult.from_json(profile).profile,
         profile_tokens=(0, 0) if profile is None else (int(profile["training_tokens"]), int(profile["forward_tokens"])),
         calibration=last.get("calibration"),
         stages=tuple((str(e["stage"]), str(e["state"])) for e in events if e["event"] == "stage"),
@@ -244,15 +245,6 @@ def _parse(events: Sequence[Event], header: Header, warnings: Sequence[str]) -> 
         measured=tuple(_measured(e) for e in study.measured), final=last.get("final"),
         warnings=tuple(dict.fromkeys([*warnings, *told])), end=last.get("end"),
         wall_seconds=session_seconds(events))
-
-
-def parse_profile(event: Event) -> SensitivityProfile:
-    """The sensitivities of a profile event."""
-    gain = event["gain"]
-    return SensitivityProfile(
-        tuple(event["units"]), tuple(event["formats"]), np.array(event["damage"], dtype=np.float64),
-        np.array(event["damage_kl"], dtype=np.float64), None if gain is None else np.array(gain, dtype=np.float64),
-        float(event["base_loss"]), str(event["source"]))
 
 
 def _header(e: Event) -> Header:

@@ -39,7 +39,5 @@ def given_profile(path: Path, units: Sequence[Unit], formats: Sequence[str]) -> 
                            f"{list(given.formats)}); measure one with task=profile, or choose bits that it holds")
     if given.units != tuple(u.name for u in units):
         given = coarsen_profile(given, units)
-    columns = [given.formats.index(f) for f in formats]
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return replace(given, formats=tuple(formats), damage=given.damage[:, columns],
-                   damage_kl=given.damage_kl[:, columns], source=f"{given.source} ({path.name}, sha256 {digest})")
+    return replace(given.of_formats(formats), source=f"{given.source} ({path.name}, sha256 {digest})")

@@ -15,6 +15,8 @@ from qra_bo.space import Unit
 
 SCHEMA_VERSION = 1
 _KEYS = ("schema_version", "units", "formats", "damage", "damage_kl", "gain", "base_loss", "source")
+_LATER_KEYS = ("damage_se",)
+"""Of later releases: files without them are read too."""
 _MEASURED_KEYS = ("model_name", "dataset", "loss")
 
 
@@ -23,7 +25,8 @@ def profile_to_json(profile: SensitivityProfile) -> dict[str, Any]:
     return {"schema_version": SCHEMA_VERSION, "units": list(profile.units), "formats": list(profile.formats),
             "damage": profile.damage.tolist(), "damage_kl": profile.damage_kl.tolist(),
             "gain": None if profile.gain is None else profile.gain.tolist(), "base_loss": profile.base_loss,
-            "source": profile.source}
+            "source": profile.source,
+            **({} if profile.damage_se is None else {"damage_se": profile.damage_se.tolist()})}
 
 
 def profile_from_json(data: Mapping[str, Any], where: str) -> SensitivityProfile:
@@ -36,17 +39,18 @@ def profile_from_json(data: Mapping[str, Any], where: str) -> SensitivityProfile
     Raises:
         ProfileError: If a key is missing, unknown or of the wrong type, or the schema is another.
     """
-    _check_keys(data, _KEYS, _KEYS, where)
+    _check_keys(data, _KEYS, (*_KEYS, *_LATER_KEYS), where)
     if data["schema_version"] != SCHEMA_VERSION:
         raise ProfileError(f"{where} has schema_version {data['schema_version']!r}; this release reads "
                            f"{SCHEMA_VERSION}: measure the profile again with task=profile")
-    gain = None if data["gain"] is None else _matrix(data["gain"], f"{where}: 'gain'")
+    gain, se = (None if data.get(key) is None else _matrix(data[key], f"{where}: {key!r}")
+                for key in ("gain", "damage_se"))
     return SensitivityProfile(_names(data["units"], f"{where}: 'units'"),
                               _names(data["formats"], f"{where}: 'formats'"),
                               _matrix(data["damage"], f"{where}: 'damage'"),
                               _matrix(data["damage_kl"], f"{where}: 'damage_kl'"), gain,
                               _number(data["base_loss"], f"{where}: 'base_loss'"),
-                              _text(data["source"], f"{where}: 'source'"))
+                              _text(data["source"], f"{where}: 'source'"), se)
 
 
 def save_profile(profile: SensitivityProfile, path: Path) -> None:
@@ -131,8 +135,10 @@ def coarsen_profile(profile: SensitivityProfile, units: Sequence[Unit]) -> Sensi
     """
     damage, kl = (_sum_rows(a, profile.units, units, profile.source) for a in (profile.damage, profile.damage_kl))
     gain = None if profile.gain is None else _sum_rows(profile.gain, profile.units, units, profile.source)
+    se = None if profile.damage_se is None else np.sqrt(_sum_rows(profile.damage_se**2, profile.units, units,
+                                                                  profile.source))
     return SensitivityProfile(tuple(u.name for u in units), profile.formats, damage, kl, gain, profile.base_loss,
-                              f"{profile.source}, summed from {len(profile.units)} to {len(units)} units")
+                              f"{profile.source}, summed from {len(profile.units)} to {len(units)} units", se)
 
 
 def _sum_rows(values: FloatArray, names: Sequence[str], units: Sequence[Unit], source: str) -> FloatArray:

@@ -30,17 +30,18 @@ class ProfileResult:
         p = self.profile
         return {"source": p.source, "units": list(p.units), "formats": list(p.formats), "damage": p.damage.tolist(),
                 "damage_kl": p.damage_kl.tolist(), "gain": None if p.gain is None else p.gain.tolist(),
-                "base_loss": p.base_loss, "training_tokens": self.training_tokens,
-                "forward_tokens": self.forward_tokens, "seconds": self.seconds}
+                "damage_se": None if p.damage_se is None else p.damage_se.tolist(), "base_loss": p.base_loss,
+                "training_tokens": self.training_tokens, "forward_tokens": self.forward_tokens,
+                "seconds": self.seconds}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "ProfileResult":
         """Inverse of ``to_json``, exact to the last bit."""
-        gain = data["gain"]
+        gain, se = (None if data.get(key) is None else np.array(data[key], dtype=np.float64)
+                    for key in ("gain", "damage_se"))
         profile = SensitivityProfile(
             tuple(data["units"]), tuple(data["formats"]), np.array(data["damage"], dtype=np.float64),
-            np.array(data["damage_kl"], dtype=np.float64), None if gain is None else np.array(gain, dtype=np.float64),
-            float(data["base_loss"]), str(data["source"]))
+            np.array(data["damage_kl"], dtype=np.float64), gain, float(data["base_loss"]), str(data["source"]), se)
         return cls(profile, int(data["training_tokens"]), int(data["forward_tokens"]), float(data["seconds"]))
 
 

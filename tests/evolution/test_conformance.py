@@ -22,5 +22,10 @@ class TestSequential(SearcherSuite):
     seedless = True
 
 
+class TestSequentialByDivergence(SearcherSuite):
+    make = staticmethod(lambda problem: SequentialSearch(problem, damage="divergence"))
+    seedless = True
+
+
 class TestHillClimb(SearcherSuite):
     make = staticmethod(HillClimb)

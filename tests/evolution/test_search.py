@@ -143,17 +143,28 @@ def test_searches_come_near_the_planted_optimum() -> None:
     assert regret(SequentialSearch(problem), problem, oracle, 12) < 1.0
 
 
-def test_sequential_search_solves_its_two_knapsacks() -> None:
+def test_another_damage_is_refused() -> None:
+    with pytest.raises(ConfigError, match="rise, divergence, believed; got 'kl'"):
+        SequentialSearch(make_problem(3)[0], "kl")
+
+
+@pytest.mark.parametrize("damage", ["rise", "divergence", "believed"])
+def test_sequential_search_solves_its_two_knapsacks(damage: str) -> None:
     problem, oracle = make_problem(3, ranks=(1, 4), low_steps=None)
+    rng = np.random.default_rng(1)
+    measured = problem.profile.damage
+    profile = dataclasses.replace(problem.profile, damage_kl=measured * rng.lognormal(0.0, 1.0, measured.shape),
+                                  damage_se=0.5 * measured)
+    problem = dataclasses.replace(problem, profile=profile)
+    values = {"rise": measured, "divergence": profile.damage_kl, "believed": profile.believed_damage()}[damage]
     rows = every_row(problem.space)
     rows = rows[problem.costs.feasible(rows, problem.budget_bytes)]
-    search = SequentialSearch(problem)
+    search = SequentialSearch(problem, damage)
     first = [problem.space.encode(p.allocation) for p in search.ask(9)]
     for row in first:
         assert len(set(row[3:])) == 1
         same = rows[(rows[:, 3:] == row[3]).all(axis=1)]
-        damage = problem.profile.damage[np.arange(3), same[:, :3]].sum(axis=1)
-        assert problem.profile.damage[np.arange(3), row[:3]].sum() == pytest.approx(damage.min())
+        assert values[np.arange(3), row[:3]].sum() == pytest.approx(values[np.arange(3), same[:, :3]].sum(axis=1).min())
     told = [evaluate(problem, oracle, Proposal(problem.space.decode(r), Fidelity.HIGH, "global"), i)
             for i, r in enumerate(first)]
     search.tell(told)

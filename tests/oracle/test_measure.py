@@ -32,7 +32,7 @@ def test_damage_is_that_of_the_whole_model_with_one_unit_quantised(kept: int, mo
     formats = (parse_format("ref2"), parse_format("ref4"), parse_format("fp16"))
     bank = LayerBank(model, spec, formats, torch.float32, "cpu")
     units = make_units(spec, "block")
-    damage, kl, base, spent = measure_damage(model, bank, units, formats, IDS, LABELS, SETTINGS, CPU, _quiet)
+    (damage, kl, se), base, spent = measure_damage(model, bank, units, formats, IDS, LABELS, SETTINGS, CPU, _quiet)
     goal = torch.from_numpy(IDS[:, 3:]).unsqueeze(-1)
     dense = _log_p(model)
     assert base == pytest.approx(-float(dense.gather(-1, goal).mean()), abs=1e-5)
@@ -42,9 +42,36 @@ def test_damage_is_that_of_the_whole_model_with_one_unit_quantised(kept: int, mo
             changed = _log_p(model)
             bank.restore_dense()
             assert damage[u, f] == pytest.approx(-float(changed.gather(-1, goal).mean()) - base, abs=1e-5)
-            assert kl[u, f] == pytest.approx(float((dense.exp() * (dense - changed)).sum(-1).mean()), abs=1e-5)
+            apart = (dense.exp() * (dense - changed)).sum(-1)
+            assert kl[u, f] == pytest.approx(float(apart.mean()), abs=1e-5)
+            rise = (dense - changed).gather(-1, goal).squeeze(-1)
+            assert se[u, f] == pytest.approx(float(((rise - apart) ** 2).mean() / rise.numel()) ** 0.5, abs=1e-6)
     assert (damage[:, 2] == 0).all()
+    assert (se[:, 2] == 0).all()
     assert spent == IDS.size + round(2 * 2 * IDS.size * (1 + 2 / 3 + 1 / 3))
+
+
+def test_the_standard_error_is_that_of_text_that_the_model_draws() -> None:
+    model, spec = tiny_llama()
+    bank = LayerBank(model, spec, (parse_format("ref2"),), torch.float32, "cpu")
+    units = make_units(spec, "layer")[:1]
+    model.eval()
+    with torch.no_grad():
+        odds = torch.softmax(model(input_ids=torch.from_numpy(IDS)).logits[:, -2].float(), -1)
+    generator = torch.Generator().manual_seed(0)
+    rises, kls, errors = [], [], []
+    for _ in range(200):
+        ids = IDS.copy()
+        ids[:, -1] = torch.multinomial(odds, 1, generator=generator).squeeze(1).numpy()  # drawn from the dense model
+        labels = np.where(np.arange(12) < 11, -100, ids)
+        found, _, _ = measure_damage(model, bank, units, (parse_format("ref2"),), ids, labels, SETTINGS, CPU, _quiet)
+        rises.append(found.rise[0, 0])
+        kls.append(found.kl[0, 0])
+        errors.append(found.se[0, 0])
+    assert np.ptp(kls) < 1e-7  # of all next tokens: which was drawn changes nothing
+    off = np.array(rises) - kls[0]
+    assert abs(off.mean()) < 3 * off.std() / 200**0.5
+    assert off.std() == pytest.approx(float(np.mean(np.square(errors)) ** 0.5), rel=0.15)
 
 
 def test_gain_is_the_spectrum_of_the_weight_gradient() -> None:

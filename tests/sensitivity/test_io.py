@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,11 @@ def test_round_trip_is_exact(tmp_path: Path, with_gain: bool) -> None:
     np.testing.assert_array_equal(q.damage, p.damage)
     np.testing.assert_array_equal(q.damage_kl, p.damage_kl)
     assert (q.gain is None) == (not with_gain)
+    assert q.damage_se is None
     assert list(path.parent.iterdir()) == [path]
+    known = replace(p, damage_se=np.arange(p.damage.size).reshape(p.damage.shape) / 7.0)
+    save_profile(known, path)
+    np.testing.assert_array_equal(load_profile(path).damage_se, known.damage_se)
 
 
 @pytest.mark.parametrize("key", sorted(profile_to_json(make_profile(make_space(1)))))
@@ -55,7 +60,7 @@ def test_a_missing_key_is_named(tmp_path: Path, key: str) -> None:
 
 @pytest.mark.parametrize(("key", "value"), [
     ("units", "a"), ("units", []), ("formats", [1]), ("damage", 3), ("damage", [[1, "x"]]), ("damage", [[1, 2], [1]]),
-    ("damage_kl", [[None]]), ("gain", {}), ("gain", [[True]]), ("base_loss", "3"), ("source", None)])
+    ("damage_kl", [[None]]), ("gain", {}), ("gain", [[True]]), ("damage_se", 1), ("base_loss", "3"), ("source", None)])
 def test_a_mistyped_key_is_named(tmp_path: Path, key: str, value: object) -> None:
     path = tmp_path / "p.json"
     path.write_text(json.dumps({**profile_to_json(make_profile(make_space(2))), key: value}))

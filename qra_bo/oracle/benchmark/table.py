@@ -67,7 +67,7 @@ class TaskFacts:
         model_sha256: Fingerprint of its weights.
         data_sha256: Of the texts of all splits.
         train_blocks: Sequences of the training split.
-        calibration_blocks: The first so many of them are what sensitivities were measured on.
+        calibration_blocks: The first so many of them no training seed sees: sensitivities come from there.
         granularity: Of the units.
         units: Names of the ``L`` units.
         formats: Names of the ladder's ``F`` formats.
