@@ -30,6 +30,7 @@ from qra_bo.oracle.benchmark.levels import Levelled
 from qra_bo.oracle.benchmark.table import ROWS, Table, load_table
 from qra_bo.oracle.protocol import quiet
 from qra_bo.searcher import SearchProblem
+from qra_bo.sensitivity.damages import BELIEVED, DIVERGENCE, RISE, damage_of
 from qra_bo.sensitivity.profile import FloatArray
 from qra_bo.space import average_bits
 
@@ -39,6 +40,7 @@ BEST = 10
 FOLDS = 10
 PERPLEXITY, EARLY, OURS = "perplexity after quantisation", "loss after {} steps", "our surrogate, left one out"
 WITH_SHAPE = "loss after {} steps, average bits and rank: a line fitted to the other folds"
+SUMS = {RISE: "sum of I_q", DIVERGENCE: "sum of divergences", BELIEVED: "sum of believed damage"}
 OF_THE_LOSS = (OURS, *(WITH_SHAPE.format(steps) for steps in RECORD_AT))
 """Predictors in nats, whose root mean square error (``deviation``) can be set against the noise."""
 Row = dict[str, Any]
@@ -73,23 +75,36 @@ def measure(folder: Path, data: Levelled, path: str | None) -> dict[str, float]:
     return known
 
 
-def predictions(table: Table, data: Levelled, quantised: Mapping[str, float]) -> dict[str, FloatArray]:
-    """What every predictor says of ``n`` allocations: numbers that should grow with the loss, NaN where it has none."""
+def predictions(table: Table, data: Levelled,
+                quantised: Mapping[str, float]) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
+    """What every predictor says of ``n`` allocations: numbers that should grow with the loss, NaN where it has none.
+
+    Returns:
+        The numbers by predictor; and features, ``n x k``, of predictors that are fitted to each band.
+    """
     config = task_config("plays", None)  # the space is the model's, whatever the text
     space = make_space(config, make_spec(config))
     column = {name: i for i, name in enumerate(table.profile.formats)}
     bits = np.array([average_bits([parse_format(f).bits for f in a.formats], space.unit_numel)
                      for a in data.allocations])
     ranks = np.array([np.mean(a.ranks) for a in data.allocations])
-    found = {
-        PERPLEXITY: np.array([quantised.get(" ".join(a.formats), np.nan) for a in data.allocations]),
-        "sum of I_q": np.array([sum(table.profile.damage[u, column[f]] for u, f in enumerate(a.formats))
-                                for a in data.allocations]),
+    chosen = np.array([[column[f] for f in a.formats] for a in data.allocations])
+    units = np.arange(chosen.shape[1])
+    shapes: dict[str, FloatArray] = {}
+    found = {PERPLEXITY: np.array([quantised.get(" ".join(a.formats), np.nan) for a in data.allocations])}
+    for kind, name in SUMS.items():
+        damage = np.clip(damage_of(table.profile, kind), 0.0, None)
+        total, roots = damage[units, chosen].sum(axis=1), np.sqrt(damage)[units, chosen].sum(axis=1)
+        found[name] = total
+        shapes[f"{name}, its root and ranks: a line fitted to the band's other folds"] = np.column_stack(
+            [total, roots, np.log(ranks)])
+    found |= {
         "average bits, the most first": -bits, "average rank, the largest first": -ranks}
     for i, steps in enumerate(table.facts.record_at):
         early = data.targets[:, i]
         found[EARLY.format(steps)] = early
-        found[WITH_SHAPE.format(steps)] = in_folds(np.column_stack([early, bits, np.log(ranks)]), data.targets[:, -1])
+        found[WITH_SHAPE.format(steps)] = in_folds(np.column_stack([np.log(early), bits, np.log(ranks)]),
+                                                   data.targets[:, -1])
     budget = table.facts.budgets[0]
     problem = SearchProblem(space, table.costs[budget.scope], budget.bytes, table.profile, table.facts.steps, None, 0)
     inside = np.array([space.contains(a) for a in data.allocations])
@@ -100,13 +115,13 @@ def predictions(table: Table, data: Levelled, quantised: Mapping[str, float]) ->
     if check is not None:
         found[OURS] = np.full(len(bits), np.nan)
         found[OURS][inside] = check["predicted"]
-    return found
+    return found, shapes
 
 
 def in_folds(features: FloatArray, losses: FloatArray) -> FloatArray:
-    """Least-squares predictions of every logarithm of a loss from the other folds, ``n``; the inputs are logarithms of
-    losses too where they are losses, for both explode at low bits."""
-    x = np.column_stack([np.ones(len(losses)), np.log(features[:, 0]), features[:, 1:]])
+    """Losses, ``n``, as least squares on ``n x k`` features predict them from the other folds; of their logarithms, for
+    they explode at low bits."""
+    x = np.column_stack([np.ones(len(losses)), features])
     known = np.isfinite(x).all(axis=1) & np.isfinite(losses)
     fold = np.random.default_rng(0).permutation(len(losses)) % FOLDS
     predicted = np.full(len(losses), np.nan)
@@ -117,17 +132,25 @@ def in_folds(features: FloatArray, losses: FloatArray) -> FloatArray:
     return predicted
 
 
-def rows_of(table: Table, data: Levelled, found: Mapping[str, FloatArray]) -> list[Row]:
+def within(features: FloatArray, losses: FloatArray, inside: np.ndarray) -> FloatArray:
+    """``in_folds`` of the rows in a band, ``n``; NaN elsewhere."""
+    values = np.full(len(losses), np.nan)
+    values[inside] = in_folds(features[inside], losses[inside])
+    return values
+
+
+def rows_of(table: Table, data: Levelled, found: Mapping[str, FloatArray],
+            shapes: Mapping[str, FloatArray]) -> list[Row]:
     """Rank correlation of every predictor with the final loss, by band of the budget; and compensation."""
     losses = data.targets[:, -1]
     rows: list[Row] = []
     for band, inside in bands(table, data).items():
         base = {"task": table.facts.task, "band": band}
-        for name, values in found.items():
+        for name, values in {**found, **{n: within(x, losses, inside) for n, x in shapes.items()}}.items():
             known = inside & np.isfinite(values)
             rows.append({**base, "predictor": name, "allocations": int(known.sum()),
                          "spearman": correlation(values[inside], losses[inside])})
-            if name in OF_THE_LOSS and known.any():
+            if (name in OF_THE_LOSS or name in shapes) and known.any():
                 rows[-1]["deviation"] = float(np.sqrt(np.mean((values[known] - losses[known]) ** 2)))
         if band.startswith("near "):
             best = np.flatnonzero(inside)[np.argsort(losses[inside])][:BEST]
@@ -167,7 +190,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         data = usable(table)
         needs = TASKS[task] == "jsonl" and task not in files
         quantised = load_quantised(DATA / task / QUANTISED) if needs else measure(DATA / task, data, files.get(task))
-        rows += rows_of(table, data, predictions(table, data, quantised))
+        rows += rows_of(table, data, *predictions(table, data, quantised))
     publish("predictors", targets_of(rows, tasks), rows,
             ("task", "band", "predictor", "allocations", "spearman", "deviation"))
 

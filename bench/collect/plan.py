@@ -14,6 +14,7 @@ from qra_bo.acquisition.features import damage_scales, rank_scale
 from qra_bo.evolution.initialisation import random_near_budget
 from qra_bo.oracle.benchmark.table import TableRow, TaskFacts, pooled, same_rate
 from qra_bo.searcher import SearchProblem
+from qra_bo.sensitivity.damages import RISE
 from qra_bo.space import Allocation, uniform
 from qra_bo.space.lagrangian import solve_relaxed
 from qra_bo.space.neighbourhood import neighbours_within
@@ -204,7 +205,7 @@ class Plan:
 
 def designed(problem: SearchProblem, rng: np.random.Generator) -> Allocation:
     """The best allocation within the budget under a random belief of what damage and ranks are worth."""
-    damage, _ = damage_scales(problem)
+    damage, _ = damage_scales(problem, RISE)  # as the tables were begun
     n_units, n_formats, _ = problem.costs.shape
     believed = damage ** rng.uniform(0.3, 1.0) * rng.lognormal(0.0, 0.5, (n_units, 1))
     believed = believed * rng.lognormal(0.0, 0.3, n_formats)[None, :]

@@ -69,6 +69,8 @@ ABLATIONS = (
     Entry("ours without the warp", OURS, "ablation", {"model": {"warps": [float("inf")]}}),
     Entry("ours without the residual", OURS, "ablation", {"model": {"residual": 0.0}}),
     Entry("ours without sensitivities", OURS, "ablation", {"without": SENSITIVE, "n_prior": 0}),
+    Entry("ours by the loss's rise", OURS, "ablation", {"damage": "rise"}),
+    Entry("ours by divergence", OURS, "ablation", {"damage": "divergence"}),
     Entry("ours without weights of single units", OURS, "ablation",
           {"without": ["unit damage", "depth damage", "unit rank", "depth rank"]}),
     Entry("ours with one draw", OURS, "ablation", {"draws": 1}),

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from qra_bo.errors import ConfigError
 from qra_bo.searcher import SearchProblem
+from qra_bo.sensitivity.damages import BELIEVED, damage_of
 from qra_bo.sensitivity.profile import FloatArray
 from surrogates.kernels import matern52
 from surrogates.structured import Component
@@ -15,24 +16,25 @@ from surrogates.structured import Component
 _REFERENCE_ROWS = 200
 
 
-def build_components(problem: SearchProblem, without: Collection[str] = ()) -> list[Component]:
+def build_components(problem: SearchProblem, without: Collection[str] = (), damage: str = BELIEVED) -> list[Component]:
     """Parts of the latent loss of one problem, each with unit variance over a reference set of allocations.
 
-    Shared weights: format and rank by share of parameters, damage (as measured, its square root, and the KL
-    divergence's), damage times rank, gain. Weights of every unit of its own, free or smooth in depth: deviations
+    Shared weights: format and rank by share of parameters, damage (with its square root, and both of the KL
+    divergence), damage times rank, gain. Weights of every unit of its own, free or smooth in depth: deviations
     of its damage and of its need for rank from what the profile says.
 
     Args:
         problem: What is searched.
         without: Parts to leave out, by name.
+        damage: What damage is, see ``damage_of``.
 
     Raises:
-        ConfigError: If there is no such part.
+        ConfigError: If there is no such part, or no such damage.
     """
     space, profile = problem.space, problem.profile
     n_units, n_formats, n_ranks = problem.costs.shape
     share = space.unit_numel / space.unit_numel.sum()
-    damage, root = damage_scales(problem)
+    level, root = damage_scales(problem, damage)
     log_rank = rank_scale(problem)
     ones = np.ones((n_units, 1))
     below = np.triu(np.ones((n_formats, n_formats)))[:, :-1]  # below[f, j] = 1 for formats up to j: a step above it
@@ -45,7 +47,7 @@ def build_components(problem: SearchProblem, without: Collection[str] = ()) -> l
     flat_f, flat_r = np.ones((n_formats, 1)), np.ones((n_ranks, 1))
     by_rank = log_rank[None, None, :, None]
     kl = np.clip(profile.damage_kl, 0.0, None)
-    sides = np.stack([damage, root, kl, np.sqrt(kl)], axis=-1)[:, :, None, :]
+    sides = np.stack([level, root, kl, np.sqrt(kl)], axis=-1)[:, :, None, :]
     damages = np.broadcast_to(sides, (n_units, n_formats, n_ranks, sides.shape[-1]))
     typical = root.mean(axis=0)
     own = _steps(0.5 * root + 0.5 * typical, below)
@@ -78,10 +80,10 @@ def build_components(problem: SearchProblem, without: Collection[str] = ()) -> l
                               torch.ones((n_units, 1), dtype=torch.float64))]
 
 
-def damage_scales(problem: SearchProblem) -> tuple[FloatArray, FloatArray]:
-    """Believed damage, made non-increasing along the ladder, and its square root, ``L x F``."""
-    damage = problem.profile.believed_damage()
-    monotone = np.maximum.accumulate(damage[:, ::-1], axis=1)[:, ::-1]
+def damage_scales(problem: SearchProblem, damage: str = BELIEVED) -> tuple[FloatArray, FloatArray]:
+    """Damage (``damage_of``), made non-negative and non-increasing along the ladder, and its square root, ``L x F``."""
+    level = np.clip(damage_of(problem.profile, damage), 0.0, None)
+    monotone = np.maximum.accumulate(level[:, ::-1], axis=1)[:, ::-1]
     return monotone, np.sqrt(monotone)
 
 

@@ -4,6 +4,7 @@ import numpy as np
 
 from qra_bo.acquisition.features import damage_scales, rank_scale
 from qra_bo.searcher import SearchProblem
+from qra_bo.sensitivity.damages import BELIEVED
 from qra_bo.sensitivity.profile import FloatArray
 
 # (power of damage, nats that the whole rank ladder is worth over nats that the typical format costs): small rates
@@ -20,15 +21,19 @@ def prior_share(equivalents: float) -> int:
     return min(len(_ASSUMPTIONS), max(LEAST_PRIOR, round(equivalents / 4)))
 
 
-def prior_tables(problem: SearchProblem, n: int) -> list[FloatArray]:
-    """The first ``n`` (at most 8) additive loss tables to solve before anything is learned, each ``L x F x R``."""
-    damage, root = damage_scales(problem)
+def prior_tables(problem: SearchProblem, n: int, damage: str = BELIEVED) -> list[FloatArray]:
+    """The first ``n`` (at most 8) additive loss tables to solve before anything is learned, each ``L x F x R``.
+
+    Raises:
+        ConfigError: If there is no such damage (``damage_of``).
+    """
+    level, root = damage_scales(problem, damage)
     share = (problem.space.unit_numel / problem.space.unit_numel.sum())[:, None, None]
     typical = _typical_format(problem)
     ranks = rank_scale(problem)[None, None, :]
     tables = []
     for power, rate in _ASSUMPTIONS[:n]:
-        loss = damage if power == 1.0 else root
+        loss = level if power == 1.0 else root
         total = loss[:, typical].sum() or 1.0
         tables.append(np.asarray(loss[:, :, None] / total - rate * ranks * share, dtype=np.float64))
     return tables

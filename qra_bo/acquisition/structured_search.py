@@ -18,6 +18,7 @@ from qra_bo.errors import BudgetError, ConfigError
 from qra_bo.priors import prior_file
 from qra_bo.records import Evaluation, Fidelity, Proposal
 from qra_bo.searcher import SearchProblem
+from qra_bo.sensitivity.damages import BELIEVED
 from qra_bo.sensitivity.profile import FloatArray
 from qra_bo.space import Allocation, IntArray
 from qra_bo.space.knapsack import Region, solve_knapsack
@@ -43,6 +44,7 @@ class StructuredOptions:
         prior: What earlier runs taught about the parts' scales, a file or the name of one that comes with the package;
             or ``None``.
         without: Parts of the surrogate to leave out, by their names in ``build_components``.
+        damage: What the profile's damage is taken to be, see ``damage_of``.
         model: Settings of the surrogate.
     """
 
@@ -54,6 +56,7 @@ class StructuredOptions:
     always_fitted: int = 150
     prior: str | None = None
     without: tuple[str, ...] = ()
+    damage: str = BELIEVED
     model: StructuredSettings = field(default_factory=StructuredSettings)
 
 
@@ -80,11 +83,11 @@ class StructuredSearch:
         self._problem = problem
         self._rng = problem.rng("structured")
         self._seen = Observations(problem)
-        parts = build_components(problem, self._options.without)
+        parts = build_components(problem, self._options.without, self._options.damage)
         learned = {} if self._options.prior is None else load_prior(prior_file(self._options.prior))
         self._design = Design(with_prior(parts, learned))
         n_prior = self._options.n_prior
-        self._prior = prior_tables(problem, LEAST_PRIOR if n_prior is None else n_prior)
+        self._prior = prior_tables(problem, LEAST_PRIOR if n_prior is None else n_prior, self._options.damage)
         n_units = problem.space.n_units
         self._region = TrustRegion(max(2, n_units // 2), 2, n_units, max(2, n_units // 2), factor=1.5)
         self._model: StructuredModel | None = None

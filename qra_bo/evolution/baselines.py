@@ -1,25 +1,23 @@
 """Simple searchers to compare with: random, bits first and ranks after, hill climbing; all at high fidelity."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from qra_bo.errors import BudgetError, ConfigError
+from qra_bo.errors import BudgetError
 from qra_bo.evolution.archive import Archive
 from qra_bo.evolution.initialisation import random_near_budget
 from qra_bo.records import Evaluation, Fidelity, Proposal
 from qra_bo.searcher import SearchProblem
-from qra_bo.sensitivity.profile import FloatArray, SensitivityProfile
+from qra_bo.sensitivity.damages import RISE, damage_of
+from qra_bo.sensitivity.profile import FloatArray
 from qra_bo.sensitivity.repair import Repair
 from qra_bo.sensitivity.scaling import fidelity_importance, plasticity_importance, warm_start
 from qra_bo.space import CostTable, IntArray, PhaseCost
 from qra_bo.space.knapsack import solve_knapsack
 from qra_bo.space.neighbourhood import neighbours_within
 
-DAMAGES: Mapping[str, Callable[[SensitivityProfile], FloatArray]] = {
-    "rise": lambda profile: profile.damage, "divergence": lambda profile: profile.damage_kl,
-    "believed": lambda profile: profile.believed_damage()}
 _TRIES = 200
 _FURTHEST = 3
 _MOST = 5000
@@ -104,21 +102,18 @@ class SequentialSearch(_Baseline):
 
     Args:
         problem: What is searched.
-        damage: What I_q is: ``"rise"`` of the loss, as published, ``"divergence"`` from the 16-bit model, or
-            ``"believed"`` of both (``SensitivityProfile.believed_damage``).
+        damage: What I_q is, see ``damage_of``.
 
     Raises:
-        ConfigError: If ``damage`` is anything else.
+        ConfigError: If there is no such damage.
         ProfileError: If the profile holds no I_r.
     """
 
     name = "sequential"
 
-    def __init__(self, problem: SearchProblem, damage: str = "rise") -> None:
+    def __init__(self, problem: SearchProblem, damage: str = RISE) -> None:
         super().__init__(problem)
-        if damage not in DAMAGES:
-            raise ConfigError([f"damage must be one of {', '.join(DAMAGES)}; got {damage!r}"])
-        self._damage = DAMAGES[damage](problem.profile)
+        self._damage = damage_of(problem.profile, damage)
         gain, ranks = problem.profile.require_gain(), np.array(problem.space.ranks.values)
         self._gain = gain[:, np.minimum(ranks, gain.shape[1]) - 1]
         self._uniform = iter(self._bits_for_uniform_ranks())

@@ -21,7 +21,7 @@ KEPT_LOG_PROBABILITIES = 512 * 2**20
 
 
 class Damage(NamedTuple):
-    """Of single units, each ``L x F`` in nats: rise of the loss, KL from the dense model, standard error of the rise."""
+    """Of single units, each ``L x F`` in nats: the loss's rise, KL from the dense model, standard error of the rise."""
 
     rise: FloatArray
     kl: FloatArray
