@@ -206,3 +206,9 @@ def test_messages_round_trip_exactly() -> None:
     again = ProfileResult.from_json(result.to_json())
     np.testing.assert_array_equal(again.profile.require_gain(), result.profile.require_gain())
     assert again.to_json() == result.to_json()
+    assert again.profile.damage_se is None
+    se = np.arange(again.profile.damage.size).reshape(again.profile.damage.shape) / 7.0
+    known = replace(result, profile=replace(result.profile, damage_se=se))
+    np.testing.assert_array_equal(ProfileResult.from_json(known.to_json()).profile.damage_se, se)
+    earlier = {key: value for key, value in known.to_json().items() if key != "damage_se"}
+    assert ProfileResult.from_json(earlier).profile.damage_se is None
