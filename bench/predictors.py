@@ -31,10 +31,13 @@ from qra_bo.oracle.benchmark.table import ROWS, Table, load_table
 from qra_bo.oracle.protocol import quiet
 from qra_bo.searcher import SearchProblem
 from qra_bo.sensitivity.damages import BELIEVED, DIVERGENCE, RISE, damage_of
+from qra_bo.sensitivity.io import load_profile
 from qra_bo.sensitivity.profile import FloatArray
 from qra_bo.space import average_bits
 
 QUANTISED = "quantised.csv"
+MORE_TEXT = "profile_32.json"
+"""A second profile of a table's units, on more text than its own; its first rows were designed with it."""
 BEST = 10
 """Best known allocations near a budget whose bits and ranks are set against one another."""
 FOLDS = 10
@@ -93,8 +96,9 @@ def predictions(table: Table, data: Levelled,
     shapes: dict[str, FloatArray] = {}
     found = {PERPLEXITY: np.array([quantised.get(" ".join(a.formats), np.nan) for a in data.allocations])}
     for kind, name in SUMS.items():
-        damage = np.clip(damage_of(table.profile, kind), 0.0, None)
-        total, roots = damage[units, chosen].sum(axis=1), np.sqrt(damage)[units, chosen].sum(axis=1)
+        damage = damage_of(table.profile, kind)
+        total = damage[units, chosen].sum(axis=1)
+        roots = np.sqrt(np.clip(damage, 0.0, None))[units, chosen].sum(axis=1)
         found[name] = total
         shapes[f"{name}, its root and ranks: a line fitted to the band's other folds"] = np.column_stack(
             [total, roots, np.log(ranks)])
@@ -161,6 +165,21 @@ def rows_of(table: Table, data: Levelled, found: Mapping[str, FloatArray],
     return rows
 
 
+def of_less_text(folder: Path, table: Table) -> list[Row]:
+    """Rank correlation over units of each measure of the table's profile with that of one on more text, by format."""
+    if not (folder / MORE_TEXT).exists():
+        return []
+    more, rows = load_profile(folder / MORE_TEXT), []
+    for name, of in (("rise", lambda p: p.damage), ("divergence", lambda p: p.damage_kl)):
+        rows += [{"task": table.facts.task, "band": fmt, "predictor": f"{name} of units, {table.profile.source}, against "
+                  f"{more.source}", "allocations": len(more.units),
+                  "spearman": correlation(of(table.profile)[:, i], of(more)[:, more.formats.index(fmt)])}
+                 for i, fmt in enumerate(table.profile.formats)]
+    gains = [p.require_gain()[:, -1] for p in (table.profile, more)]
+    return [*rows, {"task": table.facts.task, "band": "largest rank", "predictor": "gain of units, likewise",
+                    "allocations": len(more.units), "spearman": correlation(*gains)}]
+
+
 def targets_of(rows: Sequence[Row], tasks: Sequence[str]) -> list[Target]:
     """Our surrogate against perplexity after quantisation, in every band near a budget."""
     targets = []
@@ -190,7 +209,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         data = usable(table)
         needs = TASKS[task] == "jsonl" and task not in files
         quantised = load_quantised(DATA / task / QUANTISED) if needs else measure(DATA / task, data, files.get(task))
-        rows += rows_of(table, data, *predictions(table, data, quantised))
+        rows += [*rows_of(table, data, *predictions(table, data, quantised)), *of_less_text(DATA / task, table)]
     publish("predictors", targets_of(rows, tasks), rows,
             ("task", "band", "predictor", "allocations", "spearman", "deviation"))
 

@@ -205,7 +205,7 @@ class Plan:
 
 def designed(problem: SearchProblem, rng: np.random.Generator) -> Allocation:
     """The best allocation within the budget under a random belief of what damage and ranks are worth."""
-    damage, _ = damage_scales(problem, RISE)  # as the tables were begun
+    damage, _ = damage_scales(problem, RISE)  # what the rows of the tables were designed with
     n_units, n_formats, _ = problem.costs.shape
     believed = damage ** rng.uniform(0.3, 1.0) * rng.lognormal(0.0, 0.5, (n_units, 1))
     believed = believed * rng.lognormal(0.0, 0.3, n_formats)[None, :]

@@ -18,7 +18,7 @@ from qra_bo.errors import BudgetError, ConfigError
 from qra_bo.priors import prior_file
 from qra_bo.records import Evaluation, Fidelity, Proposal
 from qra_bo.searcher import SearchProblem
-from qra_bo.sensitivity.damages import BELIEVED
+from qra_bo.sensitivity.damages import BELIEVED, DAMAGES, unknown_damage
 from qra_bo.sensitivity.profile import FloatArray
 from qra_bo.space import Allocation, IntArray
 from qra_bo.space.knapsack import Region, solve_knapsack
@@ -259,6 +259,8 @@ def _check(options: StructuredOptions) -> None:
                         f"{options.n_prior} and {options.draws}")
     if not options.temperatures or min(options.temperatures) < 0:
         problems.append(f"temperatures must be at least 0, and at least one; got {options.temperatures}")
+    if options.damage not in DAMAGES:
+        problems.append(unknown_damage(options.damage))
     if options.rel_gap < 0:
         problems.append(f"rel_gap must be at least 0; got {options.rel_gap}")
     if problems:

@@ -60,7 +60,7 @@ class _Reference:
         return torch.log_softmax(logits_of(self._model, hidden[start:start + self._chunk]).float(), -1)
 
     @torch.no_grad()
-    def loss_and_kl(self, hidden: Tensor) -> tuple[float, float, float]:
+    def compare(self, hidden: Tensor) -> tuple[float, float, float]:
         """Mean next-token loss of ``b x length x d`` final hidden states, mean KL(dense || these), and the standard
         error of the loss's rise over the dense model's, in nats.
 
@@ -125,7 +125,7 @@ def joint_damage(model: Any, bank: LayerBank, units: Sequence[Unit], choices: Se
     for done, formats in enumerate(choices, start=1):
         bank.install(model, unit_choice(units, formats))
         hidden = final()
-        losses.append(reference.loss_and_kl(hidden)[0])
+        losses.append(reference.compare(hidden)[0])
         divergences.append(reference.jensen_shannon(hidden))
         progress("quantisation damage", done, len(choices))
     bank.restore_dense()
@@ -157,7 +157,7 @@ def measure_damage(model: Any, bank: LayerBank, units: Sequence[Unit], formats: 
     bank.restore_dense()
     below, final = layer_inputs(model, ids)
     reference = _Reference(model, final, goal, settings.logits_chunk)
-    base, _, _ = reference.loss_and_kl(final)
+    base, _, _ = reference.compare(final)
     found = Damage(*(np.zeros((len(units), len(formats))) for _ in range(3)))
     spent, n_layers = float(ids.numel()), len(below)
     for u, unit in enumerate(units):
@@ -168,7 +168,7 @@ def measure_damage(model: Any, bank: LayerBank, units: Sequence[Unit], formats: 
             bank.install(model, {linear.name: fmt.name for linear in unit.linears})
             with torch.no_grad(), starting_at(model, first, below[first]):
                 final = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
-            loss, found.kl[u, f], found.se[u, f] = reference.loss_and_kl(final)
+            loss, found.kl[u, f], found.se[u, f] = reference.compare(final)
             found.rise[u, f] = loss - base
             spent += ids.numel() * (n_layers - first) / n_layers
         bank.restore_dense()

@@ -128,7 +128,8 @@ def load_measured_damage(path: Path, prefix: str = "model.layers.") -> MeasuredD
 
 
 def coarsen_profile(profile: SensitivityProfile, units: Sequence[Unit]) -> SensitivityProfile:
-    """A profile of single linears summed to coarser units: to first order damage and gain add up.
+    """A profile of single linears summed to coarser units: to first order damage and gain add up, and the squares of
+    standard errors as though they were independent.
 
     Raises:
         ProfileError: If a linear of ``units`` was not measured.

@@ -10,8 +10,6 @@ import numpy.typing as npt
 from qra_bo.errors import ProfileError
 
 FloatArray = npt.NDArray[np.float64]
-_NO_CHANCE = 1e-24
-"""Variance (squared nats) below which a rise counts as exact: rounding is no smaller."""
 
 
 @dataclass(frozen=True)
@@ -64,27 +62,6 @@ class SensitivityProfile:
         columns = [self.formats.index(name) for name in names]
         return replace(self, formats=tuple(names), damage=self.damage[:, columns], damage_kl=self.damage_kl[:, columns],
                        damage_se=None if self.damage_se is None else self.damage_se[:, columns])
-
-    def believed_damage(self) -> FloatArray:
-        """The damage to expect of each unit and format (nats, at least 0), ``L x F``: the measured one, drawn towards
-        its KL divergence as far as its standard error leaves room (as it is where that was not measured).
-
-        The rise of a loss on little text is mostly chance where damage is small; the divergence sums over all next
-        tokens and hardly is. On text that the model predicts well both have one expectation. How far they differ
-        beyond chance is estimated for each format from its units, in proportion to the divergence (empirical Bayes, by
-        moments weighted with the inverse variance).
-        """
-        if self.damage_se is None:
-            return np.clip(self.damage, 0.0, None)
-        apart, kl, chance = self.damage - self.damage_kl, np.clip(self.damage_kl, 0.0, None), self.damage_se**2
-        measured = chance > _NO_CHANCE
-        weights = np.divide(1.0, chance**2, out=np.zeros_like(chance), where=measured)
-        scale = float((weights * kl**4).sum())
-        spread = max(0.0, float((weights * (apart**2 - chance) * kl**2).sum()) / scale) if scale > 0.0 else 0.0
-        room = spread * kl**2
-        kept = np.divide(room, room + chance, out=np.ones_like(chance), where=measured)
-        believed: FloatArray = np.clip(kl + kept * apart, 0.0, None)
-        return believed
 
     def require_gain(self) -> FloatArray:
         """``gain``, or an error that says it was never measured.

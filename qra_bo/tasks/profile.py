@@ -62,6 +62,8 @@ def print_profile(profile: SensitivityProfile, space: SearchSpace, console: Cons
             for i, unit in enumerate(profile.units)]
     rows.append(["sum", *(f"{d:+.5f}" for d in profile.damage.sum(axis=0)),
                  DASH if gain is None else f"{gain.sum():.4g}"])
+    if profile.damage_se is not None:
+        rows.append(["standard error, mean", *(f"{e:.5f}" for e in profile.damage_se.mean(axis=0)), DASH])
     _print(console, f"Sensitivities: {profile.source}", columns, rows)
     console.print(f"Loss of the 16-bit model on the calibration text: {profile.base_loss:.4f} nats per token. Damage: "
                   "its rise when only that unit is quantised. Gain: squared singular values of the unit's weight "

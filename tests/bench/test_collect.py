@@ -13,7 +13,7 @@ from bench.collect.__main__ import ROWS, main, work
 from bench.collect.journals import take_up
 from bench.collect.plan import CALIBRATION, REPEAT, Sizes, lr_scale
 from bench.collect.summary import publish_summary
-from bench.collect.task import Setting, differences, task_config, touches, untouched_seeds
+from bench.collect.task import Setting, begin, differences, task_config, touches, untouched_seeds
 from bench.collect.worker import make_oracle as make_worker
 from qra_bo.build import make_space, make_spec
 from qra_bo.config import load_config
@@ -22,9 +22,11 @@ from qra_bo.oracle.benchmark.table import load_provenance, load_rows
 from qra_bo.oracle.data.batches import batches
 from qra_bo.records import Evaluation, EvaluationRequest, Fidelity, Measurement, TrialState
 from qra_bo.space import Allocation, uniform
+from qra_bo.study.executor import InProcessExecutor
 from qra_bo.study.journal import Journal
 from qra_bo.study.messages import run_profile
 from tests.bench.tables import make_collection, make_plan, make_setting
+from tests.study.oracles import PlantedOracle
 
 
 def test_a_whole_table_has_every_origin_and_only_new_rows(tmp_path: Path) -> None:
@@ -120,6 +122,13 @@ def test_calibration_text_is_never_trained_on() -> None:
     assert touches(96, 8, 4, 24, 0)
     with pytest.raises(DataError, match="too small"):
         untouched_seeds(96, 8, config)
+
+
+def test_sensitivities_come_from_text_that_no_seed_sees(tmp_path: Path) -> None:
+    described = {"train_blocks": 300, "calibration_blocks": 9}
+    with pytest.raises(DataError, match=r"first 8 training sequences.*data\.calibration=9"):
+        begin(tmp_path, "plays", task_config("plays", None), described, InProcessExecutor(PlantedOracle()))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_worker_records_the_curve_and_names_no_file(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from qra_bo.evolution.promotion import NetworkPromotion
 from qra_bo.evolution.search import EvolutionarySearch
 from qra_bo.records import Fidelity, Proposal
 from qra_bo.searcher import Searcher, SearchProblem
+from qra_bo.sensitivity.damages import believed_damage
 from qra_bo.space.knapsack import solve_knapsack
 from tests.conformance.searcher import evaluate, make_problem, play, proposals_of
 from tests.spaces import every_row
@@ -156,7 +157,7 @@ def test_sequential_search_solves_its_two_knapsacks(damage: str) -> None:
     profile = dataclasses.replace(problem.profile, damage_kl=measured * rng.lognormal(0.0, 1.0, measured.shape),
                                   damage_se=0.5 * measured)
     problem = dataclasses.replace(problem, profile=profile)
-    values = {"rise": measured, "divergence": profile.damage_kl, "believed": profile.believed_damage()}[damage]
+    values = {"rise": measured, "divergence": profile.damage_kl, "believed": believed_damage(profile)}[damage]
     rows = every_row(problem.space)
     rows = rows[problem.costs.feasible(rows, problem.budget_bytes)]
     search = SequentialSearch(problem, damage)

@@ -87,11 +87,14 @@ def test_coarser_units_are_sums() -> None:
     a, b, c = (Linear(f"model.layers.0.{n}", 8, 8, 0, "mlp", n) for n in "abc")
     fine = SensitivityProfile(("model.layers.0.b", "model.layers.0.a", "model.layers.0.c"), ("nf4", "int8"),
                               np.array([[1.0, 0.1], [2.0, 0.2], [4.0, 0.4]]), np.eye(3)[:, :2],
-                              np.array([[1.0, 2], [3, 4], [5, 6]]), 3.0, "here")
+                              np.array([[1.0, 2], [3, 4], [5, 6]]), 3.0, "here",
+                              np.array([[3.0, 0.0], [4.0, 0.5], [1.0, 2.0]]))
     coarse = coarsen_profile(fine, [Unit("x", (a, b)), Unit("y", (c,))])
     assert coarse.units == ("x", "y")
     np.testing.assert_allclose(coarse.damage, [[3.0, 0.3], [4.0, 0.4]])
     np.testing.assert_allclose(coarse.require_gain(), [[4.0, 6], [5, 6]])
+    np.testing.assert_allclose(np.asarray(coarse.damage_se), [[5.0, 0.5], [1.0, 2.0]])
+    assert coarsen_profile(replace(fine, damage_se=None), [Unit("x", (a, b))]).damage_se is None
     with pytest.raises(ProfileError, match=r"lack 1 of the model's linears.*layers\.0\.d"):
         coarsen_profile(fine, [Unit("x", (a, Linear("model.layers.0.d", 8, 8, 0, "mlp", "d")))])
 

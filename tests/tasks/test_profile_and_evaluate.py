@@ -59,6 +59,7 @@ def test_a_given_profile_is_used_and_named_with_its_checksum(profile: Path) -> N
     assert found is not None
     assert found.formats == ("hqq2", "nf4")
     assert found.damage.tolist() == load_profile(profile).damage[:, [0, 2]].tolist()
+    assert (found.damage_se is None) == (load_profile(profile).damage_se is None)
     assert "profile.json, sha256 " in found.source
 
 
