@@ -171,8 +171,8 @@ def of_less_text(folder: Path, table: Table) -> list[Row]:
         return []
     more, rows = load_profile(folder / MORE_TEXT), []
     for name, of in (("rise", lambda p: p.damage), ("divergence", lambda p: p.damage_kl)):
-        rows += [{"task": table.facts.task, "band": fmt, "predictor": f"{name} of units, {table.profile.source}, against "
-                  f"{more.source}", "allocations": len(more.units),
+        what = f"{name} of units, {table.profile.source}, against {more.source}"
+        rows += [{"task": table.facts.task, "band": fmt, "predictor": what, "allocations": len(more.units),
                   "spearman": correlation(of(table.profile)[:, i], of(more)[:, more.formats.index(fmt)])}
                  for i, fmt in enumerate(table.profile.formats)]
     gains = [p.require_gain()[:, -1] for p in (table.profile, more)]
