@@ -31,6 +31,7 @@ from qra_bo.report.write import load_run, write_report
 from qra_bo.searcher import SearchProblem
 from qra_bo.sensitivity.given import given_profile
 from qra_bo.sensitivity.profile import SensitivityProfile
+from qra_bo.sensitivity.rehearsal import rehearsal_profile
 from qra_bo.space import CostTable, SearchSpace, limit_average_bits, uniform
 from qra_bo.study.engine import Engine, RunOutcome
 from qra_bo.study.executor import Executor
@@ -160,8 +161,9 @@ def run_one(config: RunConfig, folder: Path, setting: Setting, budget: int, exec
         mirror = None if config.mirror is None else stack.enter_context(
             OptunaMirror(storage_url(config.mirror, folder), folder))
         parts = run_parts(config, folder, setting, budget, executor, view, tracker, mirror)
-        if setting.profile is not None:  # a method that needs what the file lacks says so before anything is trained
-            parts.make_searcher(parts.make_problem(setting.profile), engine_config.high_equivalents)
+        # Wrong options, and a given profile that lacks what the method needs, are told before anything is measured.
+        parts.make_searcher(parts.make_problem(setting.profile or rehearsal_profile(setting.space)),
+                            engine_config.high_equivalents)
         if view is not None and not (folder / JOURNAL_NAME).exists():
             print_plan(view.console, f"{config.model_name} within {budget / 1e6:,.1f} MB, effort={config.effort.name}; "
                        "times are rough, for idle cores",

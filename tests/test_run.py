@@ -114,6 +114,16 @@ def test_every_budget_that_nothing_fits_is_named_before_anything_runs(tmp_path: 
     assert not (tmp_path / "r").exists()
 
 
+@pytest.mark.parametrize(("method", "option"), [("structured", "damage=kl"), ("sequential", "damage=kl"),
+                                                ("evolution", "population=0"), ("hill_climb", "radius=1")])
+def test_a_wrong_option_of_the_method_is_told_before_anything_is_measured(
+        tmp_path: Path, counted: Counted, method: str, option: str) -> None:
+    with pytest.raises(ConfigError, match=option.split("=", maxsplit=1)[0]):
+        qra_bo.run.search([*PLANTED, f"method={method}", f"+method.params.{option}", "budget=uniform:4,4",
+                           f"out={tmp_path / 'r'}"])
+    assert counted.profiles == 0
+
+
 def test_a_budget_that_fails_keeps_no_other_from_running(tmp_path: Path, counted: Counted,
                                                          capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "uniform_4_4").mkdir()
