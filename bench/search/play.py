@@ -162,7 +162,8 @@ def play(arena: Arena, entry: Entry, seed: int, equivalents: float) -> dict[str,
     searcher = make_player(entry.method, arena.problem.with_seed(seed), entry.options, equivalents)
     anchors = game.anchors()
     after_anchors = game.spent / arena.equivalent
-    searcher.tell(on_ladders(arena.problem.space, anchors) if entry.kind in ("peer", "published") else anchors)
+    ours = entry.kind in ("ours", "ablation", "transfer")
+    searcher.tell(anchors if ours else on_ladders(arena.problem.space, anchors))
     seconds = 0.0
     while game.spent < equivalents * arena.equivalent:
         start = time.process_time()

@@ -14,6 +14,9 @@ Run = Mapping[str, Any]
 LEAST_SEEDS = 10
 RESAMPLES = 2000
 HALF, THIRD = 0.5, 1.0 / 3.0
+GROUPS = {"": (("peer", "published", "informed"), "the best peer"),
+          "_uninformed": (("peer", "published"), "the best peer that takes I_q as published")}
+"""By suffix of a row's keys: kinds of methods, against the best of which ours is held, and what that is called."""
 
 
 def best_found(runs: Sequence[Run]) -> float:
@@ -77,16 +80,17 @@ def arena_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def _with_costs(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Add the best peer's name, and what each method spent until its median reached that peer's final one for good;
-    none where that peer ends where the anchors, which all methods get, had been already."""
-    peers = [row for row in rows if row["kind"] in ("peer", "published")]
-    if not peers:
-        return rows
-    best = min(peers, key=lambda r: r["regret"])
-    at_anchors = regret_at(best, best["after_anchors"])
-    for row in rows:
-        row["best_peer"], row["best_peer_beats_anchors"] = best["method"], best["regret"] < at_anchors - 1e-12
-        row["cost_to_best_peer"] = for_good(row, best["regret"]) if row["best_peer_beats_anchors"] else None
+    """Add the name of every group's best peer, and what each method spent until its median reached that
+    one's final value for good; none where that peer ends where the anchors, which all methods get, had been already."""
+    for suffix, (kinds, _) in GROUPS.items():
+        peers = [row for row in rows if row["kind"] in kinds]
+        if not peers:
+            continue
+        best = min(peers, key=lambda r: r["regret"])
+        beats = best["regret"] < regret_at(best, best["after_anchors"]) - 1e-12
+        for row in rows:
+            row[f"best_peer{suffix}"], row[f"best_peer{suffix}_beats_anchors"] = best["method"], beats
+            row[f"cost_to_best_peer{suffix}"] = for_good(row, best["regret"]) if beats else None
     return rows
 
 
@@ -142,28 +146,33 @@ def _paired(values: Sequence[float]) -> dict[str, float]:
 
 
 def targets_of(rows: Sequence[Mapping[str, Any]], expected: Sequence[tuple[str, str, str]]) -> list[Target]:
-    """What is asked of ours, in every arena of ``expected`` (task, emulator, budget) and over all of them."""
-    targets, ratios = [], []
+    """What is asked of ours, in every arena of ``expected`` (task, emulator, budget) and over all of them: against all
+    peers, and against those that are not told what ours believes of damage."""
+    return [target for suffix in GROUPS for target in _targets(rows, expected, suffix)]
+
+
+def _targets(rows: Sequence[Mapping[str, Any]], expected: Sequence[tuple[str, str, str]], suffix: str) -> list[Target]:
+    """``targets_of`` against one of the ``GROUPS``."""
+    (kinds, called), targets, ratios = GROUPS[suffix], list[Target](), list[float]()
     for task, emulator, budget in expected:
         here = [r for r in rows if (r["task"], r["emulator"], r["budget"]) == (task, emulator, budget)]
         ours = next((r for r in here if r["kind"] == "ours"), None)
-        peers = [r for r in here if r["kind"] in ("peer", "published")]
-        regret = f"{task}, {emulator}, {budget}: median final regret of ours over the best peer's"
-        cost = f"{task}, {emulator}, {budget}: cost of ours to the best peer's final value, over all that peer spent"
+        peers = [r for r in here if r["kind"] in kinds]
+        regret = f"{task}, {emulator}, {budget}: median final regret of ours over that of {called}"
+        cost = f"{task}, {emulator}, {budget}: cost of ours to the final value of {called}, over all that it spent"
         if ours is None or not peers or min(r["seeds"] for r in (ours, *peers)) < LEAST_SEEDS:
             why = f"fewer than {LEAST_SEEDS} seeds of ours and of every peer were run"
             targets += [Target(regret, "<= 0.5", None, False, why), Target(cost, "<= 1/3", None, False, why)]
             continue
         best = min(peers, key=lambda r: r["regret"])
-        ratio = ours["regret"] / max(best["regret"], 1e-12)
-        share = None if ours["cost_to_best_peer"] is None else ours["cost_to_best_peer"] / best["spent"]
-        why = "" if share is not None else "ours did not reach it" if ours["best_peer_beats_anchors"] else \
+        ratio, reached = ours["regret"] / max(best["regret"], 1e-12), ours[f"cost_to_best_peer{suffix}"]
+        share = None if reached is None else reached / best["spent"]
+        why = "" if share is not None else "ours did not reach it" if ours[f"best_peer{suffix}_beats_anchors"] else \
             "undefined: the best peer ends where the anchors are, which all methods get"
         ratios.append(ratio)
         targets += [Target(f"{regret} ({best['method']})", "<= 0.5", ratio, ratio <= HALF),
                     Target(cost, "<= 1/3", share, share is not None and share <= THIRD, why)]
-    whole = len(ratios) == len(expected) and bool(expected)
-    why = "" if whole else "not every arena was run"
-    return [*targets, Target("arenas in which ours has the least median regret", f"{len(expected)} of {len(expected)}",
-                             float(sum(r < 1.0 for r in ratios)) if whole else None,
-                             whole and all(r < 1.0 for r in ratios), why)]
+    whole, wins = len(ratios) == len(expected) and bool(expected), sum(r < 1.0 for r in ratios)
+    return [*targets, Target(f"arenas in which ours has a lower median regret than {called}",
+                             f"{len(expected)} of {len(expected)}", float(wins) if whole else None,
+                             whole and wins == len(ratios), "" if whole else "not every arena was run")]

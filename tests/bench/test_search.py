@@ -138,15 +138,19 @@ def test_rows_and_targets_say_who_wins() -> None:
     assert rows[0]["cost_to_best_peer"] == 2.0
     assert rows[1]["cost_to_best_peer"] == 6.0
     expected = [("plays", "boosted", "uniform:4,4")]
-    assert [(t.value, t.met) for t in targets_of(rows, expected)] == [
+    assert [(t.value, t.met) for t in targets_of(rows, expected)] == 2 * [
         (0.0, True), (pytest.approx(1 / 3), True), (1.0, True)]
+    told = search_rows([*runs, *(made("KL", "informed", seed, [4.1, 4.0]) for seed in range(10))])
+    assert [t.met for t in targets_of(told, expected)] == [True, False, True, True, True, True]
+    assert "(KL)" in targets_of(told, expected)[0].what
+    assert "(TPE)" in targets_of(told, expected)[3].what
     assert for_good({"costs": [1.0, 2.0, 3.0, 4.0], "curve": [0.1, 0.9, 0.4, 0.3]}, 0.5) == 3.0
     assert for_good({"costs": [1.0, 2.0], "curve": [0.1, 0.9]}, 0.5) is None
     anchors = targets_of(arena_rows(many([4.1, 4.05, 4.0], [4.1, 4.1, 4.1])), expected)[1]
     assert (anchors.value, anchors.met) == (None, False)
     assert "ends where the anchors are" in anchors.why
     slow = search_rows(many([4.1, 4.1, 4.1, 4.1, 4.08, 4.04], [4.1, 4.1, 4.1, 4.1, 4.1, 4.05]))
-    assert [t.met for t in targets_of(slow, expected)] == [True, False, True]
+    assert [t.met for t in targets_of(slow, expected)] == 2 * [True, False, True]
 
 
 def test_others_are_paired_with_ours_by_seed_and_arenas_of_a_task_count_once() -> None:
