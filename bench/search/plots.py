@@ -19,7 +19,7 @@ def plot_arenas(rows: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
     for task, emulator, budget in arenas:
         here = [r for r in rows if (r["task"], r["emulator"], r["budget"]) == (task, emulator, budget)
                 and r["kind"] not in ("ablation", "transfer")]
-        fig = figure(LIGHT, 7.0, 4.6)
+        fig = figure(LIGHT, 7.0, 6.0)
         ax = fig.add_subplot()
         others = 0
         for row in here:
@@ -36,7 +36,7 @@ def plot_arenas(rows: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
         ax.set_yscale("log")
         dress(ax, LIGHT, "cost (high-fidelity equivalents)", "median regret (best uniform = 1)",
               f"{task}, {emulator} emulator, {budget} (seeds in brackets)")
-        legend(fig, ax, LIGHT)
+        legend(fig, ax, LIGHT, columns=2)  # names are long
         path = folder / f"{task}-{emulator}-{budget.replace(':', '-').replace(',', '-')}.png"
         path.write_bytes(png_bytes(fig))
         paths.append(path)
