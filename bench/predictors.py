@@ -102,8 +102,7 @@ def predictions(table: Table, data: Levelled,
         found[name] = total
         shapes[f"{name}, its root and ranks: a line fitted to the band's other folds"] = np.column_stack(
             [total, roots, np.log(ranks)])
-    found |= {
-        "average bits, the most first": -bits, "average rank, the largest first": -ranks}
+    found |= {"average bits, the most first": -bits, "average rank, the largest first": -ranks}
     for i, steps in enumerate(table.facts.record_at):
         early = data.targets[:, i]
         found[EARLY.format(steps)] = early
@@ -150,11 +149,12 @@ def rows_of(table: Table, data: Levelled, found: Mapping[str, FloatArray],
     rows: list[Row] = []
     for band, inside in bands(table, data).items():
         base = {"task": table.facts.task, "band": band}
-        for name, values in {**found, **{n: within(x, losses, inside) for n, x in shapes.items()}}.items():
+        fitted = {name: within(features, losses, inside) for name, features in shapes.items()}
+        for name, values in {**found, **fitted}.items():
             known = inside & np.isfinite(values)
             rows.append({**base, "predictor": name, "allocations": int(known.sum()),
                          "spearman": correlation(values[inside], losses[inside])})
-            if (name in OF_THE_LOSS or name in shapes) and known.any():
+            if name in {*OF_THE_LOSS, *fitted} and known.any():
                 rows[-1]["deviation"] = float(np.sqrt(np.mean((values[known] - losses[known]) ** 2)))
         if band.startswith("near "):
             best = np.flatnonzero(inside)[np.argsort(losses[inside])][:BEST]
@@ -208,8 +208,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for task in tasks:
         table = load_table(DATA / task)
         data = usable(table)
-        needs = args.known or (TASKS[task] == "jsonl" and task not in files)
-        quantised = load_quantised(DATA / task / QUANTISED) if needs else measure(DATA / task, data, files.get(task))
+        known = args.known or (TASKS[task] == "jsonl" and task not in files)
+        quantised = load_quantised(DATA / task / QUANTISED) if known else measure(DATA / task, data, files.get(task))
         rows += [*rows_of(table, data, *predictions(table, data, quantised)), *of_less_text(DATA / task, table)]
     publish("predictors", targets_of(rows, tasks), rows,
             ("task", "band", "predictor", "allocations", "spearman", "deviation"))
