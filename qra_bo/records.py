@@ -36,12 +36,20 @@ def rounding_of(config: Mapping[str, Any]) -> str:
     return str(config.get("quantizer", {}).get("rounding", "nearest"))
 
 
+LATER_FORMATS = {"5": ["hqq5-g128"], "6": ["hqq6-g128"]}
+"""Of bit-widths that older configurations do not name, the formats that serve them unless others are chosen."""
+
+
 def deciding_quantizer(quantizer: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of a configuration's ``quantizer`` that decide about codes: with the nearest ones its formats alone, for
-    older journals have no more."""
+    """The keys of a configuration's ``quantizer`` that decide about codes: with the nearest ones its formats alone, and
+    of these not ``LATER_FORMATS``, for older journals have no more."""
+    kept = dict(quantizer)
+    if isinstance(kept.get("formats"), Mapping):
+        kept["formats"] = {bits: names for bits, names in kept["formats"].items()
+                           if LATER_FORMATS.get(str(bits)) != list(names)}
     if rounding_of({"quantizer": quantizer}) != "nearest":
-        return dict(quantizer)
-    return {key: value for key, value in quantizer.items() if key not in ("rounding", "tokens")}
+        return kept
+    return {key: value for key, value in kept.items() if key not in ("rounding", "tokens")}
 
 
 def stating_codes(config: Any) -> Any:

@@ -96,7 +96,7 @@ def _ladders(config: RunConfig) -> Iterator[Problem]:
         names = config.quantizer.formats.get(bits, ())
         if not names:
             yield from _try("bits", lambda bits=bits: default_format(bits))  # type: ignore[misc]
-            if bits in (2, 3, 4, 8, 16):
+            if bits in (2, 3, 4, 5, 6, 8, 16):
                 yield Problem("quantizer.formats", f"quantizer.formats must name a storage format for {bits} bits, "
                                                    f"e.g. quantizer.formats.{bits}=[{default_format(bits).name}].")
     for bits, names in config.quantizer.formats.items():

@@ -8,8 +8,17 @@ import numpy as np
 import pytest
 
 from qra_bo import errors
+from qra_bo.config import load_config
 from qra_bo.errors import ConfigError, JournalError, MissingExtraError, QRABOError, UserError
-from qra_bo.records import Evaluation, EvaluationRequest, Fidelity, Measurement, TrialState
+from qra_bo.records import (
+    LATER_FORMATS,
+    Evaluation,
+    EvaluationRequest,
+    Fidelity,
+    Measurement,
+    TrialState,
+    deciding_quantizer,
+)
 from qra_bo.space import uniform
 from tests.spaces import make_problem
 
@@ -102,3 +111,16 @@ def test_several_problems_are_one_message() -> None:
     assert both.problems == ("first.", "second.")
     assert str(both) == "(1) first. (2) second."
     assert "pip install 'qra_bo[ray]'" in str(MissingExtraError("ray", "ray", "Running in parallel"))
+
+
+def test_formats_of_later_releases_decide_only_where_others_are_chosen() -> None:
+    older = {"formats": {"4": ["nf4"]}, "rounding": "gptq", "tokens": 8}
+    later = {**older, "formats": {**older["formats"], "5": ["hqq5-g128"], "6": ["hqq6-g128"]}}
+    assert deciding_quantizer(later) == deciding_quantizer(older) == older
+    other = {**later, "formats": {**later["formats"], "5": ["hqq5"]}}
+    assert deciding_quantizer(other)["formats"] == {"4": ["nf4"], "5": ["hqq5"]}
+
+
+def test_formats_of_later_releases_are_those_of_the_defaults() -> None:
+    formats = load_config([]).to_dict()["quantizer"]["formats"]
+    assert {bits: formats[bits] for bits in LATER_FORMATS} == LATER_FORMATS

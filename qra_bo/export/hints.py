@@ -13,13 +13,19 @@ HINT = ("A hint, not a copy of the run: this tool quantises in its own way (and 
 GPTQ_BITS = (2, 3, 4, 8)
 
 
+def _at_least(bits: int, offered: tuple[int, ...]) -> int:
+    """The smallest of the ascending widths ``offered`` that is no less than ``bits``."""
+    return next(width for width in offered if width >= bits)
+
+
 def gptqmodel(run: FinishedRun) -> str:
     """``gptqmodel_dynamic.json``: bits by module for GPTQModel's ``QuantizeConfig(dynamic=...)``."""
     dynamic: dict[str, dict[str, Any]] = {}
     for name, bits in run.module_bits.items():
         key = f"^{re.escape(name)}$"
-        if bits in GPTQ_BITS:
-            dynamic[f"+:{key}"] = {"bits": bits, "group_size": 64 if bits < 8 else 128}
+        if bits <= GPTQ_BITS[-1]:
+            stored = _at_least(bits, GPTQ_BITS)
+            dynamic[f"+:{key}"] = {"bits": stored, "group_size": 64 if stored < 8 else 128}
         else:
             dynamic[f"-:{key}"] = {}
     return json.dumps({"hint": HINT, "use": "QuantizeConfig(bits=4, group_size=64, dynamic=THIS['dynamic'])",
@@ -27,11 +33,12 @@ def gptqmodel(run: FinishedRun) -> str:
 
 
 def torchao(run: FinishedRun) -> str:
-    """``torchao_fqn.json``: module path to weight-only bits for torchao's ``FqnToConfig``; 2 and 3 bits become 4."""
+    """``torchao_fqn.json``: module path to weight-only bits for torchao's ``FqnToConfig``: 4 bits for 2 and 3, 8 for 5
+    and 6."""
     names = {4: "Int4WeightOnlyConfig", 8: "Int8WeightOnlyConfig", 16: None}
-    modules = {name: names[bits if bits in names else 4] for name, bits in run.module_bits.items()}
-    raised = sorted({bits for bits in run.module_bits.values() if bits not in names})
-    return json.dumps({"hint": HINT, "raised_to_4_bits": raised,
+    modules = {name: names[_at_least(bits, tuple(names))] for name, bits in run.module_bits.items()}
+    raised = {str(bits): _at_least(bits, tuple(names)) for bits in sorted(set(run.module_bits.values()) - set(names))}
+    return json.dumps({"hint": HINT, "bits_raised": raised,
                        "use": "FqnToConfig({name: None if c is None else getattr(torchao.quantization, c)() for name, "
                               "c in THIS['modules'].items()})",
                        "modules": modules}, indent=1) + "\n"

@@ -8,6 +8,7 @@ bytes of the compute type.
 from dataclasses import dataclass
 
 from qra_bo.errors import ConfigError
+from qra_bo.memory.formats import HQQ_PLANES
 from qra_bo.memory.optimizers import OPTIMIZERS
 from qra_bo.space import DecoderSpec, Linear, StorageFormat
 
@@ -274,9 +275,6 @@ def loss_item_bytes(compute_dtype_bytes: int) -> int:
 _TILE_NUMEL = {"cpu": 1 << 18, "cuda": 1 << 22}
 """Weights that the quantiser backends unpack at a time (``oracle.quantizers.base.tile_numel``)."""
 
-_HQQ_PER_WORD = {2: 4, 3: 10, 4: 2, 8: 1}
-
-
 def scratch_bytes(fmt: StorageFormat, linear: Linear, shape: TrainShape) -> int:
     """Bytes that a backend needs, beside the dense weight, while it unpacks one."""
     numel, tile = linear.numel, _TILE_NUMEL[shape.device]
@@ -285,9 +283,9 @@ def scratch_bytes(fmt: StorageFormat, linear: Linear, shape: TrainShape) -> int:
     if fmt.backend == "reference":  # every bit becomes a 64-bit integer, twice; the dense weight comes after
         return (16 * fmt.bits + 8) * numel
     if fmt.backend == "hqq":
-        per_word = _HQQ_PER_WORD[fmt.bits]
-        tile = min(tile, numel // per_word)
-        field = 0 if per_word == 1 else 2 * tile * (4 if fmt.bits == 3 else 1)
+        planes = HQQ_PLANES[fmt.bits]
+        tile = min(tile, numel // planes[-1].per_word)
+        field = 0 if planes[0].per_word == 1 else (1 + len(planes)) * tile * planes[0].word_bytes
         return field + (4 * tile if shape.compute_dtype_bytes == 2 else 0) + 4 * tile // fmt.block
     if fmt.bits == 4:
         return 4 * numel // fmt.block if fmt.double_quant else 0

@@ -6,6 +6,7 @@
 |              |                                                  | block, fp32 absmax per 256 blocks, one fp32 offset |
 | bitsandbytes | LLM.int8: one byte a weight                      | fp32 scale a row                                   |
 | hqq          | 2, 4, 8 bits in bytes; 3 bits: 10 codes an int32 | 16-bit scale and zero a group                      |
+|              | 5, 6 bits: upper 4 bits and lower 1 or 2 apart   |                                                    |
 | reference    | bits / 8 bytes a weight, 3 bits: 8 codes 3 bytes | 16-bit scale and minimum a group                   |
 | none         | 2 bytes a weight                                 | none                                               |
 
@@ -14,6 +15,7 @@ and not counted to any of them.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from qra_bo.errors import ConfigError, SpaceError, nearest_first
@@ -22,8 +24,26 @@ from qra_bo.space.formats import StorageFormat
 NESTED_BLOCK = 256
 """Blocks that share one second-level scale under double quantisation (fixed by bitsandbytes)."""
 
-_HQQ_PER_WORD = {2: (4, 1), 3: (10, 4), 4: (2, 1), 8: (1, 1)}
-"""Of each bit-width: groups packed into one word, and the word's bytes."""
+@dataclass(frozen=True, slots=True)
+class Plane:
+    """Some bits of every code, packed on their own as HQQ packs codes of so many bits.
+
+    Args:
+        bits: Of a code.
+        per_word: Groups packed into one word: its ``k``-th field, from the highest on, holds the ``k``-th run of them.
+        word_bytes: Of one word.
+    """
+
+    bits: int
+    per_word: int
+    word_bytes: int
+
+
+_ONE, _TWO, _FOUR = Plane(1, 8, 1), Plane(2, 4, 1), Plane(4, 2, 1)
+HQQ_PLANES: Mapping[int, tuple[Plane, ...]] = {
+    2: (_TWO,), 3: (Plane(3, 10, 4),), 4: (_FOUR,), 5: (_FOUR, _ONE), 6: (_FOUR, _TWO), 8: (Plane(8, 1, 1),)}
+"""How HQQ's codes of each bit-width are stored, the upper bits first. The library keeps codes of 5 and of 6 bits in
+whole bytes, which saves nothing."""
 
 
 def _known() -> dict[str, StorageFormat]:
@@ -31,7 +51,7 @@ def _known() -> dict[str, StorageFormat]:
                StorageFormat("nf4-nodq", "bitsandbytes", 4, 64),
                StorageFormat("int8", "bitsandbytes", 8, 0),
                StorageFormat("fp16", "none", 16, 0)]
-    for bits in (2, 3, 4, 8):
+    for bits in HQQ_PLANES:
         formats.append(StorageFormat(f"hqq{bits}", "hqq", bits, 64))
         formats += [StorageFormat(f"hqq{bits}-g{group}", "hqq", bits, group) for group in (32, 128)]
         formats.append(StorageFormat(f"ref{bits}", "reference", bits, 64))
@@ -41,7 +61,7 @@ def _known() -> dict[str, StorageFormat]:
 FORMATS: Mapping[str, StorageFormat] = _known()
 """Every storage format by name."""
 
-_DEFAULTS = {2: "hqq2", 3: "hqq3", 4: "nf4", 8: "int8", 16: "fp16"}
+_DEFAULTS = {2: "hqq2", 3: "hqq3", 4: "nf4", 5: "hqq5-g128", 6: "hqq6-g128", 8: "int8", 16: "fp16"}
 
 
 def parse_format(name: str) -> StorageFormat:
@@ -88,7 +108,8 @@ def check_shape(fmt: StorageFormat, out_features: int, in_features: int) -> None
     """
     if out_features < 1 or in_features < 1:
         raise SpaceError(f"a weight matrix needs positive sides; got {out_features} x {in_features}")
-    per_word = _HQQ_PER_WORD[fmt.bits][0] if fmt.backend == "hqq" and fmt.bits != 3 else 1
+    planes = HQQ_PLANES[fmt.bits] if fmt.backend == "hqq" and fmt.bits != 3 else ()
+    per_word = max((plane.per_word for plane in planes), default=1)
     multiple = 2 if fmt.backend == "bitsandbytes" and fmt.bits == 4 else fmt.block * per_word
     divisor = in_features if fmt.backend == "bitsandbytes" else out_features * in_features
     if multiple and divisor % multiple:
@@ -106,8 +127,8 @@ def weight_bytes(fmt: StorageFormat, out_features: int, in_features: int) -> int
     check_shape(fmt, out_features, in_features)
     numel = out_features * in_features
     if fmt.backend == "hqq":
-        per_word, word = _HQQ_PER_WORD[fmt.bits]
-        return -(-(numel // fmt.block) // per_word) * word * fmt.block
+        groups = numel // fmt.block
+        return sum(-(-groups // plane.per_word) * plane.word_bytes * fmt.block for plane in HQQ_PLANES[fmt.bits])
     return numel * fmt.bits // 8
 
 

@@ -22,7 +22,7 @@ from qra_bo.errors import ModelError, OracleError
 from qra_bo.memory.formats import parse_format
 from qra_bo.oracle.host_linear import HostLinear
 from qra_bo.oracle.protocol import Progress
-from qra_bo.oracle.quantizers.base import State, on_device, packed, storage_bytes
+from qra_bo.oracle.quantizers.base import CODES, LOWER_CODES, State, on_device, packed, storage_bytes
 from qra_bo.oracle.quantizers.registry import backend_of
 from qra_bo.oracle.rounding import Rounding
 from qra_bo.space import DecoderSpec, StorageFormat
@@ -285,8 +285,9 @@ class LayerBank:
 
     def _keep(self, name: str, fmt: StorageFormat, state: State) -> None:
         key = (name, fmt.name)
-        metadata = {k: t for k, t in state.items() if k != "codes"}
-        self._sizes[key] = storage_bytes({"codes": state["codes"]}), storage_bytes(metadata)
+        codes = {k: t for k, t in state.items() if k in (CODES, LOWER_CODES)}
+        metadata = {k: t for k, t in state.items() if k not in codes}
+        self._sizes[key] = storage_bytes(codes), storage_bytes(metadata)
         shared = state["codes"].untyped_storage().data_ptr() in self._dense_storages
         new = 0 if shared else sum(self._sizes[key])
         if self._spill_above is not None and self._in_memory + new > self._spill_above:

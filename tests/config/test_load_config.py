@@ -68,6 +68,7 @@ def test_a_known_key_may_be_given_with_a_plus(override: str) -> None:
 
 
 def test_free_keys_need_no_plus() -> None:
+    assert load_config(["bits=[4,5,6]"]).format_names == ("nf4", "hqq5-g128", "hqq6-g128")
     config = load_config(["method.params.gamma=1.5", "quantizer.formats.4=[nf4,hqq4]", "quantizer.formats.8=[hqq8]"])
     assert config.method.params["gamma"] == 1.5
     assert config.format_names == ("hqq2", "hqq3", "nf4", "hqq4", "hqq8")

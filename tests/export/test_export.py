@@ -2,11 +2,14 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 
 from qra_bo.errors import ConfigError, OutputError
+from qra_bo.export import hints
 from qra_bo.export.registry import TARGETS, TEXTS, export_all
+from qra_bo.export.run import FinishedRun
 from tests.export.fixtures import BITS, MODULES, UNITS, module_ranks, write_finished
 
 
@@ -47,6 +50,18 @@ def test_hints_give_each_module_its_bits_and_are_marked(tmp_path):
     assert set(json.loads(ao.read_text())["modules"].values()) == {"Int8WeightOnlyConfig", "Int4WeightOnlyConfig"}
     assert "--max-lora-rank 8" in vllm.read_text()
     assert all("hint" in p.read_text() for p in (gptq, ao, vllm))
+
+
+def test_tools_that_lack_a_bit_width_get_the_next_larger(tmp_path):
+    written = FinishedRun.read(write_finished(tmp_path / "run"))
+    modules = {name: {"bits": bits} for name, bits in zip("abcde", (2, 5, 6, 8, 16), strict=True)}
+    run = replace(written, manifest={**written.manifest, "modules": modules})
+    dynamic = json.loads(hints.gptqmodel(run))["dynamic"]
+    assert dynamic == {"+:^a$": {"bits": 2, "group_size": 64}, "-:^e$": {},
+                       **{f"+:^{name}$": {"bits": 8, "group_size": 128} for name in "bcd"}}
+    ao = json.loads(hints.torchao(run))
+    assert list(ao["modules"].values()) == ["Int4WeightOnlyConfig", *["Int8WeightOnlyConfig"] * 3, None]
+    assert ao["bits_raised"] == {"2": 4, "5": 8, "6": 8}
 
 
 def test_card_names_base_baseline_interval_and_need_of_the_mixed_base(tmp_path):

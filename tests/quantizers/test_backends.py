@@ -79,9 +79,25 @@ def test_hqq_equals_the_librarys_dequantisation(name: str) -> None:
     assert torch.equal(packed(build(name, make_linear(96, 256))).unpack(), exact.to(torch.bfloat16))
 
 
+@pytest.mark.parametrize("name", ["hqq5", "hqq6", "hqq5-g128"])
+def test_two_planes_hold_what_the_library_keeps_in_bytes(name: str) -> None:
+    from hqq.core.quantize import Quantizer
+    linear, fmt = make_linear(96, 256), parse_format(name)
+    codes, _ = Quantizer.quantize(linear.weight, nbits=fmt.bits, group_size=fmt.block, axis=1, bitpack=True,
+                                  device="cpu")
+    assert codes.numel() == linear.weight.numel()  # a byte each, whatever the bits
+    layer = build(name, linear, torch.float32)
+    state = backend_of(fmt).state(layer)
+    exact = (codes.float() - state["zero"].float()) * state["scale"].float()
+    # The solver's stopping rule sees runs of groups here, the whole matrix there: codes on an edge may differ.
+    same = packed(layer).unpack() == exact.view(96, 256)
+    assert same.float().mean() > 0.99
+    assert sum(t.numel() for key, t in state.items() if key.endswith("codes")) == 96 * 256 * fmt.bits // 8
+
+
 def test_hqq_tiles_cover_a_matrix_of_several(monkeypatch: pytest.MonkeyPatch) -> None:
     from qra_bo.oracle.quantizers import half_quadratic
-    for name in ("hqq2", "hqq3", "hqq4", "hqq8"):
+    for name in ("hqq2", "hqq3", "hqq4", "hqq5", "hqq6", "hqq8"):
         layer = build(name, make_linear(64, 256))
         whole = packed(layer).unpack()
         monkeypatch.setattr(half_quadratic, "tile_numel", lambda device: 7 * 64)

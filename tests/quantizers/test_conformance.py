@@ -8,7 +8,7 @@ class TestBitsAndBytes(QuantizerConformance):
 
 
 class TestHQQ(QuantizerConformance):
-    formats = ("hqq2", "hqq3", "hqq4", "hqq8", "hqq3-g32", "hqq4-g128")
+    formats = ("hqq2", "hqq3", "hqq4", "hqq8", "hqq5", "hqq6", "hqq3-g32", "hqq4-g128", "hqq5-g32")
 
 
 class TestReference(QuantizerConformance):

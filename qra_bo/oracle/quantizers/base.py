@@ -22,6 +22,8 @@ from qra_bo.space.formats import StorageFormat
 
 State = dict[str, Tensor]
 """Packed tensors of one weight matrix by name: all that is needed, with format and shape, to build its layer."""
+CODES, LOWER_CODES = "codes", "lower_codes"
+"""Names in a state of packed codes, and of the plane of their lower bits where there are two; the rest is metadata."""
 
 
 def tile_numel(device: torch.device) -> int:

@@ -1,8 +1,11 @@
-"""HQQ (2, 3, 4 and 8 bits, scale and zero a group): codes by the library, products by ours.
+"""HQQ (2, 3, 4, 5, 6 and 8 bits, scale and zero a group): codes by the library, products by ours.
 
 Metadata is kept in fp16 whatever the compute type, and a weight is ``(code - zero) * scale`` in fp32 before it is
 rounded to the compute type: in bf16 the library would round a zero of 200 to a multiple of 1, which shifts a whole
 group of 8-bit codes.
+
+Codes of 5 and 6 bits, for which the library has no packing of their own, are two planes: the upper 4 bits and the lower
+1 or 2, each packed as the library packs codes of so many bits.
 
 On a CPU the library's solver is called on runs of groups: groups do not depend on each other, runs that fit into the
 cache are three times as fast, and a run is too small for torch to split between threads, so that the codes are the
@@ -13,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from qra_bo.errors import ModelError
-from qra_bo.oracle.quantizers.base import PackedLinear, QuantizerBackend, State, frozen, tile_numel
+from qra_bo.memory.formats import HQQ_PLANES, Plane
+from qra_bo.oracle.quantizers.base import CODES, LOWER_CODES, PackedLinear, QuantizerBackend, State, frozen, tile_numel
 from qra_bo.oracle.quantizers.grid import Grid
 from qra_bo.oracle.quantizers.quiet import hush_hqq
 from qra_bo.space.formats import StorageFormat
@@ -35,8 +39,12 @@ class HQQLinear(PackedLinear, library.HQQLinear):  # type: ignore[misc]
 
     forward = PackedLinear.forward
 
+    lower: Tensor | None
+    """The plane of the lower bits, where there are two; ``W_q`` is that of the upper ones."""
+
     def codes(self) -> State:
-        return {"codes": self.W_q.data}
+        lower = {} if self.lower is None else {LOWER_CODES: self.lower.data}
+        return {"codes": self.W_q.data, **lower}
 
     def metadata(self) -> State:
         return {"scale": self.meta["scale"], "zero": self.meta["zero"]}
@@ -46,33 +54,55 @@ class HQQLinear(PackedLinear, library.HQQLinear):  # type: ignore[misc]
         return self.unpack()
 
     def unpack(self) -> Tensor:
-        words, scale, zero = self.W_q.data, self.meta["scale"], self.meta["zero"]
-        bits, (n_groups, group) = self.fmt.bits, (len(scale), self.fmt.block)
-        out = torch.empty(n_groups, group, dtype=self.compute_dtype, device=words.device)
-        per_word = {2: 4, 3: 10, 4: 2, 8: 1}[bits]
-        step = max(1, tile_numel(words.device) // group)
+        words, scale, zero = tuple(self.codes().values()), self.meta["scale"], self.meta["zero"]
+        planes, (n_groups, group) = HQQ_PLANES[self.fmt.bits], (len(scale), self.fmt.block)
+        out = torch.empty(n_groups, group, dtype=self.compute_dtype, device=scale.device)
+        run = len(words[-1])  # the last plane has the shortest runs of groups that lie in one field
+        step = max(1, tile_numel(scale.device) // group)
         direct = self.compute_dtype == torch.float32
-        scratch = out if direct else torch.empty(min(step, len(words)), group, dtype=torch.float32, device=words.device)
-        for k in range(per_word):  # the k-th field of all words holds one run of consecutive groups
-            shift, start = bits * (per_word - 1 - k), k * len(words)
-            end = min(start + len(words), n_groups)
+        scratch = out if direct else torch.empty(min(step, run), group, dtype=torch.float32, device=scale.device)
+        for start in range(0, n_groups, run):
+            end = min(start + run, n_groups)
             for first in range(start, end, step):
                 last = min(first + step, end)
-                field = words[first - start : last - start]
-                if per_word > 1:
-                    field = (field >> shift) & ((1 << bits) - 1)
+                code = field(words[0], planes[0], first, last)
+                if len(planes) > 1:
+                    code.bitwise_left_shift_(planes[1].bits).bitwise_or_(field(words[1], planes[1], first, last))
                 tile = out[first:last] if direct else scratch[: last - first]
-                tile.copy_(field).sub_(zero[first:last].float()).mul_(scale[first:last].float())
+                tile.copy_(code)
+                del code  # not alive beside the next
+                tile.sub_(zero[first:last].float()).mul_(scale[first:last].float())
                 if not direct:
                     out[first:last] = tile
         return out.view(self.out_features, self.in_features)
+
+
+def field(words: Tensor, plane: Plane, first: int, last: int) -> Tensor:
+    """Codes in a plane, ``last - first x group``, of groups that lie in one field of all ``words`` (``n x group``)."""
+    place, start = divmod(first, len(words))
+    codes = words[start : start + last - first]
+    return codes if plane.per_word == 1 else \
+        (codes >> plane.bits * (plane.per_word - 1 - place)) & ((1 << plane.bits) - 1)
+
+
+def in_words(codes: Tensor, bits: int) -> State:
+    """Packed planes, by name, of codes (``groups x group``, uint8)."""
+    def packed(part: Tensor, plane: Plane) -> Tensor:
+        words: Tensor = Quantizer.pack[Quantizer.bit_to_packing[plane.bits]](part)
+        return words
+
+    upper, *lower = HQQ_PLANES[bits]
+    state = {CODES: packed(codes >> bits - upper.bits, upper)}
+    for plane in lower:
+        state[LOWER_CODES] = packed(codes & ((1 << plane.bits) - 1), plane)
+    return state
 
 
 class HQQBackend(QuantizerBackend):
     """HQQ storage, grouped along the columns (axis 1)."""
 
     name = "hqq"
-    supported_bits = (2, 3, 4, 8)
+    supported_bits = tuple(HQQ_PLANES)
 
     def pack(self, weight: Tensor, fmt: StorageFormat, device: torch.device) -> State:
         groups = weight.to(device, torch.float32).reshape(-1, fmt.block)
@@ -88,7 +118,7 @@ class HQQBackend(QuantizerBackend):
         if not (torch.isfinite(scale).all() and torch.isfinite(zero).all()):
             raise ModelError(f"{fmt.name} can't store a weight matrix: its groups need scales or zeros beyond the "
                              "range of fp16; weights are not finite or too large")
-        return {"codes": Quantizer.pack[Quantizer.bit_to_packing[fmt.bits]](codes), "scale": scale, "zero": zero}
+        return {**in_words(codes, fmt.bits), "scale": scale, "zero": zero}
 
     def grid(self, state: State, fmt: StorageFormat, shape: tuple[int, int]) -> Grid:
         scale = state["scale"].float()
@@ -96,16 +126,17 @@ class HQQBackend(QuantizerBackend):
         return Grid.of_groups(levels, scale, -state["zero"].float() * scale, fmt.block, shape)
 
     def recoded(self, state: State, fmt: StorageFormat, codes: Tensor) -> State:
-        return {**state, "codes": Quantizer.pack[Quantizer.bit_to_packing[fmt.bits]](codes.reshape(-1, fmt.block))}
+        return {**state, **in_words(codes.reshape(-1, fmt.block), fmt.bits)}
 
     def build(self, state: State, fmt: StorageFormat, shape: tuple[int, int], bias: Tensor | None,
               compute_dtype: torch.dtype) -> nn.Module:
         device = state["codes"].device
         config = BaseQuantizeConfig(nbits=fmt.bits, group_size=fmt.block, axis=1)
         layer = HQQLinear(None, config, compute_dtype=compute_dtype, device=str(device), initialize=False)
-        packing = Quantizer.bit_to_packing[fmt.bits]
-        layer.W_q = frozen(state["codes"])
-        # With fp32 as the compute type here, Quantizer.dequantize gives the very weight that `unpack` rounds.
+        packing = Quantizer.bit_to_packing[HQQ_PLANES[fmt.bits][0].bits]
+        layer.W_q, layer.lower = frozen(state["codes"]), frozen(state.get(LOWER_CODES))
+        # With fp32 as the compute type here, Quantizer.dequantize gives the very weight that `unpack` rounds (of one
+        # plane; the library knows no more).
         layer.meta = {"nbits": fmt.bits, "group_size": fmt.block, "shape": torch.Size(shape), "axis": 1,
                       "scale": state["scale"], "zero": state["zero"], "packing": packing, "view_as_float": False,
                       "unpack_view_dtype": Quantizer.unpack_view_dtype[packing], "compute_dtype": torch.float32,

@@ -1,6 +1,6 @@
 """A plain-torch group quantiser of a page: rounding between the minimum and maximum of each group.
 
-Slow and simple on purpose: the tests hold the libraries' backends against it, and it serves 2, 3, 4 and 8 bits where
+Slow and simple on purpose: the tests hold the libraries' backends against it, and it serves 2 to 6 and 8 bits where
 a library is missing.
 """
 
@@ -47,7 +47,7 @@ class ReferenceBackend(QuantizerBackend):
     """Min-max groups along the columns."""
 
     name = "reference"
-    supported_bits = (2, 3, 4, 8)
+    supported_bits = (2, 3, 4, 5, 6, 8)
 
     def pack(self, weight: Tensor, fmt: StorageFormat, device: torch.device) -> State:
         groups = weight.to(device, torch.float32).reshape(-1, fmt.block)

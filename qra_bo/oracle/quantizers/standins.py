@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qra_bo.memory.formats import check_shape, metadata_bytes, weight_bytes
+from qra_bo.memory.formats import HQQ_PLANES, check_shape, metadata_bytes, weight_bytes
 from qra_bo.oracle.quantizers.base import PackedLinear, State, frozen, tile_numel
 from qra_bo.oracle.quantizers.reference import ReferenceLinear
 from qra_bo.oracle.quantizers.unquantised import HalfLinear
@@ -24,9 +24,9 @@ Shape = tuple[int, int]
 class StandIn(PackedLinear, nn.Module):
     """A layer of a library over meta tensors; ``target`` is the device whose tiles are used."""
 
-    def __init__(self, codes: Tensor, metadata: State, target: torch.device) -> None:
+    def __init__(self, codes: State, metadata: State, target: torch.device) -> None:
         super().__init__()
-        self.target, self.code_tensors, self.metadata_tensors = target, {"codes": codes}, metadata
+        self.target, self.code_tensors, self.metadata_tensors = target, codes, metadata
 
     def codes(self) -> State:
         return self.code_tensors
@@ -45,7 +45,8 @@ class StandInNF4(StandIn):
             second = (metadata_bytes(fmt, *shape) - blocks - 4) // 4
             metadata = {"absmax": torch.empty(blocks, dtype=torch.uint8, device=META),
                         "nested_absmax": torch.empty(second, device=META), "offset": torch.empty((), device=META)}
-        super().__init__(torch.empty(weight_bytes(fmt, *shape), 1, dtype=torch.uint8, device=META), metadata, target)
+        codes = {"codes": torch.empty(weight_bytes(fmt, *shape), 1, dtype=torch.uint8, device=META)}
+        super().__init__(codes, metadata, target)
 
     def unpack(self) -> Tensor:
         absmax = self.metadata_tensors["absmax"]
@@ -58,7 +59,7 @@ class StandInInt8(StandIn):
     """The weights of LLM.int8."""
 
     def __init__(self, fmt: StorageFormat, shape: Shape, target: torch.device) -> None:
-        super().__init__(torch.empty(shape, dtype=torch.int8, device=META),
+        super().__init__({"codes": torch.empty(shape, dtype=torch.int8, device=META)},
                          {"scale": torch.empty(shape[0], device=META)}, target)
 
     def unpack(self) -> Tensor:
@@ -76,24 +77,26 @@ class StandInHQQ(StandIn):
     """HQQ's groups along the columns."""
 
     def __init__(self, fmt: StorageFormat, shape: Shape, target: torch.device) -> None:
-        item, dtype = (4, torch.int32) if fmt.bits == 3 else (1, torch.uint8)
-        words, groups = weight_bytes(fmt, *shape) // (item * fmt.block), shape[0] * shape[1] // fmt.block
-        super().__init__(torch.empty(words, fmt.block, dtype=dtype, device=META),
-                         {key: torch.empty(groups, 1, dtype=torch.float16, device=META) for key in ("scale", "zero")},
-                         target)
+        groups = shape[0] * shape[1] // fmt.block
+        codes = {str(i): torch.empty(-(-groups // plane.per_word), fmt.block, device=META,
+                                     dtype=torch.uint8 if plane.word_bytes == 1 else torch.int32)
+                 for i, plane in enumerate(HQQ_PLANES[fmt.bits])}
+        metadata = {key: torch.empty(groups, 1, dtype=torch.float16, device=META) for key in ("scale", "zero")}
+        super().__init__(codes, metadata, target)
 
     def unpack(self) -> Tensor:
-        words, scale, zero = self.code_tensors["codes"], *self.metadata_tensors.values()
-        bits, group = self.fmt.bits, self.fmt.block
+        words, (scale, zero) = tuple(self.code_tensors.values()), self.metadata_tensors.values()
+        planes, group = HQQ_PLANES[self.fmt.bits], self.fmt.block
         out = torch.empty(len(scale), group, dtype=self.compute_dtype, device=META)
-        step = min(max(1, tile_numel(self.target) // group), len(words))
+        step = min(max(1, tile_numel(self.target) // group), len(words[-1]))
         direct = self.compute_dtype == torch.float32
         scratch = out if direct else torch.empty(step, group, device=META)
-        field = words[:step]
-        if bits != 8:
-            field = (field >> bits) & ((1 << bits) - 1)
+        fields = [part[:step] if plane.per_word == 1 else (part[:step] >> plane.bits) & 1
+                  for part, plane in zip(words, planes, strict=True)]
+        if len(fields) > 1:
+            fields[0].bitwise_left_shift_(1).bitwise_or_(fields.pop())
         tile = out[:step] if direct else scratch
-        tile.copy_(field).sub_(zero[:step].float()).mul_(scale[:step].float())
+        tile.copy_(fields[0]).sub_(zero[:step].float()).mul_(scale[:step].float())
         return out.view(self.out_features, self.in_features)
 
 
