@@ -230,6 +230,7 @@ class Table1Config:
     methods: tuple[str, ...] | None
     limits: tuple[str, ...]
     published_ranks: tuple[int, ...]
+    finer_bits: tuple[int, ...]
     rank_choices: int
     amq_evaluations: int
     lr_trials: int

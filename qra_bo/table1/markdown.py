@@ -9,7 +9,7 @@ from qra_bo.table1.cells import OWN
 from qra_bo.table1.results import ours_among
 
 HEAD = ("method", "test loss", "SE", "seeds", "bits", "+ metadata", "rank", "predicted", "measured", "search steps",
-        "steps", "gap closed", f"ours {MINUS} row", "codes alike", "acc.", "reported acc.")
+        "steps", "gap closed", f"ours {MINUS} row", "all alike", "acc.", "reported acc.")
 Row = Mapping[str, Any]
 
 
@@ -23,8 +23,8 @@ def render(table: Mapping[str, Any]) -> str:
               "standard error over training seeds that no search used. Every row has the same data, trainer, "
               "steps, seeds, memory model, and the same rule and number of trials for its learning rate. *Gap "
               f"closed*: (QLoRA {MINUS} row) / (QLoRA {MINUS} LoRA-16), paired, with its {LEVEL:.0%} interval. "
-              f"*Ours {MINUS} row*: of ours with codes by GPTQ where that is there, paired over common seeds; "
-              "*codes alike*: of ours whose codes are chosen as the row's are; "
+              f"*Ours {MINUS} row*: of ours with 5 and 6 bits too and codes by GPTQ where that is there, paired over "
+              "common seeds; *all alike*: of ours that has the row's bits and chooses codes as it does; "
               f"negative is in favour of ours; **bold** where the interval excludes 0 over at least {LEAST_SEEDS} "
               "seeds. Steps of the search are its cost, learning-rate trials included, in steps of training. "
               "*Acc.*: mean accuracy (%) of the first seed's model at the tasks of `eval.tasks`. *Reported*: "

@@ -13,8 +13,10 @@ from qra_bo.table1.session import Session
 from qra_bo.table1.statistics import Difference, Losses, difference, gap_closed
 
 LORA_16, QLORA = "lora_16", "qlora"
-OURS = ("ours_gptq", "ours")
-"""Ours by name, see ``ours_among``."""
+OURS = ("ours_finer_gptq", "ours_gptq", "ours")
+"""Ours by name, see ``ours_among`` and ``ours_like``."""
+FINER = "_finer_gptq"
+"""How the names of rows on the finer ladder of bits end."""
 METRICS = ("acc_norm", "acc", "exact_match")
 """Of a task's metrics, the first of these that it has is its accuracy."""
 
@@ -112,7 +114,7 @@ def _row(session: Session, r: CellResult, losses: Mapping[tuple[str, str], Losse
         return difference(losses[mine, limit.name], r.losses, failed[mine, limit.name])
 
     versus = None if ours is None or row.name == ours else less(ours)
-    alike = ours_with(recipe.gptq_tokens is not None)
+    alike = ours_like(row.name, recipe.gptq_tokens is not None)
     same = None if row.name in OURS or (alike, limit.name) not in losses else less(alike)
     return {**head, **empty, **facts, "seeds": len(r.losses), "train_seeds": list(r.losses),
             "losses": list(r.losses.values()), "gap_closed": gap.share, "gap_low": gap.low, "gap_high": gap.high,
@@ -128,9 +130,11 @@ def ours_among(methods: Iterable[str]) -> str | None:
     return next((name for name in OURS if name in there), None)
 
 
-def ours_with(gptq: bool) -> str:
-    """The one of ours that chooses codes as a row does: whatever it is better by, the codes have no part in."""
-    return OURS[0] if gptq else OURS[1]
+def ours_like(method: str, gptq: bool) -> str:
+    """The one of ours that has a row's bits and chooses codes as it does: whatever it is better by, these have no part
+    in."""
+    finer, chosen, nearest = OURS
+    return finer if method.endswith(FINER) else chosen if gptq else nearest
 
 
 def accuracy(scores: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> float | None:

@@ -15,13 +15,25 @@ from qra_bo.table1.session import Session
 
 @dataclass(frozen=True)
 class Searched(WithCodes):
-    """Ours: the configured method on the configured ladders, also where memory is free."""
+    """Ours: the configured method on the configured ladders, also where memory is free.
+
+    Args:
+        finer: Whether on ``table1.finer_bits``. Such rows are compared where a budget binds, and not at a limit on
+            average bits, which is the paper's condition on the paper's ladder.
+    """
+
+    finer: bool = False
 
     def takes(self, limit: Limit | None) -> bool:
-        return limit is not None
+        return limit is not None and not (self.finer and (limit.budget is None or limit.max_average_bits is not None))
 
     def signature(self, session: Session) -> str:
-        return f"{session.config.effort.high_equivalents}eq{codes_name(self.tokens(session))}"
+        cost = session.config.effort.high_equivalents
+        return f"{cost}eq{codes_name(self.tokens(session))}{self.ladder_name(session)}"
+
+    def ladder_name(self, session: Session) -> str:
+        """The ladder of bits where it is another than the configured one; else empty."""
+        return f",bits={list(session.config.table1.finer_bits)}" if self.finer else ""
 
     def equivalents(self, session: Session, limit: Limit) -> float:
         return float(session.config.effort.high_equivalents)
@@ -35,6 +47,8 @@ class Searched(WithCodes):
                  init: str | None = None) -> Found:
         """What a search comes to, begun or gone on with: see ``search``; ``init`` replaces the configured start."""
         tokens = self.tokens(session)
+        if self.finer:
+            changes = {**(changes or {}), "bits": session.config.table1.finer_bits}
         outcome = search(session, self.name, limit, method, params, changes, tokens)
         recipe = Recipe(outcome.found.allocation, init or session.config.adapter.init, gptq_tokens=tokens)
         notes = (note, stages_note(outcome.study.evaluations))
@@ -57,10 +71,10 @@ class BestUniform(Searched):
     """The best of all uniform choices that fit, and of *uniform filled*."""
 
     def takes(self, limit: Limit | None) -> bool:
-        return limit is not None and limit.budget is not None
+        return super().takes(limit) and limit is not None and limit.budget is not None
 
     def signature(self, session: Session) -> str:
-        return f"anchors={session.config.effort.anchors}{codes_name(self.tokens(session))}"
+        return f"anchors={session.config.effort.anchors}{codes_name(self.tokens(session))}{self.ladder_name(session)}"
 
     def equivalents(self, session: Session, limit: Limit) -> float:
         return calibration_and_anchors(session.config)
@@ -103,7 +117,10 @@ class QRAdaptor(AutoQRA):
 
 for row in (BestUniform("best_uniform", "Best uniform that fits", key=True),
             BestUniform("best_uniform_gptq", "Best uniform that fits, codes by GPTQ", key=True, gptq=True),
+            BestUniform("best_uniform_finer_gptq", "Best uniform that fits, 5 and 6 bits too, codes by GPTQ", key=True,
+                        gptq=True, finer=True),
             QRAdaptor("qr_adaptor", "QR-Adaptor"), AutoQRA("autoqra", "AutoQRA as published", key=True),
             AutoQRA("autoqra_gptq", "AutoQRA as published, codes by GPTQ", gptq=True),
-            Searched("ours", "Ours", key=True), Searched("ours_gptq", "Ours, codes by GPTQ", key=True, gptq=True)):
+            Searched("ours", "Ours", key=True), Searched("ours_gptq", "Ours, codes by GPTQ", key=True, gptq=True),
+            Searched("ours_finer_gptq", "Ours, 5 and 6 bits too, codes by GPTQ", key=True, gptq=True, finer=True)):
     ROWS.add(row.name, row)

@@ -66,8 +66,9 @@ def search(session: Session, name: str, limit: Limit, method: str | None, params
     folder = session.folder / FOLDER / path_name(f"{name}-{limit.name}-{effort}".replace("<=", "max"))
     setting = session.setting_of(limit, config.ranks, config.bits)
     budget = session.budget_bytes(limit)
-    shared = SharedExecutor(session.executor(config.adapter.init, limit.scope, gptq_tokens), folder, _others(folder),
-                            config.to_dict(), SHARED, [f.name for f in setting.space.formats])
+    oracle = session.executor(config.adapter.init, limit.scope, gptq_tokens, config.bits)
+    shared = SharedExecutor(oracle, folder, _others(folder), config.to_dict(), SHARED,
+                            [f.name for f in setting.space.formats])
     parts = replace(run_parts(config, folder, setting, budget, shared, None), finalise=None,
                     progress=session.progress)
     if method is None:

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -12,6 +12,7 @@ from qra_bo.config import NOT_OF_THE_RESULT, QuantizerConfig, RunConfig
 from qra_bo.errors import ConfigError
 from qra_bo.executors import make_executor
 from qra_bo.memory.budget import largest, resolve_budget
+from qra_bo.memory.formats import parse_format
 from qra_bo.memory.model import MemoryModel
 from qra_bo.oracle.protocol import Progress
 from qra_bo.records import SCHEMA_VERSION, EvaluationRequest, TrialState
@@ -26,6 +27,7 @@ from qra_bo.table1.limits import Limit
 from qra_bo.table1.recipe import Recipe, codes_name
 
 NAME = "table1.jsonl"
+UNQUANTISED = 16
 MAY_DIFFER = frozenset({*NOT_OF_THE_RESULT, "budget", "max_average_bits"})
 """Keys of the configuration that decide what is asked for, or that limits stand for; none changes an evaluation."""
 
@@ -36,6 +38,7 @@ class _Kind(NamedTuple):
     init: str
     scope: str
     gptq_tokens: int | None
+    bits: tuple[int, ...]
 
 
 def quiet(what: str, done: int, total: int) -> None:
@@ -100,11 +103,11 @@ class Session:
 
     def setting_of(self, limit: Limit, ranks: tuple[int, ...] | None = None,
                    bits: tuple[int, ...] | None = None) -> Setting:
-        """Space, memory and limit on bits within ``limit``; ``ranks`` replace the ladder, and of the formats those of
-        ``bits`` are left."""
+        """Space, memory and limit on bits within ``limit``; ``ranks`` and ``bits`` replace the ladders."""
         space = self.space if ranks is None else replace(self.space, ranks=Ladder("ranks", ranks))
         if bits is not None:
-            space = replace(space, formats=tuple(f for f in space.formats if f.bits in bits))
+            names = replace(self.config, bits=bits).format_names
+            space = replace(space, formats=tuple(parse_format(name) for name in names))
         return replace(self.setting, space=space, memory=self.memory(limit.scope),
                        max_average_bits=limit.max_average_bits)
 
@@ -119,14 +122,20 @@ class Session:
         """Bytes by format, ``L x F x 1``, with one rank everywhere, and the limit on bits."""
         return self.setting_of(limit, (rank,)).costs(self.budget_bytes(limit))
 
-    def executor(self, init: str, scope: str, gptq_tokens: int | None = None) -> Executor:
-        """The oracle whose adapters start with ``init``, that measures in ``scope``, with codes as in ``Recipe``."""
-        kind = _Kind(init, scope, gptq_tokens)
+    def ladder(self, bits: Iterable[int]) -> tuple[int, ...]:
+        """The ladder of an oracle that has codes of ``bits``: the configured one where that holds them."""
+        own = self.config.bits
+        return own if set(bits) <= {*own, UNQUANTISED} else tuple(sorted({*own, *self.config.table1.finer_bits}))
+
+    def executor(self, init: str, scope: str, gptq_tokens: int | None = None, bits: Iterable[int] = ()) -> Executor:
+        """The oracle whose adapters start with ``init``, that measures in ``scope``, with codes as in ``Recipe`` for
+        formats of ``bits``."""
+        kind = _Kind(init, scope, gptq_tokens, self.ladder(bits))
         if self._open is not None and self._open[0] != kind:
             self.close()
         if self._open is None:
             config = replace(self.config, adapter=replace(self.config.adapter, init=cast(Any, init)),
-                             memory=replace(self.config.memory, scope=cast(Any, scope)),
+                             memory=replace(self.config.memory, scope=cast(Any, scope)), bits=kind.bits,
                              quantizer=self.quantizer(gptq_tokens))
             # Checkpoints of different configured starts or codes must not meet.
             folder = self.folder / "oracles" / f"{init}{codes_name(gptq_tokens)}"
@@ -177,16 +186,20 @@ class Session:
         return ProfileResult.from_json(event)
 
     def call(self, method: str, kwargs: Mapping[str, Any], scope: str | None = None,
-             gptq_tokens: int | None = None) -> Mapping[str, Any]:
-        """Ask the oracle something else than a fine-tuning; without ``scope``, whichever is open."""
-        return self._any_executor(scope, gptq_tokens).call(method, kwargs, self.progress)
+             recipe: Recipe | None = None) -> Mapping[str, Any]:
+        """Ask the oracle something else than a fine-tuning, with the codes of ``recipe`` or else the nearest; without
+        ``scope``, whichever is open."""
+        return self._any_executor(scope, recipe).call(method, kwargs, self.progress)
 
-    def _any_executor(self, scope: str | None, gptq_tokens: int | None = None) -> Executor:
+    def _any_executor(self, scope: str | None, recipe: Recipe | None = None) -> Executor:
         """The open oracle if it measures in ``scope`` and has these codes: its requests say how adapters start."""
-        if self._open is not None and scope in (None, self._open[0].scope) \
-                and self._open[0].gptq_tokens == gptq_tokens:
-            return self._open[1]
-        return self.executor(self.config.adapter.init, scope or "peak", gptq_tokens)
+        tokens = None if recipe is None else recipe.gptq_tokens
+        bits = set() if recipe is None or tokens is None else {parse_format(f).bits for f in recipe.allocation.formats}
+        if self._open is not None:
+            kind, executor = self._open
+            if scope in (None, kind.scope) and kind.gptq_tokens == tokens and bits <= {*kind.bits, UNQUANTISED}:
+                return executor
+        return self.executor(self.config.adapter.init, scope or "peak", tokens, bits)
 
     def evaluate(self, recipe: Recipe, lr_scale: float, train_seed: int, split: str) -> Mapping[str, Any]:
         """Fine-tune and evaluate: ``state``, ``message``, ``loss``, ``loss_se``, ``average_rank``, tokens, seconds."""
@@ -216,7 +229,7 @@ class Session:
         found = dict(self.call("answer_tasks", {
             "allocation": recipe.allocation.to_json(), "init": recipe.init, "initial_rank": recipe.initial_rank,
             "steps": self.steps, "train_seed": train_seed, "lr_scale": lr_scale, "tasks": list(e.tasks),
-            "batch": e.batch, "limit": e.limit}, gptq_tokens=recipe.gptq_tokens))
+            "batch": e.batch, "limit": e.limit}, recipe=recipe))
         if found.get("state", TrialState.OK.value) == TrialState.OK.value:
             return found
         self.warn(f"the tasks of {recipe.key} were not all answered ({found['state']}: {found.get('message', '')}): "
@@ -229,7 +242,7 @@ class Session:
             return {k: v for k, v in found.items() if k != "measured_bytes"}
         request = EvaluationRequest(recipe.allocation, self.steps, self.steps, train_seed, split, lr_scale,
                                     recipe.init)
-        m = self._any_executor(None, recipe.gptq_tokens).evaluate(request, self.progress)
+        m = self._any_executor(None, recipe).evaluate(request, self.progress)
         return {"state": m.state.value, "message": m.message, "loss": m.loss, "loss_se": m.loss_se,
                 "average_rank": recipe.average_rank(self.space), "training_tokens": m.training_tokens,
                 "forward_tokens": m.forward_tokens, "seconds": m.seconds}
@@ -240,7 +253,7 @@ class Session:
                               scope)
         else:
             found = self.call("measure_peak", {"allocation": recipe.allocation.to_json(), "train_seed": train_seed,
-                                               "init": recipe.init}, scope, recipe.gptq_tokens)
+                                               "init": recipe.init}, scope, recipe)
         return {"measured_bytes": found["measured_bytes"], "scope": scope}
 
     def _adalora(self, recipe: Recipe, lr_scale: float, train_seed: int, split: str, measure: bool) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from qra_bo.records import Fidelity
 from qra_bo.table1 import cells
 from qra_bo.table1.limits import parse_limit
 from qra_bo.table1.methods import ROWS
-from qra_bo.table1.results import accuracy, ours_with
+from qra_bo.table1.results import accuracy, ours_like
 from qra_bo.table1.rows_searched import stages_note
 
 
@@ -51,4 +51,5 @@ def test_evaluations_are_told_by_stage() -> None:
 
 
 def test_ours_meets_a_row_with_codes_chosen_as_the_row_s() -> None:
-    assert (ours_with(True), ours_with(False)) == ("ours_gptq", "ours")
+    assert [ours_like(*row) for row in (("amq_lora", False), ("qlora_gptq", True), ("best_uniform_finer_gptq", True))] \
+        == ["ours", "ours_gptq", "ours_finer_gptq"]
