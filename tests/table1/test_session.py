@@ -1,0 +1,69 @@
+"""Which ladder of bits an oracle of the table has, and what a row's limit makes of a ladder of its own."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.sessions import table_session
+from qra_bo.config import load_config
+from qra_bo.space import Allocation
+from qra_bo.table1 import session as module
+from qra_bo.table1.limits import parse_limit
+from qra_bo.table1.methods import ROWS
+from qra_bo.table1.recipe import Recipe
+from qra_bo.table1.session import Session
+
+FINER = (2, 3, 4, 5, 6, 8)
+
+
+@pytest.fixture(name="session")
+def make_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Session]:
+    monkeypatch.setattr(os, "fsync", lambda fd: None)
+    config = load_config(["+model=tiny", "data=tiny", "oracle=synthetic", "display=none", "quantizer.rounding=nearest"])
+    with table_session(config, tmp_path / "t") as session:
+        yield session
+
+
+def test_a_ladder_is_widened_only_for_what_it_lacks(session: Session) -> None:
+    assert session.ladder(()) == session.ladder((4, 8, 16)) == session.config.bits == (2, 3, 4, 8)
+    assert session.ladder((5,)) == session.ladder(FINER) == FINER
+
+
+def test_a_setting_has_the_formats_of_its_bits(session: Session) -> None:
+    formats = session.setting_of(parse_limit("peak uniform:4,4"), (1, 4), (4, 5, 6)).space.formats
+    assert [f.name for f in formats] == ["nf4", "hqq5-g128", "hqq6-g128"]
+
+
+def test_chosen_codes_come_from_an_oracle_that_chose_for_these_formats(session: Session,
+                                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    """An oracle on another ladder would take the nearest codes and say nothing."""
+    made: list[tuple[Any, ...]] = []
+
+    def opened(config: Any, folder: Path, profile: Any) -> Any:
+        made.append((config.bits, config.quantizer.rounding))
+        return _Silent()
+
+    monkeypatch.setattr(module, "make_executor", opened)
+    monkeypatch.setattr(Session, "_describe", lambda self, executor: None)
+    for names, tokens in ((("nf4", "int8"), 8), (("nf4", "fp16"), 8), (("nf4", "hqq5-g128"), 8), (("nf4", "int8"), 8),
+                          (("hqq6-g128", "int8"), None)):
+        session.call("measure", {}, recipe=Recipe(Allocation(names, (1, 1)), "kaiming", gptq_tokens=tokens))
+    assert made == [((2, 3, 4, 8), "gptq"), (FINER, "gptq"), ((2, 3, 4, 8), "nearest")]
+
+
+@pytest.mark.parametrize("name", ["best_uniform_finer_gptq", "ours_finer_gptq"])
+def test_rows_on_the_finer_ladder_stand_where_a_budget_binds(name: str) -> None:
+    row = ROWS[name]
+    assert row.takes(parse_limit("stored uniform:4,16"))
+    assert not any(row.takes(limit) for limit in (None, parse_limit("free"), parse_limit("peak uniform:4,16 <=4")))
+
+
+class _Silent:
+    def call(self, *_: Any) -> dict[str, Any]:
+        return {}
+
+    def close(self) -> None:
+        """Nothing was opened."""
