@@ -8,7 +8,8 @@ Give the folders of runs at the two reference budgets, three search seeds each:
     python -m qra_bo budget=uniform:4,16 memory.scope=stored seed=0 out=...     (and seeds 1 and 2)
 
 Runs with GPTQ's codes, the default, are kept in normal_runs_gptq.json; ``--codes nearest`` collects those with
-``quantizer.rounding=nearest`` in normal_runs.json.
+``quantizer.rounding=nearest`` in normal_runs.json, and ``--finer`` those with ``bits=[2,3,4,5,6,8]`` in
+normal_runs_gptq_finer.json.
 
 *Better* is CONTRACT's: the 95 % interval of paired differences on the test split, over at least 5 training seeds that
 the search did not use, lies below 0. A run that has not ended, or was made otherwise, is not counted. Rows of an
@@ -29,6 +30,7 @@ from qra_bo.report.write import load_run
 from qra_bo.study.results import build_best
 
 NAME = "normal_runs"
+BITS, FINER = (2, 3, 4, 8), (2, 3, 4, 5, 6, 8)
 REFERENCE_BUDGETS = (("uniform:4,4", "peak"), ("uniform:4,16", "stored"))
 MODEL, SEEDS_WANTED, SEEDS_BETTER, TRAIN_SEEDS = "smollm2_135m", 3, 2, 5
 WALL_MINUTES, OVERHEAD_SHARE = 60.0, 0.1
@@ -36,7 +38,7 @@ COLUMNS = ("budget", "scope", "seed", "winner", "winner_kind", "mean", "low", "h
            "high_fidelity_equivalents", "wall_minutes", "overhead_share", "not_counted")
 
 
-def row_of(folder: Path, codes: str) -> dict[str, Any]:
+def row_of(folder: Path, codes: str, bits: Sequence[int] = BITS) -> dict[str, Any]:
     """One run; ``not_counted`` says why it can't stand for its budget, and is empty where it can."""
     try:
         run = load_run(folder)
@@ -48,10 +50,10 @@ def row_of(folder: Path, codes: str) -> dict[str, Any]:
                            "method": header.method, "version": header.version, "budget_bytes": header.budget_bytes}
     if run.end is None:
         return {**row, "not_counted": "the run has not ended"}
-    return {**row, **finished(run, codes)}
+    return {**row, **finished(run, codes, bits)}
 
 
-def finished(run: ReportData, codes: str) -> dict[str, Any]:
+def finished(run: ReportData, codes: str, bits: Sequence[int]) -> dict[str, Any]:
     """What a run that has ended came to. Differences are candidate - best uniform (nats, test split); where the
     candidate lost they are still its own, although the winner is then the uniform choice."""
     best, confirmation = build_best(run.study), run.confirmation
@@ -63,6 +65,8 @@ def finished(run: ReportData, codes: str) -> dict[str, Any]:
         reasons.append(f"oracle={run.header.oracle} on {run.header.model}")
     if rounding_of(run.header.config) != codes:
         reasons.append(f"quantizer.rounding={rounding_of(run.header.config)}")
+    if list(run.header.config["bits"]) != list(bits):
+        reasons.append(f"bits={list(run.header.config['bits'])}")
     if confirmation is None or len(confirmation.train_seeds) < TRAIN_SEEDS:
         reasons.append(f"confirmed on {len(confirmation.train_seeds) if confirmation else 0} training seeds")
     if any("max_hours" in warning for warning in run.warnings):
@@ -114,14 +118,14 @@ def earlier_rows(path: Path) -> list[dict[str, Any]]:
     return [row for row in rows if not row["not_counted"]]
 
 
-def collect(folders: Sequence[Path], codes: str,
-            earlier: Sequence[dict[str, Any]] = ()) -> tuple[list[dict[str, Any]], list[Target]]:
+def collect(folders: Sequence[Path], codes: str, earlier: Sequence[dict[str, Any]] = (),
+            bits: Sequence[int] = BITS) -> tuple[list[dict[str, Any]], list[Target]]:
     """Rows and targets of the given folders, and of ``earlier`` rows that these do not replace.
 
     Raises:
         SystemExit: If two runs that count have the same budget, scope and seed: only one can stand for it.
     """
-    rows = [row_of(folder, codes) for folder in folders]
+    rows = [row_of(folder, codes, bits) for folder in folders]
     seen: dict[tuple[str, str, int], str] = {}
     for row in rows:
         if not row["not_counted"]:
@@ -148,9 +152,11 @@ def main() -> None:
     parser.add_argument("folders", nargs="*", type=Path)
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON file")
     parser.add_argument("--codes", choices=("gptq", "nearest"), default="gptq", help="quantizer.rounding of the runs")
+    parser.add_argument("--finer", action="store_true", help=f"of runs with bits={list(FINER)}")
     args = parser.parse_args()
     name = NAME if args.codes == "nearest" else f"{NAME}_{args.codes}"
-    rows, targets = collect(args.folders, args.codes, earlier_rows(args.out / f"{name}.json"))
+    name, bits = (f"{name}_finer", FINER) if args.finer else (name, BITS)
+    rows, targets = collect(args.folders, args.codes, earlier_rows(args.out / f"{name}.json"), bits)
     publish(name, targets, rows, COLUMNS, folder=args.out)
 
 

@@ -77,7 +77,9 @@ def test_a_finished_run_has_a_row(tmp_path: Path) -> None:
     best = Engine(make_config(folder), make_parts()).run().best
     found = normal_runs.row_of(folder, "nearest")
     assert "rounding" not in found["not_counted"]
+    assert "bits=" not in normal_runs.row_of(folder, "nearest", (2, 4, 8))["not_counted"]
     assert "quantizer.rounding=nearest" in normal_runs.row_of(folder, "gptq")["not_counted"]
+    assert "bits=[2, 4, 8]" in found["not_counted"]
     assert found["winner_kind"] == best["winner_kind"]
     assert found["wall_minutes"] == pytest.approx(best["cost"]["wall_seconds"] / 60)
     assert "oracle=" in found["not_counted"]
