@@ -1,6 +1,7 @@
-"""Ours, the two best peers and the published method on the real oracle: searches at equal cost, finals on unseen seeds.
+"""Ours, the best peers and the published method on the real oracle: searches at equal cost, finals on unseen seeds.
 
-    python -m bench.search.real [--seeds 0 1 2] [--work outputs/real-search] [--summary] [overrides ...]
+    python -m bench.search.real [--seeds 0 1 2] [--methods NAME ...] [--work outputs/real-search] [--summary]
+                                [overrides ...]
 
 All searches of one seed share what they would train alike, each at its own charge. What they come to is trained on five
 seeds that no search used and evaluated on the test split. Searches and finals are kept in ``--work``, one folder a
@@ -18,7 +19,7 @@ import numpy as np
 from bench.ablations import FINALS
 from bench.peers.registry import name_peers
 from bench.report import RESULTS, Target, publish
-from bench.search.methods import OURS
+from bench.search.methods import EVERYTHING
 from bench.sessions import limit_of, table_session
 from qra_bo.config import RunConfig, load_config
 from qra_bo.files import write_json
@@ -31,21 +32,32 @@ from qra_bo.table1.search import search
 DEFAULTS = ("budget=uniform:4,16", "memory.scope=stored", "effort=normal", "display=none",
             "quantizer.rounding=nearest")
 """On the embedded model and text, at the second reference budget; overrides replace these."""
-METHODS = {"ours": OURS, "sequential bits": "sequential_bits", "sequential bits, then ranks": "sequential",
-           "published": "autoqra"}
-"""Rows, and their search methods: ours, the peers with the least regret on the emulators, and the published method."""
+METHODS = {name: EVERYTHING[name] for name in (
+    "ours", "sequential bits", "sequential bits, then ranks", "bits by believed damage",
+    "bits by believed damage, then ranks", "published")}
+"""Ours, the peers with the least regret on the emulators (with the published I_q, and told what ours believes of
+damage), and the published method."""
 ROWS = "real.json"
 SEEDS = 3
 Row = dict[str, Any]
 
 
-def run_seed(config: RunConfig, folder: Path) -> list[Row]:
-    """Every method at one seed, begun or gone on with."""
+def rows_in(folder: Path) -> list[Row]:
+    """What was written of one seed."""
+    path = folder / ROWS
+    rows: list[Row] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    return rows
+
+
+def run_seed(config: RunConfig, folder: Path, names: Sequence[str]) -> list[Row]:
+    """The named methods at one seed, begun or gone on with; rows of others in ``folder`` are kept."""
     limit = limit_of(config)
-    rows: list[Row] = []
+    rows = [row for row in rows_in(folder) if row["method"] not in names]
     with table_session(config, folder) as session:
-        for name, method in METHODS.items():
-            outcome = search(session, name, limit, method, scaled_autoqra(config) if method == "autoqra" else {})
+        for name in names:
+            entry = METHODS[name]
+            options = scaled_autoqra(config) if entry.kind == "published" else entry.options
+            outcome = search(session, name, limit, entry.method, options)
             study, found = outcome.study, outcome.found
             recipe = Recipe(found.allocation, config.adapter.init)
             finals = {str(s): session.evaluate(recipe, study.lr_scale or 1.0, s, "test")["loss"]
@@ -58,7 +70,7 @@ def run_seed(config: RunConfig, folder: Path) -> list[Row]:
                          "equivalents": study.search_cost.tokens / float(study.header["equivalent_tokens"])})
             print(f"seed {config.seed}: {name}: {np.mean(list(finals.values())):.4f} on the test split, after "
                   f"{rows[-1]['equivalents']:.1f} equivalents", flush=True)
-    write_json(folder / ROWS, rows)
+            write_json(folder / ROWS, rows)
     return rows
 
 
@@ -112,14 +124,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.search.real", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(SEEDS)))
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--work", type=Path, default=Path("outputs/real-search"), help="where searches are kept")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON file")
     parser.add_argument("--summary", action="store_true", help="only summarise the seeds that are done")
     parser.add_argument("overrides", nargs="*", help="of the configuration")
     args = parser.parse_args(argv)
     for seed in [] if args.summary else args.seeds:
-        run_seed(load_config([*DEFAULTS, *args.overrides, f"seed={seed}"]), args.work / f"seed-{seed}")
-    rows = [row for path in sorted(args.work.glob(f"seed-*/{ROWS}")) for row in json.loads(path.read_text())]
+        run_seed(load_config([*DEFAULTS, *args.overrides, f"seed={seed}"]), args.work / f"seed-{seed}",
+                 args.methods)
+    rows = [row for folder in sorted(args.work.glob("seed-*")) for row in rows_in(folder)]
     table = comparison(rows)
     publish("search_real", targets_of(rows), [*table, *rows],
             ("ours_against", "mean", "low", "high", "searches", "wins"), printed=len(table), folder=args.out)
