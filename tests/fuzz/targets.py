@@ -85,7 +85,7 @@ def sizes(data: bytes) -> None:
             check(bool(format_size(size)), "a size that can't be shown", text)
             check(any(c.isdigit() for c in text), "a size without digits", text)
         elif value.bits is not None:
-            check(value.rank >= 1 and value.bits in (2, 3, 4, 8, 16), "a uniform choice that can't be", text)
+            check(value.rank >= 1 and value.bits in (2, 3, 4, 5, 6, 8, 16), "a uniform choice that can't be", text)
         else:
             check(text.strip().lower() == "auto", "auto", text)
 
