@@ -14,7 +14,7 @@ RULES = 3
 again."""
 EQUIVALENTS, PROPOSALS = 40.0, 32.0
 """High-fidelity equivalents of a search, and about what the profile and the anchors leave of them."""
-SENSITIVE = ["damage", "damage x rank", "unit damage", "depth damage", "gain"]
+SENSITIVE = ["damage", "damage x rank", "gain"]
 """Parts of our surrogate that sensitivities give."""
 
 
@@ -76,8 +76,6 @@ ABLATIONS = (
     Entry("ours without sensitivities", OURS, "ablation", {"without": SENSITIVE, "n_prior": 0}),
     Entry("ours by the loss's rise", OURS, "ablation", {"damage": "rise"}),
     Entry("ours by divergence", OURS, "ablation", {"damage": "divergence"}),
-    Entry("ours without weights of single units", OURS, "ablation",
-          {"without": ["unit damage", "depth damage", "unit rank", "depth rank"]}),
     Entry("ours with one draw", OURS, "ablation", {"draws": 1}),
     Entry("ours by the least loss seen", OURS, "ablation", recommended=False),
     Entry("ours by the posterior mean", OURS, "ablation", {"temperatures": [0.0]}),

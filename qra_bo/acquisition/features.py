@@ -10,7 +10,6 @@ from qra_bo.errors import ConfigError
 from qra_bo.searcher import SearchProblem
 from qra_bo.sensitivity.damages import BELIEVED, damage_of
 from qra_bo.sensitivity.profile import FloatArray
-from surrogates.kernels import matern52
 from surrogates.structured import Component
 
 _REFERENCE_ROWS = 200
@@ -19,9 +18,8 @@ _REFERENCE_ROWS = 200
 def build_components(problem: SearchProblem, without: Collection[str] = (), damage: str = BELIEVED) -> list[Component]:
     """Parts of the latent loss of one problem, each with unit variance over a reference set of allocations.
 
-    Shared weights: format and rank by share of parameters, damage (with its square root, and both of the KL
-    divergence), damage times rank, gain. Weights of every unit of its own, free or smooth in depth: deviations
-    of its damage and of its need for rank from what the profile says.
+    Format and rank by share of parameters, damage (with its square root, and both of the KL divergence), damage times
+    rank, gain; all units share the weights.
 
     Args:
         problem: What is searched.
@@ -36,7 +34,6 @@ def build_components(problem: SearchProblem, without: Collection[str] = (), dama
     share = space.unit_numel / space.unit_numel.sum()
     level, root = damage_scales(problem, damage)
     log_rank = rank_scale(problem)
-    ones = np.ones((n_units, 1))
     below = np.triu(np.ones((n_formats, n_formats)))[:, :-1]  # below[f, j] = 1 for formats up to j: a step above it
     rank_steps = np.tril(np.ones((n_ranks, n_ranks)))[:, 1:] * np.sqrt(np.diff(log_rank))
 
@@ -49,31 +46,23 @@ def build_components(problem: SearchProblem, without: Collection[str] = (), dama
     kl = np.clip(profile.damage_kl, 0.0, None)
     sides = np.stack([level, root, kl, np.sqrt(kl)], axis=-1)[:, :, None, :]
     damages = np.broadcast_to(sides, (n_units, n_formats, n_ranks, sides.shape[-1]))
-    typical = root.mean(axis=0)
-    own = _steps(0.5 * root + 0.5 * typical, below)
-    deviations = np.broadcast_to(own[:, :, None, :], (n_units, n_formats, n_ranks, own.shape[-1]))
-    needs = table(share[:, None] * n_units, flat_f, log_rank[:, None])
     parts = [
-        ("format", table(share[:, None], below, flat_r), ones, 0.7),
-        ("rank", table(share[:, None], flat_f, log_rank[:, None]), ones, 0.3),
-        ("rank shape", table(share[:, None], flat_f, rank_steps), ones, 0.15),
-        ("damage", damages, ones, 0.7),
-        ("damage x rank", damages[..., 1:2] * by_rank, ones, 0.2),
-        ("unit damage", deviations, np.eye(n_units), 0.3),
-        ("depth damage", deviations, _depth_factor(n_units), 0.15),
-        ("unit rank", needs, np.eye(n_units), 0.1),
-        ("depth rank", needs, _depth_factor(n_units), 0.1),
+        ("format", table(share[:, None], below, flat_r), 0.7),
+        ("rank", table(share[:, None], flat_f, log_rank[:, None]), 0.3),
+        ("rank shape", table(share[:, None], flat_f, rank_steps), 0.15),
+        ("damage", damages, 0.7),
+        ("damage x rank", damages[..., 1:2] * by_rank, 0.2),
     ]
     gain = gain_table(problem)
     if gain is not None:
         parts.append(("gain", np.broadcast_to(gain[:, None, :, :], (n_units, n_formats, n_ranks, gain.shape[-1])),
-                      ones, 0.2))
+                      0.2))
     unknown = sorted(set(without) - {name for name, *_ in parts} - {"gain"})
     if unknown:
         raise ConfigError(f"the surrogate has no parts {unknown}; it has {[name for name, *_ in parts]}")
     parts = [part for part in parts if part[0] not in without]
     reference = _reference_rows(problem)
-    built = [_normalised(name, phi, units, scale, reference) for name, phi, units, scale in parts if phi.shape[-1]]
+    built = [_normalised(name, phi, scale, reference) for name, phi, scale in parts if phi.shape[-1]]
     kept = [c for c in built if c is not None]
     # A space of one allocation leaves nothing to tell apart.
     return kept or [Component("nothing", torch.zeros((*problem.costs.shape, 1), dtype=torch.float64),
@@ -106,23 +95,6 @@ def gain_table(problem: SearchProblem) -> FloatArray | None:
     return scaled
 
 
-def _steps(level: FloatArray, below: FloatArray) -> FloatArray:
-    """Independent increments of a level (``L x F``) along the format ladder, ``L x F x (F - 1)``."""
-    increments = np.clip(level[:, :-1] - level[:, 1:], 1e-3 * max(float(level.max()), 1e-12), None)
-    return below[None, :, :] * increments[:, None, :]
-
-
-def _depth_factor(n_units: int) -> FloatArray:
-    """Factor of a covariance that falls with the distance in depth, ``L x g`` with few columns."""
-    depth = torch.arange(n_units, dtype=torch.float64)
-    covariance = matern52((depth[:, None] - depth[None, :]).abs() / max(n_units / 5, 1.0)).numpy()
-    values, vectors = np.linalg.eigh(covariance)
-    keep = values > 1e-3 * values[-1]
-    factor: FloatArray = vectors[:, keep] * np.sqrt(values[keep])
-    signs = np.sign(factor[np.abs(factor).argmax(axis=0), np.arange(factor.shape[1])])
-    return np.asarray(factor * signs, dtype=np.float64)
-
-
 def _reference_rows(problem: SearchProblem) -> Tensor:
     """Random allocations and all uniform ones, ``n x 2 L``: what a part's variance is measured over."""
     n_units, n_formats, n_ranks = problem.costs.shape
@@ -133,16 +105,15 @@ def _reference_rows(problem: SearchProblem) -> Tensor:
     return torch.from_numpy(np.vstack([random, np.array(uniform, dtype=np.int64)]))
 
 
-def _normalised(name: str, phi: FloatArray, units: FloatArray, scale: float, rows: Tensor) -> Component | None:
+def _normalised(name: str, phi: FloatArray, scale: float, rows: Tensor) -> Component | None:
     """Scale every feature to an equal share of unit variance over ``rows``; ``None`` if all are constant."""
     n_units = phi.shape[0]
     index = torch.arange(n_units)
-    features, factor = torch.from_numpy(np.array(phi, dtype=np.float64)), torch.from_numpy(units)
-    chosen = features[index, rows[:, :n_units], rows[:, n_units:]]
-    weights = torch.einsum("nlm,lg->ngm", chosen, factor)
-    variance = (weights - weights.mean(dim=0)).square().mean(dim=0).sum(dim=0)
+    features = torch.from_numpy(np.array(phi, dtype=np.float64))
+    totals = features[index, rows[:, :n_units], rows[:, n_units:]].sum(dim=1)
+    variance = (totals - totals.mean(dim=0)).square().mean(dim=0)
     used = variance > 1e-24
     if not bool(used.any()):
         return None
     scaled = features[..., used] / (variance[used] * int(used.sum())).sqrt()
-    return Component(name, scaled, factor, scale)
+    return Component(name, scaled, torch.ones((n_units, 1), dtype=torch.float64), scale)
