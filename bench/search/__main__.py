@@ -18,6 +18,7 @@ from typing import Any
 from bench.collect.task import DATA, REFERENCE_BUDGETS, TASKS
 from bench.report import RESULTS, publish
 from bench.search.finds import chosen, finds_target, published_finds, real_rows, with_finds, write_finds
+from bench.search.kept import kept_finds, kept_rows, published_rows
 from bench.search.methods import ABLATIONS, COMPARED, EQUIVALENTS, EVERYTHING, LEARNED_FROM, TRANSFER, Entry
 from bench.search.play import Arena, arenas, play
 from bench.search.plots import plot_arenas
@@ -86,7 +87,8 @@ def summarise(options: argparse.Namespace) -> None:
     settings = {(e.name, e.settings_sha256) for e in EVERYTHING.values()}
     runs = [run for run in load_runs(options.runs) if run["rows_sha256"] in current
             and (run["method"], run["settings"]) in settings and run["equivalents"] == options.equivalents]
-    rows = search_rows(runs)
+    published = published_rows(options.kept) if options.kept else []
+    rows = search_rows(runs, kept_rows(published, runs, settings))
     expected = [(task, family, budget) for task in sorted(TASKS) for family in FAMILIES
                 for budget, _ in REFERENCE_BUDGETS]
     targets = targets_of(rows, expected)
@@ -96,6 +98,8 @@ def summarise(options: argparse.Namespace) -> None:
                              if a.oracle.table.facts.task == arena.oracle.table.facts.task])]
     compared = {entry.name for entry in COMPARED}
     finds = chosen([run for run in runs if run["method"] in compared])
+    if options.kept:
+        finds += kept_finds(options.kept.parent / "search", finds, compared)
     files = [*write_finds(finds, options.out / "search"), *plot_arenas(rows, options.out / "search")]
     real = [row for arena in tables.values()
             for row in real_rows(arena.oracle.table, DATA / arena.oracle.table.facts.task, finds)]
@@ -137,6 +141,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--part", default="1/1", help="K/N: this process makes every N-th search from the K-th on")
     parser.add_argument("--runs", type=Path, default=RUNS, help="file of finished searches")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON file, finds and pictures")
+    parser.add_argument("--kept", type=Path, help="a search.json: its rows count too where no search was made anew and "
+                        "the table and the method's settings are what they were")
     parser.add_argument("--summary", action="store_true", help="only summarise what was run")
     parser.add_argument("--finds", action="store_true",
                         help="only bring the real finds in bench/results/search.json up to date")

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from bench.report import Target
+from bench.search.kept import rescaled
 from qra_bo.sensitivity.profile import FloatArray
 from qra_bo.study.confirm import paired_interval
 
@@ -51,23 +52,25 @@ def interval(values: FloatArray, seed: int = 0) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def arena_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """One row for every method of one arena."""
+def arena_rows(runs: Sequence[Run], kept: Sequence[Mapping[str, Any]] = ()) -> list[dict[str, Any]]:
+    """One row for every method of one arena, those of ``kept`` among them."""
     equivalents = max(run["equivalents"] for run in runs)
     costs = np.arange(np.ceil(max(run["trace"][0][0] for run in runs)), np.ceil(equivalents) + 2.0)
-    best, uniform = best_found(runs), min(run["best_uniform"] for run in runs)
+    best = min([best_found(runs), *(row["best_known"] for row in kept)])
+    uniform = min(row["best_uniform"] for row in (*runs, *kept))
     by_method: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
         by_method[run["method"]].append(run)
     curves = {name: np.array([regrets(run, best, uniform, costs) for run in members])
               for name, members in by_method.items()}
-    rows = []
+    rows = [rescaled(row, best, uniform) for row in kept]
     for name, members in by_method.items():
         first, final = members[0], curves[name][:, -1]
         low, high = interval(final)
         rows.append({
             "task": first["task"], "emulator": first["emulator"], "budget": first["budget"], "method": name,
             "kind": first["kind"], "settings": first["settings"], "note": first["note"], "seeds": len(members),
+            "rows_sha256": first["rows_sha256"],
             "regret": float(np.median(final)), "low": low, "high": high, "best_known": best, "best_uniform": uniform,
             "finals": {str(run["seed"]): float(value) for run, value in zip(members, final, strict=True)},
             "spent": float(np.median([run["trace"][-1][0] for run in members])),
@@ -109,12 +112,16 @@ def for_good(row: Mapping[str, Any], regret: float) -> float | None:
     return cost
 
 
-def search_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Rows of all arenas."""
-    arenas: dict[str, list[Run]] = defaultdict(list)
+def search_rows(runs: Sequence[Run], kept: Sequence[Mapping[str, Any]] = ()) -> list[dict[str, Any]]:
+    """Rows of all arenas that have runs; ``kept``: see ``kept_rows``."""
+    arenas: dict[tuple[str, str, str], list[Run]] = defaultdict(list)
     for run in runs:
-        arenas[run["arena"]].append(run)
-    return [row for name in sorted(arenas) for row in arena_rows(arenas[name])]
+        arenas[_arena(run)].append(run)
+    return [row for name in sorted(arenas) for row in arena_rows(arenas[name], [k for k in kept if _arena(k) == name])]
+
+
+def _arena(of: Mapping[str, Any]) -> tuple[str, str, str]:
+    return of["task"], of["emulator"], of["budget"]
 
 
 def paired_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
