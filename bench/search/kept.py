@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from bench.search.finds import Find, published_finds
+from bench.search.methods import OTHERS
 
 Row = dict[str, Any]
 OWN = ("best_peer", "cost_to_")
@@ -22,12 +23,14 @@ def published_rows(path: Path) -> list[Row]:
 
 def kept_rows(published: Sequence[Mapping[str, Any]], runs: Sequence[Mapping[str, Any]],
               settings: Collection[tuple[str, str]]) -> list[Row]:
-    """Rows of methods that no run is of, with the settings (``(method, settings)``) and on the table that count now."""
+    """Rows of other methods than ours that no run is of, with the settings (``(method, settings)``) and on the table that
+    count now. What a part of ours is worth can only be told from searches of one state of it."""
     made = {(run["task"], run["emulator"], run["budget"], run["method"]) for run in runs}
     tables = {run["task"]: run["rows_sha256"] for run in runs}
     return [{key: value for key, value in row.items() if key != "what" and not key.startswith(OWN)}
             for row in published
-            if (row["task"], row["emulator"], row["budget"], row["method"]) not in made
+            if row["kind"] in OTHERS
+            and (row["task"], row["emulator"], row["budget"], row["method"]) not in made
             and (row["method"], row["settings"]) in settings
             and row.get("rows_sha256") == tables.get(row["task"], "")]
 

@@ -14,6 +14,8 @@ RULES = 3
 again."""
 EQUIVALENTS, PROPOSALS = 40.0, 32.0
 """High-fidelity equivalents of a search, and about what the profile and the anchors leave of them."""
+OTHERS = ("peer", "published", "informed")
+"""Kinds of entries that are no variants of ours."""
 SENSITIVE = ["damage", "damage x rank", "gain"]
 """Parts of our surrogate that sensitivities give."""
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from bench.report import Target
 from bench.search.kept import rescaled
+from bench.search.methods import OTHERS
 from qra_bo.sensitivity.profile import FloatArray
 from qra_bo.study.confirm import paired_interval
 
@@ -15,7 +16,7 @@ Run = Mapping[str, Any]
 LEAST_SEEDS = 10
 RESAMPLES = 2000
 HALF, THIRD = 0.5, 1.0 / 3.0
-GROUPS = {"": (("peer", "published", "informed"), "the best peer"),
+GROUPS = {"": (OTHERS, "the best peer"),
           "_uninformed": (("peer", "published"), "the best peer that takes I_q as published")}
 """By suffix of a row's keys: kinds of methods, against the best of which ours is held, and what that is called."""
 

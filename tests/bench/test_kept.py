@@ -13,7 +13,7 @@ from bench.search.summary import search_rows
 from tests.bench.test_search import made
 
 Runs = list[dict[str, Any]]
-SETTINGS = {("ours", "s"), ("TPE", "s")}
+SETTINGS = {("ours", "s"), ("ours with one draw", "s"), ("TPE", "s")}
 
 
 def searches(method: str, kind: str, best: float, **more: Any) -> Runs:
@@ -29,7 +29,8 @@ def flat(rows: Runs) -> dict[str, Any]:
 def test_kept_rows_are_those_of_one_summary_of_all() -> None:
     """The new search is better than any before, so that all regrets change."""
     peers, old, new = searches("TPE", "peer", 4.05), searches("ours", "ours", 4.03), searches("ours", "ours", 4.0)
-    published = [{"what": "search", **row} for row in search_rows([*peers, *old])]
+    part = searches("ours with one draw", "ablation", 4.04)
+    published = [{"what": "search", **row} for row in search_rows([*peers, *old, *part])]
     kept = kept_rows(published, new, SETTINGS)
     assert [row["method"] for row in kept] == ["TPE"]
     found, whole = flat(search_rows(new, kept)), flat(search_rows([*peers, *new]))
