@@ -23,8 +23,8 @@ def published_rows(path: Path) -> list[Row]:
 
 def kept_rows(published: Sequence[Mapping[str, Any]], runs: Sequence[Mapping[str, Any]],
               settings: Collection[tuple[str, str]]) -> list[Row]:
-    """Rows of other methods than ours that no run is of, with the settings (``(method, settings)``) and on the table that
-    count now. What a part of ours is worth can only be told from searches of one state of it."""
+    """Rows of other methods than ours that no run is of, with the settings (``(method, settings)``) and on the table
+    that count now. What a part of ours is worth can only be told from searches of one state of it."""
     made = {(run["task"], run["emulator"], run["budget"], run["method"]) for run in runs}
     tables = {run["task"]: run["rows_sha256"] for run in runs}
     return [{key: value for key, value in row.items() if key != "what" and not key.startswith(OWN)}
