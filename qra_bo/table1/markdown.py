@@ -23,7 +23,7 @@ def render(table: Mapping[str, Any]) -> str:
               "standard error over training seeds that no search used. Every row has the same data, trainer, "
               "steps, seeds, memory model, and the same rule and number of trials for its learning rate. *Gap "
               f"closed*: (QLoRA {MINUS} row) / (QLoRA {MINUS} LoRA-16), paired, with its {LEVEL:.0%} interval. "
-              f"*Ours {MINUS} row*: of ours with 5 and 6 bits too and codes by GPTQ where that is there, paired over "
+              f"*Ours {MINUS} row*: of ours with finer bits (5 and 6 too) and codes by GPTQ where that is there, over "
               "common seeds; *all alike*: of ours that has the row's bits and chooses codes as it does; "
               f"negative is in favour of ours; **bold** where the interval excludes 0 over at least {LEAST_SEEDS} "
               "seeds. Steps of the search are its cost, learning-rate trials included, in steps of training. "

@@ -40,7 +40,7 @@ def draw(table: Mapping[str, Any], theme: Theme = LIGHT) -> Figure | None:
     _panel(left, theme, rows, "peak_bytes", "Peak memory of training (MB)")
     _panel(right, theme, rows, "stored_bytes", "Stored weights and adapters (MB)")
     left.set_ylabel("Test loss (nats per token)", color=theme.ink)
-    legend(fig, left, theme, 4)
+    legend(fig, left, theme, 3)
     return fig
 
 

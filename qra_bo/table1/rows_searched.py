@@ -117,10 +117,10 @@ class QRAdaptor(AutoQRA):
 
 for row in (BestUniform("best_uniform", "Best uniform that fits", key=True),
             BestUniform("best_uniform_gptq", "Best uniform that fits, codes by GPTQ", key=True, gptq=True),
-            BestUniform("best_uniform_finer_gptq", "Best uniform that fits, 5 and 6 bits too, codes by GPTQ", key=True,
+            BestUniform("best_uniform_finer_gptq", "Best uniform that fits, finer bits, codes by GPTQ", key=True,
                         gptq=True, finer=True),
             QRAdaptor("qr_adaptor", "QR-Adaptor"), AutoQRA("autoqra", "AutoQRA as published", key=True),
             AutoQRA("autoqra_gptq", "AutoQRA as published, codes by GPTQ", gptq=True),
             Searched("ours", "Ours", key=True), Searched("ours_gptq", "Ours, codes by GPTQ", key=True, gptq=True),
-            Searched("ours_finer_gptq", "Ours, 5 and 6 bits too, codes by GPTQ", key=True, gptq=True, finer=True)):
+            Searched("ours_finer_gptq", "Ours, finer bits, codes by GPTQ", key=True, gptq=True, finer=True)):
     ROWS.add(row.name, row)
