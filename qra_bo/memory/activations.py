@@ -275,6 +275,7 @@ def loss_item_bytes(compute_dtype_bytes: int) -> int:
 _TILE_NUMEL = {"cpu": 1 << 18, "cuda": 1 << 22}
 """Weights that the quantiser backends unpack at a time (``oracle.quantizers.base.tile_numel``)."""
 
+
 def scratch_bytes(fmt: StorageFormat, linear: Linear, shape: TrainShape) -> int:
     """Bytes that a backend needs, beside the dense weight, while it unpacks one."""
     numel, tile = linear.numel, _TILE_NUMEL[shape.device]

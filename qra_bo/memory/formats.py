@@ -24,6 +24,7 @@ from qra_bo.space.formats import StorageFormat
 NESTED_BLOCK = 256
 """Blocks that share one second-level scale under double quantisation (fixed by bitsandbytes)."""
 
+
 @dataclass(frozen=True, slots=True)
 class Plane:
     """Some bits of every code, packed on their own as HQQ packs codes of so many bits.

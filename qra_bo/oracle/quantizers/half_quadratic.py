@@ -92,7 +92,7 @@ def in_words(codes: Tensor, bits: int) -> State:
         return words
 
     upper, *lower = HQQ_PLANES[bits]
-    state = {CODES: packed(codes >> bits - upper.bits, upper)}
+    state = {CODES: packed(codes >> bits - upper.bits if lower else codes, upper)}
     for plane in lower:
         state[LOWER_CODES] = packed(codes & ((1 << plane.bits) - 1), plane)
     return state
