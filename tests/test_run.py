@@ -246,12 +246,12 @@ def test_a_finished_run_loads_in_a_new_process_with_the_same_logits(
 
 @pytest.mark.parametrize("method", ["structured", "autoqra"])
 def test_a_limit_on_average_bits_holds_for_anchors_and_proposals(tmp_path: Path, counted: Counted, method: str) -> None:
-    result = qra_bo.run.search([*PLANTED, f"method={method}", "budget=uniform:8,8", "max_average_bits=4",
+    result = qra_bo.run.search([*PLANTED, f"method={method}", "budget=uniform:8,8", "max_average_bits=5",
                                 "effort.high_equivalents=30", f"out={tmp_path / 'r'}"])
     events = [e for e in read_journal(tmp_path / "r" / "trials.jsonl").events if e["event"] == "evaluation"]
     bits = [sum(e["bits"]) / len(e["bits"]) for e in events]  # the layers are equally large
-    assert max(bits) == pytest.approx(4.0)
+    assert max(bits) == pytest.approx(5.0)
     assert any(max(e["bits"]) == 8 for e in events)
-    assert result.best["memory"]["max_average_bits"] == 4.0
+    assert result.best["memory"]["max_average_bits"] == 5.0
     with pytest.raises(ConfigError, match=r"max_average_bits must be at least the lowest of bits=\[2, 3, 4, 8\]"):
         qra_bo.run.search([*PLANTED, "max_average_bits=1.9"])
