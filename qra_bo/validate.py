@@ -95,8 +95,9 @@ def _ladders(config: RunConfig) -> Iterator[Problem]:
     for bits in (b for b in config.bits if b > 0):
         names = config.quantizer.formats.get(bits, ())
         if not names:
-            yield from _try("bits", lambda bits=bits: default_format(bits))  # type: ignore[misc]
-            if bits in (2, 3, 4, 5, 6, 8, 16):
+            unknown = list(_try("bits", lambda bits=bits: default_format(bits)))  # type: ignore[misc]
+            yield from unknown
+            if not unknown:
                 yield Problem("quantizer.formats", f"quantizer.formats must name a storage format for {bits} bits, "
                                                    f"e.g. quantizer.formats.{bits}=[{default_format(bits).name}].")
     for bits, names in config.quantizer.formats.items():
