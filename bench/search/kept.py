@@ -21,16 +21,21 @@ def published_rows(path: Path) -> list[Row]:
     return [row for row in rows if row["what"] == "search"]
 
 
+def arena_of(run_or_row: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Task, emulator and budget."""
+    return run_or_row["task"], run_or_row["emulator"], run_or_row["budget"]
+
+
 def kept_rows(published: Sequence[Mapping[str, Any]], runs: Sequence[Mapping[str, Any]],
               settings: Collection[tuple[str, str]]) -> list[Row]:
     """Rows of other methods than ours that no run is of, with the settings (``(method, settings)``) and on the table
     that count now. What a part of ours is worth can only be told from searches of one state of it."""
-    made = {(run["task"], run["emulator"], run["budget"], run["method"]) for run in runs}
+    made = {(arena_of(run), run["method"]) for run in runs}
     tables = {run["task"]: run["rows_sha256"] for run in runs}
     return [{key: value for key, value in row.items() if key != "what" and not key.startswith(OWN)}
             for row in published
             if row["kind"] in OTHERS
-            and (row["task"], row["emulator"], row["budget"], row["method"]) not in made
+            and (arena_of(row), row["method"]) not in made
             and (row["method"], row["settings"]) in settings
             and row.get("rows_sha256") == tables.get(row["task"], "")]
 

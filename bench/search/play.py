@@ -10,7 +10,7 @@ import numpy as np
 
 from bench.collect.task import predictors_of, task_config
 from bench.peers.registry import make_player
-from bench.search.methods import Entry
+from bench.search.methods import OTHERS, Entry
 from qra_bo.oracle.benchmark.oracle import BenchmarkOracle, load_oracle
 from qra_bo.oracle.benchmark.table import ReferenceBudget
 from qra_bo.oracle.protocol import quiet
@@ -162,8 +162,7 @@ def play(arena: Arena, entry: Entry, seed: int, equivalents: float) -> dict[str,
     searcher = make_player(entry.method, arena.problem.with_seed(seed), entry.options, equivalents)
     anchors = game.anchors()
     after_anchors = game.spent / arena.equivalent
-    ours = entry.kind in ("ours", "ablation", "transfer")
-    searcher.tell(anchors if ours else on_ladders(arena.problem.space, anchors))
+    searcher.tell(on_ladders(arena.problem.space, anchors) if entry.kind in OTHERS else anchors)
     seconds = 0.0
     while game.spent < equivalents * arena.equivalent:
         start = time.process_time()

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from bench.report import Target
-from bench.search.kept import rescaled
+from bench.search.kept import arena_of, rescaled
 from bench.search.methods import OTHERS
 from qra_bo.sensitivity.profile import FloatArray
 from qra_bo.study.confirm import paired_interval
@@ -117,12 +117,9 @@ def search_rows(runs: Sequence[Run], kept: Sequence[Mapping[str, Any]] = ()) -> 
     """Rows of all arenas that have runs; ``kept``: see ``kept_rows``."""
     arenas: dict[tuple[str, str, str], list[Run]] = defaultdict(list)
     for run in runs:
-        arenas[_arena(run)].append(run)
-    return [row for name in sorted(arenas) for row in arena_rows(arenas[name], [k for k in kept if _arena(k) == name])]
-
-
-def _arena(of: Mapping[str, Any]) -> tuple[str, str, str]:
-    return of["task"], of["emulator"], of["budget"]
+        arenas[arena_of(run)].append(run)
+    return [row for name in sorted(arenas)
+            for row in arena_rows(arenas[name], [k for k in kept if arena_of(k) == name])]
 
 
 def paired_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -39,6 +39,10 @@ class Plane:
     per_word: int
     word_bytes: int
 
+    def words(self, groups: int) -> int:
+        """Words of ``groups`` groups for each of a group's weights; the last may be cut off."""
+        return -(-groups // self.per_word)
+
 
 _ONE, _TWO, _FOUR = Plane(1, 8, 1), Plane(2, 4, 1), Plane(4, 2, 1)
 HQQ_PLANES: Mapping[int, tuple[Plane, ...]] = {
@@ -129,7 +133,7 @@ def weight_bytes(fmt: StorageFormat, out_features: int, in_features: int) -> int
     numel = out_features * in_features
     if fmt.backend == "hqq":
         groups = numel // fmt.block
-        return sum(-(-groups // plane.per_word) * plane.word_bytes * fmt.block for plane in HQQ_PLANES[fmt.bits])
+        return sum(plane.words(groups) * plane.word_bytes * fmt.block for plane in HQQ_PLANES[fmt.bits])
     return numel * fmt.bits // 8
 
 

@@ -197,7 +197,7 @@ class Session:
         bits = set() if recipe is None or tokens is None else {parse_format(f).bits for f in recipe.allocation.formats}
         if self._open is not None:
             kind, executor = self._open
-            if scope in (None, kind.scope) and kind.gptq_tokens == tokens and bits <= {*kind.bits, UNQUANTISED}:
+            if scope in (None, kind.scope) and kind.gptq_tokens == tokens and set(self.ladder(bits)) <= set(kind.bits):
                 return executor
         return self.executor(self.config.adapter.init, scope or "peak", tokens, bits)
 

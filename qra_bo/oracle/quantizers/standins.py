@@ -78,7 +78,7 @@ class StandInHQQ(StandIn):
 
     def __init__(self, fmt: StorageFormat, shape: Shape, target: torch.device) -> None:
         groups = shape[0] * shape[1] // fmt.block
-        codes = {str(i): torch.empty(-(-groups // plane.per_word), fmt.block, device=META,
+        codes = {str(i): torch.empty(plane.words(groups), fmt.block, device=META,
                                      dtype=torch.uint8 if plane.word_bytes == 1 else torch.int32)
                  for i, plane in enumerate(HQQ_PLANES[fmt.bits])}
         metadata = {key: torch.empty(groups, 1, dtype=torch.float16, device=META) for key in ("scale", "zero")}
