@@ -207,7 +207,7 @@ class Session:
         return self.once("evaluation", key, lambda: self._evaluated(recipe, lr_scale, train_seed, split))
 
     def measured_bytes(self, recipe: Recipe, lr_scale: float, train_seed: int, scope: str) -> int | None:
-        """Bytes in ``scope`` from real training steps; ``None`` where nothing is trained."""
+        """Bytes in ``scope`` from real training steps; ``None`` where nothing is trained, or it had no memory to."""
         if self.config.oracle.name != "finetune":
             return None
         event = self.once("measured", f"{recipe.key}-{scope}",
@@ -254,7 +254,13 @@ class Session:
         else:
             found = self.call("measure_peak", {"allocation": recipe.allocation.to_json(), "train_seed": train_seed,
                                                "init": recipe.init}, scope, recipe)
-        return {"measured_bytes": found["measured_bytes"], "scope": scope}
+        result = {"measured_bytes": found["measured_bytes"], "scope": scope}
+        full = found["message"] if found.get("state") == TrialState.OOM.value else found.get("out_of_memory")
+        if not full:
+            return result
+        self.warn(f"the memory of {recipe.key} could not be measured ({full}): the row has none until the same command "
+                  "asks again")
+        return {**result, "state": TrialState.FAILED.value}
 
     def _adalora(self, recipe: Recipe, lr_scale: float, train_seed: int, split: str, measure: bool) -> dict[str, Any]:
         return {"formats": list(recipe.allocation.formats), "initial_rank": recipe.initial_rank,

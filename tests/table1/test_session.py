@@ -17,6 +17,7 @@ from qra_bo.table1.recipe import Recipe
 from qra_bo.table1.session import Session
 
 FINER = (2, 3, 4, 5, 6, 8)
+REAL = ["+model=tiny", "data=tiny", "display=none", "quantizer.rounding=nearest"]
 
 
 @pytest.fixture(name="session")
@@ -59,6 +60,37 @@ def test_rows_on_the_finer_ladder_stand_where_a_budget_binds(name: str) -> None:
     row = ROWS[name]
     assert row.takes(parse_limit("stored uniform:4,16"))
     assert not any(row.takes(limit) for limit in (None, parse_limit("free"), parse_limit("peak uniform:4,16 <=4")))
+
+
+@pytest.mark.parametrize(("initial_rank", "answer"), [
+    (None, {"measured_bytes": None, "out_of_memory": "no memory is left"}),
+    (12, {"measured_bytes": None, "state": "oom", "message": "no memory is left"})])
+def test_a_measurement_without_memory_is_made_again_in_another_session(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, initial_rank: int | None, answer: dict[str, Any],
+        capsys: pytest.CaptureFixture[str]) -> None:
+    answers = [answer, {"measured_bytes": 77, "state": "ok", "message": ""}]
+    monkeypatch.setattr(Session, "call", lambda self, *_: answers.pop(0))
+    monkeypatch.setattr(os, "fsync", lambda fd: None)
+    config = load_config(REAL)
+    recipe = Recipe(Allocation(("nf4", "nf4"), (4, 4)), "kaiming", initial_rank)
+    with table_session(config, tmp_path / "t") as session:
+        assert [session.measured_bytes(recipe, 1.0, 1, "peak") for _ in range(2)] == [None, None]
+    assert capsys.readouterr().err.count("no memory is left") == 1
+    with table_session(config, tmp_path / "t") as session:
+        assert session.measured_bytes(recipe, 1.0, 1, "peak") == 77
+    with table_session(config, tmp_path / "t") as session:
+        assert session.measured_bytes(recipe, 1.0, 1, "peak") == 77
+    assert not answers
+
+
+def test_a_measurement_that_diverged_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = [{"measured_bytes": None, "state": "diverged", "message": "loss nan"}]
+    monkeypatch.setattr(Session, "call", lambda self, *_: answers.pop(0))
+    monkeypatch.setattr(os, "fsync", lambda fd: None)
+    recipe = Recipe(Allocation(("nf4", "nf4"), (4, 4)), "kaiming", 12)
+    for _ in range(2):
+        with table_session(load_config(REAL), tmp_path / "t") as session:
+            assert session.measured_bytes(recipe, 1.0, 1, "peak") is None
 
 
 class _Silent:
