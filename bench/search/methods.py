@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -73,7 +74,7 @@ COMPARED = (
 )
 ABLATIONS = (
     Entry("ours without prior designs", OURS, "ablation", {"n_prior": 0}),
-    Entry("ours without the warp", OURS, "ablation", {"model": {"warps": [float("inf")]}}),
+    Entry("ours without the warp", OURS, "ablation", {"model": {"warps": [math.inf]}}),
     Entry("ours without the residual", OURS, "ablation", {"model": {"residual": 0.0}}),
     Entry("ours without sensitivities", OURS, "ablation", {"without": SENSITIVE, "n_prior": 0}),
     Entry("ours by the loss's rise", OURS, "ablation", {"damage": "rise"}),
@@ -81,6 +82,8 @@ ABLATIONS = (
     Entry("ours with one draw", OURS, "ablation", {"draws": 1}),
     Entry("ours by the least loss seen", OURS, "ablation", recommended=False),
     Entry("ours by the posterior mean", OURS, "ablation", {"temperatures": [0.0]}),
+    Entry("ours reduced", OURS, "ablation", {"n_prior": 0, "draws": 1, "model": {"warps": [math.inf], "residual": 0.0}},
+          "no prior designs, no warp, no residual, one draw"),
 )
 LEARNED_FROM = "plays"
 TRANSFER = (
