@@ -58,14 +58,14 @@ class Arena:
         return float(self.oracle.losses_of(allocation)[-1])
 
 
-def arenas(folder: Path, families: Sequence[str]) -> list[Arena]:
-    """Every emulator and budget of one table; each emulator is fitted once."""
+def arenas(folder: Path, families: Sequence[str], noise: float | None = None) -> list[Arena]:
+    """Every emulator and budget of one table; each emulator is fitted once. ``noise``: as of ``BenchmarkOracle``."""
     task = folder.name
     config = task_config("plays", None)  # the space is the model's, whatever the text
     space, predictors = predictors_of(config)
     found = []
     for family in families:
-        oracle = load_oracle(folder, family, space)
+        oracle = load_oracle(folder, family, space, noise=noise)
         found += [make_arena(oracle, space, budget, predictors[budget.scope]) for budget in oracle.table.facts.budgets]
     if not found:
         raise ValueError(f"the table {task} has no budget")
