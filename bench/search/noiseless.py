@@ -19,7 +19,7 @@ from bench.report import RESULTS, publish
 from bench.search.kept import arena_of, published_rows
 from bench.search.methods import EQUIVALENTS, EVERYTHING
 from bench.search.play import Arena, arenas, play
-from bench.search.summary import interval
+from bench.search.summary import interval, regrets
 from qra_bo.oracle.benchmark.emulator import FAMILIES
 
 METHODS = ("ours", "bits by believed damage, then ranks")
@@ -35,9 +35,9 @@ def row_without_noise(arena: Arena, known: Mapping[str, Any], seeds: int, equiva
         seeds: How many, from 0 on.
         equivalents: What each may spend.
     """
-    entry, span = EVERYTHING[known["method"]], known["best_uniform"] - known["best_known"]
-    losses = [play(arena, entry, seed, equivalents)["trace"][-1][1] for seed in range(seeds)]
-    finals = (np.array(losses) - known["best_known"]) / span
+    entry, end = EVERYTHING[known["method"]], np.array([np.inf])
+    finals = np.concatenate([regrets(play(arena, entry, seed, equivalents), known["best_known"],
+                                     known["best_uniform"], end) for seed in range(seeds)])
     low, high = interval(finals)
     return {**{key: known[key] for key in ("task", "emulator", "budget", "method")}, "seeds": seeds,
             "regret_with_noise": known["regret"], "regret": float(np.median(finals)), "low": low, "high": high,
