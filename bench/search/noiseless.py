@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for task in sorted({task for (task, _, _), _ in known}):
         for arena in arenas(DATA / task, list(FAMILIES), noise=0.0):
             place = task, arena.oracle.emulator.family, arena.budget.text
-            for method in options.methods:
+            for method in (m for m in options.methods if (place, m) in known):  # transfer is on one task alone
                 rows.append(row_without_noise(arena, known[place, method], options.seeds))
                 print(f"{arena.name}: {method}: {rows[-1]['regret']:.3f}, with noise "
                       f"{rows[-1]['regret_with_noise']:.3f}", flush=True)
