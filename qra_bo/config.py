@@ -108,7 +108,7 @@ class QuantizerConfig:
 class AdapterConfig:
     """How adapters start and how fast they learn."""
 
-    init: Literal["kaiming", "residual_svd", "eva", "loftq", "lq_lora", "pissa"]
+    init: Literal["kaiming", "residual_svd", "eva", "gradient", "loftq", "lq_lora", "pissa"]
     iterations: int
     alpha_over_rank: float
     lr: float

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from qra_bo.build import prepare_worker_environment
 from qra_bo.config import RunConfig
@@ -27,17 +27,25 @@ def make_executor(config: RunConfig, folder: Path, profile: SensitivityProfile |
         MissingExtraError: If Ray is asked for and not installed.
     """
     executor = _executor(config, {"config": config.to_dict(), "out": str(folder)})
-    return executor if profile is None else GivenProfileExecutor(executor, profile, tokens_before(config))
+    return executor if profile is None else GivenProfileExecutor(executor, profile, *tokens_before(config))
 
 
-def tokens_before(config: RunConfig) -> int:
-    """Tokens that go forward before the first evaluation, besides the profile: to choose codes, and what all adapters
-    start from."""
+class TokensBefore(NamedTuple):
+    """Tokens spent before the first evaluation besides the profile: those that go forward and backward, and those that
+    only go forward."""
+
+    training: int
+    forward: int
+
+
+def tokens_before(config: RunConfig) -> TokensBefore:
+    """What choosing codes takes, and what all adapters start from."""
     if config.oracle.name != "finetune":
-        return 0
+        return TokensBefore(0, 0)
     length = config.train.length
     codes = length * max(1, config.quantizer.tokens // length) if config.quantizer.rounding == "gptq" else 0
-    return codes + (length * config.data.calibration if config.adapter.init == "eva" else 0)
+    text = length * config.data.calibration
+    return TokensBefore(text * (config.adapter.init == "gradient"), codes + text * (config.adapter.init == "eva"))
 
 
 def _executor(config: RunConfig, kwargs: dict[str, Any]) -> Executor:

@@ -17,7 +17,7 @@ from qra_bo.oracle.fused import fuse
 from qra_bo.space.patterns import peft_patterns
 
 ADAPTER = "default"
-INITS = ("kaiming", "residual_svd", "eva", "loftq", "lq_lora", "pissa")
+INITS = ("kaiming", "residual_svd", "eva", "gradient", "loftq", "lq_lora", "pissa")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,8 @@ def attach(model: Any, ranks: Mapping[str, int], settings: AdapterSettings, trai
         settings: How adapters are built.
         train_seed: Of the dice.
         dtype: Of the adapters.
-        starts: A (``r x in``) and B (``out x r``) of linears that do not start from dice.
+        starts: A (``k x in``) and B (``out x k``) of linears that do not start from dice; where ``k`` is less than
+            the rank, as on a linear that is narrower, the rest does.
 
     Raises:
         OracleError: If PEFT realised another rank, scale or set of modules than asked.
@@ -79,14 +80,13 @@ def attach(model: Any, ranks: Mapping[str, int], settings: AdapterSettings, trai
         down, up = layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]
         device = next(iter(_base_tensors(layer))).device
         bound = 1.0 / np.sqrt(down.in_features)
+        words = [train_seed, *name.encode()]
+        draws = np.random.default_rng(np.random.SeedSequence(words)).random((rank, down.in_features), dtype=np.float32)
+        first = torch.from_numpy(draws).mul_(2 * bound).sub_(bound)
+        second = torch.zeros(up.out_features, rank)
         if starts is not None and name in starts:
-            first, second = starts[name]
-        else:
-            words = [train_seed, *name.encode()]
-            draws = np.random.default_rng(np.random.SeedSequence(words)).random((rank, down.in_features),
-                                                                                dtype=np.float32)
-            first = torch.from_numpy(draws).mul_(2 * bound).sub_(bound)
-            second = torch.zeros(up.out_features, rank)
+            known = len(starts[name][0])
+            first[:known], second[:, :known] = starts[name]
         with torch.no_grad():
             down.weight = Parameter(first.to(device, dtype, copy=True))
             up.weight = Parameter(second.to(device, dtype, copy=True).contiguous())

@@ -20,7 +20,7 @@ from qra_bo.oracle.checkpoints import Checkpoint, CheckpointStore
 from qra_bo.oracle.data.batches import batches
 from qra_bo.oracle.data.records import DataSplits, TokenBlocks
 from qra_bo.oracle.factor_store import FactorStore
-from qra_bo.oracle.inits import Initialiser, decomposition_errors
+from qra_bo.oracle.inits import Initialiser, StartText, decomposition_errors
 from qra_bo.oracle.manifest import write_manifest
 from qra_bo.oracle.measure import assemble, joint_damage, measure_damage, measure_gain, unit_choice
 from qra_bo.oracle.memory_probe import MemoryProbe, begin_load
@@ -92,7 +92,9 @@ class FinetuneOracle:
         self.bank, self.settings, self.checkpoints = bank, settings, checkpoints
         self.profile_cache, self.tokenizer = profile_cache, tokenizer
         self.device, self.dtype, self._provenance = device, dtype, dict(provenance)
-        text = torch.from_numpy(data.calibration.input_ids[:settings.calibration_blocks])
+        ids, labels = (torch.from_numpy(array[:settings.calibration_blocks])
+                       for array in (data.calibration.input_ids, data.calibration.labels))
+        text = StartText(ids, labels, settings.train.batch, settings.train.logits_chunk)
         self.inits = self._other_inits = Initialiser(bank, settings.adapter, text, factors)
         self._unit_of = {linear.name: unit.name for unit in units for linear in unit.linears}
         if settings.train.checkpointing:
@@ -129,7 +131,8 @@ class FinetuneOracle:
     def _with_start(self, cost: Mapping[str, Any]) -> dict[str, Any]:
         """The profile's cost, and that of what all adapters start from and of the codes' choice."""
         rounding = 0 if self.bank.rounding is None else self.bank.rounding.forward_tokens
-        return {**cost, "forward_tokens": cost["forward_tokens"] + self.inits.forward_tokens + rounding}
+        return {**cost, "training_tokens": cost["training_tokens"] + self.inits.training_tokens,
+                "forward_tokens": cost["forward_tokens"] + self.inits.forward_tokens + rounding}
 
     def evaluate(self, request: EvaluationRequest, progress: Progress,
                  then: Callable[[], None] | None = None) -> Measurement:

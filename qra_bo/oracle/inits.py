@@ -1,4 +1,4 @@
-"""How adapters start: from dice, from what quantisation lost, from the weights, or from the activations."""
+"""How adapters start: from dice, what quantisation lost, the weights, the activations, or the gradient."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +11,7 @@ from qra_bo.memory.formats import parse_format
 from qra_bo.oracle.adapters import AdapterSettings
 from qra_bo.oracle.bank import LayerBank, OwnBase
 from qra_bo.oracle.factor_store import FactorStore
+from qra_bo.oracle.gradients import gradient_directions
 from qra_bo.oracle.inputs import each_input
 from qra_bo.oracle.lowrank import Factors, Requantise, leading, low_rank_first, quantised_first
 from qra_bo.oracle.protocol import Progress
@@ -22,7 +23,32 @@ from qra_bo.space import StorageFormat, Unit
 Start = tuple[Tensor, Tensor]
 """A (``r x in``) and B (``out x r``) in fp32."""
 KEPT_RANK = 32
-"""Least rank up to which factors are kept, so that most searches decompose every residual once."""
+"""Least rank up to which factors and directions are kept, so that most searches make them once."""
+MEASURED = ("eva", "gradient")
+"""Starts that look at a text, and so differ from dice over 16 bits too."""
+GRADIENT_ROW = 0.2
+"""Length of A's rows with ``gradient``, kaiming's having 1 / sqrt(3): the best of 0.08, 0.2 and 1 over NF4, rank 4."""
+
+
+@dataclass(frozen=True, slots=True)
+class StartText:
+    """The training text that some starts look at.
+
+    Args:
+        ids: Token ids, ``n x length``.
+        labels: ``n x length``, -100 where no loss is taken.
+        batch: Sequences that go backward at a time.
+        logits_chunk: Tokens whose logits are alive at once.
+    """
+
+    ids: Tensor
+    labels: Tensor
+    batch: int
+    logits_chunk: int
+
+    def batches(self) -> list[tuple[Tensor, Tensor]]:
+        """Ids and labels, ``batch`` sequences at a time."""
+        return list(zip(torch.split(self.ids, self.batch), torch.split(self.labels, self.batch), strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,39 +73,45 @@ class Initialiser:
     kaiming         0 (A from dice)                                             Q(W)               yes
     residual_svd    SVD_r(W - Q(W)), rows of A as long as kaiming's             Q(W)               yes
     eva             0 (A: leading right singular vectors of the inputs)         Q(W)               yes
+    gradient        0 (A: leading right singular vectors of W's gradient)       Q(W)               yes
     loftq           SVD_r(W - Q), ``iterations`` alternations from Q(W)         Q(W - scale B A)   no
     lq_lora         SVD_r(W - Q), alternations from SVD_r(W) while they help    Q(W - scale B A)   no
     pissa           SVD_r(W)                                                    Q(W - scale B A)   no
     ==============  ==========================================================  =================  ===========
 
-    Linears in 16 bits lose nothing and start from dice, but for ``eva``. Ranks stay those of the allocation: EVA's own
-    redistribution of ranks is what a search does here. Nothing is drawn from torch's generators. Where the base
-    changes, the manifest keeps the packed weights. What this takes shows as progress and in the evaluation's
-    ``switch_seconds``; the tokens of ``eva``'s one pass count with the profile.
+    Linears in 16 bits lose nothing and start from dice, but for ``eva`` and ``gradient``. Ranks stay those of the
+    allocation: EVA's own redistribution of ranks is what a search does here. Nothing is drawn from torch's generators.
+    Where the base changes, the manifest keeps the packed weights. What this takes shows as progress and in the
+    evaluation's ``switch_seconds``; the tokens of the one pass that ``eva`` and ``gradient`` take count with the
+    profile (ranks above 32 take one more for every power of two).
 
     Args:
         bank: The model's quantised linears.
         settings: How adapters are built.
-        calibration: Token ids, ``n x length``, of ``eva``'s pass.
+        text: Of ``eva``'s and ``gradient``'s pass.
         store: Where decomposed residuals are kept across runs, or ``None``.
     """
 
-    def __init__(self, bank: LayerBank, settings: AdapterSettings, calibration: Tensor,
-                 store: FactorStore | None) -> None:
+    def __init__(self, bank: LayerBank, settings: AdapterSettings, text: StartText, store: FactorStore | None) -> None:
         self.bank, self.settings, self.store = bank, settings, store
-        self._calibration = calibration
+        self._text = text
         self._residuals: dict[tuple[str, str, bool], Factors] = {}
         self._own: dict[str, tuple[OwnBase, Start]] = {}
-        self._inputs: dict[str, Tensor] = {}
+        self._directions: dict[int, dict[str, Tensor]] = {}
 
     def with_start(self, init: str) -> "Initialiser":
         """The same for another start."""
-        return Initialiser(self.bank, replace(self.settings, init=init), self._calibration, self.store)
+        return Initialiser(self.bank, replace(self.settings, init=init), self._text, self.store)
 
     @property
     def forward_tokens(self) -> int:
         """Tokens that go forward once for this start, whatever is evaluated."""
-        return self._calibration.numel() if self.settings.init == "eva" else 0
+        return self._text.ids.numel() if self.settings.init == "eva" else 0
+
+    @property
+    def training_tokens(self) -> int:
+        """Tokens that go forward and backward once for this start, whatever is evaluated."""
+        return self._text.ids.numel() if self.settings.init == "gradient" else 0
 
     def prepare(self, formats: Mapping[str, str], ranks: Mapping[str, int], progress: Progress | None,
                 nearest: bool = False) -> Prepared:
@@ -92,11 +124,11 @@ class Initialiser:
             nearest: Whether the base has the libraries' codes, whatever the bank's are.
         """
         init = self.settings.init
-        todo = [n for n, r in ranks.items() if r > 0 and (parse_format(formats[n]).bits < 16 or init == "eva")]
+        todo = [n for n, r in ranks.items() if r > 0 and (parse_format(formats[n]).bits < 16 or init in MEASURED)]
         if init == "kaiming" or not todo:
             return Prepared({}, {})
-        if init == "eva":
-            return Prepared({name: self._eva(name, ranks[name], progress) for name in todo}, {})
+        if init in MEASURED:
+            return Prepared({name: self._measured(name, ranks[name], progress) for name in todo}, {})
         if init == "residual_svd":
             starts = {}
             for done, name in enumerate(todo, start=1):
@@ -144,11 +176,16 @@ class Initialiser:
         down, up = found.factors.as_adapter(self.settings.alpha_over_rank, "even")
         return base, (down.cpu(), up.cpu())  # kept for the next evaluation: a device is not planned to hold them
 
-    def _eva(self, name: str, rank: int, progress: Progress | None) -> Start:
-        if len(self._inputs.get(name, ())) < rank:
-            linears = [linear.name for linear in self.bank.spec.linears]
-            self._inputs = input_directions(self.bank, linears, self._calibration, max(KEPT_RANK, rank), progress)
-        down = self._inputs[name][:rank].clone()
+    def _measured(self, name: str, rank: int, progress: Progress | None) -> Start:
+        kept = max(KEPT_RANK, 1 << (rank - 1).bit_length())  # what is read off must not depend on what was asked before
+        if kept not in self._directions:
+            names, text = [linear.name for linear in self.bank.spec.linears], self._text
+            if self.settings.init == "eva":
+                self._directions[kept] = input_directions(self.bank, names, text.ids, kept, progress)
+            else:
+                found = gradient_directions(self.bank, names, text.batches(), text.logits_chunk, kept, progress)
+                self._directions[kept] = {n: down * GRADIENT_ROW for n, down in found.items()}
+        down = self._directions[kept][name][:rank].clone()
         return down, torch.zeros(self.bank.dense_weight(name).shape[0], len(down))
 
 

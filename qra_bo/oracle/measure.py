@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from qra_bo.oracle.bank import LayerBank
-from qra_bo.oracle.loss import logits_of, token_losses
+from qra_bo.oracle.gradients import each_gradient
+from qra_bo.oracle.loss import logits_of
 from qra_bo.oracle.prefix import layer_inputs, starting_at
 from qra_bo.oracle.protocol import Progress
 from qra_bo.oracle.training import Blocks, TrainSettings
@@ -198,42 +199,19 @@ def measure_gain(model: Any, bank: LayerBank, units: Sequence[Unit], inputs: Blo
     Returns:
         ``L x k``, and the tokens that went forward and backward.
     """
-    bank.restore_dense()
     spectra: dict[str, FloatArray] = {}
-    modules = {linear.name: model.get_submodule(linear.name) for unit in units for linear in unit.linears}
-    handles = [module.register_forward_hook(_keeper(name, k, spectra)) for name, module in modules.items()]
-    embedding = model.get_input_embeddings()
-    handles.append(embedding.register_forward_hook(lambda _m, _a, out: out.requires_grad_(True)))
-    model.train()
-    batches = range(0, len(inputs), settings.batch)
-    tokens = 0
-    try:
-        for done, start in enumerate(batches, start=1):
-            ids = torch.from_numpy(inputs[start:start + settings.batch]).to(device)
-            goal = torch.from_numpy(labels[start:start + settings.batch]).to(device)
-            total, count = token_losses(model, ids, goal, settings.logits_chunk)
-            (total / max(1, count)).backward()  # type: ignore[no-untyped-call]
-            tokens += ids.numel()
-            progress("profile: gain", done, len(batches))
-    finally:
-        for handle in handles:
-            handle.remove()
+    names = [linear.name for unit in units for linear in unit.linears]
+    batches = [(torch.from_numpy(inputs[i:i + settings.batch]), torch.from_numpy(labels[i:i + settings.batch]))
+               for i in range(0, len(inputs), settings.batch)]
+
+    def add(name: str, gradient: Tensor, x: Tensor) -> None:
+        spectra[name] = spectra.get(name, np.zeros(k)) + leading_energy(gradient.t() @ x, k)
+
+    bank.restore_dense()
+    tokens = each_gradient(model, names, batches, settings.logits_chunk, device, add,
+                           lambda done: progress("profile: gain", done, len(batches)))
     gain = np.stack([sum((spectra[m.name] for m in unit.linears), np.zeros(k)) for unit in units]) / len(batches)
     return gain, tokens
-
-
-def _keeper(name: str, k: int, spectra: dict[str, FloatArray]) -> Any:
-    def hook(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        x = args[0].detach().reshape(-1, args[0].shape[-1])
-
-        def on_gradient(gradient: Tensor) -> None:
-            weight_gradient = gradient.reshape(-1, gradient.shape[-1]).t().float() @ x.float()
-            spectra[name] = spectra.get(name, np.zeros(k)) + leading_energy(weight_gradient, k)
-
-        if output.requires_grad:
-            output.register_hook(on_gradient)  # type: ignore[no-untyped-call]
-
-    return hook
 
 
 def leading_energy(matrix: Tensor, k: int) -> FloatArray:

@@ -17,12 +17,15 @@ class GivenProfileExecutor(Executor):
     Args:
         inner: Runs the oracle.
         profile: Of the units and formats of the search.
-        forward_tokens: That go forward before the first evaluation all the same: the codes' choice, and what all
-            adapters start from.
+        training_tokens: That go forward and backward before the first evaluation all the same, for what all adapters
+            start from.
+        forward_tokens: That only go forward, for that or for the codes' choice.
     """
 
-    def __init__(self, inner: Executor, profile: SensitivityProfile, forward_tokens: int = 0) -> None:
-        self._inner, self._profile, self._forward_tokens = inner, profile, forward_tokens
+    def __init__(self, inner: Executor, profile: SensitivityProfile, training_tokens: int = 0,
+                 forward_tokens: int = 0) -> None:
+        self._inner, self._profile = inner, profile
+        self._tokens = training_tokens, forward_tokens
 
     @property
     def workers(self) -> int:
@@ -32,7 +35,7 @@ class GivenProfileExecutor(Executor):
         return self._inner.describe()
 
     def profile(self, progress: Progress) -> ProfileResult:
-        return ProfileResult(self._profile, 0, self._forward_tokens, 0.0)
+        return ProfileResult(self._profile, *self._tokens, 0.0)
 
     def submit(self, request: EvaluationRequest) -> None:
         self._inner.submit(request)

@@ -17,7 +17,7 @@ from qra_bo.oracle.data.load import load_data
 from qra_bo.oracle.data.options import DataConfig
 from qra_bo.oracle.data.tiny import byte_tokenizer
 from qra_bo.oracle.finetune import FinetuneOracle, FinetuneSettings
-from qra_bo.oracle.inits import Initialiser
+from qra_bo.oracle.inits import GRADIENT_ROW, Initialiser, StartText
 from qra_bo.oracle.manifest import PACKED
 from qra_bo.oracle.probe import PROBE, probe_difference
 from qra_bo.oracle.quantizers.base import packed
@@ -33,6 +33,7 @@ NAMES = [linear.name for linear in SPEC.linears]
 FORMATS = ("nf4", "int8", "hqq2", "hqq3", "hqq4", "hqq8", "ref2")
 BANK = LayerBank(MODEL, SPEC, [parse_format(f) for f in FORMATS], torch.float32, CPU)
 TEXT = torch.arange(4 * 32).reshape(4, 32) % 512
+START = StartText(TEXT, TEXT, 2, 16)
 DATA = load_data(DataConfig("tiny", "tiny", None, None, None, 0.2, 64, 4), byte_tokenizer(), 32)
 
 
@@ -40,7 +41,7 @@ def effective(init: str, fmt: str, rank: int, seed: int = 3) -> dict[str, torch.
     """Base plus adapter of every linear at the start, ``out x in``."""
     settings = AdapterSettings(2.0, init, 2)
     formats, ranks = dict.fromkeys(NAMES, fmt), dict.fromkeys(NAMES, rank)
-    prepared = Initialiser(BANK, settings, TEXT, None).prepare(formats, ranks, None)
+    prepared = Initialiser(BANK, settings, START, None).prepare(formats, ranks, None)
     BANK.install(MODEL, {**formats, **prepared.bases})
     attach(MODEL, ranks, settings, seed, torch.float32, prepared.starts)
     try:
@@ -61,7 +62,7 @@ def test_aware_starts_are_nearer_to_the_dense_weights_than_qlora(fmt: str) -> No
     plain = lost(effective("kaiming", fmt, 4))
     svd, more = lost(effective("residual_svd", fmt, 4)), lost(effective("residual_svd", fmt, 8))
     assert more < svd < plain
-    assert lost(effective("eva", fmt, 4)) == plain  # B = 0: the base alone
+    assert lost(effective("eva", fmt, 4)) == lost(effective("gradient", fmt, 4)) == plain  # B = 0: the base alone
     if parse_format(fmt).bits <= 4:
         assert lost(effective("loftq", fmt, 4)) < svd
         assert lost(effective("lq_lora", fmt, 4)) < plain
@@ -75,13 +76,13 @@ def test_a_start_is_drawn_from_no_global_generator_and_is_the_same_again(init: s
     assert all(torch.equal(first[n], again[n]) for n in NAMES)
 
 
-@pytest.mark.parametrize("init", ["residual_svd", "eva"])
-def test_ranks_share_their_start(init: str) -> None:
+@pytest.mark.parametrize(("init", "larger"), [("residual_svd", 33), ("eva", 33), ("gradient", 32)])
+def test_ranks_share_their_start(init: str, larger: int) -> None:
     def pairs(rank: int) -> dict[str, Any]:
-        maker = Initialiser(BANK, AdapterSettings(2.0, init), TEXT, None)
+        maker = Initialiser(BANK, AdapterSettings(2.0, init), START, None)
         return dict(maker.prepare(dict.fromkeys(NAMES, "hqq3"), dict.fromkeys(NAMES, rank), None).starts)
 
-    small, large = pairs(2), pairs(33)  # beyond what is kept at first
+    small, large = pairs(2), pairs(larger)  # 33: beyond what is kept at first
     for name in NAMES:
         assert torch.equal(small[name][0], large[name][0][:2])
         assert torch.equal(small[name][1], large[name][1][:, :2])
@@ -95,7 +96,7 @@ def test_evas_rows_span_the_inputs_best() -> None:
         MODEL(input_ids=TEXT)
     handle.remove()
     x = seen["x"].reshape(-1, 64)
-    start = Initialiser(BANK, AdapterSettings(2.0, "eva"), TEXT, None).prepare({NAMES[0]: "nf4"}, {NAMES[0]: 4}, None)
+    start = Initialiser(BANK, AdapterSettings(2.0, "eva"), START, None).prepare({NAMES[0]: "nf4"}, {NAMES[0]: 4}, None)
     down, up = start.starts[NAMES[0]]
     torch.testing.assert_close(down @ down.t(), torch.eye(4), atol=1e-4, rtol=0)
     kept = float((x @ down.t()).norm() ** 2)
@@ -103,8 +104,54 @@ def test_evas_rows_span_the_inputs_best() -> None:
     assert not up.any()
 
 
+def weight_gradients(names: list[str]) -> dict[str, torch.Tensor]:
+    """By automatic differentiation: of the sum of both batches' mean losses, ``out x in``."""
+    BANK.restore_dense()
+    weights = {name: MODEL.get_submodule(name).weight for name in names}
+    for weight in weights.values():
+        weight.requires_grad_(True)
+    try:
+        loss = sum(MODEL(input_ids=ids, labels=ids).loss for ids in TEXT.split(2))
+        return dict(zip(names, torch.autograd.grad(loss, list(weights.values())), strict=True))
+    finally:
+        for weight in weights.values():
+            weight.requires_grad_(False)
+
+
+def test_the_gradients_rows_are_the_leading_directions_of_the_weights_gradient() -> None:
+    ranks = dict.fromkeys(NAMES, 4)
+    starts = Initialiser(BANK, AdapterSettings(2.0, "gradient"), START, None).prepare(
+        dict.fromkeys(NAMES, "nf4"), ranks, None).starts
+    for name, gradient in weight_gradients(NAMES).items():
+        down, up = starts[name]
+        rows = down / GRADIENT_ROW
+        torch.testing.assert_close(rows @ rows.t(), torch.eye(4), atol=1e-3, rtol=0)
+        best = float(torch.linalg.svdvals(gradient)[:4].square().sum())
+        assert (0.8 if gradient.shape[0] > 64 else 0.999) * best <= float((gradient @ rows.t()).square().sum()) <= (
+            1.001 * best)  # wider outputs are sketched
+        assert not up.any()
+
+
+def test_over_16_bits_too_and_where_a_rank_exceeds_the_directions_the_rest_is_diced() -> None:
+    name = next(n for n in NAMES if n.endswith("k_proj"))  # 32 outputs: no gradient has more directions
+    settings, formats, ranks = AdapterSettings(2.0, "gradient"), dict.fromkeys(NAMES, "fp16"), {name: 40}
+    starts = Initialiser(BANK, settings, START, None).prepare(formats, ranks, None).starts
+    BANK.install(MODEL, formats)
+
+    def rows(chosen: Any) -> torch.Tensor:
+        attach(MODEL, ranks, settings, 3, torch.float32, chosen)
+        try:
+            return lora_layers(MODEL)[name].lora_A["default"].weight.detach().clone()
+        finally:
+            detach(MODEL)
+
+    ours, dice = rows(starts), rows(None)
+    assert torch.equal(ours[:32], starts[name][0])
+    assert torch.equal(ours[32:], dice[32:])
+
+
 def test_linears_in_16_bits_have_nothing_to_correct_and_start_from_dice() -> None:
-    assert not Initialiser(BANK, AdapterSettings(2.0, "loftq"), TEXT, None).prepare(
+    assert not Initialiser(BANK, AdapterSettings(2.0, "loftq"), START, None).prepare(
         dict.fromkeys(NAMES, "fp16"), dict.fromkeys(NAMES, 2), None).starts
 
 
@@ -153,17 +200,18 @@ def test_a_loaded_run_computes_what_was_trained(init: str, tmp_path: Path) -> No
         REQUEST.allocation.to_json(), 0, quiet)["measured_bytes"]  # the same bytes, whatever they hold
 
 
-def test_evas_pass_counts_with_the_profile() -> None:
-    plain, eva = make("kaiming"), make("eva")
+@pytest.mark.parametrize(("init", "training", "forward"), [("eva", 0, 4 * 32), ("gradient", 4 * 32, 0)])
+def test_the_pass_of_a_start_counts_with_the_profile(init: str, training: int, forward: int) -> None:
+    plain, start = make("kaiming"), make(init)
     plain.profile(quiet)
-    eva.profile(quiet)
-    assert eva.profile_cost["forward_tokens"] - plain.profile_cost["forward_tokens"] == 4 * 32
-    assert eva.profile_cost["training_tokens"] == plain.profile_cost["training_tokens"]
+    start.profile(quiet)
+    assert start.profile_cost["training_tokens"] - plain.profile_cost["training_tokens"] == training
+    assert start.profile_cost["forward_tokens"] - plain.profile_cost["forward_tokens"] == forward
 
 
 def test_parameters_are_views_of_nothing_shared() -> None:
     """Training one allocation must not change what the next one starts from."""
-    maker = Initialiser(BANK, AdapterSettings(2.0, "residual_svd"), TEXT, None)
+    maker = Initialiser(BANK, AdapterSettings(2.0, "residual_svd"), START, None)
     formats, ranks = dict.fromkeys(NAMES, "nf4"), dict.fromkeys(NAMES, 2)
     starts = maker.prepare(formats, ranks, None).starts
     BANK.install(MODEL, formats)

@@ -65,13 +65,14 @@ def test_a_given_profile_is_used_and_named_with_its_checksum(profile: Path) -> N
 
 def test_codes_and_starts_are_paid_for_where_the_profile_is_given() -> None:
     common = ["+model=tiny", "data=tiny", "train.length=32", "quantizer.tokens=1000", "data.calibration=3"]
-    wanted = {(): 31 * 32, ("quantizer.rounding=nearest",): 0, ("adapter.init=eva",): 31 * 32 + 3 * 32,
-              ("oracle=synthetic",): 0}
+    wanted = {(): (0, 31 * 32), ("quantizer.rounding=nearest",): (0, 0),
+              ("adapter.init=eva",): (0, 31 * 32 + 3 * 32), ("adapter.init=gradient",): (3 * 32, 31 * 32),
+              ("oracle=synthetic",): (0, 0)}
     assert {changes: tokens_before(load_config([*common, *changes])) for changes in wanted} == wanted
     inner = InProcessExecutor(PlantedOracle())
     known = inner.profile(lambda *_: None).profile
-    given = GivenProfileExecutor(inner, known, 96).profile(lambda *_: None)
-    assert (given.profile, given.training_tokens, given.forward_tokens) == (known, 0, 96)
+    given = GivenProfileExecutor(inner, known, 32, 96).profile(lambda *_: None)
+    assert (given.profile, given.training_tokens, given.forward_tokens) == (known, 32, 96)
 
 
 def test_a_search_uses_it_at_no_cost(tmp_path: Path, profile: Path) -> None:

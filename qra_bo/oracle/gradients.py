@@ -1,0 +1,107 @@
+"""Gradients of the dense model's linears on a text, and the directions of their inputs in which the loss falls most."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from qra_bo.oracle.bank import LayerBank
+from qra_bo.oracle.loss import token_losses
+from qra_bo.oracle.lowrank import leading
+from qra_bo.oracle.protocol import Progress
+
+OVERSAMPLING = 2
+"""Rows of a sketch for every direction that is read from it."""
+Batches = Sequence[tuple[Tensor, Tensor]]
+"""Token ids and labels, ``b x length`` each, of every batch."""
+
+
+def each_gradient(model: Any, names: Iterable[str], batches: Batches, logits_chunk: int, device: torch.device,
+                  use: Callable[[str, Tensor, Tensor], None], done: Callable[[int], None]) -> int:
+    """Send every batch forward and backward; the mean loss per token of each is what is differentiated.
+
+    Args:
+        model: The dense model without adapters; it is left in training mode.
+        names: Of the linears.
+        batches: See there.
+        logits_chunk: Tokens whose logits are alive at once.
+        device: Where the model is.
+        use: Called with a linear, the gradient of its output (``t x out``) and its input (``t x in``), both in fp32:
+            the weight's gradient is the first's transpose times the second.
+        done: Called with the number of batches that are through.
+
+    Returns:
+        The tokens that went forward and backward.
+    """
+    handles = [model.get_submodule(name).register_forward_hook(_hook_of(name, use)) for name in names]
+    embedding = model.get_input_embeddings()
+    handles.append(embedding.register_forward_hook(lambda _m, _a, out: out.requires_grad_(True)))
+    model.train()
+    tokens = 0
+    try:
+        for through, (ids, labels) in enumerate(batches, start=1):
+            total, count = token_losses(model, ids.to(device), labels.to(device), logits_chunk)
+            (total / max(1, count)).backward()  # type: ignore[no-untyped-call]
+            tokens += ids.numel()
+            done(through)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return tokens
+
+
+def _hook_of(name: str, use: Callable[[str, Tensor, Tensor], None]) -> Any:
+    def hook(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        x = args[0].detach().reshape(-1, args[0].shape[-1])
+
+        def on_gradient(gradient: Tensor) -> None:
+            use(name, gradient.reshape(-1, gradient.shape[-1]).float(), x.float())
+
+        if output.requires_grad:
+            output.register_hook(on_gradient)  # type: ignore[no-untyped-call]
+
+    return hook
+
+
+def gradient_directions(bank: LayerBank, names: Sequence[str], batches: Batches, logits_chunk: int, rank: int,
+                        progress: Progress | None) -> dict[str, Tensor]:
+    """Leading right singular vectors of the dense weights' summed gradients, ``k x in`` with ``k`` at most ``rank``.
+
+    A of LoRA-GA (arXiv 2407.05000, Eq. 9), whose rows an adapter with B = 0 learns fastest along at first. The
+    gradient of a weight is never kept: it is read from a sketch of its rows, ``S G`` with a Gaussian ``S`` of
+    ``OVERSAMPLING * rank`` rows (Halko, Martinsson and Tropp 2011), exact where the gradient has no more directions.
+
+    Args:
+        bank: The model's linears; its dense weights are installed.
+        names: Of the linears.
+        batches: See there.
+        logits_chunk: Tokens whose logits are alive at once.
+        rank: Directions wanted; fewer where a linear is narrower.
+        progress: Told after every batch.
+    """
+    sketches: dict[str, Tensor] = {}
+    mixers: dict[str, Tensor] = {}
+
+    def add(name: str, gradient: Tensor, x: Tensor) -> None:
+        if name not in mixers:
+            mixers[name] = _mixer(name, gradient.shape[1], OVERSAMPLING * rank).to(gradient.device)
+        part = (gradient @ mixers[name]).t() @ x
+        sketches[name] = sketches[name] + part if name in sketches else part
+
+    def done(through: int) -> None:
+        if progress is not None:
+            progress("initialise", through, len(batches))
+
+    bank.restore_dense()
+    each_gradient(bank.model, names, batches, logits_chunk, bank.device, add, done)
+    return {name: leading(sketch, min(rank, *sketch.shape)).down.cpu() for name, sketch in sketches.items()}
+
+
+def _mixer(name: str, rows: int, columns: int) -> Tensor:
+    """``rows x columns``, drawn by the linear's name alone; the identity where that is no larger."""
+    if rows <= columns:
+        return torch.eye(rows)
+    draws = np.random.default_rng(np.random.SeedSequence([*name.encode()])).standard_normal((rows, columns))
+    return torch.from_numpy(draws.astype(np.float32))
