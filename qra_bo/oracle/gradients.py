@@ -69,9 +69,10 @@ def gradient_directions(bank: LayerBank, names: Sequence[str], batches: Batches,
                         progress: Progress | None) -> dict[str, Tensor]:
     """Leading right singular vectors of the dense weights' summed gradients, ``k x in`` with ``k`` at most ``rank``.
 
-    A of LoRA-GA (arXiv 2407.05000, Eq. 9), whose rows an adapter with B = 0 learns fastest along at first. The
-    gradient of a weight is never kept: it is read from a sketch of its rows, ``S G`` with a Gaussian ``S`` of
-    ``OVERSAMPLING * rank`` rows (Halko, Martinsson and Tropp 2011), exact where the gradient has no more directions.
+    An adapter with B = 0 learns fastest along these at first. LoRA-GA (arXiv 2407.05000) starts both factors from the
+    gradient's singular vectors and takes their product off the weights; here B is 0 and the base stays what it is. No
+    weight's gradient is kept: a sketch of its rows is, ``S G`` with a Gaussian ``S`` of ``OVERSAMPLING * rank`` rows
+    (Halko, Martinsson and Tropp 2011), exact where the gradient has no more directions.
 
     Args:
         bank: The model's linears; its dense weights are installed.
