@@ -23,6 +23,7 @@ from qra_bo.memory.budget import check_budget, free_bytes, parse_budget, parse_s
 from qra_bo.memory.formats import default_format
 from qra_bo.memory.model import MemoryModel
 from qra_bo.methods import make_searcher, prior_sha256, with_learned
+from qra_bo.records import TrialState
 from qra_bo.report.live import LiveView
 from qra_bo.report.loggers import SearchLogger
 from qra_bo.report.mirror import OptunaMirror, storage_url
@@ -358,14 +359,14 @@ def finalise(config: RunConfig, folder: Path, predictor: BytesPredictor, budget:
     for allocation in task.ranked[:MEASURED_CANDIDATES]:
         found = task.executor.call("measure_peak", {"allocation": allocation.to_json(), "train_seed": train_seed},
                                    task.progress)
-        measured, ran_out = found["measured_bytes"], found.get("out_of_memory")
-        fits = ran_out is None and (measured is None or measured <= budget)
+        measured, ran_out = found["measured_bytes"], found["state"] == TrialState.OOM.value
+        fits = not ran_out and (measured is None or measured <= budget)
         task.record("measured", {"allocation": allocation.to_json(), "predicted_bytes": predictor(allocation),
                                  "measured_bytes": measured, "scope": config.memory.scope, "fits": fits,
                                  "peaks": found["peaks"]})
         if not fits:
-            how = f"measured {measured:,}: over the budget of {budget:,}" if ran_out is None else \
-                f"did not fit on the device ({ran_out})"
+            how = f"did not fit on the device ({found['message']})" if ran_out else \
+                f"measured {measured:,}: over the budget of {budget:,}"
             task.record("warning", {"message": f"{allocation.fingerprint} was predicted to need "
                                                f"{predictor(allocation):,} bytes and {how}; the next best is taken"})
             continue

@@ -157,8 +157,8 @@ class FinetuneOracle:
     def measure_peak(self, allocation: Mapping[str, Any], train_seed: int, progress: Progress,
                      init: str | None = None) -> dict[str, Any]:
         """Measured bytes of an allocation in the configured scope and its peaks by phase, from two real training steps
-        and a batch of the evaluation; nothing is kept. Where the device's memory ran out there are none, and
-        ``out_of_memory`` says how."""
+        and a batch of the evaluation; nothing is kept. Where the device's memory ran out there are none, ``state`` is
+        ``"oom"`` and ``message`` says how."""
         chosen = Allocation.from_json(allocation)
         begin_load(self.device)
         try:
@@ -174,11 +174,13 @@ class FinetuneOracle:
                 progress("measure", step + 1, 2)
             text, batch = self.data.validation, min(settings.eval_batch, self.settings.eval_blocks)
             held_out(self.model, text.input_ids[:batch], text.labels[:batch], settings, self.device, probe.evaluation)
-            return {"measured_bytes": probe.bytes, "peaks": peaks_to_json(probe.peaks)}
+            return {"state": TrialState.OK.value, "message": "", "measured_bytes": probe.bytes,
+                    "peaks": peaks_to_json(probe.peaks)}
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            return {"measured_bytes": None, "peaks": {}, "out_of_memory": str(error).splitlines()[0]}
+            return {"state": TrialState.OOM.value, "message": str(error).splitlines()[0], "measured_bytes": None,
+                    "peaks": {}}
         finally:
             detach(self.model)
             if self.device.type == "cuda":

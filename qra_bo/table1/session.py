@@ -255,11 +255,10 @@ class Session:
             found = self.call("measure_peak", {"allocation": recipe.allocation.to_json(), "train_seed": train_seed,
                                                "init": recipe.init}, scope, recipe)
         result = {"measured_bytes": found["measured_bytes"], "scope": scope}
-        full = found["message"] if found.get("state") == TrialState.OOM.value else found.get("out_of_memory")
-        if not full:
+        if found["state"] != TrialState.OOM.value:
             return result
-        self.warn(f"the memory of {recipe.key} could not be measured ({full}): the row has none until the same command "
-                  "asks again")
+        self.warn(f"the memory of {recipe.key} could not be measured ({found['message']}): the row has none until the "
+                  "same command asks again")
         return {**result, "state": TrialState.FAILED.value}
 
     def _adalora(self, recipe: Recipe, lr_scale: float, train_seed: int, split: str, measure: bool) -> dict[str, Any]:

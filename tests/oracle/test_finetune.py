@@ -149,7 +149,9 @@ def test_out_of_memory_is_a_result(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr("qra_bo.oracle.finetune.train_steps", starve)
         starved = oracle.evaluate(REQUEST, quiet)
+        unmeasured = oracle.measure_peak(MIXED.to_json(), 0, quiet)
     assert (starved.state, starved.message) == (TrialState.OOM, "CUDA out of memory.")
+    assert unmeasured == {"state": "oom", "message": "CUDA out of memory.", "measured_bytes": None, "peaks": {}}
     assert oracle.evaluate(REQUEST, quiet).state is TrialState.OK
 
 
