@@ -83,12 +83,10 @@ def gradient_directions(bank: LayerBank, names: Sequence[str], batches: Batches,
         progress: Told after every batch.
     """
     sketches: dict[str, Tensor] = {}
-    mixers: dict[str, Tensor] = {}
 
     def add(name: str, gradient: Tensor, x: Tensor) -> None:
-        if name not in mixers:
-            mixers[name] = _mixer(name, gradient.shape[1], OVERSAMPLING * rank).to(gradient.device)
-        part = (gradient @ mixers[name]).t() @ x
+        mixer = _mixer(name, gradient.shape[1], OVERSAMPLING * rank).to(gradient.device)
+        part = ((gradient @ mixer).t() @ x).cpu()  # a device is not planned to hold all of them
         sketches[name] = sketches[name] + part if name in sketches else part
 
     def done(through: int) -> None:
@@ -97,7 +95,7 @@ def gradient_directions(bank: LayerBank, names: Sequence[str], batches: Batches,
 
     bank.restore_dense()
     each_gradient(bank.model, names, batches, logits_chunk, bank.device, add, done)
-    return {name: leading(sketch, min(rank, *sketch.shape)).down.cpu() for name, sketch in sketches.items()}
+    return {name: leading(sketch, min(rank, *sketch.shape)).down for name, sketch in sketches.items()}
 
 
 def _mixer(name: str, rows: int, columns: int) -> Tensor:
