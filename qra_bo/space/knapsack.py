@@ -16,6 +16,8 @@ FloatArray = npt.NDArray[np.float64]
 _LARGEST_COEFFICIENT = 1000.0
 _SLACK = 1e-6  # only ever admits too much: what breaks the budget is found and cut
 _INFEASIBLE = 2  # status of scipy.optimize.milp
+MOST_NODES = 500
+"""Branch-and-bound nodes of a solve that need not be exact; the default search's took no more than 329."""
 
 
 class SolverError(QRABOError):
@@ -42,7 +44,8 @@ def solve_knapsack(values: FloatArray, costs: CostTable, budget_bytes: int, *, f
         budget_bytes: Hard limit.
         forbid: ``n x 2 L`` rows that are not to be returned.
         region: Restricts the search to allocations near a centre.
-        rel_gap: Relative gap at which the solver may stop; 0 is exact.
+        rel_gap: Relative gap at which the solver may stop; 0 is exact. With a gap it also stops at ``MOST_NODES``
+            nodes if it has a row: to tell many near-equal ones apart can take it minutes.
 
     Raises:
         SpaceError: If ``values`` has the wrong shape or is not finite.
@@ -153,9 +156,12 @@ class _Program:
             admitted *= self._spikes[index] <= high
             room = (self._lows[index] - low) / self._scales[index] + _SLACK
             upper[len(upper) - len(spans) + index] = room
-        result = milp(self._value, integrality=np.ones(len(self._unit)), bounds=Bounds(0.0, admitted),
-                      constraints=LinearConstraint(self._matrix, self._lower, upper),
-                      options={"mip_rel_gap": self._rel_gap})
+        for limit in ({"node_limit": MOST_NODES}, {}) if self._rel_gap > 0 else ({},):
+            result = milp(self._value, integrality=np.ones(len(self._unit)), bounds=Bounds(0.0, admitted),
+                          constraints=LinearConstraint(self._matrix, self._lower, upper),
+                          options={"mip_rel_gap": self._rel_gap, **limit})
+            if result.x is not None or result.status == _INFEASIBLE:
+                break
         if result.status == _INFEASIBLE:
             return None
         if result.x is None:

@@ -1,13 +1,16 @@
 """The knapsack against brute force, with several phases, spikes, cuts and regions."""
 
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import milp
 
 from qra_bo.errors import BudgetError, SpaceError
+from qra_bo.space import knapsack
 from qra_bo.space.cost import CostTable, PhaseCost
 from qra_bo.space.knapsack import Region, solve_knapsack
 
@@ -99,3 +102,49 @@ def test_infeasible_budget_and_bad_values() -> None:
         solve_knapsack(values[:1], costs, 10_000)
     with pytest.raises(SpaceError, match="finite"):
         solve_knapsack(np.full_like(values, np.nan), costs, 10_000)
+
+
+def near_equal(n_units: int) -> tuple[np.ndarray, CostTable, int]:
+    """Values that are all but proportional to bytes: the solver must tell very many rows apart."""
+    rng = np.random.default_rng(1)
+    size = rng.integers(1000, 2000, (n_units, 3, 3))
+    costs = CostTable((PhaseCost("p", 0, size, np.zeros_like(size)),))
+    middle = int((size.reshape(n_units, -1).min(axis=1).sum() + size.reshape(n_units, -1).max(axis=1).sum()) // 2)
+    return 1.0 - size / 2000 + rng.uniform(0, 1e-4, size.shape), costs, middle
+
+
+def test_a_solve_that_need_not_be_exact_stops_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    values, costs, budget = near_equal(20)
+    nodes = []
+
+    def counted(*args: object, **kwargs: object) -> object:
+        result = milp(*args, **kwargs)
+        nodes.append(result.mip_node_count)
+        return result
+
+    monkeypatch.setattr(knapsack, "milp", counted)
+    monkeypatch.setattr(knapsack, "MOST_NODES", 2)
+    first = solve_knapsack(values, costs, budget, rel_gap=1e-9)
+    again = solve_knapsack(values, costs, budget, rel_gap=1e-9, forbid=first[None])
+    assert max(nodes) <= 2
+    assert costs.feasible(np.stack([first, again]), budget).all()
+    assert not np.array_equal(first, again)
+    nodes.clear()
+    exact = solve_knapsack(values, costs, budget)
+    assert max(nodes) > 2
+    assert objective(values, exact[None])[0] <= objective(values, first[None])[0]
+
+
+def test_without_a_row_at_the_limit_it_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    values, costs, budget = random_problem(3, 3, 1)
+    asked: list[dict[str, float]] = []
+
+    def starved(*args: object, options: dict[str, float], **kwargs: object) -> object:
+        asked.append(options)
+        return SimpleNamespace(x=None, status=4) if "node_limit" in options else milp(*args, options=options, **kwargs)
+
+    monkeypatch.setattr(knapsack, "milp", starved)
+    row = solve_knapsack(values, costs, budget, rel_gap=1e-9)
+    assert objective(values, row[None])[0] == pytest.approx(
+        objective(values, solve_knapsack(values, costs, budget)[None])[0])
+    assert ["node_limit" in options for options in asked[:2]] == [True, False]
