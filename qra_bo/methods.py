@@ -54,7 +54,7 @@ def prior_sha256(prior: str | None) -> str | None:
 
 @METHODS.register("structured")
 def make_structured(problem: SearchProblem, options: Mapping[str, Any], equivalents: float) -> Searcher:
-    """The additive surrogate over sensitivities with exact knapsacks."""
+    """The additive surrogate over sensitivities, with proposals by knapsacks."""
     from qra_bo.acquisition.prior_designs import prior_share
     from qra_bo.acquisition.structured_search import StructuredOptions, StructuredSearch
 

@@ -37,7 +37,7 @@ class StructuredOptions:
             ``prior_designs.prior_share`` (without a limit on the cost its least).
         draws: Posterior draws solved for every global proposal, besides the posterior mean.
         temperatures: Factors on the deviation of the draws from the posterior mean, in turn.
-        rel_gap: Relative gap at which knapsacks of posterior draws may stop.
+        rel_gap: Relative gap at which knapsacks of posterior draws may stop (and, but for 0, after many nodes).
         most: Observations that the surrogate is conditioned on at most (see ``telling``).
         always_fitted: Up to so many observations its scales are fitted after every one; beyond, each time their number
             has grown by a twentieth of what goes beyond.

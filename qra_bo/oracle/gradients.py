@@ -12,8 +12,8 @@ from qra_bo.oracle.loss import token_losses
 from qra_bo.oracle.lowrank import leading
 from qra_bo.oracle.protocol import Progress
 
-OVERSAMPLING = 2
-"""Rows of a sketch for every direction that is read from it."""
+SKETCH_ROWS = 128
+"""Rows of a gradient's sketch for up to half as many directions; two for every direction beyond."""
 Batches = Sequence[tuple[Tensor, Tensor]]
 """Token ids and labels, ``b x length`` each, of every batch."""
 
@@ -67,12 +67,13 @@ def _hook_of(name: str, use: Callable[[str, Tensor, Tensor], None]) -> Any:
 
 def gradient_directions(bank: LayerBank, names: Sequence[str], batches: Batches, logits_chunk: int, rank: int,
                         progress: Progress | None) -> dict[str, Tensor]:
-    """Leading right singular vectors of the dense weights' summed gradients, ``k x in`` with ``k`` at most ``rank``.
+    """Leading right singular vectors of the dense weights' summed gradients, about, ``k x in``, ``k`` at most ``rank``.
 
     An adapter with B = 0 learns fastest along these at first. LoRA-GA (arXiv 2407.05000) starts both factors from the
     gradient's singular vectors and takes their product off the weights; here B is 0 and the base stays what it is. No
-    weight's gradient is kept: a sketch of its rows is, ``S G`` with a Gaussian ``S`` of ``OVERSAMPLING * rank`` rows
-    (Halko, Martinsson and Tropp 2011), exact where the gradient has no more directions.
+    gradient of a weight is kept: a sketch of its rows is, ``S G`` with a Gaussian ``S`` (Halko, Martinsson and Tropp,
+    2011), or itself where that has no more rows. What is read for one rank begins what is read for a larger one, up to
+    half of ``SKETCH_ROWS``.
 
     Args:
         bank: The model's linears; its dense weights are installed.
@@ -85,7 +86,7 @@ def gradient_directions(bank: LayerBank, names: Sequence[str], batches: Batches,
     sketches: dict[str, Tensor] = {}
 
     def add(name: str, gradient: Tensor, x: Tensor) -> None:
-        mixer = _mixer(name, gradient.shape[1], OVERSAMPLING * rank).to(gradient.device)
+        mixer = _mixer(name, gradient.shape[1], max(SKETCH_ROWS, 2 * rank)).to(gradient.device)
         part = ((gradient @ mixer).t() @ x).cpu()  # a device is not planned to hold all of them
         sketches[name] = sketches[name] + part if name in sketches else part
 

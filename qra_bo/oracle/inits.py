@@ -73,7 +73,7 @@ class Initialiser:
     kaiming         0 (A from dice)                                             Q(W)               yes
     residual_svd    SVD_r(W - Q(W)), rows of A as long as kaiming's             Q(W)               yes
     eva             0 (A: leading right singular vectors of the inputs)         Q(W)               yes
-    gradient        0 (A: leading right singular vectors of W's gradient)       Q(W)               yes
+    gradient        0 (A: leading right singular vectors of W's gradient)       Q(W)               up to 64
     loftq           SVD_r(W - Q), ``iterations`` alternations from Q(W)         Q(W - scale B A)   no
     lq_lora         SVD_r(W - Q), alternations from SVD_r(W) while they help    Q(W - scale B A)   no
     pissa           SVD_r(W)                                                    Q(W - scale B A)   no

@@ -42,7 +42,7 @@ def packing_sources() -> list[Path]:
 def code_fingerprint() -> str:
     """Hash of the sources that a measured profile depends on."""
     here = Path(__file__).parent
-    sources = [here / "measure.py", here / "prefix.py", here / "loss.py", *packing_sources()]
+    sources = [here / "measure.py", here / "gradients.py", here / "prefix.py", here / "loss.py", *packing_sources()]
     return hashlib.sha256(b"\0".join(path.read_bytes() for path in sources)).hexdigest()
 
 
