@@ -93,8 +93,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 rows.append(run(session, f"{fmt} r={size.rank}", allocation, init, seeds))
                 print(f"{rows[-1]['choice']}, {init}: {rows[-1]['test_losses']}", flush=True)
     table = against_plain(rows)
-    publish("inits", targets_of(table), table, ("choice", "init", "lr_scale", "mean", "low", "high", "verdict"),
-            folder=args.out)
+    publish(f"inits_{config.data.name}", targets_of(table), table,
+            ("choice", "init", "lr_scale", "mean", "low", "high", "verdict"), folder=args.out)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,10 @@ from qra_bo.table1.session import Session
 from qra_bo.table1.statistics import Difference, Losses, difference, gap_closed
 
 LORA_16, QLORA = "lora_16", "qlora"
-OURS = ("ours_finer_gradient_gptq", "ours_finer_gptq", "ours_gptq", "ours")
+OURS = ("ours_finer_gptq", "ours_gptq", "ours")
 """Ours by name, see ``ours_among`` and ``ours_like``."""
+FINER = "_finer_gptq"
+"""How the names of rows on the finer ladder of bits end."""
 METRICS = ("acc_norm", "acc", "exact_match")
 """Of a task's metrics, the first of these that it has is its accuracy."""
 
@@ -129,11 +131,10 @@ def ours_among(methods: Iterable[str]) -> str | None:
 
 
 def ours_like(method: str, gptq: bool) -> str:
-    """The one of ours that has a row's bits, starts adapters and chooses codes as it does: whatever it is better by,
-    these have no part in."""
-    endings = [name.removeprefix("ours") for name in OURS[:2]]
-    known = next((ending for ending in endings if method.endswith(ending)), None)
-    return f"ours{known}" if known else OURS[2] if gptq else OURS[3]
+    """The one of ours that has a row's bits and chooses codes as it does: whatever it is better by, these have no part
+    in."""
+    finer, chosen, nearest = OURS
+    return finer if method.endswith(FINER) else chosen if gptq else nearest
 
 
 def accuracy(scores: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> float | None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 from qra_bo.records import Evaluation, Fidelity
 from qra_bo.table1.limits import Limit
@@ -12,8 +12,6 @@ from qra_bo.table1.rows import ROWS, Found, WithCodes
 from qra_bo.table1.search import search
 from qra_bo.table1.session import Session
 
-GRADIENT = "finer bits, codes by GPTQ, start along the gradient"
-
 
 @dataclass(frozen=True)
 class Searched(WithCodes):
@@ -22,23 +20,20 @@ class Searched(WithCodes):
     Args:
         finer: Whether on ``table1.finer_bits``. Such rows are compared where a budget binds, and not at a limit on
             average bits, which is the paper's condition on the paper's ladder.
-        start: How adapters start (``adapter.init``) in the search and the finals; ``None``: as configured.
     """
 
     finer: bool = False
-    start: str | None = None
 
     def takes(self, limit: Limit | None) -> bool:
         return limit is not None and not (self.finer and (limit.budget is None or limit.max_average_bits is not None))
 
     def signature(self, session: Session) -> str:
         cost = session.config.effort.high_equivalents
-        return f"{cost}eq{codes_name(self.tokens(session))}{self.changes_name(session)}"
+        return f"{cost}eq{codes_name(self.tokens(session))}{self.ladder_name(session)}"
 
-    def changes_name(self, session: Session) -> str:
-        """The ladder of bits and the adapters' start where they are others than the configured ones; else empty."""
-        bits = f",bits={list(session.config.table1.finer_bits)}" if self.finer else ""
-        return bits + (f",init={self.start}" if self.start else "")
+    def ladder_name(self, session: Session) -> str:
+        """The ladder of bits where it is another than the configured one; else empty."""
+        return f",bits={list(session.config.table1.finer_bits)}" if self.finer else ""
 
     def equivalents(self, session: Session, limit: Limit) -> float:
         return float(session.config.effort.high_equivalents)
@@ -50,13 +45,10 @@ class Searched(WithCodes):
     def searched(self, session: Session, limit: Limit, note: str, method: str | None,
                  params: Mapping[str, Any] | None = None, changes: Mapping[str, Any] | None = None,
                  init: str | None = None) -> Found:
-        """What a search comes to, begun or gone on with: see ``search``; ``init`` replaces the start of the finals."""
+        """What a search comes to, begun or gone on with: see ``search``; ``init`` replaces the configured start."""
         tokens = self.tokens(session)
         if self.finer:
             changes = {**(changes or {}), "bits": session.config.table1.finer_bits}
-        if self.start:
-            adapter: Any = replace(session.config.adapter, init=cast(Any, self.start))
-            changes, init = {**(changes or {}), "adapter": adapter}, self.start
         outcome = search(session, self.name, limit, method, params, changes, tokens)
         recipe = Recipe(outcome.found.allocation, init or session.config.adapter.init, gptq_tokens=tokens)
         notes = (note, stages_note(outcome.study.evaluations))
@@ -82,7 +74,7 @@ class BestUniform(Searched):
         return super().takes(limit) and limit is not None and limit.budget is not None
 
     def signature(self, session: Session) -> str:
-        return f"anchors={session.config.effort.anchors}{codes_name(self.tokens(session))}{self.changes_name(session)}"
+        return f"anchors={session.config.effort.anchors}{codes_name(self.tokens(session))}{self.ladder_name(session)}"
 
     def equivalents(self, session: Session, limit: Limit) -> float:
         return calibration_and_anchors(session.config)
@@ -127,12 +119,8 @@ for row in (BestUniform("best_uniform", "Best uniform that fits", key=True),
             BestUniform("best_uniform_gptq", "Best uniform that fits, codes by GPTQ", key=True, gptq=True),
             BestUniform("best_uniform_finer_gptq", "Best uniform that fits, finer bits, codes by GPTQ", key=True,
                         gptq=True, finer=True),
-            BestUniform("best_uniform_finer_gradient_gptq", f"Best uniform that fits, {GRADIENT}", key=True, gptq=True,
-                        finer=True, start="gradient"),
             QRAdaptor("qr_adaptor", "QR-Adaptor"), AutoQRA("autoqra", "AutoQRA as published", key=True),
             AutoQRA("autoqra_gptq", "AutoQRA as published, codes by GPTQ", gptq=True),
             Searched("ours", "Ours", key=True), Searched("ours_gptq", "Ours, codes by GPTQ", key=True, gptq=True),
-            Searched("ours_finer_gptq", "Ours, finer bits, codes by GPTQ", key=True, gptq=True, finer=True),
-            Searched("ours_finer_gradient_gptq", f"Ours, {GRADIENT}", key=True, gptq=True, finer=True,
-                     start="gradient")):
+            Searched("ours_finer_gptq", "Ours, finer bits, codes by GPTQ", key=True, gptq=True, finer=True)):
     ROWS.add(row.name, row)

@@ -28,7 +28,7 @@ def test_a_small_run_goes_on_with_what_is_there(tmp_path: Path, monkeypatch: pyt
     arguments = ["--inits", "eva", "--choices", "4,4", "--seeds", "2", "--work", str(tmp_path / "w"), "--out",
                  str(tmp_path), "+model=tiny", "data=tiny", "oracle=synthetic"]
     inits.main(arguments)
-    rows = json.loads((tmp_path / "inits.json").read_text())["rows"]
+    rows = json.loads((tmp_path / "inits_tiny.json").read_text())["rows"]
     assert [(r["choice"], r["init"], len(r["test_losses"])) for r in rows] == [("nf4 r=4", "kaiming", 2),
                                                                               ("nf4 r=4", "eva", 2)]
     before = (tmp_path / "w" / "table1.jsonl").read_bytes().count(b'"evaluation"')

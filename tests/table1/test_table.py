@@ -18,7 +18,7 @@ from qra_bo.table1.run import run_table
 SETTINGS = ["task=table1", "+model=tiny", "data=tiny", "oracle=synthetic", "display=none", "effort=quick",
             "effort.high_equivalents=9", "table1=short", "table1.seeds=2", "table1.key_seeds=3",
             "table1.amq_evaluations=6", "effort.anchors=2"]
-FINER = ("best_uniform_finer_gptq", "ours_finer_gptq", "best_uniform_finer_gradient_gptq", "ours_finer_gradient_gptq")
+FINER = ("best_uniform_finer_gptq", "ours_finer_gptq")
 LIMITS = ("table1.limits=['peak uniform:4,8 <=4','stored uniform:4,4 for ours,loftq,best_uniform," + ",".join(FINER)
           + "','free for ours']")
 COLUMNS = {"method", "mean", "se", "seeds", "avg_bits", "avg_rank", "predicted_bytes", "measured_bytes", "search_steps",
@@ -41,7 +41,7 @@ def test_every_method_has_a_row_within_its_limit(made: tuple[Path, dict[str, Any
     folder, table = made
     assert table["complete"]
     assert {r["method"] for r in table["rows"]} == set(ROWS)
-    assert len(table["rows"]) == 6 + 12 + 7 + 1
+    assert len(table["rows"]) == 6 + 12 + 5 + 1
     limits = {limit["name"]: limit for limit in table["limits"]}
     for row in table["rows"]:
         assert set(row) >= COLUMNS
