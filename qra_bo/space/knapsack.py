@@ -17,7 +17,7 @@ _LARGEST_COEFFICIENT = 1000.0
 _SLACK = 1e-6  # only ever admits too much: what breaks the budget is found and cut
 _INFEASIBLE = 2  # status of scipy.optimize.milp
 MOST_NODES = 500
-"""Branch-and-bound nodes of a solve that need not be exact; the default search's took no more than 329."""
+"""Branch-and-bound nodes of a solve that need not be exact; the default search took 329 at most for 30 units."""
 
 
 class SolverError(QRABOError):
