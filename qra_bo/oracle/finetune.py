@@ -20,7 +20,8 @@ from qra_bo.oracle.checkpoints import Checkpoint, CheckpointStore
 from qra_bo.oracle.data.batches import batches
 from qra_bo.oracle.data.records import DataSplits, TokenBlocks
 from qra_bo.oracle.factor_store import FactorStore
-from qra_bo.oracle.inits import Initialiser, StartText, decomposition_errors
+from qra_bo.oracle.gradients import CalibrationText
+from qra_bo.oracle.inits import Initialiser, decomposition_errors
 from qra_bo.oracle.manifest import write_manifest
 from qra_bo.oracle.measure import assemble, joint_damage, measure_damage, measure_gain, unit_choice
 from qra_bo.oracle.memory_probe import MemoryProbe, begin_load
@@ -94,7 +95,7 @@ class FinetuneOracle:
         self.device, self.dtype, self._provenance = device, dtype, dict(provenance)
         ids, labels = (torch.from_numpy(array[:settings.calibration_blocks])
                        for array in (data.calibration.input_ids, data.calibration.labels))
-        text = StartText(ids, labels, settings.train.batch, settings.train.logits_chunk)
+        text = CalibrationText(ids, labels, settings.train.batch, settings.train.logits_chunk)
         self.inits = self._other_inits = Initialiser(bank, settings.adapter, text, factors)
         self._unit_of = {linear.name: unit.name for unit in units for linear in unit.linears}
         if settings.train.checkpointing:

@@ -1,6 +1,7 @@
 """Gradients of the dense model's linears on a text, and the directions of their inputs in which the loss falls most."""
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,23 +15,41 @@ from qra_bo.oracle.protocol import Progress
 
 SKETCH_ROWS = 128
 """Rows of a gradient's sketch for up to half as many directions; two for every direction beyond."""
-Batches = Sequence[tuple[Tensor, Tensor]]
-"""Token ids and labels, ``b x length`` each, of every batch."""
 
 
-def each_gradient(model: Any, names: Iterable[str], batches: Batches, logits_chunk: int, device: torch.device,
-                  use: Callable[[str, Tensor, Tensor], None], done: Callable[[int], None]) -> int:
-    """Send every batch forward and backward; the mean loss per token of each is what is differentiated.
+@dataclass(frozen=True, slots=True)
+class CalibrationText:
+    """Of the training split: what sensitivities are measured on, and some starts of adapters.
+
+    Args:
+        ids: Token ids, ``n x length``.
+        labels: ``n x length``, -100 where no loss is taken.
+        batch: Sequences that go backward at a time.
+        logits_chunk: Tokens whose logits are alive at once.
+    """
+
+    ids: Tensor
+    labels: Tensor
+    batch: int
+    logits_chunk: int
+
+    def batches(self) -> list[tuple[Tensor, Tensor]]:
+        """Ids and labels, ``batch`` sequences at a time."""
+        return list(zip(torch.split(self.ids, self.batch), torch.split(self.labels, self.batch), strict=True))
+
+
+def each_gradient(model: Any, names: Iterable[str], text: CalibrationText, device: torch.device,
+                  use: Callable[[str, Tensor, Tensor], None], done: Callable[[int, int], None]) -> int:
+    """Send every batch of ``text`` forward and backward; the mean loss per token of each is what is differentiated.
 
     Args:
         model: The dense model without adapters; it is left in training mode.
         names: Of the linears.
-        batches: See there.
-        logits_chunk: Tokens whose logits are alive at once.
+        text: See there.
         device: Where the model is.
         use: Called with a linear, the gradient of its output (``t x out``) and its input (``t x in``), both in fp32:
             the weight's gradient is the first's transpose times the second.
-        done: Called with the number of batches that are through.
+        done: Called with the number of batches that are through and that of all.
 
     Returns:
         The tokens that went forward and backward.
@@ -39,17 +58,16 @@ def each_gradient(model: Any, names: Iterable[str], batches: Batches, logits_chu
     embedding = model.get_input_embeddings()
     handles.append(embedding.register_forward_hook(lambda _m, _a, out: out.requires_grad_(True)))
     model.train()
-    tokens = 0
+    batches = text.batches()
     try:
         for through, (ids, labels) in enumerate(batches, start=1):
-            total, count = token_losses(model, ids.to(device), labels.to(device), logits_chunk)
+            total, count = token_losses(model, ids.to(device), labels.to(device), text.logits_chunk)
             (total / max(1, count)).backward()  # type: ignore[no-untyped-call]
-            tokens += ids.numel()
-            done(through)
+            done(through, len(batches))
     finally:
         for handle in handles:
             handle.remove()
-    return tokens
+    return text.ids.numel()
 
 
 def _hook_of(name: str, use: Callable[[str, Tensor, Tensor], None]) -> Any:
@@ -65,7 +83,7 @@ def _hook_of(name: str, use: Callable[[str, Tensor, Tensor], None]) -> Any:
     return hook
 
 
-def gradient_directions(bank: LayerBank, names: Sequence[str], batches: Batches, logits_chunk: int, rank: int,
+def gradient_directions(bank: LayerBank, names: Sequence[str], text: CalibrationText, rank: int,
                         progress: Progress | None) -> dict[str, Tensor]:
     """Leading right singular vectors of the dense weights' summed gradients, about, ``k x in``, ``k`` at most ``rank``.
 
@@ -78,8 +96,7 @@ def gradient_directions(bank: LayerBank, names: Sequence[str], batches: Batches,
     Args:
         bank: The model's linears; its dense weights are installed.
         names: Of the linears.
-        batches: See there.
-        logits_chunk: Tokens whose logits are alive at once.
+        text: See there.
         rank: Directions wanted; fewer where a linear is narrower.
         progress: Told after every batch.
     """
@@ -90,12 +107,12 @@ def gradient_directions(bank: LayerBank, names: Sequence[str], batches: Batches,
         part = ((gradient @ mixer).t() @ x).cpu()  # a device is not planned to hold all of them
         sketches[name] = sketches[name] + part if name in sketches else part
 
-    def done(through: int) -> None:
+    def done(through: int, batches: int) -> None:
         if progress is not None:
-            progress("initialise", through, len(batches))
+            progress("initialise", through, batches)
 
     bank.restore_dense()
-    each_gradient(bank.model, names, batches, logits_chunk, bank.device, add, done)
+    each_gradient(bank.model, names, text, bank.device, add, done)
     return {name: leading(sketch, min(rank, *sketch.shape)).down for name, sketch in sketches.items()}
 
 

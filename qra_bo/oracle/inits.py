@@ -11,7 +11,7 @@ from qra_bo.memory.formats import parse_format
 from qra_bo.oracle.adapters import AdapterSettings
 from qra_bo.oracle.bank import LayerBank, OwnBase
 from qra_bo.oracle.factor_store import FactorStore
-from qra_bo.oracle.gradients import gradient_directions
+from qra_bo.oracle.gradients import CalibrationText, gradient_directions
 from qra_bo.oracle.inputs import each_input
 from qra_bo.oracle.lowrank import Factors, Requantise, leading, low_rank_first, quantised_first
 from qra_bo.oracle.protocol import Progress
@@ -30,27 +30,6 @@ GRADIENT_NORM = 0.4
 """Frobenius norm of A with ``gradient``, whose rows are equally long. Measured on the validation split, two seeds each:
 at rank 4 rows of 0.2 were the best of 0.08, 0.2, 0.4 and 1, at rank 9 0.13 of 0.13, 0.2 and 0.4, at rank 1 0.4 of 0.08,
 0.2 and 0.4."""
-
-
-@dataclass(frozen=True, slots=True)
-class StartText:
-    """The training text that some starts look at.
-
-    Args:
-        ids: Token ids, ``n x length``.
-        labels: ``n x length``, -100 where no loss is taken.
-        batch: Sequences that go backward at a time.
-        logits_chunk: Tokens whose logits are alive at once.
-    """
-
-    ids: Tensor
-    labels: Tensor
-    batch: int
-    logits_chunk: int
-
-    def batches(self) -> list[tuple[Tensor, Tensor]]:
-        """Ids and labels, ``batch`` sequences at a time."""
-        return list(zip(torch.split(self.ids, self.batch), torch.split(self.labels, self.batch), strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +73,8 @@ class Initialiser:
         store: Where decomposed residuals are kept across runs, or ``None``.
     """
 
-    def __init__(self, bank: LayerBank, settings: AdapterSettings, text: StartText, store: FactorStore | None) -> None:
+    def __init__(self, bank: LayerBank, settings: AdapterSettings, text: CalibrationText,
+                 store: FactorStore | None) -> None:
         self.bank, self.settings, self.store = bank, settings, store
         self._text = text
         self._residuals: dict[tuple[str, str, bool], Factors] = {}
@@ -185,8 +165,7 @@ class Initialiser:
             if self.settings.init == "eva":
                 self._directions[kept] = input_directions(self.bank, names, text.ids, kept, progress)
             else:
-                self._directions[kept] = gradient_directions(self.bank, names, text.batches(), text.logits_chunk, kept,
-                                                             progress)
+                self._directions[kept] = gradient_directions(self.bank, names, text, kept, progress)
         down = self._directions[kept][name][:rank]
         length = GRADIENT_NORM / rank ** 0.5 if self.settings.init == "gradient" else 1.0
         return down * length, torch.zeros(self.bank.dense_weight(name).shape[0], len(down))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from qra_bo.oracle.bank import LayerBank
-from qra_bo.oracle.gradients import each_gradient
+from qra_bo.oracle.gradients import CalibrationText, each_gradient
 from qra_bo.oracle.loss import logits_of
 from qra_bo.oracle.prefix import layer_inputs, starting_at
 from qra_bo.oracle.protocol import Progress
@@ -201,16 +201,15 @@ def measure_gain(model: Any, bank: LayerBank, units: Sequence[Unit], inputs: Blo
     """
     spectra: dict[str, FloatArray] = {}
     names = [linear.name for unit in units for linear in unit.linears]
-    batches = [(torch.from_numpy(inputs[i:i + settings.batch]), torch.from_numpy(labels[i:i + settings.batch]))
-               for i in range(0, len(inputs), settings.batch)]
+    text = CalibrationText(torch.from_numpy(inputs), torch.from_numpy(labels), settings.batch, settings.logits_chunk)
 
     def add(name: str, gradient: Tensor, x: Tensor) -> None:
         spectra[name] = spectra.get(name, np.zeros(k)) + leading_energy(gradient.t() @ x, k)
 
     bank.restore_dense()
-    tokens = each_gradient(model, names, batches, settings.logits_chunk, device, add,
-                           lambda done: progress("profile: gain", done, len(batches)))
-    gain = np.stack([sum((spectra[m.name] for m in unit.linears), np.zeros(k)) for unit in units]) / len(batches)
+    tokens = each_gradient(model, names, text, device, add, lambda done, n: progress("profile: gain", done, n))
+    sums = np.stack([sum((spectra[m.name] for m in unit.linears), np.zeros(k)) for unit in units])
+    gain = sums / len(text.batches())
     return gain, tokens
 
 

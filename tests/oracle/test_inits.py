@@ -18,7 +18,8 @@ from qra_bo.oracle.data.load import load_data
 from qra_bo.oracle.data.options import DataConfig
 from qra_bo.oracle.data.tiny import byte_tokenizer
 from qra_bo.oracle.finetune import FinetuneOracle, FinetuneSettings
-from qra_bo.oracle.inits import GRADIENT_NORM, Initialiser, StartText
+from qra_bo.oracle.gradients import CalibrationText
+from qra_bo.oracle.inits import GRADIENT_NORM, Initialiser
 from qra_bo.oracle.manifest import PACKED
 from qra_bo.oracle.probe import PROBE, probe_difference
 from qra_bo.oracle.quantizers.base import packed
@@ -34,7 +35,7 @@ NAMES = [linear.name for linear in SPEC.linears]
 FORMATS = ("nf4", "int8", "hqq2", "hqq3", "hqq4", "hqq8", "ref2")
 BANK = LayerBank(MODEL, SPEC, [parse_format(f) for f in FORMATS], torch.float32, CPU)
 TEXT = torch.arange(4 * 32).reshape(4, 32) % 512
-START = StartText(TEXT, TEXT, 2, 16)
+START = CalibrationText(TEXT, TEXT, 2, 16)
 DATA = load_data(DataConfig("tiny", "tiny", None, None, None, 0.2, 64, 4), byte_tokenizer(), 32)
 
 
