@@ -21,7 +21,7 @@ MODEL ?= smollm2_135m
 PROFILE ?= $(if $(filter tiny,$(MODEL)),short,$(if $(filter smollm2_135m,$(MODEL)),full,paper))
 TABLE_DATA := $(if $(DATA),$(DATA),$(if $(filter tiny,$(MODEL)),tiny,plays))
 TABLE_OUT ?= outputs/table1-$(MODEL)-$(TABLE_DATA)-$(PROFILE)
-TABLE_EFFORT := $(if $(filter short,$(PROFILE)),quick,normal)
+TABLE_EFFORT := $(if $(filter paper,$(PROFILE)),normal,quick)
 PAPER_TASKS := boolq,piqa,hellaswag,winogrande,arc_easy,arc_challenge,openbookqa,mmlu
 PAPER := $(if $(filter paper,$(PROFILE)),device=cuda train.batch=16 train.length=512 train.checkpointing=true \
   fidelity.high=100 fidelity.low=25 eval.tokens=65536 'eval.tasks=[$(PAPER_TASKS)]')

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from qra_bo.report.tables import PlanRow
 from qra_bo.run import engine_settings, token_seconds
 from qra_bo.table1.cells import Cell, final_seeds
+from qra_bo.table1.published import calibration_and_anchors, proposals_left
 from qra_bo.table1.rows_searched import Searched
 from qra_bo.table1.search import search_config
 from qra_bo.table1.session import Session
@@ -13,6 +14,9 @@ TRIALS_USUALLY = 0.5
 """Of the learning-rate trials beyond the first ones, how many are taken on average."""
 DECOMPOSE_SECONDS = 1.7e-7
 """Of one weight, quantised once and decomposed once on a CPU (0.15 s for 1,536 x 576 on one thread)."""
+OPEN_SECONDS, EVALUATION_SECONDS = 5.0, 0.4
+"""On a CPU, whatever the model: a row's oracle in its own process, and an evaluation's switch, files and journal. With
+a tiny model they are nearly all there is."""
 
 
 def equivalent_tokens(session: Session) -> float:
@@ -22,7 +26,8 @@ def equivalent_tokens(session: Session) -> float:
 
 
 def plan_rows(session: Session, cells: Sequence[Cell]) -> list[PlanRow]:
-    """Parts of the work as if nothing of it were done: searches that share evaluations take less."""
+    """Parts of the work as if nothing of it were done. Profile, calibration and anchors that searches share are counted
+    once; rows that come to one configuration share its trials and finals, and take less than this."""
     c = session.config
     tokens = equivalent_tokens(session)
     seconds = token_seconds(c, session.setting)
@@ -30,20 +35,36 @@ def plan_rows(session: Session, cells: Sequence[Cell]) -> list[PlanRow]:
     trials = first + TRIALS_USUALLY * max(0, c.table1.lr_trials - first)
     length = session.steps / c.fidelity.high
     parts: dict[str, float] = {}
+    begun: set[tuple[str, int | None, str]] = set()
     for cell in cells:
-        what = f"{cell.limit.name}: " + ("searches" if isinstance(cell.row, Searched) else "other methods")
-        parts[what] = parts.get(what, 0.0) + cell.row.equivalents(session, cell.limit)
+        what, n = f"{cell.limit.name}: other methods", cell.row.equivalents(session, cell.limit)
+        if isinstance(cell.row, Searched):
+            what, n = f"{cell.limit.name}: searches", _of_its_own(session, cell.row, n, begun, cell.limit.name)
+        parts[what] = parts.get(what, 0.0) + n
     parts[f"learning rates of {len(cells)} rows ({first} to {max(first, c.table1.lr_trials)} each)"] = \
         trials * length * len(cells)
     finals = sum(len(final_seeds(session, cell.row)) for cell in cells)
     parts[f"{finals} finals of {session.steps} steps"] = finals * length
-    rows = [PlanRow(what, n * tokens, None if seconds is None else seconds * n * tokens)
+    rows = [PlanRow(what, n * tokens, None if seconds is None else n * (seconds * tokens + EVALUATION_SECONDS))
             for what, n in parts.items() if n]
+    if seconds is not None:
+        rows.append(PlanRow(f"{len(cells)} rows begun", 0.0, len(cells) * OPEN_SECONDS))
     passes = decompositions(session, cells)
     if passes and seconds is not None:
         each = DECOMPOSE_SECONDS * session.setting.memory.spec.linear_numel
         rows.append(PlanRow(f"{passes} passes of decompositions (LoftQ, LQ-LoRA)", 0.0, passes * each))
     return rows
+
+
+def _of_its_own(session: Session, row: Searched, equivalents: float, begun: set[tuple[str, int | None, str]],
+                limit: str) -> float:
+    """High-fidelity equivalents of a search that none before it within ``limit``, with its codes and ladder of bits,
+    has done; ``begun`` is told of it."""
+    group = limit, row.tokens(session), row.ladder_name(session)
+    own = max(0.0, min(proposals_left(session.config), equivalents - calibration_and_anchors(session.config)))
+    n = own if group in begun else equivalents
+    begun.add(group)
+    return n
 
 
 def decompositions(session: Session, cells: Sequence[Cell]) -> int:

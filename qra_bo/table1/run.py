@@ -105,7 +105,7 @@ def _announce(session: Session, cells: Sequence[Cell]) -> None:
     console = Console(stderr=True, soft_wrap=True)
     c = session.config
     title = (f"table1={c.table1.name} of {len(cells)} rows for {c.model_name}, effort={c.effort.name}; as if nothing "
-             "of it were done, times are rough")
+             "of it were done and no two rows came to one configuration; times are rough")
     print_plan(console, title, plan_rows(session, cells), equivalent_tokens(session))
     limits: dict[str, Limit] = {cell.limit.name: cell.limit for cell in cells if cell.limit.budget is not None}
     for limit in limits.values():

@@ -1,0 +1,45 @@
+"""What a table is said to take before it starts."""
+
+from pathlib import Path
+
+import pytest
+
+from bench.sessions import table_session
+from qra_bo.config import load_config
+from qra_bo.table1 import plan
+from qra_bo.table1.cells import make_cells
+from qra_bo.table1.plan import equivalent_tokens, plan_rows
+from qra_bo.table1.published import calibration_and_anchors, proposals_left
+
+REAL = ["+model=tiny", "data=tiny", "effort=quick", "display=none", "quantizer.rounding=nearest", "device=cpu"]
+LIMIT, OTHER = "peak uniform:4,4", "stored uniform:4,16"
+
+
+def equivalents(folder: Path, methods: str, limits: tuple[str, ...] = (LIMIT,)) -> dict[str, float]:
+    """High-fidelity equivalents of every part."""
+    config = load_config([*REAL, f"table1.methods=[{methods}]"])
+    with table_session(config, folder / methods) as session:
+        rows = plan_rows(session, make_cells(limits, config.table1.methods))
+        return {r.what: r.cost / equivalent_tokens(session) for r in rows}
+
+
+def test_what_searches_share_is_counted_once(tmp_path: Path) -> None:
+    config = load_config(REAL)
+    first, own, whole = calibration_and_anchors(config), proposals_left(config), config.effort.high_equivalents
+    searches = f"{LIMIT}: searches"
+    assert equivalents(tmp_path, "best_uniform")[searches] == pytest.approx(first)
+    assert equivalents(tmp_path, "ours")[searches] == pytest.approx(whole)
+    assert equivalents(tmp_path, "best_uniform,autoqra,ours")[searches] == pytest.approx(first + 2 * own)
+    other_codes_and_bits = equivalents(tmp_path, "ours,ours_gptq,ours_finer_gptq")[searches]
+    assert other_codes_and_bits == pytest.approx(3 * whole)
+    limits = equivalents(tmp_path, "autoqra,ours", (LIMIT, OTHER))
+    assert limits[searches] == pytest.approx(whole + own) == limits[f"{OTHER}: searches"]
+
+
+def test_a_tiny_model_takes_time_without_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "token_seconds", lambda config, setting: 0.0)
+    config = load_config([*REAL, "table1.methods=[qlora,ours]", "table1.key_seeds=2"])
+    with table_session(config, tmp_path) as session:
+        rows = plan_rows(session, make_cells((LIMIT,), config.table1.methods))
+        n = sum(r.cost for r in rows) / equivalent_tokens(session)
+    assert sum(r.seconds or 0.0 for r in rows) == pytest.approx(2 * plan.OPEN_SECONDS + n * plan.EVALUATION_SECONDS)
