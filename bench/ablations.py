@@ -37,6 +37,7 @@ from qra_bo.table1.published import published_changes, scaled_autoqra
 from qra_bo.table1.recipe import Recipe
 from qra_bo.table1.search import search
 from qra_bo.table1.session import Session
+from qra_bo.table1.statistics import difference
 
 DEFAULTS = ("oracle=synthetic", "budget=uniform:4,16", "memory.scope=stored", "quantizer.rounding=nearest")
 """The second reference budget, in which bits and ranks compete; overrides replace these."""
@@ -103,17 +104,20 @@ def run_seed(config: RunConfig, folder: Path, names: Sequence[str], ranking: int
             outcome = search(session, name, limit, variant.method, variant.params(scaled_autoqra(config)), changes)
             study, found = outcome.study, outcome.found
             a, scale, mixed = found.allocation, study.lr_scale or 1.0, study.best_mixed
+            losses = finals(session, a, scale)
+            own = None if mixed is None else finals(session, mixed.allocation, scale)
             rows.append({"variant": name, "what": variant.what, "seed": config.seed, "allocation": a.to_json(),
-                         "test_loss": final(session, a, scale), "search_loss": found.loss,
+                         "test_loss": mean(losses), "test_losses": losses, "search_loss": found.loss,
                          "proposed": None if mixed is None else mixed.allocation.to_json(),
-                         "proposed_loss": None if mixed is None else final(session, mixed.allocation, scale),
+                         "proposed_loss": None if own is None else mean(own), "proposed_losses": own,
                          "equivalents": study.search_cost.tokens / float(study.header["equivalent_tokens"])})
             print(f"seed {config.seed}: {name} {rows[-1]['test_loss']:.4f}, of its own {rows[-1]['proposed_loss']}",
                   flush=True)
         known = min(loss for r in rows for loss in (r["test_loss"], r["proposed_loss"]) if loss is not None)
         planted = optimum(session, limit)
         if planted is not None:
-            known = min(known, final(session, planted, 1.0))
+            known = min(known, mean(finals(session, planted, 1.0)))
+        against(rows)
         uniform_loss = next((r["test_loss"] for r in rows if r["variant"] == UNIFORM), None)
         for r in rows:
             span = None if uniform_loss is None else uniform_loss - known
@@ -134,12 +138,29 @@ def kind(config: RunConfig) -> str:
     return Path(str(config.oracle.table)).name if config.oracle.name == "benchmark" else config.oracle.name
 
 
-def final(session: Session, allocation: Allocation, lr_scale: float) -> float:
-    """Mean test loss over unseen training seeds at the learning rate that the search calibrated."""
+def finals(session: Session, allocation: Allocation, lr_scale: float) -> dict[int, float]:
+    """Test loss by unseen training seed at the learning rate that the search calibrated; infinite for one without."""
     seeds = training_seeds(session.config.seed, FINALS)[1]
     recipe = Recipe(allocation, session.config.adapter.init)
-    losses = [session.evaluate(recipe, lr_scale, s, "test")["loss"] for s in seeds]
-    return float(np.mean([float("inf") if loss is None else loss for loss in losses]))
+    losses = {s: session.evaluate(recipe, lr_scale, s, "test")["loss"] for s in seeds}
+    return {s: float("inf") if loss is None else float(loss) for s, loss in losses.items()}
+
+
+def mean(losses: Mapping[int, float]) -> float:
+    """Over training seeds."""
+    return float(np.mean(list(losses.values())))
+
+
+def against(rows: Sequence[Row]) -> None:
+    """Add paired differences of one search seed: what a variant ends at less the best uniform choice, and the best that
+    it proposed itself less that of the full method; none where either is missing or trained to no loss."""
+    by_name = {r["variant"]: r for r in rows}
+    for name, of, key in (("minus_uniform", UNIFORM, "test_losses"), ("proposed_minus_full", FULL, "proposed_losses")):
+        other = by_name.get(of, {}).get(key)
+        for r in rows:
+            known = r[key] and other and np.isfinite([*r[key].values(), *other.values()]).all()
+            found = difference(r[key], other) if known and r["variant"] != of else None
+            r[name] = None if found is None else {"mean": found.mean, "low": found.low, "high": found.high}
 
 
 def optimum(session: Session, limit: Limit) -> Allocation | None:

@@ -48,6 +48,23 @@ def test_targets_compare_medians() -> None:
     assert damage.value is None
 
 
+def test_variants_of_one_seed_are_compared_over_its_training_seeds() -> None:
+    rows: list[dict[str, Any]] = [
+        {"variant": "best_uniform", "test_losses": {1: 4.0, 2: 4.2}, "proposed_losses": None},
+        {"variant": "full", "test_losses": {1: 4.0, 2: 4.2}, "proposed_losses": {1: 3.9, 2: 4.1}},
+        {"variant": "ours", "test_losses": {1: 3.8, 2: 3.9}, "proposed_losses": {1: 3.8, 2: 3.9}},
+        {"variant": "random", "test_losses": {1: 4.0, 2: 4.2}, "proposed_losses": {1: 3.9, 2: float("inf")}}]
+    ablations.against(rows)
+    uniform, full, ours, random = rows
+    assert uniform["minus_uniform"] is uniform["proposed_minus_full"] is full["proposed_minus_full"] is None
+    assert (full["minus_uniform"]["mean"], ours["minus_uniform"]["mean"]) == pytest.approx((0.0, -0.25))
+    assert ours["minus_uniform"]["low"] < -0.3
+    assert ours["minus_uniform"]["high"] > -0.2
+    assert ours["proposed_minus_full"]["mean"] == pytest.approx(-0.15)
+    assert random["proposed_minus_full"] is None
+    assert random["minus_uniform"]["mean"] == 0.0
+
+
 def test_compensation_is_negative_where_low_bits_get_high_ranks() -> None:
     assert ablations.compensation(Allocation(("hqq2", "nf4", "int8"), (16, 8, 4))) == pytest.approx(-1.0)
     assert ablations.compensation(Allocation(("nf4",) * 3, (1, 2, 3))) is None
