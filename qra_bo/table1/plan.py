@@ -35,7 +35,7 @@ def plan_rows(session: Session, cells: Sequence[Cell]) -> list[PlanRow]:
     trials = first + TRIALS_USUALLY * max(0, c.table1.lr_trials - first)
     length = session.steps / c.fidelity.high
     parts: dict[str, float] = {}
-    begun: set[tuple[str, int | None, str]] = set()
+    begun: set[tuple[str, bool, bool]] = set()
     for cell in cells:
         what, n = f"{cell.limit.name}: other methods", cell.row.equivalents(session, cell.limit)
         if isinstance(cell.row, Searched):
@@ -56,11 +56,11 @@ def plan_rows(session: Session, cells: Sequence[Cell]) -> list[PlanRow]:
     return rows
 
 
-def _of_its_own(session: Session, row: Searched, equivalents: float, begun: set[tuple[str, int | None, str]],
+def _of_its_own(session: Session, row: Searched, equivalents: float, begun: set[tuple[str, bool, bool]],
                 limit: str) -> float:
     """High-fidelity equivalents of a search that none before it within ``limit``, with its codes and ladder of bits,
     has done; ``begun`` is told of it."""
-    group = limit, row.tokens(session), row.ladder_name(session)
+    group = limit, row.gptq, row.finer
     own = max(0.0, min(proposals_left(session.config), equivalents - calibration_and_anchors(session.config)))
     n = own if group in begun else equivalents
     begun.add(group)

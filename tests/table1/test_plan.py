@@ -36,6 +36,14 @@ def test_what_searches_share_is_counted_once(tmp_path: Path) -> None:
     assert limits[searches] == pytest.approx(whole + own) == limits[f"{OTHER}: searches"]
 
 
+def test_a_dry_run_plans_rows_whose_codes_it_cannot_choose(tmp_path: Path) -> None:
+    config = load_config([*REAL, "oracle=synthetic"])
+    with table_session(config, tmp_path) as session:
+        rows = plan_rows(session, make_cells((LIMIT,), ("ours", "ours_gptq")))
+    searches = next(r for r in rows if r.what == f"{LIMIT}: searches")
+    assert searches.cost / equivalent_tokens(session) == pytest.approx(2 * config.effort.high_equivalents)
+
+
 def test_a_tiny_model_takes_time_without_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "token_seconds", lambda config, setting: 0.0)
     config = load_config([*REAL, "table1.methods=[qlora,ours]", "table1.key_seeds=2"])
