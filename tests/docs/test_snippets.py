@@ -52,6 +52,7 @@ def make_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "my.jsonl").write_text('{"question": "a", "answer": "b"}\n' * 10)
     (tmp_path / "questions.jsonl").write_text('{"question": "a", "choices": ["b", "c"], "answer": "b"}\n')
     (tmp_path / "outputs").mkdir()
+    (tmp_path / "bench").symlink_to(ROOT / "bench")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     monkeypatch.setattr(qra_bo.run, "write_report", lambda folder: [])  # drawing has tests of its own
     return tmp_path
