@@ -134,15 +134,22 @@ def work(session: Session, cell: Cell, say: Say) -> CellResult:
     return result
 
 
+def is_begun(session: Session, cell: Cell) -> bool:
+    """Whether the journal holds what the method settled on."""
+    try:
+        return session.find("found", _key(session, cell)) is not None
+    except OF_A_ROW:
+        return False
+
+
 def found(session: Session, cell: Cell) -> Found:
     """What the method settled on, from the journal where it is there."""
-    key = f"{cell.row.name}|{cell.limit.name}|{cell.row.signature(session)}"
 
     def find() -> dict[str, Any]:
         made = cell.row.find(session, cell.limit)
         return {"recipe": made.recipe.to_json(), "cost": made.cost, "note": made.note}
 
-    event = session.once("found", key, find)
+    event = session.once("found", _key(session, cell), find)
     return Found(Recipe.from_json(event["recipe"]), float(event["cost"]), str(event["note"]))
 
 
@@ -167,6 +174,10 @@ def learning_rate(session: Session, cell: Cell, recipe: Recipe, say: Say) -> tup
 def is_free(limit: Limit) -> bool:
     """Whether a search's memory is not bounded."""
     return limit.name == FREE
+
+
+def _key(session: Session, cell: Cell) -> str:
+    return f"{cell.row.name}|{cell.limit.name}|{cell.row.signature(session)}"
 
 
 def _loss(event: Any) -> str:

@@ -1,6 +1,7 @@
 """What a table will take, before it starts: evaluations exactly or at most, time roughly."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from qra_bo.report.tables import PlanRow
 from qra_bo.run import engine_settings, token_seconds
@@ -25,35 +26,82 @@ def equivalent_tokens(session: Session) -> float:
     return c.fidelity.high * c.train.batch * c.train.length + c.eval.tokens / 3
 
 
-def plan_rows(session: Session, cells: Sequence[Cell]) -> list[PlanRow]:
-    """Parts of the work as if nothing of it were done. Profile, calibration and anchors that searches share are counted
-    once; rows that come to one configuration share its trials and finals, and take less than this."""
+@dataclass(frozen=True)
+class CellPlan:
+    """What a cell takes where no other comes to its configuration.
+
+    Args:
+        search: High-fidelity equivalents of finding its configuration, without what a search before it has done.
+        trials: Those of its learning-rate trials.
+        finals: Those of its finals.
+        passes: How often all weights are quantised and decomposed, which costs time and no token.
+    """
+
+    search: float
+    trials: float
+    finals: float
+    passes: int
+
+    @property
+    def equivalents(self) -> float:
+        return self.search + self.trials + self.finals
+
+
+def plan_cells(session: Session, cells: Sequence[Cell]) -> list[CellPlan]:
+    """Of every cell. Profile, calibration and anchors that searches share are counted once, with the first."""
     c = session.config
-    tokens = equivalent_tokens(session)
-    seconds = token_seconds(c, session.setting)
-    first = len(c.calibrate.lr_scales)
-    trials = first + TRIALS_USUALLY * max(0, c.table1.lr_trials - first)
-    length = session.steps / c.fidelity.high
-    parts: dict[str, float] = {}
+    first, length = len(c.calibrate.lr_scales), session.steps / c.fidelity.high
+    trials = length * (first + TRIALS_USUALLY * max(0, c.table1.lr_trials - first))
+    plans = []
     begun: set[tuple[str, bool, bool]] = set()
     for cell in cells:
-        what, n = f"{cell.limit.name}: other methods", cell.row.equivalents(session, cell.limit)
+        n = cell.row.equivalents(session, cell.limit)
         if isinstance(cell.row, Searched):
-            what, n = f"{cell.limit.name}: searches", _of_its_own(session, cell.row, n, begun, cell.limit.name)
-        parts[what] = parts.get(what, 0.0) + n
+            n = _of_its_own(session, cell.row, n, begun, cell.limit.name)
+        plans.append(CellPlan(n, trials, length * len(final_seeds(session, cell.row)), _passes(session, cell)))
+    return plans
+
+
+def plan_rows(session: Session, cells: Sequence[Cell]) -> list[PlanRow]:
+    """Parts of the work as if nothing of it were done. Rows that come to one configuration share its trials and finals,
+    and take less than this."""
+    c, plans = session.config, plan_cells(session, cells)
+    tokens = equivalent_tokens(session)
+    seconds = token_seconds(c, session.setting)
+    parts: dict[str, float] = {}
+    for cell, plan in zip(cells, plans, strict=True):
+        what = f"{cell.limit.name}: {'searches' if isinstance(cell.row, Searched) else 'other methods'}"
+        parts[what] = parts.get(what, 0.0) + plan.search
+    first = len(c.calibrate.lr_scales)
     parts[f"learning rates of {len(cells)} rows ({first} to {max(first, c.table1.lr_trials)} each)"] = \
-        trials * length * len(cells)
+        sum(plan.trials for plan in plans)
     finals = sum(len(final_seeds(session, cell.row)) for cell in cells)
-    parts[f"{finals} finals of {session.steps} steps"] = finals * length
+    parts[f"{finals} finals of {session.steps} steps"] = sum(plan.finals for plan in plans)
     rows = [PlanRow(what, n * tokens, None if seconds is None else n * (seconds * tokens + EVALUATION_SECONDS))
             for what, n in parts.items() if n]
     if seconds is not None:
         rows.append(PlanRow(f"{len(cells)} rows begun", 0.0, len(cells) * OPEN_SECONDS))
-    passes = decompositions(session, cells)
+    passes = sum(plan.passes for plan in plans)
     if passes and seconds is not None:
-        each = DECOMPOSE_SECONDS * session.setting.memory.spec.linear_numel
-        rows.append(PlanRow(f"{passes} passes of decompositions (LoftQ, LQ-LoRA)", 0.0, passes * each))
+        what = f"{passes} passes of decompositions (LoftQ, LQ-LoRA)"
+        rows.append(PlanRow(what, 0.0, passes * _pass_seconds(session)))
     return rows
+
+
+def weights(session: Session, cells: Sequence[Cell]) -> list[float]:
+    """Rough time of every cell as ``plan_rows`` has it; on a GPU, whose speed nothing is known of, only to compare
+    cells with one another."""
+    c = session.config
+    seconds = token_seconds(c, session.setting)
+    if seconds is None:
+        return [plan.equivalents for plan in plan_cells(session, cells)]
+    each = seconds * equivalent_tokens(session) + EVALUATION_SECONDS
+    return [OPEN_SECONDS + plan.equivalents * each + plan.passes * _pass_seconds(session)
+            for plan in plan_cells(session, cells)]
+
+
+def _pass_seconds(session: Session) -> float:
+    return DECOMPOSE_SECONDS * session.setting.memory.spec.linear_numel
 
 
 def _of_its_own(session: Session, row: Searched, equivalents: float, begun: set[tuple[str, bool, bool]],
@@ -67,12 +115,11 @@ def _of_its_own(session: Session, row: Searched, equivalents: float, begun: set[
     return n
 
 
-def decompositions(session: Session, cells: Sequence[Cell]) -> int:
-    """How often all weights are quantised and decomposed, which costs time and no token."""
+def _passes(session: Session, cell: Cell) -> int:
     c = session.config
-    limits = [sum(cell.row.name == name for cell in cells) for name in ("loftq", "lq_lora")]
-    lq_lora = c.table1.rank_choices * (len(c.format_names) + c.adapter.iterations)
-    return limits[0] * c.adapter.iterations + limits[1] * lq_lora
+    per_row = {"loftq": c.adapter.iterations,
+               "lq_lora": c.table1.rank_choices * (len(c.format_names) + c.adapter.iterations)}
+    return per_row.get(cell.row.name, 0)
 
 
 def check_searches(session: Session, cells: Sequence[Cell]) -> None:

@@ -15,14 +15,16 @@ from qra_bo.files import check_run_folder, write_json, writing
 from qra_bo.memory.budget import format_size
 from qra_bo.report.style import png_bytes
 from qra_bo.report.tables import print_plan
+from qra_bo.report.text import rough
 from qra_bo.run import Setting, make_setting, new_folder
 from qra_bo.study.journal import Journal
 from qra_bo.study.signals import Interrupts
-from qra_bo.table1.cells import Cell, CellResult, make_cells, work
+from qra_bo.table1.cells import Cell, CellResult, is_begun, make_cells, work
 from qra_bo.table1.join import join
 from qra_bo.table1.limits import Limit
 from qra_bo.table1.markdown import render, summary
-from qra_bo.table1.plan import check_searches, equivalent_tokens, plan_rows
+from qra_bo.table1.pace import Pace
+from qra_bo.table1.plan import check_searches, equivalent_tokens, plan_rows, weights
 from qra_bo.table1.plot import draw
 from qra_bo.table1.results import build
 from qra_bo.table1.session import NAME, Session
@@ -118,17 +120,24 @@ def _work(session: Session, cells: Sequence[Cell], shown: bool) -> dict[str, Any
     """Cell by cell; the table is written after each."""
     results: list[CellResult] = []
     table: dict[str, Any] = {}
+    pace = Pace(weights(session, cells))
     for number, cell in enumerate(cells, start=1):
         def say(text: str, number: int = number) -> None:
             if shown:
                 print(f"[{number}/{len(cells)}] {text}", file=sys.stderr, flush=True)
 
         say(cell.name)
+        begun = is_begun(session, cell)
         results.append(work(session, cell, say))
         if results[-1].why:
             say(f"no result, {results[-1].why}")
         table = build(session, cells, results)
         write(session.folder, table)
+        pace.row_done(number - 1, counts=not (begun or results[-1].why))
+        ahead = [i for i in range(number, len(cells)) if not is_begun(session, cells[i])]
+        left = pace.seconds_left(ahead)
+        if ahead and left is not None:
+            say(f"done; {len(ahead)} row{'s' * (len(ahead) > 1)} to go, about {rough(left)} at the pace so far")
     write_plot(session.folder, table)
     return table
 

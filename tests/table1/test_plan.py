@@ -8,7 +8,7 @@ from bench.sessions import table_session
 from qra_bo.config import load_config
 from qra_bo.table1 import plan
 from qra_bo.table1.cells import make_cells
-from qra_bo.table1.plan import equivalent_tokens, plan_rows
+from qra_bo.table1.plan import equivalent_tokens, plan_rows, weights
 from qra_bo.table1.published import calibration_and_anchors, proposals_left
 
 REAL = ["+model=tiny", "data=tiny", "effort=quick", "display=none", "quantizer.rounding=nearest", "device=cpu"]
@@ -51,3 +51,17 @@ def test_a_tiny_model_takes_time_without_tokens(tmp_path: Path, monkeypatch: pyt
         rows = plan_rows(session, make_cells((LIMIT,), config.table1.methods))
         n = sum(r.cost for r in rows) / equivalent_tokens(session)
     assert sum(r.seconds or 0.0 for r in rows) == pytest.approx(2 * plan.OPEN_SECONDS + n * plan.EVALUATION_SECONDS)
+
+
+@pytest.mark.parametrize("seconds", [1e-3, None])
+def test_weights_of_rows_add_up_to_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                            seconds: float | None) -> None:
+    monkeypatch.setattr(plan, "token_seconds", lambda config, setting: seconds)
+    config = load_config([*REAL, "table1.methods=[loftq,lq_lora,best_uniform,ours]"])
+    with table_session(config, tmp_path) as session:
+        cells = make_cells((LIMIT, OTHER), config.table1.methods)
+        rows, each = plan_rows(session, cells), weights(session, cells)
+        whole = sum(r.cost for r in rows) / equivalent_tokens(session) if seconds is None else \
+            sum(r.seconds or 0.0 for r in rows)
+    assert len(each) == len(cells) == 8
+    assert sum(each) == pytest.approx(whole)

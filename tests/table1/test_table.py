@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -135,10 +136,15 @@ def test_methods_on_nf4_take_fewer_bits_where_it_does_not_fit(tmp_path: Path) ->
 
 
 def test_the_command_prints_a_plan_first_and_a_summary_last(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*SETTINGS, "display=plain", f"out={tmp_path / 't'}", "table1.methods=[qlora,lora_16,ours]",
-                 "table1.limits=['peak uniform:4,4']", "method=random"]) == 0
+    command = [*SETTINGS, "display=plain", f"out={tmp_path / 't'}", "table1.methods=[qlora,lora_16,ours]",
+               "table1.limits=['peak uniform:4,4']", "method=random"]
+    assert main(command) == 0
     out, err = capsys.readouterr()
     assert "Plan: table1=short of 3 rows for tiny, effort=quick" in err
     assert err.index("Plan:") < err.index("[1/3]")
+    left = re.findall(r"\[(\d)/3\] done; (\d) rows? to go, about \d+ s at the pace so far", err)
+    assert left == [("1", "2"), ("2", "1")]
     assert "peak uniform:4,4: ours " in out
     assert "table1.md" in out
+    assert main(command) == 0
+    assert "to go" not in capsys.readouterr().err
