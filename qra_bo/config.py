@@ -237,6 +237,7 @@ class Table1Config:
     steps: int | None
     seeds: int
     key_seeds: int
+    rate_factors: tuple[float, ...]
     join: tuple[str, ...]
 
 

@@ -1,6 +1,6 @@
 """``table1.md``: the table for people, limit by limit, and what it comes to in words."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qra_bo.report.text import DASH, MINUS, number, signed, size
@@ -40,6 +40,7 @@ def render(table: Mapping[str, Any]) -> str:
         lines += [f"- {r['title']}: no result, {r['why']}" for r in rows if r["why"]]
         lines += [f"- {r['title']}: {r['note']}" for r in rows if r["note"]]
         lines += [""]
+    lines += _rate_checks(table["rate_checks"])
     notes = dict.fromkeys(r["gap_note"] for r in table["rows"] if r["gap_note"])
     lines += [f"- gap closed: {note}" for note in notes]
     lines += ["", *_provenance(table)]
@@ -60,8 +61,12 @@ def _title(name: str, table: Mapping[str, Any]) -> str:
 def _markdown(rows: list[Row]) -> list[str]:
     if not rows:
         return []
-    cells = [HEAD, *(tuple(_cells(r)) for r in rows)]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(HEAD))]
+    return _table([HEAD, *(tuple(_cells(r)) for r in rows)])
+
+
+def _table(cells: Sequence[Sequence[str]]) -> list[str]:
+    """Markdown of the cells, the head first."""
+    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
     lines = ["| " + " | ".join(text.ljust(w) for text, w in zip(line, widths, strict=True)) + " |" for line in cells]
     return [lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]]
 
@@ -75,6 +80,17 @@ def _cells(r: Row) -> list[str]:
             versus_text(r["same_codes_minus_row"]),
             DASH if r["accuracy"] is None else f"{100 * r['accuracy']:.2f}",
             DASH if told is None else f"{told['value']:.2f} *reported*"]
+
+
+def _rate_checks(checks: Sequence[Mapping[str, Any]]) -> list[str]:
+    if not checks:
+        return []
+    head = ("limit", "ours", "best uniform", "times its rate", f"ours {MINUS} best uniform", "seeds")
+    lines = [(c["limit"], c["ours"], c["row"], f"{c['factor']:g}", versus_text(c["ours_minus_row"]),
+              DASH if c["ours_minus_row"] is None else str(c["ours_minus_row"]["train_seeds"])) for c in checks]
+    return ["## At other learning rates", "", "Each side at the given factor on its own calibrated rate, on the first "
+            "of the same unseen seeds, test split; where both came to one configuration there is nothing to check.", "",
+            *_table([head, *lines]), ""]
 
 
 def gap_text(r: Row) -> str:

@@ -51,13 +51,15 @@ def reported(cell: Cell) -> Reported | None:
     return None
 
 
-def build(session: Session, cells: Sequence[Cell], results: Sequence[CellResult]) -> dict[str, Any]:
+def build(session: Session, cells: Sequence[Cell], results: Sequence[CellResult],
+          rate_checks: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
     """Contents of ``table1.json``.
 
     Args:
         session: For memory and provenance.
         cells: All rows of the table.
         results: Those that are there so far, in the table's order.
+        rate_checks: What ours has on the best uniform choice at other learning rates.
     """
     losses = {(r.cell.row.name, r.cell.limit.name): r.losses for r in results if r.losses}
     failed = {(r.cell.row.name, r.cell.limit.name): r.failed for r in results}
@@ -72,7 +74,7 @@ def build(session: Session, cells: Sequence[Cell], results: Sequence[CellResult]
             "steps": session.steps, "complete": not missing, "missing": missing,
             "limits": [_limit(session, limit) for limit in dict.fromkeys(cell.limit for cell in cells)
                        if limit is not OWN],
-            "rows": rows, "provenance": {k: session.provenance.get(k) for k in keep}}
+            "rows": rows, "rate_checks": list(rate_checks), "provenance": {k: session.provenance.get(k) for k in keep}}
 
 
 def _limit(session: Session, limit: Limit) -> dict[str, Any]:

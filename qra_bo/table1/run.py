@@ -26,6 +26,7 @@ from qra_bo.table1.markdown import render, summary
 from qra_bo.table1.pace import Pace
 from qra_bo.table1.plan import check_searches, equivalent_tokens, plan_rows, weights
 from qra_bo.table1.plot import draw
+from qra_bo.table1.rate_checks import check_rates
 from qra_bo.table1.results import build
 from qra_bo.table1.session import NAME, Session
 
@@ -120,11 +121,15 @@ def _work(session: Session, cells: Sequence[Cell], shown: bool) -> dict[str, Any
     """Cell by cell; the table is written after each."""
     results: list[CellResult] = []
     table: dict[str, Any] = {}
+
+    def say_all(text: str) -> None:
+        if shown:
+            print(text, file=sys.stderr, flush=True)
+
     pace = Pace(weights(session, cells))
     for number, cell in enumerate(cells, start=1):
         def say(text: str, number: int = number) -> None:
-            if shown:
-                print(f"[{number}/{len(cells)}] {text}", file=sys.stderr, flush=True)
+            say_all(f"[{number}/{len(cells)}] {text}")
 
         say(cell.name)
         begun = is_begun(session, cell)
@@ -138,6 +143,10 @@ def _work(session: Session, cells: Sequence[Cell], shown: bool) -> dict[str, Any
         left = pace.seconds_left(ahead)
         if ahead and left is not None:
             say(f"done; {len(ahead)} row{'s' * (len(ahead) > 1)} to go, about {rough(left)} at the pace so far")
+    checks = check_rates(session, results, say_all)
+    if checks:
+        table = build(session, cells, results, checks)
+        write(session.folder, table)
     write_plot(session.folder, table)
     return table
 

@@ -1,0 +1,61 @@
+"""Whether what ours has on the best uniform choice within a limit holds at other learning rates than the calibrated."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from qra_bo.report.text import MINUS, signed
+from qra_bo.study.options import training_seeds
+from qra_bo.table1.cells import OWN, Cell, CellResult, Say
+from qra_bo.table1.recipe import Recipe
+from qra_bo.table1.results import OURS, ours_among
+from qra_bo.table1.session import Session
+from qra_bo.table1.statistics import difference
+
+UNIFORM = {name: name.replace("ours", "best_uniform") for name in OURS}
+"""By the name of one of ours, the best uniform choice that has its bits and codes."""
+
+
+def pairs(cells: Iterable[Cell]) -> list[tuple[Cell, Cell]]:
+    """Ours and the best uniform choice, of every limit that has both."""
+    within: dict[str, dict[str, Cell]] = {}
+    for cell in cells:
+        if cell.limit is not OWN:
+            within.setdefault(cell.limit.name, {})[cell.row.name] = cell
+    chosen = [(rows, ours_among(rows)) for rows in within.values()]
+    return [(rows[ours], rows[UNIFORM[ours]]) for rows, ours in chosen if ours is not None and UNIFORM[ours] in rows]
+
+
+def check_rates(session: Session, results: Sequence[CellResult], say: Say) -> list[dict[str, Any]]:
+    """Train both sides of every pair at each of ``table1.rate_factors`` times their own rates, on the first
+    ``table1.seeds`` unseen seeds, and compare them on the test split.
+
+    A pair that came to one configuration, or of which one came to none, has nothing to check.
+
+    Raises:
+        RunInterrupted: On a signal.
+    """
+    t = session.config.table1
+    seeds = training_seeds(session.config.seed, t.seeds)[1]
+    by_cell = {r.cell: r for r in results}
+    checks = []
+    for pair in pairs(by_cell):
+        sides = [(r.found.recipe, r.rate) for r in map(by_cell.__getitem__, pair) if r.found and r.rate]
+        if len({recipe.key for recipe, _ in sides}) < 2:
+            continue
+        for factor in t.rate_factors:
+            made = session.made
+            ours, uniform = (_losses(session, recipe, factor * rate.lr_scale, seeds) for recipe, rate in sides)
+            compared = difference(ours, uniform, set(seeds) - set(ours))
+            checks.append({"limit": pair[0].limit.name, "ours": pair[0].row.name, "row": pair[1].row.name,
+                           "factor": factor, "ours_losses": ours, "row_losses": uniform,
+                           "ours_minus_row": None if compared is None else compared.to_json()})
+            if session.made > made:
+                say(f"{pair[0].limit.name}: at {factor:g} times the rate ours {MINUS} best uniform "
+                    + ("not known" if compared is None else signed(compared.mean)))
+    return checks
+
+
+def _losses(session: Session, recipe: Recipe, lr_scale: float, seeds: Sequence[int]) -> dict[int, float]:
+    """Test loss by training seed, of those that gave one."""
+    events = {seed: session.evaluate(recipe, lr_scale, seed, "test") for seed in seeds}
+    return {seed: float(e["loss"]) for seed, e in events.items() if e["loss"] is not None}

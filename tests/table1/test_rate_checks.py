@@ -1,0 +1,94 @@
+"""What ours has on the best uniform choice, checked at other learning rates."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.sessions import table_session
+from qra_bo.config import load_config
+from qra_bo.errors import ConfigError
+from qra_bo.space import uniform
+from qra_bo.study.options import training_seeds
+from qra_bo.table1.cells import Cell, CellResult, make_cells
+from qra_bo.table1.limits import parse_limit
+from qra_bo.table1.markdown import render
+from qra_bo.table1.methods import ROWS
+from qra_bo.table1.plan import equivalent_tokens, plan_rows
+from qra_bo.table1.rate_checks import check_rates, pairs
+from qra_bo.table1.rates import Rate
+from qra_bo.table1.recipe import Recipe
+from qra_bo.table1.results import build
+from qra_bo.table1.rows import Found
+from qra_bo.table1.session import Session
+
+DRY = ["+model=tiny", "data=tiny", "oracle=synthetic", "display=none", "quantizer.rounding=nearest",
+       "table1.rate_factors=[0.5,2]", "table1.seeds=3"]
+LIMIT = "peak uniform:4,4"
+
+
+@pytest.fixture(name="session")
+def make_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Session]:
+    monkeypatch.setattr(os, "fsync", lambda fd: None)
+    with table_session(load_config(DRY), tmp_path / "t") as session:
+        yield session
+
+
+def result(session: Session, method: str, fmt: str, rank: int, lr_scale: float) -> CellResult:
+    recipe = Recipe(uniform(session.space.n_units, fmt, rank), "kaiming")
+    return CellResult(Cell(ROWS[method], parse_limit(LIMIT)), found=Found(recipe, 0.0),
+                      rate=Rate(lr_scale, ((lr_scale, 3.0),), True))
+
+
+def test_ours_meets_the_uniform_choice_that_has_its_bits_and_codes() -> None:
+    limits = ["peak uniform:4,4", "stored uniform:4,16 for ours,ours_gptq,best_uniform,best_uniform_gptq", "free",
+              "peak uniform:4,16 for ours_gptq,best_uniform"]
+    found = [(ours.limit.name, ours.row.name, row.row.name) for ours, row in pairs(make_cells(limits, None))]
+    assert found == [("peak uniform:4,4", "ours_finer_gptq", "best_uniform_finer_gptq"),
+                     ("stored uniform:4,16", "ours_gptq", "best_uniform_gptq")]
+
+
+def test_both_sides_are_trained_at_each_factor_on_their_own_rate(session: Session) -> None:
+    results = [result(session, "best_uniform", "nf4", 4, 1.0), result(session, "ours", "int8", 1, 1.5)]
+    said: list[str] = []
+    checks = check_rates(session, results, said.append)
+    seeds = training_seeds(session.config.seed, 3)[1]
+    for check, factor in zip(checks, (0.5, 2.0), strict=True):
+        sides = [{seed: session.evaluate(r.found.recipe, scale * factor, seed, "test")["loss"] for seed in seeds}
+                 for r, scale in zip(results, (1.0, 1.5), strict=True) if r.found]
+        assert [check["row_losses"], check["ours_losses"]] == sides
+        assert check["factor"] == factor
+        mean = sum(sides[1][s] - sides[0][s] for s in seeds) / 3
+        assert check["ours_minus_row"]["mean"] == pytest.approx(mean)
+        assert check["ours_minus_row"]["train_seeds"] == 3
+    assert len(said) == 2
+    assert said[0].startswith(f"{LIMIT}: at 0.5 times the rate ours")
+    assert check_rates(session, results, said.append) == checks
+    assert len(said) == 2
+    made: Any = build(session, [r.cell for r in results], results, checks)
+    lines = render(made).partition("## At other learning rates")[2].splitlines()
+    factors = [line.split(" | ")[3].strip() for line in lines if line.startswith(f"| {LIMIT}")]
+    assert factors == ["0.5", "2"]
+    assert "At other" not in render(build(session, [r.cell for r in results], results))
+
+
+def test_one_configuration_or_none_leaves_nothing_to_check(session: Session) -> None:
+    same = [result(session, "best_uniform", "nf4", 4, 1.0), result(session, "ours", "nf4", 4, 1.0)]
+    assert check_rates(session, same, print) == []
+    none = [result(session, "best_uniform", "nf4", 4, 1.0), CellResult(Cell(ROWS["ours"], parse_limit(LIMIT)))]
+    assert check_rates(session, none, print) == []
+
+
+def test_the_plan_counts_them(session: Session) -> None:
+    cells = make_cells((LIMIT, "stored uniform:4,16"), ("ours", "best_uniform", "loftq"))
+    row = next(r for r in plan_rows(session, cells) if "other learning rates" in r.what)
+    assert row.what == "24 finals at other learning rates"
+    assert row.cost == pytest.approx(24 * equivalent_tokens(session))
+
+
+@pytest.mark.parametrize("factors", ["[1]", "[0.5,0.5]", "[-2]"])
+def test_factors_are_distinct_and_not_the_rate_itself(factors: str) -> None:
+    with pytest.raises(ConfigError, match="distinct positive factors other than 1"):
+        load_config([*DRY, f"table1.rate_factors={factors}"])
