@@ -47,7 +47,8 @@ def check_rates(session: Session, results: Sequence[CellResult], say: Say) -> li
             ours, uniform = (_losses(session, recipe, factor * rate.lr_scale, seeds) for recipe, rate in sides)
             compared = difference(ours, uniform, set(seeds) - set(ours))
             checks.append({"limit": pair[0].limit.name, "ours": pair[0].row.name, "row": pair[1].row.name,
-                           "factor": factor, "ours_losses": ours, "row_losses": uniform,
+                           "factor": factor, "train_seeds": list(seeds), "ours_losses": [ours.get(s) for s in seeds],
+                           "row_losses": [uniform.get(s) for s in seeds],
                            "ours_minus_row": None if compared is None else compared.to_json()})
             if session.made > made:
                 say(f"{pair[0].limit.name}: at {factor:g} times the rate ours {MINUS} best uniform "

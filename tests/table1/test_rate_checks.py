@@ -56,11 +56,11 @@ def test_both_sides_are_trained_at_each_factor_on_their_own_rate(session: Sessio
     checks = check_rates(session, results, said.append)
     seeds = training_seeds(session.config.seed, 3)[1]
     for check, factor in zip(checks, (0.5, 2.0), strict=True):
-        sides = [{seed: session.evaluate(r.found.recipe, scale * factor, seed, "test")["loss"] for seed in seeds}
+        sides = [[session.evaluate(r.found.recipe, scale * factor, seed, "test")["loss"] for seed in seeds]
                  for r, scale in zip(results, (1.0, 1.5), strict=True) if r.found]
         assert [check["row_losses"], check["ours_losses"]] == sides
-        assert check["factor"] == factor
-        mean = sum(sides[1][s] - sides[0][s] for s in seeds) / 3
+        assert (check["factor"], check["train_seeds"]) == (factor, list(seeds))
+        mean = sum(ours - row for row, ours in zip(*sides, strict=True)) / 3
         assert check["ours_minus_row"]["mean"] == pytest.approx(mean)
         assert check["ours_minus_row"]["train_seeds"] == 3
     assert len(said) == 2
