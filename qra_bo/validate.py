@@ -18,6 +18,7 @@ from qra_bo.priors import prior_file, shipped_priors
 from qra_bo.records import OWN_BASE
 from qra_bo.redact import redact
 from qra_bo.space import Ladder
+from qra_bo.study.options import OTHER_RATES, are_other_rates
 from qra_bo.tasks import TASKS
 
 OF_A_RUN = ("export", "report")
@@ -192,10 +193,7 @@ def _table1(config: RunConfig) -> Iterator[Problem]:
     for key, (value, at_least) in least.items():
         yield from _rule(f"table1.{key}", value, value >= at_least, f"at least {at_least}")
     yield from _rule("table1.steps", t.steps, t.steps is None or t.steps >= 1, "at least 1, or null")
-    factors = t.rate_factors
-    yield from _rule("table1.rate_factors", list(factors),
-                     all(f > 0 and f != 1 for f in factors) and len(set(factors)) == len(factors),
-                     "distinct positive factors other than 1, e.g. [0.5,2]")
+    yield from _rule("table1.rate_factors", t.rate_factors, are_other_rates(t.rate_factors), OTHER_RATES)
     yield from _try("table1.published_ranks", lambda: Ladder("ranks", t.published_ranks))
     if config.task == "table1" and config.oracle.name == "benchmark":
         yield Problem("oracle.name", "task=table1 needs oracle=finetune, or oracle=synthetic for a dry run: a table of "

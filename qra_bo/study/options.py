@@ -15,6 +15,13 @@ from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import Allocation, SearchSpace
 from qra_bo.study.executor import Executor
 
+OTHER_RATES = "distinct positive factors other than 1, e.g. [0.5,2]"
+
+
+def are_other_rates(factors: Sequence[float]) -> bool:
+    """Whether ``factors`` on a calibrated learning rate are ``OTHER_RATES``."""
+    return all(f > 0 and f != 1 for f in factors) and len(set(factors)) == len(factors)
+
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
@@ -122,10 +129,8 @@ class EngineConfig:
                             f"{self.train_seed} and {list(self.confirm_seeds)}")
         if self.anchors is not None and self.anchors < 1:
             problems.append(f"effort.anchors must be at least 1, or null for all, got {self.anchors}")
-        if self.rate_factors and (min(self.rate_factors) <= 0 or 1.0 in self.rate_factors
-                                  or len(set(self.rate_factors)) < len(self.rate_factors)):
-            problems.append("effort.rate_factors must be distinct positive factors other than 1, e.g. [0.5,2], "
-                            f"got {list(self.rate_factors)}")
+        if not are_other_rates(self.rate_factors):
+            problems.append(f"effort.rate_factors must be {OTHER_RATES}, got {list(self.rate_factors)}")
         if self.max_hours is not None and not self.max_hours > 0:
             problems.append(f"max_hours must be positive or null, got {self.max_hours}")
         if problems:
