@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qra_bo.report.tables import PlanRow
-from qra_bo.run import engine_settings, token_seconds
+from qra_bo.run import engine_settings
 from qra_bo.table1.cells import Cell, final_seeds
 from qra_bo.table1.published import calibration_and_anchors, proposals_left
 from qra_bo.table1.rate_checks import pairs
@@ -63,12 +63,17 @@ def plan_cells(session: Session, cells: Sequence[Cell]) -> list[CellPlan]:
     return plans
 
 
-def plan_rows(session: Session, cells: Sequence[Cell]) -> list[PlanRow]:
+def plan_rows(session: Session, cells: Sequence[Cell], seconds: float | None) -> list[PlanRow]:
     """Parts of the work as if nothing of it were done. Rows that come to one configuration share its trials and finals,
-    and take less than this."""
+    and take less than this.
+
+    Args:
+        session: The table's.
+        cells: Of the table.
+        seconds: Of a training token; ``None`` where that is not known.
+    """
     c, plans = session.config, plan_cells(session, cells)
     tokens = equivalent_tokens(session)
-    seconds = token_seconds(c, session.setting)
     parts: dict[str, float] = {}
     for cell, plan in zip(cells, plans, strict=True):
         what = f"{cell.limit.name}: {'searches' if isinstance(cell.row, Searched) else 'other methods'}"
@@ -91,11 +96,9 @@ def plan_rows(session: Session, cells: Sequence[Cell]) -> list[PlanRow]:
     return rows
 
 
-def weights(session: Session, cells: Sequence[Cell]) -> list[float]:
-    """Rough time of every cell as ``plan_rows`` has it; on a GPU, whose speed nothing is known of, only to compare
-    cells with one another."""
-    c = session.config
-    seconds = token_seconds(c, session.setting)
+def weights(session: Session, cells: Sequence[Cell], seconds: float | None) -> list[float]:
+    """Rough time of every cell as ``plan_rows`` has it; without ``seconds``, as on a GPU, whose speed nothing is known
+    of, only to compare cells with one another."""
     if seconds is None:
         return [plan.equivalents for plan in plan_cells(session, cells)]
     each = seconds * equivalent_tokens(session) + EVALUATION_SECONDS

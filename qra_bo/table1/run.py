@@ -16,7 +16,7 @@ from qra_bo.memory.budget import format_size
 from qra_bo.report.style import png_bytes
 from qra_bo.report.tables import print_plan
 from qra_bo.report.text import rough
-from qra_bo.run import Setting, make_setting, new_folder
+from qra_bo.run import Setting, make_setting, new_folder, token_seconds
 from qra_bo.study.journal import Journal
 from qra_bo.study.signals import Interrupts
 from qra_bo.table1.cells import Cell, CellResult, is_begun, make_cells, work
@@ -68,9 +68,10 @@ def run_table(config: RunConfig) -> TableResult:
             from qra_bo.oracle.harness import check_tasks  # loads torch and the harness
 
             check_tasks(config.eval.tasks)
+        seconds = token_seconds(config, session.setting)
         if shown:
-            _announce(session, cells)
-        table = _work(session, cells, shown)
+            _announce(session, cells, seconds)
+        table = _work(session, cells, seconds, shown)
     if shown:
         print("\n".join([*summary(table), f"Files: {folder / 'table1.md'}, table1.json, table1.png"]))
     return TableResult(folder, table)
@@ -103,13 +104,13 @@ def _at_peak(setting: Setting) -> Setting:
     return replace(setting, memory=replace(setting.memory, scope="peak"), max_average_bits=None)
 
 
-def _announce(session: Session, cells: Sequence[Cell]) -> None:
+def _announce(session: Session, cells: Sequence[Cell], seconds: float | None) -> None:
     """What lies ahead, and what the limits come to."""
     console = Console(stderr=True, soft_wrap=True)
     c = session.config
     title = (f"table1={c.table1.name} of {len(cells)} rows for {c.model_name}, effort={c.effort.name}; as if nothing "
              "of it were done and no two rows came to one configuration; times are rough")
-    print_plan(console, title, plan_rows(session, cells), equivalent_tokens(session))
+    print_plan(console, title, plan_rows(session, cells, seconds), equivalent_tokens(session))
     limits: dict[str, Limit] = {cell.limit.name: cell.limit for cell in cells if cell.limit.budget is not None}
     for limit in limits.values():
         bits = "" if limit.max_average_bits is None else f", at most {limit.max_average_bits:g} bits on average"
@@ -117,7 +118,7 @@ def _announce(session: Session, cells: Sequence[Cell]) -> None:
                       markup=False, highlight=False)
 
 
-def _work(session: Session, cells: Sequence[Cell], shown: bool) -> dict[str, Any]:
+def _work(session: Session, cells: Sequence[Cell], seconds: float | None, shown: bool) -> dict[str, Any]:
     """Cell by cell; the table is written after each."""
     results: list[CellResult] = []
     table: dict[str, Any] = {}
@@ -126,7 +127,7 @@ def _work(session: Session, cells: Sequence[Cell], shown: bool) -> dict[str, Any
         if shown:
             print(text, file=sys.stderr, flush=True)
 
-    pace = Pace(weights(session, cells))
+    pace = Pace(weights(session, cells, seconds))
     for number, cell in enumerate(cells, start=1):
         def say(text: str, number: int = number) -> None:
             say_all(f"[{number}/{len(cells)}] {text}")

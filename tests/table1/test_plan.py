@@ -19,7 +19,7 @@ def equivalents(folder: Path, methods: str, limits: tuple[str, ...] = (LIMIT,)) 
     """High-fidelity equivalents of every part."""
     config = load_config([*REAL, f"table1.methods=[{methods}]"])
     with table_session(config, folder / methods) as session:
-        rows = plan_rows(session, make_cells(limits, config.table1.methods))
+        rows = plan_rows(session, make_cells(limits, config.table1.methods), None)
         return {r.what: r.cost / equivalent_tokens(session) for r in rows}
 
 
@@ -39,28 +39,25 @@ def test_what_searches_share_is_counted_once(tmp_path: Path) -> None:
 def test_a_dry_run_plans_rows_whose_codes_it_cannot_choose(tmp_path: Path) -> None:
     config = load_config([*REAL, "oracle=synthetic"])
     with table_session(config, tmp_path) as session:
-        rows = plan_rows(session, make_cells((LIMIT,), ("ours", "ours_gptq")))
+        rows = plan_rows(session, make_cells((LIMIT,), ("ours", "ours_gptq")), None)
     searches = next(r for r in rows if r.what == f"{LIMIT}: searches")
     assert searches.cost / equivalent_tokens(session) == pytest.approx(2 * config.effort.high_equivalents)
 
 
-def test_a_tiny_model_takes_time_without_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "token_seconds", lambda config, setting: 0.0)
+def test_a_tiny_model_takes_time_without_tokens(tmp_path: Path) -> None:
     config = load_config([*REAL, "table1.methods=[qlora,ours]", "table1.key_seeds=2"])
     with table_session(config, tmp_path) as session:
-        rows = plan_rows(session, make_cells((LIMIT,), config.table1.methods))
+        rows = plan_rows(session, make_cells((LIMIT,), config.table1.methods), 0.0)
         n = sum(r.cost for r in rows) / equivalent_tokens(session)
     assert sum(r.seconds or 0.0 for r in rows) == pytest.approx(2 * plan.OPEN_SECONDS + n * plan.EVALUATION_SECONDS)
 
 
 @pytest.mark.parametrize("seconds", [1e-3, None])
-def test_weights_of_rows_add_up_to_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                            seconds: float | None) -> None:
-    monkeypatch.setattr(plan, "token_seconds", lambda config, setting: seconds)
+def test_weights_of_rows_add_up_to_the_plan(tmp_path: Path, seconds: float | None) -> None:
     config = load_config([*REAL, "table1.methods=[loftq,lq_lora,best_uniform,ours]"])
     with table_session(config, tmp_path) as session:
         cells = make_cells((LIMIT, OTHER), config.table1.methods)
-        rows, each = plan_rows(session, cells), weights(session, cells)
+        rows, each = plan_rows(session, cells, seconds), weights(session, cells, seconds)
         whole = sum(r.cost for r in rows) / equivalent_tokens(session) if seconds is None else \
             sum(r.seconds or 0.0 for r in rows)
     assert len(each) == len(cells) == 8

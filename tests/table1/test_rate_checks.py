@@ -83,7 +83,7 @@ def test_one_configuration_or_none_leaves_nothing_to_check(session: Session) -> 
 
 def test_the_plan_counts_them(session: Session) -> None:
     cells = make_cells((LIMIT, "stored uniform:4,16"), ("ours", "best_uniform", "loftq"))
-    row = next(r for r in plan_rows(session, cells) if "other learning rates" in r.what)
+    row = next(r for r in plan_rows(session, cells, None) if "other learning rates" in r.what)
     assert row.what == "24 finals at other learning rates"
     assert row.cost == pytest.approx(24 * equivalent_tokens(session))
 
