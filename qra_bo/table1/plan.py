@@ -7,7 +7,7 @@ from qra_bo.report.tables import PlanRow
 from qra_bo.run import engine_settings
 from qra_bo.table1.cells import Cell, final_seeds
 from qra_bo.table1.published import calibration_and_anchors, proposals_left
-from qra_bo.table1.rate_checks import pairs
+from qra_bo.table1.rate_checks import pairs, references
 from qra_bo.table1.rows_searched import Searched
 from qra_bo.table1.search import search_config
 from qra_bo.table1.session import Session
@@ -83,7 +83,7 @@ def plan_rows(session: Session, cells: Sequence[Cell], seconds: float | None) ->
         sum(plan.trials for plan in plans)
     finals = sum(len(final_seeds(session, cell.row)) for cell in cells)
     parts[f"{finals} finals of {session.steps} steps"] = sum(plan.finals for plan in plans)
-    at_other_rates = len(c.table1.rate_factors) * len(pairs(cells)) * 2 * c.table1.seeds
+    at_other_rates = len(c.table1.rate_factors) * (2 * len(pairs(cells)) + len(references(cells))) * c.table1.seeds
     parts[f"{at_other_rates} finals at other learning rates"] = at_other_rates * session.steps / c.fidelity.high
     rows = [PlanRow(what, n * tokens, None if seconds is None else n * (seconds * tokens + EVALUATION_SECONDS))
             for what, n in parts.items() if n]

@@ -1,4 +1,5 @@
-"""Whether what ours has on the best uniform choice within a limit holds at other learning rates than the calibrated."""
+"""What rests on calibrated learning rates, at other ones: what ours has on the best uniform choice within a limit, and
+the two references that the gap lies between."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -7,7 +8,7 @@ from qra_bo.report.text import MINUS, signed
 from qra_bo.study.options import training_seeds
 from qra_bo.table1.cells import OWN, Cell, CellResult, Say
 from qra_bo.table1.recipe import Recipe
-from qra_bo.table1.results import OURS, ours_among
+from qra_bo.table1.results import LORA_16, OURS, QLORA, ours_among
 from qra_bo.table1.session import Session
 from qra_bo.table1.statistics import difference
 
@@ -23,6 +24,11 @@ def pairs(cells: Iterable[Cell]) -> list[tuple[Cell, Cell]]:
             within.setdefault(cell.limit.name, {})[cell.row.name] = cell
     chosen = [(rows, ours_among(rows)) for rows in within.values()]
     return [(rows[ours], rows[UNIFORM[ours]]) for rows, ours in chosen if ours is not None and UNIFORM[ours] in rows]
+
+
+def references(cells: Iterable[Cell]) -> list[Cell]:
+    """LoRA-16 and QLoRA in their own memory, where they are there."""
+    return [cell for cell in cells if cell.limit is OWN and cell.row.name in (LORA_16, QLORA)]
 
 
 def check_rates(session: Session, results: Sequence[CellResult], say: Say) -> list[dict[str, Any]]:
@@ -52,6 +58,34 @@ def check_rates(session: Session, results: Sequence[CellResult], say: Say) -> li
                            "ours_minus_row": None if compared is None else compared.to_json()})
             if session.made > made:
                 say(f"{pair[0].limit.name}: at {factor:g} times the rate ours {MINUS} best uniform "
+                    + ("not known" if compared is None else signed(compared.mean)))
+    return checks
+
+
+def check_references(session: Session, results: Sequence[CellResult], say: Say) -> list[dict[str, Any]]:
+    """Train LoRA-16 and QLoRA at each of ``table1.rate_factors`` times their own rates, on the first ``table1.seeds``
+    unseen seeds, and compare them on the test split with themselves at their own rates: a gap whose ends hold is not
+    the calibration's doing.
+
+    Raises:
+        RunInterrupted: On a signal.
+    """
+    t = session.config.table1
+    seeds = training_seeds(session.config.seed, t.seeds)[1]
+    by_cell = {r.cell: r for r in results}
+    checks = []
+    for r in map(by_cell.__getitem__, references(by_cell)):
+        if r.found is None or r.rate is None:
+            continue
+        for factor in t.rate_factors:
+            made = session.made
+            losses = _losses(session, r.found.recipe, factor * r.rate.lr_scale, seeds)
+            compared = difference(losses, r.losses, set(seeds) - set(losses))
+            checks.append({"row": r.cell.row.name, "factor": factor, "train_seeds": list(seeds),
+                           "losses": [losses.get(s) for s in seeds],
+                           "minus_own": None if compared is None else compared.to_json()})
+            if session.made > made:
+                say(f"{r.cell.row.title}: at {factor:g} times its rate {MINUS} at its own "
                     + ("not known" if compared is None else signed(compared.mean)))
     return checks
 

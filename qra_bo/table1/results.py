@@ -52,7 +52,8 @@ def reported(cell: Cell) -> Reported | None:
 
 
 def build(session: Session, cells: Sequence[Cell], results: Sequence[CellResult],
-          rate_checks: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
+          rate_checks: Sequence[Mapping[str, Any]] = (),
+          reference_checks: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
     """Contents of ``table1.json``.
 
     Args:
@@ -60,6 +61,7 @@ def build(session: Session, cells: Sequence[Cell], results: Sequence[CellResult]
         cells: All rows of the table.
         results: Those that are there so far, in the table's order.
         rate_checks: What ours has on the best uniform choice at other learning rates.
+        reference_checks: LoRA-16 and QLoRA at other learning rates.
     """
     losses = {(r.cell.row.name, r.cell.limit.name): r.losses for r in results if r.losses}
     failed = {(r.cell.row.name, r.cell.limit.name): r.failed for r in results}
@@ -74,7 +76,8 @@ def build(session: Session, cells: Sequence[Cell], results: Sequence[CellResult]
             "steps": session.steps, "complete": not missing, "missing": missing,
             "limits": [_limit(session, limit) for limit in dict.fromkeys(cell.limit for cell in cells)
                        if limit is not OWN],
-            "rows": rows, "rate_checks": list(rate_checks), "provenance": {k: session.provenance.get(k) for k in keep}}
+            "rows": rows, "rate_checks": list(rate_checks), "reference_checks": list(reference_checks),
+            "provenance": {k: session.provenance.get(k) for k in keep}}
 
 
 def _limit(session: Session, limit: Limit) -> dict[str, Any]:

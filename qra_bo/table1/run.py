@@ -26,7 +26,7 @@ from qra_bo.table1.markdown import render, summary
 from qra_bo.table1.pace import Pace
 from qra_bo.table1.plan import check_searches, equivalent_tokens, plan_rows, weights
 from qra_bo.table1.plot import draw
-from qra_bo.table1.rate_checks import check_rates
+from qra_bo.table1.rate_checks import check_rates, check_references
 from qra_bo.table1.results import build
 from qra_bo.table1.session import NAME, Session
 
@@ -144,9 +144,9 @@ def _work(session: Session, cells: Sequence[Cell], seconds: float | None, shown:
         left = pace.seconds_left(ahead)
         if ahead and left is not None:
             say(f"done; {len(ahead)} row{'s' * (len(ahead) > 1)} to go, about {rough(left)} at the pace so far")
-    checks = check_rates(session, results, say_all)
-    if checks:
-        table = build(session, cells, results, checks)
+    checks = check_rates(session, results, say_all), check_references(session, results, say_all)
+    if any(checks):
+        table = build(session, cells, results, *checks)
         write(session.folder, table)
     write_plot(session.folder, table)
     return table

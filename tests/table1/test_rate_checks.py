@@ -1,4 +1,4 @@
-"""What ours has on the best uniform choice, checked at other learning rates."""
+"""What rests on calibrated learning rates, checked at other ones."""
 
 import os
 from collections.abc import Iterator
@@ -12,12 +12,12 @@ from qra_bo.config import load_config
 from qra_bo.errors import ConfigError
 from qra_bo.space import uniform
 from qra_bo.study.options import training_seeds
-from qra_bo.table1.cells import Cell, CellResult, make_cells
+from qra_bo.table1.cells import OWN, Cell, CellResult, make_cells
 from qra_bo.table1.limits import parse_limit
 from qra_bo.table1.markdown import render
 from qra_bo.table1.methods import ROWS
 from qra_bo.table1.plan import equivalent_tokens, plan_rows
-from qra_bo.table1.rate_checks import check_rates, pairs
+from qra_bo.table1.rate_checks import check_rates, check_references, pairs, references
 from qra_bo.table1.rates import Rate
 from qra_bo.table1.recipe import Recipe
 from qra_bo.table1.results import build
@@ -81,11 +81,38 @@ def test_one_configuration_or_none_leaves_nothing_to_check(session: Session) -> 
     assert check_rates(session, none, print) == []
 
 
+def test_references_are_compared_with_themselves_at_their_own_rates(session: Session) -> None:
+    space, seeds = session.space, training_seeds(session.config.seed, 3)[1]
+    own = CellResult(Cell(ROWS["qlora"], OWN), found=Found(Recipe(uniform(space.n_units, "nf4", 16), "kaiming"), 0.0),
+                     rate=Rate(1.5, ((1.5, 3.0),), True))
+    assert own.found
+    own.evaluations = {seed: session.evaluate(own.found.recipe, 1.5, seed, "test") for seed in seeds}
+    elsewhere = result(session, "qlora_gptq", "nf4", 16, 1.0)
+    said: list[str] = []
+    checks = check_references(session, [elsewhere, own, CellResult(Cell(ROWS["lora_16"], OWN))], said.append)
+    assert [(c["row"], c["factor"], c["train_seeds"]) for c in checks] == \
+        [("qlora", factor, list(seeds)) for factor in (0.5, 2.0)]
+    for check in checks:
+        there = [session.evaluate(own.found.recipe, 1.5 * check["factor"], s, "test")["loss"] for s in seeds]
+        assert check["losses"] == there
+        mean = sum(loss - own.losses[seed] for seed, loss in zip(seeds, there, strict=True)) / 3
+        assert check["minus_own"]["mean"] == pytest.approx(mean)
+    assert [line.split(" times its rate")[0] for line in said] == ["QLoRA, 4-bit: at 0.5", "QLoRA, 4-bit: at 2"]
+    shown = render(build(session, [own.cell], [own], (), checks)).partition("## At other learning rates")[2]
+    lines = shown.splitlines()
+    assert [line.split(" | ")[1].strip() for line in lines if line.startswith("| qlora")] == ["0.5", "2"]
+
+
+def test_references_are_those_in_their_own_memory() -> None:
+    cells = make_cells((LIMIT,), ("lora_16", "qlora", "qlora_gptq", "uniform_8", "ours"))
+    assert [(c.row.name, c.limit) for c in references(cells)] == [("lora_16", OWN), ("qlora", OWN)]
+
+
 def test_the_plan_counts_them(session: Session) -> None:
-    cells = make_cells((LIMIT, "stored uniform:4,16"), ("ours", "best_uniform", "loftq"))
+    cells = make_cells((LIMIT, "stored uniform:4,16"), ("qlora", "ours", "best_uniform", "loftq"))
     row = next(r for r in plan_rows(session, cells, None) if "other learning rates" in r.what)
-    assert row.what == "24 finals at other learning rates"
-    assert row.cost == pytest.approx(24 * equivalent_tokens(session))
+    assert row.what == "30 finals at other learning rates"
+    assert row.cost == pytest.approx(30 * equivalent_tokens(session))
 
 
 @pytest.mark.parametrize("factors", ["[1]", "[0.5,0.5]", "[-2]"])
