@@ -6,7 +6,7 @@ from typing import Any
 
 from qra_bo.errors import ModelError, OutputError
 from qra_bo.files import strict_json
-from qra_bo.oracle.manifest import Manifest
+from qra_bo.oracle.manifest import COPY_AGAIN, Manifest
 from qra_bo.space.patterns import peft_patterns
 
 CONFIG = "adapter_config.json"
@@ -25,16 +25,18 @@ def check_model_node(manifest: Manifest, folder: Path, trust_remote_code: bool) 
     node = manifest.model
     if not isinstance(node.get("source"), str) or not isinstance(node.get("name"), str):
         raise OutputError(f"the manifest in {folder} names no base model (its 'model' needs 'name' and 'source'); "
-                          "write it again with task=export")
+                          f"{COPY_AGAIN}")
     if node.get("trust_remote_code") and not trust_remote_code:
         raise ModelError(f"the run in {folder} asks that code which comes with {node.get('path')!r} be run on this "
                          "machine (trust_remote_code); a run's folder is data, and that is not done on its word. If "
-                         "you trust that code, say so: qra_bo.load(run, trust_remote_code=True)")
+                         "you trust that code, say so: qra_bo.load(run, trust_remote_code=True), or "
+                         "model.trust_remote_code=true in a command")
     return {**node, "trust_remote_code": trust_remote_code and bool(node.get("trust_remote_code"))}
 
 
-def check_adapter_config(folder: Path, manifest: Manifest) -> None:
-    """Refuse an adapter whose configuration is not the one that a run writes for these modules.
+def check_adapter_config(folder: Path, manifest: Manifest, one_rank: bool = False) -> None:
+    """Refuse an adapter whose configuration is not the one that a run writes for these modules, or, with ``one_rank``,
+    the export that has no patterns.
 
     PEFT imports modules that a configuration names and compiles its patterns as regular expressions.
 
@@ -54,7 +56,8 @@ def check_adapter_config(folder: Path, manifest: Manifest) -> None:
         raise OutputError(f"{path} must describe a LoRA adapter (peft_type LORA); it does not")
     records = manifest.modules
     scales = {float(r.alpha) / r.rank for r in records.values() if r.rank} or {1.0}
-    wanted = peft_patterns({name: r.rank for name, r in records.items()}, scales.pop())
+    wanted = {"rank_pattern": {}, "alpha_pattern": {}} if one_rank else \
+        peft_patterns({name: r.rank for name, r in records.items()}, scales.pop())
     defaults = LoraConfig().to_dict()
     wrong = [key for key in ("rank_pattern", "alpha_pattern") if found.get(key) != wanted[key]]
     wrong += [key for key, value in found.items() if key not in _FREE and value != defaults.get(key)]

@@ -18,6 +18,7 @@ from qra_bo.oracle.bank import allow_mixed_bits, set_submodule
 from qra_bo.oracle.base_models import load_base
 from qra_bo.oracle.fused import fuse
 from qra_bo.oracle.manifest import (
+    COPY_AGAIN,
     Manifest,
     ModuleRecord,
     package_versions,
@@ -55,21 +56,31 @@ def load(run: str | Path, device: str = "cpu", *, adapter: bool = True,
     folder, target = Path(run), _device(device)
     check_run_folder(folder)
     manifest = read_manifest(folder)
-    node = check_model_node(manifest, folder, trust_remote_code)
     if adapter:
         _check_adapter(folder)
         check_adapter_config(folder / ADAPTER, manifest)
-    try:
-        model, tokenizer = load_base(node)
-    except (KeyError, TypeError) as error:
-        raise OutputError(f"the manifest in {folder} describes its base model badly: {error!r} is missing or of the "
-                          "wrong type; write it again with task=export") from error
+    model, tokenizer = dense_base(manifest, folder, trust_remote_code)
     quantise(model, manifest, folder, target)
     use_fast_attention(model, target, getattr(torch, manifest.compute_dtype))
     if adapter:
         model = _adapted(model, manifest, folder)
         fuse(model)  # the forward that it was trained with, to the last bit
     return model.eval(), tokenizer
+
+
+def dense_base(manifest: Manifest, folder: Path, trust_remote_code: bool) -> tuple[Any, Any]:
+    """The base model that the run in ``folder`` quantised, as it was before, and its tokenizer.
+
+    Raises:
+        OutputError: If the manifest describes it badly.
+        ModelError: If it is not at hand, or wants code to run and the caller does not.
+    """
+    node = check_model_node(manifest, folder, trust_remote_code)
+    try:
+        return load_base(node)
+    except (KeyError, TypeError) as error:
+        raise OutputError(f"the manifest in {folder} describes its base model badly: {error!r} is missing or of the "
+                          f"wrong type; {COPY_AGAIN}") from error
 
 
 def quantise(model: Any, manifest: Manifest, folder: Path, device: torch.device) -> None:
@@ -143,8 +154,7 @@ def stored_states(manifest: Manifest, folder: Path) -> dict[str, State] | None:
     try:
         return unflatten(load_file(path))
     except SafetensorError as error:
-        raise OutputError(f"{path} is damaged or no safetensors file ({error}); write it again with task=export"
-                          ) from error
+        raise OutputError(f"{path} is damaged or no safetensors file ({error}); {COPY_AGAIN}") from error
 
 
 def _mismatch(name: str, manifest: Manifest, from_file: bool) -> Exception:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from qra_bo.export.models import BASES, BITSANDBYTES, MERGED, half, merged_model
 from qra_bo.export.run import FinishedRun
+from qra_bo.foreign import check_adapter_config
 from qra_bo.loading import load
 from qra_bo.oracle.manifest import PACKED, read_manifest
 from qra_bo.oracle.probe import PROBE
@@ -50,7 +51,7 @@ class ExportChecker:
     def __init__(self, run: FinishedRun) -> None:
         self.run, self.manifest = run, read_manifest(run.folder)
         self.ids = load_file(run.folder / PROBE)["input_ids"]
-        model, _ = load(run.folder)
+        model, _ = load(run.folder, trust_remote_code=run.trust_remote_code)
         self.kept = load_file(run.folder / PROBE)["logits"]
         self.own = self._logits(model)
 
@@ -64,7 +65,7 @@ class ExportChecker:
                            "the same sums in another order of rounding")]
         uniform, merged, bnb = (self.run.folder / name for name in (UNIFORM_RANK, MERGED, BITSANDBYTES))
         if uniform.is_dir():
-            found.append(self._row("adapter of one rank", "peft on the mixed base", lambda: self._peft(uniform),
+            found.append(self._row("adapter of one rank", "peft on the mixed base", lambda: self._uniform(uniform),
                                    "added rows and columns are zero"))
         for base in BASES:
             found.append(self._row(f"merged into the {base} base", "in memory",
@@ -95,7 +96,12 @@ class ExportChecker:
         return logits
 
     def _peft(self, adapter: Path) -> Any:
-        return self._with_adapter(load(self.run.folder, adapter=False)[0], adapter)
+        model, _ = load(self.run.folder, adapter=False, trust_remote_code=self.run.trust_remote_code)
+        return self._with_adapter(model, adapter)
+
+    def _uniform(self, adapter: Path) -> Any:
+        check_adapter_config(adapter, self.manifest, one_rank=True)
+        return self._peft(adapter)
 
     def _with_adapter(self, model: Any, adapter: Path | None = None) -> Any:
         from peft import PeftModel

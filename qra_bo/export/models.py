@@ -13,8 +13,7 @@ from safetensors.torch import load_file, save_file
 from qra_bo.errors import ModelError, OutputError
 from qra_bo.export.run import FinishedRun
 from qra_bo.files import write_json
-from qra_bo.loading import load, stored_states
-from qra_bo.oracle.base_models import load_base
+from qra_bo.loading import dense_base, load, stored_states
 from qra_bo.oracle.manifest import MANIFEST, PACKED, Manifest, flatten, read_manifest, tensors_digest
 from qra_bo.oracle.quantizers.base import State, packed
 
@@ -35,7 +34,7 @@ def write_packed(run: FinishedRun) -> list[Path]:
     """
     folder, manifest = run.folder, read_manifest(run.folder)
     if manifest.packed is None:
-        model, _ = load(folder, manifest.packed_on, adapter=False)
+        model, _ = load(folder, manifest.packed_on, adapter=False, trust_remote_code=run.trust_remote_code)
         layers = {name: packed(model.get_submodule(name)) for name in manifest.modules}
         states = {name: {**layer.codes(), **layer.metadata()} for name, layer in layers.items()}
         wrong = _unlike(manifest, states)
@@ -77,9 +76,11 @@ MEANING = {
 
 def merged_model(run: FinishedRun, manifest: Manifest, base: str) -> tuple[Any, Any]:
     """The merged model, on the CPU in 16 bits, and its tokenizer."""
-    model, tokenizer = load_base(manifest.model)
+    trust = run.trust_remote_code
+    model, tokenizer = dense_base(manifest, run.folder, trust)
     model.to(half(manifest))
-    source = load(run.folder, _device(manifest), adapter=False)[0] if base == DEQUANTISED else None
+    source = load(run.folder, _device(manifest), adapter=False, trust_remote_code=trust)[0] if base == DEQUANTISED \
+        else None
     updates = dict(adapter_updates(run))
     with torch.no_grad():
         for name in manifest.modules:
@@ -125,7 +126,7 @@ def write_bitsandbytes(run: FinishedRun) -> list[Path]:
     own = {} if manifest.packed is None else _own_states(manifest, run.folder, dense)
     config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
                                 bnb_4bit_compute_dtype=half(manifest), llm_int8_skip_modules=[*dense, "lm_head"])
-    with _sixteen_bits(manifest) as (folder, tokenizer):
+    with _sixteen_bits(run, manifest) as (folder, tokenizer):
         model = AutoModelForCausalLM.from_pretrained(folder, quantization_config=config, dtype=half(manifest),
                                                      device_map={"": _device(manifest)})
         for name in manifest.modules:
@@ -168,9 +169,9 @@ def _put_nf4(weight: Any, state: State) -> None:
 
 
 @contextmanager
-def _sixteen_bits(manifest: Manifest) -> Iterator[tuple[str, Any]]:
+def _sixteen_bits(run: FinishedRun, manifest: Manifest) -> Iterator[tuple[str, Any]]:
     """A folder that transformers loads the 16-bit base from, wherever it comes from; gone afterwards."""
-    model, tokenizer = load_base(manifest.model)
+    model, tokenizer = dense_base(manifest, run.folder, run.trust_remote_code)
     with tempfile.TemporaryDirectory(prefix="qra_bo-") as folder:
         unmarked(model).to(half(manifest)).save_pretrained(folder, safe_serialization=True)
         yield folder, tokenizer

@@ -24,13 +24,15 @@ SMALL = (*TEXTS, UNIFORM_RANK)
 TARGETS = (*SMALL, "packed", "merged", "bitsandbytes")
 
 
-def export_all(run_folder: Path, targets: Sequence[str] = SMALL, merged_base: str = "dequantised") -> list[Path]:
+def export_all(run_folder: Path, targets: Sequence[str] = SMALL, merged_base: str = "dequantised",
+               trust_remote_code: bool = False) -> list[Path]:
     """Write exports of a finished run into its folder; returns the files.
 
     Args:
         run_folder: Folder of a run that ended with an adapter.
         targets: Names from ``TARGETS``.
         merged_base: Into which base ``merged`` merges the adapter: ``dequantised`` or ``original``.
+        trust_remote_code: Whether code that comes with the base model may run, where a target needs that model.
 
     Raises:
         ConfigError: If a target is unknown; all of them at once, the nearest known names first.
@@ -41,7 +43,7 @@ def export_all(run_folder: Path, targets: Sequence[str] = SMALL, merged_base: st
     if unknown:
         raise ConfigError(unknown)
     check_run_folder(run_folder)
-    run = FinishedRun.read(run_folder)
+    run = FinishedRun.read(run_folder, trust_remote_code)
     with writing(run_folder, f"export again: task=export out={run_folder}"):
         return [path for target in dict.fromkeys(targets) for path in _export(run, target, merged_base)]
 

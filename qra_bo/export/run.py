@@ -20,15 +20,17 @@ class FinishedRun:
         best: Content of ``best.json``.
         adapter_config: Content of ``adapter/adapter_config.json``.
         manifest: Content of ``quant_manifest.json``.
+        trust_remote_code: Whether code that comes with the base model may run, where the run needs it.
     """
 
     folder: Path
     best: Mapping[str, Any]
     adapter_config: Mapping[str, Any]
     manifest: Mapping[str, Any]
+    trust_remote_code: bool = False
 
     @classmethod
-    def read(cls, folder: Path) -> "FinishedRun":
+    def read(cls, folder: Path, trust_remote_code: bool = False) -> "FinishedRun":
         """Read the three files.
 
         Raises:
@@ -48,7 +50,7 @@ class FinishedRun:
         if problems:
             raise OutputError(f"{folder} can't be exported, which needs a finished run with its adapter: "
                               f"{'; '.join(problems)}")
-        return cls(folder, *contents)
+        return cls(folder, *contents, trust_remote_code)
 
     @property
     def base(self) -> str:

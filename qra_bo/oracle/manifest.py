@@ -29,6 +29,8 @@ from qra_bo.space import StorageFormat
 SCHEMA_VERSION = 1
 MANIFEST = "quant_manifest.json"
 PACKED = "packed.safetensors"
+COPY_AGAIN = "copy the run's folder again from where it was made"
+"""What to do about a file of a run that is damaged: no command makes it anew."""
 DTYPES, DEVICES = ("float32", "bfloat16", "float16"), ("cpu", "cuda")
 PACKAGES = ("torch", "bitsandbytes", "hqq", "peft", "transformers")
 
@@ -180,7 +182,7 @@ def read_manifest(folder: Path) -> Manifest:
     except OSError as error:
         raise OutputError(f"{folder} is not the folder of a finished run: it holds no {MANIFEST}") from error
     except ValueError as error:
-        raise OutputError(f"{path} is not JSON ({error}); write it again with task=export") from error
+        raise OutputError(f"{path} is not JSON ({error}); {COPY_AGAIN}") from error
     version = data.get("schema_version") if isinstance(data, dict) else None
     if version != SCHEMA_VERSION:
         raise OutputError(f"{path} has schema version {version}; this release reads {SCHEMA_VERSION}: "
@@ -195,8 +197,8 @@ def read_manifest(folder: Path) -> Manifest:
             raise ValueError(f"compute_dtype {manifest.compute_dtype!r}, packed_on {manifest.packed_on!r} or packed "
                              f"{manifest.packed!r}, which must be one of {DTYPES}, of {DEVICES}, and {PACKED} or null")
     except (KeyError, TypeError, AttributeError, IndexError, ValueError, OverflowError, SpaceError) as error:
-        raise OutputError(f"{path} is malformed: {error!r} is missing or of the wrong type; write it again with "
-                          "task=export") from error
+        raise OutputError(f"{path} is malformed: {error!r} is missing or of the wrong type; {COPY_AGAIN}"
+                          ) from error
     if whole != manifest.sha256:
         raise OutputError(f"{path} was changed after it was written: its modules do not have the checksum it states")
     return manifest

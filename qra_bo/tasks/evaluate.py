@@ -86,7 +86,8 @@ def ask(config: RunConfig, folder: Path) -> int:
     from qra_bo.oracle.manifest import package_versions
 
     check_tasks(config.eval.tasks)
-    model, tokenizer = load(folder, resolve_device(config.device))
+    model, tokenizer = load(folder, resolve_device(config.device),
+                            trust_remote_code=bool(config.model["trust_remote_code"]))
     scores = score_tasks(model, tokenizer, config.eval.tasks, batch=config.eval.batch, limit=config.eval.limit)
     with writing(folder / SCORES_NAME, "ask again"):
         versions = {**package_versions(), "lm-eval": metadata.version("lm-eval")}

@@ -22,20 +22,20 @@ def run(config: RunConfig) -> int:
     Raises:
         UserError: If the folder holds no finished run with an adapter, or a target needs what is not there.
     """
-    folder = Path(str(config.out))
-    for path in export_all(folder, config.export.targets or SMALL, config.export.merged_base):
+    folder, trust = Path(str(config.out)), bool(config.model["trust_remote_code"])
+    for path in export_all(folder, config.export.targets or SMALL, config.export.merged_base, trust):
         print(path)
     if config.export.check:
-        print_checks(folder)
+        print_checks(folder, trust)
     return 0
 
 
-def print_checks(folder: Path) -> None:
+def print_checks(folder: Path, trust_remote_code: bool) -> None:
     """A line for every export: what loaded it and how far its logits are from the run's own."""
     from qra_bo.export.check import ExportChecker
     from qra_bo.oracle.manifest import package_versions
 
-    rows = ExportChecker(FinishedRun.read(folder)).rows()
+    rows = ExportChecker(FinishedRun.read(folder, trust_remote_code)).rows()
     table = [(r.what, r.loaded_by, *(DASH if v is None else f"{v:.4g}" for v in (r.difference, r.mean)), r.note)
              for r in rows]
     print_table(Console(), ("export", "loaded by", "largest difference of logits", "mean", "note"), table)

@@ -157,7 +157,7 @@ def test_trainers_files_lead_peft_to_the_ranks_that_were_found(mixed: Path) -> N
 def test_the_table_says_what_loaded_what_and_why_not(mixed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     export_all(mixed)
     export_all(mixed, ["packed", "merged"])
-    print_checks(mixed)
+    print_checks(mixed, False)
     lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
     table = {cells[0]: cells[1:] for cells in lines if len(cells) == 5}
     assert table["manifest and adapter"][1] == "0"

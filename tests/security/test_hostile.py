@@ -4,25 +4,33 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from qra_bo.config import load_config
 from qra_bo.errors import DataError, JournalError, ModelError, OutputError, ProfileError, UserError
+from qra_bo.export import models
+from qra_bo.export.check import ExportChecker
+from qra_bo.export.run import FinishedRun
 from qra_bo.files import check_run_folder, strict_json
+from qra_bo.foreign import check_adapter_config
 from qra_bo.loading import load
 from qra_bo.oracle.base_models import load_base
 from qra_bo.oracle.data.jsonl import read_records
-from qra_bo.oracle.manifest import MANIFEST
+from qra_bo.oracle.manifest import MANIFEST, read_manifest
+from qra_bo.oracle.probe import PROBE
 from qra_bo.report.write import load_run, write_report
 from qra_bo.run import run_folder
 from qra_bo.runs import main as runs
 from qra_bo.sensitivity.io import load_profile
 from qra_bo.study.journal import Journal, checksum, read_journal
-from tests.oracle.test_manifest import make_run
+from qra_bo.tasks.evaluate import ask
+from tests.oracle.test_manifest import FORMATS, make_run
 from tests.report.fixtures import make_events, write_run
 
 DEEP = "[" * 100_000
@@ -62,6 +70,54 @@ def test_hostile_manifests_are_refused(whole: Path, tmp_path: Path, change: Any,
                                        message: str) -> None:
     with pytest.raises(error, match=message):
         load(changed(whole, tmp_path / "run", MANIFEST, change))
+
+
+WRITERS: dict[str, Callable[[FinishedRun], Any]] = {
+    "packed": models.write_packed, "bitsandbytes": models.write_bitsandbytes,
+    "original": lambda run: models.write_merged(run, "original"),
+    "dequantised": lambda run: models.write_merged(run, "dequantised"), "check": ExportChecker}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_no_export_runs_code_on_a_folders_word(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                               name: str) -> None:
+    folder = changed(whole, tmp_path / "run", MANIFEST,
+                     lambda d: d["model"].update(trust_remote_code=True, source="path", path="evil/model"))
+    save_file({"input_ids": torch.zeros(1, 2), "logits": torch.zeros(1, 2, 3)}, folder / PROBE)
+    asked: list[Any] = []
+    monkeypatch.setattr("qra_bo.loading.load_base", asked.append)
+    monkeypatch.setattr(models, "SERVABLE", FORMATS)
+    run = FinishedRun(folder, {"alpha_over_rank": 2.0}, {}, {})
+    with pytest.raises(ModelError, match=r"evil/model.*model\.trust_remote_code=true in a command"):
+        WRITERS[name](run)
+    assert not asked
+    with pytest.raises(TypeError):  # at the user's word it asks the loader, which gives nothing here
+        WRITERS[name](replace(run, trust_remote_code=True))
+    assert asked[0]["trust_remote_code"] is True
+
+
+def test_tasks_run_no_code_on_a_folders_word(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = changed(whole, tmp_path / "run", MANIFEST,
+                  lambda d: d["model"].update(trust_remote_code=True, source="path", path="evil/model"))
+    monkeypatch.setattr("qra_bo.oracle.harness.check_tasks", lambda tasks: None)
+    config = ["task=evaluate", "eval.tasks=[x]", f"out={run}", "device=cpu"]
+    with pytest.raises(ModelError, match="trust that code"):
+        ask(load_config(config), run)
+
+
+def test_an_exported_adapter_of_one_rank_is_read_only_as_it_was_written(whole: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    manifest = read_manifest(run)
+    with pytest.raises(OutputError, match="rank_pattern"):
+        check_adapter_config(run / "adapter", manifest, one_rank=True)
+    path = run / "adapter" / "adapter_config.json"
+    data = json.loads(path.read_text())
+    path.write_text(json.dumps({**data, "rank_pattern": {}, "alpha_pattern": {}}))
+    check_adapter_config(run / "adapter", manifest, one_rank=True)
+    path.write_text(json.dumps({**data, "rank_pattern": {}, "alpha_pattern": {"(a+)+$": 4}}))
+    with pytest.raises(OutputError, match="alpha_pattern"):
+        check_adapter_config(run / "adapter", manifest, one_rank=True)
 
 
 @pytest.mark.parametrize(("change", "what"), [
