@@ -84,6 +84,9 @@ def runs_folder(config: RunConfig) -> Path:
     entries = sorted(out.iterdir()) if out.is_dir() else []
     known = {SUMMARY_NAME, CHECKPOINTS, *map(path_name, config.budget)}
     foreign = [p.name for p in entries if p.name not in known and not (p / JOURNAL_NAME).is_file()]
+    if (out / JOURNAL_NAME).is_file():
+        raise OutputError(f"out={out} is the folder of one run, and several budgets need a folder that is new, empty "
+                          "or holds runs of several budgets")
     if foreign:
         raise OutputError(f"out={out} holds {foreign[0]!r}, which is no run of a budget, and nothing in it is touched; "
                           "several budgets need a folder that is new, empty or holds runs of several budgets")
@@ -147,7 +150,7 @@ def _budgets(configs: Sequence[RunConfig], setting: Setting, folders: Sequence[P
     for config, folder in zip(configs, folders, strict=True):
         try:
             budgets.append(budget_bytes(config, setting, folder))
-            check_budget(budgets[-1], setting.costs(budgets[-1]), setting.space)
+            check_budget(budgets[-1], setting.costs(budgets[-1]), setting.space, setting.memory)
         except BudgetError as error:
             problems.append(f"budget {config.budget[0]}: {error}")
     if problems:

@@ -80,8 +80,19 @@ def hf_config(cfg: RunConfig) -> Any:
         return AutoConfig.from_pretrained(model["path"], trust_remote_code=may_run(model),
                                           revision=model["revision"] or "main")
     except Exception as error:  # of a malformed file transformers raises whatever it stumbles on
-        raise ModelError(f"the configuration of {model['path']!r} can't be read; a hub id needs a network, a folder "
-                         "needs config.json; give one of them as model.path") from error
+        raise ModelError(_unreadable(str(model["path"]), error)) from error
+
+
+def _unreadable(path: str, error: Exception) -> str:
+    """Why there is no configuration of ``model.path``: nothing there, or what transformers says in its first line."""
+    said = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        return (f"model.path={path!r} is no folder here, and as a hub id it can't be had ({said}); give a folder with "
+                "config.json and *.safetensors, or a hub id ORG/NAME with a network, and for a gated model a login")
+    if not (folder / "config.json").is_file():
+        return f"the folder model.path={path!r} holds no config.json; give one that transformers saved a model in"
+    return f"{folder / 'config.json'} can't be read ({said}); give a folder that transformers saved a model in"
 
 
 def make_space(cfg: RunConfig, spec: DecoderSpec) -> SearchSpace:

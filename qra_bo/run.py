@@ -23,6 +23,7 @@ from qra_bo.memory.budget import check_budget, free_bytes, parse_budget, parse_s
 from qra_bo.memory.formats import default_format
 from qra_bo.memory.model import MemoryModel
 from qra_bo.methods import make_searcher, prior_sha256, with_learned
+from qra_bo.oracle.data.hub import check_package
 from qra_bo.records import TrialState
 from qra_bo.report.live import LiveView
 from qra_bo.report.loggers import SearchLogger
@@ -107,7 +108,7 @@ def search(config: RunConfig | Sequence[str]) -> Result:
     folder = run_folder(config)
     setting = make_setting(config, (folder,))
     budget = budget_bytes(config, setting, folder)
-    check_budget(budget, setting.costs(budget), setting.space)
+    check_budget(budget, setting.costs(budget), setting.space, setting.memory)
     return run_one(config, folder, setting, budget, make_executor(config, folder, setting.profile))
 
 
@@ -120,12 +121,15 @@ def make_setting(config: RunConfig, begun: Sequence[Path] = ()) -> Setting:
 
     Raises:
         DeviceError: If fine-tuning on a CPU needs more RAM than is available.
+        MissingExtraError: If the data comes from the hub and the package that fetches it is not installed.
         UserError: If the model's shapes are not to be had, or the given profile lacks what is needed.
     """
     device, spec = _device_type(config), make_spec(config)
     space = make_space(config, spec)
-    if config.oracle.name == "finetune" and device == "cpu" and not is_remote(config):
-        check_ram(config, spec, space)
+    if config.oracle.name == "finetune" and not is_remote(config):
+        check_package(config.data)
+        if device == "cpu":
+            check_ram(config, spec, space)
     path = config.sensitivity.path
     profile = None if path is None else given_profile(Path(path).expanduser(), space.units, config.format_names)
     memory = make_memory(config, spec, device, allowance_for(config, device, begun))

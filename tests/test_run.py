@@ -114,6 +114,14 @@ def test_every_budget_that_nothing_fits_is_named_before_anything_runs(tmp_path: 
     assert not (tmp_path / "r").exists()
 
 
+def test_several_budgets_are_refused_the_folder_of_one_run(tmp_path: Path, counted: Counted) -> None:
+    (tmp_path / ".lock").touch()
+    (tmp_path / "trials.jsonl").write_text("{}\n")
+    with pytest.raises(OutputError, match="is the folder of one run, and several budgets need"):
+        several(tmp_path)
+    assert counted.built == 0
+
+
 @pytest.mark.parametrize(("method", "option"), [("structured", "damage=kl"), ("sequential", "damage=kl"),
                                                 ("evolution", "population=0"), ("hill_climb", "radius=1")])
 def test_a_wrong_option_of_the_method_is_told_before_anything_is_measured(

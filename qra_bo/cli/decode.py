@@ -43,7 +43,10 @@ def check(cls: type, data: Mapping[str, Any], prefix: str = "") -> list[Problem]
 
 def unknown_key(key: str, known: Iterable[str]) -> Problem:
     """The problem of a key that is not in the schema."""
-    return Problem(key, f"Unknown key {key!r}; nearest: {', '.join(nearest_first(key, known)[:3])}.")
+    ordered, last = nearest_first(key, known), key.rpartition(".")[2]
+    if not any(other.startswith(f"{key}.") for other in ordered):  # a value's name without its group: lr for adapter.lr
+        ordered.sort(key=lambda other: other.rpartition(".")[2] != last)
+    return Problem(key, f"Unknown key {key!r}; nearest: {', '.join(ordered[:3])}.")
 
 
 def build(cls: type, data: Mapping[str, Any]) -> Any:

@@ -107,6 +107,11 @@ def _problem(text: str, override: Override, sweep: bool, config_dir: str | None)
     return None if _is_value_key(key) else unknown_key(key, _value_keys(RunConfig))
 
 
+OF_ONES_OWN = {"model": " Any other decoder: +model=hf model.path=FOLDER-or-ORG/NAME.",
+               "data": " A text of your own: data=jsonl data.path=FILE."}
+"""By group, how to name what comes with no file of that group."""
+
+
 def _groups_with(config_dir: str | None) -> dict[str, tuple[str, ...]]:
     found = dict(groups())
     for file in Path(config_dir).glob("*/*.yaml") if config_dir else ():
@@ -119,7 +124,8 @@ def _group_problem(key: str, override: Override, options: Sequence[str]) -> Prob
     for value in values:
         if not isinstance(value, str) or value.strip("'\"") not in options:
             ordered = nearest_first(str(value), options)
-            return Problem(key, f"Unknown {key} {value!r}; known, nearest first: {', '.join(ordered)}.")
+            return Problem(key, f"Unknown {key} {value!r}; known, nearest first: {', '.join(ordered)}."
+                                f"{OF_ONES_OWN.get(key, '')}")
     return None
 
 

@@ -16,6 +16,8 @@ RULE = ("a size is a positive number with a unit, such as 10GB (10^9 bytes), 10G
         "integer of bytes, auto, or uniform:BITS,RANK such as uniform:4,16")
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
           "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
+LEAST_BITS = 2
+"""Of any format."""
 _SIZE = re.compile(r"([0-9]{1,24}(?:\.[0-9]{1,24})?) ?([a-z]*)")
 _UNIFORM = re.compile(r"uniform: ?([0-9]{1,9}) ?, ?([0-9]{1,9})")
 
@@ -203,8 +205,14 @@ def describe(allocation: Allocation, space: SearchSpace) -> str:
     return f"bits={span(bits)}, rank={span(ranks)}"
 
 
-def check_budget(budget: int, table: CostTable, space: SearchSpace) -> None:
+def check_budget(budget: int, table: CostTable, space: SearchSpace, memory: MemoryModel) -> None:
     """Refuse a budget that nothing fits.
+
+    Args:
+        budget: In bytes.
+        table: Of costs, a limit on the average bits included.
+        space: Of the search.
+        memory: Whose scope and trainer say what else could be lowered.
 
     Raises:
         BudgetError: With what the smallest allocation needs, and which bits and ranks it has.
@@ -215,5 +223,19 @@ def check_budget(budget: int, table: CostTable, space: SearchSpace) -> None:
     least = math.ceil(need / 10**5) / 10
     unit = " (a bare number means bytes)" if budget < 10**6 else ""
     raise BudgetError(f"a budget of {format_size(budget)}{unit} is below the smallest allocation, {format_size(need)} "
-                      f"({describe(allocation, space)}, {len(allocation)} units); use budget={least:.1f}MB or more, "
-                      "add lower bits or ranks, lower train.batch or train.length, or set train.checkpointing=true")
+                      f"({describe(allocation, space)}, {len(allocation)} units); use budget={least:.1f}MB or more"
+                      + "".join(f", or {way}" for way in _ways_down(space, memory)))
+
+
+def _ways_down(space: SearchSpace, memory: MemoryModel) -> list[str]:
+    """What would make the smallest allocation smaller."""
+    ways = []
+    if min(fmt.bits for fmt in space.formats) > LEAST_BITS:
+        ways.append("add lower bits")
+    if space.ranks.values[0] > 1:
+        ways.append("add a lower rank")
+    if memory.scope == "peak":
+        ways.append("lower train.batch or train.length")
+        if not memory.shape.checkpointing:
+            ways.append("set train.checkpointing=true")
+    return [*ways, "take a smaller model"]

@@ -11,6 +11,7 @@ from rich.console import Console
 from qra_bo.build import hf_config, make_memory, make_space, make_spec
 from qra_bo.config import RunConfig
 from qra_bo.device_allowance import allowance_for
+from qra_bo.errors import BudgetError
 from qra_bo.memory.budget import check_budget, free_bytes, parse_budget, parse_size, resolve_budget, smallest
 from qra_bo.memory.plan import MemoryPlan, memory_plan
 from qra_bo.memory.plan_tables import TraceCheck, render, render_checks
@@ -39,8 +40,14 @@ def run(config: RunConfig) -> int:
         if checks is not None:
             console.print(render_checks(checks))
     space = make_space(config, plan.memory.spec)
+    problems = []
     for answer in plan.budgets:
-        check_budget(answer.size, plan.memory.table(space), space)
+        try:
+            check_budget(answer.size, plan.memory.table(space), space, plan.memory)
+        except BudgetError as error:
+            problems.append(str(error))
+    if problems:
+        raise BudgetError("; ".join(dict.fromkeys(problems)))
     return 0
 
 

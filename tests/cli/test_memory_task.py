@@ -92,6 +92,29 @@ def test_a_budget_that_nothing_fits_still_shows_the_plan(capfd: pytest.CaptureFi
     assert "a budget of 10 bytes (a bare number means bytes) is below the smallest allocation" in captured.err
 
 
+def test_all_budgets_that_nothing_fits_are_named(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["task=memory", "+model=llama2_7b", "budget=[1MB,2MB]"]) == 2
+    error = capfd.readouterr().err
+    assert "a budget of 1.0 MB is below" in error
+    assert "a budget of 2.0 MB is below" in error
+
+
+@pytest.mark.parametrize(("made", "message"), [
+    (None, r"model\.path='none' is no folder here, and as a hub id it can't be had"),
+    ([], r"the folder model\.path='none' holds no config\.json"),
+    (["config.json"], r"none/config\.json can't be read")])
+def test_a_model_that_is_not_there_is_told_for_what_it_is(made: list[str] | None, message: str, tmp_path: Path,
+                                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.chdir(tmp_path)
+    if made is not None:
+        Path("none").mkdir()
+    for name in made or []:
+        (Path("none") / name).write_text("[")
+    with pytest.raises(ModelError, match=message):
+        make_spec(load_config(["task=memory", "+model=hf", "model.path=none"]))
+
+
 @pytest.mark.parametrize("error", [DeviceError("no RAM"), ModelError("no weights")])
 def test_a_search_that_can_not_start_shows_the_plan(error: Exception, monkeypatch: pytest.MonkeyPatch,
                                                     capfd: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from qra_bo.config import load_config
 from qra_bo.errors import DataError, MissingExtraError
 from qra_bo.oracle.data import plays
 from qra_bo.oracle.data.hub import hub_records
@@ -17,6 +18,7 @@ from qra_bo.oracle.data.load import load_data
 from qra_bo.oracle.data.options import DataConfig
 from qra_bo.oracle.data.records import Record
 from qra_bo.oracle.data.tiny import VOCABULARY, byte_tokenizer, tiny_records
+from qra_bo.run import make_setting
 
 
 def write(folder: Path, *lines: Any) -> str:
@@ -186,7 +188,7 @@ def test_a_missing_wheel_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def fake_datasets(monkeypatch: pytest.MonkeyPatch, load: Any) -> None:
-    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load))
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load, __spec__=object()))
 
 
 def test_hub_data_is_asked_for_as_configured(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,3 +220,7 @@ def test_no_datasets_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'qra_bo\[data\]'"):
         hub_records(config("hub", path="a/b"))
+    real = load_config(["+model=tiny", "data=alpaca"])
+    with pytest.raises(MissingExtraError, match=r"data=alpaca needs the package 'datasets'"):
+        make_setting(real)  # before a plan is shown, a journal begun or a model loaded
+    make_setting(load_config(["+model=tiny", "data=alpaca", "oracle=synthetic"]))

@@ -1,6 +1,7 @@
 """Sizes, budgets and feasibility."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -119,11 +120,26 @@ def test_an_infeasible_budget_says_what_is_needed_and_what_gives_it() -> None:
     space = space_of(formats=("hqq2", "nf4"), ranks=(2, 4))
     table = MODEL.table(space)
     need, least = smallest(table, space)
-    check_budget(need, table, space)
+    check_budget(need, table, space, MODEL)
     with pytest.raises(BudgetError, match=rf"{format_size(need)} \({describe(least, space)}, 4 units\)"):
-        check_budget(need - 1, table, space)
+        check_budget(need - 1, table, space, MODEL)
     with pytest.raises(BudgetError, match=r"10 bytes \(a bare number means bytes\)"):
-        check_budget(10, table, space)
+        check_budget(10, table, space, MODEL)
+
+
+@pytest.mark.parametrize(("formats", "ranks", "scope", "checkpointing", "ways"), [
+    (("hqq2", "nf4"), (1, 4), "peak", False,
+     ["lower train.batch or train.length", "set train.checkpointing=true", "take a smaller model"]),
+    (("nf4",), (2,), "peak", True,
+     ["add lower bits", "add a lower rank", "lower train.batch or train.length", "take a smaller model"]),
+    (("hqq2",), (1,), "stored", False, ["take a smaller model"])])
+def test_it_advises_what_would_help(formats: tuple[str, ...], ranks: tuple[int, ...], scope: str, checkpointing: bool,
+                                    ways: list[str]) -> None:
+    space = space_of(formats=formats, ranks=ranks)
+    model = MemoryModel(TINY, replace(MODEL.shape, checkpointing=checkpointing), scope)
+    with pytest.raises(BudgetError) as refused:
+        check_budget(10, model.table(space), space, model)
+    assert str(refused.value).split(", or ")[1:] == ways
 
 
 def test_sizes_for_people() -> None:

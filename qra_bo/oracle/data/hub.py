@@ -1,11 +1,22 @@
 """Records of data sets on the hub, through the ``datasets`` package."""
 
+from importlib.util import find_spec
 from typing import Any
 
 from qra_bo.errors import DataError, MissingExtraError
 from qra_bo.oracle.data.jsonl import to_record
 from qra_bo.oracle.data.options import DataConfig
 from qra_bo.oracle.data.records import Record
+
+
+def check_package(cfg: DataConfig) -> None:
+    """Refuse data from the hub without the package that fetches it, before anything is loaded.
+
+    Raises:
+        MissingExtraError: If ``datasets`` is not installed.
+    """
+    if cfg.kind == "hub" and find_spec("datasets") is None:
+        raise MissingExtraError("datasets", "data", f"data={cfg.name}")
 
 
 def hub_records(cfg: DataConfig) -> list[Record]:
@@ -15,10 +26,9 @@ def hub_records(cfg: DataConfig) -> list[Record]:
         MissingExtraError: If ``datasets`` is not installed.
         DataError: If the hub or the data set can't be reached, or a record is malformed.
     """
-    try:
-        import datasets
-    except ImportError as error:
-        raise MissingExtraError("datasets", "data", f"data={cfg.name}") from error
+    check_package(cfg)
+    import datasets
+
     name, options = str(cfg.path), {"revision": cfg.revision, "split": "train"}
     try:
         if cfg.subset is not None and cfg.subset.endswith((".jsonl", ".json")):
