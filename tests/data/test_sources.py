@@ -206,6 +206,20 @@ def test_hub_data_is_asked_for_as_configured(monkeypatch: pytest.MonkeyPatch) ->
                      (("json",), {"data_files": "hf://datasets/Hello-SimpleAI/HC3@v1/all.jsonl", "split": "train"})]
 
 
+def test_records_that_are_cut_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    short = [{"prompt": f"{i}?", "completion": "yes"} for i in range(20)]
+    long = [{"prompt": "x" * 40, "completion": f"{i}"} for i in range(20)]
+    fields = config("jsonl", path=write(tmp_path, *short, *long, {"text": "y" * 100}))
+    data = load_data(fields, byte_tokenizer(), 32)
+    n = sum(len(d) for d in (short, long)) + 1 - 2 * round(0.1 * 41)
+    assert 0 < data.train.cut <= 20
+    assert f"{data.train.cut} of the {n} training records of {fields.path} are longer than train.length=32 tokens" \
+        in caplog.text
+    caplog.clear()
+    assert load_data(fields, byte_tokenizer(), 64).train.cut == 0
+    assert not caplog.text
+
+
 def test_no_hub_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(*args: Any, **options: Any) -> None:
         raise ConnectionError("Couldn't reach the hub\nmore lines")

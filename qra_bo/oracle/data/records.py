@@ -32,10 +32,12 @@ class TokenBlocks:
     Args:
         input_ids: ``n x length``; padding stands at the end of a row alone, so a causal model never sees it.
         labels: ``n x length``, -100 on prompts and padding.
+        cut: Records with a prompt that did not fit into ``length`` tokens whole.
     """
 
     input_ids: IntArray
     labels: IntArray
+    cut: int = 0
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -128,7 +130,8 @@ def pack(tokenizer: Any, records: Sequence[Record], length: int, seed: int) -> T
             labels[row, at:at + len(ids)] = goal
             at += len(ids)
     order = named_rng("pack", seed).permutation(len(bins))
-    return TokenBlocks(inputs[order], labels[order])
+    cut = sum(bool(p) and len(p) + len(t) + len(end) > length for p, t in zip(prompts, targets, strict=True))
+    return TokenBlocks(inputs[order], labels[order], cut)
 
 
 def _best_fit(sizes: Sequence[int], capacity: int) -> list[list[int]]:
