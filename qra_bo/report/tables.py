@@ -82,7 +82,8 @@ def print_result(console: Console, d: ReportData, folder: Path, files: Sequence[
     else:
         if d.proxy_label:
             _plain(console, d.proxy_label)
-        _plain(console, f"Result: {head.sentence} {head.figure} ({head.interval})".rstrip())
+        figures = f"{head.figure} ({head.interval})" if head.interval else head.figure
+        _plain(console, f"Result: {head.sentence} {figures}".rstrip())
         for r in rows:
             named = zip(COLUMNS, row_cells(r), strict=True)
             _plain(console, "  " + ", ".join(f"{k} {v}" if k else v for k, v in named))

@@ -53,6 +53,13 @@ def test_a_next_best_that_was_delivered_does_not_borrow_the_winner_s_confirmatio
     assert (a.tone, a.interval) == ("open", "")
 
 
+def test_plain_output_has_no_empty_parentheses_where_one_choice_met_itself():
+    d = with_confirmation(wins=False)
+    same = replace(d, confirmation=replace(d.confirmation, candidate=d.confirmation.reference))
+    assert story.answer(same).interval == ""
+    assert "()" not in printed(print_result, same, RUN)
+
+
 def test_codes_other_than_the_nearest_are_said_and_compared_with_no_qlora():
     events = make_events()
     assert not any(check.title == "Codes" for check in story.checks(parse_events(events)))
