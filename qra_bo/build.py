@@ -86,7 +86,10 @@ def hf_config(cfg: RunConfig) -> Any:
 def _unreadable(path: str, error: Exception) -> str:
     """Why there is no configuration of ``model.path``: nothing there, or what transformers says in its first line."""
     said = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-    folder = Path(path).expanduser()
+    folder = Path(path)
+    if "trust_remote_code" in str(error):
+        return (f"model.path={path!r} comes with code of its own, and that runs only where you say so: "
+                "model.trust_remote_code=true")
     if not folder.is_dir():
         return (f"model.path={path!r} is no folder here, and as a hub id it can't be had ({said}); give a folder with "
                 "config.json and *.safetensors, or a hub id ORG/NAME with a network, and for a gated model a login")
@@ -184,7 +187,7 @@ def make_finetune(cfg: RunConfig, out: Path) -> "FinetuneOracle":
     from qra_bo.oracle.bank import LayerBank
     from qra_bo.oracle.base_models import commit_of, load_base
     from qra_bo.oracle.checkpoints import CheckpointStore
-    from qra_bo.oracle.data.load import load_data
+    from qra_bo.oracle.data.load import data_notes, load_data
     from qra_bo.oracle.finetune import FinetuneOracle, FinetuneSettings
     from qra_bo.oracle.host_linear import is_too_large, keep_on_host
     from qra_bo.oracle.once_quantised import refuse_reproducing_formats
@@ -223,6 +226,7 @@ def make_finetune(cfg: RunConfig, out: Path) -> "FinetuneOracle":
                           CheckpointStore(out / "checkpoints"), device, dtype,
                           profile_cache(cfg, base, device.type, data.sha256),
                           {"attention": kernel, "data": data.source, "data_tokens": data.n_tokens,
+                           "notes": data_notes(cfg.data, data),
                            "model_sha256": base["weights"], "model_revision": commit_of(model),
                            "base_on": "host" if on_host else device.type},
                           factor_store(cfg, base, device.type, data.sha256), tokenizer)

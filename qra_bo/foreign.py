@@ -56,10 +56,11 @@ def check_adapter_config(folder: Path, manifest: Manifest, one_rank: bool = Fals
         raise OutputError(f"{path} must describe a LoRA adapter (peft_type LORA); it does not")
     records = manifest.modules
     scales = {float(r.alpha) / r.rank for r in records.values() if r.rank} or {1.0}
-    wanted = {"rank_pattern": {}, "alpha_pattern": {}} if one_rank else \
-        peft_patterns({name: r.rank for name, r in records.items()}, scales.pop())
+    whole = peft_patterns({name: r.rank for name, r in records.items()}, scales.pop())
+    wanted: dict[str, Mapping[str, float]] = {"rank_pattern": {}, "alpha_pattern": {}} if one_rank else \
+        {"rank_pattern": whole["rank_pattern"], "alpha_pattern": whole["alpha_pattern"]}
     defaults = LoraConfig().to_dict()
-    wrong = [key for key in ("rank_pattern", "alpha_pattern") if found.get(key) != wanted[key]]
+    wrong = [key for key, patterns in wanted.items() if found.get(key) != patterns]
     wrong += [key for key, value in found.items() if key not in _FREE and value != defaults.get(key)]
     if wrong:
         raise OutputError(f"{path} is not what a run writes for the modules in its manifest: it differs in "

@@ -127,7 +127,8 @@ def make_setting(config: RunConfig, begun: Sequence[Path] = ()) -> Setting:
     device, spec = _device_type(config), make_spec(config)
     space = make_space(config, spec)
     if config.oracle.name == "finetune" and not is_remote(config):
-        check_package(config.data)
+        if config.task != "profile" or config.sensitivity.path is None:  # a given profile needs no data
+            check_package(config.data)
         if device == "cpu":
             check_ram(config, spec, space)
     path = config.sensitivity.path

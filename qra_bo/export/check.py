@@ -111,7 +111,8 @@ class ExportChecker:
     def _plain(self, folder: Path) -> Any:
         from transformers import AutoModelForCausalLM
 
-        return AutoModelForCausalLM.from_pretrained(str(folder), dtype=half(self.manifest))
+        return AutoModelForCausalLM.from_pretrained(str(folder), dtype=half(self.manifest), use_safetensors=True,
+                                                    trust_remote_code=self.run.trust_remote_code)
 
 
 MERGED_NOTES = {

@@ -128,7 +128,8 @@ def write_bitsandbytes(run: FinishedRun) -> list[Path]:
                                 bnb_4bit_compute_dtype=half(manifest), llm_int8_skip_modules=[*dense, "lm_head"])
     with _sixteen_bits(run, manifest) as (folder, tokenizer):
         model = AutoModelForCausalLM.from_pretrained(folder, quantization_config=config, dtype=half(manifest),
-                                                     device_map={"": _device(manifest)})
+                                                     device_map={"": _device(manifest)},
+                                                     trust_remote_code=run.trust_remote_code)
         for name in manifest.modules:
             kind = type(model.get_submodule(name)).__name__
             if kind != ("Linear" if name in dense else "Linear4bit"):

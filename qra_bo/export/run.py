@@ -50,7 +50,8 @@ class FinishedRun:
         if problems:
             raise OutputError(f"{folder} can't be exported, which needs a finished run with its adapter: "
                               f"{'; '.join(problems)}")
-        return cls(folder, *contents, trust_remote_code)
+        best, config, manifest = contents
+        return cls(folder, best, config, manifest, trust_remote_code)
 
     @property
     def base(self) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from qra_bo.errors import BudgetError
-from qra_bo.memory.formats import default_format
+from qra_bo.memory.formats import LEAST_BITS, default_format
 from qra_bo.memory.model import MemoryModel
 from qra_bo.space import Allocation, CostTable, IntArray, Ladder, SearchSpace, StorageFormat, uniform
 
@@ -16,8 +16,6 @@ RULE = ("a size is a positive number with a unit, such as 10GB (10^9 bytes), 10G
         "integer of bytes, auto, or uniform:BITS,RANK such as uniform:4,16")
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
           "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
-LEAST_BITS = 2
-"""Of any format."""
 _SIZE = re.compile(r"([0-9]{1,24}(?:\.[0-9]{1,24})?) ?([a-z]*)")
 _UNIFORM = re.compile(r"uniform: ?([0-9]{1,9}) ?, ?([0-9]{1,9})")
 

@@ -67,6 +67,7 @@ FORMATS: Mapping[str, StorageFormat] = _known()
 """Every storage format by name."""
 
 _DEFAULTS = {2: "hqq2", 3: "hqq3", 4: "nf4", 5: "hqq5-g128", 6: "hqq6-g128", 8: "int8", 16: "fp16"}
+LEAST_BITS = min(_DEFAULTS)
 
 
 def parse_format(name: str) -> StorageFormat:

@@ -117,7 +117,7 @@ class RunState:
     def _confirmation(self, e: Mapping[str, Any]) -> str:
         return (f"confirmed on {len(e['train_seeds'])} unseen seeds: difference to the best uniform "
                 f"{signed(e['mean'])}, 95 % interval {signed(e['low'])} to {signed(e['high'])}; a "
-                f"{e['winner_kind']} allocation is delivered")
+                f"{e['winner_kind']} allocation is chosen")
 
     def _measured(self, e: Mapping[str, Any]) -> str:
         measured = "not measured" if e["measured_bytes"] is None else f"{size(e['measured_bytes'])} measured"

@@ -145,7 +145,8 @@ class Runner:
             self._append("warning", {"message": message})
 
     def describe(self) -> None:
-        """Write the provenance of this session, and warn of what changed since the last one; once a session.
+        """Write the provenance of this session, and warn of what changed since the last one and of what the oracle
+        notes; once a session.
 
         Raises:
             JournalError: If results before and after would not compare.
@@ -160,6 +161,8 @@ class Runner:
         if differences:
             self.warn(f"since the run was last worked on: {'; '.join(differences)}; small differences in later results "
                       "may come from that")
+        for note in fields.get("notes", ()):
+            self.warn(note)
 
     def _append(self, event: str, fields: Mapping[str, Any]) -> None:
         self._take_in(self.journal.append(event, fields))

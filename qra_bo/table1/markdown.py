@@ -93,8 +93,8 @@ def _rate_checks(checks: Sequence[Mapping[str, Any]], references: Sequence[Mappi
         lines += _table([head, *((c["limit"], c["ours"], c["row"], *_at_factor(c, "ours_minus_row")) for c in checks)])
         lines += [""]
     if references:
-        head = ("reference", "times its rate", f"at this rate {MINUS} at its own", "seeds")
-        lines += _table([head, *((c["row"], *_at_factor(c, "minus_own")) for c in references)])
+        columns = ("reference", "times its rate", f"at this rate {MINUS} at its own", "seeds")
+        lines += _table([columns, *((c["row"], *_at_factor(c, "minus_own")) for c in references)])
     return [*lines, ""]
 
 

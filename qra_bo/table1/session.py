@@ -339,6 +339,8 @@ class Session:
         if differences:
             self.warn(f"since the table was last worked on: {'; '.join(differences)}; a row's seeds that were trained "
                       "before and after may differ a little for that")
+        for note in now.get("notes", ()):
+            self.warn(note)
 
     def _append(self, kind: str, fields: Mapping[str, Any]) -> Mapping[str, Any]:
         event = self._journal.append(kind, fields)

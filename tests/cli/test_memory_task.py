@@ -115,6 +115,13 @@ def test_a_model_that_is_not_there_is_told_for_what_it_is(made: list[str] | None
         make_spec(load_config(["task=memory", "+model=hf", "model.path=none"]))
 
 
+def test_a_model_that_needs_code_is_told_how_to_allow_it(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "own", "auto_map": {"AutoConfig": "own.Config"}}))
+    (tmp_path / "own.py").write_text("raise SystemExit('ran')")
+    with pytest.raises(ModelError, match=r"comes with code of its own.*model\.trust_remote_code=true"):
+        make_spec(load_config(["task=memory", "+model=hf", f"model.path={tmp_path}"]))
+
+
 @pytest.mark.parametrize("error", [DeviceError("no RAM"), ModelError("no weights")])
 def test_a_search_that_can_not_start_shows_the_plan(error: Exception, monkeypatch: pytest.MonkeyPatch,
                                                     capfd: pytest.CaptureFixture[str]) -> None:

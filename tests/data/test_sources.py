@@ -14,9 +14,9 @@ from qra_bo.errors import DataError, MissingExtraError
 from qra_bo.oracle.data import plays
 from qra_bo.oracle.data.hub import hub_records
 from qra_bo.oracle.data.jsonl import read_records
-from qra_bo.oracle.data.load import load_data
+from qra_bo.oracle.data.load import data_notes, load_data
 from qra_bo.oracle.data.options import DataConfig
-from qra_bo.oracle.data.records import Record
+from qra_bo.oracle.data.records import Record, split_records
 from qra_bo.oracle.data.tiny import VOCABULARY, byte_tokenizer, tiny_records
 from qra_bo.run import make_setting
 
@@ -188,7 +188,8 @@ def test_a_missing_wheel_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def fake_datasets(monkeypatch: pytest.MonkeyPatch, load: Any) -> None:
-    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load, __spec__=object()))
+    spec = SimpleNamespace(origin="here")
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load, __spec__=spec))
 
 
 def test_hub_data_is_asked_for_as_configured(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,18 +207,19 @@ def test_hub_data_is_asked_for_as_configured(monkeypatch: pytest.MonkeyPatch) ->
                      (("json",), {"data_files": "hf://datasets/Hello-SimpleAI/HC3@v1/all.jsonl", "split": "train"})]
 
 
-def test_records_that_are_cut_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_records_that_are_cut_are_counted(tmp_path: Path) -> None:
     short = [{"prompt": f"{i}?", "completion": "yes"} for i in range(20)]
     long = [{"prompt": "x" * 40, "completion": f"{i}"} for i in range(20)]
     fields = config("jsonl", path=write(tmp_path, *short, *long, {"text": "y" * 100}))
     data = load_data(fields, byte_tokenizer(), 32)
-    n = sum(len(d) for d in (short, long)) + 1 - 2 * round(0.1 * 41)
-    assert 0 < data.train.cut <= 20
-    assert f"{data.train.cut} of the {n} training records of {fields.path} are longer than train.length=32 tokens" \
-        in caplog.text
-    caplog.clear()
-    assert load_data(fields, byte_tokenizer(), 64).train.cut == 0
-    assert not caplog.text
+    in_training = {r for r in read_records(fields.path, None) if r.prompt.startswith("x")}
+    held_out = sum(r in in_training for split in split_records(read_records(fields.path, None), 0.1, 0, "")[1:]
+                   for r in split)
+    assert data.train.cut == 20 - held_out
+    (note,) = data_notes(fields, data)
+    assert note.startswith(f"{data.train.cut} training records of {fields.path} are longer than train.length=32 tokens")
+    assert data_notes(config("tiny"), data) == []
+    assert data_notes(fields, load_data(fields, byte_tokenizer(), 64)) == []
 
 
 def test_no_hub_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:

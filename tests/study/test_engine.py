@@ -381,6 +381,16 @@ def test_the_final_fine_tune_is_done_again_where_its_files_are_gone(tmp_path: Pa
     assert again.best == first.best
 
 
+def test_what_an_oracle_notes_is_a_warning_once_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = PlantedOracle.describe
+    monkeypatch.setattr(PlantedOracle, "describe", lambda self: {**own(self), "notes": ["7 training records are cut"]})
+    run(tmp_path)
+    raw = (tmp_path / "trials.jsonl").read_bytes()
+    assert _warnings(tmp_path).count("7 training records are cut") == 1
+    run(tmp_path)
+    assert (tmp_path / "trials.jsonl").read_bytes() == raw
+
+
 def test_the_comparison_is_repeated_at_other_learning_rates(whole: tuple[Path, RunOutcome], tmp_path: Path) -> None:
     outcome = run(tmp_path, rate_factors=(0.5, 2.0))
     check = outcome.study.last["rate_check"]

@@ -15,7 +15,10 @@ def check_package(cfg: DataConfig) -> None:
     Raises:
         MissingExtraError: If ``datasets`` is not installed.
     """
-    if cfg.kind == "hub" and find_spec("datasets") is None:
+    if cfg.kind != "hub":
+        return
+    found = find_spec("datasets")
+    if found is None or found.origin is None:  # a folder of that name is no package
         raise MissingExtraError("datasets", "data", f"data={cfg.name}")
 
 

@@ -1,6 +1,5 @@
 """From the options of a data set to token blocks of its three splits."""
 
-import logging
 from typing import Any
 
 from qra_bo.oracle.data.hub import hub_records
@@ -9,8 +8,6 @@ from qra_bo.oracle.data.options import DataConfig
 from qra_bo.oracle.data.plays import PACKAGE, VERSION, play_records
 from qra_bo.oracle.data.records import DataSplits, assemble, split_records
 from qra_bo.oracle.data.tiny import tiny_records
-
-log = logging.getLogger(__name__)
 
 
 def load_data(data_cfg: DataConfig, tokenizer: Any, length: int, seed: int = 0) -> DataSplits:
@@ -38,9 +35,13 @@ def load_data(data_cfg: DataConfig, tokenizer: Any, length: int, seed: int = 0) 
         else:
             records = tiny_records(data_cfg.max_records or 512, seed)
         splits = split_records(records, data_cfg.held_out, seed, source)
-    data = assemble(tokenizer, splits, length, data_cfg.calibration, seed, source)
-    if data.train.cut and data_cfg.kind in ("jsonl", "hub"):
-        log.warning("%d of the %d training records of %s are longer than train.length=%d tokens and are cut, first at "
-                    "the front of the prompt, then at the end of the target; a larger train.length keeps them whole, "
-                    "and takes more memory", data.train.cut, len(splits[0]), source, length)
-    return data
+    return assemble(tokenizer, splits, length, data_cfg.calibration, seed, source)
+
+
+def data_notes(data_cfg: DataConfig, data: DataSplits) -> list[str]:
+    """What people should know of their data: how much of it did not fit."""
+    if not data.train.cut or data_cfg.kind not in ("jsonl", "hub"):
+        return []
+    return [f"{data.train.cut:,} training records of {data.source} are longer than train.length="
+            f"{data.train.input_ids.shape[1]} tokens and are cut, first at the front of the prompt, then at the end of "
+            "the target; a larger train.length keeps them whole, and takes more memory"]
