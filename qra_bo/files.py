@@ -10,8 +10,8 @@ from typing import Any, NoReturn
 
 from qra_bo.errors import OutputError
 
-DEEPEST_LINK = 2
-"""How many folders deep a run's own files lie (``plots/x.png``, ``export/adapter_uniform_rank/x``)."""
+MOST_DIGITS = 300
+"""Of a whole number in a file: beyond them it is no float either, and sums and sizes of it would fail anywhere."""
 
 
 @contextmanager
@@ -44,8 +44,10 @@ def replace_text(path: Path, text: str) -> None:
         OSError: If it can't be written.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.unlink(missing_ok=True)  # of a process that ended
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW  # what another puts there is not written through
     try:
-        with temporary.open("w", encoding="utf-8") as file:
+        with open(os.open(temporary, flags, 0o666), "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -70,13 +72,24 @@ def strict_json(text: str | bytes) -> Any:
         ValueError: If it is no JSON, is nested too deeply, or holds NaN or a number beyond the range of floats.
     """
     try:
-        return json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+        return json.loads(text, parse_constant=_refuse_constant, parse_float=_finite, parse_int=bounded_int)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a finite number")
+
+
+def bounded_int(text: str) -> int:
+    """A whole number of JSON.
+
+    Raises:
+        ValueError: If it has more than ``MOST_DIGITS``.
+    """
+    if len(text) > MOST_DIGITS:
+        raise ValueError(f"{text[:40]}... is beyond the range of numbers")
+    return int(text)
 
 
 def _finite(text: str) -> float:
@@ -106,18 +119,30 @@ def check_plain(path: Path) -> None:
 
 
 def check_run_folder(folder: Path) -> None:
-    """Refuse a run's folder with links in it: what is written to or read from such a folder would go elsewhere.
+    """Refuse a run's folder with links in it, through which what is written or read would go elsewhere, or with pipes
+    and devices, at which a reader would wait or read for ever.
 
     Raises:
-        OutputError: With the first links found, and where they lead.
+        OutputError: With the first of them, and where links lead.
     """
-    links = []
+    links, others = [], []
     for root, folders, names in os.walk(folder):
         here = Path(root)
         links += [here / name for name in (*folders, *names) if (here / name).is_symlink()]
-        if len(here.relative_to(folder).parts) >= DEEPEST_LINK:
-            folders.clear()
+        others += [here / name for name in names if _is_special(here / name)]
+    if others:
+        raise OutputError(f"{folder} holds {min(others).relative_to(folder)}, which is no regular file (a pipe, a "
+                          "socket or a device): nothing in it is read or written. Take a copy without it, or another "
+                          "folder")
     if links:
         listed = ", ".join(f"{link.relative_to(folder)} -> {os.readlink(link)}" for link in sorted(links)[:3])
         raise OutputError(f"{folder} holds symbolic links ({listed}), which a run's folder never does: nothing in it "
                           "is read or written. Take a copy without them, or another folder")
+
+
+def _is_special(path: Path) -> bool:
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:  # another process has removed it meanwhile
+        return False
+    return not stat.S_ISREG(mode) and not stat.S_ISLNK(mode)

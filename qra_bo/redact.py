@@ -1,4 +1,5 @@
-"""Secrets stay out of what is written down: passwords in URLs, access tokens, and what the environment calls secret."""
+"""Secrets stay out of what is written down (passwords in URLs, access tokens, what the environment calls secret), and
+what could command a terminal out of what is shown."""
 
 import logging
 import os
@@ -9,6 +10,8 @@ HIDDEN = "***"
 _NAMES = re.compile(r"(TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_?KEY|CREDENTIALS?)$", re.IGNORECASE)
 _SHORTEST = 8
 """Characters of the shortest secret of the environment that is looked for: shorter ones would hide ordinary words."""
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
+"""Characters that could make a terminal do something, or that can't be encoded."""
 _PATTERNS = (
     (re.compile(r"(?<=://)[^/\s@]+(?=@)"), HIDDEN),
     (re.compile(r"\b(hf|sk|ghp|gho|ghs|glpat|xox[abp])[-_][A-Za-z0-9_-]{16,}"), HIDDEN),
@@ -20,6 +23,11 @@ _PATTERNS = (
 def redact(text: str) -> str:
     """``text`` with every secret in it hidden."""
     return _redacted(text, _secrets())
+
+
+def printable(text: str) -> str:
+    """``text`` without what a terminal could take for a command, or can't show: names come from strangers too."""
+    return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def redact_all(value: Any) -> Any:

@@ -9,12 +9,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from urllib.parse import quote
 
 from rich.console import Console
 
 from qra_bo.errors import JournalError, OutputError, UserError
-from qra_bo.files import check_run_folder
-from qra_bo.redact import redact
+from qra_bo.files import check_plain, check_run_folder
+from qra_bo.redact import printable, redact
 from qra_bo.report.data import ReportData
 from qra_bo.report.mirror import SQLITE, mirror_run, storage_url
 from qra_bo.report.side_by_side import NamedRun, caveats, facts, search_loss, versus
@@ -72,11 +73,11 @@ def list_runs(folder: Path, console: Console) -> None:
            [_line(folder, run) for run in runs])
     for run in runs:
         if run.problem:
-            console.print(f"{run.folder}: {run.problem}", markup=False, highlight=False, soft_wrap=True)
+            console.print(printable(f"{run.folder}: {run.problem}"), markup=False, highlight=False, soft_wrap=True)
 
 
 def _line(folder: Path, run: Run) -> tuple[str, ...]:
-    name = str(run.folder.relative_to(folder)) if run.folder != folder else run.folder.name
+    name = printable(str(run.folder.relative_to(folder)) if run.folder != folder else run.folder.name)
     d = run.data
     if d is None:
         return (name, run.state, *(DASH,) * 6)
@@ -101,7 +102,7 @@ def compare_runs(folders: Sequence[Path], console: Console, page: Path | None = 
 
 def print_side_by_side(runs: Sequence[NamedRun], console: Console) -> None:
     """A column for every run, and what keeps their losses from being compared."""
-    print_table(console, ("", *(run.name for run in runs)), facts(runs))
+    print_table(console, ("", *(printable(run.name) for run in runs)), facts(runs))
     for line in caveats(runs):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
@@ -109,7 +110,7 @@ def print_side_by_side(runs: Sequence[NamedRun], console: Console) -> None:
 def own_report(folder: Path, start: Path) -> str | None:
     """The run's own report as a link from a page in ``start``, or ``None`` if it has none."""
     report = folder / "report.html"
-    return Path(os.path.relpath(report, start)).as_posix() if report.is_file() else None
+    return quote(Path(os.path.relpath(report, start)).as_posix()) if report.is_file() else None
 
 
 def prune_runs(folder: Path, console: Console, *, unfinished: bool, yes: bool) -> list[Path]:
@@ -132,7 +133,8 @@ def prune_runs(folder: Path, console: Console, *, unfinished: bool, yes: bool) -
             check_run_folder(path.parent if path.name == CHECKPOINTS else path)
             with RunLock(path if path.name != CHECKPOINTS else path.parent):
                 shutil.rmtree(path)
-        console.print(f"{'removed' if yes else 'would remove'} {path}", markup=False, highlight=False, soft_wrap=True)
+        console.print(printable(f"{'removed' if yes else 'would remove'} {path}"), markup=False, highlight=False,
+                      soft_wrap=True)
     note = "" if yes or not doomed else "; nothing was removed: add --yes to do it"
     console.print(f"{len(doomed)} folders, {size(total)}{note}", markup=False, highlight=False)
     return doomed
@@ -164,11 +166,12 @@ def mirror_runs(folder: Path, console: Console, storage: str) -> None:
 def _is_locked(folder: Path) -> bool:
     """Whether a process writes to this run; reads only, so that listing works in folders of others."""
     try:
+        check_plain(folder / LOCK_NAME)  # opening a pipe would wait for ever
         with (folder / LOCK_NAME).open(encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False
-    except OSError:
+    except (OSError, OutputError):
         return True
     return False
 
@@ -210,7 +213,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             prune_runs(args.folder, console, unfinished=args.unfinished, yes=args.yes)
     except UserError as error:
-        print(error, file=sys.stderr)
+        print(printable(str(error)), file=sys.stderr)
         return error.exit_status
     return 0
 

@@ -17,7 +17,7 @@ from qra_bo.cli.overrides import inspect, normalise, with_default_model
 from qra_bo.cli.sweep import Job, SweepSummary, record_job
 from qra_bo.config import RunConfig
 from qra_bo.errors import ConfigError, QRABOError
-from qra_bo.redact import redact
+from qra_bo.redact import printable, redact
 from qra_bo.study.signals import Interrupts
 from qra_bo.tasks import run_task
 
@@ -125,5 +125,5 @@ def _report(error: QRABOError) -> int:
     if error.exit_status == BUG:
         print(redact("".join(traceback.format_exception(error))), end="", file=sys.stderr)
     else:
-        print(redact(f"qra_bo: {' '.join(str(error).split())}"), file=sys.stderr)
+        print(printable(redact(f"qra_bo: {' '.join(str(error).split())}")), file=sys.stderr)
     return error.exit_status

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from typing import Any
 
 from qra_bo.export.run import FinishedRun
@@ -48,7 +49,7 @@ def vllm(run: FinishedRun) -> str:
     """``serve_vllm.txt``: the command line, and what it does not do."""
     return f"""# {HINT}
 # vLLM loads no mixed bits: this serves the adapter on the base as vLLM loads it. Ranks up to {run.max_rank}.
-vllm serve {json.dumps(run.base)} --enable-lora --max-lora-rank {server_rank(tuple(run.best['ranks']))} \\
-  --lora-modules qra_bo={json.dumps(str(run.folder.resolve() / 'adapter'))}
+vllm serve {shlex.quote(run.base)} --enable-lora --max-lora-rank {server_rank(tuple(run.best['ranks']))} \\
+  --lora-modules {shlex.quote(f"qra_bo={run.folder.resolve() / 'adapter'}")}
 # A server that wants one rank for all modules takes export/adapter_uniform_rank/ (zero-padded, the same function).
 """

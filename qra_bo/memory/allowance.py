@@ -4,13 +4,12 @@ The share is an assumption until a device has been measured. With ``memory.calib
 on a device replace it: they are kept in one small file a device, in the user's cache.
 """
 
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from qra_bo.files import write_json
+from qra_bo.files import strict_json, write_json
 
 SCHEMA_VERSION = 1
 PPM = 1_000_000
@@ -85,7 +84,7 @@ class AllowanceStore:
     def load(self, device: str) -> Allowance | None:
         """What is kept of a device, or ``None``."""
         try:
-            data = json.loads(self.path(device).read_text(encoding="utf-8"))
+            data = strict_json(self.path(device).read_text(encoding="utf-8"))
             if data["schema_version"] != SCHEMA_VERSION or data["device"] != device:
                 return None
             found = Allowance(*(int(data[key]) for key in ("fixed_bytes", "share_ppm", "measurements")))

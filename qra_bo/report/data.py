@@ -222,7 +222,7 @@ def parse_events(events: Sequence[Event], warnings: Sequence[str] = ()) -> Repor
         if header is None:
             raise JournalError("the journal has no header event: it is not the trials.jsonl of a run, or it is empty")
         return _parse(events, _header(header), warnings)
-    except (KeyError, TypeError, ValueError, SpaceError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, SpaceError) as error:
         raise JournalError(f"an event in the journal is malformed: {error!r}; the report needs the journal as the "
                            "run wrote it") from error
 

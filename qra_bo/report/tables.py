@@ -1,5 +1,8 @@
 """Tables for the terminal: the plan before a run, the result after it. Plain lines where there is no terminal."""
 
+import json
+import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +13,7 @@ from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
+from qra_bo.redact import printable
 from qra_bo.report import story
 from qra_bo.report.data import ReportData
 from qra_bo.report.guide import next_steps
@@ -99,9 +103,11 @@ def print_result(console: Console, d: ReportData, folder: Path, files: Sequence[
 
 def _print_next(console: Console, d: ReportData, folder: Path) -> None:
     """What to do next, each with the line to type."""
-    steps = [(s.what, s.code.replace("RUN", str(folder)).splitlines()[-1]) for s in next_steps(d)]
+    named = shlex.quote(printable(str(folder)))  # for people to copy into a shell
+    quoted = {'"RUN"': json.dumps(printable(str(folder))), "RUN": named}  # in a line of Python, and of a shell
+    steps = [(s.what, re.sub('"RUN"|RUN', lambda m: quoted[m[0]], s.code).splitlines()[-1]) for s in next_steps(d)]
     if d.end is None:
-        steps.append(("Go on", f"the same command again, with out={folder}"))
+        steps.append(("Go on", f"the same command again, with out={named}"))
     if not console.is_terminal:
         for what, code in steps:
             _plain(console, f"Next: {what}: {code}")
@@ -169,4 +175,4 @@ def print_table(console: Console, columns: Sequence[str], rows: Sequence[Sequenc
 
 
 def _plain(console: Console, line: str) -> None:
-    console.print(line, markup=False, highlight=False, soft_wrap=not console.is_terminal)
+    console.print(printable(line), markup=False, highlight=False, soft_wrap=not console.is_terminal)

@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import re
 import time
 import zlib
 from collections.abc import Callable, Iterable, Mapping
@@ -15,9 +14,9 @@ from types import TracebackType
 from typing import Any
 
 from qra_bo.errors import JournalError, OracleError, OutputError
-from qra_bo.files import check_plain
+from qra_bo.files import bounded_int, check_plain
 from qra_bo.records import SCHEMA_VERSION, stating_codes
-from qra_bo.redact import redact_all
+from qra_bo.redact import printable, redact_all
 from qra_bo.study.lock import RunLock
 
 JOURNAL_NAME = "trials.jsonl"
@@ -27,8 +26,6 @@ RESERVED = frozenset({"event", "time", "session", "elapsed", "crc"})
 _FIRST_BYTES = b'{"event":"header"'
 _LISTED = 8
 """Differences that a message spells out."""
-_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
-"""Characters that could make a terminal do something, or that can't be encoded."""
 
 
 def canonical(data: Mapping[str, Any]) -> str:
@@ -92,7 +89,7 @@ def read_journal(path: Path) -> JournalContent:
 def _decode(line: bytes) -> Event | None:
     """The event of one line, or ``None`` if it is not what was written."""
     try:
-        data = json.loads(line)
+        data = json.loads(line, parse_int=bounded_int)
     except (ValueError, RecursionError):
         return None
     if not isinstance(data, dict) or not isinstance(data.get("event"), str) or type(data.get("session")) is not int \
@@ -110,7 +107,7 @@ def _decode(line: bytes) -> Event | None:
 def _printable(value: Any) -> Any:
     """A JSON value whose texts are safe to show: a checksum tells that a line is whole, not who wrote it."""
     if isinstance(value, str):
-        return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", value)
+        return printable(value)
     if isinstance(value, dict):
         return {_printable(k): _printable(v) for k, v in value.items()}
     return [_printable(v) for v in value] if isinstance(value, list) else value

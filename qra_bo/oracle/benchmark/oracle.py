@@ -131,9 +131,9 @@ def load_oracle(path: Path, family: str, space: SearchSpace, *, noise: float | N
         DataError: If the table can't be read or holds too little.
         ConfigError: If there is no such emulator, or the run is of other units, formats or ranks than the table.
     """
-    rows = folder_of(path) / ROWS
-    sha256 = hashlib.sha256(rows.read_bytes() if rows.exists() else b"").hexdigest()
-    return BenchmarkOracle(Emulator(load_table(path), family), space, sha256, noise=noise, checkpoints=checkpoints)
+    table = load_table(path)
+    sha256 = hashlib.sha256((folder_of(path) / ROWS).read_bytes()).hexdigest()
+    return BenchmarkOracle(Emulator(table, family), space, sha256, noise=noise, checkpoints=checkpoints)
 
 
 def _check(table: Table, space: SearchSpace) -> None:

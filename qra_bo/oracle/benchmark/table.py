@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from qra_bo.errors import DataError, SpaceError
-from qra_bo.files import strict_json
+from qra_bo.files import check_run_folder, strict_json
 from qra_bo.records import TrialState
 from qra_bo.sensitivity.io import load_profile
 from qra_bo.sensitivity.profile import SensitivityProfile
@@ -190,8 +190,10 @@ def load_table(path: Path) -> Table:
     Raises:
         DataError: If a file is missing or malformed.
         ProfileError: If the profile is malformed.
+        OutputError: If the folder holds links, pipes or devices.
     """
     folder = folder_of(path)
+    check_run_folder(folder)
     facts = load_facts(folder)
     return Table(facts, load_costs(folder), load_profile(folder / PROFILE), load_rows(folder / ROWS, facts),
                  load_provenance(folder / PROVENANCE))

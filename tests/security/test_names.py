@@ -1,0 +1,112 @@
+"""Names and numbers that strangers choose: nothing waits, is written elsewhere, or speaks to a shell or a terminal."""
+
+import json
+import os
+import shlex
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from qra_bo.cli.app import _report
+from qra_bo.errors import ConfigError, DataError, OutputError
+from qra_bo.export.hints import vllm
+from qra_bo.export.run import FinishedRun
+from qra_bo.files import check_run_folder, replace_text, strict_json
+from qra_bo.oracle.benchmark.table import load_table
+from qra_bo.report.data import parse_events
+from qra_bo.report.tables import print_result
+from qra_bo.runs import main as runs
+from qra_bo.runs import own_report
+from qra_bo.study.journal import checksum, read_journal
+from tests.report.fixtures import make_events, write_run
+
+EVIL = "\x1b]0;owned\x07"
+
+
+@pytest.mark.parametrize("inside", ["best.json", "oracles/X/checkpoints/a/b"])
+def test_a_pipe_in_a_run_is_refused_however_deep(tmp_path: Path, inside: str) -> None:
+    path = tmp_path / inside
+    path.parent.mkdir(parents=True, exist_ok=True)
+    os.mkfifo(path)
+    with pytest.raises(OutputError, match=rf"holds {inside}, which is no regular file"):
+        check_run_folder(tmp_path)
+    path.unlink()
+    check_run_folder(tmp_path)
+    path.symlink_to("/dev/zero")
+    with pytest.raises(OutputError, match="holds symbolic links"):
+        check_run_folder(tmp_path)
+
+
+def test_a_lock_that_is_a_pipe_keeps_no_listing_waiting(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = write_run(tmp_path / "r", make_events(finished=False))
+    (run / ".lock").unlink(missing_ok=True)
+    os.mkfifo(run / ".lock")
+    assert runs(["list", str(tmp_path)]) == 0
+    assert "active" in capsys.readouterr().out
+
+
+def test_a_table_of_endless_rows_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "evaluations.csv").symlink_to("/dev/zero")
+    with pytest.raises((OutputError, DataError), match="symbolic links"):
+        load_table(tmp_path)
+
+
+def test_nothing_is_written_through_a_link_that_stands_where_a_file_is_made(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    (tmp_path / f".x.json.{os.getpid()}").symlink_to(victim)
+    replace_text(tmp_path / "x.json", "new")
+    assert victim.read_text() == "precious"
+    assert (tmp_path / "x.json").read_text() == "new"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["victim", "x.json"]
+
+
+def test_lines_to_copy_into_a_shell_run_no_command(tmp_path: Path) -> None:
+    name, folder = "$(touch evil)", tmp_path / "a b;$(c)"
+    folder.mkdir()
+    text = vllm(FinishedRun(folder, {"model": "m", "ranks": [4]}, {"base_model_name_or_path": name, "rank_pattern": {},
+                                                                    "r": 4}, {}))
+    words = shlex.split(text, comments=True)
+    assert words[:3] == ["vllm", "serve", name]
+    assert f"qra_bo={folder.resolve() / 'adapter'}" in words
+    console = Console(file=None, width=400, force_terminal=False, record=True)
+    print_result(console, parse_events(make_events()), folder)
+    lines = console.export_text().splitlines()
+    assert any(f"out={shlex.quote(str(folder))}" in line for line in lines)
+    assert any(f"qra_bo.load({json.dumps(str(folder))})" in line for line in lines)
+
+
+def test_a_folder_s_name_is_no_script_of_a_page(tmp_path: Path) -> None:
+    run = tmp_path / "javascript:alert(1)"
+    run.mkdir()
+    (run / "report.html").touch()
+    assert own_report(run, tmp_path) == "javascript%3Aalert%281%29/report.html"
+
+
+def test_names_and_messages_command_no_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(tmp_path / f"run{EVIL}", make_events())
+    (tmp_path / f"broken{EVIL}").mkdir()
+    (tmp_path / f"broken{EVIL}" / "trials.jsonl").write_text("nonsense\n")
+    assert runs(["list", str(tmp_path)]) == 0
+    assert runs(["show", str(tmp_path / f"none{EVIL}")]) == 2
+    assert _report(ConfigError(f"bad {EVIL}")) == 2
+    told = capsys.readouterr()
+    assert "owned" in told.out
+    assert "owned" in told.err
+    assert "\x1b" not in told.out + told.err
+
+
+def test_numbers_that_no_float_holds_are_no_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert strict_json("1" + 200 * "0") == 10**200
+    with pytest.raises(ValueError, match="beyond the range of numbers"):
+        strict_json("1" + 400 * "0")
+    events = make_events()
+    run = write_run(tmp_path / "r", events)
+    good = read_journal(run / "trials.jsonl").events
+    odd = {**good[-1], "elapsed": 10**400}
+    odd["crc"] = checksum(odd)
+    with (run / "trials.jsonl").open("a") as file:
+        file.write(json.dumps(odd) + "\n")
+    assert len(read_journal(run / "trials.jsonl").events) == len(good)
+    assert runs(["list", str(tmp_path)]) == 0
