@@ -59,7 +59,7 @@ def make_spec(cfg: RunConfig) -> DecoderSpec:
     model = cfg.model
     if model["n_layers"] is not None:
         return spec_from_numbers(cfg.model_name, model["family"], **{key: model[key] for key in NUMBERS})
-    return spec_from_hf_config(hf_config(cfg), cfg.model_name)
+    return spec_from_hf_config(hf_config(cfg), cfg.model_name, trust_remote_code=bool(model["trust_remote_code"]))
 
 
 def hf_config(cfg: RunConfig) -> Any:

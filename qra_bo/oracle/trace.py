@@ -94,15 +94,17 @@ class StepTracer:
     Args:
         spec: The decoder.
         config: Its transformers configuration; by default made from the spec's numbers.
+        trust_remote_code: Whether code that comes with the model may run; transformers asks where it is not told.
 
     Raises:
         OracleError: If the modules of the configuration are not those of the spec.
     """
 
-    def __init__(self, spec: DecoderSpec, config: Any = None) -> None:
+    def __init__(self, spec: DecoderSpec, config: Any = None, *, trust_remote_code: bool = False) -> None:
         self.spec, self.checkpointing = spec, False
         with META, no_init_weights():
-            self.model = AutoModelForCausalLM.from_config(config or config_from_spec(spec), dtype=torch.float32)
+            self.model = AutoModelForCausalLM.from_config(config or config_from_spec(spec), dtype=torch.float32,
+                                                          trust_remote_code=trust_remote_code)
         self.model.tie_weights()
         self.model.requires_grad_(False)
         built = spec_from_model(self.model, spec.name)

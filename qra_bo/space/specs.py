@@ -135,8 +135,14 @@ def spec_from_model(model: Any, name: str | None = None) -> DecoderSpec:
                        head is not None and head.weight is embedding, other)
 
 
-def spec_from_hf_config(config: Any, name: str | None = None) -> DecoderSpec:
+def spec_from_hf_config(config: Any, name: str | None = None, *, trust_remote_code: bool = False) -> DecoderSpec:
     """The decoder that a transformers configuration builds, on the meta device: no weights are made.
+
+    Args:
+        config: The configuration.
+        name: Name used in messages; the model type by default.
+        trust_remote_code: Whether code that comes with the model may run. It is always passed on: where it is not,
+            transformers asks on the terminal.
 
     Raises:
         ModelError: If transformers knows no causal language model of that type.
@@ -146,8 +152,11 @@ def spec_from_hf_config(config: Any, name: str | None = None) -> DecoderSpec:
 
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     except ValueError as error:
+        if "trust_remote_code" in str(error):
+            raise ModelError(f"{name or config.model_type!r} comes with code of its own, and that runs only where you "
+                             "say so: model.trust_remote_code=true") from error
         raise ModelError(f"no causal language model can be built of a {config.model_type!r} configuration: "
                          f"{error}") from error
     return spec_from_model(model, name)

@@ -79,7 +79,8 @@ def verify(config: RunConfig, plan: MemoryPlan) -> list[TraceCheck]:
 
     spec, memory = plan.memory.spec, replace(plan.memory, scope="peak")
     space = make_space(config, spec)
-    tracer = StepTracer(spec, None if config.model["n_layers"] is not None else hf_config(config))
+    tracer = StepTracer(spec, None if config.model["n_layers"] is not None else hf_config(config),
+                        trust_remote_code=bool(config.model["trust_remote_code"]))
     chosen = {"smallest allocation": smallest(memory.table(space), space)[1]}
     for answer in plan.budgets:
         if answer.best is not None:
