@@ -11,9 +11,10 @@ from typing import Any
 
 from qra_bo.acquisition.transfer import LEAST_LOSSES, combine, fitted_scales, save_prior
 from qra_bo.build import config_from_dict, make_memory, make_space, make_spec
-from qra_bo.config import load_config
-from qra_bo.errors import OutputError, UserError
+from qra_bo.config import RunConfig, load_config
+from qra_bo.errors import ModelError, OutputError, UserError
 from qra_bo.searcher import SearchProblem
+from qra_bo.space import DecoderSpec
 from qra_bo.study.messages import ProfileResult
 from qra_bo.study.results import load_study
 from qra_bo.study.searching import as_told
@@ -29,12 +30,27 @@ def scales_of_run(folder: Path) -> dict[str, float] | None:
     if "profile" not in study.last:
         return None
     config = config_from_dict(_over(load_config().to_dict(), study.header["config"]))
-    spec = make_spec(config)
+    spec = _spec_as_data(config, folder)
     space = make_space(config, spec)
     problem = SearchProblem(space, make_memory(config, spec, "cpu").table(space), study.budget_bytes,
                             ProfileResult.from_json(study.last["profile"]).profile, config.fidelity.high, None,
                             config.seed)
     return fitted_scales(problem, [as_told(e) for e in study.points])
+
+
+def _spec_as_data(config: RunConfig, folder: Path) -> DecoderSpec:
+    """The run's decoder, without the code that a model may come with: a run's folder is data, whatever it says.
+
+    Raises:
+        ModelError: If its shapes can't be had so.
+    """
+    try:
+        return make_spec(config.with_changes(model={**config.model, "trust_remote_code": False}))
+    except ModelError as error:
+        if not config.model["trust_remote_code"]:
+            raise
+        raise ModelError(f"{folder} is of a model with code of its own ({config.model['path']!r}), which is never run "
+                         "to learn a prior; leave it out") from error
 
 
 def _over(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:

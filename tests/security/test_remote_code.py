@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 from transformers import AutoConfig
 
+from qra_bo import prior
 from qra_bo.build import make_spec
 from qra_bo.config import load_config
 from qra_bo.errors import ModelError
 from qra_bo.oracle.trace import StepTracer
+from tests.report.fixtures import make_events, write_run
 
 
 def own_code(folder: Path, **auto_map: str) -> Path:
@@ -22,6 +24,18 @@ def own_code(folder: Path, **auto_map: str) -> Path:
         "class Config(LlamaConfig):\n    model_type = 'own'\n"
         "class Model(LlamaForCausalLM):\n    config_class = Config\n")
     return folder
+
+
+def test_a_prior_is_learned_without_a_models_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    evil = own_code(tmp_path / "evil", AutoConfig="evil.Config", AutoModelForCausalLM="evil.Model")
+    header, *rest = make_events()
+    config = load_config(["+model=hf", f"model.path={evil}", "model.trust_remote_code=true"]).to_dict()
+    run = write_run(tmp_path / "run", [{**header, "config": config}, *rest])
+    assert prior.main([str(run), "--out", str(tmp_path / "prior.json")]) == 2
+    assert not (evil / "ran").exists()
+    said = capsys.readouterr().err
+    assert "leave it out" in said
+    assert "Traceback" not in said
 
 
 @pytest.fixture(name="asked")
