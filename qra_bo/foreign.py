@@ -1,5 +1,7 @@
 """Run folders from strangers are data: loading one runs no code, opens no file outside it and trusts no pattern."""
 
+import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,9 +12,10 @@ from qra_bo.oracle.manifest import COPY_AGAIN, Manifest
 from qra_bo.space.patterns import peft_patterns
 
 CONFIG = "adapter_config.json"
-_FREE = frozenset({"rank_pattern", "alpha_pattern", "target_modules", "r", "lora_alpha", "task_type", "peft_type",
-                   "peft_version", "base_model_name_or_path", "revision", "inference_mode"})
-"""Fields of PEFT's configuration that a run sets, or that change nothing; all others have PEFT's defaults."""
+_OWN = frozenset({"rank_pattern", "alpha_pattern", "target_modules", "r", "lora_alpha"})
+"""Fields of PEFT's configuration that a run sets, each checked against the ranks of its modules."""
+_FREE = frozenset({"task_type", "peft_type", "peft_version", "base_model_name_or_path", "revision", "inference_mode"})
+"""Fields that change nothing here; all others have PEFT's defaults."""
 
 
 def check_model_node(manifest: Manifest, folder: Path, trust_remote_code: bool) -> Mapping[str, Any]:
@@ -54,15 +57,61 @@ def check_adapter_config(folder: Path, manifest: Manifest, one_rank: bool = Fals
         raise OutputError(f"{path} is not JSON ({error}); take the adapter from the run again") from error
     if not isinstance(found, dict) or found.get("peft_type") != "LORA":
         raise OutputError(f"{path} must describe a LoRA adapter (peft_type LORA); it does not")
-    records = manifest.modules
-    scales = {float(r.alpha) / r.rank for r in records.values() if r.rank} or {1.0}
-    whole = peft_patterns({name: r.rank for name, r in records.items()}, scales.pop())
-    wanted: dict[str, Mapping[str, float]] = {"rank_pattern": {}, "alpha_pattern": {}} if one_rank else \
-        {"rank_pattern": whole["rank_pattern"], "alpha_pattern": whole["alpha_pattern"]}
+    alphas = {name: record.alpha for name, record in manifest.modules.items() if record.rank}
+    wrong = unlike_ranks(found, {name: r.rank for name, r in manifest.modules.items()}, alphas, one_rank)
     defaults = LoraConfig().to_dict()
-    wrong = [key for key, patterns in wanted.items() if found.get(key) != patterns]
-    wrong += [key for key, value in found.items() if key not in _FREE and value != defaults.get(key)]
+    wrong += [key for key, value in found.items() if key not in _OWN | _FREE and value != defaults.get(key)]
     if wrong:
         raise OutputError(f"{path} is not what a run writes for the modules in its manifest: it differs in "
                           f"{', '.join(sorted(wrong)[:5])}. It was changed, or belongs to another run; take the "
                           "adapter from the run again")
+
+
+def unlike_ranks(found: Mapping[str, Any], ranks: Mapping[str, int], alphas: Mapping[str, float],
+                 one_rank: bool = False) -> list[str]:
+    """Fields of an adapter's configuration that are not what a run writes for modules of these ranks.
+
+    Args:
+        found: Content of ``adapter_config.json``.
+        ranks: Module path to rank, 0 where there is no adapter.
+        alphas: Module path to alpha, of the adapted modules.
+        one_rank: Whether it has no patterns, but the largest rank everywhere.
+
+    Raises:
+        SpaceError: If no run can have these ranks.
+    """
+    whole = peft_patterns(ranks, 1.0)
+    largest = max(alphas, key=lambda name: ranks[name])
+    wanted: dict[str, Any] = {
+        "rank_pattern": {} if one_rank else whole["rank_pattern"],
+        "alpha_pattern": {} if one_rank else {re.escape(name): alphas[name] for name in alphas},
+        "r": whole["r"], "lora_alpha": alphas[largest]}
+    wrong = [key for key, value in wanted.items() if not _same(found.get(key), value)]
+    return wrong if _targets(found.get("target_modules"), ranks) else [*wrong, "target_modules"]
+
+
+def _same(found: Any, wanted: Any) -> bool:
+    """Equal, where alpha may come of alpha / r in another order of rounding; ``True`` is no number."""
+    if isinstance(wanted, dict):
+        return isinstance(found, dict) and found.keys() == wanted.keys() and all(_same(found[k], wanted[k])
+                                                                                 for k in wanted)
+    number = isinstance(found, int | float) and not isinstance(found, bool) and abs(found) < 1e15
+    return number and math.isclose(found, wanted, rel_tol=1e-9)
+
+
+def _targets(found: Any, ranks: Mapping[str, int]) -> bool:
+    """Whether it lists the adapted modules alone, by their names or, as PEFT shortens a long list, tails of them.
+
+    A string in place of the list would be a regular expression.
+    """
+    if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+        return False
+    tails = set(found)
+    matched = {name: {tail for tail in _tails(name) if tail in tails} for name in ranks}
+    return (all(bool(matched[name]) == (ranks[name] > 0) for name in ranks)
+            and tails == {tail for some in matched.values() for tail in some})
+
+
+def _tails(name: str) -> list[str]:
+    parts = name.split(".")
+    return [".".join(parts[i:]) for i in range(len(parts))]

@@ -1,6 +1,9 @@
 """An adapter of one rank: zero rows and columns fill every module up to the largest rank; the function is the same."""
 
 import json
+import math
+import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -8,8 +11,11 @@ from safetensors.torch import load_file, save_file
 
 from qra_bo.errors import OutputError
 from qra_bo.export.run import FinishedRun
+from qra_bo.foreign import CONFIG, unlike_ranks
 
 WEIGHTS = "adapter_model.safetensors"
+TAKE_AGAIN = "take the adapter from the run again"
+_MATRIX = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 
 
 def pad_adapter(run: FinishedRun, target: Path) -> list[Path]:
@@ -19,24 +25,45 @@ def pad_adapter(run: FinishedRun, target: Path) -> list[Path]:
     of B are zero.
 
     Raises:
-        OutputError: If the adapter's weights are missing or alpha / r differs between modules.
+        OutputError: If the adapter's weights are missing, its configuration does not fit them, or alpha / r differs
+            between modules.
     """
     source = run.folder / "adapter" / WEIGHTS
     if not source.is_file():
         raise OutputError(f"{source} is missing; an adapter of one rank is made from the adapter of a finished run")
-    config = dict(run.adapter_config)
-    ranks, alphas = config["rank_pattern"], config["alpha_pattern"]
-    rank = max([int(config["r"]), *map(int, ranks.values())])
-    scales = {alphas[k] / ranks[k] for k in ranks} | {config["lora_alpha"] / config["r"]}
-    if len(scales) > 1:
+    tensors, config = load_file(source), dict(run.adapter_config)
+    ranks = _ranks(tensors)
+    rank = max(ranks.values(), default=0)
+    alphas = config["alpha_pattern"]
+    if not isinstance(alphas, dict) or not all(isinstance(a, int | float) for a in (config["lora_alpha"],
+                                                                                     *alphas.values())):
+        raise OutputError(f"{source.parent / CONFIG} must give every alpha as a number; {TAKE_AGAIN}")
+    of_module = {name: alphas.get(re.escape(name), math.nan) for name in ranks}
+    wrong = unlike_ranks(config, ranks, of_module) if rank else ["r"]
+    if wrong:  # what is written is as large as the ranks, so these are taken from the tensors alone
+        raise OutputError(f"{source.parent / CONFIG} does not fit the tensors beside it: it differs in "
+                          f"{', '.join(sorted(wrong))}; {TAKE_AGAIN}")
+    scales = {of_module[name] / ranks[name] for name in ranks}
+    if max(scales) - min(scales) > 1e-9 * max(scales):
         raise OutputError(f"alpha / r differs between modules ({sorted(scales)}); one rank can't express that")
     padded = {name: _pad(weight, rank, rows="lora_A" in name) if "lora_A" in name or "lora_B" in name else weight
-              for name, weight in load_file(source).items()}
-    config.update(r=rank, lora_alpha=rank * scales.pop(), rank_pattern={}, alpha_pattern={})
+              for name, weight in tensors.items()}
+    config.update(rank_pattern={}, alpha_pattern={})  # r and lora_alpha are those of the largest rank
     target.mkdir(parents=True, exist_ok=True)
     save_file(padded, target / WEIGHTS, metadata={"format": "pt"})
-    (target / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    return [target / "adapter_config.json", target / WEIGHTS]
+    (target / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return [target / CONFIG, target / WEIGHTS]
+
+
+def _ranks(tensors: Mapping[str, torch.Tensor]) -> dict[str, int]:
+    """Module path to rank, as the matrices have it; 0 where A and B disagree."""
+    found: dict[str, set[int]] = {}
+    for name, tensor in tensors.items():
+        match = _MATRIX.fullmatch(name)
+        if match is not None:
+            rank = tensor.shape[0 if match[2] == "A" else 1] if tensor.ndim == 2 else 0
+            found.setdefault(match[1], set()).add(rank)
+    return {name: ranks.pop() if len(ranks) == 1 else 0 for name, ranks in found.items()}
 
 
 def _pad(weight: torch.Tensor, rank: int, *, rows: bool) -> torch.Tensor:

@@ -1,0 +1,80 @@
+"""No pattern and no size is taken on the word of an adapter's configuration."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from qra_bo.errors import OutputError
+from qra_bo.export.padding import pad_adapter
+from qra_bo.export.run import FinishedRun
+from qra_bo.foreign import check_adapter_config
+from qra_bo.loading import load
+from qra_bo.oracle.manifest import read_manifest
+from tests.oracle.test_manifest import make_run
+
+TANGLED = "(([a-z0-9_.]+)+)+!"
+
+
+@pytest.fixture(scope="module", name="whole")
+def make_whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    make_run(folder)
+    return folder
+
+
+@pytest.fixture(name="run")
+def copy_run(whole: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(whole, tmp_path / "run"))
+
+
+def edit(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize("changes", [{"target_modules": TANGLED}, {"target_modules": [TANGLED]},
+                                     {"target_modules": ["lm_head"]}, {"target_modules": None}, {"r": 1 << 40},
+                                     {"r": True}, {"lora_alpha": 10**400}, {"lora_alpha": 1.5}])
+@pytest.mark.parametrize("one_rank", [False, True])
+def test_an_adapters_targets_and_sizes_are_those_of_the_manifest(run: Path, changes: dict[str, Any],
+                                                                 one_rank: bool) -> None:
+    path = run / "adapter" / "adapter_config.json"
+    edit(path, **changes, **({"rank_pattern": {}, "alpha_pattern": {}} if one_rank else {}))
+    with pytest.raises(OutputError, match=rf"differs in .*\b{next(iter(changes))}\b"):
+        check_adapter_config(path.parent, read_manifest(run), one_rank=one_rank)
+
+
+def finished(run: Path) -> FinishedRun:
+    config = json.loads((run / "adapter" / "adapter_config.json").read_text())
+    return FinishedRun(run, {"alpha_over_rank": 2.0}, config, {})
+
+
+def test_the_largest_rank_is_that_of_the_tensors(run: Path) -> None:
+    target = run / "export" / "adapter_uniform_rank"
+    pad_adapter(finished(run), target)
+    check_adapter_config(target, read_manifest(run), one_rank=True)
+    path = run / "adapter" / "adapter_config.json"
+    for changes in ({"r": 1 << 40}, {"rank_pattern": {"x": 1 << 40}}, {"target_modules": TANGLED},
+                    {"alpha_pattern": [1]}, {"lora_alpha": "x"}):
+        before = path.read_text()
+        edit(path, **changes)
+        with pytest.raises(OutputError, match="take the adapter from the run again"):
+            pad_adapter(finished(run), target)
+        path.write_text(before)
+    weights = load_file(path.parent / "adapter_model.safetensors")
+    name = next(n for n in weights if "lora_B" in n)
+    save_file({**weights, name: weights[name][:, :0]}, path.parent / "adapter_model.safetensors")
+    with pytest.raises(OutputError, match="does not fit the tensors"):
+        pad_adapter(finished(run), target)
+
+
+def test_a_shortened_list_of_targets_is_taken(run: Path) -> None:
+    """PEFT itself replaces a list of 20 and more names by tails that match the same modules."""
+    path = run / "adapter" / "adapter_config.json"
+    names = json.loads(path.read_text())["target_modules"]
+    edit(path, target_modules=[name.partition("layers.")[2] if "." in name else name for name in names])
+    check_adapter_config(path.parent, read_manifest(run))
+    load(run)
