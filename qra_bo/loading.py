@@ -57,7 +57,7 @@ def load(run: str | Path, device: str = "cpu", *, adapter: bool = True,
     check_run_folder(folder)
     manifest = read_manifest(folder)
     if adapter:
-        _check_adapter(folder)
+        check_adapter(folder / ADAPTER)
         check_adapter_config(folder / ADAPTER, manifest)
     model, tokenizer = dense_base(manifest, folder, trust_remote_code)
     quantise(model, manifest, folder, target)
@@ -169,8 +169,12 @@ def _mismatch(name: str, manifest: Manifest, from_file: bool) -> Exception:
                       "or export the run with its packed weights")
 
 
-def _check_adapter(folder: Path) -> None:
-    path = folder / ADAPTER
+def check_adapter(path: Path) -> None:
+    """Refuse an adapter's folder whose weights are a pickle.
+
+    Raises:
+        OutputError: If there are none in safetensors.
+    """
     if (path / WEIGHTS).is_file():
         return
     pickles = sorted(p.name for suffix in ("*.bin", "*.pt", "*.pth", "*.pkl") for p in path.glob(suffix))

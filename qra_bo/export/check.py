@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 from qra_bo.export.models import BASES, BITSANDBYTES, MERGED, half, merged_model
 from qra_bo.export.run import FinishedRun
 from qra_bo.foreign import check_adapter_config
-from qra_bo.loading import load
+from qra_bo.loading import check_adapter, load
 from qra_bo.oracle.manifest import PACKED, read_manifest
+from qra_bo.oracle.model_files import check_model_files
 from qra_bo.oracle.probe import PROBE
 from qra_bo.oracle.quantizers.quiet import without_bars
 
@@ -100,6 +101,7 @@ class ExportChecker:
         return self._with_adapter(model, adapter)
 
     def _uniform(self, adapter: Path) -> Any:
+        check_adapter(adapter)
         check_adapter_config(adapter, self.manifest, one_rank=True)
         return self._peft(adapter)
 
@@ -111,6 +113,7 @@ class ExportChecker:
     def _plain(self, folder: Path) -> Any:
         from transformers import AutoModelForCausalLM
 
+        check_model_files(str(folder), folder.name)
         return AutoModelForCausalLM.from_pretrained(str(folder), dtype=half(self.manifest), use_safetensors=True,
                                                     trust_remote_code=self.run.trust_remote_code)
 

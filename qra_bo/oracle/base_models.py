@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from qra_bo.errors import ModelError
+from qra_bo.oracle.model_files import check_model_files
 from qra_bo.oracle.quantizers.quiet import hush_gguf, without_bars
 from qra_bo.oracle.remote_code import may_run
 
@@ -99,22 +100,6 @@ def _path(cfg: Mapping[str, Any]) -> tuple[Any, Any]:
 _LOADERS = {"wheel": _wheel, "random": _random, "hub": _hub, "path": _path}
 
 
-def refuse_pickles(folder: Path, name: str) -> None:
-    """Refuse a folder whose only weights are pickles; a hub id is no folder.
-
-    Raises:
-        ModelError: With what to do.
-    """
-    if not folder.is_dir() or any(folder.glob("*.safetensors")):
-        return
-    pickles = sorted(p.name for suffix in ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt") for p in folder.glob(suffix))
-    if pickles:
-        raise ModelError(f"the weights of {name!r} in {folder} are {', '.join(pickles[:3])}: pickles, which can run "
-                         "code when they are read, and are never read here. Take a revision with *.safetensors, or "
-                         "convert them on a machine that you can lose: AutoModelForCausalLM.from_pretrained(folder)"
-                         ".save_pretrained(folder, safe_serialization=True)")
-
-
 def commit_of(model: Any) -> str | None:
     """The commit of the hub that a model was loaded from; ``None`` where it is no model of the hub."""
     commit = getattr(model.config, "_commit_hash", None)
@@ -129,13 +114,15 @@ def _pretrained(cfg: Mapping[str, Any], where: str, **options: Any) -> tuple[Any
     if Path(str(options.get("gguf_file", ""))).name != options.get("gguf_file", ""):
         raise ModelError(f"model.gguf_file must be the name of a file in model.path; got {options['gguf_file']!r}")
     if "gguf_file" not in options:
-        refuse_pickles(Path(where), cfg["name"])
         options["use_safetensors"] = True  # a pickle can run code when it is read
     try:
         with without_bars():
+            check_model_files(where, str(cfg["name"]), options.get("revision"), gguf="gguf_file" in options)
             model = AutoModelForCausalLM.from_pretrained(where, trust_remote_code=trust, **options)
             options.pop("use_safetensors", None)
             tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=trust, **options)
+    except ModelError:
+        raise
     except Exception as error:  # of a malformed folder transformers raises whatever it stumbles on
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"the weights of {cfg['name']!r} can't be read from {where!r} ({reason}); a hub id needs a "

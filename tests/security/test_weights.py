@@ -1,0 +1,112 @@
+"""No pickle is read, whatever names it: model folders and exports of strangers."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from qra_bo.errors import ModelError, OutputError
+from qra_bo.export.check import ExportChecker
+from qra_bo.export.padding import pad_adapter
+from qra_bo.oracle.base_models import load_base
+from qra_bo.oracle.data.tiny import byte_tokenizer
+from qra_bo.oracle.manifest import read_manifest
+from tests.oracle.test_manifest import MODEL, make_run
+from tests.security.test_adapters import TANGLED, edit, finished
+
+HF = {"name": "hf", "source": "path", "gguf_file": None, "revision": None, "trust_remote_code": False}
+
+
+@pytest.fixture(scope="module", name="whole")
+def make_whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    make_run(folder)
+    return folder
+
+
+@pytest.fixture(name="run")
+def copy_run(whole: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(whole, tmp_path / "run"))
+
+
+@pytest.fixture(name="folder")
+def make_model(tmp_path: Path) -> Path:
+    """A model's folder that loads."""
+    model, _ = load_base(MODEL)
+    model.save_pretrained(tmp_path / "model")
+    byte_tokenizer().save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def hostile(*args: object, **kwargs: object) -> None:
+    raise AssertionError("a pickle was read")
+
+
+def refused(folder: Path, monkeypatch: pytest.MonkeyPatch, message: str) -> None:
+    monkeypatch.setattr(torch, "load", hostile)
+    with pytest.raises(ModelError, match=message):
+        load_base({**HF, "path": str(folder)})
+
+
+def test_a_whole_folder_loads_in_parts_too(folder: Path) -> None:
+    load_base({**HF, "path": str(folder)})
+    model, _ = load_base(MODEL)
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder, max_shard_size="100KB")
+    assert (folder / "model.safetensors.index.json").exists()
+    load_base({**HF, "path": str(folder)})
+
+
+@pytest.mark.parametrize("shard", ["x.bin", "../x.safetensors", "/tmp/x.safetensors", 3])
+def test_an_index_names_safetensors_in_the_folder_alone(folder: Path, monkeypatch: pytest.MonkeyPatch,
+                                                        shard: object) -> None:
+    (folder / "model.safetensors").rename(folder / "dummy.safetensors")
+    torch.save({}, folder / "x.bin")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": {"a": shard}}))
+    refused(folder, monkeypatch, r"index\.json of .*must be a \*\.safetensors beside it")
+
+
+@pytest.mark.parametrize("changes", [{"transformers_weights": "adapter_model.bin"},
+                                     {"text_config": {"transformers_weights": "adapter_model.bin"}},
+                                     {"configuration_files": ["config.1.0.0.json"]}])
+def test_a_configuration_redirects_to_no_other_file(folder: Path, monkeypatch: pytest.MonkeyPatch,
+                                                    changes: dict[str, Any]) -> None:
+    torch.save({}, folder / "adapter_model.bin")
+    edit(folder / "config.json", **changes)
+    refused(folder, monkeypatch, "redirects the reading")
+
+
+def test_a_base_brings_no_adapter(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "adapter_config.json").write_text(json.dumps(
+        {"peft_type": "LORA", "base_model_name_or_path": "evil/base", "target_modules": TANGLED}))
+    refused(folder, monkeypatch, r"holds adapter_config\.json")
+
+
+def test_a_hub_model_is_looked_at_likewise(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    edit(folder / "config.json", transformers_weights="adapter_model.bin")
+
+    def cached(where: str, file: str, **options: object) -> str | None:
+        return str(folder / file) if (folder / file).exists() else None
+
+    monkeypatch.setattr("transformers.utils.cached_file", cached)
+    with pytest.raises(ModelError, match="redirects the reading"):
+        load_base({**HF, "path": "evil/model", "revision": "main"})
+
+
+def test_an_export_that_is_a_pickle_is_never_read(run: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = run / "export" / "adapter_uniform_rank"
+    pad_adapter(finished(run), target)
+    (target / "adapter_model.safetensors").unlink()
+    torch.save({}, target / "adapter_model.bin")
+    checker = object.__new__(ExportChecker)
+    checker.run, checker.manifest = finished(run), read_manifest(run)
+    monkeypatch.setattr(torch, "load", hostile)
+    with pytest.raises(OutputError, match="a pickle, which can run code"):
+        checker._uniform(target)
+    torch.serialization.save({}, folder / "adapter_model.bin")
+    edit(folder / "config.json", transformers_weights="adapter_model.bin")
+    with pytest.raises(ModelError, match="redirects the reading"):
+        checker._plain(folder)
