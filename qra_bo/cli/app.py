@@ -13,6 +13,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from qra_bo.cli.compose import HYDRA_ERRORS, compose_config, config_from, hydra_message
+from qra_bo.cli.config_dir import check_config_dir
 from qra_bo.cli.overrides import inspect, normalise, with_default_model
 from qra_bo.cli.sweep import Job, SweepSummary, record_job
 from qra_bo.config import RunConfig
@@ -64,12 +65,16 @@ def _checked(argv: Sequence[str]) -> list[str]:
     Raises:
         ConfigError: With every problem at once.
     """
-    if any(a.startswith(("-sc", "--shell-completion", "--shell_completion", "--experimental-rerun")) for a in argv):
+    if any(a.startswith("--e") for a in argv):  # argparse takes any beginning of --experimental-rerun
+        raise ConfigError("--experimental-rerun reads a pickle, which can run code, and is not taken; give the same "
+                          "overrides again.")
+    if any(a.startswith(("-sc", "--shell-completion", "--shell_completion")) for a in argv):
         return list(argv)
     given = [a for a in argv if not a.startswith("-") and ("=" in a or a.startswith("~"))]
     flags = [a for a in argv if a not in given]  # argparse wants them first
     args = get_args_parser().parse_args([*flags, *normalise(given)])
     overrides = with_default_model(args.overrides)
+    _check_folders(args.config_dir, args.config_path, overrides)
     sweep = args.multirun or any(a.replace(" ", "").lower() == "hydra.mode=multirun" for a in overrides)
     if args.config_name is None and args.config_path is None and not (args.help or args.hydra_help):
         if sweep or args.cfg or args.info:
@@ -79,6 +84,19 @@ def _checked(argv: Sequence[str]) -> list[str]:
         else:
             compose_config(overrides, args.config_dir)
     return [*flags, *overrides]
+
+
+def _check_folders(config_dir: str | None, config_path: str | None, overrides: Sequence[str]) -> None:
+    """Refuse folders of configuration that do more than give values, also where nothing is composed here.
+
+    Raises:
+        ConfigError: With what to do.
+    """
+    if any(a.lstrip("+~").startswith("hydra.searchpath") for a in overrides):
+        raise ConfigError("hydra.searchpath is not taken; give a folder of your own groups with --config-dir.")
+    check_config_dir(config_dir)
+    if config_path is not None and not config_path.startswith("pkg://"):  # as Hydra reads it: beside this file
+        check_config_dir(str(Path(__file__).parent / config_path.removeprefix("file://")))
 
 
 @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")

@@ -11,6 +11,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from qra_bo.cli.config_dir import check_config_dir
 from qra_bo.cli.decode import Problem, build, check
 from qra_bo.cli.overrides import DEFAULT_MODEL, inspect, normalise, with_default_model
 from qra_bo.config import RunConfig
@@ -31,6 +32,7 @@ def compose_config(overrides: Sequence[str], config_dir: str | None = None) -> R
     Raises:
         ConfigError: With every problem at once.
     """
+    check_config_dir(config_dir)
     good, problems = inspect(with_default_model(normalise(overrides)), sweep=False, config_dir=config_dir)
     extra = [f"hydra.searchpath=[file://{config_dir}]"] if config_dir else []
     try:
