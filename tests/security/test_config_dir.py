@@ -78,9 +78,13 @@ def test_a_linked_group_is_read_too(tmp_path: Path, seen: list[RunConfig]) -> No
                                       "--exp={}/x"])
 def test_no_other_way_leads_to_such_a_folder(argument: str, tmp_path: Path, seen: list[RunConfig],
                                              capfd: pytest.CaptureFixture[str]) -> None:
-    mine = write(tmp_path / "mine", "effort/e.yaml", EVIL)
+    made = tmp_path / "made"
+    mine = write(tmp_path / "mine", "config.yaml",
+                 f"hydra: {{callbacks: {{x: {{_target_: os.mkdir, path: {made}}}}}}}\n")
+    write(mine, "model/tiny.yaml", "name: tiny\n")
     assert app.main([argument.format(mine), "model=tiny"]) == 2
     assert "Traceback" not in capfd.readouterr().err
+    assert not made.exists()
     assert not seen
 
 
