@@ -37,7 +37,7 @@ def edit(path: Path, **changes: Any) -> None:
 
 @pytest.mark.parametrize("changes", [{"target_modules": TANGLED}, {"target_modules": [TANGLED]},
                                      {"target_modules": ["lm_head"]}, {"target_modules": None}, {"r": 1 << 40},
-                                     {"r": True}, {"lora_alpha": 10**400}, {"lora_alpha": 1.5}])
+                                     {"r": True}, {"lora_alpha": 10**200}, {"lora_alpha": 1.5}])
 @pytest.mark.parametrize("one_rank", [False, True])
 def test_an_adapters_targets_and_sizes_are_those_of_the_manifest(run: Path, changes: dict[str, Any],
                                                                  one_rank: bool) -> None:

@@ -64,7 +64,8 @@ def changed(whole: Path, target: Path, name: str, change: Callable[[dict[str, An
     (lambda d: d.update(packed="../../etc/passwd"), OutputError, "packed"),
     (lambda d: d.update(compute_dtype="load"), OutputError, "compute_dtype"),
     (lambda d: d.update(packed_on="/dev/mem"), OutputError, "packed_on"),
-    (lambda d: next(iter(d["modules"].values())).update(bits=10**400), UserError, "bits"),
+    (lambda d: next(iter(d["modules"].values())).update(bits=10**200), UserError, "bits"),
+    (lambda d: next(iter(d["modules"].values())).update(bits=10**400), OutputError, "beyond the range of numbers"),
     (lambda d: next(iter(d["modules"].values())).update(shape=[-1, 1 << 60]), OutputError, "shape")])
 def test_hostile_manifests_are_refused(whole: Path, tmp_path: Path, change: Any, error: type[UserError],
                                        message: str) -> None:

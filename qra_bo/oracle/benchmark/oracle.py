@@ -131,8 +131,8 @@ def load_oracle(path: Path, family: str, space: SearchSpace, *, noise: float | N
         DataError: If the table can't be read or holds too little.
         ConfigError: If there is no such emulator, or the run is of other units, formats or ranks than the table.
     """
-    table = load_table(path)
-    sha256 = hashlib.sha256((folder_of(path) / ROWS).read_bytes()).hexdigest()
+    table, rows = load_table(path), folder_of(path) / ROWS  # which refuses what can't be read to its end
+    sha256 = hashlib.sha256(rows.read_bytes() if rows.exists() else b"").hexdigest()
     return BenchmarkOracle(Emulator(table, family), space, sha256, noise=noise, checkpoints=checkpoints)
 
 
