@@ -6,7 +6,7 @@ from typing import Any
 from qra_bo.report.text import DASH, MINUS, number, signed, size
 from qra_bo.study.confirm import LEAST_SEEDS, LEVEL
 from qra_bo.table1.cells import OWN
-from qra_bo.table1.results import ours_among
+from qra_bo.table1.results import ours_among, proxy_label
 
 HEAD = ("method", "test loss", "SE", "seeds", "bits", "+ metadata", "rank", "predicted", "measured", "search steps",
         "steps", "gap closed", f"ours {MINUS} row", "all alike", "acc.", "reported acc.")
@@ -15,10 +15,10 @@ Row = Mapping[str, Any]
 
 def render(table: Mapping[str, Any]) -> str:
     """The whole file."""
-    simulated = table["fidelity"] == "proxy"
+    label = proxy_label(table)
     lines = [f"# Methods at equal conditions: {table['model']} on {table['data']}", ""]
-    if simulated:
-        lines += [f"**{table['oracle']} results: no model was trained, nothing here says anything of a method.**", ""]
+    if label is not None:
+        lines += [f"**{label}.**", ""]
     lines += [f"Loss on the test split ({table['unit']}, lower is better) after {table['steps']} steps, mean and "
               "standard error over training seeds that no search used. Every row has the same data, trainer, "
               "steps, seeds, memory model, and the same rule and number of trials for its learning rate. *Gap "
@@ -119,8 +119,9 @@ def versus_text(v: Mapping[str, Any] | None) -> str:
 
 
 def summary(table: Mapping[str, Any]) -> list[str]:
-    """One line a limit: how ours stands."""
-    lines = []
+    """One line a limit: how ours stands; over a simulation's, that it is one."""
+    label = proxy_label(table)
+    lines = [] if label is None else [label.upper()]
     for limit in table["limits"]:
         rows = [r for r in table["rows"] if r["limit"] == limit["name"] and not r["why"]]
         mine = ours_among(r["method"] for r in rows)

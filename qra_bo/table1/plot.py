@@ -19,6 +19,7 @@ from qra_bo.report.style import (
     figure,
     legend,
 )
+from qra_bo.table1.results import proxy_label
 
 MARKS = {"ours_finer_gptq": ("p", VERMILLION), "best_uniform_finer_gptq": ("p", BLUE),
          "ours_gptq": ("*", VERMILLION), "ours": ("P", VERMILLION), "best_uniform_gptq": ("s", BLUE),
@@ -40,6 +41,9 @@ def draw(table: Mapping[str, Any], theme: Theme = LIGHT) -> Figure | None:
     _panel(left, theme, rows, "peak_bytes", "Peak memory of training (MB)")
     _panel(right, theme, rows, "stored_bytes", "Stored weights and adapters (MB)")
     left.set_ylabel("Test loss (nats per token)", color=theme.ink)
+    label = proxy_label(table)
+    if label is not None:
+        fig.suptitle(label, color=theme.ink)
     legend(fig, left, theme, 3)
     return fig
 

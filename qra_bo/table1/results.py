@@ -129,6 +129,13 @@ def _row(session: Session, r: CellResult, losses: Mapping[tuple[str, str], Losse
             "recipe": recipe.to_json(), **tail}
 
 
+def proxy_label(table: Mapping[str, Any]) -> str | None:
+    """What has to stand over a table whose losses a simulation made; ``None`` for one that was trained."""
+    if table["fidelity"] == "high":
+        return None
+    return f"{table['oracle']} results: no model was trained, nothing here says anything of a method"
+
+
 def ours_among(methods: Iterable[str]) -> str | None:
     """The one of ours that meets the other rows, of the methods that are there within a limit."""
     there = set(methods)

@@ -13,7 +13,9 @@ from qra_bo.cli.app import main
 from qra_bo.config import load_config
 from qra_bo.errors import ConfigError, JournalError, OutputError
 from qra_bo.study.journal import read_journal
+from qra_bo.table1.markdown import summary
 from qra_bo.table1.methods import ROWS
+from qra_bo.table1.plot import draw
 from qra_bo.table1.run import run_table
 
 SETTINGS = ["task=table1", "+model=tiny", "data=tiny", "oracle=synthetic", "display=none", "effort=quick",
@@ -73,6 +75,14 @@ def test_the_table_for_people_says_that_it_is_synthetic(made: tuple[Path, dict[s
     assert "69.94 *reported*" in text
     assert text.count("\n| Ours ") == 3
     assert (made[0] / "table1.png").read_bytes()[:4] == b"\x89PNG"
+    assert summary(made[1])[0].startswith("SYNTHETIC RESULTS: NO MODEL WAS TRAINED")
+    trained = {**made[1], "fidelity": "high"}
+    assert not summary(trained)[0].startswith("SYNTHETIC")
+    for table, label in ((made[1], "synthetic results: no model was trained"), (trained, "")):
+        drawn = draw(table)
+        assert drawn is not None
+        assert drawn.get_suptitle().startswith(label)
+        assert bool(drawn.get_suptitle()) == bool(label)
 
 
 def test_going_on_repeats_nothing_and_more_seeds_add_theirs_alone(made: tuple[Path, dict[str, Any]],
