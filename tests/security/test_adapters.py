@@ -1,7 +1,6 @@
 """No pattern and no size is taken on the word of an adapter's configuration."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +13,8 @@ from qra_bo.export.run import FinishedRun
 from qra_bo.foreign import check_adapter_config
 from qra_bo.loading import load
 from qra_bo.oracle.manifest import read_manifest
-from tests.oracle.test_manifest import make_run
 
 TANGLED = "(([a-z0-9_.]+)+)+!"
-
-
-@pytest.fixture(scope="module", name="whole")
-def make_whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("whole")
-    make_run(folder)
-    return folder
-
-
-@pytest.fixture(name="run")
-def copy_run(whole: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(whole, tmp_path / "run"))
 
 
 def edit(path: Path, **changes: Any) -> None:

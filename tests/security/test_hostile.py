@@ -30,18 +30,11 @@ from qra_bo.runs import main as runs
 from qra_bo.sensitivity.io import load_profile
 from qra_bo.study.journal import Journal, checksum, read_journal
 from qra_bo.tasks.evaluate import ask
-from tests.oracle.test_manifest import FORMATS, make_run
+from tests.oracle.test_manifest import FORMATS
 from tests.report.fixtures import make_events, write_run
 
 DEEP = "[" * 100_000
 HF = {"name": "hf", "source": "path", "gguf_file": None, "revision": None, "trust_remote_code": False}
-
-
-@pytest.fixture(scope="module", name="whole")
-def make_whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("whole")
-    make_run(folder)
-    return folder
 
 
 def changed(whole: Path, target: Path, name: str, change: Callable[[dict[str, Any]], None]) -> Path:

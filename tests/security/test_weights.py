@@ -1,7 +1,6 @@
 """No pickle is read, whatever names it: model folders and exports of strangers."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +13,9 @@ from qra_bo.export.padding import pad_adapter
 from qra_bo.oracle.base_models import load_base
 from qra_bo.oracle.data.tiny import byte_tokenizer
 from qra_bo.oracle.manifest import read_manifest
-from tests.oracle.test_manifest import MODEL, make_run
+from tests.oracle.test_manifest import MODEL
 from tests.security.test_adapters import TANGLED, edit, finished
-
-HF = {"name": "hf", "source": "path", "gguf_file": None, "revision": None, "trust_remote_code": False}
-
-
-@pytest.fixture(scope="module", name="whole")
-def make_whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("whole")
-    make_run(folder)
-    return folder
-
-
-@pytest.fixture(name="run")
-def copy_run(whole: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(whole, tmp_path / "run"))
+from tests.security.test_hostile import HF
 
 
 @pytest.fixture(name="folder")
@@ -60,7 +46,7 @@ def test_a_whole_folder_loads_in_parts_too(folder: Path) -> None:
     load_base({**HF, "path": str(folder)})
 
 
-@pytest.mark.parametrize("shard", ["x.bin", "../x.safetensors", "/tmp/x.safetensors", 3])
+@pytest.mark.parametrize("shard", ["x.bin", "../x.safetensors", "/etc/x.safetensors", 3])
 def test_an_index_names_safetensors_in_the_folder_alone(folder: Path, monkeypatch: pytest.MonkeyPatch,
                                                         shard: object) -> None:
     (folder / "model.safetensors").rename(folder / "dummy.safetensors")
