@@ -10,6 +10,8 @@ from typing import Any, NoReturn
 
 from qra_bo.errors import OutputError
 
+COPY_AGAIN = "copy the run's folder again from where it was made"
+"""What to do about a file of a run that is damaged: no command makes it anew."""
 MOST_DIGITS = 300
 """Of a whole number in a file: beyond them it is no float either, and sums and sizes of it would fail anywhere."""
 

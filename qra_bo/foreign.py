@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from qra_bo.errors import ModelError, OutputError
-from qra_bo.files import strict_json
-from qra_bo.oracle.manifest import COPY_AGAIN, Manifest
+from qra_bo.files import COPY_AGAIN, strict_json
+from qra_bo.oracle.manifest import Manifest
 from qra_bo.space.patterns import peft_patterns
 
 CONFIG = "adapter_config.json"

@@ -11,14 +11,13 @@ from safetensors.torch import load_file
 from torch import nn
 
 from qra_bo.errors import DeviceError, ModelError, OutputError
-from qra_bo.files import check_run_folder
+from qra_bo.files import COPY_AGAIN, check_run_folder
 from qra_bo.foreign import check_adapter_config, check_model_node
 from qra_bo.oracle.attention import use_fast_attention
 from qra_bo.oracle.bank import allow_mixed_bits, set_submodule
 from qra_bo.oracle.base_models import load_base
 from qra_bo.oracle.fused import fuse
 from qra_bo.oracle.manifest import (
-    COPY_AGAIN,
     Manifest,
     ModuleRecord,
     package_versions,

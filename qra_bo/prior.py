@@ -11,8 +11,10 @@ from typing import Any
 
 from qra_bo.acquisition.transfer import LEAST_LOSSES, combine, fitted_scales, save_prior
 from qra_bo.build import config_from_dict, make_memory, make_space, make_spec
-from qra_bo.config import RunConfig, load_config
+from qra_bo.cli.decode import check
+from qra_bo.config import ModelConfig, RunConfig, load_config
 from qra_bo.errors import ModelError, OutputError, UserError
+from qra_bo.files import COPY_AGAIN
 from qra_bo.searcher import SearchProblem
 from qra_bo.space import DecoderSpec
 from qra_bo.study.messages import ProfileResult
@@ -42,8 +44,13 @@ def _spec_as_data(config: RunConfig, folder: Path) -> DecoderSpec:
     """The run's decoder, without the code that a model may come with: a run's folder is data, whatever it says.
 
     Raises:
+        OutputError: If the journal describes the model badly.
         ModelError: If its shapes can't be had so.
     """
+    problems = check(ModelConfig, config.model, "model.")
+    if problems:
+        raise OutputError(f"the journal of {folder} describes its model badly ({problems[0].message.rstrip('.')}); "
+                          f"{COPY_AGAIN}")
     try:
         return make_spec(config.with_changes(model={**config.model, "trust_remote_code": False}))
     except ModelError as error:

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from qra_bo.errors import OutputError, SpaceError
-from qra_bo.files import check_plain, strict_json
+from qra_bo.files import COPY_AGAIN, check_plain, strict_json
 from qra_bo.memory.formats import format_from_json
 from qra_bo.oracle.bank import LayerBank
 from qra_bo.oracle.quantizers.base import State
@@ -29,8 +29,6 @@ from qra_bo.space import StorageFormat
 SCHEMA_VERSION = 1
 MANIFEST = "quant_manifest.json"
 PACKED = "packed.safetensors"
-COPY_AGAIN = "copy the run's folder again from where it was made"
-"""What to do about a file of a run that is damaged: no command makes it anew."""
 DTYPES, DEVICES = ("float32", "bfloat16", "float16"), ("cpu", "cuda")
 PACKAGES = ("torch", "bitsandbytes", "hqq", "peft", "transformers")
 
