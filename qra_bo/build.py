@@ -15,7 +15,7 @@ from qra_bo.memory.allowance import Allowance
 from qra_bo.memory.formats import parse_format
 from qra_bo.memory.model import MemoryModel, TrainShape
 from qra_bo.space import Allocation, DecoderSpec, Ladder, SearchSpace, StorageFormat, make_units
-from qra_bo.space.specs import spec_from_hf_config, spec_from_numbers
+from qra_bo.space.specs import OWN_CODE, spec_from_hf_config, spec_from_numbers
 
 if TYPE_CHECKING:
     from qra_bo.oracle.data.records import DataSplits
@@ -88,8 +88,7 @@ def _unreadable(path: str, error: Exception) -> str:
     said = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
     folder = Path(path)
     if "trust_remote_code" in str(error):
-        return (f"model.path={path!r} comes with code of its own, and that runs only where you say so: "
-                "model.trust_remote_code=true")
+        return f"model.path={path!r} {OWN_CODE}"
     if not folder.is_dir():
         return (f"model.path={path!r} is no folder here, and as a hub id it can't be had ({said}); give a folder with "
                 "config.json and *.safetensors, or a hub id ORG/NAME with a network, and for a gated model a login")

@@ -12,6 +12,7 @@ from qra_bo.oracle.manifest import Manifest
 from qra_bo.space.patterns import peft_patterns
 
 CONFIG = "adapter_config.json"
+TAKE_AGAIN = "take the adapter from the run again"
 _OWN = frozenset({"rank_pattern", "alpha_pattern", "target_modules", "r", "lora_alpha"})
 """Fields of PEFT's configuration that a run sets, each checked against the ranks of its modules."""
 _FREE = frozenset({"task_type", "peft_type", "peft_version", "base_model_name_or_path", "revision", "inference_mode"})
@@ -54,7 +55,7 @@ def check_adapter_config(folder: Path, manifest: Manifest, one_rank: bool = Fals
     except OSError as error:
         raise OutputError(f"{path} can't be read ({error.strerror}); an adapter needs it") from error
     except ValueError as error:
-        raise OutputError(f"{path} is not JSON ({error}); take the adapter from the run again") from error
+        raise OutputError(f"{path} is not JSON ({error}); {TAKE_AGAIN}") from error
     if not isinstance(found, dict) or found.get("peft_type") != "LORA":
         raise OutputError(f"{path} must describe a LoRA adapter (peft_type LORA); it does not")
     alphas = {name: record.alpha for name, record in manifest.modules.items() if record.rank}
@@ -63,8 +64,8 @@ def check_adapter_config(folder: Path, manifest: Manifest, one_rank: bool = Fals
     wrong += [key for key, value in found.items() if key not in _OWN | _FREE and value != defaults.get(key)]
     if wrong:
         raise OutputError(f"{path} is not what a run writes for the modules in its manifest: it differs in "
-                          f"{', '.join(sorted(wrong)[:5])}. It was changed, or belongs to another run; take the "
-                          "adapter from the run again")
+                          f"{', '.join(sorted(wrong)[:5])}. It was changed, or belongs to another run; "
+                          f"{TAKE_AGAIN}")
 
 
 def unlike_ranks(found: Mapping[str, Any], ranks: Mapping[str, int], alphas: Mapping[str, float],

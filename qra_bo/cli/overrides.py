@@ -18,6 +18,9 @@ from qra_bo.config import RunConfig
 from qra_bo.errors import nearest_first
 
 DEFAULT_MODEL = "smollm2_135m"
+OF_ONES_OWN = {"model": " Any other decoder: +model=hf model.path=FOLDER-or-ORG/NAME.",
+               "data": " A text of your own: data=jsonl data.path=FILE."}
+"""By group, how to name what comes with no file of that group."""
 _UNIFORM = re.compile(r"(?<!['\"\w])uniform\s*:\s*\d+\s*,\s*\d+(?!['\"\w])", re.IGNORECASE)
 _TAKES_UNIFORM = re.compile(r"^(\+{0,2})(budget|allocation)=")
 _MODEL = re.compile(r"^(\+{0,2})model=")
@@ -105,11 +108,6 @@ def _problem(text: str, override: Override, sweep: bool, config_dir: str | None)
     if key in known:
         return _group_problem(key, override, known[key])
     return None if _is_value_key(key) else unknown_key(key, _value_keys(RunConfig))
-
-
-OF_ONES_OWN = {"model": " Any other decoder: +model=hf model.path=FOLDER-or-ORG/NAME.",
-               "data": " A text of your own: data=jsonl data.path=FILE."}
-"""By group, how to name what comes with no file of that group."""
 
 
 def _groups_with(config_dir: str | None) -> dict[str, tuple[str, ...]]:

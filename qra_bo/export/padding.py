@@ -11,10 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from qra_bo.errors import OutputError
 from qra_bo.export.run import FinishedRun
-from qra_bo.foreign import CONFIG, unlike_ranks
+from qra_bo.foreign import CONFIG, TAKE_AGAIN, unlike_ranks
 
 WEIGHTS = "adapter_model.safetensors"
-TAKE_AGAIN = "take the adapter from the run again"
 _MATRIX = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 
 

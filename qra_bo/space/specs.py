@@ -10,6 +10,8 @@ from qra_bo.space.decoder import DecoderSpec, Linear
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "gpt_neox")
 """Families whose spec follows from numbers alone; others need their transformers configuration."""
 
+OWN_CODE = "comes with code of its own, and that runs only where you say so: model.trust_remote_code=true"
+
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
 _FUSED = {"q_proj": "qkv", "k_proj": "qkv", "v_proj": "qkv", "qkv_proj": "qkv", "query_key_value": "qkv",
           "o_proj": "o", "out_proj": "o", "dense": "o",
@@ -155,8 +157,7 @@ def spec_from_hf_config(config: Any, name: str | None = None, *, trust_remote_co
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     except ValueError as error:
         if "trust_remote_code" in str(error):
-            raise ModelError(f"{name or config.model_type!r} comes with code of its own, and that runs only where you "
-                             "say so: model.trust_remote_code=true") from error
+            raise ModelError(f"{name or config.model_type!r} {OWN_CODE}") from error
         raise ModelError(f"no causal language model can be built of a {config.model_type!r} configuration: "
                          f"{error}") from error
     return spec_from_model(model, name)

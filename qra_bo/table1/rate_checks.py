@@ -10,7 +10,7 @@ from qra_bo.table1.cells import OWN, Cell, CellResult, Say
 from qra_bo.table1.recipe import Recipe
 from qra_bo.table1.results import LORA_16, OURS, QLORA, ours_among
 from qra_bo.table1.session import Session
-from qra_bo.table1.statistics import difference
+from qra_bo.table1.statistics import Difference, difference
 
 UNIFORM = {name: name.replace("ours", "best_uniform") for name in OURS}
 """By the name of one of ours, the best uniform choice that has its bits and codes."""
@@ -40,15 +40,13 @@ def check_rates(session: Session, results: Sequence[CellResult], say: Say) -> li
     Raises:
         RunInterrupted: On a signal.
     """
-    t = session.config.table1
-    seeds = training_seeds(session.config.seed, t.seeds)[1]
-    by_cell = {r.cell: r for r in results}
+    seeds, by_cell = _seeds(session), {r.cell: r for r in results}
     checks = []
     for pair in pairs(by_cell):
         sides = [(r.found.recipe, r.rate) for r in map(by_cell.__getitem__, pair) if r.found and r.rate]
         if len({recipe.key for recipe, _ in sides}) < 2:
             continue
-        for factor in t.rate_factors:
+        for factor in session.config.table1.rate_factors:
             made = session.made
             ours, uniform = (_losses(session, recipe, factor * rate.lr_scale, seeds) for recipe, rate in sides)
             compared = difference(ours, uniform, set(seeds) - set(ours))
@@ -57,8 +55,7 @@ def check_rates(session: Session, results: Sequence[CellResult], say: Say) -> li
                            "row_losses": [uniform.get(s) for s in seeds],
                            "ours_minus_row": None if compared is None else compared.to_json()})
             if session.made > made:
-                say(f"{pair[0].limit.name}: at {factor:g} times the rate ours {MINUS} best uniform "
-                    + ("not known" if compared is None else signed(compared.mean)))
+                say(_told(f"{pair[0].limit.name}: at {factor:g} times the rate ours {MINUS} best uniform", compared))
     return checks
 
 
@@ -70,14 +67,12 @@ def check_references(session: Session, results: Sequence[CellResult], say: Say) 
     Raises:
         RunInterrupted: On a signal.
     """
-    t = session.config.table1
-    seeds = training_seeds(session.config.seed, t.seeds)[1]
-    by_cell = {r.cell: r for r in results}
+    seeds, by_cell = _seeds(session), {r.cell: r for r in results}
     checks = []
     for r in map(by_cell.__getitem__, references(by_cell)):
         if r.found is None or r.rate is None:
             continue
-        for factor in t.rate_factors:
+        for factor in session.config.table1.rate_factors:
             made = session.made
             losses = _losses(session, r.found.recipe, factor * r.rate.lr_scale, seeds)
             compared = difference(losses, r.losses, set(seeds) - set(losses))
@@ -85,9 +80,17 @@ def check_references(session: Session, results: Sequence[CellResult], say: Say) 
                            "losses": [losses.get(s) for s in seeds],
                            "minus_own": None if compared is None else compared.to_json()})
             if session.made > made:
-                say(f"{r.cell.row.title}: at {factor:g} times its rate {MINUS} at its own "
-                    + ("not known" if compared is None else signed(compared.mean)))
+                say(_told(f"{r.cell.row.title}: at {factor:g} times its rate {MINUS} at its own", compared))
     return checks
+
+
+def _seeds(session: Session) -> Sequence[int]:
+    """Those unseen training seeds that every row has."""
+    return training_seeds(session.config.seed, session.config.table1.seeds)[1]
+
+
+def _told(what: str, compared: Difference | None) -> str:
+    return f"{what} {'not known' if compared is None else signed(compared.mean)}"
 
 
 def _losses(session: Session, recipe: Recipe, lr_scale: float, seeds: Sequence[int]) -> dict[int, float]:

@@ -40,10 +40,10 @@ def run(config: RunConfig) -> int:
         if checks is not None:
             console.print(render_checks(checks))
     space = make_space(config, plan.memory.spec)
-    problems = []
+    table, problems = plan.memory.table(space), []
     for answer in plan.budgets:
         try:
-            check_budget(answer.size, plan.memory.table(space), space, plan.memory)
+            check_budget(answer.size, table, space, plan.memory)
         except BudgetError as error:
             problems.append(str(error))
     if problems:
