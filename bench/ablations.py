@@ -20,15 +20,14 @@ import numpy as np
 
 from bench.report import RESULTS, Target, publish
 from bench.sessions import limit_of, table_session
-from qra_bo.build import make_oracle
-from qra_bo.config import RunConfig, load_config
-from qra_bo.evolution.initialisation import random_near_budget
+from qra_bo.config.schema import RunConfig, load_config
 from qra_bo.memory.budget import parse_budget
 from qra_bo.memory.formats import parse_format
-from qra_bo.methods import make_searcher
-from qra_bo.oracle.synthetic import SyntheticOracle
-from qra_bo.records import Evaluation, EvaluationRequest, Fidelity, Measurement, TrialState
-from qra_bo.searcher import SearchProblem, SelfChecking
+from qra_bo.oracle.synthetic.oracle import SyntheticOracle
+from qra_bo.pipeline.build import make_oracle
+from qra_bo.search.base import SearchProblem, SelfChecking
+from qra_bo.search.evolution.initialisation import random_near_budget
+from qra_bo.search.methods import make_searcher
 from qra_bo.space import Allocation
 from qra_bo.study.confirm import spearman
 from qra_bo.study.options import training_seeds
@@ -38,6 +37,7 @@ from qra_bo.table1.recipe import Recipe
 from qra_bo.table1.search import search
 from qra_bo.table1.session import Session
 from qra_bo.table1.statistics import difference
+from qra_bo.trials import Evaluation, EvaluationRequest, Fidelity, Measurement, TrialState
 
 DEFAULTS = ("oracle=synthetic", "budget=uniform:4,16", "memory.scope=stored", "quantizer.rounding=nearest")
 """The second reference budget, in which bits and ranks compete; overrides replace these."""

@@ -15,7 +15,7 @@ import numpy as np
 
 from bench.report import RESULTS, Target, publish
 from bench.sessions import table_session
-from qra_bo.config import load_config
+from qra_bo.config.schema import load_config
 from qra_bo.space import uniform
 from qra_bo.study.confirm import LEAST_SEEDS
 from qra_bo.study.options import training_seeds

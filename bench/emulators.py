@@ -17,10 +17,10 @@ from scipy.stats import spearmanr
 
 from bench.collect.task import DATA
 from bench.report import publish
-from qra_bo.oracle.benchmark.emulator import FAMILIES, FIT_SEED, usable
-from qra_bo.oracle.benchmark.features import Describer
-from qra_bo.oracle.benchmark.levels import Levelled
-from qra_bo.oracle.benchmark.table import ROWS, TASK, Table, load_table
+from qra_bo.oracle.emulator.emulator import FAMILIES, FIT_SEED, usable
+from qra_bo.oracle.emulator.features import Describer
+from qra_bo.oracle.emulator.levels import Levelled
+from qra_bo.oracle.emulator.table import ROWS, TASK, Table, load_table
 from qra_bo.sensitivity.profile import FloatArray
 
 NEAR = 0.97

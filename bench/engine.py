@@ -17,18 +17,18 @@ from typing import Any
 import numpy as np
 
 from bench.report import RESULTS, Target, publish
-from qra_bo.build import make_memory, make_space, make_spec
-from qra_bo.cli.compose import compose_config
-from qra_bo.evolution.initialisation import random_near_budget
-from qra_bo.methods import make_searcher
-from qra_bo.oracle.landscape import Landscape
-from qra_bo.records import Evaluation, EvaluationRequest, Fidelity, Measurement, TrialState
-from qra_bo.searcher import SearchProblem
+from qra_bo.config.compose import compose_config
+from qra_bo.oracle.synthetic.landscape import Landscape
+from qra_bo.pipeline.build import make_memory, make_space, make_spec
+from qra_bo.search.base import SearchProblem
+from qra_bo.search.evolution.initialisation import random_near_budget
+from qra_bo.search.methods import make_searcher
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.sensitivity.reference_repair import reference_repair, vectorised_repair
 from qra_bo.sensitivity.repair import Repair
 from qra_bo.space import Allocation, IntArray, uniform
 from qra_bo.space.neighbourhood import ladder_tops, neighbours_within
+from qra_bo.trials import Evaluation, EvaluationRequest, Fidelity, Measurement, TrialState
 
 SPACES = (("llama2_7b", "layer"), ("llama2_70b", "layer"), ("llama2_7b", "module"), ("llama2_70b", "module"))
 OBSERVATIONS = (20, 60, 120)

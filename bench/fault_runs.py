@@ -28,9 +28,10 @@ OVERRIDES = (
     "train.batch=2", "train.length=32", "eval.tokens=256", "fidelity.high=8", "fidelity.low=4", "data.max_records=64",
     "calibrate.lr_scales=[1.0,2.0]", "worker.checkpoint_seconds=0")
 """The smallest run that has every stage: real quantisation, training, checkpoints at every step, and promotion."""
-NEEDED = ("torch", "peft", "transformers.models.llama.modeling_llama", "qra_bo.build", "qra_bo.run",
-          "qra_bo.tasks.search", "qra_bo.oracle.finetune", "qra_bo.evolution.search", "pymoo.indicators.hv",
-          "qra_bo.export.registry", "qra_bo.oracle.data.load", "qra_bo.oracle.base_models", "qra_bo.oracle.bank")
+NEEDED = ("torch", "peft", "transformers.models.llama.modeling_llama", "qra_bo.pipeline.build", "qra_bo.pipeline.run",
+          "qra_bo.tasks.search", "qra_bo.finetune.oracle", "qra_bo.search.evolution.searcher", "pymoo.indicators.hv",
+          "qra_bo.export.registry", "qra_bo.finetune.data.load", "qra_bo.finetune.models.load",
+          "qra_bo.finetune.quantization.bank")
 Prepare = Callable[[], None]
 
 
@@ -41,9 +42,9 @@ def warm_up() -> None:
     torch.set_num_threads(1)
     for name in NEEDED:
         importlib.import_module(name)
-    from qra_bo import run
-    from qra_bo.build import make_oracle
-    from qra_bo.config import load_config
+    from qra_bo.config.schema import load_config
+    from qra_bo.pipeline import run
+    from qra_bo.pipeline.build import make_oracle
 
     with tempfile.TemporaryDirectory() as folder:
         make_oracle(load_config(OVERRIDES).to_dict(), folder).close()

@@ -13,7 +13,7 @@ from typing import Any, get_args, get_type_hints
 
 from bench.report import RESULTS, Target, publish
 from bench.sessions import table_session
-from qra_bo.config import AdapterConfig, load_config
+from qra_bo.config.schema import AdapterConfig, load_config
 from qra_bo.memory.budget import parse_budget
 from qra_bo.space import Allocation, uniform
 from qra_bo.study.confirm import LEAST_SEEDS

@@ -4,7 +4,7 @@
 
 A tuple is an architecture, a mixed allocation, a batch, a length, checkpointing, a precision, an optimiser, a kind of
 device and the batch of an evaluation, drawn from a seed.
-Each is predicted by the memory model, traced on meta tensors (``qra_bo.oracle.trace``), and put through the
+Each is predicted by the memory model, traced on meta tensors (``qra_bo.finetune.tracing.trace``), and put through the
 arithmetic of two other tools. Real rows train on this machine's CPU: ``tiny`` always, SmolLM2-135M with
 ``--real``.
 """
@@ -80,7 +80,7 @@ def draw(spec: DecoderSpec, rng: np.random.Generator) -> tuple[SearchSpace, Allo
 
 def traced_rows(name: str, count: int, seed: int) -> list[Row]:
     """``count`` tuples of one architecture, predicted, traced, and by other tools' arithmetic."""
-    from qra_bo.oracle.trace import PHASES, StepTracer
+    from qra_bo.finetune.tracing.trace import PHASES, StepTracer
 
     spec, rows = spec_of(name), []
     tracer = StepTracer(spec)

@@ -63,10 +63,10 @@ def random_model(spec: DecoderSpec, space: SearchSpace, allocation: Allocation, 
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
 
-    from qra_bo.oracle.attention import use_fast_attention
-    from qra_bo.oracle.bank import allow_mixed_bits, set_submodule
-    from qra_bo.oracle.quantizers.registry import backend_of
-    from qra_bo.oracle.trace import DTYPES, config_from_spec
+    from qra_bo.finetune.models.attention import use_fast_attention
+    from qra_bo.finetune.quantization.bank import allow_mixed_bits, set_submodule
+    from qra_bo.finetune.quantization.registry import backend_of
+    from qra_bo.finetune.tracing.trace import DTYPES, config_from_spec
 
     dtype = DTYPES[shape.compute_dtype_bytes]
     with init_empty_weights(include_buffers=False):
@@ -100,11 +100,11 @@ def random_model(spec: DecoderSpec, space: SearchSpace, allocation: Allocation, 
 
 def measure(spec: DecoderSpec, space: SearchSpace, allocation: Allocation, shape: TrainShape, device: Any) -> Any:
     """Peaks by phase (``PhasePeak``) of three real training steps and one batch of an evaluation on ``device``."""
-    from qra_bo.oracle.adapters import AdapterSettings, adapter_parameters, attach
-    from qra_bo.oracle.memory_probe import MemoryProbe, begin_load
-    from qra_bo.oracle.optimizer import AdamWSettings, UnitwiseAdamW
-    from qra_bo.oracle.trace import DTYPES
-    from qra_bo.oracle.training import TrainSettings, held_out, train_steps, unit_groups
+    from qra_bo.finetune.adapters.lora import AdapterSettings, adapter_parameters, attach
+    from qra_bo.finetune.tracing.memory_probe import MemoryProbe, begin_load
+    from qra_bo.finetune.tracing.trace import DTYPES
+    from qra_bo.finetune.training.loop import TrainSettings, held_out, train_steps, unit_groups
+    from qra_bo.finetune.training.optimizer import AdamWSettings, UnitwiseAdamW
 
     begin_load(device)
     model = random_model(spec, space, allocation, shape, device)
@@ -193,7 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
 
 def calibrate(device: str, rows: Sequence[Row]) -> Allowance:
     """Fold the rows into what is kept of the device."""
-    from qra_bo.device_allowance import store
+    from qra_bo.pipeline.device_allowance import store
 
     after = fold(store().load(device) or ASSUMED["cuda"], "cuda",
                  [Excess(row["alive_bytes"], row["transient_bytes"], row["reserved_bytes"]) for row in rows])

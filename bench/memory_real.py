@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from qra_bo.build import make_finetune, make_memory
-from qra_bo.config import load_config
+from qra_bo.config.schema import load_config
 from qra_bo.memory.formats import parse_format
 from qra_bo.memory.model import MemoryModel
+from qra_bo.pipeline.build import make_finetune, make_memory
 from qra_bo.space import Allocation, CostTable, Ladder, SearchSpace
 
 FORMATS = ("nf4", "nf4-nodq", "int8", "hqq2", "hqq3", "fp16")
@@ -76,8 +76,8 @@ def storage_bytes(tensors: list[Any]) -> int:
 
 def built(oracle: Any, allocation: Allocation) -> tuple[Any, Callable[..., None]]:
     """The optimiser of a freshly built allocation, and what runs its step of some number, told what marks phases."""
-    from qra_bo.oracle.data.batches import batches
-    from qra_bo.oracle.training import train_steps
+    from qra_bo.finetune.data.batches import batches
+    from qra_bo.finetune.training.loop import train_steps
 
     oracle.build(allocation, 0)
     optimizer, train, settings = oracle.optimizer(allocation, 1.0), oracle.data.train, oracle.settings.train
@@ -92,7 +92,7 @@ def built(oracle: Any, allocation: Allocation) -> tuple[Any, Callable[..., None]
 
 def profiled_growth_of(oracle: Any, allocation: Allocation) -> int:
     """``profiled_growth`` of the second step of an allocation."""
-    from qra_bo.oracle.adapters import detach
+    from qra_bo.finetune.adapters.lora import detach
 
     _, step = built(oracle, allocation)
     with oracle.bank.only_packed():
@@ -104,9 +104,9 @@ def profiled_growth_of(oracle: Any, allocation: Allocation) -> int:
 
 def measure(oracle: Any, memory: MemoryModel, tracer: Any, name: str, allocation: Allocation) -> Row:
     """Everything of one allocation under the optimiser of ``memory``, but for what the profiler says."""
+    from qra_bo.finetune.adapters.lora import detach
+    from qra_bo.finetune.training.loop import held_out
     from qra_bo.memory.tracker import PeakTracker
-    from qra_bo.oracle.adapters import detach
-    from qra_bo.oracle.training import held_out
 
     formats = sorted({f: parse_format(f) for f in allocation.formats}.values(), key=lambda f: (f.bits, f.name))
     space = SearchSpace(oracle.units, tuple(formats), Ladder("ranks", tuple(sorted(set(allocation.ranks)))))
@@ -150,7 +150,7 @@ def measure(oracle: Any, memory: MemoryModel, tracer: Any, name: str, allocation
 
 
 def main() -> None:
-    from qra_bo.oracle.trace import StepTracer
+    from qra_bo.finetune.tracing.trace import StepTracer
 
     config = load_config([f"+model={sys.argv[1]}", "device=cpu", "quantizer.rounding=nearest"])
     with tempfile.TemporaryDirectory() as folder:

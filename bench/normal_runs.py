@@ -23,11 +23,11 @@ from pathlib import Path
 from typing import Any
 
 from bench.report import RESULTS, Target, publish
-from qra_bo.errors import QRABOError
-from qra_bo.records import rounding_of
 from qra_bo.report.data import ReportData
 from qra_bo.report.write import load_run
 from qra_bo.study.results import build_best
+from qra_bo.trials import rounding_of
+from qra_bo.utils.errors import QRABOError
 
 NAME = "normal_runs"
 BITS, FINER = (2, 3, 4, 8), (2, 3, 4, 5, 6, 8)

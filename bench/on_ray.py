@@ -22,12 +22,12 @@ import numpy as np
 
 from bench.fault_runs import OVERRIDES, keys
 from bench.report import RESULTS, Target, publish
+from qra_bo.execution.base import OracleSpec
+from qra_bo.execution.limits import Limits
 from qra_bo.oracle.protocol import quiet
-from qra_bo.records import EvaluationRequest
 from qra_bo.space import uniform
-from qra_bo.study.executor import OracleSpec
 from qra_bo.study.journal import JOURNAL_NAME, read_journal
-from qra_bo.study.limits import Limits
+from qra_bo.trials import EvaluationRequest
 
 ON_RAY = ("executor=ray", "executor.workers=2", "executor.cpus=1", "worker.deadline_seconds=300")
 SLEEPS, PAUSE = 8, 1.0
@@ -41,7 +41,7 @@ Row = dict[str, Any]
 
 def sleeping(workers: int) -> float:
     """Seconds that ``SLEEPS`` evaluations take which sleep most of their time, the workers being up."""
-    from qra_bo.study.on_ray import RayExecutor, Resources
+    from qra_bo.execution.on_ray import RayExecutor, Resources
 
     executor = RayExecutor(OracleSpec("tests.study.oracles:make", {"pause": PAUSE}), Limits(120), workers,
                            Resources(cpus=1), None)

@@ -21,15 +21,15 @@ from bench.collect.task import DATA, RECORD_AT, TASKS, task_config
 from bench.emulators import bands, correlation
 from bench.report import Target, publish
 from bench.search.quality import told_of
-from qra_bo.acquisition.structured_search import StructuredSearch
-from qra_bo.build import make_space, make_spec
-from qra_bo.executors import make_executor
 from qra_bo.memory.formats import parse_format
-from qra_bo.oracle.benchmark.emulator import usable
-from qra_bo.oracle.benchmark.levels import Levelled
-from qra_bo.oracle.benchmark.table import ROWS, Table, load_table
+from qra_bo.oracle.emulator.emulator import usable
+from qra_bo.oracle.emulator.levels import Levelled
+from qra_bo.oracle.emulator.table import ROWS, Table, load_table
 from qra_bo.oracle.protocol import quiet
-from qra_bo.searcher import SearchProblem
+from qra_bo.pipeline.build import make_space, make_spec
+from qra_bo.pipeline.executors import make_executor
+from qra_bo.search.base import SearchProblem
+from qra_bo.search.structured.searcher import StructuredSearch
 from qra_bo.sensitivity.damages import BELIEVED, DIVERGENCE, RISE, damage_of
 from qra_bo.sensitivity.io import load_profile
 from qra_bo.sensitivity.profile import FloatArray

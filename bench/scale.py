@@ -24,23 +24,23 @@ import numpy as np
 
 from bench.engine import evaluated
 from bench.report import RESULTS, Target, publish
-from qra_bo.acquisition.structured_search import StructuredSearch
-from qra_bo.acquisition.turbo import TrustRegionBO
-from qra_bo.build import BytesPredictor
-from qra_bo.config import RunConfig, load_config
-from qra_bo.evolution.initialisation import random_near_budget
-from qra_bo.methods import make_searcher
-from qra_bo.oracle.landscape import Landscape
+from qra_bo.config.schema import RunConfig, load_config
+from qra_bo.execution.base import InProcessExecutor
 from qra_bo.oracle.protocol import Oracle, Progress, quiet
-from qra_bo.oracle.synthetic import SyntheticOracle
-from qra_bo.records import Evaluation, EvaluationRequest, Fidelity, Measurement, Proposal
-from qra_bo.run import Setting, engine_settings, make_setting
-from qra_bo.searcher import SearchProblem
+from qra_bo.oracle.synthetic.landscape import Landscape
+from qra_bo.oracle.synthetic.oracle import SyntheticOracle
+from qra_bo.pipeline.build import BytesPredictor
+from qra_bo.pipeline.run import Setting, engine_settings, make_setting
+from qra_bo.search.base import SearchProblem
+from qra_bo.search.evolution.initialisation import random_near_budget
+from qra_bo.search.methods import make_searcher
+from qra_bo.search.structured.searcher import StructuredSearch
+from qra_bo.search.trust_region.searcher import TrustRegionBO
 from qra_bo.space import Allocation, uniform
 from qra_bo.study.engine import Engine
-from qra_bo.study.executor import InProcessExecutor
 from qra_bo.study.journal import JOURNAL_NAME
 from qra_bo.study.options import Parts
+from qra_bo.trials import Evaluation, EvaluationRequest, Fidelity, Measurement, Proposal
 
 OVERRIDES = ("+model=llama2_7b", "budget=10GB", "oracle=synthetic", "device=cuda", "display=none", "effort.anchors=1",
              "calibrate.lr_scales=[1.0]", "confirm.seeds=0", "effort.ranking_top=0")

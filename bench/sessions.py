@@ -5,12 +5,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from qra_bo.config import RunConfig
-from qra_bo.errors import ConfigError
-from qra_bo.run import make_setting
+from qra_bo.config.schema import RunConfig
+from qra_bo.pipeline.run import make_setting
 from qra_bo.study.journal import Journal
 from qra_bo.table1.limits import Limit
 from qra_bo.table1.session import NAME, Session
+from qra_bo.utils.errors import ConfigError
 
 
 @contextmanager

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from qra_bo.build import make_finetune, make_space, make_spec
-from qra_bo.config import RunConfig, load_config
+from qra_bo.config.schema import RunConfig, load_config
+from qra_bo.pipeline.build import make_finetune, make_space, make_spec
 from qra_bo.space import Allocation, Unit
 
 TRAIN_SEED = 0
@@ -65,9 +65,9 @@ def loss_of(model: Any, ids: np.ndarray, labels: np.ndarray, device: Any) -> flo
 
 def ours(cfg: RunConfig, steps: int, warm: int) -> dict[str, Any]:
     """Training, evaluation and switching of the oracle, as its worker process does them."""
-    from qra_bo.oracle.adapters import detach
-    from qra_bo.oracle.data.batches import batches
-    from qra_bo.oracle.training import held_out, train_steps
+    from qra_bo.finetune.adapters.lora import detach
+    from qra_bo.finetune.data.batches import batches
+    from qra_bo.finetune.training.loop import held_out, train_steps
 
     with tempfile.TemporaryDirectory() as folder:
         oracle = make_finetune(cfg, Path(folder))
@@ -118,11 +118,11 @@ def trainer(cfg: RunConfig, steps: int, warm: int) -> dict[str, Any]:
     from torch.utils.data import Dataset
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
-    from qra_bo.device import resolve_device, resolve_dtype
-    from qra_bo.oracle.base_models import load_base
-    from qra_bo.oracle.data.batches import batches
-    from qra_bo.oracle.data.load import load_data
+    from qra_bo.finetune.data.batches import batches
+    from qra_bo.finetune.data.load import load_data
+    from qra_bo.finetune.models.load import load_base
     from qra_bo.space.patterns import peft_patterns
+    from qra_bo.utils.device import resolve_device, resolve_dtype
 
     device = torch.device(resolve_device(cfg.device))
     dtype = getattr(torch, resolve_dtype(cfg.dtype, device.type))

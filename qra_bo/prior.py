@@ -9,17 +9,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qra_bo.acquisition.transfer import LEAST_LOSSES, combine, fitted_scales, save_prior
-from qra_bo.build import config_from_dict, make_memory, make_space, make_spec
-from qra_bo.cli.decode import check
-from qra_bo.config import ModelConfig, RunConfig, load_config
-from qra_bo.errors import ModelError, OutputError, UserError
-from qra_bo.files import COPY_AGAIN
-from qra_bo.searcher import SearchProblem
+from qra_bo.config.decode import check
+from qra_bo.config.schema import ModelConfig, RunConfig, load_config
+from qra_bo.execution.messages import ProfileResult
+from qra_bo.pipeline.build import config_from_dict, make_memory, make_space, make_spec
+from qra_bo.search.base import SearchProblem
+from qra_bo.search.structured.transfer import LEAST_LOSSES, combine, fitted_scales, save_prior
 from qra_bo.space import DecoderSpec
-from qra_bo.study.messages import ProfileResult
 from qra_bo.study.results import load_study
 from qra_bo.study.searching import as_told
+from qra_bo.utils.errors import ModelError, OutputError, UserError
+from qra_bo.utils.files import COPY_AGAIN
 
 
 def scales_of_run(folder: Path) -> dict[str, float] | None:

@@ -13,9 +13,6 @@ from urllib.parse import quote
 
 from rich.console import Console
 
-from qra_bo.errors import JournalError, OutputError, UserError
-from qra_bo.files import check_plain, check_run_folder
-from qra_bo.redact import printable, redact
 from qra_bo.report.data import ReportData
 from qra_bo.report.mirror import SQLITE, mirror_run, storage_url
 from qra_bo.report.side_by_side import NamedRun, caveats, facts, search_loss, versus
@@ -24,6 +21,9 @@ from qra_bo.report.text import DASH, number, size
 from qra_bo.report.write import load_run, write_page
 from qra_bo.study.journal import JOURNAL_NAME
 from qra_bo.study.lock import LOCK_NAME, RunLock
+from qra_bo.utils.errors import JournalError, OutputError, UserError
+from qra_bo.utils.files import check_plain, check_run_folder
+from qra_bo.utils.redact import printable, redact
 
 CHECKPOINTS = "checkpoints"
 

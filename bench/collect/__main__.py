@@ -23,13 +23,11 @@ from bench.collect.plan import Plan, Wanted
 from bench.collect.summary import publish_summary
 from bench.collect.task import DATA, RECORD_AT, TASKS, Setting, begin, load_setting, task_config
 from bench.report import RESULTS, machine
-from qra_bo.build import prepare_worker_environment
-from qra_bo.config import RunConfig
-from qra_bo.errors import DataError, SpaceError, UserError
-from qra_bo.executors import limits
-from qra_bo.files import strict_json
-from qra_bo.oracle.benchmark.emulator import table_rate
-from qra_bo.oracle.benchmark.table import (
+from qra_bo.config.schema import RunConfig
+from qra_bo.execution.base import Executor, OracleSpec
+from qra_bo.execution.local import LocalExecutor
+from qra_bo.oracle.emulator.emulator import table_rate
+from qra_bo.oracle.emulator.table import (
     FINDS,
     PROVENANCE,
     ROWS,
@@ -39,14 +37,16 @@ from qra_bo.oracle.benchmark.table import (
     append_rows,
     load_rows,
 )
-from qra_bo.records import EvaluationRequest, Measurement, TrialState
+from qra_bo.pipeline.build import prepare_worker_environment
+from qra_bo.pipeline.executors import limits
 from qra_bo.space import Allocation
-from qra_bo.study.executor import Executor, OracleSpec
 from qra_bo.study.journal import checksum
-from qra_bo.study.local import LocalExecutor
 from qra_bo.study.lock import RunLock
 from qra_bo.study.provenance import collect
 from qra_bo.study.signals import Interrupts, RunInterrupted
+from qra_bo.trials import EvaluationRequest, Measurement, TrialState
+from qra_bo.utils.errors import DataError, SpaceError, UserError
+from qra_bo.utils.files import strict_json
 
 
 class Collection:

@@ -8,10 +8,10 @@ from typing import Any
 
 from bench.collect.plan import CALIBRATION, Plan
 from bench.collect.task import Setting, differences, touches
-from qra_bo.errors import JournalError
-from qra_bo.oracle.benchmark.table import TableRow, comparable_rate
-from qra_bo.records import Evaluation, TrialState, rounding_of
+from qra_bo.oracle.emulator.table import TableRow, comparable_rate
 from qra_bo.study.journal import JOURNAL_NAME, checksum, read_journal
+from qra_bo.trials import Evaluation, TrialState, rounding_of
+from qra_bo.utils.errors import JournalError
 
 
 @dataclass(frozen=True)

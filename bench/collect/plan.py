@@ -10,16 +10,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from qra_bo.acquisition.features import damage_scales, rank_scale
-from qra_bo.evolution.initialisation import random_near_budget
-from qra_bo.oracle.benchmark.table import TableRow, TaskFacts, pooled, same_rate
-from qra_bo.searcher import SearchProblem
+from qra_bo.oracle.emulator.table import TableRow, TaskFacts, pooled, same_rate
+from qra_bo.search.base import SearchProblem
+from qra_bo.search.evolution.initialisation import random_near_budget
+from qra_bo.search.structured.features import damage_scales, rank_scale
 from qra_bo.sensitivity.damages import RISE
 from qra_bo.space import Allocation, uniform
 from qra_bo.space.lagrangian import solve_relaxed
 from qra_bo.space.neighbourhood import neighbours_within
-from qra_bo.study.anchors import AnchorRules, largest_rank, uniform_anchors
 from qra_bo.study.calibration import best_scale, calibration_choices
+from qra_bo.study.uniform_baselines import AnchorRules, largest_rank, uniform_anchors
 
 CALIBRATION, NEIGHBOUR, REPEAT = "calibration", "neighbour", "repeat"
 CALIBRATED_FORMAT, CALIBRATED_CHOICES = "nf4", 2

@@ -6,7 +6,7 @@ from typing import Any
 
 from bench.collect.task import DATA
 from bench.report import RESULTS, Target, publish
-from qra_bo.oracle.benchmark.table import ROWS, load_table
+from qra_bo.oracle.emulator.table import ROWS, load_table
 
 EVALUATIONS, REPEATED = 150, 30
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from qra_bo.build import BytesPredictor, make_memory, make_space, make_spec
-from qra_bo.config import RunConfig, load_config
-from qra_bo.errors import DataError
+from qra_bo.config.schema import RunConfig, load_config
+from qra_bo.execution.base import Executor
+from qra_bo.finetune.data.batches import batches
 from qra_bo.memory.budget import resolve_budget
-from qra_bo.oracle.benchmark.table import (
+from qra_bo.oracle.emulator.table import (
     MEMORY,
     PROFILE,
     PROFILE_BATCH,
@@ -23,14 +23,14 @@ from qra_bo.oracle.benchmark.table import (
     load_costs,
     load_facts,
 )
-from qra_bo.oracle.data.batches import batches
-from qra_bo.searcher import SearchProblem
+from qra_bo.pipeline.build import BytesPredictor, make_memory, make_space, make_spec
+from qra_bo.search.base import SearchProblem
 from qra_bo.sensitivity.io import load_profile, save_profile
 from qra_bo.space import Allocation, SearchSpace
-from qra_bo.study.anchors import AnchorRules
-from qra_bo.study.executor import Executor
 from qra_bo.study.options import training_seeds
 from qra_bo.study.provenance import collect
+from qra_bo.study.uniform_baselines import AnchorRules
+from qra_bo.utils.errors import DataError
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 TASKS = {"plays": "plays", "gsm8k": "jsonl"}

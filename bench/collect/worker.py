@@ -5,11 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from qra_bo.build import config_from_dict, make_finetune
-from qra_bo.oracle.finetune import FinetuneOracle
+from qra_bo.finetune.oracle import FinetuneOracle
 from qra_bo.oracle.protocol import Progress
-from qra_bo.records import EvaluationRequest, Measurement
+from qra_bo.pipeline.build import config_from_dict, make_finetune
 from qra_bo.sensitivity.profile import SensitivityProfile
+from qra_bo.trials import EvaluationRequest, Measurement
 
 
 class TableOracle:

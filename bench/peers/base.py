@@ -5,17 +5,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from qra_bo.errors import BudgetError
-from qra_bo.evolution.archive import Archive
-from qra_bo.evolution.initialisation import random_near_budget
-from qra_bo.records import Evaluation, Fidelity, Proposal
-from qra_bo.searcher import SearchProblem
+from qra_bo.search.base import SearchProblem
+from qra_bo.search.evolution.archive import Archive
+from qra_bo.search.evolution.initialisation import random_near_budget
 from qra_bo.sensitivity.profile import FloatArray
 from qra_bo.sensitivity.repair import Repair
 from qra_bo.sensitivity.scaling import fidelity_importance, plasticity_importance
 from qra_bo.space import IntArray
 from qra_bo.space.knapsack import solve_knapsack
 from qra_bo.space.neighbourhood import ladder_tops, neighbours_within
+from qra_bo.trials import Evaluation, Fidelity, Proposal
+from qra_bo.utils.errors import BudgetError
 
 N_INITIAL = 10
 """Losses, anchors included, from which a model-based peer stops drawing at random."""

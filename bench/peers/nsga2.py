@@ -12,7 +12,7 @@ from pymoo.operators.repair.rounding import RoundingRepair
 from pymoo.problems.static import StaticProblem
 
 from bench.peers.base import Peer
-from qra_bo.searcher import SearchProblem
+from qra_bo.search.base import SearchProblem
 from qra_bo.space import IntArray
 
 POPULATION = 10

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from qra_bo.evolution.archive import Archive
-from qra_bo.evolution.baselines import SequentialSearch
-from qra_bo.records import Evaluation, Fidelity, Proposal
-from qra_bo.searcher import SearchProblem
+from qra_bo.search.base import SearchProblem
+from qra_bo.search.baselines import SequentialSearch
+from qra_bo.search.evolution.archive import Archive
 from qra_bo.space import IntArray
+from qra_bo.trials import Evaluation, Fidelity, Proposal
 
 
 class UniformSearch:

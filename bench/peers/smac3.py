@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from bench.peers.base import Peer
-from qra_bo.errors import MissingExtraError
-from qra_bo.searcher import SearchProblem
+from qra_bo.search.base import SearchProblem
 from qra_bo.space import IntArray
+from qra_bo.utils.errors import MissingExtraError
 
 MOST_TRIALS = 100_000
 """More than any search asks for: what ends a search is its effort."""

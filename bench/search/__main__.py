@@ -24,9 +24,9 @@ from bench.search.play import Arena, arenas, play
 from bench.search.plots import plot_arenas
 from bench.search.quality import quality_rows
 from bench.search.summary import paired_rows, search_rows, targets_of
-from qra_bo.errors import MissingExtraError, UserError
-from qra_bo.oracle.benchmark.emulator import FAMILIES
-from qra_bo.oracle.benchmark.table import ROWS, load_table
+from qra_bo.oracle.emulator.emulator import FAMILIES
+from qra_bo.oracle.emulator.table import ROWS, load_table
+from qra_bo.utils.errors import MissingExtraError, UserError
 
 RUNS = Path("outputs") / "bench-search" / "runs.jsonl"
 Run = dict[str, Any]

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from bench.report import Target
-from qra_bo.oracle.benchmark.emulator import table_rate
-from qra_bo.oracle.benchmark.table import FINDS, Table, TableRow, load_rows, pooled, same_rate
+from qra_bo.oracle.emulator.emulator import table_rate
+from qra_bo.oracle.emulator.table import FINDS, Table, TableRow, load_rows, pooled, same_rate
 from qra_bo.space import Allocation
-from qra_bo.study.study import is_uniform
+from qra_bo.study.state import is_uniform
 
 N_FINDS = 5
 REAL = "real finds"

@@ -20,7 +20,7 @@ from bench.search.kept import arena_of, published_rows
 from bench.search.methods import EQUIVALENTS, EVERYTHING
 from bench.search.play import Arena, arenas, play
 from bench.search.summary import interval, regrets
-from qra_bo.oracle.benchmark.emulator import FAMILIES
+from qra_bo.oracle.emulator.emulator import FAMILIES
 
 METHODS = ("ours", "bits by believed damage, then ranks")
 Row = dict[str, Any]

@@ -11,16 +11,16 @@ import numpy as np
 from bench.collect.task import predictors_of, task_config
 from bench.peers.registry import make_player
 from bench.search.methods import OTHERS, Entry
-from qra_bo.oracle.benchmark.oracle import BenchmarkOracle, load_oracle
-from qra_bo.oracle.benchmark.table import ReferenceBudget
+from qra_bo.oracle.emulator.oracle import BenchmarkOracle, load_oracle
+from qra_bo.oracle.emulator.table import ReferenceBudget
 from qra_bo.oracle.protocol import quiet
-from qra_bo.records import Evaluation, EvaluationRequest, Fidelity, Proposal, TrialState
-from qra_bo.searcher import Recommending, SearchProblem
+from qra_bo.search.base import Recommending, SearchProblem
 from qra_bo.space import Allocation, SearchSpace
-from qra_bo.study.anchors import AnchorRules, fill, uniform_anchors
 from qra_bo.study.cost import FORWARD_SHARE, cost_of
 from qra_bo.study.options import training_seeds
-from qra_bo.study.study import is_uniform
+from qra_bo.study.state import is_uniform
+from qra_bo.study.uniform_baselines import AnchorRules, fill, uniform_anchors
+from qra_bo.trials import Evaluation, EvaluationRequest, Fidelity, Proposal, TrialState
 
 FREE_REFUSALS = 40
 """Refusals of an emulator that a search need not pay for: where its table ends says nothing of a method."""

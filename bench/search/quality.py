@@ -13,18 +13,18 @@ import torch
 from torch import Tensor
 
 from bench.emulators import bands
-from qra_bo.acquisition.check import LEAST_CHECKED
-from qra_bo.acquisition.structured_search import StructuredSearch
-from qra_bo.acquisition.utility import unit_importance
-from qra_bo.evolution.promotion import Promotion
-from qra_bo.oracle.benchmark.emulator import usable
-from qra_bo.oracle.benchmark.table import ReferenceBudget, Table
-from qra_bo.records import Evaluation, EvaluationRequest, Fidelity, Measurement, TrialState
-from qra_bo.searcher import SearchProblem
+from qra_bo.oracle.emulator.emulator import usable
+from qra_bo.oracle.emulator.table import ReferenceBudget, Table
+from qra_bo.search.base import SearchProblem
+from qra_bo.search.evolution.promotion import Promotion
+from qra_bo.search.structured.searcher import StructuredSearch
+from qra_bo.search.trust_region.check import LEAST_CHECKED
+from qra_bo.search.trust_region.utility import unit_importance
 from qra_bo.sensitivity.profile import FloatArray
 from qra_bo.sensitivity.scaling import fidelity_importance, plasticity_importance
 from qra_bo.space import Allocation, IntArray
 from qra_bo.space.encoding import embed
+from qra_bo.trials import Evaluation, EvaluationRequest, Fidelity, Measurement, TrialState
 from surrogates.diagnostics import Diagnostics, HeldOut, spearman
 from surrogates.fidelity import FidelityModel
 from surrogates.gp import fit_gp

@@ -12,15 +12,15 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from qra_bo.cli.compose import HYDRA_ERRORS, compose_config, config_from, hydra_message
-from qra_bo.cli.config_dir import check_config_dir
-from qra_bo.cli.overrides import inspect, normalise, with_default_model
 from qra_bo.cli.sweep import Job, SweepSummary, record_job
-from qra_bo.config import RunConfig
-from qra_bo.errors import ConfigError, QRABOError
-from qra_bo.redact import printable, redact
+from qra_bo.config.compose import HYDRA_ERRORS, compose_config, config_from, hydra_message
+from qra_bo.config.config_dir import check_config_dir
+from qra_bo.config.overrides import inspect, normalise, with_default_model
+from qra_bo.config.schema import RunConfig
 from qra_bo.study.signals import Interrupts
 from qra_bo.tasks import run_task
+from qra_bo.utils.errors import ConfigError, QRABOError
+from qra_bo.utils.redact import printable, redact
 
 BUG = 1
 _statuses: list[int] = []

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from qra_bo.export.foreign import check_adapter_config
+from qra_bo.export.load import check_adapter, load
 from qra_bo.export.models import BASES, BITSANDBYTES, MERGED, half, merged_model
 from qra_bo.export.run import FinishedRun
-from qra_bo.foreign import check_adapter_config
-from qra_bo.loading import check_adapter, load
-from qra_bo.oracle.manifest import PACKED, read_manifest
-from qra_bo.oracle.model_files import check_model_files
-from qra_bo.oracle.probe import PROBE
-from qra_bo.oracle.quantizers.quiet import without_bars
+from qra_bo.finetune.evaluation.probe import PROBE
+from qra_bo.finetune.manifest import PACKED, read_manifest
+from qra_bo.finetune.models.files import check_model_files
+from qra_bo.finetune.quantization.quiet import without_bars
 
 UNIFORM_RANK = "export/adapter_uniform_rank"
 

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from qra_bo.errors import ModelError, OutputError
+from qra_bo.export.load import dense_base, load, stored_states
 from qra_bo.export.run import FinishedRun
-from qra_bo.files import write_json
-from qra_bo.loading import dense_base, load, stored_states
-from qra_bo.oracle.manifest import MANIFEST, PACKED, Manifest, flatten, read_manifest, tensors_digest
-from qra_bo.oracle.quantizers.base import State, packed
+from qra_bo.finetune.manifest import MANIFEST, PACKED, Manifest, flatten, read_manifest, tensors_digest
+from qra_bo.finetune.quantization.base import State, packed
+from qra_bo.utils.errors import ModelError, OutputError
+from qra_bo.utils.files import write_json
 
 MERGED, BITSANDBYTES = "export/merged", "export/bitsandbytes"
 DEQUANTISED, ORIGINAL = "dequantised", "original"

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from qra_bo.errors import OutputError
+from qra_bo.export.foreign import CONFIG, TAKE_AGAIN, unlike_ranks
 from qra_bo.export.run import FinishedRun
-from qra_bo.foreign import CONFIG, TAKE_AGAIN, unlike_ranks
+from qra_bo.utils.errors import OutputError
 
 WEIGHTS = "adapter_model.safetensors"
 _MATRIX = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")

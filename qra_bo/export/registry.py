@@ -3,11 +3,11 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from qra_bo.errors import ConfigError, nearest_first
 from qra_bo.export import hints, trainers
 from qra_bo.export.card import model_card
 from qra_bo.export.run import FinishedRun
-from qra_bo.files import check_run_folder, writing
+from qra_bo.utils.errors import ConfigError, nearest_first
+from qra_bo.utils.files import check_run_folder, writing
 
 TEXTS: dict[str, tuple[str, Callable[[FinishedRun], str]]] = {
     "card": ("adapter/README.md", model_card),
@@ -51,7 +51,7 @@ def export_all(run_folder: Path, targets: Sequence[str] = SMALL, merged_base: st
 def _export(run: FinishedRun, target: str, merged_base: str) -> list[Path]:
     if target not in SMALL:
         from qra_bo.export import models  # imports torch
-        from qra_bo.oracle.quantizers.quiet import without_bars
+        from qra_bo.finetune.quantization.quiet import without_bars
 
         with without_bars():
             if target == "merged":

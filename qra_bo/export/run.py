@@ -7,8 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from qra_bo.errors import OutputError
-from qra_bo.files import strict_json
+from qra_bo.utils.errors import OutputError
+from qra_bo.utils.files import strict_json
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ bytes of the compute type.
 
 from dataclasses import dataclass
 
-from qra_bo.errors import ConfigError
 from qra_bo.memory.formats import HQQ_PLANES
 from qra_bo.memory.optimizers import OPTIMIZERS
 from qra_bo.space import DecoderSpec, Linear, StorageFormat
+from qra_bo.utils.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-from qra_bo.errors import BudgetError
 from qra_bo.memory.budget import format_size
 from qra_bo.memory.formats import parse_format
 from qra_bo.memory.model import MemoryModel
 from qra_bo.space import Allocation, Ladder, SearchSpace
+from qra_bo.utils.errors import BudgetError
 
 START_OVER_TARGET = 1.5
 """Initial rank over target rank, as published."""

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from qra_bo.files import strict_json, write_json
+from qra_bo.utils.files import strict_json, write_json
 
 SCHEMA_VERSION = 1
 PPM = 1_000_000

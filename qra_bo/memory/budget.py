@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from qra_bo.errors import BudgetError
 from qra_bo.memory.formats import LEAST_BITS, default_format
 from qra_bo.memory.model import MemoryModel
 from qra_bo.space import Allocation, CostTable, IntArray, Ladder, SearchSpace, StorageFormat, uniform
+from qra_bo.utils.errors import BudgetError
 
 RULE = ("a size is a positive number with a unit, such as 10GB (10^9 bytes), 10GiB (2^30 bytes) or 512MB, a bare "
         "integer of bytes, auto, or uniform:BITS,RANK such as uniform:4,16")

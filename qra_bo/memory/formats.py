@@ -18,8 +18,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from qra_bo.errors import ConfigError, SpaceError, nearest_first
 from qra_bo.space.formats import StorageFormat
+from qra_bo.utils.errors import ConfigError, SpaceError, nearest_first
 
 NESTED_BLOCK = 256
 """Blocks that share one second-level scale under double quantisation (fixed by bitsandbytes)."""

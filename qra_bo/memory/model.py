@@ -20,13 +20,13 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from qra_bo.errors import ConfigError
 from qra_bo.memory.activations import ORDER, LayerModel, TrainShape, group_of, rounding_bytes, workspace_bytes
 from qra_bo.memory.allowance import ASSUMED, PPM, Allowance
 from qra_bo.memory.evaluation import evaluation_layer, evaluation_spikes
 from qra_bo.memory.formats import metadata_bytes, weight_bytes
 from qra_bo.memory.optimizers import shared_bytes, state_bytes, update_bytes
 from qra_bo.space import Allocation, CostTable, DecoderSpec, IntArray, Linear, PhaseCost, SearchSpace, StorageFormat
+from qra_bo.utils.errors import ConfigError
 
 __all__ = ["KEYS", "SCOPES", "MemoryModel", "TrainShape"]
 

@@ -8,12 +8,12 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from qra_bo.errors import UserError
 from qra_bo.memory.budget import describe, largest, smallest, uniform_bytes
 from qra_bo.memory.formats import default_format
 from qra_bo.memory.model import MemoryModel
 from qra_bo.memory.optimizers import OPTIMIZERS, is_paged
 from qra_bo.space import Allocation, Ladder, SearchSpace, StorageFormat, uniform
+from qra_bo.utils.errors import UserError
 
 CARDS_GB = (6, 8, 10, 12, 16, 24, 40, 48, 80)
 """Common cards; their names are taken in decimal units, a little less than they have."""

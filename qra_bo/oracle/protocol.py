@@ -3,8 +3,8 @@
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
-from qra_bo.records import EvaluationRequest, Measurement
 from qra_bo.sensitivity.profile import SensitivityProfile
+from qra_bo.trials import EvaluationRequest, Measurement
 
 Progress = Callable[[str, int, int], None]
 """``(what, done, total)``: called now and then so that a person sees something move."""

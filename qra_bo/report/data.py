@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from qra_bo.errors import JournalError, SpaceError
+from qra_bo.execution.messages import ProfileResult
 from qra_bo.memory.formats import parse_format
-from qra_bo.records import SCHEMA_VERSION, Evaluation, rounding_of
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import Allocation, StorageFormat
 from qra_bo.study.journal import session_seconds
-from qra_bo.study.messages import ProfileResult
-from qra_bo.study.study import Study
+from qra_bo.study.state import Study
+from qra_bo.trials import SCHEMA_VERSION, Evaluation, rounding_of
+from qra_bo.utils.errors import JournalError, SpaceError
 
 Event = Mapping[str, Any]
 JOURNAL_FIELDS = frozenset({"event", "time", "session", "elapsed", "crc"})

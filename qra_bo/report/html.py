@@ -8,7 +8,6 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from matplotlib.figure import Figure
 
-from qra_bo.records import Evaluation
 from qra_bo.report import story
 from qra_bo.report.data import JOURNAL_FIELDS, ReportData
 from qra_bo.report.guide import WORDS, next_steps
@@ -18,6 +17,7 @@ from qra_bo.report.style import DARK, LIGHT, svg_uri
 from qra_bo.report.tables import COLUMNS, page_lines, row_cells
 from qra_bo.report.text import DASH, duration, number, size
 from qra_bo.study.cost import cost_of
+from qra_bo.trials import Evaluation
 
 REM_PER_INCH = 7.0
 """Size of a figure on the page: its text is then about as large as the page's own small text."""

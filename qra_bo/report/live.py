@@ -14,10 +14,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from qra_bo.records import Evaluation, Fidelity
 from qra_bo.report.text import duration, rough, signed, size
 from qra_bo.study.cost import cost_of
-from qra_bo.study.study import Study, loss_of
+from qra_bo.study.state import Study, loss_of
+from qra_bo.trials import Evaluation, Fidelity
 
 KEPT_EVENTS = 6
 CLOCK_GRAIN = timedelta(milliseconds=1)

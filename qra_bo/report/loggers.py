@@ -11,7 +11,7 @@ import numpy as np
 from qra_bo.report.live import CLOCK_GRAIN
 from qra_bo.report.sinks import SINKS, Sink
 from qra_bo.space import average_bits
-from qra_bo.study.study import Study, loss_of
+from qra_bo.study.state import Study, loss_of
 
 log = logging.getLogger(__name__)
 MB = 1e6

@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from qra_bo.errors import MissingExtraError
-from qra_bo.records import Evaluation, Fidelity
-from qra_bo.redact import redact
 from qra_bo.space import average_bits
 from qra_bo.study.cost import UNSEARCHED_STAGES
 from qra_bo.study.journal import JOURNAL_NAME, read_journal
-from qra_bo.study.study import Study
+from qra_bo.study.state import Study
+from qra_bo.trials import Evaluation, Fidelity
+from qra_bo.utils.errors import MissingExtraError
+from qra_bo.utils.redact import redact
 
 log = logging.getLogger(__name__)
 SQLITE = "sqlite"

@@ -10,7 +10,7 @@ from qra_bo.report.plots_units import FEW_UNITS, MARKERS
 from qra_bo.report.side_by_side import NamedRun, comparable, unconfirmed
 from qra_bo.report.style import GREEN, ORANGE, PURPLE, VERMILLION, YELLOW, Theme, contrast, dress, figure, legend
 from qra_bo.report.text import short_names
-from qra_bo.study.study import loss_of
+from qra_bo.study.state import loss_of
 
 DASHES = ("-", "--", "-.", ":")
 

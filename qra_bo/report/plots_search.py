@@ -6,12 +6,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from qra_bo.records import Evaluation
 from qra_bo.report import story
 from qra_bo.report.data import ReportData
 from qra_bo.report.style import GREEN, ORANGE, PURPLE, VERMILLION, Theme, dress, figure, legend
 from qra_bo.report.text import number, signed, size
 from qra_bo.study.cost import FORWARD_SHARE, cost_of
+from qra_bo.trials import Evaluation
 
 MB = 1e6
 VIEW_SHARE = 0.75

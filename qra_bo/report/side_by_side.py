@@ -3,10 +3,10 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from qra_bo.records import rounding_of
 from qra_bo.report import story
 from qra_bo.report.data import ReportData
 from qra_bo.report.text import DASH, describe_allocation, number, signed, size
+from qra_bo.trials import rounding_of
 
 
 @dataclass(frozen=True, slots=True)

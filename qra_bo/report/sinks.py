@@ -8,8 +8,8 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, Protocol
 
-from qra_bo.errors import MissingExtraError
-from qra_bo.registry import Registry
+from qra_bo.utils.errors import MissingExtraError
+from qra_bo.utils.registry import Registry
 
 
 class Sink(Protocol):

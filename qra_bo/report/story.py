@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qra_bo.records import Evaluation, Fidelity, TrialState
 from qra_bo.report.data import Confirmation, ReportData
 from qra_bo.report.text import number, signed, size
 from qra_bo.space import Allocation
 from qra_bo.study.confirm import LEAST_SEEDS, spearman
 from qra_bo.study.results import metadata_bits
+from qra_bo.trials import Evaluation, Fidelity, TrialState
 
 CLOSED_GAP_ERRORS = 3
 """Standard errors that a gap must span before shares of it are quoted."""

@@ -13,11 +13,11 @@ from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
-from qra_bo.redact import printable
 from qra_bo.report import story
 from qra_bo.report.data import ReportData
 from qra_bo.report.guide import next_steps
 from qra_bo.report.text import DASH, describe_allocation, duration, number, rough, size
+from qra_bo.utils.redact import printable
 
 TONES = {"better": "green", "equal": "yellow", "open": "cyan"}
 

@@ -4,13 +4,13 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from qra_bo.errors import OutputError
-from qra_bo.files import check_run_folder, replace_text, writing
 from qra_bo.report.data import ReportData, parse_events
 from qra_bo.report.html import render_html, render_runs, report_json
 from qra_bo.report.plots import write_plots
 from qra_bo.report.side_by_side import NamedRun
 from qra_bo.study.journal import JOURNAL_NAME, read_journal
+from qra_bo.utils.errors import OutputError
+from qra_bo.utils.files import check_run_folder, replace_text, writing
 
 
 def load_run(folder: Path) -> ReportData:

@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from scipy.optimize import nnls
 
-from qra_bo.errors import ConfigError
 from qra_bo.sensitivity.profile import FloatArray, SensitivityProfile
+from qra_bo.utils.errors import ConfigError
 
 RISE, DIVERGENCE, BELIEVED = "rise", "divergence", "believed"
 _NO_CHANCE = 1e-24

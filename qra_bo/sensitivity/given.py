@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from qra_bo.errors import ProfileError
 from qra_bo.sensitivity.io import MeasuredDamage, coarsen_profile, load_measured_damage, load_profile, read_object
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import Unit
+from qra_bo.utils.errors import ProfileError
 
 
 def read_given(path: Path) -> SensitivityProfile | MeasuredDamage:

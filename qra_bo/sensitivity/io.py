@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from qra_bo.errors import ProfileError
-from qra_bo.files import replace_text, strict_json
 from qra_bo.sensitivity.profile import FloatArray, SensitivityProfile
 from qra_bo.space import Unit
+from qra_bo.utils.errors import ProfileError
+from qra_bo.utils.files import replace_text, strict_json
 
 SCHEMA_VERSION = 1
 _KEYS = ("schema_version", "units", "formats", "damage", "damage_kl", "gain", "base_loss", "source")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from qra_bo.errors import ProfileError
+from qra_bo.utils.errors import ProfileError
 
 FloatArray = npt.NDArray[np.float64]
 

@@ -3,10 +3,10 @@ measured by."""
 
 import numpy as np
 
-from qra_bo.errors import BudgetError
 from qra_bo.sensitivity.profile import FloatArray
 from qra_bo.sensitivity.repair import edit_weights
 from qra_bo.space import CostTable, IntArray, PhaseCost
+from qra_bo.utils.errors import BudgetError
 
 
 def reference_repair(row: IntArray, costs: CostTable, budget_bytes: int, importance_q: FloatArray,

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from qra_bo.errors import BudgetError, SpaceError
 from qra_bo.sensitivity.profile import FloatArray
 from qra_bo.space import CostTable, IntArray, PhaseCost
+from qra_bo.utils.errors import BudgetError, SpaceError
 
 EPS = 1e-8
 """Added to every importance, so that among unimportant units the bytes saved decide."""

@@ -4,10 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from qra_bo.errors import ConfigError
 from qra_bo.sensitivity.profile import FloatArray, SensitivityProfile
 from qra_bo.space import IntArray, SearchSpace
 from qra_bo.space.encoding import min_max
+from qra_bo.utils.errors import ConfigError
 
 TAUS: Mapping[str, Callable[[FloatArray], FloatArray]] = {
     "identity": lambda x: x, "sqrt": np.sqrt, "square": np.square}

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from qra_bo.errors import SpaceError
+from qra_bo.utils.errors import SpaceError
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,9 +5,9 @@ from fractions import Fraction
 
 import numpy as np
 
-from qra_bo.errors import BudgetError
 from qra_bo.space.cost import CostTable, PhaseCost
 from qra_bo.space.space import SearchSpace
+from qra_bo.utils.errors import BudgetError
 
 CODES = "codes"
 """Name of the phase that limits average bits: no phase of memory."""

@@ -8,9 +8,9 @@ import numpy.typing as npt
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array, vstack
 
-from qra_bo.errors import BudgetError, QRABOError, SpaceError
 from qra_bo.space.cost import CostTable
 from qra_bo.space.space import IntArray
+from qra_bo.utils.errors import BudgetError, QRABOError, SpaceError
 
 FloatArray = npt.NDArray[np.float64]
 _LARGEST_COEFFICIENT = 1000.0

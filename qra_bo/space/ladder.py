@@ -3,7 +3,7 @@
 import bisect
 from dataclasses import dataclass
 
-from qra_bo.errors import SpaceError
+from qra_bo.utils.errors import SpaceError
 
 
 @dataclass(frozen=True, slots=True)

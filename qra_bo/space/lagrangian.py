@@ -3,10 +3,10 @@
 import numpy as np
 import numpy.typing as npt
 
-from qra_bo.errors import BudgetError
 from qra_bo.space.cost import CostTable
 from qra_bo.space.knapsack import FloatArray, Region
 from qra_bo.space.space import IntArray
+from qra_bo.utils.errors import BudgetError
 
 _BISECTIONS = 40
 _ROUNDS = 4

@@ -3,9 +3,9 @@
 import numpy as np
 import numpy.typing as npt
 
-from qra_bo.errors import SpaceError
 from qra_bo.space.cost import CostTable
 from qra_bo.space.space import IntArray, SearchSpace
+from qra_bo.utils.errors import SpaceError
 
 _DRAW_ROUNDS = 4
 

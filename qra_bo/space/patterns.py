@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import TypedDict
 
-from qra_bo.errors import SpaceError
+from qra_bo.utils.errors import SpaceError
 
 
 class PeftPatterns(TypedDict):

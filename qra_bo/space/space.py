@@ -7,11 +7,11 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from qra_bo.errors import SpaceError
 from qra_bo.space.allocation import Allocation
 from qra_bo.space.decoder import DecoderSpec, Linear
 from qra_bo.space.formats import StorageFormat
 from qra_bo.space.ladder import Ladder
+from qra_bo.utils.errors import SpaceError
 
 IntArray = npt.NDArray[np.int64]
 GRANULARITIES = ("layer", "block", "fused", "module")

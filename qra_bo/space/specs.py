@@ -4,8 +4,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from qra_bo.errors import ModelError
 from qra_bo.space.decoder import DecoderSpec, Linear
+from qra_bo.utils.errors import ModelError
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "gpt_neox")
 """Families whose spec follows from numbers alone; others need their transformers configuration."""

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qra_bo.errors import ConfigError
 from qra_bo.space import Allocation
+from qra_bo.utils.errors import ConfigError
 
 LEVEL = 0.95
 """Coverage of the interval."""

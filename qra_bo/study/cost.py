@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from qra_bo.records import Evaluation, Fidelity
+from qra_bo.trials import Evaluation, Fidelity
 
 FORWARD_SHARE = 1 / 3
 """Cost of a forward-only token in training tokens."""

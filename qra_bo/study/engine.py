@@ -5,24 +5,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from qra_bo.errors import OracleError, OutputError, QRABOError, TrainingError
+from qra_bo.execution.messages import ProfileResult
 from qra_bo.memory.formats import parse_format
-from qra_bo.records import Evaluation, Fidelity, TrialState
-from qra_bo.searcher import Recommending, Searcher, SearchProblem, SelfChecking
+from qra_bo.search.base import Recommending, Searcher, SearchProblem, SelfChecking
 from qra_bo.space import Allocation, average_bits
-from qra_bo.study.anchors import AnchorRules, choose, fill, uniform_anchors
 from qra_bo.study.calibration import best_scale, calibration_choices
 from qra_bo.study.confirm import Confirmation, paired_interval, spearman
 from qra_bo.study.headroom import Headroom
 from qra_bo.study.journal import Journal
-from qra_bo.study.messages import ProfileResult
 from qra_bo.study.options import Delivery, EngineConfig, FinalTask, Parts
 from qra_bo.study.results import write_best
 from qra_bo.study.runner import Runner, Wanted
 from qra_bo.study.searching import Search, as_told
 from qra_bo.study.signals import Interrupts, RunInterrupted
+from qra_bo.study.state import Study, loss_of
 from qra_bo.study.status import StatusFile
-from qra_bo.study.study import Study, loss_of
+from qra_bo.study.uniform_baselines import AnchorRules, choose, fill, uniform_anchors
+from qra_bo.trials import Evaluation, Fidelity, TrialState
+from qra_bo.utils.errors import OracleError, OutputError, QRABOError, TrainingError
 
 log = logging.getLogger(__name__)
 

@@ -3,11 +3,11 @@
 from dataclasses import replace
 
 from qra_bo.memory.budget import smallest
-from qra_bo.records import Evaluation, TrialState
-from qra_bo.searcher import SearchProblem
+from qra_bo.search.base import SearchProblem
 from qra_bo.space import with_allowance
-from qra_bo.study.anchors import AnchorRules
 from qra_bo.study.runner import Runner
+from qra_bo.study.uniform_baselines import AnchorRules
+from qra_bo.trials import Evaluation, TrialState
 
 
 class Headroom:

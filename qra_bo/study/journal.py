@@ -13,11 +13,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from qra_bo.errors import JournalError, OracleError, OutputError
-from qra_bo.files import bounded_int, check_plain
-from qra_bo.records import SCHEMA_VERSION, stating_codes
-from qra_bo.redact import printable, redact_all
 from qra_bo.study.lock import RunLock
+from qra_bo.trials import SCHEMA_VERSION, stating_codes
+from qra_bo.utils.errors import JournalError, OracleError, OutputError
+from qra_bo.utils.files import bounded_int, check_plain
+from qra_bo.utils.redact import printable, redact_all
 
 JOURNAL_NAME = "trials.jsonl"
 Event = dict[str, Any]

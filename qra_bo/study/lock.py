@@ -9,8 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-from qra_bo.errors import OutputError
-from qra_bo.files import check_plain
+from qra_bo.utils.errors import OutputError
+from qra_bo.utils.files import check_plain
 
 LOCK_NAME = ".lock"
 

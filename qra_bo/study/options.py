@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from qra_bo.errors import ConfigError
+from qra_bo.execution.base import Executor
 from qra_bo.oracle.protocol import Progress
-from qra_bo.records import Evaluation
-from qra_bo.searcher import Searcher, SearchProblem
+from qra_bo.search.base import Searcher, SearchProblem
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import Allocation, SearchSpace
-from qra_bo.study.executor import Executor
+from qra_bo.trials import Evaluation
+from qra_bo.utils.errors import ConfigError
 
 OTHER_RATES = "distinct positive factors other than 1, e.g. [0.5,2]"
 

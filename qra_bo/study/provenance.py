@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import qra_bo
-from qra_bo.errors import JournalError
+from qra_bo.utils.errors import JournalError
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "hqq", "botorch", "gpytorch", "numpy", "scipy", "pymoo",
             "safetensors", "gguf", "datasets")

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from qra_bo.errors import JournalError, OutputError
-from qra_bo.files import write_json
-from qra_bo.records import SCHEMA_VERSION, Evaluation, rounding_of
 from qra_bo.space import Allocation, average_bits
 from qra_bo.study.journal import JOURNAL_NAME, read_journal, session_seconds
-from qra_bo.study.study import Study, is_uniform
+from qra_bo.study.state import Study, is_uniform
+from qra_bo.trials import SCHEMA_VERSION, Evaluation, rounding_of
+from qra_bo.utils.errors import JournalError, OutputError
+from qra_bo.utils.files import write_json
 
 BEST_NAME = "best.json"
 _PROVENANCE = ("version", "git", "data_sha256", "packages", "device", "dtype", "threads")

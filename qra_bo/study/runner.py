@@ -10,17 +10,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import qra_bo
-from qra_bo.errors import JournalError, OracleError
+from qra_bo.execution.base import Executor
 from qra_bo.memory.formats import parse_format
-from qra_bo.records import SCHEMA_VERSION, Evaluation, EvaluationRequest, Fidelity, Measurement, TrialState
-from qra_bo.redact import redact
 from qra_bo.space import Allocation
-from qra_bo.study.executor import Executor
 from qra_bo.study.journal import Event, Journal, canonical, check_same_configuration, session_seconds
 from qra_bo.study.options import EngineConfig, Parts
 from qra_bo.study.provenance import changes, collect
+from qra_bo.study.state import Study
 from qra_bo.study.status import StatusFile
-from qra_bo.study.study import Study
+from qra_bo.trials import SCHEMA_VERSION, Evaluation, EvaluationRequest, Fidelity, Measurement, TrialState
+from qra_bo.utils.errors import JournalError, OracleError
+from qra_bo.utils.redact import redact
 
 ENGINE_STAGES = frozenset({"calibration", "baseline", "reference", "confirmation", "rate_check",
                            "ranking_check"})

@@ -10,12 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import qra_bo
-from qra_bo.errors import JournalError, QRABOError
-from qra_bo.records import Evaluation, EvaluationRequest, Fidelity, Proposal, TrialState
-from qra_bo.searcher import Searcher
+from qra_bo.search.base import Searcher
 from qra_bo.study.cost import cost_of
 from qra_bo.study.headroom import Headroom
 from qra_bo.study.runner import ENGINE_STAGES, Runner, Wanted
+from qra_bo.trials import Evaluation, EvaluationRequest, Fidelity, Proposal, TrialState
+from qra_bo.utils.errors import JournalError, QRABOError
 
 log = logging.getLogger(__name__)
 

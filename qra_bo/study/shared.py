@@ -8,15 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from qra_bo.errors import JournalError
+from qra_bo.execution.base import Executor
+from qra_bo.execution.messages import ProfileResult
 from qra_bo.oracle.protocol import Progress
-from qra_bo.records import Evaluation, EvaluationRequest, Measurement, TrialState, deciding_quantizer
-from qra_bo.study.executor import Executor
 from qra_bo.study.journal import JOURNAL_NAME, canonical
-from qra_bo.study.messages import ProfileResult
 from qra_bo.study.provenance import INCOMPARABLE
 from qra_bo.study.results import load_study
-from qra_bo.study.study import Study
+from qra_bo.study.state import Study
+from qra_bo.trials import Evaluation, EvaluationRequest, Measurement, TrialState, deciding_quantizer
+from qra_bo.utils.errors import JournalError
 
 log = logging.getLogger(__name__)
 SHAREABLE = (TrialState.OK, TrialState.DIVERGED)

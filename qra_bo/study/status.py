@@ -9,9 +9,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from qra_bo.files import write_json
-from qra_bo.redact import redact
-from qra_bo.study.study import Study
+from qra_bo.study.state import Study
+from qra_bo.utils.files import write_json
+from qra_bo.utils.redact import redact
 
 log = logging.getLogger(__name__)
 STATUS_NAME = "status.json"

@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from qra_bo.errors import BudgetError, ConfigError
 from qra_bo.study.cost import FORWARD_SHARE
 from qra_bo.study.options import training_seeds
 from qra_bo.table1.limits import FREE, Limit, parse_limits
@@ -13,6 +12,7 @@ from qra_bo.table1.rates import Rate, calibrate
 from qra_bo.table1.recipe import Recipe
 from qra_bo.table1.rows import Found, Row
 from qra_bo.table1.session import Session
+from qra_bo.utils.errors import BudgetError, ConfigError
 
 OWN = Limit("own memory", "peak", None, None, None)
 """What methods stand under whose memory is what it is."""

@@ -3,12 +3,12 @@
 import os
 from pathlib import Path
 
-from qra_bo.errors import JournalError
-from qra_bo.files import check_plain, check_run_folder, writing
-from qra_bo.records import TrialState
 from qra_bo.study.journal import JOURNAL_NAME, RESERVED, read_journal
 from qra_bo.table1.search import FOLDER
 from qra_bo.table1.session import NAME, Session
+from qra_bo.trials import TrialState
+from qra_bo.utils.errors import JournalError
+from qra_bo.utils.files import check_plain, check_run_folder, writing
 
 
 def join(session: Session, folder: Path) -> int:

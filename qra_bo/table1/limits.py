@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from qra_bo.errors import ConfigError
 from qra_bo.memory.budget import parse_budget
+from qra_bo.utils.errors import ConfigError
 
 FREE = "free"
 RULE = ("a limit is 'peak BUDGET' or 'stored BUDGET', perhaps with '<=BITS' for average code bits, or 'free', each "

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from qra_bo.pipeline.run import engine_settings
 from qra_bo.report.tables import PlanRow
-from qra_bo.run import engine_settings
 from qra_bo.table1.cells import Cell, final_seeds
 from qra_bo.table1.published import calibration_and_anchors, proposals_left
 from qra_bo.table1.rate_checks import pairs, references

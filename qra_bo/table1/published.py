@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from qra_bo.config import RunConfig
+from qra_bo.config.schema import RunConfig
 
 POPULATION, GENERATIONS, PROMOTIONS = 40, 13, 6
 """Of the published first stage (12 to 15 generations)."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from qra_bo.oracle.task_files import task_name
+from qra_bo.finetune.evaluation.task_files import task_name
 from qra_bo.table1.cells import OWN, Cell, CellResult, is_free
 from qra_bo.table1.limits import Limit
 from qra_bo.table1.session import Session

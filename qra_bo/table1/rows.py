@@ -4,13 +4,13 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from qra_bo.memory.formats import parse_format
-from qra_bo.registry import Registry
 from qra_bo.space import uniform
-from qra_bo.study.anchors import AnchorRules, largest_rank
 from qra_bo.study.cost import FORWARD_SHARE
+from qra_bo.study.uniform_baselines import AnchorRules, largest_rank
 from qra_bo.table1.limits import Limit
 from qra_bo.table1.recipe import Recipe, codes_name
 from qra_bo.table1.session import Session
+from qra_bo.utils.registry import Registry
 
 RANK = 16
 """Rank of the published comparison."""

@@ -5,11 +5,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from qra_bo.errors import BudgetError
-from qra_bo.evolution.amq import AMQ, AMQOptions
 from qra_bo.memory.adalora import adalora_bytes, fit_adalora
 from qra_bo.memory.budget import uniform_bytes
 from qra_bo.memory.formats import parse_format
+from qra_bo.search.evolution.amq import AMQ, AMQOptions
 from qra_bo.sensitivity.profile import FloatArray
 from qra_bo.space import Allocation, IntArray, uniform
 from qra_bo.space.knapsack import solve_knapsack
@@ -18,6 +17,7 @@ from qra_bo.table1.limits import Limit
 from qra_bo.table1.recipe import Recipe
 from qra_bo.table1.rows import RANK, ROWS, Found, WithinABudget, largest_fitting_rank
 from qra_bo.table1.session import Session
+from qra_bo.utils.errors import BudgetError
 
 FOUR_BIT = "nf4"
 ADALORA_RATE = 4.0

@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from qra_bo.records import Evaluation, Fidelity
 from qra_bo.table1.limits import Limit
 from qra_bo.table1.published import calibration_and_anchors, published_changes, scaled_autoqra, scaled_qr_adaptor
 from qra_bo.table1.recipe import Recipe, codes_name
 from qra_bo.table1.rows import ROWS, Found, WithCodes
 from qra_bo.table1.search import search
 from qra_bo.table1.session import Session
+from qra_bo.trials import Evaluation, Fidelity
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,12 @@ from typing import Any
 
 from rich.console import Console
 
-from qra_bo.config import RunConfig
-from qra_bo.errors import OutputError
-from qra_bo.files import check_run_folder, write_json, writing
+from qra_bo.config.schema import RunConfig
 from qra_bo.memory.budget import format_size
+from qra_bo.pipeline.run import Setting, make_setting, new_folder, token_seconds
 from qra_bo.report.style import png_bytes
 from qra_bo.report.tables import print_plan
 from qra_bo.report.text import rough
-from qra_bo.run import Setting, make_setting, new_folder, token_seconds
 from qra_bo.study.journal import Journal
 from qra_bo.study.signals import Interrupts
 from qra_bo.table1.cells import Cell, CellResult, is_begun, make_cells, work
@@ -29,6 +27,8 @@ from qra_bo.table1.plot import draw
 from qra_bo.table1.rate_checks import check_rates, check_references
 from qra_bo.table1.results import build
 from qra_bo.table1.session import NAME, Session
+from qra_bo.utils.errors import OutputError
+from qra_bo.utils.files import check_run_folder, write_json, writing
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def run_table(config: RunConfig) -> TableResult:
                 print(f"{other}: {taken} results taken over", file=sys.stderr)
         check_searches(session, cells)
         if config.eval.tasks and config.oracle.name == "finetune":
-            from qra_bo.oracle.harness import check_tasks  # loads torch and the harness
+            from qra_bo.finetune.evaluation.harness import check_tasks  # loads torch and the harness
 
             check_tasks(config.eval.tasks)
         seconds = token_seconds(config, session.setting)

@@ -5,14 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from qra_bo.config import NOT_OF_THE_RESULT, MethodConfig, RunConfig
-from qra_bo.records import Evaluation, Proposal
-from qra_bo.run import engine_settings, path_name, run_parts
+from qra_bo.config.schema import NOT_OF_THE_RESULT, MethodConfig, RunConfig
+from qra_bo.pipeline.run import engine_settings, path_name, run_parts
 from qra_bo.study.engine import Engine, RunOutcome
 from qra_bo.study.shared import SharedExecutor
 from qra_bo.table1.limits import Limit
 from qra_bo.table1.recipe import codes_name
 from qra_bo.table1.session import Session
+from qra_bo.trials import Evaluation, Proposal
 
 FOLDER = "searches"
 SHARED = frozenset({*NOT_OF_THE_RESULT, "budget", "method", "max_average_bits"})

@@ -8,23 +8,23 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import qra_bo
-from qra_bo.config import NOT_OF_THE_RESULT, QuantizerConfig, RunConfig
-from qra_bo.errors import ConfigError
-from qra_bo.executors import make_executor
+from qra_bo.config.schema import NOT_OF_THE_RESULT, QuantizerConfig, RunConfig
+from qra_bo.execution.base import Executor
+from qra_bo.execution.messages import ProfileResult
 from qra_bo.memory.budget import largest, resolve_budget
 from qra_bo.memory.formats import parse_format
 from qra_bo.memory.model import MemoryModel
 from qra_bo.oracle.protocol import Progress
-from qra_bo.records import SCHEMA_VERSION, EvaluationRequest, TrialState
-from qra_bo.run import Setting
+from qra_bo.pipeline.executors import make_executor
+from qra_bo.pipeline.run import Setting
 from qra_bo.space import CostTable, Ladder, SearchSpace
-from qra_bo.study.executor import Executor
 from qra_bo.study.journal import RESERVED, Journal, canonical, check_same_configuration
-from qra_bo.study.messages import ProfileResult
 from qra_bo.study.options import training_seeds
 from qra_bo.study.provenance import changes, collect
 from qra_bo.table1.limits import Limit
 from qra_bo.table1.recipe import Recipe, codes_name
+from qra_bo.trials import SCHEMA_VERSION, EvaluationRequest, TrialState
+from qra_bo.utils.errors import ConfigError
 
 NAME = "table1.jsonl"
 UNQUANTISED = 16

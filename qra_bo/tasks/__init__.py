@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from qra_bo.errors import DeviceError, ModelError, UserError
+from qra_bo.utils.errors import DeviceError, ModelError, UserError
 
 if TYPE_CHECKING:
-    from qra_bo.config import RunConfig
+    from qra_bo.config.schema import RunConfig
 
 TASKS: Mapping[str, str] = {
     "search": "qra_bo.tasks.search",

@@ -9,19 +9,19 @@ from typing import Any
 
 from rich.console import Console
 
-from qra_bo.build import BytesPredictor
-from qra_bo.config import RunConfig
-from qra_bo.errors import ConfigError, OutputError, SpaceError, TrainingError
-from qra_bo.files import strict_json, write_json, writing
+from qra_bo.config.schema import RunConfig
+from qra_bo.execution.base import Executor
 from qra_bo.memory.budget import format_for, format_size, parse_budget
 from qra_bo.memory.formats import parse_format
 from qra_bo.oracle.protocol import Progress
-from qra_bo.records import EvaluationRequest, Measurement, TrialState, peaks_to_json
+from qra_bo.pipeline.build import BytesPredictor
 from qra_bo.report.text import describe_allocation
 from qra_bo.space import Allocation, SearchSpace, uniform
-from qra_bo.study.executor import Executor
 from qra_bo.study.options import training_seeds
 from qra_bo.study.provenance import collect
+from qra_bo.trials import EvaluationRequest, Measurement, TrialState, peaks_to_json
+from qra_bo.utils.errors import ConfigError, OutputError, SpaceError, TrainingError
+from qra_bo.utils.files import strict_json, write_json, writing
 
 EVALUATION_NAME = "evaluation.json"
 SCORES_NAME = "scores.json"
@@ -38,7 +38,7 @@ def run(config: RunConfig) -> int:
     Raises:
         UserError: If the input or the environment can't work, or the training gave no loss.
     """
-    from qra_bo.run import live_view, make_setting, oracle_session, task_folder
+    from qra_bo.pipeline.run import live_view, make_setting, oracle_session, task_folder
 
     if config.eval.tasks:
         return ask(config, Path(str(config.out)))
@@ -80,10 +80,10 @@ def ask(config: RunConfig, folder: Path) -> int:
     Raises:
         UserError: If a task is unknown or malformed, lm-eval is not installed, or the folder holds no finished run.
     """
-    from qra_bo.device import resolve_device
-    from qra_bo.loading import load
-    from qra_bo.oracle.harness import check_tasks, score_tasks
-    from qra_bo.oracle.manifest import package_versions
+    from qra_bo.export.load import load
+    from qra_bo.finetune.evaluation.harness import check_tasks, score_tasks
+    from qra_bo.finetune.manifest import package_versions
+    from qra_bo.utils.device import resolve_device
 
     check_tasks(config.eval.tasks)
     model, tokenizer = load(folder, resolve_device(config.device),

@@ -5,12 +5,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from qra_bo.config import RunConfig
+from qra_bo.config.schema import RunConfig
 from qra_bo.export.registry import SMALL, export_all
 from qra_bo.export.run import FinishedRun
-from qra_bo.files import write_json, writing
 from qra_bo.report.tables import print_table
 from qra_bo.report.text import DASH
+from qra_bo.utils.files import write_json, writing
 
 
 def run(config: RunConfig) -> int:
@@ -33,7 +33,7 @@ def run(config: RunConfig) -> int:
 def print_checks(folder: Path, trust_remote_code: bool) -> None:
     """A line for every export: what loaded it and how far its logits are from the run's own."""
     from qra_bo.export.check import ExportChecker
-    from qra_bo.oracle.manifest import package_versions
+    from qra_bo.finetune.manifest import package_versions
 
     rows = ExportChecker(FinishedRun.read(folder, trust_remote_code)).rows()
     table = [(r.what, r.loaded_by, *(DASH if v is None else f"{v:.4g}" for v in (r.difference, r.mean)), r.note)

@@ -8,14 +8,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from qra_bo.build import hf_config, make_memory, make_space, make_spec
-from qra_bo.config import RunConfig
-from qra_bo.device_allowance import allowance_for
-from qra_bo.errors import BudgetError
+from qra_bo.config.schema import RunConfig
 from qra_bo.memory.budget import check_budget, free_bytes, parse_budget, parse_size, resolve_budget, smallest
 from qra_bo.memory.plan import MemoryPlan, memory_plan
 from qra_bo.memory.plan_tables import TraceCheck, render, render_checks
+from qra_bo.pipeline.build import hf_config, make_memory, make_space, make_spec
+from qra_bo.pipeline.device_allowance import allowance_for
 from qra_bo.space import Ladder, uniform
+from qra_bo.utils.errors import BudgetError
 
 WIDTH = 120
 """Columns of the plan where there is no terminal to ask."""
@@ -75,7 +75,7 @@ def verify(config: RunConfig, plan: MemoryPlan) -> list[TraceCheck]:
     Raises:
         OracleError: If the decoder can't be traced.
     """
-    from qra_bo.oracle.trace import StepTracer
+    from qra_bo.finetune.tracing.trace import StepTracer
 
     spec, memory = plan.memory.spec, replace(plan.memory, scope="peak")
     space = make_space(config, spec)
@@ -104,7 +104,7 @@ def planned_device(config: RunConfig) -> str:
 
 def _real_device(config: RunConfig) -> str:
     """The device that is asked what it has free; it must be there."""
-    from qra_bo.device import resolve_device
+    from qra_bo.utils.device import resolve_device
 
     return "cpu" if planned_device(config) == "cpu" else resolve_device(config.device)
 

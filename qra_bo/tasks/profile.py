@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from qra_bo.config import RunConfig
+from qra_bo.config.schema import RunConfig
 from qra_bo.report.text import DASH
 from qra_bo.sensitivity.given import read_given
 from qra_bo.sensitivity.io import MeasuredDamage, save_profile
@@ -26,7 +26,7 @@ def run(config: RunConfig) -> int:
     Raises:
         UserError: If the input or the environment can't work.
     """
-    from qra_bo.run import make_setting, task_folder
+    from qra_bo.pipeline.run import make_setting, task_folder
 
     console, path = Console(soft_wrap=True), config.sensitivity.path
     if path is not None:
@@ -44,7 +44,7 @@ def run(config: RunConfig) -> int:
 
 
 def _measured(config: RunConfig) -> SensitivityProfile:
-    from qra_bo.run import live_view, oracle_session
+    from qra_bo.pipeline.run import live_view, oracle_session
 
     with oracle_session(config) as executor:
         if config.display == "none":

@@ -4,13 +4,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from qra_bo.config import RunConfig
-from qra_bo.errors import JournalError
+from qra_bo.config.schema import RunConfig
 from qra_bo.report.side_by_side import NamedRun
 from qra_bo.report.tables import print_result
 from qra_bo.report.write import load_run, write_page, write_report
 from qra_bo.runs import find_runs, own_report, print_side_by_side
 from qra_bo.study.journal import JOURNAL_NAME
+from qra_bo.utils.errors import JournalError
 
 
 def run(config: RunConfig) -> int:

@@ -1,6 +1,6 @@
 """``task=table1``: every method of the published comparison beside ours, at equal conditions."""
 
-from qra_bo.config import RunConfig
+from qra_bo.config.schema import RunConfig
 
 
 def run(config: RunConfig) -> int:

@@ -8,7 +8,8 @@ from pathlib import Path
 from bench.collect.__main__ import Collection, work
 from bench.collect.plan import Plan, Sizes
 from bench.collect.task import Setting
-from qra_bo.oracle.benchmark.table import (
+from qra_bo.execution.base import InProcessExecutor
+from qra_bo.oracle.emulator.table import (
     MEMORY,
     PROFILE,
     PROFILE_BATCH,
@@ -20,12 +21,11 @@ from qra_bo.oracle.benchmark.table import (
     append_provenance,
     costs_to_json,
 )
-from qra_bo.oracle.synthetic import SyntheticOracle
-from qra_bo.searcher import SearchProblem
+from qra_bo.oracle.synthetic.oracle import SyntheticOracle
+from qra_bo.search.base import SearchProblem
 from qra_bo.sensitivity.io import save_profile
 from qra_bo.space import Allocation
-from qra_bo.study.anchors import AnchorRules
-from qra_bo.study.executor import InProcessExecutor
+from qra_bo.study.uniform_baselines import AnchorRules
 from tests.spaces import corners, make_costs, make_space
 
 SEED = 5

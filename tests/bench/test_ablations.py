@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from bench import ablations
-from qra_bo.config import load_config
-from qra_bo.methods import METHODS
+from qra_bo.config.schema import load_config
+from qra_bo.search.methods import METHODS
 from qra_bo.space import Allocation
 from qra_bo.study.journal import read_journal
 from qra_bo.table1.published import scaled_autoqra

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from bench import codes
-from qra_bo.errors import ConfigError
+from qra_bo.utils.errors import ConfigError
 
 
 def test_codes_are_compared_with_the_nearest_on_the_same_seeds() -> None:

@@ -9,7 +9,7 @@ import pytest
 from bench.search.methods import EVERYTHING
 from bench.search.noiseless import row_without_noise
 from bench.search.play import make_arena, play
-from qra_bo.oracle.benchmark.oracle import load_oracle
+from qra_bo.oracle.emulator.oracle import load_oracle
 from tests.bench.tables import make_setting, make_table
 
 

@@ -12,10 +12,10 @@ from bench.peers.optuna_samplers import GpSampler, Tpe
 from bench.peers.simple import SequentialBits, UniformSearch
 from bench.peers.smac3 import Smac3
 from bench.peers.turbo_tutorial import TurboState, TurboTutorial
-from qra_bo.errors import MissingExtraError
-from qra_bo.methods import METHODS, Factory
-from qra_bo.registry import Registry
-from qra_bo.searcher import Searcher, SearchProblem
+from qra_bo.search.base import Searcher, SearchProblem
+from qra_bo.search.methods import METHODS, Factory
+from qra_bo.utils.errors import MissingExtraError
+from qra_bo.utils.registry import Registry
 from tests.conformance.searcher import SearcherSuite, make_problem, play, proposals_of
 
 needs_optuna = pytest.mark.skipif(importlib.util.find_spec("optuna") is None, reason="optuna is not installed")

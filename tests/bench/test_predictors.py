@@ -8,8 +8,8 @@ import pytest
 from bench import predictors
 from bench.collect.task import DATA
 from bench.emulators import bands
-from qra_bo.oracle.benchmark.emulator import usable
-from qra_bo.oracle.benchmark.table import load_table
+from qra_bo.oracle.emulator.emulator import usable
+from qra_bo.oracle.emulator.table import load_table
 
 
 def test_a_law_is_found_from_the_other_folds_and_gaps_stay_gaps() -> None:

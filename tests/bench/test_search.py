@@ -28,15 +28,15 @@ from bench.search.summary import (
     search_rows,
     targets_of,
 )
-from qra_bo.acquisition.features import build_components
-from qra_bo.errors import ConfigError, DataError
-from qra_bo.methods import METHODS
-from qra_bo.oracle.benchmark.emulator import table_rate
-from qra_bo.oracle.benchmark.oracle import load_oracle
-from qra_bo.oracle.benchmark.table import load_table
-from qra_bo.records import Fidelity, Proposal
+from qra_bo.oracle.emulator.emulator import table_rate
+from qra_bo.oracle.emulator.oracle import load_oracle
+from qra_bo.oracle.emulator.table import load_table
+from qra_bo.search.methods import METHODS
+from qra_bo.search.structured.features import build_components
 from qra_bo.space import Allocation, uniform
-from qra_bo.study.study import is_uniform
+from qra_bo.study.state import is_uniform
+from qra_bo.trials import Fidelity, Proposal
+from qra_bo.utils.errors import ConfigError, DataError
 from tests.bench.tables import make_collection, make_setting, make_table
 
 SETTING = make_setting()

@@ -9,7 +9,7 @@ import pytest
 
 from bench.peers.registry import FACTORIES
 from bench.search import real
-from qra_bo.methods import METHODS
+from qra_bo.search.methods import METHODS
 from qra_bo.study.journal import read_journal
 
 

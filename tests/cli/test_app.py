@@ -7,8 +7,8 @@ import pytest
 
 from qra_bo.cli import app
 from qra_bo.cli.sweep import JOBS, Job, read_jobs, record_job, summary, worst
-from qra_bo.config import RunConfig
-from qra_bo.errors import BudgetError, OracleError
+from qra_bo.config.schema import RunConfig
+from qra_bo.utils.errors import BudgetError, OracleError
 
 
 @pytest.fixture(autouse=True)

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from qra_bo.build import make_memory, make_space, make_spec
 from qra_bo.cli.app import main
-from qra_bo.config import load_config
-from qra_bo.errors import DeviceError, ModelError
+from qra_bo.config.schema import load_config
 from qra_bo.memory.budget import uniform_bytes
 from qra_bo.memory.formats import parse_format
 from qra_bo.memory.plan import memory_plan
+from qra_bo.pipeline.build import make_memory, make_space, make_spec
 from qra_bo.tasks.memory import make_plan, plan_lines, planned_device
+from qra_bo.utils.errors import DeviceError, ModelError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -128,7 +128,7 @@ def test_a_search_that_can_not_start_shows_the_plan(error: Exception, monkeypatc
     def search(config: object) -> None:
         raise error
 
-    monkeypatch.setattr("qra_bo.run.search", search)
+    monkeypatch.setattr("qra_bo.pipeline.run.search", search)
     assert main(["+model=llama2_7b", "budget=10GB", "oracle=synthetic"]) == 2
     captured = capfd.readouterr()
     assert captured.out.startswith("llama2_7b: 6,738.4 M parameters")

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from qra_bo.cli.compose import config_from
-from qra_bo.cli.decode import Problem, build, check
-from qra_bo.config import RunConfig, load_config
-from qra_bo.errors import ConfigError, nearest_first
+from qra_bo.config.compose import config_from
+from qra_bo.config.decode import Problem, build, check
+from qra_bo.config.schema import RunConfig, load_config
+from qra_bo.utils.errors import ConfigError, nearest_first
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from qra_bo.oracle.protocol import Oracle
-from qra_bo.records import EvaluationRequest, Measurement, TrialState
 from qra_bo.space import Allocation
+from qra_bo.trials import EvaluationRequest, Measurement, TrialState
 
 
 def quiet(what: str, done: int, total: int) -> None:

@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from qra_bo.errors import ConfigError, SpaceError
+from qra_bo.finetune.quantization.base import CODES, LOWER_CODES, QuantizerBackend, packed
+from qra_bo.finetune.quantization.reference import ReferenceBackend
+from qra_bo.finetune.quantization.registry import backend_of
 from qra_bo.memory.formats import check_shape, metadata_bytes, parse_format, weight_bytes
-from qra_bo.oracle.quantizers.base import CODES, LOWER_CODES, QuantizerBackend, packed
-from qra_bo.oracle.quantizers.reference import ReferenceBackend
-from qra_bo.oracle.quantizers.registry import backend_of
 from qra_bo.space.formats import StorageFormat
+from qra_bo.utils.errors import ConfigError, SpaceError
 
 CPU = torch.device("cpu")
 SMOLLM2_SHAPES = ((576, 576), (192, 576), (1536, 576), (576, 1536))

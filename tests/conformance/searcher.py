@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qra_bo.oracle.synthetic import SyntheticOracle
-from qra_bo.records import Evaluation, EvaluationRequest, Fidelity, Measurement, Proposal, TrialState
-from qra_bo.searcher import Searcher, SearchProblem
+from qra_bo.oracle.synthetic.oracle import SyntheticOracle
+from qra_bo.search.base import Searcher, SearchProblem
 from qra_bo.space import Allocation
+from qra_bo.trials import Evaluation, EvaluationRequest, Fidelity, Measurement, Proposal, TrialState
 from tests.spaces import corners, make_costs, make_space
 
 ROOT = Path(__file__).parents[2]

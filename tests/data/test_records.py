@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qra_bo.errors import DataError
-from qra_bo.oracle.data.batches import batches, named_rng
-from qra_bo.oracle.data.records import NO_LOSS, Record, assemble, pack, pieces_of, split_records, texts_sha256
-from qra_bo.oracle.data.tiny import byte_tokenizer, tiny_records
+from qra_bo.finetune.data.batches import batches, named_rng
+from qra_bo.finetune.data.records import NO_LOSS, Record, assemble, pack, pieces_of, split_records, texts_sha256
+from qra_bo.finetune.data.tiny import byte_tokenizer, tiny_records
+from qra_bo.utils.errors import DataError
 
 TOKENIZER = byte_tokenizer()
 texts = st.text(st.characters(min_codepoint=97, max_codepoint=122), max_size=40)

@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 
-from qra_bo.config import load_config
-from qra_bo.errors import DataError, MissingExtraError
-from qra_bo.oracle.data import plays
-from qra_bo.oracle.data.hub import hub_records
-from qra_bo.oracle.data.jsonl import read_records
-from qra_bo.oracle.data.load import data_notes, load_data
-from qra_bo.oracle.data.options import DataConfig
-from qra_bo.oracle.data.records import Record, split_records
-from qra_bo.oracle.data.tiny import VOCABULARY, byte_tokenizer, tiny_records
-from qra_bo.run import make_setting
+from qra_bo.config.schema import load_config
+from qra_bo.finetune.data import plays
+from qra_bo.finetune.data.hub import hub_records
+from qra_bo.finetune.data.jsonl import read_records
+from qra_bo.finetune.data.load import data_notes, load_data
+from qra_bo.finetune.data.options import DataConfig
+from qra_bo.finetune.data.records import Record, split_records
+from qra_bo.finetune.data.tiny import VOCABULARY, byte_tokenizer, tiny_records
+from qra_bo.pipeline.run import make_setting
+from qra_bo.utils.errors import DataError, MissingExtraError
 
 
 def write(folder: Path, *lines: Any) -> str:

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 import qra_bo
-import qra_bo.run
+import qra_bo.pipeline.run
 from qra_bo.cli.app import main
-from qra_bo.cli.overrides import inspect, normalise, with_default_model
-from qra_bo.config import load_config
+from qra_bo.config.overrides import inspect, normalise, with_default_model
+from qra_bo.config.schema import load_config
 from qra_bo.runs import build_parser
 from qra_bo.runs import main as runs
 from tests.report.fixtures import make_events, write_run
@@ -54,7 +54,7 @@ def make_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "outputs").mkdir()
     (tmp_path / "bench").symlink_to(ROOT / "bench")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
-    monkeypatch.setattr(qra_bo.run, "write_report", lambda folder: [])  # drawing has tests of its own
+    monkeypatch.setattr(qra_bo.pipeline.run, "write_report", lambda folder: [])  # drawing has tests of its own
     return tmp_path
 
 
@@ -124,7 +124,7 @@ def test_commands_within_the_text(page: Path, there: Path) -> None:
 @pytest.mark.parametrize("page", sorted({p.values[0] for p in blocks("python")}),
                          ids=lambda p: str(p.relative_to(ROOT)))
 def test_python(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = qra_bo.run.search
+    real = qra_bo.pipeline.run.search
     monkeypatch.setattr(qra_bo, "search", lambda overrides: real(smaller(overrides)))
     names: dict[str, Any] = {"__name__": "snippet"}
     for param in blocks("python"):

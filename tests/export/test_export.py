@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from qra_bo.errors import ConfigError, OutputError
 from qra_bo.export import hints
 from qra_bo.export.registry import TARGETS, TEXTS, export_all
 from qra_bo.export.run import FinishedRun
+from qra_bo.utils.errors import ConfigError, OutputError
 from tests.export.fixtures import BITS, MODULES, UNITS, module_ranks, write_finished
 
 

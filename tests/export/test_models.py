@@ -15,15 +15,15 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from qra_bo.errors import ConfigError, OutputError
 from qra_bo.export.check import ExportChecker
+from qra_bo.export.load import load
 from qra_bo.export.registry import export_all
 from qra_bo.export.run import FinishedRun
-from qra_bo.loading import load
-from qra_bo.oracle.base_models import load_base
-from qra_bo.oracle.manifest import PACKED, read_manifest
-from qra_bo.oracle.probe import PROBE
+from qra_bo.finetune.evaluation.probe import PROBE
+from qra_bo.finetune.manifest import PACKED, read_manifest
+from qra_bo.finetune.models.load import load_base
 from qra_bo.tasks.export import print_checks
+from qra_bo.utils.errors import ConfigError, OutputError
 from tests.export.finished import finish
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -59,7 +59,7 @@ def test_packed_weights_load_to_the_same_logits_and_are_not_packed_again(mixed: 
     written = (mixed / PACKED).stat().st_mtime_ns
     assert export_all(mixed, ["packed"]) == paths
     assert (mixed / PACKED).stat().st_mtime_ns == written
-    monkeypatch.setattr("qra_bo.loading.backend_of", Unpacked)
+    monkeypatch.setattr("qra_bo.export.load.backend_of", Unpacked)
     assert torch.equal(logits(load(mixed)[0], mixed), before)
 
 
@@ -70,7 +70,7 @@ def test_chosen_codes_in_two_planes_load_to_the_logits_of_the_run(tmp_path: Path
                  "quantizer.tokens=256")
     kept = {key.rpartition(":")[2] for key in load_file(run / PACKED) if key.startswith("model.layers.0.")}
     assert kept >= {"codes", "lower_codes", "scale", "zero"}
-    monkeypatch.setattr("qra_bo.loading.backend_of", Unpacked)
+    monkeypatch.setattr("qra_bo.export.load.backend_of", Unpacked)
     assert torch.equal(logits(load(run)[0], run), load_file(run / PROBE)["logits"].float())
 
 
@@ -78,7 +78,7 @@ class Unpacked:
     """A backend that builds and will not pack."""
 
     def __init__(self, fmt: Any) -> None:
-        from qra_bo.oracle.quantizers.registry import backend_of
+        from qra_bo.finetune.quantization.registry import backend_of
 
         self.build = backend_of(fmt).build
 

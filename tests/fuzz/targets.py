@@ -10,14 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from qra_bo.acquisition.transfer import load_prior
-from qra_bo.cli.compose import config_from
-from qra_bo.cli.overrides import inspect, normalise, with_default_model
-from qra_bo.config import RunConfig, load_config
-from qra_bo.errors import UserError
-from qra_bo.files import strict_json
+from qra_bo.config.compose import config_from
+from qra_bo.config.overrides import inspect, normalise, with_default_model
+from qra_bo.config.schema import RunConfig, load_config
+from qra_bo.finetune.data.jsonl import read_records
+from qra_bo.finetune.manifest import MANIFEST, read_manifest
 from qra_bo.memory.budget import format_size, parse_budget, parse_size
-from qra_bo.oracle.benchmark.table import (
+from qra_bo.oracle.emulator.table import (
     MEMORY,
     PROVENANCE,
     ROWS,
@@ -30,13 +29,14 @@ from qra_bo.oracle.benchmark.table import (
     load_provenance,
     load_rows,
 )
-from qra_bo.oracle.data.jsonl import read_records
-from qra_bo.oracle.manifest import MANIFEST, read_manifest
+from qra_bo.search.structured.transfer import load_prior
 from qra_bo.sensitivity.given import read_given
 from qra_bo.sensitivity.io import MeasuredDamage, profile_from_json, profile_to_json
 from qra_bo.study.journal import checksum, read_journal
-from qra_bo.study.study import Study
+from qra_bo.study.state import Study
 from qra_bo.tasks.evaluate import read_allocation
+from qra_bo.utils.errors import UserError
+from qra_bo.utils.files import strict_json
 from tests.spaces import make_space
 
 CORPUS = Path(__file__).parent / "corpus"

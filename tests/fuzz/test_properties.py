@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qra_bo.errors import BudgetError, ConfigError, OracleError, ProfileError, UserError
 from qra_bo.memory.budget import parse_budget, parse_size
 from qra_bo.sensitivity.io import profile_from_json, profile_to_json
 from qra_bo.study.journal import Journal, read_journal
 from qra_bo.tasks.evaluate import read_allocation
+from qra_bo.utils.errors import BudgetError, ConfigError, OracleError, ProfileError, UserError
 from tests.fuzz.targets import PARSERS, SCRATCH, SPACE
 
 JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),

@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qra_bo.errors import BudgetError, ConfigError
 from qra_bo.memory import MemoryModel, TrainShape
 from qra_bo.memory.budget import (
     Budget,
@@ -23,6 +22,7 @@ from qra_bo.memory.budget import (
     smallest,
 )
 from qra_bo.space import Allocation, DecoderSpec
+from qra_bo.utils.errors import BudgetError, ConfigError
 from tests.memory.spaces import TINY, space_of
 
 MODEL = MemoryModel(TINY, TrainShape(2, 32))

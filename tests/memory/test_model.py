@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qra_bo.errors import ConfigError
 from qra_bo.memory import MemoryModel, TrainShape
 from qra_bo.memory.activations import scratch_bytes
 from qra_bo.memory.formats import metadata_bytes, parse_format, weight_bytes
 from qra_bo.memory.model import KEYS
 from qra_bo.memory.optimizers import LEAST_8BIT, LEAST_PAGED, OPTIMIZERS, state_bytes, update_bytes
 from qra_bo.space import Allocation, CostTable, SearchSpace, uniform
+from qra_bo.utils.errors import ConfigError
 from tests.memory.spaces import LLAMA2_7B, SMOLLM2, TINY, space_of
 
 SHAPES = st.builds(TrainShape, batch=st.integers(1, 8), length=st.integers(2, 64), checkpointing=st.booleans(),

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from qra_bo.errors import BudgetError, OracleError, SpaceError
-from qra_bo.oracle.landscape import FLOOR, INTERACTION, KNEE, TOTAL_DAMAGE_4_BIT, TOTAL_TASK, Landscape, phi
-from qra_bo.oracle.synthetic import SyntheticOracle
-from qra_bo.records import EvaluationRequest, TrialState
+from qra_bo.oracle.synthetic.landscape import FLOOR, INTERACTION, KNEE, TOTAL_DAMAGE_4_BIT, TOTAL_TASK, Landscape, phi
+from qra_bo.oracle.synthetic.oracle import SyntheticOracle
 from qra_bo.space import uniform
 from qra_bo.space.neighbourhood import ladder_tops
+from qra_bo.trials import EvaluationRequest, TrialState
+from qra_bo.utils.errors import BudgetError, OracleError, SpaceError
 from tests.conformance.oracle import OracleSuite, quiet
 from tests.spaces import every_row, make_costs, make_space
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from qra_bo.records import Evaluation, EvaluationRequest, Fidelity, Measurement, TrialState
 from qra_bo.space import Allocation, StorageFormat, uniform
 from qra_bo.study.journal import Journal
+from qra_bo.trials import Evaluation, EvaluationRequest, Fidelity, Measurement, TrialState
 
 L = 12
 FORMATS = (StorageFormat("hqq2", "hqq", 2, 64), StorageFormat("hqq3", "hqq", 3, 64),

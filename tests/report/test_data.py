@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from qra_bo.errors import JournalError
-from qra_bo.records import Fidelity
 from qra_bo.report.data import parse_events
 from qra_bo.space import uniform
+from qra_bo.trials import Fidelity
+from qra_bo.utils.errors import JournalError
 from tests.report.fixtures import HIGH, LOW, TOKENS_A_STEP, L, make_events
 
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from qra_bo.errors import ConfigError, MissingExtraError
 from qra_bo.report import loggers
 from qra_bo.report.data import parse_events
 from qra_bo.report.loggers import SearchLogger, metrics_of
 from qra_bo.report.sinks import SINKS
-from qra_bo.study.study import Study
+from qra_bo.study.state import Study
+from qra_bo.utils.errors import ConfigError, MissingExtraError
 from tests.report.fixtures import make_events
 
 LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)

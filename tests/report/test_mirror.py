@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from qra_bo.config import load_config
-from qra_bo.errors import ConfigError, MissingExtraError
+from qra_bo.config.schema import load_config
+from qra_bo.execution.base import InProcessExecutor
 from qra_bo.report.mirror import OptunaMirror, mirror_run, storage_url, study_name
 from qra_bo.runs import main as runs
 from qra_bo.study.engine import Engine, RunOutcome
-from qra_bo.study.executor import InProcessExecutor
 from qra_bo.study.journal import read_journal
+from qra_bo.utils.errors import ConfigError, MissingExtraError
 from tests.study.oracles import PlantedOracle
 from tests.study.problem import comparable, deliver, make_config, make_parts
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.oracle.test_manifest import make_run
+from tests.finetune.test_manifest import make_run
 
 
 @pytest.fixture(scope="session", name="whole")

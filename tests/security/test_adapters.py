@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from qra_bo.errors import OutputError
+from qra_bo.export.foreign import check_adapter_config
+from qra_bo.export.load import load
 from qra_bo.export.padding import pad_adapter
 from qra_bo.export.run import FinishedRun
-from qra_bo.foreign import check_adapter_config
-from qra_bo.loading import load
-from qra_bo.oracle.manifest import read_manifest
+from qra_bo.finetune.manifest import read_manifest
+from qra_bo.utils.errors import OutputError
 
 TANGLED = "(([a-z0-9_.]+)+)+!"
 

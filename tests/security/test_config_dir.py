@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from qra_bo.cli import app
-from qra_bo.cli.compose import compose_config
-from qra_bo.config import RunConfig
-from qra_bo.errors import ConfigError
+from qra_bo.config.compose import compose_config
+from qra_bo.config.schema import RunConfig
+from qra_bo.utils.errors import ConfigError
 
 EVIL = "x: {_target_: evil.call}"
 FILES = {

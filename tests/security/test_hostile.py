@@ -12,25 +12,25 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from qra_bo.config import load_config
-from qra_bo.errors import DataError, JournalError, ModelError, OutputError, ProfileError, UserError
+from qra_bo.config.schema import load_config
 from qra_bo.export import models
 from qra_bo.export.check import ExportChecker
+from qra_bo.export.foreign import check_adapter_config
+from qra_bo.export.load import load
 from qra_bo.export.run import FinishedRun
-from qra_bo.files import check_run_folder, strict_json
-from qra_bo.foreign import check_adapter_config
-from qra_bo.loading import load
-from qra_bo.oracle.base_models import load_base
-from qra_bo.oracle.data.jsonl import read_records
-from qra_bo.oracle.manifest import MANIFEST, read_manifest
-from qra_bo.oracle.probe import PROBE
+from qra_bo.finetune.data.jsonl import read_records
+from qra_bo.finetune.evaluation.probe import PROBE
+from qra_bo.finetune.manifest import MANIFEST, read_manifest
+from qra_bo.finetune.models.load import load_base
+from qra_bo.pipeline.run import run_folder
 from qra_bo.report.write import load_run, write_report
-from qra_bo.run import run_folder
 from qra_bo.runs import main as runs
 from qra_bo.sensitivity.io import load_profile
 from qra_bo.study.journal import Journal, checksum, read_journal
 from qra_bo.tasks.evaluate import ask
-from tests.oracle.test_manifest import FORMATS
+from qra_bo.utils.errors import DataError, JournalError, ModelError, OutputError, ProfileError, UserError
+from qra_bo.utils.files import check_run_folder, strict_json
+from tests.finetune.test_manifest import FORMATS
 from tests.report.fixtures import make_events, write_run
 
 DEEP = "[" * 100_000
@@ -79,7 +79,7 @@ def test_no_export_runs_code_on_a_folders_word(whole: Path, tmp_path: Path, monk
                      lambda d: d["model"].update(trust_remote_code=True, source="path", path="evil/model"))
     save_file({"input_ids": torch.zeros(1, 2), "logits": torch.zeros(1, 2, 3)}, folder / PROBE)
     asked: list[Any] = []
-    monkeypatch.setattr("qra_bo.loading.load_base", asked.append)
+    monkeypatch.setattr("qra_bo.export.load.load_base", asked.append)
     monkeypatch.setattr(models, "SERVABLE", FORMATS)
     run = FinishedRun(folder, {"alpha_over_rank": 2.0}, {}, {})
     with pytest.raises(ModelError, match=r"evil/model.*model\.trust_remote_code=true in a command"):
@@ -93,7 +93,7 @@ def test_no_export_runs_code_on_a_folders_word(whole: Path, tmp_path: Path, monk
 def test_tasks_run_no_code_on_a_folders_word(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = changed(whole, tmp_path / "run", MANIFEST,
                   lambda d: d["model"].update(trust_remote_code=True, source="path", path="evil/model"))
-    monkeypatch.setattr("qra_bo.oracle.harness.check_tasks", lambda tasks: None)
+    monkeypatch.setattr("qra_bo.finetune.evaluation.harness.check_tasks", lambda tasks: None)
     config = ["task=evaluate", "eval.tasks=[x]", f"out={run}", "device=cpu"]
     with pytest.raises(ModelError, match="trust that code"):
         ask(load_config(config), run)

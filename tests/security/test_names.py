@@ -9,16 +9,16 @@ import pytest
 from rich.console import Console
 
 from qra_bo.cli.app import _report
-from qra_bo.errors import ConfigError, DataError, OutputError
 from qra_bo.export.hints import vllm
 from qra_bo.export.run import FinishedRun
-from qra_bo.files import check_run_folder, replace_text, strict_json
-from qra_bo.oracle.benchmark.table import load_table
+from qra_bo.oracle.emulator.table import load_table
 from qra_bo.report.data import parse_events
 from qra_bo.report.tables import print_result
 from qra_bo.runs import main as runs
 from qra_bo.runs import own_report
 from qra_bo.study.journal import checksum, read_journal
+from qra_bo.utils.errors import ConfigError, DataError, OutputError
+from qra_bo.utils.files import check_run_folder, replace_text, strict_json
 from tests.report.fixtures import make_events, write_run
 
 EVIL = "\x1b]0;owned\x07"

@@ -7,10 +7,10 @@ import pytest
 from transformers import AutoConfig
 
 from qra_bo import prior
-from qra_bo.build import make_spec
-from qra_bo.config import load_config
-from qra_bo.errors import ModelError
-from qra_bo.oracle.trace import StepTracer
+from qra_bo.config.schema import load_config
+from qra_bo.finetune.tracing.trace import StepTracer
+from qra_bo.pipeline.build import make_spec
+from qra_bo.utils.errors import ModelError
 from tests.report.fixtures import make_events, write_run
 
 

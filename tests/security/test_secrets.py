@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qra_bo.cli import app
-from qra_bo.errors import DataError
-from qra_bo.redact import RedactingFormatter, redact, redact_all
 from qra_bo.study.journal import Journal, read_journal
+from qra_bo.utils.errors import DataError
+from qra_bo.utils.redact import RedactingFormatter, redact, redact_all
 
 SECRET = "sup3rs3cretvalue"
 

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 
-from qra_bo.errors import ModelError, OutputError
 from qra_bo.export.check import ExportChecker
 from qra_bo.export.padding import pad_adapter
-from qra_bo.oracle.base_models import load_base
-from qra_bo.oracle.data.tiny import byte_tokenizer
-from qra_bo.oracle.manifest import read_manifest
-from tests.oracle.test_manifest import MODEL
+from qra_bo.finetune.data.tiny import byte_tokenizer
+from qra_bo.finetune.manifest import read_manifest
+from qra_bo.finetune.models.load import load_base
+from qra_bo.utils.errors import ModelError, OutputError
+from tests.finetune.test_manifest import MODEL
 from tests.security.test_adapters import TANGLED, edit, finished
 from tests.security.test_hostile import HF
 

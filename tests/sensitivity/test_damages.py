@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qra_bo.errors import ConfigError
 from qra_bo.sensitivity.damages import DAMAGES, believed_damage, damage_of
 from qra_bo.sensitivity.profile import FloatArray, SensitivityProfile
+from qra_bo.utils.errors import ConfigError
 
 
 def profile_of(damage: FloatArray, kl: FloatArray, se: FloatArray | None) -> SensitivityProfile:

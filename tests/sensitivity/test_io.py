@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qra_bo.errors import ProfileError
 from qra_bo.sensitivity.io import (
     coarsen_profile,
     load_measured_damage,
@@ -20,6 +19,7 @@ from qra_bo.sensitivity.io import (
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import Linear, Unit, make_units
 from qra_bo.space.specs import spec_from_numbers
+from qra_bo.utils.errors import ProfileError
 from tests.spaces import make_profile, make_space
 
 PUBLISHED = os.environ.get("QRA_BO_TEST_DATA", "")  # folder with published sensitivity files

@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qra_bo.errors import BudgetError, SpaceError
 from qra_bo.sensitivity.reference_repair import reference_repair, vectorised_repair
 from qra_bo.sensitivity.repair import Repair
 from qra_bo.space import CostTable, PhaseCost
+from qra_bo.utils.errors import BudgetError, SpaceError
 
 Case = tuple[CostTable, np.ndarray, np.ndarray, np.ndarray, np.random.Generator]
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qra_bo.errors import SpaceError
 from qra_bo.space import Allocation, uniform
+from qra_bo.utils.errors import SpaceError
 
 CHOICES = st.lists(st.tuples(st.sampled_from(["nf4", "int8", "hqq2-g32", "fp16"]), st.integers(0, 64)), min_size=1,
                    max_size=12)

@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qra_bo.errors import BudgetError
 from qra_bo.sensitivity.repair import Repair
 from qra_bo.space import CostTable, Linear, SearchSpace, Unit, average_bits, limit_average_bits
 from qra_bo.space.knapsack import solve_knapsack
 from qra_bo.space.lagrangian import solve_relaxed
+from qra_bo.utils.errors import BudgetError
 from tests.spaces import every_row, make_costs, make_space
 
 

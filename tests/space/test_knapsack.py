@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import milp
 
-from qra_bo.errors import BudgetError, SpaceError
 from qra_bo.space import knapsack
 from qra_bo.space.cost import CostTable, PhaseCost
 from qra_bo.space.knapsack import Region, solve_knapsack
+from qra_bo.utils.errors import BudgetError, SpaceError
 
 
 def random_problem(seed: int, n_units: int, n_phases: int) -> tuple[np.ndarray, CostTable, int]:

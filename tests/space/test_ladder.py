@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qra_bo.errors import SpaceError
 from qra_bo.space import Ladder
+from qra_bo.utils.errors import SpaceError
 
 
 @pytest.mark.parametrize("values", [(), (0, 2), (-1, 2), (4, 2), (2, 2), (2, 3.0), (True, 2), ("2",)])

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qra_bo.errors import SpaceError
 from qra_bo.space.neighbourhood import atomic_neighbours, distance, neighbours_within
+from qra_bo.utils.errors import SpaceError
 from tests.spaces import corners, every_row, make_costs, make_space
 
 NO_LIMIT = 10**12

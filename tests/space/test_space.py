@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qra_bo.errors import SpaceError
 from qra_bo.space import GRANULARITIES, Allocation, Ladder, SearchSpace, make_units, uniform
 from qra_bo.space.specs import spec_from_numbers
+from qra_bo.utils.errors import SpaceError
 from tests.spaces import FORMATS, every_row, make_space
 
 SPEC = spec_from_numbers("llama2_7b", "llama", n_layers=32, hidden_size=4096, intermediate_size=11008, n_heads=32,

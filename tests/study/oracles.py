@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from qra_bo.errors import ModelError, OracleError
 from qra_bo.oracle.protocol import Progress, StopRequested
-from qra_bo.records import EvaluationRequest, Measurement, TrialState
 from qra_bo.sensitivity.profile import SensitivityProfile
+from qra_bo.trials import EvaluationRequest, Measurement, TrialState
+from qra_bo.utils.errors import ModelError, OracleError
 
 UNITS = tuple(f"model.layers.{u}" for u in range(4))
 FORMATS = ("ref2", "ref4", "ref8")

@@ -10,17 +10,17 @@ from typing import Any
 
 import numpy as np
 
+from qra_bo.execution.base import Executor, InProcessExecutor, OracleSpec
+from qra_bo.execution.limits import Limits
+from qra_bo.execution.local import LocalExecutor
 from qra_bo.memory.formats import parse_format
-from qra_bo.records import Evaluation, Fidelity, Proposal
-from qra_bo.searcher import Searcher, SearchProblem
+from qra_bo.search.base import Searcher, SearchProblem
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import Allocation, CostTable, Ladder, Linear, PhaseCost, SearchSpace, Unit, uniform
 from qra_bo.study.engine import Engine
-from qra_bo.study.executor import Executor, InProcessExecutor, OracleSpec
-from qra_bo.study.limits import Limits
-from qra_bo.study.local import LocalExecutor
 from qra_bo.study.options import EngineConfig, FinalTask, Parts
 from qra_bo.study.signals import RunInterrupted
+from qra_bo.trials import Evaluation, Fidelity, Proposal
 from tests.study.oracles import FORMATS, TOKENS, UNITS, PlantedOracle
 
 RANKS = (1, 2, 4, 8)
@@ -137,7 +137,7 @@ def main(folder: str, pause: float, executor: str = "local") -> None:
     """A whole run with worker processes, for tests that kill it: one of its own, or two of Ray."""
     spec = OracleSpec("tests.study.oracles:make", {"pause": pause})
     if executor == "ray":
-        from qra_bo.study.on_ray import RayExecutor, Resources
+        from qra_bo.execution.on_ray import RayExecutor, Resources
 
         made: Executor = RayExecutor(spec, Limits(30, retries=1), 2, Resources(cpus=1), None)
     else:

@@ -7,19 +7,19 @@ from typing import Any
 
 import pytest
 
-from qra_bo.errors import ConfigError, JournalError, QRABOError
-from qra_bo.records import Evaluation, Fidelity, Proposal, TrialState
-from qra_bo.searcher import SearchProblem
+from qra_bo.execution.base import InProcessExecutor, OracleSpec
+from qra_bo.execution.limits import Limits
+from qra_bo.execution.local import LocalExecutor
+from qra_bo.search.base import SearchProblem
 from qra_bo.space import Allocation, uniform
 from qra_bo.study.confirm import paired_interval
 from qra_bo.study.engine import Engine, RunOutcome
-from qra_bo.study.executor import InProcessExecutor, OracleSpec
 from qra_bo.study.journal import checksum, read_journal
-from qra_bo.study.limits import Limits
-from qra_bo.study.local import LocalExecutor
 from qra_bo.study.options import Delivery, FinalTask
 from qra_bo.study.results import load_study, write_best
 from qra_bo.study.searching import SearcherError
+from qra_bo.trials import Evaluation, Fidelity, Proposal, TrialState
+from qra_bo.utils.errors import ConfigError, JournalError, QRABOError
 from tests.study.oracles import PlantedOracle
 from tests.study.problem import BUDGET, EQUIVALENT, Walk, comparable, deliver, make_config, make_parts, predict_bytes
 

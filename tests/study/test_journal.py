@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qra_bo.errors import JournalError, OracleError, OutputError
 from qra_bo.study.journal import (
     Journal,
     check_same_configuration,
@@ -20,6 +19,7 @@ from qra_bo.study.journal import (
     read_journal,
     session_seconds,
 )
+from qra_bo.utils.errors import JournalError, OracleError, OutputError
 
 HEADER = {"schema_version": 1, "config": {"a": {"b": 1}}, "config_sha256": "x"}
 
@@ -127,7 +127,7 @@ def test_another_configuration_is_refused_and_the_difference_said(tmp_path: Path
 def test_second_writer_is_told_who_holds_the_run(tmp_path: Path) -> None:
     with Journal(tmp_path):
         code = ("import sys; from pathlib import Path; from qra_bo.study.journal import Journal\n"
-                "from qra_bo.errors import OutputError\n"
+                "from qra_bo.utils.errors import OutputError\n"
                 "try:\n  Journal(Path(sys.argv[1])).__enter__()\n"
                 "except OutputError as e:\n  sys.stdout.write(str(e))")
         out = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)

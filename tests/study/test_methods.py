@@ -7,16 +7,16 @@ from typing import Any
 
 import pytest
 
-from qra_bo.errors import ConfigError
-from qra_bo.methods import METHODS, TwoStages, make_searcher
-from qra_bo.oracle.synthetic import SyntheticOracle
-from qra_bo.records import Evaluation, Fidelity, Proposal
-from qra_bo.searcher import Searcher, SearchProblem
+from qra_bo.execution.base import InProcessExecutor
+from qra_bo.execution.messages import failure
+from qra_bo.oracle.synthetic.oracle import SyntheticOracle
+from qra_bo.search.base import Searcher, SearchProblem
+from qra_bo.search.methods import METHODS, TwoStages, make_searcher
 from qra_bo.space import uniform
 from qra_bo.study.engine import Engine, RunOutcome
-from qra_bo.study.executor import InProcessExecutor
-from qra_bo.study.messages import failure
 from qra_bo.study.runner import ENGINE_STAGES
+from qra_bo.trials import Evaluation, Fidelity, Proposal
+from qra_bo.utils.errors import ConfigError
 from tests.study.problem import (
     EQUIVALENT,
     HIGH,
@@ -84,7 +84,7 @@ class Scripted(Walk):
 
 
 def evaluated(problem: SearchProblem, proposal: Proposal) -> Evaluation:
-    from qra_bo.records import EvaluationRequest, TrialState
+    from qra_bo.trials import EvaluationRequest, TrialState
 
     request = EvaluationRequest(proposal.allocation, problem.high_steps, problem.high_steps, 0)
     m = failure(TrialState.FAILED, "", problem.high_steps, 0.0)

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import numpy as np
 
+from qra_bo.execution.base import InProcessExecutor
 from qra_bo.oracle.protocol import Progress
-from qra_bo.records import Evaluation, EvaluationRequest, Measurement, TrialState
-from qra_bo.searcher import SearchProblem
+from qra_bo.search.base import SearchProblem
 from qra_bo.space import limit_average_bits, uniform, with_allowance
 from qra_bo.study.engine import Engine, RunOutcome
-from qra_bo.study.executor import InProcessExecutor
 from qra_bo.study.journal import read_journal
+from qra_bo.trials import Evaluation, EvaluationRequest, Measurement, TrialState
 from tests.study.oracles import PlantedOracle
 from tests.study.problem import (
     BUDGET,

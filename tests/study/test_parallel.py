@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qra_bo.errors import JournalError
+from qra_bo.execution.base import Executor, InProcessExecutor, OracleSpec
+from qra_bo.execution.limits import Limits
+from qra_bo.execution.local import LocalExecutor
 from qra_bo.oracle.protocol import Progress
-from qra_bo.records import EvaluationRequest, Fidelity, Measurement, TrialState
 from qra_bo.space import uniform
 from qra_bo.study.engine import Engine, RunOutcome
-from qra_bo.study.executor import Executor, InProcessExecutor, OracleSpec
 from qra_bo.study.journal import checksum, read_journal
-from qra_bo.study.limits import Limits
-from qra_bo.study.local import LocalExecutor
 from qra_bo.study.results import load_study
+from qra_bo.trials import EvaluationRequest, Fidelity, Measurement, TrialState
+from qra_bo.utils.errors import JournalError
 from tests.study.oracles import PlantedOracle
 from tests.study.problem import EQUIVALENT, Walk, comparable, deliver, make_config, make_parts
 

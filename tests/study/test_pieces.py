@@ -11,20 +11,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from qra_bo.errors import BudgetError, ConfigError, JournalError, QRABOError
-from qra_bo.files import write_json
 from qra_bo.oracle.protocol import Oracle
-from qra_bo.registry import Registry
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import Allocation, uniform
-from qra_bo.study.anchors import AnchorRules, choose, fill, largest_rank, uniform_anchors
 from qra_bo.study.confirm import Confirmation, paired_interval, spearman
 from qra_bo.study.cost import Cost
 from qra_bo.study.options import training_seeds
 from qra_bo.study.provenance import changes, collect, git_commit
 from qra_bo.study.signals import RunInterrupted
+from qra_bo.study.state import Study
 from qra_bo.study.status import StatusFile
-from qra_bo.study.study import Study
+from qra_bo.study.uniform_baselines import AnchorRules, choose, fill, largest_rank, uniform_anchors
+from qra_bo.utils.errors import BudgetError, ConfigError, JournalError, QRABOError
+from qra_bo.utils.files import write_json
+from qra_bo.utils.registry import Registry
 from tests.study.oracles import DAMAGE, FORMATS, UNITS, PlantedOracle
 from tests.study.problem import BUDGET, make_config, predict_bytes
 

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from qra_bo.records import Fidelity, Proposal
-from qra_bo.searcher import SearchProblem
+from qra_bo.search.base import SearchProblem
 from qra_bo.space import Allocation
 from qra_bo.study.engine import Engine
+from qra_bo.trials import Fidelity, Proposal
 from tests.study.problem import Walk, make_config, make_parts
 
 MIXED = (Allocation(("ref8", "ref4", "ref2", "ref4"), (2, 2, 4, 2)),

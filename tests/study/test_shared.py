@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
+from qra_bo.execution.base import InProcessExecutor
 from qra_bo.oracle.protocol import Progress
-from qra_bo.records import EvaluationRequest, Measurement, TrialState
-from qra_bo.searcher import SearchProblem
+from qra_bo.search.base import SearchProblem
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import Allocation, uniform
 from qra_bo.study.engine import Engine
-from qra_bo.study.executor import InProcessExecutor
 from qra_bo.study.shared import Ledger, SharedExecutor
+from qra_bo.trials import EvaluationRequest, Measurement, TrialState
 from tests.study.oracles import PlantedOracle
 from tests.study.problem import Walk, comparable, make_config, make_parts, make_problem, predict_bytes
 

@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 
-from qra_bo.errors import BudgetError, ConfigError, DeviceError, ModelError, TrainingError, UserError, WorkerError
-from qra_bo.records import Fidelity
 from qra_bo.table1 import cells
 from qra_bo.table1.limits import parse_limit
 from qra_bo.table1.methods import ROWS
 from qra_bo.table1.results import accuracy, ours_like
 from qra_bo.table1.rows_searched import stages_note
+from qra_bo.trials import Fidelity
+from qra_bo.utils.errors import BudgetError, ConfigError, DeviceError, ModelError, TrainingError, UserError, WorkerError
 
 
 def raising(monkeypatch: pytest.MonkeyPatch, error: UserError) -> cells.CellResult:

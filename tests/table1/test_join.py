@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from qra_bo.config import load_config
-from qra_bo.errors import ConfigError, JournalError
+from qra_bo.config.schema import load_config
 from qra_bo.study.journal import read_journal
 from qra_bo.table1.run import run_table
+from qra_bo.utils.errors import ConfigError, JournalError
 
 LIMITS = ("peak uniform:4,8 <=4 for ours,autoqra,amq_lora", "stored uniform:4,4 for ours,loftq,best_uniform")
 SETTINGS = ["task=table1", "+model=tiny", "data=tiny", "oracle=synthetic", "display=none", "effort=quick",

@@ -2,10 +2,10 @@
 
 import pytest
 
-from qra_bo.errors import BudgetError, ConfigError
 from qra_bo.table1.cells import OWN, make_cells
 from qra_bo.table1.limits import Limit, parse_limit, parse_limits
 from qra_bo.table1.methods import ROWS
+from qra_bo.utils.errors import BudgetError, ConfigError
 
 
 def test_limits_are_read() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from qra_bo.cli.app import main
-from qra_bo.config import load_config
+from qra_bo.config.schema import load_config
 from qra_bo.table1.methods import ROWS
 from qra_bo.table1.run import run_table
 

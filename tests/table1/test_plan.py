@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from bench.sessions import table_session
-from qra_bo.config import load_config
+from qra_bo.config.schema import load_config
 from qra_bo.table1 import plan
 from qra_bo.table1.cells import make_cells
 from qra_bo.table1.plan import equivalent_tokens, plan_rows, weights

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from bench.sessions import table_session
-from qra_bo.config import load_config
-from qra_bo.errors import ConfigError
+from qra_bo.config.schema import load_config
 from qra_bo.space import uniform
 from qra_bo.study.options import training_seeds
 from qra_bo.table1.cells import OWN, Cell, CellResult, make_cells
@@ -23,6 +22,7 @@ from qra_bo.table1.recipe import Recipe
 from qra_bo.table1.results import build
 from qra_bo.table1.rows import Found
 from qra_bo.table1.session import Session
+from qra_bo.utils.errors import ConfigError
 
 DRY = ["+model=tiny", "data=tiny", "oracle=synthetic", "display=none", "quantizer.rounding=nearest",
        "table1.rate_factors=[0.5,2]", "table1.seeds=3"]

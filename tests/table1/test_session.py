@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from bench.sessions import table_session
-from qra_bo.config import load_config
+from qra_bo.config.schema import load_config
 from qra_bo.space import Allocation
 from qra_bo.table1 import session as module
 from qra_bo.table1.limits import parse_limit

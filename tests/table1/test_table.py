@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from qra_bo.cli.app import main
-from qra_bo.config import load_config
-from qra_bo.errors import ConfigError, JournalError, OutputError
+from qra_bo.config.schema import load_config
 from qra_bo.study.journal import read_journal
 from qra_bo.table1.markdown import summary
 from qra_bo.table1.methods import ROWS
 from qra_bo.table1.plot import draw
 from qra_bo.table1.run import run_table
+from qra_bo.utils.errors import ConfigError, JournalError, OutputError
 
 SETTINGS = ["task=table1", "+model=tiny", "data=tiny", "oracle=synthetic", "display=none", "effort=quick",
             "effort.high_equivalents=9", "table1=short", "table1.seeds=2", "table1.key_seeds=3",

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 
 from qra_bo.cli.app import main
-from qra_bo.config import load_config
-from qra_bo.errors import ProfileError
-from qra_bo.executors import tokens_before
-from qra_bo.run import make_setting
+from qra_bo.config.schema import load_config
+from qra_bo.execution.base import InProcessExecutor
+from qra_bo.execution.given import GivenProfileExecutor
+from qra_bo.pipeline.executors import tokens_before
+from qra_bo.pipeline.run import make_setting
 from qra_bo.sensitivity.io import load_profile, save_profile
-from qra_bo.study.executor import InProcessExecutor
-from qra_bo.study.given import GivenProfileExecutor
+from qra_bo.utils.errors import ProfileError
 from tests.study.oracles import PlantedOracle
 
 SETTINGS = ["+model=tiny", "data=tiny", "oracle=synthetic", "display=none"]

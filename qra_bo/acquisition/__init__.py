@@ -1,1 +1,0 @@
-"""Model-based search: the default structured search and the published trust-region Bayesian optimisation."""

@@ -1,0 +1,227 @@
+"""``qra_bo.load``: a finished run's base model, quantised as the search left it, with its adapter."""
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from qra_bo.export.foreign import check_adapter_config, check_model_node
+from qra_bo.finetune.adapters.fused import fuse
+from qra_bo.finetune.manifest import (
+    Manifest,
+    ModuleRecord,
+    package_versions,
+    read_manifest,
+    tensors_digest,
+    unflatten,
+    unquantised_digest,
+)
+from qra_bo.finetune.models.attention import use_fast_attention
+from qra_bo.finetune.models.load import load_base
+from qra_bo.finetune.quantization.bank import allow_mixed_bits, set_submodule
+from qra_bo.finetune.quantization.base import State
+from qra_bo.finetune.quantization.registry import backend_of
+from qra_bo.utils.errors import DeviceError, ModelError, OutputError
+from qra_bo.utils.files import COPY_AGAIN, check_run_folder
+
+ADAPTER = "adapter"
+WEIGHTS = "adapter_model.safetensors"
+
+
+def load(run: str | Path, device: str = "cpu", *, adapter: bool = True,
+         trust_remote_code: bool = False) -> tuple[Any, Any]:
+    """Rebuild the model of a run: base, quantisation by ``quant_manifest.json``, adapter.
+
+    Args:
+        run: The run's folder.
+        device: Where the model goes, e.g. ``"cpu"`` or ``"cuda"``.
+        adapter: Whether to put the adapter on; without it the quantised base is returned.
+        trust_remote_code: Whether code that comes with the base model may run, where the run needs it.
+
+    Returns:
+        The model in eval mode and its tokenizer.
+
+    Raises:
+        OutputError: If the folder lacks a manifest or an adapter in safetensors, they do not fit together, or it holds
+            what no run writes.
+        ModelError: If the base model is not at hand, is not the one that the run quantised, or needs code to run.
+        DeviceError: If the device is not there.
+    """
+    folder, target = Path(run), _device(device)
+    check_run_folder(folder)
+    manifest = read_manifest(folder)
+    if adapter:
+        check_adapter(folder / ADAPTER)
+        check_adapter_config(folder / ADAPTER, manifest)
+    model, tokenizer = dense_base(manifest, folder, trust_remote_code)
+    quantise(model, manifest, folder, target)
+    use_fast_attention(model, target, getattr(torch, manifest.compute_dtype))
+    if adapter:
+        model = _adapted(model, manifest, folder)
+        fuse(model)  # the forward that it was trained with, to the last bit
+    return model.eval(), tokenizer
+
+
+def dense_base(manifest: Manifest, folder: Path, trust_remote_code: bool) -> tuple[Any, Any]:
+    """The base model that the run in ``folder`` quantised, as it was before, and its tokenizer.
+
+    Raises:
+        OutputError: If the manifest describes it badly.
+        ModelError: If it is not at hand, or wants code to run and the caller does not.
+    """
+    node = check_model_node(manifest, folder, trust_remote_code)
+    try:
+        return load_base(node)
+    except (KeyError, TypeError) as error:
+        raise OutputError(f"the manifest in {folder} describes its base model badly: {error!r} is missing or of the "
+                          f"wrong type; {COPY_AGAIN}") from error
+
+
+def quantise(model: Any, manifest: Manifest, folder: Path, device: torch.device) -> None:
+    """Replace the linears of ``model`` by packed ones, each checked against its checksum.
+
+    Raises:
+        ModelError: If the base model is not the one that the run quantised, or comes out differently here.
+        OutputError: If the file of packed weights is missing or damaged.
+    """
+    dtype = getattr(torch, manifest.compute_dtype)
+    model.to(dtype)
+    linears = {name: _linear(model, name, record) for name, record in manifest.modules.items()}
+    if unquantised_digest(model, linears) != manifest.unquantised_sha256:
+        raise ModelError("the base model is not the one that this run fine-tuned: its embeddings or norms differ; "
+                         f"expected {dict(manifest.model)}")
+    stored = stored_states(manifest, folder)
+    where = torch.device(manifest.packed_on)
+    for name, record in manifest.modules.items():
+        linear, backend = linears[name], backend_of(record.format)
+        if stored is None:
+            backend.check(record.format, *record.shape, where)
+            state = backend.pack(linear.weight.detach(), record.format, where)
+        else:
+            state = stored.get(name, {})
+        if tensors_digest(state) != record.sha256:
+            raise _mismatch(name, manifest, stored is not None)
+        bias = None if linear.bias is None else linear.bias.detach().to(device)
+        layer = backend.build({k: t.to(device) for k, t in state.items()}, record.format, record.shape, bias, dtype)
+        set_submodule(model, name, layer)
+    allow_mixed_bits(model)
+    model.to(device)
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise DeviceError(f"device must be 'cpu', 'cuda' or e.g. 'cuda:1'; got {name!r}") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise DeviceError(f"device={name!r} needs CUDA and this machine has none; use device='cpu'")
+    return device
+
+
+def _linear(model: nn.Module, name: str, record: ModuleRecord) -> nn.Linear:
+    try:
+        linear = model.get_submodule(name)
+    except AttributeError as error:
+        raise ModelError(f"the base model has no layer {name!r}, which this run quantised") from error
+    if not isinstance(linear, nn.Linear) or tuple(linear.weight.shape) != record.shape:
+        raise ModelError(f"the base model's {name} is {linear}; this run quantised a linear layer of "
+                         f"{record.shape[0]} x {record.shape[1]}")
+    return linear
+
+
+def stored_states(manifest: Manifest, folder: Path) -> dict[str, State] | None:
+    """The packed tensors that a run kept, not yet checked against its checksums; ``None`` where it kept none.
+
+    Raises:
+        OutputError: If their file is missing or damaged.
+        DeviceError: If the run kept none and packed its weights where they can't be packed again here.
+    """
+    if manifest.packed is None:
+        if manifest.packed_on == "cuda" and not torch.cuda.is_available():
+            raise DeviceError("this run packed its weights on CUDA, which rounds some of them differently from a CPU, "
+                              "and kept no packed.safetensors: load it where there is CUDA, or export it with the "
+                              "packed weights")
+        return None
+    path = folder / manifest.packed
+    if not path.is_file():
+        raise OutputError(f"{path}, which the manifest names, is missing")
+    try:
+        return unflatten(load_file(path))
+    except SafetensorError as error:
+        raise OutputError(f"{path} is damaged or no safetensors file ({error}); {COPY_AGAIN}") from error
+
+
+def _mismatch(name: str, manifest: Manifest, from_file: bool) -> Exception:
+    if from_file:
+        return OutputError(f"the packed weights of {name} do not have the checksum that the manifest states: "
+                           f"{manifest.packed} is damaged or belongs to another run")
+    here = package_versions()
+    other = [f"{k} {v} then, {here.get(k, 'none')} now" for k, v in manifest.versions.items() if here.get(k) != v]
+    reason = ("other releases are installed: " + ", ".join(other)) if other else \
+        "the same releases are installed, so the base model's weights differ"
+    return ModelError(f"{name} quantised here differs from what this run trained on ({reason}); use what the run used, "
+                      "or export the run with its packed weights")
+
+
+def check_adapter(path: Path) -> None:
+    """Refuse an adapter's folder whose weights are a pickle.
+
+    Raises:
+        OutputError: If there are none in safetensors.
+    """
+    if (path / WEIGHTS).is_file():
+        return
+    pickles = sorted(p.name for suffix in ("*.bin", "*.pt", "*.pth", "*.pkl") for p in path.glob(suffix))
+    found = f"only {', '.join(pickles)}, a pickle, which can run code when it is read" if pickles else "none"
+    raise OutputError(f"{path} must hold {WEIGHTS}; found {found}")
+
+
+def _adapted(model: Any, manifest: Manifest, folder: Path) -> Any:
+    from peft import PeftModel
+
+    path = folder / ADAPTER
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        # PEFT's own initialisation is drawn and overwritten; a key that fits nothing must not pass with a warning.
+        warnings.filterwarnings("error", message=".*(missing|unexpected).*keys.*")
+        # PEFT 0.21 asks transformers by a name that transformers renamed.
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+        try:
+            wrapped = PeftModel.from_pretrained(model, str(path), autocast_adapter_dtype=False)
+        except (UserWarning, RuntimeError, KeyError, ValueError, SafetensorError) as error:
+            raise OutputError(f"the adapter in {path} does not fit the model of this run: {error}") from error
+    tensors = load_file(path / WEIGHTS)
+    kinds = {t.dtype for t in tensors.values()}
+    if len(kinds) != 1:
+        raise OutputError(f"the weights in {path} are of several types: {sorted(map(str, kinds))}")
+    for name, parameter in wrapped.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.to(next(iter(kinds)))  # PEFT keeps fp32 where a base is not of a float type
+            parameter.requires_grad_(False)
+    _check_realised(model, manifest.modules)
+    return wrapped
+
+
+def _check_realised(model: Any, modules: Mapping[str, ModuleRecord]) -> None:
+    """Rank, scale and format of every module, as the manifest has them.
+
+    Raises:
+        OutputError: If one differs.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    for name, record in modules.items():
+        layer = model.get_submodule(name)
+        adapted = isinstance(layer, LoraLayer)
+        rank = layer.r["default"] if adapted else 0
+        alpha = layer.lora_alpha["default"] if adapted else 0
+        base = layer.get_base_layer() if adapted else layer
+        found = (rank, float(alpha), base.fmt.name)
+        wanted = (record.rank, float(record.alpha), record.format.name)
+        if found != wanted:
+            raise OutputError(f"{name}: the manifest states rank, alpha and format {wanted}; the model has {found}: "
+                              "manifest and adapter are of different runs")

@@ -1,0 +1,130 @@
+"""Best low-rank approximations, and alternating decompositions of a weight into a quantised and a low-rank part.
+
+LoftQ (arXiv 2310.08659) and LQ-LoRA (arXiv 2311.12023) both look for ``W ~ Q + L`` with ``Q`` quantised and ``L`` of
+rank ``r`` by alternating a quantisation of ``W - L`` with a singular value decomposition of ``W - Q``; they differ in
+which comes first, and in when to stop.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from qra_bo.finetune.quantization.base import State
+
+Requantise = Callable[[Tensor], tuple[State, Tensor]]
+"""Packed tensors of an ``out x in`` fp32 weight, and what they unpack to (``out x in``)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Factors:
+    """``up @ down``: a matrix of low rank by its leading singular triplets, largest first.
+
+    Args:
+        down: ``k x in``, orthonormal rows.
+        up: ``out x k``, orthogonal columns whose norms are the singular values.
+    """
+
+    down: Tensor
+    up: Tensor
+
+    def first(self, rank: int) -> "Factors":
+        """The best approximation of a smaller rank: the leading triplets."""
+        return Factors(self.down[:rank], self.up[:, :rank])
+
+    def product(self) -> Tensor:
+        """``out x in``."""
+        return self.up @ self.down
+
+    def as_adapter(self, scale: float, balance: Literal["even", "kaiming"]) -> tuple[Tensor, Tensor]:
+        """A (``k x in``) and B (``out x k``) with ``scale B A = up @ down``.
+
+        Args:
+            scale: alpha / r.
+            balance: What of the singular values goes to A. ``"even"``: their roots, as LoftQ, LQ-LoRA and PiSSA have
+                it. ``"kaiming"``: every row of A has the norm that LoRA's own start gives it, 1 / sqrt(3), so that B
+                learns as fast as from there however small the singular values are (with ``"even"`` an adapter over
+                a base of 8 bits starts near the saddle A = B = 0 and learns slowly).
+        """
+        if balance == "kaiming":
+            norm = 3.0 ** -0.5
+            return self.down * norm, self.up / (norm * scale)
+        values = torch.linalg.vector_norm(self.up, dim=0).div(scale).clamp_min(torch.finfo(torch.float32).tiny)
+        roots = values.sqrt()
+        return self.down * roots[:, None], self.up / (scale * roots)
+
+
+def leading(matrix: Tensor, rank: int) -> Factors:
+    """The best approximation of rank ``rank`` of an ``out x in`` matrix.
+
+    From the eigenvectors of the smaller Gram matrix: several times as fast as a full decomposition, and all of them
+    are formed whatever ``rank`` is, so that a smaller rank is a prefix of a larger one, bit for bit.
+    """
+    matrix = matrix.float()
+    wide = matrix.shape[0] < matrix.shape[1]
+    _, vectors = torch.linalg.eigh(matrix @ matrix.t() if wide else matrix.t() @ matrix)
+    vectors = vectors.flip(1)
+    if not wide:
+        return Factors(vectors.t()[:rank].contiguous(), (matrix @ vectors)[:, :rank].contiguous())
+    rows = vectors.t() @ matrix
+    values = torch.linalg.vector_norm(rows, dim=1).clamp_min(torch.finfo(torch.float32).tiny)
+    return Factors((rows / values[:, None])[:rank].contiguous(), (vectors * values)[:, :rank].contiguous())
+
+
+@dataclass(frozen=True, slots=True)
+class Decomposition:
+    """``W ~ Q + L``.
+
+    Args:
+        state: Packed tensors of Q.
+        factors: L.
+        errors: Frobenius norm of ``W - Q - L`` after every iteration, over that of ``W``.
+    """
+
+    state: State
+    factors: Factors
+    errors: tuple[float, ...]
+
+
+def quantised_first(weight: Tensor, requantise: Requantise, rank: int, iterations: int) -> Decomposition:
+    """LoftQ: ``Q_t = quantise(W - L_{t-1})``, ``L_t = SVD_r(W - Q_t)``, from ``L_0 = 0``, for ``iterations`` >= 1."""
+    weight = weight.float()
+    low, errors = torch.zeros(()), []
+    for _ in range(iterations):
+        state, dense = requantise(weight - low)
+        residual = weight - dense.float()
+        factors = leading(residual, rank)
+        low = factors.product()
+        errors.append(_relative(residual - low, weight))
+    return Decomposition(state, factors, tuple(errors))
+
+
+def low_rank_first(weight: Tensor, requantise: Requantise, rank: int, iterations: int,
+                   first: Factors | None = None) -> Decomposition:
+    """LQ-LoRA: ``L_t = SVD_r(W - Q_{t-1})``, ``Q_t = quantise(W - L_t)``, from ``Q_0 = 0``.
+
+    Ends after ``iterations`` >= 1, or as soon as an error rises; what is returned is the iterate of the least error.
+    One iteration is quantised PiSSA (arXiv 2404.02948). ``first`` is ``L_1``, where it is known.
+    """
+    weight = weight.float()
+    dense: Tensor = torch.zeros(())
+    errors: list[float] = []
+    best: tuple[State, Factors] | None = None
+    for _ in range(iterations):
+        factors = first if first is not None and not errors else leading(weight - dense, rank)
+        low = factors.product()
+        state, unpacked = requantise(weight - low)
+        dense = unpacked.float()
+        errors.append(_relative(weight - low - dense, weight))
+        if len(errors) > 1 and errors[-1] >= errors[-2]:
+            break
+        best = state, factors
+    if best is None:
+        raise ValueError(f"a decomposition takes at least one iteration; got {iterations}")
+    return Decomposition(*best, tuple(errors))
+
+
+def _relative(error: Tensor, weight: Tensor) -> float:
+    return float(torch.linalg.vector_norm(error) / torch.linalg.vector_norm(weight))

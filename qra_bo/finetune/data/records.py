@@ -1,0 +1,189 @@
+"""Records of text become packed token sequences of one length, with labels only where a loss is taken."""
+
+import bisect
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from qra_bo.finetune.data.batches import named_rng
+from qra_bo.utils.errors import DataError
+
+IntArray = npt.NDArray[np.int64]
+NO_LOSS = -100
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One example: the loss is taken on ``target`` alone; a plain text has an empty ``prompt``."""
+
+    prompt: str
+    target: str
+
+
+@dataclass(frozen=True)
+class TokenBlocks:
+    """Packed sequences.
+
+    Args:
+        input_ids: ``n x length``; padding stands at the end of a row alone, so a causal model never sees it.
+        labels: ``n x length``, -100 on prompts and padding.
+        cut: Records with a prompt that did not fit into ``length`` tokens whole.
+    """
+
+    input_ids: IntArray
+    labels: IntArray
+    cut: int = 0
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    @property
+    def n_targets(self) -> int:
+        """Tokens on which a loss is taken (the first of each row has no predecessor)."""
+        return int((self.labels[:, 1:] != NO_LOSS).sum())
+
+    def take(self, n: int) -> "TokenBlocks":
+        """The first ``n`` sequences, or all where there are fewer."""
+        return TokenBlocks(self.input_ids[:n], self.labels[:n])
+
+
+@dataclass(frozen=True)
+class DataSplits:
+    """A data set, ready for training.
+
+    Args:
+        train: What fine-tuning sees.
+        validation: All that a search sees.
+        test: Looked at once, for what is reported.
+        calibration: The sequences of ``train`` that sensitivities are measured on.
+        sha256: Hash of the texts of all splits: two runs with the same hash saw the same data.
+        source: Where it comes from, in words.
+    """
+
+    train: TokenBlocks
+    validation: TokenBlocks
+    test: TokenBlocks
+    calibration: TokenBlocks
+    sha256: str
+    source: str
+
+    @property
+    def n_tokens(self) -> dict[str, int]:
+        """Target tokens of every split."""
+        return {name: blocks.n_targets for name, blocks in
+                (("train", self.train), ("validation", self.validation), ("test", self.test))}
+
+
+def texts_sha256(splits: Sequence[Sequence[Record]]) -> str:
+    """Hash of the records of every split, in order."""
+    text = json.dumps([[[r.prompt, r.target] for r in split] for split in splits], ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of every text, without special tokens."""
+    if not texts:
+        return []
+    ids: list[list[int]] = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+    return ids
+
+
+def pieces_of(prompt: Sequence[int], target: Sequence[int], length: int) -> list[tuple[list[int], list[int]]]:
+    """Cut one encoded record into pieces ``(ids, labels)`` of at most ``length`` tokens.
+
+    A plain text (no prompt) becomes consecutive slices. A record with a prompt stays one piece: where it is too
+    long the prompt keeps its last ``length // 2`` tokens at least, and the target is cut at its end.
+    """
+    if not prompt:
+        return [(list(target[i:i + length]),) * 2 for i in range(0, len(target), length)]
+    room = max(length // 2, length - len(target))
+    kept = list(prompt[-room:])
+    ids = (kept + list(target))[:length]
+    return [(ids, ([NO_LOSS] * len(kept) + list(target))[:length])]
+
+
+def pack(tokenizer: Any, records: Sequence[Record], length: int, seed: int) -> TokenBlocks:
+    """Packed sequences of ``records``, shuffled; an end token closes every record where the tokenizer has one.
+
+    Pieces are packed by best fit in decreasing order, so that records stay whole and little is padded. The order
+    of the rows is a shuffle drawn from ``seed``, so that the first ``n`` rows are a fair sample.
+    """
+    end = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
+    pad = next((int(t) for t in (tokenizer.pad_token_id, tokenizer.eos_token_id) if t is not None), 0)
+    prompts = encode(tokenizer, [r.prompt for r in records])
+    targets = encode(tokenizer, [r.target for r in records])
+    pieces = [piece for prompt, target in zip(prompts, targets, strict=True)
+              for piece in pieces_of(prompt, target + end, length)]
+    bins = _best_fit([len(ids) for ids, _ in pieces], length)
+    inputs = np.full((len(bins), length), pad, dtype=np.int64)
+    labels = np.full((len(bins), length), NO_LOSS, dtype=np.int64)
+    for row, members in enumerate(bins):
+        at = 0
+        for piece in members:
+            ids, goal = pieces[piece]
+            inputs[row, at:at + len(ids)] = ids
+            labels[row, at:at + len(ids)] = goal
+            at += len(ids)
+    order = named_rng("pack", seed).permutation(len(bins))
+    cut = sum(bool(p) and len(p) + len(t) + len(end) > length for p, t in zip(prompts, targets, strict=True))
+    return TokenBlocks(inputs[order], labels[order], cut)
+
+
+def _best_fit(sizes: Sequence[int], capacity: int) -> list[list[int]]:
+    """Bins of indices whose sizes add up to at most ``capacity``: best fit, largest first, ties in order."""
+    bins: list[list[int]] = []
+    open_bins: list[tuple[int, int]] = []  # (room left, bin), sorted
+    for index in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
+        at = bisect.bisect_left(open_bins, (sizes[index], -1))
+        if at < len(open_bins):
+            room, chosen = open_bins.pop(at)
+        else:
+            room, chosen = capacity, len(bins)
+            bins.append([])
+        bins[chosen].append(index)
+        if room > sizes[index]:
+            bisect.insort(open_bins, (room - sizes[index], chosen))
+    return bins
+
+
+def assemble(tokenizer: Any, splits: Sequence[Sequence[Record]], length: int, calibration: int, seed: int,
+             source: str) -> DataSplits:
+    """Token blocks of the records of (train, validation, test).
+
+    Raises:
+        DataError: If a split holds no token on which a loss could be taken.
+    """
+    packed = [pack(tokenizer, split, length, seed) for split in splits]
+    for name, split, blocks in zip(("training", "validation", "test"), splits, packed, strict=True):
+        if not blocks.n_targets:
+            raise DataError(f"the {name} split of {source} has {len(split)} records and no token to learn from; "
+                            "give more records, or a larger data.held_out")
+    train, validation, test = packed
+    return DataSplits(train, validation, test, train.take(calibration), texts_sha256(splits), source)
+
+
+def split_records(records: Sequence[Record], held_out: float, seed: int,
+                  source: str) -> tuple[list[Record], list[Record], list[Record]]:
+    """Shuffle and split into train, validation and test; equal records always share a split.
+
+    Args:
+        records: All records.
+        held_out: Share of validation, and again of test; at least one record each.
+        seed: Drives the shuffle.
+        source: Used in messages.
+
+    Raises:
+        DataError: If there are fewer than three distinct records.
+    """
+    distinct = list(dict.fromkeys(records))
+    if len(distinct) < 3:
+        raise DataError(f"{source} has {len(distinct)} distinct records: too few to hold anything out; at least 3 are "
+                        "needed (training, validation, test), and some hundreds to learn from")
+    n_held = min(max(1, round(held_out * len(distinct))), (len(distinct) - 1) // 2)
+    order = [distinct[i] for i in named_rng("split", seed).permutation(len(distinct))]
+    return order[2 * n_held:], order[:n_held], order[n_held:2 * n_held]

@@ -1,0 +1,202 @@
+"""``quant_manifest.json``: all that is needed to rebuild a run's quantised base model, and to know that it is the same.
+
+``save_pretrained`` of a model that mixes 4-bit and 8-bit layers does not load again, so a run keeps this file beside
+its adapter, and the packed weights themselves where asked: quantisation is repeatable on one machine, but a library's
+next release, or another device, may round a weight differently, which the checksums tell.
+"""
+
+import hashlib
+import json
+import platform
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from qra_bo.finetune.quantization.bank import LayerBank
+from qra_bo.finetune.quantization.base import State
+from qra_bo.memory.formats import format_from_json
+from qra_bo.space import StorageFormat
+from qra_bo.utils.errors import OutputError, SpaceError
+from qra_bo.utils.files import COPY_AGAIN, check_plain, strict_json
+from qra_bo.utils.redact import redact_all
+
+SCHEMA_VERSION = 1
+MANIFEST = "quant_manifest.json"
+PACKED = "packed.safetensors"
+DTYPES, DEVICES = ("float32", "bfloat16", "float16"), ("cpu", "cuda")
+PACKAGES = ("torch", "bitsandbytes", "hqq", "peft", "transformers")
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleRecord:
+    """One linear layer: its format, shape, adapter and the checksum of its packed tensors."""
+
+    format: StorageFormat
+    shape: tuple[int, int]
+    rank: int
+    alpha: float
+    sha256: str
+
+    def to_json(self) -> dict[str, Any]:
+        return {**self.format.to_json(), "shape": list(self.shape), "rank": self.rank, "alpha": self.alpha,
+                "sha256": self.sha256}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "ModuleRecord":
+        fmt = format_from_json({key: data[key] for key in ("name", "backend", "bits", "block", "double_quant")})
+        rows, columns = data["shape"]
+        rank, alpha, sha256 = data["rank"], data["alpha"], data["sha256"]
+        if any(type(n) is not int or n < 0 for n in (rows, columns, rank)) or type(alpha) not in (int, float) \
+                or not isinstance(sha256, str):
+            raise ValueError("'shape' and 'rank' (integers), 'alpha' (a number) or 'sha256' (text)")
+        return cls(fmt, (rows, columns), rank, alpha, sha256)
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """Contents of ``quant_manifest.json``.
+
+    Args:
+        model: Node of ``conf/model`` that ``load_base`` takes: source, path, revision, GGUF file ...
+        compute_dtype: Name of the compute type, e.g. ``"bfloat16"``.
+        packed_on: Device type that packed the weights.
+        modules: Record of every linear of the decoder by name, in module order.
+        unquantised_sha256: Checksum of all other parameters.
+        packed: File of packed tensors beside the manifest, or ``None``.
+        versions: Releases of the packages that decide about the numbers.
+    """
+
+    model: Mapping[str, Any]
+    compute_dtype: str
+    packed_on: str
+    modules: Mapping[str, ModuleRecord]
+    unquantised_sha256: str
+    packed: str | None
+    versions: Mapping[str, str]
+
+    @property
+    def sha256(self) -> str:
+        """Checksum of all packed tensors together."""
+        return joint_digest(record.sha256 for record in self.modules.values())
+
+    def to_json(self) -> dict[str, Any]:
+        return {"schema_version": SCHEMA_VERSION, **asdict(self), "sha256": self.sha256,
+                "modules": {name: record.to_json() for name, record in self.modules.items()}}
+
+
+def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of tensors: name, type, shape and bytes of each, in the order of their names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        host = tensor.detach().to("cpu").contiguous()
+        digest.update(f"{name} {host.dtype} {list(host.shape)}\n".encode())
+        digest.update(host.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def joint_digest(digests: Iterable[str]) -> str:
+    """SHA-256 of checksums in the given order."""
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
+def unquantised_digest(model: nn.Module, linears: Iterable[str]) -> str:
+    """Checksum of the parameters outside ``linears`` and outside adapters."""
+    inside = tuple(f"{name}." for name in linears)
+    return tensors_digest({name: p for name, p in model.named_parameters()
+                           if not name.startswith(inside) and "lora_" not in name})
+
+
+def package_versions() -> dict[str, str]:
+    """Releases of the packages that decide about the numbers, and of Python."""
+    return {**{name: metadata.version(name) for name in PACKAGES}, "python": platform.python_version()}
+
+
+def write_manifest(folder: Path, bank: LayerBank, ranks: Mapping[str, int], alpha_over_rank: float,
+                   model: Mapping[str, Any], *, packed: bool = False) -> Manifest:
+    """Describe what ``bank`` has installed now in ``folder/quant_manifest.json``.
+
+    Args:
+        folder: The run's folder.
+        bank: Every linear of its decoder must be installed in some format.
+        ranks: LoRA rank by linear; 0 or missing: no adapter.
+        alpha_over_rank: Scale of every adapter.
+        model: Node of ``conf/model``; plain JSON values.
+        packed: Also write the packed weights, so that loading neither quantises nor depends on library versions; done
+            in any case where the adapters' start or the choice of codes (``quantizer.rounding``) changed the base.
+
+    Raises:
+        OutputError: If a linear is not installed in any format.
+    """
+    missing = [linear.name for linear in bank.spec.linears if linear.name not in bank.current]
+    if missing:
+        raise OutputError(f"a manifest describes a fully quantised decoder; not quantised: {missing[:3]}"
+                          f"{' ...' if len(missing) > 3 else ''}")
+    packed = packed or bank.has_own  # quantising the base again would not give these
+    states = {linear.name: bank.installed_state(linear.name) for linear in bank.spec.linears}
+    records = {}
+    for linear in bank.spec.linears:
+        rank = ranks.get(linear.name, 0)
+        records[linear.name] = ModuleRecord(bank.format_of(linear.name), (linear.out_features, linear.in_features),
+                                            rank, rank * alpha_over_rank, tensors_digest(states[linear.name]))
+    manifest = Manifest(redact_all(dict(model)), str(bank.compute_dtype).removeprefix("torch."), bank.device.type,
+                        records, unquantised_digest(bank.model, records), PACKED if packed else None,
+                        package_versions())
+    if packed:
+        save_file(flatten(states), folder / PACKED)
+    (folder / MANIFEST).write_text(json.dumps(manifest.to_json(), indent=1) + "\n", encoding="utf-8")
+    return manifest
+
+
+def flatten(states: Mapping[str, State]) -> State:
+    """Packed tensors of many linears under ``linear:tensor`` names; storages are not shared in the result."""
+    return {f"{linear}:{name}": tensor.clone() for linear, state in states.items() for name, tensor in state.items()}
+
+
+def unflatten(tensors: Mapping[str, Tensor]) -> dict[str, State]:
+    """Inverse of ``flatten``."""
+    states: dict[str, State] = {}
+    for key, tensor in tensors.items():
+        linear, _, name = key.partition(":")
+        states.setdefault(linear, {})[name] = tensor
+    return states
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a run's folder.
+
+    Raises:
+        OutputError: If there is none, it is malformed, of a newer schema, or its own checksum does not hold.
+    """
+    path = folder / MANIFEST
+    check_plain(path)
+    try:
+        data = strict_json(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise OutputError(f"{folder} is not the folder of a finished run: it holds no {MANIFEST}") from error
+    except ValueError as error:
+        raise OutputError(f"{path} is not JSON ({error}); {COPY_AGAIN}") from error
+    version = data.get("schema_version") if isinstance(data, dict) else None
+    if version != SCHEMA_VERSION:
+        raise OutputError(f"{path} has schema version {version}; this release reads {SCHEMA_VERSION}: "
+                          "use the release that wrote it, or a newer one")
+    try:
+        modules = {name: ModuleRecord.from_json(record) for name, record in data["modules"].items()}
+        manifest = Manifest(dict(data["model"].items()), data["compute_dtype"], data["packed_on"], modules,
+                            data["unquantised_sha256"], data["packed"], dict(data["versions"].items()))
+        whole = data["sha256"]
+        if manifest.compute_dtype not in DTYPES or manifest.packed_on not in DEVICES \
+                or manifest.packed not in (None, PACKED):
+            raise ValueError(f"compute_dtype {manifest.compute_dtype!r}, packed_on {manifest.packed_on!r} or packed "
+                             f"{manifest.packed!r}, which must be one of {DTYPES}, of {DEVICES}, and {PACKED} or null")
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError, OverflowError, SpaceError) as error:
+        raise OutputError(f"{path} is malformed: {error!r} is missing or of the wrong type; {COPY_AGAIN}"
+                          ) from error
+    if whole != manifest.sha256:
+        raise OutputError(f"{path} was changed after it was written: its modules do not have the checksum it states")
+    return manifest

@@ -1,0 +1,87 @@
+"""What a model's folder or hub repository holds beside its weights, before transformers follows it to a pickle."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from qra_bo.utils.errors import ModelError
+
+CONFIG, INDEX, ADAPTER = "config.json", "model.safetensors.index.json", "adapter_config.json"
+REDIRECTS = ("transformers_weights", "configuration_files")
+"""Keys of a configuration that make transformers read other files than those looked at here."""
+
+
+def check_model_files(where: str, name: str, revision: str | None = None, *, gguf: bool = False) -> None:
+    """Refuse a model that transformers would read a pickle for, or put an adapter on.
+
+    Transformers' ``use_safetensors`` looks at the first file alone: an index may name pickles as its shards.
+
+    Args:
+        where: A folder, or a hub id.
+        name: The model's name, for messages.
+        revision: Of the hub id.
+        gguf: Whether the weights are in a GGUF file, so that no others are looked at.
+
+    Raises:
+        ModelError: With what to do.
+    """
+    if _file(where, ADAPTER, revision) is not None:
+        raise ModelError(f"{where} holds {ADAPTER}, which would put an adapter on {name!r} or read another base; give "
+                         "a base model alone: take the adapter out of the folder, or merge it into the weights")
+    config = _read(where, CONFIG, revision)
+    for key in sorted(set(_keys(config)) & set(REDIRECTS)):
+        raise ModelError(f"{CONFIG} of {where} redirects the reading of {name!r} to other files ({key}), which is not "
+                         "done here; take that key out")
+    if gguf:
+        return
+    if Path(where).is_dir():
+        _refuse_pickles(Path(where), name)
+    index = _read(where, INDEX, revision)
+    shards = index.get("weight_map", {}) if isinstance(index, dict) else {}
+    for shard in shards.values() if isinstance(shards, dict) else [shards]:
+        if not isinstance(shard, str) or not shard.endswith(".safetensors") or PurePosixPath(shard).name != shard:
+            raise ModelError(f"{INDEX} of {where} names {str(shard)[:100]!r} as a part of the weights of {name!r}; "
+                             "every part must be a *.safetensors beside it: pickles, which can run code when they are "
+                             "read, are never read here")
+
+
+def _refuse_pickles(folder: Path, name: str) -> None:
+    """Refuse a folder whose only weights are pickles."""
+    if any(folder.glob("*.safetensors")):
+        return
+    pickles = sorted(p.name for suffix in ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt") for p in folder.glob(suffix))
+    if pickles:
+        raise ModelError(f"the weights of {name!r} in {folder} are {', '.join(pickles[:3])}: pickles, which can run "
+                         "code when they are read, and are never read here. Take a revision with *.safetensors, or "
+                         "convert them on a machine that you can lose: AutoModelForCausalLM.from_pretrained(folder)"
+                         ".save_pretrained(folder, safe_serialization=True)")
+
+
+def _keys(value: Any) -> Iterator[str]:
+    """Keys at every level: a configuration inside another can become the model's own."""
+    if isinstance(value, dict):
+        yield from (str(key) for key, inner in value.items() if inner is not None)
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _keys(inner)
+
+
+def _read(where: str, file: str, revision: str | None) -> Any:
+    path = _file(where, file, revision)
+    if path is None:
+        return None  # what has to be there transformers misses by itself
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))  # as transformers reads it, with the NaN that some hold
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{path} can't be read ({str(error)[:200]}); copy the model again") from error
+
+
+def _file(where: str, file: str, revision: str | None) -> Path | None:
+    """The file in the folder, or in the cache of the hub; ``None`` where there is none."""
+    if Path(where).is_dir():
+        return Path(where) / file if (Path(where) / file).exists() else None
+    from transformers.utils import cached_file
+
+    found = cached_file(where, file, revision=revision or "main", _raise_exceptions_for_gated_repo=False,
+                        _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False)
+    return None if found is None else Path(found)

@@ -1,0 +1,73 @@
+"""Dense linears whose weights stay in host memory: what lets a device hold no more of the base than its packed layers.
+
+A run needs the base in 16 bits for its profile and for the choice of codes alone. Where the device is too small for
+that, each weight is copied to it when its layer runs, forward and backward, and let go again.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from qra_bo.utils.errors import ModelError
+
+
+class _Product(torch.autograd.Function):
+    """``x W^T + b`` that keeps no copy of ``W`` for its backward pass but fetches it again."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.weight = weight
+        return functional.linear(x, weight.to(x.device), None if bias is None else bias.to(x.device))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        gradient = gradients[0]
+        return gradient @ ctx.weight.to(gradient.device), None, None
+
+
+class HostLinear(nn.Module):
+    """A frozen linear layer whose inputs and outputs are on a device and whose weight is not.
+
+    Args:
+        original: The layer, in host memory. It is no submodule of this one: moving a model leaves it where it is.
+    """
+
+    def __init__(self, original: nn.Linear) -> None:
+        super().__init__()
+        self._held = (original,)
+
+    @property
+    def original(self) -> nn.Linear:
+        """The layer itself."""
+        return self._held[0]
+
+    @property
+    def weight(self) -> Tensor:
+        """``out x in``, on the host."""
+        return self.original.weight.detach()
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = None if self.original.bias is None else self.original.bias.detach()
+        product: Tensor = _Product.apply(x, self.weight, bias)  # type: ignore[no-untyped-call]
+        return product
+
+
+def keep_on_host(model: nn.Module, linears: Sequence[str]) -> None:
+    """Put a ``HostLinear`` in the place of every linear, so that the rest of ``model`` can move to a device alone.
+
+    Raises:
+        ModelError: If one is no linear layer.
+    """
+    for name in linears:
+        linear = model.get_submodule(name)
+        if not isinstance(linear, nn.Linear):
+            raise ModelError(f"{name} should be a linear layer; the model has {linear}")
+        model.set_submodule(name, HostLinear(linear))
+
+
+def is_too_large(dense_bytes: int, device: torch.device) -> bool:
+    """Whether a base of ``dense_bytes`` had better stay in host memory: a profile wants as much again beside it."""
+    return device.type == "cuda" and 2 * dense_bytes > torch.cuda.mem_get_info(device)[0]

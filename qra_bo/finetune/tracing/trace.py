@@ -1,0 +1,311 @@
+"""Traced truth: the peaks of a training step and of an evaluation, of decoders of any size, storage by storage.
+
+The real modules of transformers, our adapters' autograd node, loss and optimiser run on meta tensors: every operator
+yields tensors that have shapes and storages alone. Only three things are put in by hand: packed weights are stand-ins
+(``quantizers.standins``), attention calls the kernel that the target device would choose, and a scalar that is read
+is 1. What the memory model predicts is held to this on full-size architectures, without weights or a GPU.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import Parameter
+from torch.overrides import TorchFunctionMode
+from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModelForCausalLM
+from transformers.initialization import no_init_weights
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from qra_bo.finetune.adapters.fused import fused_linear
+from qra_bo.finetune.models import attention
+from qra_bo.finetune.quantization.base import packed
+from qra_bo.finetune.quantization.standins import META, stand_in
+from qra_bo.finetune.tracing.trace_optimizer import on_device, traced_optimizer
+from qra_bo.finetune.training.loop import TrainSettings, held_out
+from qra_bo.finetune.training.loss import token_losses
+from qra_bo.finetune.training.optimizer import UnitwiseAdamW
+from qra_bo.memory.activations import TrainShape
+from qra_bo.memory.tracker import PeakTracker
+from qra_bo.space import Allocation, DecoderSpec, Linear, SearchSpace
+from qra_bo.space.specs import spec_from_model
+from qra_bo.utils.errors import OracleError
+
+DTYPES = {2: torch.bfloat16, 4: torch.float32}
+PHASES = ("forward", "backward", "step", "evaluation")
+SCALE = 2.0
+"""The adapters' alpha over rank; no byte depends on it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Traced:
+    """What a traced step held, in bytes.
+
+    Args:
+        resident: Alive between steps: weights, adapters, masters and moments (pages not counted).
+        forward: Peak of the forward pass and the loss.
+        backward: Peak of the backward pass.
+        step: Peak of the optimiser step.
+        evaluation: Peak of evaluating one batch; ``resident`` where the shape has none.
+        operators: The operator whose result reached each of the peaks, in the order of ``PHASES``.
+        seconds: Wall-clock time of the trace.
+    """
+
+    resident: int
+    forward: int
+    backward: int
+    step: int
+    evaluation: int
+    operators: tuple[str, ...]
+    seconds: float
+
+    @property
+    def peak(self) -> int:
+        return max(self.by_phase.values())
+
+    @property
+    def by_phase(self) -> dict[str, int]:
+        """Peak of each of ``PHASES``."""
+        return {name: getattr(self, name) for name in PHASES}
+
+    @property
+    def phase(self) -> str:
+        """Name of the phase that decides."""
+        return max(PHASES, key=self.by_phase.__getitem__)
+
+
+def config_from_spec(spec: DecoderSpec) -> Any:
+    """The transformers configuration of a decoder that is known by its numbers."""
+    bias = any(linear.bias for linear in spec.linears if linear.group == "attn")
+    return AutoConfig.for_model(
+        spec.family, hidden_size=spec.hidden_size, intermediate_size=spec.intermediate_size,
+        num_hidden_layers=spec.n_layers, num_attention_heads=spec.n_heads, num_key_value_heads=spec.n_kv_heads,
+        head_dim=spec.head_dim, vocab_size=spec.vocab_size, tie_word_embeddings=spec.tied, attention_bias=bias,
+        use_cache=False, pad_token_id=None, bos_token_id=None, eos_token_id=None)
+
+
+class StepTracer:
+    """Traces training steps of one decoder; its modules are built once, in seconds for 70 billion parameters.
+
+    Args:
+        spec: The decoder.
+        config: Its transformers configuration; by default made from the spec's numbers.
+        trust_remote_code: Whether code that comes with the model may run; transformers asks where it is not told.
+
+    Raises:
+        OracleError: If the modules of the configuration are not those of the spec.
+    """
+
+    def __init__(self, spec: DecoderSpec, config: Any = None, *, trust_remote_code: bool = False) -> None:
+        self.spec, self.checkpointing = spec, False
+        with META, no_init_weights():
+            self.model = AutoModelForCausalLM.from_config(config or config_from_spec(spec), dtype=torch.float32,
+                                                          trust_remote_code=trust_remote_code)
+        self.model.tie_weights()
+        self.model.requires_grad_(False)
+        built = spec_from_model(self.model, spec.name)
+        if built != spec:
+            raise OracleError(f"the modules that transformers builds for {spec.name!r} are not those of its numbers: "
+                              f"{built.linear_numel} parameters in {len(built.linears)} linears and "
+                              f"{built.other_numel} others, expected {spec.linear_numel} in {len(spec.linears)} and "
+                              f"{spec.other_numel}")
+
+    def trace(self, space: SearchSpace, allocation: Allocation, shape: TrainShape) -> Traced:
+        """Follow one optimiser step, with both moments in place, under an allocation of ``space``.
+
+        Raises:
+            SpaceError: If a format can't store a matrix of the decoder.
+            ModelError: If the decoder can't use SDPA.
+            OracleError: If it gives adapted layers inputs in another than the compute type.
+        """
+        start = time.perf_counter()
+        dtype, target = DTYPES[shape.compute_dtype_bytes], torch.device(shape.device)
+        model = self.model.to(dtype)
+        attention.choose_kernel(model, _kernel(target, dtype))
+        names = {fmt.name: fmt for fmt in space.formats}
+        groups = []
+        for unit, fmt, rank in zip(space.units, allocation.formats, allocation.ranks, strict=True):
+            parameters: dict[str, Parameter] = {}
+            for linear in unit.linears:
+                base = stand_in(names[fmt], (linear.out_features, linear.in_features), linear.bias, dtype, target)
+                parameters.update(_adapt(model, linear, base, rank, dtype))
+            groups.append((parameters, 1e-3))
+        model.train()
+        self._checkpoint(shape.checkpointing)
+        return self._step(shape, traced_optimizer(groups, shape.optimizer, target), start)
+
+    def _checkpoint(self, on: bool) -> None:
+        """Every layer is recomputed, for which the embeddings' output takes a gradient."""
+        if on and not self.checkpointing:
+            self.model.activation_checkpointing_enable({"use_reentrant": False})
+        elif self.checkpointing and not on:
+            self.model.activation_checkpointing_disable()
+            self.model.disable_input_require_grads()
+        self.checkpointing = on
+
+    def _step(self, shape: TrainShape, optimizer: UnitwiseAdamW, start: float) -> Traced:
+        peaks: list[int] = []
+        operators: list[str] = []
+        with MetaTracker() as tracker:
+            tracker.track_existing(self.model)
+            tracker.track(on_device(optimizer))
+            resident = tracker.live_bytes
+
+            def phase() -> None:
+                peaks.append(tracker.peak_bytes)
+                operators.append(tracker.peak_operator)
+                tracker.reset_peak()
+
+            ids = torch.zeros(shape.batch, shape.length, dtype=torch.int64, device=META)
+            labels = torch.zeros_like(ids)
+            chunk = shape.logits_chunk or shape.tokens
+            total, count = token_losses(self.model, ids, labels, chunk)
+            phase()
+            total.backward()  # type: ignore[no-untyped-call]
+            phase()
+            optimizer.step(1.0, 1.0 / count)
+            phase()
+            del ids, labels, total
+            tracker.reset_peak()
+            if shape.eval_batch:
+                text = np.zeros((shape.eval_batch, shape.length), dtype=np.int64)
+                held_out(self.model, text, text, TrainSettings(logits_chunk=chunk, eval_batch=shape.eval_batch), META)
+            phase()
+        forward, backward, step, evaluation = peaks
+        return Traced(resident, forward, backward, step, evaluation, tuple(operators), time.perf_counter() - start)
+
+
+class MetaTracker(PeakTracker):  # type: ignore[no-untyped-call]
+    """Follows a program on meta tensors.
+
+    A scalar that is read from one is 1, so that checks for zero and padding go the way that they go in training. What
+    an operator made of inputs of the same shapes, strides and types is remembered, for layers repeat themselves; a
+    tensor that shares its storage with an input is always made by the operator itself.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._made: dict[tuple[Any, ...], tuple[Any, ...] | None] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (),
+                           kwargs: dict[str, Any] | None = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
+            return True if args[0].dtype == torch.bool else 1.0 if args[0].is_floating_point() else 1
+        if func in _IN_PLACE and args[0].is_meta:
+            return args[0]
+        key = _key(func, args, kwargs)
+        if key is None:
+            return super().__torch_dispatch__(func, types, args, kwargs)
+        made = self._made.get(key, ())
+        if made:
+            out = torch.empty_strided(made[0], made[1], dtype=made[2], device=META)
+            self._see(out, func)
+            return out
+        out = super().__torch_dispatch__(func, types, args, kwargs)
+        if made is not None:
+            self._made[key] = _fresh(out, args)
+        return out
+
+
+_ATEN = torch.ops.aten
+_IN_PLACE = {_ATEN.add_.Tensor, _ATEN.sub_.Tensor, _ATEN.mul_.Tensor, _ATEN.copy_.default, _ATEN.addmm_.default}
+"""Operators that change nothing but values, of which there are none here."""
+
+
+def _key(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> tuple[Any, ...] | None:
+    """What decides about an operator's result; ``None`` where arguments are not just meta tensors and constants."""
+    parts: list[Any] = [func]
+    for value in (*args, *(kwargs or {}).items()):
+        if isinstance(value, Tensor):
+            if not value.is_meta:
+                return None
+            parts.append((value.shape, value.stride(), value.dtype))
+        elif isinstance(value, list):
+            if any(isinstance(item, Tensor) for item in value):
+                return None
+            parts.append(tuple(value))
+        else:
+            # True and 1 are equal, and so are 1 and 1.0, but they make other types
+            parts.append((type(value), value))
+    try:
+        hash(key := tuple(parts))
+    except TypeError:
+        return None
+    return key
+
+
+def _fresh(out: Any, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """Shape, stride and type of a tensor with a storage of its own that it fills; ``None`` for anything else."""
+    if not isinstance(out, Tensor) or not out.is_meta or out.storage_offset():
+        return None
+    storage = out.untyped_storage()
+    if any(isinstance(a, Tensor) and a.untyped_storage()._cdata == storage._cdata for a in args):
+        return None
+    again = torch.empty_strided(out.shape, out.stride(), dtype=out.dtype, device=META)
+    return (out.shape, out.stride(), out.dtype) if again.untyped_storage().nbytes() == storage.nbytes() else None
+
+
+class TracedLora(nn.Module):
+    """A stand-in with an adapter, as one node (``oracle.fused``)."""
+
+    def __init__(self, base: Any, rank: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.base = base
+        self.down = Parameter(torch.empty(rank, base.in_features, dtype=dtype, device=META))
+        self.up = Parameter(torch.empty(base.out_features, rank, dtype=dtype, device=META))
+
+    def forward(self, x: Tensor) -> Tensor:
+        base = packed(self.base)
+        if x.dtype != self.down.dtype:
+            raise OracleError(f"an adapter in {self.down.dtype} is given inputs in {x.dtype}: this decoder changes "
+                              "types between its layers, and can't be traced")
+        return fused_linear(x, self.down, self.up, base, SCALE)
+
+
+def _adapt(model: nn.Module, linear: Linear, base: Any, rank: int, dtype: torch.dtype) -> dict[str, Parameter]:
+    parent, _, child = linear.name.rpartition(".")
+    adapted = TracedLora(base, rank, dtype)
+    setattr(model.get_submodule(parent), child, adapted)
+    return {f"{linear.name}.A": adapted.down, f"{linear.name}.B": adapted.up}
+
+
+class _Kernel(TorchFunctionMode):
+    """Within it, ``scaled_dot_product_attention`` is the fused kernel of a device; on the meta device torch itself
+    would take the unfused one."""
+
+    def __init__(self, device_type: str) -> None:
+        super().__init__()
+        self.device_type = device_type
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (),
+                           kwargs: Mapping[str, Any] | None = None) -> Any:
+        options = dict(kwargs or {})
+        if func is not nn.functional.scaled_dot_product_attention:
+            return func(*args, **options)
+        mask = options["attn_mask"]
+        if self.device_type == "cpu":
+            return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+                *args, 0.0, options["is_causal"], attn_mask=mask, scale=options["scale"])[0]
+        return torch.ops.aten._scaled_dot_product_flash_attention(
+            *args, 0.0, options["is_causal"], False, scale=options["scale"])[0]
+
+
+def _kernel(target: torch.device, dtype: torch.dtype) -> str:
+    """Register attention as it is on ``target`` and return its name."""
+    cast = target.type == "cpu" and dtype == torch.bfloat16
+    real = attention._attention if cast else sdpa_attention_forward
+    name = f"traced_{target.type}_{str(dtype).removeprefix('torch.')}"
+
+    def traced(*args: Any, **kwargs: Any) -> tuple[Tensor, None]:
+        with _Kernel(target.type):
+            out: tuple[Tensor, None] = real(*args, **kwargs)
+        return out
+
+    AttentionInterface.register(name, traced)
+    if not cast:  # transformers makes masks for kernels that it knows, and none for the one in `oracle.attention`
+        AttentionMaskInterface.register(name, sdpa_mask)
+    return name

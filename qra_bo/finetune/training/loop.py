@@ -1,0 +1,175 @@
+"""One fine-tuning: schedule, steps, held-out loss; the same code on a CPU and on CUDA."""
+
+import math
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from qra_bo.finetune.training.loss import hidden_states, plain_head, token_losses
+from qra_bo.finetune.training.optimizer import AdamWSettings, Optimizer
+
+Blocks = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainSettings:
+    """What all candidates of a search share.
+
+    Args:
+        batch: Sequences per optimiser step.
+        lr: Peak learning rate at rank 16.
+        lr_exponent: ``p`` of the rule ``lr(r) = lr (16 / r)^p``; 0 is one rate for all ranks.
+        warmup: Share of the schedule in which the rate rises linearly; then it falls as a cosine.
+        lr_floor: Rate at the end of the schedule, as a share of the peak.
+        logits_chunk: Tokens whose logits are alive at once.
+        checkpointing: Gradient checkpointing of every decoder layer.
+        optimizer: AdamW's settings.
+        eval_batch: Sequences per evaluation batch.
+    """
+
+    batch: int = 4
+    lr: float = 2e-3
+    lr_exponent: float = 0.5
+    warmup: float = 0.1
+    lr_floor: float = 0.05
+    logits_chunk: int = 128
+    checkpointing: bool = False
+    optimizer: AdamWSettings = field(default_factory=AdamWSettings)
+    eval_batch: int = 8
+
+    def peak_lr(self, rank: int) -> float:
+        """The rule in the rank (CONTRACT: *Learning rate*)."""
+        return self.lr * float((16.0 / rank) ** self.lr_exponent)
+
+    def lr_factor(self, step: int, total: int) -> float:
+        """Schedule's factor on the peak for the update number ``step`` (from 0) of ``total``."""
+        warm = max(1, round(self.warmup * total))
+        if step < warm:
+            return (step + 1) / warm
+        progress = (step - warm) / max(1, total - warm)
+        return self.lr_floor + (1 - self.lr_floor) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+class DivergedError(Exception):
+    """The loss or a gradient is no longer a finite number."""
+
+
+def train_steps(model: Any, optimizer: Optimizer, inputs: Blocks, labels: Blocks, order: Blocks,
+                first: int, last: int, schedule: int, settings: TrainSettings, device: torch.device,
+                mark: Callable[[str], None] = lambda phase: None) -> int:
+    """Run optimiser steps ``first .. last - 1`` of a schedule of ``schedule`` steps.
+
+    Args:
+        model: The model with its adapters.
+        optimizer: Holds the adapters' masters.
+        inputs: Token ids, ``n x length``.
+        labels: ``n x length``, -100 where no loss is taken.
+        order: Rows of each step's batch, ``steps x batch``.
+        first: Steps done before.
+        last: Steps done afterwards.
+        schedule: Length of the schedule.
+        settings: Shared settings.
+        device: Where the model is.
+        mark: Told the name of each phase of a step when it has ended: forward, backward, step.
+
+    Returns:
+        Tokens that went forward and backward, padding counted.
+
+    Raises:
+        DivergedError: If the loss or the gradient is not finite.
+    """
+    model.train()
+    tokens = 0
+    for step in range(first, last):
+        rows = order[step]
+        ids = torch.from_numpy(inputs[rows]).to(device)
+        goal = torch.from_numpy(labels[rows]).to(device)
+        total, count = token_losses(model, ids, goal, settings.logits_chunk)
+        mark("forward")
+        total.backward()  # type: ignore[no-untyped-call]
+        mark("backward")
+        loss = float(total.detach()) / max(1, count)
+        norm = optimizer.step(settings.lr_factor(step, schedule), 1.0 / max(1, count))
+        mark("step")
+        tokens += ids.numel()
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise DivergedError(f"loss {loss} and gradient norm {norm} at step {step + 1}")
+    return tokens
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """Held-out loss: mean over target tokens, its standard error over sequences, tokens that went forward."""
+
+    loss: float
+    se: float
+    tokens: int
+
+
+@torch.no_grad()
+def held_out(model: Any, inputs: Blocks, labels: Blocks, settings: TrainSettings, device: torch.device,
+             watch: Callable[[], AbstractContextManager[None]] = nullcontext) -> HeldOut:
+    """Loss on ``n x length`` blocks; the standard error treats sequences as independent clusters of tokens.
+
+    Every batch runs within a ``watch()`` of its own.
+    """
+    model.eval()
+    sums, counts, tokens = [], [], 0
+    for start in range(0, len(inputs), settings.eval_batch):
+        ids = torch.from_numpy(inputs[start:start + settings.eval_batch]).to(device)
+        goal = torch.from_numpy(labels[start:start + settings.eval_batch]).to(device)
+        tokens += ids.numel()
+        for row in range(len(ids)):
+            sums.append(0.0)
+            counts.append(int((goal[row, 1:] != -100).sum()))
+        with watch():
+            losses = _sequence_sums(model, ids, goal, settings.logits_chunk)
+        sums[-len(ids):] = losses
+    total, n_tokens = sum(sums), sum(counts)
+    mean = total / n_tokens
+    residual = np.array(sums) - mean * np.array(counts)
+    k = len(sums)
+    se = math.sqrt(float((residual**2).sum()) * k / max(1, k - 1)) / n_tokens
+    return HeldOut(mean, se, tokens)
+
+
+def _sequence_sums(model: Any, ids: torch.Tensor, goal: torch.Tensor, chunk: int) -> list[float]:
+    if not plain_head(model):
+        return [float(token_losses(model, ids[i:i + 1], goal[i:i + 1], chunk)[0]) for i in range(len(ids))]
+    hidden = hidden_states(model, ids)[:, :-1]
+    head = model.get_output_embeddings()
+    out = []
+    for i in range(len(ids)):
+        targets, total = goal[i, 1:], 0.0
+        for start in range(0, len(targets), chunk):
+            logits = torch.nn.functional.linear(hidden[i, start:start + chunk], head.weight, head.bias).float()
+            part = torch.nn.functional.cross_entropy(logits, targets[start:start + chunk], reduction="sum",
+                                                     ignore_index=-100)
+            total += float(part)
+            del logits  # else they are still alive when the next chunk's are formed
+        out.append(total)
+    return out
+
+
+def unit_groups(parameters: Mapping[str, Mapping[str, torch.nn.Parameter]], unit_of: Mapping[str, str],
+                ranks: Mapping[str, int], settings: TrainSettings,
+                lr_scale: float) -> list[tuple[dict[str, torch.nn.Parameter], float]]:
+    """One optimiser group per unit, with the learning rate that its rank asks for.
+
+    Args:
+        parameters: ``{module: {"A": ..., "B": ...}}``.
+        unit_of: Unit of every module.
+        ranks: Rank of every unit.
+        settings: Shared settings.
+        lr_scale: Calibrated factor on the rate.
+    """
+    grouped: dict[str, dict[str, torch.nn.Parameter]] = {}
+    for module, pair in parameters.items():
+        for which, parameter in pair.items():
+            grouped.setdefault(unit_of[module], {})[f"{module}.{which}"] = parameter
+    return [(named, settings.peak_lr(ranks[unit]) * lr_scale) for unit, named in grouped.items()]

@@ -1,0 +1,143 @@
+"""An emulator of a task: a regression fitted on its table, with the noise and the domain that the table shows."""
+
+import math
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+
+from qra_bo.oracle.emulator.features import Describer, Reach
+from qra_bo.oracle.emulator.levels import Levelled, levelled
+from qra_bo.oracle.emulator.table import Table, TableRow, comparable_rate, same_rate
+from qra_bo.sensitivity.profile import FloatArray
+from qra_bo.space import Allocation
+from qra_bo.utils.errors import DataError
+from qra_bo.utils.registry import Registry
+
+CALIBRATION = "calibration"
+LEAST_ROWS = 20
+FIT_SEED = 0
+
+
+class Regression(Protocol):
+    """A fitted family."""
+
+    def predict(self, allocations: tuple[Allocation, ...]) -> FloatArray:
+        """Losses of ``n`` allocations after every recorded number of steps, ``n x S``."""
+        ...
+
+
+Family = Callable[[Describer, tuple[Allocation, ...], FloatArray, int], Regression]
+"""``(describer, n allocations, n x S losses with NaN where not recorded, seed)``."""
+FAMILIES: Registry[Family] = Registry("emulator")
+
+
+@FAMILIES.register("boosted")
+def make_boosted(describer: Describer, allocations: tuple[Allocation, ...], targets: FloatArray,
+                 seed: int) -> Regression:
+    """Gradient-boosted trees."""
+    from qra_bo.oracle.emulator.boosted import BoostedTrees
+
+    return BoostedTrees(describer, allocations, targets, seed)
+
+
+@FAMILIES.register("network")
+def make_network(describer: Describer, allocations: tuple[Allocation, ...], targets: FloatArray,
+                 seed: int) -> Regression:
+    """Networks over the set of units."""
+    from qra_bo.oracle.emulator.network import SetNetworks
+
+    return SetNetworks(describer, allocations, targets, seed)
+
+
+class Emulator:
+    """What a table says of any allocation within its reach.
+
+    Args:
+        table: See ``qra_bo.oracle.emulator.table``.
+        family: Name in ``FAMILIES``.
+
+    Raises:
+        ConfigError: If there is no such family.
+        DataError: If the table holds too little to be fitted.
+    """
+
+    def __init__(self, table: Table, family: str) -> None:
+        self.table, self.facts, self.family = table, table.facts, family
+        self.data = usable(table)
+        self.noise = self.data.noise
+        self.rate = table_rate(table.rows)
+        self.steps = (*table.facts.record_at, table.facts.steps)
+        self.curvature, self.best_rate = rate_curve(table.rows)
+        self._describer = Describer(table.facts, table.profile)
+        self._reach = Reach(self._describer.whole(self.data.allocations))
+        self._regression = FAMILIES[family](self._describer, self.data.allocations, self.data.targets, FIT_SEED)
+        self._ranks = (min(table.facts.ranks), max(r for a in self.data.allocations for r in a.ranks))
+
+    def losses(self, allocations: tuple[Allocation, ...]) -> FloatArray:
+        """Loss without noise after each of ``steps``, ``n x S``."""
+        return self._regression.predict(allocations)
+
+    def refusal(self, allocation: Allocation) -> str | None:
+        """Why the table says nothing of an allocation; ``None`` where it does."""
+        foreign = sorted(set(allocation.formats) - set(self.facts.formats))
+        if len(allocation) != len(self.facts.units):
+            return f"{len(allocation)} units, where the table's have {len(self.facts.units)}"
+        if foreign:
+            return f"the formats {foreign}, of which the table has no row"
+        if min(allocation.ranks) < self._ranks[0] or max(allocation.ranks) > self._ranks[1]:
+            return f"ranks outside {self._ranks[0]} to {self._ranks[1]}, of which the table has no row"
+        if not self._reach.contains(self._describer.whole((allocation,)))[0]:
+            return "further from every row of the table than its rows are from one another"
+        return None
+
+    def rate_penalty(self, lr_scale: float) -> float:
+        """What another factor on the learning rate costs against the table's own (nats), by the parabola in its
+        logarithm that the calibration rows show."""
+        def height(scale: float) -> float:
+            return self.curvature * math.log2(scale / self.best_rate) ** 2
+
+        return height(lr_scale) - height(self.rate)
+
+
+def table_rate(rows: tuple[TableRow, ...]) -> float:
+    """The factor on the learning rate of the table's own rows.
+
+    Raises:
+        DataError: If it has none yet.
+    """
+    own = next((row.lr_scale for row in rows if row.origin != CALIBRATION and not row.origin.startswith("run ")), None)
+    if own is None:
+        raise DataError("the table holds no row at its calibrated learning rate yet; collect more rows")
+    return own
+
+
+def usable(table: Table) -> Levelled:
+    """The table's losses as of its first training seed.
+
+    Raises:
+        DataError: If there are too few.
+    """
+    rate = table_rate(table.rows)
+    rows = [row for row in table.rows if comparable_rate(row.lr_scale, rate)
+            and (row.origin != CALIBRATION or same_rate(row.lr_scale, rate))]
+    found = levelled(rows, table.facts.train_seeds[0], rate)
+    if len(found.allocations) < LEAST_ROWS:
+        raise DataError(f"the table of {table.facts.task} has {len(found.allocations)} allocations with a loss; at "
+                        f"least {LEAST_ROWS} are needed to fit an emulator: collect more rows")
+    return found
+
+
+def rate_curve(rows: tuple[TableRow, ...]) -> tuple[float, float]:
+    """Curvature (nats per squared doubling, at least 0) and best factor of the learning rate, from the calibration
+    rows: one parabola in the logarithm of the factor, on a level of its own for every allocation."""
+    tried = [row for row in rows if row.origin == CALIBRATION and row.loss is not None]
+    choices = list(dict.fromkeys(row.allocation for row in tried))
+    x = np.log2([row.lr_scale for row in tried])
+    levels = np.array([[float(row.allocation == a) for a in choices] for row in tried]).reshape(len(tried), -1)
+    if len(set(x.tolist())) < 3:
+        return 0.0, table_rate(rows)
+    solved, *_ = np.linalg.lstsq(np.column_stack([x**2, x, levels]), np.array([row.loss for row in tried]), rcond=None)
+    if solved[0] <= 0:
+        return 0.0, table_rate(rows)
+    return float(solved[0]), float(2.0 ** np.clip(-solved[1] / (2 * solved[0]), x.min(), x.max()))

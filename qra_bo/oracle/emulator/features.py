@@ -1,0 +1,105 @@
+"""What the emulators see of an allocation: numbers of each unit, and numbers of the whole."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from qra_bo.oracle.emulator.table import TaskFacts
+from qra_bo.sensitivity.profile import FloatArray, SensitivityProfile
+from qra_bo.space import Allocation
+from qra_bo.utils.errors import DataError
+
+THIRDS = 3
+LEADING = 3
+"""Over how many of the most damaged units a mean is taken."""
+
+
+class Describer:
+    """Turns allocations into features, from a table's facts and its sensitivities. Any integer rank is described.
+
+    Args:
+        facts: Of the table; ``L`` units and ``F`` formats.
+        profile: Of the same units and formats.
+    """
+
+    def __init__(self, facts: TaskFacts, profile: SensitivityProfile) -> None:
+        if profile.units != facts.units or profile.formats != facts.formats:
+            raise DataError(f"the profile of the table {facts.task} is of other units or formats than its rows")
+        damage = np.clip(profile.damage, 0.0, None)
+        self._damage = np.maximum.accumulate(damage[:, ::-1], axis=1)[:, ::-1]
+        self._kl = np.clip(profile.damage_kl, 0.0, None)
+        gain = np.clip(profile.require_gain(), 0.0, None)
+        self._gain = np.sqrt(np.hstack([np.zeros((len(gain), 1)), gain]) / gain.mean())
+        self._index = {name: i for i, name in enumerate(facts.formats)}
+        self._largest = max(facts.ranks)
+        self.n_units, self.n_formats = len(facts.units), len(facts.formats)
+
+    def units(self, allocations: Sequence[Allocation]) -> FloatArray:
+        """Numbers of every unit, ``n x L x m``: damage, its root, that of the divergence, log2 of the rank, root of
+        the gain, root damage times rank, place in depth, and which format it is.
+
+        Raises:
+            DataError: If an allocation has another number of units or a format off the ladder.
+        """
+        q, ranks = self._codes(allocations)
+        at = np.arange(self.n_units)[None, :]
+        damage, root = self._damage[at, q], np.sqrt(self._damage[at, q])
+        log_rank = np.log2(np.maximum(ranks, 1))
+        gain = self._gain[at, np.minimum(ranks, self._gain.shape[1] - 1)]
+        depth = np.broadcast_to(np.linspace(0.0, 1.0, self.n_units)[None, :], q.shape)
+        numbers = [damage, root, np.sqrt(self._kl[at, q]), log_rank / np.log2(self._largest), gain, root * log_rank,
+                   depth, *((q == f).astype(np.float64) for f in range(self.n_formats))]
+        stacked: FloatArray = np.stack(numbers, axis=-1)
+        return stacked
+
+    def whole(self, allocations: Sequence[Allocation]) -> FloatArray:
+        """Numbers of every allocation, ``n x k``: sums over units, sums over thirds of the depth, shares of formats,
+        spread of the ranks, and the mean root damage of the most damaged units."""
+        units = self.units(allocations)
+        means = units[..., [0, 1, 2, 3, 4, 5]].mean(axis=1)
+        shares = units[..., 7:].mean(axis=1)
+        thirds = [part[..., [1, 3]].mean(axis=1) for part in np.array_split(units, THIRDS, axis=1)]
+        worst = np.sort(units[..., 1], axis=1)[:, -LEADING:].mean(axis=1, keepdims=True)
+        spread = units[..., 3].std(axis=1, keepdims=True)
+        return np.hstack([means, shares, *thirds, worst, spread])
+
+    def _codes(self, allocations: Sequence[Allocation]) -> tuple[np.ndarray, np.ndarray]:
+        for a in allocations:
+            unknown = sorted(set(a.formats) - set(self._index))
+            if len(a) != self.n_units or unknown:
+                raise DataError(f"the table describes {self.n_units} units in the formats {list(self._index)}; got "
+                                f"{len(a)} units{f' and the formats {unknown}' if unknown else ''}")
+        q = np.array([[self._index[f] for f in a.formats] for a in allocations], dtype=np.int64)
+        ranks = np.array([a.ranks for a in allocations], dtype=np.int64)
+        return q.reshape(-1, self.n_units), ranks.reshape(-1, self.n_units)
+
+
+class Reach:
+    """Where a table says something: no further from its rows than these are from one another.
+
+    Distances are between standardised features of the whole; an allocation is within reach if its nearest row is no
+    further than the loneliest row is from its own. A row itself always is.
+
+    Args:
+        features: Of the rows, ``n x k``.
+    """
+
+    def __init__(self, features: FloatArray) -> None:
+        spread = features.std(axis=0)
+        self._mean, self._scale = features.mean(axis=0), np.where(spread > 1e-12, spread, 1.0)
+        self._rows = (features - self._mean) / self._scale
+        own = self._distances(self._rows)
+        np.fill_diagonal(own, np.inf)
+        self.limit = float(own.min(axis=1).max())
+
+    def contains(self, features: FloatArray) -> np.ndarray:
+        """Which of ``m x k`` features are within reach, ``m``."""
+        nearest = self._distances((features - self._mean) / self._scale).min(axis=1)
+        inside: np.ndarray = nearest <= self.limit + 1e-6
+        return inside
+
+    def _distances(self, points: FloatArray) -> FloatArray:
+        """Distances to the rows, ``m x n``."""
+        squares = (points**2).sum(axis=1)[:, None] + (self._rows**2).sum(axis=1)[None, :] - 2 * points @ self._rows.T
+        distances: FloatArray = np.sqrt(np.maximum(squares, 0.0))
+        return distances

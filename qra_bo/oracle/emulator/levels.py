@@ -1,0 +1,165 @@
+"""What training seeds do to a table: the level that each moves all losses by, and the noise that is left."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from qra_bo.oracle.emulator.table import TableRow, pooled
+from qra_bo.sensitivity.profile import FloatArray
+from qra_bo.space import Allocation
+from qra_bo.utils.errors import DataError
+
+PASSES = 3
+"""Levels need the noise as weights, and the noise needs the levels."""
+LEAST_SHARED = 3
+"""Allocations that a training seed must share with the first for its level to be known."""
+LEAST_PERSISTING = 8
+"""Repeated losses from which the correlation of early and late noise is estimated."""
+Group = tuple[int, float]
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Standard deviation of a loss over training seeds, the shared level taken out, as a function of the loss.
+
+    Args:
+        losses: Mean loss of the better and of the worse half of the repeated allocations.
+        deviations: Of each half (nats).
+        level: Standard deviation of the shared level (nats).
+        repeats: Losses behind it that are repeats.
+        early: For each early look, its deviation over that at the end, and the correlation of the two: what a training
+            seed does to one allocation lasts, so that an early and a late look are not two independent ones.
+    """
+
+    losses: tuple[float, float]
+    deviations: tuple[float, float]
+    level: float
+    repeats: int
+    early: tuple[tuple[float, float], ...] = ()
+
+    def at(self, loss: FloatArray) -> FloatArray:
+        """Standard deviation at each loss, interpolated between the halves."""
+        found: FloatArray = np.interp(loss, self.losses, self.deviations)
+        return found
+
+
+@dataclass(frozen=True)
+class Levelled:
+    """Losses of a table as if all were of the first training seed.
+
+    Args:
+        allocations: Distinct, ``n``.
+        targets: Mean loss after every recorded number of steps, the last being all of them, ``n x S``; NaN where it
+            was not recorded.
+        counts: Losses pooled in the last column, ``n``.
+        noise: Of one loss.
+        left_out: Rows whose training seed shares too little with the first.
+    """
+
+    allocations: tuple[Allocation, ...]
+    targets: FloatArray
+    counts: FloatArray
+    noise: Noise
+    left_out: int
+
+
+def levelled(rows: Sequence[TableRow], first_seed: int, rate: float) -> Levelled:
+    """Pool rows over training seeds.
+
+    Rows of one seed and one factor on the learning rate form a group; its level is its mean difference from the first
+    seed's group at the table's rate over the allocations that both hold, weighed by their noise.
+
+    Args:
+        rows: Of the table, without those of other learning rates.
+        first_seed: The table's own training seed.
+        rate: The table's factor on the learning rate.
+
+    Raises:
+        DataError: If no allocation was repeated, so that the noise is unknown.
+    """
+    groups: dict[Group, list[TableRow]] = defaultdict(list)
+    for row in pooled(rows):
+        groups[row.train_seed, row.lr_scale].append(row)
+    home = first_seed, rate
+    base = {row.allocation: _curve(row) for row in groups.get(home, [])}
+    noise = None
+    for _ in range(PASSES):
+        level = {home: np.zeros(len(next(iter(base.values()))))} if base else {}
+        for group, members in groups.items():
+            shared = [row for row in members if row.allocation in base]
+            if group != home and len(shared) >= LEAST_SHARED:
+                level[group] = level_of([_curve(row) - base[row.allocation] for row in shared],
+                                      np.array([base[row.allocation][-1] for row in shared]), noise)
+        by_seed: dict[Allocation, dict[int, list[FloatArray]]] = defaultdict(lambda: defaultdict(list))
+        for group, shift in level.items():
+            for row in groups[group]:
+                by_seed[row.allocation][row.train_seed].append(_curve(row) - shift)
+        noise = _noise(by_seed, [float(shift[-1]) for group, shift in level.items() if group != home])
+    assert noise is not None
+    curves = {a: [c for found in seeds.values() for c in found] for a, seeds in by_seed.items()}
+    left_out = sum(len(members) for group, members in groups.items() if group not in level)
+    return Levelled(tuple(curves), np.array([_mean(found) for found in curves.values()]),
+                    np.array([float(len(found)) for found in curves.values()]), noise, left_out)
+
+
+def level_of(differences: Sequence[FloatArray], losses: FloatArray, noise: Noise | None) -> FloatArray:
+    """Mean of ``m`` differences after every look, ``S``, each weighed by the noise that its loss (``m``) has: what 2
+    bits do says little. NaN where no difference is known."""
+    stacked = np.array(differences)
+    weights = np.ones(len(losses)) if noise is None else 1.0 / np.maximum(noise.at(losses), 1e-6) ** 2
+    known = np.isfinite(stacked) * weights[:, None]
+    total = (np.where(np.isfinite(stacked), stacked, 0.0) * known).sum(axis=0)
+    mean: FloatArray = np.where(known.sum(axis=0) > 0, total / np.maximum(known.sum(axis=0), 1e-300), np.nan)
+    return mean
+
+
+def _curve(row: TableRow) -> FloatArray:
+    return np.array([*(np.nan if x is None else x for x in row.early), row.loss], dtype=np.float64)
+
+
+def _mean(curves: Sequence[FloatArray]) -> FloatArray:
+    stacked = np.array(curves)
+    known = np.isfinite(stacked)
+    total, count = np.where(known, stacked, 0.0).sum(axis=0), known.sum(axis=0)
+    mean: FloatArray = np.where(count > 0, total / np.maximum(count, 1), np.nan)
+    return mean
+
+
+def _noise(curves: Mapping[Allocation, Mapping[int, Sequence[FloatArray]]], levels: Sequence[float]) -> Noise:
+    """Pooled deviation of repeats from their allocation's mean, of the better and the worse half."""
+    by_allocation = [np.array([_mean(c) for c in seeds.values()]) for seeds in curves.values() if len(seeds) > 1]
+    repeated = sorted(by_allocation, key=lambda c: float(c[:, -1].mean()))
+    if len(repeated) < 2:
+        raise DataError("a table needs at least 2 allocations with repeats on other training seeds to know its noise; "
+                        f"it has {len(repeated)}: collect more rows")
+    halves = repeated[:len(repeated) // 2], repeated[len(repeated) // 2:]
+    deviations = [_deviation([c[:, -1] for c in half]) for half in halves]
+    middle = [float(np.mean([c[:, -1].mean() for c in half])) for half in halves]
+    spread = float(np.sqrt(np.mean(np.square(levels)))) if levels else 0.0
+    noise = Noise((middle[0], middle[1]), (deviations[0], deviations[1]), spread, sum(len(c) - 1 for c in repeated))
+    return replace(noise, early=tuple(_persistence(repeated, noise, look) for look in range(repeated[0].shape[1] - 1)))
+
+
+def _deviation(groups: Sequence[FloatArray]) -> float:
+    """Pooled standard deviation within groups of at least 2 values."""
+    squares = sum(float(((values - values.mean()) ** 2).sum()) for values in groups)
+    return float(np.sqrt(squares / sum(len(values) - 1 for values in groups)))
+
+
+def _persistence(repeated: Sequence[FloatArray], noise: Noise, look: int) -> tuple[float, float]:
+    """Deviation of an early look over that at the end, and their correlation (at least 0), over repeats that hold both,
+    each in units of the noise at its loss. As at the end and independent where there are too few."""
+    scaled = []
+    for curves in repeated:
+        both = curves[np.isfinite(curves[:, look])][:, [look, -1]]
+        scale = float(noise.at(both[:, 1:].mean(keepdims=True))[0, 0]) if len(both) > 1 else 0.0
+        if scale > 0:
+            scaled.append((both - both.mean(axis=0)) / scale)
+    stacked = np.concatenate(scaled) if scaled else np.zeros((0, 2))
+    early, late = (float(squares) for squares in (stacked**2).sum(axis=0))
+    if len(stacked) < LEAST_PERSISTING or min(early, late) == 0:
+        return 1.0, 0.0
+    shared = float(stacked[:, 0] @ stacked[:, 1]) / np.sqrt(early * late)
+    return float(np.sqrt(early / late)), float(np.clip(shared, 0.0, 1.0))

@@ -1,0 +1,154 @@
+"""The oracle that answers from a table of real evaluations, through an emulator fitted on it."""
+
+import hashlib
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qra_bo.oracle.emulator.emulator import Emulator
+from qra_bo.oracle.emulator.table import PROFILE_BATCH, ROWS, Table, folder_of, load_table
+from qra_bo.oracle.protocol import TRAINING, Progress
+from qra_bo.oracle.simulated import StepsDone, named_normal
+from qra_bo.sensitivity.profile import FloatArray, SensitivityProfile
+from qra_bo.space import Allocation, SearchSpace
+from qra_bo.trials import EvaluationRequest, Measurement, TrialState
+from qra_bo.utils.errors import ConfigError, OracleError
+
+TEST_SPLIT = "test"
+
+
+class BenchmarkOracle:
+    """Emulated losses of real fine-tuning, with the noise over training seeds that repeats show.
+
+    Outside what the table can speak for it refuses: such an evaluation fails with the reason, and a searcher sees a
+    point without a loss.
+
+    Args:
+        emulator: Fitted on a table.
+        space: Of the run: its units, and formats and ranks of the table.
+        sha256: Of the table's rows.
+        noise: Standard deviation of every loss (nats); ``None`` takes what the table's repeats show.
+        checkpoints: Folder that remembers how far each evaluation got, or ``None``.
+
+    Raises:
+        ConfigError: If the run is of other units, formats or ranks than the table.
+    """
+
+    kind = "benchmark"
+
+    def __init__(self, emulator: Emulator, space: SearchSpace, sha256: str, *, noise: float | None = None,
+                 checkpoints: Path | None = None) -> None:
+        self.emulator, self.table = emulator, emulator.table
+        _check(self.table, space)
+        self._space, self._noise, self._sha256 = space, noise, sha256
+        self._checkpoints, self._done = checkpoints, StepsDone(checkpoints)
+        self._known: dict[Allocation, FloatArray] = {}
+        cost = self.table.provenance.get(PROFILE_BATCH, {})
+        self.profile_cost = {key: cost.get(key, 0) for key in ("training_tokens", "forward_tokens")}
+
+    def describe(self) -> Mapping[str, Any]:
+        """The table and the emulator, and how noisy they say that real training is."""
+        noise = self.emulator.noise
+        return {"device": "cpu", "dtype": "float64", "threads": 1, "data_sha256": self._sha256,
+                "benchmark": {"task": self.table.facts.task, "emulator": self.emulator.family,
+                              "rows": len(self.table.rows), "allocations": len(self.emulator.data.allocations),
+                              "noise": list(noise.deviations), "level": noise.level}}
+
+    def profile(self, progress: Progress) -> SensitivityProfile:
+        """The table's sensitivities, of the run's formats."""
+        return self.table.profile.of_formats([f.name for f in self._space.formats])
+
+    def evaluate(self, request: EvaluationRequest, progress: Progress) -> Measurement:
+        """The emulated curve up to the steps asked for, one look at held-out text counted; outside the table's reach a
+        failure.
+
+        Raises:
+            OracleError: If the steps are not among those that the table records, or the schedule is another.
+        """
+        start, facts, steps = time.monotonic(), self.table.facts, self.emulator.steps
+        if request.schedule_steps != facts.steps or request.steps not in steps:
+            raise OracleError(f"the table of {facts.task} records the losses after {list(steps)} steps of a schedule "
+                              f"of {facts.steps}; got {request.steps} of {request.schedule_steps}")
+        refused = self.emulator.refusal(request.allocation)
+        if refused is not None:
+            return Measurement(TrialState.FAILED, None, None, (), 0, 0, 0, None, time.monotonic() - start, 0.0,
+                               f"outside the domain of the benchmark: {refused}")
+        losses = self.losses_of(request.allocation) + self.emulator.rate_penalty(request.lr_scale)
+        curve = tuple((step, float(loss) + self._noise_of(request, step, float(loss)))
+                      for step, loss in zip(steps, losses, strict=True) if step <= request.steps)
+        name = f"{request.allocation.fingerprint}-{request.schedule_steps}-t{request.train_seed}-lr{request.lr_scale:g}"
+        first = self._done.start(name, request.steps)
+        progress(TRAINING, request.steps, request.steps)
+        per_step = int(facts.trainer["batch"]) * facts.length
+        return Measurement(TrialState.OK, curve[-1][1], None, curve, request.steps - first,
+                           (request.steps - first) * per_step, facts.eval_tokens, None,
+                           time.monotonic() - start)
+
+    def begin(self) -> None:
+        """Forget how far evaluations got in this process: another search begins, which shares nothing."""
+        self._done = StepsDone(self._checkpoints)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def losses_of(self, allocation: Allocation) -> FloatArray:
+        """Loss without noise after each of the emulator's steps, ``S``."""
+        if allocation not in self._known:
+            self._known[allocation] = self.emulator.losses((allocation,))[0]
+        return self._known[allocation]
+
+    def _noise_of(self, request: EvaluationRequest, step: int, loss: float) -> float:
+        """Level of the training seed and noise of one look, drawn by name; an early look shares in the last one's."""
+        noise, seed = self.emulator.noise, str(request.train_seed)
+        own = float(noise.at(np.array([loss]))[0]) if self._noise is None else self._noise
+        level = noise.level if self._noise is None else 0.0
+        rate = f"{request.lr_scale:g}"
+
+        def normal(what: str, *more: str) -> float:
+            return named_normal(what, seed, rate, *more, request.allocation.fingerprint)
+
+        last = normal("loss", str(self.emulator.steps[-1]))
+        look = self.emulator.steps.index(step)
+        if look < len(noise.early):
+            ratio, shared = noise.early[look]
+            looked = ratio * (shared * last + np.sqrt(1.0 - shared**2) * normal("loss", str(step)))
+        else:
+            looked = last
+        drawn = level * named_normal("level", seed) + own * looked
+        if request.split == TEST_SPLIT:
+            drawn += own * normal("test")
+        return float(drawn)
+
+
+def load_oracle(path: Path, family: str, space: SearchSpace, *, noise: float | None = None,
+                checkpoints: Path | None = None) -> BenchmarkOracle:
+    """The oracle over a table, named by its folder or its ``evaluations.csv``, with a newly fitted emulator.
+
+    Raises:
+        DataError: If the table can't be read or holds too little.
+        ConfigError: If there is no such emulator, or the run is of other units, formats or ranks than the table.
+    """
+    table, rows = load_table(path), folder_of(path) / ROWS  # which refuses what can't be read to its end
+    sha256 = hashlib.sha256(rows.read_bytes() if rows.exists() else b"").hexdigest()
+    return BenchmarkOracle(Emulator(table, family), space, sha256, noise=noise, checkpoints=checkpoints)
+
+
+def _check(table: Table, space: SearchSpace) -> None:
+    facts, problems = table.facts, []
+    if tuple(u.name for u in space.units) != facts.units:
+        problems.append(f"oracle.table: the table of {facts.task} is of {facts.model} with {len(facts.units)} units "
+                        f"({facts.granularity}), the run has {space.n_units} other ones; use the model and "
+                        "granularity of the table")
+    missing = [f.name for f in space.formats if f.name not in facts.formats]
+    if missing:
+        problems.append(f"oracle.table: the table of {facts.task} has no row with the formats {missing}; choose bits "
+                        f"among those of {list(facts.formats)}")
+    outside = [r for r in space.ranks.values if not min(facts.ranks) <= r <= max(facts.ranks)]
+    if outside:
+        problems.append(f"oracle.table: the table of {facts.task} has no row with the ranks {outside}; it goes from "
+                        f"{min(facts.ranks)} to {max(facts.ranks)}")
+    if problems:
+        raise ConfigError(problems)

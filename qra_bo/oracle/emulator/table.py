@@ -1,0 +1,378 @@
+"""A table of real evaluations: a folder with the facts of a task, its memory, its sensitivities and its rows.
+
+    task.json          what every row shares: model, data, units, ladders, trainer, budgets
+    memory.json        predicted bytes of any allocation on the ladders, by scope
+    profile.json       sensitivities, measured on text that no row was trained or evaluated on
+    evaluations.csv    one evaluation a line
+    provenance.jsonl   where each batch of rows comes from
+
+Rows and batches are only ever appended, so that several machines can each add to a copy and the copies be joined.
+"""
+
+import csv
+import io
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qra_bo.sensitivity.io import load_profile
+from qra_bo.sensitivity.profile import SensitivityProfile
+from qra_bo.space import Allocation, CostTable, PhaseCost
+from qra_bo.trials import TrialState
+from qra_bo.utils.errors import DataError, SpaceError
+from qra_bo.utils.files import check_run_folder, strict_json
+
+SCHEMA_VERSION = 1
+TASK, MEMORY, PROFILE, ROWS, PROVENANCE = ("task.json", "memory.json", "profile.json", "evaluations.csv",
+                                           "provenance.jsonl")
+FINDS = "finds.csv"
+"""Rows of the same columns that no emulator is fitted on: what searches on the emulators found, evaluated for real."""
+PROFILE_BATCH = "profile"
+"""Names the line of ``provenance.jsonl`` that says what the profile cost."""
+LR_TOLERANCE = 0.1
+"""Relative difference up to which two factors on the learning rate count as one: the loss is flat at its optimum."""
+LR_RANGE = 0.5
+"""Relative difference up to which rows may be of one table: runs calibrate the factor anew, and a level of its own for
+every factor leaves little of what it does to a comparison."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceBudget:
+    """A budget in which allocations of the task compete.
+
+    Args:
+        text: As a user writes it, e.g. ``"uniform:4,4"``.
+        scope: ``"peak"`` or ``"stored"``.
+        bytes: What it comes to.
+    """
+
+    text: str
+    scope: str
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class TaskFacts:
+    """What all rows of a table share; rows of anything else do not belong there.
+
+    Args:
+        task: Name of the table.
+        model: Name of the model.
+        model_sha256: Fingerprint of its weights.
+        data_sha256: Of the texts of all splits.
+        train_blocks: Sequences of the training split.
+        calibration_blocks: The first so many of them no training seed sees: sensitivities come from there.
+        granularity: Of the units.
+        units: Names of the ``L`` units.
+        formats: Names of the ladder's ``F`` formats.
+        ranks: The rank ladder, ``R``.
+        dtype: Compute type.
+        trainer: Batch, schedule, optimiser and learning rate, as the oracle describes them.
+        adapter: Initialisation and scale.
+        length: Tokens of a sequence.
+        eval_tokens: Held-out tokens of an evaluation.
+        steps: Optimiser steps of every row.
+        record_at: Earlier steps whose loss is recorded.
+        train_seeds: The first is that of all rows but repeats.
+        lr_scales: Factors on the learning rate that were tried.
+        budgets: See ``ReferenceBudget``.
+    """
+
+    task: str
+    model: str
+    model_sha256: str
+    data_sha256: str
+    train_blocks: int
+    calibration_blocks: int
+    granularity: str
+    units: tuple[str, ...]
+    formats: tuple[str, ...]
+    ranks: tuple[int, ...]
+    dtype: str
+    trainer: Mapping[str, Any]
+    adapter: Mapping[str, Any]
+    length: int
+    eval_tokens: int
+    steps: int
+    record_at: tuple[int, ...]
+    train_seeds: tuple[int, ...]
+    lr_scales: tuple[float, ...]
+    budgets: tuple[ReferenceBudget, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        plain: dict[str, Any] = json.loads(json.dumps({"schema_version": SCHEMA_VERSION, **asdict(self)}))
+        return plain
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], where: str) -> "TaskFacts":
+        """Inverse of ``to_json``.
+
+        Raises:
+            DataError: If a field is missing or unknown, or the schema is another.
+        """
+        if data.get("schema_version") != SCHEMA_VERSION:
+            raise DataError(f"{where} has schema_version {data.get('schema_version')!r}; this release reads "
+                            f"{SCHEMA_VERSION}")
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()
+                                  if k != "schema_version"}
+        try:
+            budgets = tuple(ReferenceBudget(**b) for b in values.pop("budgets"))
+            return cls(**values, budgets=budgets)
+        except (KeyError, TypeError) as error:
+            raise DataError(f"{where} does not hold the facts of a table of evaluations: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class TableRow:
+    """One real evaluation.
+
+    Args:
+        allocation: What was fine-tuned.
+        origin: Why it is in the table, e.g. ``"near uniform:4,4"``.
+        train_seed: Seed of data order and adapter initialisation.
+        lr_scale: Factor on the learning rate.
+        state: How it ended.
+        loss: Held-out loss (nats per token) after all steps, ``None`` unless ``state`` is ``ok``.
+        loss_se: Its standard error over held-out sequences.
+        early: Loss at each of ``record_at``; ``None`` where it was not recorded.
+        bytes: Predicted bytes by scope.
+        seconds: Wall time.
+        batch: Names the line of ``provenance.jsonl``.
+    """
+
+    allocation: Allocation
+    origin: str
+    train_seed: int
+    lr_scale: float
+    state: TrialState
+    loss: float | None
+    loss_se: float | None
+    early: tuple[float | None, ...]
+    bytes: Mapping[str, int]
+    seconds: float
+    batch: str
+
+    def same_evaluation(self, allocation: Allocation, train_seed: int, lr_scale: float) -> bool:
+        """Whether this row answers that question."""
+        return self.allocation == allocation and self.train_seed == train_seed and same_rate(self.lr_scale, lr_scale)
+
+
+@dataclass(frozen=True)
+class Table:
+    """All of a table's folder."""
+
+    facts: TaskFacts
+    costs: Mapping[str, CostTable]
+    profile: SensitivityProfile
+    rows: tuple[TableRow, ...]
+    provenance: Mapping[str, Mapping[str, Any]]
+
+
+def same_rate(a: float, b: float) -> bool:
+    """Whether two factors on the learning rate count as one."""
+    return abs(math.log(a / b)) <= math.log1p(LR_TOLERANCE)
+
+
+def comparable_rate(a: float, b: float) -> bool:
+    """Whether rows at two factors on the learning rate may be of one table."""
+    return abs(math.log(a / b)) <= math.log1p(LR_RANGE)
+
+
+def load_table(path: Path) -> Table:
+    """Read the folder of a table, named by itself or by its ``evaluations.csv``.
+
+    Raises:
+        DataError: If a file is missing or malformed.
+        ProfileError: If the profile is malformed.
+        OutputError: If the folder holds links, pipes or devices.
+    """
+    folder = folder_of(path)
+    check_run_folder(folder)
+    facts = load_facts(folder)
+    return Table(facts, load_costs(folder), load_profile(folder / PROFILE), load_rows(folder / ROWS, facts),
+                 load_provenance(folder / PROVENANCE))
+
+
+def folder_of(path: Path) -> Path:
+    """The folder of a table that is named by itself or by its ``evaluations.csv``."""
+    return path.parent if path.name == ROWS else path
+
+
+def load_facts(folder: Path) -> TaskFacts:
+    """``task.json`` of a folder.
+
+    Raises:
+        DataError: If it is missing or malformed.
+    """
+    return TaskFacts.from_json(_object(folder / TASK), str(folder / TASK))
+
+
+def columns(facts: TaskFacts) -> list[str]:
+    """Names of the columns of ``evaluations.csv``."""
+    scopes = sorted({b.scope for b in facts.budgets})
+    return ["fingerprint", "origin", "formats", "ranks", "train_seed", "lr_scale", "state", "loss", "loss_se",
+            *(f"loss_{step}" for step in facts.record_at), *(f"{scope}_bytes" for scope in scopes), "seconds", "batch"]
+
+
+def append_rows(path: Path, facts: TaskFacts, rows: Iterable[TableRow]) -> None:
+    """Write rows at the end of ``evaluations.csv`` and wait until the disk has them; a cut-off last line goes first."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns(facts), lineterminator="\n")
+    if not path.exists() or not path.stat().st_size:
+        writer.writeheader()
+    for row in rows:
+        writer.writerow(_cells(row, facts))
+    _append(path, text.getvalue())
+
+
+def append_provenance(path: Path, batch: str, facts: Mapping[str, Any]) -> None:
+    """One more line of ``provenance.jsonl``."""
+    _append(path, json.dumps({"batch": batch, **facts}, sort_keys=True) + "\n")
+
+
+def _append(path: Path, text: str) -> None:
+    with open(path, "a+b") as file:
+        file.seek(0)
+        whole = file.read()
+        file.truncate(whole.rfind(b"\n") + 1)  # what a killed process left behind the last complete line
+        file.write(text.encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _cells(row: TableRow, facts: TaskFacts) -> dict[str, Any]:
+    def number(value: float | None) -> str:
+        return "" if value is None else repr(float(value))
+
+    early = {f"loss_{step}": number(loss) for step, loss in zip(facts.record_at, row.early, strict=True)}
+    sizes = {f"{scope}_bytes": size for scope, size in row.bytes.items()}
+    allocation = row.allocation
+    return {"fingerprint": allocation.fingerprint, "origin": row.origin, "formats": " ".join(allocation.formats),
+            "ranks": " ".join(map(str, allocation.ranks)), "train_seed": row.train_seed,
+            "lr_scale": repr(row.lr_scale), "state": row.state.value, "loss": number(row.loss),
+            "loss_se": number(row.loss_se), **early, **sizes, "seconds": f"{row.seconds:.1f}", "batch": row.batch}
+
+
+def load_rows(path: Path, facts: TaskFacts) -> tuple[TableRow, ...]:
+    """The rows of ``evaluations.csv``; none where there is no such file yet. A cut-off last line is left out.
+
+    Raises:
+        DataError: If a line is malformed, or is not of this task.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return ()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"the table {path} can't be read: {error}") from error
+    reader = csv.DictReader(io.StringIO(text[:text.rfind("\n") + 1]), restval="")
+    try:
+        if reader.fieldnames is not None and list(reader.fieldnames) != columns(facts):
+            raise DataError(f"{path} must have the columns {columns(facts)}; got {reader.fieldnames}")
+        return tuple(_row(cells, facts, f"{path}, line {number}") for number, cells in enumerate(reader, start=2))
+    except csv.Error as error:
+        raise DataError(f"{path}, line {reader.line_num} is no line of a table: {error}") from error
+
+
+def _row(cells: Mapping[str, str], facts: TaskFacts, where: str) -> TableRow:
+    def given(key: str) -> float:
+        value = float(cells[key])
+        if not math.isfinite(value):
+            raise ValueError(f"{key} is {value}")
+        return value
+
+    def number(key: str) -> float | None:
+        return given(key) if cells[key] else None
+
+    try:
+        if len(cells) != len(columns(facts)):
+            raise ValueError(f"it must have {len(columns(facts))} cells")
+        allocation = Allocation(tuple(cells["formats"].split()), tuple(map(int, cells["ranks"].split())))
+        if allocation.fingerprint != cells["fingerprint"] or len(allocation) != len(facts.units):
+            raise ValueError("the fingerprint is of another allocation, or the units are another number")
+        if given("lr_scale") <= 0:
+            raise ValueError(f"lr_scale is {cells['lr_scale']}")
+        return TableRow(allocation, cells["origin"], int(cells["train_seed"]), given("lr_scale"),
+                        TrialState(cells["state"]), number("loss"), number("loss_se"),
+                        tuple(number(f"loss_{step}") for step in facts.record_at),
+                        {b.scope: int(cells[f"{b.scope}_bytes"]) for b in facts.budgets}, given("seconds"),
+                        cells["batch"])
+    except (KeyError, TypeError, ValueError, SpaceError) as error:
+        raise DataError(f"{where} is no row of this table: {error}") from error
+
+
+def load_provenance(path: Path) -> dict[str, dict[str, Any]]:
+    """Where every batch comes from, by its name; empty where there is no such file yet.
+
+    Raises:
+        DataError: If a line is malformed.
+    """
+    if not path.exists():
+        return {}
+    found = {}
+    raw = path.read_bytes()
+    for number, line in enumerate(raw[:raw.rfind(b"\n") + 1].splitlines(), start=1):
+        try:
+            data = strict_json(line)
+            found[str(data["batch"])] = {k: v for k, v in data.items() if k != "batch"}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"{path}, line {number} is malformed: {error!r}") from error
+    return found
+
+
+def costs_to_json(costs: Mapping[str, CostTable]) -> dict[str, Any]:
+    """Memory by scope, JSON values only: tables that units share are written once."""
+    return {scope: [{"name": p.name, "fixed": int(p.fixed), "unit": _shared(p.unit), "spike": _shared(p.spike)}
+                    for p in table.phases] for scope, table in costs.items()}
+
+
+def _shared(values: Any) -> dict[str, Any]:
+    tables, which = np.unique(values, axis=0, return_inverse=True)
+    return {"tables": tables.tolist(), "of_unit": which.reshape(-1).tolist()}
+
+
+def load_costs(folder: Path) -> dict[str, CostTable]:
+    """Inverse of ``costs_to_json`` for the ``memory.json`` of a folder.
+
+    Raises:
+        DataError: If it is missing or malformed.
+    """
+    data = _object(folder / MEMORY)
+
+    def array(shared: Mapping[str, Any]) -> Any:
+        return np.array(shared["tables"], dtype=np.int64)[np.array(shared["of_unit"], dtype=np.int64)]
+
+    try:
+        tables = {scope: CostTable(tuple(PhaseCost(p["name"], int(p["fixed"]), array(p["unit"]), array(p["spike"]))
+                                         for p in phases)) for scope, phases in data.items()}
+        for scope, table in tables.items():
+            shapes = {a.shape for p in table.phases for a in (p.unit, p.spike)}
+            if len(shapes) != 1 or len(next(iter(shapes))) != 3:
+                raise ValueError(f"scope {scope} has no phase, or tables of the shapes {sorted(shapes)}")
+        return tables
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
+        raise DataError(f"{folder / MEMORY} is malformed: {error!r}") from error
+
+
+def _object(path: Path) -> dict[str, Any]:
+    try:
+        data = strict_json(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"a table of evaluations is a folder with {', '.join((TASK, MEMORY, PROFILE, ROWS))}; "
+                        f"{path} can't be read ({error.strerror})") from error
+    except ValueError as error:
+        raise DataError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise DataError(f"{path} must hold a JSON object; got {type(data).__name__}")
+    return data
+
+
+def pooled(rows: Sequence[TableRow]) -> list[TableRow]:
+    """Rows that ended with a loss."""
+    return [row for row in rows if row.state is TrialState.OK and row.loss is not None]

@@ -1,0 +1,195 @@
+"""The state of a run, folded from its journal: evaluations, incumbent, front and cost."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from qra_bo.space import Allocation
+from qra_bo.study.cost import UNSEARCHED_STAGES, Cost, cost_of
+from qra_bo.trials import Evaluation, Fidelity, TrialState
+from qra_bo.utils.errors import JournalError, SpaceError
+
+CONCLUSIONS = ("surrogate_check", "confirmation", "rate_check", "ranking_check", "final", "end")
+"""Events that another evaluation of the search makes outdated: a run that was extended concludes again."""
+
+
+def is_uniform(allocation: Allocation) -> bool:
+    """Whether every unit has the same format and rank."""
+    return len(set(allocation.formats)) == 1 and len(set(allocation.ranks)) == 1
+
+
+class Study:
+    """What the events of a journal add up to; ``add`` folds in one more.
+
+    ``cost`` counts everything: profile, calibration, anchors, search, failures, references, confirmation and the
+    checks after it. ``search_cost`` is what counts against the effort: the same up to the end of the search, less the
+    references.
+
+    Args:
+        events: Events in journal order; the first is the header.
+    """
+
+    def __init__(self, events: Iterable[Mapping[str, Any]] = ()) -> None:
+        self.header: Mapping[str, Any] = {}
+        self.evaluations: list[Evaluation] = []
+        self.last: dict[str, Mapping[str, Any]] = {}
+        self.measured: list[Mapping[str, Any]] = []
+        self.overhead_seconds = 0.0
+        self.evaluation_seconds = 0.0
+        self._by_key: dict[str, Evaluation] = {}
+        self._states: Counter[TrialState] = Counter()
+        self._points: list[Evaluation] = []
+        self._incumbent: Evaluation | None = None
+        self._lr_scale: float | None = None
+        self.cost = Cost()
+        self.search_cost = Cost()
+        for event in events:
+            self.add(event)
+
+    def add(self, event: Mapping[str, Any]) -> None:
+        """Fold in one event.
+
+        Raises:
+            JournalError: If it is malformed.
+        """
+        kind = event["event"]
+        try:
+            self.last[kind] = event
+            if kind == "header":
+                self.header = event
+            elif kind == "evaluation":
+                self._add_evaluation(Evaluation.from_json(event))
+                self.overhead_seconds += float(event.get("overhead_seconds", 0.0))
+            elif kind == "profile":
+                self._spend(Cost(int(event["training_tokens"]), int(event["forward_tokens"])), True)
+            elif kind == "calibration":
+                self._lr_scale = float(event["lr_scale"])
+                self._points, self._incumbent = [], None
+                for e in self.evaluations:
+                    self._add_point(e)
+            elif kind == "measured":
+                self.measured.append(event)
+        except (KeyError, TypeError, ValueError, SpaceError) as error:
+            raise JournalError(f"the {kind} event in the journal is malformed: {error!r}; it was not written by this "
+                               "program") from error
+
+    def _add_evaluation(self, evaluation: Evaluation) -> None:
+        self.evaluations.append(evaluation)
+        self._by_key.setdefault(evaluation.request.key, evaluation)
+        for_search = evaluation.stage not in UNSEARCHED_STAGES
+        self._spend(cost_of(evaluation), for_search)
+        for outdated in CONCLUSIONS if for_search else ():
+            self.last.pop(outdated, None)
+        self.evaluation_seconds += evaluation.measurement.seconds
+        self._states[evaluation.measurement.state] += 1
+        self._add_point(evaluation)
+
+    def _add_point(self, evaluation: Evaluation) -> None:
+        point = self._as_point(evaluation)
+        if point is None:
+            return
+        self._points.append(point)
+        if self._incumbent is None or loss_of(point) < loss_of(self._incumbent):
+            self._incumbent = point
+
+    def _spend(self, cost: Cost, for_search: bool) -> None:
+        self.cost += cost
+        if for_search:
+            self.search_cost += cost
+
+    def _as_point(self, e: Evaluation) -> Evaluation | None:
+        r = e.request
+        if (not e.ok or e.fidelity is not Fidelity.HIGH or e.predicted_bytes > self.budget_bytes
+                or e.stage in UNSEARCHED_STAGES or r.split != "validation" or r.lr_scale != self._lr_scale
+                or r.steps != self.header["high_steps"] or r.train_seed != self.header["train_seed"]):
+            return None
+        return replace(e, stage="baseline") if e.stage == "calibration" else e
+
+    def find(self, key: str) -> Evaluation | None:
+        """The evaluation of the request named ``key``."""
+        return self._by_key.get(key)
+
+    @property
+    def budget_bytes(self) -> int:
+        return int(self.header["budget_bytes"])
+
+    @property
+    def lr_scale(self) -> float | None:
+        """The calibrated factor on the base learning rate; ``None`` before the calibration has ended."""
+        return self._lr_scale
+
+    @property
+    def points(self) -> tuple[Evaluation, ...]:
+        """Finished high-fidelity evaluations that may be incumbent: within the budget, on the validation split, at the
+        search's training seed and learning rate; anchors that were calibrated count as baselines."""
+        return tuple(self._points)
+
+    @property
+    def incumbent(self) -> Evaluation | None:
+        """The point with the least loss (of equals the earliest)."""
+        return self._incumbent
+
+    @property
+    def best_uniform(self) -> Evaluation | None:
+        """The best anchor, or the best uniform choice that a searcher found if that is better."""
+        return min((e for e in self.points if self.counts_as_uniform(e)), key=loss_of, default=None)
+
+    @property
+    def best_mixed(self) -> Evaluation | None:
+        """The best point that is no uniform choice."""
+        return min((e for e in self.points if not self.counts_as_uniform(e)), key=loss_of, default=None)
+
+    @staticmethod
+    def counts_as_uniform(e: Evaluation) -> bool:
+        """Anchors (uniform filled too) and whatever else has one format and rank throughout."""
+        return e.stage == "baseline" or is_uniform(e.allocation)
+
+    @property
+    def baselines(self) -> list[Evaluation]:
+        """Finished anchors, in the order they were evaluated, then references."""
+        references = [e for e in self.evaluations if e.stage == "reference" and e.ok]
+        return [e for e in self.points if e.stage == "baseline"] + references
+
+    @property
+    def front(self) -> list[Evaluation]:
+        """Points that no other point beats in both predicted bytes and loss, by increasing bytes."""
+        front: list[Evaluation] = []
+        for e in sorted(self.points, key=lambda e: (e.predicted_bytes, loss_of(e), e.id)):
+            if not front or loss_of(e) < loss_of(front[-1]):
+                front.append(e)
+        return front
+
+    @property
+    def ranked(self) -> list[Evaluation]:
+        """Points by increasing loss."""
+        return sorted(self.points, key=lambda e: (loss_of(e), e.id))
+
+    @property
+    def states(self) -> dict[str, int]:
+        """How many evaluations ended in each state."""
+        return {state.value: self._states[state] for state in TrialState}
+
+    @property
+    def winner(self) -> Allocation | None:
+        """What the run delivers: named by the end event, else by the confirmation, else the incumbent."""
+        named = self.last.get("end", {}).get("best")
+        if named is not None:
+            for e in self.evaluations:
+                if e.allocation.fingerprint == named:
+                    return e.allocation
+            raise JournalError(f"the journal's end names {named} as the best, which was never evaluated")
+        confirmation = self.last.get("confirmation")
+        if confirmation is not None:
+            return Allocation.from_json(confirmation["candidate" if confirmation["winner_kind"] == "mixed"
+                                                     else "reference"])
+        return None if self.incumbent is None else self.incumbent.allocation
+
+    def point(self, allocation: Allocation) -> Evaluation | None:
+        """The search's own evaluation of ``allocation``."""
+        return next((e for e in self.points if e.allocation == allocation), None)
+
+
+def loss_of(e: Evaluation) -> float:
+    """The loss; infinite where there is none."""
+    return float("inf") if e.loss is None else e.loss

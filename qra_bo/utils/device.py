@@ -1,0 +1,41 @@
+"""Which device and compute type a run uses; answers without loading torch where it can."""
+
+from pathlib import Path
+
+from qra_bo.utils.errors import DeviceError
+
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_FAST_BF16 = ("avx512_bf16", "amx_bf16", "bf16")  # the last is ARM's
+
+
+def cpu_has_fast_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether the CPU multiplies in bf16; without that, bf16 is emulated and slower than fp32."""
+    try:
+        text = cpuinfo.read_text()
+    except OSError:
+        return False
+    return any(flag in line.split() for line in text.splitlines() if line.lower().startswith(("flags", "features"))
+               for flag in _FAST_BF16)
+
+
+def resolve_dtype(dtype: str, device_type: str) -> str:
+    """``"auto"`` becomes bfloat16 on CUDA and on CPUs that multiply in it, else float32."""
+    if dtype != "auto":
+        return dtype
+    return "bfloat16" if device_type == "cuda" or cpu_has_fast_bf16() else "float32"
+
+
+def resolve_device(device: str) -> str:
+    """``"auto"`` becomes ``"cuda"`` where there is one, else ``"cpu"``. Loads torch.
+
+    Raises:
+        DeviceError: If CUDA is demanded and there is none.
+    """
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise DeviceError(f"device={device} was demanded and torch {torch.__version__} sees no CUDA device; use "
+                          "device=cpu (slower), task=memory (needs no device), or a machine with a GPU")
+    return device

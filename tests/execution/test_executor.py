@@ -1,0 +1,214 @@
+"""What goes wrong in a worker is a result, and the next request is served."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from qra_bo.execution.base import Executor, InProcessExecutor, OracleSpec
+from qra_bo.execution.limits import Limits
+from qra_bo.execution.local import LocalExecutor
+from qra_bo.execution.messages import ProfileResult, measurement_from_json, measurement_to_json
+from qra_bo.space import uniform
+from qra_bo.trials import EvaluationRequest, TrialState
+from qra_bo.utils.errors import ConfigError, ModelError, OracleError, WorkerError
+from tests.study.oracles import PlantedOracle
+
+REQUEST = EvaluationRequest(uniform(4, "ref4", 4), 8, 8, 3, "validation", 2.0)
+TARGET = "tests.study.oracles:make"
+
+
+def quiet(what: str, done: int, total: int) -> None:
+    """Progress that nobody looks at."""
+
+
+@pytest.fixture(name="faulty")
+def make_faulty(tmp_path: Path) -> Iterator[Any]:
+    """Executors with a fault at the given evaluations."""
+    made: list[LocalExecutor] = []
+    (tmp_path / "faults").mkdir()
+
+    def make(deadline: float | None = 30.0, slowdown: float | None = None, retries: int = 0,
+             pause: float = 0.0, **faults: str) -> LocalExecutor:
+        kwargs = {"pause": pause, "faults": {k.removeprefix("at"): v for k, v in faults.items()},
+                  "folder": str(tmp_path / "faults")}
+        made.append(LocalExecutor([OracleSpec(TARGET, kwargs)],
+                                       Limits(deadline, slowdown, retries=retries)))
+        return made[-1]
+
+    yield make
+    for executor in made:
+        executor.close()
+
+
+def test_worker_answers_as_the_oracle_does_and_passes_progress_on(faulty: Any) -> None:
+    direct: Executor = InProcessExecutor(PlantedOracle())
+    seen: list[tuple[str, int, int]] = []
+    executor = faulty()
+    there = executor.evaluate(REQUEST, lambda *p: seen.append(p))
+    here = direct.evaluate(REQUEST, quiet)
+    assert (there.loss, there.curve, there.training_tokens) == (here.loss, here.curve, here.training_tokens)
+    assert seen[-1] == ("train", 8, 8)
+    assert executor.describe() == direct.describe()
+    profile, expected = executor.profile(quiet), direct.profile(quiet)
+    np.testing.assert_array_equal(profile.profile.damage, expected.profile.damage)
+    assert profile.profile.base_loss == expected.profile.base_loss
+    assert (profile.training_tokens, profile.forward_tokens) == (4, 30)
+
+
+@pytest.mark.parametrize(("fault", "state", "message"), [
+    ("kill", TrialState.FAILED, "killed by SIGKILL"), ("exit", TrialState.FAILED, "exit status 3"),
+    ("raise", TrialState.FAILED, "RuntimeError: matrix is singular"), ("memory", TrialState.OOM, "no room"),
+    ("allocator", TrialState.OOM, "DefaultCPUAllocator"), ("device", TrialState.OOM, "Tried to allocate 2 GiB"),
+    ("hang", TrialState.FAILED, "silent for more than 1.5 s")])
+def test_a_fault_is_a_result_and_the_next_request_is_served(faulty: Any, fault: str, state: TrialState,
+                                                            message: str) -> None:
+    executor = faulty(deadline=1.5, at0=fault)
+    first = executor.evaluate(REQUEST, quiet)
+    assert first.state is state
+    assert message in first.message
+    assert first.loss is None
+    assert executor.evaluate(REQUEST, quiet).state is TrialState.OK
+
+
+@pytest.mark.parametrize("fault", ["kill", "hang"])
+def test_a_lost_evaluation_is_begun_again_where_that_is_allowed(faulty: Any, fault: str) -> None:
+    executor = faulty(deadline=1.5, retries=1, at0=fault)
+    assert executor.evaluate(REQUEST, quiet).loss == PlantedOracle().evaluate(REQUEST, quiet).loss
+
+
+def test_what_is_lost_twice_is_a_failure(faulty: Any) -> None:
+    executor = faulty(retries=1, at0="kill", at1="exit")
+    assert "exit status 3" in executor.evaluate(REQUEST, quiet).message
+    assert executor.evaluate(REQUEST, quiet).state is TrialState.OK
+
+
+def test_what_ran_out_of_memory_is_not_begun_again(faulty: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    kills = iter([0, 1])
+    monkeypatch.setattr("qra_bo.execution.local.out_of_memory_kills", lambda: next(kills))
+    lost = faulty(retries=1, at0="kill").evaluate(REQUEST, quiet)
+    assert lost.state is TrialState.OOM
+    assert "the machine ran out of memory" in lost.message
+
+
+def test_a_worker_that_moves_and_never_ends_is_told_by_what_such_evaluations_took(faulty: Any) -> None:
+    executor = faulty(deadline=1.0, slowdown=2.0, at1="crawl")
+    assert executor._pace.allowed(REQUEST) is None  # nothing is known yet
+    first = executor.evaluate(REQUEST, quiet)
+    assert executor._pace.allowed(REQUEST) == pytest.approx(1.0 + 2.0 * first.seconds)
+    assert executor._pace.allowed(replace(REQUEST, steps=4)) == pytest.approx(1.0 + first.seconds)
+    lost = executor.evaluate(REQUEST, quiet)
+    assert lost.state is TrialState.FAILED
+    assert "far longer than such evaluations" in lost.message
+    assert executor.evaluate(REQUEST, quiet).state is TrialState.OK
+
+
+def test_a_worker_at_work_keeps_its_evaluation_when_it_is_closed(faulty: Any, tmp_path: Path) -> None:
+    executor = faulty(at0="crawl")
+    seen: list[int] = []
+
+    def stop(what: str, done: int, total: int) -> None:
+        seen.append(done)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        executor.evaluate(REQUEST, stop)
+    process = executor._workers[0].process
+    executor.close()
+    assert process.exitcode == 0
+    assert int((tmp_path / "kept").read_text()) >= seen[-1]
+
+
+def test_a_worker_that_died_idle_is_replaced(faulty: Any) -> None:
+    executor = faulty()
+    executor.describe()
+    executor._workers[0].process.kill()
+    executor._workers[0].process.join()
+    assert executor.evaluate(REQUEST, quiet).state is TrialState.OK
+
+
+def test_a_bug_of_the_oracle_is_an_error_with_its_traceback(faulty: Any) -> None:
+    executor = faulty(at0="bug")
+    with pytest.raises(OracleError, match=r"(?s)realised rank differs.*Traceback"):
+        executor.evaluate(REQUEST, quiet)
+    assert executor.evaluate(REQUEST, quiet).state is TrialState.OK
+
+
+def test_what_the_user_must_mend_arrives_as_it_was_raised() -> None:
+    with pytest.raises(ModelError, match="no weights of big") as caught:
+        LocalExecutor([OracleSpec("tests.study.oracles:no_weights", {"name": "big"})], Limits(30)).describe()
+    assert caught.value.exit_status == 2
+    with pytest.raises(ConfigError, match="can't be imported"):
+        LocalExecutor([OracleSpec("tests.study.oracles:absent")], Limits(30)).describe()
+    with pytest.raises(ConfigError, match="JSON"):
+        OracleSpec(TARGET, {"x": object()})
+
+
+def test_a_worker_lost_while_it_builds_is_an_error() -> None:
+    with pytest.raises(WorkerError, match=r"built the oracle.*exit status 7"):
+        LocalExecutor([OracleSpec("tests.study.oracles:dies_early")], Limits(30)).evaluate(REQUEST, quiet)
+
+
+@pytest.mark.parametrize("retries", [0, 1])
+def test_a_worker_lost_outside_an_evaluation_is_asked_again(faulty: Any, retries: int) -> None:
+    executor = faulty(retries=retries, pause=.5)
+    executor.describe()
+    killed: list[int] = []
+
+    def kill_once(what: str, done: int, total: int) -> None:
+        if not killed:
+            killed.append(executor._workers[0].process.pid)
+            os.kill(killed[0], signal.SIGKILL)
+
+    if retries:
+        assert executor.profile(kill_once).profile.base_loss == PlantedOracle().profile(quiet).base_loss
+    else:
+        with pytest.raises(WorkerError, match=r"'profile'.*SIGKILL.*run the same command again"):
+            executor.profile(kill_once)
+
+
+def test_worker_ignores_the_terminals_signals_and_ends_on_close(faulty: Any) -> None:
+    executor = faulty()
+    executor.describe()
+    process = executor._workers[0].process
+    os.kill(process.pid, signal.SIGINT)
+    os.kill(process.pid, signal.SIGTERM)
+    assert executor.evaluate(REQUEST, quiet).state is TrialState.OK
+    start = time.monotonic()
+    executor.close()
+    executor.close()
+    assert not process.is_alive()
+    assert process.exitcode == 0
+    assert time.monotonic() - start < 4
+
+
+def test_in_process_faults_are_results_too(tmp_path: Path) -> None:
+    oracle = PlantedOracle(faults={"0": "raise", "1": "memory", "2": "bug"}, folder=str(tmp_path))
+    executor = InProcessExecutor(oracle)
+    assert executor.evaluate(REQUEST, quiet).state is TrialState.FAILED
+    assert executor.evaluate(REQUEST, quiet).state is TrialState.OOM
+    with pytest.raises(OracleError):
+        executor.evaluate(REQUEST, quiet)
+    executor.close()
+    assert oracle.closed
+
+
+def test_messages_round_trip_exactly() -> None:
+    m = PlantedOracle().evaluate(REQUEST, quiet)
+    assert measurement_from_json(measurement_to_json(m)) == m
+    result = InProcessExecutor(PlantedOracle()).profile(quiet)
+    again = ProfileResult.from_json(result.to_json())
+    np.testing.assert_array_equal(again.profile.require_gain(), result.profile.require_gain())
+    assert again.to_json() == result.to_json()
+    assert again.profile.damage_se is None
+    se = np.arange(again.profile.damage.size).reshape(again.profile.damage.shape) / 7.0
+    known = replace(result, profile=replace(result.profile, damage_se=se))
+    np.testing.assert_array_equal(ProfileResult.from_json(known.to_json()).profile.damage_se, se)
+    earlier = {key: value for key, value in known.to_json().items() if key != "damage_se"}
+    assert ProfileResult.from_json(earlier).profile.damage_se is None

@@ -1,0 +1,142 @@
+"""Evaluations on Ray: as on this machine's own workers, and whatever dies there is begun again."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qra_bo.execution.base import OracleSpec
+from qra_bo.execution.limits import Limits
+from qra_bo.execution.on_ray import RayExecutor, Resources
+from qra_bo.space import uniform
+from qra_bo.study.journal import read_journal
+from qra_bo.trials import EvaluationRequest, TrialState
+from qra_bo.utils.errors import DeviceError, ModelError, OracleError
+from tests.study.oracles import PlantedOracle
+from tests.study.problem import comparable
+
+ray = pytest.importorskip("ray", reason="executor=ray needs the extra 'ray'")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::Warning:ray")]
+REQUEST = EvaluationRequest(uniform(4, "ref4", 4), 8, 8, 3, "validation", 2.0)
+TARGET = "tests.study.oracles:make"
+SMALL = Resources(cpus=1)
+
+
+def quiet(what: str, done: int, total: int) -> None:
+    """Progress that nobody looks at."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_cluster() -> Iterator[None]:
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(name="faulty")
+def make_faulty(tmp_path: Path) -> Iterator[Any]:
+    made: list[RayExecutor] = []
+    (tmp_path / "faults").mkdir()
+
+    def make(workers: int = 1, silence: float = 30.0, retries: int = 0, pause: float = 0.0,
+             **faults: str) -> RayExecutor:
+        kwargs = {"faults": {k.removeprefix("at"): v for k, v in faults.items()}, "folder": str(tmp_path / "faults"),
+                  "pause": pause}
+        made.append(RayExecutor(OracleSpec(TARGET, kwargs), Limits(silence, retries=retries), workers, SMALL, None))
+        return made[-1]
+
+    yield make
+    for executor in made:
+        executor.close()
+
+
+def test_it_answers_as_the_oracle_does(faulty: Any) -> None:
+    executor, direct = faulty(pause=1.5), PlantedOracle()
+    seen: list[tuple[str, int, int]] = []
+    there, here = executor.evaluate(REQUEST, lambda *p: seen.append(p)), direct.evaluate(REQUEST, quiet)
+    assert (there.loss, there.curve, there.training_tokens) == (here.loss, here.curve, here.training_tokens)
+    assert seen
+    assert executor.describe() == direct.describe()
+    assert executor.profile(quiet).profile.base_loss == direct.profile(quiet).base_loss
+
+
+@pytest.mark.parametrize("fault", ["kill", "exit", "hang"])
+def test_what_dies_or_hangs_is_begun_again(faulty: Any, fault: str) -> None:
+    executor = faulty(silence=4.0, retries=1, at0=fault)
+    assert executor.evaluate(REQUEST, quiet).loss == PlantedOracle().evaluate(REQUEST, quiet).loss
+
+
+def test_what_dies_twice_is_a_failure_and_errors_are_told_apart(faulty: Any) -> None:
+    executor = faulty(retries=1, at0="kill", at1="kill", at2="memory", at3="bug")
+    lost = executor.evaluate(REQUEST, quiet)
+    assert lost.state is TrialState.FAILED
+    assert "worker lost" in lost.message
+    assert executor.evaluate(REQUEST, quiet).state is TrialState.OOM
+    with pytest.raises(OracleError, match="realised rank differs"):
+        executor.evaluate(REQUEST, quiet)
+    assert executor.evaluate(REQUEST, quiet).state is TrialState.OK
+
+
+def test_what_the_user_must_mend_arrives_as_it_was_raised() -> None:
+    executor = RayExecutor(OracleSpec("tests.study.oracles:no_weights", {"name": "big"}), Limits(30), 1, SMALL, None)
+    with pytest.raises(ModelError, match="no weights of big"):
+        executor.describe()
+    with pytest.raises(DeviceError, match=r"takes 64 CPU.*executor\.cpus"):
+        RayExecutor(OracleSpec(TARGET), Limits(30), 1, Resources(cpus=64), None)
+
+
+def test_evaluations_that_sleep_are_done_side_by_side(faulty: Any) -> None:
+    wanted = [replace(REQUEST, train_seed=s) for s in range(4)]
+    executor = faulty(workers=2, pause=1.0)
+    for request in wanted:  # actors are up before the clock starts
+        executor.submit(request)
+    for _ in wanted:
+        executor.finished(quiet)
+    start = time.monotonic()
+    for request in wanted:
+        executor.submit(request)
+    done = [executor.finished(quiet)[1] for _ in wanted]
+    assert time.monotonic() - start < sum(m.seconds for m in done)
+
+
+def test_a_closed_executor_keeps_what_is_evaluated(faulty: Any, tmp_path: Path) -> None:
+    executor = faulty(at0="crawl")
+    executor.submit(REQUEST)
+
+    def stop(what: str, done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        executor.finished(stop)
+    executor.close()
+    assert int((tmp_path / "kept").read_text()) >= 1
+
+
+def test_a_driver_that_is_killed_goes_on_to_a_result(tmp_path: Path) -> None:
+    def start(folder: Path) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, "-m", "tests.study.problem", str(folder), ".05", "ray"],
+                                stderr=subprocess.PIPE, env={**os.environ, "RAY_ADDRESS": ""})
+
+    folder, journal = tmp_path / "run", tmp_path / "run" / "trials.jsonl"
+    for lines in (6, 16):
+        process = start(folder)
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and (not journal.exists() or journal.read_bytes().count(b"\n") < lines):
+            assert process.poll() is None, process.stderr and process.stderr.read().decode()
+            time.sleep(.05)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    last = start(folder)
+    _, err = last.communicate(timeout=240)
+    assert last.returncode == 0, err.decode()
+    found = [e["key"] for e in read_journal(journal).events if e["event"] == "evaluation"]
+    assert len(found) == len(set(found))
+    assert comparable(json.loads((folder / "best.json").read_text()))["loss"] < 4.5

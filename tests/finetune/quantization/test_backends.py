@@ -1,0 +1,171 @@
+"""Our products against the libraries' own numbers, and the traps of the libraries that the backends avoid."""
+
+import logging
+
+import pytest
+import torch
+from torch import nn
+
+from qra_bo.finetune.quantization import registry
+from qra_bo.finetune.quantization.base import packed
+from qra_bo.finetune.quantization.reference import pack_bits, unpack_bits
+from qra_bo.finetune.quantization.registry import backend_names, backend_of, get_backend, register_backend
+from qra_bo.memory.formats import FORMATS, parse_format
+from qra_bo.utils.errors import ConfigError, DeviceError, SpaceError
+from tests.conformance.quantizer import CPU, make_linear, relative_error
+
+
+def build(name: str, linear: nn.Linear, dtype: torch.dtype = torch.bfloat16) -> nn.Module:
+    fmt = parse_format(name)
+    return backend_of(fmt).quantize(linear, fmt, dtype, CPU)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("double", [True, False])
+def test_nf4_equals_the_librarys_dequantisation(dtype: torch.dtype, double: bool) -> None:
+    from bitsandbytes import functional as F
+    linear = make_linear(48, 192)
+    codes, state = F.quantize_4bit(linear.weight.data, blocksize=64, compress_statistics=double, quant_type="nf4")
+    layer = build("nf4" if double else "nf4-nodq", linear, dtype)
+    state.dtype = dtype
+    assert torch.equal(packed(layer).unpack(), F.dequantize_4bit(codes, state))
+    assert torch.equal(F.dequantize_4bit(layer.weight.data, layer.weight.quant_state), packed(layer).unpack())
+
+
+def test_nf4_is_right_where_the_librarys_kernel_is_not() -> None:
+    """Rows of one and a half blocks: bitsandbytes' CPU kernel may read the scale of the wrong block."""
+    linear = make_linear(64, 96)
+    linear.weight.mul_(torch.logspace(-2, 0, 64 * 96).view(64, 96))  # neighbouring blocks differ much in scale
+    assert relative_error(packed(build("nf4", linear, torch.float32)).unpack(), linear.weight) < 0.12
+
+
+def test_nf4_tables_are_shared_and_its_forward_never_repacks() -> None:
+    first, second = build("nf4", make_linear(64, 64)), build("nf4", make_linear(64, 64, seed=1))
+    assert first.weight.quant_state.code is second.weight.quant_state.code
+    assert first.weight.quant_state.state2.code is second.weight.quant_state.state2.code
+    assert first.support_avx512bf16_for_cpu is False
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_int8_equals_the_librarys_training_weight_and_says_nothing(dtype: torch.dtype,
+                                                                    caplog: pytest.LogCaptureFixture) -> None:
+    from bitsandbytes.functional import int8_vectorwise_quant
+    linear = make_linear(300, 1000)  # several tiles of rows
+    codes, scale, _ = int8_vectorwise_quant(linear.weight.data.half())
+    layer = build("int8", linear, dtype)
+    with caplog.at_level(logging.DEBUG):
+        layer.eval()(torch.ones(2, 1000, dtype=dtype))
+    assert torch.equal(packed(layer).unpack(), codes.to(dtype).mul_(scale.unsqueeze(1).mul(1.0 / 127.0)))
+    assert not caplog.records
+
+
+def test_int8_evaluates_with_the_weight_that_it_trains_with() -> None:
+    """bitsandbytes itself quantises activations outside training: an outlier among them spoils all the others."""
+    layer = build("int8", make_linear(64, 64), torch.float32)
+    x = torch.full((1, 64), 0.01)
+    x[0, 0] = 100.0
+    assert torch.equal(layer.train()(x), layer.eval()(x))
+
+
+@pytest.mark.parametrize("name", ["hqq2", "hqq3", "hqq4", "hqq8", "hqq3-g32", "hqq2-g128"])
+def test_hqq_equals_the_librarys_dequantisation(name: str) -> None:
+    from hqq.core.quantize import HQQLinear, Quantizer
+    layer = build(name, make_linear(96, 256), torch.float32)
+    assert isinstance(layer, HQQLinear)
+    exact = Quantizer.dequantize(layer.W_q, layer.meta)
+    assert exact.dtype == torch.float32
+    assert torch.equal(packed(layer).unpack(), exact)
+    assert torch.equal(layer.dequantize(), exact)
+    assert torch.equal(packed(build(name, make_linear(96, 256))).unpack(), exact.to(torch.bfloat16))
+
+
+@pytest.mark.parametrize("name", ["hqq5", "hqq6", "hqq5-g128"])
+def test_two_planes_hold_what_the_library_keeps_in_bytes(name: str) -> None:
+    from hqq.core.quantize import Quantizer
+    linear, fmt = make_linear(96, 256), parse_format(name)
+    codes, _ = Quantizer.quantize(linear.weight, nbits=fmt.bits, group_size=fmt.block, axis=1, bitpack=True,
+                                  device="cpu")
+    assert codes.numel() == linear.weight.numel()  # a byte each, whatever the bits
+    layer = build(name, linear, torch.float32)
+    state = backend_of(fmt).state(layer)
+    exact = (codes.float() - state["zero"].float()) * state["scale"].float()
+    # The solver's stopping rule sees runs of groups here, the whole matrix there: codes on an edge may differ.
+    same = packed(layer).unpack() == exact.view(96, 256)
+    assert same.float().mean() > 0.99
+    assert sum(t.numel() for key, t in state.items() if key.endswith("codes")) == 96 * 256 * fmt.bits // 8
+
+
+def test_hqq_tiles_cover_a_matrix_of_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    from qra_bo.finetune.quantization import half_quadratic
+    for name in ("hqq2", "hqq3", "hqq4", "hqq5", "hqq6", "hqq8"):
+        layer = build(name, make_linear(64, 256))
+        whole = packed(layer).unpack()
+        monkeypatch.setattr(half_quadratic, "tile_numel", lambda device: 7 * 64)
+        assert torch.equal(packed(layer).unpack(), whole)
+        monkeypatch.undo()
+
+
+def test_hqq_keeps_sixteen_bit_metadata_in_every_compute_type() -> None:
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        layer = build("hqq3", make_linear(64, 64), dtype)
+        assert {t.dtype for t in packed(layer).metadata().values()} == {torch.float16}
+        assert packed(layer).unpack().dtype == dtype
+
+
+def test_hqq_eight_bits_lose_nothing_to_the_zero_point() -> None:
+    """The library in bf16 rounds zeros near 128 to whole codes: 3 to 5 times the error of the 8-bit grid."""
+    linear = make_linear(64, 256)
+    error = relative_error(packed(build("hqq8", linear, torch.float32)).unpack(), linear.weight)
+    grid = relative_error(packed(build("ref8", linear, torch.float32)).unpack(), linear.weight)
+    assert error < 1.2 * grid
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_bit_streams_round_trip(bits: int) -> None:
+    codes = torch.arange(64, dtype=torch.int32) % (1 << bits)
+    stream = pack_bits(codes, bits)
+    assert stream.dtype == torch.uint8
+    assert len(stream) == 8 * bits
+    assert torch.equal(unpack_bits(stream, bits), codes.long())
+
+
+def test_three_bit_stream_by_hand() -> None:
+    # 1, 2, 3 little-endian in 3 bits each: 001 010 011 from the right is 0b011_010_001 = 0xD1.
+    assert pack_bits(torch.tensor([1, 2, 3, 0, 0, 0, 0, 0]), 3).tolist() == [0xD1, 0, 0]
+
+
+def test_sixteen_bits_share_a_half_precision_original_and_copy_others() -> None:
+    half, full = make_linear(64, 64, dtype=torch.bfloat16), make_linear(64, 64)
+    assert build("fp16", half).weight.data_ptr() == half.weight.data_ptr()
+    stored = build("fp16", full, torch.float32)
+    assert stored.weight.dtype == torch.float16
+    assert packed(stored).unpack().dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", sorted(FORMATS))
+def test_every_format_has_a_backend_and_bits_it_supports(name: str) -> None:
+    fmt = parse_format(name)
+    assert fmt.bits in backend_of(fmt).supported_bits
+
+
+def test_registry_refuses_duplicates_and_explains_misses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_FACTORIES", dict(registry._FACTORIES))
+    register_backend("hqq", "qra_bo.finetune.quantization.half_quadratic", "HQQBackend")  # the same again is harmless
+    with pytest.raises(ConfigError, match="registered already"):
+        register_backend("hqq", "elsewhere", "HQQBackend")
+    with pytest.raises(ConfigError, match=r"'bitsandbits'.*nearest first: bitsandbytes"):
+        get_backend("bitsandbits")
+    assert backend_names() == ("bitsandbytes", "hqq", "none", "reference")
+
+
+def test_unpackable_shapes_and_missing_devices_are_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SpaceError, match="hqq2 packs weights in multiples of 256"):
+        build("hqq2", make_linear(3, 64))
+    monkeypatch.setattr(backend_of(parse_format("ref4")), "needs_cuda", True, raising=False)
+    with pytest.raises(DeviceError, match="needs CUDA"):
+        build("ref4", make_linear(64, 64))
+
+
+def test_plain_modules_are_not_packed() -> None:
+    with pytest.raises(ConfigError, match="Linear"):
+        packed(make_linear(4, 4))

@@ -1,0 +1,173 @@
+"""The layer bank: packed once, swapped in place, bit for bit the same on the way back."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from qra_bo.finetune.quantization.bank import LayerBank
+from qra_bo.memory.formats import metadata_bytes, parse_format, weight_bytes
+from qra_bo.memory.tracker import live_bytes
+from qra_bo.space import DecoderSpec
+from qra_bo.utils.errors import ConfigError, ModelError, OracleError
+from tests.finetune.models import tiny_llama
+
+FORMATS = tuple(parse_format(name) for name in ("hqq2", "hqq3", "nf4", "int8", "fp16"))
+IDS = torch.arange(24).reshape(2, 12)
+
+
+def make_bank(dtype: torch.dtype = torch.bfloat16, **options: Any) -> tuple[Any, DecoderSpec, LayerBank]:
+    model, spec = tiny_llama(dtype=dtype)
+    return model, spec, LayerBank(model, spec, FORMATS, dtype, "cpu", **options)
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        out: torch.Tensor = model(input_ids=IDS).logits
+    return out
+
+
+def uniform(spec: DecoderSpec, fmt: str) -> dict[str, str]:
+    return {linear.name: fmt for linear in spec.linears}
+
+
+def mixed(spec: DecoderSpec) -> dict[str, str]:
+    return {linear.name: FORMATS[i % len(FORMATS)].name for i, linear in enumerate(spec.linears)}
+
+
+def test_back_and_forth_is_bit_identical_and_packs_nothing_twice() -> None:
+    model, spec, bank = make_bank()
+    dense = logits(model)
+    bank.build()
+    packings = bank.packings
+    assert packings == len(FORMATS) * len(spec.linears)
+    first = {}
+    for choice in (uniform(spec, "nf4"), mixed(spec), uniform(spec, "hqq2")):
+        bank.install(model, choice)
+        first[tuple(choice.values())] = logits(model)
+    outputs = list(first.values())
+    assert not any(torch.equal(a, b) for i, a in enumerate(outputs) for b in outputs[:i])
+    for choice in (mixed(spec), uniform(spec, "hqq2"), uniform(spec, "nf4")):
+        bank.install(model, choice)
+        assert dict(bank.current) == choice
+        assert torch.equal(logits(model), first[tuple(choice.values())])
+    bank.restore_dense()
+    assert torch.equal(logits(model), dense)
+    assert dict(bank.current) == {}
+    assert bank.packings == packings
+
+
+def test_only_what_is_named_and_differs_is_swapped() -> None:
+    model, spec, bank = make_bank()
+    names = [linear.name for linear in spec.linears]
+    bank.install(model, {names[0]: "nf4", names[1]: "int8"})
+    before = {name: model.get_submodule(name) for name in names}
+    bank.install(model, {names[0]: "nf4", names[1]: "hqq3"})
+    after = {name: model.get_submodule(name) for name in names}
+    assert [name for name in names if before[name] is not after[name]] == [names[1]]
+    assert dict(bank.current) == {names[0]: "nf4", names[1]: "hqq3"}
+
+
+def test_head_embedding_and_their_tie_are_untouched() -> None:
+    model, spec, bank = make_bank()
+    head, embedding = model.lm_head, model.get_input_embeddings()
+    bank.install(model, uniform(spec, "hqq3"))
+    assert model.lm_head is head
+    assert type(head) is nn.Linear
+    assert head.weight is embedding.weight
+    left = [name for name, m in model.named_modules() if type(m) is nn.Linear]
+    assert left == ["lm_head"]
+
+
+def test_stored_bytes_are_those_of_the_formats() -> None:
+    _, spec, bank = make_bank()
+    choice = mixed(spec)
+    want = [(weight_bytes(parse_format(choice[m.name]), m.out_features, m.in_features),
+             metadata_bytes(parse_format(choice[m.name]), m.out_features, m.in_features)) for m in spec.linears]
+    assert bank.stored_bytes(choice) == (sum(w for w, _ in want), sum(m for _, m in want))
+    # Sixteen bits share the originals' storage: nothing new in memory.
+    assert bank.host_bytes == sum(bank.stored_bytes({k: v for k, v in choice.items() if v != "fp16"}))
+
+
+def test_host_bytes_of_originals_that_have_another_type() -> None:
+    _, spec, bank = make_bank(torch.float32)
+    bank.build()
+    assert bank.host_bytes == sum(sum(bank.stored_bytes(uniform(spec, f.name))) for f in FORMATS)
+
+
+def test_kept_dense_weights_change_no_bit_and_stay_out_of_what_is_measured() -> None:
+    plain_model, spec, plain = make_bank()
+    model, _, bank = make_bank(keep_dense=True)
+    for choice in (mixed(spec), uniform(spec, "nf4")):
+        plain.install(plain_model, choice)
+        bank.install(model, choice)
+        assert torch.equal(logits(model), logits(plain_model))
+    held, packed_alone = live_bytes(model), live_bytes(plain_model)
+    assert bank.host_bytes > plain.host_bytes
+    assert held > packed_alone
+    with bank.only_packed():
+        assert live_bytes(model) == packed_alone
+        assert torch.equal(logits(model), logits(plain_model))
+    assert live_bytes(model) == held
+
+
+def test_spilled_tensors_are_mapped_and_equal(tmp_path: Any) -> None:
+    model, spec, bank = make_bank(spill_above=10_000, folder=tmp_path / "bank")
+    other, _, in_memory = make_bank()
+    for m, b in ((model, bank), (other, in_memory)):
+        b.install(m, mixed(spec))
+    assert torch.equal(logits(model), logits(other))
+    assert bank.host_bytes <= 10_000 < in_memory.host_bytes
+    assert list((tmp_path / "bank").glob("*.safetensors"))
+    assert bank.stored_bytes(mixed(spec)) == in_memory.stored_bytes(mixed(spec))
+
+
+def test_spilling_needs_a_folder() -> None:
+    with pytest.raises(OracleError, match="folder"):
+        make_bank(spill_above=0)
+
+
+def test_marks_the_model_for_peft() -> None:
+    model, _, _ = make_bank()
+    assert model.is_loaded_in_4bit is True
+    assert model.is_loaded_in_8bit is True
+
+
+def test_progress_is_told() -> None:
+    _, spec, bank = make_bank()
+    seen: list[tuple[str, int, int]] = []
+    bank.build(lambda *event: seen.append(event))
+    total = len(FORMATS) * len(spec.linears)
+    assert [done for _, done, _ in seen] == list(range(1, total + 1))
+    assert {(what, of) for what, _, of in seen} == {("quantise", total)}
+
+
+@pytest.mark.parametrize(("choice", "error", "message"), [
+    ({"model.layers.0.mlp.up_proj": "nf5"}, ConfigError, "nf4"),
+    ({"lm_head": "nf4"}, OracleError, "lm_head"),
+    ({"model.layers.9.mlp.up_proj": "nf4"}, OracleError, "layers.9"),
+])
+def test_bad_choices_change_nothing(choice: dict[str, str], error: type[Exception], message: str) -> None:
+    model, _, bank = make_bank()
+    before = logits(model)
+    with pytest.raises(error, match=message):
+        bank.install(model, {"model.layers.0.mlp.gate_proj": "hqq2", **choice})
+    assert torch.equal(logits(model), before)
+    assert dict(bank.current) == {}
+
+
+def test_refuses_another_model_and_attached_adapters() -> None:
+    model, spec, bank = make_bank()
+    with pytest.raises(OracleError, match="made for"):
+        bank.install(tiny_llama()[0], {})
+    model.model.layers[0].mlp.up_proj = nn.Sequential(model.model.layers[0].mlp.up_proj)
+    with pytest.raises(OracleError, match="adapters"):
+        bank.install(model, uniform(spec, "nf4"))
+
+
+def test_refuses_a_model_of_other_shapes() -> None:
+    model, _ = tiny_llama(layers=1)
+    _, spec = tiny_llama(layers=2)
+    with pytest.raises(ModelError, match=r"layers\.1"):
+        LayerBank(model, spec, FORMATS, torch.bfloat16, "cpu")

@@ -1,0 +1,89 @@
+"""Bytes of storage formats against hand-computed numbers; the conformance suite holds them to real storages."""
+
+import subprocess
+import sys
+
+import pytest
+
+from qra_bo.memory.formats import (
+    FORMATS,
+    check_shape,
+    default_format,
+    format_from_json,
+    metadata_bytes,
+    parse_format,
+    stored_bytes,
+    weight_bytes,
+)
+from qra_bo.utils.errors import ConfigError, SpaceError
+
+
+@pytest.mark.parametrize(("name", "shape", "weights", "metadata"), [
+    # 4096 x 4096 = 2^24 weights, 2^18 blocks of 64, 2^10 second-level scales, one offset.
+    ("nf4", (4096, 4096), 2**23, 2**18 + 4 * 2**10 + 4),
+    ("nf4-nodq", (4096, 4096), 2**23, 4 * 2**18),
+    ("int8", (11008, 4096), 11008 * 4096, 4 * 11008),
+    ("hqq4", (4096, 4096), 2**23, 4 * 2**18),
+    ("hqq2-g32", (4096, 4096), 2**22, 4 * 2**19),
+    ("hqq8-g128", (4096, 4096), 2**24, 4 * 2**17),
+    # 576 x 576 / 64 = 5184 groups, 519 words of ten (the last not full) for each of 64 columns.
+    ("hqq3", (576, 576), 519 * 64 * 4, 4 * 5184),
+    # 5184 groups: 2592 bytes of two upper halves and 648 of eight lowest bits for each of 64 columns.
+    ("hqq5", (576, 576), (2592 + 648) * 64, 4 * 5184),
+    ("hqq6-g128", (4096, 4096), 2**24 * 6 // 8, 4 * 2**17),
+    ("ref3", (576, 576), 576 * 576 * 3 // 8, 4 * 5184),
+    ("fp16", (576, 192), 2 * 576 * 192, 0),
+    # 33 x 66 = 2178 weights: 35 blocks, the last of 2.
+    ("nf4-nodq", (33, 66), 1089, 4 * 35),
+    ("nf4", (33, 66), 1089, 35 + 4 + 4),
+])
+def test_bytes_by_hand(name: str, shape: tuple[int, int], weights: int, metadata: int) -> None:
+    fmt = parse_format(name)
+    assert weight_bytes(fmt, *shape) == weights
+    assert metadata_bytes(fmt, *shape) == metadata
+    assert stored_bytes(fmt, *shape) == weights + metadata
+
+
+@pytest.mark.parametrize(("bits", "name"), [(2, "hqq2"), (3, "hqq3"), (4, "nf4"), (5, "hqq5-g128"), (6, "hqq6-g128"),
+                                             (8, "int8"), (16, "fp16")])
+def test_defaults(bits: int, name: str) -> None:
+    assert default_format(bits).name == name
+
+
+def test_bit_widths_that_nobody_offers() -> None:
+    with pytest.raises(ConfigError, match=r"7 bits.*2, 3, 4, 5, 6, 8, 16"):
+        default_format(7)
+
+
+def test_unknown_names_list_the_known_ones_nearest_first() -> None:
+    with pytest.raises(ConfigError, match=r"'hqq7'.*nearest first: hqq\d") as caught:
+        parse_format("hqq7")
+    assert all(name in str(caught.value) for name in FORMATS)
+
+
+@pytest.mark.parametrize("name", sorted(FORMATS))
+def test_names_are_keys_and_json_round_trips(name: str) -> None:
+    fmt = parse_format(name)
+    assert fmt.name == name
+    assert format_from_json(fmt.to_json()) == fmt
+
+
+def test_json_of_other_facts_is_refused() -> None:
+    with pytest.raises(ConfigError, match="nf4"):
+        format_from_json({**parse_format("nf4").to_json(), "block": 32})
+
+
+@pytest.mark.parametrize(("name", "shape", "multiple"), [
+    ("nf4", (4, 5), 2), ("hqq4", (3, 64), 128), ("hqq2", (6, 32), 256), ("hqq3", (5, 33), 64), ("hqq5", (4, 64), 512),
+    ("hqq6", (2, 64), 256), ("ref4", (1, 32), 64),
+])
+def test_shapes_that_do_not_pack(name: str, shape: tuple[int, int], multiple: int) -> None:
+    with pytest.raises(SpaceError, match=f"multiples of {multiple};"):
+        check_shape(parse_format(name), *shape)
+    with pytest.raises(SpaceError, match="positive"):
+        weight_bytes(parse_format(name), 0, 64)
+
+
+def test_needs_no_torch() -> None:
+    code = "import sys, qra_bo.memory.formats; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,277 @@
+"""Codes chosen on a text: what layers lose, what stays the same, what is kept across runs, and a run that is loaded."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Event
+
+import pytest
+import torch
+from torch import Tensor
+
+import qra_bo
+import qra_bo.pipeline.build
+from qra_bo.config.schema import load_config
+from qra_bo.finetune.evaluation.probe import PROBE, probe_difference
+from qra_bo.finetune.manifest import PACKED, read_manifest
+from qra_bo.finetune.quantization.bank import LayerBank
+from qra_bo.finetune.quantization.base import packed
+from qra_bo.finetune.quantization.registry import backend_of
+from qra_bo.finetune.quantization.rounding import Rounding, second_moments
+from qra_bo.finetune.quantization.tensor_store import TensorStore
+from qra_bo.memory.formats import parse_format
+from qra_bo.space import Allocation
+from qra_bo.study.journal import check_same_configuration
+from qra_bo.trials import EvaluationRequest
+from qra_bo.utils.errors import ConfigError, DeviceError, JournalError, ModelError, OracleError
+from tests.finetune.models import tiny_llama
+
+CPU = torch.device("cpu")
+MODEL, SPEC = tiny_llama(layers=2, vocab=512)
+NAMES = [linear.name for linear in SPEC.linears]
+FORMATS = tuple(parse_format(name) for name in ("nf4", "int8", "hqq2", "hqq3", "hqq4", "hqq5", "hqq6", "ref2"))
+NEAREST = "quantizer.rounding=nearest"
+TEXT = torch.randint(0, 512, (4, 64), generator=torch.Generator().manual_seed(0))
+
+
+def make_bank(store: TensorStore | None = None, formats: tuple[str, ...] = ()) -> LayerBank:
+    chosen = [f for f in FORMATS if not formats or f.name in formats]
+    rounding = Rounding(MODEL, NAMES, chosen, TEXT, CPU, store)
+    return LayerBank(MODEL, SPEC, FORMATS, torch.float32, CPU, rounding=rounding)
+
+
+def inputs_of_linears() -> dict[str, Tensor]:
+    """``X^T X`` of every linear of the dense model on ``TEXT``."""
+    found: dict[str, Tensor] = {}
+    handles = [MODEL.get_submodule(name).register_forward_pre_hook(
+        lambda _m, args, name=name: found.__setitem__(name, second_moments(args[0]))) for name in NAMES]
+    with torch.no_grad():
+        MODEL.get_decoder()(input_ids=TEXT, use_cache=False)
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+def test_second_moments_are_those_of_all_inputs() -> None:
+    inputs = torch.randn(3, 1500, 8, generator=torch.Generator().manual_seed(1))
+    rows = inputs.reshape(-1, 8)
+    torch.testing.assert_close(second_moments(inputs.bfloat16().float()), sum(
+        torch.outer(r, r) for r in rows.bfloat16().float()), rtol=1e-4, atol=1e-2)
+
+
+def test_every_layer_loses_less_of_its_outputs_in_the_same_bytes() -> None:
+    plain, chosen, moments = LayerBank(MODEL, SPEC, FORMATS, torch.float32, CPU), make_bank(), inputs_of_linears()
+    chosen.build()
+    for fmt in FORMATS:
+        for name in NAMES:
+            lost = []
+            for bank in (plain, chosen):
+                state = bank.state(name, fmt.name)
+                weight = bank.dense_weight(name).float()
+                layer = backend_of(fmt).build(state, fmt, tuple(weight.shape), None, torch.float32)
+                error = packed(layer).unpack() - weight
+                lost.append(float(((error @ moments[name]) * error).sum()))
+            assert lost[1] < lost[0], (fmt.name, name)
+        choice = dict.fromkeys(NAMES, fmt.name)
+        assert plain.stored_bytes(choice) == chosen.stored_bytes(choice)
+    assert not chosen.has_own
+    chosen.install(MODEL, dict.fromkeys(NAMES, "nf4"))
+    assert chosen.has_own
+    chosen.restore_dense()
+
+
+def test_formats_outside_the_ladder_keep_the_nearest_codes() -> None:
+    bank = make_bank(formats=("hqq3",))
+    name = NAMES[0]
+    assert torch.equal(bank.state(name, "nf4")["codes"], bank.nearest(name, parse_format("nf4"))["codes"])
+    assert not torch.equal(bank.state(name, "hqq3")["codes"], bank.nearest(name, parse_format("hqq3"))["codes"])
+
+
+def test_codes_are_chosen_before_anything_is_installed() -> None:
+    bank, other = make_bank(formats=("hqq3",)), make_bank(formats=("hqq3",))
+    bank.install(MODEL, {NAMES[0]: "nf4"})  # a format whose codes are the nearest
+    try:
+        with pytest.raises(OracleError, match="some of its linears are quantised"):
+            other.state(NAMES[1], "hqq3")
+        early = bank.state(NAMES[1], "hqq3")
+    finally:
+        bank.restore_dense()
+    assert torch.equal(early["codes"], other.state(NAMES[1], "hqq3")["codes"])
+
+
+def test_codes_are_kept_across_runs_and_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def store() -> TensorStore:
+        return TensorStore(tmp_path, {"a": 1}, [Path(__file__)])
+
+    told: list[tuple[int, int]] = []
+    first = make_bank(store())
+    first.build(lambda what, done, total: told.append((done, total)) if what == "choose codes" else None)
+    assert told == [(k, len(NAMES)) for k in range(1, len(NAMES) + 1)]
+    monkeypatch.setattr("qra_bo.finetune.quantization.rounding.each_input",
+                        lambda *_: pytest.fail("they were made again"))
+    again = make_bank(store())
+    for name in NAMES:
+        for fmt in FORMATS:
+            for part, tensor in first.state(name, fmt.name).items():
+                assert torch.equal(again.state(name, fmt.name)[part], tensor)
+
+
+def test_a_run_keeps_its_codes_and_loads_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QRA_BO_CACHE", str(tmp_path / "cache"))
+    options = ["+model=tiny", "data=tiny", "display=none", "effort=quick", "effort.high_equivalents=6", "train.batch=2",
+               "train.length=32", "eval.tokens=256", "fidelity.high=4", "fidelity.low=null", "data.max_records=64",
+               "confirm.seeds=0", "final.steps=2", "device=cpu", "calibrate.lr_scales=[1.0]", "bits=[3,4]",
+               "quantizer.rounding=gptq", "quantizer.tokens=256", f"out={tmp_path / 'run'}"]
+    qra_bo.search(options)
+    assert read_manifest(tmp_path / "run").packed == PACKED
+    model, _ = qra_bo.load(tmp_path / "run")
+    assert probe_difference(model, tmp_path / "run" / PROBE, CPU) == 0.0
+
+
+def test_what_chooses_codes_is_a_part_of_the_configuration() -> None:
+    plain, chosen = load_config(["+model=tiny", NEAREST]), load_config(["+model=tiny"])
+    assert plain.config_sha256 != chosen.config_sha256
+    assert plain.config_sha256 == load_config(["+model=tiny", NEAREST, "quantizer.tokens=7"]).config_sha256
+    older = plain.to_dict()
+    del older["quantizer"]["rounding"], older["quantizer"]["tokens"]
+    assert qra_bo.pipeline.build.config_from_dict(older).config_sha256 == plain.config_sha256
+
+
+@pytest.mark.parametrize("stated", [True, False])
+def test_an_older_run_says_how_to_go_on_with_it(stated: bool, tmp_path: Path) -> None:
+    older, now = load_config(["+model=tiny", NEAREST]), load_config(["+model=tiny"])
+    config = older.to_dict()
+    if not stated:
+        del config["quantizer"]["rounding"], config["quantizer"]["tokens"]
+    header = {"config": config, "config_sha256": older.config_sha256}
+    check_same_configuration(tmp_path, header, older.to_dict(), older.config_sha256)
+    with pytest.raises(JournalError, match=r"configuration: quantizer\.rounding was 'nearest' and is 'gptq'"):
+        check_same_configuration(tmp_path, header, now.to_dict(), now.config_sha256)
+
+
+def test_memory_that_runs_out_while_codes_are_chosen_is_nobody_s_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr("qra_bo.finetune.quantization.rounding.each_input", full)
+    with pytest.raises(DeviceError, match=r"256 tokens at once takes more than cpu holds.*lower quantizer\.tokens"):
+        make_bank().build()
+
+
+def test_what_was_saved_before_a_kill_is_not_chosen_again(tmp_path: Path) -> None:
+    store = TensorStore(tmp_path, {"a": 1}, [Path(__file__)])
+    whole = make_bank(store)
+    whole.build()
+    for name in NAMES[5:]:
+        (store.folder / f"{name}.safetensors").unlink()
+    told: list[int] = []
+    rest = make_bank(store)
+    rest.build(lambda what, done, total: told.append(total) if what == "choose codes" else None)
+    assert told == [len(NAMES) - 5] * (len(NAMES) - 5)
+    for name in NAMES:
+        for part, tensor in whole.state(name, "nf4").items():
+            assert torch.equal(rest.state(name, "nf4")[part], tensor)
+
+
+def test_of_several_processes_one_chooses_and_the_others_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = (TensorStore(tmp_path, {"a": 1}, [Path(__file__)]) for _ in range(2))
+    made, waiting_bank = make_bank(None), make_bank(second)
+    made.build()
+    monkeypatch.setattr("qra_bo.finetune.quantization.rounding.each_input",
+                        lambda *_: pytest.fail("they were made twice"))
+    waits: list[tuple[int, int]] = []
+    waiting = Event()
+
+    def progress(what: str, done: int, total: int) -> None:
+        if what == "choose codes":
+            waits.append((done, total))
+            waiting.set()
+
+    with ThreadPoolExecutor(1) as pool:
+        with first.alone(lambda: pytest.fail("nobody else has it")):  # a lock is its open file's, not its process's
+            built = pool.submit(waiting_bank.build, progress)
+            assert waiting.wait(60)
+            for name in NAMES:
+                first.save(name, {f"{fmt.name}:{part}": tensor for fmt in FORMATS
+                                  for part, tensor in made.state(name, fmt.name).items()})
+        built.result(60)
+    assert waits[0] == (0, len(NAMES))
+    assert first.count == len(NAMES)
+    for name in NAMES:
+        for part, tensor in made.state(name, "nf4").items():
+            assert torch.equal(waiting_bank.state(name, "nf4")[part], tensor)
+
+
+def test_what_waits_can_be_stopped(tmp_path: Path) -> None:
+    first, second = (TensorStore(tmp_path, {"a": 1}, [Path(__file__)]) for _ in range(2))
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with first.alone(lambda: None), pytest.raises(KeyboardInterrupt):
+        make_bank(second).build(stop)
+    with second.alone(lambda: pytest.fail("the lock was kept")):
+        pass
+
+
+@pytest.mark.parametrize("init", ["kaiming", "residual_svd"])
+def test_one_evaluation_may_have_the_nearest_codes(init: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QRA_BO_CACHE", str(tmp_path / "cache"))
+    options = ["+model=tiny", "data=tiny", "device=cpu", "train.batch=2", "train.length=32", "eval.tokens=256",
+               "data.max_records=64", "quantizer.tokens=256", f"adapter.init={init}"]
+    losses = {}
+    for rounding, orders in (("gptq", ((None, "nearest", None),)), ("nearest", ((None,),))):
+        oracle = qra_bo.pipeline.build.make_oracle(load_config([*options, f"quantizer.rounding={rounding}"]).to_dict(),
+                                          str(tmp_path / rounding))
+        n = len(oracle.units)
+        for codes in orders[0]:
+            request = EvaluationRequest(Allocation(("hqq3",) * n, (2,) * n), 2, 2, 1, codes=codes)
+            losses.setdefault((rounding, codes), []).append(oracle.evaluate(request, lambda *_: None).loss)
+        oracle.close()
+    first, again = losses["gptq", None]
+    assert first == again
+    assert losses["gptq", "nearest"] == losses["nearest", None] != [first]
+
+
+def test_inputs_that_are_not_finite_are_said() -> None:
+    broken, _ = tiny_llama(layers=1, vocab=512)
+    broken.get_submodule(NAMES[0]).weight.data.fill_(float("inf"))
+    rounding = Rounding(broken, NAMES[:7], FORMATS, TEXT, CPU, None)
+    with pytest.raises(ModelError, match="are not finite in the 16-bit model"):
+        rounding.prepare(make_bank().nearest, None)
+
+
+def test_starts_that_quantise_anew_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"adapter\.init=loftq quantises"):
+        load_config(["+model=tiny", "adapter.init=loftq", "quantizer.rounding=gptq"])
+
+
+def test_codes_want_a_real_text() -> None:
+    with pytest.raises(ConfigError, match="has none: use quantizer"):
+        load_config(["+model=tiny", "oracle=synthetic", "quantizer.rounding=gptq"])
+
+
+def test_rows_of_a_table_say_their_own_codes() -> None:
+    with pytest.raises(ConfigError, match="can't be asked of task=table1"):
+        load_config(["+model=tiny", "task=table1", "quantizer.rounding=gptq"])
+
+
+@pytest.mark.parametrize(("overrides", "rounding"), [
+    ([], "gptq"), (["adapter.init=residual_svd"], "gptq"), (["adapter.init=eva"], "gptq"),
+    (["adapter.init=loftq"], "nearest"), (["adapter.init=pissa"], "nearest"), (["adapter.init=lq_lora"], "nearest"),
+    (["oracle=synthetic"], "nearest"), (["task=table1"], "nearest"), ([NEAREST], "nearest")])
+def test_unless_asked_otherwise_codes_are_chosen_wherever_they_can_be(overrides: list[str], rounding: str) -> None:
+    config = load_config(["+model=tiny", *overrides])
+    assert config.quantizer.rounding == rounding
+    assert load_config(["+model=tiny", *overrides, f"quantizer.rounding={rounding}"]) == config
+
+
+def test_caches_of_one_choice_of_codes_do_not_serve_another() -> None:
+    def key(*more: str) -> tuple[Path, Path]:
+        config = load_config(["+model=tiny", *more])
+        base = {"weights": "w", "dtype": "torch.float32"}
+        return (qra_bo.pipeline.build.profile_cache(config, base, "cpu", "data").path,
+                qra_bo.pipeline.build.factor_store(config, base, "cpu", "data").folder)
+
+    plain, chosen, fewer = key(NEAREST), key(), key("quantizer.tokens=256")
+    assert plain == key(NEAREST, "quantizer.tokens=256")
+    assert len({str(k) for pair in (plain, chosen, fewer) for k in pair}) == 6

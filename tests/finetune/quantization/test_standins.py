@@ -1,0 +1,48 @@
+"""Stand-ins against the real layers: the same stored storages, the same peak while unpacking and multiplying."""
+
+from collections import Counter
+from collections.abc import Mapping
+
+import pytest
+import torch
+
+from qra_bo.finetune.quantization.base import packed
+from qra_bo.finetune.quantization.registry import backend_of
+from qra_bo.finetune.quantization.standins import stand_in
+from qra_bo.memory.formats import FORMATS, parse_format
+from qra_bo.memory.tracker import PeakTracker, module_tensors
+
+CPU = torch.device("cpu")
+SHAPES = [(64, 128), (192, 640), (1536, 576)]  # the last has more weights than a tile
+
+
+def sizes(state: Mapping[str, torch.Tensor]) -> Counter[int]:
+    return Counter(t.untyped_storage().nbytes() for t in state.values())
+
+
+def profile(layer: torch.nn.Module, device: torch.device) -> tuple[int, int, int]:
+    """Live bytes before, at the peak of and after unpacking, then at the peak of a product forward and backward."""
+    with PeakTracker() as tracker:
+        tracker.track(module_tensors(layer))
+        dense = packed(layer).unpack()
+        unpacking, kept = tracker.peak_bytes, tracker.live_bytes
+        del dense
+        x = torch.zeros(8, packed(layer).in_features, dtype=packed(layer).compute_dtype, device=device,
+                        requires_grad=True)
+        tracker.reset_peak()
+        layer(x).sum().backward()
+        return unpacking, kept, tracker.peak_bytes
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("name", sorted(FORMATS))
+def test_stand_ins_have_the_storages_and_the_peaks_of_the_real_layers(name: str, dtype: torch.dtype) -> None:
+    fmt = parse_format(name)
+    for shape in SHAPES[:2] if fmt.backend == "reference" else SHAPES:
+        dense = torch.nn.Linear(shape[1], shape[0], bias=shape[0] == 192).to(dtype).requires_grad_(False)
+        real = backend_of(fmt).quantize(dense, fmt, dtype, CPU)
+        stand = stand_in(fmt, shape, dense.bias is not None, dtype, CPU)
+        assert sizes(packed(stand).codes()) == sizes(packed(real).codes())
+        assert sizes(packed(stand).metadata()) == sizes(packed(real).metadata())
+        shared = 16 * 4 * (name in ("nf4", "nf4-nodq")) + 256 * 4 * (name == "nf4")  # tables of all layers together
+        assert [value + shared for value in profile(stand, torch.device("meta"))] == list(profile(real, CPU))

@@ -1,0 +1,79 @@
+import os
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from qra_bo.finetune.training.checkpoints import Checkpoint, CheckpointStore
+
+
+def _checkpoint(step: int, target: int) -> Checkpoint:
+    return Checkpoint(step, target, 2, 100, 30, 7.5, ((2, 4.5), (3, 4.25)), {"a|master": torch.arange(3.0)})
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path / "new")
+    store.save("x", _checkpoint(4, 8))
+    loaded = store.load("x", 8)
+    assert loaded is not None
+    assert torch.equal(loaded.state["a|master"], torch.arange(3.0))
+    assert (loaded.step, loaded.target, loaded.first) == (4, 8, 2)
+    assert (loaded.training_tokens, loaded.forward_tokens) == (100, 30)
+    assert loaded.curve == ((2, 4.5), (3, 4.25))
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["x.safetensors"]
+
+
+def test_one_made_for_more_steps_is_not_used(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    store.save("x", _checkpoint(4, 8))
+    assert store.load("x", 7) is None
+    assert store.load("y", 8) is None
+
+
+def test_an_unreadable_one_is_none_and_goes(tmp_path: Path) -> None:
+    (tmp_path / "x.safetensors").write_bytes(b"cut off")
+    store = CheckpointStore(tmp_path)
+    assert store.load("x", 8) is None
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_oldest_go_first(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep=2)
+    for name in ("a", "b", "c"):
+        store.save(name, _checkpoint(1, 1))
+    assert len(list(tmp_path.glob("*.safetensors"))) == 2
+    assert store.load("c", 1) is not None
+
+
+def test_a_full_disk_costs_the_checkpoint_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                           caplog: pytest.LogCaptureFixture) -> None:
+    store = CheckpointStore(tmp_path / "c")
+    assert store.save("x", _checkpoint(1, 8))
+
+    def full(fd: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert not store.save("x", _checkpoint(2, 8))
+    assert "No space left" in caplog.text
+    assert [p.name for p in (tmp_path / "c").iterdir()] == ["x.safetensors"]
+    kept = store.load("x", 8)
+    assert kept is not None
+    assert kept.step == 1
+
+
+def test_a_folder_that_vanished_is_not_made_again(tmp_path: Path) -> None:
+    assert not CheckpointStore(tmp_path / "gone" / "checkpoints").save("x", _checkpoint(1, 8))
+    assert not (tmp_path / "gone").exists()
+
+
+def test_a_clock_that_is_set_back_does_not_remove_the_newest(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep=2)
+    ahead = time.time() + 10**6
+    for name in ("a", "b"):
+        store.save(name, _checkpoint(1, 1))
+        os.utime(tmp_path / f"{name}.safetensors", (ahead, ahead + (name == "b")))
+    store.save("c", _checkpoint(1, 1))
+    store.save("d", _checkpoint(1, 1))
+    assert {p.stem for p in tmp_path.glob("*.safetensors")} == {"c", "d"}

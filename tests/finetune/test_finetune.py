@@ -1,0 +1,209 @@
+"""The oracle on the tiny model with real quantisers, PEFT and training."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from qra_bo.finetune.adapters.lora import AdapterSettings
+from qra_bo.finetune.data.load import load_data
+from qra_bo.finetune.data.options import DataConfig
+from qra_bo.finetune.data.tiny import byte_tokenizer
+from qra_bo.finetune.oracle import FinetuneOracle, FinetuneSettings
+from qra_bo.finetune.quantization.bank import LayerBank
+from qra_bo.finetune.training.checkpoints import Checkpoint, CheckpointStore
+from qra_bo.finetune.training.loop import TrainSettings
+from qra_bo.finetune.training.optimizer import AdamWSettings, UnitwiseAdamW
+from qra_bo.memory.formats import parse_format
+from qra_bo.memory.model import MemoryModel, TrainShape
+from qra_bo.oracle.protocol import StopRequested
+from qra_bo.space import Allocation, CostTable, Ladder, SearchSpace, make_units, uniform
+from qra_bo.trials import EvaluationRequest, Measurement, TrialState
+from tests.finetune.models import tiny_llama
+
+FORMATS = tuple(parse_format(name) for name in ("hqq3", "nf4", "int8"))
+DATA = load_data(DataConfig("tiny", "tiny", None, None, None, 0.2, 64, 4), byte_tokenizer(), 32)
+CPU = torch.device("cpu")
+PHASES = ["load", "forward", "backward", "step", "evaluation"]
+
+
+def make(folder: Path | None = None, checkpoint_seconds: float = 1e9, **train: object) -> FinetuneOracle:
+    model, spec = tiny_llama(vocab=512)
+    settings = FinetuneSettings(TrainSettings(batch=2, lr=5e-3, logits_chunk=16, **train), AdapterSettings(), 4, 4, 4,
+                                (2, 4), 4, checkpoint_seconds=checkpoint_seconds)
+    bank = LayerBank(model, spec, FORMATS, torch.float32, CPU)
+    store = None if folder is None else CheckpointStore(folder)
+    return FinetuneOracle(model, DATA, make_units(spec, "layer"), FORMATS, bank, settings, store, CPU, torch.float32,
+                          None, {})
+
+
+def quiet(*_: object) -> None:
+    return None
+
+
+def comparable(m: Measurement) -> Measurement:
+    """A measurement without times and measured bytes."""
+    return replace(m, seconds=0, switch_seconds=0, measured_bytes=None, peaks=())
+
+
+MIXED = Allocation(("hqq3", "int8"), (3, 1))
+REQUEST = EvaluationRequest(MIXED, 8, 8, train_seed=5)
+
+
+def test_the_same_request_gives_the_same_result_whatever_came_before(tmp_path: Path) -> None:
+    oracle, fresh = make(), make()
+    first = oracle.evaluate(REQUEST, quiet)
+    oracle.evaluate(replace(REQUEST, allocation=uniform(2, "nf4", 2)), quiet)
+    again = oracle.evaluate(REQUEST, quiet)
+    assert first.state is TrialState.OK
+    assert first.loss == again.loss == fresh.evaluate(REQUEST, quiet).loss
+    assert first.curve == again.curve
+    assert [step for step, _ in first.curve] == [2, 4, 8]
+    assert first.new_steps == 8
+    assert first.training_tokens == 8 * 2 * 32
+    assert first.forward_tokens == 3 * 4 * 32
+    assert oracle.evaluate(replace(REQUEST, train_seed=6), quiet).loss != first.loss
+
+
+def test_a_promotion_continues_from_its_low_fidelity_and_pays_the_rest(tmp_path: Path) -> None:
+    whole = make().evaluate(REQUEST, quiet)
+    oracle = make(tmp_path)
+    low = oracle.evaluate(replace(REQUEST, steps=4), quiet)
+    high = oracle.evaluate(REQUEST, quiet)
+    assert low.curve == whole.curve[:2]
+    assert (low.new_steps, high.new_steps) == (4, 4)
+    assert high.loss == whole.loss
+    assert low.training_tokens + high.training_tokens == whole.training_tokens
+
+
+def test_an_evaluation_cut_off_goes_on_as_if_it_had_not_been(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = make().evaluate(REQUEST, quiet)
+    step, calls = UnitwiseAdamW.step, 0
+
+    def dies(self: UnitwiseAdamW, *args: float) -> float:
+        nonlocal calls
+        calls += 1
+        if calls == 6:
+            raise KeyboardInterrupt
+        return step(self, *args)
+
+    oracle = make(tmp_path, checkpoint_seconds=0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(UnitwiseAdamW, "step", dies)
+        with pytest.raises(KeyboardInterrupt):
+            oracle.evaluate(REQUEST, quiet)
+    calls = 0
+    (path,) = tmp_path.glob("*.safetensors")
+    cut_off = CheckpointStore(tmp_path).load(path.stem, REQUEST.steps)
+    assert cut_off is not None
+    assert CheckpointStore(tmp_path).save(path.stem, replace(cut_off, seconds=1000.0))
+    resumed = make(tmp_path).evaluate(REQUEST, quiet)
+    assert comparable(resumed) == comparable(whole)
+    assert 1000 < resumed.seconds < 1600  # what went before counts
+    again = make(tmp_path).evaluate(REQUEST, quiet)  # finished, and the journal's line lost
+    assert comparable(again) == comparable(whole)
+
+
+@pytest.mark.parametrize("at", [1, 2, 4, 5, 8])  # after 2 and after 4 the held-out loss is recorded
+def test_an_evaluation_that_is_stopped_keeps_its_last_step(tmp_path: Path, at: int) -> None:
+    whole, oracle = make().evaluate(REQUEST, quiet), make(tmp_path)
+
+    def stop(what: str, done: int, total: int) -> None:
+        if done == at:
+            raise StopRequested
+
+    with pytest.raises(StopRequested):
+        oracle.evaluate(REQUEST, stop)
+    steps: list[int] = []
+    resumed = make(tmp_path).evaluate(REQUEST, lambda what, done, total: steps.append(done))
+    assert steps == list(range(at + 1, 9))
+    assert comparable(resumed) == comparable(whole)
+
+
+def test_a_foreign_checkpoint_is_not_used(tmp_path: Path) -> None:
+    oracle = make(tmp_path)
+    expected = oracle.evaluate(REQUEST, quiet)
+    (path,) = tmp_path.glob("*.safetensors")
+    CheckpointStore(tmp_path).save(path.stem, Checkpoint(6, 8, 0, 0, 0, 0.0, (), {"x|master": torch.zeros(3)}))
+    found = oracle.evaluate(REQUEST, quiet)
+    assert (found.loss, found.new_steps) == (expected.loss, 8)
+
+
+def test_divergence_is_a_result_and_the_next_evaluation_is_unharmed() -> None:
+    oracle = make()
+    bad = oracle.evaluate(replace(REQUEST, lr_scale=1e30), quiet)
+    assert (bad.state, bad.loss) == (TrialState.DIVERGED, None)
+    assert "step" in bad.message
+    assert bad.training_tokens > 0 or bad.new_steps == 0
+    assert oracle.evaluate(REQUEST, quiet).loss == make().evaluate(REQUEST, quiet).loss
+
+
+def test_out_of_memory_is_a_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    oracle = make()
+
+    def starve(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("qra_bo.finetune.oracle.train_steps", starve)
+        starved = oracle.evaluate(REQUEST, quiet)
+        unmeasured = oracle.measure_peak(MIXED.to_json(), 0, quiet)
+    assert (starved.state, starved.message) == (TrialState.OOM, "CUDA out of memory.")
+    assert unmeasured == {"state": "oom", "message": "CUDA out of memory.", "measured_bytes": None, "peaks": {}}
+    assert oracle.evaluate(REQUEST, quiet).state is TrialState.OK
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_measured_peak_is_the_predicted_one(checkpointing: bool) -> None:
+    oracle = make(checkpointing=checkpointing)
+    found = oracle.measure_peak(MIXED.to_json(), 0, quiet)
+    shape = TrainShape(2, 32, checkpointing, 4, logits_chunk=16, stored_dtype_bytes=4, eval_batch=4)
+    memory = MemoryModel(oracle.bank.spec, shape)
+    space = SearchSpace(oracle.units, FORMATS, Ladder("ranks", (1, 2, 3, 4)))
+    row = space.encode(MIXED)[None]
+    predicted = int(memory.table(space).totals(row)[0])
+    assert found["measured_bytes"] <= predicted * 1.005
+    assert predicted <= found["measured_bytes"] * 1.05
+    by_phase = {p.name: int(CostTable((p,)).totals(row)[0]) for p in memory.phases(space)}
+    assert list(found["peaks"]) == list(by_phase) == PHASES
+    for phase, size in found["peaks"].items():
+        assert size["reserved"] is None  # there is no allocator that reserves on a CPU
+        if not checkpointing or phase in ("backward", "evaluation"):  # the others are priced at their largest moments
+            assert size["allocated"] <= by_phase[phase] * 1.005
+    measured = [size["allocated"] for phase, size in found["peaks"].items() if phase != "load"]
+    assert found["measured_bytes"] == max(measured)
+
+
+def test_every_evaluation_records_the_peak_of_every_phase() -> None:
+    oracle = make()
+    first = oracle.evaluate(REQUEST, quiet)
+    assert [p.phase for p in first.peaks] == PHASES
+    assert first.measured_bytes == max(p.allocated for p in first.peaks[1:])
+    assert oracle.evaluate(REQUEST, quiet).peaks == first.peaks
+    larger = oracle.evaluate(replace(REQUEST, allocation=uniform(2, "int8", 4)), quiet)
+    assert all(b.allocated > a.allocated for a, b in zip(first.peaks, larger.peaks, strict=True))
+    single = oracle.evaluate(replace(REQUEST, steps=1), quiet)  # the moments are not yet there at its only step
+    assert ([p.phase for p in single.peaks], single.measured_bytes) == (["load"], None)
+
+
+def test_8_bit_moments_train_and_continue_bit_for_bit(tmp_path: Path) -> None:
+    narrow = AdamWSettings(kind="adamw_8bit")
+    whole = make(optimizer=narrow).evaluate(REQUEST, quiet)
+    oracle = make(tmp_path, optimizer=narrow)
+    oracle.evaluate(replace(REQUEST, steps=4), quiet)
+    assert oracle.evaluate(REQUEST, quiet).loss == whole.loss
+
+
+def test_profile_has_both_sensitivities() -> None:
+    oracle = make()
+    profile = oracle.profile(quiet)
+    assert profile.damage.shape == profile.damage_kl.shape == (2, 3)
+    assert (profile.damage_kl[:, 0] > profile.damage_kl[:, 2]).all()  # 3 bits distort more than 8
+    assert profile.require_gain().shape == (2, 4)
+    assert oracle.profile_cost["training_tokens"] == 4 * 32
+    oracle.evaluate(REQUEST, quiet)  # leaves its own layers in place, which the sensitivities must not see
+    again = oracle.profile(quiet)
+    assert np.array_equal(again.require_gain(), profile.require_gain())
+    assert np.array_equal(again.damage, profile.damage)

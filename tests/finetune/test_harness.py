@@ -1,0 +1,124 @@
+"""Task files are read or refused with the line; scores agree with log-likelihoods and texts computed by hand."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from qra_bo.finetune.data.tiny import VOCABULARY, byte_tokenizer
+from qra_bo.finetune.evaluation.harness import TaskScore, check_tasks, score_tasks
+from qra_bo.finetune.evaluation.task_files import Choice, Written, read_task_file, same_answer
+from qra_bo.utils.errors import ConfigError, DataError
+from tests.finetune.models import tiny_llama
+
+ANIMALS = ("cat", "horse", "a very large whale", "ox")
+
+
+def write(path: Path, *records: Any) -> Path:
+    path.write_text("".join(json.dumps(r) + "\n" for r in records))
+    return path
+
+
+def test_files_are_told_apart_by_what_is_there(tmp_path: Path) -> None:
+    choice = {"question": "Which is small?", "choices": ["cat", "whale"], "answer": "cat"}
+    assert read_task_file(write(tmp_path / "c.jsonl", choice, {**choice, "answer": 1})) == [
+        Choice("Question: Which is small?\nAnswer:", ("cat", "whale"), i) for i in (0, 1)]
+    assert read_task_file(write(tmp_path / "w.jsonl", {"question": "1 + 1?", "answer": "2"})) == [
+        Written("Question: 1 + 1?\nAnswer:", "2")]
+
+
+@pytest.mark.parametrize(("records", "message"), [
+    ([], "is empty"), ([{"text": "plain"}], r"line 1: a task needs a question"),
+    ([{"question": "a", "answer": "b"}, {"question": "a", "choices": ["x", "y"], "answer": 0}],
+     "1 multiple-choice questions and 1 others"),
+    ([{"question": "a", "choices": ["x"], "answer": 0}], r"line 1: 'choices' must be a list of at least two"),
+    ([{"question": "a", "choices": ["x", "y"], "answer": 2}], r"0 to 1, or its text; got 2"),
+    ([{"question": "a", "choices": ["x", "x"], "answer": "x"}], r"got 'x'"),
+    ([{"question": "a", "choices": ["x", "y"], "answer": True}], "got True"),
+    ([{"choices": ["x", "y"], "answer": 0}], r"'question' must be text, got NoneType"),
+])
+def test_malformed_task_files_name_the_line(tmp_path: Path, records: list[Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read_task_file(write(tmp_path / "t.jsonl", *records))
+
+
+@pytest.mark.parametrize(("written", "target", "same"), [
+    (" So 3 x 4 = 12.\n#### 12\nQuestion: next", "3 x 4\n#### 12", True), (" it is 1,200", "x\n#### 1200", True),
+    (" it is 13, no 12.", "x\n#### 12", True), (" none", "x\n#### 12", False), ("#### 13", "x\n#### 12", False),
+    (" Paris.\nQuestion: more", "Paris", True), (" Paris  is", "Paris is", True), ("London", "Paris", False),
+])
+def test_answers_are_compared_as_a_reader_would(written: str, target: str, same: bool) -> None:
+    assert same_answer(written, target) is same
+
+
+def test_a_task_is_given_once_and_files_are_read_before_anything_is_loaded(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="names a task twice: arc"):
+        check_tasks([str(write(tmp_path / "arc.jsonl", {"question": "a", "answer": "b"})), "arc"])
+    with pytest.raises(DataError, match="nowhere"):
+        check_tasks([str(tmp_path / "nowhere.jsonl")])
+
+
+def log_likelihood(model: Any, prompt: list[int], text: list[int]) -> float:
+    with torch.no_grad():
+        logits = model(torch.tensor([prompt + text])).logits[0].log_softmax(-1)
+    return sum(float(logits[len(prompt) + i - 1, t]) for i, t in enumerate(text))
+
+
+def test_multiple_choice_scores_are_those_of_log_likelihoods(tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval", reason="the extra 'eval' (lm-eval) is not installed")
+    model, tokenizer = tiny_llama(vocab=VOCABULARY)[0], byte_tokenizer()
+    records = [{"question": f"Which is number {i}?", "choices": list(ANIMALS), "answer": i % 4} for i in range(12)]
+    best: dict[str, list[bool]] = {"acc": [], "acc_norm": []}
+    for r in records:
+        prompt = tokenizer(f"Question: {r['question']}\nAnswer:")["input_ids"]
+        found = [log_likelihood(model, prompt, tokenizer(f" {c}")["input_ids"]) for c in ANIMALS]
+        best["acc"].append(max(range(4), key=found.__getitem__) == r["answer"])
+        by_length = [v / len(c) for v, c in zip(found, ANIMALS, strict=True)]
+        best["acc_norm"].append(max(range(4), key=by_length.__getitem__) == r["answer"])
+    before = torch.get_rng_state()
+    scores = score_tasks(model, tokenizer, [str(write(tmp_path / "animals.jsonl", *records))], batch=3)
+    assert {s.metric: s.value for s in scores} == pytest.approx({k: sum(v) / 12 for k, v in best.items()})
+    for s in scores:
+        share = s.value
+        assert s.stderr == pytest.approx((share * (1 - share) / 11) ** .5)
+        assert (s.task, s.questions) == ("animals", 12)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert model.training  # as it was
+
+
+def says_yes() -> Any:
+    """A model that goes on after a colon with `` yes`` and line ends, whatever was asked: a byte decides the next."""
+    config = LlamaConfig(hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4,
+                         vocab_size=VOCABULARY, tie_word_embeddings=False, pad_token_id=256, bos_token_id=None,
+                         eos_token_id=257)
+    model = LlamaForCausalLM(config)
+    embedding = torch.randn(VOCABULARY, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.ndim == 2:
+                p.zero_()
+        model.model.embed_tokens.weight.copy_(embedding)
+        for now, following in zip(": yes\n", " yes\n\n", strict=True):
+            model.lm_head.weight[ord(following)] += embedding[ord(now)]
+    return model
+
+
+def test_generated_answers_are_matched(tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval", reason="the extra 'eval' (lm-eval) is not installed")
+    model = says_yes()
+    records = [{"question": f"Is {i} a number?", "answer": "no" if i == 2 else "yes"} for i in range(4)]
+    path = str(write(tmp_path / "say.jsonl", *records))
+    [score] = score_tasks(model, byte_tokenizer(), [path], batch=2)
+    assert score == TaskScore("say", "exact_match", .75, score.stderr, 4)
+    assert score.stderr == pytest.approx((.75 * .25 / 3) ** .5)
+    [score] = score_tasks(model, byte_tokenizer(), [path], batch=2, limit=1)
+    assert (score.value, score.questions) == (1.0, 1)
+
+
+def test_an_unknown_task_is_refused() -> None:
+    pytest.importorskip("lm_eval", reason="the extra 'eval' (lm-eval) is not installed")
+    with pytest.raises(ConfigError, match="knows no task 'no_such_task'"):
+        score_tasks(tiny_llama(vocab=VOCABULARY)[0], byte_tokenizer(), ["no_such_task"], batch=1)

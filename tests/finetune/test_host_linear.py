@@ -1,0 +1,123 @@
+"""A dense base that stays in host memory: the same numbers, and one weight at a time on the device."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from qra_bo.config.schema import load_config
+from qra_bo.finetune.models.host_linear import HostLinear, is_too_large, keep_on_host
+from qra_bo.finetune.quantization.bank import LayerBank
+from qra_bo.finetune.quantization.base import PackedLinear
+from qra_bo.memory.tracker import PeakTracker
+from qra_bo.pipeline.build import make_oracle
+from qra_bo.space import Allocation
+from qra_bo.trials import EvaluationRequest
+from qra_bo.utils.errors import ModelError
+from tests.finetune.models import tiny_llama
+
+WIDTH, LAYERS = 32, 6
+OVERRIDES = ["+model=tiny", "data=tiny", "device=cpu", "train.batch=2", "train.length=32", "eval.tokens=256",
+             "data.max_records=64", "quantizer.tokens=256"]
+
+
+def chain(make: Callable[[nn.Linear], nn.Module], dtype: torch.dtype = torch.float32) -> nn.Sequential:
+    draw = torch.Generator().manual_seed(0)
+    layers = []
+    for _ in range(LAYERS):
+        linear = nn.Linear(WIDTH, WIDTH, dtype=dtype).requires_grad_(False)
+        linear.weight.copy_(torch.randn(WIDTH, WIDTH, generator=draw))
+        linear.bias.copy_(torch.randn(WIDTH, generator=draw))
+        layers.append(make(linear))
+    return nn.Sequential(*layers)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_outputs_and_gradients_are_those_of_the_layer(dtype: torch.dtype) -> None:
+    x = torch.randn(2, 5, WIDTH, generator=torch.Generator().manual_seed(1)).to(dtype)
+    found = []
+    for make in (nn.Identity, HostLinear):
+        given = x.clone().requires_grad_(True)
+        out = chain(lambda linear, make=make: linear if make is nn.Identity else make(linear), dtype)(given)
+        out.square().sum().backward()
+        found.append((out, given.grad))
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)
+
+
+class OnDevice(PeakTracker):
+    """Follows tensors of the meta device alone, which stands in for a GPU."""
+
+    def _see(self, tensor: Tensor, operator: object) -> None:
+        if tensor.device.type == "meta":
+            super()._see(tensor, operator)
+
+
+def test_no_more_than_one_weight_is_on_the_device_at_a_time() -> None:
+    x = torch.empty(1, WIDTH, device="meta").requires_grad_(True)
+    model, weight, row = chain(HostLinear), WIDTH * WIDTH * 4, WIDTH * 4
+    with OnDevice() as tracker:
+        model(x).sum().backward()
+    assert weight <= tracker.peak_bytes <= weight + (2 * LAYERS + 4) * row
+    assert all(layer.weight.device.type == "cpu" for layer in model.to("meta"))
+
+
+def test_a_bank_brings_them_back() -> None:
+    model, spec = tiny_llama()
+    names = [linear.name for linear in spec.linears]
+    keep_on_host(model, names)
+    before = [model.get_submodule(name).weight for name in names]
+    bank = LayerBank(model, spec, (), torch.float32, "cpu")
+    bank.install(model, dict.fromkeys(names, "nf4"))
+    assert all(isinstance(model.get_submodule(name), PackedLinear) for name in names)
+    bank.restore_dense()
+    for name, weight in zip(names, before, strict=True):
+        assert isinstance(model.get_submodule(name), HostLinear)
+        assert torch.equal(model.get_submodule(name).weight, weight)
+
+
+def test_what_is_no_linear_is_refused() -> None:
+    model, _ = tiny_llama()
+    with pytest.raises(ModelError, match="should be a linear layer"):
+        keep_on_host(model, ["model.norm"])
+
+
+def test_profile_codes_and_evaluations_are_those_of_a_base_on_the_device(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_config(OVERRIDES).to_dict()
+
+    def run(name: str) -> tuple[Any, float | None]:
+        monkeypatch.setenv("QRA_BO_CACHE", str(tmp_path / name / "cache"))
+        oracle = make_oracle(config, str(tmp_path / name))
+        n = len(oracle.units)
+        request = EvaluationRequest(Allocation(("nf4",) * n, (4,) * n), 4, 4, 1)
+        try:
+            return oracle.profile(lambda *_: None), oracle.evaluate(request, lambda *_: None).loss
+        finally:
+            oracle.close()
+
+    on_device, loss = run("device")
+    monkeypatch.setattr("qra_bo.finetune.models.host_linear.is_too_large", lambda *_: True)
+    on_host, same = run("host")
+    assert loss is not None
+    assert same == loss
+    for field in ("damage", "damage_kl", "gain"):
+        np.testing.assert_array_equal(getattr(on_host, field), getattr(on_device, field))
+    assert on_host.base_loss == on_device.base_loss
+
+
+@pytest.mark.gpu
+def test_a_base_that_fills_a_gpu_stays_off_it() -> None:
+    device = torch.device("cuda")
+    free = torch.cuda.mem_get_info(device)[0]
+    assert is_too_large(free, device)
+    assert not is_too_large(free // 8, device)
+    model, x = chain(HostLinear), torch.randn(3, WIDTH)
+    torch.testing.assert_close(model.to(device)(x.to(device)).cpu(), model(x))
+
+
+def test_a_cpu_has_the_base_at_hand() -> None:
+    assert not is_too_large(10**15, torch.device("cpu"))

@@ -1,0 +1,226 @@
+"""A run's manifest, and the model that is rebuilt from it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+
+from qra_bo.export.load import load
+from qra_bo.finetune.adapters.lora import AdapterSettings, adapter_parameters, attach
+from qra_bo.finetune.manifest import (
+    MANIFEST,
+    PACKED,
+    joint_digest,
+    read_manifest,
+    tensors_digest,
+    write_manifest,
+)
+from qra_bo.finetune.models.load import load_base
+from qra_bo.finetune.quantization.bank import LayerBank
+from qra_bo.memory.formats import parse_format
+from qra_bo.space.specs import spec_from_model
+from qra_bo.utils.errors import OutputError, UserError
+
+MODEL = {"name": "tiny", "source": "random", "n_layers": 2, "hidden_size": 64, "intermediate_size": 128, "n_heads": 4,
+         "n_kv_heads": 2, "head_dim": 16, "vocab_size": 300, "tied": True}
+FORMATS = ("nf4", "hqq2", "int8", "fp16", "hqq3", "ref4", "nf4-nodq")
+IDS = torch.arange(16).reshape(2, 8)
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        out: torch.Tensor = model(input_ids=IDS).logits
+    return out
+
+
+def make_run(folder: Path, *, packed: bool = False) -> torch.Tensor:
+    """A run's folder with adapter and manifest; returns the logits at the end of its 'training'."""
+    dtype = torch.bfloat16
+    model, _ = load_base(MODEL)
+    model.to(dtype)
+    spec = spec_from_model(model, "tiny")
+    bank = LayerBank(model, spec, [parse_format(f) for f in FORMATS], dtype, "cpu")
+    bank.install(model, {m.name: FORMATS[i % len(FORMATS)] for i, m in enumerate(spec.linears)})
+    ranks = {m.name: i % 4 for i, m in enumerate(spec.linears)}
+    wrapped = attach(model, ranks, AdapterSettings(), 3, dtype)
+    draw = torch.Generator().manual_seed(5)
+    for pair in adapter_parameters(model).values():
+        pair["B"].data.copy_(torch.randn(pair["B"].shape, generator=draw) * 0.1)
+    wrapped.save_pretrained(folder / "adapter")
+    write_manifest(folder, bank, ranks, 2.0, MODEL, packed=packed)
+    from qra_bo.finetune.models.attention import use_fast_attention
+    use_fast_attention(model, torch.device("cpu"), dtype)
+    return logits(model.eval())
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, torch.Tensor]:
+    folder = tmp_path_factory.mktemp("run")
+    return folder, make_run(folder)
+
+
+def edit(source: Path, target: Path, change: Any) -> Path:
+    """A copy of a run whose manifest was changed."""
+    import shutil
+    shutil.copytree(source, target)
+    data = json.loads((target / MANIFEST).read_text())
+    change(data)
+    (target / MANIFEST).write_text(json.dumps(data))
+    return target
+
+
+def test_loaded_logits_equal_those_at_the_end(run: tuple[Path, torch.Tensor]) -> None:
+    folder, expected = run
+    model, tokenizer = load(folder)
+    assert torch.equal(logits(model), expected)
+    assert not model.training
+    assert tokenizer("a")["input_ids"]
+    assert not any(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.slow
+def test_loads_in_a_new_process(run: tuple[Path, torch.Tensor], tmp_path: Path) -> None:
+    folder, expected = run
+    code = ("import sys, torch\nfrom qra_bo.export.load import load\nmodel, _ = load(sys.argv[1])\n"
+            "with torch.no_grad():\n    out = model(input_ids=torch.arange(16).reshape(2, 8)).logits\n"
+            "torch.save(out, sys.argv[2])\n")
+    subprocess.run([sys.executable, "-c", code, str(folder), str(tmp_path / "out.pt")], check=True)
+    assert torch.equal(torch.load(tmp_path / "out.pt", weights_only=True), expected)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_plain_peft_takes_the_adapter(run: tuple[Path, torch.Tensor]) -> None:
+    folder, _ = run
+    base, _ = load_base(MODEL)
+    model = PeftModel.from_pretrained(base, str(folder / "adapter"))
+    assert torch.isfinite(logits(model)).all()
+
+
+def test_packed_weights_load_without_quantising(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = make_run(tmp_path, packed=True)
+    from qra_bo.finetune.quantization.bnb import BitsAndBytesBackend
+
+    def fail(*args: Any) -> None:
+        raise AssertionError("quantised")
+
+    monkeypatch.setattr(BitsAndBytesBackend, "pack", fail)
+    model, _ = load(tmp_path)
+    assert torch.equal(logits(model), expected)
+
+
+def test_base_without_adapter(run: tuple[Path, torch.Tensor]) -> None:
+    folder, expected = run
+    model, _ = load(folder, adapter=False)
+    assert not torch.equal(logits(model), expected)
+    assert type(model).__name__ == "LlamaForCausalLM"
+
+
+def test_manifest_states_what_contract_asks_for(run: tuple[Path, torch.Tensor]) -> None:
+    folder, _ = run
+    data = json.loads((folder / MANIFEST).read_text())
+    assert data["model"] == MODEL
+    assert {"torch", "bitsandbytes", "hqq", "peft", "transformers", "python"} <= set(data["versions"])
+    first = data["modules"]["model.layers.0.self_attn.q_proj"]
+    assert {k: first[k] for k in ("backend", "name", "bits", "block", "double_quant", "shape", "rank", "alpha")} == {
+        "backend": "bitsandbytes", "name": "nf4", "bits": 4, "block": 64, "double_quant": True, "shape": [64, 64],
+        "rank": 0, "alpha": 0}
+    assert data["sha256"] == joint_digest(m["sha256"] for m in data["modules"].values())
+    assert read_manifest(folder).to_json() == data
+
+
+def test_digest_sees_names_types_shapes_and_bytes() -> None:
+    base = torch.arange(4, dtype=torch.int32)
+    others = [{"b": base}, {"a": base.view(2, 2)}, {"a": base.view(torch.float32)}, {"a": base + 1},
+              {"a": base, "b": base}]
+    digests = {tensors_digest(t) for t in [{"a": base}, *others]}
+    assert len(digests) == 6
+    assert tensors_digest({"a": base.clone()}) in digests
+
+
+def rehash(data: dict[str, Any]) -> None:
+    data["sha256"] = joint_digest(m["sha256"] for m in data["modules"].values())
+
+
+def wrong_checksum(data: dict[str, Any]) -> None:
+    data["modules"]["model.layers.1.mlp.up_proj"]["sha256"] = "0" * 64
+    rehash(data)
+
+
+def older_release(data: dict[str, Any]) -> None:
+    wrong_checksum(data)
+    data["versions"]["hqq"] = "0.1"
+
+
+def other_format(data: dict[str, Any]) -> None:
+    data["modules"]["model.layers.0.self_attn.q_proj"]["block"] = 128
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (wrong_checksum, r"layers\.1\.mlp\.up_proj quantised here differs.*base model's weights differ"),
+    (older_release, r"hqq 0\.1 then"),
+    (lambda d: d["modules"]["model.layers.0.mlp.up_proj"].update(sha256="0"), "changed after it was written"),
+    (lambda d: d.update(unquantised_sha256="0"), "embeddings or norms differ"),
+    (lambda d: d.update(schema_version=2), "schema version 2"),
+    (lambda d: d.pop("modules"), "modules"),
+    (other_format, "nf4"),
+    (lambda d: d.update(packed="gone.safetensors"), "missing"),
+    (lambda d: d["modules"]["model.layers.0.mlp.up_proj"].update(rank=7), "belongs to another run"),
+    (lambda d: d["model"].update(n_layers=1), r"layers\.1"),
+    (lambda d: d["model"].update(source="moon"), "moon"),
+])
+def test_what_does_not_fit_is_refused(run: tuple[Path, torch.Tensor], tmp_path: Path, change: Any,
+                                      message: str) -> None:
+    folder = edit(run[0], tmp_path / "copy", change)
+    with pytest.raises(UserError, match=message):
+        load(folder)
+
+
+def test_damaged_packed_weights_are_refused(tmp_path: Path) -> None:
+    make_run(tmp_path, packed=True)
+    path = tmp_path / PACKED
+    damaged = bytearray(path.read_bytes())
+    damaged[-1] ^= 1
+    path.write_bytes(bytes(damaged))
+    with pytest.raises(OutputError, match="damaged"):
+        load(tmp_path)
+
+
+def test_adapter_must_be_there_and_no_pickle(run: tuple[Path, torch.Tensor], tmp_path: Path) -> None:
+    folder = edit(run[0], tmp_path / "copy", lambda d: None)
+    weights = folder / "adapter" / "adapter_model.safetensors"
+    weights.rename(folder / "adapter" / "adapter_model.bin")
+    with pytest.raises(OutputError, match="pickle"):
+        load(folder)
+    with pytest.raises(OutputError, match="not the folder of a finished run"):
+        load(tmp_path)
+
+
+def test_adapter_of_another_run_is_refused(run: tuple[Path, torch.Tensor], tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+    folder = edit(run[0], tmp_path / "copy", lambda d: None)
+    path = folder / "adapter" / "adapter_model.safetensors"
+    tensors = load_file(path)
+    tensors.pop(sorted(tensors)[0])
+    save_file(tensors, path)
+    with pytest.raises(OutputError, match="does not fit"):
+        load(folder)
+
+
+def test_cuda_is_demanded_where_there_is_none(run: tuple[Path, torch.Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="CUDA"):
+        load(run[0], "cuda")
+    with pytest.raises(UserError, match="device must be"):
+        load(run[0], "gpu")
+
+
+def test_dense_linears_have_no_manifest(tmp_path: Path) -> None:
+    model, _ = load_base(MODEL)
+    bank = LayerBank(model, spec_from_model(model, "tiny"), [], torch.float32, "cpu")
+    with pytest.raises(OutputError, match="not quantised"):
+        write_manifest(tmp_path, bank, {}, 2.0, MODEL)

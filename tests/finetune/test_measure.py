@@ -1,0 +1,101 @@
+import numpy as np
+import pytest
+import torch
+
+from qra_bo.finetune.profiling import measure
+from qra_bo.finetune.profiling.measure import leading_energy, measure_damage, measure_gain
+from qra_bo.finetune.quantization.bank import LayerBank
+from qra_bo.finetune.training.loop import TrainSettings
+from qra_bo.memory.formats import parse_format
+from qra_bo.space import make_units
+from tests.finetune.models import tiny_llama
+
+CPU = torch.device("cpu")
+IDS = np.random.default_rng(0).integers(0, 97, (4, 12))
+LABELS = np.where(np.arange(12) < 3, -100, IDS)
+SETTINGS = TrainSettings(batch=2, logits_chunk=5)
+
+
+def _quiet(*_: object) -> None:
+    return None
+
+
+def _log_p(model: torch.nn.Module) -> torch.Tensor:
+    with torch.no_grad():
+        return torch.log_softmax(model(input_ids=torch.from_numpy(IDS)).logits[:, 2:-1].float(), -1)
+
+
+@pytest.mark.parametrize("kept", [0, 2**30])
+def test_damage_is_that_of_the_whole_model_with_one_unit_quantised(kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "KEPT_LOG_PROBABILITIES", kept)
+    model, spec = tiny_llama(layers=3)
+    formats = (parse_format("ref2"), parse_format("ref4"), parse_format("fp16"))
+    bank = LayerBank(model, spec, formats, torch.float32, "cpu")
+    units = make_units(spec, "block")
+    (damage, kl, se), base, spent = measure_damage(model, bank, units, formats, IDS, LABELS, SETTINGS, CPU, _quiet)
+    goal = torch.from_numpy(IDS[:, 3:]).unsqueeze(-1)
+    dense = _log_p(model)
+    assert base == pytest.approx(-float(dense.gather(-1, goal).mean()), abs=1e-5)
+    for u, unit in enumerate(units):
+        for f, fmt in enumerate(formats[:2]):
+            bank.install(model, {m.name: fmt.name for m in unit.linears})
+            changed = _log_p(model)
+            bank.restore_dense()
+            assert damage[u, f] == pytest.approx(-float(changed.gather(-1, goal).mean()) - base, abs=1e-5)
+            apart = (dense.exp() * (dense - changed)).sum(-1)
+            assert kl[u, f] == pytest.approx(float(apart.mean()), abs=1e-5)
+            rise = (dense - changed).gather(-1, goal).squeeze(-1)
+            assert se[u, f] == pytest.approx(float(((rise - apart) ** 2).mean() / rise.numel()) ** 0.5, abs=1e-6)
+    assert (damage[:, 2] == 0).all()
+    assert (se[:, 2] == 0).all()
+    assert spent == IDS.size + round(2 * 2 * IDS.size * (1 + 2 / 3 + 1 / 3))
+
+
+def test_the_standard_error_is_that_of_text_that_the_model_draws() -> None:
+    model, spec = tiny_llama()
+    bank = LayerBank(model, spec, (parse_format("ref2"),), torch.float32, "cpu")
+    units = make_units(spec, "layer")[:1]
+    model.eval()
+    with torch.no_grad():
+        odds = torch.softmax(model(input_ids=torch.from_numpy(IDS)).logits[:, -2].float(), -1)
+    generator = torch.Generator().manual_seed(0)
+    rises, kls, errors = [], [], []
+    for _ in range(200):
+        ids = IDS.copy()
+        ids[:, -1] = torch.multinomial(odds, 1, generator=generator).squeeze(1).numpy()  # drawn from the dense model
+        labels = np.where(np.arange(12) < 11, -100, ids)
+        found, _, _ = measure_damage(model, bank, units, (parse_format("ref2"),), ids, labels, SETTINGS, CPU, _quiet)
+        rises.append(found.rise[0, 0])
+        kls.append(found.kl[0, 0])
+        errors.append(found.se[0, 0])
+    assert np.ptp(kls) < 1e-7  # of all next tokens: which was drawn changes nothing
+    off = np.array(rises) - kls[0]
+    assert abs(off.mean()) < 3 * off.std() / 200**0.5
+    assert off.std() == pytest.approx(float(np.mean(np.square(errors)) ** 0.5), rel=0.15)
+
+
+def test_gain_is_the_spectrum_of_the_weight_gradient() -> None:
+    model, spec = tiny_llama()
+    units = make_units(spec, "layer")
+    bank = LayerBank(model, spec, (parse_format("ref2"),), torch.float32, CPU)
+    bank.install(model, {linear.name: "ref2" for linear in spec.linears})  # what trained before must not matter
+    gain, tokens = measure_gain(model, bank, units, IDS, LABELS, SETTINGS, CPU, 5, _quiet)
+    assert tokens == IDS.size
+    expected = np.zeros((len(units), 5))
+    for start in (0, 2):
+        for p in model.parameters():
+            p.requires_grad_(True)
+        ids, labels = torch.from_numpy(IDS[start:start + 2]), torch.from_numpy(LABELS[start:start + 2])
+        model(input_ids=ids, labels=labels).loss.backward()
+        for u, unit in enumerate(units):
+            for linear in unit.linears:
+                values = torch.linalg.svdvals(model.get_submodule(linear.name).weight.grad)[:5]
+                expected[u] += np.cumsum(values.double().numpy() ** 2) / 2
+        for p in model.parameters():
+            p.requires_grad_(False)
+            p.grad = None
+    np.testing.assert_allclose(gain, expected, rtol=1e-3)
+
+
+def test_leading_energy_of_a_thin_matrix_is_padded() -> None:
+    np.testing.assert_allclose(leading_energy(torch.diag(torch.tensor([1.0, 3.0])), 4), [9, 10, 10, 10])

@@ -1,0 +1,96 @@
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from qra_bo.finetune.adapters.lora import AdapterSettings, adapter_parameters, attach, detach
+from qra_bo.finetune.training.loop import DivergedError, TrainSettings, held_out, train_steps, unit_groups
+from qra_bo.finetune.training.optimizer import UnitwiseAdamW
+from tests.finetune.models import tiny_llama
+
+MODEL, SPEC = tiny_llama()
+CPU = torch.device("cpu")
+BLOCKS = np.random.default_rng(0).integers(0, 97, (8, 16))
+
+
+def test_schedule_rises_then_falls_to_its_floor() -> None:
+    s = TrainSettings(warmup=0.25, lr_floor=0.1)
+    factors = [s.lr_factor(i, 16) for i in range(16)]
+    assert factors[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert factors[4] == 1.0
+    assert factors[10] == pytest.approx(0.55)  # half-way down the cosine
+    assert all(a >= b for a, b in itertools.pairwise(factors[4:]))
+    assert s.lr_factor(16, 16) == pytest.approx(0.1)
+
+
+def test_learning_rate_rule_in_the_rank() -> None:
+    s = TrainSettings(lr=2e-3, lr_exponent=0.5)
+    assert s.peak_lr(16) == 2e-3
+    assert s.peak_lr(4) == pytest.approx(4e-3)
+    assert TrainSettings(lr_exponent=0.0).peak_lr(1) == TrainSettings().lr
+
+
+def test_units_get_their_own_rate() -> None:
+    ranks = {linear.name: 1 + linear.layer for linear in SPEC.linears}
+    attach(MODEL, ranks, AdapterSettings(), 0, torch.float32)
+    try:
+        groups = unit_groups(adapter_parameters(MODEL), {n: n.split(".")[2] for n in ranks}, {"0": 1, "1": 2},
+                             TrainSettings(lr=1.0), 0.5)
+        assert [(len(named), lr) for named, lr in groups] == [(14, 2.0), (14, pytest.approx(math.sqrt(8) / 2))]
+    finally:
+        detach(MODEL)
+
+
+def test_training_learns_and_padding_counts_for_nothing() -> None:
+    settings = TrainSettings(batch=4, lr=5e-3, logits_chunk=8)
+    labels = BLOCKS.copy()
+    labels[:, 10:] = -100
+    names = {linear.name: 4 for linear in SPEC.linears}
+    attach(MODEL, names, AdapterSettings(), 0, torch.float32)
+    try:
+        optimizer = UnitwiseAdamW(unit_groups(adapter_parameters(MODEL), dict.fromkeys(names, "all"), {"all": 4},
+                                              settings, 1.0), settings.optimizer)
+        before = held_out(MODEL, BLOCKS, labels, settings, CPU)
+        order = np.arange(8).reshape(2, 4)[np.arange(20) % 2]
+        tokens = train_steps(MODEL, optimizer, BLOCKS, labels, order, 0, 20, 20, settings, CPU)
+        after = held_out(MODEL, BLOCKS, labels, settings, CPU)
+        assert tokens == 20 * 4 * 16
+        assert after.loss < before.loss - 0.3
+        changed = BLOCKS.copy()
+        changed[:, 12:] = 0
+        assert held_out(MODEL, changed, labels, settings, CPU).loss == pytest.approx(after.loss, abs=1e-5)
+    finally:
+        detach(MODEL)
+
+
+def test_held_out_is_the_mean_over_tokens_with_a_clustered_standard_error() -> None:
+    labels = BLOCKS.copy()
+    labels[0, 5:] = -100
+    settings = TrainSettings(logits_chunk=3, eval_batch=3)
+    result = held_out(MODEL, BLOCKS, labels, settings, CPU)
+    sums, counts = [], []
+    for row in range(8):
+        ids, goal = torch.from_numpy(BLOCKS[row:row + 1]), torch.from_numpy(labels[row:row + 1])
+        logits = MODEL(input_ids=ids).logits[0, :-1]
+        sums.append(float(torch.nn.functional.cross_entropy(logits, goal[0, 1:], reduction="sum", ignore_index=-100)))
+        counts.append(int((goal[0, 1:] != -100).sum()))
+    mean = sum(sums) / sum(counts)
+    residuals = np.array(sums) - mean * np.array(counts)
+    assert result.loss == pytest.approx(mean, abs=1e-5)
+    assert result.se == pytest.approx(np.sqrt((residuals**2).sum() * 8 / 7) / sum(counts), rel=1e-3)
+
+
+def test_a_loss_that_is_not_a_number_is_reported() -> None:
+    attach(MODEL, {linear.name: 1 for linear in SPEC.linears}, AdapterSettings(), 0, torch.float32)
+    try:
+        pair = adapter_parameters(MODEL)[SPEC.linears[0].name]
+        with torch.no_grad():
+            pair["B"].fill_(float("nan"))
+        optimizer = UnitwiseAdamW([(pair, 1e-3)], TrainSettings().optimizer)
+        with pytest.raises(DivergedError, match="step 1"):
+            train_steps(MODEL, optimizer, BLOCKS, BLOCKS, np.zeros((1, 2), dtype=np.int64), 0, 1, 1,
+                        TrainSettings(), CPU)
+    finally:
+        detach(MODEL)

@@ -1,0 +1,126 @@
+"""RAM and time of a run on a CPU, told before it starts."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qra_bo.config.schema import RunConfig, load_config
+from qra_bo.memory.budget import parse_size
+from qra_bo.pipeline import estimate
+from qra_bo.pipeline.build import make_space, make_spec
+from qra_bo.pipeline.estimate import (
+    check_ram,
+    host_bytes,
+    host_parts,
+    matmul_flops,
+    seconds_per_training_token,
+    training_tokens,
+)
+from qra_bo.pipeline.run import engine_settings, make_setting, plan_rows
+from qra_bo.space import DecoderSpec, SearchSpace
+from qra_bo.utils.errors import DeviceError
+
+
+def setting(*overrides: str) -> tuple[RunConfig, DecoderSpec, SearchSpace]:
+    config = load_config(["device=cpu", "dtype=bfloat16", *overrides])
+    spec = make_spec(config)
+    return config, spec, make_space(config, spec)
+
+
+@pytest.mark.parametrize(("overrides", "measured"), [
+    (["budget=uniform:4,4"], 2_698_000_000), (["budget=uniform:4,16", "memory.scope=stored"], 2_754_000_000)])
+def test_the_default_needs_what_its_worker_was_seen_to_hold(overrides: list[str], measured: int,
+                                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimate, "keeps_dense", lambda spec, formats: True)
+    assert abs(host_bytes(*setting("+model=smollm2_135m", *overrides)) / measured - 1) < 0.05
+
+
+def test_parts_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimate, "keeps_dense", lambda spec, formats: True)
+    config, spec, space = setting("+model=tiny", "bits=[8]", "budget=10MB", "effort.references=false",
+                                  "quantizer.rounding=nearest")
+    parts = host_parts(config, spec, space)
+    rows = sum(m.out_features for m in spec.linears)
+    nf4 = sum(m.numel // 2 + m.numel // 64 + 4 * -(-m.numel // (64 * 256)) + 4 for m in spec.linears)
+    assert parts["dense weights"] == 2 * (spec.linear_numel + spec.other_numel)
+    assert parts["packed formats"] == spec.linear_numel + 4 * rows + nf4  # and 16 bits are the base itself
+    assert parts["unpacked copies"] == 2 * 2 * spec.linear_numel
+    assert parts["training or choosing codes"] == 10**7 - (spec.linear_numel + 4 * rows) - 2 * spec.other_numel
+    assert sum(parts.values()) == host_bytes(config, spec, space)
+
+
+def test_choosing_codes_may_take_more_than_training() -> None:
+    config, spec, space = setting("+model=tiny", "bits=[8]", "quantizer.tokens=1000000")
+    width = max(m.in_features for m in spec.linears)
+    assert host_parts(config, spec, space)["training or choosing codes"] == \
+        5 * 8 * width**2 + 2 * 10**6 * (4 * spec.hidden_size + 3 * width)
+    nearest = setting("+model=tiny", "bits=[8]", "quantizer.tokens=1000000", "quantizer.rounding=nearest")[0]
+    assert host_parts(nearest, spec, space)["training or choosing codes"] < 10**9
+
+
+def test_in_fp32_the_16_bit_format_is_packed_too() -> None:
+    config, spec, space = setting("+model=tiny", "bits=[8]")
+    full = host_parts(replace(config, dtype="float32"), spec, space)
+    half = host_parts(config, spec, space)
+    assert full["packed formats"] - half["packed formats"] == 2 * spec.linear_numel
+    assert full["dense weights"] == 2 * half["dense weights"]
+
+
+def test_too_little_ram_is_refused_with_what_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    config, spec, space = setting("+model=llama2_7b", "budget=10GB")
+    monkeypatch.setattr(estimate, "free_bytes", lambda device: parse_size("24GB"))
+    with pytest.raises(DeviceError, match=r"needs about 3\d\.\d\d GB of RAM \(dense weights 13\.48 GB.* and 24\.00 GB "
+                                          r"is available; .*device=cuda"):
+        check_ram(config, spec, space)
+    with pytest.raises(DeviceError):
+        make_setting(config)
+    monkeypatch.setattr(estimate, "free_bytes", lambda device: parse_size("64GB"))
+    check_ram(config, spec, space)
+
+
+def test_a_simulation_needs_no_ram(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimate, "free_bytes", lambda device: 0)
+    make_setting(load_config(["+model=llama2_7b", "budget=10GB", "oracle=synthetic", "device=cpu"]))
+
+
+def test_seconds_follow_the_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimate, "matmul_flops", lambda dtype, threads: 1.8e12)
+    _, spec, _ = setting("+model=smollm2_135m")
+    tokens = 1 / seconds_per_training_token(spec, "bfloat16", 2)
+    assert tokens == pytest.approx(0.2 * 1.8e12 / (4 * 106_168_320 + 6 * 49_152 * 576))
+    assert tokens == pytest.approx(675, rel=0.15)  # what was measured
+
+
+def test_the_benchmark_leaves_the_threads_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(estimate, "BENCHMARK_SECONDS", 0.01)
+    monkeypatch.setattr(estimate, "SIDE", 32)
+    before = torch.get_num_threads()
+    assert matmul_flops("float32", 1) > 0
+    assert torch.get_num_threads() == before
+
+
+def test_tokens_of_the_final_fine_tune(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "' + 32 * "x" + '"}\n' + 9 * ('{"text": "' + 64 * "y" + '"}\n'))
+    jsonl: list[str] = ["data=jsonl", f"data.path={tmp_path / 'a.jsonl'}"]
+    assert training_tokens(load_config(["+model=smollm2_135m", *jsonl])) == pytest.approx(0.8 * 608 / 3.2, abs=1)
+    assert training_tokens(load_config(["+model=tiny", *jsonl])) == pytest.approx(0.8 * 608, abs=1)
+    assert training_tokens(load_config(["data=gsm8k"])) is None
+    (tmp_path / "a.jsonl").write_text("no JSON")  # the run itself says what is wrong with it
+    assert training_tokens(load_config(["+model=tiny", *jsonl])) is None
+
+
+@pytest.mark.parametrize(("final", "cost"), [("final.steps=10", 10 * 4 * 128), ("final.epochs=2", None)])
+def test_every_row_of_the_plan_has_a_time(final: str, cost: int | None, tmp_path: Path) -> None:
+    config: Any = load_config(["+model=tiny", "data=tiny", "device=cpu", final])
+    chosen = make_setting(config)
+    rows = plan_rows(config, engine_settings(config, tmp_path, chosen.space, 10**7), 0.5)
+    assert all(row.seconds == 0.5 * row.cost and row.cost > 0 for row in rows)
+    tokens = training_tokens(config)
+    assert tokens is not None
+    assert rows[-1].cost == (2 * tokens if cost is None else cost)
+    assert [row.seconds for row in plan_rows(config, engine_settings(config, tmp_path, chosen.space, 10**7))] == \
+        [None] * len(rows)

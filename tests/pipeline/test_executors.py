@@ -1,0 +1,80 @@
+"""Which executor a configuration comes to, and what is refused before anything is started."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qra_bo.config.schema import load_config
+from qra_bo.execution.base import InProcessExecutor
+from qra_bo.execution.local import LocalExecutor
+from qra_bo.pipeline.executors import make_executor, worker_devices
+from qra_bo.utils.errors import ConfigError, DeviceError, MissingExtraError
+
+TINY = ["+model=tiny", "data=tiny", "device=cpu"]
+
+
+def test_what_costs_nothing_runs_in_this_process_and_all_else_in_workers(tmp_path: Path) -> None:
+    planted = [*TINY, "oracle=synthetic"]
+    assert isinstance(make_executor(load_config(planted), tmp_path), InProcessExecutor)
+    for overrides, n in ((TINY, 1), ([*TINY, "executor.workers=3"], 3), ([*planted, "executor.workers=2"], 2)):
+        executor = make_executor(load_config(overrides), tmp_path)
+        assert isinstance(executor, LocalExecutor)
+        assert executor.workers == n
+
+
+def test_the_executor_is_no_part_of_the_result() -> None:
+    one, many = load_config(TINY), load_config([*TINY, "executor=ray", "executor.workers=8"])
+    assert one.config_sha256 == many.config_sha256
+
+
+@pytest.mark.parametrize(("overrides", "message"), [
+    (["executor.workers=0"], r"executor\.workers must be at least 1"),
+    (["executor.gpus=1"], r"executor\.gpus=1.* is for executor=ray"),
+    (["executor.address=auto"], r"executor\.address=auto is for executor=ray"),
+    (["executor=ray", "executor.memory=plenty"], r"executor\.memory"),
+    (["executor=ray", "executor.cpus=-1"], r"executor\.cpus must be at least 0")])
+def test_what_makes_no_sense_is_refused(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config([*TINY, *overrides])
+
+
+@pytest.mark.parametrize(("device", "gpus", "expected"), [
+    ("auto", 4, ["cuda:0", "cuda:1", "cuda:2"]), ("cuda", 3, ["cuda:0", "cuda:1", "cuda:2"]), ("auto", 0, ["cpu"] * 3),
+    ("cpu", 4, ["cpu"] * 3)])
+def test_workers_have_a_gpu_each(monkeypatch: pytest.MonkeyPatch, device: str, gpus: int, expected: list[str]) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    config = load_config([*TINY[:2], f"device={device}", "executor.workers=3"])
+    assert worker_devices(config) == expected
+
+
+@pytest.mark.parametrize(("device", "gpus"), [("auto", 2), ("cuda:1", 8)])
+def test_more_workers_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch, device: str, gpus: int) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    config = load_config([*TINY[:2], f"device={device}", "executor.workers=3"])
+    with pytest.raises(DeviceError, match=f"takes as many GPUs, one each.*torch sees {gpus}"):
+        worker_devices(config)
+
+
+def test_ray_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'qra_bo\[ray\]'"):
+        make_executor(load_config([*TINY, "executor=ray"]), tmp_path)
+
+
+def test_a_worker_trains_with_its_share_of_the_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import os
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    specs: list[Any] = []
+    monkeypatch.setattr("qra_bo.pipeline.executors.LocalExecutor", lambda found, limits: specs.extend(found))
+    make_executor(load_config([*TINY, "executor.workers=3"]), tmp_path)
+    assert [s.kwargs["threads"] for s in specs] == [2, 2, 2]

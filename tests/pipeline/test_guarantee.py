@@ -1,0 +1,148 @@
+"""The budget is kept: the winner's peak is measured, and over the budget the next best that fits is delivered."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qra_bo.config.schema import load_config
+from qra_bo.execution.base import InProcessExecutor
+from qra_bo.finetune import oracle as finetune
+from qra_bo.memory.allowance import ASSUMED, Allowance, AllowanceStore
+from qra_bo.oracle.protocol import Progress
+from qra_bo.pipeline.build import BytesPredictor, make_finetune, make_memory, make_space, make_spec
+from qra_bo.pipeline.device_allowance import allowance_for, make_fold
+from qra_bo.pipeline.run import finalise
+from qra_bo.space import Allocation, uniform
+from qra_bo.study.options import Delivery, FinalTask
+from qra_bo.trials import Evaluation, EvaluationRequest, Fidelity
+from qra_bo.utils.errors import OutputError, TrainingError
+
+SETTINGS = ["+model=tiny", "data=tiny", "data.max_records=64", "train.batch=2", "train.length=32", "eval.tokens=128",
+            "final.steps=2", "fidelity.high=2", "fidelity.low=1", "device=cpu", "dtype=float32",
+            "memory.calibrate=true"]
+CONFIG = load_config(SETTINGS)
+WINNER, NEXT = uniform(4, "int8", 4), uniform(4, "nf4", 2)
+
+
+def quiet(what: str, done: int, total: int) -> None:
+    return None
+
+
+@pytest.fixture(scope="module", name="executor")
+def make_executor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InProcessExecutor]:
+    """The real oracle on the tiny model."""
+    executor = InProcessExecutor(make_finetune(CONFIG, tmp_path_factory.mktemp("oracle")))
+    yield executor
+    executor.close()
+
+
+@pytest.fixture(name="predictor")
+def make_predictor() -> BytesPredictor:
+    spec = make_spec(CONFIG)
+    return BytesPredictor(make_memory(CONFIG, spec, "cpu"), make_space(CONFIG, spec))
+
+
+def measure(executor: InProcessExecutor, allocation: Allocation, progress: Progress = quiet) -> int:
+    found = executor.call("measure_peak", {"allocation": allocation.to_json(), "train_seed": 0}, progress)
+    return int(found["measured_bytes"])
+
+
+def deliver(folder: Path, executor: InProcessExecutor, predictor: BytesPredictor,
+            budget: int) -> tuple[Delivery, list[Mapping[str, Any]]]:
+    """A delivery within ``budget``, and the events that it wrote."""
+    events: list[Mapping[str, Any]] = []
+    task = FinalTask((WINNER, NEXT), 1.0, executor, lambda kind, fields: events.append({"event": kind, **fields}),
+                     quiet)
+    return finalise(CONFIG, folder, predictor, budget, task), events
+
+
+def test_a_winner_that_measures_within_the_budget_is_delivered(tmp_path: Path, executor: InProcessExecutor,
+                                                               predictor: BytesPredictor) -> None:
+    budget = measure(executor, WINNER)
+    delivery, events = deliver(tmp_path, executor, predictor, budget)
+    assert delivery.allocation == WINNER
+    assert [(e["event"], e["fits"], e["measured_bytes"]) for e in events] == [("measured", True, budget)]
+    assert set(events[0]["peaks"]) == {"load", "forward", "backward", "step", "evaluation"}
+    assert (tmp_path / "adapter" / "adapter_config.json").is_file()
+
+
+def test_one_byte_over_the_budget_hands_over_to_the_next_best(tmp_path: Path, executor: InProcessExecutor,
+                                                              predictor: BytesPredictor) -> None:
+    budget = measure(executor, WINNER) - 1
+    delivery, events = deliver(tmp_path, executor, predictor, budget)
+    assert delivery.allocation == NEXT
+    assert [e["event"] for e in events] == ["measured", "warning", "measured"]
+    assert [e["fits"] for e in events if e["event"] == "measured"] == [False, True]
+    assert events[2]["measured_bytes"] <= budget < events[0]["measured_bytes"]
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert set(config["rank_pattern"].values()) == {2}
+
+
+def test_where_nothing_measures_within_the_budget_nothing_is_delivered(tmp_path: Path, executor: InProcessExecutor,
+                                                                       predictor: BytesPredictor) -> None:
+    with pytest.raises(OutputError, match="none of the 5 best allocations measured within the budget"):
+        deliver(tmp_path, executor, predictor, measure(executor, NEXT) - 1)
+    assert not (tmp_path / "adapter").exists()
+
+
+def test_a_winner_that_the_device_can_not_hold_hands_over_to_the_next_best(
+        tmp_path: Path, executor: InProcessExecutor, predictor: BytesPredictor,
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    real = finetune.train_steps
+
+    def starved(model: Any, *args: Any) -> int:
+        if {m.fmt.name for m in model.modules() if hasattr(m, "fmt")} == {"int8"}:
+            raise RuntimeError("CUDA error: out of memory")
+        return real(model, *args)
+
+    monkeypatch.setattr(finetune, "train_steps", starved)
+    delivery, events = deliver(tmp_path, executor, predictor, 10**12)
+    assert delivery.allocation == NEXT
+    assert [e["event"] for e in events] == ["measured", "warning", "measured"]
+    assert events[0]["measured_bytes"] is None
+    assert "did not fit on the device (CUDA error: out of memory)" in events[1]["message"]
+
+
+def test_a_final_fine_tune_that_diverges_is_the_users_to_mend(
+        tmp_path: Path, executor: InProcessExecutor, predictor: BytesPredictor,
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    def diverges(*_: Any) -> int:
+        raise finetune.DivergedError("loss inf at step 1")
+
+    budget = measure(executor, WINNER)
+    real = finetune.FinetuneOracle._evaluate
+    monkeypatch.setattr(finetune.FinetuneOracle, "_evaluate", diverges)
+    with pytest.raises(TrainingError, match=r"final fine-tune of 2 steps did not end well: DivergedError: loss inf"):
+        deliver(tmp_path, executor, predictor, budget)
+    monkeypatch.setattr(finetune.FinetuneOracle, "_evaluate", real)
+    assert not (tmp_path / "adapter").exists()
+
+
+def test_measured_peaks_become_the_devices_allowance(tmp_path: Path, executor: InProcessExecutor,
+                                                     predictor: BytesPredictor,
+                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QRA_BO_CACHE", str(tmp_path))
+    assert allowance_for(CONFIG, "cpu") is None
+    evaluations = []
+    for number, allocation in enumerate([WINNER, NEXT, uniform(4, "hqq3", 1)], start=1):
+        request = EvaluationRequest(allocation, 2, 2, 0)
+        measured = executor.evaluate(request, quiet)
+        assert measured.measured_bytes is not None
+        evaluations.append(Evaluation(number, allocation, (8, 8, 8, 8), "global", Fidelity.HIGH, request, 0, measured,
+                                      predictor(allocation)))
+    keep = make_fold(CONFIG, predictor.memory, predictor.space)
+    assert keep is not None
+    found = keep(evaluations)
+    assert found is not None
+    assert (found["device"], found["measured"], found["measurements"]) == ("cpu", 3, 3)
+    # All bytes alive on a CPU were foreseen, so that its allocator has nothing to be allowed for.
+    assert allowance_for(CONFIG, "cpu") == Allowance(0, 0, 3)
+    assert AllowanceStore(tmp_path / "allowances").path("cpu").is_file()
+    for e in evaluations:
+        assert e.measurement.measured_bytes is not None
+        assert e.measurement.measured_bytes <= e.predicted_bytes
+    assert allowance_for(load_config(SETTINGS[:-1]), "cpu") is None  # only where it is asked for
+    assert ASSUMED["cpu"].share_ppm == 0

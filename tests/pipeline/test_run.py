@@ -1,0 +1,265 @@
+"""Whole runs: several budgets by one oracle, and the real oracle killed, resumed, repeated and loaded again."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import qra_bo.pipeline.build
+import qra_bo.pipeline.run
+from qra_bo.oracle.protocol import Progress
+from qra_bo.study.journal import read_journal
+from qra_bo.trials import EvaluationRequest, Measurement
+from qra_bo.utils.errors import BudgetError, ConfigError, OutputError
+from tests.study.problem import comparable
+
+BUDGETS = ["uniform:4,4", "uniform:4,8", "7.6MB"]
+PLANTED = ["+model=tiny", "data=tiny", "oracle=synthetic", "display=none", "effort=quick", "method=evolution",
+           "effort.high_equivalents=16", "confirm.seeds=2"]
+REAL = ["+model=tiny", "data=tiny", "display=none", "effort=quick", "effort.high_equivalents=8", "method=evolution",
+        "train.batch=2", "train.length=32", "eval.tokens=256", "fidelity.high=8", "fidelity.low=4",
+        "data.max_records=64", "confirm.seeds=2", "final.steps=4", "worker.checkpoint_seconds=0", "device=cpu",
+        "calibrate.lr_scales=[1.0,2.0]", "granularity=block", "bits=[2,4,8]", "quantizer.formats.2=[ref2]",
+        "quantizer.formats.4=[ref4]", "quantizer.formats.8=[ref8]"]
+
+
+class Counted:
+    """Oracles as ``make_oracle`` builds them, with what is asked of them written down."""
+
+    def __init__(self, make: Any) -> None:
+        self._make = make
+        self.keys: list[str] = []
+        self.built = self.profiles = self.closed = 0
+
+    def __call__(self, **kwargs: Any) -> Any:
+        self.built += 1
+        self._oracle = self._make(**kwargs)
+        self.kind, self.profile_cost = self._oracle.kind, self._oracle.profile_cost
+        return self
+
+    def describe(self) -> Any:
+        return self._oracle.describe()
+
+    def profile(self, progress: Progress) -> Any:
+        self.profiles += 1
+        profile = self._oracle.profile(progress)
+        self.profile_cost = self._oracle.profile_cost
+        return profile
+
+    def evaluate(self, request: EvaluationRequest, progress: Progress) -> Measurement:
+        self.keys.append(request.key)
+        measurement: Measurement = self._oracle.evaluate(request, progress)
+        return measurement
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+@pytest.fixture(name="counted")
+def make_counted(monkeypatch: pytest.MonkeyPatch) -> Counted:
+    counted = Counted(qra_bo.pipeline.build.make_oracle)
+    monkeypatch.setattr(qra_bo.pipeline.build, "make_oracle", counted)
+    monkeypatch.setattr(qra_bo.pipeline.run, "write_report", lambda folder: [])
+    monkeypatch.setattr(os, "fsync", lambda fd: None)
+    return counted
+
+
+def several(out: Path, *more: str) -> qra_bo.pipeline.run.Result:
+    return qra_bo.search([*PLANTED, f"budget=[{','.join(repr(b) for b in BUDGETS)}]", f"out={out}", *more])
+
+
+def test_several_budgets_share_one_oracle_and_evaluate_nothing_twice(tmp_path: Path, counted: Counted) -> None:
+    together = several(tmp_path / "all")
+    assert (counted.built, counted.closed, counted.profiles) == (1, 1, 1)
+    assert len(counted.keys) == len(set(counted.keys))
+    assert [r.folder.name for r in together.runs] == ["uniform_4_4", "uniform_4_8", "7.6MB"]
+    for budget, run in zip(BUDGETS, together.runs, strict=True):
+        alone = qra_bo.search([*PLANTED, f"budget='{budget}'", f"out={tmp_path / 'alone' / run.folder.name}"])
+        assert comparable(alone.best) == comparable(run.best)
+    summary = json.loads((tmp_path / "all" / "budgets.json").read_text())
+    assert summary == together.best
+    assert [e["budget"] for e in summary["budgets"]] == BUDGETS
+    assert [e["loss"] for e in summary["budgets"]] == [r.best["loss"] for r in together.runs]
+    assert [e["average_bits"] for e in summary["budgets"]] == [r.best["average_bits"] for r in together.runs]
+    for run in together.runs:
+        bits = run.best["bits"]  # the tiny model's layers are alike, so that weights by parameters are equal
+        assert run.best["average_bits"] == pytest.approx(sum(bits) / len(bits))
+        assert 0 < run.best["metadata_bits"] < 1
+
+
+def test_finished_budgets_are_replayed_and_a_new_one_shares_theirs(tmp_path: Path, counted: Counted) -> None:
+    first = several(tmp_path)
+    n = len(counted.keys)
+    again = several(tmp_path, "resume=true")
+    assert len(counted.keys) == n
+    assert [r.best for r in again.runs] == [r.best for r in first.runs]
+    more = qra_bo.search([*PLANTED, "budget=['uniform:4,4','7.7MB']", f"out={tmp_path}"])
+    assert more.runs[0].best == first.runs[0].best
+    assert counted.profiles == 1
+    assert not set(counted.keys[n:]) & set(counted.keys[:n])
+
+
+def test_every_budget_that_nothing_fits_is_named_before_anything_runs(tmp_path: Path, counted: Counted) -> None:
+    with pytest.raises(BudgetError, match=r"budget 1kB: .*budget 2kB: "):
+        qra_bo.search([*PLANTED, "budget=[uniform:4\\,4,1kB,2kB]", f"out={tmp_path / 'r'}"])
+    assert counted.built == 0
+    assert not (tmp_path / "r").exists()
+
+
+def test_several_budgets_are_refused_the_folder_of_one_run(tmp_path: Path, counted: Counted) -> None:
+    (tmp_path / ".lock").touch()
+    (tmp_path / "trials.jsonl").write_text("{}\n")
+    with pytest.raises(OutputError, match="is the folder of one run, and several budgets need"):
+        several(tmp_path)
+    assert counted.built == 0
+
+
+@pytest.mark.parametrize(("method", "option"), [("structured", "damage=kl"), ("sequential", "damage=kl"),
+                                                ("evolution", "population=0"), ("hill_climb", "radius=1")])
+def test_a_wrong_option_of_the_method_is_told_before_anything_is_measured(
+        tmp_path: Path, counted: Counted, method: str, option: str) -> None:
+    with pytest.raises(ConfigError, match=option.split("=", maxsplit=1)[0]):
+        qra_bo.search([*PLANTED, f"method={method}", f"+method.params.{option}", "budget=uniform:4,4",
+                           f"out={tmp_path / 'r'}"])
+    assert counted.profiles == 0
+
+
+def test_a_budget_that_fails_keeps_no_other_from_running(tmp_path: Path, counted: Counted,
+                                                         capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "uniform_4_4").mkdir()
+    (tmp_path / "uniform_4_4" / "trials.jsonl").write_text("nonsense\n")
+    found = several(tmp_path)
+    assert found.exit_status == 2
+    assert [e["exit_status"] for e in found.best["budgets"]] == [2, 0, 0]
+    assert "header" in found.best["budgets"][0]["message"]
+    assert "budget uniform:4,4: " in capsys.readouterr().err
+    assert counted.closed == 1
+
+
+def test_budgets_are_given_once_and_in_a_folder_of_their_own(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="twice"):
+        qra_bo.search([*PLANTED, "budget=[8MB,8MB]"])
+    with pytest.raises(OutputError, match="nothing to go on from"):
+        several(tmp_path, "resume=true")
+    (tmp_path / "letter.txt").write_text("mine")
+    with pytest.raises(OutputError, match=r"letter\.txt"):
+        several(tmp_path)
+
+
+def test_auto_keeps_what_it_came_to_when_the_run_began(tmp_path: Path, counted: Counted,
+                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(qra_bo.pipeline.run, "free_bytes", lambda device: 520_000_000)
+    wanted = [*PLANTED, "budget=auto", "device=cpu", f"out={tmp_path}"]
+    first = qra_bo.search(wanted)
+    monkeypatch.setattr(qra_bo.pipeline.run, "free_bytes", lambda device: 600_000_000)
+    assert qra_bo.search(wanted).best == first.best
+    assert first.best["memory"]["budget_bytes"] == 8_000_000
+
+
+def start(out: Path, *more: str) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "QRA_BO_CACHE": str(out.parent / f"cache-{out.name}")}
+    return subprocess.Popen([sys.executable, "-m", "qra_bo", *REAL, "budget=uniform:4,4", f"out={out}", *more],
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
+
+
+def finish(out: Path) -> Mapping[str, Any]:
+    process = start(out)
+    _, err = process.communicate(timeout=900)
+    assert process.returncode == 0, err.decode()
+    best: Mapping[str, Any] = json.loads((out / "best.json").read_text())
+    return best
+
+
+def keys(out: Path) -> list[str]:
+    return [e["key"] for e in read_journal(out / "trials.jsonl").events if e["event"] == "evaluation"]
+
+
+@pytest.fixture(scope="module", name="undisturbed")
+def make_undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Mapping[str, Any]]:
+    out = tmp_path_factory.mktemp("undisturbed") / "run"
+    return out, finish(out)
+
+
+@pytest.mark.slow
+def test_two_processes_with_one_seed_find_the_same(undisturbed: tuple[Path, Mapping[str, Any]], tmp_path: Path) -> None:
+    assert comparable(finish(tmp_path / "run")) == comparable(undisturbed[1])
+    assert keys(tmp_path / "run") == keys(undisturbed[0])
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_the_real_run_ends_the_same(undisturbed: tuple[Path, Mapping[str, Any]],
+                                                             tmp_path: Path) -> None:
+    out, rng, inside = tmp_path / "run", np.random.default_rng(0), 0
+    total = (undisturbed[0] / "trials.jsonl").read_bytes().count(b"\n")
+    for k in range(5):
+        process = start(out)
+        wait_until(process, lambda target=(k + 1) * total // 7: lines(out) >= target)
+        if k % 2:  # and now in the middle of an evaluation: it has just left a checkpoint
+            before = files(out)
+            wait_until(process, lambda before=before: bool(files(out) - before))
+            n = lines(out)
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+            inside += lines(out) == n
+            continue
+        time.sleep(float(rng.uniform(0, .5)))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    assert inside
+    assert comparable(finish(out)) == comparable(undisturbed[1])
+    assert keys(out) == keys(undisturbed[0])
+    assert len(keys(out)) == len(set(keys(out)))
+
+
+def lines(out: Path) -> int:
+    path = out / "trials.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def files(out: Path) -> set[tuple[str, int]]:
+    """Checkpoints as they are now; one that is written again counts as another."""
+    return {(p.name, p.stat().st_mtime_ns) for p in (out / "checkpoints").glob("*.safetensors")}
+
+
+def wait_until(process: subprocess.Popen[bytes], done: Any) -> None:
+    deadline = time.monotonic() + 300
+    while not done() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(.005)
+
+
+@pytest.mark.slow
+def test_a_finished_run_loads_in_a_new_process_with_the_same_logits(
+        undisturbed: tuple[Path, Mapping[str, Any]]) -> None:
+    code = ("import sys, torch, qra_bo\nfrom pathlib import Path\nfrom peft import PeftModel\n"
+            "from qra_bo.finetune.evaluation.probe import PROBE, probe_difference\n"
+            "run, cpu = Path(sys.argv[1]), torch.device('cpu')\n"
+            "model, tokenizer = qra_bo.load(run)\nprint(probe_difference(model, run / PROBE, cpu))\n"
+            "base, _ = qra_bo.export.load.load(run, adapter=False)\n"
+            "print(probe_difference(PeftModel.from_pretrained(base, run / 'adapter').eval(), run / PROBE, cpu))\n")
+    result = subprocess.run([sys.executable, "-c", code, str(undisturbed[0])], capture_output=True, text=True,
+                            env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
+    assert result.returncode == 0, result.stderr
+    ours, pefts = map(float, result.stdout.split())
+    assert ours == 0.0
+    assert pefts < 0.02  # PEFT's own forward rounds in another order: bfloat16 at logits up to 1
+
+
+@pytest.mark.parametrize("method", ["structured", "autoqra"])
+def test_a_limit_on_average_bits_holds_for_anchors_and_proposals(tmp_path: Path, counted: Counted, method: str) -> None:
+    result = qra_bo.search([*PLANTED, f"method={method}", "budget=uniform:8,8", "max_average_bits=5",
+                                "effort.high_equivalents=30", f"out={tmp_path / 'r'}"])
+    events = [e for e in read_journal(tmp_path / "r" / "trials.jsonl").events if e["event"] == "evaluation"]
+    bits = [sum(e["bits"]) / len(e["bits"]) for e in events]  # the layers are equally large
+    assert max(bits) == pytest.approx(5.0)
+    assert any(max(e["bits"]) == 8 for e in events)
+    assert result.best["memory"]["max_average_bits"] == 5.0
+    with pytest.raises(ConfigError, match=r"max_average_bits must be at least the lowest of bits=\[2, 3, 4, 8\]"):
+        qra_bo.search([*PLANTED, "max_average_bits=1.9"])

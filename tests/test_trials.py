@@ -1,0 +1,126 @@
+"""Records: the codec of evaluations, keys of requests, streams of random numbers, and the error tree."""
+
+import dataclasses
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from qra_bo.config.schema import load_config
+from qra_bo.space import uniform
+from qra_bo.trials import (
+    LATER_FORMATS,
+    Evaluation,
+    EvaluationRequest,
+    Fidelity,
+    Measurement,
+    TrialState,
+    deciding_quantizer,
+)
+from qra_bo.utils import errors
+from qra_bo.utils.errors import ConfigError, JournalError, MissingExtraError, QRABOError, UserError
+from tests.spaces import make_problem
+
+FIELDS_OF_THE_CONTRACT = {"event", "id", "fingerprint", "bits", "ranks", "stage", "fidelity", "steps", "new_steps",
+                          "train_seed", "seed", "state", "loss", "loss_se", "curve", "predicted_bytes",
+                          "measured_bytes", "seconds"}
+
+
+def make(state: TrialState = TrialState.OK, loss: float | None = 4.0123456789012345) -> Evaluation:
+    request = EvaluationRequest(uniform(3, "nf4", 4), 6, 24, 11)
+    curve = ((3, 4.5), (6, 4.0123456789012345)) if loss is not None else ()
+    measurement = Measurement(state, loss, None if loss is None else 0.1, curve, 6, 1536, 4096, 123, 1.5, 0.25, "why")
+    return Evaluation(7, request.allocation, (4, 4, 4), "evolution", Fidelity.LOW, request, 0, measurement, 456)
+
+
+@pytest.mark.parametrize("evaluation", [make(), *(make(s, None) for s in TrialState if s is not TrialState.OK)])
+def test_json_round_trip_is_exact(evaluation: Evaluation) -> None:
+    line = json.dumps(evaluation.to_json(), allow_nan=False)
+    assert Evaluation.from_json(json.loads(line)) == evaluation
+    assert set(json.loads(line)) >= FIELDS_OF_THE_CONTRACT
+    assert evaluation.ok == (evaluation.loss is not None)
+
+
+LATER = ("init", "codes", "peaks")
+"""What the first journals lack."""
+
+
+@pytest.mark.parametrize("key", sorted(set(make().to_json()) - {"event", "key", "fingerprint", *LATER}))
+def test_a_missing_field_is_refused(key: str) -> None:
+    data = make().to_json()
+    del data[key]
+    with pytest.raises((JournalError, errors.SpaceError), match=r"malformed|needs the lists"):
+        Evaluation.from_json(data)
+
+
+@pytest.mark.parametrize(("key", "value"), [("state", "lost"), ("fidelity", "medium"), ("steps", "many"),
+                                            ("curve", [[1]]), ("bits", None), ("id", None)])
+def test_a_mistyped_field_is_refused(key: str, value: Any) -> None:
+    with pytest.raises(JournalError, match="malformed"):
+        Evaluation.from_json({**make().to_json(), key: value})
+
+
+def test_a_start_that_is_not_the_configured_one_is_kept_and_older_journals_have_none() -> None:
+    other = dataclasses.replace(make(), request=dataclasses.replace(make().request, init="loftq"))
+    assert Evaluation.from_json(other.to_json()) == other
+    assert Evaluation.from_json({k: v for k, v in make().to_json().items() if k != "init"}) == make()
+
+
+def test_the_key_tells_all_that_a_result_depends_on() -> None:
+    base = EvaluationRequest(uniform(3, "nf4", 4), 6, 24, 0)
+    changes: list[dict[str, Any]] = [{}, {"allocation": uniform(3, "nf4", 8)}, {"steps": 12}, {"schedule_steps": 48},
+                                     {"train_seed": 1}, {"split": "test"}, {"lr_scale": 2.0}, {"init": "loftq"}]
+    keys = [dataclasses.replace(base, **c).key for c in changes]
+    assert len(set(keys)) == len(changes)
+    assert keys[0] == f"{base.allocation.fingerprint}-6of24-t0-validation-lr1"
+
+
+def test_records_are_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        make().seed = 3  # type: ignore[misc]
+
+
+def test_random_streams_are_named_and_independent() -> None:
+    problem = make_problem(seed=0)
+    names = ("a", "b", "evolution", "evolution.promotion")
+    draws = {name: problem.rng(name).random(4).tolist() for name in names}
+    assert len({tuple(d) for d in draws.values()}) == 4
+    assert problem.rng("a").random(4).tolist() == draws["a"]
+    assert problem.with_seed(1).rng("a").random(4).tolist() != draws["a"]
+    before = np.random.get_state()[1].copy()
+    problem.rng("a").random(10)
+    np.testing.assert_array_equal(np.random.get_state()[1], before)
+
+
+def test_a_problem_knows_what_fits() -> None:
+    problem = make_problem(3, quantile=0.5)
+    assert problem.fits(uniform(3, "hqq2", 1))
+    assert not problem.fits(uniform(3, "int8", 8))
+
+
+def test_what_the_user_can_mend_ends_with_status_2() -> None:
+    tree = [e for e in vars(errors).values() if isinstance(e, type) and issubclass(e, QRABOError)]
+    assert {e.exit_status for e in tree if issubclass(e, UserError)} == {2}
+    assert {e.exit_status for e in tree if not issubclass(e, UserError)} == {1}
+
+
+def test_several_problems_are_one_message() -> None:
+    assert str(ConfigError("only this")) == "only this"
+    both = ConfigError(p for p in ("first.", "second."))
+    assert both.problems == ("first.", "second.")
+    assert str(both) == "(1) first. (2) second."
+    assert "pip install 'qra_bo[ray]'" in str(MissingExtraError("ray", "ray", "Running in parallel"))
+
+
+def test_formats_of_later_releases_decide_only_where_others_are_chosen() -> None:
+    older = {"formats": {"4": ["nf4"]}, "rounding": "gptq", "tokens": 8}
+    later = {**older, "formats": {**older["formats"], "5": ["hqq5-g128"], "6": ["hqq6-g128"]}}
+    assert deciding_quantizer(later) == deciding_quantizer(older) == older
+    other = {**later, "formats": {**later["formats"], "5": ["hqq5"]}}
+    assert deciding_quantizer(other)["formats"] == {"4": ["nf4"], "5": ["hqq5"]}
+
+
+def test_formats_of_later_releases_are_those_of_the_defaults() -> None:
+    formats = load_config([]).to_dict()["quantizer"]["formats"]
+    assert {bits: formats[bits] for bits in LATER_FORMATS} == LATER_FORMATS

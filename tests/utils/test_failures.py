@@ -1,0 +1,67 @@
+"""What exceptions say of memory and devices; a worker whose device is lost ends, so that another one takes over."""
+
+from multiprocessing import Pipe
+from typing import Any
+
+import pytest
+import torch
+
+from qra_bo.execution import worker
+from qra_bo.execution.messages import request_to_json
+from qra_bo.oracle.protocol import TRAINING, StopRequested
+from qra_bo.space import uniform
+from qra_bo.trials import EvaluationRequest
+from qra_bo.utils.failures import is_device_lost, is_out_of_memory
+from tests.study.oracles import PlantedOracle
+
+
+class AcceleratorError(RuntimeError):
+    """As torch names what leaves a CUDA context unusable."""
+
+
+@pytest.mark.parametrize(("error", "starved", "lost"), [
+    (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), True, False),
+    (RuntimeError("CUDA error: out of memory"), True, False),
+    (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), True, False),
+    (MemoryError(), True, False),
+    (AcceleratorError("an illegal memory access was encountered"), False, True),
+    (RuntimeError("CUDA error: unspecified launch failure"), False, True),
+    (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False, False),
+    (ValueError("CUDA error: not torch's"), False, False),
+    (StopRequested(), False, False)])
+def test_errors_are_told_by_name_and_text(error: BaseException, starved: bool, lost: bool) -> None:
+    assert (is_out_of_memory(error), is_device_lost(error)) == (starved, lost)
+
+
+def test_a_worker_whose_device_is_lost_ends(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    class Broken(PlantedOracle):
+        def evaluate(self, *_: Any) -> Any:
+            raise AcceleratorError("CUDA error: an illegal memory access was encountered\nmore")
+
+    class Quiet:
+        done = 3
+
+        def __call__(self, what: str, done: int, total: int) -> None:
+            return None
+
+    def end(status: int) -> None:
+        raise SystemExit(status)
+
+    monkeypatch.setattr(worker.os, "_exit", end)
+    request = request_to_json(EvaluationRequest(uniform(4, "ref4", 4), 8, 8, 1))
+    with pytest.raises(SystemExit) as ended:
+        worker.serve(Broken(), {"op": "evaluate", "request": request}, Quiet())
+    assert ended.value.code == worker.DEVICE_LOST
+    assert "its GPU context is lost: CUDA error: an illegal memory access was encountered" in caplog.text
+
+
+def test_only_steps_say_how_far_an_evaluation_got() -> None:
+    here, there = Pipe()
+    reporter = worker._Reporter(there)
+    reporter("choose codes", 500, 1000)
+    assert reporter.done == 0
+    reporter(TRAINING, 3, 8)
+    reporter("evaluate", 70, 100)
+    assert reporter.done == 3
+    here.close()
+    there.close()
