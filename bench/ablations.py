@@ -3,7 +3,7 @@
     python -m bench.ablations [--seeds 0 1 2] [--variants full no_stage_2 ...] [--ranking 60] [overrides ...]
 
 Every variant is a search at equal cost in the engine of a run. Its incumbent, and the best allocation that it proposed
-itself (anchors, which all of them get, left aside), are then trained on seeds that no search used and evaluated on the
+itself (uniform baselines, which all of them get, left aside), are then trained on seeds that no search used and evaluated on the
 test split. On the planted landscapes of ``oracle=synthetic`` (the default) nothing is
 trained, results are labelled, and one seed is one landscape; ``oracle=benchmark oracle.table=bench/data/TASK`` asks an
 emulator of real evaluations. ``oracle=finetune`` does it for real and takes hours. Searches and finals are kept in
@@ -25,9 +25,9 @@ from qra_bo.memory.budget import parse_budget
 from qra_bo.memory.formats import parse_format
 from qra_bo.oracle.synthetic.oracle import SyntheticOracle
 from qra_bo.pipeline.build import make_oracle
-from qra_bo.search.base import SearchProblem, SelfChecking
-from qra_bo.search.evolution.initialisation import random_near_budget
-from qra_bo.search.methods import make_searcher
+from qra_bo.searchers.base import SearchProblem, SelfChecking
+from qra_bo.searchers.evolution.initialisation import random_near_budget
+from qra_bo.searchers.methods import make_searcher
 from qra_bo.space import Allocation
 from qra_bo.study.confirm import spearman
 from qra_bo.study.options import training_seeds
@@ -37,9 +37,9 @@ from qra_bo.table1.recipe import Recipe
 from qra_bo.table1.search import search
 from qra_bo.table1.session import Session
 from qra_bo.table1.statistics import difference
-from qra_bo.trials import Evaluation, EvaluationRequest, Fidelity, Measurement, TrialState
+from qra_bo.trials import Fidelity, Trial, TrialResult, TrialSpec, TrialState
 
-DEFAULTS = ("oracle=synthetic", "budget=uniform:4,16", "memory.scope=stored", "quantizer.rounding=nearest")
+DEFAULTS = ("oracle=synthetic", "budget=uniform:4,16", "memory.scope=stored", "quantizer.rounding=rtn")
 """The second reference budget, in which bits and ranks compete; overrides replace these."""
 FINALS = 5
 """Unseen training seeds of every incumbent."""
@@ -56,7 +56,7 @@ class Variant:
 
     Args:
         what: In words.
-        method: Name in the registry, or ``None`` for the anchors alone.
+        method: Name in the registry, or ``None`` for the uniform baselines alone.
         params: Of the method, given what the full one has.
         changes: Keys of the configuration that differ.
     """
@@ -110,7 +110,7 @@ def run_seed(config: RunConfig, folder: Path, names: Sequence[str], ranking: int
                          "test_loss": mean(losses), "test_losses": losses, "search_loss": found.loss,
                          "proposed": None if mixed is None else mixed.allocation.to_json(),
                          "proposed_loss": None if own is None else mean(own), "proposed_losses": own,
-                         "equivalents": study.search_cost.tokens / float(study.header["equivalent_tokens"])})
+                         "equivalents": study.search_cost.tokens / float(study.header["full_trial_tokens"])})
             print(f"seed {config.seed}: {name} {rows[-1]['test_loss']:.4f}, of its own {rows[-1]['proposed_loss']}",
                   flush=True)
         known = min(loss for r in rows for loss in (r["test_loss"], r["proposed_loss"]) if loss is not None)
@@ -200,7 +200,7 @@ def correlations(session: Session, limit: Limit, n: int) -> Row:
             "quantisation_damage", {"choices": [list(a.formats) for a in chosen]})["loss"]})
         perplexity = spearman(event["loss"], losses)
     column = {f: i for i, f in enumerate(profile.formats)}
-    sums = [float(sum(profile.damage[u, column[f]] for u, f in enumerate(a.formats))) for a in chosen]
+    sums = [float(sum(profile.quantization_sensitivity[u, column[f]] for u, f in enumerate(a.formats))) for a in chosen]
     searcher = make_searcher("structured", problem, {}, float(n))
     searcher.tell([_told(a, loss, number, c) for number, (a, loss) in enumerate(zip(chosen, losses, strict=True))])
     check = searcher.surrogate_check() if isinstance(searcher, SelfChecking) else None
@@ -208,11 +208,11 @@ def correlations(session: Session, limit: Limit, n: int) -> Row:
             "surrogate": None if check is None else check["spearman"], "allocations": len(chosen)}
 
 
-def _told(a: Allocation, loss: float, number: int, config: RunConfig) -> Evaluation:
+def _told(a: Allocation, loss: float, number: int, config: RunConfig) -> Trial:
     steps = config.fidelity.high
-    measurement = Measurement(TrialState.OK, loss, None, ((steps, loss),), steps, 1, 0, None, 0.0)
+    measurement = TrialResult(TrialState.OK, loss, None, ((steps, loss),), steps, 1, 0, None, 0.0)
     bits = tuple(parse_format(f).bits for f in a.formats)
-    return Evaluation(number, a, bits, "global", Fidelity.HIGH, EvaluationRequest(a, steps, steps, 0), config.seed,
+    return Trial(number, a, bits, "global", Fidelity.HIGH, TrialSpec(a, steps, steps, 0), config.seed,
                       measurement, 0)
 
 

@@ -1,4 +1,4 @@
-"""What the choice of codes is worth: one uniform choice with the nearest codes, with GPTQ's, and on the 16-bit base.
+"""What the choice of codes is worth: one uniform choice with the round-to-nearest codes, with GPTQ's, and on the 16-bit base.
 
     python -m bench.codes [--format nf4] [--rank 16] [--seeds 5] [--work outputs/codes] [overrides ...]
 
@@ -23,7 +23,7 @@ from qra_bo.table1.recipe import Recipe
 from qra_bo.table1.session import Session
 from qra_bo.table1.statistics import difference
 
-NEAREST, GPTQ, DENSE = "nearest", "gptq", "16 bits"
+NEAREST, GPTQ, DENSE = "rtn", "gptq", "16 bits"
 Row = dict[str, Any]
 
 
@@ -40,7 +40,7 @@ def measure(session: Session, fmt: str, rank: int, seeds: Sequence[int]) -> list
 
 
 def compared(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
-    """Every row with its paired difference from the nearest codes."""
+    """Every row with its paired difference from the round-to-nearest codes."""
     nearest = next(r["test_losses"] for r in rows if r["codes"] == NEAREST)
     found = []
     for r in rows:
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, default=Path("outputs/codes"), help="where evaluations are kept")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON file")
     options, overrides = parser.parse_known_args(argv)
-    config = load_config(["budget=uniform:4,16", "display=none", "quantizer.rounding=nearest",
+    config = load_config(["budget=uniform:4,16", "display=none", "quantizer.rounding=rtn",
                           *overrides])
     with table_session(config, options.work) as session:
         rows = compared(measure(session, options.format, options.rank, training_seeds(config.seed, options.seeds)[1]))

@@ -20,15 +20,15 @@ from bench.report import RESULTS, Target, publish
 from qra_bo.config.compose import compose_config
 from qra_bo.oracle.synthetic.landscape import Landscape
 from qra_bo.pipeline.build import make_memory, make_space, make_spec
-from qra_bo.search.base import SearchProblem
-from qra_bo.search.evolution.initialisation import random_near_budget
-from qra_bo.search.methods import make_searcher
+from qra_bo.searchers.base import SearchProblem
+from qra_bo.searchers.evolution.initialisation import random_near_budget
+from qra_bo.searchers.methods import make_searcher
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.sensitivity.reference_repair import reference_repair, vectorised_repair
 from qra_bo.sensitivity.repair import Repair
 from qra_bo.space import Allocation, IntArray, uniform
 from qra_bo.space.neighbourhood import ladder_tops, neighbours_within
-from qra_bo.trials import Evaluation, EvaluationRequest, Fidelity, Measurement, TrialState
+from qra_bo.trials import Fidelity, Trial, TrialResult, TrialSpec, TrialState
 
 SPACES = (("llama2_7b", "layer"), ("llama2_70b", "layer"), ("llama2_7b", "module"), ("llama2_70b", "module"))
 OBSERVATIONS = (20, 60, 120)
@@ -49,11 +49,11 @@ def make_problem(model: str, granularity: str) -> SearchProblem:
     truth = Landscape(space, seed=0)
     gain = np.outer(truth.task, np.sqrt(np.arange(1, space.ranks.values[-1] + 1)))
     profile = SensitivityProfile(tuple(u.name for u in space.units), tuple(f.name for f in space.formats),
-                                 truth.damage, truth.damage, gain, 4.7, "planted")
+                                 truth.quantization_sensitivity, truth.quantization_sensitivity, gain, 4.7, "planted")
     return SearchProblem(space, costs, budget, profile, 24, None, seed=0)
 
 
-def observations(problem: SearchProblem, n: int) -> list[Evaluation]:
+def observations(problem: SearchProblem, n: int) -> list[Trial]:
     """``n`` random allocations near the budget with their planted losses."""
     rng, truth = problem.rng("observations"), Landscape(problem.space, seed=0)
     allocations = (problem.space.decode(random_near_budget(problem, rng)) for _ in range(n))
@@ -61,13 +61,13 @@ def observations(problem: SearchProblem, n: int) -> list[Evaluation]:
 
 
 def evaluated(problem: SearchProblem, truth: Landscape, rng: np.random.Generator, allocation: Allocation, number: int,
-              stage: str) -> Evaluation:
+              stage: str) -> Trial:
     """An allocation with its planted loss and a little noise, at high fidelity."""
     row = problem.space.encode(allocation)[None, :]
     loss = float(truth.true_loss(row)[0] + 0.003 * rng.standard_normal())
-    request = EvaluationRequest(allocation, problem.high_steps, problem.high_steps, 1)
-    measured = Measurement(TrialState.OK, loss, None, (), problem.high_steps, 0, 0, None, 0.0)
-    return Evaluation(number, allocation, problem.space.bits(allocation), stage, Fidelity.HIGH, request, 0, measured,
+    request = TrialSpec(allocation, problem.high_steps, problem.high_steps, 1)
+    measured = TrialResult(TrialState.OK, loss, None, (), problem.high_steps, 0, 0, None, 0.0)
+    return Trial(number, allocation, problem.space.bits(allocation), stage, Fidelity.HIGH, request, 0, measured,
                       int(problem.costs.totals(row)[0]))
 
 
@@ -91,7 +91,7 @@ def proposal_rows(problem: SearchProblem, counts: Sequence[int], repeats: int) -
     for kind, options, n in kinds:
         told = observations(problem, n)
 
-        def prepare(options: dict[str, Any] = options, told: list[Evaluation] = told) -> Callable[[], object]:
+        def prepare(options: dict[str, Any] = options, told: list[Trial] = told) -> Callable[[], object]:
             searcher = make_searcher("default", problem, options, 40.0)
             searcher.tell(told)
             return lambda: searcher.ask(1)

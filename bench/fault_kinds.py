@@ -21,7 +21,7 @@ import numpy as np
 from bench.fault_runs import Ended, RunProcess, damaged_lines, journal_lines, keys, result, states, warnings
 from qra_bo.study.journal import JOURNAL_NAME
 
-PLANTED = ("oracle=synthetic", "effort.high_equivalents=14")
+PLANTED = ("oracle=synthetic", "effort.max_full_trials=14")
 PAUSE = 0.02
 """Seconds that an evaluation of the planted oracle takes here."""
 Rng = np.random.Generator

@@ -25,7 +25,7 @@ from qra_bo.table1.statistics import difference
 
 PLAIN = "kaiming"
 INITS = tuple(get_args(get_type_hints(AdapterConfig)["init"]))
-DEFAULTS = ("budget=uniform:4,16", "display=none", "calibrate.lr_scales=[0.5,1.0]", "quantizer.rounding=nearest")
+DEFAULTS = ("budget=uniform:4,16", "display=none", "calibrate.lr_scales=[0.5,1.0]", "quantizer.rounding=rtn")
 CHOICES = ("4,4", "3,16")
 """Bits and rank everywhere: what nearly fits the first reference budget, and one where quantisation hurts."""
 LR_TRIALS = 3

@@ -13,7 +13,7 @@ from bench.collect.task import DATA, TASKS
 from bench.search.play import arenas
 from bench.search.quality import told_of
 from qra_bo.oracle.emulator.emulator import FAMILIES, usable
-from qra_bo.search.structured.transfer import combine, fitted_scales, save_prior
+from qra_bo.searchers.structured.transfer import combine, fitted_scales, save_prior
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -8,7 +8,7 @@ Give the folders of runs at the two reference budgets, three search seeds each:
     python -m qra_bo budget=uniform:4,16 memory.scope=stored seed=0 out=...     (and seeds 1 and 2)
 
 Runs with GPTQ's codes, the default, are kept in normal_runs_gptq.json; ``--codes nearest`` collects those with
-``quantizer.rounding=nearest`` in normal_runs.json, and ``--finer`` those with ``bits=[2,3,4,5,6,8]`` in
+``quantizer.rounding=rtn`` in normal_runs.json, and ``--finer`` those with ``bits=[2,3,4,5,6,8]`` in
 normal_runs_gptq_finer.json.
 
 *Better* is CONTRACT's: the 95 % interval of paired differences on the test split, over at least 5 training seeds that
@@ -34,8 +34,8 @@ BITS, FINER = (2, 3, 4, 8), (2, 3, 4, 5, 6, 8)
 REFERENCE_BUDGETS = (("uniform:4,4", "peak"), ("uniform:4,16", "stored"))
 MODEL, SEEDS_WANTED, SEEDS_BETTER, TRAIN_SEEDS = "smollm2_135m", 3, 2, 5
 WALL_MINUTES, OVERHEAD_SHARE = 60.0, 0.1
-COLUMNS = ("budget", "scope", "seed", "winner", "winner_kind", "mean", "low", "high", "better", "search_equivalents",
-           "high_fidelity_equivalents", "wall_minutes", "overhead_share", "not_counted")
+COLUMNS = ("budget", "scope", "seed", "winner", "winner_kind", "mean", "low", "high", "better", "search_full_trial_equivalents",
+           "full_trial_equivalents", "wall_minutes", "overhead_share", "not_counted")
 
 
 def row_of(folder: Path, codes: str, bits: Sequence[int] = BITS) -> dict[str, Any]:
@@ -81,8 +81,8 @@ def finished(run: ReportData, codes: str, bits: Sequence[int]) -> dict[str, Any]
             "low": None if confirmation is None else confirmation.low,
             "high": None if confirmation is None else confirmation.high, "better": better,
             "predicted_bytes": memory["predicted_bytes"], "measured_bytes": memory["measured_bytes"],
-            "search_equivalents": cost["search_equivalents"],
-            "high_fidelity_equivalents": cost["high_fidelity_equivalents"],
+            "search_full_trial_equivalents": cost["search_full_trial_equivalents"],
+            "full_trial_equivalents": cost["full_trial_equivalents"],
             "wall_minutes": cost["wall_seconds"] / 60,
             "overhead_share": cost["overhead_seconds"] / cost["wall_seconds"],
             "git": best["provenance"]["git"], "threads": best["provenance"]["threads"],
@@ -151,10 +151,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="*", type=Path)
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON file")
-    parser.add_argument("--codes", choices=("gptq", "nearest"), default="gptq", help="quantizer.rounding of the runs")
+    parser.add_argument("--codes", choices=("gptq", "rtn"), default="gptq", help="quantizer.rounding of the runs")
     parser.add_argument("--finer", action="store_true", help=f"of runs with bits={list(FINER)}")
     args = parser.parse_args()
-    name = NAME if args.codes == "nearest" else f"{NAME}_{args.codes}"
+    name = NAME if args.codes == "rtn" else f"{NAME}_{args.codes}"
     name, bits = (f"{name}_finer", FINER) if args.finer else (name, BITS)
     rows, targets = collect(args.folders, args.codes, earlier_rows(args.out / f"{name}.json"), bits)
     publish(name, targets, rows, COLUMNS, folder=args.out)

@@ -27,7 +27,7 @@ from qra_bo.execution.limits import Limits
 from qra_bo.oracle.protocol import quiet
 from qra_bo.space import uniform
 from qra_bo.study.journal import JOURNAL_NAME, read_journal
-from qra_bo.trials import EvaluationRequest
+from qra_bo.trials import TrialSpec
 
 ON_RAY = ("executor=ray", "executor.workers=2", "executor.cpus=1", "worker.deadline_seconds=300")
 SLEEPS, PAUSE = 8, 1.0
@@ -45,7 +45,7 @@ def sleeping(workers: int) -> float:
 
     executor = RayExecutor(OracleSpec("tests.study.oracles:make", {"pause": PAUSE}), Limits(120), workers,
                            Resources(cpus=1), None)
-    request = EvaluationRequest(uniform(4, "ref4", 4), 8, 8, 3, "validation", 2.0)
+    request = TrialSpec(uniform(4, "ref4", 4), 8, 8, 3, "validation", 2.0)
     try:
         for seeds in (range(100, 100 + workers), range(SLEEPS)):
             begin = time.monotonic()

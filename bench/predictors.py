@@ -28,8 +28,8 @@ from qra_bo.oracle.emulator.table import ROWS, Table, load_table
 from qra_bo.oracle.protocol import quiet
 from qra_bo.pipeline.build import make_space, make_spec
 from qra_bo.pipeline.executors import make_executor
-from qra_bo.search.base import SearchProblem
-from qra_bo.search.structured.searcher import StructuredSearch
+from qra_bo.searchers.base import SearchProblem
+from qra_bo.searchers.structured.searcher import StructuredSearch
 from qra_bo.sensitivity.damages import BELIEVED, DIVERGENCE, RISE, damage_of
 from qra_bo.sensitivity.io import load_profile
 from qra_bo.sensitivity.profile import FloatArray
@@ -170,12 +170,12 @@ def of_less_text(folder: Path, table: Table) -> list[Row]:
     if not (folder / MORE_TEXT).exists():
         return []
     more, rows = load_profile(folder / MORE_TEXT), []
-    for name, of in (("rise", lambda p: p.damage), ("divergence", lambda p: p.damage_kl)):
+    for name, of in (("rise", lambda p: p.quantization_sensitivity), ("divergence", lambda p: p.quantization_kl)):
         what = f"{name} of units, {table.profile.source}, against {more.source}"
         rows += [{"task": table.facts.task, "band": fmt, "predictor": what, "allocations": len(more.units),
                   "spearman": correlation(of(table.profile)[:, i], of(more)[:, more.formats.index(fmt)])}
                  for i, fmt in enumerate(table.profile.formats)]
-    gains = [p.require_gain()[:, -1] for p in (table.profile, more)]
+    gains = [p.require_rank_sensitivity()[:, -1] for p in (table.profile, more)]
     return [*rows, {"task": table.facts.task, "band": "largest rank", "predictor": "gain of units, likewise",
                     "allocations": len(more.units), "spearman": correlation(*gains)}]
 

@@ -31,18 +31,18 @@ from qra_bo.oracle.synthetic.landscape import Landscape
 from qra_bo.oracle.synthetic.oracle import SyntheticOracle
 from qra_bo.pipeline.build import BytesPredictor
 from qra_bo.pipeline.run import Setting, engine_settings, make_setting
-from qra_bo.search.base import SearchProblem
-from qra_bo.search.evolution.initialisation import random_near_budget
-from qra_bo.search.methods import make_searcher
-from qra_bo.search.structured.searcher import StructuredSearch
-from qra_bo.search.trust_region.searcher import TrustRegionBO
+from qra_bo.searchers.base import SearchProblem
+from qra_bo.searchers.evolution.initialisation import random_near_budget
+from qra_bo.searchers.methods import make_searcher
+from qra_bo.searchers.structured.searcher import StructuredSearch
+from qra_bo.searchers.trust_region.searcher import TrustRegionBO
 from qra_bo.space import Allocation, uniform
 from qra_bo.study.engine import Engine
 from qra_bo.study.journal import JOURNAL_NAME
 from qra_bo.study.options import Parts
-from qra_bo.trials import Evaluation, EvaluationRequest, Fidelity, Measurement, Proposal
+from qra_bo.trials import Fidelity, Proposal, Trial, TrialResult, TrialSpec
 
-OVERRIDES = ("+model=llama2_7b", "budget=10GB", "oracle=synthetic", "device=cuda", "display=none", "effort.anchors=1",
+OVERRIDES = ("+model=llama2_7b", "budget=10GB", "oracle=synthetic", "device=cuda", "display=none", "effort.uniform_baselines=1",
              "calibrate.lr_scales=[1.0]", "confirm.seeds=0", "effort.ranking_top=0")
 MINUTES, SPREAD = 20.0, 0.25
 """Median of a high-fidelity evaluation and its spread (log-normal)."""
@@ -81,21 +81,21 @@ class SimulatedWorkers(InProcessExecutor):
         super().__init__(oracle)
         self._workers = workers
         self._rng, self._number = np.random.default_rng(seed), 0
-        self._ends: list[tuple[float, int, EvaluationRequest]] = []
+        self._ends: list[tuple[float, int, TrialSpec]] = []
         self.minutes = self.busy_minutes = 0.0
 
     @property
     def workers(self) -> int:
         return self._workers
 
-    def submit(self, request: EvaluationRequest) -> None:
+    def submit(self, request: TrialSpec) -> None:
         took = MINUTES * request.steps / request.schedule_steps * float(self._rng.lognormal(0.0, SPREAD))
         took *= SLOWER if self._rng.random() < STRAGGLERS else 1.0
         self._number += 1
         self.busy_minutes += took
         heapq.heappush(self._ends, (self.minutes + took, self._number, request))
 
-    def finished(self, progress: Progress) -> tuple[EvaluationRequest, Measurement]:
+    def finished(self, progress: Progress) -> tuple[TrialSpec, TrialResult]:
         self.minutes, _, request = heapq.heappop(self._ends)
         super().submit(request)
         return super().finished(progress)
@@ -113,8 +113,8 @@ def told(rows: list[Row], row: Row) -> None:
 
 
 def problem_of(method: str, equivalents: float) -> tuple[RunConfig, Setting, SyntheticOracle]:
-    """What a run of so many high-fidelity equivalents is made of."""
-    config = load_config([*OVERRIDES, f"method={method}", f"effort.high_equivalents={round(equivalents)}"])
+    """What a run of so many full-trial equivalents is made of."""
+    config = load_config([*OVERRIDES, f"method={method}", f"effort.max_full_trials={round(equivalents)}"])
     setting = make_setting(config)
     return config, setting, SyntheticOracle(
         setting.space, config.seed, high_steps=config.fidelity.high,
@@ -128,7 +128,7 @@ def session(folder: Path, workers: int, evaluations: int, what: str, ends: Seque
     Args:
         folder: Of the run.
         workers: Simulated ones.
-        evaluations: In all sessions of the folder.
+        trials: In all sessions of the folder.
         what: Names the rows.
         ends: Numbers of evaluations.
         rows: Grows.
@@ -175,7 +175,7 @@ def proposals(method: str, counts: Sequence[int], pending: int, rows: list[Row])
     searcher, truth, rng = make_searcher(method, problem, {}, 1e6), Landscape(problem.space, 0), problem.rng("told")
     numbers = itertools.count(1)
 
-    def ended(allocation: Allocation, stage: str) -> Evaluation:
+    def ended(allocation: Allocation, stage: str) -> Trial:
         return evaluated(problem, truth, rng, allocation, next(numbers), stage)
 
     searcher.tell([ended(uniform(problem.space.n_units, f.name, 1), "baseline") for f in problem.space.formats[:2]])
@@ -245,7 +245,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="50 workers, 1,000 evaluations, and nothing is kept")
     parser.add_argument("--only", choices=("search", "proposals"), help="make this half again")
     options = parser.parse_args(arguments)
-    evaluations, workers, counts = options.evaluations, options.workers, COUNTS
+    evaluations, workers, counts = options.trials, options.workers, COUNTS
     if options.quick:
         evaluations, workers, counts = QUICK["evaluations"], QUICK["workers"], QUICK["counts"]
     earlier, rows = RESULTS / "scale.json", []

@@ -20,8 +20,8 @@ def table_session(config: RunConfig, folder: Path) -> Iterator[Session]:
     Raises:
         ConfigError: If codes are to be chosen otherwise than to the nearest.
     """
-    if config.quantizer.rounding != "nearest":
-        raise ConfigError("this benchmark compares with the nearest codes: say quantizer.rounding=nearest")
+    if config.quantizer.rounding != "rtn":
+        raise ConfigError("this benchmark compares with the round-to-nearest codes: say quantizer.rounding=rtn")
     folder.mkdir(parents=True, exist_ok=True)
     setting = make_setting(config)
     with Journal(folder, name=NAME) as journal:

@@ -13,8 +13,8 @@ from qra_bo.config.decode import check
 from qra_bo.config.schema import ModelConfig, RunConfig, load_config
 from qra_bo.execution.messages import ProfileResult
 from qra_bo.pipeline.build import config_from_dict, make_memory, make_space, make_spec
-from qra_bo.search.base import SearchProblem
-from qra_bo.search.structured.transfer import LEAST_LOSSES, combine, fitted_scales, save_prior
+from qra_bo.searchers.base import SearchProblem
+from qra_bo.searchers.structured.transfer import LEAST_LOSSES, combine, fitted_scales, save_prior
 from qra_bo.space import DecoderSpec
 from qra_bo.study.results import load_study
 from qra_bo.study.searching import as_told

@@ -82,7 +82,7 @@ def _line(folder: Path, run: Run) -> tuple[str, ...]:
     if d is None:
         return (name, run.state, *(DASH,) * 6)
     return (name, run.state, d.header.model, f"{size(d.header.budget_bytes)} {d.header.scope}", d.header.oracle,
-            number(search_loss(d)), versus(d), str(len(d.evaluations)))
+            number(search_loss(d)), versus(d), str(len(d.trials)))
 
 
 def compare_runs(folders: Sequence[Path], console: Console, page: Path | None = None) -> None:

@@ -33,7 +33,7 @@ OWN_BASE = ("loftq", "pissa", "lq_lora")
 
 def rounding_of(config: Mapping[str, Any]) -> str:
     """``quantizer.rounding`` of a recorded configuration; before there was a choice, codes were the nearest."""
-    return str(config.get("quantizer", {}).get("rounding", "nearest"))
+    return str(config.get("quantizer", {}).get("rounding", "rtn"))
 
 
 LATER_FORMATS = {"5": ["hqq5-g128"], "6": ["hqq6-g128"]}
@@ -47,7 +47,7 @@ def deciding_quantizer(quantizer: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(kept.get("formats"), Mapping):
         kept["formats"] = {bits: names for bits, names in kept["formats"].items()
                            if LATER_FORMATS.get(str(bits)) != list(names)}
-    if rounding_of({"quantizer": quantizer}) != "nearest":
+    if rounding_of({"quantizer": quantizer}) != "rtn":
         return kept
     return {key: value for key, value in kept.items() if key not in ("rounding", "tokens")}
 
@@ -56,7 +56,7 @@ def stating_codes(config: Any) -> Any:
     """A recorded configuration that says which codes it has, with nothing that these do not depend on."""
     if not isinstance(config, Mapping) or not isinstance(config.get("quantizer"), Mapping):
         return config
-    return {**config, "quantizer": {"rounding": "nearest", **deciding_quantizer(config["quantizer"])}}
+    return {**config, "quantizer": {"rounding": "rtn", **deciding_quantizer(config["quantizer"])}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ class Proposal:
 
 
 @dataclass(frozen=True, slots=True)
-class EvaluationRequest:
+class TrialSpec:
     """What the engine asks of an oracle.
 
     Args:
@@ -138,7 +138,7 @@ def peaks_from_json(data: Mapping[str, Any]) -> tuple[PhasePeak, ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class Measurement:
+class TrialResult:
     """What an oracle answers.
 
     Args:
@@ -171,7 +171,7 @@ class Measurement:
 
 
 @dataclass(frozen=True, slots=True)
-class Evaluation:
+class Trial:
     """A finished evaluation as the journal holds it and as a searcher is told of it."""
 
     id: int
@@ -179,21 +179,21 @@ class Evaluation:
     bits: tuple[int, ...]
     stage: str
     fidelity: Fidelity
-    request: EvaluationRequest
+    spec: TrialSpec
     seed: int
-    measurement: Measurement
+    result: TrialResult
     predicted_bytes: int
 
     @property
     def ok(self) -> bool:
-        return self.measurement.state is TrialState.OK
+        return self.result.state is TrialState.OK
 
     @property
     def loss(self) -> float | None:
-        return self.measurement.loss
+        return self.result.loss
 
     def to_json(self) -> dict[str, Any]:
-        m, r = self.measurement, self.request
+        m, r = self.result, self.spec
         return {"event": "evaluation", "id": self.id, "key": r.key, "fingerprint": self.allocation.fingerprint,
                 "bits": list(self.bits), **self.allocation.to_json(), "stage": self.stage,
                 "fidelity": self.fidelity.value, "steps": r.steps, "schedule_steps": r.schedule_steps,
@@ -206,7 +206,7 @@ class Evaluation:
                 "message": m.message, "peaks": peaks_to_json(m.peaks)}
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> "Evaluation":
+    def from_json(cls, data: Mapping[str, Any]) -> "Trial":
         """Inverse of ``to_json``.
 
         Raises:
@@ -214,12 +214,12 @@ class Evaluation:
         """
         try:
             allocation = Allocation.from_json(data)
-            request = EvaluationRequest(allocation, int(data["steps"]), int(data["schedule_steps"]),
+            request = TrialSpec(allocation, int(data["steps"]), int(data["schedule_steps"]),
                                         int(data["train_seed"]), str(data["split"]), float(data["lr_scale"]),
                                         data.get("init"), data.get("codes"))
             loss = None if data["loss"] is None else float(data["loss"])
             measured = None if data["measured_bytes"] is None else int(data["measured_bytes"])
-            measurement = Measurement(
+            measurement = TrialResult(
                 TrialState(data["state"]), loss, None if data["loss_se"] is None else float(data["loss_se"]),
                 tuple((int(s), float(v)) for s, v in data["curve"]), int(data["new_steps"]),
                 int(data["training_tokens"]), int(data["forward_tokens"]), measured, float(data["seconds"]),

@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 
-from qra_bo.search.base import SearchProblem
+from qra_bo.searchers.base import SearchProblem
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import CostTable, IntArray, Ladder, Linear, PhaseCost, SearchSpace, StorageFormat, Unit
 

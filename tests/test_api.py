@@ -26,7 +26,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 
 def test_search_stays_a_function_whatever_is_imported() -> None:
-    import qra_bo.search.evolution.searcher
+    import qra_bo.searchers.evolution.searcher
     import qra_bo.tasks.search
 
     assert callable(qra_bo.search)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-LIGHT = ("qra_bo.space", "qra_bo.space.specs", "qra_bo.trials", "qra_bo.utils.errors", "qra_bo.search.base",
+LIGHT = ("qra_bo.space", "qra_bo.space.specs", "qra_bo.trials", "qra_bo.utils.errors", "qra_bo.searchers.base",
          "qra_bo.memory.formats", "qra_bo.memory.model", "qra_bo.memory.budget", "qra_bo.config.schema",
          "qra_bo.config.compose", "qra_bo.config.rules", "qra_bo.pipeline.build", "qra_bo.tasks.memory")
 HEAVY = ("torch", "transformers", "peft", "bitsandbytes", "hqq", "botorch", "gpytorch", "matplotlib", "pymoo")

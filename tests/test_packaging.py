@@ -11,7 +11,7 @@ from qra_bo.config.compose import compose_plain
 from qra_bo.config.decode import check
 from qra_bo.config.overrides import DEFAULT_MODEL, groups
 from qra_bo.config.schema import RunConfig
-from qra_bo.search.methods import METHODS
+from qra_bo.searchers.methods import METHODS
 from qra_bo.tasks import TASKS
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -11,10 +11,10 @@ from qra_bo.config.schema import load_config
 from qra_bo.space import uniform
 from qra_bo.trials import (
     LATER_FORMATS,
-    Evaluation,
-    EvaluationRequest,
     Fidelity,
-    Measurement,
+    Trial,
+    TrialResult,
+    TrialSpec,
     TrialState,
     deciding_quantizer,
 )
@@ -27,17 +27,17 @@ FIELDS_OF_THE_CONTRACT = {"event", "id", "fingerprint", "bits", "ranks", "stage"
                           "measured_bytes", "seconds"}
 
 
-def make(state: TrialState = TrialState.OK, loss: float | None = 4.0123456789012345) -> Evaluation:
-    request = EvaluationRequest(uniform(3, "nf4", 4), 6, 24, 11)
+def make(state: TrialState = TrialState.OK, loss: float | None = 4.0123456789012345) -> Trial:
+    request = TrialSpec(uniform(3, "nf4", 4), 6, 24, 11)
     curve = ((3, 4.5), (6, 4.0123456789012345)) if loss is not None else ()
-    measurement = Measurement(state, loss, None if loss is None else 0.1, curve, 6, 1536, 4096, 123, 1.5, 0.25, "why")
-    return Evaluation(7, request.allocation, (4, 4, 4), "evolution", Fidelity.LOW, request, 0, measurement, 456)
+    measurement = TrialResult(state, loss, None if loss is None else 0.1, curve, 6, 1536, 4096, 123, 1.5, 0.25, "why")
+    return Trial(7, request.allocation, (4, 4, 4), "evolution", Fidelity.LOW, request, 0, measurement, 456)
 
 
 @pytest.mark.parametrize("evaluation", [make(), *(make(s, None) for s in TrialState if s is not TrialState.OK)])
-def test_json_round_trip_is_exact(evaluation: Evaluation) -> None:
+def test_json_round_trip_is_exact(evaluation: Trial) -> None:
     line = json.dumps(evaluation.to_json(), allow_nan=False)
-    assert Evaluation.from_json(json.loads(line)) == evaluation
+    assert Trial.from_json(json.loads(line)) == evaluation
     assert set(json.loads(line)) >= FIELDS_OF_THE_CONTRACT
     assert evaluation.ok == (evaluation.loss is not None)
 
@@ -51,24 +51,24 @@ def test_a_missing_field_is_refused(key: str) -> None:
     data = make().to_json()
     del data[key]
     with pytest.raises((JournalError, errors.SpaceError), match=r"malformed|needs the lists"):
-        Evaluation.from_json(data)
+        Trial.from_json(data)
 
 
 @pytest.mark.parametrize(("key", "value"), [("state", "lost"), ("fidelity", "medium"), ("steps", "many"),
                                             ("curve", [[1]]), ("bits", None), ("id", None)])
 def test_a_mistyped_field_is_refused(key: str, value: Any) -> None:
     with pytest.raises(JournalError, match="malformed"):
-        Evaluation.from_json({**make().to_json(), key: value})
+        Trial.from_json({**make().to_json(), key: value})
 
 
 def test_a_start_that_is_not_the_configured_one_is_kept_and_older_journals_have_none() -> None:
-    other = dataclasses.replace(make(), request=dataclasses.replace(make().request, init="loftq"))
-    assert Evaluation.from_json(other.to_json()) == other
-    assert Evaluation.from_json({k: v for k, v in make().to_json().items() if k != "init"}) == make()
+    other = dataclasses.replace(make(), spec=dataclasses.replace(make().spec, init="loftq"))
+    assert Trial.from_json(other.to_json()) == other
+    assert Trial.from_json({k: v for k, v in make().to_json().items() if k != "init"}) == make()
 
 
 def test_the_key_tells_all_that_a_result_depends_on() -> None:
-    base = EvaluationRequest(uniform(3, "nf4", 4), 6, 24, 0)
+    base = TrialSpec(uniform(3, "nf4", 4), 6, 24, 0)
     changes: list[dict[str, Any]] = [{}, {"allocation": uniform(3, "nf4", 8)}, {"steps": 12}, {"schedule_steps": 48},
                                      {"train_seed": 1}, {"split": "test"}, {"lr_scale": 2.0}, {"init": "loftq"}]
     keys = [dataclasses.replace(base, **c).key for c in changes]

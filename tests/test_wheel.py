@@ -55,7 +55,7 @@ def test_it_runs_from_an_empty_folder_and_says_which_model_to_install(built: Pat
     result = run(sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--target", target, wheel,
                  cwd=empty)
     assert result.returncode == 0, result.stderr
-    small = ["+model=tiny", "data=tiny", "oracle=synthetic", "effort=quick", "effort.high_equivalents=2",
+    small = ["+model=tiny", "data=tiny", "oracle=synthetic", "effort=quick", "effort.max_full_trials=2",
              "method=random", "out=run"]
     done = run(sys.executable, "-c", "import qra_bo, runpy, sys; print(qra_bo.__file__);"
                "sys.argv[0] = 'qra_bo'; runpy.run_module('qra_bo', run_name='__main__')", *small, cwd=empty,

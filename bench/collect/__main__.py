@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.collect.journals import take_up
-from bench.collect.plan import Plan, Wanted
+from bench.collect.plan import Plan, PlannedTrial
 from bench.collect.summary import publish_summary
 from bench.collect.task import DATA, RECORD_AT, TASKS, Setting, begin, load_setting, task_config
 from bench.report import RESULTS, machine
@@ -44,7 +44,7 @@ from qra_bo.study.journal import checksum
 from qra_bo.study.lock import RunLock
 from qra_bo.study.provenance import collect
 from qra_bo.study.signals import Interrupts, RunInterrupted
-from qra_bo.trials import EvaluationRequest, Measurement, TrialState
+from qra_bo.trials import TrialResult, TrialSpec, TrialState
 from qra_bo.utils.errors import DataError, SpaceError, UserError
 from qra_bo.utils.files import strict_json
 
@@ -71,10 +71,10 @@ class Collection:
         """All rows on disk."""
         return load_rows(self.folder / self._name, self.setting.facts)
 
-    def add(self, wanted: Wanted) -> TableRow:
+    def add(self, wanted: PlannedTrial) -> TableRow:
         """Evaluate and write down one row."""
         steps = self.setting.facts.steps
-        request = EvaluationRequest(wanted.allocation, steps, steps, wanted.train_seed, "validation", wanted.lr_scale)
+        request = TrialSpec(wanted.allocation, steps, steps, wanted.train_seed, "validation", wanted.lr_scale)
         row = self._row(wanted, self._executor.evaluate(request, lambda what, done, total: None))
         if not self._noted:
             append_provenance(self.folder / PROVENANCE, self._batch, self._provenance)
@@ -82,7 +82,7 @@ class Collection:
         append_rows(self.folder / self._name, self.setting.facts, [row])
         return row
 
-    def _row(self, wanted: Wanted, m: Measurement) -> TableRow:
+    def _row(self, wanted: PlannedTrial, m: TrialResult) -> TableRow:
         curve = dict(m.curve)
         early = tuple(curve.get(step) for step in self.setting.facts.record_at)
         return TableRow(wanted.allocation, wanted.origin, wanted.train_seed, wanted.lr_scale, m.state, m.loss,
@@ -117,9 +117,9 @@ class GivenPlan:
         """How many there are."""
         return len({allocation for allocation, _ in self._allocations})
 
-    def next(self, rows: Sequence[TableRow]) -> Wanted | None:
+    def next(self, rows: Sequence[TableRow]) -> PlannedTrial | None:
         """The next one that no row answers."""
-        return next((Wanted(a, origin, self._seed, self._rate) for a, origin in self._allocations
+        return next((PlannedTrial(a, origin, self._seed, self._rate) for a, origin in self._allocations
                      if not any(row.same_evaluation(a, self._seed, self._rate) for row in rows)), None)
 
 
@@ -173,10 +173,10 @@ def session(options: argparse.Namespace, config: RunConfig, folder: Path, execut
     plan = Plan(setting.facts, setting.problems, setting.rules, options.seed)
     collection.take_up(options.runs, plan)
     if options.finds is None:
-        work(collection, plan, options.evaluations, options.hours)
+        work(collection, plan, options.trials, options.hours)
         return
     given = GivenPlan(setting.facts, read_finds(options.finds), table_rate(collection.rows))
-    work(Collection(folder, setting, executor, provenance, FINDS), given, options.evaluations, options.hours)
+    work(Collection(folder, setting, executor, provenance, FINDS), given, options.trials, options.hours)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

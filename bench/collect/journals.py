@@ -10,7 +10,7 @@ from bench.collect.plan import CALIBRATION, Plan
 from bench.collect.task import Setting, differences, touches
 from qra_bo.oracle.emulator.table import TableRow, comparable_rate
 from qra_bo.study.journal import JOURNAL_NAME, checksum, read_journal
-from qra_bo.trials import Evaluation, TrialState, rounding_of
+from qra_bo.trials import Trial, TrialState, rounding_of
 from qra_bo.utils.errors import JournalError
 
 
@@ -52,8 +52,8 @@ def take_up(run: Path, setting: Setting, plan: Plan, known: Sequence[TableRow]) 
         if provenance is None:
             raise JournalError(f"{run / JOURNAL_NAME}: session {event['session']} does not say where its evaluations "
                                "come from")
-        evaluation = Evaluation.from_json(event)
-        request = evaluation.request
+        evaluation = Trial.from_json(event)
+        request = evaluation.spec
         decides = request.train_seed == first and (request.allocation, request.lr_scale) in deciding
         origin = CALIBRATION if decides else f"run {evaluation.stage}"
         reason = refusal(evaluation, header, provenance, setting)
@@ -71,7 +71,7 @@ def take_up(run: Path, setting: Setting, plan: Plan, known: Sequence[TableRow]) 
     return taken
 
 
-def refusal(evaluation: Evaluation, header: Mapping[str, Any], provenance: Mapping[str, Any],
+def refusal(evaluation: Trial, header: Mapping[str, Any], provenance: Mapping[str, Any],
             setting: Setting) -> str | None:
     """Why an evaluation is not of this table, whatever its learning rate; ``None`` where it may be.
 
@@ -81,7 +81,7 @@ def refusal(evaluation: Evaluation, header: Mapping[str, Any], provenance: Mappi
         provenance: Of the evaluation's session.
         setting: Of the table.
     """
-    facts, request, config = setting.facts.to_json(), evaluation.request, header["config"]
+    facts, request, config = setting.facts.to_json(), evaluation.spec, header["config"]
     theirs = {"model": header["model"], "model_sha256": provenance.get("model_sha256"),
               "data_sha256": provenance.get("data_sha256"), "granularity": header["granularity"],
               "units": header["units"], "dtype": provenance.get("dtype"), "trainer": provenance.get("train"),
@@ -92,7 +92,7 @@ def refusal(evaluation: Evaluation, header: Mapping[str, Any], provenance: Mappi
         return f"oracle={header['oracle']}: nothing was trained"
     if wrong:
         return "; ".join(wrong)
-    if "nearest" not in (rounding_of(config), request.codes):
+    if "rtn" not in (rounding_of(config), request.codes):
         return "codes chosen by GPTQ, not the nearest"
     if (request.steps, request.schedule_steps) != (setting.facts.steps, setting.facts.steps):
         return f"{request.steps} steps of a schedule of {request.schedule_steps}, not {setting.facts.steps}"
@@ -105,8 +105,8 @@ def refusal(evaluation: Evaluation, header: Mapping[str, Any], provenance: Mappi
     if touches(setting.facts.train_blocks, setting.facts.calibration_blocks, facts["trainer"]["batch"],
                setting.facts.steps, request.train_seed):
         return f"training seed {request.train_seed} sees text that sensitivities were measured on"
-    if evaluation.measurement.state not in (TrialState.OK, TrialState.DIVERGED):
-        return f"it ended as {evaluation.measurement.state.value}"
+    if evaluation.result.state not in (TrialState.OK, TrialState.DIVERGED):
+        return f"it ended as {evaluation.result.state.value}"
     return None
 
 
@@ -133,9 +133,9 @@ def origin_of(header: Mapping[str, Any], provenance: Mapping[str, Any]) -> dict[
             **{k: v for k, v in provenance.items() if k not in left_out}}
 
 
-def _row(evaluation: Evaluation, origin: str, setting: Setting, batch: str) -> TableRow:
-    m, allocation = evaluation.measurement, evaluation.allocation
+def _row(evaluation: Trial, origin: str, setting: Setting, batch: str) -> TableRow:
+    m, allocation = evaluation.result, evaluation.allocation
     curve = dict(m.curve)
-    return TableRow(allocation, origin, evaluation.request.train_seed, evaluation.request.lr_scale,
+    return TableRow(allocation, origin, evaluation.spec.train_seed, evaluation.spec.lr_scale,
                     m.state, m.loss, m.loss_se, tuple(curve.get(step) for step in setting.facts.record_at),
                     setting.bytes_of(allocation), m.seconds, batch)

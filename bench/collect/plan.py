@@ -11,15 +11,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from qra_bo.oracle.emulator.table import TableRow, TaskFacts, pooled, same_rate
-from qra_bo.search.base import SearchProblem
-from qra_bo.search.evolution.initialisation import random_near_budget
-from qra_bo.search.structured.features import damage_scales, rank_scale
+from qra_bo.searchers.base import SearchProblem
+from qra_bo.searchers.evolution.initialisation import random_near_budget
+from qra_bo.searchers.structured.features import damage_scales, rank_scale
 from qra_bo.sensitivity.damages import RISE
 from qra_bo.space import Allocation, uniform
 from qra_bo.space.lagrangian import solve_relaxed
 from qra_bo.space.neighbourhood import neighbours_within
 from qra_bo.study.calibration import best_scale, calibration_choices
-from qra_bo.study.uniform_baselines import AnchorRules, largest_rank, uniform_anchors
+from qra_bo.study.uniform_baselines import BaselineRules, largest_rank, uniform_baselines
 
 CALIBRATION, NEIGHBOUR, REPEAT = "calibration", "neighbour", "repeat"
 CALIBRATED_FORMAT, CALIBRATED_CHOICES = "nf4", 2
@@ -48,7 +48,7 @@ class Sizes:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class PlannedTrial:
     """The next evaluation."""
 
     allocation: Allocation
@@ -63,12 +63,12 @@ class Plan:
     Args:
         facts: Of the table.
         problems: The search problem of every budget of ``facts``, in that order.
-        rules: What decides the uniform anchors of each.
+        rules: What decides the uniform baselines of each.
         seed: Another seed draws other allocations.
         sizes: See there.
     """
 
-    def __init__(self, facts: TaskFacts, problems: Sequence[SearchProblem], rules: Sequence[AnchorRules], seed: int,
+    def __init__(self, facts: TaskFacts, problems: Sequence[SearchProblem], rules: Sequence[BaselineRules], seed: int,
                  sizes: Sizes | None = None) -> None:
         self._facts, self._seed, self._sizes = facts, seed, sizes or Sizes()
         self._problems, self._rules = tuple(p.with_seed(seed) for p in problems), tuple(rules)
@@ -82,7 +82,7 @@ class Plan:
         repeats = self._sizes.repeats * (len(self._facts.train_seeds) - 1)
         return (len(self.calibration()) + len(fixed) + self._sizes.neighbours * len(self._problems) + repeats)
 
-    def next(self, rows: Sequence[TableRow]) -> Wanted | None:
+    def next(self, rows: Sequence[TableRow]) -> PlannedTrial | None:
         """The next evaluation, or ``None`` once the table is whole."""
         first, scale = self._facts.train_seeds[0], self.calibrated(rows)
         if scale is None:
@@ -93,9 +93,9 @@ class Plan:
         open_repeat = self._open_repeat(rows, scale, begun)
         if open_repeat is not None:
             return open_repeat
-        ways: list[tuple[float, Callable[[], Wanted | None]]] = [
+        ways: list[tuple[float, Callable[[], PlannedTrial | None]]] = [
             (1.0 - len(missing) / max(1, len(self._fixed)),
-             lambda: Wanted(missing[0][1], missing[0][0], first, scale) if missing else None),
+             lambda: PlannedTrial(missing[0][1], missing[0][0], first, scale) if missing else None),
             (sum(done) / max(1, self._sizes.neighbours * len(done)), lambda: self._near_best(done, rows, scale)),
             (len(begun) / max(1, self._sizes.repeats), lambda: self._repeat(rows, scale, begun))]
         for _, way in sorted(ways, key=lambda each: each[0]):
@@ -108,13 +108,13 @@ class Plan:
         """The table's factor on the learning rate; ``None`` while rows are missing that decide it."""
         return None if self._missing_calibration(rows) else lr_scale(self._facts, rows)
 
-    def _missing_calibration(self, rows: Sequence[TableRow]) -> list[Wanted]:
+    def _missing_calibration(self, rows: Sequence[TableRow]) -> list[PlannedTrial]:
         tried = {(row.allocation, row.lr_scale) for row in rows if row.origin == CALIBRATION}
-        return [Wanted(a, CALIBRATION, self._facts.train_seeds[0], scale) for a, scale in self.calibration()
+        return [PlannedTrial(a, CALIBRATION, self._facts.train_seeds[0], scale) for a, scale in self.calibration()
                 if (a, scale) not in tried]
 
     def calibration(self) -> list[tuple[Allocation, float]]:
-        """Uniform choices of the anchors' ranks and down to a quarter of them, each at every factor."""
+        """Uniform choices of the uniform baselines' ranks and down to a quarter of them, each at every factor."""
         choices: dict[Allocation, None] = {}
         for rules in self._rules:
             top = uniform(rules.n_units, CALIBRATED_FORMAT, largest_rank(rules, CALIBRATED_FORMAT))
@@ -127,7 +127,7 @@ class Plan:
         ranks = [r for r in UNIFORM_RANKS if r in self._space.ranks.values]
         plain = [uniform(self._space.n_units, f.name, r) for f in self._space.formats for r in ranks]
         anchors = [a for rules, p in zip(self._rules, self._problems, strict=True)
-                   for a in uniform_anchors(rules, p.profile)]
+                   for a in uniform_baselines(rules, p.profile)]
         kinds.append([("uniform", a) for a in dict.fromkeys([*anchors, *plain])])
         for budget, problem in zip(self._facts.budgets, self._problems, strict=True):
             rng = problem.rng(f"designed {budget.text}")
@@ -148,14 +148,14 @@ class Plan:
         budgets = lowest + (problem.budget_bytes - lowest) * rng.uniform(0.05, 1.3, n)
         return [self._space.decode(random_near_budget(replace(problem, budget_bytes=int(b)), rng)) for b in budgets]
 
-    def _near_best(self, done: Sequence[int], rows: Sequence[TableRow], scale: float) -> Wanted | None:
+    def _near_best(self, done: Sequence[int], rows: Sequence[TableRow], scale: float) -> PlannedTrial | None:
         """A neighbour of the best within the budget that has fewer of them so far, ``done`` of each."""
         index = int(np.argmin(done))
         if done[index] >= self._sizes.neighbours:
             return None
         found = self._neighbour(index, done[index], rows, scale)
         origin = f"{NEIGHBOUR} {self._facts.budgets[index].text}"
-        return None if found is None else Wanted(found, origin, self._facts.train_seeds[0], scale)
+        return None if found is None else PlannedTrial(found, origin, self._facts.train_seeds[0], scale)
 
     def _neighbour(self, index: int, number: int, rows: Sequence[TableRow], scale: float) -> Allocation | None:
         """A random allocation some edits from one of the best within a budget; ``None`` where nothing is known."""
@@ -184,12 +184,12 @@ class Plan:
         """Allocations whose repeats were begun, in that order."""
         return list(dict.fromkeys(row.allocation for row in rows if row.origin == REPEAT))
 
-    def _open_repeat(self, rows: Sequence[TableRow], scale: float, begun: Sequence[Allocation]) -> Wanted | None:
+    def _open_repeat(self, rows: Sequence[TableRow], scale: float, begun: Sequence[Allocation]) -> PlannedTrial | None:
         """What finishes the repeats of an allocation that were begun."""
-        return next((Wanted(allocation, REPEAT, seed, scale) for allocation in begun
+        return next((PlannedTrial(allocation, REPEAT, seed, scale) for allocation in begun
                      for seed in self._facts.train_seeds[1:] if not _known(rows, allocation, seed, scale)), None)
 
-    def _repeat(self, rows: Sequence[TableRow], scale: float, begun: Sequence[Allocation]) -> Wanted | None:
+    def _repeat(self, rows: Sequence[TableRow], scale: float, begun: Sequence[Allocation]) -> PlannedTrial | None:
         """In turn, the best within each budget and any other near it, where repeats are still wanted."""
         if len(begun) >= self._sizes.repeats:
             return None
@@ -200,7 +200,7 @@ class Plan:
             return None
         rng = np.random.default_rng(np.random.SeedSequence([self._seed, turn, 0x52]))
         chosen = candidates[0 if best else int(rng.integers(max(1, len(candidates) // 2)))]
-        return Wanted(chosen, REPEAT, self._facts.train_seeds[1], scale)
+        return PlannedTrial(chosen, REPEAT, self._facts.train_seeds[1], scale)
 
 
 def designed(problem: SearchProblem, rng: np.random.Generator) -> Allocation:

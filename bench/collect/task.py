@@ -24,12 +24,12 @@ from qra_bo.oracle.emulator.table import (
     load_facts,
 )
 from qra_bo.pipeline.build import BytesPredictor, make_memory, make_space, make_spec
-from qra_bo.search.base import SearchProblem
+from qra_bo.searchers.base import SearchProblem
 from qra_bo.sensitivity.io import load_profile, save_profile
 from qra_bo.space import Allocation, SearchSpace
 from qra_bo.study.options import training_seeds
 from qra_bo.study.provenance import collect
-from qra_bo.study.uniform_baselines import AnchorRules
+from qra_bo.study.uniform_baselines import BaselineRules
 from qra_bo.utils.errors import DataError
 
 DATA = Path(__file__).resolve().parents[1] / "data"
@@ -56,7 +56,7 @@ def task_config(task: str, data_path: str | None, device: str = "cpu") -> RunCon
                                                "has its text built in; leave --data out"))
     more = [f"data.path={json.dumps(data_path)}"] if needs else []
     return load_config([f"data={TASKS[task]}", "dtype=bfloat16", f"device={device}",
-                        "quantizer.rounding=nearest", *more])
+                        "quantizer.rounding=rtn", *more])
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Setting:
     space: SearchSpace
     predictors: Mapping[str, BytesPredictor]
     problems: tuple[SearchProblem, ...]
-    rules: tuple[AnchorRules, ...]
+    rules: tuple[BaselineRules, ...]
 
     def bytes_of(self, allocation: Allocation) -> dict[str, int]:
         """Predicted bytes by scope."""
@@ -164,7 +164,7 @@ def load_setting(folder: Path, config: RunConfig) -> Setting:
     largest = min(min(m.out_features, m.in_features) for u in space.units for m in u.linears)
     problems = tuple(SearchProblem(space, costs[b.scope], b.bytes, profile, facts.steps, None, 0)
                      for b in facts.budgets)
-    rules = tuple(AnchorRules(space.n_units, facts.formats, largest, b.bytes, predictors[b.scope])
+    rules = tuple(BaselineRules(space.n_units, facts.formats, largest, b.bytes, predictors[b.scope])
                   for b in facts.budgets)
     return Setting(facts, space, predictors, problems, rules)
 

@@ -9,7 +9,7 @@ from qra_bo.finetune.oracle import FinetuneOracle
 from qra_bo.oracle.protocol import Progress
 from qra_bo.pipeline.build import config_from_dict, make_finetune
 from qra_bo.sensitivity.profile import SensitivityProfile
-from qra_bo.trials import EvaluationRequest, Measurement
+from qra_bo.trials import TrialResult, TrialSpec
 
 
 class TableOracle:
@@ -40,7 +40,7 @@ class TableOracle:
     def profile(self, progress: Progress) -> SensitivityProfile:
         return self._inner.profile(progress)
 
-    def evaluate(self, request: EvaluationRequest, progress: Progress) -> Measurement:
+    def evaluate(self, request: TrialSpec, progress: Progress) -> TrialResult:
         return self._inner.evaluate(request, progress)
 
     def close(self) -> None:

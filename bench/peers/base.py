@@ -5,20 +5,20 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from qra_bo.search.base import SearchProblem
-from qra_bo.search.evolution.archive import Archive
-from qra_bo.search.evolution.initialisation import random_near_budget
+from qra_bo.searchers.base import SearchProblem
+from qra_bo.searchers.evolution.archive import Archive
+from qra_bo.searchers.evolution.initialisation import random_near_budget
 from qra_bo.sensitivity.profile import FloatArray
 from qra_bo.sensitivity.repair import Repair
 from qra_bo.sensitivity.scaling import fidelity_importance, plasticity_importance
 from qra_bo.space import IntArray
 from qra_bo.space.knapsack import solve_knapsack
 from qra_bo.space.neighbourhood import ladder_tops, neighbours_within
-from qra_bo.trials import Evaluation, Fidelity, Proposal
+from qra_bo.trials import Fidelity, Proposal, Trial
 from qra_bo.utils.errors import BudgetError
 
 N_INITIAL = 10
-"""Losses, anchors included, from which a model-based peer stops drawing at random."""
+"""Losses, uniform baselines included, from which a model-based peer stops drawing at random."""
 RANDOM_TRIES = 50
 NEAR_EDITS, NEAR_CAP = 2, 500
 
@@ -29,7 +29,7 @@ class Peer(ABC):
 
     Args:
         problem: What is searched.
-        n_initial: Losses, anchors included, before which proposals are random ones that use up the budget.
+        n_initial: Losses, uniform baselines included, before which proposals are random ones that use up the budget.
     """
 
     name = ""
@@ -49,11 +49,11 @@ class Peer(ABC):
             rows.append(row)
         return [Proposal(self._problem.space.decode(row), Fidelity.HIGH, "global") for row in rows]
 
-    def tell(self, evaluations: Sequence[Evaluation]) -> None:
+    def tell(self, evaluations: Sequence[Trial]) -> None:
         """Learn of finished evaluations."""
         self._archive.tell(evaluations)
         for e in evaluations:
-            if e.fidelity is Fidelity.HIGH and e.request.split == "validation" and e.request.lr_scale == 1.0 \
+            if e.fidelity is Fidelity.HIGH and e.spec.split == "validation" and e.spec.lr_scale == 1.0 \
                     and self._problem.space.contains(e.allocation) and self._problem.fits(e.allocation):
                 self._learn(self._problem.space.encode(e.allocation), e.loss)
 

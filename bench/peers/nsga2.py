@@ -12,7 +12,7 @@ from pymoo.operators.repair.rounding import RoundingRepair
 from pymoo.problems.static import StaticProblem
 
 from bench.peers.base import Peer
-from qra_bo.search.base import SearchProblem
+from qra_bo.searchers.base import SearchProblem
 from qra_bo.space import IntArray
 
 POPULATION = 10
@@ -21,7 +21,7 @@ FAILED_LOSS = 1e3
 
 
 class Nsga2(Peer):
-    """A generation at a time; its first population are the anchors and random allocations that use up the budget.
+    """A generation at a time; its first population are the uniform baselines and random allocations that use up the budget.
 
     Args:
         problem: What is searched.

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
-from qra_bo.search.base import Searcher, SearchProblem
-from qra_bo.search.methods import METHODS, Factory, keyword_options
+from qra_bo.searchers.base import Searcher, SearchProblem
+from qra_bo.searchers.methods import METHODS, Factory, keyword_options
 
 PEERS = {"uniform": ("bench.peers.simple", "UniformSearch"),
          "sequential_bits": ("bench.peers.simple", "SequentialBits"),

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from qra_bo.search.base import SearchProblem
-from qra_bo.search.baselines import SequentialSearch
-from qra_bo.search.evolution.archive import Archive
+from qra_bo.searchers.base import SearchProblem
+from qra_bo.searchers.baselines import SequentialSearch
+from qra_bo.searchers.evolution.archive import Archive
 from qra_bo.space import IntArray
-from qra_bo.trials import Evaluation, Fidelity, Proposal
+from qra_bo.trials import Fidelity, Proposal, Trial
 
 
 class UniformSearch:
@@ -33,7 +33,7 @@ class UniformSearch:
                 found.append(Proposal(self._problem.space.decode(row), Fidelity.HIGH, "global"))
         return found
 
-    def tell(self, evaluations: Sequence[Evaluation]) -> None:
+    def tell(self, evaluations: Sequence[Trial]) -> None:
         """What was evaluated is not asked for again."""
         self._archive.tell(evaluations)
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from bench.peers.base import Peer
-from qra_bo.search.base import SearchProblem
+from qra_bo.searchers.base import SearchProblem
 from qra_bo.space import IntArray
 from qra_bo.utils.errors import MissingExtraError
 

@@ -21,7 +21,7 @@ from gpytorch.mlls import ExactMarginalLogLikelihood
 from torch import Tensor
 
 from bench.peers.base import Peer
-from qra_bo.search.base import SearchProblem
+from qra_bo.searchers.base import SearchProblem
 from qra_bo.space import IntArray
 
 CANDIDATES = 2000

@@ -14,10 +14,10 @@ RULES = 3
 """Of the game (what is told and charged, profiles included): raised when they change, so that older searches are made
 again."""
 EQUIVALENTS, PROPOSALS = 40.0, 32.0
-"""High-fidelity equivalents of a search, and about what the profile and the anchors leave of them."""
+"""High-fidelity equivalents of a search, and about what the profile and the uniform baselines leave of them."""
 OTHERS = ("peer", "published", "informed")
 """Kinds of entries that are no variants of ours."""
-SENSITIVE = ["damage", "damage x rank", "gain"]
+SENSITIVE = ["quantization_sensitivity", "damage x rank", "rank_sensitivity"]
 """Parts of our surrogate that sensitivities give."""
 
 
@@ -60,10 +60,10 @@ COMPARED = (
     Entry("uniform", "uniform", "peer"),
     Entry("sequential bits", "sequential_bits", "peer"),
     Entry("sequential bits, then ranks", "sequential", "peer"),
-    Entry("bits by divergence", "sequential_bits", "informed", {"damage": "divergence"}, BY_DIVERGENCE),
-    Entry("bits by divergence, then ranks", "sequential", "informed", {"damage": "divergence"}, BY_DIVERGENCE),
-    Entry("bits by believed damage", "sequential_bits", "informed", {"damage": "believed"}, BY_BELIEF),
-    Entry("bits by believed damage, then ranks", "sequential", "informed", {"damage": "believed"}, BY_BELIEF),
+    Entry("bits by divergence", "sequential_bits", "informed", {"quantization_sensitivity": "divergence"}, BY_DIVERGENCE),
+    Entry("bits by divergence, then ranks", "sequential", "informed", {"quantization_sensitivity": "divergence"}, BY_DIVERGENCE),
+    Entry("bits by believed damage", "sequential_bits", "informed", {"quantization_sensitivity": "believed"}, BY_BELIEF),
+    Entry("bits by believed damage, then ranks", "sequential", "informed", {"quantization_sensitivity": "believed"}, BY_BELIEF),
     Entry("hill climbing", "hill_climb", "peer"),
     Entry("NSGA-II", "nsga2", "peer"),
     Entry("TPE", "tpe", "peer"),
@@ -77,8 +77,8 @@ ABLATIONS = (
     Entry("ours without the warp", OURS, "ablation", {"model": {"warps": [math.inf]}}),
     Entry("ours without the residual", OURS, "ablation", {"model": {"residual": 0.0}}),
     Entry("ours without sensitivities", OURS, "ablation", {"without": SENSITIVE, "n_prior": 0}),
-    Entry("ours by the loss's rise", OURS, "ablation", {"damage": "rise"}),
-    Entry("ours by divergence", OURS, "ablation", {"damage": "divergence"}),
+    Entry("ours by the loss's rise", OURS, "ablation", {"quantization_sensitivity": "rise"}),
+    Entry("ours by divergence", OURS, "ablation", {"quantization_sensitivity": "divergence"}),
     Entry("ours with one draw", OURS, "ablation", {"draws": 1}),
     Entry("ours by the least loss seen", OURS, "ablation", recommended=False),
     Entry("ours by the posterior mean", OURS, "ablation", {"temperatures": [0.0]}),

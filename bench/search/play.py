@@ -1,4 +1,4 @@
-"""One search on an emulated table: the anchors that every method gets, then ask, evaluate and tell at counted cost."""
+"""One search on an emulated table: the uniform baselines that every method gets, then ask, evaluate and tell at counted cost."""
 
 import time
 from collections.abc import Sequence
@@ -14,13 +14,13 @@ from bench.search.methods import OTHERS, Entry
 from qra_bo.oracle.emulator.oracle import BenchmarkOracle, load_oracle
 from qra_bo.oracle.emulator.table import ReferenceBudget
 from qra_bo.oracle.protocol import quiet
-from qra_bo.search.base import Recommending, SearchProblem
+from qra_bo.searchers.base import Recommending, SearchProblem
 from qra_bo.space import Allocation, SearchSpace
 from qra_bo.study.cost import FORWARD_SHARE, cost_of
 from qra_bo.study.options import training_seeds
 from qra_bo.study.state import is_uniform
-from qra_bo.study.uniform_baselines import AnchorRules, fill, uniform_anchors
-from qra_bo.trials import Evaluation, EvaluationRequest, Fidelity, Proposal, TrialState
+from qra_bo.study.uniform_baselines import BaselineRules, fill, uniform_baselines
+from qra_bo.trials import Fidelity, Proposal, Trial, TrialSpec, TrialState
 
 FREE_REFUSALS = 40
 """Refusals of an emulator that a search need not pay for: where its table ends says nothing of a method."""
@@ -34,13 +34,13 @@ class Arena:
         oracle: Emulated.
         budget: The reference budget.
         problem: For seed 0.
-        rules: Of the anchors.
+        rules: Of the uniform baselines.
     """
 
     oracle: BenchmarkOracle
     budget: ReferenceBudget
     problem: SearchProblem
-    rules: AnchorRules
+    rules: BaselineRules
 
     @property
     def name(self) -> str:
@@ -78,7 +78,7 @@ def make_arena(oracle: BenchmarkOracle, space: SearchSpace, budget: ReferenceBud
     largest = min(min(m.out_features, m.in_features) for u in space.units for m in u.linears)
     problem = SearchProblem(space, oracle.table.costs[budget.scope], budget.bytes, oracle.profile(quiet), facts.steps,
                             facts.record_at[-1], 0)
-    return Arena(oracle, budget, problem, AnchorRules(space.n_units, facts.formats, largest, budget.bytes, predict))
+    return Arena(oracle, budget, problem, BaselineRules(space.n_units, facts.formats, largest, budget.bytes, predict))
 
 
 class Game:
@@ -98,16 +98,16 @@ class Game:
         self.trace: list[tuple[float, float]] = []
         self.best: tuple[float, Allocation] | None = None
         self.best_uniform = np.inf
-        self.evaluations: list[Evaluation] = []
+        self.trials: list[Trial] = []
         self._bits = {f.name: f.bits for f in arena.problem.space.formats}
         self.refused = 0
 
-    def evaluate(self, proposal: Proposal) -> Evaluation:
+    def evaluate(self, proposal: Proposal) -> Trial:
         """Evaluate, count and note. A promotion pays its further steps alone; allocations that the emulator refuses
         pay nothing at first, and then in full."""
         arena, high = self.arena, proposal.fidelity is Fidelity.HIGH
         steps = arena.problem.high_steps if high else arena.problem.low_steps or arena.problem.high_steps
-        request = EvaluationRequest(proposal.allocation, steps, arena.problem.high_steps, self.train_seed,
+        request = TrialSpec(proposal.allocation, steps, arena.problem.high_steps, self.train_seed,
                                     lr_scale=arena.oracle.emulator.rate)
         measured = arena.oracle.evaluate(request, quiet)
         if measured.state is not TrialState.OK:
@@ -115,13 +115,13 @@ class Game:
             if self.refused > FREE_REFUSALS:
                 full = round(arena.equivalent * steps / arena.problem.high_steps)
                 measured = replace(measured, training_tokens=full)
-        told = EvaluationRequest(proposal.allocation, steps, arena.problem.high_steps, self.train_seed)
-        evaluation = Evaluation(len(self.evaluations), proposal.allocation,
+        told = TrialSpec(proposal.allocation, steps, arena.problem.high_steps, self.train_seed)
+        evaluation = Trial(len(self.trials), proposal.allocation,
                                 tuple(self._bits[f] for f in proposal.allocation.formats), proposal.stage,
                                 proposal.fidelity, told, self.seed, measured,
                                 arena.rules.predict_bytes(proposal.allocation))
         self.spent += cost_of(evaluation).tokens
-        self.evaluations.append(evaluation)
+        self.trials.append(evaluation)
         if high and measured.loss is not None and arena.rules.fits(proposal.allocation):
             if self.best is None or measured.loss < self.best[0]:
                 self.best = measured.loss, proposal.allocation
@@ -135,9 +135,9 @@ class Game:
             incumbent = recommended[0] if recommended else self.best[1]
             self.trace.append((self.spent / self.arena.equivalent, self.arena.true_loss(incumbent)))
 
-    def anchors(self) -> list[Evaluation]:
+    def anchors(self) -> list[Trial]:
         """The uniform choices that fit, and the best of them filled."""
-        done = [self._anchor(a) for a in uniform_anchors(self.arena.rules, self.arena.problem.profile)]
+        done = [self._anchor(a) for a in uniform_baselines(self.arena.rules, self.arena.problem.profile)]
         usable = [e for e in done if e.loss is not None]
         if usable:
             filled = fill(self.arena.rules, min(usable, key=lambda e: e.loss or 0.0).allocation)
@@ -145,7 +145,7 @@ class Game:
                 done.append(self._anchor(filled))
         return done
 
-    def _anchor(self, allocation: Allocation) -> Evaluation:
+    def _anchor(self, allocation: Allocation) -> Trial:
         evaluation = self.evaluate(Proposal(allocation, Fidelity.HIGH, "baseline"))
         self.note()
         return evaluation
@@ -160,7 +160,7 @@ def play(arena: Arena, entry: Entry, seed: int, equivalents: float) -> dict[str,
     """
     game = Game(arena, seed)
     searcher = make_player(entry.method, arena.problem.with_seed(seed), entry.options, equivalents)
-    anchors = game.anchors()
+    anchors = game.uniform_baselines()
     after_anchors = game.spent / arena.equivalent
     searcher.tell(on_ladders(arena.problem.space, anchors) if entry.kind in OTHERS else anchors)
     seconds = 0.0
@@ -185,15 +185,15 @@ def play(arena: Arena, entry: Entry, seed: int, equivalents: float) -> dict[str,
             "rows_sha256": arena.oracle.describe()["data_sha256"]}
 
 
-def on_ladders(space: SearchSpace, evaluations: Sequence[Evaluation]) -> list[Evaluation]:
+def on_ladders(space: SearchSpace, evaluations: Sequence[Trial]) -> list[Trial]:
     """Anchors for methods that know ranks on the ladder alone: each at the next rank below, of those alike the first,
     or the one that was on the ladder."""
     ranks = np.array(space.ranks.values)
-    found: dict[Allocation, Evaluation] = {}
+    found: dict[Allocation, Trial] = {}
     for e in evaluations:
         below = tuple(int(ranks[max(0, np.searchsorted(ranks, r, side="right") - 1)]) for r in e.allocation.ranks)
         allocation = Allocation(e.allocation.formats, below)
-        told = replace(e, allocation=allocation, request=replace(e.request, allocation=allocation))
+        told = replace(e, allocation=allocation, spec=replace(e.spec, allocation=allocation))
         if e.allocation == allocation or allocation not in found:
             found[allocation] = told
     return list(found.values())
@@ -202,7 +202,7 @@ def on_ladders(space: SearchSpace, evaluations: Sequence[Evaluation]) -> list[Ev
 def finds(game: Game, n: int = 5) -> list[dict[str, Any]]:
     """The best allocations as the search saw them."""
     fits = game.arena.rules.fits
-    seen = {e.allocation: e for e in sorted(game.evaluations, key=lambda e: -(e.loss or np.inf))
+    seen = {e.allocation: e for e in sorted(game.trials, key=lambda e: -(e.loss or np.inf))
             if e.fidelity is Fidelity.HIGH and e.loss is not None and fits(e.allocation)}
     best = sorted(seen.values(), key=lambda e: e.loss or np.inf)[:n]
     return [{**e.allocation.to_json(), "loss": e.loss, "true_loss": game.arena.true_loss(e.allocation)} for e in best]

@@ -34,7 +34,7 @@ def plot_arenas(rows: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
                 low, high = ([max(v, FLOOR) for v in q] for q in row["quartiles"])
                 ax.fill_between(row["costs"], low, high, color=colour, alpha=0.15, linewidth=0)
         ax.set_yscale("log")
-        dress(ax, LIGHT, "cost (high-fidelity equivalents)", "median regret (best uniform = 1)",
+        dress(ax, LIGHT, "cost (full-trial equivalents)", "median regret (best uniform = 1)",
               f"{task}, {emulator} emulator, {budget} (seeds in brackets)")
         legend(fig, ax, LIGHT, columns=2)  # names are long
         path = folder / f"{task}-{emulator}-{budget.replace(':', '-').replace(',', '-')}.png"

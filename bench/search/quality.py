@@ -15,16 +15,16 @@ from torch import Tensor
 from bench.emulators import bands
 from qra_bo.oracle.emulator.emulator import usable
 from qra_bo.oracle.emulator.table import ReferenceBudget, Table
-from qra_bo.search.base import SearchProblem
-from qra_bo.search.evolution.promotion import Promotion
-from qra_bo.search.structured.searcher import StructuredSearch
-from qra_bo.search.trust_region.check import LEAST_CHECKED
-from qra_bo.search.trust_region.utility import unit_importance
+from qra_bo.searchers.base import SearchProblem
+from qra_bo.searchers.evolution.promotion import Promotion
+from qra_bo.searchers.structured.searcher import StructuredSearch
+from qra_bo.searchers.trust_region.check import LEAST_CHECKED
+from qra_bo.searchers.trust_region.utility import unit_importance
 from qra_bo.sensitivity.profile import FloatArray
 from qra_bo.sensitivity.scaling import fidelity_importance, plasticity_importance
 from qra_bo.space import Allocation, IntArray
 from qra_bo.space.encoding import embed
-from qra_bo.trials import Evaluation, EvaluationRequest, Fidelity, Measurement, TrialState
+from qra_bo.trials import Fidelity, Trial, TrialResult, TrialSpec, TrialState
 from surrogates.diagnostics import Diagnostics, HeldOut, spearman
 from surrogates.fidelity import FidelityModel
 from surrogates.gp import fit_gp
@@ -34,15 +34,15 @@ DRAWS, FOLDS = 5, 10
 Row = dict[str, Any]
 
 
-def evaluation(problem: SearchProblem, allocation: Allocation, loss: float, number: int) -> Evaluation:
+def evaluation(problem: SearchProblem, allocation: Allocation, loss: float, number: int) -> Trial:
     """A finished high-fidelity evaluation as a searcher is told of it."""
     steps = problem.high_steps
-    measured = Measurement(TrialState.OK, loss, None, ((steps, loss),), steps, 1, 1, None, 0.0)
-    return Evaluation(number, allocation, problem.space.bits(allocation), "global", Fidelity.HIGH,
-                      EvaluationRequest(allocation, steps, steps, 0), 0, measured, 0)
+    measured = TrialResult(TrialState.OK, loss, None, ((steps, loss),), steps, 1, 1, None, 0.0)
+    return Trial(number, allocation, problem.space.bits(allocation), "global", Fidelity.HIGH,
+                      TrialSpec(allocation, steps, steps, 0), 0, measured, 0)
 
 
-def told_of(problem: SearchProblem, allocations: Sequence[Allocation], losses: FloatArray) -> list[Evaluation]:
+def told_of(problem: SearchProblem, allocations: Sequence[Allocation], losses: FloatArray) -> list[Trial]:
     """``evaluation`` of ``n`` allocations and their losses, numbered in order."""
     return [evaluation(problem, a, float(loss), i) for i, (a, loss) in enumerate(zip(allocations, losses, strict=True))]
 

@@ -30,7 +30,7 @@ from qra_bo.table1.search import search
 from qra_bo.utils.files import write_json
 
 DEFAULTS = ("budget=uniform:4,16", "memory.scope=stored", "effort=normal", "display=none",
-            "quantizer.rounding=nearest")
+            "quantizer.rounding=rtn")
 """On the embedded model and text, at the second reference budget; overrides replace these."""
 METHODS = {name: EVERYTHING[name] for name in (
     "ours", "sequential bits", "sequential bits, then ranks", "bits by believed damage",
@@ -67,7 +67,7 @@ def run_seed(config: RunConfig, folder: Path, names: Sequence[str]) -> list[Row]
                          "budget": limit.budget, "oracle": config.oracle.name, "test_losses": finals,
                          "search_loss": found.loss, "allocation": found.allocation.to_json(),
                          "best_uniform": None if uniform_best is None else uniform_best.loss,
-                         "equivalents": study.search_cost.tokens / float(study.header["equivalent_tokens"])})
+                         "equivalents": study.search_cost.tokens / float(study.header["full_trial_tokens"])})
             print(f"seed {config.seed}: {name}: {np.mean(list(finals.values())):.4f} on the test split, after "
                   f"{rows[-1]['equivalents']:.1f} equivalents", flush=True)
             write_json(folder / ROWS, rows)

@@ -85,7 +85,7 @@ def arena_rows(runs: Sequence[Run], kept: Sequence[Mapping[str, Any]] = ()) -> l
 
 def _with_costs(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Add the name of every group's best peer, and what each method spent until its median reached that
-    one's final value for good; none where that peer ends where the anchors, which all methods get, had been already."""
+    one's final value for good; none where that peer ends where the uniform baselines, which all methods get, had been already."""
     for suffix, (kinds, _) in GROUPS.items():
         peers = [row for row in rows if row["kind"] in kinds]
         if not peers:
@@ -173,7 +173,7 @@ def _targets(rows: Sequence[Mapping[str, Any]], expected: Sequence[tuple[str, st
         ratio, reached = ours["regret"] / max(best["regret"], 1e-12), ours[f"cost_to_best_peer{suffix}"]
         share = None if reached is None else reached / best["spent"]
         why = "" if share is not None else "ours did not reach it" if ours[f"best_peer{suffix}_beats_anchors"] else \
-            "undefined: the best peer ends where the anchors are, which all methods get"
+            "undefined: the best peer ends where the uniform baselines are, which all methods get"
         ratios.append(ratio)
         targets += [Target(f"{regret} ({best['method']})", "<= 0.5", ratio, ratio <= HALF),
                     Target(cost, "<= 1/3", share, share is not None and share <= THIRD, why)]

@@ -71,7 +71,7 @@ def with_codes(config: RunConfig) -> RunConfig:
     if config.quantizer.rounding != "auto":
         return config
     chosen = config.oracle.name == "finetune" and config.adapter.init not in OWN_BASE and config.task != "table1"
-    return config.with_changes(quantizer=replace(config.quantizer, rounding="gptq" if chosen else "nearest"))
+    return config.with_changes(quantizer=replace(config.quantizer, rounding="gptq" if chosen else "rtn"))
 
 
 def compose_plain(overrides: Sequence[str]) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from qra_bo.memory.optimizers import is_paged
 from qra_bo.oracle.emulator.table import TASK as TASK_FILE
 from qra_bo.oracle.emulator.table import folder_of
 from qra_bo.pipeline.build import NUMBERS, make_space, make_spec
-from qra_bo.search.methods import METHODS
-from qra_bo.search.priors import prior_file, shipped_priors
+from qra_bo.searchers.methods import METHODS
+from qra_bo.searchers.priors import prior_file, shipped_priors
 from qra_bo.space import Ladder
 from qra_bo.study.options import OTHER_RATES, are_other_rates
 from qra_bo.tasks import TASKS
@@ -115,15 +115,15 @@ def _ladders(config: RunConfig) -> Iterator[Problem]:
 def _rounding(config: RunConfig) -> Iterator[Problem]:
     q = config.quantizer
     yield from _rule("quantizer.tokens", q.tokens, q.tokens >= 1, "at least 1")
-    if q.rounding != "nearest" and config.oracle.name != "finetune":
+    if q.rounding != "rtn" and config.oracle.name != "finetune":
         yield Problem("quantizer.rounding", f"quantizer.rounding={q.rounding} chooses codes on real text, and oracle="
-                                            f"{config.oracle.name} has none: use quantizer.rounding=nearest.")
-    if q.rounding != "nearest" and config.task == "table1":
+                                            f"{config.oracle.name} has none: use quantizer.rounding=rtn.")
+    if q.rounding != "rtn" and config.task == "table1":
         yield Problem("quantizer.rounding", f"quantizer.rounding={q.rounding} can't be asked of task=table1: its rows "
                                             "say their own codes. Leave it out, and choose rows with table1.methods.")
-    if q.rounding != "nearest" and config.adapter.init in OWN_BASE:
+    if q.rounding != "rtn" and config.adapter.init in OWN_BASE:
         yield Problem("adapter.init", f"adapter.init={config.adapter.init} quantises what the adapters leave of every "
-                                      "weight, to the nearest codes: use quantizer.rounding=nearest, or another start.")
+                                      "weight, to the round-to-nearest codes: use quantizer.rounding=rtn, or another start.")
 
 
 def _rule(key: str, value: object, ok: bool, rule: str) -> Iterator[Problem]:
@@ -139,8 +139,8 @@ def _numbers(config: RunConfig) -> Iterator[Problem]:
                      f"at least the lowest of bits={list(c.bits)}, or null")
     yield from _rule("seed", c.seed, c.seed >= 0, "at least 0")
     yield from _rule("max_hours", c.max_hours, c.max_hours is None or c.max_hours > 0, "more than 0, or null")
-    yield from _rule("effort.high_equivalents", c.effort.high_equivalents, c.effort.high_equivalents >= 1, "at least 1")
-    yield from _rule("effort.anchors", c.effort.anchors, c.effort.anchors is None or c.effort.anchors >= 1,
+    yield from _rule("effort.max_full_trials", c.effort.max_full_trials, c.effort.max_full_trials >= 1, "at least 1")
+    yield from _rule("effort.uniform_baselines", c.effort.uniform_baselines, c.effort.uniform_baselines is None or c.effort.uniform_baselines >= 1,
                      "at least 1, or null for all")
     noise = c.oracle.noise
     yield from _rule("oracle.noise", noise, (noise or 0.0) >= 0 and (noise is not None or c.oracle.name == "benchmark"),

@@ -40,12 +40,12 @@ class ModelConfig:
 
 @dataclass(frozen=True, slots=True)
 class EffortConfig:
-    """How many high-fidelity equivalents a search may spend."""
+    """How many full-trial equivalents a search may spend."""
 
     name: str
-    high_equivalents: int
-    anchors: int | None
-    calibration_anchors: int
+    max_full_trials: int
+    uniform_baselines: int | None
+    calibration_baselines: int
     references: bool
     ranking_top: int
     rate_factors: tuple[float, ...]
@@ -100,7 +100,7 @@ class QuantizerConfig:
     """Storage formats that serve each bit-width, and how codes are chosen: never ``"auto"`` once it is composed."""
 
     formats: dict[int, tuple[str, ...]]
-    rounding: Literal["auto", "nearest", "gptq"]
+    rounding: Literal["auto", "rtn", "gptq"]
     tokens: int
 
 
@@ -158,7 +158,7 @@ class EvalConfig:
 
 @dataclass(frozen=True, slots=True)
 class CalibrateConfig:
-    """Factors on ``adapter.lr`` that are tried on a uniform anchor before the search."""
+    """Factors on ``adapter.lr`` that are tried on a uniform baseline before the search."""
 
     lr_scales: tuple[float, ...]
 

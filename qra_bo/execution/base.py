@@ -9,12 +9,12 @@ from typing import Any, Protocol
 
 from qra_bo.execution.messages import ProfileResult, failure_of, is_result, run_profile
 from qra_bo.oracle.protocol import Oracle, Progress
-from qra_bo.trials import EvaluationRequest, Measurement
+from qra_bo.trials import TrialResult, TrialSpec
 from qra_bo.utils.errors import ConfigError
 
 
 class Executor(Protocol):
-    """Runs an oracle. What goes wrong in an evaluation is a ``Measurement``; in anything else, an error.
+    """Runs an oracle. What goes wrong in an evaluation is a ``TrialResult``; in anything else, an error.
 
     Evaluations are submitted and come back as they finish, in whatever order; all else is asked for and waited for,
     while no evaluation is under way. Signals reach the caller while it waits.
@@ -33,15 +33,15 @@ class Executor(Protocol):
         """Measure the sensitivities, with their cost."""
         ...
 
-    def submit(self, request: EvaluationRequest) -> None:
+    def submit(self, request: TrialSpec) -> None:
         """Have one allocation evaluated, at once or as soon as a worker is free."""
         ...
 
-    def finished(self, progress: Progress) -> tuple[EvaluationRequest, Measurement]:
+    def finished(self, progress: Progress) -> tuple[TrialSpec, TrialResult]:
         """Wait for the next evaluation that ends, of those submitted and not returned yet (at least one)."""
         ...
 
-    def evaluate(self, request: EvaluationRequest, progress: Progress) -> Measurement:
+    def evaluate(self, request: TrialSpec, progress: Progress) -> TrialResult:
         """Evaluate one allocation while nothing else is under way."""
         self.submit(request)
         return self.finished(progress)[1]
@@ -85,7 +85,7 @@ class InProcessExecutor(Executor):
 
     def __init__(self, oracle: Oracle) -> None:
         self._oracle = oracle
-        self._waiting: deque[EvaluationRequest] = deque()
+        self._waiting: deque[TrialSpec] = deque()
 
     @property
     def workers(self) -> int:
@@ -97,10 +97,10 @@ class InProcessExecutor(Executor):
     def profile(self, progress: Progress) -> ProfileResult:
         return run_profile(self._oracle, progress)
 
-    def submit(self, request: EvaluationRequest) -> None:
+    def submit(self, request: TrialSpec) -> None:
         self._waiting.append(request)
 
-    def finished(self, progress: Progress) -> tuple[EvaluationRequest, Measurement]:
+    def finished(self, progress: Progress) -> tuple[TrialSpec, TrialResult]:
         request, start = self._waiting.popleft(), time.monotonic()
         try:
             return request, self._oracle.evaluate(request, progress)

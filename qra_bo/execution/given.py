@@ -7,7 +7,7 @@ from qra_bo.execution.base import Executor
 from qra_bo.execution.messages import ProfileResult
 from qra_bo.oracle.protocol import Progress
 from qra_bo.sensitivity.profile import SensitivityProfile
-from qra_bo.trials import EvaluationRequest, Measurement
+from qra_bo.trials import TrialResult, TrialSpec
 
 
 class GivenProfileExecutor(Executor):
@@ -37,10 +37,10 @@ class GivenProfileExecutor(Executor):
     def profile(self, progress: Progress) -> ProfileResult:
         return ProfileResult(self._profile, *self._tokens, 0.0)
 
-    def submit(self, request: EvaluationRequest) -> None:
+    def submit(self, request: TrialSpec) -> None:
         self._inner.submit(request)
 
-    def finished(self, progress: Progress) -> tuple[EvaluationRequest, Measurement]:
+    def finished(self, progress: Progress) -> tuple[TrialSpec, TrialResult]:
         return self._inner.finished(progress)
 
     def call(self, method: str, kwargs: Mapping[str, Any], progress: Progress) -> Mapping[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from qra_bo.execution.limits import Limits
 from qra_bo.execution.messages import failure
-from qra_bo.trials import EvaluationRequest, Measurement, TrialState
+from qra_bo.trials import TrialResult, TrialSpec, TrialState
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ class Job:
         kills: Processes that the kernel had killed for want of memory when it was begun.
     """
 
-    request: EvaluationRequest
+    spec: TrialSpec
     submitted: float
     tries: int = 0
     kills: int = 0
@@ -39,9 +39,9 @@ class Jobs:
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self.waiting: deque[Job] = deque()
-        self.done: deque[tuple[EvaluationRequest, Measurement]] = deque()
+        self.done: deque[tuple[TrialSpec, TrialResult]] = deque()
 
-    def submit(self, request: EvaluationRequest) -> None:
+    def submit(self, request: TrialSpec) -> None:
         """Have an evaluation wait for a worker."""
         self.waiting.append(Job(request, time.monotonic()))
 
@@ -60,5 +60,5 @@ class Jobs:
             self.waiting.appendleft(job)
             return
         log.warning("an evaluation was lost: %s; another worker is started for the next one", why)
-        self.done.append((job.request, failure(TrialState.OOM if starved else TrialState.FAILED, why, steps,
+        self.done.append((job.spec, failure(TrialState.OOM if starved else TrialState.FAILED, why, steps,
                                                time.monotonic() - job.submitted)))

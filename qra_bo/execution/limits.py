@@ -4,7 +4,7 @@ import statistics
 from collections import deque
 from dataclasses import dataclass
 
-from qra_bo.trials import EvaluationRequest, Measurement, TrialState
+from qra_bo.trials import TrialResult, TrialSpec, TrialState
 
 PACE = 9
 """Finished evaluations whose seconds a step say how long another may take."""
@@ -38,12 +38,12 @@ class Pace:
         self._limits = limits
         self._seconds: deque[float] = deque(maxlen=PACE)
 
-    def note(self, m: Measurement) -> None:
+    def note(self, m: TrialResult) -> None:
         """Learn from a finished evaluation; one that gave no loss says nothing."""
         if m.state is TrialState.OK:
             self._seconds.append(m.seconds / max(1, m.new_steps))
 
-    def allowed(self, request: EvaluationRequest) -> float | None:
+    def allowed(self, request: TrialSpec) -> float | None:
         """Seconds that an evaluation may take in all; ``None`` where there is no limit, or nothing is known yet."""
         silence, slowdown = self._limits.silence, self._limits.slowdown
         if silence is None or slowdown is None or not self._seconds:

@@ -9,10 +9,10 @@ from typing import Any
 from qra_bo.execution.base import Executor, OracleSpec
 from qra_bo.execution.jobs import Job, Jobs
 from qra_bo.execution.limits import Limits, Pace
-from qra_bo.execution.messages import ProfileResult, measurement_from_json, request_to_json
+from qra_bo.execution.messages import ProfileResult, result_from_json, spec_to_json
 from qra_bo.execution.process import Worker, WorkerLost, WorkerState, out_of_memory_kills
 from qra_bo.oracle.protocol import Progress, quiet
-from qra_bo.trials import EvaluationRequest, Measurement
+from qra_bo.trials import TrialResult, TrialSpec
 from qra_bo.utils.errors import ConfigError, QRABOError, WorkerError
 
 log = logging.getLogger(__name__)
@@ -53,10 +53,10 @@ class LocalExecutor(Executor):
         self._close(self._workers[1:])  # what they hold is needed now
         return self._must("call", progress, method=method, kwargs=dict(kwargs))
 
-    def submit(self, request: EvaluationRequest) -> None:
+    def submit(self, request: TrialSpec) -> None:
         self._jobs.submit(request)
 
-    def finished(self, progress: Progress) -> tuple[EvaluationRequest, Measurement]:
+    def finished(self, progress: Progress) -> tuple[TrialSpec, TrialResult]:
         while not self._jobs.done:
             self._dispatch()
             if self._running:
@@ -86,8 +86,8 @@ class LocalExecutor(Executor):
             job.kills = out_of_memory_kills()
             self._running[worker] = job
             try:
-                worker.begin({"op": "evaluate", "request": request_to_json(job.request)},
-                             self._pace.allowed(job.request))
+                worker.begin({"op": "evaluate", "request": spec_to_json(job.spec)},
+                             self._pace.allowed(job.spec))
             except WorkerLost as lost:
                 self._lost(worker, lost)
 
@@ -109,9 +109,9 @@ class LocalExecutor(Executor):
                 del self._running[worker]
                 raise
             if answer is not None:
-                measurement = measurement_from_json(answer)
+                measurement = result_from_json(answer)
                 self._pace.note(measurement)
-                self._jobs.done.append((self._running.pop(worker).request, measurement))
+                self._jobs.done.append((self._running.pop(worker).spec, measurement))
 
     def _lost(self, worker: Worker, lost: WorkerLost) -> None:
         """Begin the evaluation of a lost worker again, or make a failure of it.

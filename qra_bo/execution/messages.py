@@ -10,7 +10,7 @@ import numpy as np
 from qra_bo.oracle.protocol import Oracle, Progress
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import Allocation
-from qra_bo.trials import EvaluationRequest, Measurement, TrialState, peaks_from_json, peaks_to_json
+from qra_bo.trials import TrialResult, TrialSpec, TrialState, peaks_from_json, peaks_to_json
 from qra_bo.utils import errors
 from qra_bo.utils.errors import ConfigError, OracleError, QRABOError, UserError
 from qra_bo.utils.failures import is_out_of_memory
@@ -28,9 +28,9 @@ class ProfileResult:
     def to_json(self) -> dict[str, Any]:
         """The fields of the journal's profile event."""
         p = self.profile
-        return {"source": p.source, "units": list(p.units), "formats": list(p.formats), "damage": p.damage.tolist(),
-                "damage_kl": p.damage_kl.tolist(), "gain": None if p.gain is None else p.gain.tolist(),
-                "damage_se": None if p.damage_se is None else p.damage_se.tolist(), "base_loss": p.base_loss,
+        return {"source": p.source, "units": list(p.units), "formats": list(p.formats), "quantization_sensitivity": p.quantization_sensitivity.tolist(),
+                "quantization_kl": p.quantization_kl.tolist(), "rank_sensitivity": None if p.rank_sensitivity is None else p.rank_sensitivity.tolist(),
+                "quantization_se": None if p.quantization_se is None else p.quantization_se.tolist(), "base_loss": p.base_loss,
                 "training_tokens": self.training_tokens, "forward_tokens": self.forward_tokens,
                 "seconds": self.seconds}
 
@@ -38,10 +38,10 @@ class ProfileResult:
     def from_json(cls, data: Mapping[str, Any]) -> "ProfileResult":
         """Inverse of ``to_json``, exact to the last bit."""
         gain, se = (None if data.get(key) is None else np.array(data[key], dtype=np.float64)
-                    for key in ("gain", "damage_se"))
+                    for key in ("rank_sensitivity", "quantization_se"))
         profile = SensitivityProfile(
-            tuple(data["units"]), tuple(data["formats"]), np.array(data["damage"], dtype=np.float64),
-            np.array(data["damage_kl"], dtype=np.float64), gain, float(data["base_loss"]), str(data["source"]), se)
+            tuple(data["units"]), tuple(data["formats"]), np.array(data["quantization_sensitivity"], dtype=np.float64),
+            np.array(data["quantization_kl"], dtype=np.float64), gain, float(data["base_loss"]), str(data["source"]), se)
         return cls(profile, int(data["training_tokens"]), int(data["forward_tokens"]), float(data["seconds"]))
 
 
@@ -54,35 +54,35 @@ def run_profile(oracle: Oracle, progress: Progress) -> ProfileResult:
                          time.monotonic() - start)
 
 
-def request_to_json(request: EvaluationRequest) -> dict[str, Any]:
+def spec_to_json(request: TrialSpec) -> dict[str, Any]:
     return {**request.allocation.to_json(), "steps": request.steps, "schedule_steps": request.schedule_steps,
             "train_seed": request.train_seed, "split": request.split, "lr_scale": request.lr_scale,
             "init": request.init, "codes": request.codes}
 
 
-def request_from_json(data: Mapping[str, Any]) -> EvaluationRequest:
-    return EvaluationRequest(Allocation.from_json(data), int(data["steps"]), int(data["schedule_steps"]),
+def spec_from_json(data: Mapping[str, Any]) -> TrialSpec:
+    return TrialSpec(Allocation.from_json(data), int(data["steps"]), int(data["schedule_steps"]),
                              int(data["train_seed"]), str(data["split"]), float(data["lr_scale"]),
                              data["init"], data["codes"])
 
 
-def measurement_to_json(m: Measurement) -> dict[str, Any]:
+def result_to_json(m: TrialResult) -> dict[str, Any]:
     return {"state": m.state.value, "loss": m.loss, "loss_se": m.loss_se, "curve": [list(p) for p in m.curve],
             "new_steps": m.new_steps, "training_tokens": m.training_tokens, "forward_tokens": m.forward_tokens,
             "measured_bytes": m.measured_bytes, "seconds": m.seconds, "switch_seconds": m.switch_seconds,
             "message": m.message, "peaks": peaks_to_json(m.peaks)}
 
 
-def measurement_from_json(data: Mapping[str, Any]) -> Measurement:
-    return Measurement(TrialState(data["state"]), data["loss"], data["loss_se"],
+def result_from_json(data: Mapping[str, Any]) -> TrialResult:
+    return TrialResult(TrialState(data["state"]), data["loss"], data["loss_se"],
                        tuple((int(s), float(v)) for s, v in data["curve"]), data["new_steps"],
                        data["training_tokens"], data["forward_tokens"], data["measured_bytes"], data["seconds"],
                        data["switch_seconds"], data["message"], peaks_from_json(data["peaks"]))
 
 
-def failure(state: TrialState, message: str, new_steps: int, seconds: float) -> Measurement:
+def failure(state: TrialState, message: str, new_steps: int, seconds: float) -> TrialResult:
     """A result without a loss."""
-    return Measurement(state, None, None, (), new_steps, 0, 0, None, seconds, 0.0, message)
+    return TrialResult(state, None, None, (), new_steps, 0, 0, None, seconds, 0.0, message)
 
 
 def is_result(error: BaseException) -> bool:
@@ -90,7 +90,7 @@ def is_result(error: BaseException) -> bool:
     return isinstance(error, Exception) and not isinstance(error, (UserError, OracleError))
 
 
-def failure_of(error: BaseException, new_steps: int, seconds: float) -> Measurement:
+def failure_of(error: BaseException, new_steps: int, seconds: float) -> TrialResult:
     """The result that an exception of ``evaluate`` stands for."""
     state = TrialState.OOM if is_out_of_memory(error) else TrialState.FAILED
     first = (str(error).splitlines() or [""])[0]

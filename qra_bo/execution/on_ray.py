@@ -14,13 +14,13 @@ from qra_bo.execution.limits import Limits, Pace, overdue, silent
 from qra_bo.execution.messages import (
     ProfileResult,
     error_from_json,
-    measurement_from_json,
-    request_to_json,
+    result_from_json,
+    spec_to_json,
 )
 from qra_bo.execution.process import STOP_SECONDS
 from qra_bo.execution.worker import error_body, resolve, serve
 from qra_bo.oracle.protocol import TRAINING, Oracle, Progress, StopRequested, quiet
-from qra_bo.trials import EvaluationRequest, Measurement
+from qra_bo.trials import TrialResult, TrialSpec
 from qra_bo.utils.errors import DeviceError, MissingExtraError, OracleError, WorkerError
 
 log = logging.getLogger(__name__)
@@ -177,10 +177,10 @@ class RayExecutor(Executor):
             self._bury(slot)
         return self._must({"op": "call", "method": method, "kwargs": dict(kwargs)}, progress)
 
-    def submit(self, request: EvaluationRequest) -> None:
+    def submit(self, request: TrialSpec) -> None:
         self._jobs.submit(request)
 
-    def finished(self, progress: Progress) -> tuple[EvaluationRequest, Measurement]:
+    def finished(self, progress: Progress) -> tuple[TrialSpec, TrialResult]:
         while not self._jobs.done:
             self._dispatch()
             for slot, body in self._answers(progress):
@@ -191,9 +191,9 @@ class RayExecutor(Executor):
                 if isinstance(body, str):
                     self._lost(job, body, slot.done)
                 else:
-                    measurement = measurement_from_json(body)
+                    measurement = result_from_json(body)
                     self._pace.note(measurement)
-                    self._jobs.done.append((job.request, measurement))
+                    self._jobs.done.append((job.spec, measurement))
         return self._jobs.done.popleft()
 
     def close(self) -> None:
@@ -219,8 +219,8 @@ class RayExecutor(Executor):
                     return
                 free = self._start()
             free.job = self._jobs.waiting.popleft()
-            self._begin(free, {"op": "evaluate", "request": request_to_json(free.job.request)},
-                        self._pace.allowed(free.job.request))
+            self._begin(free, {"op": "evaluate", "request": spec_to_json(free.job.spec)},
+                        self._pace.allowed(free.job.spec))
 
     def _start(self) -> _Slot:
         options = {"max_restarts": 0, "concurrency_groups": {WORK: 1, TALK: 1}, **self._resources.options()}

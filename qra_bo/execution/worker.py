@@ -17,9 +17,9 @@ from qra_bo.execution.messages import (
     error_to_json,
     failure_of,
     is_result,
-    measurement_to_json,
-    request_from_json,
+    result_to_json,
     run_profile,
+    spec_from_json,
 )
 from qra_bo.oracle.protocol import TRAINING, Oracle, StopRequested
 from qra_bo.utils.errors import ConfigError
@@ -117,14 +117,14 @@ def serve(oracle: Oracle, request: Mapping[str, Any], reporter: Reporter) -> tup
             return "result", run_profile(oracle, reporter).to_json()
         if request["op"] == "call":
             return "result", dict(getattr(oracle, request["method"])(**request["kwargs"], progress=reporter))
-        measurement = oracle.evaluate(request_from_json(request["request"]), reporter)
-        return "result", measurement_to_json(measurement)
+        measurement = oracle.evaluate(spec_from_json(request["request"]), reporter)
+        return "result", result_to_json(measurement)
     except Exception as error:
         if is_device_lost(error):  # whatever this process tried afterwards would fail too: another one must take over
             log.critical("this worker ends, for its GPU context is lost: %s", str(error).splitlines()[0])
             os._exit(DEVICE_LOST)
         if request["op"] == "evaluate" and is_result(error):
-            return "result", measurement_to_json(failure_of(error, reporter.done, time.monotonic() - start))
+            return "result", result_to_json(failure_of(error, reporter.done, time.monotonic() - start))
         return "error", error_body(error)
 
 

@@ -20,7 +20,13 @@ from qra_bo.finetune.manifest import write_manifest
 from qra_bo.finetune.models.load import commit_of
 from qra_bo.finetune.profiling.cache import ProfileCache
 from qra_bo.finetune.profiling.gradients import CalibrationText
-from qra_bo.finetune.profiling.measure import assemble, joint_damage, measure_damage, measure_gain, unit_choice
+from qra_bo.finetune.profiling.measure import (
+    assemble,
+    joint_quantization_sensitivity,
+    measure_quantization_sensitivity,
+    measure_rank_sensitivity,
+    unit_choice,
+)
 from qra_bo.finetune.quantization.bank import LayerBank
 from qra_bo.finetune.tracing.memory_probe import MemoryProbe, begin_load
 from qra_bo.finetune.training.checkpoints import Checkpoint, CheckpointStore
@@ -29,7 +35,7 @@ from qra_bo.finetune.training.optimizer import UnitwiseAdamW
 from qra_bo.oracle.protocol import TRAINING, Progress, StopRequested
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import Allocation, StorageFormat, Unit
-from qra_bo.trials import EvaluationRequest, Measurement, TrialState, peaks_to_json
+from qra_bo.trials import TrialResult, TrialSpec, TrialState, peaks_to_json
 from qra_bo.utils.errors import OracleError, TrainingError
 from qra_bo.utils.failures import is_out_of_memory
 from qra_bo.utils.files import writing
@@ -116,9 +122,9 @@ class FinetuneOracle:
             self.profile_cost = self._with_start(cost)
             return profile
         self.bank.build(progress)
-        gain, trained = measure_gain(self.model, self.bank, self.units, inputs, labels, self.settings.train,
+        gain, trained = measure_rank_sensitivity(self.model, self.bank, self.units, inputs, labels, self.settings.train,
                                      self.device, self.settings.largest_rank, progress)
-        damage, base, forward = measure_damage(self.model, self.bank, self.units, self.formats, inputs, labels,
+        damage, base, forward = measure_quantization_sensitivity(self.model, self.bank, self.units, self.formats, inputs, labels,
                                                self.settings.train, self.device, progress)
         cost = {"training_tokens": trained, "forward_tokens": forward}
         self.profile_cost = self._with_start(cost)
@@ -135,8 +141,8 @@ class FinetuneOracle:
         return {**cost, "training_tokens": cost["training_tokens"] + self.inits.training_tokens,
                 "forward_tokens": cost["forward_tokens"] + self.inits.forward_tokens + rounding}
 
-    def evaluate(self, request: EvaluationRequest, progress: Progress,
-                 then: Callable[[], None] | None = None) -> Measurement:
+    def evaluate(self, request: TrialSpec, progress: Progress,
+                 then: Callable[[], None] | None = None) -> TrialResult:
         """Train (from a checkpoint if there is one) and evaluate; ``then`` is called while the trained model is there.
         OOM and divergence are results."""
         start = time.monotonic()
@@ -210,7 +216,7 @@ class FinetuneOracle:
         """
         chosen, folder = Allocation.from_json(allocation), Path(out)
         total = steps or max(1, round(epochs * len(self.data.train) / self.settings.train.batch))
-        request = EvaluationRequest(chosen, total, total, train_seed, "test", lr_scale)
+        request = TrialSpec(chosen, total, total, train_seed, "test", lr_scale)
         try:
             measured = self._evaluate(request, progress, time.monotonic(), _Spent())
             ranks = {linear.name: rank for unit, rank in zip(self.units, chosen.ranks, strict=True)
@@ -270,7 +276,7 @@ class FinetuneOracle:
             ``loss`` and ``jsd`` (nats, against the model in 16 bits) of every choice, and ``forward_tokens``.
         """
         n = self.settings.calibration_blocks
-        loss, jsd, tokens = joint_damage(self.model, self.bank, self.units, choices,
+        loss, jsd, tokens = joint_quantization_sensitivity(self.model, self.bank, self.units, choices,
                                          self.data.calibration.input_ids[:n], self.data.calibration.labels[:n],
                                          self.settings.train, self.device, progress)
         return {"loss": loss, "jsd": jsd, "forward_tokens": tokens}
@@ -289,15 +295,15 @@ class FinetuneOracle:
     def build(self, allocation: Allocation, train_seed: int, progress: Progress | None = None,
               init: str | None = None, codes: str | None = None) -> None:
         """Switch the model to ``allocation`` and attach fresh adapters that start with ``init``; ``codes`` as in
-        ``EvaluationRequest``."""
+        ``TrialSpec``."""
         if len(allocation) != len(self.units):
             raise OracleError(f"the model has {len(self.units)} units; the allocation has {len(allocation)}")
         formats = unit_choice(self.units, allocation.formats)
         ranks = {linear.name: rank for unit, rank in zip(self.units, allocation.ranks, strict=True)
                  for linear in unit.linears}
         self.bank.choose_codes(progress)
-        prepared = self._initialiser(init).prepare(formats, ranks, progress, codes == "nearest")
-        nearest = self.bank.nearest_bases(formats) if codes == "nearest" else {}
+        prepared = self._initialiser(init).prepare(formats, ranks, progress, codes == "rtn")
+        nearest = self.bank.nearest_bases(formats) if codes == "rtn" else {}
         self.bank.install(self.model, {**formats, **nearest, **prepared.bases})
         self.peft = attach(self.model, ranks, self.settings.adapter, train_seed, self.dtype, prepared.starts)
 
@@ -307,7 +313,7 @@ class FinetuneOracle:
         groups = unit_groups(adapter_parameters(self.model), self._unit_of, ranks, self.settings.train, lr_scale)
         return UnitwiseAdamW(groups, self.settings.train.optimizer)
 
-    def _evaluate(self, request: EvaluationRequest, progress: Progress, start: float, spent: "_Spent") -> Measurement:
+    def _evaluate(self, request: TrialSpec, progress: Progress, start: float, spent: "_Spent") -> TrialResult:
         settings, allocation, spent.start = self.settings.train, request.allocation, start
         begin_load(self.device)
         self.build(allocation, request.train_seed, progress, request.init, request.codes)
@@ -345,16 +351,16 @@ class FinetuneOracle:
         if not math.isfinite(result.loss):
             raise DivergedError(f"held-out loss {result.loss} after {done} steps")
         curve = (*curve, (request.steps, result.loss))
-        return Measurement(TrialState.OK, result.loss, result.se, curve, done - spent.first, spent.training,
+        return TrialResult(TrialState.OK, result.loss, result.se, curve, done - spent.first, spent.training,
                            spent.forward, probe.bytes, spent.seconds, switch_seconds, peaks=probe.peaks)
 
-    def _save(self, name: str, request: EvaluationRequest, optimizer: UnitwiseAdamW, spent: "_Spent",
+    def _save(self, name: str, request: TrialSpec, optimizer: UnitwiseAdamW, spent: "_Spent",
               curve: tuple[tuple[int, float], ...]) -> None:
         if self.checkpoints:
             self.checkpoints.save(name, Checkpoint(spent.done, request.steps, spent.first, spent.training,
                                                    spent.forward, spent.seconds, curve, optimizer.state()))
 
-    def _restore(self, name: str, request: EvaluationRequest, optimizer: UnitwiseAdamW,
+    def _restore(self, name: str, request: TrialSpec, optimizer: UnitwiseAdamW,
                  spent: "_Spent") -> tuple[int, tuple[tuple[int, float], ...]]:
         saved = self.checkpoints.load(name, request.steps) if self.checkpoints else None
         if saved is None:
@@ -394,6 +400,6 @@ class _Spent:
         """Of this session, and of those before it that the evaluation was cut off in."""
         return self.earlier + time.monotonic() - self.start
 
-    def result(self, state: TrialState, message: str) -> Measurement:
-        return Measurement(state, None, None, (), max(0, self.done - self.first), self.training, self.forward, None,
+    def result(self, state: TrialState, message: str) -> TrialResult:
+        return TrialResult(state, None, None, (), max(0, self.done - self.first), self.training, self.forward, None,
                            self.seconds, 0.0, message)

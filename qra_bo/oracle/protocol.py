@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 from qra_bo.sensitivity.profile import SensitivityProfile
-from qra_bo.trials import EvaluationRequest, Measurement
+from qra_bo.trials import TrialResult, TrialSpec
 
 Progress = Callable[[str, int, int], None]
 """``(what, done, total)``: called now and then so that a person sees something move."""
@@ -38,7 +38,7 @@ class Oracle(Protocol):
         """Measure the sensitivities of the units and formats it was built for."""
         ...
 
-    def evaluate(self, request: EvaluationRequest, progress: Progress) -> Measurement:
+    def evaluate(self, request: TrialSpec, progress: Progress) -> TrialResult:
         """Train and evaluate one allocation, telling ``progress`` of every step as ``TRAINING``. OOM and divergence are
         results, not exceptions."""
         ...

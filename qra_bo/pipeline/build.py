@@ -39,7 +39,7 @@ def config_from_dict(data: Mapping[str, Any]) -> RunConfig:
         ConfigError: If it is not the dictionary of a configuration.
     """
     restored = dict(data)
-    quantizer = {"rounding": "nearest", "tokens": 1, **restored["quantizer"]}  # before there was a choice
+    quantizer = {"rounding": "rtn", "tokens": 1, **restored["quantizer"]}  # before there was a choice
     formats = {int(bits): tuple(names) for bits, names in quantizer["formats"].items()}
     restored["quantizer"] = {**quantizer, "formats": formats}
     restored["effort"] = {"rate_factors": [], **restored["effort"]}  # before it was checked
@@ -121,7 +121,7 @@ def make_memory(cfg: RunConfig, spec: DecoderSpec, device_type: str,
 
 
 class BytesPredictor:
-    """Predicted bytes of any allocation, on the ladders or off them (anchors have ranks that no ladder holds)."""
+    """Predicted bytes of any allocation, on the ladders or off them (uniform baselines have ranks that no ladder holds)."""
 
     def __init__(self, memory: MemoryModel, space: SearchSpace) -> None:
         self.memory, self.space = memory, space
@@ -234,7 +234,7 @@ def make_finetune(cfg: RunConfig, out: Path) -> "FinetuneOracle":
 def make_rounding(cfg: RunConfig, model: Any, spec: DecoderSpec, space: SearchSpace, data: "DataSplits",
                   base: Mapping[str, str]) -> "Rounding | None":
     """What chooses the codes of the ladder's formats; those of references that the ladder lacks stay the nearest."""
-    if cfg.quantizer.rounding == "nearest":
+    if cfg.quantizer.rounding == "rtn":
         return None
     import torch
 
@@ -274,7 +274,7 @@ def profile_cache(cfg: RunConfig, base: Mapping[str, str], device_type: str, dat
 
 def codes_facts(cfg: RunConfig, data_sha256: str) -> dict[str, Any]:
     """What codes depend on beside the weights, for the keys of caches: nothing where they are the nearest."""
-    if cfg.quantizer.rounding == "nearest":
+    if cfg.quantizer.rounding == "rtn":
         return {}
     return {"rounding": cfg.quantizer.rounding, "tokens": cfg.quantizer.tokens, "data": data_sha256,
             "length": cfg.train.length, "ladder": cfg.format_names}

@@ -17,10 +17,10 @@ from qra_bo.pipeline.build import BytesPredictor
 from qra_bo.space import SearchSpace
 from qra_bo.study.journal import JOURNAL_NAME
 from qra_bo.study.results import load_study
-from qra_bo.trials import Evaluation
+from qra_bo.trials import Trial
 
 log = logging.getLogger(__name__)
-Fold = Callable[[Sequence[Evaluation]], dict[str, Any] | None]
+Fold = Callable[[Sequence[Trial]], dict[str, Any] | None]
 
 
 def store() -> AllowanceStore:
@@ -71,9 +71,9 @@ def make_fold(config: RunConfig, memory: MemoryModel, space: SearchSpace) -> Fol
     alive = BytesPredictor(replace(memory, allowance=Allowance(0, 0)), space)
     twice = BytesPredictor(replace(memory, allowance=Allowance(0, PPM)), space)  # transient bytes count again
 
-    def keep(evaluations: Sequence[Evaluation]) -> dict[str, Any] | None:
-        excesses = [Excess(alive(e.allocation), twice(e.allocation) - alive(e.allocation), e.measurement.measured_bytes)
-                    for e in evaluations if e.measurement.measured_bytes is not None]
+    def keep(evaluations: Sequence[Trial]) -> dict[str, Any] | None:
+        excesses = [Excess(alive(e.allocation), twice(e.allocation) - alive(e.allocation), e.result.measured_bytes)
+                    for e in evaluations if e.result.measured_bytes is not None]
         if not excesses:
             return None
         before = store().load(name) or ASSUMED[device_type]

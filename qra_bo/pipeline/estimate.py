@@ -53,7 +53,7 @@ def host_parts(config: RunConfig, spec: DecoderSpec, space: SearchSpace) -> Mapp
 
 def _choosing_codes(config: RunConfig, spec: DecoderSpec, item: int) -> int:
     """A layer's activations on the text, and the factors of its inputs' second moments in fp64."""
-    if config.quantizer.rounding == "nearest":
+    if config.quantizer.rounding == "rtn":
         return 0
     width = max(linear.in_features for linear in spec.linears)
     return FACTORS * 8 * width**2 + item * config.quantizer.tokens * (4 * spec.hidden_size + 3 * width)

@@ -26,8 +26,8 @@ from qra_bo.report.loggers import SearchLogger
 from qra_bo.report.mirror import OptunaMirror, storage_url
 from qra_bo.report.tables import PlanRow, print_plan, print_result
 from qra_bo.report.write import load_run, write_report
-from qra_bo.search.base import SearchProblem
-from qra_bo.search.methods import make_searcher, prior_sha256, with_learned
+from qra_bo.searchers.base import SearchProblem
+from qra_bo.searchers.methods import make_searcher, prior_sha256, with_learned
 from qra_bo.sensitivity.given import given_profile
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.sensitivity.rehearsal import rehearsal_profile
@@ -169,12 +169,12 @@ def run_one(config: RunConfig, folder: Path, setting: Setting, budget: int, exec
         parts = run_parts(config, folder, setting, budget, executor, view, tracker, mirror)
         # Wrong options, and a given profile that lacks what the method needs, are told before anything is measured.
         parts.make_searcher(parts.make_problem(setting.profile or rehearsal_profile(setting.space)),
-                            engine_config.high_equivalents)
+                            engine_config.max_full_trials)
         if view is not None and not (folder / JOURNAL_NAME).exists():
             print_plan(view.console, f"{config.model_name} within {budget / 1e6:,.1f} MB, effort={config.effort.name}; "
                        "times are rough, for idle cores",
                        plan_rows(config, engine_config, token_seconds(config, setting)),
-                       engine_config.equivalent_tokens)
+                       engine_config.full_trial_tokens)
         try:
             outcome = Engine(engine_config, parts).run()
         except RunInterrupted as stop:
@@ -235,22 +235,22 @@ def engine_settings(config: RunConfig, folder: Path, space: SearchSpace, budget:
     tokens = config.fidelity.high * config.train.batch * config.train.length + config.eval.tokens / 3
     n = space.n_units
     lora, qlora = uniform(n, "fp16", 16), uniform(n, default_format(4).name, 16)
-    nearest = () if config.quantizer.rounding == "nearest" else (qlora,)  # its codes are those whatever a search has
+    nearest = () if config.quantizer.rounding == "rtn" else (qlora,)  # its codes are those whatever a search has
     references = (lora,) if nearest else (lora, qlora)
     return EngineConfig(
         folder=folder, config=config.to_dict(), config_sha256=config.config_sha256,
         may_differ=frozenset(NOT_OF_THE_RESULT), model=config.model_name, granularity=config.granularity,
         oracle=config.oracle.name, method=config.method.name, scope=config.memory.scope, budget_bytes=budget,
         budget_text=config.budget[0], effort=config.effort.name,
-        high_equivalents=float(config.effort.high_equivalents), equivalent_tokens=tokens,
+        max_full_trials=float(config.effort.max_full_trials), full_trial_tokens=tokens,
         high_steps=config.fidelity.high, low_steps=config.fidelity.low, seed=config.seed, train_seed=train_seed,
-        confirm_seeds=confirm, anchors=config.effort.anchors,
-        calibration_anchors=config.effort.calibration_anchors,
+        confirm_seeds=confirm, uniform_baselines=config.effort.uniform_baselines,
+        calibration_baselines=config.effort.calibration_baselines,
         max_rank=min(min(m.out_features, m.in_features) for u in space.units for m in u.linears),
         base_lr=config.adapter.lr, lr_rule=config.adapter.lr_rule, lr_scales=config.calibrate.lr_scales,
         alpha_over_rank=config.adapter.alpha_over_rank, init=config.adapter.init,
         references=references if config.effort.references else (),
-        nearest_references=nearest if config.effort.references else (),
+        rtn_references=nearest if config.effort.references else (),
         ranking_top=config.effort.ranking_top, ranking_factor=config.confirm.ranking_factor,
         rate_factors=config.effort.rate_factors if config.confirm.seeds else (),
         max_hours=config.max_hours, max_average_bits=config.max_average_bits,
@@ -268,10 +268,10 @@ def token_seconds(config: RunConfig, setting: Setting) -> float | None:
 
 def plan_rows(config: RunConfig, engine: EngineConfig, seconds: float | None = None) -> list[PlanRow]:
     """What lies ahead, by cost, and by time where ``seconds`` says what a training token takes."""
-    each = engine.equivalent_tokens
-    costs = {"profile, calibration, anchors and search": engine.planned_cost,
-             f"references ({len(engine.references) + len(engine.nearest_references)})":
-                 (len(engine.references) + len(engine.nearest_references)) * each,
+    each = engine.full_trial_tokens
+    costs = {"profile, calibration, uniform baselines and search": engine.planned_cost,
+             f"references ({len(engine.references) + len(engine.rtn_references)})":
+                 (len(engine.references) + len(engine.rtn_references)) * each,
              f"confirmation ({len(engine.confirm_seeds)} seeds, 2 allocations)": 2 * len(engine.confirm_seeds) * each,
              f"the same at {len(engine.rate_factors)} other learning rates":
                  2 * len(engine.confirm_seeds) * len(engine.rate_factors) * each,

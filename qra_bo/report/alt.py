@@ -40,10 +40,10 @@ def sensitivity(d: ReportData) -> str:
     if p is None:
         return ""
     names = short_names(p.units)
-    worst = [f"{fmt} at units {', '.join(names[u] for u in np.argsort(-p.damage[:, j])[:NAMED_UNITS])} (up to "
-             f"{signed(float(p.damage[:, j].max()))} nats)" for j, fmt in enumerate(p.formats)]
-    gain = "" if p.gain is None else " Adapter capacity may gain most at units " + \
-        ", ".join(names[u] for u in np.argsort(-p.gain[:, -1])[:NAMED_UNITS]) + "."
+    worst = [f"{fmt} at units {', '.join(names[u] for u in np.argsort(-p.quantization_sensitivity[:, j])[:NAMED_UNITS])} (up to "
+             f"{signed(float(p.quantization_sensitivity[:, j].max()))} nats)" for j, fmt in enumerate(p.formats)]
+    gain = "" if p.rank_sensitivity is None else " Adapter capacity may gain most at units " + \
+        ", ".join(names[u] for u in np.argsort(-p.rank_sensitivity[:, -1])[:NAMED_UNITS]) + "."
     return f"Quantising one unit alone harms most with {'; '.join(worst)}.{gain}"
 
 
@@ -62,7 +62,7 @@ def convergence(d: ReportData) -> str:
     if best is None:
         return ""
     versus = "" if uniform is None else f"; the best uniform choice that fits has {number(uniform.loss)}"
-    return (f"Best validation loss {number(best.loss)}, found by evaluation {best.id} of {len(d.evaluations)}{versus}. "
+    return (f"Best validation loss {number(best.loss)}, found by evaluation {best.id} of {len(d.trials)}{versus}. "
             f"All of it cost {d.equivalents:.1f} high-fidelity evaluations.")
 
 

@@ -13,7 +13,7 @@ from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import Allocation, StorageFormat
 from qra_bo.study.journal import session_seconds
 from qra_bo.study.state import Study
-from qra_bo.trials import SCHEMA_VERSION, Evaluation, rounding_of
+from qra_bo.trials import SCHEMA_VERSION, Trial, rounding_of
 from qra_bo.utils.errors import JournalError, SpaceError
 
 Event = Mapping[str, Any]
@@ -26,7 +26,7 @@ BREAKDOWN_KEYS = ("weights", "quant_metadata", "unquantised", "adapters", "gradi
 class Header:
     """What was asked for.
 
-    ``formats`` and ``ranks`` are the ladders, ``unit_numel`` the parameters of every unit, ``equivalent_tokens``
+    ``formats`` and ``ranks`` are the ladders, ``unit_numel`` the parameters of every unit, ``full_trial_tokens``
     the cost of one evaluation at high fidelity (training tokens).
     """
 
@@ -43,7 +43,7 @@ class Header:
     high_steps: int
     low_steps: int | None
     effort: str
-    equivalent_tokens: float
+    full_trial_tokens: float
     train_seed: int
     method: str
     seed: int
@@ -128,47 +128,47 @@ class ReportData:
         return None if kind == "finetune" else labels.get(kind, f"PROXY: results of the oracle {kind!r}")
 
     @property
-    def evaluations(self) -> tuple[Evaluation, ...]:
-        return tuple(self.study.evaluations)
+    def trials(self) -> tuple[Trial, ...]:
+        return tuple(self.study.trials)
 
     @cached_property
-    def points(self) -> tuple[Evaluation, ...]:
+    def points(self) -> tuple[Trial, ...]:
         """Points of the search and references, in journal order."""
         references = [e for e in self.study.baselines if e.stage == "reference"]
         return tuple(sorted((*self.study.points, *references), key=lambda e: e.id))
 
     @property
-    def candidates(self) -> tuple[Evaluation, ...]:
+    def candidates(self) -> tuple[Trial, ...]:
         """Points that may be incumbent."""
         return self.study.points
 
     @property
-    def incumbent(self) -> Evaluation | None:
+    def incumbent(self) -> Trial | None:
         return self.study.incumbent
 
     @property
-    def best_uniform(self) -> Evaluation | None:
+    def best_uniform(self) -> Trial | None:
         return self.study.best_uniform
 
-    def reference(self, fmt: str, rank: int) -> Evaluation | None:
+    def reference(self, fmt: str, rank: int) -> Trial | None:
         """The evaluated uniform choice with the codes of its library, e.g. ``("nf4", 16)`` for QLoRA, or ``None``."""
         return next((e for e in self.points
                      if set(e.allocation.formats) == {fmt} and set(e.allocation.ranks) == {rank}
-                     and (not self.has_chosen_codes or e.request.codes == "nearest" or fmt == "fp16")), None)
+                     and (not self.has_chosen_codes or e.spec.codes == "rtn" or fmt == "fp16")), None)
 
     @property
     def has_chosen_codes(self) -> bool:
         """Whether the codes of the search are other than the nearest."""
-        return rounding_of(self.header.config) != "nearest"
+        return rounding_of(self.header.config) != "rtn"
 
     @cached_property
     def winner(self) -> Allocation | None:
         """What the run delivers, or would if it ended now."""
         return self.study.winner
 
-    def point(self, allocation: Allocation, codes: str | None = None) -> Evaluation | None:
-        """The high-fidelity evaluation of ``allocation`` with ``codes`` (as in ``EvaluationRequest``), or ``None``."""
-        return next((e for e in self.points if e.allocation == allocation and e.request.codes == codes), None)
+    def point(self, allocation: Allocation, codes: str | None = None) -> Trial | None:
+        """The high-fidelity evaluation of ``allocation`` with ``codes`` (as in ``TrialSpec``), or ``None``."""
+        return next((e for e in self.points if e.allocation == allocation and e.spec.codes == codes), None)
 
     @property
     def breakdown(self) -> Mapping[str, int] | None:
@@ -208,7 +208,7 @@ class ReportData:
     @property
     def equivalents(self) -> float:
         """``total_cost`` in evaluations at high fidelity."""
-        return self.total_cost / self.header.equivalent_tokens
+        return self.total_cost / self.header.full_trial_tokens
 
 
 def parse_events(events: Sequence[Event], warnings: Sequence[str] = ()) -> ReportData:
@@ -259,7 +259,7 @@ def _header(e: Event) -> Header:
         budget_bytes=int(e["budget_bytes"]), budget_text=str(e["budget_text"]), scope=str(e["scope"]),
         oracle=str(e["oracle"]), high_steps=int(e["high_steps"]),
         low_steps=None if e["low_steps"] is None else int(e["low_steps"]), effort=str(e["effort"]),
-        equivalent_tokens=float(e["equivalent_tokens"]),
+        full_trial_tokens=float(e["full_trial_tokens"]),
         train_seed=int(e["train_seed"]), method=str(e["method"]),
         seed=int(e["seed"]), version=str(e["version"]), config=e["config"], config_sha256=str(e["config_sha256"]))
 

@@ -17,7 +17,7 @@ from qra_bo.report.style import DARK, LIGHT, svg_uri
 from qra_bo.report.tables import COLUMNS, page_lines, row_cells
 from qra_bo.report.text import DASH, duration, number, size
 from qra_bo.study.cost import cost_of
-from qra_bo.trials import Evaluation
+from qra_bo.trials import Trial
 
 REM_PER_INCH = 7.0
 """Size of a figure on the page: its text is then about as large as the page's own small text."""
@@ -80,7 +80,7 @@ def render_html(d: ReportData) -> str:
         answer=story.answer(d), rows=[row_cells(r) for r in story.comparison(d)], columns=COLUMNS[2:],
         lines=page_lines(d), figures=figures, absent=absent, progress=_progress(d), units=_unit_rows(d),
         checks=story.checks(d), evaluation_columns=[(c, c in TEXT_COLUMNS) for c in EVALUATION_COLUMNS],
-        evaluations=[(e.allocation == d.winner, _evaluation_cells(d, e)) for e in d.evaluations],
+        trials=[(e.allocation == d.winner, _evaluation_cells(d, e)) for e in d.trials],
         steps=next_steps(d), words=WORDS, subtitle=_subtitle(d),
         provenance=list(_provenance(d)), config=json.dumps(d.header.config, indent=2, sort_keys=True))
 
@@ -97,7 +97,7 @@ def report_json(d: ReportData) -> dict[str, Any]:
         "units": [dict(zip(("unit", "format", "bits", "rank"), row, strict=True)) for row in _unit_rows(d)],
         "cost": {"cost": d.total_cost, "equivalents": d.equivalents, "wall_seconds": d.wall_seconds,
                  "overhead_seconds": d.study.overhead_seconds},
-        "evaluations": [e.to_json() | {"cost": cost_of(e).tokens} for e in d.evaluations],
+        "evaluations": [e.to_json() | {"cost": cost_of(e).tokens} for e in d.trials],
         "provenance": dict(d.provenance), "config": d.header.config, "config_sha256": d.header.config_sha256}
 
 
@@ -107,7 +107,7 @@ def _progress(d: ReportData) -> tuple[float, str] | None:
     if d.end is not None or planned <= 0:
         return None
     share = min(1.0, d.study.search_cost.tokens / planned)
-    return share, (f"{100 * share:.0f} % of the planned search, stage {d.stage}; {len(d.evaluations)} evaluations so "
+    return share, (f"{100 * share:.0f} % of the planned search, stage {d.stage}; {len(d.trials)} evaluations so "
                    "far. Write this report again to see more: task=report")
 
 
@@ -116,9 +116,9 @@ def _unit_rows(d: ReportData) -> list[tuple[str, str, int, int]]:
     return [] if w is None else list(zip(d.header.units, w.formats, d.bits(w), w.ranks, strict=True))
 
 
-def _evaluation_cells(d: ReportData, e: Evaluation) -> list[tuple[str, str]]:
+def _evaluation_cells(d: ReportData, e: Trial) -> list[tuple[str, str]]:
     """(text, sort key) of every column; an empty key sorts last in both directions."""
-    m, r = e.measurement, e.request
+    m, r = e.result, e.spec
     rank = sum(e.allocation.ranks) / len(e.allocation)
 
     def num(value: float | None, digits: int) -> tuple[str, str]:

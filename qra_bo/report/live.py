@@ -17,7 +17,7 @@ from rich.text import Text
 from qra_bo.report.text import duration, rough, signed, size
 from qra_bo.study.cost import cost_of
 from qra_bo.study.state import Study, loss_of
-from qra_bo.trials import Evaluation, Fidelity
+from qra_bo.trials import Fidelity, Trial
 
 KEPT_EVENTS = 6
 CLOCK_GRAIN = timedelta(milliseconds=1)
@@ -78,7 +78,7 @@ class RunState:
         return f"{told} fidelity" if told else ""
 
     def _header(self, e: Mapping[str, Any]) -> str:
-        self._after = float(e["equivalent_tokens"]) * evaluations_after_search(e["config"])
+        self._after = float(e["full_trial_tokens"]) * evaluations_after_search(e["config"])
         self.planned = float(e["planned_cost"]) + self._after
         real = "" if e["oracle"] == "finetune" else f" [{e['oracle']} results: no model is trained]"
         self.title = (f"{e['model']} within {size(e['budget_bytes'])} ({e['scope']}), effort {e['effort']}, "
@@ -95,17 +95,17 @@ class RunState:
         self.stage = str(e["stage"])
         return f"stage {self.stage}"
 
-    def _evaluation(self, before: Evaluation | None) -> str:
-        e = self.study.evaluations[-1]
-        m, name = e.measurement, _name(e)
+    def _evaluation(self, before: Trial | None) -> str:
+        e = self.study.trials[-1]
+        m, name = e.result, _name(e)
         tokens = cost_of(e).tokens
         self._paced = (self._paced[0] + m.seconds, self._paced[1] + tokens)
         if not e.ok or e.loss is None:
-            return f"{e.stage}: {name} {e.measurement.state.value} ({m.message or 'no loss'})"
+            return f"{e.stage}: {name} {e.result.state.value} ({m.message or 'no loss'})"
         self._seconds[e.fidelity].append(m.seconds)
         lead = self.study.incumbent
         mark = "  <- best so far" if lead is not None and lead is not before and lead.id == e.id else ""
-        return (f"{e.stage}: {name} loss {e.loss:.4f} after {e.request.steps} steps, {size(e.predicted_bytes)}, "
+        return (f"{e.stage}: {name} loss {e.loss:.4f} after {e.spec.steps} steps, {size(e.predicted_bytes)}, "
                 f"{m.seconds:.1f} s{mark}")
 
     def _profile(self, e: Mapping[str, Any]) -> str:
@@ -144,7 +144,7 @@ def evaluations_after_search(config: Mapping[str, Any]) -> int:
         2 * bool(effort["references"])
 
 
-def _name(e: Evaluation) -> str:
+def _name(e: Trial) -> str:
     """``4-bit r16`` for a uniform choice, else the average bits and rank."""
     bits, ranks = e.bits, e.allocation.ranks
     if len(set(bits)) == 1 and len(set(ranks)) == 1:

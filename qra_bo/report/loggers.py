@@ -40,16 +40,16 @@ def metrics_of(study: Study, event: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _after_evaluation(study: Study) -> dict[str, float]:
-    e, best, uniform = study.evaluations[-1], study.incumbent, study.best_uniform
+    e, best, uniform = study.trials[-1], study.incumbent, study.best_uniform
     bits, n = average_bits(e.bits, np.array(study.header["unit_numel"])), len(e.allocation)
-    found = {"evaluation/loss": e.loss, "evaluation/seconds": e.measurement.seconds,
+    found = {"evaluation/loss": e.loss, "evaluation/seconds": e.result.seconds,
              "evaluation/mean_bits": bits, "evaluation/mean_rank": sum(e.allocation.ranks) / n,
              "evaluation/predicted_mb": e.predicted_bytes / MB,
-             "search/cost_equivalents": study.search_cost.tokens / float(study.header["equivalent_tokens"]),
+             "search/cost_equivalents": study.search_cost.tokens / float(study.header["full_trial_tokens"]),
              "search/best_loss": None if best is None else loss_of(best),
              "search/best_uniform_loss": None if uniform is None else loss_of(uniform),
              "search/difference": None if best is None or uniform is None else loss_of(best) - loss_of(uniform),
-             "search/failures": float(sum(not x.ok for x in study.evaluations))}
+             "search/failures": float(sum(not x.ok for x in study.trials))}
     return {name: float(value) for name, value in found.items() if value is not None}
 
 
@@ -85,7 +85,7 @@ class SearchLogger:
                 self._sink = self._open({key: self._study.header[key] for key in PARAMETERS})
             found = metrics_of(self._study, event)
             if found:
-                self._sink.log(found, len(self._study.evaluations))
+                self._sink.log(found, len(self._study.trials))
             if event["event"] == "end":
                 self.close()
         except Exception as error:  # a tracker's server, disk or quota: nothing that a search should end for

@@ -17,7 +17,7 @@ from qra_bo.space import average_bits
 from qra_bo.study.cost import UNSEARCHED_STAGES
 from qra_bo.study.journal import JOURNAL_NAME, read_journal
 from qra_bo.study.state import Study
-from qra_bo.trials import Evaluation, Fidelity
+from qra_bo.trials import Fidelity, Trial
 from qra_bo.utils.errors import MissingExtraError
 from qra_bo.utils.redact import redact
 
@@ -112,7 +112,7 @@ class _Copier:
         self._study = Study()
         self._there: Any = None
         self._known: set[str] = set()
-        self._waiting: list[tuple[Evaluation, datetime]] = []
+        self._waiting: list[tuple[Trial, datetime]] = []
 
     @property
     def copied(self) -> int:
@@ -124,7 +124,7 @@ class _Copier:
         if event["event"] == "header":
             self._open(event)
         elif event["event"] == "evaluation":
-            self._waiting.append((self._study.evaluations[-1], datetime.fromisoformat(event["time"])))
+            self._waiting.append((self._study.trials[-1], datetime.fromisoformat(event["time"])))
         if self._study.lr_scale is not None:
             for evaluation, ended in self._waiting:
                 self._copy(evaluation, ended)
@@ -142,8 +142,8 @@ class _Copier:
             if self._there.user_attrs.get(name) != value:
                 self._there.set_user_attr(name, value)
 
-    def _copy(self, e: Evaluation, ended: datetime) -> None:
-        r = e.request
+    def _copy(self, e: Trial, ended: datetime) -> None:
+        r = e.spec
         if r.key in self._known or e.stage in UNSEARCHED_STAGES or r.split != "validation" \
                 or r.lr_scale != self._study.lr_scale:
             return  # another objective: it has no place on the same axis
@@ -153,15 +153,15 @@ class _Copier:
         distributions = dict(self._axes()) if params else {}
         self._there.add_trial(self._optuna.trial.FrozenTrial(
             number=-1, trial_id=-1, state=states.FAIL if not e.ok else states.PRUNED if low else states.COMPLETE,
-            value=e.loss, params=params, distributions=distributions, intermediate_values=dict(e.measurement.curve),
-            datetime_start=(ended - timedelta(seconds=e.measurement.seconds)).replace(tzinfo=None),
+            value=e.loss, params=params, distributions=distributions, intermediate_values=dict(e.result.curve),
+            datetime_start=(ended - timedelta(seconds=e.result.seconds)).replace(tzinfo=None),
             datetime_complete=ended.replace(tzinfo=None), system_attrs={},
             user_attrs={"key": r.key, "stage": e.stage, "fidelity": e.fidelity.value, "steps": r.steps,
-                        "predicted_bytes": e.predicted_bytes, "measured_bytes": e.measurement.measured_bytes,
-                        "average_rank": sum(e.allocation.ranks) / len(e.allocation), "state": e.measurement.state.value,
-                        "average_bits": average_bits(e.bits, numel), "message": e.measurement.message}))
+                        "predicted_bytes": e.predicted_bytes, "measured_bytes": e.result.measured_bytes,
+                        "average_rank": sum(e.allocation.ranks) / len(e.allocation), "state": e.result.state.value,
+                        "average_bits": average_bits(e.bits, numel), "message": e.result.message}))
 
-    def _choices(self, e: Evaluation) -> Iterator[tuple[str, Any]]:
+    def _choices(self, e: Trial) -> Iterator[tuple[str, Any]]:
         """Every unit's format and rank; none where a format is not the search's."""
         names = {f["name"] for f in self._study.header["formats"]}
         if set(e.allocation.formats) <= names:

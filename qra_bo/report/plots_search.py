@@ -11,7 +11,7 @@ from qra_bo.report.data import ReportData
 from qra_bo.report.style import GREEN, ORANGE, PURPLE, VERMILLION, Theme, dress, figure, legend
 from qra_bo.report.text import number, signed, size
 from qra_bo.study.cost import FORWARD_SHARE, cost_of
-from qra_bo.trials import Evaluation
+from qra_bo.trials import Trial
 
 MB = 1e6
 VIEW_SHARE = 0.75
@@ -25,9 +25,9 @@ LEAST_PAIRS = 3
 """Of two lengths of training that are worth a figure."""
 
 
-def front(points: Sequence[Evaluation]) -> list[Evaluation]:
+def front(points: Sequence[Trial]) -> list[Trial]:
     """Points that no other beats in both predicted bytes and loss, in increasing order of bytes."""
-    out: list[Evaluation] = []
+    out: list[Trial] = []
     for e in sorted(points, key=lambda e: (e.predicted_bytes, _loss(e))):
         if not out or _loss(e) < _loss(out[-1]):
             out.append(e)
@@ -53,8 +53,8 @@ def pareto(d: ReportData, theme: Theme) -> Figure | None:
     return fig
 
 
-def _pareto_panel(ax: Axes, d: ReportData, theme: Theme, points: Sequence[Evaluation], top: float) -> None:
-    kinds: dict[str, list[Evaluation]] = {"search": [], "baseline": [], "reference": []}
+def _pareto_panel(ax: Axes, d: ReportData, theme: Theme, points: Sequence[Trial], top: float) -> None:
+    kinds: dict[str, list[Trial]] = {"search": [], "baseline": [], "reference": []}
     for e in points:
         kinds[e.stage if e.stage in kinds else "search"].append(e)
     styles = (("search", "o", theme.main, "search", 26.0), ("baseline", "s", ORANGE, "uniform choices", 46.0),
@@ -72,12 +72,12 @@ def _pareto_panel(ax: Axes, d: ReportData, theme: Theme, points: Sequence[Evalua
         ax.scatter([winner.predicted_bytes / MB], [min(_loss(winner), top)], marker="*", s=220, color=VERMILLION,
                    edgecolors=theme.paper, label="winner", zorder=6)
     ax.margins(x=0.12, y=0.1)
-    named = [(e, d.name(e.allocation, e.request.codes).removeprefix("uniform-"))
+    named = [(e, d.name(e.allocation, e.spec.codes).removeprefix("uniform-"))
              for e in (*kinds["baseline"], *kinds["reference"])]
     _label_points(ax, named, top, theme)
 
 
-def _close_top(d: ReportData, points: Sequence[Evaluation]) -> float:
+def _close_top(d: ReportData, points: Sequence[Trial]) -> float:
     """Upper end of the loss axis of a close-up: shows the better half of the points and the best uniform choice."""
     losses = [_loss(e) for e in points]
     top = _view_top(losses, CLOSE_SHARE)
@@ -92,7 +92,7 @@ def _view_top(losses: list[float], share: float = VIEW_SHARE) -> float:
     return high if high - low <= 3 * (cut - low) else cut + 0.6 * (cut - low)
 
 
-def _scatter(ax: Axes, xs: Mapping[int, float], group: Sequence[Evaluation], top: float, *, marker: str, color: str,
+def _scatter(ax: Axes, xs: Mapping[int, float], group: Sequence[Trial], top: float, *, marker: str, color: str,
              label: str, area: float, edge: str) -> None:
     """Losses of ``group`` at ``xs`` (by id); those above ``top`` as triangles at the edge."""
     inside = [e for e in group if _loss(e) <= top]
@@ -105,7 +105,7 @@ def _scatter(ax: Axes, xs: Mapping[int, float], group: Sequence[Evaluation], top
                    edgecolors=edge, linewidths=0.6, zorder=4, label=f"{label} above the view")
 
 
-def _label_points(ax: Axes, named: Sequence[tuple[Evaluation, str]], top: float, theme: Theme) -> None:
+def _label_points(ax: Axes, named: Sequence[tuple[Trial, str]], top: float, theme: Theme) -> None:
     """Names beside points; of points close together only the best is named."""
     losses = [min(_loss(e), top) for e, _ in named]
     sizes = [e.predicted_bytes / MB for e, _ in named]
@@ -130,13 +130,13 @@ def _label_points(ax: Axes, named: Sequence[tuple[Evaluation, str]], top: float,
 def incumbents(d: ReportData) -> tuple[list[float], list[float]]:
     """Cost (high-fidelity evaluations) when each candidate was known and the least loss by then; the last pair is the
     cost of everything so far."""
-    unit = d.header.equivalent_tokens
+    unit = d.header.full_trial_tokens
     training, forward = d.profile_tokens
     spent = training + FORWARD_SHARE * forward
     allowed = {e.id for e in d.candidates}
     cost: list[float] = []
     best: list[float] = []
-    for e in d.evaluations:
+    for e in d.trials:
         spent += cost_of(e).tokens
         if e.id in allowed:
             cost.append(spent / unit)
@@ -206,7 +206,7 @@ def fidelities(d: ReportData, theme: Theme) -> Figure | None:
     return fig
 
 
-def _early_pairs(ax: Axes, theme: Theme, d: ReportData, pairs: Sequence[tuple[float, Evaluation]]) -> None:
+def _early_pairs(ax: Axes, theme: Theme, d: ReportData, pairs: Sequence[tuple[float, Trial]]) -> None:
     low, high = [a for a, _ in pairs], [_loss(b) for _, b in pairs]
     ranks = [float(np.mean(b.allocation.ranks)) for _, b in pairs]
     inside = [i for i, loss in enumerate(high) if loss <= _view_top(high)]
@@ -249,5 +249,5 @@ def surrogate(d: ReportData, theme: Theme) -> Figure | None:
     return fig
 
 
-def _loss(e: Evaluation) -> float:
+def _loss(e: Trial) -> float:
     return float("inf") if e.loss is None else e.loss

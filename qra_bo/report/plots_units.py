@@ -105,19 +105,19 @@ def sensitivity(d: ReportData, theme: Theme) -> Figure | None:
     p = d.profile
     if p is None:
         return None
-    fig = figure(theme, 8.0, 5.4 if p.gain is not None else 3.8)
-    axes = fig.subplots(2 if p.gain is not None else 1, 1, sharex=True, squeeze=False)[:, 0]
+    fig = figure(theme, 8.0, 5.4 if p.rank_sensitivity is not None else 3.8)
+    axes = fig.subplots(2 if p.rank_sensitivity is not None else 1, 1, sharex=True, squeeze=False)[:, 0]
     x = np.arange(len(p.units))
     colours = (VERMILLION, ORANGE, theme.main, GREEN, PURPLE, SKY, YELLOW)
     for j, name in enumerate(p.formats):
-        axes[0].plot(x, p.damage[:, j], marker=MARKERS[j % len(MARKERS)], markersize=5, linewidth=1.3,
+        axes[0].plot(x, p.quantization_sensitivity[:, j], marker=MARKERS[j % len(MARKERS)], markersize=5, linewidth=1.3,
                      color=colours[j % len(colours)], label=name)
-    _symlog(axes[0], p.damage)
+    _symlog(axes[0], p.quantization_sensitivity)
     dress(axes[0], theme, y="loss increase (nats)", title="Damage when only this unit is quantised ($I_q$)")
     legend(fig, axes[0], theme, columns=8)
-    if p.gain is not None:
-        axes[1].bar(x, p.gain[:, -1], color=theme.main, width=0.78)
-        dress(axes[1], theme, y="gain (first order)", title=f"Gain of adapter capacity, rank {p.gain.shape[1]} ($I_r$)")
+    if p.rank_sensitivity is not None:
+        axes[1].bar(x, p.rank_sensitivity[:, -1], color=theme.main, width=0.78)
+        dress(axes[1], theme, y="gain (first order)", title=f"Gain of adapter capacity, rank {p.rank_sensitivity.shape[1]} ($I_r$)")
         axes[1].grid(False, axis="x")
     if len(x) <= FEW_UNITS:
         names = short_names(p.units)

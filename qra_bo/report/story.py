@@ -10,7 +10,7 @@ from qra_bo.report.text import number, signed, size
 from qra_bo.space import Allocation
 from qra_bo.study.confirm import LEAST_SEEDS, spearman
 from qra_bo.study.results import metadata_bits
-from qra_bo.trials import Evaluation, Fidelity, TrialState
+from qra_bo.trials import Fidelity, Trial, TrialState
 
 CLOSED_GAP_ERRORS = 3
 """Standard errors that a gap must span before shares of it are quoted."""
@@ -138,7 +138,7 @@ def comparison(d: ReportData) -> list[Row]:
     for role, fmt in (("QLoRA", "nf4"), ("LoRA, 16-bit", "fp16")):
         e = d.reference(fmt, 16)
         if e is not None:
-            chosen.append((role, e.allocation, e.request.codes))
+            chosen.append((role, e.allocation, e.spec.codes))
     rows: dict[tuple[Allocation, str | None], Row] = {}
     for role, allocation, codes in chosen:
         known, test = rows.get((allocation, codes)), None if codes else tests.get(allocation)
@@ -152,7 +152,7 @@ def comparison(d: ReportData) -> list[Row]:
 def _row(d: ReportData, role: str, allocation: Allocation, codes: str | None, test_loss: float | None) -> Row:
     e, m = d.point(allocation, codes), d.measurement(allocation)
     predicted = e.predicted_bytes if e is not None else m.predicted_bytes if m is not None else None
-    measured = m.measured_bytes if m is not None else e.measurement.measured_bytes if e is not None else None
+    measured = m.measured_bytes if m is not None else e.result.measured_bytes if e is not None else None
     return Row(role, d.name(allocation, codes), d.average_bits(allocation),
                float(np.average(allocation.ranks)), e.loss if e is not None else None, test_loss, predicted, measured,
                None if predicted is None else predicted <= d.header.budget_bytes)
@@ -165,7 +165,7 @@ def gap_closed(d: ReportData) -> str | None:
     if not (qlora and lora and best):
         return None
     gap = _value(qlora) - _value(lora)
-    error = math.hypot(qlora.measurement.loss_se or 0.0, lora.measurement.loss_se or 0.0)
+    error = math.hypot(qlora.result.loss_se or 0.0, lora.result.loss_se or 0.0)
     if gap < CLOSED_GAP_ERRORS * error or gap <= 0:
         return (f"unresolved, since QLoRA and 16-bit LoRA, each trained with one seed, differ by {signed(gap)}: under "
                 f"{CLOSED_GAP_ERRORS} standard errors of their losses")
@@ -182,15 +182,15 @@ def average_bits(d: ReportData) -> str | None:
     return f"{code:.2f} by parameters, {code + metadata:.2f} with scales and zeros"
 
 
-def low_high(d: ReportData) -> list[tuple[float, Evaluation]]:
+def low_high(d: ReportData) -> list[tuple[float, Trial]]:
     """Loss at low fidelity beside the evaluation at high fidelity, of every allocation where both are known.
 
     The low loss is that of an evaluation at low fidelity, or was recorded on the way to the high one: low fidelity is
     a prefix of it under the same schedule.
     """
-    low = {(e.allocation, e.request.train_seed): e.loss for e in d.evaluations
-           if e.ok and e.fidelity is Fidelity.LOW and e.request.split == "validation"}
-    found = [(low.get((e.allocation, e.request.train_seed), dict(e.measurement.curve).get(d.header.low_steps or 0)), e)
+    low = {(e.allocation, e.spec.train_seed): e.loss for e in d.trials
+           if e.ok and e.fidelity is Fidelity.LOW and e.spec.split == "validation"}
+    found = [(low.get((e.allocation, e.spec.train_seed), dict(e.result.curve).get(d.header.low_steps or 0)), e)
              for e in d.points]
     return [(early, e) for early, e in found if early is not None]
 
@@ -286,10 +286,10 @@ def _search_checks(d: ReportData) -> list[Check]:
     out.append(_calibration_check(d))
     out += _surrogate_checks(d)
     failed = {state: n for state in TrialState if state is not TrialState.OK
-              and (n := sum(e.measurement.state is state for e in d.evaluations))}
+              and (n := sum(e.result.state is state for e in d.trials))}
     if failed:
         text = ", ".join(f"{n} {FAILURES[state]}" for state, n in failed.items())
-        out.append(Check("ok", "Failures are results", f"{text} of {len(d.evaluations)} evaluations; counted in the "
+        out.append(Check("ok", "Failures are results", f"{text} of {len(d.trials)} evaluations; counted in the "
                          "cost and kept in the table."))
     out.append(Check("caution", "One search seed", f"The search ran with seed {d.header.seed}; another seed may find "
                      "another allocation of about the same loss. Repeat with seed=1, 2 to see the spread."))
@@ -339,5 +339,5 @@ def _memory_checks(d: ReportData) -> list[Check]:
     return out or [Check("missing", "Memory", "The winner has not been measured; its memory is a prediction.")]
 
 
-def _value(e: Evaluation) -> float:
+def _value(e: Trial) -> float:
     return math.nan if e.loss is None else e.loss

@@ -45,10 +45,10 @@ def believed_damage(profile: SensitivityProfile) -> FloatArray:
     and formats by iterated weighted least squares, and of the distance the part ``s KL^2`` of both is kept
     (empirical Bayes). Low formats, whose rise stands out of the noise most, decide about ``s``.
     """
-    rise, kl = profile.damage, np.clip(profile.damage_kl, 0.0, None)
-    if profile.damage_se is None:
+    rise, kl = profile.quantization_sensitivity, np.clip(profile.quantization_kl, 0.0, None)
+    if profile.quantization_se is None:
         return np.clip(rise, 0.0, None)
-    chance = profile.damage_se**2
+    chance = profile.quantization_se**2
     noisy = chance > _NO_CHANCE
     if not noisy.any():
         return np.clip(rise, 0.0, None)
@@ -72,4 +72,4 @@ def _variances(squares: FloatArray, chance: FloatArray, kl_squared: FloatArray) 
 
 
 DAMAGES: Mapping[str, Callable[[SensitivityProfile], FloatArray]] = {
-    RISE: lambda profile: profile.damage, DIVERGENCE: lambda profile: profile.damage_kl, BELIEVED: believed_damage}
+    RISE: lambda profile: profile.quantization_sensitivity, DIVERGENCE: lambda profile: profile.quantization_kl, BELIEVED: believed_damage}

@@ -30,7 +30,7 @@ def given_profile(path: Path, units: Sequence[Unit], formats: Sequence[str]) -> 
     if isinstance(given, MeasuredDamage):
         raise ProfileError(
             f"{path} ({given.source}) holds one damage for each of {len(given.units)} modules and names no storage "
-            "format; a search needs the damage by format, and the file also lacks damage_kl (KL divergence), gain "
+            "format; a search needs the damage by format, and the file also lacks quantization_kl (KL divergence), gain "
             "(I_r, what adapter capacity may gain) and base_loss. Nothing is made up for them: measure a profile with "
             "task=profile, or leave sensitivity.path out")
     missing = [f for f in formats if f not in given.formats]

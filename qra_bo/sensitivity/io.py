@@ -14,8 +14,8 @@ from qra_bo.utils.errors import ProfileError
 from qra_bo.utils.files import replace_text, strict_json
 
 SCHEMA_VERSION = 1
-_KEYS = ("schema_version", "units", "formats", "damage", "damage_kl", "gain", "base_loss", "source")
-_LATER_KEYS = ("damage_se",)
+_KEYS = ("schema_version", "units", "formats", "quantization_sensitivity", "quantization_kl", "rank_sensitivity", "base_loss", "source")
+_LATER_KEYS = ("quantization_se",)
 """Of later releases: files without them are read too."""
 _MEASURED_KEYS = ("model_name", "dataset", "loss")
 
@@ -23,10 +23,10 @@ _MEASURED_KEYS = ("model_name", "dataset", "loss")
 def profile_to_json(profile: SensitivityProfile) -> dict[str, Any]:
     """JSON values only."""
     return {"schema_version": SCHEMA_VERSION, "units": list(profile.units), "formats": list(profile.formats),
-            "damage": profile.damage.tolist(), "damage_kl": profile.damage_kl.tolist(),
-            "gain": None if profile.gain is None else profile.gain.tolist(), "base_loss": profile.base_loss,
+            "quantization_sensitivity": profile.quantization_sensitivity.tolist(), "quantization_kl": profile.quantization_kl.tolist(),
+            "rank_sensitivity": None if profile.rank_sensitivity is None else profile.rank_sensitivity.tolist(), "base_loss": profile.base_loss,
             "source": profile.source,
-            **({} if profile.damage_se is None else {"damage_se": profile.damage_se.tolist()})}
+            **({} if profile.quantization_se is None else {"quantization_se": profile.quantization_se.tolist()})}
 
 
 def profile_from_json(data: Mapping[str, Any], where: str) -> SensitivityProfile:
@@ -44,11 +44,11 @@ def profile_from_json(data: Mapping[str, Any], where: str) -> SensitivityProfile
         raise ProfileError(f"{where} has schema_version {data['schema_version']!r}; this release reads "
                            f"{SCHEMA_VERSION}: measure the profile again with task=profile")
     gain, se = (None if data.get(key) is None else _matrix(data[key], f"{where}: {key!r}")
-                for key in ("gain", "damage_se"))
+                for key in ("rank_sensitivity", "quantization_se"))
     return SensitivityProfile(_names(data["units"], f"{where}: 'units'"),
                               _names(data["formats"], f"{where}: 'formats'"),
-                              _matrix(data["damage"], f"{where}: 'damage'"),
-                              _matrix(data["damage_kl"], f"{where}: 'damage_kl'"), gain,
+                              _matrix(data["quantization_sensitivity"], f"{where}: 'damage'"),
+                              _matrix(data["quantization_kl"], f"{where}: 'quantization_kl'"), gain,
                               _number(data["base_loss"], f"{where}: 'base_loss'"),
                               _text(data["source"], f"{where}: 'source'"), se)
 
@@ -91,18 +91,18 @@ class MeasuredDamage:
         return MeasuredDamage(tuple(u.name for u in units),
                               _sum_rows(self.loss[:, None], self.units, units, self.source)[:, 0], self.source)
 
-    def profile(self, fmt: str, *, base_loss: float, damage_kl: FloatArray) -> SensitivityProfile:
+    def profile(self, fmt: str, *, base_loss: float, quantization_kl: FloatArray) -> SensitivityProfile:
         """A profile of the one format ``fmt`` with ``gain=None``; what the file lacks has to be given.
 
         Args:
             fmt: The storage format that the damage is taken for.
             base_loss: Calibration loss of the 16-bit model (nats per token).
-            damage_kl: ``L``, KL divergence (nats).
+            quantization_kl: ``L``, KL divergence (nats).
 
         Raises:
-            ProfileError: If ``damage_kl`` does not hold one finite number a unit.
+            ProfileError: If ``quantization_kl`` does not hold one finite number a unit.
         """
-        return SensitivityProfile(self.units, (fmt,), self.loss[:, None], damage_kl[:, None], None, base_loss,
+        return SensitivityProfile(self.units, (fmt,), self.loss[:, None], quantization_kl[:, None], None, base_loss,
                                   f"{self.source} (damage alone: no I_r)")
 
 
@@ -134,9 +134,9 @@ def coarsen_profile(profile: SensitivityProfile, units: Sequence[Unit]) -> Sensi
     Raises:
         ProfileError: If a linear of ``units`` was not measured.
     """
-    damage, kl = (_sum_rows(a, profile.units, units, profile.source) for a in (profile.damage, profile.damage_kl))
-    gain = None if profile.gain is None else _sum_rows(profile.gain, profile.units, units, profile.source)
-    se = None if profile.damage_se is None else np.sqrt(_sum_rows(profile.damage_se**2, profile.units, units,
+    damage, kl = (_sum_rows(a, profile.units, units, profile.source) for a in (profile.quantization_sensitivity, profile.quantization_kl))
+    gain = None if profile.rank_sensitivity is None else _sum_rows(profile.rank_sensitivity, profile.units, units, profile.source)
+    se = None if profile.quantization_se is None else np.sqrt(_sum_rows(profile.quantization_se**2, profile.units, units,
                                                                   profile.source))
     return SensitivityProfile(tuple(u.name for u in units), profile.formats, damage, kl, gain, profile.base_loss,
                               f"{profile.source}, summed from {len(profile.units)} to {len(units)} units", se)

@@ -19,14 +19,14 @@ class SensitivityProfile:
     Args:
         units: Names of the units.
         formats: Names of the formats.
-        damage: I_q, ``L x F``: rise of the calibration loss (nats) when only that unit has that format.
-        damage_kl: ``L x F``: mean KL divergence (nats) from the 16-bit model's predictions, likewise.
-        gain: I_r, ``L x K``: cumulative sums over the ``K`` leading singular directions of the weight
+        quantization_sensitivity: I_q, ``L x F``: rise of the calibration loss (nats) when only that unit has that format.
+        quantization_kl: ``L x F``: mean KL divergence (nats) from the 16-bit model's predictions, likewise.
+        rank_sensitivity: I_r, ``L x K``: cumulative sums over the ``K`` leading singular directions of the weight
             gradient's squared singular values, summed over the unit's matrices: what a rank-k update can
             do, to first order (nats per unit of squared step). ``None`` where it was not measured.
         base_loss: Calibration loss of the 16-bit model (nats per token).
         source: Where it comes from, in words.
-        damage_se: ``L x F``: standard error (nats) of ``damage``; ``None`` where it was not measured.
+        quantization_se: ``L x F``: standard error (nats) of ``damage``; ``None`` where it was not measured.
 
     Raises:
         ProfileError: If shapes disagree, a value is not finite, or a unit or format is named twice.
@@ -34,22 +34,22 @@ class SensitivityProfile:
 
     units: tuple[str, ...]
     formats: tuple[str, ...]
-    damage: FloatArray
-    damage_kl: FloatArray
-    gain: FloatArray | None
+    quantization_sensitivity: FloatArray
+    quantization_kl: FloatArray
+    rank_sensitivity: FloatArray | None
     base_loss: float
     source: str
-    damage_se: FloatArray | None = None
+    quantization_se: FloatArray | None = None
 
     def __post_init__(self) -> None:
         want = (len(self.units), len(self.formats))
-        known = [] if self.damage_se is None else [("damage_se", self.damage_se)]
-        for name, array in (("damage", self.damage), ("damage_kl", self.damage_kl), *known):
+        known = [] if self.quantization_se is None else [("quantization_se", self.quantization_se)]
+        for name, array in (("quantization_sensitivity", self.quantization_sensitivity), ("quantization_kl", self.quantization_kl), *known):
             if array.shape != want or not np.isfinite(array).all():
                 raise ProfileError(f"{name} must hold finite numbers of shape {want}; got shape {array.shape}")
-        if self.gain is not None and (self.gain.ndim != 2 or self.gain.shape[0] != want[0]
-                                      or not np.isfinite(self.gain).all()):
-            raise ProfileError(f"gain must hold finite numbers of shape ({want[0]}, K); got {self.gain.shape}")
+        if self.rank_sensitivity is not None and (self.rank_sensitivity.ndim != 2 or self.rank_sensitivity.shape[0] != want[0]
+                                      or not np.isfinite(self.rank_sensitivity).all()):
+            raise ProfileError(f"gain must hold finite numbers of shape ({want[0]}, K); got {self.rank_sensitivity.shape}")
         if not math.isfinite(self.base_loss):
             raise ProfileError(f"base_loss must be a finite number; got {self.base_loss}")
         for what, names in (("unit", self.units), ("format", self.formats)):
@@ -60,16 +60,16 @@ class SensitivityProfile:
     def of_formats(self, names: Sequence[str]) -> "SensitivityProfile":
         """The same of some formats alone, in this order."""
         columns = [self.formats.index(name) for name in names]
-        return replace(self, formats=tuple(names), damage=self.damage[:, columns], damage_kl=self.damage_kl[:, columns],
-                       damage_se=None if self.damage_se is None else self.damage_se[:, columns])
+        return replace(self, formats=tuple(names), quantization_sensitivity=self.quantization_sensitivity[:, columns], quantization_kl=self.quantization_kl[:, columns],
+                       quantization_se=None if self.quantization_se is None else self.quantization_se[:, columns])
 
-    def require_gain(self) -> FloatArray:
+    def require_rank_sensitivity(self) -> FloatArray:
         """``gain``, or an error that says it was never measured.
 
         Raises:
             ProfileError: If the profile holds no I_r.
         """
-        if self.gain is None:
+        if self.rank_sensitivity is None:
             raise ProfileError(f"the sensitivity profile from {self.source} holds quantisation damage alone and "
                                "no I_r (gain of adapter capacity); measure a profile with task=profile")
-        return self.gain
+        return self.rank_sensitivity

@@ -27,7 +27,7 @@ def tau(name: str) -> Callable[[FloatArray], FloatArray]:
 
 def fidelity_importance(profile: SensitivityProfile) -> FloatArray:
     """I_q of every unit in [0, 1], ``L``: the damage averaged over formats (the lowest bits weigh most), scaled."""
-    return min_max(profile.damage.mean(axis=1))
+    return min_max(profile.quantization_sensitivity.mean(axis=1))
 
 
 def plasticity_importance(profile: SensitivityProfile, largest_rank: int) -> FloatArray:
@@ -36,7 +36,7 @@ def plasticity_importance(profile: SensitivityProfile, largest_rank: int) -> Flo
     Raises:
         ProfileError: If the profile holds no I_r.
     """
-    gain = profile.require_gain()
+    gain = profile.require_rank_sensitivity()
     return min_max(gain[:, min(largest_rank, gain.shape[1]) - 1])
 
 

@@ -11,12 +11,12 @@ DIGITS = 3
 
 
 def calibration_choices(anchor: Allocation, n: int) -> list[Allocation]:
-    """``n`` uniform choices in the format of ``anchor``, from its rank r down to about r / 4 in equal ratios.
+    """``n`` uniform choices in the format of ``uniform baseline``, from its rank r down to about r / 4 in equal ratios.
 
     A search trades ranks for bits, so the rate must suit smaller ranks too; a single choice has rank about r / 2.
 
     Args:
-        anchor: The most promising uniform choice.
+        uniform baseline: The most promising uniform choice.
         n: How many; fewer where small ranks coincide.
     """
     rank, fmt = anchor.ranks[0], anchor.formats[0]

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from qra_bo.trials import Evaluation, Fidelity
+from qra_bo.trials import Fidelity, Trial
 
 FORWARD_SHARE = 1 / 3
 """Cost of a forward-only token in training tokens."""
@@ -36,8 +36,8 @@ class Cost:
                     self.high_fidelity + other.high_fidelity, self.low_fidelity + other.low_fidelity)
 
 
-def cost_of(evaluation: Evaluation) -> Cost:
+def cost_of(evaluation: Trial) -> Cost:
     """Cost of one evaluation; a promotion pays only the steps it added."""
     low = evaluation.fidelity is Fidelity.LOW
-    m = evaluation.measurement
+    m = evaluation.result
     return Cost(m.training_tokens, m.forward_tokens, int(not low), int(low))

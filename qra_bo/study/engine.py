@@ -7,7 +7,7 @@ from typing import Any
 
 from qra_bo.execution.messages import ProfileResult
 from qra_bo.memory.formats import parse_format
-from qra_bo.search.base import Recommending, Searcher, SearchProblem, SelfChecking
+from qra_bo.searchers.base import Recommending, Searcher, SearchProblem, SelfChecking
 from qra_bo.space import Allocation, average_bits
 from qra_bo.study.calibration import best_scale, calibration_choices
 from qra_bo.study.confirm import Confirmation, paired_interval, spearman
@@ -15,13 +15,13 @@ from qra_bo.study.headroom import Headroom
 from qra_bo.study.journal import Journal
 from qra_bo.study.options import Delivery, EngineConfig, FinalTask, Parts
 from qra_bo.study.results import write_best
-from qra_bo.study.runner import Runner, Wanted
+from qra_bo.study.runner import PlannedTrial, Runner
 from qra_bo.study.searching import Search, as_told
 from qra_bo.study.signals import Interrupts, RunInterrupted
 from qra_bo.study.state import Study, loss_of
 from qra_bo.study.status import StatusFile
-from qra_bo.study.uniform_baselines import AnchorRules, choose, fill, uniform_anchors
-from qra_bo.trials import Evaluation, Fidelity, TrialState
+from qra_bo.study.uniform_baselines import BaselineRules, choose, fill, uniform_baselines
+from qra_bo.trials import Fidelity, Trial, TrialState
 from qra_bo.utils.errors import OracleError, OutputError, QRABOError, TrainingError
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ class RunOutcome:
     exit_status: int
     best: Mapping[str, Any]
     study: Study
-    found: Evaluation
+    found: Trial
 
 
 class Engine:
@@ -56,12 +56,12 @@ class Engine:
 
     def __init__(self, config: EngineConfig, parts: Parts) -> None:
         self.config, self.parts = config, parts
-        self.room = Headroom(AnchorRules(
+        self.room = Headroom(BaselineRules(
             parts.space.n_units, tuple(f.name for f in parts.space.formats), config.max_rank, config.budget_bytes,
             parts.predict_bytes, self._admits))
 
     @property
-    def rules(self) -> AnchorRules:
+    def rules(self) -> BaselineRules:
         """What fits, as far as is known."""
         return self.room.rules
 
@@ -107,13 +107,13 @@ class Engine:
 
     def _program(self, run: Runner) -> RunOutcome:
         problem = self._problem(run)
-        anchors = uniform_anchors(self.rules, problem.profile)
-        limit = run.study.header["anchors"]
+        anchors = uniform_baselines(self.rules, problem.profile)
+        limit = run.study.header["uniform_baselines"]
         with run.stage("calibration"):
             self._calibrate(run, anchors)
         with run.stage("baseline"):
             baselines = self._anchors(run, anchors, limit)
-        if self.config.references or self.config.nearest_references:
+        if self.config.references or self.config.rtn_references:
             with run.stage("reference"):
                 baselines += self._references(run)
         with run.stage("search"):
@@ -121,8 +121,8 @@ class Engine:
             believed: Sequence[Allocation] = ()
             if searcher is not None and isinstance(searcher, (SelfChecking, Recommending)):
                 believed = self._believed(run, problem)
-        if limit is not None and (self.config.anchors is None or self.config.anchors > limit):
-            self._anchors(run, anchors, self.config.anchors)  # a longer effort asks for anchors the first one left out
+        if limit is not None and (self.config.uniform_baselines is None or self.config.uniform_baselines > limit):
+            self._anchors(run, anchors, self.config.uniform_baselines)  # a longer effort asks for uniform baselines the first one left out
         if self.config.confirm_seeds:
             with run.stage("confirmation"):
                 self._confirm(run, believed)
@@ -156,9 +156,9 @@ class Engine:
         if run.study.lr_scale is not None and not run.journal.content.damaged:
             return
         scales, trials = self.config.lr_scales, []
-        chosen = calibration_choices(anchors[0], self.config.calibration_anchors)
+        chosen = calibration_choices(anchors[0], self.config.calibration_baselines)
         tried = scales if len(scales) > 1 else ()
-        done = run.evaluate_all([Wanted(run.request(a, Fidelity.HIGH, lr_scale=scale), Fidelity.HIGH, "calibration")
+        done = run.evaluate_all([PlannedTrial(run.spec(a, Fidelity.HIGH, lr_scale=scale), Fidelity.HIGH, "calibration")
                                  for scale in tried for a in chosen])
         if run.study.lr_scale is not None:  # what damaged lines held is done again
             return
@@ -167,17 +167,17 @@ class Engine:
             if all(e.ok for e in of_scale):
                 trials.append((scale, sum(map(loss_of, of_scale)) / len(chosen)))
         if len(scales) > 1 and not trials:
-            raise _no_loss("no learning rate of the calibration gave a loss on the uniform anchors",
-                           run.study.evaluations)
+            raise _no_loss("no learning rate of the calibration gave a loss on the uniform baselines",
+                           run.study.trials)
         best, inside = best_scale(sorted(trials)) if trials else (scales[0], True)
         if not inside:
             run.warn(f"the best factor on the learning rate, {best:g}, is at the end of those tried {list(scales)}; "
                      "calibrate.lr_scales may be too narrow")
         run.record("calibration", {"lr": self.config.base_lr * best, "rule": self.config.lr_rule, "lr_scale": best,
                                    "trials": [{"lr_scale": s, "loss": loss} for s, loss in trials],
-                                   "anchors": [a.to_json() for a in chosen]})
+                                   "uniform_baselines": [a.to_json() for a in chosen]})
 
-    def _anchors(self, run: Runner, anchors: Sequence[Allocation], limit: int | None) -> list[Evaluation]:
+    def _anchors(self, run: Runner, anchors: Sequence[Allocation], limit: int | None) -> list[Trial]:
         """Evaluate the most promising uniform choices and *uniform filled*; those that gave a loss or failed, in order.
 
         Raises:
@@ -188,7 +188,7 @@ class Engine:
         done = self._baselines(run, first)
         usable = [e for e in done if e.ok]
         if not usable:
-            raise _no_loss("every uniform anchor failed, so that nothing can be compared", done)
+            raise _no_loss("every uniform baseline failed, so that nothing can be compared", done)
         filled = fill(self.rules, min(usable, key=loss_of).allocation)
         if filled not in {e.allocation for e in done}:
             if limit != 1:
@@ -197,42 +197,42 @@ class Engine:
             done += self._baselines(run, spare[:1])
         return done
 
-    def _baselines(self, run: Runner, allocations: Sequence[Allocation]) -> list[Evaluation]:
+    def _baselines(self, run: Runner, allocations: Sequence[Allocation]) -> list[Trial]:
         """Anchors' evaluations; one that the calibration made counts as a baseline."""
-        found = run.evaluate_all([Wanted(run.request(a, Fidelity.HIGH), Fidelity.HIGH, "baseline")
+        found = run.evaluate_all([PlannedTrial(run.spec(a, Fidelity.HIGH), Fidelity.HIGH, "baseline")
                                   for a in allocations])
         for e in found:
             self.room.ran_out(run, e)
         return [replace(e, stage="baseline") for e in found]
 
-    def _references(self, run: Runner) -> list[Evaluation]:
+    def _references(self, run: Runner) -> list[Trial]:
         """Evaluate the references. One that fits and is made of the search's formats and codes is a uniform choice like
         any other and is returned; the others are never incumbent."""
         given = self.config.references
         ordinary = [set(a.formats) <= set(self.rules.formats) and self.rules.fits(a) for a in given]
-        others = [Wanted(replace(run.request(a, Fidelity.HIGH), codes="nearest"), Fidelity.HIGH, "reference")
-                  for a in self.config.nearest_references]
+        others = [PlannedTrial(replace(run.spec(a, Fidelity.HIGH), codes="rtn"), Fidelity.HIGH, "reference")
+                  for a in self.config.rtn_references]
         found = run.evaluate_all([*(
-            Wanted(run.request(a, Fidelity.HIGH), Fidelity.HIGH, "baseline" if o else "reference")
+            PlannedTrial(run.spec(a, Fidelity.HIGH), Fidelity.HIGH, "baseline" if o else "reference")
             for a, o in zip(given, ordinary, strict=True)), *others])
         return [replace(e, stage="baseline") for e, o in zip(found, ordinary, strict=False) if o]
 
-    def _search(self, run: Runner, problem: SearchProblem, known: Sequence[Evaluation]) -> Searcher | None:
+    def _search(self, run: Runner, problem: SearchProblem, known: Sequence[Trial]) -> Searcher | None:
         """Search until the effort is spent, time is up or the method has nothing left to propose; returns the searcher,
         if memory was left for any.
 
-        The searcher is told of all anchors, those with ranks between two of the ladder too: it may learn from them.
+        The searcher is told of all uniform baselines, those with ranks between two of the ladder too: it may learn from them.
         What runs out of memory it is not told: a new one takes over, which has less memory and knows all the rest.
         """
-        def make(told: Sequence[Evaluation]) -> Searcher | None:
+        def make(told: Sequence[Trial]) -> Searcher | None:
             within = self.room.within(problem)
             if within is None:
                 return None
-            searcher = self.parts.make_searcher(within, float(run.study.header["high_equivalents"]))
+            searcher = self.parts.make_searcher(within, float(run.study.header["max_full_trials"]))
             searcher.tell(told)
             return searcher
 
-        search = Search(run, make, self.room, {e.request.key: e for e in known})
+        search = Search(run, make, self.room, {e.spec.key: e for e in known})
         search.to_the_end()
         return search.searcher
 
@@ -242,7 +242,7 @@ class Engine:
 
         A new searcher is asked: the one that searched knows nothing of evaluations that an earlier session ended with.
         """
-        searcher = self.parts.make_searcher(problem, float(run.study.header["high_equivalents"]))
+        searcher = self.parts.make_searcher(problem, float(run.study.header["max_full_trials"]))
         searcher.tell([as_told(e) for e in run.study.points])
         if isinstance(searcher, SelfChecking) and "surrogate_check" not in run.study.last:
             check = searcher.surrogate_check()
@@ -260,7 +260,7 @@ class Engine:
         reference = study.best_uniform
         mixed = next((p for p in points if p is not None and not study.counts_as_uniform(p)), study.best_mixed)
         if reference is None:
-            raise _no_loss("no uniform choice gave a loss, so that nothing can be confirmed", study.evaluations)
+            raise _no_loss("no uniform choice gave a loss, so that nothing can be confirmed", study.trials)
         candidate = reference if mixed is None else mixed
         both = self._unseen(run, candidate.allocation, reference.allocation, "confirmation")
         failed = any(r.ok and not c.ok for _, c, r in both)
@@ -274,10 +274,10 @@ class Engine:
             candidate.allocation, reference.allocation, seeds, ours, theirs, failed).to_json())
 
     def _unseen(self, run: Runner, candidate: Allocation, reference: Allocation, stage: str,
-                lr_scale: float | None = None) -> list[tuple[int, Evaluation, Evaluation]]:
+                lr_scale: float | None = None) -> list[tuple[int, Trial, Trial]]:
         """Both allocations on every unseen training seed and the test split: the seed, and either's evaluation."""
         done = run.evaluate_all([
-            Wanted(run.request(a, Fidelity.HIGH, lr_scale=lr_scale, train_seed=seed, split="test"), Fidelity.HIGH,
+            PlannedTrial(run.spec(a, Fidelity.HIGH, lr_scale=lr_scale, train_seed=seed, split="test"), Fidelity.HIGH,
                    stage) for seed in self.config.confirm_seeds for a in (candidate, reference)])
         return list(zip(self.config.confirm_seeds, done[::2], done[1::2], strict=True))
 
@@ -307,7 +307,7 @@ class Engine:
         factor = self.config.ranking_factor
         top = run.study.ranked[:self.config.ranking_top]
         longer = zip(top, run.evaluate_all([
-            Wanted(run.request(e.allocation, Fidelity.HIGH, factor=factor), Fidelity.HIGH, "ranking_check")
+            PlannedTrial(run.spec(e.allocation, Fidelity.HIGH, factor=factor), Fidelity.HIGH, "ranking_check")
             for e in top]), strict=True)
         finished = [(e, long) for e, long in longer if long.ok]
         search_losses, losses = [loss_of(e) for e, _ in finished], [loss_of(long) for _, long in finished]
@@ -324,7 +324,7 @@ class Engine:
         points = (run.study.point(a) for a in recommended)
         found = next((p for p in points if p is not None), run.study.incumbent)
         if winner is None or found is None:
-            raise _no_loss("no evaluation within the budget gave a loss", run.study.evaluations)
+            raise _no_loss("no evaluation within the budget gave a loss", run.study.trials)
         delivered = self._deliver(run, winner)
         if "end" not in run.study.last:
             self._fold(run)
@@ -340,7 +340,7 @@ class Engine:
     def _fold(self, run: Runner) -> None:
         """Fold what was measured since the last time into what is known of the device."""
         last = int(run.study.last.get("allowance", {}).get("last_id", 0))
-        new = [e for e in run.study.evaluations if e.id > last]
+        new = [e for e in run.study.trials if e.id > last]
         found = self.parts.fold(new) if self.parts.fold is not None and new else None
         if found is not None:
             run.record("allowance", {**found, "last_id": new[-1].id})
@@ -372,10 +372,10 @@ class Engine:
         return by_name[final["delivered"]]
 
 
-def _no_loss(what: str, evaluations: Sequence[Evaluation]) -> QRABOError:
+def _no_loss(what: str, evaluations: Sequence[Trial]) -> QRABOError:
     """The error of a run that can't go on without a loss: the user's to mend where trainings diverged or memory ran
     out, else a bug. It tells the last three reasons."""
-    failed = [e.measurement for e in evaluations if not e.ok]
+    failed = [e.result for e in evaluations if not e.ok]
     reasons = "; ".join(list(dict.fromkeys(f"{m.state.value}: {m.message}" for m in failed))[-3:])
     if any(m.state is TrialState.FAILED for m in failed):
         return QRABOError(f"{what}; {reasons}")

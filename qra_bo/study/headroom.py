@@ -3,11 +3,11 @@
 from dataclasses import replace
 
 from qra_bo.memory.budget import smallest
-from qra_bo.search.base import SearchProblem
+from qra_bo.searchers.base import SearchProblem
 from qra_bo.space import with_allowance
 from qra_bo.study.runner import Runner
-from qra_bo.study.uniform_baselines import AnchorRules
-from qra_bo.trials import Evaluation, TrialState
+from qra_bo.study.uniform_baselines import BaselineRules
+from qra_bo.trials import Trial, TrialState
 
 
 class Headroom:
@@ -18,7 +18,7 @@ class Headroom:
         rules: What fits the budget.
     """
 
-    def __init__(self, rules: AnchorRules) -> None:
+    def __init__(self, rules: BaselineRules) -> None:
         self.rules = rules
         self._budget = rules.budget_bytes
 
@@ -27,10 +27,10 @@ class Headroom:
         """Bytes of the budget that the device turned out not to have."""
         return self._budget - self.rules.budget_bytes
 
-    def ran_out(self, run: Runner, e: Evaluation) -> bool:
+    def ran_out(self, run: Runner, e: Trial) -> bool:
         """Whether an evaluation lowered the limit."""
         limit = e.predicted_bytes - 1
-        if e.measurement.state is not TrialState.OOM or limit >= self.rules.budget_bytes:
+        if e.result.state is not TrialState.OOM or limit >= self.rules.budget_bytes:
             return False
         self.rules = replace(self.rules, budget_bytes=limit)
         run.warn(f"{e.allocation.fingerprint} ran out of memory although {e.predicted_bytes:,} bytes were predicted, "

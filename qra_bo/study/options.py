@@ -9,10 +9,10 @@ import numpy as np
 
 from qra_bo.execution.base import Executor
 from qra_bo.oracle.protocol import Progress
-from qra_bo.search.base import Searcher, SearchProblem
+from qra_bo.searchers.base import Searcher, SearchProblem
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import Allocation, SearchSpace
-from qra_bo.trials import Evaluation
+from qra_bo.trials import Trial
 from qra_bo.utils.errors import ConfigError
 
 OTHER_RATES = "distinct positive factors other than 1, e.g. [0.5,2]"
@@ -40,24 +40,24 @@ class EngineConfig:
         budget_bytes: Hard limit on predicted bytes.
         budget_text: The budget as the user wrote it.
         effort: Name of the effort.
-        high_equivalents: High-fidelity equivalents that profile, calibration, anchors and search may spend.
-        equivalent_tokens: Cost of one high-fidelity evaluation in training tokens.
+        max_full_trials: High-fidelity equivalents that profile, calibration, uniform baselines and search may spend.
+        full_trial_tokens: Cost of one high-fidelity evaluation in training tokens.
         high_steps: Optimiser steps of a high-fidelity evaluation.
         low_steps: Of a low-fidelity one, or ``None`` where there is none.
         seed: Drives the search.
         train_seed: Training seed of all candidates.
         confirm_seeds: Unseen training seeds of the confirmation; none to skip it, else at least 2.
-        anchors: Uniform anchors that are evaluated, the most promising; ``None`` for all.
+        uniform baselines: Uniform uniform baselines that are evaluated, the most promising; ``None`` for all.
         max_rank: Largest rank that every matrix allows.
         base_lr: Learning rate that ``lr_scales`` multiply.
         lr_rule: Name of the rule in the rank, for the record.
         lr_scales: Factors tried by the calibration; a single one is taken untried.
-        calibration_anchors: Uniform choices, in the format of the most promising anchor, on which each factor is
+        calibration_baselines: Uniform choices, in the format of the most promising uniform baseline, on which each factor is
             tried.
         alpha_over_rank: For the record.
         init: Adapter initialisation, for the record.
-        references: Uniform choices to report beside the anchors, e.g. LoRA-16 and QLoRA; they need not fit.
-        nearest_references: The same with the codes of the formats' libraries, where the search's are others.
+        references: Uniform choices to report beside the uniform baselines, e.g. LoRA-16 and QLoRA; they need not fit.
+        rtn_references: The same with the codes of the formats' libraries, where the search's are others.
         ranking_top: Best allocations whose ranking is checked at a longer training; fewer than 2 to skip it.
         ranking_factor: How many times longer.
         rate_factors: Factors on the calibrated learning rate at which the confirmation is repeated.
@@ -81,14 +81,14 @@ class EngineConfig:
     budget_bytes: int
     budget_text: str
     effort: str
-    high_equivalents: float
-    equivalent_tokens: float
+    max_full_trials: float
+    full_trial_tokens: float
     high_steps: int
     low_steps: int | None
     seed: int
     train_seed: int
     confirm_seeds: tuple[int, ...]
-    anchors: int | None
+    uniform_baselines: int | None
     max_rank: int
     base_lr: float
     lr_rule: str
@@ -96,9 +96,9 @@ class EngineConfig:
     alpha_over_rank: float
     init: str
     may_differ: frozenset[str] = frozenset()
-    calibration_anchors: int = 1
+    calibration_baselines: int = 1
     references: tuple[Allocation, ...] = ()
-    nearest_references: tuple[Allocation, ...] = ()
+    rtn_references: tuple[Allocation, ...] = ()
     ranking_top: int = 0
     ranking_factor: int = 4
     rate_factors: tuple[float, ...] = ()
@@ -109,10 +109,10 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         problems = []
-        positive = {"the effort's high-fidelity equivalents": self.high_equivalents,
-                    "the tokens of a high-fidelity evaluation": self.equivalent_tokens,
+        positive = {"the effort's full-trial equivalents": self.max_full_trials,
+                    "the tokens of a high-fidelity evaluation": self.full_trial_tokens,
                     "fidelity.high": self.high_steps, "the largest rank": self.max_rank,
-                    "the number of calibrated anchors": self.calibration_anchors,
+                    "the number of calibrated uniform baselines": self.calibration_baselines,
                     "the learning rate": self.base_lr, "the factor of the ranking check": self.ranking_factor}
         problems += [f"{what} must be positive, got {value}" for what, value in positive.items() if not value > 0]
         if self.low_steps is not None and not 0 < self.low_steps < self.high_steps:
@@ -127,8 +127,8 @@ class EngineConfig:
         if len(set(seeds)) < len(seeds):
             problems.append("the training seeds of search and confirmation must all differ, got "
                             f"{self.train_seed} and {list(self.confirm_seeds)}")
-        if self.anchors is not None and self.anchors < 1:
-            problems.append(f"effort.anchors must be at least 1, or null for all, got {self.anchors}")
+        if self.uniform_baselines is not None and self.uniform_baselines < 1:
+            problems.append(f"effort.uniform_baselines must be at least 1, or null for all, got {self.uniform_baselines}")
         if not are_other_rates(self.rate_factors):
             problems.append(f"effort.rate_factors must be {OTHER_RATES}, got {list(self.rate_factors)}")
         if self.max_hours is not None and not self.max_hours > 0:
@@ -139,7 +139,7 @@ class EngineConfig:
     @property
     def planned_cost(self) -> float:
         """What the effort may spend, in training tokens."""
-        return self.high_equivalents * self.equivalent_tokens
+        return self.max_full_trials * self.full_trial_tokens
 
 
 def training_seeds(seed: int, n: int) -> tuple[int, tuple[int, ...]]:
@@ -197,7 +197,7 @@ class Parts:
         breakdown: The same by its parts.
         executor: Runs the oracle; the engine closes it.
         make_problem: The search problem, once the profile is there.
-        make_searcher: A searcher for the problem, told how many high-fidelity equivalents the run was started with.
+        make_searcher: A searcher for the problem, told how many full-trial equivalents the run was started with.
         finalise: Final fine-tune and export, or ``None`` to end with the search.
         is_kept: Whether what it wrote is still there: if not, it is done again.
         fold: Folds measured peaks of evaluations into what is known of the device, and says what that came to, if to
@@ -214,6 +214,6 @@ class Parts:
     make_searcher: Callable[[SearchProblem, float], Searcher]
     finalise: Callable[[FinalTask], Delivery] | None = None
     is_kept: Callable[[], bool] = lambda: True
-    fold: Callable[[Sequence[Evaluation]], Mapping[str, Any] | None] | None = None
+    fold: Callable[[Sequence[Trial]], Mapping[str, Any] | None] | None = None
     progress: Progress = lambda what, done, total: None
     listeners: Sequence[Callable[[Mapping[str, Any]], None]] = ()

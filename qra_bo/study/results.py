@@ -9,7 +9,7 @@ import numpy as np
 from qra_bo.space import Allocation, average_bits
 from qra_bo.study.journal import JOURNAL_NAME, read_journal, session_seconds
 from qra_bo.study.state import Study, is_uniform
-from qra_bo.trials import SCHEMA_VERSION, Evaluation, rounding_of
+from qra_bo.trials import SCHEMA_VERSION, Trial, rounding_of
 from qra_bo.utils.errors import JournalError, OutputError
 from qra_bo.utils.files import write_json
 
@@ -73,7 +73,7 @@ def build_best(study: Study) -> dict[str, Any]:
             "cost": _cost(study, end), "provenance": _provenance(study)}
 
 
-def _averages(study: Study, point: Evaluation, end: Mapping[str, Any]) -> dict[str, float]:
+def _averages(study: Study, point: Trial, end: Mapping[str, Any]) -> dict[str, float]:
     """Code bits of a parameter, those of its scales and zeros, and the mean rank of a unit."""
     numel = np.array(study.header["unit_numel"])
     return {"average_bits": average_bits(point.bits, numel),
@@ -90,7 +90,7 @@ def _effort(study: Study) -> str:
     return str(study.last.get("extension", study.header)["effort"])
 
 
-def _loss(study: Study, point: Evaluation) -> dict[str, Any]:
+def _loss(study: Study, point: Trial) -> dict[str, Any]:
     """What is reported: the mean test loss over unseen seeds, where the winner was confirmed."""
     confirmation = study.last.get("confirmation")
     fidelity = "high" if study.header["oracle"] == "finetune" else "proxy"
@@ -99,7 +99,7 @@ def _loss(study: Study, point: Evaluation) -> dict[str, Any]:
             losses = np.array(confirmation[f"{side}_losses"], dtype=np.float64)
             return {"loss": float(losses.mean()), "loss_se": float(losses.std(ddof=1) / np.sqrt(len(losses))),
                     "fidelity": fidelity, "metric": "test_loss", "search_loss": point.loss}
-    return {"loss": point.loss, "loss_se": point.measurement.loss_se, "fidelity": fidelity,
+    return {"loss": point.loss, "loss_se": point.result.loss_se, "fidelity": fidelity,
             "metric": "validation_loss", "search_loss": point.loss}
 
 
@@ -130,27 +130,27 @@ def _memory(study: Study, winner: Allocation, end: Mapping[str, Any]) -> dict[st
     measured = [m["measured_bytes"] for m in study.measured if Allocation.from_json(m["allocation"]) == winner]
     point = study.point(winner)
     if not measured and point is not None:
-        measured = [point.measurement.measured_bytes]
+        measured = [point.result.measured_bytes]
     return {"scope": study.header["scope"], "budget_bytes": study.budget_bytes,
             "max_average_bits": study.header.get("max_average_bits"),
             "predicted_bytes": end["predicted_bytes"], "measured_bytes": measured[-1] if measured else None,
             "breakdown": dict(end["breakdown"])}
 
 
-def _baseline(study: Study, e: Evaluation) -> dict[str, Any]:
+def _baseline(study: Study, e: Trial) -> dict[str, Any]:
     ranks = e.allocation.ranks
     return {"name": baseline_name(study, e), "bits": e.bits[0],
             "ranks": ranks[0] if is_uniform(e.allocation) else list(ranks), "format": e.allocation.formats[0],
-            "codes": e.request.codes, "loss": e.loss, "predicted_bytes": e.predicted_bytes,
+            "codes": e.spec.codes, "loss": e.loss, "predicted_bytes": e.predicted_bytes,
             "feasible": e.predicted_bytes <= study.budget_bytes, "reference": e.stage == "reference"}
 
 
-def baseline_name(study: Study, e: Evaluation) -> str:
+def baseline_name(study: Study, e: Trial) -> str:
     """``uniform-4bit-r16``, ``uniform-4bit-r4-5`` (filled); with the format where several have these bits."""
     fmt, bits = e.allocation.formats[0], e.bits[0]
     same = {f["name"] for f in study.header["formats"] if f["bits"] == bits} | {fmt}
     ranks = "-".join(str(r) for r in sorted(set(e.allocation.ranks)))
-    codes = "" if e.request.codes is None else f"-{e.request.codes}"
+    codes = "" if e.spec.codes is None else f"-{e.spec.codes}"
     return f"uniform-{bits}bit{f'-{fmt}' if len(same) > 1 else ''}-r{ranks}{codes}"
 
 
@@ -158,16 +158,16 @@ def _cost(study: Study, end: Mapping[str, Any]) -> dict[str, Any]:
     cost = study.cost
     return {"high_fidelity": cost.high_fidelity, "low_fidelity": cost.low_fidelity,
             "training_tokens": cost.training_tokens, "forward_tokens": cost.forward_tokens, "cost": cost.tokens,
-            "high_fidelity_equivalents": cost.tokens / float(study.header["equivalent_tokens"]),
-            "search_equivalents": study.search_cost.tokens / float(study.header["equivalent_tokens"]),
+            "full_trial_equivalents": cost.tokens / float(study.header["full_trial_tokens"]),
+            "search_full_trial_equivalents": study.search_cost.tokens / float(study.header["full_trial_tokens"]),
             "evaluation_seconds": study.evaluation_seconds,
-            "switch_seconds": sum(e.measurement.switch_seconds for e in study.evaluations),
+            "switch_seconds": sum(e.result.switch_seconds for e in study.trials),
             "wall_seconds": end["wall_seconds"], "overhead_seconds": end["overhead_seconds"]}
 
 
 def _provenance(study: Study) -> dict[str, Any]:
     stored = study.last.get("provenance", {})
-    seeds = {e.request.train_seed: None for e in study.evaluations}
+    seeds = {e.spec.train_seed: None for e in study.trials}
     return {**{k: stored.get(k) for k in _PROVENANCE}, "seed": study.header["seed"], "train_seeds": list(seeds),
             "config_sha256": study.header["config_sha256"]}
 

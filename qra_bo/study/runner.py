@@ -18,7 +18,7 @@ from qra_bo.study.options import EngineConfig, Parts
 from qra_bo.study.provenance import changes, collect
 from qra_bo.study.state import Study
 from qra_bo.study.status import StatusFile
-from qra_bo.trials import SCHEMA_VERSION, Evaluation, EvaluationRequest, Fidelity, Measurement, TrialState
+from qra_bo.trials import SCHEMA_VERSION, Fidelity, Trial, TrialResult, TrialSpec, TrialState
 from qra_bo.utils.errors import JournalError, OracleError
 from qra_bo.utils.redact import redact
 
@@ -28,10 +28,10 @@ ENGINE_STAGES = frozenset({"calibration", "baseline", "reference", "confirmation
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class PlannedTrial:
     """An evaluation that is asked for."""
 
-    request: EvaluationRequest
+    spec: TrialSpec
     fidelity: Fidelity
     stage: str
 
@@ -47,7 +47,7 @@ class Replayed:
         spent: What had been spent of it.
     """
 
-    evaluation: Evaluation
+    evaluation: Trial
     workers: int
     planned_cost: float
     spent: float
@@ -73,12 +73,12 @@ class Runner:
         self._stages: set[tuple[str, str]] = set()
         self._described = False
         self._mark, self._overhead = time.monotonic(), 0.0
-        self._under_way: dict[str, Wanted] = {}
+        self._under_way: dict[str, PlannedTrial] = {}
         self.replay: deque[Replayed] = deque()
         for event in journal.content.events:
             spent = self.study.search_cost.tokens
             self._take_in(event)
-            if event["event"] == "evaluation" and self.study.evaluations[-1].stage not in ENGINE_STAGES:
+            if event["event"] == "evaluation" and self.study.trials[-1].stage not in ENGINE_STAGES:
                 self.replay.append(self._replayed(event, spent))
         self._bits = {f.name: f.bits for f in parts.space.formats}
 
@@ -88,7 +88,7 @@ class Runner:
         Raises:
             JournalError: If the journal belongs to another configuration.
         """
-        effort = {"effort": self.config.effort, "high_equivalents": self.config.high_equivalents,
+        effort = {"effort": self.config.effort, "max_full_trials": self.config.max_full_trials,
                   "planned_cost": self.config.planned_cost}
         if not self.study.header:
             self._append("header", {**self._header(), **effort})
@@ -123,7 +123,7 @@ class Runner:
                 "unit_numel": [int(n) for n in space.unit_numel], "budget_bytes": c.budget_bytes,
                 "budget_text": c.budget_text, "max_average_bits": c.max_average_bits, "scope": c.scope,
                 "oracle": c.oracle, "high_steps": c.high_steps, "low_steps": c.low_steps,
-                "equivalent_tokens": c.equivalent_tokens, "anchors": c.anchors,
+                "full_trial_tokens": c.full_trial_tokens, "uniform_baselines": c.uniform_baselines,
                 "alpha_over_rank": c.alpha_over_rank, "init": c.init, "method": c.method,
                 "allowance": None if c.allowance is None else dict(c.allowance), "prior_sha256": c.prior_sha256}
 
@@ -204,8 +204,8 @@ class Runner:
         """Seconds that all sessions have spent on the run."""
         return self._before + self.journal.elapsed
 
-    def request(self, allocation: Allocation, fidelity: Fidelity, *, lr_scale: float | None = None,
-                train_seed: int | None = None, split: str = "validation", factor: int = 1) -> EvaluationRequest:
+    def spec(self, allocation: Allocation, fidelity: Fidelity, *, lr_scale: float | None = None,
+                train_seed: int | None = None, split: str = "validation", factor: int = 1) -> TrialSpec:
         """The request of an evaluation; what is not given is as in the search.
 
         Args:
@@ -221,21 +221,21 @@ class Runner:
         if scale is None or steps is None:
             raise OracleError(f"a {fidelity.value}-fidelity evaluation needs a calibrated learning rate ({scale}) and "
                               f"a length ({steps})")
-        return EvaluationRequest(allocation, steps, self.config.high_steps * factor,
+        return TrialSpec(allocation, steps, self.config.high_steps * factor,
                                  self.config.train_seed if train_seed is None else train_seed, split, scale)
 
-    def evaluate(self, request: EvaluationRequest, fidelity: Fidelity, stage: str) -> Evaluation:
+    def evaluate(self, request: TrialSpec, fidelity: Fidelity, stage: str) -> Trial:
         """The evaluation of an engine's own request: the journal's, whatever stage it was made for, or a new one."""
-        return self.evaluate_all([Wanted(request, fidelity, stage)])[0]
+        return self.evaluate_all([PlannedTrial(request, fidelity, stage)])[0]
 
-    def evaluate_all(self, wanted: Sequence[Wanted]) -> list[Evaluation]:
+    def evaluate_all(self, wanted: Sequence[PlannedTrial]) -> list[Trial]:
         """The evaluations of an engine's own requests in their order, new ones as many at once as there are workers."""
-        for one in {w.request.key: w for w in wanted}.values():
-            if self.study.find(one.request.key) is None:
+        for one in {w.spec.key: w for w in wanted}.values():
+            if self.study.find(one.spec.key) is None:
                 self.submit(one)
         while self._under_way:
             self.next_finished()
-        found = [self.study.find(w.request.key) for w in wanted]
+        found = [self.study.find(w.spec.key) for w in wanted]
         return [e for e in found if e is not None]
 
     @property
@@ -243,13 +243,13 @@ class Runner:
         """Whether an evaluation is under way."""
         return bool(self._under_way)
 
-    def submit(self, wanted: Wanted) -> None:
+    def submit(self, wanted: PlannedTrial) -> None:
         """Have an evaluation done."""
         self.describe()
-        self._under_way[wanted.request.key] = wanted
-        self.executor.submit(wanted.request)
+        self._under_way[wanted.spec.key] = wanted
+        self.executor.submit(wanted.spec)
 
-    def next_finished(self) -> Evaluation:
+    def next_finished(self) -> Trial:
         """Wait for the next evaluation that ends, and write it down: the order in the journal is that of their ends."""
         self._overhead += time.monotonic() - self._mark
         request, measurement = self.executor.finished(self.progress)
@@ -257,7 +257,7 @@ class Runner:
         wanted = self._under_way.pop(request.key)
         measurement = self._checked(measurement, request)
         a = request.allocation
-        evaluation = Evaluation(1 + max((e.id for e in self.study.evaluations[-1:]), default=0), a, self.bits(a),
+        evaluation = Trial(1 + max((e.id for e in self.study.trials[-1:]), default=0), a, self.bits(a),
                                 wanted.stage, wanted.fidelity, request, self.config.seed, measurement,
                                 self.parts.predict_bytes(a))
         fields = {k: v for k, v in evaluation.to_json().items() if k != "event"}
@@ -265,7 +265,7 @@ class Runner:
         self._append("evaluation", {**fields, **workers, "overhead_seconds": round(self._overhead, 4)})
         self._overhead = 0.0
         self.status.write(self.study, "running")
-        return self.study.evaluations[-1]
+        return self.study.trials[-1]
 
     def _replayed(self, event: Event, spent: float) -> Replayed:
         """The last evaluation of the study with what its line says of its time.
@@ -278,7 +278,7 @@ class Runner:
             raise JournalError(f"an evaluation in the journal {self.journal.path} was made by {workers!r} workers; it "
                                "was not written by this program")
         planned = self.study.last.get("extension", self.study.header)["planned_cost"]
-        return Replayed(self.study.evaluations[-1], workers, float(planned), spent)
+        return Replayed(self.study.trials[-1], workers, float(planned), spent)
 
     def reset_stopwatch(self) -> None:
         """What went before is not the search's own overhead."""
@@ -288,7 +288,7 @@ class Runner:
         """Code bits of every unit, of formats off the ladder too."""
         return tuple(self._bits[f] if f in self._bits else parse_format(f).bits for f in allocation.formats)
 
-    def _checked(self, m: Measurement, request: EvaluationRequest) -> Measurement:
+    def _checked(self, m: TrialResult, request: TrialSpec) -> TrialResult:
         """A loss that is not finite is a divergence; one that failed and can't say what it spent is charged in full, so
         that a search of failures ends too."""
         if m.state is TrialState.OK and (m.loss is None or not math.isfinite(m.loss)):
@@ -299,6 +299,6 @@ class Runner:
             return m
         tokens = m.training_tokens
         if tokens == 0 and m.forward_tokens == 0:
-            tokens = round(self.config.equivalent_tokens * request.steps / self.config.high_steps)
+            tokens = round(self.config.full_trial_tokens * request.steps / self.config.high_steps)
         curve = tuple(p for p in m.curve if math.isfinite(p[1]))
         return replace(m, loss=None, loss_se=None, curve=curve, training_tokens=tokens)

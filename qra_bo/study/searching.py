@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import qra_bo
-from qra_bo.search.base import Searcher
+from qra_bo.searchers.base import Searcher
 from qra_bo.study.cost import cost_of
 from qra_bo.study.headroom import Headroom
-from qra_bo.study.runner import ENGINE_STAGES, Runner, Wanted
-from qra_bo.trials import Evaluation, EvaluationRequest, Fidelity, Proposal, TrialState
+from qra_bo.study.runner import ENGINE_STAGES, PlannedTrial, Runner
+from qra_bo.trials import Fidelity, Proposal, Trial, TrialSpec, TrialState
 from qra_bo.utils.errors import JournalError, QRABOError
 
 log = logging.getLogger(__name__)
@@ -41,14 +41,14 @@ class Search:
         searcher: The one at work; ``None`` where no memory was left for any.
     """
 
-    def __init__(self, run: Runner, make: Callable[[Sequence[Evaluation]], Searcher | None], room: Headroom,
-                 known: Mapping[str, Evaluation]) -> None:
+    def __init__(self, run: Runner, make: Callable[[Sequence[Trial]], Searcher | None], room: Headroom,
+                 known: Mapping[str, Trial]) -> None:
         self.run, self._make, self.room = run, make, room
         self._known = set(known)
-        self._told = [as_told(e) for e in known.values() if e.measurement.state is not TrialState.OOM]
+        self._told = [as_told(e) for e in known.values() if e.result.state is not TrialState.OOM]
         self._narrowed = False
         self.searcher = make(self._told)
-        self._pending: dict[str, Wanted] = {}
+        self._pending: dict[str, PlannedTrial] = {}
         self._submitted: set[str] = set()
         self._ahead = 0.0 if self._whole else sum(cost_of(r.evaluation).tokens for r in run.replay)
         self._again = 0
@@ -75,14 +75,14 @@ class Search:
             evaluation = self._next()
             if evaluation is None:
                 return
-            del self._pending[evaluation.request.key]
+            del self._pending[evaluation.spec.key]
             self._tell(evaluation)
 
-    def _tell(self, evaluation: Evaluation) -> None:
+    def _tell(self, evaluation: Trial) -> None:
         """Tell the searcher, or have it replaced where its proposal ran out of memory."""
         if self.room.ran_out(self.run, evaluation):
             self._narrowed = True
-        if evaluation.measurement.state is not TrialState.OOM and self.searcher is not None:
+        if evaluation.result.state is not TrialState.OOM and self.searcher is not None:
             self._told.append(as_told(evaluation))
             self.searcher.tell(self._told[-1:])
 
@@ -114,19 +114,19 @@ class Search:
                     log.info("%s has nothing left to propose", searcher.name)
                 return
             for proposal in proposals:
-                wanted = Wanted(self._request(searcher.name, proposal), proposal.fidelity, proposal.stage)
-                found = run.study.find(wanted.request.key)
+                wanted = PlannedTrial(self._request(searcher.name, proposal), proposal.fidelity, proposal.stage)
+                found = run.study.find(wanted.spec.key)
                 if found is not None and found.stage in ENGINE_STAGES:
                     self._tell(found)
                 else:
-                    self._pending[wanted.request.key] = wanted
+                    self._pending[wanted.spec.key] = wanted
 
     def _expected(self) -> float:
         """What the pending evaluations cost from their first step on, in training tokens."""
         config = self.run.config
-        return config.equivalent_tokens * sum(w.request.steps for w in self._pending.values()) / config.high_steps
+        return config.full_trial_tokens * sum(w.spec.steps for w in self._pending.values()) / config.high_steps
 
-    def _request(self, name: str, proposal: Proposal) -> EvaluationRequest:
+    def _request(self, name: str, proposal: Proposal) -> TrialSpec:
         """The request of a proposal that keeps the searcher's contract."""
         run, a, stage = self.run, proposal.allocation, proposal.stage
         low = proposal.fidelity is Fidelity.LOW
@@ -136,14 +136,14 @@ class Search:
                 f"{name} proposed {a.to_json()} at {proposal.fidelity.value} fidelity in stage {stage!r}: off the "
                 f"ladders, over the budget of {self.room.rules.budget_bytes:,} bytes, at a fidelity that is off, or "
                 "in a stage of the engine; this is a bug of the search method")
-        request = run.request(a, proposal.fidelity)
+        request = run.spec(a, proposal.fidelity)
         if request.key in self._known:
             raise SearcherError(f"{run.config.method} proposed {request.key}, for which it had asked or of which it "
                                 "had been told; this is a bug of the search method")
         self._known.add(request.key)
         return request
 
-    def _next(self) -> Evaluation | None:
+    def _next(self) -> Trial | None:
         """The next evaluation to tell: the journal's, or the next that ends; ``None`` where the search ends.
 
         Raises:
@@ -151,14 +151,14 @@ class Search:
                 (Not where lines were damaged: what they held is done again, out of its order.)
         """
         run = self.run
-        if self._whole and run.replay and run.replay[0].evaluation.request.key not in self._pending:
+        if self._whole and run.replay and run.replay[0].evaluation.spec.key not in self._pending:
             asked = ", ".join(self._pending) or "nothing"
             raise JournalError(
-                f"the journal can't be continued: its next evaluation is {run.replay[0].evaluation.request.key}, and "
+                f"the journal can't be continued: its next evaluation is {run.replay[0].evaluation.spec.key}, and "
                 f"the search now asks for {asked}. It was written by version {run.study.header['version']}, this is "
                 f"{qra_bo.__version__}: go on with the versions in its provenance, or start a new run with another "
                 "out=")
-        held = next((r for r in run.replay if r.evaluation.request.key in self._pending), None)
+        held = next((r for r in run.replay if r.evaluation.spec.key in self._pending), None)
         if held is not None:
             run.replay.remove(held)
             self._ahead = max(0.0, self._ahead - cost_of(held.evaluation).tokens)
@@ -169,15 +169,15 @@ class Search:
         if hours is None or run.hours < hours:
             self._again += len(waiting) if run.replay else 0
             for wanted in waiting:
-                self._submitted.add(wanted.request.key)
+                self._submitted.add(wanted.spec.key)
                 run.submit(wanted)
         elif waiting and not run.busy:
             run.warn(f"the search was ended by max_hours={hours:g} at "
-                     f"{run.study.search_cost.tokens / run.config.equivalent_tokens:.1f} of "
-                     f"{run.config.high_equivalents:g} high-fidelity equivalents; a longer max_hours goes on")
+                     f"{run.study.search_cost.tokens / run.config.full_trial_tokens:.1f} of "
+                     f"{run.config.max_full_trials:g} full-trial equivalents; a longer max_hours goes on")
         return run.next_finished() if run.busy else None
 
 
-def as_told(e: Evaluation) -> Evaluation:
+def as_told(e: Trial) -> Trial:
     """An evaluation of the search as a searcher sees it: the calibrated learning rate is its unit."""
-    return replace(e, request=replace(e.request, lr_scale=1.0))
+    return replace(e, spec=replace(e.spec, lr_scale=1.0))

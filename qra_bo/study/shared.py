@@ -15,7 +15,7 @@ from qra_bo.study.journal import JOURNAL_NAME, canonical
 from qra_bo.study.provenance import INCOMPARABLE
 from qra_bo.study.results import load_study
 from qra_bo.study.state import Study
-from qra_bo.trials import Evaluation, EvaluationRequest, Measurement, TrialState, deciding_quantizer
+from qra_bo.trials import Trial, TrialResult, TrialSpec, TrialState, deciding_quantizer
 from qra_bo.utils.errors import JournalError
 
 log = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ SHAREABLE = (TrialState.OK, TrialState.DIVERGED)
 Training = tuple[str, int, int, float, str | None, str | None]
 
 
-def training_of(request: EvaluationRequest) -> Training:
+def training_of(request: TrialSpec) -> Training:
     """Names the training that a request is a part of: its low fidelity is a prefix of its high one."""
     return (request.allocation.fingerprint, request.schedule_steps, request.train_seed, request.lr_scale,
             request.init, request.codes)
@@ -33,14 +33,14 @@ def training_of(request: EvaluationRequest) -> Training:
 class Ledger:
     """Evaluations of one run, each with what it costs from the first step on, whatever prefix was there already."""
 
-    def __init__(self, evaluations: Iterable[Evaluation] = ()) -> None:
-        self.by_key: dict[str, Measurement] = {}
-        self._prefixes: dict[tuple[Training, int], Measurement] = {}
+    def __init__(self, evaluations: Iterable[Trial] = ()) -> None:
+        self.by_key: dict[str, TrialResult] = {}
+        self._prefixes: dict[tuple[Training, int], TrialResult] = {}
         for e in evaluations:
-            if e.measurement.state in SHAREABLE:
-                self.add(e.request, e.measurement)
+            if e.result.state in SHAREABLE:
+                self.add(e.spec, e.result)
 
-    def add(self, request: EvaluationRequest, charged: Measurement) -> None:
+    def add(self, request: TrialSpec, charged: TrialResult) -> None:
         """Note an evaluation as this run was charged for it; one whose beginning is unknown is left out."""
         if charged.state is TrialState.OK:
             done = request.steps - charged.new_steps
@@ -51,18 +51,18 @@ class Ledger:
             self._prefixes[training_of(request), request.steps] = charged
         self.by_key[request.key] = charged
 
-    def prefix(self, request: EvaluationRequest, steps: int) -> Measurement | None:
+    def prefix(self, request: TrialSpec, steps: int) -> TrialResult | None:
         """The same training up to ``steps``, if this run evaluated it."""
         return self._prefixes.get((training_of(request), steps))
 
-    def longest_prefix(self, request: EvaluationRequest) -> Measurement | None:
+    def longest_prefix(self, request: TrialSpec) -> TrialResult | None:
         """The longest part of the request's training that this run evaluated before."""
         own = [(steps, m) for (training, steps), m in self._prefixes.items()
                if training == training_of(request) and steps < request.steps]
         return max(own, key=lambda pair: pair[0])[1] if own else None
 
 
-def combined(m: Measurement, prefix: Measurement, sign: int) -> Measurement:
+def combined(m: TrialResult, prefix: TrialResult, sign: int) -> TrialResult:
     """``m`` with the cost of a prefix added (``sign`` 1) or taken off (-1)."""
     return replace(m, new_steps=m.new_steps + sign * prefix.new_steps,
                    training_tokens=m.training_tokens + sign * prefix.training_tokens,
@@ -94,7 +94,7 @@ class SharedExecutor(Executor):
         self._may_differ = may_differ
         self._wanted = self._identity(config)
         self._opened: tuple[Ledger, tuple[Study, ...], tuple[Ledger, ...]] | None = None
-        self._waiting: deque[EvaluationRequest] = deque()
+        self._waiting: deque[TrialSpec] = deque()
         self._under_way = 0
 
     @property
@@ -109,10 +109,10 @@ class SharedExecutor(Executor):
         found = self._inner.profile(progress) if shared is None else ProfileResult.from_json(shared)
         return found if self._formats is None else replace(found, profile=found.profile.of_formats(self._formats))
 
-    def submit(self, request: EvaluationRequest) -> None:
+    def submit(self, request: TrialSpec) -> None:
         self._waiting.append(request)
 
-    def finished(self, progress: Progress) -> tuple[EvaluationRequest, Measurement]:
+    def finished(self, progress: Progress) -> tuple[TrialSpec, TrialResult]:
         own, _, others = self._open()
         shared = None
         while shared is None and self._waiting and self._under_way < self._inner.workers:
@@ -140,7 +140,7 @@ class SharedExecutor(Executor):
         """Nothing: the next run needs the oracle."""
 
     @staticmethod
-    def _charged(request: EvaluationRequest, m: Measurement, own: Ledger, others: Sequence[Ledger]) -> Measurement:
+    def _charged(request: TrialSpec, m: TrialResult, own: Ledger, others: Sequence[Ledger]) -> TrialResult:
         """A new measurement with the prefix that a sibling trained and this run never paid for."""
         done = request.steps - m.new_steps
         if m.state is not TrialState.OK or done <= 0 or own.prefix(request, done) is not None:
@@ -158,8 +158,8 @@ class SharedExecutor(Executor):
             mine = _study(self._folder)
             facts = self._inner.describe()
             studies = [s for s in map(_study, self._siblings) if s is not None and self._comparable(s, facts)]
-            self._opened = (Ledger(mine.evaluations if mine is not None else ()), tuple(studies),
-                            tuple(Ledger(s.evaluations) for s in studies))
+            self._opened = (Ledger(mine.trials if mine is not None else ()), tuple(studies),
+                            tuple(Ledger(s.trials) for s in studies))
         return self._opened
 
     def _comparable(self, study: Study, facts: Mapping[str, Any]) -> bool:

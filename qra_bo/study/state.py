@@ -7,7 +7,7 @@ from typing import Any
 
 from qra_bo.space import Allocation
 from qra_bo.study.cost import UNSEARCHED_STAGES, Cost, cost_of
-from qra_bo.trials import Evaluation, Fidelity, TrialState
+from qra_bo.trials import Fidelity, Trial, TrialState
 from qra_bo.utils.errors import JournalError, SpaceError
 
 CONCLUSIONS = ("surrogate_check", "confirmation", "rate_check", "ranking_check", "final", "end")
@@ -22,7 +22,7 @@ def is_uniform(allocation: Allocation) -> bool:
 class Study:
     """What the events of a journal add up to; ``add`` folds in one more.
 
-    ``cost`` counts everything: profile, calibration, anchors, search, failures, references, confirmation and the
+    ``cost`` counts everything: profile, calibration, uniform baselines, search, failures, references, confirmation and the
     checks after it. ``search_cost`` is what counts against the effort: the same up to the end of the search, less the
     references.
 
@@ -32,15 +32,15 @@ class Study:
 
     def __init__(self, events: Iterable[Mapping[str, Any]] = ()) -> None:
         self.header: Mapping[str, Any] = {}
-        self.evaluations: list[Evaluation] = []
+        self.trials: list[Trial] = []
         self.last: dict[str, Mapping[str, Any]] = {}
         self.measured: list[Mapping[str, Any]] = []
         self.overhead_seconds = 0.0
         self.evaluation_seconds = 0.0
-        self._by_key: dict[str, Evaluation] = {}
+        self._by_key: dict[str, Trial] = {}
         self._states: Counter[TrialState] = Counter()
-        self._points: list[Evaluation] = []
-        self._incumbent: Evaluation | None = None
+        self._points: list[Trial] = []
+        self._incumbent: Trial | None = None
         self._lr_scale: float | None = None
         self.cost = Cost()
         self.search_cost = Cost()
@@ -59,14 +59,14 @@ class Study:
             if kind == "header":
                 self.header = event
             elif kind == "evaluation":
-                self._add_evaluation(Evaluation.from_json(event))
+                self._add_evaluation(Trial.from_json(event))
                 self.overhead_seconds += float(event.get("overhead_seconds", 0.0))
             elif kind == "profile":
                 self._spend(Cost(int(event["training_tokens"]), int(event["forward_tokens"])), True)
             elif kind == "calibration":
                 self._lr_scale = float(event["lr_scale"])
                 self._points, self._incumbent = [], None
-                for e in self.evaluations:
+                for e in self.trials:
                     self._add_point(e)
             elif kind == "measured":
                 self.measured.append(event)
@@ -74,18 +74,18 @@ class Study:
             raise JournalError(f"the {kind} event in the journal is malformed: {error!r}; it was not written by this "
                                "program") from error
 
-    def _add_evaluation(self, evaluation: Evaluation) -> None:
-        self.evaluations.append(evaluation)
-        self._by_key.setdefault(evaluation.request.key, evaluation)
+    def _add_evaluation(self, evaluation: Trial) -> None:
+        self.trials.append(evaluation)
+        self._by_key.setdefault(evaluation.spec.key, evaluation)
         for_search = evaluation.stage not in UNSEARCHED_STAGES
         self._spend(cost_of(evaluation), for_search)
         for outdated in CONCLUSIONS if for_search else ():
             self.last.pop(outdated, None)
-        self.evaluation_seconds += evaluation.measurement.seconds
-        self._states[evaluation.measurement.state] += 1
+        self.evaluation_seconds += evaluation.result.seconds
+        self._states[evaluation.result.state] += 1
         self._add_point(evaluation)
 
-    def _add_point(self, evaluation: Evaluation) -> None:
+    def _add_point(self, evaluation: Trial) -> None:
         point = self._as_point(evaluation)
         if point is None:
             return
@@ -98,15 +98,15 @@ class Study:
         if for_search:
             self.search_cost += cost
 
-    def _as_point(self, e: Evaluation) -> Evaluation | None:
-        r = e.request
+    def _as_point(self, e: Trial) -> Trial | None:
+        r = e.spec
         if (not e.ok or e.fidelity is not Fidelity.HIGH or e.predicted_bytes > self.budget_bytes
                 or e.stage in UNSEARCHED_STAGES or r.split != "validation" or r.lr_scale != self._lr_scale
                 or r.steps != self.header["high_steps"] or r.train_seed != self.header["train_seed"]):
             return None
         return replace(e, stage="baseline") if e.stage == "calibration" else e
 
-    def find(self, key: str) -> Evaluation | None:
+    def find(self, key: str) -> Trial | None:
         """The evaluation of the request named ``key``."""
         return self._by_key.get(key)
 
@@ -120,48 +120,48 @@ class Study:
         return self._lr_scale
 
     @property
-    def points(self) -> tuple[Evaluation, ...]:
+    def points(self) -> tuple[Trial, ...]:
         """Finished high-fidelity evaluations that may be incumbent: within the budget, on the validation split, at the
-        search's training seed and learning rate; anchors that were calibrated count as baselines."""
+        search's training seed and learning rate; uniform baselines that were calibrated count as baselines."""
         return tuple(self._points)
 
     @property
-    def incumbent(self) -> Evaluation | None:
+    def incumbent(self) -> Trial | None:
         """The point with the least loss (of equals the earliest)."""
         return self._incumbent
 
     @property
-    def best_uniform(self) -> Evaluation | None:
-        """The best anchor, or the best uniform choice that a searcher found if that is better."""
+    def best_uniform(self) -> Trial | None:
+        """The best uniform baseline, or the best uniform choice that a searcher found if that is better."""
         return min((e for e in self.points if self.counts_as_uniform(e)), key=loss_of, default=None)
 
     @property
-    def best_mixed(self) -> Evaluation | None:
+    def best_mixed(self) -> Trial | None:
         """The best point that is no uniform choice."""
         return min((e for e in self.points if not self.counts_as_uniform(e)), key=loss_of, default=None)
 
     @staticmethod
-    def counts_as_uniform(e: Evaluation) -> bool:
+    def counts_as_uniform(e: Trial) -> bool:
         """Anchors (uniform filled too) and whatever else has one format and rank throughout."""
         return e.stage == "baseline" or is_uniform(e.allocation)
 
     @property
-    def baselines(self) -> list[Evaluation]:
-        """Finished anchors, in the order they were evaluated, then references."""
-        references = [e for e in self.evaluations if e.stage == "reference" and e.ok]
+    def baselines(self) -> list[Trial]:
+        """Finished uniform baselines, in the order they were evaluated, then references."""
+        references = [e for e in self.trials if e.stage == "reference" and e.ok]
         return [e for e in self.points if e.stage == "baseline"] + references
 
     @property
-    def front(self) -> list[Evaluation]:
+    def front(self) -> list[Trial]:
         """Points that no other point beats in both predicted bytes and loss, by increasing bytes."""
-        front: list[Evaluation] = []
+        front: list[Trial] = []
         for e in sorted(self.points, key=lambda e: (e.predicted_bytes, loss_of(e), e.id)):
             if not front or loss_of(e) < loss_of(front[-1]):
                 front.append(e)
         return front
 
     @property
-    def ranked(self) -> list[Evaluation]:
+    def ranked(self) -> list[Trial]:
         """Points by increasing loss."""
         return sorted(self.points, key=lambda e: (loss_of(e), e.id))
 
@@ -175,7 +175,7 @@ class Study:
         """What the run delivers: named by the end event, else by the confirmation, else the incumbent."""
         named = self.last.get("end", {}).get("best")
         if named is not None:
-            for e in self.evaluations:
+            for e in self.trials:
                 if e.allocation.fingerprint == named:
                     return e.allocation
             raise JournalError(f"the journal's end names {named} as the best, which was never evaluated")
@@ -185,11 +185,11 @@ class Study:
                                                      else "reference"])
         return None if self.incumbent is None else self.incumbent.allocation
 
-    def point(self, allocation: Allocation) -> Evaluation | None:
+    def point(self, allocation: Allocation) -> Trial | None:
         """The search's own evaluation of ``allocation``."""
         return next((e for e in self.points if e.allocation == allocation), None)
 
 
-def loss_of(e: Evaluation) -> float:
+def loss_of(e: Trial) -> float:
     """The loss; infinite where there is none."""
     return float("inf") if e.loss is None else e.loss

@@ -1,4 +1,4 @@
-"""The uniform anchors that every search gets: the largest ranks that fit, and "uniform filled"."""
+"""The uniform baselines that every search gets: the largest ranks that fit, and "uniform filled"."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,8 +12,8 @@ PredictBytes = Callable[[Allocation], int]
 
 
 @dataclass(frozen=True)
-class AnchorRules:
-    """What decides the anchors.
+class BaselineRules:
+    """What decides the uniform baselines.
 
     Args:
         n_units: Units of the model.
@@ -35,7 +35,7 @@ class AnchorRules:
         return self.admits(allocation) and self.predict_bytes(allocation) <= self.budget_bytes
 
 
-def largest_rank(rules: AnchorRules, fmt: str) -> int:
+def largest_rank(rules: BaselineRules, fmt: str) -> int:
     """The largest integer rank with which the uniform choice of ``fmt`` fits; 0 if rank 1 does not."""
     low, high = 0, rules.max_rank
     while low < high:
@@ -47,7 +47,7 @@ def largest_rank(rules: AnchorRules, fmt: str) -> int:
     return low
 
 
-def uniform_anchors(rules: AnchorRules, profile: SensitivityProfile) -> list[Allocation]:
+def uniform_baselines(rules: BaselineRules, profile: SensitivityProfile) -> list[Allocation]:
     """For every format the largest integer rank that fits and the one below, most promising first.
 
     Promise is the profile's damage summed over units (least first; of equals the earlier on the ladder), and within a
@@ -56,7 +56,7 @@ def uniform_anchors(rules: AnchorRules, profile: SensitivityProfile) -> list[All
     Raises:
         BudgetError: If no uniform choice fits.
     """
-    damage = {f: float(profile.damage[:, profile.formats.index(f)].sum()) for f in rules.formats}
+    damage = {f: float(profile.quantization_sensitivity[:, profile.formats.index(f)].sum()) for f in rules.formats}
     anchors: list[Allocation] = []
     for fmt in sorted(rules.formats, key=lambda f: damage[f]):
         top = largest_rank(rules, fmt)
@@ -70,7 +70,7 @@ def uniform_anchors(rules: AnchorRules, profile: SensitivityProfile) -> list[All
     return anchors
 
 
-def fill(rules: AnchorRules, best: Allocation) -> Allocation:
+def fill(rules: BaselineRules, best: Allocation) -> Allocation:
     """*Uniform filled*: the left-over bytes of ``best`` spent on one more rank, from the last unit backwards.
 
     A unit whose further rank does not fit is passed over; with nothing left over the result is ``best`` itself.

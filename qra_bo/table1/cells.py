@@ -44,7 +44,7 @@ class CellResult:
         found: The configuration, or ``None``.
         rate: The learning rate, or ``None``.
         search_cost: Training tokens before the finals: the method's own, and the learning-rate trials.
-        evaluations: Events of the finals by training seed.
+        trials: Events of the finals by training seed.
         measured_bytes: In the limit's scope, or ``None``.
         scores: What the model of the first final scores at ``eval.tasks``.
     """
@@ -54,19 +54,19 @@ class CellResult:
     found: Found | None = None
     rate: Rate | None = None
     search_cost: float = 0.0
-    evaluations: dict[int, Any] = field(default_factory=dict)
+    trials: dict[int, Any] = field(default_factory=dict)
     measured_bytes: int | None = None
     scores: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def losses(self) -> dict[int, float]:
         """Test loss by training seed, of the finals that gave one."""
-        return {seed: float(e["loss"]) for seed, e in self.evaluations.items() if e["loss"] is not None}
+        return {seed: float(e["loss"]) for seed, e in self.trials.items() if e["loss"] is not None}
 
     @property
     def failed(self) -> tuple[int, ...]:
         """Training seeds of the finals that gave none."""
-        return tuple(seed for seed, e in self.evaluations.items() if e["loss"] is None)
+        return tuple(seed for seed, e in self.trials.items() if e["loss"] is None)
 
 
 def make_cells(limits: Sequence[str], methods: Sequence[str] | None) -> list[Cell]:
@@ -122,12 +122,12 @@ def work(session: Session, cell: Cell, say: Say) -> CellResult:
     for seed in final_seeds(session, cell.row):
         made = session.made
         event = session.evaluate(recipe, result.rate.lr_scale, seed, "test")
-        result.evaluations[seed] = event
+        result.trials[seed] = event
         if session.made > made:
-            say(f"test loss {_loss(event)}, training seed {len(result.evaluations)} of "
+            say(f"test loss {_loss(event)}, training seed {len(result.trials)} of "
                 f"{len(final_seeds(session, cell.row))}")
     if not result.losses:
-        result.why = f"every final failed: {next(iter(result.evaluations.values()))['message']}"
+        result.why = f"every final failed: {next(iter(result.trials.values()))['message']}"
         return result
     result.measured_bytes = session.measured_bytes(recipe, result.rate.lr_scale, session.train_seed, scope)
     result.scores = session.scores(recipe, result.rate.lr_scale, next(iter(result.losses)))

@@ -21,7 +21,7 @@ OPEN_SECONDS, EVALUATION_SECONDS = 5.0, 0.4
 a tiny model they are nearly all there is."""
 
 
-def equivalent_tokens(session: Session) -> float:
+def full_trial_tokens(session: Session) -> float:
     """Training tokens of one high-fidelity evaluation."""
     c = session.config
     return c.fidelity.high * c.train.batch * c.train.length + c.eval.tokens / 3
@@ -49,7 +49,7 @@ class CellPlan:
 
 
 def plan_cells(session: Session, cells: Sequence[Cell]) -> list[CellPlan]:
-    """Of every cell. Profile, calibration and anchors that searches share are counted once, with the first."""
+    """Of every cell. Profile, calibration and uniform baselines that searches share are counted once, with the first."""
     c = session.config
     first, length = len(c.calibrate.lr_scales), session.steps / c.fidelity.high
     trials = length * (first + TRIALS_USUALLY * max(0, c.table1.lr_trials - first))
@@ -73,7 +73,7 @@ def plan_rows(session: Session, cells: Sequence[Cell], seconds: float | None) ->
         seconds: Of a training token; ``None`` where that is not known.
     """
     c, plans = session.config, plan_cells(session, cells)
-    tokens = equivalent_tokens(session)
+    tokens = full_trial_tokens(session)
     parts: dict[str, float] = {}
     for cell, plan in zip(cells, plans, strict=True):
         what = f"{cell.limit.name}: {'searches' if isinstance(cell.row, Searched) else 'other methods'}"
@@ -101,7 +101,7 @@ def weights(session: Session, cells: Sequence[Cell], seconds: float | None) -> l
     of, only to compare cells with one another."""
     if seconds is None:
         return [plan.equivalents for plan in plan_cells(session, cells)]
-    each = seconds * equivalent_tokens(session) + EVALUATION_SECONDS
+    each = seconds * full_trial_tokens(session) + EVALUATION_SECONDS
     return [OPEN_SECONDS + plan.equivalents * each + plan.passes * _pass_seconds(session)
             for plan in plan_cells(session, cells)]
 

@@ -15,19 +15,19 @@ FIRST_STAGE = 0.6
 def calibration_and_anchors(config: RunConfig) -> float:
     """High-fidelity equivalents that a search spends before its first proposal, but for the profile."""
     effort, scales = config.effort, config.calibrate.lr_scales
-    anchors = effort.anchors if effort.anchors is not None else 2 * len(config.format_names) + 1
-    return float(anchors + (len(scales) * effort.calibration_anchors if len(scales) > 1 else 0))
+    anchors = effort.uniform_baselines if effort.uniform_baselines is not None else 2 * len(config.format_names) + 1
+    return float(anchors + (len(scales) * effort.calibration_baselines if len(scales) > 1 else 0))
 
 
 def proposals_left(config: RunConfig) -> float:
     """High-fidelity equivalents that a search may spend on proposals."""
-    return max(2.0, config.effort.high_equivalents - calibration_and_anchors(config) - 1.0)
+    return max(2.0, config.effort.max_full_trials - calibration_and_anchors(config) - 1.0)
 
 
 def scaled_autoqra(config: RunConfig) -> Mapping[str, Any]:
     """The published population, generations and promotions, all shrunk alike to what the first stage may spend."""
     low = 1.0 if config.fidelity.low is None else config.fidelity.low / config.fidelity.high
-    return shrunk_autoqra(proposals_left(config), config.effort.high_equivalents, low)
+    return shrunk_autoqra(proposals_left(config), config.effort.max_full_trials, low)
 
 
 def shrunk_autoqra(proposals: float, equivalents: float, low: float) -> Mapping[str, Any]:
@@ -46,7 +46,7 @@ def scaled_qr_adaptor(config: RunConfig) -> Mapping[str, Any]:
     first = FIRST_STAGE * proposals_left(config)
     population = max(4, round(first**0.5))
     return {"evolution": {"population": population, "generations": max(1, round(first / population))},
-            "evolution_share": min(1.0, first / config.effort.high_equivalents)}
+            "evolution_share": min(1.0, first / config.effort.max_full_trials)}
 
 
 def published_changes(config: RunConfig) -> dict[str, Any]:

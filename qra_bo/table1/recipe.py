@@ -24,7 +24,7 @@ class Recipe:
         allocation: Format and rank of every unit; of AdaLoRA the ranks are the target, the same everywhere.
         init: Start of the adapters (``adapter.init``); AdaLoRA has its own.
         initial_rank: AdaLoRA's rank at the start; ``None`` for adapters of fixed rank.
-        gptq_tokens: Tokens that codes are chosen on (``quantizer.rounding=gptq``); ``None``: the nearest codes.
+        gptq_tokens: Tokens that codes are chosen on (``quantizer.rounding=gptq``); ``None``: the round-to-nearest codes.
     """
 
     allocation: Allocation
@@ -45,7 +45,7 @@ class Recipe:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Recipe":
         """Inverse of ``to_json``."""
-        initial, tokens = data["initial_rank"], data.get("gptq_tokens")  # tables had the nearest codes alone
+        initial, tokens = data["initial_rank"], data.get("gptq_tokens")  # tables had the round-to-nearest codes alone
         return cls(Allocation.from_json(data), str(data["init"]), None if initial is None else int(initial),
                    None if tokens is None else int(tokens))
 

@@ -102,7 +102,7 @@ def _row(session: Session, r: CellResult, losses: Mapping[tuple[str, str], Losse
     recipe, space, c = r.found.recipe, session.space, session.config
     peak, stored = (session.predicted_bytes(recipe, scope) for scope in ("peak", "stored"))
     values = np.array(list(r.losses.values()))
-    ranks = [float(e["average_rank"]) for e in r.evaluations.values() if e["average_rank"] is not None]
+    ranks = [float(e["average_rank"]) for e in r.trials.values() if e["average_rank"] is not None]
     facts = {"avg_bits": recipe.average_bits(space), "metadata_bits": recipe.metadata_bits(space),
              "avg_rank": float(np.mean(ranks)) if ranks else recipe.average_rank(space),
              "predicted_bytes": peak if limit.scope == "peak" else stored, "measured_bytes": r.measured_bytes,
@@ -166,7 +166,7 @@ def _note(r: CellResult) -> str:
     notes = [r.found.note] if r.found is not None and r.found.note else []
     if r.rate is not None and not r.rate.inside:
         notes.append("the best learning rate is at the end of those tried")
-    failed = [e for e in r.evaluations.values() if e["loss"] is None]
+    failed = [e for e in r.trials.values() if e["loss"] is None]
     if failed:
-        notes.append(f"{len(failed)} of {len(r.evaluations)} finals gave no loss ({failed[0]['state']})")
+        notes.append(f"{len(failed)} of {len(r.trials)} finals gave no loss ({failed[0]['state']})")
     return "; ".join(notes)

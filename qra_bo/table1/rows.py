@@ -6,7 +6,7 @@ from typing import Protocol
 from qra_bo.memory.formats import parse_format
 from qra_bo.space import uniform
 from qra_bo.study.cost import FORWARD_SHARE
-from qra_bo.study.uniform_baselines import AnchorRules, largest_rank
+from qra_bo.study.uniform_baselines import BaselineRules, largest_rank
 from qra_bo.table1.limits import Limit
 from qra_bo.table1.recipe import Recipe, codes_name
 from qra_bo.table1.session import Session
@@ -63,7 +63,7 @@ class Row(Protocol):
         ...
 
     def equivalents(self, session: Session, limit: Limit) -> float:
-        """Rough high-fidelity equivalents that ``find`` takes."""
+        """Rough full-trial equivalents that ``find`` takes."""
         ...
 
     def find(self, session: Session, limit: Limit) -> Found:
@@ -85,7 +85,7 @@ def largest_fitting_rank(session: Session, limit: Limit, fmt: str, most: int) ->
     if limit.max_average_bits is not None and parse_format(fmt).bits > limit.max_average_bits:
         return 0
     most = min(most, *(min(m.out_features, m.in_features) for u in space.units for m in u.linears))
-    rules = AnchorRules(space.n_units, (fmt,), most, session.budget_bytes(limit),
+    rules = BaselineRules(space.n_units, (fmt,), most, session.budget_bytes(limit),
                         lambda a: Recipe(a, "kaiming").predicted_bytes(setting.memory, space))
     return largest_rank(rules, fmt)
 

@@ -8,7 +8,7 @@ import numpy as np
 from qra_bo.memory.adalora import adalora_bytes, fit_adalora
 from qra_bo.memory.budget import uniform_bytes
 from qra_bo.memory.formats import parse_format
-from qra_bo.search.evolution.amq import AMQ, AMQOptions
+from qra_bo.searchers.evolution.amq import AMQ, AMQOptions
 from qra_bo.sensitivity.profile import FloatArray
 from qra_bo.space import Allocation, IntArray, uniform
 from qra_bo.space.knapsack import solve_knapsack
@@ -174,20 +174,20 @@ def amq_bits(session: Session, limit: Limit, rank: int, beyond: int = 0) -> tupl
         nonlocal spent
         chosen = [list(names(session, row)) for row in rows]
         keys = [Allocation(tuple(c), (0,) * len(c)).fingerprint for c in chosen]
-        new = [c for c, key in zip(chosen, keys, strict=True) if session.find("damage", key) is None]
+        new = [c for c, key in zip(chosen, keys, strict=True) if session.find("quantization_sensitivity", key) is None]
         if new:
             found = session.call("quantisation_damage", {"choices": new})
             each = round(found["forward_tokens"] / (1 + len(new)))
             for c, jsd in zip(new, found["jsd"], strict=True):
                 fields = {"jsd": jsd, "forward_tokens": each}
-                session.once("damage", Allocation(tuple(c), (0,) * len(c)).fingerprint, fields.copy)
-        events = [session.once("damage", key, dict) for key in keys]
+                session.once("quantization_sensitivity", Allocation(tuple(c), (0,) * len(c)).fingerprint, fields.copy)
+        events = [session.once("quantization_sensitivity", key, dict) for key in keys]
         spent += sum(int(e["forward_tokens"]) for e in events)
         return np.array([float(e["jsd"]) for e in events])
 
     options = AMQOptions(evaluations=n, initial=max(2, n // 3))
     rng = np.random.default_rng(np.random.SeedSequence([session.config.seed, *b"amq", rank]))
-    result = AMQ(costs, budget, profile.profile.damage_kl, options, rng).run(measure)
+    result = AMQ(costs, budget, profile.profile.quantization_kl, options, rng).run(measure)
     return names(session, result.choice), cost + FORWARD_SHARE * spent
 
 
@@ -206,7 +206,7 @@ class AMQLoRA(WithinABudget):
 
 
 def amq_equivalents(session: Session) -> float:
-    """Rough high-fidelity equivalents of AMQ's measurements."""
+    """Rough full-trial equivalents of AMQ's measurements."""
     c = session.config
     tokens = FORWARD_SHARE * c.table1.amq_evaluations * c.data.calibration * c.train.length
     return tokens / (c.fidelity.high * c.train.batch * c.train.length + FORWARD_SHARE * c.eval.tokens)

@@ -10,7 +10,7 @@ from qra_bo.table1.recipe import Recipe, codes_name
 from qra_bo.table1.rows import ROWS, Found, WithCodes
 from qra_bo.table1.search import search
 from qra_bo.table1.session import Session
-from qra_bo.trials import Evaluation, Fidelity
+from qra_bo.trials import Fidelity, Trial
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Searched(WithCodes):
         return limit is not None and not (self.finer and (limit.budget is None or limit.max_average_bits is not None))
 
     def signature(self, session: Session) -> str:
-        cost = session.config.effort.high_equivalents
+        cost = session.config.effort.max_full_trials
         return f"{cost}eq{codes_name(self.tokens(session))}{self.ladder_name(session)}"
 
     def ladder_name(self, session: Session) -> str:
@@ -36,7 +36,7 @@ class Searched(WithCodes):
         return f",bits={list(session.config.table1.finer_bits)}" if self.finer else ""
 
     def equivalents(self, session: Session, limit: Limit) -> float:
-        return float(session.config.effort.high_equivalents)
+        return float(session.config.effort.max_full_trials)
 
     def find(self, session: Session, limit: Limit) -> Found:
         method = session.config.method
@@ -51,11 +51,11 @@ class Searched(WithCodes):
             changes = {**(changes or {}), "bits": session.config.table1.finer_bits}
         outcome = search(session, self.name, limit, method, params, changes, tokens)
         recipe = Recipe(outcome.found.allocation, init or session.config.adapter.init, gptq_tokens=tokens)
-        notes = (note, stages_note(outcome.study.evaluations))
+        notes = (note, stages_note(outcome.study.trials))
         return Found(recipe, outcome.study.search_cost.tokens, "; ".join(filter(None, notes)))
 
 
-def stages_note(evaluations: Sequence[Evaluation]) -> str:
+def stages_note(evaluations: Sequence[Trial]) -> str:
     """What a search of two stages really evaluated in each, which at a small effort is less than its parameters say;
     empty for one stage."""
     first = [e for e in evaluations if e.stage == "evolution"]
@@ -74,7 +74,7 @@ class BestUniform(Searched):
         return super().takes(limit) and limit is not None and limit.budget is not None
 
     def signature(self, session: Session) -> str:
-        return f"anchors={session.config.effort.anchors}{codes_name(self.tokens(session))}{self.ladder_name(session)}"
+        return f"uniform baselines={session.config.effort.uniform_baselines}{codes_name(self.tokens(session))}{self.ladder_name(session)}"
 
     def equivalents(self, session: Session, limit: Limit) -> float:
         return calibration_and_anchors(session.config)

@@ -22,7 +22,7 @@ from qra_bo.table1.join import join
 from qra_bo.table1.limits import Limit
 from qra_bo.table1.markdown import render, summary
 from qra_bo.table1.pace import Pace
-from qra_bo.table1.plan import check_searches, equivalent_tokens, plan_rows, weights
+from qra_bo.table1.plan import check_searches, full_trial_tokens, plan_rows, weights
 from qra_bo.table1.plot import draw
 from qra_bo.table1.rate_checks import check_rates, check_references
 from qra_bo.table1.results import build
@@ -110,7 +110,7 @@ def _announce(session: Session, cells: Sequence[Cell], seconds: float | None) ->
     c = session.config
     title = (f"table1={c.table1.name} of {len(cells)} rows for {c.model_name}, effort={c.effort.name}; as if nothing "
              "of it were done and no two rows came to one configuration; times are rough")
-    print_plan(console, title, plan_rows(session, cells, seconds), equivalent_tokens(session))
+    print_plan(console, title, plan_rows(session, cells, seconds), full_trial_tokens(session))
     limits: dict[str, Limit] = {cell.limit.name: cell.limit for cell in cells if cell.limit.budget is not None}
     for limit in limits.values():
         bits = "" if limit.max_average_bits is None else f", at most {limit.max_average_bits:g} bits on average"

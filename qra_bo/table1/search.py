@@ -12,7 +12,7 @@ from qra_bo.study.shared import SharedExecutor
 from qra_bo.table1.limits import Limit
 from qra_bo.table1.recipe import codes_name
 from qra_bo.table1.session import Session
-from qra_bo.trials import Evaluation, Proposal
+from qra_bo.trials import Proposal, Trial
 
 FOLDER = "searches"
 SHARED = frozenset({*NOT_OF_THE_RESULT, "budget", "method", "max_average_bits"})
@@ -20,14 +20,14 @@ SHARED = frozenset({*NOT_OF_THE_RESULT, "budget", "method", "max_average_bits"})
 
 
 class UniformOnly:
-    """Proposes nothing: what the engine's anchors say is the result."""
+    """Proposes nothing: what the engine's uniform baselines say is the result."""
 
     name = "uniform_only"
 
     def ask(self, n: int) -> list[Proposal]:
         return []
 
-    def tell(self, evaluations: Sequence[Evaluation]) -> None:
+    def tell(self, evaluations: Sequence[Trial]) -> None:
         """Anchors teach it nothing."""
 
 
@@ -45,13 +45,13 @@ def search_config(session: Session, limit: Limit, method: str, params: Mapping[s
 
 def search(session: Session, name: str, limit: Limit, method: str | None, params: Mapping[str, Any] | None = None,
            changes: Mapping[str, Any] | None = None, gptq_tokens: int | None = None) -> RunOutcome:
-    """Profile, calibrate, evaluate the anchors and search; begun, gone on with, or read where it is done.
+    """Profile, calibrate, evaluate the uniform baselines and search; begun, gone on with, or read where it is done.
 
     Args:
         session: The table.
         name: Of the row, for the folder.
         limit: Within which to search.
-        method: Name in the registry of search methods; ``None`` for the anchors alone.
+        method: Name in the registry of search methods; ``None`` for the uniform baselines alone.
         params: Of the method.
         changes: Top-level keys of the configuration that differ from the table's.
         gptq_tokens: How codes are chosen, as in ``Recipe``.
@@ -62,7 +62,7 @@ def search(session: Session, name: str, limit: Limit, method: str | None, params
     """
     config = search_config(session, limit, method or UniformOnly.name, params or {},
                            {**(changes or {}), "quantizer": session.quantizer(gptq_tokens)})
-    effort = f"{config.effort.high_equivalents}eq{codes_name(gptq_tokens)}"
+    effort = f"{config.effort.max_full_trials}eq{codes_name(gptq_tokens)}"
     folder = session.folder / FOLDER / path_name(f"{name}-{limit.name}-{effort}".replace("<=", "max"))
     setting = session.setting_of(limit, config.ranks, config.bits)
     budget = session.budget_bytes(limit)

@@ -23,7 +23,7 @@ from qra_bo.study.options import training_seeds
 from qra_bo.study.provenance import changes, collect
 from qra_bo.table1.limits import Limit
 from qra_bo.table1.recipe import Recipe, codes_name
-from qra_bo.trials import SCHEMA_VERSION, EvaluationRequest, TrialState
+from qra_bo.trials import SCHEMA_VERSION, TrialSpec, TrialState
 from qra_bo.utils.errors import ConfigError
 
 NAME = "table1.jsonl"
@@ -157,7 +157,7 @@ class Session:
 
     def quantizer(self, gptq_tokens: int | None) -> QuantizerConfig:
         """The configured formats, with codes as in ``Recipe``."""
-        rounding: Any = "nearest" if gptq_tokens is None else "gptq"
+        rounding: Any = "rtn" if gptq_tokens is None else "gptq"
         return replace(self.config.quantizer, rounding=rounding, tokens=gptq_tokens or self.config.quantizer.tokens)
 
     def close(self) -> None:
@@ -240,7 +240,7 @@ class Session:
         if recipe.initial_rank is not None:
             found = dict(self.call("evaluate_adalora", self._adalora(recipe, lr_scale, train_seed, split, False)))
             return {k: v for k, v in found.items() if k != "measured_bytes"}
-        request = EvaluationRequest(recipe.allocation, self.steps, self.steps, train_seed, split, lr_scale,
+        request = TrialSpec(recipe.allocation, self.steps, self.steps, train_seed, split, lr_scale,
                                     recipe.init)
         m = self._any_executor(None, recipe).evaluate(request, self.progress)
         return {"state": m.state.value, "message": m.message, "loss": m.loss, "loss_se": m.loss_se,

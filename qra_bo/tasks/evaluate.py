@@ -19,7 +19,7 @@ from qra_bo.report.text import describe_allocation
 from qra_bo.space import Allocation, SearchSpace, uniform
 from qra_bo.study.options import training_seeds
 from qra_bo.study.provenance import collect
-from qra_bo.trials import EvaluationRequest, Measurement, TrialState, peaks_to_json
+from qra_bo.trials import TrialResult, TrialSpec, TrialState, peaks_to_json
 from qra_bo.utils.errors import ConfigError, OutputError, SpaceError, TrainingError
 from qra_bo.utils.files import strict_json, write_json, writing
 
@@ -105,7 +105,7 @@ def evaluate(config: RunConfig, allocation: Allocation, lr_scale: float, executo
     """Both splits, one training: the second goes on from the first's checkpoint."""
     train_seed, _ = training_seeds(config.seed, 0)
     steps = config.fidelity.high
-    losses = {split: executor.evaluate(EvaluationRequest(allocation, steps, steps, train_seed, split, lr_scale),
+    losses = {split: executor.evaluate(TrialSpec(allocation, steps, steps, train_seed, split, lr_scale),
                                        progress) for split in ("validation", "test")}
     measured = losses["validation"].measured_bytes
     if config.oracle.name == "finetune" and losses["validation"].state is TrialState.OK:
@@ -172,7 +172,7 @@ def print_evaluation(result: Mapping[str, Any], console: Console) -> None:
         console.print(line, markup=False, highlight=False)
 
 
-def _fields(m: Measurement) -> dict[str, Any]:
+def _fields(m: TrialResult) -> dict[str, Any]:
     return {"state": m.state.value, "loss": m.loss, "loss_se": m.loss_se, "curve": [list(p) for p in m.curve],
             "training_tokens": m.training_tokens, "forward_tokens": m.forward_tokens, "seconds": m.seconds,
             "message": m.message, "peaks": peaks_to_json(m.peaks)}

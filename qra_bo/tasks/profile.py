@@ -55,15 +55,15 @@ def _measured(config: RunConfig) -> SensitivityProfile:
 
 def print_profile(profile: SensitivityProfile, space: SearchSpace, console: Console) -> None:
     """One line for every unit: damage by format (nats) and what the largest rank of the search may gain."""
-    columns = ["unit", *(f"{f} damage" for f in profile.formats), "gain"]
+    columns = ["unit", *(f"{f} damage" for f in profile.formats), "rank_sensitivity"]
     rank = space.ranks.values[-1]
-    gain = None if profile.gain is None else profile.gain[:, min(rank, profile.gain.shape[1]) - 1]
-    rows = [[unit, *(f"{d:+.5f}" for d in profile.damage[i]), DASH if gain is None else f"{gain[i]:.4g}"]
+    gain = None if profile.rank_sensitivity is None else profile.rank_sensitivity[:, min(rank, profile.rank_sensitivity.shape[1]) - 1]
+    rows = [[unit, *(f"{d:+.5f}" for d in profile.quantization_sensitivity[i]), DASH if gain is None else f"{gain[i]:.4g}"]
             for i, unit in enumerate(profile.units)]
-    rows.append(["sum", *(f"{d:+.5f}" for d in profile.damage.sum(axis=0)),
+    rows.append(["sum", *(f"{d:+.5f}" for d in profile.quantization_sensitivity.sum(axis=0)),
                  DASH if gain is None else f"{gain.sum():.4g}"])
-    if profile.damage_se is not None:
-        rows.append(["standard error, mean", *(f"{e:.5f}" for e in profile.damage_se.mean(axis=0)), DASH])
+    if profile.quantization_se is not None:
+        rows.append(["standard error, mean", *(f"{e:.5f}" for e in profile.quantization_se.mean(axis=0)), DASH])
     _print(console, f"Sensitivities: {profile.source}", columns, rows)
     console.print(f"Loss of the 16-bit model on the calibration text: {profile.base_loss:.4f} nats per token. Damage: "
                   "its rise when only that unit is quantised. Gain: squared singular values of the unit's weight "
@@ -73,7 +73,7 @@ def print_profile(profile: SensitivityProfile, space: SearchSpace, console: Cons
 def print_damage(given: MeasuredDamage, console: Console) -> None:
     """The most damaged modules first, and what the file lacks."""
     order = np.argsort(-given.loss, kind="stable")
-    _print(console, f"Measured damage: {given.source}", ["module", "damage"],
+    _print(console, f"Measured damage: {given.source}", ["module", "quantization_sensitivity"],
            [[given.units[i], f"{given.loss[i]:+.5f}"] for i in order])
     console.print("This file holds no I_r (gain), no KL divergence, no loss of the 16-bit model and no names of "
                   "storage formats: a search can't use it, and no profile.json is written from it.", highlight=False)

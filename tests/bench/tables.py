@@ -22,10 +22,10 @@ from qra_bo.oracle.emulator.table import (
     costs_to_json,
 )
 from qra_bo.oracle.synthetic.oracle import SyntheticOracle
-from qra_bo.search.base import SearchProblem
+from qra_bo.searchers.base import SearchProblem
 from qra_bo.sensitivity.io import save_profile
 from qra_bo.space import Allocation
-from qra_bo.study.uniform_baselines import AnchorRules
+from qra_bo.study.uniform_baselines import BaselineRules
 from tests.spaces import corners, make_costs, make_space
 
 SEED = 5
@@ -58,7 +58,7 @@ def make_setting(n_units: int = 4) -> Setting:
 
     profile = oracle.profile(lambda *_: None)
     problems = tuple(SearchProblem(space, costs, b.bytes, profile, 24, None, 0) for b in budgets)
-    rules = tuple(AnchorRules(n_units, facts.formats, 8, b.bytes, predict) for b in budgets)
+    rules = tuple(BaselineRules(n_units, facts.formats, 8, b.bytes, predict) for b in budgets)
     return Setting(facts, space, {"peak": predict, "stored": predict}, problems, rules)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from bench import ablations
 from qra_bo.config.schema import load_config
-from qra_bo.search.methods import METHODS
+from qra_bo.searchers.methods import METHODS
 from qra_bo.space import Allocation
 from qra_bo.study.journal import read_journal
 from qra_bo.table1.published import scaled_autoqra

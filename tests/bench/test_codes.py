@@ -11,7 +11,7 @@ from qra_bo.utils.errors import ConfigError
 
 def test_codes_are_compared_with_the_nearest_on_the_same_seeds() -> None:
     rows = codes.compared([
-        {"task": "t", "codes": "nearest", "test_losses": {1: 3.0, 2: 3.1, 3: 3.2, 4: 3.0, 5: 3.1}},
+        {"task": "t", "codes": "rtn", "test_losses": {1: 3.0, 2: 3.1, 3: 3.2, 4: 3.0, 5: 3.1}},
         {"task": "t", "codes": "gptq", "test_losses": {1: 2.9, 2: 3.0, 3: 3.11, 4: 2.9, 5: 3.0}}])
     assert rows[1]["difference"] == pytest.approx(-0.49 / 5)
     assert rows[1]["verdict"] == "better"
@@ -32,7 +32,7 @@ def test_a_small_run_goes_on_with_what_is_there(tmp_path: Path, monkeypatch: pyt
     codes.main(settings)
     rows = json.loads((tmp_path / "codes_tiny.json").read_text())["rows"]
     assert [(r["codes"], r["format"], len(r["test_losses"])) for r in rows] == [
-        ("nearest", "nf4", 2), ("gptq", "nf4", 2), ("16 bits", "fp16", 2)]
+        ("rtn", "nf4", 2), ("gptq", "nf4", 2), ("16 bits", "fp16", 2)]
     assert rows[0]["mean"] != rows[1]["mean"]
     before = (tmp_path / "w" / "table1.jsonl").read_bytes()
     codes.main(settings)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from bench import engine
-from qra_bo.search.base import SearchProblem
+from qra_bo.searchers.base import SearchProblem
 
 
 @pytest.fixture(scope="module")

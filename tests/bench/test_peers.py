@@ -12,8 +12,8 @@ from bench.peers.optuna_samplers import GpSampler, Tpe
 from bench.peers.simple import SequentialBits, UniformSearch
 from bench.peers.smac3 import Smac3
 from bench.peers.turbo_tutorial import TurboState, TurboTutorial
-from qra_bo.search.base import Searcher, SearchProblem
-from qra_bo.search.methods import METHODS, Factory
+from qra_bo.searchers.base import Searcher, SearchProblem
+from qra_bo.searchers.methods import METHODS, Factory
 from qra_bo.utils.errors import MissingExtraError
 from qra_bo.utils.registry import Registry
 from tests.conformance.searcher import SearcherSuite, make_problem, play, proposals_of

@@ -31,8 +31,8 @@ from bench.search.summary import (
 from qra_bo.oracle.emulator.emulator import table_rate
 from qra_bo.oracle.emulator.oracle import load_oracle
 from qra_bo.oracle.emulator.table import load_table
-from qra_bo.search.methods import METHODS
-from qra_bo.search.structured.features import build_components
+from qra_bo.searchers.methods import METHODS
+from qra_bo.searchers.structured.features import build_components
 from qra_bo.space import Allocation, uniform
 from qra_bo.study.state import is_uniform
 from qra_bo.trials import Fidelity, Proposal
@@ -102,7 +102,7 @@ def test_anchors_off_the_ladder_are_told_at_the_rank_below(arena: Arena) -> None
     seen = on_ladders(space, told)
     assert [e.allocation.ranks[0] for e in seen] == [2, 4]
     assert [e.loss for e in seen] == [told[1].loss, told[2].loss]
-    assert all(space.contains(e.request.allocation) for e in seen)
+    assert all(space.contains(e.spec.allocation) for e in seen)
 
 
 def made(method: str, kind: str, seed: int, losses: list[float], **more: Any) -> dict[str, Any]:
@@ -148,7 +148,7 @@ def test_rows_and_targets_say_who_wins() -> None:
     assert for_good({"costs": [1.0, 2.0], "curve": [0.1, 0.9]}, 0.5) is None
     anchors = targets_of(arena_rows(many([4.1, 4.05, 4.0], [4.1, 4.1, 4.1])), expected)[1]
     assert (anchors.value, anchors.met) == (None, False)
-    assert "ends where the anchors are" in anchors.why
+    assert "ends where the uniform baselines are" in anchors.why
     slow = search_rows(many([4.1, 4.1, 4.1, 4.1, 4.08, 4.04], [4.1, 4.1, 4.1, 4.1, 4.1, 4.05]))
     assert [t.met for t in targets_of(slow, expected)] == 2 * [True, False, True]
 
@@ -190,8 +190,8 @@ def test_every_entry_is_a_method_and_its_settings_have_a_name() -> None:
 
 def test_parts_of_the_surrogate_can_be_left_out_by_name(arena: Arena) -> None:
     names = {c.name for c in build_components(arena.problem)}
-    without = {c.name for c in build_components(arena.problem, ("damage", "gain"))}
-    assert names - without == {"damage", "gain"}
+    without = {c.name for c in build_components(arena.problem, ("quantization_sensitivity", "rank_sensitivity"))}
+    assert names - without == {"quantization_sensitivity", "rank_sensitivity"}
     with pytest.raises(ConfigError, match="no parts \\['damages'\\]"):
         build_components(arena.problem, ("damages",))
 

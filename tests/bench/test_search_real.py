@@ -9,7 +9,7 @@ import pytest
 
 from bench.peers.registry import FACTORIES
 from bench.search import real
-from qra_bo.search.methods import METHODS
+from qra_bo.searchers.methods import METHODS
 from qra_bo.study.journal import read_journal
 
 
@@ -17,7 +17,7 @@ def row(method: str, seed: int, losses: dict[str, float | None]) -> dict[str, An
     return {"method": method, "seed": seed, "test_losses": losses}
 
 
-def evaluations(path: Path) -> int:
+def trials(path: Path) -> int:
     return sum(e["event"] == "evaluation" for e in read_journal(path).events)
 
 
@@ -51,7 +51,7 @@ def test_a_seed_is_searched_by_every_method_and_gone_on_with(tmp_path: Path, mon
     monkeypatch.setattr(os, "fsync", lambda fd: None)
     monkeypatch.setattr(METHODS, "_entries", {**METHODS._entries, **FACTORIES})
     arguments = ["--seeds", "0", "--work", str(tmp_path / "w"), "--out", str(tmp_path), "+model=tiny", "data=tiny",
-                 "oracle=synthetic", "effort=quick", "effort.high_equivalents=12"]
+                 "oracle=synthetic", "effort=quick", "effort.max_full_trials=12"]
     real.main(arguments)
     found = json.loads((tmp_path / "search_real.json").read_text())
     rows = {r["method"]: r for r in found["rows"] if "method" in r}

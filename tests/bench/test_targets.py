@@ -55,7 +55,7 @@ def test_earlier_rows_are_kept_unless_made_again(monkeypatch: pytest.MonkeyPatch
     for kept in earlier:
         kept.update(wall_minutes=2.0, overhead_share=0.0)
     (tmp_path / "normal_runs.json").write_text(json.dumps({"rows": earlier}))
-    rows, _ = normal_runs.collect([Path("a")], "nearest", normal_runs.earlier_rows(tmp_path / "normal_runs.json"))
+    rows, _ = normal_runs.collect([Path("a")], "rtn", normal_runs.earlier_rows(tmp_path / "normal_runs.json"))
     assert [(r["seed"], r["better"], r["wall_minutes"]) for r in rows] == [(0, True, 1.0), (1, True, 2.0)]
     assert normal_runs.earlier_rows(tmp_path / "none.json") == []
 
@@ -75,10 +75,10 @@ def test_a_folder_without_a_run_says_why(tmp_path: Path) -> None:
 def test_a_finished_run_has_a_row(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     best = Engine(make_config(folder), make_parts()).run().best
-    found = normal_runs.row_of(folder, "nearest")
+    found = normal_runs.row_of(folder, "rtn")
     assert "rounding" not in found["not_counted"]
-    assert "bits=" not in normal_runs.row_of(folder, "nearest", (2, 4, 8))["not_counted"]
-    assert "quantizer.rounding=nearest" in normal_runs.row_of(folder, "gptq")["not_counted"]
+    assert "bits=" not in normal_runs.row_of(folder, "rtn", (2, 4, 8))["not_counted"]
+    assert "quantizer.rounding=rtn" in normal_runs.row_of(folder, "gptq")["not_counted"]
     assert "bits=[2, 4, 8]" in found["not_counted"]
     assert found["winner_kind"] == best["winner_kind"]
     assert found["wall_minutes"] == pytest.approx(best["cost"]["wall_seconds"] / 60)

@@ -135,10 +135,10 @@ def test_help_lists_groups_and_keys(capfd: pytest.CaptureFixture[str]) -> None:
 def test_a_folder_of_ones_own_groups(seen: list[RunConfig], elsewhere: Path) -> None:
     mine = elsewhere / "mine" / "effort"
     mine.mkdir(parents=True)
-    (mine / "tiniest.yaml").write_text("name: tiniest\nhigh_equivalents: 2\nanchors: 1\ncalibration_anchors: 1\n"
+    (mine / "tiniest.yaml").write_text("name: tiniest\nhigh_equivalents: 2\nanchors: 1\ncalibration_baselines: 1\n"
                                        "references: false\nranking_top: 0\nrate_factors: []\n")
     assert app.main([f"--config-dir={elsewhere / 'mine'}", "model=tiny", "effort=tiniest"]) == 0
-    assert seen[0].effort.high_equivalents == 2
+    assert seen[0].effort.max_full_trials == 2
 
 
 def test_the_worst_status_wins() -> None:

@@ -12,7 +12,7 @@ from qra_bo.cli.sweep import read_jobs
 from qra_bo.study.journal import read_journal
 
 ROOT = Path(__file__).resolve().parents[2]
-JOB = ("+model=tiny", "data=tiny", "oracle=synthetic", "method=random", "effort=quick", "effort.high_equivalents=3",
+JOB = ("+model=tiny", "data=tiny", "oracle=synthetic", "method=random", "effort=quick", "effort.max_full_trials=3",
        "effort.ranking_top=0", "confirm.seeds=0", "display=none", "budget=uniform:4,4,1kB")
 LAUNCHERS = {
     "basic": ("hydra", ()), "joblib": ("hydra_plugins.hydra_joblib_launcher", ("hydra.launcher.n_jobs=2",)),

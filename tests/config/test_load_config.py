@@ -39,7 +39,7 @@ def test_defaults_are_those_of_the_contract(default: RunConfig) -> None:
 
 @pytest.mark.parametrize(("effort", "equivalents"), [("quick", 12), ("normal", 40), ("thorough", 120)])
 def test_effort_fixes_what_a_search_may_spend(effort: str, equivalents: int) -> None:
-    assert load_config([f"effort={effort}"]).effort.high_equivalents == equivalents
+    assert load_config([f"effort={effort}"]).effort.max_full_trials == equivalents
 
 
 @pytest.mark.parametrize(("override", "budget"), [

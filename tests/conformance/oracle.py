@@ -8,7 +8,7 @@ import pytest
 
 from qra_bo.oracle.protocol import Oracle
 from qra_bo.space import Allocation
-from qra_bo.trials import EvaluationRequest, Measurement, TrialState
+from qra_bo.trials import TrialResult, TrialSpec, TrialState
 
 
 def quiet(what: str, done: int, total: int) -> None:
@@ -25,10 +25,10 @@ class OracleSuite:
     low_steps: int
     tolerance = 0.0
 
-    def request(self, steps: int, which: int = 0, train_seed: int = 0, split: str = "validation") -> EvaluationRequest:
-        return EvaluationRequest(self.allocations[which], steps, self.high_steps, train_seed, split)
+    def spec(self, steps: int, which: int = 0, train_seed: int = 0, split: str = "validation") -> TrialSpec:
+        return TrialSpec(self.allocations[which], steps, self.high_steps, train_seed, split)
 
-    def losses(self, m: Measurement) -> list[float]:
+    def losses(self, m: TrialResult) -> list[float]:
         return [loss for _, loss in m.curve]
 
     def test_it_is_an_oracle_with_json_provenance(self) -> None:
@@ -41,7 +41,7 @@ class OracleSuite:
         oracle.close()
 
     def test_the_same_request_has_the_same_result(self) -> None:
-        first, second = (self.make().evaluate(self.request(self.high_steps), quiet) for _ in range(2))
+        first, second = (self.make().evaluate(self.spec(self.high_steps), quiet) for _ in range(2))
         assert first.loss == pytest.approx(second.loss, abs=self.tolerance)
         assert self.losses(first) == pytest.approx(self.losses(second), abs=self.tolerance)
         assert (first.loss_se, first.new_steps, first.training_tokens) == (second.loss_se, second.new_steps,
@@ -49,13 +49,13 @@ class OracleSuite:
 
     def test_order_of_requests_does_not_matter(self) -> None:
         oracle = self.make()
-        oracle.evaluate(self.request(self.high_steps, which=1), quiet)
-        after = oracle.evaluate(self.request(self.high_steps), quiet)
-        alone = self.make().evaluate(self.request(self.high_steps), quiet)
+        oracle.evaluate(self.spec(self.high_steps, which=1), quiet)
+        after = oracle.evaluate(self.spec(self.high_steps), quiet)
+        alone = self.make().evaluate(self.spec(self.high_steps), quiet)
         assert after.loss == pytest.approx(alone.loss, abs=self.tolerance)
 
     def test_a_measurement_is_complete(self) -> None:
-        m = self.make().evaluate(self.request(self.high_steps), quiet)
+        m = self.make().evaluate(self.spec(self.high_steps), quiet)
         assert m.state is TrialState.OK
         assert m.loss is not None
         assert np.isfinite(m.loss)
@@ -69,9 +69,9 @@ class OracleSuite:
 
     def test_low_fidelity_is_a_prefix_of_high(self) -> None:
         oracle = self.make()
-        low = oracle.evaluate(self.request(self.low_steps), quiet)
-        high = oracle.evaluate(self.request(self.high_steps), quiet)
-        alone = self.make().evaluate(self.request(self.high_steps), quiet)
+        low = oracle.evaluate(self.spec(self.low_steps), quiet)
+        high = oracle.evaluate(self.spec(self.high_steps), quiet)
+        alone = self.make().evaluate(self.spec(self.high_steps), quiet)
         assert low.curve[-1] == (self.low_steps, low.loss)
         assert high.loss == pytest.approx(alone.loss, abs=self.tolerance)
         by_step = dict(high.curve)
@@ -83,15 +83,15 @@ class OracleSuite:
 
     def test_training_seeds_and_splits_differ(self) -> None:
         oracle = self.make()
-        base = oracle.evaluate(self.request(self.high_steps), quiet).loss
-        assert base != oracle.evaluate(self.request(self.high_steps, train_seed=1), quiet).loss
-        assert base != oracle.evaluate(self.request(self.high_steps, split="test"), quiet).loss
+        base = oracle.evaluate(self.spec(self.high_steps), quiet).loss
+        assert base != oracle.evaluate(self.spec(self.high_steps, train_seed=1), quiet).loss
+        assert base != oracle.evaluate(self.spec(self.high_steps, split="test"), quiet).loss
 
     def test_the_profile_is_of_its_units_and_formats(self) -> None:
         profile, again = self.make().profile(quiet), self.make().profile(quiet)
         n = len(self.allocations[0])
         assert len(profile.units) == n
-        gain = profile.require_gain()
+        gain = profile.require_rank_sensitivity()
         assert (np.diff(gain, axis=1) >= -1e-9).all()
-        np.testing.assert_allclose(profile.damage, again.damage, atol=self.tolerance)
-        np.testing.assert_allclose(gain, again.require_gain(), atol=self.tolerance)
+        np.testing.assert_allclose(profile.quantization_sensitivity, again.quantization_sensitivity, atol=self.tolerance)
+        np.testing.assert_allclose(gain, again.require_rank_sensitivity(), atol=self.tolerance)

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 from qra_bo.oracle.synthetic.oracle import SyntheticOracle
-from qra_bo.search.base import Searcher, SearchProblem
+from qra_bo.searchers.base import Searcher, SearchProblem
 from qra_bo.space import Allocation
-from qra_bo.trials import Evaluation, EvaluationRequest, Fidelity, Measurement, Proposal, TrialState
+from qra_bo.trials import Fidelity, Proposal, Trial, TrialResult, TrialSpec, TrialState
 from tests.spaces import corners, make_costs, make_space
 
 ROOT = Path(__file__).parents[2]
 Answer = Callable[[Proposal], float | None]
-_Record = tuple[list[Proposal], list[Evaluation]]
+_Record = tuple[list[Proposal], list[Trial]]
 
 
 def make_problem(n_units: int = 5, *, seed: int = 0, low_steps: int | None = 6, ranks: tuple[int, ...] = (1, 2, 4, 8),
@@ -34,14 +34,14 @@ def make_problem(n_units: int = 5, *, seed: int = 0, low_steps: int | None = 6, 
 
 
 def evaluate(problem: SearchProblem, oracle: SyntheticOracle, proposal: Proposal, number: int,
-             failed: bool = False) -> Evaluation:
+             failed: bool = False) -> Trial:
     steps = problem.high_steps if proposal.fidelity is Fidelity.HIGH else problem.low_steps or problem.high_steps
-    request = EvaluationRequest(proposal.allocation, steps, problem.high_steps, 0)
+    request = TrialSpec(proposal.allocation, steps, problem.high_steps, 0)
     measurement = oracle.evaluate(request, lambda *_: None)
     if failed:
-        measurement = Measurement(TrialState.OOM, None, None, (), 1, 0, 0, None, 0.0, 0.0, "out of memory")
+        measurement = TrialResult(TrialState.OOM, None, None, (), 1, 0, 0, None, 0.0, 0.0, "out of memory")
     total = int(problem.costs.totals(problem.space.encode(proposal.allocation)[None, :])[0])
-    return Evaluation(number, proposal.allocation, problem.space.bits(proposal.allocation), proposal.stage,
+    return Trial(number, proposal.allocation, problem.space.bits(proposal.allocation), proposal.stage,
                       proposal.fidelity, request, problem.seed, measurement, total)
 
 
@@ -146,9 +146,9 @@ class SearcherSuite:
         anchors = [Proposal(a, Fidelity.HIGH, "baseline") for a in (lowest, too_large)]
         searcher.tell([evaluate(problem, oracle, p, 900 + i) for i, p in enumerate(anchors)])
         reference = Allocation(("fp16",) * n, (ranks[-1],) * n)
-        request = EvaluationRequest(reference, problem.high_steps, problem.high_steps, 0)
+        request = TrialSpec(reference, problem.high_steps, problem.high_steps, 0)
         measured = oracle.evaluate(request, lambda *_: None)
-        searcher.tell([Evaluation(950, reference, (16,) * n, "reference", Fidelity.HIGH, request, 0, measured, 10**12)])
+        searcher.tell([Trial(950, reference, (16,) * n, "reference", Fidelity.HIGH, request, 0, measured, 10**12)])
         rounds = play(searcher, problem, oracle, self.limit, fails=lambda i: i % 3 == 0)
         proposals = proposals_of(rounds)
         assert proposals

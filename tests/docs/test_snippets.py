@@ -25,7 +25,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.M | re.S)
 INLINE = re.compile(r"`(python -m qra_bo(?:\.\w+)? [^`]+)`")
 PLACEHOLDER = re.compile(r"=(RUN|FILE|FOLDER)\b|\bRUN\b|\.\.\.|list\|show")
-SMALL = {"effort.high_equivalents": "2", "fidelity.high": "4", "fidelity.low": "2", "confirm.seeds": "2",
+SMALL = {"effort.max_full_trials": "2", "fidelity.high": "4", "fidelity.low": "2", "confirm.seeds": "2",
          "effort.ranking_top": "0", "final.steps": "2", "method": "random", "display": "none"}
 RUNS_AT_ONCE = ("oracle=synthetic", "task=memory", "task=report")
 """What commands hold that are really run; the others are composed and checked, which finds wrong keys and values."""

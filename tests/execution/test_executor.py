@@ -14,13 +14,13 @@ import pytest
 from qra_bo.execution.base import Executor, InProcessExecutor, OracleSpec
 from qra_bo.execution.limits import Limits
 from qra_bo.execution.local import LocalExecutor
-from qra_bo.execution.messages import ProfileResult, measurement_from_json, measurement_to_json
+from qra_bo.execution.messages import ProfileResult, result_from_json, result_to_json
 from qra_bo.space import uniform
-from qra_bo.trials import EvaluationRequest, TrialState
+from qra_bo.trials import TrialSpec, TrialState
 from qra_bo.utils.errors import ConfigError, ModelError, OracleError, WorkerError
 from tests.study.oracles import PlantedOracle
 
-REQUEST = EvaluationRequest(uniform(4, "ref4", 4), 8, 8, 3, "validation", 2.0)
+REQUEST = TrialSpec(uniform(4, "ref4", 4), 8, 8, 3, "validation", 2.0)
 TARGET = "tests.study.oracles:make"
 
 
@@ -57,7 +57,7 @@ def test_worker_answers_as_the_oracle_does_and_passes_progress_on(faulty: Any) -
     assert seen[-1] == ("train", 8, 8)
     assert executor.describe() == direct.describe()
     profile, expected = executor.profile(quiet), direct.profile(quiet)
-    np.testing.assert_array_equal(profile.profile.damage, expected.profile.damage)
+    np.testing.assert_array_equal(profile.profile.quantization_sensitivity, expected.profile.quantization_sensitivity)
     assert profile.profile.base_loss == expected.profile.base_loss
     assert (profile.training_tokens, profile.forward_tokens) == (4, 30)
 
@@ -201,14 +201,14 @@ def test_in_process_faults_are_results_too(tmp_path: Path) -> None:
 
 def test_messages_round_trip_exactly() -> None:
     m = PlantedOracle().evaluate(REQUEST, quiet)
-    assert measurement_from_json(measurement_to_json(m)) == m
+    assert result_from_json(result_to_json(m)) == m
     result = InProcessExecutor(PlantedOracle()).profile(quiet)
     again = ProfileResult.from_json(result.to_json())
-    np.testing.assert_array_equal(again.profile.require_gain(), result.profile.require_gain())
+    np.testing.assert_array_equal(again.profile.require_rank_sensitivity(), result.profile.require_rank_sensitivity())
     assert again.to_json() == result.to_json()
-    assert again.profile.damage_se is None
-    se = np.arange(again.profile.damage.size).reshape(again.profile.damage.shape) / 7.0
-    known = replace(result, profile=replace(result.profile, damage_se=se))
-    np.testing.assert_array_equal(ProfileResult.from_json(known.to_json()).profile.damage_se, se)
-    earlier = {key: value for key, value in known.to_json().items() if key != "damage_se"}
-    assert ProfileResult.from_json(earlier).profile.damage_se is None
+    assert again.profile.quantization_se is None
+    se = np.arange(again.profile.quantization_sensitivity.size).reshape(again.profile.quantization_sensitivity.shape) / 7.0
+    known = replace(result, profile=replace(result.profile, quantization_se=se))
+    np.testing.assert_array_equal(ProfileResult.from_json(known.to_json()).profile.quantization_se, se)
+    earlier = {key: value for key, value in known.to_json().items() if key != "quantization_se"}
+    assert ProfileResult.from_json(earlier).profile.quantization_se is None

@@ -18,14 +18,14 @@ from qra_bo.execution.limits import Limits
 from qra_bo.execution.on_ray import RayExecutor, Resources
 from qra_bo.space import uniform
 from qra_bo.study.journal import read_journal
-from qra_bo.trials import EvaluationRequest, TrialState
+from qra_bo.trials import TrialSpec, TrialState
 from qra_bo.utils.errors import DeviceError, ModelError, OracleError
 from tests.study.oracles import PlantedOracle
 from tests.study.problem import comparable
 
 ray = pytest.importorskip("ray", reason="executor=ray needs the extra 'ray'")
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::Warning:ray")]
-REQUEST = EvaluationRequest(uniform(4, "ref4", 4), 8, 8, 3, "validation", 2.0)
+REQUEST = TrialSpec(uniform(4, "ref4", 4), 8, 8, 3, "validation", 2.0)
 TARGET = "tests.study.oracles:make"
 SMALL = Resources(cpus=1)
 

@@ -28,7 +28,7 @@ from tests.export.finished import finish
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 RANKS = (1, 4, 2, 3)
-NEAREST = "quantizer.rounding=nearest"
+NEAREST = "quantizer.rounding=rtn"
 ROUNDING = 0.012
 """Of bfloat16 at logits up to 0.7, whose last bit is 0.004 there, through four layers."""
 

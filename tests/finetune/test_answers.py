@@ -10,15 +10,15 @@ from qra_bo.finetune.evaluation import answers
 from qra_bo.finetune.evaluation.harness import TaskScore
 from qra_bo.finetune.training.loop import held_out
 from qra_bo.space import Allocation, uniform
-from qra_bo.trials import EvaluationRequest
+from qra_bo.trials import TrialSpec
 from tests.finetune.test_inits import make, quiet
 
 
 def test_a_request_names_its_start_and_leaves_the_configured_one_alone() -> None:
     oracle = make("kaiming")
     n = len(oracle.units)
-    plain = EvaluationRequest(uniform(n, "nf4", 4), 3, 3, 5)
-    named = EvaluationRequest(uniform(n, "nf4", 4), 3, 3, 5, init="loftq")
+    plain = TrialSpec(uniform(n, "nf4", 4), 3, 3, 5)
+    named = TrialSpec(uniform(n, "nf4", 4), 3, 3, 5, init="loftq")
     first = oracle.evaluate(plain, quiet)
     loftq = oracle.evaluate(named, quiet)
     assert loftq.loss == make("loftq").evaluate(plain, quiet).loss
@@ -48,7 +48,7 @@ def test_the_trained_model_is_asked_with_its_adapters(monkeypatch: pytest.Monkey
     assert found == {"state": "ok", "message": "", "scores": [
         {"task": "arc", "metric": "acc", "value": 0.5, "stderr": None, "questions": 3}]}
     if initial_rank is None:
-        expected = oracle.evaluate(EvaluationRequest(Allocation(("nf4",) * n, (2,) * n), 4, 4, 5), quiet).loss
+        expected = oracle.evaluate(TrialSpec(Allocation(("nf4",) * n, (2,) * n), 4, 4, 5), quiet).loss
     else:
         expected = oracle.evaluate_adalora(["nf4"] * n, initial_rank, 2, 4, 5, "validation", 1.0, False, quiet)["loss"]
     assert seen == [expected]

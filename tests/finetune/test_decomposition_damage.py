@@ -5,7 +5,7 @@ import math
 import numpy as np
 import torch
 
-from qra_bo.finetune.profiling.measure import joint_damage
+from qra_bo.finetune.profiling.measure import joint_quantization_sensitivity
 from qra_bo.space import CostTable, PhaseCost
 from qra_bo.space.knapsack import solve_knapsack
 from tests.finetune.test_inits import make, quiet
@@ -51,7 +51,7 @@ def test_joint_damage_is_the_models_own_loss_and_divergence() -> None:
 def test_divergence_is_symmetric_jensen_shannon() -> None:
     oracle = make("kaiming")
     blocks = oracle.data.calibration
-    _, jsd, _ = joint_damage(oracle.model, oracle.bank, oracle.units, [["ref3", "nf4"]], blocks.input_ids[:2],
+    _, jsd, _ = joint_quantization_sensitivity(oracle.model, oracle.bank, oracle.units, [["ref3", "nf4"]], blocks.input_ids[:2],
                              blocks.labels[:2], oracle.settings.train, torch.device("cpu"), quiet)
     ids, goal = torch.from_numpy(blocks.input_ids[:2]), torch.from_numpy(blocks.labels[:2])
 

@@ -20,7 +20,7 @@ from qra_bo.memory.formats import parse_format
 from qra_bo.memory.model import MemoryModel, TrainShape
 from qra_bo.oracle.protocol import StopRequested
 from qra_bo.space import Allocation, CostTable, Ladder, SearchSpace, make_units, uniform
-from qra_bo.trials import EvaluationRequest, Measurement, TrialState
+from qra_bo.trials import TrialResult, TrialSpec, TrialState
 from tests.finetune.models import tiny_llama
 
 FORMATS = tuple(parse_format(name) for name in ("hqq3", "nf4", "int8"))
@@ -43,13 +43,13 @@ def quiet(*_: object) -> None:
     return None
 
 
-def comparable(m: Measurement) -> Measurement:
+def comparable(m: TrialResult) -> TrialResult:
     """A measurement without times and measured bytes."""
     return replace(m, seconds=0, switch_seconds=0, measured_bytes=None, peaks=())
 
 
 MIXED = Allocation(("hqq3", "int8"), (3, 1))
-REQUEST = EvaluationRequest(MIXED, 8, 8, train_seed=5)
+REQUEST = TrialSpec(MIXED, 8, 8, train_seed=5)
 
 
 def test_the_same_request_gives_the_same_result_whatever_came_before(tmp_path: Path) -> None:
@@ -199,11 +199,11 @@ def test_8_bit_moments_train_and_continue_bit_for_bit(tmp_path: Path) -> None:
 def test_profile_has_both_sensitivities() -> None:
     oracle = make()
     profile = oracle.profile(quiet)
-    assert profile.damage.shape == profile.damage_kl.shape == (2, 3)
-    assert (profile.damage_kl[:, 0] > profile.damage_kl[:, 2]).all()  # 3 bits distort more than 8
-    assert profile.require_gain().shape == (2, 4)
+    assert profile.quantization_sensitivity.shape == profile.quantization_kl.shape == (2, 3)
+    assert (profile.quantization_kl[:, 0] > profile.quantization_kl[:, 2]).all()  # 3 bits distort more than 8
+    assert profile.require_rank_sensitivity().shape == (2, 4)
     assert oracle.profile_cost["training_tokens"] == 4 * 32
     oracle.evaluate(REQUEST, quiet)  # leaves its own layers in place, which the sensitivities must not see
     again = oracle.profile(quiet)
-    assert np.array_equal(again.require_gain(), profile.require_gain())
-    assert np.array_equal(again.damage, profile.damage)
+    assert np.array_equal(again.require_rank_sensitivity(), profile.require_rank_sensitivity())
+    assert np.array_equal(again.quantization_sensitivity, profile.quantization_sensitivity)

@@ -16,7 +16,7 @@ from qra_bo.finetune.quantization.base import PackedLinear
 from qra_bo.memory.tracker import PeakTracker
 from qra_bo.pipeline.build import make_oracle
 from qra_bo.space import Allocation
-from qra_bo.trials import EvaluationRequest
+from qra_bo.trials import TrialSpec
 from qra_bo.utils.errors import ModelError
 from tests.finetune.models import tiny_llama
 
@@ -93,7 +93,7 @@ def test_profile_codes_and_evaluations_are_those_of_a_base_on_the_device(
         monkeypatch.setenv("QRA_BO_CACHE", str(tmp_path / name / "cache"))
         oracle = make_oracle(config, str(tmp_path / name))
         n = len(oracle.units)
-        request = EvaluationRequest(Allocation(("nf4",) * n, (4,) * n), 4, 4, 1)
+        request = TrialSpec(Allocation(("nf4",) * n, (4,) * n), 4, 4, 1)
         try:
             return oracle.profile(lambda *_: None), oracle.evaluate(request, lambda *_: None).loss
         finally:
@@ -104,7 +104,7 @@ def test_profile_codes_and_evaluations_are_those_of_a_base_on_the_device(
     on_host, same = run("host")
     assert loss is not None
     assert same == loss
-    for field in ("damage", "damage_kl", "gain"):
+    for field in ("quantization_sensitivity", "quantization_kl", "rank_sensitivity"):
         np.testing.assert_array_equal(getattr(on_host, field), getattr(on_device, field))
     assert on_host.base_loss == on_device.base_loss
 

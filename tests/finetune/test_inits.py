@@ -26,7 +26,7 @@ from qra_bo.finetune.training.loop import TrainSettings
 from qra_bo.memory.formats import parse_format
 from qra_bo.space import Allocation, make_units, uniform
 from qra_bo.space.specs import spec_from_model
-from qra_bo.trials import OWN_BASE, EvaluationRequest
+from qra_bo.trials import OWN_BASE, TrialSpec
 from qra_bo.utils.errors import ConfigError
 from tests.finetune.models import tiny_llama
 
@@ -182,7 +182,7 @@ def quiet(*_: object) -> None:
     return None
 
 
-REQUEST = EvaluationRequest(Allocation(("ref3", "nf4"), (3, 1)), 3, 3, train_seed=5)
+REQUEST = TrialSpec(Allocation(("ref3", "nf4"), (3, 1)), 3, 3, train_seed=5)
 
 
 @pytest.mark.parametrize("init", INITS)

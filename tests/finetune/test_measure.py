@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from qra_bo.finetune.profiling import measure
-from qra_bo.finetune.profiling.measure import leading_energy, measure_damage, measure_gain
+from qra_bo.finetune.profiling.measure import leading_energy, measure_quantization_sensitivity, measure_rank_sensitivity
 from qra_bo.finetune.quantization.bank import LayerBank
 from qra_bo.finetune.training.loop import TrainSettings
 from qra_bo.memory.formats import parse_format
@@ -32,7 +32,7 @@ def test_damage_is_that_of_the_whole_model_with_one_unit_quantised(kept: int, mo
     formats = (parse_format("ref2"), parse_format("ref4"), parse_format("fp16"))
     bank = LayerBank(model, spec, formats, torch.float32, "cpu")
     units = make_units(spec, "block")
-    (damage, kl, se), base, spent = measure_damage(model, bank, units, formats, IDS, LABELS, SETTINGS, CPU, _quiet)
+    (damage, kl, se), base, spent = measure_quantization_sensitivity(model, bank, units, formats, IDS, LABELS, SETTINGS, CPU, _quiet)
     goal = torch.from_numpy(IDS[:, 3:]).unsqueeze(-1)
     dense = _log_p(model)
     assert base == pytest.approx(-float(dense.gather(-1, goal).mean()), abs=1e-5)
@@ -64,7 +64,7 @@ def test_the_standard_error_is_that_of_text_that_the_model_draws() -> None:
         ids = IDS.copy()
         ids[:, -1] = torch.multinomial(odds, 1, generator=generator).squeeze(1).numpy()  # drawn from the dense model
         labels = np.where(np.arange(12) < 11, -100, ids)
-        found, _, _ = measure_damage(model, bank, units, (parse_format("ref2"),), ids, labels, SETTINGS, CPU, _quiet)
+        found, _, _ = measure_quantization_sensitivity(model, bank, units, (parse_format("ref2"),), ids, labels, SETTINGS, CPU, _quiet)
         rises.append(found.rise[0, 0])
         kls.append(found.kl[0, 0])
         errors.append(found.se[0, 0])
@@ -79,7 +79,7 @@ def test_gain_is_the_spectrum_of_the_weight_gradient() -> None:
     units = make_units(spec, "layer")
     bank = LayerBank(model, spec, (parse_format("ref2"),), torch.float32, CPU)
     bank.install(model, {linear.name: "ref2" for linear in spec.linears})  # what trained before must not matter
-    gain, tokens = measure_gain(model, bank, units, IDS, LABELS, SETTINGS, CPU, 5, _quiet)
+    gain, tokens = measure_rank_sensitivity(model, bank, units, IDS, LABELS, SETTINGS, CPU, 5, _quiet)
     assert tokens == IDS.size
     expected = np.zeros((len(units), 5))
     for start in (0, 2):

@@ -29,7 +29,7 @@ from qra_bo.oracle.emulator.table import (
     load_provenance,
     load_rows,
 )
-from qra_bo.search.structured.transfer import load_prior
+from qra_bo.searchers.structured.transfer import load_prior
 from qra_bo.sensitivity.given import read_given
 from qra_bo.sensitivity.io import MeasuredDamage, profile_from_json, profile_to_json
 from qra_bo.study.journal import checksum, read_journal
@@ -170,12 +170,12 @@ def profile(data: bytes) -> None:
     except UserError:
         return
     if isinstance(found, MeasuredDamage):
-        check(len(found.units) == len(found.loss) and all(map(math.isfinite, found.loss)), "damage", found)
+        check(len(found.units) == len(found.loss) and all(map(math.isfinite, found.loss)), "quantization_sensitivity", found)
         return
     n = len(found.units)
-    check(n >= 1 and found.damage.shape == (n, len(found.formats)), "a shape", found.damage.shape)
+    check(n >= 1 and found.quantization_sensitivity.shape == (n, len(found.formats)), "a shape", found.quantization_sensitivity.shape)
     check(len(set(found.units)) == n, "units twice", found.units)
-    check(math.isfinite(float(found.damage.sum())), "damage that is not finite", found.damage)
+    check(math.isfinite(float(found.quantization_sensitivity.sum())), "damage that is not finite", found.quantization_sensitivity)
     again = profile_to_json(profile_from_json(profile_to_json(found), "again"))
     check(again == profile_to_json(found), "another profile after a round trip", again)
 

@@ -16,7 +16,7 @@ from qra_bo.oracle.emulator.table import Table, TableRow, append_rows, load_cost
 from qra_bo.oracle.emulator.warp import Warp
 from qra_bo.oracle.simulated import named_normal
 from qra_bo.space import Allocation, uniform
-from qra_bo.trials import EvaluationRequest, TrialState
+from qra_bo.trials import TrialSpec, TrialState
 from qra_bo.utils.errors import ConfigError, DataError, OracleError
 from tests.bench.tables import make_oracle, make_setting, make_table
 from tests.conformance.oracle import OracleSuite, quiet
@@ -144,7 +144,7 @@ def test_reach_ends_where_rows_are_rare() -> None:
 def test_features_are_of_the_formats_and_refuse_others(table: Table) -> None:
     describer = Describer(table.facts, table.profile)
     units = describer.units((uniform(4, "nf4", 4), uniform(4, "hqq2", 4)))
-    damage = np.clip(table.profile.damage, 0.0, None)
+    damage = np.clip(table.profile.quantization_sensitivity, 0.0, None)
     np.testing.assert_allclose(units[0, :, 0], np.maximum.accumulate(damage[:, ::-1], axis=1)[:, ::-1][:, 2])
     assert (units[..., 7:].sum(axis=-1) == 1.0).all()
     whole = describer.whole((uniform(4, "nf4", 4),))
@@ -177,14 +177,14 @@ def test_noise_is_what_the_repeats_show_and_named_by_the_seed(emulator: Emulator
     quietly = BenchmarkOracle(emulator, SPACE, "0", noise=0.0)
     noisy = BenchmarkOracle(emulator, SPACE, "0")
     allocation = uniform(4, "nf4", 2)
-    base = quietly.evaluate(EvaluationRequest(allocation, 24, 24, 0, lr_scale=emulator.rate), quiet).loss
+    base = quietly.evaluate(TrialSpec(allocation, 24, 24, 0, lr_scale=emulator.rate), quiet).loss
     assert base == pytest.approx(emulator.losses((allocation,))[0, -1])
-    losses = [noisy.evaluate(EvaluationRequest(allocation, 24, 24, seed, lr_scale=emulator.rate), quiet).loss
+    losses = [noisy.evaluate(TrialSpec(allocation, 24, 24, seed, lr_scale=emulator.rate), quiet).loss
               for seed in range(400)]
     own = float(emulator.noise.at(np.array([base]))[0])
     assert np.std(losses) == pytest.approx(np.hypot(own, emulator.noise.level), rel=0.15)
     # What one seed does to all allocations drops out of a difference.
-    pairs = [noisy.evaluate(EvaluationRequest(uniform(4, "nf4", 4), 24, 24, seed, lr_scale=emulator.rate), quiet).loss
+    pairs = [noisy.evaluate(TrialSpec(uniform(4, "nf4", 4), 24, 24, seed, lr_scale=emulator.rate), quiet).loss
              for seed in range(400)]
     assert np.std(np.subtract(losses, pairs)) == pytest.approx(own * 2**0.5, rel=0.2)
 
@@ -192,11 +192,11 @@ def test_noise_is_what_the_repeats_show_and_named_by_the_seed(emulator: Emulator
 def test_it_refuses_outside_its_domain_and_steps(emulator: Emulator) -> None:
     oracle = BenchmarkOracle(emulator, SPACE, "0")
     for foreign in (uniform(4, "fp16", 4), uniform(4, "nf4", 64), uniform(3, "nf4", 4)):
-        m = oracle.evaluate(EvaluationRequest(foreign, 24, 24, 0), quiet)
+        m = oracle.evaluate(TrialSpec(foreign, 24, 24, 0), quiet)
         assert (m.state, m.loss) == (TrialState.FAILED, None)
         assert "outside the domain" in m.message
     with pytest.raises(OracleError, match="records the losses after"):
-        oracle.evaluate(EvaluationRequest(uniform(4, "nf4", 4), 7, 24, 0), quiet)
+        oracle.evaluate(TrialSpec(uniform(4, "nf4", 4), 7, 24, 0), quiet)
 
 
 def test_every_row_of_the_table_is_within_reach(emulator: Emulator) -> None:

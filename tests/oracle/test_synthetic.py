@@ -10,7 +10,7 @@ from qra_bo.oracle.synthetic.landscape import FLOOR, INTERACTION, KNEE, TOTAL_DA
 from qra_bo.oracle.synthetic.oracle import SyntheticOracle
 from qra_bo.space import uniform
 from qra_bo.space.neighbourhood import ladder_tops
-from qra_bo.trials import EvaluationRequest, TrialState
+from qra_bo.trials import TrialSpec, TrialState
 from qra_bo.utils.errors import BudgetError, OracleError, SpaceError
 from tests.conformance.oracle import OracleSuite, quiet
 from tests.spaces import every_row, make_costs, make_space
@@ -26,7 +26,7 @@ class TestConformance(OracleSuite):
 
 def loss_of(oracle: SyntheticOracle, fmt: str, rank: int, **kwargs: object) -> float:
     settings: dict[str, object] = {"steps": 24, "schedule_steps": 24, "train_seed": 0, **kwargs}
-    m = oracle.evaluate(EvaluationRequest(uniform(6, fmt, rank), **settings), quiet)  # type: ignore[arg-type]
+    m = oracle.evaluate(TrialSpec(uniform(6, fmt, rank), **settings), quiet)  # type: ignore[arg-type]
     assert m.loss is not None
     return m.loss
 
@@ -45,7 +45,7 @@ def test_true_loss_equals_the_formula_and_the_noiseless_oracle() -> None:
     land, n = oracle.landscape, 6
     for row, loss in zip(rows, oracle.true_loss(rows), strict=True):
         ranks = np.array([SPACE.ranks.values[i] for i in row[n:]], dtype=float)[:, None]
-        left = (land.damage[np.arange(n), row[:n]] * land.kept(ranks)[:, 0]).sum()
+        left = (land.quantization_sensitivity[np.arange(n), row[:n]] * land.kept(ranks)[:, 0]).sum()
         assert loss == pytest.approx(FLOOR + phi(np.array([left]))[0] + land.missed(ranks).sum(), abs=1e-12)
         a = SPACE.decode(row)
         assert loss_of(oracle, a.formats[0], a.ranks[0]) == pytest.approx(loss, abs=1e-12)
@@ -53,10 +53,10 @@ def test_true_loss_equals_the_formula_and_the_noiseless_oracle() -> None:
 
 def test_orders_of_magnitude() -> None:
     oracle = SyntheticOracle(make_space(200), 0, noise=0.0)
-    nf4 = oracle.landscape.damage[:, 2].sum()
+    nf4 = oracle.landscape.quantization_sensitivity[:, 2].sum()
     assert nf4 == pytest.approx(TOTAL_DAMAGE_4_BIT, rel=0.25)  # the whims of 200 units average out
     assert oracle.landscape.task.sum() == pytest.approx(TOTAL_TASK)
-    assert (np.diff(oracle.landscape.damage.sum(axis=0)) < 0).all()
+    assert (np.diff(oracle.landscape.quantization_sensitivity.sum(axis=0)) < 0).all()
 
 
 def test_ranks_buy_more_where_bits_are_low_and_references_are_answered() -> None:
@@ -105,9 +105,9 @@ def test_splits_schedules_and_rates_change_the_loss() -> None:
 def test_the_profile_informs_but_does_not_tell_all() -> None:
     oracle = SyntheticOracle(make_space(100), 1)
     profile = oracle.profile(quiet)
-    correlation = spearmanr(profile.damage[:, 2], oracle.landscape.damage[:, 2]).statistic
+    correlation = spearmanr(profile.quantization_sensitivity[:, 2], oracle.landscape.quantization_sensitivity[:, 2]).statistic
     assert 0.8 < correlation < 0.99
-    assert 0.7 < spearmanr(profile.require_gain()[:, -1], oracle.landscape.task).statistic < 0.99
+    assert 0.7 < spearmanr(profile.require_rank_sensitivity()[:, -1], oracle.landscape.task).statistic < 0.99
     assert profile.base_loss == pytest.approx(FLOOR + TOTAL_TASK)
 
 
@@ -122,7 +122,7 @@ def test_early_losses_rank_good_allocations_only_roughly() -> None:
     assert len(rows) == 60
 
     def early(steps: int) -> float:
-        losses = [oracle.evaluate(EvaluationRequest(space.decode(r), steps, 24, 0), quiet).loss for r in rows]
+        losses = [oracle.evaluate(TrialSpec(space.decode(r), steps, 24, 0), quiet).loss for r in rows]
         return float(spearmanr(losses, oracle.true_loss(rows)).statistic)
 
     assert 0.2 < early(6) < 0.7
@@ -131,7 +131,7 @@ def test_early_losses_rank_good_allocations_only_roughly() -> None:
 
 
 def test_a_promotion_is_charged_its_additional_steps_after_a_restart_too(tmp_path: Path) -> None:
-    request = [EvaluationRequest(uniform(6, "nf4", 4), steps, 24, 0) for steps in (6, 24)]
+    request = [TrialSpec(uniform(6, "nf4", 4), steps, 24, 0) for steps in (6, 24)]
 
     def spent(i: int, folder: Path | None) -> tuple[int, int]:
         m = SyntheticOracle(SPACE, 3, checkpoints=folder).evaluate(request[i], quiet)
@@ -146,7 +146,7 @@ def test_a_promotion_is_charged_its_additional_steps_after_a_restart_too(tmp_pat
 def test_measured_severity_is_planted() -> None:
     severity = np.array([1.0, 2, 3, 4, 5, 50])
     oracle = SyntheticOracle(SPACE, 3, severity=severity)
-    assert oracle.landscape.damage[:, 2].argmax() == 5
+    assert oracle.landscape.quantization_sensitivity[:, 2].argmax() == 5
     with pytest.raises(SpaceError, match="6 positive numbers"):
         SyntheticOracle(SPACE, 3, severity=np.ones(5))
 
@@ -155,11 +155,11 @@ def test_nonsense_is_a_bug_of_the_caller() -> None:
     oracle = SyntheticOracle(SPACE, 3)
     for allocation, steps in ((uniform(5, "nf4", 4), 24), (uniform(6, "nf4", 4), 0), (uniform(6, "nf4", 4), 25)):
         with pytest.raises(OracleError, match="expected 6 units"):
-            oracle.evaluate(EvaluationRequest(allocation, steps, 24, 0), quiet)
+            oracle.evaluate(TrialSpec(allocation, steps, 24, 0), quiet)
 
 
 def test_a_large_model_allocates_nothing_of_its_size() -> None:
     oracle = SyntheticOracle(make_space(560), 0)
-    m = oracle.evaluate(EvaluationRequest(uniform(560, "nf4", 4), 24, 24, 0), quiet)
+    m = oracle.evaluate(TrialSpec(uniform(560, "nf4", 4), 24, 24, 0), quiet)
     assert m.state is TrialState.OK
     assert m.measured_bytes is None

@@ -40,7 +40,7 @@ def test_the_default_needs_what_its_worker_was_seen_to_hold(overrides: list[str]
 def test_parts_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(estimate, "keeps_dense", lambda spec, formats: True)
     config, spec, space = setting("+model=tiny", "bits=[8]", "budget=10MB", "effort.references=false",
-                                  "quantizer.rounding=nearest")
+                                  "quantizer.rounding=rtn")
     parts = host_parts(config, spec, space)
     rows = sum(m.out_features for m in spec.linears)
     nf4 = sum(m.numel // 2 + m.numel // 64 + 4 * -(-m.numel // (64 * 256)) + 4 for m in spec.linears)
@@ -56,7 +56,7 @@ def test_choosing_codes_may_take_more_than_training() -> None:
     width = max(m.in_features for m in spec.linears)
     assert host_parts(config, spec, space)["training or choosing codes"] == \
         5 * 8 * width**2 + 2 * 10**6 * (4 * spec.hidden_size + 3 * width)
-    nearest = setting("+model=tiny", "bits=[8]", "quantizer.tokens=1000000", "quantizer.rounding=nearest")[0]
+    nearest = setting("+model=tiny", "bits=[8]", "quantizer.tokens=1000000", "quantizer.rounding=rtn")[0]
     assert host_parts(nearest, spec, space)["training or choosing codes"] < 10**9
 
 

@@ -17,7 +17,7 @@ from qra_bo.pipeline.device_allowance import allowance_for, make_fold
 from qra_bo.pipeline.run import finalise
 from qra_bo.space import Allocation, uniform
 from qra_bo.study.options import Delivery, FinalTask
-from qra_bo.trials import Evaluation, EvaluationRequest, Fidelity
+from qra_bo.trials import Fidelity, Trial, TrialSpec
 from qra_bo.utils.errors import OutputError, TrainingError
 
 SETTINGS = ["+model=tiny", "data=tiny", "data.max_records=64", "train.batch=2", "train.length=32", "eval.tokens=128",
@@ -128,10 +128,10 @@ def test_measured_peaks_become_the_devices_allowance(tmp_path: Path, executor: I
     assert allowance_for(CONFIG, "cpu") is None
     evaluations = []
     for number, allocation in enumerate([WINNER, NEXT, uniform(4, "hqq3", 1)], start=1):
-        request = EvaluationRequest(allocation, 2, 2, 0)
+        request = TrialSpec(allocation, 2, 2, 0)
         measured = executor.evaluate(request, quiet)
         assert measured.measured_bytes is not None
-        evaluations.append(Evaluation(number, allocation, (8, 8, 8, 8), "global", Fidelity.HIGH, request, 0, measured,
+        evaluations.append(Trial(number, allocation, (8, 8, 8, 8), "global", Fidelity.HIGH, request, 0, measured,
                                       predictor(allocation)))
     keep = make_fold(CONFIG, predictor.memory, predictor.space)
     assert keep is not None
@@ -142,7 +142,7 @@ def test_measured_peaks_become_the_devices_allowance(tmp_path: Path, executor: I
     assert allowance_for(CONFIG, "cpu") == Allowance(0, 0, 3)
     assert AllowanceStore(tmp_path / "allowances").path("cpu").is_file()
     for e in evaluations:
-        assert e.measurement.measured_bytes is not None
-        assert e.measurement.measured_bytes <= e.predicted_bytes
+        assert e.result.measured_bytes is not None
+        assert e.result.measured_bytes <= e.predicted_bytes
     assert allowance_for(load_config(SETTINGS[:-1]), "cpu") is None  # only where it is asked for
     assert ASSUMED["cpu"].share_ppm == 0

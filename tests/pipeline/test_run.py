@@ -17,14 +17,14 @@ import qra_bo.pipeline.build
 import qra_bo.pipeline.run
 from qra_bo.oracle.protocol import Progress
 from qra_bo.study.journal import read_journal
-from qra_bo.trials import EvaluationRequest, Measurement
+from qra_bo.trials import TrialResult, TrialSpec
 from qra_bo.utils.errors import BudgetError, ConfigError, OutputError
 from tests.study.problem import comparable
 
 BUDGETS = ["uniform:4,4", "uniform:4,8", "7.6MB"]
 PLANTED = ["+model=tiny", "data=tiny", "oracle=synthetic", "display=none", "effort=quick", "method=evolution",
-           "effort.high_equivalents=16", "confirm.seeds=2"]
-REAL = ["+model=tiny", "data=tiny", "display=none", "effort=quick", "effort.high_equivalents=8", "method=evolution",
+           "effort.max_full_trials=16", "confirm.seeds=2"]
+REAL = ["+model=tiny", "data=tiny", "display=none", "effort=quick", "effort.max_full_trials=8", "method=evolution",
         "train.batch=2", "train.length=32", "eval.tokens=256", "fidelity.high=8", "fidelity.low=4",
         "data.max_records=64", "confirm.seeds=2", "final.steps=4", "worker.checkpoint_seconds=0", "device=cpu",
         "calibrate.lr_scales=[1.0,2.0]", "granularity=block", "bits=[2,4,8]", "quantizer.formats.2=[ref2]",
@@ -54,9 +54,9 @@ class Counted:
         self.profile_cost = self._oracle.profile_cost
         return profile
 
-    def evaluate(self, request: EvaluationRequest, progress: Progress) -> Measurement:
+    def evaluate(self, request: TrialSpec, progress: Progress) -> TrialResult:
         self.keys.append(request.key)
-        measurement: Measurement = self._oracle.evaluate(request, progress)
+        measurement: TrialResult = self._oracle.evaluate(request, progress)
         return measurement
 
     def close(self) -> None:
@@ -255,7 +255,7 @@ def test_a_finished_run_loads_in_a_new_process_with_the_same_logits(
 @pytest.mark.parametrize("method", ["structured", "autoqra"])
 def test_a_limit_on_average_bits_holds_for_anchors_and_proposals(tmp_path: Path, counted: Counted, method: str) -> None:
     result = qra_bo.search([*PLANTED, f"method={method}", "budget=uniform:8,8", "max_average_bits=5",
-                                "effort.high_equivalents=30", f"out={tmp_path / 'r'}"])
+                                "effort.max_full_trials=30", f"out={tmp_path / 'r'}"])
     events = [e for e in read_journal(tmp_path / "r" / "trials.jsonl").events if e["event"] == "evaluation"]
     bits = [sum(e["bits"]) / len(e["bits"]) for e in events]  # the layers are equally large
     assert max(bits) == pytest.approx(5.0)

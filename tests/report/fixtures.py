@@ -9,7 +9,7 @@ import numpy as np
 
 from qra_bo.space import Allocation, StorageFormat, uniform
 from qra_bo.study.journal import Journal
-from qra_bo.trials import Evaluation, EvaluationRequest, Fidelity, Measurement, TrialState
+from qra_bo.trials import Fidelity, Trial, TrialResult, TrialSpec, TrialState
 
 L = 12
 FORMATS = (StorageFormat("hqq2", "hqq", 2, 64), StorageFormat("hqq3", "hqq", 3, 64),
@@ -67,12 +67,12 @@ class Script:
         curve = tuple((s, float(loss + .9 * (np.exp(-s / 14) - np.exp(-steps / 14)))) for s in range(12, steps + 1, 12))
         new = steps - done_steps
         ok = state is TrialState.OK
-        measurement = Measurement(
+        measurement = TrialResult(
             state, float(loss) if ok else None, .004 if ok else None, curve if ok else (), new, new * TOKENS_A_STEP,
             6_000, predicted(a) - 1_200_000 if ok else None, .42 * new + 1.5, .05,
             "" if ok else "the loss became NaN at step 7")
-        e = Evaluation(self.next_id, a, tuple(BITS[f] for f in a.formats), stage, fidelity,
-                       EvaluationRequest(a, steps, HIGH, train_seed, split, lr_scale), 0, measurement, predicted(a))
+        e = Trial(self.next_id, a, tuple(BITS[f] for f in a.formats), stage, fidelity,
+                       TrialSpec(a, steps, HIGH, train_seed, split, lr_scale), 0, measurement, predicted(a))
         self.next_id += 1
         self.add("evaluation", {**{k: v for k, v in e.to_json().items() if k != "event"}, "overhead_seconds": .3},
                  measurement.seconds + .3)
@@ -83,8 +83,8 @@ def profile_fields(rng: np.random.Generator) -> dict[str, Any]:
     damage = np.array([[UNIT_DAMAGE[u] * FORMAT_DAMAGE[f.name] * .5 for f in FORMATS] for u in range(L)])
     gain = np.cumsum(np.sort(rng.gamma(2., .02, (L, 16)), axis=1)[:, ::-1], axis=1)
     return {"source": "measured on 4096 calibration tokens", "units": [f"model.layers.{u}" for u in range(L)],
-            "formats": [f.name for f in FORMATS], "damage": damage.tolist(), "damage_kl": (damage * .8).tolist(),
-            "gain": gain.tolist(), "base_loss": 4.67, "training_tokens": 2_048, "forward_tokens": 60_000,
+            "formats": [f.name for f in FORMATS], "quantization_sensitivity": damage.tolist(), "quantization_kl": (damage * .8).tolist(),
+            "rank_sensitivity": gain.tolist(), "base_loss": 4.67, "training_tokens": 2_048, "forward_tokens": 60_000,
             "seconds": 31.0}
 
 
@@ -99,7 +99,7 @@ def make_events(seed: int = 0, *, oracle: str = "finetune", finished: bool = Tru
         "granularity": "layer", "units": [f"model.layers.{u}" for u in range(L)],
         "formats": [f.to_json() for f in FORMATS], "ranks": list(RANKS), "unit_numel": [NUMEL] * L,
         "budget_bytes": budget, "budget_text": "uniform:4,4", "scope": "peak", "oracle": oracle, "train_seed": 0,
-        "equivalent_tokens": HIGH * TOKENS_A_STEP + 2_000, "anchors": 3, "alpha_over_rank": 2, "init": "kaiming",
+        "full_trial_tokens": HIGH * TOKENS_A_STEP + 2_000, "uniform_baselines": 3, "alpha_over_rank": 2, "init": "kaiming",
         "high_steps": HIGH,
         "low_steps": LOW, "effort": "normal", "planned_cost": 30.0 * (HIGH * TOKENS_A_STEP + 2_000),
         "method": "autoqra"})

@@ -25,8 +25,8 @@ def test_cost_counts_everything_once_and_forward_tokens_a_third(events):
 
 def test_a_promoted_candidate_pays_the_additional_steps_alone(events):
     d = parse_events(events)
-    promoted = [e for e in d.evaluations if e.stage == "evolution" and e.fidelity is Fidelity.HIGH and e.ok]
-    assert {e.measurement.new_steps for e in promoted} == {HIGH - LOW}
+    promoted = [e for e in d.trials if e.stage == "evolution" and e.fidelity is Fidelity.HIGH and e.ok]
+    assert {e.result.new_steps for e in promoted} == {HIGH - LOW}
 
 
 def test_references_and_what_does_not_fit_are_never_incumbent(events):

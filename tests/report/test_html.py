@@ -80,7 +80,7 @@ def test_the_answer_trust_and_every_evaluation_are_there(page):
     for part in ("Mixed bits and ranks fine-tune", "95 % interval", "Can I trust this?", "101, 102, 103, 104, 105"):
         assert part in text
     d = parse_events(make_events())
-    assert len([a for a in page.all("td") if "data-key" in a]) == 16 * len(d.evaluations)
+    assert len([a for a in page.all("td") if "data-key" in a]) == 16 * len(d.trials)
 
 
 def test_whatever_the_journal_holds_is_escaped():

@@ -89,4 +89,4 @@ def test_what_follows_the_search_counts_in_the_plan():
     config = {"confirm": {"seeds": 5, "ranking_factor": 3}, "effort": {"ranking_top": 2, "references": True}}
     state = RunState()
     state.feed({**header, "config": config})
-    assert state.planned - alone.planned == pytest.approx((10 + 6 + 2) * header["equivalent_tokens"])
+    assert state.planned - alone.planned == pytest.approx((10 + 6 + 2) * header["full_trial_tokens"])

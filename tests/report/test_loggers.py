@@ -48,8 +48,8 @@ def test_metrics_agree_with_the_report_of_the_same_journal(kept: Kept, tmp_path:
         logger(event)
     d = parse_events(events)
     evaluations = [(m, step) for m, step in kept.told if "evaluation/seconds" in m]
-    assert [step for _, step in evaluations] == [e.id for e in d.evaluations]
-    assert [m.get("evaluation/loss") for m, _ in evaluations] == [e.loss for e in d.evaluations]
+    assert [step for _, step in evaluations] == [e.id for e in d.trials]
+    assert [m.get("evaluation/loss") for m, _ in evaluations] == [e.loss for e in d.trials]
     last = evaluations[-1][0]
     assert d.incumbent is not None
     assert d.best_uniform is not None
@@ -118,7 +118,7 @@ def told(name: str, folder: Path) -> dict[str, Any]:
         logger(event)
         study.add(event)
     assert not logging.getLogger("qra_bo").disabled
-    return {"search/best_loss": study.incumbent.loss if study.incumbent else None, "n": len(study.evaluations)}
+    return {"search/best_loss": study.incumbent.loss if study.incumbent else None, "n": len(study.trials)}
 
 
 def test_tensorboard_reads_it_again(tmp_path: Path) -> None:

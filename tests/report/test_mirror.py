@@ -25,7 +25,7 @@ def run(folder: Path, *listeners: Any) -> RunOutcome:
     (folder.parent / "faults").mkdir(exist_ok=True)
     oracle = PlantedOracle(faults={"14": "raise"}, folder=str(folder.parent / "faults"))
     parts = make_parts(InProcessExecutor(oracle), finalise=deliver, listeners=listeners)
-    return Engine(make_config(folder, high_equivalents=14), parts).run()
+    return Engine(make_config(folder, max_full_trials=14), parts).run()
 
 
 def trials(url: str, folder: Path) -> Any:
@@ -42,9 +42,9 @@ def test_a_live_run_is_copied_as_it_is(tmp_path: Path, monkeypatch: pytest.Monke
     assert not mirror.failed
     study = trials(url, folder)
     states = [t.state.name for t in study.trials]
-    searched = [e for e in outcome.study.evaluations if e.stage in ("baseline", "evolution") or
-                (e.stage == "calibration" and e.request.lr_scale == outcome.study.lr_scale)]
-    assert [t.user_attrs["key"] for t in study.trials] == [e.request.key for e in searched]
+    searched = [e for e in outcome.study.trials if e.stage in ("baseline", "evolution") or
+                (e.stage == "calibration" and e.spec.lr_scale == outcome.study.lr_scale)]
+    assert [t.user_attrs["key"] for t in study.trials] == [e.spec.key for e in searched]
     assert states.count("FAIL") == 1
     assert states.count("PRUNED") == sum(e.ok and e.fidelity.value == "low" for e in searched)
     incumbent = outcome.study.incumbent

@@ -67,7 +67,7 @@ def test_codes_other_than_the_nearest_are_said_and_compared_with_no_qlora():
     d = parse_events([header, *events[1:]])
     assert any(check.title == "Codes" and "16,384 tokens" in check.text for check in story.checks(d))
     assert story.gap_closed(d) is None
-    nearest = [{**e, "codes": "nearest"} if e.get("stage") == "reference" and "nf4" in e.get("formats", ()) else e
+    nearest = [{**e, "codes": "rtn"} if e.get("stage") == "reference" and "nf4" in e.get("formats", ()) else e
                for e in (header, *events[1:])]
     d = parse_events(nearest)
     assert story.gap_closed(d) == story.gap_closed(parse_events(events))
@@ -182,8 +182,8 @@ def test_low_losses_come_from_low_evaluations_or_the_curve_of_the_high_one():
     pairs = story.low_high(d)
     assert [e for _, e in pairs] == list(d.points)
     for early, e in pairs:
-        low = [x.loss for x in d.evaluations if x.allocation == e.allocation and x.fidelity.value == "low" and x.ok]
-        assert early == (low[0] if low else dict(e.measurement.curve)[d.header.low_steps])
+        low = [x.loss for x in d.trials if x.allocation == e.allocation and x.fidelity.value == "low" and x.ok]
+        assert early == (low[0] if low else dict(e.result.curve)[d.header.low_steps])
 
 
 def test_uniform_choices_had_their_chance_or_are_missing():

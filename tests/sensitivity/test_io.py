@@ -35,19 +35,19 @@ def without(key: str) -> dict[str, object]:
 def test_round_trip_is_exact(tmp_path: Path, with_gain: bool) -> None:
     p = make_profile(make_space(3))
     if not with_gain:
-        p = SensitivityProfile(p.units, p.formats, p.damage, p.damage_kl, None, p.base_loss, p.source)
+        p = SensitivityProfile(p.units, p.formats, p.quantization_sensitivity, p.quantization_kl, None, p.base_loss, p.source)
     path = tmp_path / "deep" / "profile.json"
     save_profile(p, path)
     q = load_profile(path)
     assert (q.units, q.formats, q.base_loss, q.source) == (p.units, p.formats, p.base_loss, p.source)
-    np.testing.assert_array_equal(q.damage, p.damage)
-    np.testing.assert_array_equal(q.damage_kl, p.damage_kl)
-    assert (q.gain is None) == (not with_gain)
-    assert q.damage_se is None
+    np.testing.assert_array_equal(q.quantization_sensitivity, p.quantization_sensitivity)
+    np.testing.assert_array_equal(q.quantization_kl, p.quantization_kl)
+    assert (q.rank_sensitivity is None) == (not with_gain)
+    assert q.quantization_se is None
     assert list(path.parent.iterdir()) == [path]
-    known = replace(p, damage_se=np.arange(p.damage.size).reshape(p.damage.shape) / 7.0)
+    known = replace(p, quantization_se=np.arange(p.quantization_sensitivity.size).reshape(p.quantization_sensitivity.shape) / 7.0)
     save_profile(known, path)
-    np.testing.assert_array_equal(load_profile(path).damage_se, known.damage_se)
+    np.testing.assert_array_equal(load_profile(path).quantization_se, known.quantization_se)
 
 
 @pytest.mark.parametrize("key", sorted(profile_to_json(make_profile(make_space(1)))))
@@ -59,8 +59,8 @@ def test_a_missing_key_is_named(tmp_path: Path, key: str) -> None:
 
 
 @pytest.mark.parametrize(("key", "value"), [
-    ("units", "a"), ("units", []), ("formats", [1]), ("damage", 3), ("damage", [[1, "x"]]), ("damage", [[1, 2], [1]]),
-    ("damage_kl", [[None]]), ("gain", {}), ("gain", [[True]]), ("damage_se", 1), ("base_loss", "3"), ("source", None)])
+    ("units", "a"), ("units", []), ("formats", [1]), ("quantization_sensitivity", 3), ("quantization_sensitivity", [[1, "x"]]), ("quantization_sensitivity", [[1, 2], [1]]),
+    ("quantization_kl", [[None]]), ("rank_sensitivity", {}), ("rank_sensitivity", [[True]]), ("quantization_se", 1), ("base_loss", "3"), ("source", None)])
 def test_a_mistyped_key_is_named(tmp_path: Path, key: str, value: object) -> None:
     path = tmp_path / "p.json"
     path.write_text(json.dumps({**profile_to_json(make_profile(make_space(2))), key: value}))
@@ -91,10 +91,10 @@ def test_coarser_units_are_sums() -> None:
                               np.array([[3.0, 0.0], [4.0, 0.5], [1.0, 2.0]]))
     coarse = coarsen_profile(fine, [Unit("x", (a, b)), Unit("y", (c,))])
     assert coarse.units == ("x", "y")
-    np.testing.assert_allclose(coarse.damage, [[3.0, 0.3], [4.0, 0.4]])
-    np.testing.assert_allclose(coarse.require_gain(), [[4.0, 6], [5, 6]])
-    np.testing.assert_allclose(np.asarray(coarse.damage_se), [[5.0, 0.5], [1.0, 2.0]])
-    assert coarsen_profile(replace(fine, damage_se=None), [Unit("x", (a, b))]).damage_se is None
+    np.testing.assert_allclose(coarse.quantization_sensitivity, [[3.0, 0.3], [4.0, 0.4]])
+    np.testing.assert_allclose(coarse.require_rank_sensitivity(), [[4.0, 6], [5, 6]])
+    np.testing.assert_allclose(np.asarray(coarse.quantization_se), [[5.0, 0.5], [1.0, 2.0]])
+    assert coarsen_profile(replace(fine, quantization_se=None), [Unit("x", (a, b))]).quantization_se is None
     with pytest.raises(ProfileError, match=r"lack 1 of the model's linears.*layers\.0\.d"):
         coarsen_profile(fine, [Unit("x", (a, Linear("model.layers.0.d", 8, 8, 0, "mlp", "d")))])
 
@@ -105,11 +105,11 @@ def test_measured_damage_says_what_it_lacks(tmp_path: Path) -> None:
     measured = load_measured_damage(path)
     assert measured.units == ("model.layers.0.a", "model.layers.0.b", "model.layers.1.a")
     units = [Unit("model.layers.0", tuple(Linear(f"model.layers.0.{n}", 8, 8, 0, "mlp", n) for n in "ab"))]
-    profile = measured.coarsen(units).profile("nf4", base_loss=2.0, damage_kl=np.array([3.0]))
-    assert profile.damage.tolist() == [[3.5]]
-    assert profile.gain is None
+    profile = measured.coarsen(units).profile("nf4", base_loss=2.0, quantization_kl=np.array([3.0]))
+    assert profile.quantization_sensitivity.tolist() == [[3.5]]
+    assert profile.rank_sensitivity is None
     with pytest.raises(ProfileError, match="no I_r"):
-        profile.require_gain()
+        profile.require_rank_sensitivity()
     for change, match in (({"loss": {}}, "'loss' must be"), ({"loss": {"0.a": "x"}}, "0.a"), ({"losses": 1}, "losses")):
         path.write_text(json.dumps({"model_name": "M", "dataset": "D", "loss": {"0.a": 1}, **change}))
         with pytest.raises(ProfileError, match=match):

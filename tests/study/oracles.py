@@ -12,7 +12,7 @@ import numpy as np
 
 from qra_bo.oracle.protocol import Progress, StopRequested
 from qra_bo.sensitivity.profile import SensitivityProfile
-from qra_bo.trials import EvaluationRequest, Measurement, TrialState
+from qra_bo.trials import TrialResult, TrialSpec, TrialState
 from qra_bo.utils.errors import ModelError, OracleError
 
 UNITS = tuple(f"model.layers.{u}" for u in range(4))
@@ -49,7 +49,7 @@ class PlantedOracle:
         gain = np.cumsum(np.full((4, 8), .01 / 3), axis=1)
         return SensitivityProfile(UNITS, FORMATS, DAMAGE, DAMAGE * .7, gain, 4.0 + 1 / 3, "planted")
 
-    def evaluate(self, request: EvaluationRequest, progress: Progress) -> Measurement:
+    def evaluate(self, request: TrialSpec, progress: Progress) -> TrialResult:
         fault = self._fault()
         start = time.monotonic()
         for step in range(10**6 if fault == "crawl" else request.steps):
@@ -62,13 +62,13 @@ class PlantedOracle:
             time.sleep(.05 if fault == "crawl" else self.pause / request.steps)
         a = request.allocation
         if fault == "nan":
-            return Measurement(TrialState.OK, float("nan"), .002, (), request.steps, 1, 1, None, 0.0, 0.0)
+            return TrialResult(TrialState.OK, float("nan"), .002, (), request.steps, 1, 1, None, 0.0, 0.0)
         noise = np.random.default_rng(abs(int(a.fingerprint, 16)) + request.train_seed).normal() * .001
         damage = {"fp16": np.zeros(4), **{f: DAMAGE[:, i] for i, f in enumerate(FORMATS)}}
         loss = (4 + sum(damage[f][u] / (1 + .2 * r) for u, (f, r) in enumerate(zip(a.formats, a.ranks, strict=True)))
                 - .01 * sum(a.ranks) / len(a.ranks) + 1 / request.steps + .05 * np.log2(request.lr_scale / 2)**2
                 + .01 * request.train_seed / 2**31 + noise)
-        return Measurement(TrialState.OK, float(loss), .002, ((request.steps, float(loss)),), request.steps,
+        return TrialResult(TrialState.OK, float(loss), .002, ((request.steps, float(loss)),), request.steps,
                            request.steps * TOKENS, 3 * TOKENS, None, time.monotonic() - start, 0.0)
 
     def close(self) -> None:

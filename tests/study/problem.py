@@ -14,13 +14,13 @@ from qra_bo.execution.base import Executor, InProcessExecutor, OracleSpec
 from qra_bo.execution.limits import Limits
 from qra_bo.execution.local import LocalExecutor
 from qra_bo.memory.formats import parse_format
-from qra_bo.search.base import Searcher, SearchProblem
+from qra_bo.searchers.base import Searcher, SearchProblem
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import Allocation, CostTable, Ladder, Linear, PhaseCost, SearchSpace, Unit, uniform
 from qra_bo.study.engine import Engine
 from qra_bo.study.options import EngineConfig, FinalTask, Parts
 from qra_bo.study.signals import RunInterrupted
-from qra_bo.trials import Evaluation, Fidelity, Proposal
+from qra_bo.trials import Fidelity, Proposal, Trial
 from tests.study.oracles import FORMATS, TOKENS, UNITS, PlantedOracle
 
 RANKS = (1, 2, 4, 8)
@@ -62,7 +62,7 @@ class Walk:
         self._problem, self._rng = problem, problem.rng("walk")
         self._seen: set[Allocation] = set()
         self._promote: list[Allocation] = []
-        self.told: list[Evaluation] = []
+        self.told: list[Trial] = []
 
     def ask(self, n: int) -> list[Proposal]:
         if self._promote:
@@ -76,7 +76,7 @@ class Walk:
                 return [Proposal(a, Fidelity.LOW, "evolution")]
         return []
 
-    def tell(self, evaluations: Sequence[Evaluation]) -> None:
+    def tell(self, evaluations: Sequence[Trial]) -> None:
         self.told += evaluations
         self._seen.update(e.allocation for e in evaluations)
         for e in evaluations:
@@ -95,8 +95,8 @@ def make_config(folder: Path, **changes: Any) -> EngineConfig:
     base = EngineConfig(
         folder=folder, config=config, config_sha256=hashlib.sha256(kept.encode()).hexdigest(), model="planted",
         granularity="layer", oracle="synthetic", method="walk", scope="stored", budget_bytes=BUDGET,
-        budget_text="uniform:4,4", effort="normal", high_equivalents=24, equivalent_tokens=EQUIVALENT, high_steps=HIGH,
-        low_steps=LOW, seed=0, train_seed=11, confirm_seeds=(21, 22, 23), anchors=None, max_rank=32, base_lr=1e-3,
+        budget_text="uniform:4,4", effort="normal", max_full_trials=24, full_trial_tokens=EQUIVALENT, high_steps=HIGH,
+        low_steps=LOW, seed=0, train_seed=11, confirm_seeds=(21, 22, 23), uniform_baselines=None, max_rank=32, base_lr=1e-3,
         lr_rule="constant", lr_scales=(.5, 2.0, 8.0), alpha_over_rank=2.0, init="nested",
         may_differ=frozenset({"effort"}), references=(uniform(4, "fp16", 16), uniform(4, "ref4", 8)), ranking_top=3,
         ranking_factor=2)
@@ -142,7 +142,7 @@ def main(folder: str, pause: float, executor: str = "local") -> None:
         made: Executor = RayExecutor(spec, Limits(30, retries=1), 2, Resources(cpus=1), None)
     else:
         made = LocalExecutor([spec], Limits(30))
-    Engine(make_config(Path(folder), high_equivalents=14), make_parts(made, finalise=deliver)).run()
+    Engine(make_config(Path(folder), max_full_trials=14), make_parts(made, finalise=deliver)).run()
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import pytest
 from qra_bo.execution.base import InProcessExecutor, OracleSpec
 from qra_bo.execution.limits import Limits
 from qra_bo.execution.local import LocalExecutor
-from qra_bo.search.base import SearchProblem
+from qra_bo.searchers.base import SearchProblem
 from qra_bo.space import Allocation, uniform
 from qra_bo.study.confirm import paired_interval
 from qra_bo.study.engine import Engine, RunOutcome
@@ -18,7 +18,7 @@ from qra_bo.study.journal import checksum, read_journal
 from qra_bo.study.options import Delivery, FinalTask
 from qra_bo.study.results import load_study, write_best
 from qra_bo.study.searching import SearcherError
-from qra_bo.trials import Evaluation, Fidelity, Proposal, TrialState
+from qra_bo.trials import Fidelity, Proposal, Trial, TrialState
 from qra_bo.utils.errors import ConfigError, JournalError, QRABOError
 from tests.study.oracles import PlantedOracle
 from tests.study.problem import BUDGET, EQUIVALENT, Walk, comparable, deliver, make_config, make_parts, predict_bytes
@@ -42,34 +42,34 @@ def keys(folder: Path) -> list[str]:
 def test_a_run_does_everything_in_order_and_fits(whole: tuple[Path, RunOutcome]) -> None:
     folder, outcome = whole
     study = outcome.study
-    stages = list(dict.fromkeys(e.stage for e in study.evaluations))
+    stages = list(dict.fromkeys(e.stage for e in study.trials))
     assert stages == ["calibration", "baseline", "reference", "evolution", "confirmation", "ranking_check"]
     assert study.lr_scale == 2.0  # where the planted loss is least
-    assert all(e.predicted_bytes <= BUDGET for e in study.evaluations if e.stage != "reference")
-    assert {e.request.lr_scale for e in study.evaluations if e.stage != "calibration"} == {2.0}
-    assert {e.request.split for e in study.evaluations if e.stage == "confirmation"} == {"test"}
+    assert all(e.predicted_bytes <= BUDGET for e in study.trials if e.stage != "reference")
+    assert {e.spec.lr_scale for e in study.trials if e.stage != "calibration"} == {2.0}
+    assert {e.spec.split for e in study.trials if e.stage == "confirmation"} == {"test"}
     assert study.search_cost.tokens >= 24 * EQUIVALENT
-    before_last = [e for e in study.evaluations if e.stage == "evolution"][-1]
-    assert study.search_cost.tokens - before_last.measurement.training_tokens - 10 < 24 * EQUIVALENT
+    before_last = [e for e in study.trials if e.stage == "evolution"][-1]
+    assert study.search_cost.tokens - before_last.result.training_tokens - 10 < 24 * EQUIVALENT
     assert outcome.exit_status == 0
     assert len(keys(folder)) == len(set(keys(folder)))
 
 
 def test_references_with_other_codes_are_told_from_the_search_s_own_and_never_win(tmp_path: Path) -> None:
-    qlora = uniform(4, "ref4", 4)  # which is an anchor too
+    qlora = uniform(4, "ref4", 4)  # which is an uniform baseline too
     outcome = run(tmp_path, {"finalise": None}, confirm_seeds=(), ranking_top=0, references=(),
-                  nearest_references=(qlora,))
-    mine = [e for e in outcome.study.evaluations if e.request.codes == "nearest"]
+                  rtn_references=(qlora,))
+    mine = [e for e in outcome.study.trials if e.spec.codes == "rtn"]
     assert [(e.allocation, e.stage) for e in mine] == [(qlora, "reference")]
     own = [e for e in outcome.study.points if e.allocation == qlora]
-    assert [e.request.codes for e in own] == [None]
-    assert mine[0].request.key == f"{own[0].request.key}-nearest"
+    assert [e.spec.codes for e in own] == [None]
+    assert mine[0].spec.key == f"{own[0].request.key}-nearest"
     names = [b["name"] for b in outcome.best["baselines"]]
     assert names.count("uniform-4bit-r4") == 1
     assert names[-1] == "uniform-4bit-r4-nearest"
     assert read_journal(tmp_path / "trials.jsonl").events
     assert run(tmp_path, {"finalise": None}, confirm_seeds=(), ranking_top=0, references=(),
-               nearest_references=(qlora,)).best == outcome.best
+               rtn_references=(qlora,)).best == outcome.best
 
 
 def test_best_json_has_the_fields_of_the_contract(whole: tuple[Path, RunOutcome]) -> None:
@@ -130,11 +130,11 @@ def test_a_damaged_line_is_done_again_and_named(whole: tuple[Path, RunOutcome], 
 
 def test_whatever_line_is_damaged_is_done_again_though_the_effort_was_spent(tmp_path: Path) -> None:
     """The last evaluation goes beyond the effort, by more than some of the others cost."""
-    short = {"high_equivalents": 22.1, "references": (), "confirm_seeds": (), "ranking_top": 0}
+    short = {"max_full_trials": 22.1, "references": (), "confirm_seeds": (), "ranking_top": 0}
     plain = run(tmp_path / "plain", **short)
     lines = (tmp_path / "plain" / "trials.jsonl").read_bytes().splitlines(keepends=True)
     assert plain.study.search_cost.tokens > 22.1 * EQUIVALENT + min(
-        e.measurement.training_tokens for e in plain.study.evaluations)
+        e.result.training_tokens for e in plain.study.trials)
     for number, line in enumerate(lines[1:], start=1):
         if b'"profile"' in line or b'"calibration"' in line or b'"evaluation"' in line:
             folder = tmp_path / str(number)
@@ -147,7 +147,7 @@ def test_whatever_line_is_damaged_is_done_again_though_the_effort_was_spent(tmp_
 
 def test_more_effort_extends_a_finished_run(whole: tuple[Path, RunOutcome], tmp_path: Path) -> None:
     config = {"model": {"name": "planted"}, "effort": {"name": "quick"}, "bits": [2, 4, 8]}
-    short = run(tmp_path, high_equivalents=12, effort="quick", config=config)
+    short = run(tmp_path, max_full_trials=12, effort="quick", config=config)
     done = keys(tmp_path)
     extended = run(tmp_path)
     assert keys(tmp_path)[:len(done)] == done
@@ -156,21 +156,21 @@ def test_more_effort_extends_a_finished_run(whole: tuple[Path, RunOutcome], tmp_
     assert extended.winner == whole[1].winner
     assert short.best["effort"] == "quick"
     assert extended.best["effort"] == "normal"
-    assert len([e for e in load_study(tmp_path).evaluations if e.stage == "evolution"]) == 21
+    assert len([e for e in load_study(tmp_path).trials if e.stage == "evolution"]) == 21
     again = run(tmp_path)
     assert again.best == extended.best
 
 
 def test_an_extension_adds_the_anchors_that_were_left_out(whole: tuple[Path, RunOutcome], tmp_path: Path) -> None:
-    run(tmp_path, high_equivalents=8, anchors=2)
+    run(tmp_path, max_full_trials=8, uniform_baselines=2)
     first = [e.allocation for e in load_study(tmp_path).baselines]
     assert first.pop(0) == uniform(4, "ref4", 2)  # of the calibration
     assert first[:2] == [uniform(4, "ref4", 4), Allocation(("ref4",) * 4, (4, 4, 5, 5))]
     extended = run(tmp_path)
     names = {b["name"] for b in extended.best["baselines"]}
     assert names == {b["name"] for b in whole[1].best["baselines"]}
-    longer = run(tmp_path, high_equivalents=30)
-    assert longer.best["cost"]["search_equivalents"] >= 30
+    longer = run(tmp_path, max_full_trials=30)
+    assert longer.best["cost"]["search_full_trial_equivalents"] >= 30
 
 
 class Recorder(Walk):
@@ -189,14 +189,14 @@ def test_the_searcher_is_told_anchors_and_failures_in_its_own_units(tmp_path: Pa
     oracle = PlantedOracle(faults={"12": "raise", "13": "memory"}, folder=str(faults))
     outcome = run(tmp_path / "run", {"executor": InProcessExecutor(oracle), "searcher": Recorder})
     told = Recorder.made.told
-    assert {e.request.lr_scale for e in told} == {1.0}
+    assert {e.spec.lr_scale for e in told} == {1.0}
     assert [e.stage for e in told[:5]] == ["baseline"] * 5
-    states = [e.measurement.state for e in told]
+    states = [e.result.state for e in told]
     assert states.count(TrialState.FAILED) == 1
     assert TrialState.OOM not in states  # it says something of the device, and nothing of the objective
-    failed = next(e for e in outcome.study.evaluations if e.measurement.state is TrialState.FAILED)
-    assert failed.measurement.training_tokens == round(EQUIVALENT * failed.request.steps / 8)  # charged in full
-    assert outcome.study.states == {"ok": len(outcome.study.evaluations) - 2, "oom": 1, "diverged": 0, "failed": 1}
+    failed = next(e for e in outcome.study.trials if e.result.state is TrialState.FAILED)
+    assert failed.result.training_tokens == round(EQUIVALENT * failed.spec.steps / 8)  # charged in full
+    assert outcome.study.states == {"ok": len(outcome.study.trials) - 2, "oom": 1, "diverged": 0, "failed": 1}
 
 
 def test_a_run_survives_dying_and_hanging_workers(whole: tuple[Path, RunOutcome], tmp_path: Path) -> None:
@@ -207,7 +207,7 @@ def test_a_run_survives_dying_and_hanging_workers(whole: tuple[Path, RunOutcome]
     outcome = run(tmp_path / "run", {"executor": LocalExecutor([spec], Limits(1.0))})
     assert outcome.study.states["failed"] == 3
     assert outcome.exit_status == 0
-    messages = [e.measurement.message for e in outcome.study.evaluations if not e.ok]
+    messages = [e.result.message for e in outcome.study.trials if not e.ok]
     assert ["SIGKILL" in messages[0], "silent" in messages[1], "exit status 3" in messages[2]] == [True] * 3
 
 
@@ -221,9 +221,9 @@ def test_a_loss_that_is_not_a_number_is_a_divergence(tmp_path: Path) -> None:
                 if sick else m
 
     outcome = run(tmp_path, {"executor": InProcessExecutor(Sick())})
-    sick = [e for e in outcome.study.evaluations if e.measurement.state is TrialState.DIVERGED]
+    sick = [e for e in outcome.study.trials if e.result.state is TrialState.DIVERGED]
     assert sick
-    assert all(e.loss is None and len(e.measurement.curve) == 1 for e in sick)
+    assert all(e.loss is None and len(e.result.curve) == 1 for e in sick)
 
 
 def test_when_every_anchor_fails_the_run_says_why(tmp_path: Path) -> None:
@@ -233,7 +233,7 @@ def test_when_every_anchor_fails_the_run_says_why(tmp_path: Path) -> None:
 
     with pytest.raises(QRABOError, match=r"calibration.*failed: RuntimeError: no kernel image"):
         run(tmp_path / "a", {"executor": InProcessExecutor(Broken())})
-    with pytest.raises(QRABOError, match=r"every uniform anchor failed.*no kernel image"):
+    with pytest.raises(QRABOError, match=r"every uniform baseline failed.*no kernel image"):
         run(tmp_path / "b", {"executor": InProcessExecutor(Broken())}, lr_scales=(1.0,))
     assert json.loads((tmp_path / "b" / "status.json").read_text())["state"] == "failed"
 
@@ -270,7 +270,7 @@ def test_a_searcher_that_stops_ends_the_search(tmp_path: Path) -> None:
     outcome = run(tmp_path, {"searcher": Done})
     assert outcome.best["winner_kind"] == "uniform"
     assert outcome.best["versus_best_uniform"] == {"mean": 0.0, "low": 0.0, "high": 0.0, "train_seeds": 3}
-    assert len([e for e in outcome.study.evaluations if e.stage == "confirmation"]) == 3  # each seed once
+    assert len([e for e in outcome.study.trials if e.stage == "confirmation"]) == 3  # each seed once
 
 
 def test_what_a_searcher_says_of_its_surrogate_is_kept_until_the_search_goes_on(tmp_path: Path) -> None:
@@ -282,9 +282,9 @@ def test_what_a_searcher_says_of_its_surrogate_is_kept_until_the_search_goes_on(
         events = map(json.loads, (tmp_path / "trials.jsonl").read_text().splitlines())
         return [e["n"] for e in events if e["event"] == "surrogate_check"]
 
-    first = run(tmp_path, {"searcher": Judging}, high_equivalents=14)
+    first = run(tmp_path, {"searcher": Judging}, max_full_trials=14)
     assert checks() == [first.study.last["surrogate_check"]["n"]] == [len(first.study.points)]
-    run(tmp_path, {"searcher": Judging}, high_equivalents=14)
+    run(tmp_path, {"searcher": Judging}, max_full_trials=14)
     assert len(checks()) == 1
     longer = run(tmp_path, {"searcher": Judging})
     assert len(checks()) == 2
@@ -344,7 +344,7 @@ def test_a_program_that_asks_otherwise_is_refused(whole: tuple[Path, RunOutcome]
 
 def test_max_hours_ends_the_search_and_says_so_and_more_goes_on(whole: tuple[Path, RunOutcome], tmp_path: Path) -> None:
     short = run(tmp_path, max_hours=1e-9)
-    assert not [e for e in short.study.evaluations if e.stage == "evolution"]
+    assert not [e for e in short.study.trials if e.stage == "evolution"]
     assert any("max_hours=1e-09" in m for m in _warnings(tmp_path))
     raw = (tmp_path / "trials.jsonl").read_bytes()
     run(tmp_path, max_hours=1e-9)
@@ -394,11 +394,11 @@ def test_what_an_oracle_notes_is_a_warning_once_a_run(tmp_path: Path, monkeypatc
 def test_the_comparison_is_repeated_at_other_learning_rates(whole: tuple[Path, RunOutcome], tmp_path: Path) -> None:
     outcome = run(tmp_path, rate_factors=(0.5, 2.0))
     check = outcome.study.last["rate_check"]
-    done = [e for e in outcome.study.evaluations if e.stage == "rate_check"]
+    done = [e for e in outcome.study.trials if e.stage == "rate_check"]
     assert len(done) == 2 * 2 * 3  # factors, allocations, seeds
-    assert {e.request.lr_scale for e in done} == {1.0, 4.0}
-    assert {e.request.split for e in done} == {"test"}
-    assert {e.request.train_seed for e in done} == {21, 22, 23}
+    assert {e.spec.lr_scale for e in done} == {1.0, 4.0}
+    assert {e.spec.split for e in done} == {"test"}
+    assert {e.spec.train_seed for e in done} == {21, 22, 23}
     assert [rate["factor"] for rate in check["rates"]] == [0.5, 2.0]
     for rate in check["rates"]:
         wanted = paired_interval([c - r for c, r in zip(rate["candidate_losses"], rate["reference_losses"],
@@ -436,7 +436,7 @@ def test_listeners_hear_every_event_once_those_of_earlier_sessions_first(whole: 
 
 def test_front_and_ranking_follow_from_the_points(whole: tuple[Path, RunOutcome]) -> None:
     study = whole[1].study
-    front: Sequence[Evaluation] = study.front
+    front: Sequence[Trial] = study.front
     for e in front:
         assert not any(o.predicted_bytes <= e.predicted_bytes and (o.loss or 0) < (e.loss or 0) for o in study.points)
     assert study.ranked[0] == study.incumbent

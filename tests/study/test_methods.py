@@ -10,12 +10,12 @@ import pytest
 from qra_bo.execution.base import InProcessExecutor
 from qra_bo.execution.messages import failure
 from qra_bo.oracle.synthetic.oracle import SyntheticOracle
-from qra_bo.search.base import Searcher, SearchProblem
-from qra_bo.search.methods import METHODS, TwoStages, make_searcher
+from qra_bo.searchers.base import Searcher, SearchProblem
+from qra_bo.searchers.methods import METHODS, TwoStages, make_searcher
 from qra_bo.space import uniform
 from qra_bo.study.engine import Engine, RunOutcome
 from qra_bo.study.runner import ENGINE_STAGES
-from qra_bo.trials import Evaluation, Fidelity, Proposal
+from qra_bo.trials import Fidelity, Proposal, Trial
 from qra_bo.utils.errors import ConfigError
 from tests.study.problem import (
     EQUIVALENT,
@@ -34,7 +34,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "evolution": {"population": 4, "generations": 3, "promote": 2},
     "autoqra": {"evolution": {"population": 4, "generations": 2, "promote": 2}, "evolution_share": .3},
     "qr_adaptor": {"evolution": {"population": 3, "generations": 2}, "evolution_share": .4}}
-GAIN = replace(PROFILE, gain=PROFILE.damage.repeat(3, axis=1)[:, :8].cumsum(axis=1) + .1)
+GAIN = replace(PROFILE, rank_sensitivity=PROFILE.quantization_sensitivity.repeat(3, axis=1)[:, :8].cumsum(axis=1) + .1)
 
 
 def run(folder: Path, method: str, equivalents: float = 14) -> RunOutcome:
@@ -44,26 +44,26 @@ def run(folder: Path, method: str, equivalents: float = 14) -> RunOutcome:
     def build(problem: SearchProblem, planned: float) -> Searcher:
         return make_searcher(method, problem, OPTIONS.get(method, {}), planned)
 
-    config = make_config(folder, method=method, high_equivalents=equivalents, ranking_top=0, lr_scales=(1.0,))
+    config = make_config(folder, method=method, max_full_trials=equivalents, ranking_top=0, lr_scales=(1.0,))
     return Engine(config, make_parts(InProcessExecutor(oracle), make_searcher=build)).run()
 
 
 @pytest.mark.parametrize("method", [m for m in METHODS if m != "default"])
 def test_method_searches_and_resumes_to_the_same(tmp_path: Path, method: str) -> None:
     outcome = run(tmp_path / "a", method)
-    searched = [e for e in outcome.study.evaluations if e.stage not in ENGINE_STAGES]
+    searched = [e for e in outcome.study.trials if e.stage not in ENGINE_STAGES]
     assert len(searched) >= 3
     raw = (tmp_path / "a" / "trials.jsonl").read_bytes()
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "trials.jsonl").write_bytes(raw[:round(.6 * len(raw))])
     resumed = run(tmp_path / "b", method)
-    assert [e.request for e in resumed.study.evaluations] == [e.request for e in outcome.study.evaluations]
+    assert [e.spec for e in resumed.study.trials] == [e.spec for e in outcome.study.trials]
     assert comparable(resumed.best) == comparable(outcome.best)
     assert outcome.study.search_cost.tokens < 16 * EQUIVALENT
 
 
 def test_autoqra_spends_its_share_on_evolution_and_then_trusts_its_region(tmp_path: Path) -> None:
-    stages = [e.stage for e in run(tmp_path, "autoqra", 24).study.evaluations if e.stage not in ENGINE_STAGES]
+    stages = [e.stage for e in run(tmp_path, "autoqra", 24).study.trials if e.stage not in ENGINE_STAGES]
     assert set(stages) == {"evolution", "trust_region"}
     assert stages == sorted(stages)
 
@@ -79,16 +79,16 @@ class Scripted(Walk):
         taken, self._queue = self._queue[:n], self._queue[n:]
         return taken
 
-    def tell(self, evaluations: Sequence[Evaluation]) -> None:
+    def tell(self, evaluations: Sequence[Trial]) -> None:
         self.told += evaluations
 
 
-def evaluated(problem: SearchProblem, proposal: Proposal) -> Evaluation:
-    from qra_bo.trials import EvaluationRequest, TrialState
+def evaluated(problem: SearchProblem, proposal: Proposal) -> Trial:
+    from qra_bo.trials import TrialSpec, TrialState
 
-    request = EvaluationRequest(proposal.allocation, problem.high_steps, problem.high_steps, 0)
+    request = TrialSpec(proposal.allocation, problem.high_steps, problem.high_steps, 0)
     m = failure(TrialState.FAILED, "", problem.high_steps, 0.0)
-    return Evaluation(1, proposal.allocation, (2,) * 4, proposal.stage, proposal.fidelity, request, 0, m, 0)
+    return Trial(1, proposal.allocation, (2,) * 4, proposal.stage, proposal.fidelity, request, 0, m, 0)
 
 
 def test_two_stages_wait_for_the_first_and_both_hear_everything() -> None:
@@ -112,7 +112,7 @@ def test_a_failure_without_steps_counts_where_it_was_charged(charged: int, stage
     problem = make_problem(PROFILE)
     both = TwoStages("both", Scripted(problem, "one", 4), Scripted(problem, "two", 2), problem, 1.0)
     failed = evaluated(problem, both.ask(1)[0])
-    both.tell([replace(failed, measurement=replace(failed.measurement, new_steps=0, training_tokens=charged))])
+    both.tell([replace(failed, result=replace(failed.result, new_steps=0, training_tokens=charged))])
     assert [p.stage for p in both.ask(1)] == [stage]
 
 

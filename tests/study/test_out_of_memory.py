@@ -7,11 +7,11 @@ import numpy as np
 
 from qra_bo.execution.base import InProcessExecutor
 from qra_bo.oracle.protocol import Progress
-from qra_bo.search.base import SearchProblem
+from qra_bo.searchers.base import SearchProblem
 from qra_bo.space import limit_average_bits, uniform, with_allowance
 from qra_bo.study.engine import Engine, RunOutcome
 from qra_bo.study.journal import read_journal
-from qra_bo.trials import Evaluation, EvaluationRequest, Measurement, TrialState
+from qra_bo.trials import Trial, TrialResult, TrialSpec, TrialState
 from tests.study.oracles import PlantedOracle
 from tests.study.problem import (
     BUDGET,
@@ -36,7 +36,7 @@ class SmallDevice(PlantedOracle):
         super().__init__()
         self.holds = holds
 
-    def evaluate(self, request: EvaluationRequest, progress: Progress) -> Measurement:
+    def evaluate(self, request: TrialSpec, progress: Progress) -> TrialResult:
         if predict_bytes(request.allocation) > self.holds:
             raise MemoryError("no room")
         return super().evaluate(request, progress)
@@ -52,8 +52,8 @@ class Recorded(Walk):
         self.problem = problem
         self.made.append(self)
 
-    def tell(self, evaluations: Sequence[Evaluation]) -> None:
-        assert all(e.measurement.state is not TrialState.OOM for e in evaluations)
+    def tell(self, evaluations: Sequence[Trial]) -> None:
+        assert all(e.result.state is not TrialState.OOM for e in evaluations)
         super().tell(evaluations)
 
 
@@ -69,14 +69,14 @@ def warnings_of(folder: Path) -> list[str]:
 
 def test_what_ran_out_of_memory_raises_the_allowance_and_is_no_observation(tmp_path: Path) -> None:
     outcome = run(tmp_path / "run", HOLDS)
-    evaluations = outcome.study.evaluations
-    starved = [e for e in evaluations if e.measurement.state is TrialState.OOM]
+    evaluations = outcome.study.trials
+    starved = [e for e in evaluations if e.result.state is TrialState.OOM]
     assert predict_bytes(uniform(4, "ref4", 4)) in [e.predicted_bytes for e in starved]
     limit = BUDGET
     for e in evaluations:
         # Anchors are drawn up before the first of them is tried; from then on nothing at or above a failure is.
         assert e.predicted_bytes <= limit or e.stage == "baseline"
-        if e.measurement.state is TrialState.OOM:
+        if e.result.state is TrialState.OOM:
             limit = min(limit, e.predicted_bytes - 1)
     assert limit >= HOLDS
     assert outcome.study.point(outcome.winner) is not None
@@ -102,9 +102,9 @@ def test_a_search_without_any_room_left_ends_with_what_it_has(tmp_path: Path) ->
     folder = tmp_path / "run"
 
     class Shrinking(SmallDevice):
-        """Another program takes all memory once the anchors are done."""
+        """Another program takes all memory once the uniform baselines are done."""
 
-        def evaluate(self, request: EvaluationRequest, progress: Progress) -> Measurement:
+        def evaluate(self, request: TrialSpec, progress: Progress) -> TrialResult:
             if request.steps < request.schedule_steps:  # the walk's first proposal is of low fidelity
                 self.holds = 0
             return super().evaluate(request, progress)

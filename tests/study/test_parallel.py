@@ -17,7 +17,7 @@ from qra_bo.space import uniform
 from qra_bo.study.engine import Engine, RunOutcome
 from qra_bo.study.journal import checksum, read_journal
 from qra_bo.study.results import load_study
-from qra_bo.trials import EvaluationRequest, Fidelity, Measurement, TrialState
+from qra_bo.trials import Fidelity, TrialResult, TrialSpec, TrialState
 from qra_bo.utils.errors import JournalError
 from tests.study.oracles import PlantedOracle
 from tests.study.problem import EQUIVALENT, Walk, comparable, deliver, make_config, make_parts
@@ -32,17 +32,17 @@ class ShuffledExecutor(InProcessExecutor):
         super().__init__(PlantedOracle())
         self._workers = workers
         self._rng, self._left = np.random.default_rng(seed), ends
-        self._under_way: list[EvaluationRequest] = []
+        self._under_way: list[TrialSpec] = []
         self.most = 0
 
     @property
     def workers(self) -> int:
         return self._workers
 
-    def submit(self, request: EvaluationRequest) -> None:
+    def submit(self, request: TrialSpec) -> None:
         self._under_way.append(request)
 
-    def finished(self, progress: Progress) -> tuple[EvaluationRequest, Measurement]:
+    def finished(self, progress: Progress) -> tuple[TrialSpec, TrialResult]:
         if self._left == 0:
             raise KeyboardInterrupt
         self._left = None if self._left is None else self._left - 1
@@ -69,14 +69,14 @@ class Recorder(Walk):
 
     def tell(self, evaluations: Any) -> None:
         super().tell(evaluations)
-        self.moves.append([e.request.key for e in evaluations])
+        self.moves.append([e.spec.key for e in evaluations])
 
 
 def run(folder: Path, executor: Executor, **changes: Any) -> RunOutcome:
     return Engine(make_config(folder, **changes), make_parts(executor, Recorder, finalise=deliver)).run()
 
 
-def evaluations(folder: Path) -> list[dict[str, Any]]:
+def trials(folder: Path) -> list[dict[str, Any]]:
     return [e for e in read_journal(folder / "trials.jsonl").events if e["event"] == "evaluation"]
 
 
@@ -109,7 +109,7 @@ def test_proposals_are_kept_under_way_and_their_number_is_in_the_journal(tmp_pat
     assert outcome.best["winner_kind"] in ("mixed", "uniform")
     moves = Recorder.made[-1].moves
     asked = [i for i, move in enumerate(moves) if move and not isinstance(move[0], str)]
-    assert asked[:4] == [1, 2, 3, 4]  # after the anchors, four are asked for before any comes back
+    assert asked[:4] == [1, 2, 3, 4]  # after the uniform baselines, four are asked for before any comes back
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -129,7 +129,7 @@ def test_stopped_anywhere_and_resumed_with_any_number_of_workers(tmp_path: Path,
     found = keys(tmp_path)
     assert len(found) == len(set(found))
     assert outcome.study.search_cost.tokens >= 24 * EQUIVALENT
-    replayed = run(tmp_path, ShuffledExecutor(2, 0), high_equivalents=26, effort="more")
+    replayed = run(tmp_path, ShuffledExecutor(2, 0), max_full_trials=26, effort="more")
     first, last = Recorder.made[-2].moves, Recorder.made[-1].moves
     assert last[:len(first)] == first  # the replay asked and told as the session before it did, to its end
     told = [m[0].replace("lr1", "lr2") for m in last if m and isinstance(m[0], str)][1:]
@@ -142,15 +142,15 @@ def test_a_straggler_holds_nobody(tmp_path: Path) -> None:
     class Straggling(ShuffledExecutor):
         """The first evaluation of the search ends last."""
 
-        held: EvaluationRequest | None = None
+        held: TrialSpec | None = None
 
-        def submit(self, request: EvaluationRequest) -> None:
+        def submit(self, request: TrialSpec) -> None:
             if self.held is None and request.steps == 4:
                 self.held = request
             else:
                 super().submit(request)
 
-        def finished(self, progress: Progress) -> tuple[EvaluationRequest, Measurement]:
+        def finished(self, progress: Progress) -> tuple[TrialSpec, TrialResult]:
             if not self._under_way and self.held is not None:
                 super().submit(self.held)
             return super().finished(progress)
@@ -168,7 +168,7 @@ def test_time_that_is_up_lets_what_is_under_way_end(tmp_path: Path, monkeypatch:
     from qra_bo.study.runner import Runner
 
     ended: list[int] = []
-    monkeypatch.setattr(Runner, "hours", property(lambda self: 1.0 if len(self.study.evaluations) >= 20 else 0.0))
+    monkeypatch.setattr(Runner, "hours", property(lambda self: 1.0 if len(self.study.trials) >= 20 else 0.0))
     run(tmp_path, ShuffledExecutor(4, 1), max_hours=.5)
     ended.append(len(searched(tmp_path)))
     warned = [e["message"] for e in read_journal(tmp_path / "trials.jsonl").events if e["event"] == "warning"]
@@ -189,8 +189,8 @@ def test_a_damaged_line_of_a_parallel_run_is_done_again(tmp_path: Path) -> None:
     lost = json.loads(lines[number])["key"]
     lines[number] = lines[number].replace(b'"state":"ok"', b'"state":"xx"')
     path.write_bytes(b"\n".join(lines))
-    resumed = run(tmp_path, ShuffledExecutor(3, 6), high_equivalents=25)
-    assert lost in {e.request.key for e in resumed.study.evaluations}
+    resumed = run(tmp_path, ShuffledExecutor(3, 6), max_full_trials=25)
+    assert lost in {e.spec.key for e in resumed.study.trials}
     assert len(keys(tmp_path)) == len(set(keys(tmp_path)))
 
 
@@ -222,7 +222,7 @@ def test_worker_processes_share_the_work_and_a_lost_one_is_replaced(tmp_path: Pa
 def test_evaluations_that_sleep_are_done_side_by_side() -> None:
     spec = OracleSpec(TARGET, {"pause": .6})
     executor = LocalExecutor([spec] * 3, Limits(60))
-    wanted = [EvaluationRequest(uniform(4, "ref4", r), 8, 8, 3) for r in (1, 2, 4)]
+    wanted = [TrialSpec(uniform(4, "ref4", r), 8, 8, 3) for r in (1, 2, 4)]
     try:
         for request in wanted:  # all three processes are up before the clock starts
             executor.submit(request)

@@ -21,14 +21,14 @@ from qra_bo.study.provenance import changes, collect, git_commit
 from qra_bo.study.signals import RunInterrupted
 from qra_bo.study.state import Study
 from qra_bo.study.status import StatusFile
-from qra_bo.study.uniform_baselines import AnchorRules, choose, fill, largest_rank, uniform_anchors
+from qra_bo.study.uniform_baselines import BaselineRules, choose, fill, largest_rank, uniform_baselines
 from qra_bo.utils.errors import BudgetError, ConfigError, JournalError, QRABOError
 from qra_bo.utils.files import write_json
 from qra_bo.utils.registry import Registry
 from tests.study.oracles import DAMAGE, FORMATS, UNITS, PlantedOracle
 from tests.study.problem import BUDGET, make_config, predict_bytes
 
-RULES = AnchorRules(4, FORMATS, 32, BUDGET, predict_bytes)
+RULES = BaselineRules(4, FORMATS, 32, BUDGET, predict_bytes)
 PROFILE = SensitivityProfile(UNITS, FORMATS, DAMAGE, DAMAGE, None, 4.0, "planted")
 
 
@@ -40,18 +40,18 @@ def test_largest_rank_by_hand() -> None:
 
 @given(st.integers(100, 2000), st.sampled_from(FORMATS), st.integers(1, 40))
 def test_largest_rank_is_the_last_that_fits(budget: int, fmt: str, cap: int) -> None:
-    rules = AnchorRules(4, FORMATS, cap, budget, predict_bytes)
+    rules = BaselineRules(4, FORMATS, cap, budget, predict_bytes)
     fitting = [r for r in range(1, cap + 1) if rules.fits(uniform(4, fmt, r))]
     assert largest_rank(rules, fmt) == max(fitting, default=0)
 
 
 def test_anchors_are_the_largest_rank_and_the_one_below_least_damage_first() -> None:
-    anchors = uniform_anchors(RULES, PROFILE)
+    anchors = uniform_baselines(RULES, PROFILE)
     assert [(a.formats[0], a.ranks[0]) for a in anchors] == [("ref4", 4), ("ref4", 3), ("ref2", 11), ("ref2", 10)]
-    only = uniform_anchors(replace(RULES, budget_bytes=predict_bytes(uniform(4, "ref2", 1))), PROFILE)
+    only = uniform_baselines(replace(RULES, budget_bytes=predict_bytes(uniform(4, "ref2", 1))), PROFILE)
     assert only == [uniform(4, "ref2", 1)]  # rank 0 would be no adapter at all
     with pytest.raises(BudgetError, match=r"ref2 with rank 1 needs 192 bytes"):
-        uniform_anchors(replace(RULES, budget_bytes=191), PROFILE)
+        uniform_baselines(replace(RULES, budget_bytes=191), PROFILE)
 
 
 def test_fill_spends_the_rest_from_the_last_unit_backwards() -> None:
@@ -62,7 +62,7 @@ def test_fill_spends_the_rest_from_the_last_unit_backwards() -> None:
 
 
 def test_a_limit_keeps_a_place_for_the_filled_one() -> None:
-    anchors = uniform_anchors(RULES, PROFILE)
+    anchors = uniform_baselines(RULES, PROFILE)
     assert choose(anchors, None) == (anchors, [])
     assert choose(anchors, 3) == (anchors[:2], anchors[2:3])
     assert choose(anchors, 1) == (anchors[:1], [])
@@ -124,8 +124,8 @@ def test_training_seeds_differ_and_follow_from_the_seed() -> None:
 
 def test_configuration_reports_all_problems_at_once(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
-        make_config(tmp_path, low_steps=8, lr_scales=(1.0, 1.0), confirm_seeds=(11,), anchors=0, max_hours=0.0,
-                    high_equivalents=float("nan"))
+        make_config(tmp_path, low_steps=8, lr_scales=(1.0, 1.0), confirm_seeds=(11,), uniform_baselines=0, max_hours=0.0,
+                    max_full_trials=float("nan"))
     assert len(caught.value.problems) == 7
 
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from qra_bo.search.base import SearchProblem
+from qra_bo.searchers.base import SearchProblem
 from qra_bo.space import Allocation
 from qra_bo.study.engine import Engine
 from qra_bo.trials import Fidelity, Proposal

@@ -9,12 +9,12 @@ import pytest
 
 from qra_bo.execution.base import InProcessExecutor
 from qra_bo.oracle.protocol import Progress
-from qra_bo.search.base import SearchProblem
+from qra_bo.searchers.base import SearchProblem
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import Allocation, uniform
 from qra_bo.study.engine import Engine
 from qra_bo.study.shared import Ledger, SharedExecutor
-from qra_bo.trials import EvaluationRequest, Measurement, TrialState
+from qra_bo.trials import TrialResult, TrialSpec, TrialState
 from tests.study.oracles import PlantedOracle
 from tests.study.problem import Walk, comparable, make_config, make_parts, make_problem, predict_bytes
 
@@ -35,7 +35,7 @@ class Continuing(PlantedOracle):
         self.profiles += 1
         return super().profile(progress)
 
-    def evaluate(self, request: EvaluationRequest, progress: Progress) -> Measurement:
+    def evaluate(self, request: TrialSpec, progress: Progress) -> TrialResult:
         self.keys.append(request.key)
         m = super().evaluate(request, progress)
         training = (request.allocation, request.schedule_steps, request.train_seed, request.lr_scale)
@@ -107,7 +107,7 @@ class Once(Continuing):
         super().__init__()
         self.state: TrialState | None = state
 
-    def evaluate(self, request: EvaluationRequest, progress: Progress) -> Measurement:
+    def evaluate(self, request: TrialSpec, progress: Progress) -> TrialResult:
         m = super().evaluate(request, progress)
         if len(self.keys) == 8:
             return replace(m, state=self.state or TrialState.OK, loss=None, loss_se=None)
@@ -123,8 +123,8 @@ def test_bad_luck_is_not_shared_and_divergence_is(tmp_path: Path, state: TrialSt
     assert oracle.keys[n:].count(failed) == again
 
 
-def request(allocation: Allocation, steps: int) -> EvaluationRequest:
-    return EvaluationRequest(allocation, steps, 8, 11, "validation", 1.0)
+def request(allocation: Allocation, steps: int) -> TrialSpec:
+    return TrialSpec(allocation, steps, 8, 11, "validation", 1.0)
 
 
 @pytest.mark.parametrize("theirs", [(4,), (8,), (4, 8)])

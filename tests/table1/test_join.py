@@ -15,8 +15,8 @@ from qra_bo.utils.errors import ConfigError, JournalError
 
 LIMITS = ("peak uniform:4,8 <=4 for ours,autoqra,amq_lora", "stored uniform:4,4 for ours,loftq,best_uniform")
 SETTINGS = ["task=table1", "+model=tiny", "data=tiny", "oracle=synthetic", "display=none", "effort=quick",
-            "effort.high_equivalents=9", "table1=short", "table1.seeds=2", "table1.key_seeds=2",
-            "table1.amq_evaluations=6", "effort.anchors=2"]
+            "effort.max_full_trials=9", "table1=short", "table1.seeds=2", "table1.key_seeds=2",
+            "table1.amq_evaluations=6", "effort.uniform_baselines=2"]
 
 
 def make(folder: Path, limits: tuple[str, ...], *more: str) -> dict[str, Any]:

@@ -8,10 +8,10 @@ from bench.sessions import table_session
 from qra_bo.config.schema import load_config
 from qra_bo.table1 import plan
 from qra_bo.table1.cells import make_cells
-from qra_bo.table1.plan import equivalent_tokens, plan_rows, weights
+from qra_bo.table1.plan import full_trial_tokens, plan_rows, weights
 from qra_bo.table1.published import calibration_and_anchors, proposals_left
 
-REAL = ["+model=tiny", "data=tiny", "effort=quick", "display=none", "quantizer.rounding=nearest", "device=cpu"]
+REAL = ["+model=tiny", "data=tiny", "effort=quick", "display=none", "quantizer.rounding=rtn", "device=cpu"]
 LIMIT, OTHER = "peak uniform:4,4", "stored uniform:4,16"
 
 
@@ -20,12 +20,12 @@ def equivalents(folder: Path, methods: str, limits: tuple[str, ...] = (LIMIT,)) 
     config = load_config([*REAL, f"table1.methods=[{methods}]"])
     with table_session(config, folder / methods) as session:
         rows = plan_rows(session, make_cells(limits, config.table1.methods), None)
-        return {r.what: r.cost / equivalent_tokens(session) for r in rows}
+        return {r.what: r.cost / full_trial_tokens(session) for r in rows}
 
 
 def test_what_searches_share_is_counted_once(tmp_path: Path) -> None:
     config = load_config(REAL)
-    first, own, whole = calibration_and_anchors(config), proposals_left(config), config.effort.high_equivalents
+    first, own, whole = calibration_and_anchors(config), proposals_left(config), config.effort.max_full_trials
     searches = f"{LIMIT}: searches"
     assert equivalents(tmp_path, "best_uniform")[searches] == pytest.approx(first)
     assert equivalents(tmp_path, "ours")[searches] == pytest.approx(whole)
@@ -41,14 +41,14 @@ def test_a_dry_run_plans_rows_whose_codes_it_cannot_choose(tmp_path: Path) -> No
     with table_session(config, tmp_path) as session:
         rows = plan_rows(session, make_cells((LIMIT,), ("ours", "ours_gptq")), None)
     searches = next(r for r in rows if r.what == f"{LIMIT}: searches")
-    assert searches.cost / equivalent_tokens(session) == pytest.approx(2 * config.effort.high_equivalents)
+    assert searches.cost / full_trial_tokens(session) == pytest.approx(2 * config.effort.max_full_trials)
 
 
 def test_a_tiny_model_takes_time_without_tokens(tmp_path: Path) -> None:
     config = load_config([*REAL, "table1.methods=[qlora,ours]", "table1.key_seeds=2"])
     with table_session(config, tmp_path) as session:
         rows = plan_rows(session, make_cells((LIMIT,), config.table1.methods), 0.0)
-        n = sum(r.cost for r in rows) / equivalent_tokens(session)
+        n = sum(r.cost for r in rows) / full_trial_tokens(session)
     assert sum(r.seconds or 0.0 for r in rows) == pytest.approx(2 * plan.OPEN_SECONDS + n * plan.EVALUATION_SECONDS)
 
 
@@ -58,7 +58,7 @@ def test_weights_of_rows_add_up_to_the_plan(tmp_path: Path, seconds: float | Non
     with table_session(config, tmp_path) as session:
         cells = make_cells((LIMIT, OTHER), config.table1.methods)
         rows, each = plan_rows(session, cells, seconds), weights(session, cells, seconds)
-        whole = sum(r.cost for r in rows) / equivalent_tokens(session) if seconds is None else \
+        whole = sum(r.cost for r in rows) / full_trial_tokens(session) if seconds is None else \
             sum(r.seconds or 0.0 for r in rows)
     assert len(each) == len(cells) == 8
     assert sum(each) == pytest.approx(whole)

@@ -15,7 +15,7 @@ from qra_bo.table1.cells import OWN, Cell, CellResult, make_cells
 from qra_bo.table1.limits import parse_limit
 from qra_bo.table1.markdown import render
 from qra_bo.table1.methods import ROWS
-from qra_bo.table1.plan import equivalent_tokens, plan_rows
+from qra_bo.table1.plan import full_trial_tokens, plan_rows
 from qra_bo.table1.rate_checks import check_rates, check_references, pairs, references
 from qra_bo.table1.rates import Rate
 from qra_bo.table1.recipe import Recipe
@@ -24,7 +24,7 @@ from qra_bo.table1.rows import Found
 from qra_bo.table1.session import Session
 from qra_bo.utils.errors import ConfigError
 
-DRY = ["+model=tiny", "data=tiny", "oracle=synthetic", "display=none", "quantizer.rounding=nearest",
+DRY = ["+model=tiny", "data=tiny", "oracle=synthetic", "display=none", "quantizer.rounding=rtn",
        "table1.rate_factors=[0.5,2]", "table1.seeds=3"]
 LIMIT = "peak uniform:4,4"
 
@@ -86,7 +86,7 @@ def test_references_are_compared_with_themselves_at_their_own_rates(session: Ses
     own = CellResult(Cell(ROWS["qlora"], OWN), found=Found(Recipe(uniform(space.n_units, "nf4", 16), "kaiming"), 0.0),
                      rate=Rate(1.5, ((1.5, 3.0),), True))
     assert own.found
-    own.evaluations = {seed: session.evaluate(own.found.recipe, 1.5, seed, "test") for seed in seeds}
+    own.trials = {seed: session.evaluate(own.found.recipe, 1.5, seed, "test") for seed in seeds}
     elsewhere = result(session, "qlora_gptq", "nf4", 16, 1.0)
     said: list[str] = []
     checks = check_references(session, [elsewhere, own, CellResult(Cell(ROWS["lora_16"], OWN))], said.append)
@@ -112,7 +112,7 @@ def test_the_plan_counts_them(session: Session) -> None:
     cells = make_cells((LIMIT, "stored uniform:4,16"), ("qlora", "ours", "best_uniform", "loftq"))
     row = next(r for r in plan_rows(session, cells, None) if "other learning rates" in r.what)
     assert row.what == "30 finals at other learning rates"
-    assert row.cost == pytest.approx(30 * equivalent_tokens(session))
+    assert row.cost == pytest.approx(30 * full_trial_tokens(session))
 
 
 @pytest.mark.parametrize("factors", ["[1]", "[0.5,0.5]", "[-2]"])

@@ -17,13 +17,13 @@ from qra_bo.table1.recipe import Recipe
 from qra_bo.table1.session import Session
 
 FINER = (2, 3, 4, 5, 6, 8)
-REAL = ["+model=tiny", "data=tiny", "display=none", "quantizer.rounding=nearest"]
+REAL = ["+model=tiny", "data=tiny", "display=none", "quantizer.rounding=rtn"]
 
 
 @pytest.fixture(name="session")
 def make_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Session]:
     monkeypatch.setattr(os, "fsync", lambda fd: None)
-    config = load_config(["+model=tiny", "data=tiny", "oracle=synthetic", "display=none", "quantizer.rounding=nearest"])
+    config = load_config(["+model=tiny", "data=tiny", "oracle=synthetic", "display=none", "quantizer.rounding=rtn"])
     with table_session(config, tmp_path / "t") as session:
         yield session
 
@@ -40,7 +40,7 @@ def test_a_setting_has_the_formats_of_its_bits(session: Session) -> None:
 
 def test_chosen_codes_come_from_an_oracle_that_chose_for_these_formats(session: Session,
                                                                        monkeypatch: pytest.MonkeyPatch) -> None:
-    """An oracle on another ladder would take the nearest codes and say nothing."""
+    """An oracle on another ladder would take the round-to-nearest codes and say nothing."""
     made: list[tuple[Any, ...]] = []
 
     def opened(config: Any, folder: Path, profile: Any) -> Any:
@@ -52,7 +52,7 @@ def test_chosen_codes_come_from_an_oracle_that_chose_for_these_formats(session: 
     for names, tokens in ((("nf4", "int8"), 8), (("nf4", "fp16"), 8), (("nf4", "hqq5-g128"), 8), (("nf4", "int8"), 8),
                           (("hqq6-g128", "int8"), None)):
         session.call("measure", {}, recipe=Recipe(Allocation(names, (1, 1)), "kaiming", gptq_tokens=tokens))
-    assert made == [((2, 3, 4, 8), "gptq"), (FINER, "gptq"), ((2, 3, 4, 8), "nearest")]
+    assert made == [((2, 3, 4, 8), "gptq"), (FINER, "gptq"), ((2, 3, 4, 8), "rtn")]
 
 
 @pytest.mark.parametrize("name", ["best_uniform_finer_gptq", "ours_finer_gptq"])

@@ -19,8 +19,8 @@ from qra_bo.table1.run import run_table
 from qra_bo.utils.errors import ConfigError, JournalError, OutputError
 
 SETTINGS = ["task=table1", "+model=tiny", "data=tiny", "oracle=synthetic", "display=none", "effort=quick",
-            "effort.high_equivalents=9", "table1=short", "table1.seeds=2", "table1.key_seeds=3",
-            "table1.amq_evaluations=6", "effort.anchors=2"]
+            "effort.max_full_trials=9", "table1=short", "table1.seeds=2", "table1.key_seeds=3",
+            "table1.amq_evaluations=6", "effort.uniform_baselines=2"]
 FINER = ("best_uniform_finer_gptq", "ours_finer_gptq")
 LIMITS = ("table1.limits=['peak uniform:4,8 <=4','stored uniform:4,4 for ours,loftq,best_uniform," + ",".join(FINER)
           + "','free for ours']")

@@ -47,10 +47,10 @@ def test_a_profile_is_printed_and_written(tmp_path: Path, capsys: pytest.Capture
     assert main([*SETTINGS, "task=profile", f"out={tmp_path}"]) == 0
     profile = load_profile(tmp_path / "profile.json")
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1].split("\t") == ["unit", *(f"{f} damage" for f in ("hqq2", "hqq3", "nf4", "int8")), "gain"]
+    assert lines[1].split("\t") == ["unit", *(f"{f} damage" for f in ("hqq2", "hqq3", "nf4", "int8")), "rank_sensitivity"]
     assert [line.split("\t")[0] for line in lines[2:7]] == [*profile.units, "sum"]
-    assert float(lines[2].split("\t")[1]) == pytest.approx(profile.damage[0, 0], abs=1e-5)
-    assert float(lines[6].split("\t")[5]) == pytest.approx(profile.require_gain()[:, 31].sum(), rel=1e-3)
+    assert float(lines[2].split("\t")[1]) == pytest.approx(profile.quantization_sensitivity[0, 0], abs=1e-5)
+    assert float(lines[6].split("\t")[5]) == pytest.approx(profile.require_rank_sensitivity()[:, 31].sum(), rel=1e-3)
 
 
 def test_a_given_profile_is_used_and_named_with_its_checksum(profile: Path) -> None:
@@ -58,14 +58,14 @@ def test_a_given_profile_is_used_and_named_with_its_checksum(profile: Path) -> N
     found = make_setting(config).profile
     assert found is not None
     assert found.formats == ("hqq2", "nf4")
-    assert found.damage.tolist() == load_profile(profile).damage[:, [0, 2]].tolist()
-    assert (found.damage_se is None) == (load_profile(profile).damage_se is None)
+    assert found.quantization_sensitivity.tolist() == load_profile(profile).quantization_sensitivity[:, [0, 2]].tolist()
+    assert (found.quantization_se is None) == (load_profile(profile).quantization_se is None)
     assert "profile.json, sha256 " in found.source
 
 
 def test_codes_and_starts_are_paid_for_where_the_profile_is_given() -> None:
     common = ["+model=tiny", "data=tiny", "train.length=32", "quantizer.tokens=1000", "data.calibration=3"]
-    wanted = {(): (0, 31 * 32), ("quantizer.rounding=nearest",): (0, 0),
+    wanted = {(): (0, 31 * 32), ("quantizer.rounding=rtn",): (0, 0),
               ("adapter.init=eva",): (0, 31 * 32 + 3 * 32), ("adapter.init=gradient",): (3 * 32, 31 * 32),
               ("oracle=synthetic",): (0, 0)}
     assert {changes: tokens_before(load_config([*common, *changes])) for changes in wanted} == wanted
@@ -77,7 +77,7 @@ def test_codes_and_starts_are_paid_for_where_the_profile_is_given() -> None:
 
 def test_a_search_uses_it_at_no_cost(tmp_path: Path, profile: Path) -> None:
     assert main([*SETTINGS, f"sensitivity.path={profile}", f"out={tmp_path / 'r'}", "effort=quick", "method=random",
-                 "effort.high_equivalents=2", "confirm.seeds=0", "effort.ranking_top=0"]) == 0
+                 "effort.max_full_trials=2", "confirm.seeds=0", "effort.ranking_top=0"]) == 0
     events = [json.loads(line) for line in (tmp_path / "r" / "trials.jsonl").read_text().splitlines()]
     event = next(e for e in events if e["event"] == "profile")
     assert (event["training_tokens"], event["forward_tokens"]) == (0, 0)
@@ -95,7 +95,7 @@ def test_what_a_file_of_damage_alone_lacks_is_said_before_anything_runs(
     assert main([*SETTINGS, f"sensitivity.path={path}", f"out={tmp_path / 'r'}"]) == 2
     err = capsys.readouterr().err
     assert "gain (I_r" in err
-    assert "damage_kl" in err
+    assert "quantization_kl" in err
     assert not (tmp_path / "r").exists()
     assert main([*SETTINGS, "task=profile", f"sensitivity.path={path}", f"out={tmp_path / 'r'}"]) == 0
     assert "model.layers.0.mlp.down_proj\t+0.01000" in capsys.readouterr().out
@@ -105,7 +105,7 @@ def test_what_a_file_of_damage_alone_lacks_is_said_before_anything_runs(
 def test_a_method_that_needs_i_r_refuses_a_profile_without_it(
         tmp_path: Path, profile: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = load_profile(profile)
-    save_profile(type(data)(data.units, data.formats, data.damage, data.damage_kl, None, data.base_loss, "half"),
+    save_profile(type(data)(data.units, data.formats, data.quantization_sensitivity, data.quantization_kl, None, data.base_loss, "half"),
                  profile)
     out = tmp_path / "r"
     assert main([*SETTINGS, f"sensitivity.path={profile}", f"out={out}", "method=evolution"]) == 2

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from qra_bo.execution import worker
-from qra_bo.execution.messages import request_to_json
+from qra_bo.execution.messages import spec_to_json
 from qra_bo.oracle.protocol import TRAINING, StopRequested
 from qra_bo.space import uniform
-from qra_bo.trials import EvaluationRequest
+from qra_bo.trials import TrialSpec
 from qra_bo.utils.failures import is_device_lost, is_out_of_memory
 from tests.study.oracles import PlantedOracle
 
@@ -48,7 +48,7 @@ def test_a_worker_whose_device_is_lost_ends(monkeypatch: pytest.MonkeyPatch, cap
         raise SystemExit(status)
 
     monkeypatch.setattr(worker.os, "_exit", end)
-    request = request_to_json(EvaluationRequest(uniform(4, "ref4", 4), 8, 8, 1))
+    request = spec_to_json(TrialSpec(uniform(4, "ref4", 4), 8, 8, 1))
     with pytest.raises(SystemExit) as ended:
         worker.serve(Broken(), {"op": "evaluate", "request": request}, Quiet())
     assert ended.value.code == worker.DEVICE_LOST

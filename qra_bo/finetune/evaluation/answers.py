@@ -9,7 +9,7 @@ from qra_bo.finetune.adalora_run import AdaLoraTask, run_adalora
 from qra_bo.finetune.evaluation.harness import score_tasks
 from qra_bo.oracle.protocol import Progress
 from qra_bo.space import Allocation
-from qra_bo.trials import EvaluationRequest, TrialState
+from qra_bo.trials import TrialSpec, TrialState
 
 if TYPE_CHECKING:
     from qra_bo.finetune.oracle import FinetuneOracle
@@ -67,7 +67,7 @@ def answer_tasks(oracle: "FinetuneOracle", trained: Trained, tasks: Sequence[str
                            trained.lr_scale, False)
         found = run_adalora(oracle, task, progress, ask)
         return {"state": found["state"], "message": found["message"], "scores": scores}
-    request = EvaluationRequest(trained.allocation, trained.steps, trained.steps, trained.train_seed, "validation",
+    request = TrialSpec(trained.allocation, trained.steps, trained.steps, trained.train_seed, "validation",
                                 trained.lr_scale, trained.init)
     measured = oracle.evaluate(request, progress, ask)
     return {"state": TrialState(measured.state).value, "message": measured.message, "scores": scores}

@@ -93,7 +93,7 @@ class _Reference:
         return total / len(self._goal)
 
 
-def joint_damage(model: Any, bank: LayerBank, units: Sequence[Unit], choices: Sequence[Sequence[str]], inputs: Blocks,
+def joint_quantization_sensitivity(model: Any, bank: LayerBank, units: Sequence[Unit], choices: Sequence[Sequence[str]], inputs: Blocks,
                  labels: Blocks, settings: TrainSettings, device: torch.device,
                  progress: Progress) -> tuple[list[float], list[float], int]:
     """Calibration loss and Jensen-Shannon divergence from the dense model with all units quantised at once.
@@ -133,7 +133,7 @@ def joint_damage(model: Any, bank: LayerBank, units: Sequence[Unit], choices: Se
     return losses, divergences, ids.numel() * (1 + len(choices))
 
 
-def measure_damage(model: Any, bank: LayerBank, units: Sequence[Unit], formats: Sequence[StorageFormat],
+def measure_quantization_sensitivity(model: Any, bank: LayerBank, units: Sequence[Unit], formats: Sequence[StorageFormat],
                    inputs: Blocks, labels: Blocks, settings: TrainSettings, device: torch.device,
                    progress: Progress) -> tuple[Damage, float, int]:
     """I_q: rise of the calibration loss, and KL, with one unit quantised and the rest in 16 bits.
@@ -177,7 +177,7 @@ def measure_damage(model: Any, bank: LayerBank, units: Sequence[Unit], formats: 
     return found, base, round(spent)
 
 
-def measure_gain(model: Any, bank: LayerBank, units: Sequence[Unit], inputs: Blocks, labels: Blocks,
+def measure_rank_sensitivity(model: Any, bank: LayerBank, units: Sequence[Unit], inputs: Blocks, labels: Blocks,
                  settings: TrainSettings, device: torch.device, k: int,
                  progress: Progress) -> tuple[FloatArray, int]:
     """I_r: what an update of rank 1..k can do to first order, from the weight gradient's spectrum.

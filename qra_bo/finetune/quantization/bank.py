@@ -277,7 +277,7 @@ class LayerBank:
     def nearest_bases(self, choice: Mapping[str, str]) -> dict[str, OwnBase]:
         """What the libraries make of those linears of ``choice`` (formats by name) that have other codes here."""
         wanted = {name: parse_format(fmt) for name, fmt in choice.items() if self.has_chosen(name, fmt)}
-        return {name: OwnBase(fmt.name, "nearest", self.nearest(name, fmt)) for name, fmt in wanted.items()}
+        return {name: OwnBase(fmt.name, "rtn", self.nearest(name, fmt)) for name, fmt in wanted.items()}
 
     def has_chosen(self, name: str, fmt: str) -> bool:
         """Whether a linear has other codes in a format than the library's nearest ones."""

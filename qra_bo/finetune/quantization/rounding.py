@@ -117,7 +117,7 @@ class Rounding:
             moments = second_moments(inputs)
             if not torch.isfinite(moments).all():
                 raise ModelError(f"codes can't be chosen: inputs of {name} are not finite in the 16-bit model; use "
-                                 "another dtype, or quantizer.rounding=nearest")
+                                 "another dtype, or quantizer.rounding=rtn")
             return Inputs.of(moments)
 
         def choose(name: str, inputs: Inputs) -> None:
@@ -138,7 +138,7 @@ class Rounding:
             each_input(self.model, linears, self._ids.to(self.device), made_of, choose)
         except torch.OutOfMemoryError as error:  # no allocation's fault, so that none may be blamed for it
             raise DeviceError(f"choosing codes on {self.forward_tokens:,} tokens at once takes more than {self.device} "
-                              "holds; lower quantizer.tokens, or use quantizer.rounding=nearest") from error
+                              "holds; lower quantizer.tokens, or use quantizer.rounding=rtn") from error
 
     def _with_codes(self, state: State, fmt: StorageFormat, weight: Tensor, inputs: Inputs) -> State | None:
         """``state`` with chosen codes, on the host; ``None`` where none is free."""

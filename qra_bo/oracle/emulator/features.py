@@ -25,10 +25,10 @@ class Describer:
     def __init__(self, facts: TaskFacts, profile: SensitivityProfile) -> None:
         if profile.units != facts.units or profile.formats != facts.formats:
             raise DataError(f"the profile of the table {facts.task} is of other units or formats than its rows")
-        damage = np.clip(profile.damage, 0.0, None)
+        damage = np.clip(profile.quantization_sensitivity, 0.0, None)
         self._damage = np.maximum.accumulate(damage[:, ::-1], axis=1)[:, ::-1]
-        self._kl = np.clip(profile.damage_kl, 0.0, None)
-        gain = np.clip(profile.require_gain(), 0.0, None)
+        self._kl = np.clip(profile.quantization_kl, 0.0, None)
+        gain = np.clip(profile.require_rank_sensitivity(), 0.0, None)
         self._gain = np.sqrt(np.hstack([np.zeros((len(gain), 1)), gain]) / gain.mean())
         self._index = {name: i for i, name in enumerate(facts.formats)}
         self._largest = max(facts.ranks)

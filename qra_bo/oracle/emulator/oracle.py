@@ -14,7 +14,7 @@ from qra_bo.oracle.protocol import TRAINING, Progress
 from qra_bo.oracle.simulated import StepsDone, named_normal
 from qra_bo.sensitivity.profile import FloatArray, SensitivityProfile
 from qra_bo.space import Allocation, SearchSpace
-from qra_bo.trials import EvaluationRequest, Measurement, TrialState
+from qra_bo.trials import TrialResult, TrialSpec, TrialState
 from qra_bo.utils.errors import ConfigError, OracleError
 
 TEST_SPLIT = "test"
@@ -61,7 +61,7 @@ class BenchmarkOracle:
         """The table's sensitivities, of the run's formats."""
         return self.table.profile.of_formats([f.name for f in self._space.formats])
 
-    def evaluate(self, request: EvaluationRequest, progress: Progress) -> Measurement:
+    def evaluate(self, request: TrialSpec, progress: Progress) -> TrialResult:
         """The emulated curve up to the steps asked for, one look at held-out text counted; outside the table's reach a
         failure.
 
@@ -74,7 +74,7 @@ class BenchmarkOracle:
                               f"of {facts.steps}; got {request.steps} of {request.schedule_steps}")
         refused = self.emulator.refusal(request.allocation)
         if refused is not None:
-            return Measurement(TrialState.FAILED, None, None, (), 0, 0, 0, None, time.monotonic() - start, 0.0,
+            return TrialResult(TrialState.FAILED, None, None, (), 0, 0, 0, None, time.monotonic() - start, 0.0,
                                f"outside the domain of the benchmark: {refused}")
         losses = self.losses_of(request.allocation) + self.emulator.rate_penalty(request.lr_scale)
         curve = tuple((step, float(loss) + self._noise_of(request, step, float(loss)))
@@ -83,7 +83,7 @@ class BenchmarkOracle:
         first = self._done.start(name, request.steps)
         progress(TRAINING, request.steps, request.steps)
         per_step = int(facts.trainer["batch"]) * facts.length
-        return Measurement(TrialState.OK, curve[-1][1], None, curve, request.steps - first,
+        return TrialResult(TrialState.OK, curve[-1][1], None, curve, request.steps - first,
                            (request.steps - first) * per_step, facts.eval_tokens, None,
                            time.monotonic() - start)
 
@@ -100,7 +100,7 @@ class BenchmarkOracle:
             self._known[allocation] = self.emulator.losses((allocation,))[0]
         return self._known[allocation]
 
-    def _noise_of(self, request: EvaluationRequest, step: int, loss: float) -> float:
+    def _noise_of(self, request: TrialSpec, step: int, loss: float) -> float:
         """Level of the training seed and noise of one look, drawn by name; an early look shares in the last one's."""
         noise, seed = self.emulator.noise, str(request.train_seed)
         own = float(noise.at(np.array([loss]))[0]) if self._noise is None else self._noise

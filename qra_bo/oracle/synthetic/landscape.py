@@ -63,9 +63,9 @@ class Landscape:
         self.task = TOTAL_TASK * task / task.sum()
         self._half = rng.lognormal(np.log(6.0), 0.4, n)
         self._share = rng.uniform(0.5, 0.8, n)
-        self.damage = np.stack([self.format_damage(f) for f in space.formats], axis=1)
+        self.quantization_sensitivity = np.stack([self.format_damage(f) for f in space.formats], axis=1)
         ranks = np.array(space.ranks.values, dtype=np.float64)
-        self._left = self.damage[:, :, None] * self.kept(ranks[None, :])[:, None, :]
+        self._left = self.quantization_sensitivity[:, :, None] * self.kept(ranks[None, :])[:, None, :]
         self._missed = self.missed(ranks[None, :])
 
     def format_damage(self, fmt: StorageFormat) -> FloatArray:
@@ -99,7 +99,7 @@ class Landscape:
     def trained(self, allocation: Allocation, formats: list[StorageFormat]) -> tuple[float, float]:
         """Loss before and at the end of training; formats and ranks may be off the ladders (references)."""
         damage = np.array([self.format_damage(f)[u] if f.name not in self.space.format_index
-                           else self.damage[u, self.space.format_index[f.name]] for u, f in enumerate(formats)])
+                           else self.quantization_sensitivity[u, self.space.format_index[f.name]] for u, f in enumerate(formats)])
         ranks = np.array(allocation.ranks, dtype=np.float64)[:, None]
         after = phi(np.array([(damage * self.kept(ranks)[:, 0]).sum()]))[0] + self.missed(ranks).sum()
         return FLOOR + TOTAL_TASK + float(phi(np.array([damage.sum()]))[0]), FLOOR + float(after)

@@ -15,7 +15,7 @@ from qra_bo.oracle.simulated import StepsDone, named_normal
 from qra_bo.oracle.synthetic.landscape import FLOOR, TASK_HALF_RANK, TOTAL_TASK, Landscape, Optimum, phi
 from qra_bo.sensitivity.profile import FloatArray, SensitivityProfile
 from qra_bo.space import Allocation, CostTable, IntArray, SearchSpace, StorageFormat
-from qra_bo.trials import EvaluationRequest, Measurement, TrialState
+from qra_bo.trials import TrialResult, TrialSpec, TrialState
 from qra_bo.utils.errors import OracleError
 
 _SPEED = 5.0
@@ -65,7 +65,7 @@ class SyntheticOracle:
         """What makes two synthetic oracles the same."""
         facts: dict[str, Any] = {"seed": self._seed, "noise": self._noise, "high_steps": self._high_steps,
                                  "units": [u.name for u in self._space.units],
-                                 "damage": np.round(self.landscape.damage, 12).tolist()}
+                                 "quantization_sensitivity": np.round(self.landscape.quantization_sensitivity, 12).tolist()}
         digest = hashlib.sha256(repr(sorted(facts.items())).encode()).hexdigest()
         return {"device": "cpu", "dtype": "float64", "threads": 1, "data_sha256": digest,
                 "synthetic": {k: facts[k] for k in ("seed", "noise", "high_steps")}}
@@ -87,7 +87,7 @@ class SyntheticOracle:
         space, rng = self._space, np.random.default_rng(np.random.SeedSequence([self._seed, 2]))
         n, n_formats, largest = space.n_units, len(space.formats), space.ranks.values[-1]
         error = rng.lognormal(0.0, 0.3, (n, 1)) * rng.lognormal(0.0, 0.1, (n, n_formats))
-        damage = phi(self.landscape.damage) * error
+        damage = phi(self.landscape.quantization_sensitivity) * error
         kl = damage * rng.lognormal(-0.1, 0.05, damage.shape)
         ranks = np.arange(1, largest + 1, dtype=np.float64)
         gain = (self.landscape.task * rng.lognormal(0.0, 0.3, n))[:, None] * (ranks / (ranks + TASK_HALF_RANK))
@@ -97,7 +97,7 @@ class SyntheticOracle:
         return SensitivityProfile(tuple(u.name for u in space.units), tuple(f.name for f in space.formats), damage, kl,
                                   gain, FLOOR + TOTAL_TASK, f"synthetic landscape of seed {self._seed}")
 
-    def evaluate(self, request: EvaluationRequest, progress: Progress) -> Measurement:
+    def evaluate(self, request: TrialSpec, progress: Progress) -> TrialResult:
         """One point of the planted learning curve.
 
         Raises:
@@ -117,7 +117,7 @@ class SyntheticOracle:
         losses = [(s, curve(s)) for s in shown] + [(steps, curve(steps) + offset)]
         progress(TRAINING, steps, steps)
         looks = sum(s > first for s in shown) + 1
-        return Measurement(TrialState.OK, losses[-1][1], 2.0 * self._noise, tuple(losses), steps - first,
+        return TrialResult(TrialState.OK, losses[-1][1], 2.0 * self._noise, tuple(losses), steps - first,
                            (steps - first) * self._tokens_per_step, looks * self._eval_tokens, None,
                            time.monotonic() - start)
 
@@ -125,7 +125,7 @@ class SyntheticOracle:
                          split: str, lr_scale: float, measure: bool, progress: Progress) -> dict[str, Any]:
         """As LoRA of the target rank everywhere: the landscape knows nothing of triplets."""
         allocation = Allocation(tuple(formats), (target_rank,) * len(formats))
-        m = self.evaluate(EvaluationRequest(allocation, steps, steps, train_seed, split, lr_scale), progress)
+        m = self.evaluate(TrialSpec(allocation, steps, steps, train_seed, split, lr_scale), progress)
         return {"state": m.state.value, "message": m.message, "loss": m.loss, "loss_se": m.loss_se,
                 "ranks": {linear.name: target_rank for unit in self._space.units for linear in unit.linears},
                 "average_rank": float(target_rank), "training_tokens": m.training_tokens,
@@ -136,7 +136,7 @@ class SyntheticOracle:
         kept = self.landscape.kept(np.array([[float(rank)]]))
         progress("decompose", self._space.n_units, self._space.n_units)
         return {"units": [u.name for u in self._space.units], "formats": [f.name for f in self._space.formats],
-                "errors": (self.landscape.damage * kept).tolist()}
+                "errors": (self.landscape.quantization_sensitivity * kept).tolist()}
 
     def quantisation_damage(self, choices: Sequence[Sequence[str]], progress: Progress) -> dict[str, Any]:
         """Planted loss before training, and as divergence its rise, in the shape of ``FinetuneOracle``'s answer."""
@@ -151,7 +151,7 @@ class SyntheticOracle:
     def close(self) -> None:
         """Nothing is held."""
 
-    def _curve(self, request: EvaluationRequest) -> "_Curve":
+    def _curve(self, request: TrialSpec) -> "_Curve":
         allocation = request.allocation
         formats = [self._format(name) for name in allocation.formats]
         before, after = self.landscape.trained(allocation, formats)
@@ -165,7 +165,7 @@ class SyntheticOracle:
         speed = _SPEED * (rank / 8.0) ** 0.1 * math.exp(_SPEED_SPREAD * whim)
         return _Curve(before, after, speed, request.schedule_steps, level + own)
 
-    def _split_offset(self, request: EvaluationRequest) -> float:
+    def _split_offset(self, request: TrialSpec) -> float:
         if request.split != "test":
             return 0.0
         return _TEST_OFFSET + self._noise * self._normal("test", request.allocation.fingerprint)

@@ -21,7 +21,7 @@ from qra_bo.finetune.quantization.tensor_store import TensorStore
 from qra_bo.memory.formats import parse_format
 from qra_bo.space import Allocation
 from qra_bo.study.journal import check_same_configuration
-from qra_bo.trials import EvaluationRequest
+from qra_bo.trials import TrialSpec
 from qra_bo.utils.errors import ConfigError, DeviceError, JournalError, ModelError, OracleError
 from tests.finetune.models import tiny_llama
 
@@ -29,7 +29,7 @@ CPU = torch.device("cpu")
 MODEL, SPEC = tiny_llama(layers=2, vocab=512)
 NAMES = [linear.name for linear in SPEC.linears]
 FORMATS = tuple(parse_format(name) for name in ("nf4", "int8", "hqq2", "hqq3", "hqq4", "hqq5", "hqq6", "ref2"))
-NEAREST = "quantizer.rounding=nearest"
+NEAREST = "quantizer.rounding=rtn"
 TEXT = torch.randint(0, 512, (4, 64), generator=torch.Generator().manual_seed(0))
 
 
@@ -117,7 +117,7 @@ def test_codes_are_kept_across_runs_and_made_once(tmp_path: Path, monkeypatch: p
 
 def test_a_run_keeps_its_codes_and_loads_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QRA_BO_CACHE", str(tmp_path / "cache"))
-    options = ["+model=tiny", "data=tiny", "display=none", "effort=quick", "effort.high_equivalents=6", "train.batch=2",
+    options = ["+model=tiny", "data=tiny", "display=none", "effort=quick", "effort.max_full_trials=6", "train.batch=2",
                "train.length=32", "eval.tokens=256", "fidelity.high=4", "fidelity.low=null", "data.max_records=64",
                "confirm.seeds=0", "final.steps=2", "device=cpu", "calibrate.lr_scales=[1.0]", "bits=[3,4]",
                "quantizer.rounding=gptq", "quantizer.tokens=256", f"out={tmp_path / 'run'}"]
@@ -219,17 +219,17 @@ def test_one_evaluation_may_have_the_nearest_codes(init: str, tmp_path: Path, mo
     options = ["+model=tiny", "data=tiny", "device=cpu", "train.batch=2", "train.length=32", "eval.tokens=256",
                "data.max_records=64", "quantizer.tokens=256", f"adapter.init={init}"]
     losses = {}
-    for rounding, orders in (("gptq", ((None, "nearest", None),)), ("nearest", ((None,),))):
+    for rounding, orders in (("gptq", ((None, "rtn", None),)), ("rtn", ((None,),))):
         oracle = qra_bo.pipeline.build.make_oracle(load_config([*options, f"quantizer.rounding={rounding}"]).to_dict(),
                                           str(tmp_path / rounding))
         n = len(oracle.units)
         for codes in orders[0]:
-            request = EvaluationRequest(Allocation(("hqq3",) * n, (2,) * n), 2, 2, 1, codes=codes)
+            request = TrialSpec(Allocation(("hqq3",) * n, (2,) * n), 2, 2, 1, codes=codes)
             losses.setdefault((rounding, codes), []).append(oracle.evaluate(request, lambda *_: None).loss)
         oracle.close()
     first, again = losses["gptq", None]
     assert first == again
-    assert losses["gptq", "nearest"] == losses["nearest", None] != [first]
+    assert losses["gptq", "rtn"] == losses["rtn", None] != [first]
 
 
 def test_inputs_that_are_not_finite_are_said() -> None:
@@ -257,8 +257,8 @@ def test_rows_of_a_table_say_their_own_codes() -> None:
 
 @pytest.mark.parametrize(("overrides", "rounding"), [
     ([], "gptq"), (["adapter.init=residual_svd"], "gptq"), (["adapter.init=eva"], "gptq"),
-    (["adapter.init=loftq"], "nearest"), (["adapter.init=pissa"], "nearest"), (["adapter.init=lq_lora"], "nearest"),
-    (["oracle=synthetic"], "nearest"), (["task=table1"], "nearest"), ([NEAREST], "nearest")])
+    (["adapter.init=loftq"], "rtn"), (["adapter.init=pissa"], "rtn"), (["adapter.init=lq_lora"], "rtn"),
+    (["oracle=synthetic"], "rtn"), (["task=table1"], "rtn"), ([NEAREST], "rtn")])
 def test_unless_asked_otherwise_codes_are_chosen_wherever_they_can_be(overrides: list[str], rounding: str) -> None:
     config = load_config(["+model=tiny", *overrides])
     assert config.quantizer.rounding == rounding

@@ -1,0 +1,150 @@
+"""Simple searchers to compare with: random, bits first and ranks after, hill climbing; all at high fidelity."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from qra_bo.searchers.base import SearchProblem
+from qra_bo.searchers.evolution.archive import Archive
+from qra_bo.searchers.evolution.initialisation import random_near_budget
+from qra_bo.sensitivity.damages import RISE, damage_of
+from qra_bo.sensitivity.profile import FloatArray
+from qra_bo.sensitivity.repair import Repair
+from qra_bo.sensitivity.scaling import fidelity_importance, plasticity_importance, warm_start
+from qra_bo.space import CostTable, IntArray, PhaseCost
+from qra_bo.space.knapsack import solve_knapsack
+from qra_bo.space.neighbourhood import neighbours_within
+from qra_bo.trials import Fidelity, Proposal, Trial
+from qra_bo.utils.errors import BudgetError
+
+_TRIES = 200
+_FURTHEST = 3
+_MOST = 5000
+
+
+class _Baseline(ABC):
+    """Ask and tell around an archive; a method says which row it would look at next."""
+
+    name = ""
+
+    def __init__(self, problem: SearchProblem) -> None:
+        self._problem, self._archive = problem, Archive(problem)
+        self._rng = problem.rng(self.name)
+
+    def ask(self, n: int) -> list[Proposal]:
+        """Up to ``n`` new proposals."""
+        rows: list[IntArray] = []
+        while len(rows) < n and (row := self._next()) is not None:
+            rows.append(row)
+        return [Proposal(self._problem.space.decode(row), Fidelity.HIGH, "global") for row in rows]
+
+    def tell(self, evaluations: Sequence[Trial]) -> None:
+        """Learn of finished evaluations."""
+        self._archive.tell(evaluations)
+
+    @abstractmethod
+    def _next(self) -> IntArray | None:
+        """A row that was just claimed, or ``None`` if there is none (now)."""
+
+
+class RandomSearch(_Baseline):
+    """Random allocations that use up the budget."""
+
+    name = "random"
+
+    def _next(self) -> IntArray | None:
+        for _ in range(_TRIES):
+            row = random_near_budget(self._problem, self._rng)
+            if self._archive.claim(row, Fidelity.HIGH):
+                return row
+        return None
+
+
+class HillClimb(_Baseline):
+    """Looks at random neighbours of the best allocation known (at first Eq. 6's): 2 edits away, then up to 3.
+
+    Raises:
+        ProfileError: If the profile holds no I_r.
+        BudgetError: If even the lowest allocation does not fit.
+    """
+
+    name = "hill_climb"
+
+    def __init__(self, problem: SearchProblem) -> None:
+        super().__init__(problem)
+        i_q = fidelity_importance(problem.profile)
+        i_r = plasticity_importance(problem.profile, problem.space.ranks.values[-1])
+        repair = Repair(problem.costs, problem.budget_bytes, i_q, i_r)
+        self._start = repair(warm_start(problem.space, problem.profile))
+        self._centre: IntArray | None = None
+        self._untried: Iterator[IntArray] = iter(())
+
+    def _next(self) -> IntArray | None:
+        best = self._archive.best()
+        centre = self._start if best is None else best[0]
+        if best is None and self._archive.claim(centre, Fidelity.HIGH):
+            return centre
+        if self._centre is None or not np.array_equal(centre, self._centre):
+            self._centre, self._untried = centre, self._around(centre)
+        return next((row for row in self._untried if self._archive.claim(row, Fidelity.HIGH)), None)
+
+    def _around(self, centre: IntArray) -> Iterator[IntArray]:
+        for radius in range(2, _FURTHEST + 1):
+            rows = neighbours_within(self._problem.space, centre, radius, costs=self._problem.costs,
+                                     budget_bytes=self._problem.budget_bytes, rng=self._rng, cap=_MOST)
+            yield from self._rng.permutation(rows)
+
+
+class SequentialSearch(_Baseline):
+    """The usual pipeline: bits by an exact knapsack on I_q for each uniform rank; then, for the bits of the best
+    of these, then of the next, ranks by an exact knapsack on I_r in what the bits leave of the budget.
+
+    Args:
+        problem: What is searched.
+        damage: What I_q is, see ``damage_of``.
+
+    Raises:
+        ConfigError: If there is no such damage.
+        ProfileError: If the profile holds no I_r.
+    """
+
+    name = "sequential"
+
+    def __init__(self, problem: SearchProblem, damage: str = RISE) -> None:
+        super().__init__(problem)
+        self._damage = damage_of(problem.profile, damage)
+        gain, ranks = problem.profile.require_rank_sensitivity(), np.array(problem.space.ranks.values)
+        self._gain = gain[:, np.minimum(ranks, gain.shape[1]) - 1]
+        self._uniform = iter(self._bits_for_uniform_ranks())
+
+    def _next(self) -> IntArray | None:
+        row = next((row for row in self._uniform if self._archive.claim(row, Fidelity.HIGH)), None)
+        if row is not None or self._archive.waiting:
+            return row
+        rows, losses = self._archive.known(Fidelity.HIGH)
+        refined = (self._ranks_for(rows[i]) for i in np.argsort(losses, kind="stable"))
+        return next((r for r in refined if r is not None and self._archive.claim(r, Fidelity.HIGH)), None)
+
+    def _bits_for_uniform_ranks(self) -> Iterator[IntArray]:
+        n = self._problem.space.n_units
+        for index in reversed(range(len(self._problem.space.ranks))):
+            costs = CostTable(tuple(PhaseCost(p.name, p.fixed, p.unit[:, :, index:index + 1],
+                                              p.spike[:, :, index:index + 1]) for p in self._problem.costs.phases))
+            row = self._solved(self._damage[:, :, None], costs)
+            if row is not None:
+                yield np.concatenate([row[:n], np.full(n, index, dtype=np.int64)])
+
+    def _ranks_for(self, row: IntArray) -> IntArray | None:
+        n = self._problem.space.n_units
+        units, q = np.arange(n), row[:n]
+        costs = CostTable(tuple(PhaseCost(p.name, p.fixed, p.unit[units, q][:, None, :], p.spike[units, q][:, None, :])
+                                for p in self._problem.costs.phases))
+        found = self._solved(-self._gain[:, None, :], costs)
+        return None if found is None else np.concatenate([q, found[n:]])
+
+    def _solved(self, values: FloatArray, costs: CostTable) -> IntArray | None:
+        try:
+            return solve_knapsack(values, costs, self._problem.budget_bytes)
+        except BudgetError:
+            return None

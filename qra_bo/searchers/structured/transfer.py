@@ -1,0 +1,96 @@
+"""What earlier searches taught: how much every part of the default's surrogate mattered, as the prior of the next.
+
+Scales of the parts are in standard deviations of the latent loss, so that those of one model, task or budget say
+something about those of another, while losses themselves do not. (What a search believed of every single unit was also
+tried, as one more part and as the first proposal of a search of another text on the same model: it did not pay.)
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from qra_bo.searchers.base import SearchProblem
+from qra_bo.searchers.structured.features import build_components
+from qra_bo.searchers.structured.observations import Observations
+from qra_bo.trials import Trial
+from qra_bo.utils.errors import ConfigError
+from qra_bo.utils.files import strict_json, write_json
+from surrogates.structured import Component, Design, StructuredModel, StructuredSettings
+
+SCHEMA_VERSION = 1
+LEAST_LOSSES = 10
+"""Losses below which a study says too little of the parts to be learned from."""
+LEAST_SPREAD, MOST_SPREAD = 0.3, 0.7
+"""Bounds of a learned prior's spread: a few studies are never certain, and it is never vaguer than without them."""
+
+
+@dataclass(frozen=True, slots=True)
+class PartPrior:
+    """Prior of one part's scale: its median, and the standard deviation of its logarithm."""
+
+    scale: float
+    spread: float
+
+
+def fitted_scales(problem: SearchProblem, evaluations: Sequence[Trial],
+                  settings: StructuredSettings | None = None) -> dict[str, float] | None:
+    """Scale of every part as fitted to one study's losses; ``None`` where it has fewer than ``LEAST_LOSSES``."""
+    seen = Observations(problem)
+    seen.tell(evaluations)
+    rows, losses, counts = seen.arrays()
+    if len(rows) < LEAST_LOSSES:
+        return None
+    model = StructuredModel(Design(build_components(problem)), torch.from_numpy(rows), torch.from_numpy(losses),
+                            torch.from_numpy(counts), settings)
+    return {name: scale for name, scale in model.scales.items() if name not in ("noise", "residual")}
+
+
+def combine(studies: Sequence[Mapping[str, float]]) -> dict[str, PartPrior]:
+    """Geometric mean of every part's scale over the studies that have it; its spread is theirs and ``LEAST_SPREAD``."""
+    found = {}
+    for name in dict.fromkeys(name for study in studies for name in study):
+        logs = np.log([study[name] for study in studies if name in study])
+        between = float(logs.std(ddof=1)) if len(logs) > 1 else 0.0
+        found[name] = PartPrior(float(np.exp(logs.mean())), min(float(np.hypot(between, LEAST_SPREAD)), MOST_SPREAD))
+    return found
+
+
+def with_prior(components: Sequence[Component], prior: Mapping[str, PartPrior]) -> list[Component]:
+    """The parts with what was learned of their scales; parts of which nothing was learned stay as they are."""
+    return [replace(c, scale=prior[c.name].scale, spread=prior[c.name].spread) if c.name in prior else c
+            for c in components]
+
+
+def save_prior(prior: Mapping[str, PartPrior], sources: Sequence[str], path: Path) -> None:
+    """Write a prior as JSON, atomically, with where it comes from in words."""
+    write_json(path, {"schema_version": SCHEMA_VERSION, "sources": list(sources),
+                      "parts": {name: asdict(part) for name, part in prior.items()}})
+
+
+def load_prior(path: Path) -> dict[str, PartPrior]:
+    """Inverse of ``save_prior``.
+
+    Raises:
+        ConfigError: If the file can't be read or is no prior.
+    """
+    try:
+        data = strict_json(path.read_text(encoding="utf-8"))
+        if data["schema_version"] != SCHEMA_VERSION:
+            raise ValueError(f"schema_version is {data['schema_version']!r}, this release reads {SCHEMA_VERSION}")
+        prior = {str(name): PartPrior(_positive(part["scale"]), _positive(part["spread"]))
+                 for name, part in data["parts"].items()}
+    except OSError as error:
+        raise ConfigError(f"surrogate.prior: {path} can't be read ({error.strerror}); give a file that python -m "
+                          "qra_bo.prior wrote") from error
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise ConfigError(f"surrogate.prior: {path} is no prior that python -m qra_bo.prior wrote: {error}") from error
+    return prior
+
+
+def _positive(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+        raise ValueError(f"scales and spreads must be positive numbers; got {str(value)[:40]!r}")
+    return float(value)

@@ -1,0 +1,31 @@
+"""Evolution and the baselines as searchers."""
+
+from qra_bo.searchers.baselines import HillClimb, RandomSearch, SequentialSearch
+from qra_bo.searchers.evolution.searcher import EvolutionarySearch
+from tests.conformance.searcher import SearcherSuite
+
+
+class TestEvolution(SearcherSuite):
+    make = staticmethod(lambda problem: EvolutionarySearch(problem, population=6, generations=6, promote=3))
+
+
+class TestColdEvolution(SearcherSuite):
+    make = staticmethod(lambda problem: EvolutionarySearch(problem, population=4, generations=4, promote=2, warm=False))
+
+
+class TestRandom(SearcherSuite):
+    make = staticmethod(RandomSearch)
+
+
+class TestSequential(SearcherSuite):
+    make = staticmethod(SequentialSearch)
+    seedless = True
+
+
+class TestSequentialByDivergence(SearcherSuite):
+    make = staticmethod(lambda problem: SequentialSearch(problem, quantization_sensitivity="divergence"))
+    seedless = True
+
+
+class TestHillClimb(SearcherSuite):
+    make = staticmethod(HillClimb)

@@ -1,0 +1,202 @@
+"""Stage 1 as a whole: generations, promotion, front, stopping."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from qra_bo.searchers.base import Searcher, SearchProblem
+from qra_bo.searchers.baselines import HillClimb, RandomSearch, SequentialSearch
+from qra_bo.searchers.evolution.archive import Archive
+from qra_bo.searchers.evolution.promotion import NetworkPromotion
+from qra_bo.searchers.evolution.searcher import EvolutionarySearch
+from qra_bo.sensitivity.damages import believed_damage
+from qra_bo.space.knapsack import solve_knapsack
+from qra_bo.trials import Fidelity, Proposal
+from qra_bo.utils.errors import ConfigError, ProfileError
+from tests.conformance.searcher import evaluate, make_problem, play, proposals_of
+from tests.spaces import every_row
+
+
+class Follow:
+    """Predicts the first feature: the low-fidelity loss."""
+
+    def fit(self, features: np.ndarray, target: np.ndarray) -> None:
+        pass
+
+    def predict(self, features: np.ndarray) -> np.ndarray:
+        return features[:, 0]
+
+
+def test_a_generation_is_explored_low_and_its_best_promoted() -> None:
+    problem, oracle = make_problem(8)
+    search = EvolutionarySearch(problem, population=8, generations=2, promote=3, make_model=Follow)
+    for _ in range(2):
+        low = search.ask(100)
+        assert len(low) == 8
+        assert {p.fidelity for p in low} == {Fidelity.LOW}
+        assert search.ask(1) == []  # the rest of the generation is awaited
+        told = [evaluate(problem, oracle, p, i) for i, p in enumerate(low)]
+        search.tell(told[:5])
+        assert search.ask(1) == []
+        search.tell(told[5:])
+        high = search.ask(100)
+        assert {p.fidelity for p in high} == {Fidelity.HIGH}
+        assert len(high) == 3
+        search.tell([evaluate(problem, oracle, p, 50 + i) for i, p in enumerate(high)])
+        if not search.hypervolumes:
+            best = sorted(told, key=lambda e: e.loss or 0.0)[:3]
+            assert {p.allocation for p in high} == {e.allocation for e in best}
+    assert search.ask(1) == []
+    assert len(search.hypervolumes) == 2
+
+
+def test_stragglers_do_not_hold_a_generation() -> None:
+    problem, oracle = make_problem(8)
+    search = EvolutionarySearch(problem, population=8, generations=3, promote=3, make_model=Follow)
+    low = search.ask(100)
+    told = [evaluate(problem, oracle, p, i) for i, p in enumerate(low)]
+    search.tell(told[:6])  # a quarter is awaited
+    high = search.ask(100)
+    best = sorted(told[:6], key=lambda e: e.loss or 0.0)[:3]
+    assert {p.allocation for p in high} == {e.allocation for e in best}
+    search.tell(told[6:])
+    search.tell([evaluate(problem, oracle, p, 50 + i) for i, p in enumerate(high)])
+    asked = {(p.allocation, p.fidelity) for p in (*low, *high)}
+    later = search.ask(100)
+    assert later
+    assert not asked & {(p.allocation, p.fidelity) for p in later}
+
+
+def test_the_front_is_what_no_other_dominates() -> None:
+    problem, oracle = make_problem(4, low_steps=None)
+    search = EvolutionarySearch(problem, population=8, generations=4)
+    told = [e for _, told in play(search, problem, oracle, 40) for e in told]
+    points = [(e.loss, e.predicted_bytes) for e in told if e.loss is not None]
+    want = sorted(p for p in points if not any(q[0] <= p[0] and q[1] <= p[1] and q != p for q in points))
+    assert [(p.loss, p.bytes) for p in search.front()] == want
+    assert EvolutionarySearch(problem).front() == []
+
+
+def test_it_stops_when_the_hypervolume_stands_still() -> None:
+    problem, oracle = make_problem(6)
+    search = EvolutionarySearch(problem, population=4, generations=100, promote=1, tolerance=1e9)
+    play(search, problem, oracle, 400)
+    assert len(search.hypervolumes) == 4  # one, and three more that grew by less
+    search = EvolutionarySearch(problem, population=4, generations=100, promote=1, tolerance=-1.0)
+    rounds = play(search, problem, oracle, 60)
+    assert len(proposals_of(rounds)) == 60
+    volumes = np.array(search.hypervolumes)
+    assert (np.diff(volumes) >= -1e-12).all()
+
+
+@pytest.mark.parametrize("bad", [{"population": 1}, {"generations": 0}, {"promote": 0}, {"gamma": -1.0},
+                                 {"patience": 0}])
+def test_bad_settings_are_refused(bad: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match="evolution needs"):
+        EvolutionarySearch(make_problem()[0], **bad)  # type: ignore[arg-type]
+
+
+def test_a_profile_without_gain_is_refused_at_once() -> None:
+    problem, _ = make_problem()
+    bare = dataclasses.replace(problem, profile=dataclasses.replace(problem.profile, rank_sensitivity=None))
+    for make in (EvolutionarySearch, HillClimb, SequentialSearch):
+        with pytest.raises(ProfileError, match="no I_r"):
+            make(bare)
+
+
+def test_the_published_model_is_used_once_there_are_pairs() -> None:
+    problem, oracle = make_problem(6)
+    fitted = []
+
+    class Counted(NetworkPromotion):
+        def fit(self, features: np.ndarray, target: np.ndarray) -> None:
+            fitted.append(len(target))
+            super().fit(features, target)
+
+    search = EvolutionarySearch(problem, population=6, generations=4, promote=5, tolerance=-1.0,
+                                make_model=lambda: Counted(0))
+    play(search, problem, oracle, 44)
+    assert fitted[0] == 10
+    assert fitted == sorted(fitted)
+
+
+def regret(searcher: Searcher, problem: SearchProblem, oracle: object, budget: int) -> float:
+    """True loss of the incumbent over the optimum's, in units of the median feasible row's."""
+    archive = Archive(problem)
+    rounds = play(searcher, problem, oracle, budget)  # type: ignore[arg-type]
+    archive.tell(e for _, told in rounds for e in told)
+    best = archive.best()
+    assert best is not None
+    truth = oracle.true_loss(best[0][None, :])[0]  # type: ignore[attr-defined]
+    optimum = oracle.optimum(problem.costs, problem.budget_bytes).loss  # type: ignore[attr-defined]
+    rng = np.random.default_rng(0)
+    random = proposals_of(play(RandomSearch(problem.with_seed(99)), problem, oracle, 30))  # type: ignore[arg-type]
+    del rng
+    middle = np.median(oracle.true_loss(problem.space.encode_all([p.allocation for p in random])))  # type: ignore[attr-defined]
+    return float((truth - optimum) / (middle - optimum))
+
+
+def test_searches_come_near_the_planted_optimum() -> None:
+    problem, oracle = make_problem(10, low_steps=None)
+    assert regret(EvolutionarySearch(problem, population=12, generations=20), problem, oracle, 200) < 0.35
+    assert regret(HillClimb(problem), problem, oracle, 120) < 0.35
+    assert regret(SequentialSearch(problem), problem, oracle, 12) < 1.0
+
+
+def test_another_damage_is_refused() -> None:
+    with pytest.raises(ConfigError, match="rise, divergence, believed; got 'kl'"):
+        SequentialSearch(make_problem(3)[0], "kl")
+
+
+@pytest.mark.parametrize("quantization_sensitivity", ["rise", "divergence", "believed"])
+def test_sequential_search_solves_its_two_knapsacks(damage: str) -> None:
+    problem, oracle = make_problem(3, ranks=(1, 4), low_steps=None)
+    rng = np.random.default_rng(1)
+    measured = problem.profile.quantization_sensitivity
+    profile = dataclasses.replace(problem.profile, quantization_kl=measured * rng.lognormal(0.0, 1.0, measured.shape),
+                                  quantization_se=0.5 * measured)
+    problem = dataclasses.replace(problem, profile=profile)
+    values = {"rise": measured, "divergence": profile.quantization_kl, "believed": believed_damage(profile)}[damage]
+    rows = every_row(problem.space)
+    rows = rows[problem.costs.feasible(rows, problem.budget_bytes)]
+    search = SequentialSearch(problem, damage)
+    first = [problem.space.encode(p.allocation) for p in search.ask(9)]
+    for row in first:
+        assert len(set(row[3:])) == 1
+        same = rows[(rows[:, 3:] == row[3]).all(axis=1)]
+        assert values[np.arange(3), row[:3]].sum() == pytest.approx(values[np.arange(3), same[:, :3]].sum(axis=1).min())
+    told = [evaluate(problem, oracle, Proposal(problem.space.decode(r), Fidelity.HIGH, "global"), i)
+            for i, r in enumerate(first)]
+    search.tell(told)
+    best = first[int(np.argmin([e.loss for e in told]))]
+    ranks = problem.profile.require_rank_sensitivity()[:, [0, 3]]
+    same = rows[(rows[:, :3] == best[:3]).all(axis=1)]
+    gain = ranks[np.arange(3), same[:, 3:]].sum(axis=1)
+    for p in search.ask(1):
+        row = problem.space.encode(p.allocation)
+        if (row[:3] == best[:3]).all():
+            assert ranks[np.arange(3), row[3:]].sum() == pytest.approx(gain.max())
+
+
+def test_the_archive_keeps_only_what_may_be_compared() -> None:
+    problem, oracle = make_problem(4)
+    archive = Archive(problem)
+    row = solve_knapsack(problem.profile.quantization_sensitivity[:, :, None] + np.zeros(problem.costs.shape), problem.costs,
+                         problem.budget_bytes)
+    proposal = Proposal(problem.space.decode(row), Fidelity.HIGH, "global")
+    e = evaluate(problem, oracle, proposal, 0)
+    for change in ({"split": "test"}, {"lr_scale": 2.0}):
+        archive.tell([dataclasses.replace(e, spec=dataclasses.replace(e.spec, **change))])
+    assert archive.best() is None
+    assert archive.claim(row, Fidelity.LOW)
+    assert archive.claim(row, Fidelity.HIGH)
+    assert not archive.claim(row, Fidelity.LOW)
+    assert archive.waiting
+    archive.tell([e, dataclasses.replace(e, fidelity=Fidelity.LOW)])
+    assert not archive.waiting
+    best = archive.best()
+    assert best is not None
+    assert best[1] == e.loss
+    assert len(archive.pairs()[0]) == 1
+    assert len(archive.unpromoted()[0]) == 0

@@ -1,0 +1,34 @@
+"""First proposals: how many, and that they spread over exchange rates of damage and rank."""
+
+import numpy as np
+import pytest
+
+from qra_bo.searchers.methods import make_searcher
+from qra_bo.searchers.structured.prior_designs import prior_share, prior_tables
+from qra_bo.space.knapsack import solve_knapsack
+from tests.conformance.searcher import make_problem
+
+
+@pytest.mark.parametrize(("equivalents", "n"), [(1, 4), (12, 4), (20, 5), (24, 6), (40, 8), (120, 8)])
+def test_a_quarter_of_the_cost_within_bounds(equivalents: float, n: int) -> None:
+    assert prior_share(equivalents) == n
+
+
+def test_larger_rates_buy_larger_ranks() -> None:
+    problem, _ = make_problem(8, share=0.2)
+    ranks = []
+    for table in prior_tables(problem, 8):
+        row = solve_knapsack(table, problem.costs, problem.budget_bytes)
+        ranks.append(float(row[problem.space.n_units:].mean()))
+    rates = np.array([0.03, 0.3, 1.0, 0.1, 0.3, 1.0, 3.0, 3.0])
+    assert min(np.array(ranks)[rates == 3.0]) > max(np.array(ranks)[rates <= 0.1])
+
+
+def test_the_method_takes_its_number_from_the_run_or_from_the_user() -> None:
+    problem, _ = make_problem(8, share=0.2)
+    designs = {tuple(solve_knapsack(t, problem.costs, problem.budget_bytes).tolist()) for t in prior_tables(problem, 8)}
+    of_run = make_searcher("structured", problem, {}, 40.0).ask(20)
+    asked = [tuple(problem.space.encode(p.allocation).tolist()) for p in of_run]
+    assert set(asked[:len(designs)]) == designs
+    of_user = make_searcher("structured", problem, {"n_prior": 1}, 40.0).ask(1)
+    assert of_user == of_run[:1]

@@ -1,0 +1,193 @@
+"""The model-based searchers: the conformance suite, and whether they find what is planted."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from qra_bo.searchers.base import SelfChecking
+from qra_bo.searchers.structured.searcher import StructuredOptions, StructuredSearch
+from qra_bo.searchers.trust_region.check import LEAST_CHECKED
+from qra_bo.searchers.trust_region.searcher import TrustRegionBO
+from qra_bo.space import uniform
+from qra_bo.space.knapsack import solve_knapsack
+from qra_bo.space.neighbourhood import distance
+from qra_bo.trials import Fidelity, Proposal, TrialState
+from qra_bo.utils.errors import BudgetError, ConfigError
+from tests.conformance.searcher import SearcherSuite
+from tests.searchers.landscape import Landscape, anchors, curve, evaluate, make_landscape, run_search
+
+
+class TestStructuredSuite(SearcherSuite):
+    make = staticmethod(lambda problem: StructuredSearch(problem, StructuredOptions(n_prior=2, draws=2)))
+    limit = 12
+
+
+class TestTrustRegionSuite(SearcherSuite):
+    make = staticmethod(lambda problem: TrustRegionBO(problem, tolerance=0.0))
+    limit = 9
+
+
+def small(seed: int, **changes: object) -> Landscape:
+    return make_landscape(seed, n_units=8, ranks=(1, 2, 4, 8, 16), search_seed=seed, **changes)  # type: ignore[arg-type]
+
+
+def random_search(landscape: Landscape, n: int) -> float:
+    """Noise-free loss of the best of ``n`` random allocations on the edge of the budget."""
+    problem, rng = landscape.problem, np.random.default_rng(0)
+    rows = [solve_knapsack(rng.standard_normal(problem.costs.shape), problem.costs, problem.budget_bytes)
+            for _ in range(n)]
+    return float(landscape.truth(np.array(rows)).min())
+
+
+def test_structured_beats_uniform_random_and_the_published_method() -> None:
+    n = 10
+    gains = []
+    for seed in range(2):
+        landscape = small(seed)
+        start = curve(landscape, anchors(landscape))[-1]
+        ours = curve(landscape, run_search(landscape, StructuredSearch(landscape.problem), n))[-1]
+        theirs = curve(landscape, run_search(landscape, TrustRegionBO(landscape.problem), n))[-1]
+        gains.append([start - ours, start - theirs, start - random_search(landscape, n)])
+    ours, theirs, drawn = np.mean(gains, axis=0)
+    assert ours > 0.01
+    assert ours > 2 * max(theirs, drawn)
+
+
+def test_published_method_stays_within_its_radius_and_stops() -> None:
+    landscape = small(0, noise=0.0)
+    searcher = TrustRegionBO(landscape.problem, variant="loss", radius=1, largest_radius=1, tolerance=2e-3)
+    searcher.tell(anchors(landscape))
+    best: tuple[float, np.ndarray] | None = None
+    for number in range(40):
+        proposals = searcher.ask(1)
+        if not proposals:
+            break
+        told = evaluate(landscape, proposals[0], number)
+        row = landscape.problem.space.encode(told.allocation)
+        if best is not None and number >= 5:
+            assert distance(row[None, :], best[1])[0] >= 1
+        assert told.loss is not None
+        if best is None or told.loss < best[0]:
+            best = (told.loss, row)
+        searcher.tell([told])
+    assert number < 39
+
+
+def test_trust_region_grows_and_shrinks_with_what_is_told() -> None:
+    landscape = small(0)
+    searcher = TrustRegionBO(landscape.problem, radius=2, largest_radius=4)
+    found = anchors(landscape)
+    searcher.tell(found)
+    start = searcher.region.radius
+    better = evaluate(landscape, Proposal(found[-1].allocation, Fidelity.HIGH, "trust_region"), 99)
+    measured = dataclasses.replace(better.result, loss=3.0)
+    searcher.tell([dataclasses.replace(better, result=measured)])
+    assert searcher.region.radius == 2 * start
+    failed = dataclasses.replace(better, result=dataclasses.replace(measured, state=TrialState.OOM, loss=None))
+    searcher.tell([failed] * 3)
+    assert searcher.region.radius == start
+
+
+def test_the_published_region_succeeds_where_its_utility_rises_though_the_loss_does_not_fall() -> None:
+    landscape = small(0, noise=0.0)
+    space = landscape.problem.space
+    low, middle, high = (evaluate(landscape, Proposal(uniform(8, fmt, rank), Fidelity.HIGH, stage), number)
+                         for number, (fmt, rank, stage) in enumerate((
+                             ("hqq3", 1, "baseline"), ("nf4", 1, "trust_region"), ("nf4", 4, "baseline"))))
+    assert landscape.problem.fits(high.allocation)
+    assert space.contains(middle.allocation)
+    told = [dataclasses.replace(e, result=dataclasses.replace(e.result, loss=loss))
+            for e, loss in ((low, 5.0), (high, 4.0), (middle, 4.01))]
+    for variant, radius in (("published", 4), ("loss", 2)):
+        searcher = TrustRegionBO(landscape.problem, variant=variant, radius=2, largest_radius=4)
+        searcher.tell(told[:2])
+        searcher.tell(told[2:])
+        assert searcher.region.radius == radius
+
+
+def test_first_proposals_differ_in_their_exchange_rate() -> None:
+    landscape = make_landscape(0, n_units=12, adapter_bytes=2, anchor=(4, 16))
+    proposals = StructuredSearch(landscape.problem).ask(4)
+    assert len({p.allocation for p in proposals}) == 4
+    assert len({sum(p.allocation.ranks) for p in proposals}) > 1
+
+
+def test_other_training_seeds_and_learning_rates_are_told_apart() -> None:
+    landscape = small(1)
+    history = anchors(landscape)
+    plain, other = StructuredSearch(landscape.problem), StructuredSearch(landscape.problem)
+    plain.tell(history)
+    other.tell(history)
+    shifted = [dataclasses.replace(e, spec=dataclasses.replace(e.spec, lr_scale=2.0)) for e in history]
+    tested = [dataclasses.replace(e, spec=dataclasses.replace(e.spec, split="test")) for e in history]
+    unknown = [dataclasses.replace(e, spec=dataclasses.replace(e.spec, train_seed=7), allocation=uniform(
+        8, "nf4", 3)) for e in history[:1]]
+    other.tell(shifted + tested + unknown)
+    row = landscape.problem.space.encode(history[-1].allocation)[None, :]
+    first, second = plain.predict(row), other.predict(row)
+    assert first is not None
+    assert second is not None
+    np.testing.assert_allclose(first[0], second[0])
+
+
+def test_a_level_shift_of_a_training_seed_is_taken_out() -> None:
+    landscape = small(1)
+    history = anchors(landscape)
+    searcher = StructuredSearch(landscape.problem)
+    searcher.tell(history)
+    row = landscape.problem.space.encode(history[-1].allocation)[None, :]
+    before = searcher.predict(row)
+    again = [dataclasses.replace(e, spec=dataclasses.replace(e.spec, train_seed=7),
+                                 result=dataclasses.replace(e.result, loss=(e.loss or 0.0) + 0.5))
+             for e in history]
+    searcher.tell(again)
+    after = searcher.predict(row)
+    assert before is not None
+    assert after is not None
+    assert after[0] == pytest.approx(before[0], abs=5e-3)
+
+
+def test_anchors_between_ladder_ranks_inform_the_model() -> None:
+    landscape = small(0)
+    searcher = StructuredSearch(landscape.problem)
+    told = [dataclasses.replace(e, allocation=uniform(8, e.allocation.formats[0], 3)) for e in anchors(landscape)]
+    searcher.tell(told[:1] + told[-1:])
+    assert searcher.predict(np.zeros((1, 16), dtype=np.int64)) is not None
+
+
+def test_the_surrogate_is_checked_against_every_observation() -> None:
+    landscape = small(0)
+    searcher = StructuredSearch(landscape.problem)
+    assert isinstance(searcher, SelfChecking)
+    assert searcher.surrogate_check() is None
+    told = run_search(landscape, searcher, LEAST_CHECKED - len(anchors(landscape)) - 1)
+    assert len(told) == LEAST_CHECKED - 1
+    assert searcher.surrogate_check() is None
+    for proposal in searcher.ask(2):
+        told.append(evaluate(landscape, proposal, len(told)))
+    searcher.tell(told[-2:])
+    check = searcher.surrogate_check()
+    assert check is not None
+    assert check["observed"] == [e.loss for e in told]
+    assert {len(check[k]) for k in ("observed", "predicted", "sd")} == {check["n"]} == {len(told)}
+    assert 0.0 <= check["coverage_50"] <= check["coverage_90"] <= 1.0
+    assert json.loads(json.dumps(check)) == check
+
+
+def test_infeasible_budget_is_said() -> None:
+    problem = dataclasses.replace(small(0).problem, budget_bytes=10)
+    for searcher in (StructuredSearch(problem), TrustRegionBO(problem)):
+        with pytest.raises(BudgetError, match="fits into 10 bytes"):
+            searcher.ask(1)
+
+
+def test_bad_options_are_reported_together() -> None:
+    problem = small(0).problem
+    with pytest.raises(ConfigError, match=r"\(1\) .*draws.*\(2\) .*temperatures"):
+        StructuredSearch(problem, StructuredOptions(draws=0, temperatures=()))
+    with pytest.raises(ConfigError, match=r"\(1\) .*draws.*\(2\) damage must be one of rise, .*'kl'"):
+        StructuredSearch(problem, StructuredOptions(draws=0, quantization_sensitivity="kl"))
+    with pytest.raises(ConfigError, match=r"\(1\) variant.*\(2\) radius"):
+        TrustRegionBO(problem, variant="other", radius=9)  # type: ignore[arg-type]
