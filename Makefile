@@ -31,7 +31,7 @@ TINY := $(if $(filter tiny,$(MODEL)),train.batch=2 train.length=32 fidelity.high
 TABLE_EXTRAS := $(if $(findstring oracle=synthetic,$(MORE)),,$(if $(filter paper,$(PROFILE))$(filter alpaca hc3 gsm8k,$(TABLE_DATA)),$(PAPER_INSTALLED)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-gpu lint types docs audit clean bench bench-speed bench-memory bench-engine bench-runs
+.PHONY: help setup run test test-slow test-gpu lint types docs audit clean bench bench-speed bench-memory bench-engine bench-runs
 .PHONY: reproduce-table1 ablations bench-exports bench-faults bench-fuzz bench-ray bench-scale bench-collect bench-emulators bench-search
 
 help: ## List the targets
@@ -63,6 +63,9 @@ run: $(INSTALLED) ## Search on the embedded model where 4 bits everywhere do not
 
 test: $(TEST_INSTALLED) ## Run the tests: CPU, offline
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow and not gpu" -n 2 --dist loadfile
+
+test-slow: $(TEST_INSTALLED) ## Run the tests that take more than about 20 s each
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "slow and not gpu" -n 2 --dist loadfile
 
 test-gpu: $(TEST_INSTALLED) ## Run the tests that need CUDA; predicted against reserved peaks go to bench/results/memory_gpu.json
 	$(BIN)/python -m pytest -q -m gpu
