@@ -197,7 +197,7 @@ def correlations(session: Session, limit: Limit, n: int) -> Row:
     perplexity = None
     if c.oracle.name != "benchmark":  # a table knows no model without its adapters
         event = session.once("perplexity", str(n), lambda: {"loss": session.call(
-            "quantisation_damage", {"choices": [list(a.formats) for a in chosen]})["loss"]})
+            "bench.table1.base_errors:joint_sensitivity", {"choices": [list(a.formats) for a in chosen]})["loss"]})
         perplexity = spearman(event["loss"], losses)
     column = {f: i for i, f in enumerate(profile.formats)}
     sums = [float(sum(profile.quantization_sensitivity[u, column[f]] for u, f in enumerate(a.formats))) for a in chosen]

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from qra_bo.memory.adalora import adalora_bytes
+from bench.table1.adalora_memory import adalora_bytes
 from qra_bo.memory.formats import metadata_bytes, parse_format
 from qra_bo.memory.model import MemoryModel
 from qra_bo.pipeline.build import BytesPredictor

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from qra_bo.memory.adalora import adalora_bytes, fit_adalora
+from bench.table1.adalora_memory import adalora_bytes, fit_adalora
 from qra_bo.memory.budget import uniform_bytes
 from qra_bo.memory.formats import parse_format
 from qra_bo.searchers.evolution.amq import AMQ, AMQOptions
@@ -137,7 +137,7 @@ class LQLoRA(WithinABudget):
 def decomposition_errors(session: Session, rank: int) -> FloatArray:
     """LQ-LoRA's objective by unit and format, ``L x F``."""
     event = session.once("errors", f"r{rank}", lambda: session.call(
-        "decomposition_errors", {"rank": rank, "iterations": ITERATIONS}))
+        "bench.table1.base_errors:decomposition_errors", {"rank": rank, "iterations": ITERATIONS}))
     return np.array(event["errors"], dtype=np.float64)
 
 
@@ -176,7 +176,7 @@ def amq_bits(session: Session, limit: Limit, rank: int, beyond: int = 0) -> tupl
         keys = [Allocation(tuple(c), (0,) * len(c)).fingerprint for c in chosen]
         new = [c for c, key in zip(chosen, keys, strict=True) if session.find("quantization_sensitivity", key) is None]
         if new:
-            found = session.call("quantisation_damage", {"choices": new})
+            found = session.call("bench.table1.base_errors:joint_sensitivity", {"choices": new})
             each = round(found["forward_tokens"] / (1 + len(new)))
             for c, jsd in zip(new, found["jsd"], strict=True):
                 fields = {"jsd": jsd, "forward_tokens": each}

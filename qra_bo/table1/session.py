@@ -226,7 +226,7 @@ class Session:
     def _asked(self, recipe: Recipe, lr_scale: float, train_seed: int) -> dict[str, Any]:
         """Answers to the tasks; where they ended early another session asks again."""
         e = self.config.eval
-        found = dict(self.call("answer_tasks", {
+        found = dict(self.call("bench.table1.answers:answer_tasks", {
             "allocation": recipe.allocation.to_json(), "init": recipe.init, "initial_rank": recipe.initial_rank,
             "steps": self.steps, "train_seed": train_seed, "lr_scale": lr_scale, "tasks": list(e.tasks),
             "batch": e.batch, "limit": e.limit}, recipe=recipe))
@@ -238,7 +238,7 @@ class Session:
 
     def _evaluated(self, recipe: Recipe, lr_scale: float, train_seed: int, split: str) -> dict[str, Any]:
         if recipe.initial_rank is not None:
-            found = dict(self.call("evaluate_adalora", self._adalora(recipe, lr_scale, train_seed, split, False)))
+            found = dict(self.call("bench.table1.adalora_run:evaluate_adalora", self._adalora(recipe, lr_scale, train_seed, split, False)))
             return {k: v for k, v in found.items() if k != "measured_bytes"}
         request = TrialSpec(recipe.allocation, self.steps, self.steps, train_seed, split, lr_scale,
                                     recipe.init)
@@ -249,7 +249,7 @@ class Session:
 
     def _measured(self, recipe: Recipe, lr_scale: float, train_seed: int, scope: str) -> dict[str, Any]:
         if recipe.initial_rank is not None:
-            found = self.call("evaluate_adalora", self._adalora(recipe, lr_scale, train_seed, "validation", True),
+            found = self.call("bench.table1.adalora_run:evaluate_adalora", self._adalora(recipe, lr_scale, train_seed, "validation", True),
                               scope)
         else:
             found = self.call("measure_peak", {"allocation": recipe.allocation.to_json(), "train_seed": train_seed,

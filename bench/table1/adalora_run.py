@@ -2,24 +2,24 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from qra_bo.finetune.adalora import AdaLoraOptimizer, AdaLoraSettings, RankAllocator, make_triplets, realise
+from bench.table1.adalora import AdaLoraOptimizer, AdaLoraSettings, RankAllocator, make_triplets, realise
 from qra_bo.finetune.adapters.lora import AdapterSettings, adapter_parameters, attach, detach
 from qra_bo.finetune.data.batches import batches
+from qra_bo.finetune.oracle import FinetuneOracle
 from qra_bo.finetune.profiling.measure import unit_choice
 from qra_bo.finetune.tracing.memory_probe import MemoryProbe
 from qra_bo.finetune.training.loop import DivergedError, held_out, train_steps, unit_groups
 from qra_bo.finetune.training.optimizer import UnitwiseAdamW
 from qra_bo.oracle.protocol import TRAINING, Progress
-from qra_bo.trials import TrialState
+from qra_bo.oracle.synthetic.oracle import SyntheticOracle
+from qra_bo.space import Allocation
+from qra_bo.trials import TrialSpec, TrialState
 from qra_bo.utils.errors import OracleError
 from qra_bo.utils.failures import is_out_of_memory
-
-if TYPE_CHECKING:
-    from qra_bo.finetune.oracle import FinetuneOracle
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,30 @@ class AdaLoraTask:
     measure: bool
 
 
-def run_adalora(oracle: "FinetuneOracle", task: AdaLoraTask, progress: Progress,
+def evaluate_adalora(oracle: FinetuneOracle | SyntheticOracle, formats: Sequence[str], initial_rank: int,
+                     target_rank: int, steps: int, train_seed: int, split: str, lr_scale: float, measure: bool,
+                     progress: Progress) -> dict[str, Any]:
+    """Fine-tune and evaluate with AdaLoRA instead of fixed ranks, in the oracle's process.
+
+    The synthetic oracle models no triplets: there the result is that of LoRA with the target rank everywhere.
+
+    Returns:
+        As ``run_adalora``.
+    """
+    if isinstance(oracle, SyntheticOracle):
+        allocation = Allocation(tuple(formats), (target_rank,) * len(formats))
+        m = oracle.evaluate(TrialSpec(allocation, steps, steps, train_seed, split, lr_scale), progress)
+        names = [linear.name for unit in oracle.landscape.space.units for linear in unit.linears]
+        return {"state": m.state.value, "message": m.message, "loss": m.loss, "loss_se": m.loss_se,
+                "ranks": dict.fromkeys(names, target_rank), "average_rank": float(target_rank),
+                "training_tokens": m.training_tokens, "forward_tokens": m.forward_tokens, "measured_bytes": None,
+                "seconds": m.seconds}
+    task = AdaLoraTask(tuple(formats), AdaLoraSettings(initial_rank, target_rank), steps, train_seed, split, lr_scale,
+                       measure)
+    return run_adalora(oracle, task, progress)
+
+
+def run_adalora(oracle: FinetuneOracle, task: AdaLoraTask, progress: Progress,
                 then: Callable[[], None] | None = None) -> dict[str, Any]:
     """Train and evaluate; ``then`` is called while the trained model is there. Divergence and lack of memory are
     results.
@@ -79,7 +102,7 @@ def run_adalora(oracle: "FinetuneOracle", task: AdaLoraTask, progress: Progress,
     return {**result, "seconds": time.monotonic() - start}
 
 
-def _train(oracle: "FinetuneOracle", task: AdaLoraTask, progress: Progress, result: dict[str, Any]) -> None:
+def _train(oracle: FinetuneOracle, task: AdaLoraTask, progress: Progress, result: dict[str, Any]) -> None:
     settings, data, scope = oracle.settings.train, oracle.data, oracle.settings.scope
     oracle.bank.install(oracle.model, unit_choice(oracle.units, task.formats))
     names = [linear.name for unit in oracle.units for linear in unit.linears]

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from qra_bo.finetune.adalora import (
+from bench.table1.adalora import (
     AdaLoraOptimizer,
     AdaLoraSettings,
     RankAllocator,
@@ -13,11 +13,12 @@ from qra_bo.finetune.adalora import (
     make_triplets,
     realise,
 )
+from bench.table1.adalora_memory import adalora_bytes, fit_adalora
+from bench.table1.adalora_run import evaluate_adalora
 from qra_bo.finetune.adapters.lora import AdapterSettings, attach, detach, lora_layers
 from qra_bo.finetune.quantization.bank import LayerBank
 from qra_bo.finetune.quantization.base import packed
 from qra_bo.finetune.training.optimizer import AdamWSettings, UnitwiseAdamW
-from qra_bo.memory.adalora import adalora_bytes, fit_adalora
 from qra_bo.memory.formats import parse_format
 from qra_bo.memory.model import MemoryModel, TrainShape
 from qra_bo.space import Ladder, SearchSpace, make_units
@@ -125,25 +126,25 @@ def test_ranks_change_and_their_sum_is_the_target() -> None:
     oracle = make("kaiming")
     task = {"formats": MIXED, "initial_rank": 4, "target_rank": 2, "steps": 8, "train_seed": 3, "split": "validation",
             "measure": False, "progress": quiet}
-    found = oracle.evaluate_adalora(lr_scale=4.0, **task)  # type: ignore[arg-type]
+    found = evaluate_adalora(oracle, lr_scale=4.0, **task)  # type: ignore[arg-type]
     linears = len(oracle.bank.spec.linears)
     assert found["state"] == "ok"
     assert sum(found["ranks"].values()) == 2 * linears
     assert found["average_rank"] == 2.0
     assert len(set(found["ranks"].values())) > 1  # not the same everywhere: it was decided
     assert found["training_tokens"] == 8 * 2 * 32
-    again = make("kaiming").evaluate_adalora(lr_scale=4.0, **task)  # type: ignore[arg-type]
+    again = evaluate_adalora(make("kaiming"), lr_scale=4.0, **task)  # type: ignore[arg-type]
     assert {**again, "seconds": 0} == {**found, "seconds": 0}
-    start = make("kaiming").evaluate_adalora(lr_scale=1e-9, **task)  # type: ignore[arg-type]
+    start = evaluate_adalora(make("kaiming"), lr_scale=1e-9, **task)  # type: ignore[arg-type]
     assert found["loss"] < start["loss"]  # it learns
-    assert oracle.evaluate_adalora(lr_scale=1e30, **task)["state"] == "diverged"  # type: ignore[arg-type]
+    assert evaluate_adalora(oracle, lr_scale=1e30, **task)["state"] == "diverged"  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("scope", ["peak", "stored"])
 def test_measured_bytes_lie_within_the_predicted(scope: str) -> None:
     oracle = make("kaiming")
     object.__setattr__(oracle.settings, "scope", scope)
-    found = oracle.evaluate_adalora(MIXED, 6, 4, 5, 0, "test", 1.0, True, quiet)
+    found = evaluate_adalora(oracle, MIXED, 6, 4, 5, 0, "test", 1.0, True, quiet)
     shape = TrainShape(2, 32, False, 4, logits_chunk=16, stored_dtype_bytes=4)
     memory = MemoryModel(oracle.bank.spec, shape, scope)
     space = SearchSpace(oracle.units, oracle.formats, Ladder("ranks", (1,)))
@@ -170,4 +171,4 @@ def test_the_largest_ranks_that_fit_are_found_and_none_is_an_error() -> None:
 def test_impossible_settings_are_refused() -> None:
     for wrong in ({"initial_rank": 2, "target_rank": 3}, {"initial_rank": 2, "target_rank": 1, "warmup": 0.7}):
         with pytest.raises(ConfigError, match="target_rank <= initial_rank"):
-            AdaLoraSettings(**wrong)  # type: ignore[arg-type]
+            AdaLoraSettings(**wrong)

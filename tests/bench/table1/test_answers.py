@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
+from bench.table1 import answers
+from bench.table1.adalora_run import evaluate_adalora
 from qra_bo.finetune.adapters.lora import lora_layers
-from qra_bo.finetune.evaluation import answers
 from qra_bo.finetune.evaluation.harness import TaskScore
 from qra_bo.finetune.training.loop import held_out
 from qra_bo.space import Allocation, uniform
@@ -43,13 +44,13 @@ def test_the_trained_model_is_asked_with_its_adapters(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(answers, "score_tasks", score)
     n = len(oracle.units)
-    found = oracle.answer_tasks({"formats": ["nf4"] * n, "ranks": [2] * n}, "kaiming", initial_rank, 4, 5, 1.0, ["arc"],
-                                2, 3, quiet)
+    found = answers.answer_tasks(oracle, {"formats": ["nf4"] * n, "ranks": [2] * n}, "kaiming", initial_rank, 4, 5,
+                                 1.0, ["arc"], 2, 3, quiet)
     assert found == {"state": "ok", "message": "", "scores": [
         {"task": "arc", "metric": "acc", "value": 0.5, "stderr": None, "questions": 3}]}
     if initial_rank is None:
         expected = oracle.evaluate(TrialSpec(Allocation(("nf4",) * n, (2,) * n), 4, 4, 5), quiet).loss
     else:
-        expected = oracle.evaluate_adalora(["nf4"] * n, initial_rank, 2, 4, 5, "validation", 1.0, False, quiet)["loss"]
+        expected = evaluate_adalora(oracle, ["nf4"] * n, initial_rank, 2, 4, 5, "validation", 1.0, False, quiet)["loss"]
     assert seen == [expected]
     assert not lora_layers(oracle.model)  # taken off again

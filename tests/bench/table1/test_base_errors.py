@@ -5,7 +5,7 @@ import math
 import numpy as np
 import torch
 
-from qra_bo.finetune.profiling.measure import joint_quantization_sensitivity
+from bench.table1.base_errors import decomposition_errors, joint_sensitivity
 from qra_bo.space import CostTable, PhaseCost
 from qra_bo.space.knapsack import solve_knapsack
 from tests.finetune.test_inits import make, quiet
@@ -13,7 +13,7 @@ from tests.finetune.test_inits import make, quiet
 
 def test_a_decomposition_errs_less_than_plain_quantisation_and_less_with_more_rank() -> None:
     oracle = make("kaiming")
-    plain, some, more = (np.array(oracle.decomposition_errors(rank, 2, quiet)["errors"]) for rank in (0, 4, 12))
+    plain, some, more = (np.array(decomposition_errors(oracle, rank, 2, quiet)["errors"]) for rank in (0, 4, 12))
     assert plain.shape == (2, 2)
     assert (more < some).all()
     assert (some < plain).all()
@@ -32,7 +32,7 @@ def test_the_integer_program_spends_bits_where_decompositions_err_most() -> None
 
 def test_joint_damage_is_the_models_own_loss_and_divergence() -> None:
     oracle = make("kaiming")
-    found = oracle.quantisation_damage([["ref3", "ref3"], ["nf4", "ref3"], ["nf4", "nf4"], ["fp16", "fp16"]], quiet)
+    found = joint_sensitivity(oracle, [["ref3", "ref3"], ["nf4", "ref3"], ["nf4", "nf4"], ["fp16", "fp16"]], quiet)
     assert found["jsd"][0] > found["jsd"][1] > found["jsd"][2] > 1e-6 > found["jsd"][3] >= -1e-6
     assert all(d < math.log(2.0) for d in found["jsd"])
     assert found["forward_tokens"] == 5 * 4 * 32
@@ -51,9 +51,9 @@ def test_joint_damage_is_the_models_own_loss_and_divergence() -> None:
 def test_divergence_is_symmetric_jensen_shannon() -> None:
     oracle = make("kaiming")
     blocks = oracle.data.calibration
-    _, jsd, _ = joint_quantization_sensitivity(oracle.model, oracle.bank, oracle.units, [["ref3", "nf4"]], blocks.input_ids[:2],
-                             blocks.labels[:2], oracle.settings.train, torch.device("cpu"), quiet)
-    ids, goal = torch.from_numpy(blocks.input_ids[:2]), torch.from_numpy(blocks.labels[:2])
+    jsd = joint_sensitivity(oracle, [["ref3", "nf4"]], quiet)["jsd"]
+    n = oracle.settings.calibration_blocks
+    ids, goal = torch.from_numpy(blocks.input_ids[:n]), torch.from_numpy(blocks.labels[:n])
 
     def probabilities() -> torch.Tensor:
         with torch.no_grad():
