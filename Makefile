@@ -22,9 +22,8 @@ PROFILE ?= $(if $(filter tiny,$(MODEL)),short,$(if $(filter smollm2_135m,$(MODEL
 TABLE_DATA := $(if $(DATA),$(DATA),$(if $(filter tiny,$(MODEL)),tiny,plays))
 TABLE_OUT ?= outputs/table1-$(MODEL)-$(TABLE_DATA)-$(PROFILE)
 TABLE_EFFORT := $(if $(filter paper,$(PROFILE)),normal,quick)
-PAPER_TASKS := boolq,piqa,hellaswag,winogrande,arc_easy,arc_challenge,openbookqa,mmlu
 PAPER := $(if $(filter paper,$(PROFILE)),device=cuda train.batch=16 train.length=512 train.checkpointing=true \
-  fidelity.high=100 fidelity.low=25 eval.tokens=65536 'eval.tasks=[$(PAPER_TASKS)]')
+  fidelity.high=100 fidelity.low=25 eval.tokens=65536)
 TINY := $(if $(filter tiny,$(MODEL)),train.batch=2 train.length=32 fidelity.high=8 fidelity.low=4 eval.tokens=256 \
   data.max_records=64)
 
@@ -128,7 +127,7 @@ bench-runs: $(INSTALLED) ## Collect finished runs into a table: make bench-runs 
 
 # A hub's data and the paper's tasks take extras; the embedded comparison takes none.
 reproduce-table1: $(INSTALLED) $(TABLE_EXTRAS) ## Every method of the paper's comparison beside ours: PROFILE=short|full|paper MODEL=... DATA=...
-	$(if $(TINY),OMP_NUM_THREADS=1) $(BIN)/python -m qra_bo task=table1 +model=$(MODEL) data=$(TABLE_DATA) table1=$(PROFILE) effort=$(TABLE_EFFORT) \
+	$(if $(TINY),OMP_NUM_THREADS=1) $(BIN)/python -m bench.table1 +model=$(MODEL) data=$(TABLE_DATA) table1=$(PROFILE) effort=$(TABLE_EFFORT) \
 	  out=$(TABLE_OUT) $(PAPER) $(TINY) $(MORE)
 
 ablations: $(INSTALLED) ## What every part of the search is worth, on both emulated tables; for real: MORE='oracle=finetune --seeds 0'

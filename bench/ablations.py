@@ -20,6 +20,12 @@ import numpy as np
 
 from bench.report import RESULTS, Target, publish
 from bench.sessions import limit_of, table_session
+from bench.table1.limits import Limit
+from bench.table1.published import published_changes, scaled_autoqra
+from bench.table1.recipe import Recipe
+from bench.table1.search import search
+from bench.table1.session import Session
+from bench.table1.statistics import difference
 from qra_bo.config.schema import RunConfig, load_config
 from qra_bo.memory.budget import parse_budget
 from qra_bo.memory.formats import parse_format
@@ -31,12 +37,6 @@ from qra_bo.searchers.methods import make_searcher
 from qra_bo.space import Allocation
 from qra_bo.study.confirm import spearman
 from qra_bo.study.options import training_seeds
-from qra_bo.table1.limits import Limit
-from qra_bo.table1.published import published_changes, scaled_autoqra
-from qra_bo.table1.recipe import Recipe
-from qra_bo.table1.search import search
-from qra_bo.table1.session import Session
-from qra_bo.table1.statistics import difference
 from qra_bo.trials import Fidelity, Trial, TrialResult, TrialSpec, TrialState
 
 DEFAULTS = ("oracle=synthetic", "budget=uniform:4,16", "memory.scope=stored", "quantizer.rounding=rtn")
@@ -197,7 +197,7 @@ def correlations(session: Session, limit: Limit, n: int) -> Row:
     perplexity = None
     if c.oracle.name != "benchmark":  # a table knows no model without its adapters
         event = session.once("perplexity", str(n), lambda: {"loss": session.call(
-            "quantisation_damage", {"choices": [list(a.formats) for a in chosen]})["loss"]})
+            "bench.table1.base_errors:joint_sensitivity", {"choices": [list(a.formats) for a in chosen]})["loss"]})
         perplexity = spearman(event["loss"], losses)
     column = {f: i for i, f in enumerate(profile.formats)}
     sums = [float(sum(profile.quantization_sensitivity[u, column[f]] for u, f in enumerate(a.formats))) for a in chosen]

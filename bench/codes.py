@@ -15,13 +15,13 @@ import numpy as np
 
 from bench.report import RESULTS, Target, publish
 from bench.sessions import table_session
+from bench.table1.recipe import Recipe
+from bench.table1.session import Session
+from bench.table1.statistics import difference
 from qra_bo.config.schema import load_config
 from qra_bo.space import uniform
 from qra_bo.study.confirm import LEAST_SEEDS
 from qra_bo.study.options import training_seeds
-from qra_bo.table1.recipe import Recipe
-from qra_bo.table1.session import Session
-from qra_bo.table1.statistics import difference
 
 NEAREST, GPTQ, DENSE = "rtn", "gptq", "16 bits"
 Row = dict[str, Any]

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from bench.report import RESULTS, Target, publish
+from bench.table1.reference_repair import reference_repair, vectorised_repair
 from qra_bo.config.compose import compose_config
 from qra_bo.oracle.synthetic.landscape import Landscape
 from qra_bo.pipeline.build import make_memory, make_space, make_spec
@@ -24,7 +25,6 @@ from qra_bo.searchers.base import SearchProblem
 from qra_bo.searchers.evolution.initialisation import random_near_budget
 from qra_bo.searchers.methods import make_searcher
 from qra_bo.sensitivity.profile import SensitivityProfile
-from qra_bo.sensitivity.reference_repair import reference_repair, vectorised_repair
 from qra_bo.sensitivity.repair import Repair
 from qra_bo.space import Allocation, IntArray, uniform
 from qra_bo.space.neighbourhood import ladder_tops, neighbours_within

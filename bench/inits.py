@@ -13,15 +13,15 @@ from typing import Any, get_args, get_type_hints
 
 from bench.report import RESULTS, Target, publish
 from bench.sessions import table_session
+from bench.table1.rates import calibrate
+from bench.table1.recipe import Recipe
+from bench.table1.session import Session
+from bench.table1.statistics import difference
 from qra_bo.config.schema import AdapterConfig, load_config
 from qra_bo.memory.budget import parse_budget
 from qra_bo.space import Allocation, uniform
 from qra_bo.study.confirm import LEAST_SEEDS
 from qra_bo.study.options import training_seeds
-from qra_bo.table1.rates import calibrate
-from qra_bo.table1.recipe import Recipe
-from qra_bo.table1.session import Session
-from qra_bo.table1.statistics import difference
 
 PLAIN = "kaiming"
 INITS = tuple(get_args(get_type_hints(AdapterConfig)["init"]))

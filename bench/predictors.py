@@ -67,7 +67,7 @@ def measure(folder: Path, data: Levelled, path: str | None) -> dict[str, float]:
         with tempfile.TemporaryDirectory(prefix="qra_bo-") as scratch:
             executor = make_executor(task_config(folder.name, path), Path(scratch))
             try:
-                found = executor.call("quantisation_damage", {"choices": [key.split() for key in missing]}, quiet)
+                found = executor.call("bench.table1.base_errors:joint_sensitivity", {"choices": [key.split() for key in missing]}, quiet)
             finally:
                 executor.close()
         known.update(zip(missing, found["loss"], strict=True))

@@ -5,16 +5,17 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from bench.table1.config import NAME, TableConfig, TableOptions, load_options
+from bench.table1.limits import Limit
+from bench.table1.session import Session
 from qra_bo.config.schema import RunConfig
 from qra_bo.pipeline.run import make_setting
 from qra_bo.study.journal import Journal
-from qra_bo.table1.limits import Limit
-from qra_bo.table1.session import NAME, Session
 from qra_bo.utils.errors import ConfigError
 
 
 @contextmanager
-def table_session(config: RunConfig, folder: Path) -> Iterator[Session]:
+def table_session(config: RunConfig, folder: Path, options: TableOptions | None = None) -> Iterator[Session]:
     """A session whose evaluations are kept in ``folder`` and gone on with.
 
     Raises:
@@ -25,7 +26,8 @@ def table_session(config: RunConfig, folder: Path) -> Iterator[Session]:
     folder.mkdir(parents=True, exist_ok=True)
     setting = make_setting(config)
     with Journal(folder, name=NAME) as journal:
-        session = Session(config, replace(setting, memory=replace(setting.memory, scope="peak")), folder, journal)
+        both = TableConfig(config, options or load_options())
+        session = Session(both, replace(setting, memory=replace(setting.memory, scope="peak")), folder, journal)
         try:
             yield session
         finally:

@@ -67,10 +67,10 @@ def config_from(raw: Mapping[str, Any], found: Sequence[Problem] = ()) -> RunCon
 
 def with_codes(config: RunConfig) -> RunConfig:
     """``quantizer.rounding=auto`` as what it means here: codes by GPTQ where a real model is quantised, and not to
-    another base for every start of its adapters, nor by rows of a table that each say their own."""
+    another base for every start of its adapters."""
     if config.quantizer.rounding != "auto":
         return config
-    chosen = config.oracle.name == "finetune" and config.adapter.init not in OWN_BASE and config.task != "table1"
+    chosen = config.oracle.name == "finetune" and config.adapter.init not in OWN_BASE
     return config.with_changes(quantizer=replace(config.quantizer, rounding="gptq" if chosen else "rtn"))
 
 

@@ -15,7 +15,6 @@ from qra_bo.pipeline.build import NUMBERS, make_space, make_spec
 from qra_bo.searchers.methods import METHODS
 from qra_bo.searchers.priors import prior_file, shipped_priors
 from qra_bo.space import Ladder
-from qra_bo.study.options import OTHER_RATES, are_other_rates
 from qra_bo.tasks import TASKS
 from qra_bo.trials import OWN_BASE
 from qra_bo.utils.errors import UserError, nearest_first
@@ -30,7 +29,7 @@ def problems_of(config: RunConfig) -> list[Problem]:
     found: list[Problem] = list(_model(config))
     if found:  # without a model nothing else has a meaning
         return found
-    for rule in (_task, _budget, _ladders, _rounding, _numbers, _train, _table1, _sources, _executor, _logger, _mirror,
+    for rule in (_task, _budget, _ladders, _rounding, _numbers, _train, _sources, _executor, _logger, _mirror,
                  _device, _optimizer):
         found += rule(config)
     if not any(p.key in ("bits", "ranks", "quantizer.formats") for p in found):
@@ -73,10 +72,9 @@ def _task(config: RunConfig) -> Iterator[Problem]:
         yield Problem("allocation", "task=evaluate needs allocation=uniform:BITS,RANK or a JSON file such as a "
                                     "best.json, or eval.tasks=[...] and out=RUN to ask the model of a finished run; got"
                                     f" {'both' if asks else 'neither'}.")
-    if asks and config.task != "table1" and (config.task != "evaluate" or config.out is None):
-        yield Problem("eval.tasks", "eval.tasks needs task=table1, or task=evaluate and out=RUN, the folder of a "
-                                    f"finished run; got task={config.task} and "
-                                    f"out={'null' if config.out is None else config.out}.")
+    if asks and (config.task != "evaluate" or config.out is None):
+        yield Problem("eval.tasks", "eval.tasks needs task=evaluate and out=RUN, the folder of a finished run; got "
+                                    f"task={config.task} and out={'null' if config.out is None else config.out}.")
 
 
 def _budget(config: RunConfig) -> Iterator[Problem]:
@@ -118,9 +116,6 @@ def _rounding(config: RunConfig) -> Iterator[Problem]:
     if q.rounding != "rtn" and config.oracle.name != "finetune":
         yield Problem("quantizer.rounding", f"quantizer.rounding={q.rounding} chooses codes on real text, and oracle="
                                             f"{config.oracle.name} has none: use quantizer.rounding=rtn.")
-    if q.rounding != "rtn" and config.task == "table1":
-        yield Problem("quantizer.rounding", f"quantizer.rounding={q.rounding} can't be asked of task=table1: its rows "
-                                            "say their own codes. Leave it out, and choose rows with table1.methods.")
     if q.rounding != "rtn" and config.adapter.init in OWN_BASE:
         yield Problem("adapter.init", f"adapter.init={config.adapter.init} quantises what the adapters leave of every "
                                       "weight, to the round-to-nearest codes: use quantizer.rounding=rtn, or another start.")
@@ -184,32 +179,6 @@ def _train(config: RunConfig) -> Iterator[Problem]:
     yield from _rule("eval.batch", config.eval.batch, config.eval.batch >= 1, "at least 1")
     limit = config.eval.limit
     yield from _rule("eval.limit", limit, limit is None or limit >= 1, "at least 1, or null for all")
-
-
-def _table1(config: RunConfig) -> Iterator[Problem]:
-    t = config.table1
-    least = {"seeds": (t.seeds, 2), "key_seeds": (t.key_seeds, 2), "lr_trials": (t.lr_trials, 1),
-             "rank_choices": (t.rank_choices, 1), "amq_evaluations": (t.amq_evaluations, 3)}
-    for key, (value, at_least) in least.items():
-        yield from _rule(f"table1.{key}", value, value >= at_least, f"at least {at_least}")
-    yield from _rule("table1.steps", t.steps, t.steps is None or t.steps >= 1, "at least 1, or null")
-    yield from _rule("table1.rate_factors", t.rate_factors, are_other_rates(t.rate_factors), OTHER_RATES)
-    yield from _try("table1.published_ranks", lambda: Ladder("ranks", t.published_ranks))
-    if config.task == "table1" and config.oracle.name == "benchmark":
-        yield Problem("oracle.name", "task=table1 needs oracle=finetune, or oracle=synthetic for a dry run: a table of "
-                                     "evaluations knows LoRA's alone; got oracle=benchmark.")
-    if config.task == "table1" and config.memory.calibrate:
-        yield Problem("memory.calibrate", "task=table1 prices all rows alike, also when it is gone on with; got "
-                                          "memory.calibrate=true, with which prices follow what was measured last.")
-    if config.task == "table1":
-        from qra_bo.table1.cells import make_cells  # what it names must be loaded to be known
-        from qra_bo.table1.session import NAME
-
-        yield from _try("table1", lambda: make_cells(t.limits, t.methods))
-        for folder in t.join:
-            if not (Path(folder) / NAME).is_file():
-                yield Problem("table1.join", "table1.join takes folders of tables that were begun elsewhere; got "
-                                             f"{redact(folder)}, which holds no {NAME}.")
 
 
 def _finetunes(config: RunConfig) -> bool:

@@ -12,7 +12,7 @@ from qra_bo.trials import deciding_quantizer
 
 LR_EXPONENTS = {"constant": 0.0, "inverse_sqrt": 0.5, "inverse": 1.0}
 NOT_OF_THE_RESULT = ("task", "effort", "max_hours", "out", "resume", "display", "allocation", "worker",
-                     "executor", "table1", "export", "logger", "mirror")
+                     "executor", "export", "logger", "mirror")
 """Keys that may differ between a run and its continuation: they bound or show it and change no evaluation."""
 
 
@@ -223,25 +223,6 @@ class FinalConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class Table1Config:
-    """The comparison of methods: which, within which limits, and how much every one of them gets."""
-
-    name: str
-    methods: tuple[str, ...] | None
-    limits: tuple[str, ...]
-    published_ranks: tuple[int, ...]
-    finer_bits: tuple[int, ...]
-    rank_choices: int
-    amq_evaluations: int
-    lr_trials: int
-    steps: int | None
-    seeds: int
-    key_seeds: int
-    rate_factors: tuple[float, ...]
-    join: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class RunConfig:
     """One run. ``conf/config.yaml`` and its groups say what every key means and hold every default."""
 
@@ -280,7 +261,6 @@ class RunConfig:
     export: ExportConfig
     logger: LoggerConfig
     worker: WorkerConfig
-    table1: Table1Config
 
     @property
     def model_name(self) -> str:

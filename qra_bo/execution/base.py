@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from qra_bo.execution.messages import ProfileResult, failure_of, is_result, run_profile
+from qra_bo.execution.messages import ProfileResult, failure_of, is_result, oracle_method, run_profile
 from qra_bo.oracle.protocol import Oracle, Progress
 from qra_bo.trials import TrialResult, TrialSpec
 from qra_bo.utils.errors import ConfigError
@@ -47,7 +47,8 @@ class Executor(Protocol):
         return self.finished(progress)[1]
 
     def call(self, method: str, kwargs: Mapping[str, Any], progress: Progress) -> Mapping[str, Any]:
-        """Call a method that only some oracles have (the final fine-tune); arguments and answer are JSON values."""
+        """Call a method that only some oracles have, or ``"package.module:function"`` with the oracle as its first
+        argument; arguments and answer are JSON values."""
         ...
 
     def close(self) -> None:
@@ -110,7 +111,7 @@ class InProcessExecutor(Executor):
             return request, failure_of(error, 0, time.monotonic() - start)
 
     def call(self, method: str, kwargs: Mapping[str, Any], progress: Progress) -> Mapping[str, Any]:
-        answer: Mapping[str, Any] = getattr(self._oracle, method)(**kwargs, progress=progress)
+        answer: Mapping[str, Any] = oracle_method(self._oracle, method)(**kwargs, progress=progress)
         return answer
 
     def close(self) -> None:

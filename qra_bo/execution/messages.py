@@ -1,8 +1,10 @@
 """What driver and worker tell each other: JSON both ways, so that a message is data and nothing else."""
 
+import pkgutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -52,6 +54,17 @@ def run_profile(oracle: Oracle, progress: Progress) -> ProfileResult:
     cost = getattr(oracle, "profile_cost", {})
     return ProfileResult(profile, int(cost.get("training_tokens", 0)), int(cost.get("forward_tokens", 0)),
                          time.monotonic() - start)
+
+
+def oracle_method(oracle: Oracle, method: str) -> Callable[..., Mapping[str, Any]]:
+    """Return a method of the oracle, or ``"package.module:function"`` with the oracle as its first argument.
+
+    The program alone names functions: no name from a file or a configuration comes here.
+    """
+    if ":" in method:
+        return partial(pkgutil.resolve_name(method), oracle)
+    found: Callable[..., Mapping[str, Any]] = getattr(oracle, method)
+    return found
 
 
 def spec_to_json(request: TrialSpec) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from qra_bo.execution.messages import (
     error_to_json,
     failure_of,
     is_result,
+    oracle_method,
     result_to_json,
     run_profile,
     spec_from_json,
@@ -116,7 +117,7 @@ def serve(oracle: Oracle, request: Mapping[str, Any], reporter: Reporter) -> tup
         if request["op"] == "profile":
             return "result", run_profile(oracle, reporter).to_json()
         if request["op"] == "call":
-            return "result", dict(getattr(oracle, request["method"])(**request["kwargs"], progress=reporter))
+            return "result", dict(oracle_method(oracle, request["method"])(**request["kwargs"], progress=reporter))
         measurement = oracle.evaluate(spec_from_json(request["request"]), reporter)
         return "result", result_to_json(measurement)
     except Exception as error:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from qra_bo.finetune.adapters.factor_store import FactorStore
-from qra_bo.finetune.adapters.inits import Initialiser, decomposition_errors
+from qra_bo.finetune.adapters.inits import Initialiser
 from qra_bo.finetune.adapters.lora import AdapterSettings, adapter_parameters, attach, detach
 from qra_bo.finetune.data.batches import batches
 from qra_bo.finetune.data.records import DataSplits, TokenBlocks
@@ -22,7 +22,6 @@ from qra_bo.finetune.profiling.cache import ProfileCache
 from qra_bo.finetune.profiling.gradients import CalibrationText
 from qra_bo.finetune.profiling.measure import (
     assemble,
-    joint_quantization_sensitivity,
     measure_quantization_sensitivity,
     measure_rank_sensitivity,
     unit_choice,
@@ -239,47 +238,6 @@ class FinetuneOracle:
             detach(self.model)
         return {"steps": total, "loss": measured.loss, "loss_se": measured.loss_se,
                 "training_tokens": measured.training_tokens}
-
-    def evaluate_adalora(self, formats: Sequence[str], initial_rank: int, target_rank: int, steps: int, train_seed: int,
-                         split: str, lr_scale: float, measure: bool, progress: Progress) -> dict[str, Any]:
-        """Fine-tune and evaluate with AdaLoRA instead of fixed ranks: see ``qra_bo.finetune.adalora_run``."""
-        from qra_bo.finetune.adalora import AdaLoraSettings
-        from qra_bo.finetune.adalora_run import AdaLoraTask, run_adalora
-
-        ranks = AdaLoraSettings(initial_rank, target_rank)
-        task = AdaLoraTask(tuple(formats), ranks, steps, train_seed, split, lr_scale, measure)
-        return run_adalora(self, task, progress)
-
-    def answer_tasks(self, allocation: Mapping[str, Any], init: str, initial_rank: int | None, steps: int,
-                     train_seed: int, lr_scale: float, tasks: Sequence[str], batch: int, limit: int | None,
-                     progress: Progress) -> dict[str, Any]:
-        """Fine-tune once more and ask the model tasks: see ``qra_bo.finetune.evaluation.answers``."""
-        from qra_bo.finetune.evaluation.answers import Trained, answer_tasks
-
-        trained = Trained(Allocation.from_json(allocation), init, initial_rank, steps, train_seed, lr_scale)
-        return answer_tasks(self, trained, tasks, batch, limit, progress)
-
-    def decomposition_errors(self, rank: int, iterations: int, progress: Progress) -> dict[str, Any]:
-        """``errors``, ``L x F``: see ``qra_bo.finetune.adapters.inits.decomposition_errors``. No token is spent."""
-        found = decomposition_errors(self.bank, self.units, self.formats, rank, iterations, progress)
-        return {"units": [u.name for u in self.units], "formats": [f.name for f in self.formats],
-                "errors": found.tolist()}
-
-    def quantisation_damage(self, choices: Sequence[Sequence[str]], progress: Progress) -> dict[str, Any]:
-        """What quantising the whole model does before any fine-tuning, on the calibration text.
-
-        Args:
-            choices: For every allocation of bits, the format of every unit.
-            progress: Told after every allocation.
-
-        Returns:
-            ``loss`` and ``jsd`` (nats, against the model in 16 bits) of every choice, and ``forward_tokens``.
-        """
-        n = self.settings.calibration_blocks
-        loss, jsd, tokens = joint_quantization_sensitivity(self.model, self.bank, self.units, choices,
-                                         self.data.calibration.input_ids[:n], self.data.calibration.labels[:n],
-                                         self.settings.train, self.device, progress)
-        return {"loss": loss, "jsd": jsd, "forward_tokens": tokens}
 
     def close(self) -> None:
         self.bank.restore_dense()

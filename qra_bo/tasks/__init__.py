@@ -17,12 +17,11 @@ TASKS: Mapping[str, str] = {
     "evaluate": "qra_bo.tasks.evaluate",
     "export": "qra_bo.tasks.export",
     "report": "qra_bo.tasks.report",
-    "table1": "qra_bo.tasks.table1",
 }
 """Module of every task; each has ``run(config) -> exit status``."""
 
 
-NEEDS_A_MODEL = frozenset({"search", "profile", "evaluate", "table1"})
+NEEDS_A_MODEL = frozenset({"search", "profile", "evaluate"})
 """Tasks of which at least the memory plan can be had where there are no weights, or not the device or the RAM."""
 
 

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from bench import ablations
+from bench.table1.published import scaled_autoqra
 from qra_bo.config.schema import load_config
 from qra_bo.searchers.methods import METHODS
 from qra_bo.space import Allocation
 from qra_bo.study.journal import read_journal
-from qra_bo.table1.published import scaled_autoqra
 
 
 def row(variant: str, seed: int, regret: float | None) -> dict[str, Any]:

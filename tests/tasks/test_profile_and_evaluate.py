@@ -33,7 +33,7 @@ def make_profile(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
     return tmp_path / "p" / "profile.json"
 
 
-@pytest.mark.parametrize("task", ["search", "profile", "evaluate", "table1"])
+@pytest.mark.parametrize("task", ["search", "profile", "evaluate"])
 def test_without_weights_there_is_the_memory_plan_and_status_2(task: str, tmp_path: Path,
                                                                capsys: pytest.CaptureFixture[str]) -> None:
     assert main([f"task={task}", "+model=llama2_70b", "display=none", "allocation=uniform:4,4",

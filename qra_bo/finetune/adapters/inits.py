@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,8 +16,7 @@ from qra_bo.finetune.quantization.base import State, packed
 from qra_bo.finetune.quantization.registry import backend_of
 from qra_bo.memory.formats import parse_format
 from qra_bo.oracle.protocol import Progress
-from qra_bo.sensitivity.profile import FloatArray
-from qra_bo.space import StorageFormat, Unit
+from qra_bo.space import StorageFormat
 
 Start = tuple[Tensor, Tensor]
 """A (``r x in``) and B (``out x r``) in fp32."""
@@ -190,37 +188,6 @@ def requantise_in(bank: LayerBank, fmt: StorageFormat) -> Requantise:
         return state, unpacked(bank, fmt, state, matrix.shape)
 
     return requantise
-
-
-def decomposition_errors(bank: LayerBank, units: Sequence[Unit], formats: Sequence[StorageFormat], rank: int,
-                         iterations: int, progress: Progress) -> FloatArray:
-    """LQ-LoRA's objective: ``sum ||W - Q - L||_F^2`` over the linears of every unit in every format, ``L x F``.
-
-    The paper's variant without Fisher weights. With ``rank`` 0 it is the error of plain quantisation.
-
-    Args:
-        bank: The model's quantised linears.
-        units: The ``L`` units.
-        formats: The ``F`` formats.
-        rank: Of L.
-        iterations: Most alternations; the order of formats and units seldom depends on more than the first.
-        progress: Told after every unit.
-    """
-    errors = np.zeros((len(units), len(formats)))
-    for u, unit in enumerate(units):
-        for linear in unit.linears:
-            weight = full_weight(bank, linear.name)
-            size = float(torch.linalg.vector_norm(weight)) ** 2
-            first = leading(weight, rank) if rank else None
-            for f, fmt in enumerate(formats):
-                if first is None:
-                    plain = unpacked(bank, fmt, bank.state(linear.name, fmt.name), weight.shape)
-                    errors[u, f] += float(torch.linalg.vector_norm(weight - plain)) ** 2
-                else:
-                    found = low_rank_first(weight, requantise_in(bank, fmt), rank, iterations, first)
-                    errors[u, f] += min(found.errors) ** 2 * size
-        progress("decompose", u + 1, len(units))
-    return errors
 
 
 def input_directions(bank: LayerBank, names: Sequence[str], ids: Tensor, rank: int,

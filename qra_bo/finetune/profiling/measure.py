@@ -1,7 +1,7 @@
 """Measuring the sensitivity profile on the real model: I_q by quantising one unit at a time, I_r from gradients."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,8 +29,8 @@ class Damage(NamedTuple):
     se: FloatArray
 
 
-class _Reference:
-    """The dense model's predictions on the calibration text, against which losses and divergences are taken.
+class DenseReference:
+    """The dense model's predictions on the calibration text, to which quantised models are compared.
 
     Args:
         model: For its head.
@@ -44,6 +44,7 @@ class _Reference:
         targets = labels[:, 1:].reshape(-1)
         self._valid = targets != -100
         self._goal = targets[self._valid]
+        self.tokens = len(self._goal)
         self._hidden = self._select(hidden)
         vocab = model.get_output_embeddings().weight.shape[0]
         keep = 4 * vocab * len(self._goal) <= KEPT_LOG_PROBABILITIES
@@ -61,6 +62,15 @@ class _Reference:
         return torch.log_softmax(logits_of(self._model, hidden[start:start + self._chunk]).float(), -1)
 
     @torch.no_grad()
+    def chunks(self, hidden: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield for every chunk of ``n`` tokens the targets, ``n x 1``, and the log-probabilities of the dense model and
+        of ``b x length x d`` final hidden states, ``n x vocabulary``."""
+        selected = self._select(hidden)
+        for i, start in enumerate(self._starts):
+            log_p = self._log_p(self._hidden, start) if self._kept is None else self._kept[i]
+            yield self._goal[start:start + self._chunk].unsqueeze(1), log_p, self._log_p(selected, start)
+
+    @torch.no_grad()
     def compare(self, hidden: Tensor) -> tuple[float, float, float]:
         """Mean next-token loss of ``b x length x d`` final hidden states, mean KL(dense || these), and the standard
         error of the loss's rise over the dense model's, in nats.
@@ -68,69 +78,14 @@ class _Reference:
         Were the text drawn from the dense model, each token's rise would be its KL and an error of mean 0 that those
         before it do not tell: their squares add up.
         """
-        ours, loss, kl, squares = self._select(hidden), 0.0, 0.0, 0.0
-        for i, start in enumerate(self._starts):
-            log_q = self._log_p(ours, start)
-            log_p = self._log_p(self._hidden, start) if self._kept is None else self._kept[i]
-            goal = self._goal[start:start + self._chunk].unsqueeze(1)
+        loss = kl = squares = 0.0
+        for goal, log_p, log_q in self.chunks(hidden):
             chosen = log_q.gather(1, goal)
             apart = torch.sum(log_p.exp() * (log_p - log_q), dim=1)
             loss -= float(chosen.sum())
             kl += float(apart.sum())
             squares += float((log_p.gather(1, goal).sub(chosen).squeeze(1) - apart).square().sum())
-        n = len(self._goal)
-        return loss / n, kl / n, math.sqrt(squares) / n
-
-    @torch.no_grad()
-    def jensen_shannon(self, hidden: Tensor) -> float:
-        """Mean Jensen-Shannon divergence from the dense model of ``b x length x d`` final hidden states, in nats."""
-        ours, total = self._select(hidden), 0.0
-        for i, start in enumerate(self._starts):
-            log_q = self._log_p(ours, start)
-            log_p = self._log_p(self._hidden, start) if self._kept is None else self._kept[i]
-            middle = torch.logaddexp(log_p, log_q) - math.log(2.0)
-            total += 0.5 * float(torch.sum(log_p.exp() * (log_p - middle)) + torch.sum(log_q.exp() * (log_q - middle)))
-        return total / len(self._goal)
-
-
-def joint_quantization_sensitivity(model: Any, bank: LayerBank, units: Sequence[Unit], choices: Sequence[Sequence[str]], inputs: Blocks,
-                 labels: Blocks, settings: TrainSettings, device: torch.device,
-                 progress: Progress) -> tuple[list[float], list[float], int]:
-    """Calibration loss and Jensen-Shannon divergence from the dense model with all units quantised at once.
-
-    Args:
-        model: The dense model, without adapters.
-        bank: Swaps its linears.
-        units: The ``L`` units.
-        choices: ``n`` times the format of every unit.
-        inputs: Calibration ids, ``m x length``.
-        labels: ``m x length``.
-        settings: For the chunk of the head.
-        device: Where the model is.
-        progress: Told after every choice.
-
-    Returns:
-        ``n`` losses and ``n`` divergences (nats per token), and the tokens that went forward, the dense pass included.
-    """
-    model.eval()
-    ids, goal = torch.from_numpy(inputs).to(device), torch.from_numpy(labels).to(device)
-
-    def final() -> Tensor:
-        with torch.no_grad():
-            hidden: Tensor = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
-        return hidden
-
-    bank.restore_dense()
-    reference = _Reference(model, final(), goal, settings.logits_chunk)
-    losses, divergences = [], []
-    for done, formats in enumerate(choices, start=1):
-        bank.install(model, unit_choice(units, formats))
-        hidden = final()
-        losses.append(reference.compare(hidden)[0])
-        divergences.append(reference.jensen_shannon(hidden))
-        progress("quantisation damage", done, len(choices))
-    bank.restore_dense()
-    return losses, divergences, ids.numel() * (1 + len(choices))
+        return loss / self.tokens, kl / self.tokens, math.sqrt(squares) / self.tokens
 
 
 def measure_quantization_sensitivity(model: Any, bank: LayerBank, units: Sequence[Unit], formats: Sequence[StorageFormat],
@@ -157,7 +112,7 @@ def measure_quantization_sensitivity(model: Any, bank: LayerBank, units: Sequenc
     ids, goal = torch.from_numpy(inputs).to(device), torch.from_numpy(labels).to(device)
     bank.restore_dense()
     below, final = layer_inputs(model, ids)
-    reference = _Reference(model, final, goal, settings.logits_chunk)
+    reference = DenseReference(model, final, goal, settings.logits_chunk)
     base, _, _ = reference.compare(final)
     found = Damage(*(np.zeros((len(units), len(formats))) for _ in range(3)))
     spent, n_layers = float(ids.numel()), len(below)

@@ -3,7 +3,7 @@
 import hashlib
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from qra_bo.oracle.protocol import TRAINING, Progress
 from qra_bo.oracle.simulated import StepsDone, named_normal
 from qra_bo.oracle.synthetic.landscape import FLOOR, TASK_HALF_RANK, TOTAL_TASK, Landscape, Optimum, phi
 from qra_bo.sensitivity.profile import FloatArray, SensitivityProfile
-from qra_bo.space import Allocation, CostTable, IntArray, SearchSpace, StorageFormat
+from qra_bo.space import CostTable, IntArray, SearchSpace, StorageFormat
 from qra_bo.trials import TrialResult, TrialSpec, TrialState
 from qra_bo.utils.errors import OracleError
 
@@ -55,7 +55,7 @@ class SyntheticOracle:
         self.landscape = Landscape(space, seed, severity)
         self._space, self._seed, self._noise, self._high_steps = space, seed, noise, high_steps
         self._tokens_per_step, self._eval_tokens = tokens_per_step, eval_tokens
-        self._calibration_tokens = eval_tokens if calibration_tokens is None else calibration_tokens
+        self.calibration_tokens = eval_tokens if calibration_tokens is None else calibration_tokens
         eighth = max(1, high_steps // 8)
         self._record_at = tuple(range(eighth, high_steps + 1, eighth)) if record_at is None else record_at
         self._done = StepsDone(checkpoints)
@@ -92,7 +92,7 @@ class SyntheticOracle:
         ranks = np.arange(1, largest + 1, dtype=np.float64)
         gain = (self.landscape.task * rng.lognormal(0.0, 0.3, n))[:, None] * (ranks / (ranks + TASK_HALF_RANK))
         self.profile_cost = {"training_tokens": self._tokens_per_step,
-                             "forward_tokens": (n * n_formats + 1) * self._calibration_tokens, "seconds": 0.0}
+                             "forward_tokens": (n * n_formats + 1) * self.calibration_tokens, "seconds": 0.0}
         progress("profile", n, n)
         return SensitivityProfile(tuple(u.name for u in space.units), tuple(f.name for f in space.formats), damage, kl,
                                   gain, FLOOR + TOTAL_TASK, f"synthetic landscape of seed {self._seed}")
@@ -120,33 +120,6 @@ class SyntheticOracle:
         return TrialResult(TrialState.OK, losses[-1][1], 2.0 * self._noise, tuple(losses), steps - first,
                            (steps - first) * self._tokens_per_step, looks * self._eval_tokens, None,
                            time.monotonic() - start)
-
-    def evaluate_adalora(self, formats: Sequence[str], initial_rank: int, target_rank: int, steps: int, train_seed: int,
-                         split: str, lr_scale: float, measure: bool, progress: Progress) -> dict[str, Any]:
-        """As LoRA of the target rank everywhere: the landscape knows nothing of triplets."""
-        allocation = Allocation(tuple(formats), (target_rank,) * len(formats))
-        m = self.evaluate(TrialSpec(allocation, steps, steps, train_seed, split, lr_scale), progress)
-        return {"state": m.state.value, "message": m.message, "loss": m.loss, "loss_se": m.loss_se,
-                "ranks": {linear.name: target_rank for unit in self._space.units for linear in unit.linears},
-                "average_rank": float(target_rank), "training_tokens": m.training_tokens,
-                "forward_tokens": m.forward_tokens, "measured_bytes": None, "seconds": m.seconds}
-
-    def decomposition_errors(self, rank: int, iterations: int, progress: Progress) -> dict[str, Any]:
-        """The planted damage that adapters of ``rank`` leave, in the shape of ``FinetuneOracle``'s answer."""
-        kept = self.landscape.kept(np.array([[float(rank)]]))
-        progress("decompose", self._space.n_units, self._space.n_units)
-        return {"units": [u.name for u in self._space.units], "formats": [f.name for f in self._space.formats],
-                "errors": (self.landscape.quantization_sensitivity * kept).tolist()}
-
-    def quantisation_damage(self, choices: Sequence[Sequence[str]], progress: Progress) -> dict[str, Any]:
-        """Planted loss before training, and as divergence its rise, in the shape of ``FinetuneOracle``'s answer."""
-        before = []
-        for done, formats in enumerate(choices, start=1):
-            allocation = Allocation(tuple(formats), (0,) * len(formats))
-            before.append(self.landscape.trained(allocation, [self._format(f) for f in formats])[0])
-            progress("quantisation damage", done, len(choices))
-        return {"loss": before, "jsd": [loss - FLOOR - TOTAL_TASK for loss in before],
-                "forward_tokens": (1 + len(before)) * self._calibration_tokens}
 
     def close(self) -> None:
         """Nothing is held."""

@@ -250,15 +250,10 @@ def test_codes_want_a_real_text() -> None:
         load_config(["+model=tiny", "oracle=synthetic", "quantizer.rounding=gptq"])
 
 
-def test_rows_of_a_table_say_their_own_codes() -> None:
-    with pytest.raises(ConfigError, match="can't be asked of task=table1"):
-        load_config(["+model=tiny", "task=table1", "quantizer.rounding=gptq"])
-
-
 @pytest.mark.parametrize(("overrides", "rounding"), [
     ([], "gptq"), (["adapter.init=residual_svd"], "gptq"), (["adapter.init=eva"], "gptq"),
     (["adapter.init=loftq"], "rtn"), (["adapter.init=pissa"], "rtn"), (["adapter.init=lq_lora"], "rtn"),
-    (["oracle=synthetic"], "rtn"), (["task=table1"], "rtn"), ([NEAREST], "rtn")])
+    (["oracle=synthetic"], "rtn"), ([NEAREST], "rtn")])
 def test_unless_asked_otherwise_codes_are_chosen_wherever_they_can_be(overrides: list[str], rounding: str) -> None:
     config = load_config(["+model=tiny", *overrides])
     assert config.quantizer.rounding == rounding

@@ -1,0 +1,55 @@
+"""Task accuracy of one configuration: fine-tuned as for its loss, then tested with lm-evaluation-harness."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from bench.table1.adalora import AdaLoraSettings
+from bench.table1.adalora_run import AdaLoraTask, run_adalora
+from qra_bo.finetune.evaluation.harness import score_tasks
+from qra_bo.finetune.oracle import FinetuneOracle
+from qra_bo.oracle.protocol import Progress
+from qra_bo.space import Allocation
+from qra_bo.trials import TrialSpec
+
+
+def answer_tasks(oracle: FinetuneOracle, allocation: Mapping[str, Any], init: str, initial_rank: int | None, steps: int,
+                 train_seed: int, lr_scale: float, tasks: Sequence[str], batch: int, limit: int | None,
+                 progress: Progress) -> dict[str, Any]:
+    """Train one configuration and score it at the tasks, in the oracle's process.
+
+    Args:
+        oracle: Holds the model.
+        allocation: Formats and ranks, as JSON; with AdaLoRA the target ranks.
+        init: Adapter initialisation.
+        initial_rank: AdaLoRA's, or ``None`` for LoRA.
+        steps: Optimiser steps.
+        train_seed: Seed of data order and initialisation.
+        lr_scale: Factor on the learning rate.
+        tasks: Names of the harness' tasks, or files.
+        batch: Sequences of one forward pass.
+        limit: Questions of every task, or ``None`` for all.
+        progress: Called after every step.
+
+    Returns:
+        JSON values: ``state`` and ``message`` of the training, and ``scores``, a list of ``TaskScore`` fields.
+
+    Raises:
+        MissingExtraError: If lm-eval is not installed.
+        ConfigError: If the harness knows no task of a name.
+        DataError: If a file is malformed.
+    """
+    chosen = Allocation.from_json(allocation)
+    scores: list[dict[str, Any]] = []
+
+    def score() -> None:
+        scores.extend(asdict(s) for s in score_tasks(oracle.model, oracle.tokenizer, tasks, batch=batch, limit=limit))
+
+    if initial_rank is not None:
+        task = AdaLoraTask(chosen.formats, AdaLoraSettings(initial_rank, chosen.ranks[0]), steps, train_seed,
+                           "validation", lr_scale, False)
+        found = run_adalora(oracle, task, progress, score)
+        return {"state": found["state"], "message": found["message"], "scores": scores}
+    measured = oracle.evaluate(TrialSpec(chosen, steps, steps, train_seed, "validation", lr_scale, init), progress,
+                               score)
+    return {"state": measured.state.value, "message": measured.message, "scores": scores}

@@ -1,0 +1,71 @@
+"""What a row of the table comes to: the configuration that is trained, whatever found it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from bench.table1.adalora_memory import adalora_bytes
+from qra_bo.memory.formats import metadata_bytes, parse_format
+from qra_bo.memory.model import MemoryModel
+from qra_bo.pipeline.build import BytesPredictor
+from qra_bo.space import Allocation, SearchSpace, average_bits
+
+
+def codes_name(gptq_tokens: int | None) -> str:
+    """A suffix for the names of what depends on how codes are chosen; empty for the nearest."""
+    return "" if gptq_tokens is None else f"-gptq{gptq_tokens}"
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Formats, ranks and how the adapters start.
+
+    Args:
+        allocation: Format and rank of every unit; of AdaLoRA the ranks are the target, the same everywhere.
+        init: Start of the adapters (``adapter.init``); AdaLoRA has its own.
+        initial_rank: AdaLoRA's rank at the start; ``None`` for adapters of fixed rank.
+        gptq_tokens: Tokens that codes are chosen on (``quantizer.rounding=gptq``); ``None``: the round-to-nearest codes.
+    """
+
+    allocation: Allocation
+    init: str
+    initial_rank: int | None = None
+    gptq_tokens: int | None = None
+
+    @property
+    def key(self) -> str:
+        """Names what is trained: two rows with one key share every evaluation."""
+        how = self.init if self.initial_rank is None else f"adalora{self.initial_rank}"
+        return f"{self.allocation.fingerprint}-{how}{codes_name(self.gptq_tokens)}"
+
+    def to_json(self) -> dict[str, Any]:
+        return {**self.allocation.to_json(), "init": self.init, "initial_rank": self.initial_rank,
+                "gptq_tokens": self.gptq_tokens}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Recipe":
+        """Inverse of ``to_json``."""
+        initial, tokens = data["initial_rank"], data.get("gptq_tokens")  # tables had the round-to-nearest codes alone
+        return cls(Allocation.from_json(data), str(data["init"]), None if initial is None else int(initial),
+                   None if tokens is None else int(tokens))
+
+    def predicted_bytes(self, memory: MemoryModel, space: SearchSpace) -> int:
+        """Bytes in the scope of ``memory``."""
+        if self.initial_rank is None:
+            return BytesPredictor(memory, space)(self.allocation)
+        return adalora_bytes(memory, space, self.allocation.formats, self.initial_rank, self.allocation.ranks[0])
+
+    def average_bits(self, space: SearchSpace) -> float:
+        """Code bits weighted by parameters."""
+        return average_bits([parse_format(f).bits for f in self.allocation.formats], space.unit_numel)
+
+    def metadata_bits(self, space: SearchSpace) -> float:
+        """Bits of scales and zeros by parameter."""
+        total = sum(metadata_bytes(parse_format(f), m.out_features, m.in_features)
+                    for unit, f in zip(space.units, self.allocation.formats, strict=True) for m in unit.linears)
+        return 8 * total / int(space.unit_numel.sum())
+
+    def average_rank(self, space: SearchSpace) -> float:
+        """Over the linears; of AdaLoRA the target."""
+        counts = [len(unit.linears) for unit in space.units]
+        return sum(n * r for n, r in zip(counts, self.allocation.ranks, strict=True)) / sum(counts)

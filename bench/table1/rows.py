@@ -1,0 +1,157 @@
+"""What a row of the table is: one method, and how it comes to the configuration that is trained."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from bench.table1.limits import Limit
+from bench.table1.recipe import Recipe, codes_name
+from bench.table1.session import Session
+from qra_bo.memory.formats import parse_format
+from qra_bo.space import uniform
+from qra_bo.study.cost import FORWARD_SHARE
+from qra_bo.study.uniform_baselines import BaselineRules, largest_rank
+from qra_bo.utils.registry import Registry
+
+RANK = 16
+"""Rank of the published comparison."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a method settled on.
+
+    Args:
+        recipe: What is trained.
+        cost: Spent on finding it, in training tokens, as if the method had been alone.
+        note: What a reader of the row should know.
+    """
+
+    recipe: Recipe
+    cost: float
+    note: str = ""
+
+
+class Row(Protocol):
+    """One method."""
+
+    @property
+    def name(self) -> str:
+        """In the registry."""
+        ...
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        ...
+
+    @property
+    def key(self) -> bool:
+        """Whether it gets the larger number of training seeds."""
+        ...
+
+    @property
+    def lr_centre(self) -> float:
+        """Factor on the rule's learning rate around which the same number of rates is tried as for every method."""
+        ...
+
+    def takes(self, limit: Limit | None) -> bool:
+        """Whether it is made for a limit; ``None`` stands for a method whose memory is what it is."""
+        ...
+
+    def signature(self, session: Session) -> str:
+        """Settings that decide what ``find`` finds."""
+        ...
+
+    def equivalents(self, session: Session, limit: Limit) -> float:
+        """Rough full-trial equivalents that ``find`` takes."""
+        ...
+
+    def find(self, session: Session, limit: Limit) -> Found:
+        """The configuration that is trained within ``limit``.
+
+        Raises:
+            UserError: If the method has none within it.
+        """
+        ...
+
+
+ROWS: Registry[Row] = Registry("method of the table")
+
+
+def largest_fitting_rank(session: Session, limit: Limit, fmt: str, most: int) -> int:
+    """The largest rank of at most ``most`` with which ``fmt`` everywhere is within ``limit``; 0 if none is."""
+    setting = session.setting_of(limit)
+    space = setting.space
+    if limit.max_average_bits is not None and parse_format(fmt).bits > limit.max_average_bits:
+        return 0
+    most = min(most, *(min(m.out_features, m.in_features) for u in space.units for m in u.linears))
+    rules = BaselineRules(space.n_units, (fmt,), most, session.budget_bytes(limit),
+                        lambda a: Recipe(a, "kaiming").predicted_bytes(setting.memory, space))
+    return largest_rank(rules, fmt)
+
+
+@dataclass(frozen=True)
+class WithinABudget:
+    """What most methods share: they need a budget, and come to their configuration without training."""
+
+    name: str
+    title: str
+    key: bool = False
+    lr_centre: float = 1.0
+
+    def takes(self, limit: Limit | None) -> bool:
+        return limit is not None and limit.budget is not None
+
+    def signature(self, session: Session) -> str:
+        return ""
+
+    def equivalents(self, session: Session, limit: Limit) -> float:
+        return 0.0
+
+
+@dataclass(frozen=True)
+class WithCodes(WithinABudget):
+    """A method whose codes are chosen.
+
+    Args:
+        gptq: Whether by GPTQ (``quantizer.rounding=gptq``); else they are the nearest.
+    """
+
+    gptq: bool = False
+
+    def tokens(self, session: Session) -> int | None:
+        """As in ``Recipe``."""
+        return session.gptq_tokens if self.gptq else None
+
+
+@dataclass(frozen=True)
+class Uniform(WithCodes):
+    """One format and rank everywhere, whatever memory that takes."""
+
+    fmt: str = "nf4"
+
+    def takes(self, limit: Limit | None) -> bool:
+        return limit is None
+
+    def signature(self, session: Session) -> str:
+        return f"{self.format_in(session)}{codes_name(self.tokens(session))}"
+
+    def find(self, session: Session, limit: Limit) -> Found:
+        tokens = self.tokens(session)
+        allocation = uniform(session.space.n_units, self.format_in(session), RANK)
+        return Found(Recipe(allocation, "kaiming", gptq_tokens=tokens), FORWARD_SHARE * (tokens or 0))
+
+    def format_in(self, session: Session) -> str:
+        """The configured format of these bits; QLoRA and 16 bits are what they are by definition."""
+        bits = parse_format(self.fmt).bits
+        configured = session.config.quantizer.formats.get(bits, ())
+        return self.fmt if bits in (4, 16) or not configured else configured[0]
+
+
+for row in (Uniform("lora_16", "LoRA, 16-bit base", key=True, fmt="fp16"),
+            Uniform("qlora", "QLoRA, 4-bit", key=True),
+            Uniform("qlora_gptq", "QLoRA, 4-bit, codes by GPTQ", gptq=True),
+            Uniform("uniform_2", "Uniform 2-bit", fmt="hqq2"),
+            Uniform("uniform_3", "Uniform 3-bit", fmt="hqq3"),
+            Uniform("uniform_8", "Uniform 8-bit", fmt="int8")):
+    ROWS.add(row.name, row)

@@ -1,0 +1,268 @@
+"""Methods that take the adapters' rank as given: LoftQ, LQ-LoRA, AMQ + LoRA, and AdaLoRA after a target rank."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+<<<<<<< HEAD:qra_bo/table1/rows_given_rank.py
+from bench.table1.adalora_memory import adalora_bytes, fit_adalora
+=======
+from bench.table1.amq import AMQ, AMQOptions
+from bench.table1.limits import Limit
+from bench.table1.recipe import Recipe
+from bench.table1.rows import RANK, ROWS, Found, WithinABudget, largest_fitting_rank
+from bench.table1.session import Session
+from qra_bo.memory.adalora import adalora_bytes, fit_adalora
+>>>>>>> 2937805 (Move the comparison of methods from qra_bo to bench):bench/table1/rows_given_rank.py
+from qra_bo.memory.budget import uniform_bytes
+from qra_bo.memory.formats import parse_format
+from qra_bo.sensitivity.profile import FloatArray
+from qra_bo.space import Allocation, IntArray, uniform
+from qra_bo.space.knapsack import solve_knapsack
+from qra_bo.study.cost import FORWARD_SHARE
+from qra_bo.utils.errors import BudgetError
+
+FOUR_BIT = "nf4"
+ADALORA_RATE = 4.0
+"""AdaLoRA's values start at zero between small factors: rates are tried around this multiple of LoRA's."""
+LQ_LORA_RATE = 0.25
+"""LQ-LoRA's adapters start from the largest directions of the weights themselves, and break at LoRA's rates."""
+ITERATIONS = 1
+"""Alternations behind LQ-LoRA's table of errors; the order of formats and units seldom depends on more."""
+Bits = Callable[[int], tuple[tuple[str, ...], float]]
+"""Formats of every unit for a rank that is given, and what finding them cost."""
+
+
+def rank_choices(session: Session, limit: Limit) -> list[int]:
+    """Ranks that are tried where the method has no opinion: the largest of at most 16 that NF4 would fit with, its
+    half, and so on; 1, its double, and so on where NF4 fits with none."""
+    top = largest_fitting_rank(session, limit, FOUR_BIT, RANK)
+    ranks = [top // 2**i if top else min(2**i, RANK) for i in range(session.options.rank_choices)]
+    return list(dict.fromkeys(r for r in ranks if r >= 1))
+
+
+def choose_rank(session: Session, limit: Limit, init: str, bits: Bits) -> Found:
+    """The best of the ranks by validation loss at the rule's own learning rate, at counted cost.
+
+    Raises:
+        BudgetError: If none is within the limit.
+    """
+    tried: list[tuple[float, int, Recipe]] = []
+    cost, problem = 0.0, "no rank is"
+    ranks = rank_choices(session, limit)
+    for rank in ranks:
+        try:
+            formats, spent = bits(rank)
+        except BudgetError as error:
+            problem = str(error)
+            continue
+        recipe = Recipe(Allocation(formats, (rank,) * len(formats)), init)
+        cost += spent
+        if len(ranks) > 1:
+            done = session.evaluate(recipe, 1.0, session.train_seed, "validation")
+            cost += done["training_tokens"] + FORWARD_SHARE * done["forward_tokens"]
+            tried.append((float("inf") if done["loss"] is None else float(done["loss"]), -rank, recipe))
+        else:
+            tried.append((0.0, -rank, recipe))
+    if not tried:
+        raise BudgetError(f"within {limit.name}: {problem}")
+    best = min(tried, key=lambda t: t[:2])[2]
+    note = f"rank {best.allocation.ranks[0]} of {sorted(-t[1] for t in tried)} by validation loss"
+    return Found(best, cost, note if len(tried) > 1 else "")
+
+
+def base_formats(session: Session) -> list[str]:
+    """Formats of a base that is alike everywhere, the most bits first: NF4, then the ladder's own below it."""
+    below = [f.name for f in reversed(session.space.formats) if f.bits < parse_format(FOUR_BIT).bits]
+    return [FOUR_BIT, *below]
+
+
+def on_most_bits(session: Session, limit: Limit, make: Callable[[str], Found]) -> Found:
+    """What ``make`` finds on NF4 everywhere, or on the most bits below it that are within ``limit``.
+
+    Args:
+        session: The table.
+        limit: Within which.
+        make: From the base's format to a configuration; raises ``BudgetError`` if it has none.
+
+    Raises:
+        BudgetError: If there is none on any base; with what the lowest lacks.
+    """
+    problem = ""
+    for fmt in base_formats(session):
+        if limit.max_average_bits is not None and parse_format(fmt).bits > limit.max_average_bits:
+            problem = f"{fmt} has more bits than {limit.name} admits"
+            continue
+        try:
+            found = make(fmt)
+        except BudgetError as error:
+            problem = str(error)
+            continue
+        other = "" if fmt == FOUR_BIT else f"on {fmt}, as NF4 does not fit"
+        return replace(found, note=", ".join(filter(None, (found.note, other))))
+    raise BudgetError(problem)
+
+
+@dataclass(frozen=True)
+class LoftQ(WithinABudget):
+    """NF4 everywhere, or the most bits below that fit, with the largest rank of at most 16 that fits; adapters start
+    from what quantisation lost."""
+
+    def find(self, session: Session, limit: Limit) -> Found:
+        def on(fmt: str) -> Found:
+            rank = largest_fitting_rank(session, limit, fmt, RANK)
+            if not rank:
+                raise BudgetError(f"{fmt} with rank 1 is not within {limit.name}")
+            return Found(Recipe(uniform(session.space.n_units, fmt, rank), "loftq"), 0.0)
+
+        return on_most_bits(session, limit, on)
+
+
+@dataclass(frozen=True)
+class LQLoRA(WithinABudget):
+    """Bits by the integer program over decomposition errors, adapters and base from the decomposition."""
+
+    def signature(self, session: Session) -> str:
+        return f"ranks={session.options.rank_choices}"
+
+    def equivalents(self, session: Session, limit: Limit) -> float:
+        return float(session.options.rank_choices)
+
+    def find(self, session: Session, limit: Limit) -> Found:
+        def bits(rank: int) -> tuple[tuple[str, ...], float]:
+            row = solve_knapsack(decomposition_errors(session, rank)[:, :, None], session.costs_at(limit, rank),
+                                 session.budget_bytes(limit))
+            return names(session, row[:session.space.n_units]), 0.0
+
+        return choose_rank(session, limit, "lq_lora", bits)
+
+
+def decomposition_errors(session: Session, rank: int) -> FloatArray:
+    """LQ-LoRA's objective by unit and format, ``L x F``."""
+    event = session.once("errors", f"r{rank}", lambda: session.call(
+        "bench.table1.base_errors:decomposition_errors", {"rank": rank, "iterations": ITERATIONS}))
+    return np.array(event["errors"], dtype=np.float64)
+
+
+def names(session: Session, row: Sequence[int] | IntArray) -> tuple[str, ...]:
+    """Format names of ``L`` positions on the ladder."""
+    return tuple(session.space.formats[int(q)].name for q in row)
+
+
+def amq_bits(session: Session, limit: Limit, rank: int, beyond: int = 0) -> tuple[tuple[str, ...], float]:
+    """AMQ's bits with one rank everywhere.
+
+    Args:
+        session: The table.
+        limit: Within which.
+        rank: Of all units.
+        beyond: Bytes that the adapters need beyond LoRA's with that rank.
+
+    Returns:
+        Formats of the units, and the cost: the profile, and the forward tokens of what was measured.
+
+    Raises:
+        BudgetError: If even the lowest bits are not within the limit.
+    """
+    profile = session.profile()
+    cost = profile.training_tokens + FORWARD_SHARE * profile.forward_tokens
+    n = session.options.amq_evaluations
+    budget = session.budget_bytes(limit)
+    costs = session.costs_at(limit, rank)
+    costs = replace(costs, phases=tuple(p if p.name == "codes" else replace(p, fixed=p.fixed + beyond)
+                                        for p in costs.phases))
+    spent = 0
+
+    def measure(rows: IntArray) -> FloatArray:
+        nonlocal spent
+        chosen = [list(names(session, row)) for row in rows]
+        keys = [Allocation(tuple(c), (0,) * len(c)).fingerprint for c in chosen]
+        new = [c for c, key in zip(chosen, keys, strict=True) if session.find("quantization_sensitivity", key) is None]
+        if new:
+            found = session.call("bench.table1.base_errors:joint_sensitivity", {"choices": new})
+            each = round(found["forward_tokens"] / (1 + len(new)))
+            for c, jsd in zip(new, found["jsd"], strict=True):
+                fields = {"jsd": jsd, "forward_tokens": each}
+                session.once("quantization_sensitivity", Allocation(tuple(c), (0,) * len(c)).fingerprint, fields.copy)
+        events = [session.once("quantization_sensitivity", key, dict) for key in keys]
+        spent += sum(int(e["forward_tokens"]) for e in events)
+        return np.array([float(e["jsd"]) for e in events])
+
+    options = AMQOptions(evaluations=n, initial=max(2, n // 3))
+    rng = np.random.default_rng(np.random.SeedSequence([session.config.seed, *b"amq", rank]))
+    result = AMQ(costs, budget, profile.profile.quantization_kl, options, rng).run(measure)
+    return names(session, result.choice), cost + FORWARD_SHARE * spent
+
+
+@dataclass(frozen=True)
+class AMQLoRA(WithinABudget):
+    """Bits by AMQ's search on quantisation damage, then LoRA of one rank."""
+
+    def signature(self, session: Session) -> str:
+        return f"evaluations={session.options.amq_evaluations},ranks={session.options.rank_choices}"
+
+    def equivalents(self, session: Session, limit: Limit) -> float:
+        return session.options.rank_choices * (1.0 + amq_equivalents(session))
+
+    def find(self, session: Session, limit: Limit) -> Found:
+        return choose_rank(session, limit, "kaiming", lambda rank: amq_bits(session, limit, rank))
+
+
+def amq_equivalents(session: Session) -> float:
+    """Rough full-trial equivalents of AMQ's measurements."""
+    c = session.config
+    tokens = FORWARD_SHARE * session.options.amq_evaluations * c.data.calibration * c.train.length
+    return tokens / (c.fidelity.high * c.train.batch * c.train.length + FORWARD_SHARE * c.eval.tokens)
+
+
+@dataclass(frozen=True)
+class AdaLoRA(WithinABudget):
+    """AdaLoRA on NF4 everywhere, or on the most bits below that fit: the largest target of at most 16 whose start at
+    1.5 times that fits."""
+
+    def find(self, session: Session, limit: Limit) -> Found:
+        setting, n = session.setting_of(limit), session.space.n_units
+
+        def on(fmt: str) -> Found:
+            initial, target = fit_adalora(setting.memory, setting.space, (fmt,) * n, session.budget_bytes(limit), RANK)
+            return Found(Recipe(uniform(n, fmt, target), "adalora", initial), 0.0,
+                         f"initial rank {initial}, target {target}")
+
+        return on_most_bits(session, limit, on)
+
+
+@dataclass(frozen=True)
+class AMQAdaLoRA(WithinABudget):
+    """Bits by AMQ, then AdaLoRA with the ranks that it would have on NF4, or the least ones where none fits there.
+
+    PEFT's own AdaLoRA refuses HQQ layers; this one trains on every backend.
+    """
+
+    def signature(self, session: Session) -> str:
+        return f"evaluations={session.options.amq_evaluations}"
+
+    def equivalents(self, session: Session, limit: Limit) -> float:
+        return amq_equivalents(session)
+
+    def find(self, session: Session, limit: Limit) -> Found:
+        setting, n = session.setting_of(limit), session.space.n_units
+        memory, space, budget = setting.memory, setting.space, session.budget_bytes(limit)
+        nf4 = parse_format(FOUR_BIT)
+        try:
+            initial, target = fit_adalora(memory, space, (FOUR_BIT,) * n, budget, RANK)
+        except BudgetError:
+            initial, target = 2, 1
+        # What AdaLoRA needs beyond LoRA of its initial rank does not depend on the formats.
+        beyond = adalora_bytes(memory, space, (FOUR_BIT,) * n, initial, target) - uniform_bytes(memory, space, nf4,
+                                                                                               initial)
+        formats, cost = amq_bits(session, limit, initial, beyond)
+        return Found(Recipe(Allocation(formats, (target,) * n), "adalora", initial), cost,
+                     f"initial rank {initial}, target {target}")
+
+
+for row in (AdaLoRA("adalora", "AdaLoRA", lr_centre=ADALORA_RATE), LoftQ("loftq", "LoftQ"),
+            LQLoRA("lq_lora", "LQ-LoRA, bits by integer program", lr_centre=LQ_LORA_RATE),
+            AMQLoRA("amq_lora", "AMQ + LoRA"),
+            AMQAdaLoRA("amq_adalora", "AMQ + AdaLoRA", lr_centre=ADALORA_RATE)):
+    ROWS.add(row.name, row)

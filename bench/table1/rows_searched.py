@@ -1,0 +1,126 @@
+"""Methods that search by fine-tuning: the best uniform choice, QR-Adaptor, published AutoQRA, and ours."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from bench.table1.limits import Limit
+from bench.table1.published import calibration_and_anchors, published_changes, scaled_autoqra, scaled_qr_adaptor
+from bench.table1.recipe import Recipe, codes_name
+from bench.table1.rows import ROWS, Found, WithCodes
+from bench.table1.search import search
+from bench.table1.session import Session
+from qra_bo.trials import Fidelity, Trial
+
+
+@dataclass(frozen=True)
+class Searched(WithCodes):
+    """Ours: the configured method on the configured ladders, also where memory is free.
+
+    Args:
+        finer: Whether on ``table1.finer_bits``. Such rows are compared where a budget binds, and not at a limit on
+            average bits, which is the paper's condition on the paper's ladder.
+    """
+
+    finer: bool = False
+
+    def takes(self, limit: Limit | None) -> bool:
+        return limit is not None and not (self.finer and (limit.budget is None or limit.max_average_bits is not None))
+
+    def signature(self, session: Session) -> str:
+        cost = session.config.effort.max_full_trials
+        return f"{cost}eq{codes_name(self.tokens(session))}{self.ladder_name(session)}"
+
+    def ladder_name(self, session: Session) -> str:
+        """The ladder of bits where it is another than the configured one; else empty."""
+        return f",bits={list(session.options.finer_bits)}" if self.finer else ""
+
+    def equivalents(self, session: Session, limit: Limit) -> float:
+        return float(session.config.effort.max_full_trials)
+
+    def find(self, session: Session, limit: Limit) -> Found:
+        method = session.config.method
+        return self.searched(session, limit, f"method={method.name}", method.name, method.params)
+
+    def searched(self, session: Session, limit: Limit, note: str, method: str | None,
+                 params: Mapping[str, Any] | None = None, changes: Mapping[str, Any] | None = None,
+                 init: str | None = None) -> Found:
+        """What a search comes to, begun or gone on with: see ``search``; ``init`` replaces the configured start."""
+        tokens = self.tokens(session)
+        if self.finer:
+            changes = {**(changes or {}), "bits": tuple(session.options.finer_bits)}
+        outcome = search(session, self.name, limit, method, params, changes, tokens)
+        recipe = Recipe(outcome.found.allocation, init or session.config.adapter.init, gptq_tokens=tokens)
+        notes = (note, stages_note(outcome.study.trials))
+        return Found(recipe, outcome.study.search_cost.tokens, "; ".join(filter(None, notes)))
+
+
+def stages_note(evaluations: Sequence[Trial]) -> str:
+    """What a search of two stages really evaluated in each, which at a small effort is less than its parameters say;
+    empty for one stage."""
+    first = [e for e in evaluations if e.stage == "evolution"]
+    second = sum(e.stage == "trust_region" for e in evaluations)
+    if not first and not second:
+        return ""
+    low = sum(e.fidelity is Fidelity.LOW for e in first)
+    return f"evaluated {low} at low and {len(first) - low} at high fidelity in the first stage, {second} in the second"
+
+
+@dataclass(frozen=True)
+class BestUniform(Searched):
+    """The best of all uniform choices that fit, and of *uniform filled*."""
+
+    def takes(self, limit: Limit | None) -> bool:
+        return super().takes(limit) and limit is not None and limit.budget is not None
+
+    def signature(self, session: Session) -> str:
+        return f"uniform baselines={session.config.effort.uniform_baselines}{codes_name(self.tokens(session))}{self.ladder_name(session)}"
+
+    def equivalents(self, session: Session, limit: Limit) -> float:
+        return calibration_and_anchors(session.config)
+
+    def find(self, session: Session, limit: Limit) -> Found:
+        return self.searched(session, limit, "", None)
+
+
+@dataclass(frozen=True)
+class AutoQRA(Searched):
+    """The published algorithm on its ladder of ranks, its population and generations scaled to the same cost."""
+
+    def signature(self, session: Session) -> str:
+        return f"{super().signature(session)},ranks={list(session.options.published_ranks)}"
+
+    def find(self, session: Session, limit: Limit) -> Found:
+        params = scaled_autoqra(session.config)
+        e = params["evolution"]
+        note = (f"ranks {list(session.options.published_ranks)}, published defaults scaled to the cost: "
+                f"population {e['population']}, {e['generations']} generations, {e['promote']} promoted")
+        return self.searched(session, limit, note, "autoqra", params, published_changes(session.config, session.options.published_ranks), "kaiming")
+
+
+@dataclass(frozen=True)
+class QRAdaptor(AutoQRA):
+    """QR-Adaptor (arXiv 2505.03802): a Pareto-ranking genetic search, then Bayesian optimisation, one fidelity."""
+
+    def takes(self, limit: Limit | None) -> bool:
+        return limit is not None and limit.budget is not None
+
+    def find(self, session: Session, limit: Limit) -> Found:
+        changes = published_changes(session.config, session.options.published_ranks)
+        changes["fidelity"] = replace(session.config.fidelity, low=None)
+        params = scaled_qr_adaptor(session.config)
+        e = params["evolution"]
+        note = (f"ranks {list(session.options.published_ranks)}, population {e['population']}, "
+                f"{e['generations']} generations")
+        return self.searched(session, limit, note, "qr_adaptor", params, changes, "kaiming")
+
+
+for row in (BestUniform("best_uniform", "Best uniform that fits", key=True),
+            BestUniform("best_uniform_gptq", "Best uniform that fits, codes by GPTQ", key=True, gptq=True),
+            BestUniform("best_uniform_finer_gptq", "Best uniform that fits, finer bits, codes by GPTQ", key=True,
+                        gptq=True, finer=True),
+            QRAdaptor("qr_adaptor", "QR-Adaptor"), AutoQRA("autoqra", "AutoQRA as published", key=True),
+            AutoQRA("autoqra_gptq", "AutoQRA as published, codes by GPTQ", gptq=True),
+            Searched("ours", "Ours", key=True), Searched("ours_gptq", "Ours, codes by GPTQ", key=True, gptq=True),
+            Searched("ours_finer_gptq", "Ours, finer bits, codes by GPTQ", key=True, gptq=True, finer=True)):
+    ROWS.add(row.name, row)

@@ -1,0 +1,177 @@
+"""One table from its first search to its files, made or resumed."""
+
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from bench.table1.cells import Cell, CellResult, is_begun, make_cells, work
+from bench.table1.config import NAME, TableConfig
+from bench.table1.join import join
+from bench.table1.limits import Limit
+from bench.table1.markdown import render, summary
+from bench.table1.pace import Pace
+from bench.table1.plan import check_searches, full_trial_tokens, plan_rows, weights
+from bench.table1.plot import draw
+from bench.table1.rate_checks import check_rates, check_references
+from bench.table1.results import build
+from bench.table1.session import Session
+from qra_bo.config.schema import RunConfig
+from qra_bo.memory.budget import format_size
+from qra_bo.pipeline.run import Setting, make_setting, new_folder, token_seconds
+from qra_bo.report.style import png_bytes
+from qra_bo.report.tables import print_plan
+from qra_bo.report.text import rough
+from qra_bo.study.journal import Journal
+from qra_bo.study.signals import Interrupts
+from qra_bo.utils.errors import OutputError
+from qra_bo.utils.files import check_run_folder, write_json, writing
+
+
+@dataclass(frozen=True)
+class TableResult:
+    """A finished table: its folder, and the contents of ``table1.json``."""
+
+    folder: Path
+    table: dict[str, Any]
+
+
+def run_table(config: TableConfig) -> TableResult:
+    """Make the table, or go on with the one in ``out``.
+
+    The tables are written anew after every row, so that one that is stopped shows the rows that are there; the plot is
+    drawn at the end.
+
+    Raises:
+        UserError: If the input or the environment can't work.
+        RunInterrupted: On a signal, after a clean journal.
+    """
+    cells = make_cells(config.table.limits, config.table.methods)
+    run = config.run
+    folder, setting = table_folder(run), make_setting(run)
+    with writing(folder, "run the same command again"):
+        folder.mkdir(parents=True, exist_ok=True)
+    shown = run.display != "none"
+    with ExitStack() as stack:
+        interrupts = stack.enter_context(Interrupts())
+        journal = stack.enter_context(Journal(folder, interrupts.shield, name=NAME))
+        session = Session(config, _at_peak(setting), folder, journal)
+        stack.callback(session.close)
+        for other in config.table.join:
+            taken = join(session, Path(other))
+            if shown:
+                print(f"{other}: {taken} results taken over", file=sys.stderr)
+        check_searches(session, cells)
+        if config.table.tasks and run.oracle.name == "finetune":
+            from qra_bo.finetune.evaluation.harness import check_tasks  # loads torch and the harness
+
+            check_tasks(config.table.tasks)
+        seconds = token_seconds(run, session.setting)
+        if shown:
+            _announce(session, cells, seconds)
+        table = _work(session, cells, seconds, shown)
+    if shown:
+        print("\n".join([*summary(table), f"Files: {folder / 'table1.md'}, table1.json, table1.png"]))
+    return TableResult(folder, table)
+
+
+def table_folder(config: RunConfig) -> Path:
+    """``out``, or a new folder below ``outputs``.
+
+    Raises:
+        OutputError: If it holds something that is not a table, or links.
+    """
+    if config.out is None:
+        return new_folder(config, "table1")
+    folder = Path(config.out)
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"out={folder} is a file; give a folder that is new, empty or holds a table")
+    begun = (folder / NAME).exists()
+    if folder.is_dir() and any(folder.iterdir()) and not begun:
+        raise OutputError(f"out={folder} holds files and no {NAME}: it is not the folder of a table, and nothing in it "
+                          "is touched; give a folder that is new, empty or holds a table")
+    if config.resume and not begun:
+        raise OutputError(f"resume=true and out={folder} holds no {NAME}, so there is nothing to go on from; give the "
+                          "folder of a table, or leave resume out")
+    check_run_folder(folder)
+    return folder
+
+
+def _at_peak(setting: Setting) -> Setting:
+    """Limits name their own scopes and bits."""
+    return replace(setting, memory=replace(setting.memory, scope="peak"), max_average_bits=None)
+
+
+def _announce(session: Session, cells: Sequence[Cell], seconds: float | None) -> None:
+    """What lies ahead, and what the limits come to."""
+    console = Console(stderr=True, soft_wrap=True)
+    c = session.config
+    title = (f"table1={session.options.name} of {len(cells)} rows for {c.model_name}, effort={c.effort.name}; as if nothing "
+             "of it were done and no two rows came to one configuration; times are rough")
+    print_plan(console, title, plan_rows(session, cells, seconds), full_trial_tokens(session))
+    limits: dict[str, Limit] = {cell.limit.name: cell.limit for cell in cells if cell.limit.budget is not None}
+    for limit in limits.values():
+        bits = "" if limit.max_average_bits is None else f", at most {limit.max_average_bits:g} bits on average"
+        console.print(f"  {limit.name}: {format_size(session.budget_bytes(limit))} of {limit.scope} memory{bits}",
+                      markup=False, highlight=False)
+
+
+def _work(session: Session, cells: Sequence[Cell], seconds: float | None, shown: bool) -> dict[str, Any]:
+    """Cell by cell; the table is written after each."""
+    results: list[CellResult] = []
+    table: dict[str, Any] = {}
+
+    def say_all(text: str) -> None:
+        if shown:
+            print(text, file=sys.stderr, flush=True)
+
+    pace = Pace(weights(session, cells, seconds))
+    for number, cell in enumerate(cells, start=1):
+        def say(text: str, number: int = number) -> None:
+            say_all(f"[{number}/{len(cells)}] {text}")
+
+        say(cell.name)
+        begun = is_begun(session, cell)
+        results.append(work(session, cell, say))
+        if results[-1].why:
+            say(f"no result, {results[-1].why}")
+        table = build(session, cells, results)
+        write(session.folder, table)
+        pace.row_done(number - 1, counts=not (begun or results[-1].why))
+        ahead = [i for i in range(number, len(cells)) if not is_begun(session, cells[i])]
+        left = pace.seconds_left(ahead)
+        if ahead and left is not None:
+            say(f"done; {len(ahead)} row{'s' * (len(ahead) > 1)} to go, about {rough(left)} at the pace so far")
+    checks = check_rates(session, results, say_all), check_references(session, results, say_all)
+    if any(checks):
+        table = build(session, cells, results, *checks)
+        write(session.folder, table)
+    write_plot(session.folder, table)
+    return table
+
+
+def write(folder: Path, table: dict[str, Any]) -> None:
+    """``table1.json`` and ``table1.md``.
+
+    Raises:
+        OutputError: If they can't be written.
+    """
+    with writing(folder, "run the same command again"):
+        write_json(folder / "table1.json", table)
+        (folder / "table1.md").write_text(render(table), encoding="utf-8")
+
+
+def write_plot(folder: Path, table: dict[str, Any]) -> None:
+    """``table1.png``, where some row has a loss.
+
+    Raises:
+        OutputError: If it can't be written.
+    """
+    fig = draw(table)
+    if fig is not None:
+        with writing(folder, "run the same command again"):
+            (folder / "table1.png").write_bytes(png_bytes(fig))

@@ -1,0 +1,81 @@
+"""One search of the table: the same engine as a run's, with a journal of its own and nothing after the search."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from bench.table1.limits import Limit
+from bench.table1.recipe import codes_name
+from bench.table1.session import Session
+from qra_bo.config.schema import NOT_OF_THE_RESULT, MethodConfig, RunConfig
+from qra_bo.pipeline.run import engine_settings, path_name, run_parts
+from qra_bo.study.engine import Engine, RunOutcome
+from qra_bo.study.shared import SharedExecutor
+from qra_bo.trials import Proposal, Trial
+
+FOLDER = "searches"
+SHARED = frozenset({*NOT_OF_THE_RESULT, "budget", "method", "max_average_bits"})
+"""Keys in which searches may differ that use one another's evaluations, each at its own charge."""
+
+
+class UniformOnly:
+    """Proposes nothing: what the engine's uniform baselines say is the result."""
+
+    name = "uniform_only"
+
+    def ask(self, n: int) -> list[Proposal]:
+        return []
+
+    def tell(self, evaluations: Sequence[Trial]) -> None:
+        """Anchors teach it nothing."""
+
+
+def search_config(session: Session, limit: Limit, method: str, params: Mapping[str, Any],
+                  changes: Mapping[str, Any]) -> RunConfig:
+    """The configuration of one search within ``limit``; ``changes`` are to the table's own."""
+    config = session.config
+    budget = str(session.budget_bytes(limit)) if limit.budget is None else limit.budget
+    effort = replace(config.effort, references=False, ranking_top=0)
+    return replace(config, **{
+        "task": "search", "budget": (budget,), "max_average_bits": limit.max_average_bits, "effort": effort,
+        "memory": replace(config.memory, scope=limit.scope), "method": MethodConfig(method, dict(params)),
+        "confirm": replace(config.confirm, seeds=0), **changes})
+
+
+def search(session: Session, name: str, limit: Limit, method: str | None, params: Mapping[str, Any] | None = None,
+           changes: Mapping[str, Any] | None = None, gptq_tokens: int | None = None) -> RunOutcome:
+    """Profile, calibrate, evaluate the uniform baselines and search; begun, gone on with, or read where it is done.
+
+    Args:
+        session: The table.
+        name: Of the row, for the folder.
+        limit: Within which to search.
+        method: Name in the registry of search methods; ``None`` for the uniform baselines alone.
+        params: Of the method.
+        changes: Top-level keys of the configuration that differ from the table's.
+        gptq_tokens: How codes are chosen, as in ``Recipe``.
+
+    Raises:
+        UserError: If the search can't work within this limit.
+        RunInterrupted: On a signal, after a clean journal.
+    """
+    config = search_config(session, limit, method or UniformOnly.name, params or {},
+                           {**(changes or {}), "quantizer": session.quantizer(gptq_tokens)})
+    effort = f"{config.effort.max_full_trials}eq{codes_name(gptq_tokens)}"
+    folder = session.folder / FOLDER / path_name(f"{name}-{limit.name}-{effort}".replace("<=", "max"))
+    setting = session.setting_of(limit, config.ranks, config.bits)
+    budget = session.budget_bytes(limit)
+    oracle = session.executor(config.adapter.init, limit.scope, gptq_tokens, config.bits)
+    shared = SharedExecutor(oracle, folder, _others(folder), config.to_dict(), SHARED,
+                            [f.name for f in setting.space.formats])
+    parts = replace(run_parts(config, folder, setting, budget, shared, None), finalise=None,
+                    progress=session.progress)
+    if method is None:
+        parts = replace(parts, make_searcher=lambda problem, equivalents: UniformOnly())
+    return Engine(engine_settings(config, folder, setting.space, budget), parts).run()
+
+
+def _others(folder: Path) -> list[Path]:
+    """Folders of the table's other searches."""
+    return sorted(p for p in folder.parent.glob("*") if p.is_dir() and p != folder)

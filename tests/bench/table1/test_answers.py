@@ -1,0 +1,56 @@
+"""A start that a request names, and a model that is asked while it is trained."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from bench.table1 import answers
+from bench.table1.adalora_run import evaluate_adalora
+from qra_bo.finetune.adapters.lora import lora_layers
+from qra_bo.finetune.evaluation.harness import TaskScore
+from qra_bo.finetune.training.loop import held_out
+from qra_bo.space import Allocation, uniform
+from qra_bo.trials import TrialSpec
+from tests.finetune.test_inits import make, quiet
+
+
+def test_a_request_names_its_start_and_leaves_the_configured_one_alone() -> None:
+    oracle = make("kaiming")
+    n = len(oracle.units)
+    plain = TrialSpec(uniform(n, "nf4", 4), 3, 3, 5)
+    named = TrialSpec(uniform(n, "nf4", 4), 3, 3, 5, init="loftq")
+    first = oracle.evaluate(plain, quiet)
+    loftq = oracle.evaluate(named, quiet)
+    assert loftq.loss == make("loftq").evaluate(plain, quiet).loss
+    assert oracle.evaluate(plain, quiet).loss == first.loss != loftq.loss
+    assert plain.key != named.key
+    measured = oracle.measure_peak(plain.allocation.to_json(), 5, quiet, "loftq")["measured_bytes"]
+    assert measured == oracle.measure_peak(plain.allocation.to_json(), 5, quiet)["measured_bytes"]
+
+
+@pytest.mark.parametrize("initial_rank", [None, 3])
+def test_the_trained_model_is_asked_with_its_adapters(monkeypatch: pytest.MonkeyPatch,
+                                                      initial_rank: int | None) -> None:
+    oracle = make("kaiming")
+    seen: list[float] = []
+
+    def score(model: Any, tokenizer: Any, tasks: Sequence[str], *, batch: int, limit: int | None) -> list[TaskScore]:
+        assert lora_layers(model)
+        blocks = oracle.data.validation
+        seen.append(held_out(model, blocks.input_ids[:oracle.settings.eval_blocks],
+                             blocks.labels[:oracle.settings.eval_blocks], oracle.settings.train, oracle.device).loss)
+        return [TaskScore(task, "acc", 0.5, None, limit or 7) for task in tasks]
+
+    monkeypatch.setattr(answers, "score_tasks", score)
+    n = len(oracle.units)
+    found = answers.answer_tasks(oracle, {"formats": ["nf4"] * n, "ranks": [2] * n}, "kaiming", initial_rank, 4, 5,
+                                 1.0, ["arc"], 2, 3, quiet)
+    assert found == {"state": "ok", "message": "", "scores": [
+        {"task": "arc", "metric": "acc", "value": 0.5, "stderr": None, "questions": 3}]}
+    if initial_rank is None:
+        expected = oracle.evaluate(TrialSpec(Allocation(("nf4",) * n, (2,) * n), 4, 4, 5), quiet).loss
+    else:
+        expected = evaluate_adalora(oracle, ["nf4"] * n, initial_rank, 2, 4, 5, "validation", 1.0, False, quiet)["loss"]
+    assert seen == [expected]
+    assert not lora_layers(oracle.model)  # taken off again

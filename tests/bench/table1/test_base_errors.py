@@ -1,0 +1,69 @@
+"""LQ-LoRA's decomposition errors, and what quantising a whole model does before training."""
+
+import math
+
+import numpy as np
+import torch
+
+from bench.table1.base_errors import decomposition_errors, joint_sensitivity
+from qra_bo.space import CostTable, PhaseCost
+from qra_bo.space.knapsack import solve_knapsack
+from tests.finetune.test_inits import make, quiet
+
+
+def test_a_decomposition_errs_less_than_plain_quantisation_and_less_with_more_rank() -> None:
+    oracle = make("kaiming")
+    plain, some, more = (np.array(decomposition_errors(oracle, rank, 2, quiet)["errors"]) for rank in (0, 4, 12))
+    assert plain.shape == (2, 2)
+    assert (more < some).all()
+    assert (some < plain).all()
+    assert (plain[:, 0] > plain[:, 1]).all()  # 3 bits err more than 4
+    assert plain[0, 1] < 0.02 * sum(float(oracle.bank.dense_weight(m.name).square().sum())
+                                    for m in oracle.units[0].linears)
+
+
+def test_the_integer_program_spends_bits_where_decompositions_err_most() -> None:
+    errors = np.array([[5.0, 1.0], [9.0, 2.0], [4.0, 3.5]])
+    unit = np.broadcast_to(np.array([3, 4])[None, :, None], (3, 2, 1)).copy()
+    costs = CostTable((PhaseCost("stored", 0, unit, np.zeros_like(unit)),))
+    row = solve_knapsack(errors[:, :, None], costs, 11)
+    assert row[:3].tolist() == [1, 1, 0]
+
+
+def test_joint_damage_is_the_models_own_loss_and_divergence() -> None:
+    oracle = make("kaiming")
+    found = joint_sensitivity(oracle, [["ref3", "ref3"], ["nf4", "ref3"], ["nf4", "nf4"], ["fp16", "fp16"]], quiet)
+    assert found["jsd"][0] > found["jsd"][1] > found["jsd"][2] > 1e-6 > found["jsd"][3] >= -1e-6
+    assert all(d < math.log(2.0) for d in found["jsd"])
+    assert found["forward_tokens"] == 5 * 4 * 32
+    assert dict(oracle.bank.current) == {}  # the dense model is back
+    ids = torch.from_numpy(oracle.data.calibration.input_ids[:4])
+    goal = torch.from_numpy(oracle.data.calibration.labels[:4])
+    oracle.bank.install(oracle.model, {m.name: "nf4" for u in oracle.units for m in u.linears})
+    with torch.no_grad():
+        logits = oracle.model(input_ids=ids).logits[:, :-1]
+    targets = goal[:, 1:]
+    loss = torch.nn.functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1),
+                                             ignore_index=-100)
+    assert abs(float(loss) - found["loss"][2]) < 1e-5
+
+
+def test_divergence_is_symmetric_jensen_shannon() -> None:
+    oracle = make("kaiming")
+    blocks = oracle.data.calibration
+    jsd = joint_sensitivity(oracle, [["ref3", "nf4"]], quiet)["jsd"]
+    n = oracle.settings.calibration_blocks
+    ids, goal = torch.from_numpy(blocks.input_ids[:n]), torch.from_numpy(blocks.labels[:n])
+
+    def probabilities() -> torch.Tensor:
+        with torch.no_grad():
+            kept: torch.Tensor = torch.softmax(oracle.model(input_ids=ids).logits[:, :-1], -1)[goal[:, 1:] != -100]
+        return kept
+
+    p = probabilities()
+    oracle.bank.install(oracle.model, {m.name: f for u, f in zip(oracle.units, ("ref3", "nf4"), strict=True)
+                                       for m in u.linears})
+    q = probabilities()
+    m = (p + q) / 2
+    expected = 0.5 * ((p * (p / m).log()).sum(-1) + (q * (q / m).log()).sum(-1)).mean()
+    assert abs(float(expected) - jsd[0]) < 1e-5

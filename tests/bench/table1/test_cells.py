@@ -1,0 +1,55 @@
+"""Whose a failure is: a row's own, or the whole table's; and what is said of searches and scores."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from bench.table1 import cells
+from bench.table1.limits import parse_limit
+from bench.table1.methods import ROWS
+from bench.table1.results import accuracy, ours_like
+from bench.table1.rows_searched import stages_note
+from qra_bo.trials import Fidelity
+from qra_bo.utils.errors import BudgetError, ConfigError, DeviceError, ModelError, TrainingError, UserError, WorkerError
+
+
+def raising(monkeypatch: pytest.MonkeyPatch, error: UserError) -> cells.CellResult:
+    def found(*_: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(cells, "found", found)
+    session: Any = SimpleNamespace()
+    return cells.work(session, cells.Cell(ROWS["loftq"], parse_limit("peak 1GB")), lambda text: None)
+
+
+@pytest.mark.parametrize("error", [BudgetError, ConfigError])
+def test_what_a_row_lacks_is_its_own(monkeypatch: pytest.MonkeyPatch, error: type[UserError]) -> None:
+    assert raising(monkeypatch, error("nothing\nfits")).why == "nothing fits"
+
+
+@pytest.mark.parametrize("error", [ModelError, WorkerError, DeviceError, TrainingError])
+def test_what_no_row_can_do_without_stops_the_table(monkeypatch: pytest.MonkeyPatch, error: type[UserError]) -> None:
+    with pytest.raises(error, match="lost"):
+        raising(monkeypatch, error("lost"))
+
+
+def test_a_group_counts_once_among_the_tasks_that_were_asked() -> None:
+    scores = [{"task": task, "metric": metric, "value": value} for task, metric, value in (
+        ("boolq", "acc", 0.8), ("mmlu", "acc", 0.4), ("mmlu_law", "acc", 0.1), ("mmlu_law", "acc_norm", 0.1),
+        ("own", "exact_match (strict)", 0.6))]
+    assert accuracy(scores, ["boolq", "mmlu", "folder/own.jsonl"]) == pytest.approx(0.6)
+    assert accuracy(scores, ["hellaswag"]) is None
+
+
+def test_evaluations_are_told_by_stage() -> None:
+    made: Any = [SimpleNamespace(stage=stage, fidelity=fidelity) for stage, fidelity in (
+        ("baseline", Fidelity.HIGH), ("evolution", Fidelity.LOW), ("evolution", Fidelity.LOW),
+        ("evolution", Fidelity.HIGH))]
+    assert stages_note(made) == "evaluated 2 at low and 1 at high fidelity in the first stage, 0 in the second"
+    assert stages_note(made[:1]) == ""
+
+
+def test_ours_meets_a_row_with_codes_chosen_as_the_row_s() -> None:
+    assert [ours_like(*row) for row in (("amq_lora", False), ("qlora_gptq", True), ("best_uniform_finer_gptq", True))] \
+        == ["ours", "ours_gptq", "ours_finer_gptq"]

@@ -1,0 +1,49 @@
+"""Limits as they are written, and what is said of those that can't be read."""
+
+import pytest
+
+from bench.table1.cells import OWN, make_cells
+from bench.table1.limits import Limit, parse_limit, parse_limits
+from bench.table1.methods import ROWS
+from qra_bo.utils.errors import BudgetError, ConfigError
+
+
+def test_limits_are_read() -> None:
+    assert parse_limit("peak uniform:4,16 <=4") == Limit("peak uniform:4,16 <=4", "peak", "uniform:4,16", 4.0, None)
+    assert parse_limit("  stored   10GB ") == Limit("stored 10GB", "stored", "10GB", None, None)
+    assert parse_limit("peak 512MB <=3.5 for ours,loftq") == Limit("peak 512MB <=3.5", "peak", "512MB", 3.5,
+                                                                   ("ours", "loftq"))
+    assert parse_limit("free for ours") == Limit("free", "peak", None, None, ("ours",))
+
+
+@pytest.mark.parametrize("text", ["", "peak", "host 10GB", "peak 10GB <4", "peak 10GB <=x", "free 10GB",
+                                  "peak 10GB for", "peak auto"])
+def test_what_is_no_limit_is_refused_with_the_rule(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"is not a limit: a limit is 'peak BUDGET'|may go on elsewhere"):
+        parse_limit(text)
+
+
+def test_a_budget_that_is_none_is_refused() -> None:
+    with pytest.raises(BudgetError, match="'ten' is not a size"):
+        parse_limit("peak ten")
+    with pytest.raises(ConfigError, match="names 'free' twice"):
+        parse_limits(["free", "peak 1GB", "free for ours"])
+
+
+def test_cells_stand_in_the_order_of_the_table() -> None:
+    cells = make_cells(["peak 1GB for ours,loftq", "free"], None)
+    assert [(c.row.name, c.limit.name) for c in cells] == [
+        *((name, OWN.name) for name in ("lora_16", "qlora", "qlora_gptq", "uniform_2", "uniform_3", "uniform_8")),
+        ("loftq", "peak 1GB"), ("ours", "peak 1GB"), ("autoqra", "free"), ("autoqra_gptq", "free"),
+            ("ours", "free"),
+        ("ours_gptq", "free")]
+    everything = make_cells(["peak 1GB"], None)
+    assert {c.row.name for c in everything} == set(ROWS)
+    with pytest.raises(ConfigError, match="unknown method of the table 'our'; known: ours"):
+        make_cells(["peak 1GB"], ["our"])
+    with pytest.raises(ConfigError) as caught:
+        make_cells(["free for ours,best_uniform", "peak 1GB for lora_16,ours"], None)
+    assert "best_uniform can't be compared within 'free': it needs a budget" in str(caught.value)
+    assert "lora_16 can't be compared within 'peak 1GB': its memory is what it is" in str(caught.value)
+    with pytest.raises(ConfigError, match="leave no row"):
+        make_cells(["free"], ["loftq"])

@@ -1,0 +1,50 @@
+"""The paper's four backbones without network, weights or GPU: a dry run of the whole table, and memory plans."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from bench.table1.config import load_table
+from bench.table1.methods import ROWS
+from bench.table1.run import run_table
+from qra_bo.cli.app import main
+
+BACKBONES = ("llama3_1_8b", "llama3_2_3b", "qwen2_5_7b", "qwen2_5_3b")
+PAPER = ["data=alpaca", "device=cuda", "train.batch=16", "train.length=512", "train.checkpointing=true",
+         "fidelity.high=100", "fidelity.low=25", "eval.tokens=65536"]
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object) -> None:
+        raise AssertionError("a dry run must not open a connection")
+
+    monkeypatch.setattr("socket.socket.connect", refuse)
+    monkeypatch.setattr(os, "fsync", lambda fd: None)
+
+
+@pytest.mark.parametrize("model", BACKBONES)
+def test_a_dry_run_makes_the_whole_table(model: str, tmp_path: Path) -> None:
+    config = load_table([f"+model={model}", "table1=paper", "oracle=synthetic", "effort=quick", *PAPER,
+                          "effort.max_full_trials=6", "effort.uniform_baselines=1", "table1.amq_evaluations=4", "display=none",
+                          "table1.rank_choices=1", "table1.seeds=2", "table1.key_seeds=2", "calibrate.lr_scales=[1.0]",
+                          "table1.lr_trials=1", "table1.limits=['peak uniform:4,16 <=4','free for ours',"
+                          "'peak uniform:4,16 for ours_finer_gptq,best_uniform_finer_gptq']",
+                          f"out={tmp_path / 't'}"])
+    table = run_table(config).table
+    assert table["complete"]
+    assert {r["method"] for r in table["rows"]} == set(ROWS)
+    made = [r for r in table["rows"] if not r["method"].endswith("_gptq")]  # those need real weights, and say so
+    assert all(r["why"] for r in table["rows"] if r not in made)
+    assert all(r["why"] == "" and r["avg_bits"] <= 4 for r in made if r["limit"] == "peak uniform:4,16 <=4")
+    assert table["oracle"] == "synthetic"
+    assert table["fidelity"] == "proxy"
+
+
+@pytest.mark.parametrize("model", BACKBONES)
+def test_memory_plans(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["task=memory", f"+model={model}", *PAPER, "budget=uniform:4,16", "memory.format=json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["model"] == model or model in json.dumps(plan)

@@ -1,0 +1,82 @@
+"""Gap closed and differences: closed forms, coverage by simulation, and when nothing can be said."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from bench.table1.statistics import difference, gap_closed, shared
+
+SEEDS = range(8)
+LEVELS = np.random.default_rng(3).normal(0, 0.02, 8)
+QLORA = {s: 4.10 + LEVELS[s] for s in SEEDS}
+LORA_16 = {s: 4.00 + LEVELS[s] + 0.001 * (s % 3) for s in SEEDS}
+
+
+def test_the_ends_are_0_and_100_percent() -> None:
+    zero, one = gap_closed(QLORA, QLORA, LORA_16), gap_closed(LORA_16, QLORA, LORA_16)
+    assert (zero.share, zero.low, zero.high) == (0.0, 0.0, 0.0)
+    assert one.share == pytest.approx(1.0)
+    assert one.low == pytest.approx(1.0)
+
+
+def test_a_shared_level_cancels_and_the_interval_is_students() -> None:
+    noise = np.array([0.001, -0.002, 0.0005, 0.0, 0.001, -0.001, 0.002, -0.0015])
+    row = {s: 4.04 + LEVELS[s] + noise[s] for s in SEEDS}
+    found = gap_closed(row, QLORA, LORA_16)
+    gain = np.array([QLORA[s] - row[s] for s in SEEDS])
+    gap = np.array([QLORA[s] - LORA_16[s] for s in SEEDS])
+    share = gain.sum() / gap.sum()
+    half = stats.t.ppf(0.975, 7) * (gain - share * gap).std(ddof=1) / np.sqrt(8) / gap.mean()
+    assert found.share == pytest.approx(share)
+    assert (found.low, found.high) == (pytest.approx(share - half), pytest.approx(share + half))
+
+
+def test_the_interval_covers() -> None:
+    rng, hits, n = np.random.default_rng(0), 0, 400
+    for _ in range(n):
+        level, noise = rng.normal(0, 0.02, 5), rng.normal(0, 0.004, (3, 5))
+        q, x, lora = ({s: base + level[s] + noise[i, s] for s in range(5)}
+                      for i, base in enumerate((4.10, 4.03, 4.00)))
+        found = gap_closed(x, q, lora)
+        assert found.low is not None
+        assert found.high is not None
+        hits += found.low <= 0.7 <= found.high
+    assert 0.91 <= hits / n <= 0.985
+
+
+def test_no_row_is_better_on_the_seeds_that_it_survived() -> None:
+    whole = {s: 4.0 + 0.001 * s for s in range(8)}
+    lower = {s: loss - 0.1 - 0.001 * (s % 3) for s, loss in whole.items()}
+    part = {s: lower[s] for s in range(6)}
+    verdicts = [d.verdict for d in (difference(lower, whole), difference(part, whole), difference(part, whole, [6, 7]),
+                                    difference(part, {s: whole[s] for s in range(6)}, [6, 7]),
+                                    difference(whole, lower)) if d is not None]
+    assert verdicts == ["better", "better", "undecided", "better", "worse"]
+
+
+def test_a_gap_within_its_noise_is_unresolved() -> None:
+    wild = {s: 4.0 + LEVELS[s] + (-0.3 if s % 2 else 0.4) for s in SEEDS}
+    found = gap_closed(QLORA, QLORA, wild)
+    assert found.share is None
+    assert found.note.startswith("unresolved: the gap between QLoRA and LoRA-16 is")
+    assert "0 training seeds in common" in gap_closed({99: 4.0}, QLORA, LORA_16).note
+    assert gap_closed(QLORA, LORA_16, QLORA).share is None  # QLoRA no worse than 16 bits: nothing to close
+
+
+def test_differences_are_paired_and_signed() -> None:
+    assert shared({1: 0.0, 2: 0.0}, {2: 0.0, 3: 0.0}) == [2]
+    found = difference(LORA_16, QLORA)
+    assert found is not None
+    assert found.verdict == "better"
+    assert found.mean == pytest.approx(-0.1 + 0.001 * np.mean([s % 3 for s in SEEDS]))
+    back = difference(QLORA, LORA_16)
+    assert back is not None
+    assert (back.verdict, back.mean, back.train_seeds) == ("worse", -found.mean, 8)
+    level = difference({0: 1.0, 1: 2.0}, {0: 1.1, 1: 1.9, 5: 0.0})
+    assert level is not None
+    assert (level.verdict, level.train_seeds) == ("undecided", 2)
+    few = difference({0: 1.0, 1: 2.0, 2: 3.0, 3: 4.0}, {0: 1.5, 1: 2.5, 2: 3.5, 3: 4.51})
+    assert few is not None
+    assert few.high < 0
+    assert few.verdict == "undecided"  # "better" takes five seeds
+    assert difference({0: 1.0}, {0: 1.0}) is None
