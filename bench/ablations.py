@@ -100,7 +100,7 @@ def run_seed(config: RunConfig, folder: Path, names: Sequence[str], ranking: int
         rows = []
         for name in names:
             variant = VARIANTS[name]
-            changes = {**published_changes(config), **variant.changes(config)}
+            changes = {**published_changes(config, session.options.published_ranks), **variant.changes(config)}
             outcome = search(session, name, limit, variant.method, variant.params(scaled_autoqra(config)), changes)
             study, found = outcome.study, outcome.found
             a, scale, mixed = found.allocation, study.lr_scale or 1.0, study.best_mixed

@@ -5,16 +5,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-<<<<<<< HEAD:qra_bo/table1/rows_given_rank.py
 from bench.table1.adalora_memory import adalora_bytes, fit_adalora
-=======
 from bench.table1.amq import AMQ, AMQOptions
 from bench.table1.limits import Limit
 from bench.table1.recipe import Recipe
 from bench.table1.rows import RANK, ROWS, Found, WithinABudget, largest_fitting_rank
 from bench.table1.session import Session
-from qra_bo.memory.adalora import adalora_bytes, fit_adalora
->>>>>>> 2937805 (Move the comparison of methods from qra_bo to bench):bench/table1/rows_given_rank.py
 from qra_bo.memory.budget import uniform_bytes
 from qra_bo.memory.formats import parse_format
 from qra_bo.sensitivity.profile import FloatArray

@@ -226,12 +226,7 @@ class Session:
 
     def _asked(self, recipe: Recipe, lr_scale: float, train_seed: int) -> dict[str, Any]:
         """Answers to the tasks; where they ended early another session asks again."""
-<<<<<<< HEAD:qra_bo/table1/session.py
-        e = self.config.eval
         found = dict(self.call("bench.table1.answers:answer_tasks", {
-=======
-        found = dict(self.call("answer_tasks", {
->>>>>>> 2937805 (Move the comparison of methods from qra_bo to bench):bench/table1/session.py
             "allocation": recipe.allocation.to_json(), "init": recipe.init, "initial_rank": recipe.initial_rank,
             "steps": self.steps, "train_seed": train_seed, "lr_scale": lr_scale, "tasks": self.options.tasks,
             "batch": self.config.eval.batch, "limit": self.options.questions}, recipe=recipe))
