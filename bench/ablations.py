@@ -204,7 +204,7 @@ def correlations(session: Session, limit: Limit, n: int) -> Row:
     searcher = make_searcher("structured", problem, {}, float(n))
     searcher.tell([_told(a, loss, number, c) for number, (a, loss) in enumerate(zip(chosen, losses, strict=True))])
     check = searcher.surrogate_check() if isinstance(searcher, SelfChecking) else None
-    return {"perplexity": perplexity, "damage_sum": spearman(sums, losses),
+    return {"perplexity": perplexity, "sensitivity_sum": spearman(sums, losses),
             "surrogate": None if check is None else check["spearman"], "allocations": len(chosen)}
 
 
@@ -229,7 +229,7 @@ def targets_of(rows: Sequence[Row], facts: Sequence[Row]) -> list[Target]:
             wanted, met = f"above the full method's, {full}", value is not None and full is not None and value > full
         out.append(Target(f"median regret of {name} ({VARIANTS[name].what}), of its own proposals", wanted, value, met,
                           "" if value is not None else "it proposed nothing, or there is no uniform choice"))
-    for key, what in (("perplexity", "perplexity after quantisation"), ("damage_sum", "the sum of I_q"),
+    for key, what in (("perplexity", "perplexity after quantisation"), ("sensitivity_sum", "the sum of I_q"),
                       ("surrogate", "the surrogate, left one out")):
         values = [f[key] for f in facts if f.get(key) is not None]
         value = float(np.median(values)) if values else None

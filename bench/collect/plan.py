@@ -126,9 +126,9 @@ class Plan:
         sizes, kinds = self._sizes, []
         ranks = [r for r in UNIFORM_RANKS if r in self._space.ranks.values]
         plain = [uniform(self._space.n_units, f.name, r) for f in self._space.formats for r in ranks]
-        anchors = [a for rules, p in zip(self._rules, self._problems, strict=True)
+        baselines = [a for rules, p in zip(self._rules, self._problems, strict=True)
                    for a in uniform_baselines(rules, p.profile)]
-        kinds.append([("uniform", a) for a in dict.fromkeys([*anchors, *plain])])
+        kinds.append([("uniform", a) for a in dict.fromkeys([*baselines, *plain])])
         for budget, problem in zip(self._facts.budgets, self._problems, strict=True):
             rng = problem.rng(f"designed {budget.text}")
             kinds.append([(f"designed {budget.text}", designed(problem, rng)) for _ in range(sizes.designed)])

@@ -135,7 +135,7 @@ class Game:
             incumbent = recommended[0] if recommended else self.best[1]
             self.trace.append((self.spent / self.arena.equivalent, self.arena.true_loss(incumbent)))
 
-    def anchors(self) -> list[Trial]:
+    def baselines(self) -> list[Trial]:
         """The uniform choices that fit, and the best of them filled."""
         done = [self._anchor(a) for a in uniform_baselines(self.arena.rules, self.arena.problem.profile)]
         usable = [e for e in done if e.loss is not None]
@@ -160,9 +160,9 @@ def play(arena: Arena, entry: Entry, seed: int, equivalents: float) -> dict[str,
     """
     game = Game(arena, seed)
     searcher = make_player(entry.method, arena.problem.with_seed(seed), entry.options, equivalents)
-    anchors = game.uniform_baselines()
-    after_anchors = game.spent / arena.equivalent
-    searcher.tell(on_ladders(arena.problem.space, anchors) if entry.kind in OTHERS else anchors)
+    baselines = game.baselines()
+    after_baselines = game.spent / arena.equivalent
+    searcher.tell(on_ladders(arena.problem.space, baselines) if entry.kind in OTHERS else baselines)
     seconds = 0.0
     while game.spent < equivalents * arena.equivalent:
         start = time.process_time()
@@ -179,7 +179,7 @@ def play(arena: Arena, entry: Entry, seed: int, equivalents: float) -> dict[str,
     return {"arena": arena.name, "task": arena.oracle.table.facts.task, "emulator": arena.oracle.emulator.family,
             "budget": arena.budget.text, "method": entry.name, "kind": entry.kind, "settings": entry.settings_sha256,
             "note": entry.note, "seed": seed, "equivalents": equivalents, "best_uniform": game.best_uniform,
-            "after_anchors": round(after_anchors, 4),
+            "after_baselines": round(after_baselines, 4),
             "trace": [[round(cost, 4), loss] for cost, loss in game.trace], "finds": finds(game),
             "refused": game.refused, "cpu_seconds": round(seconds, 3),
             "rows_sha256": arena.oracle.describe()["data_sha256"]}

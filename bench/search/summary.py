@@ -75,7 +75,7 @@ def arena_rows(runs: Sequence[Run], kept: Sequence[Mapping[str, Any]] = ()) -> l
             "regret": float(np.median(final)), "low": low, "high": high, "best_known": best, "best_uniform": uniform,
             "finals": {str(run["seed"]): float(value) for run, value in zip(members, final, strict=True)},
             "spent": float(np.median([run["trace"][-1][0] for run in members])),
-            "after_anchors": float(np.median([run["after_anchors"] for run in members])),
+            "after_baselines": float(np.median([run["after_baselines"] for run in members])),
             "refused": float(np.mean([run["refused"] for run in members])),
             "cpu_seconds": float(np.mean([run["cpu_seconds"] for run in members])),
             "costs": costs.tolist(), "curve": np.median(curves[name], axis=0).tolist(),
@@ -91,9 +91,9 @@ def _with_costs(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if not peers:
             continue
         best = min(peers, key=lambda r: r["regret"])
-        beats = best["regret"] < regret_at(best, best["after_anchors"]) - 1e-12
+        beats = best["regret"] < regret_at(best, best["after_baselines"]) - 1e-12
         for row in rows:
-            row[f"best_peer{suffix}"], row[f"best_peer{suffix}_beats_anchors"] = best["method"], beats
+            row[f"best_peer{suffix}"], row[f"best_peer{suffix}_beats_baselines"] = best["method"], beats
             row[f"cost_to_best_peer{suffix}"] = for_good(row, best["regret"]) if beats else None
     return rows
 
@@ -172,7 +172,7 @@ def _targets(rows: Sequence[Mapping[str, Any]], expected: Sequence[tuple[str, st
         best = min(peers, key=lambda r: r["regret"])
         ratio, reached = ours["regret"] / max(best["regret"], 1e-12), ours[f"cost_to_best_peer{suffix}"]
         share = None if reached is None else reached / best["spent"]
-        why = "" if share is not None else "ours did not reach it" if ours[f"best_peer{suffix}_beats_anchors"] else \
+        why = "" if share is not None else "ours did not reach it" if ours[f"best_peer{suffix}_beats_baselines"] else \
             "undefined: the best peer ends where the uniform baselines are, which all methods get"
         ratios.append(ratio)
         targets += [Target(f"{regret} ({best['method']})", "<= 0.5", ratio, ratio <= HALF),

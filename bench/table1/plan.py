@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bench.table1.cells import Cell, final_seeds
-from bench.table1.published import calibration_and_anchors, proposals_left
+from bench.table1.published import calibration_and_baselines, proposals_left
 from bench.table1.rate_checks import pairs, references
 from bench.table1.rows_searched import Searched
 from bench.table1.search import search_config
@@ -115,7 +115,7 @@ def _of_its_own(session: Session, row: Searched, equivalents: float, begun: set[
     """High-fidelity equivalents of a search that none before it within ``limit``, with its codes and ladder of bits,
     has done; ``begun`` is told of it."""
     group = limit, row.gptq, row.finer
-    own = max(0.0, min(proposals_left(session.config), equivalents - calibration_and_anchors(session.config)))
+    own = max(0.0, min(proposals_left(session.config), equivalents - calibration_and_baselines(session.config)))
     n = own if group in begun else equivalents
     begun.add(group)
     return n

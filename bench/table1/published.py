@@ -12,16 +12,16 @@ FIRST_STAGE = 0.6
 """Of what a published search may spend on its proposals, the first stage's."""
 
 
-def calibration_and_anchors(config: RunConfig) -> float:
+def calibration_and_baselines(config: RunConfig) -> float:
     """High-fidelity equivalents that a search spends before its first proposal, but for the profile."""
     effort, scales = config.effort, config.calibrate.lr_scales
-    anchors = effort.uniform_baselines if effort.uniform_baselines is not None else 2 * len(config.format_names) + 1
-    return float(anchors + (len(scales) * effort.calibration_baselines if len(scales) > 1 else 0))
+    baselines = effort.uniform_baselines if effort.uniform_baselines is not None else 2 * len(config.format_names) + 1
+    return float(baselines + (len(scales) * effort.calibration_baselines if len(scales) > 1 else 0))
 
 
 def proposals_left(config: RunConfig) -> float:
     """High-fidelity equivalents that a search may spend on proposals."""
-    return max(2.0, config.effort.max_full_trials - calibration_and_anchors(config) - 1.0)
+    return max(2.0, config.effort.max_full_trials - calibration_and_baselines(config) - 1.0)
 
 
 def scaled_autoqra(config: RunConfig) -> Mapping[str, Any]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from bench.table1.limits import Limit
-from bench.table1.published import calibration_and_anchors, published_changes, scaled_autoqra, scaled_qr_adaptor
+from bench.table1.published import calibration_and_baselines, published_changes, scaled_autoqra, scaled_qr_adaptor
 from bench.table1.recipe import Recipe, codes_name
 from bench.table1.rows import ROWS, Found, WithCodes
 from bench.table1.search import search
@@ -74,10 +74,10 @@ class BestUniform(Searched):
         return super().takes(limit) and limit is not None and limit.budget is not None
 
     def signature(self, session: Session) -> str:
-        return f"uniform baselines={session.config.effort.uniform_baselines}{codes_name(self.tokens(session))}{self.ladder_name(session)}"
+        return f"uniform_baselines={session.config.effort.uniform_baselines}{codes_name(self.tokens(session))}{self.ladder_name(session)}"
 
     def equivalents(self, session: Session, limit: Limit) -> float:
-        return calibration_and_anchors(session.config)
+        return calibration_and_baselines(session.config)
 
     def find(self, session: Session, limit: Limit) -> Found:
         return self.searched(session, limit, "", None)

@@ -94,7 +94,7 @@ def test_another_search_finds_nothing_done(arena: Arena) -> None:
     assert again.spent - start == pytest.approx(arena.equivalent)
 
 
-def test_anchors_off_the_ladder_are_told_at_the_rank_below(arena: Arena) -> None:
+def test_baselines_off_the_ladder_are_told_at_the_rank_below(arena: Arena) -> None:
     space = arena.problem.space
     assert space.ranks.values == (1, 2, 4, 8)
     game = Game(arena, 0)
@@ -110,7 +110,7 @@ def made(method: str, kind: str, seed: int, losses: list[float], **more: Any) ->
     return {"arena": "a", "task": "plays", "emulator": "boosted", "budget": "uniform:4,4", "method": method,
             "kind": kind, "settings": "s", "note": "", "seed": seed, "equivalents": float(len(losses)),
             "best_uniform": 4.1, "trace": [[float(i + 1), loss] for i, loss in enumerate(losses)],
-            "after_anchors": 1.0, "finds": [], "refused": 0, "cpu_seconds": 1.0, "rows_sha256": "r", **more}
+            "after_baselines": 1.0, "finds": [], "refused": 0, "cpu_seconds": 1.0, "rows_sha256": "r", **more}
 
 
 def test_regret_in_closed_form() -> None:
@@ -146,9 +146,9 @@ def test_rows_and_targets_say_who_wins() -> None:
     assert "(TPE)" in targets_of(told, expected)[3].what
     assert for_good({"costs": [1.0, 2.0, 3.0, 4.0], "curve": [0.1, 0.9, 0.4, 0.3]}, 0.5) == 3.0
     assert for_good({"costs": [1.0, 2.0], "curve": [0.1, 0.9]}, 0.5) is None
-    anchors = targets_of(arena_rows(many([4.1, 4.05, 4.0], [4.1, 4.1, 4.1])), expected)[1]
-    assert (anchors.value, anchors.met) == (None, False)
-    assert "ends where the uniform baselines are" in anchors.why
+    baselines = targets_of(arena_rows(many([4.1, 4.05, 4.0], [4.1, 4.1, 4.1])), expected)[1]
+    assert (baselines.value, baselines.met) == (None, False)
+    assert "ends where the uniform baselines are" in baselines.why
     slow = search_rows(many([4.1, 4.1, 4.1, 4.1, 4.08, 4.04], [4.1, 4.1, 4.1, 4.1, 4.1, 4.05]))
     assert [t.met for t in targets_of(slow, expected)] == 2 * [True, False, True]
 

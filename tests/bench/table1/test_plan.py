@@ -9,7 +9,7 @@ from bench.table1 import plan
 from bench.table1.cells import make_cells
 from bench.table1.config import load_options
 from bench.table1.plan import full_trial_tokens, plan_rows, weights
-from bench.table1.published import calibration_and_anchors, proposals_left
+from bench.table1.published import calibration_and_baselines, proposals_left
 from qra_bo.config.schema import load_config
 
 REAL = ["+model=tiny", "data=tiny", "effort=quick", "display=none", "quantizer.rounding=rtn", "device=cpu"]
@@ -25,7 +25,7 @@ def equivalents(folder: Path, methods: str, limits: tuple[str, ...] = (LIMIT,)) 
 
 def test_what_searches_share_is_counted_once(tmp_path: Path) -> None:
     config = load_config(REAL)
-    first, own, whole = calibration_and_anchors(config), proposals_left(config), config.effort.max_full_trials
+    first, own, whole = calibration_and_baselines(config), proposals_left(config), config.effort.max_full_trials
     searches = f"{LIMIT}: searches"
     assert equivalents(tmp_path, "best_uniform")[searches] == pytest.approx(first)
     assert equivalents(tmp_path, "ours")[searches] == pytest.approx(whole)
