@@ -196,7 +196,7 @@ def correlations(session: Session, limit: Limit, n: int) -> Row:
     losses = [float(found[a]) for a in chosen]
     perplexity = None
     if c.oracle.name != "benchmark":  # a table knows no model without its adapters
-        event = session.once("perplexity", str(n), lambda: {"loss": session.call(
+        event = session.results.once("perplexity", str(n), lambda: {"loss": session.call(
             "bench.table1.base_errors:joint_sensitivity", {"choices": [list(a.formats) for a in chosen]})["loss"]})
         perplexity = spearman(event["loss"], losses)
     column = {f: i for i, f in enumerate(profile.formats)}

@@ -1,40 +1,31 @@
-"""What benchmarks on whole searches begin with: a session of a table, and the limit that a configuration states."""
+"""Sessions of benchmarks that keep trials and searches in the folder of a table."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
-from bench.table1.config import NAME, TableConfig, TableOptions, load_options
+from bench.table1.config import TableConfig, TableOptions, load_options
 from bench.table1.limits import Limit
-from bench.table1.session import Session
+from bench.table1.session import Session, open_session
 from qra_bo.config.schema import RunConfig
-from qra_bo.pipeline.run import make_setting
-from qra_bo.study.journal import Journal
 from qra_bo.utils.errors import ConfigError
 
 
 @contextmanager
 def table_session(config: RunConfig, folder: Path, options: TableOptions | None = None) -> Iterator[Session]:
-    """A session whose evaluations are kept in ``folder`` and gone on with.
+    """Open a session whose trials are kept in ``folder``; it is resumed where it exists.
 
     Raises:
-        ConfigError: If codes are to be chosen otherwise than to the nearest.
+        ConfigError: If ``quantizer.rounding`` is not ``rtn``.
     """
     if config.quantizer.rounding != "rtn":
-        raise ConfigError("this benchmark compares with the round-to-nearest codes: say quantizer.rounding=rtn")
-    folder.mkdir(parents=True, exist_ok=True)
-    setting = make_setting(config)
-    with Journal(folder, name=NAME) as journal:
-        both = TableConfig(config, options or load_options())
-        session = Session(both, replace(setting, memory=replace(setting.memory, scope="peak")), folder, journal)
-        try:
-            yield session
-        finally:
-            session.close()
+        raise ConfigError(f"quantizer.rounding={config.quantizer.rounding}: this benchmark compares at round-to-nearest "
+                          "codes; give quantizer.rounding=rtn")
+    with open_session(TableConfig(config, options or load_options()), folder) as session:
+        yield session
 
 
 def limit_of(config: RunConfig) -> Limit:
-    """The configuration's budget in its scope."""
+    """Return the budget of a configuration in its scope."""
     scope, budget = config.memory.scope, config.budget[0]
     return Limit(f"{scope} {budget}", scope, budget, None, None)

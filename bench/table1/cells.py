@@ -120,10 +120,10 @@ def work(session: Session, cell: Cell, say: Say) -> CellResult:
         result.why = "no learning rate that was tried gave a loss"
         return result
     for seed in final_seeds(session, cell.row):
-        made = session.made
+        made = session.results.made
         event = session.evaluate(recipe, result.rate.lr_scale, seed, "test")
         result.trials[seed] = event
-        if session.made > made:
+        if session.results.made > made:
             say(f"test loss {_loss(event)}, training seed {len(result.trials)} of "
                 f"{len(final_seeds(session, cell.row))}")
     if not result.losses:
@@ -137,7 +137,7 @@ def work(session: Session, cell: Cell, say: Say) -> CellResult:
 def is_begun(session: Session, cell: Cell) -> bool:
     """Whether the journal holds what the method settled on."""
     try:
-        return session.find("found", _key(session, cell)) is not None
+        return session.results.find("found", _key(session, cell)) is not None
     except OF_A_ROW:
         return False
 
@@ -149,7 +149,7 @@ def found(session: Session, cell: Cell) -> Found:
         made = cell.row.find(session, cell.limit)
         return {"recipe": made.recipe.to_json(), "cost": made.cost, "note": made.note}
 
-    event = session.once("found", _key(session, cell), find)
+    event = session.results.once("found", _key(session, cell), find)
     return Found(Recipe.from_json(event["recipe"]), float(event["cost"]), str(event["note"]))
 
 
@@ -159,10 +159,10 @@ def learning_rate(session: Session, cell: Cell, recipe: Recipe, say: Say) -> tup
 
     def trial(scale: float) -> float | None:
         nonlocal cost
-        made = session.made
+        made = session.results.made
         event = session.evaluate(recipe, scale, session.train_seed, "validation")
         cost += event["training_tokens"] + FORWARD_SHARE * event["forward_tokens"]
-        if session.made > made:
+        if session.results.made > made:
             say(f"learning rate times {scale:g}, validation loss {_loss(event)}")
         return None if event["loss"] is None else float(event["loss"])
 

@@ -33,14 +33,14 @@ def join(session: Session, folder: Path) -> int:
     events = read_journal(path).events
     if not events:
         raise JournalError(f"table1.join: {path} is empty, so there is nothing to take over")
-    session.check_header(path, events[0])
+    session.results.check_header(path, events[0])
     taken = 0
     for event in events[1:]:
         fields = {k: v for k, v in event.items() if k not in RESERVED}
         if event["event"] == "provenance":
-            session.join_provenance(folder, fields)
+            session.results.join_provenance(folder, fields)
         elif event["event"] != "warning" and event.get("state") != TrialState.FAILED.value:
-            taken += session.take_over(str(event["event"]), fields)
+            taken += session.results.take_over(str(event["event"]), fields)
     for journal in sorted(folder.glob(f"{FOLDER}/*/{JOURNAL_NAME}")):
         taken += _copy_search(journal, session.folder / FOLDER / journal.parent.name)
     return taken

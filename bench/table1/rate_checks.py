@@ -47,14 +47,14 @@ def check_rates(session: Session, results: Sequence[CellResult], say: Say) -> li
         if len({recipe.key for recipe, _ in sides}) < 2:
             continue
         for factor in session.options.rate_factors:
-            made = session.made
+            made = session.results.made
             ours, uniform = (_losses(session, recipe, factor * rate.lr_scale, seeds) for recipe, rate in sides)
             compared = difference(ours, uniform, set(seeds) - set(ours))
             checks.append({"limit": pair[0].limit.name, "ours": pair[0].row.name, "row": pair[1].row.name,
                            "factor": factor, "train_seeds": list(seeds), "ours_losses": [ours.get(s) for s in seeds],
                            "row_losses": [uniform.get(s) for s in seeds],
                            "ours_minus_row": None if compared is None else compared.to_json()})
-            if session.made > made:
+            if session.results.made > made:
                 say(_told(f"{pair[0].limit.name}: at {factor:g} times the rate ours {MINUS} best uniform", compared))
     return checks
 
@@ -73,13 +73,13 @@ def check_references(session: Session, results: Sequence[CellResult], say: Say) 
         if r.found is None or r.rate is None:
             continue
         for factor in session.options.rate_factors:
-            made = session.made
+            made = session.results.made
             losses = _losses(session, r.found.recipe, factor * r.rate.lr_scale, seeds)
             compared = difference(losses, r.losses, set(seeds) - set(losses))
             checks.append({"row": r.cell.row.name, "factor": factor, "train_seeds": list(seeds),
                            "losses": [losses.get(s) for s in seeds],
                            "minus_own": None if compared is None else compared.to_json()})
-            if session.made > made:
+            if session.results.made > made:
                 say(_told(f"{r.cell.row.title}: at {factor:g} times its rate {MINUS} at its own", compared))
     return checks
 

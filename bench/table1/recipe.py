@@ -1,10 +1,11 @@
 """What a row of the table comes to: the configuration that is trained, whatever found it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bench.table1.adalora_memory import adalora_bytes
+from qra_bo.config.schema import RunConfig
 from qra_bo.memory.formats import metadata_bytes, parse_format
 from qra_bo.memory.model import MemoryModel
 from qra_bo.pipeline.build import BytesPredictor
@@ -14,6 +15,13 @@ from qra_bo.space import Allocation, SearchSpace, average_bits
 def codes_name(gptq_tokens: int | None) -> str:
     """A suffix for the names of what depends on how codes are chosen; empty for the nearest."""
     return "" if gptq_tokens is None else f"-gptq{gptq_tokens}"
+
+
+def with_codes(config: RunConfig, gptq_tokens: int | None) -> RunConfig:
+    """Return ``config`` with a choice of codes, as in ``Recipe``."""
+    q = config.quantizer
+    rounding: Any = "rtn" if gptq_tokens is None else "gptq"
+    return config.with_changes(quantizer=replace(q, rounding=rounding, tokens=gptq_tokens or q.tokens))
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +53,7 @@ class Recipe:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Recipe":
         """Inverse of ``to_json``."""
-        initial, tokens = data["initial_rank"], data.get("gptq_tokens")  # tables had the round-to-nearest codes alone
+        initial, tokens = data["initial_rank"], data["gptq_tokens"]
         return cls(Allocation.from_json(data), str(data["init"]), None if initial is None else int(initial),
                    None if tokens is None else int(tokens))
 

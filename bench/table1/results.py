@@ -77,7 +77,7 @@ def build(session: Session, cells: Sequence[Cell], results: Sequence[CellResult]
             "limits": [_limit(session, limit) for limit in dict.fromkeys(cell.limit for cell in cells)
                        if limit is not OWN],
             "rows": rows, "rate_checks": list(rate_checks), "reference_checks": list(reference_checks),
-            "provenance": {k: session.provenance.get(k) for k in keep}}
+            "provenance": {k: session.results.provenance.get(k) for k in keep}}
 
 
 def _limit(session: Session, limit: Limit) -> dict[str, Any]:

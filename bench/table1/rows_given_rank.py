@@ -136,7 +136,7 @@ class LQLoRA(WithinABudget):
 
 def decomposition_errors(session: Session, rank: int) -> FloatArray:
     """LQ-LoRA's objective by unit and format, ``L x F``."""
-    event = session.once("errors", f"r{rank}", lambda: session.call(
+    event = session.results.once("errors", f"r{rank}", lambda: session.call(
         "bench.table1.base_errors:decomposition_errors", {"rank": rank, "iterations": ITERATIONS}))
     return np.array(event["errors"], dtype=np.float64)
 
@@ -174,14 +174,14 @@ def amq_bits(session: Session, limit: Limit, rank: int, beyond: int = 0) -> tupl
         nonlocal spent
         chosen = [list(names(session, row)) for row in rows]
         keys = [Allocation(tuple(c), (0,) * len(c)).fingerprint for c in chosen]
-        new = [c for c, key in zip(chosen, keys, strict=True) if session.find("quantization_sensitivity", key) is None]
+        new = [c for c, key in zip(chosen, keys, strict=True) if session.results.find("quantization_sensitivity", key) is None]
         if new:
             found = session.call("bench.table1.base_errors:joint_sensitivity", {"choices": new})
             each = round(found["forward_tokens"] / (1 + len(new)))
             for c, jsd in zip(new, found["jsd"], strict=True):
                 fields = {"jsd": jsd, "forward_tokens": each}
-                session.once("quantization_sensitivity", Allocation(tuple(c), (0,) * len(c)).fingerprint, fields.copy)
-        events = [session.once("quantization_sensitivity", key, dict) for key in keys]
+                session.results.once("quantization_sensitivity", Allocation(tuple(c), (0,) * len(c)).fingerprint, fields.copy)
+        events = [session.results.once("quantization_sensitivity", key, dict) for key in keys]
         spent += sum(int(e["forward_tokens"]) for e in events)
         return np.array([float(e["jsd"]) for e in events])
 

@@ -2,8 +2,7 @@
 
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +18,18 @@ from bench.table1.plan import check_searches, full_trial_tokens, plan_rows, weig
 from bench.table1.plot import draw
 from bench.table1.rate_checks import check_rates, check_references
 from bench.table1.results import build
-from bench.table1.session import Session
+from bench.table1.session import Session, open_session
 from qra_bo.config.schema import RunConfig
 from qra_bo.memory.budget import format_size
-from qra_bo.pipeline.run import Setting, make_setting, new_folder, token_seconds
+from qra_bo.pipeline.run import new_folder, token_seconds
 from qra_bo.report.style import png_bytes
 from qra_bo.report.tables import print_plan
 from qra_bo.report.text import rough
-from qra_bo.study.journal import Journal
 from qra_bo.study.signals import Interrupts
 from qra_bo.utils.errors import OutputError
 from qra_bo.utils.files import check_run_folder, write_json, writing
+
+AGAIN = "run the same command again"
 
 
 @dataclass(frozen=True)
@@ -41,26 +41,18 @@ class TableResult:
 
 
 def run_table(config: TableConfig) -> TableResult:
-    """Make the table, or go on with the one in ``out``.
+    """Make the table, or resume the one in ``out``.
 
-    The tables are written anew after every row, so that one that is stopped shows the rows that are there; the plot is
-    drawn at the end.
+    The tables are written after every row, the plot at the end.
 
     Raises:
         UserError: If the input or the environment can't work.
         RunInterrupted: On a signal, after a clean journal.
     """
-    cells = make_cells(config.table.limits, config.table.methods)
     run = config.run
-    folder, setting = table_folder(run), make_setting(run)
-    with writing(folder, "run the same command again"):
-        folder.mkdir(parents=True, exist_ok=True)
+    cells, folder = make_cells(config.table.limits, config.table.methods), table_folder(run)
     shown = run.display != "none"
-    with ExitStack() as stack:
-        interrupts = stack.enter_context(Interrupts())
-        journal = stack.enter_context(Journal(folder, interrupts.shield, name=NAME))
-        session = Session(config, _at_peak(setting), folder, journal)
-        stack.callback(session.close)
+    with Interrupts() as interrupts, open_session(config, folder, interrupts.shield) as session:
         for other in config.table.join:
             taken = join(session, Path(other))
             if shown:
@@ -80,7 +72,7 @@ def run_table(config: TableConfig) -> TableResult:
 
 
 def table_folder(config: RunConfig) -> Path:
-    """``out``, or a new folder below ``outputs``.
+    """Return ``out``, or a new folder below ``outputs``.
 
     Raises:
         OutputError: If it holds something that is not a table, or links.
@@ -95,23 +87,18 @@ def table_folder(config: RunConfig) -> Path:
         raise OutputError(f"out={folder} holds files and no {NAME}: it is not the folder of a table, and nothing in it "
                           "is touched; give a folder that is new, empty or holds a table")
     if config.resume and not begun:
-        raise OutputError(f"resume=true and out={folder} holds no {NAME}, so there is nothing to go on from; give the "
+        raise OutputError(f"resume=true and out={folder} holds no {NAME}, so there is nothing to resume; give the "
                           "folder of a table, or leave resume out")
     check_run_folder(folder)
     return folder
 
 
-def _at_peak(setting: Setting) -> Setting:
-    """Limits name their own scopes and bits."""
-    return replace(setting, memory=replace(setting.memory, scope="peak"), max_average_bits=None)
-
-
 def _announce(session: Session, cells: Sequence[Cell], seconds: float | None) -> None:
-    """What lies ahead, and what the limits come to."""
+    """Print the planned work, and the bytes of the limits."""
     console = Console(stderr=True, soft_wrap=True)
     c = session.config
-    title = (f"table1={session.options.name} of {len(cells)} rows for {c.model_name}, effort={c.effort.name}; as if nothing "
-             "of it were done and no two rows came to one configuration; times are rough")
+    title = (f"table1={session.options.name} of {len(cells)} rows for {c.model_name}, effort={c.effort.name}, as if "
+             "nothing were done and no two rows shared a configuration; times are rough")
     print_plan(console, title, plan_rows(session, cells, seconds), full_trial_tokens(session))
     limits: dict[str, Limit] = {cell.limit.name: cell.limit for cell in cells if cell.limit.budget is not None}
     for limit in limits.values():
@@ -121,7 +108,7 @@ def _announce(session: Session, cells: Sequence[Cell], seconds: float | None) ->
 
 
 def _work(session: Session, cells: Sequence[Cell], seconds: float | None, shown: bool) -> dict[str, Any]:
-    """Cell by cell; the table is written after each."""
+    """Work cell by cell; the table is written after each."""
     results: list[CellResult] = []
     table: dict[str, Any] = {}
 
@@ -150,28 +137,19 @@ def _work(session: Session, cells: Sequence[Cell], seconds: float | None, shown:
     if any(checks):
         table = build(session, cells, results, *checks)
         write(session.folder, table)
-    write_plot(session.folder, table)
+    plot = draw(table)
+    if plot is not None:
+        with writing(session.folder, AGAIN):
+            (session.folder / "table1.png").write_bytes(png_bytes(plot))
     return table
 
 
 def write(folder: Path, table: dict[str, Any]) -> None:
-    """``table1.json`` and ``table1.md``.
+    """Write ``table1.json`` and ``table1.md``.
 
     Raises:
         OutputError: If they can't be written.
     """
-    with writing(folder, "run the same command again"):
+    with writing(folder, AGAIN):
         write_json(folder / "table1.json", table)
         (folder / "table1.md").write_text(render(table), encoding="utf-8")
-
-
-def write_plot(folder: Path, table: dict[str, Any]) -> None:
-    """``table1.png``, where some row has a loss.
-
-    Raises:
-        OutputError: If it can't be written.
-    """
-    fig = draw(table)
-    if fig is not None:
-        with writing(folder, "run the same command again"):
-            (folder / "table1.png").write_bytes(png_bytes(fig))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.table1.limits import Limit
-from bench.table1.recipe import codes_name
+from bench.table1.recipe import codes_name, with_codes
 from bench.table1.session import Session
 from qra_bo.config.schema import NOT_OF_THE_RESULT, MethodConfig, RunConfig
 from qra_bo.pipeline.run import engine_settings, path_name, run_parts
@@ -61,7 +61,7 @@ def search(session: Session, name: str, limit: Limit, method: str | None, params
         RunInterrupted: On a signal, after a clean journal.
     """
     config = search_config(session, limit, method or UniformOnly.name, params or {},
-                           {**(changes or {}), "quantizer": session.quantizer(gptq_tokens)})
+                           {**(changes or {}), "quantizer": with_codes(session.config, gptq_tokens).quantizer})
     effort = f"{config.effort.max_full_trials}eq{codes_name(gptq_tokens)}"
     folder = session.folder / FOLDER / path_name(f"{name}-{limit.name}-{effort}".replace("<=", "max"))
     setting = session.setting_of(limit, config.ranks, config.bits)
@@ -69,8 +69,7 @@ def search(session: Session, name: str, limit: Limit, method: str | None, params
     oracle = session.executor(config.adapter.init, limit.scope, gptq_tokens, config.bits)
     shared = SharedExecutor(oracle, folder, _others(folder), config.to_dict(), SHARED,
                             [f.name for f in setting.space.formats])
-    parts = replace(run_parts(config, folder, setting, budget, shared, None), finalise=None,
-                    progress=session.progress)
+    parts = replace(run_parts(config, folder, setting, budget, shared, None), finalise=None)
     if method is None:
         parts = replace(parts, make_searcher=lambda problem, equivalents: UniformOnly())
     return Engine(engine_settings(config, folder, setting.space, budget), parts).run()

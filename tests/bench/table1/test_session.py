@@ -9,6 +9,7 @@ import pytest
 
 from bench.sessions import table_session
 from bench.table1 import session as module
+from bench.table1.journal import TableJournal
 from bench.table1.limits import parse_limit
 from bench.table1.methods import ROWS
 from bench.table1.recipe import Recipe
@@ -48,7 +49,7 @@ def test_chosen_codes_come_from_an_oracle_that_chose_for_these_formats(session: 
         return _Silent()
 
     monkeypatch.setattr(module, "make_executor", opened)
-    monkeypatch.setattr(Session, "_describe", lambda self, executor: None)
+    monkeypatch.setattr(TableJournal, "describe", lambda self, described: None)
     for names, tokens in ((("nf4", "int8"), 8), (("nf4", "fp16"), 8), (("nf4", "hqq5-g128"), 8), (("nf4", "int8"), 8),
                           (("hqq6-g128", "int8"), None)):
         session.call("measure", {}, recipe=Recipe(Allocation(names, (1, 1)), "kaiming", gptq_tokens=tokens))
@@ -94,6 +95,9 @@ def test_a_measurement_that_diverged_stands(tmp_path: Path, monkeypatch: pytest.
 
 class _Silent:
     def call(self, *_: Any) -> dict[str, Any]:
+        return {}
+
+    def describe(self) -> dict[str, Any]:
         return {}
 
     def close(self) -> None:

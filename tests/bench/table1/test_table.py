@@ -49,7 +49,7 @@ def test_every_method_has_a_row_within_its_limit(made: tuple[Path, dict[str, Any
     for row in table["rows"]:
         assert set(row) >= COLUMNS
         if row["method"].endswith("_gptq"):
-            assert row["why"] == "GPTQ chooses codes on real text, and oracle=synthetic has none"
+            assert row["why"] == "GPTQ needs calibration text, which oracle=synthetic does not have"
             continue
         assert row["why"] == ""
         assert row["seeds"] == len(row["losses"]) == (3 if ROWS[row["method"]].key else 2)
@@ -120,7 +120,7 @@ def test_what_can_not_be_compared_is_refused(made: tuple[Path, dict[str, Any]], 
     (tmp_path / "foreign" / "x").touch()
     with pytest.raises(OutputError, match=r"holds files and no table1.jsonl"):
         make(tmp_path / "foreign")
-    with pytest.raises(OutputError, match="nothing to go on from"):
+    with pytest.raises(OutputError, match="nothing to resume"):
         make(tmp_path / "new", "resume=true")
     with pytest.raises(ConfigError, match=r"table1.seeds must be at least 2"):
         load_table([*SETTINGS, "table1.seeds=1"])
