@@ -1,4 +1,7 @@
-"""Bytes: of storage formats, of a training step's peak, and of budgets. Importing it needs no torch."""
+"""Bytes: of storage formats, of the peak of fine-tuning, and of budgets; and the memory plan.
+
+Importing it loads no torch.
+"""
 
 from qra_bo.memory.activations import TrainShape
 from qra_bo.memory.model import MemoryModel
