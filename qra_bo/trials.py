@@ -78,7 +78,11 @@ class TrialSpec:
 
     @property
     def key(self) -> str:
-        """Name of this trial: specs of one key have one result."""
+        """Name of this trial: specs of one key have one result.
+
+        >>> TrialSpec(Allocation(("nf4", "int8"), (4, 8)), 6, 24, train_seed=0).key
+        '4ad6fc2b6db7ab23-6of24-t0-validation-lr1'
+        """
         return (f"{self.allocation.fingerprint}-{self.steps}of{self.schedule_steps}-t{self.train_seed}"
                 f"-{self.split}-lr{self.lr_scale:g}{self.how}")
 
@@ -146,6 +150,13 @@ class TrialResult:
     message: str = ""
     peaks: tuple[PhasePeak, ...] = ()
 
+    def to_json(self) -> dict[str, Any]:
+        return {"state": self.state.value, "loss": self.loss, "loss_se": self.loss_se,
+                "curve": [list(p) for p in self.curve], "new_steps": self.new_steps,
+                "training_tokens": self.training_tokens, "forward_tokens": self.forward_tokens,
+                "measured_bytes": self.measured_bytes, "seconds": self.seconds, "switch_seconds": self.switch_seconds,
+                "message": self.message, "peaks": peaks_to_json(self.peaks)}
+
 
 @dataclass(frozen=True, slots=True)
 class Trial:
@@ -171,18 +182,13 @@ class Trial:
 
     def to_json(self) -> dict[str, Any]:
         """Return the journal's event."""
-        spec, result = self.spec, self.result
+        spec = self.spec
         return {"event": "evaluation", "id": self.id, "key": spec.key, "fingerprint": self.allocation.fingerprint,
                 "bits": list(self.bits), **self.allocation.to_json(), "stage": self.stage,
                 "fidelity": self.fidelity.value, "steps": spec.steps, "schedule_steps": spec.schedule_steps,
-                "new_steps": result.new_steps, "train_seed": spec.train_seed, "split": spec.split,
-                "lr_scale": spec.lr_scale, "init": spec.init, "codes": spec.codes, "seed": self.seed,
-                "state": result.state.value, "loss": result.loss, "loss_se": result.loss_se,
-                "curve": [list(p) for p in result.curve], "training_tokens": result.training_tokens,
-                "forward_tokens": result.forward_tokens, "predicted_bytes": self.predicted_bytes,
-                "measured_bytes": result.measured_bytes, "seconds": result.seconds,
-                "switch_seconds": result.switch_seconds, "message": result.message,
-                "peaks": peaks_to_json(result.peaks)}
+                "train_seed": spec.train_seed, "split": spec.split, "lr_scale": spec.lr_scale, "init": spec.init,
+                "codes": spec.codes, "seed": self.seed, "predicted_bytes": self.predicted_bytes,
+                **self.result.to_json()}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Trial":
