@@ -34,7 +34,7 @@ OWN_BASE = ("loftq", "pissa", "lq_lora")
 
 def rounding_of(config: Mapping[str, Any]) -> str:
     """Return ``quantizer.rounding`` of a recorded configuration."""
-    return str(config["quantizer"]["rounding"])
+    return str(config.get("quantizer", {}).get("rounding", "rtn"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ class TrialSpec:
         """Name of this trial: specs of one key have one result.
 
         >>> TrialSpec(Allocation(("nf4", "int8"), (4, 8)), 6, 24, train_seed=0).key
-        '4ad6fc2b6db7ab23-6of24-t0-validation-lr1'
+        'd4d04f32b6330344-6of24-t0-validation-lr1'
         """
         return (f"{self.allocation.fingerprint}-{self.steps}of{self.schedule_steps}-t{self.train_seed}"
                 f"-{self.split}-lr{self.lr_scale:g}{self.how}")
