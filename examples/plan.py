@@ -6,4 +6,4 @@ plan = qra_bo.plan(model="llama2_7b", budget=["8GB", "10GB", "12GB"], device="cu
 for answer in plan.budgets:
     print(f"{answer.text}: largest uniform ranks {dict(answer.ranks)}")
     if answer.best is not None:
-        print(f"  most bits: {answer.best.what}, {answer.best.total / 1e9:.2f} GB, peak in the {answer.best.phase} phase")
+        print(f"  most bits: {answer.best.what}, {answer.best.total / 1e9:.2f} GB, {answer.best.phase} phase")

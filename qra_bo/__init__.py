@@ -6,6 +6,8 @@ Public names are imported when they are first used, so that ``import qra_bo`` is
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from qra_bo.utils.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from qra_bo.api import load, plan, search
     from qra_bo.config.schema import RunConfig, load_config
@@ -15,7 +17,6 @@ if TYPE_CHECKING:
     from qra_bo.searchers.ordinal import OrdinalProblem, OrdinalSearch
     from qra_bo.space import Allocation, SearchSpace
 
-__version__ = "0.1.0"
 __all__ = ["Allocation", "MemoryModel", "Oracle", "OrdinalProblem", "OrdinalSearch", "Plan", "Result", "RunConfig",
            "SearchSpace", "load", "load_config", "plan", "search"]
 

@@ -267,7 +267,7 @@ class LayerModel:
 
 
 def loss_item_bytes(compute_dtype_bytes: int) -> int:
-    """Bytes per logit alive at once in ``finetune.training.loss``: logits, a fp32 copy in 16 bits, log-probabilities."""
+    """Bytes per live logit in ``finetune.training.loss``: logits, an fp32 copy of 16 bits, log-probabilities."""
     return 10 if compute_dtype_bytes == 2 else 8
 
 
