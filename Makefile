@@ -72,8 +72,9 @@ test-gpu: $(TEST_INSTALLED) ## Run the tests that need CUDA; predicted against r
 docs: $(DOCS_INSTALLED) ## Build the documentation into build/docs; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
-lint: $(TEST_INSTALLED) ## Check style
+lint: $(TEST_INSTALLED) ## Check style and the order of the packages
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports
 
 types: $(TEST_INSTALLED) ## Check types
 	$(BIN)/mypy

@@ -101,7 +101,7 @@ def traced_rows(name: str, count: int, seed: int) -> list[Row]:
             "bits": round(bits, 3), "rank": round(statistics.fmean(allocation.ranks), 2), "batch": shape.batch,
             "length": shape.length, "checkpointing": shape.checkpointing, "compute_bytes": shape.compute_dtype_bytes,
             "optimizer": shape.optimizer, "device": shape.device, "eval_batch": shape.eval_batch,
-            "phase": memory.peak_phase(space, allocation), "traced_phase": traced.phase,
+            "phase": memory.phase_breakdown(space, allocation)[0], "traced_phase": traced.phase,
             "operator": traced.operators[PHASES.index(traced.phase)],
             "traced_bytes": traced.peak, "predicted_bytes": predicted, "error": predicted / traced.peak - 1,
             **{f"{key}_error": value / traced.peak - 1 for key, value in others.items()}, "cpu_seconds": seconds})

@@ -1,31 +1,35 @@
 """Joint bit-width and LoRA-rank allocation for fine-tuning language models within a memory budget.
 
-The names below are loaded when they are first used, so that ``import qra_bo`` is quick and needs no torch.
+Public names are imported when they are first used, so that ``import qra_bo`` is quick and loads no torch.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from qra_bo.utils.version import __version__ as __version__
+
 if TYPE_CHECKING:
+    from qra_bo.api import load, plan, search
     from qra_bo.config.schema import RunConfig, load_config
-    from qra_bo.export.load import load
-    from qra_bo.memory.model import MemoryModel
+    from qra_bo.memory import MemoryModel, Plan
     from qra_bo.oracle.protocol import Oracle
-    from qra_bo.pipeline.run import Result, search
+    from qra_bo.pipeline.run import Result
+    from qra_bo.searchers.ordinal import OrdinalProblem, OrdinalSearch
     from qra_bo.space import Allocation, SearchSpace
 
-__version__ = "0.1.0"
-__all__ = ["Allocation", "MemoryModel", "Oracle", "Result", "RunConfig", "SearchSpace", "load", "load_config", "search"]
+__all__ = ["Allocation", "MemoryModel", "Oracle", "OrdinalProblem", "OrdinalSearch", "Plan", "Result", "RunConfig",
+           "SearchSpace", "load", "load_config", "plan", "search"]
 
-_HOMES = {"Allocation": "qra_bo.space", "MemoryModel": "qra_bo.memory.model", "Oracle": "qra_bo.oracle.protocol",
-          "Result": "qra_bo.pipeline.run", "RunConfig": "qra_bo.config.schema", "SearchSpace": "qra_bo.space",
-          "load": "qra_bo.export.load", "load_config": "qra_bo.config.schema", "search": "qra_bo.pipeline.run"}
+_HOMES = dict.fromkeys(("load", "plan", "search"), "api") | {
+    "Allocation": "space", "MemoryModel": "memory", "Oracle": "oracle.protocol", "OrdinalProblem": "searchers.ordinal",
+    "OrdinalSearch": "searchers.ordinal", "Plan": "memory", "Result": "pipeline.run", "RunConfig": "config.schema",
+    "SearchSpace": "space", "load_config": "config.schema"}
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOMES[name]), name)
+    value = getattr(importlib.import_module(f"qra_bo.{_HOMES[name]}"), name)
     globals()[name] = value
     return value
 

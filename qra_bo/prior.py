@@ -5,25 +5,23 @@ A later run uses it with ``surrogate.prior=prior.json``. Runs may be of other mo
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from qra_bo.config.decode import check
-from qra_bo.config.schema import ModelConfig, RunConfig, load_config
 from qra_bo.execution.messages import ProfileResult
 from qra_bo.pipeline.build import config_from_dict, make_memory, make_space, make_spec
 from qra_bo.searchers.base import SearchProblem
 from qra_bo.searchers.structured.transfer import LEAST_LOSSES, combine, fitted_scales, save_prior
-from qra_bo.space import DecoderSpec
 from qra_bo.study.results import load_study
 from qra_bo.study.searching import as_told
-from qra_bo.utils.errors import ModelError, OutputError, UserError
-from qra_bo.utils.files import COPY_AGAIN
+from qra_bo.utils.errors import ConfigError, ModelError, OutputError, UserError
+from qra_bo.utils.files import COPY_AGAIN, writing
 
 
 def scales_of_run(folder: Path) -> dict[str, float] | None:
-    """Scale of every part as fitted to what a run evaluated; ``None`` where that is too little.
+    """Return the scale of every part as fitted to a run's trials; ``None`` where they are too few.
+
+    The code that a model may come with is never run: a run's folder is data.
 
     Raises:
         UserError: If it is not the folder of a run.
@@ -31,8 +29,16 @@ def scales_of_run(folder: Path) -> dict[str, float] | None:
     study = load_study(folder)
     if "profile" not in study.last:
         return None
-    config = config_from_dict(_over(load_config().to_dict(), study.header["config"]))
-    spec = _spec_as_data(config, folder)
+    try:
+        config = config_from_dict(study.header["config"])
+        spec = make_spec(config.with_changes(model={**config.model, "trust_remote_code": False}))
+    except ConfigError as error:
+        raise OutputError(f"the journal of {folder} describes its run badly ({error}); {COPY_AGAIN}") from error
+    except ModelError as error:
+        if not config.model["trust_remote_code"]:
+            raise
+        raise ModelError(f"{folder} is of a model with code of its own ({config.model['path']!r}), which is never run "
+                         "to learn a prior; leave it out") from error
     space = make_space(config, spec)
     problem = SearchProblem(space, make_memory(config, spec, "cpu").table(space), study.budget_bytes,
                             ProfileResult.from_json(study.last["profile"]).profile, config.fidelity.high, None,
@@ -40,35 +46,8 @@ def scales_of_run(folder: Path) -> dict[str, float] | None:
     return fitted_scales(problem, [as_told(e) for e in study.points])
 
 
-def _spec_as_data(config: RunConfig, folder: Path) -> DecoderSpec:
-    """The run's decoder, without the code that a model may come with: a run's folder is data, whatever it says.
-
-    Raises:
-        OutputError: If the journal describes the model badly.
-        ModelError: If its shapes can't be had so.
-    """
-    problems = check(ModelConfig, config.model, "model.")
-    if problems:
-        raise OutputError(f"the journal of {folder} describes its model badly ({problems[0].message.rstrip('.')}); "
-                          f"{COPY_AGAIN}")
-    try:
-        return make_spec(config.with_changes(model={**config.model, "trust_remote_code": False}))
-    except ModelError as error:
-        if not config.model["trust_remote_code"]:
-            raise
-        raise ModelError(f"{folder} is of a model with code of its own ({config.model['path']!r}), which is never run "
-                         "to learn a prior; leave it out") from error
-
-
-def _over(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """``given`` over ``defaults``: a run of an older release lacks keys that came later."""
-    return {**defaults, **{key: _over(defaults[key], value) if isinstance(value, Mapping)
-                           and isinstance(defaults.get(key), Mapping) and key not in ("model", "quantizer") else value
-                           for key, value in given.items() if key in defaults}}
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status."""
+    """Run the command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m qra_bo.prior", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, help="folders of runs")
@@ -83,10 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise OutputError(f"no run has {LEAST_LOSSES} losses to learn from, so no prior was written; give longer "
                               "runs")
         prior = combine(list(used.values()))
-        try:
+        with writing(options.out, "learn the prior again"):
             save_prior(prior, [run.name for run in used], options.out)
-        except OSError as error:
-            raise OutputError(f"--out {options.out} can't be written ({error.strerror})") from error
     except UserError as error:
         print(error, file=sys.stderr)
         return error.exit_status

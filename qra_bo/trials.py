@@ -1,14 +1,15 @@
-"""What passes between searcher, engine, oracle and journal: frozen records with a JSON codec."""
+"""Records that searchers, engine, oracles and journal exchange: frozen, with a JSON codec."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypeVar
 
 from qra_bo.space import Allocation
 from qra_bo.utils.errors import JournalError
 
 SCHEMA_VERSION = 1
+T = TypeVar("T")
 
 
 class Fidelity(StrEnum):
@@ -19,7 +20,7 @@ class Fidelity(StrEnum):
 
 
 class TrialState(StrEnum):
-    """How an evaluation ended; everything but ``ok`` is a result without a loss, not a crash."""
+    """Outcome of a trial; every state but ``ok`` is a result without a loss, not a crash."""
 
     OK = "ok"
     OOM = "oom"
@@ -28,45 +29,22 @@ class TrialState(StrEnum):
 
 
 OWN_BASE = ("loftq", "pissa", "lq_lora")
-"""Starts of adapters that change the quantised base to ``quantise(W - scale B A)``, which depends on the rank."""
+"""Adapter initialisations that change the quantised base to ``quantise(W - scale B A)``, which depends on the rank."""
 
 
 def rounding_of(config: Mapping[str, Any]) -> str:
-    """``quantizer.rounding`` of a recorded configuration; before there was a choice, codes were the nearest."""
+    """Return ``quantizer.rounding`` of a recorded configuration."""
     return str(config.get("quantizer", {}).get("rounding", "rtn"))
-
-
-LATER_FORMATS = {"5": ["hqq5-g128"], "6": ["hqq6-g128"]}
-"""Of bit-widths that older configurations do not name, the formats that serve them unless others are chosen."""
-
-
-def deciding_quantizer(quantizer: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of a configuration's ``quantizer`` that decide about codes: with the nearest ones its formats alone, and
-    of these not ``LATER_FORMATS``, for older journals have no more."""
-    kept = dict(quantizer)
-    if isinstance(kept.get("formats"), Mapping):
-        kept["formats"] = {bits: names for bits, names in kept["formats"].items()
-                           if LATER_FORMATS.get(str(bits)) != list(names)}
-    if rounding_of({"quantizer": quantizer}) != "rtn":
-        return kept
-    return {key: value for key, value in kept.items() if key not in ("rounding", "tokens")}
-
-
-def stating_codes(config: Any) -> Any:
-    """A recorded configuration that says which codes it has, with nothing that these do not depend on."""
-    if not isinstance(config, Mapping) or not isinstance(config.get("quantizer"), Mapping):
-        return config
-    return {**config, "quantizer": {"rounding": "rtn", **deciding_quantizer(config["quantizer"])}}
 
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """What a searcher wants to know next.
+    """A candidate that a searcher proposes.
 
     Args:
         allocation: The candidate.
         fidelity: How long to train it.
-        stage: Where it comes from: ``"baseline"``, ``"evolution"``, ``"trust_region"``, ``"global"`` ...
+        stage: Its origin: ``"baseline"``, ``"evolution"``, ``"trust_region"``, ``"global"`` ...
     """
 
     allocation: Allocation
@@ -76,7 +54,7 @@ class Proposal:
 
 @dataclass(frozen=True, slots=True)
 class TrialSpec:
-    """What the engine asks of an oracle.
+    """One trial as the engine asks an oracle for it.
 
     Args:
         allocation: The candidate.
@@ -85,8 +63,8 @@ class TrialSpec:
         train_seed: Seed of data order and adapter initialisation.
         split: ``"validation"`` (all that a search sees) or ``"test"``.
         lr_scale: Factor on the calibrated learning rate (calibration and robustness checks; else 1).
-        init: How the adapters start; ``None``: as configured.
-        codes: ``"nearest"``: those that the formats' libraries choose; ``None``: as configured.
+        init: Initialisation of the adapters; ``None``: as configured.
+        codes: ``"rtn"``: round to nearest, as the formats' libraries do; ``None``: as configured.
     """
 
     allocation: Allocation
@@ -100,19 +78,23 @@ class TrialSpec:
 
     @property
     def key(self) -> str:
-        """Names this evaluation: two requests with one key have one result."""
+        """Name of this trial: specs of one key have one result.
+
+        >>> TrialSpec(Allocation(("nf4", "int8"), (4, 8)), 6, 24, train_seed=0).key
+        'd4d04f32b6330344-6of24-t0-validation-lr1'
+        """
         return (f"{self.allocation.fingerprint}-{self.steps}of{self.schedule_steps}-t{self.train_seed}"
                 f"-{self.split}-lr{self.lr_scale:g}{self.how}")
 
     @property
     def how(self) -> str:
-        """A suffix for names: start and codes where they are not as configured."""
+        """Suffix for names: initialisation and codes where they are not as configured."""
         return "".join(f"-{part}" for part in (self.init, self.codes) if part is not None)
 
 
 @dataclass(frozen=True, slots=True)
 class PhasePeak:
-    """The largest memory of one phase of an evaluation, in bytes.
+    """The largest memory of one phase of a trial, in bytes.
 
     Args:
         phase: ``"load"``, ``"forward"``, ``"backward"``, ``"step"`` or ``"evaluation"``.
@@ -126,33 +108,32 @@ class PhasePeak:
 
 
 def peaks_to_json(peaks: Iterable[PhasePeak]) -> dict[str, dict[str, int | None]]:
-    """Bytes by phase."""
+    """Return the peaks as JSON values, by phase."""
     return {p.phase: {"allocated": p.allocated, "reserved": p.reserved} for p in peaks}
 
 
 def peaks_from_json(data: Mapping[str, Any]) -> tuple[PhasePeak, ...]:
-    """Inverse of ``peaks_to_json``; raises ``KeyError``, ``TypeError`` or ``ValueError`` where it is something else."""
-    return tuple(PhasePeak(str(phase), int(found["allocated"]),
-                           None if found["reserved"] is None else int(found["reserved"]))
+    """Inverse of ``peaks_to_json``; raises ``KeyError``, ``TypeError`` or ``ValueError`` for anything else."""
+    return tuple(PhasePeak(str(phase), int(found["allocated"]), _optional(int, found["reserved"]))
                  for phase, found in data.items())
 
 
 @dataclass(frozen=True, slots=True)
 class TrialResult:
-    """What an oracle answers.
+    """An oracle's answer to a ``TrialSpec``.
 
     Args:
-        state: How it ended.
+        state: Outcome.
         loss: Mean held-out loss per target token, or ``None`` unless ``state`` is ``ok``.
         loss_se: Standard error of ``loss`` over evaluation sequences, or ``None``.
         curve: ``(step, held-out loss)`` at the recorded steps; the last is ``(steps, loss)``.
-        new_steps: Optimiser steps run for this request (fewer than ``steps`` if continued from a checkpoint).
-        training_tokens: Tokens that went forward and backward for this request.
+        new_steps: Optimiser steps of this trial (fewer than ``steps`` if continued from a checkpoint).
+        training_tokens: Tokens that went forward and backward.
         forward_tokens: Tokens that went forward only.
         measured_bytes: Peak bytes of the configured memory scope, or ``None`` where not measured.
-        seconds: Wall time of this request.
+        seconds: Wall time.
         switch_seconds: The part of it spent on switching the model to the allocation.
-        message: Why it is not ``ok``, or empty.
+        message: Reason for a state other than ``ok``, or empty.
         peaks: Measured memory by phase, whatever the scope; empty where nothing was measured.
     """
 
@@ -169,10 +150,17 @@ class TrialResult:
     message: str = ""
     peaks: tuple[PhasePeak, ...] = ()
 
+    def to_json(self) -> dict[str, Any]:
+        return {"state": self.state.value, "loss": self.loss, "loss_se": self.loss_se,
+                "curve": [list(p) for p in self.curve], "new_steps": self.new_steps,
+                "training_tokens": self.training_tokens, "forward_tokens": self.forward_tokens,
+                "measured_bytes": self.measured_bytes, "seconds": self.seconds, "switch_seconds": self.switch_seconds,
+                "message": self.message, "peaks": peaks_to_json(self.peaks)}
+
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A finished evaluation as the journal holds it and as a searcher is told of it."""
+    """A finished trial, as in the journal and as given to a searcher."""
 
     id: int
     allocation: Allocation
@@ -193,17 +181,14 @@ class Trial:
         return self.result.loss
 
     def to_json(self) -> dict[str, Any]:
-        m, r = self.result, self.spec
-        return {"event": "evaluation", "id": self.id, "key": r.key, "fingerprint": self.allocation.fingerprint,
+        """Return the journal's event."""
+        spec = self.spec
+        return {"event": "evaluation", "id": self.id, "key": spec.key, "fingerprint": self.allocation.fingerprint,
                 "bits": list(self.bits), **self.allocation.to_json(), "stage": self.stage,
-                "fidelity": self.fidelity.value, "steps": r.steps, "schedule_steps": r.schedule_steps,
-                "new_steps": m.new_steps, "train_seed": r.train_seed, "split": r.split, "lr_scale": r.lr_scale,
-                "init": r.init, "codes": r.codes, "seed": self.seed, "state": m.state.value,
-                "loss": m.loss, "loss_se": m.loss_se,
-                "curve": [list(p) for p in m.curve], "training_tokens": m.training_tokens,
-                "forward_tokens": m.forward_tokens, "predicted_bytes": self.predicted_bytes,
-                "measured_bytes": m.measured_bytes, "seconds": m.seconds, "switch_seconds": m.switch_seconds,
-                "message": m.message, "peaks": peaks_to_json(m.peaks)}
+                "fidelity": self.fidelity.value, "steps": spec.steps, "schedule_steps": spec.schedule_steps,
+                "train_seed": spec.train_seed, "split": spec.split, "lr_scale": spec.lr_scale, "init": spec.init,
+                "codes": spec.codes, "seed": self.seed, "predicted_bytes": self.predicted_bytes,
+                **self.result.to_json()}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Trial":
@@ -214,19 +199,19 @@ class Trial:
         """
         try:
             allocation = Allocation.from_json(data)
-            request = TrialSpec(allocation, int(data["steps"]), int(data["schedule_steps"]),
-                                        int(data["train_seed"]), str(data["split"]), float(data["lr_scale"]),
-                                        data.get("init"), data.get("codes"))
-            loss = None if data["loss"] is None else float(data["loss"])
-            measured = None if data["measured_bytes"] is None else int(data["measured_bytes"])
-            measurement = TrialResult(
-                TrialState(data["state"]), loss, None if data["loss_se"] is None else float(data["loss_se"]),
+            spec = TrialSpec(allocation, int(data["steps"]), int(data["schedule_steps"]), int(data["train_seed"]),
+                             str(data["split"]), float(data["lr_scale"]), data["init"], data["codes"])
+            result = TrialResult(
+                TrialState(data["state"]), _optional(float, data["loss"]), _optional(float, data["loss_se"]),
                 tuple((int(s), float(v)) for s, v in data["curve"]), int(data["new_steps"]),
-                int(data["training_tokens"]), int(data["forward_tokens"]), measured, float(data["seconds"]),
-                float(data["switch_seconds"]), str(data["message"]),
-                peaks_from_json(data.get("peaks", {})))  # journals of earlier versions have none
+                int(data["training_tokens"]), int(data["forward_tokens"]), _optional(int, data["measured_bytes"]),
+                float(data["seconds"]), float(data["switch_seconds"]), str(data["message"]),
+                peaks_from_json(data["peaks"]))
             return cls(int(data["id"]), allocation, tuple(int(b) for b in data["bits"]), str(data["stage"]),
-                       Fidelity(data["fidelity"]), request, int(data["seed"]), measurement,
-                       int(data["predicted_bytes"]))
+                       Fidelity(data["fidelity"]), spec, int(data["seed"]), result, int(data["predicted_bytes"]))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise JournalError(f"an evaluation in the journal is malformed: {error!r}") from error
+            raise JournalError(f"a trial in the journal is malformed: {error!r}") from error
+
+
+def _optional(kind: Callable[[Any], T], value: Any) -> T | None:
+    return None if value is None else kind(value)

@@ -1,32 +1,85 @@
-"""``import qra_bo`` is quick, and what it offers is there."""
+"""The Python interface: light to import, keywords as configuration, searches of one's own objective."""
 
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 import qra_bo
+from qra_bo.api import configure
+from qra_bo.space import uniform
+from qra_bo.utils.errors import ConfigError
+from tests.spaces import make_space
 
 
 def test_importing_loads_no_torch() -> None:
     code = ("import qra_bo, sys\nqra_bo.Allocation, qra_bo.SearchSpace, qra_bo.MemoryModel, qra_bo.Oracle\n"
-            "qra_bo.search\nassert 'torch' not in sys.modules")
+            "qra_bo.search, qra_bo.plan(model='tiny')\nassert 'torch' not in sys.modules")
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize("name", qra_bo.__all__)
-def test_every_name_is_there(name: str) -> None:
+def test_every_public_name_is_there(name: str) -> None:
     assert getattr(qra_bo, name).__name__ == name
     assert name in dir(qra_bo)
 
 
-def test_an_unknown_name_is_an_attribute_error() -> None:
+def test_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'serach'"):
         _ = qra_bo.serach
 
 
-def test_search_stays_a_function_whatever_is_imported() -> None:
+def test_search_stays_a_function_after_imports_of_searchers() -> None:
     import qra_bo.searchers.evolution.searcher
     import qra_bo.tasks.search
 
     assert callable(qra_bo.search)
+
+
+def test_keywords_equal_overrides() -> None:
+    words = ["model=tiny", "budget=[uniform:4,4,1MB]", "effort=quick", "train.length=64", "train.checkpointing=true",
+             "max_hours=null", "bits=[2,4]", "out='a b'"]
+    assert configure(model="tiny", budget=["uniform:4,4", "1MB"], effort="quick", max_hours=None, bits=(2, 4),
+                     out="a b", train={"length": 64, "checkpointing": True}) == configure(words)
+    assert configure(["model=tiny"], **{"train.length": 64}).train.length == 64
+    assert configure(model="tiny", out="it's").out == "it's"
+
+
+def test_mistakes_in_keywords_are_all_named() -> None:
+    with pytest.raises(ConfigError, match=r"(?s)train\.lenght.*effort") as caught:
+        configure(model="tiny", train={"lenght": 64}, effort="fast")
+    assert len(caught.value.problems) == 2
+    with pytest.raises(ConfigError, match="a RunConfig is complete"):
+        configure(configure(model="tiny"), seed=1)
+
+
+def test_plan_is_short_and_plain() -> None:
+    plan = qra_bo.plan(model="tiny", budget=["uniform:4,4", "10"], device="cuda")
+    assert repr(plan) == "Plan(tiny, 4 units, uniform:4,4: int8, rank 2, 10: nothing fits)"
+    assert plan._repr_html_().startswith("<table><caption>tiny: ")
+    assert plan.to_json()["device"] == "cuda"
+    assert repr(plan.memory).startswith("MemoryModel(tiny, peak, cuda, ")
+
+
+def test_reprs_of_spaces_and_allocations() -> None:
+    assert repr(uniform(3, "nf4", 8)) == "Allocation(3 x nf4 r8)"
+    assert repr(make_space(2)).startswith("SearchSpace(2 units, formats ")
+
+
+def test_objective_of_ones_own_is_minimised() -> None:
+    cost = np.tile(np.arange(1, 4)[:, None] + np.arange(1, 4)[None, :], (3, 1, 1))
+    problem = qra_bo.OrdinalProblem(("a", "b", "c"), cost, 14, harm=np.tile([2.0, 1.0, 0.0], (3, 1)),
+                                    gain=np.tile([0.0, 1.0, 2.0], (3, 1)))
+    calls = []
+
+    def objective(choice: tuple[tuple[int, ...], tuple[int, ...]]) -> float:
+        calls.append(choice)
+        return float(sum((2 - level) ** 2 for part in choice for level in part))
+
+    best = qra_bo.search(objective=objective, problem=problem, evaluations=9, method="random")
+    assert best is not None
+    assert len(calls) == 9
+    assert best[1] == min(map(lambda c: sum((2 - x) ** 2 for part in c for x in part), calls))
+    with pytest.raises(ConfigError, match="problem"):
+        qra_bo.search(objective=objective)  # type: ignore[call-overload]

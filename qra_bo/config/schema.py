@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from qra_bo.finetune.data.options import DataConfig
-from qra_bo.trials import deciding_quantizer
 
 LR_EXPONENTS = {"constant": 0.0, "inverse_sqrt": 0.5, "inverse": 1.0}
 NOT_OF_THE_RESULT = ("task", "effort", "max_hours", "out", "resume", "display", "allocation", "worker",
@@ -282,7 +281,6 @@ class RunConfig:
         kept = {key: value for key, value in self.to_dict().items() if key not in NOT_OF_THE_RESULT}
         for group, key in (("memory", "format"), ("memory", "verify"), ("eval", "tasks"), ("eval", "limit")):
             del kept[group][key]  # how a plan is printed and what a model is asked later change no result
-        kept["quantizer"] = deciding_quantizer(kept["quantizer"])
         return hashlib.sha256(json.dumps(kept, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
     def with_changes(self, **changes: Any) -> "RunConfig":

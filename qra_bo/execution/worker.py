@@ -24,7 +24,7 @@ from qra_bo.execution.messages import (
 )
 from qra_bo.oracle.protocol import TRAINING, Oracle, StopRequested
 from qra_bo.utils.errors import ConfigError
-from qra_bo.utils.failures import is_device_lost
+from qra_bo.utils.errors import is_device_lost
 
 log = logging.getLogger(__name__)
 DEVICE_LOST = 71

@@ -1,4 +1,4 @@
-"""Bytes that a training step keeps and needs besides what is resident: activations, gradients in flight, workspace.
+"""Bytes of a training step beyond the resident ones: activations, gradients in flight, workspace.
 
 Derived from the modules of transformers 5 under PEFT's LoRA (working adapters in the compute type, no dropout) with
 causal SDPA, and held to traced steps by tests. ``n`` is tokens of a batch, ``d`` width, ``i`` MLP width, ``c``
@@ -15,7 +15,7 @@ from qra_bo.utils.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class TrainShape:
-    """What of the trainer's configuration decides about memory.
+    """Settings of the trainer that determine memory.
 
     Args:
         batch: Sequences of an optimiser step.
@@ -29,7 +29,7 @@ class TrainShape:
         eval_batch: Sequences of an evaluation's batch; 0: evaluations are not priced.
 
     Raises:
-        ConfigError: If a value makes no sense; all problems at once.
+        ConfigError: With every value that is out of range.
     """
 
     batch: int
@@ -43,19 +43,18 @@ class TrainShape:
     eval_batch: int = 0
 
     def __post_init__(self) -> None:
-        problems = []
-        if self.batch < 1 or self.length < 2 or self.eval_batch < 0:
-            problems.append("batch must be at least 1, length at least 2 and eval_batch at least 0; got "
-                            f"{self.batch}, {self.length} and {self.eval_batch}")
-        if self.compute_dtype_bytes not in (2, 4) or self.stored_dtype_bytes not in (2, 4):
-            problems.append("compute and stored types have 2 or 4 bytes; got "
-                            f"{self.compute_dtype_bytes} and {self.stored_dtype_bytes}")
-        if self.optimizer not in OPTIMIZERS:
-            problems.append(f"the optimizer must be one of {list(OPTIMIZERS)}; got {self.optimizer!r}")
-        if self.logits_chunk < 0:
-            problems.append(f"logits_chunk must be at least 0 (0: all tokens at once); got {self.logits_chunk}")
-        if self.device not in ("cpu", "cuda"):
-            problems.append(f"device must be 'cpu' or 'cuda'; got {self.device!r}")
+        checks = {
+            "batch must be at least 1, length at least 2 and eval_batch at least 0; got "
+            f"{self.batch}, {self.length} and {self.eval_batch}":
+                self.batch >= 1 and self.length >= 2 and self.eval_batch >= 0,
+            "compute and stored types have 2 or 4 bytes; got "
+            f"{self.compute_dtype_bytes} and {self.stored_dtype_bytes}":
+                {self.compute_dtype_bytes, self.stored_dtype_bytes} <= {2, 4},
+            f"the optimizer must be one of {list(OPTIMIZERS)}; got {self.optimizer!r}": self.optimizer in OPTIMIZERS,
+            f"logits_chunk must be at least 0 (0: all tokens at once); got {self.logits_chunk}":
+                self.logits_chunk >= 0,
+            f"device must be 'cpu' or 'cuda'; got {self.device!r}": self.device in ("cpu", "cuda")}
+        problems = [problem for problem, ok in checks.items() if not ok]
         if problems:
             raise ConfigError(problems)
 
@@ -65,7 +64,7 @@ class TrainShape:
 
     @property
     def fp32_attention(self) -> bool:
-        """On a CPU attention is computed in fp32 when the compute type is 16 bits (``oracle.attention``)."""
+        """On a CPU attention is computed in fp32 when the compute type is 16 bits (``finetune.models.attention``)."""
         return self.device == "cpu" and self.compute_dtype_bytes == 2
 
 
@@ -102,19 +101,14 @@ _FAMILIES = {"llama": Family(), "mistral": Family(), "qwen2": Family(), "qwen3":
              "gemma3_text": Family(extra_norms=2, head_norms=True, fp32_norm_weight=True),
              "gpt_neox": Family(gated=False, layer_norm=True, parallel=True, partial_rotary=True, fused=True)}
 _CAUTIOUS = Family(extra_norms=2, head_norms=True, partial_rotary=True, fused=True, fp32_norm_weight=True)
-
-
-def family_of(spec: DecoderSpec) -> Family:
-    """Facts of the spec's family; a family that is not known is taken for the most demanding one."""
-    return _FAMILIES.get(spec.family, _CAUTIOUS)
-
+"""Stands in for families that are not listed: the most demanding combination."""
 
 ORDER = ("down", "gateup", "o", "qkv")
 """Groups of linears in the order in which the backward pass reaches them."""
 
 
 def group_of(linear: Linear) -> str:
-    """Which of ``ORDER`` a linear belongs to; other names follow the block that they are part of."""
+    """Return the member of ``ORDER`` that a linear belongs to; unknown names follow their block."""
     return linear.fused if linear.fused in ORDER else ("qkv" if linear.group == "attn" else "gateup")
 
 
@@ -143,6 +137,11 @@ class LayerModel:
     shape: TrainShape
 
     @property
+    def family(self) -> Family:
+        """Facts of the decoder's family."""
+        return _FAMILIES.get(self.spec.family, _CAUTIOUS)
+
+    @property
     def stream(self) -> int:
         """One tensor of the residual stream in the compute type, ``c n d``."""
         return self.shape.compute_dtype_bytes * self.shape.tokens * self.spec.hidden_size
@@ -158,22 +157,22 @@ class LayerModel:
 
     @property
     def norm_saved(self) -> int:
-        """What a norm of the residual stream keeps: its input in fp32 (itself, for LayerNorm), the scale, and the
-        weight where it is cast first."""
-        n, d, family = self.shape.tokens, self.spec.hidden_size, family_of(self.spec)
+        """Saved tensors of a norm of the residual stream: its input in fp32 (as it is, for LayerNorm), the scale, and
+        the weight where it is cast first."""
+        n, d, family = self.shape.tokens, self.spec.hidden_size, self.family
         if family.layer_norm:
             return self.stream + 8 * n
         return 4 * n * d + 4 * n + (4 * d if family.fp32_norm_weight else 0)
 
     @property
     def norm_keeps_input(self) -> bool:
-        """Whether what a norm keeps is its input itself, not a copy in fp32."""
-        return self.shape.compute_dtype_bytes == 4 or family_of(self.spec).layer_norm
+        """Whether a norm keeps its input itself, not a copy in fp32."""
+        return self.shape.compute_dtype_bytes == 4 or self.family.layer_norm
 
     @property
     def norm_spike(self) -> int:
         """Temporaries in a norm's backward pass beyond its saved tensors and two gradients."""
-        n, d, family = self.shape.tokens, self.spec.hidden_size, family_of(self.spec)
+        n, d, family = self.shape.tokens, self.spec.hidden_size, self.family
         if family.layer_norm:
             return self.stream
         if self.shape.compute_dtype_bytes == 4:
@@ -183,7 +182,7 @@ class LayerModel:
     @property
     def attention_saved(self) -> int:
         """Rotated q and k, v, the output and its logsumexp; inputs of the projections not counted."""
-        s, n, c, family = self.spec, self.shape.tokens, self.shape.compute_dtype_bytes, family_of(self.spec)
+        s, n, c, family = self.spec, self.shape.tokens, self.shape.compute_dtype_bytes, self.family
         cast = self.shape.fp32_attention
         total = self.heads(2 * s.n_heads + 2 * s.n_kv_heads, 4 if cast else c) + 4 * n * s.n_heads
         if family.fused and not cast:
@@ -197,19 +196,19 @@ class LayerModel:
 
     @property
     def saved(self) -> int:
-        """Everything that one layer keeps for its backward pass, adapters' own activations not counted."""
-        family = family_of(self.spec)
+        """All saved tensors of one layer, adapters' own activations not counted."""
+        family = self.family
         return ((2 + family.extra_norms) * self.norm_saved + (1 if family.parallel else 2) * self.stream
                 + self.attention_saved + (4 if family.gated else 2) * self.mlp)
 
     @property
     def first_unsaved(self) -> int:
-        """What the first layer does not keep: its input takes no gradient, so its first norm saves nothing."""
+        """Saved tensors that the first layer lacks: its input takes no gradient, so its first norm saves nothing."""
         return 0 if self.shape.checkpointing else self.norm_saved
 
     @property
     def recomputed(self) -> int:
-        """What a checkpointed layer makes anew beside its kept input."""
+        """Tensors that a checkpointed layer computes again beside its kept input."""
         return self.saved - (self.stream if self.norm_keeps_input else 0)
 
     @property
@@ -220,7 +219,7 @@ class LayerModel:
     @property
     def moments(self) -> tuple[Moment, ...]:
         """Candidates for the peak within a layer's backward pass, in order; the residual's gradient is always there."""
-        s, shape, family = self.spec, self.shape, family_of(self.spec)
+        s, shape, family = self.spec, self.shape, self.family
         d, i = self.stream, self.mlp
         c, cast = shape.compute_dtype_bytes, shape.fp32_attention
         q, kv = self.heads(s.n_heads, c), self.heads(s.n_kv_heads, c)
@@ -238,7 +237,7 @@ class LayerModel:
         if family.extra_norms:
             out.append(Moment("", 0, 2 * d + self.norm_spike))
         if shape.checkpointing:
-            # A layer is made anew when its last gradient asks for it: the gradient is there twice (as it is and
+            # A layer is recomputed when its last gradient is needed: the gradient is there twice (as it is and
             # scaled), and the residual stream where the norm has an fp32 copy of it.
             there = 2 * d + (0 if self.norm_keeps_input else d)
             out.append(Moment("down", 0, there, d))
@@ -256,7 +255,7 @@ class LayerModel:
         """Bytes beyond all saved activations while the head and the loss are evaluated (forward)."""
         shape, vocab = self.shape, self.spec.vocab_size
         c, targets = shape.compute_dtype_bytes, shape.batch * (shape.length - 1)
-        if family_of(self.spec).soft_cap:
+        if self.family.soft_cap:
             return self.norm_saved + self.stream + targets * vocab * (3 * c + 12)
         chunk = min(shape.logits_chunk or targets, targets)
         return self.norm_saved + 2 * self.stream + chunk * vocab * loss_item_bytes(c)
@@ -268,12 +267,12 @@ class LayerModel:
 
 
 def loss_item_bytes(compute_dtype_bytes: int) -> int:
-    """Bytes per logit alive at once in ``oracle.loss``: logits, their fp32 copy (in 16 bits), log-probabilities."""
+    """Bytes per live logit in ``finetune.training.loss``: logits, an fp32 copy of 16 bits, log-probabilities."""
     return 10 if compute_dtype_bytes == 2 else 8
 
 
 _TILE_NUMEL = {"cpu": 1 << 18, "cuda": 1 << 22}
-"""Weights that the quantiser backends unpack at a time (``oracle.quantizers.base.tile_numel``)."""
+"""Weights that the quantiser backends unpack at a time (``finetune.quantization.base.tile_numel``)."""
 
 
 def scratch_bytes(fmt: StorageFormat, linear: Linear, shape: TrainShape) -> int:
@@ -294,7 +293,7 @@ def scratch_bytes(fmt: StorageFormat, linear: Linear, shape: TrainShape) -> int:
 
 
 def workspace_bytes(fmt: StorageFormat, linear: Linear, shape: TrainShape, result: int) -> int:
-    """Bytes of a product with one linear's weight: the dense weight, and what unpacks it or the ``result``.
+    """Bytes of a product with one linear's weight: the dense weight, and the scratch of unpacking or the ``result``.
 
     There is no copy of 16-bit weights in a 16-bit compute type.
     """
@@ -311,6 +310,6 @@ _STORAGES_PER_LAYER = 64
 
 
 def rounding_bytes(spec: DecoderSpec, shape: TrainShape) -> int:
-    """What allocators round up: half a granule a storage."""
+    """Bytes lost to the allocator's granules: half a granule a storage."""
     return spec.n_layers * _STORAGES_PER_LAYER * _GRANULE[shape.device] // 2
 

@@ -1,21 +1,15 @@
-"""Bytes that evaluating held-out text needs: a forward pass in which nothing is saved, in batches of its own size.
+"""Bytes of evaluating held-out text: a forward pass in which nothing is saved, in batches of its own size.
 
-Between training steps everything resident stays: weights, adapters, masters and moments. On top comes the largest
-instant of a layer's forward pass, or the head's chunk of logits. It is less than a training step's unless the
-evaluation's batch is much the larger one, or the step saves as little, under checkpointing.
+Between training steps everything resident stays: weights, adapters, masters and moments. The largest instant of a
+layer's forward pass, or the head's chunk of logits, is added. The sum exceeds a training step's only where the
+evaluation's batch is much larger, or where checkpointing leaves little saved in the step.
 """
 
 from dataclasses import replace
 
 import numpy as np
 
-from qra_bo.memory.activations import (
-    LayerModel,
-    Moment,
-    family_of,
-    group_of,
-    workspace_bytes,
-)
+from qra_bo.memory.activations import LayerModel, Moment, group_of, workspace_bytes
 from qra_bo.space import IntArray, SearchSpace
 
 
@@ -30,7 +24,7 @@ def forward_moments(layer: LayerModel) -> tuple[Moment, ...]:
     The embeddings' output, the layer's input and the residual stream stay alive, and what a block was given until it
     returns; in attention the first layer's input is its residual stream.
     """
-    s, c, family = layer.spec, layer.shape.compute_dtype_bytes, family_of(layer.spec)
+    s, c, family = layer.spec, layer.shape.compute_dtype_bytes, layer.family
     d, i = layer.stream, layer.mlp
     q, kv = layer.heads(s.n_heads, c), layer.heads(s.n_kv_heads, c)
     norm = (12 if family.fp32_norm_weight else 8) * layer.shape.tokens * s.hidden_size if not family.layer_norm else d
@@ -62,7 +56,7 @@ def head_bytes(layer: LayerModel) -> int:
     """Bytes of the last hidden states and one chunk of logits; of all logits of a sequence where they are capped."""
     shape, c = layer.shape, layer.shape.compute_dtype_bytes
     targets = shape.length - 1
-    if family_of(layer.spec).soft_cap:
+    if layer.family.soft_cap:
         return layer.stream + targets * layer.spec.vocab_size * (3 * c + 8)
     return layer.stream + min(shape.logits_chunk or targets, targets) * layer.spec.vocab_size * 8
 

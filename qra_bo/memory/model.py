@@ -1,16 +1,16 @@
 """Peak device memory of fine-tuning an allocation, predicted to a few percent without loading anything.
 
-The peak is the largest of four phases; each is ``fixed + sum over units + max over units`` (``CostTable``), which a
+The peak is the largest of these phases; each is ``fixed + sum over units + max over units`` (``CostTable``), which a
 knapsack solver can treat exactly:
 
 - **forward**, at the loss: everything resident, all saved activations, the head's chunk of logits.
 - **backward**: activations die layer by layer while gradients grow, so that a layer counts with the larger of the
   two; on top, the largest instant of any one layer (dequantised weight, gradients in flight).
-- **step**: all gradients, and what updating one unit needs: its fp32 gradients, its paged moments.
+- **step**: all gradients, and the bytes of updating one unit: its fp32 gradients, its paged moments.
 - **evaluation**: no gradients, nothing saved; the largest instant of any one layer's forward pass. It is left out of
-  the table where no allocation lets it decide.
+  the table where another phase is larger for every allocation.
 
-``load`` is what is resident once an allocation is in place; it never decides.
+``load`` holds the resident bytes once an allocation is in place; it is never the largest.
 """
 
 from collections.abc import Sequence
@@ -40,7 +40,7 @@ SHARED_BYTES = 1536
 @dataclass(frozen=True)
 class _Parts:
     """Bytes by unit: ``L x F`` weights and metadata, ``L`` adapter parameters per rank; ``L x R`` optimiser states
-    on the device and in pages, and what updating a tensor needs in passing."""
+    on the device and in pages, and temporaries of updating a tensor."""
 
     weights: IntArray
     metadata: IntArray
@@ -50,7 +50,7 @@ class _Parts:
     update: IntArray
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class MemoryModel:
     """Bytes of allocations of one decoder under one trainer.
 
@@ -58,8 +58,8 @@ class MemoryModel:
         spec: The decoder.
         shape: The trainer.
         scope: ``"peak"`` (device memory of fine-tuning) or ``"stored"`` (quantised weights, metadata, adapters in
-            16 bits: the paper's accounting, in which what stays unquantised does not count).
-        allowance: What the device's allocator needs beyond what is alive; ``None``: what is assumed of its kind.
+            16 bits: the paper's accounting, without unquantised weights).
+        allowance: Bytes of the device's allocator beyond the live ones; ``None``: assumed from its kind.
 
     Raises:
         ConfigError: If the scope is unknown.
@@ -69,6 +69,11 @@ class MemoryModel:
     shape: TrainShape
     scope: str = "peak"
     allowance: Allowance | None = None
+
+    def __repr__(self) -> str:
+        shape = self.shape
+        return (f"MemoryModel({self.spec.name}, {self.scope}, {shape.device}, {shape.batch} x {shape.length} tokens, "
+                f"{shape.optimizer})")
 
     def __post_init__(self) -> None:
         if self.scope not in SCOPES:
@@ -80,7 +85,7 @@ class MemoryModel:
 
     @property
     def effective_allowance(self) -> Allowance:
-        """``allowance``, or what is assumed of the kind of device."""
+        """``allowance``, or the one assumed for the kind of device."""
         return ASSUMED[self.shape.device] if self.allowance is None else self.allowance
 
     @property
@@ -99,7 +104,7 @@ class MemoryModel:
         return 8 + self.master_item
 
     def table(self, space: SearchSpace) -> CostTable:
-        """Bytes of every allocation of ``space``, by the phases that may decide.
+        """Bytes of every allocation of ``space``, by the phases that may be the largest.
 
         Raises:
             SpaceError: If a format can't store some matrix of the space.
@@ -155,32 +160,21 @@ class MemoryModel:
                          resident + unit + unit * share // PPM, spike + spike * share // PPM)
 
     def _parts(self, space: SearchSpace) -> _Parts:
-        sizes: dict[tuple[str, int, int], tuple[int, int]] = {}
-
-        def size(fmt: StorageFormat, m: Linear) -> tuple[int, int]:
-            key = (fmt.name, m.out_features, m.in_features)
-            if key not in sizes:
-                shape = m.out_features, m.in_features
-                sizes[key] = weight_bytes(fmt, *shape), metadata_bytes(fmt, *shape)
-            return sizes[key]
-
-        shapes = [tuple((m.out_features, m.in_features) for m in u.linears) for u in space.units]
-        of_shape = {shape: [np.sum([size(f, m) for m in u.linears], axis=0) for f in space.formats]
-                    for shape, u in dict(zip(shapes, space.units, strict=True)).items()}
-        both = np.array([of_shape[shape] for shape in shapes], dtype=np.int64)
-        numel = np.array([sum(map(sum, shape)) for shape in shapes], dtype=np.int64)
         ranks, kind, device = np.array(space.ranks.values, dtype=np.int64), self.shape.optimizer, self.shape.device
-        states: dict[tuple[int, ...], tuple[IntArray, IntArray, IntArray]] = {}
-        keys = [tuple(side for m in u.linears for side in (m.in_features, m.out_features)) for u in space.units]
-        for key in set(keys):
-            tensors = np.array(key, dtype=np.int64)[:, None] * ranks
+        by_shape: dict[tuple[tuple[int, int], ...], tuple[IntArray, ...]] = {}
+        shapes = [tuple((m.out_features, m.in_features) for m in unit.linears) for unit in space.units]
+        for shape in set(shapes):
+            sizes = [[sum(size(f, *sides) for sides in shape) for f in space.formats]
+                     for size in (weight_bytes, metadata_bytes)]
+            tensors = np.array(shape, dtype=np.int64).reshape(-1, 1) * ranks
             kept, paged = state_bytes(kind, tensors, device)
-            states[key] = kept.sum(axis=0), paged.sum(axis=0), update_bytes(kind, tensors, device).max(axis=0)
-        kept, paged, update = (np.array([states[key][i] for key in keys], dtype=np.int64) for i in range(3))
-        return _Parts(both[:, :, 0], both[:, :, 1], numel, kept, paged, update)
+            by_shape[shape] = (*map(np.array, sizes), np.array(sum(map(sum, shape))), kept.sum(axis=0),
+                               paged.sum(axis=0), update_bytes(kind, tensors, device).max(axis=0))
+        return _Parts(*(np.array(part, dtype=np.int64)
+                        for part in zip(*(by_shape[shape] for shape in shapes), strict=True)))
 
     def _saved(self, space: SearchSpace, parts: _Parts, ranks: IntArray) -> IntArray:
-        """Saved activations, ``L x R``; what belongs to a layer as a whole is shared out as gradients are."""
+        """Saved activations, ``L x R``; those of a layer as a whole are shared out as gradients are."""
         layer_of = np.array([u.linears[0].layer for u in space.units])
         total = np.bincount(layer_of, weights=parts.numel)[layer_of]
         whole = self.layer.stream if self.shape.checkpointing else self.layer.saved
@@ -213,7 +207,7 @@ class MemoryModel:
 
     def _unit_spike(self, own: Sequence[Linear], others: Sequence[Linear], formats: Sequence[StorageFormat],
                     ranks: IntArray) -> IntArray:
-        """Spike of one unit, ``F x R``; what else is in its layer has the rank that demands most."""
+        """Spike of one unit, ``F x R``; the other linears of its layer have the rank that demands most."""
         layer = self.layer
         total = sum(m.in_features + m.out_features for m in (*own, *others))
         best: IntArray = np.zeros((len(formats), len(ranks)), dtype=np.int64)
@@ -235,10 +229,10 @@ class MemoryModel:
         return best
 
     def _held(self, linear: Linear, done: bool, total: int, ranks: IntArray) -> IntArray:
-        """By rank, what a linear's adapter holds during its layer's backward pass beyond what the phase counts, ``R``.
+        """Bytes of a linear's adapter during its layer's backward pass beyond those that the phase counts, ``R``.
 
-        The phase counts the larger of saved activations and gradients; here are the low-rank activation (made anew
-        under checkpointing) or, once it is ``done``, the gradients in its place.
+        The phase counts the larger of saved activations and gradients; added here are the low-rank activation
+        (recomputed under checkpointing) or, once the linear is ``done``, the gradients in its place.
         """
         checkpointing, low_rank = self.shape.checkpointing, self.layer.rank_saved * ranks
         sides = linear.in_features + linear.out_features
@@ -249,64 +243,53 @@ class MemoryModel:
         return held
 
     def breakdown(self, space: SearchSpace, allocation: Allocation) -> dict[str, int]:
-        """Bytes by ``KEYS`` in the phase that decides; they add up to the predicted peak.
+        """Bytes by ``KEYS`` in the largest phase; they add up to the predicted peak.
 
         Raises:
             SpaceError: If the allocation is not of this space.
         """
         return self.phase_breakdown(space, allocation)[1]
 
-    def peak_phase(self, space: SearchSpace, allocation: Allocation) -> str:
-        """Name of the phase that decides, e.g. ``"backward"``."""
-        return self.phase_breakdown(space, allocation)[0]
-
     def phase_breakdown(self, space: SearchSpace, allocation: Allocation) -> tuple[str, dict[str, int]]:
-        """Name of the phase that decides, and bytes by ``KEYS`` in it."""
+        """Name of the largest phase, e.g. ``"backward"``, and bytes by ``KEYS`` in it."""
         row, table = space.encode(allocation), self.table(space)
         n = space.n_units
         units, q, r = np.arange(n), row[:n], row[n:]
         totals = [int(CostTable((phase,)).totals(row[None, :])[0]) for phase in table.phases]
         phase = table.phases[int(np.argmax(totals))]
         parts, ranks = self._parts(space), np.array(space.ranks.values, dtype=np.int64)
-        params = parts.numel * ranks[r]
-        out = dict.fromkeys(KEYS, 0)
-        out["weights"] = int(parts.weights[units, q].sum())
-        out["quant_metadata"] = int(parts.metadata[units, q].sum())
+        params, c = parts.numel * ranks[r], 2 if self.scope == "stored" else self.shape.compute_dtype_bytes
+        out = dict.fromkeys(KEYS, 0) | {
+            "weights": int(parts.weights[units, q].sum()), "quant_metadata": int(parts.metadata[units, q].sum()),
+            "adapters": c * int(params.sum())}
         if self.scope == "stored":
-            out["adapters"] = 2 * int(params.sum())
             return phase.name, out
-        c = self.shape.compute_dtype_bytes
         out["unquantised"] = self.unquantised_bytes
-        out["adapters"] = c * int(params.sum())
         out["optimizer"] = self.master_item * int(params.sum()) + int(parts.states[units, r].sum())
+        saved, gradients = self._saved(space, parts, ranks)[units, r], c * params
         if phase.name == "evaluation":
             out["activations"] = evaluation_layer(self.layer).inputs
-            out["workspace"] = max(totals) - sum(out.values())
-            return phase.name, out
-        saved = self._saved(space, parts, ranks)[units, r]
-        if phase.name == "forward":
-            out["activations"] = int(saved.sum())
-        elif phase.name == "backward":
-            out["gradients"] = int((c * params)[c * params > saved].sum())
-            out["activations"] = int(saved[c * params <= saved].sum())
+        elif phase.name == "step":
+            out["gradients"], out["activations"] = int(gradients.sum()), self.layer.inputs
         else:
-            out["gradients"] = c * int(params.sum())
-        out["activations"] += self.layer.inputs - (0 if phase.name == "step" else self.layer.first_unsaved)
-        if out["activations"] < 0:  # every layer counts with its gradients, the first one's smaller share too
-            out["gradients"], out["activations"] = out["gradients"] + out["activations"], 0
+            held = gradients > saved if phase.name == "backward" else np.zeros(n, dtype=bool)
+            out["gradients"] = int(gradients[held].sum())
+            out["activations"] = int(saved[~held].sum()) + self.layer.inputs - self.layer.first_unsaved
+            if out["activations"] < 0:  # every layer counts with its gradients, the first one's smaller share too
+                out["gradients"], out["activations"] = out["gradients"] + out["activations"], 0
         out["workspace"] = max(totals) - sum(out.values())
         return phase.name, out
 
 
 def _covers(one: PhaseCost, other: PhaseCost) -> bool:
-    """Whether no allocation lets ``other`` need more than ``one``; ``False`` where that can't be told quickly."""
+    """Whether ``other`` exceeds ``one`` for no allocation; ``False`` where that can't be decided quickly."""
     most = (other.fixed - one.fixed + int((other.unit - one.unit).max(axis=(1, 2)).sum())
             + int(other.spike.max()) - int(one.spike.min(axis=(1, 2)).max()))
     return most <= 0
 
 
 def _slack(saved: IntArray, gradients: IntArray, layer_of: npt.NDArray[np.intp]) -> tuple[IntArray, int]:
-    """Bytes that the backward phase surely counts too much while a unit's layer is at work (``L``), and at its start.
+    """Bytes that the backward phase certainly overcounts while a unit's layer is at work (``L``), and at its start.
 
     Layers above it have gradients where the phase may count their activations, layers below it the reverse; at the
     start no layer has gradients.

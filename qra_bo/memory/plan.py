@@ -1,4 +1,4 @@
-"""What fits: uniform choices, each budget's best, common cards, and what to change where nothing fits.
+"""The memory plan: uniform choices, each budget's best, common cards, and changes that save memory.
 
 Pure arithmetic over ``MemoryModel``: no weights, no GPU, no torch.
 """
@@ -8,15 +8,16 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from qra_bo.memory.budget import describe, largest, smallest, uniform_bytes
+from qra_bo.memory.budget import describe, format_size, largest, smallest, uniform_bytes
 from qra_bo.memory.formats import default_format
 from qra_bo.memory.model import MemoryModel
 from qra_bo.memory.optimizers import OPTIMIZERS, is_paged
 from qra_bo.space import Allocation, Ladder, SearchSpace, StorageFormat, uniform
 from qra_bo.utils.errors import UserError
+from qra_bo.utils.html import html_table
 
 CARDS_GB = (6, 8, 10, 12, 16, 24, 40, 48, 80)
-"""Common cards; their names are taken in decimal units, a little less than they have."""
+"""Common cards, by their names in decimal units, which are a little less than their memory."""
 
 SHOWN_RANKS = (1, 4, 8, 16, 32)
 SCHEMA_VERSION = 1
@@ -24,14 +25,14 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One allocation priced: its bytes, by part (``memory.model.KEYS``) in the phase that decides.
+    """One allocation priced: its bytes, by part (``memory.model.KEYS``) in the largest phase.
 
     Args:
         what: E.g. ``"nf4, rank 16"``, or ``"smallest allocation"``.
         fmt: Storage format of every unit, or ``None`` where they differ.
         bits: Bit-width of every unit, or ``None`` where they differ.
         rank: Rank of every unit, or ``None`` where they differ.
-        phase: Name of the phase that decides, e.g. ``"backward"``.
+        phase: Name of the largest phase, e.g. ``"backward"``.
         breakdown: Bytes by part.
     """
 
@@ -53,7 +54,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Lever:
-    """One change of the configuration, what the smallest allocation needs with it, and what that saves, in bytes."""
+    """One change of the configuration, the bytes of the smallest allocation with it, and the bytes saved."""
 
     change: str
     needs: int
@@ -62,13 +63,13 @@ class Lever:
 
 @dataclass(frozen=True, slots=True)
 class BudgetAnswer:
-    """What one budget holds.
+    """Choices that fit one budget.
 
     Args:
         text: The budget as written.
         size: Bytes.
         fits: Whether any allocation of the space fits.
-        ranks: By format, the largest integer rank that fits on every unit; 0 where not even rank 1 does.
+        ranks: By format, the largest integer rank that fits on every unit; 0 where rank 1 does not fit.
         best: The uniform choice of the most bits that fits, at its largest rank; ``None`` where none fits.
     """
 
@@ -79,20 +80,20 @@ class BudgetAnswer:
     best: Row | None
 
 
-@dataclass(frozen=True)
-class MemoryPlan:
-    """What ``task=memory`` answers.
+@dataclass(frozen=True, repr=False)
+class Plan:
+    """Answer of ``task=memory`` and ``qra_bo.plan``.
 
     Args:
-        memory: Decoder, trainer and scope that it holds for.
-        n_units: Units that choose.
+        memory: Decoder, trainer and scope.
+        n_units: Units of the search space.
         budgets: Each budget's answer, in the order given.
         uniform: Uniform choices: by format, then by rank.
-        least: The allocation of the space that needs least.
-        least_is: It, in words.
-        most: Bytes of the allocation that needs most.
+        least: The smallest allocation of the space.
+        least_is: Bits and ranks of ``least``, in words.
+        most: Bytes of the largest allocation.
         cards: By card in GB, the uniform choice of the ladders with the most bits, then the most rank, that fits.
-        levers: What lowers ``least``, the most saving first.
+        levers: Changes that lower ``least``, the most saving first.
     """
 
     memory: MemoryModel
@@ -105,6 +106,18 @@ class MemoryPlan:
     cards: Mapping[int, Row | None]
     levers: tuple[Lever, ...]
 
+    def __repr__(self) -> str:
+        best = ", ".join(f"{answer.text}: {'nothing fits' if not answer.fits else 'mixed allocations only'}"
+                         if answer.best is None else f"{answer.text}: {answer.best.what}" for answer in self.budgets)
+        return f"Plan({self.memory.spec.name}, {self.n_units} units, {best})"
+
+    def _repr_html_(self) -> str:
+        best = [answer.best or self.least for answer in self.budgets]
+        return html_table(f"{self.memory.spec.name}: largest uniform rank that fits, and the best uniform choice",
+                          ["budget", *self.budgets[0].ranks, "best uniform choice", "needs", "largest phase"],
+                          [(answer.text, *(rank or "none" for rank in answer.ranks.values()), row.what,
+                            format_size(row.total), row.phase) for answer, row in zip(self.budgets, best, strict=True)])
+
     @property
     def fits(self) -> bool:
         """Whether something fits every budget."""
@@ -116,7 +129,7 @@ class MemoryPlan:
         return min(answer.size for answer in self.budgets)
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, in bytes."""
+        """Return the whole plan, in bytes."""
         spec, shape = self.memory.spec, self.memory.shape
         return {
             "schema_version": SCHEMA_VERSION, "model": spec.name, "scope": self.memory.scope, "device": shape.device,
@@ -137,7 +150,7 @@ class MemoryPlan:
 
 
 def memory_plan(memory: MemoryModel, space: SearchSpace, budgets: Mapping[str, int], *,
-                on_card: MemoryModel | None = None) -> MemoryPlan:
+                on_card: MemoryModel | None = None) -> Plan:
     """Price uniform choices, budgets, cards and levers.
 
     Args:
@@ -151,24 +164,25 @@ def memory_plan(memory: MemoryModel, space: SearchSpace, budgets: Mapping[str, i
     """
     table = memory.table(space)
     need, least = smallest(table, space)
-    side = _smallest_side(space)
     rows = tuple(_uniform_row(memory, space, fmt, rank) for fmt in space.formats for rank in SHOWN_RANKS
-                 if rank <= side)
-    answers = tuple(_answer(memory, space, text, size, need) for text, size in budgets.items())
+                 if rank <= _smallest_side(space))
+    answers = []
+    for text, size in budgets.items():
+        ranks = {fmt: largest_rank(memory, space, fmt, size) for fmt in space.formats}
+        best = next((_uniform_row(memory, space, fmt, rank) for fmt, rank in reversed(ranks.items()) if rank), None)
+        answers.append(BudgetAnswer(text, size, need <= size, {fmt.name: rank for fmt, rank in ranks.items()}, best))
     cards = {gb: _on_ladders(on_card or memory, space, gb * 10**9) for gb in CARDS_GB}
-    return MemoryPlan(memory, space.n_units, answers, rows, _row(memory, space, least, "smallest allocation"),
-                      describe(least, space), largest(table, space)[0], cards, tuple(_levers(memory, space, need)))
+    return Plan(memory, space.n_units, tuple(answers), rows, _row(memory, space, least, "smallest allocation"),
+                describe(least, space), largest(table, space)[0], cards, tuple(_levers(memory, space, need)))
 
 
 def largest_rank(memory: MemoryModel, space: SearchSpace, fmt: StorageFormat, budget: int) -> int:
-    """The largest integer rank that fits with ``fmt`` on every unit; 0 where not even rank 1 does."""
+    """Return the largest integer rank that fits with ``fmt`` on every unit; 0 where rank 1 does not fit."""
     low, high = 0, _smallest_side(space)
     while low < high:
         middle = (low + high + 1) // 2
-        if uniform_bytes(memory, space, fmt, middle) <= budget:
-            low = middle
-        else:
-            high = middle - 1
+        fits = uniform_bytes(memory, space, fmt, middle) <= budget
+        low, high = (middle, high) if fits else (low, middle - 1)
     return low
 
 
@@ -178,10 +192,11 @@ def _smallest_side(space: SearchSpace) -> int:
 
 def _row(memory: MemoryModel, space: SearchSpace, allocation: Allocation, what: str) -> Row:
     phase, parts = memory.phase_breakdown(space, allocation)
-    bits = space.bits(allocation)
-    one_format, one_rank = len(set(allocation.formats)) == 1, len(set(allocation.ranks)) == 1
-    return Row(what, allocation.formats[0] if one_format else None, bits[0] if len(set(bits)) == 1 else None,
-               allocation.ranks[0] if one_rank else None, phase, parts)
+
+    def common(values: Sequence[Any]) -> Any:
+        return values[0] if len(set(values)) == 1 else None
+
+    return Row(what, common(allocation.formats), common(space.bits(allocation)), common(allocation.ranks), phase, parts)
 
 
 def _uniform_row(memory: MemoryModel, space: SearchSpace, fmt: StorageFormat, rank: int) -> Row:
@@ -189,15 +204,8 @@ def _uniform_row(memory: MemoryModel, space: SearchSpace, fmt: StorageFormat, ra
     return _row(memory, single, uniform(single.n_units, fmt.name, rank), f"{fmt.name}, rank {rank}")
 
 
-def _answer(memory: MemoryModel, space: SearchSpace, text: str, size: int, need: int) -> BudgetAnswer:
-    ranks = {fmt: largest_rank(memory, space, fmt, size) for fmt in space.formats}
-    fitting = [(fmt, rank) for fmt, rank in ranks.items() if rank]
-    best = _uniform_row(memory, space, *fitting[-1]) if fitting else None
-    return BudgetAnswer(text, size, need <= size, {fmt.name: rank for fmt, rank in ranks.items()}, best)
-
-
 def _on_ladders(memory: MemoryModel, space: SearchSpace, limit: int) -> Row | None:
-    """Highest bits that fit with the lowest rank, then the highest rank of the ladder that fits with them."""
+    """Price the highest bits that fit with the lowest rank, at the highest rank of the ladder that fits with them."""
     for fmt in reversed(space.formats):
         fitting = [r for r in space.ranks.values if uniform_bytes(memory, space, fmt, r) <= limit]
         if fitting:
@@ -206,29 +214,31 @@ def _on_ladders(memory: MemoryModel, space: SearchSpace, limit: int) -> Row | No
 
 
 def _levers(memory: MemoryModel, space: SearchSpace, need: int) -> list[Lever]:
-    """Single changes that lower what the smallest allocation needs, the most saving first."""
-    shape, tried = memory.shape, []
+    """Single changes that lower the bytes of the smallest allocation, the most saving first."""
+    shape, levers = memory.shape, []
+
+    def add(change: str, memory: MemoryModel, space: SearchSpace) -> None:
+        total, _ = smallest(memory.table(space), space)
+        levers.append(Lever(change, total, need - total))
+
     if memory.scope == "peak":
-        if not shape.checkpointing:
-            tried.append(("train.checkpointing=true", replace(shape, checkpointing=True)))
-        tried += [(f"train.batch={b}", replace(shape, batch=b)) for b in _less(shape.batch, shape.batch // 2, 1)]
-        if shape.length > 2:
-            tried.append((f"train.length={shape.length // 2}", replace(shape, length=shape.length // 2)))
         chunk = min(shape.logits_chunk or shape.tokens, shape.tokens)
-        tried += [(f"train.logits_chunk={c}", replace(shape, logits_chunk=c)) for c in _less(chunk, chunk // 4)]
-        others = OPTIMIZERS if shape.device == "cuda" else [kind for kind in OPTIMIZERS if not is_paged(kind)]
-        tried += [(f"train.optimizer={kind}", replace(shape, optimizer=kind)) for kind in others
-                  if kind != shape.optimizer]
-        tried += [(f"eval.batch={b}", replace(shape, eval_batch=b)) for b in _less(shape.eval_batch, 1)]
-    levers = [_lever(change, replace(memory, shape=other), space, need) for change, other in tried]
+        tried: dict[str, Sequence[Any]] = {
+            "checkpointing": [] if shape.checkpointing else [True], "batch": _less(shape.batch, shape.batch // 2, 1),
+            "length": [shape.length // 2] if shape.length > 2 else [], "logits_chunk": _less(chunk, chunk // 4),
+            "optimizer": [kind for kind in OPTIMIZERS
+                          if kind != shape.optimizer and (shape.device == "cuda" or not is_paged(kind))],
+            "eval_batch": _less(shape.eval_batch, 1)}
+        for field, values in tried.items():
+            key = "eval.batch" if field == "eval_batch" else f"train.{field}"
+            for value in values:
+                add(f"{key}={str(value).lower()}", replace(memory, shape=replace(shape, **{field: value})), space)
     bits, ranks = sorted({f.bits for f in space.formats}), space.ranks.values
     if bits[0] > 2:
         with suppress(UserError):  # where two bits can't be packed into these shapes, they are no lever
-            lower = replace(space, formats=(default_format(2), *space.formats))
-            levers.append(_lever(f"bits={_listed((2, *bits))}", memory, lower, need))
+            add(f"bits={_listed((2, *bits))}", memory, replace(space, formats=(default_format(2), *space.formats)))
     if ranks[0] > 1:
-        lower = replace(space, ranks=Ladder("ranks", (1, *ranks)))
-        levers.append(_lever(f"ranks={_listed((1, *ranks))}", memory, lower, need))
+        add(f"ranks={_listed((1, *ranks))}", memory, replace(space, ranks=Ladder("ranks", (1, *ranks))))
     return sorted((lever for lever in levers if lever.saves > 0), key=lambda lever: -lever.saves)
 
 
@@ -239,8 +249,3 @@ def _less(value: int, *others: int) -> list[int]:
 
 def _listed(values: Sequence[int]) -> str:
     return f"[{','.join(map(str, values))}]"
-
-
-def _lever(change: str, memory: MemoryModel, space: SearchSpace, need: int) -> Lever:
-    total, _ = smallest(memory.table(space), space)
-    return Lever(change, total, need - total)

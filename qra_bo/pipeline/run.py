@@ -28,7 +28,7 @@ from qra_bo.report.tables import PlanRow, print_plan, print_result
 from qra_bo.report.write import load_run, write_report
 from qra_bo.searchers.base import SearchProblem
 from qra_bo.searchers.methods import make_searcher, prior_sha256, with_learned
-from qra_bo.sensitivity.given import given_profile
+from qra_bo.sensitivity.io import given_profile
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.sensitivity.rehearsal import rehearsal_profile
 from qra_bo.space import CostTable, SearchSpace, limit_average_bits, uniform
@@ -38,7 +38,7 @@ from qra_bo.study.options import Delivery, EngineConfig, FinalTask, Parts, train
 from qra_bo.study.results import load_study
 from qra_bo.study.signals import RunInterrupted
 from qra_bo.trials import TrialState
-from qra_bo.utils.device import resolve_dtype
+from qra_bo.utils.device import planned_device, resolve_device, resolve_dtype
 from qra_bo.utils.errors import OutputError
 from qra_bo.utils.files import check_run_folder
 
@@ -295,14 +295,10 @@ def _final_row(config: RunConfig, seconds: float | None) -> PlanRow:
 
 def _device_type(config: RunConfig) -> str:
     """``"cuda"`` or ``"cpu"``: where fine-tuning would run; a simulation plans for the GPU that it stands in for."""
-    from qra_bo.tasks.memory import planned_device
-
     if config.oracle.name != "finetune":
-        return planned_device(config)
+        return planned_device(config.device)
     if is_remote(config) and config.device != "auto":
         return config.device.partition(":")[0]
-    from qra_bo.utils.device import resolve_device
-
     return "cuda" if resolve_device(config.device).startswith("cuda") else "cpu"
 
 

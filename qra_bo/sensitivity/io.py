@@ -1,56 +1,94 @@
-"""Files of sensitivities: our own profiles, strictly, and measured damage that others publish."""
+"""Files of sensitivities: profiles that ``task=profile`` wrote, and sensitivities that other authors publish."""
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from qra_bo.sensitivity.profile import FloatArray, SensitivityProfile
 from qra_bo.space import Unit
 from qra_bo.utils.errors import ProfileError
 from qra_bo.utils.files import replace_text, strict_json
 
-SCHEMA_VERSION = 1
-_KEYS = ("schema_version", "units", "formats", "quantization_sensitivity", "quantization_kl", "rank_sensitivity", "base_loss", "source")
-_LATER_KEYS = ("quantization_se",)
-"""Of later releases: files without them are read too."""
-_MEASURED_KEYS = ("model_name", "dataset", "loss")
+_Names = Annotated[list[str], Field(min_length=1)]
+_Matrix = Annotated[list[Annotated[list[float], Field(min_length=1)]], Field(min_length=1)]
+
+
+class _ProfileFile(BaseModel):
+    """Fields of ``profile.json``, as in ``SensitivityProfile``."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    schema_version: Literal[1]
+    units: _Names
+    formats: _Names
+    quantization_sensitivity: _Matrix
+    quantization_kl: _Matrix
+    quantization_se: _Matrix | None = None
+    rank_sensitivity: _Matrix | None
+    base_loss: float
+    source: str
+
+
+class _PublishedFile(BaseModel):
+    """Fields of a published file: the loss by module, e.g. ``0.mlp.up_proj``."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    model_name: str
+    dataset: str
+    loss: dict[str, float] = Field(min_length=1)
+    time_elapsed: Any = None
+
+
+_File = TypeVar("_File", _ProfileFile, _PublishedFile)
+
+
+@dataclass(frozen=True)
+class PublishedSensitivity:
+    """One published sensitivity per module; without formats, KL divergences, I_r and base loss.
+
+    Args:
+        units: Module paths.
+        loss: Effect of quantising each module, in the file's own measure, ``L``.
+        source: Origin, in words.
+    """
+
+    units: tuple[str, ...]
+    loss: FloatArray
+    source: str
 
 
 def profile_to_json(profile: SensitivityProfile) -> dict[str, Any]:
-    """JSON values only."""
-    return {"schema_version": SCHEMA_VERSION, "units": list(profile.units), "formats": list(profile.formats),
-            "quantization_sensitivity": profile.quantization_sensitivity.tolist(), "quantization_kl": profile.quantization_kl.tolist(),
-            "rank_sensitivity": None if profile.rank_sensitivity is None else profile.rank_sensitivity.tolist(), "base_loss": profile.base_loss,
-            "source": profile.source,
-            **({} if profile.quantization_se is None else {"quantization_se": profile.quantization_se.tolist()})}
+    """Return the profile as JSON values."""
+    data = {name: getattr(profile, name) for name in _ProfileFile.model_fields if name != "schema_version"}
+    return {"schema_version": 1, **{name: value.tolist() if isinstance(value, np.ndarray) else
+                                    list(value) if isinstance(value, tuple) else value
+                                    for name, value in data.items()}}
 
 
 def profile_from_json(data: Mapping[str, Any], where: str) -> SensitivityProfile:
     """Inverse of ``profile_to_json``; nothing that is missing is filled in.
 
     Args:
-        data: What was read.
-        where: Name of its origin for messages.
+        data: JSON values.
+        where: Name of their origin for messages.
 
     Raises:
         ProfileError: If a key is missing, unknown or of the wrong type, or the schema is another.
     """
-    _check_keys(data, _KEYS, (*_KEYS, *_LATER_KEYS), where)
-    if data["schema_version"] != SCHEMA_VERSION:
-        raise ProfileError(f"{where} has schema_version {data['schema_version']!r}; this release reads "
-                           f"{SCHEMA_VERSION}: measure the profile again with task=profile")
-    gain, se = (None if data.get(key) is None else _matrix(data[key], f"{where}: {key!r}")
-                for key in ("rank_sensitivity", "quantization_se"))
-    return SensitivityProfile(_names(data["units"], f"{where}: 'units'"),
-                              _names(data["formats"], f"{where}: 'formats'"),
-                              _matrix(data["quantization_sensitivity"], f"{where}: 'damage'"),
-                              _matrix(data["quantization_kl"], f"{where}: 'quantization_kl'"), gain,
-                              _number(data["base_loss"], f"{where}: 'base_loss'"),
-                              _text(data["source"], f"{where}: 'source'"), se)
+    found = _checked(_ProfileFile, data, where)
+    arrays: dict[str, Any] = {}
+    for name in ("quantization_sensitivity", "quantization_kl", "quantization_se", "rank_sensitivity"):
+        rows = getattr(found, name)
+        if rows is not None and len({len(row) for row in rows}) > 1:
+            raise ProfileError(f"{where}: {name!r} must have rows of one length")
+        arrays[name] = None if rows is None else np.array(rows, dtype=np.float64)
+    return SensitivityProfile(units=tuple(found.units), formats=tuple(found.formats), base_loss=found.base_loss,
+                              source=found.source, **arrays)
 
 
 def save_profile(profile: SensitivityProfile, path: Path) -> None:
@@ -65,98 +103,72 @@ def load_profile(path: Path) -> SensitivityProfile:
     Raises:
         ProfileError: If the file can't be read, or a key is missing, unknown or of the wrong type.
     """
-    return profile_from_json(read_object(path), str(path))
+    return profile_from_json(_read_object(path), str(path))
 
 
-@dataclass(frozen=True)
-class MeasuredDamage:
-    """One published damage per unit. Such files name no format and hold neither I_r (gain) nor KL nor a base loss.
-
-    Args:
-        units: Names of the units.
-        loss: What quantising that unit costs, in the file's own measure, ``L``.
-        source: Where it comes from, in words.
-    """
-
-    units: tuple[str, ...]
-    loss: FloatArray
-    source: str
-
-    def coarsen(self, units: Sequence[Unit]) -> "MeasuredDamage":
-        """Sums over the linears of each of the coarser ``units``.
-
-        Raises:
-            ProfileError: If a linear of ``units`` was not measured.
-        """
-        return MeasuredDamage(tuple(u.name for u in units),
-                              _sum_rows(self.loss[:, None], self.units, units, self.source)[:, 0], self.source)
-
-    def profile(self, fmt: str, *, base_loss: float, quantization_kl: FloatArray) -> SensitivityProfile:
-        """A profile of the one format ``fmt`` with ``gain=None``; what the file lacks has to be given.
-
-        Args:
-            fmt: The storage format that the damage is taken for.
-            base_loss: Calibration loss of the 16-bit model (nats per token).
-            quantization_kl: ``L``, KL divergence (nats).
-
-        Raises:
-            ProfileError: If ``quantization_kl`` does not hold one finite number a unit.
-        """
-        return SensitivityProfile(self.units, (fmt,), self.loss[:, None], quantization_kl[:, None], None, base_loss,
-                                  f"{self.source} (damage alone: no I_r)")
-
-
-def load_measured_damage(path: Path, prefix: str = "model.layers.") -> MeasuredDamage:
-    """Read a file with the keys ``model_name``, ``dataset`` and ``loss`` (damage by module, e.g. ``0.mlp.up_proj``).
-
-    Args:
-        path: The file.
-        prefix: What its module names lack to be module paths of the model.
+def read_given(path: Path) -> SensitivityProfile | PublishedSensitivity:
+    """Read a profile that ``task=profile`` wrote, or a published file (``model_name``, ``dataset`` and ``loss``).
 
     Raises:
-        ProfileError: If the file can't be read, or a key is missing or of the wrong type.
+        ProfileError: If the file can't be read, or a key is missing, unknown or of the wrong type.
     """
-    data = read_object(path)
-    _check_keys(data, _MEASURED_KEYS, (*_MEASURED_KEYS, "time_elapsed"), str(path))
-    losses = data["loss"]
-    if not isinstance(losses, dict) or not losses:
-        raise ProfileError(f"{path}: 'loss' must be an object of damage by module name; got {type(losses).__name__}")
-    values = np.array([_number(v, f"{path}: 'loss' of {name!r}") for name, v in losses.items()])
-    return MeasuredDamage(tuple(prefix + name for name in losses), values,
-                          f"{_text(data['model_name'], f'{path}: model_name')} on "
-                          f"{_text(data['dataset'], f'{path}: dataset')} ({path.name})")
+    data = _read_object(path)
+    if "loss" not in data:
+        return profile_from_json(data, str(path))
+    found = _checked(_PublishedFile, data, str(path))
+    return PublishedSensitivity(tuple(f"model.layers.{name}" for name in found.loss), np.array([*found.loss.values()]),
+                                f"{found.model_name} on {found.dataset} ({path.name})")
+
+
+def given_profile(path: Path, units: Sequence[Unit], formats: Sequence[str]) -> SensitivityProfile:
+    """Return the profile in ``path`` for ``units`` and ``formats``; its source names the file and its SHA-256.
+
+    Raises:
+        ProfileError: If it lacks a unit, a format or whole quantities that a search needs.
+    """
+    given = read_given(path)
+    if isinstance(given, PublishedSensitivity):
+        raise ProfileError(
+            f"{path} ({given.source}) holds one sensitivity for each of {len(given.units)} modules and names no "
+            "storage format; a search needs them by format, and also quantization_kl (KL divergence), "
+            "rank_sensitivity (I_r) and base_loss, which the file lacks: measure a profile with task=profile, or "
+            "leave sensitivity.path out")
+    missing = [f for f in formats if f not in given.formats]
+    if missing:
+        raise ProfileError(f"the profile in {path} lacks the formats {missing} of this search (it holds "
+                           f"{list(given.formats)}); measure one with task=profile, or choose bits that it holds")
+    if given.units != tuple(u.name for u in units):
+        given = coarsen_profile(given, units)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return replace(given.of_formats(formats), source=f"{given.source} ({path.name}, sha256 {digest})")
 
 
 def coarsen_profile(profile: SensitivityProfile, units: Sequence[Unit]) -> SensitivityProfile:
-    """A profile of single linears summed to coarser units: to first order damage and gain add up, and the squares of
+    """Sum a profile of single linears to coarser units: to first order sensitivities add up, and the squares of
     standard errors as though they were independent.
 
     Raises:
         ProfileError: If a linear of ``units`` was not measured.
     """
-    damage, kl = (_sum_rows(a, profile.units, units, profile.source) for a in (profile.quantization_sensitivity, profile.quantization_kl))
-    gain = None if profile.rank_sensitivity is None else _sum_rows(profile.rank_sensitivity, profile.units, units, profile.source)
-    se = None if profile.quantization_se is None else np.sqrt(_sum_rows(profile.quantization_se**2, profile.units, units,
-                                                                  profile.source))
-    return SensitivityProfile(tuple(u.name for u in units), profile.formats, damage, kl, gain, profile.base_loss,
-                              f"{profile.source}, summed from {len(profile.units)} to {len(units)} units", se)
-
-
-def _sum_rows(values: FloatArray, names: Sequence[str], units: Sequence[Unit], source: str) -> FloatArray:
-    index = {name: i for i, name in enumerate(names)}
+    index = {name: i for i, name in enumerate(profile.units)}
     missing = [m.name for u in units for m in u.linears if m.name not in index]
     if missing:
-        raise ProfileError(f"the sensitivities from {source} lack {len(missing)} of the model's linears, the first "
-                           f"being {missing[0]!r} (they hold e.g. {names[0]!r}); use a profile of this model")
-    return np.stack([values[[index[m.name] for m in u.linears]].sum(axis=0) for u in units])
+        raise ProfileError(f"the sensitivities from {profile.source} lack {len(missing)} of the model's linears, the "
+                           f"first being {missing[0]!r} (they hold e.g. {profile.units[0]!r}); use a profile of this "
+                           "model")
+
+    def summed(values: FloatArray) -> FloatArray:
+        return np.stack([values[[index[m.name] for m in u.linears]].sum(axis=0) for u in units])
+
+    gain, se = profile.rank_sensitivity, profile.quantization_se
+    return SensitivityProfile(tuple(u.name for u in units), profile.formats, summed(profile.quantization_sensitivity),
+                              summed(profile.quantization_kl), None if gain is None else summed(gain),
+                              profile.base_loss,
+                              f"{profile.source}, summed from {len(profile.units)} to {len(units)} units",
+                              None if se is None else np.sqrt(summed(se**2)))
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file.
-
-    Raises:
-        ProfileError: If the file can't be read or holds anything else.
-    """
+def _read_object(path: Path) -> dict[str, Any]:
     try:
         data = strict_json(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -169,45 +181,15 @@ def read_object(path: Path) -> dict[str, Any]:
     return data
 
 
-def _check_keys(data: Mapping[str, Any], required: Sequence[str], known: Sequence[str], where: str) -> None:
-    missing, unknown = [k for k in required if k not in data], sorted(set(data) - set(known))
-    if missing or unknown:
-        said = [f"the keys {missing} are missing"] if missing else []
-        said += [f"the keys {unknown} are unknown"] if unknown else []
-        raise ProfileError(f"{where}: {' and '.join(said)}; expected {list(required)}")
+def _checked(kind: type[_File], data: Mapping[str, Any], where: str) -> _File:
+    """``data`` as a record of ``kind``.
 
-
-def _names(value: Any, where: str) -> tuple[str, ...]:
-    if not isinstance(value, list) or not value or not all(isinstance(v, str) for v in value):
-        raise ProfileError(f"{where} must be a non-empty list of names; got {_shorten(value)}")
-    return tuple(value)
-
-
-def _text(value: Any, where: str) -> str:
-    if not isinstance(value, str):
-        raise ProfileError(f"{where} must be text; got {_shorten(value)}")
-    return value
-
-
-def _number(value: Any, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ProfileError(f"{where} must be a number; got {_shorten(value)}")
+    Raises:
+        ProfileError: With every key that is missing, unknown or of the wrong type.
+    """
     try:
-        return float(value)
-    except OverflowError as error:
-        raise ProfileError(f"{where} must be a number that floats can hold; got one of {len(str(value))} digits"
-                           ) from error
-
-
-def _matrix(value: Any, where: str) -> FloatArray:
-    if not isinstance(value, list) or not value or not all(isinstance(row, list) for row in value):
-        raise ProfileError(f"{where} must be a list of rows of numbers; got {_shorten(value)}")
-    rows = [[_number(v, where) for v in row] for row in value]
-    if len({len(row) for row in rows}) > 1:
-        raise ProfileError(f"{where} must have rows of one length; got lengths {sorted({len(r) for r in rows})}")
-    return np.array(rows, dtype=np.float64)
-
-
-def _shorten(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+        return kind.model_validate(data)
+    except ValidationError as error:
+        said = {"missing": "is missing", "extra_forbidden": "is unknown"}
+        problems = dict.fromkeys(f"{str(e['loc'][0])!r} {said.get(e['type'], e['msg'])}" for e in error.errors())
+        raise ProfileError(f"{where}: {'; '.join(problems)}; expected the keys {list(kind.model_fields)}") from error

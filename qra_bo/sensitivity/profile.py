@@ -1,4 +1,4 @@
-"""The sensitivity profile: what quantising each unit damages and what adapter capacity there may gain."""
+"""Sensitivities of every unit: to quantisation, and to the rank of an adapter."""
 
 import math
 from collections.abc import Sequence
@@ -19,14 +19,16 @@ class SensitivityProfile:
     Args:
         units: Names of the units.
         formats: Names of the formats.
-        quantization_sensitivity: I_q, ``L x F``: rise of the calibration loss (nats) when only that unit has that format.
+        quantization_sensitivity: I_q, ``L x F``: rise of the calibration loss (nats) when only that unit has that
+            format.
         quantization_kl: ``L x F``: mean KL divergence (nats) from the 16-bit model's predictions, likewise.
         rank_sensitivity: I_r, ``L x K``: cumulative sums over the ``K`` leading singular directions of the weight
-            gradient's squared singular values, summed over the unit's matrices: what a rank-k update can
-            do, to first order (nats per unit of squared step). ``None`` where it was not measured.
+            gradient's squared singular values, summed over the unit's matrices: the first-order effect of a rank-k
+            update (nats per unit of squared step). ``None`` where it was not measured.
         base_loss: Calibration loss of the 16-bit model (nats per token).
-        source: Where it comes from, in words.
-        quantization_se: ``L x F``: standard error (nats) of ``damage``; ``None`` where it was not measured.
+        source: Origin, in words.
+        quantization_se: ``L x F``: standard error (nats) of ``quantization_sensitivity``; ``None`` where it was not
+            measured.
 
     Raises:
         ProfileError: If shapes disagree, a value is not finite, or a unit or format is named twice.
@@ -42,14 +44,13 @@ class SensitivityProfile:
     quantization_se: FloatArray | None = None
 
     def __post_init__(self) -> None:
-        want = (len(self.units), len(self.formats))
-        known = [] if self.quantization_se is None else [("quantization_se", self.quantization_se)]
-        for name, array in (("quantization_sensitivity", self.quantization_sensitivity), ("quantization_kl", self.quantization_kl), *known):
-            if array.shape != want or not np.isfinite(array).all():
+        n, f = len(self.units), len(self.formats)
+        k = 0 if self.rank_sensitivity is None else self.rank_sensitivity.shape[-1]
+        for name, want in (("quantization_sensitivity", (n, f)), ("quantization_kl", (n, f)),
+                           ("quantization_se", (n, f)), ("rank_sensitivity", (n, k))):
+            array = getattr(self, name)
+            if array is not None and (array.shape != want or not np.isfinite(array).all()):
                 raise ProfileError(f"{name} must hold finite numbers of shape {want}; got shape {array.shape}")
-        if self.rank_sensitivity is not None and (self.rank_sensitivity.ndim != 2 or self.rank_sensitivity.shape[0] != want[0]
-                                      or not np.isfinite(self.rank_sensitivity).all()):
-            raise ProfileError(f"gain must hold finite numbers of shape ({want[0]}, K); got {self.rank_sensitivity.shape}")
         if not math.isfinite(self.base_loss):
             raise ProfileError(f"base_loss must be a finite number; got {self.base_loss}")
         for what, names in (("unit", self.units), ("format", self.formats)):
@@ -58,18 +59,20 @@ class SensitivityProfile:
                 raise ProfileError(f"every {what} must be named once; {twice!r} is named {names.count(twice)} times")
 
     def of_formats(self, names: Sequence[str]) -> "SensitivityProfile":
-        """The same of some formats alone, in this order."""
+        """The same profile for some of its formats, in this order."""
         columns = [self.formats.index(name) for name in names]
-        return replace(self, formats=tuple(names), quantization_sensitivity=self.quantization_sensitivity[:, columns], quantization_kl=self.quantization_kl[:, columns],
+        return replace(self, formats=tuple(names),
+                       quantization_sensitivity=self.quantization_sensitivity[:, columns],
+                       quantization_kl=self.quantization_kl[:, columns],
                        quantization_se=None if self.quantization_se is None else self.quantization_se[:, columns])
 
     def require_rank_sensitivity(self) -> FloatArray:
-        """``gain``, or an error that says it was never measured.
+        """``rank_sensitivity``, which must have been measured.
 
         Raises:
             ProfileError: If the profile holds no I_r.
         """
         if self.rank_sensitivity is None:
-            raise ProfileError(f"the sensitivity profile from {self.source} holds quantisation damage alone and "
-                               "no I_r (gain of adapter capacity); measure a profile with task=profile")
+            raise ProfileError(f"the sensitivity profile from {self.source} holds no I_r (rank sensitivity); measure a "
+                               "profile with task=profile")
         return self.rank_sensitivity

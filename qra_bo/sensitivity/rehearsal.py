@@ -1,4 +1,4 @@
-"""A profile made up to try a search method's options on, before the real one is measured; it is never searched with."""
+"""A made-up profile with which a search method's options are tried before the real profile is measured."""
 
 import numpy as np
 
@@ -7,10 +7,9 @@ from qra_bo.space import SearchSpace
 
 
 def rehearsal_profile(space: SearchSpace) -> SensitivityProfile:
-    """Damage that falls along the formats and gain that grows with the rank, different in every unit."""
-    n_formats, largest = len(space.formats), space.ranks.values[-1]
+    """Return sensitivities that differ in every unit, fall along the formats and grow with the rank."""
     units = np.arange(1, space.n_units + 1, dtype=np.float64)[:, None]
-    damage = units * np.arange(n_formats, 0, -1)
-    gain = units * np.arange(1, largest + 1)
-    return SensitivityProfile(tuple(u.name for u in space.units), tuple(f.name for f in space.formats), damage, damage,
-                              gain, 1.0, "a rehearsal", 0.1 * damage)
+    quantization = units * np.arange(len(space.formats), 0, -1)
+    rank = units * np.arange(1, space.ranks.values[-1] + 1)
+    return SensitivityProfile(tuple(u.name for u in space.units), tuple(f.name for f in space.formats), quantization,
+                              quantization, rank, 1.0, "a rehearsal", 0.1 * quantization)

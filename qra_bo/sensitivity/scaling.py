@@ -14,24 +14,13 @@ TAUS: Mapping[str, Callable[[FloatArray], FloatArray]] = {
 """Monotone maps of [0, 1] onto itself for Eq. 6."""
 
 
-def tau(name: str) -> Callable[[FloatArray], FloatArray]:
-    """The map called ``name``.
-
-    Raises:
-        ConfigError: If it is unknown.
-    """
-    if name not in TAUS:
-        raise ConfigError(f"tau must be one of {list(TAUS)}; got {name!r}")
-    return TAUS[name]
-
-
 def fidelity_importance(profile: SensitivityProfile) -> FloatArray:
-    """I_q of every unit in [0, 1], ``L``: the damage averaged over formats (the lowest bits weigh most), scaled."""
+    """I_q of every unit in [0, 1], ``L``: averaged over formats (the lowest bits weigh most), scaled."""
     return min_max(profile.quantization_sensitivity.mean(axis=1))
 
 
 def plasticity_importance(profile: SensitivityProfile, largest_rank: int) -> FloatArray:
-    """I_r of every unit in [0, 1], ``L``: what an update of ``largest_rank`` can gain, scaled.
+    """I_r of every unit in [0, 1], ``L``: the rank sensitivity at ``largest_rank``, scaled.
 
     Raises:
         ProfileError: If the profile holds no I_r.
@@ -53,15 +42,16 @@ def round_to_ladder(scaled: FloatArray, values: Sequence[int]) -> IntArray:
     return nearest
 
 
-def warm_start(space: SearchSpace, profile: SensitivityProfile, tau_name: str = "identity") -> IntArray:
+def warm_start(space: SearchSpace, profile: SensitivityProfile, tau: str = "identity") -> IntArray:
     """Eq. 6: the row ``q = round_Q(tau(I_q))``, ``r = round_R(tau(I_r))``, ``2 L``; it need not fit the budget.
 
     Raises:
-        ConfigError: If ``tau_name`` is unknown.
+        ConfigError: If ``tau`` is unknown.
         ProfileError: If the profile holds no I_r.
     """
-    bend = tau(tau_name)
+    if tau not in TAUS:
+        raise ConfigError(f"tau must be one of {list(TAUS)}; got {tau!r}")
     ranks = space.ranks.values
-    q = round_to_ladder(bend(fidelity_importance(profile)), [f.bits for f in space.formats])
-    r = round_to_ladder(bend(plasticity_importance(profile, ranks[-1])), ranks)
+    q = round_to_ladder(TAUS[tau](fidelity_importance(profile)), [f.bits for f in space.formats])
+    r = round_to_ladder(TAUS[tau](plasticity_importance(profile, ranks[-1])), ranks)
     return np.concatenate([q, r])

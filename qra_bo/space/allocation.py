@@ -1,6 +1,7 @@
 """An allocation: one storage format and one LoRA rank for every unit of a decoder."""
 
 import hashlib
+import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,9 +10,12 @@ from typing import Any
 from qra_bo.utils.errors import SpaceError
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Allocation:
-    """One choice for each of the ``L`` units; hashable, so that sets and caches can hold it.
+    """One format and one rank for each of the ``L`` units; hashable, so that sets and caches can hold it.
+
+    >>> Allocation(("nf4", "nf4", "int8"), (4, 4, 8))
+    Allocation(2 x nf4 r4, int8 r8)
 
     Args:
         formats: Name of the storage format of every unit, e.g. ``"nf4"`` (see ``memory.formats``).
@@ -31,12 +35,17 @@ class Allocation:
         if any(type(r) is not int or r < 0 for r in self.ranks):
             raise SpaceError(f"ranks must be integers of at least 0; got {list(self.ranks)}")
 
+    def __repr__(self) -> str:
+        runs = [(name, len(list(group))) for name, group in
+                itertools.groupby(f"{f} r{r}" for f, r in zip(self.formats, self.ranks, strict=True))]
+        return f"Allocation({', '.join(name if n == 1 else f'{n} x {name}' for name, n in runs)})"
+
     def __len__(self) -> int:
         return len(self.formats)
 
     @property
     def fingerprint(self) -> str:
-        """Sixteen hexadecimal digits that name this allocation in every process and release."""
+        """Name of this allocation in every process and release: sixteen hexadecimal digits."""
         text = json.dumps([list(self.formats), list(self.ranks)], separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -58,5 +67,5 @@ class Allocation:
 
 
 def uniform(n_units: int, fmt: str, rank: int) -> Allocation:
-    """The allocation that gives every unit the same format and rank."""
+    """Return the allocation with one format and rank for every unit."""
     return Allocation((fmt,) * n_units, (rank,) * n_units)

@@ -1,4 +1,4 @@
-"""A limit on average code bits, as one more phase of a cost table: all searches understand that."""
+"""A limit on average code bits, as one more phase of a cost table, so that every searcher keeps to it."""
 
 from dataclasses import replace
 from fractions import Fraction
@@ -14,11 +14,11 @@ CODES = "codes"
 
 
 def limit_average_bits(costs: CostTable, space: SearchSpace, budget_bytes: int, limit: float) -> CostTable:
-    """``costs`` with a phase that exceeds the budget exactly where the average code bits exceed ``limit``.
+    """Return ``costs`` with a phase that exceeds the budget exactly where the average code bits exceed ``limit``.
 
     An average of at most ``limit`` bits means at most ``limit`` times the parameters over 8 bytes of codes. The phase
-    holds the bytes of codes and what the budget has beyond that many, so that a byte of codes counts in it as in the
-    phases of memory. Total bytes of an allocation are then its memory, or this phase where that is nearer to its limit.
+    holds the bytes of codes and the rest of the budget beyond that limit, so that a byte of codes counts in it as in
+    the phases of memory. Total bytes of an allocation are its memory, or this phase where it is nearer to its limit.
 
     Args:
         costs: Memory of every allocation of ``space``.
@@ -41,5 +41,5 @@ def limit_average_bits(costs: CostTable, space: SearchSpace, budget_bytes: int, 
 
 
 def with_allowance(costs: CostTable, allowance: int) -> CostTable:
-    """``costs`` where every phase of memory needs ``allowance`` more bytes; a limit on average bits stays as it is."""
+    """Return ``costs`` with ``allowance`` more bytes in every phase of memory; a limit on average bits stays."""
     return CostTable(tuple(p if p.name == CODES else replace(p, fixed=p.fixed + allowance) for p in costs.phases))

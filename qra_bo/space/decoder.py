@@ -1,4 +1,4 @@
-"""The shapes of a decoder: every linear layer that may be quantised and adapted, and what stays as it is."""
+"""Shapes of a decoder: the linear layers that may be quantised and adapted, and the size of the rest."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ class Linear:
         group: ``"attn"`` or ``"mlp"`` (granularity ``block``).
         fused: Projections that share an input, e.g. ``"qkv"``, ``"o"``, ``"gateup"``, ``"down"``
             (granularity ``fused``).
-        bias: Whether it has a bias (kept in 16 bits, trained never).
+        bias: Whether it has a bias (kept in 16 bits, never trained).
     """
 
     name: str
@@ -33,7 +33,7 @@ class Linear:
 
 @dataclass(frozen=True, slots=True)
 class DecoderSpec:
-    """Everything that memory and search need to know of a decoder, without its weights.
+    """The facts of a decoder that memory and search need, without its weights.
 
     Args:
         name: Name used in messages.

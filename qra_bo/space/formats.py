@@ -1,4 +1,4 @@
-"""Names and facts of storage formats: what a weight matrix becomes when it is quantised."""
+"""Storage formats of quantised weight matrices: names and facts."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -1,6 +1,7 @@
 """The best allocation of an additive objective under the budget: an exact multiple-choice knapsack (HiGHS)."""
 
 import heapq
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,7 @@ from qra_bo.utils.errors import BudgetError, QRABOError, SpaceError
 
 FloatArray = npt.NDArray[np.float64]
 _LARGEST_COEFFICIENT = 1000.0
-_SLACK = 1e-6  # only ever admits too much: what breaks the budget is found and cut
+_SLACK = 1e-6  # only ever admits too much: rows that exceed the budget are cut
 _INFEASIBLE = 2  # status of scipy.optimize.milp
 MOST_NODES = 500
 """Branch-and-bound nodes of a solve that need not be exact; the default search took 329 at most for 30 units."""
@@ -34,18 +35,18 @@ class Region:
 
 def solve_knapsack(values: FloatArray, costs: CostTable, budget_bytes: int, *, forbid: IntArray | None = None,
                    region: Region | None = None, rel_gap: float = 0.0) -> IntArray:
-    """Row (``2 L``) that minimises ``sum_u values[u, q_u, r_u]`` among those that fit and are not forbidden.
+    """Return the row (``2 L``) that minimises ``sum_u values[u, q_u, r_u]`` within the budget, forbidden ones excluded.
 
-    Forbidden rows become no-good cuts, added only as the solver runs into them.
+    Forbidden rows become no-good cuts, each added when the solver returns it.
 
     Args:
         values: ``L x F x R``, finite.
         costs: Memory of every allocation; several phases and spikes are treated exactly.
         budget_bytes: Hard limit.
-        forbid: ``n x 2 L`` rows that are not to be returned.
+        forbid: ``n x 2 L`` rows to exclude.
         region: Restricts the search to allocations near a centre.
         rel_gap: Relative gap at which the solver may stop; 0 is exact. With a gap it also stops at ``MOST_NODES``
-            nodes if it has a row: to tell many near-equal ones apart can take it minutes.
+            nodes if it has a row, because many near-equal rows can take minutes.
 
     Raises:
         SpaceError: If ``values`` has the wrong shape or is not finite.
@@ -58,7 +59,7 @@ def solve_knapsack(values: FloatArray, costs: CostTable, budget_bytes: int, *, f
     cuts: list[IntArray] = []
     while True:
         row = _solve(values, costs, budget_bytes, cuts, region, rel_gap)
-        # The solver keeps constraints to a tolerance, the budget is exact to the byte: a row that breaks it is cut too.
+        # The solver has tolerances, the budget is exact to the byte: a row that exceeds it is cut too.
         if tuple(int(v) for v in row) not in banned and costs.feasible(row[None, :], budget_bytes)[0]:
             return row
         cuts.append(row)
@@ -67,7 +68,7 @@ def solve_knapsack(values: FloatArray, costs: CostTable, budget_bytes: int, *, f
 def _solve(values: FloatArray, costs: CostTable, budget: int, cuts: list[IntArray], region: Region | None,
            rel_gap: float) -> IntArray:
     """Branch on the largest spike of every phase, so that each node is a purely binary program."""
-    n_units = values.shape[0]
+    n_units, _, n_ranks = values.shape
     phases = [_Phase(p.unit.reshape(n_units, -1), p.spike.reshape(n_units, -1), budget - p.fixed)
               for p in costs.phases]
     phases = [p for p in phases if p.size.max(axis=1).sum() + p.spike.max() > p.room]
@@ -75,7 +76,7 @@ def _solve(values: FloatArray, costs: CostTable, budget: int, cuts: list[IntArra
     start = tuple((int(p.spike.min(axis=1).max()), int(p.spike.max())) for p in phases)
     best: tuple[float, IntArray] | None = None
     heap: list[tuple[float, int, tuple[tuple[int, int], ...]]] = [(-np.inf, 0, start)]
-    count = 0
+    numbers = itertools.count(1)  # break ties of values
     while heap and (best is None or heap[0][0] < best[0]):
         _, _, spans = heapq.heappop(heap)
         solved = program.solve(spans)
@@ -89,18 +90,16 @@ def _solve(values: FloatArray, costs: CostTable, budget: int, cuts: list[IntArra
             best = (value, choice)
             continue
         for span in ((spans[split][0], peaks[split] - 1), (peaks[split], spans[split][1])):
-            count += 1
-            heapq.heappush(heap, (value, count, (*spans[:split], span, *spans[split + 1:])))
+            heapq.heappush(heap, (value, next(numbers), (*spans[:split], span, *spans[split + 1:])))
     if best is None:
         raise BudgetError(f"no {'further ' if cuts else ''}allocation of the space fits into {budget} bytes; "
                           "raise the budget, or admit lower bits or ranks")
-    n_ranks = values.shape[2]
     return np.concatenate([best[1] // n_ranks, best[1] % n_ranks]).astype(np.int64)
 
 
 @dataclass(frozen=True)
 class _Phase:
-    """Bytes of one phase by option (``L x F R``), and what its fixed part leaves of the budget."""
+    """Bytes of one phase by option (``L x F R``), and the budget less its fixed part."""
 
     size: IntArray
     spike: IntArray
@@ -115,9 +114,9 @@ class _Program:
         n_units, _, n_ranks = values.shape
         flat = values.reshape(n_units, -1)
         keep = _undominated(flat, phases, len(cuts))
-        exact: list[tuple[IntArray, float, float]] = [(_flatten(cut, n_ranks), -np.inf, n_units - 1.0) for cut in cuts]
+        exact: list[tuple[IntArray, float, float]] = [(flatten(cut, n_ranks), -np.inf, n_units - 1.0) for cut in cuts]
         if region is not None:
-            home = _flatten(region.centre, n_ranks)
+            home = flatten(region.centre, n_ranks)
             keep[np.arange(n_units), home] = True
             exact.append((home, float(n_units - region.changes), np.inf))
         self._unit, self._option = np.nonzero(keep)
@@ -172,14 +171,14 @@ class _Program:
         return float(self._value[taken].sum()), choice
 
 
-def _flatten(row: IntArray, n_ranks: int) -> IntArray:
+def flatten(row: IntArray, n_ranks: int) -> IntArray:
     """Option of every unit (``L``) of an index row (``2 L``)."""
     n_units = len(row) // 2
     return row[:n_units] * n_ranks + row[n_units:]
 
 
 def _undominated(flat: FloatArray, phases: list[_Phase], n_cuts: int) -> npt.NDArray[np.bool_]:
-    """Options (``L x F R``) that may be needed: those no more than ``n_cuts`` others are at least as good as.
+    """Return the options (``L x F R``) that at most ``n_cuts`` others dominate: a solution may need them.
 
     With ``k`` rows cut, an option that ``k + 1`` others dominate can be swapped for one of them without
     meeting a cut. Ties are broken by position, so that one of several equal options stays.

@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qra_bo.space.cost import CostTable
-from qra_bo.space.knapsack import FloatArray, Region
+from qra_bo.space.knapsack import FloatArray, Region, flatten
 from qra_bo.space.space import IntArray
 from qra_bo.utils.errors import BudgetError
 
@@ -16,11 +16,11 @@ _LEAST_GAIN = 1e-12
 
 
 def solve_relaxed(values: FloatArray, costs: CostTable, budget_bytes: int, region: Region | None = None) -> IntArray:
-    """Row (``2 L``) that fits and nearly minimises ``sum_u values[u, q_u, r_u]``, in milliseconds.
+    """Return a row (``2 L``) that fits and nearly minimises ``sum_u values[u, q_u, r_u]``, in milliseconds.
 
-    For draws from a posterior, which are random anyway; ``solve_knapsack`` is exact. Bytes are priced by phase
-    (several phases: those that bind, reweighted in turn), the least price that fits is bisected, and what is
-    left of the budget goes to the best changes of single units and exchanges between two.
+    For posterior samples, which are random anyway; ``solve_knapsack`` is exact. Bytes are priced by phase (several
+    phases: those that bind, reweighted in turn), the least price that fits is bisected, and the rest of the budget is
+    spent on the best changes of single units and exchanges between two.
 
     Args:
         values: ``L x F x R``.
@@ -29,7 +29,7 @@ def solve_relaxed(values: FloatArray, costs: CostTable, budget_bytes: int, regio
         region: Restricts the search to allocations near a centre, which must itself fit.
 
     Raises:
-        BudgetError: If nothing fits, or nothing that the relaxation reaches.
+        BudgetError: If nothing that the relaxation reaches fits.
     """
     solver = _Relaxation(values, costs, budget_bytes, region)
     return solver.improve(solver.start())
@@ -45,7 +45,7 @@ class _Relaxation:
         self._sizes = np.stack([p.unit.reshape(self._n_units, -1) for p in costs.phases])
         self._spikes = np.stack([p.spike.reshape(self._n_units, -1) for p in costs.phases])
         self._room = np.array([budget - p.fixed for p in costs.phases], dtype=np.int64)
-        self._budget, self._region = budget, region
+        self._budget, self._bounded = budget, region is not None
         # Options of a unit that none beats in both value and bytes (of the phases together).
         total = self._sizes.sum(axis=0)
         order = np.lexsort((self._values, total), axis=1)
@@ -53,8 +53,8 @@ class _Relaxation:
         best = np.minimum.accumulate(np.hstack([np.full((self._n_units, 1), np.inf), ranked[:, :-1]]), axis=1)
         self._useful = np.zeros(self._values.shape, dtype=bool)
         np.put_along_axis(self._useful, order, ranked < best, axis=1)
-        self._home = None if region is None else \
-            region.centre[: self._n_units] * self._n_ranks + region.centre[self._n_units:]
+        self._changes = self._n_units if region is None else region.changes
+        self._home = np.full(self._n_units, -1) if region is None else flatten(region.centre, self._n_ranks)
 
     def start(self) -> IntArray:
         """The best feasible choice among those that are optimal for some price of bytes.
@@ -75,8 +75,8 @@ class _Relaxation:
             weights = weights * np.exp(4.0 * (share - share.max()) / 0.1)
             weights /= weights.sum()
         if best is None:
-            if self._home is not None and (self._used(self._home) <= self._room).all():
-                return np.array(self._home, dtype=np.int64)
+            if self._bounded and self._fits(self._home):
+                return self._home
             raise BudgetError(f"no allocation of the space was found to fit into {self._budget} bytes; "
                               "raise the budget, or admit lower bits or ranks")
         return best
@@ -103,8 +103,7 @@ class _Relaxation:
         used = self._sizes[:, self._units, choice].sum(axis=1)
         extra = self._sizes[:, units, options] - self._sizes[:, units, choice[units]]
         moved = options != choice[units]
-        if self._home is not None and self._region is not None:
-            # Within a region only units that have changed already, or are changed back, so that none is added.
+        if self._bounded:  # only units that have changed already, or are changed back, so that none is added
             moved &= (choice != self._home)[units] | (options == self._home[units])
         saved = -(extra / np.maximum(self._room, 1)[:, None]).sum(axis=0)
         giving, taking = np.flatnonzero(moved & (extra <= 0).all(axis=0)), np.flatnonzero(moved & (gain > 0))
@@ -143,9 +142,9 @@ class _Relaxation:
         """The optimum of value plus price times size; within a region the most rewarding changes are made."""
         total = sizes if np.isinf(price) else self._values + price * sizes
         choice = total.argmin(axis=1)
-        if self._home is not None and self._region is not None:
+        if self._bounded:
             reward = total[self._units, self._home] - total[self._units, choice]
-            stay = np.argsort(-reward, kind="stable")[self._region.changes:]
+            stay = np.argsort(-reward, kind="stable")[self._changes:]
             choice[stay] = self._home[stay]
         priced: IntArray = choice.astype(np.int64)
         return priced
@@ -159,10 +158,9 @@ class _Relaxation:
             others = np.full(self._n_units, peaks[order[0]])
             others[order[0]] = peaks[order[1]] if self._n_units > 1 else 0
             admitted &= (own.sum() - own)[:, None] + size + np.maximum(others[:, None], spike) <= room
-        if self._home is not None and self._region is not None:
-            changed = choice != self._home
-            if changed.sum() >= self._region.changes:
-                admitted[~changed] = False
+        changed = choice != self._home
+        if self._bounded and changed.sum() >= self._changes:
+            admitted[~changed] = False
         return admitted
 
     def _used(self, choice: IntArray) -> IntArray:

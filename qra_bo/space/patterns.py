@@ -1,4 +1,4 @@
-"""Ranks of modules in the words of PEFT: ``rank_pattern``, ``alpha_pattern`` and ``target_modules``."""
+"""Ranks of modules as PEFT's ``rank_pattern``, ``alpha_pattern`` and ``target_modules``."""
 
 import math
 import re
@@ -21,6 +21,10 @@ class PeftPatterns(TypedDict):
 def peft_patterns(ranks_by_module: Mapping[str, int], alpha_over_rank: float) -> PeftPatterns:
     """Translate one rank for every module into PEFT's patterns.
 
+    >>> patterns = peft_patterns({"layers.0.q_proj": 4, "layers.0.k_proj": 0}, alpha_over_rank=2)
+    >>> patterns["rank_pattern"], patterns["target_modules"], patterns["lora_alpha"]
+    ({'layers\\\\.0\\\\.q_proj': 4}, ['layers.0.q_proj'], 8)
+
     PEFT matches ``(.*\\.)?(key)$`` and the first match wins, so names are escaped and one name may not be the
     tail of another. Both patterns name every adapted module, since a rank without its alpha is scaled wrongly.
     The default ``r`` is the largest rank: servers size their buffers by it, and with a constant alpha / r the
@@ -39,22 +43,20 @@ def peft_patterns(ranks_by_module: Mapping[str, int], alpha_over_rank: float) ->
     wrong = {name: rank for name, rank in ranks_by_module.items() if rank < 0}
     if wrong:
         raise SpaceError(f"ranks must be at least 0; got {wrong}")
-    names = [name for name, rank in ranks_by_module.items() if rank > 0]
-    if not names:
+    ranks = {name: rank for name, rank in ranks_by_module.items() if rank > 0}
+    if not ranks:
         raise SpaceError("an adapter needs at least one module of rank 1 or more; every rank given is 0")
     for name in ranks_by_module:
-        parts = name.split(".")
-        tails = [tail for i in range(1, len(parts)) if (tail := ".".join(parts[i:])) in ranks_by_module]
-        if tails:
-            raise SpaceError(f"PEFT can't tell the module {tails[0]!r} from {name!r}: it matches names by their tail; "
-                             "give full module paths")
-    ranks = {name: ranks_by_module[name] for name in names}
-    keys = {name: re.escape(name) for name in names}
+        tail = name
+        while tail := tail.partition(".")[2]:
+            if tail in ranks_by_module:
+                raise SpaceError(f"PEFT can't distinguish the module {tail!r} from {name!r}: it matches names by their "
+                                 "tail; give full module paths")
     largest = max(ranks.values())
     return PeftPatterns(
-        rank_pattern={keys[name]: ranks[name] for name in names},
-        alpha_pattern={keys[name]: _plain(ranks[name] * alpha_over_rank) for name in names},
-        target_modules=names, r=largest, lora_alpha=_plain(largest * alpha_over_rank))
+        rank_pattern={re.escape(name): rank for name, rank in ranks.items()},
+        alpha_pattern={re.escape(name): _plain(rank * alpha_over_rank) for name, rank in ranks.items()},
+        target_modules=list(ranks), r=largest, lora_alpha=_plain(largest * alpha_over_rank))
 
 
 def _plain(value: float) -> float:

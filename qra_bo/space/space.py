@@ -34,11 +34,19 @@ class Unit:
         return sum(linear.numel for linear in self.linears)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SearchSpace:
     """Units and ladders; also the codec between allocations and index arrays.
 
     An index row has ``2 L`` integers: ``L`` positions on the format ladder, then ``L`` on the rank ladder.
+
+    >>> from qra_bo.memory import parse_format
+    >>> unit = Unit("layers.0", (Linear("layers.0.q", 64, 64, 0, "attn", "qkv"),))
+    >>> space = SearchSpace((unit,), (parse_format("nf4"), parse_format("int8")), Ladder("ranks", (4, 8)))
+    >>> space
+    SearchSpace(1 units, formats nf4 int8, ranks 4 8)
+    >>> space.encode(Allocation(("int8",), (4,))).tolist()
+    [1, 0]
 
     Args:
         units: The ``L`` units.
@@ -53,6 +61,10 @@ class SearchSpace:
     units: tuple[Unit, ...]
     formats: tuple[StorageFormat, ...]
     ranks: Ladder
+
+    def __repr__(self) -> str:
+        return (f"SearchSpace({self.n_units} units, formats {' '.join(f.name for f in self.formats)}, "
+                f"ranks {' '.join(map(str, self.ranks.values))})")
 
     def __post_init__(self) -> None:
         names = [f.name for f in self.formats]
@@ -91,7 +103,7 @@ class SearchSpace:
         """
         if len(allocation) != self.n_units:
             raise SpaceError(f"the space has {self.n_units} units; the allocation has {len(allocation)}")
-        unknown = sorted({f for f in allocation.formats if f not in self.format_index})
+        unknown = sorted(set(allocation.formats) - self.format_index.keys())
         if unknown:
             raise SpaceError(f"formats {unknown} are not on the ladder {list(self.format_index)}")
         q = [self.format_index[f] for f in allocation.formats]
@@ -99,9 +111,7 @@ class SearchSpace:
 
     def encode_all(self, allocations: list[Allocation]) -> IntArray:
         """Index rows, ``n x 2 L``."""
-        if not allocations:
-            return np.zeros((0, 2 * self.n_units), dtype=np.int64)
-        return np.stack([self.encode(a) for a in allocations])
+        return np.array([self.encode(a) for a in allocations], dtype=np.int64).reshape(-1, 2 * self.n_units)
 
     def decode(self, row: IntArray) -> Allocation:
         """Inverse of ``encode`` for one row of ``2 L`` integers."""
@@ -110,7 +120,7 @@ class SearchSpace:
                           tuple(self.ranks.values[int(i)] for i in row[n:]))
 
     def bits(self, allocation: Allocation) -> tuple[int, ...]:
-        """Code bits of every unit; formats off the ladder (references) are an error."""
+        """Code bits of every unit; a format off the ladder is an error."""
         return tuple(self.formats[self.format_index[f]].bits for f in allocation.formats)
 
     def average_bits(self, allocation: Allocation) -> float:

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from qra_bo.study.lock import RunLock
-from qra_bo.trials import SCHEMA_VERSION, stating_codes
+from qra_bo.trials import SCHEMA_VERSION
 from qra_bo.utils.errors import JournalError, OracleError, OutputError
 from qra_bo.utils.files import bounded_int, check_plain
 from qra_bo.utils.redact import printable, redact_all
@@ -150,7 +150,7 @@ def check_same_configuration(path: Path, header: Mapping[str, Any], config: Mapp
     """
     if header.get("config_sha256") == config_sha256:
         return
-    old, new = _flatten(stating_codes(header.get("config", {}))), _flatten(stating_codes(config))
+    old, new = _flatten(header.get("config", {})), _flatten(config)
     keys = [k for k in sorted(old.keys() | new.keys())
             if k.split(".")[0] not in may_differ and old.get(k, "(absent)") != new.get(k, "(absent)")]
     listed = "; ".join(f"{k} was {old.get(k, '(absent)')!r} and is {new.get(k, '(absent)')!r}" for k in keys[:_LISTED])

@@ -15,7 +15,7 @@ from qra_bo.study.journal import JOURNAL_NAME, canonical
 from qra_bo.study.provenance import INCOMPARABLE
 from qra_bo.study.results import load_study
 from qra_bo.study.state import Study
-from qra_bo.trials import Trial, TrialResult, TrialSpec, TrialState, deciding_quantizer
+from qra_bo.trials import Trial, TrialResult, TrialSpec, TrialState
 from qra_bo.utils.errors import JournalError
 
 log = logging.getLogger(__name__)
@@ -150,7 +150,7 @@ class SharedExecutor(Executor):
 
     def _identity(self, config: Mapping[str, Any]) -> str:
         kept = {k: v for k, v in json.loads(json.dumps(config)).items() if k not in self._may_differ}
-        return canonical({**kept, "quantizer": deciding_quantizer(kept.get("quantizer", {}))})
+        return canonical(kept)
 
     def _open(self) -> tuple[Ledger, tuple[Study, ...], tuple[Ledger, ...]]:
         """This run's own ledger, and siblings' journals as they are when this run first needs them."""

@@ -1,44 +1,35 @@
-"""What a run can be asked to do: one module a task, loaded only when asked for."""
+"""Tasks of the command line: one module a task, each with ``run(config) -> exit status``.
+
+A module is imported when its task runs, so that ``task=memory`` loads no torch.
+"""
 
 import importlib
-from collections.abc import Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
+from qra_bo.config.schema import RunConfig
 from qra_bo.utils.errors import DeviceError, ModelError, UserError
 
-if TYPE_CHECKING:
-    from qra_bo.config.schema import RunConfig
+__all__ = ["NEED_A_MODEL", "TASKS", "run_task"]
 
-TASKS: Mapping[str, str] = {
-    "search": "qra_bo.tasks.search",
-    "memory": "qra_bo.tasks.memory",
-    "profile": "qra_bo.tasks.profile",
-    "evaluate": "qra_bo.tasks.evaluate",
-    "export": "qra_bo.tasks.export",
-    "report": "qra_bo.tasks.report",
-}
-"""Module of every task; each has ``run(config) -> exit status``."""
+TASKS = ("search", "memory", "profile", "evaluate", "export", "report")
+NEED_A_MODEL = ("search", "profile", "evaluate")
+"""Tasks that print the memory plan where the weights, the device or the RAM are missing."""
 
 
-NEEDS_A_MODEL = frozenset({"search", "profile", "evaluate"})
-"""Tasks of which at least the memory plan can be had where there are no weights, or not the device or the RAM."""
-
-
-def run_task(config: "RunConfig") -> int:
-    """Do what ``config.task`` says; returns the exit status.
+def run_task(config: RunConfig) -> int:
+    """Run ``config.task``; returns the exit status.
 
     Raises:
-        UserError: If the user's input or environment can't work; with no weights, or not the device or the RAM that it
-            takes, the memory plan has been printed.
+        UserError: If the user's input or environment can't work; where weights, device or RAM are missing, the memory
+            plan has been printed.
     """
     try:
-        status: int = importlib.import_module(TASKS[config.task]).run(config)
+        status: int = importlib.import_module(f"qra_bo.tasks.{config.task}").run(config)
     except (DeviceError, ModelError):
-        if config.task in NEEDS_A_MODEL:
-            from qra_bo.tasks.memory import plan_lines
+        if config.task in NEED_A_MODEL:
+            from qra_bo.tasks.memory import plan_lines  # rich and the memory model, needed in this case alone
 
-            with suppress(UserError):  # without even the model's shapes there is no plan; the first error says why
+            with suppress(UserError):  # without the model's shapes there is no plan; the first error says why
                 print("\n".join(plan_lines(config)))
         raise
     return status

@@ -1,4 +1,4 @@
-"""``task=evaluate``: fine-tune one given allocation at high fidelity and tell its losses and bytes."""
+"""``task=evaluate``: fine-tune one given allocation at high fidelity and report its losses and bytes."""
 
 import json
 from collections.abc import Mapping
@@ -11,42 +11,42 @@ from rich.console import Console
 
 from qra_bo.config.schema import RunConfig
 from qra_bo.execution.base import Executor
-from qra_bo.memory.budget import format_for, format_size, parse_budget
-from qra_bo.memory.formats import parse_format
+from qra_bo.memory import format_size, parse_budget, parse_format
+from qra_bo.memory.budget import format_for
 from qra_bo.oracle.protocol import Progress
 from qra_bo.pipeline.build import BytesPredictor
+from qra_bo.pipeline.run import live_view, make_setting, oracle_session, task_folder
 from qra_bo.report.text import describe_allocation
 from qra_bo.space import Allocation, SearchSpace, uniform
 from qra_bo.study.options import training_seeds
 from qra_bo.study.provenance import collect
-from qra_bo.trials import TrialResult, TrialSpec, TrialState, peaks_to_json
-from qra_bo.utils.errors import ConfigError, OutputError, SpaceError, TrainingError
+from qra_bo.trials import TrialSpec, TrialState
+from qra_bo.utils.device import resolve_device
+from qra_bo.utils.errors import ConfigError, SpaceError, TrainingError
 from qra_bo.utils.files import strict_json, write_json, writing
 
 EVALUATION_NAME = "evaluation.json"
 SCORES_NAME = "scores.json"
 LARGEST_LR = 10.0
-"""Beyond this a file does not mean a learning rate of adapters."""
+"""Learning rates above this are refused as a mistake in the file."""
 
 
 def run(config: RunConfig) -> int:
     """Evaluate on the validation and the test split; returns 0.
 
     The learning rate is ``adapter.lr``, or the calibrated one of a ``best.json``. With ``eval.tasks`` the model of the
-    finished run in ``out`` is asked these instead, and nothing is trained.
+    finished run in ``out`` answers these tasks instead, and nothing is trained.
 
     Raises:
         UserError: If the input or the environment can't work, or the training gave no loss.
     """
-    from qra_bo.pipeline.run import live_view, make_setting, oracle_session, task_folder
-
     if config.eval.tasks:
         return ask(config, Path(str(config.out)))
     setting = make_setting(config)
     allocation, lr = read_allocation(str(config.allocation), setting.space)
     predictor = BytesPredictor(setting.memory, setting.space)
-    predicted, parts = predictor(allocation), predictor.breakdown(allocation)
-    folder, scale = task_folder(config), 1.0 if lr is None else lr / config.adapter.lr
+    predicted, parts = predictor(allocation), predictor.breakdown(allocation)  # refuses what the model can't store
+    path, scale = task_folder(config) / EVALUATION_NAME, 1.0 if lr is None else lr / config.adapter.lr
     with oracle_session(config) as executor:
         if config.display == "none":
             found = evaluate(config, allocation, scale, executor, lambda what, done, total: None)
@@ -60,30 +60,26 @@ def run(config: RunConfig) -> int:
               "memory": {"scope": config.memory.scope, "predicted_bytes": predicted,
                          "measured_bytes": found.pop("measured_bytes"), "breakdown": parts},
               "config": config.to_dict()}
-    try:
-        write_json(folder / EVALUATION_NAME, result)
-    except OSError as error:
-        raise OutputError(f"{folder / EVALUATION_NAME} can't be written ({error.strerror})") from error
+    with writing(path, "evaluate again"):
+        write_json(path, result)
     print_evaluation(result, Console(soft_wrap=True))
-    print(f"Files: {folder / EVALUATION_NAME}")
+    print(f"Files: {path}")
     failed = next((result[split] for split in ("validation", "test") if result[split]["loss"] is None), None)
     if failed is not None:
-        raise TrainingError(f"the training gave no loss ({failed['state']}: {failed['message']}); "
-                            f"{folder / EVALUATION_NAME} says so too. Lower adapter.lr where it diverged, train.batch "
-                            "where memory ran out")
+        raise TrainingError(f"the training gave no loss ({failed['state']}: {failed['message']}); {path} says so too. "
+                            "Lower adapter.lr where it diverged, train.batch where memory ran out")
     return 0
 
 
 def ask(config: RunConfig, folder: Path) -> int:
-    """Ask the model of the finished run in ``folder`` the tasks of ``eval.tasks``; returns 0.
+    """Score the model of the finished run in ``folder`` on the tasks of ``eval.tasks``; returns 0.
 
     Raises:
         UserError: If a task is unknown or malformed, lm-eval is not installed, or the folder holds no finished run.
     """
-    from qra_bo.export.load import load
+    from qra_bo.export.load import load  # these three load torch and transformers
     from qra_bo.finetune.evaluation.harness import check_tasks, score_tasks
     from qra_bo.finetune.manifest import package_versions
-    from qra_bo.utils.device import resolve_device
 
     check_tasks(config.eval.tasks)
     model, tokenizer = load(folder, resolve_device(config.device),
@@ -102,22 +98,24 @@ def ask(config: RunConfig, folder: Path) -> int:
 
 def evaluate(config: RunConfig, allocation: Allocation, lr_scale: float, executor: Executor,
              progress: Progress) -> dict[str, Any]:
-    """Both splits, one training: the second goes on from the first's checkpoint."""
+    """Evaluate both splits with one training: the second goes on from the first's checkpoint."""
     train_seed, _ = training_seeds(config.seed, 0)
     steps = config.fidelity.high
-    losses = {split: executor.evaluate(TrialSpec(allocation, steps, steps, train_seed, split, lr_scale),
-                                       progress) for split in ("validation", "test")}
-    measured = losses["validation"].measured_bytes
-    if config.oracle.name == "finetune" and losses["validation"].state is TrialState.OK:
+    found = {split: executor.evaluate(TrialSpec(allocation, steps, steps, train_seed, split, lr_scale), progress)
+             for split in ("validation", "test")}
+    measured = found["validation"].measured_bytes
+    if config.oracle.name == "finetune" and found["validation"].state is TrialState.OK:
         measured = executor.call("measure_peak", {"allocation": allocation.to_json(), "train_seed": train_seed},
                                  progress)["measured_bytes"]
-    return {"train_seed": train_seed, **{split: _fields(m) for split, m in losses.items()},
+    return {"train_seed": train_seed, **{split: result.to_json() for split, result in found.items()},
             "measured_bytes": measured, "provenance": json.loads(json.dumps(collect(executor.describe())))}
 
 
 def read_allocation(text: str, space: SearchSpace) -> tuple[Allocation, float | None]:
-    """The allocation of ``uniform:BITS,RANK`` or of a JSON file with ``formats`` and ``ranks``, such as a best.json;
-    and the learning rate that such a file states.
+    """Read ``uniform:BITS,RANK`` or a JSON file with ``formats`` and ``ranks``, such as a best.json.
+
+    Returns:
+        The allocation, and the learning rate where the file states one.
 
     Raises:
         ConfigError: If there is no such file or it does not fit the model's units.
@@ -139,40 +137,32 @@ def read_allocation(text: str, space: SearchSpace) -> tuple[Allocation, float | 
                          "(integers)")
     names = [f["name"] if isinstance(f, dict) and "name" in f else f for f in data["formats"]]
     allocation = Allocation.from_json({"formats": names, "ranks": data.get("ranks")})
+    units, lr = [u.name for u in space.units], data.get("learning_rate")
     if min(allocation.ranks) < 1:
-        raise ConfigError(f"allocation: {path} gives a unit the rank {min(allocation.ranks)}; every unit is fine-tuned "
-                          "through an adapter, so ranks must be at least 1")
-    units = [u.name for u in space.units]
-    if data.get("units", units) != units or len(allocation) != len(units):
-        raise ConfigError(f"allocation: {path} is for {len(allocation)} units; this model has {len(units)} "
-                          f"({units[0]} ... {units[-1]}): use the model and granularity that it was made for")
-    lr = data.get("learning_rate")
-    if lr is not None and (type(lr) not in (int, float) or not 0 < lr <= LARGEST_LR):
-        raise ConfigError(f"allocation: the learning_rate of {path} must be a number between 0 and {LARGEST_LR:g}, "
-                          f"got {str(lr)[:40]}")
-    return allocation, None if lr is None else float(lr)
+        problem = (f"gives a unit the rank {min(allocation.ranks)}; every unit is fine-tuned through an adapter, so "
+                   "ranks must be at least 1")
+    elif data.get("units", units) != units or len(allocation) != len(units):
+        problem = (f"is for {len(allocation)} units; this model has {len(units)} ({units[0]} ... {units[-1]}): use the "
+                   "model and granularity of the file")
+    elif lr is not None and (type(lr) not in (int, float) or not 0 < lr <= LARGEST_LR):
+        problem = f"must give a learning_rate between 0 and {LARGEST_LR:g}; got {str(lr)[:40]}"
+    else:
+        return allocation, None if lr is None else float(lr)
+    raise ConfigError(f"allocation: {path} {problem}")
 
 
 def print_evaluation(result: Mapping[str, Any], console: Console) -> None:
-    """Losses and bytes in a few lines."""
-    units, bits, memory = result["units"], result["bits"], result["memory"]
-    lines = [f"Bits and ranks: {describe_allocation(units, bits, result['ranks'])}"]
+    """Print losses and bytes in a few lines."""
+    memory, lines = result["memory"], []
+    if result["oracle"] != "finetune":
+        lines.append(f"{result['oracle']} results: no model is trained")
+    lines.append(f"Bits and ranks: {describe_allocation(result['units'], result['bits'], result['ranks'])}")
     for split in ("validation", "test"):
         m = result[split]
+        error = "" if m["loss_se"] is None else f" (standard error {m['loss_se']:.4f})"
         lines.append(f"{split} loss: {m['state']} ({m['message']})" if m["loss"] is None else
-                     f"{split} loss: {m['loss']:.4f} nats per token"
-                     f"{'' if m['loss_se'] is None else ' (standard error {:.4f})'.format(m['loss_se'])} after "
-                     f"{result['steps']} steps")
-    measured = memory["measured_bytes"]
-    lines.append(f"{memory['scope']} memory: {format_size(memory['predicted_bytes'])} predicted, "
-                 f"{'not measured' if measured is None else format_size(measured) + ' measured'}")
-    if result["oracle"] != "finetune":
-        lines.insert(0, f"{result['oracle']} results: no model is trained")
+                     f"{split} loss: {m['loss']:.4f} nats per token{error} after {result['steps']} steps")
+    measured = "not" if memory["measured_bytes"] is None else format_size(memory["measured_bytes"])
+    lines.append(f"{memory['scope']} memory: {format_size(memory['predicted_bytes'])} predicted, {measured} measured")
     for line in lines:
         console.print(line, markup=False, highlight=False)
-
-
-def _fields(m: TrialResult) -> dict[str, Any]:
-    return {"state": m.state.value, "loss": m.loss, "loss_se": m.loss_se, "curve": [list(p) for p in m.curve],
-            "training_tokens": m.training_tokens, "forward_tokens": m.forward_tokens, "seconds": m.seconds,
-            "message": m.message, "peaks": peaks_to_json(m.peaks)}

@@ -14,13 +14,13 @@ from qra_bo.utils.files import write_json, writing
 
 
 def run(config: RunConfig) -> int:
-    """Export the run in ``out`` and print what was written; returns 0.
+    """Export the run in ``out`` and print the files written; returns 0.
 
-    With ``export.check`` whatever the folder holds by then is loaded again, and the differences of logits are printed
-    and written to ``export/checks.json``.
+    With ``export.check`` the folder's exports are loaded again, and the differences of logits are printed and written
+    to ``export/checks.json``.
 
     Raises:
-        UserError: If the folder holds no finished run with an adapter, or a target needs what is not there.
+        UserError: If the folder holds no finished run with an adapter, or a target lacks its inputs.
     """
     folder, trust = Path(str(config.out)), bool(config.model["trust_remote_code"])
     for path in export_all(folder, config.export.targets or SMALL, config.export.merged_base, trust):
@@ -31,8 +31,8 @@ def run(config: RunConfig) -> int:
 
 
 def print_checks(folder: Path, trust_remote_code: bool) -> None:
-    """A line for every export: what loaded it and how far its logits are from the run's own."""
-    from qra_bo.export.check import ExportChecker
+    """Print a line for every export: its loader, and how far its logits are from the run's own."""
+    from qra_bo.export.check import ExportChecker  # loads torch
     from qra_bo.finetune.manifest import package_versions
 
     rows = ExportChecker(FinishedRun.read(folder, trust_remote_code)).rows()

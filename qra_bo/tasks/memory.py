@@ -1,24 +1,25 @@
-"""``task=memory``: will it fit? Uniform choices, what fits the budget and where the bytes go; no weights, no GPU."""
+"""``task=memory``: uniform choices that fit, and the bytes by part; no weights, no GPU."""
 
+import itertools
 import json
-import os
 from collections.abc import Sequence
-from dataclasses import asdict, replace
-from pathlib import Path
+from dataclasses import asdict
 
-from rich.console import Console
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
 
 from qra_bo.config.schema import RunConfig
-from qra_bo.memory.budget import check_budget, free_bytes, parse_budget, parse_size, resolve_budget, smallest
-from qra_bo.memory.plan import MemoryPlan, memory_plan
-from qra_bo.memory.plan_tables import TraceCheck, render, render_checks
-from qra_bo.pipeline.build import hf_config, make_memory, make_space, make_spec
-from qra_bo.pipeline.device_allowance import allowance_for
-from qra_bo.space import Ladder, uniform
+from qra_bo.memory.budget import check_budget, format_size
+from qra_bo.memory.model import KEYS
+from qra_bo.memory.plan import Plan, Row
+from qra_bo.pipeline.build import make_space
+from qra_bo.pipeline.memory_plan import TraceCheck, make_plan, verify_plan
 from qra_bo.utils.errors import BudgetError
 
 WIDTH = 120
-"""Columns of the plan where there is no terminal to ask."""
+"""Columns of the plan outside a terminal."""
 
 
 def run(config: RunConfig) -> int:
@@ -26,10 +27,10 @@ def run(config: RunConfig) -> int:
 
     Raises:
         BudgetError: If nothing fits some budget; the plan has been printed by then.
-        ModelError: If the model's shapes are not to be had.
+        ModelError: If the model's shapes are not available.
     """
     plan = make_plan(config)
-    checks = verify(config, plan) if config.memory.verify else None
+    checks = verify_plan(config, plan) if config.memory.verify else None
     if config.memory.format == "json":
         traced = {} if checks is None else {"traced": [asdict(check) for check in checks]}
         print(json.dumps(plan.to_json() | traced, indent=2))
@@ -51,71 +52,99 @@ def run(config: RunConfig) -> int:
     return 0
 
 
-def make_plan(config: RunConfig) -> MemoryPlan:
-    """Work the plan out.
-
-    Raises:
-        BudgetError: If ``budget=auto`` and the device has nothing free.
-        ModelError: If the model's shapes are not to be had.
-    """
-    spec, device = make_spec(config), planned_device(config)
-    space = make_space(config, spec)
-    memory = make_memory(config, spec, device, allowance_for(config, device))
-    auto = any(parse_budget(text).auto for text in config.budget)
-    free = free_bytes(_real_device(config)) if auto else None
-    headroom = parse_size(config.memory.headroom)
-    budgets = {text: resolve_budget(text, memory, space, free=free, headroom=headroom) for text in config.budget}
-    on_card = memory if device == "cuda" else make_memory(config, spec, "cuda")
-    return memory_plan(memory, space, budgets, on_card=on_card)
-
-
-def verify(config: RunConfig, plan: MemoryPlan) -> list[TraceCheck]:
-    """Trace a training step of the least allocation and of every budget's best uniform choice (loads torch).
-
-    Raises:
-        OracleError: If the decoder can't be traced.
-    """
-    from qra_bo.finetune.tracing.trace import StepTracer
-
-    spec, memory = plan.memory.spec, replace(plan.memory, scope="peak")
-    space = make_space(config, spec)
-    tracer = StepTracer(spec, None if config.model["n_layers"] is not None else hf_config(config),
-                        trust_remote_code=bool(config.model["trust_remote_code"]))
-    chosen = {"smallest allocation": smallest(memory.table(space), space)[1]}
-    for answer in plan.budgets:
-        if answer.best is not None:
-            chosen[answer.best.what] = uniform(space.n_units, str(answer.best.fmt), int(answer.best.rank or 0))
-    checks = []
-    for what, allocation in chosen.items():
-        single = replace(space, ranks=Ladder("ranks", tuple(sorted(set(allocation.ranks)))))
-        traced = tracer.trace(single, allocation, memory.shape)
-        predicted = sum(memory.breakdown(single, allocation).values())
-        checks.append(TraceCheck(what, predicted, traced.peak, traced.phase, traced.seconds))
-    return checks
-
-
-def planned_device(config: RunConfig) -> str:
-    """``"cuda"`` or ``"cpu"``; ``device=auto`` is answered without loading torch."""
-    if config.device != "auto":
-        return config.device.partition(":")[0]
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
-    return "cuda" if Path("/proc/driver/nvidia/version").exists() and not hidden else "cpu"
-
-
-def _real_device(config: RunConfig) -> str:
-    """The device that is asked what it has free; it must be there."""
-    from qra_bo.utils.device import resolve_device
-
-    return "cpu" if planned_device(config) == "cpu" else resolve_device(config.device)
-
-
 def _plain_console() -> Console:
     return Console(width=WIDTH, force_terminal=False, color_system=None)
 
 
 def plan_lines(config: RunConfig) -> Sequence[str]:
-    """The plan as lines of text, for a run that can't go on for lack of weights or memory."""
+    """Return the plan as lines of text, for a run that lacks weights, device or RAM."""
     console = _plain_console()
     with console.capture() as capture:
         console.print(render(make_plan(config)))
     return [line.rstrip() for line in capture.get().splitlines()]
+
+
+def render(plan: Plan) -> RenderableType:
+    """Return the tables: uniform choices, largest ranks, bytes by part, cards; levers where nothing fits a budget."""
+    parts: list[RenderableType] = [Text(_head(plan)), _uniform(plan)]
+    parts.append(Text(f"Allocations of this space need {format_size(plan.least.total)} ({plan.least_is}) to "
+                      f"{format_size(plan.most)}."))
+    parts.append(_table("Largest uniform rank that fits", ["budget", *plan.budgets[0].ranks],
+                        [(_named(b.text, b.size), *(str(rank or "none") for rank in b.ranks.values()))
+                         for b in plan.budgets]))
+    parts += [_breakdown(plan), _cards(plan)]
+    if not plan.fits:
+        parts.append(_table("What lowers the smallest allocation", ["change", "then needs", "saves"],
+                            [(v.change, format_size(v.needs), format_size(v.saves)) for v in plan.levers]))
+    return Group(*parts)
+
+
+def _head(plan: Plan) -> str:
+    spec, shape, allowance = plan.memory.spec, plan.memory.shape, plan.memory.allowance
+    what = "stored bytes"
+    if plan.memory.scope == "peak":
+        what = (f"peak memory of training on {shape.device}, {8 * shape.compute_dtype_bytes}-bit compute, "
+                f"{shape.batch} x {shape.length} tokens{', checkpointing' if shape.checkpointing else ''}"
+                f"{'' if shape.optimizer == 'adamw' else f', {shape.optimizer}'}")
+        if allowance is not None:
+            what += (f"; its allocator adds {allowance.share_ppm / 10**4:.2f} % of transient bytes and "
+                     f"{format_size(allowance.fixed_bytes)} ({allowance.measurements} measured peaks)")
+    return (f"{spec.name}: {(spec.linear_numel + spec.other_numel) / 1e6:,.1f} M parameters, of them "
+            f"{spec.linear_numel / 1e6:,.1f} M in linears that are quantised; {plan.n_units} units; {what}")
+
+
+def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _uniform(plan: Plan) -> Table:
+    by_format: dict[str, list[Row]] = {}
+    for row in plan.uniform:
+        by_format.setdefault(str(row.fmt), []).append(row)
+    big = max(row.total for row in plan.uniform) >= 10**9
+    unit, scale, digits = ("GB", 10**9, 2) if big else ("MB", 10**6, 1)
+    return _table(f"The same choice for every unit, in {unit}; * fits {format_size(plan.tightest)}",
+                  ["format", "bits", *(f"rank {row.rank}" for row in next(iter(by_format.values())))],
+                  [(fmt, str(rows[0].bits), *(f"{r.total / scale:.{digits}f}{'*' if r.total <= plan.tightest else ' '}"
+                                              for r in rows)) for fmt, rows in by_format.items()])
+
+
+def _named(text: str, size: int) -> str:
+    shown = format_size(size)
+    return shown if shown.replace(".00", "").replace(" ", "") == text.replace(" ", "") else f"{text} = {shown}"
+
+
+def _breakdown(plan: Plan) -> Table:
+    """Of each budget's best uniform choice; of the smallest allocation where none fits a budget."""
+    rows = {row.what: row for row in (answer.best or plan.least for answer in plan.budgets)}
+    table = _table("Where the bytes go", ["", *rows],
+                   [(key.replace("_", " "), *(format_size(row.breakdown[key]) for row in rows.values()))
+                    for key in KEYS if any(row.breakdown[key] for row in rows.values())])
+    table.add_section()
+    table.add_row("in all", *(format_size(row.total) for row in rows.values()))
+    table.add_row("decided by", *(row.phase for row in rows.values()))
+    return table
+
+
+def _cards(plan: Plan) -> Table:
+    """Neighbouring cards that hold the same choice share a line."""
+    rows = []
+    for row, cards in itertools.groupby(plan.cards.items(), key=lambda item: item[1]):
+        sizes = [gb for gb, _ in cards]
+        name = f"{sizes[0]} GB" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]} GB"
+        rows.append((name, "nothing", "") if row is None else (name, row.what, format_size(row.total)))
+    return _table("Uniform choice of these ladders that a card holds: most bits, then rank",
+                  ["card", "choice", "needs"], rows)
+
+
+def render_checks(checks: Sequence[TraceCheck]) -> RenderableType:
+    """Return the table of predictions beside traced peaks."""
+    return _table("Against a training step traced storage by storage, with no weights",
+                  ["allocation", "predicted", "traced", "difference", "phase", "seconds"],
+                  [(c.what, format_size(c.predicted_bytes), format_size(c.traced_bytes),
+                    f"{c.predicted_bytes / c.traced_bytes - 1:+.2%}", c.phase, f"{c.seconds:.1f}") for c in checks])

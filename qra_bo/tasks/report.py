@@ -1,4 +1,4 @@
-"""``task=report``: write a run's report again from its journal, also of a running one; several on one page."""
+"""``task=report``: write the report of a run again from its journal, finished or not; several runs on one page."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ def run(config: RunConfig) -> int:
 
     Raises:
         OutputError: If the folder holds no run.
-        JournalError: If its journal can't be read.
+        JournalError: If no journal can be read.
     """
     folder, console = Path(str(config.out)), Console()
     inside = [] if (folder / JOURNAL_NAME).exists() or not folder.is_dir() else find_runs(folder)

@@ -1,5 +1,6 @@
 """``task=search``: profile, search, confirm, fine-tune, export, report."""
 
+from qra_bo.api import search
 from qra_bo.config.schema import RunConfig
 
 
@@ -9,6 +10,4 @@ def run(config: RunConfig) -> int:
     Raises:
         UserError: If the input or the environment can't work.
     """
-    from qra_bo.pipeline.run import search
-
     return search(config).exit_status

@@ -1,5 +1,6 @@
-"""Which device and compute type a run uses; answers without loading torch where it can."""
+"""Device and compute type of a run; answers without loading torch where that is possible."""
 
+import os
 from pathlib import Path
 
 from qra_bo.utils.errors import DeviceError
@@ -25,13 +26,21 @@ def resolve_dtype(dtype: str, device_type: str) -> str:
     return "bfloat16" if device_type == "cuda" or cpu_has_fast_bf16() else "float32"
 
 
+def planned_device(device: str) -> str:
+    """Return ``"cuda"`` or ``"cpu"``; ``"auto"`` is answered from the driver's files, without loading torch."""
+    if device != "auto":
+        return device.partition(":")[0]
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    return "cuda" if Path("/proc/driver/nvidia/version").exists() and not hidden else "cpu"
+
+
 def resolve_device(device: str) -> str:
     """``"auto"`` becomes ``"cuda"`` where there is one, else ``"cpu"``. Loads torch.
 
     Raises:
         DeviceError: If CUDA is demanded and there is none.
     """
-    import torch
+    import torch  # stays unloaded in task=memory
 
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"

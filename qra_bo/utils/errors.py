@@ -1,11 +1,15 @@
-"""One error tree: whatever the user can mend derives from ``UserError`` and ends with exit status 2."""
+"""One error tree, with exit status 2 for every error that the user can resolve; and the kinds of torch's failures."""
 
 import difflib
 from collections.abc import Iterable
 
+OUT_OF_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory",
+                 "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+"""Texts of torch's plain ``RuntimeError`` where host or device memory ran out."""
+
 
 def nearest_first(name: str, known: Iterable[str]) -> list[str]:
-    """``known`` with the most similar names first, the others in alphabetical order: what to say of an unknown name."""
+    """Sort ``known`` for a message about an unknown name: the most similar first, others in alphabetical order."""
     def alike(other: str) -> float:
         ratio = difflib.SequenceMatcher(None, name.lower(), other.lower()).ratio()
         return ratio if ratio >= 0.4 else 0.0
@@ -43,7 +47,7 @@ class BudgetError(UserError):
 
 
 class ModelError(UserError):
-    """A base model is unknown, not at hand, or not a decoder that can be handled."""
+    """A base model is unknown, not available, or not a decoder that can be handled."""
 
 
 class DataError(UserError):
@@ -67,11 +71,11 @@ class ProfileError(UserError):
 
 
 class WorkerError(UserError):
-    """A worker could not be started, or was lost again and again in work that can't be done without."""
+    """A worker could not be started, or died repeatedly in work that a run can't do without."""
 
 
 class TrainingError(UserError):
-    """A training that nothing can go on without diverged or ran out of memory."""
+    """A training that a run can't do without diverged or ran out of memory."""
 
 
 class OracleError(QRABOError):
@@ -84,3 +88,16 @@ class MissingExtraError(UserError):
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         super().__init__(f"{purpose} needs the package {package!r}, which is not installed; "
                          f"run: pip install 'qra_bo[{extra}]'")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether host or device memory ran out; classes are compared by name, so that torch need not be loaded."""
+    return (isinstance(error, MemoryError) or any(c.__name__ == "OutOfMemoryError" for c in type(error).__mro__)
+            or (isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY)))
+
+
+def is_device_lost(error: BaseException) -> bool:
+    """Whether the process's GPU context is unusable after ``error``, so that further work there fails too."""
+    if is_out_of_memory(error) or not isinstance(error, RuntimeError):
+        return False
+    return any(c.__name__ == "AcceleratorError" for c in type(error).__mro__) or "CUDA error: " in str(error)

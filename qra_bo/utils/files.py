@@ -1,4 +1,4 @@
-"""Files that may come from strangers, and folders that may be full, read-only or gone: one message for each."""
+"""Atomic writing, strict JSON, and refusal of run folders that hold anything but plain files."""
 
 import json
 import os
@@ -11,43 +11,42 @@ from typing import Any, NoReturn
 from qra_bo.utils.errors import OutputError
 
 COPY_AGAIN = "copy the run's folder again from where it was made"
-"""What to do about a file of a run that is damaged: no command makes it anew."""
+"""Remedy for a damaged file of a run that no command can write again."""
 MOST_DIGITS = 300
-"""Of a whole number in a file: beyond them it is no float either, and sums and sizes of it would fail anywhere."""
+"""Digits of the largest whole number in a file; a longer one exceeds the range of floats."""
 
 
 @contextmanager
 def writing(where: Path, remedy: str) -> Iterator[None]:
-    """What goes wrong with the disk or the folder while ``where`` is written, as a user error.
+    """Turn failures of the disk or the folder while ``where`` is written into a user error.
 
     Args:
         where: File or folder, for the message.
-        remedy: What to do once the disk is mended.
+        remedy: Next step once the disk has space and the folder is writable.
 
     Raises:
-        OutputError: For an ``OSError`` inside the block, or what safetensors makes of one.
+        OutputError: For an ``OSError`` inside the block, or the error that safetensors makes of one.
     """
     try:
         yield
-    except OSError as error:
-        raise OutputError(f"{where} can't be written ({error.strerror or error}); free the disk or mend the folder, "
-                          f"then {remedy}") from error
     except Exception as error:
-        if type(error).__name__ != "SafetensorError":  # its package may not be loaded
+        if not isinstance(error, OSError) and type(error).__name__ != "SafetensorError":  # may not be loaded
             raise
-        raise OutputError(f"{where} can't be written ({error}); free the disk or mend the folder, then {remedy}"
-                          ) from error
+        reason = getattr(error, "strerror", None) or error
+        raise OutputError(f"{where} can't be written ({reason}); free the disk or make the folder writable, then "
+                          f"{remedy}") from error
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Replace ``path`` by ``text``; a reader sees the old file or the new one, whole, whoever else writes it.
+    """Replace ``path`` by ``text`` atomically: a reader sees the whole old file or the whole new one.
 
     Raises:
         OSError: If it can't be written.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.unlink(missing_ok=True)  # of a process that ended
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW  # what another puts there is not written through
+    # A link that another process puts there is not followed.
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
     try:
         with open(os.open(temporary, flags, 0o666), "w", encoding="utf-8") as file:
             file.write(text)
@@ -68,7 +67,7 @@ def write_json(path: Path, data: Any) -> None:
 
 
 def strict_json(text: str | bytes) -> Any:
-    """The JSON value of ``text``, with nothing in it that this program never writes.
+    """Parse JSON, and refuse values that this program never writes.
 
     Raises:
         ValueError: If it is no JSON, is nested too deeply, or holds NaN or a number beyond the range of floats.
@@ -84,7 +83,7 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 def bounded_int(text: str) -> int:
-    """A whole number of JSON.
+    """Parse a whole number of JSON.
 
     Raises:
         ValueError: If it has more than ``MOST_DIGITS``.
@@ -102,36 +101,34 @@ def _finite(text: str) -> float:
 
 
 def check_plain(path: Path) -> None:
-    """Refuse a name that is a link or no regular file; one that is not there is fine.
+    """Refuse a path that is there and no regular file.
 
     Raises:
         OutputError: If it is a symbolic link, a pipe, a device or a folder.
     """
     try:
-        mode = os.lstat(path).st_mode
-    except (FileNotFoundError, NotADirectoryError):
-        return
+        kind = _kind(path)
     except OSError as error:
-        raise OutputError(f"{path} can't be read ({error.strerror}); mend its permissions, or choose another folder"
+        raise OutputError(f"{path} can't be read ({error.strerror}); change its permissions, or choose another folder"
                           ) from error
-    if not stat.S_ISREG(mode):
-        what = "a symbolic link" if stat.S_ISLNK(mode) else "a folder" if stat.S_ISDIR(mode) else "no regular file"
-        raise OutputError(f"{path} is {what}, and a run's folder holds plain files: it was not made by this program, "
-                          "or was changed; nothing in it is touched. Take its plain copy, or another folder with out=")
+    if kind:
+        raise OutputError(f"{path} is {kind}, and a run's folder holds plain files: it was not made by this program, "
+                          "or was changed; nothing in it is touched. Copy it as a plain file, or choose another folder "
+                          "with out=")
 
 
 def check_run_folder(folder: Path) -> None:
-    """Refuse a run's folder with links in it, through which what is written or read would go elsewhere, or with pipes
-    and devices, at which a reader would wait or read for ever.
+    """Refuse a run's folder that holds links, which lead out of it, or pipes and devices, at which readers would hang.
 
     Raises:
-        OutputError: With the first of them, and where links lead.
+        OutputError: With the first of them, and the targets of links.
     """
-    links, others = [], []
+    links: list[Path] = []
+    others: list[Path] = []
     for root, folders, names in os.walk(folder):
-        here = Path(root)
-        links += [here / name for name in (*folders, *names) if (here / name).is_symlink()]
-        others += [here / name for name in names if _is_special(here / name)]
+        for path in (Path(root, name) for name in (*folders, *names)):
+            kind = _kind(path)
+            (links if kind == _LINK else others if kind == _SPECIAL else []).append(path)
     if others:
         raise OutputError(f"{folder} holds {min(others).relative_to(folder)}, which is no regular file (a pipe, a "
                           "socket or a device): nothing in it is read or written. Take a copy without it, or another "
@@ -142,9 +139,15 @@ def check_run_folder(folder: Path) -> None:
                           "is read or written. Take a copy without them, or another folder")
 
 
-def _is_special(path: Path) -> bool:
+_LINK, _SPECIAL = "a symbolic link", "no regular file"
+
+
+def _kind(path: Path) -> str:
+    """What ``path`` is instead of a regular file; empty for a regular file and where nothing is there."""
     try:
         mode = os.lstat(path).st_mode
-    except FileNotFoundError:  # another process has removed it meanwhile
-        return False
-    return not stat.S_ISREG(mode) and not stat.S_ISLNK(mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    if stat.S_ISREG(mode):
+        return ""
+    return _LINK if stat.S_ISLNK(mode) else "a folder" if stat.S_ISDIR(mode) else _SPECIAL

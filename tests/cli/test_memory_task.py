@@ -13,7 +13,9 @@ from qra_bo.memory.budget import uniform_bytes
 from qra_bo.memory.formats import parse_format
 from qra_bo.memory.plan import memory_plan
 from qra_bo.pipeline.build import make_memory, make_space, make_spec
-from qra_bo.tasks.memory import make_plan, plan_lines, planned_device
+from qra_bo.pipeline.memory_plan import make_plan
+from qra_bo.tasks.memory import plan_lines
+from qra_bo.utils.device import planned_device
 from qra_bo.utils.errors import DeviceError, ModelError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -56,13 +58,13 @@ def test_verify_prints_traced_peaks_beside_predictions(device: str, capfd: pytes
 
 
 def test_device_auto_is_told_without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert planned_device(load_config(["task=memory", "device=cuda:3"])) == "cuda"
+    assert planned_device("cuda:3") == "cuda"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert planned_device(load_config(["task=memory"])) == "cpu"
+    assert planned_device("auto") == "cpu"
 
 
 def test_auto_takes_what_is_free_less_the_headroom(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qra_bo.tasks.memory.free_bytes", lambda device: 3 * 10**9)
+    monkeypatch.setattr("qra_bo.pipeline.memory_plan.free_bytes", lambda device: 3 * 10**9)
     config = load_config(["task=memory", "+model=tiny", "budget=auto", "memory.headroom=1GB", "device=cpu"])
     assert [(b.text, b.size) for b in make_plan(config).budgets] == [("auto", 2 * 10**9)]
 

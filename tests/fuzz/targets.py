@@ -30,8 +30,7 @@ from qra_bo.oracle.emulator.table import (
     load_rows,
 )
 from qra_bo.searchers.structured.transfer import load_prior
-from qra_bo.sensitivity.given import read_given
-from qra_bo.sensitivity.io import MeasuredDamage, profile_from_json, profile_to_json
+from qra_bo.sensitivity.io import PublishedSensitivity, profile_from_json, profile_to_json, read_given
 from qra_bo.study.journal import checksum, read_journal
 from qra_bo.study.state import Study
 from qra_bo.tasks.evaluate import read_allocation
@@ -169,7 +168,7 @@ def profile(data: bytes) -> None:
         found = read_given(SCRATCH.file("profile.json", data))
     except UserError:
         return
-    if isinstance(found, MeasuredDamage):
+    if isinstance(found, PublishedSensitivity):
         check(len(found.units) == len(found.loss) and all(map(math.isfinite, found.loss)), "quantization_sensitivity", found)
         return
     n = len(found.units)

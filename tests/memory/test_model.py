@@ -59,7 +59,7 @@ def test_vectorised_totals_equal_scalar_ones_and_the_breakdown_adds_up(
         assert tuple(parts) == KEYS
         assert sum(parts.values()) == predicted
         assert min(parts.values()) >= 0
-        assert model.peak_phase(space, allocation) in [p.name for p in table.phases]
+        assert model.phase_breakdown(space, allocation)[0] in [p.name for p in table.phases]
 
 
 @settings(max_examples=30, deadline=None)
@@ -206,7 +206,7 @@ def test_an_evaluation_of_many_sequences_decides() -> None:
     shape = TrainShape(1, 64, True, device="cuda")
     trained = int(MemoryModel(LLAMA2_7B, shape).table(space).totals(row)[0])
     model = MemoryModel(LLAMA2_7B, replace(shape, eval_batch=64))
-    assert model.peak_phase(space, uniform(32, "nf4", 4)) == "evaluation"
+    assert model.phase_breakdown(space, uniform(32, "nf4", 4))[0] == "evaluation"
     assert model.table(space).totals(row)[0] > trained
     few = MemoryModel(LLAMA2_7B, replace(shape, batch=8, checkpointing=False, eval_batch=1)).table(space)
     assert "evaluation" not in [p.name for p in few.phases]

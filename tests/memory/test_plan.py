@@ -11,28 +11,28 @@ from qra_bo.memory import MemoryModel, TrainShape
 from qra_bo.memory.budget import largest, resolve_budget, smallest, uniform_bytes
 from qra_bo.memory.formats import parse_format
 from qra_bo.memory.model import KEYS
-from qra_bo.memory.plan import CARDS_GB, SHOWN_RANKS, MemoryPlan, largest_rank, memory_plan
-from qra_bo.memory.plan_tables import render
+from qra_bo.memory.plan import CARDS_GB, SHOWN_RANKS, Plan, largest_rank, memory_plan
 from qra_bo.space import SearchSpace
+from qra_bo.tasks.memory import render
 from tests.memory.spaces import LLAMA2_7B, TINY, space_of
 
 RANKS = (1, 2, 4, 8, 16, 32)
 BUDGETS = {"10GB": 10**10, "8GB": 8 * 10**9}
 
 
-def printed(plan: MemoryPlan) -> str:
+def printed(plan: Plan) -> str:
     out = io.StringIO()
     Console(file=out, width=120).print(render(plan))
     return out.getvalue()
 
 
 @pytest.fixture(scope="module")
-def llama() -> tuple[MemoryModel, SearchSpace, MemoryPlan]:
+def llama() -> tuple[MemoryModel, SearchSpace, Plan]:
     model, space = MemoryModel(LLAMA2_7B, TrainShape(4, 128)), space_of(LLAMA2_7B, ranks=RANKS)
     return model, space, memory_plan(model, space, BUDGETS)
 
 
-def test_rows_are_the_models_own_numbers(llama: tuple[MemoryModel, SearchSpace, MemoryPlan]) -> None:
+def test_rows_are_the_models_own_numbers(llama: tuple[MemoryModel, SearchSpace, Plan]) -> None:
     model, space, plan = llama
     assert [(r.fmt, r.rank) for r in plan.uniform] == [(f.name, r) for f in space.formats for r in SHOWN_RANKS]
     for row in plan.uniform:
@@ -43,7 +43,7 @@ def test_rows_are_the_models_own_numbers(llama: tuple[MemoryModel, SearchSpace, 
                                              largest(model.table(space), space)[0])
 
 
-def test_each_budget_has_its_own_answer(llama: tuple[MemoryModel, SearchSpace, MemoryPlan]) -> None:
+def test_each_budget_has_its_own_answer(llama: tuple[MemoryModel, SearchSpace, Plan]) -> None:
     model, space, plan = llama
     assert [(b.text, b.size) for b in plan.budgets] == list(BUDGETS.items())
     assert plan.tightest == 8 * 10**9
@@ -67,7 +67,7 @@ def test_the_largest_rank_fits_and_the_next_does_not(fmt: str) -> None:
     assert largest_rank(model, space, chosen, 10**15) == 32  # the keys' 32 features are the smallest side
 
 
-def test_cards(llama: tuple[MemoryModel, SearchSpace, MemoryPlan]) -> None:
+def test_cards(llama: tuple[MemoryModel, SearchSpace, Plan]) -> None:
     model, space, plan = llama
     assert tuple(plan.cards) == CARDS_GB
     for gb, row in plan.cards.items():
@@ -99,7 +99,7 @@ def test_stored_scope_has_no_levers_of_training() -> None:
     assert not [lever for lever in plan.levers if lever.change.startswith("train")]
 
 
-def test_json_holds_everything_in_bytes(llama: tuple[MemoryModel, SearchSpace, MemoryPlan]) -> None:
+def test_json_holds_everything_in_bytes(llama: tuple[MemoryModel, SearchSpace, Plan]) -> None:
     plan = llama[2]
     data = json.loads(json.dumps(plan.to_json()))
     assert [(b["text"], b["bytes"], b["fits"]) for b in data["budgets"]] == [(t, n, True) for t, n in BUDGETS.items()]
@@ -113,7 +113,7 @@ def test_json_holds_everything_in_bytes(llama: tuple[MemoryModel, SearchSpace, M
     assert {"schema_version", "levers", "scope", "fits", "device", "train"} <= set(data)
 
 
-def test_tables_show_what_fits(llama: tuple[MemoryModel, SearchSpace, MemoryPlan]) -> None:
+def test_tables_show_what_fits(llama: tuple[MemoryModel, SearchSpace, Plan]) -> None:
     text = printed(llama[2])
     rank = llama[2].budgets[0].ranks["nf4"]
     for word in ("llama2_7b: 6,738.4 M parameters", "fits 8.00 GB", f"nf4, rank {rank}", "10.00 GB", "quant metadata",

@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 
 from qra_bo.sensitivity.io import (
+    PublishedSensitivity,
     coarsen_profile,
-    load_measured_damage,
     load_profile,
     profile_from_json,
     profile_to_json,
+    read_given,
     save_profile,
 )
 from qra_bo.sensitivity.profile import SensitivityProfile
-from qra_bo.space import Linear, Unit, make_units
-from qra_bo.space.specs import spec_from_numbers
+from qra_bo.space import Linear, Unit
 from qra_bo.utils.errors import ProfileError
 from tests.spaces import make_profile, make_space
 
@@ -50,11 +50,11 @@ def test_round_trip_is_exact(tmp_path: Path, with_gain: bool) -> None:
     np.testing.assert_array_equal(load_profile(path).quantization_se, known.quantization_se)
 
 
-@pytest.mark.parametrize("key", sorted(profile_to_json(make_profile(make_space(1)))))
+@pytest.mark.parametrize("key", sorted(set(profile_to_json(make_profile(make_space(1)))) - {"quantization_se"}))
 def test_a_missing_key_is_named(tmp_path: Path, key: str) -> None:
     path = tmp_path / "p.json"
     path.write_text(json.dumps(without(key)))
-    with pytest.raises(ProfileError, match=f"'{key}'.*missing"):
+    with pytest.raises(ProfileError, match=f"'{key}' is missing"):
         load_profile(path)
 
 
@@ -71,7 +71,7 @@ def test_a_mistyped_key_is_named(tmp_path: Path, key: str, value: object) -> Non
 def test_unknown_keys_other_schemas_and_broken_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "p.json"
     data = profile_to_json(make_profile(make_space(2)))
-    for change, match in (({"Gain": 1}, r"\['Gain'\] are unknown"), ({"schema_version": 2}, "schema_version 2")):
+    for change, match in (({"Gain": 1}, "'Gain' is unknown"), ({"schema_version": 2}, "'schema_version' Input should be 1")):
         path.write_text(json.dumps({**data, **change}))
         with pytest.raises(ProfileError, match=match):
             load_profile(path)
@@ -99,37 +99,29 @@ def test_coarser_units_are_sums() -> None:
         coarsen_profile(fine, [Unit("x", (a, Linear("model.layers.0.d", 8, 8, 0, "mlp", "d")))])
 
 
-def test_measured_damage_says_what_it_lacks(tmp_path: Path) -> None:
+def test_published_files_are_read_by_module(tmp_path: Path) -> None:
     path = tmp_path / "m.json"
     path.write_text(json.dumps({"model_name": "M", "dataset": "D", "loss": {"0.a": 1, "0.b": 2.5, "1.a": 4}}))
-    measured = load_measured_damage(path)
-    assert measured.units == ("model.layers.0.a", "model.layers.0.b", "model.layers.1.a")
-    units = [Unit("model.layers.0", tuple(Linear(f"model.layers.0.{n}", 8, 8, 0, "mlp", n) for n in "ab"))]
-    profile = measured.coarsen(units).profile("nf4", base_loss=2.0, quantization_kl=np.array([3.0]))
-    assert profile.quantization_sensitivity.tolist() == [[3.5]]
-    assert profile.rank_sensitivity is None
-    with pytest.raises(ProfileError, match="no I_r"):
-        profile.require_rank_sensitivity()
-    for change, match in (({"loss": {}}, "'loss' must be"), ({"loss": {"0.a": "x"}}, "0.a"), ({"losses": 1}, "losses")):
+    found = read_given(path)
+    assert isinstance(found, PublishedSensitivity)
+    assert found.units == ("model.layers.0.a", "model.layers.0.b", "model.layers.1.a")
+    assert found.loss.tolist() == [1.0, 2.5, 4.0]
+    for change, match in (({"loss": {}}, "'loss'"), ({"loss": {"0.a": "x"}}, "'loss'"), ({"losses": 1}, "'losses'")):
         path.write_text(json.dumps({"model_name": "M", "dataset": "D", "loss": {"0.a": 1}, **change}))
         with pytest.raises(ProfileError, match=match):
-            load_measured_damage(path)
+            read_given(path)
 
 
 @pytest.mark.skipif(not PUBLISHED, reason="QRA_BO_TEST_DATA names no folder of published files")
 def test_published_files_cover_every_linear() -> None:
-    spec = spec_from_numbers("llama2_7b", "llama", n_layers=32, hidden_size=4096, intermediate_size=11008, n_heads=32,
-                             n_kv_heads=32, head_dim=128, vocab_size=32000, tied=False)
-    measured = load_measured_damage(Path(PUBLISHED) / "sensitivity_llama2_7b_wikitext2.json")
-    layers = measured.coarsen(make_units(spec, "layer"))
-    assert layers.loss.shape == (32,)
-    assert layers.loss.sum() == pytest.approx(measured.loss.sum())
+    found = read_given(Path(PUBLISHED) / "sensitivity_llama2_7b_wikitext2.json")
+    assert len(found.units) == 32 * 7
 
 
 @pytest.mark.parametrize(("change", "message"), [
     ({"base_loss": float("inf")}, "base_loss must be a finite number"),
     ({"units": ["a", "a"]}, "every unit must be named once; 'a' is named 2 times"),
-    ({"base_loss": 10**400}, "a number that floats can hold")])
+    ({"base_loss": 10**400}, "'base_loss'")])
 def test_what_is_no_number_or_named_twice_is_refused(change: dict[str, object], message: str) -> None:
     data = {**profile_to_json(make_profile(make_space(2))), **change}
     with pytest.raises(ProfileError, match=message):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from qra_bo.sensitivity.profile import SensitivityProfile
-from qra_bo.sensitivity.scaling import fidelity_importance, plasticity_importance, round_to_ladder, tau, warm_start
+from qra_bo.sensitivity.scaling import fidelity_importance, plasticity_importance, round_to_ladder, warm_start
 from qra_bo.utils.errors import ConfigError, ProfileError
 from tests.spaces import make_space
 
@@ -47,4 +47,4 @@ def test_eq_6() -> None:
     # square: .25 -> bits 3.5 -> 3, rank 2.75 -> 2
     assert warm_start(SPACE, profile(gain), "square").tolist() == [0, 3, 1, 0, 1, 3]
     with pytest.raises(ConfigError, match="tau must be one of"):
-        tau("cube")
+        warm_start(SPACE, profile(gain), "cube")

@@ -47,7 +47,7 @@ def test_a_profile_is_printed_and_written(tmp_path: Path, capsys: pytest.Capture
     assert main([*SETTINGS, "task=profile", f"out={tmp_path}"]) == 0
     profile = load_profile(tmp_path / "profile.json")
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1].split("\t") == ["unit", *(f"{f} damage" for f in ("hqq2", "hqq3", "nf4", "int8")), "rank_sensitivity"]
+    assert lines[1].split("\t") == ["unit", "hqq2", "hqq3", "nf4", "int8", "rank sensitivity"]
     assert [line.split("\t")[0] for line in lines[2:7]] == [*profile.units, "sum"]
     assert float(lines[2].split("\t")[1]) == pytest.approx(profile.quantization_sensitivity[0, 0], abs=1e-5)
     assert float(lines[6].split("\t")[5]) == pytest.approx(profile.require_rank_sensitivity()[:, 31].sum(), rel=1e-3)
@@ -94,7 +94,7 @@ def test_what_a_file_of_damage_alone_lacks_is_said_before_anything_runs(
     path = measured_file(tmp_path)
     assert main([*SETTINGS, f"sensitivity.path={path}", f"out={tmp_path / 'r'}"]) == 2
     err = capsys.readouterr().err
-    assert "gain (I_r" in err
+    assert "rank_sensitivity (I_r)" in err
     assert "quantization_kl" in err
     assert not (tmp_path / "r").exists()
     assert main([*SETTINGS, "task=profile", f"sensitivity.path={path}", f"out={tmp_path / 'r'}"]) == 0

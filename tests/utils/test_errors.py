@@ -11,7 +11,7 @@ from qra_bo.execution.messages import spec_to_json
 from qra_bo.oracle.protocol import TRAINING, StopRequested
 from qra_bo.space import uniform
 from qra_bo.trials import TrialSpec
-from qra_bo.utils.failures import is_device_lost, is_out_of_memory
+from qra_bo.utils.errors import is_device_lost, is_out_of_memory
 from tests.study.oracles import PlantedOracle
 
 

@@ -1,0 +1,152 @@
+"""The Python interface: search, plan and load, with the keys of the configuration as keyword arguments."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+from qra_bo.config.compose import compose_config
+from qra_bo.config.schema import RunConfig
+from qra_bo.memory.plan import Plan
+from qra_bo.utils.errors import ConfigError
+
+if TYPE_CHECKING:
+    from qra_bo.pipeline.run import Result
+    from qra_bo.searchers.ordinal import Choice, OrdinalProblem
+
+__all__ = ["configure", "load", "plan", "search"]
+
+
+@overload
+def search(config: RunConfig | Sequence[str] | None = None, *, objective: None = None, config_dir: str | None = None,
+           **keywords: Any) -> "Result": ...
+
+
+@overload
+def search(*, objective: "Callable[[Choice], float | None]", problem: "OrdinalProblem", evaluations: int = 40,
+           **keywords: Any) -> "tuple[Choice, float] | None": ...
+
+
+def search(config: RunConfig | Sequence[str] | None = None, *,
+           objective: "Callable[[Choice], float | None] | None" = None, config_dir: str | None = None,
+           problem: "OrdinalProblem | None" = None, evaluations: int = 40,
+           **keywords: Any) -> "Result | tuple[Choice, float] | None":
+    """Find the best allocation within every budget, fine-tune it and write a run's folder.
+
+    With ``objective`` a function of your own is minimised instead: ``problem`` states the units, two ladders of levels
+    for each, their costs, the budget and a guess of their effects (``qra_bo.OrdinalProblem``), and the best choice and
+    its value are returned. ``examples/own_objective.py`` shows it.
+
+    Args:
+        config: A checked configuration, or overrides as on the command line, e.g.
+            ``["model=tiny", "budget=uniform:4,4"]``.
+        objective: Value of a choice (level numbers on both ladders for every unit), lower is better; ``None`` where
+            it failed.
+        config_dir: Your own folder of configuration groups, as ``--config-dir`` on the command line.
+        problem: With ``objective``: the choices, their costs and the budget.
+        evaluations: With ``objective``: the largest number of its calls.
+        **keywords: Keys of the configuration, see ``configure``; with ``objective`` the further arguments of
+            ``qra_bo.searchers.ordinal.minimise``.
+
+    Returns:
+        The result of the run; with ``objective`` the best choice and its value, or ``None`` where all failed.
+
+    Raises:
+        UserError: If the input or the environment can't work.
+        RunInterrupted: On SIGINT or SIGTERM, after a clean journal.
+    """
+    if objective is not None:
+        from qra_bo.searchers.ordinal import minimise  # loads torch
+
+        if problem is None:
+            raise ConfigError("search(objective=...) needs problem=qra_bo.OrdinalProblem(...): the units, their "
+                              "levels and costs, and the budget")
+        return minimise(problem, objective, evaluations, **keywords)
+    from qra_bo.pipeline.run import search as run  # loads matplotlib
+
+    return run(configure(config, config_dir, **keywords))
+
+
+def plan(config: RunConfig | Sequence[str] | None = None, *, config_dir: str | None = None, **keywords: Any) -> Plan:
+    """Price uniform choices, budgets and cards; needs no weights, no GPU and no download.
+
+    >>> plan(model="llama2_7b", budget="10GB", device="cpu")
+    Plan(llama2_7b, 32 units, 10GB: nf4, rank 73)
+
+    Args:
+        config: As for ``search``.
+        config_dir: As for ``search``.
+        **keywords: Keys of the configuration, see ``configure``.
+
+    Raises:
+        UserError: If a value is wrong or the model's shapes are not available.
+    """
+    from qra_bo.pipeline.memory_plan import make_plan  # reads the configuration's decoder: not needed by search
+
+    keywords = keywords if isinstance(config, RunConfig) else {"task": "memory", **keywords}
+    return make_plan(configure(config, config_dir, **keywords))
+
+
+def load(run: str | Path, device: str = "cpu", **options: Any) -> tuple[Any, Any]:
+    """Rebuild the quantised base and the adapter of a finished run; returns the model in eval mode and its tokenizer.
+
+    Args:
+        run: The run's folder.
+        device: Device of the model, e.g. ``"cpu"`` or ``"cuda"``.
+        **options: ``adapter=False`` leaves the adapter out; ``trust_remote_code=True`` lets code run that comes with
+            the base model.
+
+    Raises:
+        UserError: If the folder is damaged, or the base model or the device is not available.
+    """
+    from qra_bo.export.load import load as load_run  # loads torch
+
+    return load_run(run, device, **options)
+
+
+def configure(config: RunConfig | Sequence[str] | None = None, config_dir: str | None = None,
+              **keywords: Any) -> RunConfig:
+    """Compose and check a configuration from overrides and keyword arguments.
+
+    >>> config = configure(model="tiny", budget=["uniform:4,4", "1MB"], train={"length": 64})
+    >>> config.model_name, config.budget, config.train.length
+    ('tiny', ('uniform:4,4', '1MB'), 64)
+
+    Args:
+        config: Overrides as on the command line; a ``RunConfig`` is returned as it is.
+        config_dir: Your own folder of configuration groups.
+        **keywords: Keys of the configuration: a group by its option (``model="tiny"``), a value by its dotted key
+            (``**{"train.length": 64}``) or in a dictionary (``train={"length": 64}``).
+
+    Raises:
+        ConfigError: With every problem at once.
+    """
+    if isinstance(config, RunConfig):
+        if keywords:
+            raise ConfigError(f"a RunConfig is complete, and {', '.join(sorted(keywords))} can't be set beside it; "
+                              "give overrides, or config.with_changes(...)")
+        return config
+    return compose_config([*(config or ()), *_overrides(keywords)], config_dir)
+
+
+def _overrides(values: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Command-line overrides of nested values."""
+    out = []
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            out += _overrides(value, f"{prefix}{key}.")
+        else:
+            out.append(f"{prefix}{key}={_text(value)}")
+    return out
+
+
+def _text(value: Any) -> str:
+    """A value in Hydra's grammar; texts other than plain words are quoted."""
+    if value is None or isinstance(value, bool | int | float):
+        return "null" if value is None else str(value).lower()
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(_text, value))}]"
+    text = str(value)
+    if re.fullmatch(r"[A-Za-z_][\w.+-]*", text):
+        return text
+    return "'{}'".format(text.replace("'", r"\'"))
