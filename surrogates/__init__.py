@@ -5,11 +5,11 @@ A leaf package: it knows tensors and nothing of language models.
 
 from surrogates.diagnostics import Diagnostics, HeldOut, spearman
 from surrogates.errors import SurrogateError, SurrogateFitError
-from surrogates.fidelity import FidelityModel, FidelitySettings
-from surrogates.gp import fit_gp, gp_predict
+from surrogates.fidelity import FidelityModel
+from surrogates.gp import condition_on_pending, fit_gp, gp_predict
 from surrogates.kernels import JointUnitKernel, OrdinalMaternKernel
 from surrogates.structured import Component, Design, StructuredModel, StructuredSettings
 
-__all__ = ["Component", "Design", "Diagnostics", "FidelityModel", "FidelitySettings", "HeldOut", "JointUnitKernel",
+__all__ = ["Component", "Design", "Diagnostics", "FidelityModel", "HeldOut", "JointUnitKernel",
            "OrdinalMaternKernel", "StructuredModel", "StructuredSettings", "SurrogateError", "SurrogateFitError",
-           "fit_gp", "gp_predict", "spearman"]
+           "condition_on_pending", "fit_gp", "gp_predict", "spearman"]

@@ -1,24 +1,9 @@
 """Checks of training data, which BoTorch leaves out once a model has a kernel of its own."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from surrogates.errors import SurrogateError
-
-
-@dataclass(frozen=True, slots=True)
-class DataReport:
-    """What is legal in training data, yet worth knowing.
-
-    Args:
-        constant_columns: Columns of ``train_X`` that hold one value: their length-scales follow the prior.
-        duplicate_rows: Rows of ``train_X`` equal to an earlier one: repeats, which only noise can explain.
-    """
-
-    constant_columns: tuple[int, ...]
-    duplicate_rows: tuple[int, ...]
 
 
 def check_shape(name: str, value: Tensor, want: tuple[int | None, ...]) -> None:
@@ -33,7 +18,7 @@ def check_shape(name: str, value: Tensor, want: tuple[int | None, ...]) -> None:
         raise SurrogateError(f"{name} must have the shape {words}; got {tuple(value.shape)}")
 
 
-def check_training_data(train_X: Tensor, train_Y: Tensor) -> DataReport:
+def check_training_data(train_X: Tensor, train_Y: Tensor) -> None:
     """Check ``n x d`` inputs in the unit cube and ``n x 1`` targets, both float64.
 
     Raises:
@@ -52,11 +37,3 @@ def check_training_data(train_X: Tensor, train_Y: Tensor) -> DataReport:
     if not torch.isfinite(train_Y).all():
         rows = torch.nonzero(~torch.isfinite(train_Y[:, 0]))[:, 0].tolist()
         raise SurrogateError(f"train_Y must be finite; rows {rows} are not; leave failed evaluations out")
-    constant = torch.nonzero(train_X.min(dim=0).values == train_X.max(dim=0).values)[:, 0].tolist()
-    seen: set[tuple[float, ...]] = set()
-    duplicates = []
-    for index, row in enumerate(train_X.tolist()):
-        if tuple(row) in seen:
-            duplicates.append(index)
-        seen.add(tuple(row))
-    return DataReport(tuple(constant), tuple(duplicates))

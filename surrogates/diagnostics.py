@@ -1,4 +1,4 @@
-"""How good a surrogate's held-out predictions are: rank correlation, likelihood and interval coverage."""
+"""Quality of a surrogate's held-out predictions: rank correlation, likelihood and interval coverage."""
 
 import math
 from dataclasses import dataclass
@@ -18,8 +18,8 @@ class Diagnostics:
     Args:
         n: Predictions judged.
         spearman: Rank correlation of mean and truth; ``nan`` where either is constant.
-        spearman_good: The same over the better (smaller) half of the truths, where a search decides; wide misses
-            among bad designs flatter the first.
+        spearman_good: The same over the better (smaller) half of the truths, where a search decides; large errors on
+            bad designs raise ``spearman`` alone.
         nll: Mean negative log-likelihood of the truths (nats), in their own units.
         coverage_50: Share of truths within the central interval of probability 0.5.
         coverage_90: The same of probability 0.9.
@@ -38,7 +38,7 @@ class HeldOut:
     """Predictions of observations that the model did not see, each of ``n``.
 
     Args:
-        truth: What was observed.
+        truth: Observed values.
         mean: Predicted mean, in the units of ``truth``.
         sd: Predicted deviation of an observation (noise included), in these units.
         score: Error over deviation, in the scale in which the prediction is Gaussian.
@@ -64,13 +64,13 @@ class HeldOut:
 
     @classmethod
     def gaussian(cls, truth: Tensor, mean: Tensor, sd: Tensor) -> "HeldOut":
-        """Predictions that are Gaussian in the units of ``truth``."""
+        """Return predictions that are Gaussian in the units of ``truth``."""
         check_shape("mean", mean, (truth.shape[0],))
         score = (truth - mean) / sd
         return cls(truth, mean, sd, score, gaussian_nll(score, sd))
 
     def diagnostics(self) -> Diagnostics:
-        """What they are worth."""
+        """Return rank correlation, likelihood and coverage of the predictions."""
         good = self.truth <= self.truth.median()
         far = self.score.abs()
         inside = [float((far <= float(norm.ppf(0.5 + level / 2))).double().mean()) for level in (0.5, 0.9)]
@@ -79,12 +79,12 @@ class HeldOut:
 
 
 def gaussian_nll(score: Tensor, sd: Tensor) -> Tensor:
-    """Negative log-density of a Gaussian at ``score`` deviations from its mean, ``n``."""
+    """Return the negative log-density of a Gaussian at ``score`` deviations from its mean, ``n``."""
     return 0.5 * score.square() + sd.log() + 0.5 * math.log(2 * math.pi)
 
 
 def spearman(a: Tensor, b: Tensor) -> float:
-    """Rank correlation of two vectors of ``n``, ties averaged; ``nan`` where either is constant."""
+    """Return the rank correlation of two vectors of ``n``, ties averaged; ``nan`` where either is constant."""
     check_shape("b", b, (a.shape[0],))
     ranks = [torch.from_numpy(rankdata(v.numpy())) for v in (a, b)]
     centred = [r - r.mean() for r in ranks]

@@ -1,8 +1,7 @@
-"""Eq. 7: a small network that predicts the high-fidelity result from the low-fidelity one and what goes with it."""
+"""Eq. 7: a small network that predicts the high-fidelity loss from the low-fidelity one and other features."""
 
 import copy
 import itertools
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -10,26 +9,14 @@ from torch import Tensor, nn
 from surrogates.checks import check_shape
 from surrogates.errors import SurrogateError
 
-
-@dataclass(frozen=True, slots=True)
-class FidelitySettings:
-    """Training of the network; the defaults are the published ones where those are known.
-
-    Args:
-        hidden: Widths of the two GELU layers.
-        lr: Step of Adam.
-        weight_decay: L2 penalty.
-        epochs: Most passes over the data (full batch).
-        patience: Passes without a better validation loss after which training stops.
-        holdout: Share of the data held out for that.
-    """
-
-    hidden: tuple[int, int] = (64, 32)
-    lr: float = 1e-2
-    weight_decay: float = 1e-3
-    epochs: int = 400
-    patience: int = 40
-    holdout: float = 0.2
+HIDDEN = (64, 32)
+"""Widths of the two GELU layers."""
+RATE, WEIGHT_DECAY = 1e-2, 1e-3
+"""Step of Adam, and its L2 penalty."""
+EPOCHS, PATIENCE = 400, 40
+"""Most passes over the data (full batch), and passes without a better held-out loss after which training stops."""
+HOLDOUT = 0.2
+"""Share of the data held out for that."""
 
 
 class FidelityModel:
@@ -39,20 +26,17 @@ class FidelityModel:
         features: ``n x d`` float64: low-fidelity loss, memory, coverage sums, histograms.
         target: ``n`` float64: high-fidelity loss.
         seed: Seed of initialisation and hold-out split; no global generator is touched.
-        settings: See ``FidelitySettings``.
 
     Raises:
         SurrogateError: If shapes disagree, a value is not finite, or there are fewer than 5 rows.
     """
 
-    def __init__(self, features: Tensor, target: Tensor, seed: int,
-                 settings: FidelitySettings | None = None) -> None:
+    def __init__(self, features: Tensor, target: Tensor, seed: int) -> None:
         check_shape("features", features, (None, None))
         check_shape("target", target, (features.shape[0],))
         if features.shape[0] < 5 or not torch.isfinite(features).all() or not torch.isfinite(target).all():
             raise SurrogateError("the promotion model needs at least 5 finite rows that were evaluated at both "
                                  f"fidelities; got {features.shape[0]}")
-        self._settings = settings or FidelitySettings()
         self._shift, self._scale = features.mean(dim=0), _spread(features)
         self._target_shift, self._target_scale = target.mean(), _spread(target[:, None])[0]
         generator = torch.Generator().manual_seed(seed)
@@ -61,14 +45,14 @@ class FidelityModel:
                     generator)
 
     def predict(self, features: Tensor) -> Tensor:
-        """Predicted high-fidelity loss of ``n x d`` rows, ``n``."""
+        """Return the predicted high-fidelity loss of ``n x d`` rows, ``n``."""
         check_shape("features", features, (None, self._shift.shape[0]))
         with torch.no_grad():
             scaled: Tensor = self._network((features - self._shift) / self._scale)[:, 0]
         return scaled * self._target_scale + self._target_shift
 
     def _build(self, n_inputs: int, generator: torch.Generator) -> nn.Sequential:
-        widths = (n_inputs, *self._settings.hidden, 1)
+        widths = (n_inputs, *HIDDEN, 1)
         layers: list[nn.Module] = []
         for fan_in, fan_out in itertools.pairwise(widths):
             # Built without drawing from the global generator, then filled from ours.
@@ -80,15 +64,14 @@ class FidelityModel:
         return nn.Sequential(*layers[:-1])
 
     def _train(self, x: Tensor, y: Tensor, generator: torch.Generator) -> None:
-        settings = self._settings
         order = torch.randperm(len(x), generator=generator)
-        n_held = max(1, round(settings.holdout * len(x)))
+        n_held = max(1, round(HOLDOUT * len(x)))
         held, used = order[:n_held], order[n_held:]
-        optimizer = torch.optim.Adam(self._network.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
+        optimizer = torch.optim.Adam(self._network.parameters(), lr=RATE, weight_decay=WEIGHT_DECAY)
         huber = nn.HuberLoss()
         best, stale = float("inf"), 0
         state = copy.deepcopy(self._network.state_dict())
-        for _ in range(settings.epochs):
+        for _ in range(EPOCHS):
             optimizer.zero_grad()
             huber(self._network(x[used])[:, 0], y[used]).backward()
             optimizer.step()
@@ -98,12 +81,12 @@ class FidelityModel:
                 best, stale, state = loss, 0, copy.deepcopy(self._network.state_dict())
             else:
                 stale += 1
-            if stale >= settings.patience:
+            if stale >= PATIENCE:
                 break
         self._network.load_state_dict(state)
 
 
 def _spread(values: Tensor) -> Tensor:
-    """Standard deviation of every column (``d``), 1 where a column is constant."""
+    """Return the standard deviation of every column (``d``), 1 where a column is constant."""
     sd = values.std(dim=0)
     return torch.where(sd > 1e-12, sd, torch.ones_like(sd))

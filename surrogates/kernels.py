@@ -1,11 +1,11 @@
-"""Kernels over ladder positions: ordinal designs with one format and one rank for every unit."""
+"""Kernels over ladder positions: designs with one format and one rank for every unit."""
 
 import math
 from typing import Any
 
 import torch
 from gpytorch.constraints import Positive
-from gpytorch.kernels import Kernel
+from gpytorch.kernels import Kernel, MaternKernel
 from gpytorch.priors import LogNormalPrior
 from torch import Tensor
 
@@ -13,12 +13,12 @@ from surrogates.errors import SurrogateError
 
 
 def matern52(distance: Tensor) -> Tensor:
-    """Matern-5/2 correlation of scaled distances: ``(1 + a + a^2 / 3) exp(-a)`` with ``a = sqrt(5) d``."""
+    """Return the Matern-5/2 correlation of scaled distances: ``(1 + a + a^2 / 3) exp(-a)`` with ``a = sqrt(5) d``."""
     a = math.sqrt(5.0) * distance
     return (1.0 + a + a.square() / 3.0) * torch.exp(-a)
 
 
-class OrdinalMaternKernel(Kernel):  # type: ignore[misc]  # gpytorch is untyped
+class OrdinalMaternKernel(MaternKernel):  # type: ignore[misc]  # gpytorch is untyped
     """Matern-5/2 over one axis of ladder positions, with one length-scale.
 
     Inputs (``... x n x 1``) are positions scaled to [0, 1], so that unequal steps of the ladder's values do not
@@ -28,27 +28,9 @@ class OrdinalMaternKernel(Kernel):  # type: ignore[misc]  # gpytorch is untyped
         median: Median of the length-scale's log-normal prior.
     """
 
-    has_lengthscale = True
-
     def __init__(self, median: float = 0.5, **kwargs: Any) -> None:
-        super().__init__(lengthscale_prior=LogNormalPrior(math.log(median), 0.75), **kwargs)
+        super().__init__(nu=2.5, lengthscale_prior=LogNormalPrior(math.log(median), 0.75), **kwargs)
         self.initialize(lengthscale=median)
-
-    @property
-    def scale(self) -> Tensor:
-        """The length-scale, of the kernel's batch shape."""
-        value: Tensor = self.lengthscale
-        return value[..., 0, 0]
-
-    def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, last_dim_is_batch: bool = False,
-                **params: Any) -> Tensor:
-        """Correlations: ``... x n x m``, or ``... x n`` with ``diag``."""
-        if last_dim_is_batch:
-            raise SurrogateError("OrdinalMaternKernel has no batches along its last dimension")
-        scale = self.scale
-        if diag:
-            return matern52((x1 - x2).abs().sum(dim=-1) / scale[..., None])
-        return matern52((x1 - x2.transpose(-1, -2)).abs() / scale[..., None, None])
 
 
 class JointUnitKernel(Kernel):  # type: ignore[misc]  # gpytorch is untyped
@@ -85,7 +67,7 @@ class JointUnitKernel(Kernel):  # type: ignore[misc]  # gpytorch is untyped
 
     def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, last_dim_is_batch: bool = False,
                 **params: Any) -> Tensor:
-        """Covariances: ``... x n x m``, or ``... x n`` with ``diag``."""
+        """Return the covariances: ``... x n x m``, or ``... x n`` with ``diag``."""
         n = self.n_units
         if x1.shape[-1] != 2 * n or last_dim_is_batch:
             raise SurrogateError(f"inputs must have {2 * n} columns for {n} units; got {x1.shape[-1]}")
@@ -96,9 +78,9 @@ class JointUnitKernel(Kernel):  # type: ignore[misc]  # gpytorch is untyped
 
     @staticmethod
     def _by_unit(kernel: OrdinalMaternKernel, x1: Tensor, x2: Tensor, diag: bool) -> Tensor:
-        """Correlations of every unit on a trailing axis, ``... x n x m x L`` or ``... x n x L``."""
+        """Return the correlations of every unit on a trailing axis, ``... x n x m x L`` or ``... x n x L``."""
         difference = x1 - x2 if diag else x1.unsqueeze(-2) - x2.unsqueeze(-3)
-        return matern52(difference.abs() / kernel.scale)
+        return matern52(difference.abs() / kernel.lengthscale[..., 0, 0])
 
 
 def _get_weights(kernel: JointUnitKernel) -> Tensor:

@@ -1,6 +1,6 @@
 """A Bayesian additive model of designs with one format and one rank for every unit, in a learned latent scale.
 
-Symbols: ``L`` units, ``F`` formats, ``R`` ranks, ``n`` observations, ``k`` components, ``D`` weights in all.
+Symbols: ``L`` units, ``F`` formats, ``R`` ranks, ``n`` observations, ``k`` components, ``m`` features of a component.
 
     y = inverse_warp(z),    z = constant + sum_l u_l(q_l, r_l) + residual + noise
     u_l(f, r) = sum_k scale_k sum_m Phi_k[l, f, r, m] (G_k w_k)[l, m],    w_k ~ N(0, 1)
@@ -12,10 +12,15 @@ Scales are fitted by maximum a posteriori; given them, everything is linear and 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
+from botorch.acquisition.objective import PosteriorTransform
+from botorch.models.model import Model
+from botorch.posteriors import GPyTorchPosterior, Posterior
+from gpytorch.distributions import MultivariateNormal
+from linear_operator import to_linear_operator
 from scipy.optimize import minimize
 from torch import Tensor
 
@@ -26,6 +31,8 @@ from surrogates.kernels import matern52
 from surrogates.warp import LogWarp, candidate_warps
 
 _CONSTANT_VARIANCE = 25.0
+_JITTER = 1e-8
+_LEAST_VARIANCE = 1e-10
 _CHUNK = 2048
 
 
@@ -36,8 +43,8 @@ class Component:
     Args:
         name: For diagnostics.
         features: ``L x F x R x m``.
-        units: ``L x g`` factor of the covariance between units: a column of ones shares the weights, the
-            identity frees them, anything between couples neighbours.
+        units: ``L x g`` factor of the covariance between units: a column of ones shares the weights, the identity frees
+            them, anything between couples neighbours.
         scale: Prior median of the part's scale, in standard deviations of the latent targets.
         spread: Standard deviation of the logarithm of that scale.
     """
@@ -57,23 +64,29 @@ class StructuredSettings:
         noise: Prior median of the noise, in units of ``y``, near the best observation.
         noise_spread: Standard deviation of its logarithm.
         residual: Prior median scale of the Matern residual on ladder codes; 0 leaves it out.
-        lengthscale: Root mean square distance per column (columns scaled to [0, 1]) that it takes as 1.
-        warps: Offsets of the warp to choose from, in multiples of the gap between best and median ``y``;
-            infinity is no warp.
+        lengthscale: Length-scale of the residual: root mean square distance per column (columns scaled to [0, 1]).
+        warps: Offsets of the warp to choose from, in multiples of the gap between best and median ``y``; ``None`` (or
+            infinity) is no warp.
     """
 
     noise: float = 0.005
     noise_spread: float = 0.7
     residual: float = 0.15
     lengthscale: float = 0.4
-    warps: tuple[float, ...] = (0.3, 1.0, 3.0, 10.0, math.inf)
+    warps: Sequence[float | None] = (0.3, 1.0, 3.0, 10.0, None)
 
 
 class Design:
-    """The linear map from index rows to weights: what is common to all fits over one space.
+    """The linear map from index rows to weights: common to all fits over one space.
 
     Rows are ``n x 2 L``: positions on the format ladder, then on the rank ladder. Positions of ranks may be
     fractional: the tables are interpolated linearly.
+
+    Args:
+        components: At least one; all over the same ``L``, ``F`` and ``R``.
+
+    Raises:
+        SurrogateError: If there is no component, or shapes disagree.
     """
 
     def __init__(self, components: Sequence[Component]) -> None:
@@ -86,7 +99,7 @@ class Design:
         self.components = tuple(components)
 
     def blocks(self, rows: Tensor) -> list[Tensor]:
-        """Features of ``n x 2 L`` rows, ``n x (g m)`` for every component."""
+        """Return the features of ``n x 2 L`` rows, ``n x (g m)`` for every component."""
         n_units = self.shape[0]
         check_shape("rows", rows, (None, 2 * n_units))
         units = torch.arange(n_units)
@@ -103,22 +116,28 @@ class Design:
             result.append(torch.einsum("nlm,lg->ngm", phi, component.units).reshape(len(rows), -1))
         return result
 
-    def table(self, index: int, weights: Tensor) -> Tensor:
-        """``s x L x F x R`` tables of component ``index`` for ``s x (g m)`` weights."""
-        component = self.components[index]
-        per_unit = torch.einsum("lg,sgm->slm", component.units,
-                                weights.reshape(len(weights), component.units.shape[1], -1))
-        return torch.einsum("lfrm,slm->slfr", component.features, per_unit)
+    def tables(self, weights: Sequence[Tensor]) -> Tensor:
+        """Return the sum over components of the tables that their ``s x (g m)`` weights give, ``s x L x F x R``."""
+        total = torch.zeros((1, *self.shape), dtype=torch.float64)
+        for component, weight in zip(self.components, weights, strict=True):
+            shared = weight.reshape(len(weight), component.units.shape[1], -1)
+            per_unit = torch.einsum("lg,sgm->slm", component.units, shared)
+            total = total + torch.einsum("lfrm,slm->slfr", component.features, per_unit)
+        return total
 
     def codes(self, rows: Tensor) -> Tensor:
-        """Ladder positions of ``n x 2 L`` rows scaled to [0, 1]."""
+        """Return the ladder positions of ``... x 2 L`` rows scaled to [0, 1]."""
         n_units, n_formats, n_ranks = self.shape
-        return torch.cat([rows[:, :n_units].double() / max(n_formats - 1, 1),
-                          rows[:, n_units:].double() / max(n_ranks - 1, 1)], dim=1)
+        return torch.cat([rows[..., :n_units].double() / max(n_formats - 1, 1),
+                          rows[..., n_units:].double() / max(n_ranks - 1, 1)], dim=-1)
 
 
-class StructuredModel:
-    """The posterior of the additive model; see the module's docstring.
+class StructuredModel(Model):  # type: ignore[misc]  # botorch is untyped
+    """The additive model conditioned on observations; a BoTorch model of the latent value (see the module's docstring).
+
+    It is for values that are minimised: acquisition functions take ``maximize=False`` (or, like ``qLogEI``, a
+    ``ScalarizedPosteriorTransform`` of weight -1), and thresholds in the latent scale, e.g.
+    ``best_f=model.warp.forward(y).min()``.
 
     Args:
         design: Components over the space.
@@ -126,8 +145,8 @@ class StructuredModel:
         y: ``n`` values, float64, to be minimised.
         counts: ``n`` repeats pooled in every value: its noise variance is divided by that; ones where ``None``.
         settings: See ``StructuredSettings``.
-        like: A model over the same design and settings whose scales and warp are taken over; they are fitted where
-            ``None``, which costs ``O(n^3)`` some hundred times, where conditioning on ``n`` rows does so once.
+        like: A model over the same design and settings whose scales and warp are taken over. Where it is ``None`` they
+            are fitted, which costs ``O(n^3)`` about a hundred times; conditioning costs it once.
 
     Raises:
         SurrogateError: If shapes disagree, there are fewer than 2 rows, or a value is not finite (in the latent scale
@@ -137,6 +156,7 @@ class StructuredModel:
 
     def __init__(self, design: Design, rows: Tensor, y: Tensor, counts: Tensor | None = None,
                  settings: StructuredSettings | None = None, like: "StructuredModel | None" = None) -> None:
+        super().__init__()
         n = rows.shape[0]
         check_shape("y", y, (n,))
         if n < 2 or not torch.isfinite(y).all():
@@ -147,15 +167,13 @@ class StructuredModel:
         self._blocks = design.blocks(rows)
         grams = [b @ b.T for b in self._blocks]
         if self.settings.residual > 0:
-            grams.append(self._residual_kernel(rows))
-        grams.append(torch.diag(1.0 / self._counts))
-        self._grams = torch.stack(grams)
+            grams.append(self._correlation(rows, rows))
+        self._grams = torch.stack([*grams, torch.diag(1.0 / self._counts)])
         if like is None:
-            fits = [self._fit(warp) for warp in candidate_warps(y, self.settings.warps)]
-            best = max(fits, key=lambda f: f[0])
-            if not math.isfinite(best[0]):
+            evidence, self.warp, log_scales = max((self._fit(warp) for warp in candidate_warps(y, self.settings.warps)),
+                                                  key=lambda fit: fit[0])
+            if not math.isfinite(evidence):
                 raise SurrogateFitError(f"no warp gave a finite likelihood for {n} observations")
-            self.warp, log_scales = best[1:]
         else:
             self.warp, log_scales = like.warp, like._scales.log()
             if not torch.isfinite(self.warp.forward(y)).all():
@@ -163,18 +181,45 @@ class StructuredModel:
         self._condition(log_scales)
 
     @property
+    def num_outputs(self) -> int:
+        """One: the latent value."""
+        return 1
+
+    @property
+    def batch_shape(self) -> torch.Size:
+        """Empty: one model, however many batches of designs it is asked about."""
+        return torch.Size()
+
+    @property
     def scales(self) -> dict[str, float]:
         """Fitted scale of every part, ``residual`` and ``noise`` included, in latent standard deviations."""
-        names = [c.name for c in self.design.components]
-        names += ["residual"] if self.settings.residual > 0 else []
-        return dict(zip([*names, "noise"], self._scales.tolist(), strict=True))
+        names = [c.name for c in self.design.components] + ["residual"] * (self.settings.residual > 0) + ["noise"]
+        return dict(zip(names, self._scales.tolist(), strict=True))
+
+    def posterior(self, X: Tensor, output_indices: list[int] | None = None, observation_noise: bool | Tensor = False,
+                  posterior_transform: PosteriorTransform | None = None, **kwargs: Any) -> Posterior:
+        """Return the joint Gaussian of the latent values of ``... x q x 2 L`` index rows, float64.
+
+        ``observation_noise=True`` adds the noise of one observation each.
+        """
+        rows = X.reshape(-1, X.shape[-1])
+        blocks = [block.reshape(*X.shape[:-1], -1) for block in self.design.blocks(rows)]
+        cross = self._prior_covariance(X, blocks, self.rows, self._blocks)
+        solved = torch.linalg.solve_triangular(self._chol, cross.mT, upper=False)
+        covariance = self._prior_covariance(X, blocks, X, blocks) - solved.mT @ solved
+        variance = covariance.diagonal(dim1=-2, dim2=-1)
+        variance.clamp_(min=_LEAST_VARIANCE)
+        if observation_noise is True:
+            variance.add_(self._scales[-1]**2)
+        posterior = GPyTorchPosterior(MultivariateNormal(cross @ self._alpha, to_linear_operator(covariance)))
+        return posterior if posterior_transform is None else posterior_transform(posterior)
 
     def latent(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of the noise-free latent value of ``n x 2 L`` rows, each ``n``."""
+        """Return mean and standard deviation of the noise-free latent value of ``n x 2 L`` rows, each ``n``."""
         means, deviations = [], []
         for chunk in torch.split(rows, _CHUNK):
             blocks = self.design.blocks(chunk)
-            cross = self._cross(chunk, blocks)
+            cross = self._prior_covariance(chunk, blocks, self.rows, self._blocks)
             prior = torch.full((len(chunk),), _CONSTANT_VARIANCE, dtype=torch.float64)
             for block, scale in zip(blocks, self._scales, strict=False):
                 prior += scale**2 * block.square().sum(dim=1)
@@ -182,40 +227,28 @@ class StructuredModel:
                 prior += self._scales[-2]**2
             means.append(cross @ self._alpha)
             solved = torch.linalg.solve_triangular(self._chol, cross.T, upper=False)
-            deviations.append((prior - solved.square().sum(dim=0)).clamp_min(1e-12).sqrt())
+            deviations.append((prior - solved.square().sum(dim=0)).clamp_min(_LEAST_VARIANCE).sqrt())
         return torch.cat(means), torch.cat(deviations)
 
-    def covariance(self, rows: Tensor) -> Tensor:
-        """Posterior covariance of the noise-free latent values of ``n x 2 L`` rows, ``n x n``."""
-        blocks = self.design.blocks(rows)
-        prior = torch.full((len(rows), len(rows)), _CONSTANT_VARIANCE, dtype=torch.float64)
-        for block, scale in zip(blocks, self._scales, strict=False):
-            prior += scale**2 * (block @ block.T)
-        if self.settings.residual > 0:
-            prior += self._scales[-2]**2 * self._correlation(rows, rows)
-        solved = torch.linalg.solve_triangular(self._chol, self._cross(rows, blocks).T, upper=False)
-        covariance: Tensor = prior - solved.T @ solved
-        return covariance
-
-    @property
-    def noise(self) -> float:
-        """Latent standard deviation of one observation."""
-        return float(self._scales[-1])
-
     def predict(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of the noise-free value in units of ``y``, each ``n``."""
+        """Return mean and standard deviation of the noise-free value of rows in units of ``y``, each ``n``."""
         return self.warp.moments(*self.latent(rows))
 
-    def to_latent(self, y: Tensor) -> Tensor:
-        """Latent values of ``n`` values in units of ``y``."""
-        return self.warp.forward(y)
+    def condition_on_pending(self, rows: Tensor) -> "StructuredModel":
+        """Return the model with ``m x 2 L`` pending rows at their predicted values (kriging believer); scales and warp
+        stay."""
+        predicted = self.warp.inverse(self.latent(rows)[0])
+        counts = torch.cat([self._counts, torch.ones(len(rows), dtype=torch.float64)])
+        return StructuredModel(self.design, torch.cat([self.rows, rows]), torch.cat([self.y, predicted]), counts,
+                               self.settings, self)
 
     def mean_table(self) -> Tensor:
-        """Posterior mean of the additive latent tables, ``L x F x R``."""
-        return self._tables([b.T @ self._alpha * s for b, s in zip(self._blocks, self._scales, strict=False)])[0]
+        """Return the posterior mean of the additive latent tables, ``L x F x R``."""
+        return self.design.tables([scale * (block.T @ self._alpha * scale)[None]
+                                   for block, scale in zip(self._blocks, self._scales, strict=False)])[0]
 
     def sample_tables(self, rng: np.random.Generator, n: int, temperature: float = 1.0) -> Tensor:
-        """Draws of the additive latent tables from their posterior, ``n x L x F x R`` (Matheron's rule).
+        """Draw the additive latent tables from their posterior, ``n x L x F x R`` (Matheron's rule).
 
         Args:
             rng: Source of the draws.
@@ -225,78 +258,57 @@ class StructuredModel:
         def normal(*shape: int) -> Tensor:
             return torch.from_numpy(rng.standard_normal(shape))
 
-        weights = [normal(n, b.shape[1]) for b in self._blocks]
+        parts = list(zip(self._blocks, self._scales, [normal(n, b.shape[1]) for b in self._blocks], strict=False))
         simulated = normal(n, len(self.y)) @ self._other_chol.T
-        for weight, block, scale in zip(weights, self._blocks, self._scales, strict=False):
+        for block, scale, weight in parts:
             simulated += scale * (weight @ block.T)
         correction = torch.cholesky_solve(simulated.T, self._chol).T
-        parts = []
-        for weight, block, scale in zip(weights, self._blocks, self._scales, strict=False):
-            mean = scale * (block.T @ self._alpha)
-            parts.append(mean + temperature * (weight - scale * (correction @ block)))
-        return self._tables(parts)
+        return self.design.tables([scale * (scale * (block.T @ self._alpha)
+                                            + temperature * (weight - scale * (correction @ block)))
+                                   for block, scale, weight in parts])
 
-    @cached_property
     def leave_one_out(self) -> tuple[Tensor, Tensor]:
-        """Latent mean and standard deviation (noise included) of every observation given the others, each ``n``."""
-        inverse = torch.cholesky_inverse(self._chol)
-        variance = 1.0 / inverse.diagonal()
+        """Return latent mean and standard deviation (noise included) of every observation given the others, each
+        ``n``."""
+        variance = 1.0 / torch.cholesky_inverse(self._chol).diagonal()
         return self._z - self._alpha * variance, variance.sqrt()
 
     def held_out(self) -> HeldOut:
-        """Every observation as the others predict it, under the scales and the warp that were fitted to all."""
-        mean, sd = self.leave_one_out
+        """Predict every observation from the others, under the scales and the warp that were fitted to all."""
+        mean, sd = self.leave_one_out()
         score = (self._z - mean) / sd
         return HeldOut(self.y, *self.warp.moments(mean, sd), score,
                        gaussian_nll(score, sd) - self.warp.log_jacobian(self.y))
 
-    def _tables(self, parts: list[Tensor]) -> Tensor:
-        total = torch.zeros((1, *self.design.shape), dtype=torch.float64)
-        for index, part in enumerate(parts):
-            weights = part if part.ndim == 2 else part[None, :]
-            total = total + self.design.table(index, self._scales[index] * weights)
-        return total
-
-    def _cross(self, rows: Tensor, blocks: list[Tensor]) -> Tensor:
-        """Prior covariances of ``m x 2 L`` rows, whose features are ``blocks``, with the observed ones, ``m x n``."""
-        cross = torch.full((len(rows), len(self.y)), _CONSTANT_VARIANCE, dtype=torch.float64)
-        for block, train, scale in zip(blocks, self._blocks, self._scales, strict=False):
-            cross += scale**2 * (block @ train.T)
+    def _prior_covariance(self, left: Tensor, left_blocks: Sequence[Tensor], right: Tensor,
+                          right_blocks: Sequence[Tensor]) -> Tensor:
+        """Return the prior covariances of ``... x m x 2 L`` with ``... x n x 2 L`` rows, given their features too."""
+        covariance = torch.full((*left.shape[:-1], right.shape[-2]), _CONSTANT_VARIANCE, dtype=torch.float64)
+        for block, other, scale in zip(left_blocks, right_blocks, self._scales, strict=False):
+            covariance += scale**2 * (block @ other.mT)
         if self.settings.residual > 0:
-            cross += self._scales[-2]**2 * self._residual_kernel(rows)
-        return cross
-
-    def _residual_kernel(self, rows: Tensor) -> Tensor:
-        """Matern-5/2 correlations of ``m x 2 L`` rows with the observed ones, ``m x n``."""
-        return self._correlation(rows, self.rows)
+            covariance += self._scales[-2]**2 * self._correlation(left, right)
+        return covariance
 
     def _correlation(self, left: Tensor, right: Tensor) -> Tensor:
-        codes, train = self.design.codes(left), self.design.codes(right)
-        width = math.sqrt(codes.shape[1]) * self.settings.lengthscale
-        return matern52(torch.cdist(codes, train) / width)
-
-    def _prior(self, warp: LogWarp) -> tuple[Tensor, Tensor]:
-        medians = [c.scale for c in self.design.components]
-        spreads = [c.spread for c in self.design.components]
-        if self.settings.residual > 0:
-            medians.append(self.settings.residual)
-            spreads.append(1.0)
-        medians.append(max(self.settings.noise / warp.unit, 1e-4))
-        spreads.append(self.settings.noise_spread)
-        return torch.tensor(medians, dtype=torch.float64).log(), torch.tensor(spreads, dtype=torch.float64)
+        """Return the residual's Matern-5/2 correlations, ``... x m x n``."""
+        width = math.sqrt(left.shape[-1]) * self.settings.lengthscale
+        return matern52(torch.cdist(self.design.codes(left), self.design.codes(right)) / width)
 
     def _fit(self, warp: LogWarp) -> tuple[float, LogWarp, Tensor]:
-        """Maximum a posteriori scales under one warp: ``(log evidence at the mode, warp, log scales)``."""
+        """Fit the scales under one warp: ``(log evidence at the mode, warp, log scales)``."""
         z = warp.forward(self.y)
-        location, spread = self._prior(warp)
-        n = len(z)
-        eye = torch.eye(n, dtype=torch.float64)
+        priors = [(c.scale, c.spread) for c in self.design.components]
+        if self.settings.residual > 0:
+            priors.append((self.settings.residual, 1.0))
+        priors.append((max(self.settings.noise / warp.unit, 1e-4), self.settings.noise_spread))
+        location, spread = (torch.tensor(values, dtype=torch.float64) for values in zip(*priors, strict=True))
+        location = location.log()
 
         def objective(theta: np.ndarray) -> tuple[float, np.ndarray]:
             log_scales = torch.from_numpy(theta)
             squares = torch.exp(2 * log_scales)
-            covariance = torch.einsum("k,kij->ij", squares, self._grams) + _CONSTANT_VARIANCE + _JITTER * eye
-            chol, info = torch.linalg.cholesky_ex(covariance)
+            chol, info = torch.linalg.cholesky_ex(self._observed(squares, self._grams))
             if int(info) != 0:
                 return 1e10, np.zeros_like(theta)
             alpha = torch.cholesky_solve(z[:, None], chol)[:, 0]
@@ -312,17 +324,17 @@ class StructuredModel:
         return evidence, warp, torch.from_numpy(result.x)
 
     def _condition(self, log_scales: Tensor) -> None:
+        """Factor the covariance of the observations under the given scales."""
         self._scales = log_scales.exp()
         self._z = self.warp.forward(self.y)
-        squares = self._scales.square()
-        n_parts = len(self._blocks)
-        eye = torch.eye(len(self.y), dtype=torch.float64)
-        other = (torch.einsum("k,kij->ij", squares[n_parts:], self._grams[n_parts:]) + _CONSTANT_VARIANCE
-                 + _JITTER * eye)
-        total = other + torch.einsum("k,kij->ij", squares[:n_parts], self._grams[:n_parts])
+        squares, n_parts = self._scales.square(), len(self._blocks)
+        other = self._observed(squares[n_parts:], self._grams[n_parts:])
         self._other_chol = torch.linalg.cholesky(other)
-        self._chol = torch.linalg.cholesky(total)
+        self._chol = torch.linalg.cholesky(other + torch.einsum("k,kij->ij", squares[:n_parts], self._grams[:n_parts]))
         self._alpha = torch.cholesky_solve(self._z[:, None], self._chol)[:, 0]
 
-
-_JITTER = 1e-8
+    @staticmethod
+    def _observed(squares: Tensor, grams: Tensor) -> Tensor:
+        """Return the covariance of observations under ``k`` squared scales of ``k x n x n`` parts, ``n x n``."""
+        jitter = _JITTER * torch.eye(grams.shape[-1], dtype=torch.float64)
+        return torch.einsum("k,kij->ij", squares, grams) + _CONSTANT_VARIANCE + jitter

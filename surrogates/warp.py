@@ -1,6 +1,7 @@
-"""A monotone change of scale in which damages add up: logarithmic, with an offset below the best value."""
+"""A monotone change of scale in which effects of units add up: logarithmic, with an offset below the best value."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,16 +25,16 @@ class LogWarp:
     unit: float
 
     def forward(self, y: Tensor) -> Tensor:
-        """Latent values."""
+        """Return latent values."""
         return (self._raw(y) - self.shift) / self.unit
 
     def inverse(self, z: Tensor) -> Tensor:
-        """Values of latent ones."""
+        """Return the values of latent ones."""
         raw = z * self.unit + self.shift
         return self.best + (raw if math.isinf(self.offset) else self.offset * torch.expm1(raw / self.offset))
 
     def moments(self, mean: Tensor, sd: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation in units of ``y`` of latent Gaussians (log-normal moments)."""
+        """Return mean and standard deviation in units of ``y`` of latent Gaussians (log-normal moments)."""
         if math.isinf(self.offset):
             return self.inverse(mean), sd * self.unit
         variance = (sd * self.unit / self.offset).square()
@@ -41,7 +42,7 @@ class LogWarp:
         return self.best - self.offset + level, level * torch.expm1(variance).sqrt()
 
     def log_jacobian(self, y: Tensor) -> Tensor:
-        """``log dz/dy`` at every value."""
+        """Return ``log dz/dy`` at every value."""
         slope = torch.zeros_like(y) if math.isinf(self.offset) else -torch.log1p((y - self.best) / self.offset)
         return slope - math.log(self.unit)
 
@@ -51,12 +52,14 @@ class LogWarp:
         return self.offset * torch.log1p((y - self.best) / self.offset)
 
 
-def candidate_warps(y: Tensor, offsets: tuple[float, ...]) -> list[LogWarp]:
-    """One standardising warp for every offset, given in multiples of the gap between best and median value."""
+def candidate_warps(y: Tensor, offsets: Sequence[float | None]) -> list[LogWarp]:
+    """Return one standardising warp for every offset, given in multiples of the gap between best and median value;
+    ``None`` is no warp."""
     best = float(y.min())
     gap = max(float(y.median()) - best, 1e-3 * float(y.max() - y.min()), 1e-6)
     result = []
     for multiple in offsets:
-        raw = LogWarp(best, multiple * gap, 0.0, 1.0).forward(y)
-        result.append(LogWarp(best, multiple * gap, float(raw.mean()), max(float(raw.std()), 1e-9)))
+        offset = math.inf if multiple is None else multiple * gap
+        raw = LogWarp(best, offset, 0.0, 1.0).forward(y)
+        result.append(LogWarp(best, offset, float(raw.mean()), max(float(raw.std()), 1e-9)))
     return result

@@ -6,9 +6,8 @@ from botorch.exceptions import ModelFittingError
 from gpytorch.kernels import MaternKernel
 
 import surrogates.gp
-from surrogates.checks import check_training_data
 from surrogates.errors import SurrogateError, SurrogateFitError
-from surrogates.gp import believe, fit_gp, gp_predict
+from surrogates.gp import condition_on_pending, fit_gp, gp_predict
 from surrogates.kernels import JointUnitKernel
 
 
@@ -53,14 +52,6 @@ def test_unfit_data_are_refused(change, message) -> None:  # type: ignore[no-unt
         fit_gp(*change(*data()))
 
 
-def test_constant_columns_and_repeats_are_reported() -> None:
-    x, y = data(4)
-    x[:, 2] = 0.5
-    x[3] = x[0]
-    report = check_training_data(x, y)
-    assert (report.constant_columns, report.duplicate_rows) == ((2,), (3,))
-
-
 def test_a_failed_fit_is_loud(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
@@ -74,10 +65,10 @@ def test_a_failed_fit_is_loud(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(calls) == 3
 
 
-def test_believing_keeps_the_mean_and_takes_the_variance() -> None:
+def test_pending_points_keep_the_mean_and_lower_the_variance() -> None:
     model = fit_gp(*data(30))
     new = data(40)[0][30:]
-    before, after = gp_predict(model, new), gp_predict(believe(model, new[:2]), new)
+    before, after = gp_predict(model, new), gp_predict(condition_on_pending(model, new[:2]), new)
     torch.testing.assert_close(after[0], before[0], rtol=1e-4, atol=1e-4)
     assert bool((after[1][:2] < 0.9 * before[1][:2]).all())
     assert bool((after[1] <= before[1] + 1e-9).all())

@@ -5,6 +5,13 @@ import math
 import numpy as np
 import pytest
 import torch
+from botorch.acquisition.analytic import LogExpectedImprovement
+from botorch.acquisition.logei import qLogExpectedImprovement
+from botorch.acquisition.objective import ScalarizedPosteriorTransform
+from botorch.optim import optimize_acqf_discrete
+from botorch.sampling import SobolQMCNormalSampler
+from scipy.integrate import quad
+from scipy.stats import norm
 
 from surrogates.errors import SurrogateError
 from surrogates.structured import Component, Design, StructuredModel, StructuredSettings
@@ -67,7 +74,7 @@ def test_posterior_is_that_of_dense_conditioning() -> None:
     prior += scales["residual"]**2 * (1 + a + a**2 / 3) * torch.exp(-a)
     observed = prior[:15, :15] + (scales["noise"]**2 + 1e-8) * torch.eye(15, dtype=torch.float64)
     gain = torch.linalg.solve(observed, prior[:15, 15:]).T
-    z = model.to_latent(model.y)
+    z = model.warp.forward(model.y)
     mean, sd = model.latent(new)
     torch.testing.assert_close(mean, gain @ z, rtol=1e-6, atol=1e-8)
     want = (prior[15:, 15:] - gain @ prior[:15, 15:]).diagonal().sqrt()
@@ -76,7 +83,7 @@ def test_posterior_is_that_of_dense_conditioning() -> None:
 
 def test_leave_one_out_equals_leaving_out() -> None:
     model = fitted(residual=0.0)
-    mean, sd = model.leave_one_out
+    mean, sd = model.leave_one_out()
     scales, n, i = model.scales, 15, 4
     prior = torch.full((n, n), 25.0, dtype=torch.float64)
     for block, name in zip(model.design.blocks(model.rows), ("shared", "free"), strict=True):
@@ -84,14 +91,14 @@ def test_leave_one_out_equals_leaving_out() -> None:
     prior += (scales["noise"]**2 + 1e-8) * torch.eye(n, dtype=torch.float64)
     rest = [j for j in range(n) if j != i]
     gain = torch.linalg.solve(prior[rest][:, rest], prior[rest, i])
-    assert float(mean[i]) == pytest.approx(float(gain @ model.to_latent(model.y)[rest]), rel=1e-5, abs=1e-7)
+    assert float(mean[i]) == pytest.approx(float(gain @ model.warp.forward(model.y)[rest]), rel=1e-5, abs=1e-7)
     assert float(sd[i]) == pytest.approx(float((prior[i, i] - gain @ prior[rest, i]).sqrt()), rel=1e-5)
     judged = model.held_out()
-    torch.testing.assert_close(judged.score, (model.to_latent(model.y) - mean) / sd)
+    torch.testing.assert_close(judged.score, (model.warp.forward(model.y) - mean) / sd)
     # The density of y is that of its latent value times the warp's slope.
     moved = model.y.clone().requires_grad_(True)
     slope, = torch.autograd.grad(model.warp.forward(moved).sum(), moved)
-    density = torch.distributions.Normal(mean, sd).log_prob(model.to_latent(model.y)) + slope.log()
+    density = torch.distributions.Normal(mean, sd).log_prob(model.warp.forward(model.y)) + slope.log()
     torch.testing.assert_close(judged.nll, -density)
     assert judged.diagnostics().n == n
 
@@ -181,3 +188,57 @@ def test_bad_arguments_are_refused() -> None:
         StructuredModel(design(), random_rows(1), torch.ones(1, dtype=torch.float64))
     with pytest.raises(SurrogateError, match="rows must have the shape"):
         StructuredModel(design(), random_rows(3)[:, :5], torch.ones(3, dtype=torch.float64))
+
+
+def test_posterior_equals_the_closed_form() -> None:
+    model, rows = fitted(), random_rows(7, seed=5).double()
+    mean, sd = model.latent(rows)
+    single = model.posterior(rows[:, None, :])
+    torch.testing.assert_close(single.mean[:, 0, 0], mean)
+    torch.testing.assert_close(single.variance[:, 0, 0].sqrt(), sd)
+    both = model.posterior(torch.stack([rows, random_rows(7, seed=6).double()]))
+    assert both.mean.shape == (2, 7, 1)
+    torch.testing.assert_close(both.mean[0, :, 0], mean)
+    # Of two designs, the covariance is that of conditioning the model on one of them.
+    joint = both.distribution.covariance_matrix[0]
+    noisy = model.posterior(rows, observation_noise=True).distribution.covariance_matrix
+    torch.testing.assert_close(noisy - joint, model.scales["noise"]**2 * torch.eye(7, dtype=torch.float64))
+    more = StructuredModel(model.design, torch.cat([model.rows, rows[:1]]), torch.cat([model.y, model.y[:1]]),
+                           settings=model.settings, like=model)
+    # The model's jitter is in its observations too.
+    kept = joint[1:, 1:] - torch.outer(joint[1:, 0], joint[0, 1:]) / (noisy[0, 0] + 1e-8)
+    torch.testing.assert_close(more.posterior(rows[1:]).distribution.covariance_matrix, kept, rtol=1e-5, atol=1e-8)
+
+
+def test_botorchs_log_expected_improvement_takes_the_model() -> None:
+    model, rows = fitted(), random_rows(50, seed=5).double()
+    best = float(model.warp.forward(model.y).min())
+    values = LogExpectedImprovement(model, best_f=best, maximize=False)(rows[:, None, :])
+    mean, sd = model.latent(rows)
+    for i in (0, 7, int(values.argmax())):
+        m, s = float(mean[i]), float(sd[i])
+        integral, _ = quad(lambda z, m=m, s=s: (best - z) * norm.pdf(z, m, s), m - 12 * s, best)
+        assert float(values[i]) == pytest.approx(math.log(integral), rel=1e-6)
+
+
+def test_botorchs_batch_acquisition_takes_the_model() -> None:
+    model, rows = fitted(), random_rows(12, seed=5).double()
+    best = float(model.latent(rows)[0].median())
+    fewer = ScalarizedPosteriorTransform(torch.tensor([-1.0], dtype=torch.float64))
+    sampler = SobolQMCNormalSampler(torch.Size([4096]), seed=0)
+    batch = qLogExpectedImprovement(model, best_f=-best, sampler=sampler, posterior_transform=fewer)
+    alone = LogExpectedImprovement(model, best_f=best, maximize=False)(rows[:, None, :])
+    likely = alone > alone.max() - 1.5  # the tail is beyond so many samples
+    assert int(likely.sum()) >= 2
+    torch.testing.assert_close(batch(rows[likely][:, None, :]), alone[likely], rtol=0.05, atol=0.1)
+    assert float(batch(rows[None, :3])) >= float(alone[:3].max()) - 0.1  # three designs improve at least as much
+    chosen, _ = optimize_acqf_discrete(batch, q=2, choices=rows)
+    assert chosen.shape == (2, 2 * L)
+
+
+def test_pending_designs_keep_the_mean_and_lower_the_variance() -> None:
+    model, rows = fitted(), random_rows(6, seed=5)
+    after = model.condition_on_pending(rows[:2])
+    assert after.scales == model.scales
+    torch.testing.assert_close(after.latent(rows)[0], model.latent(rows)[0], rtol=1e-5, atol=1e-6)
+    assert bool((after.latent(rows)[1][:2] < 0.9 * model.latent(rows)[1][:2]).all())
