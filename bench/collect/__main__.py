@@ -22,19 +22,17 @@ from bench.collect.journals import take_up
 from bench.collect.plan import Plan, PlannedTrial
 from bench.collect.summary import publish_summary
 from bench.collect.task import DATA, RECORD_AT, TASKS, Setting, begin, load_setting, task_config
+from bench.collect.writing import FINDS, append_provenance, append_rows, is_known
 from bench.report import RESULTS, machine
 from qra_bo.config.schema import RunConfig
 from qra_bo.execution.base import Executor, OracleSpec
 from qra_bo.execution.local import LocalExecutor
 from qra_bo.oracle.emulator.emulator import table_rate
 from qra_bo.oracle.emulator.table import (
-    FINDS,
     PROVENANCE,
     ROWS,
     TableRow,
     TaskFacts,
-    append_provenance,
-    append_rows,
     load_rows,
 )
 from qra_bo.pipeline.build import prepare_worker_environment
@@ -120,7 +118,7 @@ class GivenPlan:
     def next(self, rows: Sequence[TableRow]) -> PlannedTrial | None:
         """The next one that no row answers."""
         return next((PlannedTrial(a, origin, self._seed, self._rate) for a, origin in self._allocations
-                     if not any(row.same_evaluation(a, self._seed, self._rate) for row in rows)), None)
+                     if not is_known(rows, a, self._seed, self._rate)), None)
 
 
 def read_finds(path: Path) -> list[tuple[Allocation, str]]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from bench.collect.plan import CALIBRATION, Plan
 from bench.collect.task import Setting, differences, touches
+from bench.collect.writing import facts_to_json, is_known
 from qra_bo.oracle.emulator.table import TableRow, comparable_rate
 from qra_bo.study.journal import JOURNAL_NAME, checksum, read_journal
 from qra_bo.trials import Trial, TrialState, rounding_of
@@ -59,8 +60,9 @@ def take_up(run: Path, setting: Setting, plan: Plan, known: Sequence[TableRow]) 
         reason = refusal(evaluation, header, provenance, setting)
         if reason is None and not decides:
             reason = rate_refusal(request.lr_scale, rate)
-        if reason is None and any(row.same_evaluation(request.allocation, request.train_seed, request.lr_scale)
-                                  and (row.origin == CALIBRATION) == decides for row in (*known, *taken.rows)):
+        if reason is None and is_known(
+                [row for row in (*known, *taken.rows) if (row.origin == CALIBRATION) == decides], request.allocation,
+                request.train_seed, request.lr_scale):
             reason = "the table has it already"
         if reason is not None:
             taken.refused[reason] += 1
@@ -81,7 +83,7 @@ def refusal(evaluation: Trial, header: Mapping[str, Any], provenance: Mapping[st
         provenance: Of the evaluation's session.
         setting: Of the table.
     """
-    facts, request, config = setting.facts.to_json(), evaluation.spec, header["config"]
+    facts, request, config = facts_to_json(setting.facts), evaluation.spec, header["config"]
     theirs = {"model": header["model"], "model_sha256": provenance.get("model_sha256"),
               "data_sha256": provenance.get("data_sha256"), "granularity": header["granularity"],
               "units": header["units"], "dtype": provenance.get("dtype"), "trainer": provenance.get("train"),

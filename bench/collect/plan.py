@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from bench.collect.writing import is_known
 from qra_bo.oracle.emulator.table import TableRow, TaskFacts, pooled, same_rate
 from qra_bo.searchers.base import SearchProblem
 from qra_bo.searchers.evolution.initialisation import random_near_budget
-from qra_bo.searchers.structured.features import damage_scales, rank_scale
+from qra_bo.searchers.structured.features import rank_scale, sensitivity_scales
 from qra_bo.sensitivity.damages import RISE
 from qra_bo.space import Allocation, uniform
 from qra_bo.space.lagrangian import solve_relaxed
@@ -87,7 +88,7 @@ class Plan:
         first, scale = self._facts.train_seeds[0], self.calibrated(rows)
         if scale is None:
             return self._missing_calibration(rows)[0]
-        missing = [(origin, a) for origin, a in self._fixed if not _known(rows, a, first, scale)]
+        missing = [(origin, a) for origin, a in self._fixed if not is_known(rows, a, first, scale)]
         done = [sum(row.origin == f"{NEIGHBOUR} {b.text}" for row in rows) for b in self._facts.budgets]
         begun = self._repeated(rows)
         open_repeat = self._open_repeat(rows, scale, begun)
@@ -169,7 +170,7 @@ class Plan:
             near = near[problem.costs.totals(near) >= LEAST_USE * problem.budget_bytes]
             if len(near):
                 found = self._space.decode(near[int(rng.integers(len(near)))])
-                if not _known(rows, found, first, scale):
+                if not is_known(rows, found, first, scale):
                     return found
         return None
 
@@ -187,7 +188,7 @@ class Plan:
     def _open_repeat(self, rows: Sequence[TableRow], scale: float, begun: Sequence[Allocation]) -> PlannedTrial | None:
         """What finishes the repeats of an allocation that were begun."""
         return next((PlannedTrial(allocation, REPEAT, seed, scale) for allocation in begun
-                     for seed in self._facts.train_seeds[1:] if not _known(rows, allocation, seed, scale)), None)
+                     for seed in self._facts.train_seeds[1:] if not is_known(rows, allocation, seed, scale)), None)
 
     def _repeat(self, rows: Sequence[TableRow], scale: float, begun: Sequence[Allocation]) -> PlannedTrial | None:
         """In turn, the best within each budget and any other near it, where repeats are still wanted."""
@@ -205,7 +206,7 @@ class Plan:
 
 def designed(problem: SearchProblem, rng: np.random.Generator) -> Allocation:
     """The best allocation within the budget under a random belief of what damage and ranks are worth."""
-    damage, _ = damage_scales(problem, RISE)  # what the rows of the tables were designed with
+    damage, _ = sensitivity_scales(problem, RISE)  # what the rows of the tables were designed with
     n_units, n_formats, _ = problem.costs.shape
     believed = damage ** rng.uniform(0.3, 1.0) * rng.lognormal(0.0, 0.5, (n_units, 1))
     believed = believed * rng.lognormal(0.0, 0.3, n_formats)[None, :]
@@ -226,7 +227,3 @@ def lr_scale(facts: TaskFacts, rows: Sequence[TableRow]) -> float:
         if allocations and len(losses) == len(allocations):
             trials.append((scale, float(np.mean(losses))))
     return best_scale(trials)[0] if trials else facts.lr_scales[0]
-
-
-def _known(rows: Sequence[TableRow], allocation: Allocation, train_seed: int, scale: float) -> bool:
-    return any(row.same_evaluation(allocation, train_seed, scale) for row in rows)

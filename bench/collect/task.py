@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from bench.collect.writing import append_provenance, costs_to_json, facts_to_json
 from qra_bo.config.schema import RunConfig, load_config
 from qra_bo.execution.base import Executor
 from qra_bo.finetune.data.batches import batches
@@ -18,8 +19,6 @@ from qra_bo.oracle.emulator.table import (
     TASK,
     ReferenceBudget,
     TaskFacts,
-    append_provenance,
-    costs_to_json,
     load_costs,
     load_facts,
 )
@@ -107,14 +106,14 @@ def begin(folder: Path, task: str, config: RunConfig, described: Mapping[str, An
         untouched_seeds(described["train_blocks"], RESERVED[task], config), config.calibrate.lr_scales, budgets)
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / TASK).exists():
-        differing = differences(load_facts(folder).to_json(), facts.to_json())
+        differing = differences(facts_to_json(load_facts(folder)), facts_to_json(facts))
         if differing:
             raise DataError(f"{folder} holds the table of something else: {'; '.join(differing)}. Rows that differ in "
                             "this would not compare: restore that, or give another folder with --table")
     else:
         tables = {scope: predict.memory.table(space) for scope, predict in predictors.items()}
         _write(folder / MEMORY, costs_to_json(tables))
-        _write(folder / TASK, facts.to_json())
+        _write(folder / TASK, facts_to_json(facts))
     if not (folder / PROFILE).exists():
         found = executor.profile(lambda what, done, total: None)
         save_profile(found.profile, folder / PROFILE)

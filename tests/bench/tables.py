@@ -8,6 +8,7 @@ from pathlib import Path
 from bench.collect.__main__ import Collection, work
 from bench.collect.plan import Plan, Sizes
 from bench.collect.task import Setting
+from bench.collect.writing import append_provenance, costs_to_json, facts_to_json
 from qra_bo.execution.base import InProcessExecutor
 from qra_bo.oracle.emulator.table import (
     MEMORY,
@@ -18,8 +19,6 @@ from qra_bo.oracle.emulator.table import (
     TASK,
     ReferenceBudget,
     TaskFacts,
-    append_provenance,
-    costs_to_json,
 )
 from qra_bo.oracle.synthetic.oracle import SyntheticOracle
 from qra_bo.searchers.base import SearchProblem
@@ -70,7 +69,7 @@ def make_table(folder: Path, n_units: int = 4, noise: float = 0.003, sizes: Size
     """A whole table on disk."""
     setting = make_setting(n_units)
     collection = make_collection(folder, setting, noise=noise)
-    (folder / TASK).write_text(json.dumps(setting.facts.to_json()), encoding="utf-8")
+    (folder / TASK).write_text(json.dumps(facts_to_json(setting.facts)), encoding="utf-8")
     costs = {b.scope: p.costs for b, p in zip(setting.facts.budgets, setting.problems, strict=True)}
     (folder / MEMORY).write_text(json.dumps(costs_to_json(costs)), encoding="utf-8")
     save_profile(setting.problems[0].profile, folder / PROFILE)

@@ -1,4 +1,4 @@
-"""The oracle over a table of evaluations: files, levels and noise, emulators, domain, and its conformance."""
+"""The oracle over a table of trials: files, levels and noise, emulators, domain, and its conformance."""
 
 import dataclasses
 import json
@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
+from bench.collect.writing import append_rows
 from qra_bo.oracle.emulator.emulator import FAMILIES, Emulator, rate_curve, table_rate, usable
 from qra_bo.oracle.emulator.features import Describer, Reach
 from qra_bo.oracle.emulator.levels import Noise, level_of, levelled
 from qra_bo.oracle.emulator.oracle import BenchmarkOracle, load_oracle
-from qra_bo.oracle.emulator.table import Table, TableRow, append_rows, load_costs, load_rows, load_table
+from qra_bo.oracle.emulator.table import Table, TableRow, load_costs, load_rows, load_table
 from qra_bo.oracle.emulator.warp import Warp
 from qra_bo.oracle.simulated import named_normal
 from qra_bo.space import Allocation, uniform
@@ -60,7 +61,7 @@ def test_rows_survive_their_file_exactly(table: Table, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("before", "after", "said"), [
     ("nf4", "nf5", "fingerprint"), (",ok,", ",fine,", "fine"), ("loss_se", "se", "columns")])
-def test_a_damaged_table_says_where(folder: Path, table: Table, tmp_path: Path, before: str, after: str,
+def test_malformed_table_is_refused_with_its_place(folder: Path, table: Table, tmp_path: Path, before: str, after: str,
                                     said: str) -> None:
     path = tmp_path / "evaluations.csv"
     path.write_text((folder / "evaluations.csv").read_text().replace(before, after, 1))
@@ -96,7 +97,7 @@ def test_levels_and_noise_in_closed_form() -> None:
     np.testing.assert_allclose(found.noise.at(np.array([0.0, 5.0, 9.0])), np.array([0.01, 0.02, 0.03]) * 2**0.5)
 
 
-def test_a_level_weighs_differences_by_their_noise() -> None:
+def test_level_is_weighted_by_the_noise() -> None:
     noise = Noise((4.0, 6.0), (0.01, 0.1), 0.0, 4)
     differences = [np.array([np.nan, 1.0, 0.1]), np.array([np.nan, np.nan, 0.3])]
     found = level_of(differences, np.array([3.9, 6.0]), noise)
@@ -105,7 +106,7 @@ def test_a_level_weighs_differences_by_their_noise() -> None:
     np.testing.assert_allclose(level_of(differences, np.array([3.9, 6.0]), None)[2], 0.2)
 
 
-def test_early_looks_share_in_the_noise_at_the_end() -> None:
+def test_early_noise_correlates_with_the_noise_at_the_end() -> None:
     noises = [0.01, -0.02, 0.03, 0.01, -0.03]
     rows = []
     for index, noise in enumerate(noises):
@@ -117,7 +118,7 @@ def test_early_looks_share_in_the_noise_at_the_end() -> None:
     assert found.noise.early == ((1.0, 0.0), (pytest.approx(2.0), pytest.approx(1.0)))
 
 
-def test_a_table_without_repeats_has_no_noise() -> None:
+def test_table_without_repeats_is_refused() -> None:
     with pytest.raises(DataError, match="repeats on other training seeds"):
         levelled([*row({1: 4.0}), *row({1: 5.0}, (2, 1, 1, 1))], 1, 1.0)
 
@@ -154,14 +155,14 @@ def test_features_are_of_the_formats_and_refuse_others(table: Table) -> None:
         describer.units((uniform(4, "fp16", 4),))
 
 
-def test_emulators_rank_allocations_that_they_never_saw(emulator: Emulator) -> None:
+def test_emulators_rank_unseen_allocations(emulator: Emulator) -> None:
     oracle = make_oracle()
     known = set(emulator.data.allocations)
     rng = np.random.default_rng(1)
     rows = every_row(SPACE)[rng.permutation(len(every_row(SPACE)))[:300]]
     new = tuple(a for a in map(SPACE.decode, rows) if a not in known)
     predicted = emulator.losses(new)[:, -1]
-    true = oracle.true_loss(np.stack([SPACE.encode(a) for a in new]))
+    true = oracle.landscape.true_loss(np.stack([SPACE.encode(a) for a in new]))
     assert spearmanr(predicted, true).statistic > 0.8
 
 
@@ -173,7 +174,7 @@ def test_the_learning_rate_follows_its_parabola(table: Table, emulator: Emulator
     assert emulator.rate_penalty(2.0 * best) > emulator.rate_penalty(best)
 
 
-def test_noise_is_what_the_repeats_show_and_named_by_the_seed(emulator: Emulator) -> None:
+def test_noise_is_that_of_the_repeats_and_follows_the_seed(emulator: Emulator) -> None:
     quietly = BenchmarkOracle(emulator, SPACE, "0", noise=0.0)
     noisy = BenchmarkOracle(emulator, SPACE, "0")
     allocation = uniform(4, "nf4", 2)
@@ -189,7 +190,7 @@ def test_noise_is_what_the_repeats_show_and_named_by_the_seed(emulator: Emulator
     assert np.std(np.subtract(losses, pairs)) == pytest.approx(own * 2**0.5, rel=0.2)
 
 
-def test_it_refuses_outside_its_domain_and_steps(emulator: Emulator) -> None:
+def test_trials_outside_the_domain_fail_and_other_steps_are_refused(emulator: Emulator) -> None:
     oracle = BenchmarkOracle(emulator, SPACE, "0")
     for foreign in (uniform(4, "fp16", 4), uniform(4, "nf4", 64), uniform(3, "nf4", 4)):
         m = oracle.evaluate(TrialSpec(foreign, 24, 24, 0), quiet)
@@ -203,7 +204,7 @@ def test_every_row_of_the_table_is_within_reach(emulator: Emulator) -> None:
     assert all(emulator.refusal(a) is None for a in emulator.data.allocations)
 
 
-def test_runs_of_something_else_are_refused(emulator: Emulator, folder: Path, tmp_path: Path) -> None:
+def test_runs_of_other_units_or_ranks_are_refused(emulator: Emulator, folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="other ones; use the model"):
         BenchmarkOracle(emulator, make_space(5), "0")
     with pytest.raises(ConfigError, match="ranks \\[16\\]"):
@@ -218,7 +219,7 @@ def test_runs_of_something_else_are_refused(emulator: Emulator, folder: Path, tm
         load_table(tmp_path)
 
 
-def test_calibration_rows_are_fitted_at_the_tables_own_rate_alone(table: Table) -> None:
+def test_calibration_rows_at_other_rates_are_left_out(table: Table) -> None:
     rate = table_rate(table.rows)
     calibrated = [r for r in table.rows if r.origin == "calibration"]
     other = [r for r in calibrated if r.lr_scale != rate]

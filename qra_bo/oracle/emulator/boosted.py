@@ -1,6 +1,7 @@
 """The first emulator: gradient-boosted regression trees, bagged."""
 
 import numpy as np
+from sklearn.ensemble import GradientBoostingRegressor
 
 from qra_bo.oracle.emulator.features import Describer
 from qra_bo.oracle.emulator.warp import Warp
@@ -12,21 +13,19 @@ ROWS_A_TREE, FEATURES_A_SPLIT, LEAST_LEAF = 0.6, 0.3, 3
 
 
 class BoostedTrees:
-    """Squared error on warped losses; features of the whole beside root damage and rank of every unit.
+    """Trees for squared error on warped losses, over features of the whole and of every unit.
 
     Args:
-        describer: Gives features.
+        describer: Source of the features.
         allocations: ``n``.
         targets: ``n x S`` losses, NaN where not recorded.
-        seed: Of the bags.
+        seed: Seed of the bags.
     """
 
     name = "boosted"
 
     def __init__(self, describer: Describer, allocations: tuple[Allocation, ...], targets: FloatArray,
                  seed: int) -> None:
-        from sklearn.ensemble import GradientBoostingRegressor
-
         self._describer = describer
         features = self._features(allocations)
         self._parts = []
@@ -45,7 +44,7 @@ class BoostedTrees:
             self._parts.append((warp, bags))
 
     def predict(self, allocations: tuple[Allocation, ...]) -> FloatArray:
-        """Losses after every recorded number of steps, ``n x S``."""
+        """Return losses after every recorded number of steps, ``n x S``."""
         features = self._features(allocations)
         columns = [warp.inverse(np.mean([model.predict(features) for model in bags], axis=0))
                    for warp, bags in self._parts]

@@ -1,18 +1,19 @@
-"""An emulator of a task: a regression fitted on its table, with the noise and the domain that the table shows."""
+"""An emulator of a task: a regression fitted on its table, with the noise and the domain of the table."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import numpy as np
 
+from qra_bo.oracle.emulator.boosted import BoostedTrees
 from qra_bo.oracle.emulator.features import Describer, Reach
 from qra_bo.oracle.emulator.levels import Levelled, levelled
+from qra_bo.oracle.emulator.network import SetNetworks
 from qra_bo.oracle.emulator.table import Table, TableRow, comparable_rate, same_rate
 from qra_bo.sensitivity.profile import FloatArray
 from qra_bo.space import Allocation
-from qra_bo.utils.errors import DataError
-from qra_bo.utils.registry import Registry
+from qra_bo.utils.errors import ConfigError, DataError
 
 CALIBRATION = "calibration"
 LEAST_ROWS = 20
@@ -23,35 +24,17 @@ class Regression(Protocol):
     """A fitted family."""
 
     def predict(self, allocations: tuple[Allocation, ...]) -> FloatArray:
-        """Losses of ``n`` allocations after every recorded number of steps, ``n x S``."""
+        """Return losses of ``n`` allocations after every recorded number of steps, ``n x S``."""
         ...
 
 
 Family = Callable[[Describer, tuple[Allocation, ...], FloatArray, int], Regression]
 """``(describer, n allocations, n x S losses with NaN where not recorded, seed)``."""
-FAMILIES: Registry[Family] = Registry("emulator")
-
-
-@FAMILIES.register("boosted")
-def make_boosted(describer: Describer, allocations: tuple[Allocation, ...], targets: FloatArray,
-                 seed: int) -> Regression:
-    """Gradient-boosted trees."""
-    from qra_bo.oracle.emulator.boosted import BoostedTrees
-
-    return BoostedTrees(describer, allocations, targets, seed)
-
-
-@FAMILIES.register("network")
-def make_network(describer: Describer, allocations: tuple[Allocation, ...], targets: FloatArray,
-                 seed: int) -> Regression:
-    """Networks over the set of units."""
-    from qra_bo.oracle.emulator.network import SetNetworks
-
-    return SetNetworks(describer, allocations, targets, seed)
+FAMILIES: Mapping[str, Family] = {"boosted": BoostedTrees, "network": SetNetworks}
 
 
 class Emulator:
-    """What a table says of any allocation within its reach.
+    """Losses of any allocation within the reach of a table.
 
     Args:
         table: See ``qra_bo.oracle.emulator.table``.
@@ -63,6 +46,8 @@ class Emulator:
     """
 
     def __init__(self, table: Table, family: str) -> None:
+        if family not in FAMILIES:
+            raise ConfigError(f"oracle.emulator must be one of {', '.join(FAMILIES)}; got {family!r}")
         self.table, self.facts, self.family = table, table.facts, family
         self.data = usable(table)
         self.noise = self.data.noise
@@ -75,11 +60,11 @@ class Emulator:
         self._ranks = (min(table.facts.ranks), max(r for a in self.data.allocations for r in a.ranks))
 
     def losses(self, allocations: tuple[Allocation, ...]) -> FloatArray:
-        """Loss without noise after each of ``steps``, ``n x S``."""
+        """Return losses without noise after each of ``steps``, ``n x S``."""
         return self._regression.predict(allocations)
 
     def refusal(self, allocation: Allocation) -> str | None:
-        """Why the table says nothing of an allocation; ``None`` where it does."""
+        """Return the reason why the table does not cover an allocation; ``None`` where it does."""
         foreign = sorted(set(allocation.formats) - set(self.facts.formats))
         if len(allocation) != len(self.facts.units):
             return f"{len(allocation)} units, where the table's have {len(self.facts.units)}"
@@ -92,16 +77,16 @@ class Emulator:
         return None
 
     def rate_penalty(self, lr_scale: float) -> float:
-        """What another factor on the learning rate costs against the table's own (nats), by the parabola in its
-        logarithm that the calibration rows show."""
-        def height(scale: float) -> float:
-            return self.curvature * math.log2(scale / self.best_rate) ** 2
+        """Return the cost of another factor on the learning rate against the table's own (nats).
 
-        return height(lr_scale) - height(self.rate)
+        It is the parabola in the factor's logarithm that was fitted to the calibration rows.
+        """
+        here, home = (self.curvature * math.log2(scale / self.best_rate) ** 2 for scale in (lr_scale, self.rate))
+        return here - home
 
 
 def table_rate(rows: tuple[TableRow, ...]) -> float:
-    """The factor on the learning rate of the table's own rows.
+    """Return the factor on the learning rate of the table's own rows.
 
     Raises:
         DataError: If it has none yet.
@@ -113,7 +98,7 @@ def table_rate(rows: tuple[TableRow, ...]) -> float:
 
 
 def usable(table: Table) -> Levelled:
-    """The table's losses as of its first training seed.
+    """Return the table's losses as of its first training seed.
 
     Raises:
         DataError: If there are too few.
@@ -129,8 +114,10 @@ def usable(table: Table) -> Levelled:
 
 
 def rate_curve(rows: tuple[TableRow, ...]) -> tuple[float, float]:
-    """Curvature (nats per squared doubling, at least 0) and best factor of the learning rate, from the calibration
-    rows: one parabola in the logarithm of the factor, on a level of its own for every allocation."""
+    """Fit curvature (nats per squared doubling, at least 0) and best factor of the learning rate to calibration rows.
+
+    The curve is one parabola in the logarithm of the factor, on a level of its own for every allocation.
+    """
     tried = [row for row in rows if row.origin == CALIBRATION and row.loss is not None]
     choices = list(dict.fromkeys(row.allocation for row in tried))
     x = np.log2([row.lr_scale for row in tried])

@@ -1,4 +1,4 @@
-"""What the emulators see of an allocation: numbers of each unit, and numbers of the whole."""
+"""Features of an allocation for the emulators: of each unit, and of the whole."""
 
 from collections.abc import Sequence
 
@@ -11,22 +11,22 @@ from qra_bo.utils.errors import DataError
 
 THIRDS = 3
 LEADING = 3
-"""Over how many of the most damaged units a mean is taken."""
+"""Number of the most sensitive units whose mean is a feature."""
 
 
 class Describer:
-    """Turns allocations into features, from a table's facts and its sensitivities. Any integer rank is described.
+    """Features of allocations, from a table's facts and its sensitivities; any integer rank has them.
 
     Args:
-        facts: Of the table; ``L`` units and ``F`` formats.
-        profile: Of the same units and formats.
+        facts: Facts of the table; ``L`` units and ``F`` formats.
+        profile: Sensitivities of the same units and formats.
     """
 
     def __init__(self, facts: TaskFacts, profile: SensitivityProfile) -> None:
         if profile.units != facts.units or profile.formats != facts.formats:
             raise DataError(f"the profile of the table {facts.task} is of other units or formats than its rows")
-        damage = np.clip(profile.quantization_sensitivity, 0.0, None)
-        self._damage = np.maximum.accumulate(damage[:, ::-1], axis=1)[:, ::-1]
+        level = np.clip(profile.quantization_sensitivity, 0.0, None)
+        self._level = np.maximum.accumulate(level[:, ::-1], axis=1)[:, ::-1]
         self._kl = np.clip(profile.quantization_kl, 0.0, None)
         gain = np.clip(profile.require_rank_sensitivity(), 0.0, None)
         self._gain = np.sqrt(np.hstack([np.zeros((len(gain), 1)), gain]) / gain.mean())
@@ -35,26 +35,31 @@ class Describer:
         self.n_units, self.n_formats = len(facts.units), len(facts.formats)
 
     def units(self, allocations: Sequence[Allocation]) -> FloatArray:
-        """Numbers of every unit, ``n x L x m``: damage, its root, that of the divergence, log2 of the rank, root of
-        the gain, root damage times rank, place in depth, and which format it is.
+        """Return features of every unit, ``n x L x m``.
+
+        They are: quantisation sensitivity, its root, that of the divergence, log2 of the rank, root of the rank
+        sensitivity, root of the quantisation sensitivity times rank, place in depth, and an indicator of each format.
 
         Raises:
             DataError: If an allocation has another number of units or a format off the ladder.
         """
         q, ranks = self._codes(allocations)
         at = np.arange(self.n_units)[None, :]
-        damage, root = self._damage[at, q], np.sqrt(self._damage[at, q])
+        level, root = self._level[at, q], np.sqrt(self._level[at, q])
         log_rank = np.log2(np.maximum(ranks, 1))
         gain = self._gain[at, np.minimum(ranks, self._gain.shape[1] - 1)]
         depth = np.broadcast_to(np.linspace(0.0, 1.0, self.n_units)[None, :], q.shape)
-        numbers = [damage, root, np.sqrt(self._kl[at, q]), log_rank / np.log2(self._largest), gain, root * log_rank,
+        numbers = [level, root, np.sqrt(self._kl[at, q]), log_rank / np.log2(self._largest), gain, root * log_rank,
                    depth, *((q == f).astype(np.float64) for f in range(self.n_formats))]
         stacked: FloatArray = np.stack(numbers, axis=-1)
         return stacked
 
     def whole(self, allocations: Sequence[Allocation]) -> FloatArray:
-        """Numbers of every allocation, ``n x k``: sums over units, sums over thirds of the depth, shares of formats,
-        spread of the ranks, and the mean root damage of the most damaged units."""
+        """Return features of every allocation, ``n x k``.
+
+        They are: means over units, shares of formats, means over thirds of the depth, the mean root sensitivity of the
+        most sensitive units, and the spread of the ranks.
+        """
         units = self.units(allocations)
         means = units[..., [0, 1, 2, 3, 4, 5]].mean(axis=1)
         shares = units[..., 7:].mean(axis=1)
@@ -75,13 +80,13 @@ class Describer:
 
 
 class Reach:
-    """Where a table says something: no further from its rows than these are from one another.
+    """Domain of a table: no further from its rows than these are from one another.
 
-    Distances are between standardised features of the whole; an allocation is within reach if its nearest row is no
-    further than the loneliest row is from its own. A row itself always is.
+    Distances are between standardised features of the whole. An allocation is within reach if the distance to its
+    nearest row is at most the largest such distance among the rows. A row itself always is.
 
     Args:
-        features: Of the rows, ``n x k``.
+        features: Features of the rows, ``n x k``.
     """
 
     def __init__(self, features: FloatArray) -> None:
@@ -93,13 +98,13 @@ class Reach:
         self.limit = float(own.min(axis=1).max())
 
     def contains(self, features: FloatArray) -> np.ndarray:
-        """Which of ``m x k`` features are within reach, ``m``."""
+        """Return which of ``m x k`` features are within reach, ``m``."""
         nearest = self._distances((features - self._mean) / self._scale).min(axis=1)
         inside: np.ndarray = nearest <= self.limit + 1e-6
         return inside
 
     def _distances(self, points: FloatArray) -> FloatArray:
-        """Distances to the rows, ``m x n``."""
+        """Return distances to the rows, ``m x n``."""
         squares = (points**2).sum(axis=1)[:, None] + (self._rows**2).sum(axis=1)[None, :] - 2 * points @ self._rows.T
         distances: FloatArray = np.sqrt(np.maximum(squares, 0.0))
         return distances

@@ -1,4 +1,4 @@
-"""What training seeds do to a table: the level that each moves all losses by, and the noise that is left."""
+"""Effect of training seeds on a table: the level by which each moves all losses, and the remaining noise."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from qra_bo.utils.errors import DataError
 PASSES = 3
 """Levels need the noise as weights, and the noise needs the levels."""
 LEAST_SHARED = 3
-"""Allocations that a training seed must share with the first for its level to be known."""
+"""Allocations that a training seed must share with the first for its level to be estimated."""
 LEAST_PERSISTING = 8
 """Repeated losses from which the correlation of early and late noise is estimated."""
 Group = tuple[int, float]
@@ -29,8 +29,8 @@ class Noise:
         deviations: Of each half (nats).
         level: Standard deviation of the shared level (nats).
         repeats: Losses behind it that are repeats.
-        early: For each early look, its deviation over that at the end, and the correlation of the two: what a training
-            seed does to one allocation lasts, so that an early and a late look are not two independent ones.
+        early: For each early look, its deviation over that at the end, and the correlation of the two: the effect of a
+            training seed on one allocation lasts, so that an early and a late look are not independent.
     """
 
     losses: tuple[float, float]
@@ -40,7 +40,7 @@ class Noise:
     early: tuple[tuple[float, float], ...] = ()
 
     def at(self, loss: FloatArray) -> FloatArray:
-        """Standard deviation at each loss, interpolated between the halves."""
+        """Return the standard deviation at each loss, interpolated between the halves."""
         found: FloatArray = np.interp(loss, self.losses, self.deviations)
         return found
 
@@ -105,30 +105,25 @@ def levelled(rows: Sequence[TableRow], first_seed: int, rate: float) -> Levelled
 
 
 def level_of(differences: Sequence[FloatArray], losses: FloatArray, noise: Noise | None) -> FloatArray:
-    """Mean of ``m`` differences after every look, ``S``, each weighed by the noise that its loss (``m``) has: what 2
-    bits do says little. NaN where no difference is known."""
-    stacked = np.array(differences)
-    weights = np.ones(len(losses)) if noise is None else 1.0 / np.maximum(noise.at(losses), 1e-6) ** 2
-    known = np.isfinite(stacked) * weights[:, None]
-    total = (np.where(np.isfinite(stacked), stacked, 0.0) * known).sum(axis=0)
-    mean: FloatArray = np.where(known.sum(axis=0) > 0, total / np.maximum(known.sum(axis=0), 1e-300), np.nan)
-    return mean
+    """Return the mean of ``m`` differences after every look, ``S``, each weighed by the noise at its loss (``m``)."""
+    return _mean(differences, None if noise is None else 1.0 / np.maximum(noise.at(losses), 1e-6) ** 2)
 
 
 def _curve(row: TableRow) -> FloatArray:
     return np.array([*(np.nan if x is None else x for x in row.early), row.loss], dtype=np.float64)
 
 
-def _mean(curves: Sequence[FloatArray]) -> FloatArray:
+def _mean(curves: Sequence[FloatArray], weights: FloatArray | None = None) -> FloatArray:
+    """Return the weighted mean over ``m`` curves, ``S``; NaN where no curve has a value."""
     stacked = np.array(curves)
-    known = np.isfinite(stacked)
-    total, count = np.where(known, stacked, 0.0).sum(axis=0), known.sum(axis=0)
-    mean: FloatArray = np.where(count > 0, total / np.maximum(count, 1), np.nan)
+    known = np.isfinite(stacked) * (1.0 if weights is None else weights[:, None])
+    total, weight = (np.where(np.isfinite(stacked), stacked, 0.0) * known).sum(axis=0), known.sum(axis=0)
+    mean: FloatArray = np.where(weight > 0, total / np.maximum(weight, 1e-300), np.nan)
     return mean
 
 
 def _noise(curves: Mapping[Allocation, Mapping[int, Sequence[FloatArray]]], levels: Sequence[float]) -> Noise:
-    """Pooled deviation of repeats from their allocation's mean, of the better and the worse half."""
+    """Return the pooled deviation of repeats from their allocation's mean, of the better and the worse half."""
     by_allocation = [np.array([_mean(c) for c in seeds.values()]) for seeds in curves.values() if len(seeds) > 1]
     repeated = sorted(by_allocation, key=lambda c: float(c[:, -1].mean()))
     if len(repeated) < 2:
@@ -143,14 +138,14 @@ def _noise(curves: Mapping[Allocation, Mapping[int, Sequence[FloatArray]]], leve
 
 
 def _deviation(groups: Sequence[FloatArray]) -> float:
-    """Pooled standard deviation within groups of at least 2 values."""
+    """Return the pooled standard deviation within groups of at least 2 values."""
     squares = sum(float(((values - values.mean()) ** 2).sum()) for values in groups)
     return float(np.sqrt(squares / sum(len(values) - 1 for values in groups)))
 
 
 def _persistence(repeated: Sequence[FloatArray], noise: Noise, look: int) -> tuple[float, float]:
-    """Deviation of an early look over that at the end, and their correlation (at least 0), over repeats that hold both,
-    each in units of the noise at its loss. As at the end and independent where there are too few."""
+    """Return the deviation of an early look over that at the end, and their correlation (at least 0), over repeats that
+    hold both, each in units of the noise at its loss; 1 and 0 where there are too few."""
     scaled = []
     for curves in repeated:
         both = curves[np.isfinite(curves[:, look])][:, [look, -1]]

@@ -15,16 +15,16 @@ WEIGHT_PENALTY = 0.02
 
 
 class SetNetworks:
-    """Every unit is encoded by one network, the weighted sum of the codes by another; all fidelities at once.
+    """An ensemble: one network encodes every unit, another the weighted sum of the codes; all fidelities at once.
 
-    Units differ by what sensitivities say of them and by a weight of their own, which is drawn towards 1. Members of
-    the ensemble differ in initialisation and in the rows they see.
+    Units differ by their sensitivities and by a weight of their own, which is drawn towards 1. Members of the ensemble
+    differ in initialisation and in their bag of rows.
 
     Args:
-        describer: Gives features.
+        describer: Source of the features.
         allocations: ``n``.
         targets: ``n x S`` losses, NaN where not recorded.
-        seed: Of initialisation and bags.
+        seed: Seed of initialisation and bags.
         members: Networks of the ensemble.
     """
 
@@ -43,7 +43,7 @@ class SetNetworks:
                          for words in np.random.SeedSequence(seed).spawn(members)]
 
     def predict(self, allocations: tuple[Allocation, ...]) -> FloatArray:
-        """Losses after every recorded number of steps, ``n x S``."""
+        """Return losses after every recorded number of steps, ``n x S``."""
         x = self._scaled(self._describer.units(allocations))
         with torch.no_grad():
             z = torch.stack([member(x) for member in self._members]).mean(dim=0).numpy()
@@ -79,7 +79,7 @@ def _linear(n_in: int, n_out: int, generator: torch.Generator) -> nn.Linear:
 
 
 def _fitted(x: Tensor, z: Tensor, rng: np.random.Generator) -> _Member:
-    """One member on a bag of the rows (``n x L x m`` to ``n x S``), by AdamW under a cosine."""
+    """Fit one member on a bag of the rows (``n x L x m`` to ``n x S``), by AdamW under a cosine."""
     member = _Member(x.shape[1], x.shape[2], z.shape[1], torch.Generator().manual_seed(int(rng.integers(2**62))))
     counts = torch.from_numpy(rng.multinomial(len(x), np.full(len(x), 1 / len(x))).astype(np.float64))
     used = counts > 0

@@ -1,4 +1,4 @@
-"""The oracle that answers from a table of real evaluations, through an emulator fitted on it."""
+"""The oracle over a table of real trials, through an emulator fitted on it."""
 
 import hashlib
 import time
@@ -23,15 +23,14 @@ TEST_SPLIT = "test"
 class BenchmarkOracle:
     """Emulated losses of real fine-tuning, with the noise over training seeds that repeats show.
 
-    Outside what the table can speak for it refuses: such an evaluation fails with the reason, and a searcher sees a
-    point without a loss.
+    Outside the table's domain a trial fails with the reason, and a searcher sees a point without a loss.
 
     Args:
-        emulator: Fitted on a table.
-        space: Of the run: its units, and formats and ranks of the table.
-        sha256: Of the table's rows.
-        noise: Standard deviation of every loss (nats); ``None`` takes what the table's repeats show.
-        checkpoints: Folder that remembers how far each evaluation got, or ``None``.
+        emulator: Emulator fitted on a table.
+        space: Space of the run: the table's units, with formats and ranks among the table's.
+        sha256: Hash of the table's rows.
+        noise: Standard deviation of every loss (nats); ``None``: estimated from the table's repeats.
+        checkpoints: Folder that remembers how far each training got, or ``None``.
 
     Raises:
         ConfigError: If the run is of other units, formats or ranks than the table.
@@ -50,7 +49,7 @@ class BenchmarkOracle:
         self.profile_cost = {key: cost.get(key, 0) for key in ("training_tokens", "forward_tokens")}
 
     def describe(self) -> Mapping[str, Any]:
-        """The table and the emulator, and how noisy they say that real training is."""
+        """Return provenance: the table, the emulator, and the noise of real training."""
         noise = self.emulator.noise
         return {"device": "cpu", "dtype": "float64", "threads": 1, "data_sha256": self._sha256,
                 "benchmark": {"task": self.table.facts.task, "emulator": self.emulator.family,
@@ -58,12 +57,13 @@ class BenchmarkOracle:
                               "noise": list(noise.deviations), "level": noise.level}}
 
     def profile(self, progress: Progress) -> SensitivityProfile:
-        """The table's sensitivities, of the run's formats."""
+        """Return the table's sensitivities, of the run's formats."""
         return self.table.profile.of_formats([f.name for f in self._space.formats])
 
     def evaluate(self, request: TrialSpec, progress: Progress) -> TrialResult:
-        """The emulated curve up to the steps asked for, one look at held-out text counted; outside the table's reach a
-        failure.
+        """Return the emulated curve up to the requested steps, with one look at held-out text counted.
+
+        Outside the table's reach the result is a failure.
 
         Raises:
             OracleError: If the steps are not among those that the table records, or the schedule is another.
@@ -79,29 +79,27 @@ class BenchmarkOracle:
         losses = self.losses_of(request.allocation) + self.emulator.rate_penalty(request.lr_scale)
         curve = tuple((step, float(loss) + self._noise_of(request, step, float(loss)))
                       for step, loss in zip(steps, losses, strict=True) if step <= request.steps)
-        name = f"{request.allocation.fingerprint}-{request.schedule_steps}-t{request.train_seed}-lr{request.lr_scale:g}"
-        first = self._done.start(name, request.steps)
+        first = self._done.start(request)
         progress(TRAINING, request.steps, request.steps)
         per_step = int(facts.trainer["batch"]) * facts.length
         return TrialResult(TrialState.OK, curve[-1][1], None, curve, request.steps - first,
-                           (request.steps - first) * per_step, facts.eval_tokens, None,
-                           time.monotonic() - start)
+                           (request.steps - first) * per_step, facts.eval_tokens, None, time.monotonic() - start)
 
     def begin(self) -> None:
-        """Forget how far evaluations got in this process: another search begins, which shares nothing."""
+        """Forget how far training got in this process: another search begins, which shares nothing."""
         self._done = StepsDone(self._checkpoints)
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: no device is held."""
 
     def losses_of(self, allocation: Allocation) -> FloatArray:
-        """Loss without noise after each of the emulator's steps, ``S``."""
+        """Return the loss without noise after each of the emulator's steps, ``S``."""
         if allocation not in self._known:
             self._known[allocation] = self.emulator.losses((allocation,))[0]
         return self._known[allocation]
 
     def _noise_of(self, request: TrialSpec, step: int, loss: float) -> float:
-        """Level of the training seed and noise of one look, drawn by name; an early look shares in the last one's."""
+        """Draw the training seed's level and the noise of one look, by name; early looks correlate with the last."""
         noise, seed = self.emulator.noise, str(request.train_seed)
         own = float(noise.at(np.array([loss]))[0]) if self._noise is None else self._noise
         level = noise.level if self._noise is None else 0.0
@@ -125,13 +123,13 @@ class BenchmarkOracle:
 
 def load_oracle(path: Path, family: str, space: SearchSpace, *, noise: float | None = None,
                 checkpoints: Path | None = None) -> BenchmarkOracle:
-    """The oracle over a table, named by its folder or its ``evaluations.csv``, with a newly fitted emulator.
+    """Return the oracle over a table, named by its folder or its ``evaluations.csv``, with a newly fitted emulator.
 
     Raises:
         DataError: If the table can't be read or holds too little.
         ConfigError: If there is no such emulator, or the run is of other units, formats or ranks than the table.
     """
-    table, rows = load_table(path), folder_of(path) / ROWS  # which refuses what can't be read to its end
+    table, rows = load_table(path), folder_of(path) / ROWS
     sha256 = hashlib.sha256(rows.read_bytes() if rows.exists() else b"").hexdigest()
     return BenchmarkOracle(Emulator(table, family), space, sha256, noise=noise, checkpoints=checkpoints)
 

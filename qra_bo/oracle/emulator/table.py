@@ -1,25 +1,24 @@
-"""A table of real evaluations: a folder with the facts of a task, its memory, its sensitivities and its rows.
+"""A table of real trials: a folder with the facts of a task, its memory, its sensitivities and its rows.
 
-    task.json          what every row shares: model, data, units, ladders, trainer, budgets
+    task.json          shared by all rows: model, data, units, ladders, trainer, budgets
     memory.json        predicted bytes of any allocation on the ladders, by scope
     profile.json       sensitivities, measured on text that no row was trained or evaluated on
-    evaluations.csv    one evaluation a line
-    provenance.jsonl   where each batch of rows comes from
+    evaluations.csv    one trial a line
+    provenance.jsonl   origin of each batch of rows
 
 Rows and batches are only ever appended, so that several machines can each add to a copy and the copies be joined.
 """
 
 import csv
 import io
-import json
 import math
-import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from qra_bo.sensitivity.io import load_profile
 from qra_bo.sensitivity.profile import SensitivityProfile
@@ -31,15 +30,13 @@ from qra_bo.utils.files import check_run_folder, strict_json
 SCHEMA_VERSION = 1
 TASK, MEMORY, PROFILE, ROWS, PROVENANCE = ("task.json", "memory.json", "profile.json", "evaluations.csv",
                                            "provenance.jsonl")
-FINDS = "finds.csv"
-"""Rows of the same columns that no emulator is fitted on: what searches on the emulators found, evaluated for real."""
 PROFILE_BATCH = "profile"
-"""Names the line of ``provenance.jsonl`` that says what the profile cost."""
+"""Name of the line of ``provenance.jsonl`` with the cost of the profile."""
 LR_TOLERANCE = 0.1
 """Relative difference up to which two factors on the learning rate count as one: the loss is flat at its optimum."""
 LR_RANGE = 0.5
 """Relative difference up to which rows may be of one table: runs calibrate the factor anew, and a level of its own for
-every factor leaves little of what it does to a comparison."""
+every factor removes most of its effect on a comparison."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +46,7 @@ class ReferenceBudget:
     Args:
         text: As a user writes it, e.g. ``"uniform:4,4"``.
         scope: ``"peak"`` or ``"stored"``.
-        bytes: What it comes to.
+        bytes: Its bytes.
     """
 
     text: str
@@ -59,7 +56,7 @@ class ReferenceBudget:
 
 @dataclass(frozen=True, slots=True)
 class TaskFacts:
-    """What all rows of a table share; rows of anything else do not belong there.
+    """Facts that all rows of a table share.
 
     Args:
         task: Name of the table.
@@ -84,6 +81,8 @@ class TaskFacts:
         budgets: See ``ReferenceBudget``.
     """
 
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
+
     task: str
     model: str
     model_sha256: str
@@ -105,45 +104,23 @@ class TaskFacts:
     lr_scales: tuple[float, ...]
     budgets: tuple[ReferenceBudget, ...]
 
-    def to_json(self) -> dict[str, Any]:
-        plain: dict[str, Any] = json.loads(json.dumps({"schema_version": SCHEMA_VERSION, **asdict(self)}))
-        return plain
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any], where: str) -> "TaskFacts":
-        """Inverse of ``to_json``.
-
-        Raises:
-            DataError: If a field is missing or unknown, or the schema is another.
-        """
-        if data.get("schema_version") != SCHEMA_VERSION:
-            raise DataError(f"{where} has schema_version {data.get('schema_version')!r}; this release reads "
-                            f"{SCHEMA_VERSION}")
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()
-                                  if k != "schema_version"}
-        try:
-            budgets = tuple(ReferenceBudget(**b) for b in values.pop("budgets"))
-            return cls(**values, budgets=budgets)
-        except (KeyError, TypeError) as error:
-            raise DataError(f"{where} does not hold the facts of a table of evaluations: {error}") from error
-
 
 @dataclass(frozen=True, slots=True)
 class TableRow:
-    """One real evaluation.
+    """One real trial.
 
     Args:
-        allocation: What was fine-tuned.
-        origin: Why it is in the table, e.g. ``"near uniform:4,4"``.
+        allocation: The fine-tuned allocation.
+        origin: Reason why it is in the table, e.g. ``"near uniform:4,4"``.
         train_seed: Seed of data order and adapter initialisation.
         lr_scale: Factor on the learning rate.
-        state: How it ended.
+        state: End of the trial.
         loss: Held-out loss (nats per token) after all steps, ``None`` unless ``state`` is ``ok``.
         loss_se: Its standard error over held-out sequences.
         early: Loss at each of ``record_at``; ``None`` where it was not recorded.
         bytes: Predicted bytes by scope.
         seconds: Wall time.
-        batch: Names the line of ``provenance.jsonl``.
+        batch: Name of the line of ``provenance.jsonl``.
     """
 
     allocation: Allocation
@@ -157,10 +134,6 @@ class TableRow:
     bytes: Mapping[str, int]
     seconds: float
     batch: str
-
-    def same_evaluation(self, allocation: Allocation, train_seed: int, lr_scale: float) -> bool:
-        """Whether this row answers that question."""
-        return self.allocation == allocation and self.train_seed == train_seed and same_rate(self.lr_scale, lr_scale)
 
 
 @dataclass(frozen=True)
@@ -184,6 +157,11 @@ def comparable_rate(a: float, b: float) -> bool:
     return abs(math.log(a / b)) <= math.log1p(LR_RANGE)
 
 
+def pooled(rows: Iterable[TableRow]) -> list[TableRow]:
+    """Return rows that ended with a loss."""
+    return [row for row in rows if row.state is TrialState.OK and row.loss is not None]
+
+
 def load_table(path: Path) -> Table:
     """Read the folder of a table, named by itself or by its ``evaluations.csv``.
 
@@ -200,78 +178,65 @@ def load_table(path: Path) -> Table:
 
 
 def folder_of(path: Path) -> Path:
-    """The folder of a table that is named by itself or by its ``evaluations.csv``."""
+    """Return the folder of a table that is named by itself or by its ``evaluations.csv``."""
     return path.parent if path.name == ROWS else path
 
 
 def load_facts(folder: Path) -> TaskFacts:
-    """``task.json`` of a folder.
+    """Read ``task.json`` of a folder.
+
+    Raises:
+        DataError: If it is missing or malformed, or of another schema.
+    """
+    path = folder / TASK
+    data = _object(path)
+    version = data.pop("schema_version", None)
+    if version != SCHEMA_VERSION:
+        raise DataError(f"{path} has schema_version {version!r}; this release reads {SCHEMA_VERSION}")
+    try:
+        return TypeAdapter(TaskFacts).validate_python(data)
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise DataError(f"{path} does not hold the facts of a table of trials: {wrong}") from error
+
+
+def load_costs(folder: Path) -> dict[str, CostTable]:
+    """Read ``memory.json`` of a folder: memory by scope; units share tables.
 
     Raises:
         DataError: If it is missing or malformed.
     """
-    return TaskFacts.from_json(_object(folder / TASK), str(folder / TASK))
+    data = _object(folder / MEMORY)
+
+    def array(shared: Mapping[str, Any]) -> Any:
+        return np.array(shared["tables"], dtype=np.int64)[np.array(shared["of_unit"], dtype=np.int64)]
+
+    try:
+        tables = {scope: CostTable(tuple(PhaseCost(p["name"], int(p["fixed"]), array(p["unit"]), array(p["spike"]))
+                                         for p in phases)) for scope, phases in data.items()}
+        for scope, table in tables.items():
+            shapes = {a.shape for p in table.phases for a in (p.unit, p.spike)}
+            if len(shapes) != 1 or len(next(iter(shapes))) != 3:
+                raise ValueError(f"scope {scope} has no phase, or tables of the shapes {sorted(shapes)}")
+        return tables
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
+        raise DataError(f"{folder / MEMORY} is malformed: {error!r}") from error
 
 
 def columns(facts: TaskFacts) -> list[str]:
-    """Names of the columns of ``evaluations.csv``."""
+    """Return the names of the columns of ``evaluations.csv``."""
     scopes = sorted({b.scope for b in facts.budgets})
     return ["fingerprint", "origin", "formats", "ranks", "train_seed", "lr_scale", "state", "loss", "loss_se",
             *(f"loss_{step}" for step in facts.record_at), *(f"{scope}_bytes" for scope in scopes), "seconds", "batch"]
 
 
-def append_rows(path: Path, facts: TaskFacts, rows: Iterable[TableRow]) -> None:
-    """Write rows at the end of ``evaluations.csv`` and wait until the disk has them; a cut-off last line goes first."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns(facts), lineterminator="\n")
-    if not path.exists() or not path.stat().st_size:
-        writer.writeheader()
-    for row in rows:
-        writer.writerow(_cells(row, facts))
-    _append(path, text.getvalue())
-
-
-def append_provenance(path: Path, batch: str, facts: Mapping[str, Any]) -> None:
-    """One more line of ``provenance.jsonl``."""
-    _append(path, json.dumps({"batch": batch, **facts}, sort_keys=True) + "\n")
-
-
-def _append(path: Path, text: str) -> None:
-    with open(path, "a+b") as file:
-        file.seek(0)
-        whole = file.read()
-        file.truncate(whole.rfind(b"\n") + 1)  # what a killed process left behind the last complete line
-        file.write(text.encode())
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _cells(row: TableRow, facts: TaskFacts) -> dict[str, Any]:
-    def number(value: float | None) -> str:
-        return "" if value is None else repr(float(value))
-
-    early = {f"loss_{step}": number(loss) for step, loss in zip(facts.record_at, row.early, strict=True)}
-    sizes = {f"{scope}_bytes": size for scope, size in row.bytes.items()}
-    allocation = row.allocation
-    return {"fingerprint": allocation.fingerprint, "origin": row.origin, "formats": " ".join(allocation.formats),
-            "ranks": " ".join(map(str, allocation.ranks)), "train_seed": row.train_seed,
-            "lr_scale": repr(row.lr_scale), "state": row.state.value, "loss": number(row.loss),
-            "loss_se": number(row.loss_se), **early, **sizes, "seconds": f"{row.seconds:.1f}", "batch": row.batch}
-
-
 def load_rows(path: Path, facts: TaskFacts) -> tuple[TableRow, ...]:
-    """The rows of ``evaluations.csv``; none where there is no such file yet. A cut-off last line is left out.
+    """Read the rows of ``evaluations.csv``; none where there is no such file yet. A cut-off last line is left out.
 
     Raises:
         DataError: If a line is malformed, or is not of this task.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return ()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"the table {path} can't be read: {error}") from error
-    reader = csv.DictReader(io.StringIO(text[:text.rfind("\n") + 1]), restval="")
+    reader = csv.DictReader(io.StringIO(_whole_lines(path)), restval="")
     try:
         if reader.fieldnames is not None and list(reader.fieldnames) != columns(facts):
             raise DataError(f"{path} must have the columns {columns(facts)}; got {reader.fieldnames}")
@@ -308,71 +273,40 @@ def _row(cells: Mapping[str, str], facts: TaskFacts, where: str) -> TableRow:
 
 
 def load_provenance(path: Path) -> dict[str, dict[str, Any]]:
-    """Where every batch comes from, by its name; empty where there is no such file yet.
+    """Read the origin of every batch, by its name; empty where there is no such file yet.
 
     Raises:
         DataError: If a line is malformed.
     """
-    if not path.exists():
-        return {}
     found = {}
-    raw = path.read_bytes()
-    for number, line in enumerate(raw[:raw.rfind(b"\n") + 1].splitlines(), start=1):
+    for number, line in enumerate(_whole_lines(path).split("\n")[:-1], start=1):
         try:
             data = strict_json(line)
-            found[str(data["batch"])] = {k: v for k, v in data.items() if k != "batch"}
+            found[str(data.pop("batch"))] = dict(data)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{path}, line {number} is malformed: {error!r}") from error
     return found
 
 
-def costs_to_json(costs: Mapping[str, CostTable]) -> dict[str, Any]:
-    """Memory by scope, JSON values only: tables that units share are written once."""
-    return {scope: [{"name": p.name, "fixed": int(p.fixed), "unit": _shared(p.unit), "spike": _shared(p.spike)}
-                    for p in table.phases] for scope, table in costs.items()}
-
-
-def _shared(values: Any) -> dict[str, Any]:
-    tables, which = np.unique(values, axis=0, return_inverse=True)
-    return {"tables": tables.tolist(), "of_unit": which.reshape(-1).tolist()}
-
-
-def load_costs(folder: Path) -> dict[str, CostTable]:
-    """Inverse of ``costs_to_json`` for the ``memory.json`` of a folder.
-
-    Raises:
-        DataError: If it is missing or malformed.
-    """
-    data = _object(folder / MEMORY)
-
-    def array(shared: Mapping[str, Any]) -> Any:
-        return np.array(shared["tables"], dtype=np.int64)[np.array(shared["of_unit"], dtype=np.int64)]
-
+def _whole_lines(path: Path) -> str:
+    """Read a file up to its last complete line; empty where there is no such file."""
     try:
-        tables = {scope: CostTable(tuple(PhaseCost(p["name"], int(p["fixed"]), array(p["unit"]), array(p["spike"]))
-                                         for p in phases)) for scope, phases in data.items()}
-        for scope, table in tables.items():
-            shapes = {a.shape for p in table.phases for a in (p.unit, p.spike)}
-            if len(shapes) != 1 or len(next(iter(shapes))) != 3:
-                raise ValueError(f"scope {scope} has no phase, or tables of the shapes {sorted(shapes)}")
-        return tables
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
-        raise DataError(f"{folder / MEMORY} is malformed: {error!r}") from error
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"the table {path} can't be read: {error}") from error
+    return text[:text.rfind("\n") + 1]
 
 
 def _object(path: Path) -> dict[str, Any]:
     try:
         data = strict_json(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise DataError(f"a table of evaluations is a folder with {', '.join((TASK, MEMORY, PROFILE, ROWS))}; "
+        raise DataError(f"a table of trials is a folder with {', '.join((TASK, MEMORY, PROFILE, ROWS))}; "
                         f"{path} can't be read ({error.strerror})") from error
     except ValueError as error:
         raise DataError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(data, dict):
         raise DataError(f"{path} must hold a JSON object; got {type(data).__name__}")
     return data
-
-
-def pooled(rows: Sequence[TableRow]) -> list[TableRow]:
-    """Rows that ended with a loss."""
-    return [row for row in rows if row.state is TrialState.OK and row.loss is not None]

@@ -15,7 +15,7 @@ class Warp:
 
     Args:
         best: Least loss.
-        offset: Where the scale bends (nats).
+        offset: Distance above it at which the scale bends (nats).
         centre: Mean of the logarithms.
         scale: Their standard deviation.
     """
@@ -27,21 +27,21 @@ class Warp:
 
     @classmethod
     def to(cls, losses: FloatArray) -> "Warp":
-        """The warp of ``n`` losses: it bends at a share of the gap between the best and the median one."""
+        """Return the warp of ``n`` losses: it bends at a share of the gap between the best and the median one."""
         best = float(losses.min())
         offset = max(SHARE * (float(np.median(losses)) - best), 1e-6)
         logs = np.log1p((losses - best) / offset)
         return cls(best, offset, float(logs.mean()), max(float(logs.std()), 1e-9))
 
     def forward(self, losses: FloatArray) -> FloatArray:
-        """``z`` of ``n`` losses."""
+        """Return ``z`` of ``n`` losses."""
         excess = (losses - self.best) / self.offset
         logs = np.where(excess > 0, np.log1p(np.maximum(excess, 0.0)), excess)
         warped: FloatArray = (logs - self.centre) / self.scale
         return warped
 
     def inverse(self, warped: FloatArray) -> FloatArray:
-        """Losses of ``n`` values of ``z``."""
+        """Return the losses of ``n`` values of ``z``."""
         logs = warped * self.scale + self.centre
         losses: FloatArray = self.best + self.offset * np.where(logs > 0, np.expm1(np.maximum(logs, 0.0)), logs)
         return losses
