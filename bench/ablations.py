@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from bench.methods import method_target
+from bench.optimum import optimum as planted_optimum
 from bench.report import RESULTS, Target, publish
 from bench.sessions import limit_of, table_session
 from bench.table1.limits import Limit
@@ -33,7 +35,7 @@ from qra_bo.oracle.synthetic.oracle import SyntheticOracle
 from qra_bo.pipeline.build import make_oracle
 from qra_bo.searchers.base import SearchProblem, SelfChecking
 from qra_bo.searchers.evolution.initialisation import random_near_budget
-from qra_bo.searchers.methods import make_searcher
+from qra_bo.searchers.make import make_searcher
 from qra_bo.space import Allocation
 from qra_bo.study.confirm import spearman
 from qra_bo.study.options import training_seeds
@@ -68,16 +70,16 @@ class Variant:
 
 
 def _evolution(**changes: Any) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
-    return lambda full: {**full, "evolution": {**full["evolution"], **changes}}
+    return lambda full: {**full, "first": {**full["first"], **changes}}
 
 
 VARIANTS: Mapping[str, Variant] = {
     UNIFORM: Variant("uniform choices alone", None, lambda full: {}),
     FULL: Variant("published AutoQRA", "autoqra"),
     "no_warm_start": Variant("first population at random", "autoqra", _evolution(warm=False)),
-    "no_stage_1": Variant("trust region alone", "autoqra", lambda full: {**full, "evolution_share": 0.0}),
+    "no_stage_1": Variant("trust region alone", "autoqra", lambda full: {**full, "share": 0.0}),
     "no_stage_2": Variant("evolution alone, as many generations as it may", "autoqra",
-                          lambda full: {**_evolution(generations=1000)(full), "evolution_share": 1.0}),
+                          lambda full: {**_evolution(generations=1000)(full), "share": 1.0}),
     "bits_only": Variant("ranks are those of the budget", "autoqra",
                          changes=lambda c: {"ranks": (parse_budget(c.budget[0]).rank or 16,)}),
     "ranks_only": Variant("bits are those of the budget", "autoqra",
@@ -170,7 +172,8 @@ def optimum(session: Session, limit: Limit) -> Allocation | None:
     if not isinstance(oracle, SyntheticOracle):
         return None
     budget = session.budget_bytes(limit)
-    return session.space.decode(oracle.optimum(session.setting_of(limit).costs(budget), budget).row)
+    costs = session.setting_of(limit).costs(budget)
+    return session.space.decode(planted_optimum(oracle.landscape, costs, budget).row)
 
 
 def compensation(allocation: Allocation) -> float | None:
@@ -201,7 +204,7 @@ def correlations(session: Session, limit: Limit, n: int) -> Row:
         perplexity = spearman(event["loss"], losses)
     column = {f: i for i, f in enumerate(profile.formats)}
     sums = [float(sum(profile.quantization_sensitivity[u, column[f]] for u, f in enumerate(a.formats))) for a in chosen]
-    searcher = make_searcher("structured", problem, {}, float(n))
+    searcher = make_searcher(method_target("structured"), replace(problem, max_full_trials=float(n)))
     searcher.tell([_told(a, loss, number, c) for number, (a, loss) in enumerate(zip(chosen, losses, strict=True))])
     check = searcher.surrogate_check() if isinstance(searcher, SelfChecking) else None
     return {"perplexity": perplexity, "sensitivity_sum": spearman(sums, losses),

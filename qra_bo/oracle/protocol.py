@@ -1,4 +1,4 @@
-"""The contract of an oracle: what really fine-tunes (or stands in for it, and says so)."""
+"""The contract of an oracle: it fine-tunes allocations, or simulates that and says so."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
@@ -7,23 +7,26 @@ from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.trials import TrialResult, TrialSpec
 
 Progress = Callable[[str, int, int], None]
-"""``(what, done, total)``: called now and then so that a person sees something move."""
+"""``(what, done, total)``: called now and then, for the display."""
 TRAINING = "train"
-"""``what`` of optimiser steps: they alone say how far an evaluation got."""
+"""``what`` of optimiser steps: they alone measure how far a trial got."""
 
 
 def quiet(what: str, done: int, total: int) -> None:
-    """Progress for nobody."""
+    """Ignore progress."""
 
 
 class StopRequested(BaseException):
-    """Raised by ``progress`` where the run is to stop now: an oracle that can go on later keeps what it has on disk and
-    lets this pass. No ``Exception``, so that nothing takes it for a result."""
+    """Raised by ``progress`` where the run is to stop now.
+
+    An oracle that can go on later writes its checkpoint and lets this pass. It is no ``Exception``, so that nothing
+    takes it for a result.
+    """
 
 
 @runtime_checkable
 class Oracle(Protocol):
-    """Evaluates allocations. Deterministic: the same request gives the same loss on the same machine."""
+    """Evaluator of allocations; deterministic: the same request gives the same loss on the same machine."""
 
     @property
     def kind(self) -> str:
@@ -31,7 +34,7 @@ class Oracle(Protocol):
         ...
 
     def describe(self) -> Mapping[str, Any]:
-        """Provenance: device, dtype, threads, data_sha256, package versions; JSON values only."""
+        """Return provenance: device, dtype, threads, data_sha256, package versions; JSON values only."""
         ...
 
     def profile(self, progress: Progress) -> SensitivityProfile:
@@ -39,8 +42,10 @@ class Oracle(Protocol):
         ...
 
     def evaluate(self, request: TrialSpec, progress: Progress) -> TrialResult:
-        """Train and evaluate one allocation, telling ``progress`` of every step as ``TRAINING``. OOM and divergence are
-        results, not exceptions."""
+        """Train and evaluate one allocation, calling ``progress`` with every step as ``TRAINING``.
+
+        OOM and divergence are results, not exceptions.
+        """
         ...
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""What oracles that train nothing share: numbers drawn by name, and how far each evaluation got."""
+"""Parts of the oracles that train nothing: numbers drawn by name, and steps done of every allocation."""
 
 import hashlib
 import logging
@@ -6,35 +6,38 @@ import os
 from pathlib import Path
 from statistics import NormalDist
 
+from qra_bo.trials import TrialSpec
+
 log = logging.getLogger(__name__)
 
 
 def named_normal(*words: str) -> float:
-    """A standard normal number that these words name in every process."""
+    """Return a standard normal number that is a function of these words, the same in every process."""
     digest = hashlib.sha256("|".join(words).encode()).digest()
     return NormalDist().inv_cdf((int.from_bytes(digest[:7], "big") + 0.5) / 2**56)
 
 
 class StepsDone:
-    """Steps done of every evaluation, in memory or as one small file each.
+    """Steps done of every training, in memory or as one small file each.
 
     Args:
-        folder: Where they are remembered, so that a promotion is charged its additional steps after a restart too;
-            ``None`` remembers within this process.
+        folder: Folder of the files, so that a promotion is charged its additional steps after a restart too; ``None``
+            remembers within this process.
     """
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
         self._known: dict[str, tuple[int, int]] = {}
 
-    def start(self, name: str, steps: int) -> int:
-        """Steps already done of ``name`` when its evaluation up to ``steps`` began, which is remembered as done.
+    def start(self, request: TrialSpec) -> int:
+        """Return the steps done before this trial, and note its own as done.
 
-        The same evaluation asked for again was cut off before its result was written down: it counts in full.
+        The same trial asked for again was cut off before its result was written down: it counts in full.
         """
+        name = f"{request.allocation.fingerprint}-{request.schedule_steps}-t{request.train_seed}-lr{request.lr_scale:g}"
         first, target = self._read(name)
-        if target != steps:
-            first, target = (target if target < steps else 0), steps
+        if target != request.steps:
+            first, target = (target if target < request.steps else 0), request.steps
             self._write(name, first, target)
         return first
 
@@ -54,4 +57,4 @@ class StepsDone:
                 temporary.write_text(f"{first} {target}", encoding="ascii")
                 temporary.replace(self._folder / name)
             except OSError as error:
-                log.warning("what is done can't be noted in %s (%s)", self._folder, error.strerror)
+                log.warning("the steps done can't be noted in %s (%s)", self._folder, error.strerror)

@@ -1,4 +1,4 @@
-"""What every oracle must keep. An oracle joins by subclassing ``OracleSuite`` and saying how it is made."""
+"""Rules that every oracle keeps. An oracle joins by subclassing ``OracleSuite`` and giving ``make``."""
 
 import json
 from collections.abc import Callable
@@ -6,13 +6,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from qra_bo.oracle.protocol import Oracle
+from qra_bo.oracle.protocol import Oracle, quiet
 from qra_bo.space import Allocation
 from qra_bo.trials import TrialResult, TrialSpec, TrialState
-
-
-def quiet(what: str, done: int, total: int) -> None:
-    """Progress for nobody."""
 
 
 class OracleSuite:
@@ -93,5 +89,6 @@ class OracleSuite:
         assert len(profile.units) == n
         gain = profile.require_rank_sensitivity()
         assert (np.diff(gain, axis=1) >= -1e-9).all()
-        np.testing.assert_allclose(profile.quantization_sensitivity, again.quantization_sensitivity, atol=self.tolerance)
+        first, second = profile.quantization_sensitivity, again.quantization_sensitivity
+        np.testing.assert_allclose(first, second, atol=self.tolerance)
         np.testing.assert_allclose(gain, again.require_rank_sensitivity(), atol=self.tolerance)

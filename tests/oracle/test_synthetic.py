@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from qra_bo.oracle.synthetic.landscape import FLOOR, INTERACTION, KNEE, TOTAL_DAMAGE_4_BIT, TOTAL_TASK, Landscape, phi
+from bench.optimum import optimum
+from qra_bo.oracle.synthetic.landscape import FLOOR, INTERACTION, KNEE, TOTAL_4_BIT, TOTAL_TASK, Landscape, phi
 from qra_bo.oracle.synthetic.oracle import SyntheticOracle
 from qra_bo.space import uniform
 from qra_bo.space.neighbourhood import ladder_tops
@@ -31,7 +32,7 @@ def loss_of(oracle: SyntheticOracle, fmt: str, rank: int, **kwargs: object) -> f
     return m.loss
 
 
-def test_damage_adds_up_to_more_than_its_parts() -> None:
+def test_sensitivities_add_up_to_more_than_their_sum() -> None:
     x = np.array([0.0, 0.1, KNEE, KNEE + 1.0])
     slope = 1 + 2 * INTERACTION * KNEE
     np.testing.assert_allclose(phi(x), [0, 0.1 + INTERACTION * 0.01, KNEE + INTERACTION * KNEE**2,
@@ -43,7 +44,7 @@ def test_true_loss_equals_the_formula_and_the_noiseless_oracle() -> None:
     oracle = SyntheticOracle(SPACE, 3, noise=0.0)
     rows = np.stack([SPACE.encode(uniform(6, f, r)) for f in ("hqq2", "nf4") for r in (1, 8)])
     land, n = oracle.landscape, 6
-    for row, loss in zip(rows, oracle.true_loss(rows), strict=True):
+    for row, loss in zip(rows, oracle.landscape.true_loss(rows), strict=True):
         ranks = np.array([SPACE.ranks.values[i] for i in row[n:]], dtype=float)[:, None]
         left = (land.quantization_sensitivity[np.arange(n), row[:n]] * land.kept(ranks)[:, 0]).sum()
         assert loss == pytest.approx(FLOOR + phi(np.array([left]))[0] + land.missed(ranks).sum(), abs=1e-12)
@@ -54,12 +55,12 @@ def test_true_loss_equals_the_formula_and_the_noiseless_oracle() -> None:
 def test_orders_of_magnitude() -> None:
     oracle = SyntheticOracle(make_space(200), 0, noise=0.0)
     nf4 = oracle.landscape.quantization_sensitivity[:, 2].sum()
-    assert nf4 == pytest.approx(TOTAL_DAMAGE_4_BIT, rel=0.25)  # the whims of 200 units average out
+    assert nf4 == pytest.approx(TOTAL_4_BIT, rel=0.25)  # the draws of 200 units average out
     assert oracle.landscape.task.sum() == pytest.approx(TOTAL_TASK)
     assert (np.diff(oracle.landscape.quantization_sensitivity.sum(axis=0)) < 0).all()
 
 
-def test_ranks_buy_more_where_bits_are_low_and_references_are_answered() -> None:
+def test_ranks_gain_more_at_low_bits_and_references_are_evaluated() -> None:
     oracle = SyntheticOracle(SPACE, 3, noise=0.0)
     bought = [loss_of(oracle, f, 1) - loss_of(oracle, f, 8) for f in ("hqq2", "hqq3", "nf4", "int8", "fp16")]
     assert (np.diff(bought) < 0).all()
@@ -74,16 +75,16 @@ def test_the_optimum_is_the_best_of_all_rows(seed: int, quantile: float) -> None
     costs, rows, land = make_costs(space), every_row(space), Landscape(space, seed)
     budget = int(np.quantile(costs.totals(rows), quantile))
     best = float(land.true_loss(rows[costs.feasible(rows, budget)]).min())
-    found = land.optimum(costs, budget)
+    found = optimum(land, costs, budget)
     assert costs.feasible(found.row[None], budget)[0]
     assert found.loss == pytest.approx(land.true_loss(found.row[None])[0])
     assert found.bound - 1e-9 <= best <= found.loss
     assert found.loss - best < 0.01
     with pytest.raises(BudgetError):
-        land.optimum(costs, int(costs.totals(rows).min()) - 1)
+        optimum(land, costs, int(costs.totals(rows).min()) - 1)
 
 
-def test_noise_is_by_seed_and_candidate_and_the_level_is_shared() -> None:
+def test_noise_depends_on_seed_and_candidate_and_its_level_is_shared() -> None:
     oracle = SyntheticOracle(SPACE, 3, noise=0.005)
     exact = SyntheticOracle(SPACE, 3, noise=0.0)
     shifts = np.array([[loss_of(oracle, f, r, train_seed=s) - loss_of(exact, f, r) for f in ("nf4", "int8")
@@ -102,10 +103,11 @@ def test_splits_schedules_and_rates_change_the_loss() -> None:
     assert loss_of(oracle, "nf4", 4, steps=6) > base
 
 
-def test_the_profile_informs_but_does_not_tell_all() -> None:
+def test_profile_correlates_with_the_landscape_imperfectly() -> None:
     oracle = SyntheticOracle(make_space(100), 1)
     profile = oracle.profile(quiet)
-    correlation = spearmanr(profile.quantization_sensitivity[:, 2], oracle.landscape.quantization_sensitivity[:, 2]).statistic
+    planted = oracle.landscape.quantization_sensitivity
+    correlation = spearmanr(profile.quantization_sensitivity[:, 2], planted[:, 2]).statistic
     assert 0.8 < correlation < 0.99
     assert 0.7 < spearmanr(profile.require_rank_sensitivity()[:, -1], oracle.landscape.task).statistic < 0.99
     assert profile.base_loss == pytest.approx(FLOOR + TOTAL_TASK)
@@ -115,22 +117,22 @@ def test_early_losses_rank_good_allocations_only_roughly() -> None:
     space = make_space(30, ranks=(1, 2, 4, 8, 16))
     costs, oracle = make_costs(space), SyntheticOracle(space, 1, noise=0.0)
     budget = int(costs.totals(space.encode(uniform(30, "nf4", 16))[None])[0])
-    best, rng = oracle.optimum(costs, budget), np.random.default_rng(0)
+    best, rng = optimum(oracle.landscape, costs, budget), np.random.default_rng(0)
     moves = np.where(rng.random((600, 60)) < rng.uniform(0.1, 0.8, (600, 1)), rng.integers(-2, 3, (600, 60)), 0)
     rows = np.clip(best.row + moves, 0, ladder_tops(space))
-    rows = rows[costs.feasible(rows, budget) & (oracle.true_loss(rows) < best.loss + 0.08)][:60]
+    rows = rows[costs.feasible(rows, budget) & (oracle.landscape.true_loss(rows) < best.loss + 0.08)][:60]
     assert len(rows) == 60
 
     def early(steps: int) -> float:
         losses = [oracle.evaluate(TrialSpec(space.decode(r), steps, 24, 0), quiet).loss for r in rows]
-        return float(spearmanr(losses, oracle.true_loss(rows)).statistic)
+        return float(spearmanr(losses, oracle.landscape.true_loss(rows)).statistic)
 
     assert 0.2 < early(6) < 0.7
     assert early(18) > 0.7
     assert early(24) == pytest.approx(1.0)
 
 
-def test_a_promotion_is_charged_its_additional_steps_after_a_restart_too(tmp_path: Path) -> None:
+def test_promotion_after_a_restart_is_charged_its_additional_steps(tmp_path: Path) -> None:
     request = [TrialSpec(uniform(6, "nf4", 4), steps, 24, 0) for steps in (6, 24)]
 
     def spent(i: int, folder: Path | None) -> tuple[int, int]:
@@ -143,7 +145,7 @@ def test_a_promotion_is_charged_its_additional_steps_after_a_restart_too(tmp_pat
     assert spent(1, None) == (24, 24 * 256)
 
 
-def test_measured_severity_is_planted() -> None:
+def test_given_severity_is_planted() -> None:
     severity = np.array([1.0, 2, 3, 4, 5, 50])
     oracle = SyntheticOracle(SPACE, 3, severity=severity)
     assert oracle.landscape.quantization_sensitivity[:, 2].argmax() == 5
@@ -151,7 +153,7 @@ def test_measured_severity_is_planted() -> None:
         SyntheticOracle(SPACE, 3, severity=np.ones(5))
 
 
-def test_nonsense_is_a_bug_of_the_caller() -> None:
+def test_wrong_units_and_steps_are_refused() -> None:
     oracle = SyntheticOracle(SPACE, 3)
     for allocation, steps in ((uniform(5, "nf4", 4), 24), (uniform(6, "nf4", 4), 0), (uniform(6, "nf4", 4), 25)):
         with pytest.raises(OracleError, match="expected 6 units"):

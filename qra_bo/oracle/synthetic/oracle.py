@@ -1,9 +1,9 @@
-"""An oracle with a planted optimum: instant, for any model's shapes, and labelled ``synthetic`` for ever."""
+"""An oracle with a planted optimum: instant, for any model's shapes; its results are labelled ``synthetic``."""
 
 import hashlib
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,9 @@ import numpy as np
 from qra_bo.memory.formats import parse_format
 from qra_bo.oracle.protocol import TRAINING, Progress
 from qra_bo.oracle.simulated import StepsDone, named_normal
-from qra_bo.oracle.synthetic.landscape import FLOOR, TASK_HALF_RANK, TOTAL_TASK, Landscape, Optimum, phi
+from qra_bo.oracle.synthetic.landscape import FLOOR, TASK_HALF_RANK, TOTAL_TASK, Landscape, phi
 from qra_bo.sensitivity.profile import FloatArray, SensitivityProfile
-from qra_bo.space import CostTable, IntArray, SearchSpace, StorageFormat
+from qra_bo.space import SearchSpace
 from qra_bo.trials import TrialResult, TrialSpec, TrialState
 from qra_bo.utils.errors import OracleError
 
@@ -26,20 +26,20 @@ _LR_CURVATURE = 0.03
 
 
 class SyntheticOracle:
-    """Stands in for fine-tuning: a planted loss, a learning curve, noise by training seed, an imperfect profile.
+    """A stand-in for fine-tuning: planted loss, learning curve, noise by training seed, imperfect profile.
 
     Args:
-        space: Units and ladders; allocations off the ladders (references) are answered too.
+        space: Units and ladders; allocations off the ladders (references) are evaluated too.
         seed: Seed of the landscape.
         noise: Standard deviation of a candidate's loss over training seeds (nats); the level that all candidates
             share moves four times as much with the seed.
-        high_steps: Optimiser steps of a high-fidelity evaluation, the schedule for which losses are planted.
+        high_steps: Optimiser steps of a high-fidelity trial, the schedule for which losses are planted.
         tokens_per_step: Training tokens that a step is counted as.
         eval_tokens: Forward tokens that one look at held-out text is counted as.
         calibration_tokens: Forward tokens that one pass over calibration text is counted as; ``None``: as a look.
         record_at: Steps after which the loss is recorded; every eighth of ``high_steps`` by default.
-        severity: Relative damage of the units, ``L``, or ``None`` to draw it.
-        checkpoints: Folder that remembers how far each evaluation got, so that a promotion is charged its additional
+        severity: Relative sensitivity of the units, ``L``, or ``None`` to draw it.
+        checkpoints: Folder that remembers how far each training got, so that a promotion is charged its additional
             steps after a restart too; ``None`` remembers within this process.
 
     Raises:
@@ -62,46 +62,33 @@ class SyntheticOracle:
         self.profile_cost: dict[str, float] = {}
 
     def describe(self) -> Mapping[str, Any]:
-        """What makes two synthetic oracles the same."""
-        facts: dict[str, Any] = {"seed": self._seed, "noise": self._noise, "high_steps": self._high_steps,
-                                 "units": [u.name for u in self._space.units],
-                                 "quantization_sensitivity": np.round(self.landscape.quantization_sensitivity, 12).tolist()}
+        """Return provenance; equal for equal synthetic oracles."""
+        settings = {"seed": self._seed, "noise": self._noise, "high_steps": self._high_steps}
+        facts = {**settings, "units": [u.name for u in self._space.units],
+                 "quantization_sensitivity": np.round(self.landscape.quantization_sensitivity, 12).tolist()}
         digest = hashlib.sha256(repr(sorted(facts.items())).encode()).hexdigest()
-        return {"device": "cpu", "dtype": "float64", "threads": 1, "data_sha256": digest,
-                "synthetic": {k: facts[k] for k in ("seed", "noise", "high_steps")}}
-
-    def true_loss(self, rows: IntArray) -> FloatArray:
-        """Loss of ``n x 2 L`` index rows after ``high_steps`` on the validation split, without noise, ``n``."""
-        return self.landscape.true_loss(rows)
-
-    def optimum(self, costs: CostTable, budget_bytes: int) -> Optimum:
-        """The best allocation in the budget, and a proven bound on how much better any other could be.
-
-        Raises:
-            BudgetError: If nothing fits.
-        """
-        return self.landscape.optimum(costs, budget_bytes)
+        return {"device": "cpu", "dtype": "float64", "threads": 1, "data_sha256": digest, "synthetic": settings}
 
     def profile(self, progress: Progress) -> SensitivityProfile:
-        """Sensitivities with a multiplicative error, as measured one unit at a time before any training."""
+        """Return sensitivities with a multiplicative error, as measured one unit at a time before any training."""
         space, rng = self._space, np.random.default_rng(np.random.SeedSequence([self._seed, 2]))
         n, n_formats, largest = space.n_units, len(space.formats), space.ranks.values[-1]
         error = rng.lognormal(0.0, 0.3, (n, 1)) * rng.lognormal(0.0, 0.1, (n, n_formats))
-        damage = phi(self.landscape.quantization_sensitivity) * error
-        kl = damage * rng.lognormal(-0.1, 0.05, damage.shape)
+        rise = phi(self.landscape.quantization_sensitivity) * error
+        kl = rise * rng.lognormal(-0.1, 0.05, rise.shape)
         ranks = np.arange(1, largest + 1, dtype=np.float64)
         gain = (self.landscape.task * rng.lognormal(0.0, 0.3, n))[:, None] * (ranks / (ranks + TASK_HALF_RANK))
         self.profile_cost = {"training_tokens": self._tokens_per_step,
                              "forward_tokens": (n * n_formats + 1) * self.calibration_tokens, "seconds": 0.0}
         progress("profile", n, n)
-        return SensitivityProfile(tuple(u.name for u in space.units), tuple(f.name for f in space.formats), damage, kl,
+        return SensitivityProfile(tuple(u.name for u in space.units), tuple(f.name for f in space.formats), rise, kl,
                                   gain, FLOOR + TOTAL_TASK, f"synthetic landscape of seed {self._seed}")
 
     def evaluate(self, request: TrialSpec, progress: Progress) -> TrialResult:
-        """One point of the planted learning curve.
+        """Return one point of the planted learning curve.
 
         Raises:
-            OracleError: If the allocation is of another number of units, or the steps make no sense.
+            OracleError: If the allocation is of another number of units, or the steps are out of range.
             ConfigError: If a format is unknown.
         """
         start = time.monotonic()
@@ -110,9 +97,9 @@ class SyntheticOracle:
             raise OracleError(f"expected {self._space.n_units} units and 1 to {request.schedule_steps} steps; got "
                               f"{len(allocation)} units and {steps} steps")
         curve = self._curve(request)
-        name = f"{allocation.fingerprint}-{request.schedule_steps}-t{request.train_seed}-lr{request.lr_scale:g}"
-        first = self._done.start(name, steps)
-        offset = self._split_offset(request)
+        first = self._done.start(request)
+        offset = 0.0 if request.split != "test" else \
+            _TEST_OFFSET + self._noise * self._normal("test", allocation.fingerprint)
         shown = [s for s in self._record_at if s < steps]
         losses = [(s, curve(s)) for s in shown] + [(steps, curve(steps) + offset)]
         progress(TRAINING, steps, steps)
@@ -122,43 +109,28 @@ class SyntheticOracle:
                            time.monotonic() - start)
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: no device is held."""
 
-    def _curve(self, request: TrialSpec) -> "_Curve":
-        allocation = request.allocation
-        formats = [self._format(name) for name in allocation.formats]
+    def _curve(self, request: TrialSpec) -> Callable[[int], float]:
+        """Return the loss by step: exponential, and exactly the planted loss at the schedule's end."""
+        allocation, schedule = request.allocation, request.schedule_steps
+        index = self._space.format_index
+        formats = [self._space.formats[index[f]] if f in index else parse_format(f) for f in allocation.formats]
         before, after = self.landscape.trained(allocation, formats)
-        after -= _LONGER_SCHEDULE * math.log2(request.schedule_steps / self._high_steps)
+        after -= _LONGER_SCHEDULE * math.log2(schedule / self._high_steps)
         after += _LR_CURVATURE * math.log2(request.lr_scale) ** 2
         level = 4.0 * self._noise * self._normal("level", str(request.train_seed))
         own = self._noise * self._normal("candidate", str(request.train_seed), allocation.fingerprint)
-        # Large ranks learn faster at first, and so does one allocation or another for no reason we model.
+        # Large ranks learn faster at first; further differences of speed between allocations are drawn.
         rank = max(float(np.mean(allocation.ranks)), 0.5)
-        whim = self._normal("speed", allocation.fingerprint)
-        speed = _SPEED * (rank / 8.0) ** 0.1 * math.exp(_SPEED_SPREAD * whim)
-        return _Curve(before, after, speed, request.schedule_steps, level + own)
+        drawn = self._normal("speed", allocation.fingerprint)
+        speed = _SPEED * (rank / 8.0) ** 0.1 * math.exp(_SPEED_SPREAD * drawn)
 
-    def _split_offset(self, request: TrialSpec) -> float:
-        if request.split != "test":
-            return 0.0
-        return _TEST_OFFSET + self._noise * self._normal("test", request.allocation.fingerprint)
+        def loss(step: int) -> float:
+            way = math.expm1(-speed * step / schedule) / math.expm1(-speed)
+            return before + (after - before) * way + (level + own)
 
-    def _format(self, name: str) -> StorageFormat:
-        index = self._space.format_index.get(name)
-        return parse_format(name) if index is None else self._space.formats[index]
+        return loss
 
-    def _normal(self, *what: str) -> float:
-        """A standard normal number that these words name in every process."""
-        return named_normal(str(self._seed), *what)
-
-
-class _Curve:
-    """Loss after a number of steps: exponential from ``before`` to exactly ``after`` at the schedule's end."""
-
-    def __init__(self, before: float, after: float, speed: float, schedule: int, offset: float) -> None:
-        self._before, self._after, self._speed, self._schedule = before, after, speed, schedule
-        self._offset = offset
-
-    def __call__(self, step: int) -> float:
-        way = math.expm1(-self._speed * step / self._schedule) / math.expm1(-self._speed)
-        return self._before + (self._after - self._before) * way + self._offset
+    def _normal(self, *words: str) -> float:
+        return named_normal(str(self._seed), *words)
