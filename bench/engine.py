@@ -11,11 +11,13 @@ import argparse
 import os
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from bench.methods import method_target
 from bench.report import RESULTS, Target, publish
 from bench.table1.reference_repair import reference_repair, vectorised_repair
 from qra_bo.config.compose import compose_config
@@ -23,7 +25,7 @@ from qra_bo.oracle.synthetic.landscape import Landscape
 from qra_bo.pipeline.build import make_memory, make_space, make_spec
 from qra_bo.searchers.base import SearchProblem
 from qra_bo.searchers.evolution.initialisation import random_near_budget
-from qra_bo.searchers.methods import make_searcher
+from qra_bo.searchers.make import make_searcher
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.sensitivity.repair import Repair
 from qra_bo.space import Allocation, IntArray, uniform
@@ -92,7 +94,7 @@ def proposal_rows(problem: SearchProblem, counts: Sequence[int], repeats: int) -
         told = observations(problem, n)
 
         def prepare(options: dict[str, Any] = options, told: list[Trial] = told) -> Callable[[], object]:
-            searcher = make_searcher("default", problem, options, 40.0)
+            searcher = make_searcher(method_target("default", options), replace(problem, max_full_trials=40.0))
             searcher.tell(told)
             return lambda: searcher.ask(1)
 

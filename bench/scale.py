@@ -17,12 +17,14 @@ import resource
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bench.engine import evaluated
+from bench.methods import method_target
 from bench.report import RESULTS, Target, publish
 from qra_bo.config.schema import RunConfig, load_config
 from qra_bo.execution.base import InProcessExecutor
@@ -33,7 +35,7 @@ from qra_bo.pipeline.build import BytesPredictor
 from qra_bo.pipeline.run import Setting, engine_settings, make_setting
 from qra_bo.searchers.base import SearchProblem
 from qra_bo.searchers.evolution.initialisation import random_near_budget
-from qra_bo.searchers.methods import make_searcher
+from qra_bo.searchers.make import make_searcher
 from qra_bo.searchers.structured.searcher import StructuredSearch
 from qra_bo.searchers.trust_region.searcher import TrustRegionBO
 from qra_bo.space import Allocation, uniform
@@ -161,7 +163,8 @@ def session(folder: Path, workers: int, evaluations: int, what: str, ends: Seque
     parts = Parts(
         space, predictor, predictor.breakdown, simulated,
         lambda profile: SearchProblem(space, table, budget, profile, config.fidelity.high, None, config.seed),
-        lambda problem, equivalents: make_searcher(method, problem, {}, equivalents), listeners=(listen,))
+        lambda problem, limit: make_searcher(method_target(method), replace(problem, max_full_trials=limit)),
+        listeners=(listen,))
     Engine(engine_settings(config, folder, space, budget), parts).run()
     note()
 
@@ -171,8 +174,8 @@ def proposals(method: str, counts: Sequence[int], pending: int, rows: list[Row])
     of each proposal one that was pending ends, and another is asked for. Given up once one takes too long."""
     config, setting, oracle = problem_of(method, 1e6)
     problem = SearchProblem(setting.space, setting.costs(BUDGET), BUDGET, oracle.profile(quiet), config.fidelity.high,
-                            None, config.seed)
-    searcher, truth, rng = make_searcher(method, problem, {}, 1e6), Landscape(problem.space, 0), problem.rng("told")
+                            None, config.seed, 1e6)
+    searcher, truth, rng = make_searcher(method_target(method), problem), Landscape(problem.space, 0), problem.rng("told")
     numbers = itertools.count(1)
 
     def ended(allocation: Allocation, stage: str) -> Trial:

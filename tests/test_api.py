@@ -8,6 +8,7 @@ import pytest
 
 import qra_bo
 from qra_bo.api import configure
+from qra_bo.searchers.baselines import RandomSearch
 from qra_bo.space import uniform
 from qra_bo.utils.errors import ConfigError
 from tests.spaces import make_space
@@ -77,7 +78,7 @@ def test_objective_of_ones_own_is_minimised() -> None:
         calls.append(choice)
         return float(sum((2 - level) ** 2 for part in choice for level in part))
 
-    best = qra_bo.search(objective=objective, problem=problem, evaluations=9, method="random")
+    best = qra_bo.search(objective=objective, problem=problem, evaluations=9, searcher=RandomSearch)
     assert best is not None
     assert len(calls) == 9
     assert best[1] == min(map(lambda c: sum((2 - x) ** 2 for part in c for x in part), calls))

@@ -11,7 +11,6 @@ from qra_bo.config.compose import compose_plain
 from qra_bo.config.decode import check
 from qra_bo.config.overrides import DEFAULT_MODEL, groups
 from qra_bo.config.schema import RunConfig
-from qra_bo.searchers.methods import METHODS
 from qra_bo.tasks import TASKS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -56,10 +55,6 @@ def test_every_key_has_a_comment(path: Path) -> None:
         key, _, value = line.partition(":")
         if value.strip() and not key.lstrip().startswith(("#", "- ", '"')):
             assert "  # " in line, f"{path.name}: {line}"
-
-
-def test_every_search_method_is_an_option() -> None:
-    assert set(groups()["method"]) == set(METHODS)
 
 
 def test_every_task_has_its_module() -> None:

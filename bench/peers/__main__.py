@@ -1,10 +1,9 @@
-"""``python -m qra_bo`` that knows the peers too: ``python -m bench.peers method.name=tpe budget=uniform:4,4 ...``."""
+"""``python -m qra_bo`` with the peers as methods: ``python -m bench.peers method=tpe budget=uniform:4,4 ...``."""
 
 import sys
+from pathlib import Path
 
-from bench.peers.registry import name_peers
 from qra_bo.cli.app import main
 
 if __name__ == "__main__":
-    name_peers()
-    sys.exit(main())
+    sys.exit(main(["--config-dir", str(Path(__file__).parent / "conf"), *sys.argv[1:]]))

@@ -1,41 +1,26 @@
 """Peers as search methods by name, beside those of the project. Those that need an extra say so when they are made."""
 
 from collections.abc import Mapping
-from importlib import import_module
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+from bench.methods import method_target
 from qra_bo.searchers.base import Searcher, SearchProblem
-from qra_bo.searchers.methods import METHODS, Factory, keyword_options
+from qra_bo.searchers.make import make_searcher
 
-PEERS = {"uniform": ("bench.peers.simple", "UniformSearch"),
-         "sequential_bits": ("bench.peers.simple", "SequentialBits"),
-         "nsga2": ("bench.peers.nsga2", "Nsga2"),
-         "tpe": ("bench.peers.optuna_samplers", "Tpe"),
-         "gp_sampler": ("bench.peers.optuna_samplers", "GpSampler"),
-         "turbo": ("bench.peers.turbo_tutorial", "TurboTutorial"),
-         "smac": ("bench.peers.smac3", "Smac3")}
-"""Module and class of every peer."""
+CONF = Path(__file__).parent / "conf" / "method"
+PEERS = sorted(path.stem for path in CONF.glob("*.yaml"))
+"""Name of every peer."""
 
 
-def _factory(name: str, module: str, cls_name: str) -> Factory:
-    def make(problem: SearchProblem, options: Mapping[str, Any], equivalents: float) -> Searcher:
-        cls = getattr(import_module(module), cls_name)
-        made: Searcher = cls(problem, **keyword_options(cls, name, options))
-        return made
-
-    return make
-
-
-FACTORIES = {name: _factory(name, *where) for name, where in PEERS.items()}
+def player_target(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the configuration of a peer, or else of a search method of the project; ``options`` may be complete."""
+    if "_target_" in options:
+        return dict(options)
+    return method_target(name, options, CONF) if name in PEERS else method_target(name, options)
 
 
 def make_player(name: str, problem: SearchProblem, options: Mapping[str, Any], equivalents: float) -> Searcher:
-    """The peer, or else the search method of the project, called ``name``."""
-    factory = FACTORIES[name] if name in FACTORIES else METHODS[name]
-    return factory(problem, options, equivalents)
-
-
-def name_peers() -> None:
-    """Make the peers known as search methods to this process, as a program that runs them does once."""
-    for name, factory in FACTORIES.items():
-        METHODS.add(name, factory)
+    """Construct the peer, or else the search method of the project, called ``name``."""
+    return make_searcher(player_target(name, options), replace(problem, max_full_trials=equivalents))

@@ -17,7 +17,7 @@ EQUIVALENTS, PROPOSALS = 40.0, 32.0
 """High-fidelity equivalents of a search, and about what the profile and the uniform baselines leave of them."""
 OTHERS = ("peer", "published", "informed")
 """Kinds of entries that are no variants of ours."""
-SENSITIVE = ["quantization_sensitivity", "damage x rank", "rank_sensitivity"]
+SENSITIVE = ["quantization_sensitivity", "quantization_sensitivity x rank", "rank_sensitivity"]
 """Parts of our surrogate that sensitivities give."""
 
 

@@ -17,8 +17,7 @@ from qra_bo.oracle.emulator.emulator import usable
 from qra_bo.oracle.emulator.table import ReferenceBudget, Table
 from qra_bo.searchers.base import SearchProblem
 from qra_bo.searchers.evolution.promotion import Promotion
-from qra_bo.searchers.structured.searcher import StructuredSearch
-from qra_bo.searchers.trust_region.check import LEAST_CHECKED
+from qra_bo.searchers.structured import LEAST_CHECKED, StructuredSearch
 from qra_bo.searchers.trust_region.utility import unit_importance
 from qra_bo.sensitivity.profile import FloatArray
 from qra_bo.sensitivity.scaling import fidelity_importance, plasticity_importance

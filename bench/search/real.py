@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 
 from bench.ablations import FINALS
-from bench.peers.registry import name_peers
 from bench.report import RESULTS, Target, publish
 from bench.search.methods import EVERYTHING
 from bench.sessions import limit_of, table_session
@@ -140,5 +139,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    name_peers()
     main()

@@ -35,18 +35,18 @@ def shrunk_autoqra(proposals: float, equivalents: float, low: float) -> Mapping[
     fidelity of the share ``low`` of the high one's steps."""
     generation = POPULATION * low + PROMOTIONS * (1 - low)
     shrink = (FIRST_STAGE * proposals / (GENERATIONS * generation)) ** 0.5
-    return {"evolution": {"population": max(4, round(POPULATION * shrink)),
+    return {"first": {"population": max(4, round(POPULATION * shrink)),
                           "generations": max(2, round(GENERATIONS * shrink)),
                           "promote": max(1, round(PROMOTIONS * shrink))},
-            "evolution_share": min(1.0, FIRST_STAGE * proposals / equivalents)}
+            "share": min(1.0, FIRST_STAGE * proposals / equivalents)}
 
 
 def scaled_qr_adaptor(config: RunConfig) -> Mapping[str, Any]:
     """As many generations as candidates in each, as far as the first stage's share goes."""
     first = FIRST_STAGE * proposals_left(config)
     population = max(4, round(first**0.5))
-    return {"evolution": {"population": population, "generations": max(1, round(first / population))},
-            "evolution_share": min(1.0, first / config.effort.max_full_trials)}
+    return {"first": {"population": population, "generations": max(1, round(first / population))},
+            "share": min(1.0, first / config.effort.max_full_trials)}
 
 
 def published_changes(config: RunConfig, ranks: Sequence[int]) -> dict[str, Any]:

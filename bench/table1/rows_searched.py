@@ -92,7 +92,7 @@ class AutoQRA(Searched):
 
     def find(self, session: Session, limit: Limit) -> Found:
         params = scaled_autoqra(session.config)
-        e = params["evolution"]
+        e = params["first"]
         note = (f"ranks {list(session.options.published_ranks)}, published defaults scaled to the cost: "
                 f"population {e['population']}, {e['generations']} generations, {e['promote']} promoted")
         return self.searched(session, limit, note, "autoqra", params, published_changes(session.config, session.options.published_ranks), "kaiming")
@@ -109,7 +109,7 @@ class QRAdaptor(AutoQRA):
         changes = published_changes(session.config, session.options.published_ranks)
         changes["fidelity"] = replace(session.config.fidelity, low=None)
         params = scaled_qr_adaptor(session.config)
-        e = params["evolution"]
+        e = params["first"]
         note = (f"ranks {list(session.options.published_ranks)}, population {e['population']}, "
                 f"{e['generations']} generations")
         return self.searched(session, limit, note, "qr_adaptor", params, changes, "kaiming")

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from bench.peers.registry import player_target
 from bench.table1.limits import Limit
 from bench.table1.recipe import codes_name, with_codes
 from bench.table1.session import Session
@@ -36,10 +37,11 @@ def search_config(session: Session, limit: Limit, method: str, params: Mapping[s
     """The configuration of one search within ``limit``; ``changes`` are to the table's own."""
     config = session.config
     budget = str(session.budget_bytes(limit)) if limit.budget is None else limit.budget
+    target = {} if method == UniformOnly.name else player_target(method, params)
     effort = replace(config.effort, references=False, ranking_top=0)
     return replace(config, **{
         "task": "search", "budget": (budget,), "max_average_bits": limit.max_average_bits, "effort": effort,
-        "memory": replace(config.memory, scope=limit.scope), "method": MethodConfig(method, dict(params)),
+        "memory": replace(config.memory, scope=limit.scope), "method": MethodConfig(method, target),
         "confirm": replace(config.confirm, seeds=0), **changes})
 
 
@@ -51,7 +53,7 @@ def search(session: Session, name: str, limit: Limit, method: str | None, params
         session: The table.
         name: Of the row, for the folder.
         limit: Within which to search.
-        method: Name in the registry of search methods; ``None`` for the uniform baselines alone.
+        method: Name of a search method or peer; ``None`` for the uniform baselines alone.
         params: Of the method.
         changes: Top-level keys of the configuration that differ from the table's.
         gptq_tokens: How codes are chosen, as in ``Recipe``.

@@ -12,7 +12,6 @@ from qra_bo.memory.optimizers import is_paged
 from qra_bo.oracle.emulator.table import TASK as TASK_FILE
 from qra_bo.oracle.emulator.table import folder_of
 from qra_bo.pipeline.build import NUMBERS, make_space, make_spec
-from qra_bo.searchers.methods import METHODS
 from qra_bo.searchers.priors import prior_file, shipped_priors
 from qra_bo.space import Ladder
 from qra_bo.tasks import TASKS
@@ -62,9 +61,6 @@ def _task(config: RunConfig) -> Iterator[Problem]:
     if config.task not in TASKS:
         yield Problem("task", f"Unknown task {config.task!r}; known, nearest first: "
                               f"{', '.join(nearest_first(config.task, TASKS))}.")
-    if config.method.name not in METHODS:
-        yield Problem("method.name", f"Unknown method {config.method.name!r}; known, nearest first: "
-                                     f"{', '.join(METHODS.nearest(config.method.name))}.")
     if config.task in OF_A_RUN and config.out is None:
         yield Problem("out", f"task={config.task} needs out=FOLDER, the folder of a run; got null.")
     asks = bool(config.eval.tasks)

@@ -3,7 +3,7 @@
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,8 @@ from qra_bo.report.loggers import SearchLogger
 from qra_bo.report.mirror import OptunaMirror, storage_url
 from qra_bo.report.tables import PlanRow, print_plan, print_result
 from qra_bo.report.write import load_run, write_report
-from qra_bo.searchers.base import SearchProblem
-from qra_bo.searchers.methods import make_searcher, prior_sha256, with_learned
+from qra_bo.searchers import SearchProblem, make_searcher
+from qra_bo.searchers.priors import prior_sha256
 from qra_bo.sensitivity.io import given_profile
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.sensitivity.rehearsal import rehearsal_profile
@@ -311,12 +311,13 @@ def run_parts(config: RunConfig, folder: Path, setting: Setting, budget: int, ex
     def make_problem(profile: SensitivityProfile) -> SearchProblem:
         return SearchProblem(space, table, budget, profile, config.fidelity.high, config.fidelity.low, config.seed)
 
+    prior = config.surrogate.prior
+    target = {**config.method.params, **({} if prior is None else {"prior": prior})}
     real = config.oracle.name == "finetune"
     return Parts(
         space=space, predict_bytes=predictor, breakdown=predictor.breakdown, executor=executor,
         make_problem=make_problem,
-        make_searcher=lambda problem, equivalents: make_searcher(
-            config.method.name, problem, with_learned(config.method.params, config.surrogate.prior), equivalents),
+        make_searcher=lambda problem, limit: make_searcher(target, replace(problem, max_full_trials=limit)),
         finalise=(lambda task: finalise(config, folder, predictor, budget, task)) if real else None,
         is_kept=lambda: all((folder / name).is_file() for name in FINAL_FILES),
         fold=make_fold(config, setting.memory, space) if real else None,

@@ -1,7 +1,8 @@
-"""Simple searchers to compare with: random, bits first and ranks after, hill climbing; all at high fidelity."""
+"""Simple searchers to compare with, all at high fidelity: random, bits before ranks, hill climbing."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -24,7 +25,7 @@ _MOST = 5000
 
 
 class _Baseline(ABC):
-    """Ask and tell around an archive; a method says which row it would look at next."""
+    """Ask and tell around an archive; a subclass chooses the next row."""
 
     name = ""
 
@@ -33,19 +34,19 @@ class _Baseline(ABC):
         self._rng = problem.rng(self.name)
 
     def ask(self, n: int) -> list[Proposal]:
-        """Up to ``n`` new proposals."""
+        """Return up to ``n`` new proposals."""
         rows: list[IntArray] = []
         while len(rows) < n and (row := self._next()) is not None:
             rows.append(row)
         return [Proposal(self._problem.space.decode(row), Fidelity.HIGH, "global") for row in rows]
 
-    def tell(self, evaluations: Sequence[Trial]) -> None:
-        """Learn of finished evaluations."""
-        self._archive.tell(evaluations)
+    def tell(self, trials: Sequence[Trial]) -> None:
+        """Learn of finished trials."""
+        self._archive.tell(trials)
 
     @abstractmethod
     def _next(self) -> IntArray | None:
-        """A row that was just claimed, or ``None`` if there is none (now)."""
+        """Claim and return a row; ``None`` if there is none (now)."""
 
 
 class RandomSearch(_Baseline):
@@ -62,7 +63,7 @@ class RandomSearch(_Baseline):
 
 
 class HillClimb(_Baseline):
-    """Looks at random neighbours of the best allocation known (at first Eq. 6's): 2 edits away, then up to 3.
+    """Random neighbours of the best known allocation (at first Eq. 6's): 2 edits away, then up to 3.
 
     Raises:
         ProfileError: If the profile holds no I_r.
@@ -97,23 +98,25 @@ class HillClimb(_Baseline):
 
 
 class SequentialSearch(_Baseline):
-    """The usual pipeline: bits by an exact knapsack on I_q for each uniform rank; then, for the bits of the best
-    of these, then of the next, ranks by an exact knapsack on I_r in what the bits leave of the budget.
+    """The usual pipeline: bits before ranks.
+
+    Bits come from an exact knapsack on I_q for each uniform rank. Then, for the bits of the best of these, then of the
+    next, ranks come from an exact knapsack on I_r in the rest of the budget.
 
     Args:
         problem: What is searched.
-        damage: What I_q is, see ``damage_of``.
+        quantization_sensitivity: Measure of I_q: ``"rise"``, ``"divergence"`` or ``"believed"``, see ``damage_of``.
 
     Raises:
-        ConfigError: If there is no such damage.
+        ConfigError: If there is no such measure.
         ProfileError: If the profile holds no I_r.
     """
 
     name = "sequential"
 
-    def __init__(self, problem: SearchProblem, damage: str = RISE) -> None:
+    def __init__(self, problem: SearchProblem, quantization_sensitivity: str = RISE) -> None:
         super().__init__(problem)
-        self._damage = damage_of(problem.profile, damage)
+        self._sensitivity = damage_of(problem.profile, quantization_sensitivity)
         gain, ranks = problem.profile.require_rank_sensitivity(), np.array(problem.space.ranks.values)
         self._gain = gain[:, np.minimum(ranks, gain.shape[1]) - 1]
         self._uniform = iter(self._bits_for_uniform_ranks())
@@ -129,21 +132,19 @@ class SequentialSearch(_Baseline):
     def _bits_for_uniform_ranks(self) -> Iterator[IntArray]:
         n = self._problem.space.n_units
         for index in reversed(range(len(self._problem.space.ranks))):
-            costs = CostTable(tuple(PhaseCost(p.name, p.fixed, p.unit[:, :, index:index + 1],
-                                              p.spike[:, :, index:index + 1]) for p in self._problem.costs.phases))
-            row = self._solved(self._damage[:, :, None], costs)
+            row = self._solved(self._sensitivity[:, :, None], np.s_[:, :, index:index + 1])
             if row is not None:
                 yield np.concatenate([row[:n], np.full(n, index, dtype=np.int64)])
 
     def _ranks_for(self, row: IntArray) -> IntArray | None:
         n = self._problem.space.n_units
-        units, q = np.arange(n), row[:n]
-        costs = CostTable(tuple(PhaseCost(p.name, p.fixed, p.unit[units, q][:, None, :], p.spike[units, q][:, None, :])
-                                for p in self._problem.costs.phases))
-        found = self._solved(-self._gain[:, None, :], costs)
-        return None if found is None else np.concatenate([q, found[n:]])
+        found = self._solved(-self._gain[:, None, :], np.s_[np.arange(n)[:, None], row[:n, None]])
+        return None if found is None else np.concatenate([row[:n], found[n:]])
 
-    def _solved(self, values: FloatArray, costs: CostTable) -> IntArray | None:
+    def _solved(self, values: FloatArray, choices: Any) -> IntArray | None:
+        """Solve a knapsack over a part of the ``L x F x R`` choices; ``None`` if nothing fits."""
+        costs = CostTable(tuple(PhaseCost(p.name, p.fixed, p.unit[choices], p.spike[choices])
+                                for p in self._problem.costs.phases))
         try:
             return solve_knapsack(values, costs, self._problem.budget_bytes)
         except BudgetError:

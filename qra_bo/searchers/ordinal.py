@@ -1,14 +1,14 @@
-"""The search methods on problems that have nothing to do with language models: two ladders a unit, one hard budget."""
+"""The search methods on problems other than language models: two ordered ladders a unit, one hard budget."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from qra_bo.searchers.base import SearchProblem
-from qra_bo.searchers.methods import make_searcher
+from qra_bo.searchers.base import Searcher, SearchProblem
+from qra_bo.searchers.structured import StructuredSearch
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import Allocation, CostTable, Ladder, Linear, PhaseCost, SearchSpace, StorageFormat, Unit
 from qra_bo.trials import Fidelity, Proposal, Trial, TrialResult, TrialSpec, TrialState
@@ -24,11 +24,11 @@ class OrdinalProblem:
 
     Args:
         units: Names of the ``L`` units.
-        cost: ``L x F x R`` integers: what every unit costs at every pair of levels; costs of units add up.
+        cost: ``L x F x R`` integers: cost of every unit at every pair of levels; costs of units add up.
         budget: The most that all units together may cost.
         harm: ``L x F``: a guess of how much worse the objective gets when only that unit is at that level of the first
             ladder. It need not be right: a search learns where it is wrong; only its shape counts.
-        gain: ``L x R``: a guess, in whatever unit, of what each level of the second ladder is good for, not decreasing.
+        gain: ``L x R``: a guess, in any unit of measure, of the use of each level of the second ladder, not decreasing.
 
     Raises:
         SpaceError: If shapes disagree, or nothing fits the budget.
@@ -51,8 +51,8 @@ class OrdinalProblem:
         if least > self.budget:
             raise SpaceError(f"the cheapest choice costs {least}, over the budget of {self.budget}; raise the budget")
 
-    def problem(self, seed: int) -> SearchProblem:
-        """The same as searchers know it."""
+    def problem(self, seed: int, trials: float) -> SearchProblem:
+        """Return the same problem in the form that searchers take, for a search of so many trials."""
         _, first, second = self.cost.shape
         formats = tuple(StorageFormat(f"level{i}", "ordinal", i + 1, 0) for i in range(first))
         units = tuple(Unit(name, (Linear(name, second, second, i, "unit", name),)) for i, name in enumerate(self.units))
@@ -60,58 +60,54 @@ class OrdinalProblem:
         profile = SensitivityProfile(self.units, tuple(f.name for f in formats), self.harm, self.harm, self.gain, 0.0,
                                      "a guess")
         table = CostTable((PhaseCost("cost", 0, self.cost, np.zeros_like(self.cost)),))
-        return SearchProblem(space, table, self.budget, profile, 1, None, seed)
+        return SearchProblem(space, table, self.budget, profile, 1, None, seed, trials)
 
 
 class OrdinalSearch:
-    """Ask for a choice, tell what came of it.
+    """Search of an ordinal problem by ``ask`` and ``tell``.
 
     Args:
-        problem: What is chosen, at what cost.
-        method: Of ``conf/method``, e.g. ``"structured"``, ``"trust_region"``, ``"evolution"``, ``"random"``.
-        seed: Of its random streams: the same seed and answers give the same choices.
+        problem: Units, levels, costs and budget.
+        searcher: Class of the search method, or another function that makes it from a ``SearchProblem``.
+        seed: Seed of its random streams: the same seed and values give the same choices.
         evaluations: How many are planned; methods of several stages divide them.
-        options: The method's own parameters.
-
-    Raises:
-        ConfigError: If the method or an option is unknown.
+        **options: Options of ``searcher``.
     """
 
-    def __init__(self, problem: OrdinalProblem, method: str = "structured", seed: int = 0, evaluations: int = 40,
-                 options: Mapping[str, Any] | None = None) -> None:
-        self._problem = problem.problem(seed)
-        self._searcher = make_searcher(method, self._problem, options or {}, float(evaluations))
+    def __init__(self, problem: OrdinalProblem, searcher: Callable[..., Searcher] = StructuredSearch, seed: int = 0,
+                 evaluations: int = 40, **options: Any) -> None:
+        self._problem = problem.problem(seed, float(evaluations))
+        self._searcher = searcher(self._problem, **options)
         self._asked: dict[Choice, Proposal] = {}
-        self._told: list[Trial] = []
+        self._trials: list[Trial] = []
 
     def ask(self, n: int = 1) -> list[Choice]:
-        """Up to ``n`` new choices within the budget; none when the method has come to its end."""
+        """Return up to ``n`` new choices within the budget; none when the method has come to its end."""
         found = {self._choice(p.allocation): p for p in self._searcher.ask(n)}
         self._asked.update(found)
         return list(found)
 
     def tell(self, choice: Choice, value: float | None) -> None:
-        """The objective of a choice, or ``None`` where it failed; also of choices that were not asked for."""
+        """Learn the objective of a choice, asked for or not; ``None`` where it failed."""
         space = self._problem.space
         row = np.array([*choice[0], *choice[1]])
         allocation = space.decode(row)
-        asked = self._asked.get(choice)
-        proposal = Proposal(allocation, Fidelity.HIGH, "given") if asked is None else asked
+        proposal = self._asked.get(choice, Proposal(allocation, Fidelity.HIGH, "given"))
         state = TrialState.OK if value is not None else TrialState.FAILED
-        self._told.append(Trial(
-            len(self._told) + 1, allocation, space.bits(allocation), proposal.stage, proposal.fidelity,
+        self._trials.append(Trial(
+            len(self._trials) + 1, allocation, space.bits(allocation), proposal.stage, proposal.fidelity,
             TrialSpec(allocation, 1, 1, 0), self._problem.seed,
             TrialResult(state, value, None, (), 1, 0, 0, None, 0.0), int(self._problem.costs.totals(row[None, :])[0])))
-        self._searcher.tell(self._told[-1:])
+        self._searcher.tell(self._trials[-1:])
 
     @property
     def best(self) -> tuple[Choice, float] | None:
         """The choice with the least value so far, and that value."""
-        known = [e for e in self._told if e.loss is not None]
+        known = [(trial.loss, i) for i, trial in enumerate(self._trials) if trial.loss is not None]
         if not known:
             return None
-        best = min(known, key=lambda e: e.loss if e.loss is not None else np.inf)
-        return self._choice(best.allocation), float(best.loss or 0.0)
+        value, i = min(known)
+        return self._choice(self._trials[i].allocation), float(value)
 
     def _choice(self, allocation: Allocation) -> Choice:
         row, n = self._problem.space.encode(allocation), self._problem.space.n_units
@@ -120,14 +116,14 @@ class OrdinalSearch:
 
 def minimise(problem: OrdinalProblem, objective: Callable[[Choice], float | None], evaluations: int,
              first: Sequence[Choice] = (), **search: Any) -> tuple[Choice, float] | None:
-    """The best of ``evaluations`` choices, asked one at a time after those in ``first``.
+    """Return the best of ``evaluations`` choices and its value; those in ``first`` come first, then one at a time.
 
     Args:
-        problem: What is chosen, at what cost.
+        problem: Units, levels, costs and budget.
         objective: Value of a choice, lower is better; ``None`` where it failed.
         evaluations: How often ``objective`` is called at most.
         first: Choices to begin with, such as the one in use now; each must fit.
-        **search: For ``OrdinalSearch``: method, seed, options.
+        **search: For ``OrdinalSearch``: ``searcher``, ``seed`` and options of the searcher.
     """
     searcher = OrdinalSearch(problem, evaluations=evaluations, **search)
     todo = list(first)

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from bench import ablations
+from bench.methods import METHODS
 from bench.table1.published import scaled_autoqra
 from qra_bo.config.schema import load_config
-from qra_bo.searchers.methods import METHODS
 from qra_bo.space import Allocation
 from qra_bo.study.journal import read_journal
 
@@ -23,11 +23,11 @@ def test_variants_differ_from_the_full_method_in_what_they_say() -> None:
     full = scaled_autoqra(load_config(["oracle=synthetic"]))
     params = {name: v.params(full) for name, v in ablations.VARIANTS.items()}
     assert params["full"] == full
-    assert params["no_stage_1"] == {**full, "evolution_share": 0.0}
-    assert params["no_stage_2"]["evolution_share"] == 1.0
-    assert params["no_warm_start"]["evolution"] == {**full["evolution"], "warm": False}
-    assert params["no_screening"]["evolution"] == {**full["evolution"], "screening": False}
-    assert all(v.method is None or v.method in METHODS for v in ablations.VARIANTS.values())
+    assert params["no_stage_1"] == {**full, "share": 0.0}
+    assert params["no_stage_2"]["share"] == 1.0
+    assert params["no_warm_start"]["first"] == {**full["first"], "warm": False}
+    assert params["no_screening"]["first"] == {**full["first"], "screening": False}
+    assert all(v.method is None or (METHODS / f"{v.method}.yaml").exists() for v in ablations.VARIANTS.values())
     config = load_config(["oracle=synthetic", "budget=uniform:4,16"])
     assert ablations.VARIANTS["bits_only"].changes(config) == {"ranks": (16,)}
     assert ablations.VARIANTS["ranks_only"].changes(config) == {"bits": (4,)}

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from bench.collect.__main__ import GivenPlan, read_finds, work
+from bench.methods import METHODS
 from bench.peers.registry import PEERS
 from bench.search.__main__ import key, load_runs
 from bench.search.finds import chosen, finds_target, published_finds, real_rows, with_finds, write_finds
@@ -31,7 +32,6 @@ from bench.search.summary import (
 from qra_bo.oracle.emulator.emulator import table_rate
 from qra_bo.oracle.emulator.oracle import load_oracle
 from qra_bo.oracle.emulator.table import load_table
-from qra_bo.searchers.methods import METHODS
 from qra_bo.searchers.structured.features import build_components
 from qra_bo.space import Allocation, uniform
 from qra_bo.study.state import is_uniform
@@ -182,7 +182,7 @@ def test_runs_are_known_again_by_what_made_them(tmp_path: Path) -> None:
 
 
 def test_every_entry_is_a_method_and_its_settings_have_a_name() -> None:
-    assert {e.method for e in EVERYTHING.values()} <= {*METHODS, *PEERS}
+    assert {e.method for e in EVERYTHING.values()} <= {*(path.stem for path in METHODS.glob("*.yaml")), *PEERS}
     assert len({e.settings_sha256 for e in EVERYTHING.values()}) == len(EVERYTHING)
     assert [e.kind for e in COMPARED].count("ours") == 1
     assert Entry("a", OURS, "ours").settings_sha256 == EVERYTHING["ours"].settings_sha256

@@ -7,9 +7,7 @@ from typing import Any
 
 import pytest
 
-from bench.peers.registry import FACTORIES
 from bench.search import real
-from qra_bo.searchers.methods import METHODS
 from qra_bo.study.journal import read_journal
 
 
@@ -49,7 +47,6 @@ def test_what_was_searched_too_seldom_is_not_met() -> None:
 
 def test_a_seed_is_searched_by_every_method_and_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda fd: None)
-    monkeypatch.setattr(METHODS, "_entries", {**METHODS._entries, **FACTORIES})
     arguments = ["--seeds", "0", "--work", str(tmp_path / "w"), "--out", str(tmp_path), "+model=tiny", "data=tiny",
                  "oracle=synthetic", "effort=quick", "effort.max_full_trials=12"]
     real.main(arguments)

@@ -1,4 +1,4 @@
-"""What every searcher must keep. A searcher joins by subclassing ``SearcherSuite`` with one line: ``make = ...``."""
+"""Rules that every searcher keeps. A searcher joins by subclassing ``SearcherSuite`` with one line: ``make = ...``."""
 
 import json
 import os
@@ -47,7 +47,7 @@ def evaluate(problem: SearchProblem, oracle: SyntheticOracle, proposal: Proposal
 
 def play(searcher: Searcher, problem: SearchProblem, oracle: SyntheticOracle, limit: int,
          batches: Sequence[int] = (1, 3, 2), fails: Callable[[int], bool] = lambda _: False) -> list[_Record]:
-    """Ask, evaluate and tell until ``limit`` proposals or until nothing comes; what passed, round by round."""
+    """Ask, evaluate and tell until ``limit`` proposals or none come; return proposals and trials by round."""
     rounds: list[_Record] = []
     number = 0
     while number < limit:
@@ -128,7 +128,7 @@ class SearcherSuite:
             first.tell(told)
             second.tell(told)
 
-    def test_what_was_told_unasked_is_not_asked_again(self) -> None:
+    def test_unrequested_trials_are_not_proposed_again(self) -> None:
         problem, oracle = make_problem()
         told = [e for _, told in play(self.make(problem), problem, oracle, self.limit // 2) for e in told]
         searcher = self.make(problem)
@@ -137,14 +137,14 @@ class SearcherSuite:
         for p in proposals_of(play(searcher, problem, oracle, self.limit // 2)):
             assert (p.allocation, p.fidelity) not in known
 
-    def test_failures_and_anchors_are_taken_in_stride(self) -> None:
+    def test_search_goes_on_after_failures_and_uniform_baselines(self) -> None:
         problem, oracle = make_problem()
         searcher = self.make(problem)
         n, formats, ranks = problem.space.n_units, problem.space.formats, problem.space.ranks.values
         lowest, too_large = (Allocation((f.name,) * n, (r,) * n) for f, r in ((formats[0], ranks[0]),
                                                                               (formats[-1], ranks[-1])))
-        anchors = [Proposal(a, Fidelity.HIGH, "baseline") for a in (lowest, too_large)]
-        searcher.tell([evaluate(problem, oracle, p, 900 + i) for i, p in enumerate(anchors)])
+        baselines = [Proposal(a, Fidelity.HIGH, "baseline") for a in (lowest, too_large)]
+        searcher.tell([evaluate(problem, oracle, p, 900 + i) for i, p in enumerate(baselines)])
         reference = Allocation(("fp16",) * n, (ranks[-1],) * n)
         request = TrialSpec(reference, problem.high_steps, problem.high_steps, 0)
         measured = oracle.evaluate(request, lambda *_: None)
@@ -153,7 +153,7 @@ class SearcherSuite:
         proposals = proposals_of(rounds)
         assert proposals
         assert all(problem.fits(p.allocation) for p in proposals)
-        assert not {p.allocation for p in proposals} & {p.allocation for p in anchors}
+        assert not {p.allocation for p in proposals} & {p.allocation for p in baselines}
         assert len({(p.allocation, p.fidelity) for p in proposals}) == len(proposals)
 
     def test_failures_alone_do_not_break_it(self) -> None:
@@ -162,7 +162,7 @@ class SearcherSuite:
         assert len({(p.allocation, p.fidelity) for p in proposals}) == len(proposals)
 
     @pytest.mark.parametrize("low_steps", [6, None])
-    def test_a_tiny_space_is_exhausted_quietly(self, low_steps: int | None) -> None:
+    def test_tiny_space_is_exhausted_without_an_error(self, low_steps: int | None) -> None:
         problem, oracle = make_problem(2, ranks=(1, 4), share=0.6, low_steps=low_steps, n_formats=2)
         searcher = self.make(problem)
         size = 2 ** (2 * problem.space.n_units)

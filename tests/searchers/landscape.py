@@ -36,9 +36,9 @@ class Landscape:
 
 
 def make_landscape(seed: int, *, n_units: int = 30, bits: tuple[int, ...] = (3, 4, 8), ranks: tuple[int, ...] = RANKS,
-                   anchor: tuple[int, int] = (4, 4), adapter_bytes: int = 16, power: float = 1.4,
+                   baseline: tuple[int, int] = (4, 4), adapter_bytes: int = 16, power: float = 1.4,
                    fidelity: float = 0.7, noise: float = 0.005, search_seed: int = 0) -> Landscape:
-    """A landscape with the budget of the uniform choice ``uniform baseline`` (bits, rank).
+    """A landscape with the budget of the uniform baseline ``baseline`` (bits, rank).
 
     ``fidelity`` is the correlation of measured and true damages of units (in logarithms), and likewise of gains;
     ``adapter_bytes`` are bytes per adapter parameter: 16 for the training peak, 2 for what is stored.
@@ -52,7 +52,7 @@ def make_landscape(seed: int, *, n_units: int = 30, bits: tuple[int, ...] = (3, 
     unit = np.broadcast_to(weights[None, :, None] + (LORA * adapter_bytes * rank).astype(np.int64)[None, None, :],
                            (n_units, len(bits), len(ranks))).astype(np.int64)
     costs = CostTable((PhaseCost("peak", 1000, unit, np.zeros_like(unit)),))
-    budget = int(costs.totals(space.encode(uniform(n_units, FORMATS[anchor[0]].name, anchor[1]))[None, :])[0])
+    budget = int(costs.totals(space.encode(uniform(n_units, FORMATS[baseline[0]].name, baseline[1]))[None, :])[0])
 
     def related(sd: float) -> tuple[np.ndarray, np.ndarray]:
         true, other = rng.standard_normal((2, n_units))
@@ -86,17 +86,17 @@ def make_landscape(seed: int, *, n_units: int = 30, bits: tuple[int, ...] = (3, 
 
 def evaluate(landscape: Landscape, proposal: Proposal, number: int, *, train_seed: int = 1,
              state: TrialState = TrialState.OK) -> Trial:
-    """What the engine would tell of one proposal."""
+    """Return the trial of one proposal, as the engine would."""
     problem, allocation = landscape.problem, proposal.allocation
     row = problem.space.encode(allocation)
     loss = landscape.loss(row, train_seed) if state is TrialState.OK else None
     request = TrialSpec(allocation, problem.high_steps, problem.high_steps, train_seed)
     measurement = TrialResult(state, loss, None if loss is None else 0.004, (), problem.high_steps, 0, 0, None, 0.0)
     return Trial(number, allocation, problem.space.bits(allocation), proposal.stage, proposal.fidelity, request,
-                      problem.seed, measurement, int(problem.costs.totals(row[None, :])[0]))
+                 problem.seed, measurement, int(problem.costs.totals(row[None, :])[0]))
 
 
-def anchors(landscape: Landscape) -> list[Trial]:
+def baselines(landscape: Landscape) -> list[Trial]:
     """For every format that fits, the uniform choices of the largest rank that fits and the one below."""
     problem = landscape.problem
     found = []
@@ -108,8 +108,8 @@ def anchors(landscape: Landscape) -> list[Trial]:
 
 
 def run_search(landscape: Landscape, searcher: Searcher, n: int) -> list[Trial]:
-    """Anchors, then ``n`` evaluations one at a time (fewer if the searcher stops)."""
-    history = anchors(landscape)
+    """Uniform baselines, then ``n`` evaluations one at a time (fewer if the searcher stops)."""
+    history = baselines(landscape)
     searcher.tell(history)
     for _ in range(n):
         proposals = searcher.ask(1)

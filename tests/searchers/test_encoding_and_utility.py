@@ -10,7 +10,7 @@ from tests.searchers.landscape import make_landscape
 
 
 def test_eq9_embedding_by_hand() -> None:
-    space = make_landscape(0, n_units=2, bits=(2, 4, 8), ranks=(4, 8, 16), anchor=(8, 16)).problem.space
+    space = make_landscape(0, n_units=2, bits=(2, 4, 8), ranks=(4, 8, 16), baseline=(8, 16)).problem.space
     rows = np.array([[0, 1, 2, 1]], dtype=np.int64)  # bits 2 and 4, ranks 16 and 8
     s_q, s_r = [0.0, (4 - 2) / 6], [1.0, (8 - 4) / 12]
     importance = np.array([0.25, 0.75])
@@ -19,7 +19,7 @@ def test_eq9_embedding_by_hand() -> None:
 
 
 def test_eq9_of_ladders_with_one_value_is_zero() -> None:
-    space = make_landscape(0, n_units=2, bits=(4,), ranks=(8,), anchor=(4, 8)).problem.space
+    space = make_landscape(0, n_units=2, bits=(4,), ranks=(8,), baseline=(4, 8)).problem.space
     assert embed(np.zeros((1, 4), dtype=np.int64), space, np.ones(2)).tolist() == [[0.0] * 6]
 
 

@@ -1,4 +1,4 @@
-"""What the surrogate does with very many observations, and with many that are pending."""
+"""Very many observations, and many that are pending."""
 
 import dataclasses
 
@@ -7,17 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qra_bo.searchers.structured.observations import Growing, Observations, telling
-from qra_bo.searchers.structured.searcher import StructuredOptions, StructuredSearch
+from qra_bo.searchers.observations import Observations, kept_indices
+from qra_bo.searchers.structured import StructuredSearch
 from qra_bo.trials import Trial, TrialState
 from surrogates.structured import StructuredModel
-from tests.searchers.landscape import anchors, evaluate, make_landscape
+from tests.searchers.landscape import baselines, evaluate, make_landscape
 
 
 @given(st.lists(st.floats(0, 1), max_size=60), st.integers(2, 40))
-def test_the_kept_are_the_best_and_a_spread_of_the_rest(values: list[float], most: int) -> None:
+def test_kept_observations_are_the_best_and_a_spread_of_the_rest(values: list[float], most: int) -> None:
     losses = np.array(values)
-    kept = telling(losses, most)
+    kept = kept_indices(losses, most)
     assert len(kept) == len(set(kept.tolist())) == min(len(losses), most)
     assert (np.diff(kept) > 0).all()
     if len(losses) > most >= 4:
@@ -26,28 +26,15 @@ def test_the_kept_are_the_best_and_a_spread_of_the_rest(values: list[float], mos
         assert losses.max() in losses[kept]
 
 
-@given(st.lists(st.floats(-5, 5), max_size=70))
-def test_what_grows_is_what_was_appended(values: list[float]) -> None:
-    vector, rows = Growing(), Growing(3)
-    for value in values:
-        before = vector.view
-        kept = before.copy()
-        vector.append(value)
-        rows.append(np.array([value, 0, -value]))
-        np.testing.assert_array_equal(before, kept)
-    np.testing.assert_array_equal(vector.view, values)
-    np.testing.assert_array_equal(rows.view, np.array([[v, 0, -v] for v in values]).reshape(-1, 3))
-
-
 def told(n: int) -> tuple[StructuredSearch, list[Trial]]:
     """A small search, and ``n`` evaluations of other random allocations."""
     landscape = make_landscape(0, n_units=6, ranks=(1, 2, 4, 8))
-    search = StructuredSearch(landscape.problem, StructuredOptions(n_prior=0, draws=1, most=24, always_fitted=12))
-    other = StructuredSearch(landscape.problem.with_seed(5), StructuredOptions(n_prior=n, draws=1))
-    return search, [*anchors(landscape), *(evaluate(landscape, p, i) for i, p in enumerate(other.ask(n)))]
+    search = StructuredSearch(landscape.problem, n_prior=0, draws=1, most=24, always_fitted=12)
+    other = StructuredSearch(landscape.problem.with_seed(5), n_prior=n, draws=1)
+    return search, [*baselines(landscape), *(evaluate(landscape, p, i) for i, p in enumerate(other.ask(n)))]
 
 
-def test_telling_one_by_one_pools_as_telling_at_once() -> None:
+def test_trials_one_by_one_pool_as_all_at_once() -> None:
     search, evaluations = told(12)
     failed = dataclasses.replace(evaluations[5].result, state=TrialState.DIVERGED, loss=None, loss_se=None)
     evaluations[5] = dataclasses.replace(evaluations[5], result=failed)
@@ -71,7 +58,7 @@ def test_other_training_seeds_are_left_out() -> None:
         np.testing.assert_array_equal(one, other)
 
 
-def test_scales_are_fitted_now_and_then_and_never_for_what_is_pending(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scales_are_fitted_at_intervals_and_never_for_pending_trials(monkeypatch: pytest.MonkeyPatch) -> None:
     fits: list[int] = []
     fit = StructuredModel._fit
     monkeypatch.setattr(StructuredModel, "_fit", lambda self, warp: fits.append(len(self.y)) or fit(self, warp))
@@ -82,13 +69,13 @@ def test_scales_are_fitted_now_and_then_and_never_for_what_is_pending(monkeypatc
         fits.clear()
         model = search._fitted()
         if fits:
-            sizes.append(search._seen.size)
+            sizes.append(len(search._seen.arrays()[1]))
         assert model is None or len(model.y) <= 24
         assert model is None or float(model.y.min()) == min(float(e.loss) for e in evaluations
                                                             [:evaluations.index(evaluation) + 1] if e.loss is not None)
     few = [n for n in sizes if n <= 12]
     assert sorted(set(few)) == list(range(2, 13))  # after every one, while they are few
-    assert len(sizes) - len(few) < search._seen.size - 12
+    assert len(sizes) - len(few) < len(search._seen.arrays()[1]) - 12
     fits.clear()
     asked = search.ask(4)
     assert len({p.allocation for p in asked}) == 4

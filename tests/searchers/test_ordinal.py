@@ -1,11 +1,16 @@
-"""The searchers on a problem that is none of a language model's: near the exact optimum, and never over the budget."""
+"""The searchers on an ordinal problem: near the exact optimum, and never over the budget."""
 
 import itertools
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 
+from qra_bo.searchers.base import Searcher
+from qra_bo.searchers.baselines import HillClimb, RandomSearch
+from qra_bo.searchers.evolution import EvolutionarySearch
 from qra_bo.searchers.ordinal import Choice, OrdinalProblem, OrdinalSearch, minimise
+from qra_bo.searchers.structured import StructuredSearch
 from qra_bo.utils.errors import SpaceError
 
 LOAD = np.array([9.0, 1.0, 4.0, 2.0])
@@ -41,9 +46,9 @@ def test_the_default_comes_within_two_percent_of_the_exact_optimum() -> None:
     assert objective(choice) == value <= 1.02 * optimum()
 
 
-@pytest.mark.parametrize("method", ["structured", "random", "hill_climb", "evolution"])
-def test_every_choice_fits_and_none_is_asked_twice(method: str) -> None:
-    search, seen = OrdinalSearch(problem(), method, seed=1, evaluations=12), []
+@pytest.mark.parametrize("searcher", [StructuredSearch, RandomSearch, HillClimb, EvolutionarySearch])
+def test_every_choice_fits_and_none_is_asked_twice(searcher: Callable[..., Searcher]) -> None:
+    search, seen = OrdinalSearch(problem(), searcher, seed=1, evaluations=12), []
     for i in range(12):
         for choice in search.ask(1):
             seen.append(choice)
@@ -54,7 +59,7 @@ def test_every_choice_fits_and_none_is_asked_twice(method: str) -> None:
     assert search.best[1] == min(objective(c) for i, c in enumerate(seen) if i != 3)
 
 
-def test_what_is_in_use_now_comes_first_and_counts() -> None:
+def test_given_choices_come_first_and_count() -> None:
     now: Choice = ((1, 1, 1, 1), (2, 2, 2, 2))
     asked: list[Choice] = []
 
@@ -62,12 +67,12 @@ def test_what_is_in_use_now_comes_first_and_counts() -> None:
         asked.append(choice)
         return objective(choice)
 
-    minimise(problem(), tell, evaluations=4, first=[now], method="random")
+    minimise(problem(), tell, evaluations=4, first=[now], searcher=RandomSearch)
     assert asked[0] == now
     assert len(asked) == 4
 
 
-def test_shapes_and_budgets_that_do_not_fit_are_named() -> None:
+def test_wrong_shapes_and_too_small_budgets_are_refused() -> None:
     with pytest.raises(SpaceError, match=r"harm \(4, 3\), expected \(4, 4\)"):
         OrdinalProblem(("a", "b", "c", "d"), COST, BUDGET, np.zeros((4, 3)), np.zeros((4, 4)))
     with pytest.raises(SpaceError, match="the cheapest choice costs 8, over the budget of 7"):

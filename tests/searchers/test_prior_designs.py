@@ -1,15 +1,18 @@
-"""First proposals: how many, and that they spread over exchange rates of damage and rank."""
+"""First proposals: their number, and their spread over exchange rates between bits and ranks."""
+
+import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from qra_bo.searchers.methods import make_searcher
+from qra_bo.searchers.structured import StructuredSearch
 from qra_bo.searchers.structured.prior_designs import prior_share, prior_tables
 from qra_bo.space.knapsack import solve_knapsack
 from tests.conformance.searcher import make_problem
 
 
-@pytest.mark.parametrize(("equivalents", "n"), [(1, 4), (12, 4), (20, 5), (24, 6), (40, 8), (120, 8)])
+@pytest.mark.parametrize(("equivalents", "n"), [(1, 4), (12, 4), (20, 5), (24, 6), (40, 8), (120, 8), (math.inf, 4)])
 def test_a_quarter_of_the_cost_within_bounds(equivalents: float, n: int) -> None:
     assert prior_share(equivalents) == n
 
@@ -24,11 +27,12 @@ def test_larger_rates_buy_larger_ranks() -> None:
     assert min(np.array(ranks)[rates == 3.0]) > max(np.array(ranks)[rates <= 0.1])
 
 
-def test_the_method_takes_its_number_from_the_run_or_from_the_user() -> None:
+def test_number_of_first_proposals_follows_the_effort_or_the_option() -> None:
     problem, _ = make_problem(8, share=0.2)
     designs = {tuple(solve_knapsack(t, problem.costs, problem.budget_bytes).tolist()) for t in prior_tables(problem, 8)}
-    of_run = make_searcher("structured", problem, {}, 40.0).ask(20)
+    problem = replace(problem, max_full_trials=40.0)
+    of_run = StructuredSearch(problem).ask(20)
     asked = [tuple(problem.space.encode(p.allocation).tolist()) for p in of_run]
     assert set(asked[:len(designs)]) == designs
-    of_user = make_searcher("structured", problem, {"n_prior": 1}, 40.0).ask(1)
+    of_user = StructuredSearch(problem, n_prior=1).ask(1)
     assert of_user == of_run[:1]

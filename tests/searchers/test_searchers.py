@@ -2,25 +2,30 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
+import torch
+from botorch.acquisition.analytic import LogExpectedImprovement, UpperConfidenceBound
 
 from qra_bo.searchers.base import SelfChecking
-from qra_bo.searchers.structured.searcher import StructuredOptions, StructuredSearch
-from qra_bo.searchers.trust_region.check import LEAST_CHECKED
-from qra_bo.searchers.trust_region.searcher import TrustRegionBO
+from qra_bo.searchers.structured import LEAST_CHECKED, StructuredSearch
+from qra_bo.searchers.trust_region import TrustRegionBO
 from qra_bo.space import uniform
 from qra_bo.space.knapsack import solve_knapsack
+from qra_bo.space.lagrangian import solve_relaxed
 from qra_bo.space.neighbourhood import distance
 from qra_bo.trials import Fidelity, Proposal, TrialState
 from qra_bo.utils.errors import BudgetError, ConfigError
+from surrogates.structured import StructuredModel
 from tests.conformance.searcher import SearcherSuite
-from tests.searchers.landscape import Landscape, anchors, curve, evaluate, make_landscape, run_search
+from tests.searchers.landscape import Landscape, baselines, curve, evaluate, make_landscape, run_search
 
 
 class TestStructuredSuite(SearcherSuite):
-    make = staticmethod(lambda problem: StructuredSearch(problem, StructuredOptions(n_prior=2, draws=2)))
+    make = staticmethod(lambda problem: StructuredSearch(problem, n_prior=2, draws=2))
     limit = 12
 
 
@@ -46,7 +51,7 @@ def test_structured_beats_uniform_random_and_the_published_method() -> None:
     gains = []
     for seed in range(2):
         landscape = small(seed)
-        start = curve(landscape, anchors(landscape))[-1]
+        start = curve(landscape, baselines(landscape))[-1]
         ours = curve(landscape, run_search(landscape, StructuredSearch(landscape.problem), n))[-1]
         theirs = curve(landscape, run_search(landscape, TrustRegionBO(landscape.problem), n))[-1]
         gains.append([start - ours, start - theirs, start - random_search(landscape, n)])
@@ -55,30 +60,29 @@ def test_structured_beats_uniform_random_and_the_published_method() -> None:
     assert ours > 2 * max(theirs, drawn)
 
 
-def test_published_method_stays_within_its_radius_and_stops() -> None:
+def test_trust_region_proposes_within_its_radius_and_stops() -> None:
     landscape = small(0, noise=0.0)
-    searcher = TrustRegionBO(landscape.problem, variant="loss", radius=1, largest_radius=1, tolerance=2e-3)
-    searcher.tell(anchors(landscape))
-    best: tuple[float, np.ndarray] | None = None
+    searcher = TrustRegionBO(landscape.problem, variant="loss", n_initial=4, radius=1, largest_radius=1,
+                             tolerance=2e-3)
+    known = [e for e in baselines(landscape) if landscape.problem.space.contains(e.allocation)]
+    assert len(known) >= 4  # no random proposals come first
+    searcher.tell(known)
     for number in range(40):
         proposals = searcher.ask(1)
         if not proposals:
             break
-        told = evaluate(landscape, proposals[0], number)
-        row = landscape.problem.space.encode(told.allocation)
-        if best is not None and number >= 5:
-            assert distance(row[None, :], best[1])[0] >= 1
-        assert told.loss is not None
-        if best is None or told.loss < best[0]:
-            best = (told.loss, row)
-        searcher.tell([told])
-    assert number < 39
+        best = min(known, key=lambda e: e.loss or np.inf)
+        row, centre = (landscape.problem.space.encode(a) for a in (proposals[0].allocation, best.allocation))
+        assert distance(row[None, :], centre)[0] == 1
+        known.append(evaluate(landscape, proposals[0], number))
+        searcher.tell(known[-1:])
+    assert 0 < number < 39
 
 
-def test_trust_region_grows_and_shrinks_with_what_is_told() -> None:
+def test_trust_region_grows_on_success_and_shrinks_on_failure() -> None:
     landscape = small(0)
     searcher = TrustRegionBO(landscape.problem, radius=2, largest_radius=4)
-    found = anchors(landscape)
+    found = baselines(landscape)
     searcher.tell(found)
     start = searcher.region.radius
     better = evaluate(landscape, Proposal(found[-1].allocation, Fidelity.HIGH, "trust_region"), 99)
@@ -90,7 +94,7 @@ def test_trust_region_grows_and_shrinks_with_what_is_told() -> None:
     assert searcher.region.radius == start
 
 
-def test_the_published_region_succeeds_where_its_utility_rises_though_the_loss_does_not_fall() -> None:
+def test_published_region_grows_where_utility_rises_and_loss_does_not_fall() -> None:
     landscape = small(0, noise=0.0)
     space = landscape.problem.space
     low, middle, high = (evaluate(landscape, Proposal(uniform(8, fmt, rank), Fidelity.HIGH, stage), number)
@@ -108,15 +112,15 @@ def test_the_published_region_succeeds_where_its_utility_rises_though_the_loss_d
 
 
 def test_first_proposals_differ_in_their_exchange_rate() -> None:
-    landscape = make_landscape(0, n_units=12, adapter_bytes=2, anchor=(4, 16))
+    landscape = make_landscape(0, n_units=12, adapter_bytes=2, baseline=(4, 16))
     proposals = StructuredSearch(landscape.problem).ask(4)
     assert len({p.allocation for p in proposals}) == 4
     assert len({sum(p.allocation.ranks) for p in proposals}) > 1
 
 
-def test_other_training_seeds_and_learning_rates_are_told_apart() -> None:
+def test_other_training_seeds_learning_rates_and_splits_are_left_out() -> None:
     landscape = small(1)
-    history = anchors(landscape)
+    history = baselines(landscape)
     plain, other = StructuredSearch(landscape.problem), StructuredSearch(landscape.problem)
     plain.tell(history)
     other.tell(history)
@@ -134,7 +138,7 @@ def test_other_training_seeds_and_learning_rates_are_told_apart() -> None:
 
 def test_a_level_shift_of_a_training_seed_is_taken_out() -> None:
     landscape = small(1)
-    history = anchors(landscape)
+    history = baselines(landscape)
     searcher = StructuredSearch(landscape.problem)
     searcher.tell(history)
     row = landscape.problem.space.encode(history[-1].allocation)[None, :]
@@ -149,20 +153,20 @@ def test_a_level_shift_of_a_training_seed_is_taken_out() -> None:
     assert after[0] == pytest.approx(before[0], abs=5e-3)
 
 
-def test_anchors_between_ladder_ranks_inform_the_model() -> None:
+def test_baselines_between_ladder_ranks_inform_the_model() -> None:
     landscape = small(0)
     searcher = StructuredSearch(landscape.problem)
-    told = [dataclasses.replace(e, allocation=uniform(8, e.allocation.formats[0], 3)) for e in anchors(landscape)]
+    told = [dataclasses.replace(e, allocation=uniform(8, e.allocation.formats[0], 3)) for e in baselines(landscape)]
     searcher.tell(told[:1] + told[-1:])
     assert searcher.predict(np.zeros((1, 16), dtype=np.int64)) is not None
 
 
-def test_the_surrogate_is_checked_against_every_observation() -> None:
+def test_surrogate_check_predicts_every_observation() -> None:
     landscape = small(0)
     searcher = StructuredSearch(landscape.problem)
     assert isinstance(searcher, SelfChecking)
     assert searcher.surrogate_check() is None
-    told = run_search(landscape, searcher, LEAST_CHECKED - len(anchors(landscape)) - 1)
+    told = run_search(landscape, searcher, LEAST_CHECKED - len(baselines(landscape)) - 1)
     assert len(told) == LEAST_CHECKED - 1
     assert searcher.surrogate_check() is None
     for proposal in searcher.ask(2):
@@ -176,7 +180,7 @@ def test_the_surrogate_is_checked_against_every_observation() -> None:
     assert json.loads(json.dumps(check)) == check
 
 
-def test_infeasible_budget_is_said() -> None:
+def test_infeasible_budget_is_refused() -> None:
     problem = dataclasses.replace(small(0).problem, budget_bytes=10)
     for searcher in (StructuredSearch(problem), TrustRegionBO(problem)):
         with pytest.raises(BudgetError, match="fits into 10 bytes"):
@@ -186,8 +190,56 @@ def test_infeasible_budget_is_said() -> None:
 def test_bad_options_are_reported_together() -> None:
     problem = small(0).problem
     with pytest.raises(ConfigError, match=r"\(1\) .*draws.*\(2\) .*temperatures"):
-        StructuredSearch(problem, StructuredOptions(draws=0, temperatures=()))
+        StructuredSearch(problem, draws=0, temperatures=())
     with pytest.raises(ConfigError, match=r"\(1\) .*draws.*\(2\) damage must be one of rise, .*'kl'"):
-        StructuredSearch(problem, StructuredOptions(draws=0, quantization_sensitivity="kl"))
+        StructuredSearch(problem, draws=0, quantization_sensitivity="kl")
     with pytest.raises(ConfigError, match=r"\(1\) variant.*\(2\) radius"):
         TrustRegionBO(problem, variant="other", radius=9)  # type: ignore[arg-type]
+
+
+def settled(**options: object) -> StructuredSearch:
+    """A search with no first designs left, and the uniform baselines observed."""
+    landscape = small(0)
+    searcher = StructuredSearch(landscape.problem, n_prior=0, **options)  # type: ignore[arg-type]
+    searcher.tell(baselines(landscape))
+    return searcher
+
+
+def log_ei(model: StructuredModel, best_f: float) -> Callable[[torch.Tensor], torch.Tensor]:
+    """LogEI as a user would write it."""
+    def score(X: torch.Tensor) -> torch.Tensor:
+        posterior = model.posterior(X)
+        sd = posterior.variance[:, 0, 0].sqrt()
+        u = (best_f - posterior.mean[:, 0, 0]) / sd
+        return torch.log(sd * (torch.distributions.Normal(0, 1).log_prob(u).exp() + u * torch.special.ndtr(u)))
+
+    return score
+
+
+def test_acquisition_function_is_a_name_a_path_or_a_callable() -> None:
+    default = settled().ask(1)
+    for same in ("botorch.acquisition.analytic.LogExpectedImprovement", f"{__name__}.log_ei", log_ei,
+                 partial(LogExpectedImprovement, maximize=False)):
+        assert settled(acquisition=same).ask(1) == default
+    upper = partial(UpperConfidenceBound, beta=1e-12)
+    assert settled(acquisition=upper).ask(1) == settled(acquisition="mean").ask(1)
+
+
+def test_mean_and_thompson_choose_as_they_say() -> None:
+    searcher = settled(acquisition="mean")
+    model = searcher._fitted()
+    assert model is not None
+    candidates = searcher._seen.fresh(searcher._candidates(model))
+    means = model.latent(torch.from_numpy(candidates))[0]
+    chosen = settled(acquisition="mean").ask(1)[0].allocation
+    assert chosen == searcher._problem.space.decode(candidates[int(means.argmin())])
+    sampled = settled(acquisition="thompson", draws=1, temperatures=[1.0])
+    table = model.sample_tables(sampled._problem.rng("structured"), 1)[0].numpy()
+    solution = solve_relaxed(table, sampled._problem.costs, sampled._problem.budget_bytes)
+    assert sampled.ask(1)[0].allocation == sampled._problem.space.decode(solution)
+
+
+@pytest.mark.parametrize("unknown", ["logie", "no.such.acquisition"])
+def test_unknown_acquisition_function_is_refused(unknown: str) -> None:
+    with pytest.raises(ConfigError, match="acquisition must be one of logei, mean, thompson, or the dotted path"):
+        settled(acquisition=unknown)

@@ -1,7 +1,6 @@
 """Priors learned from earlier studies: closed forms, their file, and the search that uses them."""
 
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ from qra_bo.pipeline.run import search
 from qra_bo.searchers.baselines import RandomSearch
 from qra_bo.searchers.priors import prior_file, shipped_priors
 from qra_bo.searchers.structured.features import build_components
-from qra_bo.searchers.structured.searcher import StructuredOptions, StructuredSearch
+from qra_bo.searchers.structured.searcher import StructuredSearch
 from qra_bo.searchers.structured.transfer import (
     LEAST_SPREAD,
     MOST_SPREAD,
@@ -31,16 +30,17 @@ def test_scales_combine_as_geometric_means_with_bounded_spread() -> None:
     found = combine([{"quantization_sensitivity": 0.2, "rank": 1.0}, {"quantization_sensitivity": 0.8}])
     assert found["quantization_sensitivity"].scale == pytest.approx(0.4)
     between = math.log(4) / math.sqrt(2)
-    assert found["quantization_sensitivity"].spread == pytest.approx(min(math.hypot(between, LEAST_SPREAD), MOST_SPREAD))
+    spread = min(math.hypot(between, LEAST_SPREAD), MOST_SPREAD)
+    assert found["quantization_sensitivity"].spread == pytest.approx(spread)
     assert found["rank"] == PartPrior(1.0, LEAST_SPREAD)
 
 
-def test_a_prior_survives_its_file_and_damage_is_said(tmp_path: Path) -> None:
+def test_prior_survives_its_file_and_malformed_files_are_refused(tmp_path: Path) -> None:
     path, prior = tmp_path / "prior.json", {"quantization_sensitivity": PartPrior(0.3, 0.5)}
     save_prior(prior, ["a run"], path)
     assert load_prior(path) == prior
-    for text, said in (("{", "no prior"), ('{"schema_version": 9, "parts": {}}', "schema_version is 9"),
-                       ('{"schema_version": 1, "parts": {"a": {"scale": -1, "spread": 1}}}', "positive")):
+    for text, said in (("{", "holds no prior"), ('{"schema_version": 9, "parts": {}}', "schema_version is 9"),
+                       ('{"schema_version": 1, "parts": {"a": {"scale": -1, "spread": 1}}}', "greater than 0")):
         path.write_text(text)
         with pytest.raises(ConfigError, match=said):
             load_prior(path)
@@ -48,15 +48,16 @@ def test_a_prior_survives_its_file_and_damage_is_said(tmp_path: Path) -> None:
         load_prior(tmp_path / "absent.json")
 
 
-def test_parts_take_what_was_learned_of_them_and_no_more() -> None:
+def test_learned_priors_apply_to_their_parts_alone() -> None:
     problem, _ = make_problem()
     before = build_components(problem)
-    after = with_prior(before, {"quantization_sensitivity": PartPrior(0.123, 0.4), "of another method": PartPrior(1.0, 1.0)})
-    assert [(c.scale, c.spread) for c in after if c.name == "quantization_sensitivity"] == [(0.123, 0.4)]
-    assert [c for c in after if c.name != "quantization_sensitivity"] == [c for c in before if c.name != "quantization_sensitivity"]
+    part = "quantization_sensitivity"
+    after = with_prior(before, {part: PartPrior(0.123, 0.4), "of another method": PartPrior(1.0, 1.0)})
+    assert [(c.scale, c.spread) for c in after if c.name == part] == [(0.123, 0.4)]
+    assert [c for c in after if c.name != part] == [c for c in before if c.name != part]
 
 
-def test_a_study_teaches_the_search_that_follows(tmp_path: Path) -> None:
+def test_scales_of_one_study_change_the_next_search(tmp_path: Path) -> None:
     problem, oracle = make_problem()
     told = [e for _, told in play(RandomSearch(problem), problem, oracle, 16) for e in told]
     assert fitted_scales(problem, told[:5]) is None
@@ -65,7 +66,7 @@ def test_a_study_teaches_the_search_that_follows(tmp_path: Path) -> None:
     assert set(scales) == {c.name for c in build_components(problem)}
     path = tmp_path / "prior.json"
     save_prior({name: PartPrior(10 * part.scale, part.spread) for name, part in combine([scales]).items()}, [], path)
-    plain, taught = (StructuredSearch(problem, replace(StructuredOptions(n_prior=0), prior=prior))
+    plain, taught = (StructuredSearch(problem, n_prior=0, prior=prior)
                      for prior in (None, str(path)))
     for searcher in (plain, taught):
         searcher.tell(told)
@@ -77,7 +78,7 @@ def test_a_study_teaches_the_search_that_follows(tmp_path: Path) -> None:
     assert len(proposals_of(play(taught, problem, oracle, 4))) == 4
 
 
-def test_runs_teach_a_prior_that_a_run_uses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prior_of_finished_runs_is_used_by_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     common = ["+model=tiny", "data=tiny", "oracle=synthetic", "budget=uniform:4,4", "display=none", "confirm.seeds=0"]
     run = search([*common, f"out={tmp_path / 'first'}", "effort=quick", "effort.max_full_trials=20"])
     path = tmp_path / "prior.json"
@@ -101,7 +102,7 @@ def test_runs_teach_a_prior_that_a_run_uses(tmp_path: Path, capsys: pytest.Captu
 
 
 @pytest.mark.parametrize("name", shipped_priors())
-def test_a_prior_that_comes_with_the_package_knows_the_parts(name: str) -> None:
+def test_shipped_prior_covers_the_parts(name: str) -> None:
     known = {c.name for c in build_components(make_problem()[0])}
     assert known == set(load_prior(prior_file(name)))
     assert prior_file("~/mine.json") == Path.home() / "mine.json"

@@ -1,4 +1,4 @@
-"""What a searcher of this package remembers: what was asked, and the losses it was told of."""
+"""Rows that a searcher has asked for or learned of, with their losses."""
 
 from collections.abc import Iterable
 
@@ -11,10 +11,10 @@ from qra_bo.trials import Fidelity, Trial
 
 
 class Archive:
-    """Index rows by what is known of them.
+    """Losses of index rows by fidelity.
 
     Only losses that the search may compare are kept: on the validation split, at the calibrated learning rate, of
-    allocations on the ladders. All else (16-bit references, calibration, confirmation) is passed over.
+    allocations on the ladders. Other trials (16-bit references, calibration, confirmation) are left out.
     """
 
     def __init__(self, problem: SearchProblem) -> None:
@@ -25,16 +25,16 @@ class Archive:
 
     @property
     def waiting(self) -> int:
-        """How much of what was asked for has not been told of yet."""
+        """Number of rows that were asked for and are pending."""
         return len(self._asked)
 
     @property
     def seen(self) -> IntArray:
-        """Every row that was asked for or told of at high fidelity, ``n x 2 L``."""
+        """Every row that was asked for or observed at high fidelity, ``n x 2 L``."""
         return self._rows(sorted(key for key, fidelity in self._seen if fidelity is Fidelity.HIGH))
 
     def claim(self, row: IntArray, fidelity: Fidelity) -> bool:
-        """Mark ``row`` as asked for; false if it was asked for or told of before, at this fidelity or a higher one."""
+        """Mark ``row`` as asked for; false if it was asked for or observed before, at this fidelity or a higher one."""
         key = row.tobytes()
         if (key, fidelity) in self._seen or (key, Fidelity.HIGH) in self._seen:
             return False
@@ -42,36 +42,36 @@ class Archive:
         self._asked.add((key, fidelity))
         return True
 
-    def tell(self, evaluations: Iterable[Trial]) -> None:
-        """Learn of evaluations; those that failed have no loss and are not asked for again."""
-        for e in evaluations:
-            space = self._problem.space
-            if e.spec.split != "validation" or e.spec.lr_scale != 1.0 or not space.contains(e.allocation):
+    def tell(self, trials: Iterable[Trial]) -> None:
+        """Learn of trials; those that failed have no loss and are not asked for again."""
+        space = self._problem.space
+        for trial in trials:
+            if trial.spec.split != "validation" or trial.spec.lr_scale != 1.0 or not space.contains(trial.allocation):
                 continue
-            key = space.encode(e.allocation).tobytes()
-            self._seen.add((key, e.fidelity))
-            self._asked.discard((key, e.fidelity))
-            if e.loss is not None and np.isfinite(e.loss):
-                self._losses[e.fidelity][key] = e.loss
+            key = space.encode(trial.allocation).tobytes()
+            self._seen.add((key, trial.fidelity))
+            self._asked.discard((key, trial.fidelity))
+            if trial.loss is not None and np.isfinite(trial.loss):
+                self._losses[trial.fidelity][key] = trial.loss
 
     def known(self, fidelity: Fidelity) -> tuple[IntArray, FloatArray]:
-        """Rows with a loss at ``fidelity`` (``n x 2 L``) and these losses (``n``), in the order told."""
+        """Return rows with a loss at ``fidelity`` (``n x 2 L``) and these losses (``n``), in the order of arrival."""
         losses = self._losses[fidelity]
         return self._rows(losses), np.array(list(losses.values()), dtype=np.float64)
 
     def pairs(self) -> tuple[IntArray, FloatArray, FloatArray]:
-        """Rows with a loss at both fidelities (``n x 2 L``), their low and their high losses (``n`` each)."""
+        """Return rows with a loss at both fidelities (``n x 2 L``), their low and their high losses (``n`` each)."""
         low, high = self._losses[Fidelity.LOW], self._losses[Fidelity.HIGH]
         both = [key for key in low if key in high]
         return self._rows(both), np.array([low[k] for k in both]), np.array([high[k] for k in both])
 
     def unpromoted(self) -> tuple[IntArray, FloatArray]:
-        """Rows with a low loss whose high one was never asked for (``n x 2 L``), and these low losses (``n``)."""
+        """Return rows with a low loss and no high one asked for (``n x 2 L``), and these low losses (``n``)."""
         low = {k: v for k, v in self._losses[Fidelity.LOW].items() if (k, Fidelity.HIGH) not in self._seen}
         return self._rows(low), np.array(list(low.values()), dtype=np.float64)
 
     def best(self) -> tuple[IntArray, float] | None:
-        """The row that fits the budget with the least high-fidelity loss, and that loss."""
+        """Return the row that fits the budget with the least high-fidelity loss, and that loss."""
         rows, losses = self.known(Fidelity.HIGH)
         fits = self._problem.costs.feasible(rows, self._problem.budget_bytes)
         if not fits.any():

@@ -14,7 +14,7 @@ _JITTER = (0.1, 0.4)
 
 
 def warm_population(problem: SearchProblem, repair: Repair, tau: str, n: int, rng: np.random.Generator) -> IntArray:
-    """Eq. 6's row and jittered copies of it, all repaired, ``n x 2 L`` (repeats possible).
+    """Return Eq. 6's row and jittered copies of it, all repaired, ``n x 2 L`` (repeats possible).
 
     Each copy moves coordinates by one ladder step up or down, the later ones more of them.
 
@@ -31,7 +31,7 @@ def warm_population(problem: SearchProblem, repair: Repair, tau: str, n: int, rn
 
 
 def random_near_budget(problem: SearchProblem, rng: np.random.Generator) -> IntArray:
-    """A random row that fits, ``2 L``, as far up as a random path of single ladder steps stays in the budget.
+    """Draw a row that fits, ``2 L``: as far up as a random path of single ladder steps stays in the budget.
 
     Every coordinate climbs at its own random rate, and formats as a whole at another than ranks, so that averages
     differ as much as single units do.

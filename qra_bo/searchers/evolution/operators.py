@@ -11,7 +11,7 @@ from qra_bo.space.neighbourhood import atomic_neighbours, ladder_tops
 from qra_bo.utils.errors import BudgetError
 
 _FLOOR = 0.02
-"""Added to importances: min-max scaling makes one of them 0, and its unit would never move."""
+"""Added to importances: min-max scaling makes one of them 0, so that its unit would never move."""
 
 
 class Operators:
@@ -32,17 +32,17 @@ class Operators:
         self._odds = np.concatenate([importance_q + _FLOOR, importance_r + _FLOOR]) ** gamma
 
     def child(self, first: IntArray, second: IntArray, rng: np.random.Generator) -> IntArray | None:
-        """Crossover of two rows (``2 L``), then one of the three mutations, each as likely."""
+        """Cross two rows (``2 L``), then apply one of the three mutations, each as likely."""
         crossed = self.crossover(first, second, rng)
         mutation = (self.guided, self.coupled, self.atomic)[int(rng.integers(3))]
         return mutation(crossed, rng)
 
     def crossover(self, first: IntArray, second: IntArray, rng: np.random.Generator) -> IntArray:
-        """Every coordinate from either parent, as likely; the result may not fit."""
+        """Take every coordinate from either parent, as likely; the result may not fit."""
         return np.where(rng.random(len(first)) < 0.5, first, second)
 
     def guided(self, row: IntArray, rng: np.random.Generator) -> IntArray | None:
-        """One step up or down of a coordinate drawn with odds importance ** gamma, then repair."""
+        """Move a coordinate drawn with odds importance ** gamma one step up or down, then repair."""
         coordinate = self._draw(self._tops > 0, rng)
         if coordinate is None:
             return self._repaired(row)
@@ -52,7 +52,7 @@ class Operators:
         return self._repaired(moved)
 
     def coupled(self, row: IntArray, rng: np.random.Generator) -> IntArray | None:
-        """One step up of a coordinate drawn likewise, paid for by repair of the others."""
+        """Move a coordinate drawn likewise one step up, paid for by repair of the others."""
         coordinate = self._draw(row < self._tops, rng)
         if coordinate is None:
             return self._repaired(row)
@@ -61,12 +61,12 @@ class Operators:
         return self._repaired(moved, frozenset([coordinate]))
 
     def atomic(self, row: IntArray, rng: np.random.Generator) -> IntArray | None:
-        """One of the one-step neighbours, each as likely, then repair."""
+        """Take one of the one-step neighbours, each as likely, then repair."""
         neighbours = atomic_neighbours(self._problem.space, row)
         return self._repaired(neighbours[int(rng.integers(len(neighbours)))] if len(neighbours) else row)
 
     def _draw(self, allowed: npt.NDArray[np.bool_], rng: np.random.Generator) -> int | None:
-        """A coordinate: formats or ranks with equal chance where both are allowed, then by importance."""
+        """Draw a coordinate: formats or ranks with equal chance where both are allowed, then by importance."""
         n = self._problem.space.n_units
         halves = [h for h in (slice(0, n), slice(n, 2 * n)) if allowed[h].any()]
         if not halves:

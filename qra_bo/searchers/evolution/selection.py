@@ -1,4 +1,4 @@
-"""NSGA-II's selection over (loss, memory) with constrained domination, and the hypervolume; all by pymoo."""
+"""NSGA-II's selection over (loss, memory) with constrained domination, and the hypervolume, by pymoo."""
 
 import numpy as np
 from pymoo.indicators.hv import HV
@@ -10,7 +10,7 @@ from qra_bo.space import IntArray
 
 
 def rank_and_crowd(objectives: FloatArray, violation: FloatArray) -> tuple[IntArray, FloatArray]:
-    """Front (0 is the best) and crowding distance of ``n`` points, ``n`` each.
+    """Return front (0 is the best) and crowding distance of ``n`` points, ``n`` each.
 
     Constrained domination: points that fit are sorted into fronts; those that do not come after all of them, the
     smaller violation first.
@@ -36,26 +36,18 @@ def rank_and_crowd(objectives: FloatArray, violation: FloatArray) -> tuple[IntAr
 
 
 def survivors(rank: IntArray, crowding: FloatArray, n: int) -> IntArray:
-    """Positions of the ``n`` best by front, then by crowding distance, then by position."""
+    """Return positions of the ``n`` best by front, then by crowding distance, then by position."""
     order: IntArray = np.lexsort((np.arange(len(rank)), -crowding, rank))
     return order[:n]
 
 
 def tournament(rank: IntArray, crowding: FloatArray, rng: np.random.Generator) -> int:
-    """Position of the better of two random points."""
+    """Return the position of the better of two random points."""
     a, b = (int(i) for i in rng.integers(len(rank), size=2))
     return a if (rank[a], -crowding[a]) <= (rank[b], -crowding[b]) else b
 
 
-def front(objectives: FloatArray) -> IntArray:
-    """Positions of the non-dominated among ``n x m`` points, ``k``."""
-    if len(objectives) == 0:
-        return np.zeros(0, dtype=np.int64)
-    positions: IntArray = np.sort(NonDominatedSorting().do(objectives, only_non_dominated_front=True))
-    return positions
-
-
 def hypervolume(objectives: FloatArray, reference: FloatArray) -> float:
-    """Volume that ``n x m`` points dominate up to the ``reference`` point (``m``); 0 if none is better than it."""
+    """Return the volume that ``n x m`` points dominate up to ``reference`` (``m``); 0 if none is better than it."""
     inside = objectives[(objectives < reference).all(axis=1)]
     return float(HV(ref_point=reference)(inside)) if len(inside) else 0.0

@@ -1,4 +1,4 @@
-"""What sensitivities say about an allocation, as features of the structured surrogate."""
+"""Sensitivities of an allocation as features of the structured surrogate."""
 
 from collections.abc import Collection
 
@@ -15,75 +15,76 @@ from surrogates.structured import Component
 _REFERENCE_ROWS = 200
 
 
-def build_components(problem: SearchProblem, without: Collection[str] = (), damage: str = BELIEVED) -> list[Component]:
-    """Parts of the latent loss of one problem, each with unit variance over a reference set of allocations.
+def build_components(problem: SearchProblem, without: Collection[str] = (),
+                     quantization_sensitivity: str = BELIEVED) -> list[Component]:
+    """Return the parts of the latent loss, each with unit variance over a reference set of allocations.
 
-    Format and rank by share of parameters, damage (with its square root, and both of the KL divergence), damage times
-    rank, gain; all units share the weights.
+    Format and rank by share of parameters, quantisation sensitivity (with its square root, and both of the KL
+    divergence), quantisation sensitivity times rank, rank sensitivity; all units share the weights.
 
     Args:
         problem: What is searched.
         without: Parts to leave out, by name.
-        damage: What damage is, see ``damage_of``.
+        quantization_sensitivity: Its measure, see ``damage_of``.
 
     Raises:
-        ConfigError: If there is no such part, or no such damage.
+        ConfigError: If there is no such part, or no such measure.
     """
     space, profile = problem.space, problem.profile
     n_units, n_formats, n_ranks = problem.costs.shape
-    share = space.unit_numel / space.unit_numel.sum()
-    level, root = damage_scales(problem, damage)
+    share = (space.unit_numel / space.unit_numel.sum())[:, None]
+    level, root = sensitivity_scales(problem, quantization_sensitivity)
     log_rank = rank_scale(problem)
     below = np.triu(np.ones((n_formats, n_formats)))[:, :-1]  # below[f, j] = 1 for formats up to j: a step above it
     rank_steps = np.tril(np.ones((n_ranks, n_ranks)))[:, 1:] * np.sqrt(np.diff(log_rank))
 
-    def table(units: FloatArray, formats: FloatArray, ranks: FloatArray) -> FloatArray:
-        """Products of ``L x m``, ``F x m`` and ``R x m`` (or single columns), ``L x F x R x m``."""
-        return units[:, None, None, :] * formats[None, :, None, :] * ranks[None, None, :, :]
+    def table(formats: FloatArray, ranks: FloatArray) -> FloatArray:
+        """Return products of shares with ``F x m`` and ``R x m`` (or single columns), ``L x F x R x m``."""
+        products: FloatArray = share[:, None, None, :] * formats[None, :, None, :] * ranks[None, None, :, :]
+        return products
 
     flat_f, flat_r = np.ones((n_formats, 1)), np.ones((n_ranks, 1))
-    by_rank = log_rank[None, None, :, None]
     kl = np.clip(profile.quantization_kl, 0.0, None)
     sides = np.stack([level, root, kl, np.sqrt(kl)], axis=-1)[:, :, None, :]
-    damages = np.broadcast_to(sides, (n_units, n_formats, n_ranks, sides.shape[-1]))
-    parts = [
-        ("format", table(share[:, None], below, flat_r), 0.7),
-        ("rank", table(share[:, None], flat_f, log_rank[:, None]), 0.3),
-        ("rank shape", table(share[:, None], flat_f, rank_steps), 0.15),
-        ("quantization_sensitivity", damages, 0.7),
-        ("damage x rank", damages[..., 1:2] * by_rank, 0.2),
-    ]
-    gain = gain_table(problem)
+    sensitivities = np.broadcast_to(sides, (n_units, n_formats, n_ranks, sides.shape[-1]))
+    parts = {
+        "format": (table(below, flat_r), 0.7),
+        "rank": (table(flat_f, log_rank[:, None]), 0.3),
+        "rank shape": (table(flat_f, rank_steps), 0.15),
+        "quantization_sensitivity": (sensitivities, 0.7),
+        "quantization_sensitivity x rank": (sensitivities[..., 1:2] * log_rank[None, None, :, None], 0.2),
+    }
+    gain = rank_sensitivity_table(problem)
     if gain is not None:
-        parts.append(("rank_sensitivity", np.broadcast_to(gain[:, None, :, :], (n_units, n_formats, n_ranks, gain.shape[-1])),
-                      0.2))
-    unknown = sorted(set(without) - {name for name, *_ in parts} - {"rank_sensitivity"})
+        parts["rank_sensitivity"] = (np.broadcast_to(gain[:, None], (n_units, n_formats, n_ranks, gain.shape[-1])), 0.2)
+    unknown = sorted(set(without) - set(parts) - {"rank_sensitivity"})
     if unknown:
-        raise ConfigError(f"the surrogate has no parts {unknown}; it has {[name for name, *_ in parts]}")
-    parts = [part for part in parts if part[0] not in without]
+        raise ConfigError(f"the surrogate has no parts {unknown}; it has {list(parts)}")
     reference = _reference_rows(problem)
-    built = [_normalised(name, phi, scale, reference) for name, phi, scale in parts if phi.shape[-1]]
-    kept = [c for c in built if c is not None]
+    built = [_normalised(name, phi, scale, reference) for name, (phi, scale) in parts.items()
+             if name not in without and phi.shape[-1]]
     # A space of one allocation leaves nothing to tell apart.
-    return kept or [Component("nothing", torch.zeros((*problem.costs.shape, 1), dtype=torch.float64),
-                              torch.ones((n_units, 1), dtype=torch.float64))]
+    return [c for c in built if c is not None] or [
+        Component("nothing", torch.zeros((*problem.costs.shape, 1), dtype=torch.float64),
+                  torch.ones((n_units, 1), dtype=torch.float64))]
 
 
-def damage_scales(problem: SearchProblem, damage: str = BELIEVED) -> tuple[FloatArray, FloatArray]:
-    """Damage (``damage_of``), made non-negative and non-increasing along the ladder, and its square root, ``L x F``."""
-    level = np.clip(damage_of(problem.profile, damage), 0.0, None)
+def sensitivity_scales(problem: SearchProblem, measure: str = BELIEVED) -> tuple[FloatArray, FloatArray]:
+    """Return quantisation sensitivity (``damage_of``), non-negative and non-increasing along the ladder, and its square
+    root, ``L x F``."""
+    level = np.clip(damage_of(problem.profile, measure), 0.0, None)
     monotone = np.maximum.accumulate(level[:, ::-1], axis=1)[:, ::-1]
     return monotone, np.sqrt(monotone)
 
 
 def rank_scale(problem: SearchProblem) -> FloatArray:
-    """Logarithm of the rank, from 0 at the smallest to 1 at the largest, ``R``."""
+    """Return the logarithm of the rank, from 0 at the smallest to 1 at the largest, ``R``."""
     logs = np.log(np.array(problem.space.ranks.values, dtype=np.float64))
     return (logs - logs[0]) / (logs[-1] - logs[0]) if len(logs) > 1 else np.zeros(1)
 
 
-def gain_table(problem: SearchProblem) -> FloatArray | None:
-    """I_r by rank and its square root, each over its mean, ``L x R x 2``; ``None`` where it was not measured."""
+def rank_sensitivity_table(problem: SearchProblem) -> FloatArray | None:
+    """Return I_r by rank and its square root, each over its mean, ``L x R x 2``; ``None`` where it was not measured."""
     gain = problem.profile.rank_sensitivity
     if gain is None:
         return None
@@ -96,7 +97,7 @@ def gain_table(problem: SearchProblem) -> FloatArray | None:
 
 
 def _reference_rows(problem: SearchProblem) -> Tensor:
-    """Random allocations and all uniform ones, ``n x 2 L``: what a part's variance is measured over."""
+    """Draw random allocations and add all uniform ones, ``n x 2 L``: a part's variance is measured over them."""
     n_units, n_formats, n_ranks = problem.costs.shape
     rng = problem.rng("reference")
     random = np.hstack([rng.integers(0, n_formats, (_REFERENCE_ROWS, n_units)),
@@ -108,9 +109,8 @@ def _reference_rows(problem: SearchProblem) -> Tensor:
 def _normalised(name: str, phi: FloatArray, scale: float, rows: Tensor) -> Component | None:
     """Scale every feature to an equal share of unit variance over ``rows``; ``None`` if all are constant."""
     n_units = phi.shape[0]
-    index = torch.arange(n_units)
     features = torch.from_numpy(np.array(phi, dtype=np.float64))
-    totals = features[index, rows[:, :n_units], rows[:, n_units:]].sum(dim=1)
+    totals = features[torch.arange(n_units), rows[:, :n_units], rows[:, n_units:]].sum(dim=1)
     variance = (totals - totals.mean(dim=0)).square().mean(dim=0)
     used = variance > 1e-24
     if not bool(used.any()):

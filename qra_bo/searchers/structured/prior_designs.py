@@ -1,33 +1,37 @@
-"""First proposals: knapsacks under several assumed exchange rates between damage and gain, for none is known."""
+"""First proposals: knapsacks under several assumed exchange rates between quantisation and rank sensitivity."""
+
+import math
 
 import numpy as np
 
 from qra_bo.searchers.base import SearchProblem
-from qra_bo.searchers.structured.features import damage_scales, rank_scale
+from qra_bo.searchers.structured.features import rank_scale, sensitivity_scales
 from qra_bo.sensitivity.damages import BELIEVED
 from qra_bo.sensitivity.profile import FloatArray
 
-# (power of damage, nats that the whole rank ladder is worth over nats that the typical format costs): small rates
-# put bytes into formats, large ones into ranks; the square root believes less in differences between units. In an order
-# that spreads the first few over the rates.
+# (power of quantisation sensitivity, nats that the whole rank ladder is worth over nats that the typical format costs):
+# small rates put bytes into formats, large ones into ranks; the square root assumes smaller differences between units.
+# The order spreads the first few over the rates.
 _ASSUMPTIONS = ((1.0, 0.03), (0.5, 0.3), (0.5, 1.0), (0.5, 0.1), (1.0, 0.3), (1.0, 1.0), (0.5, 3.0), (1.0, 3.0))
-
-LEAST_PRIOR = 4
-
-
-def prior_share(equivalents: float) -> int:
-    """First proposals of a search that may spend so many full-trial equivalents: about a quarter of them. Where
-    bytes belong is what a search knows least, and what it would otherwise settle too soon."""
-    return min(len(_ASSUMPTIONS), max(LEAST_PRIOR, round(equivalents / 4)))
+_LEAST = 4
 
 
-def prior_tables(problem: SearchProblem, n: int, damage: str = BELIEVED) -> list[FloatArray]:
-    """The first ``n`` (at most 8) additive loss tables to solve before anything is learned, each ``L x F x R``.
+def prior_share(max_full_trials: float) -> int:
+    """Return the number of first proposals: about a quarter of the trials, the least where these are not limited.
+
+    Whether bytes belong into bits or ranks is what a search knows least, and would otherwise settle too soon.
+    """
+    wanted = _LEAST if math.isinf(max_full_trials) else round(max_full_trials / 4)
+    return min(len(_ASSUMPTIONS), max(_LEAST, wanted))
+
+
+def prior_tables(problem: SearchProblem, n: int, quantization_sensitivity: str = BELIEVED) -> list[FloatArray]:
+    """Return the first ``n`` (at most 8) additive loss tables to solve before anything is learned, each ``L x F x R``.
 
     Raises:
-        ConfigError: If there is no such damage (``damage_of``).
+        ConfigError: If there is no such measure of quantisation sensitivity (``damage_of``).
     """
-    level, root = damage_scales(problem, damage)
+    level, root = sensitivity_scales(problem, quantization_sensitivity)
     share = (problem.space.unit_numel / problem.space.unit_numel.sum())[:, None, None]
     typical = _typical_format(problem)
     ranks = rank_scale(problem)[None, None, :]
@@ -40,7 +44,7 @@ def prior_tables(problem: SearchProblem, n: int, damage: str = BELIEVED) -> list
 
 
 def _typical_format(problem: SearchProblem) -> int:
-    """The largest format that every unit could have at the smallest rank; the smallest if none fits."""
+    """Return the largest format that every unit could have at the smallest rank; the smallest if none fits."""
     n_units = problem.space.n_units
     rows = np.array([[f] * n_units + [0] * n_units for f in range(len(problem.space.formats))], dtype=np.int64)
     fits = np.flatnonzero(problem.costs.feasible(rows, problem.budget_bytes))

@@ -1,267 +1,242 @@
 """The default search: an additive surrogate learned on top of the sensitivities, solved exactly under the budget."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import inspect
+import math
+import pkgutil
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import torch
+from botorch.acquisition.analytic import LogExpectedImprovement, PosteriorMean
 
 from qra_bo.searchers.base import SearchProblem
+from qra_bo.searchers.observations import ObservingSearcher, kept_indices
 from qra_bo.searchers.priors import prior_file
+from qra_bo.searchers.region import TrustRegion
 from qra_bo.searchers.structured.features import build_components
-from qra_bo.searchers.structured.observations import Observations, row_of, telling
-from qra_bo.searchers.structured.prior_designs import LEAST_PRIOR, prior_tables
+from qra_bo.searchers.structured.prior_designs import prior_share, prior_tables
 from qra_bo.searchers.structured.transfer import load_prior, with_prior
-from qra_bo.searchers.trust_region.check import LEAST_CHECKED, check_fields
-from qra_bo.searchers.trust_region.functions import log_expected_improvement
-from qra_bo.searchers.trust_region.region import TrustRegion
 from qra_bo.sensitivity.damages import BELIEVED, DAMAGES, unknown_damage
 from qra_bo.sensitivity.profile import FloatArray
 from qra_bo.space import Allocation, IntArray
-from qra_bo.space.knapsack import Region, solve_knapsack
+from qra_bo.space.knapsack import Region
 from qra_bo.space.lagrangian import solve_relaxed
-from qra_bo.trials import Fidelity, Proposal, Trial
-from qra_bo.utils.errors import BudgetError, ConfigError
+from qra_bo.trials import Trial
+from qra_bo.utils.errors import ConfigError
 from surrogates.structured import Design, StructuredModel, StructuredSettings
 
-GLOBAL = "global"
+THOMPSON = "thompson"
+ACQUISITIONS: Mapping[str, Callable[..., Any]] = {"logei": LogExpectedImprovement, "mean": PosteriorMean}
+"""Acquisition functions by name, besides ``"thompson"``."""
+LEAST_CHECKED = 5
+"""Observations below which rank correlation and coverage say nothing."""
 
 
-@dataclass(frozen=True, slots=True)
-class StructuredOptions:
-    """Options of ``StructuredSearch``.
+class StructuredSearch(ObservingSearcher):
+    """Posterior samples of a structured surrogate solved as knapsacks; an acquisition function chooses among them.
 
-    Args:
-        n_prior: Proposals solved under assumed exchange rates of damage and gain, before any is learned; ``None``: see
-            ``prior_designs.prior_share`` (without a limit on the cost its least).
-        draws: Posterior draws solved for every global proposal, besides the posterior mean.
-        temperatures: Factors on the deviation of the draws from the posterior mean, in turn.
-        rel_gap: Relative gap at which knapsacks of posterior draws may stop (and, but for 0, after many nodes).
-        most: Observations that the surrogate is conditioned on at most (see ``telling``).
-        always_fitted: Up to so many observations its scales are fitted after every one; beyond, each time their number
-            has grown by a twentieth of what goes beyond.
-        prior: What earlier runs taught about the parts' scales, a file or the name of one that comes with the package;
-            or ``None``.
-        without: Parts of the surrogate to leave out, by their names in ``build_components``.
-        damage: What the profile's damage is taken to be, see ``damage_of``.
-        model: Settings of the surrogate.
-    """
-
-    n_prior: int | None = None
-    draws: int = 6
-    temperatures: tuple[float, ...] = (1.0, 0.5)
-    rel_gap: float = 1e-3
-    most: int = 500
-    always_fitted: int = 150
-    prior: str | None = None
-    without: tuple[str, ...] = ()
-    damage: str = BELIEVED
-    model: StructuredSettings = field(default_factory=StructuredSettings)
-
-
-class StructuredSearch:
-    """Thompson samples of a structured surrogate solved as knapsacks, of which the largest LogEI is evaluated.
-
-    The incumbent is the evaluated allocation with the best posterior mean, so that one lucky evaluation does not
-    hold the search. Uniform choices told by the engine train the surrogate like any other. Only high-fidelity
-    evaluations are asked for and learned from.
+    The incumbent is the evaluated allocation with the best posterior mean, so that one lucky trial does not hold the
+    search. Uniform baselines train the surrogate like any other allocation. Only high-fidelity trials are asked for and
+    learned from.
 
     Args:
         problem: What is searched.
-        options: See ``StructuredOptions``.
+        n_prior: Proposals solved under assumed exchange rates of bits and ranks, before any is learned; ``None``: see
+            ``prior_designs.prior_share``.
+        draws: Posterior samples solved for every global proposal, besides the posterior mean.
+        temperatures: Factors on the deviation of the samples from the posterior mean, in turn.
+        acquisition: ``"logei"``, ``"mean"`` (posterior mean), ``"thompson"`` (the solution of one posterior sample),
+            the dotted path of a callable, or the callable itself, e.g. a partial BoTorch acquisition function. It is
+            called with those of the keywords ``model`` (``StructuredModel``), ``best_f`` (least latent posterior mean
+            of the observations) and ``maximize`` (``False``) that it takes, and returns a function of ``m x 1 x 2 L``
+            index rows (float64) to ``m`` scores; the largest wins.
+        rel_gap: Relative gap at which knapsacks may stop (and, but for 0, after many nodes).
+        most: Observations that the surrogate is conditioned on at most (see ``kept_indices``).
+        always_fitted: Up to so many observations its scales are fitted after every one; beyond, each time their number
+            has grown by a twentieth of the excess.
+        prior: Prior of the parts' scales learned from earlier runs: a file or the name of one that comes with the
+            package; or ``None``.
+        without: Parts of the surrogate to leave out, by their names in ``build_components``.
+        quantization_sensitivity: Its measure: ``"rise"``, ``"divergence"`` or ``"believed"``, see ``damage_of``.
+        model: Settings of the surrogate.
+
+    Attributes:
+        region: Trust region of the global proposals, in units whose choice may change.
 
     Raises:
         ConfigError: If an option is out of its range.
     """
 
-    name = "structured"
+    name, stage = "structured", "global"
 
-    def __init__(self, problem: SearchProblem, options: StructuredOptions | None = None) -> None:
-        self._options = options or StructuredOptions()
-        _check(self._options)
-        self._problem = problem
-        self._rng = problem.rng("structured")
-        self._seen = Observations(problem)
-        parts = build_components(problem, self._options.without, self._options.damage)
-        learned = {} if self._options.prior is None else load_prior(prior_file(self._options.prior))
-        self._design = Design(with_prior(parts, learned))
-        n_prior = self._options.n_prior
-        self._prior = prior_tables(problem, LEAST_PRIOR if n_prior is None else n_prior, self._options.damage)
+    def __init__(self, problem: SearchProblem, *, n_prior: int | None = None, draws: int = 6,
+                 temperatures: Sequence[float] = (1.0, 0.5), acquisition: str | Callable[..., Any] = "logei",
+                 rel_gap: float = 1e-3, most: int = 500, always_fitted: int = 150, prior: str | None = None,
+                 without: Collection[str] = (), quantization_sensitivity: str = BELIEVED,
+                 model: StructuredSettings | None = None) -> None:
+        problems, acquire = [], None
+        if most < 2 or always_fitted < 0:
+            problems.append(f"most must be at least 2 and always_fitted at least 0; got {most} and {always_fitted}")
+        if (n_prior or 0) < 0 or draws < 1:
+            problems.append(f"n_prior must be at least 0 and draws at least 1; got {n_prior} and {draws}")
+        if not temperatures or min(temperatures) < 0:
+            problems.append(f"temperatures must be at least 0, and at least one; got {temperatures}")
+        if quantization_sensitivity not in DAMAGES:
+            problems.append(unknown_damage(quantization_sensitivity))
+        if rel_gap < 0:
+            problems.append(f"rel_gap must be at least 0; got {rel_gap}")
+        try:
+            acquire = None if acquisition == THOMPSON else _acquisition(acquisition)
+        except ConfigError as error:
+            problems.append(str(error))
+        if problems:
+            raise ConfigError(problems)
+        super().__init__(problem)
+        self._acquire = acquire
+        self._draws, self._temperatures, self._rel_gap = draws, temperatures, rel_gap
+        self._most, self._always_fitted, self._settings = most, always_fitted, model
+        parts = build_components(problem, without, quantization_sensitivity)
+        self._design = Design(with_prior(parts, {} if prior is None else load_prior(prior_file(prior))))
+        n_prior = prior_share(problem.max_full_trials) if n_prior is None else n_prior
+        self._prior = prior_tables(problem, n_prior, quantization_sensitivity)
         n_units = problem.space.n_units
-        self._region = TrustRegion(max(2, n_units // 2), 2, n_units, max(2, n_units // 2), factor=1.5)
+        self.region = TrustRegion(max(2, n_units // 2), 2, n_units, max(2, n_units // 2), factor=1.5)
         self._model: StructuredModel | None = None
         self._scaled: tuple[StructuredModel, int] | None = None
 
-    @property
-    def region(self) -> TrustRegion:
-        """Trust region of the global proposals, in units whose choice may change."""
-        return self._region
-
-    def ask(self, n: int) -> list[Proposal]:
-        """Up to ``n`` proposals; fewer once every allocation that fits has been tried.
-
-        Raises:
-            BudgetError: If nothing fits into the budget.
-        """
-        proposals = []
-        for _ in range(n):
-            found = self._next()
-            if found is None:
-                break
-            proposals.append(found)
-        return proposals
-
-    def tell(self, evaluations: Sequence[Trial]) -> None:
+    def tell(self, trials: Sequence[Trial]) -> None:
+        """Learn of finished trials; the region grows where a global proposal improves on the least loss."""
         _, before, _ = self._seen.arrays()
-        new = self._seen.tell(evaluations)
         best = float(before.min()) if len(before) else np.inf
-        for evaluation in new:
-            improved = evaluation.loss is not None and evaluation.loss < best
-            if improved and evaluation.loss is not None:
-                best = evaluation.loss
-            if evaluation.stage == GLOBAL and len(before) >= 2:
-                self._region = self._region.update(improved)
-        if new:
+        for trial in self._seen.tell(trials):
+            improved = trial.loss is not None and trial.loss < best
+            best = min(best, math.inf if trial.loss is None else trial.loss)
+            if trial.stage == self.stage and len(before) >= 2:
+                self.region = self.region.update(improved)
             self._model = None
 
     def recommend(self) -> list[Allocation]:
         """See ``Recommending``: by posterior mean."""
-        rows, losses, counts = self._kept()
-        if len(rows) < 2:
-            return []
-        self._model = self._model or self._learned(rows, losses, counts)
-        return [self._problem.space.decode(row) for row in self._ranked(self._model)]
+        model = self._fitted()
+        return [] if model is None else [self._problem.space.decode(row) for row in self._ranked(model)]
 
     def surrogate_check(self) -> dict[str, Any] | None:
         """See ``SelfChecking``; the surrogate's scales are those fitted to all observations that it keeps."""
         rows, losses, counts = self._kept()
-        return check_fields(self._model_of(rows, losses, counts).held_out()) if len(rows) >= LEAST_CHECKED else None
+        if len(rows) < LEAST_CHECKED:
+            return None
+        held_out = self._model_of(rows, losses, counts).held_out()
+        quality = {key: None if math.isnan(value) else value for key, value in asdict(held_out.diagnostics()).items()}
+        return {"observed": held_out.truth.tolist(), "predicted": held_out.mean.tolist(), "sd": held_out.sd.tolist(),
+                **quality}
 
     def predict(self, rows: IntArray) -> tuple[FloatArray, FloatArray] | None:
-        """Posterior mean and deviation of the loss of ``m x 2 L`` rows, each ``m``; ``None`` before 2 losses."""
-        model = self._fitted()
+        """Return posterior mean and deviation of the loss of ``m x 2 L`` rows, each ``m``; ``None`` before 2 losses."""
+        model = self._conditioned()
         if model is None:
             return None
         mean, sd = model.predict(torch.from_numpy(rows))
         return mean.numpy(), sd.numpy()
 
-    def _next(self) -> Proposal | None:
+    def _next(self) -> IntArray | None:
         while self._prior:
-            row = self._solve(self._prior.pop(0), None)
-            if row is None:
-                return None
-            if tuple(row.tolist()) not in self._seen.tried:
-                return self._new(row)
-        model = self._fitted()
+            row = self._solve(self._prior.pop(0), self._rel_gap, forbid=False)
+            if row is None or len(self._seen.fresh(row[None])):
+                return row
+        model = self._conditioned()
         if model is None:
-            row = self._solve(self._rng.standard_normal(self._problem.costs.shape), None, forbid=True)
-            return None if row is None else self._new(row)
-        candidates = self._fresh(self._candidates(model, self._incumbent(model)))
-        if len(candidates):
-            return self._new(self._most_promising(model, candidates))
-        row = self._solve(model.mean_table().numpy(), None, forbid=True)
-        return None if row is None else self._new(row)
+            return self._solve(self._rng.standard_normal(self._problem.costs.shape), self._rel_gap)
+        candidates = self._seen.fresh(self._candidates(model))
+        if not len(candidates):
+            return self._solve(model.mean_table().numpy(), self._rel_gap)
+        chosen: IntArray = candidates[0 if self._acquire is None else self._best(model, candidates)]
+        return chosen
 
-    def _new(self, row: IntArray) -> Proposal:
-        return Proposal(self._seen.propose(row), Fidelity.HIGH, GLOBAL)
+    def _best(self, model: StructuredModel, candidates: IntArray) -> int:
+        """Return the index of the candidate (``m x 2 L``) with the largest acquisition value."""
+        assert self._acquire is not None
+        best_f = float(model.latent(model.rows)[0].min())
+        with torch.no_grad():
+            scores = self._acquire(model=model, best_f=best_f, maximize=False)(
+                torch.from_numpy(candidates).double()[:, None, :])
+        return int(scores.argmax())
 
-    def _most_promising(self, model: StructuredModel, candidates: IntArray) -> IntArray:
-        """The row (``2 L``) of ``m x 2 L`` with the largest expected improvement on the best posterior mean."""
-        mean, sd = (part.numpy() for part in model.latent(torch.from_numpy(candidates)))
-        known, _ = model.latent(model.rows)
-        return row_of(candidates, int(np.argmax(log_expected_improvement(mean, sd, float(known.min())))))
+    def _candidates(self, model: StructuredModel) -> IntArray:
+        """Solve posterior samples exactly, everywhere and within the trust region around the incumbent, ``m x 2 L``.
+
+        The solution of the posterior mean comes first, unless single samples are proposed.
+        """
+        ranked = self._ranked(model)
+        region = Region(ranked[0], self.region.radius) if len(ranked) else None
+        tables: list[tuple[torch.Tensor, Region | None]] = []
+        if self._acquire is not None:
+            tables.append((model.mean_table(), None))
+        for draw in range(self._draws):
+            temperature = self._temperatures[draw // 2 % len(self._temperatures)]
+            tables.append((model.sample_tables(self._rng, 1, temperature)[0], region if draw % 2 else None))
+        return np.stack([solve_relaxed(table.numpy(), self._problem.costs, self._problem.budget_bytes, where)
+                         for table, where in tables])
+
+    def _conditioned(self) -> StructuredModel | None:
+        """Return the surrogate of what is known, conditioned on pending proposals; ``None`` before 2 losses."""
+        model, pending = self._fitted(), self._seen.pending
+        if model is None or not len(pending):
+            return model
+        return model.condition_on_pending(torch.from_numpy(pending).double())
 
     def _fitted(self) -> StructuredModel | None:
-        """The surrogate of what is known, with pending proposals at their predicted values: they leave its scales and
-        its warp as they are."""
+        """Return the surrogate of what is known; ``None`` before 2 losses.
+
+        Of very many observations the scales are fitted now and then, and taken over else.
+        """
         rows, losses, counts = self._kept()
-        if len(rows) < 2:
-            return None
-        self._model = self._model or self._learned(rows, losses, counts)
-        pending = np.array(list(self._seen.pending), dtype=np.float64).reshape(-1, rows.shape[1])
-        if not len(pending):
+        if len(rows) < 2 or self._model is not None:
             return self._model
-        believed = self._model.warp.inverse(self._model.latent(torch.from_numpy(pending))[0]).numpy()
-        return self._model_of(np.vstack([rows, pending]), np.append(losses, believed),
-                              np.append(counts, np.ones(len(pending))), self._model)
-
-    def _kept(self) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """``Observations.arrays``, at most ``options.most`` of them."""
-        rows, losses, counts = self._seen.arrays()
-        kept = telling(losses, self._options.most)
-        return rows[kept], losses[kept], counts[kept]
-
-    def _learned(self, rows: FloatArray, losses: FloatArray, counts: FloatArray) -> StructuredModel:
-        """The surrogate of ``n`` observations; of very many the scales are fitted now and then, and taken over else."""
-        always, n = self._options.always_fitted, self._seen.size
+        always, n = self._always_fitted, len(self._seen.arrays()[1])
         if self._scaled is not None and n > always:
             scaled, fitted_to = self._scaled
             if 20 * (n - fitted_to) < n - always and float(losses.min()) >= scaled.warp.best:
-                return self._model_of(rows, losses, counts, scaled)
-        model = self._model_of(rows, losses, counts)
-        self._scaled = model, n
-        return model
+                self._model = self._model_of(rows, losses, counts, scaled)
+                return self._model
+        self._model = self._model_of(rows, losses, counts)
+        self._scaled = self._model, n
+        return self._model
+
+    def _kept(self) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Return ``Observations.arrays``, at most ``most`` of them."""
+        rows, losses, counts = self._seen.arrays()
+        kept = kept_indices(losses, self._most)
+        return rows[kept], losses[kept], counts[kept]
 
     def _model_of(self, rows: FloatArray, losses: FloatArray, counts: FloatArray,
                   like: StructuredModel | None = None) -> StructuredModel:
         return StructuredModel(self._design, torch.from_numpy(rows), torch.from_numpy(losses),
-                               torch.from_numpy(counts), self._options.model, like)
-
-    def _incumbent(self, model: StructuredModel) -> IntArray | None:
-        """The evaluated row with the best posterior mean among those on the ladders and within the budget."""
-        ranked = self._ranked(model)
-        return row_of(ranked, 0) if len(ranked) else None
+                               torch.from_numpy(counts), self._settings, like)
 
     def _ranked(self, model: StructuredModel) -> IntArray:
-        """Rows of a model on the ladders and within the budget, ``m x 2 L``, the best posterior mean first."""
+        """Return the model's rows on the ladders and within the budget, ``m x 2 L``, the best posterior mean first."""
         rows = model.rows.numpy()
-        whole: IntArray = rows[(rows == np.floor(rows)).all(axis=1)].astype(np.int64)
-        whole = whole[self._problem.costs.feasible(whole, self._problem.budget_bytes)]
+        whole: IntArray = rows[self._seen.admissible(rows)].astype(np.int64)
         if not len(whole):
             return whole
-        mean, _ = model.latent(torch.from_numpy(whole))
-        ranked: IntArray = whole[np.argsort(mean.numpy(), kind="stable")]
+        ranked: IntArray = whole[np.argsort(model.latent(torch.from_numpy(whole))[0].numpy(), kind="stable")]
         return ranked
 
-    def _candidates(self, model: StructuredModel, incumbent: IntArray | None) -> IntArray:
-        """Exact optima of posterior draws, everywhere and within the trust region, ``m x 2 L``."""
-        options, problem = self._options, self._problem
-        region = None if incumbent is None else Region(incumbent, self._region.radius)
-        tables: list[tuple[FloatArray, Region | None]] = [(model.mean_table().numpy(), None)]
-        for draw in range(options.draws):
-            temperature = options.temperatures[draw // 2 % len(options.temperatures)]
-            tables.append((model.sample_tables(self._rng, 1, temperature)[0].numpy(), region if draw % 2 else None))
-        return np.stack([solve_relaxed(table, problem.costs, problem.budget_bytes, where) for table, where in tables])
 
-    def _fresh(self, rows: IntArray) -> IntArray:
-        return rows[[tuple(r) not in self._seen.tried for r in rows.tolist()]]
+def _acquisition(given: str | Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that makes the acquisition function from those keywords that it takes.
 
-    def _solve(self, table: FloatArray, region: Region | None, forbid: bool = False) -> IntArray | None:
-        """Optimum of an additive table; ``None`` once every allocation that fits has been tried."""
-        tried = np.array(list(self._seen.tried), dtype=np.int64).reshape(-1, 2 * self._problem.space.n_units)
+    Raises:
+        ConfigError: If a name is unknown or a path can't be imported.
+    """
+    make = ACQUISITIONS.get(given, given) if isinstance(given, str) else given
+    if isinstance(make, str):
         try:
-            return solve_knapsack(table, self._problem.costs, self._problem.budget_bytes,
-                                  forbid=tried if forbid else None, region=region, rel_gap=self._options.rel_gap)
-        except BudgetError:
-            if forbid and len(tried):
-                return None
-            raise
-
-
-def _check(options: StructuredOptions) -> None:
-    problems = []
-    if options.most < 2 or options.always_fitted < 0:
-        problems.append(f"most must be at least 2 and always_fitted at least 0; got {options.most} and "
-                        f"{options.always_fitted}")
-    if (options.n_prior or 0) < 0 or options.draws < 1:
-        problems.append("n_prior must be at least 0 and draws at least 1; got "
-                        f"{options.n_prior} and {options.draws}")
-    if not options.temperatures or min(options.temperatures) < 0:
-        problems.append(f"temperatures must be at least 0, and at least one; got {options.temperatures}")
-    if options.damage not in DAMAGES:
-        problems.append(unknown_damage(options.damage))
-    if options.rel_gap < 0:
-        problems.append(f"rel_gap must be at least 0; got {options.rel_gap}")
-    if problems:
-        raise ConfigError(problems)
+            make = pkgutil.resolve_name(make)
+        except Exception as error:
+            raise ConfigError(f"acquisition must be one of {', '.join((*ACQUISITIONS, THOMPSON))}, or the dotted path "
+                              f"of a callable; got {given!r} ({error})") from error
+    taken = inspect.signature(make).parameters
+    return lambda **context: make(**{key: value for key, value in context.items() if key in taken})

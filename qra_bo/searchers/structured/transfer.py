@@ -1,8 +1,8 @@
-"""What earlier searches taught: how much every part of the default's surrogate mattered, as the prior of the next.
+"""Transfer between searches: scales of the default surrogate's parts, fitted to earlier runs, as priors of the next.
 
-Scales of the parts are in standard deviations of the latent loss, so that those of one model, task or budget say
-something about those of another, while losses themselves do not. (What a search believed of every single unit was also
-tried, as one more part and as the first proposal of a search of another text on the same model: it did not pay.)
+Scales of the parts are in standard deviations of the latent loss, so that those of one model, task or budget inform
+those of another, while losses themselves do not. (Transfer of single units' posteriors to a search of another text on
+the same model was also tried, as one more part and as the first proposal: it did not pay.)
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,18 +11,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from pydantic import PositiveFloat, TypeAdapter
 
 from qra_bo.searchers.base import SearchProblem
+from qra_bo.searchers.observations import Observations
 from qra_bo.searchers.structured.features import build_components
-from qra_bo.searchers.structured.observations import Observations
 from qra_bo.trials import Trial
 from qra_bo.utils.errors import ConfigError
 from qra_bo.utils.files import strict_json, write_json
-from surrogates.structured import Component, Design, StructuredModel, StructuredSettings
+from surrogates.structured import Component, Design, StructuredModel
 
 SCHEMA_VERSION = 1
 LEAST_LOSSES = 10
-"""Losses below which a study says too little of the parts to be learned from."""
+"""Losses below which a study does not determine the scales."""
 LEAST_SPREAD, MOST_SPREAD = 0.3, 0.7
 """Bounds of a learned prior's spread: a few studies are never certain, and it is never vaguer than without them."""
 
@@ -31,25 +32,25 @@ LEAST_SPREAD, MOST_SPREAD = 0.3, 0.7
 class PartPrior:
     """Prior of one part's scale: its median, and the standard deviation of its logarithm."""
 
-    scale: float
-    spread: float
+    scale: PositiveFloat
+    spread: PositiveFloat
 
 
-def fitted_scales(problem: SearchProblem, evaluations: Sequence[Trial],
-                  settings: StructuredSettings | None = None) -> dict[str, float] | None:
-    """Scale of every part as fitted to one study's losses; ``None`` where it has fewer than ``LEAST_LOSSES``."""
+def fitted_scales(problem: SearchProblem, trials: Sequence[Trial]) -> dict[str, float] | None:
+    """Return the scale of every part as fitted to one study's losses; ``None`` with fewer than ``LEAST_LOSSES``."""
     seen = Observations(problem)
-    seen.tell(evaluations)
+    seen.tell(trials)
     rows, losses, counts = seen.arrays()
     if len(rows) < LEAST_LOSSES:
         return None
     model = StructuredModel(Design(build_components(problem)), torch.from_numpy(rows), torch.from_numpy(losses),
-                            torch.from_numpy(counts), settings)
+                            torch.from_numpy(counts))
     return {name: scale for name, scale in model.scales.items() if name not in ("noise", "residual")}
 
 
 def combine(studies: Sequence[Mapping[str, float]]) -> dict[str, PartPrior]:
-    """Geometric mean of every part's scale over the studies that have it; its spread is theirs and ``LEAST_SPREAD``."""
+    """Return the geometric mean of every part's scale over the studies that have it; its spread is that between them,
+    within ``LEAST_SPREAD`` and ``MOST_SPREAD``."""
     found = {}
     for name in dict.fromkeys(name for study in studies for name in study):
         logs = np.log([study[name] for study in studies if name in study])
@@ -59,13 +60,13 @@ def combine(studies: Sequence[Mapping[str, float]]) -> dict[str, PartPrior]:
 
 
 def with_prior(components: Sequence[Component], prior: Mapping[str, PartPrior]) -> list[Component]:
-    """The parts with what was learned of their scales; parts of which nothing was learned stay as they are."""
+    """Return the components with the learned priors of their scales; components without one stay as they are."""
     return [replace(c, scale=prior[c.name].scale, spread=prior[c.name].spread) if c.name in prior else c
             for c in components]
 
 
 def save_prior(prior: Mapping[str, PartPrior], sources: Sequence[str], path: Path) -> None:
-    """Write a prior as JSON, atomically, with where it comes from in words."""
+    """Write a prior as JSON, atomically; ``sources`` describe its runs in words."""
     write_json(path, {"schema_version": SCHEMA_VERSION, "sources": list(sources),
                       "parts": {name: asdict(part) for name, part in prior.items()}})
 
@@ -74,23 +75,15 @@ def load_prior(path: Path) -> dict[str, PartPrior]:
     """Inverse of ``save_prior``.
 
     Raises:
-        ConfigError: If the file can't be read or is no prior.
+        ConfigError: If the file can't be read or does not hold a prior.
     """
     try:
         data = strict_json(path.read_text(encoding="utf-8"))
         if data["schema_version"] != SCHEMA_VERSION:
             raise ValueError(f"schema_version is {data['schema_version']!r}, this release reads {SCHEMA_VERSION}")
-        prior = {str(name): PartPrior(_positive(part["scale"]), _positive(part["spread"]))
-                 for name, part in data["parts"].items()}
+        return TypeAdapter(dict[str, PartPrior]).validate_python(data["parts"])
     except OSError as error:
         raise ConfigError(f"surrogate.prior: {path} can't be read ({error.strerror}); give a file that python -m "
                           "qra_bo.prior wrote") from error
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-        raise ConfigError(f"surrogate.prior: {path} is no prior that python -m qra_bo.prior wrote: {error}") from error
-    return prior
-
-
-def _positive(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-        raise ValueError(f"scales and spreads must be positive numbers; got {str(value)[:40]!r}")
-    return float(value)
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
+        raise ConfigError(f"surrogate.prior: {path} holds no prior of python -m qra_bo.prior: {error}") from error

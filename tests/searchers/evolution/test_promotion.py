@@ -2,37 +2,39 @@
 
 import numpy as np
 import pytest
+import torch
 
-from qra_bo.searchers.evolution.promotion import LEAST_PAIRS, NetworkPromotion, Promotion
-from qra_bo.sensitivity.profile import FloatArray
+from qra_bo.searchers.evolution import promotion as module
+from qra_bo.searchers.evolution.promotion import LEAST_PAIRS, Promotion
 from tests.spaces import make_problem
 
 
 class Linear:
-    """Least squares, to see what arrives."""
+    """Least squares in place of the network."""
 
-    def fit(self, features: FloatArray, target: FloatArray) -> None:
-        self.weights = np.linalg.lstsq(features, target, rcond=None)[0]
+    def __init__(self, features: torch.Tensor, target: torch.Tensor, seed: int) -> None:
+        self.weights = torch.linalg.lstsq(features, target[:, None], driver="gelsd").solution
 
-    def predict(self, features: FloatArray) -> FloatArray:
-        return features @ self.weights
+    def predict(self, features: torch.Tensor) -> torch.Tensor:
+        return (features @ self.weights)[:, 0]
 
 
 def test_features_in_closed_form() -> None:
     problem = make_problem(2)
-    promotion = Promotion(problem, np.array([1.0, 0.5]), np.array([0.0, 1.0]), Linear)
+    promotion = Promotion(problem, np.array([1.0, 0.5]), np.array([0.0, 1.0]), None)
     rows = np.array([[0, 3, 1, 3]])  # bits 2, 8; ranks 2, 8 of 1, 2, 4, 8
     memory = problem.costs.totals(rows)[0] / problem.budget_bytes
     want = [5.0, memory, (0 * 1 + 1 * 0.5) / 2, (1 / 7 * 0 + 1 * 1) / 2, 0.5, 0, 0, 0.5, 0, 0.5, 0, 0.5]
     np.testing.assert_allclose(promotion.features(rows, np.array([5.0]))[0], want)
 
 
-def test_the_mean_shift_serves_until_there_are_enough_pairs() -> None:
+def test_mean_shift_is_used_until_there_are_enough_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FidelityModel", Linear)
     problem = make_problem(3)
     rng = np.random.default_rng(0)
     rows = rng.integers(0, 4, (LEAST_PAIRS, 6))
     low = rng.random(LEAST_PAIRS) + 4
-    promotion = Promotion(problem, np.ones(3), np.ones(3), Linear)
+    promotion = Promotion(problem, np.ones(3), np.ones(3), 0)
     np.testing.assert_array_equal(promotion.estimate(rows, low), low)
     high = low - 0.3 + rng.normal(0, 0.01, LEAST_PAIRS)
     promotion.fit(rows[:-1], low[:-1], high[:-1])
@@ -44,13 +46,13 @@ def test_the_mean_shift_serves_until_there_are_enough_pairs() -> None:
     np.testing.assert_array_equal(promotion.estimate(rows, low), low)
 
 
-def test_the_network_learns_that_early_losses_flatter_large_ranks() -> None:
+def test_network_corrects_early_losses_of_large_ranks() -> None:
     problem = make_problem(8)
     rng = np.random.default_rng(0)
     rows = rng.integers(0, 4, (80, 16))
     high = 4 + 0.05 * rng.random(80)
     low = high + 0.2 - 0.1 * rows[:, 8:].mean(axis=1)
-    promotion = Promotion(problem, np.ones(8), np.ones(8), lambda: NetworkPromotion(3))
+    promotion = Promotion(problem, np.ones(8), np.ones(8), 3)
     promotion.fit(rows[:60], low[:60], high[:60])
     estimate = promotion.estimate(rows[60:], low[60:])
     assert np.corrcoef(estimate, high[60:])[0, 1] > 0.6 > np.corrcoef(low[60:], high[60:])[0, 1] + 0.1
@@ -59,7 +61,7 @@ def test_the_network_learns_that_early_losses_flatter_large_ranks() -> None:
     assert estimate.mean() == pytest.approx(high.mean(), abs=0.03)
 
 
-def test_without_screening_the_early_loss_decides_whatever_is_known() -> None:
+def test_without_screening_the_early_loss_decides() -> None:
     problem = make_problem(3)
     rng = np.random.default_rng(0)
     rows, low = rng.integers(0, 4, (40, 6)), rng.random(40) + 4

@@ -4,33 +4,27 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
 
+from bench.optimum import optimum
+from qra_bo.oracle.synthetic import SyntheticOracle
 from qra_bo.searchers.base import Searcher, SearchProblem
 from qra_bo.searchers.baselines import HillClimb, RandomSearch, SequentialSearch
+from qra_bo.searchers.evolution import promotion
 from qra_bo.searchers.evolution.archive import Archive
-from qra_bo.searchers.evolution.promotion import NetworkPromotion
 from qra_bo.searchers.evolution.searcher import EvolutionarySearch
 from qra_bo.sensitivity.damages import believed_damage
 from qra_bo.space.knapsack import solve_knapsack
 from qra_bo.trials import Fidelity, Proposal
 from qra_bo.utils.errors import ConfigError, ProfileError
+from surrogates.fidelity import FidelityModel
 from tests.conformance.searcher import evaluate, make_problem, play, proposals_of
 from tests.spaces import every_row
 
 
-class Follow:
-    """Predicts the first feature: the low-fidelity loss."""
-
-    def fit(self, features: np.ndarray, target: np.ndarray) -> None:
-        pass
-
-    def predict(self, features: np.ndarray) -> np.ndarray:
-        return features[:, 0]
-
-
 def test_a_generation_is_explored_low_and_its_best_promoted() -> None:
     problem, oracle = make_problem(8)
-    search = EvolutionarySearch(problem, population=8, generations=2, promote=3, make_model=Follow)
+    search = EvolutionarySearch(problem, population=8, generations=2, promote=3)
     for _ in range(2):
         low = search.ask(100)
         assert len(low) == 8
@@ -53,7 +47,7 @@ def test_a_generation_is_explored_low_and_its_best_promoted() -> None:
 
 def test_stragglers_do_not_hold_a_generation() -> None:
     problem, oracle = make_problem(8)
-    search = EvolutionarySearch(problem, population=8, generations=3, promote=3, make_model=Follow)
+    search = EvolutionarySearch(problem, population=8, generations=3, promote=3)
     low = search.ask(100)
     told = [evaluate(problem, oracle, p, i) for i, p in enumerate(low)]
     search.tell(told[:6])  # a quarter is awaited
@@ -66,16 +60,6 @@ def test_stragglers_do_not_hold_a_generation() -> None:
     later = search.ask(100)
     assert later
     assert not asked & {(p.allocation, p.fidelity) for p in later}
-
-
-def test_the_front_is_what_no_other_dominates() -> None:
-    problem, oracle = make_problem(4, low_steps=None)
-    search = EvolutionarySearch(problem, population=8, generations=4)
-    told = [e for _, told in play(search, problem, oracle, 40) for e in told]
-    points = [(e.loss, e.predicted_bytes) for e in told if e.loss is not None]
-    want = sorted(p for p in points if not any(q[0] <= p[0] and q[1] <= p[1] and q != p for q in points))
-    assert [(p.loss, p.bytes) for p in search.front()] == want
-    assert EvolutionarySearch(problem).front() == []
 
 
 def test_it_stops_when_the_hypervolume_stands_still() -> None:
@@ -105,36 +89,33 @@ def test_a_profile_without_gain_is_refused_at_once() -> None:
             make(bare)
 
 
-def test_the_published_model_is_used_once_there_are_pairs() -> None:
+def test_published_network_is_fitted_once_there_are_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     problem, oracle = make_problem(6)
     fitted = []
+    network = promotion.FidelityModel
 
-    class Counted(NetworkPromotion):
-        def fit(self, features: np.ndarray, target: np.ndarray) -> None:
-            fitted.append(len(target))
-            super().fit(features, target)
+    def counted(features: torch.Tensor, target: torch.Tensor, seed: int) -> FidelityModel:
+        fitted.append(len(target))
+        return network(features, target, seed)
 
-    search = EvolutionarySearch(problem, population=6, generations=4, promote=5, tolerance=-1.0,
-                                make_model=lambda: Counted(0))
-    play(search, problem, oracle, 44)
+    monkeypatch.setattr(promotion, "FidelityModel", counted)
+    play(EvolutionarySearch(problem, population=6, generations=4, promote=5, tolerance=-1.0), problem, oracle, 44)
     assert fitted[0] == 10
     assert fitted == sorted(fitted)
 
 
-def regret(searcher: Searcher, problem: SearchProblem, oracle: object, budget: int) -> float:
+def regret(searcher: Searcher, problem: SearchProblem, oracle: SyntheticOracle, budget: int) -> float:
     """True loss of the incumbent over the optimum's, in units of the median feasible row's."""
     archive = Archive(problem)
-    rounds = play(searcher, problem, oracle, budget)  # type: ignore[arg-type]
+    rounds = play(searcher, problem, oracle, budget)
     archive.tell(e for _, told in rounds for e in told)
     best = archive.best()
     assert best is not None
-    truth = oracle.true_loss(best[0][None, :])[0]  # type: ignore[attr-defined]
-    optimum = oracle.optimum(problem.costs, problem.budget_bytes).loss  # type: ignore[attr-defined]
-    rng = np.random.default_rng(0)
-    random = proposals_of(play(RandomSearch(problem.with_seed(99)), problem, oracle, 30))  # type: ignore[arg-type]
-    del rng
-    middle = np.median(oracle.true_loss(problem.space.encode_all([p.allocation for p in random])))  # type: ignore[attr-defined]
-    return float((truth - optimum) / (middle - optimum))
+    truth = oracle.landscape.true_loss(best[0][None, :])[0]
+    best_loss = optimum(oracle.landscape, problem.costs, problem.budget_bytes).loss
+    random = proposals_of(play(RandomSearch(problem.with_seed(99)), problem, oracle, 30))
+    middle = np.median(oracle.landscape.true_loss(problem.space.encode_all([p.allocation for p in random])))
+    return float((truth - best_loss) / (middle - best_loss))
 
 
 def test_searches_come_near_the_planted_optimum() -> None:
@@ -144,23 +125,23 @@ def test_searches_come_near_the_planted_optimum() -> None:
     assert regret(SequentialSearch(problem), problem, oracle, 12) < 1.0
 
 
-def test_another_damage_is_refused() -> None:
+def test_unknown_measure_of_sensitivity_is_refused() -> None:
     with pytest.raises(ConfigError, match="rise, divergence, believed; got 'kl'"):
         SequentialSearch(make_problem(3)[0], "kl")
 
 
-@pytest.mark.parametrize("quantization_sensitivity", ["rise", "divergence", "believed"])
-def test_sequential_search_solves_its_two_knapsacks(damage: str) -> None:
+@pytest.mark.parametrize("measure", ["rise", "divergence", "believed"])
+def test_sequential_search_solves_its_two_knapsacks(measure: str) -> None:
     problem, oracle = make_problem(3, ranks=(1, 4), low_steps=None)
     rng = np.random.default_rng(1)
     measured = problem.profile.quantization_sensitivity
     profile = dataclasses.replace(problem.profile, quantization_kl=measured * rng.lognormal(0.0, 1.0, measured.shape),
                                   quantization_se=0.5 * measured)
     problem = dataclasses.replace(problem, profile=profile)
-    values = {"rise": measured, "divergence": profile.quantization_kl, "believed": believed_damage(profile)}[damage]
+    values = {"rise": measured, "divergence": profile.quantization_kl, "believed": believed_damage(profile)}[measure]
     rows = every_row(problem.space)
     rows = rows[problem.costs.feasible(rows, problem.budget_bytes)]
-    search = SequentialSearch(problem, damage)
+    search = SequentialSearch(problem, measure)
     first = [problem.space.encode(p.allocation) for p in search.ask(9)]
     for row in first:
         assert len(set(row[3:])) == 1
@@ -182,8 +163,8 @@ def test_sequential_search_solves_its_two_knapsacks(damage: str) -> None:
 def test_the_archive_keeps_only_what_may_be_compared() -> None:
     problem, oracle = make_problem(4)
     archive = Archive(problem)
-    row = solve_knapsack(problem.profile.quantization_sensitivity[:, :, None] + np.zeros(problem.costs.shape), problem.costs,
-                         problem.budget_bytes)
+    values = problem.profile.quantization_sensitivity[:, :, None] + np.zeros(problem.costs.shape)
+    row = solve_knapsack(values, problem.costs, problem.budget_bytes)
     proposal = Proposal(problem.space.decode(row), Fidelity.HIGH, "global")
     e = evaluate(problem, oracle, proposal, 0)
     for change in ({"split": "test"}, {"lr_scale": 2.0}):

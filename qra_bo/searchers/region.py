@@ -1,4 +1,4 @@
-"""Eq. 11: the state of a trust region, measured in edits, and its pure update."""
+"""Eq. 11: the state of a trust region, measured in edits, and its update."""
 
 from dataclasses import dataclass, replace
 
@@ -32,7 +32,7 @@ class TrustRegion:
     restarts: int = 0
 
     def update(self, improved: bool) -> "TrustRegion":
-        """The state after one more evaluation of a proposal from this region."""
+        """Return the state after one more trial of a proposal from this region."""
         if improved:
             if self.successes + 1 < self.success_streak:
                 return replace(self, successes=self.successes + 1, failures=0)

@@ -1,6 +1,6 @@
-"""The trust region's update rule."""
+"""Update rule of the trust region."""
 
-from qra_bo.searchers.trust_region.region import TrustRegion
+from qra_bo.searchers.region import TrustRegion
 
 REGION = TrustRegion(radius=4, smallest=1, largest=10, start=4, success_streak=2, failure_streak=2)
 

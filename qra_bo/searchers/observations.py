@@ -1,0 +1,175 @@
+"""High-fidelity trials as arrays (equal allocations pooled, pending and tried rows noted), and searchers over them."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from qra_bo.searchers.base import SearchProblem
+from qra_bo.sensitivity.profile import FloatArray
+from qra_bo.space import Allocation, IntArray
+from qra_bo.space.knapsack import solve_knapsack
+from qra_bo.trials import Fidelity, Proposal, Trial, TrialState
+from qra_bo.utils.errors import BudgetError
+
+Row = tuple[int, ...]
+
+
+class Observations:
+    """High-fidelity trials of one problem.
+
+    Left out are trials on other splits, at other learning rates or fidelities, with another training seed than the
+    first (a seed moves all losses together), and those with formats off the ladder or ranks outside it. A rank between
+    two of the ladder gets a fractional position (in the logarithm of the rank), so that uniform baselines of any
+    integer rank inform the model.
+    """
+
+    def __init__(self, problem: SearchProblem) -> None:
+        self._problem = problem
+        self._losses: dict[Allocation, list[float]] = {}
+        self._positions: dict[Allocation, FloatArray] = {}
+        self._diverged: dict[Allocation, FloatArray] = {}
+        self._train_seed: int | None = None
+        self._arrays: tuple[FloatArray, FloatArray, FloatArray] | None = None
+        self._tried: set[Row] = set()
+        self._pending: dict[Row, None] = {}
+
+    @property
+    def tried(self) -> IntArray:
+        """Rows that were proposed or observed, ``m x 2 L``."""
+        return self._matrix(self._tried)
+
+    @property
+    def pending(self) -> IntArray:
+        """Rows that were proposed and not observed yet, ``m x 2 L``."""
+        return self._matrix(self._pending)
+
+    def fresh(self, rows: IntArray) -> IntArray:
+        """Return those of ``m x 2 L`` rows that were not tried."""
+        return rows[[tuple(row) not in self._tried for row in rows.tolist()]]
+
+    def admissible(self, rows: FloatArray) -> npt.NDArray[np.bool_]:
+        """Return which of ``n x 2 L`` rows are on the ladders and within the budget, ``n``."""
+        found: npt.NDArray[np.bool_] = (rows == np.floor(rows)).all(axis=1)
+        found[found] = self._problem.costs.feasible(rows[found].astype(np.int64), self._problem.budget_bytes)
+        return found
+
+    def propose(self, row: IntArray) -> Allocation:
+        """Note ``row`` (``2 L``) as pending and return its allocation."""
+        self._tried.add(_key(row))
+        self._pending[_key(row)] = None
+        return self._problem.space.decode(row)
+
+    def tell(self, trials: Sequence[Trial]) -> list[Trial]:
+        """Take in trials and return those that are not left out."""
+        return [trial for trial in trials if self._take(trial)]
+
+    def arrays(self) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Return distinct rows (``n x 2 L``, rank positions may be fractional), mean losses and repeats (``n`` each).
+
+        A diverged trial counts as the worst loss seen.
+        """
+        if self._arrays is None:
+            losses = [float(np.mean(found)) for found in self._losses.values()]
+            counts = [float(len(found)) for found in self._losses.values()]
+            rows = [self._positions[allocation] for allocation in self._losses]
+            diverged = [p for a, p in self._diverged.items() if a not in self._losses] if losses else []
+            rows += diverged
+            losses += [max(losses)] * len(diverged) if diverged else []
+            counts += [1.0] * len(diverged)
+            self._arrays = (np.array(rows).reshape(-1, 2 * self._problem.space.n_units), np.array(losses),
+                            np.array(counts))
+        return self._arrays
+
+    def position(self, allocation: Allocation) -> FloatArray | None:
+        """Return the ladder positions, ``2 L``; ``None`` where a format or rank lies outside the ladders."""
+        space = self._problem.space
+        ladder = np.array(space.ranks.values, dtype=np.float64)
+        ranks = np.array(allocation.ranks, dtype=np.float64)
+        if len(allocation) != space.n_units or any(f not in space.format_index for f in allocation.formats) \
+                or ranks.min() < ladder[0] or ranks.max() > ladder[-1]:
+            return None
+        formats = [float(space.format_index[f]) for f in allocation.formats]
+        return np.concatenate([formats, np.interp(np.log(ranks), np.log(ladder), np.arange(len(ladder)))])
+
+    def _take(self, trial: Trial) -> bool:
+        allocation, spec = trial.allocation, trial.spec
+        position = self.position(allocation)
+        if position is None or trial.fidelity is not Fidelity.HIGH or spec.split != "validation" \
+                or spec.lr_scale != 1.0:
+            return False
+        if (position == np.floor(position)).all():
+            self._pending.pop(_key(position), None)
+            self._tried.add(_key(position))
+        if trial.result.state is TrialState.DIVERGED:
+            self._diverged[allocation] = position
+            self._arrays = None
+            return True
+        if trial.loss is None or not np.isfinite(trial.loss):
+            return True
+        if self._train_seed is None:
+            self._train_seed = spec.train_seed
+        if spec.train_seed != self._train_seed:
+            return False
+        self._positions[allocation] = position
+        self._losses.setdefault(allocation, []).append(trial.loss)
+        self._arrays = None
+        return True
+
+    def _matrix(self, rows: "set[Row] | dict[Row, None]") -> IntArray:
+        return np.array(list(rows), dtype=np.int64).reshape(-1, 2 * self._problem.space.n_units)
+
+
+class ObservingSearcher(ABC):
+    """Base of searchers with ``Observations``: proposals of high fidelity, one row at a time.
+
+    Args:
+        problem: What is searched.
+    """
+
+    name = ""
+    stage = ""
+
+    def __init__(self, problem: SearchProblem) -> None:
+        self._problem, self._rng = problem, problem.rng(self.name)
+        self._seen = Observations(problem)
+
+    def ask(self, n: int) -> list[Proposal]:
+        """Return up to ``n`` proposals; fewer once all that fits was tried, or the method has converged.
+
+        Raises:
+            BudgetError: If nothing fits into the budget.
+        """
+        proposals: list[Proposal] = []
+        while len(proposals) < n and (row := self._next()) is not None:
+            proposals.append(Proposal(self._seen.propose(row), Fidelity.HIGH, self.stage))
+        return proposals
+
+    @abstractmethod
+    def _next(self) -> IntArray | None:
+        """Return the next row to propose, ``2 L``, or ``None``."""
+
+    def _solve(self, table: FloatArray, rel_gap: float, forbid: bool = True) -> IntArray | None:
+        """Solve an additive ``L x F x R`` table; with ``forbid``, ``None`` once everything that fits was tried."""
+        tried = self._seen.tried if forbid else None
+        try:
+            return solve_knapsack(table, self._problem.costs, self._problem.budget_bytes, forbid=tried, rel_gap=rel_gap)
+        except BudgetError:
+            if tried is not None and len(tried):
+                return None
+            raise
+
+
+def kept_indices(losses: FloatArray, most: int) -> npt.NDArray[np.intp]:
+    """Return indices of at most ``most`` of ``n`` losses, ascending: the lowest half of them, where the search goes on,
+    and the others evenly over the rest, so that the cost of a bad choice stays known."""
+    if len(losses) <= most:
+        return np.arange(len(losses))
+    order = np.argsort(losses, kind="stable")
+    lowest, rest = order[:most - most // 2], order[most - most // 2:]
+    return np.sort(np.concatenate([lowest, rest[np.linspace(0, len(rest) - 1, most // 2).round().astype(np.intp)]]))
+
+
+def _key(row: IntArray | FloatArray) -> Row:
+    return tuple(int(v) for v in row)

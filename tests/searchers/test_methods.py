@@ -1,0 +1,193 @@
+"""Every method of ``conf/method`` in the engine on a planted landscape; two stages; options."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra.utils import get_object
+
+from bench.methods import METHODS, method_target
+from qra_bo.execution.base import InProcessExecutor
+from qra_bo.execution.messages import failure
+from qra_bo.oracle.synthetic.oracle import SyntheticOracle
+from qra_bo.searchers.base import Searcher, SearchProblem
+from qra_bo.searchers.make import make_searcher
+from qra_bo.searchers.two_stages import TwoStages
+from qra_bo.space import uniform
+from qra_bo.study.engine import Engine, RunOutcome
+from qra_bo.study.runner import ENGINE_STAGES
+from qra_bo.trials import Fidelity, Proposal, Trial, TrialSpec, TrialState
+from qra_bo.utils.errors import ConfigError
+from surrogates.structured import StructuredSettings
+from tests.study.problem import (
+    EQUIVALENT,
+    HIGH,
+    TOKENS,
+    Walk,
+    comparable,
+    make_config,
+    make_parts,
+    make_problem,
+    make_space,
+)
+from tests.study.test_pieces import PROFILE
+
+NAMES = sorted(path.stem for path in METHODS.glob("*.yaml"))
+OPTIONS: dict[str, dict[str, Any]] = {
+    "evolution": {"population": 4, "generations": 3, "promote": 2},
+    "autoqra": {"first": {"population": 4, "generations": 2, "promote": 2}, "share": .3},
+    "qr_adaptor": {"first": {"population": 3, "generations": 2}, "share": .4}}
+GAIN = replace(PROFILE, rank_sensitivity=PROFILE.quantization_sensitivity.repeat(3, axis=1)[:, :8].cumsum(axis=1) + .1)
+
+
+def run(folder: Path, method: str, equivalents: float = 14) -> RunOutcome:
+    oracle = SyntheticOracle(make_space(), 3, high_steps=HIGH, tokens_per_step=TOKENS, eval_tokens=15, record_at=(4,),
+                             checkpoints=folder.parent / "checkpoints")
+
+    def build(problem: SearchProblem, planned: float) -> Searcher:
+        return make_searcher(method_target(method, OPTIONS.get(method)), replace(problem, max_full_trials=planned))
+
+    config = make_config(folder, method=method, max_full_trials=equivalents, ranking_top=0, lr_scales=(1.0,))
+    return Engine(config, make_parts(InProcessExecutor(oracle), make_searcher=build)).run()
+
+
+@pytest.mark.parametrize("method", [name for name in NAMES if name != "default"])
+def test_method_searches_and_resumes_to_the_same(tmp_path: Path, method: str) -> None:
+    outcome = run(tmp_path / "a", method)
+    searched = [e for e in outcome.study.trials if e.stage not in ENGINE_STAGES]
+    assert len(searched) >= 3
+    raw = (tmp_path / "a" / "trials.jsonl").read_bytes()
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "trials.jsonl").write_bytes(raw[:round(.6 * len(raw))])
+    resumed = run(tmp_path / "b", method)
+    assert [e.spec for e in resumed.study.trials] == [e.spec for e in outcome.study.trials]
+    assert comparable(resumed.best) == comparable(outcome.best)
+    assert outcome.study.search_cost.tokens < 16 * EQUIVALENT
+
+
+def test_autoqra_spends_its_share_on_evolution_first(tmp_path: Path) -> None:
+    stages = [e.stage for e in run(tmp_path, "autoqra", 24).study.trials if e.stage not in ENGINE_STAGES]
+    assert set(stages) == {"evolution", "trust_region"}
+    assert stages == sorted(stages)
+
+
+class Scripted(Walk):
+    """Fixed proposals; keeps the trials it learns of."""
+
+    def __init__(self, problem: SearchProblem, stage: str, n: int) -> None:
+        super().__init__(problem)
+        self._queue = [Proposal(uniform(4, "ref2", r), Fidelity.HIGH, stage) for r in (1, 2, 4, 8)[:n]]
+
+    def ask(self, n: int) -> list[Proposal]:
+        taken, self._queue = self._queue[:n], self._queue[n:]
+        return taken
+
+    def tell(self, evaluations: Sequence[Trial]) -> None:
+        self.told += evaluations
+
+
+def two_stages(problem: SearchProblem, first: Searcher, second: Searcher, trials: float) -> TwoStages:
+    return TwoStages(replace(problem, max_full_trials=trials), lambda _: first, lambda _: second, share=1.0)
+
+
+def evaluated(problem: SearchProblem, proposal: Proposal) -> Trial:
+    request = TrialSpec(proposal.allocation, problem.high_steps, problem.high_steps, 0)
+    m = failure(TrialState.FAILED, "", problem.high_steps, 0.0)
+    return Trial(1, proposal.allocation, (2,) * 4, proposal.stage, proposal.fidelity, request, 0, m, 0)
+
+
+def test_two_stages_wait_for_the_first_and_both_learn_of_everything() -> None:
+    problem = make_problem(PROFILE)
+    first, second = Scripted(problem, "one", 4), Scripted(problem, "two", 2)
+    both = two_stages(problem, first, second, 4.0)
+    asked = both.ask(2)
+    assert [p.stage for p in asked] == ["one", "one"]
+    both.tell([evaluated(problem, asked[0])])
+    waiting = both.ask(4)
+    assert [p.stage for p in waiting] == ["one", "one"]  # half the share is left
+    both.tell([evaluated(problem, p) for p in (asked[1], waiting[0])])
+    assert [p.stage for p in both.ask(1)] == ["two"]  # the share is asked for: a straggler does not hold the second
+    both.tell([evaluated(problem, waiting[1])])
+    assert [p.stage for p in both.ask(1)] == ["two"]
+    assert len(first.told) == len(second.told) == 4
+
+
+@pytest.mark.parametrize(("charged", "stage"), [(HIGH * TOKENS, "two"), (0, "one")])
+def test_a_failure_without_steps_counts_where_it_was_charged(charged: int, stage: str) -> None:
+    problem = make_problem(PROFILE)
+    both = two_stages(problem, Scripted(problem, "one", 4), Scripted(problem, "two", 2), 1.0)
+    failed = evaluated(problem, both.ask(1)[0])
+    both.tell([replace(failed, result=replace(failed.result, new_steps=0, training_tokens=charged))])
+    assert [p.stage for p in both.ask(1)] == [stage]
+
+
+def test_second_stage_leaves_out_pending_trials_of_the_first() -> None:
+    problem = make_problem(PROFILE)
+    both = two_stages(problem, Scripted(problem, "one", 1), Scripted(problem, "two", 2), 1.0)
+    asked = both.ask(1)
+    assert both.ask(1) == []  # it would be the same allocation
+    both.tell([evaluated(problem, asked[0])])
+    assert [p.allocation.ranks[0] for p in both.ask(1)] == [2]
+
+
+def test_unknown_targets_and_options_are_refused_together() -> None:
+    problem = make_problem(GAIN)
+    with pytest.raises(ConfigError, match=r"_target_ must be the dotted path"):
+        make_searcher({"population": 4}, problem)
+    with pytest.raises(ConfigError, match=r"method._target_: 'no.where.Search' can't be imported"):
+        make_searcher({"_target_": "no.where.Search"}, problem)
+    with pytest.raises(ConfigError, match=r"method.populaton: .*no such parameter; known: population, "):
+        make_searcher(method_target("evolution", {"populaton": 4}), problem)
+    with pytest.raises(ConfigError, match=r"method.seed: .*RandomSearch has no such parameter; known: none"):
+        make_searcher(method_target("random", {"seed": 4}), problem)
+    with pytest.raises(ConfigError, match="share must lie in"):
+        make_searcher(method_target("autoqra", {"share": 2}), problem)
+    with pytest.raises(ConfigError, match=r"\(1\) method.second.radios: .*known: radius, .*\(2\) method.shares"):
+        make_searcher(method_target("autoqra", {"shares": 1, "second": {"radios": 2}}), problem)
+    with pytest.raises(ConfigError, match=r"TwoStages can't be called .*missing a required argument: 'second'"):
+        make_searcher({"_target_": "qra_bo.searchers.TwoStages", "first": None}, problem)
+
+
+def test_a_searcher_of_the_users_package_needs_its_path_alone() -> None:
+    target = {"_target_": f"{__name__}.Own", "depth": 3}
+    made: Any = make_searcher(target, make_problem(GAIN))
+    assert (type(made), made.depth) == (Own, 3)
+
+
+class Own(Walk):
+    """A searcher from outside the package."""
+
+    def __init__(self, problem: SearchProblem, depth: int) -> None:
+        super().__init__(problem)
+        self.depth = depth
+
+
+def test_nested_options_reach_the_model() -> None:
+    searcher: Any = make_searcher(method_target("default", {"temperatures": [1.0], "model": {"noise": .01}}),
+                                  make_problem(GAIN))
+    assert searcher.name == "structured"
+    assert searcher._settings.noise == .01
+    assert searcher._temperatures == [1.0]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_configured_methods_are_json_and_construct(name: str) -> None:
+    target = method_target(name)
+    assert json.loads(json.dumps(target, allow_nan=False)) == target
+    assert make_searcher(target, make_problem(GAIN)).ask(1)
+
+
+@pytest.mark.parametrize("name", ["structured", "trust_region", "evolution", "sequential"])
+def test_configured_defaults_are_those_of_the_classes(name: str) -> None:
+    target = method_target(name)
+    defaults = {key: parameter.default for key, parameter in signature(get_object(target.pop("_target_"))).parameters
+                .items() if key not in ("problem", "make_model", "model")}
+    model = target.pop("model", None)
+    assert {key: tuple(v) if isinstance(v, list) else v for key, v in target.items()} == defaults
+    if model is not None:
+        assert {**model, "_target_": None, "warps": tuple(model["warps"])} == {
+            **asdict(StructuredSettings()), "_target_": None}
