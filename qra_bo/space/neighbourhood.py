@@ -24,7 +24,7 @@ def distance(rows: IntArray, row: IntArray) -> IntArray:
 
 def atomic_neighbours(space: SearchSpace, row: IntArray) -> IntArray:
     """Every row one atomic edit away, ``m x 2 L``: by coordinate, down before up."""
-    return _Ball(space, row).shell(1)
+    return _Ball(space, row).shells(1)[0]
 
 
 def neighbours_within(space: SearchSpace, row: IntArray, radius: int, *, costs: CostTable, budget_bytes: int,
@@ -82,10 +82,6 @@ class _Ball:
         if row.shape != self.top.shape or (row < 0).any() or (row > self.top).any():
             raise SpaceError(f"an index row needs {len(self.top)} integers on the ladders; got shape {row.shape}")
         self.row = row
-
-    def shell(self, radius: int) -> IntArray:
-        """All rows exactly ``radius`` edits away, in a fixed order."""
-        return self.shells(radius)[-1]
 
     def shells(self, radius: int) -> list[IntArray]:
         """The shells 1 to ``radius``; each row arises once, its edits made in order of coordinate."""
