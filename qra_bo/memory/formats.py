@@ -70,7 +70,7 @@ LEAST_BITS = min(_DEFAULTS)
 
 
 def parse_format(name: str) -> StorageFormat:
-    """The storage format called ``name``.
+    """Return the storage format called ``name``.
 
     Raises:
         ConfigError: If it is unknown; the message lists the known ones, nearest first.
@@ -82,7 +82,7 @@ def parse_format(name: str) -> StorageFormat:
 
 
 def default_format(bits: int) -> StorageFormat:
-    """The format that serves a bit-width unless the configuration names another.
+    """Return the format of a bit-width where the configuration names none.
 
     Raises:
         ConfigError: If no backend offers the bit-width.
@@ -106,7 +106,7 @@ def format_from_json(data: Mapping[str, Any]) -> StorageFormat:
 
 
 def check_shape(fmt: StorageFormat, out_features: int, in_features: int) -> None:
-    """Refuse matrices that the backend can't pack.
+    """Refuse a matrix that the backend can't pack.
 
     Raises:
         SpaceError: If the weights do not divide into whole groups, or the groups not into whole words.

@@ -1,4 +1,7 @@
-"""Allocations, ladders and the search space they span."""
+"""The search space: decoder shapes, units, formats and ranks, allocations, tables of their memory, and exact solvers.
+
+Importing it loads no torch.
+"""
 
 from qra_bo.space.allocation import Allocation, uniform
 from qra_bo.space.average_bits import limit_average_bits, with_allowance

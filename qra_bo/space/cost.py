@@ -1,4 +1,4 @@
-"""Memory of allocations as tables: what a search needs to filter, repair and solve exactly."""
+"""Memory of allocations as tables, for filters, repair and exact solvers."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ class PhaseCost:
 
     Args:
         name: E.g. ``"forward"``, ``"backward"``, ``"step"``, ``"stored"``.
-        fixed: Bytes that no choice changes.
+        fixed: Bytes common to all allocations.
         unit: ``L x F x R`` bytes that add up over units.
         spike: ``L x F x R`` bytes that are alive for one unit at a time (workspace): the largest counts.
     """

@@ -34,7 +34,7 @@ def test_two_units_by_hand() -> None:
     np.testing.assert_allclose(found, [[0.0], [2.0 + 0.75 * 4.0]])
 
 
-def test_within_their_standard_errors_nothing_of_the_distance_is_kept() -> None:
+def test_distance_within_standard_errors_is_not_kept() -> None:
     kl = np.array([[1.0, 0.5], [2.0, 0.25]])
     np.testing.assert_allclose(believed_damage(profile_of(kl + 0.5, kl, np.ones((2, 2)))), kl)
 
