@@ -49,7 +49,7 @@ def state_bytes(kind: str, numel: IntArray, device: str) -> tuple[IntArray, IntA
 
 
 def shared_bytes(kind: str) -> int:
-    """Bytes that all units share."""
+    """Return the bytes that all units share."""
     return MAPS_BYTES if has_8bit_states(kind) else 0
 
 

@@ -29,7 +29,7 @@ def atomic_neighbours(space: SearchSpace, row: IntArray) -> IntArray:
 
 def neighbours_within(space: SearchSpace, row: IntArray, radius: int, *, costs: CostTable, budget_bytes: int,
                       rng: np.random.Generator, cap: int = 20_000) -> IntArray:
-    """Return the rows that fit the budget and are 1 to ``radius`` atomic edits from ``row``, ``m x 2 L``, nearest first.
+    """Return the rows within the budget and 1 to ``radius`` atomic edits from ``row``, ``m x 2 L``, nearest first.
 
     Shells are enumerated completely as long as their rows, feasible or not, number no more than ``cap``; the rest of
     ``cap`` is filled with rows drawn uniformly from the shells further out. ``row`` itself need not fit.
