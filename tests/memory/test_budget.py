@@ -133,8 +133,8 @@ def test_infeasible_budget_names_the_smallest_allocation() -> None:
     (("nf4",), (2,), "peak", True,
      ["add lower bits", "add a lower rank", "lower train.batch or train.length", "take a smaller model"]),
     (("hqq2",), (1,), "stored", False, ["take a smaller model"])])
-def test_refused_budget_advises_settings_that_help(formats: tuple[str, ...], ranks: tuple[int, ...], scope: str, checkpointing: bool,
-                                    ways: list[str]) -> None:
+def test_refused_budget_advises_settings_that_help(formats: tuple[str, ...], ranks: tuple[int, ...], scope: str,
+                                                   checkpointing: bool, ways: list[str]) -> None:
     space = space_of(formats=formats, ranks=ranks)
     model = MemoryModel(TINY, replace(MODEL.shape, checkpointing=checkpointing), scope)
     with pytest.raises(BudgetError) as refused:

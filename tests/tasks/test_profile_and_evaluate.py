@@ -1,6 +1,7 @@
 """``task=profile`` and ``task=evaluate`` on the planted oracle: what they print, what they write, what they refuse."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -104,9 +105,7 @@ def test_published_file_is_refused_before_anything_runs(
 
 def test_method_that_needs_i_r_refuses_profile_without(
         tmp_path: Path, profile: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    data = load_profile(profile)
-    save_profile(type(data)(data.units, data.formats, data.quantization_sensitivity, data.quantization_kl, None, data.base_loss, "half"),
-                 profile)
+    save_profile(replace(load_profile(profile), rank_sensitivity=None), profile)
     out = tmp_path / "r"
     assert main([*SETTINGS, f"sensitivity.path={profile}", f"out={out}", "method=evolution"]) == 2
     assert "no I_r" in capsys.readouterr().err
