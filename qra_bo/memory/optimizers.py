@@ -24,7 +24,7 @@ MAPS_BYTES = 2 * 256 * 4
 
 
 def is_paged(kind: str) -> bool:
-    """Whether large states live in pages that the host takes back."""
+    """Whether large states live in pages that move to the host."""
     return kind.startswith("paged_")
 
 
