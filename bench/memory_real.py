@@ -105,8 +105,8 @@ def profiled_growth_of(oracle: Any, allocation: Allocation) -> int:
 def measure(oracle: Any, memory: MemoryModel, tracer: Any, name: str, allocation: Allocation) -> Row:
     """Everything of one allocation under the optimiser of ``memory``, but for what the profiler says."""
     from qra_bo.finetune.adapters.lora import detach
+    from qra_bo.finetune.tracing.tracker import PeakTracker
     from qra_bo.finetune.training.loop import held_out
-    from qra_bo.memory.tracker import PeakTracker
 
     formats = sorted({f: parse_format(f) for f in allocation.formats}.values(), key=lambda f: (f.bits, f.name))
     space = SearchSpace(oracle.units, tuple(formats), Ladder("ranks", tuple(sorted(set(allocation.ranks)))))

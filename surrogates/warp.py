@@ -12,6 +12,10 @@ from torch import Tensor
 class LogWarp:
     """``z = (offset log(1 + (y - best) / offset) - shift) / unit``; the identity (standardised) at infinity.
 
+    >>> warp = LogWarp(best=1.0, offset=0.5, shift=0.0, unit=1.0)
+    >>> warp.inverse(warp.forward(torch.tensor([1.0, 3.0]))).tolist()
+    [1.0, 3.0]
+
     Args:
         best: The smallest observed value; there the slope is ``1 / unit``.
         offset: How far below it the logarithm's pole lies; the smaller, the more super-additive.

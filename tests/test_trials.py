@@ -13,8 +13,8 @@ from qra_bo.utils import errors
 from qra_bo.utils.errors import ConfigError, JournalError, MissingExtraError, QRABOError, UserError
 from tests.spaces import make_problem
 
-FIELDS = {"event", "id", "fingerprint", "bits", "ranks", "stage", "fidelity", "steps", "new_steps", "train_seed", "seed",
-          "state", "loss", "loss_se", "curve", "predicted_bytes", "measured_bytes", "seconds"}
+FIELDS = {"event", "id", "fingerprint", "bits", "ranks", "stage", "fidelity", "steps", "new_steps", "train_seed",
+          "seed", "state", "loss", "loss_se", "curve", "predicted_bytes", "measured_bytes", "seconds"}
 
 
 def make(state: TrialState = TrialState.OK, loss: float | None = 4.0123456789012345) -> Trial:

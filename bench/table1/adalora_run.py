@@ -18,8 +18,7 @@ from qra_bo.oracle.protocol import TRAINING, Progress
 from qra_bo.oracle.synthetic.oracle import SyntheticOracle
 from qra_bo.space import Allocation
 from qra_bo.trials import TrialSpec, TrialState
-from qra_bo.utils.errors import OracleError
-from qra_bo.utils.errors import is_out_of_memory
+from qra_bo.utils.errors import OracleError, is_out_of_memory
 
 
 @dataclass(frozen=True, slots=True)

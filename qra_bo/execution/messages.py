@@ -14,8 +14,7 @@ from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import Allocation
 from qra_bo.trials import TrialResult, TrialSpec, TrialState, peaks_from_json, peaks_to_json
 from qra_bo.utils import errors
-from qra_bo.utils.errors import ConfigError, OracleError, QRABOError, UserError
-from qra_bo.utils.errors import is_out_of_memory
+from qra_bo.utils.errors import ConfigError, OracleError, QRABOError, UserError, is_out_of_memory
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,7 @@ from qra_bo.execution.messages import (
     spec_from_json,
 )
 from qra_bo.oracle.protocol import TRAINING, Oracle, StopRequested
-from qra_bo.utils.errors import ConfigError
-from qra_bo.utils.errors import is_device_lost
+from qra_bo.utils.errors import ConfigError, is_device_lost
 
 log = logging.getLogger(__name__)
 DEVICE_LOST = 71

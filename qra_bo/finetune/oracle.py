@@ -35,8 +35,7 @@ from qra_bo.oracle.protocol import TRAINING, Progress, StopRequested
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import Allocation, StorageFormat, Unit
 from qra_bo.trials import TrialResult, TrialSpec, TrialState, peaks_to_json
-from qra_bo.utils.errors import OracleError, TrainingError
-from qra_bo.utils.errors import is_out_of_memory
+from qra_bo.utils.errors import OracleError, TrainingError, is_out_of_memory
 from qra_bo.utils.files import writing
 
 log = logging.getLogger(__name__)

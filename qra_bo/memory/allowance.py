@@ -1,7 +1,7 @@
-"""What allocators of a device need beyond what is alive: a share of transient bytes, and a fixed sum.
+"""Bytes that a device's allocator needs beyond the live ones: a share of transient bytes, and a fixed sum.
 
-The share is an assumption until a device has been measured. With ``memory.calibrate=true`` the peaks that runs measured
-on a device replace it: they are kept in one small file a device, in the user's cache.
+The share is an assumption until the device has been measured. With ``memory.calibrate=true`` measured peaks replace it;
+they are kept in one small file a device, in the user's cache.
 """
 
 import re
@@ -14,17 +14,17 @@ from qra_bo.utils.files import strict_json, write_json
 SCHEMA_VERSION = 1
 PPM = 1_000_000
 ENOUGH = 8
-"""Measurements from which on a device's own share replaces the assumed one; fewer can only raise it."""
+"""Measurements after which a device's own share replaces the assumed one; fewer can only raise it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Allowance:
-    """Bytes beyond what is alive: ``fixed_bytes`` and a share of the transient bytes.
+    """Bytes beyond the live ones: ``fixed_bytes`` and a share of the transient bytes.
 
     Args:
         fixed_bytes: The matrix library's workspace.
         share_ppm: Millionths of all bytes that are not resident, lost to fragmentation.
-        measurements: Measured peaks that stand behind it; 0: assumed.
+        measurements: Number of measured peaks; 0: assumed.
     """
 
     fixed_bytes: int
@@ -33,12 +33,12 @@ class Allowance:
 
 
 ASSUMED = {"cpu": Allowance(0, 0), "cuda": Allowance(32 * 2**20, 20_000)}
-"""Of devices that were not measured. A CUDA context lies outside the allocator and is no part of either."""
+"""For devices that were not measured. A CUDA context lies outside the allocator and does not count."""
 
 
 @dataclass(frozen=True, slots=True)
 class Excess:
-    """One measured peak beside what the memory model knows to be alive then, in bytes.
+    """One measured peak beside the live bytes that the memory model predicts, in bytes.
 
     Args:
         alive: Predicted with no allowance.
@@ -52,9 +52,9 @@ class Excess:
 
 
 def fold(before: Allowance, device_type: str, excesses: Iterable[Excess]) -> Allowance:
-    """``before`` with further measurements: the least share that covers every one of them.
+    """Add measurements to ``before``: the least share that covers all of them.
 
-    A share never falls below what was measured before; the assumed one gives way once ``ENOUGH`` peaks are known.
+    A share never falls below an earlier measurement; the assumed one is dropped once ``ENOUGH`` peaks are known.
     """
     assumed = ASSUMED[device_type]
     seen = [max(0, e.measured - e.alive - assumed.fixed_bytes) * PPM // e.transient + 1
@@ -82,7 +82,7 @@ class AllowanceStore:
         return self.folder / f"{re.sub(r'[^A-Za-z0-9]+', '-', device).strip('-').lower()}.json"
 
     def load(self, device: str) -> Allowance | None:
-        """What is kept of a device, or ``None``."""
+        """Return the stored allowance of a device, or ``None``."""
         try:
             data = strict_json(self.path(device).read_text(encoding="utf-8"))
             if data["schema_version"] != SCHEMA_VERSION or data["device"] != device:

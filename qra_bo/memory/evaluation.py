@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from qra_bo.memory.activations import LayerModel, Moment, group_of, workspace_bytes
-from qra_bo.space import IntArray, SearchSpace
+from qra_bo.space import IntArray, SearchSpace, Unit
 
 
 def evaluation_layer(layer: LayerModel) -> LayerModel:
@@ -62,7 +62,7 @@ def head_bytes(layer: LayerModel) -> int:
 
 
 def evaluation_spikes(layer: LayerModel, space: SearchSpace) -> IntArray:
-    """Largest instant of an evaluation beyond what is resident, for each unit, format and rank, ``L x F x R``.
+    """Largest instant of an evaluation beyond the resident bytes, for each unit, format and rank, ``L x F x R``.
 
     Args:
         layer: Of the evaluation's batch (``evaluation_layer``).
@@ -71,17 +71,15 @@ def evaluation_spikes(layer: LayerModel, space: SearchSpace) -> IntArray:
     ranks = np.array(space.ranks.values, dtype=np.int64)
     moments, least = forward_moments(layer), head_bytes(layer)
     plain = max([least, *(m.extra for m in moments if not m.group)])
-    out = np.empty((space.n_units, len(space.formats), len(ranks)), dtype=np.int64)
-    seen: dict[tuple[tuple[int, int, str], ...], IntArray] = {}
-    for u, unit in enumerate(space.units):
-        key = tuple((m.out_features, m.in_features, m.fused) for m in unit.linears)
-        if key not in seen:
-            best = np.full((len(space.formats), len(ranks)), plain, dtype=np.int64)
-            for moment in (m for m in moments if m.group):
-                for linear in (m for m in unit.linears if group_of(m) == moment.group):
-                    work = np.array([workspace_bytes(f, linear, layer.shape, moment.result) for f in space.formats])
-                    here = moment.extra + work[:, None] + (layer.rank_saved * ranks)[None, :]
-                    best = np.maximum(best, here)
-            seen[key] = best
-        out[u] = seen[key]
-    return out
+
+    def spike(unit: Unit) -> IntArray:
+        best = np.full((len(space.formats), len(ranks)), plain, dtype=np.int64)
+        for moment in moments:
+            for linear in (m for m in unit.linears if group_of(m) == moment.group):
+                work = np.array([workspace_bytes(f, linear, layer.shape, moment.result) for f in space.formats])
+                best = np.maximum(best, moment.extra + work[:, None] + layer.rank_saved * ranks)
+        return best
+
+    keys = [tuple((m.out_features, m.in_features, m.fused) for m in unit.linears) for unit in space.units]
+    by_key = {key: spike(unit) for key, unit in dict(zip(keys, space.units, strict=True)).items()}
+    return np.stack([by_key[key] for key in keys])

@@ -27,7 +27,7 @@ NESTED_BLOCK = 256
 
 @dataclass(frozen=True, slots=True)
 class Plane:
-    """Some bits of every code, packed on their own as HQQ packs codes of so many bits.
+    """A bit field of every code, packed separately as HQQ packs codes of so many bits.
 
     Args:
         bits: Of a code.
@@ -53,13 +53,12 @@ whole bytes, which saves nothing."""
 
 def _known() -> dict[str, StorageFormat]:
     formats = [StorageFormat("nf4", "bitsandbytes", 4, 64, double_quant=True),
-               StorageFormat("nf4-nodq", "bitsandbytes", 4, 64),
-               StorageFormat("int8", "bitsandbytes", 8, 0),
+               StorageFormat("nf4-nodq", "bitsandbytes", 4, 64), StorageFormat("int8", "bitsandbytes", 8, 0),
                StorageFormat("fp16", "none", 16, 0)]
     for bits in HQQ_PLANES:
-        formats.append(StorageFormat(f"hqq{bits}", "hqq", bits, 64))
-        formats += [StorageFormat(f"hqq{bits}-g{group}", "hqq", bits, group) for group in (32, 128)]
-        formats.append(StorageFormat(f"ref{bits}", "reference", bits, 64))
+        formats += [StorageFormat(f"hqq{bits}", "hqq", bits, 64), StorageFormat(f"hqq{bits}-g32", "hqq", bits, 32),
+                    StorageFormat(f"hqq{bits}-g128", "hqq", bits, 128),
+                    StorageFormat(f"ref{bits}", "reference", bits, 64)]
     return {f.name: f for f in formats}
 
 
@@ -71,7 +70,7 @@ LEAST_BITS = min(_DEFAULTS)
 
 
 def parse_format(name: str) -> StorageFormat:
-    """The storage format called ``name``.
+    """Return the storage format called ``name``.
 
     Raises:
         ConfigError: If it is unknown; the message lists the known ones, nearest first.
@@ -83,7 +82,7 @@ def parse_format(name: str) -> StorageFormat:
 
 
 def default_format(bits: int) -> StorageFormat:
-    """The format that serves a bit-width unless the configuration names another.
+    """Return the format of a bit-width where the configuration names none.
 
     Raises:
         ConfigError: If no backend offers the bit-width.
@@ -107,7 +106,7 @@ def format_from_json(data: Mapping[str, Any]) -> StorageFormat:
 
 
 def check_shape(fmt: StorageFormat, out_features: int, in_features: int) -> None:
-    """Refuse matrices that the backend can't pack.
+    """Refuse a matrix that the backend can't pack.
 
     Raises:
         SpaceError: If the weights do not divide into whole groups, or the groups not into whole words.

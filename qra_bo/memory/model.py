@@ -191,18 +191,17 @@ class MemoryModel:
         for linear in self.spec.linears:
             members.setdefault(linear.layer, []).append(linear)
         ranks = np.array(space.ranks.values, dtype=np.int64)
-        out = np.empty((space.n_units, len(space.formats), len(ranks)), dtype=np.int64)
-        seen: dict[tuple[tuple[int, int, str], ...], IntArray] = {}
-        for u, unit in enumerate(space.units):
-            own = {m.name for m in unit.linears}
-            others = [m for m in members[unit.linears[0].layer] if m.name not in own]
+        by_key: dict[tuple[tuple[int, int, str], ...], IntArray] = {}
+        rows = []
+        for unit in space.units:
+            others = [m for m in members[unit.linears[0].layer] if m not in unit.linears]
             key = tuple((m.out_features, m.in_features, m.fused) for m in (*unit.linears, *others))
-            if key not in seen:
-                seen[key] = self._unit_spike(unit.linears, others, space.formats, ranks)
-            out[u] = seen[key]
+            if key not in by_key:
+                by_key[key] = self._unit_spike(unit.linears, others, space.formats, ranks)
+            rows.append(by_key[key])
         layer_of = np.array([u.linears[0].layer for u in space.units])
         slack, late = _slack(saved, gradients, layer_of)
-        spikes: IntArray = np.maximum(out - slack[:, None, None], max(0, self.layer.final_moment - late))
+        spikes: IntArray = np.maximum(np.stack(rows) - slack[:, None, None], max(0, self.layer.final_moment - late))
         return spikes
 
     def _unit_spike(self, own: Sequence[Linear], others: Sequence[Linear], formats: Sequence[StorageFormat],
@@ -216,13 +215,11 @@ class MemoryModel:
             if moment.group and not active:
                 continue
             done = ORDER[:moment.level]
-            held = np.full(len(ranks), moment.extra + (layer.recomputed if self.shape.checkpointing else 0))
-            if active:  # the gradient of a low-rank activation, beside the product that it joins
-                held = held + layer.rank_saved * ranks
-            for m in own:
-                held = held + self._held(m, group_of(m) in done, total, ranks)
-            for m in others:
-                held = held + self._held(m, group_of(m) in done, total, ranks).max()
+            # With a product comes the gradient of the low-rank activation that joins it.
+            held = moment.extra + (layer.recomputed if self.shape.checkpointing else 0) \
+                + (layer.rank_saved * ranks if active else np.zeros_like(ranks))
+            held = held + sum(self._held(m, group_of(m) in done, total, ranks) for m in own)
+            held = held + sum(self._held(m, group_of(m) in done, total, ranks).max() for m in others)
             work = np.array([max((workspace_bytes(f, m, self.shape, moment.result) for m in active), default=0)
                              for f in formats], dtype=np.int64)
             best = np.maximum(best, work[:, None] + held[None, :])

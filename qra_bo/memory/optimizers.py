@@ -24,7 +24,7 @@ MAPS_BYTES = 2 * 256 * 4
 
 
 def is_paged(kind: str) -> bool:
-    """Whether large states live in pages that the host takes back."""
+    """Whether large states live in pages that move to the host."""
     return kind.startswith("paged_")
 
 
@@ -49,7 +49,7 @@ def state_bytes(kind: str, numel: IntArray, device: str) -> tuple[IntArray, IntA
 
 
 def shared_bytes(kind: str) -> int:
-    """Bytes that all units share."""
+    """Return the bytes that all units share."""
     return MAPS_BYTES if has_8bit_states(kind) else 0
 
 

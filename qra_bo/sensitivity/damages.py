@@ -26,7 +26,7 @@ def damage_of(profile: SensitivityProfile, name: str) -> FloatArray:
         ConfigError: If there is no such measure.
     """
     if name not in DAMAGES:
-        raise ConfigError([unknown_damage(name)])
+        raise ConfigError(unknown_damage(name))
     return DAMAGES[name](profile)
 
 

@@ -1,8 +1,10 @@
-"""Allocations, ladders and the search space they span."""
+"""The search space: decoder shapes, units, formats and ranks, allocations, tables of their memory, and exact solvers.
+
+Importing it loads no torch.
+"""
 
 from qra_bo.space.allocation import Allocation, uniform
-from qra_bo.space.average_bits import limit_average_bits, with_allowance
-from qra_bo.space.cost import CostTable, PhaseCost
+from qra_bo.space.cost import CostTable, PhaseCost, limit_average_bits, with_allowance
 from qra_bo.space.decoder import DecoderSpec, Linear
 from qra_bo.space.formats import StorageFormat
 from qra_bo.space.ladder import Ladder

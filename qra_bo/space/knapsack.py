@@ -116,9 +116,8 @@ class _Program:
         keep = _undominated(flat, phases, len(cuts))
         exact: list[tuple[IntArray, float, float]] = [(flatten(cut, n_ranks), -np.inf, n_units - 1.0) for cut in cuts]
         if region is not None:
-            home = flatten(region.centre, n_ranks)
-            keep[np.arange(n_units), home] = True
-            exact.append((home, float(n_units - region.changes), np.inf))
+            exact.append((flatten(region.centre, n_ranks), float(n_units - region.changes), np.inf))
+            keep[np.arange(n_units), exact[-1][0]] = True
         self._unit, self._option = np.nonzero(keep)
         n_options = len(self._unit)
         blocks = [(csr_array((np.ones(n_options), (self._unit, np.arange(n_options))), shape=(n_units, n_options)),
@@ -139,8 +138,7 @@ class _Program:
         objective = flat[self._unit, self._option] - flat.min(axis=1)[self._unit]
         self._value = objective / (objective.max() or 1.0)
         self._matrix = vstack([b[0] for b in blocks]).tocsr()
-        self._lower = np.concatenate([b[1] for b in blocks])
-        self._upper = np.concatenate([b[2] for b in blocks])
+        self._lower, self._upper = np.concatenate([b[1] for b in blocks]), np.concatenate([b[2] for b in blocks])
         self._n_units, self._rel_gap = n_units, rel_gap
 
     def solve(self, spans: tuple[tuple[int, int], ...]) -> tuple[float, IntArray] | None:
@@ -149,12 +147,10 @@ class _Program:
         Raises:
             SolverError: If the solver stops without an answer.
         """
-        admitted = np.ones(len(self._unit))
-        upper = self._upper.copy()
+        admitted, upper = np.ones(len(self._unit)), self._upper.copy()
         for index, (low, high) in enumerate(spans):
             admitted *= self._spikes[index] <= high
-            room = (self._lows[index] - low) / self._scales[index] + _SLACK
-            upper[len(upper) - len(spans) + index] = room
+            upper[index - len(spans)] = (self._lows[index] - low) / self._scales[index] + _SLACK
         for limit in ({"node_limit": MOST_NODES}, {}) if self._rel_gap > 0 else ({},):
             result = milp(self._value, integrality=np.ones(len(self._unit)), bounds=Bounds(0.0, admitted),
                           constraints=LinearConstraint(self._matrix, self._lower, upper),

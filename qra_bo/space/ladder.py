@@ -32,7 +32,14 @@ class Ladder:
         return len(self.values)
 
     def index(self, value: int) -> int:
-        """Position of ``value``; a value off the ladder is an error, never rounded."""
+        """Position of ``value``.
+
+        >>> Ladder("ranks", (2, 4, 8)).index(4)
+        1
+
+        Raises:
+            SpaceError: If the value is off the ladder.
+        """
         i = bisect.bisect_left(self.values, value)
         if i == len(self.values) or self.values[i] != value:
             raise SpaceError(f"{value} is not on the {self.name} ladder {list(self.values)}")

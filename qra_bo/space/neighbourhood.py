@@ -1,4 +1,4 @@
-"""Atomic edits: one format or one rank moved by one step of its ladder, and all that few of them can reach."""
+"""Atomic edits (one format or one rank moved by one step of its ladder) and the neighbourhoods that they span."""
 
 import numpy as np
 import numpy.typing as npt
@@ -23,16 +23,16 @@ def distance(rows: IntArray, row: IntArray) -> IntArray:
 
 
 def atomic_neighbours(space: SearchSpace, row: IntArray) -> IntArray:
-    """Every row one atomic edit away, ``m x 2 L``: by coordinate, down before up."""
-    return _Ball(space, row).shell(1)
+    """Return every row one atomic edit away, ``m x 2 L``: by coordinate, down before up."""
+    return _Ball(space, row).shells(1)[0]
 
 
 def neighbours_within(space: SearchSpace, row: IntArray, radius: int, *, costs: CostTable, budget_bytes: int,
                       rng: np.random.Generator, cap: int = 20_000) -> IntArray:
-    """Rows that fit the budget and are 1 to ``radius`` atomic edits from ``row``, ``m x 2 L``, nearest first.
+    """Return the rows within the budget and 1 to ``radius`` atomic edits from ``row``, ``m x 2 L``, nearest first.
 
-    Shells are enumerated completely as long as their rows, feasible or not, number no more than ``cap``; what
-    is left of ``cap`` is filled with rows drawn uniformly from the shells further out. ``row`` itself need not fit.
+    Shells are enumerated completely as long as their rows, feasible or not, number no more than ``cap``; the rest of
+    ``cap`` is filled with rows drawn uniformly from the shells further out. ``row`` itself need not fit.
 
     Args:
         space: Units and ladders.
@@ -55,22 +55,12 @@ def neighbours_within(space: SearchSpace, row: IntArray, radius: int, *, costs: 
     found = found[costs.feasible(found, budget_bytes)]
     if sizes[complete:].sum() == 0:
         return found
-    seen = {r.tobytes() for r in found}
-    kept = [found]
+    known = {r.tobytes(): r for r in found}
     for _ in range(_DRAW_ROUNDS):
-        room = cap - len(seen)
-        if room <= 0:
-            break
-        drawn = ball.draw(room, complete + 1, radius, rng)
-        drawn = drawn[costs.feasible(drawn, budget_bytes)]
-        new = []
-        for candidate in drawn:
-            key = candidate.tobytes()
-            if key not in seen:
-                seen.add(key)
-                new.append(candidate)
-        kept.append(np.array(new, dtype=np.int64).reshape(-1, len(row)))
-    rows = np.vstack(kept)
+        if len(known) < cap:
+            drawn = ball.draw(cap - len(known), complete + 1, radius, rng)
+            known |= {r.tobytes(): r for r in drawn[costs.feasible(drawn, budget_bytes)]}
+    rows = np.array([*known.values()], dtype=np.int64).reshape(-1, len(row))
     return rows[np.argsort(distance(rows, row), kind="stable")]
 
 
@@ -82,10 +72,6 @@ class _Ball:
         if row.shape != self.top.shape or (row < 0).any() or (row > self.top).any():
             raise SpaceError(f"an index row needs {len(self.top)} integers on the ladders; got shape {row.shape}")
         self.row = row
-
-    def shell(self, radius: int) -> IntArray:
-        """All rows exactly ``radius`` edits away, in a fixed order."""
-        return self.shells(radius)[-1]
 
     def shells(self, radius: int) -> list[IntArray]:
         """The shells 1 to ``radius``; each row arises once, its edits made in order of coordinate."""

@@ -1,4 +1,4 @@
-"""Where a ``DecoderSpec`` comes from: published numbers (pure arithmetic), or a real model, on the meta device too."""
+"""Decoder shapes from published numbers (pure arithmetic) or from a model, also on the meta device."""
 
 import re
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ _FUSED = {"q_proj": "qkv", "k_proj": "qkv", "v_proj": "qkv", "qkv_proj": "qkv", 
 def spec_from_numbers(name: str, family: str, *, n_layers: int, hidden_size: int, intermediate_size: int,
                       n_heads: int, n_kv_heads: int, head_dim: int, vocab_size: int, tied: bool,
                       attention_bias: bool = False) -> DecoderSpec:
-    """The decoder that these numbers describe; needs neither torch nor a download.
+    """Return the decoder that these numbers describe; needs neither torch nor a download.
 
     Args:
         name: Name used in messages.
@@ -42,27 +42,27 @@ def spec_from_numbers(name: str, family: str, *, n_layers: int, hidden_size: int
         ModelError: If the family is unknown or a number makes no sense.
     """
     if family not in FAMILIES:
-        raise ModelError(f"the shapes of family {family!r} can't be told from numbers; known: {', '.join(FAMILIES)}; "
-                         "any other decoder works with +model=hf model.path=ORG/NAME-or-folder")
+        raise ModelError(f"the shapes of family {family!r} do not follow from numbers alone; known: "
+                         f"{', '.join(FAMILIES)}; any other decoder works with +model=hf model.path=ORG/NAME-or-folder")
     sizes = {"n_layers": n_layers, "hidden_size": hidden_size, "intermediate_size": intermediate_size,
              "n_heads": n_heads, "n_kv_heads": n_kv_heads, "head_dim": head_dim, "vocab_size": vocab_size}
     bad = {key: value for key, value in sizes.items() if value <= 0}
     if bad or n_heads % n_kv_heads:
         raise ModelError(f"model {name!r}: every size must be positive and n_kv_heads must divide n_heads; got {sizes}")
-    linears = tuple(Linear(f"{_prefix(family)}.{layer}.{path}", out, inn, layer, group, _FUSED[path.split(".")[-1]],
+    prefix = "gpt_neox.layers" if family == "gpt_neox" else "model.layers"
+    linears = tuple(Linear(f"{prefix}.{layer}.{path}", out, inn, layer, group, _FUSED[path.split(".")[-1]],
                            bias)
                     for layer in range(n_layers)
                     for path, out, inn, group, bias in _shapes(family, hidden_size, intermediate_size, n_heads,
                                                                n_kv_heads, head_dim, attention_bias))
     biases = sum(linear.out_features for linear in linears if linear.bias)
     embeddings = vocab_size * hidden_size * (1 if tied else 2)
-    other = embeddings + biases + n_layers * _norms(family, hidden_size, head_dim) + _final_norm(family, hidden_size)
+    per_norm = 2 * hidden_size if family == "gpt_neox" else hidden_size  # LayerNorm has a bias
+    norms = n_layers * (4 if family in ("gemma2", "gemma3_text") else 2) + 1
+    head_norms = n_layers * 2 * head_dim if family in ("qwen3", "gemma3_text") else 0
+    other = embeddings + biases + norms * per_norm + head_norms
     return DecoderSpec(name, family, linears, n_layers, hidden_size, intermediate_size, n_heads, n_kv_heads, head_dim,
                        vocab_size, tied, other)
-
-
-def _prefix(family: str) -> str:
-    return "gpt_neox.layers" if family == "gpt_neox" else "model.layers"
 
 
 def _shapes(family: str, d: int, i: int, heads: int, kv_heads: int, head_dim: int,
@@ -89,20 +89,8 @@ def _shapes(family: str, d: int, i: int, heads: int, kv_heads: int, head_dim: in
         yield "mlp.down_proj", d, i, "mlp", False
 
 
-def _norms(family: str, d: int, head_dim: int) -> int:
-    """Parameters of one layer's norms."""
-    if family == "gpt_neox":
-        return 4 * d
-    count = 4 if family in ("gemma2", "gemma3_text") else 2
-    return count * d + (2 * head_dim if family in ("qwen3", "gemma3_text") else 0)
-
-
-def _final_norm(family: str, d: int) -> int:
-    return 2 * d if family == "gpt_neox" else d
-
-
 def spec_from_model(model: Any, name: str | None = None) -> DecoderSpec:
-    """The decoder of any causal language model of transformers, on any device, the meta device too.
+    """Return the decoder of a causal language model of transformers, on any device, also the meta device.
 
     Args:
         model: Not yet wrapped by PEFT; linears may already be quantised modules with ``in_features``.
@@ -138,13 +126,13 @@ def spec_from_model(model: Any, name: str | None = None) -> DecoderSpec:
 
 
 def spec_from_hf_config(config: Any, name: str | None = None, *, trust_remote_code: bool = False) -> DecoderSpec:
-    """The decoder that a transformers configuration builds, on the meta device: no weights are made.
+    """Return the decoder that a transformers configuration describes; the model is built on the meta device.
 
     Args:
         config: The configuration.
         name: Name used in messages; the model type by default.
-        trust_remote_code: Whether code that comes with the model may run. It is always passed on: where it is not,
-            transformers asks on the terminal.
+        trust_remote_code: Whether code that comes with the model may run; passed on always, because transformers asks
+            on the terminal otherwise.
 
     Raises:
         ModelError: If transformers knows no causal language model of that type.

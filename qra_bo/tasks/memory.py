@@ -35,8 +35,7 @@ def run(config: RunConfig) -> int:
         traced = {} if checks is None else {"traced": [asdict(check) for check in checks]}
         print(json.dumps(plan.to_json() | traced, indent=2))
     else:
-        console = Console()
-        console = console if console.is_terminal else _plain_console()
+        console = Console() if Console().is_terminal else _plain_console()
         console.print(render(plan))
         if checks is not None:
             console.print(render_checks(checks))

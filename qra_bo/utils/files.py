@@ -6,7 +6,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from qra_bo.utils.errors import OutputError
 
@@ -73,13 +73,9 @@ def strict_json(text: str | bytes) -> Any:
         ValueError: If it is no JSON, is nested too deeply, or holds NaN or a number beyond the range of floats.
     """
     try:
-        return json.loads(text, parse_constant=_refuse_constant, parse_float=_finite, parse_int=bounded_int)
+        return json.loads(text, parse_constant=_finite, parse_float=_finite, parse_int=bounded_int)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a finite number")
 
 
 def bounded_int(text: str) -> int:
@@ -96,7 +92,7 @@ def bounded_int(text: str) -> int:
 def _finite(text: str) -> float:
     value = float(text)
     if value - value != 0.0:
-        raise ValueError(f"{text[:40]} is beyond the range of numbers")
+        raise ValueError(f"{text[:40]} is beyond the range of numbers, which must be finite")
     return value
 
 

@@ -63,7 +63,7 @@ def test_device_auto_is_told_without_torch(monkeypatch: pytest.MonkeyPatch) -> N
     assert planned_device("auto") == "cpu"
 
 
-def test_auto_takes_what_is_free_less_the_headroom(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_is_free_bytes_less_the_headroom(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("qra_bo.pipeline.memory_plan.free_bytes", lambda device: 3 * 10**9)
     config = load_config(["task=memory", "+model=tiny", "budget=auto", "memory.headroom=1GB", "device=cpu"])
     assert [(b.text, b.size) for b in make_plan(config).budgets] == [("auto", 2 * 10**9)]
@@ -105,7 +105,7 @@ def test_all_budgets_that_nothing_fits_are_named(capfd: pytest.CaptureFixture[st
     (None, r"model\.path='none' is no folder here, and as a hub id it can't be had"),
     ([], r"the folder model\.path='none' holds no config\.json"),
     (["config.json"], r"none/config\.json can't be read")])
-def test_a_model_that_is_not_there_is_told_for_what_it_is(made: list[str] | None, message: str, tmp_path: Path,
+def test_missing_model_is_explained(made: list[str] | None, message: str, tmp_path: Path,
                                                           monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.chdir(tmp_path)
@@ -117,7 +117,7 @@ def test_a_model_that_is_not_there_is_told_for_what_it_is(made: list[str] | None
         make_spec(load_config(["task=memory", "+model=hf", "model.path=none"]))
 
 
-def test_a_model_that_needs_code_is_told_how_to_allow_it(tmp_path: Path) -> None:
+def test_model_with_own_code_names_the_key_to_allow_it(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "own", "auto_map": {"AutoConfig": "own.Config"}}))
     (tmp_path / "own.py").write_text("raise SystemExit('ran')")
     with pytest.raises(ModelError, match=r"comes with code of its own.*model\.trust_remote_code=true"):
@@ -125,7 +125,7 @@ def test_a_model_that_needs_code_is_told_how_to_allow_it(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("error", [DeviceError("no RAM"), ModelError("no weights")])
-def test_a_search_that_can_not_start_shows_the_plan(error: Exception, monkeypatch: pytest.MonkeyPatch,
+def test_search_that_cannot_start_shows_the_plan(error: Exception, monkeypatch: pytest.MonkeyPatch,
                                                     capfd: pytest.CaptureFixture[str]) -> None:
     def search(config: object) -> None:
         raise error
@@ -137,7 +137,7 @@ def test_a_search_that_can_not_start_shows_the_plan(error: Exception, monkeypatc
     assert captured.err == f"qra_bo: {error}\n"
 
 
-def test_it_loads_no_torch() -> None:
+def test_memory_task_loads_no_torch() -> None:
     code = ("import sys; from qra_bo.cli.app import main; "
             "status = main(['task=memory', '+model=llama2_7b', 'budget=10GB']); "
             "print('heavy:', [m for m in ('torch', 'transformers', 'scipy') if m in sys.modules]); sys.exit(status)")

@@ -13,7 +13,7 @@ from qra_bo.config.schema import load_config
 from qra_bo.finetune.models.host_linear import HostLinear, is_too_large, keep_on_host
 from qra_bo.finetune.quantization.bank import LayerBank
 from qra_bo.finetune.quantization.base import PackedLinear
-from qra_bo.memory.tracker import PeakTracker
+from qra_bo.finetune.tracing.tracker import PeakTracker
 from qra_bo.pipeline.build import make_oracle
 from qra_bo.space import Allocation
 from qra_bo.trials import TrialSpec

@@ -169,12 +169,13 @@ def profile(data: bytes) -> None:
     except UserError:
         return
     if isinstance(found, PublishedSensitivity):
-        check(len(found.units) == len(found.loss) and all(map(math.isfinite, found.loss)), "quantization_sensitivity", found)
+        check(len(found.units) == len(found.loss) and all(map(math.isfinite, found.loss)), "published", found)
         return
     n = len(found.units)
-    check(n >= 1 and found.quantization_sensitivity.shape == (n, len(found.formats)), "a shape", found.quantization_sensitivity.shape)
+    sensitivity = found.quantization_sensitivity
+    check(n >= 1 and sensitivity.shape == (n, len(found.formats)), "a shape", sensitivity.shape)
     check(len(set(found.units)) == n, "units twice", found.units)
-    check(math.isfinite(float(found.quantization_sensitivity.sum())), "damage that is not finite", found.quantization_sensitivity)
+    check(math.isfinite(float(sensitivity.sum())), "sensitivity that is not finite", sensitivity)
     again = profile_to_json(profile_from_json(profile_to_json(found), "again"))
     check(again == profile_to_json(found), "another profile after a round trip", again)
 

@@ -54,8 +54,9 @@ def test_any_json_in_the_place_of_any_field_is_read_or_refused(name: str, value:
 
 
 EXAMPLES = {
-    "profile": '{"schema_version": 1, "units": ["a", "b"], "formats": ["nf4"], "damage": [[0.1], [0.2]], "quantization_kl": '
-               '[[0.1], [0.2]], "gain": [[0.1, 0.2], [0.1, 0.3]], "base_loss": 4.0, "source": "x"}',
+    "profile": '{"schema_version": 1, "units": ["a", "b"], "formats": ["nf4"], '
+               '"quantization_sensitivity": [[0.1], [0.2]], "quantization_kl": [[0.1], [0.2]], '
+               '"rank_sensitivity": [[0.1, 0.2], [0.1, 0.3]], "base_loss": 4.0, "source": "x"}',
     "manifest": '{"schema_version": 1, "model": {}, "compute_dtype": "bfloat16", "packed_on": "cpu", "modules": {}, '
                 '"unquantised_sha256": "", "packed": null, "versions": {}, "sha256": ""}',
     "data_file": '{"instruction": "i", "input": "x", "output": "o"}',

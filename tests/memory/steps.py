@@ -10,13 +10,13 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from qra_bo.finetune.adapters.lora import AdapterSettings, adapter_parameters, attach
 from qra_bo.finetune.models.attention import use_fast_attention
 from qra_bo.finetune.quantization.registry import backend_of
+from qra_bo.finetune.tracing.tracker import PeakTracker
 from qra_bo.finetune.training.loop import TrainSettings, held_out
 from qra_bo.finetune.training.loss import token_losses
 from qra_bo.finetune.training.optimizer import AdamWSettings, UnitwiseAdamW
 from qra_bo.memory.activations import rounding_bytes
 from qra_bo.memory.formats import parse_format
 from qra_bo.memory.model import MemoryModel, TrainShape
-from qra_bo.memory.tracker import PeakTracker
 from qra_bo.space import Allocation, DecoderSpec, Ladder, SearchSpace, make_units
 from qra_bo.space.specs import spec_from_model
 

@@ -31,7 +31,7 @@ def test_every_measured_peak_is_covered_for_good(first: list[Excess], second: li
         assert all(covered(after, e) for e in first)
 
 
-def test_few_measurements_can_only_raise_what_is_assumed_and_many_replace_it() -> None:
+def test_few_measurements_raise_the_share_many_replace_it() -> None:
     assumed = ASSUMED["cuda"]
     small = Excess(10**9, 5 * 10**8, 10**9 + assumed.fixed_bytes + 10**6)  # 0.2 % of the transient bytes
     few = fold(assumed, "cuda", [small] * (ENOUGH - 1))

@@ -38,7 +38,7 @@ def test_sizes(text: str | int, size: int) -> None:
 
 @pytest.mark.parametrize("text", ["-1GB", "ten", "0", "NaN", "inf", "", "GB", "10  GB", "10 G B", "1e9", "1.5", "10GBs",
                                   "0GB", "0.0000001kB", "1,5GB", "0x10", True, "uniform:4,4", "auto"])
-def test_what_is_not_a_size_is_refused_with_the_rule(text: str) -> None:
+def test_malformed_sizes_are_refused_with_the_rule(text: str) -> None:
     with pytest.raises(BudgetError, match="a size is a positive number with a unit"):
         parse_size(text)
 
@@ -116,7 +116,7 @@ def test_smallest_and_largest_equal_brute_force(batch: int, length: int, checkpo
         assert table.totals(space.encode(found[1])[None, :])[0] == expected
 
 
-def test_an_infeasible_budget_says_what_is_needed_and_what_gives_it() -> None:
+def test_infeasible_budget_names_the_smallest_allocation() -> None:
     space = space_of(formats=("hqq2", "nf4"), ranks=(2, 4))
     table = MODEL.table(space)
     need, least = smallest(table, space)
@@ -133,8 +133,8 @@ def test_an_infeasible_budget_says_what_is_needed_and_what_gives_it() -> None:
     (("nf4",), (2,), "peak", True,
      ["add lower bits", "add a lower rank", "lower train.batch or train.length", "take a smaller model"]),
     (("hqq2",), (1,), "stored", False, ["take a smaller model"])])
-def test_it_advises_what_would_help(formats: tuple[str, ...], ranks: tuple[int, ...], scope: str, checkpointing: bool,
-                                    ways: list[str]) -> None:
+def test_refused_budget_advises_settings_that_help(formats: tuple[str, ...], ranks: tuple[int, ...], scope: str,
+                                                   checkpointing: bool, ways: list[str]) -> None:
     space = space_of(formats=formats, ranks=ranks)
     model = MemoryModel(TINY, replace(MODEL.shape, checkpointing=checkpointing), scope)
     with pytest.raises(BudgetError) as refused:

@@ -46,7 +46,7 @@ def by_hand(table: CostTable, row: np.ndarray) -> int:
 
 @settings(max_examples=30, deadline=None)
 @given(shape=SHAPES, granularity=GRANULARITY, scope=st.sampled_from(["peak", "stored"]), data=st.data())
-def test_vectorised_totals_equal_scalar_ones_and_the_breakdown_adds_up(
+def test_totals_equal_scalar_sums_and_breakdowns(
         shape: TrainShape, granularity: str, scope: str, data: st.DataObject) -> None:
     space = space_of(granularity=granularity)
     model = MemoryModel(TINY, shape, scope)
@@ -109,7 +109,7 @@ def test_between_backends_fewer_bits_cost_at_most_their_scratch(shape: TrainShap
 
 @settings(max_examples=20, deadline=None)
 @given(shape=SHAPES, granularity=GRANULARITY, data=st.data())
-def test_the_breakdown_is_that_of_the_phase_it_names(shape: TrainShape, granularity: str, data: st.DataObject) -> None:
+def test_breakdown_belongs_to_the_largest_phase(shape: TrainShape, granularity: str, data: st.DataObject) -> None:
     space = space_of(granularity=granularity)
     model = MemoryModel(TINY, shape)
     (row,) = rows_of(data, space, 1)
@@ -127,7 +127,7 @@ def test_the_breakdown_is_that_of_the_phase_it_names(shape: TrainShape, granular
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_twice_the_batch_doubles_the_activations_and_nothing_that_is_resident(device: str) -> None:
+def test_twice_the_batch_doubles_only_activations(device: str) -> None:
     # A unit mixed up anywhere (bits for bytes, elements for bytes, GiB for GB) breaks a scaling law.
     shape = TrainShape(2, 64, device=device)
     space = space_of(SMOLLM2, ranks=(4,))

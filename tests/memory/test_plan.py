@@ -79,7 +79,7 @@ def test_cards(llama: tuple[MemoryModel, SearchSpace, Plan]) -> None:
     assert memory_plan(model, space, BUDGETS, on_card=wide).cards[16] is None
 
 
-def test_levers_save_what_they_say() -> None:
+def test_levers_save_the_stated_bytes() -> None:
     shape = TrainShape(4, 64)
     model, space = MemoryModel(TINY, shape), space_of(formats=("nf4", "int8"), ranks=(2, 4))
     plan = memory_plan(model, space, {"1000": 1000})
@@ -113,7 +113,7 @@ def test_json_holds_everything_in_bytes(llama: tuple[MemoryModel, SearchSpace, P
     assert {"schema_version", "levers", "scope", "fits", "device", "train"} <= set(data)
 
 
-def test_tables_show_what_fits(llama: tuple[MemoryModel, SearchSpace, Plan]) -> None:
+def test_tables_show_fitting_choices(llama: tuple[MemoryModel, SearchSpace, Plan]) -> None:
     text = printed(llama[2])
     rank = llama[2].budgets[0].ranks["nf4"]
     for word in ("llama2_7b: 6,738.4 M parameters", "fits 8.00 GB", f"nf4, rank {rank}", "10.00 GB", "quant metadata",
@@ -122,7 +122,7 @@ def test_tables_show_what_fits(llama: tuple[MemoryModel, SearchSpace, Plan]) -> 
     assert "What lowers" not in text
 
 
-def test_tables_show_what_to_change_where_nothing_fits() -> None:
+def test_tables_show_levers_where_nothing_fits() -> None:
     text = printed(memory_plan(MemoryModel(TINY, TrainShape(4, 64)), space_of(), {"1000": 1000}))
     for word in ("1000 = 1.0 kB", "none", "smallest allocation", "What lowers", "train.checkpointing=true", "saves"):
         assert word in text

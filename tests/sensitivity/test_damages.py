@@ -34,7 +34,7 @@ def test_two_units_by_hand() -> None:
     np.testing.assert_allclose(found, [[0.0], [2.0 + 0.75 * 4.0]])
 
 
-def test_within_their_standard_errors_nothing_of_the_distance_is_kept() -> None:
+def test_distance_within_standard_errors_is_not_kept() -> None:
     kl = np.array([[1.0, 0.5], [2.0, 0.25]])
     np.testing.assert_allclose(believed_damage(profile_of(kl + 0.5, kl, np.ones((2, 2)))), kl)
 
@@ -58,21 +58,24 @@ def test_it_is_nearer_to_the_truth_than_either_alone(spread: float, noise: float
     def error(values: FloatArray) -> float:
         return float((((values - true) / profile.quantization_kl) ** 2).mean())  # relative to the size
 
-    assert error(believed_damage(profile)) < 1.02 * min(error(profile.quantization_sensitivity), error(profile.quantization_kl))
+    rise, kl = profile.quantization_sensitivity, profile.quantization_kl
+    assert error(believed_damage(profile)) < 1.02 * min(error(rise), error(kl))
 
 
 def test_fewer_formats_are_believed_alike() -> None:
     profile, _ = simulated(0.3, 0.3, inflation=1.6)
     whole = believed_damage(profile)[:, [2, 0]]
     part = believed_damage(profile.of_formats(["f2", "f0"]))
-    assert float(np.abs(part - whole).mean()) < 0.05 * float(np.abs(profile.quantization_sensitivity - profile.quantization_kl).mean())
+    apart = np.abs(profile.quantization_sensitivity - profile.quantization_kl)
+    assert float(np.abs(part - whole).mean()) < 0.05 * float(apart.mean())
 
 
 @given(st.integers(0, 10_000), st.floats(0.0, 2.0), st.floats(0.0, 5.0))
 def test_it_lies_between_both_and_is_no_less_than_nothing(seed: int, spread: float, noise: float) -> None:
     profile, _ = simulated(spread, noise, seed, n=5)
     believed = believed_damage(profile)
-    low, high = np.minimum(profile.quantization_sensitivity, profile.quantization_kl), np.maximum(profile.quantization_sensitivity, profile.quantization_kl)
+    rise, kl = profile.quantization_sensitivity, profile.quantization_kl
+    low, high = np.minimum(rise, kl), np.maximum(rise, kl)
     assert (believed >= np.clip(low, 0.0, None) - 1e-12).all()
     assert (believed <= np.clip(high, 0.0, None) + 1e-12).all()
 
@@ -90,5 +93,6 @@ def test_every_damage_has_a_name_and_no_other_is_taken() -> None:
 def test_formats_take_their_errors_along() -> None:
     profile, _ = simulated(0.3, 0.3, n=4)
     assert profile.quantization_se is not None
-    np.testing.assert_array_equal(np.asarray(profile.of_formats(["f2", "f0"]).quantization_se), profile.quantization_se[:, [2, 0]])
+    found = np.asarray(profile.of_formats(["f2", "f0"]).quantization_se)
+    np.testing.assert_array_equal(found, profile.quantization_se[:, [2, 0]])
     assert replace(profile, quantization_se=None).of_formats(["f0"]).quantization_se is None

@@ -35,7 +35,7 @@ def without(key: str) -> dict[str, object]:
 def test_round_trip_is_exact(tmp_path: Path, with_gain: bool) -> None:
     p = make_profile(make_space(3))
     if not with_gain:
-        p = SensitivityProfile(p.units, p.formats, p.quantization_sensitivity, p.quantization_kl, None, p.base_loss, p.source)
+        p = replace(p, rank_sensitivity=None)
     path = tmp_path / "deep" / "profile.json"
     save_profile(p, path)
     q = load_profile(path)
@@ -45,7 +45,8 @@ def test_round_trip_is_exact(tmp_path: Path, with_gain: bool) -> None:
     assert (q.rank_sensitivity is None) == (not with_gain)
     assert q.quantization_se is None
     assert list(path.parent.iterdir()) == [path]
-    known = replace(p, quantization_se=np.arange(p.quantization_sensitivity.size).reshape(p.quantization_sensitivity.shape) / 7.0)
+    shape = p.quantization_sensitivity.shape
+    known = replace(p, quantization_se=np.arange(np.prod(shape)).reshape(shape) / 7.0)
     save_profile(known, path)
     np.testing.assert_array_equal(load_profile(path).quantization_se, known.quantization_se)
 
@@ -59,8 +60,10 @@ def test_a_missing_key_is_named(tmp_path: Path, key: str) -> None:
 
 
 @pytest.mark.parametrize(("key", "value"), [
-    ("units", "a"), ("units", []), ("formats", [1]), ("quantization_sensitivity", 3), ("quantization_sensitivity", [[1, "x"]]), ("quantization_sensitivity", [[1, 2], [1]]),
-    ("quantization_kl", [[None]]), ("rank_sensitivity", {}), ("rank_sensitivity", [[True]]), ("quantization_se", 1), ("base_loss", "3"), ("source", None)])
+    ("units", "a"), ("units", []), ("formats", [1]), ("quantization_sensitivity", 3),
+    ("quantization_sensitivity", [[1, "x"]]), ("quantization_sensitivity", [[1, 2], [1]]),
+    ("quantization_kl", [[None]]), ("rank_sensitivity", {}), ("rank_sensitivity", [[True]]), ("quantization_se", 1),
+    ("base_loss", "3"), ("source", None)])
 def test_a_mistyped_key_is_named(tmp_path: Path, key: str, value: object) -> None:
     path = tmp_path / "p.json"
     path.write_text(json.dumps({**profile_to_json(make_profile(make_space(2))), key: value}))
@@ -71,7 +74,8 @@ def test_a_mistyped_key_is_named(tmp_path: Path, key: str, value: object) -> Non
 def test_unknown_keys_other_schemas_and_broken_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "p.json"
     data = profile_to_json(make_profile(make_space(2)))
-    for change, match in (({"Gain": 1}, "'Gain' is unknown"), ({"schema_version": 2}, "'schema_version' Input should be 1")):
+    for change, match in (({"Gain": 1}, "'Gain' is unknown"),
+                          ({"schema_version": 2}, "'schema_version' Input should be 1")):
         path.write_text(json.dumps({**data, **change}))
         with pytest.raises(ProfileError, match=match):
             load_profile(path)

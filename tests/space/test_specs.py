@@ -51,7 +51,7 @@ def test_attention_bias_is_counted(family: str) -> None:
 
 
 @pytest.mark.parametrize("name", model_files())
-def test_the_numbers_of_every_model_file_are_those_of_its_architecture(name: str) -> None:
+def test_model_files_match_their_architectures(name: str) -> None:
     data = read(name)
     n = {key: data[key] for key in NUMBERS}
     spec = spec_from_numbers(data["name"], data["family"], **n)

@@ -8,8 +8,8 @@ import torch
 
 from qra_bo.finetune.adapters.lora import adapter_parameters
 from qra_bo.finetune.quantization.bank import LayerBank
+from qra_bo.finetune.tracing.tracker import PeakTracker, live_bytes
 from qra_bo.finetune.training.optimizer import Optimizer
-from qra_bo.memory.tracker import PeakTracker, live_bytes
 from qra_bo.trials import PhasePeak
 
 WATCHED_STEP = 1

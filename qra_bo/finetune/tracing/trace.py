@@ -26,11 +26,11 @@ from qra_bo.finetune.models import attention
 from qra_bo.finetune.quantization.base import packed
 from qra_bo.finetune.quantization.standins import META, stand_in
 from qra_bo.finetune.tracing.trace_optimizer import on_device, traced_optimizer
+from qra_bo.finetune.tracing.tracker import PeakTracker
 from qra_bo.finetune.training.loop import TrainSettings, held_out
 from qra_bo.finetune.training.loss import token_losses
 from qra_bo.finetune.training.optimizer import UnitwiseAdamW
 from qra_bo.memory.activations import TrainShape
-from qra_bo.memory.tracker import PeakTracker
 from qra_bo.space import Allocation, DecoderSpec, Linear, SearchSpace
 from qra_bo.space.specs import spec_from_model
 from qra_bo.utils.errors import OracleError

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from qra_bo.finetune.quantization.bank import LayerBank
+from qra_bo.finetune.tracing.tracker import live_bytes
 from qra_bo.memory.formats import metadata_bytes, parse_format, weight_bytes
-from qra_bo.memory.tracker import live_bytes
 from qra_bo.space import DecoderSpec
 from qra_bo.utils.errors import ConfigError, ModelError, OracleError
 from tests.finetune.models import tiny_llama

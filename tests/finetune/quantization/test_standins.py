@@ -9,8 +9,8 @@ import torch
 from qra_bo.finetune.quantization.base import packed
 from qra_bo.finetune.quantization.registry import backend_of
 from qra_bo.finetune.quantization.standins import stand_in
+from qra_bo.finetune.tracing.tracker import PeakTracker, module_tensors
 from qra_bo.memory.formats import FORMATS, parse_format
-from qra_bo.memory.tracker import PeakTracker, module_tensors
 
 CPU = torch.device("cpu")
 SHAPES = [(64, 128), (192, 640), (1536, 576)]  # the last has more weights than a tile

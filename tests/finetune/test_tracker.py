@@ -1,10 +1,20 @@
 """The tracker on programs whose live bytes can be counted by hand."""
 
+from collections.abc import Callable, Iterable
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from qra_bo.memory.tracker import PeakTracker, live_bytes, measure_peak, module_tensors
+from qra_bo.finetune.tracing.tracker import PeakTracker, live_bytes, module_tensors
+
+
+def measure_peak(program: Callable[[], object], held: Iterable[Tensor] = (), rounding: int = 1) -> int:
+    """Peak live bytes while ``program`` runs, ``held`` (alive before it starts) included."""
+    with PeakTracker(rounding) as tracker:
+        tracker.track(held)
+        program()
+    return tracker.peak_bytes
 
 
 def test_peak_of_a_chain_is_two_tensors() -> None:

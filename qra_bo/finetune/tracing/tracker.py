@@ -6,7 +6,7 @@ within itself, without handing it out, is not seen.
 """
 
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -77,23 +77,19 @@ class PeakTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (),
                            kwargs: dict[str, Any] | None = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        if isinstance(out, Tensor):
-            self._see(out, func)
-        else:
-            for leaf in tree_iter(out):
-                if isinstance(leaf, Tensor):
-                    self._see(leaf, func)
+        for leaf in (out,) if isinstance(out, Tensor) else tree_iter(out):
+            if isinstance(leaf, Tensor):
+                self._see(leaf, func)
         return out
 
 
 def module_tensors(model: nn.Module) -> list[Tensor]:
-    """Every tensor that a model holds: parameters, buffers, their quantisation states, tensors in attributes."""
+    """Return every tensor that a model holds: parameters, buffers, quantisation states, tensors in attributes."""
     found: list[Tensor] = []
     seen: set[int] = set()
     for module in model.modules():
-        holders: list[Any] = [*module.parameters(recurse=False), *module.buffers(recurse=False),
-                              *(v for k, v in vars(module).items() if not k.startswith("_"))]
-        for holder in holders:
+        for holder in (*module.parameters(recurse=False), *module.buffers(recurse=False),
+                       *(v for k, v in vars(module).items() if not k.startswith("_"))):
             _collect(holder, found, seen)
     return found
 
@@ -102,34 +98,19 @@ def _collect(value: Any, found: list[Tensor], seen: set[int]) -> None:
     if id(value) in seen or isinstance(value, nn.Module):
         return
     if isinstance(value, Tensor):
-        seen.add(id(value))
         found.append(value)
-        for name in ("quant_state", "CB", "SCB"):  # bitsandbytes keeps scales beside the codes
-            _collect(getattr(value, name, None), found, seen)
-    elif isinstance(value, dict):
-        seen.add(id(value))
-        for item in value.values():
-            _collect(item, found, seen)
-    elif isinstance(value, list | tuple):
-        seen.add(id(value))
-        for item in value:
-            _collect(item, found, seen)
+        parts = [getattr(value, name, None) for name in ("quant_state", "CB", "SCB")]  # bitsandbytes' scales
+    elif isinstance(value, dict | list | tuple):
+        parts = list(value.values() if isinstance(value, dict) else value)
     elif type(value).__name__ in ("QuantState", "MatmulLtState"):
-        seen.add(id(value))
-        for item in vars(value).values():
-            _collect(item, found, seen)
+        parts = list(vars(value).values())
+    else:
+        return
+    seen.add(id(value))
+    for part in parts:
+        _collect(part, found, seen)
 
 
 def live_bytes(model: nn.Module) -> int:
-    """Bytes of the distinct storages that a model holds, quantisation states included."""
-    storages = {s._cdata: int(s.nbytes()) for s in (t.untyped_storage() for t in module_tensors(model))}
-    return sum(storages.values())
-
-
-def measure_peak(program: Callable[[], object], held: Iterable[Tensor] = (), rounding: int = 1) -> int:
-    """Peak live bytes while ``program`` runs, ``held`` (alive before it starts) included."""
-    tracker = PeakTracker(rounding)
-    with tracker:
-        tracker.track(held)
-        program()
-    return tracker.peak_bytes
+    """Return the bytes of the distinct storages that a model holds, quantisation states included."""
+    return sum({s._cdata: int(s.nbytes()) for s in (t.untyped_storage() for t in module_tensors(model))}.values())
