@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from transformers import modeling_gguf_pytorch_utils as reader
 
-from qra_bo.finetune.quantization.quiet import hush_gguf
+from qra_bo.finetune.models.quiet import hush_gguf
 from tests.export.finished import SETTINGS, finish
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,7 +29,7 @@ def stderr_of(*arguments: str) -> str:
 
 def test_of_bitsandbytes_notices_one_is_dropped_and_others_pass() -> None:
     """The library gives it on some CPUs only, when peft or transformers import it."""
-    code = ("import qra_bo.oracle.protocol, logging\n"
+    code = ("import qra_bo.finetune, logging\n"
             "log = logging.getLogger('bitsandbytes.backends.cpu.ops')\n"
             "log.warning('Failed to load CPU gemm_4bit_forward from kernels-community: %s', 'no kernels')\n"
             "log.warning('something else')\n")

@@ -23,7 +23,7 @@ def test_prompts_carry_no_label() -> None:
     assert pieces_of([1, 2], [3, 4], 8) == [([1, 2, 3, 4], [NO_LOSS, NO_LOSS, 3, 4])]
 
 
-def test_a_long_prompt_keeps_its_end_and_leaves_room_for_the_target() -> None:
+def test_a_long_prompt_keeps_its_end() -> None:
     assert pieces_of([1, 2, 3, 4, 5, 6], [7, 8, 9], 4) == [([5, 6, 7, 8], [NO_LOSS, NO_LOSS, 7, 8])]
     assert pieces_of([1, 2, 3, 4, 5, 6], [7], 4) == [([4, 5, 6, 7], [NO_LOSS, NO_LOSS, NO_LOSS, 7])]
 
@@ -70,7 +70,7 @@ def test_splits_are_disjoint_and_cover_every_distinct_record() -> None:
 
 @pytest.mark.parametrize("n", [0, 1, 2])
 def test_too_few_records_to_hold_anything_out(n: int) -> None:
-    with pytest.raises(DataError, match=rf"file\.jsonl has {n} distinct records: too few to hold anything out"):
+    with pytest.raises(DataError, match=rf"file\.jsonl has {n} distinct records; at least 3 are needed"):
         split_records([Record("", str(i)) for i in range(n)] * 5, 0.1, 0, "file.jsonl")
 
 

@@ -50,7 +50,7 @@ def test_the_fields_tell_the_kind(tmp_path: Path, fields: dict[str, Any], prompt
     assert record.target == target
 
 
-def test_a_json_list_and_blank_lines_and_a_byte_order_mark_are_read(tmp_path: Path) -> None:
+def test_json_lists_blank_lines_and_byte_order_marks_are_read(tmp_path: Path) -> None:
     (tmp_path / "list.json").write_text("\ufeff" + json.dumps([{"text": "a"}, {"text": "b"}]), encoding="utf-8")
     assert read_records(str(tmp_path / "list.json"), None) == [Record("", "a"), Record("", "b")]
     assert len(read_records(write(tmp_path, {"text": "a"}, "", {"text": "b"}, ""), None)) == 2
@@ -68,7 +68,7 @@ def test_at_most_max_records_are_read(tmp_path: Path) -> None:
     ([{}], "got the fields none"),
     ([{"text": 3}], "line 1: the field 'text' must be text, got int"),
     ([{"question": "q", "answer": None}], "the field 'answer' must be text, got NoneType"),
-    ([{"prompt": "a", "completion": "  "}], "line 1: the text to learn is empty"),
+    ([{"prompt": "a", "completion": "  "}], "line 1: the target text is empty"),
     ([{"messages": [{"role": "user", "content": "hi"}]}], "no message of the role 'assistant'"),
     ([{"messages": [{"role": "user"}]}], "must be a list of objects with the texts 'role' and 'content'"),
     ([{"question": "q", "human_answers": []}], "must be a list of texts"),
@@ -102,7 +102,7 @@ def test_a_users_file_becomes_three_splits(tmp_path: Path) -> None:
 
 
 def test_a_file_too_small_to_hold_anything_out(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="2 distinct records: too few"):
+    with pytest.raises(DataError, match="2 distinct records; at least 3"):
         load_data(config("jsonl", path=write(tmp_path, {"text": "a"}, {"text": "b"})), byte_tokenizer(), 8)
 
 
