@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.report import Target, publish
-from qra_bo.report.write import load_run
+from qra_bo.report.data import load_run
 
 NAME, CHECKS = "exports", "export/checks.json"
 COLUMNS = ("run", "what", "loaded_by", "difference", "mean", "note")

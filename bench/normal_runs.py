@@ -23,8 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.report import RESULTS, Target, publish
-from qra_bo.report.data import ReportData
-from qra_bo.report.write import load_run
+from qra_bo.report.data import ReportData, load_run
 from qra_bo.study.results import build_best
 from qra_bo.trials import rounding_of
 from qra_bo.utils.errors import QRABOError

@@ -1,92 +1,67 @@
 """``python -m qra_bo.runs list|show|compare|prune|mirror``: looks after a folder of runs."""
 
 import argparse
-import fcntl
 import json
-import os
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from urllib.parse import quote
 
 from rich.console import Console
 
-from qra_bo.report.data import ReportData
+from qra_bo.report.data import load_run
 from qra_bo.report.mirror import SQLITE, mirror_run, storage_url
-from qra_bo.report.side_by_side import NamedRun, caveats, facts, search_loss, versus
-from qra_bo.report.tables import print_result, print_table
+from qra_bo.report.side_by_side import NamedRun, find_runs, own_report, search_loss
+from qra_bo.report.story import versus
+from qra_bo.report.tables import print_line, print_result, print_side_by_side, print_table
 from qra_bo.report.text import DASH, number, size
-from qra_bo.report.write import load_run, write_page
-from qra_bo.study.journal import JOURNAL_NAME
-from qra_bo.study.lock import LOCK_NAME, RunLock
-from qra_bo.utils.errors import JournalError, OutputError, UserError
-from qra_bo.utils.files import check_plain, check_run_folder
+from qra_bo.study.lock import RunLock
+from qra_bo.utils.errors import OutputError, UserError
+from qra_bo.utils.files import check_run_folder
 from qra_bo.utils.redact import printable, redact
 
 CHECKPOINTS = "checkpoints"
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
-    """A run's folder: its report data, or why its journal can't be read."""
-
-    folder: Path
-    data: ReportData | None
-    problem: str = ""
-
-    @property
-    def state(self) -> str:
-        """``done`` and the like from the journal; else ``active``, ``unfinished`` or ``unreadable``."""
-        if self.data is None:
-            return "unreadable"
-        if self.data.end is not None:
-            return self.data.state
-        return "active" if _is_locked(self.folder) else "unfinished"
-
-
-def find_runs(folder: Path) -> list[Run]:
-    """Runs in ``folder``, itself included, at any depth, in order of their paths.
-
-    Raises:
-        OutputError: If ``folder`` is no directory.
-    """
-    if not folder.is_dir():
-        raise OutputError(f"{folder} is not a folder; give the folder that holds your runs, e.g. outputs")
-    runs = []
-    for journal in sorted(folder.rglob(JOURNAL_NAME)):
-        try:
-            runs.append(Run(journal.parent, load_run(journal.parent)))
-        except (JournalError, OutputError) as error:
-            runs.append(Run(journal.parent, None, str(error)))
-    return runs
-
-
 def list_runs(folder: Path, console: Console) -> None:
-    """One line for every run: state, model, budget, loss, difference to the best uniform choice."""
+    """Print one line for every run: state, model, budget, loss, difference to the best uniform baseline."""
     runs = find_runs(folder)
     if not runs:
-        console.print(f"no runs in {folder}", markup=False, highlight=False)
+        print_line(console, f"no runs in {folder}")
         return
-    print_table(console, ("run", "state", "model", "budget", "oracle", "loss", "versus best uniform", "evaluations"),
-           [_line(folder, run) for run in runs])
+    rows = []
+    for run in runs:
+        d, name = run.data, printable(str(run.folder.relative_to(folder)) if run.folder != folder else run.folder.name)
+        facts = (DASH,) * 6 if d is None else (
+            d.header.model, f"{size(d.header.budget_bytes)} {d.header.scope}", d.header.oracle,
+            number(search_loss(d)), versus(d), str(len(d.trials)))
+        rows.append((name, run.state, *facts))
+    print_table(console, ("run", "state", "model", "budget", "oracle", "loss", "versus best uniform", "trials"), rows)
     for run in runs:
         if run.problem:
-            console.print(printable(f"{run.folder}: {run.problem}"), markup=False, highlight=False, soft_wrap=True)
+            print_line(console, f"{run.folder}: {run.problem}")
 
 
-def _line(folder: Path, run: Run) -> tuple[str, ...]:
-    name = printable(str(run.folder.relative_to(folder)) if run.folder != folder else run.folder.name)
-    d = run.data
-    if d is None:
-        return (name, run.state, *(DASH,) * 6)
-    return (name, run.state, d.header.model, f"{size(d.header.budget_bytes)} {d.header.scope}", d.header.oracle,
-            number(search_loss(d)), versus(d), str(len(d.trials)))
+def show_run(folder: Path, console: Console, *, as_json: bool = False) -> None:
+    """Print the result of one run, or the data of its ``report.json``.
+
+    Raises:
+        OutputError: If ``folder`` is no run.
+        JournalError: If its journal can't be read.
+    """
+    d = load_run(folder)
+    if as_json:
+        from qra_bo.report.html import report_json  # imports matplotlib, which takes a second
+
+        print(json.dumps(report_json(d), indent=1, sort_keys=True))
+        return
+    shown = ("best.json", "report.html", "adapter", "quant_manifest.json")
+    print_result(console, d, folder, [name for name in shown if (folder / name).exists()])
 
 
 def compare_runs(folders: Sequence[Path], console: Console, page: Path | None = None) -> None:
-    """Several runs side by side, and as a ``page`` of HTML; says where they differ in what makes losses comparable.
+    """Print several runs side by side, with what keeps their losses from being compared; optionally write a page.
 
     Raises:
         OutputError: If fewer than two runs are given, one of them is no run, or the page can't be written.
@@ -96,48 +71,35 @@ def compare_runs(folders: Sequence[Path], console: Console, page: Path | None = 
     runs = [NamedRun(str(f), load_run(f)) for f in folders]
     print_side_by_side(runs, console)
     if page is not None:
+        from qra_bo.report.html import write_page  # imports matplotlib, which takes a second
+
         write_page(page, [replace(run, link=own_report(f, page.parent)) for f, run in zip(folders, runs, strict=True)])
-        console.print(f"Files: {page}", markup=False, highlight=False, soft_wrap=True)
+        print_line(console, f"Files: {page}")
 
 
-def print_side_by_side(runs: Sequence[NamedRun], console: Console) -> None:
-    """A column for every run, and what keeps their losses from being compared."""
-    print_table(console, ("", *(printable(run.name) for run in runs)), facts(runs))
-    for line in caveats(runs):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-def own_report(folder: Path, start: Path) -> str | None:
-    """The run's own report as a link from a page in ``start``, or ``None`` if it has none."""
-    report = folder / "report.html"
-    return quote(Path(os.path.relpath(report, start)).as_posix()) if report.is_file() else None
-
-
-def prune_runs(folder: Path, console: Console, *, unfinished: bool, yes: bool) -> list[Path]:
+def prune_runs(folder: Path, console: Console, *, unfinished: bool, yes: bool) -> None:
     """Remove checkpoints of finished runs, and with ``unfinished`` whole runs that ended early.
 
-    Runs that may still be going on and unreadable ones are left alone. Without ``yes`` nothing is removed.
+    Active and unreadable runs are left alone. Without ``yes`` nothing is removed.
 
-    Returns:
-        The paths that were removed, or would be.
+    Raises:
+        OutputError: If a run holds links, or is in use.
     """
     doomed = []
     for run in find_runs(folder):
         if run.state == "unfinished" and unfinished:
-            doomed.append(run.folder)
+            doomed.append((run, run.folder))
         elif run.state not in ("active", "unreadable", "unfinished") and (run.folder / CHECKPOINTS).is_dir():
-            doomed.append(run.folder / CHECKPOINTS)
-    total = sum(p.stat().st_size for path in doomed for p in path.rglob("*") if p.is_file())
-    for path in doomed:
+            doomed.append((run, run.folder / CHECKPOINTS))
+    total = sum(p.stat().st_size for _, path in doomed for p in path.rglob("*") if p.is_file())
+    for run, path in doomed:
         if yes:
-            check_run_folder(path.parent if path.name == CHECKPOINTS else path)
-            with RunLock(path if path.name != CHECKPOINTS else path.parent):
+            check_run_folder(run.folder)
+            with RunLock(run.folder):
                 shutil.rmtree(path)
-        console.print(printable(f"{'removed' if yes else 'would remove'} {path}"), markup=False, highlight=False,
-                      soft_wrap=True)
+        print_line(console, f"{'removed' if yes else 'would remove'} {path}")
     note = "" if yes or not doomed else "; nothing was removed: add --yes to do it"
-    console.print(f"{len(doomed)} folders, {size(total)}{note}", markup=False, highlight=False)
-    return doomed
+    print_line(console, f"{len(doomed)} folders, {size(total)}{note}")
 
 
 def mirror_runs(folder: Path, console: Console, storage: str) -> None:
@@ -159,74 +121,44 @@ def mirror_runs(folder: Path, console: Console, storage: str) -> None:
             reason = redact(str(error)).split("\n")[0]
             raise OutputError(f"the storage {redact(url)} can't take the run {run.folder} ({type(error).__name__}: "
                               f"{reason}); give another with --storage, or mend it") from error
-        console.print(f"{run.folder}: {copied} evaluations in {redact(url)}", markup=False, highlight=False,
-                      soft_wrap=True)
-
-
-def _is_locked(folder: Path) -> bool:
-    """Whether a process writes to this run; reads only, so that listing works in folders of others."""
-    try:
-        check_plain(folder / LOCK_NAME)  # opening a pipe would wait for ever
-        with (folder / LOCK_NAME).open(encoding="utf-8") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except (OSError, OutputError):
-        return True
-    return False
+        print_line(console, f"{run.folder}: {copied} trials in {redact(url)}")
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """The command line; every command stores its function as ``run``, which takes the arguments and a console."""
     parser = argparse.ArgumentParser(prog="python -m qra_bo.runs", description="Look after a folder of runs.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="list|show|compare|prune|mirror")
     listing = commands.add_parser("list", help="one line for every run below FOLDER")
-    listing.add_argument("folder", type=Path, nargs="?", default=Path("outputs"))
+    listing.set_defaults(run=lambda a, console: list_runs(a.folder, console))
     show = commands.add_parser("show", help="the result of one run")
     show.add_argument("folder", type=Path)
     show.add_argument("--json", action="store_true", help="the data of report.json on stdout")
+    show.set_defaults(run=lambda a, console: show_run(a.folder, console, as_json=a.json))
     compare = commands.add_parser("compare", help="several runs side by side")
     compare.add_argument("folders", type=Path, nargs="+", metavar="folder")
     compare.add_argument("--html", type=Path, metavar="FILE", help="write them as one page too")
+    compare.set_defaults(run=lambda a, console: compare_runs(a.folders, console, a.html))
     prune = commands.add_parser("prune", help="remove checkpoints of finished runs (says what, removes with --yes)")
-    prune.add_argument("folder", type=Path, nargs="?", default=Path("outputs"))
     prune.add_argument("--unfinished", action="store_true", help="also remove whole runs that ended early")
     prune.add_argument("--yes", action="store_true", help="really remove")
+    prune.set_defaults(run=lambda a, console: prune_runs(a.folder, console, unfinished=a.unfinished, yes=a.yes))
     mirror = commands.add_parser("mirror", help="copy runs into an Optuna storage, for optuna-dashboard")
-    mirror.add_argument("folder", type=Path, nargs="?", default=Path("outputs"))
     mirror.add_argument("--storage", default=SQLITE, help="sqlite (a file beside the runs) or a URL")
+    mirror.set_defaults(run=lambda a, console: mirror_runs(a.folder, console, a.storage))
+    for command in (listing, prune, mirror):
+        command.add_argument("folder", type=Path, nargs="?", default=Path("outputs"))
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0, or 2 with one message on stderr where the input can't work."""
     args = build_parser().parse_args(arguments)
-    console = Console()
     try:
-        if args.command == "list":
-            list_runs(args.folder, console)
-        elif args.command == "show":
-            _show(args.folder, console, as_json=args.json)
-        elif args.command == "compare":
-            compare_runs(args.folders, console, args.html)
-        elif args.command == "mirror":
-            mirror_runs(args.folder, console, args.storage)
-        else:
-            prune_runs(args.folder, console, unfinished=args.unfinished, yes=args.yes)
+        args.run(args, Console())
     except UserError as error:
         print(printable(str(error)), file=sys.stderr)
         return error.exit_status
     return 0
-
-
-def _show(folder: Path, console: Console, *, as_json: bool) -> None:
-    d = load_run(folder)
-    if as_json:
-        from qra_bo.report.html import report_json  # imports matplotlib, which takes a second
-
-        print(json.dumps(report_json(d), indent=1, sort_keys=True))
-        return
-    shown = ("best.json", "report.html", "adapter", "quant_manifest.json")
-    print_result(console, d, folder, [name for name in shown if (folder / name).exists()])
 
 
 if __name__ == "__main__":

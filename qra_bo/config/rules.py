@@ -28,7 +28,7 @@ def problems_of(config: RunConfig) -> list[Problem]:
     found: list[Problem] = list(_model(config))
     if found:  # without a model nothing else has a meaning
         return found
-    for rule in (_task, _budget, _ladders, _rounding, _numbers, _train, _sources, _executor, _logger, _mirror,
+    for rule in (_task, _budget, _ladders, _rounding, _numbers, _train, _sources, _executor, _mirror,
                  _device, _optimizer):
         found += rule(config)
     if not any(p.key in ("bits", "ranks", "quantizer.formats") for p in found):
@@ -218,11 +218,6 @@ def _executor(config: RunConfig) -> Iterator[Problem]:
         if e.name == "local" and given is not None:
             yield Problem(f"executor.{key}", f"executor.{key}={given} is for executor=ray; executor=local has workers "
                                              "alone.")
-
-
-def _logger(config: RunConfig) -> Iterator[Problem]:
-    logger = config.logger
-    yield from _rule("logger.project", logger.project, logger.name == "none" or bool(logger.project), "a name")
 
 
 def _mirror(config: RunConfig) -> Iterator[Problem]:

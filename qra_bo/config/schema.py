@@ -196,15 +196,6 @@ class ExecutorConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class LoggerConfig:
-    """The experiment tracker that follows a search, under which project, and where it keeps its files or listens."""
-
-    name: Literal["none", "tensorboard", "mlflow", "wandb", "trackio"]
-    project: str | None
-    where: str | None
-
-
-@dataclass(frozen=True, slots=True)
 class ExportConfig:
     """What ``task=export`` writes, what ``merged`` merges into, and whether all of it is loaded again."""
 
@@ -258,7 +249,7 @@ class RunConfig:
     final: FinalConfig
     executor: ExecutorConfig
     export: ExportConfig
-    logger: LoggerConfig
+    logger: dict[str, Any]
     worker: WorkerConfig
 
     @property

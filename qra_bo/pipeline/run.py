@@ -21,11 +21,12 @@ from qra_bo.pipeline.build import BytesPredictor, make_memory, make_space, make_
 from qra_bo.pipeline.device_allowance import allowance_for, make_fold
 from qra_bo.pipeline.estimate import check_ram, seconds_per_training_token, training_tokens
 from qra_bo.pipeline.executors import is_remote, make_executor
+from qra_bo.report.data import load_run
+from qra_bo.report.html import write_report
 from qra_bo.report.live import LiveView
-from qra_bo.report.loggers import SearchLogger
 from qra_bo.report.mirror import OptunaMirror, storage_url
 from qra_bo.report.tables import PlanRow, print_plan, print_result
-from qra_bo.report.write import load_run, write_report
+from qra_bo.report.trackers import Listener, make_listener
 from qra_bo.searchers import SearchProblem, make_searcher
 from qra_bo.searchers.priors import prior_sha256
 from qra_bo.sensitivity.io import given_profile
@@ -160,7 +161,7 @@ def run_one(config: RunConfig, folder: Path, setting: Setting, budget: int, exec
     """
     engine_config = engine_settings(config, folder, setting.space, budget, setting.memory.allowance)
     with ExitStack() as stack:
-        tracker = search_logger(config, folder)
+        tracker = make_listener(config.logger, folder)
         if tracker is not None:
             stack.callback(tracker.close)
         view = stack.enter_context(live_view(config)) if config.display != "none" else None
@@ -180,16 +181,6 @@ def run_one(config: RunConfig, folder: Path, setting: Setting, budget: int, exec
         except RunInterrupted as stop:
             raise RunInterrupted(stop.signum, folder if len(config.budget) == 1 else folder.parent) from stop
     return _written(config, folder, outcome)
-
-
-def search_logger(config: RunConfig, folder: Path) -> SearchLogger | None:
-    """The configured experiment tracker, or ``None``.
-
-    Raises:
-        MissingExtraError: If its package is not installed.
-    """
-    logger = config.logger
-    return None if logger.name == "none" else SearchLogger(logger.name, folder, str(logger.project), logger.where)
 
 
 def live_view(config: RunConfig) -> LiveView:
@@ -303,7 +294,7 @@ def _device_type(config: RunConfig) -> str:
 
 
 def run_parts(config: RunConfig, folder: Path, setting: Setting, budget: int, executor: Executor,
-              view: LiveView | None, tracker: SearchLogger | None = None, mirror: OptunaMirror | None = None) -> Parts:
+              view: LiveView | None, tracker: Listener | None = None, mirror: OptunaMirror | None = None) -> Parts:
     """What a run is connected to."""
     space = setting.space
     predictor, table = BytesPredictor(setting.memory, space), setting.costs(budget)

@@ -1,13 +1,11 @@
-"""What each figure shows, in numbers: for readers who can't see it."""
-
-from collections.abc import Callable, Sequence
+"""Alternative text of every figure, with its numbers, for readers who can't see it."""
 
 import numpy as np
+import numpy.typing as npt
 
-from qra_bo.report import story
-from qra_bo.report.data import BREAKDOWN_KEYS, ReportData
-from qra_bo.report.side_by_side import NamedRun
-from qra_bo.report.text import describe_allocation, number, short_names, signed, size
+from qra_bo.report import checks, story
+from qra_bo.report.data import BREAKDOWN, ReportData
+from qra_bo.report.text import number, short_names, signed, size
 
 NAMED_UNITS = 3
 """How many of the most sensitive units are named."""
@@ -23,37 +21,39 @@ def confirmation(d: ReportData) -> str:
 
 
 def pareto(d: ReportData) -> str:
-    winner = None if d.winner is None else d.point(d.winner)
-    named = [("The winner", winner), ("The best uniform choice that fits", d.best_uniform)]
-    told = [f"{what}, {d.name(e.allocation)}, lies at {size(e.predicted_bytes)} and loss {number(e.loss)}."
-            for what, e in named if e is not None]
-    return f"{len(d.points)} allocations; the budget is {size(d.header.budget_bytes)}. {' '.join(told)}"
+    named = [("The winner", d.winner_point), ("The best uniform baseline that fits", d.best_uniform)]
+    found = [f"{what}, {d.name(e.allocation)}, lies at {size(e.predicted_bytes)} and loss {number(e.loss)}."
+             for what, e in named if e is not None]
+    return f"{len(d.points)} allocations; the budget is {size(d.header.budget_bytes)}. {' '.join(found)}"
 
 
 def allocation(d: ReportData) -> str:
-    w = d.winner
-    return "" if w is None else f"The winner by unit: {describe_allocation(d.header.units, d.bits(w), w.ranks)}."
+    return f"The winner by unit: {story.allocation_line(d)}."
 
 
 def sensitivity(d: ReportData) -> str:
-    p = d.profile
-    if p is None:
+    if d.profile is None:
         return ""
+    p = d.profile.profile
     names = short_names(p.units)
-    worst = [f"{fmt} at units {', '.join(names[u] for u in np.argsort(-p.quantization_sensitivity[:, j])[:NAMED_UNITS])} (up to "
-             f"{signed(float(p.quantization_sensitivity[:, j].max()))} nats)" for j, fmt in enumerate(p.formats)]
-    gain = "" if p.rank_sensitivity is None else " Adapter capacity may gain most at units " + \
-        ", ".join(names[u] for u in np.argsort(-p.rank_sensitivity[:, -1])[:NAMED_UNITS]) + "."
-    return f"Quantising one unit alone harms most with {'; '.join(worst)}.{gain}"
+
+    def top(values: npt.NDArray[np.float64]) -> str:
+        return ", ".join(names[u] for u in np.argsort(-values)[:NAMED_UNITS])
+
+    worst = "; ".join(f"{fmt} at units {top(column)} (up to {signed(float(column.max()))} nats)"
+                      for fmt, column in zip(p.formats, p.quantization_sensitivity.T, strict=True))
+    rank = "" if p.rank_sensitivity is None else \
+        f" Adapter capacity may gain most at units {top(p.rank_sensitivity[:, -1])}."
+    return f"Quantising one unit alone raises the loss most with {worst}.{rank}"
 
 
 def memory(d: ReportData) -> str:
     if d.winner is None or d.breakdown is None:
         return ""
-    parts = ", ".join(f"{k.replace('_', ' ')} {size(d.breakdown[k])}" for k in BREAKDOWN_KEYS if d.breakdown.get(k))
+    parts = ", ".join(f"{label} {size(d.breakdown[k])}" for k, label in BREAKDOWN.items() if d.breakdown.get(k))
     m = d.measurement(d.winner)
-    measured = "not measured" if m is None or m.measured_bytes is None else f"{size(m.measured_bytes)} measured"
-    return (f"Predicted {size(sum(d.breakdown.values()))}: {parts}. {measured.capitalize()}; the budget is "
+    measured = "Not measured" if m is None or m.measured_bytes is None else f"{size(m.measured_bytes)} measured"
+    return (f"Predicted {size(sum(d.breakdown.values()))}: {parts}. {measured}; the budget is "
             f"{size(d.header.budget_bytes)}.")
 
 
@@ -61,18 +61,16 @@ def convergence(d: ReportData) -> str:
     best, uniform = d.incumbent, d.best_uniform
     if best is None:
         return ""
-    versus = "" if uniform is None else f"; the best uniform choice that fits has {number(uniform.loss)}"
-    return (f"Best validation loss {number(best.loss)}, found by evaluation {best.id} of {len(d.trials)}{versus}. "
-            f"All of it cost {d.equivalents:.1f} high-fidelity evaluations.")
+    versus = "" if uniform is None else f"; the best uniform baseline that fits has {number(uniform.loss)}"
+    return (f"Best validation loss {number(best.loss)}, found by trial {best.id} of {len(d.trials)}{versus}. "
+            f"The whole run cost {d.equivalents:.1f} full-trial equivalents.")
 
 
 def fidelities(d: ReportData) -> str:
-    pairs, parts = story.low_high(d), []
+    pairs, longer, parts = checks.low_high(d), d.last("ranking_check"), []
     if pairs:
-        rho = story.rank_correlation([low for low, _ in pairs], [e.loss or 0.0 for _, e in pairs])
         parts.append(f"{len(pairs)} allocations after {d.header.low_steps} and after {d.header.high_steps} steps; "
-                     f"Spearman's correlation {number(rho, 2)}.")
-    longer = d.ranking_check
+                     f"Spearman's correlation {number(checks.rank_correlation(pairs), 2)}.")
     if longer is not None and longer["spearman"] is not None:
         parts.append(f"The {len(longer['losses'])} best after {d.header.high_steps} and after {longer['steps']} steps: "
                      f"Spearman's correlation {number(float(longer['spearman']), 2)}.")
@@ -80,13 +78,5 @@ def fidelities(d: ReportData) -> str:
 
 
 def surrogate(d: ReportData) -> str:
-    return " ".join(c.text for c in story.checks(d) if c.title == "Surrogate") or \
-        "Each evaluation as predicted from the others, against what was measured."
-
-
-def of_runs(shown: Callable[[ReportData], str]) -> Callable[[Sequence[NamedRun]], str]:
-    """The same of several runs, each under its name."""
-    def each(runs: Sequence[NamedRun]) -> str:
-        return " ".join(f"{run.name}: {shown(run.data)}" for run in runs)
-
-    return each
+    return " ".join(c.text for c in checks.surrogate(d)) or \
+        "Each trial as predicted from the others, against its measured loss."

@@ -1,4 +1,4 @@
-"""What a report says beside its results: what its words mean, and what to do with what was found."""
+"""Help beside the results: meanings of the report's words, and the next steps with a finished run."""
 
 from dataclasses import dataclass
 
@@ -6,19 +6,19 @@ from qra_bo.report.data import ReportData
 from qra_bo.report.story import server_rank
 
 WORDS = (
-    ("uniform choice", "The same bit-width and the same LoRA rank for every layer: what one would do without a "
-     "search. The best that fits the budget is what the answer is measured against."),
+    ("uniform baseline", "The same bit-width and the same LoRA rank for every layer, as without a search. The answer "
+     "is measured against the best one that fits the budget."),
     ("bits, rank", "How many bits a weight of the frozen base takes, and how wide the trained adapter (LoRA) of a "
      "layer is. More of either costs memory."),
     ("loss, nats", "Mean negative log-likelihood of a token of held-out text, in natural units; lower is better. 0.01 "
      "nats less is 1 % less perplexity."),
-    ("search loss, test loss", "On the validation split, which the search sees, with its one training seed; and on the "
-     "test split, looked at once, over training seeds that the search never used."),
+    ("search loss, test loss", "The search sees the validation split, with its one training seed. The test split is "
+     "used once, over training seeds that the search never used."),
     ("peak memory, stored memory", "The most bytes that fine-tuning needs at one moment, or the bytes of weights and "
      "adapters alone; the budget bounds one of the two."),
-    ("high and low fidelity", "A fine-tuning of the search's full length, and a shorter one that costs less and says "
-     "less. Costs are counted in high-fidelity evaluations."),
-    ("surrogate", "The model that the search fits to what was measured, to choose what to try next."),
+    ("full and low fidelity", "A fine-tuning of the search's full length, and a shorter one that costs less and is "
+     "less informative. Costs are counted in full-trial equivalents."),
+    ("surrogate", "The model that the search fits to the measured losses to choose the next trial."),
     ("QLoRA, 16-bit LoRA", "References: 4 bits (NF4) and no quantisation, both with rank 16. They need not fit."),
 )
 """Words of the page that a newcomer may not know, each with its meaning."""
@@ -26,7 +26,7 @@ WORDS = (
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Something to do next: what for, a sentence about it, and the code or command."""
+    """One next step: its purpose, a sentence about it, and the code or command."""
 
     what: str
     why: str
@@ -34,19 +34,19 @@ class Step:
 
 
 def next_steps(d: ReportData) -> list[Step]:
-    """What can be done with a run that delivered an adapter; nothing before."""
-    if d.winner is None or d.final is None:
+    """The uses of a run that delivered an adapter; empty before that."""
+    if d.winner is None or "final" not in d.study.last:
         return []
-    rank = server_rank(d.winner.ranks)
     return [
         Step("From Python", "The mixed base with its adapter, with the logits that it had at the end of the run.",
              'import qra_bo\nmodel, tokenizer = qra_bo.load("RUN")'),
         Step("In other trainers and servers",
-             "Writes the adapter's card, configurations for other trainers and, if named, merged or packed weights; "
-             f"export.check=true loads each again and says how far it is. vLLM needs --max-lora-rank {rank} for "
-             "these ranks.", "python -m qra_bo task=export out=RUN export.check=true"),
+             "Writes the adapter's card, configurations for other trainers and, if named, merged or packed weights. "
+             "export.check=true loads each export again and measures its difference to the run's own model. vLLM "
+             f"needs --max-lora-rank {server_rank(d.winner.ranks)} for these ranks.",
+             "python -m qra_bo task=export out=RUN export.check=true"),
         Step("On your task", "The loss is not your task: ask the model your own questions.",
              'python -m qra_bo task=evaluate out=RUN "eval.tasks=[questions.jsonl]"'),
-        Step("Search on", "The same command as before with more effort goes on from what was evaluated.",
+        Step("Search on", "The same command with more effort continues from the finished trials.",
              "python -m qra_bo ... effort=thorough out=RUN"),
     ]

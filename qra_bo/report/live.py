@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a live view on a terminal, dated lines elsewhere."""
+"""Progress of a run for people: a live view on a terminal, dated lines elsewhere."""
 
 import statistics
 import time
@@ -19,6 +19,7 @@ from qra_bo.study.cost import cost_of
 from qra_bo.study.state import Study, loss_of
 from qra_bo.trials import Fidelity, Trial
 
+Event = Mapping[str, Any]
 KEPT_EVENTS = 6
 CLOCK_GRAIN = timedelta(milliseconds=1)
 """Resolution of the times in a journal."""
@@ -27,14 +28,14 @@ QUIET_SECONDS = 20.0
 
 
 class RunState:
-    """What can be said of a run from the events seen so far; fed one at a time, no clock of its own.
+    """State of a run after the events so far, fed one at a time; it has no clock of its own.
 
     Attributes:
         study: The events, folded.
-        stage: The stage that runs.
+        stage: The current stage.
         title: Model, budget, effort and method in words; empty before the header.
-        planned: What search, references, confirmation and ranking check may spend together (training tokens), or
-            ``None`` before the header.
+        planned: Planned cost of search, references, confirmation and ranking check (training tokens), or ``None``
+            before the header.
     """
 
     def __init__(self) -> None:
@@ -44,20 +45,25 @@ class RunState:
         self.planned: float | None = None
         self._after = 0.0
         self._seconds: dict[Fidelity, deque[float]] = {f: deque(maxlen=25) for f in Fidelity}
-        self._paced = (0.0, 0.0)
+        self._pace = (0.0, 0.0)
 
-    def feed(self, event: Mapping[str, Any]) -> str | None:
-        """Take one journal event; returns the line that tells of it, or ``None`` if there is nothing to tell."""
-        best = self.study.incumbent
+    def feed(self, event: Event) -> str | None:
+        """Take one journal event; returns the line that describes it, or ``None`` if it needs none."""
+        before = self.study.incumbent
         self.study.add(event)
         kind = event["event"]
-        if kind == "evaluation":
-            return self._evaluation(best)
-        handler = {"header": self._header, "extension": self._extension, "stage": self._stage,
-                   "profile": self._profile, "calibration": self._calibration, "confirmation": self._confirmation,
-                   "measured": self._measured, "final": self._final, "warning": self._warning,
-                   "end": self._end}.get(kind)
-        return None if handler is None else handler(event)
+        if kind == "header":
+            real = "" if event["oracle"] == "finetune" else f" [{event['oracle']} results: no model is trained]"
+            self.title = (f"{event['model']} within {size(event['budget_bytes'])} ({event['scope']}), effort "
+                          f"{event['effort']}, {event['method']}{real}")
+            self._after = float(event["full_trial_tokens"]) * trials_after_search(event["config"])
+        if kind in ("header", "extension"):
+            self.planned = float(event["planned_cost"]) + self._after
+            return self.title if kind == "header" else f"effort is now {event['effort']}"
+        if kind == "stage" and event["state"] != "end":
+            self.stage = str(event["stage"])
+            return f"stage {self.stage}"
+        return self._trial(before) if kind == "evaluation" else _describe(event)
 
     @property
     def spent(self) -> float:
@@ -65,77 +71,59 @@ class RunState:
         return self.study.cost.tokens
 
     def eta_seconds(self) -> float | None:
-        """Time that the rest of the planned cost takes at the measured seconds a training token, or ``None``."""
-        seconds, tokens = self._paced
+        """Time for the rest of the planned cost at the measured seconds a training token, or ``None``."""
+        seconds, tokens = self._pace
         if self.planned is None or tokens == 0:
             return None
         return max(0.0, self.planned - self.spent) * seconds / tokens
 
     def pace(self) -> str:
-        """Median seconds of an evaluation by fidelity, e.g. ``20.3 s at high, 5.1 s at low fidelity``."""
+        """Median seconds of a trial by fidelity, e.g. ``20.3 s at high, 5.1 s at low fidelity``."""
         medians = ((f.value, statistics.median(s)) for f, s in self._seconds.items() if s)
-        told = ", ".join(f"{seconds:.1f} s at {name}" for name, seconds in sorted(medians))
-        return f"{told} fidelity" if told else ""
+        each = ", ".join(f"{seconds:.1f} s at {name}" for name, seconds in sorted(medians))
+        return f"{each} fidelity" if each else ""
 
-    def _header(self, e: Mapping[str, Any]) -> str:
-        self._after = float(e["full_trial_tokens"]) * evaluations_after_search(e["config"])
-        self.planned = float(e["planned_cost"]) + self._after
-        real = "" if e["oracle"] == "finetune" else f" [{e['oracle']} results: no model is trained]"
-        self.title = (f"{e['model']} within {size(e['budget_bytes'])} ({e['scope']}), effort {e['effort']}, "
-                      f"{e['method']}{real}")
-        return self.title
+    def share(self) -> str:
+        """Share of the planned cost that is spent; empty before the header."""
+        return f"{min(100.0, 100 * self.spent / self.planned):.0f} % of the planned cost" if self.planned else ""
 
-    def _extension(self, e: Mapping[str, Any]) -> str:
-        self.planned = float(e["planned_cost"]) + self._after
-        return f"effort is now {e['effort']}"
-
-    def _stage(self, e: Mapping[str, Any]) -> str | None:
-        if e["state"] == "end":
-            return None
-        self.stage = str(e["stage"])
-        return f"stage {self.stage}"
-
-    def _evaluation(self, before: Trial | None) -> str:
-        e = self.study.trials[-1]
-        m, name = e.result, _name(e)
-        tokens = cost_of(e).tokens
-        self._paced = (self._paced[0] + m.seconds, self._paced[1] + tokens)
+    def _trial(self, before: Trial | None) -> str:
+        e, best = self.study.trials[-1], self.study.incumbent
+        m = e.result
+        self._pace = (self._pace[0] + m.seconds, self._pace[1] + cost_of(e).tokens)
         if not e.ok or e.loss is None:
-            return f"{e.stage}: {name} {e.result.state.value} ({m.message or 'no loss'})"
+            return f"{e.stage}: {_name(e)} {m.state.value} ({m.message or 'no loss'})"
         self._seconds[e.fidelity].append(m.seconds)
-        lead = self.study.incumbent
-        mark = "  <- best so far" if lead is not None and lead is not before and lead.id == e.id else ""
-        return (f"{e.stage}: {name} loss {e.loss:.4f} after {e.spec.steps} steps, {size(e.predicted_bytes)}, "
+        mark = "  <- best so far" if best is not None and best is not before and best.id == e.id else ""
+        return (f"{e.stage}: {_name(e)} loss {e.loss:.4f} after {e.spec.steps} steps, {size(e.predicted_bytes)}, "
                 f"{m.seconds:.1f} s{mark}")
 
-    def _profile(self, e: Mapping[str, Any]) -> str:
+
+def _describe(e: Event) -> str | None:
+    """The line of an event that changes nothing in ``RunState`` but its study."""
+    kind = e["event"]
+    if kind == "profile":
         return f"profile of {len(e['units'])} units and {len(e['formats'])} formats in {duration(e['seconds'])}"
-
-    def _calibration(self, e: Mapping[str, Any]) -> str:
+    if kind == "calibration":
         return f"learning rate {float(e['lr']):.3g} (rule {e['rule']})"
-
-    def _confirmation(self, e: Mapping[str, Any]) -> str:
-        return (f"confirmed on {len(e['train_seeds'])} unseen seeds: difference to the best uniform "
+    if kind == "confirmation":
+        return (f"confirmed on {len(e['train_seeds'])} unseen seeds: difference to the best uniform baseline "
                 f"{signed(e['mean'])}, 95 % interval {signed(e['low'])} to {signed(e['high'])}; a "
                 f"{e['winner_kind']} allocation is chosen")
-
-    def _measured(self, e: Mapping[str, Any]) -> str:
+    if kind == "measured":
         measured = "not measured" if e["measured_bytes"] is None else f"{size(e['measured_bytes'])} measured"
         return f"memory: {size(e['predicted_bytes'])} predicted, {measured}, {'fits' if e['fits'] else 'does NOT fit'}"
-
-    def _final(self, e: Mapping[str, Any]) -> str:
+    if kind == "final":
         return f"final fine-tune: loss {e['loss']:.4f} after {e['steps']} steps"
-
-    def _warning(self, e: Mapping[str, Any]) -> str:
-        return f"warning: {e['message']}"
-
-    def _end(self, e: Mapping[str, Any]) -> str:
-        return f"ended: {e['status']}"
+    return {"warning": f"warning: {e.get('message')}", "end": f"ended: {e.get('status')}"}.get(kind)
 
 
-def evaluations_after_search(config: Mapping[str, Any]) -> int:
-    """High-fidelity evaluations that a run's configuration asks for beside the search: references, confirmation, at
-    other learning rates too, and ranking check (in which each counts as often as it is longer)."""
+def trials_after_search(config: Mapping[str, Any]) -> int:
+    """Full-trial equivalents that a configuration asks for beside the search.
+
+    These are references, confirmation (at other learning rates too) and the ranking check, whose trials count as
+    often as they are longer.
+    """
     confirm, effort = config.get("confirm", {}), config.get("effort", {})
     if not isinstance(effort, Mapping) or not confirm:
         return 0
@@ -145,7 +133,7 @@ def evaluations_after_search(config: Mapping[str, Any]) -> int:
 
 
 def _name(e: Trial) -> str:
-    """``4-bit r16`` for a uniform choice, else the average bits and rank."""
+    """``4-bit r16`` for a uniform allocation, else the average bits and rank."""
     bits, ranks = e.bits, e.allocation.ranks
     if len(set(bits)) == 1 and len(set(ranks)) == 1:
         return f"{bits[0]}-bit r{ranks[0]}"
@@ -154,15 +142,15 @@ def _name(e: Trial) -> str:
 
 
 class LiveView:
-    """Listens to a run: call it with every journal event, and ``progress`` in between.
+    """Listener that shows a run: call it with every journal event, and ``progress`` in between.
 
-    On a terminal it redraws a small panel; elsewhere it prints dated lines, progress at most every 20 s.
-    A context manager: leaving it restores the terminal, whatever happened.
+    On a terminal it redraws a small panel; elsewhere it prints dated lines, progress at most every 20 s. As a context
+    manager it restores the terminal on leaving.
 
     Args:
         console: Where to print (stderr by default, so that stdout stays for results).
-        clock: Monotonic seconds; tests give their own.
-        born: Events from before this moment are history (now, unless tests give another).
+        clock: Monotonic seconds.
+        born: Events before this moment belong to earlier sessions; ``None``: now.
     """
 
     def __init__(self, console: Console | None = None, clock: Callable[[], float] = time.monotonic,
@@ -171,11 +159,11 @@ class LiveView:
         self.state = RunState()
         self._clock = clock
         self._started = clock()
-        self._born = (datetime.now().astimezone() if born is None else born) - CLOCK_GRAIN
-        self._history = 0
+        self._born = (born or datetime.now().astimezone()) - CLOCK_GRAIN
+        self._replayed = 0
         self._lines: deque[str] = deque(maxlen=KEPT_EVENTS)
         self._activity = ("", 0, 0)
-        self._told: tuple[str, float] = ("", float("-inf"))
+        self._last_progress: tuple[str, float] = ("", float("-inf"))
         self._live = Live(console=self.console, get_renderable=self._render, refresh_per_second=4,
                           transient=True) if self.console.is_terminal else None
 
@@ -188,48 +176,35 @@ class LiveView:
         if self._live is not None:
             self._live.stop()
 
-    def __call__(self, event: Mapping[str, Any]) -> None:
+    def __call__(self, event: Event) -> None:
         line = self.state.feed(event)
         self._activity = ("", 0, 0)
-        if self._is_history(event):
-            self._history += 1
+        if datetime.fromisoformat(event["time"]) < self._born:  # a resumed run replays its journal: one line for all
+            self._replayed += 1
             return
-        self._tell_history()
-        if line is None:
-            return
+        if self._replayed:
+            self._show(f"resumed after {self._replayed} events of earlier sessions: {self.state.title}")
+            self._replayed = 0
+        if line is not None:
+            eta = self.state.eta_seconds() if event["event"] == "evaluation" else None
+            left = "" if eta is None else f"  [{self.state.share()}, about {rough(eta)} left]"
+            self._show(line, left)
+
+    def _show(self, line: str, left: str = "") -> None:
         self._lines.append(f"{datetime.now():%H:%M:%S} {line}")
         if self._live is None:
-            eta = self.state.eta_seconds()
-            left = f"  [{self._share()}, about {rough(eta)} left]" if eta is not None and \
-                event["event"] == "evaluation" else ""
             self._plain(line + left)
 
-    def _is_history(self, event: Mapping[str, Any]) -> bool:
-        """Whether an earlier session wrote it: a resumed run replays its journal, which is not told line by line."""
-        return datetime.fromisoformat(event["time"]) < self._born
-
-    def _tell_history(self) -> None:
-        if self._history:
-            line = f"went on from {self._history} events of earlier sessions: {self.state.title}"
-            self._history = 0
-            self._lines.append(line)
-            if self._live is None:
-                self._plain(line)
-
     def progress(self, what: str, done: int, total: int) -> None:
-        """Tell that ``done`` of ``total`` parts of ``what`` are done."""
+        """Show that ``done`` of ``total`` parts of ``what`` are done."""
         self._activity = (what, done, total)
         now = self._clock()
-        if self._live is None and (what != self._told[0] or now - self._told[1] >= QUIET_SECONDS):
-            self._told = (what, now)
+        if self._live is None and (what != self._last_progress[0] or now - self._last_progress[1] >= QUIET_SECONDS):
+            self._last_progress = (what, now)
             self._plain(f"{what}: {done} of {total}")
 
     def _plain(self, line: str) -> None:
         self.console.print(f"{datetime.now():%Y-%m-%d %H:%M:%S} {line}", markup=False, highlight=False, soft_wrap=True)
-
-    def _share(self) -> str:
-        planned = self.state.planned
-        return "" if not planned else f"{min(100.0, 100 * self.state.spent / planned):.0f} % of the planned cost"
 
     def _render(self) -> RenderableType:
         s, (what, done, total) = self.state, self._activity
@@ -237,21 +212,22 @@ class LiveView:
         grid.add_column(style="dim")
         grid.add_column()
         grid.add_row("run", escape(s.title or "starting"))
-        doing = f"{s.stage}  {escape(what)} {done}/{total}" if what else s.stage
-        grid.add_row("stage", doing)
+        grid.add_row("stage", f"{s.stage}  {escape(what)} {done}/{total}" if what else s.stage)
         if s.planned:
             eta = s.eta_seconds()
-            grid.add_row("cost", ProgressBar(total=s.planned, completed=min(s.spent, s.planned), width=40,
-                                              complete_style="cyan", finished_style="cyan"))
             left = "time left not known yet" if eta is None else f"about {rough(eta)} left" if eta else "finishing"
-            pace = f"; an evaluation takes {s.pace()}" if s.pace() else ""
-            grid.add_row("", f"{self._share()}, {left}{pace}; {duration(self._clock() - self._started)} so far")
+            pace = f"; a trial takes {s.pace()}" if s.pace() else ""
+            grid.add_row("cost", _bar(s.spent, s.planned, "cyan"))
+            grid.add_row("", f"{s.share()}, {left}{pace}; {duration(self._clock() - self._started)} so far")
         best, uniform = s.study.incumbent, s.study.best_uniform
         if best is not None:
             versus = "" if uniform is None else f"  {signed(loss_of(best) - loss_of(uniform))} against {_name(uniform)}"
             grid.add_row("best", f"[bold]{loss_of(best):.4f}[/bold] {escape(_name(best) + versus)}")
             used, budget = best.predicted_bytes, s.study.budget_bytes
-            grid.add_row("memory", ProgressBar(total=budget, completed=used, width=40, complete_style="green",
-                                                finished_style="green"))
+            grid.add_row("memory", _bar(used, budget, "green"))
             grid.add_row("", f"{size(used)} of {size(budget)} ({100 * used / budget:.1f} %)")
         return Group(grid, *(Text(line, style="dim", no_wrap=True, overflow="ellipsis") for line in self._lines))
+
+
+def _bar(part: float, whole: float, colour: str) -> ProgressBar:
+    return ProgressBar(total=whole, completed=min(part, whole), width=40, complete_style=colour, finished_style=colour)

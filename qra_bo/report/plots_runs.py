@@ -1,14 +1,28 @@
-"""Figures of several runs side by side: differences to uniform, loss against memory, cost, bits and ranks."""
+"""Figures of several runs: differences to the uniform baseline, loss against memory, cost, bits and ranks."""
 
 from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from qra_bo.report.plots_search import MB, front, incumbents
-from qra_bo.report.plots_units import FEW_UNITS, MARKERS
-from qra_bo.report.side_by_side import NamedRun, comparable, unconfirmed
-from qra_bo.report.style import GREEN, ORANGE, PURPLE, VERMILLION, YELLOW, Theme, contrast, dress, figure, legend
+from qra_bo.report.plots_search import front, incumbents
+from qra_bo.report.side_by_side import NamedRun, comparable
+from qra_bo.report.story import unconfirmed_difference
+from qra_bo.report.style import (
+    GREEN,
+    MARKERS,
+    MB,
+    ORANGE,
+    PURPLE,
+    VERMILLION,
+    YELLOW,
+    Theme,
+    dress,
+    figure,
+    heatmap,
+    legend,
+    name_units,
+)
 from qra_bo.report.text import short_names
 from qra_bo.study.state import loss_of
 
@@ -20,23 +34,23 @@ def _colours(theme: Theme) -> tuple[str, ...]:
 
 
 def differences(runs: Sequence[NamedRun], theme: Theme) -> Figure | None:
-    """Difference to each run's best uniform choice, with its interval where it was confirmed; ``None`` without any."""
-    rows = [run for run in runs if run.data.confirmation is not None or unconfirmed(run.data) is not None]
+    """Difference to each run's best uniform baseline, with its interval where confirmed; ``None`` without any."""
+    rows = [(run.name, run.data.confirmation, difference) for run in runs
+            if (difference := unconfirmed_difference(run.data)) is not None or run.data.confirmation is not None]
     if not rows:
         return None
     fig = figure(theme, 8.0, 1.2 + 0.38 * len(rows))
     ax = fig.add_subplot()
     ax.axvline(0, color=theme.ink, linewidth=1.2)
-    for y, run in enumerate(reversed(rows)):
-        c = run.data.confirmation
+    for y, (_, c, difference) in enumerate(reversed(rows)):
         if c is None:
-            ax.scatter([unconfirmed(run.data) or 0.0], [y], facecolors="none", edgecolors=theme.main, s=46, zorder=3)
+            ax.scatter([difference or 0.0], [y], facecolors="none", edgecolors=theme.main, s=46, zorder=3)
         else:
             ax.errorbar([c.mean], [y], xerr=[[c.mean - c.low], [c.high - c.mean]], color=theme.main, marker="D",
                         markersize=6, capsize=4, linewidth=1.8, zorder=3)
-    ax.set_yticks(range(len(rows)), [run.name for run in reversed(rows)])
+    ax.set_yticks(range(len(rows)), [name for name, _, _ in reversed(rows)])
     ax.set_ylim(-0.6, len(rows) - 0.4)
-    dress(ax, theme, "loss minus that of the best uniform choice (nats; left of 0: mixed is better)")
+    dress(ax, theme, "loss minus that of the best uniform baseline (nats; left of 0: mixed is better)")
     return fig
 
 
@@ -68,29 +82,20 @@ def convergence(runs: Sequence[NamedRun], theme: Theme) -> Figure | None:
         ax.step(cost, best, where="post", color=_colours(theme)[i % 6], linestyle=DASHES[i % 4], linewidth=1.8,
                 label=run.name)
     ax.set_xlim(left=0)
-    dress(ax, theme, "cost (high-fidelity evaluations)", "best validation loss so far (nats per token)")
+    dress(ax, theme, "cost (full-trial equivalents)", "best validation loss so far (nats per token)")
     legend(fig, ax, theme, columns=3)
     return fig
 
 
 def allocations(runs: Sequence[NamedRun], theme: Theme) -> Figure | None:
-    """Bits and ranks of every winner, a row a run; ``None`` unless at least one has a winner and all have its units."""
-    shown = [(run.name, run.data, run.data.winner) for run in runs]
-    if len({d.header.units for _, d, _ in shown}) > 1 or all(w is None for _, _, w in shown):
+    """Bits and ranks of every winner, a row a run; ``None`` unless all have the same units and one has a winner."""
+    shown = [(run.name, run.data.bits(w), w.ranks) for run in runs if (w := run.data.winner) is not None]
+    if not shown or len({run.data.header.units for run in runs}) > 1:
         return None
-    rows = [(name, d.bits(w), w.ranks) for name, d, w in shown if w is not None]
-    names = short_names(shown[0][1].header.units)
-    fig = figure(theme, 8.0, 1.6 + 0.62 * len(rows))
+    fig = figure(theme, 8.0, 1.6 + 0.62 * len(shown))
     for ax, title, values in zip(fig.subplots(2, 1, sharex=True), ("bits", "LoRA rank"),
-                                 ([b for _, b, _ in rows], [r for _, _, r in rows]), strict=True):
+                                 ([b for _, b, _ in shown], [r for _, _, r in shown]), strict=True):
         image = np.array(values, dtype=np.float64)
-        ax.imshow(image, cmap=theme.cmap, vmin=0, vmax=image.max(), aspect="auto")
-        dress(ax, theme, title=title)
-        ax.grid(False)
-        ax.set_yticks(range(len(rows)), [name for name, _, _ in rows])
-        if len(names) <= FEW_UNITS:
-            ax.set_xticks(range(len(names)), names, rotation=90 if max(map(len, names)) > 3 else 0)
-            for (r, c), v in np.ndenumerate(image):
-                ax.text(c, r, f"{v:.0f}", ha="center", va="center", fontsize=7,
-                        color=contrast(theme, v / image.max()))
+        heatmap(ax, theme, title, image, [name for name, _, _ in shown], image.max())
+        name_units(ax, short_names(runs[0].data.header.units))
     return fig

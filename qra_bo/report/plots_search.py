@@ -1,41 +1,41 @@
 """Figures of the search: Pareto front, convergence, confirmation, fidelities, surrogate."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 
-from qra_bo.report import story
+from qra_bo.report.checks import LEAST_PAIRS, low_high
 from qra_bo.report.data import ReportData
-from qra_bo.report.style import GREEN, ORANGE, PURPLE, VERMILLION, Theme, dress, figure, legend
+from qra_bo.report.style import GREEN, MB, ORANGE, PURPLE, VERMILLION, Theme, dress, figure, legend
 from qra_bo.report.text import number, signed, size
+from qra_bo.study.confirm import spearman
 from qra_bo.study.cost import FORWARD_SHARE, cost_of
+from qra_bo.study.state import loss_of
 from qra_bo.trials import Trial
 
-MB = 1e6
 VIEW_SHARE = 0.75
-"""Share of the points that the loss axis must show; what lies above is drawn at the edge, marked so."""
+"""Share of the points that the loss axis must show; higher points are drawn at the edge, marked as such."""
 CLOSE_SHARE = 0.5
-"""The same in close-ups, which are there for the better half; the best uniform choice is shown in any case."""
-
+"""The same in close-ups; the best uniform baseline is always shown."""
 NEAR_SHARE = 0.06
 """Distance from the budget, as a share of it, that the close-up of the Pareto figure shows."""
-LEAST_PAIRS = 3
-"""Of two lengths of training that are worth a figure."""
 
 
 def front(points: Sequence[Trial]) -> list[Trial]:
     """Points that no other beats in both predicted bytes and loss, in increasing order of bytes."""
     out: list[Trial] = []
-    for e in sorted(points, key=lambda e: (e.predicted_bytes, _loss(e))):
-        if not out or _loss(e) < _loss(out[-1]):
+    for e in sorted(points, key=lambda e: (e.predicted_bytes, loss_of(e))):
+        if not out or loss_of(e) < loss_of(out[-1]):
             out.append(e)
     return out
 
 
 def pareto(d: ReportData, theme: Theme) -> Figure | None:
-    """Loss against predicted bytes with uniform choices, references, budget and front; ``None`` without points."""
+    """Loss against predicted bytes with uniform baselines, references, budget and front; ``None`` without points."""
     if not d.points:
         return None
     fig = figure(theme, 8.4, 4.6)
@@ -43,7 +43,7 @@ def pareto(d: ReportData, theme: Theme) -> Figure | None:
     close = [e for e in d.points if abs(e.predicted_bytes - limit) <= NEAR_SHARE * limit]
     both = 2 < len(close) < len(d.points)
     whole, *near = fig.subplots(1, 1 + both, squeeze=False, width_ratios=(1, 1.5)[:1 + both])[0]
-    _pareto_panel(whole, d, theme, d.points, _view_top([_loss(e) for e in d.points]))
+    _pareto_panel(whole, d, theme, d.points, _view_top(d.points))
     memory = f"predicted {d.header.scope} memory (MB)"
     dress(whole, theme, memory, "validation loss (nats per token)", "all")
     for ax in near:
@@ -54,98 +54,89 @@ def pareto(d: ReportData, theme: Theme) -> Figure | None:
 
 
 def _pareto_panel(ax: Axes, d: ReportData, theme: Theme, points: Sequence[Trial], top: float) -> None:
-    kinds: dict[str, list[Trial]] = {"search": [], "baseline": [], "reference": []}
-    for e in points:
-        kinds[e.stage if e.stage in kinds else "search"].append(e)
-    styles = (("search", "o", theme.main, "search", 26.0), ("baseline", "s", ORANGE, "uniform choices", 46.0),
-              ("reference", "D", PURPLE, "references", 46.0))
-    sizes = {e.id: e.predicted_bytes / MB for e in points}
-    for kind, marker, colour, label, area in styles:
-        _scatter(ax, sizes, kinds[kind], top, marker=marker, color=colour, label=label, area=area, edge=theme.paper)
-    steps = [e for e in front(points) if _loss(e) <= top]
-    ax.plot([e.predicted_bytes / MB for e in steps], [_loss(e) for e in steps], color=GREEN, linewidth=1.4,
+    megabytes = {e.id: e.predicted_bytes / MB for e in points}
+    base = [e for e in points if e.stage == "baseline"]
+    references = [e for e in points if e.stage == "reference"]
+    search = [e for e in points if e.stage not in ("baseline", "reference")]
+    for group, marker, colour, label, area in ((search, "o", theme.main, "search", 26.0),
+                                               (base, "s", ORANGE, "uniform baselines", 46.0),
+                                               (references, "D", PURPLE, "references", 46.0)):
+        _scatter(ax, megabytes, group, top, theme, marker=marker, color=colour, label=label, s=area)
+    steps = [e for e in front(points) if loss_of(e) <= top]
+    ax.plot([megabytes[e.id] for e in steps], [loss_of(e) for e in steps], color=GREEN, linewidth=1.4,
             drawstyle="steps-post", label="Pareto front", zorder=2)
     ax.axvline(d.header.budget_bytes / MB, color=theme.ink, linestyle="--", linewidth=1.2,
                label=f"budget {size(d.header.budget_bytes)}")
-    winner = None if d.winner is None else d.point(d.winner)
+    winner = d.winner_point
     if winner is not None:
-        ax.scatter([winner.predicted_bytes / MB], [min(_loss(winner), top)], marker="*", s=220, color=VERMILLION,
+        ax.scatter([winner.predicted_bytes / MB], [min(loss_of(winner), top)], marker="*", s=220, color=VERMILLION,
                    edgecolors=theme.paper, label="winner", zorder=6)
     ax.margins(x=0.12, y=0.1)
-    named = [(e, d.name(e.allocation, e.spec.codes).removeprefix("uniform-"))
-             for e in (*kinds["baseline"], *kinds["reference"])]
-    _label_points(ax, named, top, theme)
+    _label_points(ax, d, [*base, *references], top, theme)
 
 
 def _close_top(d: ReportData, points: Sequence[Trial]) -> float:
-    """Upper end of the loss axis of a close-up: shows the better half of the points and the best uniform choice."""
-    losses = [_loss(e) for e in points]
-    top = _view_top(losses, CLOSE_SHARE)
+    """Upper end of the loss axis of a close-up: shows the better half of the points and the best uniform baseline."""
+    losses, top = [loss_of(e) for e in points], _view_top(points, CLOSE_SHARE)
     if d.best_uniform is None:
         return top
-    return max(top, min(max(losses), 1.2 * _loss(d.best_uniform) - 0.2 * min(losses)))
+    return max(top, min(max(losses), 1.2 * loss_of(d.best_uniform) - 0.2 * min(losses)))
 
 
-def _view_top(losses: list[float], share: float = VIEW_SHARE) -> float:
+def _view_top(points: Sequence[Trial], share: float = VIEW_SHARE) -> float:
     """Upper end of the loss axis: shows the best ``share`` of the points and some room."""
+    losses = [loss_of(e) for e in points]
     low, cut, high = min(losses), float(np.quantile(losses, share)), max(losses)
     return high if high - low <= 3 * (cut - low) else cut + 0.6 * (cut - low)
 
 
-def _scatter(ax: Axes, xs: Mapping[int, float], group: Sequence[Trial], top: float, *, marker: str, color: str,
-             label: str, area: float, edge: str) -> None:
-    """Losses of ``group`` at ``xs`` (by id); those above ``top`` as triangles at the edge."""
-    inside = [e for e in group if _loss(e) <= top]
-    above = [e for e in group if _loss(e) > top]
-    if inside:
-        ax.scatter([xs[e.id] for e in inside], [_loss(e) for e in inside], marker=marker, color=color,
-                   s=area, label=label, edgecolors=edge, linewidths=0.6, zorder=4)
-    if above:
-        ax.scatter([xs[e.id] for e in above], [top] * len(above), marker="^", color=color, s=area,
-                   edgecolors=edge, linewidths=0.6, zorder=4, label=f"{label} above the view")
+def _scatter(ax: Axes, xs: Mapping[int, float], group: Sequence[Trial], top: float, theme: Theme, *, marker: str,
+             label: str, color: str, s: float) -> None:
+    """Draw losses of ``group`` at ``xs`` (by id); those above ``top`` as triangles at the edge."""
+    for shown, shape, name in (([e for e in group if loss_of(e) <= top], marker, label),
+                               ([e for e in group if loss_of(e) > top], "^", f"{label} above the view")):
+        if shown:
+            ax.scatter([xs[e.id] for e in shown], [min(loss_of(e), top) for e in shown], marker=shape, label=name,
+                       color=color, s=s, edgecolors=theme.paper, linewidths=0.6, zorder=4)
 
 
-def _label_points(ax: Axes, named: Sequence[tuple[Trial, str]], top: float, theme: Theme) -> None:
-    """Names beside points; of points close together only the best is named."""
-    losses = [min(_loss(e), top) for e, _ in named]
-    sizes = [e.predicted_bytes / MB for e, _ in named]
-    if not named:
-        return
+def _label_points(ax: Axes, d: ReportData, points: Sequence[Trial], top: float, theme: Theme) -> None:
+    """Name points; of points close together only the best is named."""
     (left, right), (bottom, ceiling) = ax.get_xlim(), ax.get_ylim()
     near_x, near_y = 0.3 * (right - left), 0.05 * (ceiling - bottom)
     placed: list[tuple[float, float]] = []
-    for i in np.argsort(losses, kind="stable"):
-        x, y = sizes[int(i)], losses[int(i)]
+    for e in sorted(points, key=lambda e: min(loss_of(e), top)):
+        x, y = e.predicted_bytes / MB, min(loss_of(e), top)
         if any(abs(x - px) < near_x and abs(y - py) < near_y for px, py in placed):
             continue
         placed.append((x, y))
-        e, text = named[int(i)]
-        above = f"{text} ({_loss(e):.2f})" if _loss(e) > top else text
+        text = d.name(e.allocation, e.spec.codes).removeprefix("uniform-")
         to_left = x > left + 0.6 * (right - left)
-        ax.annotate(above, (x, y), textcoords="offset points", xytext=(-7 if to_left else 7, 5), fontsize=8,
-                    color=theme.ink, zorder=7, ha="right" if to_left else "left",
+        ax.annotate(f"{text} ({loss_of(e):.2f})" if loss_of(e) > top else text, (x, y), textcoords="offset points",
+                    xytext=(-7 if to_left else 7, 5), fontsize=8, color=theme.ink, zorder=7,
+                    ha="right" if to_left else "left",
                     bbox={"facecolor": theme.paper, "edgecolor": "none", "alpha": 0.75, "pad": 0.8})
 
 
 def incumbents(d: ReportData) -> tuple[list[float], list[float]]:
-    """Cost (high-fidelity evaluations) when each candidate was known and the least loss by then; the last pair is the
-    cost of everything so far."""
-    unit = d.header.full_trial_tokens
-    training, forward = d.profile_tokens
-    spent = training + FORWARD_SHARE * forward
+    """Cost (full-trial equivalents) when each candidate finished and the least loss by then.
+
+    The last pair is the cost of the whole run so far.
+    """
+    spent = 0.0 if d.profile is None else d.profile.training_tokens + FORWARD_SHARE * d.profile.forward_tokens
     allowed = {e.id for e in d.candidates}
     cost: list[float] = []
     best: list[float] = []
     for e in d.trials:
         spent += cost_of(e).tokens
         if e.id in allowed:
-            cost.append(spent / unit)
-            best.append(min(_loss(e), best[-1] if best else np.inf))
-    return [*cost, spent / unit], [*best, best[-1]]
+            cost.append(spent / d.header.full_trial_tokens)
+            best.append(min(loss_of(e), best[-1] if best else np.inf))
+    return [*cost, spent / d.header.full_trial_tokens], [*best, best[-1]]
 
 
 def convergence(d: ReportData, theme: Theme) -> Figure | None:
-    """Best loss so far against cost in high-fidelity evaluations; ``None`` before the first one."""
+    """Best loss so far against cost in full-trial equivalents; ``None`` before the first full trial."""
     if not d.candidates:
         return None
     fig = figure(theme, 8.0, 4.2)
@@ -154,13 +145,13 @@ def convergence(d: ReportData, theme: Theme) -> Figure | None:
     xs, top = {e.id: x for e, x in zip(d.candidates, cost, strict=False)}, _close_top(d, d.candidates)
     base = [e for e in d.candidates if e.stage == "baseline"]
     searched = [e for e in d.candidates if e.stage != "baseline"]
-    _scatter(ax, xs, searched, top, marker="o", color=theme.main, label="search", area=22, edge=theme.paper)
-    _scatter(ax, xs, base, top, marker="s", color=ORANGE, label="uniform choices", area=32, edge=theme.paper)
+    _scatter(ax, xs, searched, top, theme, marker="o", color=theme.main, label="search", s=22)
+    _scatter(ax, xs, base, top, theme, marker="s", color=ORANGE, label="uniform baselines", s=32)
     ax.step(cost, np.minimum(best, top), where="post", color=VERMILLION, linewidth=2, label="best so far")
     if d.best_uniform is not None:
-        ax.axhline(_loss(d.best_uniform), color=ORANGE, linestyle="--", linewidth=1.2, label="best uniform that fits")
+        ax.axhline(loss_of(d.best_uniform), color=ORANGE, linestyle="--", linewidth=1.2, label="best uniform that fits")
     ax.set_xlim(left=0)
-    dress(ax, theme, "cost (high-fidelity evaluations; profile, calibration, low fidelity and failures included)",
+    dress(ax, theme, "cost (full-trial equivalents; profile, calibration, low fidelity and failures included)",
           "validation loss (nats per token)")
     legend(fig, ax, theme, columns=6)
     return fig
@@ -188,66 +179,64 @@ def confirmation(d: ReportData, theme: Theme) -> Figure | None:
 
 
 def fidelities(d: ReportData, theme: Theme) -> Figure | None:
-    """Low against high fidelity of the same allocation, and the search's length against the ranking check's longer one,
-    each where there are at least three pairs of it; ``None`` where there is neither."""
-    pairs, longer = story.low_high(d), d.ranking_check
+    """Low against full fidelity of the same allocation, and the search's length against the ranking check's longer one.
+
+    Each panel needs three pairs of losses; ``None`` where there is neither.
+    """
+    pairs, longer = low_high(d), d.last("ranking_check")
     early, late = len(pairs) >= LEAST_PAIRS, longer is not None and len(longer["losses"]) >= LEAST_PAIRS
     if not early and not late:
         return None
     fig = figure(theme, 8.0 if early and late else 5.4, 4.2)
     panels = list(fig.subplots(1, early + late, squeeze=False)[0])
     if early:
-        _early_pairs(panels.pop(0), theme, d, pairs)
+        top = _view_top([e for _, e in pairs])
+        shown = [(low, loss_of(e), float(np.mean(e.allocation.ranks))) for low, e in pairs if loss_of(e) <= top]
+        dots = _pairs(panels[0], theme, [x for x, _, _ in shown], [y for _, y, _ in shown], [r for _, _, r in shown])
+        bar = fig.colorbar(dots, ax=panels[0])
+        bar.set_label("average rank", color=theme.ink)
+        bar.outline.set_edgecolor(theme.muted)
+        bar.ax.tick_params(colors=theme.muted, labelcolor=theme.ink, labelsize=8.5)
+        _title_pairs(panels[0], theme, (d.header.low_steps or 0, d.header.high_steps),
+                     [low for low, _ in pairs], [loss_of(e) for _, e in pairs], len(pairs) - len(shown))
     if longer is not None and late:
-        searched, checked = [float(v) for v in longer["search_losses"]], [float(v) for v in longer["losses"]]
-        panels[0].scatter(searched, checked, color=theme.main, s=52, edgecolors=theme.muted, linewidths=0.8, zorder=3)
-        panels[0].margins(0.15)
-        _dress_pairs(panels[0], theme, (d.header.high_steps, int(longer["steps"])), searched, checked)
+        x, y = ([float(v) for v in longer[key]] for key in ("search_losses", "losses"))
+        _pairs(panels[-1], theme, x, y)
+        panels[-1].margins(0.15)
+        _title_pairs(panels[-1], theme, (d.header.high_steps, int(longer["steps"])), x, y)
     return fig
 
 
-def _early_pairs(ax: Axes, theme: Theme, d: ReportData, pairs: Sequence[tuple[float, Trial]]) -> None:
-    low, high = [a for a, _ in pairs], [_loss(b) for _, b in pairs]
-    ranks = [float(np.mean(b.allocation.ranks)) for _, b in pairs]
-    inside = [i for i, loss in enumerate(high) if loss <= _view_top(high)]
-    x, y, shown = ([values[i] for i in inside] for values in (low, high, ranks))
-    dots = ax.scatter(x, y, c=shown, cmap=theme.cmap, s=52, edgecolors=theme.muted, linewidths=0.8, zorder=3)
-    bar = ax.figure.colorbar(dots, ax=ax)
-    bar.set_label("average rank", color=theme.ink)
-    bar.outline.set_edgecolor(theme.muted)
-    bar.ax.tick_params(colors=theme.muted, labelcolor=theme.ink, labelsize=8.5)
-    _dress_pairs(ax, theme, (d.header.low_steps or 0, d.header.high_steps), low, high, len(high) - len(inside))
+def _pairs(ax: Axes, theme: Theme, x: list[float], y: list[float], ranks: list[float] | None = None
+           ) -> PathCollection:
+    colours: dict[str, Any] = {"color": theme.main} if ranks is None else {"c": ranks, "cmap": theme.cmap}
+    return ax.scatter(x, y, s=52, edgecolors=theme.muted, linewidths=0.8, zorder=3, **colours)
 
 
-def _dress_pairs(ax: Axes, theme: Theme, steps: tuple[int, int], x: list[float], y: list[float],
+def _title_pairs(ax: Axes, theme: Theme, steps: tuple[int, int], x: list[float], y: list[float],
                  above: int = 0) -> None:
-    rho = story.rank_correlation(x, y)
+    rho = spearman(x, y)
     kept = "" if rho is None else f": Spearman {number(rho, 2)}"
     cut = f" ({above} above the view)" if above else ""
     dress(ax, theme, f"loss after {steps[0]} steps", f"loss after {steps[1]} steps", f"{len(x)} allocations{cut}{kept}")
 
 
 def surrogate(d: ReportData, theme: Theme) -> Figure | None:
-    """Leave-one-out predictions of the surrogate against what was measured; ``None`` where not recorded."""
-    check = d.surrogate_check
-    if check is None or len(check["observed"]) < 3:
+    """Leave-one-out predictions of the surrogate against measured losses; ``None`` where not recorded."""
+    check = d.last("surrogate_check")
+    if check is None or len(check["observed"]) < LEAST_PAIRS:
         return None
-    observed, predicted = np.array(check["observed"], float), np.array(check["predicted"], float)
-    sd = np.array(check["sd"], float)
+    observed, predicted, sd = (np.array(check[key], float) for key in ("observed", "predicted", "sd"))
     inside = float(np.mean(np.abs(observed - predicted) <= 1.96 * sd))
     fig = figure(theme, 8.4, 4.2)
-    better = observed <= np.median(observed)
-    everything = np.ones(len(observed), dtype=bool)
-    titles = (f"{100 * inside:.0f} % of {len(observed)} lie within their 95 % interval", "the better half of them")
-    for ax, shown, title in zip(fig.subplots(1, 2), (everything, better), titles, strict=True):
+    left, right = fig.subplots(1, 2)
+    for ax, shown, y_label, title in (
+            (left, observed == observed, "predicted without it (95 %)",
+             f"{100 * inside:.0f} % of {len(observed)} lie within their 95 % interval"),
+            (right, observed <= np.median(observed), "", "the better half of them")):
         x, y, bar = observed[shown], predicted[shown], 1.96 * sd[shown]
         ends = [min(x.min(), y.min()), max(x.max(), y.max())]
         ax.plot(ends, ends, color=theme.ink, linewidth=1, linestyle="--", zorder=2)
         ax.errorbar(x, y, yerr=bar, fmt="o", color=theme.main, markersize=5, linewidth=1, zorder=3)
-        dress(ax, theme, "measured loss", "" if ax.get_subplotspec().colspan.start else "predicted without it (95 %)",
-              title)
+        dress(ax, theme, "measured loss", y_label, title)
     return fig
-
-
-def _loss(e: Trial) -> float:
-    return float("inf") if e.loss is None else e.loss

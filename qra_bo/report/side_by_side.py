@@ -1,22 +1,60 @@
-"""Several runs side by side: what each found, where they differ in what makes losses comparable, and one page of it."""
+"""Several runs: finding them, the findings of each, and the settings that keep their losses from being compared."""
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
 
 from qra_bo.report import story
-from qra_bo.report.data import ReportData
-from qra_bo.report.text import DASH, describe_allocation, number, signed, size
-from qra_bo.trials import rounding_of
+from qra_bo.report.data import ReportData, load_run
+from qra_bo.report.text import DASH, number, size
+from qra_bo.study.journal import JOURNAL_NAME
+from qra_bo.study.lock import is_locked
+from qra_bo.utils.errors import JournalError, OutputError
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run's folder: its report data, or the reason why its journal can't be read."""
+
+    folder: Path
+    data: ReportData | None
+    problem: str = ""
+
+    @property
+    def state(self) -> str:
+        """``done`` and the like from the journal; else ``active``, ``unfinished`` or ``unreadable``."""
+        if self.data is None:
+            return "unreadable"
+        return "active" if not self.data.ended and is_locked(self.folder) else self.data.state
+
+
+def find_runs(folder: Path) -> list[Run]:
+    """Find the runs in ``folder``, itself included, at any depth, in order of their paths.
+
+    Raises:
+        OutputError: If ``folder`` is no directory.
+    """
+    if not folder.is_dir():
+        raise OutputError(f"{folder} is not a folder; give the folder that holds your runs, e.g. outputs")
+    runs = []
+    for journal in sorted(folder.rglob(JOURNAL_NAME)):
+        try:
+            runs.append(Run(journal.parent, load_run(journal.parent)))
+        except (JournalError, OutputError) as error:
+            runs.append(Run(journal.parent, None, str(error)))
+    return runs
 
 
 @dataclass(frozen=True, slots=True)
 class NamedRun:
-    """A run under the name by which people tell it from the others.
+    """A run with a name that tells it from the others.
 
     Args:
         name: E.g. its folder.
-        data: What its journal says.
-        link: Where its own report lies, as seen from the page, or ``None``.
+        data: Its journal.
+        link: Address of its own report relative to the page, or ``None``.
     """
 
     name: str
@@ -24,61 +62,48 @@ class NamedRun:
     link: str | None = None
 
 
-def search_loss(d: ReportData) -> float | None:
-    """Validation loss of what the run delivers, from the search itself."""
-    point = None if d.winner is None else d.point(d.winner)
-    return None if point is None else point.loss
-
-
-def versus(d: ReportData) -> str:
-    """Difference to the best uniform choice in words, with its interval where it was confirmed."""
-    c = d.confirmation
-    if c is not None:
-        return f"{signed(c.mean)} [{signed(c.low)}, {signed(c.high)}] {c.winner_kind}"
-    difference = unconfirmed(d)
-    return DASH if difference is None else f"{signed(difference)} not confirmed"
-
-
-def unconfirmed(d: ReportData) -> float | None:
-    """Validation loss of the incumbent less that of the best uniform choice (nats), at the search's one seed."""
-    best, uniform = d.incumbent, d.best_uniform
-    if best is None or uniform is None or best.loss is None or uniform.loss is None:
-        return None
-    return best.loss - uniform.loss
-
-
-def _allocation(d: ReportData) -> str:
-    w = d.winner
-    return DASH if w is None else describe_allocation(d.header.units, d.bits(w), w.ranks)
-
-
 Reader = Callable[[ReportData], str]
 SETTING: tuple[tuple[str, Reader], ...] = (
     ("model", lambda d: d.header.model), ("budget", lambda d: size(d.header.budget_bytes)),
     ("scope", lambda d: d.header.scope), ("oracle", lambda d: d.header.oracle),
     ("data", lambda d: str(d.provenance.get("data_sha256", DASH))[:12]),
-    ("codes", lambda d: rounding_of(d.header.config)), ("steps", lambda d: str(d.header.high_steps)))
-"""What two runs must share for their losses to be comparable."""
+    ("codes", lambda d: d.rounding), ("steps", lambda d: str(d.header.high_steps)))
+"""Settings that two runs must share for their losses to be comparable."""
 FOUND: tuple[tuple[str, Reader], ...] = (
     ("method", lambda d: d.header.method), ("search seed", lambda d: str(d.header.seed)),
-    ("search loss", lambda d: number(search_loss(d))), ("versus best uniform", versus),
+    ("search loss", lambda d: number(search_loss(d))), ("versus best uniform", story.versus),
     ("gap closed", lambda d: story.gap_closed(d) or DASH),
-    ("cost (evaluations)", lambda d: number(d.equivalents, 1)), ("state", lambda d: d.state),
-    ("bits and ranks", _allocation))
+    ("cost (full-trial equivalents)", lambda d: number(d.equivalents, 1)), ("state", lambda d: d.state),
+    ("bits and ranks", story.allocation_line))
+
+
+def search_loss(d: ReportData) -> float | None:
+    """Validation loss of the winner, from the search itself."""
+    return None if d.winner_point is None else d.winner_point.loss
 
 
 def facts(runs: Sequence[NamedRun]) -> list[tuple[str, ...]]:
-    """One row for every fact: its title, then what it is in each run."""
+    """One row for every fact: its title, then its value in each run."""
     return [(title, *(read(run.data) for run in runs)) for title, read in (*SETTING, *FOUND)]
 
 
+def differing(runs: Sequence[NamedRun]) -> list[str]:
+    """Titles of the settings in which the runs differ."""
+    return [title for title, read in SETTING if len({read(run.data) for run in runs}) > 1]
+
+
 def caveats(runs: Sequence[NamedRun]) -> list[str]:
-    """Where the runs differ in what makes losses comparable, and which of them trained no model."""
-    out = [f"The runs differ in {title}: their losses are not comparable as they stand."
-           for title, read in SETTING if len({read(run.data) for run in runs}) > 1]
-    return out + [f"{run.name}: {run.data.proxy_label}." for run in runs if run.data.proxy_label]
+    """One sentence for each setting in which the runs differ and for each run that trained no model."""
+    return [*(f"The runs differ in {title}: their losses are not directly comparable." for title in differing(runs)),
+            *(f"{run.name}: {run.data.proxy_label}." for run in runs if run.data.proxy_label)]
 
 
 def comparable(runs: Sequence[NamedRun]) -> bool:
-    """Whether losses of all runs may be drawn on one axis: all that matters but the budget is the same."""
-    return all(len({read(run.data) for run in runs}) == 1 for title, read in SETTING if title != "budget")
+    """Whether losses of all runs may be drawn on one axis: every setting but the budget is the same."""
+    return not set(differing(runs)) - {"budget"}
+
+
+def own_report(folder: Path, start: Path) -> str | None:
+    """The run's own report as a link from a page in ``start``, or ``None`` if it has none."""
+    report = folder / "report.html"
+    return quote(Path(os.path.relpath(report, start)).as_posix()) if report.is_file() else None

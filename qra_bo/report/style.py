@@ -1,9 +1,12 @@
-"""How figures look: colours told apart by colour-blind readers (Okabe and Ito), and no global matplotlib state."""
+"""Appearance of figures: colours that colour-blind readers can tell apart (Okabe and Ito), no global matplotlib state."""
 
 import base64
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -12,7 +15,11 @@ from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREEN, VERMILLION, SKY, PURPLE, YELLOW = (
     "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#F0E442")
+MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
+MB = 1e6
 DPI = 150
+FEW_UNITS = 48
+"""Most units that are named one by one, with their values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +45,14 @@ DARK = Theme("dark", "#e6edf3", "#9ba7b4", "#323a44", "#161b22", SKY, ("#22303c"
 
 
 def figure(theme: Theme, width: float, height: float) -> Figure:
-    """An empty figure (inches) of this appearance."""
+    """Create an empty figure (inches) of this appearance."""
     fig = Figure(figsize=(width, height), facecolor=theme.paper, layout="constrained")
     FigureCanvasAgg(fig)
     return fig
 
 
 def dress(ax: Axes, theme: Theme, x: str = "", y: str = "", title: str = "") -> None:
-    """Labels, ticks, spines and grid of one axes."""
+    """Set labels, ticks, spines and grid of one axes."""
     ax.set_facecolor(theme.paper)
     ax.set_xlabel(x, color=theme.ink)
     ax.set_ylabel(y, color=theme.ink)
@@ -60,13 +67,32 @@ def dress(ax: Axes, theme: Theme, x: str = "", y: str = "", title: str = "") -> 
 
 
 def legend(fig: Figure, ax: Axes, theme: Theme, columns: int = 4) -> None:
-    """A legend of ``ax`` below the whole figure, in the theme's colours."""
+    """Add a legend of ``ax`` below the whole figure, in the theme's colours."""
     handles, labels = ax.get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8.5, facecolor=theme.paper,
                edgecolor=theme.grid, labelcolor=theme.ink)
 
 
-def contrast(theme: Theme, share: float) -> str:
+def name_units(ax: Axes, names: Sequence[str]) -> None:
+    """Name every unit on the horizontal axis where there are few."""
+    if len(names) <= FEW_UNITS:
+        ax.set_xticks(range(len(names)), names, rotation=90 if max(map(len, names)) > 3 else 0)
+
+
+def heatmap(ax: Axes, theme: Theme, title: str, image: npt.NDArray[np.float64], rows: Sequence[str],
+            top: float) -> None:
+    """Draw ``image`` (``len(rows) x n``, values up to ``top``), with its numbers where there are few columns."""
+    ax.imshow(image, cmap=theme.cmap, vmin=0, vmax=top, aspect="auto")
+    dress(ax, theme, title=title)
+    ax.grid(False)
+    ax.set_yticks(range(len(rows)), rows)
+    if image.shape[1] <= FEW_UNITS:
+        for (r, c), v in np.ndenumerate(image):
+            if np.isfinite(v):
+                ax.text(c, r, f"{v:.0f}", ha="center", va="center", fontsize=7, color=_contrast(theme, v / top))
+
+
+def _contrast(theme: Theme, share: float) -> str:
     """Colour of a text on the ramp at ``share`` in 0 .. 1."""
     red, green, blue, _ = theme.cmap(share)
     return "#101418" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.55 else "#ffffff"

@@ -1,9 +1,11 @@
-"""Numbers and names as people read them; shared by terminal, plots and page."""
+"""Text forms of numbers and names, shared by terminal, plots and page."""
 
 import itertools
 from collections.abc import Sequence
+from typing import TypeVar
 
 MINUS, DASH = "\u2212", "\u2013"
+T = TypeVar("T")
 
 
 def size(n: float) -> str:
@@ -24,7 +26,7 @@ def duration(seconds: float) -> str:
 
 
 def rough(seconds: float) -> str:
-    """An estimate, no finer than it can be: ``42 s``, ``8 min``, ``3 h 20 min``."""
+    """An estimate, rounded to its precision: ``42 s``, ``8 min``, ``3 h 20 min``."""
     return duration(seconds) if round(seconds) < 60 or seconds >= 3600 else f"{round(seconds / 60)} min"
 
 
@@ -47,9 +49,9 @@ def short_names(units: Sequence[str]) -> list[str]:
     return [".".join(p[min(shared, len(p) - 1):]) for p in paths]
 
 
-def runs(names: Sequence[str], values: Sequence[object]) -> list[tuple[str, object]]:
-    """Neighbours of equal value joined: ``[("0-2", 8), ("3", 4)]``."""
-    out: list[tuple[str, object]] = []
+def runs(names: Sequence[str], values: Sequence[T]) -> list[tuple[str, T]]:
+    """Join neighbours of equal value: ``[("0-2", 8), ("3", 4)]``."""
+    out: list[tuple[str, T]] = []
     for value, group in itertools.groupby(zip(names, values, strict=True), key=lambda pair: pair[1]):
         members = [name for name, _ in group]
         out.append((members[0] if len(members) == 1 else f"{members[0]}{DASH}{members[-1]}", value))

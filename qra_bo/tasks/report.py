@@ -5,10 +5,10 @@ from pathlib import Path
 from rich.console import Console
 
 from qra_bo.config.schema import RunConfig
-from qra_bo.report.side_by_side import NamedRun
-from qra_bo.report.tables import print_result
-from qra_bo.report.write import load_run, write_page, write_report
-from qra_bo.runs import find_runs, own_report, print_side_by_side
+from qra_bo.report.data import load_run
+from qra_bo.report.html import write_page, write_report
+from qra_bo.report.side_by_side import NamedRun, find_runs, own_report
+from qra_bo.report.tables import print_line, print_result, print_side_by_side
 from qra_bo.study.journal import JOURNAL_NAME
 from qra_bo.utils.errors import JournalError
 
@@ -26,17 +26,16 @@ def run(config: RunConfig) -> int:
         write_report(folder)
         print_result(console, load_run(folder), folder, ["report.html", "report.json", "plots/"])
         return 0
+    named = []
     for run in inside:
         if run.data is None:
-            console.print(f"{run.folder} is left out: {run.problem}", markup=False, highlight=False, soft_wrap=True)
+            print_line(console, f"{run.folder} is left out: {run.problem}")
         else:
             write_report(run.folder)
-    named = [NamedRun(str(run.folder.relative_to(folder)), run.data, own_report(run.folder, folder))
-             for run in inside if run.data is not None]
+            named.append(NamedRun(str(run.folder.relative_to(folder)), run.data, own_report(run.folder, folder)))
     if not named:
         raise JournalError(f"no journal below {folder} can be read; nothing was written there")
     print_side_by_side(named, console)
     write_page(folder / "report.html", named)
-    console.print(f"Files: {folder / 'report.html'} and a report.html in the folder of every run", markup=False,
-                  highlight=False, soft_wrap=True)
+    print_line(console, f"Files: {folder / 'report.html'} and a report.html in the folder of every run")
     return 0

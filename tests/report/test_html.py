@@ -7,8 +7,7 @@ from html.parser import HTMLParser
 import pytest
 
 from qra_bo.report.data import parse_events
-from qra_bo.report.html import render_html
-from qra_bo.report.write import write_report
+from qra_bo.report.html import render_html, write_report
 from qra_bo.utils.errors import OutputError
 from tests.report.fixtures import make_events, write_run
 

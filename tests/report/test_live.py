@@ -78,7 +78,7 @@ def test_a_resumed_run_does_not_tell_its_history_again():
         for e in events:
             view(e)
     lines = out.getvalue().splitlines()
-    assert "went on from 20 events of earlier sessions: smollm2_135m" in lines[0]
+    assert "resumed after 20 events of earlier sessions: smollm2_135m" in lines[0]
     assert len(lines) < len(events) - 18
 
 

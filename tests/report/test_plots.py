@@ -79,7 +79,7 @@ def test_every_figure_is_told_in_words_that_hold_its_numbers(data):
     assert f"{data.best_uniform.loss:.4f}" in told["convergence"]
     assert "0: 8-bit r1" in told["allocation"]
     assert "hqq2 at units 0, 11, 1" in told["sensitivity"]
-    assert "optimizer" in told["memory"]
+    assert "optimiser states" in told["memory"]
     assert "Spearman 0.97" in told["surrogate"]
     begun = parse_events(make_events()[:2])
     assert all(isinstance(plot.shown(begun), str) for plot in PLOTS)

@@ -8,9 +8,10 @@ import pytest
 from rich.console import Console
 
 from qra_bo.report import story
+from qra_bo.report.checks import checks, low_high
 from qra_bo.report.data import parse_events
 from qra_bo.report.tables import PlanRow, print_plan, print_result
-from qra_bo.report.text import describe_allocation, duration, rough, short_names, signed, size
+from qra_bo.report.text import describe_allocation, duration, number, rough, short_names, signed, size
 from tests.report.fixtures import make_events
 
 RUN = Path("runs/a")
@@ -33,7 +34,7 @@ def test_better_is_said_only_with_an_interval_that_excludes_zero_over_enough_see
 def test_a_uniform_winner_is_named_so():
     d = parse_events(make_events(wins=False))
     a = story.answer(d)
-    assert a.sentence.startswith("A uniform choice wins")
+    assert a.sentence.startswith("A uniform baseline wins")
     assert a.tone == "equal"
     assert story.comparison(d)[0].role == "winner = best uniform"
 
@@ -62,17 +63,17 @@ def test_plain_output_has_no_empty_parentheses_where_one_choice_met_itself():
 
 def test_codes_other_than_the_nearest_are_said_and_compared_with_no_qlora():
     events = make_events()
-    assert not any(check.title == "Codes" for check in story.checks(parse_events(events)))
+    assert not any(check.title == "Codes" for check in checks(parse_events(events)))
     header = {**events[0], "config": {**events[0]["config"], "quantizer": {"rounding": "gptq", "tokens": 16384}}}
     d = parse_events([header, *events[1:]])
-    assert any(check.title == "Codes" and "16,384 tokens" in check.text for check in story.checks(d))
+    assert any(check.title == "Codes" and "16,384 tokens" in check.text for check in checks(d))
     assert story.gap_closed(d) is None
     nearest = [{**e, "codes": "rtn"} if e.get("stage") == "reference" and "nf4" in e.get("formats", ()) else e
                for e in (header, *events[1:])]
     d = parse_events(nearest)
     assert story.gap_closed(d) == story.gap_closed(parse_events(events))
     qlora = next(row for row in story.comparison(d) if row.role == "QLoRA")
-    assert qlora.name == "uniform-4bit-r16-nearest"
+    assert qlora.name == "uniform-4bit-r16-rtn"
 
 
 def test_an_unconfirmed_lead_is_said_to_be_unconfirmed():
@@ -91,23 +92,23 @@ def test_the_gap_is_unresolved_where_it_is_under_three_standard_errors():
 
 def surrogate_checks(**changes):
     events = [{**e, **changes} if e["event"] == "surrogate_check" else e for e in make_events()]
-    return [c for c in story.checks(parse_events(events)) if c.title == "Surrogate"]
+    return [c for c in checks(parse_events(events)) if c.title == "Surrogate"]
 
 
 def test_a_surrogate_that_ranks_badly_or_is_too_sure_is_a_caution():
     check, = surrogate_checks()
     assert check.status == "ok"
-    for part in ("15 evaluations", "Spearman 0.97", "with 0.90", "60 % and 87 %", "\u22123.90 nats"):
+    for part in ("15 trials", "Spearman 0.97", "with 0.90", "60 % and 87 %", "\u22123.90 nats"):
         assert part in check.text
     worse = surrogate_checks(spearman_good=None) + surrogate_checks(coverage_90=.6)
     assert [c.status for c in worse] == ["caution"] * 2
-    assert story.number(None, 2) in surrogate_checks(spearman_good=None)[0].text
+    assert number(None, 2) in surrogate_checks(spearman_good=None)[0].text
 
 
 def test_proxy_results_are_labelled_everywhere():
     d = parse_events(make_events(oracle="synthetic"))
     assert "SYNTHETIC" in d.proxy_label
-    assert story.checks(d)[0].status == "caution"
+    assert checks(d)[0].status == "caution"
     for terminal in (True, False):
         assert "SYNTHETIC" in printed(print_result, d, RUN, terminal=terminal)
     assert parse_events(make_events()).proxy_label is None
@@ -115,7 +116,7 @@ def test_proxy_results_are_labelled_everywhere():
 
 def test_an_allocation_over_the_budget_is_a_caution():
     events = [{**e, "fits": False} if e["event"] == "measured" else e for e in make_events()]
-    assert any(c.status == "caution" and "does NOT fit" in c.text for c in story.checks(parse_events(events)))
+    assert any(c.status == "caution" and "does NOT fit" in c.text for c in checks(parse_events(events)))
 
 
 def test_a_learning_rate_at_the_edge_of_those_tried_is_a_caution():
@@ -123,7 +124,7 @@ def test_a_learning_rate_at_the_edge_of_those_tried_is_a_caution():
     for e in events:
         if e["event"] == "calibration":
             e["trials"] = [{"lr_scale": .5, "loss": 4.2}, {"lr_scale": 1, "loss": 4.1}]
-    [check] = [c for c in story.checks(parse_events(events)) if c.title == "Learning rate"]
+    [check] = [c for c in checks(parse_events(events)) if c.title == "Learning rate"]
     assert check.status == "caution"
 
 
@@ -150,7 +151,7 @@ def test_names_with_brackets_are_text_not_markup():
 def test_the_plan_adds_up_and_admits_what_it_does_not_know():
     rows = [PlanRow("profile", 1_000, 10), PlanRow("search", 3_000, None)]
     text = print_plan_text(rows)
-    assert "in all: 4,000 training tokens = 2.0 high-fidelity evaluations, not known yet" in text
+    assert "in all: 4,000 training tokens = 2.0 full-trial equivalents, not known yet" in text
     assert "about 10 s" in text
 
 
@@ -179,7 +180,7 @@ def test_texts():
 
 def test_low_losses_come_from_low_evaluations_or_the_curve_of_the_high_one():
     d = parse_events(make_events())
-    pairs = story.low_high(d)
+    pairs = low_high(d)
     assert [e for _, e in pairs] == list(d.points)
     for early, e in pairs:
         low = [x.loss for x in d.trials if x.allocation == e.allocation and x.fidelity.value == "low" and x.ok]
@@ -187,30 +188,27 @@ def test_low_losses_come_from_low_evaluations_or_the_curve_of_the_high_one():
 
 
 def test_uniform_choices_had_their_chance_or_are_missing():
-    [check] = [c for c in story.checks(parse_events(make_events())) if c.title.startswith("Uniform choices")]
+    [check] = [c for c in checks(parse_events(make_events())) if c.title.startswith("Uniform baselines")]
     assert check.status == "ok"
     assert "uniform-4bit-r4" in check.text
-    [none] = [c for c in story.checks(parse_events(make_events()[:4])) if c.title == "Uniform choices"]
+    [none] = [c for c in checks(parse_events(make_events()[:4])) if c.title == "Uniform baselines"]
     assert none.status == "missing"
 
 
 def test_other_learning_rates_keep_the_sign_or_not():
     def told(mean):
-        check = {"rates": [{"factor": .5, "mean": mean, "low": mean - .01, "high": mean + .01,
-                            "train_seeds": [1, 2, 3, 4, 5]}]}
-        d = replace(parse_events(make_events()), rate_check=check)
-        return [c for c in story.checks(d) if c.title == "Other learning rates"]
+        check = {"event": "rate_check", "session": 1, "elapsed": make_events()[-1]["elapsed"], "rates": [
+            {"factor": .5, "mean": mean, "low": mean - .01, "high": mean + .01, "train_seeds": [1, 2, 3, 4, 5]}]}
+        return [c for c in checks(parse_events([*make_events(), check])) if c.title == "Other learning rates"]
 
     mean = parse_events(make_events()).confirmation.mean
     [same], [other] = told(mean), told(-mean)
     assert (same.status, other.status) == ("ok", "caution")
     assert "0.50 times the rate" in same.text
-    assert not [c for c in story.checks(parse_events(make_events())) if c.title == "Other learning rates"]
+    assert not [c for c in checks(parse_events(make_events())) if c.title == "Other learning rates"]
 
 
 def test_better_takes_five_seeds():
-    d = parse_events(make_events())
-    few = replace(d.confirmation, winner_kind="mixed", train_seeds=d.confirmation.train_seeds[:4], high=-.001)
-    said = story.answer(replace(d, confirmation=few, end=None))
+    said = story.answer(with_confirmation(train_seeds=[101, 102, 103, 104], high=-.001))
     assert "better than" not in said.sentence
     assert said.tone == "open"

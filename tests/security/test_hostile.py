@@ -23,7 +23,8 @@ from qra_bo.finetune.evaluation.probe import PROBE
 from qra_bo.finetune.manifest import MANIFEST, read_manifest
 from qra_bo.finetune.models.load import load_base
 from qra_bo.pipeline.run import run_folder
-from qra_bo.report.write import load_run, write_report
+from qra_bo.report.data import load_run
+from qra_bo.report.html import write_report
 from qra_bo.runs import main as runs
 from qra_bo.sensitivity.io import load_profile
 from qra_bo.study.journal import Journal, checksum, read_journal

@@ -15,7 +15,7 @@ from qra_bo.oracle.emulator.table import load_table
 from qra_bo.report.data import parse_events
 from qra_bo.report.tables import print_result
 from qra_bo.runs import main as runs
-from qra_bo.runs import own_report
+from qra_bo.report.side_by_side import own_report
 from qra_bo.study.journal import checksum, read_journal
 from qra_bo.utils.errors import ConfigError, DataError, OutputError
 from qra_bo.utils.files import check_run_folder, replace_text, strict_json

@@ -1,0 +1,219 @@
+"""Listeners that the configuration names (``logger._target_``): TensorBoard, Weights & Biases, or the user's own.
+
+A listener is any callable that takes one journal event (a mapping with the key ``event``). It is built with the run's
+folder as the keyword ``folder`` and the other keys of ``logger``; a method ``close`` is called at the end of the run.
+"""
+
+import hashlib
+import logging
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+
+from qra_bo.report.live import CLOCK_GRAIN
+from qra_bo.space import average_bits
+from qra_bo.study.state import Study, loss_of
+from qra_bo.utils.errors import ConfigError, MissingExtraError, UserError
+
+log = logging.getLogger(__name__)
+Event = Mapping[str, Any]
+MB = 1e6
+PARAMETERS = ("model", "budget_text", "budget_bytes", "scope", "granularity", "method", "effort", "oracle", "seed",
+              "config_sha256", "version")
+"""Fields of the header that a tracker files as parameters of the run."""
+
+
+class Listener:
+    """Guard of one configured listener: its first failure is logged, after which it gets no further event.
+
+    Args:
+        name: Its name in messages.
+        call: The configured callable.
+    """
+
+    def __init__(self, name: str, call: Callable[[Event], object]) -> None:
+        self._name, self._call, self._failed = name, call, False
+
+    def __call__(self, event: Event) -> None:
+        self._guard(self._call, event)
+
+    def close(self) -> None:
+        """Let the listener write what it holds back."""
+        self._guard(getattr(self._call, "close", lambda: None))
+
+    def _guard(self, call: Callable[..., object], *arguments: Event) -> None:
+        if self._failed:
+            return
+        try:
+            call(*arguments)
+        except Exception as error:  # a tracker's server, disk or quota must not end a search
+            self._failed = True
+            log.warning("logger=%s failed and gets no further events; the run continues: %s: %s", self._name,
+                        type(error).__name__, error)
+
+
+def make_listener(logger: Mapping[str, Any], folder: Path) -> Listener | None:
+    """Build the configured listener of the run in ``folder``; ``None`` where ``_target_`` is null.
+
+    Raises:
+        MissingExtraError: If the package of a built-in tracker is not installed.
+        ConfigError: If the target can't be imported, or does not take these keys.
+    """
+    target = logger.get("_target_")
+    if target is None:
+        return None
+    try:
+        call = instantiate(dict(logger), folder=folder)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, UserError):
+            raise error.__cause__ from None
+        raise ConfigError(f"logger._target_ must name a class or function that takes folder and the other keys of "
+                          f"logger; got {target}: {error}") from error
+    if not callable(call):
+        raise ConfigError(f"logger._target_ must build a callable that takes a journal event; {target} built "
+                          f"{type(call).__name__}")
+    return Listener(str(target), call)
+
+
+class Tracker(ABC):
+    """Base of an experiment tracker: it gets numbers by name after every new event that adds some.
+
+    Events of earlier sessions are folded in and not logged again.
+
+    Args:
+        born: Events before this moment belong to earlier sessions; ``None``: now.
+    """
+
+    def __init__(self, born: datetime | None = None) -> None:
+        self._study, self._begun = Study(), False
+        self._born = (born or datetime.now().astimezone()) - CLOCK_GRAIN
+
+    def __call__(self, event: Event) -> None:
+        self._study.add(event)
+        if datetime.fromisoformat(event["time"]) < self._born:
+            return
+        if not self._begun:
+            self.begin({key: self._study.header[key] for key in PARAMETERS})
+            self._begun = True
+        metrics = metrics_of(self._study, event)
+        if metrics:
+            self.log(metrics, len(self._study.trials))
+
+    def close(self) -> None:
+        if self._begun:
+            self.finish()
+
+    @abstractmethod
+    def begin(self, parameters: Mapping[str, Any]) -> None:
+        """Begin or continue the run with its parameters."""
+
+    @abstractmethod
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Record numbers; ``step`` is the number of trials so far."""
+
+    @abstractmethod
+    def finish(self) -> None:
+        """Write what is held back."""
+
+
+class TensorBoard(Tracker):
+    """Event files in ``where``, or in ``tensorboard`` below the run's folder.
+
+    Raises:
+        MissingExtraError: If the package is not installed.
+    """
+
+    def __init__(self, folder: Path, project: str, where: str | None = None, born: datetime | None = None) -> None:
+        super().__init__(born)
+        try:
+            from torch.utils.tensorboard import SummaryWriter  # optional, and loads torch
+        except ImportError as error:
+            raise MissingExtraError("tensorboard", "tensorboard", "logger=tensorboard") from error
+        self._open = SummaryWriter
+        self._target = folder / "tensorboard" if where is None else Path(where) / project / folder.name
+
+    def begin(self, parameters: Mapping[str, Any]) -> None:
+        self._writer = self._open(str(self._target))
+        self._writer.add_text("parameters", "\n".join(f"- {k}: {v}" for k, v in parameters.items()))
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+
+    def finish(self) -> None:
+        self._writer.close()
+
+
+class Wandb(Tracker):
+    """Weights & Biases: offline files in ``where`` or below the run's folder, unless WANDB_MODE is set.
+
+    The run's id follows from its folder, so that a resumed run stays one run.
+
+    Raises:
+        MissingExtraError: If the package is not installed.
+    """
+
+    def __init__(self, folder: Path, project: str, where: str | None = None, born: datetime | None = None) -> None:
+        super().__init__(born)
+        try:
+            import wandb  # optional
+        except ImportError as error:
+            raise MissingExtraError("wandb", "wandb", "logger=wandb") from error
+        self._wandb, self._folder, self._project, self._where = wandb, folder, project, where
+
+    def begin(self, parameters: Mapping[str, Any]) -> None:
+        name = hashlib.sha256(str(self._folder.resolve()).encode()).hexdigest()[:16]
+        self._run = self._wandb.init(
+            project=self._project, name=self._folder.name, id=name, resume="allow", config=dict(parameters),
+            dir=str(self._where or self._folder), mode=os.environ.get("WANDB_MODE", "offline"),
+            settings=self._wandb.Settings(console="off", silent=True))
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        self._run.log(dict(metrics), step=step)
+
+    def finish(self) -> None:
+        self._run.finish()
+
+
+def metrics_of(study: Study, event: Event) -> dict[str, float]:
+    """Numbers that one event adds, by name; empty where it adds none.
+
+    Args:
+        study: The run with ``event`` folded in.
+        event: One of its journal.
+    """
+    kind, found = event["event"], {}
+    if kind == "evaluation":
+        return _after_trial(study)
+    if kind == "confirmation":
+        found = {f"confirmation/{key}": event[key] for key in ("mean", "low", "high")}
+    elif kind == "surrogate_check":
+        names = ("spearman", "spearman_good", "nll", "coverage_50", "coverage_90")
+        found = {f"surrogate/{key}": event[key] for key in names if event.get(key) is not None}
+    elif kind == "measured" and event["measured_bytes"] is not None:
+        found = {f"memory/{name}_mb": event[f"{name}_bytes"] / MB for name in ("predicted", "measured")}
+    elif kind == "final":
+        found = {"final/loss": event["loss"]}
+    return {name: float(value) for name, value in found.items()}
+
+
+def _after_trial(study: Study) -> dict[str, float]:
+    e, best, uniform = study.trials[-1], study.incumbent, study.best_uniform
+    found = {"trial/loss": e.loss, "trial/seconds": e.result.seconds,
+             "trial/mean_bits": average_bits(e.bits, np.array(study.header["unit_numel"])),
+             "trial/mean_rank": sum(e.allocation.ranks) / len(e.allocation),
+             "trial/predicted_mb": e.predicted_bytes / MB,
+             "search/cost_equivalents": study.search_cost.tokens / float(study.header["full_trial_tokens"]),
+             "search/best_loss": None if best is None else loss_of(best),
+             "search/best_uniform_loss": None if uniform is None else loss_of(uniform),
+             "search/difference": None if best is None or uniform is None else loss_of(best) - loss_of(uniform),
+             "search/failures": sum(not x.ok for x in study.trials)}
+    return {name: float(value) for name, value in found.items() if value is not None}

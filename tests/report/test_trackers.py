@@ -1,0 +1,173 @@
+"""Trackers log the numbers of the journal; a listener of the user's own gets every event and can't end a run."""
+
+import logging
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from qra_bo.config.schema import load_config
+from qra_bo.report.data import parse_events
+from qra_bo.report.trackers import TensorBoard, Tracker, Wandb, make_listener, metrics_of
+from qra_bo.study.state import Study
+from qra_bo.utils.errors import ConfigError, MissingExtraError
+from tests.report.fixtures import make_events
+
+LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
+HERE = "tests.report.test_trackers"
+
+
+class Kept(Tracker):
+    """A tracker that keeps what it logs."""
+
+    def __init__(self, born: datetime | None = LONG_AGO) -> None:
+        super().__init__(born)
+        self.logged: list[tuple[dict[str, float], int]] = []
+        self.parameters: Mapping[str, Any] = {}
+        self.finished = False
+
+    def begin(self, parameters: Mapping[str, Any]) -> None:
+        self.parameters = parameters
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        self.logged.append((dict(metrics), step))
+
+    def finish(self) -> None:
+        self.finished = True
+
+
+class Own:
+    """A listener of a user's own package."""
+
+    events: ClassVar[list[str]] = []
+    closed = False
+
+    def __init__(self, folder: Path, suffix: str = "") -> None:
+        type(self).events, type(self).closed, self._suffix = [], False, suffix
+        self._folder = folder
+
+    def __call__(self, event: Mapping[str, Any]) -> None:
+        if self._suffix == "fail":
+            self.events.append("called")
+            raise OSError("quota exceeded")
+        self.events.append(event["event"] + self._suffix)
+
+    def close(self) -> None:
+        type(self).closed = True
+
+
+def test_metrics_agree_with_the_report_of_the_journal() -> None:
+    events, tracker = make_events(), Kept()
+    for event in events:
+        tracker(event)
+    tracker.close()
+    d = parse_events(events)
+    trials = [(m, step) for m, step in tracker.logged if "trial/seconds" in m]
+    assert [step for _, step in trials] == [e.id for e in d.trials]
+    assert [m.get("trial/loss") for m, _ in trials] == [e.loss for e in d.trials]
+    last = trials[-1][0]
+    assert d.incumbent is not None
+    assert d.best_uniform is not None
+    assert last["search/best_loss"] == d.incumbent.loss
+    assert last["search/difference"] == pytest.approx(d.incumbent.loss - d.best_uniform.loss)
+    assert last["search/failures"] == 2
+    names = {name for m, _ in tracker.logged for name in m}
+    assert names >= {"confirmation/mean", "surrogate/coverage_90", "memory/measured_mb", "final/loss"}
+    assert tracker.parameters["model"] == "smollm2_135m"
+    assert tracker.finished
+
+
+def test_earlier_sessions_are_not_logged_again() -> None:
+    events = make_events()
+    tracker = Kept(datetime.fromisoformat(events[20]["time"]))
+    for event in events:
+        tracker(event)
+    seen = sum(e["event"] == "evaluation" for e in events[:20])
+    assert tracker.logged[0][1] == seen + 1
+
+
+def test_events_without_numbers_add_none() -> None:
+    study = Study()
+    for event in make_events():
+        study.add(event)
+        if event["event"] in ("header", "stage", "profile", "warning", "end"):
+            assert metrics_of(study, event) == {}
+
+
+def test_own_listener_gets_every_event_and_is_closed(tmp_path: Path) -> None:
+    config = load_config(["+model=tiny", "data=tiny", f"logger._target_={HERE}.Own", "+logger.suffix=_x"])
+    listener = make_listener(config.logger, tmp_path)
+    assert listener is not None
+    for event in make_events():
+        listener(event)
+    listener.close()
+    from tests.report.test_trackers import Own as Loaded
+
+    assert Loaded.events == [f"{e['event']}_x" for e in make_events()]
+    assert Loaded.closed
+    assert make_listener(load_config(["+model=tiny", "data=tiny"]).logger, tmp_path) is None
+
+
+def test_failing_listener_is_logged_once_and_dropped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    listener = make_listener({"_target_": f"{HERE}.Own", "suffix": "fail"}, tmp_path)
+    assert listener is not None
+    with caplog.at_level(logging.WARNING):
+        for event in make_events():
+            listener(event)
+    from tests.report.test_trackers import Own as Loaded
+
+    assert Loaded.events == ["called"]
+    assert f"logger={HERE}.Own failed" in caplog.text
+    assert "OSError: quota exceeded" in caplog.text
+
+
+@pytest.mark.parametrize(("logger", "message"), [
+    ({"_target_": "no.such.Listener"}, "no.such.Listener"), ({"_target_": f"{HERE}.Own", "typo": 1}, "typo"),
+    ({"_target_": "builtins.dict"}, "built dict")])
+def test_wrong_targets_are_refused_before_the_run(logger: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=rf"(?s)logger\._target_ must .*{message}"):
+        make_listener(logger, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "wandb"])
+def test_missing_package_is_named_with_its_extra(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("torch.utils.tensorboard", "wandb"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(MissingExtraError, match=rf"pip install 'qra_bo\[{name}\]'"):
+        make_listener(load_config(["+model=tiny", "data=tiny", f"logger={name}"]).logger, tmp_path)
+
+
+def follow(tracker: Tracker) -> Study:
+    """A whole journal given to a real tracker."""
+    study = Study()
+    for event in make_events():
+        tracker(event)
+        study.add(event)
+    tracker.close()
+    assert not logging.getLogger("qra_bo").disabled
+    return study
+
+
+def test_tensorboard_reads_it_again(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="the extra 'tensorboard' is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    study = follow(TensorBoard(tmp_path, "p", born=LONG_AGO))
+    reader = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"scalars": 0})
+    reader.Reload()
+    points = reader.Scalars("search/best_loss")
+    assert study.incumbent is not None
+    assert points[-1].value == pytest.approx(study.incumbent.loss)
+    assert points[-1].step == len(study.trials)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_wandb_writes_offline_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb", reason="the extra 'wandb' is not installed")
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    follow(Wandb(tmp_path, "p", born=LONG_AGO))
+    [file] = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
+    assert b"search/best_loss" in file.read_bytes()
