@@ -187,7 +187,7 @@ class ReportData:
         return next((e for e in self.points if e.allocation == allocation and e.spec.codes == codes), None)
 
     def reference(self, fmt: str, rank: int) -> Trial | None:
-        """The trial of a uniform allocation with round-to-nearest codes, e.g. ``("nf4", 16)`` for QLoRA, or ``None``."""
+        """The trial of a uniform allocation with round-to-nearest codes, e.g. ``("nf4", 16)`` for QLoRA."""
         return next((e for e in self.points
                      if set(e.allocation.formats) == {fmt} and set(e.allocation.ranks) == {rank}
                      and (self.rounding == "rtn" or e.spec.codes == "rtn" or fmt == "fp16")), None)

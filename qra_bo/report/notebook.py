@@ -13,7 +13,8 @@ def html_table(columns: Sequence[str], rows: Iterable[Sequence[object]], caption
         return "<tr>" + "".join(f"<{tag}>{escape(str(cell))}</{tag}>" for cell in cells) + "</tr>"
 
     head = f"<caption>{escape(caption)}</caption>" if caption else ""
-    return f"<table>{head}<thead>{line(columns, 'th')}</thead><tbody>{''.join(line(r, 'td') for r in rows)}</tbody></table>"
+    body = "".join(line(row, "td") for row in rows)
+    return f"<table>{head}<thead>{line(columns, 'th')}</thead><tbody>{body}</tbody></table>"
 
 
 def allocation_rows(best: Mapping[str, Any]) -> list[tuple[str, object, str, object]]:

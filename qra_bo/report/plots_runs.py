@@ -5,24 +5,11 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
+from qra_bo.report import style
 from qra_bo.report.plots_search import front, incumbents
 from qra_bo.report.side_by_side import NamedRun, comparable
 from qra_bo.report.story import unconfirmed_difference
-from qra_bo.report.style import (
-    GREEN,
-    MARKERS,
-    MB,
-    ORANGE,
-    PURPLE,
-    VERMILLION,
-    YELLOW,
-    Theme,
-    dress,
-    figure,
-    heatmap,
-    legend,
-    name_units,
-)
+from qra_bo.report.style import MB, Theme, dress, figure, heatmap, legend, name_units
 from qra_bo.report.text import short_names
 from qra_bo.study.state import loss_of
 
@@ -30,7 +17,8 @@ DASHES = ("-", "--", "-.", ":")
 
 
 def _colours(theme: Theme) -> tuple[str, ...]:
-    return (theme.main, VERMILLION, GREEN, ORANGE, PURPLE, YELLOW if theme.name == "dark" else theme.muted)
+    last = style.YELLOW if theme.name == "dark" else theme.muted
+    return (theme.main, style.VERMILLION, style.GREEN, style.ORANGE, style.PURPLE, last)
 
 
 def differences(runs: Sequence[NamedRun], theme: Theme) -> Figure | None:
@@ -64,7 +52,8 @@ def memory_loss(runs: Sequence[NamedRun], theme: Theme) -> Figure | None:
     for i, run in enumerate(shown):
         colour, steps = _colours(theme)[i % 6], front(run.data.points)
         ax.plot([e.predicted_bytes / MB for e in steps], [loss_of(e) for e in steps], color=colour, linewidth=1.5,
-                linestyle=DASHES[i % 4], marker=MARKERS[i % len(MARKERS)], drawstyle="steps-post", label=run.name)
+                linestyle=DASHES[i % 4], marker=style.MARKERS[i % len(style.MARKERS)], drawstyle="steps-post",
+                label=run.name)
         ax.axvline(run.data.header.budget_bytes / MB, color=colour, linestyle=":", linewidth=1)
     dress(ax, theme, f"predicted {shown[0].data.header.scope} memory (MB)", "validation loss (nats per token)")
     legend(fig, ax, theme, columns=3)

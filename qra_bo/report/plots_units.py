@@ -8,24 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from qra_bo.report import style
 from qra_bo.report.data import BREAKDOWN, ReportData
-from qra_bo.report.style import (
-    FEW_UNITS,
-    GREEN,
-    MARKERS,
-    MB,
-    ORANGE,
-    PURPLE,
-    SKY,
-    VERMILLION,
-    YELLOW,
-    Theme,
-    dress,
-    figure,
-    heatmap,
-    legend,
-    name_units,
-)
+from qra_bo.report.style import MB, Theme, dress, figure, heatmap, legend, name_units
 from qra_bo.report.text import MINUS, short_names, size
 
 
@@ -39,7 +24,7 @@ def allocation(d: ReportData, theme: Theme) -> Figure | None:
     above, below = fig.subplots(2, 1, sharex=True)
     for ax, values, top, title, colour in (
             (above, d.bits(d.winner), max(f.bits for f in h.formats), "bits", theme.main),
-            (below, d.winner.ranks, max(h.ranks), "LoRA rank", ORANGE)):
+            (below, d.winner.ranks, max(h.ranks), "LoRA rank", style.ORANGE)):
         if len(rows) > 1:
             _map(ax, values, cells, theme, title, float(top))
         else:
@@ -67,7 +52,7 @@ def _bars(ax: Axes, values: Sequence[int], units: Sequence[str], theme: Theme, t
     ax.set_ylim(0, 1.18 * max(*values, 1))
     ax.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
     name_units(ax, short_names(units))
-    if len(values) <= FEW_UNITS:
+    if len(values) <= style.FEW_UNITS:
         for i, v in enumerate(values):
             ax.annotate(f"{v}", (i, v), textcoords="offset points", xytext=(0, 2), ha="center", fontsize=8,
                         color=theme.ink)
@@ -91,9 +76,9 @@ def sensitivity(d: ReportData, theme: Theme) -> Figure | None:
     fig = figure(theme, 8.0, 5.4 if rank is not None else 3.8)
     above, *below = fig.subplots(1 + (rank is not None), 1, sharex=True, squeeze=False)[:, 0]
     x = np.arange(len(p.units))
-    colours = (VERMILLION, ORANGE, theme.main, GREEN, PURPLE, SKY, YELLOW)
+    colours = (style.VERMILLION, style.ORANGE, theme.main, style.GREEN, style.PURPLE, style.SKY, style.YELLOW)
     for j, name in enumerate(p.formats):
-        above.plot(x, p.quantization_sensitivity[:, j], marker=MARKERS[j % len(MARKERS)], markersize=5,
+        above.plot(x, p.quantization_sensitivity[:, j], marker=style.MARKERS[j % len(style.MARKERS)], markersize=5,
                    linewidth=1.3, color=colours[j % len(colours)], label=name)
     _symlog(above, p.quantization_sensitivity)
     dress(above, theme, y="loss increase (nats)", title="Quantisation sensitivity: only this unit quantised ($I_q$)")
@@ -129,10 +114,10 @@ def memory(d: ReportData, theme: Theme) -> Figure | None:
     parts = [(label, d.breakdown[key]) for key, label in BREAKDOWN.items() if d.breakdown.get(key, 0) > 0]
     ends = np.cumsum([0, *(n for _, n in parts)])
     bars = [(label, start, n, theme.main) for (label, n), start in zip(parts, ends, strict=False)]
-    bars.append(("predicted", 0, int(ends[-1]), GREEN))
+    bars.append(("predicted", 0, int(ends[-1]), style.GREEN))
     m = d.measurement(d.winner)
     if m is not None and m.measured_bytes is not None:
-        bars.append(("measured", 0, m.measured_bytes, VERMILLION))
+        bars.append(("measured", 0, m.measured_bytes, style.VERMILLION))
     fig = figure(theme, 8.0, 0.8 + 0.36 * len(bars))
     ax = fig.add_subplot()
     limit = d.header.budget_bytes

@@ -1,4 +1,4 @@
-"""Appearance of figures: colours that colour-blind readers can tell apart (Okabe and Ito), no global matplotlib state."""
+"""Appearance of figures: colours for colour-blind readers (Okabe and Ito), no global matplotlib state."""
 
 import base64
 import io

@@ -83,8 +83,8 @@ def profile_fields(rng: np.random.Generator) -> dict[str, Any]:
     damage = np.array([[UNIT_DAMAGE[u] * FORMAT_DAMAGE[f.name] * .5 for f in FORMATS] for u in range(L)])
     gain = np.cumsum(np.sort(rng.gamma(2., .02, (L, 16)), axis=1)[:, ::-1], axis=1)
     return {"source": "measured on 4096 calibration tokens", "units": [f"model.layers.{u}" for u in range(L)],
-            "formats": [f.name for f in FORMATS], "quantization_sensitivity": damage.tolist(), "quantization_kl": (damage * .8).tolist(),
-            "rank_sensitivity": gain.tolist(), "base_loss": 4.67, "training_tokens": 2_048, "forward_tokens": 60_000,
+            "formats": [f.name for f in FORMATS], "quantization_sensitivity": damage.tolist(),
+            "quantization_kl": (damage * .8).tolist(), "rank_sensitivity": gain.tolist(), "base_loss": 4.67, "training_tokens": 2_048, "forward_tokens": 60_000,
             "seconds": 31.0}
 
 
