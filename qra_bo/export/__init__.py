@@ -1,1 +1,18 @@
-"""What a finished run hands to trainers and servers: patterns, model card, configurations, hints."""
+"""Exports of a finished run: its own loader, and one target for each trainer, quantiser and server.
+
+``load.load`` (``qra_bo.load``) rebuilds base and adapter, ``export_all`` writes targets of ``registry.TARGETS``, ``foreign`` refuses hostile
+folders. A new target is one module or template here and one line in ``registry``. Names load torch on first use.
+"""
+
+import importlib
+from typing import Any
+
+_HOMES = {"export_all": "registry", "TARGETS": "registry", "SMALL": "registry", "FinishedRun": "run",
+          "Target": "target", "text_target": "target", "ExportChecker": "check"}
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

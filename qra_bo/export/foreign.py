@@ -1,4 +1,4 @@
-"""Run folders from strangers are data: loading one runs no code, opens no file outside it and trusts no pattern."""
+"""Checks of run folders of unknown origin: loading one runs no code, opens no file outside it and trusts no pattern."""
 
 import math
 import re
@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from peft import LoraConfig
+
 from qra_bo.finetune.manifest import Manifest
 from qra_bo.space.patterns import peft_patterns
 from qra_bo.utils.errors import ModelError, OutputError
 from qra_bo.utils.files import COPY_AGAIN, strict_json
 
-CONFIG = "adapter_config.json"
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 TAKE_AGAIN = "take the adapter from the run again"
 _OWN = frozenset({"rank_pattern", "alpha_pattern", "target_modules", "r", "lora_alpha"})
 """Fields of PEFT's configuration that a run sets, each checked against the ranks of its modules."""
@@ -24,53 +26,59 @@ def check_model_node(manifest: Manifest, folder: Path, trust_remote_code: bool) 
 
     Raises:
         OutputError: If it names none.
-        ModelError: If it wants code to run and the caller does not.
+        ModelError: If it needs code to run and the caller does not allow that.
     """
     node = manifest.model
     if not isinstance(node.get("source"), str) or not isinstance(node.get("name"), str):
         raise OutputError(f"the manifest in {folder} names no base model (its 'model' needs 'name' and 'source'); "
                           f"{COPY_AGAIN}")
     if node.get("trust_remote_code") and not trust_remote_code:
-        raise ModelError(f"the run in {folder} asks that code which comes with {node.get('path')!r} be run on this "
-                         "machine (trust_remote_code); a run's folder is data, and that is not done on its word. If "
-                         "you trust that code, say so: qra_bo.load(run, trust_remote_code=True), or "
-                         "model.trust_remote_code=true in a command")
+        raise ModelError(f"the run in {folder} asks to run code that comes with {node.get('path')!r} "
+                         "(trust_remote_code); a run's folder is data and can't allow that itself. If you trust that "
+                         "code, say so: qra_bo.load(run, trust_remote_code=True), or model.trust_remote_code=true in "
+                         "a command")
     return {**node, "trust_remote_code": trust_remote_code and bool(node.get("trust_remote_code"))}
 
 
-def check_adapter_config(folder: Path, manifest: Manifest, one_rank: bool = False) -> None:
-    """Refuse an adapter whose configuration is not the one that a run writes for these modules, or, with ``one_rank``,
-    the export that has no patterns.
+def check_adapter(folder: Path, manifest: Manifest, one_rank: bool = False) -> None:
+    """Refuse an adapter unless its weights are safetensors and its configuration is the run's own for these modules.
 
     PEFT imports modules that a configuration names and compiles its patterns as regular expressions.
 
-    Raises:
-        OutputError: If it can't be read, or differs.
-    """
-    from peft import LoraConfig
+    Args:
+        folder: Of the adapter.
+        manifest: Of the run.
+        one_rank: Whether it is the export without patterns.
 
+    Raises:
+        OutputError: If it can't be read, differs, or has no weights in safetensors.
+    """
+    if not (folder / WEIGHTS).is_file():
+        pickles = sorted(p.name for suffix in ("*.bin", "*.pt", "*.pth", "*.pkl") for p in folder.glob(suffix))
+        found = f"only {', '.join(pickles)}, a pickle, which can run code when it is read" if pickles else "none"
+        raise OutputError(f"{folder} must hold {WEIGHTS}; found {found}")
     path = folder / CONFIG
     try:
-        found = strict_json(path.read_text(encoding="utf-8"))
+        config = strict_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise OutputError(f"{path} can't be read ({error.strerror}); an adapter needs it") from error
     except ValueError as error:
         raise OutputError(f"{path} is not JSON ({error}); {TAKE_AGAIN}") from error
-    if not isinstance(found, dict) or found.get("peft_type") != "LORA":
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         raise OutputError(f"{path} must describe a LoRA adapter (peft_type LORA); it does not")
+    ranks = {name: record.rank for name, record in manifest.modules.items()}
     alphas = {name: record.alpha for name, record in manifest.modules.items() if record.rank}
-    wrong = unlike_ranks(found, {name: r.rank for name, r in manifest.modules.items()}, alphas, one_rank)
     defaults = LoraConfig().to_dict()
-    wrong += [key for key, value in found.items() if key not in _OWN | _FREE and value != defaults.get(key)]
+    wrong = [*unlike_ranks(config, ranks, alphas, one_rank),
+             *(key for key, value in config.items() if key not in _OWN | _FREE and value != defaults.get(key))]
     if wrong:
-        raise OutputError(f"{path} is not what a run writes for the modules in its manifest: it differs in "
-                          f"{', '.join(sorted(wrong)[:5])}. It was changed, or belongs to another run; "
-                          f"{TAKE_AGAIN}")
+        raise OutputError(f"{path} is not the run's own for the modules in its manifest: it differs in "
+                          f"{', '.join(sorted(wrong)[:5])}. It was changed, or belongs to another run; {TAKE_AGAIN}")
 
 
 def unlike_ranks(found: Mapping[str, Any], ranks: Mapping[str, int], alphas: Mapping[str, float],
                  one_rank: bool = False) -> list[str]:
-    """Fields of an adapter's configuration that are not what a run writes for modules of these ranks.
+    """Fields of an adapter's configuration that differ from the ones a run writes for modules of these ranks.
 
     Args:
         found: Content of ``adapter_config.json``.
@@ -82,17 +90,16 @@ def unlike_ranks(found: Mapping[str, Any], ranks: Mapping[str, int], alphas: Map
         SpaceError: If no run can have these ranks.
     """
     whole = peft_patterns(ranks, 1.0)
-    largest = max(alphas, key=lambda name: ranks[name])
     wanted: dict[str, Any] = {
         "rank_pattern": {} if one_rank else whole["rank_pattern"],
-        "alpha_pattern": {} if one_rank else {re.escape(name): alphas[name] for name in alphas},
-        "r": whole["r"], "lora_alpha": alphas[largest]}
+        "alpha_pattern": {} if one_rank else {re.escape(name): alpha for name, alpha in alphas.items()},
+        "r": whole["r"], "lora_alpha": alphas[max(alphas, key=lambda name: ranks[name])]}
     wrong = [key for key, value in wanted.items() if not _same(found.get(key), value)]
     return wrong if _targets(found.get("target_modules"), ranks) else [*wrong, "target_modules"]
 
 
 def _same(found: Any, wanted: Any) -> bool:
-    """Equal, where alpha may come of alpha / r in another order of rounding; ``True`` is no number."""
+    """Equality of numbers up to rounding (alpha comes from alpha / r); ``True`` is no number."""
     if isinstance(wanted, dict):
         return isinstance(found, dict) and found.keys() == wanted.keys() and all(_same(found[k], wanted[k])
                                                                                  for k in wanted)
@@ -107,12 +114,11 @@ def _targets(found: Any, ranks: Mapping[str, int]) -> bool:
     """
     if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
         return False
-    tails = set(found)
-    matched = {name: {tail for tail in _tails(name) if tail in tails} for name in ranks}
-    return (all(bool(matched[name]) == (ranks[name] > 0) for name in ranks)
-            and tails == {tail for some in matched.values() for tail in some})
-
-
-def _tails(name: str) -> list[str]:
-    parts = name.split(".")
-    return [".".join(parts[i:]) for i in range(len(parts))]
+    tails, used = set(found), set()
+    for name, rank in ranks.items():
+        parts = name.split(".")
+        matched = tails & {".".join(parts[i:]) for i in range(len(parts))}
+        if bool(matched) != (rank > 0):
+            return False
+        used |= matched
+    return used == tails

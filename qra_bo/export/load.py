@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from qra_bo.export.foreign import check_adapter_config, check_model_node
+from qra_bo.export.foreign import WEIGHTS, check_adapter, check_model_node
 from qra_bo.finetune.adapters.fused import fuse
 from qra_bo.finetune.manifest import (
     Manifest,
@@ -26,11 +28,11 @@ from qra_bo.finetune.models.load import load_base
 from qra_bo.finetune.quantization.bank import allow_mixed_bits
 from qra_bo.finetune.quantization.base import State
 from qra_bo.finetune.quantization.registry import backend_of
+from qra_bo.utils.device import resolve_device
 from qra_bo.utils.errors import DeviceError, ModelError, OutputError
 from qra_bo.utils.files import COPY_AGAIN, check_run_folder
 
 ADAPTER = "adapter"
-WEIGHTS = "adapter_model.safetensors"
 
 
 def load(run: str | Path, device: str = "cpu", *, adapter: bool = True,
@@ -48,16 +50,19 @@ def load(run: str | Path, device: str = "cpu", *, adapter: bool = True,
 
     Raises:
         OutputError: If the folder lacks a manifest or an adapter in safetensors, they do not fit together, or it holds
-            what no run writes.
+            files that no run writes.
         ModelError: If the base model is not at hand, is not the one that the run quantised, or needs code to run.
         DeviceError: If the device is not there.
     """
-    folder, target = Path(run), _device(device)
+    folder = Path(run)
+    try:
+        target = torch.device(resolve_device(device))
+    except RuntimeError as error:
+        raise DeviceError(f"device must be 'cpu', 'cuda' or e.g. 'cuda:1'; got {device!r}") from error
     check_run_folder(folder)
     manifest = read_manifest(folder)
     if adapter:
-        check_adapter(folder / ADAPTER)
-        check_adapter_config(folder / ADAPTER, manifest)
+        check_adapter(folder / ADAPTER, manifest)
     model, tokenizer = dense_base(manifest, folder, trust_remote_code)
     quantise(model, manifest, folder, target)
     use_fast_attention(model, target, getattr(torch, manifest.compute_dtype))
@@ -68,11 +73,11 @@ def load(run: str | Path, device: str = "cpu", *, adapter: bool = True,
 
 
 def dense_base(manifest: Manifest, folder: Path, trust_remote_code: bool) -> tuple[Any, Any]:
-    """The base model that the run in ``folder`` quantised, as it was before, and its tokenizer.
+    """Load the base model of the run in ``folder`` before quantisation, and its tokenizer.
 
     Raises:
         OutputError: If the manifest describes it badly.
-        ModelError: If it is not at hand, or wants code to run and the caller does not.
+        ModelError: If it is not at hand, or needs code to run and the caller does not allow that.
     """
     node = check_model_node(manifest, folder, trust_remote_code)
     try:
@@ -113,16 +118,6 @@ def quantise(model: Any, manifest: Manifest, folder: Path, device: torch.device)
     model.to(device)
 
 
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise DeviceError(f"device must be 'cpu', 'cuda' or e.g. 'cuda:1'; got {name!r}") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise DeviceError(f"device={name!r} needs CUDA and this machine has none; use device='cpu'")
-    return device
-
-
 def _linear(model: nn.Module, name: str, record: ModuleRecord) -> nn.Linear:
     try:
         linear = model.get_submodule(name)
@@ -135,7 +130,7 @@ def _linear(model: nn.Module, name: str, record: ModuleRecord) -> nn.Linear:
 
 
 def stored_states(manifest: Manifest, folder: Path) -> dict[str, State] | None:
-    """The packed tensors that a run kept, not yet checked against its checksums; ``None`` where it kept none.
+    """Read the packed tensors that a run kept, without checking their checksums; ``None`` where it kept none.
 
     Raises:
         OutputError: If their file is missing or damaged.
@@ -144,8 +139,8 @@ def stored_states(manifest: Manifest, folder: Path) -> dict[str, State] | None:
     if manifest.packed is None:
         if manifest.packed_on == "cuda" and not torch.cuda.is_available():
             raise DeviceError("this run packed its weights on CUDA, which rounds some of them differently from a CPU, "
-                              "and kept no packed.safetensors: load it where there is CUDA, or export it with the "
-                              "packed weights")
+                              "and kept no packed.safetensors: load it on a machine with CUDA, or export it there with "
+                              "export.targets=[packed]")
         return None
     path = folder / manifest.packed
     if not path.is_file():
@@ -168,22 +163,7 @@ def _mismatch(name: str, manifest: Manifest, from_file: bool) -> Exception:
                       "or export the run with its packed weights")
 
 
-def check_adapter(path: Path) -> None:
-    """Refuse an adapter's folder whose weights are a pickle.
-
-    Raises:
-        OutputError: If there are none in safetensors.
-    """
-    if (path / WEIGHTS).is_file():
-        return
-    pickles = sorted(p.name for suffix in ("*.bin", "*.pt", "*.pth", "*.pkl") for p in path.glob(suffix))
-    found = f"only {', '.join(pickles)}, a pickle, which can run code when it is read" if pickles else "none"
-    raise OutputError(f"{path} must hold {WEIGHTS}; found {found}")
-
-
 def _adapted(model: Any, manifest: Manifest, folder: Path) -> Any:
-    from peft import PeftModel
-
     path = folder / ADAPTER
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         # PEFT's own initialisation is drawn and overwritten; a key that fits nothing must not pass with a warning.
@@ -212,8 +192,6 @@ def _check_realised(model: Any, modules: Mapping[str, ModuleRecord]) -> None:
     Raises:
         OutputError: If one differs.
     """
-    from peft.tuners.lora import LoraLayer
-
     for name, record in modules.items():
         layer = model.get_submodule(name)
         adapted = isinstance(layer, LoraLayer)

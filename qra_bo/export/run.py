@@ -7,13 +7,22 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from qra_bo.report.notebook import allocation_rows
+from qra_bo.report.story import server_rank
 from qra_bo.utils.errors import OutputError
-from qra_bo.utils.files import strict_json
+from qra_bo.utils.files import check_run_folder, strict_json
+
+REQUIRED = {
+    "best.json": ("model", "granularity", "units", "bits", "ranks", "formats", "memory", "oracle", "alpha_over_rank",
+                  "loss", "loss_se", "metric", "baselines", "versus_best_uniform", "provenance"),
+    "adapter/adapter_config.json": ("rank_pattern", "alpha_pattern", "r", "lora_alpha"),
+    "quant_manifest.json": ("modules",)}
+"""Files of a finished run and the fields that exports need."""
 
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """What a run left behind.
+    """The files of a finished run.
 
     Args:
         folder: The run's folder.
@@ -21,6 +30,7 @@ class FinishedRun:
         adapter_config: Content of ``adapter/adapter_config.json``.
         manifest: Content of ``quant_manifest.json``.
         trust_remote_code: Whether code that comes with the base model may run, where the run needs it.
+        merged_base: Base that the target ``merged`` merges into.
     """
 
     folder: Path
@@ -28,30 +38,40 @@ class FinishedRun:
     adapter_config: Mapping[str, Any]
     manifest: Mapping[str, Any]
     trust_remote_code: bool = False
+    merged_base: str = "dequantised"
 
     @classmethod
-    def read(cls, folder: Path, trust_remote_code: bool = False) -> "FinishedRun":
+    def read(cls, folder: Path, trust_remote_code: bool = False, merged_base: str = "dequantised") -> "FinishedRun":
         """Read the three files.
 
         Raises:
-            OutputError: If one of them is missing or malformed; all problems at once.
+            OutputError: If the folder holds links, or a file is missing or malformed; all problems at once.
         """
+        check_run_folder(folder)
         problems: list[str] = []
-        contents = [_read(folder / name, problems)
-                    for name in ("best.json", "adapter/adapter_config.json", "quant_manifest.json")]
-        if not problems:
-            best, config, manifest = contents
-            lacking = [f"best.json: {k}" for k in ("model", "units", "bits", "ranks", "formats", "memory", "oracle",
-                                                   "alpha_over_rank", "loss", "provenance") if k not in best]
-            lacking += [f"adapter_config.json: {k}" for k in ("rank_pattern", "alpha_pattern", "r", "lora_alpha")
-                        if k not in config]
-            lacking += ["quant_manifest.json: modules"] if not isinstance(manifest.get("modules"), dict) else []
-            problems += [f"fields are missing: {', '.join(lacking)}"] if lacking else []
+        contents: list[dict[str, Any]] = []
+        lacking: list[str] = []
+        for name, fields in REQUIRED.items():
+            data: Any = {}
+            try:
+                data = strict_json((folder / name).read_text(encoding="utf-8"))
+            except OSError as error:
+                problems.append(f"{folder / name} can't be read ({error.strerror})")
+            except ValueError as error:
+                problems.append(f"{folder / name} is not JSON ({error})")
+            else:
+                if not isinstance(data, dict):
+                    problems.append(f"{folder / name} must hold an object")
+                else:
+                    lacking += [f"{Path(name).name}: {key}" for key in fields if key not in data]
+            contents.append(data)
+        if lacking:
+            problems.append(f"fields are missing: {', '.join(lacking)}")
         if problems:
             raise OutputError(f"{folder} can't be exported, which needs a finished run with its adapter: "
                               f"{'; '.join(problems)}")
         best, config, manifest = contents
-        return cls(folder, best, config, manifest, trust_remote_code)
+        return cls(folder, best, config, manifest, trust_remote_code, merged_base)
 
     @property
     def base(self) -> str:
@@ -59,7 +79,13 @@ class FinishedRun:
         return str(self.adapter_config.get("base_model_name_or_path") or self.best["model"])
 
     @property
+    def adapter(self) -> Path:
+        """Folder of the adapter, absolute."""
+        return self.folder.resolve() / "adapter"
+
+    @property
     def is_proxy(self) -> bool:
+        """Whether no model was trained for these numbers."""
         return bool(self.best["oracle"] != "finetune")
 
     @cached_property
@@ -69,24 +95,15 @@ class FinishedRun:
 
     @cached_property
     def module_bits(self) -> dict[str, int]:
-        """Module path to code bits, for every quantised or unquantised linear layer of the decoder."""
+        """Module path to code bits, for every linear layer of the decoder."""
         return {name: int(entry["bits"]) for name, entry in self.manifest["modules"].items()}
 
     @property
-    def max_rank(self) -> int:
-        return max(int(r) for r in self.best["ranks"])
+    def allocation_rows(self) -> list[tuple[str, object, str, object]]:
+        """(units, bits, format, rank); neighbouring equal units share a row."""
+        return allocation_rows(self.best)
 
-
-def _read(path: Path, problems: list[str]) -> dict[str, Any]:
-    try:
-        data = strict_json(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        problems.append(f"{path} can't be read ({error.strerror})")
-        return {}
-    except ValueError as error:
-        problems.append(f"{path} is not JSON ({error})")
-        return {}
-    if not isinstance(data, dict):
-        problems.append(f"{path} must hold an object")
-        return {}
-    return data
+    @property
+    def server_rank(self) -> int:
+        """The least ``--max-lora-rank`` of vLLM that takes the adapter."""
+        return server_rank(tuple(self.best["ranks"]))

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from qra_bo.export.foreign import check_adapter_config
+from qra_bo.export.foreign import check_adapter
 from qra_bo.export.load import load
-from qra_bo.export.padding import pad_adapter
 from qra_bo.export.run import FinishedRun
+from qra_bo.export.uniform_rank import write
 from qra_bo.finetune.manifest import read_manifest
 from qra_bo.utils.errors import OutputError
 
@@ -30,7 +30,7 @@ def test_an_adapters_targets_and_sizes_are_those_of_the_manifest(run: Path, chan
     path = run / "adapter" / "adapter_config.json"
     edit(path, **changes, **({"rank_pattern": {}, "alpha_pattern": {}} if one_rank else {}))
     with pytest.raises(OutputError, match=rf"differs in .*\b{next(iter(changes))}\b"):
-        check_adapter_config(path.parent, read_manifest(run), one_rank=one_rank)
+        check_adapter(path.parent, read_manifest(run), one_rank=one_rank)
 
 
 def finished(run: Path) -> FinishedRun:
@@ -40,21 +40,21 @@ def finished(run: Path) -> FinishedRun:
 
 def test_the_largest_rank_is_that_of_the_tensors(run: Path) -> None:
     target = run / "export" / "adapter_uniform_rank"
-    pad_adapter(finished(run), target)
-    check_adapter_config(target, read_manifest(run), one_rank=True)
+    write(finished(run))
+    check_adapter(target, read_manifest(run), one_rank=True)
     path = run / "adapter" / "adapter_config.json"
     for changes in ({"r": 1 << 40}, {"rank_pattern": {"x": 1 << 40}}, {"target_modules": TANGLED},
                     {"alpha_pattern": [1]}, {"lora_alpha": "x"}):
         before = path.read_text()
         edit(path, **changes)
         with pytest.raises(OutputError, match="take the adapter from the run again"):
-            pad_adapter(finished(run), target)
+            write(finished(run))
         path.write_text(before)
     weights = load_file(path.parent / "adapter_model.safetensors")
     name = next(n for n in weights if "lora_B" in n)
     save_file({**weights, name: weights[name][:, :0]}, path.parent / "adapter_model.safetensors")
     with pytest.raises(OutputError, match="does not fit the tensors"):
-        pad_adapter(finished(run), target)
+        write(finished(run))
 
 
 def test_a_shortened_list_of_targets_is_taken(run: Path) -> None:
@@ -62,5 +62,5 @@ def test_a_shortened_list_of_targets_is_taken(run: Path) -> None:
     path = run / "adapter" / "adapter_config.json"
     names = json.loads(path.read_text())["target_modules"]
     edit(path, target_modules=[name.partition("layers.")[2] if "." in name else name for name in names])
-    check_adapter_config(path.parent, read_manifest(run))
+    check_adapter(path.parent, read_manifest(run))
     load(run)

@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import save_file
 
 from qra_bo.config.schema import load_config
-from qra_bo.export import models
+from qra_bo.export import bitsandbytes, merged, packed
 from qra_bo.export.check import ExportChecker
-from qra_bo.export.foreign import check_adapter_config
+from qra_bo.export.foreign import check_adapter
 from qra_bo.export.load import load
 from qra_bo.export.run import FinishedRun
 from qra_bo.finetune.data.jsonl import read_records
@@ -68,9 +68,9 @@ def test_hostile_manifests_are_refused(whole: Path, tmp_path: Path, change: Any,
 
 
 WRITERS: dict[str, Callable[[FinishedRun], Any]] = {
-    "packed": models.write_packed, "bitsandbytes": models.write_bitsandbytes,
-    "original": lambda run: models.write_merged(run, "original"),
-    "dequantised": lambda run: models.write_merged(run, "dequantised"), "check": ExportChecker}
+    "packed": packed.write, "bitsandbytes": bitsandbytes.write,
+    "original": lambda run: merged.write(replace(run, merged_base="original")), "dequantised": merged.write,
+    "check": ExportChecker}
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -81,7 +81,7 @@ def test_no_export_runs_code_on_a_folders_word(whole: Path, tmp_path: Path, monk
     save_file({"input_ids": torch.zeros(1, 2), "logits": torch.zeros(1, 2, 3)}, folder / PROBE)
     asked: list[Any] = []
     monkeypatch.setattr("qra_bo.export.load.load_base", asked.append)
-    monkeypatch.setattr(models, "SERVABLE", FORMATS)
+    monkeypatch.setattr(bitsandbytes, "SERVABLE", FORMATS)
     run = FinishedRun(folder, {"alpha_over_rank": 2.0}, {}, {})
     with pytest.raises(ModelError, match=r"evil/model.*model\.trust_remote_code=true in a command"):
         WRITERS[name](run)
@@ -105,14 +105,14 @@ def test_an_exported_adapter_of_one_rank_is_read_only_as_it_was_written(whole: P
     shutil.copytree(whole, run)
     manifest = read_manifest(run)
     with pytest.raises(OutputError, match="rank_pattern"):
-        check_adapter_config(run / "adapter", manifest, one_rank=True)
+        check_adapter(run / "adapter", manifest, one_rank=True)
     path = run / "adapter" / "adapter_config.json"
     data = json.loads(path.read_text())
     path.write_text(json.dumps({**data, "rank_pattern": {}, "alpha_pattern": {}}))
-    check_adapter_config(run / "adapter", manifest, one_rank=True)
+    check_adapter(run / "adapter", manifest, one_rank=True)
     path.write_text(json.dumps({**data, "rank_pattern": {}, "alpha_pattern": {"(a+)+$": 4}}))
     with pytest.raises(OutputError, match="alpha_pattern"):
-        check_adapter_config(run / "adapter", manifest, one_rank=True)
+        check_adapter(run / "adapter", manifest, one_rank=True)
 
 
 @pytest.mark.parametrize(("change", "what"), [

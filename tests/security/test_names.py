@@ -9,13 +9,13 @@ import pytest
 from rich.console import Console
 
 from qra_bo.cli.app import _report
-from qra_bo.export.hints import vllm
 from qra_bo.export.run import FinishedRun
+from qra_bo.export.target import render
 from qra_bo.oracle.emulator.table import load_table
 from qra_bo.report.data import parse_events
+from qra_bo.report.side_by_side import own_report
 from qra_bo.report.tables import print_result
 from qra_bo.runs import main as runs
-from qra_bo.report.side_by_side import own_report
 from qra_bo.study.journal import checksum, read_journal
 from qra_bo.utils.errors import ConfigError, DataError, OutputError
 from qra_bo.utils.files import check_run_folder, replace_text, strict_json
@@ -65,7 +65,7 @@ def test_nothing_is_written_through_a_link_that_stands_where_a_file_is_made(tmp_
 def test_lines_to_copy_into_a_shell_run_no_command(tmp_path: Path) -> None:
     name, folder = "$(touch evil)", tmp_path / "a b;$(c)"
     folder.mkdir()
-    text = vllm(FinishedRun(folder, {"model": "m", "ranks": [4]}, {"base_model_name_or_path": name, "rank_pattern": {},
+    text = render("serve_vllm.txt", FinishedRun(folder, {"model": "m", "ranks": [4]}, {"base_model_name_or_path": name, "rank_pattern": {},
                                                                     "r": 4}, {}))
     words = shlex.split(text, comments=True)
     assert words[:3] == ["vllm", "serve", name]

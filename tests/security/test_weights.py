@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from qra_bo.export.check import ExportChecker
-from qra_bo.export.padding import pad_adapter
+from qra_bo.export.uniform_rank import write
 from qra_bo.finetune.data.tiny import byte_tokenizer
 from qra_bo.finetune.manifest import read_manifest
 from qra_bo.finetune.models.load import load_base
@@ -84,7 +84,7 @@ def test_a_hub_model_is_looked_at_likewise(folder: Path, monkeypatch: pytest.Mon
 
 def test_an_export_that_is_a_pickle_is_never_read(run: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = run / "export" / "adapter_uniform_rank"
-    pad_adapter(finished(run), target)
+    write(finished(run))
     (target / "adapter_model.safetensors").unlink()
     torch.save({}, target / "adapter_model.bin")
     checker = object.__new__(ExportChecker)

@@ -1,4 +1,4 @@
-"""An adapter of one rank: zero rows and columns fill every module up to the largest rank; the function is the same."""
+"""``export/adapter_uniform_rank``: the adapter padded with zeros to its largest rank, the same function."""
 
 import json
 import math
@@ -9,53 +9,52 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from qra_bo.export.foreign import CONFIG, TAKE_AGAIN, unlike_ranks
+from qra_bo.export.foreign import CONFIG, TAKE_AGAIN, WEIGHTS, unlike_ranks
 from qra_bo.export.run import FinishedRun
 from qra_bo.utils.errors import OutputError
 
-WEIGHTS = "adapter_model.safetensors"
+FOLDER = "export/adapter_uniform_rank"
 _MATRIX = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 
 
-def pad_adapter(run: FinishedRun, target: Path) -> list[Path]:
-    """Write the adapter with the largest rank everywhere into ``target``; returns the files.
+def write(run: FinishedRun) -> list[Path]:
+    """Write the adapter with the largest rank everywhere; returns the files.
 
     With a constant alpha / r the scaling stays as it was, and B A does not change: the added rows of A and columns
-    of B are zero.
+    of B are zero. Ranks are taken from the tensors alone, because they decide about the size of the files.
 
     Raises:
         OutputError: If the adapter's weights are missing, its configuration does not fit them, or alpha / r differs
             between modules.
     """
-    source = run.folder / "adapter" / WEIGHTS
+    source, target = run.adapter / WEIGHTS, run.folder / FOLDER
     if not source.is_file():
         raise OutputError(f"{source} is missing; an adapter of one rank is made from the adapter of a finished run")
     tensors, config = load_file(source), dict(run.adapter_config)
     ranks = _ranks(tensors)
-    rank = max(ranks.values(), default=0)
     alphas = config["alpha_pattern"]
-    if not isinstance(alphas, dict) or not all(isinstance(a, int | float) for a in (config["lora_alpha"],
-                                                                                     *alphas.values())):
+    numbers = [config["lora_alpha"], *(alphas.values() if isinstance(alphas, dict) else [None])]
+    if not all(isinstance(a, int | float) for a in numbers):
         raise OutputError(f"{source.parent / CONFIG} must give every alpha as a number; {TAKE_AGAIN}")
     of_module = {name: alphas.get(re.escape(name), math.nan) for name in ranks}
-    wrong = unlike_ranks(config, ranks, of_module) if rank else ["r"]
-    if wrong:  # what is written is as large as the ranks, so these are taken from the tensors alone
+    wrong = unlike_ranks(config, ranks, of_module) if any(ranks.values()) else ["r"]
+    if wrong:
         raise OutputError(f"{source.parent / CONFIG} does not fit the tensors beside it: it differs in "
                           f"{', '.join(sorted(wrong))}; {TAKE_AGAIN}")
-    scales = {of_module[name] / ranks[name] for name in ranks}
+    scales = {of_module[name] / rank for name, rank in ranks.items()}
     if max(scales) - min(scales) > 1e-9 * max(scales):
         raise OutputError(f"alpha / r differs between modules ({sorted(scales)}); one rank can't express that")
-    padded = {name: _pad(weight, rank, rows="lora_A" in name) if "lora_A" in name or "lora_B" in name else weight
-              for name, weight in tensors.items()}
+    rank = max(ranks.values())
     config.update(rank_pattern={}, alpha_pattern={})  # r and lora_alpha are those of the largest rank
     target.mkdir(parents=True, exist_ok=True)
-    save_file(padded, target / WEIGHTS, metadata={"format": "pt"})
+    save_file({name: _pad(name, weight, rank) for name, weight in tensors.items()}, target / WEIGHTS,
+              metadata={"format": "pt"})
     (target / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return [target / CONFIG, target / WEIGHTS]
 
 
 def _ranks(tensors: Mapping[str, torch.Tensor]) -> dict[str, int]:
-    """Module path to rank, as the matrices have it; 0 where A and B disagree."""
+    """Module path to rank, from the shapes of the matrices; 0 where A and B disagree."""
     found: dict[str, set[int]] = {}
     for name, tensor in tensors.items():
         match = _MATRIX.fullmatch(name)
@@ -65,7 +64,10 @@ def _ranks(tensors: Mapping[str, torch.Tensor]) -> dict[str, int]:
     return {name: ranks.pop() if len(ranks) == 1 else 0 for name, ranks in found.items()}
 
 
-def _pad(weight: torch.Tensor, rank: int, *, rows: bool) -> torch.Tensor:
-    """A (``r x in``) gets rows, B (``out x r``) gets columns."""
+def _pad(name: str, weight: torch.Tensor, rank: int) -> torch.Tensor:
+    """A (``r x in``) gets rows, B (``out x r``) gets columns; other tensors stay."""
+    if "lora_A" not in name and "lora_B" not in name:
+        return weight
+    rows = "lora_A" in name
     missing = rank - weight.shape[0 if rows else 1]
     return torch.nn.functional.pad(weight, (0, 0, 0, missing) if rows else (0, missing)).contiguous()
