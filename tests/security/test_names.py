@@ -65,7 +65,8 @@ def test_nothing_is_written_through_a_link_that_stands_where_a_file_is_made(tmp_
 def test_lines_to_copy_into_a_shell_run_no_command(tmp_path: Path) -> None:
     name, folder = "$(touch evil)", tmp_path / "a b;$(c)"
     folder.mkdir()
-    text = render("serve_vllm.txt", FinishedRun(folder, {"model": "m", "ranks": [4]}, {"base_model_name_or_path": name, "rank_pattern": {},
+    text = render("serve_vllm.txt", FinishedRun(
+        folder, {"model": "m", "ranks": [4]}, {"base_model_name_or_path": name, "rank_pattern": {},
                                                                     "r": 4}, {}))
     words = shlex.split(text, comments=True)
     assert words[:3] == ["vllm", "serve", name]
