@@ -6,28 +6,31 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from qra_bo.report import story
 from qra_bo.report.checks import checks
-from qra_bo.report.data import ReportData, load_run
+from qra_bo.report.data import BREAKDOWN, ReportData, load_run
 from qra_bo.report.guide import next_steps
 from qra_bo.report.plots import PLOTS, RUNS_PLOTS, Plot, T, write_plots
 from qra_bo.report.side_by_side import NamedRun, caveats, facts
 from qra_bo.report.style import DARK, LIGHT, svg_uri
-from qra_bo.report.text import DASH, duration, number, size
+from qra_bo.report.text import DASH, duration, number, short_names, signed, size
 from qra_bo.study.cost import cost_of
 from qra_bo.utils.files import check_run_folder, replace_text, writing
 
+NAMED_UNITS = 3
+"""How many of the most sensitive units an alternative text names."""
 REM_PER_INCH = 7.0
 """Size of a figure on the page: its text is then about as large as the page's own small text."""
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A figure in both appearances: alternative text, two data URIs, width in rem."""
+    """A figure in both appearances: two data URIs, width in rem."""
 
-    alt: str
     light: str
     dark: str
     rem: float
@@ -39,7 +42,7 @@ def pictures(plots: Sequence[Plot[T]], of: T) -> dict[str, Picture | None]:
     for plot in plots:
         light, dark = plot.draw(of, LIGHT), plot.draw(of, DARK)
         out[plot.name] = None if light is None or dark is None else Picture(
-            plot.shown(of), svg_uri(light), svg_uri(dark), round(REM_PER_INCH * light.get_figwidth(), 1))
+            svg_uri(light), svg_uri(dark), round(REM_PER_INCH * light.get_figwidth(), 1))
     return out
 
 
@@ -47,8 +50,10 @@ def _render(name: str, **values: Any) -> str:
     """Render a page of this package; every value is escaped."""
     environment = Environment(loader=PackageLoader("qra_bo.report"), autoescape=True, undefined=StrictUndefined,
                               keep_trailing_newline=True)
-    environment.filters |= {"size": size, "duration": duration, "number": number, "plain": _plain,
+    environment.filters |= {"size": size, "duration": duration, "number": number, "signed": signed, "plain": _plain,
                             "pretty": lambda value: json.dumps(value, indent=2, sort_keys=True)}
+    environment.globals |= {"checks": checks, "versus": story.versus, "allocation_line": story.allocation_line,
+                            "most_sensitive": most_sensitive, "BREAKDOWN": BREAKDOWN}
     return environment.get_template(name).render(values)
 
 
@@ -58,7 +63,7 @@ def render_html(d: ReportData) -> str:
     share = None if d.ended or planned <= 0 else min(1.0, d.study.search_cost.tokens / planned)
     return _render("report.html.jinja", d=d, answer=story.answer(d), rows=story.comparison(d),
                    columns=story.COLUMNS[2:], lines=story.lines(d), figures=pictures(PLOTS, d), share=share,
-                   units=_unit_rows(d), checks=checks(d), steps=next_steps(d))
+                   units=_unit_rows(d), steps=next_steps(d))
 
 
 def render_runs(runs: Sequence[NamedRun]) -> str:
@@ -109,6 +114,20 @@ def write_page(page: Path, runs: Sequence[NamedRun]) -> None:
     """
     with writing(page, "write it again"):
         replace_text(page, render_runs(runs))
+
+
+def most_sensitive(d: ReportData) -> tuple[list[tuple[str, list[str], float]], list[str]]:
+    """The most sensitive units: (format, units, largest loss increase) of every format, and units by rank gain."""
+    if d.profile is None:
+        return [], []
+    p, names = d.profile.profile, short_names(d.profile.profile.units)
+
+    def top(values: npt.NDArray[np.float64]) -> list[str]:
+        return [names[u] for u in np.argsort(-values)[:NAMED_UNITS]]
+
+    formats = [(fmt, top(column), float(column.max()))
+               for fmt, column in zip(p.formats, p.quantization_sensitivity.T, strict=True)]
+    return formats, [] if p.rank_sensitivity is None else top(p.rank_sensitivity[:, -1])
 
 
 def _unit_rows(d: ReportData) -> list[tuple[str, str, int, int]]:

@@ -1,4 +1,4 @@
-"""Catalogue of a report's figures: name, alternative text and the function that draws each."""
+"""Catalogue of a report's figures: name and drawing function of each."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Generic, TypeVar
 
 from matplotlib.figure import Figure
 
-from qra_bo.report import alt, plots_runs, plots_search, plots_units, story
+from qra_bo.report import plots_runs, plots_search, plots_units
 from qra_bo.report.data import ReportData
 from qra_bo.report.side_by_side import NamedRun
 from qra_bo.report.style import LIGHT, Theme, png_bytes
@@ -20,39 +20,32 @@ Runs = Sequence[NamedRun]
 class Plot(Generic[T]):
     """One figure of a run (``T`` is ``ReportData``) or of several (``T`` is a sequence of ``NamedRun``).
 
-    Its title, caption and reason of absence are in ``templates/figures.html.jinja``.
+    Its title, caption, alternative text and reason of absence are in ``templates/figures.html.jinja``.
 
     Args:
         name: Stem of its file, id of its section.
-        shown: Its alternative text, with its numbers.
         draw: Draws it, or returns ``None`` where the journal lacks the data.
     """
 
     name: str
-    shown: Callable[[T], str]
     draw: Callable[[T, Theme], Figure | None]
 
 
-def _each(shown: Callable[[ReportData], str]) -> Callable[[Runs], str]:
-    """The alternative text of several runs, each under its name."""
-    return lambda runs: " ".join(f"{run.name}: {shown(run.data)}" for run in runs)
-
-
 PLOTS: tuple[Plot[ReportData], ...] = (
-    Plot("confirmation", alt.confirmation, plots_search.confirmation),
-    Plot("pareto", alt.pareto, plots_search.pareto),
-    Plot("allocation", alt.allocation, plots_units.allocation),
-    Plot("sensitivity", alt.sensitivity, plots_units.sensitivity),
-    Plot("memory", alt.memory, plots_units.memory),
-    Plot("convergence", alt.convergence, plots_search.convergence),
-    Plot("fidelities", alt.fidelities, plots_search.fidelities),
-    Plot("surrogate", alt.surrogate, plots_search.surrogate),
+    Plot("confirmation", plots_search.confirmation),
+    Plot("pareto", plots_search.pareto),
+    Plot("allocation", plots_units.allocation),
+    Plot("sensitivity", plots_units.sensitivity),
+    Plot("memory", plots_units.memory),
+    Plot("convergence", plots_search.convergence),
+    Plot("fidelities", plots_search.fidelities),
+    Plot("surrogate", plots_search.surrogate),
 )
 RUNS_PLOTS: tuple[Plot[Runs], ...] = (
-    Plot("differences", _each(story.versus), plots_runs.differences),
-    Plot("fronts", _each(alt.pareto), plots_runs.memory_loss),
-    Plot("costs", _each(alt.convergence), plots_runs.convergence),
-    Plot("allocations", _each(alt.allocation), plots_runs.allocations),
+    Plot("differences", plots_runs.differences),
+    Plot("fronts", plots_runs.memory_loss),
+    Plot("costs", plots_runs.convergence),
+    Plot("allocations", plots_runs.allocations),
 )
 
 

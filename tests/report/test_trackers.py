@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 
 import pytest
 
-from qra_bo.config.schema import load_config
 from qra_bo.report.data import parse_events
 from qra_bo.report.trackers import TensorBoard, Tracker, Wandb, make_listener, metrics_of
 from qra_bo.study.state import Study
@@ -98,8 +97,7 @@ def test_events_without_numbers_add_none() -> None:
 
 
 def test_own_listener_gets_every_event_and_is_closed(tmp_path: Path) -> None:
-    config = load_config(["+model=tiny", "data=tiny", f"logger._target_={HERE}.Own", "+logger.suffix=_x"])
-    listener = make_listener(config.logger, tmp_path)
+    listener = make_listener({"_target_": f"{HERE}.Own", "suffix": "_x"}, tmp_path)
     assert listener is not None
     for event in make_events():
         listener(event)
@@ -108,7 +106,8 @@ def test_own_listener_gets_every_event_and_is_closed(tmp_path: Path) -> None:
 
     assert Loaded.events == [f"{e['event']}_x" for e in make_events()]
     assert Loaded.closed
-    assert make_listener(load_config(["+model=tiny", "data=tiny"]).logger, tmp_path) is None
+    assert make_listener({"_target_": None}, tmp_path) is None
+    assert make_listener({}, tmp_path) is None
 
 
 def test_failing_listener_is_logged_once_and_dropped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -132,12 +131,12 @@ def test_wrong_targets_are_refused_before_the_run(logger: dict[str, Any], messag
         make_listener(logger, tmp_path)
 
 
-@pytest.mark.parametrize("name", ["tensorboard", "wandb"])
+@pytest.mark.parametrize("name", ["TensorBoard", "Wandb"])
 def test_missing_package_is_named_with_its_extra(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("torch.utils.tensorboard", "wandb"):
         monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(MissingExtraError, match=rf"pip install 'qra_bo\[{name}\]'"):
-        make_listener(load_config(["+model=tiny", "data=tiny", f"logger={name}"]).logger, tmp_path)
+    with pytest.raises(MissingExtraError, match=rf"pip install 'qra_bo\[{name.lower()}\]'"):
+        make_listener({"_target_": f"qra_bo.report.trackers.{name}", "project": "p", "where": None}, tmp_path)
 
 
 def follow(tracker: Tracker) -> Study:
