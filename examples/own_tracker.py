@@ -16,20 +16,19 @@ class CsvTracker:
     """Writes one line a finished trial.
 
     Args:
-        folder: The run's folder; every listener gets it.
+        folder: The run's folder; every listener gets it. It exists from the first event on.
         file: Name of the CSV file in it, from ``logger.file``.
     """
 
     def __init__(self, folder: Path, file: str = "trials.csv") -> None:
-        self._file = (folder / file).open("a", newline="", encoding="utf-8")
-        self._rows = csv.writer(self._file)
+        self._path = folder / file
 
     def __call__(self, event: Mapping[str, Any]) -> None:
+        if event["event"] == "header":  # a resumed run gives all its events again
+            self._path.write_text("id,stage,loss,predicted_bytes\n", encoding="utf-8")
         if "loss" in event and "stage" in event:
-            self._rows.writerow([event["id"], event["stage"], event["loss"], event["predicted_bytes"]])
-
-    def close(self) -> None:
-        self._file.close()
+            with self._path.open("a", newline="", encoding="utf-8") as file:
+                csv.writer(file).writerow([event["id"], event["stage"], event["loss"], event["predicted_bytes"]])
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Listeners that the configuration names (``logger._target_``): TensorBoard, Weights & Biases, or the user's own.
 
 A listener is any callable that takes one journal event (a mapping with the key ``event``). It is built with the run's
-folder as the keyword ``folder`` and the other keys of ``logger``; a method ``close`` is called at the end of the run.
+folder as the keyword ``folder`` (it exists from the first event on) and the other keys of ``logger``. A resumed run gives
+all its events again. A method ``close`` is called at the end of the run.
 """
 
 import hashlib

@@ -84,7 +84,8 @@ def profile_fields(rng: np.random.Generator) -> dict[str, Any]:
     gain = np.cumsum(np.sort(rng.gamma(2., .02, (L, 16)), axis=1)[:, ::-1], axis=1)
     return {"source": "measured on 4096 calibration tokens", "units": [f"model.layers.{u}" for u in range(L)],
             "formats": [f.name for f in FORMATS], "quantization_sensitivity": damage.tolist(),
-            "quantization_kl": (damage * .8).tolist(), "rank_sensitivity": gain.tolist(), "base_loss": 4.67, "training_tokens": 2_048, "forward_tokens": 60_000,
+            "quantization_kl": (damage * .8).tolist(), "rank_sensitivity": gain.tolist(), "base_loss": 4.67,
+            "training_tokens": 2_048, "forward_tokens": 60_000,
             "seconds": 31.0}
 
 
@@ -100,7 +101,8 @@ def make_events(seed: int = 0, *, oracle: str = "finetune", finished: bool = Tru
         "formats": [f.to_json() for f in FORMATS], "ranks": list(RANKS), "unit_numel": [NUMEL] * L,
         "budget_bytes": budget, "budget_text": "uniform:4,4", "scope": "peak", "oracle": oracle, "train_seed": 0,
         "full_trial_tokens": HIGH * TOKENS_A_STEP + 2_000, "uniform_baselines": 3, "alpha_over_rank": 2,
-        "init": "kaiming", "high_steps": HIGH, "low_steps": LOW, "effort": "normal", "planned_cost": 30.0 * (HIGH * TOKENS_A_STEP + 2_000),
+        "init": "kaiming", "high_steps": HIGH, "low_steps": LOW, "effort": "normal",
+        "planned_cost": 30.0 * (HIGH * TOKENS_A_STEP + 2_000),
         "method": "autoqra"})
     s.add("provenance", {"version": "0.1.0", "git": "f99649c", "packages": {"torch": "2.13.0", "peft": "0.21.2"},
                          "device": "cpu", "dtype": "float32", "threads": 2, "data_sha256": "ab" * 32,
