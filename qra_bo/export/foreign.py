@@ -8,10 +8,11 @@ from typing import Any
 
 from peft import LoraConfig
 
+from qra_bo.export.run import read_object
 from qra_bo.finetune.manifest import Manifest
 from qra_bo.space.patterns import peft_patterns
 from qra_bo.utils.errors import ModelError, OutputError
-from qra_bo.utils.files import COPY_AGAIN, strict_json
+from qra_bo.utils.files import COPY_AGAIN
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 TAKE_AGAIN = "take the adapter from the run again"
@@ -58,13 +59,8 @@ def check_adapter(folder: Path, manifest: Manifest, one_rank: bool = False) -> N
         found = f"only {', '.join(pickles)}, a pickle, which can run code when it is read" if pickles else "none"
         raise OutputError(f"{folder} must hold {WEIGHTS}; found {found}")
     path = folder / CONFIG
-    try:
-        config = strict_json(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise OutputError(f"{path} can't be read ({error.strerror}); an adapter needs it") from error
-    except ValueError as error:
-        raise OutputError(f"{path} is not JSON ({error}); {TAKE_AGAIN}") from error
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+    config = read_object(path)
+    if config.get("peft_type") != "LORA":
         raise OutputError(f"{path} must describe a LoRA adapter (peft_type LORA); it does not")
     ranks = {name: record.rank for name, record in manifest.modules.items()}
     alphas = {name: record.alpha for name, record in manifest.modules.items() if record.rank}

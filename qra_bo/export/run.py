@@ -48,25 +48,13 @@ class FinishedRun:
             OutputError: If the folder holds links, or a file is missing or malformed; all problems at once.
         """
         check_run_folder(folder)
-        problems: list[str] = []
-        contents: list[dict[str, Any]] = []
-        lacking: list[str] = []
+        contents, problems = [], []
         for name, fields in REQUIRED.items():
-            data: Any = {}
             try:
-                data = strict_json((folder / name).read_text(encoding="utf-8"))
-            except OSError as error:
-                problems.append(f"{folder / name} can't be read ({error.strerror})")
-            except ValueError as error:
-                problems.append(f"{folder / name} is not JSON ({error})")
-            else:
-                if not isinstance(data, dict):
-                    problems.append(f"{folder / name} must hold an object")
-                else:
-                    lacking += [f"{Path(name).name}: {key}" for key in fields if key not in data]
-            contents.append(data)
-        if lacking:
-            problems.append(f"fields are missing: {', '.join(lacking)}")
+                contents.append(read_object(folder / name))
+                problems += [f"{name}: {key} is missing" for key in fields if key not in contents[-1]]
+            except OutputError as error:
+                problems.append(str(error))
         if problems:
             raise OutputError(f"{folder} can't be exported, which needs a finished run with its adapter: "
                               f"{'; '.join(problems)}")
@@ -107,3 +95,20 @@ class FinishedRun:
     def server_rank(self) -> int:
         """The least ``--max-lora-rank`` of vLLM that takes the adapter."""
         return server_rank(tuple(self.best["ranks"]))
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON object from a file of unknown origin.
+
+    Raises:
+        OutputError: If it can't be read, or is something else.
+    """
+    try:
+        data = strict_json(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise OutputError(f"{path} can't be read ({error.strerror})") from error
+    except ValueError as error:
+        raise OutputError(f"{path} is not JSON ({error})") from error
+    if not isinstance(data, dict):
+        raise OutputError(f"{path} must hold an object")
+    return data

@@ -1,7 +1,7 @@
 """``report.html``, ``report.json`` and ``plots/*.png``: the whole run in files that open with no network."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from qra_bo.report.guide import next_steps
 from qra_bo.report.plots import PLOTS, RUNS_PLOTS, Plot, T, write_plots
 from qra_bo.report.side_by_side import NamedRun, caveats, facts
 from qra_bo.report.style import DARK, LIGHT, svg_uri
-from qra_bo.report.text import DASH, duration, number, short_names, signed, size
+from qra_bo.report.text import duration, number, short_names, signed, size
 from qra_bo.study.cost import cost_of
 from qra_bo.utils.files import check_run_folder, replace_text, writing
 
@@ -50,7 +50,7 @@ def _render(name: str, **values: Any) -> str:
     """Render a page of this package; every value is escaped."""
     environment = Environment(loader=PackageLoader("qra_bo.report"), autoescape=True, undefined=StrictUndefined,
                               keep_trailing_newline=True)
-    environment.filters |= {"size": size, "duration": duration, "number": number, "signed": signed, "plain": _plain,
+    environment.filters |= {"size": size, "duration": duration, "number": number, "signed": signed,
                             "pretty": lambda value: json.dumps(value, indent=2, sort_keys=True)}
     environment.globals |= {"checks": checks, "versus": story.versus, "allocation_line": story.allocation_line,
                             "most_sensitive": most_sensitive, "BREAKDOWN": BREAKDOWN}
@@ -133,14 +133,3 @@ def most_sensitive(d: ReportData) -> tuple[list[tuple[str, list[str], float]], l
 def _unit_rows(d: ReportData) -> list[tuple[str, str, int, int]]:
     w = d.winner
     return [] if w is None else list(zip(d.header.units, w.formats, d.bits(w), w.ranks, strict=True))
-
-
-def _plain(value: Any) -> str:
-    """A value of the provenance as text; nested names are joined."""
-    if isinstance(value, Mapping):
-        return ", ".join(f"{k} {_plain(v)}" for k, v in value.items())
-    if isinstance(value, (list, tuple)):
-        return " / ".join(map(_plain, value))
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return DASH if value is None else str(value)

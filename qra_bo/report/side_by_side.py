@@ -15,7 +15,7 @@ from qra_bo.utils.errors import JournalError, OutputError
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class FoundRun:
     """A run's folder: its report data, or the reason why its journal can't be read."""
 
     folder: Path
@@ -30,7 +30,7 @@ class Run:
         return "active" if not self.data.ended and is_locked(self.folder) else self.data.state
 
 
-def find_runs(folder: Path) -> list[Run]:
+def find_runs(folder: Path) -> list[FoundRun]:
     """Find the runs in ``folder``, itself included, at any depth, in order of their paths.
 
     Raises:
@@ -41,9 +41,9 @@ def find_runs(folder: Path) -> list[Run]:
     runs = []
     for journal in sorted(folder.rglob(JOURNAL_NAME)):
         try:
-            runs.append(Run(journal.parent, load_run(journal.parent)))
+            runs.append(FoundRun(journal.parent, load_run(journal.parent)))
         except (JournalError, OutputError) as error:
-            runs.append(Run(journal.parent, None, str(error)))
+            runs.append(FoundRun(journal.parent, None, str(error)))
     return runs
 
 

@@ -1,7 +1,7 @@
 """Listeners that the configuration names (``logger._target_``): TensorBoard, Weights & Biases, or the user's own.
 
-A listener is any callable that takes one journal event (a mapping with the key ``event``). It is built with the run's
-folder as the keyword ``folder`` (it exists from the first event on) and the other keys of ``logger``. A resumed run gives
+A listener is any callable that takes one journal event (a mapping with the key ``event``). It is built with the keyword
+``folder``, the run's folder, which exists from the first event on, and the other keys of ``logger``. A resumed run gives
 all its events again. A method ``close`` is called at the end of the run.
 """
 
@@ -25,10 +25,13 @@ from qra_bo.utils.errors import ConfigError, MissingExtraError, UserError
 
 log = logging.getLogger(__name__)
 Event = Mapping[str, Any]
-MB = 1e6
 PARAMETERS = ("model", "budget_text", "budget_bytes", "scope", "granularity", "method", "effort", "oracle", "seed",
               "config_sha256", "version")
 """Fields of the header that a tracker files as parameters of the run."""
+NUMBERS = {"confirmation": ("confirmation", ("mean", "low", "high")), "final": ("final", ("loss",)),
+           "surrogate_check": ("surrogate", ("spearman", "spearman_good", "nll", "coverage_50", "coverage_90")),
+           "measured": ("memory", ("predicted_bytes", "measured_bytes"))}
+"""Group and fields that a tracker logs of each event, beside those of a trial."""
 
 
 class Listener:
@@ -191,19 +194,10 @@ def metrics_of(study: Study, event: Event) -> dict[str, float]:
         study: The run with ``event`` folded in.
         event: One of its journal.
     """
-    kind, found = event["event"], {}
-    if kind == "evaluation":
+    if event["event"] == "evaluation":
         return _after_trial(study)
-    if kind == "confirmation":
-        found = {f"confirmation/{key}": event[key] for key in ("mean", "low", "high")}
-    elif kind == "surrogate_check":
-        names = ("spearman", "spearman_good", "nll", "coverage_50", "coverage_90")
-        found = {f"surrogate/{key}": event[key] for key in names if event.get(key) is not None}
-    elif kind == "measured" and event["measured_bytes"] is not None:
-        found = {f"memory/{name}_mb": event[f"{name}_bytes"] / MB for name in ("predicted", "measured")}
-    elif kind == "final":
-        found = {"final/loss": event["loss"]}
-    return {name: float(value) for name, value in found.items()}
+    group, names = NUMBERS.get(event["event"], ("", ()))
+    return {f"{group}/{name}": float(event[name]) for name in names if event.get(name) is not None}
 
 
 def _after_trial(study: Study) -> dict[str, float]:
@@ -211,7 +205,7 @@ def _after_trial(study: Study) -> dict[str, float]:
     found = {"trial/loss": e.loss, "trial/seconds": e.result.seconds,
              "trial/mean_bits": average_bits(e.bits, np.array(study.header["unit_numel"])),
              "trial/mean_rank": sum(e.allocation.ranks) / len(e.allocation),
-             "trial/predicted_mb": e.predicted_bytes / MB,
+             "trial/predicted_bytes": e.predicted_bytes,
              "search/cost_equivalents": study.search_cost.tokens / float(study.header["full_trial_tokens"]),
              "search/best_loss": None if best is None else loss_of(best),
              "search/best_uniform_loss": None if uniform is None else loss_of(uniform),

@@ -89,7 +89,7 @@ def test_an_unfinished_run_is_refused_with_all_that_is_missing(tmp_path):
         export_all(tmp_path, ["card"])
     run = write_finished(tmp_path / "run")
     (run / "best.json").write_text("{}")
-    with pytest.raises(OutputError, match=r"fields are missing: best\.json: model"):
+    with pytest.raises(OutputError, match=r"best\.json: model is missing"):
         export_all(run, list(TARGETS))
 
 

@@ -74,7 +74,7 @@ def test_metrics_agree_with_the_report_of_the_journal() -> None:
     assert last["search/difference"] == pytest.approx(d.incumbent.loss - d.best_uniform.loss)
     assert last["search/failures"] == 2
     names = {name for m, _ in tracker.logged for name in m}
-    assert names >= {"confirmation/mean", "surrogate/coverage_90", "memory/measured_mb", "final/loss"}
+    assert names >= {"confirmation/mean", "surrogate/coverage_90", "memory/measured_bytes", "final/loss"}
     assert tracker.parameters["model"] == "smollm2_135m"
     assert tracker.finished
 
