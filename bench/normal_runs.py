@@ -47,7 +47,7 @@ def row_of(folder: Path, codes: str, bits: Sequence[int] = BITS) -> dict[str, An
     row: dict[str, Any] = {"folder": folder.name, "budget": header.budget_text, "scope": header.scope,
                            "seed": header.seed, "model": header.model, "oracle": header.oracle,
                            "method": header.method, "version": header.version, "budget_bytes": header.budget_bytes}
-    if run.end is None:
+    if not run.ended:
         return {**row, "not_counted": "the run has not ended"}
     return {**row, **finished(run, codes, bits)}
 

@@ -66,7 +66,7 @@ def test_compare_writes_one_page_that_leads_to_each_report(outputs, capsys):
     assert "uniform/report.html" not in page.read_text()
 
 
-def test_task_report_of_a_folder_of_runs_is_one_page_and_one_in_each(outputs, capsys):
+def test_task_report_of_a_folder_writes_one_page_and_one_a_run(outputs, capsys):
     (outputs / "broken").mkdir()
     (outputs / "broken" / "trials.jsonl").write_text("nonsense\n")
     assert command([f"out={outputs}", "task=report"]) == 0
@@ -79,7 +79,7 @@ def test_task_report_of_a_folder_of_runs_is_one_page_and_one_in_each(outputs, ca
         assert (outputs / name / "report.html").is_file()
 
 
-def test_prune_is_a_dry_run_until_told_otherwise(outputs, capsys):
+def test_prune_is_a_dry_run_without_yes(outputs, capsys):
     assert main(["prune", str(outputs), "--unfinished"]) == 0
     assert "add --yes" in capsys.readouterr().out
     assert (outputs / "done" / CHECKPOINTS).exists()

@@ -4,6 +4,7 @@ import importlib.util
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,26 +68,23 @@ class ExportChecker:
         run = self.run
         packed = "from packed.safetensors" if self.manifest.packed == PACKED else "the base quantised again"
         kept = (self.own[..., :self.kept.shape[-1]] - self.kept).abs()
-        found = [Row("manifest and adapter", "qra_bo.load", float(kept.max()), float(kept.mean()),
-                     f"{packed}, every checksum held; against the logits kept at the end of the run"),
-                 self._row("adapter", "peft on the mixed base", lambda: self._peft(run.adapter),
-                           "the same sums in another order of rounding")]
+        own = Row("manifest and adapter", "qra_bo.load", float(kept.max()), float(kept.mean()),
+                  f"{packed}, every checksum held; against the logits kept at the end of the run")
         one_rank, whole, bnb = (run.folder / m.FOLDER for m in (uniform_rank, merged, bitsandbytes))
-        if one_rank.is_dir():
-            found.append(self._row("adapter of one rank", "peft on the mixed base", lambda: self._uniform(one_rank),
-                                   "added rows and columns are zero"))
-        for base, note in MERGED_NOTES.items():
-            found.append(self._row(f"merged into the {base} base", "in memory",
-                                   lambda base=base: merged.merged_model(run, self.manifest, base)[0],  # type: ignore[misc]
-                                   note))
-        if whole.is_dir():
-            found.append(self._row("merged, as written", "plain transformers", lambda: self._plain(whole),
-                                   "the one of these two that export.merged_base chose"))
-        if bnb.is_dir():
-            again = "" if self.manifest.packed else "packs again and "
-            found.append(self._row("bitsandbytes 4 and 16 bits, with the adapter", "plain transformers and peft",
-                                   lambda: PeftModel.from_pretrained(self._plain(bnb), str(run.adapter)),
-                                   f"bitsandbytes {again}multiplies by kernels of its own"))
+        again = "" if self.manifest.packed else "packs again and "
+        entries: list[tuple[bool, str, str, Callable[[], Any], str]] = [
+            (True, "adapter", "peft on the mixed base", partial(self._peft, run.adapter),
+             "the same sums in another order of rounding"),
+            (one_rank.is_dir(), "adapter of one rank", "peft on the mixed base", partial(self._uniform, one_rank),
+             "added rows and columns are zero"),
+            *((True, f"merged into the {base} base", "in memory", partial(self._merged, base), note)
+              for base, note in MERGED_NOTES.items()),
+            (whole.is_dir(), "merged, as written", "plain transformers", partial(self._plain, whole),
+             "the one of these two that export.merged_base chose"),
+            (bnb.is_dir(), "bitsandbytes 4 and 16 bits, with the adapter", "plain transformers and peft",
+             lambda: PeftModel.from_pretrained(self._plain(bnb), str(run.adapter)),
+             f"bitsandbytes {again}multiplies by kernels of its own")]
+        found = [own, *(self._row(what, by, make, note) for is_there, what, by, make, note in entries if is_there)]
         return found + [not_loaded(t) for t in TARGETS.values() if t.tool and (run.folder / t.path).exists()]
 
     def _row(self, what: str, by: str, make: Callable[[], Any], note: str) -> Row:
@@ -107,6 +105,9 @@ class ExportChecker:
     def _peft(self, adapter: Path) -> Any:
         model, _ = load(self.run.folder, adapter=False, trust_remote_code=self.run.trust_remote_code)
         return PeftModel.from_pretrained(model, str(adapter))
+
+    def _merged(self, base: str) -> Any:
+        return merged.merged_model(self.run, self.manifest, base)[0]
 
     def _uniform(self, adapter: Path) -> Any:
         check_adapter(adapter, self.manifest, one_rank=True)

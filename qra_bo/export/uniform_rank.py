@@ -32,11 +32,9 @@ def write(run: FinishedRun) -> list[Path]:
         raise OutputError(f"{source} is missing; an adapter of one rank is made from the adapter of a finished run")
     tensors, config = load_file(source), dict(run.adapter_config)
     ranks = _ranks(tensors)
-    alphas = config["alpha_pattern"]
-    numbers = [config["lora_alpha"], *(alphas.values() if isinstance(alphas, dict) else [None])]
-    if not all(isinstance(a, int | float) for a in numbers):
-        raise OutputError(f"{source.parent / CONFIG} must give every alpha as a number; {TAKE_AGAIN}")
-    of_module = {name: alphas.get(re.escape(name), math.nan) for name in ranks}
+    found = config["alpha_pattern"] if isinstance(config["alpha_pattern"], dict) else {}
+    alphas = {name: found.get(re.escape(name)) for name in ranks}
+    of_module = {name: alpha if isinstance(alpha, int | float) else math.nan for name, alpha in alphas.items()}
     wrong = unlike_ranks(config, ranks, of_module) if any(ranks.values()) else ["r"]
     if wrong:
         raise OutputError(f"{source.parent / CONFIG} does not fit the tensors beside it: it differs in "

@@ -75,14 +75,15 @@ def _other_rates(d: ReportData, c: Confirmation) -> list[Check]:
 
 def _uniform(d: ReportData) -> Check:
     """Number of uniform baselines trained, and when to expect one to win."""
-    if d.best_uniform is None:
+    best = d.study.best_uniform
+    if best is None:
         return Check("missing", "Uniform baselines", "None that fits was trained yet: there is no comparison.")
     tried = {e.allocation for e in d.points if e.stage == "baseline" and e.predicted_bytes <= d.header.budget_bytes}
     return Check("ok", "Uniform baselines were trained first",
                  f"{len(tried)} of them that fit were trained before the search, at the same length and with the same "
-                 f"rule for the learning rate. The winner is compared with the best, "
-                 f"{d.name(d.best_uniform.allocation)}. Expect a uniform baseline to win where 8 bits fit for all "
-                 "layers, where the budget leaves no bytes over, or where training is short.")
+                 f"rule for the learning rate. The winner is compared with the best, {d.name(best.allocation)}. Expect "
+                 "a uniform baseline to win where 8 bits fit for all layers, where the budget leaves no bytes over, or "
+                 "where training is short.")
 
 
 def _codes(d: ReportData) -> list[Check]:
@@ -139,10 +140,10 @@ def surrogate(d: ReportData) -> list[Check]:
 
 
 def _failures(d: ReportData) -> list[Check]:
-    counts = {text: sum(e.result.state is state for e in d.trials) for state, text in FAILURES.items()}
+    counts = {text: sum(e.result.state is state for e in d.study.trials) for state, text in FAILURES.items()}
     found = ", ".join(f"{n} {text}" for text, n in counts.items() if n)
-    return [Check("ok", "Failures are results", f"{found} of {len(d.trials)} trials; counted in the cost and kept in "
-                  "the table.")] if found else []
+    return [Check("ok", "Failures are results", f"{found} of {len(d.study.trials)} trials; counted in the cost and "
+                  "kept in the table.")] if found else []
 
 
 def _memory(d: ReportData) -> list[Check]:
@@ -167,7 +168,7 @@ def low_high(d: ReportData) -> list[tuple[float, Trial]]:
     Low fidelity is a prefix of full fidelity under the same schedule: its loss is that of a low-fidelity trial, or
     was recorded on the way to the full one.
     """
-    low = {(e.allocation, e.spec.train_seed): e.loss for e in d.trials
+    low = {(e.allocation, e.spec.train_seed): e.loss for e in d.study.trials
            if e.ok and e.fidelity is Fidelity.LOW and e.spec.split == "validation"}
     found = [(low.get((e.allocation, e.spec.train_seed), dict(e.result.curve).get(d.header.low_steps or 0)), e)
              for e in d.points]

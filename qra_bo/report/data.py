@@ -144,28 +144,11 @@ class ReportData:
         kind = self.header.oracle
         return None if kind == "finetune" else labels.get(kind, f"PROXY: results of the oracle {kind!r}")
 
-    @property
-    def trials(self) -> tuple[Trial, ...]:
-        return tuple(self.study.trials)
-
     @cached_property
     def points(self) -> tuple[Trial, ...]:
         """Points of the search and references, in journal order."""
         references = [e for e in self.study.baselines if e.stage == "reference"]
         return tuple(sorted((*self.study.points, *references), key=lambda e: e.id))
-
-    @property
-    def candidates(self) -> tuple[Trial, ...]:
-        """Points that may be incumbent."""
-        return self.study.points
-
-    @property
-    def incumbent(self) -> Trial | None:
-        return self.study.incumbent
-
-    @property
-    def best_uniform(self) -> Trial | None:
-        return self.study.best_uniform
 
     @cached_property
     def winner(self) -> Allocation | None:

@@ -1,48 +1,44 @@
 """``report.html``, ``report.json`` and ``plots/*.png``: the whole run in files that open with no network."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib.figure import Figure
 
 from qra_bo.report import story
 from qra_bo.report.checks import checks
 from qra_bo.report.data import BREAKDOWN, ReportData, load_run
-from qra_bo.report.guide import next_steps
-from qra_bo.report.plots import PLOTS, RUNS_PLOTS, Plot, T, write_plots
+from qra_bo.report.plots import PLOTS, RUNS_PLOTS, write_plots
 from qra_bo.report.side_by_side import NamedRun, caveats, facts
-from qra_bo.report.style import DARK, LIGHT, svg_uri
+from qra_bo.report.style import DARK, LIGHT, Theme, svg_uri
 from qra_bo.report.text import duration, number, short_names, signed, size
 from qra_bo.study.cost import cost_of
 from qra_bo.utils.files import check_run_folder, replace_text, writing
 
+T = TypeVar("T")
 NAMED_UNITS = 3
 """How many of the most sensitive units an alternative text names."""
 REM_PER_INCH = 7.0
 """Size of a figure on the page: its text is then about as large as the page's own small text."""
 
 
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """A figure in both appearances: two data URIs, width in rem."""
+def pictures(plots: Mapping[str, Callable[[T, Theme], Figure | None]], of: T) -> dict[str, dict[str, Any] | None]:
+    """Draw every figure of a run (or of several) in both appearances.
 
-    light: str
-    dark: str
-    rem: float
-
-
-def pictures(plots: Sequence[Plot[T]], of: T) -> dict[str, Picture | None]:
-    """Every figure of a run (or of several) by name; ``None`` where the journal lacks its data."""
-    out: dict[str, Picture | None] = {}
-    for plot in plots:
-        light, dark = plot.draw(of, LIGHT), plot.draw(of, DARK)
-        out[plot.name] = None if light is None or dark is None else Picture(
-            svg_uri(light), svg_uri(dark), round(REM_PER_INCH * light.get_figwidth(), 1))
+    Returns:
+        By name two data URIs (``light``, ``dark``) and the width (``rem``), or ``None`` where the data are missing.
+    """
+    out: dict[str, dict[str, Any] | None] = {}
+    for name, draw in plots.items():
+        light, dark = draw(of, LIGHT), draw(of, DARK)
+        out[name] = None if light is None or dark is None else {
+            "light": svg_uri(light), "dark": svg_uri(dark), "rem": round(REM_PER_INCH * light.get_figwidth(), 1)}
     return out
 
 
@@ -63,7 +59,7 @@ def render_html(d: ReportData) -> str:
     share = None if d.ended or planned <= 0 else min(1.0, d.study.search_cost.tokens / planned)
     return _render("report.html.jinja", d=d, answer=story.answer(d), rows=story.comparison(d),
                    columns=story.COLUMNS[2:], lines=story.lines(d), figures=pictures(PLOTS, d), share=share,
-                   units=_unit_rows(d), steps=next_steps(d))
+                   units=_unit_rows(d), steps=story.next_steps(d))
 
 
 def render_runs(runs: Sequence[NamedRun]) -> str:
@@ -84,7 +80,7 @@ def report_json(d: ReportData) -> dict[str, Any]:
         "units": [dict(zip(("unit", "format", "bits", "rank"), row, strict=True)) for row in _unit_rows(d)],
         "cost": {"cost": d.total_cost, "full_trial_equivalents": d.equivalents, "wall_seconds": d.wall_seconds,
                  "overhead_seconds": d.study.overhead_seconds},
-        "trials": [e.to_json() | {"cost": cost_of(e).tokens} for e in d.trials],
+        "trials": [e.to_json() | {"cost": cost_of(e).tokens} for e in d.study.trials],
         "provenance": dict(d.provenance), "config": d.header.config, "config_sha256": d.header.config_sha256}
 
 

@@ -1,9 +1,11 @@
-"""Catalogue of a report's figures: name and drawing function of each."""
+"""Catalogue of a report's figures.
+
+A figure is a function here and, under the same name, its title, caption and alternative text in
+``templates/figures.html.jinja``. It returns ``None`` where the journal lacks the data.
+"""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
 
 from matplotlib.figure import Figure
 
@@ -12,47 +14,21 @@ from qra_bo.report.data import ReportData
 from qra_bo.report.side_by_side import NamedRun
 from qra_bo.report.style import LIGHT, Theme, png_bytes
 
-T = TypeVar("T")
-Runs = Sequence[NamedRun]
-
-
-@dataclass(frozen=True, slots=True)
-class Plot(Generic[T]):
-    """One figure of a run (``T`` is ``ReportData``) or of several (``T`` is a sequence of ``NamedRun``).
-
-    Its title, caption, alternative text and reason of absence are in ``templates/figures.html.jinja``.
-
-    Args:
-        name: Stem of its file, id of its section.
-        draw: Draws it, or returns ``None`` where the journal lacks the data.
-    """
-
-    name: str
-    draw: Callable[[T, Theme], Figure | None]
-
-
-PLOTS: tuple[Plot[ReportData], ...] = (
-    Plot("confirmation", plots_search.confirmation),
-    Plot("pareto", plots_search.pareto),
-    Plot("allocation", plots_units.allocation),
-    Plot("sensitivity", plots_units.sensitivity),
-    Plot("memory", plots_units.memory),
-    Plot("convergence", plots_search.convergence),
-    Plot("fidelities", plots_search.fidelities),
-    Plot("surrogate", plots_search.surrogate),
-)
-RUNS_PLOTS: tuple[Plot[Runs], ...] = (
-    Plot("differences", plots_runs.differences),
-    Plot("fronts", plots_runs.memory_loss),
-    Plot("costs", plots_runs.convergence),
-    Plot("allocations", plots_runs.allocations),
-)
+PLOTS: dict[str, Callable[[ReportData, Theme], Figure | None]] = {
+    "confirmation": plots_search.confirmation, "pareto": plots_search.pareto, "allocation": plots_units.allocation,
+    "sensitivity": plots_units.sensitivity, "memory": plots_units.memory, "convergence": plots_search.convergence,
+    "fidelities": plots_search.fidelities, "surrogate": plots_search.surrogate}
+"""Figures of one run, by name, in the order of the page."""
+RUNS_PLOTS: dict[str, Callable[[Sequence[NamedRun], Theme], Figure | None]] = {
+    "differences": plots_runs.differences, "fronts": plots_runs.memory_loss, "costs": plots_runs.convergence,
+    "allocations": plots_runs.allocations}
+"""Figures of several runs."""
 
 
 def write_plots(d: ReportData, folder: Path) -> list[Path]:
     """Draw every figure that the run has data for into ``folder`` as PNG; returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
-    drawn = {folder / f"{plot.name}.png": plot.draw(d, LIGHT) for plot in PLOTS}
+    drawn = {folder / f"{name}.png": draw(d, LIGHT) for name, draw in PLOTS.items()}
     for path, fig in drawn.items():
         if fig is not None:
             path.write_bytes(png_bytes(fig))

@@ -62,7 +62,7 @@ def memory_loss(runs: Sequence[NamedRun], theme: Theme) -> Figure | None:
 
 def convergence(runs: Sequence[NamedRun], theme: Theme) -> Figure | None:
     """Best loss so far against cost for every run; ``None`` where they are not comparable or have nothing yet."""
-    shown = [(run, *incumbents(run.data)) for run in runs if run.data.candidates]
+    shown = [(run, *incumbents(run.data)) for run in runs if run.data.study.points]
     if not shown or not comparable(runs):
         return None
     fig = figure(theme, 8.0, 4.2)

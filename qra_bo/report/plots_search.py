@@ -78,9 +78,9 @@ def _pareto_panel(ax: Axes, d: ReportData, theme: Theme, points: Sequence[Trial]
 def _close_top(d: ReportData, points: Sequence[Trial]) -> float:
     """Upper end of the loss axis of a close-up: shows the better half of the points and the best uniform baseline."""
     losses, top = [loss_of(e) for e in points], _view_top(points, CLOSE_SHARE)
-    if d.best_uniform is None:
+    if d.study.best_uniform is None:
         return top
-    return max(top, min(max(losses), 1.2 * loss_of(d.best_uniform) - 0.2 * min(losses)))
+    return max(top, min(max(losses), 1.2 * loss_of(d.study.best_uniform) - 0.2 * min(losses)))
 
 
 def _view_top(points: Sequence[Trial], share: float = VIEW_SHARE) -> float:
@@ -124,10 +124,10 @@ def incumbents(d: ReportData) -> tuple[list[float], list[float]]:
     The last pair is the cost of the whole run so far.
     """
     spent = 0.0 if d.profile is None else d.profile.training_tokens + FORWARD_SHARE * d.profile.forward_tokens
-    allowed = {e.id for e in d.candidates}
+    allowed = {e.id for e in d.study.points}
     cost: list[float] = []
     best: list[float] = []
-    for e in d.trials:
+    for e in d.study.trials:
         spent += cost_of(e).tokens
         if e.id in allowed:
             cost.append(spent / d.header.full_trial_tokens)
@@ -137,19 +137,20 @@ def incumbents(d: ReportData) -> tuple[list[float], list[float]]:
 
 def convergence(d: ReportData, theme: Theme) -> Figure | None:
     """Best loss so far against cost in full-trial equivalents; ``None`` before the first full trial."""
-    if not d.candidates:
+    if not d.study.points:
         return None
     fig = figure(theme, 8.0, 4.2)
     ax = fig.add_subplot()
     cost, best = incumbents(d)
-    xs, top = {e.id: x for e, x in zip(d.candidates, cost, strict=False)}, _close_top(d, d.candidates)
-    base = [e for e in d.candidates if e.stage == "baseline"]
-    searched = [e for e in d.candidates if e.stage != "baseline"]
+    xs, top = {e.id: x for e, x in zip(d.study.points, cost, strict=False)}, _close_top(d, d.study.points)
+    base = [e for e in d.study.points if e.stage == "baseline"]
+    searched = [e for e in d.study.points if e.stage != "baseline"]
     _scatter(ax, xs, searched, top, theme, marker="o", color=theme.main, label="search", s=22)
     _scatter(ax, xs, base, top, theme, marker="s", color=ORANGE, label="uniform baselines", s=32)
     ax.step(cost, np.minimum(best, top), where="post", color=VERMILLION, linewidth=2, label="best so far")
-    if d.best_uniform is not None:
-        ax.axhline(loss_of(d.best_uniform), color=ORANGE, linestyle="--", linewidth=1.2, label="best uniform that fits")
+    if d.study.best_uniform is not None:
+        ax.axhline(loss_of(d.study.best_uniform), color=ORANGE, linestyle="--", linewidth=1.2,
+                   label="best uniform that fits")
     ax.set_xlim(left=0)
     dress(ax, theme, "cost (full-trial equivalents; profile, calibration, low fidelity and failures included)",
           "validation loss (nats per token)")

@@ -59,6 +59,15 @@ class Row:
                 number(self.test_loss), *sizes, {None: DASH, True: "yes", False: "no"}[self.fits])
 
 
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One next step: its purpose, a sentence about it, and the code or command."""
+
+    what: str
+    why: str
+    code: str
+
+
 def answer(d: ReportData) -> Answer:
     """State the finding, with its interval where there is one."""
     where = f"{d.header.model} within {size(d.header.budget_bytes)} ({d.header.scope} memory)"
@@ -100,7 +109,7 @@ def _confirmed(d: ReportData, c: Confirmation, where: str) -> Answer:
 
 
 def _unconfirmed(d: ReportData, where: str) -> Answer:
-    best, uniform, difference = d.incumbent, d.best_uniform, unconfirmed_difference(d)
+    best, uniform, difference = d.study.incumbent, d.study.best_uniform, unconfirmed_difference(d)
     missing = "not confirmed on unseen training seeds"
     if best is None or uniform is None or difference is None:
         return Answer(f"There is no uniform baseline to compare with yet for {where}.", "", missing, "open")
@@ -113,7 +122,7 @@ def _unconfirmed(d: ReportData, where: str) -> Answer:
 
 def unconfirmed_difference(d: ReportData) -> float | None:
     """Validation loss of the incumbent less that of the best uniform baseline (nats), at the search's one seed."""
-    best, uniform = d.incumbent, d.best_uniform
+    best, uniform = d.study.incumbent, d.study.best_uniform
     return None if best is None or uniform is None else loss_of(best) - loss_of(uniform)
 
 
@@ -134,8 +143,8 @@ def comparison(d: ReportData) -> list[Row]:
     chosen: list[tuple[str, Allocation | None, str | None]] = [(leader, d.winner, None)]
     if c is not None:
         chosen += [("best mixed", c.candidate, None), ("best uniform", c.reference, None)]
-    elif d.best_uniform is not None:
-        chosen.append(("best uniform", d.best_uniform.allocation, None))
+    elif d.study.best_uniform is not None:
+        chosen.append(("best uniform", d.study.best_uniform.allocation, None))
     references = (("QLoRA", d.reference("nf4", 16)), ("LoRA, 16-bit", d.reference("fp16", 16)))
     chosen += [(role, e.allocation, e.spec.codes) for role, e in references if e is not None]
     roles: dict[tuple[Allocation, str | None], str] = {}
@@ -197,3 +206,22 @@ def allocation_line(d: ReportData) -> str:
 def server_rank(ranks: tuple[int, ...]) -> int:
     """The least ``--max-lora-rank`` of vLLM that takes an adapter of these ranks."""
     return next((n for n in SERVER_RANKS if n >= max(ranks)), max(ranks))
+
+
+def next_steps(d: ReportData) -> list[Step]:
+    """The uses of a run that delivered an adapter; empty before that."""
+    if d.winner is None or "final" not in d.study.last:
+        return []
+    return [
+        Step("From Python", "The mixed base with its adapter, with the logits that it had at the end of the run.",
+             'import qra_bo\nmodel, tokenizer = qra_bo.load("RUN")'),
+        Step("In other trainers and servers",
+             "Writes the adapter's card, configurations for other trainers and, if named, merged or packed weights. "
+             "export.check=true loads each export again and measures its difference to the run's own model. vLLM "
+             f"needs --max-lora-rank {server_rank(d.winner.ranks)} for these ranks.",
+             "python -m qra_bo task=export out=RUN export.check=true"),
+        Step("On your task", "The loss is not your task: ask the model your own questions.",
+             'python -m qra_bo task=evaluate out=RUN "eval.tasks=[questions.jsonl]"'),
+        Step("Search on", "The same command with more effort continues from the finished trials.",
+             "python -m qra_bo ... effort=thorough out=RUN"),
+    ]

@@ -15,7 +15,6 @@ from rich.table import Table
 
 from qra_bo.report import story
 from qra_bo.report.data import ReportData
-from qra_bo.report.guide import next_steps
 from qra_bo.report.side_by_side import NamedRun, caveats, facts
 from qra_bo.report.text import rough
 from qra_bo.utils.redact import printable
@@ -123,7 +122,8 @@ def _print_next(console: Console, d: ReportData, folder: Path) -> None:
     """Print the next steps, each with the line to type."""
     named = shlex.quote(printable(str(folder)))
     quoted = {'"RUN"': json.dumps(printable(str(folder))), "RUN": named}  # in a line of Python, and of a shell
-    steps = [(s.what, re.sub('"RUN"|RUN', lambda m: quoted[m[0]], s.code).splitlines()[-1]) for s in next_steps(d)]
+    steps = [(s.what, re.sub('"RUN"|RUN', lambda m: quoted[m[0]], s.code.splitlines()[-1]))
+             for s in story.next_steps(d)]
     if not d.ended:
         steps.append(("Continue", f"the same command again, with out={named}"))
     if not console.is_terminal:

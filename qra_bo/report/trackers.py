@@ -1,8 +1,8 @@
 """Listeners that the configuration names (``logger._target_``): TensorBoard, Weights & Biases, or the user's own.
 
 A listener is any callable that takes one journal event (a mapping with the key ``event``). It is built with the keyword
-``folder``, the run's folder, which exists from the first event on, and the other keys of ``logger``. A resumed run gives
-all its events again. A method ``close`` is called at the end of the run.
+``folder``, the run's folder, which exists from the first event on, and the other keys of ``logger``. A resumed run
+gives all its events again. A method ``close`` is called at the end of the run.
 """
 
 import hashlib

@@ -65,7 +65,7 @@ def test_tools_that_lack_a_bit_width_get_the_next_larger(tmp_path):
     assert ao["bits_raised"] == {"2": 4, "5": 8, "6": 8}
 
 
-def test_card_names_base_baseline_interval_and_need_of_the_mixed_base(tmp_path):
+def test_card_names_base_baseline_and_interval(tmp_path):
     [path] = export_all(write_finished(tmp_path / "run"), ["card"])
     text = path.read_text()
     assert path.parent.name == "adapter"

@@ -1,4 +1,4 @@
-"""Every export that computes something is loaded by what it is for, and its logits are held to the run's own."""
+"""Every export with weights is loaded by the program it is for, and its logits are compared with the run's own."""
 
 import importlib.util
 import json
@@ -50,7 +50,7 @@ def logits(model: Any, run: Path) -> torch.Tensor:
     return found
 
 
-def test_packed_weights_load_to_the_same_logits_and_are_not_packed_again(mixed: Path,
+def test_packed_weights_load_to_the_same_logits(mixed: Path,
                                                                         monkeypatch: pytest.MonkeyPatch) -> None:
     before = logits(load(mixed)[0], mixed)
     paths = export_all(mixed, ["packed"])
@@ -63,7 +63,7 @@ def test_packed_weights_load_to_the_same_logits_and_are_not_packed_again(mixed: 
     assert torch.equal(logits(load(mixed)[0], mixed), before)
 
 
-def test_chosen_codes_in_two_planes_load_to_the_logits_of_the_run(tmp_path: Path,
+def test_gptq_codes_in_two_planes_load_to_the_same_logits(tmp_path: Path,
                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QRA_BO_CACHE", str(tmp_path / "cache"))
     run = finish(tmp_path / "run", ("hqq5", "hqq6", "hqq5-g32", "nf4"), RANKS, "quantizer.rounding=gptq",
@@ -84,7 +84,7 @@ class Unpacked:
 
 
 @pytest.mark.parametrize("base", ["dequantised", "original"])
-def test_a_merged_model_is_base_plus_update_in_plain_transformers(mixed: Path, base: str) -> None:
+def test_merged_model_is_base_plus_update(mixed: Path, base: str) -> None:
     export_all(mixed, ["merged"], base)
     folder = mixed / "export" / "merged"
     merged = AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.bfloat16)
@@ -101,7 +101,7 @@ def test_a_merged_model_is_base_plus_update_in_plain_transformers(mixed: Path, b
     assert f"into the {base} base" in (folder / "README.md").read_text()
 
 
-def test_bitsandbytes_of_4_and_16_bits_loads_in_plain_transformers_with_the_adapter(servable: Path) -> None:
+def test_bitsandbytes_export_loads_in_plain_transformers(servable: Path) -> None:
     export_all(servable, ["bitsandbytes"])
     model = AutoModelForCausalLM.from_pretrained(str(servable / "export" / "bitsandbytes"), dtype=torch.bfloat16)
     for name, record in read_manifest(servable).modules.items():
@@ -112,7 +112,7 @@ def test_bitsandbytes_of_4_and_16_bits_loads_in_plain_transformers_with_the_adap
     assert float((logits(adapted, servable) - logits(load(servable)[0], servable)).abs().max()) < ROUNDING
 
 
-def test_bitsandbytes_gets_the_codes_that_the_run_chose(tmp_path: Path, servable: Path,
+def test_bitsandbytes_gets_the_codes_of_the_run(tmp_path: Path, servable: Path,
                                                         monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QRA_BO_CACHE", str(tmp_path / "cache"))
     run = finish(tmp_path / "run", ("nf4", "fp16", "nf4", "fp16"), RANKS, "quantizer.rounding=gptq",
@@ -154,7 +154,7 @@ def test_trainers_files_lead_peft_to_the_ranks_that_were_found(mixed: Path) -> N
     assert float((logits(adapted, mixed) - logits(load(mixed)[0], mixed)).abs().max()) < ROUNDING
 
 
-def test_the_table_says_what_loaded_what_and_why_not(mixed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_table_names_loader_difference_and_reason(mixed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     export_all(mixed)
     export_all(mixed, ["packed", "merged"])
     print_checks(mixed, False)
@@ -171,7 +171,7 @@ def test_the_table_says_what_loaded_what_and_why_not(mixed: Path, capsys: pytest
     assert [r["what"] for r in rows] == [cells[0] for cells in lines if len(cells) == 5][1:]
 
 
-def test_what_fails_to_load_says_how(servable: Path) -> None:
+def test_export_that_fails_to_load_states_the_error(servable: Path) -> None:
     (servable / "export" / "merged").mkdir(parents=True)
     [row] = [r for r in ExportChecker(FinishedRun.read(servable)).rows() if r.what == "merged, as written"]
     assert row.difference is None

@@ -1,4 +1,4 @@
-"""What is exported is loaded by PEFT itself: ranks by module, and the padded adapter computes the same logits."""
+"""PEFT loads the exports: ranks by module, and the padded adapter computes the same logits."""
 
 import json
 import warnings

@@ -42,7 +42,7 @@ def make_several(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("width", [1200, 390])
 @pytest.mark.parametrize("dark", [False, True])
-def test_a_report_opens_without_errors_or_network_and_fits_the_screen(page: Tab, report: Path, width: int,
+def test_report_opens_offline_without_errors_and_fits_screen(page: Tab, report: Path, width: int,
                                                                       dark: bool) -> None:
     page.console.clear()
     page.requests.clear()
@@ -57,7 +57,7 @@ def test_a_report_opens_without_errors_or_network_and_fits_the_screen(page: Tab,
     assert page.evaluate(shown % str(dark).lower())
 
 
-def test_the_keyboard_sorts_the_table_and_losses_order_as_numbers(page: Tab, report: Path) -> None:
+def test_keyboard_sorts_table_with_losses_as_numbers(page: Tab, report: Path) -> None:
     page.show(1200)
     page.open(report)
     loss = page.evaluate("[...document.querySelectorAll('table.sortable th')].findIndex(h => h.innerText === 'loss')")
@@ -85,7 +85,7 @@ def test_rows_are_found_by_what_they_hold(page: Tab, report: Path) -> None:
 
 @pytest.mark.skipif(AXE is None, reason=WITHOUT)
 @pytest.mark.parametrize(("width", "dark"), [(1200, False), (1200, True), (390, False)])
-def test_axe_finds_nothing_on_a_report_or_on_several_side_by_side(page: Tab, report: Path, several: Path, width: int,
+def test_axe_finds_no_violation_on_either_page(page: Tab, report: Path, several: Path, width: int,
                                                                   dark: bool) -> None:
     assert AXE is not None
     page.show(width, dark=dark)
@@ -116,7 +116,7 @@ def test_tab_reaches_the_skip_link_first_and_shows_where_it_is(page: Tab, report
     assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
 
 
-def test_it_prints_light_with_every_evaluation_within_the_paper(page: Tab, report: Path) -> None:
+def test_page_prints_light_with_every_trial(page: Tab, report: Path) -> None:
     page.show(740, dark=True, media="print")
     page.open(report)
     assert page.evaluate("getComputedStyle(document.querySelector('section')).color") == "rgb(27, 31, 36)"

@@ -59,7 +59,7 @@ def test_tags_nest_ids_are_unique_and_links_lead_somewhere(page):
     assert {a["aria-labelledby"] for _, a in page.elements if "aria-labelledby" in a} <= set(ids)
 
 
-def test_a_screen_reader_finds_language_captions_and_alternative_texts(page):
+def test_page_has_language_captions_and_alternative_texts(page):
     assert page.all("html")[0]["lang"] == "en"
     assert len(page.all("caption")) == len(page.all("table"))
     assert all(re.search(r"\d", a["alt"]) and len(a["alt"]) > 60 for a in page.all("img"))  # what it shows, in numbers
@@ -79,7 +79,7 @@ def test_the_answer_trust_and_every_evaluation_are_there(page):
     for part in ("Mixed bits and ranks fine-tune", "95 % interval", "Can I trust this?", "101, 102, 103, 104, 105"):
         assert part in text
     d = parse_events(make_events())
-    assert len([a for a in page.all("td") if "data-key" in a]) == 16 * len(d.trials)
+    assert len([a for a in page.all("td") if "data-key" in a]) == 16 * len(d.study.trials)
 
 
 def test_whatever_the_journal_holds_is_escaped():

@@ -1,4 +1,4 @@
-"""The live view: counts what a run spends and says what leads, on a terminal and off it."""
+"""The live view shows cost, time left and the incumbent, on a terminal and off it."""
 
 import io
 from datetime import UTC, datetime
@@ -20,7 +20,7 @@ def test_state_agrees_with_the_report_of_the_same_journal():
         state.feed(e)
     d = parse_events(events)
     assert state.spent == pytest.approx(d.total_cost)
-    assert (state.study.incumbent, state.study.best_uniform) == (d.incumbent, d.best_uniform)
+    assert (state.study.incumbent, state.study.best_uniform) == (d.study.incumbent, d.study.best_uniform)
 
 
 def test_eta_is_the_rest_of_the_plan_at_the_measured_pace():
@@ -35,7 +35,7 @@ def test_eta_is_the_rest_of_the_plan_at_the_measured_pace():
     assert RunState().eta_seconds() is None
 
 
-def test_lines_are_plain_and_progress_is_not_a_flood_off_a_terminal():
+def test_progress_lines_are_plain_and_rare_off_a_terminal():
     out, now = io.StringIO(), [0.0]
     view = LiveView(Console(file=out, width=80), clock=lambda: now[0], born=LONG_AGO)
     with view:
@@ -70,7 +70,7 @@ def test_failures_and_every_event_have_a_line_or_silence():
     assert state.feed({"event": "unheard of"}) is None
 
 
-def test_a_resumed_run_does_not_tell_its_history_again():
+def test_resumed_run_shows_its_history_as_one_line():
     out = io.StringIO()
     events = make_events()
     born = datetime.fromisoformat(events[20]["time"])

@@ -1,4 +1,4 @@
-"""A copy for optuna-dashboard: complete, made once, and of no consequence to the search when it fails."""
+"""The copy for optuna-dashboard is complete, made once, and its failure leaves the search unchanged."""
 
 import logging
 import time
@@ -95,7 +95,7 @@ def test_a_storage_that_fails_does_not_touch_the_search(tmp_path: Path, monkeypa
     assert ("did not take the last events" in caplog.text) == (trouble == "hanging")
 
 
-def test_it_is_no_part_of_the_result_and_checked_before_anything_starts(tmp_path: Path,
+def test_mirror_setting_is_checked_and_not_hashed(tmp_path: Path,
                                                                         monkeypatch: pytest.MonkeyPatch) -> None:
     overrides = ["+model=tiny", "data=tiny"]
     plain = load_config(overrides)

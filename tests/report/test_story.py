@@ -1,4 +1,4 @@
-"""What is said of results: never more than the evidence holds."""
+"""Sentences about results state no more than the evidence supports."""
 
 import io
 from dataclasses import replace
@@ -22,7 +22,7 @@ def with_confirmation(wins=True, **changes):
     return parse_events([{**e, **changes} if e["event"] == "confirmation" else e for e in events])
 
 
-def test_better_is_said_only_with_an_interval_that_excludes_zero_over_enough_seeds():
+def test_better_needs_interval_without_zero_and_five_seeds():
     assert story.answer(with_confirmation()).tone == "better"
     holds_zero = story.answer(with_confirmation(low=-.02, high=.001, mean=-.01))
     assert holds_zero.tone == "equal"
@@ -46,7 +46,7 @@ def test_worse_is_said_only_over_enough_seeds():
     assert "had a higher loss" in story.answer(with_confirmation(wins=False, **lost, **few)).sentence
 
 
-def test_a_next_best_that_was_delivered_does_not_borrow_the_winner_s_confirmation():
+def test_next_best_does_not_inherit_the_confirmation():
     events = make_events()
     reference = parse_events(events).confirmation.reference
     a = story.answer(parse_events([*events[:-1], {**events[-1], "status": "next_best", "best": reference.fingerprint}]))
@@ -54,14 +54,14 @@ def test_a_next_best_that_was_delivered_does_not_borrow_the_winner_s_confirmatio
     assert (a.tone, a.interval) == ("open", "")
 
 
-def test_plain_output_has_no_empty_parentheses_where_one_choice_met_itself():
+def test_plain_output_has_no_empty_parentheses():
     d = with_confirmation(wins=False)
     same = replace(d, confirmation=replace(d.confirmation, candidate=d.confirmation.reference))
     assert story.answer(same).interval == ""
     assert "()" not in printed(print_result, same, RUN)
 
 
-def test_codes_other_than_the_nearest_are_said_and_compared_with_no_qlora():
+def test_gptq_codes_are_stated_and_not_compared_with_rtn():
     events = make_events()
     assert not any(check.title == "Codes" for check in checks(parse_events(events)))
     header = {**events[0], "config": {**events[0]["config"], "quantizer": {"rounding": "gptq", "tokens": 16384}}}
@@ -76,13 +76,13 @@ def test_codes_other_than_the_nearest_are_said_and_compared_with_no_qlora():
     assert qlora.name == "uniform-4bit-r16-rtn"
 
 
-def test_an_unconfirmed_lead_is_said_to_be_unconfirmed():
+def test_unconfirmed_difference_is_labelled():
     a = story.answer(parse_events(make_events(finished=False)))
     assert a.tone == "open"
     assert "not confirmed" in a.interval
 
 
-def test_the_gap_is_unresolved_where_it_is_under_three_standard_errors():
+def test_gap_under_three_standard_errors_is_unresolved():
     events = make_events()
     assert story.gap_closed(parse_events(events)).startswith("\u2212")
     wide = [{**e, "loss_se": .1} if e.get("stage") == "reference" and e["event"] == "evaluation" else e for e in events]
@@ -95,7 +95,7 @@ def surrogate_checks(**changes):
     return [c for c in checks(parse_events(events)) if c.title == "Surrogate"]
 
 
-def test_a_surrogate_that_ranks_badly_or_is_too_sure_is_a_caution():
+def test_badly_calibrated_surrogate_is_a_caution():
     check, = surrogate_checks()
     assert check.status == "ok"
     for part in ("15 trials", "Spearman 0.97", "with 0.90", "60 % and 87 %", "\u22123.90 nats"):
@@ -134,7 +134,7 @@ def printed(call, *args, terminal=False):
     return out.getvalue()
 
 
-def test_plain_output_has_no_escape_codes_and_says_what_to_do_next():
+def test_plain_output_has_next_steps_and_no_escape_codes():
     text = printed(print_result, parse_events(make_events()), RUN, ["best.json"])
     assert "\x1b" not in text
     for part in ("95 % interval", 'qra_bo.load("runs/a")', "task=export out=runs/a", "Files in runs/a: best.json",
@@ -178,16 +178,16 @@ def test_texts():
     assert [story.server_rank(r) for r in ((1, 8), (9,), (1000,))] == [8, 16, 1000]
 
 
-def test_low_losses_come_from_low_evaluations_or_the_curve_of_the_high_one():
+def test_low_losses_come_from_low_trials_or_curves():
     d = parse_events(make_events())
     pairs = low_high(d)
     assert [e for _, e in pairs] == list(d.points)
     for early, e in pairs:
-        low = [x.loss for x in d.trials if x.allocation == e.allocation and x.fidelity.value == "low" and x.ok]
+        low = [x.loss for x in d.study.trials if x.allocation == e.allocation and x.fidelity.value == "low" and x.ok]
         assert early == (low[0] if low else dict(e.result.curve)[d.header.low_steps])
 
 
-def test_uniform_choices_had_their_chance_or_are_missing():
+def test_uniform_baselines_are_checked_or_missing():
     [check] = [c for c in checks(parse_events(make_events())) if c.title.startswith("Uniform baselines")]
     assert check.status == "ok"
     assert "uniform-4bit-r4" in check.text

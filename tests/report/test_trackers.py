@@ -65,13 +65,13 @@ def test_metrics_agree_with_the_report_of_the_journal() -> None:
     tracker.close()
     d = parse_events(events)
     trials = [(m, step) for m, step in tracker.logged if "trial/seconds" in m]
-    assert [step for _, step in trials] == [e.id for e in d.trials]
-    assert [m.get("trial/loss") for m, _ in trials] == [e.loss for e in d.trials]
+    assert [step for _, step in trials] == [e.id for e in d.study.trials]
+    assert [m.get("trial/loss") for m, _ in trials] == [e.loss for e in d.study.trials]
     last = trials[-1][0]
-    assert d.incumbent is not None
-    assert d.best_uniform is not None
-    assert last["search/best_loss"] == d.incumbent.loss
-    assert last["search/difference"] == pytest.approx(d.incumbent.loss - d.best_uniform.loss)
+    assert d.study.incumbent is not None
+    assert d.study.best_uniform is not None
+    assert last["search/best_loss"] == d.study.incumbent.loss
+    assert last["search/difference"] == pytest.approx(d.study.incumbent.loss - d.study.best_uniform.loss)
     assert last["search/failures"] == 2
     names = {name for m, _ in tracker.logged for name in m}
     assert names >= {"confirmation/mean", "surrogate/coverage_90", "memory/measured_bytes", "final/loss"}

@@ -1,4 +1,4 @@
-"""No pattern and no size is taken on the word of an adapter's configuration."""
+"""Patterns and sizes in an adapter's configuration are checked before use."""
 
 import json
 from pathlib import Path

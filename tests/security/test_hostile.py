@@ -1,4 +1,4 @@
-"""What strangers send is data: each hostile file is refused with one clear message, and nothing of it runs."""
+"""Files of unknown origin are data: each hostile one is refused with one clear message, and none of it runs."""
 
 import json
 import os
@@ -74,7 +74,7 @@ WRITERS: dict[str, Callable[[FinishedRun], Any]] = {
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_no_export_runs_code_on_a_folders_word(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+def test_no_export_runs_remote_code_without_consent(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                                name: str) -> None:
     folder = changed(whole, tmp_path / "run", MANIFEST,
                      lambda d: d["model"].update(trust_remote_code=True, source="path", path="evil/model"))
@@ -91,7 +91,7 @@ def test_no_export_runs_code_on_a_folders_word(whole: Path, tmp_path: Path, monk
     assert asked[0]["trust_remote_code"] is True
 
 
-def test_tasks_run_no_code_on_a_folders_word(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tasks_run_no_remote_code_without_consent(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = changed(whole, tmp_path / "run", MANIFEST,
                   lambda d: d["model"].update(trust_remote_code=True, source="path", path="evil/model"))
     monkeypatch.setattr("qra_bo.finetune.evaluation.harness.check_tasks", lambda tasks: None)
@@ -100,7 +100,7 @@ def test_tasks_run_no_code_on_a_folders_word(whole: Path, tmp_path: Path, monkey
         ask(load_config(config), run)
 
 
-def test_an_exported_adapter_of_one_rank_is_read_only_as_it_was_written(whole: Path, tmp_path: Path) -> None:
+def test_changed_adapter_of_one_rank_is_refused(whole: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(whole, run)
     manifest = read_manifest(run)
@@ -136,7 +136,7 @@ def test_an_adapter_that_is_a_pickle_is_never_read(whole: Path, tmp_path: Path) 
         load(run)
 
 
-def test_links_in_a_run_are_refused_whoever_reads_or_writes_it(whole: Path, tmp_path: Path,
+def test_links_in_a_run_are_refused_by_every_command(whole: Path, tmp_path: Path,
                                                                capsys: pytest.CaptureFixture[str]) -> None:
     victim = tmp_path / "victim"
     victim.write_text("precious")
@@ -178,7 +178,7 @@ def test_a_journal_nested_too_deeply_is_refused(tmp_path: Path) -> None:
         read_journal(tmp_path / "trials.jsonl")
 
 
-def test_what_could_command_a_terminal_or_a_browser_is_only_shown(tmp_path: Path,
+def test_control_characters_and_markup_are_only_shown(tmp_path: Path,
                                                                   capsys: pytest.CaptureFixture[str]) -> None:
     evil = "\x1b]0;owned\x07<script>alert(1)</script>\u202e\ud800[red]"
     events = make_events(model=evil)
@@ -235,7 +235,7 @@ def test_a_model_folder_of_pickles_is_refused_with_the_remedy(tmp_path: Path) ->
 
 @pytest.mark.parametrize("config", ['{"model_type": "llama", "hidden_size": "x"}', "{", DEEP, "[]", '{"model_type": 3}',
                                     '{"model_type": "llama", "auto_map": {"AutoModelForCausalLM": "evil.Evil"}}'])
-def test_hostile_model_folders_are_refused_and_their_code_does_not_run(tmp_path: Path, config: str) -> None:
+def test_hostile_model_folders_are_refused_without_running(tmp_path: Path, config: str) -> None:
     (tmp_path / "config.json").write_text(config)
     (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass\n")
     (tmp_path / "model.safetensors").write_bytes(b"\xff" * 64)

@@ -1,4 +1,4 @@
-"""Names and numbers that strangers choose: nothing waits, is written elsewhere, or speaks to a shell or a terminal."""
+"""Hostile names and numbers: nothing hangs, is written elsewhere, or reaches a shell or a terminal."""
 
 import json
 import os
@@ -52,7 +52,7 @@ def test_a_table_of_endless_rows_is_not_read(tmp_path: Path) -> None:
         load_table(tmp_path)
 
 
-def test_nothing_is_written_through_a_link_that_stands_where_a_file_is_made(tmp_path: Path) -> None:
+def test_temporary_file_is_not_written_through_a_link(tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_text("precious")
     (tmp_path / f".x.json.{os.getpid()}").symlink_to(victim)
@@ -78,14 +78,14 @@ def test_lines_to_copy_into_a_shell_run_no_command(tmp_path: Path) -> None:
     assert any(f"qra_bo.load({json.dumps(str(folder))})" in line for line in lines)
 
 
-def test_a_folder_s_name_is_no_script_of_a_page(tmp_path: Path) -> None:
+def test_folder_name_is_quoted_in_links(tmp_path: Path) -> None:
     run = tmp_path / "javascript:alert(1)"
     run.mkdir()
     (run / "report.html").touch()
     assert own_report(run, tmp_path) == "javascript%3Aalert%281%29/report.html"
 
 
-def test_names_and_messages_command_no_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_names_and_messages_have_no_control_characters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_run(tmp_path / f"run{EVIL}", make_events())
     (tmp_path / f"broken{EVIL}").mkdir()
     (tmp_path / f"broken{EVIL}" / "trials.jsonl").write_text("nonsense\n")

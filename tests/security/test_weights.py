@@ -1,4 +1,4 @@
-"""No pickle is read, whatever names it: model folders and exports of strangers."""
+"""No pickle is read from model folders and exports of unknown origin."""
 
 import json
 from pathlib import Path
