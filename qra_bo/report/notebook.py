@@ -1,20 +1,10 @@
-"""HTML fragments for notebooks: small tables for the ``_repr_html_`` of results and plans."""
+"""Text and HTML of a result for notebooks: what ``repr`` and ``_repr_html_`` of ``Result`` show."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from html import escape
+from collections.abc import Mapping
 from typing import Any
 
 from qra_bo.report.text import runs, short_names, signed, size
-
-
-def html_table(columns: Sequence[str], rows: Iterable[Sequence[object]], caption: str = "") -> str:
-    """A plain HTML table; every text is escaped."""
-    def line(cells: Iterable[object], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{escape(str(cell))}</{tag}>" for cell in cells) + "</tr>"
-
-    head = f"<caption>{escape(caption)}</caption>" if caption else ""
-    body = "".join(line(row, "td") for row in rows)
-    return f"<table>{head}<thead>{line(columns, 'th')}</thead><tbody>{body}</tbody></table>"
+from qra_bo.utils.html import html_table
 
 
 def allocation_rows(best: Mapping[str, Any]) -> list[tuple[str, object, str, object]]:
@@ -24,18 +14,17 @@ def allocation_rows(best: Mapping[str, Any]) -> list[tuple[str, object, str, obj
     return [(units, *row) for units, row in runs(short_names(best["units"]), rows)]
 
 
-def allocation_html(best: Mapping[str, Any]) -> str:
-    """The delivered allocation of ``best.json`` as a table, with model, loss and memory in its caption."""
-    versus, memory = best.get("versus_best_uniform"), best["memory"]
-    text = f"{best['model']}: loss {best['loss']:.4f}"
-    if versus:
-        text += (f", {signed(versus['mean'])} nats against the best uniform baseline (95 % CI {signed(versus['low'])} "
-                 f"to {signed(versus['high'])})")
-    text += f"; {size(memory['predicted_bytes'])} of {size(memory['budget_bytes'])} ({memory['scope']})"
-    return html_table(("units", "bits", "format", "rank"), allocation_rows(best), text)
-
-
 def allocation_text(best: Mapping[str, Any]) -> str:
-    """One line for a ``repr``: kind, model, loss, predicted memory."""
-    return (f"{best['winner_kind']} allocation of {best['model']}, loss {best['loss']:.4f}, "
-            f"{size(best['memory']['predicted_bytes'])} of {size(best['memory']['budget_bytes'])}")
+    """One line: kind, model, loss, difference to the best uniform baseline where confirmed, predicted memory."""
+    versus, memory = best.get("versus_best_uniform"), best["memory"]
+    difference = ""
+    if versus:
+        difference = (f", {signed(versus['mean'])} nats against the best uniform baseline (95 % CI "
+                      f"{signed(versus['low'])} to {signed(versus['high'])})")
+    return (f"{best['winner_kind']} allocation of {best['model']}: loss {best['loss']:.4f}{difference}; "
+            f"{size(memory['predicted_bytes'])} of {size(memory['budget_bytes'])} ({memory['scope']})")
+
+
+def allocation_html(best: Mapping[str, Any]) -> str:
+    """A table of bits and ranks by unit, under the line of ``allocation_text``."""
+    return html_table(allocation_text(best), ("units", "bits", "format", "rank"), allocation_rows(best))
