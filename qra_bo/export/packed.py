@@ -25,7 +25,7 @@ def write(run: FinishedRun) -> list[Path]:
     if manifest.packed is None:
         model, _ = load(folder, manifest.packed_on, adapter=False, trust_remote_code=run.trust_remote_code)
         layers = {name: packed(model.get_submodule(name)) for name in manifest.modules}
-        states = {name: {**layer.codes(), **layer.metadata()} for name, layer in layers.items()}
+        states = {name: layer.packed_state() for name, layer in layers.items()}
         check_states(manifest, states, folder)
         save_file({key: tensor.cpu() for key, tensor in flatten(states).items()}, folder / PACKED)
         write_json(folder / MANIFEST, replace(manifest, packed=PACKED).to_json())
