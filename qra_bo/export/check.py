@@ -18,7 +18,7 @@ from qra_bo.export.run import FinishedRun
 from qra_bo.finetune.evaluation.probe import PROBE
 from qra_bo.finetune.manifest import PACKED, read_manifest
 from qra_bo.finetune.models.files import check_model_files
-from qra_bo.finetune.quantization.quiet import without_bars
+from qra_bo.finetune.models.quiet import without_bars
 
 UNIFORM_RANK = "export/adapter_uniform_rank"
 

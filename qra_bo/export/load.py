@@ -100,7 +100,7 @@ def quantise(model: Any, manifest: Manifest, folder: Path, device: torch.device)
     for name, record in manifest.modules.items():
         linear, backend = linears[name], backend_of(record.format)
         if stored is None:
-            backend.check(record.format, *record.shape, where)
+            backend.check(record.format, *record.shape)
             state = backend.pack(linear.weight.detach(), record.format, where)
         else:
             state = stored.get(name, {})

@@ -36,7 +36,7 @@ def write_packed(run: FinishedRun) -> list[Path]:
     if manifest.packed is None:
         model, _ = load(folder, manifest.packed_on, adapter=False, trust_remote_code=run.trust_remote_code)
         layers = {name: packed(model.get_submodule(name)) for name in manifest.modules}
-        states = {name: {**layer.codes(), **layer.metadata()} for name, layer in layers.items()}
+        states = {name: layer.packed_state() for name, layer in layers.items()}
         wrong = _unlike(manifest, states)
         if wrong:
             raise OutputError(f"the packed weights of {wrong[0]} do not have the checksum of the manifest in {folder}; "

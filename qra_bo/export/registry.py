@@ -51,7 +51,7 @@ def export_all(run_folder: Path, targets: Sequence[str] = SMALL, merged_base: st
 def _export(run: FinishedRun, target: str, merged_base: str) -> list[Path]:
     if target not in SMALL:
         from qra_bo.export import models  # imports torch
-        from qra_bo.finetune.quantization.quiet import without_bars
+        from qra_bo.finetune.models.quiet import without_bars
 
         with without_bars():
             if target == "merged":

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from qra_bo.finetune.quantization.bank import LayerBank
 from qra_bo.finetune.quantization.base import State
-from qra_bo.memory.formats import format_from_json
+from qra_bo.memory.formats import format_from_json, parse_format
 from qra_bo.space import StorageFormat
 from qra_bo.utils.errors import OutputError, SpaceError
 from qra_bo.utils.files import COPY_AGAIN, check_plain, strict_json
@@ -133,7 +133,8 @@ def write_manifest(folder: Path, bank: LayerBank, ranks: Mapping[str, int], alph
     Raises:
         OutputError: If a linear is not installed in any format.
     """
-    missing = [linear.name for linear in bank.spec.linears if linear.name not in bank.current]
+    current = bank.current
+    missing = [linear.name for linear in bank.spec.linears if linear.name not in current]
     if missing:
         raise OutputError(f"a manifest describes a fully quantised decoder; not quantised: {missing[:3]}"
                           f"{' ...' if len(missing) > 3 else ''}")
@@ -141,9 +142,9 @@ def write_manifest(folder: Path, bank: LayerBank, ranks: Mapping[str, int], alph
     states = {linear.name: bank.installed_state(linear.name) for linear in bank.spec.linears}
     records = {}
     for linear in bank.spec.linears:
-        rank = ranks.get(linear.name, 0)
-        records[linear.name] = ModuleRecord(bank.format_of(linear.name), (linear.out_features, linear.in_features),
-                                            rank, rank * alpha_over_rank, tensors_digest(states[linear.name]))
+        name, rank = linear.name, ranks.get(linear.name, 0)
+        records[name] = ModuleRecord(parse_format(current[name]), (linear.out_features, linear.in_features), rank,
+                                     rank * alpha_over_rank, tensors_digest(states[name]))
     manifest = Manifest(redact_all(dict(model)), str(bank.compute_dtype).removeprefix("torch."), bank.device.type,
                         records, unquantised_digest(bank.model, records), PACKED if packed else None,
                         package_versions())

@@ -1,36 +1,30 @@
-"""The oracle that really fine-tunes: quantise, adapt, train, evaluate."""
+"""The oracle that fine-tunes: quantise, adapt, train, evaluate."""
 
-import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from qra_bo.finetune.adapters.factor_store import FactorStore
 from qra_bo.finetune.adapters.inits import Initialiser
 from qra_bo.finetune.adapters.lora import AdapterSettings, adapter_parameters, attach, detach
+from qra_bo.finetune.cache import ProfileCache, TensorStore
 from qra_bo.finetune.data.batches import batches
 from qra_bo.finetune.data.records import DataSplits, TokenBlocks
 from qra_bo.finetune.evaluation.probe import PROBE, save_probe
 from qra_bo.finetune.manifest import write_manifest
 from qra_bo.finetune.models.load import commit_of
-from qra_bo.finetune.profiling.cache import ProfileCache
-from qra_bo.finetune.profiling.gradients import CalibrationText
-from qra_bo.finetune.profiling.measure import (
-    assemble,
-    measure_quantization_sensitivity,
-    measure_rank_sensitivity,
-    unit_choice,
-)
+from qra_bo.finetune.profiling.measure import measure_quantization_sensitivity, measure_rank_sensitivity, unit_choice
 from qra_bo.finetune.quantization.bank import LayerBank
 from qra_bo.finetune.tracing.memory_probe import MemoryProbe, begin_load
-from qra_bo.finetune.training.checkpoints import Checkpoint, CheckpointStore
+from qra_bo.finetune.training.checkpoints import CheckpointStore
+from qra_bo.finetune.training.gradients import CalibrationText
 from qra_bo.finetune.training.loop import DivergedError, HeldOut, TrainSettings, held_out, train_steps, unit_groups
 from qra_bo.finetune.training.optimizer import UnitwiseAdamW
+from qra_bo.finetune.training.trial_run import TrialRun
 from qra_bo.oracle.protocol import TRAINING, Progress, StopRequested
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import Allocation, StorageFormat, Unit
@@ -38,12 +32,10 @@ from qra_bo.trials import TrialResult, TrialSpec, TrialState, peaks_to_json
 from qra_bo.utils.errors import OracleError, TrainingError, is_out_of_memory
 from qra_bo.utils.files import writing
 
-log = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True, slots=True)
 class FinetuneSettings:
-    """What the oracle needs besides model, data and bank.
+    """Settings of the oracle besides model, data and bank.
 
     Args:
         train: Trainer's settings.
@@ -52,9 +44,9 @@ class FinetuneSettings:
         test_blocks: Test sequences of an evaluation on the test split.
         calibration_blocks: Training sequences for the sensitivity profile.
         record_at: Steps after which the validation loss is recorded (the last step always is).
-        largest_rank: For I_r.
-        scope: ``"peak"`` or ``"stored"``: what ``measured_bytes`` means.
-        checkpoint_seconds: Least time between two checkpoints of one evaluation.
+        largest_rank: Largest rank of I_r.
+        scope: ``"peak"`` or ``"stored"``: the meaning of ``measured_bytes``.
+        checkpoint_seconds: Least time between two checkpoints of one trial.
     """
 
     train: TrainSettings
@@ -69,22 +61,22 @@ class FinetuneSettings:
 
 
 class FinetuneOracle:
-    """Keeps one base model and a bank of quantised linears; a new candidate swaps them and trains fresh adapters.
+    """Oracle that keeps one base model and its quantised linears; each trial swaps these and trains fresh adapters.
 
     Args:
         model: The dense base model on ``device`` in ``dtype``.
         data: Token blocks of the splits.
         units: The ``L`` units.
-        formats: The ladder's ``F`` formats; formats of references join the bank when first asked for.
+        formats: The ladder's ``F`` formats; those of references are packed at their first use.
         bank: Quantised linears of ``model``.
-        settings: See there.
-        checkpoints: Where evaluations continue, or ``None`` to keep none.
+        settings: Settings of training and evaluation.
+        checkpoints: Where trials continue, or ``None`` to keep none.
         device: Where the model is.
         dtype: Compute type.
         profile_cache: Where the sensitivity profile is kept across runs, or ``None``.
         provenance: JSON values that ``describe`` adds to its own.
-        factors: Where the decompositions of adapters' starts are kept across runs, or ``None``.
-        tokenizer: The model's, for tasks that it is asked; ``None`` where there are none.
+        factors: Where the decompositions of adapter initialisations are kept across runs, or ``None``.
+        tokenizer: The model's, for evaluation tasks; ``None`` where there are none.
     """
 
     kind = "finetune"
@@ -92,15 +84,15 @@ class FinetuneOracle:
     def __init__(self, model: Any, data: DataSplits, units: Sequence[Unit], formats: Sequence[StorageFormat],
                  bank: LayerBank, settings: FinetuneSettings, checkpoints: CheckpointStore | None,
                  device: torch.device, dtype: torch.dtype, profile_cache: ProfileCache | None,
-                 provenance: Mapping[str, Any], factors: FactorStore | None = None, tokenizer: Any = None) -> None:
+                 provenance: Mapping[str, Any], factors: TensorStore | None = None, tokenizer: Any = None) -> None:
         self.model, self.data, self.units, self.formats = model, data, tuple(units), tuple(formats)
         self.bank, self.settings, self.checkpoints = bank, settings, checkpoints
         self.profile_cache, self.tokenizer = profile_cache, tokenizer
         self.device, self.dtype, self._provenance = device, dtype, dict(provenance)
         ids, labels = (torch.from_numpy(array[:settings.calibration_blocks])
                        for array in (data.calibration.input_ids, data.calibration.labels))
-        text = CalibrationText(ids, labels, settings.train.batch, settings.train.logits_chunk)
-        self.inits = self._other_inits = Initialiser(bank, settings.adapter, text, factors)
+        self.text = CalibrationText(ids, labels, settings.train.batch, settings.train.logits_chunk)
+        self.inits = self._other_inits = Initialiser(bank, settings.adapter, self.text, factors)
         self._unit_of = {linear.name: unit.name for unit in units for linear in unit.linears}
         if settings.train.checkpointing:
             model.activation_checkpointing_enable({"use_reentrant": False})
@@ -111,59 +103,57 @@ class FinetuneOracle:
                 "train": asdict(self.settings.train), **self._provenance}
 
     def profile(self, progress: Progress) -> SensitivityProfile:
-        """I_q and I_r on calibration text from the training split; from the cache its cost counts all the same."""
-        n = self.settings.calibration_blocks
-        inputs, labels = self.data.calibration.input_ids[:n], self.data.calibration.labels[:n]
+        """Measure I_q and I_r on calibration text from the training split; a cached profile costs as much."""
         cached = self.profile_cache.load(u.name for u in self.units) if self.profile_cache else None
         if cached is not None:
             profile, cost = cached
-            self.profile_cost = self._with_start(cost)
-            return profile
-        self.bank.build(progress)
-        gain, trained = measure_rank_sensitivity(self.model, self.bank, self.units, inputs, labels, self.settings.train,
-                                     self.device, self.settings.largest_rank, progress)
-        damage, base, forward = measure_quantization_sensitivity(self.model, self.bank, self.units, self.formats, inputs, labels,
-                                               self.settings.train, self.device, progress)
-        cost = {"training_tokens": trained, "forward_tokens": forward}
-        self.profile_cost = self._with_start(cost)
-        profile = assemble(self.units, self.formats, damage, gain, base,
-                           f"measured on {len(inputs)} training sequences"
-                           + ("" if self.bank.rounding is None else ", codes by GPTQ"))
-        if self.profile_cache:
-            self.profile_cache.save(profile, cost)
-        return profile
-
-    def _with_start(self, cost: Mapping[str, Any]) -> dict[str, Any]:
-        """The profile's cost, and that of what all adapters start from and of the codes' choice."""
+        else:
+            self.bank.build(progress)
+            rank_sensitivity, trained = measure_rank_sensitivity(self.bank, self.units, self.text,
+                                                                 self.settings.largest_rank, progress)
+            measured, base, forward = measure_quantization_sensitivity(self.bank, self.units, self.formats, self.text,
+                                                                       progress)
+            source = f"measured on {len(self.text.ids)} training sequences"
+            profile = SensitivityProfile(
+                tuple(u.name for u in self.units), tuple(f.name for f in self.formats), measured.rise, measured.kl,
+                rank_sensitivity, base, source if self.bank.rounding is None else f"{source}, codes by GPTQ",
+                measured.se)
+            cost = {"training_tokens": trained, "forward_tokens": forward}
+            if self.profile_cache:
+                self.profile_cache.save(profile, cost)
+        # Adapter initialisations and the choice of codes take passes of their own, which all trials share.
         rounding = 0 if self.bank.rounding is None else self.bank.rounding.forward_tokens
-        return {**cost, "training_tokens": cost["training_tokens"] + self.inits.training_tokens,
-                "forward_tokens": cost["forward_tokens"] + self.inits.forward_tokens + rounding}
+        self.profile_cost = {"training_tokens": cost["training_tokens"] + self.inits.training_tokens,
+                             "forward_tokens": cost["forward_tokens"] + self.inits.forward_tokens + rounding}
+        return profile
 
     def evaluate(self, request: TrialSpec, progress: Progress,
                  then: Callable[[], None] | None = None) -> TrialResult:
-        """Train (from a checkpoint if there is one) and evaluate; ``then`` is called while the trained model is there.
-        OOM and divergence are results."""
-        start = time.monotonic()
-        spent = _Spent()
+        """Train (from a checkpoint if there is one) and evaluate; ``then`` is called while the adapters are attached.
+
+        Lack of device memory and divergence are results.
+        """
+        run = TrialRun(request, self.checkpoints)
         try:
-            measured = self._evaluate(request, progress, start, spent)
+            measured = self._evaluate(run, progress)
             if then is not None:
                 then()
             return measured
         except DivergedError as error:
-            return spent.result(TrialState.DIVERGED, str(error))
+            return run.failed(TrialState.DIVERGED, str(error))
         except torch.OutOfMemoryError as error:
-            return spent.result(TrialState.OOM, str(error).splitlines()[0])
+            return run.failed(TrialState.OOM, str(error).splitlines()[0])
         finally:
-            detach(self.model)
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
+            self._reset()
 
     def measure_peak(self, allocation: Mapping[str, Any], train_seed: int, progress: Progress,
                      init: str | None = None) -> dict[str, Any]:
-        """Measured bytes of an allocation in the configured scope and its peaks by phase, from two real training steps
-        and a batch of the evaluation; nothing is kept. Where the device's memory ran out there are none, ``state`` is
-        ``"oom"`` and ``message`` says how."""
+        """Measure an allocation's memory with two training steps and a batch of the evaluation; nothing is kept.
+
+        Returns:
+            ``measured_bytes`` in the configured scope and ``peaks`` by phase. Where the device ran out of memory there
+            are none, ``state`` is ``"oom"``, and ``message`` is the error.
+        """
         chosen = Allocation.from_json(allocation)
         begin_load(self.device)
         try:
@@ -187,23 +177,21 @@ class FinetuneOracle:
             return {"state": TrialState.OOM.value, "message": str(error).splitlines()[0], "measured_bytes": None,
                     "peaks": {}}
         finally:
-            detach(self.model)
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
+            self._reset()
 
     def finalise(self, allocation: Mapping[str, Any], steps: int | None, epochs: float, train_seed: int,
                  lr_scale: float, out: str, model_cfg: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
-        """The final fine-tune: train on a schedule of its own, save adapter, manifest and a probe of the logits.
+        """Run the final fine-tune on a schedule of its own; save adapter, manifest and a probe of the logits.
 
         Args:
             allocation: The winner, as JSON.
-            steps: Optimiser steps; ``None`` leaves it to ``epochs``.
+            steps: Optimiser steps; ``None`` derives them from ``epochs``.
             epochs: Passes over the training split.
             train_seed: Seed of data order and initialisation.
             lr_scale: Calibrated factor on the learning rate.
             out: Folder of the run.
             model_cfg: Configuration of the base model, for the manifest.
-            progress: Told after every step.
+            progress: Called after every step.
 
         Returns:
             Steps, test loss with its standard error, and tokens.
@@ -216,7 +204,7 @@ class FinetuneOracle:
         total = steps or max(1, round(epochs * len(self.data.train) / self.settings.train.batch))
         request = TrialSpec(chosen, total, total, train_seed, "test", lr_scale)
         try:
-            measured = self._evaluate(request, progress, time.monotonic(), _Spent())
+            measured = self._evaluate(TrialRun(request, self.checkpoints), progress)
             ranks = {linear.name: rank for unit, rank in zip(self.units, chosen.ranks, strict=True)
                      for linear in unit.linears}
             node = {**model_cfg, "revision": model_cfg.get("revision") or commit_of(self.model)}
@@ -231,8 +219,8 @@ class FinetuneOracle:
                 raise
             raise TrainingError(
                 f"the final fine-tune of {total} steps did not end well: {type(error).__name__}: "
-                f"{str(error).splitlines()[0]}. What the search found is in the run's trials.jsonl; start a run with "
-                "another final.steps or a lower adapter.lr, or with a smaller budget if memory ran out") from error
+                f"{str(error).splitlines()[0]}. The results of the search are in the run's trials.jsonl; start a run "
+                "with another final.steps or a lower adapter.lr, or with a smaller budget if memory ran out") from error
         finally:
             detach(self.model)
         return {"steps": total, "loss": measured.loss, "loss_se": measured.loss_se,
@@ -241,122 +229,81 @@ class FinetuneOracle:
     def close(self) -> None:
         self.bank.restore_dense()
 
-    def _initialiser(self, init: str | None) -> Initialiser:
-        """That of the configured start for ``None``; of others the last one used is kept."""
-        if init is None or init == self.settings.adapter.init:
-            return self.inits
-        if self._other_inits.settings.init != init:
-            self._other_inits = self.inits.with_start(init)
-        return self._other_inits
+    def _reset(self) -> None:
+        """Remove the adapters, and give what they took back to the device."""
+        detach(self.model)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def build(self, allocation: Allocation, train_seed: int, progress: Progress | None = None,
               init: str | None = None, codes: str | None = None) -> None:
-        """Switch the model to ``allocation`` and attach fresh adapters that start with ``init``; ``codes`` as in
-        ``TrialSpec``."""
+        """Quantise the model as in ``allocation`` and attach fresh adapters; ``init``, ``codes``: see ``TrialSpec``.
+
+        Raises:
+            OracleError: If the allocation is of another number of units.
+        """
         if len(allocation) != len(self.units):
             raise OracleError(f"the model has {len(self.units)} units; the allocation has {len(allocation)}")
         formats = unit_choice(self.units, allocation.formats)
         ranks = {linear.name: rank for unit, rank in zip(self.units, allocation.ranks, strict=True)
                  for linear in unit.linears}
         self.bank.choose_codes(progress)
-        prepared = self._initialiser(init).prepare(formats, ranks, progress, codes == "rtn")
+        inits = self.inits
+        if init not in (None, self.settings.adapter.init):
+            if self._other_inits.settings.init != init:  # the last one used is kept
+                self._other_inits = self.inits.with_init(str(init))
+            inits = self._other_inits
+        prepared = inits.prepare(formats, ranks, progress, codes == "rtn")
         nearest = self.bank.nearest_bases(formats) if codes == "rtn" else {}
         self.bank.install(self.model, {**formats, **nearest, **prepared.bases})
-        self.peft = attach(self.model, ranks, self.settings.adapter, train_seed, self.dtype, prepared.starts)
+        self.peft = attach(self.model, ranks, self.settings.adapter, train_seed, self.dtype, prepared.pairs)
 
     def optimizer(self, allocation: Allocation, lr_scale: float) -> UnitwiseAdamW:
-        """One AdamW group per unit of the built model."""
+        """Return an optimiser with one AdamW group per unit of the built model."""
         ranks = {unit.name: rank for unit, rank in zip(self.units, allocation.ranks, strict=True)}
         groups = unit_groups(adapter_parameters(self.model), self._unit_of, ranks, self.settings.train, lr_scale)
         return UnitwiseAdamW(groups, self.settings.train.optimizer)
 
-    def _evaluate(self, request: TrialSpec, progress: Progress, start: float, spent: "_Spent") -> TrialResult:
-        settings, allocation, spent.start = self.settings.train, request.allocation, start
+    def _evaluate(self, run: TrialRun, progress: Progress) -> TrialResult:
+        request = run.request
         begin_load(self.device)
-        self.build(allocation, request.train_seed, progress, request.init, request.codes)
-        optimizer = self.optimizer(allocation, request.lr_scale)
-        switch_seconds = time.monotonic() - start
-        name = (f"{allocation.fingerprint}-{request.schedule_steps}-t{request.train_seed}"
-                f"-lr{request.lr_scale:g}{request.how}")
-        done, curve = self._restore(name, request, optimizer, spent)
-        train = self.data.train
-        order = batches(len(train.input_ids), settings.batch, request.schedule_steps, request.train_seed)
+        self.build(request.allocation, request.train_seed, progress, request.init, request.codes)
+        optimizer = self.optimizer(request.allocation, request.lr_scale)
+        switch_seconds = time.monotonic() - run.start
+        run.restore(optimizer)
         probe = MemoryProbe(self.device, self.model, optimizer, self.bank, self.settings.scope, follow=True)
-        resumed_at = done
-        due = done - (done > spent.first)  # cut off after a step whose held-out loss was perhaps not recorded yet
-        stops = sorted({s for s in (*self.settings.record_at, request.steps) if due < s <= request.steps}
-                       - {step for step, _ in curve})
-        last_saved = time.monotonic()
-        for stop in stops:
-            while done < stop:
-                with probe.watch(done - resumed_at) as mark:
-                    spent.training += train_steps(self.model, optimizer, train.input_ids, train.labels, order, done,
-                                                  done + 1, request.schedule_steps, settings, self.device, mark)
-                done = spent.done = done + 1
-                try:
-                    progress(TRAINING, done, request.steps)
-                except StopRequested:
-                    self._save(name, request, optimizer, spent, curve)
-                    raise
-                if time.monotonic() - last_saved > self.settings.checkpoint_seconds:
-                    self._save(name, request, optimizer, spent, curve)
-                    last_saved = time.monotonic()
-            if stop < request.steps:
-                curve = (*curve, (stop, self._held_out("validation", spent, probe).loss))
-        self._save(name, request, optimizer, spent, curve)
-        result = self._held_out(request.split, spent, probe)
+        self._train(run, optimizer, probe, progress)
+        result = self._held_out(request.split, run, probe)
         if not math.isfinite(result.loss):
-            raise DivergedError(f"held-out loss {result.loss} after {done} steps")
-        curve = (*curve, (request.steps, result.loss))
-        return TrialResult(TrialState.OK, result.loss, result.se, curve, done - spent.first, spent.training,
-                           spent.forward, probe.bytes, spent.seconds, switch_seconds, peaks=probe.peaks)
+            raise DivergedError(f"held-out loss {result.loss} after {run.done} steps")
+        curve = (*run.curve, (request.steps, result.loss))
+        return TrialResult(TrialState.OK, result.loss, result.se, curve, run.done - run.first, run.training,
+                           run.forward, probe.bytes, run.seconds, switch_seconds, peaks=probe.peaks)
 
-    def _save(self, name: str, request: TrialSpec, optimizer: UnitwiseAdamW, spent: "_Spent",
-              curve: tuple[tuple[int, float], ...]) -> None:
-        if self.checkpoints:
-            self.checkpoints.save(name, Checkpoint(spent.done, request.steps, spent.first, spent.training,
-                                                   spent.forward, spent.seconds, curve, optimizer.state()))
+    def _train(self, run: TrialRun, optimizer: UnitwiseAdamW, probe: MemoryProbe, progress: Progress) -> None:
+        request, settings, train, resumed_at = run.request, self.settings.train, self.data.train, run.done
+        order = batches(len(train.input_ids), settings.batch, request.schedule_steps, request.train_seed)
+        for stop in run.stops(self.settings.record_at):
+            while run.done < stop:
+                with probe.watch(run.done - resumed_at) as mark:
+                    run.training += train_steps(self.model, optimizer, train.input_ids, train.labels, order, run.done,
+                                                run.done + 1, request.schedule_steps, settings, self.device, mark)
+                run.done += 1
+                try:
+                    progress(TRAINING, run.done, request.steps)
+                except StopRequested:
+                    run.save(optimizer.state())
+                    raise
+                if time.monotonic() - run.saved > self.settings.checkpoint_seconds:
+                    run.save(optimizer.state())
+            if stop < request.steps:
+                run.curve = (*run.curve, (stop, self._held_out("validation", run, probe).loss))
+        run.save(optimizer.state())
 
-    def _restore(self, name: str, request: TrialSpec, optimizer: UnitwiseAdamW,
-                 spent: "_Spent") -> tuple[int, tuple[tuple[int, float], ...]]:
-        saved = self.checkpoints.load(name, request.steps) if self.checkpoints else None
-        if saved is None:
-            return 0, ()
-        if not optimizer.accepts(saved.state):
-            log.warning("the checkpoint of %s is of other adapters and is not used", name)
-            return 0, ()
-        optimizer.load_state(saved.state)
-        spent.done = spent.first = saved.step
-        if saved.target == request.steps:  # this very evaluation was cut off: it goes on, with what it spent
-            spent.first, spent.training, spent.forward = saved.first, saved.training_tokens, saved.forward_tokens
-            spent.earlier = saved.seconds
-        return saved.step, saved.curve
-
-    def _held_out(self, split: str, spent: "_Spent", probe: MemoryProbe) -> HeldOut:
+    def _held_out(self, split: str, run: TrialRun, probe: MemoryProbe) -> HeldOut:
         blocks: TokenBlocks = self.data.test if split == "test" else self.data.validation
         limit = self.settings.test_blocks if split == "test" else self.settings.eval_blocks
         result = held_out(self.model, blocks.input_ids[:limit], blocks.labels[:limit], self.settings.train,
                           self.device, probe.evaluation)
-        spent.forward += result.tokens
+        run.forward += result.tokens
         return result
-
-
-@dataclass(slots=True)
-class _Spent:
-    """What an evaluation has cost so far, whether or not it ends well."""
-
-    first: int = 0
-    done: int = 0
-    training: int = 0
-    forward: int = 0
-    start: float = field(default_factory=time.monotonic)
-    earlier: float = 0.0
-
-    @property
-    def seconds(self) -> float:
-        """Of this session, and of those before it that the evaluation was cut off in."""
-        return self.earlier + time.monotonic() - self.start
-
-    def result(self, state: TrialState, message: str) -> TrialResult:
-        return TrialResult(state, None, None, (), max(0, self.done - self.first), self.training, self.forward, None,
-                           self.seconds, 0.0, message)

@@ -51,6 +51,14 @@ HQQ_PLANES: Mapping[int, tuple[Plane, ...]] = {
 whole bytes, which saves nothing."""
 
 
+BACKENDS: Mapping[str, str] = {
+    "bitsandbytes": "qra_bo.finetune.quantization.bnb:BitsAndBytesBackend",
+    "hqq": "qra_bo.finetune.quantization.half_quadratic:HQQBackend",
+    "none": "qra_bo.finetune.quantization.unquantised:UnquantisedBackend",
+    "reference": "qra_bo.finetune.quantization.reference:ReferenceBackend"}
+"""Class that packs the formats of each backend; it is imported only where weights are packed."""
+
+
 def _known() -> dict[str, StorageFormat]:
     formats = [StorageFormat("nf4", "bitsandbytes", 4, 64, double_quant=True),
                StorageFormat("nf4-nodq", "bitsandbytes", 4, 64), StorageFormat("int8", "bitsandbytes", 8, 0),

@@ -16,12 +16,12 @@ from qra_bo.space import Allocation, DecoderSpec, Ladder, SearchSpace, StorageFo
 from qra_bo.space.specs import OWN_CODE, spec_from_hf_config, spec_from_numbers
 from qra_bo.utils.device import BYTES, resolve_dtype
 from qra_bo.utils.errors import ConfigError, ModelError
+from qra_bo.utils.files import cache_folder
 
 if TYPE_CHECKING:
-    from qra_bo.finetune.adapters.factor_store import FactorStore
+    from qra_bo.finetune.cache import ProfileCache, TensorStore
     from qra_bo.finetune.data.records import DataSplits
     from qra_bo.finetune.oracle import FinetuneOracle
-    from qra_bo.finetune.profiling.cache import ProfileCache
     from qra_bo.finetune.quantization.rounding import Rounding
     from qra_bo.oracle.protocol import Oracle
 
@@ -181,12 +181,12 @@ def make_finetune(cfg: RunConfig, out: Path) -> "FinetuneOracle":
     import torch
 
     from qra_bo.finetune.adapters.lora import AdapterSettings
+    from qra_bo.finetune.cache import weights_fingerprint
     from qra_bo.finetune.data.load import data_notes, load_data
     from qra_bo.finetune.models.attention import use_fast_attention
     from qra_bo.finetune.models.host_linear import is_too_large, keep_on_host
     from qra_bo.finetune.models.load import commit_of, load_base
     from qra_bo.finetune.oracle import FinetuneOracle, FinetuneSettings
-    from qra_bo.finetune.profiling.cache import weights_fingerprint
     from qra_bo.finetune.quantization.bank import LayerBank
     from qra_bo.finetune.quantization.base import storage_bytes
     from qra_bo.finetune.quantization.once_quantised import refuse_reproducing_formats
@@ -238,34 +238,32 @@ def make_rounding(cfg: RunConfig, model: Any, spec: DecoderSpec, space: SearchSp
         return None
     import torch
 
+    from qra_bo.finetune.cache import TensorStore
     from qra_bo.finetune.manifest import package_versions
-    from qra_bo.finetune.profiling.cache import cache_folder, packing_sources
     from qra_bo.finetune.quantization.rounding import Rounding
-    from qra_bo.finetune.quantization.tensor_store import TensorStore
 
     formats = [f for f in space.formats if f.bits < 16]
     ids = torch.from_numpy(data.train.input_ids[:max(1, cfg.quantizer.tokens // cfg.train.length)])
     facts = {**base, "device": model.device.type, "versions": package_versions(), **codes_facts(cfg, data.sha256)}
-    store = TensorStore(cache_folder().parent / "codes", facts, packing_sources())
+    store = TensorStore(cache_folder("codes"), facts)
     return Rounding(model, [linear.name for linear in spec.linears], formats, ids, model.device, store)
 
 
-def factor_store(cfg: RunConfig, base: Mapping[str, str], device_type: str, data_sha256: str) -> "FactorStore":
+def factor_store(cfg: RunConfig, base: Mapping[str, str], device_type: str, data_sha256: str) -> "TensorStore":
     """Where the decomposed quantisation residuals of this model are kept between runs."""
-    from qra_bo.finetune.adapters.factor_store import FactorStore
+    from qra_bo.finetune.cache import TensorStore
     from qra_bo.finetune.manifest import package_versions
-    from qra_bo.finetune.profiling.cache import cache_folder
 
-    return FactorStore(cache_folder().parent / "factors", {
+    return TensorStore(cache_folder("factors"), {
         **base, "device": device_type, "versions": package_versions(), **codes_facts(cfg, data_sha256)})
 
 
 def profile_cache(cfg: RunConfig, base: Mapping[str, str], device_type: str, data_sha256: str) -> "ProfileCache":
     """Where the profile of this model on this data is kept between runs."""
+    from qra_bo.finetune.cache import ProfileCache
     from qra_bo.finetune.manifest import package_versions
-    from qra_bo.finetune.profiling.cache import ProfileCache, cache_folder
 
-    return ProfileCache(cache_folder(), {
+    return ProfileCache(cache_folder("profiles"), {
         **base, "device": device_type, "versions": package_versions(), "data": data_sha256,
         "granularity": cfg.granularity, "formats": cfg.format_names, "calibration": cfg.data.calibration,
         "length": cfg.train.length, "batch": cfg.train.batch, "largest_rank": cfg.ranks[-1],

@@ -18,6 +18,7 @@ from qra_bo.space import SearchSpace
 from qra_bo.study.journal import JOURNAL_NAME
 from qra_bo.study.results import load_study
 from qra_bo.trials import Trial
+from qra_bo.utils.files import cache_folder
 
 log = logging.getLogger(__name__)
 Fold = Callable[[Sequence[Trial]], dict[str, Any] | None]
@@ -25,9 +26,8 @@ Fold = Callable[[Sequence[Trial]], dict[str, Any] | None]
 
 def store() -> AllowanceStore:
     """The user's allowances, beside their cached profiles."""
-    from qra_bo.finetune.profiling.cache import cache_folder
 
-    return AllowanceStore(cache_folder().parent / "allowances")
+    return AllowanceStore(cache_folder("allowances"))
 
 
 def device_name(config: RunConfig, device_type: str) -> str | None:

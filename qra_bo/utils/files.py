@@ -147,3 +147,9 @@ def _kind(path: Path) -> str:
     if stat.S_ISREG(mode):
         return ""
     return _LINK if stat.S_ISLNK(mode) else "a folder" if stat.S_ISDIR(mode) else _SPECIAL
+
+
+def cache_folder(kind: str) -> Path:
+    """Return the folder of one kind of results, below ``$QRA_BO_CACHE`` or ``qra_bo`` in the user's cache folder."""
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qra_bo"
+    return Path(os.environ.get("QRA_BO_CACHE") or default) / kind

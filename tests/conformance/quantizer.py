@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from qra_bo.finetune.quantization.base import CODES, LOWER_CODES, QuantizerBackend, packed
+from qra_bo.finetune.quantization.base import CODES, LOWER_CODES, QuantizerBackend, packed, state_bytes
 from qra_bo.finetune.quantization.reference import ReferenceBackend
 from qra_bo.finetune.quantization.registry import backend_of
 from qra_bo.memory.formats import check_shape, metadata_bytes, parse_format, weight_bytes
@@ -90,7 +90,7 @@ class QuantizerConformance:
 
     def test_bytes_of_model_shapes(self, fmt: StorageFormat) -> None:
         for out, inp in SMOLLM2_SHAPES[:2]:
-            measured = self.backend(fmt).stored_bytes(self.layer(fmt, make_linear(out, inp)))
+            measured = state_bytes(packed(self.layer(fmt, make_linear(out, inp))).packed_state())
             assert measured == (weight_bytes(fmt, out, inp), metadata_bytes(fmt, out, inp))
 
     def test_bytes_and_weights_of_any_shape(self, fmt: StorageFormat) -> None:
@@ -106,8 +106,9 @@ class QuantizerConformance:
                     self.layer(fmt, linear)
                 return
             layer = self.layer(fmt, linear, torch.float32)
-            assert self.backend(fmt).stored_bytes(layer) == (weight_bytes(fmt, out, inp), metadata_bytes(fmt, out, inp))
-            dense = self.backend(fmt).dequantize(layer)
+            expected = weight_bytes(fmt, out, inp), metadata_bytes(fmt, out, inp)
+            assert state_bytes(packed(layer).packed_state()) == expected
+            dense = packed(layer).unpack()
             assert dense.shape == (out, inp)
             # No weight is off by more than a step of a coarse grid over its matrix: a wrong block or order would be.
             step = float(linear.weight.max() - linear.weight.min()) / (2 ** fmt.bits - 1)
@@ -117,20 +118,20 @@ class QuantizerConformance:
 
     def test_error_is_close_to_the_references(self, fmt: StorageFormat) -> None:
         linear = make_linear(128, 256)
-        error = relative_error(self.backend(fmt).dequantize(self.layer(fmt, linear, torch.float32)), linear.weight)
+        error = relative_error(packed(self.layer(fmt, linear, torch.float32)).unpack(), linear.weight)
         if fmt.bits == 16:
             assert error < 3e-4
             return
         ref = parse_format(f"ref{fmt.bits}")
-        bound = relative_error(ReferenceBackend().dequantize(
-            ReferenceBackend().quantize(linear, ref, torch.float32, CPU)), linear.weight)
+        bound = relative_error(packed(
+            ReferenceBackend().quantize(linear, ref, torch.float32, CPU)).unpack(), linear.weight)
         wider = 1.9 if fmt.block == 0 else 1.35  # one scale a row, or groups of 128, cost more than groups of 64
         assert 0 < error <= wider * bound
 
     def test_dequantised_weight_is_rounded_once(self, fmt: StorageFormat) -> None:
         linear = make_linear(64, 128)
-        exact = self.backend(fmt).dequantize(self.layer(fmt, linear, torch.float32))
-        half = self.backend(fmt).dequantize(self.layer(fmt, linear, torch.bfloat16))
+        exact = packed(self.layer(fmt, linear, torch.float32)).unpack()
+        half = packed(self.layer(fmt, linear, torch.bfloat16)).unpack()
         assert half.dtype == torch.bfloat16
         assert torch.equal(exact.to(torch.bfloat16), half)
 
@@ -143,7 +144,7 @@ class QuantizerConformance:
         draw = torch.Generator().manual_seed(1)
         x = torch.randn(2, 3, 128, generator=draw, dtype=dtype)
         grad = torch.randn(2, 3, 64, generator=draw, dtype=dtype)
-        dense = self.backend(fmt).dequantize(layer)
+        dense = packed(layer).unpack()
         results = []
         for call in (layer, lambda v: nn.functional.linear(v, dense, linear.bias.to(dtype) if bias else None)):
             leaf = x.clone().requires_grad_()
@@ -165,7 +166,7 @@ class QuantizerConformance:
 
     def test_train_eval_train_changes_nothing(self, fmt: StorageFormat) -> None:
         layer = self.layer(fmt, make_linear(64, 128))
-        before = digest(self.backend(fmt).state(layer))
+        before = digest(packed(layer).packed_state())
         x = torch.ones(4, 128, dtype=torch.bfloat16)
         first = layer.train()(x)
         with torch.no_grad():
@@ -176,7 +177,7 @@ class QuantizerConformance:
         again.sum().backward()
         assert torch.equal(first, again)
         assert leaf.grad is not None
-        assert digest(self.backend(fmt).state(layer)) == before
+        assert digest(packed(layer).packed_state()) == before
 
     def test_packing_is_deterministic_on_any_number_of_threads(self, fmt: StorageFormat) -> None:
         linear, threads = make_linear(256, 576), torch.get_num_threads()
@@ -193,13 +194,12 @@ class QuantizerConformance:
         from safetensors.torch import load_file, save_file
         linear = make_linear(64, 128, bias=True)
         layer = self.layer(fmt, linear)
-        save_file(self.backend(fmt).state(layer), tmp_path / "layer.safetensors")
+        save_file(packed(layer).packed_state(), tmp_path / "layer.safetensors")
         state = load_file(tmp_path / "layer.safetensors")
         again = self.backend(fmt).build(state, fmt, (64, 128), linear.bias.detach(), torch.bfloat16)
         x = torch.ones(4, 128, dtype=torch.bfloat16)
         assert torch.equal(layer(x), again(x))
-        assert self.backend(fmt).stored_bytes(again) == self.backend(fmt).stored_bytes(layer)
-        assert self.backend(fmt).to(again, CPU) is again
+        assert state_bytes(packed(again).packed_state()) == state_bytes(packed(layer).packed_state())
 
     def test_original_is_left_alone(self, fmt: StorageFormat) -> None:
         linear = make_linear(64, 64)
@@ -211,7 +211,7 @@ class QuantizerConformance:
         linear = make_linear(64, 64)
         for value in (0.0, 0.25):
             linear.weight.fill_(value)
-            dense = self.backend(fmt).dequantize(self.layer(fmt, linear, torch.float32))
+            dense = packed(self.layer(fmt, linear, torch.float32)).unpack()
             torch.testing.assert_close(dense, linear.weight.detach(), rtol=0.02, atol=1e-3)
 
     def test_peft_adapts_it_and_trains(self, fmt: StorageFormat) -> None:
@@ -229,7 +229,7 @@ class QuantizerConformance:
                 return out
 
         layer = self.layer(fmt, make_linear(64, 128))
-        packed = digest(self.backend(fmt).state(layer))
+        before = digest(packed(layer).packed_state())
         with torch.random.fork_rng(devices=[]):
             model = get_peft_model(Holder(layer), LoraConfig(r=4, lora_alpha=8, target_modules=["proj"]))
             wrapper = model.base_model.model.proj
@@ -250,4 +250,4 @@ class QuantizerConformance:
                 optimizer.step()
                 losses.append(float(loss.detach()))
         assert losses[-1] < losses[0]
-        assert digest(self.backend(fmt).state(layer)) == packed
+        assert digest(packed(layer).packed_state()) == before

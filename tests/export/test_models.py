@@ -122,8 +122,8 @@ def test_bitsandbytes_gets_the_codes_that_the_run_chose(tmp_path: Path, servable
     chosen, nearest = load(run, adapter=False)[0], load(servable, adapter=False)[0]
     for name in ("model.layers.0.mlp.up_proj", "model.layers.2.self_attn.q_proj"):
         codes = model.get_submodule(name).weight.data.flatten()
-        assert torch.equal(codes, chosen.get_submodule(name).codes()["codes"].flatten())
-        assert not torch.equal(codes, nearest.get_submodule(name).codes()["codes"].flatten())
+        assert torch.equal(codes, chosen.get_submodule(name).packed_state()["codes"].flatten())
+        assert not torch.equal(codes, nearest.get_submodule(name).packed_state()["codes"].flatten())
     damaged = load_file(run / PACKED)
     save_file({k: t ^ 1 if t.dtype == torch.uint8 else t for k, t in damaged.items()}, run / "other")
     kept = (run / PACKED).read_bytes()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from qra_bo.export.load import load
-from qra_bo.finetune.adapters import inits
+from qra_bo.finetune.adapters import directions, inits
 from qra_bo.finetune.adapters.inits import GRADIENT_NORM, Initialiser
 from qra_bo.finetune.adapters.lora import INITS, AdapterSettings, adapter_parameters, attach, detach, lora_layers
 from qra_bo.finetune.data.load import load_data
@@ -18,10 +18,9 @@ from qra_bo.finetune.evaluation.probe import PROBE, probe_difference
 from qra_bo.finetune.manifest import PACKED
 from qra_bo.finetune.models.load import load_base
 from qra_bo.finetune.oracle import FinetuneOracle, FinetuneSettings
-from qra_bo.finetune.profiling import gradients
-from qra_bo.finetune.profiling.gradients import CalibrationText
 from qra_bo.finetune.quantization.bank import LayerBank
 from qra_bo.finetune.quantization.base import packed
+from qra_bo.finetune.training.gradients import CalibrationText
 from qra_bo.finetune.training.loop import TrainSettings
 from qra_bo.memory.formats import parse_format
 from qra_bo.space import Allocation, make_units, uniform
@@ -46,7 +45,7 @@ def effective(init: str, fmt: str, rank: int, seed: int = 3) -> dict[str, torch.
     formats, ranks = dict.fromkeys(NAMES, fmt), dict.fromkeys(NAMES, rank)
     prepared = Initialiser(BANK, settings, START, None).prepare(formats, ranks, None)
     BANK.install(MODEL, {**formats, **prepared.bases})
-    attach(MODEL, ranks, settings, seed, torch.float32, prepared.starts)
+    attach(MODEL, ranks, settings, seed, torch.float32, prepared.pairs)
     try:
         return {name: packed(layer.get_base_layer()).unpack() + 2.0 * (layer.lora_B["default"].weight.detach()
                                                                        @ layer.lora_A["default"].weight.detach())
@@ -82,11 +81,11 @@ def test_a_start_is_drawn_from_no_global_generator_and_is_the_same_again(init: s
 @pytest.mark.parametrize("init", ["residual_svd", "eva", "gradient"])
 def test_ranks_share_their_start(init: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inits, "KEPT_RANK", 8)
-    monkeypatch.setattr(gradients, "SKETCH_ROWS", 64)  # fewer than the widest linear has outputs
+    monkeypatch.setattr(directions, "SKETCH_ROWS", 64)  # fewer than the widest linear has outputs
 
     def pairs(rank: int) -> dict[str, Any]:
         maker = Initialiser(BANK, AdapterSettings(2.0, init), START, None)
-        return dict(maker.prepare(dict.fromkeys(NAMES, "hqq3"), dict.fromkeys(NAMES, rank), None).starts)
+        return dict(maker.prepare(dict.fromkeys(NAMES, "hqq3"), dict.fromkeys(NAMES, rank), None).pairs)
 
     small, large = pairs(2), pairs(9)  # beyond what is kept at first
     for name in NAMES:
@@ -106,7 +105,7 @@ def test_evas_rows_span_the_inputs_best() -> None:
     handle.remove()
     x = seen["x"].reshape(-1, 64)
     start = Initialiser(BANK, AdapterSettings(2.0, "eva"), START, None).prepare({NAMES[0]: "nf4"}, {NAMES[0]: 4}, None)
-    down, up = start.starts[NAMES[0]]
+    down, up = start.pairs[NAMES[0]]
     torch.testing.assert_close(down @ down.t(), torch.eye(4), atol=1e-4, rtol=0)
     kept = float((x @ down.t()).norm() ** 2)
     assert kept == pytest.approx(float(torch.linalg.svdvals(x)[:4].square().sum()), rel=1e-3)
@@ -130,10 +129,10 @@ def weight_gradients(names: list[str]) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize(("sketched", "share"), [(64, 0.8), (128, 0.999)])
 def test_the_gradients_rows_are_the_leading_directions_of_the_weights_gradient(
         sketched: int, share: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gradients, "SKETCH_ROWS", sketched)
+    monkeypatch.setattr(directions, "SKETCH_ROWS", sketched)
     ranks = dict.fromkeys(NAMES, 4)
     starts = Initialiser(BANK, AdapterSettings(2.0, "gradient"), START, None).prepare(
-        dict.fromkeys(NAMES, "nf4"), ranks, None).starts
+        dict.fromkeys(NAMES, "nf4"), ranks, None).pairs
     for name, gradient in weight_gradients(NAMES).items():
         down, up = starts[name]
         assert float(torch.linalg.matrix_norm(down)) == pytest.approx(GRADIENT_NORM, rel=1e-5)
@@ -148,7 +147,7 @@ def test_the_gradients_rows_are_the_leading_directions_of_the_weights_gradient(
 def test_over_16_bits_too_and_where_a_rank_exceeds_the_directions_the_rest_is_diced() -> None:
     name = next(n for n in NAMES if n.endswith("k_proj"))  # 32 outputs: no gradient has more directions
     settings, formats, ranks = AdapterSettings(2.0, "gradient"), dict.fromkeys(NAMES, "fp16"), {name: 40}
-    starts = Initialiser(BANK, settings, START, None).prepare(formats, ranks, None).starts
+    starts = Initialiser(BANK, settings, START, None).prepare(formats, ranks, None).pairs
     BANK.install(MODEL, formats)
 
     def rows(chosen: Any) -> torch.Tensor:
@@ -165,7 +164,7 @@ def test_over_16_bits_too_and_where_a_rank_exceeds_the_directions_the_rest_is_di
 
 def test_linears_in_16_bits_have_nothing_to_correct_and_start_from_dice() -> None:
     assert not Initialiser(BANK, AdapterSettings(2.0, "loftq"), START, None).prepare(
-        dict.fromkeys(NAMES, "fp16"), dict.fromkeys(NAMES, 2), None).starts
+        dict.fromkeys(NAMES, "fp16"), dict.fromkeys(NAMES, 2), None).pairs
 
 
 def make(init: str, model: Any = None) -> FinetuneOracle:
@@ -226,14 +225,14 @@ def test_parameters_are_views_of_nothing_shared() -> None:
     """Training one allocation must not change what the next one starts from."""
     maker = Initialiser(BANK, AdapterSettings(2.0, "residual_svd"), START, None)
     formats, ranks = dict.fromkeys(NAMES, "nf4"), dict.fromkeys(NAMES, 2)
-    starts = maker.prepare(formats, ranks, None).starts
+    starts = maker.prepare(formats, ranks, None).pairs
     BANK.install(MODEL, formats)
     attach(MODEL, ranks, AdapterSettings(2.0, "residual_svd"), 0, torch.float32, starts)
     for pair in adapter_parameters(MODEL).values():
         for parameter in pair.values():
             parameter.data.add_(1.0)
     detach(MODEL)
-    again = maker.prepare(formats, ranks, None).starts
+    again = maker.prepare(formats, ranks, None).pairs
     assert all(torch.equal(again[n][0], starts[n][0]) and torch.equal(again[n][1], starts[n][1]) for n in NAMES)
 
 

@@ -1,15 +1,12 @@
 """Low-rank factors and alternating decompositions, against plain singular value decompositions and PEFT."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from qra_bo.finetune.adapters.factor_store import FactorStore
-from qra_bo.finetune.adapters.lowrank import Factors, leading, low_rank_first, quantised_first
+from qra_bo.finetune.adapters.lowrank import leading, low_rank_first, quantised_first
 from qra_bo.finetune.quantization.base import State, packed
 from qra_bo.finetune.quantization.registry import backend_of
 from qra_bo.memory.formats import parse_format
@@ -119,26 +116,3 @@ def test_loftq_equals_pefts_on_cuda() -> None:
     dense, down, up = loftq_init(weight, 4, 8, 3)
     theirs = float((weight - dense - up @ down).norm() / weight.norm())
     assert ours.errors[-1] == pytest.approx(theirs, rel=0.02)
-
-
-def test_factors_are_kept_on_disk_and_the_oldest_go(tmp_path: Path) -> None:
-    factors = leading(torch.randn(6, 8, generator=torch.Generator().manual_seed(0)), 3)
-    store = FactorStore(tmp_path, {"weights": "a"}, keep=2)
-    assert store.load("layer", "nf4", 1) is None
-    store.save("layer", "nf4", factors)
-    again = FactorStore(tmp_path, {"weights": "a"}).load("layer", "nf4", 3)
-    assert isinstance(again, Factors)
-    assert torch.equal(again.product(), factors.product())
-    assert store.load("layer", "nf4", 4) is None  # of a smaller rank than is asked for
-    assert FactorStore(tmp_path, {"weights": "b"}).load("layer", "nf4", 1) is None
-    for weights in "bc":
-        FactorStore(tmp_path, {"weights": weights}, keep=2).save("layer", "nf4", factors)
-    assert len(list(tmp_path.iterdir())) == 2
-
-
-def test_a_damaged_file_is_made_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    store = FactorStore(tmp_path, {})
-    store.save("layer", "nf4", leading(torch.eye(4), 2))
-    next(store.folder.iterdir()).write_bytes(b"not a tensor")
-    assert store.load("layer", "nf4", 1) is None
-    assert "made anew" in caplog.text

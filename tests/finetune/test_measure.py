@@ -5,7 +5,7 @@ import torch
 from qra_bo.finetune.profiling import measure
 from qra_bo.finetune.profiling.measure import leading_energy, measure_quantization_sensitivity, measure_rank_sensitivity
 from qra_bo.finetune.quantization.bank import LayerBank
-from qra_bo.finetune.training.loop import TrainSettings
+from qra_bo.finetune.training.gradients import CalibrationText
 from qra_bo.memory.formats import parse_format
 from qra_bo.space import make_units
 from tests.finetune.models import tiny_llama
@@ -13,7 +13,13 @@ from tests.finetune.models import tiny_llama
 CPU = torch.device("cpu")
 IDS = np.random.default_rng(0).integers(0, 97, (4, 12))
 LABELS = np.where(np.arange(12) < 3, -100, IDS)
-SETTINGS = TrainSettings(batch=2, logits_chunk=5)
+
+
+def calibration(ids: np.ndarray, labels: np.ndarray) -> CalibrationText:
+    return CalibrationText(torch.from_numpy(ids), torch.from_numpy(labels), 2, 5)
+
+
+TEXT = calibration(IDS, LABELS)
 
 
 def _quiet(*_: object) -> None:
@@ -26,13 +32,13 @@ def _log_p(model: torch.nn.Module) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kept", [0, 2**30])
-def test_damage_is_that_of_the_whole_model_with_one_unit_quantised(kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sensitivity_is_of_the_model_with_one_unit_quantised(kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "KEPT_LOG_PROBABILITIES", kept)
     model, spec = tiny_llama(layers=3)
     formats = (parse_format("ref2"), parse_format("ref4"), parse_format("fp16"))
     bank = LayerBank(model, spec, formats, torch.float32, "cpu")
     units = make_units(spec, "block")
-    (damage, kl, se), base, spent = measure_quantization_sensitivity(model, bank, units, formats, IDS, LABELS, SETTINGS, CPU, _quiet)
+    (rise, kl, se), base, spent = measure_quantization_sensitivity(bank, units, formats, TEXT, _quiet)
     goal = torch.from_numpy(IDS[:, 3:]).unsqueeze(-1)
     dense = _log_p(model)
     assert base == pytest.approx(-float(dense.gather(-1, goal).mean()), abs=1e-5)
@@ -41,12 +47,12 @@ def test_damage_is_that_of_the_whole_model_with_one_unit_quantised(kept: int, mo
             bank.install(model, {m.name: fmt.name for m in unit.linears})
             changed = _log_p(model)
             bank.restore_dense()
-            assert damage[u, f] == pytest.approx(-float(changed.gather(-1, goal).mean()) - base, abs=1e-5)
+            assert rise[u, f] == pytest.approx(-float(changed.gather(-1, goal).mean()) - base, abs=1e-5)
             apart = (dense.exp() * (dense - changed)).sum(-1)
             assert kl[u, f] == pytest.approx(float(apart.mean()), abs=1e-5)
-            rise = (dense - changed).gather(-1, goal).squeeze(-1)
-            assert se[u, f] == pytest.approx(float(((rise - apart) ** 2).mean() / rise.numel()) ** 0.5, abs=1e-6)
-    assert (damage[:, 2] == 0).all()
+            rises = (dense - changed).gather(-1, goal).squeeze(-1)
+            assert se[u, f] == pytest.approx(float(((rises - apart) ** 2).mean() / rises.numel()) ** 0.5, abs=1e-6)
+    assert (rise[:, 2] == 0).all()
     assert (se[:, 2] == 0).all()
     assert spent == IDS.size + round(2 * 2 * IDS.size * (1 + 2 / 3 + 1 / 3))
 
@@ -64,7 +70,8 @@ def test_the_standard_error_is_that_of_text_that_the_model_draws() -> None:
         ids = IDS.copy()
         ids[:, -1] = torch.multinomial(odds, 1, generator=generator).squeeze(1).numpy()  # drawn from the dense model
         labels = np.where(np.arange(12) < 11, -100, ids)
-        found, _, _ = measure_quantization_sensitivity(model, bank, units, (parse_format("ref2"),), ids, labels, SETTINGS, CPU, _quiet)
+        text = calibration(ids, labels)
+        found, _, _ = measure_quantization_sensitivity(bank, units, (parse_format("ref2"),), text, _quiet)
         rises.append(found.rise[0, 0])
         kls.append(found.kl[0, 0])
         errors.append(found.se[0, 0])
@@ -74,12 +81,12 @@ def test_the_standard_error_is_that_of_text_that_the_model_draws() -> None:
     assert off.std() == pytest.approx(float(np.mean(np.square(errors)) ** 0.5), rel=0.15)
 
 
-def test_gain_is_the_spectrum_of_the_weight_gradient() -> None:
+def test_rank_sensitivity_is_the_spectrum_of_the_weight_gradient() -> None:
     model, spec = tiny_llama()
     units = make_units(spec, "layer")
     bank = LayerBank(model, spec, (parse_format("ref2"),), torch.float32, CPU)
     bank.install(model, {linear.name: "ref2" for linear in spec.linears})  # what trained before must not matter
-    gain, tokens = measure_rank_sensitivity(model, bank, units, IDS, LABELS, SETTINGS, CPU, 5, _quiet)
+    found, tokens = measure_rank_sensitivity(bank, units, TEXT, 5, _quiet)
     assert tokens == IDS.size
     expected = np.zeros((len(units), 5))
     for start in (0, 2):
@@ -94,7 +101,7 @@ def test_gain_is_the_spectrum_of_the_weight_gradient() -> None:
         for p in model.parameters():
             p.requires_grad_(False)
             p.grad = None
-    np.testing.assert_allclose(gain, expected, rtol=1e-3)
+    np.testing.assert_allclose(found, expected, rtol=1e-3)
 
 
 def test_leading_energy_of_a_thin_matrix_is_padded() -> None:

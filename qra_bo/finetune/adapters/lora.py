@@ -1,4 +1,4 @@
-"""LoRA adapters by PEFT with one rank for every module: built, checked against what was asked, and taken off again."""
+"""LoRA adapters by PEFT with one rank for every module: attached, checked, and detached again."""
 
 import warnings
 from collections.abc import Mapping
@@ -26,8 +26,8 @@ class AdapterSettings:
 
     Args:
         alpha_over_rank: LoRA's scale alpha / r, the same at every rank.
-        init: How A and B start, one of ``INITS`` (see ``adapters.inits.Initialiser``); ``"kaiming"`` is LoRA's
-            own (A uniform, B = 0).
+        init: Initialisation of A and B, one of ``INITS`` (see ``adapters.inits.Initialiser``); ``"kaiming"`` is
+            LoRA's own (A uniform, B = 0).
         iterations: Alternations of ``"loftq"``, and the most of ``"lq_lora"``.
     """
 
@@ -43,7 +43,7 @@ class AdapterSettings:
 
 
 def lora_config(ranks: Mapping[str, int], settings: AdapterSettings) -> LoraConfig:
-    """PEFT's configuration for these module ranks; modules of rank 0 are left out.
+    """Return PEFT's configuration for these module ranks; modules of rank 0 are left out.
 
     ``rank_pattern`` keys are regular expressions of which the first match wins: names are escaped and anchored,
     and every module is named, so that no default is ever used.
@@ -53,26 +53,25 @@ def lora_config(ranks: Mapping[str, int], settings: AdapterSettings) -> LoraConf
 
 
 def attach(model: Any, ranks: Mapping[str, int], settings: AdapterSettings, train_seed: int,
-           dtype: torch.dtype, starts: Mapping[str, tuple[torch.Tensor, torch.Tensor]] | None = None) -> PeftModel:
-    """Wrap ``model`` in place, initialise, and check what was realised.
+           dtype: torch.dtype, initial: Mapping[str, tuple[torch.Tensor, torch.Tensor]] | None = None) -> PeftModel:
+    """Wrap ``model`` in place, initialise, and check the realised ranks and scales.
 
-    Two allocations with one seed share the first rows of every A: what differs between them is what was chosen,
-    not how the dice fell.
+    Two allocations with one seed share the first rows of every A, so that they differ by their ranks and formats alone.
 
     Args:
         model: The bare model.
         ranks: Rank of every linear; 0 or missing: no adapter.
         settings: How adapters are built.
-        train_seed: Of the dice.
+        train_seed: Seed of random initialisations.
         dtype: Of the adapters.
-        starts: A (``k x in``) and B (``out x k``) of linears that do not start from dice; where ``k`` is less than
-            the rank, as on a linear that is narrower, the rest does.
+        initial: A (``k x in``) and B (``out x k``) of linears that do not start at random; where ``k`` is less than the
+            rank, as on a narrower linear, the rest does.
 
     Raises:
         OracleError: If PEFT realised another rank, scale or set of modules than asked.
     """
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        # PEFT draws an initialisation of its own, replaced below, and reads what transformers renamed
+        # PEFT draws an initialisation of its own, replaced below, and reads an attribute that transformers renamed
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
         wrapped = get_peft_model(model, lora_config(ranks, settings), autocast_adapter_dtype=False)
     for name, layer in lora_layers(model).items():
@@ -84,9 +83,9 @@ def attach(model: Any, ranks: Mapping[str, int], settings: AdapterSettings, trai
         draws = np.random.default_rng(np.random.SeedSequence(words)).random((rank, down.in_features), dtype=np.float32)
         first = torch.from_numpy(draws).mul_(2 * bound).sub_(bound)
         second = torch.zeros(up.out_features, rank)
-        if starts is not None and name in starts:
-            known = len(starts[name][0])
-            first[:known], second[:, :known] = starts[name]
+        if initial is not None and name in initial:
+            known = len(initial[name][0])
+            first[:known], second[:, :known] = initial[name]
         with torch.no_grad():
             down.weight = Parameter(first.to(device, dtype, copy=True))
             up.weight = Parameter(second.to(device, dtype, copy=True).contiguous())
@@ -97,16 +96,16 @@ def attach(model: Any, ranks: Mapping[str, int], settings: AdapterSettings, trai
 
 def _base_tensors(layer: LoraLayer) -> list[torch.Tensor]:
     base = layer.get_base_layer()
-    return [t for t in [*base.parameters(), *base.buffers()]] or [base.W_q]
+    return [*base.parameters(), *base.buffers()] or [base.W_q]
 
 
 def lora_layers(model: Any) -> dict[str, LoraLayer]:
-    """Adapted modules by their name within the bare model."""
+    """Return the adapted modules by their name within the bare model."""
     return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
 
 
 def check_realised(model: Any, ranks: Mapping[str, int], settings: AdapterSettings) -> None:
-    """Compare every module's realised rank and scale with what was asked.
+    """Compare every module's realised rank and scale with the requested ones.
 
     Raises:
         OracleError: If they differ.
@@ -124,7 +123,7 @@ def check_realised(model: Any, ranks: Mapping[str, int], settings: AdapterSettin
 
 
 def detach(model: Any) -> None:
-    """Take every adapter off the bare ``model``, leaving its (quantised) linears in place."""
+    """Remove every adapter from the bare ``model``, leaving its (quantised) linears in place."""
     for name, module in [(n, m) for n, m in model.named_modules() if isinstance(m, BaseTunerLayer)]:
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, module.get_base_layer())
@@ -134,6 +133,6 @@ def detach(model: Any) -> None:
 
 
 def adapter_parameters(model: Any) -> dict[str, dict[str, Parameter]]:
-    """Trainable weights of every adapted module: ``{module: {"A": r x in, "B": out x r}}``."""
+    """Return the trainable weights of every adapted module: ``{module: {"A": r x in, "B": out x r}}``."""
     return {name: {"A": layer.lora_A[ADAPTER].weight, "B": layer.lora_B[ADAPTER].weight}
             for name, layer in lora_layers(model).items()}

@@ -2,7 +2,7 @@
 
 LoftQ (arXiv 2310.08659) and LQ-LoRA (arXiv 2311.12023) both look for ``W ~ Q + L`` with ``Q`` quantised and ``L`` of
 rank ``r`` by alternating a quantisation of ``W - L`` with a singular value decomposition of ``W - Q``; they differ in
-which comes first, and in when to stop.
+the order of the two, and in when to stop.
 """
 
 from collections.abc import Callable
@@ -31,22 +31,22 @@ class Factors:
     up: Tensor
 
     def first(self, rank: int) -> "Factors":
-        """The best approximation of a smaller rank: the leading triplets."""
+        """Return the best approximation of a smaller rank: the leading triplets."""
         return Factors(self.down[:rank], self.up[:, :rank])
 
     def product(self) -> Tensor:
-        """``out x in``."""
+        """Return the matrix, ``out x in``."""
         return self.up @ self.down
 
     def as_adapter(self, scale: float, balance: Literal["even", "kaiming"]) -> tuple[Tensor, Tensor]:
-        """A (``k x in``) and B (``out x k``) with ``scale B A = up @ down``.
+        """Return A (``k x in``) and B (``out x k``) with ``scale B A = up @ down``.
 
         Args:
             scale: alpha / r.
-            balance: What of the singular values goes to A. ``"even"``: their roots, as LoftQ, LQ-LoRA and PiSSA have
-                it. ``"kaiming"``: every row of A has the norm that LoRA's own start gives it, 1 / sqrt(3), so that B
-                learns as fast as from there however small the singular values are (with ``"even"`` an adapter over
-                a base of 8 bits starts near the saddle A = B = 0 and learns slowly).
+            balance: The share of the singular values in A. ``"even"``: their roots, as in LoftQ, LQ-LoRA and PiSSA.
+                ``"kaiming"``: every row of A has the norm of LoRA's own initialisation, 1 / sqrt(3), so that B learns
+                as fast however small the singular values are (with ``"even"`` an adapter over a base of 8 bits starts
+                near the saddle A = B = 0 and learns slowly).
         """
         if balance == "kaiming":
             norm = 3.0 ** -0.5
@@ -57,7 +57,7 @@ class Factors:
 
 
 def leading(matrix: Tensor, rank: int) -> Factors:
-    """The best approximation of rank ``rank`` of an ``out x in`` matrix.
+    """Return the best approximation of rank ``rank`` of an ``out x in`` matrix.
 
     From the eigenvectors of the smaller Gram matrix: several times as fast as a full decomposition, and all of them
     are formed whatever ``rank`` is, so that a smaller rank is a prefix of a larger one, bit for bit.
@@ -105,15 +105,15 @@ def low_rank_first(weight: Tensor, requantise: Requantise, rank: int, iterations
                    first: Factors | None = None) -> Decomposition:
     """LQ-LoRA: ``L_t = SVD_r(W - Q_{t-1})``, ``Q_t = quantise(W - L_t)``, from ``Q_0 = 0``.
 
-    Ends after ``iterations`` >= 1, or as soon as an error rises; what is returned is the iterate of the least error.
-    One iteration is quantised PiSSA (arXiv 2404.02948). ``first`` is ``L_1``, where it is known.
+    Ends after ``iterations`` >= 1, or as soon as an error rises, and returns the iterate of the least error. One
+    iteration is quantised PiSSA (arXiv 2404.02948). ``first`` is ``L_1``, where it is known.
     """
     weight = weight.float()
-    dense: Tensor = torch.zeros(())
+    factors, dense = first, torch.zeros(())
     errors: list[float] = []
-    best: tuple[State, Factors] | None = None
     for _ in range(iterations):
-        factors = first if first is not None and not errors else leading(weight - dense, rank)
+        if factors is None or errors:
+            factors = leading(weight - dense, rank)
         low = factors.product()
         state, unpacked = requantise(weight - low)
         dense = unpacked.float()
@@ -121,8 +121,6 @@ def low_rank_first(weight: Tensor, requantise: Requantise, rank: int, iterations
         if len(errors) > 1 and errors[-1] >= errors[-2]:
             break
         best = state, factors
-    if best is None:
-        raise ValueError(f"a decomposition takes at least one iteration; got {iterations}")
     return Decomposition(*best, tuple(errors))
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from qra_bo.finetune.models.files import check_model_files
+from qra_bo.finetune.models.quiet import hush_gguf, without_bars
 from qra_bo.finetune.models.remote_code import may_run
-from qra_bo.finetune.quantization.quiet import hush_gguf, without_bars
 from qra_bo.utils.errors import ModelError
 
 log = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""Measuring the sensitivity profile on the real model: I_q by quantising one unit at a time, I_r from gradients."""
+"""Sensitivity profile of the real model: I_q by quantising one unit at a time, I_r from gradients."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,20 +9,19 @@ import torch
 from torch import Tensor
 
 from qra_bo.finetune.models.prefix import layer_inputs, starting_at
-from qra_bo.finetune.profiling.gradients import CalibrationText, each_gradient
 from qra_bo.finetune.quantization.bank import LayerBank
-from qra_bo.finetune.training.loop import Blocks, TrainSettings
+from qra_bo.finetune.training.gradients import CalibrationText, each_gradient
 from qra_bo.finetune.training.loss import logits_of
 from qra_bo.oracle.protocol import Progress
-from qra_bo.sensitivity.profile import FloatArray, SensitivityProfile
+from qra_bo.sensitivity.profile import FloatArray
 from qra_bo.space import StorageFormat, Unit
 
 KEPT_LOG_PROBABILITIES = 512 * 2**20
-"""Bytes of the dense model's log-probabilities that are kept, rather than formed again for every format."""
+"""Bytes of the dense model's log-probabilities up to which they are kept, and not computed again for each format."""
 
 
-class Damage(NamedTuple):
-    """Of single units, each ``L x F`` in nats: the loss's rise, KL from the dense model, standard error of the rise."""
+class Measured(NamedTuple):
+    """I_q of single units, each ``L x F`` in nats: rise of the loss, KL from the dense model, standard error of the rise."""
 
     rise: FloatArray
     kl: FloatArray
@@ -72,11 +71,11 @@ class DenseReference:
 
     @torch.no_grad()
     def compare(self, hidden: Tensor) -> tuple[float, float, float]:
-        """Mean next-token loss of ``b x length x d`` final hidden states, mean KL(dense || these), and the standard
-        error of the loss's rise over the dense model's, in nats.
+        """Return the mean next-token loss of ``b x length x d`` final hidden states, the mean KL(dense || these), and
+        the standard error of the rise of the loss over the dense model's, in nats.
 
-        Were the text drawn from the dense model, each token's rise would be its KL and an error of mean 0 that those
-        before it do not tell: their squares add up.
+        On text drawn from the dense model, the rise of each token is its KL plus an error of mean 0 that is
+        uncorrelated with those of earlier tokens: their squares add up.
         """
         loss = kl = squares = 0.0
         for goal, log_p, log_q in self.chunks(hidden):
@@ -88,39 +87,34 @@ class DenseReference:
         return loss / self.tokens, kl / self.tokens, math.sqrt(squares) / self.tokens
 
 
-def measure_quantization_sensitivity(model: Any, bank: LayerBank, units: Sequence[Unit], formats: Sequence[StorageFormat],
-                   inputs: Blocks, labels: Blocks, settings: TrainSettings, device: torch.device,
-                   progress: Progress) -> tuple[Damage, float, int]:
-    """I_q: rise of the calibration loss, and KL, with one unit quantised and the rest in 16 bits.
+def measure_quantization_sensitivity(bank: LayerBank, units: Sequence[Unit], formats: Sequence[StorageFormat],
+                                     text: CalibrationText, progress: Progress) -> tuple[Measured, float, int]:
+    """Measure I_q: rise of the calibration loss, and KL, with one unit quantised and the rest in 16 bits.
 
     Args:
-        model: The dense model, without adapters.
-        bank: Swaps single linears.
+        bank: Linears of the model, which is without adapters.
         units: The ``L`` units.
         formats: The ``F`` formats.
-        inputs: Calibration ids, ``n x length``.
-        labels: ``n x length``.
-        settings: For the chunk of the head.
-        device: Where the model is.
-        progress: Told after every unit.
+        text: The calibration text.
+        progress: Called after every unit.
 
     Returns:
-        What was measured, the dense model's loss, and the tokens that went forward (a pass that starts at layer k of n
+        The sensitivities, the dense model's loss, and the tokens that went forward (a pass that starts at layer k of n
         counts as its share of the layers).
     """
+    model, ids, labels = bank.model, text.ids.to(bank.device), text.labels.to(bank.device)
     model.eval()
-    ids, goal = torch.from_numpy(inputs).to(device), torch.from_numpy(labels).to(device)
     bank.restore_dense()
     below, final = layer_inputs(model, ids)
-    reference = DenseReference(model, final, goal, settings.logits_chunk)
+    reference = DenseReference(model, final, labels, text.logits_chunk)
     base, _, _ = reference.compare(final)
-    found = Damage(*(np.zeros((len(units), len(formats))) for _ in range(3)))
+    found = Measured(*(np.zeros((len(units), len(formats))) for _ in range(3)))
     spent, n_layers = float(ids.numel()), len(below)
     for u, unit in enumerate(units):
         first = min(linear.layer for linear in unit.linears)
         for f, fmt in enumerate(formats):
             if fmt.bits >= 16:
-                continue  # the reference itself: no damage
+                continue  # the reference itself, whose sensitivity is 0
             bank.install(model, {linear.name: fmt.name for linear in unit.linears})
             with torch.no_grad(), starting_at(model, first, below[first]):
                 final = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
@@ -128,61 +122,48 @@ def measure_quantization_sensitivity(model: Any, bank: LayerBank, units: Sequenc
             found.rise[u, f] = loss - base
             spent += ids.numel() * (n_layers - first) / n_layers
         bank.restore_dense()
-        progress("profile: damage", u + 1, len(units))
+        progress("profile: quantisation sensitivity", u + 1, len(units))
     return found, base, round(spent)
 
 
-def measure_rank_sensitivity(model: Any, bank: LayerBank, units: Sequence[Unit], inputs: Blocks, labels: Blocks,
-                 settings: TrainSettings, device: torch.device, k: int,
-                 progress: Progress) -> tuple[FloatArray, int]:
-    """I_r: what an update of rank 1..k can do to first order, from the weight gradient's spectrum.
+def measure_rank_sensitivity(bank: LayerBank, units: Sequence[Unit], text: CalibrationText, k: int,
+                             progress: Progress) -> tuple[FloatArray, int]:
+    """Measure I_r: the first-order effect of an update of rank 1..k, from the spectrum of the weight gradient.
 
     For a step along the leading k singular directions, the loss falls by the step times the sum of squared
     singular values: cumulative sums of them, averaged over batches, summed over a unit's matrices.
 
     Args:
-        model: The model, without adapters; whatever is installed, its weights are the dense ones here.
-        bank: Of its linears.
+        bank: Linears of the model, which is without adapters; its dense weights are installed.
         units: The ``L`` units.
-        inputs: Calibration ids, ``n x length``; ``settings.batch`` sequences at a time.
-        labels: ``n x length``.
-        settings: Batch and chunk.
-        device: Where the model is.
+        text: The calibration text.
         k: Largest rank of interest.
-        progress: Told after every batch.
+        progress: Called after every batch.
 
     Returns:
         ``L x k``, and the tokens that went forward and backward.
     """
     spectra: dict[str, FloatArray] = {}
     names = [linear.name for unit in units for linear in unit.linears]
-    text = CalibrationText(torch.from_numpy(inputs), torch.from_numpy(labels), settings.batch, settings.logits_chunk)
 
     def add(name: str, gradient: Tensor, x: Tensor) -> None:
         spectra[name] = spectra.get(name, np.zeros(k)) + leading_energy(gradient.t() @ x, k)
 
     bank.restore_dense()
-    tokens = each_gradient(model, names, text, device, add, lambda done, n: progress("profile: gain", done, n))
+    tokens = each_gradient(bank.model, names, text, bank.device, add,
+                           lambda done, n: progress("profile: rank sensitivity", done, n))
     sums = np.stack([sum((spectra[m.name] for m in unit.linears), np.zeros(k)) for unit in units])
-    gain = sums / len(text.batches())
-    return gain, tokens
+    return sums / len(text.batches()), tokens
 
 
 def leading_energy(matrix: Tensor, k: int) -> FloatArray:
-    """Cumulative sums of the ``k`` largest squared singular values (all of them where there are fewer)."""
+    """Return the cumulative sums of the ``k`` largest squared singular values (all of them where there are fewer)."""
     small = matrix @ matrix.t() if matrix.shape[0] <= matrix.shape[1] else matrix.t() @ matrix
     values = torch.linalg.eigvalsh(small.double()).flip(0).clamp(min=0)[:k].cpu().numpy()
     padded = np.concatenate([values, np.zeros(max(0, k - len(values)))])
     return np.cumsum(padded)
 
 
-def assemble(units: Sequence[Unit], formats: Sequence[StorageFormat], damage: Damage, gain: FloatArray, base: float,
-             source: str) -> SensitivityProfile:
-    """The profile from its measured parts."""
-    return SensitivityProfile(tuple(u.name for u in units), tuple(f.name for f in formats), damage.rise, damage.kl,
-                              gain, base, source, damage.se)
-
-
 def unit_choice(units: Sequence[Unit], formats: Sequence[str]) -> Mapping[str, str]:
-    """Format of every linear from the format of every unit."""
+    """Return the format of every linear from the format of every unit."""
     return {linear.name: fmt for unit, fmt in zip(units, formats, strict=True) for linear in unit.linears}

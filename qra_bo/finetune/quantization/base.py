@@ -1,4 +1,4 @@
-"""What every quantiser backend offers, and the frozen linear layer that all of them build.
+"""Contract of the quantiser backends, and the frozen linear layer that all of them build.
 
 Every packed layer computes ``y = x W^T + b`` with one dense ``W`` of the compute type: unpacked in the forward,
 dropped, and unpacked again in the backward, so that nothing dense is alive between the two. Training and evaluation
@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 from qra_bo.finetune.quantization.grid import Grid
 from qra_bo.memory.formats import check_shape
 from qra_bo.space.formats import StorageFormat
-from qra_bo.utils.errors import ConfigError, DeviceError
+from qra_bo.utils.errors import ConfigError
 
 State = dict[str, Tensor]
 """Packed tensors of one weight matrix by name: all that is needed, with format and shape, to build its layer."""
@@ -27,7 +27,7 @@ CODES, LOWER_CODES = "codes", "lower_codes"
 
 
 def tile_numel(device: torch.device) -> int:
-    """Weights unpacked at a time: the fp32 scratch stays in a CPU's cache, and small beside a GPU's memory."""
+    """Return how many weights are unpacked at a time: the fp32 scratch fits into a CPU's cache."""
     return 1 << 18 if device.type == "cpu" else 1 << 22
 
 
@@ -38,33 +38,34 @@ class PackedLinear(ABC):
         fmt: Storage format.
         compute_dtype: Type of the matrix product; input and output keep the type of the input.
         dense: The unpacked weight, kept only where memory is traded for time; same numbers, bit for bit.
+        target: The device that a layer on the meta device stands for; ``None`` on real devices.
     """
 
     fmt: StorageFormat
     compute_dtype: torch.dtype
     dense: Tensor | None = None
+    target: torch.device | None = None
     in_features: int
     out_features: int
     bias: Any
 
     @abstractmethod
-    def codes(self) -> State:
-        """The packed codes, by name."""
-
-    @abstractmethod
-    def metadata(self) -> State:
-        """Scales, zeros and offsets, by name."""
+    def packed_state(self) -> State:
+        """Return the packed tensors, fit for safetensors and for ``QuantizerBackend.build``."""
 
     @abstractmethod
     def unpack(self) -> Tensor:
-        """The dequantised weight, ``out x in`` in the compute type."""
+        """Return the dequantised weight, ``out x in`` in the compute type.
+
+        On the meta device, tensors of the sizes that the real layer makes and drops on ``target`` come in their order.
+        """
 
     def weight_matrix(self) -> Tensor:
-        """The weight of the product, ``out x in`` in the compute type."""
+        """Return the weight of the product, ``out x in`` in the compute type."""
         return self.unpack() if self.dense is None else self.dense
 
     def forward(self, x: Tensor) -> Tensor:
-        """``... x in`` to ``... x out``; the gradient reaches ``x`` and nothing else."""
+        """Map ``... x in`` to ``... x out``; only ``x`` takes a gradient."""
         return cast(Tensor, _FrozenMatmul.apply(x, self))  # type: ignore[no-untyped-call]
 
 
@@ -85,7 +86,7 @@ class _FrozenMatmul(torch.autograd.Function):
 
 
 def packed(module: nn.Module) -> PackedLinear:
-    """``module`` as a packed layer.
+    """Return ``module`` as a packed layer.
 
     Raises:
         ConfigError: If it is not one.
@@ -95,102 +96,100 @@ def packed(module: nn.Module) -> PackedLinear:
     return module
 
 
-def on_device(tensor: Tensor, device: torch.device) -> bool:
-    """Whether ``tensor`` is on ``device``; a device without an index means any of its type."""
-    return tensor.device.type == device.type and device.index in (None, tensor.device.index)
+def state_bytes(state: State) -> tuple[int, int]:
+    """Return the bytes of codes and of metadata, measured on the storages."""
+    codes = {key: tensor for key, tensor in state.items() if key in (CODES, LOWER_CODES)}
+    return storage_bytes(codes), storage_bytes({key: tensor for key, tensor in state.items() if key not in codes})
 
 
 def storage_bytes(tensors: Mapping[str, Tensor]) -> int:
-    """Bytes of the distinct storages behind ``tensors``."""
+    """Return the bytes of the distinct storages behind ``tensors``."""
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors.values()}.values())
 
 
 class QuantizerBackend(ABC):
     """Packs weights into one family of storage formats.
 
-    A new backend writes ``pack`` and ``build`` and joins ``tests/conformance/quantizer.py`` by one line.
+    A new backend defines ``pack`` and ``build``, and ``empty_state`` where ``pack`` can't run on the meta device. It is
+    named, with its formats, in ``memory/formats.py``; a class in ``test_conformance.py`` tests it.
     """
 
     name: str
     supported_bits: tuple[int, ...]
-    needs_cuda: bool = False
 
     @abstractmethod
     def pack(self, weight: Tensor, fmt: StorageFormat, device: torch.device) -> State:
-        """Packed tensors on ``device`` of a weight matrix ``out x in`` of any floating type."""
+        """Return the packed tensors, on ``device``, of a weight matrix ``out x in`` of any floating type."""
 
     @abstractmethod
     def build(self, state: State, fmt: StorageFormat, shape: tuple[int, int], bias: Tensor | None,
               compute_dtype: torch.dtype) -> nn.Module:
-        """The layer over packed tensors (shared, not copied), on their device; ``shape`` is (out, in)."""
+        """Return the layer over packed tensors (shared, not copied), on their device; ``shape`` is (out, in)."""
+
+    def empty_state(self, fmt: StorageFormat, shape: tuple[int, int], dtype: torch.dtype) -> State:
+        """Return meta tensors of the names, types and shapes that ``pack`` gives for a matrix (out, in) of ``dtype``."""
+        return self.pack(torch.empty(shape, dtype=dtype, device="meta"), fmt, torch.device("meta"))
 
     def grid(self, state: State, fmt: StorageFormat, shape: tuple[int, int]) -> Grid | None:
-        """What codes could mean with the scales of ``state``; ``None`` where no code is free."""
+        """Return the values that codes can take with the scales of ``state``; ``None`` where no code is free."""
         return None
 
     def recoded(self, state: State, fmt: StorageFormat, codes: Tensor) -> State:
-        """``state`` with other codes (``out x in``, places in the grid's levels), its scales as they are.
+        """Return ``state`` with other codes (``out x in``, indices of the grid's levels) and the same scales.
 
         Raises:
             ConfigError: If no code is free.
         """
         raise ConfigError(f"the backend {self.name!r} has no codes to choose in the format {fmt.name!r}")
 
-    def check(self, fmt: StorageFormat, out_features: int, in_features: int, device: torch.device) -> None:
-        """Refuse what this backend can't store.
+    def check(self, fmt: StorageFormat, out_features: int, in_features: int) -> None:
+        """Refuse a format or a shape that this backend can't store.
 
         Raises:
             ConfigError: If the format is not of this backend.
             SpaceError: If it can't pack a matrix of this shape.
-            DeviceError: If it needs CUDA and ``device`` is another.
         """
         if fmt.backend != self.name or fmt.bits not in self.supported_bits:
             raise ConfigError(f"the backend {self.name!r} stores {list(self.supported_bits)} bits; got the format "
                               f"{fmt.name!r} of {fmt.bits} bits, which belongs to {fmt.backend!r}")
-        if self.needs_cuda and device.type != "cuda":
-            raise DeviceError(f"the backend {self.name!r} needs CUDA; got the device {device}: choose another backend "
-                              f"for {fmt.bits} bits")
         check_shape(fmt, out_features, in_features)
 
     def quantize(self, linear: nn.Linear, fmt: StorageFormat, compute_dtype: torch.dtype,
                  device: torch.device) -> nn.Module:
-        """A frozen packed layer in place of ``linear``, which is left as it is.
+        """Return a frozen packed layer for ``linear``, which is left as it is.
 
         Raises:
             ConfigError: If the format is not of this backend.
             SpaceError: If it can't pack a matrix of this shape.
-            DeviceError: If it needs CUDA and ``device`` is another.
         """
-        self.check(fmt, linear.out_features, linear.in_features, device)
+        self.check(fmt, linear.out_features, linear.in_features)
         state = self.pack(linear.weight.detach(), fmt, device)
         bias = None if linear.bias is None else linear.bias.detach().to(device)
         return self.build(state, fmt, (linear.out_features, linear.in_features), bias, compute_dtype)
 
-    def dequantize(self, module: nn.Module) -> Tensor:
-        """The weight of a packed layer, ``out x in`` in its compute type."""
-        return packed(module).unpack()
 
-    def stored_bytes(self, module: nn.Module) -> tuple[int, int]:
-        """Bytes of codes and of metadata, measured on the real storages."""
-        layer = packed(module)
-        return storage_bytes(layer.codes()), storage_bytes(layer.metadata())
+def stand_in(backend: QuantizerBackend, fmt: StorageFormat, shape: tuple[int, int], bias: bool,
+             compute_dtype: torch.dtype, target: torch.device) -> Any:
+    """Build a layer on the meta device: the storages of the real one, and no numbers.
 
-    def state(self, module: nn.Module) -> State:
-        """Packed tensors of a layer, fit for safetensors and for ``build``."""
-        layer = packed(module)
-        return {**layer.codes(), **layer.metadata()}
+    Args:
+        backend: The backend of ``fmt``.
+        fmt: Storage format.
+        shape: ``(out, in)``.
+        bias: Whether the layer has a bias (in the compute type).
+        compute_dtype: Type of the matrix product.
+        target: The device that the layer stands for: unpacking allocates what it does there.
 
-    def to(self, module: nn.Module, device: torch.device) -> nn.Module:
-        """The same layer on ``device``; ``module`` itself if it is there already."""
-        state = self.state(module)
-        if all(on_device(t, device) for t in state.values()):
-            return module
-        layer = packed(module)
-        bias = None if layer.bias is None else layer.bias.detach().to(device)
-        return self.build({k: t.to(device) for k, t in state.items()}, layer.fmt,
-                          (layer.out_features, layer.in_features), bias, layer.compute_dtype)
+    Raises:
+        SpaceError: If the format can't store a matrix of this shape.
+    """
+    check_shape(fmt, *shape)
+    offset = torch.empty(shape[0], dtype=compute_dtype, device="meta") if bias else None
+    layer = backend.build(backend.empty_state(fmt, shape, compute_dtype), fmt, shape, offset, compute_dtype)
+    packed(layer).target = target
+    return layer
 
 
 def frozen(tensor: Tensor | None) -> nn.Parameter | None:
-    """A parameter that is never trained, or ``None``."""
+    """Return a parameter that is never trained, or ``None``."""
     return None if tensor is None else nn.Parameter(tensor, requires_grad=False)

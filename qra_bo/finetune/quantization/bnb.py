@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from qra_bo.finetune.quantization.base import PackedLinear, QuantizerBackend, State, frozen, tile_numel
 from qra_bo.finetune.quantization.grid import Grid
+from qra_bo.memory.formats import NESTED_BLOCK
 from qra_bo.space.formats import StorageFormat
 
 
@@ -38,14 +39,10 @@ def _dynamic_map(device: torch.device) -> Tensor:
 class PackedNF4(PackedLinear, bnb.nn.Linear4bit):  # type: ignore[misc]
     """A ``Linear4bit`` whose product is ours and whose storage is the library's."""
 
-    def codes(self) -> State:
-        return {"codes": self.weight.data}
-
-    def metadata(self) -> State:
+    def packed_state(self) -> State:
         state = self.weight.quant_state
-        if not state.nested:
-            return {"absmax": state.absmax}
-        return {"absmax": state.absmax, "nested_absmax": state.state2.absmax, "offset": state.offset}
+        nested = {"nested_absmax": state.state2.absmax, "offset": state.offset} if state.nested else {}
+        return {"codes": self.weight.data, "absmax": state.absmax, **nested}
 
     def unpack(self) -> Tensor:
         state = self.weight.quant_state
@@ -62,23 +59,23 @@ class PackedNF4(PackedLinear, bnb.nn.Linear4bit):  # type: ignore[misc]
 class PackedInt8(PackedLinear, bnb.nn.Linear8bitLt):  # type: ignore[misc]
     """A ``Linear8bitLt`` that multiplies with the dequantised weight, in training and in evaluation."""
 
-    def codes(self) -> State:
-        return {"codes": self.state.CB}
-
-    def metadata(self) -> State:
-        return {"scale": self.state.SCB}
+    def packed_state(self) -> State:
+        return {"codes": self.state.CB, "scale": self.state.SCB}
 
     def unpack(self) -> Tensor:
         codes, scale = self.state.CB, self.state.SCB.unsqueeze(1).mul(1.0 / 127.0)
         out = torch.empty(codes.shape, dtype=self.compute_dtype, device=codes.device)
-        if codes.device.type != "cpu":
+        device = self.target or codes.device
+        if device.type != "cpu":
             return torch.mul(codes, scale, out=out)
-        rows = max(1, tile_numel(codes.device) // self.in_features)
-        scratch = torch.empty(min(rows, self.out_features), self.in_features, dtype=torch.float32)
+        rows = max(1, tile_numel(device) // self.in_features)
+        scratch = torch.empty(min(rows, self.out_features), self.in_features, device=codes.device)
         for first in range(0, self.out_features, rows):
             tile = scratch[: min(rows, self.out_features - first)]
             span = slice(first, first + len(tile))
             out[span] = tile.copy_(codes[span]).mul_(scale[span])
+            if self.target is not None:
+                break  # on the meta device one tile stands for all
         return out
 
 
@@ -98,6 +95,17 @@ class BitsAndBytesBackend(QuantizerBackend):
             return {"codes": codes, "absmax": state.absmax}
         return {"codes": codes, "absmax": state.absmax, "nested_absmax": state.state2.absmax,
                 "offset": state.offset.clone()}
+
+    def empty_state(self, fmt: StorageFormat, shape: tuple[int, int], dtype: torch.dtype) -> State:
+        with torch.device("meta"):
+            if fmt.bits == 8:
+                return {"codes": torch.empty(shape, dtype=torch.int8), "scale": torch.empty(shape[0])}
+            blocks = -(-shape[0] * shape[1] // fmt.block)
+            codes = torch.empty(shape[0] * shape[1] // 2, 1, dtype=torch.uint8)
+            if not fmt.double_quant:
+                return {"codes": codes, "absmax": torch.empty(blocks)}
+            return {"codes": codes, "absmax": torch.empty(blocks, dtype=torch.uint8),
+                    "nested_absmax": torch.empty(-(-blocks // NESTED_BLOCK)), "offset": torch.empty(())}
 
     def grid(self, state: State, fmt: StorageFormat, shape: tuple[int, int]) -> Grid:
         device = state["codes"].device
@@ -125,7 +133,7 @@ class BitsAndBytesBackend(QuantizerBackend):
         device = state["codes"].device
         second = None
         if fmt.double_quant:
-            second = F.QuantState(absmax=state["nested_absmax"], code=_dynamic_map(device), blocksize=256,
+            second = F.QuantState(absmax=state["nested_absmax"], code=_dynamic_map(device), blocksize=NESTED_BLOCK,
                                   dtype=torch.float32)
         quant_state = F.QuantState(absmax=state["absmax"], shape=torch.Size(shape), code=_nf4_levels(device),
                                    blocksize=fmt.block, quant_type="nf4", dtype=dtype, offset=state.get("offset"),

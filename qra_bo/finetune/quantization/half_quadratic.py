@@ -12,6 +12,8 @@ cache are three times as fast, and a run is too small for torch to split between
 same on any number of threads. (Its stopping rule then looks at the mean error of a run instead of the whole matrix.)
 """
 
+import warnings
+
 import torch
 from torch import Tensor, nn
 
@@ -25,12 +27,12 @@ from qra_bo.finetune.quantization.base import (
     tile_numel,
 )
 from qra_bo.finetune.quantization.grid import Grid
-from qra_bo.finetune.quantization.quiet import hush_hqq
 from qra_bo.memory.formats import HQQ_PLANES, Plane
 from qra_bo.space.formats import StorageFormat
 from qra_bo.utils.errors import ModelError
 
-with hush_hqq():
+with warnings.catch_warnings():  # hqq decorates with torch.compile, whose own imports use old TorchScript
+    warnings.filterwarnings("ignore", message=r"`?torch\.jit\.script.*", category=DeprecationWarning)
     from hqq.core import quantize as library
     from hqq.core.quantize import BaseQuantizeConfig, Quantizer
 
@@ -50,23 +52,21 @@ class HQQLinear(PackedLinear, library.HQQLinear):  # type: ignore[misc]
     lower: Tensor | None
     """The plane of the lower bits, where there are two; ``W_q`` is that of the upper ones."""
 
-    def codes(self) -> State:
+    def packed_state(self) -> State:
         lower = {} if self.lower is None else {LOWER_CODES: self.lower.data}
-        return {"codes": self.W_q.data, **lower}
-
-    def metadata(self) -> State:
-        return {"scale": self.meta["scale"], "zero": self.meta["zero"]}
+        return {CODES: self.W_q.data, **lower, "scale": self.meta["scale"], "zero": self.meta["zero"]}
 
     def dequantize(self) -> Tensor:
         """The library's name for ``unpack`` (PEFT calls it to merge)."""
         return self.unpack()
 
     def unpack(self) -> Tensor:
-        words, scale, zero = tuple(self.codes().values()), self.meta["scale"], self.meta["zero"]
+        scale, zero = self.meta["scale"], self.meta["zero"]
+        words = [plane.data for plane in (self.W_q, self.lower) if plane is not None]
         planes, (n_groups, group) = HQQ_PLANES[self.fmt.bits], (len(scale), self.fmt.block)
         out = torch.empty(n_groups, group, dtype=self.compute_dtype, device=scale.device)
         run = len(words[-1])  # the last plane has the shortest runs of groups that lie in one field
-        step = max(1, tile_numel(scale.device) // group)
+        step = max(1, tile_numel(self.target or scale.device) // group)
         direct = self.compute_dtype == torch.float32
         scratch = out if direct else torch.empty(min(step, run), group, dtype=torch.float32, device=scale.device)
         for start in range(0, n_groups, run):
@@ -82,6 +82,8 @@ class HQQLinear(PackedLinear, library.HQQLinear):  # type: ignore[misc]
                 tile.sub_(zero[first:last].float()).mul_(scale[first:last].float())
                 if not direct:
                     out[first:last] = tile
+                if self.target is not None:  # on the meta device one tile stands for all
+                    return out.view(self.out_features, self.in_features)
         return out.view(self.out_features, self.in_features)
 
 
@@ -127,6 +129,15 @@ class HQQBackend(QuantizerBackend):
             raise ModelError(f"{fmt.name} can't store a weight matrix: its groups need scales or zeros beyond the "
                              "range of fp16; weights are not finite or too large")
         return {**in_words(codes, fmt.bits), "scale": scale, "zero": zero}
+
+    def empty_state(self, fmt: StorageFormat, shape: tuple[int, int], dtype: torch.dtype) -> State:
+        groups = shape[0] * shape[1] // fmt.block
+        with torch.device("meta"):
+            planes = [torch.empty(plane.words(groups), fmt.block,
+                                  dtype=torch.uint8 if plane.word_bytes == 1 else torch.int32)
+                      for plane in HQQ_PLANES[fmt.bits]]
+            scale, zero = (torch.empty(groups, 1, dtype=torch.float16) for _ in range(2))
+        return {**dict(zip((CODES, LOWER_CODES), planes, strict=False)), "scale": scale, "zero": zero}
 
     def grid(self, state: State, fmt: StorageFormat, shape: tuple[int, int]) -> Grid:
         scale = state["scale"].float()

@@ -31,11 +31,8 @@ class ReferenceLinear(PackedLinear, nn.Linear):
     scale: Tensor
     minimum: Tensor
 
-    def codes(self) -> State:
-        return {"codes": self.weight.data}
-
-    def metadata(self) -> State:
-        return {"scale": self.scale, "minimum": self.minimum}
+    def packed_state(self) -> State:
+        return {"codes": self.weight.data, "scale": self.scale, "minimum": self.minimum}
 
     def unpack(self) -> Tensor:
         codes = unpack_bits(self.weight.data, self.fmt.bits).view(-1, self.fmt.block)

@@ -1,37 +1,38 @@
-"""Which codes stand for a model's weights: the nearest, as the libraries choose, or those that lose least (GPTQ)."""
+"""Choice of codes by GPTQ instead of the libraries' round-to-nearest."""
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from threading import Lock
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from qra_bo.finetune.profiling.inputs import each_input
+from qra_bo.finetune.cache import TensorStore
+from qra_bo.finetune.models.inputs import each_input
 from qra_bo.finetune.quantization.base import PackedLinear, State
 from qra_bo.finetune.quantization.gptq import Inputs, compensated_codes
 from qra_bo.finetune.quantization.registry import backend_of
-from qra_bo.finetune.quantization.tensor_store import TensorStore
 from qra_bo.oracle.protocol import Progress
 from qra_bo.space import StorageFormat
 from qra_bo.utils.errors import DeviceError, ModelError, OracleError
 
 ROWS = 2048
 """Inputs that are widened to fp32 at a time."""
+CHOOSE = "choose codes"
 Pack = Callable[[str, StorageFormat], State]
 
 
 class Rounding:
-    """Codes of every linear in some formats, chosen against the inputs that it gets on a text.
+    """Codes of every linear in some formats, chosen against the inputs that the linear gets on a text.
 
-    All of them are made in one pass, layer by layer in the order of the model: a layer's second moments are alive
-    until the next inputs come.
+    All of them are made in one pass, layer by layer in the order of the model: the second moments of one layer are
+    alive until the next inputs come.
 
     Args:
         model: Dense when the codes are made.
         linears: Their names.
-        formats: For which codes are chosen; those without free codes are left as they are.
+        formats: For which codes are chosen; formats without free codes keep those of their library.
         ids: Token ids of the text, ``n x length``.
         device: Where codes are chosen.
         store: Where they are kept across runs, or ``None``.
@@ -52,8 +53,10 @@ class Rounding:
         return self._ids.numel()
 
     def state(self, name: str, fmt: StorageFormat, pack: Pack) -> State:
-        """Packed tensors of a linear, on the host, to be asked for once: ``pack``'s, with chosen codes where there are
-        any."""
+        """Return packed tensors of a linear, on the host: ``pack``'s, with chosen codes where there are any.
+
+        Each is kept until it is asked for, once.
+        """
         if fmt.name not in {f.name for f in self.formats}:
             return pack(name, fmt)
         self.prepare(pack, None)
@@ -65,7 +68,7 @@ class Rounding:
         return (name, fmt) in self._chosen
 
     def prepare(self, pack: Pack, progress: Progress | None) -> None:
-        """Choose all codes, or take them from the store; once. Of several processes one chooses, the others wait.
+        """Choose all codes, or read them from the store; once. Of several processes one chooses, the others wait.
 
         Raises:
             OracleError: If they are still to be chosen and the model is not dense any more.
@@ -77,43 +80,36 @@ class Rounding:
                 return
             missing = self._missing(self.linears)
             if missing:
-                with self._alone(progress):
-                    still = self._missing(missing)  # what another process made meanwhile is read, the rest was before
+                with nullcontext() if self.store is None else self.store.alone(lambda: self._wait(progress)):
+                    still = self._missing(missing)  # another process may have made some of them meanwhile
                     if still:
                         self._make(still, pack, progress)
             self._chosen = set(self._states)
             self._ready = True
 
+    def _wait(self, progress: Progress | None) -> None:
+        if progress is not None and self.store is not None:
+            progress(CHOOSE, self.store.count, len(self.linears))
+
     def _missing(self, names: Sequence[str]) -> list[str]:
-        return [name for name in names if not self._load(name)]
-
-    def _alone(self, progress: Progress | None) -> AbstractContextManager[None]:
-        store = self.store
-        if store is None:
-            return nullcontext()
-
-        def waiting() -> None:
-            if progress is not None:
-                progress("choose codes", store.count, len(self.linears))
-
-        return store.alone(waiting)
-
-    def _load(self, name: str) -> bool:
-        tensors = None if self.store is None else self.store.load(name)
-        if tensors is None:
-            return False
-        for key, tensor in tensors.items():
-            fmt, _, part = key.partition(":")
-            self._states.setdefault((name, fmt), {})[part] = tensor
-        return True
+        """Read the codes of ``names`` from the store; return the names that it lacks."""
+        missing = []
+        for name in names:
+            tensors = None if self.store is None else self.store.load(name)
+            if tensors is None:
+                missing.append(name)
+            for key, tensor in (tensors or {}).items():
+                fmt, _, part = key.partition(":")
+                self._states.setdefault((name, fmt), {})[part] = tensor
+        return missing
 
     def _make(self, linears: Sequence[str], pack: Pack, progress: Progress | None) -> None:
         modules = {name: self.model.get_submodule(name) for name in linears}
         if any(isinstance(module, PackedLinear) for module in modules.values()):
-            raise OracleError("codes are chosen on the dense model, and some of its linears are quantised by now")
+            raise OracleError("codes are chosen on the dense model, and some of its linears are already quantised")
         done = 0
 
-        def made_of(name: str, inputs: Tensor) -> Inputs:
+        def factored(name: str, inputs: Tensor) -> Inputs:
             moments = second_moments(inputs)
             if not torch.isfinite(moments).all():
                 raise ModelError(f"codes can't be chosen: inputs of {name} are not finite in the 16-bit model; use "
@@ -132,16 +128,16 @@ class Rounding:
                 self.store.save(name, stored)
             done += 1
             if progress is not None:
-                progress("choose codes", done, len(linears))
+                progress(CHOOSE, done, len(linears))
 
         try:
-            each_input(self.model, linears, self._ids.to(self.device), made_of, choose)
-        except torch.OutOfMemoryError as error:  # no allocation's fault, so that none may be blamed for it
+            each_input(self.model, linears, self._ids.to(self.device), factored, choose)
+        except torch.OutOfMemoryError as error:  # not the result of any one allocation
             raise DeviceError(f"choosing codes on {self.forward_tokens:,} tokens at once takes more than {self.device} "
                               "holds; lower quantizer.tokens, or use quantizer.rounding=rtn") from error
 
     def _with_codes(self, state: State, fmt: StorageFormat, weight: Tensor, inputs: Inputs) -> State | None:
-        """``state`` with chosen codes, on the host; ``None`` where none is free."""
+        """Return ``state`` with chosen codes, on the host; ``None`` where none is free."""
         backend, there = backend_of(fmt), {key: tensor.to(self.device) for key, tensor in state.items()}
         grid = backend.grid(there, fmt, (weight.shape[0], weight.shape[1]))
         if grid is None:
@@ -151,7 +147,7 @@ class Rounding:
 
 
 def second_moments(inputs: Tensor) -> Tensor:
-    """``X^T X``, ``in x in`` in fp32, of inputs ``... x in``."""
+    """Return ``X^T X``, ``in x in`` in fp32, of inputs ``... x in``."""
     rows = inputs.reshape(-1, inputs.shape[-1])
     moments = torch.zeros(rows.shape[1], rows.shape[1], device=rows.device)
     for part in torch.split(rows, ROWS):

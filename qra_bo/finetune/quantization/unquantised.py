@@ -12,11 +12,8 @@ _HALF = (torch.bfloat16, torch.float16)
 class HalfLinear(PackedLinear, nn.Linear):
     """A frozen ``nn.Linear`` stored in 16 bits."""
 
-    def codes(self) -> State:
+    def packed_state(self) -> State:
         return {"codes": self.weight.data}
-
-    def metadata(self) -> State:
-        return {}
 
     def unpack(self) -> Tensor:
         return self.weight.data.to(self.compute_dtype)

@@ -23,8 +23,8 @@ from transformers.masking_utils import sdpa_mask
 
 from qra_bo.finetune.adapters.fused import fused_linear
 from qra_bo.finetune.models import attention
-from qra_bo.finetune.quantization.base import packed
-from qra_bo.finetune.quantization.standins import META, stand_in
+from qra_bo.finetune.quantization.base import packed, stand_in
+from qra_bo.finetune.quantization.registry import backend_of
 from qra_bo.finetune.tracing.trace_optimizer import on_device, traced_optimizer
 from qra_bo.finetune.tracing.tracker import PeakTracker
 from qra_bo.finetune.training.loop import TrainSettings, held_out
@@ -35,6 +35,7 @@ from qra_bo.space import Allocation, DecoderSpec, Linear, SearchSpace
 from qra_bo.space.specs import spec_from_model
 from qra_bo.utils.errors import OracleError
 
+META = torch.device("meta")
 DTYPES = {2: torch.bfloat16, 4: torch.float32}
 PHASES = ("forward", "backward", "step", "evaluation")
 SCALE = 2.0
@@ -131,7 +132,7 @@ class StepTracer:
         for unit, fmt, rank in zip(space.units, allocation.formats, allocation.ranks, strict=True):
             parameters: dict[str, Parameter] = {}
             for linear in unit.linears:
-                base = stand_in(names[fmt], (linear.out_features, linear.in_features), linear.bias, dtype, target)
+                base = stand_in(backend_of(names[fmt]), names[fmt], (linear.out_features, linear.in_features), linear.bias, dtype, target)
                 parameters.update(_adapt(model, linear, base, rank, dtype))
             groups.append((parameters, 1e-3))
         model.train()
@@ -217,20 +218,22 @@ _IN_PLACE = {_ATEN.add_.Tensor, _ATEN.sub_.Tensor, _ATEN.mul_.Tensor, _ATEN.copy
 
 
 def _key(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> tuple[Any, ...] | None:
-    """What decides about an operator's result; ``None`` where arguments are not just meta tensors and constants."""
+    """Return what decides the result of an operator; ``None`` where arguments are not just meta tensors and constants.
+
+    A result written into a given tensor (``out=``) is never reused, and a key holds no tensor.
+    """
     parts: list[Any] = [func]
     for value in (*args, *(kwargs or {}).items()):
         if isinstance(value, Tensor):
             if not value.is_meta:
                 return None
             parts.append((value.shape, value.stride(), value.dtype))
-        elif isinstance(value, list):
+        elif isinstance(value, list | tuple):
             if any(isinstance(item, Tensor) for item in value):
                 return None
             parts.append(tuple(value))
         else:
-            # True and 1 are equal, and so are 1 and 1.0, but they make other types
-            parts.append((type(value), value))
+            parts.append((type(value), value))  # True, 1 and 1.0 are equal, and give other types
     try:
         hash(key := tuple(parts))
     except TypeError:

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from qra_bo.finetune.quantization.standins import META
 from qra_bo.finetune.training.optimizer import AdamWSettings, UnitwiseAdamW
 from qra_bo.memory.optimizers import LEAST_PAGED, is_paged
 
+META = torch.device("meta")
 Groups = Sequence[tuple[dict[str, Parameter], float]]
 
 

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from qra_bo.finetune.quantization.bank import LayerBank
+from qra_bo.finetune.quantization.base import packed
 from qra_bo.finetune.quantization.once_quantised import refuse_reproducing_formats, relative_error
 from qra_bo.finetune.quantization.registry import backend_of
 from qra_bo.memory.formats import parse_format
@@ -21,7 +22,7 @@ def test_a_base_on_the_grid_of_a_format_refuses_that_format_alone() -> None:
     backend, fmt = backend_of(FORMATS[0]), FORMATS[0]
     for linear in spec.linears:
         module = model.get_submodule(linear.name)
-        module.weight.data.copy_(backend.dequantize(backend.quantize(module, fmt, torch.float32, torch.device("cpu"))))
+        module.weight.data.copy_(packed(backend.quantize(module, fmt, torch.float32, torch.device("cpu"))).unpack())
     bank = LayerBank(model, spec, FORMATS, torch.float32, "cpu")
     assert relative_error(bank, spec.linears[0].name, fmt) < 0.01
     with pytest.raises(ConfigError, match="ref4 of 4 bits reproduces this base") as caught:

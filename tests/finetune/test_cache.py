@@ -1,0 +1,32 @@
+"""Results kept on disk between runs."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from qra_bo.finetune.adapters.lowrank import Factors, leading
+from qra_bo.finetune.cache import TensorStore
+
+
+def test_tensors_are_kept_on_disk_and_the_oldest_go(tmp_path: Path) -> None:
+    factors = leading(torch.randn(6, 8, generator=torch.Generator().manual_seed(0)), 3)
+    tensors = {"down": factors.down, "up": factors.up}
+    store = TensorStore(tmp_path, {"weights": "a"}, keep=2)
+    assert store.load("layer.nf4") is None
+    store.save("layer.nf4", tensors)
+    again = TensorStore(tmp_path, {"weights": "a"}).load("layer.nf4")
+    assert again is not None
+    assert torch.equal(Factors(**again).product(), factors.product())
+    assert TensorStore(tmp_path, {"weights": "b"}).load("layer.nf4") is None
+    for weights in "bc":
+        TensorStore(tmp_path, {"weights": weights}, keep=2).save("layer.nf4", tensors)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_damaged_file_is_made_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store = TensorStore(tmp_path, {})
+    store.save("layer.nf4", {"down": torch.eye(4)})
+    next(store.folder.iterdir()).write_bytes(b"not a tensor")
+    assert store.load("layer.nf4") is None
+    assert "made anew" in caplog.text
