@@ -64,7 +64,7 @@ def random_model(spec: DecoderSpec, space: SearchSpace, allocation: Allocation, 
     from transformers import AutoModelForCausalLM
 
     from qra_bo.finetune.models.attention import use_fast_attention
-    from qra_bo.finetune.quantization.bank import allow_mixed_bits, set_submodule
+    from qra_bo.finetune.quantization.bank import allow_mixed_bits
     from qra_bo.finetune.quantization.registry import backend_of
     from qra_bo.finetune.tracing.trace import DTYPES, config_from_spec
 
@@ -81,7 +81,7 @@ def random_model(spec: DecoderSpec, space: SearchSpace, allocation: Allocation, 
         for m in unit.linears:
             dense = torch.nn.Linear(m.in_features, m.out_features, bias=False, device="meta")
             dense.weight = torch.nn.Parameter(drawn(m.out_features, m.in_features), requires_grad=False)
-            set_submodule(model, m.name, backend_of(fmt).quantize(dense, fmt, dtype, device))
+            model.set_submodule(m.name, backend_of(fmt).quantize(dense, fmt, dtype, device))
             del dense
     for module in model.modules():
         for key, p in module.named_parameters(recurse=False):

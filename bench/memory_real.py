@@ -129,8 +129,8 @@ def measure(oracle: Any, memory: MemoryModel, tracer: Any, name: str, allocation
             held_out(oracle.model, text.input_ids[:batch], text.labels[:batch], oracle.settings.train, oracle.device)
             mark("evaluation")
         grown = resident_growth(lambda: step(2))
-    working = {p.untyped_storage().data_ptr() for p in optimizer.parameters()}
-    tables = {s[k].untyped_storage().data_ptr() for o in optimizer.optimizers for s in o.state.values() for k in s
+    working = {w.working.untyped_storage().data_ptr() for w, _ in optimizer.weights()}
+    tables = {s[k].untyped_storage().data_ptr() for _, s in optimizer.weights() for k in s
               if k.startswith("qmap")}  # of 8-bit moments, shared by all
     state = storage_bytes([t for t in optimizer.tensors()
                            if t.untyped_storage().data_ptr() not in working | tables])

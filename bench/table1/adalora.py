@@ -216,7 +216,11 @@ class AdaLoraOptimizer:
         self._regularise(gradient_scale)
         self.allocator.observe(gradient_scale)
         norm = self.inner.step(lr_factor, gradient_scale)
-        self.inner.zero_where({f"{m}.E": ~kept for m, kept in self.allocator.masks().items()})
+        gone = {f"{m}.E": ~kept for m, kept in self.allocator.masks().items()}
+        for weight, _ in self.inner.weights():
+            if weight.name in gone:
+                weight.working.data.masked_fill_(gone[weight.name], 0.0)
+                weight.master.data.masked_fill_(gone[weight.name], 0.0)
         return norm
 
     @torch.no_grad()

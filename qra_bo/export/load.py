@@ -23,7 +23,7 @@ from qra_bo.finetune.manifest import (
 )
 from qra_bo.finetune.models.attention import use_fast_attention
 from qra_bo.finetune.models.load import load_base
-from qra_bo.finetune.quantization.bank import allow_mixed_bits, set_submodule
+from qra_bo.finetune.quantization.bank import allow_mixed_bits
 from qra_bo.finetune.quantization.base import State
 from qra_bo.finetune.quantization.registry import backend_of
 from qra_bo.utils.errors import DeviceError, ModelError, OutputError
@@ -108,7 +108,7 @@ def quantise(model: Any, manifest: Manifest, folder: Path, device: torch.device)
             raise _mismatch(name, manifest, stored is not None)
         bias = None if linear.bias is None else linear.bias.detach().to(device)
         layer = backend.build({k: t.to(device) for k, t in state.items()}, record.format, record.shape, bias, dtype)
-        set_submodule(model, name, layer)
+        model.set_submodule(name, layer)
     allow_mixed_bits(model)
     model.to(device)
 

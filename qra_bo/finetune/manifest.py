@@ -1,8 +1,8 @@
-"""``quant_manifest.json``: all that is needed to rebuild a run's quantised base model, and to know that it is the same.
+"""``quant_manifest.json``: the description by which a run's quantised base model is rebuilt and verified.
 
 ``save_pretrained`` of a model that mixes 4-bit and 8-bit layers does not load again, so a run keeps this file beside
-its adapter, and the packed weights themselves where asked: quantisation is repeatable on one machine, but a library's
-next release, or another device, may round a weight differently, which the checksums tell.
+its adapter, and the packed weights themselves on request: quantisation is repeatable on one machine, but another
+release of a library, or another device, may round a weight differently, which the checksums detect.
 """
 
 import hashlib
@@ -69,7 +69,7 @@ class Manifest:
         modules: Record of every linear of the decoder by name, in module order.
         unquantised_sha256: Checksum of all other parameters.
         packed: File of packed tensors beside the manifest, or ``None``.
-        versions: Releases of the packages that decide about the numbers.
+        versions: Releases of the packages that determine the numbers.
     """
 
     model: Mapping[str, Any]
@@ -91,7 +91,7 @@ class Manifest:
 
 
 def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of tensors: name, type, shape and bytes of each, in the order of their names."""
+    """Return the SHA-256 of tensors: name, type, shape and bytes of each, in the order of their names."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         host = tensor.detach().to("cpu").contiguous()
@@ -101,25 +101,25 @@ def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def joint_digest(digests: Iterable[str]) -> str:
-    """SHA-256 of checksums in the given order."""
+    """Return the SHA-256 of checksums in the given order."""
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
 def unquantised_digest(model: nn.Module, linears: Iterable[str]) -> str:
-    """Checksum of the parameters outside ``linears`` and outside adapters."""
+    """Return the checksum of the parameters outside ``linears`` and outside adapters."""
     inside = tuple(f"{name}." for name in linears)
     return tensors_digest({name: p for name, p in model.named_parameters()
                            if not name.startswith(inside) and "lora_" not in name})
 
 
 def package_versions() -> dict[str, str]:
-    """Releases of the packages that decide about the numbers, and of Python."""
+    """Return the releases of the packages that determine the numbers, and of Python."""
     return {**{name: metadata.version(name) for name in PACKAGES}, "python": platform.python_version()}
 
 
 def write_manifest(folder: Path, bank: LayerBank, ranks: Mapping[str, int], alpha_over_rank: float,
                    model: Mapping[str, Any], *, packed: bool = False) -> Manifest:
-    """Describe what ``bank`` has installed now in ``folder/quant_manifest.json``.
+    """Describe the layers that ``bank`` has installed in ``folder/quant_manifest.json``.
 
     Args:
         folder: The run's folder.
@@ -127,8 +127,8 @@ def write_manifest(folder: Path, bank: LayerBank, ranks: Mapping[str, int], alph
         ranks: LoRA rank by linear; 0 or missing: no adapter.
         alpha_over_rank: Scale of every adapter.
         model: Node of ``conf/model``; plain JSON values.
-        packed: Also write the packed weights, so that loading neither quantises nor depends on library versions; done
-            in any case where the adapters' start or the choice of codes (``quantizer.rounding``) changed the base.
+        packed: Also write the packed weights, so that loading neither quantises nor depends on library versions; always
+            done where the adapter initialisation or the choice of codes (``quantizer.rounding``) changed the base.
 
     Raises:
         OutputError: If a linear is not installed in any format.
@@ -138,7 +138,7 @@ def write_manifest(folder: Path, bank: LayerBank, ranks: Mapping[str, int], alph
     if missing:
         raise OutputError(f"a manifest describes a fully quantised decoder; not quantised: {missing[:3]}"
                           f"{' ...' if len(missing) > 3 else ''}")
-    packed = packed or bank.has_own  # quantising the base again would not give these
+    packed = packed or bank.has_own  # these can't be made by quantising the base again
     states = {linear.name: bank.installed_state(linear.name) for linear in bank.spec.linears}
     records = {}
     for linear in bank.spec.linears:
@@ -155,12 +155,12 @@ def write_manifest(folder: Path, bank: LayerBank, ranks: Mapping[str, int], alph
 
 
 def flatten(states: Mapping[str, State]) -> State:
-    """Packed tensors of many linears under ``linear:tensor`` names; storages are not shared in the result."""
+    """Return packed tensors of many linears under ``linear:tensor`` names; the result shares no storage."""
     return {f"{linear}:{name}": tensor.clone() for linear, state in states.items() for name, tensor in state.items()}
 
 
 def unflatten(tensors: Mapping[str, Tensor]) -> dict[str, State]:
-    """Inverse of ``flatten``."""
+    """Return the packed tensors of every linear from the result of ``flatten``."""
     states: dict[str, State] = {}
     for key, tensor in tensors.items():
         linear, _, name = key.partition(":")
@@ -169,7 +169,7 @@ def unflatten(tensors: Mapping[str, Tensor]) -> dict[str, State]:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a run's folder.
+    """Read the manifest of a run's folder.
 
     Raises:
         OutputError: If there is none, it is malformed, of a newer schema, or its own checksum does not hold.

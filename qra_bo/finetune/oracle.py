@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -131,9 +131,11 @@ class FinetuneOracle:
                  then: Callable[[], None] | None = None) -> TrialResult:
         """Train (from a checkpoint if there is one) and evaluate; ``then`` is called while the adapters are attached.
 
-        Lack of device memory and divergence are results.
+        Lack of memory and divergence are results.
         """
-        run = TrialRun(request, self.checkpoints)
+        return self._run(TrialRun(request, self.checkpoints), progress, then)
+
+    def _run(self, run: TrialRun, progress: Progress, then: Callable[[], None] | None = None) -> TrialResult:
         try:
             measured = self._evaluate(run, progress)
             if then is not None:
@@ -141,10 +143,14 @@ class FinetuneOracle:
             return measured
         except DivergedError as error:
             return run.failed(TrialState.DIVERGED, str(error))
-        except torch.OutOfMemoryError as error:
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             return run.failed(TrialState.OOM, str(error).splitlines()[0])
         finally:
-            self._reset()
+            detach(self.model)
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
 
     def measure_peak(self, allocation: Mapping[str, Any], train_seed: int, progress: Progress,
                      init: str | None = None) -> dict[str, Any]:
@@ -154,30 +160,16 @@ class FinetuneOracle:
             ``measured_bytes`` in the configured scope and ``peaks`` by phase. Where the device ran out of memory there
             are none, ``state`` is ``"oom"``, and ``message`` is the error.
         """
-        chosen = Allocation.from_json(allocation)
-        begin_load(self.device)
+        settings = self.settings
+        batch = min(settings.train.eval_batch, settings.eval_blocks)
+        self.settings = replace(settings, record_at=(), eval_blocks=batch)
         try:
-            self.build(chosen, train_seed, progress, init)
-            optimizer = self.optimizer(chosen, 1.0)
-            probe = MemoryProbe(self.device, self.model, optimizer, self.bank, self.settings.scope, follow=True)
-            train, settings = self.data.train, self.settings.train
-            order = batches(len(train.input_ids), settings.batch, 2, train_seed)
-            for step in range(2):
-                with probe.watch(step) as mark:
-                    train_steps(self.model, optimizer, train.input_ids, train.labels, order, step, step + 1, 2,
-                                settings, self.device, mark)
-                progress("measure", step + 1, 2)
-            text, batch = self.data.validation, min(settings.eval_batch, self.settings.eval_blocks)
-            held_out(self.model, text.input_ids[:batch], text.labels[:batch], settings, self.device, probe.evaluation)
-            return {"state": TrialState.OK.value, "message": "", "measured_bytes": probe.bytes,
-                    "peaks": peaks_to_json(probe.peaks)}
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            return {"state": TrialState.OOM.value, "message": str(error).splitlines()[0], "measured_bytes": None,
-                    "peaks": {}}
+            request = TrialSpec(Allocation.from_json(allocation), 2, 2, train_seed, init=init)
+            measured = self._run(TrialRun(request, None), progress)
         finally:
-            self._reset()
+            self.settings = settings
+        return {"state": measured.state.value, "message": measured.message, "measured_bytes": measured.measured_bytes,
+                "peaks": peaks_to_json(measured.peaks)}
 
     def finalise(self, allocation: Mapping[str, Any], steps: int | None, epochs: float, train_seed: int,
                  lr_scale: float, out: str, model_cfg: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
@@ -205,8 +197,7 @@ class FinetuneOracle:
         request = TrialSpec(chosen, total, total, train_seed, "test", lr_scale)
         try:
             measured = self._evaluate(TrialRun(request, self.checkpoints), progress)
-            ranks = {linear.name: rank for unit, rank in zip(self.units, chosen.ranks, strict=True)
-                     for linear in unit.linears}
+            ranks = unit_choice(self.units, chosen.ranks)
             node = {**model_cfg, "revision": model_cfg.get("revision") or commit_of(self.model)}
             with writing(folder, "run the same command again: the training is kept"):
                 self.peft.save_pretrained(str(folder / "adapter"), safe_serialization=True,
@@ -229,12 +220,6 @@ class FinetuneOracle:
     def close(self) -> None:
         self.bank.restore_dense()
 
-    def _reset(self) -> None:
-        """Remove the adapters, and give what they took back to the device."""
-        detach(self.model)
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-
     def build(self, allocation: Allocation, train_seed: int, progress: Progress | None = None,
               init: str | None = None, codes: str | None = None) -> None:
         """Quantise the model as in ``allocation`` and attach fresh adapters; ``init``, ``codes``: see ``TrialSpec``.
@@ -245,8 +230,7 @@ class FinetuneOracle:
         if len(allocation) != len(self.units):
             raise OracleError(f"the model has {len(self.units)} units; the allocation has {len(allocation)}")
         formats = unit_choice(self.units, allocation.formats)
-        ranks = {linear.name: rank for unit, rank in zip(self.units, allocation.ranks, strict=True)
-                 for linear in unit.linears}
+        ranks = unit_choice(self.units, allocation.ranks)
         self.bank.choose_codes(progress)
         inits = self.inits
         if init not in (None, self.settings.adapter.init):

@@ -70,7 +70,7 @@ def test_splits_are_disjoint_and_cover_every_distinct_record() -> None:
 
 @pytest.mark.parametrize("n", [0, 1, 2])
 def test_too_few_records_to_hold_anything_out(n: int) -> None:
-    with pytest.raises(DataError, match=rf"file\.jsonl has {n} distinct records: too few to hold anything out"):
+    with pytest.raises(DataError, match=rf"file\.jsonl has {n} distinct records; at least 3 are needed"):
         split_records([Record("", str(i)) for i in range(n)] * 5, 0.1, 0, "file.jsonl")
 
 

@@ -68,7 +68,7 @@ def test_at_most_max_records_are_read(tmp_path: Path) -> None:
     ([{}], "got the fields none"),
     ([{"text": 3}], "line 1: the field 'text' must be text, got int"),
     ([{"question": "q", "answer": None}], "the field 'answer' must be text, got NoneType"),
-    ([{"prompt": "a", "completion": "  "}], "line 1: the text to learn is empty"),
+    ([{"prompt": "a", "completion": "  "}], "line 1: the target text is empty"),
     ([{"messages": [{"role": "user", "content": "hi"}]}], "no message of the role 'assistant'"),
     ([{"messages": [{"role": "user"}]}], "must be a list of objects with the texts 'role' and 'content'"),
     ([{"question": "q", "human_answers": []}], "must be a list of texts"),

@@ -125,8 +125,7 @@ def check_realised(model: Any, ranks: Mapping[str, int], settings: AdapterSettin
 def detach(model: Any) -> None:
     """Remove every adapter from the bare ``model``, leaving its (quantised) linears in place."""
     for name, module in [(n, m) for n, m in model.named_modules() if isinstance(m, BaseTunerLayer)]:
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, module.get_base_layer())
+        model.set_submodule(name, module.get_base_layer())
     if hasattr(model, "peft_config"):
         del model.peft_config
     model._hf_peft_config_loaded = False

@@ -1,4 +1,4 @@
-"""Which sequences each optimiser step sees: shuffled epochs from a named random stream."""
+"""Order of the training sequences: shuffled epochs from a named random stream."""
 
 import numpy as np
 import numpy.typing as npt
@@ -7,12 +7,12 @@ IntArray = npt.NDArray[np.int64]
 
 
 def named_rng(name: str, seed: int) -> np.random.Generator:
-    """The random stream of one purpose: independent of every other name's under the same seed."""
+    """Return the random stream of one purpose, independent of every other name's under the same seed."""
     return np.random.default_rng(np.random.SeedSequence(entropy=seed, spawn_key=tuple(name.encode())))
 
 
 def batches(n_blocks: int, batch: int, steps: int, seed: int) -> IntArray:
-    """Rows of every step's batch, ``steps x batch``.
+    """Return the rows of every step's batch, ``steps x batch``.
 
     Each epoch is a fresh shuffle of all rows; a batch may span two epochs. A shorter run sees a prefix of what a
     longer one with the same seed sees.

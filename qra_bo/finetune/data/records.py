@@ -1,4 +1,4 @@
-"""Records of text become packed token sequences of one length, with labels only where a loss is taken."""
+"""Packed token sequences of one length from records of text, with labels only where a loss is taken."""
 
 import bisect
 import hashlib
@@ -57,12 +57,12 @@ class DataSplits:
     """A data set, ready for training.
 
     Args:
-        train: What fine-tuning sees.
-        validation: All that a search sees.
-        test: Looked at once, for what is reported.
-        calibration: The sequences of ``train`` that sensitivities are measured on.
-        sha256: Hash of the texts of all splits: two runs with the same hash saw the same data.
-        source: Where it comes from, in words.
+        train: For fine-tuning.
+        validation: For the losses of a search.
+        test: For the reported losses alone.
+        calibration: The sequences of ``train`` on which sensitivities are measured.
+        sha256: Hash of the texts of all splits: runs with the same hash have the same data.
+        source: Name of the source.
     """
 
     train: TokenBlocks
@@ -80,13 +80,13 @@ class DataSplits:
 
 
 def texts_sha256(splits: Sequence[Sequence[Record]]) -> str:
-    """Hash of the records of every split, in order."""
+    """Return the hash of the records of every split, in order."""
     text = json.dumps([[[r.prompt, r.target] for r in split] for split in splits], ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of every text, without special tokens."""
+    """Return the token ids of every text, without special tokens."""
     if not texts:
         return []
     ids: list[list[int]] = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
@@ -108,7 +108,7 @@ def pieces_of(prompt: Sequence[int], target: Sequence[int], length: int) -> list
 
 
 def pack(tokenizer: Any, records: Sequence[Record], length: int, seed: int) -> TokenBlocks:
-    """Packed sequences of ``records``, shuffled; an end token closes every record where the tokenizer has one.
+    """Pack ``records`` into shuffled sequences; an end token closes every record where the tokenizer has one.
 
     Pieces are packed by best fit in decreasing order, so that records stay whole and little is padded. The order
     of the rows is a shuffle drawn from ``seed``, so that the first ``n`` rows are a fair sample.
@@ -135,7 +135,7 @@ def pack(tokenizer: Any, records: Sequence[Record], length: int, seed: int) -> T
 
 
 def _best_fit(sizes: Sequence[int], capacity: int) -> list[list[int]]:
-    """Bins of indices whose sizes add up to at most ``capacity``: best fit, largest first, ties in order."""
+    """Return bins of indices whose sizes add up to at most ``capacity``: best fit, largest first, ties in order."""
     bins: list[list[int]] = []
     open_bins: list[tuple[int, int]] = []  # (room left, bin), sorted
     for index in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
@@ -153,7 +153,7 @@ def _best_fit(sizes: Sequence[int], capacity: int) -> list[list[int]]:
 
 def assemble(tokenizer: Any, splits: Sequence[Sequence[Record]], length: int, calibration: int, seed: int,
              source: str) -> DataSplits:
-    """Token blocks of the records of (train, validation, test).
+    """Return token blocks of the records of (train, validation, test).
 
     Raises:
         DataError: If a split holds no token on which a loss could be taken.
@@ -161,7 +161,7 @@ def assemble(tokenizer: Any, splits: Sequence[Sequence[Record]], length: int, ca
     packed = [pack(tokenizer, split, length, seed) for split in splits]
     for name, split, blocks in zip(("training", "validation", "test"), splits, packed, strict=True):
         if not blocks.n_targets:
-            raise DataError(f"the {name} split of {source} has {len(split)} records and no token to learn from; "
+            raise DataError(f"the {name} split of {source} has {len(split)} records and no target token; "
                             "give more records, or a larger data.held_out")
     train, validation, test = packed
     return DataSplits(train, validation, test, train.take(calibration), texts_sha256(splits), source)
@@ -174,7 +174,7 @@ def split_records(records: Sequence[Record], held_out: float, seed: int,
     Args:
         records: All records.
         held_out: Share of validation, and again of test; at least one record each.
-        seed: Drives the shuffle.
+        seed: Seed of the shuffle.
         source: Used in messages.
 
     Raises:
@@ -182,8 +182,8 @@ def split_records(records: Sequence[Record], held_out: float, seed: int,
     """
     distinct = list(dict.fromkeys(records))
     if len(distinct) < 3:
-        raise DataError(f"{source} has {len(distinct)} distinct records: too few to hold anything out; at least 3 are "
-                        "needed (training, validation, test), and some hundreds to learn from")
+        raise DataError(f"{source} has {len(distinct)} distinct records; at least 3 are needed (training, validation, "
+                        "test), and some hundreds for a useful model")
     n_held = min(max(1, round(held_out * len(distinct))), (len(distinct) - 1) // 2)
     order = [distinct[i] for i in named_rng("split", seed).permutation(len(distinct))]
     return order[2 * n_held:], order[:n_held], order[n_held:2 * n_held]

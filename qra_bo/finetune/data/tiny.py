@@ -1,4 +1,4 @@
-"""Synthetic bytes and a byte tokenizer: they test the plumbing and say nothing about quality."""
+"""Synthetic texts and a byte tokenizer, for tests that need no quality."""
 
 from typing import Any
 
@@ -7,13 +7,12 @@ from qra_bo.finetune.data.records import Record
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
-
 VOCABULARY = 512
 """Rows of the tiny model's embedding; ids from 258 on are unused."""
 
 
 def byte_tokenizer() -> Any:
-    """A tokenizer of transformers: UTF-8 bytes as ids 0 to 255, then pad (256) and end (257)."""
+    """Return a tokenizer of transformers: UTF-8 bytes as ids 0 to 255, then pad (256) and end (257)."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
     from transformers.convert_slow_tokenizer import bytes_to_unicode
@@ -26,7 +25,7 @@ def byte_tokenizer() -> Any:
 
 
 def tiny_records(n: int, seed: int) -> list[Record]:
-    """``n`` distinct little texts that count on in words, each by its own step: learnable, and different."""
+    """Return ``n`` distinct short texts that count in words, each by its own step."""
     rng = named_rng("tiny", seed)
     seen: dict[Record, None] = {}
     while len(seen) < n:

@@ -1,4 +1,4 @@
-"""Task accuracy through lm-evaluation-harness: its tasks by name, and files of one's own, on a model in memory."""
+"""Task accuracy of a model in memory by lm-evaluation-harness: its tasks by name, and the user's files."""
 
 import logging
 import random
@@ -14,11 +14,11 @@ from qra_bo.finetune.evaluation.task_files import FILE_ENDINGS, Choice, Written,
 from qra_bo.utils.errors import ConfigError, MissingExtraError
 
 SPARE_TOKENS = 16
-"""How many tokens longer than the longest target an answer may be."""
+"""Tokens by which an answer may be longer than the longest target."""
 BOOTSTRAPS = 100
-"""For standard errors of metrics that are no means; means have a formula."""
+"""Samples for standard errors of metrics other than means, which have a formula."""
 STOPS = ("\nQuestion:", "\n\n### ", "\nUser:")
-"""Where an answer ends that goes on with a question of its own: how ``data=jsonl`` renders the next one."""
+"""Texts that end an answer: the beginnings of the next question as ``data=jsonl`` renders it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class TaskScore:
         metric: E.g. ``acc``, ``acc_norm``, ``exact_match``.
         value: Its mean over the questions.
         stderr: Standard error of that mean, or ``None`` where the harness gives none.
-        questions: How many were asked.
+        questions: Number of questions.
     """
 
     task: str
@@ -42,15 +42,15 @@ class TaskScore:
 
 def score_tasks(model: Any, tokenizer: Any, tasks: Sequence[str], *, batch: int,
                 limit: int | None = None) -> list[TaskScore]:
-    """Ask a model in memory; it is left as it was, and so are the global generators of random numbers.
+    """Score a model in memory; its mode and the global generators of random numbers are restored.
 
     Args:
-        model: A causal language model of transformers or PEFT, quantised in whatever way, on its device.
+        model: A causal language model of transformers or PEFT, quantised or not, on its device.
         tokenizer: Its tokenizer.
         tasks: Files (``.jsonl``, ``.json``) as ``read_task_file`` takes them, or names of the harness' own tasks, whose
             data come from a hub.
         batch: Sequences of one forward pass.
-        limit: Ask only so many of every task's questions, the first ones.
+        limit: Number of questions of every task, from the first; ``None`` for all.
 
     Raises:
         MissingExtraError: If lm-eval is not installed.
@@ -71,16 +71,16 @@ def score_tasks(model: Any, tokenizer: Any, tasks: Sequence[str], *, batch: int,
         raise ConfigError([f"eval.tasks: the installed lm-eval knows no task {t!r}; give a name that its list of tasks "
                            "has (lm-eval ls tasks), or a file that ends in .jsonl or .json" for t in unknown])
     training, state = model.training, (random.getstate(), np.random.get_state())
-    told = logging.getLogger("lm_eval")
-    level = told.level
-    told.setLevel(logging.ERROR)  # it warns of what is meant: a model in memory, data from a callable
+    logger = logging.getLogger("lm_eval")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # it warns of a model in memory and of data from a callable
     try:
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            asker = HFLM(pretrained=model.eval(), tokenizer=tokenizer, batch_size=batch)
-            found = simple_evaluate(asker, tasks=wanted, task_manager=manager, limit=limit, log_samples=False,
+            wrapped = HFLM(pretrained=model.eval(), tokenizer=tokenizer, batch_size=batch)
+            found = simple_evaluate(wrapped, tasks=wanted, task_manager=manager, limit=limit, log_samples=False,
                                     bootstrap_iters=BOOTSTRAPS)
     finally:
-        told.setLevel(level)
+        logger.setLevel(level)
         model.train(training)
         random.setstate(state[0])
         np.random.set_state(state[1])
@@ -88,7 +88,7 @@ def score_tasks(model: Any, tokenizer: Any, tasks: Sequence[str], *, batch: int,
 
 
 def check_tasks(tasks: Sequence[str]) -> None:
-    """Whether tasks may be asked at all, before a model is loaded.
+    """Check the tasks before a model is loaded.
 
     Raises:
         MissingExtraError: If lm-eval is not installed.
@@ -110,7 +110,7 @@ def check_tasks(tasks: Sequence[str]) -> None:
 
 
 def _task(name: str, items: Sequence[Choice] | Sequence[Written], tokenizer: Any) -> dict[str, Any]:
-    """The harness' description of a file's questions."""
+    """Return the harness' description of a file's questions."""
     from datasets import Dataset
 
     docs = Dataset.from_list([{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(item).items()}

@@ -1,4 +1,4 @@
-"""A few logits kept beside a result, so that whoever loads it can check that it computes the same."""
+"""A few logits kept beside a result, by which a loaded model is checked."""
 
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ def save_probe(model: Any, blocks: TokenBlocks, path: Path, device: torch.device
 
 
 def probe_difference(model: Any, path: Path, device: torch.device) -> float:
-    """Largest absolute difference between the model's logits and those in ``path``."""
+    """Return the largest absolute difference between the model's logits and those in ``path``."""
     with safe_open(path, framework="pt") as handle:
         ids, expected = handle.get_tensor("input_ids"), handle.get_tensor("logits")
     return float((_logits(model, ids.to(device)) - expected).abs().max())

@@ -1,4 +1,4 @@
-"""Task files of one's own: multiple-choice questions, and questions with an answer to generate."""
+"""The user's task files: multiple-choice questions, and questions with a generated answer."""
 
 import re
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from qra_bo.utils.errors import DataError
 
 FILE_ENDINGS = (".jsonl", ".json")
 MARK = "####"
-"""What stands before the short answer in a worked one, as in GSM8K."""
+"""Mark before the short answer in a worked one, as in GSM8K."""
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
 
@@ -26,22 +26,22 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """A question whose answer is written by the model and compared with ``target``."""
+    """A question whose answer the model generates; it is compared with ``target``."""
 
     prompt: str
     target: str
 
 
 def task_name(task: str) -> str:
-    """What a task of ``eval.tasks`` is called in its scores: a file goes by its name without folder and ending."""
+    """Return the name of a task of ``eval.tasks`` in its scores; for a file, its name without folder and ending."""
     return Path(task).stem if task.endswith(FILE_ENDINGS) else task
 
 
 def read_task_file(path: Path) -> list[Choice] | list[Written]:
-    """Every question of a JSON or JSONL file.
+    """Return every question of a JSON or JSONL file.
 
     Objects with ``question``, ``choices`` (at least two texts) and ``answer`` (the index of the right one, or its text)
-    are multiple choice; all others are those that ``data=jsonl`` trains on, with their prompts.
+    are multiple choice; all others are training records of ``data=jsonl``, with their prompts.
 
     Raises:
         DataError: If the file can't be read, is empty, mixes both kinds, or a record is malformed; names the line.
@@ -84,8 +84,8 @@ def _choice(fields: Mapping[str, Any], where: str) -> Choice:
 def same_answer(written: str, target: str) -> bool:
     """Whether a generated text gives the target's answer.
 
-    Of a worked target (with ``####``) the short answer counts: what the text puts behind its own mark, or the last
-    number in it. Else the first line must be the target's, but for spaces.
+    For a worked target (with ``####``) the short answer counts: the text after its own mark, or its last number. Else
+    the first line must be the target's, but for spaces.
     """
     if MARK in target:
         wanted = _plain(target.rsplit(MARK, 1)[1])
@@ -97,5 +97,5 @@ def same_answer(written: str, target: str) -> bool:
 
 
 def _plain(text: str) -> str:
-    """Without commas in numbers, a final full stop and repeated spaces."""
+    """Remove commas in numbers, a final full stop and repeated spaces."""
     return re.sub(r"(?<=\d),(?=\d)", "", " ".join(text.split())).rstrip(".")

@@ -26,7 +26,7 @@ def _attention(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, 
 
 
 def use_fast_attention(model: Any, device: torch.device, dtype: torch.dtype) -> str:
-    """Choose the attention kernel for this device and type; returns its name.
+    """Choose the attention kernel for this device and type; return its name.
 
     Raises:
         ModelError: If the decoder can't use SDPA.
@@ -40,10 +40,10 @@ def use_fast_attention(model: Any, device: torch.device, dtype: torch.dtype) -> 
 
 
 def choose_kernel(model: Any, name: str) -> None:
-    """Let ``model`` run its attention by the registered kernel ``name``.
+    """Set the registered attention kernel ``name`` on ``model``.
 
     Raises:
-        ModelError: If the decoder can't use SDPA, which every kernel here is.
+        ModelError: If the decoder can't use SDPA, on which all kernels here are based.
     """
     family = model.config.get_text_config().model_type
     if not model._supports_sdpa:

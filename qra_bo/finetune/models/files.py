@@ -1,4 +1,4 @@
-"""What a model's folder or hub repository holds beside its weights, before transformers follows it to a pickle."""
+"""Checks of a model's folder or hub repository before transformers reads it: no pickles, no redirects."""
 
 import json
 from collections.abc import Iterator
@@ -9,19 +9,19 @@ from qra_bo.utils.errors import ModelError
 
 CONFIG, INDEX, ADAPTER = "config.json", "model.safetensors.index.json", "adapter_config.json"
 REDIRECTS = ("transformers_weights", "configuration_files")
-"""Keys of a configuration that make transformers read other files than those looked at here."""
+"""Keys of a configuration that make transformers read files that are not checked here."""
 
 
 def check_model_files(where: str, name: str, revision: str | None = None, *, gguf: bool = False) -> None:
-    """Refuse a model that transformers would read a pickle for, or put an adapter on.
+    """Refuse a model whose reading would involve a pickle or an adapter.
 
-    Transformers' ``use_safetensors`` looks at the first file alone: an index may name pickles as its shards.
+    Transformers' ``use_safetensors`` checks the first file alone: an index may name pickles as its shards.
 
     Args:
         where: A folder, or a hub id.
         name: The model's name, for messages.
         revision: Of the hub id.
-        gguf: Whether the weights are in a GGUF file, so that no others are looked at.
+        gguf: Whether the weights are in a GGUF file, so that no others are read.
 
     Raises:
         ModelError: With what to do.
@@ -59,7 +59,7 @@ def _refuse_pickles(folder: Path, name: str) -> None:
 
 
 def _keys(value: Any) -> Iterator[str]:
-    """Keys at every level: a configuration inside another can become the model's own."""
+    """Yield the keys at every level: a configuration inside another can become the model's own."""
     if isinstance(value, dict):
         yield from (str(key) for key, inner in value.items() if inner is not None)
     for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
@@ -69,15 +69,15 @@ def _keys(value: Any) -> Iterator[str]:
 def _read(where: str, file: str, revision: str | None) -> Any:
     path = _file(where, file, revision)
     if path is None:
-        return None  # what has to be there transformers misses by itself
+        return None  # transformers itself reports a required file
     try:
-        return json.loads(path.read_text(encoding="utf-8"))  # as transformers reads it, with the NaN that some hold
+        return json.loads(path.read_text(encoding="utf-8"))  # as transformers reads it: some hold NaN
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path} can't be read ({str(error)[:200]}); copy the model again") from error
 
 
 def _file(where: str, file: str, revision: str | None) -> Path | None:
-    """The file in the folder, or in the cache of the hub; ``None`` where there is none."""
+    """Return the file in the folder, or in the cache of the hub, or ``None``."""
     if Path(where).is_dir():
         return Path(where) / file if (Path(where) / file).exists() else None
     from transformers.utils import cached_file

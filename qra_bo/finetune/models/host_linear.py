@@ -1,7 +1,7 @@
-"""Dense linears whose weights stay in host memory: what lets a device hold no more of the base than its packed layers.
+"""Dense linears whose weights stay in host memory, so that a device holds only the packed layers of the base.
 
-A run needs the base in 16 bits for its profile and for the choice of codes alone. Where the device is too small for
-that, each weight is copied to it when its layer runs, forward and backward, and let go again.
+A run needs the base in 16 bits only for its profile and for the choice of codes. Where the device is too small for
+that, each weight is copied to it when its layer runs, forward and backward, and freed again.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from qra_bo.utils.errors import ModelError
 
 
 class _Product(torch.autograd.Function):
-    """``x W^T + b`` that keeps no copy of ``W`` for its backward pass but fetches it again."""
+    """``x W^T + b`` that copies ``W`` again for its backward pass."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -41,7 +41,7 @@ class HostLinear(nn.Module):
 
     @property
     def original(self) -> nn.Linear:
-        """The layer itself."""
+        """The layer in host memory."""
         return self._held[0]
 
     @property
@@ -69,5 +69,5 @@ def keep_on_host(model: nn.Module, linears: Sequence[str]) -> None:
 
 
 def is_too_large(dense_bytes: int, device: torch.device) -> bool:
-    """Whether a base of ``dense_bytes`` had better stay in host memory: a profile wants as much again beside it."""
+    """Whether a base of ``dense_bytes`` should stay in host memory: a profile needs as much again beside it."""
     return device.type == "cuda" and 2 * dense_bytes > torch.cuda.mem_get_info(device)[0]

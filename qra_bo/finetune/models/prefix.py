@@ -1,4 +1,4 @@
-"""Running only the upper part of a decoder: activations below a changed layer are reused."""
+"""Forward passes of the upper part of a decoder, which reuse the activations below a changed layer."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class _Given(nn.Module):
-    """Stands in for a decoder layer and returns what is already known of its output."""
+    """Replacement of a decoder layer that returns its known output."""
 
     def __init__(self, layer: nn.Module, output: Tensor | None) -> None:
         super().__init__()
@@ -26,18 +26,18 @@ class _Given(nn.Module):
 
 
 def decoder_layers(model: Any) -> nn.ModuleList:
-    """The stack of decoder layers of any causal language model of transformers."""
+    """Return the stack of decoder layers of a causal language model of transformers."""
     decoder = model.get_decoder()
     for name in ("layers", "h", "blocks"):
         if isinstance(getattr(decoder, name, None), nn.ModuleList):
             layers: nn.ModuleList = getattr(decoder, name)
             return layers
-    raise TypeError(f"{type(decoder).__name__} has no list of layers that is known here")
+    raise TypeError(f"{type(decoder).__name__} has no known list of layers")
 
 
 @torch.no_grad()
 def layer_inputs(model: Any, ids: Tensor) -> tuple[list[Tensor], Tensor]:
-    """Input of every decoder layer and the final hidden states (after the last norm) for ``b x length`` ids."""
+    """Return every decoder layer's input and the final hidden states (after the last norm) of ``b x length`` ids."""
     inputs: list[Tensor] = []
 
     def keep(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -54,7 +54,7 @@ def layer_inputs(model: Any, ids: Tensor) -> tuple[list[Tensor], Tensor]:
 
 @contextmanager
 def starting_at(model: Any, index: int, hidden: Tensor) -> Iterator[None]:
-    """Within it, the decoder starts at layer ``index`` with ``hidden`` (``b x length x d``) as that layer's input."""
+    """Start the decoder at layer ``index`` with ``hidden`` (``b x length x d``) as that layer's input."""
     layers = decoder_layers(model)
     kept = [layers[i] for i in range(index)]
     for i in range(index):

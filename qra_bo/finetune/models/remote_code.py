@@ -1,4 +1,4 @@
-"""Code that comes with a model runs only where that was asked for, and never silently."""
+"""Permission to run code that comes with a model: only on request, and never silently."""
 
 import logging
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ _announced: set[str] = set()
 
 
 def may_run(model_cfg: Mapping[str, Any]) -> bool:
-    """Whether ``model.trust_remote_code`` was set; if so, that is said once a process and model."""
+    """Whether ``model.trust_remote_code`` is set; if so, a warning is logged once per process and model."""
     if not model_cfg.get("trust_remote_code"):
         return False
     where = str(model_cfg.get("path"))

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -16,12 +16,13 @@ from qra_bo.oracle.protocol import Progress
 from qra_bo.sensitivity.profile import FloatArray
 from qra_bo.space import StorageFormat, Unit
 
+Value = TypeVar("Value")
 KEPT_LOG_PROBABILITIES = 512 * 2**20
 """Bytes of the dense model's log-probabilities up to which they are kept, and not computed again for each format."""
 
 
 class Measured(NamedTuple):
-    """I_q of single units, each ``L x F`` in nats: rise of the loss, KL from the dense model, standard error of the rise."""
+    """I_q, each ``L x F`` in nats: rise of the loss, KL from the dense model, standard error of the rise."""
 
     rise: FloatArray
     kl: FloatArray
@@ -62,8 +63,8 @@ class DenseReference:
 
     @torch.no_grad()
     def chunks(self, hidden: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Yield for every chunk of ``n`` tokens the targets, ``n x 1``, and the log-probabilities of the dense model and
-        of ``b x length x d`` final hidden states, ``n x vocabulary``."""
+        """Yield the targets, ``n x 1``, of every chunk of ``n`` tokens, with the log-probabilities of the dense model
+        and of ``b x length x d`` final hidden states, ``n x vocabulary``."""
         selected = self._select(hidden)
         for i, start in enumerate(self._starts):
             log_p = self._log_p(self._hidden, start) if self._kept is None else self._kept[i]
@@ -164,6 +165,6 @@ def leading_energy(matrix: Tensor, k: int) -> FloatArray:
     return np.cumsum(padded)
 
 
-def unit_choice(units: Sequence[Unit], formats: Sequence[str]) -> Mapping[str, str]:
-    """Return the format of every linear from the format of every unit."""
-    return {linear.name: fmt for unit, fmt in zip(units, formats, strict=True) for linear in unit.linears}
+def unit_choice(units: Sequence[Unit], values: Sequence[Value]) -> Mapping[str, Value]:
+    """Return the value (format or rank) of every linear from that of every unit."""
+    return {linear.name: value for unit, value in zip(units, values, strict=True) for linear in unit.linears}

@@ -29,12 +29,6 @@ def allow_mixed_bits(model: Any) -> None:
     model.is_loaded_in_4bit = model.is_loaded_in_8bit = True
 
 
-def set_submodule(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Put ``module`` in the place called ``name``."""
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)
-
-
 @dataclass(frozen=True, slots=True)
 class OwnBase:
     """Packed tensors that replace those of a linear's own weight, e.g. LoftQ's of ``W - scale B A``.
@@ -264,5 +258,5 @@ class LayerBank:
 
     def _place(self, name: str, layer: nn.Module) -> None:
         layer.train(self.model.training)
-        set_submodule(self.model, name, layer)
+        self.model.set_submodule(name, layer)
         self._placed[name] = layer

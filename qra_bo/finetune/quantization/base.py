@@ -127,7 +127,7 @@ class QuantizerBackend(ABC):
         """Return the layer over packed tensors (shared, not copied), on their device; ``shape`` is (out, in)."""
 
     def empty_state(self, fmt: StorageFormat, shape: tuple[int, int], dtype: torch.dtype) -> State:
-        """Return meta tensors of the names, types and shapes that ``pack`` gives for a matrix (out, in) of ``dtype``."""
+        """Return meta tensors like those that ``pack`` gives for a matrix of ``shape`` (out, in) and ``dtype``."""
         return self.pack(torch.empty(shape, dtype=dtype, device="meta"), fmt, torch.device("meta"))
 
     def grid(self, state: State, fmt: StorageFormat, shape: tuple[int, int]) -> Grid | None:

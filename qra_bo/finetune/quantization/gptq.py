@@ -1,9 +1,9 @@
-"""GPTQ (arXiv 2210.17323): codes chosen one column after another, each making up for what the ones before lost.
+"""GPTQ (arXiv 2210.17323): codes are chosen column by column, each compensating the errors of those before.
 
-The libraries round every weight to the nearest value. What a layer loses is not the error of its weights but that of
-its outputs, ``tr(E M E^T)`` for errors ``E`` (``out x in``) and second moments ``M`` of inputs (``in x in``): the error
-of a rounded column can be made up for by the columns that are still free. Scales stay those of the library, so that
-bytes, format and layer are the same and only the codes differ.
+The libraries round every weight to the nearest value. The loss of a layer depends on the error of its outputs,
+``tr(E M E^T)`` for errors ``E`` (``out x in``) and second moments ``M`` of inputs (``in x in``): the columns that are
+still free can compensate the error of a rounded one. Scales stay those of the library, so that bytes, format and layer
+are the same and only the codes differ.
 """
 
 from dataclasses import dataclass
@@ -16,15 +16,15 @@ from qra_bo.finetune.quantization.grid import Grid
 DAMPING = 0.01
 """Added to the diagonal of the second moments, as a share of its mean (the paper's)."""
 BLOCK = 128
-"""Columns after which what they lost is passed on to all later ones at once (the paper's)."""
+"""Columns after which their errors are applied to all later ones at once (the paper's)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What the second moments of a layer's inputs come to: the same for all formats and all layers of these inputs.
+    """Factored second moments of a layer's inputs: the same for all formats and all layers of these inputs.
 
     Args:
-        order: Columns by decreasing second moment: those that matter most are rounded while most others are free.
+        order: Columns by decreasing second moment: the most important are rounded while most others are free.
         factor: Upper Cholesky factor of the inverse moments in that order, ``in x in``.
     """
 
@@ -33,14 +33,14 @@ class Inputs:
 
     @classmethod
     def of(cls, moments: Tensor) -> "Inputs":
-        """From ``X^T X`` (``in x in``) of inputs ``X`` (``tokens x in``).
+        """Factor ``X^T X`` (``in x in``) of inputs ``X`` (``tokens x in``).
 
-        Factored in fp64 on the host: a GPU that is too small for its model has no room for it.
+        In fp64 on the host: a GPU that is too small for its model has no room for it.
         """
         damped = moments.to("cpu", torch.float64, copy=True)
         diagonal = damped.diagonal()
         mean = float(diagonal.mean())
-        diagonal += DAMPING * mean if mean > 0 else 1.0  # inputs that never were other than 0 ask for nothing
+        diagonal += DAMPING * mean if mean > 0 else 1.0  # inputs that are always 0
         order = torch.argsort(diagonal, descending=True, stable=True)
         lower = torch.linalg.cholesky(damped[order][:, order])
         factor = torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True)
@@ -48,12 +48,12 @@ class Inputs:
 
 
 def compensated_codes(weight: Tensor, grid: Grid, inputs: Inputs) -> Tensor:
-    """Codes, ``out x in`` (uint8), of ``weight`` in ``grid``.
+    """Return codes, ``out x in`` (uint8), of ``weight`` in ``grid``.
 
     Args:
         weight: ``out x in``.
-        grid: What can be stored.
-        inputs: Of the layer.
+        grid: The values that can be stored.
+        inputs: Factored inputs of the layer.
     """
     rest, sorted_grid = weight.float()[:, inputs.order], grid.columns(inputs.order)
     factor, n = inputs.factor, weight.shape[1]

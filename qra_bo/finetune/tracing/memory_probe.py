@@ -1,4 +1,4 @@
-"""The peaks of real training, measured phase by phase: allocator statistics on CUDA, live storages on a CPU."""
+"""Measured peaks of real training, by phase: allocator statistics on CUDA, live storages on a CPU."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,21 +19,21 @@ Mark = Callable[[str], None]
 
 
 def begin_load(device: torch.device) -> None:
-    """What follows, up to the making of a probe, is the phase ``load``."""
+    """Begin the phase ``load``, which ends when a probe is made."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
 
 class MemoryProbe:
-    """Measures one evaluation in the configured scope.
+    """Measurement of one trial's memory in the configured scope.
 
-    On CUDA the allocator counts for free, in every step. On a CPU following every storage makes a step several times as
-    long, so that one step and one batch of the evaluation are followed, and only where it is asked for.
+    On CUDA the allocator counts every step at no cost. On a CPU following every storage makes a step several times as
+    long: one step and one batch of the evaluation are followed, and only with ``follow``.
 
     Args:
         device: Where the model trains.
         model: The model with its adapters.
-        optimizer: What it keeps between steps is alive at the peak.
+        optimizer: Its tensors are alive at the peak.
         bank: Its quantised linears.
         scope: ``"peak"`` (everything alive at the peak of a step) or ``"stored"`` (quantised weights, metadata
             and adapters in 16 bits).
@@ -47,7 +47,7 @@ class MemoryProbe:
         self._found: dict[str, PhasePeak] = {}
         if device.type == "cuda":
             self._read("load")
-            torch.cuda.empty_cache()  # what loading left behind is no part of training
+            torch.cuda.empty_cache()  # memory that loading reserved is no part of training
         else:
             with bank.only_packed():  # packed layers are handed over, so that loading needs no more than what stays
                 self._note("load", live_bytes(model), None)
@@ -68,13 +68,13 @@ class MemoryProbe:
 
     @contextmanager
     def watch(self, step: int) -> Iterator[Mark]:
-        """Wrap one optimiser step, the ``step``-th (from 0) since the model was built; gives what marks its phases."""
+        """Wrap one optimiser step, the ``step``-th (from 0) since the model was built; yield a function that ends a phase."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
             yield self._read
             return
         if not (self.follow and step == WATCHED_STEP):
-            yield _nothing
+            yield lambda phase: None
             return
         with self._followed() as tracker:
             def mark(phase: str) -> None:
@@ -111,12 +111,6 @@ class MemoryProbe:
         torch.cuda.reset_peak_memory_stats(self.device)
 
     def _note(self, phase: str, allocated: int, reserved: int | None) -> None:
-        before = self._found.get(phase)
-        if before is not None:
-            allocated = max(allocated, before.allocated)
-            reserved = None if reserved is None or before.reserved is None else max(reserved, before.reserved)
-        self._found[phase] = PhasePeak(phase, allocated, reserved)
-
-
-def _nothing(phase: str) -> None:
-    """Where nothing is measured."""
+        before = self._found.get(phase, PhasePeak(phase, allocated, reserved))
+        most = None if reserved is None or before.reserved is None else max(reserved, before.reserved)
+        self._found[phase] = PhasePeak(phase, max(allocated, before.allocated), most)

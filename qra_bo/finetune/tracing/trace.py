@@ -1,9 +1,9 @@
-"""Traced truth: the peaks of a training step and of an evaluation, of decoders of any size, storage by storage.
+"""Traced peaks of a training step and of an evaluation, of decoders of any size, storage by storage.
 
-The real modules of transformers, our adapters' autograd node, loss and optimiser run on meta tensors: every operator
-yields tensors that have shapes and storages alone. Only three things are put in by hand: packed weights are stand-ins
-(``quantizers.standins``), attention calls the kernel that the target device would choose, and a scalar that is read
-is 1. What the memory model predicts is held to this on full-size architectures, without weights or a GPU.
+The real modules of transformers, the adapters' autograd node, loss and optimiser run on meta tensors: every operator
+yields tensors that have shapes and storages alone. Three things are replaced: packed weights are on the meta device too
+(``quantization.base.stand_in``), attention calls the kernel that the target device would choose, and a scalar that is
+read is 1. The memory model's predictions are tested against traces of full-size architectures, without weights or a GPU.
 """
 
 import time
@@ -44,7 +44,7 @@ SCALE = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Traced:
-    """What a traced step held, in bytes.
+    """Bytes of a traced step.
 
     Args:
         resident: Alive between steps: weights, adapters, masters and moments (pages not counted).
@@ -75,12 +75,12 @@ class Traced:
 
     @property
     def phase(self) -> str:
-        """Name of the phase that decides."""
+        """Name of the phase with the largest peak."""
         return max(PHASES, key=self.by_phase.__getitem__)
 
 
 def config_from_spec(spec: DecoderSpec) -> Any:
-    """The transformers configuration of a decoder that is known by its numbers."""
+    """Return the transformers configuration of a decoder that is known by its numbers."""
     bias = any(linear.bias for linear in spec.linears if linear.group == "attn")
     return AutoConfig.for_model(
         spec.family, hidden_size=spec.hidden_size, intermediate_size=spec.intermediate_size,
@@ -90,12 +90,12 @@ def config_from_spec(spec: DecoderSpec) -> Any:
 
 
 class StepTracer:
-    """Traces training steps of one decoder; its modules are built once, in seconds for 70 billion parameters.
+    """Tracer of training steps of one decoder; its modules are built once, in seconds for 70 billion parameters.
 
     Args:
         spec: The decoder.
         config: Its transformers configuration; by default made from the spec's numbers.
-        trust_remote_code: Whether code that comes with the model may run; transformers asks where it is not told.
+        trust_remote_code: Whether code that comes with the model may run.
 
     Raises:
         OracleError: If the modules of the configuration are not those of the spec.
@@ -132,7 +132,8 @@ class StepTracer:
         for unit, fmt, rank in zip(space.units, allocation.formats, allocation.ranks, strict=True):
             parameters: dict[str, Parameter] = {}
             for linear in unit.linears:
-                base = stand_in(backend_of(names[fmt]), names[fmt], (linear.out_features, linear.in_features), linear.bias, dtype, target)
+                base = stand_in(backend_of(names[fmt]), names[fmt], (linear.out_features, linear.in_features),
+                                linear.bias, dtype, target)
                 parameters.update(_adapt(model, linear, base, rank, dtype))
             groups.append((parameters, 1e-3))
         model.train()
@@ -140,7 +141,7 @@ class StepTracer:
         return self._step(shape, traced_optimizer(groups, shape.optimizer, target), start)
 
     def _checkpoint(self, on: bool) -> None:
-        """Every layer is recomputed, for which the embeddings' output takes a gradient."""
+        """Switch the recomputation of every layer, for which the embeddings' output takes a gradient."""
         if on and not self.checkpointing:
             self.model.activation_checkpointing_enable({"use_reentrant": False})
         elif self.checkpointing and not on:
@@ -181,79 +182,20 @@ class StepTracer:
 
 
 class MetaTracker(PeakTracker):  # type: ignore[no-untyped-call]
-    """Follows a program on meta tensors.
+    """Follower of a program on meta tensors.
 
-    A scalar that is read from one is 1, so that checks for zero and padding go the way that they go in training. What
-    an operator made of inputs of the same shapes, strides and types is remembered, for layers repeat themselves; a
-    tensor that shares its storage with an input is always made by the operator itself.
+    A scalar that is read from one is 1, so that checks for zero and padding take the branch that they take in training.
     """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._made: dict[tuple[Any, ...], tuple[Any, ...] | None] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (),
                            kwargs: dict[str, Any] | None = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
             return True if args[0].dtype == torch.bool else 1.0 if args[0].is_floating_point() else 1
-        if func in _IN_PLACE and args[0].is_meta:
-            return args[0]
-        key = _key(func, args, kwargs)
-        if key is None:
-            return super().__torch_dispatch__(func, types, args, kwargs)
-        made = self._made.get(key, ())
-        if made:
-            out = torch.empty_strided(made[0], made[1], dtype=made[2], device=META)
-            self._see(out, func)
-            return out
-        out = super().__torch_dispatch__(func, types, args, kwargs)
-        if made is not None:
-            self._made[key] = _fresh(out, args)
-        return out
-
-
-_ATEN = torch.ops.aten
-_IN_PLACE = {_ATEN.add_.Tensor, _ATEN.sub_.Tensor, _ATEN.mul_.Tensor, _ATEN.copy_.default, _ATEN.addmm_.default}
-"""Operators that change nothing but values, of which there are none here."""
-
-
-def _key(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> tuple[Any, ...] | None:
-    """Return what decides the result of an operator; ``None`` where arguments are not just meta tensors and constants.
-
-    A result written into a given tensor (``out=``) is never reused, and a key holds no tensor.
-    """
-    parts: list[Any] = [func]
-    for value in (*args, *(kwargs or {}).items()):
-        if isinstance(value, Tensor):
-            if not value.is_meta:
-                return None
-            parts.append((value.shape, value.stride(), value.dtype))
-        elif isinstance(value, list | tuple):
-            if any(isinstance(item, Tensor) for item in value):
-                return None
-            parts.append(tuple(value))
-        else:
-            parts.append((type(value), value))  # True, 1 and 1.0 are equal, and give other types
-    try:
-        hash(key := tuple(parts))
-    except TypeError:
-        return None
-    return key
-
-
-def _fresh(out: Any, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-    """Shape, stride and type of a tensor with a storage of its own that it fills; ``None`` for anything else."""
-    if not isinstance(out, Tensor) or not out.is_meta or out.storage_offset():
-        return None
-    storage = out.untyped_storage()
-    if any(isinstance(a, Tensor) and a.untyped_storage()._cdata == storage._cdata for a in args):
-        return None
-    again = torch.empty_strided(out.shape, out.stride(), dtype=out.dtype, device=META)
-    return (out.shape, out.stride(), out.dtype) if again.untyped_storage().nbytes() == storage.nbytes() else None
+        return super().__torch_dispatch__(func, types, args, kwargs)
 
 
 class TracedLora(nn.Module):
-    """A stand-in with an adapter, as one node (``oracle.fused``)."""
+    """A stand-in with an adapter, as one autograd node (``adapters.fused``)."""
 
     def __init__(self, base: Any, rank: int, dtype: torch.dtype) -> None:
         super().__init__()
@@ -270,15 +212,14 @@ class TracedLora(nn.Module):
 
 
 def _adapt(model: nn.Module, linear: Linear, base: Any, rank: int, dtype: torch.dtype) -> dict[str, Parameter]:
-    parent, _, child = linear.name.rpartition(".")
     adapted = TracedLora(base, rank, dtype)
-    setattr(model.get_submodule(parent), child, adapted)
+    model.set_submodule(linear.name, adapted)
     return {f"{linear.name}.A": adapted.down, f"{linear.name}.B": adapted.up}
 
 
 class _Kernel(TorchFunctionMode):
-    """Within it, ``scaled_dot_product_attention`` is the fused kernel of a device; on the meta device torch itself
-    would take the unfused one."""
+    """Replacement of ``scaled_dot_product_attention`` by a device's fused kernel; on the meta device torch itself would
+    take the unfused one."""
 
     def __init__(self, device_type: str) -> None:
         super().__init__()
@@ -298,7 +239,7 @@ class _Kernel(TorchFunctionMode):
 
 
 def _kernel(target: torch.device, dtype: torch.dtype) -> str:
-    """Register attention as it is on ``target`` and return its name."""
+    """Register the attention of ``target`` and return its name."""
     cast = target.type == "cpu" and dtype == torch.bfloat16
     real = attention._attention if cast else sdpa_attention_forward
     name = f"traced_{target.type}_{str(dtype).removeprefix('torch.')}"
@@ -309,6 +250,6 @@ def _kernel(target: torch.device, dtype: torch.dtype) -> str:
         return out
 
     AttentionInterface.register(name, traced)
-    if not cast:  # transformers makes masks for kernels that it knows, and none for the one in `oracle.attention`
+    if not cast:  # transformers makes masks for kernels that it knows, and none for the one in models.attention
         AttentionMaskInterface.register(name, sdpa_mask)
     return name

@@ -32,7 +32,7 @@ def traced_optimizer(groups: Groups, kind: str, target: torch.device) -> Unitwis
         _with_moments(optimizer, groups)
         return optimizer
     paged = is_paged(kind) and target.type == "cuda"
-    for inner in optimizer.optimizers:
+    for _, _, inner in optimizer.groups:
         vars(inner)["get_state_buffer"] = partial(_buffer, paged)
         vars(inner)["step"] = partial(_step, inner, target)
         group = inner.param_groups[0]
@@ -54,7 +54,7 @@ def _with_moments(optimizer: UnitwiseAdamW, groups: Groups) -> None:
             state.update({f"{name}|{key}": fp32 for key in ("master", "exp_avg", "exp_avg_sq")})
             state[f"{name}|step"] = torch.empty((), dtype=torch.float32, device=META)
     optimizer.load_state(state)
-    for inner in optimizer.optimizers:  # the check of devices knows no meta device
+    for _, _, inner in optimizer.groups:  # the check of devices knows no meta device
         vars(inner)["_need_device_dtype_check_for_fused"] = False
 
 

@@ -1,10 +1,10 @@
-"""Where an interrupted or promoted evaluation continues: adapter masters and moments, and what was spent so far."""
+"""Checkpoints of interrupted and promoted trials: adapter masters, moments, and the cost so far."""
 
 import json
 import logging
 import os
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -18,12 +18,12 @@ class Checkpoint:
 
     Args:
         step: Steps done.
-        target: Steps that the evaluation which wrote it was asked for. The same target: that evaluation was cut
-            off, and what it spent counts as its own. A smaller one: it was finished, and is now promoted.
-        first: Steps done before that evaluation began.
-        training_tokens: Tokens it spent forward and backward.
-        forward_tokens: Tokens it spent forward only.
-        seconds: It took so far.
+        target: Steps of the trial that wrote it. A trial of the same target was interrupted, and its cost counts. One
+            of a smaller target was finished, and is now promoted.
+        first: Steps done before that trial began.
+        training_tokens: Tokens that went forward and backward.
+        forward_tokens: Tokens that went forward only.
+        seconds: Seconds so far.
         curve: Held-out loss at the recorded steps so far.
         state: Masters and moments by name.
     """
@@ -39,18 +39,16 @@ class Checkpoint:
 
 
 log = logging.getLogger(__name__)
-_INTEGERS = ("step", "target", "first", "training_tokens", "forward_tokens")
 
 
 class CheckpointStore:
-    """Checkpoints of evaluations by name, written atomically, at most ``keep`` of them (the oldest go first).
+    """Checkpoints of trials by name, written atomically, at most ``keep`` of them (the oldest go first).
 
-    They save time and nothing depends on them: where one can't be written (a full disk), that is logged and the
-    evaluation goes on.
+    They save time and no result depends on them: where one can't be written (a full disk), the trial continues.
 
     Args:
         folder: Created on first use, inside a folder that exists: a run's folder that vanished is not made again.
-        keep: How many evaluations may have a checkpoint.
+        keep: How many trials may have a checkpoint.
     """
 
     def __init__(self, folder: Path, keep: int = 32) -> None:
@@ -60,23 +58,23 @@ class CheckpointStore:
         return self.folder / f"{name}.safetensors"
 
     def save(self, name: str, checkpoint: Checkpoint) -> bool:
-        """Write the checkpoint of ``name``; whether that was possible."""
+        """Write the checkpoint of ``name``; return whether it was possible."""
         temporary = self.folder / f".{name}.{os.getpid()}"
         try:
             self.folder.mkdir(exist_ok=True)
             self._write(name, checkpoint, temporary)
             return True
         except (OSError, SafetensorError) as error:
-            log.warning("no checkpoint can be written to %s (%s); the evaluation goes on, and a kill would cost what "
-                        "it did since the last one", self.folder, error)
+            log.warning("no checkpoint can be written to %s (%s); the trial continues, and after a kill it repeats its "
+                        "steps since the last checkpoint", self.folder, error)
             return False
         finally:
             temporary.unlink(missing_ok=True)
 
     def _write(self, name: str, checkpoint: Checkpoint, temporary: Path) -> None:
-        metadata = {name: str(getattr(checkpoint, name)) for name in _INTEGERS}
-        metadata["curve"], metadata["seconds"] = json.dumps(checkpoint.curve), str(checkpoint.seconds)
-        save_file({k: v.contiguous().cpu() for k, v in checkpoint.state.items()}, temporary, metadata=metadata)
+        facts = {f.name: getattr(checkpoint, f.name) for f in fields(checkpoint) if f.name != "state"}
+        save_file({k: v.contiguous().cpu() for k, v in checkpoint.state.items()}, temporary,
+                  metadata={"facts": json.dumps(facts)})
         with temporary.open("rb") as handle:
             os.fsync(handle.fileno())
         ages = self._ages()
@@ -89,7 +87,7 @@ class CheckpointStore:
             path.unlink(missing_ok=True)
 
     def _ages(self) -> dict[Path, int]:
-        """When each checkpoint was written, ns; one that another worker removes meanwhile is left out."""
+        """Return when each checkpoint was written, ns, without those that another worker removes meanwhile."""
         ages = {}
         for path in self.folder.glob("*.safetensors"):
             with suppress(FileNotFoundError):
@@ -97,19 +95,18 @@ class CheckpointStore:
         return ages
 
     def load(self, name: str, at_most: int) -> Checkpoint | None:
-        """The checkpoint of ``name`` made for at most ``at_most`` steps; an unreadable one is none."""
+        """Return the checkpoint of ``name`` made for at most ``at_most`` steps, or ``None``; an unreadable one is removed."""
         path = self._path(name)
         if not path.is_file():
             return None
         try:
             with safe_open(path, framework="pt") as handle:
-                metadata = handle.metadata()
-                numbers = {name: int(metadata[name]) for name in _INTEGERS}
-                if numbers["target"] > at_most:
+                facts = json.loads(handle.metadata()["facts"])
+                if facts["target"] > at_most:
                     return None
-                curve = tuple((int(s), float(v)) for s, v in json.loads(metadata["curve"]))
+                curve = tuple((int(s), float(v)) for s, v in facts.pop("curve"))
                 state = {k: handle.get_tensor(k) for k in handle.keys()}  # noqa: SIM118
-                return Checkpoint(**numbers, seconds=float(metadata.get("seconds", 0.0)), curve=curve, state=state)
+                return Checkpoint(**facts, curve=curve, state=state)
         except (SafetensorError, OSError, KeyError, ValueError, TypeError, RecursionError):
-            path.unlink(missing_ok=True)  # written by a machine that died, or foreign: train from the start
+            path.unlink(missing_ok=True)  # written by a machine that died, or foreign
             return None

@@ -1,4 +1,4 @@
-"""One fine-tuning: schedule, steps, held-out loss; the same code on a CPU and on CUDA."""
+"""Fine-tuning of one allocation: schedule, steps, held-out loss; the same code on a CPU and on CUDA."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -18,7 +18,7 @@ Blocks = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class TrainSettings:
-    """What all candidates of a search share.
+    """Settings that all trials of a search share.
 
     Args:
         batch: Sequences per optimiser step.
@@ -43,11 +43,11 @@ class TrainSettings:
     eval_batch: int = 8
 
     def peak_lr(self, rank: int) -> float:
-        """The rule in the rank (CONTRACT: *Learning rate*)."""
+        """Return the peak learning rate of a rank, by the rule."""
         return self.lr * float((16.0 / rank) ** self.lr_exponent)
 
     def lr_factor(self, step: int, total: int) -> float:
-        """Schedule's factor on the peak for the update number ``step`` (from 0) of ``total``."""
+        """Return the schedule's factor on the peak for the update number ``step`` (from 0) of ``total``."""
         warm = max(1, round(self.warmup * total))
         if step < warm:
             return (step + 1) / warm
@@ -75,7 +75,7 @@ def train_steps(model: Any, optimizer: Optimizer, inputs: Blocks, labels: Blocks
         schedule: Length of the schedule.
         settings: Shared settings.
         device: Where the model is.
-        mark: Told the name of each phase of a step when it has ended: forward, backward, step.
+        mark: Called with the name of each phase of a step when it has ended: forward, backward, step.
 
     Returns:
         Tokens that went forward and backward, padding counted.
@@ -114,22 +114,22 @@ class HeldOut:
 @torch.no_grad()
 def held_out(model: Any, inputs: Blocks, labels: Blocks, settings: TrainSettings, device: torch.device,
              watch: Callable[[], AbstractContextManager[None]] = nullcontext) -> HeldOut:
-    """Loss on ``n x length`` blocks; the standard error treats sequences as independent clusters of tokens.
+    """Return the loss on ``n x length`` blocks; its standard error treats sequences as independent clusters of tokens.
 
     Every batch runs within a ``watch()`` of its own.
     """
     model.eval()
-    sums, counts, tokens = [], [], 0
+    sums: list[float] = []
+    counts: list[int] = []
+    tokens = 0
     for start in range(0, len(inputs), settings.eval_batch):
         ids = torch.from_numpy(inputs[start:start + settings.eval_batch]).to(device)
         goal = torch.from_numpy(labels[start:start + settings.eval_batch]).to(device)
         tokens += ids.numel()
-        for row in range(len(ids)):
-            sums.append(0.0)
-            counts.append(int((goal[row, 1:] != -100).sum()))
+        counts += [int(n) for n in (goal[:, 1:] != -100).sum(dim=1)]
         with watch():
             losses = _sequence_sums(model, ids, goal, settings.logits_chunk)
-        sums[-len(ids):] = losses
+        sums += losses
     total, n_tokens = sum(sums), sum(counts)
     mean = total / n_tokens
     residual = np.array(sums) - mean * np.array(counts)
@@ -151,7 +151,7 @@ def _sequence_sums(model: Any, ids: torch.Tensor, goal: torch.Tensor, chunk: int
             part = torch.nn.functional.cross_entropy(logits, targets[start:start + chunk], reduction="sum",
                                                      ignore_index=-100)
             total += float(part)
-            del logits  # else they are still alive when the next chunk's are formed
+            del logits  # freed before the next chunk's are made
         out.append(total)
     return out
 
@@ -159,7 +159,7 @@ def _sequence_sums(model: Any, ids: torch.Tensor, goal: torch.Tensor, chunk: int
 def unit_groups(parameters: Mapping[str, Mapping[str, torch.nn.Parameter]], unit_of: Mapping[str, str],
                 ranks: Mapping[str, int], settings: TrainSettings,
                 lr_scale: float) -> list[tuple[dict[str, torch.nn.Parameter], float]]:
-    """One optimiser group per unit, with the learning rate that its rank asks for.
+    """Return one optimiser group per unit, with the learning rate of its rank.
 
     Args:
         parameters: ``{module: {"A": ..., "B": ...}}``.

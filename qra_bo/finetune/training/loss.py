@@ -1,4 +1,4 @@
-"""Cross-entropy over a large vocabulary in chunks: the full logits are never alive at once."""
+"""Cross-entropy over a large vocabulary in chunks, so that the full logits are never alive at once."""
 
 from typing import Any
 
@@ -9,8 +9,8 @@ from torch import Tensor
 class ChunkedHeadLoss(torch.autograd.Function):
     """Sum of next-token losses through a frozen head; its gradient is formed in the forward pass.
 
-    The head takes no gradient, so that of the hidden states is all there is to keep: each chunk's logits are
-    turned into it at once and dropped.
+    The head takes no gradient, so that only the gradient of the hidden states is kept: it is formed from each chunk's
+    logits at once.
     """
 
     @staticmethod
@@ -32,7 +32,7 @@ class ChunkedHeadLoss(torch.autograd.Function):
                 p *= valid.unsqueeze(1)
                 gradient[start:start + chunk] = p.to(weight.dtype) @ weight
                 del p
-            del log_p  # else it is still alive when the next chunk's logits are formed
+            del log_p  # freed before the next chunk's logits are made
         ctx.save_for_backward(gradient)
         return total
 
@@ -44,14 +44,14 @@ class ChunkedHeadLoss(torch.autograd.Function):
 
 
 def plain_head(model: Any) -> bool:
-    """Whether logits are just ``head(hidden)``: no soft cap and no scale between them."""
+    """Whether logits are ``head(hidden)``, without a soft cap or a scale."""
     config = model.config.get_text_config()
     return not any(getattr(config, name, None) for name in
                    ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier"))
 
 
 def logits_of(model: Any, hidden: Tensor) -> Tensor:
-    """Logits, ``n x vocabulary``, of final hidden states, ``n x d``, with the base's own scale and soft cap."""
+    """Return logits, ``n x vocabulary``, of final hidden states, ``n x d``, with the base's own scale and soft cap."""
     head, config = model.get_output_embeddings(), model.config.get_text_config()
     logits = torch.nn.functional.linear(hidden, head.weight, head.bias)
     for name in ("logit_scale", "lm_head_multiplier"):
@@ -64,13 +64,13 @@ def logits_of(model: Any, hidden: Tensor) -> Tensor:
 
 
 def hidden_states(model: Any, input_ids: Tensor) -> Tensor:
-    """Output of the decoder stack after its final norm, ``b x length x d``."""
+    """Return the output of the decoder stack after its final norm, ``b x length x d``."""
     out: Tensor = model.get_decoder()(input_ids=input_ids, use_cache=False).last_hidden_state
     return out
 
 
 def token_losses(model: Any, input_ids: Tensor, labels: Tensor, chunk: int) -> tuple[Tensor, int]:
-    """Summed next-token loss (differentiable) and the number of target tokens of one batch.
+    """Return the summed next-token loss (differentiable) and the number of target tokens of one batch.
 
     Args:
         model: A causal language model of transformers.

@@ -8,7 +8,7 @@ and paged ones are bitsandbytes'; their bytes are in ``memory.optimizers``.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -40,15 +40,23 @@ class AdamWSettings:
 
 
 class Optimizer(Protocol):
-    """What the trainer and the memory probe need."""
+    """Interface of an optimiser to the trainer and the memory probe."""
 
     def step(self, lr_factor: float, gradient_scale: float) -> float:
-        """One update with gradients times ``gradient_scale``; they are dropped. The norm before clipping."""
+        """Update with gradients times ``gradient_scale`` and drop them; return their norm before clipping."""
         ...
 
     def tensors(self) -> list[Tensor]:
-        """Everything it keeps alive between steps."""
+        """Return every tensor that it keeps alive between steps."""
         ...
+
+
+class Weight(NamedTuple):
+    """A named adapter weight: the working copy in the model, and the fp32 master (the same tensor in fp32)."""
+
+    name: str
+    working: Parameter
+    master: Tensor
 
 
 class UnitwiseAdamW:
@@ -56,98 +64,82 @@ class UnitwiseAdamW:
 
     Args:
         groups: For every group (a unit), its named parameters and its peak learning rate.
-        settings: What the groups share.
+        settings: Hyperparameters that the groups share.
+
+    Attributes:
+        groups: Weights, peak learning rate and optimiser (of torch or bitsandbytes) of every group.
     """
 
     def __init__(self, groups: Sequence[tuple[Mapping[str, Parameter], float]], settings: AdamWSettings) -> None:
         self.settings = settings
-        self._groups = [(list(named.items()), lr) for named, lr in groups if named]
-        self._masters: list[list[Tensor]] = []
-        self._optimizers: list[torch.optim.Optimizer] = []
+        self.groups: list[tuple[list[Weight], float, torch.optim.Optimizer]] = []
         maps: dict[str, Tensor] = {}
-        for named, lr in self._groups:
-            masters = [p if p.dtype == torch.float32 else Parameter(p.detach().float()) for _, p in named]
-            self._masters.append(list(masters))
-            self._optimizers.append(_inner(masters, lr, settings, maps))
+        for named, lr in groups:
+            if named:
+                weights = [Weight(name, p, p if p.dtype == torch.float32 else Parameter(p.detach().float()))
+                           for name, p in named.items()]
+                self.groups.append((weights, lr, _inner([w.master for w in weights], lr, settings, maps)))
 
-    def parameters(self) -> Iterator[Parameter]:
-        for named, _ in self._groups:
-            for _, parameter in named:
-                yield parameter
-
-    @property
-    def optimizers(self) -> tuple[torch.optim.Optimizer, ...]:
-        """One of torch or bitsandbytes for every group."""
-        return tuple(self._optimizers)
+    def weights(self) -> Iterator[tuple[Weight, dict[str, Any]]]:
+        """Iterate over all weights, each with the state of its optimiser."""
+        for weights, _, optimizer in self.groups:
+            for weight in weights:
+                yield weight, optimizer.state.get(weight.master, {})
 
     def tensors(self) -> list[Tensor]:
-        """Everything it keeps alive between steps: masters and moments."""
-        kept = [m for masters in self._masters for m in masters]
-        return kept + [v for o in self._optimizers for state in o.state.values() for v in state.values()
-                       if isinstance(v, Tensor)]
+        """Return every tensor that it keeps alive between steps: masters and moments."""
+        return [weight.master for weight, _ in self.weights()] + [
+            v for _, state in self.weights() for v in state.values() if isinstance(v, Tensor)]
 
     @torch.no_grad()
     def step(self, lr_factor: float, gradient_scale: float) -> float:
-        """One update; gradients are dropped. Returns the norm of the scaled gradient before clipping.
+        """Update all weights and drop the gradients; return the norm of the scaled gradient before clipping.
 
         Args:
             lr_factor: Schedule's factor on every group's peak learning rate.
             gradient_scale: Factor on the accumulated gradients (one over the number of target tokens).
         """
-        norms = [torch.linalg.vector_norm(p.grad, dtype=torch.float32) for p in self.parameters() if p.grad is not None]
+        norms = [torch.linalg.vector_norm(w.working.grad, dtype=torch.float32) for w, _ in self.weights()
+                 if w.working.grad is not None]
         norm = float(torch.linalg.vector_norm(torch.stack(norms))) * gradient_scale if norms else 0.0
         scale = gradient_scale
         if self.settings.clip and norm > self.settings.clip:
             scale *= self.settings.clip / norm
-        for (named, lr), masters, optimizer in zip(self._groups, self._masters, self._optimizers, strict=True):
-            for (_, working), master in zip(named, masters, strict=True):
+        for weights, lr, optimizer in self.groups:
+            for _, working, master in weights:
                 if working.grad is None:
                     raise ValueError("an adapter took no gradient: it is not part of the model that was trained")
-                gradient = working.grad.float().mul_(scale) if working.grad.dtype != torch.float32 \
-                    else working.grad.mul_(scale)
+                gradient = working.grad.float().mul_(scale)
                 working.grad = None
                 master.grad = gradient
             optimizer.param_groups[0]["lr"] = lr * lr_factor
             optimizer.step()
-            for (_, working), master in zip(named, masters, strict=True):
+            for _, working, master in weights:
                 master.grad = None
                 if master is not working:
                     working.copy_(master)
         return norm
 
-    @torch.no_grad()
-    def zero_where(self, masks: Mapping[str, Tensor]) -> None:
-        """Set elements of named parameters to zero, in the working copies and the masters."""
-        for (named, _), masters in zip(self._groups, self._masters, strict=True):
-            for (name, working), master in zip(named, masters, strict=True):
-                if name in masks:
-                    working.masked_fill_(masks[name], 0.0)
-                    master.masked_fill_(masks[name], 0.0)
-
     def state(self) -> dict[str, Tensor]:
-        """Masters and moments by name, to continue from bit for bit."""
+        """Return masters and moments by name, to continue from bit for bit."""
         out: dict[str, Tensor] = {}
-        for (named, _), masters, optimizer in zip(self._groups, self._masters, self._optimizers, strict=True):
-            for (name, _), master in zip(named, masters, strict=True):
-                out[f"{name}|master"] = master.detach().clone()
-                for key, value in optimizer.state.get(master, {}).items():
-                    if key not in _MAPS:
-                        out[f"{name}|{key}"] = torch.as_tensor(value).detach().clone()
+        for (name, _, master), state in self.weights():
+            values = {"master": master, **{key: value for key, value in state.items() if key not in _MAPS}}
+            out.update({f"{name}|{key}": torch.as_tensor(value).detach().clone() for key, value in values.items()})
         return out
 
     def accepts(self, state: Mapping[str, Tensor]) -> bool:
         """Whether ``state`` is of these parameters and this kind: every master and moment is there, in its shape."""
         moments = ("exp_avg", "exp_avg_sq") if self.settings.kind == "adamw" else ("state1", "state2")
-        shapes = {f"{name}|{key}": p.shape for named, _ in self._groups for name, p in named
-                  for key in ("master", *moments)}
-        return (all(key in state and state[key].shape == shape for key, shape in shapes.items())
-                and all(f"{name}|step" in state for named, _ in self._groups for name, _ in named))
+        return all(f"{w.name}|step" in state and all(
+            f"{w.name}|{key}" in state and state[f"{w.name}|{key}"].shape == w.working.shape
+            for key in ("master", *moments)) for w, _ in self.weights())
 
     @torch.no_grad()
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Inverse of ``state`` for the same parameters."""
-        for (named, _), masters, optimizer in zip(self._groups, self._masters, self._optimizers, strict=True):
-            for index, ((name, working), master) in enumerate(zip(named, masters, strict=True)):
+        """Continue from the result of ``state`` for the same parameters."""
+        for weights, _, optimizer in self.groups:
+            for index, (name, working, master) in enumerate(weights):
                 master.copy_(state[f"{name}|master"].to(master.device))
                 working.copy_(master)
                 if self.settings.kind == "adamw":
@@ -161,11 +153,11 @@ class UnitwiseAdamW:
 
 def _inner(masters: Sequence[Tensor], lr: float, settings: AdamWSettings,
            maps: dict[str, Tensor]) -> torch.optim.Optimizer:
-    """The optimiser of one group; those of bitsandbytes share ``maps``, their tables."""
+    """Return the optimiser of one group; those of bitsandbytes share ``maps``, their tables."""
     options: dict[str, Any] = dict(lr=lr, betas=settings.betas, eps=settings.eps, weight_decay=settings.weight_decay)
     if settings.kind == "adamw":
         return torch.optim.AdamW(masters, fused=True, **options)
-    from bitsandbytes.optim import AdamW
+    from bitsandbytes.optim import AdamW  # heavy, and needed by these kinds alone
 
     inner = AdamW(masters, optim_bits=8 if has_8bit_states(settings.kind) else 32, is_paged=is_paged(settings.kind),
                   **options)
