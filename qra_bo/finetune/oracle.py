@@ -259,29 +259,32 @@ class FinetuneOracle:
         self._train(run, optimizer, probe, progress)
         result = self._held_out(request.split, run, probe)
         if not math.isfinite(result.loss):
-            raise DivergedError(f"held-out loss {result.loss} after {run.done} steps")
-        curve = (*run.curve, (request.steps, result.loss))
-        return TrialResult(TrialState.OK, result.loss, result.se, curve, run.done - run.first, run.training,
-                           run.forward, probe.bytes, run.seconds, switch_seconds, peaks=probe.peaks)
+            raise DivergedError(f"held-out loss {result.loss} after {run.at.step} steps")
+        at = run.at
+        return TrialResult(TrialState.OK, result.loss, result.se, (*at.curve, (at.step, result.loss)),
+                           at.step - at.first, at.training_tokens, at.forward_tokens, probe.bytes, run.seconds,
+                           switch_seconds, peaks=probe.peaks)
 
     def _train(self, run: TrialRun, optimizer: UnitwiseAdamW, probe: MemoryProbe, progress: Progress) -> None:
-        request, settings, train, resumed_at = run.request, self.settings.train, self.data.train, run.done
+        request, at, settings, train = run.request, run.at, self.settings.train, self.data.train
+        resumed_at = at.step
         order = batches(len(train.input_ids), settings.batch, request.schedule_steps, request.train_seed)
         for stop in run.stops(self.settings.record_at):
-            while run.done < stop:
-                with probe.watch(run.done - resumed_at) as mark:
-                    run.training += train_steps(self.model, optimizer, train.input_ids, train.labels, order, run.done,
-                                                run.done + 1, request.schedule_steps, settings, self.device, mark)
-                run.done += 1
+            while at.step < stop:
+                with probe.watch(at.step - resumed_at) as mark:
+                    at.training_tokens += train_steps(
+                        self.model, optimizer, train.input_ids, train.labels, order, at.step, at.step + 1,
+                        request.schedule_steps, settings, self.device, mark)
+                at.step += 1
                 try:
-                    progress(TRAINING, run.done, request.steps)
+                    progress(TRAINING, at.step, request.steps)
                 except StopRequested:
                     run.save(optimizer.state())
                     raise
                 if time.monotonic() - run.saved > self.settings.checkpoint_seconds:
                     run.save(optimizer.state())
             if stop < request.steps:
-                run.curve = (*run.curve, (stop, self._held_out("validation", run, probe).loss))
+                at.curve = (*at.curve, (stop, self._held_out("validation", run, probe).loss))
         run.save(optimizer.state())
 
     def _held_out(self, split: str, run: TrialRun, probe: MemoryProbe) -> HeldOut:
@@ -289,5 +292,5 @@ class FinetuneOracle:
         limit = self.settings.test_blocks if split == "test" else self.settings.eval_blocks
         result = held_out(self.model, blocks.input_ids[:limit], blocks.labels[:limit], self.settings.train,
                           self.device, probe.evaluation)
-        run.forward += result.tokens
+        run.at.forward_tokens += result.tokens
         return result

@@ -23,8 +23,10 @@ class Grid:
     @classmethod
     def of_groups(cls, levels: Tensor, scale: Tensor, offset: Tensor | None, group: int,
                   shape: tuple[int, int]) -> "Grid":
-        """Return the grid of consecutive groups of ``group`` weights in row-major order, with a scale and an offset each
-        (``None``: 0); the last group may be shorter."""
+        """Return the grid of groups of ``group`` consecutive weights in row-major order, each with a scale and offset.
+
+        An offset of ``None`` is 0; the last group may be shorter.
+        """
         def spread(values: Tensor) -> Tensor:
             each = values.float().reshape(-1, 1).expand(-1, group).reshape(-1)
             return each[:shape[0] * shape[1]].view(shape)

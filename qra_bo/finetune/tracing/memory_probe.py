@@ -68,7 +68,7 @@ class MemoryProbe:
 
     @contextmanager
     def watch(self, step: int) -> Iterator[Mark]:
-        """Wrap one optimiser step, the ``step``-th (from 0) since the model was built; yield a function that ends a phase."""
+        """Wrap the ``step``-th optimiser step (from 0) since the model was built; yield a function to end a phase."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
             yield self._read

@@ -3,7 +3,7 @@
 The real modules of transformers, the adapters' autograd node, loss and optimiser run on meta tensors: every operator
 yields tensors that have shapes and storages alone. Three things are replaced: packed weights are on the meta device too
 (``quantization.base.stand_in``), attention calls the kernel that the target device would choose, and a scalar that is
-read is 1. The memory model's predictions are tested against traces of full-size architectures, without weights or a GPU.
+read is 1. Predictions of the memory model are tested against traces of full-size architectures, without a GPU.
 """
 
 import time

@@ -4,7 +4,7 @@ import json
 import logging
 import os
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import torch
@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Checkpoint:
     """State after ``step`` optimiser steps.
 
@@ -28,14 +28,14 @@ class Checkpoint:
         state: Masters and moments by name.
     """
 
-    step: int
-    target: int
-    first: int
-    training_tokens: int
-    forward_tokens: int
-    seconds: float
-    curve: tuple[tuple[int, float], ...]
-    state: dict[str, torch.Tensor]
+    step: int = 0
+    target: int = 0
+    first: int = 0
+    training_tokens: int = 0
+    forward_tokens: int = 0
+    seconds: float = 0.0
+    curve: tuple[tuple[int, float], ...] = ()
+    state: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 log = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ class CheckpointStore:
         return ages
 
     def load(self, name: str, at_most: int) -> Checkpoint | None:
-        """Return the checkpoint of ``name`` made for at most ``at_most`` steps, or ``None``; an unreadable one is removed."""
+        """Return the checkpoint of ``name`` for at most ``at_most`` steps, or ``None``; remove an unreadable one."""
         path = self._path(name)
         if not path.is_file():
             return None

@@ -1,8 +1,8 @@
-"""State of one trial while it runs: its steps, its cost, its learning curve, and its checkpoint."""
+"""One trial while it runs: its steps and cost so far, and its checkpoint."""
 
 import logging
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -15,31 +15,24 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class TrialRun:
-    """Steps and cost of a trial so far, whether or not it ends well.
+    """A trial's steps and cost so far, whether or not it ends well.
 
     Args:
         request: The trial.
         store: Where it continues, or ``None`` to keep no checkpoint.
-        first: Steps done before this trial (by one of lower fidelity).
-        done: Steps done.
-        training: Tokens it sent forward and backward.
-        forward: Tokens it sent forward only.
-        curve: Held-out loss at the recorded steps so far.
+        at: Steps, tokens and curve so far; its seconds are those of earlier processes, in which it was interrupted.
         start: When this process began with it.
-        earlier: Seconds in processes before, in which it was interrupted.
         saved: When the last checkpoint was written.
     """
 
     request: TrialSpec
     store: CheckpointStore | None
-    first: int = 0
-    done: int = 0
-    training: int = 0
-    forward: int = 0
-    curve: tuple[tuple[int, float], ...] = ()
+    at: Checkpoint = field(init=False)
     start: float = field(default_factory=time.monotonic)
-    earlier: float = 0.0
     saved: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        self.at = Checkpoint(target=self.request.steps)
 
     @property
     def name(self) -> str:
@@ -50,18 +43,17 @@ class TrialRun:
     @property
     def seconds(self) -> float:
         """Time in this process, and in those before it in which the trial was interrupted."""
-        return self.earlier + time.monotonic() - self.start
+        return self.at.seconds + time.monotonic() - self.start
 
     def failed(self, state: TrialState, message: str) -> TrialResult:
         """Return a result without a loss."""
-        return TrialResult(state, None, None, (), max(0, self.done - self.first), self.training, self.forward, None,
-                           self.seconds, 0.0, message)
+        return TrialResult(state, None, None, (), self.at.step - self.at.first, self.at.training_tokens,
+                           self.at.forward_tokens, None, self.seconds, 0.0, message)
 
     def save(self, state: dict[str, Tensor]) -> None:
         """Write a checkpoint with the state of the optimiser."""
         if self.store:
-            self.store.save(self.name, Checkpoint(self.done, self.request.steps, self.first, self.training,
-                                                  self.forward, self.seconds, self.curve, state))
+            self.store.save(self.name, replace(self.at, seconds=self.seconds, state=state))
         self.saved = time.monotonic()
 
     def restore(self, optimizer: UnitwiseAdamW) -> None:
@@ -73,14 +65,12 @@ class TrialRun:
             log.warning("the checkpoint of %s belongs to other adapters: training starts anew", self.name)
             return
         optimizer.load_state(saved.state)
-        self.done = self.first = saved.step
-        self.curve = saved.curve
-        if saved.target == self.request.steps:  # the same trial was interrupted: its cost counts
-            self.first, self.training, self.forward = saved.first, saved.training_tokens, saved.forward_tokens
-            self.earlier = saved.seconds
+        self.at = replace(saved, state={})
+        if saved.target != self.request.steps:  # a finished trial of lower fidelity: its cost does not count
+            self.at = Checkpoint(saved.step, self.request.steps, saved.step, curve=saved.curve)
 
     def stops(self, record_at: tuple[int, ...]) -> list[int]:
         """Return the steps at which training pauses: to record the held-out loss, and at the end."""
-        due = self.done - (self.done > self.first)  # the loss after the last step may not have been recorded
-        recorded = {step for step, _ in self.curve}
+        due = self.at.step - (self.at.step > self.at.first)  # the loss after the last step may not have been recorded
+        recorded = {step for step, _ in self.at.curve}
         return sorted({s for s in (*record_at, self.request.steps) if due < s <= self.request.steps} - recorded)
