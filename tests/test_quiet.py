@@ -29,7 +29,7 @@ def stderr_of(*arguments: str) -> str:
 
 def test_of_bitsandbytes_notices_one_is_dropped_and_others_pass() -> None:
     """The library gives it on some CPUs only, when peft or transformers import it."""
-    code = ("import qra_bo.oracle.protocol, logging\n"
+    code = ("import qra_bo.finetune, logging\n"
             "log = logging.getLogger('bitsandbytes.backends.cpu.ops')\n"
             "log.warning('Failed to load CPU gemm_4bit_forward from kernels-community: %s', 'no kernels')\n"
             "log.warning('something else')\n")

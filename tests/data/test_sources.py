@@ -102,7 +102,7 @@ def test_a_users_file_becomes_three_splits(tmp_path: Path) -> None:
 
 
 def test_a_file_too_small_to_hold_anything_out(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="2 distinct records: too few"):
+    with pytest.raises(DataError, match="2 distinct records; at least 3"):
         load_data(config("jsonl", path=write(tmp_path, {"text": "a"}, {"text": "b"})), byte_tokenizer(), 8)
 
 
