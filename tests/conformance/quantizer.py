@@ -137,7 +137,7 @@ class QuantizerConformance:
 
     @pytest.mark.parametrize("bias", [False, True])
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-    def test_output_and_input_gradient_are_those_of_the_dequantised_weight(
+    def test_output_and_gradient_are_of_the_dequantised_weight(
             self, fmt: StorageFormat, dtype: torch.dtype, bias: bool) -> None:
         linear = make_linear(64, 128, bias=bias)
         layer = self.layer(fmt, linear, dtype)

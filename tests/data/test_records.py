@@ -23,7 +23,7 @@ def test_prompts_carry_no_label() -> None:
     assert pieces_of([1, 2], [3, 4], 8) == [([1, 2, 3, 4], [NO_LOSS, NO_LOSS, 3, 4])]
 
 
-def test_a_long_prompt_keeps_its_end_and_leaves_room_for_the_target() -> None:
+def test_a_long_prompt_keeps_its_end() -> None:
     assert pieces_of([1, 2, 3, 4, 5, 6], [7, 8, 9], 4) == [([5, 6, 7, 8], [NO_LOSS, NO_LOSS, 7, 8])]
     assert pieces_of([1, 2, 3, 4, 5, 6], [7], 4) == [([4, 5, 6, 7], [NO_LOSS, NO_LOSS, NO_LOSS, 7])]
 

@@ -50,7 +50,7 @@ def test_the_fields_tell_the_kind(tmp_path: Path, fields: dict[str, Any], prompt
     assert record.target == target
 
 
-def test_a_json_list_and_blank_lines_and_a_byte_order_mark_are_read(tmp_path: Path) -> None:
+def test_json_lists_blank_lines_and_byte_order_marks_are_read(tmp_path: Path) -> None:
     (tmp_path / "list.json").write_text("\ufeff" + json.dumps([{"text": "a"}, {"text": "b"}]), encoding="utf-8")
     assert read_records(str(tmp_path / "list.json"), None) == [Record("", "a"), Record("", "b")]
     assert len(read_records(write(tmp_path, {"text": "a"}, "", {"text": "b"}, ""), None)) == 2

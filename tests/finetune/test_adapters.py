@@ -41,7 +41,7 @@ def _downs(ranks: dict[str, int], seed: int) -> dict[str, torch.Tensor]:
     return downs
 
 
-def test_initialisation_is_rank_nested_and_drawn_from_the_seed_alone() -> None:
+def test_initialisation_is_rank_nested_and_seeded() -> None:
     small, large = _downs(dict.fromkeys(NAMES, 2), 5), _downs(dict.fromkeys(NAMES, 6), 5)
     other = _downs(dict.fromkeys(NAMES, 2), 6)
     for name in NAMES:

@@ -24,21 +24,21 @@ def test_round_trip(tmp_path: Path) -> None:
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["x.safetensors"]
 
 
-def test_one_made_for_more_steps_is_not_used(tmp_path: Path) -> None:
+def test_a_checkpoint_for_more_steps_is_not_used(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path)
     store.save("x", _checkpoint(4, 8))
     assert store.load("x", 7) is None
     assert store.load("y", 8) is None
 
 
-def test_an_unreadable_one_is_none_and_goes(tmp_path: Path) -> None:
+def test_an_unreadable_checkpoint_is_removed(tmp_path: Path) -> None:
     (tmp_path / "x.safetensors").write_bytes(b"cut off")
     store = CheckpointStore(tmp_path)
     assert store.load("x", 8) is None
     assert not list(tmp_path.iterdir())
 
 
-def test_the_oldest_go_first(tmp_path: Path) -> None:
+def test_the_oldest_checkpoints_are_removed_first(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path, keep=2)
     for name in ("a", "b", "c"):
         store.save(name, _checkpoint(1, 1))
@@ -46,7 +46,7 @@ def test_the_oldest_go_first(tmp_path: Path) -> None:
     assert store.load("c", 1) is not None
 
 
-def test_a_full_disk_costs_the_checkpoint_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+def test_a_full_disk_costs_the_checkpoint_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                                            caplog: pytest.LogCaptureFixture) -> None:
     store = CheckpointStore(tmp_path / "c")
     assert store.save("x", _checkpoint(1, 8))

@@ -52,7 +52,7 @@ MIXED = Allocation(("hqq3", "int8"), (3, 1))
 REQUEST = TrialSpec(MIXED, 8, 8, train_seed=5)
 
 
-def test_the_same_request_gives_the_same_result_whatever_came_before(tmp_path: Path) -> None:
+def test_the_same_trial_gives_the_same_result(tmp_path: Path) -> None:
     oracle, fresh = make(), make()
     first = oracle.evaluate(REQUEST, quiet)
     oracle.evaluate(replace(REQUEST, allocation=uniform(2, "nf4", 2)), quiet)
@@ -67,7 +67,7 @@ def test_the_same_request_gives_the_same_result_whatever_came_before(tmp_path: P
     assert oracle.evaluate(replace(REQUEST, train_seed=6), quiet).loss != first.loss
 
 
-def test_a_promotion_continues_from_its_low_fidelity_and_pays_the_rest(tmp_path: Path) -> None:
+def test_a_promotion_costs_its_additional_steps_alone(tmp_path: Path) -> None:
     whole = make().evaluate(REQUEST, quiet)
     oracle = make(tmp_path)
     low = oracle.evaluate(replace(REQUEST, steps=4), quiet)
@@ -78,7 +78,7 @@ def test_a_promotion_continues_from_its_low_fidelity_and_pays_the_rest(tmp_path:
     assert low.training_tokens + high.training_tokens == whole.training_tokens
 
 
-def test_an_evaluation_cut_off_goes_on_as_if_it_had_not_been(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_trial_resumes_to_the_same_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = make().evaluate(REQUEST, quiet)
     step, calls = UnitwiseAdamW.step, 0
 
@@ -107,7 +107,7 @@ def test_an_evaluation_cut_off_goes_on_as_if_it_had_not_been(tmp_path: Path, mon
 
 
 @pytest.mark.parametrize("at", [1, 2, 4, 5, 8])  # after 2 and after 4 the held-out loss is recorded
-def test_an_evaluation_that_is_stopped_keeps_its_last_step(tmp_path: Path, at: int) -> None:
+def test_a_stopped_trial_keeps_its_last_step(tmp_path: Path, at: int) -> None:
     whole, oracle = make().evaluate(REQUEST, quiet), make(tmp_path)
 
     def stop(what: str, done: int, total: int) -> None:
@@ -131,7 +131,7 @@ def test_a_foreign_checkpoint_is_not_used(tmp_path: Path) -> None:
     assert (found.loss, found.new_steps) == (expected.loss, 8)
 
 
-def test_divergence_is_a_result_and_the_next_evaluation_is_unharmed() -> None:
+def test_divergence_is_a_result_and_the_next_trial_is_normal() -> None:
     oracle = make()
     bad = oracle.evaluate(replace(REQUEST, lr_scale=1e30), quiet)
     assert (bad.state, bad.loss) == (TrialState.DIVERGED, None)
@@ -176,7 +176,7 @@ def test_the_measured_peak_is_the_predicted_one(checkpointing: bool) -> None:
     assert found["measured_bytes"] == max(measured)
 
 
-def test_every_evaluation_records_the_peak_of_every_phase() -> None:
+def test_every_trial_records_the_peak_of_every_phase() -> None:
     oracle = make()
     first = oracle.evaluate(REQUEST, quiet)
     assert [p.phase for p in first.peaks] == PHASES

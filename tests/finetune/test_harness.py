@@ -54,7 +54,7 @@ def test_answers_are_compared_as_a_reader_would(written: str, target: str, same:
     assert same_answer(written, target) is same
 
 
-def test_a_task_is_given_once_and_files_are_read_before_anything_is_loaded(tmp_path: Path) -> None:
+def test_duplicate_tasks_and_bad_files_fail_before_loading(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="names a task twice: arc"):
         check_tasks([str(write(tmp_path / "arc.jsonl", {"question": "a", "answer": "b"})), "arc"])
     with pytest.raises(DataError, match="nowhere"):

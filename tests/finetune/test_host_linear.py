@@ -85,7 +85,7 @@ def test_what_is_no_linear_is_refused() -> None:
         keep_on_host(model, ["model.norm"])
 
 
-def test_profile_codes_and_evaluations_are_those_of_a_base_on_the_device(
+def test_a_base_in_host_memory_gives_the_same_results(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = load_config(OVERRIDES).to_dict()
 

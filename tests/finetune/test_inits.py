@@ -1,4 +1,4 @@
-"""Every start of the adapters on every backend: what it begins with, and that nothing else moves."""
+"""Every adapter initialisation on every backend."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -60,7 +60,7 @@ def lost(weights: dict[str, torch.Tensor]) -> float:
 
 
 @pytest.mark.parametrize("fmt", FORMATS)
-def test_aware_starts_are_nearer_to_the_dense_weights_than_qlora(fmt: str) -> None:
+def test_error_aware_inits_are_closer_than_qlora(fmt: str) -> None:
     plain = lost(effective("kaiming", fmt, 4))
     svd, more = lost(effective("residual_svd", fmt, 4)), lost(effective("residual_svd", fmt, 8))
     assert more < svd < plain
@@ -71,7 +71,7 @@ def test_aware_starts_are_nearer_to_the_dense_weights_than_qlora(fmt: str) -> No
 
 
 @pytest.mark.parametrize("init", INITS)
-def test_a_start_is_drawn_from_no_global_generator_and_is_the_same_again(init: str) -> None:
+def test_inits_use_no_global_generator_and_repeat(init: str) -> None:
     state = torch.random.get_rng_state()
     first, again = effective(init, "nf4", 3), effective(init, "nf4", 3)
     assert torch.equal(torch.random.get_rng_state(), state)
@@ -79,7 +79,7 @@ def test_a_start_is_drawn_from_no_global_generator_and_is_the_same_again(init: s
 
 
 @pytest.mark.parametrize("init", ["residual_svd", "eva", "gradient"])
-def test_ranks_share_their_start(init: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_initialisations_are_rank_nested(init: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inits, "KEPT_RANK", 8)
     monkeypatch.setattr(directions, "SKETCH_ROWS", 64)  # fewer than the widest linear has outputs
 
@@ -127,7 +127,7 @@ def weight_gradients(names: list[str]) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(("sketched", "share"), [(64, 0.8), (128, 0.999)])
-def test_the_gradients_rows_are_the_leading_directions_of_the_weights_gradient(
+def test_gradient_rows_are_the_leading_directions(
         sketched: int, share: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(directions, "SKETCH_ROWS", sketched)
     ranks = dict.fromkeys(NAMES, 4)
@@ -144,7 +144,7 @@ def test_the_gradients_rows_are_the_leading_directions_of_the_weights_gradient(
         assert not up.any()
 
 
-def test_over_16_bits_too_and_where_a_rank_exceeds_the_directions_the_rest_is_diced() -> None:
+def test_rows_beyond_the_directions_are_random() -> None:
     name = next(n for n in NAMES if n.endswith("k_proj"))  # 32 outputs: no gradient has more directions
     settings, formats, ranks = AdapterSettings(2.0, "gradient"), dict.fromkeys(NAMES, "fp16"), {name: 40}
     starts = Initialiser(BANK, settings, START, None).prepare(formats, ranks, None).pairs
@@ -162,7 +162,7 @@ def test_over_16_bits_too_and_where_a_rank_exceeds_the_directions_the_rest_is_di
     assert torch.equal(ours[32:], dice[32:])
 
 
-def test_linears_in_16_bits_have_nothing_to_correct_and_start_from_dice() -> None:
+def test_loftq_leaves_linears_in_16_bits_random() -> None:
     assert not Initialiser(BANK, AdapterSettings(2.0, "loftq"), START, None).prepare(
         dict.fromkeys(NAMES, "fp16"), dict.fromkeys(NAMES, 2), None).pairs
 
@@ -185,7 +185,7 @@ REQUEST = TrialSpec(Allocation(("ref3", "nf4"), (3, 1)), 3, 3, train_seed=5)
 
 
 @pytest.mark.parametrize("init", INITS)
-def test_an_evaluation_does_not_depend_on_what_came_before(init: str) -> None:
+def test_a_trial_does_not_depend_on_earlier_trials(init: str) -> None:
     oracle = make(init)
     first = oracle.evaluate(REQUEST, quiet).loss
     oracle.evaluate(replace(REQUEST, allocation=uniform(2, "nf4", 2), steps=1), quiet)
@@ -198,7 +198,7 @@ def test_an_evaluation_does_not_depend_on_what_came_before(init: str) -> None:
 
 
 @pytest.mark.parametrize("init", ["residual_svd", *OWN_BASE])
-def test_a_loaded_run_computes_what_was_trained(init: str, tmp_path: Path) -> None:
+def test_a_loaded_run_has_the_logits_of_the_trained_model(init: str, tmp_path: Path) -> None:
     node = {"name": "tiny", "source": "random", "n_layers": 2, "hidden_size": 64, "intermediate_size": 128,
             "n_heads": 4, "n_kv_heads": 2, "head_dim": 16, "vocab_size": 512, "tied": True}
     model, _ = load_base(node)
@@ -213,7 +213,7 @@ def test_a_loaded_run_computes_what_was_trained(init: str, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(("init", "training", "forward"), [("eva", 0, 4 * 32), ("gradient", 4 * 32, 0)])
-def test_the_pass_of_a_start_counts_with_the_profile(init: str, training: int, forward: int) -> None:
+def test_passes_of_an_init_count_with_the_profile(init: str, training: int, forward: int) -> None:
     plain, start = make("kaiming"), make(init)
     plain.profile(quiet)
     start.profile(quiet)

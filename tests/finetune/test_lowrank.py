@@ -44,7 +44,7 @@ def test_no_matrix_of_the_rank_is_closer(rows: int, columns: int, rank: int, see
 
 
 @pytest.mark.parametrize("balance", ["even", "kaiming"])
-def test_an_adapter_has_the_product_and_the_balance_it_should_have(balance: str) -> None:
+def test_adapter_has_the_product_and_the_balance(balance: str) -> None:
     factors = leading(torch.randn(20, 12, generator=torch.Generator().manual_seed(1)), 5)
     down, up = factors.as_adapter(2.0, balance)  # type: ignore[arg-type]
     torch.testing.assert_close(2.0 * up @ down, factors.product())

@@ -65,7 +65,7 @@ def test_training_learns_and_padding_counts_for_nothing() -> None:
         detach(MODEL)
 
 
-def test_held_out_is_the_mean_over_tokens_with_a_clustered_standard_error() -> None:
+def test_held_out_loss_is_a_mean_with_clustered_error() -> None:
     labels = BLOCKS.copy()
     labels[0, 5:] = -100
     settings = TrainSettings(logits_chunk=3, eval_batch=3)

@@ -2,7 +2,7 @@
 
 PEFT adds ``scale * B(A(x))`` to the base's output by separate nodes: a copy of the output, a product, a sum, and as
 many again in the backward, which at small widths cost as much as the matrix products. Here both are accumulated in
-place: ``y = x W^T + scale (x A^T) B^T``. What is saved for the backward is what PEFT saves: ``x`` and ``x A^T``.
+place: ``y = x W^T + scale (x A^T) B^T``. The backward needs the tensors that PEFT saves: ``x`` and ``x A^T``.
 """
 
 from types import MethodType
@@ -44,7 +44,7 @@ class FusedLora(torch.autograd.Function):
 
 
 def fused_linear(x: Tensor, down: Tensor, up: Tensor, base: PackedLinear, scale: float) -> Tensor:
-    """``... x in`` to ``... x out`` through ``base`` and the adapter ``down`` (``r x in``), ``up`` (``out x r``)."""
+    """Map ``... x in`` to ``... x out`` by ``base`` and the adapter ``down`` (``r x in``), ``up`` (``out x r``)."""
     flat = x.reshape(-1, x.shape[-1])
     out: Tensor = FusedLora.apply(flat, down, up, base, scale)  # type: ignore[no-untyped-call]
     return out.view(*x.shape[:-1], out.shape[-1])
@@ -59,7 +59,7 @@ def _forward(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 
 
 def fuse(model: torch.nn.Module) -> int:
-    """Give every plain LoRA layer over a packed linear the fused forward; how many were given it.
+    """Give every plain LoRA layer over a packed linear the fused forward; return their number.
 
     Layers with dropout, several adapters or variants such as DoRA keep PEFT's own.
     """

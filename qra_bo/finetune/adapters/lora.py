@@ -68,7 +68,7 @@ def attach(model: Any, ranks: Mapping[str, int], settings: AdapterSettings, trai
             rank, as on a narrower linear, the rest does.
 
     Raises:
-        OracleError: If PEFT realised another rank, scale or set of modules than asked.
+        OracleError: If PEFT realised another rank, scale or set of modules than requested.
     """
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         # PEFT draws an initialisation of its own, replaced below, and reads an attribute that transformers renamed
@@ -113,12 +113,12 @@ def check_realised(model: Any, ranks: Mapping[str, int], settings: AdapterSettin
     layers = lora_layers(model)
     wanted = {name: rank for name, rank in ranks.items() if rank > 0}
     if set(layers) != set(wanted):
-        raise OracleError(f"adapters were asked on {len(wanted)} modules and realised on {len(layers)}: "
+        raise OracleError(f"adapters were requested on {len(wanted)} modules and realised on {len(layers)}: "
                           f"{sorted(set(wanted) ^ set(layers))[:4]}")
     for name, layer in layers.items():
         scale = layer.scaling[ADAPTER]
         if layer.r[ADAPTER] != wanted[name] or abs(scale - settings.alpha_over_rank) > 1e-9:
-            raise OracleError(f"{name}: asked rank {wanted[name]} and scale {settings.alpha_over_rank}, "
+            raise OracleError(f"{name}: requested rank {wanted[name]} and scale {settings.alpha_over_rank}, "
                               f"realised {layer.r[ADAPTER]} and {scale}")
 
 

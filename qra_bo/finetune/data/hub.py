@@ -10,7 +10,7 @@ from qra_bo.utils.errors import DataError, MissingExtraError
 
 
 def check_package(cfg: DataConfig) -> None:
-    """Refuse data from the hub where the package that fetches it is missing, before anything is loaded.
+    """Refuse data from the hub without the package that fetches it, before anything is loaded.
 
     Raises:
         MissingExtraError: If ``datasets`` is not installed.
@@ -23,7 +23,7 @@ def check_package(cfg: DataConfig) -> None:
 
 
 def hub_records(cfg: DataConfig) -> list[Record]:
-    """Return the records of the training split of a hub data set, in its order.
+    """Records of the training split of a hub data set, in its order.
 
     Raises:
         MissingExtraError: If ``datasets`` is not installed.
@@ -32,15 +32,15 @@ def hub_records(cfg: DataConfig) -> list[Record]:
     check_package(cfg)
     import datasets
 
-    name = str(cfg.path)
+    name, options = str(cfg.path), {"revision": cfg.revision, "split": "train"}
     try:
         if cfg.subset is not None and cfg.subset.endswith((".jsonl", ".json")):
             revision = f"@{cfg.revision}" if cfg.revision else ""
             rows: Any = datasets.load_dataset("json", data_files=f"hf://datasets/{name}{revision}/{cfg.subset}",
                                               split="train")
         else:
-            rows = datasets.load_dataset(name, cfg.subset, revision=cfg.revision, split="train")
-    except Exception as error:  # any error of its transport: all mean that the data is not there
+            rows = datasets.load_dataset(name, cfg.subset, **options)
+    except Exception as error:  # the package raises whatever its transport raises: all mean that the data is not there
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(f"the data set {name!r} can't be fetched from the hub ({type(error).__name__}: {reason}); with "
                         "no network use the embedded data=plays, or a file with data=jsonl data.path=FILE") from error

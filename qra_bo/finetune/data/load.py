@@ -10,11 +10,11 @@ from qra_bo.finetune.data.plays import PACKAGE, VERSION, play_records
 from qra_bo.finetune.data.records import DataSplits, Record, assemble, split_records
 from qra_bo.finetune.data.tiny import tiny_records
 
-READERS: Mapping[str, Callable[[DataConfig, int], list[Record]]] = {
+READERS: Mapping[str, Callable[[Any, int], list[Record]]] = {
     "jsonl": lambda cfg, seed: read_records(cfg.path, cfg.max_records),
     "hub": lambda cfg, seed: hub_records(cfg),
     "tiny": lambda cfg, seed: tiny_records(cfg.max_records or 512, seed)}
-"""Readers by ``kind``; the plays have splits of their own."""
+"""Readers of records by ``kind``, from the options and a seed; the plays have splits of their own."""
 
 
 def load_data(data_cfg: DataConfig, tokenizer: Any, length: int, seed: int = 0) -> DataSplits:
@@ -34,7 +34,7 @@ def load_data(data_cfg: DataConfig, tokenizer: Any, length: int, seed: int = 0) 
     if data_cfg.kind == "plays":
         splits, source = play_records(), f"plays of {PACKAGE} {VERSION}"
     else:
-        source = data_cfg.path or data_cfg.name
+        source = str(getattr(data_cfg, "path", None) or data_cfg.name)
         splits = split_records(READERS[data_cfg.kind](data_cfg, seed), data_cfg.held_out, seed, source)
     return assemble(tokenizer, splits, length, data_cfg.calibration, seed, source)
 

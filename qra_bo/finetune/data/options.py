@@ -6,17 +6,17 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True)
 class DataConfig:
-    """Source of the text, and how much of it is used.
+    """Where the text comes from and how much of it is used.
 
     Args:
         name: Name of the group's option, e.g. ``"plays"``.
-        kind: Name of its reader (``data.load.READERS``).
+        kind: Which loader reads it.
         path: A JSON or JSONL file (``jsonl``), or an id on the hub (``hub``).
         subset: Named configuration or file of a hub data set.
         revision: Git revision of a hub data set.
         held_out: Share of the records in validation, and again in test (plays are split by name instead).
         max_records: Largest number of records read, or ``None`` for all.
-        calibration: Sequences of the training split on which sensitivities are measured.
+        calibration: Sequences of the training split that sensitivities are measured on.
     """
 
     name: str

@@ -132,12 +132,13 @@ def _task(name: str, items: Sequence[Choice] | Sequence[Written], tokenizer: Any
 def _scores(found: Mapping[str, Any]) -> list[TaskScore]:
     out = []
     for task, metrics in found["results"].items():
-        asked = int(found["n-samples"][task]["effective"]) if task in found["n-samples"] else 0
+        questions = int(found["n-samples"][task]["effective"]) if task in found["n-samples"] else 0
         for key, value in metrics.items():
             metric, _, which = key.partition(",")
             if metric.endswith("_stderr") or not isinstance(value, int | float) or isinstance(value, bool) or not which:
                 continue
             error = metrics.get(f"{metric}_stderr,{which}")
             label = metric if which == "none" else f"{metric} ({which})"
-            out.append(TaskScore(task, label, float(value), float(error) if isinstance(error, float) else None, asked))
+            out.append(TaskScore(task, label, float(value), float(error) if isinstance(error, float) else None,
+                                 questions))
     return out

@@ -23,21 +23,13 @@ from qra_bo.space.formats import StorageFormat
 
 
 @cache
-def _nf4_levels(device: torch.device) -> Tensor:
-    """The 16 levels, one table for all layers of a device."""
-    levels: Tensor = F.get_4bit_type("nf4", device=device)
-    return levels
-
-
-@cache
-def _dynamic_map(device: torch.device) -> Tensor:
-    """The 256 levels of double quantisation, one table for all layers of a device."""
-    levels: Tensor = F.create_dynamic_map().to(device)
-    return levels
+def _tables(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the 16 levels of NF4 and the 256 of double quantisation: one table each for all layers of a device."""
+    return F.get_4bit_type("nf4", device=device), F.create_dynamic_map().to(device)
 
 
 class PackedNF4(PackedLinear, bnb.nn.Linear4bit):  # type: ignore[misc]
-    """A ``Linear4bit`` whose product is ours and whose storage is the library's."""
+    """A ``Linear4bit`` with the library's storage and the product of ``PackedLinear``."""
 
     def packed_state(self) -> State:
         state = self.weight.quant_state
@@ -115,7 +107,7 @@ class BitsAndBytesBackend(QuantizerBackend):
         absmax = quant_state.absmax
         if quant_state.nested:
             absmax = F.dequantize_blockwise(absmax, quant_state.state2) + quant_state.offset
-        return Grid.of_groups(_nf4_levels(device), absmax, None, fmt.block, shape)
+        return Grid.of_groups(_tables(device)[0], absmax, None, fmt.block, shape)
 
     def recoded(self, state: State, fmt: StorageFormat, codes: Tensor) -> State:
         if fmt.bits == 8:
@@ -133,9 +125,9 @@ class BitsAndBytesBackend(QuantizerBackend):
         device = state["codes"].device
         second = None
         if fmt.double_quant:
-            second = F.QuantState(absmax=state["nested_absmax"], code=_dynamic_map(device), blocksize=NESTED_BLOCK,
+            second = F.QuantState(absmax=state["nested_absmax"], code=_tables(device)[1], blocksize=NESTED_BLOCK,
                                   dtype=torch.float32)
-        quant_state = F.QuantState(absmax=state["absmax"], shape=torch.Size(shape), code=_nf4_levels(device),
+        quant_state = F.QuantState(absmax=state["absmax"], shape=torch.Size(shape), code=_tables(device)[0],
                                    blocksize=fmt.block, quant_type="nf4", dtype=dtype, offset=state.get("offset"),
                                    state2=second)
         layer = PackedNF4(shape[1], shape[0], bias=False, compute_dtype=dtype, quant_type="nf4",

@@ -1,4 +1,4 @@
-"""HQQ (2, 3, 4, 5, 6 and 8 bits, scale and zero a group): codes by the library, products by ours.
+"""HQQ (2, 3, 4, 5, 6 and 8 bits, scale and zero a group): codes by the library, products by ``PackedLinear``.
 
 Metadata is kept in fp16 whatever the compute type, and a weight is ``(code - zero) * scale`` in fp32 before it is
 rounded to the compute type: in bf16 the library would round a zero of 200 to a multiple of 1, which shifts a whole
@@ -41,11 +41,11 @@ _SERIAL_NUMEL = (1 << 15) - 1
 
 
 class HQQLinear(PackedLinear, library.HQQLinear):  # type: ignore[misc]
-    """The library's layer with our product; PEFT knows it by the name of its class."""
+    """The library's layer with the product of ``PackedLinear``; PEFT recognises it by the name of its class."""
 
     @classmethod
     def set_backend(cls, backend: library.HQQBackend) -> None:
-        """The library chooses a forward for the whole class here; this class has its own."""
+        """Ignore the library's choice of a forward for the whole class: this class has its own."""
 
     forward = PackedLinear.forward
 
@@ -57,7 +57,7 @@ class HQQLinear(PackedLinear, library.HQQLinear):  # type: ignore[misc]
         return {CODES: self.W_q.data, **lower, "scale": self.meta["scale"], "zero": self.meta["zero"]}
 
     def dequantize(self) -> Tensor:
-        """The library's name for ``unpack`` (PEFT calls it to merge)."""
+        """Unpack, under the library's name, which PEFT calls to merge."""
         return self.unpack()
 
     def unpack(self) -> Tensor:
@@ -88,7 +88,7 @@ class HQQLinear(PackedLinear, library.HQQLinear):  # type: ignore[misc]
 
 
 def field(words: Tensor, plane: Plane, first: int, last: int) -> Tensor:
-    """Codes in a plane, ``last - first x group``, of groups that lie in one field of all ``words`` (``n x group``)."""
+    """Return a plane's codes, ``last - first x group``, of groups in one field of all ``words`` (``n x group``)."""
     place, start = divmod(first, len(words))
     codes = words[start : start + last - first]
     return codes if plane.per_word == 1 else \
@@ -96,7 +96,7 @@ def field(words: Tensor, plane: Plane, first: int, last: int) -> Tensor:
 
 
 def in_words(codes: Tensor, bits: int) -> State:
-    """Packed planes, by name, of codes (``groups x group``, uint8)."""
+    """Return packed planes, by name, of codes (``groups x group``, uint8)."""
     def packed(part: Tensor, plane: Plane) -> Tensor:
         words: Tensor = Quantizer.pack[Quantizer.bit_to_packing[plane.bits]](part)
         return words

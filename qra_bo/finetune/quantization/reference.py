@@ -1,7 +1,7 @@
-"""A plain-torch group quantiser of a page: rounding between the minimum and maximum of each group.
+"""A group quantiser in plain torch: rounding between the minimum and maximum of each group.
 
-Slow and simple on purpose: the tests hold the libraries' backends against it, and it serves 2 to 6 and 8 bits where
-a library is missing.
+Slow and simple: the tests compare the libraries' backends with it, and it stores 2 to 6 and 8 bits where a library is
+missing.
 """
 
 import torch
@@ -13,14 +13,14 @@ from qra_bo.space.formats import StorageFormat
 
 
 def pack_bits(codes: Tensor, bits: int) -> Tensor:
-    """Little-endian bit stream, ``n bits / 8`` bytes, of ``n`` codes; ``n bits`` must be a multiple of 8."""
+    """Return the little-endian bit stream, ``n bits / 8`` bytes, of ``n`` codes; ``n bits`` must be a multiple of 8."""
     stream = (codes.reshape(-1, 1) >> torch.arange(bits, device=codes.device)) & 1
     weights = 1 << torch.arange(8, device=codes.device)
     return (stream.reshape(-1, 8) * weights).sum(dim=1).to(torch.uint8)
 
 
 def unpack_bits(stream: Tensor, bits: int) -> Tensor:
-    """Inverse of ``pack_bits``: ``n`` codes."""
+    """Return the ``n`` codes of a bit stream."""
     single = (stream.reshape(-1, 1).int() >> torch.arange(8, device=stream.device)) & 1
     return (single.reshape(-1, bits) << torch.arange(bits, device=stream.device)).sum(dim=1)
 

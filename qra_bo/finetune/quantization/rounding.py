@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from threading import Lock
 from typing import Any
 
 import torch
@@ -44,7 +43,6 @@ class Rounding:
         self._ids = ids
         self._states: dict[tuple[str, str], State] = {}
         self._chosen: set[tuple[str, str]] = set()
-        self._lock = Lock()
         self._ready = False
 
     @property
@@ -75,17 +73,16 @@ class Rounding:
             ModelError: If inputs of a layer are not finite.
             DeviceError: If the device has not the memory.
         """
-        with self._lock:
-            if self._ready:
-                return
-            missing = self._missing(self.linears)
-            if missing:
-                with nullcontext() if self.store is None else self.store.alone(lambda: self._wait(progress)):
-                    still = self._missing(missing)  # another process may have made some of them meanwhile
-                    if still:
-                        self._make(still, pack, progress)
-            self._chosen = set(self._states)
-            self._ready = True
+        if self._ready:
+            return
+        missing = self._missing(self.linears)
+        if missing:
+            with nullcontext() if self.store is None else self.store.alone(lambda: self._wait(progress)):
+                still = self._missing(missing)  # another process may have made some of them meanwhile
+                if still:
+                    self._make(still, pack, progress)
+        self._chosen = set(self._states)
+        self._ready = True
 
     def _wait(self, progress: Progress | None) -> None:
         if progress is not None and self.store is not None:

@@ -1,7 +1,7 @@
-"""The optimiser of a traced step: torch's own on meta tensors, and stand-ins for the kernels of bitsandbytes.
+"""The optimiser of a traced step: torch's own on meta tensors, and replacements for the kernels of bitsandbytes.
 
-Those can't run without numbers. Their states are made by the library itself, in its sizes; an update makes and drops
-what the real one does.
+These kernels can't run without numbers. Their states are made by the library itself, in its sizes; an update allocates
+and frees the tensors of the real one.
 """
 
 from collections.abc import Sequence
@@ -20,12 +20,12 @@ Groups = Sequence[tuple[dict[str, Parameter], float]]
 
 
 def traced_optimizer(groups: Groups, kind: str, target: torch.device) -> UnitwiseAdamW:
-    """An optimiser of ``memory.optimizers.OPTIMIZERS`` after its first step, over parameters on the meta device.
+    """Return an optimiser of ``memory.optimizers.OPTIMIZERS`` after its first step, over meta parameters.
 
     Args:
         groups: As for ``UnitwiseAdamW``.
-        kind: Which.
-        target: The device that is stood in for.
+        kind: Its name.
+        target: The device that is traced.
     """
     optimizer = UnitwiseAdamW(groups, AdamWSettings(kind=kind))
     if kind == "adamw":
@@ -42,7 +42,7 @@ def traced_optimizer(groups: Groups, kind: str, target: torch.device) -> Unitwis
 
 
 def on_device(optimizer: UnitwiseAdamW) -> list[Tensor]:
-    """What an optimiser keeps on the device between steps: everything but pages."""
+    """Return the tensors that an optimiser keeps on the device between steps: all but pages."""
     return [t for t in optimizer.tensors() if not getattr(t, "is_paged", False)]
 
 
@@ -54,12 +54,12 @@ def _with_moments(optimizer: UnitwiseAdamW, groups: Groups) -> None:
             state.update({f"{name}|{key}": fp32 for key in ("master", "exp_avg", "exp_avg_sq")})
             state[f"{name}|step"] = torch.empty((), dtype=torch.float32, device=META)
     optimizer.load_state(state)
-    for _, _, inner in optimizer.groups:  # the check of devices knows no meta device
+    for _, _, inner in optimizer.groups:  # the check of devices does not know the meta device
         vars(inner)["_need_device_dtype_check_for_fused"] = False
 
 
 def _buffer(paged: bool, parameter: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """A moment; one in pages carries the library's mark."""
+    """Return a moment; a paged one carries the library's mark."""
     buffer = torch.empty(parameter.shape, dtype=dtype, device=META)
     if paged and parameter.numel() >= LEAST_PAGED:
         buffer.is_paged = True  # type: ignore[attr-defined]
@@ -67,7 +67,7 @@ def _buffer(paged: bool, parameter: Tensor, dtype: torch.dtype = torch.float32) 
 
 
 def _step(inner: Any, target: torch.device) -> None:
-    """One update of every parameter that has a gradient; pages stay on the device until it ends."""
+    """Update every parameter that has a gradient; pages stay on the device until the end."""
     pages = []
     for parameter in inner.param_groups[0]["params"]:
         state = inner.state[parameter]

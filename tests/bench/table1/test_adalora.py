@@ -154,7 +154,7 @@ def test_measured_bytes_lie_within_the_predicted(scope: str) -> None:
     assert adalora_bytes(memory, space, MIXED, 6, 3) <= predicted
 
 
-def test_the_largest_ranks_that_fit_are_found_and_none_is_an_error() -> None:
+def test_fit_adalora_finds_the_largest_ranks_that_fit() -> None:
     _, spec = tiny_llama()
     units = make_units(spec, "layer")
     memory = MemoryModel(spec, TrainShape(2, 32, False, 4, logits_chunk=16, stored_dtype_bytes=4))

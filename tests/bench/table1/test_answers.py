@@ -1,4 +1,4 @@
-"""A start that a request names, and a model that is asked while it is trained."""
+"""Trials with another initialisation, and task scores of the trained model."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +15,7 @@ from qra_bo.trials import TrialSpec
 from tests.finetune.test_inits import make, quiet
 
 
-def test_a_request_names_its_start_and_leaves_the_configured_one_alone() -> None:
+def test_a_trial_may_have_another_init_than_the_configured() -> None:
     oracle = make("kaiming")
     n = len(oracle.units)
     plain = TrialSpec(uniform(n, "nf4", 4), 3, 3, 5)
@@ -30,7 +30,7 @@ def test_a_request_names_its_start_and_leaves_the_configured_one_alone() -> None
 
 
 @pytest.mark.parametrize("initial_rank", [None, 3])
-def test_the_trained_model_is_asked_with_its_adapters(monkeypatch: pytest.MonkeyPatch,
+def test_tasks_are_scored_with_the_adapters_attached(monkeypatch: pytest.MonkeyPatch,
                                                       initial_rank: int | None) -> None:
     oracle = make("kaiming")
     seen: list[float] = []

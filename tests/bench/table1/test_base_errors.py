@@ -11,7 +11,7 @@ from qra_bo.space.knapsack import solve_knapsack
 from tests.finetune.test_inits import make, quiet
 
 
-def test_a_decomposition_errs_less_than_plain_quantisation_and_less_with_more_rank() -> None:
+def test_decomposition_errors_fall_with_rank() -> None:
     oracle = make("kaiming")
     plain, some, more = (np.array(decomposition_errors(oracle, rank, 2, quiet)["errors"]) for rank in (0, 4, 12))
     assert plain.shape == (2, 2)
@@ -22,7 +22,7 @@ def test_a_decomposition_errs_less_than_plain_quantisation_and_less_with_more_ra
                                     for m in oracle.units[0].linears)
 
 
-def test_the_integer_program_spends_bits_where_decompositions_err_most() -> None:
+def test_knapsack_spends_bits_where_errors_are_largest() -> None:
     errors = np.array([[5.0, 1.0], [9.0, 2.0], [4.0, 3.5]])
     unit = np.broadcast_to(np.array([3, 4])[None, :, None], (3, 2, 1)).copy()
     costs = CostTable((PhaseCost("stored", 0, unit, np.zeros_like(unit)),))
@@ -30,7 +30,7 @@ def test_the_integer_program_spends_bits_where_decompositions_err_most() -> None
     assert row[:3].tolist() == [1, 1, 0]
 
 
-def test_joint_damage_is_the_models_own_loss_and_divergence() -> None:
+def test_joint_sensitivity_is_the_models_loss_and_divergence() -> None:
     oracle = make("kaiming")
     found = joint_sensitivity(oracle, [["ref3", "ref3"], ["nf4", "ref3"], ["nf4", "nf4"], ["fp16", "fp16"]], quiet)
     assert found["jsd"][0] > found["jsd"][1] > found["jsd"][2] > 1e-6 > found["jsd"][3] >= -1e-6

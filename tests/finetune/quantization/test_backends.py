@@ -46,7 +46,7 @@ def test_nf4_tables_are_shared_and_its_forward_never_repacks() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_int8_equals_the_librarys_training_weight_and_says_nothing(dtype: torch.dtype,
+def test_int8_equals_the_librarys_training_weight(dtype: torch.dtype,
                                                                     caplog: pytest.LogCaptureFixture) -> None:
     from bitsandbytes.functional import int8_vectorwise_quant
     linear = make_linear(300, 1000)  # several tiles of rows
@@ -133,7 +133,7 @@ def test_three_bit_stream_by_hand() -> None:
     assert pack_bits(torch.tensor([1, 2, 3, 0, 0, 0, 0, 0]), 3).tolist() == [0xD1, 0, 0]
 
 
-def test_sixteen_bits_share_a_half_precision_original_and_copy_others() -> None:
+def test_16_bits_share_a_half_precision_original() -> None:
     half, full = make_linear(64, 64, dtype=torch.bfloat16), make_linear(64, 64)
     assert build("fp16", half).weight.data_ptr() == half.weight.data_ptr()
     stored = build("fp16", full, torch.float32)

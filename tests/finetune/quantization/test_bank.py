@@ -86,7 +86,7 @@ def test_stored_bytes_are_those_of_the_formats() -> None:
     assert bank.stored_bytes(choice) == (sum(w for w, _ in want), sum(m for _, m in want))
 
 
-def test_kept_dense_weights_change_no_bit_and_stay_out_of_what_is_measured() -> None:
+def test_kept_dense_weights_change_no_bit_nor_measured_bytes() -> None:
     plain_model, spec, plain = make_bank()
     model, _, bank = make_bank(keep_dense=True)
     for choice in (mixed(spec), uniform(spec, "nf4")):

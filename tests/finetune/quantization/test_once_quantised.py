@@ -17,7 +17,7 @@ def test_an_ordinary_base_passes() -> None:
     refuse_reproducing_formats(LayerBank(model, spec, FORMATS, torch.float32, "cpu"), FORMATS)
 
 
-def test_a_base_on_the_grid_of_a_format_refuses_that_format_alone() -> None:
+def test_a_reproduced_base_refuses_that_format_alone() -> None:
     model, spec = tiny_llama()
     backend, fmt = backend_of(FORMATS[0]), FORMATS[0]
     for linear in spec.linears:

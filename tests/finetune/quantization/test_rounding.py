@@ -58,7 +58,7 @@ def test_second_moments_are_those_of_all_inputs() -> None:
         torch.outer(r, r) for r in rows.bfloat16().float()), rtol=1e-4, atol=1e-2)
 
 
-def test_every_layer_loses_less_of_its_outputs_in_the_same_bytes() -> None:
+def test_gptq_reduces_output_errors_in_the_same_bytes() -> None:
     plain, chosen, moments = LayerBank(MODEL, SPEC, FORMATS, torch.float32, CPU), make_bank(), inputs_of_linears()
     chosen.build()
     for fmt in FORMATS:
@@ -127,7 +127,7 @@ def test_a_run_keeps_its_codes_and_loads_again(tmp_path: Path, monkeypatch: pyte
     assert probe_difference(model, tmp_path / "run" / PROBE, CPU) == 0.0
 
 
-def test_what_chooses_codes_is_a_part_of_the_configuration() -> None:
+def test_rounding_is_part_of_the_configuration_hash() -> None:
     plain, chosen = load_config(["+model=tiny", NEAREST]), load_config(["+model=tiny"])
     assert plain.config_sha256 != chosen.config_sha256
     assert plain.config_sha256 == load_config(["+model=tiny", NEAREST, "quantizer.tokens=7"]).config_sha256
@@ -141,7 +141,7 @@ def test_another_rounding_does_not_resume_a_run(tmp_path: Path) -> None:
         check_same_configuration(tmp_path, header, now.to_dict(), now.config_sha256)
 
 
-def test_memory_that_runs_out_while_codes_are_chosen_is_nobody_s_result(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_while_choosing_codes_is_a_device_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("full")
 
@@ -150,7 +150,7 @@ def test_memory_that_runs_out_while_codes_are_chosen_is_nobody_s_result(monkeypa
         make_bank().build()
 
 
-def test_what_was_saved_before_a_kill_is_not_chosen_again(tmp_path: Path) -> None:
+def test_saved_codes_are_not_chosen_again_after_a_kill(tmp_path: Path) -> None:
     store = TensorStore(tmp_path, {"a": 1})
     whole = make_bank(store)
     whole.build()
@@ -165,7 +165,7 @@ def test_what_was_saved_before_a_kill_is_not_chosen_again(tmp_path: Path) -> Non
             assert torch.equal(rest.state(name, "nf4")[part], tensor)
 
 
-def test_of_several_processes_one_chooses_and_the_others_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_process_chooses_codes_while_others_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = (TensorStore(tmp_path, {"a": 1}) for _ in range(2))
     made, waiting_bank = make_bank(None), make_bank(second)
     made.build()
@@ -194,7 +194,7 @@ def test_of_several_processes_one_chooses_and_the_others_wait(tmp_path: Path, mo
             assert torch.equal(waiting_bank.state(name, "nf4")[part], tensor)
 
 
-def test_what_waits_can_be_stopped(tmp_path: Path) -> None:
+def test_waiting_for_codes_can_be_interrupted(tmp_path: Path) -> None:
     first, second = (TensorStore(tmp_path, {"a": 1}) for _ in range(2))
 
     def stop(*_: object) -> None:
@@ -207,7 +207,7 @@ def test_what_waits_can_be_stopped(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("init", ["kaiming", "residual_svd"])
-def test_one_evaluation_may_have_the_nearest_codes(init: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_trial_may_have_round_to_nearest_codes(init: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QRA_BO_CACHE", str(tmp_path / "cache"))
     options = ["+model=tiny", "data=tiny", "device=cpu", "train.batch=2", "train.length=32", "eval.tokens=256",
                "data.max_records=64", "quantizer.tokens=256", f"adapter.init={init}"]
@@ -225,7 +225,7 @@ def test_one_evaluation_may_have_the_nearest_codes(init: str, tmp_path: Path, mo
     assert losses["gptq", "rtn"] == losses["rtn", None] != [first]
 
 
-def test_inputs_that_are_not_finite_are_said() -> None:
+def test_inputs_that_are_not_finite_are_an_error() -> None:
     broken, _ = tiny_llama(layers=1, vocab=512)
     broken.get_submodule(NAMES[0]).weight.data.fill_(float("inf"))
     rounding = Rounding(broken, NAMES[:7], FORMATS, TEXT, CPU, None)
@@ -247,13 +247,13 @@ def test_codes_want_a_real_text() -> None:
     ([], "gptq"), (["adapter.init=residual_svd"], "gptq"), (["adapter.init=eva"], "gptq"),
     (["adapter.init=loftq"], "rtn"), (["adapter.init=pissa"], "rtn"), (["adapter.init=lq_lora"], "rtn"),
     (["oracle=synthetic"], "rtn"), ([NEAREST], "rtn")])
-def test_unless_asked_otherwise_codes_are_chosen_wherever_they_can_be(overrides: list[str], rounding: str) -> None:
+def test_gptq_is_the_default_where_codes_can_be_chosen(overrides: list[str], rounding: str) -> None:
     config = load_config(["+model=tiny", *overrides])
     assert config.quantizer.rounding == rounding
     assert load_config(["+model=tiny", *overrides, f"quantizer.rounding={rounding}"]) == config
 
 
-def test_caches_of_one_choice_of_codes_do_not_serve_another() -> None:
+def test_cache_keys_depend_on_the_rounding() -> None:
     def key(*more: str) -> tuple[Path, Path]:
         config = load_config(["+model=tiny", *more])
         base = {"weights": "w", "dtype": "torch.float32"}

@@ -35,7 +35,7 @@ def profile(layer: torch.nn.Module, device: torch.device) -> tuple[int, int, int
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("name", sorted(FORMATS))
-def test_stand_ins_have_the_storages_and_the_peaks_of_the_real_layers(name: str, dtype: torch.dtype) -> None:
+def test_stand_ins_have_storages_and_peaks_of_real_layers(name: str, dtype: torch.dtype) -> None:
     fmt = parse_format(name)
     for shape in SHAPES[:2] if fmt.backend == "reference" else SHAPES:
         dense = torch.nn.Linear(shape[1], shape[0], bias=shape[0] == 192).to(dtype).requires_grad_(False)
