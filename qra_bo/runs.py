@@ -1,7 +1,6 @@
 """``python -m qra_bo.runs list|show|compare|prune|mirror``: looks after a folder of runs."""
 
 import argparse
-import fcntl
 import json
 import os
 import shutil
@@ -20,9 +19,9 @@ from qra_bo.report.tables import print_result, print_table
 from qra_bo.report.text import DASH, number, size
 from qra_bo.report.write import load_run, write_page
 from qra_bo.study.journal import JOURNAL_NAME
-from qra_bo.study.lock import LOCK_NAME, RunLock
+from qra_bo.study.lock import RunLock, is_locked
 from qra_bo.utils.errors import JournalError, OutputError, UserError
-from qra_bo.utils.files import check_plain, check_run_folder
+from qra_bo.utils.files import check_run_folder
 from qra_bo.utils.redact import printable, redact
 
 CHECKPOINTS = "checkpoints"
@@ -43,7 +42,7 @@ class Run:
             return "unreadable"
         if self.data.end is not None:
             return self.data.state
-        return "active" if _is_locked(self.folder) else "unfinished"
+        return "active" if is_locked(self.folder) else "unfinished"
 
 
 def find_runs(folder: Path) -> list[Run]:
@@ -161,19 +160,6 @@ def mirror_runs(folder: Path, console: Console, storage: str) -> None:
                               f"{reason}); give another with --storage, or mend it") from error
         console.print(f"{run.folder}: {copied} evaluations in {redact(url)}", markup=False, highlight=False,
                       soft_wrap=True)
-
-
-def _is_locked(folder: Path) -> bool:
-    """Whether a process writes to this run; reads only, so that listing works in folders of others."""
-    try:
-        check_plain(folder / LOCK_NAME)  # opening a pipe would wait for ever
-        with (folder / LOCK_NAME).open(encoding="utf-8") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except (OSError, OutputError):
-        return True
-    return False
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from qra_bo.oracle.protocol import FINETUNE
 from qra_bo.utils.errors import OutputError
 from qra_bo.utils.files import strict_json
 
@@ -60,7 +61,7 @@ class FinishedRun:
 
     @property
     def is_proxy(self) -> bool:
-        return bool(self.best["oracle"] != "finetune")
+        return bool(self.best["oracle"] != FINETUNE)
 
     @cached_property
     def module_ranks(self) -> dict[str, int]:

@@ -14,6 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from qra_bo.oracle.protocol import FINETUNE
 from qra_bo.report.text import duration, rough, signed, size
 from qra_bo.study.cost import cost_of
 from qra_bo.study.state import Study, loss_of
@@ -51,7 +52,7 @@ class RunState:
         best = self.study.incumbent
         self.study.add(event)
         kind = event["event"]
-        if kind == "evaluation":
+        if kind == "trial":
             return self._evaluation(best)
         handler = {"header": self._header, "extension": self._extension, "stage": self._stage,
                    "profile": self._profile, "calibration": self._calibration, "confirmation": self._confirmation,
@@ -80,7 +81,7 @@ class RunState:
     def _header(self, e: Mapping[str, Any]) -> str:
         self._after = float(e["full_trial_tokens"]) * evaluations_after_search(e["config"])
         self.planned = float(e["planned_cost"]) + self._after
-        real = "" if e["oracle"] == "finetune" else f" [{e['oracle']} results: no model is trained]"
+        real = "" if e["oracle"] == FINETUNE else f" [{e['oracle']} results: no model is trained]"
         self.title = (f"{e['model']} within {size(e['budget_bytes'])} ({e['scope']}), effort {e['effort']}, "
                       f"{e['method']}{real}")
         return self.title
@@ -201,7 +202,7 @@ class LiveView:
         if self._live is None:
             eta = self.state.eta_seconds()
             left = f"  [{self._share()}, about {rough(eta)} left]" if eta is not None and \
-                event["event"] == "evaluation" else ""
+                event["event"] == "trial" else ""
             self._plain(line + left)
 
     def _is_history(self, event: Mapping[str, Any]) -> bool:

@@ -27,7 +27,7 @@ def metrics_of(study: Study, event: Mapping[str, Any]) -> dict[str, float]:
         event: One of its journal.
     """
     kind = event["event"]
-    if kind == "evaluation":
+    if kind == "trial":
         return _after_evaluation(study)
     if kind == "confirmation":
         return {f"confirmation/{key}": float(event[key]) for key in ("mean", "low", "high")}

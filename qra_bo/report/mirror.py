@@ -123,7 +123,7 @@ class _Copier:
         self._study.add(event)
         if event["event"] == "header":
             self._open(event)
-        elif event["event"] == "evaluation":
+        elif event["event"] == "trial":
             self._waiting.append((self._study.trials[-1], datetime.fromisoformat(event["time"])))
         if self._study.lr_scale is not None:
             for evaluation, ended in self._waiting:

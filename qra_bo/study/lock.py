@@ -1,13 +1,14 @@
 """One writer a run: a lock that the operating system releases when its holder dies."""
 
-import fcntl
 import json
 import os
 import socket
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import IO
+
+from filelock import FileLock, Timeout
 
 from qra_bo.utils.errors import OutputError
 from qra_bo.utils.files import check_plain
@@ -18,8 +19,7 @@ LOCK_NAME = ".lock"
 class RunLock:
     """Exclusive use of a run's folder, as a context manager.
 
-    ``flock`` belongs to the open file: it ends with the process, however that dies, so that a lock can't be stale.
-    The file holds who has it, for the message that a second process gets, and stays behind empty of meaning.
+    The lock file stays behind; while the lock is held it names the holder, for the message of a second process.
 
     Args:
         folder: The run's folder; it must exist.
@@ -30,43 +30,50 @@ class RunLock:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / LOCK_NAME
-        self._file: IO[str] | None = None
+        self._lock = FileLock(self.path, timeout=0)
 
-    def __enter__(self) -> "RunLock":
+    def acquire(self) -> None:
+        """Take the lock, or raise ``OutputError``."""
         check_plain(self.path)
         try:
-            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
-            file = os.fdopen(fd, "r+", encoding="utf-8")
+            self._lock.acquire()
+            self.path.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname(),
+                                             "since": datetime.now().astimezone().isoformat(timespec="seconds")}))
+        except Timeout as error:
+            raise OutputError(f"the run's folder {self.path.parent} is in use by {self._holder()}; wait for it, stop "
+                              "it, or choose another folder with out=") from error
         except OSError as error:
             raise OutputError(f"the run's folder {self.path.parent} can't be written ({error.strerror}); choose "
                               "another with out=, or mend its permissions") from error
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            holder = _holder(file)
-            file.close()
-            raise OutputError(f"the run's folder {self.path.parent} is in use by {holder}; wait for it, stop it, or "
-                              "choose another folder with out=") from error
-        file.seek(0)
-        file.truncate()
-        json.dump({"pid": os.getpid(), "host": socket.gethostname(),
-                   "since": datetime.now().astimezone().isoformat(timespec="seconds")}, file)
-        file.flush()
-        self._file = file
+
+    def release(self) -> None:
+        """Give the lock back; without effect where it is not held."""
+        self._lock.release()
+
+    def __enter__(self) -> "RunLock":
+        self.acquire()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        self.release()
 
-
-def _holder(file: IO[str]) -> str:
-    """Who wrote the lock, in words; a holder that has not written yet is just another process."""
-    file.seek(0)
-    try:
-        data = json.loads(file.read())
-        return f"process {int(data['pid'])} on {data['host']} since {data['since']}"
-    except (ValueError, KeyError, TypeError):
+    def _holder(self) -> str:
+        """Return the holder's own description; one that has not written it yet is just another process."""
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            data = json.loads(self.path.read_text())
+            return f"process {int(data['pid'])} on {data['host']} since {data['since']}"
         return "another process"
+
+
+def is_locked(folder: Path) -> bool:
+    """Return whether a process writes to the run in ``folder``, or may, where that can't be found out."""
+    path = folder / LOCK_NAME
+    if not path.exists():
+        return False
+    try:
+        check_plain(path)
+        with FileLock(path, timeout=0):
+            return False
+    except (Timeout, OSError, OutputError):
+        return True

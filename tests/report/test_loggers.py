@@ -67,7 +67,7 @@ def test_earlier_sessions_are_not_told_again(kept: Kept, tmp_path: Path) -> None
     logger = SearchLogger("kept", tmp_path, "p", None, born)
     for event in events:
         logger(event)
-    seen = sum(e["event"] == "evaluation" for e in events[:20])
+    seen = sum(e["event"] == "trial" for e in events[:20])
     assert kept.told[0][1] == seen + 1
 
 

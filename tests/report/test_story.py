@@ -84,7 +84,7 @@ def test_an_unconfirmed_lead_is_said_to_be_unconfirmed():
 def test_the_gap_is_unresolved_where_it_is_under_three_standard_errors():
     events = make_events()
     assert story.gap_closed(parse_events(events)).startswith("\u2212")
-    wide = [{**e, "loss_se": .1} if e.get("stage") == "reference" and e["event"] == "evaluation" else e for e in events]
+    wide = [{**e, "loss_se": .1} if e.get("stage") == "reference" and e["event"] == "trial" else e for e in events]
     assert "unresolved" in story.gap_closed(parse_events(wide))
     assert story.gap_closed(parse_events([e for e in events if e.get("stage") != "reference"])) is None
 
