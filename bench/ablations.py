@@ -37,8 +37,8 @@ from qra_bo.searchers.base import SearchProblem, SelfChecking
 from qra_bo.searchers.evolution.initialisation import random_near_budget
 from qra_bo.searchers.make import make_searcher
 from qra_bo.space import Allocation
-from qra_bo.study.confirm import spearman
-from qra_bo.study.options import training_seeds
+from qra_bo.study.intervals import spearman
+from qra_bo.study.setting import training_seeds
 from qra_bo.trials import Fidelity, Trial, TrialResult, TrialSpec, TrialState
 
 DEFAULTS = ("oracle=synthetic", "budget=uniform:4,16", "memory.scope=stored", "quantizer.rounding=rtn")

@@ -20,8 +20,8 @@ from bench.table1.session import Session
 from bench.table1.statistics import difference
 from qra_bo.config.schema import load_config
 from qra_bo.space import uniform
-from qra_bo.study.confirm import LEAST_SEEDS
-from qra_bo.study.options import training_seeds
+from qra_bo.study.intervals import LEAST_SEEDS
+from qra_bo.study.setting import training_seeds
 
 NEAREST, GPTQ, DENSE = "rtn", "gptq", "16 bits"
 Row = dict[str, Any]

@@ -185,7 +185,7 @@ def warnings(folder: Path) -> str:
 
 def states(folder: Path) -> list[str]:
     """How every evaluation ended."""
-    return [e["state"] for e in read_journal(folder / JOURNAL_NAME).events if e["event"] == "evaluation"]
+    return [e["state"] for e in read_journal(folder / JOURNAL_NAME).events if e["event"] == "trial"]
 
 
 def keys(folder: Path) -> list[str]:
@@ -193,7 +193,7 @@ def keys(folder: Path) -> list[str]:
     path = folder / JOURNAL_NAME
     if not path.exists():
         return []
-    return [e["key"] for e in read_journal(path).events if e["event"] == "evaluation"]
+    return [e["key"] for e in read_journal(path).events if e["event"] == "trial"]
 
 
 def journal_lines(folder: Path) -> int:

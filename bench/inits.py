@@ -20,8 +20,8 @@ from bench.table1.statistics import difference
 from qra_bo.config.schema import AdapterConfig, load_config
 from qra_bo.memory.budget import parse_budget
 from qra_bo.space import Allocation, uniform
-from qra_bo.study.confirm import LEAST_SEEDS
-from qra_bo.study.options import training_seeds
+from qra_bo.study.intervals import LEAST_SEEDS
+from qra_bo.study.setting import training_seeds
 
 PLAIN = "kaiming"
 INITS = tuple(get_args(get_type_hints(AdapterConfig)["init"]))

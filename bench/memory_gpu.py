@@ -193,7 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
 
 def calibrate(device: str, rows: Sequence[Row]) -> Allowance:
     """Fold the rows into what is kept of the device."""
-    from qra_bo.pipeline.device_allowance import store
+    from qra_bo.study.device_allowance import store
 
     after = fold(store().load(device) or ASSUMED["cuda"], "cuda",
                  [Excess(row["alive_bytes"], row["transient_bytes"], row["reserved_bytes"]) for row in rows])

@@ -23,7 +23,7 @@ import numpy as np
 from bench.fault_runs import OVERRIDES, keys
 from bench.report import RESULTS, Target, publish
 from qra_bo.execution.base import OracleSpec
-from qra_bo.execution.limits import Limits
+from qra_bo.execution.jobs import Limits
 from qra_bo.oracle.protocol import quiet
 from qra_bo.space import uniform
 from qra_bo.study.journal import JOURNAL_NAME, read_journal
@@ -78,7 +78,7 @@ def end(process: subprocess.Popen[str]) -> None:
 
 def losses(folder: Path) -> dict[str, float | None]:
     """Loss of every evaluation by its key."""
-    return {e["key"]: e["loss"] for e in read_journal(folder / JOURNAL_NAME).events if e["event"] == "evaluation"}
+    return {e["key"]: e["loss"] for e in read_journal(folder / JOURNAL_NAME).events if e["event"] == "trial"}
 
 
 def workers_of(driver: int) -> list[int]:

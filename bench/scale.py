@@ -31,8 +31,7 @@ from qra_bo.execution.base import InProcessExecutor
 from qra_bo.oracle.protocol import Oracle, Progress, quiet
 from qra_bo.oracle.synthetic.landscape import Landscape
 from qra_bo.oracle.synthetic.oracle import SyntheticOracle
-from qra_bo.pipeline.build import BytesPredictor
-from qra_bo.pipeline.run import Setting, engine_settings, make_setting
+from qra_bo.pipeline.run import make_setting, searcher_factory
 from qra_bo.searchers.base import SearchProblem
 from qra_bo.searchers.evolution.initialisation import random_near_budget
 from qra_bo.searchers.make import make_searcher
@@ -41,7 +40,7 @@ from qra_bo.searchers.trust_region.searcher import TrustRegionBO
 from qra_bo.space import Allocation, uniform
 from qra_bo.study.engine import Engine
 from qra_bo.study.journal import JOURNAL_NAME
-from qra_bo.study.options import Parts
+from qra_bo.study.setting import Setting
 from qra_bo.trials import Fidelity, Proposal, Trial, TrialResult, TrialSpec
 
 OVERRIDES = ("+model=llama2_7b", "budget=10GB", "oracle=synthetic", "device=cuda", "display=none", "effort.uniform_baselines=1",
@@ -137,8 +136,6 @@ def session(folder: Path, workers: int, evaluations: int, what: str, ends: Seque
         method: Of search.
     """
     config, setting, oracle = problem_of(method, EQUIVALENTS * evaluations)
-    space, budget = setting.space, BUDGET
-    predictor, table = BytesPredictor(setting.memory, space), setting.costs(budget)
     simulated, journal = SimulatedWorkers(oracle, workers, seed=0), folder / JOURNAL_NAME
     count, last, begin = 0, (0, time.process_time()), time.process_time()
 
@@ -156,16 +153,12 @@ def session(folder: Path, workers: int, evaluations: int, what: str, ends: Seque
 
     def listen(event: Mapping[str, Any]) -> None:
         nonlocal count
-        count += event["event"] == "evaluation"
-        if event["event"] == "evaluation" and count in ends:
+        count += event["event"] == "trial"
+        if event["event"] == "trial" and count in ends:
             note()
 
-    parts = Parts(
-        space, predictor, predictor.breakdown, simulated,
-        lambda profile: SearchProblem(space, table, budget, profile, config.fidelity.high, None, config.seed),
-        lambda problem, limit: make_searcher(method_target(method), replace(problem, max_full_trials=limit)),
-        listeners=(listen,))
-    Engine(engine_settings(config, folder, space, budget), parts).run()
+    setting = replace(setting, config=config.with_changes(fidelity=replace(config.fidelity, low=None)))
+    Engine(folder, setting, BUDGET, simulated, searcher_factory(config), fine_tunes=False, listeners=(listen,)).run()
     note()
 
 
@@ -174,7 +167,7 @@ def proposals(method: str, counts: Sequence[int], pending: int, rows: list[Row])
     of each proposal one that was pending ends, and another is asked for. Given up once one takes too long."""
     config, setting, oracle = problem_of(method, 1e6)
     problem = SearchProblem(setting.space, setting.costs(BUDGET), BUDGET, oracle.profile(quiet), config.fidelity.high,
-                            None, config.seed, 1e6)
+                            None, config.seed)
     searcher, truth, rng = make_searcher(method_target(method), problem), Landscape(problem.space, 0), problem.rng("told")
     numbers = itertools.count(1)
 

@@ -62,9 +62,11 @@ def search(config: RunConfig | Sequence[str] | None = None, *,
             raise ConfigError("search(objective=...) needs problem=qra_bo.OrdinalProblem(...): the units, their "
                               "levels and costs, and the budget")
         return minimise(problem, objective, evaluations, **keywords)
-    from qra_bo.pipeline.run import search as run  # loads matplotlib
+    from qra_bo.pipeline.budgets import run_budgets  # loads matplotlib
+    from qra_bo.pipeline.run import run_one_budget
 
-    return run(configure(config, config_dir, **keywords))
+    checked = configure(config, config_dir, **keywords)
+    return run_one_budget(checked) if len(checked.budget) == 1 else run_budgets(checked)
 
 
 def plan(config: RunConfig | Sequence[str] | None = None, *, config_dir: str | None = None, **keywords: Any) -> Plan:

@@ -13,7 +13,7 @@ from qra_bo.pipeline.build import config_from_dict, make_memory, make_space, mak
 from qra_bo.searchers.base import SearchProblem
 from qra_bo.searchers.structured.transfer import LEAST_LOSSES, combine, fitted_scales, save_prior
 from qra_bo.study.results import load_study
-from qra_bo.study.searching import as_told
+from qra_bo.study.state import as_observation
 from qra_bo.utils.errors import ConfigError, ModelError, OutputError, UserError
 from qra_bo.utils.files import COPY_AGAIN, writing
 
@@ -43,7 +43,7 @@ def scales_of_run(folder: Path) -> dict[str, float] | None:
     problem = SearchProblem(space, make_memory(config, spec, "cpu").table(space), study.budget_bytes,
                             ProfileResult.from_json(study.last["profile"]).profile, config.fidelity.high, None,
                             config.seed)
-    return fitted_scales(problem, [as_told(e) for e in study.points])
+    return fitted_scales(problem, [as_observation(e) for e in study.points])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from qra_bo.space import Allocation
 from qra_bo.utils.errors import JournalError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 T = TypeVar("T")
 
 
@@ -78,11 +78,7 @@ class TrialSpec:
 
     @property
     def key(self) -> str:
-        """Name of this trial: specs of one key have one result.
-
-        >>> TrialSpec(Allocation(("nf4", "int8"), (4, 8)), 6, 24, train_seed=0).key
-        'd4d04f32b6330344-6of24-t0-validation-lr1'
-        """
+        """Name of this trial: specs of one key have one result."""
         return (f"{self.allocation.fingerprint}-{self.steps}of{self.schedule_steps}-t{self.train_seed}"
                 f"-{self.split}-lr{self.lr_scale:g}{self.how}")
 
@@ -90,6 +86,18 @@ class TrialSpec:
     def how(self) -> str:
         """Suffix for names: initialisation and codes where they are not as configured."""
         return "".join(f"-{part}" for part in (self.init, self.codes) if part is not None)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON values."""
+        return {**self.allocation.to_json(), "steps": self.steps, "schedule_steps": self.schedule_steps,
+                "train_seed": self.train_seed, "split": self.split, "lr_scale": self.lr_scale, "init": self.init,
+                "codes": self.codes}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "TrialSpec":
+        """Inverse of ``to_json``; raises ``KeyError``, ``TypeError`` or ``ValueError`` for anything else."""
+        return cls(Allocation.from_json(data), int(data["steps"]), int(data["schedule_steps"]),
+                   int(data["train_seed"]), str(data["split"]), float(data["lr_scale"]), data["init"], data["codes"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,11 +159,21 @@ class TrialResult:
     peaks: tuple[PhasePeak, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON values."""
         return {"state": self.state.value, "loss": self.loss, "loss_se": self.loss_se,
                 "curve": [list(p) for p in self.curve], "new_steps": self.new_steps,
                 "training_tokens": self.training_tokens, "forward_tokens": self.forward_tokens,
                 "measured_bytes": self.measured_bytes, "seconds": self.seconds, "switch_seconds": self.switch_seconds,
                 "message": self.message, "peaks": peaks_to_json(self.peaks)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "TrialResult":
+        """Inverse of ``to_json``; raises ``KeyError``, ``TypeError`` or ``ValueError`` for anything else."""
+        return cls(TrialState(data["state"]), _optional(float, data["loss"]), _optional(float, data["loss_se"]),
+                   tuple((int(s), float(v)) for s, v in data["curve"]), int(data["new_steps"]),
+                   int(data["training_tokens"]), int(data["forward_tokens"]), _optional(int, data["measured_bytes"]),
+                   float(data["seconds"]), float(data["switch_seconds"]), str(data["message"]),
+                   peaks_from_json(data["peaks"]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,13 +200,9 @@ class Trial:
 
     def to_json(self) -> dict[str, Any]:
         """Return the journal's event."""
-        spec = self.spec
-        return {"event": "evaluation", "id": self.id, "key": spec.key, "fingerprint": self.allocation.fingerprint,
-                "bits": list(self.bits), **self.allocation.to_json(), "stage": self.stage,
-                "fidelity": self.fidelity.value, "steps": spec.steps, "schedule_steps": spec.schedule_steps,
-                "train_seed": spec.train_seed, "split": spec.split, "lr_scale": spec.lr_scale, "init": spec.init,
-                "codes": spec.codes, "seed": self.seed, "predicted_bytes": self.predicted_bytes,
-                **self.result.to_json()}
+        return {"event": "trial", "id": self.id, "key": self.spec.key, "fingerprint": self.allocation.fingerprint,
+                "bits": list(self.bits), "stage": self.stage, "fidelity": self.fidelity.value, "seed": self.seed,
+                "predicted_bytes": self.predicted_bytes, **self.spec.to_json(), **self.result.to_json()}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Trial":
@@ -198,17 +212,10 @@ class Trial:
             JournalError: If a field is missing or of the wrong type.
         """
         try:
-            allocation = Allocation.from_json(data)
-            spec = TrialSpec(allocation, int(data["steps"]), int(data["schedule_steps"]), int(data["train_seed"]),
-                             str(data["split"]), float(data["lr_scale"]), data["init"], data["codes"])
-            result = TrialResult(
-                TrialState(data["state"]), _optional(float, data["loss"]), _optional(float, data["loss_se"]),
-                tuple((int(s), float(v)) for s, v in data["curve"]), int(data["new_steps"]),
-                int(data["training_tokens"]), int(data["forward_tokens"]), _optional(int, data["measured_bytes"]),
-                float(data["seconds"]), float(data["switch_seconds"]), str(data["message"]),
-                peaks_from_json(data["peaks"]))
-            return cls(int(data["id"]), allocation, tuple(int(b) for b in data["bits"]), str(data["stage"]),
-                       Fidelity(data["fidelity"]), spec, int(data["seed"]), result, int(data["predicted_bytes"]))
+            spec = TrialSpec.from_json(data)
+            return cls(int(data["id"]), spec.allocation, tuple(int(b) for b in data["bits"]), str(data["stage"]),
+                       Fidelity(data["fidelity"]), spec, int(data["seed"]), TrialResult.from_json(data),
+                       int(data["predicted_bytes"]))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise JournalError(f"a trial in the journal is malformed: {error!r}") from error
 

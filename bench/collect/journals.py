@@ -47,7 +47,7 @@ def take_up(run: Path, setting: Setting, plan: Plan, known: Sequence[TableRow]) 
     taken = TakenUp([], {}, Counter())
     rate, deciding, first = plan.calibrated(known), set(plan.calibration()), setting.facts.train_seeds[0]
     for event in events:
-        if event["event"] != "evaluation":
+        if event["event"] != "trial":
             continue
         provenance = sessions.get(event["session"])
         if provenance is None:

@@ -19,7 +19,7 @@ from qra_bo.sensitivity.damages import RISE
 from qra_bo.space import Allocation, uniform
 from qra_bo.space.lagrangian import solve_relaxed
 from qra_bo.space.neighbourhood import neighbours_within
-from qra_bo.study.calibration import best_scale, calibration_choices
+from qra_bo.study.baseline_trials import best_scale, calibration_choices
 from qra_bo.study.uniform_baselines import BaselineRules, largest_rank, uniform_baselines
 
 CALIBRATION, NEIGHBOUR, REPEAT = "calibration", "neighbour", "repeat"

@@ -22,12 +22,12 @@ from qra_bo.oracle.emulator.table import (
     load_costs,
     load_facts,
 )
-from qra_bo.pipeline.build import BytesPredictor, make_memory, make_space, make_spec
+from qra_bo.pipeline.build import make_memory, make_space, make_spec
 from qra_bo.searchers.base import SearchProblem
 from qra_bo.sensitivity.io import load_profile, save_profile
 from qra_bo.space import Allocation, SearchSpace
-from qra_bo.study.options import training_seeds
 from qra_bo.study.provenance import collect
+from qra_bo.study.setting import BytesPredictor, training_seeds
 from qra_bo.study.uniform_baselines import BaselineRules
 from qra_bo.utils.errors import DataError
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from qra_bo.finetune.oracle import FinetuneOracle
 from qra_bo.oracle.protocol import Progress
-from qra_bo.pipeline.build import config_from_dict, make_finetune
+from qra_bo.pipeline.build import config_from_dict
+from qra_bo.pipeline.finetune_oracle import make_finetune
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.trials import TrialResult, TrialSpec
 

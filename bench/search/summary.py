@@ -10,7 +10,7 @@ from bench.report import Target
 from bench.search.kept import arena_of, rescaled
 from bench.search.methods import OTHERS
 from qra_bo.sensitivity.profile import FloatArray
-from qra_bo.study.confirm import paired_interval
+from qra_bo.study.intervals import paired_interval
 
 Run = Mapping[str, Any]
 LEAST_SEEDS = 10

@@ -11,7 +11,7 @@ from bench.table1.recipe import Recipe
 from bench.table1.rows import Found, Row
 from bench.table1.session import Session
 from qra_bo.study.cost import FORWARD_SHARE
-from qra_bo.study.options import training_seeds
+from qra_bo.study.setting import training_seeds
 from qra_bo.utils.errors import BudgetError, ConfigError
 
 OWN = Limit("own memory", "peak", None, None, None)

@@ -6,7 +6,7 @@ from typing import Any
 from bench.table1.cells import OWN
 from bench.table1.results import ours_among, proxy_label
 from qra_bo.report.text import DASH, MINUS, number, signed, size
-from qra_bo.study.confirm import LEAST_SEEDS, LEVEL
+from qra_bo.study.intervals import LEAST_SEEDS, LEVEL
 
 HEAD = ("method", "test loss", "SE", "seeds", "bits", "+ metadata", "rank", "predicted", "measured", "search steps",
         "steps", "gap closed", f"ours {MINUS} row", "all alike", "acc.", "reported acc.")

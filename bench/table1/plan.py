@@ -9,7 +9,6 @@ from bench.table1.rate_checks import pairs, references
 from bench.table1.rows_searched import Searched
 from bench.table1.search import search_config
 from bench.table1.session import Session
-from qra_bo.pipeline.run import engine_settings
 from qra_bo.report.tables import PlanRow
 
 TRIALS_USUALLY = 0.5
@@ -136,5 +135,4 @@ def check_searches(session: Session, cells: Sequence[Cell]) -> None:
     """
     for cell in cells:
         if isinstance(cell.row, Searched):
-            config = search_config(session, cell.limit, session.config.method.name, {}, {})
-            engine_settings(config, session.folder, session.space, session.budget_bytes(cell.limit))
+            search_config(session, cell.limit, session.config.method.name, {}, {})

@@ -10,7 +10,7 @@ from bench.table1.results import LORA_16, OURS, QLORA, ours_among
 from bench.table1.session import Session
 from bench.table1.statistics import Difference, difference
 from qra_bo.report.text import MINUS, signed
-from qra_bo.study.options import training_seeds
+from qra_bo.study.setting import training_seeds
 
 UNIFORM = {name: name.replace("ours", "best_uniform") for name in OURS}
 """By the name of one of ours, the best uniform choice that has its bits and codes."""

@@ -8,8 +8,8 @@ from bench.table1.adalora_memory import adalora_bytes
 from qra_bo.config.schema import RunConfig
 from qra_bo.memory.formats import metadata_bytes, parse_format
 from qra_bo.memory.model import MemoryModel
-from qra_bo.pipeline.build import BytesPredictor
 from qra_bo.space import Allocation, SearchSpace, average_bits
+from qra_bo.study.setting import BytesPredictor
 
 
 def codes_name(gptq_tokens: int | None) -> str:

@@ -21,7 +21,8 @@ from bench.table1.results import build
 from bench.table1.session import Session, open_session
 from qra_bo.config.schema import RunConfig
 from qra_bo.memory.budget import format_size
-from qra_bo.pipeline.run import new_folder, token_seconds
+from qra_bo.pipeline.folders import new_folder
+from qra_bo.pipeline.plan import token_seconds
 from qra_bo.report.style import png_bytes
 from qra_bo.report.tables import print_plan
 from qra_bo.report.text import rough
@@ -62,7 +63,7 @@ def run_table(config: TableConfig) -> TableResult:
             from qra_bo.finetune.evaluation.harness import check_tasks  # loads torch and the harness
 
             check_tasks(config.table.tasks)
-        seconds = token_seconds(run, session.setting)
+        seconds = token_seconds(session.setting)
         if shown:
             _announce(session, cells, seconds)
         table = _work(session, cells, seconds, shown)

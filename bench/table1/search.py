@@ -10,7 +10,8 @@ from bench.table1.limits import Limit
 from bench.table1.recipe import codes_name, with_codes
 from bench.table1.session import Session
 from qra_bo.config.schema import NOT_OF_THE_RESULT, MethodConfig, RunConfig
-from qra_bo.pipeline.run import engine_settings, path_name, run_parts
+from qra_bo.pipeline.folders import path_name
+from qra_bo.pipeline.run import searcher_factory
 from qra_bo.study.engine import Engine, RunOutcome
 from qra_bo.study.shared import SharedExecutor
 from qra_bo.trials import Proposal, Trial
@@ -69,12 +70,9 @@ def search(session: Session, name: str, limit: Limit, method: str | None, params
     setting = session.setting_of(limit, config.ranks, config.bits)
     budget = session.budget_bytes(limit)
     oracle = session.executor(config.adapter.init, limit.scope, gptq_tokens, config.bits)
-    shared = SharedExecutor(oracle, folder, _others(folder), config.to_dict(), SHARED,
-                            [f.name for f in setting.space.formats])
-    parts = replace(run_parts(config, folder, setting, budget, shared, None), finalise=None)
-    if method is None:
-        parts = replace(parts, make_searcher=lambda problem, equivalents: UniformOnly())
-    return Engine(engine_settings(config, folder, setting.space, budget), parts).run()
+    shared = SharedExecutor(oracle, folder, _others(folder), config.to_dict(), SHARED)
+    make = searcher_factory(config) if method is not None else lambda problem: UniformOnly()
+    return Engine(folder, replace(setting, config=config), budget, shared, make, fine_tunes=False).run()
 
 
 def _others(folder: Path) -> list[Path]:

@@ -17,10 +17,10 @@ from qra_bo.memory.formats import parse_format
 from qra_bo.memory.model import MemoryModel
 from qra_bo.oracle.protocol import quiet
 from qra_bo.pipeline.executors import make_executor
-from qra_bo.pipeline.run import Setting, make_setting
+from qra_bo.pipeline.run import make_setting
 from qra_bo.space import CostTable, Ladder, SearchSpace
 from qra_bo.study.journal import Journal
-from qra_bo.study.options import training_seeds
+from qra_bo.study.setting import Setting, training_seeds
 from qra_bo.trials import TrialSpec, TrialState
 from qra_bo.utils.errors import ConfigError
 from qra_bo.utils.files import writing
@@ -76,7 +76,8 @@ class Session:
     def __init__(self, config: TableConfig, setting: Setting, folder: Path, results: TableJournal) -> None:
         self.config, self.options, self.folder, self.results = config.run, config.table, folder, results
         # Limits name their own scopes and average bits.
-        self.setting = replace(setting, memory=replace(setting.memory, scope="peak"), max_average_bits=None)
+        self.setting = replace(setting, memory=replace(setting.memory, scope="peak"),
+                               config=setting.config.with_changes(max_average_bits=None))
         self._bytes: dict[tuple[str, str], int] = {}
         self._open: tuple[_Kind, Executor] | None = None
 
@@ -112,7 +113,7 @@ class Session:
             names = replace(self.config, bits=bits).format_names
             space = replace(space, formats=tuple(parse_format(name) for name in names))
         return replace(self.setting, space=space, memory=self.memory(limit.scope),
-                       max_average_bits=limit.max_average_bits)
+                       config=self.config.with_changes(max_average_bits=limit.max_average_bits))
 
     def budget_bytes(self, limit: Limit) -> int:
         """Return the bytes of ``limit``; without a budget, those of the largest allocation of the space."""
@@ -160,7 +161,7 @@ class Session:
             # Checkpoints of different initialisations or codes must not share a folder.
             folder = self.folder / "oracles" / f"{init}{codes_name(gptq_tokens)}"
             folder.mkdir(parents=True, exist_ok=True)
-            self._open = kind, make_executor(config, folder, self.setting.profile)
+            self._open = kind, make_executor(config, folder)
             self.results.describe(self._open[1].describe())
         return self._open[1]
 
@@ -188,8 +189,15 @@ class Session:
 
     def profile(self) -> ProfileResult:
         """Return the sensitivities, with their cost."""
-        return ProfileResult.from_json(self.results.once(
-            "profile", "profile", lambda: self._any_executor(None).profile(quiet).to_json()))
+        return ProfileResult.from_json(self.results.once("profile", "profile", lambda: self._profiled().to_json()))
+
+    def _profiled(self) -> ProfileResult:
+        """Return the given profile at the cost of the open oracle's initialisation, or a measured one."""
+        executor = self._any_executor(None)
+        init = self.config.adapter.init if self._open is None else self._open[0].init
+        config = with_codes(self.config, None).with_changes(
+            adapter=replace(self.config.adapter, init=cast(Any, init)))
+        return replace(self.setting, config=config).given_profile() or executor.profile(quiet)
 
     def evaluate(self, recipe: Recipe, lr_scale: float, train_seed: int, split: str) -> Event:
         """Fine-tune and evaluate: ``state``, ``message``, ``loss``, ``loss_se``, ``average_rank``, tokens, seconds."""

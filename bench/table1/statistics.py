@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from qra_bo.study.confirm import LEAST_SEEDS, LEVEL, paired_interval
+from qra_bo.study.intervals import LEAST_SEEDS, LEVEL, paired_interval
 
 Losses = Mapping[int, float]
 """Test loss by training seed."""

@@ -10,10 +10,10 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
+from qra_bo.utils.errors import worst
+
 JOBS = "jobs.jsonl"
 DIED = 1
-_SEVERITY = (0, 3, 2, 1)
-"""Exit statuses from best to worst: done, delivered with a warning, the user's to mend, a bug."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +31,6 @@ class Job:
     overrides: str
     status: int | None
     message: str
-
-
-def worst(statuses: Sequence[int]) -> int:
-    """The worst of some exit statuses: a signal, then a bug, the user's to mend, a warning, done."""
-    return max(statuses, key=lambda s: _SEVERITY.index(s) if s in _SEVERITY else len(_SEVERITY), default=0)
 
 
 def record_job(folder: Path, job: Job) -> None:

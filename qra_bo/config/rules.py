@@ -1,7 +1,7 @@
 """What the fields of a configuration mean together: every problem at once, before anything is loaded."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from qra_bo.config.decode import Problem, check
@@ -19,6 +19,7 @@ from qra_bo.trials import OWN_BASE
 from qra_bo.utils.errors import UserError, nearest_first
 from qra_bo.utils.redact import redact
 
+OTHER_RATES = "distinct positive factors other than 1, e.g. [0.5,2]"
 OF_A_RUN = ("export", "report")
 """Tasks on a run's folder: they need nothing but that."""
 
@@ -109,7 +110,7 @@ def _ladders(config: RunConfig) -> Iterator[Problem]:
 def _rounding(config: RunConfig) -> Iterator[Problem]:
     q = config.quantizer
     yield from _rule("quantizer.tokens", q.tokens, q.tokens >= 1, "at least 1")
-    if q.rounding != "rtn" and config.oracle.name != "finetune":
+    if q.rounding != "rtn" and not config.oracle.trains:
         yield Problem("quantizer.rounding", f"quantizer.rounding={q.rounding} chooses codes on real text, and oracle="
                                             f"{config.oracle.name} has none: use quantizer.rounding=rtn.")
     if q.rounding != "rtn" and config.adapter.init in OWN_BASE:
@@ -143,7 +144,8 @@ def _numbers(config: RunConfig) -> Iterator[Problem]:
     yield from _rule("data.max_records", c.data.max_records, c.data.max_records is None or c.data.max_records >= 3,
                      "at least 3, or null for all")
     yield from _rule("data.calibration", c.data.calibration, c.data.calibration >= 1, "at least 1")
-    yield from _rule("confirm.seeds", c.confirm.seeds, c.confirm.seeds >= 0, "at least 0")
+    yield from _rule("confirm.seeds", c.confirm.seeds, c.confirm.seeds == 0 or c.confirm.seeds >= 2,
+                     "0 (no confirmation) or at least 2")
     yield from _rule("final.steps", c.final.steps, c.final.steps is None or c.final.steps >= 0, "at least 0, or null")
     yield from _rule("final.epochs", c.final.epochs, c.final.epochs >= 0, "at least 0")
     yield from _rule("worker.checkpoint_seconds", c.worker.checkpoint_seconds, c.worker.checkpoint_seconds >= 0,
@@ -152,7 +154,17 @@ def _numbers(config: RunConfig) -> Iterator[Problem]:
         yield from _rule(f"worker.{key}", seconds, seconds is None or seconds > 0, "more than 0, or null")
     yield from _rule("worker.retries", c.worker.retries, c.worker.retries >= 0, "at least 0")
     scales = c.calibrate.lr_scales
-    yield from _rule("calibrate.lr_scales", scales, bool(scales) and min(scales) > 0, "a list of positive numbers")
+    yield from _rule("calibrate.lr_scales", scales, bool(scales) and min(scales) > 0 and len(set(scales)) == len(scales),
+                     "distinct positive factors, e.g. [0.5,1,2]")
+    yield from _rule("effort.rate_factors", c.effort.rate_factors, are_other_rates(c.effort.rate_factors), OTHER_RATES)
+    yield from _rule("effort.calibration_baselines", c.effort.calibration_baselines,
+                     c.effort.calibration_baselines >= 1, "at least 1")
+    yield from _rule("confirm.ranking_factor", c.confirm.ranking_factor, c.confirm.ranking_factor >= 1, "at least 1")
+
+
+def are_other_rates(factors: Sequence[float]) -> bool:
+    """Return whether ``factors`` on a calibrated learning rate are ``OTHER_RATES``."""
+    return all(f > 0 and f != 1 for f in factors) and len(set(factors)) == len(factors)
 
 
 def _train(config: RunConfig) -> Iterator[Problem]:
@@ -179,7 +191,7 @@ def _train(config: RunConfig) -> Iterator[Problem]:
 
 def _finetunes(config: RunConfig) -> bool:
     """Whether the run will train: only then need data and device be there."""
-    return config.oracle.name == "finetune" and config.task not in (*OF_A_RUN, "memory")
+    return config.oracle.trains and config.task not in (*OF_A_RUN, "memory")
 
 
 def _sources(config: RunConfig) -> Iterator[Problem]:

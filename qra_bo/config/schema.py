@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from qra_bo.finetune.data.options import DataConfig
+from qra_bo.oracle.protocol import FINETUNE
 
 LR_EXPONENTS = {"constant": 0.0, "inverse_sqrt": 0.5, "inverse": 1.0}
 NOT_OF_THE_RESULT = ("task", "effort", "max_hours", "out", "resume", "display", "allocation", "worker",
@@ -70,6 +71,11 @@ class OracleConfig:
     table: str | None
     emulator: Literal["boosted", "network"]
     noise: float | None
+
+    @property
+    def trains(self) -> bool:
+        """Whether it really fine-tunes a model; the others are simulated."""
+        return self.name == FINETUNE
 
 
 @dataclass(frozen=True, slots=True)

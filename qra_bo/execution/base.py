@@ -1,11 +1,12 @@
-"""Where evaluations run: the contract, and the executor that runs them in this process."""
+"""The executor contract, and the executor that calls its oracle in this process."""
 
 import json
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from qra_bo.execution.messages import ProfileResult, failure_of, is_result, oracle_method, run_profile
 from qra_bo.oracle.protocol import Oracle, Progress
@@ -13,47 +14,47 @@ from qra_bo.trials import TrialResult, TrialSpec
 from qra_bo.utils.errors import ConfigError
 
 
-class Executor(Protocol):
-    """Runs an oracle. What goes wrong in an evaluation is a ``TrialResult``; in anything else, an error.
+class Executor(ABC):
+    """Runs an oracle. A trial that goes wrong gives a ``TrialResult``; anything else that goes wrong is an error.
 
-    Evaluations are submitted and come back as they finish, in whatever order; all else is asked for and waited for,
-    while no evaluation is under way. Signals reach the caller while it waits.
+    Trials are submitted and come back as they finish, in any order; all other methods wait for their answer, while no
+    trial is under way. Signals reach the caller while it waits.
     """
 
     @property
     def workers(self) -> int:
-        """How many evaluations it has under way at once."""
-        ...
+        """Number of trials under way at once."""
+        return 1
 
+    @abstractmethod
     def describe(self) -> Mapping[str, Any]:
-        """The oracle's provenance."""
-        ...
+        """Return the oracle's provenance."""
 
+    @abstractmethod
     def profile(self, progress: Progress) -> ProfileResult:
         """Measure the sensitivities, with their cost."""
-        ...
 
-    def submit(self, request: TrialSpec) -> None:
-        """Have one allocation evaluated, at once or as soon as a worker is free."""
-        ...
+    @abstractmethod
+    def submit(self, spec: TrialSpec) -> None:
+        """Have one trial evaluated, at once or as soon as a worker is free."""
 
+    @abstractmethod
     def finished(self, progress: Progress) -> tuple[TrialSpec, TrialResult]:
-        """Wait for the next evaluation that ends, of those submitted and not returned yet (at least one)."""
-        ...
+        """Wait for the next trial that ends, of those submitted and not returned yet (at least one)."""
 
-    def evaluate(self, request: TrialSpec, progress: Progress) -> TrialResult:
-        """Evaluate one allocation while nothing else is under way."""
-        self.submit(request)
+    def evaluate(self, spec: TrialSpec, progress: Progress) -> TrialResult:
+        """Evaluate one trial while nothing else is under way."""
+        self.submit(spec)
         return self.finished(progress)[1]
 
+    @abstractmethod
     def call(self, method: str, kwargs: Mapping[str, Any], progress: Progress) -> Mapping[str, Any]:
         """Call a method that only some oracles have, or ``"package.module:function"`` with the oracle as its first
         argument; arguments and answer are JSON values."""
-        ...
 
+    @abstractmethod
     def close(self) -> None:
-        """Release what it holds; it may be called twice."""
-        ...
+        """Release workers and oracle; it may be called twice."""
 
 
 @dataclass(frozen=True)
@@ -82,15 +83,11 @@ class OracleSpec:
 
 
 class InProcessExecutor(Executor):
-    """Calls the oracle directly, one evaluation after the other: for cheap oracles, tests and debuggers."""
+    """Calls the oracle directly, one trial after the other: for cheap oracles, tests and debuggers."""
 
     def __init__(self, oracle: Oracle) -> None:
         self._oracle = oracle
         self._waiting: deque[TrialSpec] = deque()
-
-    @property
-    def workers(self) -> int:
-        return 1
 
     def describe(self) -> Mapping[str, Any]:
         return self._oracle.describe()
@@ -98,21 +95,20 @@ class InProcessExecutor(Executor):
     def profile(self, progress: Progress) -> ProfileResult:
         return run_profile(self._oracle, progress)
 
-    def submit(self, request: TrialSpec) -> None:
-        self._waiting.append(request)
+    def submit(self, spec: TrialSpec) -> None:
+        self._waiting.append(spec)
 
     def finished(self, progress: Progress) -> tuple[TrialSpec, TrialResult]:
-        request, start = self._waiting.popleft(), time.monotonic()
+        spec, start = self._waiting.popleft(), time.monotonic()
         try:
-            return request, self._oracle.evaluate(request, progress)
+            return spec, self._oracle.evaluate(spec, progress)
         except Exception as error:
             if not is_result(error):
                 raise
-            return request, failure_of(error, 0, time.monotonic() - start)
+            return spec, failure_of(error, 0, time.monotonic() - start)
 
     def call(self, method: str, kwargs: Mapping[str, Any], progress: Progress) -> Mapping[str, Any]:
-        answer: Mapping[str, Any] = oracle_method(self._oracle, method)(**kwargs, progress=progress)
-        return answer
+        return oracle_method(self._oracle, method)(**kwargs, progress=progress)
 
     def close(self) -> None:
         self._oracle.close()

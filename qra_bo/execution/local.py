@@ -1,30 +1,138 @@
-"""Evaluations in worker processes of this machine, which may die, hang or run out of memory without harm to the run."""
+"""Trials in worker processes of this machine."""
 
-import logging
+import json
+import multiprocessing
+import signal
 import time
 from collections.abc import Mapping, Sequence
-from multiprocessing.connection import wait
+from contextlib import suppress
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
-from qra_bo.execution.base import Executor, OracleSpec
-from qra_bo.execution.jobs import Job, Jobs
-from qra_bo.execution.limits import Limits, Pace
-from qra_bo.execution.messages import ProfileResult, result_from_json, spec_to_json
-from qra_bo.execution.process import Worker, WorkerLost, WorkerState, out_of_memory_kills
-from qra_bo.oracle.protocol import Progress, quiet
-from qra_bo.trials import TrialResult, TrialSpec
-from qra_bo.utils.errors import ConfigError, QRABOError, WorkerError
+from qra_bo.execution.base import OracleSpec
+from qra_bo.execution.jobs import Limits
+from qra_bo.execution.messages import error_from_json
+from qra_bo.execution.pool import PoolExecutor
+from qra_bo.execution.worker import worker_main
+from qra_bo.execution.worker_handle import WorkerHandle, WorkerLost, WorkerState
+from qra_bo.oracle.protocol import Progress
+from qra_bo.utils.errors import ConfigError
 
-log = logging.getLogger(__name__)
+GRACE_SECONDS = 5.0
+"""How long an idle worker may take to end by itself before it is killed."""
+STOP_SECONDS = 20.0
+"""The same for one at work: it ends at its next step, with the trial kept on disk."""
 
 
-class LocalExecutor(Executor):
-    """Keeps one spawned worker process for every ``OracleSpec``; they start when there is work for them, and a lost one
-    is replaced at the next request. One thread listens to them all: no answer is waited for while another is there.
+class ProcessHandle(WorkerHandle):
+    """Non-blocking handle of one spawned process; cleans up when the process dies or times out.
 
     Args:
-        specs: How each worker builds its oracle (they may differ in the device); the first also profiles, and makes
-            the final fine-tune.
+        spec: How the process builds its oracle.
+        limits: How long it may take.
+    """
+
+    def __init__(self, spec: OracleSpec, limits: Limits) -> None:
+        super().__init__(limits)
+        self._spec = spec
+        self._connection: Connection | None = None
+        self._request = b""
+        self.process: BaseProcess | None = None
+
+    @property
+    def connection(self) -> Connection:
+        """The connection; readable when there is something to ``receive``."""
+        if self._connection is None:
+            raise self._died("it was gone when it was needed")
+        return self._connection
+
+    def begin(self, request: Mapping[str, Any], allowed: float | None = None) -> None:
+        if self.process is not None and not self.process.is_alive():
+            self.kill()
+        self.done, self._allowed, self._request = 0, allowed, json.dumps(request).encode()
+        if self.process is None:
+            self._start()
+        else:
+            self._send()
+
+    def receive(self, progress: Progress) -> dict[str, Any] | None:
+        try:
+            message = json.loads(self.connection.recv_bytes())
+        except (EOFError, OSError):
+            raise self._died("it died") from None
+        kind, body = message["kind"], message["body"]
+        if kind == "progress":
+            self._progressed(str(body["what"]), int(body["done"]), int(body["total"]), progress)
+            return None
+        if kind == "ready":
+            self._send()
+            return None
+        building, self.state = self.state is WorkerState.BUILDING, WorkerState.IDLE
+        if kind == "error":
+            if building:
+                self.join()
+                self.kill()
+            raise error_from_json(body, str(body["trace"]))
+        answer: dict[str, Any] = body
+        return answer
+
+    def stop(self) -> None:
+        if self._connection is not None and self.state is not WorkerState.BUILDING:
+            with suppress(OSError):  # it may be gone already
+                self._connection.send_bytes(b'{"op": "close"}')
+
+    def join(self) -> None:
+        if self.process is not None and self.state is not WorkerState.BUILDING:
+            self.process.join(STOP_SECONDS if self.state is WorkerState.WORKING else GRACE_SECONDS)
+
+    def kill(self) -> None:
+        process, connection = self.process, self._connection
+        self.process = self._connection = None
+        self.state = WorkerState.ABSENT
+        if process is not None and connection is not None:
+            if process.is_alive():
+                process.kill()
+            process.join()
+            connection.close()
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self.process = context.Process(target=worker_main, args=(theirs, self._spec.target, self._spec.kwargs_json()),
+                                       name="qra_bo-worker", daemon=True)
+        self.process.start()
+        theirs.close()
+        self._started(WorkerState.BUILDING)
+
+    def _send(self) -> None:
+        self._started(WorkerState.WORKING)
+        try:
+            self.connection.send_bytes(self._request)
+        except OSError:
+            raise self._died("it was gone when it was needed") from None
+
+    def _died(self, what: str) -> WorkerLost:
+        """Clean up after a process that ended by itself; return the error to raise."""
+        process, building = self.process, self.state is WorkerState.BUILDING
+        if process is not None:
+            process.join(GRACE_SECONDS)
+        code = None if process is None else process.exitcode
+        self.kill()
+        if code is None:
+            return WorkerLost(what, building)
+        named = code < 0 and -code in {*signal.Signals}
+        how = f"killed by {signal.Signals(-code).name if named else f'signal {-code}'}" if code < 0 else \
+            f"exit status {code}"
+        return WorkerLost(f"{what} ({how})", building)
+
+
+class LocalExecutor(PoolExecutor[ProcessHandle]):
+    """Keeps one spawned worker process for every ``OracleSpec``.
+
+    Args:
+        specs: How each worker builds its oracle (they may differ in the device).
         limits: How long a worker may take.
 
     Raises:
@@ -34,129 +142,32 @@ class LocalExecutor(Executor):
     def __init__(self, specs: Sequence[OracleSpec], limits: Limits) -> None:
         if not specs:
             raise ConfigError("an executor needs at least one worker; got none")
-        self._workers = tuple(Worker(spec, limits) for spec in specs)
-        self._limits, self._pace = limits, Pace(limits)
-        self._jobs = Jobs(limits)
-        self._running: dict[Worker, Job] = {}
+        super().__init__([ProcessHandle(spec, limits) for spec in specs], limits)
 
-    @property
-    def workers(self) -> int:
-        return len(self._workers)
+    def _wait(self, workers: Sequence[ProcessHandle]) -> list[ProcessHandle]:
+        due = [w.due for w in workers if w.due is not None]
+        timeout = max(0.0, min(due) - time.monotonic()) if due else None
+        ready = wait([w.connection for w in workers], timeout)
+        return [w for w in workers if w.connection in ready]
 
-    def describe(self) -> Mapping[str, Any]:
-        return self._must("describe", quiet)
+    def _memory_kills(self) -> int:
+        return out_of_memory_kills()
 
-    def profile(self, progress: Progress) -> ProfileResult:
-        return ProfileResult.from_json(self._must("profile", progress))
 
-    def call(self, method: str, kwargs: Mapping[str, Any], progress: Progress) -> Mapping[str, Any]:
-        self._close(self._workers[1:])  # what they hold is needed now
-        return self._must("call", progress, method=method, kwargs=dict(kwargs))
-
-    def submit(self, request: TrialSpec) -> None:
-        self._jobs.submit(request)
-
-    def finished(self, progress: Progress) -> tuple[TrialSpec, TrialResult]:
-        while not self._jobs.done:
-            self._dispatch()
-            if self._running:
-                self._listen(progress)
-        return self._jobs.done.popleft()
-
-    def close(self) -> None:
-        """End the workers: those at work keep their evaluations on disk first; one that takes too long is killed."""
-        self._close(self._workers)
-
-    @staticmethod
-    def _close(workers: Sequence[Worker]) -> None:
+def out_of_memory_kills() -> int:
+    """Return the count of processes that the kernel has killed for want of memory, in this process's control group or,
+    where it has none, on the machine; 0 where neither is known."""
+    try:
+        own = Path("/proc/self/cgroup").read_text().rpartition("0::/")[2].strip()
+    except OSError:
+        return 0
+    for path in (Path("/sys/fs/cgroup") / own / "memory.events", Path("/sys/fs/cgroup/memory.events"),
+                 Path("/proc/vmstat")):
         try:
-            for worker in workers:
-                worker.stop()
-            for worker in workers:
-                worker.join()
-        finally:  # a second signal ends the wait
-            for worker in workers:
-                worker.kill()
-
-    def _dispatch(self) -> None:
-        """Give what waits to workers that have nothing to do, those that have an oracle first."""
-        free = sorted((w for w in self._workers if w not in self._running), key=lambda w: w.state is WorkerState.ABSENT)
-        for worker in free[: len(self._jobs.waiting)]:
-            job = self._jobs.waiting.popleft()
-            job.kills = out_of_memory_kills()
-            self._running[worker] = job
-            try:
-                worker.begin({"op": "evaluate", "request": spec_to_json(job.spec)},
-                             self._pace.allowed(job.spec))
-            except WorkerLost as lost:
-                self._lost(worker, lost)
-
-    def _listen(self, progress: Progress) -> None:
-        """Wait until a worker says something or is overdue, and take it in."""
-        busy = tuple(self._running)
-        ready = _wait(busy)
-        for worker in busy:
-            try:
-                if worker in ready:
-                    answer = worker.receive(progress)
-                else:
-                    answer = None
-                    worker.check(time.monotonic())
-            except WorkerLost as lost:
-                self._lost(worker, lost)
-                continue
-            except QRABOError:
-                del self._running[worker]
-                raise
-            if answer is not None:
-                measurement = result_from_json(answer)
-                self._pace.note(measurement)
-                self._jobs.done.append((self._running.pop(worker).spec, measurement))
-
-    def _lost(self, worker: Worker, lost: WorkerLost) -> None:
-        """Begin the evaluation of a lost worker again, or make a failure of it.
-
-        Raises:
-            WorkerError: If its oracle was not built yet, time after time.
-        """
-        job, kills = self._running.pop(worker), out_of_memory_kills()
-        starved = kills > job.kills
-        if lost.building and (starved or job.tries >= self._limits.retries):
-            raise _unbuilt(lost) from lost
-        for other in self._running.values():  # a kill by the kernel is told of one evaluation, not of all that ran
-            other.kills = kills
-        self._jobs.lost(job, f"{lost}: the machine ran out of memory" if starved else str(lost), worker.done, starved)
-
-    def _must(self, op: str, progress: Progress, **fields: Any) -> dict[str, Any]:
-        """An answer of the first worker, which has nothing else to do; a lost one is asked again."""
-        worker, tries, kills = self._workers[0], 0, out_of_memory_kills()
-        while True:
-            try:
-                worker.begin({"op": op, **fields})
-                while True:
-                    if _wait((worker,)):
-                        answer = worker.receive(progress)
-                        if answer is not None:
-                            return answer
-                    else:
-                        worker.check(time.monotonic())
-            except WorkerLost as lost:
-                if out_of_memory_kills() > kills or tries >= self._limits.retries:
-                    raise _unbuilt(lost) if lost.building else WorkerError(
-                        f"the worker was lost before the oracle could answer {op!r}: {lost}; run the same command "
-                        "again to go on") from lost
-                tries += 1
-                log.warning("%s; another one is asked", lost)
-
-
-def _wait(workers: Sequence[Worker]) -> list[Worker]:
-    """Those of ``workers`` that have something to say; none once one of them is overdue."""
-    due = [w.due for w in workers if w.due is not None]
-    timeout = max(0.0, min(due) - time.monotonic()) if due else None
-    ready = wait([w.connection for w in workers], timeout)
-    return [w for w in workers if w.connection in ready]
-
-
-def _unbuilt(lost: WorkerLost) -> WorkerError:
-    return WorkerError(f"the worker was lost while it built the oracle: {lost}; if memory is short, free some, choose "
-                       "a smaller model or fewer workers, and run the same command again")
+            lines = path.read_text().splitlines()
+        except OSError:
+            continue
+        counts = [int(line.split()[1]) for line in lines if line.startswith("oom_kill ")]
+        if counts:
+            return counts[0]
+    return 0

@@ -1,38 +1,32 @@
-"""Evaluations on Ray: actors on one machine or a cluster, each with an oracle of its own and one evaluation a task."""
+"""Trials on Ray: actors on one machine or a cluster, each with an oracle of its own and one trial a task."""
 
 import json
 import logging
 import threading
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from qra_bo.execution.base import Executor, OracleSpec
-from qra_bo.execution.jobs import Job, Jobs
-from qra_bo.execution.limits import Limits, Pace, overdue, silent
-from qra_bo.execution.messages import (
-    ProfileResult,
-    error_from_json,
-    result_from_json,
-    spec_to_json,
-)
-from qra_bo.execution.process import STOP_SECONDS
+from qra_bo.execution.base import OracleSpec
+from qra_bo.execution.jobs import Limits
+from qra_bo.execution.local import STOP_SECONDS
+from qra_bo.execution.messages import error_from_json
+from qra_bo.execution.pool import PoolExecutor
 from qra_bo.execution.worker import error_body, resolve, serve
-from qra_bo.oracle.protocol import TRAINING, Oracle, Progress, StopRequested, quiet
-from qra_bo.trials import TrialResult, TrialSpec
-from qra_bo.utils.errors import DeviceError, MissingExtraError, OracleError, WorkerError
+from qra_bo.execution.worker_handle import WorkerHandle, WorkerLost, WorkerState
+from qra_bo.oracle.protocol import TRAINING, Oracle, Progress, StopRequested
+from qra_bo.utils.errors import DeviceError, MissingExtraError, OracleError
 
-log = logging.getLogger(__name__)
 POLL_SECONDS = 0.5
-"""How often workers that have not answered are asked how far they are."""
+"""Time between two progress requests to workers that have not answered."""
 WORK, TALK = "work", "talk"
-"""Two threads of an actor: one evaluates, the other says how far it is."""
+"""Two threads of an actor: one evaluates, the other reports progress."""
 
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What one worker takes of the cluster; ``None`` leaves it to Ray.
+    """Resources of the cluster for one worker; ``None`` leaves it to Ray.
 
     Args:
         cpus: Cores, and threads that it trains with.
@@ -45,12 +39,12 @@ class Resources:
     memory: int | None = None
 
     def options(self) -> dict[str, float]:
-        """As Ray names them."""
+        """Return them by Ray's names."""
         named = {"num_cpus": self.cpus, "num_gpus": self.gpus, "memory": self.memory}
         return {k: v for k, v in named.items() if v is not None}
 
     def wanted(self) -> dict[str, float]:
-        """As a cluster counts them."""
+        """Return them by the names of a cluster's resources."""
         named = {"CPU": self.cpus, "GPU": self.gpus, "memory": self.memory}
         return {k: float(v) for k, v in named.items() if v}
 
@@ -71,7 +65,7 @@ class RayWorker:
         self._steps = 0
 
     def serve(self, request: str) -> str:
-        """Kind and body of the answer to one request; ``"stopped"`` where ``stop`` was called meanwhile."""
+        """Return kind and body of the answer to one request; ``"stopped"`` where ``stop`` was called meanwhile."""
         try:
             if self._oracle is None:
                 self._oracle = resolve(self._target)(**json.loads(self._kwargs))
@@ -85,7 +79,7 @@ class RayWorker:
         return json.dumps({"kind": kind, "body": body})
 
     def __call__(self, what: str, done: int, total: int) -> None:
-        """Progress."""
+        """Note progress, or end the trial after ``stop``."""
         if self._stop.is_set():
             raise StopRequested
         self._said = (self._said[0] + 1, what, done, total)
@@ -97,39 +91,101 @@ class RayWorker:
         return self._steps
 
     def heard(self) -> tuple[int, str, int, int]:
-        """A number that grows with all progress, and the last that was made; 0 while the oracle is being built."""
+        """Return a number that grows with all progress, and the last progress; 0 while the oracle is being built."""
         return self._said
 
     def stop(self) -> None:
-        """Have what is being evaluated kept on disk and given up."""
+        """Have the trial kept on disk and given up."""
         self._stop.set()
 
 
-@dataclass(slots=True, eq=False)
-class _Slot:
-    """An actor and what it is doing."""
+class ActorHandle(WorkerHandle):
+    """Non-blocking handle of one actor; building is not limited, for an actor may be waiting for its resources.
 
-    actor: Any
-    job: Job | None = None
-    answer: Any = None
-    heard: Any = None
-    said: int = 0
-    done: int = 0
-    at: float = 0.0
-    begun: float = 0.0
-    allowed: float | None = field(default=None)
+    Args:
+        ray: The module.
+        spec: How the actor builds its oracle.
+        limits: How long it may take.
+        resources: Resources of the actor.
+    """
+
+    def __init__(self, ray: Any, spec: OracleSpec, limits: Limits, resources: Resources) -> None:
+        super().__init__(limits)
+        self._ray, self._spec, self._resources = ray, spec, resources
+        self._actor: Any = None
+        self._heard_ref: Any = None
+        self._said = 0
+        self.answer: Any = None
+
+    def begin(self, request: Mapping[str, Any], allowed: float | None = None) -> None:
+        if self._actor is None:
+            options = {"max_restarts": 0, "concurrency_groups": {WORK: 1, TALK: 1}, **self._resources.options()}
+            self._actor = self._ray.remote(**options)(RayWorker).remote(self._spec.target, self._spec.kwargs_json())
+        self.answer = self._actor.serve.options(concurrency_group=WORK).remote(json.dumps(request))
+        self._heard_ref, self._said, self.done, self._allowed = None, 0, 0, allowed
+        self._started(WorkerState.WORKING)
+
+    def receive(self, progress: Progress) -> dict[str, Any] | None:
+        errors = self._ray.exceptions
+        try:
+            message = json.loads(self._ray.get(self.answer))
+        except (errors.RayActorError, errors.OutOfMemoryError, errors.ObjectLostError, errors.RaySystemError) as error:
+            self.kill()
+            first = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+            raise WorkerLost(first, starved="OutOfMemory" in first or "OOM" in first) from None
+        except errors.RayTaskError as error:
+            raise OracleError(f"a worker on Ray broke: {error}") from error
+        self.answer, self.state = None, WorkerState.IDLE
+        if message["kind"] == "result":
+            body: dict[str, Any] = message["body"]
+            return body
+        if message["kind"] == "unbuilt":
+            self.kill()
+        raise error_from_json(message["body"], str(message["body"]["trace"]))
+
+    def check(self, progress: Progress) -> None:
+        if self._heard_ref is None:
+            self._heard_ref = self._actor.heard.options(concurrency_group=TALK).remote()
+        elif self._ray.wait([self._heard_ref], timeout=0)[0]:
+            try:
+                said, what, done, total = self._ray.get(self._heard_ref)
+            except self._ray.exceptions.RayError:
+                return  # it is gone: its answer will raise
+            self._heard_ref = None
+            if said != self._said and what:
+                self._progressed(what, done, total, progress)
+            elif said != self._said:
+                self._heard = time.monotonic()
+            self._said = said
+        if self._said == 0:  # it waits for its resources, or builds
+            self._started(WorkerState.WORKING)
+        super().check(progress)
+
+    def stop(self) -> None:
+        if self.answer is not None:
+            self._actor.stop.options(concurrency_group=TALK).remote()
+
+    def join(self) -> None:
+        if self.answer is not None:
+            self._ray.wait([self.answer], timeout=STOP_SECONDS)
+
+    def kill(self) -> None:
+        actor, self._actor, self.answer = self._actor, None, None
+        self.state = WorkerState.ABSENT
+        if actor is not None:
+            self._ray.kill(actor, no_restart=True)
 
 
-class RayExecutor(Executor):
-    """One actor for every evaluation that may be under way; a lost one is replaced, wherever the cluster has room.
+class RayExecutor(PoolExecutor[ActorHandle]):
+    """One actor for every trial that may be under way; a lost one is replaced, wherever the cluster has room.
 
     Actors belong to this process: Ray ends them when it dies.
 
     Args:
         spec: How an actor builds its oracle.
-        limits: How long a worker may take. Building is not limited: an actor may be waiting for its resources.
-        workers: Evaluations under way at once.
-        resources: What one actor takes.
+        limits: How long a worker may take.
+        workers: Trials under way at once.
+        resources: Resources of one actor.
         address: Of a running cluster; ``None`` starts Ray on this machine for this run alone.
 
     Raises:
@@ -140,14 +196,11 @@ class RayExecutor(Executor):
     def __init__(self, spec: OracleSpec, limits: Limits, workers: int, resources: Resources,
                  address: str | None) -> None:
         try:
-            import ray
+            import ray  # an optional extra
         except ImportError as error:
             raise MissingExtraError("ray", "ray", "executor=ray") from error
-        self._ray, self._spec, self._limits, self._resources = ray, spec, limits, resources
-        self._workers, self._pace = workers, Pace(limits)
-        self._slots: list[_Slot] = []
-        self._jobs = Jobs(limits)
-        self._ours = not ray.is_initialized()
+        super().__init__([ActorHandle(ray, spec, limits, resources) for _ in range(workers)], limits)
+        self._ray, self._ours = ray, not ray.is_initialized()
         if self._ours:
             try:
                 ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
@@ -162,161 +215,13 @@ class RayExecutor(Executor):
             raise DeviceError(f"executor=ray: a worker takes {listed} of the whole cluster; lower executor.cpus, "
                               "executor.gpus or executor.memory, or add machines")
 
-    @property
-    def workers(self) -> int:
-        return self._workers
-
-    def describe(self) -> Mapping[str, Any]:
-        return self._must({"op": "describe"}, quiet)
-
-    def profile(self, progress: Progress) -> ProfileResult:
-        return ProfileResult.from_json(self._must({"op": "profile"}, progress))
-
-    def call(self, method: str, kwargs: Mapping[str, Any], progress: Progress) -> Mapping[str, Any]:
-        for slot in self._slots[1:]:
-            self._bury(slot)
-        return self._must({"op": "call", "method": method, "kwargs": dict(kwargs)}, progress)
-
-    def submit(self, request: TrialSpec) -> None:
-        self._jobs.submit(request)
-
-    def finished(self, progress: Progress) -> tuple[TrialSpec, TrialResult]:
-        while not self._jobs.done:
-            self._dispatch()
-            for slot, body in self._answers(progress):
-                job = slot.job
-                slot.job = None
-                if job is None:
-                    continue
-                if isinstance(body, str):
-                    self._lost(job, body, slot.done)
-                else:
-                    measurement = result_from_json(body)
-                    self._pace.note(measurement)
-                    self._jobs.done.append((job.spec, measurement))
-        return self._jobs.done.popleft()
-
     def close(self) -> None:
-        """End the actors: those at work keep their evaluations on disk first; one that takes too long is killed."""
         try:
-            working = [s for s in self._slots if s.answer is not None]
-            for slot in working:
-                slot.actor.stop.options(concurrency_group=TALK).remote()
-            if working:
-                self._ray.wait([s.answer for s in working], num_returns=len(working), timeout=STOP_SECONDS)
-        finally:  # a second signal ends the wait
-            for slot in list(self._slots):
-                self._bury(slot)
+            super().close()
+        finally:
             if self._ours and self._ray.is_initialized():
                 self._ray.shutdown()
 
-    def _dispatch(self) -> None:
-        """Give what waits to actors that have nothing to do, and start those that there may be more of."""
-        while self._jobs.waiting:
-            free = next((s for s in self._slots if s.answer is None), None)
-            if free is None:
-                if len(self._slots) >= self._workers:
-                    return
-                free = self._start()
-            free.job = self._jobs.waiting.popleft()
-            self._begin(free, {"op": "evaluate", "request": spec_to_json(free.job.spec)},
-                        self._pace.allowed(free.job.spec))
-
-    def _start(self) -> _Slot:
-        options = {"max_restarts": 0, "concurrency_groups": {WORK: 1, TALK: 1}, **self._resources.options()}
-        actor = self._ray.remote(**options)(RayWorker).remote(self._spec.target, self._spec.kwargs_json())
-        self._slots.append(_Slot(actor))
-        return self._slots[-1]
-
-    @staticmethod
-    def _begin(slot: _Slot, request: Mapping[str, Any], allowed: float | None) -> None:
-        slot.answer = slot.actor.serve.options(concurrency_group=WORK).remote(json.dumps(request))
-        slot.at = slot.begun = time.monotonic()
-        slot.heard, slot.said, slot.done, slot.allowed = None, 0, 0, allowed
-
-    def _answers(self, progress: Progress) -> list[tuple[_Slot, dict[str, Any] | str]]:
-        """What ended since: the body of an answer, or why a worker counts as lost.
-
-        Raises:
-            QRABOError: What an oracle raised.
-        """
-        busy = [s for s in self._slots if s.answer is not None]
-        ready, _ = self._ray.wait([s.answer for s in busy], timeout=POLL_SECONDS)
-        ended: list[tuple[_Slot, dict[str, Any] | str]] = []
-        for slot in busy:
-            if slot.answer in ready:
-                ended.append((slot, self._answer(slot)))
-            elif (why := self._hung(slot, progress)) is not None:
-                self._bury(slot)
-                ended.append((slot, why))
-        return ended
-
-    def _answer(self, slot: _Slot) -> dict[str, Any] | str:
-        errors = self._ray.exceptions
-        try:
-            message = json.loads(self._ray.get(slot.answer))
-        except (errors.RayActorError, errors.OutOfMemoryError, errors.ObjectLostError, errors.RaySystemError) as error:
-            self._bury(slot)
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            return f"worker lost: {type(error).__name__}: {first}"
-        except errors.RayTaskError as error:
-            raise OracleError(f"a worker on Ray broke: {error}") from error
-        slot.answer = None
-        if message["kind"] == "result":
-            body: dict[str, Any] = message["body"]
-            return body
-        if message["kind"] == "unbuilt":
-            self._bury(slot)
-        raise error_from_json(message["body"], str(message["body"]["trace"]))
-
-    def _hung(self, slot: _Slot, progress: Progress) -> str | None:
-        """Pass progress on; why the worker counts as hung, if it does."""
-        now = time.monotonic()
-        if slot.heard is None:
-            slot.heard = slot.actor.heard.options(concurrency_group=TALK).remote()
-        elif self._ray.wait([slot.heard], timeout=0)[0]:
-            try:
-                said, what, done, total = self._ray.get(slot.heard)
-            except self._ray.exceptions.RayError:
-                return None  # it is gone, which its answer will say
-            slot.heard = None
-            if said == 0:  # it waits for its resources, or builds
-                slot.at = slot.begun = now
-            elif said != slot.said:
-                slot.said, slot.at = said, now
-                if what == TRAINING:
-                    slot.done = done
-                if what:
-                    progress(what, done, total)
-        elif slot.said == 0:
-            slot.at = slot.begun = now
-        silence = self._limits.silence
-        if silence is not None and now - slot.at > silence:
-            return f"worker lost: {silent(silence)}"
-        if slot.allowed is not None and now - slot.begun > slot.allowed:
-            return f"worker lost: {overdue(slot.allowed)}"
-        return None
-
-    def _bury(self, slot: _Slot) -> None:
-        if slot in self._slots:
-            self._slots.remove(slot)
-            self._ray.kill(slot.actor, no_restart=True)
-        slot.answer = None
-
-    def _lost(self, job: Job, why: str, done: int) -> None:
-        self._jobs.lost(job, why, done, "OutOfMemory" in why or "OOM" in why)
-
-    def _must(self, request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
-        """An answer of one actor, which has nothing else to do; a lost one is asked again."""
-        why = ""
-        for _ in range(1 + self._limits.retries):
-            slot = self._slots[0] if self._slots else self._start()
-            self._begin(slot, request, None)
-            body: dict[str, Any] | str | None = None
-            while body is None:
-                body = next((b for s, b in self._answers(progress) if s is slot), None)
-            if not isinstance(body, str):
-                return body
-            why = body
-        raise WorkerError(f"the worker was lost before the oracle could answer {request['op']!r}: {why}; run the same "
-                          "command again to go on")
+    def _wait(self, workers: Sequence[ActorHandle]) -> list[ActorHandle]:
+        ready, _ = self._ray.wait([w.answer for w in workers], timeout=POLL_SECONDS)
+        return [w for w in workers if w.answer in ready]

@@ -1,10 +1,10 @@
-"""The long-lived process that keeps the base model: builds the oracle once and answers requests until told to end."""
+"""The long-lived process that keeps the base model: builds the oracle once and answers requests until it is ended."""
 
-import importlib
 import json
 import logging
 import multiprocessing
 import os
+import pkgutil
 import signal
 import threading
 import time
@@ -13,21 +13,14 @@ from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
-from qra_bo.execution.messages import (
-    error_to_json,
-    failure_of,
-    is_result,
-    oracle_method,
-    result_to_json,
-    run_profile,
-    spec_from_json,
-)
+from qra_bo.execution.messages import error_to_json, failure_of, is_result, oracle_method, run_profile
 from qra_bo.oracle.protocol import TRAINING, Oracle, StopRequested
+from qra_bo.trials import TrialSpec
 from qra_bo.utils.errors import ConfigError, is_device_lost
 
 log = logging.getLogger(__name__)
 DEVICE_LOST = 71
-"""Exit status of a worker whose GPU can't be used by it any more."""
+"""Exit status of a worker whose GPU context is lost."""
 PROGRESS_SECONDS = 0.2
 """Least time between two progress messages of one activity (its last is always sent)."""
 
@@ -35,8 +28,8 @@ PROGRESS_SECONDS = 0.2
 def worker_main(connection: Connection, target: str, kwargs: str) -> None:
     """Entry of the spawned process.
 
-    Signals from the terminal or a scheduler are the driver's business: it ends this process. A driver that died
-    takes this process with it, in the middle of an evaluation too: two workers would share one device on resume.
+    Signals from the terminal or a scheduler are ignored: the driver handles them and ends this process. When the
+    driver dies this process ends, in the middle of a trial too: two workers would share one device on resume.
 
     Args:
         connection: To the driver; messages are JSON.
@@ -56,20 +49,19 @@ def worker_main(connection: Connection, target: str, kwargs: str) -> None:
         while _answer(connection, oracle):
             pass
     except StopRequested:
-        return  # what was being evaluated has been kept
+        return  # the trial has been kept
     finally:
         oracle.close()
 
 
 def resolve(target: str) -> Callable[..., Any]:
-    """The callable that ``"package.module:name"`` names.
+    """Return the callable that ``"package.module:name"`` names.
 
     Raises:
         ConfigError: If there is no such module or name.
     """
-    module, _, name = target.partition(":")
     try:
-        found = getattr(importlib.import_module(module), name)
+        found = pkgutil.resolve_name(target)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(f"the oracle must be given as 'package.module:callable'; {target!r} can't be imported "
                           f"({error})") from error
@@ -87,7 +79,7 @@ def _end_with_parent() -> None:
 
 
 def _answer(connection: Connection, oracle: Oracle) -> bool:
-    """Serve one request; whether there may be another."""
+    """Serve one request; return whether there may be another."""
     try:
         request = json.loads(connection.recv_bytes())
     except (EOFError, OSError):
@@ -99,7 +91,7 @@ def _answer(connection: Connection, oracle: Oracle) -> bool:
 
 
 class Reporter(Protocol):
-    """Progress that remembers how far an evaluation got."""
+    """Progress that remembers the steps of a trial."""
 
     @property
     def done(self) -> int: ...
@@ -108,7 +100,7 @@ class Reporter(Protocol):
 
 
 def serve(oracle: Oracle, request: Mapping[str, Any], reporter: Reporter) -> tuple[str, dict[str, Any]]:
-    """The answer to one request: its kind, ``"result"`` or ``"error"``, and its body, JSON values."""
+    """Return the answer to one request: its kind, ``"result"`` or ``"error"``, and its body, JSON values."""
     start = time.monotonic()
     try:
         if request["op"] == "describe":
@@ -117,24 +109,23 @@ def serve(oracle: Oracle, request: Mapping[str, Any], reporter: Reporter) -> tup
             return "result", run_profile(oracle, reporter).to_json()
         if request["op"] == "call":
             return "result", dict(oracle_method(oracle, request["method"])(**request["kwargs"], progress=reporter))
-        measurement = oracle.evaluate(spec_from_json(request["request"]), reporter)
-        return "result", result_to_json(measurement)
+        return "result", oracle.evaluate(TrialSpec.from_json(request["spec"]), reporter).to_json()
     except Exception as error:
-        if is_device_lost(error):  # whatever this process tried afterwards would fail too: another one must take over
+        if is_device_lost(error):  # all further work of this process would fail: another one takes over
             log.critical("this worker ends, for its GPU context is lost: %s", str(error).splitlines()[0])
             os._exit(DEVICE_LOST)
         if request["op"] == "evaluate" and is_result(error):
-            return "result", result_to_json(failure_of(error, reporter.done, time.monotonic() - start))
+            return "result", failure_of(error, reporter.done, time.monotonic() - start).to_json()
         return "error", error_body(error)
 
 
 def error_body(error: Exception) -> dict[str, Any]:
-    """What tells the driver of an error."""
+    """Return an error as the body of a message."""
     return {**error_to_json(error), "trace": traceback.format_exc()}
 
 
 class _Reporter:
-    """Sends progress to the driver, not more often than a person or a deadline needs, and stops when it says so."""
+    """Sends progress to the driver, at most every ``PROGRESS_SECONDS``, and stops when the driver asks for it."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -144,7 +135,7 @@ class _Reporter:
     def __call__(self, what: str, done: int, total: int) -> None:
         if what == TRAINING:
             self.done = done
-        if self._connection.poll():  # while work goes on the driver says nothing but that it is to end, or dies
+        if self._connection.poll():  # during work the driver sends nothing but a request to end, or dies
             raise StopRequested
         now = time.monotonic()
         if done >= total or now - self._last >= PROGRESS_SECONDS:

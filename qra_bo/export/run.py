@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from qra_bo.oracle.protocol import FINETUNE
 from qra_bo.report.notebook import allocation_rows
 from qra_bo.report.story import server_rank
 from qra_bo.utils.errors import OutputError
@@ -74,7 +75,7 @@ class FinishedRun:
     @property
     def is_proxy(self) -> bool:
         """Whether no model was trained for these numbers."""
-        return bool(self.best["oracle"] != "finetune")
+        return bool(self.best["oracle"] != FINETUNE)
 
     @cached_property
     def module_ranks(self) -> dict[str, int]:

@@ -8,6 +8,8 @@ from qra_bo.trials import TrialResult, TrialSpec
 
 Progress = Callable[[str, int, int], None]
 """``(what, done, total)``: called now and then, for the display."""
+FINETUNE = "finetune"
+"""``kind`` of the oracle that really fine-tunes; all others are simulated."""
 TRAINING = "train"
 """``what`` of optimiser steps: they alone measure how far a trial got."""
 

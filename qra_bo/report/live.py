@@ -14,6 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from qra_bo.oracle.protocol import FINETUNE
 from qra_bo.report.text import duration, rough, signed, size
 from qra_bo.study.cost import cost_of
 from qra_bo.study.state import Study, loss_of
@@ -53,7 +54,7 @@ class RunState:
         self.study.add(event)
         kind = event["event"]
         if kind == "header":
-            real = "" if event["oracle"] == "finetune" else f" [{event['oracle']} results: no model is trained]"
+            real = "" if event["oracle"] == FINETUNE else f" [{event['oracle']} results: no model is trained]"
             self.title = (f"{event['model']} within {size(event['budget_bytes'])} ({event['scope']}), effort "
                           f"{event['effort']}, {event['method']}{real}")
             self._after = float(event["full_trial_tokens"]) * trials_after_search(event["config"])
@@ -63,7 +64,7 @@ class RunState:
         if kind == "stage" and event["state"] != "end":
             self.stage = str(event["stage"])
             return f"stage {self.stage}"
-        return self._trial(before) if kind == "evaluation" else _describe(event)
+        return self._trial(before) if kind == "trial" else _describe(event)
 
     @property
     def spent(self) -> float:
@@ -186,7 +187,7 @@ class LiveView:
             self._show(f"resumed after {self._replayed} events of earlier sessions: {self.state.title}")
             self._replayed = 0
         if line is not None:
-            eta = self.state.eta_seconds() if event["event"] == "evaluation" else None
+            eta = self.state.eta_seconds() if event["event"] == "trial" else None
             left = "" if eta is None else f"  [{self.state.share()}, about {rough(eta)} left]"
             self._show(line, left)
 

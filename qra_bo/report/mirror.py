@@ -117,7 +117,7 @@ class _Copier:
         self._study.add(event)
         if event["event"] == "header":
             self._open(event)
-        elif event["event"] == "evaluation":
+        elif event["event"] == "trial":
             self._waiting.append((self._study.trials[-1], datetime.fromisoformat(event["time"])))
         elif event["event"] == "end":
             self._copy.set_user_attr("winner", event["best"])

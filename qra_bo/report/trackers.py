@@ -194,7 +194,7 @@ def metrics_of(study: Study, event: Event) -> dict[str, float]:
         study: The run with ``event`` folded in.
         event: One of its journal.
     """
-    if event["event"] == "evaluation":
+    if event["event"] == "trial":
         return _after_trial(study)
     group, names = NUMBERS.get(event["event"], ("", ()))
     return {f"{group}/{name}": float(event[name]) for name in names if event.get(name) is not None}

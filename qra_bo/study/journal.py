@@ -22,30 +22,30 @@ from qra_bo.utils.redact import printable, redact_all
 JOURNAL_NAME = "trials.jsonl"
 Event = dict[str, Any]
 RESERVED = frozenset({"event", "time", "session", "elapsed", "crc"})
-"""Fields of every line that the journal writes itself."""
+"""Fields that the journal itself adds to every line."""
 _FIRST_BYTES = b'{"event":"header"'
 _LISTED = 8
 """Differences that a message spells out."""
 
 
 def canonical(data: Mapping[str, Any]) -> str:
-    """The one JSON text of ``data`` (sorted keys, no spaces, no NaN): what checksums and hashes are taken over."""
+    """Return the canonical JSON text of ``data`` (sorted keys, no spaces, no NaN), for checksums and hashes."""
     return json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def checksum(data: Mapping[str, Any]) -> str:
-    """CRC-32 of the canonical text without the field ``crc``, as eight hexadecimal digits."""
+    """Return the CRC-32 of the canonical text without the field ``crc``, as eight hexadecimal digits."""
     text = canonical({k: v for k, v in data.items() if k != "crc"})
     return f"{zlib.crc32(text.encode()):08x}"
 
 
 @dataclass(frozen=True)
 class JournalContent:
-    """What could be read of a journal.
+    """The readable part of a journal.
 
     Args:
         events: The good lines, in order.
-        warnings: What was lost, in words.
+        warnings: Messages about lost lines.
         damaged: Numbers (from 1) of the damaged lines that are followed by others or end in a line break.
         good_bytes: Length of the file up to the end of its last complete line.
     """
@@ -60,7 +60,7 @@ def read_journal(path: Path) -> JournalContent:
     """Read and verify every line; damaged ones are named and left out, a cut-off last line is left out.
 
     Raises:
-        JournalError: If the file can't be read, has no readable header, or was written by a newer release.
+        JournalError: If the file can't be read, has no readable header, or was written with another schema.
         OutputError: If it is a link or no regular file.
     """
     check_plain(path)
@@ -87,7 +87,7 @@ def read_journal(path: Path) -> JournalContent:
 
 
 def _decode(line: bytes) -> Event | None:
-    """The event of one line, or ``None`` if it is not what was written."""
+    """Return the event of one line, or ``None`` if the line is damaged."""
     try:
         data = json.loads(line, parse_int=bounded_int)
     except (ValueError, RecursionError):
@@ -105,7 +105,7 @@ def _decode(line: bytes) -> Event | None:
 
 
 def _printable(value: Any) -> Any:
-    """A JSON value whose texts are safe to show: a checksum tells that a line is whole, not who wrote it."""
+    """Return a JSON value whose texts are safe to show: a checksum does not say who wrote the line."""
     if isinstance(value, str):
         return printable(value)
     if isinstance(value, dict):
@@ -114,7 +114,7 @@ def _printable(value: Any) -> Any:
 
 
 def _check_header(path: Path, raw: bytes, good_bytes: int) -> None:
-    """The first line must be a header of a known schema; a cut-off one may still become one."""
+    """Refuse a first line that is no header of a known schema; one that was cut off may still become one."""
     if good_bytes == 0:
         if raw[: len(_FIRST_BYTES)] != _FIRST_BYTES[: len(raw)]:
             raise JournalError(f"{path} is not the journal of a run (it does not begin with a header event) and was "
@@ -125,11 +125,11 @@ def _check_header(path: Path, raw: bytes, good_bytes: int) -> None:
         version = json.loads(line)["schema_version"]
     except (ValueError, KeyError, TypeError, RecursionError):
         version = None
-    if type(version) is int and version > SCHEMA_VERSION:
-        raise JournalError(f"{path} was written with schema {version}, this release reads up to {SCHEMA_VERSION}; "
-                           "update qra_bo, or start a new run with another out=")
+    if type(version) is int and version != SCHEMA_VERSION:
+        raise JournalError(f"{path} was written with schema {version}, this release reads schema {SCHEMA_VERSION}; use "
+                           "the release that wrote it, or start a new run with another out=")
     event = _decode(line)
-    if event is None or event["event"] != "header" or type(version) is not int or version < 1:
+    if event is None or event["event"] != "header" or type(version) is not int:
         raise JournalError(f"{path} can't be used: its line 1 is not the header event of a run, or is damaged, so that "
                            "what its results belong to is unknown; start a new run with another out=")
 
@@ -142,7 +142,7 @@ def check_same_configuration(path: Path, header: Mapping[str, Any], config: Mapp
         path: For the message.
         header: The journal's first event.
         config: The configuration of this run.
-        config_sha256: Its hash over what defines results.
+        config_sha256: Its hash over the keys that define results.
         may_differ: Top-level keys that the hash leaves out.
 
     Raises:
@@ -170,12 +170,12 @@ def _flatten(data: Any, prefix: str = "") -> dict[str, Any]:
 
 
 class Journal:
-    """The writer of one run, as a context manager: it holds the run's lock and what was read on opening.
+    """The writer of one run's journal, as a context manager; it holds the run's lock and the events read on opening.
 
     Args:
         folder: The run's folder; it must exist.
         shield: Keeps signals away while a line is written.
-        clock: Monotonic seconds since any moment; tests give their own.
+        clock: Monotonic seconds since any moment.
         name: Of the file.
 
     Raises:
@@ -194,7 +194,7 @@ class Journal:
         self._started = clock()
 
     def __enter__(self) -> "Journal":
-        self._lock.__enter__()
+        self._lock.acquire()
         try:
             check_plain(self.path)
             if self.path.exists():
@@ -203,13 +203,12 @@ class Journal:
             self._session = 1 + max((int(e["session"]) for e in self.content.events), default=0)
             self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
             _sync_folder(self.path.parent)
-        except OSError as error:
-            self._lock.__exit__(None, None, None)
+        except (OSError, JournalError, OutputError) as error:
+            self._lock.release()
+            if not isinstance(error, OSError):
+                raise
             raise OutputError(f"the journal {self.path} can't be written ({error.strerror}); choose another folder "
                               "with out=, or mend its permissions") from error
-        except (JournalError, OutputError):
-            self._lock.__exit__(None, None, None)
-            raise
         self._started = self._clock()
         return self
 
@@ -218,7 +217,7 @@ class Journal:
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
-        self._lock.__exit__(kind, error, trace)
+        self._lock.release()
 
     @property
     def elapsed(self) -> float:
@@ -230,7 +229,7 @@ class Journal:
 
         Raises:
             OracleError: If a field is reserved or not JSON: a bug of the caller.
-            OutputError: If the line can't be written; what there was before stays readable.
+            OutputError: If the line can't be written; the lines before it stay readable.
         """
         if fields.keys() & RESERVED or self._fd is None:
             raise OracleError(f"the event {event!r} can't be written: its fields {sorted(fields.keys() & RESERVED)} "
@@ -247,7 +246,7 @@ class Journal:
         return dict(json.loads(line))
 
     def _is_in_place(self, fd: int) -> bool:
-        """Whether the path still names the file that is open: what is written elsewhere would be lost to a resume."""
+        """Whether the path still names the open file: a resume would not find what is written elsewhere."""
         try:
             there = os.stat(self.path, follow_symlinks=False)
         except FileNotFoundError:
@@ -256,7 +255,7 @@ class Journal:
         return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
 
     def _write(self, fd: int, line: bytes) -> None:
-        """Write at the end of the last complete line: what a killed process left behind it is cut away."""
+        """Write after the last complete line; what a killed process left behind it is cut away."""
         try:
             if not self._is_in_place(fd):
                 raise FileNotFoundError(errno.ENOENT, "it was deleted, moved or replaced while the run was writing it")
@@ -272,7 +271,7 @@ class Journal:
 
 
 def session_seconds(events: Iterable[Mapping[str, Any]]) -> float:
-    """Seconds that all sessions spent on a journal: the sum of each one's largest ``elapsed``."""
+    """Return the seconds that all sessions spent on a journal: the sum of the largest ``elapsed`` of each."""
     last: dict[int, float] = {}
     for event in events:
         session = int(event["session"])

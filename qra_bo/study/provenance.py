@@ -1,4 +1,4 @@
-"""Where results come from: versions, commit, machine."""
+"""Provenance of results: versions, commit, machine."""
 
 import platform
 import subprocess
@@ -7,19 +7,19 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import qra_bo
 from qra_bo.utils.errors import JournalError
+from qra_bo.utils.version import __version__
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "hqq", "botorch", "gpytorch", "numpy", "scipy", "pymoo",
             "safetensors", "gguf", "datasets")
 INCOMPARABLE = ("data_sha256", "dtype", "train", "model_sha256")
-"""What may not change between the sessions of one run: results before and after would not compare."""
+"""Facts that may not change between the sessions of one run: results before and after would not compare."""
 NOTABLE = ("version", "git", "packages", "device", "threads", "python", "platform")
-"""What may change, and is then said."""
+"""Facts that may change, which gives a warning."""
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of the installed packages that results can depend on."""
+    """Return the versions of the installed packages that results can depend on."""
     found = {}
     for name in PACKAGES:
         try:
@@ -30,8 +30,10 @@ def package_versions() -> dict[str, str]:
 
 
 def git_commit(folder: Path) -> str | None:
-    """Commit of the checkout that ``folder`` is part of, with ``-dirty`` after it where tracked files of it differ;
-    ``None`` outside a checkout (an installed package) or without git."""
+    """Return the commit of the checkout that holds ``folder``, with ``-dirty`` where tracked files of it differ.
+
+    ``None`` outside a checkout (an installed package) or without git.
+    """
     try:
         top = _git(folder, "rev-parse", "--show-toplevel")
         if folder.name not in _git(Path(top), "ls-files", "--", str(folder / "__init__.py")):
@@ -48,20 +50,20 @@ def _git(folder: Path, *args: str) -> str:
 
 
 def collect(described: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of the provenance event: this process's own, and over them what the oracle says of itself."""
-    return {"version": qra_bo.__version__, "git": git_commit(Path(qra_bo.__file__).parent),
+    """Return the fields of the provenance event: this process's own, and over them the oracle's."""
+    return {"version": __version__, "git": git_commit(Path(__file__).parents[1]),
             "packages": package_versions(), "python": platform.python_version(), "platform": platform.platform(),
             **described}
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What changed between two sessions of a run without making results incomparable, in words.
+    """Return what changed between two sessions of a run without making results incomparable, in words.
 
     Raises:
         JournalError: If model, data, compute type or trainer differ.
     """
     broken = [f"{k} was {before.get(k)!r} and is {now.get(k)!r}" for k in INCOMPARABLE
-              if k in before and before[k] != now.get(k)]  # an older release may not have written it down
+              if before.get(k) != now.get(k)]
     if broken:
         raise JournalError(f"the run can't be continued, its results before and after would not compare: "
                            f"{'; '.join(broken)}. Restore that, or start a new run with another out=")

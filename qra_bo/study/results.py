@@ -1,4 +1,4 @@
-"""``best.json``: the answer of a run, made from its journal alone."""
+"""``best.json``, the result of a run, made from its journal alone."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from qra_bo.space import Allocation, average_bits
-from qra_bo.study.journal import JOURNAL_NAME, read_journal, session_seconds
+from qra_bo.study.journal import JOURNAL_NAME, read_journal
 from qra_bo.study.state import Study, is_uniform
 from qra_bo.trials import SCHEMA_VERSION, Trial, rounding_of
 from qra_bo.utils.errors import JournalError, OutputError
@@ -18,7 +18,7 @@ _PROVENANCE = ("version", "git", "data_sha256", "packages", "device", "dtype", "
 
 
 def load_study(folder: Path) -> Study:
-    """The state of the run in ``folder``, from its journal.
+    """Return the state of the run in ``folder``, from its journal.
 
     Raises:
         JournalError: If there is no journal, or it can't be read.
@@ -46,7 +46,7 @@ def write_best(folder: Path, study: Study | None = None) -> dict[str, Any]:
 
 
 def build_best(study: Study) -> dict[str, Any]:
-    """Contents of ``best.json``, as CONTRACT fixes them.
+    """Return the contents of ``best.json``.
 
     Raises:
         JournalError: If the run has not ended.
@@ -58,13 +58,13 @@ def build_best(study: Study) -> dict[str, Any]:
     header, formats = study.header, {f["name"]: f for f in study.header["formats"]}
     point = study.point(winner)
     if point is None:
-        raise JournalError(f"the journal holds no high-fidelity evaluation of the winner {winner.fingerprint}")
+        raise JournalError(f"the journal holds no full-fidelity trial of the winner {winner.fingerprint}")
     return {"schema_version": SCHEMA_VERSION, "model": header["model"], "granularity": header["granularity"],
             "units": header["units"], "bits": list(point.bits), "ranks": list(winner.ranks),
             **_averages(study, point, end),
             "formats": [dict(formats[f]) for f in winner.formats], "alpha_over_rank": header["alpha_over_rank"],
             "init": header["init"], "codes": rounding_of(header["config"]), "oracle": header["oracle"],
-            "method": header["method"], "effort": _effort(study),
+            "method": header["method"], "effort": study.last.get("extension", header)["effort"],
             "winner_kind": "uniform" if study.counts_as_uniform(point) else "mixed",
             "learning_rate": study.last["calibration"]["lr"],
             **_loss(study, point), "versus_best_uniform": _versus(study, winner),
@@ -74,7 +74,7 @@ def build_best(study: Study) -> dict[str, Any]:
 
 
 def _averages(study: Study, point: Trial, end: Mapping[str, Any]) -> dict[str, float]:
-    """Code bits of a parameter, those of its scales and zeros, and the mean rank of a unit."""
+    """Return code bits a parameter, metadata bits a parameter, and the mean rank of a unit."""
     numel = np.array(study.header["unit_numel"])
     return {"average_bits": average_bits(point.bits, numel),
             "metadata_bits": metadata_bits(end, study.header["unit_numel"]),
@@ -82,18 +82,14 @@ def _averages(study: Study, point: Trial, end: Mapping[str, Any]) -> dict[str, f
 
 
 def metadata_bits(end: Mapping[str, Any], unit_numel: Sequence[int]) -> float:
-    """Bits a parameter that scales and zeros of the delivered allocation take."""
+    """Return the bits a parameter of scales and zeros of the delivered allocation."""
     return 8 * int(end["breakdown"].get("quant_metadata", 0)) / sum(unit_numel)
 
 
-def _effort(study: Study) -> str:
-    return str(study.last.get("extension", study.header)["effort"])
-
-
 def _loss(study: Study, point: Trial) -> dict[str, Any]:
-    """What is reported: the mean test loss over unseen seeds, where the winner was confirmed."""
+    """Return the reported loss: the mean test loss over unseen seeds, where the winner was confirmed."""
     confirmation = study.last.get("confirmation")
-    fidelity = "high" if study.header["oracle"] == "finetune" else "proxy"
+    fidelity = "high" if study.trains else "proxy"
     for side in ("candidate", "reference"):
         if confirmation is not None and Allocation.from_json(confirmation[side]) == point.allocation:
             losses = np.array(confirmation[f"{side}_losses"], dtype=np.float64)
@@ -104,8 +100,8 @@ def _loss(study: Study, point: Trial) -> dict[str, Any]:
 
 
 def _versus(study: Study, winner: Allocation) -> dict[str, Any] | None:
-    """The winner's paired differences to the best uniform choice; all zero where it is that choice, and ``None`` where
-    it was not confirmed (no confirmation, or the next best that fits was taken)."""
+    """Return the winner's paired differences to the best uniform allocation: all zero where it is that allocation, and
+    ``None`` where it was not confirmed (no confirmation, or the next best that fits was taken)."""
     c = study.last.get("confirmation")
     if c is None:
         return None
@@ -117,7 +113,7 @@ def _versus(study: Study, winner: Allocation) -> dict[str, Any] | None:
 
 
 def _at_rates(study: Study, winner: Allocation) -> list[dict[str, Any]]:
-    """The winner's paired differences at other learning rates, where the run checked them."""
+    """Return the winner's paired differences at other learning rates, where the run checked them."""
     check = study.last.get("rate_check")
     if check is None or Allocation.from_json(check["candidate"]) != winner:
         return []
@@ -126,7 +122,7 @@ def _at_rates(study: Study, winner: Allocation) -> list[dict[str, Any]]:
 
 
 def _memory(study: Study, winner: Allocation, end: Mapping[str, Any]) -> dict[str, Any]:
-    """Predicted and, where something measured it, measured bytes of the winner."""
+    """Return the predicted bytes of the winner, and the measured ones where they were measured."""
     measured = [m["measured_bytes"] for m in study.measured if Allocation.from_json(m["allocation"]) == winner]
     point = study.point(winner)
     if not measured and point is not None:
@@ -146,7 +142,8 @@ def _baseline(study: Study, e: Trial) -> dict[str, Any]:
 
 
 def baseline_name(study: Study, e: Trial) -> str:
-    """``uniform-4bit-r16``, ``uniform-4bit-r4-5`` (filled); with the format where several have these bits."""
+    """Return ``uniform-4bit-r16`` or ``uniform-4bit-r4-5`` (filled ranks); with the format where several have these
+    bits."""
     fmt, bits = e.allocation.formats[0], e.bits[0]
     same = {f["name"] for f in study.header["formats"] if f["bits"] == bits} | {fmt}
     ranks = "-".join(str(r) for r in sorted(set(e.allocation.ranks)))
@@ -170,8 +167,3 @@ def _provenance(study: Study) -> dict[str, Any]:
     seeds = {e.spec.train_seed: None for e in study.trials}
     return {**{k: stored.get(k) for k in _PROVENANCE}, "seed": study.header["seed"], "train_seeds": list(seeds),
             "config_sha256": study.header["config_sha256"]}
-
-
-def wall_seconds(folder: Path) -> float:
-    """Seconds that all sessions of the run in ``folder`` took so far."""
-    return session_seconds(read_journal(folder / JOURNAL_NAME).events)

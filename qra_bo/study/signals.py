@@ -14,7 +14,7 @@ class RunInterrupted(KeyboardInterrupt):
 
     Args:
         signum: ``SIGINT`` or ``SIGTERM``.
-        folder: What ``out=`` has to be to go on, where that is known.
+        folder: The ``out=`` with which the run goes on, where that is known.
     """
 
     def __init__(self, signum: int, folder: Path | None = None) -> None:

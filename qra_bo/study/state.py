@@ -1,17 +1,18 @@
-"""The state of a run, folded from its journal: evaluations, incumbent, front and cost."""
+"""The state of a run, folded from its journal: trials, incumbent, front and cost."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from qra_bo.oracle.protocol import FINETUNE
 from qra_bo.space import Allocation
 from qra_bo.study.cost import UNSEARCHED_STAGES, Cost, cost_of
 from qra_bo.trials import Fidelity, Trial, TrialState
 from qra_bo.utils.errors import JournalError, SpaceError
 
 CONCLUSIONS = ("surrogate_check", "confirmation", "rate_check", "ranking_check", "final", "end")
-"""Events that another evaluation of the search makes outdated: a run that was extended concludes again."""
+"""Events that another trial of the search makes outdated: a run that was extended concludes again."""
 
 
 def is_uniform(allocation: Allocation) -> bool:
@@ -20,11 +21,11 @@ def is_uniform(allocation: Allocation) -> bool:
 
 
 class Study:
-    """What the events of a journal add up to; ``add`` folds in one more.
+    """The state of a run after the events of its journal; ``add`` folds in one more.
 
-    ``cost`` counts everything: profile, calibration, uniform baselines, search, failures, references, confirmation and the
-    checks after it. ``search_cost`` is what counts against the effort: the same up to the end of the search, less the
-    references.
+    ``cost`` counts everything: profile, calibration, uniform baselines, search, failures, references, confirmation and
+    the checks after it. ``search_cost`` is the part that the effort limits: the same up to the end of the search, less
+    the references.
 
     Args:
         events: Events in journal order; the first is the header.
@@ -58,8 +59,8 @@ class Study:
             self.last[kind] = event
             if kind == "header":
                 self.header = event
-            elif kind == "evaluation":
-                self._add_evaluation(Trial.from_json(event))
+            elif kind == "trial":
+                self._add_trial(Trial.from_json(event))
                 self.overhead_seconds += float(event.get("overhead_seconds", 0.0))
             elif kind == "profile":
                 self._spend(Cost(int(event["training_tokens"]), int(event["forward_tokens"])), True)
@@ -74,40 +75,36 @@ class Study:
             raise JournalError(f"the {kind} event in the journal is malformed: {error!r}; it was not written by this "
                                "program") from error
 
-    def _add_evaluation(self, evaluation: Trial) -> None:
-        self.trials.append(evaluation)
-        self._by_key.setdefault(evaluation.spec.key, evaluation)
-        for_search = evaluation.stage not in UNSEARCHED_STAGES
-        self._spend(cost_of(evaluation), for_search)
+    def _add_trial(self, trial: Trial) -> None:
+        self.trials.append(trial)
+        self._by_key.setdefault(trial.spec.key, trial)
+        for_search = trial.stage not in UNSEARCHED_STAGES
+        self._spend(cost_of(trial), for_search)
         for outdated in CONCLUSIONS if for_search else ():
             self.last.pop(outdated, None)
-        self.evaluation_seconds += evaluation.result.seconds
-        self._states[evaluation.result.state] += 1
-        self._add_point(evaluation)
+        self.evaluation_seconds += trial.result.seconds
+        self._states[trial.result.state] += 1
+        self._add_point(trial)
 
-    def _add_point(self, evaluation: Trial) -> None:
-        point = self._as_point(evaluation)
-        if point is None:
-            return
-        self._points.append(point)
-        if self._incumbent is None or loss_of(point) < loss_of(self._incumbent):
-            self._incumbent = point
+    def _add_point(self, trial: Trial) -> None:
+        """Keep a trial that may be incumbent; one of the calibration counts as a baseline."""
+        spec = trial.spec
+        if (trial.ok and trial.fidelity is Fidelity.HIGH and trial.predicted_bytes <= self.budget_bytes
+                and trial.stage not in UNSEARCHED_STAGES and spec.split == "validation"
+                and spec.lr_scale == self._lr_scale and spec.steps == self.header["high_steps"]
+                and spec.train_seed == self.header["train_seed"]):
+            point = replace(trial, stage="baseline") if trial.stage == "calibration" else trial
+            self._points.append(point)
+            if self._incumbent is None or loss_of(point) < loss_of(self._incumbent):
+                self._incumbent = point
 
     def _spend(self, cost: Cost, for_search: bool) -> None:
         self.cost += cost
         if for_search:
             self.search_cost += cost
 
-    def _as_point(self, e: Trial) -> Trial | None:
-        r = e.spec
-        if (not e.ok or e.fidelity is not Fidelity.HIGH or e.predicted_bytes > self.budget_bytes
-                or e.stage in UNSEARCHED_STAGES or r.split != "validation" or r.lr_scale != self._lr_scale
-                or r.steps != self.header["high_steps"] or r.train_seed != self.header["train_seed"]):
-            return None
-        return replace(e, stage="baseline") if e.stage == "calibration" else e
-
     def find(self, key: str) -> Trial | None:
-        """The evaluation of the request named ``key``."""
+        """Return the trial whose specification has this key."""
         return self._by_key.get(key)
 
     @property
@@ -120,9 +117,14 @@ class Study:
         return self._lr_scale
 
     @property
+    def trains(self) -> bool:
+        """Whether the run's oracle really fine-tunes a model."""
+        return bool(self.header["oracle"] == FINETUNE)
+
+    @property
     def points(self) -> tuple[Trial, ...]:
-        """Finished high-fidelity evaluations that may be incumbent: within the budget, on the validation split, at the
-        search's training seed and learning rate; uniform baselines that were calibrated count as baselines."""
+        """Finished full-fidelity trials that may be incumbent: within the budget, on the validation split, at the
+        search's training seed and learning rate; calibrated uniform baselines count as baselines."""
         return tuple(self._points)
 
     @property
@@ -132,22 +134,22 @@ class Study:
 
     @property
     def best_uniform(self) -> Trial | None:
-        """The best uniform baseline, or the best uniform choice that a searcher found if that is better."""
+        """The best uniform baseline, or the best uniform allocation that a searcher found if that is better."""
         return min((e for e in self.points if self.counts_as_uniform(e)), key=loss_of, default=None)
 
     @property
     def best_mixed(self) -> Trial | None:
-        """The best point that is no uniform choice."""
+        """The best point whose allocation is not uniform."""
         return min((e for e in self.points if not self.counts_as_uniform(e)), key=loss_of, default=None)
 
     @staticmethod
     def counts_as_uniform(e: Trial) -> bool:
-        """Anchors (uniform filled too) and whatever else has one format and rank throughout."""
+        """Whether a trial is a baseline (uniform + filled ranks too) or has one format and rank throughout."""
         return e.stage == "baseline" or is_uniform(e.allocation)
 
     @property
     def baselines(self) -> list[Trial]:
-        """Finished uniform baselines, in the order they were evaluated, then references."""
+        """Finished uniform baselines in the order of their trials, then references."""
         references = [e for e in self.trials if e.stage == "reference" and e.ok]
         return [e for e in self.points if e.stage == "baseline"] + references
 
@@ -167,12 +169,12 @@ class Study:
 
     @property
     def states(self) -> dict[str, int]:
-        """How many evaluations ended in each state."""
+        """Number of trials that ended in each state."""
         return {state.value: self._states[state] for state in TrialState}
 
     @property
     def winner(self) -> Allocation | None:
-        """What the run delivers: named by the end event, else by the confirmation, else the incumbent."""
+        """The allocation that the run delivers: of the end event, else of the confirmation, else the incumbent."""
         named = self.last.get("end", {}).get("best")
         if named is not None:
             for e in self.trials:
@@ -186,10 +188,16 @@ class Study:
         return None if self.incumbent is None else self.incumbent.allocation
 
     def point(self, allocation: Allocation) -> Trial | None:
-        """The search's own evaluation of ``allocation``."""
+        """Return the search's own trial of ``allocation``."""
         return next((e for e in self.points if e.allocation == allocation), None)
 
 
 def loss_of(e: Trial) -> float:
-    """The loss; infinite where there is none."""
+    """Return the loss; infinite where there is none."""
     return float("inf") if e.loss is None else e.loss
+
+
+def as_observation(e: Trial) -> Trial:
+    """Return a trial of the search as a searcher is told of it: the calibrated learning rate is the unit of
+    ``lr_scale``."""
+    return replace(e, spec=replace(e.spec, lr_scale=1.0))

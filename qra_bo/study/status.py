@@ -1,4 +1,4 @@
-"""``status.json``: what a run is doing right now, for scripts and impatient people; written atomically."""
+"""``status.json``: the current state of a run, for scripts and people; written atomically."""
 
 import logging
 import os
@@ -16,15 +16,15 @@ from qra_bo.utils.redact import redact
 log = logging.getLogger(__name__)
 STATUS_NAME = "status.json"
 REFRESH_SECONDS = 1.0
-"""Least time between two writes that only tell progress."""
+"""Least time between two writes of progress alone."""
 
 
 class StatusFile:
-    """Keeps ``status.json`` current. It informs and nothing depends on it: a write that fails is logged, no more.
+    """Keeps ``status.json`` current. Nothing depends on it: a write that fails is logged, no more.
 
     Args:
         folder: The run's folder.
-        clock: Monotonic seconds; tests give their own.
+        clock: Monotonic seconds.
     """
 
     def __init__(self, folder: Path, clock: Callable[[], float] = time.monotonic) -> None:
@@ -44,14 +44,14 @@ class StatusFile:
         """Write now.
 
         Args:
-            study: What the run has so far.
+            study: The run so far.
             state: ``"running"``, ``"done"``, ``"interrupted"`` or ``"failed"``.
             message: Why, where it is neither running nor done.
         """
         best = study.incumbent
         planned = study.header.get("planned_cost")
         data = {"schema_version": 1, "state": state, "stage": self.stage, "progress": self._activity,
-                "message": redact(message), "evaluations": study.states, "cost": study.cost.tokens,
+                "message": redact(message), "trials": study.states, "cost": study.cost.tokens,
                 "search_cost": study.search_cost.tokens, "planned_cost": planned, "eta_seconds": eta_seconds(study),
                 "best_loss": None if best is None else best.loss, "pid": os.getpid(), "host": socket.gethostname(),
                 "updated": datetime.now().astimezone().isoformat(timespec="seconds")}
@@ -63,7 +63,7 @@ class StatusFile:
 
 
 def eta_seconds(study: Study) -> float | None:
-    """Seconds that the rest of the planned search takes at the pace so far; ``None`` before anything was trained."""
+    """Return the seconds that the rest of the planned search takes at the pace so far; ``None`` before any trial."""
     planned = study.header.get("planned_cost")
     seconds, tokens = study.evaluation_seconds, study.cost.tokens
     if planned is None or seconds == 0 or tokens == 0:

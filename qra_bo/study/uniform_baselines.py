@@ -1,4 +1,4 @@
-"""The uniform baselines that every search gets: the largest ranks that fit, and "uniform filled"."""
+"""The uniform baselines of a search: for every format the largest ranks that fit, and uniform + filled ranks."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -6,9 +6,6 @@ from dataclasses import dataclass
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import Allocation, uniform
 from qra_bo.utils.errors import BudgetError
-
-PredictBytes = Callable[[Allocation], int]
-"""Predicted bytes of any allocation in the configured scope, ranks off the ladder included."""
 
 
 @dataclass(frozen=True)
@@ -19,16 +16,17 @@ class BaselineRules:
         n_units: Units of the model.
         formats: Names of the formats that the search may use, in ladder order.
         max_rank: Largest rank that every matrix allows.
-        budget_bytes: Hard limit.
-        predict_bytes: See ``PredictBytes``; grows with rank, but for steps where moments of 8 bits or pages begin.
-        admits: What a limit beside the budget says of an allocation, whatever its ranks.
+        budget_bytes: Hard limit on predicted bytes.
+        predict_bytes: Predicted bytes of any allocation in the configured scope, ranks off the ladder included; grows
+            with rank, but for steps where 8-bit moments or pages begin.
+        admits: Whether a limit beside the budget allows an allocation, whatever its ranks.
     """
 
     n_units: int
     formats: tuple[str, ...]
     max_rank: int
     budget_bytes: int
-    predict_bytes: PredictBytes
+    predict_bytes: Callable[[Allocation], int]
     admits: Callable[[Allocation], bool] = lambda allocation: True
 
     def fits(self, allocation: Allocation) -> bool:
@@ -36,7 +34,7 @@ class BaselineRules:
 
 
 def largest_rank(rules: BaselineRules, fmt: str) -> int:
-    """The largest integer rank with which the uniform choice of ``fmt`` fits; 0 if rank 1 does not."""
+    """Return the largest rank with which the uniform allocation of ``fmt`` fits; 0 if rank 1 does not."""
     low, high = 0, rules.max_rank
     while low < high:
         middle = (low + high + 1) // 2
@@ -48,50 +46,49 @@ def largest_rank(rules: BaselineRules, fmt: str) -> int:
 
 
 def uniform_baselines(rules: BaselineRules, profile: SensitivityProfile) -> list[Allocation]:
-    """For every format the largest integer rank that fits and the one below, most promising first.
+    """Return for every format the largest rank that fits and the one below, most promising first.
 
-    Promise is the profile's damage summed over units (least first; of equals the earlier on the ladder), and within a
-    format the larger rank.
+    Formats are ordered by the profile's quantisation sensitivity summed over units (least first; of equals the earlier
+    on the ladder), and within a format the larger rank comes first.
 
     Raises:
-        BudgetError: If no uniform choice fits.
+        BudgetError: If no uniform allocation fits.
     """
-    damage = {f: float(profile.quantization_sensitivity[:, profile.formats.index(f)].sum()) for f in rules.formats}
-    anchors: list[Allocation] = []
-    for fmt in sorted(rules.formats, key=lambda f: damage[f]):
+    total = {f: float(profile.quantization_sensitivity[:, profile.formats.index(f)].sum()) for f in rules.formats}
+    found: list[Allocation] = []
+    for fmt in sorted(rules.formats, key=lambda f: total[f]):
         top = largest_rank(rules, fmt)
-        choices = [uniform(rules.n_units, fmt, rank) for rank in (top, top - 1) if rank >= 1]
-        anchors += [a for a in choices if rules.fits(a)]  # a smaller rank needs more where it ends 8-bit moments
-    if not anchors:
-        cheapest = min((rules.predict_bytes(uniform(rules.n_units, f, 1)), f) for f in rules.formats)
+        candidates = [uniform(rules.n_units, fmt, rank) for rank in (top, top - 1) if rank >= 1]
+        found += [a for a in candidates if rules.fits(a)]  # a smaller rank needs more where it ends 8-bit moments
+    if not found:
+        least, fmt = min((rules.predict_bytes(uniform(rules.n_units, f, 1)), f) for f in rules.formats)
         raise BudgetError(f"the budget of {rules.budget_bytes:,} bytes is below the smallest uniform choice: "
-                          f"{cheapest[1]} with rank 1 needs {cheapest[0]:,} bytes; raise budget to at least that, or "
+                          f"{fmt} with rank 1 needs {least:,} bytes; raise budget to at least that, or "
                           "add a lower bit-width to bits")
-    return anchors
+    return found
 
 
 def fill(rules: BaselineRules, best: Allocation) -> Allocation:
-    """*Uniform filled*: the left-over bytes of ``best`` spent on one more rank, from the last unit backwards.
+    """Return uniform + filled ranks: the left-over bytes of ``best`` spent on one more rank, last unit first.
 
     A unit whose further rank does not fit is passed over; with nothing left over the result is ``best`` itself.
     """
     ranks = list(best.ranks)
     for unit in reversed(range(len(ranks))):
-        if ranks[unit] >= rules.max_rank:
-            continue
-        ranks[unit] += 1
-        if not rules.fits(Allocation(best.formats, tuple(ranks))):
-            ranks[unit] -= 1
+        if ranks[unit] < rules.max_rank:
+            ranks[unit] += 1
+            if not rules.fits(Allocation(best.formats, tuple(ranks))):
+                ranks[unit] -= 1
     return Allocation(best.formats, tuple(ranks))
 
 
-def choose(anchors: Sequence[Allocation], limit: int | None) -> tuple[list[Allocation], list[Allocation]]:
-    """Split into those to evaluate before *uniform filled* is made, and those that wait for a place left over.
+def choose(baselines: Sequence[Allocation], limit: int | None) -> tuple[list[Allocation], list[Allocation]]:
+    """Split into the baselines to evaluate before the filled one is made, and those that may take its place.
 
-    With a limit of ``n``, one of the ``n`` places is kept for *uniform filled*; where that is no new allocation, the
-    next of the list takes it.
+    With a limit of ``n``, one of the ``n`` places is kept for uniform + filled ranks; where that is no new allocation,
+    the next baseline takes the place.
     """
     if limit is None:
-        return list(anchors), []
+        return list(baselines), []
     first = max(1, limit - 1)
-    return list(anchors[:first]), list(anchors[first:max(1, limit)])
+    return list(baselines[:first]), list(baselines[first:max(1, limit)])

@@ -13,13 +13,13 @@ from qra_bo.config.schema import RunConfig
 from qra_bo.execution.base import Executor
 from qra_bo.memory import format_size, parse_budget, parse_format
 from qra_bo.memory.budget import format_for
-from qra_bo.oracle.protocol import Progress
-from qra_bo.pipeline.build import BytesPredictor
-from qra_bo.pipeline.run import live_view, make_setting, oracle_session, task_folder
+from qra_bo.oracle.protocol import FINETUNE, Progress
+from qra_bo.pipeline.folders import task_folder
+from qra_bo.pipeline.run import live_view, make_setting, oracle_session
 from qra_bo.report.text import describe_allocation
 from qra_bo.space import Allocation, SearchSpace, uniform
-from qra_bo.study.options import training_seeds
 from qra_bo.study.provenance import collect
+from qra_bo.study.setting import training_seeds
 from qra_bo.trials import TrialSpec, TrialState
 from qra_bo.utils.device import resolve_device
 from qra_bo.utils.errors import ConfigError, SpaceError, TrainingError
@@ -44,8 +44,7 @@ def run(config: RunConfig) -> int:
         return ask(config, Path(str(config.out)))
     setting = make_setting(config)
     allocation, lr = read_allocation(str(config.allocation), setting.space)
-    predictor = BytesPredictor(setting.memory, setting.space)
-    predicted, parts = predictor(allocation), predictor.breakdown(allocation)  # refuses what the model can't store
+    predicted, parts = setting.predictor(allocation), setting.predictor.breakdown(allocation)  # refuses what the model can't store
     path, scale = task_folder(config) / EVALUATION_NAME, 1.0 if lr is None else lr / config.adapter.lr
     with oracle_session(config) as executor:
         if config.display == "none":
@@ -104,7 +103,7 @@ def evaluate(config: RunConfig, allocation: Allocation, lr_scale: float, executo
     found = {split: executor.evaluate(TrialSpec(allocation, steps, steps, train_seed, split, lr_scale), progress)
              for split in ("validation", "test")}
     measured = found["validation"].measured_bytes
-    if config.oracle.name == "finetune" and found["validation"].state is TrialState.OK:
+    if config.oracle.trains and found["validation"].state is TrialState.OK:
         measured = executor.call("measure_peak", {"allocation": allocation.to_json(), "train_seed": train_seed},
                                  progress)["measured_bytes"]
     return {"train_seed": train_seed, **{split: result.to_json() for split, result in found.items()},
@@ -154,7 +153,7 @@ def read_allocation(text: str, space: SearchSpace) -> tuple[Allocation, float | 
 def print_evaluation(result: Mapping[str, Any], console: Console) -> None:
     """Print losses and bytes in a few lines."""
     memory, lines = result["memory"], []
-    if result["oracle"] != "finetune":
+    if result["oracle"] != FINETUNE:
         lines.append(f"{result['oracle']} results: no model is trained")
     lines.append(f"Bits and ranks: {describe_allocation(result['units'], result['bits'], result['ranks'])}")
     for split in ("validation", "test"):

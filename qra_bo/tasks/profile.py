@@ -6,7 +6,8 @@ import numpy as np
 from rich.console import Console
 
 from qra_bo.config.schema import RunConfig
-from qra_bo.pipeline.run import live_view, make_setting, oracle_session, task_folder
+from qra_bo.pipeline.folders import task_folder
+from qra_bo.pipeline.run import live_view, make_setting, oracle_session
 from qra_bo.report.tables import print_table
 from qra_bo.report.text import DASH
 from qra_bo.sensitivity import PublishedSensitivity, SensitivityProfile, read_given, save_profile

@@ -48,3 +48,10 @@ def resolve_device(device: str) -> str:
         raise DeviceError(f"device={device} was demanded and torch {torch.__version__} sees no CUDA device; use "
                           "device=cpu (slower), task=memory (needs no device), or a machine with a GPU")
     return device
+
+
+def cores() -> int:
+    """Return the cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on Windows and macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

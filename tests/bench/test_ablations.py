@@ -91,7 +91,7 @@ def test_what_a_variant_leaves_alone_is_the_budget_s_in_all_that_it_proposes(
     ablations.main(["--seeds", "0", "--variants", variant, "--ranking", "0", "--work", str(tmp_path / "w"), "--out",
                     str(tmp_path), "+model=tiny", "effort=normal", "data=tiny"])
     trials, = (tmp_path / "w").glob(f"*/searches/{variant}-*/trials.jsonl")
-    events = [e for e in read_journal(trials).events if e["event"] == "evaluation"]
+    events = [e for e in read_journal(trials).events if e["event"] == "trial"]
     proposed = [e for e in events if e["stage"] in ("evolution", "trust_region")]
     assert len(proposed) > 5
     assert bits is None or {b for e in proposed for b in e["bits"]} == bits

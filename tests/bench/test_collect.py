@@ -156,7 +156,7 @@ def test_tasks_say_what_they_need(capsys: pytest.CaptureFixture[str]) -> None:
 def write_run(folder: Path, setting: Setting, rows: list[dict[str, Any]], **changes: Any) -> Path:
     """The journal of a run on the planted landscape; ``changes`` go to its header and its provenance."""
     facts = setting.facts
-    header = {"schema_version": 1, "config": {"train": {"length": facts.length}, "eval": {"tokens": facts.eval_tokens}},
+    header = {"schema_version": 2, "config": {"train": {"length": facts.length}, "eval": {"tokens": facts.eval_tokens}},
               "config_sha256": "c0", "model": facts.model, "granularity": "layer", "units": list(facts.units),
               "oracle": "finetune", "method": "walk", "effort": "normal", "seed": 0, "budget_text": "uniform:4,4",
               "scope": "peak", **facts.adapter}
@@ -171,7 +171,7 @@ def write_run(folder: Path, setting: Setting, rows: list[dict[str, Any]], **chan
             measured = TrialResult(TrialState.OK, 4.5, 0.1, ((12, 4.75), (24, 4.5)), 24, 1, 1, None, 9.0)
             fields = Trial(number, request.allocation, (4,) * len(request.allocation), "global", Fidelity.HIGH,
                                 request, 0, measured, 1).to_json()
-            journal.append("evaluation", {k: v for k, v in fields.items() if k != "event"})
+            journal.append("trial", {k: v for k, v in fields.items() if k != "event"})
     return folder
 
 

@@ -16,7 +16,7 @@ def row(method: str, seed: int, losses: dict[str, float | None]) -> dict[str, An
 
 
 def trials(path: Path) -> int:
-    return sum(e["event"] == "evaluation" for e in read_journal(path).events)
+    return sum(e["event"] == "trial" for e in read_journal(path).events)
 
 
 def test_differences_are_paired_by_training_seed_and_averaged_by_search() -> None:

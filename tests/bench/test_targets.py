@@ -10,8 +10,7 @@ import pytest
 from bench import evaluation_speed, normal_runs
 from bench.report import Target, publish
 from bench.sides import mixed_allocation, real_tokens
-from qra_bo.study.engine import Engine
-from tests.study.problem import make_config, make_parts
+from tests.study.problem import run
 
 
 def row(budget: str, scope: str, seed: int, better: bool = True, not_counted: str = "") -> dict[str, Any]:
@@ -74,7 +73,7 @@ def test_a_folder_without_a_run_says_why(tmp_path: Path) -> None:
 
 def test_a_finished_run_has_a_row(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    best = Engine(make_config(folder), make_parts()).run().best
+    best = run(folder, fine_tunes=False).best
     found = normal_runs.row_of(folder, "rtn")
     assert "rounding" not in found["not_counted"]
     assert "bits=" not in normal_runs.row_of(folder, "rtn", (2, 4, 8))["not_counted"]

@@ -130,7 +130,7 @@ def test_search_that_cannot_start_shows_the_plan(error: Exception, monkeypatch: 
     def search(config: object) -> None:
         raise error
 
-    monkeypatch.setattr("qra_bo.pipeline.run.search", search)
+    monkeypatch.setattr("qra_bo.pipeline.run.run_one_budget", search)
     assert main(["+model=llama2_7b", "budget=10GB", "oracle=synthetic"]) == 2
     captured = capfd.readouterr()
     assert captured.out.startswith("llama2_7b: 6,738.4 M parameters")

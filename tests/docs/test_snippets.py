@@ -124,7 +124,7 @@ def test_commands_within_the_text(page: Path, there: Path) -> None:
 @pytest.mark.parametrize("page", sorted({p.values[0] for p in blocks("python")}),
                          ids=lambda p: str(p.relative_to(ROOT)))
 def test_python(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = qra_bo.pipeline.run.search
+    real = qra_bo.search
     monkeypatch.setattr(qra_bo, "search", lambda overrides: real(smaller(overrides)))
     names: dict[str, Any] = {"__name__": "snippet"}
     for param in blocks("python"):

@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 
 from qra_bo.execution.base import Executor, InProcessExecutor, OracleSpec
-from qra_bo.execution.limits import Limits
+from qra_bo.execution.jobs import Limits
 from qra_bo.execution.local import LocalExecutor
-from qra_bo.execution.messages import ProfileResult, result_from_json, result_to_json
+from qra_bo.execution.messages import ProfileResult
 from qra_bo.space import uniform
-from qra_bo.trials import TrialSpec, TrialState
+from qra_bo.trials import TrialResult, TrialSpec, TrialState
 from qra_bo.utils.errors import ConfigError, ModelError, OracleError, WorkerError
 from tests.study.oracles import PlantedOracle
 
-REQUEST = TrialSpec(uniform(4, "ref4", 4), 8, 8, 3, "validation", 2.0)
+REQUEST = TrialSpec(uniform(4, "nf4", 4), 8, 8, 3, "validation", 2.0)
 TARGET = "tests.study.oracles:make"
 
 
@@ -99,13 +99,13 @@ def test_what_ran_out_of_memory_is_not_begun_again(faulty: Any, monkeypatch: pyt
 
 def test_a_worker_that_moves_and_never_ends_is_told_by_what_such_evaluations_took(faulty: Any) -> None:
     executor = faulty(deadline=1.0, slowdown=2.0, at1="crawl")
-    assert executor._pace.allowed(REQUEST) is None  # nothing is known yet
+    assert executor._jobs.allowed(REQUEST) is None  # nothing is known yet
     first = executor.evaluate(REQUEST, quiet)
-    assert executor._pace.allowed(REQUEST) == pytest.approx(1.0 + 2.0 * first.seconds)
-    assert executor._pace.allowed(replace(REQUEST, steps=4)) == pytest.approx(1.0 + first.seconds)
+    assert executor._jobs.allowed(REQUEST) == pytest.approx(1.0 + 2.0 * first.seconds)
+    assert executor._jobs.allowed(replace(REQUEST, steps=4)) == pytest.approx(1.0 + first.seconds)
     lost = executor.evaluate(REQUEST, quiet)
     assert lost.state is TrialState.FAILED
-    assert "far longer than such evaluations" in lost.message
+    assert "far longer than such trials" in lost.message
     assert executor.evaluate(REQUEST, quiet).state is TrialState.OK
 
 
@@ -201,14 +201,13 @@ def test_in_process_faults_are_results_too(tmp_path: Path) -> None:
 
 def test_messages_round_trip_exactly() -> None:
     m = PlantedOracle().evaluate(REQUEST, quiet)
-    assert result_from_json(result_to_json(m)) == m
+    assert TrialResult.from_json(m.to_json()) == m
+    assert TrialSpec.from_json(REQUEST.to_json()) == REQUEST
     result = InProcessExecutor(PlantedOracle()).profile(quiet)
     again = ProfileResult.from_json(result.to_json())
     np.testing.assert_array_equal(again.profile.require_rank_sensitivity(), result.profile.require_rank_sensitivity())
     assert again.to_json() == result.to_json()
     assert again.profile.quantization_se is None
-    se = np.arange(again.profile.quantization_sensitivity.size).reshape(again.profile.quantization_sensitivity.shape) / 7.0
+    se = np.arange(12).reshape(4, 3) / 7.0
     known = replace(result, profile=replace(result.profile, quantization_se=se))
     np.testing.assert_array_equal(ProfileResult.from_json(known.to_json()).profile.quantization_se, se)
-    earlier = {key: value for key, value in known.to_json().items() if key != "quantization_se"}
-    assert ProfileResult.from_json(earlier).profile.quantization_se is None

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from qra_bo.execution.base import OracleSpec
-from qra_bo.execution.limits import Limits
+from qra_bo.execution.jobs import Limits
 from qra_bo.execution.on_ray import RayExecutor, Resources
 from qra_bo.space import uniform
 from qra_bo.study.journal import read_journal
@@ -25,7 +25,7 @@ from tests.study.problem import comparable
 
 ray = pytest.importorskip("ray", reason="executor=ray needs the extra 'ray'")
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::Warning:ray")]
-REQUEST = TrialSpec(uniform(4, "ref4", 4), 8, 8, 3, "validation", 2.0)
+REQUEST = TrialSpec(uniform(4, "nf4", 4), 8, 8, 3, "validation", 2.0)
 TARGET = "tests.study.oracles:make"
 SMALL = Resources(cpus=1)
 
@@ -137,6 +137,6 @@ def test_a_driver_that_is_killed_goes_on_to_a_result(tmp_path: Path) -> None:
     last = start(folder)
     _, err = last.communicate(timeout=240)
     assert last.returncode == 0, err.decode()
-    found = [e["key"] for e in read_journal(journal).events if e["event"] == "evaluation"]
+    found = [e["key"] for e in read_journal(journal).events if e["event"] == "trial"]
     assert len(found) == len(set(found))
     assert comparable(json.loads((folder / "best.json").read_text()))["loss"] < 4.5

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,11 +13,12 @@ from qra_bo.execution.base import InProcessExecutor
 from qra_bo.finetune import oracle as finetune
 from qra_bo.memory.allowance import ASSUMED, Allowance, AllowanceStore
 from qra_bo.oracle.protocol import Progress
-from qra_bo.pipeline.build import BytesPredictor, make_finetune, make_memory, make_space, make_spec
-from qra_bo.pipeline.device_allowance import allowance_for, make_fold
-from qra_bo.pipeline.run import finalise
+from qra_bo.pipeline.finetune_oracle import make_finetune
+from qra_bo.pipeline.run import make_setting
 from qra_bo.space import Allocation, uniform
-from qra_bo.study.options import Delivery, FinalTask
+from qra_bo.study.device_allowance import allowance_for, fold_peaks
+from qra_bo.study.final import fine_tune, first_that_fits
+from qra_bo.study.setting import BytesPredictor
 from qra_bo.trials import Fidelity, Trial, TrialSpec
 from qra_bo.utils.errors import OutputError, TrainingError
 
@@ -41,8 +43,7 @@ def make_executor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InProces
 
 @pytest.fixture(name="predictor")
 def make_predictor() -> BytesPredictor:
-    spec = make_spec(CONFIG)
-    return BytesPredictor(make_memory(CONFIG, spec, "cpu"), make_space(CONFIG, spec))
+    return make_setting(CONFIG).predictor
 
 
 def measure(executor: InProcessExecutor, allocation: Allocation, progress: Progress = quiet) -> int:
@@ -50,20 +51,21 @@ def measure(executor: InProcessExecutor, allocation: Allocation, progress: Progr
     return int(found["measured_bytes"])
 
 
-def deliver(folder: Path, executor: InProcessExecutor, predictor: BytesPredictor,
-            budget: int) -> tuple[Delivery, list[Mapping[str, Any]]]:
-    """A delivery within ``budget``, and the events that it wrote."""
+def deliver(folder: Path, executor: InProcessExecutor, budget: int) -> tuple[Allocation, list[Mapping[str, Any]]]:
+    """What is delivered within ``budget``, and the events that were written."""
     events: list[Mapping[str, Any]] = []
-    task = FinalTask((WINNER, NEXT), 1.0, executor, lambda kind, fields: events.append({"event": kind, **fields}),
-                     quiet)
-    return finalise(CONFIG, folder, predictor, budget, task), events
+    run: Any = SimpleNamespace(
+        setting=make_setting(CONFIG), config=CONFIG, budget_bytes=budget, executor=executor, progress=quiet,
+        study=SimpleNamespace(lr_scale=1.0), record=lambda kind, fields: events.append({"event": kind, **fields}))
+    delivered = first_that_fits(run, (WINNER, NEXT))
+    assert fine_tune(run, delivered, folder)["steps"] == 2
+    return delivered, events
 
 
-def test_a_winner_that_measures_within_the_budget_is_delivered(tmp_path: Path, executor: InProcessExecutor,
-                                                               predictor: BytesPredictor) -> None:
+def test_a_winner_that_measures_within_the_budget_is_delivered(tmp_path: Path, executor: InProcessExecutor,) -> None:
     budget = measure(executor, WINNER)
-    delivery, events = deliver(tmp_path, executor, predictor, budget)
-    assert delivery.allocation == WINNER
+    delivered, events = deliver(tmp_path, executor, budget)
+    assert delivered == WINNER
     assert [(e["event"], e["fits"], e["measured_bytes"]) for e in events] == [("measured", True, budget)]
     assert set(events[0]["peaks"]) == {"load", "forward", "backward", "step", "evaluation"}
     assert (tmp_path / "adapter" / "adapter_config.json").is_file()
@@ -72,8 +74,8 @@ def test_a_winner_that_measures_within_the_budget_is_delivered(tmp_path: Path, e
 def test_one_byte_over_the_budget_hands_over_to_the_next_best(tmp_path: Path, executor: InProcessExecutor,
                                                               predictor: BytesPredictor) -> None:
     budget = measure(executor, WINNER) - 1
-    delivery, events = deliver(tmp_path, executor, predictor, budget)
-    assert delivery.allocation == NEXT
+    delivered, events = deliver(tmp_path, executor, budget)
+    assert delivered == NEXT
     assert [e["event"] for e in events] == ["measured", "warning", "measured"]
     assert [e["fits"] for e in events if e["event"] == "measured"] == [False, True]
     assert events[2]["measured_bytes"] <= budget < events[0]["measured_bytes"]
@@ -84,7 +86,7 @@ def test_one_byte_over_the_budget_hands_over_to_the_next_best(tmp_path: Path, ex
 def test_where_nothing_measures_within_the_budget_nothing_is_delivered(tmp_path: Path, executor: InProcessExecutor,
                                                                        predictor: BytesPredictor) -> None:
     with pytest.raises(OutputError, match="none of the 5 best allocations measured within the budget"):
-        deliver(tmp_path, executor, predictor, measure(executor, NEXT) - 1)
+        deliver(tmp_path, executor, measure(executor, NEXT) - 1)
     assert not (tmp_path / "adapter").exists()
 
 
@@ -99,8 +101,8 @@ def test_a_winner_that_the_device_can_not_hold_hands_over_to_the_next_best(
         return real(model, *args)
 
     monkeypatch.setattr(finetune, "train_steps", starved)
-    delivery, events = deliver(tmp_path, executor, predictor, 10**12)
-    assert delivery.allocation == NEXT
+    delivered, events = deliver(tmp_path, executor, 10**12)
+    assert delivered == NEXT
     assert [e["event"] for e in events] == ["measured", "warning", "measured"]
     assert events[0]["measured_bytes"] is None
     assert "did not fit on the device (CUDA error: out of memory)" in events[1]["message"]
@@ -116,7 +118,7 @@ def test_a_final_fine_tune_that_diverges_is_the_users_to_mend(
     real = finetune.FinetuneOracle._evaluate
     monkeypatch.setattr(finetune.FinetuneOracle, "_evaluate", diverges)
     with pytest.raises(TrainingError, match=r"final fine-tune of 2 steps did not end well: DivergedError: loss inf"):
-        deliver(tmp_path, executor, predictor, budget)
+        deliver(tmp_path, executor, budget)
     monkeypatch.setattr(finetune.FinetuneOracle, "_evaluate", real)
     assert not (tmp_path / "adapter").exists()
 
@@ -133,9 +135,7 @@ def test_measured_peaks_become_the_devices_allowance(tmp_path: Path, executor: I
         assert measured.measured_bytes is not None
         evaluations.append(Trial(number, allocation, (8, 8, 8, 8), "global", Fidelity.HIGH, request, 0, measured,
                                       predictor(allocation)))
-    keep = make_fold(CONFIG, predictor.memory, predictor.space)
-    assert keep is not None
-    found = keep(evaluations)
+    found = fold_peaks(make_setting(CONFIG), evaluations)
     assert found is not None
     assert (found["device"], found["measured"], found["measurements"]) == ("cpu", 3, 3)
     # All bytes alive on a CPU were foreseen, so that its allocator has nothing to be allowed for.

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-import qra_bo.pipeline.build
+import qra_bo.pipeline.executors
 import qra_bo.pipeline.run
 from qra_bo.oracle.protocol import Progress
 from qra_bo.study.journal import read_journal
@@ -65,8 +65,8 @@ class Counted:
 
 @pytest.fixture(name="counted")
 def make_counted(monkeypatch: pytest.MonkeyPatch) -> Counted:
-    counted = Counted(qra_bo.pipeline.build.make_oracle)
-    monkeypatch.setattr(qra_bo.pipeline.build, "make_oracle", counted)
+    counted = Counted(qra_bo.pipeline.executors.make_oracle)
+    monkeypatch.setattr(qra_bo.pipeline.executors, "make_oracle", counted)
     monkeypatch.setattr(qra_bo.pipeline.run, "write_report", lambda folder: [])
     monkeypatch.setattr(os, "fsync", lambda fd: None)
     return counted
@@ -117,7 +117,7 @@ def test_every_budget_that_nothing_fits_is_named_before_anything_runs(tmp_path: 
 def test_several_budgets_are_refused_the_folder_of_one_run(tmp_path: Path, counted: Counted) -> None:
     (tmp_path / ".lock").touch()
     (tmp_path / "trials.jsonl").write_text("{}\n")
-    with pytest.raises(OutputError, match="is the folder of one run, and several budgets need"):
+    with pytest.raises(OutputError, match="is not the folder of runs of several budgets"):
         several(tmp_path)
     assert counted.built == 0
 
@@ -179,7 +179,7 @@ def finish(out: Path) -> Mapping[str, Any]:
 
 
 def keys(out: Path) -> list[str]:
-    return [e["key"] for e in read_journal(out / "trials.jsonl").events if e["event"] == "evaluation"]
+    return [e["key"] for e in read_journal(out / "trials.jsonl").events if e["event"] == "trial"]
 
 
 @pytest.fixture(scope="module", name="undisturbed")
@@ -256,7 +256,7 @@ def test_a_finished_run_loads_in_a_new_process_with_the_same_logits(
 def test_a_limit_on_average_bits_holds_for_anchors_and_proposals(tmp_path: Path, counted: Counted, method: str) -> None:
     result = qra_bo.search([*PLANTED, f"method={method}", "budget=uniform:8,8", "max_average_bits=5",
                                 "effort.max_full_trials=30", f"out={tmp_path / 'r'}"])
-    events = [e for e in read_journal(tmp_path / "r" / "trials.jsonl").events if e["event"] == "evaluation"]
+    events = [e for e in read_journal(tmp_path / "r" / "trials.jsonl").events if e["event"] == "trial"]
     bits = [sum(e["bits"]) / len(e["bits"]) for e in events]  # the layers are equally large
     assert max(bits) == pytest.approx(5.0)
     assert any(max(e["bits"]) == 8 for e in events)

@@ -74,7 +74,7 @@ class Script:
         e = Trial(self.next_id, a, tuple(BITS[f] for f in a.formats), stage, fidelity,
                        TrialSpec(a, steps, HIGH, train_seed, split, lr_scale), 0, measurement, predicted(a))
         self.next_id += 1
-        self.add("evaluation", {**{k: v for k, v in e.to_json().items() if k != "event"}, "overhead_seconds": .3},
+        self.add("trial", {**{k: v for k, v in e.to_json().items() if k != "event"}, "overhead_seconds": .3},
                  measurement.seconds + .3)
         return float(loss)
 
@@ -95,7 +95,7 @@ def make_events(seed: int = 0, *, oracle: str = "finetune", finished: bool = Tru
     s = Script(seed)
     budget = predicted(uniform(L, "nf4", 4))
     s.add("header", {
-        "schema_version": 1, "config": {"model": {"name": model}, "budget": "uniform:4,4", "effort": "normal"},
+        "schema_version": 2, "config": {"model": {"name": model}, "budget": "uniform:4,4", "effort": "normal"},
         "config_sha256": "c0ffee" + "0" * 58, "version": "0.1.0", "seed": seed, "model": model,
         "granularity": "layer", "units": [f"model.layers.{u}" for u in range(L)],
         "formats": [f.to_json() for f in FORMATS], "ranks": list(RANKS), "unit_numel": [NUMEL] * L,

@@ -17,7 +17,7 @@ def events():
 
 def test_cost_counts_everything_once_and_forward_tokens_a_third(events):
     d = parse_events(events)
-    evaluations = [e for e in events if e["event"] == "evaluation"]
+    evaluations = [e for e in events if e["event"] == "trial"]
     steps = sum(e["new_steps"] for e in evaluations)
     assert d.total_cost == pytest.approx(2_048 + 60_000 / 3 + steps * TOKENS_A_STEP + len(evaluations) * 2_000)
     assert d.equivalents == pytest.approx(d.total_cost / (HIGH * TOKENS_A_STEP + 2_000))
@@ -40,7 +40,7 @@ def test_references_and_what_does_not_fit_are_never_incumbent(events):
 
 def test_wall_time_is_the_sum_of_sessions(events):
     d = parse_events(events)
-    after_evaluation_lines = .3 * sum(e["event"] == "evaluation" for e in events)
+    after_evaluation_lines = .3 * sum(e["event"] == "trial" for e in events)
     assert d.study.overhead_seconds == pytest.approx(after_evaluation_lines)
     assert d.wall_seconds == pytest.approx(events[-1]["elapsed"])
     twice = [dict(e) for e in events]
@@ -91,6 +91,6 @@ def test_what_is_no_journal_is_refused(events):
     with pytest.raises(JournalError, match="no header"):
         parse_events(events[1:])
     with pytest.raises(JournalError, match="update"):
-        parse_events([{**events[0], "schema_version": 2}])
+        parse_events([{**events[0], "schema_version": 3}])
     with pytest.raises(JournalError, match="malformed"):
         parse_events([{k: v for k, v in events[0].items() if k != "units"}])

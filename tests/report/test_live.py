@@ -26,7 +26,7 @@ def test_state_agrees_with_the_report_of_the_same_journal():
 def test_eta_is_the_rest_of_the_plan_at_the_measured_pace():
     state = RunState()
     events = make_events()
-    first = [e for e in events if e["event"] in ("header", "evaluation")][:3]
+    first = [e for e in events if e["event"] in ("header", "trial")][:3]
     for e in first:
         state.feed(e)
     tokens = sum(e["training_tokens"] + e["forward_tokens"] / 3 for e in first[1:])

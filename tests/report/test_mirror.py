@@ -11,11 +11,12 @@ from qra_bo.config.schema import load_config
 from qra_bo.execution.base import InProcessExecutor
 from qra_bo.report.mirror import OptunaMirror, mirror_run, storage_url, study_name
 from qra_bo.runs import main as runs
-from qra_bo.study.engine import Engine, RunOutcome
+from qra_bo.study.engine import RunOutcome
 from qra_bo.study.journal import read_journal
 from qra_bo.utils.errors import ConfigError, MissingExtraError
+from tests.study import problem
 from tests.study.oracles import PlantedOracle
-from tests.study.problem import comparable, deliver, make_config, make_parts
+from tests.study.problem import comparable
 
 optuna = pytest.importorskip("optuna", reason="the mirror needs the extra 'optuna'")
 pytestmark = pytest.mark.filterwarnings("ignore::Warning:optuna", "ignore::Warning:sqlalchemy")
@@ -24,8 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::Warning:optuna", "ignore::Warni
 def run(folder: Path, *listeners: Any) -> RunOutcome:
     (folder.parent / "faults").mkdir(exist_ok=True)
     oracle = PlantedOracle(faults={"14": "raise"}, folder=str(folder.parent / "faults"))
-    parts = make_parts(InProcessExecutor(oracle), finalise=deliver, listeners=listeners)
-    return Engine(make_config(folder, max_full_trials=14), parts).run()
+    return problem.run(folder, InProcessExecutor(oracle), listeners=listeners, effort__max_full_trials=14)
 
 
 def trials(url: str, folder: Path) -> Any:
@@ -55,7 +55,7 @@ def test_a_live_run_is_copied_as_it_is(tmp_path: Path, monkeypatch: pytest.Monke
     assert best.params[f"{unit} format"] == incumbent.allocation.formats[0]
     assert best.params[f"{unit} rank"] == incumbent.allocation.ranks[0]
     assert study.user_attrs["winner"] == outcome.winner.fingerprint
-    assert study.user_attrs["model"] == "planted"
+    assert study.user_attrs["model"] == "tiny"
 
 
 def test_what_is_there_is_not_copied_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

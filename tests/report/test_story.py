@@ -85,7 +85,7 @@ def test_unconfirmed_difference_is_labelled():
 def test_gap_under_three_standard_errors_is_unresolved():
     events = make_events()
     assert story.gap_closed(parse_events(events)).startswith("\u2212")
-    wide = [{**e, "loss_se": .1} if e.get("stage") == "reference" and e["event"] == "evaluation" else e for e in events]
+    wide = [{**e, "loss_se": .1} if e.get("stage") == "reference" and e["event"] == "trial" else e for e in events]
     assert "unresolved" in story.gap_closed(parse_events(wide))
     assert story.gap_closed(parse_events([e for e in events if e.get("stage") != "reference"])) is None
 

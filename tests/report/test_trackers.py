@@ -84,7 +84,7 @@ def test_earlier_sessions_are_not_logged_again() -> None:
     tracker = Kept(datetime.fromisoformat(events[20]["time"]))
     for event in events:
         tracker(event)
-    seen = sum(e["event"] == "evaluation" for e in events[:20])
+    seen = sum(e["event"] == "trial" for e in events[:20])
     assert tracker.logged[0][1] == seen + 1
 
 

@@ -18,22 +18,13 @@ from qra_bo.searchers.base import Searcher, SearchProblem
 from qra_bo.searchers.make import make_searcher
 from qra_bo.searchers.two_stages import TwoStages
 from qra_bo.space import uniform
-from qra_bo.study.engine import Engine, RunOutcome
-from qra_bo.study.runner import ENGINE_STAGES
+from qra_bo.study.engine import RunOutcome
+from qra_bo.study.trial_runner import ENGINE_STAGES
 from qra_bo.trials import Fidelity, Proposal, Trial, TrialSpec, TrialState
 from qra_bo.utils.errors import ConfigError
 from surrogates.structured import StructuredSettings
-from tests.study.problem import (
-    EQUIVALENT,
-    HIGH,
-    TOKENS,
-    Walk,
-    comparable,
-    make_config,
-    make_parts,
-    make_problem,
-    make_space,
-)
+from tests.study.problem import EQUIVALENT, HIGH, TOKENS, Walk, comparable, make_problem, make_space
+from tests.study.problem import run as problem_run
 from tests.study.test_pieces import PROFILE
 
 NAMES = sorted(path.stem for path in METHODS.glob("*.yaml"))
@@ -44,15 +35,15 @@ OPTIONS: dict[str, dict[str, Any]] = {
 GAIN = replace(PROFILE, rank_sensitivity=PROFILE.quantization_sensitivity.repeat(3, axis=1)[:, :8].cumsum(axis=1) + .1)
 
 
-def run(folder: Path, method: str, equivalents: float = 14) -> RunOutcome:
+def run(folder: Path, method: str, equivalents: int = 14) -> RunOutcome:
     oracle = SyntheticOracle(make_space(), 3, high_steps=HIGH, tokens_per_step=TOKENS, eval_tokens=15, record_at=(4,),
                              checkpoints=folder.parent / "checkpoints")
 
-    def build(problem: SearchProblem, planned: float) -> Searcher:
-        return make_searcher(method_target(method, OPTIONS.get(method)), replace(problem, max_full_trials=planned))
+    def build(problem: SearchProblem) -> Searcher:
+        return make_searcher(method_target(method, OPTIONS.get(method)), problem)
 
-    config = make_config(folder, method=method, max_full_trials=equivalents, ranking_top=0, lr_scales=(1.0,))
-    return Engine(config, make_parts(InProcessExecutor(oracle), make_searcher=build)).run()
+    return problem_run(folder, InProcessExecutor(oracle), build, fine_tunes=False, method=method,
+                       effort__max_full_trials=equivalents, effort__ranking_top=0, calibrate__lr_scales=[1.0])
 
 
 @pytest.mark.parametrize("method", [name for name in NAMES if name != "default"])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from qra_bo import prior as command
-from qra_bo.pipeline.run import search
+from qra_bo.api import search
 from qra_bo.searchers.baselines import RandomSearch
 from qra_bo.searchers.priors import prior_file, shipped_priors
 from qra_bo.searchers.structured.features import build_components

@@ -22,7 +22,7 @@ from qra_bo.finetune.data.jsonl import read_records
 from qra_bo.finetune.evaluation.probe import PROBE
 from qra_bo.finetune.manifest import MANIFEST, read_manifest
 from qra_bo.finetune.models.load import load_base
-from qra_bo.pipeline.run import run_folder
+from qra_bo.pipeline.folders import run_folder
 from qra_bo.report.data import load_run
 from qra_bo.report.html import write_report
 from qra_bo.runs import main as runs
@@ -195,7 +195,7 @@ def test_control_characters_and_markup_are_only_shown(tmp_path: Path,
 
 
 def test_checksums_hold_for_what_was_written(tmp_path: Path) -> None:
-    event = {"event": "header", "session": 1, "elapsed": 0, "schema_version": 1, "note": "\x1b[2J"}
+    event = {"event": "header", "session": 1, "elapsed": 0, "schema_version": 2, "note": "\x1b[2J"}
     line = json.dumps({**event, "crc": checksum(event)}).encode()
     (tmp_path / "trials.jsonl").write_bytes(line + b"\n")
     (read,) = read_journal(tmp_path / "trials.jsonl").events

@@ -1,33 +1,38 @@
 """A four-unit problem for the engine, hand-sized memory, and a searcher that walks at random."""
 
-import hashlib
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
-from qra_bo.execution.base import Executor, InProcessExecutor, OracleSpec
-from qra_bo.execution.limits import Limits
-from qra_bo.execution.local import LocalExecutor
+from qra_bo.config.schema import RunConfig, load_config
+from qra_bo.execution import Executor, InProcessExecutor, Limits, LocalExecutor, OracleSpec
+from qra_bo.execution.on_ray import RayExecutor, Resources
 from qra_bo.memory.formats import parse_format
-from qra_bo.searchers.base import Searcher, SearchProblem
+from qra_bo.searchers.base import SearchProblem
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import Allocation, CostTable, Ladder, Linear, PhaseCost, SearchSpace, Unit, uniform
-from qra_bo.study.engine import Engine
-from qra_bo.study.options import EngineConfig, FinalTask, Parts
-from qra_bo.study.signals import RunInterrupted
+from qra_bo.study import Engine, RunInterrupted, RunOutcome, Setting
 from qra_bo.trials import Fidelity, Proposal, Trial
 from tests.study.oracles import FORMATS, TOKENS, UNITS, PlantedOracle
 
 RANKS = (1, 2, 4, 8)
-FORMAT_BYTES = {"ref2": 20, "ref4": 40, "ref8": 80, "fp16": 160}
+FORMAT_BYTES = {"ref2": 20, "nf4": 40, "ref8": 80, "fp16": 160}
 RANK_BYTES, FIXED = 3, 100
 HIGH, LOW = 8, 4
 EQUIVALENT = HIGH * TOKENS + TOKENS  # 80 training tokens and 30 forward ones
+OVERRIDES = {
+    "model": "tiny", "data": "tiny", "device": "cpu", "dtype": "float32", "bits": [2, 4, 8], "ranks": list(RANKS),
+    "budget": "uniform:4,4", "train.batch": 1, "train.length": TOKENS, "eval.tokens": 3 * TOKENS, "fidelity.high": HIGH,
+    "fidelity.low": LOW, "effort.max_full_trials": 24, "effort.uniform_baselines": None,
+    "effort.calibration_baselines": 1, "effort.references": True, "effort.ranking_top": 3, "effort.rate_factors": [],
+    "confirm.seeds": 3, "confirm.ranking_factor": 2, "calibrate.lr_scales": [.5, 2.0, 8.0], "adapter.lr": 1e-3,
+    "adapter.lr_rule": "constant", "quantizer.rounding": "rtn", "memory.scope": "stored", "display": "none"}
 
 
 def make_space() -> SearchSpace:
@@ -40,17 +45,28 @@ def predict_bytes(a: Allocation) -> int:
     return FIXED + sum(FORMAT_BYTES[f] + RANK_BYTES * r for f, r in zip(a.formats, a.ranks, strict=True))
 
 
-def breakdown(a: Allocation) -> dict[str, int]:
-    return {"weights": sum(FORMAT_BYTES[f] for f in a.formats), "adapters": RANK_BYTES * sum(a.ranks),
-            "workspace": FIXED}
-
-
-BUDGET = predict_bytes(uniform(4, "ref4", 4)) + 7  # two more ranks fit: uniform filled is 4, 4, 5, 5
+BUDGET = predict_bytes(uniform(4, "nf4", 4)) + 7  # two more ranks fit: uniform + filled ranks is 4, 4, 5, 5
 
 
 def make_costs(space: SearchSpace) -> CostTable:
-    unit = np.array([[[FORMAT_BYTES[f] + RANK_BYTES * r for r in RANKS] for f in FORMATS]] * space.n_units)
+    unit = np.array([[[FORMAT_BYTES[f.name] + RANK_BYTES * r for r in space.ranks.values] for f in space.formats]]
+                    * space.n_units)
     return CostTable((PhaseCost("stored", FIXED, unit, np.zeros_like(unit)),))
+
+
+class HandSized:
+    """A memory model with a few bytes a unit."""
+
+    allowance = None
+    scope = "stored"
+    shape = SimpleNamespace(device="cpu")
+
+    def table(self, space: SearchSpace) -> CostTable:
+        return make_costs(space)
+
+    def breakdown(self, space: SearchSpace, a: Allocation) -> dict[str, int]:
+        return {"weights": sum(FORMAT_BYTES[f] for f in a.formats), "adapters": RANK_BYTES * sum(a.ranks),
+                "workspace": FIXED}
 
 
 class Walk:
@@ -84,33 +100,29 @@ class Walk:
                 self._promote.append(e.allocation)
 
 
-def make_problem(profile: SensitivityProfile) -> SearchProblem:
-    space = make_space()
-    return SearchProblem(space, make_costs(space), BUDGET, profile, HIGH, LOW, 0)
+def make_problem(profile: SensitivityProfile, max_full_trials: float = 24.0) -> SearchProblem:
+    return make_setting().problem(BUDGET, profile, max_full_trials)
 
 
-def make_config(folder: Path, **changes: Any) -> EngineConfig:
-    config = changes.pop("config", {"model": {"name": "planted"}, "effort": {"name": "normal"}, "bits": [2, 4, 8]})
-    kept = json.dumps({k: v for k, v in config.items() if k != "effort"}, sort_keys=True)
-    base = EngineConfig(
-        folder=folder, config=config, config_sha256=hashlib.sha256(kept.encode()).hexdigest(), model="planted",
-        granularity="layer", oracle="synthetic", method="walk", scope="stored", budget_bytes=BUDGET,
-        budget_text="uniform:4,4", effort="normal", max_full_trials=24, full_trial_tokens=EQUIVALENT, high_steps=HIGH,
-        low_steps=LOW, seed=0, train_seed=11, confirm_seeds=(21, 22, 23), uniform_baselines=None, max_rank=32, base_lr=1e-3,
-        lr_rule="constant", lr_scales=(.5, 2.0, 8.0), alpha_over_rank=2.0, init="nested",
-        may_differ=frozenset({"effort"}), references=(uniform(4, "fp16", 16), uniform(4, "ref4", 8)), ranking_top=3,
-        ranking_factor=2)
-    return replace(base, **changes)
+@cache
+def _composed(overrides: str) -> RunConfig:
+    values = json.loads(overrides)
+    return load_config([f"{'+' if key == 'model' else ''}{key}={json.dumps(value)}" for key, value in values.items()])
 
 
-def make_parts(executor: Executor | None = None, searcher: type[Any] = Walk, **changes: Any) -> Parts:
-    def build(problem: SearchProblem, equivalents: float) -> Searcher:
-        made: Searcher = searcher(problem)
-        return made
+def make_setting(**changes: Any) -> Setting:
+    """The planted problem; ``changes`` are overrides whose dots are written as two underscores."""
+    changed = {key.replace("__", "."): value for key, value in changes.items()}
+    ordered = {"effort": changed.pop("effort", "normal"), **OVERRIDES, **changed}
+    memory: Any = HandSized()
+    return Setting(_composed(json.dumps(ordered)), make_space(), memory)
 
-    parts = Parts(make_space(), predict_bytes, breakdown, executor or InProcessExecutor(PlantedOracle()), make_problem,
-                  build)
-    return replace(parts, **changes)
+
+def run(folder: Path, executor: Executor | None = None, searcher: Any = Walk, *, budget: int = BUDGET,
+        fine_tunes: bool = True, listeners: Sequence[Any] = (), **changes: Any) -> RunOutcome:
+    """A run of the planted problem, by default with the planted oracle in this process."""
+    return Engine(folder, make_setting(**changes), budget, executor or InProcessExecutor(PlantedOracle()), searcher,
+                  fine_tunes=fine_tunes, listeners=listeners).run()
 
 
 def comparable(best: Mapping[str, Any]) -> dict[str, Any]:
@@ -123,26 +135,12 @@ def comparable(best: Mapping[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def deliver(task: FinalTask) -> Any:
-    """A final fine-tune that takes no time."""
-    from qra_bo.study.options import Delivery
-
-    a = task.ranked[0]
-    task.record("measured", {"allocation": a.to_json(), "predicted_bytes": predict_bytes(a), "measured_bytes": 1,
-                             "scope": "stored", "fits": True})
-    return Delivery(a, 100, 3.5, .01, "adapter")
-
-
 def main(folder: str, pause: float, executor: str = "local") -> None:
     """A whole run with worker processes, for tests that kill it: one of its own, or two of Ray."""
     spec = OracleSpec("tests.study.oracles:make", {"pause": pause})
-    if executor == "ray":
-        from qra_bo.execution.on_ray import RayExecutor, Resources
-
-        made: Executor = RayExecutor(spec, Limits(30, retries=1), 2, Resources(cpus=1), None)
-    else:
-        made = LocalExecutor([spec], Limits(30))
-    Engine(make_config(Path(folder), max_full_trials=14), make_parts(made, finalise=deliver)).run()
+    made: Executor = RayExecutor(spec, Limits(30, retries=1), 2, Resources(cpus=1), None) if executor == "ray" else \
+        LocalExecutor([spec], Limits(30))
+    run(Path(folder), made, effort__max_full_trials=14)
 
 
 if __name__ == "__main__":

@@ -7,25 +7,18 @@ from typing import Any
 
 import pytest
 
-from qra_bo.execution.base import InProcessExecutor, OracleSpec
-from qra_bo.execution.limits import Limits
-from qra_bo.execution.local import LocalExecutor
+from qra_bo.execution import InProcessExecutor, Limits, LocalExecutor, OracleSpec
 from qra_bo.searchers.base import SearchProblem
 from qra_bo.space import Allocation, uniform
-from qra_bo.study.confirm import paired_interval
-from qra_bo.study.engine import Engine, RunOutcome
+from qra_bo.study.engine import RunOutcome
+from qra_bo.study.intervals import paired_interval
 from qra_bo.study.journal import checksum, read_journal
-from qra_bo.study.options import Delivery, FinalTask
 from qra_bo.study.results import load_study, write_best
-from qra_bo.study.searching import SearcherError
+from qra_bo.study.search_loop import SearcherError
 from qra_bo.trials import Fidelity, Proposal, Trial, TrialState
 from qra_bo.utils.errors import ConfigError, JournalError, QRABOError
 from tests.study.oracles import PlantedOracle
-from tests.study.problem import BUDGET, EQUIVALENT, Walk, comparable, deliver, make_config, make_parts, predict_bytes
-
-
-def run(folder: Path, parts: Mapping[str, Any] | None = None, **changes: Any) -> RunOutcome:
-    return Engine(make_config(folder, **changes), make_parts(**{"finalise": deliver, **(parts or {})})).run()
+from tests.study.problem import BUDGET, EQUIVALENT, Walk, comparable, make_setting, predict_bytes, run
 
 
 @pytest.fixture(scope="module", name="whole")
@@ -36,7 +29,7 @@ def make_whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RunOutco
 
 
 def keys(folder: Path) -> list[str]:
-    return [e["key"] for e in read_journal(folder / "trials.jsonl").events if e["event"] == "evaluation"]
+    return [e["key"] for e in read_journal(folder / "trials.jsonl").events if e["event"] == "trial"]
 
 
 def test_a_run_does_everything_in_order_and_fits(whole: tuple[Path, RunOutcome]) -> None:
@@ -55,21 +48,28 @@ def test_a_run_does_everything_in_order_and_fits(whole: tuple[Path, RunOutcome])
     assert len(keys(folder)) == len(set(keys(folder)))
 
 
-def test_references_with_other_codes_are_told_from_the_search_s_own_and_never_win(tmp_path: Path) -> None:
-    qlora = uniform(4, "ref4", 4)  # which is an uniform baseline too
-    outcome = run(tmp_path, {"finalise": None}, confirm_seeds=(), ranking_top=0, references=(),
-                  rtn_references=(qlora,))
+def test_references_with_other_codes_never_win(tmp_path: Path) -> None:
+    qlora = uniform(4, "nf4", 16)  # which is a uniform baseline within this budget too
+    options: dict[str, Any] = {"budget": 455, "fine_tunes": False, "confirm__seeds": 0, "effort__ranking_top": 0,
+                               "quantizer__rounding": "gptq"}
+    outcome = run(tmp_path, **options)
     mine = [e for e in outcome.study.trials if e.spec.codes == "rtn"]
     assert [(e.allocation, e.stage) for e in mine] == [(qlora, "reference")]
     own = [e for e in outcome.study.points if e.allocation == qlora]
     assert [e.spec.codes for e in own] == [None]
-    assert mine[0].spec.key == f"{own[0].request.key}-nearest"
+    assert mine[0].spec.key == f"{own[0].spec.key}-rtn"
     names = [b["name"] for b in outcome.best["baselines"]]
-    assert names.count("uniform-4bit-r4") == 1
-    assert names[-1] == "uniform-4bit-r4-nearest"
-    assert read_journal(tmp_path / "trials.jsonl").events
-    assert run(tmp_path, {"finalise": None}, confirm_seeds=(), ranking_top=0, references=(),
-               rtn_references=(qlora,)).best == outcome.best
+    assert names.count("uniform-4bit-r16") == 1
+    assert names[-1] == "uniform-4bit-r16-rtn"
+    assert run(tmp_path, **options).best == outcome.best
+
+
+def test_a_reference_that_is_feasible_counts_as_a_baseline(tmp_path: Path) -> None:
+    outcome = run(tmp_path, budget=455, fine_tunes=False, confirm__seeds=0, effort__ranking_top=0,
+                  effort__uniform_baselines=1)
+    qlora = [e for e in outcome.study.trials if e.allocation == uniform(4, "nf4", 16)]
+    assert [e.stage for e in qlora] == ["baseline"]
+    assert {b["name"]: b["reference"] for b in outcome.best["baselines"]}["uniform-4bit-r16"] is False
 
 
 def test_best_json_has_the_fields_of_the_contract(whole: tuple[Path, RunOutcome]) -> None:
@@ -82,12 +82,13 @@ def test_best_json_has_the_fields_of_the_contract(whole: tuple[Path, RunOutcome]
             "threads"} == best["provenance"].keys()
     assert "uniform-4bit-r4" in {b["name"] for b in best["baselines"]}
     assert best["baselines"][-2] == {"name": "uniform-16bit-r16", "bits": 16, "ranks": 16, "format": "fp16",
-                                     "codes": None, "loss": pytest.approx(3.965, abs=.001), "feasible": False,
+                                     "codes": None, "loss": pytest.approx(3.974, abs=.001), "feasible": False,
                                      "reference": True,
                                      "predicted_bytes": predict_bytes(uniform(4, "fp16", 16))}
-    assert best["fidelity"] == "proxy"  # no model was trained
+    assert best["fidelity"] == "high"
     assert best["memory"]["measured_bytes"] == 1
-    assert best["provenance"]["train_seeds"] == [11, 21, 22, 23]
+    setting = make_setting()
+    assert best["provenance"]["train_seeds"] == [setting.train_seed, *setting.confirm_seeds]
     assert write_best(whole[0]) == best  # from the journal alone
 
 
@@ -96,7 +97,7 @@ def test_the_same_again_repeats_nothing(whole: tuple[Path, RunOutcome]) -> None:
     before = (folder / "trials.jsonl").read_bytes()
     forbidden = PlantedOracle()
     forbidden.evaluate = forbidden.describe = None  # type: ignore[assignment,method-assign]
-    again = run(folder, {"executor": InProcessExecutor(forbidden)})
+    again = run(folder, InProcessExecutor(forbidden))
     assert (folder / "trials.jsonl").read_bytes() == before
     assert again.best == outcome.best
 
@@ -130,13 +131,14 @@ def test_a_damaged_line_is_done_again_and_named(whole: tuple[Path, RunOutcome], 
 
 def test_whatever_line_is_damaged_is_done_again_though_the_effort_was_spent(tmp_path: Path) -> None:
     """The last evaluation goes beyond the effort, by more than some of the others cost."""
-    short = {"max_full_trials": 22.1, "references": (), "confirm_seeds": (), "ranking_top": 0}
+    short: dict[str, Any] = {"effort__max_full_trials": 22, "effort__references": False, "confirm__seeds": 0,
+                             "effort__ranking_top": 0}
     plain = run(tmp_path / "plain", **short)
     lines = (tmp_path / "plain" / "trials.jsonl").read_bytes().splitlines(keepends=True)
-    assert plain.study.search_cost.tokens > 22.1 * EQUIVALENT + min(
+    assert plain.study.search_cost.tokens > 22 * EQUIVALENT + min(
         e.result.training_tokens for e in plain.study.trials)
     for number, line in enumerate(lines[1:], start=1):
-        if b'"profile"' in line or b'"calibration"' in line or b'"evaluation"' in line:
+        if b'"profile"' in line or b'"calibration"' in line or b'"trial"' in line:
             folder = tmp_path / str(number)
             folder.mkdir()
             hurt = line.replace(b'"session":1', b'"session":7')
@@ -146,8 +148,7 @@ def test_whatever_line_is_damaged_is_done_again_though_the_effort_was_spent(tmp_
 
 
 def test_more_effort_extends_a_finished_run(whole: tuple[Path, RunOutcome], tmp_path: Path) -> None:
-    config = {"model": {"name": "planted"}, "effort": {"name": "quick"}, "bits": [2, 4, 8]}
-    short = run(tmp_path, max_full_trials=12, effort="quick", config=config)
+    short = run(tmp_path, effort__max_full_trials=12, effort="quick")
     done = keys(tmp_path)
     extended = run(tmp_path)
     assert keys(tmp_path)[:len(done)] == done
@@ -162,14 +163,14 @@ def test_more_effort_extends_a_finished_run(whole: tuple[Path, RunOutcome], tmp_
 
 
 def test_an_extension_adds_the_anchors_that_were_left_out(whole: tuple[Path, RunOutcome], tmp_path: Path) -> None:
-    run(tmp_path, max_full_trials=8, uniform_baselines=2)
+    run(tmp_path, effort__max_full_trials=8, effort__uniform_baselines=2)
     first = [e.allocation for e in load_study(tmp_path).baselines]
-    assert first.pop(0) == uniform(4, "ref4", 2)  # of the calibration
-    assert first[:2] == [uniform(4, "ref4", 4), Allocation(("ref4",) * 4, (4, 4, 5, 5))]
+    assert first.pop(0) == uniform(4, "nf4", 2)  # of the calibration
+    assert first[:2] == [uniform(4, "nf4", 4), Allocation(("nf4",) * 4, (4, 4, 5, 5))]
     extended = run(tmp_path)
     names = {b["name"] for b in extended.best["baselines"]}
     assert names == {b["name"] for b in whole[1].best["baselines"]}
-    longer = run(tmp_path, max_full_trials=30)
+    longer = run(tmp_path, effort__max_full_trials=30)
     assert longer.best["cost"]["search_full_trial_equivalents"] >= 30
 
 
@@ -187,7 +188,7 @@ def test_the_searcher_is_told_anchors_and_failures_in_its_own_units(tmp_path: Pa
     faults = tmp_path / "faults"
     faults.mkdir()
     oracle = PlantedOracle(faults={"12": "raise", "13": "memory"}, folder=str(faults))
-    outcome = run(tmp_path / "run", {"executor": InProcessExecutor(oracle), "searcher": Recorder})
+    outcome = run(tmp_path / "run", InProcessExecutor(oracle), Recorder)
     told = Recorder.made.told
     assert {e.spec.lr_scale for e in told} == {1.0}
     assert [e.stage for e in told[:5]] == ["baseline"] * 5
@@ -204,7 +205,7 @@ def test_a_run_survives_dying_and_hanging_workers(whole: tuple[Path, RunOutcome]
     faults.mkdir()
     spec = OracleSpec("tests.study.oracles:make", {"faults": {"10": "kill", "14": "hang", "18": "exit"},
                                                    "folder": str(faults)})
-    outcome = run(tmp_path / "run", {"executor": LocalExecutor([spec], Limits(1.0))})
+    outcome = run(tmp_path / "run", LocalExecutor([spec], Limits(1.0)))
     assert outcome.study.states["failed"] == 3
     assert outcome.exit_status == 0
     messages = [e.result.message for e in outcome.study.trials if not e.ok]
@@ -220,7 +221,7 @@ def test_a_loss_that_is_not_a_number_is_a_divergence(tmp_path: Path) -> None:
                            *[getattr(m, f) for f in ("new_steps", "training_tokens", "forward_tokens")], None, .1) \
                 if sick else m
 
-    outcome = run(tmp_path, {"executor": InProcessExecutor(Sick())})
+    outcome = run(tmp_path, InProcessExecutor(Sick()))
     sick = [e for e in outcome.study.trials if e.result.state is TrialState.DIVERGED]
     assert sick
     assert all(e.loss is None and len(e.result.curve) == 1 for e in sick)
@@ -232,24 +233,24 @@ def test_when_every_anchor_fails_the_run_says_why(tmp_path: Path) -> None:
             raise RuntimeError("no kernel image")
 
     with pytest.raises(QRABOError, match=r"calibration.*failed: RuntimeError: no kernel image"):
-        run(tmp_path / "a", {"executor": InProcessExecutor(Broken())})
+        run(tmp_path / "a", InProcessExecutor(Broken()))
     with pytest.raises(QRABOError, match=r"every uniform baseline failed.*no kernel image"):
-        run(tmp_path / "b", {"executor": InProcessExecutor(Broken())}, lr_scales=(1.0,))
+        run(tmp_path / "b", InProcessExecutor(Broken()), calibrate__lr_scales=[1.0])
     assert json.loads((tmp_path / "b" / "status.json").read_text())["state"] == "failed"
 
 
 class Stubborn(Walk):
     """Proposes one thing for ever."""
 
-    proposal = Proposal(Allocation(("ref2", "ref4", "ref2", "ref4"), (1, 2, 1, 2)), Fidelity.HIGH, "evolution")
+    proposal = Proposal(Allocation(("ref2", "nf4", "ref2", "nf4"), (1, 2, 1, 2)), Fidelity.HIGH, "evolution")
 
     def ask(self, n: int) -> list[Proposal]:
         return [self.proposal]
 
 
 @pytest.mark.parametrize(("allocation", "fidelity", "stage", "message"), [
-    (Stubborn.proposal.allocation, Fidelity.HIGH, "evolution", "of which it had been told"),
-    (uniform(4, "ref4", 4), Fidelity.HIGH, "evolution", "of which it had been told"),
+    (Stubborn.proposal.allocation, Fidelity.HIGH, "evolution", "been told of before"),
+    (uniform(4, "nf4", 4), Fidelity.HIGH, "evolution", "been told of before"),
     (uniform(4, "ref8", 8), Fidelity.HIGH, "evolution", "over the budget"),
     (uniform(4, "ref2", 3), Fidelity.HIGH, "evolution", "off the ladders"),
     (uniform(4, "ref2", 2), Fidelity.HIGH, "baseline", "a stage of the engine")])
@@ -259,7 +260,7 @@ def test_a_searcher_that_breaks_its_contract_is_stopped(tmp_path: Path, allocati
         proposal = Proposal(allocation, fidelity, stage)
 
     with pytest.raises(SearcherError, match=message):
-        run(tmp_path, {"searcher": Bad})
+        run(tmp_path, searcher=Bad)
 
 
 def test_a_searcher_that_stops_ends_the_search(tmp_path: Path) -> None:
@@ -267,7 +268,7 @@ def test_a_searcher_that_stops_ends_the_search(tmp_path: Path) -> None:
         def ask(self, n: int) -> list[Proposal]:
             return []
 
-    outcome = run(tmp_path, {"searcher": Done})
+    outcome = run(tmp_path, searcher=Done)
     assert outcome.best["winner_kind"] == "uniform"
     assert outcome.best["versus_best_uniform"] == {"mean": 0.0, "low": 0.0, "high": 0.0, "train_seeds": 3}
     assert len([e for e in outcome.study.trials if e.stage == "confirmation"]) == 3  # each seed once
@@ -282,11 +283,11 @@ def test_what_a_searcher_says_of_its_surrogate_is_kept_until_the_search_goes_on(
         events = map(json.loads, (tmp_path / "trials.jsonl").read_text().splitlines())
         return [e["n"] for e in events if e["event"] == "surrogate_check"]
 
-    first = run(tmp_path, {"searcher": Judging}, max_full_trials=14)
+    first = run(tmp_path, searcher=Judging, effort__max_full_trials=14)
     assert checks() == [first.study.last["surrogate_check"]["n"]] == [len(first.study.points)]
-    run(tmp_path, {"searcher": Judging}, max_full_trials=14)
+    run(tmp_path, searcher=Judging, effort__max_full_trials=14)
     assert len(checks()) == 1
-    longer = run(tmp_path, {"searcher": Judging})
+    longer = run(tmp_path, searcher=Judging)
     assert len(checks()) == 2
     assert longer.study.last["surrogate_check"]["n"] == checks()[1] == len(longer.study.points) > checks()[0]
 
@@ -296,10 +297,10 @@ def test_a_mixed_winner_is_confirmed(tmp_path: Path) -> None:
         """The unit that suffers most at 4 bits gets 8, the least suffering pay."""
 
         def ask(self, n: int) -> list[Proposal]:
-            a = Allocation(("ref8", "ref4", "ref2", "ref4"), (2, 2, 4, 2))
+            a = Allocation(("ref8", "nf4", "ref2", "nf4"), (2, 2, 4, 2))
             return [] if a in self._seen else [Proposal(a, Fidelity.HIGH, "evolution")]
 
-    outcome = run(tmp_path, {"searcher": Best})
+    outcome = run(tmp_path, searcher=Best)
     mixed = outcome.best["winner_kind"] == "mixed"
     assert mixed == (outcome.best["versus_best_uniform"]["mean"] < 0)
     confirmation = outcome.study.last["confirmation"]
@@ -311,11 +312,10 @@ def test_a_mixed_winner_is_confirmed(tmp_path: Path) -> None:
 
 def test_another_configuration_is_refused_and_nothing_written(whole: tuple[Path, RunOutcome]) -> None:
     folder = whole[0]
-    before = {p.name: p.read_bytes() for p in folder.iterdir() if p.name != ".lock"}
-    config = {"model": {"name": "other"}, "effort": {"name": "normal"}, "bits": [2, 4, 8]}
-    with pytest.raises(JournalError, match=r"model\.name was 'planted' and is 'other'"):
-        run(folder, config=config)
-    assert {p.name: p.read_bytes() for p in folder.iterdir() if p.name != ".lock"} == before
+    before = {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file() and p.name != ".lock"}
+    with pytest.raises(JournalError, match=r"adapter\.lr was 0.001 and is 0.002"):
+        run(folder, adapter__lr=2e-3)
+    assert {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file() and p.name != ".lock"} == before
 
 
 def test_other_data_under_the_same_name_is_refused_and_new_packages_are_told(whole: tuple[Path, RunOutcome],
@@ -326,7 +326,7 @@ def test_other_data_under_the_same_name_is_refused_and_new_packages_are_told(who
     provenance["crc"] = checksum(provenance)
     (tmp_path / "trials.jsonl").write_bytes(b"\n".join([lines[0], json.dumps(provenance).encode(), *lines[2:20], b""]))
     with pytest.raises(JournalError, match="data_sha256 was 'd0' and is 'd1'"):
-        run(tmp_path, {"executor": InProcessExecutor(PlantedOracle(data="d1"))})
+        run(tmp_path, InProcessExecutor(PlantedOracle(data="d1")))
     run(tmp_path)
     assert any("numpy 1.0 ->" in m for m in _warnings(tmp_path))
 
@@ -338,8 +338,8 @@ def test_a_program_that_asks_otherwise_is_refused(whole: tuple[Path, RunOutcome]
 
     raw = (whole[0] / "trials.jsonl").read_bytes()
     (tmp_path / "trials.jsonl").write_bytes(raw[:len(raw) // 2])
-    with pytest.raises(JournalError, match="its next evaluation is"):
-        run(tmp_path, {"searcher": Other})
+    with pytest.raises(JournalError, match="its next trial is"):
+        run(tmp_path, searcher=Other)
 
 
 def test_max_hours_ends_the_search_and_says_so_and_more_goes_on(whole: tuple[Path, RunOutcome], tmp_path: Path) -> None:
@@ -354,30 +354,36 @@ def test_max_hours_ends_the_search_and_says_so_and_more_goes_on(whole: tuple[Pat
     assert set(keys(tmp_path)) >= set(keys(whole[0]))
 
 
-def test_the_next_best_is_delivered_with_status_3(tmp_path: Path) -> None:
-    def second(task: FinalTask) -> Delivery:
-        return Delivery(task.ranked[1], 10, 3.6, .01, "adapter")
+class Measured(PlantedOracle):
+    """Measures the first allocation over any budget."""
 
-    outcome = run(tmp_path, {"finalise": second})
+    def __init__(self) -> None:
+        super().__init__()
+        self.measured: list[Any] = []
+
+    def measure_peak(self, allocation: Mapping[str, Any], train_seed: int, progress: Any) -> dict[str, Any]:
+        self.measured.append(allocation)
+        found = super().measure_peak(allocation, train_seed, progress)
+        return {**found, "measured_bytes": BUDGET + (len(self.measured) == 1)}
+
+
+def test_the_next_best_is_delivered_with_status_3(tmp_path: Path) -> None:
+    outcome = run(tmp_path, InProcessExecutor(Measured()))
     assert outcome.exit_status == 3
     assert outcome.winner == outcome.study.ranked[1].allocation
     assert outcome.best["ranks"] == list(outcome.winner.ranks)
-    assert run(tmp_path, {"finalise": second}).exit_status == 3
+    assert run(tmp_path, InProcessExecutor(Measured())).exit_status == 3
 
 
 def test_the_final_fine_tune_is_done_again_where_its_files_are_gone(tmp_path: Path) -> None:
-    made: list[FinalTask] = []
-
-    def counted(task: FinalTask) -> Delivery:
-        made.append(task)
-        return deliver(task)
-
-    first = run(tmp_path, {"finalise": counted})
-    assert run(tmp_path, {"finalise": counted}).best == first.best
-    assert len(made) == 1
-    again = run(tmp_path, {"finalise": counted, "is_kept": lambda: False})
-    assert len(made) == 2
-    assert made[1].ranked == made[0].ranked
+    oracle = Measured()
+    first = run(tmp_path, InProcessExecutor(oracle))
+    assert run(tmp_path, InProcessExecutor(oracle)).best == first.best
+    assert len(oracle.measured) == 2
+    (tmp_path / "quant_manifest.json").unlink()
+    again = run(tmp_path, InProcessExecutor(oracle))
+    assert oracle.measured[2] == first.winner.to_json()
+    assert (tmp_path / "quant_manifest.json").is_file()
     assert again.best == first.best
 
 
@@ -392,13 +398,13 @@ def test_what_an_oracle_notes_is_a_warning_once_a_run(tmp_path: Path, monkeypatc
 
 
 def test_the_comparison_is_repeated_at_other_learning_rates(whole: tuple[Path, RunOutcome], tmp_path: Path) -> None:
-    outcome = run(tmp_path, rate_factors=(0.5, 2.0))
+    outcome = run(tmp_path, effort__rate_factors=[0.5, 2.0])
     check = outcome.study.last["rate_check"]
     done = [e for e in outcome.study.trials if e.stage == "rate_check"]
     assert len(done) == 2 * 2 * 3  # factors, allocations, seeds
     assert {e.spec.lr_scale for e in done} == {1.0, 4.0}
     assert {e.spec.split for e in done} == {"test"}
-    assert {e.spec.train_seed for e in done} == {21, 22, 23}
+    assert {e.spec.train_seed for e in done} == set(make_setting().confirm_seeds)
     assert [rate["factor"] for rate in check["rates"]] == [0.5, 2.0]
     for rate in check["rates"]:
         wanted = paired_interval([c - r for c, r in zip(rate["candidate_losses"], rate["reference_losses"],
@@ -411,15 +417,15 @@ def test_the_comparison_is_repeated_at_other_learning_rates(whole: tuple[Path, R
     assert outcome.study.search_cost == whole[1].study.search_cost
     assert outcome.winner == whole[1].winner
     raw = (tmp_path / "trials.jsonl").read_bytes()
-    run(tmp_path, rate_factors=(0.5, 2.0))
+    run(tmp_path, effort__rate_factors=[0.5, 2.0])
     assert (tmp_path / "trials.jsonl").read_bytes() == raw
     assert whole[1].best["versus_best_uniform_at_rates"] == []
     with pytest.raises(ConfigError, match="rate_factors must be distinct positive factors other than 1"):
-        make_config(tmp_path, rate_factors=(1.0,))
+        make_setting(effort__rate_factors=[1.0])
 
 
 def test_without_confirmation_the_search_loss_is_reported(tmp_path: Path) -> None:
-    outcome = run(tmp_path, {"finalise": None}, confirm_seeds=(), ranking_top=0, references=())
+    outcome = run(tmp_path, fine_tunes=False, confirm__seeds=0, effort__ranking_top=0, effort__references=False)
     assert outcome.best["metric"] == "validation_loss"
     assert outcome.best["loss"] == outcome.best["search_loss"]
     assert outcome.best["versus_best_uniform"] is None
@@ -430,7 +436,7 @@ def test_listeners_hear_every_event_once_those_of_earlier_sessions_first(whole: 
     raw = (whole[0] / "trials.jsonl").read_bytes()
     (tmp_path / "trials.jsonl").write_bytes(raw[:len(raw) // 3])
     heard: list[Mapping[str, Any]] = []
-    run(tmp_path, {"listeners": (heard.append,)})
+    run(tmp_path, listeners=(heard.append,))
     assert heard == list(read_journal(tmp_path / "trials.jsonl").events)
 
 
@@ -448,12 +454,6 @@ def test_best_json_of_an_unfinished_run_is_an_error(whole: tuple[Path, RunOutcom
     (tmp_path / "trials.jsonl").write_bytes(raw[:len(raw) // 2])
     with pytest.raises(JournalError, match="not ended"):
         write_best(tmp_path)
-
-
-def test_problems_of_configuration_are_found_before_anything_is_made(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="at least 2"):
-        make_config(tmp_path / "x", confirm_seeds=(5,))
-    assert not (tmp_path / "x").exists()
 
 
 def _warnings(folder: Path) -> list[str]:

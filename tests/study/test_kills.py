@@ -33,7 +33,7 @@ def finish(folder: Path) -> dict[str, Any]:
 
 
 def keys(folder: Path) -> list[str]:
-    return [e["key"] for e in read_journal(folder / "trials.jsonl").events if e["event"] == "evaluation"]
+    return [e["key"] for e in read_journal(folder / "trials.jsonl").events if e["event"] == "trial"]
 
 
 def wait_for_lines(folder: Path, n: int, process: subprocess.Popen[bytes]) -> None:

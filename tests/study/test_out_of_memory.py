@@ -9,21 +9,11 @@ from qra_bo.execution.base import InProcessExecutor
 from qra_bo.oracle.protocol import Progress
 from qra_bo.searchers.base import SearchProblem
 from qra_bo.space import limit_average_bits, uniform, with_allowance
-from qra_bo.study.engine import Engine, RunOutcome
+from qra_bo.study.engine import RunOutcome
 from qra_bo.study.journal import read_journal
 from qra_bo.trials import Trial, TrialResult, TrialSpec, TrialState
 from tests.study.oracles import PlantedOracle
-from tests.study.problem import (
-    BUDGET,
-    Walk,
-    comparable,
-    deliver,
-    make_config,
-    make_costs,
-    make_parts,
-    make_space,
-    predict_bytes,
-)
+from tests.study.problem import BUDGET, Walk, comparable, make_costs, make_space, predict_bytes, run
 
 HOLDS = 305
 """Bytes; the best uniform choice within the budget needs 308, the one below it 296."""
@@ -57,10 +47,10 @@ class Recorded(Walk):
         super().tell(evaluations)
 
 
-def run(folder: Path, holds: int) -> RunOutcome:
+def run_on(folder: Path, holds: int) -> RunOutcome:
     Recorded.made.clear()
-    config = make_config(folder, lr_scales=(2.0,), references=())
-    return Engine(config, make_parts(InProcessExecutor(SmallDevice(holds)), Recorded, finalise=deliver)).run()
+    return run(folder, InProcessExecutor(SmallDevice(holds)), Recorded, calibrate__lr_scales=[2.0],
+               effort__references=False)
 
 
 def warnings_of(folder: Path) -> list[str]:
@@ -68,10 +58,10 @@ def warnings_of(folder: Path) -> list[str]:
 
 
 def test_what_ran_out_of_memory_raises_the_allowance_and_is_no_observation(tmp_path: Path) -> None:
-    outcome = run(tmp_path / "run", HOLDS)
+    outcome = run_on(tmp_path / "run", HOLDS)
     evaluations = outcome.study.trials
     starved = [e for e in evaluations if e.result.state is TrialState.OOM]
-    assert predict_bytes(uniform(4, "ref4", 4)) in [e.predicted_bytes for e in starved]
+    assert predict_bytes(uniform(4, "nf4", 4)) in [e.predicted_bytes for e in starved]
     limit = BUDGET
     for e in evaluations:
         # Anchors are drawn up before the first of them is tried; from then on nothing at or above a failure is.
@@ -87,18 +77,18 @@ def test_what_ran_out_of_memory_raises_the_allowance_and_is_no_observation(tmp_p
 
 
 def test_a_run_that_ran_out_of_memory_goes_on_to_the_same_end(tmp_path: Path) -> None:
-    whole = run(tmp_path / "whole", HOLDS)
+    whole = run_on(tmp_path / "whole", HOLDS)
     lines = (tmp_path / "whole" / "trials.jsonl").read_text().splitlines(keepends=True)
     for kept in (len(lines) // 3, len(lines) // 2, len(lines) - 8):
         folder = tmp_path / str(kept)
         folder.mkdir()
         (folder / "trials.jsonl").write_text("".join(lines[:kept]))
-        again = run(folder, HOLDS)
+        again = run_on(folder, HOLDS)
         assert comparable(again.best) == comparable(whole.best)
 
 
 def test_a_search_without_any_room_left_ends_with_what_it_has(tmp_path: Path) -> None:
-    least = min(predict_bytes(uniform(4, f, 1)) for f in ("ref2", "ref4", "ref8"))
+    least = min(predict_bytes(uniform(4, f, 1)) for f in ("ref2", "nf4", "ref8"))
     folder = tmp_path / "run"
 
     class Shrinking(SmallDevice):
@@ -116,8 +106,8 @@ def test_a_search_without_any_room_left_ends_with_what_it_has(tmp_path: Path) ->
             found = super().ask(n)
             return [type(p)(uniform(4, "ref2", 1), p.fidelity, p.stage) for p in found]
 
-    config = make_config(folder, lr_scales=(2.0,), references=(), confirm_seeds=(), ranking_top=0)
-    outcome = Engine(config, make_parts(InProcessExecutor(Shrinking(BUDGET)), Least)).run()
+    outcome = run(folder, InProcessExecutor(Shrinking(BUDGET)), Least, fine_tunes=False, calibrate__lr_scales=[2.0],
+                  effort__references=False, confirm__seeds=0, effort__ranking_top=0)
     assert any("holds no allocation" in message for message in warnings_of(folder))
     assert predict_bytes(outcome.winner) > least
 
@@ -126,9 +116,9 @@ def test_an_allowance_is_of_memory_and_not_of_average_bits() -> None:
     space = make_space()
     costs = limit_average_bits(make_costs(space), space, BUDGET, 4.0)
     raised = with_allowance(costs, 100)
-    row = space.encode(uniform(4, "ref4", 1))[None, :]
+    row = space.encode(uniform(4, "nf4", 1))[None, :]
     assert costs.feasible(row, BUDGET).all()
-    assert raised.totals(row) == predict_bytes(uniform(4, "ref4", 1)) + 100
+    assert raised.totals(row) == predict_bytes(uniform(4, "nf4", 1)) + 100
     bits_alone = np.array([p.name for p in raised.phases]) == "codes"
     assert [p.fixed for p, codes in zip(raised.phases, bits_alone, strict=True) if codes] == \
         [p.fixed for p in costs.phases if p.name == "codes"]

@@ -9,18 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qra_bo.execution.base import Executor, InProcessExecutor, OracleSpec
-from qra_bo.execution.limits import Limits
-from qra_bo.execution.local import LocalExecutor
+from qra_bo.execution import Executor, InProcessExecutor, Limits, LocalExecutor, OracleSpec
 from qra_bo.oracle.protocol import Progress
 from qra_bo.space import uniform
-from qra_bo.study.engine import Engine, RunOutcome
+from qra_bo.study.engine import RunOutcome
 from qra_bo.study.journal import checksum, read_journal
 from qra_bo.study.results import load_study
+from qra_bo.study.trial_runner import TrialRunner
 from qra_bo.trials import Fidelity, TrialResult, TrialSpec, TrialState
 from qra_bo.utils.errors import JournalError
+from tests.study import problem
 from tests.study.oracles import PlantedOracle
-from tests.study.problem import EQUIVALENT, Walk, comparable, deliver, make_config, make_parts
+from tests.study.problem import EQUIVALENT, Walk, comparable, make_setting
 
 TARGET = "tests.study.oracles:make"
 
@@ -73,19 +73,19 @@ class Recorder(Walk):
 
 
 def run(folder: Path, executor: Executor, **changes: Any) -> RunOutcome:
-    return Engine(make_config(folder, **changes), make_parts(executor, Recorder, finalise=deliver)).run()
+    return problem.run(folder, executor, Recorder, **changes)
 
 
 def trials(folder: Path) -> list[dict[str, Any]]:
-    return [e for e in read_journal(folder / "trials.jsonl").events if e["event"] == "evaluation"]
+    return [e for e in read_journal(folder / "trials.jsonl").events if e["event"] == "trial"]
 
 
 def keys(folder: Path) -> list[str]:
-    return [e["key"] for e in evaluations(folder)]
+    return [e["key"] for e in trials(folder)]
 
 
 def searched(folder: Path) -> list[str]:
-    return [e["key"] for e in evaluations(folder) if e["stage"] == "evolution"]
+    return [e["key"] for e in trials(folder) if e["stage"] == "evolution"]
 
 
 def test_one_worker_among_many_kinds_gives_one_result(tmp_path: Path) -> None:
@@ -95,14 +95,14 @@ def test_one_worker_among_many_kinds_gives_one_result(tmp_path: Path) -> None:
     for folder, outcome in (("b", other), ("c", processes)):
         assert comparable(outcome.best) == comparable(sequential.best)
         assert keys(tmp_path / folder) == keys(tmp_path / "a")
-    assert all("workers" not in e for e in evaluations(tmp_path / "a"))
+    assert all("workers" not in e for e in trials(tmp_path / "a"))
 
 
 def test_proposals_are_kept_under_way_and_their_number_is_in_the_journal(tmp_path: Path) -> None:
     executor = ShuffledExecutor(4, seed=0)
     outcome = run(tmp_path, executor)
     assert executor.most >= 4
-    assert {e["workers"] for e in evaluations(tmp_path)} == {4}
+    assert {e["workers"] for e in trials(tmp_path)} == {4}
     assert len(keys(tmp_path)) == len(set(keys(tmp_path)))
     cost = outcome.study.search_cost.tokens / EQUIVALENT
     assert 24 <= cost < 25.5  # what is pending is planned for: an effort is not overdrawn by a batch
@@ -132,7 +132,7 @@ def test_stopped_anywhere_and_resumed_with_any_number_of_workers(tmp_path: Path,
     found = keys(tmp_path)
     assert len(found) == len(set(found))
     assert outcome.study.search_cost.tokens >= 24 * EQUIVALENT
-    replayed = run(tmp_path, ShuffledExecutor(2, 0), max_full_trials=26, effort="more")
+    replayed = run(tmp_path, ShuffledExecutor(2, 0), effort__max_full_trials=26)
     first, last = Recorder.made[-2].moves, Recorder.made[-1].moves
     assert last[:len(first)] == first  # the replay asked and told as the session before it did, to its end
     told = [m[0].replace("lr1", "lr2") for m in last if m and isinstance(m[0], str)][1:]
@@ -160,18 +160,17 @@ def test_a_straggler_holds_nobody(tmp_path: Path) -> None:
 
     run(tmp_path, Straggling(3, 0))
     assert Straggling.held is None
-    order = [e["key"] for e in evaluations(tmp_path) if e["stage"] == "evolution"]
-    asked = [f"{p[0].allocation.fingerprint}-{4 if p[0].fidelity is Fidelity.LOW else 8}of8-t11-validation-lr2"
+    order = [e["key"] for e in trials(tmp_path) if e["stage"] == "evolution"]
+    seed = make_setting().train_seed
+    asked = [f"{p[0].allocation.fingerprint}-{4 if p[0].fidelity is Fidelity.LOW else 8}of8-t{seed}-validation-lr2"
              for p in Recorder.made[-1].moves if p and not isinstance(p[0], str)]
     assert order[-1] == asked[0]
     assert len(order) > 12
 
 
 def test_time_that_is_up_lets_what_is_under_way_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from qra_bo.study.runner import Runner
-
     ended: list[int] = []
-    monkeypatch.setattr(Runner, "hours", property(lambda self: 1.0 if len(self.study.trials) >= 20 else 0.0))
+    monkeypatch.setattr(TrialRunner, "wall_seconds", property(lambda self: 3600.0 * (len(self.study.trials) >= 20)))
     run(tmp_path, ShuffledExecutor(4, 1), max_hours=.5)
     ended.append(len(searched(tmp_path)))
     warned = [e["message"] for e in read_journal(tmp_path / "trials.jsonl").events if e["event"] == "warning"]
@@ -192,7 +191,7 @@ def test_a_damaged_line_of_a_parallel_run_is_done_again(tmp_path: Path) -> None:
     lost = json.loads(lines[number])["key"]
     lines[number] = lines[number].replace(b'"state":"ok"', b'"state":"xx"')
     path.write_bytes(b"\n".join(lines))
-    resumed = run(tmp_path, ShuffledExecutor(3, 6), max_full_trials=25)
+    resumed = run(tmp_path, ShuffledExecutor(3, 6), effort__max_full_trials=25)
     assert lost in {e.spec.key for e in resumed.study.trials}
     assert len(keys(tmp_path)) == len(set(keys(tmp_path)))
 
@@ -217,7 +216,7 @@ def test_worker_processes_share_the_work_and_a_lost_one_is_replaced(tmp_path: Pa
     executor = LocalExecutor([spec] * 3, Limits(60, retries=1))
     outcome = run(tmp_path / "run", executor)
     assert outcome.study.states["failed"] == 0
-    assert {e["workers"] for e in evaluations(tmp_path / "run")} == {3}
+    assert {e["workers"] for e in trials(tmp_path / "run")} == {3}
     assert load_study(tmp_path / "run").winner == outcome.winner
     assert all(w.process is None for w in executor._workers)
 
@@ -225,7 +224,7 @@ def test_worker_processes_share_the_work_and_a_lost_one_is_replaced(tmp_path: Pa
 def test_evaluations_that_sleep_are_done_side_by_side() -> None:
     spec = OracleSpec(TARGET, {"pause": .6})
     executor = LocalExecutor([spec] * 3, Limits(60))
-    wanted = [TrialSpec(uniform(4, "ref4", r), 8, 8, 3) for r in (1, 2, 4)]
+    wanted = [TrialSpec(uniform(4, "nf4", r), 8, 8, 3) for r in (1, 2, 4)]
     try:
         for request in wanted:  # all three processes are up before the clock starts
             executor.submit(request)

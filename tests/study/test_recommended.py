@@ -4,12 +4,11 @@ from pathlib import Path
 
 from qra_bo.searchers.base import SearchProblem
 from qra_bo.space import Allocation
-from qra_bo.study.engine import Engine
 from qra_bo.trials import Fidelity, Proposal
-from tests.study.problem import Walk, make_config, make_parts
+from tests.study.problem import Walk, run
 
-MIXED = (Allocation(("ref8", "ref4", "ref2", "ref4"), (2, 2, 4, 2)),
-         Allocation(("ref2", "ref4", "ref2", "ref4"), (1, 2, 1, 2)))
+MIXED = (Allocation(("ref8", "nf4", "ref2", "nf4"), (2, 2, 4, 2)),
+         Allocation(("ref2", "nf4", "ref2", "nf4"), (1, 2, 1, 2)))
 
 
 class Contrary(Walk):
@@ -28,7 +27,7 @@ class Contrary(Walk):
 
 
 def test_what_is_recommended_is_confirmed_rather_than_the_least_loss(tmp_path: Path) -> None:
-    outcome = Engine(make_config(tmp_path), make_parts(searcher=Contrary)).run()
+    outcome = run(tmp_path, searcher=Contrary)
     study = outcome.study
     losses = {a: study.point(a).loss for a in MIXED}  # type: ignore[union-attr]
     least, largest = sorted(MIXED, key=lambda a: losses[a] or 0.0)

@@ -9,17 +9,15 @@ import pytest
 
 from qra_bo.execution.base import InProcessExecutor
 from qra_bo.oracle.protocol import Progress
-from qra_bo.searchers.base import SearchProblem
-from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import Allocation, uniform
-from qra_bo.study.engine import Engine
 from qra_bo.study.shared import Ledger, SharedExecutor
 from qra_bo.trials import TrialResult, TrialSpec, TrialState
+from tests.study import problem
 from tests.study.oracles import PlantedOracle
-from tests.study.problem import Walk, comparable, make_config, make_parts, make_problem, predict_bytes
+from tests.study.problem import comparable, make_setting, predict_bytes
 
 MAY_DIFFER = frozenset({"effort", "budget"})
-A = uniform(4, "ref4", 4)
+A = uniform(4, "nf4", 4)
 
 
 class Continuing(PlantedOracle):
@@ -47,15 +45,10 @@ class Continuing(PlantedOracle):
                        forward_tokens=30 * looks)
 
 
-def run(folder: Path, oracle: Continuing, budget: int, siblings: tuple[Path, ...], **config: Any) -> Mapping[str, Any]:
-    settings = {"model": {"name": "planted"}, "effort": {"name": "normal"}, "budget": [str(budget)], **config}
+def run(folder: Path, oracle: Continuing, budget: int, siblings: tuple[Path, ...], **changes: Any) -> Mapping[str, Any]:
+    settings = make_setting(**changes).config.to_dict()
     executor = SharedExecutor(InProcessExecutor(oracle), folder, siblings, settings, MAY_DIFFER)
-
-    def problem(profile: SensitivityProfile) -> SearchProblem:
-        return replace(make_problem(profile), budget_bytes=budget)
-
-    return Engine(make_config(folder, config=settings, budget_bytes=budget),
-                  make_parts(executor, Walk, make_problem=problem)).run().best
+    return problem.run(folder, executor, budget=budget, fine_tunes=False, **changes).best
 
 
 BUDGETS = (predict_bytes(A) + 7, predict_bytes(A) + 60, predict_bytes(A))
@@ -78,7 +71,7 @@ def test_nothing_is_evaluated_twice_and_every_run_is_charged_as_if_alone(tmp_pat
 def test_runs_of_another_configuration_share_nothing(tmp_path: Path) -> None:
     first, second = Continuing(), Continuing()
     run(tmp_path / "a", first, BUDGETS[0], ())
-    run(tmp_path / "b", second, BUDGETS[0], (tmp_path / "a",), bits=[2, 4])
+    run(tmp_path / "b", second, BUDGETS[0], (tmp_path / "a",), adapter__lr=2e-3)
     assert second.profiles == 1
     assert len(second.keys) == len(first.keys)
 

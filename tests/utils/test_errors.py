@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from qra_bo.execution import worker
-from qra_bo.execution.messages import spec_to_json
 from qra_bo.oracle.protocol import TRAINING, StopRequested
 from qra_bo.space import uniform
 from qra_bo.trials import TrialSpec
@@ -48,9 +47,9 @@ def test_a_worker_whose_device_is_lost_ends(monkeypatch: pytest.MonkeyPatch, cap
         raise SystemExit(status)
 
     monkeypatch.setattr(worker.os, "_exit", end)
-    request = spec_to_json(TrialSpec(uniform(4, "ref4", 4), 8, 8, 1))
+    request = TrialSpec(uniform(4, "nf4", 4), 8, 8, 1).to_json()
     with pytest.raises(SystemExit) as ended:
-        worker.serve(Broken(), {"op": "evaluate", "request": request}, Quiet())
+        worker.serve(Broken(), {"op": "evaluate", "spec": request}, Quiet())
     assert ended.value.code == worker.DEVICE_LOST
     assert "its GPU context is lost: CUDA error: an illegal memory access was encountered" in caplog.text
 

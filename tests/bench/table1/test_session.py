@@ -44,7 +44,7 @@ def test_chosen_codes_come_from_an_oracle_that_chose_for_these_formats(session: 
     """An oracle on another ladder would take the round-to-nearest codes and say nothing."""
     made: list[tuple[Any, ...]] = []
 
-    def opened(config: Any, folder: Path, profile: Any) -> Any:
+    def opened(config: Any, folder: Path) -> Any:
         made.append((config.bits, config.quantizer.rounding))
         return _Silent()
 

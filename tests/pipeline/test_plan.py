@@ -1,4 +1,4 @@
-"""RAM and time of a run on a CPU, told before it starts."""
+"""RAM and time of a run on a CPU before it starts."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -8,17 +8,11 @@ import pytest
 
 from qra_bo.config.schema import RunConfig, load_config
 from qra_bo.memory.budget import parse_size
-from qra_bo.pipeline import estimate
+from qra_bo.pipeline import plan, ram
 from qra_bo.pipeline.build import make_space, make_spec
-from qra_bo.pipeline.estimate import (
-    check_ram,
-    host_bytes,
-    host_parts,
-    matmul_flops,
-    seconds_per_training_token,
-    training_tokens,
-)
-from qra_bo.pipeline.run import engine_settings, make_setting, plan_rows
+from qra_bo.pipeline.plan import plan_rows, token_seconds, training_tokens
+from qra_bo.pipeline.ram import check_ram, host_parts
+from qra_bo.pipeline.run import make_setting
 from qra_bo.space import DecoderSpec, SearchSpace
 from qra_bo.utils.errors import DeviceError
 
@@ -33,12 +27,12 @@ def setting(*overrides: str) -> tuple[RunConfig, DecoderSpec, SearchSpace]:
     (["budget=uniform:4,4"], 2_698_000_000), (["budget=uniform:4,16", "memory.scope=stored"], 2_754_000_000)])
 def test_the_default_needs_what_its_worker_was_seen_to_hold(overrides: list[str], measured: int,
                                                             monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(estimate, "keeps_dense", lambda spec, formats: True)
-    assert abs(host_bytes(*setting("+model=smollm2_135m", *overrides)) / measured - 1) < 0.05
+    monkeypatch.setattr(ram, "keeps_dense", lambda spec, formats: True)
+    assert abs(sum(host_parts(*setting("+model=smollm2_135m", *overrides)).values()) / measured - 1) < 0.05
 
 
 def test_parts_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(estimate, "keeps_dense", lambda spec, formats: True)
+    monkeypatch.setattr(ram, "keeps_dense", lambda spec, formats: True)
     config, spec, space = setting("+model=tiny", "bits=[8]", "budget=10MB", "effort.references=false",
                                   "quantizer.rounding=rtn")
     parts = host_parts(config, spec, space)
@@ -48,7 +42,6 @@ def test_parts_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     assert parts["packed formats"] == spec.linear_numel + 4 * rows + nf4  # and 16 bits are the base itself
     assert parts["unpacked copies"] == 2 * 2 * spec.linear_numel
     assert parts["training or choosing codes"] == 10**7 - (spec.linear_numel + 4 * rows) - 2 * spec.other_numel
-    assert sum(parts.values()) == host_bytes(config, spec, space)
 
 
 def test_choosing_codes_may_take_more_than_training() -> None:
@@ -70,37 +63,29 @@ def test_in_fp32_the_16_bit_format_is_packed_too() -> None:
 
 def test_too_little_ram_is_refused_with_what_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     config, spec, space = setting("+model=llama2_7b", "budget=10GB")
-    monkeypatch.setattr(estimate, "free_bytes", lambda device: parse_size("24GB"))
+    monkeypatch.setattr(ram, "free_bytes", lambda device: parse_size("24GB"))
     with pytest.raises(DeviceError, match=r"needs about 3\d\.\d\d GB of RAM \(dense weights 13\.48 GB.* and 24\.00 GB "
                                           r"is available; .*device=cuda"):
         check_ram(config, spec, space)
     with pytest.raises(DeviceError):
         make_setting(config)
-    monkeypatch.setattr(estimate, "free_bytes", lambda device: parse_size("64GB"))
+    monkeypatch.setattr(ram, "free_bytes", lambda device: parse_size("64GB"))
     check_ram(config, spec, space)
 
 
 def test_a_simulation_needs_no_ram(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(estimate, "free_bytes", lambda device: 0)
+    monkeypatch.setattr(ram, "free_bytes", lambda device: 0)
     make_setting(load_config(["+model=llama2_7b", "budget=10GB", "oracle=synthetic", "device=cpu"]))
 
 
-def test_seconds_follow_the_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(estimate, "matmul_flops", lambda dtype, threads: 1.8e12)
-    _, spec, _ = setting("+model=smollm2_135m")
-    tokens = 1 / seconds_per_training_token(spec, "bfloat16", 2)
-    assert tokens == pytest.approx(0.2 * 1.8e12 / (4 * 106_168_320 + 6 * 49_152 * 576))
-    assert tokens == pytest.approx(675, rel=0.15)  # what was measured
-
-
-def test_the_benchmark_leaves_the_threads_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
-
-    monkeypatch.setattr(estimate, "BENCHMARK_SECONDS", 0.01)
-    monkeypatch.setattr(estimate, "SIDE", 32)
-    before = torch.get_num_threads()
-    assert matmul_flops("float32", 1) > 0
-    assert torch.get_num_threads() == before
+def test_seconds_follow_from_the_operations(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "cores", lambda: 2)
+    config, _, _ = setting("+model=smollm2_135m")
+    seconds = token_seconds(make_setting(config))
+    assert seconds is not None
+    assert 1 / seconds == pytest.approx(4e11 / (4 * 106_168_320 + 6 * 49_152 * 576))
+    assert 1 / seconds == pytest.approx(675, rel=0.05)  # measured
+    assert token_seconds(make_setting(load_config(["oracle=synthetic", "device=cpu"]))) is None
 
 
 def test_tokens_of_the_final_fine_tune(tmp_path: Path) -> None:
@@ -114,13 +99,13 @@ def test_tokens_of_the_final_fine_tune(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("final", "cost"), [("final.steps=10", 10 * 4 * 128), ("final.epochs=2", None)])
-def test_every_row_of_the_plan_has_a_time(final: str, cost: int | None, tmp_path: Path) -> None:
+def test_every_row_of_the_plan_has_a_time(final: str, cost: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     config: Any = load_config(["+model=tiny", "data=tiny", "device=cpu", final])
-    chosen = make_setting(config)
-    rows = plan_rows(config, engine_settings(config, tmp_path, chosen.space, 10**7), 0.5)
+    monkeypatch.setattr(plan, "token_seconds", lambda setting: 0.5)
+    rows = plan_rows(make_setting(config))
     assert all(row.seconds == 0.5 * row.cost and row.cost > 0 for row in rows)
     tokens = training_tokens(config)
     assert tokens is not None
     assert rows[-1].cost == (2 * tokens if cost is None else cost)
-    assert [row.seconds for row in plan_rows(config, engine_settings(config, tmp_path, chosen.space, 10**7))] == \
-        [None] * len(rows)
+    monkeypatch.setattr(plan, "token_seconds", lambda setting: None)
+    assert [row.seconds for row in plan_rows(make_setting(config))] == [None] * len(rows)

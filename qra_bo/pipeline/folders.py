@@ -1,0 +1,73 @@
+"""Folders that runs and tasks write to."""
+
+from datetime import datetime
+from pathlib import Path
+
+from qra_bo.config.schema import RunConfig
+from qra_bo.study.journal import JOURNAL_NAME
+from qra_bo.utils.errors import OutputError
+from qra_bo.utils.files import check_run_folder
+
+SUMMARY_NAME = "budgets.json"
+CHECKPOINTS = "checkpoints"
+
+
+def run_folder(config: RunConfig) -> Path:
+    """Return ``out``, or a new folder below ``outputs``, for one run or for the runs of several budgets.
+
+    Raises:
+        OutputError: If it holds anything else, or links, or nothing where a run is to be resumed.
+    """
+    several = len(config.budget) > 1
+    if config.out is None:
+        return new_folder(config, "budgets" if several else config.budget[0])
+    folder = Path(config.out)
+    runs = "runs of several budgets" if several else "a run"
+    wanted = f"give a folder that is new, empty or holds {runs}"
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"out={folder} is a file; {wanted}")
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    begun = [JOURNAL_NAME] if JOURNAL_NAME in names else []
+    if several:
+        known = {SUMMARY_NAME, CHECKPOINTS, *map(path_name, config.budget)}
+        foreign = begun or [n for n in names if n not in known and not (folder / n / JOURNAL_NAME).is_file()]
+        begun = [path.name for path in journals(folder)]
+    else:
+        foreign = [] if begun else names
+    if foreign:
+        raise OutputError(f"out={folder} holds {foreign[0]!r} and is not the folder of {runs}: nothing in it is "
+                          f"touched; {wanted}")
+    check_run_folder(folder)
+    if config.resume and not begun:
+        raise OutputError(f"resume=true and out={folder} holds no {JOURNAL_NAME} of {runs}, so there is nothing to go "
+                          f"on from; give the folder of {runs}, or leave resume out")
+    return folder
+
+
+def journals(folder: Path) -> list[Path]:
+    """Return the subfolders of ``folder`` that hold a run."""
+    return sorted(path.parent for path in folder.glob(f"*/{JOURNAL_NAME}"))
+
+
+def task_folder(config: RunConfig) -> Path:
+    """Return ``out`` for a task that writes one file there, or a new folder below ``outputs``; made if it is absent.
+
+    Raises:
+        OutputError: If it can't be made.
+    """
+    folder = new_folder(config, config.task) if config.out is None else Path(config.out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"out={folder} can't be made a folder ({error.strerror}); choose another") from error
+    return folder
+
+
+def new_folder(config: RunConfig, what: str) -> Path:
+    """Return a folder below ``outputs`` that is named after the model, ``what`` and the time."""
+    return Path("outputs") / path_name(f"{config.model_name}-{what}-{datetime.now():%Y%m%d-%H%M%S}")
+
+
+def path_name(text: str) -> str:
+    """Return ``text`` as the name of a folder."""
+    return "".join(c if c.isalnum() or c in "-_." else "_" for c in text)

@@ -1,0 +1,138 @@
+"""The trials before the search: calibration of the learning rate, uniform baselines and references."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from qra_bo.memory.formats import default_format
+from qra_bo.space import Allocation, uniform
+from qra_bo.study.search_loop import Headroom
+from qra_bo.study.state import loss_of
+from qra_bo.study.trial_runner import TrialRunner, no_loss
+from qra_bo.study.uniform_baselines import choose, fill
+from qra_bo.trials import Trial
+
+DIGITS = 3
+"""Significant digits of the chosen factor: it names trials."""
+
+
+def calibrate(run: TrialRunner, baselines: Sequence[Allocation]) -> None:
+    """Choose the factor on the learning rate from trials of uniform allocations; a single factor is taken untried.
+
+    Raises:
+        TrainingError: If no factor gave a loss.
+    """
+    if run.study.lr_scale is not None and not run.journal.content.damaged:
+        return
+    scales, config = run.config.calibrate.lr_scales, run.config
+    chosen = calibration_choices(baselines[0], config.effort.calibration_baselines)
+    tried = scales if len(scales) > 1 else ()
+    done = run.evaluate_all([run.plan(a, "calibration", lr_scale=scale) for scale in tried for a in chosen])
+    if run.study.lr_scale is not None:  # the trials of damaged lines were done again
+        return
+    losses = []
+    for i, scale in enumerate(tried):
+        of_scale = done[i * len(chosen):(i + 1) * len(chosen)]
+        if all(e.ok for e in of_scale):
+            losses.append((scale, sum(map(loss_of, of_scale)) / len(chosen)))
+    if tried and not losses:
+        raise no_loss("no learning rate of the calibration gave a loss on the uniform baselines", run.study.trials)
+    best, inside = best_scale(sorted(losses)) if losses else (scales[0], True)
+    if not inside:
+        run.warn(f"the best factor on the learning rate, {best:g}, is at the end of those tried {list(scales)}; "
+                 "calibrate.lr_scales may be too narrow")
+    run.record("calibration", {"lr": config.adapter.lr * best, "rule": config.adapter.lr_rule, "lr_scale": best,
+                               "trials": [{"lr_scale": s, "loss": loss} for s, loss in losses],
+                               "uniform_baselines": [a.to_json() for a in chosen]})
+
+
+def calibration_choices(baseline: Allocation, n: int) -> list[Allocation]:
+    """Return ``n`` uniform allocations in the format of ``baseline``, from its rank r down to about r / 4 in equal
+    ratios.
+
+    A search trades ranks for bits, so the rate must suit smaller ranks too; a single allocation has rank about r / 2.
+
+    Args:
+        baseline: The most promising uniform baseline.
+        n: How many; fewer where small ranks coincide.
+    """
+    rank, fmt = baseline.ranks[0], baseline.formats[0]
+    powers = [0.5] if n == 1 else [i / (n - 1) for i in range(n)]
+    ranks = dict.fromkeys(max(1, round(rank / 4**power)) for power in powers)
+    return [uniform(len(baseline), fmt, r) for r in ranks]
+
+
+def best_scale(trials: Sequence[tuple[float, float]]) -> tuple[float, bool]:
+    """Return the factor with the least loss, and whether it lies inside those tried.
+
+    Near its optimum the loss is a parabola in the logarithm of the rate, and differences between the factors tried
+    are as small as the noise: the vertex of the parabola through the best and its neighbours is used, where it is one
+    and lies between them.
+
+    Args:
+        trials: ``(factor, mean loss)`` by increasing factor, at least one.
+    """
+    scales, losses = np.log([s for s, _ in trials]), np.array([loss for _, loss in trials])
+    at = int(losses.argmin())
+    inside = 0 < at < len(trials) - 1 if len(trials) > 2 else True
+    if len(trials) >= 3:
+        first = min(max(at - 1, 0), len(trials) - 3)  # the best and its neighbours: far trials are on no parabola
+        near = slice(first, first + 3)
+        curvature, slope, _ = np.polyfit(scales[near], losses[near], 2)
+        if curvature > 0:
+            vertex = -slope / (2 * curvature)
+            if scales[near].min() < vertex < scales[near].max():
+                return float(f"{np.exp(vertex):.{DIGITS}g}"), True
+    return trials[at][0], inside
+
+
+def evaluate_baselines(run: TrialRunner, headroom: Headroom, baselines: Sequence[Allocation],
+                       limit: int | None) -> list[Trial]:
+    """Evaluate the most promising uniform baselines and uniform + filled ranks; return their trials, failed ones too.
+
+    Args:
+        run: Evaluates the trials.
+        headroom: Limit on predicted bytes; lowered by what runs out of memory.
+        baselines: The most promising first.
+        limit: How many to evaluate; ``None`` for all.
+
+    Raises:
+        TrainingError: If every one of them ran out of memory or diverged.
+        QRABOError: If every one of them failed: there is nothing to compare with, and likely something broken.
+    """
+    first, spare = choose(baselines, limit)
+    done = _evaluate(run, headroom, first)
+    usable = [e for e in done if e.ok]
+    if not usable:
+        raise no_loss("every uniform baseline failed, so that nothing can be compared", done)
+    filled = fill(headroom.rules, min(usable, key=loss_of).allocation)
+    if filled not in {e.allocation for e in done}:
+        return done if limit == 1 else done + _evaluate(run, headroom, [filled])
+    return done + _evaluate(run, headroom, spare[:1])
+
+
+def _evaluate(run: TrialRunner, headroom: Headroom, allocations: Sequence[Allocation]) -> list[Trial]:
+    """Return the baselines' trials; one that the calibration made counts as a baseline."""
+    found = run.evaluate_all([run.plan(a, "baseline") for a in allocations])
+    for e in found:
+        headroom.lowered_by(run, e)
+    return [replace(e, stage="baseline") for e in found]
+
+
+def evaluate_references(run: TrialRunner, headroom: Headroom) -> list[Trial]:
+    """Evaluate LoRA and QLoRA with rank 16 to report beside the baselines; they need not fit.
+
+    A reference that is feasible in the search space counts as a baseline and is returned; the others are never
+    incumbent. QLoRA keeps its round-to-nearest codes where the search's are others.
+    """
+    n, rules = run.setting.space.n_units, headroom.rules
+    lora, qlora = uniform(n, "fp16", 16), uniform(n, default_format(4).name, 16)
+    other_codes = run.config.quantizer.rounding != "rtn"
+    given = [lora] if other_codes else [lora, qlora]
+    feasible = [set(a.formats) <= set(rules.formats) and rules.fits(a) for a in given]
+    planned = [run.plan(a, "baseline" if ok else "reference") for a, ok in zip(given, feasible, strict=True)]
+    if other_codes:
+        planned.append(run.plan(qlora, "reference", codes="rtn"))
+    found = run.evaluate_all(planned)
+    return [replace(e, stage="baseline") for e, ok in zip(found, feasible, strict=False) if ok]

@@ -1,0 +1,104 @@
+"""The trials after the search: confirmation on unseen seeds, the same at other learning rates, longer trainings."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from qra_bo.space import Allocation
+from qra_bo.study.intervals import paired_interval, spearman
+from qra_bo.study.state import loss_of
+from qra_bo.study.trial_runner import TrialRunner, no_loss
+
+
+def confirm(run: TrialRunner, recommended: Sequence[Allocation]) -> None:
+    """Compare the best mixed allocation with the best uniform one: unseen training seeds, test split.
+
+    The best is the first mixed allocation that the method recommends, else the one with the least loss seen.
+
+    Raises:
+        TrainingError: If no uniform allocation gave a loss.
+    """
+    study = run.study
+    points = [study.point(a) for a in recommended]
+    reference = study.best_uniform
+    mixed = next((p for p in points if p is not None and not study.counts_as_uniform(p)), study.best_mixed)
+    if reference is None:
+        raise no_loss("no uniform choice gave a loss, so that nothing can be confirmed", study.trials)
+    candidate = reference if mixed is None else mixed
+    pairs, failed = _pairs(run, candidate.allocation, reference.allocation, "confirmation")
+    if len(pairs) < 2:
+        run.warn("fewer than two training seeds of the confirmation gave a loss for both allocations: the winner "
+                 "is not confirmed")
+        return
+    run.record_conclusion("confirmation", confirmation(candidate.allocation, reference.allocation, pairs, failed))
+
+
+def confirmation(candidate: Allocation, reference: Allocation, pairs: Sequence[tuple[int, float, float]],
+                 failed: bool) -> dict[str, Any]:
+    """Return the fields of the journal's confirmation event.
+
+    The winner is ``"mixed"`` where the candidate's mean loss is below the reference's and it never failed alone.
+
+    Args:
+        candidate: The best mixed allocation, or the reference itself where the search found none.
+        reference: The best uniform allocation that fits.
+        pairs: Training seed and test losses of candidate and reference, of seeds that gave both.
+        failed: Whether the candidate failed where the reference did not.
+    """
+    compared = _compared(pairs)
+    differences = [c - r for _, c, r in pairs]
+    mixed = candidate != reference and not failed and sum(differences) < 0
+    return {"candidate": candidate.to_json(), "reference": reference.to_json(), **compared,
+            "differences": differences, "winner_kind": "mixed" if mixed else "uniform", "candidate_failed": failed,
+            "split": "test"}
+
+
+def _compared(pairs: Sequence[tuple[int, float, float]]) -> dict[str, Any]:
+    """Return seeds and losses of both sides with mean and interval of candidate - reference (nats)."""
+    interval = paired_interval([c - r for _, c, r in pairs])
+    return {"train_seeds": [seed for seed, _, _ in pairs], "candidate_losses": [c for _, c, _ in pairs],
+            "reference_losses": [r for _, _, r in pairs],
+            "mean": interval.mean, "low": interval.low, "high": interval.high}
+
+
+def _pairs(run: TrialRunner, candidate: Allocation, reference: Allocation, stage: str,
+           lr_scale: float | None = None) -> tuple[list[tuple[int, float, float]], bool]:
+    """Evaluate both allocations on every unseen training seed; return the seeds with both losses, and whether the
+    candidate failed where the reference did not."""
+    seeds = run.setting.confirm_seeds
+    done = run.evaluate_all([run.plan(a, stage, lr_scale=lr_scale, train_seed=seed, split="test")
+                             for seed in seeds for a in (candidate, reference)])
+    both = list(zip(seeds, done[::2], done[1::2], strict=True))
+    pairs = [(seed, c.loss, r.loss) for seed, c, r in both if c.loss is not None and r.loss is not None]
+    return pairs, any(r.ok and not c.ok for _, c, r in both)
+
+
+def check_rates(run: TrialRunner) -> None:
+    """Record whether the confirmation's difference holds at other learning rates than the calibrated one."""
+    last, calibrated = run.study.last.get("confirmation"), run.study.lr_scale
+    if last is None or calibrated is None or last["candidate"] == last["reference"]:
+        return
+    candidate, reference = (Allocation.from_json(last[side]) for side in ("candidate", "reference"))
+    rates = []
+    for factor in run.config.effort.rate_factors:
+        pairs, _ = _pairs(run, candidate, reference, "rate_check", factor * calibrated)
+        if len(pairs) < 2:
+            run.warn(f"fewer than two training seeds gave a loss for both allocations at {factor:g} times the "
+                     "calibrated learning rate")
+            continue
+        rates.append({"factor": factor, **_compared(pairs)})
+    run.record_conclusion("rate_check", {"candidate": last["candidate"], "reference": last["reference"],
+                                         "rates": rates})
+
+
+def check_ranking(run: TrialRunner) -> None:
+    """Record whether the ranking of the best allocations holds at a longer training."""
+    factor, top = run.config.confirm.ranking_factor, run.study.ranked[:run.config.effort.ranking_top]
+    longer = run.evaluate_all([run.plan(e.allocation, "ranking_check", factor=factor) for e in top])
+    finished = [(e, long) for e, long in zip(top, longer, strict=True) if long.ok]
+    search_losses, losses = [loss_of(e) for e, _ in finished], [loss_of(long) for _, long in finished]
+    if len(finished) < 2:
+        run.warn("the ranking check has fewer than two losses to compare")
+        return
+    run.record_conclusion("ranking_check", {
+        "steps": run.config.fidelity.high * factor, "fingerprints": [e.allocation.fingerprint for e, _ in finished],
+        "losses": losses, "search_losses": search_losses, "spearman": spearman(search_losses, losses)})

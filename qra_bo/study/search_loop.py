@@ -1,0 +1,238 @@
+"""The search of a run: ask, evaluate and tell, with as many proposals under way as there are workers.
+
+What a searcher proposes depends on what it had been told when it was asked, and so on the order in which trials ended.
+The journal holds that order, and with every trial how many were kept under way: a replay asks and tells as the sessions
+before did, whatever number of workers it has itself. With one worker that is plain ask, evaluate and tell.
+"""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from qra_bo.memory.budget import smallest
+from qra_bo.searchers.base import Recommending, Searcher, SearchProblem, SelfChecking
+from qra_bo.space import Allocation, with_allowance
+from qra_bo.study.cost import cost_of
+from qra_bo.study.state import as_observation
+from qra_bo.study.trial_runner import ENGINE_STAGES, PlannedTrial, TrialRunner
+from qra_bo.study.uniform_baselines import BaselineRules
+from qra_bo.trials import Fidelity, Proposal, Trial, TrialState
+from qra_bo.utils.errors import JournalError, QRABOError
+from qra_bo.utils.version import __version__
+
+log = logging.getLogger(__name__)
+MakeSearcher = Callable[[SearchProblem], Searcher]
+
+
+class SearcherError(QRABOError):
+    """A search method broke its contract: a bug, never a result."""
+
+
+class Headroom:
+    """The limit on predicted bytes: the budget, until a trial that was predicted to fit runs out of memory.
+
+    That lowers the limit for the rest of the run: the device holds less than the budget says, and the difference is an
+    allowance that is left alone. It says nothing about the objective.
+
+    Args:
+        rules: What fits the budget.
+    """
+
+    def __init__(self, rules: BaselineRules) -> None:
+        self.rules, self._budget = rules, rules.budget_bytes
+
+    def lowered_by(self, run: TrialRunner, trial: Trial) -> bool:
+        """Lower the limit where ``trial`` ran out of memory below it; return whether it did."""
+        limit = trial.predicted_bytes - 1
+        if trial.result.state is not TrialState.OOM or limit >= self.rules.budget_bytes:
+            return False
+        self.rules = replace(self.rules, budget_bytes=limit)
+        run.warn(f"{trial.allocation.fingerprint} ran out of memory although {trial.predicted_bytes:,} bytes were "
+                 f"predicted, within the budget of {self._budget:,}: the allowance grows by {self._budget - limit:,} "
+                 f"bytes, so that what needs more than {limit:,} is not tried")
+        return True
+
+    def within(self, problem: SearchProblem) -> SearchProblem | None:
+        """Return ``problem`` with the memory that is there; ``None`` where that holds no allocation."""
+        costs = with_allowance(problem.costs, self._budget - self.rules.budget_bytes)
+        return replace(problem, costs=costs) if smallest(costs, problem.space)[0] <= problem.budget_bytes else None
+
+
+class SearchLoop:
+    """The search of one session.
+
+    The searcher is told of the uniform baselines, those with ranks between two of the ladder too. It is not told of a
+    trial that ran out of memory: once nothing is pending any more a new searcher takes over, which has less memory and
+    is told of all other trials.
+
+    Args:
+        run: Evaluates the trials.
+        headroom: Limit on predicted bytes.
+        problem: The search problem within the whole budget.
+        make_searcher: Builds the searcher.
+        known: Trials that the searcher is told of without asking.
+    """
+
+    def __init__(self, run: TrialRunner, headroom: Headroom, problem: SearchProblem, make_searcher: MakeSearcher,
+                 known: Sequence[Trial]) -> None:
+        self.run, self._headroom, self._problem, self._make_searcher = run, headroom, problem, make_searcher
+        by_key = {e.spec.key: e for e in known}
+        self._known = set(by_key)
+        self._told = [as_observation(e) for e in by_key.values() if e.result.state is not TrialState.OOM]
+        self._narrowed = False
+        self._searcher = self._new_searcher()
+        self._pending: dict[str, PlannedTrial] = {}
+        self._submitted: set[str] = set()
+        self._ahead = 0.0 if self._whole else sum(cost_of(r.trial).tokens for r in run.replay)
+        self._again = 0
+
+    def _new_searcher(self) -> Searcher | None:
+        within = self._headroom.within(self._problem)
+        if within is None:
+            return None
+        searcher = self._make_searcher(within)
+        searcher.tell(self._told)
+        return searcher
+
+    def search(self) -> Searcher | None:
+        """Go on until the effort is spent, time is up or the method has nothing left to propose.
+
+        Returns:
+            The last searcher; ``None`` where no memory was left for any.
+
+        Raises:
+            SearcherError: If the searcher breaks its contract.
+            JournalError: If it asks otherwise than the journal was written.
+        """
+        run, planned = self.run, self.run.setting.planned_cost
+        while run.busy or self._spent < planned:
+            if self._narrowed and not self._pending:
+                self._searcher, self._narrowed = self._new_searcher(), False
+            if self._searcher is None:
+                run.warn("the search was ended: the memory that is left holds no allocation of the space")
+                return None
+            if run.replay and self._whole:
+                self._ask(run.replay[0].workers, run.replay[0].left)
+            else:
+                self._ask(run.executor.workers, planned - self._spent)
+            trial = self._next()
+            if trial is None:
+                break
+            del self._pending[trial.spec.key]
+            self._tell(trial)
+        return self._searcher
+
+    def _tell(self, trial: Trial) -> None:
+        """Tell the searcher, or have it replaced where its proposal ran out of memory."""
+        if self._headroom.lowered_by(self.run, trial):
+            self._narrowed = True
+        if trial.result.state is not TrialState.OOM and self._searcher is not None:
+            self._told.append(as_observation(trial))
+            self._searcher.tell(self._told[-1:])
+
+    @property
+    def _whole(self) -> bool:
+        """Whether the journal holds every line that was written."""
+        return not self.run.journal.content.damaged
+
+    @property
+    def _spent(self) -> float:
+        """Training tokens that count as spent: of a journal that lost lines, not those of trials still ahead in it, so
+        that what a damaged line held is done again even where the effort was spent to the end.
+
+        They count once more new trials were asked for than lines were damaged: the search then goes another way.
+        """
+        if self._again > len(self.run.journal.content.damaged):
+            self._ahead = 0.0
+        return self.run.study.search_cost.tokens - self._ahead
+
+    def _ask(self, workers: int, left: float) -> None:
+        """Ask until ``workers`` trials are pending or will cost what is ``left`` to spend (training tokens); a trial
+        that the engine had planned before is told at once."""
+        run, searcher = self.run, self._searcher
+        while searcher is not None and not self._narrowed and len(self._pending) < workers and self._expected() < left:
+            run.progress("search", round(run.study.search_cost.tokens), round(run.setting.planned_cost))
+            proposals = searcher.ask(1)
+            if not proposals:
+                if not self._pending:
+                    log.info("%s has nothing left to propose", searcher.name)
+                return
+            for proposal in proposals:
+                planned = self._planned(searcher.name, proposal)
+                found = run.study.find(planned.spec.key)
+                if found is not None and found.stage in ENGINE_STAGES:
+                    self._tell(found)
+                else:
+                    self._pending[planned.spec.key] = planned
+
+    def _expected(self) -> float:
+        """Cost of the pending trials from their first step on, in training tokens."""
+        steps = sum(p.spec.steps for p in self._pending.values())
+        return self.run.setting.full_trial_tokens * steps / self.run.config.fidelity.high
+
+    def _planned(self, name: str, proposal: Proposal) -> PlannedTrial:
+        """Return the trial of a proposal that keeps the searcher's contract."""
+        run, a, stage, rules = self.run, proposal.allocation, proposal.stage, self._headroom.rules
+        low = proposal.fidelity is Fidelity.LOW
+        if not run.setting.space.contains(a) or not rules.fits(a) or stage in ENGINE_STAGES \
+                or (low and run.config.fidelity.low is None):
+            raise SearcherError(
+                f"{name} proposed {a.to_json()} at {proposal.fidelity.value} fidelity in stage {stage!r}: off the "
+                f"ladders, over the budget of {rules.budget_bytes:,} bytes, at a fidelity that is off, or "
+                "in a stage of the engine; this is a bug of the search method")
+        planned = run.plan(a, stage, proposal.fidelity)
+        if planned.spec.key in self._known:
+            raise SearcherError(f"{name} proposed {planned.spec.key}, which it had proposed or been told of before; "
+                                "this is a bug of the search method")
+        self._known.add(planned.spec.key)
+        return planned
+
+    def _next(self) -> Trial | None:
+        """Return the next trial to tell: the journal's, or the next that ends; ``None`` where the search ends.
+
+        Raises:
+            JournalError: If the journal's next trial was not asked for: this program does not repeat that run.
+                (Not where lines were damaged: what they held is done again, out of its order.)
+        """
+        run, pending = self.run, self._pending
+        if self._whole and run.replay and run.replay[0].trial.spec.key not in pending:
+            raise JournalError(
+                f"the journal can't be continued: its next trial is {run.replay[0].trial.spec.key}, and the search now "
+                f"asks for {', '.join(pending) or 'nothing'}. It was written by version {run.study.header['version']}, "
+                f"this is {__version__}: go on with the versions in its provenance, or start a new run with "
+                "another out=")
+        held = next((r for r in run.replay if r.trial.spec.key in pending), None)
+        if held is not None:
+            run.replay.remove(held)
+            self._ahead = max(0.0, self._ahead - cost_of(held.trial).tokens)
+            run.reset_stopwatch()
+            return held.trial
+        waiting = [p for key, p in pending.items() if key not in self._submitted]
+        hours = run.config.max_hours
+        if hours is None or run.wall_seconds < 3600 * hours:
+            self._again += len(waiting) if run.replay else 0
+            for planned in waiting:
+                self._submitted.add(planned.spec.key)
+                run.submit(planned)
+        elif waiting and not run.busy:
+            run.warn(f"the search was ended by max_hours={hours:g} at "
+                     f"{run.study.search_cost.tokens / run.setting.full_trial_tokens:.1f} of "
+                     f"{run.config.effort.max_full_trials:g} full-trial equivalents; a longer max_hours goes on")
+        return run.next_finished() if run.busy else None
+
+
+def recommend(run: TrialRunner, searcher: Searcher) -> Sequence[Allocation]:
+    """Return the allocations that a method recommends, if it does, and record once for a search and for its extension
+    how well its surrogate predicts the trials.
+
+    Args:
+        run: The run after its search.
+        searcher: A new one: the searcher of the loop was not told of trials that an earlier session ended with.
+    """
+    searcher.tell([as_observation(e) for e in run.study.points])
+    if isinstance(searcher, SelfChecking) and "surrogate_check" not in run.study.last:
+        check: Mapping[str, Any] | None = searcher.surrogate_check()
+        if check is not None:
+            run.record("surrogate_check", check)
+    return searcher.recommend() if isinstance(searcher, Recommending) else ()

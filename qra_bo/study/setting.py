@@ -1,0 +1,129 @@
+"""A configuration and what follows from it on one model: space, memory, seeds, and costs in training tokens."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from qra_bo.config.schema import RunConfig
+from qra_bo.execution.messages import ProfileResult
+from qra_bo.memory.formats import parse_format
+from qra_bo.memory.model import MemoryModel
+from qra_bo.searchers.base import SearchProblem
+from qra_bo.sensitivity.profile import SensitivityProfile
+from qra_bo.space import Allocation, CostTable, Ladder, SearchSpace, average_bits, limit_average_bits
+from qra_bo.study.uniform_baselines import BaselineRules
+
+
+class BytesPredictor:
+    """Predicted bytes of any allocation, on the ladders or off them (uniform baselines have ranks off the ladder).
+
+    Args:
+        memory: The memory model.
+        space: Its units are those of the allocations.
+    """
+
+    def __init__(self, memory: MemoryModel, space: SearchSpace) -> None:
+        self.memory, self.space = memory, space
+        self._known: dict[Allocation, int] = {}
+
+    def __call__(self, allocation: Allocation) -> int:
+        if allocation not in self._known:
+            space = self._space_of(allocation)
+            self._known[allocation] = int(self.memory.table(space).totals(space.encode(allocation)[None, :])[0])
+        return self._known[allocation]
+
+    def breakdown(self, allocation: Allocation) -> dict[str, int]:
+        """Return the bytes by part in the phase with the largest total."""
+        return self.memory.breakdown(self._space_of(allocation), allocation)
+
+    def _space_of(self, allocation: Allocation) -> SearchSpace:
+        """Return a space whose ladders are the allocation's own formats and ranks."""
+        formats = sorted({parse_format(f) for f in allocation.formats}, key=lambda f: (f.bits, f.name))
+        return SearchSpace(self.space.units, tuple(formats), Ladder("ranks", tuple(sorted(set(allocation.ranks)))))
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a configuration comes to, whatever its budget.
+
+    Args:
+        config: The configuration of the run.
+        space: Units and ladders.
+        memory: The memory model, of the device that trains.
+        profile: The profile of ``sensitivity.path``, or ``None`` to measure one.
+    """
+
+    config: RunConfig
+    space: SearchSpace
+    memory: MemoryModel
+    profile: SensitivityProfile | None = None
+
+    @cached_property
+    def predictor(self) -> BytesPredictor:
+        """Bytes of any allocation in the configured scope."""
+        return BytesPredictor(self.memory, self.space)
+
+    def costs(self, budget: int) -> CostTable:
+        """Return the table that decides what fits ``budget`` bytes: memory, and ``max_average_bits`` if it is set."""
+        table, limit = self.memory.table(self.space), self.config.max_average_bits
+        return table if limit is None else limit_average_bits(table, self.space, budget, limit)
+
+    def problem(self, budget: int, profile: SensitivityProfile, max_full_trials: float) -> SearchProblem:
+        """Return the search problem within ``budget`` bytes."""
+        return SearchProblem(self.space, self.costs(budget), budget, profile, self.config.fidelity.high,
+                             self.config.fidelity.low, self.config.seed, max_full_trials)
+
+    def rules(self, budget: int) -> BaselineRules:
+        """Return the rules of the uniform baselines within ``budget`` bytes."""
+        max_rank = min(min(m.out_features, m.in_features) for u in self.space.units for m in u.linears)
+        return BaselineRules(self.space.n_units, tuple(f.name for f in self.space.formats), max_rank, budget,
+                             self.predictor, self._admits)
+
+    def _admits(self, allocation: Allocation) -> bool:
+        """Whether the average code bits keep to ``max_average_bits``."""
+        limit = self.config.max_average_bits
+        bits = [parse_format(f).bits for f in allocation.formats]
+        return limit is None or average_bits(bits, self.space.unit_numel) <= limit
+
+    @property
+    def full_trial_tokens(self) -> float:
+        """Cost of one full-fidelity trial: training tokens, and one third of the evaluated ones."""
+        c = self.config
+        return c.fidelity.high * c.train.batch * c.train.length + c.eval.tokens / 3
+
+    @property
+    def planned_cost(self) -> float:
+        """Training tokens that profile, calibration, uniform baselines and search may spend."""
+        return self.config.effort.max_full_trials * self.full_trial_tokens
+
+    @property
+    def train_seed(self) -> int:
+        """Training seed of all trials of the search."""
+        return training_seeds(self.config.seed, 0)[0]
+
+    @property
+    def confirm_seeds(self) -> tuple[int, ...]:
+        """Unseen training seeds of the confirmation."""
+        return training_seeds(self.config.seed, self.config.confirm.seeds)[1]
+
+    def given_profile(self) -> ProfileResult | None:
+        """Return the given profile, if any, at the cost that remains: choosing codes and initialising adapters."""
+        return None if self.profile is None else ProfileResult(self.profile, *self.tokens_before, 0.0)
+
+    @property
+    def tokens_before(self) -> tuple[int, int]:
+        """Tokens that choosing codes and initialising adapters take: forward and backward, and forward only."""
+        c = self.config
+        if not c.oracle.trains:
+            return 0, 0
+        codes = c.train.length * max(1, c.quantizer.tokens // c.train.length) if c.quantizer.rounding == "gptq" else 0
+        text = c.train.length * c.data.calibration
+        return text * (c.adapter.init == "gradient"), codes + text * (c.adapter.init == "eva")
+
+
+def training_seeds(seed: int, n: int) -> tuple[int, tuple[int, ...]]:
+    """Return the training seed of a search with ``seed``, and ``n`` others that it does not use; all different."""
+    words = np.random.SeedSequence(entropy=seed, spawn_key=(0x7A11,)).generate_state(4 * (n + 2))
+    first, *others = dict.fromkeys(int(word) % 2**31 for word in words)
+    return first, tuple(others[:n])

@@ -1,0 +1,309 @@
+"""Trials of one session of a run: what the journal holds is replayed, what it lacks is evaluated and written down."""
+
+import json
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from qra_bo.config.schema import NOT_OF_THE_RESULT
+from qra_bo.execution.base import Executor
+from qra_bo.memory.formats import parse_format
+from qra_bo.oracle.protocol import Progress, quiet
+from qra_bo.searchers.priors import prior_sha256
+from qra_bo.space import Allocation
+from qra_bo.study.journal import Event, Journal, canonical, check_same_configuration, session_seconds
+from qra_bo.study.provenance import changes, collect
+from qra_bo.study.setting import Setting
+from qra_bo.study.signals import RunInterrupted
+from qra_bo.study.state import Study
+from qra_bo.study.status import StatusFile
+from qra_bo.trials import SCHEMA_VERSION, Fidelity, Trial, TrialResult, TrialSpec, TrialState
+from qra_bo.utils.errors import JournalError, OracleError, QRABOError, TrainingError
+from qra_bo.utils.redact import redact
+from qra_bo.utils.version import __version__
+
+Listener = Callable[[Mapping[str, Any]], None]
+"""Gets every journal event of a run, those of earlier sessions first."""
+ENGINE_STAGES = frozenset({"calibration", "baseline", "reference", "confirmation", "rate_check", "ranking_check"})
+"""Stages of trials that the engine plans; all other stages are a searcher's."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedTrial:
+    """A trial that is asked for."""
+
+    spec: TrialSpec
+    fidelity: Fidelity
+    stage: str
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """A trial of the search that the journal holds, and what was in force when it was written.
+
+    Args:
+        trial: The trial.
+        workers: How many trials were kept under way.
+        left: Training tokens that the effort had left to spend.
+    """
+
+    trial: Trial
+    workers: int
+    left: float
+
+
+class TrialRunner:
+    """Evaluates through the journal: the engine is a deterministic program, and each of its steps that the journal
+    already holds is taken from there. So a run that was killed goes on as if it had not been.
+
+    Args:
+        setting: The configuration with its space and memory model.
+        budget_bytes: Hard limit on predicted bytes.
+        journal: Open journal of the run.
+        executor: Runs the oracle.
+        listeners: Get every journal event.
+        progress: Shown to people.
+    """
+
+    def __init__(self, setting: Setting, budget_bytes: int, journal: Journal, executor: Executor,
+                 listeners: Sequence[Listener] = (), progress: Progress = quiet) -> None:
+        self.setting, self.config, self.budget_bytes = setting, setting.config, budget_bytes
+        self.journal, self.executor, self.status = journal, executor, StatusFile(journal.path.parent)
+        self.study = Study()
+        self._listeners, self._progress = listeners, progress
+        self._before = session_seconds(journal.content.events)
+        self._written: set[tuple[Any, ...]] = set()
+        self._described = False
+        self._mark, self._overhead = time.monotonic(), 0.0
+        self._under_way: dict[str, PlannedTrial] = {}
+        self.replay: deque[Replayed] = deque()
+        for event in journal.content.events:
+            spent = self.study.search_cost.tokens
+            self._take_in(event)
+            if event["event"] == "trial" and self.study.trials[-1].stage not in ENGINE_STAGES:
+                self.replay.append(self._replayed(event, spent))
+
+    @contextmanager
+    def session(self) -> Iterator[None]:
+        """Begin or continue the run, and keep ``status.json`` true however the session ends.
+
+        Raises:
+            JournalError: If the journal belongs to another configuration.
+        """
+        self._open()
+        try:
+            yield
+        except (Exception, RunInterrupted) as error:
+            self.status.write(self.study, "interrupted" if isinstance(error, RunInterrupted) else "failed", str(error))
+            raise
+        self.status.stage = "end"
+        self.status.write(self.study, "done")
+
+    def _open(self) -> None:
+        """Write the header of a new run, or check that the journal is of this one and note a changed effort."""
+        effort = {"effort": self.config.effort.name, "max_full_trials": float(self.config.effort.max_full_trials),
+                  "planned_cost": self.setting.planned_cost}
+        prior = prior_sha256(self.config.surrogate.prior)
+        if not self.study.header:
+            self._append("header", {**self._header(), "prior_sha256": prior, **effort})
+        else:
+            header = self.study.header
+            check_same_configuration(self.journal.path, header, self.config.to_dict(), self.config.config_sha256,
+                                     frozenset(NOT_OF_THE_RESULT))
+            if header.get("prior_sha256") != prior:  # the search would not repeat its proposals
+                raise JournalError(f"the run in {self.journal.path} can't be continued: the file of surrogate.prior "
+                                   f"has changed since it began (sha256 was {header.get('prior_sha256')} and is "
+                                   f"{prior}). Restore it, or start a new run with another out=")
+            if self.study.last.get("extension", header)["planned_cost"] != self.setting.planned_cost:
+                self._append("extension", effort)
+        for message in self.journal.content.warnings:
+            self.warn(message)
+
+    def _header(self) -> dict[str, Any]:
+        c, s = self.config, self.setting
+        allowance = s.memory.allowance
+        return {"schema_version": SCHEMA_VERSION, "config": c.to_dict(), "config_sha256": c.config_sha256,
+                "version": __version__, "seed": c.seed, "train_seed": s.train_seed, "model": c.model_name,
+                "granularity": c.granularity, "units": [u.name for u in s.space.units],
+                "formats": [f.to_json() for f in s.space.formats], "ranks": list(s.space.ranks.values),
+                "unit_numel": [int(n) for n in s.space.unit_numel], "budget_bytes": self.budget_bytes,
+                "budget_text": c.budget[0], "max_average_bits": c.max_average_bits, "scope": c.memory.scope,
+                "oracle": c.oracle.name, "high_steps": c.fidelity.high, "low_steps": c.fidelity.low,
+                "full_trial_tokens": s.full_trial_tokens, "uniform_baselines": c.effort.uniform_baselines,
+                "alpha_over_rank": c.adapter.alpha_over_rank, "init": c.adapter.init, "method": c.method.name,
+                "allowance": None if allowance is None else asdict(allowance)}
+
+    def record(self, event: str, fields: Mapping[str, Any]) -> None:
+        """Write one event; the first of a session is preceded by its provenance."""
+        self._describe()
+        self._append(event, fields)
+
+    def record_conclusion(self, event: str, fields: Mapping[str, Any]) -> None:
+        """Write one event, unless the journal's last event of that kind says the same."""
+        last = self.study.last.get(event)
+        if last is None or any(last.get(k) != v for k, v in fields.items()):
+            self.record(event, fields)
+
+    def warn(self, message: str) -> None:
+        """Write a warning, once a run."""
+        message = redact(message)
+        if ("warning", message) not in self._written:
+            self._append("warning", {"message": message})
+
+    def _describe(self) -> None:
+        """Write the provenance once a session, and warn of changes since the last session and of the oracle's notes.
+
+        Raises:
+            JournalError: If results before and after would not compare.
+        """
+        if self._described:
+            return
+        fields = json.loads(canonical(collect(self.executor.describe())))
+        before = self.study.last.get("provenance")
+        differences = [] if before is None else changes(before, fields)
+        self._described = True
+        self._append("provenance", fields)
+        if differences:
+            self.warn(f"since the run was last worked on: {'; '.join(differences)}; small differences in later results "
+                      "may come from that")
+        for note in fields.get("notes", ()):
+            self.warn(note)
+
+    def _append(self, event: str, fields: Mapping[str, Any]) -> None:
+        self._take_in(self.journal.append(event, fields))
+
+    def _take_in(self, event: Event) -> None:
+        self.study.add(event)
+        if event["event"] == "warning":
+            self._written.add(("warning", event["message"]))
+        elif event["event"] == "stage":
+            self._written.add((event["stage"], event["state"]))
+        for listener in self._listeners:
+            listener(event)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Name the stage of the run; its start and end are written once a run."""
+        self.status.stage = name
+        self._mark_stage(name, "start")
+        self.status.write(self.study, "running")
+        yield
+        self._mark_stage(name, "end")
+
+    def _mark_stage(self, name: str, state: str) -> None:
+        if (name, state) not in self._written:
+            self.record("stage", {"stage": name, "state": state})
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        """Pass progress on to people and ``status.json``."""
+        self.status.progress(self.study, what, done, total)
+        self._progress(what, done, total)
+
+    @property
+    def wall_seconds(self) -> float:
+        """Seconds that all sessions have spent on the run."""
+        return self._before + self.journal.elapsed
+
+    def plan(self, allocation: Allocation, stage: str, fidelity: Fidelity = Fidelity.HIGH, *,
+             lr_scale: float | None = None, train_seed: int | None = None, split: str = "validation", factor: int = 1,
+             codes: str | None = None) -> PlannedTrial:
+        """Plan a trial; arguments that are not given are as in the search.
+
+        Args:
+            allocation: The candidate.
+            stage: Stage of the run that asks for it.
+            fidelity: Length of the training.
+            lr_scale: Factor on the base learning rate.
+            train_seed: Training seed.
+            split: Held-out split that is evaluated.
+            factor: Times the length of a full-fidelity trial, schedule included.
+            codes: ``"rtn"`` for round-to-nearest codes; ``None``: as configured.
+        """
+        scale = self.study.lr_scale if lr_scale is None else lr_scale
+        steps = self.config.fidelity.low if fidelity is Fidelity.LOW else self.config.fidelity.high * factor
+        if scale is None or steps is None:
+            raise OracleError(f"a {fidelity.value}-fidelity trial needs a calibrated learning rate ({scale}) and "
+                              f"a length ({steps})")
+        seed = self.setting.train_seed if train_seed is None else train_seed
+        spec = TrialSpec(allocation, steps, self.config.fidelity.high * factor, seed, split, scale, codes=codes)
+        return PlannedTrial(spec, fidelity, stage)
+
+    def evaluate_all(self, planned: Sequence[PlannedTrial]) -> list[Trial]:
+        """Return trials that the engine plans, in their order: the journal's, whatever stage they were made for, or new
+        ones, as many at once as there are workers."""
+        for one in {p.spec.key: p for p in planned}.values():
+            if self.study.find(one.spec.key) is None:
+                self.submit(one)
+        while self._under_way:
+            self.next_finished()
+        found = [self.study.find(p.spec.key) for p in planned]
+        return [trial for trial in found if trial is not None]
+
+    @property
+    def busy(self) -> bool:
+        """Whether a trial is under way."""
+        return bool(self._under_way)
+
+    def submit(self, planned: PlannedTrial) -> None:
+        """Hand a trial to the executor."""
+        self._describe()
+        self._under_way[planned.spec.key] = planned
+        self.executor.submit(planned.spec)
+
+    def next_finished(self) -> Trial:
+        """Wait for the next trial that ends, and write it down: the journal has trials in the order of their ends."""
+        self._overhead += time.monotonic() - self._mark
+        spec, result = self.executor.finished(self.progress)
+        self._mark = time.monotonic()
+        planned, a = self._under_way.pop(spec.key), spec.allocation
+        trial = Trial(self.study.trials[-1].id + 1 if self.study.trials else 1, a,
+                      tuple(parse_format(f).bits for f in a.formats), planned.stage, planned.fidelity, spec,
+                      self.config.seed, self._checked(result, spec), self.setting.predictor(a))
+        workers = {"workers": self.executor.workers} if self.executor.workers > 1 else {}
+        fields = {k: v for k, v in trial.to_json().items() if k != "event"}
+        self._append("trial", {**fields, **workers, "overhead_seconds": round(self._overhead, 4)})
+        self._overhead = 0.0
+        self.status.write(self.study, "running")
+        return self.study.trials[-1]
+
+    def _replayed(self, event: Event, spent: float) -> Replayed:
+        workers = event.get("workers", 1)
+        if type(workers) is not int or workers < 1:
+            raise JournalError(f"a trial in the journal {self.journal.path} was made by {workers!r} workers; it "
+                               "was not written by this program")
+        planned = float(self.study.last.get("extension", self.study.header)["planned_cost"])
+        return Replayed(self.study.trials[-1], workers, planned - spent)
+
+    def reset_stopwatch(self) -> None:
+        """Leave the time until now out of the search's overhead."""
+        self._mark = time.monotonic()
+
+    def _checked(self, r: TrialResult, spec: TrialSpec) -> TrialResult:
+        """Return the result with a loss that is not finite as a divergence, and a failure that has no token count
+        charged in full, so that a search of failures ends too."""
+        if r.state is TrialState.OK and (r.loss is None or not math.isfinite(r.loss)):
+            r = replace(r, state=TrialState.DIVERGED, message=f"the loss is {r.loss}")
+        tokens = r.training_tokens
+        if r.state is TrialState.OK:
+            if tokens + r.forward_tokens <= 0:
+                raise OracleError(f"the oracle counted no tokens for {spec.key}: an effort could never be spent")
+            return r
+        if tokens == 0 and r.forward_tokens == 0:
+            tokens = round(self.setting.full_trial_tokens * spec.steps / self.config.fidelity.high)
+        curve = tuple(p for p in r.curve if math.isfinite(p[1]))
+        return replace(r, loss=None, loss_se=None, curve=curve, training_tokens=tokens)
+
+
+def no_loss(what: str, trials: Sequence[Trial]) -> QRABOError:
+    """Return the error of a run that needs a loss and got none, with the last three reasons: a ``TrainingError`` where
+    trainings diverged or ran out of memory, else a bug."""
+    failed = [e.result for e in trials if not e.ok]
+    reasons = "; ".join(list(dict.fromkeys(f"{r.state.value}: {r.message}" for r in failed))[-3:])
+    if any(r.state is TrialState.FAILED for r in failed):
+        return QRABOError(f"{what}; {reasons}")
+    return TrainingError(f"{what}; {reasons}. Lower adapter.lr where trainings diverge; where memory ran out, lower "
+                         "train.batch or the budget, or use a larger device")
