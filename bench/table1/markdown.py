@@ -1,4 +1,4 @@
-"""``table1.md``: the table for people, limit by limit, and what it comes to in words."""
+"""``table1.md``: the table limit by limit, and its summary in words."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +14,7 @@ Row = Mapping[str, Any]
 
 
 def render(table: Mapping[str, Any]) -> str:
-    """The whole file."""
+    """Return the contents of the file."""
     label = proxy_label(table)
     lines = [f"# Methods at equal conditions: {table['model']} on {table['data']}", ""]
     if label is not None:
@@ -31,7 +31,7 @@ def render(table: Mapping[str, Any]) -> str:
               "average accuracy (%) that a public summary of the paper gives for LLaMA-3.1-8B: another model, "
               "data and metric.", ""]
     if not table["complete"]:
-        lines += [f"Not complete: {len(table['missing'])} rows are to come ({', '.join(table['missing'][:4])}"
+        lines += [f"Not complete: {len(table['missing'])} rows are missing ({', '.join(table['missing'][:4])}"
                   f"{', ...' if len(table['missing']) > 4 else ''}).", ""]
     names = dict.fromkeys(r["limit"] for r in table["rows"])
     for name in names:
@@ -49,7 +49,7 @@ def render(table: Mapping[str, Any]) -> str:
 
 def _title(name: str, table: Mapping[str, Any]) -> str:
     if name == OWN.name:
-        return "Whatever memory it takes"
+        return "Without a limit on memory"
     limit = next(one for one in table["limits"] if one["name"] == name)
     if limit["budget_bytes"] is None:
         return "Search without a limit"
@@ -65,21 +65,21 @@ def _markdown(rows: list[Row]) -> list[str]:
 
 
 def _table(cells: Sequence[Sequence[str]]) -> list[str]:
-    """Markdown of the cells, the head first."""
+    """Return the lines of a Markdown table, the head first."""
     widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
     lines = ["| " + " | ".join(text.ljust(w) for text, w in zip(line, widths, strict=True)) + " |" for line in cells]
     return [lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]]
 
 
 def _cells(r: Row) -> list[str]:
-    told = r["reported"]
+    figures = r["reported"]
     return [r["title"], number(r["mean"]), number(r["se"]), str(r["seeds"]), number(r["avg_bits"], 2),
             number(r["metadata_bits"], 2), number(r["avg_rank"], 2), size(r["predicted_bytes"]),
             DASH if r["measured_bytes"] is None else size(r["measured_bytes"]), f"{r['search_steps']:,}",
             str(r["train_steps"]), gap_text(r), versus_text(r["ours_minus_row"]),
             versus_text(r["same_codes_minus_row"]),
             DASH if r["accuracy"] is None else f"{100 * r['accuracy']:.2f}",
-            DASH if told is None else f"{told['value']:.2f} *reported*"]
+            DASH if figures is None else f"{figures['value']:.2f} *reported*"]
 
 
 def _rate_checks(checks: Sequence[Mapping[str, Any]], references: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -104,14 +104,14 @@ def _at_factor(check: Mapping[str, Any], difference: str) -> tuple[str, str, str
 
 
 def gap_text(r: Row) -> str:
-    """``54 % [40, 68]``, or that it is unresolved."""
+    """Return ``54 % [40, 68]``, or ``unresolved``."""
     if r["gap_closed"] is None:
         return "unresolved"
     return f"{100 * r['gap_closed']:.0f} % [{100 * r['gap_low']:.0f}, {100 * r['gap_high']:.0f}]".replace("-", MINUS)
 
 
 def versus_text(v: Mapping[str, Any] | None) -> str:
-    """``−0.0120 [−0.0180, −0.0060]``, bold where it is decided."""
+    """Return ``−0.0120 [−0.0180, −0.0060]``, bold if it is decided."""
     if v is None:
         return DASH
     text = f"{signed(v['mean'])} [{signed(v['low'])}, {signed(v['high'])}]"
@@ -119,7 +119,7 @@ def versus_text(v: Mapping[str, Any] | None) -> str:
 
 
 def summary(table: Mapping[str, Any]) -> list[str]:
-    """One line a limit: how ours stands; over a simulation's, that it is one."""
+    """Return one line a limit on our row; the first line labels a simulation."""
     label = proxy_label(table)
     lines = [] if label is None else [label.upper()]
     for limit in table["limits"]:

@@ -1,4 +1,4 @@
-"""``table1.json``: the rows that are there, compared in pairs, with what the paper reports beside them."""
+"""``table1.json``: the finished rows, their paired comparisons, and figures that the paper reports."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,14 +16,14 @@ LORA_16, QLORA = "lora_16", "qlora"
 OURS = ("ours_finer_gptq", "ours_gptq", "ours")
 """Ours by name, see ``ours_among`` and ``ours_like``."""
 FINER = "_finer_gptq"
-"""How the names of rows on the finer ladder of bits end."""
+"""Suffix of the names of rows on the finer ladder of bits."""
 METRICS = ("acc_norm", "acc", "exact_match")
-"""Of a task's metrics, the first of these that it has is its accuracy."""
+"""A task's accuracy is the first of these metrics that it has."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reported:
-    """What a public summary of the paper gives for LLaMA-3.1-8B: average accuracy over eight tasks (%), bits, rank and
+    """Figures of a public summary of the paper for LLaMA-3.1-8B: average accuracy over eight tasks (%), bits, rank and
     memory (GB)."""
 
     accuracy: float
@@ -38,7 +38,7 @@ class Reported:
 
 
 def reported(cell: Cell) -> Reported | None:
-    """The figure of arXiv 2602.22268 that belongs beside a row; most rows have none at hand."""
+    """Return the figures of arXiv 2602.22268 for a row; most rows have none."""
     name, limit = cell.row.name, cell.limit
     if name == LORA_16:
         return Reported(69.94, 16.0, 16.0, 20.50)
@@ -54,14 +54,14 @@ def reported(cell: Cell) -> Reported | None:
 def build(session: Session, cells: Sequence[Cell], results: Sequence[CellResult],
           rate_checks: Sequence[Mapping[str, Any]] = (),
           reference_checks: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
-    """Contents of ``table1.json``.
+    """Return the contents of ``table1.json``.
 
     Args:
         session: For memory and provenance.
         cells: All rows of the table.
-        results: Those that are there so far, in the table's order.
-        rate_checks: What ours has on the best uniform choice at other learning rates.
-        reference_checks: LoRA-16 and QLoRA at other learning rates.
+        results: Finished rows, in the order of the table.
+        rate_checks: Comparisons of our row with the best uniform choice at other learning rates.
+        reference_checks: Comparisons of LoRA-16 and QLoRA with themselves at other learning rates.
     """
     losses = {(r.cell.row.name, r.cell.limit.name): r.losses for r in results if r.losses}
     failed = {(r.cell.row.name, r.cell.limit.name): r.failed for r in results}
@@ -90,8 +90,8 @@ def _row(session: Session, r: CellResult, losses: Mapping[tuple[str, str], Losse
          failed: Mapping[tuple[str, str], Collection[int]]) -> dict[str, Any]:
     row, limit = r.cell.row, r.cell.limit
     head = {"method": row.name, "title": row.title, "limit": limit.name, "scope": limit.scope, "why": r.why}
-    told = reported(r.cell)
-    tail = {"reported": None if told is None else told.to_json()}
+    figures = reported(r.cell)
+    tail = {"reported": None if figures is None else figures.to_json()}
     empty = dict.fromkeys(("mean", "se", "avg_bits", "metadata_bits", "avg_rank", "predicted_bytes", "measured_bytes",
                            "peak_bytes", "stored_bytes", "search_steps", "train_steps", "gap_closed", "gap_low",
                            "gap_high", "learning_rate", "ours_minus_row", "same_codes_minus_row", "accuracy",
@@ -130,28 +130,29 @@ def _row(session: Session, r: CellResult, losses: Mapping[tuple[str, str], Losse
 
 
 def proxy_label(table: Mapping[str, Any]) -> str | None:
-    """What has to stand over a table whose losses a simulation made; ``None`` for one that was trained."""
+    """Return the label of a table of simulated losses; ``None`` if models were trained."""
     if table["fidelity"] == "high":
         return None
-    return f"{table['oracle']} results: no model was trained, nothing here says anything of a method"
+    return f"{table['oracle']} results: no model was trained; the figures say nothing about a method"
 
 
 def ours_among(methods: Iterable[str]) -> str | None:
-    """The one of ours that meets the other rows, of the methods that are there within a limit."""
+    """Return our row that is compared with the others, among the methods within a limit."""
     there = set(methods)
     return next((name for name in OURS if name in there), None)
 
 
 def ours_like(method: str, gptq: bool) -> str:
-    """The one of ours that has a row's bits and chooses codes as it does: whatever it is better by, these have no part
-    in."""
+    """Return our row with the same bits and choice of codes as a row: a difference then has another cause."""
     finer, chosen, nearest = OURS
     return finer if method.endswith(FINER) else chosen if gptq else nearest
 
 
 def accuracy(scores: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> float | None:
-    """Mean over ``tasks`` of each one's first of ``METRICS``; ``None`` without any. The parts of a group, which the
-    harness scores too (57 of MMLU), count in the group alone."""
+    """Return the mean over ``tasks`` of each one's first of ``METRICS``; ``None`` without any.
+
+    The harness also scores the parts of a group (57 of MMLU); they count in the group alone.
+    """
     asked, by_task = {task_name(t) for t in tasks}, dict[str, dict[str, float]]()
     for s in scores:
         if s["task"] not in asked:
