@@ -10,7 +10,7 @@ from qra_bo.utils.errors import ConfigError
 
 FREE = "free"
 RULE = ("a limit is 'peak BUDGET' or 'stored BUDGET', optionally with '<=BITS' for average code bits, or 'free', each "
-        "optionally with 'for METHOD,METHOD', e.g. 'peak uniform:4,16 <=4 for ours,best_uniform'")
+        "optionally with 'for METHOD,METHOD', e.g. 'peak uniform:4,16 <=4 for qra_bo,best_uniform'")
 _LIMIT = re.compile(r"(?:(free)|(peak|stored) (\S+)(?: <=([0-9]+(?:\.[0-9]+)?))?)(?: for (\S+))?")
 
 

@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bench.table1.cells import OWN
-from bench.table1.results import ours_among, proxy_label
+from bench.table1.results import proxy_label, qra_bo_among
 from qra_bo.report.text import DASH, MINUS, number, signed, size
 from qra_bo.study.confirm import LEAST_SEEDS, LEVEL
 
 HEAD = ("method", "test loss", "SE", "seeds", "bits", "+ metadata", "rank", "predicted", "measured", "search steps",
-        "steps", "gap closed", f"ours {MINUS} row", "all alike", "acc.", "reported acc.")
+        "steps", "gap closed", f"qra_bo {MINUS} row", "all alike", "acc.", "reported acc.")
 Row = Mapping[str, Any]
 
 
@@ -23,9 +23,9 @@ def render(table: Mapping[str, Any]) -> str:
               "standard error over training seeds that no search used. Every row has the same data, trainer, "
               "steps, seeds, memory model, and the same rule and number of trials for its learning rate. *Gap "
               f"closed*: (QLoRA {MINUS} row) / (QLoRA {MINUS} LoRA-16), paired, with its {LEVEL:.0%} interval. "
-              f"*Ours {MINUS} row*: of ours with finer bits (5 and 6 too) and codes by GPTQ where that is there, over "
-              "common seeds; *all alike*: of ours that has the row's bits and chooses codes as it does; "
-              f"negative is in favour of ours; **bold** where the interval excludes 0 over at least {LEAST_SEEDS} "
+              f"*qra_bo {MINUS} row*: qra_bo with finer bits (5 and 6 too) and codes by GPTQ if there is one, over "
+              "common seeds; *all alike*: qra_bo with the row's bits and choice of codes; "
+              f"negative is in favour of qra_bo; **bold** where the interval excludes 0 over at least {LEAST_SEEDS} "
               "seeds. Steps of the search are its cost, learning-rate trials included, in steps of training. "
               "*Acc.*: mean accuracy (%) of the first seed's model at the tasks of `table1.tasks`. *Reported*: "
               "average accuracy (%) that a public summary of the paper gives for LLaMA-3.1-8B: another model, "
@@ -76,7 +76,7 @@ def _cells(r: Row) -> list[str]:
     return [r["title"], number(r["mean"]), number(r["se"]), str(r["seeds"]), number(r["avg_bits"], 2),
             number(r["metadata_bits"], 2), number(r["avg_rank"], 2), size(r["predicted_bytes"]),
             DASH if r["measured_bytes"] is None else size(r["measured_bytes"]), f"{r['search_steps']:,}",
-            str(r["train_steps"]), gap_text(r), versus_text(r["ours_minus_row"]),
+            str(r["train_steps"]), gap_text(r), versus_text(r["qra_bo_minus_row"]),
             versus_text(r["same_codes_minus_row"]),
             DASH if r["accuracy"] is None else f"{100 * r['accuracy']:.2f}",
             DASH if figures is None else f"{figures['value']:.2f} *reported*"]
@@ -86,11 +86,11 @@ def _rate_checks(checks: Sequence[Mapping[str, Any]], references: Sequence[Mappi
     if not checks and not references:
         return []
     lines = ["## At other learning rates", "", "At the given factor on its own calibrated rate, on the first of the "
-             "same unseen seeds, test split; where ours and the best uniform choice came to one configuration there is "
-             "nothing to check.", ""]
+             "same unseen seeds, test split; limits with one configuration for qra_bo and the best uniform choice are "
+             "left out.", ""]
     if checks:
-        head = ("limit", "ours", "best uniform", "times its rate", f"ours {MINUS} best uniform", "seeds")
-        lines += _table([head, *((c["limit"], c["ours"], c["row"], *_at_factor(c, "ours_minus_row")) for c in checks)])
+        head = ("limit", "qra_bo", "best uniform", "times its rate", f"qra_bo {MINUS} best uniform", "seeds")
+        lines += _table([head, *((c["limit"], c["qra_bo"], c["row"], *_at_factor(c, "qra_bo_minus_row")) for c in checks)])
         lines += [""]
     if references:
         columns = ("reference", "times its rate", f"at this rate {MINUS} at its own", "seeds")
@@ -124,15 +124,14 @@ def summary(table: Mapping[str, Any]) -> list[str]:
     lines = [] if label is None else [label.upper()]
     for limit in table["limits"]:
         rows = [r for r in table["rows"] if r["limit"] == limit["name"] and not r["why"]]
-        mine = ours_among(r["method"] for r in rows)
+        mine = qra_bo_among(r["method"] for r in rows)
         if mine is None:
             continue
-        ours = next(r for r in rows if r["method"] == mine)
-        others = [r for r in rows if r["ours_minus_row"] is not None]
-        better = [r for r in others if r["ours_minus_row"]["verdict"] == "better"]
+        own = next(r for r in rows if r["method"] == mine)
+        others = [r for r in rows if r["qra_bo_minus_row"] is not None]
+        better = [r for r in others if r["qra_bo_minus_row"]["verdict"] == "better"]
         alike = [r["same_codes_minus_row"]["verdict"] for r in rows if r["same_codes_minus_row"] is not None]
-        title = ours["title"][0].lower() + ours["title"][1:]
-        lines.append(f"{limit['name']}: {title} {number(ours['mean'])}, gap closed {gap_text(ours)}; "
+        lines.append(f"{limit['name']}: {own['title']} {number(own['mean'])}, gap closed {gap_text(own)}; "
                      f"better than {len(better)} of {len(others)} other rows within it"
                      + (f"; with codes as theirs, than {alike.count('better')} of {len(alike)}" if alike else ""))
     return lines

@@ -21,8 +21,8 @@ from qra_bo.report.style import (
     legend,
 )
 
-MARKS = {"ours_finer_gptq": ("p", VERMILLION), "best_uniform_finer_gptq": ("p", BLUE),
-         "ours_gptq": ("*", VERMILLION), "ours": ("P", VERMILLION), "best_uniform_gptq": ("s", BLUE),
+MARKS = {"qra_bo_finer_gptq": ("p", VERMILLION), "best_uniform_finer_gptq": ("p", BLUE),
+         "qra_bo_gptq": ("*", VERMILLION), "qra_bo": ("P", VERMILLION), "best_uniform_gptq": ("s", BLUE),
          "best_uniform": ("v", BLUE), "autoqra": ("P", GREEN), "autoqra_gptq": ("*", GREEN),
          "qr_adaptor": ("X", SKY), "qlora": ("D", "#000000"), "qlora_gptq": ("h", "#000000"), "lora_16": ("D", PURPLE)}
 OTHERS = ("o", ORANGE)

@@ -6,13 +6,13 @@ from typing import Any
 
 from bench.table1.cells import OWN, Cell, CellResult, Say
 from bench.table1.recipe import Recipe
-from bench.table1.results import LORA_16, OURS, QLORA, ours_among
+from bench.table1.results import LORA_16, QLORA, QRA_BO, qra_bo_among
 from bench.table1.session import Session
 from bench.table1.statistics import Difference, difference
 from qra_bo.report.text import MINUS, signed
 from qra_bo.study.options import training_seeds
 
-UNIFORM = {name: name.replace("ours", "best_uniform") for name in OURS}
+UNIFORM = {name: name.replace("qra_bo", "best_uniform") for name in QRA_BO}
 """The best uniform choice with the same bits and codes, by the name of our row."""
 
 
@@ -22,8 +22,8 @@ def pairs(cells: Iterable[Cell]) -> list[tuple[Cell, Cell]]:
     for cell in cells:
         if cell.limit is not OWN:
             within.setdefault(cell.limit.name, {})[cell.row.name] = cell
-    chosen = [(rows, ours_among(rows)) for rows in within.values()]
-    return [(rows[ours], rows[UNIFORM[ours]]) for rows, ours in chosen if ours is not None and UNIFORM[ours] in rows]
+    chosen = [(rows, qra_bo_among(rows)) for rows in within.values()]
+    return [(rows[own], rows[UNIFORM[own]]) for rows, own in chosen if own is not None and UNIFORM[own] in rows]
 
 
 def references(cells: Iterable[Cell]) -> list[Cell]:
@@ -48,14 +48,14 @@ def check_rates(session: Session, results: Sequence[CellResult], say: Say) -> li
             continue
         for factor in session.options.rate_factors:
             made = session.results.made
-            ours, uniform = (_losses(session, recipe, factor * rate.lr_scale, seeds) for recipe, rate in sides)
-            compared = difference(ours, uniform, set(seeds) - set(ours))
-            checks.append({"limit": pair[0].limit.name, "ours": pair[0].row.name, "row": pair[1].row.name,
-                           "factor": factor, "train_seeds": list(seeds), "ours_losses": [ours.get(s) for s in seeds],
+            own, uniform = (_losses(session, recipe, factor * rate.lr_scale, seeds) for recipe, rate in sides)
+            compared = difference(own, uniform, set(seeds) - set(own))
+            checks.append({"limit": pair[0].limit.name, "qra_bo": pair[0].row.name, "row": pair[1].row.name,
+                           "factor": factor, "train_seeds": list(seeds), "qra_bo_losses": [own.get(s) for s in seeds],
                            "row_losses": [uniform.get(s) for s in seeds],
-                           "ours_minus_row": None if compared is None else compared.to_json()})
+                           "qra_bo_minus_row": None if compared is None else compared.to_json()})
             if session.results.made > made:
-                say(_line(f"{pair[0].limit.name}: at {factor:g} times the rate ours {MINUS} best uniform", compared))
+                say(_line(f"{pair[0].limit.name}: at {factor:g} times the rate qra_bo {MINUS} best uniform", compared))
     return checks
 
 

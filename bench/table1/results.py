@@ -13,8 +13,8 @@ from bench.table1.statistics import Difference, Losses, difference, gap_closed
 from qra_bo.finetune.evaluation.task_files import task_name
 
 LORA_16, QLORA = "lora_16", "qlora"
-OURS = ("ours_finer_gptq", "ours_gptq", "ours")
-"""Ours by name, see ``ours_among`` and ``ours_like``."""
+QRA_BO = ("qra_bo_finer_gptq", "qra_bo_gptq", "qra_bo")
+"""Names of our rows, see ``qra_bo_among`` and ``qra_bo_like``."""
 FINER = "_finer_gptq"
 """Suffix of the names of rows on the finer ladder of bits."""
 METRICS = ("acc_norm", "acc", "exact_match")
@@ -94,7 +94,7 @@ def _row(session: Session, r: CellResult, losses: Mapping[tuple[str, str], Losse
     tail = {"reported": None if figures is None else figures.to_json()}
     empty = dict.fromkeys(("mean", "se", "avg_bits", "metadata_bits", "avg_rank", "predicted_bytes", "measured_bytes",
                            "peak_bytes", "stored_bytes", "search_steps", "train_steps", "gap_closed", "gap_low",
-                           "gap_high", "learning_rate", "ours_minus_row", "same_codes_minus_row", "accuracy",
+                           "gap_high", "learning_rate", "qra_bo_minus_row", "same_codes_minus_row", "accuracy",
                            "rates"))
     if r.found is None:
         return {**head, **empty, "seeds": 0, "train_seeds": [], "losses": [], "gap_note": "", "note": "",
@@ -113,17 +113,17 @@ def _row(session: Session, r: CellResult, losses: Mapping[tuple[str, str], Losse
              "mean": float(values.mean()) if len(values) else None,
              "se": float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None}
     gap = gap_closed(r.losses, losses.get((QLORA, OWN.name), {}), losses.get((LORA_16, OWN.name), {}))
-    ours = ours_among(name for name, within in losses if within == limit.name)
+    own = qra_bo_among(name for name, within in losses if within == limit.name)
 
     def less(mine: str) -> Difference | None:
         return difference(losses[mine, limit.name], r.losses, failed[mine, limit.name])
 
-    versus = None if ours is None or row.name == ours else less(ours)
-    alike = ours_like(row.name, recipe.gptq_tokens is not None)
-    same = None if row.name in OURS or (alike, limit.name) not in losses else less(alike)
+    versus = None if own is None or row.name == own else less(own)
+    alike = qra_bo_like(row.name, recipe.gptq_tokens is not None)
+    same = None if row.name in QRA_BO or (alike, limit.name) not in losses else less(alike)
     return {**head, **empty, **facts, "seeds": len(r.losses), "train_seeds": list(r.losses),
             "losses": list(r.losses.values()), "gap_closed": gap.share, "gap_low": gap.low, "gap_high": gap.high,
-            "gap_note": gap.note, "ours_minus_row": None if versus is None else versus.to_json(),
+            "gap_note": gap.note, "qra_bo_minus_row": None if versus is None else versus.to_json(),
             "same_codes_minus_row": None if same is None else same.to_json(),
             "accuracy": accuracy(r.scores, session.options.tasks), "scores": r.scores, "note": _note(r),
             "recipe": recipe.to_json(), **tail}
@@ -136,15 +136,15 @@ def proxy_label(table: Mapping[str, Any]) -> str | None:
     return f"{table['oracle']} results: no model was trained; the figures say nothing about a method"
 
 
-def ours_among(methods: Iterable[str]) -> str | None:
+def qra_bo_among(methods: Iterable[str]) -> str | None:
     """Return our row that is compared with the others, among the methods within a limit."""
     there = set(methods)
-    return next((name for name in OURS if name in there), None)
+    return next((name for name in QRA_BO if name in there), None)
 
 
-def ours_like(method: str, gptq: bool) -> str:
+def qra_bo_like(method: str, gptq: bool) -> str:
     """Return our row with the same bits and choice of codes as a row: a difference then has another cause."""
-    finer, chosen, nearest = OURS
+    finer, chosen, nearest = QRA_BO
     return finer if method.endswith(FINER) else chosen if gptq else nearest
 
 

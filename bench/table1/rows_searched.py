@@ -1,4 +1,4 @@
-"""Methods that search by fine-tuning: the best uniform choice, QR-Adaptor, published AutoQRA, and ours."""
+"""Methods that search by fine-tuning: the best uniform choice, QR-Adaptor, published AutoQRA, and qra_bo."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +15,7 @@ from qra_bo.trials import Fidelity, Trial
 
 @dataclass(frozen=True)
 class Searched(WithCodes):
-    """Ours: the configured method on the configured ladders, also where memory is free.
+    """qra_bo: the configured method on the configured ladders, also where memory is free.
 
     Args:
         finer: Whether on ``table1.finer_bits``. Such rows are compared where a budget binds, and not at a limit on
@@ -121,6 +121,6 @@ for row in (BestUniform("best_uniform", "Best uniform that fits", key=True),
                         gptq=True, finer=True),
             QRAdaptor("qr_adaptor", "QR-Adaptor"), AutoQRA("autoqra", "AutoQRA as published", key=True),
             AutoQRA("autoqra_gptq", "AutoQRA as published, codes by GPTQ", gptq=True),
-            Searched("ours", "Ours", key=True), Searched("ours_gptq", "Ours, codes by GPTQ", key=True, gptq=True),
-            Searched("ours_finer_gptq", "Ours, finer bits, codes by GPTQ", key=True, gptq=True, finer=True)):
+            Searched("qra_bo", "qra_bo", key=True), Searched("qra_bo_gptq", "qra_bo, codes by GPTQ", key=True, gptq=True),
+            Searched("qra_bo_finer_gptq", "qra_bo, finer bits, codes by GPTQ", key=True, gptq=True, finer=True)):
     ROWS.add(row.name, row)

@@ -18,7 +18,7 @@ REAL = ["+model=tiny", "data=tiny", "display=none", "effort=quick", "effort.max_
         "table1.rank_choices=1", "table1.amq_evaluations=4", "effort.uniform_baselines=1", "train.batch=2",
         "train.length=32", "eval.tokens=256", "fidelity.high=6", "fidelity.low=3", "data.max_records=64", "worker.checkpoint_seconds=0",
         "device=cpu", "table1.limits=['peak uniform:4,4']",
-        "table1.methods=[qlora,adalora,loftq,ours]"]
+        "table1.methods=[qlora,adalora,loftq,qra_bo]"]
 
 
 def start(out: Path) -> "subprocess.Popen[bytes]":
