@@ -19,7 +19,7 @@ def test_limits_are_read() -> None:
 @pytest.mark.parametrize("text", ["", "peak", "host 10GB", "peak 10GB <4", "peak 10GB <=x", "free 10GB",
                                   "peak 10GB for", "peak auto"])
 def test_what_is_no_limit_is_refused_with_the_rule(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"is not a limit: a limit is 'peak BUDGET'|may go on elsewhere"):
+    with pytest.raises(ConfigError, match=r"is not a limit: a limit is 'peak BUDGET'|may be resumed on another"):
         parse_limit(text)
 
 
