@@ -44,6 +44,6 @@ def test_cells_stand_in_the_order_of_the_table() -> None:
     with pytest.raises(ConfigError) as caught:
         make_cells(["free for qra_bo,best_uniform", "peak 1GB for lora_16,qra_bo"], None)
     assert "best_uniform can't be compared within 'free': it needs a budget" in str(caught.value)
-    assert "lora_16 can't be compared within 'peak 1GB': its memory is what it is" in str(caught.value)
+    assert "lora_16 can't be compared within 'peak 1GB': its memory is fixed" in str(caught.value)
     with pytest.raises(ConfigError, match="leave no row"):
         make_cells(["free"], ["loftq"])
