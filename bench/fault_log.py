@@ -1,4 +1,4 @@
-"""Log of provoked faults, a line each: a benchmark that is stopped resumes from there.
+"""Log of provoked faults, a line each: a benchmark that is stopped resumes from there."""
 
 import json
 import os
