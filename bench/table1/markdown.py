@@ -90,7 +90,8 @@ def _rate_checks(checks: Sequence[Mapping[str, Any]], references: Sequence[Mappi
              "left out.", ""]
     if checks:
         head = ("limit", "qra_bo", "best uniform", "times its rate", f"qra_bo {MINUS} best uniform", "seeds")
-        lines += _table([head, *((c["limit"], c["qra_bo"], c["row"], *_at_factor(c, "qra_bo_minus_row")) for c in checks)])
+        lines += _table([head, *((c["limit"], c["qra_bo"], c["row"], *_at_factor(c, "qra_bo_minus_row"))
+                                 for c in checks)])
         lines += [""]
     if references:
         columns = ("reference", "times its rate", f"at this rate {MINUS} at its own", "seeds")

@@ -1,7 +1,6 @@
 """Rows of the table: one method each, which finds the configuration that is trained."""
 
 from dataclasses import dataclass
-from typing import Protocol
 
 from bench.table1.limits import Limit
 from bench.table1.recipe import Recipe, codes_name
@@ -31,40 +30,33 @@ class Found:
     note: str = ""
 
 
-class Row(Protocol):
-    """One method."""
+@dataclass(frozen=True)
+class Row:
+    """One method. The defaults are those of methods that need a budget and find their configuration without training.
 
-    @property
-    def name(self) -> str:
-        """Name in the registry."""
-        ...
+    Args:
+        name: Name in the registry.
+        title: Title in tables.
+        key: Whether it gets ``table1.key_seeds`` training seeds instead of ``table1.seeds``.
+        lr_centre: Factor on the rule's learning rate at the centre of the tried rates.
+    """
 
-    @property
-    def title(self) -> str:
-        """Title in tables."""
-        ...
-
-    @property
-    def key(self) -> bool:
-        """Whether it gets ``table1.key_seeds`` training seeds instead of ``table1.seeds``."""
-        ...
-
-    @property
-    def lr_centre(self) -> float:
-        """Factor on the rule's learning rate at the centre of the tried rates."""
-        ...
+    name: str
+    title: str
+    key: bool = False
+    lr_centre: float = 1.0
 
     def takes(self, limit: Limit | None) -> bool:
         """Whether the method applies to a limit; ``None`` stands for no limit at all."""
-        ...
+        return limit is not None and limit.budget is not None
 
     def signature(self, session: Session) -> str:
         """Return the settings that decide the result of ``find``."""
-        ...
+        return ""
 
     def equivalents(self, session: Session, limit: Limit) -> float:
         """Return the rough full-trial equivalents of ``find``."""
-        ...
+        return 0.0
 
     def find(self, session: Session, limit: Limit) -> Found:
         """Find the configuration that is trained within ``limit``.
@@ -72,7 +64,7 @@ class Row(Protocol):
         Raises:
             UserError: If the method has none within it.
         """
-        ...
+        raise NotImplementedError
 
 
 ROWS: Registry[Row] = Registry("method of the table")
@@ -91,26 +83,7 @@ def largest_fitting_rank(session: Session, limit: Limit, fmt: str, most: int) ->
 
 
 @dataclass(frozen=True)
-class WithinABudget:
-    """Defaults of most methods: they need a budget, and find their configuration without training."""
-
-    name: str
-    title: str
-    key: bool = False
-    lr_centre: float = 1.0
-
-    def takes(self, limit: Limit | None) -> bool:
-        return limit is not None and limit.budget is not None
-
-    def signature(self, session: Session) -> str:
-        return ""
-
-    def equivalents(self, session: Session, limit: Limit) -> float:
-        return 0.0
-
-
-@dataclass(frozen=True)
-class WithCodes(WithinABudget):
+class WithCodes(Row):
     """A method with a choice of codes.
 
     Args:

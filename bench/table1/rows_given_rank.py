@@ -9,7 +9,7 @@ from bench.table1.adalora_memory import adalora_bytes, fit_adalora
 from bench.table1.amq import AMQ, AMQOptions
 from bench.table1.limits import Limit
 from bench.table1.recipe import Recipe
-from bench.table1.rows import RANK, ROWS, Found, WithinABudget, largest_fitting_rank
+from bench.table1.rows import RANK, ROWS, Found, Row, largest_fitting_rank
 from bench.table1.session import Session
 from qra_bo.memory.budget import uniform_bytes
 from qra_bo.memory.formats import parse_format
@@ -103,7 +103,7 @@ def on_most_bits(session: Session, limit: Limit, make: Callable[[str], Found]) -
 
 
 @dataclass(frozen=True)
-class LoftQ(WithinABudget):
+class LoftQ(Row):
     """NF4 everywhere, or the most bits below that fit, with the largest rank of at most 16 that fits; the adapters are
     initialised from the quantisation error."""
 
@@ -118,7 +118,7 @@ class LoftQ(WithinABudget):
 
 
 @dataclass(frozen=True)
-class LQLoRA(WithinABudget):
+class LQLoRA(Row):
     """Bits by the integer program over decomposition errors; adapters and base come from the decomposition."""
 
     def signature(self, session: Session) -> str:
@@ -194,7 +194,7 @@ def amq_bits(session: Session, limit: Limit, rank: int, beyond: int = 0) -> tupl
 
 
 @dataclass(frozen=True)
-class AMQLoRA(WithinABudget):
+class AMQLoRA(Row):
     """Bits by AMQ's search on quantisation sensitivity, then LoRA of one rank."""
 
     def signature(self, session: Session) -> str:
@@ -215,7 +215,7 @@ def amq_equivalents(session: Session) -> float:
 
 
 @dataclass(frozen=True)
-class AdaLoRA(WithinABudget):
+class AdaLoRA(Row):
     """AdaLoRA on NF4 everywhere, or on the most bits below that fit: the largest target of at most 16 whose initial
     rank, 1.5 times the target, fits."""
 
@@ -231,7 +231,7 @@ class AdaLoRA(WithinABudget):
 
 
 @dataclass(frozen=True)
-class AMQAdaLoRA(WithinABudget):
+class AMQAdaLoRA(Row):
     """Bits by AMQ, then AdaLoRA with the ranks that fit on NF4, or the least ones if none fits.
 
     PEFT's AdaLoRA does not support HQQ layers; this one trains on every backend.

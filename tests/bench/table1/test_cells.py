@@ -51,5 +51,5 @@ def test_evaluations_are_told_by_stage() -> None:
 
 
 def test_ours_meets_a_row_with_codes_chosen_as_the_row_s() -> None:
-    assert [qra_bo_like(*row) for row in (("amq_lora", False), ("qlora_gptq", True), ("best_uniform_finer_gptq", True))] \
-        == ["qra_bo", "qra_bo_gptq", "qra_bo_finer_gptq"]
+    rows = (("amq_lora", False), ("qlora_gptq", True), ("best_uniform_finer_gptq", True))
+    assert [qra_bo_like(*row) for row in rows] == ["qra_bo", "qra_bo_gptq", "qra_bo_finer_gptq"]
