@@ -12,11 +12,11 @@ TEST_INSTALLED := $(VENV)/.test-installed-$(HASH)
 DOCS_INSTALLED := $(VENV)/.docs-installed-$(HASH)
 PAPER_INSTALLED := $(VENV)/.paper-installed-$(HASH)
 
-# What bench-collect works on: plays, or gsm8k with DATA=FILE.
+# Task of bench-collect: plays, or gsm8k with DATA=FILE.
 TASK ?= plays
 
-# What reproduce-table1 compares on: a model of conf/model, a data set of conf/data, and how much is spent. Profile paper
-# is for one GPU; MORE adds overrides. The same command goes on with a table that was stopped.
+# Options of reproduce-table1: a model of conf/model, a data set of conf/data, and a profile of bench/table1/conf (paper
+# needs a GPU). MORE adds overrides. The same command resumes a stopped table.
 MODEL ?= smollm2_135m
 PROFILE ?= $(if $(filter tiny,$(MODEL)),short,$(if $(filter smollm2_135m,$(MODEL)),full,paper))
 TABLE_DATA := $(if $(DATA),$(DATA),$(if $(filter tiny,$(MODEL)),tiny,plays))
@@ -79,7 +79,7 @@ lint: $(TEST_INSTALLED) ## Check style and the order of the packages
 types: $(TEST_INSTALLED) ## Check types
 	$(BIN)/mypy
 
-bench: $(INSTALLED) ## Short forms of the benchmarks, into build/bench; each has a target that measures in full
+bench: $(INSTALLED) ## Short benchmarks, into build/bench; the other targets measure in full
 	$(BIN)/python -m bench.evaluation_speed --rounds 1 --steps 2 --warm 1 --out build/bench
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.memory --tuples 2 --out build/bench
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.engine --quick --repeats 1 --out build/bench
@@ -88,7 +88,7 @@ bench: $(INSTALLED) ## Short forms of the benchmarks, into build/bench; each has
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.collect --summary --out build/bench
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.faults --short
 
-bench-speed: $(INSTALLED) ## Tokens per second against PEFT + Trainer, and the cost of switching; wants a quiet machine
+bench-speed: $(INSTALLED) ## Tokens per second against PEFT + Trainer, and the cost of switching, on an idle machine
 	$(BIN)/python -m bench.evaluation_speed
 
 bench-memory: $(INSTALLED) ## Predicted peaks against traced steps from 135 M to 70 B parameters, and against real runs
@@ -97,26 +97,26 @@ bench-memory: $(INSTALLED) ## Predicted peaks against traced steps from 135 M to
 bench-engine: $(INSTALLED) ## Repair, proposals, memory and neighbourhoods at 32 to 560 units, on one thread
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.engine
 
-bench-faults: $(INSTALLED) ## Kills at random moments and every other fault, over an hour; MORE=--short for one try of each
+bench-faults: $(INSTALLED) ## Provoke kills at random moments and every other fault, over an hour; MORE=--short: one try each
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.faults $(MORE)
 
 audit: $(INSTALLED) ## Known vulnerabilities of what is installed; says "not run" and why without its service
 	$(BIN)/python .ci/audit.py
 
-bench-ray: $(INSTALLED) ## Two workers on Ray: speed-up, real evaluations, kill -9 of a worker and of the driver (installs Ray)
+bench-ray: $(INSTALLED) ## Two workers on Ray: speed-up, real trials, kill -9 of a worker and of the driver (installs Ray)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[ray]'
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.on_ray $(MORE)
 
 bench-scale: $(INSTALLED) ## A thousand workers in simulated time: throughput, latency, memory and size of the journal
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.scale $(MORE)
 
-bench-collect: $(INSTALLED) ## Add real evaluations to a table, for hours: make bench-collect TASK=gsm8k DATA=FILE MORE='--hours 2'
+bench-collect: $(INSTALLED) ## Add real trials to a table, for hours: make bench-collect TASK=gsm8k DATA=FILE MORE='--hours 2'
 	$(BIN)/python -m bench.collect --task $(TASK) $(if $(DATA),--data '$(DATA)') $(MORE)
 
-bench-search: $(INSTALLED) ## Searches compared on emulated tables of real evaluations, for hours: MORE='--seeds 10 --ablations'
+bench-search: $(INSTALLED) ## Compare searches on emulated tables of real trials, for hours: MORE='--seeds 10 --ablations'
 	OMP_NUM_THREADS=1 PYTHONHASHSEED=0 $(BIN)/python -m bench.search $(MORE)
 
-bench-emulators: $(INSTALLED) ## How well the emulators of the tables predict what they were not fitted on
+bench-emulators: $(INSTALLED) ## Accuracy of the tables' emulators on held-out trials
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.emulators
 
 bench-fuzz: $(TEST_INSTALLED) ## Fuzz every parser a million times in all (installs atheris)
@@ -126,12 +126,12 @@ bench-fuzz: $(TEST_INSTALLED) ## Fuzz every parser a million times in all (insta
 bench-runs: $(INSTALLED) ## Collect finished runs into a table: make bench-runs RUNS='outputs/A outputs/B'
 	$(BIN)/python -m bench.normal_runs $(RUNS)
 
-# A hub's data and the paper's tasks take extras; the embedded comparison takes none.
-reproduce-table1: $(INSTALLED) $(TABLE_EXTRAS) ## Every method of the paper's comparison beside ours: PROFILE=short|full|paper MODEL=... DATA=...
+# Data of the hub and the paper's tasks need extras.
+reproduce-table1: $(INSTALLED) $(TABLE_EXTRAS) ## Compare the paper's methods with qra_bo: PROFILE=short|full|paper MODEL=... DATA=...
 	$(if $(TINY),OMP_NUM_THREADS=1) $(BIN)/python -m bench.table1 +model=$(MODEL) data=$(TABLE_DATA) table1=$(PROFILE) effort=$(TABLE_EFFORT) \
 	  out=$(TABLE_OUT) $(PAPER) $(TINY) $(MORE)
 
-ablations: $(INSTALLED) ## What every part of the search is worth, on both emulated tables; for real: MORE='oracle=finetune --seeds 0'
+ablations: $(INSTALLED) ## Ablations of the search on both emulated tables; with training: MORE='oracle=finetune --seeds 0'
 ifdef MORE
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.ablations $(MORE)
 else

@@ -1,13 +1,12 @@
-"""What every part of the published search is worth, how bits go with ranks, and what ranks allocations.
+"""Ablations of the published search, correlation of bits with ranks, and predictors of the loss after fine-tuning.
 
     python -m bench.ablations [--seeds 0 1 2] [--variants full no_stage_2 ...] [--ranking 60] [overrides ...]
 
-Every variant is a search at equal cost in the engine of a run. Its incumbent, and the best allocation that it proposed
-itself (uniform baselines, which all of them get, left aside), are then trained on seeds that no search used and evaluated on the
-test split. On the planted landscapes of ``oracle=synthetic`` (the default) nothing is
-trained, results are labelled, and one seed is one landscape; ``oracle=benchmark oracle.table=bench/data/TASK`` asks an
-emulator of real evaluations. ``oracle=finetune`` does it for real and takes hours. Searches and finals are kept in
-``--work`` and gone on with.
+Every variant is a search at equal cost in the engine of a run. Its incumbent, and the best allocation of its own
+proposals (without the uniform baselines), are then trained on unseen seeds and evaluated on the test split. With
+``oracle=synthetic`` (the default) nothing is trained, results are labelled, and one seed is one landscape;
+``oracle=benchmark oracle.table=bench/data/TASK`` emulates real trials, and ``oracle=finetune`` trains for hours.
+Searches and finals are kept in ``--work``; the same command resumes them.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""What the choice of codes is worth: one uniform choice with the round-to-nearest codes, with GPTQ's, and on the 16-bit base.
+"""Effect of the choice of codes: one uniform choice with round-to-nearest codes, with GPTQ, and on the 16-bit base.
 
     python -m bench.codes [--format nf4] [--rank 16] [--seeds 5] [--work outputs/codes] [overrides ...]
 
-All are trained at the configured learning rate, on the same unseen seeds, and evaluated on the test split. Evaluations
-are kept in ``--work`` and gone on with.
+All are trained at the configured learning rate, on the same unseen seeds, and evaluated on the test split. Trials are
+kept in ``--work``; the same command resumes them.
 """
 
 import argparse
@@ -51,9 +51,9 @@ def compared(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
 
 
 def targets_of(rows: Sequence[Mapping[str, Any]]) -> list[Target]:
-    """Whether GPTQ's codes are better than the nearest."""
+    """Return whether GPTQ's codes are better than round-to-nearest codes."""
     chosen = next(r for r in rows if r["codes"] == GPTQ)
-    what = f"loss with GPTQ's codes less that with the nearest, {chosen['task']}"
+    what = f"loss with GPTQ's codes less that with round-to-nearest codes, {chosen['task']}"
     if chosen.get("difference") is None:
         return [Target(what, "< 0", None, False, "too few losses to compare")]
     return [Target(what, "< 0, its interval too", float(chosen["difference"]), chosen["verdict"] == "better")]
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--format", default="nf4")
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--seeds", type=int, default=LEAST_SEEDS, help="unseen training seeds")
-    parser.add_argument("--work", type=Path, default=Path("outputs/codes"), help="where evaluations are kept")
+    parser.add_argument("--work", type=Path, default=Path("outputs/codes"), help="folder of the trials")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON file")
     options, overrides = parser.parse_known_args(argv)
     config = load_config(["budget=uniform:4,16", "display=none", "quantizer.rounding=rtn",

@@ -1,10 +1,10 @@
-"""How well the emulators of each table predict evaluations that they were not fitted on, beside the noise ceiling.
+"""Accuracy of the emulators of each table on held-out trials, beside the noise ceiling.
 
     python -m bench.emulators [TABLE ...] [--folds 10]
 
-Folds are over allocations, repeats kept together. *Near* a budget means from 97 % of it up to all of it; *good near*
-the better half of these. The ceiling is the mean rank correlation that even the true losses would have with losses as
-noisy as the repeats show. Early losses are also compared with the final ones: a low fidelity must earn its place.
+Folds are over allocations, with repeats in one fold. *Near* a budget means 97 % to 100 % of it; *good near* is the
+better half of these. The ceiling is the mean rank correlation of the true losses with losses that have the noise of the
+repeats. Early losses are compared with the final ones, to judge the low fidelity.
 """
 
 import argparse

@@ -1,15 +1,15 @@
-"""How cheap an evaluation is: our training loop against PEFT + transformers' Trainer, and the cost of switching.
+"""Speed of a trial: our training loop against PEFT + transformers' Trainer, and the cost of switching.
 
     python -m bench.evaluation_speed [--rounds 5] [--steps 10] [--warm 2] [--threads N] [--model NAME] [--device auto]
 
 Both train the same mixed allocation on the same packed batches in the same compute type with the same threads. Every
-measurement is a process of its own, as a run's worker is; the three variants take turns, and the order rotates. The
-Trainer runs once as started from a shell, and once with the malloc settings that our worker gets. Run it on a quiet
-machine: what else runs is in the results as ``load_average``.
+measurement is a process of its own, like a run's worker; the three variants take turns, and the order rotates. The
+Trainer runs once as started from a shell, and once with the malloc settings of our worker. Run it on an idle machine;
+``load_average`` is in the results.
 
-On a CPU whose memory allows it, our worker keeps every layer's unpacked weight beside the packed one: the same numbers
-for more host memory, which a search over many candidates earns back. The row *packed weights only* is our loop without
-that, unpacking at every use as the Trainer's layers do.
+On a CPU with enough memory, our worker keeps every layer's unpacked weight beside the packed one, which costs host
+memory and changes no result. The row *packed weights only* is our loop without that: it unpacks at every use, like the
+Trainer's layers.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What every export of finished runs computes: a table over runs whose exports were loaded again.
+"""Losses of loaded exports: a table over finished runs whose exports were loaded again.
 
     python -m qra_bo task=export out=RUN export.check=true      (for each run, with the targets that are wanted)
     python -m bench.exports RUN ...

@@ -1,4 +1,4 @@
-"""Faults of machines, disks, clocks, files and packages: each is made to happen in runs of their own.
+"""Faults of machines, disks, clocks, files and packages; each is provoked in its own runs.
 
 The runs are those of ``oracle=synthetic``, which trains nothing, where the fault is no matter of training.
 """

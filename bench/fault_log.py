@@ -1,4 +1,4 @@
-"""What was tried so far, a line each: a benchmark of hours that is stopped has lost nothing, and goes on from there."""
+"""Log of provoked faults, a line each: a benchmark that is stopped resumes from there."""
 
 import json
 import os

@@ -1,7 +1,7 @@
-"""Whole runs in processes of their own that can be killed: what a benchmark of faults starts again and again.
+"""Whole runs in killable processes, for the benchmark of faults.
 
-A process is forked from one that has imported everything: imports take ten times as long as a run of ``tiny``. The
-worker processes of a run are forked too, where a user's are spawned; all else is what ``python -m qra_bo`` does.
+Processes are forked from one that has imported everything, because imports take ten times as long as a run of
+``tiny``. Workers of a run are forked too, instead of spawned; all else is as in ``python -m qra_bo``.
 """
 
 import fcntl
@@ -23,8 +23,9 @@ from qra_bo.study.lock import LOCK_NAME
 
 OVERRIDES = (
     "+model=tiny", "data=tiny", "display=none", "device=cpu", "effort=quick", "method=evolution", "granularity=block",
-    "effort.max_full_trials=9", "effort.uniform_baselines=1", "effort.ranking_top=0", "confirm.seeds=2", "final.steps=2",
-    "bits=[2,4,8]", "quantizer.formats.2=[ref2]", "quantizer.formats.4=[ref4]", "quantizer.formats.8=[ref8]",
+    "effort.max_full_trials=9", "effort.uniform_baselines=1", "effort.ranking_top=0",
+    "confirm.seeds=2", "final.steps=2", "bits=[2,4,8]", "quantizer.formats.2=[ref2]", "quantizer.formats.4=[ref4]",
+    "quantizer.formats.8=[ref8]",
     "train.batch=2", "train.length=32", "eval.tokens=256", "fidelity.high=8", "fidelity.low=4", "data.max_records=64",
     "calibrate.lr_scales=[1.0,2.0]", "worker.checkpoint_seconds=0")
 """The smallest run that has every stage: real quantisation, training, checkpoints at every step, and promotion."""

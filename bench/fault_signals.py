@@ -1,4 +1,4 @@
-"""Runs of ``tiny`` with the real oracle that are killed, stopped and robbed of their workers at random moments."""
+"""Runs of ``tiny`` with the real oracle whose driver is killed or stopped, or whose workers die, at random moments."""
 
 import os
 import signal

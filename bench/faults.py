@@ -1,10 +1,10 @@
-"""Every fault that a long run meets, made to happen: does it end right, or stop with a message and go on?
+"""Faults of long runs, provoked: each run must end correctly, or stop with a message and resume.
 
     python -m bench.faults [--kills 100] [--tries 10] [--jobs 1] [--minutes 600] [--seed 0] [--log FILE] [--short]
 
-Runs of ``tiny`` with the real oracle are killed at random moments, many in the middle of an evaluation, and resumed
-until they end; they must end as a run does that nobody disturbed. All other faults happen in runs of their own. Every
-try is noted as it ends: a benchmark that is stopped goes on from there with the same command.
+Runs of ``tiny`` with the real oracle are killed at random moments, many in the middle of a trial, and resumed
+until they end; their results must equal those of an undisturbed run. Every other fault has its own runs. Every try is
+logged when it ends: the same command resumes a stopped benchmark.
 """
 
 import argparse

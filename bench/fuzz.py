@@ -1,4 +1,4 @@
-"""Coverage-guided fuzzing of every parser with libFuzzer (through atheris), from the kept corpus and into it.
+"""Coverage-guided fuzzing of every parser with libFuzzer (through atheris); the corpus is kept and extended.
 
     python -m bench.fuzz [--runs 1000000] [--least 20000] [--keep 10] [--only PARSER ...]
 

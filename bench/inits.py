@@ -1,9 +1,9 @@
-"""What the start of the adapters is worth: every ``adapter.init`` on the same allocations, data and training seeds.
+"""Comparison of adapter initialisations: every ``adapter.init`` on the same allocations, data and training seeds.
 
     python -m bench.inits [--inits kaiming eva ...] [--choices 4,4 3,16] [--seeds 5] [--work FOLDER] [overrides ...]
 
-Each start gets the same factors on the learning rate, tried on the validation split, and is then trained on unseen
-seeds and evaluated on the test split. Evaluations are kept in ``--work`` and gone on with.
+Every initialisation tries the same factors on the learning rate on the validation split, is then trained on unseen
+seeds and evaluated on the test split. Trials are kept in ``--work``; the same command resumes them.
 """
 
 import argparse

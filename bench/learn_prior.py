@@ -1,4 +1,4 @@
-"""Learn the prior that comes with the package from a table of real evaluations.
+"""Learn the prior that comes with the package from a table of real trials.
 
     python -m bench.learn_prior plays --out qra_bo/priors/smollm2_135m.json
 

@@ -1,12 +1,11 @@
-"""Will it fit: predicted peaks against traced steps of 135 million to 70 billion parameters, and against real runs.
+"""Predicted peaks against traced steps of 135 million to 70 billion parameters, and against real runs.
 
     python -m bench.memory [--tuples 26] [--seed 0] [--only NAME ...] [--real]
 
 A tuple is an architecture, a mixed allocation, a batch, a length, checkpointing, a precision, an optimiser, a kind of
-device and the batch of an evaluation, drawn from a seed.
-Each is predicted by the memory model, traced on meta tensors (``qra_bo.finetune.tracing.trace``), and put through the
-arithmetic of two other tools. Real rows train on this machine's CPU: ``tiny`` always, SmolLM2-135M with
-``--real``.
+device and an evaluation batch, drawn from a seed. Each is predicted by the memory model, traced on meta tensors
+(``qra_bo.finetune.tracing.trace``), and estimated by two other tools' formulas. Real rows train on this machine's CPU:
+``tiny`` always, SmolLM2-135M with ``--real``.
 """
 
 import argparse

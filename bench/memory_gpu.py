@@ -1,4 +1,4 @@
-"""Predicted peaks against what a GPU's allocator reserves: random-weight decoders of Llama-7B's shape, really trained.
+"""Predicted peaks against the memory that a GPU's allocator reserves, for random-weight decoders of Llama-7B's shape.
 
     python -m bench.memory_gpu [--calibrate]
 

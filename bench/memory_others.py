@@ -1,4 +1,4 @@
-"""Other tools' arithmetic of memory, for comparison on the same tuples."""
+"""Memory estimates of other tools, for comparison on the same tuples."""
 
 from dataclasses import dataclass
 from typing import Any

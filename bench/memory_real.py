@@ -1,4 +1,4 @@
-"""Real training steps on this CPU, measured four ways; a JSON line for every allocation.
+"""Memory of real training steps on this CPU, measured four ways; a JSON line for every allocation.
 
     python -m bench.memory_real MODEL
 

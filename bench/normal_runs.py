@@ -1,4 +1,4 @@
-"""Whether ``effort=normal`` beats the best uniform choice that fits: a table over finished runs.
+"""Comparison of ``effort=normal`` with the best uniform choice that fits: a table over finished runs.
 
     python -m bench.normal_runs RUN-FOLDER ...
 
@@ -7,13 +7,13 @@ Give the folders of runs at the two reference budgets, three search seeds each:
     python -m qra_bo budget=uniform:4,4 seed=0 out=...                          (and seeds 1 and 2)
     python -m qra_bo budget=uniform:4,16 memory.scope=stored seed=0 out=...     (and seeds 1 and 2)
 
-Runs with GPTQ's codes, the default, are kept in normal_runs_gptq.json; ``--codes nearest`` collects those with
+Runs with GPTQ's codes, the default, are kept in normal_runs_gptq.json; ``--codes rtn`` collects those with
 ``quantizer.rounding=rtn`` in normal_runs.json, and ``--finer`` those with ``bits=[2,3,4,5,6,8]`` in
 normal_runs_gptq_finer.json.
 
-*Better* is CONTRACT's: the 95 % interval of paired differences on the test split, over at least 5 training seeds that
-the search did not use, lies below 0. A run that has not ended, or was made otherwise, is not counted. Rows of an
-earlier call are kept (runs take hours, on one machine or another) unless their budget, scope and seed is given again.
+*Better* means: the 95 % interval of paired differences on the test split, over at least 5 unseen training seeds, lies
+below 0. A run that has not ended, or has other settings, is not counted. Rows of an earlier call are kept, unless their
+budget, scope and seed are given again.
 """
 
 import argparse
@@ -33,8 +33,8 @@ BITS, FINER = (2, 3, 4, 8), (2, 3, 4, 5, 6, 8)
 REFERENCE_BUDGETS = (("uniform:4,4", "peak"), ("uniform:4,16", "stored"))
 MODEL, SEEDS_WANTED, SEEDS_BETTER, TRAIN_SEEDS = "smollm2_135m", 3, 2, 5
 WALL_MINUTES, OVERHEAD_SHARE = 60.0, 0.1
-COLUMNS = ("budget", "scope", "seed", "winner", "winner_kind", "mean", "low", "high", "better", "search_full_trial_equivalents",
-           "full_trial_equivalents", "wall_minutes", "overhead_share", "not_counted")
+COLUMNS = ("budget", "scope", "seed", "winner", "winner_kind", "mean", "low", "high", "better",
+           "search_full_trial_equivalents", "full_trial_equivalents", "wall_minutes", "overhead_share", "not_counted")
 
 
 def row_of(folder: Path, codes: str, bits: Sequence[int] = BITS) -> dict[str, Any]:

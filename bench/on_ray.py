@@ -1,4 +1,4 @@
-"""Two workers on Ray on one machine: evaluations that sleep, real ones on tiny, and kill -9 of a worker and the driver.
+"""Two workers on Ray on one machine: trials that sleep, real ones on tiny, and kill -9 of a worker and the driver.
 
     python -m bench.on_ray [--tries 1] [--only sleep|real]
 

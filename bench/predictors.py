@@ -1,9 +1,9 @@
-"""What ranks allocations before they are fine-tuned, or early on: predictors against the real losses of the tables.
+"""Predictors of the loss after fine-tuning, compared with the real losses of the tables.
 
     python -m bench.predictors [--tables plays ...] [--data gsm8k=FILE.jsonl]
 
-Perplexity after quantisation (the whole model's, before any training) is measured once for every choice of formats in a
-table and kept in its ``quantised.csv``; all else is computed from the table's own files. Figure 3's compensation is the
+Perplexity after quantisation (of the whole model, without training) is measured once for every choice of formats in a
+table and kept in its ``quantised.csv``; the rest is computed from the table's files. Figure 3's compensation is the
 rank correlation of bits and ranks over the units of good allocations.
 """
 
@@ -67,7 +67,8 @@ def measure(folder: Path, data: Levelled, path: str | None) -> dict[str, float]:
         with tempfile.TemporaryDirectory(prefix="qra_bo-") as scratch:
             executor = make_executor(task_config(folder.name, path), Path(scratch))
             try:
-                found = executor.call("bench.table1.base_errors:joint_sensitivity", {"choices": [key.split() for key in missing]}, quiet)
+                choices = [key.split() for key in missing]
+                found = executor.call("bench.table1.base_errors:joint_sensitivity", {"choices": choices}, quiet)
             finally:
                 executor.close()
         known.update(zip(missing, found["loss"], strict=True))

@@ -1,4 +1,4 @@
-"""What every benchmark ends with: targets and rows on the terminal, and the same in ``bench/results``."""
+"""Output of every benchmark: targets and rows on the terminal, and the same in ``bench/results``."""
 
 import json
 import os

@@ -1,11 +1,11 @@
-"""A thousand workers and a hundred thousand evaluations in simulated time: what the driver takes, and what gives way.
+"""Scale of the driver in simulated time: a thousand workers and a hundred thousand trials.
 
     python -m bench.scale [--evaluations 100000] [--workers 1000] [--quick] [--only search|proposals]
 
-The engine, the journal and the search methods are the real ones; evaluations are those of ``oracle=synthetic`` on the
-shapes of Llama-2-7B, and their ends come in the order in which workers would finish them. Journals lie on a disk in
-memory: what a file system adds is no property of the program. Times are CPU seconds of one thread. Rows are printed as
-they are measured; ``--only`` makes one half again and takes the other from the results there are.
+The engine, the journal and the search methods are the real ones; trials are those of ``oracle=synthetic`` on the shapes
+of Llama-2-7B, and end in the order in which workers would finish them. Journals are in memory (tmpfs), so that the file
+system does not count. Times are CPU seconds of one thread. Rows are printed when measured; ``--only`` repeats one half
+and keeps the results of the other.
 """
 
 import argparse
@@ -43,8 +43,8 @@ from qra_bo.study.journal import JOURNAL_NAME
 from qra_bo.study.setting import Setting
 from qra_bo.trials import Fidelity, Proposal, Trial, TrialResult, TrialSpec
 
-OVERRIDES = ("+model=llama2_7b", "budget=10GB", "oracle=synthetic", "device=cuda", "display=none", "effort.uniform_baselines=1",
-             "calibrate.lr_scales=[1.0]", "confirm.seeds=0", "effort.ranking_top=0")
+OVERRIDES = ("+model=llama2_7b", "budget=10GB", "oracle=synthetic", "device=cuda", "display=none",
+             "effort.uniform_baselines=1", "calibrate.lr_scales=[1.0]", "confirm.seeds=0", "effort.ranking_top=0")
 MINUTES, SPREAD = 20.0, 0.25
 """Median of a high-fidelity evaluation and its spread (log-normal)."""
 STRAGGLERS, SLOWER = 0.01, 8.0

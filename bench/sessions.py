@@ -19,8 +19,8 @@ def table_session(config: RunConfig, folder: Path, options: TableOptions | None 
         ConfigError: If ``quantizer.rounding`` is not ``rtn``.
     """
     if config.quantizer.rounding != "rtn":
-        raise ConfigError(f"quantizer.rounding={config.quantizer.rounding}: this benchmark compares at round-to-nearest "
-                          "codes; give quantizer.rounding=rtn")
+        raise ConfigError(f"quantizer.rounding={config.quantizer.rounding}: this benchmark compares at "
+                          "round-to-nearest codes; give quantizer.rounding=rtn")
     with open_session(TableConfig(config, options or load_options()), folder) as session:
         yield session
 

@@ -1,4 +1,4 @@
-"""The two sides of ``evaluation_speed``, each run in a process of its own: one prints JSON as its last line.
+"""The two sides of ``evaluation_speed``; each runs in its own process and prints JSON as its last line.
 
     python -m bench.sides ours|trainer --steps N --warm N --threads N [--model NAME] [--device auto]
 """

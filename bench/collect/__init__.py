@@ -1,1 +1,1 @@
-"""Collecting a table of real fine-tuning evaluations: ``python -m bench.collect --help``."""
+"""Collection of tables of real fine-tuning trials: ``python -m bench.collect --help``."""

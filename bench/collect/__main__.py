@@ -1,4 +1,4 @@
-"""Add real fine-tuning evaluations to a table, which goes on where it stopped.
+"""Add real fine-tuning trials to a table; a stopped collection resumes.
 
     python -m bench.collect --task plays
     python -m bench.collect --task gsm8k --data FILE.jsonl --hours 2

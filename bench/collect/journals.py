@@ -1,4 +1,4 @@
-"""Evaluations of finished runs as rows of a table, where model, data, trainer and fidelity agree."""
+"""Trials of finished runs as rows of a table, if model, data, trainer and fidelity agree."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -95,7 +95,7 @@ def refusal(evaluation: Trial, header: Mapping[str, Any], provenance: Mapping[st
     if wrong:
         return "; ".join(wrong)
     if "rtn" not in (rounding_of(config), request.codes):
-        return "codes chosen by GPTQ, not the nearest"
+        return "codes of GPTQ, not round-to-nearest"
     if (request.steps, request.schedule_steps) != (setting.facts.steps, setting.facts.steps):
         return f"{request.steps} steps of a schedule of {request.schedule_steps}, not {setting.facts.steps}"
     if request.init not in (None, setting.facts.adapter["init"]):

@@ -1,8 +1,8 @@
-"""What a table of evaluations should hold: a function of a seed and of what it holds already.
+"""Planned contents of a table of trials: a function of a seed and of the present contents.
 
-Uniform choices, random ones that fit, random ones that use up each reference budget, ones designed from sensitivities
-under random beliefs, neighbours of the best known, and repeats on two more training seeds. All kinds grow together, so
-that a table cut short is a small one of the same make.
+Uniform choices, random ones that fit, random ones that use up each reference budget, knapsack solutions for randomly
+weighted sensitivities, neighbours of the incumbents, and repeats on two more training seeds. All kinds grow together,
+so that a stopped collection has the same proportions.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -1,4 +1,4 @@
-"""What the tables hold: ``bench/results/collect.json``."""
+"""Summary of the tables: ``bench/results/collect.json``."""
 
 from collections import Counter
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The tasks that tables are collected on, and the files that a table begins with."""
+"""Tasks of collected tables, and the first files of a table."""
 
 import json
 from collections.abc import Mapping

@@ -1,1 +1,1 @@
-"""Search methods of others as searchers, for comparison: ``bench.peers.registry`` knows them by name."""
+"""Other projects' search methods as searchers, for comparison; ``bench.peers.registry`` names them."""

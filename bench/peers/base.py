@@ -1,4 +1,4 @@
-"""What peers share: the feasibility filter, what was asked before, and the first random proposals."""
+"""Base of the peers: the feasibility filter, earlier proposals, and the first random ones."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence

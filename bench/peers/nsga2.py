@@ -1,4 +1,4 @@
-"""NSGA-II as pymoo has it, over loss and bytes, with its integer operators."""
+"""pymoo's NSGA-II over loss and bytes, with its integer operators."""
 
 import numpy as np
 from pymoo.algorithms.moo.nsga2 import NSGA2
@@ -21,7 +21,7 @@ FAILED_LOSS = 1e3
 
 
 class Nsga2(Peer):
-    """A generation at a time; its first population are the uniform baselines and random allocations that use up the budget.
+    """NSGA-II, a generation at a time, from the uniform baselines and random allocations that use up the budget.
 
     Args:
         problem: What is searched.

@@ -1,4 +1,4 @@
-"""Optuna's samplers over ladder positions (its integers know no unequal steps)."""
+"""Optuna's samplers over ladder positions (its integers have no unequal steps)."""
 
 import importlib.util
 import warnings

@@ -1,4 +1,4 @@
-"""Peers that need no model: the uniform choices alone, and bits by damage under a uniform rank."""
+"""Peers without a model: uniform choices alone, and bits by quantisation sensitivity with a uniform rank."""
 
 from collections.abc import Sequence
 

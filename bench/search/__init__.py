@@ -1,1 +1,1 @@
-"""Searches compared on emulated tables of real evaluations: ``python -m bench.search --help``."""
+"""Comparison of searches on emulated tables of real trials: ``python -m bench.search --help``."""

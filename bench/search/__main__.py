@@ -1,10 +1,10 @@
-"""Compare search methods on emulated tables of real evaluations: tasks x emulators x budgets x seeds x methods.
+"""Compare search methods on emulated tables of real trials: tasks x emulators x budgets x seeds x methods.
 
     python -m bench.search [--tasks plays gsm8k] [--seeds 10] [--methods ours TPE ...] [--ablations] [--part 1/2]
 
-Every finished search is a line of outputs/bench-search/runs.jsonl, and none is made twice while the table and the
-method's settings stay what they were, so that this may be stopped and run again, and several processes can share the
-work (--part K/N). At the end, or with --summary alone, bench/results/search.json and pictures are written.
+Every finished search is a line of outputs/bench-search/runs.jsonl and is not repeated while the table and the method's
+settings stay the same: the same command resumes, and several processes can share the work (--part K/N). At the end, or
+with --summary alone, bench/results/search.json and plots are written.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The best finds of every method, to be evaluated for real, and what that gave."""
+"""The best finds of every method, and their real losses."""
 
 import json
 from collections import defaultdict

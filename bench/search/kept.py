@@ -1,4 +1,4 @@
-"""Rows of a published comparison whose searches need not be made again, beside those of new searches."""
+"""Kept rows of a published comparison, beside those of new searches."""
 
 import json
 from collections.abc import Collection, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Which methods are compared, with which settings; and ours with one part taken away at a time."""
+"""Compared methods and their settings, and ablations of our method."""
 
 import hashlib
 import json

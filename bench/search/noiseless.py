@@ -1,9 +1,9 @@
-"""What noise costs a search: the same searches on emulators that answer without any.
+"""Cost of noise to a search: the same searches on emulators without noise.
 
     python -m bench.search.noiseless [--seeds 10] [--methods NAME ...]
 
-Regrets are on the scale of bench/results/search.json, whose medians with noise stand beside them: 0 is the best that
-any search with noise found, so that one without may end below. Rows go to bench/results/search_noiseless.json.
+Regrets are on the scale of bench/results/search.json, whose medians with noise are repeated: 0 is the best of all
+searches with noise, so that one without noise may end below it. Rows go to bench/results/search_noiseless.json.
 """
 
 import argparse

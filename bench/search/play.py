@@ -1,4 +1,4 @@
-"""One search on an emulated table: the uniform baselines that every method gets, then ask, evaluate and tell at counted cost."""
+"""One search on an emulated table: uniform baselines, then ask, evaluate and tell, all at counted cost."""
 
 import time
 from collections.abc import Sequence

@@ -1,8 +1,8 @@
-"""How well surrogates predict real losses near the budget from few of them: ours, the paper's GP, the paper's network.
+"""Accuracy of surrogates near the budget with few trials: our model, the paper's GP, the paper's network.
 
-The losses are those of a table, real and not emulated: ``n`` allocations of a budget's band are drawn, and each is
-predicted from the others. Ours and the GP are left one out in closed form under hyperparameters fitted to all; the
-network of Eq. 7, which sees the early loss too, is trained anew for every fold of ten.
+The losses are real ones of a table: ``n`` allocations near a budget are drawn, and each is predicted from the others.
+Our model and the GP are left one out in closed form, with hyperparameters fitted to all; the network of Eq. 7, which
+also sees the early loss, is trained for every fold of ten.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Ours, the best peers and the published method on the real oracle: searches at equal cost, finals on unseen seeds.
+"""Our method, the best peers and the published method on the real oracle: equal cost, finals on unseen seeds.
 
     python -m bench.search.real [--seeds 0 1 2] [--methods NAME ...] [--work outputs/real-search] [--summary]
                                 [overrides ...]

@@ -1,4 +1,4 @@
-"""From the traces of searches to regrets, their intervals, and what is asked of ours."""
+"""From the traces of searches to regrets, their intervals, and targets."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -84,8 +84,8 @@ def arena_rows(runs: Sequence[Run], kept: Sequence[Mapping[str, Any]] = ()) -> l
 
 
 def _with_costs(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Add the name of every group's best peer, and what each method spent until its median reached that
-    one's final value for good; none where that peer ends where the uniform baselines, which all methods get, had been already."""
+    """Add every group's best peer, and the cost at which each method's median reaches its final value for good; none if
+    that peer never improves on the uniform baselines, which all methods get."""
     for suffix, (kinds, _) in GROUPS.items():
         peers = [row for row in rows if row["kind"] in kinds]
         if not peers:

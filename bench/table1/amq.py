@@ -1,15 +1,14 @@
-"""AMQ (arXiv 2509.12019): bits of every unit by evolutionary search on quantisation sensitivity, before any fine-tuning.
+"""AMQ (arXiv 2509.12019): bits of every unit by evolutionary search on quantisation sensitivity, without fine-tuning.
 
 As published: units far more sensitive than the rest are kept from low bits (search space pruning); a radial-basis
 predictor learns the measured divergence from the 16-bit model; NSGA-II over (predicted divergence, bytes) proposes, the
-proposals are measured, and the predictor learns from them (iterative search and update).
+proposals are measured, and the predictor is fitted again (iterative search and update).
 
-What differs, each for the method's good: the published proxy, HQQ in place of a slow quantiser, is not needed, as what
-is measured are the very formats that are then trained on. Sensitive units keep at least the largest format that fits
-everywhere, where the published ladder ends at 4 bits and they keep those: 8 bits for them would starve all others. The
-predictor starts from the sum of single units' divergences and learns what that gets wrong: with some dozens of
-measurements instead of thousands, one on bits alone loses to uniform bits. And as one budget is to be served, proposals
-are denser towards it.
+Four differences favour the method. The formats themselves are measured, so the published proxy (HQQ instead
+of a slow quantiser) is not needed. Sensitive units keep at least the largest format that fits everywhere: the published
+ladder ends at 4 bits, and 8 bits for them would leave too little for the others. The predictor starts from the sum of
+the units' single divergences: with dozens of measurements instead of thousands, a predictor on bits alone loses to
+uniform bits. Proposals are denser near the budget, because there is one budget to serve.
 """
 
 from collections.abc import Callable
@@ -31,15 +30,15 @@ MeasureBits = Callable[[IntArray], FloatArray]
 
 @dataclass(frozen=True, slots=True)
 class AMQOptions:
-    """How much is measured, and how the predictor is searched.
+    """Number of measurements, and the search on the predictor.
 
     Args:
-        evaluations: Choices of bits whose divergence is measured, in all.
-        initial: Of these, before the predictor is first fitted.
-        batch: Measured between two fits.
-        population: Of NSGA-II on the predictor.
-        generations: Of it, between two batches.
-        outlier: A unit whose divergence at the lowest bits exceeds the median so many times is kept from low bits.
+        evaluations: Number of measured choices of bits.
+        initial: Number of them before the predictor is first fitted.
+        batch: Number of them between two fits.
+        population: Population of NSGA-II on the predictor.
+        generations: Generations of NSGA-II between two batches.
+        outlier: Units whose divergence at the lowest bits exceeds this multiple of the median are kept from low bits.
 
     Raises:
         ConfigError: If a number is out of range.
@@ -61,12 +60,12 @@ class AMQOptions:
 
 @dataclass(frozen=True)
 class AMQResult:
-    """What was found.
+    """Result of a search.
 
     Args:
-        choice: Format index of every unit, ``L``: the least measured divergence that fits.
+        choice: Format index of every unit, ``L``, with the least measured divergence that fits.
         divergence: Its divergence (nats).
-        measured: All ``n x L`` choices that were measured, in order.
+        measured: All measured choices, ``n x L``, in order.
         divergences: Their divergences, ``n``.
         pruned: Units that were kept from low bits.
     """

@@ -1,4 +1,4 @@
-"""The cells of the table, a method within a limit each: found, calibrated, trained on every seed and measured."""
+"""Cells of the table, one method within one limit each: found, calibrated, trained on every seed and measured."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,10 +15,10 @@ from qra_bo.study.setting import training_seeds
 from qra_bo.utils.errors import BudgetError, ConfigError
 
 OWN = Limit("own memory", "peak", None, None, None)
-"""What methods stand under whose memory is what it is."""
+"""Limit of the methods that take whatever memory they need."""
 OF_A_ROW = (BudgetError, ConfigError)
-"""User errors that are a row's own: nothing of it fits, or it needs a real text. All others concern the whole table: a
-model that can't be read, a worker or a device that is lost."""
+"""User errors of a single row: nothing of it fits, or it needs calibration text. All others end the table: a model that
+can't be read, a worker or a device that is lost."""
 Say = Callable[[str], None]
 
 
@@ -36,17 +36,17 @@ class Cell:
 
 @dataclass
 class CellResult:
-    """What is known of a cell.
+    """Result of a cell so far.
 
     Args:
-        cell: Which.
+        cell: The cell.
         why: Why it has no result, or empty.
         found: The configuration, or ``None``.
         rate: The learning rate, or ``None``.
-        search_cost: Training tokens before the finals: the method's own, and the learning-rate trials.
-        trials: Events of the finals by training seed.
+        search_cost: Training tokens before the finals: those of the method and of the learning-rate trials.
+        trials: Events of the finals, by training seed.
         measured_bytes: In the limit's scope, or ``None``.
-        scores: What the model of the first final scores at ``table1.tasks``.
+        scores: Scores of the first final's model at ``table1.tasks``.
     """
 
     cell: Cell
@@ -60,26 +60,26 @@ class CellResult:
 
     @property
     def losses(self) -> dict[int, float]:
-        """Test loss by training seed, of the finals that gave one."""
+        """Test losses by training seed; failed finals have none."""
         return {seed: float(e["loss"]) for seed, e in self.trials.items() if e["loss"] is not None}
 
     @property
     def failed(self) -> tuple[int, ...]:
-        """Training seeds of the finals that gave none."""
+        """Training seeds of failed finals."""
         return tuple(seed for seed, e in self.trials.items() if e["loss"] is None)
 
 
 def make_cells(limits: Sequence[str], methods: Sequence[str] | None) -> list[Cell]:
-    """Cells in the order of the table: first what stands under no limit, then limit by limit.
+    """Return the cells in the order of the table: first those without a limit, then limit by limit.
 
     Raises:
-        ConfigError: If a limit is malformed, a method unknown, or named for a limit that it can't be compared within.
+        ConfigError: If a limit is malformed, or a method unknown or named for a limit that does not apply to it.
     """
     parsed = parse_limits(limits)
     for name in (*(methods or ()), *(m for limit in parsed for m in limit.methods or ())):
         ROWS[name]
     problems = [f"table1.limits: {name} can't be compared within {limit.name!r}: "
-                + ("its memory is what it is" if ROWS[name].takes(None) else "it needs a budget")
+                + ("its memory is fixed" if ROWS[name].takes(None) else "it needs a budget")
                 for limit in parsed for name in limit.methods or () if not ROWS[name].takes(limit)]
     if problems:
         raise ConfigError(problems)
@@ -95,16 +95,16 @@ def make_cells(limits: Sequence[str], methods: Sequence[str] | None) -> list[Cel
 
 
 def final_seeds(session: Session, row: Row) -> tuple[int, ...]:
-    """Training seeds of a row's finals: none that a search used, and the first ones the same for all rows."""
+    """Return the training seeds of a row's finals: unseen by any search, the first ones shared by all rows."""
     t = session.options
     return training_seeds(session.config.seed, t.key_seeds if row.key else t.seeds)[1]
 
 
 def work(session: Session, cell: Cell, say: Say) -> CellResult:
-    """Bring one cell to its end, or as far as its method gets.
+    """Work one cell to its end, or as far as its method gets.
 
     Raises:
-        UserError: If the table as a whole can't go on.
+        UserError: If no row of the table can go on.
         RunInterrupted: On a signal.
     """
     result = CellResult(cell)
@@ -117,7 +117,7 @@ def work(session: Session, cell: Cell, say: Say) -> CellResult:
     result.rate, cost = learning_rate(session, cell, recipe, say)
     result.search_cost = result.found.cost + cost
     if result.rate is None:
-        result.why = "no learning rate that was tried gave a loss"
+        result.why = "no tried learning rate gave a loss"
         return result
     for seed in final_seeds(session, cell.row):
         made = session.results.made
@@ -135,7 +135,7 @@ def work(session: Session, cell: Cell, say: Say) -> CellResult:
 
 
 def is_begun(session: Session, cell: Cell) -> bool:
-    """Whether the journal holds what the method settled on."""
+    """Whether the journal holds the method's choice."""
     try:
         return session.results.find("found", _key(session, cell)) is not None
     except OF_A_ROW:
@@ -143,7 +143,7 @@ def is_begun(session: Session, cell: Cell) -> bool:
 
 
 def found(session: Session, cell: Cell) -> Found:
-    """What the method settled on, from the journal where it is there."""
+    """Return the method's choice, from the journal if it is there."""
 
     def find() -> dict[str, Any]:
         made = cell.row.find(session, cell.limit)
@@ -154,7 +154,7 @@ def found(session: Session, cell: Cell) -> Found:
 
 
 def learning_rate(session: Session, cell: Cell, recipe: Recipe, say: Say) -> tuple[Rate | None, float]:
-    """The row's learning rate by the rule that all rows share, and what the trials cost (training tokens)."""
+    """Return the row's learning rate by the rule that all rows share, and the cost of its trials (training tokens)."""
     cost = 0.0
 
     def trial(scale: float) -> float | None:

@@ -109,8 +109,8 @@ def load_options(overrides: Sequence[str] = ()) -> TableOptions:
 
 def _run_problems(run: RunConfig) -> Iterator[str]:
     if run.quantizer.rounding != "rtn":
-        yield (f"quantizer.rounding={run.quantizer.rounding} can't be asked of a table: its rows choose their own codes. "
-               "Leave it out, and choose rows with table1.methods.")
+        yield (f"quantizer.rounding={run.quantizer.rounding} can't be used for a table, whose rows choose their own "
+               "codes: leave it out, and choose rows with table1.methods.")
     if run.oracle.name == "benchmark":
         yield ("oracle.name: a table needs oracle=finetune, or oracle=synthetic for a dry run; oracle=benchmark knows "
                "only LoRA.")

@@ -1,4 +1,4 @@
-"""Take over what another folder of the same table holds: the work of a table may be split over machines."""
+"""Results of another folder of the same table: the work of a table may be split over machines."""
 
 import os
 from pathlib import Path
@@ -13,26 +13,26 @@ from qra_bo.utils.files import check_plain, check_run_folder, writing
 
 
 def join(session: Session, folder: Path) -> int:
-    """Write into the table what ``folder`` holds and it lacks; what both hold stays as it is here.
+    """Take over the results of ``folder`` that the table lacks; its own results stay.
 
-    ``folder`` is only read, and may be worked on at the same time: what it gets later is for another call.
+    ``folder`` is only read, and another process may work on it at the same time.
 
     Args:
-        session: The table.
-        folder: Of the same table begun elsewhere, perhaps with other limits, methods or numbers of seeds.
+        session: Of the table.
+        folder: Of the same table begun elsewhere; limits, methods and numbers of seeds may differ.
 
     Returns:
-        How many results were taken over.
+        The number of results taken over.
 
     Raises:
         JournalError: If it is of another configuration, or its results would not compare.
-        OutputError: If it holds links, or what is taken over can't be written.
+        OutputError: If it holds links, or the table can't be written.
     """
     path = folder / NAME
     check_run_folder(folder)
     events = read_journal(path).events
     if not events:
-        raise JournalError(f"table1.join: {path} is empty, so there is nothing to take over")
+        raise JournalError(f"table1.join: {path} is empty: there is nothing to take over")
     session.results.check_header(path, events[0])
     taken = 0
     for event in events[1:]:
@@ -47,7 +47,7 @@ def join(session: Session, folder: Path) -> int:
 
 
 def _copy_search(journal: Path, into: Path) -> bool:
-    """Copy the journal of a search that is not begun here: all else of it is made from that."""
+    """Copy the journal of a search that is not begun here; its other files follow from it."""
     target = into / JOURNAL_NAME
     if target.exists():
         return False

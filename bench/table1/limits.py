@@ -1,4 +1,4 @@
-"""Limits within which methods are compared: a scope of memory, a budget, and perhaps average bits."""
+"""Limits within which methods are compared: memory scope, budget, and optionally average bits."""
 
 import re
 from collections.abc import Sequence
@@ -9,8 +9,8 @@ from qra_bo.memory.budget import parse_budget
 from qra_bo.utils.errors import ConfigError
 
 FREE = "free"
-RULE = ("a limit is 'peak BUDGET' or 'stored BUDGET', perhaps with '<=BITS' for average code bits, or 'free', each "
-        "perhaps with 'for METHOD,METHOD', e.g. 'peak uniform:4,16 <=4 for ours,best_uniform'")
+RULE = ("a limit is 'peak BUDGET' or 'stored BUDGET', optionally with '<=BITS' for average code bits, or 'free', each "
+        "optionally with 'for METHOD,METHOD', e.g. 'peak uniform:4,16 <=4 for qra_bo,best_uniform'")
 _LIMIT = re.compile(r"(?:(free)|(peak|stored) (\S+)(?: <=([0-9]+(?:\.[0-9]+)?))?)(?: for (\S+))?")
 
 
@@ -19,11 +19,11 @@ class Limit:
     """One set of conditions.
 
     Args:
-        name: How it is called in the table, e.g. ``"peak uniform:4,16 <=4"``, or ``"free"``.
-        scope: ``"peak"`` or ``"stored"``: what is bounded, and in which scope memory is measured.
-        budget: Size as a user writes it, or ``None`` where memory is free.
+        name: Name in the table, e.g. ``"peak uniform:4,16 <=4"``, or ``"free"``.
+        scope: ``"peak"`` or ``"stored"``: the memory that is bounded and measured.
+        budget: Size as a user writes it, or ``None`` for no limit.
         max_average_bits: Limit on code bits averaged over parameters, or ``None``.
-        methods: The only methods that are compared within it, or ``None`` for all that can be.
+        methods: Methods that are compared within it, or ``None`` for all that apply.
     """
 
     name: str
@@ -34,11 +34,11 @@ class Limit:
 
 
 def parse_limit(text: str) -> Limit:
-    """The limit that ``text`` names.
+    """Parse a limit.
 
     Raises:
-        ConfigError: If it is none.
-        BudgetError: If its budget is none.
+        ConfigError: If it is malformed.
+        BudgetError: If its budget is malformed.
     """
     match = _LIMIT.fullmatch(" ".join(text.split()))
     if match is None:
@@ -47,15 +47,15 @@ def parse_limit(text: str) -> Limit:
     if match[1]:
         return Limit(FREE, "peak", None, None, methods)
     if parse_budget(match[3]).auto:
-        raise ConfigError(f"{text!r} depends on what a device has free at the moment, and a table may go on elsewhere; "
-                          "name a size, or uniform:BITS,RANK")
+        raise ConfigError(f"{text!r} depends on the free memory of this device, and a table may be resumed on another "
+                          "one; give a size, or uniform:BITS,RANK")
     bits = None if match[4] is None else float(match[4])
     name = f"{match[2]} {match[3]}" + ("" if bits is None else f" <={bits:g}")
     return Limit(name, "peak" if match[2] == "peak" else "stored", match[3], bits, methods)
 
 
 def parse_limits(texts: Sequence[str]) -> list[Limit]:
-    """All limits, each once.
+    """Parse limits.
 
     Raises:
         ConfigError: If one is malformed or named twice.

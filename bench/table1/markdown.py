@@ -1,20 +1,20 @@
-"""``table1.md``: the table for people, limit by limit, and what it comes to in words."""
+"""``table1.md``: the table limit by limit, and its summary in words."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bench.table1.cells import OWN
-from bench.table1.results import ours_among, proxy_label
+from bench.table1.results import proxy_label, qra_bo_among
 from qra_bo.report.text import DASH, MINUS, number, signed, size
 from qra_bo.study.intervals import LEAST_SEEDS, LEVEL
 
 HEAD = ("method", "test loss", "SE", "seeds", "bits", "+ metadata", "rank", "predicted", "measured", "search steps",
-        "steps", "gap closed", f"ours {MINUS} row", "all alike", "acc.", "reported acc.")
+        "steps", "gap closed", f"qra_bo {MINUS} row", "all alike", "acc.", "reported acc.")
 Row = Mapping[str, Any]
 
 
 def render(table: Mapping[str, Any]) -> str:
-    """The whole file."""
+    """Return the contents of the file."""
     label = proxy_label(table)
     lines = [f"# Methods at equal conditions: {table['model']} on {table['data']}", ""]
     if label is not None:
@@ -23,15 +23,15 @@ def render(table: Mapping[str, Any]) -> str:
               "standard error over training seeds that no search used. Every row has the same data, trainer, "
               "steps, seeds, memory model, and the same rule and number of trials for its learning rate. *Gap "
               f"closed*: (QLoRA {MINUS} row) / (QLoRA {MINUS} LoRA-16), paired, with its {LEVEL:.0%} interval. "
-              f"*Ours {MINUS} row*: of ours with finer bits (5 and 6 too) and codes by GPTQ where that is there, over "
-              "common seeds; *all alike*: of ours that has the row's bits and chooses codes as it does; "
-              f"negative is in favour of ours; **bold** where the interval excludes 0 over at least {LEAST_SEEDS} "
+              f"*qra_bo {MINUS} row*: qra_bo with finer bits (5 and 6 too) and codes by GPTQ if there is one, over "
+              "common seeds; *all alike*: qra_bo with the row's bits and choice of codes; "
+              f"negative is in favour of qra_bo; **bold** where the interval excludes 0 over at least {LEAST_SEEDS} "
               "seeds. Steps of the search are its cost, learning-rate trials included, in steps of training. "
               "*Acc.*: mean accuracy (%) of the first seed's model at the tasks of `table1.tasks`. *Reported*: "
               "average accuracy (%) that a public summary of the paper gives for LLaMA-3.1-8B: another model, "
               "data and metric.", ""]
     if not table["complete"]:
-        lines += [f"Not complete: {len(table['missing'])} rows are to come ({', '.join(table['missing'][:4])}"
+        lines += [f"Not complete: {len(table['missing'])} rows are missing ({', '.join(table['missing'][:4])}"
                   f"{', ...' if len(table['missing']) > 4 else ''}).", ""]
     names = dict.fromkeys(r["limit"] for r in table["rows"])
     for name in names:
@@ -49,7 +49,7 @@ def render(table: Mapping[str, Any]) -> str:
 
 def _title(name: str, table: Mapping[str, Any]) -> str:
     if name == OWN.name:
-        return "Whatever memory it takes"
+        return "Without a limit on memory"
     limit = next(one for one in table["limits"] if one["name"] == name)
     if limit["budget_bytes"] is None:
         return "Search without a limit"
@@ -65,32 +65,33 @@ def _markdown(rows: list[Row]) -> list[str]:
 
 
 def _table(cells: Sequence[Sequence[str]]) -> list[str]:
-    """Markdown of the cells, the head first."""
+    """Return the lines of a Markdown table, the head first."""
     widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
     lines = ["| " + " | ".join(text.ljust(w) for text, w in zip(line, widths, strict=True)) + " |" for line in cells]
     return [lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]]
 
 
 def _cells(r: Row) -> list[str]:
-    told = r["reported"]
+    figures = r["reported"]
     return [r["title"], number(r["mean"]), number(r["se"]), str(r["seeds"]), number(r["avg_bits"], 2),
             number(r["metadata_bits"], 2), number(r["avg_rank"], 2), size(r["predicted_bytes"]),
             DASH if r["measured_bytes"] is None else size(r["measured_bytes"]), f"{r['search_steps']:,}",
-            str(r["train_steps"]), gap_text(r), versus_text(r["ours_minus_row"]),
+            str(r["train_steps"]), gap_text(r), versus_text(r["qra_bo_minus_row"]),
             versus_text(r["same_codes_minus_row"]),
             DASH if r["accuracy"] is None else f"{100 * r['accuracy']:.2f}",
-            DASH if told is None else f"{told['value']:.2f} *reported*"]
+            DASH if figures is None else f"{figures['value']:.2f} *reported*"]
 
 
 def _rate_checks(checks: Sequence[Mapping[str, Any]], references: Sequence[Mapping[str, Any]]) -> list[str]:
     if not checks and not references:
         return []
     lines = ["## At other learning rates", "", "At the given factor on its own calibrated rate, on the first of the "
-             "same unseen seeds, test split; where ours and the best uniform choice came to one configuration there is "
-             "nothing to check.", ""]
+             "same unseen seeds, test split; limits with one configuration for qra_bo and the best uniform choice are "
+             "left out.", ""]
     if checks:
-        head = ("limit", "ours", "best uniform", "times its rate", f"ours {MINUS} best uniform", "seeds")
-        lines += _table([head, *((c["limit"], c["ours"], c["row"], *_at_factor(c, "ours_minus_row")) for c in checks)])
+        head = ("limit", "qra_bo", "best uniform", "times its rate", f"qra_bo {MINUS} best uniform", "seeds")
+        lines += _table([head, *((c["limit"], c["qra_bo"], c["row"], *_at_factor(c, "qra_bo_minus_row"))
+                                 for c in checks)])
         lines += [""]
     if references:
         columns = ("reference", "times its rate", f"at this rate {MINUS} at its own", "seeds")
@@ -104,14 +105,14 @@ def _at_factor(check: Mapping[str, Any], difference: str) -> tuple[str, str, str
 
 
 def gap_text(r: Row) -> str:
-    """``54 % [40, 68]``, or that it is unresolved."""
+    """Return ``54 % [40, 68]``, or ``unresolved``."""
     if r["gap_closed"] is None:
         return "unresolved"
     return f"{100 * r['gap_closed']:.0f} % [{100 * r['gap_low']:.0f}, {100 * r['gap_high']:.0f}]".replace("-", MINUS)
 
 
 def versus_text(v: Mapping[str, Any] | None) -> str:
-    """``−0.0120 [−0.0180, −0.0060]``, bold where it is decided."""
+    """Return ``−0.0120 [−0.0180, −0.0060]``, bold if it is decided."""
     if v is None:
         return DASH
     text = f"{signed(v['mean'])} [{signed(v['low'])}, {signed(v['high'])}]"
@@ -119,20 +120,19 @@ def versus_text(v: Mapping[str, Any] | None) -> str:
 
 
 def summary(table: Mapping[str, Any]) -> list[str]:
-    """One line a limit: how ours stands; over a simulation's, that it is one."""
+    """Return one line a limit on our row; the first line labels a simulation."""
     label = proxy_label(table)
     lines = [] if label is None else [label.upper()]
     for limit in table["limits"]:
         rows = [r for r in table["rows"] if r["limit"] == limit["name"] and not r["why"]]
-        mine = ours_among(r["method"] for r in rows)
+        mine = qra_bo_among(r["method"] for r in rows)
         if mine is None:
             continue
-        ours = next(r for r in rows if r["method"] == mine)
-        others = [r for r in rows if r["ours_minus_row"] is not None]
-        better = [r for r in others if r["ours_minus_row"]["verdict"] == "better"]
+        own = next(r for r in rows if r["method"] == mine)
+        others = [r for r in rows if r["qra_bo_minus_row"] is not None]
+        better = [r for r in others if r["qra_bo_minus_row"]["verdict"] == "better"]
         alike = [r["same_codes_minus_row"]["verdict"] for r in rows if r["same_codes_minus_row"] is not None]
-        title = ours["title"][0].lower() + ours["title"][1:]
-        lines.append(f"{limit['name']}: {title} {number(ours['mean'])}, gap closed {gap_text(ours)}; "
+        lines.append(f"{limit['name']}: {own['title']} {number(own['mean'])}, gap closed {gap_text(own)}; "
                      f"better than {len(better)} of {len(others)} other rows within it"
                      + (f"; with codes as theirs, than {alike.count('better')} of {len(alike)}" if alike else ""))
     return lines

@@ -1,14 +1,14 @@
-"""How long a table still takes, from what its rows took so far."""
+"""Remaining time of a table, from the time its rows took so far."""
 
 import time
 from collections.abc import Callable, Sequence
 
 
 class Pace:
-    """Compares what rows took with what they were planned to take.
+    """Ratio of the time that rows took to their planned work.
 
     Args:
-        weights: Of every row, planned work in whatever unit.
+        weights: Planned work of every row, in any unit.
         clock: Monotonic seconds; tests give their own.
     """
 
@@ -18,12 +18,11 @@ class Pace:
         self._seconds = self._planned = 0.0
 
     def row_done(self, index: int, counts: bool) -> None:
-        """Tell that a row has ended.
+        """Note that a row has ended.
 
         Args:
-            index: Which.
-            counts: Whether this session has done all of it: neither what a journal held nor a row without a result
-                says anything of the pace.
+            index: Of the row.
+            counts: Whether this session did all of its work; results of a journal and failed rows do not count.
         """
         now = self._clock()
         if counts:
@@ -32,7 +31,7 @@ class Pace:
         self._since = now
 
     def seconds_left(self, rows: Sequence[int]) -> float | None:
-        """What ``rows`` take if they keep to their plan as those before did; ``None`` while nothing is known."""
+        """Return the expected seconds of ``rows``; ``None`` before any row counts."""
         if not self._planned:
             return None
         return self._seconds / self._planned * sum(self._weights[i] for i in rows)

@@ -1,4 +1,4 @@
-"""What a table will take, before it starts: evaluations exactly or at most, time roughly."""
+"""Planned cost of a table: trials exactly or as an upper bound, time roughly."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,29 +12,28 @@ from bench.table1.session import Session
 from qra_bo.report.tables import PlanRow
 
 TRIALS_USUALLY = 0.5
-"""Of the learning-rate trials beyond the first ones, how many are taken on average."""
+"""Average share of the learning-rate trials beyond the first ones that is needed."""
 DECOMPOSE_SECONDS = 1.7e-7
-"""Of one weight, quantised once and decomposed once on a CPU (0.15 s for 1,536 x 576 on one thread)."""
+"""Seconds to quantise and decompose one weight on a CPU (0.15 s for 1,536 x 576 on one thread)."""
 OPEN_SECONDS, EVALUATION_SECONDS = 5.0, 0.4
-"""On a CPU, whatever the model: a row's oracle in its own process, and an evaluation's switch, files and journal. With
-a tiny model they are nearly all there is."""
+"""Fixed seconds on a CPU: start of a row's oracle process; switch, files and journal of a trial."""
 
 
 def full_trial_tokens(session: Session) -> float:
-    """Training tokens of one high-fidelity evaluation."""
+    """Return the training tokens of one full trial."""
     c = session.config
     return c.fidelity.high * c.train.batch * c.train.length + c.eval.tokens / 3
 
 
 @dataclass(frozen=True)
 class CellPlan:
-    """What a cell takes where no other comes to its configuration.
+    """Cost of a cell that shares its configuration with no other.
 
     Args:
-        search: High-fidelity equivalents of finding its configuration, without what a search before it has done.
-        trials: Those of its learning-rate trials.
-        finals: Those of its finals.
-        passes: How often all weights are quantised and decomposed, which costs time and no token.
+        search: Full-trial equivalents of finding its configuration, less those of earlier searches that it shares.
+        trials: Full-trial equivalents of its learning-rate trials.
+        finals: Full-trial equivalents of its finals.
+        passes: Number of passes that quantise and decompose all weights, which cost time but no tokens.
     """
 
     search: float
@@ -48,7 +47,8 @@ class CellPlan:
 
 
 def plan_cells(session: Session, cells: Sequence[Cell]) -> list[CellPlan]:
-    """Of every cell. Profile, calibration and uniform baselines that searches share are counted once, with the first."""
+    """Return the cost of every cell. Profile, calibration and uniform baselines that searches share count once, with
+    the first."""
     c = session.config
     first, length = len(c.calibrate.lr_scales), session.steps / c.fidelity.high
     trials = length * (first + TRIALS_USUALLY * max(0, session.options.lr_trials - first))
@@ -63,26 +63,25 @@ def plan_cells(session: Session, cells: Sequence[Cell]) -> list[CellPlan]:
 
 
 def plan_rows(session: Session, cells: Sequence[Cell], seconds: float | None) -> list[PlanRow]:
-    """Parts of the work as if nothing of it were done. Rows that come to one configuration share its trials and finals,
-    and take less than this.
+    """Return the parts of the work, as if nothing were done and no rows shared a configuration.
 
     Args:
-        session: The table's.
+        session: Of the table.
         cells: Of the table.
-        seconds: Of a training token; ``None`` where that is not known.
+        seconds: Of a training token; ``None`` if unknown.
     """
-    c, plans = session.config, plan_cells(session, cells)
+    c, o, plans = session.config, session.options, plan_cells(session, cells)
     tokens = full_trial_tokens(session)
     parts: dict[str, float] = {}
     for cell, plan in zip(cells, plans, strict=True):
         what = f"{cell.limit.name}: {'searches' if isinstance(cell.row, Searched) else 'other methods'}"
         parts[what] = parts.get(what, 0.0) + plan.search
     first = len(c.calibrate.lr_scales)
-    parts[f"learning rates of {len(cells)} rows ({first} to {max(first, session.options.lr_trials)} each)"] = \
+    parts[f"learning rates of {len(cells)} rows ({first} to {max(first, o.lr_trials)} each)"] = \
         sum(plan.trials for plan in plans)
     finals = sum(len(final_seeds(session, cell.row)) for cell in cells)
     parts[f"{finals} finals of {session.steps} steps"] = sum(plan.finals for plan in plans)
-    at_other_rates = len(session.options.rate_factors) * (2 * len(pairs(cells)) + len(references(cells))) * session.options.seeds
+    at_other_rates = len(o.rate_factors) * (2 * len(pairs(cells)) + len(references(cells))) * o.seeds
     parts[f"{at_other_rates} finals at other learning rates"] = at_other_rates * session.steps / c.fidelity.high
     rows = [PlanRow(what, n * tokens, None if seconds is None else n * (seconds * tokens + EVALUATION_SECONDS))
             for what, n in parts.items() if n]
@@ -96,8 +95,7 @@ def plan_rows(session: Session, cells: Sequence[Cell], seconds: float | None) ->
 
 
 def weights(session: Session, cells: Sequence[Cell], seconds: float | None) -> list[float]:
-    """Rough time of every cell as ``plan_rows`` has it; without ``seconds``, as on a GPU, whose speed nothing is known
-    of, only to compare cells with one another."""
+    """Return the rough seconds of every cell; without ``seconds``, its full-trial equivalents."""
     if seconds is None:
         return [plan.equivalents for plan in plan_cells(session, cells)]
     each = seconds * full_trial_tokens(session) + EVALUATION_SECONDS
@@ -111,8 +109,8 @@ def _pass_seconds(session: Session) -> float:
 
 def _of_its_own(session: Session, row: Searched, equivalents: float, begun: set[tuple[str, bool, bool]],
                 limit: str) -> float:
-    """High-fidelity equivalents of a search that none before it within ``limit``, with its codes and ladder of bits,
-    has done; ``begun`` is told of it."""
+    """Return the full-trial equivalents of a search, less those that an earlier search with the same limit, codes and
+    ladder of bits shares; adds it to ``begun``."""
     group = limit, row.gptq, row.finer
     own = max(0.0, min(proposals_left(session.config), equivalents - calibration_and_baselines(session.config)))
     n = own if group in begun else equivalents
@@ -128,10 +126,10 @@ def _passes(session: Session, cell: Cell) -> int:
 
 
 def check_searches(session: Session, cells: Sequence[Cell]) -> None:
-    """Make every search's configuration, so that what is wrong with one is said before anything is trained.
+    """Make the configuration of every search, so that its errors come before any training.
 
     Raises:
-        ConfigError: With all problems of one.
+        ConfigError: With all problems of a search.
     """
     for cell in cells:
         if isinstance(cell.row, Searched):

@@ -1,4 +1,4 @@
-"""``table1.png``: test loss against memory, the front drawn, in both accounts of memory."""
+"""``table1.png``: test loss against peak and stored memory, with the Pareto front."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,18 +21,18 @@ from qra_bo.report.style import (
     legend,
 )
 
-MARKS = {"ours_finer_gptq": ("p", VERMILLION), "best_uniform_finer_gptq": ("p", BLUE),
-         "ours_gptq": ("*", VERMILLION), "ours": ("P", VERMILLION), "best_uniform_gptq": ("s", BLUE),
+MARKS = {"qra_bo_finer_gptq": ("p", VERMILLION), "best_uniform_finer_gptq": ("p", BLUE),
+         "qra_bo_gptq": ("*", VERMILLION), "qra_bo": ("P", VERMILLION), "best_uniform_gptq": ("s", BLUE),
          "best_uniform": ("v", BLUE), "autoqra": ("P", GREEN), "autoqra_gptq": ("*", GREEN),
          "qr_adaptor": ("X", SKY), "qlora": ("D", "#000000"), "qlora_gptq": ("h", "#000000"), "lora_16": ("D", PURPLE)}
 OTHERS = ("o", ORANGE)
 HEADROOM = 0.6
-"""Of the span from the best loss to QLoRA's, what is shown above QLoRA's; what lies higher is marked at the edge."""
+"""Share of the span from the best loss to QLoRA's that is shown above QLoRA's; higher losses are marked at the edge."""
 Row = Mapping[str, Any]
 
 
 def draw(table: Mapping[str, Any], theme: Theme = LIGHT) -> Figure | None:
-    """Two panels, peak and stored memory; ``None`` while no row has a loss."""
+    """Draw two panels, peak and stored memory; ``None`` if no row has a loss."""
     rows = [r for r in table["rows"] if r["mean"] is not None]
     if not rows:
         return None
@@ -49,7 +49,7 @@ def draw(table: Mapping[str, Any], theme: Theme = LIGHT) -> Figure | None:
 
 
 def front(rows: Sequence[Row], key: str) -> list[Row]:
-    """Rows that no other beats in both memory and loss, by increasing memory."""
+    """Return the Pareto front of memory and loss, by increasing memory."""
     found: list[Row] = []
     for r in sorted(rows, key=lambda r: (r[key], r["mean"])):
         if not found or r["mean"] < found[-1]["mean"]:

@@ -1,33 +1,33 @@
-"""What rests on calibrated learning rates, at other ones: what ours has on the best uniform choice within a limit, and
-the two references that the gap lies between."""
+"""Comparisons at other learning rates than the calibrated ones: our row with the best uniform choice of every limit,
+and the two references of the gap with themselves."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from bench.table1.cells import OWN, Cell, CellResult, Say
 from bench.table1.recipe import Recipe
-from bench.table1.results import LORA_16, OURS, QLORA, ours_among
+from bench.table1.results import LORA_16, QLORA, QRA_BO, qra_bo_among
 from bench.table1.session import Session
 from bench.table1.statistics import Difference, difference
 from qra_bo.report.text import MINUS, signed
 from qra_bo.study.setting import training_seeds
 
-UNIFORM = {name: name.replace("ours", "best_uniform") for name in OURS}
-"""By the name of one of ours, the best uniform choice that has its bits and codes."""
+UNIFORM = {name: name.replace("qra_bo", "best_uniform") for name in QRA_BO}
+"""The best uniform choice with the same bits and codes, by the name of our row."""
 
 
 def pairs(cells: Iterable[Cell]) -> list[tuple[Cell, Cell]]:
-    """Ours and the best uniform choice, of every limit that has both."""
+    """Return our row and the best uniform choice of every limit that has both."""
     within: dict[str, dict[str, Cell]] = {}
     for cell in cells:
         if cell.limit is not OWN:
             within.setdefault(cell.limit.name, {})[cell.row.name] = cell
-    chosen = [(rows, ours_among(rows)) for rows in within.values()]
-    return [(rows[ours], rows[UNIFORM[ours]]) for rows, ours in chosen if ours is not None and UNIFORM[ours] in rows]
+    chosen = [(rows, qra_bo_among(rows)) for rows in within.values()]
+    return [(rows[own], rows[UNIFORM[own]]) for rows, own in chosen if own is not None and UNIFORM[own] in rows]
 
 
 def references(cells: Iterable[Cell]) -> list[Cell]:
-    """LoRA-16 and QLoRA in their own memory, where they are there."""
+    """Return the cells of LoRA-16 and QLoRA in their own memory."""
     return [cell for cell in cells if cell.limit is OWN and cell.row.name in (LORA_16, QLORA)]
 
 
@@ -35,7 +35,7 @@ def check_rates(session: Session, results: Sequence[CellResult], say: Say) -> li
     """Train both sides of every pair at each of ``table1.rate_factors`` times their own rates, on the first
     ``table1.seeds`` unseen seeds, and compare them on the test split.
 
-    A pair that came to one configuration, or of which one came to none, has nothing to check.
+    Pairs with one configuration for both, or with none for one side, are left out.
 
     Raises:
         RunInterrupted: On a signal.
@@ -48,21 +48,21 @@ def check_rates(session: Session, results: Sequence[CellResult], say: Say) -> li
             continue
         for factor in session.options.rate_factors:
             made = session.results.made
-            ours, uniform = (_losses(session, recipe, factor * rate.lr_scale, seeds) for recipe, rate in sides)
-            compared = difference(ours, uniform, set(seeds) - set(ours))
-            checks.append({"limit": pair[0].limit.name, "ours": pair[0].row.name, "row": pair[1].row.name,
-                           "factor": factor, "train_seeds": list(seeds), "ours_losses": [ours.get(s) for s in seeds],
+            own, uniform = (_losses(session, recipe, factor * rate.lr_scale, seeds) for recipe, rate in sides)
+            compared = difference(own, uniform, set(seeds) - set(own))
+            checks.append({"limit": pair[0].limit.name, "qra_bo": pair[0].row.name, "row": pair[1].row.name,
+                           "factor": factor, "train_seeds": list(seeds), "qra_bo_losses": [own.get(s) for s in seeds],
                            "row_losses": [uniform.get(s) for s in seeds],
-                           "ours_minus_row": None if compared is None else compared.to_json()})
+                           "qra_bo_minus_row": None if compared is None else compared.to_json()})
             if session.results.made > made:
-                say(_told(f"{pair[0].limit.name}: at {factor:g} times the rate ours {MINUS} best uniform", compared))
+                say(_line(f"{pair[0].limit.name}: at {factor:g} times the rate qra_bo {MINUS} best uniform", compared))
     return checks
 
 
 def check_references(session: Session, results: Sequence[CellResult], say: Say) -> list[dict[str, Any]]:
     """Train LoRA-16 and QLoRA at each of ``table1.rate_factors`` times their own rates, on the first ``table1.seeds``
-    unseen seeds, and compare them on the test split with themselves at their own rates: a gap whose ends hold is not
-    the calibration's doing.
+    unseen seeds, and compare their test losses with those at their own rates: if they hold, the gap does not come
+    from the calibration.
 
     Raises:
         RunInterrupted: On a signal.
@@ -80,20 +80,20 @@ def check_references(session: Session, results: Sequence[CellResult], say: Say) 
                            "losses": [losses.get(s) for s in seeds],
                            "minus_own": None if compared is None else compared.to_json()})
             if session.results.made > made:
-                say(_told(f"{r.cell.row.title}: at {factor:g} times its rate {MINUS} at its own", compared))
+                say(_line(f"{r.cell.row.title}: at {factor:g} times its rate {MINUS} at its own", compared))
     return checks
 
 
 def _seeds(session: Session) -> Sequence[int]:
-    """Those unseen training seeds that every row has."""
+    """Return the unseen training seeds that every row has."""
     return training_seeds(session.config.seed, session.options.seeds)[1]
 
 
-def _told(what: str, compared: Difference | None) -> str:
-    return f"{what} {'not known' if compared is None else signed(compared.mean)}"
+def _line(what: str, compared: Difference | None) -> str:
+    return f"{what} {'unknown' if compared is None else signed(compared.mean)}"
 
 
 def _losses(session: Session, recipe: Recipe, lr_scale: float, seeds: Sequence[int]) -> dict[int, float]:
-    """Test loss by training seed, of those that gave one."""
+    """Return the test losses by training seed, without failed trials."""
     events = {seed: session.evaluate(recipe, lr_scale, seed, "test") for seed in seeds}
     return {seed: float(e["loss"]) for seed, e in events.items() if e["loss"] is not None}

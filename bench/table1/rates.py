@@ -1,4 +1,4 @@
-"""The learning rate of a row's final configuration: the same rule, and the same most trials, for every row."""
+"""Learning rate of a row's final configuration: one rule and one largest number of trials for every row."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,17 +7,17 @@ from typing import Any
 from qra_bo.study.baseline_trials import best_scale
 
 Trial = Callable[[float], float | None]
-"""Validation loss at a factor on the learning rate; ``None`` where there was none."""
+"""Validation loss at a factor on the learning rate; ``None`` for a failed trial."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """What the trials came to.
+    """Result of the learning-rate trials.
 
     Args:
         lr_scale: Chosen factor on the rule's learning rate.
-        trials: ``(factor, loss)`` of those that gave a loss, by factor.
-        inside: Whether the best lies between others that were tried.
+        trials: ``(factor, loss)`` of the trials with a loss, by factor.
+        inside: Whether the best factor lies between others.
     """
 
     lr_scale: float
@@ -29,15 +29,15 @@ class Rate:
 
 
 def calibrate(scales: Sequence[float], most: int, trial: Trial) -> Rate | None:
-    """Try ``scales``; while the best is at an end and fewer than ``most`` were tried, one more beyond that end.
+    """Try ``scales``, and factors beyond an end while the best is there; return ``None`` if no trial has a loss.
 
-    The choice is the vertex of the parabola through the best trial and its neighbours where it has one between them,
-    as in a search's own calibration. ``None`` if no trial gave a loss.
+    As in the calibration of a search, the choice is the vertex of the parabola through the best trial and its
+    neighbours, if it lies between them.
 
     Args:
         scales: Increasing factors, at least one.
-        most: Of all trials, those beyond the ends included.
-        trial: See there.
+        most: Largest number of trials.
+        trial: Makes one trial.
     """
     tried: dict[float, float | None] = {}
     for scale in scales:
@@ -52,7 +52,7 @@ def calibrate(scales: Sequence[float], most: int, trial: Trial) -> Rate | None:
 
 
 def _beyond(tried: dict[float, float | None]) -> float | None:
-    """The next factor outwards where the best is at an end of all that were tried, in the ratio of the last two."""
+    """Return the next factor beyond the end at which the best is, in the ratio of the last two; else ``None``."""
     if len(tried) < 2:
         return None
     order = sorted(tried)

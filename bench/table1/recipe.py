@@ -1,4 +1,4 @@
-"""What a row of the table comes to: the configuration that is trained, whatever found it."""
+"""Configuration that a row of the table trains."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -13,7 +13,7 @@ from qra_bo.study.setting import BytesPredictor
 
 
 def codes_name(gptq_tokens: int | None) -> str:
-    """A suffix for the names of what depends on how codes are chosen; empty for the nearest."""
+    """Return a suffix for names that depend on the choice of codes; empty for round-to-nearest."""
     return "" if gptq_tokens is None else f"-gptq{gptq_tokens}"
 
 
@@ -26,13 +26,13 @@ def with_codes(config: RunConfig, gptq_tokens: int | None) -> RunConfig:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Formats, ranks and how the adapters start.
+    """Formats, ranks, adapter initialisation and choice of codes.
 
     Args:
-        allocation: Format and rank of every unit; of AdaLoRA the ranks are the target, the same everywhere.
-        init: Start of the adapters (``adapter.init``); AdaLoRA has its own.
-        initial_rank: AdaLoRA's rank at the start; ``None`` for adapters of fixed rank.
-        gptq_tokens: Tokens that codes are chosen on (``quantizer.rounding=gptq``); ``None``: the round-to-nearest codes.
+        allocation: Format and rank of every unit; AdaLoRA's ranks are the target, the same everywhere.
+        init: Adapter initialisation (``adapter.init``); AdaLoRA has its own.
+        initial_rank: AdaLoRA's initial rank; ``None`` for adapters of fixed rank.
+        gptq_tokens: Calibration tokens of GPTQ; ``None`` for round-to-nearest codes.
     """
 
     allocation: Allocation
@@ -42,7 +42,7 @@ class Recipe:
 
     @property
     def key(self) -> str:
-        """Names what is trained: two rows with one key share every evaluation."""
+        """Identity of the training: rows with one key share every trial."""
         how = self.init if self.initial_rank is None else f"adalora{self.initial_rank}"
         return f"{self.allocation.fingerprint}-{how}{codes_name(self.gptq_tokens)}"
 
@@ -58,22 +58,22 @@ class Recipe:
                    None if tokens is None else int(tokens))
 
     def predicted_bytes(self, memory: MemoryModel, space: SearchSpace) -> int:
-        """Bytes in the scope of ``memory``."""
+        """Return the bytes in the scope of ``memory``."""
         if self.initial_rank is None:
             return BytesPredictor(memory, space)(self.allocation)
         return adalora_bytes(memory, space, self.allocation.formats, self.initial_rank, self.allocation.ranks[0])
 
     def average_bits(self, space: SearchSpace) -> float:
-        """Code bits weighted by parameters."""
+        """Return the code bits averaged over parameters."""
         return average_bits([parse_format(f).bits for f in self.allocation.formats], space.unit_numel)
 
     def metadata_bits(self, space: SearchSpace) -> float:
-        """Bits of scales and zeros by parameter."""
+        """Return the bits of scales and zeros per parameter."""
         total = sum(metadata_bytes(parse_format(f), m.out_features, m.in_features)
                     for unit, f in zip(space.units, self.allocation.formats, strict=True) for m in unit.linears)
         return 8 * total / int(space.unit_numel.sum())
 
     def average_rank(self, space: SearchSpace) -> float:
-        """Over the linears; of AdaLoRA the target."""
+        """Return the rank averaged over linear layers; of AdaLoRA the target."""
         counts = [len(unit.linears) for unit in space.units]
         return sum(n * r for n, r in zip(counts, self.allocation.ranks, strict=True)) / sum(counts)

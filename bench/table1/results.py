@@ -1,4 +1,4 @@
-"""``table1.json``: the rows that are there, compared in pairs, with what the paper reports beside them."""
+"""``table1.json``: the finished rows, their paired comparisons, and figures that the paper reports."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,17 +13,17 @@ from bench.table1.statistics import Difference, Losses, difference, gap_closed
 from qra_bo.finetune.evaluation.task_files import task_name
 
 LORA_16, QLORA = "lora_16", "qlora"
-OURS = ("ours_finer_gptq", "ours_gptq", "ours")
-"""Ours by name, see ``ours_among`` and ``ours_like``."""
+QRA_BO = ("qra_bo_finer_gptq", "qra_bo_gptq", "qra_bo")
+"""Names of our rows, see ``qra_bo_among`` and ``qra_bo_like``."""
 FINER = "_finer_gptq"
-"""How the names of rows on the finer ladder of bits end."""
+"""Suffix of the names of rows on the finer ladder of bits."""
 METRICS = ("acc_norm", "acc", "exact_match")
-"""Of a task's metrics, the first of these that it has is its accuracy."""
+"""A task's accuracy is the first of these metrics that it has."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reported:
-    """What a public summary of the paper gives for LLaMA-3.1-8B: average accuracy over eight tasks (%), bits, rank and
+    """Figures of a public summary of the paper for LLaMA-3.1-8B: average accuracy over eight tasks (%), bits, rank and
     memory (GB)."""
 
     accuracy: float
@@ -38,7 +38,7 @@ class Reported:
 
 
 def reported(cell: Cell) -> Reported | None:
-    """The figure of arXiv 2602.22268 that belongs beside a row; most rows have none at hand."""
+    """Return the figures of arXiv 2602.22268 for a row; most rows have none."""
     name, limit = cell.row.name, cell.limit
     if name == LORA_16:
         return Reported(69.94, 16.0, 16.0, 20.50)
@@ -54,14 +54,14 @@ def reported(cell: Cell) -> Reported | None:
 def build(session: Session, cells: Sequence[Cell], results: Sequence[CellResult],
           rate_checks: Sequence[Mapping[str, Any]] = (),
           reference_checks: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
-    """Contents of ``table1.json``.
+    """Return the contents of ``table1.json``.
 
     Args:
         session: For memory and provenance.
         cells: All rows of the table.
-        results: Those that are there so far, in the table's order.
-        rate_checks: What ours has on the best uniform choice at other learning rates.
-        reference_checks: LoRA-16 and QLoRA at other learning rates.
+        results: Finished rows, in the order of the table.
+        rate_checks: Comparisons of our row with the best uniform choice at other learning rates.
+        reference_checks: Comparisons of LoRA-16 and QLoRA with themselves at other learning rates.
     """
     losses = {(r.cell.row.name, r.cell.limit.name): r.losses for r in results if r.losses}
     failed = {(r.cell.row.name, r.cell.limit.name): r.failed for r in results}
@@ -90,11 +90,11 @@ def _row(session: Session, r: CellResult, losses: Mapping[tuple[str, str], Losse
          failed: Mapping[tuple[str, str], Collection[int]]) -> dict[str, Any]:
     row, limit = r.cell.row, r.cell.limit
     head = {"method": row.name, "title": row.title, "limit": limit.name, "scope": limit.scope, "why": r.why}
-    told = reported(r.cell)
-    tail = {"reported": None if told is None else told.to_json()}
+    figures = reported(r.cell)
+    tail = {"reported": None if figures is None else figures.to_json()}
     empty = dict.fromkeys(("mean", "se", "avg_bits", "metadata_bits", "avg_rank", "predicted_bytes", "measured_bytes",
                            "peak_bytes", "stored_bytes", "search_steps", "train_steps", "gap_closed", "gap_low",
-                           "gap_high", "learning_rate", "ours_minus_row", "same_codes_minus_row", "accuracy",
+                           "gap_high", "learning_rate", "qra_bo_minus_row", "same_codes_minus_row", "accuracy",
                            "rates"))
     if r.found is None:
         return {**head, **empty, "seeds": 0, "train_seeds": [], "losses": [], "gap_note": "", "note": "",
@@ -113,45 +113,46 @@ def _row(session: Session, r: CellResult, losses: Mapping[tuple[str, str], Losse
              "mean": float(values.mean()) if len(values) else None,
              "se": float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None}
     gap = gap_closed(r.losses, losses.get((QLORA, OWN.name), {}), losses.get((LORA_16, OWN.name), {}))
-    ours = ours_among(name for name, within in losses if within == limit.name)
+    own = qra_bo_among(name for name, within in losses if within == limit.name)
 
     def less(mine: str) -> Difference | None:
         return difference(losses[mine, limit.name], r.losses, failed[mine, limit.name])
 
-    versus = None if ours is None or row.name == ours else less(ours)
-    alike = ours_like(row.name, recipe.gptq_tokens is not None)
-    same = None if row.name in OURS or (alike, limit.name) not in losses else less(alike)
+    versus = None if own is None or row.name == own else less(own)
+    alike = qra_bo_like(row.name, recipe.gptq_tokens is not None)
+    same = None if row.name in QRA_BO or (alike, limit.name) not in losses else less(alike)
     return {**head, **empty, **facts, "seeds": len(r.losses), "train_seeds": list(r.losses),
             "losses": list(r.losses.values()), "gap_closed": gap.share, "gap_low": gap.low, "gap_high": gap.high,
-            "gap_note": gap.note, "ours_minus_row": None if versus is None else versus.to_json(),
+            "gap_note": gap.note, "qra_bo_minus_row": None if versus is None else versus.to_json(),
             "same_codes_minus_row": None if same is None else same.to_json(),
             "accuracy": accuracy(r.scores, session.options.tasks), "scores": r.scores, "note": _note(r),
             "recipe": recipe.to_json(), **tail}
 
 
 def proxy_label(table: Mapping[str, Any]) -> str | None:
-    """What has to stand over a table whose losses a simulation made; ``None`` for one that was trained."""
+    """Return the label of a table of simulated losses; ``None`` if models were trained."""
     if table["fidelity"] == "high":
         return None
-    return f"{table['oracle']} results: no model was trained, nothing here says anything of a method"
+    return f"{table['oracle']} results: no model was trained; the figures say nothing about a method"
 
 
-def ours_among(methods: Iterable[str]) -> str | None:
-    """The one of ours that meets the other rows, of the methods that are there within a limit."""
+def qra_bo_among(methods: Iterable[str]) -> str | None:
+    """Return our row that is compared with the others, among the methods within a limit."""
     there = set(methods)
-    return next((name for name in OURS if name in there), None)
+    return next((name for name in QRA_BO if name in there), None)
 
 
-def ours_like(method: str, gptq: bool) -> str:
-    """The one of ours that has a row's bits and chooses codes as it does: whatever it is better by, these have no part
-    in."""
-    finer, chosen, nearest = OURS
+def qra_bo_like(method: str, gptq: bool) -> str:
+    """Return our row with the same bits and choice of codes as a row: a difference then has another cause."""
+    finer, chosen, nearest = QRA_BO
     return finer if method.endswith(FINER) else chosen if gptq else nearest
 
 
 def accuracy(scores: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> float | None:
-    """Mean over ``tasks`` of each one's first of ``METRICS``; ``None`` without any. The parts of a group, which the
-    harness scores too (57 of MMLU), count in the group alone."""
+    """Return the mean over ``tasks`` of each one's first of ``METRICS``; ``None`` without any.
+
+    The harness also scores the parts of a group (57 of MMLU); they count in the group alone.
+    """
     asked, by_task = {task_name(t) for t in tasks}, dict[str, dict[str, float]]()
     for s in scores:
         if s["task"] not in asked:

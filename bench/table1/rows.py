@@ -1,7 +1,6 @@
-"""What a row of the table is: one method, and how it comes to the configuration that is trained."""
+"""Rows of the table: one method each, which finds the configuration that is trained."""
 
 from dataclasses import dataclass
-from typing import Protocol
 
 from bench.table1.limits import Limit
 from bench.table1.recipe import Recipe, codes_name
@@ -18,12 +17,12 @@ RANK = 16
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a method settled on.
+    """A method's choice.
 
     Args:
-        recipe: What is trained.
-        cost: Spent on finding it, in training tokens, as if the method had been alone.
-        note: What a reader of the row should know.
+        recipe: Configuration that is trained.
+        cost: Training tokens spent on finding it, as if the method had run alone.
+        note: Note for readers of the row.
     """
 
     recipe: Recipe
@@ -31,55 +30,48 @@ class Found:
     note: str = ""
 
 
-class Row(Protocol):
-    """One method."""
+@dataclass(frozen=True)
+class Row:
+    """One method. The defaults are those of methods that need a budget and find their configuration without training.
 
-    @property
-    def name(self) -> str:
-        """In the registry."""
-        ...
+    Args:
+        name: Name in the registry.
+        title: Title in tables.
+        key: Whether it gets ``table1.key_seeds`` training seeds instead of ``table1.seeds``.
+        lr_centre: Factor on the rule's learning rate at the centre of the tried rates.
+    """
 
-    @property
-    def title(self) -> str:
-        """For people."""
-        ...
-
-    @property
-    def key(self) -> bool:
-        """Whether it gets the larger number of training seeds."""
-        ...
-
-    @property
-    def lr_centre(self) -> float:
-        """Factor on the rule's learning rate around which the same number of rates is tried as for every method."""
-        ...
+    name: str
+    title: str
+    key: bool = False
+    lr_centre: float = 1.0
 
     def takes(self, limit: Limit | None) -> bool:
-        """Whether it is made for a limit; ``None`` stands for a method whose memory is what it is."""
-        ...
+        """Whether the method applies to a limit; ``None`` stands for no limit at all."""
+        return limit is not None and limit.budget is not None
 
     def signature(self, session: Session) -> str:
-        """Settings that decide what ``find`` finds."""
-        ...
+        """Return the settings that decide the result of ``find``."""
+        return ""
 
     def equivalents(self, session: Session, limit: Limit) -> float:
-        """Rough full-trial equivalents that ``find`` takes."""
-        ...
+        """Return the rough full-trial equivalents of ``find``."""
+        return 0.0
 
     def find(self, session: Session, limit: Limit) -> Found:
-        """The configuration that is trained within ``limit``.
+        """Find the configuration that is trained within ``limit``.
 
         Raises:
             UserError: If the method has none within it.
         """
-        ...
+        raise NotImplementedError
 
 
 ROWS: Registry[Row] = Registry("method of the table")
 
 
 def largest_fitting_rank(session: Session, limit: Limit, fmt: str, most: int) -> int:
-    """The largest rank of at most ``most`` with which ``fmt`` everywhere is within ``limit``; 0 if none is."""
+    """Return the largest rank of at most ``most`` with which ``fmt`` everywhere is within ``limit``; 0 if none is."""
     setting = session.setting_of(limit)
     space = setting.space
     if limit.max_average_bits is not None and parse_format(fmt).bits > limit.max_average_bits:
@@ -91,42 +83,23 @@ def largest_fitting_rank(session: Session, limit: Limit, fmt: str, most: int) ->
 
 
 @dataclass(frozen=True)
-class WithinABudget:
-    """What most methods share: they need a budget, and come to their configuration without training."""
-
-    name: str
-    title: str
-    key: bool = False
-    lr_centre: float = 1.0
-
-    def takes(self, limit: Limit | None) -> bool:
-        return limit is not None and limit.budget is not None
-
-    def signature(self, session: Session) -> str:
-        return ""
-
-    def equivalents(self, session: Session, limit: Limit) -> float:
-        return 0.0
-
-
-@dataclass(frozen=True)
-class WithCodes(WithinABudget):
-    """A method whose codes are chosen.
+class WithCodes(Row):
+    """A method with a choice of codes.
 
     Args:
-        gptq: Whether by GPTQ (``quantizer.rounding=gptq``); else they are the nearest.
+        gptq: Whether codes are GPTQ's; else round-to-nearest.
     """
 
     gptq: bool = False
 
     def tokens(self, session: Session) -> int | None:
-        """As in ``Recipe``."""
+        """Return the calibration tokens, as in ``Recipe``."""
         return session.gptq_tokens if self.gptq else None
 
 
 @dataclass(frozen=True)
 class Uniform(WithCodes):
-    """One format and rank everywhere, whatever memory that takes."""
+    """One format and rank everywhere, without a limit."""
 
     fmt: str = "nf4"
 
@@ -142,7 +115,7 @@ class Uniform(WithCodes):
         return Found(Recipe(allocation, "kaiming", gptq_tokens=tokens), FORWARD_SHARE * (tokens or 0))
 
     def format_in(self, session: Session) -> str:
-        """The configured format of these bits; QLoRA and 16 bits are what they are by definition."""
+        """Return the configured format of these bits; those of QLoRA and 16 bits are fixed."""
         bits = parse_format(self.fmt).bits
         configured = session.config.quantizer.formats.get(bits, ())
         return self.fmt if bits in (4, 16) or not configured else configured[0]

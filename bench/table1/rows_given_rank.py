@@ -1,4 +1,4 @@
-"""Methods that take the adapters' rank as given: LoftQ, LQ-LoRA, AMQ + LoRA, and AdaLoRA after a target rank."""
+"""Methods that take the adapter rank as given: LoftQ, LQ-LoRA, AMQ + LoRA, and AdaLoRA with its target rank."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +9,7 @@ from bench.table1.adalora_memory import adalora_bytes, fit_adalora
 from bench.table1.amq import AMQ, AMQOptions
 from bench.table1.limits import Limit
 from bench.table1.recipe import Recipe
-from bench.table1.rows import RANK, ROWS, Found, WithinABudget, largest_fitting_rank
+from bench.table1.rows import RANK, ROWS, Found, Row, largest_fitting_rank
 from bench.table1.session import Session
 from qra_bo.memory.budget import uniform_bytes
 from qra_bo.memory.formats import parse_format
@@ -21,25 +21,27 @@ from qra_bo.utils.errors import BudgetError
 
 FOUR_BIT = "nf4"
 ADALORA_RATE = 4.0
-"""AdaLoRA's values start at zero between small factors: rates are tried around this multiple of LoRA's."""
+"""AdaLoRA needs higher learning rates than LoRA, as its values start at zero between small factors."""
 LQ_LORA_RATE = 0.25
-"""LQ-LoRA's adapters start from the largest directions of the weights themselves, and break at LoRA's rates."""
+"""LQ-LoRA needs lower learning rates than LoRA, as its adapters start from the largest directions of the weights."""
+SENSITIVITY = "quantization_sensitivity"
+"""Events of measured divergences."""
 ITERATIONS = 1
-"""Alternations behind LQ-LoRA's table of errors; the order of formats and units seldom depends on more."""
+"""Alternations for LQ-LoRA's table of errors; more seldom change the order of formats and units."""
 Bits = Callable[[int], tuple[tuple[str, ...], float]]
-"""Formats of every unit for a rank that is given, and what finding them cost."""
+"""Formats of every unit at a given rank, and the cost of finding them."""
 
 
 def rank_choices(session: Session, limit: Limit) -> list[int]:
-    """Ranks that are tried where the method has no opinion: the largest of at most 16 that NF4 would fit with, its
-    half, and so on; 1, its double, and so on where NF4 fits with none."""
+    """Return the ranks to try: the largest of at most 16 with which NF4 fits, its half, and so on; if NF4 fits with
+    none: 1, 2, 4, and so on."""
     top = largest_fitting_rank(session, limit, FOUR_BIT, RANK)
     ranks = [top // 2**i if top else min(2**i, RANK) for i in range(session.options.rank_choices)]
     return list(dict.fromkeys(r for r in ranks if r >= 1))
 
 
 def choose_rank(session: Session, limit: Limit, init: str, bits: Bits) -> Found:
-    """The best of the ranks by validation loss at the rule's own learning rate, at counted cost.
+    """Return the rank with the least validation loss at the rule's own learning rate; the trials are charged.
 
     Raises:
         BudgetError: If none is within the limit.
@@ -69,21 +71,21 @@ def choose_rank(session: Session, limit: Limit, init: str, bits: Bits) -> Found:
 
 
 def base_formats(session: Session) -> list[str]:
-    """Formats of a base that is alike everywhere, the most bits first: NF4, then the ladder's own below it."""
+    """Return the formats of a uniform base, the most bits first: NF4, then those of the ladder below it."""
     below = [f.name for f in reversed(session.space.formats) if f.bits < parse_format(FOUR_BIT).bits]
     return [FOUR_BIT, *below]
 
 
 def on_most_bits(session: Session, limit: Limit, make: Callable[[str], Found]) -> Found:
-    """What ``make`` finds on NF4 everywhere, or on the most bits below it that are within ``limit``.
+    """Return the configuration on NF4 everywhere, or on the most bits below it that are within ``limit``.
 
     Args:
-        session: The table.
-        limit: Within which.
+        session: Of the table.
+        limit: Limit on memory and bits.
         make: From the base's format to a configuration; raises ``BudgetError`` if it has none.
 
     Raises:
-        BudgetError: If there is none on any base; with what the lowest lacks.
+        BudgetError: If no base fits; the message is that of the lowest.
     """
     problem = ""
     for fmt in base_formats(session):
@@ -101,9 +103,9 @@ def on_most_bits(session: Session, limit: Limit, make: Callable[[str], Found]) -
 
 
 @dataclass(frozen=True)
-class LoftQ(WithinABudget):
-    """NF4 everywhere, or the most bits below that fit, with the largest rank of at most 16 that fits; adapters start
-    from what quantisation lost."""
+class LoftQ(Row):
+    """NF4 everywhere, or the most bits below that fit, with the largest rank of at most 16 that fits; the adapters are
+    initialised from the quantisation error."""
 
     def find(self, session: Session, limit: Limit) -> Found:
         def on(fmt: str) -> Found:
@@ -116,8 +118,8 @@ class LoftQ(WithinABudget):
 
 
 @dataclass(frozen=True)
-class LQLoRA(WithinABudget):
-    """Bits by the integer program over decomposition errors, adapters and base from the decomposition."""
+class LQLoRA(Row):
+    """Bits by the integer program over decomposition errors; adapters and base come from the decomposition."""
 
     def signature(self, session: Session) -> str:
         return f"ranks={session.options.rank_choices}"
@@ -135,33 +137,33 @@ class LQLoRA(WithinABudget):
 
 
 def decomposition_errors(session: Session, rank: int) -> FloatArray:
-    """LQ-LoRA's objective by unit and format, ``L x F``."""
+    """Return LQ-LoRA's objective by unit and format, ``L x F``."""
     event = session.results.once("errors", f"r{rank}", lambda: session.call(
         "bench.table1.base_errors:decomposition_errors", {"rank": rank, "iterations": ITERATIONS}))
     return np.array(event["errors"], dtype=np.float64)
 
 
 def names(session: Session, row: Sequence[int] | IntArray) -> tuple[str, ...]:
-    """Format names of ``L`` positions on the ladder."""
+    """Return the format names of ``L`` positions on the ladder."""
     return tuple(session.space.formats[int(q)].name for q in row)
 
 
 def amq_bits(session: Session, limit: Limit, rank: int, beyond: int = 0) -> tuple[tuple[str, ...], float]:
-    """AMQ's bits with one rank everywhere.
+    """Return AMQ's bits with one rank everywhere.
 
     Args:
-        session: The table.
-        limit: Within which.
-        rank: Of all units.
-        beyond: Bytes that the adapters need beyond LoRA's with that rank.
+        session: Of the table.
+        limit: Limit on memory and bits.
+        rank: Rank of all units.
+        beyond: Bytes that the adapters need beyond those of LoRA with that rank.
 
     Returns:
-        Formats of the units, and the cost: the profile, and the forward tokens of what was measured.
+        Formats of the units, and the cost: the profile, and the forward tokens of the measurements.
 
     Raises:
         BudgetError: If even the lowest bits are not within the limit.
     """
-    profile = session.profile()
+    profile, results = session.profile(), session.results
     cost = profile.training_tokens + FORWARD_SHARE * profile.forward_tokens
     n = session.options.amq_evaluations
     budget = session.budget_bytes(limit)
@@ -174,14 +176,14 @@ def amq_bits(session: Session, limit: Limit, rank: int, beyond: int = 0) -> tupl
         nonlocal spent
         chosen = [list(names(session, row)) for row in rows]
         keys = [Allocation(tuple(c), (0,) * len(c)).fingerprint for c in chosen]
-        new = [c for c, key in zip(chosen, keys, strict=True) if session.results.find("quantization_sensitivity", key) is None]
+        new = [c for c, key in zip(chosen, keys, strict=True) if results.find(SENSITIVITY, key) is None]
         if new:
             found = session.call("bench.table1.base_errors:joint_sensitivity", {"choices": new})
             each = round(found["forward_tokens"] / (1 + len(new)))
             for c, jsd in zip(new, found["jsd"], strict=True):
                 fields = {"jsd": jsd, "forward_tokens": each}
-                session.results.once("quantization_sensitivity", Allocation(tuple(c), (0,) * len(c)).fingerprint, fields.copy)
-        events = [session.results.once("quantization_sensitivity", key, dict) for key in keys]
+                results.once(SENSITIVITY, Allocation(tuple(c), (0,) * len(c)).fingerprint, fields.copy)
+        events = [results.once(SENSITIVITY, key, dict) for key in keys]
         spent += sum(int(e["forward_tokens"]) for e in events)
         return np.array([float(e["jsd"]) for e in events])
 
@@ -192,8 +194,8 @@ def amq_bits(session: Session, limit: Limit, rank: int, beyond: int = 0) -> tupl
 
 
 @dataclass(frozen=True)
-class AMQLoRA(WithinABudget):
-    """Bits by AMQ's search on quantisation damage, then LoRA of one rank."""
+class AMQLoRA(Row):
+    """Bits by AMQ's search on quantisation sensitivity, then LoRA of one rank."""
 
     def signature(self, session: Session) -> str:
         return f"evaluations={session.options.amq_evaluations},ranks={session.options.rank_choices}"
@@ -206,16 +208,16 @@ class AMQLoRA(WithinABudget):
 
 
 def amq_equivalents(session: Session) -> float:
-    """Rough full-trial equivalents of AMQ's measurements."""
+    """Return the rough full-trial equivalents of AMQ's measurements."""
     c = session.config
     tokens = FORWARD_SHARE * session.options.amq_evaluations * c.data.calibration * c.train.length
     return tokens / (c.fidelity.high * c.train.batch * c.train.length + FORWARD_SHARE * c.eval.tokens)
 
 
 @dataclass(frozen=True)
-class AdaLoRA(WithinABudget):
-    """AdaLoRA on NF4 everywhere, or on the most bits below that fit: the largest target of at most 16 whose start at
-    1.5 times that fits."""
+class AdaLoRA(Row):
+    """AdaLoRA on NF4 everywhere, or on the most bits below that fit: the largest target of at most 16 whose initial
+    rank, 1.5 times the target, fits."""
 
     def find(self, session: Session, limit: Limit) -> Found:
         setting, n = session.setting_of(limit), session.space.n_units
@@ -229,10 +231,10 @@ class AdaLoRA(WithinABudget):
 
 
 @dataclass(frozen=True)
-class AMQAdaLoRA(WithinABudget):
-    """Bits by AMQ, then AdaLoRA with the ranks that it would have on NF4, or the least ones where none fits there.
+class AMQAdaLoRA(Row):
+    """Bits by AMQ, then AdaLoRA with the ranks that fit on NF4, or the least ones if none fits.
 
-    PEFT's own AdaLoRA refuses HQQ layers; this one trains on every backend.
+    PEFT's AdaLoRA does not support HQQ layers; this one trains on every backend.
     """
 
     def signature(self, session: Session) -> str:
@@ -249,7 +251,7 @@ class AMQAdaLoRA(WithinABudget):
             initial, target = fit_adalora(memory, space, (FOUR_BIT,) * n, budget, RANK)
         except BudgetError:
             initial, target = 2, 1
-        # What AdaLoRA needs beyond LoRA of its initial rank does not depend on the formats.
+        # AdaLoRA's bytes beyond those of LoRA with its initial rank do not depend on the formats.
         beyond = adalora_bytes(memory, space, (FOUR_BIT,) * n, initial, target) - uniform_bytes(memory, space, nf4,
                                                                                                initial)
         formats, cost = amq_bits(session, limit, initial, beyond)

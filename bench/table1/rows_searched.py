@@ -1,4 +1,4 @@
-"""Methods that search by fine-tuning: the best uniform choice, QR-Adaptor, published AutoQRA, and ours."""
+"""Methods that search by fine-tuning: the best uniform choice, QR-Adaptor, published AutoQRA, and qra_bo."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,11 +15,11 @@ from qra_bo.trials import Fidelity, Trial
 
 @dataclass(frozen=True)
 class Searched(WithCodes):
-    """Ours: the configured method on the configured ladders, also where memory is free.
+    """qra_bo: the configured method on the configured ladders, also without a limit.
 
     Args:
-        finer: Whether on ``table1.finer_bits``. Such rows are compared where a budget binds, and not at a limit on
-            average bits, which is the paper's condition on the paper's ladder.
+        finer: Whether it searches ``table1.finer_bits``. These rows apply to limits with a budget and without a limit
+            on average bits, which is the paper's condition on its own ladder.
     """
 
     finer: bool = False
@@ -32,7 +32,7 @@ class Searched(WithCodes):
         return f"{cost}eq{codes_name(self.tokens(session))}{self.ladder_name(session)}"
 
     def ladder_name(self, session: Session) -> str:
-        """The ladder of bits where it is another than the configured one; else empty."""
+        """Return the ladder of bits if it is not the configured one; else nothing."""
         return f",bits={list(session.options.finer_bits)}" if self.finer else ""
 
     def equivalents(self, session: Session, limit: Limit) -> float:
@@ -45,7 +45,7 @@ class Searched(WithCodes):
     def searched(self, session: Session, limit: Limit, note: str, method: str | None,
                  params: Mapping[str, Any] | None = None, changes: Mapping[str, Any] | None = None,
                  init: str | None = None) -> Found:
-        """What a search comes to, begun or gone on with: see ``search``; ``init`` replaces the configured start."""
+        """Run or resume a search, see ``search``; ``init`` replaces the configured adapter initialisation."""
         tokens = self.tokens(session)
         if self.finer:
             changes = {**(changes or {}), "bits": tuple(session.options.finer_bits)}
@@ -56,8 +56,7 @@ class Searched(WithCodes):
 
 
 def stages_note(evaluations: Sequence[Trial]) -> str:
-    """What a search of two stages really evaluated in each, which at a small effort is less than its parameters say;
-    empty for one stage."""
+    """Return the number of trials in each of two stages, which a small effort may cut short; empty for one stage."""
     first = [e for e in evaluations if e.stage == "evolution"]
     second = sum(e.stage == "trust_region" for e in evaluations)
     if not first and not second:
@@ -68,13 +67,14 @@ def stages_note(evaluations: Sequence[Trial]) -> str:
 
 @dataclass(frozen=True)
 class BestUniform(Searched):
-    """The best of all uniform choices that fit, and of *uniform filled*."""
+    """The best of all uniform choices that fit, and of *uniform + filled ranks*."""
 
     def takes(self, limit: Limit | None) -> bool:
         return super().takes(limit) and limit is not None and limit.budget is not None
 
     def signature(self, session: Session) -> str:
-        return f"uniform_baselines={session.config.effort.uniform_baselines}{codes_name(self.tokens(session))}{self.ladder_name(session)}"
+        baselines = session.config.effort.uniform_baselines
+        return f"uniform_baselines={baselines}{codes_name(self.tokens(session))}{self.ladder_name(session)}"
 
     def equivalents(self, session: Session, limit: Limit) -> float:
         return calibration_and_baselines(session.config)
@@ -95,7 +95,8 @@ class AutoQRA(Searched):
         e = params["first"]
         note = (f"ranks {list(session.options.published_ranks)}, published defaults scaled to the cost: "
                 f"population {e['population']}, {e['generations']} generations, {e['promote']} promoted")
-        return self.searched(session, limit, note, "autoqra", params, published_changes(session.config, session.options.published_ranks), "kaiming")
+        changes = published_changes(session.config, session.options.published_ranks)
+        return self.searched(session, limit, note, "autoqra", params, changes, "kaiming")
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,7 @@ for row in (BestUniform("best_uniform", "Best uniform that fits", key=True),
                         gptq=True, finer=True),
             QRAdaptor("qr_adaptor", "QR-Adaptor"), AutoQRA("autoqra", "AutoQRA as published", key=True),
             AutoQRA("autoqra_gptq", "AutoQRA as published, codes by GPTQ", gptq=True),
-            Searched("ours", "Ours", key=True), Searched("ours_gptq", "Ours, codes by GPTQ", key=True, gptq=True),
-            Searched("ours_finer_gptq", "Ours, finer bits, codes by GPTQ", key=True, gptq=True, finer=True)):
+            Searched("qra_bo", "qra_bo", key=True),
+            Searched("qra_bo_gptq", "qra_bo, codes by GPTQ", key=True, gptq=True),
+            Searched("qra_bo_finer_gptq", "qra_bo, finer bits, codes by GPTQ", key=True, gptq=True, finer=True)):
     ROWS.add(row.name, row)

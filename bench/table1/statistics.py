@@ -1,4 +1,4 @@
-"""Paired comparisons between rows: the gap closed, and differences."""
+"""Paired comparisons between rows: gap closed, and differences."""
 
 import math
 from collections.abc import Collection, Mapping
@@ -12,11 +12,11 @@ from qra_bo.study.intervals import LEAST_SEEDS, LEVEL, paired_interval
 Losses = Mapping[int, float]
 """Test loss by training seed."""
 LEAST_RATIO = 3.0
-"""Standard errors that QLoRA's gap must have before a share of it means anything."""
+"""Least ratio of QLoRA's gap to its standard error for a share of it to be resolved."""
 
 
 def shared(*losses: Losses) -> list[int]:
-    """Training seeds that all have, in order."""
+    """Return the training seeds that all have, in order."""
     return sorted(set.intersection(*(set(one) for one in losses)))
 
 
@@ -25,10 +25,10 @@ class GapClosed:
     """(QLoRA - row) / (QLoRA - LoRA-16) over the seeds that all three have.
 
     Args:
-        share: 1 where the row reaches LoRA-16, or ``None`` where it is not resolved.
-        low: Of the 95 % interval.
-        high: Of it.
-        note: Why it is not resolved, or empty.
+        share: 1 if the row reaches LoRA-16; ``None`` if unresolved.
+        low: Lower end of the 95 % interval.
+        high: Upper end.
+        note: Why it is unresolved, or empty.
     """
 
     share: float | None
@@ -38,7 +38,7 @@ class GapClosed:
 
 
 def gap_closed(row: Losses, qlora: Losses, lora_16: Losses) -> GapClosed:
-    """The share with an interval by linearisation: that of the residuals ``(QLoRA - row) - share (QLoRA - LoRA-16)``.
+    """Return the share, with the interval of the residuals ``(QLoRA - row) - share (QLoRA - LoRA-16)`` (linearised).
 
     Unresolved where QLoRA's gap is under ``LEAST_RATIO`` standard errors, or fewer than two seeds are shared.
     """
@@ -51,7 +51,7 @@ def gap_closed(row: Losses, qlora: Losses, lora_16: Losses) -> GapClosed:
     mean = float(gap.mean())
     if not mean > LEAST_RATIO * se:
         return GapClosed(None, None, None, f"unresolved: the gap between QLoRA and LoRA-16 is {mean:.4f}, its standard "
-                                           f"error {se:.4f}, and fewer than {LEAST_RATIO:g} of these say nothing")
+                                           f"error {se:.4f}, and at least {LEAST_RATIO:g} times that is needed")
     share = float(gain.mean()) / mean
     interval = paired_interval((gain - share * gap).tolist())
     half = (interval.high - interval.mean) / mean
@@ -60,7 +60,7 @@ def gap_closed(row: Losses, qlora: Losses, lora_16: Losses) -> GapClosed:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Row minus another over the seeds of both, with a Student-t interval of 95 %; negative where the row is better."""
+    """Row minus another over common seeds, with a Student-t interval of 95 %; negative: the row is better."""
 
     mean: float
     low: float
@@ -70,8 +70,8 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """``"better"``, ``"worse"`` or ``"undecided"``, as it is with too few seeds, and where the row failed at a seed
-        at which the other did not (then it is not ``complete``): it can't be better on the seeds that it survived."""
+        """``"better"``, ``"worse"`` or ``"undecided"``: with too few seeds, or where the row would be better but failed
+        at a seed at which the other did not (it is not ``complete``)."""
         if self.train_seeds < LEAST_SEEDS or (self.high < 0 and not self.complete):
             return "undecided"
         return "better" if self.high < 0 else "worse" if self.low > 0 else "undecided"
@@ -81,7 +81,7 @@ class Difference:
 
 
 def difference(row: Losses, other: Losses, failed: Collection[int] = ()) -> Difference | None:
-    """``None`` with fewer than two seeds in common; ``failed`` are those at which the row gave no loss."""
+    """Return row minus other, ``None`` with fewer than two common seeds; the row failed at the seeds ``failed``."""
     seeds = shared(row, other)
     if len(seeds) < 2:
         return None

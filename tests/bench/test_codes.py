@@ -40,6 +40,6 @@ def test_a_small_run_goes_on_with_what_is_there(tmp_path: Path, monkeypatch: pyt
 
 
 def test_planted_landscapes_have_no_codes_to_choose(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="oracle=synthetic has none"):
+    with pytest.raises(ConfigError, match="oracle=synthetic does not have"):
         codes.main(["--work", str(tmp_path / "w"), "--out", str(tmp_path), "+model=tiny", "data=tiny",
                     "oracle=synthetic"])

@@ -211,7 +211,7 @@ def test_evaluations_of_a_run_are_taken_up_once_and_refused_with_the_reason(tmp_
     ({"model_sha256": "other"}, "model_sha256 was 'm0'"), ({"data_sha256": "other"}, "data_sha256"),
     ({"dtype": "bfloat16"}, "dtype"), ({"train": {"batch": 8}}, "trainer"), ({"init": "eva"}, "adapter"),
     ({"units": ["a"]}, "units"), ({"oracle": "synthetic"}, "oracle=synthetic"),
-    ({"codes": "gptq"}, "codes chosen")])
+    ({"codes": "gptq"}, "codes of GPTQ")])
 def test_a_run_of_something_else_is_refused(change: dict[str, Any], said: str, tmp_path: Path) -> None:
     setting = make_setting()
     plan = make_plan(setting)

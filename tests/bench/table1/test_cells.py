@@ -8,7 +8,7 @@ import pytest
 from bench.table1 import cells
 from bench.table1.limits import parse_limit
 from bench.table1.methods import ROWS
-from bench.table1.results import accuracy, ours_like
+from bench.table1.results import accuracy, qra_bo_like
 from bench.table1.rows_searched import stages_note
 from qra_bo.trials import Fidelity
 from qra_bo.utils.errors import BudgetError, ConfigError, DeviceError, ModelError, TrainingError, UserError, WorkerError
@@ -51,5 +51,5 @@ def test_evaluations_are_told_by_stage() -> None:
 
 
 def test_ours_meets_a_row_with_codes_chosen_as_the_row_s() -> None:
-    assert [ours_like(*row) for row in (("amq_lora", False), ("qlora_gptq", True), ("best_uniform_finer_gptq", True))] \
-        == ["ours", "ours_gptq", "ours_finer_gptq"]
+    rows = (("amq_lora", False), ("qlora_gptq", True), ("best_uniform_finer_gptq", True))
+    assert [qra_bo_like(*row) for row in rows] == ["qra_bo", "qra_bo_gptq", "qra_bo_finer_gptq"]

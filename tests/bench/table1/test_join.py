@@ -13,7 +13,7 @@ from bench.table1.run import run_table
 from qra_bo.study.journal import read_journal
 from qra_bo.utils.errors import ConfigError, JournalError
 
-LIMITS = ("peak uniform:4,8 <=4 for ours,autoqra,amq_lora", "stored uniform:4,4 for ours,loftq,best_uniform")
+LIMITS = ("peak uniform:4,8 <=4 for qra_bo,autoqra,amq_lora", "stored uniform:4,4 for qra_bo,loftq,best_uniform")
 SETTINGS = ["+model=tiny", "data=tiny", "oracle=synthetic", "display=none", "effort=quick",
             "effort.max_full_trials=9", "table1=short", "table1.seeds=2", "table1.key_seeds=2",
             "table1.amq_evaluations=6", "effort.uniform_baselines=2"]

@@ -44,28 +44,28 @@ def result(session: Session, method: str, fmt: str, rank: int, lr_scale: float) 
 
 
 def test_ours_meets_the_uniform_choice_that_has_its_bits_and_codes() -> None:
-    limits = ["peak uniform:4,4", "stored uniform:4,16 for ours,ours_gptq,best_uniform,best_uniform_gptq", "free",
-              "peak uniform:4,16 for ours_gptq,best_uniform"]
-    found = [(ours.limit.name, ours.row.name, row.row.name) for ours, row in pairs(make_cells(limits, None))]
-    assert found == [("peak uniform:4,4", "ours_finer_gptq", "best_uniform_finer_gptq"),
-                     ("stored uniform:4,16", "ours_gptq", "best_uniform_gptq")]
+    limits = ["peak uniform:4,4", "stored uniform:4,16 for qra_bo,qra_bo_gptq,best_uniform,best_uniform_gptq", "free",
+              "peak uniform:4,16 for qra_bo_gptq,best_uniform"]
+    found = [(own.limit.name, own.row.name, row.row.name) for own, row in pairs(make_cells(limits, None))]
+    assert found == [("peak uniform:4,4", "qra_bo_finer_gptq", "best_uniform_finer_gptq"),
+                     ("stored uniform:4,16", "qra_bo_gptq", "best_uniform_gptq")]
 
 
 def test_both_sides_are_trained_at_each_factor_on_their_own_rate(session: Session) -> None:
-    results = [result(session, "best_uniform", "nf4", 4, 1.0), result(session, "ours", "int8", 1, 1.5)]
+    results = [result(session, "best_uniform", "nf4", 4, 1.0), result(session, "qra_bo", "int8", 1, 1.5)]
     said: list[str] = []
     checks = check_rates(session, results, said.append)
     seeds = training_seeds(session.config.seed, 3)[1]
     for check, factor in zip(checks, (0.5, 2.0), strict=True):
         sides = [[session.evaluate(r.found.recipe, scale * factor, seed, "test")["loss"] for seed in seeds]
                  for r, scale in zip(results, (1.0, 1.5), strict=True) if r.found]
-        assert [check["row_losses"], check["ours_losses"]] == sides
+        assert [check["row_losses"], check["qra_bo_losses"]] == sides
         assert (check["factor"], check["train_seeds"]) == (factor, list(seeds))
-        mean = sum(ours - row for row, ours in zip(*sides, strict=True)) / 3
-        assert check["ours_minus_row"]["mean"] == pytest.approx(mean)
-        assert check["ours_minus_row"]["train_seeds"] == 3
+        mean = sum(own - row for row, own in zip(*sides, strict=True)) / 3
+        assert check["qra_bo_minus_row"]["mean"] == pytest.approx(mean)
+        assert check["qra_bo_minus_row"]["train_seeds"] == 3
     assert len(said) == 2
-    assert said[0].startswith(f"{LIMIT}: at 0.5 times the rate ours")
+    assert said[0].startswith(f"{LIMIT}: at 0.5 times the rate qra_bo")
     assert check_rates(session, results, said.append) == checks
     assert len(said) == 2
     made: Any = build(session, [r.cell for r in results], results, checks)
@@ -76,9 +76,9 @@ def test_both_sides_are_trained_at_each_factor_on_their_own_rate(session: Sessio
 
 
 def test_one_configuration_or_none_leaves_nothing_to_check(session: Session) -> None:
-    same = [result(session, "best_uniform", "nf4", 4, 1.0), result(session, "ours", "nf4", 4, 1.0)]
+    same = [result(session, "best_uniform", "nf4", 4, 1.0), result(session, "qra_bo", "nf4", 4, 1.0)]
     assert check_rates(session, same, print) == []
-    none = [result(session, "best_uniform", "nf4", 4, 1.0), CellResult(Cell(ROWS["ours"], parse_limit(LIMIT)))]
+    none = [result(session, "best_uniform", "nf4", 4, 1.0), CellResult(Cell(ROWS["qra_bo"], parse_limit(LIMIT)))]
     assert check_rates(session, none, print) == []
 
 
@@ -105,12 +105,12 @@ def test_references_are_compared_with_themselves_at_their_own_rates(session: Ses
 
 
 def test_references_are_those_in_their_own_memory() -> None:
-    cells = make_cells((LIMIT,), ("lora_16", "qlora", "qlora_gptq", "uniform_8", "ours"))
+    cells = make_cells((LIMIT,), ("lora_16", "qlora", "qlora_gptq", "uniform_8", "qra_bo"))
     assert [(c.row.name, c.limit) for c in references(cells)] == [("lora_16", OWN), ("qlora", OWN)]
 
 
 def test_the_plan_counts_them(session: Session) -> None:
-    cells = make_cells((LIMIT, "stored uniform:4,16"), ("qlora", "ours", "best_uniform", "loftq"))
+    cells = make_cells((LIMIT, "stored uniform:4,16"), ("qlora", "qra_bo", "best_uniform", "loftq"))
     row = next(r for r in plan_rows(session, cells, None) if "other learning rates" in r.what)
     assert row.what == "30 finals at other learning rates"
     assert row.cost == pytest.approx(30 * full_trial_tokens(session))

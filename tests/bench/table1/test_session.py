@@ -56,7 +56,7 @@ def test_chosen_codes_come_from_an_oracle_that_chose_for_these_formats(session: 
     assert made == [((2, 3, 4, 8), "gptq"), (FINER, "gptq"), ((2, 3, 4, 8), "rtn")]
 
 
-@pytest.mark.parametrize("name", ["best_uniform_finer_gptq", "ours_finer_gptq"])
+@pytest.mark.parametrize("name", ["best_uniform_finer_gptq", "qra_bo_finer_gptq"])
 def test_rows_on_the_finer_ladder_stand_where_a_budget_binds(name: str) -> None:
     row = ROWS[name]
     assert row.takes(parse_limit("stored uniform:4,16"))

@@ -21,9 +21,9 @@ from qra_bo.utils.errors import ConfigError, JournalError, OutputError
 SETTINGS = ["+model=tiny", "data=tiny", "oracle=synthetic", "display=none", "effort=quick",
             "effort.max_full_trials=9", "table1=short", "table1.seeds=2", "table1.key_seeds=3",
             "table1.amq_evaluations=6", "effort.uniform_baselines=2"]
-FINER = ("best_uniform_finer_gptq", "ours_finer_gptq")
-LIMITS = ("table1.limits=['peak uniform:4,8 <=4','stored uniform:4,4 for ours,loftq,best_uniform," + ",".join(FINER)
-          + "','free for ours']")
+FINER = ("best_uniform_finer_gptq", "qra_bo_finer_gptq")
+LIMITS = ("table1.limits=['peak uniform:4,8 <=4','stored uniform:4,4 for qra_bo,loftq,best_uniform," + ",".join(FINER)
+          + "','free for qra_bo']")
 COLUMNS = {"method", "mean", "se", "seeds", "avg_bits", "avg_rank", "predicted_bytes", "measured_bytes", "search_steps",
            "train_steps", "gap_closed", "reported"}
 
@@ -63,8 +63,8 @@ def test_every_method_has_a_row_within_its_limit(made: tuple[Path, dict[str, Any
     assert by_name["autoqra", "peak uniform:4,8 <=4"]["reported"]["status"] == "reported"
     assert by_name["loftq", "stored uniform:4,4"]["reported"] is None
     assert by_name["loftq", "stored uniform:4,4"]["avg_rank"] == 4
-    assert by_name["ours", "free"]["ours_minus_row"] is None
-    assert by_name["best_uniform", "stored uniform:4,4"]["ours_minus_row"]["train_seeds"] == 3
+    assert by_name["qra_bo", "free"]["qra_bo_minus_row"] is None
+    assert by_name["best_uniform", "stored uniform:4,4"]["qra_bo_minus_row"]["train_seeds"] == 3
     assert json.loads((folder / "table1.json").read_text()) == table
 
 
@@ -73,7 +73,7 @@ def test_the_table_for_people_says_that_it_is_synthetic(made: tuple[Path, dict[s
     assert "**synthetic results: no model was trained" in text
     assert "## Within " in text
     assert "69.94 *reported*" in text
-    assert text.count("\n| Ours ") == 3
+    assert text.count("\n| qra_bo ") == 3
     assert (made[0] / "table1.png").read_bytes()[:4] == b"\x89PNG"
     assert summary(made[1])[0].startswith("SYNTHETIC RESULTS: NO MODEL WAS TRAINED")
     trained = {**made[1], "fidelity": "high"}
@@ -124,15 +124,15 @@ def test_what_can_not_be_compared_is_refused(made: tuple[Path, dict[str, Any]], 
         make(tmp_path / "new", "resume=true")
     with pytest.raises(ConfigError, match=r"table1.seeds must be at least 2"):
         load_table([*SETTINGS, "table1.seeds=1"])
-    with pytest.raises(ConfigError, match="unknown method of the table 'our'"):
-        load_table([*SETTINGS, "table1.methods=[our]"])
+    with pytest.raises(ConfigError, match="unknown method of the table 'qra_b'"):
+        load_table([*SETTINGS, "table1.methods=[qra_b]"])
 
 
 def test_a_method_that_nothing_fits_says_so_and_the_others_go_on(tmp_path: Path) -> None:
-    table = make(tmp_path / "t", "table1.methods=[loftq,adalora,ours]", "table1.limits=['peak uniform:2,1 <=3']")
+    table = make(tmp_path / "t", "table1.methods=[loftq,adalora,qra_bo]", "table1.limits=['peak uniform:2,1 <=3']")
     whys = {r["method"]: r["why"] for r in table["rows"]}
     assert whys["adalora"].startswith("AdaLoRA with a target of rank 1 needs ")
-    assert whys["loftq"] == whys["ours"] == ""
+    assert whys["loftq"] == whys["qra_bo"] == ""
     assert "- AdaLoRA: no result, AdaLoRA with a target" in (tmp_path / "t" / "table1.md").read_text()
 
 
@@ -146,7 +146,7 @@ def test_methods_on_nf4_take_fewer_bits_where_it_does_not_fit(tmp_path: Path) ->
 
 
 def test_the_command_prints_a_plan_first_and_a_summary_last(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = [*SETTINGS, "display=plain", f"out={tmp_path / 't'}", "table1.methods=[qlora,lora_16,ours]",
+    command = [*SETTINGS, "display=plain", f"out={tmp_path / 't'}", "table1.methods=[qlora,lora_16,qra_bo]",
                "table1.limits=['peak uniform:4,4']", "method=random"]
     assert main(command) == 0
     out, err = capsys.readouterr()
@@ -154,7 +154,7 @@ def test_the_command_prints_a_plan_first_and_a_summary_last(tmp_path: Path, caps
     assert err.index("Plan:") < err.index("[1/3]")
     left = re.findall(r"\[(\d)/3\] done; (\d) rows? to go, about \d+ s at the pace so far", err)
     assert left == [("1", "2"), ("2", "1")]
-    assert "peak uniform:4,4: ours " in out
+    assert "peak uniform:4,4: qra_bo " in out
     assert "table1.md" in out
     assert main(command) == 0
     assert "to go" not in capsys.readouterr().err
