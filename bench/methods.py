@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -11,8 +11,8 @@ METHODS = Path(__file__).parents[1] / "conf" / "method"
 
 def method_target(name: str, changes: Mapping[str, Any] | None = None, folder: Path = METHODS) -> dict[str, Any]:
     """Return ``_target_`` and options of ``NAME.yaml`` with nested changes, for ``make_searcher``."""
-    group = OmegaConf.load(folder / f"{name}.yaml")
-    options = OmegaConf.masked_copy(group, [key for key in group if key not in ("name", "params")])
+    group = cast(DictConfig, OmegaConf.load(folder / f"{name}.yaml"))
+    options = OmegaConf.masked_copy(group, [str(key) for key in group if key not in ("name", "params")])
     merged = OmegaConf.merge(options, group.get("params", {}), DictConfig(dict(changes or {})))
     found: dict[str, Any] = OmegaConf.to_container(merged)  # type: ignore[assignment]
     return found

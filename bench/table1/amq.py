@@ -16,9 +16,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting
 from scipy.interpolate import RBFInterpolator
 
-from qra_bo.searchers.evolution.selection import front, rank_and_crowd, survivors, tournament
+from qra_bo.searchers.evolution.selection import rank_and_crowd, survivors, tournament
 from qra_bo.sensitivity.profile import FloatArray
 from qra_bo.space import CostTable, IntArray
 from qra_bo.utils.errors import BudgetError, ConfigError
@@ -188,7 +189,8 @@ class AMQ:
         fresh = population[[row.tobytes() not in self._rows for row in population]]
         if not len(fresh):
             return fresh
-        members = fresh[front(np.stack([predict(fresh), self._bytes(fresh)], axis=1))]
+        objectives = np.stack([predict(fresh), self._bytes(fresh)], axis=1)
+        members: IntArray = fresh[np.sort(NonDominatedSorting().do(objectives, only_non_dominated_front=True))]
         members = members[np.argsort(-self._bytes(members), kind="stable")]
         places = np.linspace(0, 1, n) ** 2 * (len(members) - 1)
         return members[np.unique(np.maximum(places.round(), np.arange(n)).clip(max=len(members) - 1).astype(np.int64))]
