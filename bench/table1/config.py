@@ -10,7 +10,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from qra_bo.config.schema import RunConfig, load_config
+from qra_bo.config import RunConfig, load_config
 from qra_bo.space import Ladder
 from qra_bo.study.options import OTHER_RATES, are_other_rates
 from qra_bo.utils.errors import ConfigError, UserError, nearest_first

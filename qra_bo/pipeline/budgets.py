@@ -1,6 +1,5 @@
 """Several budgets in one go: a run each, one oracle for all, and nothing evaluated twice."""
 
-import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from qra_bo.cli.sweep import worst
-from qra_bo.config.schema import NOT_OF_THE_RESULT, RunConfig
+from qra_bo.config import NOT_OF_THE_RESULT, RunConfig
 from qra_bo.execution.base import Executor
 from qra_bo.memory.budget import check_budget
 from qra_bo.pipeline.executors import make_executor
@@ -137,7 +136,7 @@ def _cells(e: Mapping[str, Any]) -> tuple[str, str, str]:
 def _of_budget(config: RunConfig, text: str, folder: Path) -> RunConfig:
     """The configuration of one budget's run; one that has not begun has nothing to resume."""
     resume = config.resume and (folder / JOURNAL_NAME).is_file()
-    return dataclasses.replace(config, budget=(text,), out=str(folder), resume=resume)
+    return config.with_changes(budget=(text,), out=str(folder), resume=resume)
 
 
 def _budgets(configs: Sequence[RunConfig], setting: Setting, folders: Sequence[Path]) -> list[int]:

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from qra_bo.config.schema import RunConfig
+from qra_bo.config import RunConfig
 from qra_bo.execution.base import Executor, InProcessExecutor, OracleSpec
 from qra_bo.execution.given import GivenProfileExecutor
 from qra_bo.execution.limits import Limits

@@ -10,14 +10,14 @@ from typing import Any
 
 from rich.console import Console
 
-from qra_bo.config.schema import NOT_OF_THE_RESULT, RunConfig, load_config
+from qra_bo.config import NOT_OF_THE_RESULT, RunConfig, load_config, make_space, make_spec
 from qra_bo.execution.base import Executor
 from qra_bo.finetune.data.hub import check_package
 from qra_bo.memory.allowance import Allowance
 from qra_bo.memory.budget import check_budget, free_bytes, parse_budget, parse_size, resolve_budget
 from qra_bo.memory.formats import default_format
 from qra_bo.memory.model import MemoryModel
-from qra_bo.pipeline.build import BytesPredictor, make_memory, make_space, make_spec
+from qra_bo.pipeline.build import BytesPredictor, make_memory
 from qra_bo.pipeline.device_allowance import allowance_for, make_fold
 from qra_bo.pipeline.estimate import check_ram, seconds_per_training_token, training_tokens
 from qra_bo.pipeline.executors import is_remote, make_executor
@@ -161,7 +161,7 @@ def run_one(config: RunConfig, folder: Path, setting: Setting, budget: int, exec
     """
     engine_config = engine_settings(config, folder, setting.space, budget, setting.memory.allowance)
     with ExitStack() as stack:
-        tracker = make_listener(config.logger, folder)
+        tracker = make_listener(config.logger.target, folder)
         if tracker is not None:
             stack.callback(tracker.close)
         view = stack.enter_context(live_view(config)) if config.display != "none" else None
@@ -302,8 +302,7 @@ def run_parts(config: RunConfig, folder: Path, setting: Setting, budget: int, ex
     def make_problem(profile: SensitivityProfile) -> SearchProblem:
         return SearchProblem(space, table, budget, profile, config.fidelity.high, config.fidelity.low, config.seed)
 
-    prior = config.surrogate.prior
-    target = {**config.method.params, **({} if prior is None else {"prior": prior})}
+    target = config.method.target
     real = config.oracle.name == "finetune"
     return Parts(
         space=space, predict_bytes=predictor, breakdown=predictor.breakdown, executor=executor,

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from qra_bo.config.schema import load_config
+from qra_bo.config import load_config, make_space, make_spec
 from qra_bo.execution.base import InProcessExecutor
 from qra_bo.finetune import oracle as finetune
 from qra_bo.memory.allowance import ASSUMED, Allowance, AllowanceStore
 from qra_bo.oracle.protocol import Progress
-from qra_bo.pipeline.build import BytesPredictor, make_finetune, make_memory, make_space, make_spec
+from qra_bo.pipeline.build import BytesPredictor, make_finetune, make_memory
 from qra_bo.pipeline.device_allowance import allowance_for, make_fold
 from qra_bo.pipeline.run import finalise
 from qra_bo.space import Allocation, uniform

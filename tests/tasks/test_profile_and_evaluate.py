@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from qra_bo.cli.app import main
-from qra_bo.config.schema import load_config
+from qra_bo.config import load_config
 from qra_bo.execution.base import InProcessExecutor
 from qra_bo.execution.given import GivenProfileExecutor
 from qra_bo.pipeline.executors import tokens_before
