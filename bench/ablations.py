@@ -27,7 +27,7 @@ from bench.table1.recipe import Recipe
 from bench.table1.search import search
 from bench.table1.session import Session
 from bench.table1.statistics import difference
-from qra_bo.config.schema import RunConfig, load_config
+from qra_bo.config import RunConfig, load_config
 from qra_bo.memory.budget import parse_budget
 from qra_bo.memory.formats import parse_format
 from qra_bo.oracle.synthetic.oracle import SyntheticOracle
@@ -84,7 +84,7 @@ VARIANTS: Mapping[str, Variant] = {
     "ranks_only": Variant("bits are those of the budget", "autoqra",
                           changes=lambda c: {"bits": (parse_budget(c.budget[0]).bits or 4,)}),
     "no_multi_fidelity": Variant("high fidelity alone", "autoqra",
-                                 changes=lambda c: {"fidelity": replace(c.fidelity, low=None)}),
+                                 changes=lambda c: {"fidelity": c.fidelity.with_changes(low=None)}),
     "no_screening": Variant("the early loss promotes", "autoqra", _evolution(screening=False)),
     "sequential": Variant("bits first by damage, then ranks", "sequential", lambda full: {}),
     OURS: Variant("the default method on its own ladder of ranks", "default", lambda full: {},

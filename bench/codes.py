@@ -18,7 +18,7 @@ from bench.sessions import table_session
 from bench.table1.recipe import Recipe
 from bench.table1.session import Session
 from bench.table1.statistics import difference
-from qra_bo.config.schema import load_config
+from qra_bo.config import load_config
 from qra_bo.space import uniform
 from qra_bo.study.intervals import LEAST_SEEDS
 from qra_bo.study.setting import training_seeds

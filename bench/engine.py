@@ -20,9 +20,9 @@ import numpy as np
 from bench.methods import method_target
 from bench.report import RESULTS, Target, publish
 from bench.table1.reference_repair import reference_repair, vectorised_repair
-from qra_bo.config.compose import compose_config
+from qra_bo.config import load_config, make_space, make_spec
 from qra_bo.oracle.synthetic.landscape import Landscape
-from qra_bo.pipeline.build import make_memory, make_space, make_spec
+from qra_bo.pipeline.build import make_memory
 from qra_bo.searchers.base import SearchProblem
 from qra_bo.searchers.evolution.initialisation import random_near_budget
 from qra_bo.searchers.make import make_searcher
@@ -43,7 +43,7 @@ Row = dict[str, Any]
 
 def make_problem(model: str, granularity: str) -> SearchProblem:
     """Units, memory and the budget of uniform 4 bits with r = 16 of a configured model; a planted profile."""
-    cfg = compose_config([f"+model={model}", f"granularity={granularity}"])
+    cfg = load_config([f"+model={model}", f"granularity={granularity}"])
     spec = make_spec(cfg)
     space = make_space(cfg, spec)
     costs = make_memory(cfg, spec, "cuda").table(space)

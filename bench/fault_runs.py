@@ -43,7 +43,7 @@ def warm_up() -> None:
     torch.set_num_threads(1)
     for name in NEEDED:
         importlib.import_module(name)
-    from qra_bo.config.schema import load_config
+    from qra_bo.config import load_config
     from qra_bo.pipeline import run
     from qra_bo.pipeline.build import make_oracle
 

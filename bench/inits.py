@@ -17,7 +17,8 @@ from bench.table1.rates import calibrate
 from bench.table1.recipe import Recipe
 from bench.table1.session import Session
 from bench.table1.statistics import difference
-from qra_bo.config.schema import AdapterConfig, load_config
+from qra_bo.config import load_config
+from qra_bo.config.groups import AdapterConfig
 from qra_bo.memory.budget import parse_budget
 from qra_bo.space import Allocation, uniform
 from qra_bo.study.intervals import LEAST_SEEDS

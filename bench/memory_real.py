@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from qra_bo.config.schema import load_config
+from qra_bo.config import load_config
 from qra_bo.memory.formats import parse_format
 from qra_bo.memory.model import MemoryModel
 from qra_bo.pipeline.build import make_memory

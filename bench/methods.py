@@ -2,17 +2,19 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
-METHODS = Path(__file__).parents[1] / "conf" / "method"
+from qra_bo.config import load_config
+from qra_bo.config.overrides import CONF
+
+METHODS = CONF / "method"
 
 
 def method_target(name: str, changes: Mapping[str, Any] | None = None, folder: Path = METHODS) -> dict[str, Any]:
     """Return ``_target_`` and options of ``NAME.yaml`` with nested changes, for ``make_searcher``."""
-    group = cast(DictConfig, OmegaConf.load(folder / f"{name}.yaml"))
-    options = OmegaConf.masked_copy(group, [str(key) for key in group if key not in ("name", "params")])
-    merged = OmegaConf.merge(options, group.get("params", {}), DictConfig(dict(changes or {})))
-    found: dict[str, Any] = OmegaConf.to_container(merged)  # type: ignore[assignment]
-    return found
+    config = load_config(["task=memory", f"method={name}"], str(folder.parent))
+    merged = OmegaConf.to_container(OmegaConf.merge(config.method.target, dict(changes or {})))
+    assert isinstance(merged, dict)
+    return {str(key): value for key, value in merged.items()}

@@ -21,12 +21,12 @@ from bench.collect.task import DATA, RECORD_AT, TASKS, task_config
 from bench.emulators import bands, correlation
 from bench.report import Target, publish
 from bench.search.quality import told_of
+from qra_bo.config import make_space, make_spec
 from qra_bo.memory.formats import parse_format
 from qra_bo.oracle.emulator.emulator import usable
 from qra_bo.oracle.emulator.levels import Levelled
 from qra_bo.oracle.emulator.table import ROWS, Table, load_table
 from qra_bo.oracle.protocol import quiet
-from qra_bo.pipeline.build import make_space, make_spec
 from qra_bo.pipeline.executors import make_executor
 from qra_bo.searchers.base import SearchProblem
 from qra_bo.searchers.structured.searcher import StructuredSearch

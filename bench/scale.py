@@ -26,7 +26,7 @@ import numpy as np
 from bench.engine import evaluated
 from bench.methods import method_target
 from bench.report import RESULTS, Target, publish
-from qra_bo.config.schema import RunConfig, load_config
+from qra_bo.config import RunConfig, load_config
 from qra_bo.execution.base import InProcessExecutor
 from qra_bo.oracle.protocol import Oracle, Progress, quiet
 from qra_bo.oracle.synthetic.landscape import Landscape

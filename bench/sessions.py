@@ -7,7 +7,7 @@ from pathlib import Path
 from bench.table1.config import TableConfig, TableOptions, load_options
 from bench.table1.limits import Limit
 from bench.table1.session import Session, open_session
-from qra_bo.config.schema import RunConfig
+from qra_bo.config import RunConfig
 from qra_bo.utils.errors import ConfigError
 
 

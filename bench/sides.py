@@ -14,8 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from qra_bo.config.schema import RunConfig, load_config
-from qra_bo.pipeline.build import make_space, make_spec
+from qra_bo.config import RunConfig, load_config, make_space, make_spec
 from qra_bo.pipeline.finetune_oracle import make_finetune
 from qra_bo.space import Allocation, Unit
 

@@ -10,7 +10,7 @@ from qra_bo.utils.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from qra_bo.api import load, plan, search
-    from qra_bo.config.schema import RunConfig, load_config
+    from qra_bo.config import RunConfig, load_config
     from qra_bo.memory import MemoryModel, Plan
     from qra_bo.oracle.protocol import Oracle
     from qra_bo.pipeline.run import Result
@@ -22,8 +22,8 @@ __all__ = ["Allocation", "MemoryModel", "Oracle", "OrdinalProblem", "OrdinalSear
 
 _HOMES = dict.fromkeys(("load", "plan", "search"), "api") | {
     "Allocation": "space", "MemoryModel": "memory", "Oracle": "oracle.protocol", "OrdinalProblem": "searchers.ordinal",
-    "OrdinalSearch": "searchers.ordinal", "Plan": "memory", "Result": "pipeline.run", "RunConfig": "config.schema",
-    "SearchSpace": "space", "load_config": "config.schema"}
+    "OrdinalSearch": "searchers.ordinal", "Plan": "memory", "Result": "pipeline.run", "RunConfig": "config",
+    "SearchSpace": "space", "load_config": "config"}
 
 
 def __getattr__(name: str) -> Any:

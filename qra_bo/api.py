@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from qra_bo.config.compose import compose_config
-from qra_bo.config.schema import RunConfig
+from qra_bo.config import RunConfig
+from qra_bo.config.compose import load_config
 from qra_bo.memory.plan import Plan
 from qra_bo.utils.errors import ConfigError
 
@@ -128,7 +128,7 @@ def configure(config: RunConfig | Sequence[str] | None = None, config_dir: str |
             raise ConfigError(f"a RunConfig is complete, and {', '.join(sorted(keywords))} can't be set beside it; "
                               "give overrides, or config.with_changes(...)")
         return config
-    return compose_config([*(config or ()), *_overrides(keywords)], config_dir)
+    return load_config([*(config or ()), *_overrides(keywords)], config_dir)
 
 
 def _overrides(values: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -24,7 +24,7 @@ from bench.collect.summary import publish_summary
 from bench.collect.task import DATA, RECORD_AT, TASKS, Setting, begin, load_setting, task_config
 from bench.collect.writing import FINDS, append_provenance, append_rows, is_known
 from bench.report import RESULTS, machine
-from qra_bo.config.schema import RunConfig
+from qra_bo.config import RunConfig
 from qra_bo.execution.base import Executor, OracleSpec
 from qra_bo.execution.local import LocalExecutor
 from qra_bo.oracle.emulator.emulator import table_rate

@@ -2,12 +2,12 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bench.collect.writing import append_provenance, costs_to_json, facts_to_json
-from qra_bo.config.schema import RunConfig, load_config
+from qra_bo.config import RunConfig, load_config, make_space, make_spec
 from qra_bo.execution.base import Executor
 from qra_bo.finetune.data.batches import batches
 from qra_bo.memory.budget import resolve_budget
@@ -22,7 +22,7 @@ from qra_bo.oracle.emulator.table import (
     load_costs,
     load_facts,
 )
-from qra_bo.pipeline.build import make_memory, make_space, make_spec
+from qra_bo.pipeline.build import make_memory
 from qra_bo.searchers.base import SearchProblem
 from qra_bo.sensitivity.io import load_profile, save_profile
 from qra_bo.space import Allocation, SearchSpace
@@ -79,7 +79,7 @@ def predictors_of(config: RunConfig) -> tuple[SearchSpace, dict[str, BytesPredic
     space = make_space(config, spec)
     found = {}
     for scope in sorted({scope for _, scope in REFERENCE_BUDGETS}):
-        scoped = replace(config, memory=replace(config.memory, scope=scope))
+        scoped = config.with_changes(memory=config.memory.with_changes(scope=scope))
         found[scope] = BytesPredictor(make_memory(scoped, spec, "cpu"), space)
     return space, found
 

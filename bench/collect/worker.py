@@ -5,9 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from qra_bo.config import config_from_dict
 from qra_bo.finetune.oracle import FinetuneOracle
 from qra_bo.oracle.protocol import Progress
-from qra_bo.pipeline.build import config_from_dict
 from qra_bo.pipeline.finetune_oracle import make_finetune
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.trials import TrialResult, TrialSpec

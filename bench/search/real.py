@@ -23,7 +23,7 @@ from bench.sessions import limit_of, table_session
 from bench.table1.published import scaled_autoqra
 from bench.table1.recipe import Recipe
 from bench.table1.search import search
-from qra_bo.config.schema import RunConfig, load_config
+from qra_bo.config import RunConfig, load_config
 from qra_bo.study.intervals import paired_interval
 from qra_bo.study.setting import training_seeds
 from qra_bo.utils.files import write_json

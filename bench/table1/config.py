@@ -10,8 +10,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from qra_bo.config.rules import OTHER_RATES, are_other_rates
-from qra_bo.config.schema import RunConfig, load_config
+from qra_bo.config import RunConfig, load_config
 from qra_bo.space import Ladder
 from qra_bo.utils.errors import ConfigError, UserError, nearest_first
 from qra_bo.utils.redact import redact
@@ -128,8 +127,9 @@ def _table_problems(table: TableOptions) -> Iterator[str]:
         value = getattr(table, key)
         if value is not None and value < at_least:
             yield f"table1.{key} must be at least {at_least}; got {value}."
-    if not are_other_rates(table.rate_factors):
-        yield f"table1.rate_factors must be {OTHER_RATES}; got {table.rate_factors}."
+    rates = table.rate_factors
+    if len(set(rates)) < len(rates) or any(rate <= 0 or rate == 1 for rate in rates):
+        yield f"table1.rate_factors must be distinct positive factors other than 1, e.g. [0.5,2]; got {rates}."
     try:
         Ladder("ranks", tuple(table.published_ranks))
     except UserError as error:

@@ -3,14 +3,14 @@
 import json
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import qra_bo
 from bench.table1.config import TableConfig
 from bench.table1.recipe import with_codes
-from qra_bo.config.schema import NOT_OF_THE_RESULT
+from qra_bo.config import NOT_OF_THE_RESULT
 from qra_bo.study.journal import RESERVED, Journal, canonical, check_same_configuration
 from qra_bo.study.provenance import changes, collect
 from qra_bo.trials import SCHEMA_VERSION, TrialState
@@ -90,7 +90,7 @@ class TableJournal:
         """Return the configuration, and the hash of what may not differ between sessions of a table."""
         run = self._config.run
         same = with_codes(run, None).with_changes(budget=("",), max_average_bits=None,
-                                                  memory=replace(run.memory, scope="peak"))
+                                                  memory=run.memory.with_changes(scope="peak"))
         return run.to_dict(), same.config_sha256
 
     def describe(self, described: Mapping[str, Any]) -> None:

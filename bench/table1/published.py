@@ -1,10 +1,9 @@
 """The published searches at a smaller cost: their share of the effort, and populations scaled to it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
-from qra_bo.config.schema import RunConfig
+from qra_bo.config import RunConfig
 
 POPULATION, GENERATIONS, PROMOTIONS = 40, 13, 6
 """Of the published first stage (the paper gives 12 to 15 generations)."""
@@ -56,4 +55,4 @@ def scaled_qr_adaptor(config: RunConfig) -> Mapping[str, Any]:
 
 def published_changes(config: RunConfig, ranks: Sequence[int]) -> dict[str, Any]:
     """Return the configuration changes of the published searches: their ladder of ranks, and plain LoRA."""
-    return {"ranks": tuple(ranks), "adapter": replace(config.adapter, init="kaiming")}
+    return {"ranks": tuple(ranks), "adapter": config.adapter.with_changes(init="kaiming")}

@@ -1,11 +1,11 @@
 """Configuration that a row of the table trains."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from bench.table1.adalora_memory import adalora_bytes
-from qra_bo.config.schema import RunConfig
+from qra_bo.config import RunConfig
 from qra_bo.memory.formats import metadata_bytes, parse_format
 from qra_bo.memory.model import MemoryModel
 from qra_bo.space import Allocation, SearchSpace, average_bits
@@ -21,7 +21,7 @@ def with_codes(config: RunConfig, gptq_tokens: int | None) -> RunConfig:
     """Return ``config`` with a choice of codes, as in ``Recipe``."""
     q = config.quantizer
     rounding: Any = "rtn" if gptq_tokens is None else "gptq"
-    return config.with_changes(quantizer=replace(q, rounding=rounding, tokens=gptq_tokens or q.tokens))
+    return config.with_changes(quantizer=q.with_changes(rounding=rounding, tokens=gptq_tokens or q.tokens))
 
 
 @dataclass(frozen=True, slots=True)

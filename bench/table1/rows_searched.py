@@ -1,7 +1,7 @@
 """Methods that search by fine-tuning: the best uniform choice, QR-Adaptor, published AutoQRA, and qra_bo."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from bench.table1.limits import Limit
@@ -108,7 +108,7 @@ class QRAdaptor(AutoQRA):
 
     def find(self, session: Session, limit: Limit) -> Found:
         changes = published_changes(session.config, session.options.published_ranks)
-        changes["fidelity"] = replace(session.config.fidelity, low=None)
+        changes["fidelity"] = session.config.fidelity.with_changes(low=None)
         params = scaled_qr_adaptor(session.config)
         e = params["first"]
         note = (f"ranks {list(session.options.published_ranks)}, population {e['population']}, "

@@ -19,7 +19,7 @@ from bench.table1.plot import draw
 from bench.table1.rate_checks import check_rates, check_references
 from bench.table1.results import build
 from bench.table1.session import Session, open_session
-from qra_bo.config.schema import RunConfig
+from qra_bo.config import RunConfig
 from qra_bo.memory.budget import format_size
 from qra_bo.pipeline.folders import new_folder
 from qra_bo.pipeline.plan import token_seconds

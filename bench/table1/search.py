@@ -9,7 +9,8 @@ from bench.peers.registry import player_target
 from bench.table1.limits import Limit
 from bench.table1.recipe import codes_name, with_codes
 from bench.table1.session import Session
-from qra_bo.config.schema import NOT_OF_THE_RESULT, MethodConfig, RunConfig
+from qra_bo.config import NOT_OF_THE_RESULT, RunConfig
+from qra_bo.config.target import Target
 from qra_bo.pipeline.folders import path_name
 from qra_bo.pipeline.run import searcher_factory
 from qra_bo.study.engine import Engine, RunOutcome
@@ -39,11 +40,11 @@ def search_config(session: Session, limit: Limit, method: str, params: Mapping[s
     config = session.config
     budget = str(session.budget_bytes(limit)) if limit.budget is None else limit.budget
     target = {} if method == UniformOnly.name else player_target(method, params)
-    effort = replace(config.effort, references=False, ranking_top=0)
-    return replace(config, **{
+    effort = config.effort.with_changes(references=False, ranking_top=0)
+    return config.with_changes(**{
         "task": "search", "budget": (budget,), "max_average_bits": limit.max_average_bits, "effort": effort,
-        "memory": replace(config.memory, scope=limit.scope), "method": MethodConfig(method, target),
-        "confirm": replace(config.confirm, seeds=0), **changes})
+        "memory": config.memory.with_changes(scope=limit.scope), "method": Target.model_validate({"name": method, **target}),
+        "confirm": config.confirm.with_changes(seeds=0), **changes})
 
 
 def search(session: Session, name: str, limit: Limit, method: str | None, params: Mapping[str, Any] | None = None,

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from bench.table1.config import NAME, TableConfig
 from bench.table1.journal import TableJournal
@@ -110,7 +110,7 @@ class Session:
         """Return space and memory within ``limit``; ``ranks`` and ``bits`` replace the ladders."""
         space = self.space if ranks is None else replace(self.space, ranks=Ladder("ranks", ranks))
         if bits is not None:
-            names = replace(self.config, bits=bits).format_names
+            names = self.config.with_changes(bits=bits).format_names
             space = replace(space, formats=tuple(parse_format(name) for name in names))
         return replace(self.setting, space=space, memory=self.memory(limit.scope),
                        config=self.config.with_changes(max_average_bits=limit.max_average_bits))
@@ -156,8 +156,8 @@ class Session:
             self.close()
         if self._open is None:
             config = with_codes(self.config, gptq_tokens).with_changes(
-                adapter=replace(self.config.adapter, init=cast(Any, init)), bits=kind.bits,
-                memory=replace(self.config.memory, scope=cast(Any, scope)))
+                adapter=self.config.adapter.with_changes(init=init), bits=kind.bits,
+                memory=self.config.memory.with_changes(scope=scope))
             # Checkpoints of different initialisations or codes must not share a folder.
             folder = self.folder / "oracles" / f"{init}{codes_name(gptq_tokens)}"
             folder.mkdir(parents=True, exist_ok=True)
@@ -196,7 +196,7 @@ class Session:
         executor = self._any_executor(None)
         init = self.config.adapter.init if self._open is None else self._open[0].init
         config = with_codes(self.config, None).with_changes(
-            adapter=replace(self.config.adapter, init=cast(Any, init)))
+            adapter=self.config.adapter.with_changes(init=init))
         return replace(self.setting, config=config).given_profile() or executor.profile(quiet)
 
     def evaluate(self, recipe: Recipe, lr_scale: float, train_seed: int, split: str) -> Event:

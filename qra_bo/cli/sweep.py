@@ -1,9 +1,8 @@
-"""A sweep's jobs and how they ended: a line each in the sweep's folder, whatever launcher ran them."""
+"""Record of a sweep's jobs: a line for every start and end in the sweep's folder, whatever launcher runs them."""
 
 import json
-import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +21,9 @@ class Job:
 
     Args:
         number: Its number in the sweep.
-        overrides: What tells it from the others.
+        overrides: Its own overrides.
         status: Exit status, or ``None`` where it never ended.
-        message: Why it is not 0, or empty.
+        message: Reason of a status other than 0, or empty.
     """
 
     number: int
@@ -34,18 +33,13 @@ class Job:
 
 
 def record_job(folder: Path, job: Job) -> None:
-    """Append the job's line; a write of one line is atomic, so that jobs may run side by side."""
-    line = json.dumps({"number": job.number, "overrides": job.overrides, "status": job.status,
-                       "message": job.message}) + "\n"
-    handle = os.open(folder / JOBS, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        os.write(handle, line.encode())
-    finally:
-        os.close(handle)
+    """Append the job's line, in one write, so that jobs may run side by side."""
+    with (folder / JOBS).open("ab", buffering=0) as file:
+        file.write(f"{json.dumps(asdict(job))}\n".encode())
 
 
 def read_jobs(folder: Path) -> list[Job]:
-    """Every job by number, with the last that was recorded of it."""
+    """Return the last line of every job, by number."""
     path = folder / JOBS
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     jobs = {job.number: job for job in (Job(**json.loads(line)) for line in lines)}
@@ -53,7 +47,7 @@ def read_jobs(folder: Path) -> list[Job]:
 
 
 def summary(jobs: Sequence[Job], folder: Path) -> str:
-    """The sweep in lines of text."""
+    """Return the sweep in lines of text."""
     bad = sum(job.status != 0 for job in jobs)
     lines = [f"{len(jobs)} jobs in {folder}, {bad} not done:" if bad else f"{len(jobs)} jobs in {folder}, all done:"]
     for job in jobs:
@@ -64,17 +58,12 @@ def summary(jobs: Sequence[Job], folder: Path) -> str:
 
 
 class SweepSummary(Callback):
-    """Hydra callback: prints the summary at the end of a sweep and keeps the worst status for the process."""
+    """Hydra callback that prints the summary at the end of a sweep and keeps the worst status for the process."""
 
-    status: int | None = None
-
-    @classmethod
-    def reset(cls) -> None:
-        """Forget the last sweep."""
-        cls.status = None
+    status: int = 0
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Called in the launching process, once."""
+        """Print the summary; Hydra calls this once, in the launching process."""
         folder = Path(str(config.hydra.sweep.dir))
         jobs = read_jobs(folder)
         print(summary(jobs, folder))

@@ -1,84 +1,111 @@
-"""From overrides to a checked ``RunConfig``: composition by Hydra, then types, then what fields mean together."""
+"""From overrides to a checked ``RunConfig``: composition by Hydra, then the schema, then the rules between fields."""
 
-import functools
-from collections.abc import Mapping, Sequence
-from copy import deepcopy
-from dataclasses import replace
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_module
+from hydra import compose, initialize_config_dir
+from hydra._internal.hydra import Hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from hydra.initialize import get_gh_backup, restore_gh_from_backup
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from qra_bo.config.config_dir import check_config_dir
-from qra_bo.config.decode import Problem, build, check
-from qra_bo.config.overrides import DEFAULT_MODEL, inspect, normalise, with_default_model
+from qra_bo.config.check import Problem, validated
+from qra_bo.config.overrides import CONF, inspect, normalise, options, with_default_model
 from qra_bo.config.rules import problems_of
 from qra_bo.config.schema import RunConfig
 from qra_bo.trials import OWN_BASE
 from qra_bo.utils.errors import ConfigError
 
 HYDRA_ERRORS = (HydraException, OmegaConfBaseException)
+MAIN = "config"
+"""Name of the main configuration in ``conf/``."""
 
 
-def compose_config(overrides: Sequence[str], config_dir: str | None = None) -> RunConfig:
-    """Compose, check and freeze.
+def load_config(overrides: Sequence[str] = (), config_dir: str | None = None) -> RunConfig:
+    """Compose ``conf/`` with command-line style overrides, e.g. ``["+model=tiny", "budget=uniform:4,4"]``.
 
     Args:
         overrides: As on the command line.
         config_dir: The user's own folder of groups, or ``None``.
 
     Raises:
-        ConfigError: With every problem at once.
+        ConfigError: With every problem of the overrides and of what they compose to, all at once.
     """
-    check_config_dir(config_dir)
     good, problems = inspect(with_default_model(normalise(overrides)), sweep=False, config_dir=config_dir)
-    extra = [f"hydra.searchpath=[file://{config_dir}]"] if config_dir else []
     try:
-        raw = compose_plain([*with_default_model(good), *extra])
+        composed = compose_plain(with_default_model(good), config_dir)
     except HYDRA_ERRORS as error:
-        problems.append(Problem("", hydra_message(error)))
-        raw = deepcopy(_defaults())
-    return config_from(raw, problems)
+        raise ConfigError([*(p.message for p in problems), hydra_message(error)]) from error
+    return config_from(composed, problems)
+
+
+@contextmanager
+def hydra_app(config_dir: str | None = None, config_path: str | None = None) -> Iterator[Hydra]:
+    """Hydra over ``conf/`` of the installed package, whatever the working directory holds.
+
+    Args:
+        config_dir: A folder of more groups, or ``None``.
+        config_path: A folder that replaces ``conf/``, or ``None``.
+
+    Raises:
+        ConfigError: If ``config_dir`` is no folder.
+    """
+    if config_dir is not None and not Path(config_dir).is_dir():
+        raise ConfigError(f"--config-dir must name a folder of groups such as method/ or model/; there is no folder "
+                          f"{config_dir!r}.")
+    outer = get_gh_backup()
+    GlobalHydra.instance().clear()  # a Hydra application may call this from its own job
+    try:
+        with initialize_config_dir(os.path.abspath(config_path or CONF), job_name="qra_bo", version_base="1.3"):
+            app = GlobalHydra.instance().hydra
+            assert app is not None
+            yield app
+    finally:
+        restore_gh_from_backup(outer)
+
+
+def search_path(config_dir: str | None) -> list[str]:
+    """The override that adds the user's own folder of groups."""
+    return [] if config_dir is None else [f"hydra.searchpath=['file://{os.path.abspath(config_dir)}']"]
+
+
+def compose_plain(overrides: Sequence[str], config_dir: str | None = None) -> dict[str, Any]:
+    """Plain values that ``conf/`` and ``overrides`` compose to."""
+    with hydra_app(config_dir):
+        return plain(compose(MAIN, [*overrides, *search_path(config_dir)]))
+
+
+def plain(composed: DictConfig) -> dict[str, Any]:
+    """Values of a composed configuration, interpolations resolved."""
+    values = OmegaConf.to_container(composed, resolve=True)
+    return {str(key): value for key, value in values.items()} if isinstance(values, dict) else {}
 
 
 def config_from(raw: Mapping[str, Any], found: Sequence[Problem] = ()) -> RunConfig:
-    """The typed configuration of composed plain values.
+    """Check and freeze composed plain values.
 
     Args:
-        raw: What Hydra composed, interpolations resolved.
+        raw: Values that Hydra composed, interpolations resolved.
         found: Problems found before; they are raised together with those found here.
 
     Raises:
         ConfigError: With every problem at once.
     """
-    problems = list(found)
-    mismatches = check(RunConfig, raw)
-    if mismatches:  # stand in defaults for what is broken, so that the rest is still checked
-        raw = _mended(raw, mismatches)
-    config: RunConfig = with_codes(build(RunConfig, raw))
-    problems += mismatches
-    problems += [p for p in problems_of(config) if p.key not in {m.key for m in mismatches}]
-    if problems:
+    config, mismatches = validated(RunConfig, raw)
+    if config is None:  # defaults stand in for broken values, so that the rules between the others are still checked
+        config, _ = validated(RunConfig, _mended(raw, [p.key for p in mismatches]))
+    problems = [*found, *mismatches]
+    if config is not None:
+        config = _with_codes(config)
+        problems += [p for p in problems_of(config) if p.key not in {m.key for m in mismatches}]
+    if config is None or problems:
         raise ConfigError(dict.fromkeys(p.message for p in problems))
     return config
-
-
-def with_codes(config: RunConfig) -> RunConfig:
-    """``quantizer.rounding=auto`` as what it means here: codes by GPTQ where a real model is quantised, and not to
-    another base for every start of its adapters."""
-    if config.quantizer.rounding != "auto":
-        return config
-    chosen = config.oracle.name == "finetune" and config.adapter.init not in OWN_BASE
-    return config.with_changes(quantizer=replace(config.quantizer, rounding="gptq" if chosen else "rtn"))
-
-
-def compose_plain(overrides: Sequence[str]) -> dict[str, Any]:
-    """What ``conf/`` and ``overrides`` compose to, as plain values."""
-    with initialize_config_module("conf", version_base="1.3", job_name="qra_bo"):
-        plain = OmegaConf.to_container(compose("config", overrides=list(overrides)), resolve=True)
-    return {str(key): value for key, value in plain.items()} if isinstance(plain, dict) else {}
 
 
 def hydra_message(error: Exception) -> str:
@@ -87,26 +114,27 @@ def hydra_message(error: Exception) -> str:
     return f"Hydra can't compose this configuration: {text.rstrip('.')}; see python -m qra_bo --help."
 
 
-@functools.cache
-def _defaults() -> dict[str, Any]:
-    return compose_plain([f"+model={DEFAULT_MODEL}"])
+def _with_codes(config: RunConfig) -> RunConfig:
+    """Resolve ``quantizer.rounding=auto``: GPTQ where a real model is quantised, and not to another base for every
+    adapter."""
+    if config.quantizer.rounding != "auto":
+        return config
+    chosen = config.oracle.trains and config.adapter.init not in OWN_BASE
+    return config.with_changes(quantizer=config.quantizer.with_changes(rounding="gptq" if chosen else "rtn"))
 
 
-def _mended(raw: Mapping[str, Any], problems: Sequence[Problem]) -> dict[str, Any]:
-    """``raw`` with defaults for mismatched and missing keys and without unknown ones."""
-    out, defaults = deepcopy(dict(raw)), _defaults()
-    for problem in problems:
-        *parents, leaf = problem.key.split(".")
-        mine, standard = out, defaults
-        try:
-            for part in parents:
-                mine, standard = mine[part], standard[part]
-            if leaf in standard:
-                mine[leaf] = standard[leaf]
-            else:
-                del mine[leaf]
-        except (KeyError, TypeError):  # a name with a dot in it: the whole group stands in
-            group = problem.key.partition(".")[0]
-            out.pop(problem.key, None)
-            out.update({group: deepcopy(defaults[group])} if group in defaults else {})
-    return out
+def _mended(raw: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    """``raw`` with the values of its own options, or defaults, at ``keys``, and without unknown ones."""
+    chosen = [f"{'+' * (group == 'model')}{group}={node['name']}" for group, names in options().items()
+              if isinstance(node := raw.get(group), Mapping) and node.get("name") in names]
+    standard = compose_plain(with_default_model(chosen))
+    mended = {key: value for key, value in raw.items() if key in standard}
+    for key in keys:
+        group, _, leaf = key.partition(".")
+        given, usual = mended.get(group), standard.get(group)
+        if leaf and isinstance(given, Mapping) and isinstance(usual, Mapping):
+            kept = {name: value for name, value in given.items() if name != leaf}
+            mended[group] = {**kept, leaf: usual[leaf]} if leaf in usual else kept
+        elif group in standard:
+            mended[group] = usual
+    return mended

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from qra_bo.config.schema import NOT_OF_THE_RESULT, RunConfig
+from qra_bo.config import NOT_OF_THE_RESULT, RunConfig
 from qra_bo.memory.budget import check_budget
 from qra_bo.pipeline.executors import make_executor
 from qra_bo.pipeline.folders import SUMMARY_NAME, journals, path_name, run_folder

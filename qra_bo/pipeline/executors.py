@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from qra_bo.config.schema import RunConfig
+from qra_bo.config import RunConfig
 from qra_bo.execution.base import Executor, InProcessExecutor, OracleSpec
 from qra_bo.execution.jobs import Limits
 from qra_bo.execution.local import LocalExecutor

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from qra_bo.config.schema import RunConfig
+from qra_bo.config import RunConfig, make_space, make_spec
 from qra_bo.finetune.adapters.lora import AdapterSettings
 from qra_bo.finetune.cache import ProfileCache, TensorStore, weights_fingerprint
 from qra_bo.finetune.data.load import data_notes, load_data
@@ -22,7 +22,6 @@ from qra_bo.finetune.quantization.rounding import Rounding
 from qra_bo.finetune.training.checkpoints import CheckpointStore
 from qra_bo.finetune.training.loop import TrainSettings
 from qra_bo.finetune.training.optimizer import AdamWSettings
-from qra_bo.pipeline.build import make_space, make_spec
 from qra_bo.pipeline.ram import bank_formats, keeps_dense
 from qra_bo.space import DecoderSpec, SearchSpace
 from qra_bo.space.specs import spec_from_model

@@ -3,7 +3,7 @@
 from datetime import datetime
 from pathlib import Path
 
-from qra_bo.config.schema import RunConfig
+from qra_bo.config import RunConfig
 from qra_bo.study.journal import JOURNAL_NAME
 from qra_bo.utils.errors import OutputError
 from qra_bo.utils.files import check_run_folder

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass, replace
 
-from qra_bo.config.schema import RunConfig
+from qra_bo.config import RunConfig, hf_config, make_space, make_spec
 from qra_bo.memory.budget import free_bytes, parse_budget, parse_size, resolve_budget, smallest
 from qra_bo.memory.plan import Plan, memory_plan
-from qra_bo.pipeline.build import hf_config, make_memory, make_space, make_spec
+from qra_bo.pipeline.build import make_memory
 from qra_bo.space import Ladder, uniform
 from qra_bo.study.device_allowance import allowance_for
 from qra_bo.utils.device import planned_device, resolve_device

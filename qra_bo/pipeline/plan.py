@@ -2,7 +2,7 @@
 
 import math
 
-from qra_bo.config.schema import RunConfig
+from qra_bo.config import RunConfig
 from qra_bo.finetune.data.jsonl import read_records
 from qra_bo.finetune.data.plays import play_records
 from qra_bo.finetune.data.tiny import tiny_records

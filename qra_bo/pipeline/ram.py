@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from qra_bo.config.schema import RunConfig
+from qra_bo.config import RunConfig
 from qra_bo.memory.budget import format_size, free_bytes, largest, parse_budget, parse_size, resolve_budget, smallest
 from qra_bo.memory.formats import default_format, metadata_bytes, parse_format, weight_bytes
 from qra_bo.memory.model import MemoryModel

@@ -9,12 +9,12 @@ from typing import Any
 
 from rich.console import Console
 
-from qra_bo.config.schema import RunConfig
+from qra_bo.config import RunConfig, make_space, make_spec
 from qra_bo.execution.base import Executor
 from qra_bo.finetune.data.hub import check_package
 from qra_bo.memory.budget import check_budget, free_bytes, parse_budget, parse_size, resolve_budget
 from qra_bo.oracle.protocol import quiet
-from qra_bo.pipeline.build import make_memory, make_space, make_spec
+from qra_bo.pipeline.build import make_memory
 from qra_bo.pipeline.executors import is_remote, make_executor
 from qra_bo.pipeline.folders import run_folder
 from qra_bo.pipeline.plan import plan_rows
@@ -143,8 +143,7 @@ def run_within(folder: Path, setting: Setting, budget: int, executor: Executor) 
 
 def searcher_factory(config: RunConfig) -> MakeSearcher:
     """Return what builds the configured searcher for a problem."""
-    prior = config.surrogate.prior
-    target = {**config.method.params, **({} if prior is None else {"prior": prior})}
+    target = config.method.target
     return lambda problem: make_searcher(target, problem)
 
 
@@ -155,7 +154,7 @@ def _listeners(config: RunConfig, folder: Path, stack: ExitStack) -> tuple[LiveV
         MissingExtraError: If the package of the configured tracker is not installed.
     """
     listeners: list[Listener] = []
-    tracker = make_listener(config.logger, folder)
+    tracker = make_listener(config.logger.target, folder)
     if tracker is not None:
         stack.callback(tracker.close)
         listeners.append(tracker)

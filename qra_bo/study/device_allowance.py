@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from qra_bo.config.schema import RunConfig
+from qra_bo.config import RunConfig
 from qra_bo.memory.allowance import ASSUMED, PPM, Allowance, AllowanceStore, Excess, fold
 from qra_bo.study.journal import JOURNAL_NAME
 from qra_bo.study.results import load_study

@@ -5,7 +5,7 @@ from functools import cached_property
 
 import numpy as np
 
-from qra_bo.config.schema import RunConfig
+from qra_bo.config import RunConfig
 from qra_bo.execution.messages import ProfileResult
 from qra_bo.memory.formats import parse_format
 from qra_bo.memory.model import MemoryModel

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from qra_bo.config.schema import NOT_OF_THE_RESULT
+from qra_bo.config import NOT_OF_THE_RESULT
 from qra_bo.execution.base import Executor
 from qra_bo.memory.formats import parse_format
 from qra_bo.oracle.protocol import Progress, quiet

@@ -6,7 +6,7 @@ A module is imported when its task runs, so that ``task=memory`` loads no torch.
 import importlib
 from contextlib import suppress
 
-from qra_bo.config.schema import RunConfig
+from qra_bo.config import RunConfig
 from qra_bo.utils.errors import DeviceError, ModelError, UserError
 
 __all__ = ["NEED_A_MODEL", "TASKS", "run_task"]

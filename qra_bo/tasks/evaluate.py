@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from qra_bo.config.schema import RunConfig
+from qra_bo.config import RunConfig
 from qra_bo.execution.base import Executor
 from qra_bo.memory import format_size, parse_budget, parse_format
 from qra_bo.memory.budget import format_for

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from qra_bo.config.schema import RunConfig
+from qra_bo.config import RunConfig
 from qra_bo.export.registry import SMALL, export_all
 from qra_bo.export.run import FinishedRun
 from qra_bo.report.tables import print_table

@@ -10,11 +10,10 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from qra_bo.config.schema import RunConfig
+from qra_bo.config import RunConfig, make_space
 from qra_bo.memory.budget import check_budget, format_size
 from qra_bo.memory.model import KEYS
 from qra_bo.memory.plan import Plan, Row
-from qra_bo.pipeline.build import make_space
 from qra_bo.pipeline.memory_plan import TraceCheck, make_plan, verify_plan
 from qra_bo.utils.errors import BudgetError
 

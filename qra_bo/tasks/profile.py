@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from qra_bo.config.schema import RunConfig
+from qra_bo.config import RunConfig
 from qra_bo.pipeline.folders import task_folder
 from qra_bo.pipeline.run import live_view, make_setting, oracle_session
 from qra_bo.report.tables import print_table

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from qra_bo.config.schema import RunConfig
+from qra_bo.config import RunConfig
 from qra_bo.report.data import load_run
 from qra_bo.report.html import write_page, write_report
 from qra_bo.report.side_by_side import NamedRun, find_runs, own_report

@@ -1,7 +1,7 @@
 """``task=search``: profile, search, confirm, fine-tune, export, report."""
 
 from qra_bo.api import search
-from qra_bo.config.schema import RunConfig
+from qra_bo.config import RunConfig
 
 
 def run(config: RunConfig) -> int:

@@ -56,11 +56,11 @@ def test_a_seed_is_searched_by_every_method_and_gone_on_with(tmp_path: Path, mon
     assert all(len(r["test_losses"]) == real.FINALS and r["oracle"] == "synthetic" for r in rows.values())
     assert not any(t["met"] for t in found["targets"])
     journals = sorted((tmp_path / "w" / "seed-0").rglob("*.jsonl"))
-    before = [evaluations(path) for path in journals]
+    before = [trials(path) for path in journals]
     real.main(["--methods", "ours", "published", *arguments])
     assert {r["method"] for r in json.loads((tmp_path / "search_real.json").read_text())["rows"] if "method" in r} == \
         set(real.METHODS)
     assert all(before)
     real.main(arguments)
-    assert [evaluations(path) for path in journals] == before
+    assert [trials(path) for path in journals] == before
     assert json.loads((tmp_path / "search_real.json").read_text())["rows"] == found["rows"]

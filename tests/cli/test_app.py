@@ -4,10 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
 from qra_bo.cli import app
 from qra_bo.cli.sweep import JOBS, Job, read_jobs, record_job, summary, worst
-from qra_bo.config.schema import RunConfig
+from qra_bo.config import RunConfig, compose
 from qra_bo.utils.errors import BudgetError, OracleError
 
 
@@ -36,7 +37,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[RunConfig]:
     return configs
 
 
-def test_a_run_leaves_nothing_behind_but_what_its_task_writes(seen: list[RunConfig], elsewhere: Path) -> None:
+def test_a_run_writes_only_what_its_task_writes(seen: list[RunConfig], elsewhere: Path) -> None:
     assert app.main(["model=tiny", "budget=uniform:4,4"]) == 0
     assert [(c.model_name, c.budget) for c in seen] == [("tiny", ("uniform:4,4",))]
     assert list(elsewhere.iterdir()) == []
@@ -67,7 +68,7 @@ def test_bad_input_is_one_paragraph_before_anything_starts(seen: list[RunConfig]
     assert seen == []
 
 
-def test_errors_of_hydra_are_the_users_to_mend(seen: list[RunConfig], capfd: pytest.CaptureFixture[str]) -> None:
+def test_errors_of_hydra_exit_2(seen: list[RunConfig], capfd: pytest.CaptureFixture[str]) -> None:
     assert app.main(["hydra/launcher=nowhere"]) == 2
     assert app.main(["--multirun", "hydra/launcher=nowhere", "seed=0,1"]) == 2
     err = capfd.readouterr().err
@@ -132,13 +133,51 @@ def test_help_lists_groups_and_keys(capfd: pytest.CaptureFixture[str]) -> None:
     assert "granularity: layer" in out
 
 
-def test_a_folder_of_ones_own_groups(seen: list[RunConfig], elsewhere: Path) -> None:
-    mine = elsewhere / "mine" / "effort"
-    mine.mkdir(parents=True)
-    (mine / "tiniest.yaml").write_text("name: tiniest\nhigh_equivalents: 2\nanchors: 1\ncalibration_baselines: 1\n"
-                                       "references: false\nranking_top: 0\nrate_factors: []\n")
-    assert app.main([f"--config-dir={elsewhere / 'mine'}", "model=tiny", "effort=tiniest"]) == 0
-    assert seen[0].effort.max_full_trials == 2
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def test_config_dir_adds_options(seen: list[RunConfig], elsewhere: Path) -> None:
+    mine = elsewhere / "mine"
+    write(mine / "effort" / "tiniest.yaml", "defaults:\n  - quick\n  - _self_\nname: tiniest\nmax_full_trials: 2\n")
+    write(mine / "method" / "own.yaml", "name: own\n_target_: my_package.MySearcher\nradius: 3\n")
+    arguments = [f"--config-dir={mine}", "model=tiny", "effort=tiniest", "method=own", "method.radius=4"]
+    assert app.main(arguments) == app.main([*arguments, "-m", "seed=0"]) == 0
+    for config in seen:
+        assert config.effort.max_full_trials == 2
+        assert config.method.target == {"_target_": "my_package.MySearcher", "radius": 4}
+
+
+def test_missing_config_dir_exits_2(seen: list[RunConfig], capfd: pytest.CaptureFixture[str]) -> None:
+    assert app.main(["--config-dir=nowhere", "model=tiny"]) == 2
+    assert "there is no folder 'nowhere'" in capfd.readouterr().err
+    assert seen == []
+
+
+def test_conf_in_the_working_directory_is_not_read(seen: list[RunConfig], elsewhere: Path) -> None:
+    write(elsewhere / "conf" / "__init__.py", "")
+    write(elsewhere / "conf" / "config.yaml", "seed: 5\n")
+    assert app.main(["model=tiny"]) == app.main(["model=tiny", "-m", "seed=0"]) == 0
+    assert [c.seed for c in seen] == [0, 0]
+
+
+def test_single_run_is_composed_and_checked_once(seen: list[RunConfig], monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    for owner, name in ((ConfigLoaderImpl, "load_configuration"), (compose, "validated")):
+        original = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *a, _f=original, _n=name, **k: (calls.append(_n), _f(*a, **k))[1])
+    assert app.main(["model=tiny"]) == 0
+    assert calls == ["load_configuration", "validated"]
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize("argument", ["--experimental-rerun=x", "--exp=x"])
+def test_pickled_configurations_are_refused(argument: str, seen: list[RunConfig],
+                                            capfd: pytest.CaptureFixture[str]) -> None:
+    assert app.main([argument, "model=tiny"]) == 2
+    assert "reads a pickle" in capfd.readouterr().err
+    assert seen == []
 
 
 def test_the_worst_status_wins() -> None:
@@ -149,7 +188,7 @@ def test_the_worst_status_wins() -> None:
     assert worst([1, 143]) == 143
 
 
-def test_a_job_that_never_ended_is_told(tmp_path: Path) -> None:
+def test_summary_names_jobs_that_never_ended(tmp_path: Path) -> None:
     record_job(tmp_path, Job(0, "seed=0", None, ""))
     record_job(tmp_path, Job(1, "seed=1", None, ""))
     record_job(tmp_path, Job(1, "seed=1", 0, ""))

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from qra_bo.cli.app import main
-from qra_bo.config.schema import load_config
+from qra_bo.config import load_config, make_space, make_spec
 from qra_bo.memory.budget import uniform_bytes
 from qra_bo.memory.formats import parse_format
 from qra_bo.memory.plan import memory_plan
-from qra_bo.pipeline.build import make_memory, make_space, make_spec
+from qra_bo.pipeline.build import make_memory
 from qra_bo.pipeline.memory_plan import make_plan
 from qra_bo.tasks.memory import plan_lines
 from qra_bo.utils.device import planned_device
@@ -102,7 +102,7 @@ def test_all_budgets_that_nothing_fits_are_named(capfd: pytest.CaptureFixture[st
 
 
 @pytest.mark.parametrize(("made", "message"), [
-    (None, r"model\.path='none' is no folder here, and as a hub id it can't be had"),
+    (None, r"model\.path='none' is no folder here, and it can't be had from the hub"),
     ([], r"the folder model\.path='none' holds no config\.json"),
     (["config.json"], r"none/config\.json can't be read")])
 def test_missing_model_is_explained(made: list[str] | None, message: str, tmp_path: Path,

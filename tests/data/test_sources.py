@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from qra_bo.config.schema import load_config
+from qra_bo.config import load_config
 from qra_bo.finetune.data import plays
 from qra_bo.finetune.data.hub import hub_records
 from qra_bo.finetune.data.jsonl import read_records
 from qra_bo.finetune.data.load import data_notes, load_data
-from qra_bo.finetune.data.options import DataConfig
+from qra_bo.finetune.data.options import DataConfig, HubData, JsonlData, PlaysData, TinyData
 from qra_bo.finetune.data.records import Record, split_records
 from qra_bo.finetune.data.tiny import VOCABULARY, byte_tokenizer, tiny_records
 from qra_bo.pipeline.run import make_setting
@@ -28,9 +28,10 @@ def write(folder: Path, *lines: Any) -> str:
 
 
 def config(kind: str, **changes: Any) -> DataConfig:
-    fields = {"name": kind, "kind": kind, "path": None, "subset": None, "revision": None, "held_out": 0.1,
-              "max_records": None, "calibration": 4}
-    return DataConfig(**{**fields, **changes})
+    cls = {"plays": PlaysData, "tiny": TinyData, "jsonl": JsonlData, "hub": HubData}[kind]
+    fields = {"name": kind, "kind": kind, "path": "org/name", "subset": None, "revision": None, "held_out": 0.1,
+              "max_records": None, "calibration": 4, **changes}
+    return cls(**{key: value for key, value in fields.items() if key in cls.model_fields})
 
 
 @pytest.mark.parametrize(("fields", "prompt_end", "target"), [

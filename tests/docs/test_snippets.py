@@ -14,8 +14,8 @@ import torch
 import qra_bo
 import qra_bo.pipeline.run
 from qra_bo.cli.app import main
+from qra_bo.config import load_config
 from qra_bo.config.overrides import inspect, normalise, with_default_model
-from qra_bo.config.schema import load_config
 from qra_bo.runs import build_parser
 from qra_bo.runs import main as runs
 from tests.report.fixtures import make_events, write_run

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from qra_bo.config.schema import load_config
+from qra_bo.config import load_config
 from qra_bo.memory.formats import parse_format
 from qra_bo.pipeline.build import make_oracle
 from qra_bo.space import Allocation

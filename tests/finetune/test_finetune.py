@@ -9,7 +9,7 @@ import torch
 
 from qra_bo.finetune.adapters.lora import AdapterSettings
 from qra_bo.finetune.data.load import load_data
-from qra_bo.finetune.data.options import DataConfig
+from qra_bo.finetune.data.options import TinyData
 from qra_bo.finetune.data.tiny import byte_tokenizer
 from qra_bo.finetune.oracle import FinetuneOracle, FinetuneSettings
 from qra_bo.finetune.quantization.bank import LayerBank
@@ -24,7 +24,7 @@ from qra_bo.trials import TrialResult, TrialSpec, TrialState
 from tests.finetune.models import tiny_llama
 
 FORMATS = tuple(parse_format(name) for name in ("hqq3", "nf4", "int8"))
-DATA = load_data(DataConfig("tiny", "tiny", None, None, None, 0.2, 64, 4), byte_tokenizer(), 32)
+DATA = load_data(TinyData(name="tiny", kind="tiny", held_out=0.2, max_records=64, calibration=4), byte_tokenizer(), 32)
 CPU = torch.device("cpu")
 PHASES = ["load", "forward", "backward", "step", "evaluation"]
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from qra_bo.config.schema import load_config
+from qra_bo.config import load_config
 from qra_bo.finetune.models.host_linear import HostLinear, is_too_large, keep_on_host
 from qra_bo.finetune.quantization.bank import LayerBank
 from qra_bo.finetune.quantization.base import PackedLinear

@@ -12,7 +12,7 @@ from qra_bo.finetune.adapters import directions, inits
 from qra_bo.finetune.adapters.inits import GRADIENT_NORM, Initialiser
 from qra_bo.finetune.adapters.lora import INITS, AdapterSettings, adapter_parameters, attach, detach, lora_layers
 from qra_bo.finetune.data.load import load_data
-from qra_bo.finetune.data.options import DataConfig
+from qra_bo.finetune.data.options import TinyData
 from qra_bo.finetune.data.tiny import byte_tokenizer
 from qra_bo.finetune.evaluation.probe import PROBE, probe_difference
 from qra_bo.finetune.manifest import PACKED
@@ -36,7 +36,7 @@ FORMATS = ("nf4", "int8", "hqq2", "hqq3", "hqq4", "hqq8", "ref2")
 BANK = LayerBank(MODEL, SPEC, [parse_format(f) for f in FORMATS], torch.float32, CPU)
 TEXT = torch.arange(4 * 32).reshape(4, 32) % 512
 START = CalibrationText(TEXT, TEXT, 2, 16)
-DATA = load_data(DataConfig("tiny", "tiny", None, None, None, 0.2, 64, 4), byte_tokenizer(), 32)
+DATA = load_data(TinyData(name="tiny", kind="tiny", held_out=0.2, max_records=64, calibration=4), byte_tokenizer(), 32)
 
 
 def effective(init: str, fmt: str, rank: int, seed: int = 3) -> dict[str, torch.Tensor]:

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from qra_bo.config import RunConfig, load_config
 from qra_bo.config.compose import config_from
 from qra_bo.config.overrides import inspect, normalise, with_default_model
-from qra_bo.config.schema import RunConfig, load_config
 from qra_bo.finetune.data.jsonl import read_records
 from qra_bo.finetune.manifest import MANIFEST, read_manifest
 from qra_bo.memory.budget import format_size, parse_budget, parse_size
@@ -109,7 +109,6 @@ def configuration(data: bytes) -> None:
     if not isinstance(changes, dict):
         return
     raw = _copy(_PLAIN)
-    raw["quantizer"] = {**raw["quantizer"], "formats": {int(k): v for k, v in raw["quantizer"]["formats"].items()}}
     for key, value in changes.items():
         *parents, leaf = key.split(".")
         node = raw

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from qra_bo.config.schema import load_config
+from qra_bo.config import load_config
 from qra_bo.execution.base import InProcessExecutor
 from qra_bo.finetune import oracle as finetune
 from qra_bo.memory.allowance import ASSUMED, Allowance, AllowanceStore

@@ -1,15 +1,13 @@
 """RAM and time of a run on a CPU before it starts."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from qra_bo.config.schema import RunConfig, load_config
+from qra_bo.config import RunConfig, load_config, make_space, make_spec
 from qra_bo.memory.budget import parse_size
 from qra_bo.pipeline import plan, ram
-from qra_bo.pipeline.build import make_space, make_spec
 from qra_bo.pipeline.plan import plan_rows, token_seconds, training_tokens
 from qra_bo.pipeline.ram import check_ram, host_parts
 from qra_bo.pipeline.run import make_setting
@@ -55,7 +53,7 @@ def test_choosing_codes_may_take_more_than_training() -> None:
 
 def test_in_fp32_the_16_bit_format_is_packed_too() -> None:
     config, spec, space = setting("+model=tiny", "bits=[8]")
-    full = host_parts(replace(config, dtype="float32"), spec, space)
+    full = host_parts(config.with_changes(dtype="float32"), spec, space)
     half = host_parts(config, spec, space)
     assert full["packed formats"] - half["packed formats"] == 2 * spec.linear_numel
     assert full["dense weights"] == 2 * half["dense weights"]

@@ -122,12 +122,12 @@ def test_several_budgets_are_refused_the_folder_of_one_run(tmp_path: Path, count
     assert counted.built == 0
 
 
-@pytest.mark.parametrize(("method", "option"), [("structured", "damage=kl"), ("sequential", "damage=kl"),
+@pytest.mark.parametrize(("method", "option"), [("structured", "draws=0"), ("sequential", "radius=1"),
                                                 ("evolution", "population=0"), ("hill_climb", "radius=1")])
 def test_a_wrong_option_of_the_method_is_told_before_anything_is_measured(
         tmp_path: Path, counted: Counted, method: str, option: str) -> None:
     with pytest.raises(ConfigError, match=option.split("=", maxsplit=1)[0]):
-        qra_bo.search([*PLANTED, f"method={method}", f"+method.params.{option}", "budget=uniform:4,4",
+        qra_bo.search([*PLANTED, f"method={method}", f"method.{option}", "budget=uniform:4,4",
                            f"out={tmp_path / 'r'}"])
     assert counted.profiles == 0
 
@@ -145,7 +145,7 @@ def test_a_budget_that_fails_keeps_no_other_from_running(tmp_path: Path, counted
 
 
 def test_budgets_are_given_once_and_in_a_folder_of_their_own(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="twice"):
+    with pytest.raises(ConfigError, match="each given once"):
         qra_bo.search([*PLANTED, "budget=[8MB,8MB]"])
     with pytest.raises(OutputError, match="nothing to go on from"):
         several(tmp_path, "resume=true")

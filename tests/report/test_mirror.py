@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from qra_bo.config.schema import load_config
+from qra_bo.config import load_config
 from qra_bo.execution.base import InProcessExecutor
 from qra_bo.report.mirror import OptunaMirror, mirror_run, storage_url, study_name
 from qra_bo.runs import main as runs

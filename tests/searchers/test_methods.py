@@ -2,13 +2,11 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, replace
-from inspect import signature
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra.utils import get_object
 
 from bench.methods import METHODS, method_target
 from qra_bo.execution.base import InProcessExecutor
@@ -22,7 +20,6 @@ from qra_bo.study.engine import RunOutcome
 from qra_bo.study.trial_runner import ENGINE_STAGES
 from qra_bo.trials import Fidelity, Proposal, Trial, TrialSpec, TrialState
 from qra_bo.utils.errors import ConfigError
-from surrogates.structured import StructuredSettings
 from tests.study.problem import EQUIVALENT, HIGH, TOKENS, Walk, comparable, make_problem, make_space
 from tests.study.problem import run as problem_run
 from tests.study.test_pieces import PROFILE
@@ -170,15 +167,3 @@ def test_configured_methods_are_json_and_construct(name: str) -> None:
     target = method_target(name)
     assert json.loads(json.dumps(target, allow_nan=False)) == target
     assert make_searcher(target, make_problem(GAIN)).ask(1)
-
-
-@pytest.mark.parametrize("name", ["structured", "trust_region", "evolution", "sequential"])
-def test_configured_defaults_are_those_of_the_classes(name: str) -> None:
-    target = method_target(name)
-    defaults = {key: parameter.default for key, parameter in signature(get_object(target.pop("_target_"))).parameters
-                .items() if key not in ("problem", "make_model", "model")}
-    model = target.pop("model", None)
-    assert {key: tuple(v) if isinstance(v, list) else v for key, v in target.items()} == defaults
-    if model is not None:
-        assert {**model, "_target_": None, "warps": tuple(model["warps"])} == {
-            **asdict(StructuredSettings()), "_target_": None}

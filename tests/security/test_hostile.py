@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from qra_bo.config.schema import load_config
+from qra_bo.config import load_config
 from qra_bo.export import bitsandbytes, merged, packed
 from qra_bo.export.check import ExportChecker
 from qra_bo.export.foreign import check_adapter

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from qra_bo.config.schema import RunConfig, load_config
+from qra_bo.config import RunConfig, load_config
 from qra_bo.execution import Executor, InProcessExecutor, Limits, LocalExecutor, OracleSpec
 from qra_bo.execution.on_ray import RayExecutor, Resources
 from qra_bo.memory.formats import parse_format

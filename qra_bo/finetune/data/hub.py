@@ -4,7 +4,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from qra_bo.finetune.data.jsonl import to_record
-from qra_bo.finetune.data.options import DataConfig
+from qra_bo.finetune.data.options import DataConfig, HubData
 from qra_bo.finetune.data.records import Record
 from qra_bo.utils.errors import DataError, MissingExtraError
 
@@ -22,7 +22,7 @@ def check_package(cfg: DataConfig) -> None:
         raise MissingExtraError("datasets", "data", f"data={cfg.name}")
 
 
-def hub_records(cfg: DataConfig) -> list[Record]:
+def hub_records(cfg: HubData) -> list[Record]:
     """Records of the training split of a hub data set, in its order.
 
     Raises:
@@ -32,7 +32,7 @@ def hub_records(cfg: DataConfig) -> list[Record]:
     check_package(cfg)
     import datasets
 
-    name, options = str(cfg.path), {"revision": cfg.revision, "split": "train"}
+    name, options = cfg.path, {"revision": cfg.revision, "split": "train"}
     try:
         if cfg.subset is not None and cfg.subset.endswith((".jsonl", ".json")):
             revision = f"@{cfg.revision}" if cfg.revision else ""

@@ -1,29 +1,69 @@
-"""The options of a data set: one node of ``conf/data``."""
+"""The options of a data set: one node of ``conf/data``, by the kind of its loader."""
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Lt
+from pydantic import Field, StrictFloat, StrictInt
+
+from qra_bo.utils.fields import Count, Group
 
 
-@dataclass(frozen=True, slots=True)
-class DataConfig:
-    """Where the text comes from and how much of it is used.
+class DataOptions(Group):
+    """What every data set has.
 
     Args:
         name: Name of the group's option, e.g. ``"plays"``.
-        kind: Which loader reads it.
-        path: A JSON or JSONL file (``jsonl``), or an id on the hub (``hub``).
-        subset: Named configuration or file of a hub data set.
-        revision: Git revision of a hub data set.
-        held_out: Share of the records in validation, and again in test (plays are split by name instead).
-        max_records: Largest number of records read, or ``None`` for all.
         calibration: Sequences of the training split that sensitivities are measured on.
     """
 
     name: str
-    kind: Literal["plays", "jsonl", "hub", "tiny"]
+    calibration: Count
+
+
+class PlaysData(DataOptions):
+    """Shakespeare's plays, split by whole plays."""
+
+    kind: Literal["plays"]
+
+
+class RecordOptions(DataOptions):
+    """What data sets of records have.
+
+    Args:
+        held_out: Share of the records in validation, and again in test.
+        max_records: Largest number of records read, or ``None`` for all.
+    """
+
+    held_out: Annotated[StrictFloat, Gt(0), Lt(0.5)]
+    max_records: Annotated[StrictInt, Ge(3)] | None
+
+
+class TinyData(RecordOptions):
+    """Synthetic bytes."""
+
+    kind: Literal["tiny"]
+
+
+class JsonlData(RecordOptions):
+    """A JSON or JSONL file at ``path``."""
+
+    kind: Literal["jsonl"]
     path: str | None
+
+
+class HubData(RecordOptions):
+    """A data set of the hub.
+
+    Args:
+        path: Its id.
+        subset: Its named configuration, or the file that is read; ``None``: the only one.
+        revision: Commit or tag; ``None``: the newest.
+    """
+
+    kind: Literal["hub"]
+    path: str
     subset: str | None
     revision: str | None
-    held_out: float
-    max_records: int | None
-    calibration: int
+
+
+DataConfig = Annotated[PlaysData | TinyData | JsonlData | HubData, Field(discriminator="kind")]

@@ -10,7 +10,7 @@ from bench.table1.cells import make_cells
 from bench.table1.config import load_options
 from bench.table1.plan import full_trial_tokens, plan_rows, weights
 from bench.table1.published import calibration_and_baselines, proposals_left
-from qra_bo.config.schema import load_config
+from qra_bo.config import load_config
 
 REAL = ["+model=tiny", "data=tiny", "effort=quick", "display=none", "quantizer.rounding=rtn", "device=cpu"]
 LIMIT, OTHER = "peak uniform:4,4", "stored uniform:4,16"

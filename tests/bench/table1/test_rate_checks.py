@@ -20,7 +20,7 @@ from bench.table1.recipe import Recipe
 from bench.table1.results import build
 from bench.table1.rows import Found
 from bench.table1.session import Session
-from qra_bo.config.schema import load_config
+from qra_bo.config import load_config
 from qra_bo.space import uniform
 from qra_bo.study.setting import training_seeds
 from qra_bo.utils.errors import ConfigError

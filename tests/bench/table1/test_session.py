@@ -14,7 +14,7 @@ from bench.table1.limits import parse_limit
 from bench.table1.methods import ROWS
 from bench.table1.recipe import Recipe
 from bench.table1.session import Session
-from qra_bo.config.schema import load_config
+from qra_bo.config import load_config
 from qra_bo.space import Allocation
 
 FINER = (2, 3, 4, 5, 6, 8)

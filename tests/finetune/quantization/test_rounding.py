@@ -10,7 +10,7 @@ from torch import Tensor
 
 import qra_bo
 import qra_bo.pipeline.build
-from qra_bo.config.schema import load_config
+from qra_bo.config import load_config
 from qra_bo.finetune.cache import TensorStore
 from qra_bo.finetune.evaluation.probe import PROBE, probe_difference
 from qra_bo.finetune.manifest import PACKED, read_manifest
@@ -234,12 +234,12 @@ def test_inputs_that_are_not_finite_are_an_error() -> None:
 
 
 def test_starts_that_quantise_anew_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"adapter\.init=loftq quantises"):
+    with pytest.raises(ConfigError, match=r"adapter\.init=loftq rounds"):
         load_config(["+model=tiny", "adapter.init=loftq", "quantizer.rounding=gptq"])
 
 
 def test_codes_want_a_real_text() -> None:
-    with pytest.raises(ConfigError, match="has none: use quantizer"):
+    with pytest.raises(ConfigError, match="does not have: use quantizer"):
         load_config(["+model=tiny", "oracle=synthetic", "quantizer.rounding=gptq"])
 
 

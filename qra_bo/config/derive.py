@@ -1,0 +1,68 @@
+"""Decoder and search space of a configuration."""
+
+from pathlib import Path
+from typing import Any
+
+from qra_bo.config.schema import RunConfig
+from qra_bo.finetune.models.remote_code import may_run
+from qra_bo.memory.formats import parse_format
+from qra_bo.space import DecoderSpec, Ladder, SearchSpace, make_units
+from qra_bo.space.specs import OWN_CODE, spec_from_hf_config, spec_from_numbers
+from qra_bo.utils.errors import ModelError
+
+NUMBERS = ("n_layers", "hidden_size", "intermediate_size", "n_heads", "n_kv_heads", "head_dim", "vocab_size", "tied",
+           "attention_bias")
+"""Keys of ``conf/model`` that ``spec_from_numbers`` takes, beside the family."""
+
+
+def make_spec(config: RunConfig) -> DecoderSpec:
+    """Return the shapes of the decoder: from the numbers in ``conf/model`` where they are given, else from its own
+    configuration.
+
+    Raises:
+        ModelError: If there are no numbers and no configuration at hand.
+    """
+    model: dict[str, Any] = {**config.model}
+    if model["n_layers"] is not None:
+        return spec_from_numbers(config.model_name, model["family"], **{key: model[key] for key in NUMBERS})
+    return spec_from_hf_config(hf_config(config), config.model_name, trust_remote_code=model["trust_remote_code"])
+
+
+def hf_config(config: RunConfig) -> Any:
+    """Return the transformers configuration at ``model.path``.
+
+    Raises:
+        ModelError: If there is none.
+    """
+    model = config.model
+    if not model["path"]:
+        raise ModelError("+model=hf needs model.path: a hub id such as ORG/NAME, or a folder with config.json; "
+                         "got nothing")
+    from transformers import AutoConfig  # heavy, and not needed where conf/model has the numbers
+
+    try:
+        return AutoConfig.from_pretrained(model["path"], trust_remote_code=may_run(model),
+                                          revision=model["revision"] or "main")
+    except Exception as error:  # of a malformed file transformers raises anything
+        raise ModelError(_unreadable(model["path"], error)) from error
+
+
+def make_space(config: RunConfig, spec: DecoderSpec) -> SearchSpace:
+    """Return the units and ladders of the search."""
+    formats = tuple(parse_format(name) for name in config.format_names)
+    return SearchSpace(make_units(spec, config.granularity), formats, Ladder("ranks", config.ranks))
+
+
+def _unreadable(path: str, error: Exception) -> str:
+    """Say why there is no configuration at ``path``: nothing there, or the first line of the error."""
+    said = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    folder = Path(path)
+    if "trust_remote_code" in str(error):
+        return f"model.path={path!r} {OWN_CODE}"
+    if not folder.is_dir():
+        return (f"model.path={path!r} is no folder here, and it can't be had from the hub under this id ({said}); give "
+                "a folder with config.json and *.safetensors, or a hub id ORG/NAME with a network, and for a gated "
+                "model a login")
+    if not (folder / "config.json").is_file():
+        return f"the folder model.path={path!r} holds no config.json; give one that transformers saved a model in"
+    return f"{folder / 'config.json'} can't be read ({said}); give a folder that transformers saved a model in"

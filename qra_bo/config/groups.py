@@ -1,0 +1,259 @@
+"""The groups of the configuration: their keys, types and the rules of every field.
+
+Rules between fields are in ``config/rules.py``.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal
+
+from annotated_types import Ge, Le, Lt
+from pydantic import Discriminator, Field, StrictBool, StrictFloat, StrictInt, Tag, with_config
+from typing_extensions import TypedDict
+
+from qra_bo.config.target import Target
+from qra_bo.memory.budget import parse_size
+from qra_bo.memory.formats import parse_format
+from qra_bo.utils.errors import ConfigError
+from qra_bo.utils.fields import STRICT, Count, Group, Natural, NonNegative, Positive, Texts, accepted_by, must_be
+
+LR_EXPONENTS = {"constant": 0.0, "inverse_sqrt": 0.5, "inverse": 1.0}
+
+Share = Annotated[StrictFloat, Ge(0), Le(1)]
+OtherRates = Annotated[tuple[StrictFloat, ...], must_be(
+    "a list of distinct positive factors other than 1, e.g. [0.5,2]",
+    lambda factors: len(set(factors) - {1.0}) == len(factors) and min(factors, default=1) > 0)]
+Scales = Annotated[tuple[StrictFloat, ...], must_be(
+    "a list of distinct positive numbers, e.g. [0.5,1,2]",
+    lambda scales: len(set(scales)) == len(scales) and min(scales, default=0) > 0)]
+
+
+@with_config(STRICT)
+class ModelConfig(TypedDict):
+    """Keys of ``RunConfig.model`` (see ``conf/model/hf.yaml``); numbers are given together or not at all."""
+
+    name: str
+    source: Literal["wheel", "random", "hub", "path"]
+    path: str | None
+    gguf_file: str | None
+    revision: str | None
+    family: str | None
+    n_layers: Count | None
+    hidden_size: Count | None
+    intermediate_size: Count | None
+    n_heads: Count | None
+    n_kv_heads: Count | None
+    head_dim: Count | None
+    vocab_size: Count | None
+    tied: StrictBool | None
+    attention_bias: StrictBool | None
+    trust_remote_code: StrictBool
+
+
+class EffortConfig(Group):
+    """How many full-trial equivalents a search may spend."""
+
+    name: str
+    max_full_trials: Count
+    uniform_baselines: Count | None
+    calibration_baselines: Count
+    references: StrictBool
+    ranking_top: Natural
+    rate_factors: OtherRates
+
+
+class MemoryConfig(Group):
+    """What the budget bounds, what ``budget=auto`` leaves free, how ``task=memory`` prints, and whether measured peaks
+    of the device replace the assumptions about its allocator."""
+
+    scope: Literal["peak", "stored"]
+    headroom: Annotated[str, accepted_by(parse_size)]
+    format: Literal["table", "json"]
+    verify: StrictBool
+    calibrate: StrictBool
+
+
+class FinetuneOracleConfig(Group):
+    """Real fine-tuning."""
+
+    name: Literal["finetune"]
+    trains: ClassVar[bool] = True
+
+
+class BenchmarkOracleConfig(Group):
+    """An emulator fitted on a table of real trials."""
+
+    name: Literal["benchmark"]
+    table: str | None
+    emulator: Literal["boosted", "network"]
+    noise: NonNegative | None
+    trains: ClassVar[bool] = False
+
+
+class SyntheticOracleConfig(Group):
+    """A planted optimum."""
+
+    name: Literal["synthetic"]
+    noise: NonNegative
+    trains: ClassVar[bool] = False
+
+
+class OwnOracleConfig(Target):
+    """An oracle of the user's own package, made by its ``_target_``."""
+
+    trains: ClassVar[bool] = False
+
+
+def _kind_of_oracle(value: Any) -> Any:
+    """Return the option's name, or ``"own"`` for an oracle that is made by its ``_target_``."""
+    if isinstance(value, Mapping):
+        return "own" if "_target_" in value else value.get("name")
+    return "own" if isinstance(value, Target) else getattr(value, "name", None)
+
+
+OracleConfig = Annotated[
+    Annotated[FinetuneOracleConfig, Tag("finetune")] | Annotated[BenchmarkOracleConfig, Tag("benchmark")]
+    | Annotated[SyntheticOracleConfig, Tag("synthetic")] | Annotated[OwnOracleConfig, Tag("own")],
+    Discriminator(_kind_of_oracle)]
+
+
+class SensitivityConfig(Group):
+    """File of a sensitivity profile that is used instead of measuring one, or ``None``."""
+
+    path: str | None
+
+
+class SurrogateConfig(Group):
+    """File of a prior that ``python -m qra_bo.prior`` learned from earlier runs, or ``None``."""
+
+    prior: str | None
+
+
+def _check_formats(formats: Mapping[int, Sequence[str]]) -> None:
+    for bits, names in formats.items():
+        stored = [parse_format(name).bits for name in names]
+        if set(stored) - {bits} or len(set(names)) < len(names):
+            raise ConfigError(f"the formats of {bits} bits must be distinct and store {bits} bits; got {list(names)}, "
+                              f"of {stored} bits")
+
+
+class QuantizerConfig(Group):
+    """Storage formats that serve each bit-width, and how codes are chosen: never ``"auto"`` once it is composed."""
+
+    formats: Annotated[dict[int, tuple[str, ...]], accepted_by(_check_formats)]
+    rounding: Literal["auto", "rtn", "gptq"]
+    tokens: Count
+
+
+class AdapterConfig(Group):
+    """How adapters are initialised and how fast they learn."""
+
+    init: Literal["kaiming", "residual_svd", "eva", "gradient", "loftq", "lq_lora", "pissa"]
+    iterations: Count
+    alpha_over_rank: Positive
+    lr: Positive
+    lr_rule: Literal["constant", "inverse_sqrt", "inverse"]
+
+    @property
+    def lr_exponent(self) -> float:
+        """``p`` of ``lr(r) = lr (16 / r)^p``."""
+        return LR_EXPONENTS[self.lr_rule]
+
+
+class TrainConfig(Group):
+    """What all candidates of a search share in training."""
+
+    batch: Count
+    length: Annotated[StrictInt, Ge(2)]
+    warmup: Annotated[StrictFloat, Ge(0), Lt(1)]
+    lr_floor: Share
+    weight_decay: NonNegative
+    betas: Annotated[tuple[StrictFloat, ...], must_be("two numbers of at least 0 and below 1",
+                                                      lambda v: len(v) == 2 and all(0 <= b < 1 for b in v))]
+    eps: Positive
+    clip: NonNegative
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"]
+    checkpointing: StrictBool
+    logits_chunk: Count
+
+
+class FidelityConfig(Group):
+    """Optimiser steps of a full-fidelity trial, and of its low-fidelity prefix (``None``: no low fidelity)."""
+
+    high: Count
+    low: Count | None
+
+
+class EvalConfig(Group):
+    """Held-out tokens of one trial and sequences in a batch of them; tasks that ``task=evaluate`` runs on the model of
+    a finished run, and how many questions of each (``None``: all)."""
+
+    tokens: Count
+    batch: Count
+    tasks: Texts
+    limit: Count | None
+
+
+class CalibrateConfig(Group):
+    """Factors on ``adapter.lr`` that are tried on a uniform baseline before the search."""
+
+    lr_scales: Scales
+
+
+class ConfirmConfig(Group):
+    """Unseen training seeds of the confirmation; how many times as long rankings are checked."""
+
+    seeds: Annotated[StrictInt, must_be("0 (no confirmation) or at least 2", lambda n: n == 0 or n >= 2)]
+    ranking_factor: Count
+
+
+class WorkerConfig(Group):
+    """Limits of worker processes.
+
+    Args:
+        deadline_seconds: Longest silence of a worker before it counts as hung; ``None``: never.
+        slowdown: How many times the duration of earlier such trials one may take beyond that; ``None``: no limit.
+        retries: How often a trial is begun again whose worker was lost.
+        checkpoint_seconds: Least time between two checkpoints within one trial.
+    """
+
+    deadline_seconds: Positive | None
+    slowdown: Positive | None
+    retries: Natural
+    checkpoint_seconds: NonNegative
+
+
+class LocalExecutorConfig(Group):
+    """Worker processes of this machine, and how many trials run at once."""
+
+    name: Literal["local"]
+    workers: Count
+
+
+class RayExecutorConfig(Group):
+    """Workers of a Ray cluster: its address (``None``: one of this machine alone, for this run), and the cores, GPUs
+    and memory that one worker takes."""
+
+    name: Literal["ray"]
+    workers: Count
+    address: str | None
+    cpus: NonNegative | None
+    gpus: NonNegative | None
+    memory: Annotated[str, accepted_by(parse_size)] | None
+
+
+ExecutorConfig = Annotated[LocalExecutorConfig | RayExecutorConfig, Field(discriminator="name")]
+
+
+class ExportConfig(Group):
+    """What ``task=export`` writes, what ``merged`` merges into, and whether every export is loaded again."""
+
+    targets: Texts | None
+    merged_base: Literal["dequantised", "original"]
+    check: StrictBool
+
+
+class FinalConfig(Group):
+    """Length of the final fine-tune of the winner; ``steps`` wins where it is given."""
+
+    steps: Natural | None
+    epochs: NonNegative

@@ -1,0 +1,56 @@
+"""Groups of checked options: strict values with their bounds, as pydantic models."""
+
+from collections.abc import Callable
+from typing import Annotated, Any, Self
+
+from annotated_types import Ge, Gt
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, StrictFloat, StrictInt
+from pydantic_core import PydanticCustomError
+
+from qra_bo.utils.errors import UserError
+
+STRICT = ConfigDict(extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True, frozen=True)
+"""No unknown keys and finite numbers alone; a number where a text is wanted is its text."""
+MUST, REFUSED = "must", "refused"
+"""Types of the validation errors that carry the end of a sentence, "must be ...", or a finished one."""
+
+
+class Group(BaseModel):
+    """Base of a group of options; frozen."""
+
+    model_config = STRICT
+
+    def with_changes(self, **changes: Any) -> Self:
+        """Return a copy with some fields replaced; it is not checked again."""
+        return self.model_copy(update=changes)
+
+
+def must_be(words: str, holds: Callable[[Any], bool]) -> AfterValidator:
+    """Return a validator of values for which ``holds`` is true; ``words`` follow "must be" in its message."""
+    def check(value: Any) -> Any:
+        if not holds(value):
+            raise PydanticCustomError(MUST, "{words}", {"words": words})
+        return value
+
+    return AfterValidator(check)
+
+
+def accepted_by(parse: Callable[[Any], object]) -> AfterValidator:
+    """Return a validator that refuses what ``parse`` refuses with a ``UserError``, in the words of that error."""
+    def check(value: Any) -> Any:
+        try:
+            parse(value)
+        except UserError as error:
+            raise PydanticCustomError(REFUSED, "{said}", {"said": str(error).rstrip(".")}) from None
+        return value
+
+    return AfterValidator(check)
+
+
+Count = Annotated[StrictInt, Ge(1)]
+Natural = Annotated[StrictInt, Ge(0)]
+Positive = Annotated[StrictFloat, Gt(0)]
+NonNegative = Annotated[StrictFloat, Ge(0)]
+ONE_IS_A_LIST = BeforeValidator(lambda value: [value] if isinstance(value, (str, int, float)) else value)
+Texts = Annotated[tuple[str, ...], ONE_IS_A_LIST]
+"""A list of texts; one text stands for a list of one."""

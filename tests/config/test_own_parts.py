@@ -1,0 +1,36 @@
+"""An oracle of the user's own package: one YAML in a --config-dir and nothing else."""
+
+from pathlib import Path
+
+import pytest
+
+from qra_bo.config import RunConfig, config_from_dict, load_config
+from qra_bo.oracle.synthetic.oracle import SyntheticOracle
+from qra_bo.pipeline import build
+from qra_bo.space import SearchSpace
+
+OWN = f"name: mine\n_target_: {__name__}.make_oracle\nnoise: 0.001\n"
+
+
+def make_oracle(config: RunConfig, space: SearchSpace, folder: Path, noise: float) -> SyntheticOracle:
+    return SyntheticOracle(space, seed=config.seed, noise=noise, high_steps=config.fidelity.high, tokens_per_step=100,
+                           eval_tokens=100, calibration_tokens=100, record_at=(), checkpoints=folder / "checkpoints")
+
+
+@pytest.fixture(name="mine")
+def write_config_dir(tmp_path: Path) -> str:
+    (tmp_path / "conf" / "oracle").mkdir(parents=True)
+    (tmp_path / "conf" / "oracle" / "mine.yaml").write_text(OWN)
+    return str(tmp_path / "conf")
+
+
+def test_own_oracle_is_made_from_its_yaml(mine: str, tmp_path: Path) -> None:
+    config = load_config(["+model=tiny", "oracle=mine", "oracle.noise=0.5"], mine)
+    assert isinstance(build.make_oracle(config.to_dict(), str(tmp_path)), SyntheticOracle)
+
+
+def test_stored_configuration_imports_no_target() -> None:
+    stored = load_config(["+model=tiny"]).to_dict()
+    for group in ("oracle", "method", "logger"):
+        stored[group] = {"name": "evil", "_target_": "no_such_module.evil"}
+    assert config_from_dict(stored).method.target == {"_target_": "no_such_module.evil"}
