@@ -420,7 +420,7 @@ def test_the_comparison_is_repeated_at_other_learning_rates(whole: tuple[Path, R
     run(tmp_path, effort__rate_factors=[0.5, 2.0])
     assert (tmp_path / "trials.jsonl").read_bytes() == raw
     assert whole[1].best["versus_best_uniform_at_rates"] == []
-    with pytest.raises(ConfigError, match="rate_factors must be distinct positive factors other than 1"):
+    with pytest.raises(ConfigError, match="rate_factors must be a list of distinct positive factors other than 1"):
         make_setting(effort__rate_factors=[1.0])
 
 
