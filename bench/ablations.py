@@ -24,6 +24,7 @@ from bench.sessions import limit_of, table_session
 from bench.table1.limits import Limit
 from bench.table1.published import published_changes, scaled_autoqra
 from bench.table1.recipe import Recipe
+from bench.table1.search import UNIFORM as UNIFORM_ONLY
 from bench.table1.search import search
 from bench.table1.session import Session
 from bench.table1.statistics import difference
@@ -57,13 +58,13 @@ class Variant:
 
     Args:
         what: In words.
-        method: Name in the registry, or ``None`` for the uniform baselines alone.
+        method: Name of a search method, or ``UNIFORM_ONLY`` for the uniform baselines alone.
         params: Of the method, given what the full one has.
         changes: Keys of the configuration that differ.
     """
 
     what: str
-    method: str | None
+    method: str
     params: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda full: full
     changes: Changes = lambda config: {}
 
@@ -73,7 +74,7 @@ def _evolution(**changes: Any) -> Callable[[Mapping[str, Any]], Mapping[str, Any
 
 
 VARIANTS: Mapping[str, Variant] = {
-    UNIFORM: Variant("uniform choices alone", None, lambda full: {}),
+    UNIFORM: Variant("uniform choices alone", UNIFORM_ONLY, lambda full: {}),
     FULL: Variant("published AutoQRA", "autoqra"),
     "no_warm_start": Variant("first population at random", "autoqra", _evolution(warm=False)),
     "no_stage_1": Variant("trust region alone", "autoqra", lambda full: {**full, "share": 0.0}),

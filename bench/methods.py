@@ -1,4 +1,4 @@
-"""Search methods of ``conf/method`` by name, with changed options."""
+"""Search methods of ``conf/method`` and peers by name, with changed options."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,13 +8,24 @@ from omegaconf import OmegaConf
 
 from qra_bo.config import load_config
 from qra_bo.config.overrides import CONF
+from qra_bo.config.target import Target
 
 METHODS = CONF / "method"
+PEERS = Path(__file__).parent / "peers" / "conf" / "method"
 
 
-def method_target(name: str, changes: Mapping[str, Any] | None = None, folder: Path = METHODS) -> dict[str, Any]:
-    """Return ``_target_`` and options of ``NAME.yaml`` with nested changes, for ``make_searcher``."""
+def method_target(name: str, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return ``_target_`` and options of a peer or method with nested changes, for ``make_searcher``; changes with a
+    ``_target_`` are complete."""
+    if changes and "_target_" in changes:
+        return dict(changes)
+    folder = PEERS if (PEERS / f"{name}.yaml").is_file() else METHODS
     config = load_config(["task=memory", f"method={name}"], str(folder.parent))
     merged = OmegaConf.to_container(OmegaConf.merge(config.method.target, dict(changes or {})))
     assert isinstance(merged, dict)
     return {str(key): value for key, value in merged.items()}
+
+
+def method_config(name: str, changes: Mapping[str, Any] | None = None) -> Target:
+    """Return the ``method`` group of a configuration."""
+    return Target.model_validate({"name": name, **method_target(name, changes)})

@@ -7,7 +7,6 @@ from bench.table1.cells import Cell, final_seeds
 from bench.table1.published import calibration_and_baselines, proposals_left
 from bench.table1.rate_checks import pairs, references
 from bench.table1.rows_searched import Searched
-from bench.table1.search import search_config
 from bench.table1.session import Session
 from qra_bo.report.tables import PlanRow
 
@@ -17,12 +16,6 @@ DECOMPOSE_SECONDS = 1.7e-7
 """Seconds to quantise and decompose one weight on a CPU (0.15 s for 1,536 x 576 on one thread)."""
 OPEN_SECONDS, EVALUATION_SECONDS = 5.0, 0.4
 """Fixed seconds on a CPU: start of a row's oracle process; switch, files and journal of a trial."""
-
-
-def full_trial_tokens(session: Session) -> float:
-    """Return the training tokens of one full trial."""
-    c = session.config
-    return c.fidelity.high * c.train.batch * c.train.length + c.eval.tokens / 3
 
 
 @dataclass(frozen=True)
@@ -71,7 +64,7 @@ def plan_rows(session: Session, cells: Sequence[Cell], seconds: float | None) ->
         seconds: Of a training token; ``None`` if unknown.
     """
     c, o, plans = session.config, session.options, plan_cells(session, cells)
-    tokens = full_trial_tokens(session)
+    tokens = session.setting.full_trial_tokens
     parts: dict[str, float] = {}
     for cell, plan in zip(cells, plans, strict=True):
         what = f"{cell.limit.name}: {'searches' if isinstance(cell.row, Searched) else 'other methods'}"
@@ -98,7 +91,7 @@ def weights(session: Session, cells: Sequence[Cell], seconds: float | None) -> l
     """Return the rough seconds of every cell; without ``seconds``, its full-trial equivalents."""
     if seconds is None:
         return [plan.equivalents for plan in plan_cells(session, cells)]
-    each = seconds * full_trial_tokens(session) + EVALUATION_SECONDS
+    each = seconds * session.setting.full_trial_tokens + EVALUATION_SECONDS
     return [OPEN_SECONDS + plan.equivalents * each + plan.passes * _pass_seconds(session)
             for plan in plan_cells(session, cells)]
 
@@ -123,14 +116,3 @@ def _passes(session: Session, cell: Cell) -> int:
     per_row = {"loftq": c.adapter.iterations,
                "lq_lora": session.options.rank_choices * (len(c.format_names) + c.adapter.iterations)}
     return per_row.get(cell.row.name, 0)
-
-
-def check_searches(session: Session, cells: Sequence[Cell]) -> None:
-    """Make the configuration of every search, so that its errors come before any training.
-
-    Raises:
-        ConfigError: With all problems of a search.
-    """
-    for cell in cells:
-        if isinstance(cell.row, Searched):
-            search_config(session, cell.limit, session.config.method.name, {}, {})

@@ -6,9 +6,9 @@ from typing import Any
 
 from bench.table1.limits import Limit
 from bench.table1.published import calibration_and_baselines, published_changes, scaled_autoqra, scaled_qr_adaptor
-from bench.table1.recipe import Recipe, codes_name
+from bench.table1.recipe import Recipe, codes_name, with_codes
 from bench.table1.rows import ROWS, Found, WithCodes
-from bench.table1.search import search
+from bench.table1.search import UNIFORM, search
 from bench.table1.session import Session
 from qra_bo.trials import Fidelity, Trial
 
@@ -42,14 +42,15 @@ class Searched(WithCodes):
         method = session.config.method
         return self.searched(session, limit, f"method={method.name}", method.name, method.params)
 
-    def searched(self, session: Session, limit: Limit, note: str, method: str | None,
-                 params: Mapping[str, Any] | None = None, changes: Mapping[str, Any] | None = None,
+    def searched(self, session: Session, limit: Limit, note: str, method: str,
+                 options: Mapping[str, Any] | None = None, changes: Mapping[str, Any] | None = None,
                  init: str | None = None) -> Found:
         """Run or resume a search, see ``search``; ``init`` replaces the configured adapter initialisation."""
         tokens = self.tokens(session)
+        changes = {"quantizer": with_codes(session.config, tokens).quantizer, **(changes or {})}
         if self.finer:
-            changes = {**(changes or {}), "bits": tuple(session.options.finer_bits)}
-        outcome = search(session, self.name, limit, method, params, changes, tokens)
+            changes["bits"] = tuple(session.options.finer_bits)
+        outcome = search(session, self.name, limit, method, options, changes)
         recipe = Recipe(outcome.found.allocation, init or session.config.adapter.init, gptq_tokens=tokens)
         notes = (note, stages_note(outcome.study.trials))
         return Found(recipe, outcome.study.search_cost.tokens, "; ".join(filter(None, notes)))
@@ -80,7 +81,7 @@ class BestUniform(Searched):
         return calibration_and_baselines(session.config)
 
     def find(self, session: Session, limit: Limit) -> Found:
-        return self.searched(session, limit, "", None)
+        return self.searched(session, limit, "", UNIFORM)
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,11 @@ from bench.table1.join import join
 from bench.table1.limits import Limit
 from bench.table1.markdown import render, summary
 from bench.table1.pace import Pace
-from bench.table1.plan import check_searches, full_trial_tokens, plan_rows, weights
+from bench.table1.plan import plan_rows, weights
 from bench.table1.plot import draw
 from bench.table1.rate_checks import check_rates, check_references
 from bench.table1.results import build
+from bench.table1.search import check_method
 from bench.table1.session import Session, open_session
 from qra_bo.config import RunConfig
 from qra_bo.memory.budget import format_size
@@ -58,7 +59,7 @@ def run_table(config: TableConfig) -> TableResult:
             taken = join(session, Path(other))
             if shown:
                 print(f"{other}: {taken} results taken over", file=sys.stderr)
-        check_searches(session, cells)
+        check_method(session)
         if config.table.tasks and run.oracle.name == "finetune":
             from qra_bo.finetune.evaluation.harness import check_tasks  # loads torch and the harness
 
@@ -100,7 +101,7 @@ def _announce(session: Session, cells: Sequence[Cell], seconds: float | None) ->
     c = session.config
     title = (f"table1={session.options.name} of {len(cells)} rows for {c.model_name}, effort={c.effort.name}, as if "
              "nothing were done and no two rows shared a configuration; times are rough")
-    print_plan(console, title, plan_rows(session, cells, seconds), full_trial_tokens(session))
+    print_plan(console, title, plan_rows(session, cells, seconds), session.setting.full_trial_tokens)
     limits: dict[str, Limit] = {cell.limit.name: cell.limit for cell in cells if cell.limit.budget is not None}
     for limit in limits.values():
         bits = "" if limit.max_average_bits is None else f", at most {limit.max_average_bits:g} bits on average"

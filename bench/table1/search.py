@@ -1,81 +1,91 @@
-"""One search of the table: the same engine as a run's, with a journal of its own and nothing after the search."""
+"""One search of the table: an ordinary run in a folder of its own, which ends with the search."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from bench.peers.registry import player_target
+from bench.methods import method_config
 from bench.table1.limits import Limit
-from bench.table1.recipe import codes_name, with_codes
+from bench.table1.recipe import codes_name
 from bench.table1.session import Session
-from qra_bo.config import NOT_OF_THE_RESULT, RunConfig
-from qra_bo.config.target import Target
+from qra_bo.config import NOT_OF_THE_RESULT
+from qra_bo.memory.budget import largest
 from qra_bo.pipeline.folders import path_name
 from qra_bo.pipeline.run import searcher_factory
+from qra_bo.searchers.base import SearchProblem
+from qra_bo.sensitivity.rehearsal import rehearsal_profile
 from qra_bo.study.engine import Engine, RunOutcome
+from qra_bo.study.setting import Setting
 from qra_bo.study.shared import SharedExecutor
 from qra_bo.trials import Proposal, Trial
 
 FOLDER = "searches"
 SHARED = frozenset({*NOT_OF_THE_RESULT, "budget", "method", "max_average_bits"})
-"""Keys in which searches may differ that use one another's evaluations, each at its own charge."""
+"""Keys in which searches may differ that share trials, each at its own charge."""
+UNIFORM = "uniform_only"
 
 
 class UniformOnly:
-    """Proposes nothing: what the engine's uniform baselines say is the result."""
+    """Searcher without proposals: the result is the best of the engine's uniform baselines."""
 
-    name = "uniform_only"
+    name = UNIFORM
+
+    def __init__(self, problem: SearchProblem) -> None:
+        pass
 
     def ask(self, n: int) -> list[Proposal]:
         return []
 
-    def tell(self, evaluations: Sequence[Trial]) -> None:
-        """Anchors teach it nothing."""
+    def tell(self, trials: Sequence[Trial]) -> None:
+        """Ignore all trials."""
 
 
-def search_config(session: Session, limit: Limit, method: str, params: Mapping[str, Any],
-                  changes: Mapping[str, Any]) -> RunConfig:
-    """The configuration of one search within ``limit``; ``changes`` are to the table's own."""
-    config = session.config
-    budget = str(session.budget_bytes(limit)) if limit.budget is None else limit.budget
-    target = {} if method == UniformOnly.name else player_target(method, params)
-    effort = config.effort.with_changes(references=False, ranking_top=0)
-    return config.with_changes(**{
-        "task": "search", "budget": (budget,), "max_average_bits": limit.max_average_bits, "effort": effort,
-        "memory": config.memory.with_changes(scope=limit.scope), "method": Target.model_validate({"name": method, **target}),
-        "confirm": config.confirm.with_changes(seeds=0), **changes})
+def check_method(session: Session) -> None:
+    """Construct the configured method, so that its errors come before any training.
+
+    Raises:
+        UserError: If its options are wrong.
+    """
+    s = session.setting
+    profile = s.profile or rehearsal_profile(s.space)
+    budget = largest(s.memory.table(s.space), s.space)[0]
+    searcher_factory(session.config)(s.problem(budget, profile, float(session.config.effort.max_full_trials)))
 
 
-def search(session: Session, name: str, limit: Limit, method: str | None, params: Mapping[str, Any] | None = None,
-           changes: Mapping[str, Any] | None = None, gptq_tokens: int | None = None) -> RunOutcome:
-    """Profile, calibrate, evaluate the uniform baselines and search; begun, gone on with, or read where it is done.
+def search_setting(session: Session, limit: Limit, method: str, options: Mapping[str, Any],
+                   changes: Mapping[str, Any]) -> Setting:
+    """Return the setting of one search within ``limit``; arguments as in ``search``."""
+    c = session.config
+    own = {"_target_": f"{__name__}.UniformOnly"} if method == UNIFORM else options
+    return session.setting_of(limit, **{
+        "task": "search", "effort": c.effort.with_changes(references=False, ranking_top=0),
+        "budget": (str(session.budget_bytes(limit)) if limit.budget is None else limit.budget,),
+        "method": method_config(method, own), "confirm": c.confirm.with_changes(seeds=0), **changes})
+
+
+def search(session: Session, name: str, limit: Limit, method: str, options: Mapping[str, Any] | None = None,
+           changes: Mapping[str, Any] | None = None) -> RunOutcome:
+    """Profile, calibrate, evaluate the uniform baselines and search; a search that is begun is resumed.
 
     Args:
-        session: The table.
+        session: Of the table.
         name: Of the row, for the folder.
-        limit: Within which to search.
-        method: Name of a search method or peer; ``None`` for the uniform baselines alone.
-        params: Of the method.
+        limit: Limit on memory and bits.
+        method: Name of a search method or peer, or ``UNIFORM`` for the uniform baselines alone.
+        options: Of the method.
         changes: Top-level keys of the configuration that differ from the table's.
-        gptq_tokens: How codes are chosen, as in ``Recipe``.
 
     Raises:
         UserError: If the search can't work within this limit.
         RunInterrupted: On a signal, after a clean journal.
     """
-    config = search_config(session, limit, method or UniformOnly.name, params or {},
-                           {**(changes or {}), "quantizer": with_codes(session.config, gptq_tokens).quantizer})
-    effort = f"{config.effort.max_full_trials}eq{codes_name(gptq_tokens)}"
+    setting = search_setting(session, limit, method, options or {}, changes or {})
+    config = setting.config
+    tokens = config.quantizer.tokens if config.quantizer.rounding == "gptq" else None
+    effort = f"{config.effort.max_full_trials}eq{codes_name(tokens)}"
     folder = session.folder / FOLDER / path_name(f"{name}-{limit.name}-{effort}".replace("<=", "max"))
-    setting = session.setting_of(limit, config.ranks, config.bits)
-    budget = session.budget_bytes(limit)
-    oracle = session.executor(config.adapter.init, limit.scope, gptq_tokens, config.bits)
-    shared = SharedExecutor(oracle, folder, _others(folder), config.to_dict(), SHARED)
-    make = searcher_factory(config) if method is not None else lambda problem: UniformOnly()
-    return Engine(folder, replace(setting, config=config), budget, shared, make, fine_tunes=False).run()
-
-
-def _others(folder: Path) -> list[Path]:
-    """Folders of the table's other searches."""
-    return sorted(p for p in folder.parent.glob("*") if p.is_dir() and p != folder)
+    oracle = session.executor(config.adapter.init, limit.scope, tokens, config.bits)
+    siblings = sorted(p for p in folder.parent.glob("*") if p.is_dir() and p != folder)
+    shared = SharedExecutor(oracle, folder, siblings, config.to_dict(), SHARED)
+    return Engine(folder, setting, session.budget_bytes(limit), shared, searcher_factory(config),
+                  fine_tunes=False).run()

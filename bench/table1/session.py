@@ -105,15 +105,13 @@ class Session:
             self._bytes[key] = recipe.predicted_bytes(self.memory(scope), self.space)
         return self._bytes[key]
 
-    def setting_of(self, limit: Limit, ranks: tuple[int, ...] | None = None,
-                   bits: tuple[int, ...] | None = None) -> Setting:
-        """Return space and memory within ``limit``; ``ranks`` and ``bits`` replace the ladders."""
-        space = self.space if ranks is None else replace(self.space, ranks=Ladder("ranks", ranks))
-        if bits is not None:
-            names = self.config.with_changes(bits=bits).format_names
-            space = replace(space, formats=tuple(parse_format(name) for name in names))
-        return replace(self.setting, space=space, memory=self.memory(limit.scope),
-                       config=self.config.with_changes(max_average_bits=limit.max_average_bits))
+    def setting_of(self, limit: Limit, **changes: Any) -> Setting:
+        """Return the setting within ``limit``; ``changes`` are to top-level keys of the configuration."""
+        config = self.config.with_changes(max_average_bits=limit.max_average_bits,
+                                          memory=self.config.memory.with_changes(scope=limit.scope), **changes)
+        space = replace(self.space, ranks=Ladder("ranks", config.ranks),
+                        formats=tuple(parse_format(name) for name in config.format_names))
+        return replace(self.setting, config=config, space=space, memory=self.memory(limit.scope))
 
     def budget_bytes(self, limit: Limit) -> int:
         """Return the bytes of ``limit``; without a budget, those of the largest allocation of the space."""
@@ -124,7 +122,7 @@ class Session:
 
     def costs_at(self, limit: Limit, rank: int) -> CostTable:
         """Return bytes by format, ``L x F x 1``, with one rank everywhere, and the limit on average bits."""
-        return self.setting_of(limit, (rank,)).costs(self.budget_bytes(limit))
+        return self.setting_of(limit, ranks=(rank,)).costs(self.budget_bytes(limit))
 
     @property
     def gptq_tokens(self) -> int:
@@ -202,7 +200,7 @@ class Session:
     def evaluate(self, recipe: Recipe, lr_scale: float, train_seed: int, split: str) -> Event:
         """Fine-tune and evaluate: ``state``, ``message``, ``loss``, ``loss_se``, ``average_rank``, tokens, seconds."""
         key = f"{recipe.key}-{self.steps}-lr{lr_scale:g}-t{train_seed}-{split}"
-        return self.results.once("evaluation", key, lambda: self._evaluated(recipe, lr_scale, train_seed, split))
+        return self.results.once("trial", key, lambda: self._evaluated(recipe, lr_scale, train_seed, split))
 
     def _evaluated(self, recipe: Recipe, lr_scale: float, train_seed: int, split: str) -> Event:
         if recipe.initial_rank is not None:

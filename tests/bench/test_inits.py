@@ -31,6 +31,6 @@ def test_a_small_run_goes_on_with_what_is_there(tmp_path: Path, monkeypatch: pyt
     rows = json.loads((tmp_path / "inits_tiny.json").read_text())["rows"]
     assert [(r["choice"], r["init"], len(r["test_losses"])) for r in rows] == [("nf4 r=4", "kaiming", 2),
                                                                               ("nf4 r=4", "eva", 2)]
-    before = (tmp_path / "w" / "table1.jsonl").read_bytes().count(b'"evaluation"')
+    before = (tmp_path / "w" / "table1.jsonl").read_bytes().count(b'"trial"')
     inits.main(arguments)
-    assert (tmp_path / "w" / "table1.jsonl").read_bytes().count(b'"evaluation"') == before
+    assert (tmp_path / "w" / "table1.jsonl").read_bytes().count(b'"trial"') == before

@@ -51,7 +51,7 @@ def test_joined_parts_are_the_whole_and_nothing_is_evaluated_again(parts: tuple[
     new = read_journal(joined / "table1.jsonl").events[before:]
     there = read_journal(b / "table1.jsonl").events
     assert {json.dumps(e.get("key")) for e in new} <= {json.dumps(e.get("key")) for e in there}
-    assert any(e["event"] == "evaluation" for e in new)
+    assert any(e["event"] == "trial" for e in new)
     again = read_journal(joined / "table1.jsonl").events
     assert make(joined, LIMITS, f"table1.join=[{b}]") == table
     assert read_journal(joined / "table1.jsonl").events == again

@@ -51,7 +51,7 @@ def test_a_killed_table_ends_as_one_that_never_was(tmp_path: Path) -> None:
         process.wait()
     assert start(killed).wait() == 0
     assert rows(killed) == rows(whole)
-    finished = [e["key"] for e in read_journal(killed / "table1.jsonl").events if e["event"] == "evaluation"]
+    finished = [e["key"] for e in read_journal(killed / "table1.jsonl").events if e["event"] == "trial"]
     assert len(finished) == len(set(finished))  # nothing was trained twice
     assert sorted(finished) == sorted(e["key"] for e in read_journal(whole / "table1.jsonl").events
-                                      if e["event"] == "evaluation")
+                                      if e["event"] == "trial")

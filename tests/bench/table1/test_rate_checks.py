@@ -13,7 +13,7 @@ from bench.table1.config import load_options, load_table
 from bench.table1.limits import parse_limit
 from bench.table1.markdown import render
 from bench.table1.methods import ROWS
-from bench.table1.plan import full_trial_tokens, plan_rows
+from bench.table1.plan import plan_rows
 from bench.table1.rate_checks import check_rates, check_references, pairs, references
 from bench.table1.rates import Rate
 from bench.table1.recipe import Recipe
@@ -113,7 +113,7 @@ def test_the_plan_counts_them(session: Session) -> None:
     cells = make_cells((LIMIT, "stored uniform:4,16"), ("qlora", "qra_bo", "best_uniform", "loftq"))
     row = next(r for r in plan_rows(session, cells, None) if "other learning rates" in r.what)
     assert row.what == "30 finals at other learning rates"
-    assert row.cost == pytest.approx(30 * full_trial_tokens(session))
+    assert row.cost == pytest.approx(30 * session.setting.full_trial_tokens)
 
 
 @pytest.mark.parametrize("factors", ["[1]", "[0.5,0.5]", "[-2]"])

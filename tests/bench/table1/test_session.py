@@ -35,7 +35,7 @@ def test_a_ladder_is_widened_only_for_what_it_lacks(session: Session) -> None:
 
 
 def test_a_setting_has_the_formats_of_its_bits(session: Session) -> None:
-    formats = session.setting_of(parse_limit("peak uniform:4,4"), (1, 4), (4, 5, 6)).space.formats
+    formats = session.setting_of(parse_limit("peak uniform:4,4"), ranks=(1, 4), bits=(4, 5, 6)).space.formats
     assert [f.name for f in formats] == ["nf4", "hqq5-g128", "hqq6-g128"]
 
 

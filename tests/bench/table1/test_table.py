@@ -94,8 +94,8 @@ def test_going_on_repeats_nothing_and_more_seeds_add_theirs_alone(made: tuple[Pa
     assert read_journal(folder / "table1.jsonl").events == before
     more = make(folder, "table1.seeds=3")
     new = read_journal(folder / "table1.jsonl").events[len(before):]
-    assert {e["event"] for e in new} == {"provenance", "evaluation"}
-    assert all(e["key"].endswith("-test") for e in new if e["event"] == "evaluation")
+    assert {e["event"] for e in new} == {"provenance", "trial"}
+    assert all(e["key"].endswith("-test") for e in new if e["event"] == "trial")
     assert {r["seeds"] for r in more["rows"] if not r["why"]} == {3}
 
 
