@@ -157,7 +157,7 @@ def session(folder: Path, workers: int, evaluations: int, what: str, ends: Seque
         if event["event"] == "trial" and count in ends:
             note()
 
-    setting = replace(setting, config=config.with_changes(fidelity=replace(config.fidelity, low=None)))
+    setting = replace(setting, config=config.with_changes(fidelity=config.fidelity.with_changes(low=None)))
     Engine(folder, setting, BUDGET, simulated, searcher_factory(config), fine_tunes=False, listeners=(listen,)).run()
     note()
 

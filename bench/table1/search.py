@@ -1,7 +1,6 @@
 """One search of the table: an ordinary run in a folder of its own, which ends with the search."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from bench.methods import method_config
