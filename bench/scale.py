@@ -168,7 +168,8 @@ def proposals(method: str, counts: Sequence[int], pending: int, rows: list[Row])
     config, setting, oracle = problem_of(method, 1e6)
     problem = SearchProblem(setting.space, setting.costs(BUDGET), BUDGET, oracle.profile(quiet), config.fidelity.high,
                             None, config.seed)
-    searcher, truth, rng = make_searcher(method_target(method), problem), Landscape(problem.space, 0), problem.rng("told")
+    searcher = make_searcher(method_target(method), problem)
+    truth, rng = Landscape(problem.space, 0), problem.rng("told")
     numbers = itertools.count(1)
 
     def ended(allocation: Allocation, stage: str) -> Trial:

@@ -40,7 +40,7 @@ class Searched(WithCodes):
 
     def find(self, session: Session, limit: Limit) -> Found:
         method = session.config.method
-        return self.searched(session, limit, f"method={method.name}", method.name, method.params)
+        return self.searched(session, limit, f"method={method.name}", method.name, method.target)
 
     def searched(self, session: Session, limit: Limit, note: str, method: str,
                  options: Mapping[str, Any] | None = None, changes: Mapping[str, Any] | None = None,

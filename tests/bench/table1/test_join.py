@@ -13,6 +13,7 @@ from bench.table1.run import run_table
 from qra_bo.study.journal import read_journal
 from qra_bo.utils.errors import ConfigError, JournalError
 
+PUBLISHED = Path(__file__).parents[3] / "bench" / "results" / "table1"
 LIMITS = ("peak uniform:4,8 <=4 for qra_bo,autoqra,amq_lora", "stored uniform:4,4 for qra_bo,loftq,best_uniform")
 SETTINGS = ["+model=tiny", "data=tiny", "oracle=synthetic", "display=none", "effort=quick",
             "effort.max_full_trials=9", "table1=short", "table1.seeds=2", "table1.key_seeds=2",
@@ -92,3 +93,12 @@ def test_results_that_do_not_compare_are_refused(parts: tuple[Path, Path, Path],
     shutil.copytree(parts[1], joined)
     with pytest.raises(JournalError, match="data_sha256 was"):
         make(joined, LIMITS, f"table1.join=[{other}]")
+
+
+def test_published_results_give_the_published_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", lambda fd: None)
+    monkeypatch.setattr("qra_bo.pipeline.run.check_ram", lambda *_: None)  # nothing is loaded
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)  # the published table was made on a CPU
+    config = load_table(["+model=smollm2_135m", "data=plays", "effort=quick", "display=none",
+                         f"table1.join=[{PUBLISHED}]", f"out={tmp_path / 't'}"])
+    assert run_table(config).table == json.loads((PUBLISHED / "table1.json").read_text())

@@ -30,7 +30,8 @@ def test_a_dry_run_makes_the_whole_table(model: str, tmp_path: Path) -> None:
     config = load_table([f"+model={model}", "table1=paper", "oracle=synthetic", "effort=quick", *PAPER,
                           "effort.max_full_trials=6", "effort.uniform_baselines=1", "table1.amq_evaluations=4",
                           "display=none", "table1.rank_choices=1", "table1.seeds=2", "table1.key_seeds=2",
-                          "calibrate.lr_scales=[1.0]", "table1.lr_trials=1", "table1.limits=['peak uniform:4,16 <=4','free for qra_bo',"
+                          "calibrate.lr_scales=[1.0]", "table1.lr_trials=1", "table1.limits=['peak uniform:4,16 <=4',"
+                          "'free for qra_bo',"
                           "'peak uniform:4,16 for qra_bo_finer_gptq,best_uniform_finer_gptq']",
                           f"out={tmp_path / 't'}"])
     table = run_table(config).table
