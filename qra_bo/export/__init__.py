@@ -9,7 +9,7 @@ import importlib
 from typing import Any
 
 _HOMES = {"export_all": "registry", "TARGETS": "registry", "SMALL": "registry", "FinishedRun": "run",
-          "Target": "target", "text_target": "target", "ExportChecker": "check"}
+          "Target": "run", "text_target": "run", "ExportChecker": "check"}
 __all__ = sorted(_HOMES)
 
 

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from qra_bo.export.dense import half, packing_device, save_dense
 from qra_bo.export.foreign import WEIGHTS
 from qra_bo.export.load import dense_base, load
 from qra_bo.export.run import FinishedRun
@@ -31,7 +30,7 @@ def write(run: FinishedRun) -> list[Path]:
 
     Raises:
         ModelError: If the base model is not at hand or another.
-        OutputError: If the run lacks a file.
+        OutputError: If the run lacks a file, or the adapter's ranks differ from its configuration.
     """
     base, target = run.merged_base, run.folder / FOLDER
     model, tokenizer = merged_model(run, read_manifest(run.folder), base)
@@ -51,7 +50,7 @@ def merged_model(run: FinishedRun, manifest: Manifest, base: str) -> tuple[Any, 
     model.to(half(manifest))
     source = load(run.folder, packing_device(manifest), adapter=False, trust_remote_code=trust)[0] \
         if base == DEQUANTISED else None
-    updates = dict(adapter_updates(run))
+    updates = dict(_updates(run))
     with torch.no_grad():
         for name in manifest.modules:
             linear = model.get_submodule(name)
@@ -60,12 +59,30 @@ def merged_model(run: FinishedRun, manifest: Manifest, base: str) -> tuple[Any, 
     return model.eval(), tokenizer
 
 
-def adapter_updates(run: FinishedRun) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every adapted linear and its update ``scale B A``, ``out x in`` in float32.
+def half(manifest: Manifest) -> torch.dtype:
+    """The 16-bit type nearest to the run's compute type."""
+    return torch.float16 if manifest.compute_dtype == "float16" else torch.bfloat16
 
-    Raises:
-        OutputError: If the adapter's weights are missing or of another rank than its configuration.
+
+def packing_device(manifest: Manifest) -> str:
+    """The device that packs as the run did, where this machine has it."""
+    return "cuda" if manifest.packed_on == "cuda" and torch.cuda.is_available() else "cpu"
+
+
+def save_dense(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Save a model whose weights are dense, with its tokenizer.
+
+    transformers marks a model read from a GGUF file as quantised, which keeps it from being saved: the mark is removed.
     """
+    if getattr(model, "hf_quantizer", None) is not None:
+        model.hf_quantizer = None
+        del model.config.quantization_config
+    model.save_pretrained(str(folder), safe_serialization=True)
+    tokenizer.save_pretrained(str(folder))
+
+
+def _updates(run: FinishedRun) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every adapted linear and its update ``scale B A``, ``out x in`` in float32."""
     path = run.adapter / WEIGHTS
     if not path.is_file():
         raise OutputError(f"{path} is missing; the run has no adapter to merge")

@@ -45,10 +45,6 @@ def study_name(folder: Path, header: Mapping[str, Any]) -> str:
 class OptunaMirror:
     """Listener that copies every new trial in a thread of its own; leaving the context waits for the rest briefly.
 
-    Args:
-        url: Of the storage, as SQLAlchemy takes it.
-        folder: Of the run.
-
     Raises:
         MissingExtraError: If Optuna is not installed.
     """
@@ -143,13 +139,13 @@ class _Copier:
             return  # of another objective, which has no place on the same axis
         self.known.add(r.key)
         formats = [f["name"] for f in header["formats"]]
+        kinds = {"format": self._optuna.distributions.CategoricalDistribution(formats),
+                 "rank": self._optuna.distributions.IntDistribution(0, MOST_RANK)}
         params: dict[str, Any] = {}
-        axes: dict[str, Any] = {}
         if set(e.allocation.formats) <= set(formats):
             for unit, fmt, rank in zip(header["units"], e.allocation.formats, e.allocation.ranks, strict=True):
                 params |= {f"{unit} format": fmt, f"{unit} rank": rank}
-                axes |= {f"{unit} format": self._optuna.distributions.CategoricalDistribution(formats),
-                         f"{unit} rank": self._optuna.distributions.IntDistribution(0, MOST_RANK)}
+        axes = {name: kinds[name.rpartition(" ")[2]] for name in params}
         states, low = self._optuna.trial.TrialState, e.fidelity is Fidelity.LOW
         self._copy.add_trial(self._optuna.trial.FrozenTrial(
             number=-1, trial_id=-1, state=states.FAIL if not e.ok else states.PRUNED if low else states.COMPLETE,

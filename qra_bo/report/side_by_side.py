@@ -49,13 +49,7 @@ def find_runs(folder: Path) -> list[FoundRun]:
 
 @dataclass(frozen=True, slots=True)
 class NamedRun:
-    """A run with a name that tells it from the others.
-
-    Args:
-        name: E.g. its folder.
-        data: Its journal.
-        link: Address of its own report relative to the page, or ``None``.
-    """
+    """A run with a name that tells it from the others; ``link`` leads from the page to its own report, if any."""
 
     name: str
     data: ReportData

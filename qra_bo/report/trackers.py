@@ -35,12 +35,7 @@ NUMBERS = {"confirmation": ("confirmation", ("mean", "low", "high")), "final": (
 
 
 class Listener:
-    """Guard of one configured listener: its first failure is logged, after which it gets no further event.
-
-    Args:
-        name: Its name in messages.
-        call: The configured callable.
-    """
+    """Guard of one configured listener: its first failure is logged, after which it gets no further event."""
 
     def __init__(self, name: str, call: Callable[[Event], object]) -> None:
         self._name, self._call, self._failed = name, call, False
@@ -89,10 +84,7 @@ def make_listener(logger: Mapping[str, Any], folder: Path) -> Listener | None:
 class Tracker(ABC):
     """Base of an experiment tracker: it gets numbers by name after every new event that adds some.
 
-    Events of earlier sessions are folded in and not logged again.
-
-    Args:
-        born: Events before this moment belong to earlier sessions; ``None``: now.
+    Events before ``born`` (``None``: now) belong to earlier sessions: they are folded in and not logged again.
     """
 
     def __init__(self, born: datetime | None = None) -> None:
@@ -188,19 +180,10 @@ class Wandb(Tracker):
 
 
 def metrics_of(study: Study, event: Event) -> dict[str, float]:
-    """Numbers that one event adds, by name; empty where it adds none.
-
-    Args:
-        study: The run with ``event`` folded in.
-        event: One of its journal.
-    """
-    if event["event"] == "trial":
-        return _after_trial(study)
-    group, names = NUMBERS.get(event["event"], ("", ()))
-    return {f"{group}/{name}": float(event[name]) for name in names if event.get(name) is not None}
-
-
-def _after_trial(study: Study) -> dict[str, float]:
+    """Numbers that one event adds, by name; empty where it adds none. ``study`` has the event folded in."""
+    if event["event"] != "trial":
+        group, names = NUMBERS.get(event["event"], ("", ()))
+        return {f"{group}/{name}": float(event[name]) for name in names if event.get(name) is not None}
     e, best, uniform = study.trials[-1], study.incumbent, study.best_uniform
     found = {"trial/loss": e.loss, "trial/seconds": e.result.seconds,
              "trial/mean_bits": average_bits(e.bits, np.array(study.header["unit_numel"])),

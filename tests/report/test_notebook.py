@@ -1,6 +1,6 @@
 """Notebook views of a result: one line of text, one table, everything escaped."""
 
-from qra_bo.report.notebook import allocation_html, allocation_text
+from qra_bo.report.text import allocation_html, allocation_text
 from tests.export.fixtures import best_json
 
 
