@@ -23,11 +23,6 @@ from qra_bo.finetune.manifest import PACKED, read_manifest
 from qra_bo.finetune.models.files import check_model_files
 from qra_bo.finetune.models.quiet import without_bars
 
-MERGED_NOTES = {
-    merged.DEQUANTISED: "the base that the adapter was trained on, rounded to 16 bits",
-    merged.ORIGINAL: "another model: the adapter corrects quantisation errors that are not there",
-}
-
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -44,7 +39,7 @@ class Row:
 
 
 class ExportChecker:
-    """Loads every export in a run's folder (of a finished run with its base model at hand); the run's own model once."""
+    """Loads every export in the folder of a finished run, and once the run's own model."""
 
     def __init__(self, run: FinishedRun) -> None:
         self.run, self.manifest = run, read_manifest(run.folder)
@@ -69,7 +64,7 @@ class ExportChecker:
              "added rows and columns are zero"),
             *((True, f"merged into the {base} base", "in memory",
                lambda base=base: merged.merged_model(run, self.manifest, base)[0], note)
-              for base, note in MERGED_NOTES.items()),
+              for base, note in merged.MEANING.items()),
             (whole.is_dir(), "merged, as written", "plain transformers", partial(self._plain, whole),
              "the one of these two that export.merged_base chose"),
             (bnb.is_dir(), "bitsandbytes 4 and 16 bits, with the adapter", "plain transformers and peft",

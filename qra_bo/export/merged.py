@@ -17,11 +17,10 @@ from qra_bo.utils.errors import OutputError
 FOLDER = "export/merged"
 DEQUANTISED, ORIGINAL = "dequantised", "original"
 MEANING = {
-    DEQUANTISED: "dequant(Q) + scale B A: the quantised base that the adapter was trained on, unpacked, plus the "
-                 "adapter. It computes the run's own function, up to rounding to 16 bits; it takes 16 bits a weight.",
-    ORIGINAL: "W16 + scale B A: the original 16-bit base plus the adapter, which then also corrects quantisation "
-              "errors that are not there. Its loss is not the one that the run measured: evaluate it before use.",
-}
+    DEQUANTISED: "dequant(Q) + scale B A, the base that the adapter was trained on: the run's own function, up to "
+                 "rounding to 16 bits",
+    ORIGINAL: "W16 + scale B A: the adapter then also corrects quantisation errors that are not there, so evaluate the "
+              "model before use"}
 """Bases that an adapter may be merged into."""
 
 
@@ -37,8 +36,8 @@ def write(run: FinishedRun) -> list[Path]:
     save_dense(model, tokenizer, target)
     other = ORIGINAL if base == DEQUANTISED else DEQUANTISED
     (target / "README.md").write_text(
-        f"# {run.best['model']}, adapter merged into the {base} base\n\n{MEANING[base]}\n\nThe other choice is the "
-        f"{other} base: {MEANING[other]}\n\n`task=export out=RUN export.merged_base={base} export.check=true` measures "
+        f"# {run.best['model']}, adapter merged into the {base} base\n\n{MEANING[base]}.\n\nThe other choice is "
+        f"the {other} base: {MEANING[other]}.\n\n`task=export out=RUN export.merged_base={base} export.check=true` measures "
         "the difference of the logits of both to the run's own model.\n", encoding="utf-8")
     return sorted(p for p in target.iterdir() if p.is_file())
 

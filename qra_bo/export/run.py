@@ -11,7 +11,6 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from qra_bo.oracle.protocol import FINETUNE
 from qra_bo.report.story import server_rank
 from qra_bo.report.text import allocation_rows, number, signed, size
 from qra_bo.utils.errors import OutputError
@@ -74,11 +73,6 @@ class FinishedRun:
         return self.folder.resolve() / "adapter"
 
     @property
-    def is_proxy(self) -> bool:
-        """Whether no model was trained for these numbers."""
-        return bool(self.best["oracle"] != FINETUNE)
-
-    @property
     def module_ranks(self) -> dict[str, int]:
         """Module path to rank, from PEFT's patterns with their escapes undone."""
         return {re.sub(r"\\(.)", r"\1", key): int(rank) for key, rank in self.adapter_config["rank_pattern"].items()}
@@ -87,16 +81,6 @@ class FinishedRun:
     def module_bits(self) -> dict[str, int]:
         """Module path to code bits, for every linear layer of the decoder."""
         return {name: int(entry["bits"]) for name, entry in self.manifest["modules"].items()}
-
-    @property
-    def allocation_rows(self) -> list[tuple[str, object, str, object]]:
-        """(units, bits, format, rank); neighbouring equal units share a row."""
-        return allocation_rows(self.best)
-
-    @property
-    def server_rank(self) -> int:
-        """The least ``--max-lora-rank`` of vLLM that takes the adapter."""
-        return server_rank(tuple(self.best["ranks"]))
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -155,5 +139,6 @@ def render(file: str, run: FinishedRun) -> str:
     environment = Environment(loader=PackageLoader("qra_bo.export"), undefined=StrictUndefined, trim_blocks=True,
                               keep_trailing_newline=True, autoescape=False)
     environment.filters |= {"size": size, "number": number, "signed": signed, "json": json.dumps, "shell": shlex.quote,
+                            "rows": allocation_rows, "server_rank": server_rank,
                             "inline": lambda text: json.dumps(str(text))[1:-1].replace("'", "\\'")}
     return environment.get_template(f"{file}.jinja").render(run=run, best=run.best, hint=HINT)

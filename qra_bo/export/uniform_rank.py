@@ -64,8 +64,6 @@ def _ranks(tensors: Mapping[str, torch.Tensor]) -> dict[str, int]:
 
 def _pad(name: str, weight: torch.Tensor, rank: int) -> torch.Tensor:
     """A (``r x in``) gets rows, B (``out x r``) gets columns; other tensors stay."""
-    if "lora_A" not in name and "lora_B" not in name:
-        return weight
-    rows = "lora_A" in name
-    missing = rank - weight.shape[0 if rows else 1]
-    return torch.nn.functional.pad(weight, (0, 0, 0, missing) if rows else (0, missing)).contiguous()
+    missing = (0, 0, 0, rank - weight.shape[0]) if "lora_A" in name else \
+        (0, rank - weight.shape[1]) if "lora_B" in name else ()
+    return torch.nn.functional.pad(weight, missing).contiguous() if missing else weight

@@ -13,7 +13,7 @@ from qra_bo.config import RunConfig, make_space, make_spec
 from qra_bo.execution.base import Executor
 from qra_bo.finetune.data.hub import check_package
 from qra_bo.memory.budget import check_budget, free_bytes, parse_budget, parse_size, resolve_budget
-from qra_bo.oracle.protocol import quiet
+from qra_bo.oracle.protocol import Progress, quiet
 from qra_bo.pipeline.build import make_memory
 from qra_bo.pipeline.executors import is_remote, make_executor
 from qra_bo.pipeline.folders import run_folder
@@ -24,6 +24,7 @@ from qra_bo.report.html import write_report
 from qra_bo.report.live import LiveView
 from qra_bo.report.mirror import OptunaMirror, storage_url
 from qra_bo.report.tables import print_plan, print_result
+from qra_bo.report.text import allocation_html, allocation_text
 from qra_bo.report.trackers import make_listener
 from qra_bo.searchers import make_searcher
 from qra_bo.sensitivity.io import given_profile
@@ -39,7 +40,7 @@ from qra_bo.study.trial_runner import Listener
 from qra_bo.utils.device import planned_device, resolve_device
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
     """What a finished run came to.
 
@@ -54,6 +55,14 @@ class Result:
     best: Mapping[str, Any]
     exit_status: int
     runs: "tuple[Result, ...]" = ()
+
+    def __repr__(self) -> str:
+        if self.runs:
+            return f"Result({self.folder}, {', '.join(map(repr, self.runs))})"
+        return f"Result({self.folder}: {allocation_text(self.best)})"
+
+    def _repr_html_(self) -> str:
+        return "".join(allocation_html(run.best) for run in self.runs or (self,))
 
 
 def run_one_budget(config: RunConfig) -> Result:
@@ -172,14 +181,13 @@ def live_view(config: RunConfig) -> LiveView:
 
 
 @contextmanager
-def oracle_session(config: RunConfig) -> Iterator[Executor]:
-    """Give an executor to a task that is no run: its checkpoints last as long as it does."""
-    with tempfile.TemporaryDirectory(prefix="qra_bo-") as folder:
+def oracle_session(config: RunConfig) -> Iterator[tuple[Executor, Progress]]:
+    """Give an executor and the view's progress to a task that is no run: its checkpoints last as long as it does."""
+    with tempfile.TemporaryDirectory(prefix="qra_bo-") as folder, ExitStack() as stack:
         executor = make_executor(config, Path(folder))
-        try:
-            yield executor
-        finally:
-            executor.close()
+        stack.callback(executor.close)
+        view = None if config.display == "none" else stack.enter_context(live_view(config))
+        yield executor, quiet if view is None else view.progress
 
 
 def _written(config: RunConfig, folder: Path, outcome: RunOutcome) -> Result:

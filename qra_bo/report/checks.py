@@ -105,8 +105,7 @@ def _lengths(d: ReportData) -> list[Check]:
         kept = float(longer["spearman"])
         out.append(Check(_status(kept >= 0.5), "Search length",
                          f"Trained for {longer['steps']} steps instead of {d.header.high_steps}, the "
-                         f"{len(longer['losses'])} best allocations kept their order with Spearman "
-                         f"{number(kept, 2)}."))
+                         f"{len(longer['losses'])} best allocations kept their order with Spearman {number(kept, 2)}."))
     return out
 
 

@@ -77,7 +77,8 @@ class RunState:
 
     def share(self) -> str:
         """Share of the planned cost that is spent; empty before the header."""
-        return f"{min(100, 100 * self.study.cost.tokens / self.planned):.0f} % of the planned cost" if self.planned else ""
+        spent = self.study.cost.tokens
+        return f"{min(100, 100 * spent / self.planned):.0f} % of the planned cost" if self.planned else ""
 
     def _trial(self, before: Trial | None) -> str:
         e, m, best = self.study.trials[-1], self.study.trials[-1].result, self.study.incumbent

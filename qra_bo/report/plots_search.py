@@ -191,35 +191,31 @@ def fidelities(d: ReportData, theme: Theme) -> Figure | None:
     fig = figure(theme, 8.0 if early and late else 5.4, 4.2)
     panels = list(fig.subplots(1, early + late, squeeze=False)[0])
     if early:
-        top = _view_top([e for _, e in pairs])
-        shown = [(low, loss_of(e), float(np.mean(e.allocation.ranks))) for low, e in pairs if loss_of(e) <= top]
-        dots = _pairs(panels[0], theme, [x for x, _, _ in shown], [y for _, y, _ in shown], [r for _, _, r in shown])
+        dots = _pairs(panels[0], theme, (d.header.low_steps or 0, d.header.high_steps), [low for low, _ in pairs],
+                      [loss_of(e) for _, e in pairs], [float(np.mean(e.allocation.ranks)) for _, e in pairs],
+                      _view_top([e for _, e in pairs]))
         bar = fig.colorbar(dots, ax=panels[0])
         bar.set_label("average rank", color=theme.ink)
         bar.outline.set_edgecolor(theme.muted)
         bar.ax.tick_params(colors=theme.muted, labelcolor=theme.ink, labelsize=8.5)
-        _title_pairs(panels[0], theme, (d.header.low_steps or 0, d.header.high_steps),
-                     [low for low, _ in pairs], [loss_of(e) for _, e in pairs], len(pairs) - len(shown))
     if longer is not None and late:
         x, y = ([float(v) for v in longer[key]] for key in ("search_losses", "losses"))
-        _pairs(panels[-1], theme, x, y)
+        _pairs(panels[-1], theme, (d.header.high_steps, int(longer["steps"])), x, y)
         panels[-1].margins(0.15)
-        _title_pairs(panels[-1], theme, (d.header.high_steps, int(longer["steps"])), x, y)
     return fig
 
 
-def _pairs(ax: Axes, theme: Theme, x: list[float], y: list[float], ranks: list[float] | None = None
-           ) -> PathCollection:
-    colours: dict[str, Any] = {"color": theme.main} if ranks is None else {"c": ranks, "cmap": theme.cmap}
-    return ax.scatter(x, y, s=52, edgecolors=theme.muted, linewidths=0.8, zorder=3, **colours)
-
-
-def _title_pairs(ax: Axes, theme: Theme, steps: tuple[int, int], x: list[float], y: list[float],
-                 above: int = 0) -> None:
-    rho = spearman(x, y)
+def _pairs(ax: Axes, theme: Theme, steps: tuple[int, int], x: list[float], y: list[float],
+           ranks: list[float] | None = None, top: float = np.inf) -> PathCollection:
+    """Draw the losses of allocations after two lengths of training, coloured by rank; those above ``top`` are cut."""
+    seen, rho = [i for i, loss in enumerate(y) if loss <= top], spearman(x, y)
+    colours: dict[str, Any] = {"color": theme.main} if ranks is None else \
+        {"c": [ranks[i] for i in seen], "cmap": theme.cmap}
     kept = "" if rho is None else f": Spearman {number(rho, 2)}"
-    cut = f" ({above} above the view)" if above else ""
+    cut = f" ({len(x) - len(seen)} above the view)" if len(seen) < len(x) else ""
     dress(ax, theme, f"loss after {steps[0]} steps", f"loss after {steps[1]} steps", f"{len(x)} allocations{cut}{kept}")
+    return ax.scatter([x[i] for i in seen], [y[i] for i in seen], s=52, edgecolors=theme.muted, linewidths=0.8,
+                      zorder=3, **colours)
 
 
 def surrogate(d: ReportData, theme: Theme) -> Figure | None:

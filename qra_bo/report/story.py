@@ -1,6 +1,7 @@
 """Answer and comparison of a run in plain sentences: the text that terminal, page and ``report.json`` share."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -197,7 +198,7 @@ def allocation_line(d: ReportData) -> str:
     return DASH if w is None else describe_allocation(d.header.units, d.bits(w), w.ranks)
 
 
-def server_rank(ranks: tuple[int, ...]) -> int:
+def server_rank(ranks: Sequence[int]) -> int:
     """The least ``--max-lora-rank`` of vLLM that takes an adapter of these ranks."""
     return next((n for n in SERVER_RANKS if n >= max(ranks)), max(ranks))
 

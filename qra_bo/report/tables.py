@@ -46,7 +46,7 @@ def print_plan(console: Console, title: str, rows: Sequence[PlanRow], full_trial
         for what, cost, trials, seconds in lines:
             print_line(console, f"  {what}: {cost} training tokens = {trials} full-trial equivalents, {seconds}")
         return
-    console.print(_table(f"Plan: {title}", ("what", "training\ntokens", "= full\ntrials", "time"), lines, bold=total.what))
+    console.print(_table(f"Plan: {title}", ("what", "training\ntokens", "= full\ntrials", "time"), lines, total.what))
 
 
 def print_result(console: Console, d: ReportData, folder: Path, files: Sequence[str] = ()) -> None:
