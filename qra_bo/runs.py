@@ -12,7 +12,7 @@ from rich.console import Console
 
 from qra_bo.report.data import load_run
 from qra_bo.report.mirror import SQLITE, mirror_run, storage_url
-from qra_bo.report.side_by_side import NamedRun, find_runs, own_report, search_loss
+from qra_bo.report.side_by_side import NamedRun, find_runs, own_report
 from qra_bo.report.story import versus
 from qra_bo.report.tables import print_line, print_result, print_side_by_side, print_table
 from qra_bo.report.text import DASH, number, size
@@ -35,7 +35,7 @@ def list_runs(folder: Path, console: Console) -> None:
         d, name = run.data, printable(str(run.folder.relative_to(folder)) if run.folder != folder else run.folder.name)
         facts = (DASH,) * 6 if d is None else (
             d.header.model, f"{size(d.header.budget_bytes)} {d.header.scope}", d.header.oracle,
-            number(search_loss(d)), versus(d), str(len(d.study.trials)))
+            number(d.search_loss), versus(d), str(len(d.study.trials)))
         rows.append((name, run.state, *facts))
     print_table(console, ("run", "state", "model", "budget", "oracle", "loss", "versus best uniform", "trials"), rows)
     for run in runs:
@@ -44,12 +44,7 @@ def list_runs(folder: Path, console: Console) -> None:
 
 
 def show_run(folder: Path, console: Console, *, as_json: bool = False) -> None:
-    """Print the result of one run, or the data of its ``report.json``.
-
-    Raises:
-        OutputError: If ``folder`` is no run.
-        JournalError: If its journal can't be read.
-    """
+    """Print the result of one run, or the data of its ``report.json``."""
     d = load_run(folder)
     if as_json:
         from qra_bo.report.html import report_json  # imports matplotlib, which takes a second
@@ -103,12 +98,7 @@ def prune_runs(folder: Path, console: Console, *, unfinished: bool, yes: bool) -
 
 
 def mirror_runs(folder: Path, console: Console, storage: str) -> None:
-    """Copy every readable run below ``folder`` into an Optuna storage (see ``qra_bo.report.mirror``).
-
-    Raises:
-        OutputError: If the storage can't be used.
-        MissingExtraError: If Optuna is not installed.
-    """
+    """Copy every readable run below ``folder`` into an Optuna storage (see ``qra_bo.report.mirror``)."""
     for run in find_runs(folder):
         if run.data is None:
             continue

@@ -15,10 +15,8 @@ from qra_bo.utils.errors import OutputError
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 TAKE_AGAIN = "take the adapter from the run again"
-_OWN = frozenset({"rank_pattern", "alpha_pattern", "target_modules", "r", "lora_alpha"})
-"""Fields of PEFT's configuration that a run sets, each checked against the ranks of its modules."""
 _FREE = frozenset({"task_type", "peft_type", "peft_version", "base_model_name_or_path", "revision", "inference_mode"})
-"""Fields that change nothing here; all others have PEFT's defaults."""
+"""Fields of PEFT's configuration that change nothing here; those that a run does not set have PEFT's defaults."""
 
 
 def check_adapter(folder: Path, manifest: Manifest, one_rank: bool = False) -> None:
@@ -44,34 +42,19 @@ def check_adapter(folder: Path, manifest: Manifest, one_rank: bool = False) -> N
         raise OutputError(f"{path} must describe a LoRA adapter (peft_type LORA); it does not")
     ranks = {name: record.rank for name, record in manifest.modules.items()}
     alphas = {name: record.alpha for name, record in manifest.modules.items() if record.rank}
-    defaults = LoraConfig().to_dict()
-    wrong = [*unlike_ranks(config, ranks, alphas, one_rank),
-             *(key for key, value in config.items() if key not in _OWN | _FREE and value != defaults.get(key))]
-    if wrong:
-        raise OutputError(f"{path} is not the run's own for the modules in its manifest: it differs in "
-                          f"{', '.join(sorted(wrong)[:5])}. It was changed, or belongs to another run; {TAKE_AGAIN}")
-
-
-def unlike_ranks(found: Mapping[str, Any], ranks: Mapping[str, int], alphas: Mapping[str, float],
-                 one_rank: bool = False) -> list[str]:
-    """Fields of an adapter's configuration that differ from the ones a run writes for modules of these ranks.
-
-    Args:
-        found: Content of ``adapter_config.json``.
-        ranks: Module path to rank, 0 where there is no adapter.
-        alphas: Module path to alpha, of the adapted modules.
-        one_rank: As for ``check_adapter``.
-
-    Raises:
-        SpaceError: If no run can have these ranks.
-    """
-    whole = peft_patterns(ranks, 1.0)
+    whole, defaults = peft_patterns(ranks, 1.0), LoraConfig().to_dict()
     wanted: dict[str, Any] = {
         "rank_pattern": {} if one_rank else whole["rank_pattern"],
         "alpha_pattern": {} if one_rank else {re.escape(name): alpha for name, alpha in alphas.items()},
         "r": whole["r"], "lora_alpha": alphas[max(alphas, key=lambda name: ranks[name])]}
-    wrong = [key for key, value in wanted.items() if not _same(found.get(key), value)]
-    return wrong if _targets(found.get("target_modules"), ranks) else [*wrong, "target_modules"]
+    wrong = [*(key for key, value in wanted.items() if not _same(config.get(key), value)),
+             *(key for key, value in config.items()
+               if key not in _FREE | {"target_modules", *wanted} and value != defaults.get(key))]
+    if not _targets(config.get("target_modules"), ranks):
+        wrong.append("target_modules")
+    if wrong:
+        raise OutputError(f"{path} is not the run's own for the modules in its manifest: it differs in "
+                          f"{', '.join(sorted(wrong)[:5])}. It was changed, or belongs to another run; {TAKE_AGAIN}")
 
 
 def _same(found: Any, wanted: Any) -> bool:

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
@@ -64,7 +63,7 @@ def load(run: str | Path, device: str = "cpu", *, adapter: bool = True,
     quantise(model, manifest, folder, target)
     use_fast_attention(model, target, getattr(torch, manifest.compute_dtype))
     if adapter:
-        model = _adapted(model, manifest, folder)
+        model = _adapted(model, folder / ADAPTER)
         fuse(model)  # the forward that it was trained with, to the last bit
     return model.eval(), tokenizer
 
@@ -180,8 +179,8 @@ def _mismatch(name: str, manifest: Manifest) -> ModelError:
                       "or export the run with its packed weights")
 
 
-def _adapted(model: Any, manifest: Manifest, folder: Path) -> Any:
-    path = folder / ADAPTER
+def _adapted(model: Any, path: Path) -> Any:
+    """Put the adapter in ``path`` on, with its weights in their own type."""
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         # PEFT's own initialisation is drawn and overwritten; a key that fits nothing must not pass with a warning.
         warnings.filterwarnings("error", message=".*(missing|unexpected).*keys.*")
@@ -199,17 +198,4 @@ def _adapted(model: Any, manifest: Manifest, folder: Path) -> Any:
         if "lora_" in name:
             parameter.data = parameter.data.to(next(iter(kinds)))  # PEFT keeps fp32 where a base is not of a float type
             parameter.requires_grad_(False)
-    _check_realised(model, manifest.modules)
     return wrapped
-
-
-def _check_realised(model: Any, modules: Mapping[str, ModuleRecord]) -> None:
-    """Refuse a model unless every module has the rank, alpha and format of the manifest."""
-    for name, record in modules.items():
-        layer = model.get_submodule(name)
-        found = (0, 0.0, layer.fmt.name) if not isinstance(layer, LoraLayer) else (
-            layer.r["default"], float(layer.lora_alpha["default"]), layer.get_base_layer().fmt.name)
-        wanted = (record.rank, float(record.alpha), record.format.name)
-        if found != wanted:
-            raise OutputError(f"{name}: the manifest states rank, alpha and format {wanted}; the model has {found}: "
-                              "manifest and adapter are of different runs")

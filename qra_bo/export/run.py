@@ -1,7 +1,6 @@
 """What an export is made from, a finished run, and what it is made by: targets, those from a template included."""
 
 import json
-import re
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -71,11 +70,6 @@ class FinishedRun:
     @property
     def adapter(self) -> Path:
         return self.folder.resolve() / "adapter"
-
-    @property
-    def module_ranks(self) -> dict[str, int]:
-        """Module path to rank, from PEFT's patterns with their escapes undone."""
-        return {re.sub(r"\\(.)", r"\1", key): int(rank) for key, rank in self.adapter_config["rank_pattern"].items()}
 
     @cached_property
     def module_bits(self) -> dict[str, int]:

@@ -152,6 +152,11 @@ class ReportData:
         return None if self.winner is None else self.point(self.winner)
 
     @property
+    def search_loss(self) -> float | None:
+        """Validation loss of ``winner_point``."""
+        return None if self.winner_point is None else self.winner_point.loss
+
+    @property
     def rounding(self) -> str:
         """How the search chose codes: ``"rtn"`` or ``"gptq"``."""
         return rounding_of(self.header.config)

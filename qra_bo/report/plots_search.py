@@ -43,11 +43,11 @@ def pareto(d: ReportData, theme: Theme) -> Figure | None:
     close = [e for e in d.points if abs(e.predicted_bytes - limit) <= NEAR_SHARE * limit]
     both = 2 < len(close) < len(d.points)
     whole, *near = fig.subplots(1, 1 + both, squeeze=False, width_ratios=(1, 1.5)[:1 + both])[0]
-    _pareto_panel(whole, d, theme, d.points, _view_top(d.points))
+    _pareto_panel(whole, d, theme, d.points, _top(d.points))
     memory = f"predicted {d.header.scope} memory (MB)"
     dress(whole, theme, memory, "validation loss (nats per token)", "all")
     for ax in near:
-        _pareto_panel(ax, d, theme, close, _close_top(d, close))
+        _pareto_panel(ax, d, theme, close, _top(close, CLOSE_SHARE, d.study.best_uniform))
         dress(ax, theme, memory, title=f"within {100 * NEAR_SHARE:.0f} % of the budget")
     legend(fig, whole, theme)
     return fig
@@ -75,19 +75,12 @@ def _pareto_panel(ax: Axes, d: ReportData, theme: Theme, points: Sequence[Trial]
     _label_points(ax, d, [*base, *references], top, theme)
 
 
-def _close_top(d: ReportData, points: Sequence[Trial]) -> float:
-    """Upper end of the loss axis of a close-up: shows the better half of the points and the best uniform baseline."""
-    losses, top = [loss_of(e) for e in points], _view_top(points, CLOSE_SHARE)
-    if d.study.best_uniform is None:
-        return top
-    return max(top, min(max(losses), 1.2 * loss_of(d.study.best_uniform) - 0.2 * min(losses)))
-
-
-def _view_top(points: Sequence[Trial], share: float = VIEW_SHARE) -> float:
-    """Upper end of the loss axis: shows the best ``share`` of the points and some room."""
+def _top(points: Sequence[Trial], share: float = VIEW_SHARE, uniform: Trial | None = None) -> float:
+    """Upper end of the loss axis: shows the best ``share`` of the points, ``uniform`` too, and some room."""
     losses = [loss_of(e) for e in points]
     low, cut, high = min(losses), float(np.quantile(losses, share)), max(losses)
-    return high if high - low <= 3 * (cut - low) else cut + 0.6 * (cut - low)
+    top = high if high - low <= 3 * (cut - low) else cut + 0.6 * (cut - low)
+    return top if uniform is None else max(top, min(high, 1.2 * loss_of(uniform) - 0.2 * low))
 
 
 def _scatter(ax: Axes, xs: Mapping[int, float], group: Sequence[Trial], top: float, theme: Theme, *, marker: str,
@@ -142,7 +135,8 @@ def convergence(d: ReportData, theme: Theme) -> Figure | None:
     fig = figure(theme, 8.0, 4.2)
     ax = fig.add_subplot()
     cost, best = incumbents(d)
-    xs, top = {e.id: x for e, x in zip(d.study.points, cost, strict=False)}, _close_top(d, d.study.points)
+    xs = {e.id: x for e, x in zip(d.study.points, cost, strict=False)}
+    top = _top(d.study.points, CLOSE_SHARE, d.study.best_uniform)
     base = [e for e in d.study.points if e.stage == "baseline"]
     searched = [e for e in d.study.points if e.stage != "baseline"]
     _scatter(ax, xs, searched, top, theme, marker="o", color=theme.main, label="search", s=22)
@@ -193,7 +187,7 @@ def fidelities(d: ReportData, theme: Theme) -> Figure | None:
     if early:
         dots = _pairs(panels[0], theme, (d.header.low_steps or 0, d.header.high_steps), [low for low, _ in pairs],
                       [loss_of(e) for _, e in pairs], [float(np.mean(e.allocation.ranks)) for _, e in pairs],
-                      _view_top([e for _, e in pairs]))
+                      _top([e for _, e in pairs]))
         bar = fig.colorbar(dots, ax=panels[0])
         bar.set_label("average rank", color=theme.ink)
         bar.outline.set_edgecolor(theme.muted)

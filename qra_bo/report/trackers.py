@@ -184,10 +184,9 @@ def metrics_of(study: Study, event: Event) -> dict[str, float]:
         group, names = NUMBERS.get(event["event"], ("", ()))
         return {f"{group}/{name}": float(event[name]) for name in names if event.get(name) is not None}
     e, best, uniform = study.trials[-1], study.incumbent, study.best_uniform
-    found = {"trial/loss": e.loss, "trial/seconds": e.result.seconds,
+    found = {"trial/loss": e.loss, "trial/seconds": e.result.seconds, "trial/predicted_bytes": e.predicted_bytes,
              "trial/mean_bits": average_bits(e.bits, np.array(study.header["unit_numel"])),
              "trial/mean_rank": sum(e.allocation.ranks) / len(e.allocation),
-             "trial/predicted_bytes": e.predicted_bytes,
              "search/cost_equivalents": study.search_cost.tokens / float(study.header["full_trial_tokens"]),
              "search/best_loss": None if best is None else loss_of(best),
              "search/best_uniform_loss": None if uniform is None else loss_of(uniform),

@@ -1,6 +1,5 @@
 """``task=evaluate``: fine-tune one given allocation at high fidelity and report its losses and bytes."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from importlib import metadata
@@ -102,7 +101,7 @@ def evaluate(config: RunConfig, allocation: Allocation, lr_scale: float, executo
         measured = executor.call("measure_peak", {"allocation": allocation.to_json(), "train_seed": train_seed},
                                  progress)["measured_bytes"]
     return {"train_seed": train_seed, **{split: result.to_json() for split, result in found.items()},
-            "measured_bytes": measured, "provenance": json.loads(json.dumps(collect(executor.describe())))}
+            "measured_bytes": measured, "provenance": collect(executor.describe())}
 
 
 def read_allocation(text: str, space: SearchSpace) -> tuple[Allocation, float | None]:
@@ -122,7 +121,7 @@ def read_allocation(text: str, space: SearchSpace) -> tuple[Allocation, float | 
     try:
         data = read_object(path)
     except OutputError as error:
-        raise ConfigError(f"allocation must be uniform:BITS,RANK or a JSON file such as a best.json; {error}") from error
+        raise ConfigError(f"allocation must be uniform:BITS,RANK or a JSON file like best.json; {error}") from error
     if not isinstance(data.get("formats"), list):
         raise SpaceError(f"allocation: {path} must be an object with the lists 'formats' (names) and 'ranks' "
                          "(integers)")
