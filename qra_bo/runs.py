@@ -44,7 +44,12 @@ def list_runs(folder: Path, console: Console) -> None:
 
 
 def show_run(folder: Path, console: Console, *, as_json: bool = False) -> None:
-    """Print the result of one run, or the data of its ``report.json``."""
+    """Print the result of one run, or the data of its ``report.json``.
+
+    Raises:
+        OutputError: If ``folder`` is no run.
+        JournalError: If its journal can't be read.
+    """
     d = load_run(folder)
     if as_json:
         from qra_bo.report.html import report_json  # imports matplotlib, which takes a second
@@ -98,7 +103,12 @@ def prune_runs(folder: Path, console: Console, *, unfinished: bool, yes: bool) -
 
 
 def mirror_runs(folder: Path, console: Console, storage: str) -> None:
-    """Copy every readable run below ``folder`` into an Optuna storage (see ``qra_bo.report.mirror``)."""
+    """Copy every readable run below ``folder`` into an Optuna storage (see ``qra_bo.report.mirror``).
+
+    Raises:
+        OutputError: If the storage can't be used.
+        MissingExtraError: If Optuna is not installed.
+    """
     for run in find_runs(folder):
         if run.data is None:
             continue

@@ -93,8 +93,14 @@ class Measured:
 class ReportData:
     """One run; trials are in journal order. ``Study`` decides which are points, which is incumbent and which wins.
 
-    ``measured`` are the candidate winners in order, ``warnings`` the messages of the journal's reader and of the run,
-    ``wall_seconds`` the sum over the sessions of a resumed run.
+    Args:
+        header: Fields of the header event.
+        study: The journal, folded.
+        profile: The measured sensitivities, with their cost.
+        confirmation: Comparison on unseen seeds.
+        measured: Measurements of candidate winners, in order.
+        warnings: Messages of the journal's reader and of the run.
+        wall_seconds: Sum over the sessions of a resumed run.
     """
 
     header: Header

@@ -14,7 +14,7 @@ from qra_bo.report import plots_search, plots_units, style
 from qra_bo.report.data import ReportData
 from qra_bo.report.side_by_side import NamedRun, comparable
 from qra_bo.report.story import unconfirmed_difference
-from qra_bo.report.style import LIGHT, MB, Theme, dress, figure, heatmap, legend, name_units, png_bytes
+from qra_bo.report.style import LIGHT, MB, Theme, axes, dress, figure, heatmap, legend, name_units, png_bytes
 from qra_bo.report.text import short_names
 from qra_bo.study.state import loss_of
 
@@ -32,8 +32,7 @@ def differences(runs: Sequence[NamedRun], theme: Theme) -> Figure | None:
             if (difference := unconfirmed_difference(run.data)) is not None or run.data.confirmation is not None]
     if not rows:
         return None
-    fig = figure(theme, 8.0, 1.2 + 0.38 * len(rows))
-    ax = fig.add_subplot()
+    fig, ax = axes(theme, 8.0, 1.2 + 0.38 * len(rows))
     ax.axvline(0, color=theme.ink, linewidth=1.2)
     for y, (_, c, difference) in enumerate(reversed(rows)):
         if c is None:
@@ -52,8 +51,7 @@ def memory_loss(runs: Sequence[NamedRun], theme: Theme) -> Figure | None:
     shown = [run for run in runs if run.data.points]
     if not shown or not comparable(runs):
         return None
-    fig = figure(theme, 8.0, 4.4)
-    ax = fig.add_subplot()
+    fig, ax = axes(theme, 8.0, 4.4)
     for i, run in enumerate(shown):
         (colour, dashes), steps = _look(theme, i), plots_search.front(run.data.points)
         ax.plot([e.predicted_bytes / MB for e in steps], [loss_of(e) for e in steps], color=colour, linewidth=1.5,
@@ -69,8 +67,7 @@ def convergence(runs: Sequence[NamedRun], theme: Theme) -> Figure | None:
     shown = [(run, *plots_search.incumbents(run.data)) for run in runs if run.data.study.points]
     if not shown or not comparable(runs):
         return None
-    fig = figure(theme, 8.0, 4.2)
-    ax = fig.add_subplot()
+    fig, ax = axes(theme, 8.0, 4.2)
     for i, (run, cost, best) in enumerate(shown):
         colour, dashes = _look(theme, i)
         ax.step(cost, best, where="post", color=colour, linestyle=dashes, linewidth=1.8, label=run.name)

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from qra_bo.report.checks import LEAST_PAIRS, low_high
 from qra_bo.report.data import ReportData
-from qra_bo.report.style import GREEN, MB, ORANGE, PURPLE, VERMILLION, Theme, dress, figure, legend
+from qra_bo.report.style import GREEN, MB, ORANGE, PURPLE, VERMILLION, Theme, axes, dress, figure, legend
 from qra_bo.report.text import number, signed, size
 from qra_bo.study.cost import FORWARD_SHARE, cost_of
 from qra_bo.study.intervals import spearman
@@ -132,8 +132,7 @@ def convergence(d: ReportData, theme: Theme) -> Figure | None:
     """Best loss so far against cost in full-trial equivalents; ``None`` before the first full trial."""
     if not d.study.points:
         return None
-    fig = figure(theme, 8.0, 4.2)
-    ax = fig.add_subplot()
+    fig, ax = axes(theme, 8.0, 4.2)
     cost, best = incumbents(d)
     xs = {e.id: x for e, x in zip(d.study.points, cost, strict=False)}
     top = _top(d.study.points, CLOSE_SHARE, d.study.best_uniform)
@@ -157,8 +156,7 @@ def confirmation(d: ReportData, theme: Theme) -> Figure | None:
     c = d.confirmation
     if c is None:
         return None
-    fig = figure(theme, 8.0, 2.6)
-    ax = fig.add_subplot()
+    fig, ax = axes(theme, 8.0, 2.6)
     ax.axvline(0, color=theme.ink, linewidth=1.2)
     ax.scatter(c.differences, [1.0] * len(c.differences), color=theme.main, s=42, zorder=3, alpha=0.9)
     ax.errorbar([c.mean], [0.0], xerr=[[c.mean - c.low], [c.high - c.mean]], color=VERMILLION, marker="D",

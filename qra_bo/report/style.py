@@ -51,6 +51,12 @@ def figure(theme: Theme, width: float, height: float) -> Figure:
     return fig
 
 
+def axes(theme: Theme, width: float, height: float) -> tuple[Figure, Axes]:
+    """Create a figure (inches) with one empty axes."""
+    fig = figure(theme, width, height)
+    return fig, fig.add_subplot()
+
+
 def dress(ax: Axes, theme: Theme, x: str = "", y: str = "", title: str = "") -> None:
     """Set labels, ticks, spines and grid of one axes."""
     ax.set_facecolor(theme.paper)

@@ -36,7 +36,14 @@ class PlanRow:
 
 
 def print_plan(console: Console, title: str, rows: Sequence[PlanRow], full_trial_tokens: float) -> None:
-    """Print the parts of the work ahead with their expected cost (a full-fidelity trial's is given) and time."""
+    """Print the parts of the work ahead with their expected cost and time.
+
+    Args:
+        console: Where to print; plain lines unless it is a terminal.
+        title: E.g. ``"smollm2_135m within 74.3 MB, effort=quick"``.
+        rows: Parts in the order in which they run.
+        full_trial_tokens: Training tokens of one full-fidelity trial.
+    """
     known = [r.seconds for r in rows if r.seconds is not None]
     total = PlanRow("in all", sum(r.cost for r in rows), sum(known) if len(known) == len(rows) else None)
     lines = [(r.what, f"{r.cost:,.0f}", f"{r.cost / full_trial_tokens:.1f}",

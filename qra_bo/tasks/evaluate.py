@@ -69,7 +69,11 @@ def run(config: RunConfig) -> int:
 
 
 def ask(config: RunConfig, folder: Path) -> int:
-    """Score the model of the finished run in ``folder`` on the tasks of ``eval.tasks``; returns 0."""
+    """Score the model of the finished run in ``folder`` on the tasks of ``eval.tasks``; returns 0.
+
+    Raises:
+        UserError: If a task is unknown or malformed, lm-eval is not installed, or the folder holds no finished run.
+    """
     from qra_bo.export.load import load  # these three load torch and transformers
     from qra_bo.finetune.evaluation.harness import check_tasks, score_tasks
     from qra_bo.finetune.manifest import package_versions
