@@ -10,7 +10,7 @@ from peft import LoraConfig
 
 from qra_bo.export.run import read_object
 from qra_bo.finetune.manifest import Manifest
-from qra_bo.space.patterns import peft_patterns
+from qra_bo.space.allocation import peft_patterns
 from qra_bo.utils.errors import ModelError, OutputError
 from qra_bo.utils.files import COPY_AGAIN
 

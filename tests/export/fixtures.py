@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from qra_bo.space.patterns import peft_patterns
+from qra_bo.space.allocation import peft_patterns
 
 UNITS = ["model.layers.0", "model.layers.1"]
 MODULES = ("self_attn.q_proj", "mlp.down_proj")
