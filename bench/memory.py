@@ -31,7 +31,7 @@ from qra_bo.memory.formats import parse_format
 from qra_bo.memory.model import MemoryModel, TrainShape
 from qra_bo.memory.optimizers import OPTIMIZERS
 from qra_bo.space import Allocation, DecoderSpec, Ladder, SearchSpace, make_units
-from qra_bo.space.specs import spec_from_numbers
+from qra_bo.space.decoder import spec_from_numbers
 
 ROOT = Path(__file__).resolve().parent.parent
 KEYS = ("family", "n_layers", "hidden_size", "intermediate_size", "n_heads", "n_kv_heads", "head_dim", "vocab_size",

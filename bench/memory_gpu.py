@@ -26,7 +26,7 @@ from qra_bo.memory.allowance import ASSUMED, PPM, Allowance, Excess, fold
 from qra_bo.memory.formats import parse_format
 from qra_bo.memory.model import MemoryModel, TrainShape
 from qra_bo.space import Allocation, CostTable, DecoderSpec, Ladder, SearchSpace, make_units
-from qra_bo.space.specs import spec_from_numbers
+from qra_bo.space.decoder import spec_from_numbers
 
 LEAST_RUNS, OVER, UNDER = 12, 0.05, -0.005
 SHAPES = (TrainShape(1, 512, True), TrainShape(4, 256), TrainShape(2, 512, True, optimizer="adamw_8bit"),

@@ -121,7 +121,7 @@ def trainer(cfg: RunConfig, steps: int, warm: int) -> dict[str, Any]:
     from qra_bo.finetune.data.batches import batches
     from qra_bo.finetune.data.load import load_data
     from qra_bo.finetune.models.load import load_base
-    from qra_bo.space.patterns import peft_patterns
+    from qra_bo.space.allocation import peft_patterns
     from qra_bo.utils.device import resolve_device, resolve_dtype
 
     device = torch.device(resolve_device(cfg.device))

@@ -10,7 +10,7 @@ from peft import LoraConfig
 
 from qra_bo.export.run import read_object
 from qra_bo.finetune.manifest import Manifest
-from qra_bo.space.patterns import peft_patterns
+from qra_bo.space.allocation import peft_patterns
 from qra_bo.utils.errors import OutputError
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

@@ -28,7 +28,7 @@ from qra_bo.report.text import allocation_html, allocation_text
 from qra_bo.report.trackers import make_listener
 from qra_bo.searchers import make_searcher
 from qra_bo.sensitivity.io import given_profile
-from qra_bo.sensitivity.rehearsal import rehearsal_profile
+from qra_bo.sensitivity.profile import rehearsal_profile
 from qra_bo.study.device_allowance import allowance_for
 from qra_bo.study.engine import Engine, RunOutcome
 from qra_bo.study.journal import JOURNAL_NAME

@@ -16,7 +16,7 @@ from qra_bo.finetune.quantization.base import CODES, LOWER_CODES, QuantizerBacke
 from qra_bo.finetune.quantization.reference import ReferenceBackend
 from qra_bo.finetune.quantization.registry import backend_of
 from qra_bo.memory.formats import check_shape, metadata_bytes, parse_format, weight_bytes
-from qra_bo.space.formats import StorageFormat
+from qra_bo.space.space import StorageFormat
 from qra_bo.utils.errors import ConfigError, SpaceError
 
 CPU = torch.device("cpu")

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from qra_bo.memory.formats import parse_format
-from qra_bo.space.patterns import peft_patterns
+from qra_bo.space.allocation import peft_patterns
 
 UNITS = ["model.layers.0", "model.layers.1"]
 MODULES = ("self_attn.q_proj", "mlp.down_proj")

@@ -6,7 +6,7 @@ import warnings
 import pytest
 
 from qra_bo.export.registry import export_all
-from qra_bo.space.patterns import peft_patterns
+from qra_bo.space.allocation import peft_patterns
 from tests.export.fixtures import best_json, manifest_json
 
 torch = pytest.importorskip("torch")

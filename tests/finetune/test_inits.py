@@ -24,7 +24,7 @@ from qra_bo.finetune.training.gradients import CalibrationText
 from qra_bo.finetune.training.loop import TrainSettings
 from qra_bo.memory.formats import parse_format
 from qra_bo.space import Allocation, make_units, uniform
-from qra_bo.space.specs import spec_from_model
+from qra_bo.space.decoder import spec_from_model
 from qra_bo.trials import OWN_BASE, TrialSpec
 from qra_bo.utils.errors import ConfigError
 from tests.finetune.models import tiny_llama

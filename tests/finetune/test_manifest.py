@@ -23,7 +23,7 @@ from qra_bo.finetune.manifest import (
 from qra_bo.finetune.models.load import load_base
 from qra_bo.finetune.quantization.bank import LayerBank
 from qra_bo.memory.formats import parse_format
-from qra_bo.space.specs import spec_from_model
+from qra_bo.space.decoder import spec_from_model
 from qra_bo.utils.errors import OutputError, UserError
 
 MODEL = {"name": "tiny", "source": "random", "n_layers": 2, "hidden_size": 64, "intermediate_size": 128, "n_heads": 4,

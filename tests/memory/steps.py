@@ -18,7 +18,7 @@ from qra_bo.memory.activations import rounding_bytes
 from qra_bo.memory.formats import parse_format
 from qra_bo.memory.model import MemoryModel, TrainShape
 from qra_bo.space import Allocation, DecoderSpec, Ladder, SearchSpace, make_units
-from qra_bo.space.specs import spec_from_model
+from qra_bo.space.decoder import spec_from_model
 
 DTYPES = {2: torch.bfloat16, 4: torch.float32}
 BASE: dict[str, Any] = dict(hidden_size=128, intermediate_size=320, num_hidden_layers=3, num_attention_heads=4,

@@ -13,7 +13,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch.nn import Parameter
 
 from qra_bo.finetune.adapters.fused import fuse
-from qra_bo.space.patterns import peft_patterns
+from qra_bo.space.allocation import peft_patterns
 from qra_bo.utils.errors import ConfigError, OracleError
 
 ADAPTER = "default"

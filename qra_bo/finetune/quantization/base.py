@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from qra_bo.finetune.quantization.grid import Grid
 from qra_bo.memory.formats import check_shape
-from qra_bo.space.formats import StorageFormat
+from qra_bo.space.space import StorageFormat
 from qra_bo.utils.errors import ConfigError
 
 State = dict[str, Tensor]

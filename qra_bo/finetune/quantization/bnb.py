@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from qra_bo.finetune.quantization.base import PackedLinear, QuantizerBackend, State, frozen, tile_numel
 from qra_bo.finetune.quantization.grid import Grid
 from qra_bo.memory.formats import NESTED_BLOCK
-from qra_bo.space.formats import StorageFormat
+from qra_bo.space.space import StorageFormat
 
 
 @cache

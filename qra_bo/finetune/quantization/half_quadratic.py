@@ -28,7 +28,7 @@ from qra_bo.finetune.quantization.base import (
 )
 from qra_bo.finetune.quantization.grid import Grid
 from qra_bo.memory.formats import HQQ_PLANES, Plane
-from qra_bo.space.formats import StorageFormat
+from qra_bo.space.space import StorageFormat
 from qra_bo.utils.errors import ModelError
 
 with warnings.catch_warnings():  # hqq decorates with torch.compile, whose own imports use old TorchScript

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from qra_bo.finetune.quantization.base import PackedLinear, QuantizerBackend, State, frozen
 from qra_bo.finetune.quantization.grid import Grid
-from qra_bo.space.formats import StorageFormat
+from qra_bo.space.space import StorageFormat
 
 
 def pack_bits(codes: Tensor, bits: int) -> Tensor:

@@ -5,7 +5,7 @@ from functools import cache
 
 from qra_bo.finetune.quantization.base import QuantizerBackend
 from qra_bo.memory.formats import BACKENDS
-from qra_bo.space.formats import StorageFormat
+from qra_bo.space.space import StorageFormat
 
 
 def backend_of(fmt: StorageFormat) -> QuantizerBackend:

@@ -32,7 +32,7 @@ from qra_bo.finetune.training.loss import token_losses
 from qra_bo.finetune.training.optimizer import UnitwiseAdamW
 from qra_bo.memory.activations import TrainShape
 from qra_bo.space import Allocation, DecoderSpec, Linear, SearchSpace
-from qra_bo.space.specs import spec_from_model
+from qra_bo.space.decoder import spec_from_model
 from qra_bo.utils.errors import OracleError
 
 META = torch.device("meta")
