@@ -19,10 +19,9 @@ from qra_bo.export.load import load
 from qra_bo.export.registry import TARGETS
 from qra_bo.export.run import FinishedRun
 from qra_bo.export.target import Target
-from qra_bo.finetune.evaluation.probe import PROBE
-from qra_bo.finetune.manifest import PACKED, read_manifest
+from qra_bo.finetune.manifest import PACKED, PROBE, read_manifest
 from qra_bo.finetune.models.files import check_model_files
-from qra_bo.finetune.models.quiet import without_bars
+from qra_bo.finetune.models.load import without_bars
 
 MERGED_NOTES = {
     merged.DEQUANTISED: "the base that the adapter was trained on, rounded to 16 bits",
