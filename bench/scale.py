@@ -29,8 +29,7 @@ from bench.report import RESULTS, Target, publish
 from qra_bo.config import RunConfig, load_config
 from qra_bo.execution.base import InProcessExecutor
 from qra_bo.oracle.protocol import Oracle, Progress, quiet
-from qra_bo.oracle.synthetic.landscape import Landscape
-from qra_bo.oracle.synthetic.oracle import SyntheticOracle
+from qra_bo.oracle.synthetic import Landscape, SyntheticOracle
 from qra_bo.pipeline.run import make_setting, searcher_factory
 from qra_bo.searchers.base import SearchProblem, make_searcher
 from qra_bo.searchers.evolution.variation import random_near_budget

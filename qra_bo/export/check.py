@@ -18,10 +18,9 @@ from qra_bo.export.load import load
 from qra_bo.export.merged import half
 from qra_bo.export.registry import TARGETS
 from qra_bo.export.run import FinishedRun, Target
-from qra_bo.finetune.evaluation.probe import PROBE
-from qra_bo.finetune.manifest import PACKED, read_manifest
+from qra_bo.finetune.manifest import PACKED, PROBE, read_manifest
 from qra_bo.finetune.models.files import check_model_files
-from qra_bo.finetune.models.quiet import without_bars
+from qra_bo.finetune.models.load import without_bars
 
 
 @dataclass(frozen=True, slots=True)

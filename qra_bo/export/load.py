@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from qra_bo.export.foreign import WEIGHTS, check_adapter
-from qra_bo.finetune.adapters.fused import fuse
+from qra_bo.finetune.adapters.lora import fuse
 from qra_bo.finetune.manifest import (
     Manifest,
     ModuleRecord,
@@ -22,11 +22,9 @@ from qra_bo.finetune.manifest import (
     unflatten,
     unquantised_digest,
 )
-from qra_bo.finetune.models.attention import use_fast_attention
-from qra_bo.finetune.models.load import load_base
+from qra_bo.finetune.models.load import load_base, use_fast_attention
 from qra_bo.finetune.quantization.bank import allow_mixed_bits
-from qra_bo.finetune.quantization.base import State
-from qra_bo.finetune.quantization.registry import backend_of
+from qra_bo.finetune.quantization.base import State, backend_of
 from qra_bo.utils.device import resolve_device
 from qra_bo.utils.errors import DeviceError, ModelError, OutputError
 from qra_bo.utils.files import COPY_AGAIN, check_run_folder

@@ -60,7 +60,7 @@ class TrainShape:
 
     @property
     def fp32_attention(self) -> bool:
-        """On a CPU attention is computed in fp32 when the compute type is 16 bits (``finetune.models.attention``)."""
+        """On a CPU attention is computed in fp32 when the compute type is 16 bits (``finetune.models.load``)."""
         return self.device == "cpu" and self.compute_dtype_bytes == 2
 
 

@@ -4,8 +4,8 @@ import math
 
 from qra_bo.config import RunConfig
 from qra_bo.finetune.data.jsonl import read_records
+from qra_bo.finetune.data.load import tiny_records
 from qra_bo.finetune.data.plays import play_records
-from qra_bo.finetune.data.tiny import tiny_records
 from qra_bo.report.tables import PlanRow
 from qra_bo.space import DecoderSpec
 from qra_bo.study.setting import Setting

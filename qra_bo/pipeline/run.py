@@ -11,7 +11,7 @@ from rich.console import Console
 
 from qra_bo.config import RunConfig, make_space, make_spec
 from qra_bo.execution.base import Executor
-from qra_bo.finetune.data.hub import check_package
+from qra_bo.finetune.data.load import check_package
 from qra_bo.memory.budget import check_budget, free_bytes, parse_budget, parse_size, resolve_budget
 from qra_bo.oracle.protocol import Progress, quiet
 from qra_bo.pipeline.build import make_memory

@@ -75,7 +75,7 @@ def ask(config: RunConfig, folder: Path) -> int:
         UserError: If a task is unknown or malformed, lm-eval is not installed, or the folder holds no finished run.
     """
     from qra_bo.export.load import load  # these three load torch and transformers
-    from qra_bo.finetune.evaluation.harness import check_tasks, score_tasks
+    from qra_bo.finetune.evaluation import check_tasks, score_tasks
     from qra_bo.finetune.manifest import package_versions
 
     check_tasks(config.eval.tasks)

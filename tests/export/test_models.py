@@ -19,8 +19,7 @@ from qra_bo.export.check import ExportChecker
 from qra_bo.export.load import load
 from qra_bo.export.registry import export_all
 from qra_bo.export.run import FinishedRun
-from qra_bo.finetune.evaluation.probe import PROBE
-from qra_bo.finetune.manifest import PACKED, read_manifest
+from qra_bo.finetune.manifest import PACKED, PROBE, read_manifest
 from qra_bo.finetune.models.load import load_base
 from qra_bo.tasks.export import print_checks
 from qra_bo.utils.errors import ConfigError, OutputError
@@ -78,7 +77,7 @@ class Unpacked:
     """A backend that builds and will not pack."""
 
     def __init__(self, fmt: Any) -> None:
-        from qra_bo.finetune.quantization.registry import backend_of
+        from qra_bo.finetune.quantization.base import backend_of
 
         self.build = backend_of(fmt).build
 

@@ -9,7 +9,7 @@ import torch
 
 from qra_bo.export.check import ExportChecker
 from qra_bo.export.uniform_rank import write
-from qra_bo.finetune.data.tiny import byte_tokenizer
+from qra_bo.finetune.data.load import byte_tokenizer
 from qra_bo.finetune.manifest import read_manifest
 from qra_bo.finetune.models.load import load_base
 from qra_bo.utils.errors import ModelError, OutputError
