@@ -83,7 +83,7 @@ def plan(config: RunConfig | Sequence[str] | None = None, *, config_dir: str | N
     Raises:
         UserError: If a value is wrong or the model's shapes are not available.
     """
-    from qra_bo.pipeline.memory_plan import make_plan  # reads the configuration's decoder: not needed by search
+    from qra_bo.pipeline.memory import make_plan  # reads the configuration's decoder: not needed by search
 
     keywords = keywords if isinstance(config, RunConfig) else {"task": "memory", **keywords}
     return make_plan(configure(config, config_dir, **keywords))

@@ -1,28 +1,33 @@
 """The command line: one run or a sweep, with exit statuses that scripts can rely on."""
 
 import functools
+import json
 import os
 import sys
 import traceback
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from qra_bo.cli.sweep import Job, SweepSummary, record_job
 from qra_bo.config.check import Problem
 from qra_bo.config.compose import HYDRA_ERRORS, MAIN, config_from, hydra_app, hydra_message, plain, search_path
 from qra_bo.config.overrides import CONF, inspect, normalise, with_default_model
 from qra_bo.study.signals import Interrupts
 from qra_bo.tasks import run_task
-from qra_bo.utils.errors import ConfigError, QRABOError
+from qra_bo.utils.errors import ConfigError, QRABOError, worst
 from qra_bo.utils.redact import printable, redact
 
-BUG = 1
+BUG, DIED = 1, 1
+JOBS = "jobs.jsonl"
+"""A line for every start and end of a job in the sweep's folder, whatever launcher runs it."""
 COMPLETION = ("-sc", "--shell-completion", "--shell_completion")
 
 
@@ -126,3 +131,58 @@ def _report(error: QRABOError) -> int:
     else:
         print(printable(redact(f"qra_bo: {' '.join(str(error).split())}")), file=sys.stderr)
     return error.exit_status
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One job of a sweep.
+
+    Args:
+        number: Its number in the sweep.
+        overrides: Its own overrides.
+        status: Exit status, or ``None`` where it never ended.
+        message: Reason of a status other than 0, or empty.
+    """
+
+    number: int
+    overrides: str
+    status: int | None
+    message: str
+
+
+def record_job(folder: Path, job: Job) -> None:
+    """Append the job's line, in one write, so that jobs may run side by side."""
+    with (folder / JOBS).open("ab", buffering=0) as file:
+        file.write(f"{json.dumps(asdict(job))}\n".encode())
+
+
+def read_jobs(folder: Path) -> list[Job]:
+    """Return the last line of every job, by number."""
+    path = folder / JOBS
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    jobs = {job.number: job for job in (Job(**json.loads(line)) for line in lines)}
+    return [jobs[number] for number in sorted(jobs)]
+
+
+def summary(jobs: Sequence[Job], folder: Path) -> str:
+    """Return the sweep in lines of text."""
+    bad = sum(job.status != 0 for job in jobs)
+    lines = [f"{len(jobs)} jobs in {folder}, {bad} not done:" if bad else f"{len(jobs)} jobs in {folder}, all done:"]
+    for job in jobs:
+        state = "done" if job.status == 0 else "died" if job.status is None else f"status {job.status}"
+        lines.append(f"  {job.number:>3}  {state:<9} {job.overrides}")
+        lines += [f"       {job.message}"] if job.message else []
+    return "\n".join(lines)
+
+
+class SweepSummary(Callback):
+    """Hydra callback that prints the summary at the end of a sweep and keeps the worst status for the process."""
+
+    status: int = 0
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Print the summary; Hydra calls this once, in the launching process."""
+        folder = Path(str(config.hydra.sweep.dir))
+        jobs = read_jobs(folder)
+        print(summary(jobs, folder))
+        SweepSummary.status = worst([DIED if job.status is None else job.status for job in jobs])

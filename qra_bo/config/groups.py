@@ -3,18 +3,40 @@
 Rules between fields are in ``config/rules.py``.
 """
 
+import json
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from annotated_types import Ge, Le, Lt
-from pydantic import Discriminator, Field, StrictBool, StrictFloat, StrictInt, Tag, with_config
+from pydantic import (
+    ConfigDict,
+    Discriminator,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    Tag,
+    model_validator,
+    with_config,
+)
+from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
-from qra_bo.config.target import Target
 from qra_bo.memory.budget import parse_size
 from qra_bo.memory.formats import parse_format
 from qra_bo.utils.errors import ConfigError
-from qra_bo.utils.fields import STRICT, Count, Group, Natural, NonNegative, Positive, Texts, accepted_by, must_be
+from qra_bo.utils.fields import (
+    REFUSED,
+    STRICT,
+    Count,
+    Group,
+    Natural,
+    NonNegative,
+    Positive,
+    Texts,
+    accepted_by,
+    must_be,
+)
 
 LR_EXPONENTS = {"constant": 0.0, "inverse_sqrt": 0.5, "inverse": 1.0}
 
@@ -25,6 +47,41 @@ OtherRates = Annotated[tuple[StrictFloat, ...], must_be(
 Scales = Annotated[tuple[StrictFloat, ...], must_be(
     "a list of distinct positive numbers, e.g. [0.5,1,2]",
     lambda scales: len(set(scales)) == len(scales) and min(scales, default=0) > 0)]
+
+
+class Target(Group):
+    """An object that ``hydra.utils.instantiate`` makes, as named in ``conf/`` or in the user's own ``--config-dir``.
+
+    The keys beside ``name`` are ``_target_``, the dotted path of a class or function, and its keyword arguments.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str
+
+    @property
+    def target(self) -> dict[str, Any]:
+        """``_target_`` and its keyword arguments; empty for nothing."""
+        return self.model_extra or {}
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.target and not isinstance(self.target.get("_target_"), str):
+            raise PydanticCustomError(REFUSED, "_target_ must be the dotted path of a class or function, e.g. my.Class")
+        try:
+            json.dumps(self.target, allow_nan=False)
+        except (TypeError, ValueError):
+            raise PydanticCustomError(REFUSED, "its values must be finite numbers, texts, lists and mappings") from None
+        return self
+
+    def make(self, **given: Any) -> Any:
+        """Import and call ``_target_`` with its own keyword arguments and ``given``.
+
+        Only for a configuration that the user composed: never for one that was read from a run's folder.
+        """
+        from hydra.utils import instantiate  # half a second that checking and planning do without
+
+        return instantiate({**self.target, "_partial_": True}, _convert_="all")(**given)
 
 
 @with_config(STRICT)

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from qra_bo.config import NOT_OF_THE_RESULT, RunConfig
 from qra_bo.memory.budget import check_budget
-from qra_bo.pipeline.executors import make_executor
+from qra_bo.pipeline.build import make_executor
 from qra_bo.pipeline.folders import SUMMARY_NAME, journals, path_name, run_folder
 from qra_bo.pipeline.run import Result, budget_bytes, make_setting, run_within
 from qra_bo.report.tables import print_table

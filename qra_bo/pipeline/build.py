@@ -1,4 +1,4 @@
-"""From a checked configuration to objects: decoder, space, memory, oracle."""
+"""From a checked configuration to objects: memory model, oracle, executor."""
 
 import os
 from collections.abc import Mapping
@@ -7,15 +7,23 @@ from typing import Any
 
 from qra_bo.config import RunConfig, config_from_dict, make_space, make_spec
 from qra_bo.config.groups import BenchmarkOracleConfig, OwnOracleConfig, SyntheticOracleConfig
+from qra_bo.execution.base import Executor, InProcessExecutor, OracleSpec
+from qra_bo.execution.jobs import Limits
+from qra_bo.execution.local import LocalExecutor
+from qra_bo.execution.on_ray import RayExecutor, Resources
 from qra_bo.memory.allowance import Allowance
+from qra_bo.memory.budget import parse_size
 from qra_bo.memory.model import MemoryModel, TrainShape
 from qra_bo.oracle.protocol import Oracle
 from qra_bo.space import DecoderSpec
-from qra_bo.utils.device import BYTES, resolve_dtype
+from qra_bo.utils.device import BYTES, cores, resolve_device, resolve_dtype
+from qra_bo.utils.errors import DeviceError
 
 MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40), "MALLOC_TOP_PAD_": str(1 << 28)}
 """For a worker on a CPU: glibc keeps freed memory instead of returning every large tensor to the kernel, whose
 zeroing of fresh pages cost a fifth of a training step (4 x 128 tokens of SmolLM2-135M, 2 cores)."""
+STARTUP_SECONDS = 1800.0
+ORACLE = "qra_bo.pipeline.build:make_oracle"
 
 
 def make_memory(cfg: RunConfig, spec: DecoderSpec, device_type: str,
@@ -74,3 +82,60 @@ def prepare_worker_environment() -> None:
     """Set the environment of spawned workers; values that the user set are left alone."""
     for name, value in {**MALLOC, "TQDM_DISABLE": "1"}.items():  # its bars would run through the run's own display
         os.environ.setdefault(name, value)
+
+
+def make_executor(config: RunConfig, folder: Path) -> Executor:
+    """Return worker processes or Ray for real fine-tuning and wherever several workers are asked for; a simulation runs
+    in this process.
+
+    Raises:
+        DeviceError: If there are fewer GPUs than workers, or a cluster lacks the resources of a worker.
+        MissingExtraError: If Ray is asked for and not installed.
+    """
+    real, settings = config.oracle.trains, config.executor
+    kwargs: dict[str, Any] = {"config": config.to_dict(), "out": str(folder)}
+    if real:
+        prepare_worker_environment()
+    if settings.name == "ray":
+        memory = None if settings.memory is None else parse_size(settings.memory)
+        return RayExecutor(OracleSpec(ORACLE, {**kwargs, "out": str(folder.absolute())}), limits(config),
+                           settings.workers, Resources(settings.cpus, settings.gpus, memory), settings.address)
+    if not real and settings.workers == 1:
+        return InProcessExecutor(make_oracle(**kwargs))
+    devices = worker_devices(config) if real else [config.device] * settings.workers
+    threads = None
+    if real and len(devices) > 1 and devices[0] == "cpu":
+        threads = max(1, cores() // len(devices))
+    return LocalExecutor([OracleSpec(ORACLE, {**kwargs, "config": {**kwargs["config"], "device": device},
+                                              "threads": threads}) for device in devices], limits(config))
+
+
+def limits(config: RunConfig) -> Limits:
+    """Return how long a worker may take."""
+    worker = config.worker
+    return Limits(worker.deadline_seconds, worker.slowdown, STARTUP_SECONDS, worker.retries)
+
+
+def is_remote(config: RunConfig) -> bool:
+    """Return whether trials run on other machines, so that this one need not hold a model."""
+    return config.executor.name == "ray" and config.executor.address is not None
+
+
+def worker_devices(config: RunConfig) -> list[str]:
+    """Return the device of every local worker: with several of them a GPU each, or the CPU that they share.
+
+    Raises:
+        DeviceError: If there are fewer GPUs than workers, or ``device`` names one of them.
+    """
+    n = config.executor.workers
+    if n == 1:
+        return [config.device]
+    device = resolve_device(config.device)
+    if device == "cpu":
+        return ["cpu"] * n
+    import torch  # a simulation does without it
+
+    if ":" in device or torch.cuda.device_count() < n:
+        raise DeviceError(f"executor.workers={n} takes as many GPUs, one each, with device=auto or device=cuda; got "
+                          f"device={config.device}, and torch sees {torch.cuda.device_count()}")
+    return [f"cuda:{i}" for i in range(n)]

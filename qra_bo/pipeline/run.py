@@ -14,11 +14,10 @@ from qra_bo.execution.base import Executor
 from qra_bo.finetune.data.hub import check_package
 from qra_bo.memory.budget import check_budget, free_bytes, parse_budget, parse_size, resolve_budget
 from qra_bo.oracle.protocol import quiet
-from qra_bo.pipeline.build import make_memory
-from qra_bo.pipeline.executors import is_remote, make_executor
+from qra_bo.pipeline.build import is_remote, make_executor, make_memory
 from qra_bo.pipeline.folders import run_folder
+from qra_bo.pipeline.memory import check_ram
 from qra_bo.pipeline.plan import plan_rows
-from qra_bo.pipeline.ram import check_ram
 from qra_bo.report.data import load_run
 from qra_bo.report.html import write_report
 from qra_bo.report.live import LiveView

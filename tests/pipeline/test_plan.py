@@ -7,9 +7,10 @@ import pytest
 
 from qra_bo.config import RunConfig, load_config, make_space, make_spec
 from qra_bo.memory.budget import parse_size
-from qra_bo.pipeline import plan, ram
+from qra_bo.pipeline import memory as ram
+from qra_bo.pipeline import plan
+from qra_bo.pipeline.memory import check_ram, host_parts
 from qra_bo.pipeline.plan import plan_rows, token_seconds, training_tokens
-from qra_bo.pipeline.ram import check_ram, host_parts
 from qra_bo.pipeline.run import make_setting
 from qra_bo.space import DecoderSpec, SearchSpace
 from qra_bo.utils.errors import DeviceError

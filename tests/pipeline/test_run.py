@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-import qra_bo.pipeline.executors
+import qra_bo.pipeline.build
 import qra_bo.pipeline.run
 from qra_bo.oracle.protocol import Progress
 from qra_bo.study.journal import read_journal
@@ -65,8 +65,8 @@ class Counted:
 
 @pytest.fixture(name="counted")
 def make_counted(monkeypatch: pytest.MonkeyPatch) -> Counted:
-    counted = Counted(qra_bo.pipeline.executors.make_oracle)
-    monkeypatch.setattr(qra_bo.pipeline.executors, "make_oracle", counted)
+    counted = Counted(qra_bo.pipeline.build.make_oracle)
+    monkeypatch.setattr(qra_bo.pipeline.build, "make_oracle", counted)
     monkeypatch.setattr(qra_bo.pipeline.run, "write_report", lambda folder: [])
     monkeypatch.setattr(os, "fsync", lambda fd: None)
     return counted
