@@ -32,11 +32,7 @@ COMPLETION = ("-sc", "--shell-completion", "--shell_completion")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status.
-
-    Args:
-        argv: Arguments without the program's name; those of the process by default.
-    """
+    """Run the command line ``argv`` (by default the process's, without the program's name); return the exit status."""
     try:
         with Interrupts():  # before a run's own and after it too
             return _run(list(sys.argv[1:] if argv is None else argv))
@@ -65,13 +61,13 @@ def _run(argv: list[str]) -> int:
     args = get_args_parser().parse_args([*flags, *normalise(given)])
     sweep = args.multirun or any(a.replace(" ", "").lower() == "hydra.mode=multirun" for a in args.overrides)
     shows = args.help or args.hydra_help or args.cfg or args.info
-    good, problems = inspect(with_default_model(args.overrides), sweep, args.config_dir)
+    good, problems = inspect(args.overrides, sweep, args.config_dir)
     if problems and (sweep or args.cfg or args.info):
         raise ConfigError([p.message for p in problems])
     if shows:
-        return _show([*flags, *good])
+        return _show([*flags, *with_default_model(good)])
+    overrides = [*with_default_model(good), *search_path(args.config_dir)]
     with hydra_app(args.config_dir, args.config_path) as app:
-        overrides = [*with_default_model(good), *search_path(args.config_dir)]
         if sweep:
             app.multirun(args.config_name or MAIN, _job, [*overrides, "hydra.mode=MULTIRUN"])
             return SweepSummary.status
@@ -94,12 +90,7 @@ def _show(argv: Sequence[str]) -> int:
 
 
 def _job(composed: DictConfig, problems: Sequence[Problem] = ()) -> int:
-    """Run one composed configuration; its user errors become its status, so that a sweep goes on.
-
-    Args:
-        composed: What Hydra composed.
-        problems: Problems of overrides that were left out of it.
-    """
+    """Run one composed configuration, without the overrides that have ``problems``; return its exit status."""
     settings = HydraConfig.get()
     if settings.mode != RunMode.MULTIRUN:
         return _status(composed, None, problems)[0]
@@ -135,14 +126,7 @@ def _report(error: QRABOError) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One job of a sweep.
-
-    Args:
-        number: Its number in the sweep.
-        overrides: Its own overrides.
-        status: Exit status, or ``None`` where it never ended.
-        message: Reason of a status other than 0, or empty.
-    """
+    """One job of a sweep; ``status`` is ``None`` where it never ended, ``message`` the reason of one other than 0."""
 
     number: int
     overrides: str

@@ -27,16 +27,14 @@ MAIN = "config"
 
 
 def load_config(overrides: Sequence[str] = (), config_dir: str | None = None) -> RunConfig:
-    """Compose ``conf/`` with command-line style overrides, e.g. ``["+model=tiny", "budget=uniform:4,4"]``.
+    """Compose ``conf/``, and the user's own ``config_dir`` of groups, with overrides as on the command line.
 
-    Args:
-        overrides: As on the command line.
-        config_dir: The user's own folder of groups, or ``None``.
+    Example: ``load_config(["+model=tiny", "budget=uniform:4,4"])``.
 
     Raises:
         ConfigError: With every problem of the overrides and of what they compose to, all at once.
     """
-    good, problems = inspect(with_default_model(normalise(overrides)), sweep=False, config_dir=config_dir)
+    good, problems = inspect(normalise(overrides), sweep=False, config_dir=config_dir)
     try:
         composed = compose_plain(with_default_model(good), config_dir)
     except HYDRA_ERRORS as error:
@@ -46,11 +44,7 @@ def load_config(overrides: Sequence[str] = (), config_dir: str | None = None) ->
 
 @contextmanager
 def hydra_app(config_dir: str | None = None, config_path: str | None = None) -> Iterator[Hydra]:
-    """Hydra over ``conf/`` of the installed package, whatever the working directory holds.
-
-    Args:
-        config_dir: A folder of more groups, or ``None``.
-        config_path: A folder that replaces ``conf/``, or ``None``.
+    """Hydra over ``conf/`` of the installed package, or ``config_path`` instead, and ``config_dir`` of more groups.
 
     Raises:
         ConfigError: If ``config_dir`` is no folder.
@@ -87,11 +81,7 @@ def plain(composed: DictConfig) -> dict[str, Any]:
 
 
 def config_from(raw: Mapping[str, Any], found: Sequence[Problem] = ()) -> RunConfig:
-    """Check and freeze composed plain values.
-
-    Args:
-        raw: Values that Hydra composed, interpolations resolved.
-        found: Problems found before; they are raised together with those found here.
+    """Check and freeze composed plain values; problems ``found`` before are raised together with those found here.
 
     Raises:
         ConfigError: With every problem at once.

@@ -8,35 +8,14 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from annotated_types import Ge, Le, Lt
-from pydantic import (
-    ConfigDict,
-    Discriminator,
-    Field,
-    StrictBool,
-    StrictFloat,
-    StrictInt,
-    Tag,
-    model_validator,
-    with_config,
-)
+from pydantic import Discriminator, Field, StrictBool, StrictFloat, StrictInt, Tag, model_validator, with_config
 from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
 from qra_bo.memory.budget import parse_size
 from qra_bo.memory.formats import parse_format
 from qra_bo.utils.errors import ConfigError
-from qra_bo.utils.fields import (
-    REFUSED,
-    STRICT,
-    Count,
-    Group,
-    Natural,
-    NonNegative,
-    Positive,
-    Texts,
-    accepted_by,
-    must_be,
-)
+from qra_bo.utils.fields import REFUSED, Count, Group, Natural, NonNegative, Positive, Texts, accepted_by, must_be
 
 LR_EXPONENTS = {"constant": 0.0, "inverse_sqrt": 0.5, "inverse": 1.0}
 
@@ -49,13 +28,11 @@ Scales = Annotated[tuple[StrictFloat, ...], must_be(
     lambda scales: len(set(scales)) == len(scales) and min(scales, default=0) > 0)]
 
 
-class Target(Group):
+class Target(Group, extra="allow"):
     """An object that ``hydra.utils.instantiate`` makes, as named in ``conf/`` or in the user's own ``--config-dir``.
 
     The keys beside ``name`` are ``_target_``, the dotted path of a class or function, and its keyword arguments.
     """
-
-    model_config = ConfigDict(extra="allow")
 
     name: str
 
@@ -84,7 +61,7 @@ class Target(Group):
         return instantiate({**self.target, "_partial_": True}, _convert_="all")(**given)
 
 
-@with_config(STRICT)
+@with_config(Group.model_config)
 class ModelConfig(TypedDict):
     """Keys of ``RunConfig.model`` (see ``conf/model/hf.yaml``); numbers are given together or not at all."""
 

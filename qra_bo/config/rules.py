@@ -43,8 +43,8 @@ def _model(config: RunConfig) -> Iterator[Problem]:
     numbers = {f"model.{key}": value for key, value in config.model.items() if key in ("family", *NUMBERS)}
     missing = [key for key, value in numbers.items() if value is None]
     if missing and len(missing) < len(numbers):
-        yield Problem("model.n_layers", "The numbers of a model are given together or not at all; "
-                                        f"{', '.join(missing)} are missing.")
+        yield Problem("model.n_layers",
+                      f"The numbers of a model are given together or not at all; {', '.join(missing)} are missing.")
     if config.model["source"] == "path" and not config.model["path"]:
         yield Problem("model.path", "+model=hf needs model.path: a hub id such as ORG/NAME, or a folder with "
                                     "config.json and *.safetensors; got null.")
@@ -55,9 +55,10 @@ def _task(config: RunConfig) -> Iterator[Problem]:
     if task in ON_A_RUN and out is None:
         yield Problem("out", f"task={task} needs out=FOLDER, the folder of a run; got null.")
     if task == "evaluate" and (config.allocation is None) != asks:
-        yield Problem("allocation", "task=evaluate needs allocation=uniform:BITS,RANK or a JSON file such as a "
-                                    "best.json, or eval.tasks=[...] and out=RUN to evaluate the model of a finished "
-                                    f"run; got {'both' if asks else 'neither'}.")
+        yield Problem("allocation",
+                      "task=evaluate needs allocation=uniform:BITS,RANK or a JSON file such as a best.json, or "
+                      "eval.tasks=[...] and out=RUN to evaluate the model of a finished run; got "
+                      f"{'both' if asks else 'neither'}.")
     if asks and (task != "evaluate" or out is None):
         yield Problem("eval.tasks", "eval.tasks needs task=evaluate and out=RUN, the folder of a finished run; got "
                                     f"task={task} and out={'null' if out is None else out}.")

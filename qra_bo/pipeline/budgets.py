@@ -9,28 +9,19 @@ from typing import Any
 from rich.console import Console
 
 from qra_bo.config import NOT_OF_THE_RESULT, RunConfig
-from qra_bo.memory.budget import check_budget
 from qra_bo.pipeline.build import make_executor
 from qra_bo.pipeline.folders import SUMMARY_NAME, journals, path_name, run_folder
-from qra_bo.pipeline.run import Result, budget_bytes, make_setting, run_within
+from qra_bo.pipeline.run import Result, checked_budget, make_setting, run_within
 from qra_bo.report.tables import print_table
 from qra_bo.report.text import DASH, number, signed, size
 from qra_bo.study.journal import JOURNAL_NAME
 from qra_bo.study.setting import Setting
 from qra_bo.study.shared import SharedExecutor
-from qra_bo.utils.errors import (
-    BudgetError,
-    ConfigError,
-    DataError,
-    DeviceError,
-    MissingExtraError,
-    ModelError,
-    QRABOError,
-    worst,
-)
+from qra_bo.utils import errors
+from qra_bo.utils.errors import BudgetError, QRABOError, worst
 from qra_bo.utils.files import write_json, writing
 
-OF_ALL = (ConfigError, ModelError, DataError, DeviceError, MissingExtraError)
+OF_ALL = (errors.ConfigError, errors.ModelError, errors.DataError, errors.DeviceError, errors.MissingExtraError)
 """Errors that every further budget would meet too."""
 
 
@@ -47,8 +38,11 @@ def run_budgets(config: RunConfig) -> Result:
     out = run_folder(config)
     folders = [out / path_name(text) for text in config.budget]
     setting = make_setting(config, folders)
-    settings = [dataclasses.replace(setting, config=_of_budget(config, text, folder))
-                for text, folder in zip(config.budget, folders, strict=True)]
+    settings = []
+    for text, folder in zip(config.budget, folders, strict=True):
+        resume = config.resume and (folder / JOURNAL_NAME).is_file()  # one that has not begun has nothing to resume
+        of_budget = config.with_changes(budget=(text,), out=str(folder), resume=resume)
+        settings.append(dataclasses.replace(setting, config=of_budget))
     budgets = _budgets(settings, folders)
     executor = make_executor(config, out)
     entries: list[dict[str, Any]] = []
@@ -60,7 +54,7 @@ def run_budgets(config: RunConfig) -> Result:
             entry = {"budget": one.config.budget[0], "budget_bytes": budget, "folder": folder.name}
             try:
                 results.append(run_within(folder, one, budget, shared))
-                entry |= summary_fields(results[-1])
+                entry |= _summary(results[-1])
             except OF_ALL:
                 raise
             except QRABOError as error:
@@ -74,14 +68,11 @@ def run_budgets(config: RunConfig) -> Result:
     with writing(out / SUMMARY_NAME, "run the same command again"):
         write_json(out / SUMMARY_NAME, summary)
     if config.display != "none":
-        print_budgets(Console(), out, entries)
+        console = Console()
+        print_table(console, ("budget", "bytes", "winner", "loss (nats a token)", "versus best uniform", "status"),
+                    [(str(e["budget"]), size(e["budget_bytes"]), *_cells(e), str(e["exit_status"])) for e in entries])
+        console.print(f"Summary: {out / SUMMARY_NAME}", markup=False, highlight=False, soft_wrap=True)
     return Result(out, summary, worst([entry["exit_status"] for entry in entries]), tuple(results))
-
-
-def _of_budget(config: RunConfig, text: str, folder: Path) -> RunConfig:
-    """Return the configuration of one budget's run; one that has not begun has nothing to resume."""
-    return config.with_changes(budget=(text,), out=str(folder),
-                               resume=config.resume and (folder / JOURNAL_NAME).is_file())
 
 
 def _budgets(settings: Sequence[Setting], folders: Sequence[Path]) -> list[int]:
@@ -93,8 +84,7 @@ def _budgets(settings: Sequence[Setting], folders: Sequence[Path]) -> list[int]:
     budgets, problems = [], []
     for setting, folder in zip(settings, folders, strict=True):
         try:
-            budgets.append(budget_bytes(setting, folder))
-            check_budget(budgets[-1], setting.costs(budgets[-1]), setting.space, setting.memory)
+            budgets.append(checked_budget(setting, folder))
         except BudgetError as error:
             problems.append(f"budget {setting.config.budget[0]}: {error}")
     if problems:
@@ -102,20 +92,13 @@ def _budgets(settings: Sequence[Setting], folders: Sequence[Path]) -> list[int]:
     return budgets
 
 
-def summary_fields(result: Result) -> dict[str, Any]:
+def _summary(result: Result) -> dict[str, Any]:
     """Return the fields of ``budgets.json`` for a run that ended well."""
     best = result.best
     copied = ("winner_kind", "average_bits", "average_rank", "loss", "loss_se", "metric", "search_loss",
               "versus_best_uniform", "oracle")
     return {"exit_status": result.exit_status, "message": "", **{key: best[key] for key in copied},
             **{key: best["memory"][key] for key in ("predicted_bytes", "measured_bytes")}}
-
-
-def print_budgets(console: Console, out: Path, entries: Sequence[Mapping[str, Any]]) -> None:
-    """Print the summary: a table on a terminal, tab-separated lines elsewhere."""
-    print_table(console, ("budget", "bytes", "winner", "loss (nats a token)", "versus best uniform", "status"),
-                [(str(e["budget"]), size(e["budget_bytes"]), *_cells(e), str(e["exit_status"])) for e in entries])
-    console.print(f"Summary: {out / SUMMARY_NAME}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _cells(e: Mapping[str, Any]) -> tuple[str, str, str]:

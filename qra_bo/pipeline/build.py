@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from qra_bo.config import RunConfig, config_from_dict, make_space, make_spec
 from qra_bo.config.groups import BenchmarkOracleConfig, OwnOracleConfig, SyntheticOracleConfig
@@ -30,11 +30,7 @@ def make_memory(cfg: RunConfig, spec: DecoderSpec, device_type: str,
                 allowance: Allowance | None = None) -> MemoryModel:
     """Return the memory model of the configured trainer on a device type (``"cpu"`` or ``"cuda"``).
 
-    Args:
-        cfg: The configuration.
-        spec: The decoder.
-        device_type: Where it trains.
-        allowance: Measured on the device, or ``None`` for the assumed one of its type.
+    ``allowance`` was measured on the device; ``None`` stands for the assumed one of its type.
     """
     compute = BYTES[resolve_dtype(cfg.dtype, device_type)]
     shape = TrainShape(cfg.train.batch, cfg.train.length, cfg.train.checkpointing, compute, cfg.train.optimizer,
@@ -44,12 +40,9 @@ def make_memory(cfg: RunConfig, spec: DecoderSpec, device_type: str,
 
 
 def make_oracle(config: Mapping[str, Any], out: str, threads: int | None = None) -> Oracle:
-    """Return the configured oracle; called inside the worker process.
+    """Return the oracle of ``RunConfig.to_dict()`` with checkpoints below ``out``; called in the worker process.
 
-    Args:
-        config: ``RunConfig.to_dict()``.
-        out: Folder of the run; checkpoints go below it.
-        threads: Threads that it trains with; ``None`` leaves that to torch.
+    It trains with ``threads`` threads; ``None`` leaves their number to torch.
     """
     cfg, checkpoints = config_from_dict(config), Path(out) / "checkpoints"
     if cfg.oracle.trains:
@@ -62,8 +55,7 @@ def make_oracle(config: Mapping[str, Any], out: str, threads: int | None = None)
         return make_finetune(cfg, Path(out))
     space = make_space(cfg, make_spec(cfg))
     if isinstance(cfg.oracle, OwnOracleConfig):
-        own: Oracle = cfg.oracle.make(config=cfg, space=space, folder=Path(out))
-        return own
+        return cast(Oracle, cfg.oracle.make(config=cfg, space=space, folder=Path(out)))
     if isinstance(cfg.oracle, BenchmarkOracleConfig):
         from qra_bo.oracle.emulator.oracle import load_oracle  # loads torch for its network
 
@@ -103,9 +95,8 @@ def make_executor(config: RunConfig, folder: Path) -> Executor:
     if not real and settings.workers == 1:
         return InProcessExecutor(make_oracle(**kwargs))
     devices = worker_devices(config) if real else [config.device] * settings.workers
-    threads = None
-    if real and len(devices) > 1 and devices[0] == "cpu":
-        threads = max(1, cores() // len(devices))
+    shares_cpu = real and len(devices) > 1 and devices[0] == "cpu"
+    threads = max(1, cores() // len(devices)) if shares_cpu else None
     return LocalExecutor([OracleSpec(ORACLE, {**kwargs, "config": {**kwargs["config"], "device": device},
                                               "threads": threads}) for device in devices], limits(config))
 

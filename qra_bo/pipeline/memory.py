@@ -85,19 +85,13 @@ def host_parts(config: RunConfig, spec: DecoderSpec, space: SearchSpace) -> Mapp
     packed = sum(weight_bytes(fmt, m.out_features, m.in_features) + metadata_bytes(fmt, m.out_features, m.in_features)
                  for fmt in formats if fmt.name not in shared for m in spec.linears)
     quantised = sum(fmt.bits < 16 for fmt in formats)
+    width = max(linear.in_features for linear in spec.linears)
+    choosing = 0 if config.quantizer.rounding == "rtn" else \
+        FACTORS * 8 * width**2 + item * config.quantizer.tokens * (4 * spec.hidden_size + 3 * width)
     return {"dense weights": item * (spec.linear_numel + spec.other_numel), "packed formats": packed,
             "unpacked copies": item * spec.linear_numel * quantised if keeps_dense(spec, formats) else 0,
-            "training or choosing codes": max(_training(config, make_memory(config, spec, "cpu"), space),
-                                                   _choosing_codes(config, spec, item)), "libraries": LIBRARIES,
-            "allocator": int(MALLOC["MALLOC_TOP_PAD_"])}
-
-
-def _choosing_codes(config: RunConfig, spec: DecoderSpec, item: int) -> int:
-    """Return the bytes of a layer's activations on the text and of the factors of its inputs' second moments (fp64)."""
-    if config.quantizer.rounding == "rtn":
-        return 0
-    width = max(linear.in_features for linear in spec.linears)
-    return FACTORS * 8 * width**2 + item * config.quantizer.tokens * (4 * spec.hidden_size + 3 * width)
+            "training or choosing codes": max(_training(config, make_memory(config, spec, "cpu"), space), choosing),
+            "libraries": LIBRARIES, "allocator": int(MALLOC["MALLOC_TOP_PAD_"])}
 
 
 def _training(config: RunConfig, memory: MemoryModel, space: SearchSpace) -> int:
@@ -136,17 +130,15 @@ def check_ram(config: RunConfig, spec: DecoderSpec, space: SearchSpace) -> None:
     """
     if not Path("/proc/meminfo").exists():
         return  # the available bytes are known on Linux alone
-    parts, available = host_parts(config, spec, space), free_bytes("cpu")
-    workers = config.executor.workers
+    parts, available, workers = host_parts(config, spec, space), free_bytes("cpu"), config.executor.workers
     need = workers * sum(parts.values())
-    if need <= available:
-        return
     listed = ", ".join(f"{what} {format_size(size)}" for what, size in parts.items() if size)
     listed += f"; for each of {workers} workers" if workers > 1 else ""
-    raise DeviceError(f"fine-tuning {config.model_name} on a CPU needs about {format_size(need)} of RAM ({listed}) and "
-                      f"{format_size(available)} is available; name fewer bits (each format is packed once), lower "
-                      "train.batch or train.length, take a smaller model, a GPU (device=cuda), a machine with more "
-                      "RAM, or oracle=synthetic")
+    if need > available:
+        raise DeviceError(
+            f"fine-tuning {config.model_name} on a CPU needs about {format_size(need)} of RAM ({listed}) and "
+            f"{format_size(available)} is available; name fewer bits (each format is packed once), lower train.batch "
+            "or train.length, take a smaller model, a GPU (device=cuda), a machine with more RAM, or oracle=synthetic")
 
 
 def bank_formats(space: SearchSpace) -> tuple[StorageFormat, ...]:

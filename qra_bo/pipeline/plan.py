@@ -7,7 +7,6 @@ from qra_bo.finetune.data.jsonl import read_records
 from qra_bo.finetune.data.plays import play_records
 from qra_bo.finetune.data.tiny import tiny_records
 from qra_bo.report.tables import PlanRow
-from qra_bo.space import DecoderSpec
 from qra_bo.study.setting import Setting
 from qra_bo.utils.device import cores, resolve_dtype
 from qra_bo.utils.errors import DataError
@@ -53,32 +52,24 @@ def token_seconds(setting: Setting) -> float | None:
     if not setting.config.oracle.trains or setting.memory.shape.device != "cpu":
         return None
     rate = CORE_FLOPS.get(resolve_dtype(setting.config.dtype, "cpu"), CORE_FLOPS["float32"])
-    return flops_per_training_token(setting.memory.spec) / (rate * cores())
-
-
-def flops_per_training_token(spec: DecoderSpec) -> int:
-    """Return the operations of one training token: frozen linears go forward and backward to their inputs (4 a weight);
-    the head is computed again too (6)."""
-    return 4 * spec.linear_numel + 6 * spec.vocab_size * spec.hidden_size
+    spec = setting.memory.spec  # frozen linears: forward, and backward to inputs alone; the head is computed again too
+    return (4 * spec.linear_numel + 6 * spec.vocab_size * spec.hidden_size) / (rate * cores())
 
 
 def training_tokens(config: RunConfig) -> float | None:
-    """Return the rough tokens of the training split from its characters.
-
-    ``None`` where the data would have to be fetched, or can't be read: the run reports that in its own order, after
-    problems with the weights.
-    """
-    data, share = config.data, 1.0
-    if data.kind == "hub":
-        return None
+    """Return the rough tokens of the training split from its characters; ``None`` where it would have to be fetched."""
+    data, share = config.data, 1.0 if config.data.kind == "plays" else 1 - 2 * config.data.held_out
     try:
-        if data.kind == "plays":
-            records = play_records()[0]
-        else:
-            records = read_records(data.path, data.max_records) if data.kind == "jsonl" else \
-                tiny_records(data.max_records or 512, 0)
-            share = 1 - 2 * data.held_out
-    except DataError:
+        match data.kind:
+            case "plays":
+                records = play_records()[0]
+            case "jsonl":
+                records = read_records(data.path, data.max_records)
+            case "tiny":
+                records = tiny_records(data.max_records or 512, 0)
+            case _:
+                return None
+    except DataError:  # the run reports it in its own order, after problems with the weights
         return None
     characters = sum(len(r.prompt) + len(r.target) for r in records)
     return math.ceil(share * characters / (1.0 if config.model["source"] == "random" else CHARACTERS_PER_TOKEN))

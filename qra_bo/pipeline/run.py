@@ -64,30 +64,26 @@ def run_one_budget(config: RunConfig) -> Result:
     """
     folder = run_folder(config)
     setting = make_setting(config, (folder,))
-    budget = budget_bytes(setting, folder)
-    check_budget(budget, setting.costs(budget), setting.space, setting.memory)
-    return run_within(folder, setting, budget, make_executor(config, folder))
+    return run_within(folder, setting, checked_budget(setting, folder), make_executor(config, folder))
 
 
 def make_setting(config: RunConfig, begun: Sequence[Path] = ()) -> Setting:
     """Return space, memory model and given profile of a configuration.
 
-    Args:
-        config: The configuration.
-        begun: Folders of runs that may have begun: they go on with the allowance that they began with.
+    Runs in the folders ``begun`` go on with the allocator's allowance that they began with.
 
     Raises:
         DeviceError: If fine-tuning on a CPU needs more RAM than is available.
         MissingExtraError: If the data comes from the hub and the package that fetches it is not installed.
-        UserError: If the model's shapes are not to be had, or the given profile lacks what is needed.
+        UserError: If the model's shapes are not available, or the given profile lacks a measurement.
     """
     device, spec, path = _device_type(config), make_spec(config), config.sensitivity.path
     space = make_space(config, spec)
-    if config.oracle.trains and not is_remote(config):
-        if config.task != "profile" or path is None:  # a given profile needs no data
-            check_package(config.data)
-        if device == "cpu":
-            check_ram(config, spec, space)
+    trains_here = config.oracle.trains and not is_remote(config)
+    if trains_here and (config.task != "profile" or path is None):  # a given profile needs no data
+        check_package(config.data)
+    if trains_here and device == "cpu":
+        check_ram(config, spec, space)
     profile = None if path is None else given_profile(Path(path).expanduser(), space.units, config.format_names)
     return Setting(config, space, make_memory(config, spec, device, allowance_for(config, device, begun)), profile)
 
@@ -99,19 +95,23 @@ def _device_type(config: RunConfig) -> str:
     return "cuda" if resolve_device(config.device).startswith("cuda") else "cpu"
 
 
-def budget_bytes(setting: Setting, folder: Path) -> int:
-    """Return the bytes of the single budget; ``auto`` keeps what it came to when the run in ``folder`` began.
+def checked_budget(setting: Setting, folder: Path) -> int:
+    """Return the bytes of the single budget; ``auto`` keeps its value from when the run in ``folder`` began.
 
     Raises:
-        BudgetError: If it can't be met by the device.
+        BudgetError: If the device can't meet it, or nothing fits it.
         JournalError: If the run's journal can't be read.
     """
     config, memory = setting.config, setting.memory
-    text, auto = config.budget[0], parse_budget(config.budget[0]).auto
+    auto = parse_budget(config.budget[0]).auto
     if auto and (folder / JOURNAL_NAME).exists():
-        return load_study(folder).budget_bytes
-    free = free_bytes(config.device if memory.shape.device == "cuda" else "cpu") if auto else None
-    return resolve_budget(text, memory, setting.space, headroom=parse_size(config.memory.headroom), free=free)
+        budget = load_study(folder).budget_bytes
+    else:
+        free = free_bytes(config.device if memory.shape.device == "cuda" else "cpu") if auto else None
+        budget = resolve_budget(config.budget[0], memory, setting.space, free=free,
+                                headroom=parse_size(config.memory.headroom))
+    check_budget(budget, setting.costs(budget), setting.space, memory)
+    return budget
 
 
 def run_within(folder: Path, setting: Setting, budget: int, executor: Executor) -> Result:
@@ -122,7 +122,7 @@ def run_within(folder: Path, setting: Setting, budget: int, executor: Executor) 
         RunInterrupted: On SIGINT or SIGTERM, after a clean journal.
     """
     config, make = setting.config, searcher_factory(setting.config)
-    # Wrong options, and a given profile that lacks what the method needs, are reported before anything is measured.
+    # Built once before anything is measured, so that bad options or a given profile without its needs end the run now.
     make(setting.problem(budget, setting.profile or rehearsal_profile(setting.space),
                          float(config.effort.max_full_trials)))
     with ExitStack() as stack:
@@ -147,26 +147,19 @@ def searcher_factory(config: RunConfig) -> MakeSearcher:
 
 
 def _listeners(config: RunConfig, folder: Path, stack: ExitStack) -> tuple[LiveView | None, list[Listener]]:
-    """Return the live view, if any, and everything that follows the run's events; ``stack`` closes them.
-
-    Raises:
-        MissingExtraError: If the package of the configured tracker is not installed.
-    """
-    listeners: list[Listener] = []
+    """Return the live view, if any, and all listeners to the run's events; ``stack`` closes them."""
     tracker = make_listener(config.logger.target, folder)
     if tracker is not None:
         stack.callback(tracker.close)
-        listeners.append(tracker)
     view = stack.enter_context(live_view(config)) if config.display != "none" else None
-    if view is not None:
-        listeners.insert(0, view)
+    listeners: list[Listener] = [listener for listener in (view, tracker) if listener is not None]
     if config.mirror is not None:
         listeners.append(stack.enter_context(OptunaMirror(storage_url(config.mirror, folder), folder)))
     return view, listeners
 
 
 def live_view(config: RunConfig) -> LiveView:
-    """Return what people see meanwhile: a panel on a terminal, lines elsewhere and with ``display=plain``."""
+    """Return the view of progress: a panel on a terminal, lines elsewhere and with ``display=plain``."""
     return LiveView(Console(stderr=True, force_terminal=False) if config.display == "plain" else None)
 
 
