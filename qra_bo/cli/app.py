@@ -6,7 +6,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from qra_bo.tasks import run_task
 from qra_bo.utils.errors import ConfigError, QRABOError, worst
 from qra_bo.utils.redact import printable, redact
 
-BUG, DIED = 1, 1
+BUG = 1
 JOBS = "jobs.jsonl"
 """A line for every start and end of a job in the sweep's folder, whatever launcher runs it."""
 COMPLETION = ("-sc", "--shell-completion", "--shell_completion")
@@ -94,11 +94,10 @@ def _job(composed: DictConfig, problems: Sequence[Problem] = ()) -> int:
     settings = HydraConfig.get()
     if settings.mode != RunMode.MULTIRUN:
         return _status(composed, None, problems)[0]
-    folder, number = Path(settings.sweep.dir), int(settings.job.num)
-    overrides = " ".join(settings.overrides.task)
-    record_job(folder, Job(number, overrides, None, ""))
+    folder, job = Path(settings.sweep.dir), Job(int(settings.job.num), " ".join(settings.overrides.task), None, "")
+    record_job(folder, job)
     status, message = _status(composed, settings.sweep.subdir)
-    record_job(folder, Job(number, overrides, status, message))
+    record_job(folder, replace(job, status=status, message=message))
     return status
 
 
@@ -169,4 +168,4 @@ class SweepSummary(Callback):
         folder = Path(str(config.hydra.sweep.dir))
         jobs = read_jobs(folder)
         print(summary(jobs, folder))
-        SweepSummary.status = worst([DIED if job.status is None else job.status for job in jobs])
+        SweepSummary.status = worst([BUG if job.status is None else job.status for job in jobs])

@@ -22,14 +22,11 @@ from qra_bo.trials import OWN_BASE
 from qra_bo.utils.errors import ConfigError
 
 HYDRA_ERRORS = (HydraException, OmegaConfBaseException)
-MAIN = "config"
-"""Name of the main configuration in ``conf/``."""
+MAIN = "config"  # in conf/
 
 
 def load_config(overrides: Sequence[str] = (), config_dir: str | None = None) -> RunConfig:
-    """Compose ``conf/``, and the user's own ``config_dir`` of groups, with overrides as on the command line.
-
-    Example: ``load_config(["+model=tiny", "budget=uniform:4,4"])``.
+    """Compose ``conf/`` and the user's own ``config_dir`` of groups with overrides, e.g. ``["+model=tiny", "seed=1"]``.
 
     Raises:
         ConfigError: With every problem of the overrides and of what they compose to, all at once.
@@ -100,13 +97,12 @@ def config_from(raw: Mapping[str, Any], found: Sequence[Problem] = ()) -> RunCon
 
 def hydra_message(error: Exception) -> str:
     """One line for an error of Hydra's own."""
-    text = " ".join(str(error).split())
-    return f"Hydra can't compose this configuration: {text.rstrip('.')}; see python -m qra_bo --help."
+    said = " ".join(str(error).split()).rstrip(".")
+    return f"Hydra can't compose this configuration: {said}; see python -m qra_bo --help."
 
 
 def _with_codes(config: RunConfig) -> RunConfig:
-    """Resolve ``quantizer.rounding=auto``: GPTQ where a real model is quantised, and not to another base for every
-    adapter."""
+    """Resolve ``quantizer.rounding=auto``: GPTQ where a real model is quantised and all adapters share its base."""
     if config.quantizer.rounding != "auto":
         return config
     chosen = config.oracle.trains and config.adapter.init not in OWN_BASE

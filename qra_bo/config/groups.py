@@ -96,8 +96,7 @@ class EffortConfig(Group):
 
 
 class MemoryConfig(Group):
-    """What the budget bounds, what ``budget=auto`` leaves free, how ``task=memory`` prints, and whether measured peaks
-    of the device replace the assumptions about its allocator."""
+    """Bytes that the budget bounds, and options of the memory model and of ``task=memory``."""
 
     scope: Literal["peak", "stored"]
     headroom: Annotated[str, accepted_by(parse_size)]
@@ -218,8 +217,7 @@ class FidelityConfig(Group):
 
 
 class EvalConfig(Group):
-    """Held-out tokens of one trial and sequences in a batch of them; tasks that ``task=evaluate`` runs on the model of
-    a finished run, and how many questions of each (``None``: all)."""
+    """Held-out tokens of one trial, sequences in a batch of them, and tasks of ``task=evaluate``."""
 
     tokens: Count
     batch: Count
@@ -241,14 +239,7 @@ class ConfirmConfig(Group):
 
 
 class WorkerConfig(Group):
-    """Limits of worker processes.
-
-    Args:
-        deadline_seconds: Longest silence of a worker before it counts as hung; ``None``: never.
-        slowdown: How many times the duration of earlier such trials one may take beyond that; ``None``: no limit.
-        retries: How often a trial is begun again whose worker was lost.
-        checkpoint_seconds: Least time between two checkpoints within one trial.
-    """
+    """Limits of worker processes in seconds, multiples of earlier durations and repeats; ``None``: no limit."""
 
     deadline_seconds: Positive | None
     slowdown: Positive | None
@@ -264,8 +255,7 @@ class LocalExecutorConfig(Group):
 
 
 class RayExecutorConfig(Group):
-    """Workers of a Ray cluster: its address (``None``: one of this machine alone, for this run), and the cores, GPUs
-    and memory that one worker takes."""
+    """Workers of a Ray cluster (``address=None``: one on this machine, for this run) and the resources of each."""
 
     name: Literal["ray"]
     workers: Count

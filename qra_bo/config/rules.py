@@ -1,6 +1,7 @@
 """Rules between the fields of a configuration: every problem at once, before anything is loaded."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from qra_bo.config.check import Problem
@@ -67,7 +68,7 @@ def _task(config: RunConfig) -> Iterator[Problem]:
 def _formats(config: RunConfig) -> Iterator[Problem]:
     key, formats = "quantizer.formats", config.quantizer.formats
     for bits in (b for b in config.bits if not formats.get(b)):
-        unknown = list(_try("bits", lambda bits=bits: default_format(bits)))  # type: ignore[misc]
+        unknown = list(_try("bits", partial(default_format, bits)))
         yield from unknown or [Problem(key, f"{key} must name a storage format for {bits} bits, e.g. "
                                             f"{key}.{bits}=[{default_format(bits).name}].")]
 
@@ -83,16 +84,16 @@ def _rounding(config: RunConfig) -> Iterator[Problem]:
 
 
 def _numbers(config: RunConfig) -> Iterator[Problem]:
-    limit, bits, fidelity, length = config.max_average_bits, config.bits, config.fidelity, config.train.length
+    limit, bits, tokens, length = config.max_average_bits, config.bits, config.eval.tokens, config.train.length
+    low, high = config.fidelity.low, config.fidelity.high
     if limit is not None and limit < bits[0]:
-        yield Problem("max_average_bits", f"max_average_bits must be at least the lowest of bits={list(bits)}, or "
-                                          f"null; got {limit}.")
-    if fidelity.low is not None and fidelity.low >= fidelity.high:
-        yield Problem("fidelity.low", f"fidelity.low must be below fidelity.high={fidelity.high}, or null; got "
-                                      f"{fidelity.low}.")
-    if config.eval.tokens < length:
-        yield Problem("eval.tokens", f"eval.tokens must be at least one sequence (train.length={length}); got "
-                                     f"{config.eval.tokens}.")
+        yield Problem("max_average_bits",
+                      f"max_average_bits must be at least the lowest of bits={list(bits)}, or null; got {limit}.")
+    if low is not None and low >= high:
+        yield Problem("fidelity.low", f"fidelity.low must be below fidelity.high={high}, or null; got {low}.")
+    if tokens < length:
+        yield Problem("eval.tokens",
+                      f"eval.tokens must be at least one sequence (train.length={length}); got {tokens}.")
 
 
 def _method(config: RunConfig) -> Iterator[Problem]:
@@ -134,9 +135,8 @@ def _file(key: str, path: str | None, wanted: str) -> Iterator[Problem]:
 
 
 def _device(config: RunConfig) -> Iterator[Problem]:
-    device, optimizer = config.device, config.train.optimizer
-    on_cluster = config.executor.name == "ray" and config.executor.address is not None
-    needs_cuda = device.startswith("cuda") and not on_cluster
+    device, optimizer, executor = config.device, config.train.optimizer, config.executor
+    needs_cuda = device.startswith("cuda") and (executor.name != "ray" or executor.address is None)
     if not _finetunes(config) or not (needs_cuda or is_paged(optimizer)):
         return
     import torch  # heavy, and only these two choices depend on the device

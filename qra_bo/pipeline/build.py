@@ -1,7 +1,7 @@
 """From a checked configuration to objects: memory model, oracle, executor."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,9 +13,10 @@ from qra_bo.execution.local import LocalExecutor
 from qra_bo.execution.on_ray import RayExecutor, Resources
 from qra_bo.memory.allowance import Allowance
 from qra_bo.memory.budget import parse_size
+from qra_bo.memory.formats import parse_format
 from qra_bo.memory.model import MemoryModel, TrainShape
 from qra_bo.oracle.protocol import Oracle
-from qra_bo.space import DecoderSpec
+from qra_bo.space import DecoderSpec, SearchSpace, StorageFormat
 from qra_bo.utils.device import BYTES, cores, resolve_device, resolve_dtype
 from qra_bo.utils.errors import DeviceError
 
@@ -37,6 +38,18 @@ def make_memory(cfg: RunConfig, spec: DecoderSpec, device_type: str,
                        logits_chunk=cfg.train.logits_chunk, device=device_type, stored_dtype_bytes=compute,
                        eval_batch=min(cfg.eval.batch, max(1, cfg.eval.tokens // cfg.train.length)))
     return MemoryModel(spec, shape, cfg.memory.scope, allowance)
+
+
+def bank_formats(space: SearchSpace) -> tuple[StorageFormat, ...]:
+    """Return the ladder's formats and those of the references (NF4 and 16 bits), each once."""
+    names = dict.fromkeys([*(f.name for f in space.formats), "nf4", "fp16"])
+    return tuple(parse_format(name) for name in names)
+
+
+def keeps_dense(spec: DecoderSpec, formats: Sequence[StorageFormat]) -> bool:
+    """Return whether a bank on a CPU keeps unpacked weights too: where they take less than a quarter of the RAM."""
+    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return 2 * spec.linear_numel * len(formats) < physical // 4
 
 
 def make_oracle(config: Mapping[str, Any], out: str, threads: int | None = None) -> Oracle:

@@ -21,7 +21,7 @@ from qra_bo.finetune.quantization.rounding import Rounding
 from qra_bo.finetune.training.checkpoints import CheckpointStore
 from qra_bo.finetune.training.loop import TrainSettings
 from qra_bo.finetune.training.optimizer import AdamWSettings
-from qra_bo.pipeline.memory import bank_formats, keeps_dense
+from qra_bo.pipeline.build import bank_formats, keeps_dense
 from qra_bo.space.specs import spec_from_model
 from qra_bo.utils.device import resolve_device, resolve_dtype
 from qra_bo.utils.errors import ModelError

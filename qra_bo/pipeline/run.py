@@ -1,28 +1,29 @@
-"""One run from a checked configuration: setting, executor, engine, report and exports."""
+"""Runs from a checked configuration, one for each budget: setting, executor, engine, report and exports."""
 
+import dataclasses
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from qra_bo.config import RunConfig, make_space, make_spec
+from qra_bo.config import NOT_OF_THE_RESULT, RunConfig, make_space, make_spec
 from qra_bo.execution.base import Executor
 from qra_bo.finetune.data.hub import check_package
-from qra_bo.memory.budget import check_budget, free_bytes, parse_budget, parse_size, resolve_budget
+from qra_bo.memory.budget import check_budget, parse_budget
 from qra_bo.oracle.protocol import quiet
 from qra_bo.pipeline.build import is_remote, make_executor, make_memory
-from qra_bo.pipeline.folders import run_folder
-from qra_bo.pipeline.memory import check_ram
-from qra_bo.pipeline.plan import plan_rows
+from qra_bo.pipeline.folders import SUMMARY_NAME, journals, path_name, run_folder
+from qra_bo.pipeline.plan import budgets_of, check_ram, plan_rows
 from qra_bo.report.data import load_run
 from qra_bo.report.html import write_report
 from qra_bo.report.live import LiveView
 from qra_bo.report.mirror import OptunaMirror, storage_url
-from qra_bo.report.tables import print_plan, print_result
+from qra_bo.report.tables import print_plan, print_result, print_table
+from qra_bo.report.text import DASH, number, signed, size
 from qra_bo.report.trackers import make_listener
 from qra_bo.searchers import make_searcher
 from qra_bo.sensitivity.io import given_profile
@@ -33,12 +34,19 @@ from qra_bo.study.journal import JOURNAL_NAME
 from qra_bo.study.results import load_study
 from qra_bo.study.search_loop import MakeSearcher
 from qra_bo.study.setting import Setting
+from qra_bo.study.shared import SharedExecutor
 from qra_bo.study.signals import RunInterrupted
 from qra_bo.study.trial_runner import Listener
+from qra_bo.utils import errors
 from qra_bo.utils.device import planned_device, resolve_device
+from qra_bo.utils.errors import BudgetError, QRABOError, worst
+from qra_bo.utils.files import write_json, writing
+
+OF_ALL = (errors.ConfigError, errors.ModelError, errors.DataError, errors.DeviceError, errors.MissingExtraError)
+"""Errors that every further budget would meet too."""
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Result:
     """What a finished run came to.
 
@@ -67,6 +75,87 @@ def run_one_budget(config: RunConfig) -> Result:
     return run_within(folder, setting, checked_budget(setting, folder), make_executor(config, folder))
 
 
+def run_budgets(config: RunConfig) -> Result:
+    """Make one run for every budget of ``config``, in subfolders of ``out`` named after the budgets.
+
+    A run that fails does not keep the others from running; its status and reason are in the summary.
+
+    Raises:
+        BudgetError: If nothing fits some budget; all such budgets are reported before anything is trained.
+        UserError: If the input or the environment can't work for any budget.
+        RunInterrupted: On SIGINT or SIGTERM, after a clean journal.
+    """
+    out = run_folder(config)
+    folders = [out / path_name(text) for text in config.budget]
+    setting = make_setting(config, folders)
+    settings = []
+    for text, folder in zip(config.budget, folders, strict=True):
+        resume = config.resume and (folder / JOURNAL_NAME).is_file()  # one that has not begun has nothing to resume
+        of_budget = config.with_changes(budget=(text,), out=str(folder), resume=resume)
+        settings.append(dataclasses.replace(setting, config=of_budget))
+    budgets = _budgets(settings, folders)
+    entries: list[dict[str, Any]] = []
+    results: list[Result] = []
+    with closing(make_executor(config, out)) as executor:
+        for one, folder, budget in zip(settings, folders, budgets, strict=True):
+            siblings = [f for f in journals(out) if f != folder]
+            shared = SharedExecutor(executor, folder, siblings, one.config.to_dict(), {*NOT_OF_THE_RESULT, "budget"})
+            entry = {"budget": one.config.budget[0], "budget_bytes": budget, "folder": folder.name}
+            try:
+                results.append(run_within(folder, one, budget, shared))
+                entry |= _summary(results[-1])
+            except OF_ALL:
+                raise
+            except QRABOError as error:
+                message = " ".join(str(error).split())
+                print(f"qra_bo: budget {entry['budget']}: {message}", file=sys.stderr)
+                entry |= {"exit_status": error.exit_status, "message": message}
+            entries.append(entry)
+    summary = {"schema_version": 1, "model": config.model_name, "budgets": entries}
+    with writing(out / SUMMARY_NAME, "run the same command again"):
+        write_json(out / SUMMARY_NAME, summary)
+    if config.display != "none":
+        console = Console()
+        print_table(console, ("budget", "bytes", "winner", "loss (nats a token)", "versus best uniform", "status"),
+                    [(str(e["budget"]), size(e["budget_bytes"]), *_cells(e), str(e["exit_status"])) for e in entries])
+        console.print(f"Summary: {out / SUMMARY_NAME}", markup=False, highlight=False, soft_wrap=True)
+    return Result(out, summary, worst([entry["exit_status"] for entry in entries]), tuple(results))
+
+
+def _budgets(settings: Sequence[Setting], folders: Sequence[Path]) -> list[int]:
+    """Return the bytes of every budget.
+
+    Raises:
+        BudgetError: With every budget that nothing fits.
+    """
+    budgets, problems = [], []
+    for setting, folder in zip(settings, folders, strict=True):
+        try:
+            budgets.append(checked_budget(setting, folder))
+        except BudgetError as error:
+            problems.append(f"budget {setting.config.budget[0]}: {error}")
+    if problems:
+        raise BudgetError("; ".join(problems))
+    return budgets
+
+
+def _summary(result: Result) -> dict[str, Any]:
+    """Return the fields of ``budgets.json`` for a run that ended well."""
+    best = result.best
+    copied = ("winner_kind", "average_bits", "average_rank", "loss", "loss_se", "metric", "search_loss",
+              "versus_best_uniform", "oracle")
+    return {"exit_status": result.exit_status, "message": "", **{key: best[key] for key in copied},
+            **{key: best["memory"][key] for key in ("predicted_bytes", "measured_bytes")}}
+
+
+def _cells(e: Mapping[str, Any]) -> tuple[str, str, str]:
+    if e["message"]:
+        return DASH, DASH, str(e["message"])
+    v = e["versus_best_uniform"]
+    versus = "not confirmed" if v is None else f"{signed(v['mean'])} [{signed(v['low'])}, {signed(v['high'])}]"
+    return f"{e['winner_kind']}, {e['average_bits']:.2f} bits, rank {e['average_rank']:.1f}", number(e["loss"]), versus
+
+
 def make_setting(config: RunConfig, begun: Sequence[Path] = ()) -> Setting:
     """Return space, memory model and given profile of a configuration.
 
@@ -77,7 +166,11 @@ def make_setting(config: RunConfig, begun: Sequence[Path] = ()) -> Setting:
         MissingExtraError: If the data comes from the hub and the package that fetches it is not installed.
         UserError: If the model's shapes are not available, or the given profile lacks a measurement.
     """
-    device, spec, path = _device_type(config), make_spec(config), config.sensitivity.path
+    spec, path = make_spec(config), config.sensitivity.path
+    if not config.oracle.trains or (is_remote(config) and config.device != "auto"):
+        device = planned_device(config.device)  # a simulation stands in for a GPU that is there
+    else:
+        device = "cuda" if resolve_device(config.device).startswith("cuda") else "cpu"
     space = make_space(config, spec)
     trains_here = config.oracle.trains and not is_remote(config)
     if trains_here and (config.task != "profile" or path is None):  # a given profile needs no data
@@ -88,13 +181,6 @@ def make_setting(config: RunConfig, begun: Sequence[Path] = ()) -> Setting:
     return Setting(config, space, make_memory(config, spec, device, allowance_for(config, device, begun)), profile)
 
 
-def _device_type(config: RunConfig) -> str:
-    """Return ``"cuda"`` or ``"cpu"``: where fine-tuning would run; a simulation stands in for a GPU that is there."""
-    if not config.oracle.trains or (is_remote(config) and config.device != "auto"):
-        return planned_device(config.device)
-    return "cuda" if resolve_device(config.device).startswith("cuda") else "cpu"
-
-
 def checked_budget(setting: Setting, folder: Path) -> int:
     """Return the bytes of the single budget; ``auto`` keeps its value from when the run in ``folder`` began.
 
@@ -102,15 +188,12 @@ def checked_budget(setting: Setting, folder: Path) -> int:
         BudgetError: If the device can't meet it, or nothing fits it.
         JournalError: If the run's journal can't be read.
     """
-    config, memory = setting.config, setting.memory
-    auto = parse_budget(config.budget[0]).auto
-    if auto and (folder / JOURNAL_NAME).exists():
+    config = setting.config
+    if parse_budget(config.budget[0]).auto and (folder / JOURNAL_NAME).exists():
         budget = load_study(folder).budget_bytes
     else:
-        free = free_bytes(config.device if memory.shape.device == "cuda" else "cpu") if auto else None
-        budget = resolve_budget(config.budget[0], memory, setting.space, free=free,
-                                headroom=parse_size(config.memory.headroom))
-    check_budget(budget, setting.costs(budget), setting.space, memory)
+        (budget,) = budgets_of(config, setting.memory, setting.space).values()
+    check_budget(budget, setting.costs(budget), setting.space, setting.memory)
     return budget
 
 
@@ -166,12 +249,9 @@ def live_view(config: RunConfig) -> LiveView:
 @contextmanager
 def oracle_session(config: RunConfig) -> Iterator[Executor]:
     """Give an executor to a task that is no run: its checkpoints last as long as it does."""
-    with tempfile.TemporaryDirectory(prefix="qra_bo-") as folder:
-        executor = make_executor(config, Path(folder))
-        try:
-            yield executor
-        finally:
-            executor.close()
+    with (tempfile.TemporaryDirectory(prefix="qra_bo-") as folder,
+          closing(make_executor(config, Path(folder))) as executor):
+        yield executor
 
 
 def _written(config: RunConfig, folder: Path, outcome: RunOutcome) -> Result:
