@@ -116,8 +116,7 @@ def make_executor(config: RunConfig, folder: Path) -> Executor:
 
 def limits(config: RunConfig) -> Limits:
     """Return how long a worker may take."""
-    worker = config.worker
-    return Limits(worker.deadline_seconds, worker.slowdown, STARTUP_SECONDS, worker.retries)
+    return Limits(config.worker.deadline_seconds, config.worker.slowdown, STARTUP_SECONDS, config.worker.retries)
 
 
 def is_remote(config: RunConfig) -> bool:
