@@ -7,8 +7,8 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from qra_bo.config import load_config
+from qra_bo.config.groups import Target
 from qra_bo.config.overrides import CONF
-from qra_bo.config.target import Target
 
 METHODS = CONF / "method"
 PEERS = Path(__file__).parent / "peers" / "conf" / "method"

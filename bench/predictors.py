@@ -27,7 +27,7 @@ from qra_bo.oracle.emulator.emulator import usable
 from qra_bo.oracle.emulator.levels import Levelled
 from qra_bo.oracle.emulator.table import ROWS, Table, load_table
 from qra_bo.oracle.protocol import quiet
-from qra_bo.pipeline.executors import make_executor
+from qra_bo.pipeline.build import make_executor
 from qra_bo.searchers.base import SearchProblem
 from qra_bo.searchers.structured.searcher import StructuredSearch
 from qra_bo.sensitivity.importance import BELIEVED, DIVERGENCE, RISE, measured_sensitivity

@@ -35,8 +35,7 @@ from qra_bo.oracle.emulator.table import (
     TaskFacts,
     load_rows,
 )
-from qra_bo.pipeline.build import prepare_worker_environment
-from qra_bo.pipeline.executors import limits
+from qra_bo.pipeline.build import limits, prepare_worker_environment
 from qra_bo.space import Allocation
 from qra_bo.study.journal import checksum
 from qra_bo.study.lock import RunLock

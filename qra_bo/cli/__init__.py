@@ -1,4 +1,1 @@
-"""The command line ``python -m qra_bo`` (``qra-bo``): one run, or a sweep of several jobs.
-
-``app`` parses the arguments and gives exit statuses, ``sweep`` records the jobs of a sweep.
-"""
+"""The command line ``python -m qra_bo`` (``qra-bo``), in ``app``: one run, or a sweep with a record of its jobs."""

@@ -1,37 +1,38 @@
 """The command line: one run or a sweep, with exit statuses that scripts can rely on."""
 
 import functools
+import json
 import os
 import sys
 import traceback
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from qra_bo.cli.sweep import Job, SweepSummary, record_job
 from qra_bo.config.check import Problem
 from qra_bo.config.compose import HYDRA_ERRORS, MAIN, config_from, hydra_app, hydra_message, plain, search_path
 from qra_bo.config.overrides import CONF, inspect, normalise, with_default_model
 from qra_bo.study.signals import Interrupts
 from qra_bo.tasks import run_task
-from qra_bo.utils.errors import ConfigError, QRABOError
+from qra_bo.utils.errors import ConfigError, QRABOError, worst
 from qra_bo.utils.redact import printable, redact
 
 BUG = 1
+JOBS = "jobs.jsonl"
+"""A line for every start and end of a job in the sweep's folder, whatever launcher runs it."""
 COMPLETION = ("-sc", "--shell-completion", "--shell_completion")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status.
-
-    Args:
-        argv: Arguments without the program's name; those of the process by default.
-    """
+    """Run the command line ``argv`` (by default the process's, without the program's name); return the exit status."""
     try:
         with Interrupts():  # before a run's own and after it too
             return _run(list(sys.argv[1:] if argv is None else argv))
@@ -60,13 +61,13 @@ def _run(argv: list[str]) -> int:
     args = get_args_parser().parse_args([*flags, *normalise(given)])
     sweep = args.multirun or any(a.replace(" ", "").lower() == "hydra.mode=multirun" for a in args.overrides)
     shows = args.help or args.hydra_help or args.cfg or args.info
-    good, problems = inspect(with_default_model(args.overrides), sweep, args.config_dir)
+    good, problems = inspect(args.overrides, sweep, args.config_dir)
     if problems and (sweep or args.cfg or args.info):
         raise ConfigError([p.message for p in problems])
     if shows:
-        return _show([*flags, *good])
+        return _show([*flags, *with_default_model(good)])
+    overrides = [*with_default_model(good), *search_path(args.config_dir)]
     with hydra_app(args.config_dir, args.config_path) as app:
-        overrides = [*with_default_model(good), *search_path(args.config_dir)]
         if sweep:
             app.multirun(args.config_name or MAIN, _job, [*overrides, "hydra.mode=MULTIRUN"])
             return SweepSummary.status
@@ -89,20 +90,14 @@ def _show(argv: Sequence[str]) -> int:
 
 
 def _job(composed: DictConfig, problems: Sequence[Problem] = ()) -> int:
-    """Run one composed configuration; its user errors become its status, so that a sweep goes on.
-
-    Args:
-        composed: What Hydra composed.
-        problems: Problems of overrides that were left out of it.
-    """
+    """Run one composed configuration, without the overrides that have ``problems``; return its exit status."""
     settings = HydraConfig.get()
     if settings.mode != RunMode.MULTIRUN:
         return _status(composed, None, problems)[0]
-    folder, number = Path(settings.sweep.dir), int(settings.job.num)
-    overrides = " ".join(settings.overrides.task)
-    record_job(folder, Job(number, overrides, None, ""))
+    folder, job = Path(settings.sweep.dir), Job(int(settings.job.num), " ".join(settings.overrides.task), None, "")
+    record_job(folder, job)
     status, message = _status(composed, settings.sweep.subdir)
-    record_job(folder, Job(number, overrides, status, message))
+    record_job(folder, replace(job, status=status, message=message))
     return status
 
 
@@ -126,3 +121,51 @@ def _report(error: QRABOError) -> int:
     else:
         print(printable(redact(f"qra_bo: {' '.join(str(error).split())}")), file=sys.stderr)
     return error.exit_status
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One job of a sweep; ``status`` is ``None`` where it never ended, ``message`` the reason of one other than 0."""
+
+    number: int
+    overrides: str
+    status: int | None
+    message: str
+
+
+def record_job(folder: Path, job: Job) -> None:
+    """Append the job's line, in one write, so that jobs may run side by side."""
+    with (folder / JOBS).open("ab", buffering=0) as file:
+        file.write(f"{json.dumps(asdict(job))}\n".encode())
+
+
+def read_jobs(folder: Path) -> list[Job]:
+    """Return the last line of every job, by number."""
+    path = folder / JOBS
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    jobs = {job.number: job for job in (Job(**json.loads(line)) for line in lines)}
+    return [jobs[number] for number in sorted(jobs)]
+
+
+def summary(jobs: Sequence[Job], folder: Path) -> str:
+    """Return the sweep in lines of text."""
+    bad = sum(job.status != 0 for job in jobs)
+    lines = [f"{len(jobs)} jobs in {folder}, {bad} not done:" if bad else f"{len(jobs)} jobs in {folder}, all done:"]
+    for job in jobs:
+        state = "done" if job.status == 0 else "died" if job.status is None else f"status {job.status}"
+        lines.append(f"  {job.number:>3}  {state:<9} {job.overrides}")
+        lines += [f"       {job.message}"] if job.message else []
+    return "\n".join(lines)
+
+
+class SweepSummary(Callback):
+    """Hydra callback that prints the summary at the end of a sweep and keeps the worst status for the process."""
+
+    status: int = 0
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Print the summary; Hydra calls this once, in the launching process."""
+        folder = Path(str(config.hydra.sweep.dir))
+        jobs = read_jobs(folder)
+        print(summary(jobs, folder))
+        SweepSummary.status = worst([BUG if job.status is None else job.status for job in jobs])

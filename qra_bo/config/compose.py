@@ -22,21 +22,16 @@ from qra_bo.trials import OWN_BASE
 from qra_bo.utils.errors import ConfigError
 
 HYDRA_ERRORS = (HydraException, OmegaConfBaseException)
-MAIN = "config"
-"""Name of the main configuration in ``conf/``."""
+MAIN = "config"  # in conf/
 
 
 def load_config(overrides: Sequence[str] = (), config_dir: str | None = None) -> RunConfig:
-    """Compose ``conf/`` with command-line style overrides, e.g. ``["+model=tiny", "budget=uniform:4,4"]``.
-
-    Args:
-        overrides: As on the command line.
-        config_dir: The user's own folder of groups, or ``None``.
+    """Compose ``conf/`` and the user's own ``config_dir`` of groups with overrides, e.g. ``["+model=tiny", "seed=1"]``.
 
     Raises:
         ConfigError: With every problem of the overrides and of what they compose to, all at once.
     """
-    good, problems = inspect(with_default_model(normalise(overrides)), sweep=False, config_dir=config_dir)
+    good, problems = inspect(normalise(overrides), sweep=False, config_dir=config_dir)
     try:
         composed = compose_plain(with_default_model(good), config_dir)
     except HYDRA_ERRORS as error:
@@ -46,11 +41,7 @@ def load_config(overrides: Sequence[str] = (), config_dir: str | None = None) ->
 
 @contextmanager
 def hydra_app(config_dir: str | None = None, config_path: str | None = None) -> Iterator[Hydra]:
-    """Hydra over ``conf/`` of the installed package, whatever the working directory holds.
-
-    Args:
-        config_dir: A folder of more groups, or ``None``.
-        config_path: A folder that replaces ``conf/``, or ``None``.
+    """Hydra over ``conf/`` of the installed package, or ``config_path`` instead, and ``config_dir`` of more groups.
 
     Raises:
         ConfigError: If ``config_dir`` is no folder.
@@ -87,11 +78,7 @@ def plain(composed: DictConfig) -> dict[str, Any]:
 
 
 def config_from(raw: Mapping[str, Any], found: Sequence[Problem] = ()) -> RunConfig:
-    """Check and freeze composed plain values.
-
-    Args:
-        raw: Values that Hydra composed, interpolations resolved.
-        found: Problems found before; they are raised together with those found here.
+    """Check and freeze composed plain values; problems ``found`` before are raised together with those found here.
 
     Raises:
         ConfigError: With every problem at once.
@@ -110,13 +97,12 @@ def config_from(raw: Mapping[str, Any], found: Sequence[Problem] = ()) -> RunCon
 
 def hydra_message(error: Exception) -> str:
     """One line for an error of Hydra's own."""
-    text = " ".join(str(error).split())
-    return f"Hydra can't compose this configuration: {text.rstrip('.')}; see python -m qra_bo --help."
+    said = " ".join(str(error).split()).rstrip(".")
+    return f"Hydra can't compose this configuration: {said}; see python -m qra_bo --help."
 
 
 def _with_codes(config: RunConfig) -> RunConfig:
-    """Resolve ``quantizer.rounding=auto``: GPTQ where a real model is quantised, and not to another base for every
-    adapter."""
+    """Resolve ``quantizer.rounding=auto``: GPTQ where a real model is quantised and all adapters share its base."""
     if config.quantizer.rounding != "auto":
         return config
     chosen = config.oracle.trains and config.adapter.init not in OWN_BASE

@@ -16,8 +16,7 @@ NUMBERS = ("n_layers", "hidden_size", "intermediate_size", "n_heads", "n_kv_head
 
 
 def make_spec(config: RunConfig) -> DecoderSpec:
-    """Return the shapes of the decoder: from the numbers in ``conf/model`` where they are given, else from its own
-    configuration.
+    """Return the shapes of the decoder: from the numbers in ``conf/model``, else from its own configuration.
 
     Raises:
         ModelError: If there are no numbers and no configuration at hand.
@@ -44,25 +43,22 @@ def hf_config(config: RunConfig) -> Any:
         return AutoConfig.from_pretrained(model["path"], trust_remote_code=may_run(model),
                                           revision=model["revision"] or "main")
     except Exception as error:  # of a malformed file transformers raises anything
-        raise ModelError(_unreadable(model["path"], error)) from error
+        path, said = Path(model["path"]), (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        if "trust_remote_code" in str(error):
+            reason = f"model.path={model['path']!r} {OWN_CODE}"
+        elif not path.is_dir():
+            reason = (f"model.path={model['path']!r} is no folder here, and it can't be had from the hub under this id "
+                      f"({said}); give a folder with config.json and *.safetensors, or a hub id ORG/NAME with a "
+                      "network, and for a gated model a login")
+        elif not (path / "config.json").is_file():
+            reason = (f"the folder model.path={model['path']!r} holds no config.json; give one that transformers saved "
+                      "a model in")
+        else:
+            reason = f"{path / 'config.json'} can't be read ({said}); give a folder that transformers saved a model in"
+        raise ModelError(reason) from error
 
 
 def make_space(config: RunConfig, spec: DecoderSpec) -> SearchSpace:
     """Return the units and ladders of the search."""
     formats = tuple(parse_format(name) for name in config.format_names)
     return SearchSpace(make_units(spec, config.granularity), formats, Ladder("ranks", config.ranks))
-
-
-def _unreadable(path: str, error: Exception) -> str:
-    """Say why there is no configuration at ``path``: nothing there, or the first line of the error."""
-    said = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-    folder = Path(path)
-    if "trust_remote_code" in str(error):
-        return f"model.path={path!r} {OWN_CODE}"
-    if not folder.is_dir():
-        return (f"model.path={path!r} is no folder here, and it can't be had from the hub under this id ({said}); give "
-                "a folder with config.json and *.safetensors, or a hub id ORG/NAME with a network, and for a gated "
-                "model a login")
-    if not (folder / "config.json").is_file():
-        return f"the folder model.path={path!r} holds no config.json; give one that transformers saved a model in"
-    return f"{folder / 'config.json'} can't be read ({said}); give a folder that transformers saved a model in"

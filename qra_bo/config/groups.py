@@ -3,18 +3,19 @@
 Rules between fields are in ``config/rules.py``.
 """
 
+import json
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from annotated_types import Ge, Le, Lt
-from pydantic import Discriminator, Field, StrictBool, StrictFloat, StrictInt, Tag, with_config
+from pydantic import Discriminator, Field, StrictBool, StrictFloat, StrictInt, Tag, model_validator, with_config
+from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
-from qra_bo.config.target import Target
 from qra_bo.memory.budget import parse_size
 from qra_bo.memory.formats import parse_format
 from qra_bo.utils.errors import ConfigError
-from qra_bo.utils.fields import STRICT, Count, Group, Natural, NonNegative, Positive, Texts, accepted_by, must_be
+from qra_bo.utils.fields import REFUSED, Count, Group, Natural, NonNegative, Positive, Texts, accepted_by, must_be
 
 LR_EXPONENTS = {"constant": 0.0, "inverse_sqrt": 0.5, "inverse": 1.0}
 
@@ -27,7 +28,40 @@ Scales = Annotated[tuple[StrictFloat, ...], must_be(
     lambda scales: len(set(scales)) == len(scales) and min(scales, default=0) > 0)]
 
 
-@with_config(STRICT)
+class Target(Group, extra="allow"):
+    """An object that ``hydra.utils.instantiate`` makes, as named in ``conf/`` or in the user's own ``--config-dir``.
+
+    The keys beside ``name`` are ``_target_``, the dotted path of a class or function, and its keyword arguments.
+    """
+
+    name: str
+
+    @property
+    def target(self) -> dict[str, Any]:
+        """``_target_`` and its keyword arguments; empty for nothing."""
+        return self.model_extra or {}
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.target and not isinstance(self.target.get("_target_"), str):
+            raise PydanticCustomError(REFUSED, "_target_ must be the dotted path of a class or function, e.g. my.Class")
+        try:
+            json.dumps(self.target, allow_nan=False)
+        except (TypeError, ValueError):
+            raise PydanticCustomError(REFUSED, "its values must be finite numbers, texts, lists and mappings") from None
+        return self
+
+    def make(self, **given: Any) -> Any:
+        """Import and call ``_target_`` with its own keyword arguments and ``given``.
+
+        Only for a configuration that the user composed: never for one that was read from a run's folder.
+        """
+        from hydra.utils import instantiate  # half a second that checking and planning do without
+
+        return instantiate({**self.target, "_partial_": True}, _convert_="all")(**given)
+
+
+@with_config(Group.model_config)
 class ModelConfig(TypedDict):
     """Keys of ``RunConfig.model`` (see ``conf/model/hf.yaml``); numbers are given together or not at all."""
 
@@ -62,8 +96,7 @@ class EffortConfig(Group):
 
 
 class MemoryConfig(Group):
-    """What the budget bounds, what ``budget=auto`` leaves free, how ``task=memory`` prints, and whether measured peaks
-    of the device replace the assumptions about its allocator."""
+    """Bytes that the budget bounds, and options of the memory model and of ``task=memory``."""
 
     scope: Literal["peak", "stored"]
     headroom: Annotated[str, accepted_by(parse_size)]
@@ -184,8 +217,7 @@ class FidelityConfig(Group):
 
 
 class EvalConfig(Group):
-    """Held-out tokens of one trial and sequences in a batch of them; tasks that ``task=evaluate`` runs on the model of
-    a finished run, and how many questions of each (``None``: all)."""
+    """Held-out tokens of one trial, sequences in a batch of them, and tasks of ``task=evaluate``."""
 
     tokens: Count
     batch: Count
@@ -207,14 +239,7 @@ class ConfirmConfig(Group):
 
 
 class WorkerConfig(Group):
-    """Limits of worker processes.
-
-    Args:
-        deadline_seconds: Longest silence of a worker before it counts as hung; ``None``: never.
-        slowdown: How many times the duration of earlier such trials one may take beyond that; ``None``: no limit.
-        retries: How often a trial is begun again whose worker was lost.
-        checkpoint_seconds: Least time between two checkpoints within one trial.
-    """
+    """Limits of worker processes in seconds, multiples of earlier durations and repeats; ``None``: no limit."""
 
     deadline_seconds: Positive | None
     slowdown: Positive | None
@@ -230,8 +255,7 @@ class LocalExecutorConfig(Group):
 
 
 class RayExecutorConfig(Group):
-    """Workers of a Ray cluster: its address (``None``: one of this machine alone, for this run), and the cores, GPUs
-    and memory that one worker takes."""
+    """Workers of a Ray cluster (``address=None``: one on this machine, for this run) and the resources of each."""
 
     name: Literal["ray"]
     workers: Count

@@ -60,12 +60,9 @@ def with_default_model(overrides: Sequence[str]) -> list[str]:
 
 
 def inspect(overrides: Sequence[str], sweep: bool, config_dir: str | None = None) -> tuple[list[str], list[Problem]]:
-    """Return the overrides that Hydra can take, and the problems of the others.
+    """Return the normalised overrides that Hydra can take, and the problems of the others.
 
-    Args:
-        overrides: Normalised.
-        sweep: Whether one key may have several values (``--multirun``).
-        config_dir: The user's own folder of groups (``--config-dir``), or ``None``.
+    With ``sweep`` (``--multirun``) one key may have several values; ``config_dir`` is the user's own folder of groups.
     """
     parser, good, problems = OverridesParser.create(), [], []
     for text in overrides:

@@ -1,6 +1,7 @@
 """Rules between the fields of a configuration: every problem at once, before anything is loaded."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from qra_bo.config.check import Problem
@@ -43,8 +44,8 @@ def _model(config: RunConfig) -> Iterator[Problem]:
     numbers = {f"model.{key}": value for key, value in config.model.items() if key in ("family", *NUMBERS)}
     missing = [key for key, value in numbers.items() if value is None]
     if missing and len(missing) < len(numbers):
-        yield Problem("model.n_layers", "The numbers of a model are given together or not at all; "
-                                        f"{', '.join(missing)} are missing.")
+        yield Problem("model.n_layers",
+                      f"The numbers of a model are given together or not at all; {', '.join(missing)} are missing.")
     if config.model["source"] == "path" and not config.model["path"]:
         yield Problem("model.path", "+model=hf needs model.path: a hub id such as ORG/NAME, or a folder with "
                                     "config.json and *.safetensors; got null.")
@@ -55,9 +56,10 @@ def _task(config: RunConfig) -> Iterator[Problem]:
     if task in ON_A_RUN and out is None:
         yield Problem("out", f"task={task} needs out=FOLDER, the folder of a run; got null.")
     if task == "evaluate" and (config.allocation is None) != asks:
-        yield Problem("allocation", "task=evaluate needs allocation=uniform:BITS,RANK or a JSON file such as a "
-                                    "best.json, or eval.tasks=[...] and out=RUN to evaluate the model of a finished "
-                                    f"run; got {'both' if asks else 'neither'}.")
+        yield Problem("allocation",
+                      "task=evaluate needs allocation=uniform:BITS,RANK or a JSON file such as a best.json, or "
+                      "eval.tasks=[...] and out=RUN to evaluate the model of a finished run; got "
+                      f"{'both' if asks else 'neither'}.")
     if asks and (task != "evaluate" or out is None):
         yield Problem("eval.tasks", "eval.tasks needs task=evaluate and out=RUN, the folder of a finished run; got "
                                     f"task={task} and out={'null' if out is None else out}.")
@@ -66,7 +68,7 @@ def _task(config: RunConfig) -> Iterator[Problem]:
 def _formats(config: RunConfig) -> Iterator[Problem]:
     key, formats = "quantizer.formats", config.quantizer.formats
     for bits in (b for b in config.bits if not formats.get(b)):
-        unknown = list(_try("bits", lambda bits=bits: default_format(bits)))  # type: ignore[misc]
+        unknown = list(_try("bits", partial(default_format, bits)))
         yield from unknown or [Problem(key, f"{key} must name a storage format for {bits} bits, e.g. "
                                             f"{key}.{bits}=[{default_format(bits).name}].")]
 
@@ -82,16 +84,16 @@ def _rounding(config: RunConfig) -> Iterator[Problem]:
 
 
 def _numbers(config: RunConfig) -> Iterator[Problem]:
-    limit, bits, fidelity, length = config.max_average_bits, config.bits, config.fidelity, config.train.length
+    limit, bits, tokens, length = config.max_average_bits, config.bits, config.eval.tokens, config.train.length
+    low, high = config.fidelity.low, config.fidelity.high
     if limit is not None and limit < bits[0]:
-        yield Problem("max_average_bits", f"max_average_bits must be at least the lowest of bits={list(bits)}, or "
-                                          f"null; got {limit}.")
-    if fidelity.low is not None and fidelity.low >= fidelity.high:
-        yield Problem("fidelity.low", f"fidelity.low must be below fidelity.high={fidelity.high}, or null; got "
-                                      f"{fidelity.low}.")
-    if config.eval.tokens < length:
-        yield Problem("eval.tokens", f"eval.tokens must be at least one sequence (train.length={length}); got "
-                                     f"{config.eval.tokens}.")
+        yield Problem("max_average_bits",
+                      f"max_average_bits must be at least the lowest of bits={list(bits)}, or null; got {limit}.")
+    if low is not None and low >= high:
+        yield Problem("fidelity.low", f"fidelity.low must be below fidelity.high={high}, or null; got {low}.")
+    if tokens < length:
+        yield Problem("eval.tokens",
+                      f"eval.tokens must be at least one sequence (train.length={length}); got {tokens}.")
 
 
 def _method(config: RunConfig) -> Iterator[Problem]:
@@ -133,9 +135,8 @@ def _file(key: str, path: str | None, wanted: str) -> Iterator[Problem]:
 
 
 def _device(config: RunConfig) -> Iterator[Problem]:
-    device, optimizer = config.device, config.train.optimizer
-    on_cluster = config.executor.name == "ray" and config.executor.address is not None
-    needs_cuda = device.startswith("cuda") and not on_cluster
+    device, optimizer, executor = config.device, config.train.optimizer, config.executor
+    needs_cuda = device.startswith("cuda") and (executor.name != "ray" or executor.address is None)
     if not _finetunes(config) or not (needs_cuda or is_paged(optimizer)):
         return
     import torch  # heavy, and only these two choices depend on the device

@@ -10,7 +10,6 @@ from pydantic import StrictBool, StrictFloat, StrictInt
 
 from qra_bo.config import groups
 from qra_bo.config.check import validated
-from qra_bo.config.target import Target
 from qra_bo.finetune.data.options import DataConfig
 from qra_bo.memory.budget import parse_budget
 from qra_bo.space import Ladder
@@ -48,7 +47,7 @@ class RunConfig(Group):
     memory: groups.MemoryConfig
     oracle: groups.OracleConfig
     data: DataConfig
-    method: Target
+    method: groups.Target
     sensitivity: groups.SensitivityConfig
     surrogate: groups.SurrogateConfig
     quantizer: groups.QuantizerConfig
@@ -61,7 +60,7 @@ class RunConfig(Group):
     final: groups.FinalConfig
     executor: groups.ExecutorConfig
     export: groups.ExportConfig
-    logger: Target
+    logger: groups.Target
     worker: groups.WorkerConfig
 
     @property

@@ -1,32 +1,37 @@
-"""From a checked configuration to objects: decoder, space, memory, oracle."""
+"""From a checked configuration to objects: memory model, oracle, executor."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from qra_bo.config import RunConfig, config_from_dict, make_space, make_spec
 from qra_bo.config.groups import BenchmarkOracleConfig, OwnOracleConfig, SyntheticOracleConfig
+from qra_bo.execution.base import Executor, InProcessExecutor, OracleSpec
+from qra_bo.execution.jobs import Limits
+from qra_bo.execution.local import LocalExecutor
+from qra_bo.execution.on_ray import RayExecutor, Resources
 from qra_bo.memory.allowance import Allowance
+from qra_bo.memory.budget import parse_size
+from qra_bo.memory.formats import parse_format
 from qra_bo.memory.model import MemoryModel, TrainShape
 from qra_bo.oracle.protocol import Oracle
-from qra_bo.space import DecoderSpec
-from qra_bo.utils.device import BYTES, resolve_dtype
+from qra_bo.space import DecoderSpec, SearchSpace, StorageFormat
+from qra_bo.utils.device import BYTES, cores, resolve_device, resolve_dtype
+from qra_bo.utils.errors import DeviceError
 
 MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40), "MALLOC_TOP_PAD_": str(1 << 28)}
 """For a worker on a CPU: glibc keeps freed memory instead of returning every large tensor to the kernel, whose
 zeroing of fresh pages cost a fifth of a training step (4 x 128 tokens of SmolLM2-135M, 2 cores)."""
+STARTUP_SECONDS = 1800.0
+ORACLE = "qra_bo.pipeline.build:make_oracle"
 
 
 def make_memory(cfg: RunConfig, spec: DecoderSpec, device_type: str,
                 allowance: Allowance | None = None) -> MemoryModel:
     """Return the memory model of the configured trainer on a device type (``"cpu"`` or ``"cuda"``).
 
-    Args:
-        cfg: The configuration.
-        spec: The decoder.
-        device_type: Where it trains.
-        allowance: Measured on the device, or ``None`` for the assumed one of its type.
+    ``allowance`` was measured on the device; ``None`` stands for the assumed one of its type.
     """
     compute = BYTES[resolve_dtype(cfg.dtype, device_type)]
     shape = TrainShape(cfg.train.batch, cfg.train.length, cfg.train.checkpointing, compute, cfg.train.optimizer,
@@ -35,13 +40,22 @@ def make_memory(cfg: RunConfig, spec: DecoderSpec, device_type: str,
     return MemoryModel(spec, shape, cfg.memory.scope, allowance)
 
 
-def make_oracle(config: Mapping[str, Any], out: str, threads: int | None = None) -> Oracle:
-    """Return the configured oracle; called inside the worker process.
+def bank_formats(space: SearchSpace) -> tuple[StorageFormat, ...]:
+    """Return the ladder's formats and those of the references (NF4 and 16 bits), each once."""
+    names = dict.fromkeys([*(f.name for f in space.formats), "nf4", "fp16"])
+    return tuple(parse_format(name) for name in names)
 
-    Args:
-        config: ``RunConfig.to_dict()``.
-        out: Folder of the run; checkpoints go below it.
-        threads: Threads that it trains with; ``None`` leaves that to torch.
+
+def keeps_dense(spec: DecoderSpec, formats: Sequence[StorageFormat]) -> bool:
+    """Return whether a bank on a CPU keeps unpacked weights too: where they take less than a quarter of the RAM."""
+    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return 2 * spec.linear_numel * len(formats) < physical // 4
+
+
+def make_oracle(config: Mapping[str, Any], out: str, threads: int | None = None) -> Oracle:
+    """Return the oracle of ``RunConfig.to_dict()`` with checkpoints below ``out``; called in the worker process.
+
+    It trains with ``threads`` threads; ``None`` leaves their number to torch.
     """
     cfg, checkpoints = config_from_dict(config), Path(out) / "checkpoints"
     if cfg.oracle.trains:
@@ -54,8 +68,7 @@ def make_oracle(config: Mapping[str, Any], out: str, threads: int | None = None)
         return make_finetune(cfg, Path(out))
     space = make_space(cfg, make_spec(cfg))
     if isinstance(cfg.oracle, OwnOracleConfig):
-        own: Oracle = cfg.oracle.make(config=cfg, space=space, folder=Path(out))
-        return own
+        return cast(Oracle, cfg.oracle.make(config=cfg, space=space, folder=Path(out)))
     if isinstance(cfg.oracle, BenchmarkOracleConfig):
         from qra_bo.oracle.emulator.oracle import load_oracle  # loads torch for its network
 
@@ -74,3 +87,58 @@ def prepare_worker_environment() -> None:
     """Set the environment of spawned workers; values that the user set are left alone."""
     for name, value in {**MALLOC, "TQDM_DISABLE": "1"}.items():  # its bars would run through the run's own display
         os.environ.setdefault(name, value)
+
+
+def make_executor(config: RunConfig, folder: Path) -> Executor:
+    """Return worker processes or Ray for real fine-tuning and wherever several workers are asked for; a simulation runs
+    in this process.
+
+    Raises:
+        DeviceError: If there are fewer GPUs than workers, or a cluster lacks the resources of a worker.
+        MissingExtraError: If Ray is asked for and not installed.
+    """
+    real, settings = config.oracle.trains, config.executor
+    kwargs: dict[str, Any] = {"config": config.to_dict(), "out": str(folder)}
+    if real:
+        prepare_worker_environment()
+    if settings.name == "ray":
+        memory = None if settings.memory is None else parse_size(settings.memory)
+        return RayExecutor(OracleSpec(ORACLE, {**kwargs, "out": str(folder.absolute())}), limits(config),
+                           settings.workers, Resources(settings.cpus, settings.gpus, memory), settings.address)
+    if not real and settings.workers == 1:
+        return InProcessExecutor(make_oracle(**kwargs))
+    devices = worker_devices(config) if real else [config.device] * settings.workers
+    shares_cpu = real and len(devices) > 1 and devices[0] == "cpu"
+    threads = max(1, cores() // len(devices)) if shares_cpu else None
+    return LocalExecutor([OracleSpec(ORACLE, {**kwargs, "config": {**kwargs["config"], "device": device},
+                                              "threads": threads}) for device in devices], limits(config))
+
+
+def limits(config: RunConfig) -> Limits:
+    """Return how long a worker may take."""
+    return Limits(config.worker.deadline_seconds, config.worker.slowdown, STARTUP_SECONDS, config.worker.retries)
+
+
+def is_remote(config: RunConfig) -> bool:
+    """Return whether trials run on other machines, so that this one need not hold a model."""
+    return config.executor.name == "ray" and config.executor.address is not None
+
+
+def worker_devices(config: RunConfig) -> list[str]:
+    """Return the device of every local worker: with several of them a GPU each, or the CPU that they share.
+
+    Raises:
+        DeviceError: If there are fewer GPUs than workers, or ``device`` names one of them.
+    """
+    n = config.executor.workers
+    if n == 1:
+        return [config.device]
+    device = resolve_device(config.device)
+    if device == "cpu":
+        return ["cpu"] * n
+    import torch  # a simulation does without it
+
+    if ":" in device or torch.cuda.device_count() < n:
+        raise DeviceError(f"executor.workers={n} takes as many GPUs, one each, with device=auto or device=cuda; got "
+                          f"device={config.device}, and torch sees {torch.cuda.device_count()}")
+    return [f"cuda:{i}" for i in range(n)]

@@ -9,7 +9,6 @@ from qra_bo.config import RunConfig, make_space, make_spec
 from qra_bo.finetune.adapters.lora import AdapterSettings
 from qra_bo.finetune.cache import ProfileCache, TensorStore, weights_fingerprint
 from qra_bo.finetune.data.load import data_notes, load_data
-from qra_bo.finetune.data.records import DataSplits
 from qra_bo.finetune.manifest import package_versions
 from qra_bo.finetune.models.host_linear import is_too_large, keep_on_host
 from qra_bo.finetune.models.load import commit_of, load_base, use_fast_attention
@@ -20,8 +19,7 @@ from qra_bo.finetune.quantization.rounding import Rounding
 from qra_bo.finetune.training.loop import TrainSettings
 from qra_bo.finetune.training.optimizer import AdamWSettings
 from qra_bo.finetune.training.trial_run import CheckpointStore
-from qra_bo.pipeline.ram import bank_formats, keeps_dense
-from qra_bo.space import DecoderSpec, SearchSpace
+from qra_bo.pipeline.build import bank_formats, keeps_dense
 from qra_bo.space.decoder import spec_from_model
 from qra_bo.utils.device import resolve_device, resolve_dtype
 from qra_bo.utils.errors import ModelError
@@ -29,11 +27,7 @@ from qra_bo.utils.files import cache_folder
 
 
 def make_finetune(cfg: RunConfig, out: Path) -> FinetuneOracle:
-    """Load the base model and the data, quantise every layer, and return the oracle.
-
-    Args:
-        cfg: The configuration.
-        out: Folder of the run; checkpoints go below it.
+    """Load the base model and the data, quantise every layer, and return the oracle with checkpoints below ``out``.
 
     Raises:
         UserError: If model, data or device can't be used.
@@ -41,7 +35,7 @@ def make_finetune(cfg: RunConfig, out: Path) -> FinetuneOracle:
     device = torch.device(resolve_device(cfg.device))
     dtype = getattr(torch, resolve_dtype(cfg.dtype, device.type))
     model, tokenizer = load_base(cfg.model)
-    model = model.to(dtype=dtype)
+    model.to(dtype=dtype)
     weights = weights_fingerprint(model)
     kernel = use_fast_attention(model, device, dtype)
     spec = spec_from_model(model, cfg.model_name)
@@ -51,21 +45,25 @@ def make_finetune(cfg: RunConfig, out: Path) -> FinetuneOracle:
     on_host = is_too_large(storage_bytes(model.state_dict()), device)
     if on_host:
         keep_on_host(model, [linear.name for linear in spec.linears])
-    model = model.to(device)
-    space = make_space(cfg, spec)
-    data = load_data(cfg.data, tokenizer, cfg.train.length)
+    model.to(device)
+    space, data = make_space(cfg, spec), load_data(cfg.data, tokenizer, cfg.train.length)
     facts = {"weights": weights, "dtype": str(dtype), "device": device.type, "versions": package_versions()}
+    codes, factors, profiles = caches(cfg, facts, data.sha256)
+    rounding = None  # formats that the ladder lacks stay round-to-nearest in any case
+    if cfg.quantizer.rounding != "rtn":
+        ids = torch.from_numpy(data.train.input_ids[:max(1, cfg.quantizer.tokens // cfg.train.length)])
+        rounding = Rounding(model, [linear.name for linear in spec.linears],
+                            [f for f in space.formats if f.bits < 16], ids, model.device, codes)
     formats = bank_formats(space)
-    bank = LayerBank(model, spec, formats, dtype, device,
-                     keep_dense=device.type == "cpu" and keeps_dense(spec, formats),
-                     rounding=make_rounding(cfg, model, spec, space, data, facts))
+    bank = LayerBank(model, spec, formats, dtype, device, rounding=rounding,
+                     keep_dense=device.type == "cpu" and keeps_dense(spec, formats))
     refuse_reproducing_formats(bank, space.formats)
     return FinetuneOracle(data, space.units, space.formats, bank, finetune_settings(cfg),
-                          CheckpointStore(out / "checkpoints"), profile_cache(cfg, facts, data.sha256),
+                          CheckpointStore(out / "checkpoints"), profiles,
                           {"attention": kernel, "data": data.source, "data_tokens": data.n_tokens,
                            "notes": data_notes(cfg.data, data), "model_sha256": weights,
                            "model_revision": commit_of(model), "base_on": "host" if on_host else device.type},
-                          factor_store(cfg, facts, data.sha256), tokenizer)
+                          factors, tokenizer)
 
 
 def finetune_settings(cfg: RunConfig) -> FinetuneSettings:
@@ -80,34 +78,14 @@ def finetune_settings(cfg: RunConfig) -> FinetuneSettings:
         cfg.ranks[-1], cfg.memory.scope, cfg.worker.checkpoint_seconds)
 
 
-def make_rounding(cfg: RunConfig, model: Any, spec: DecoderSpec, space: SearchSpace, data: DataSplits,
-                  facts: dict[str, Any]) -> Rounding | None:
-    """Return the choice of codes for the ladder's formats; ``None`` for round-to-nearest. References in formats that
-    the ladder lacks stay round-to-nearest."""
-    if cfg.quantizer.rounding == "rtn":
-        return None
-    formats = [f for f in space.formats if f.bits < 16]
-    ids = torch.from_numpy(data.train.input_ids[:max(1, cfg.quantizer.tokens // cfg.train.length)])
-    store = TensorStore(cache_folder("codes"), {**facts, **codes_facts(cfg, data.sha256)})
-    return Rounding(model, [linear.name for linear in spec.linears], formats, ids, model.device, store)
-
-
-def factor_store(cfg: RunConfig, facts: dict[str, Any], data_sha256: str) -> TensorStore:
-    """Return the store of the decomposed quantisation residuals of this model, kept between runs."""
-    return TensorStore(cache_folder("factors"), {**facts, **codes_facts(cfg, data_sha256)})
-
-
-def profile_cache(cfg: RunConfig, facts: dict[str, Any], data_sha256: str) -> ProfileCache:
-    """Return the cache of the profile of this model on this data, kept between runs."""
-    return ProfileCache(cache_folder("profiles"), {
-        **facts, "data": data_sha256, "granularity": cfg.granularity, "formats": cfg.format_names,
-        "calibration": cfg.data.calibration, "length": cfg.train.length, "batch": cfg.train.batch,
-        "largest_rank": cfg.ranks[-1], **codes_facts(cfg, data_sha256)})
-
-
-def codes_facts(cfg: RunConfig, data_sha256: str) -> dict[str, Any]:
-    """Return what codes depend on beside the weights, for the keys of caches: nothing for round-to-nearest."""
-    if cfg.quantizer.rounding == "rtn":
-        return {}
-    return {"rounding": cfg.quantizer.rounding, "tokens": cfg.quantizer.tokens, "data": data_sha256,
-            "length": cfg.train.length, "ladder": cfg.format_names}
+def caches(cfg: RunConfig, facts: dict[str, Any], data_sha256: str) -> tuple[TensorStore, TensorStore, ProfileCache]:
+    """Return what is kept between runs of this model and data: chosen codes, decomposed residuals, the profile."""
+    codes = {} if cfg.quantizer.rounding == "rtn" else {
+        "rounding": cfg.quantizer.rounding, "tokens": cfg.quantizer.tokens, "data": data_sha256,
+        "length": cfg.train.length, "ladder": cfg.format_names}
+    profile = {"data": data_sha256, "granularity": cfg.granularity, "formats": cfg.format_names,
+               "calibration": cfg.data.calibration, "length": cfg.train.length, "batch": cfg.train.batch,
+               "largest_rank": cfg.ranks[-1]}
+    return (TensorStore(cache_folder("codes"), {**facts, **codes}),
+            TensorStore(cache_folder("factors"), {**facts, **codes}),
+            ProfileCache(cache_folder("profiles"), {**facts, **profile, **codes}))

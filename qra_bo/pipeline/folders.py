@@ -9,7 +9,6 @@ from qra_bo.utils.errors import OutputError
 from qra_bo.utils.files import check_run_folder
 
 SUMMARY_NAME = "budgets.json"
-CHECKPOINTS = "checkpoints"
 
 
 def run_folder(config: RunConfig) -> Path:
@@ -21,15 +20,14 @@ def run_folder(config: RunConfig) -> Path:
     several = len(config.budget) > 1
     if config.out is None:
         return new_folder(config, "budgets" if several else config.budget[0])
-    folder = Path(config.out)
-    runs = "runs of several budgets" if several else "a run"
+    folder, runs = Path(config.out), "runs of several budgets" if several else "a run"
     wanted = f"give a folder that is new, empty or holds {runs}"
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"out={folder} is a file; {wanted}")
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     begun = [JOURNAL_NAME] if JOURNAL_NAME in names else []
     if several:
-        known = {SUMMARY_NAME, CHECKPOINTS, *map(path_name, config.budget)}
+        known = {SUMMARY_NAME, "checkpoints", *map(path_name, config.budget)}
         foreign = begun or [n for n in names if n not in known and not (folder / n / JOURNAL_NAME).is_file()]
         begun = [path.name for path in journals(folder)]
     else:

@@ -1,30 +1,29 @@
-"""One run from a checked configuration: setting, executor, engine, report and exports."""
+"""Runs from a checked configuration, one for each budget: setting, executor, engine, report and exports."""
 
+import dataclasses
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from qra_bo.config import RunConfig, make_space, make_spec
+from qra_bo.config import NOT_OF_THE_RESULT, RunConfig, make_space, make_spec
 from qra_bo.execution.base import Executor
 from qra_bo.finetune.data.load import check_package
-from qra_bo.memory.budget import check_budget, free_bytes, parse_budget, parse_size, resolve_budget
+from qra_bo.memory.budget import check_budget, parse_budget
 from qra_bo.oracle.protocol import Progress, quiet
-from qra_bo.pipeline.build import make_memory
-from qra_bo.pipeline.executors import is_remote, make_executor
-from qra_bo.pipeline.folders import run_folder
-from qra_bo.pipeline.plan import plan_rows
-from qra_bo.pipeline.ram import check_ram
+from qra_bo.pipeline.build import is_remote, make_executor, make_memory
+from qra_bo.pipeline.folders import SUMMARY_NAME, journals, path_name, run_folder
+from qra_bo.pipeline.plan import budgets_of, check_ram, plan_rows
 from qra_bo.report.data import load_run
 from qra_bo.report.html import write_report
 from qra_bo.report.live import LiveView
 from qra_bo.report.mirror import OptunaMirror, storage_url
-from qra_bo.report.tables import print_plan, print_result
-from qra_bo.report.text import allocation_html, allocation_text
+from qra_bo.report.tables import print_plan, print_result, print_table
+from qra_bo.report.text import DASH, allocation_html, allocation_text, number, signed, size
 from qra_bo.report.trackers import make_listener
 from qra_bo.searchers import make_searcher
 from qra_bo.sensitivity.io import given_profile
@@ -35,12 +34,19 @@ from qra_bo.study.journal import JOURNAL_NAME
 from qra_bo.study.results import load_study
 from qra_bo.study.search_loop import MakeSearcher
 from qra_bo.study.setting import Setting
+from qra_bo.study.shared import SharedExecutor
 from qra_bo.study.signals import RunInterrupted
 from qra_bo.study.trial_runner import Listener
+from qra_bo.utils import errors
 from qra_bo.utils.device import planned_device, resolve_device
+from qra_bo.utils.errors import BudgetError, QRABOError, worst
+from qra_bo.utils.files import write_json, writing
+
+OF_ALL = (errors.ConfigError, errors.ModelError, errors.DataError, errors.DeviceError, errors.MissingExtraError)
+"""Errors that every further budget would meet too."""
 
 
-@dataclass(frozen=True, repr=False)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Result:
     """What a finished run came to.
 
@@ -74,54 +80,129 @@ def run_one_budget(config: RunConfig) -> Result:
     """
     folder = run_folder(config)
     setting = make_setting(config, (folder,))
-    budget = budget_bytes(setting, folder)
-    check_budget(budget, setting.costs(budget), setting.space, setting.memory)
-    return run_within(folder, setting, budget, make_executor(config, folder))
+    return run_within(folder, setting, checked_budget(setting, folder), make_executor(config, folder))
+
+
+def run_budgets(config: RunConfig) -> Result:
+    """Make one run for every budget of ``config``, in subfolders of ``out`` named after the budgets.
+
+    A run that fails does not keep the others from running; its status and reason are in the summary.
+
+    Raises:
+        BudgetError: If nothing fits some budget; all such budgets are reported before anything is trained.
+        UserError: If the input or the environment can't work for any budget.
+        RunInterrupted: On SIGINT or SIGTERM, after a clean journal.
+    """
+    out = run_folder(config)
+    folders = [out / path_name(text) for text in config.budget]
+    setting = make_setting(config, folders)
+    settings = []
+    for text, folder in zip(config.budget, folders, strict=True):
+        resume = config.resume and (folder / JOURNAL_NAME).is_file()  # one that has not begun has nothing to resume
+        of_budget = config.with_changes(budget=(text,), out=str(folder), resume=resume)
+        settings.append(dataclasses.replace(setting, config=of_budget))
+    budgets = _budgets(settings, folders)
+    entries: list[dict[str, Any]] = []
+    results: list[Result] = []
+    with closing(make_executor(config, out)) as executor:
+        for one, folder, budget in zip(settings, folders, budgets, strict=True):
+            siblings = [f for f in journals(out) if f != folder]
+            shared = SharedExecutor(executor, folder, siblings, one.config.to_dict(), {*NOT_OF_THE_RESULT, "budget"})
+            entry = {"budget": one.config.budget[0], "budget_bytes": budget, "folder": folder.name}
+            try:
+                results.append(run_within(folder, one, budget, shared))
+                entry |= _summary(results[-1])
+            except OF_ALL:
+                raise
+            except QRABOError as error:
+                message = " ".join(str(error).split())
+                print(f"qra_bo: budget {entry['budget']}: {message}", file=sys.stderr)
+                entry |= {"exit_status": error.exit_status, "message": message}
+            entries.append(entry)
+    summary = {"schema_version": 1, "model": config.model_name, "budgets": entries}
+    with writing(out / SUMMARY_NAME, "run the same command again"):
+        write_json(out / SUMMARY_NAME, summary)
+    if config.display != "none":
+        console = Console()
+        print_table(console, ("budget", "bytes", "winner", "loss (nats a token)", "versus best uniform", "status"),
+                    [(str(e["budget"]), size(e["budget_bytes"]), *_cells(e), str(e["exit_status"])) for e in entries])
+        console.print(f"Summary: {out / SUMMARY_NAME}", markup=False, highlight=False, soft_wrap=True)
+    return Result(out, summary, worst([entry["exit_status"] for entry in entries]), tuple(results))
+
+
+def _budgets(settings: Sequence[Setting], folders: Sequence[Path]) -> list[int]:
+    """Return the bytes of every budget.
+
+    Raises:
+        BudgetError: With every budget that nothing fits.
+    """
+    budgets, problems = [], []
+    for setting, folder in zip(settings, folders, strict=True):
+        try:
+            budgets.append(checked_budget(setting, folder))
+        except BudgetError as error:
+            problems.append(f"budget {setting.config.budget[0]}: {error}")
+    if problems:
+        raise BudgetError("; ".join(problems))
+    return budgets
+
+
+def _summary(result: Result) -> dict[str, Any]:
+    """Return the fields of ``budgets.json`` for a run that ended well."""
+    best = result.best
+    copied = ("winner_kind", "average_bits", "average_rank", "loss", "loss_se", "metric", "search_loss",
+              "versus_best_uniform", "oracle")
+    return {"exit_status": result.exit_status, "message": "", **{key: best[key] for key in copied},
+            **{key: best["memory"][key] for key in ("predicted_bytes", "measured_bytes")}}
+
+
+def _cells(e: Mapping[str, Any]) -> tuple[str, str, str]:
+    if e["message"]:
+        return DASH, DASH, str(e["message"])
+    v = e["versus_best_uniform"]
+    versus = "not confirmed" if v is None else f"{signed(v['mean'])} [{signed(v['low'])}, {signed(v['high'])}]"
+    return f"{e['winner_kind']}, {e['average_bits']:.2f} bits, rank {e['average_rank']:.1f}", number(e["loss"]), versus
 
 
 def make_setting(config: RunConfig, begun: Sequence[Path] = ()) -> Setting:
     """Return space, memory model and given profile of a configuration.
 
-    Args:
-        config: The configuration.
-        begun: Folders of runs that may have begun: they go on with the allowance that they began with.
+    Runs in the folders ``begun`` go on with the allocator's allowance that they began with.
 
     Raises:
         DeviceError: If fine-tuning on a CPU needs more RAM than is available.
         MissingExtraError: If the data comes from the hub and the package that fetches it is not installed.
-        UserError: If the model's shapes are not to be had, or the given profile lacks what is needed.
+        UserError: If the model's shapes are not available, or the given profile lacks a measurement.
     """
-    device, spec, path = _device_type(config), make_spec(config), config.sensitivity.path
+    spec, path = make_spec(config), config.sensitivity.path
+    if not config.oracle.trains or (is_remote(config) and config.device != "auto"):
+        device = planned_device(config.device)  # a simulation stands in for a GPU that is there
+    else:
+        device = "cuda" if resolve_device(config.device).startswith("cuda") else "cpu"
     space = make_space(config, spec)
-    if config.oracle.trains and not is_remote(config):
-        if config.task != "profile" or path is None:  # a given profile needs no data
-            check_package(config.data)
-        if device == "cpu":
-            check_ram(config, spec, space)
+    trains_here = config.oracle.trains and not is_remote(config)
+    if trains_here and (config.task != "profile" or path is None):  # a given profile needs no data
+        check_package(config.data)
+    if trains_here and device == "cpu":
+        check_ram(config, spec, space)
     profile = None if path is None else given_profile(Path(path).expanduser(), space.units, config.format_names)
     return Setting(config, space, make_memory(config, spec, device, allowance_for(config, device, begun)), profile)
 
 
-def _device_type(config: RunConfig) -> str:
-    """Return ``"cuda"`` or ``"cpu"``: where fine-tuning would run; a simulation stands in for a GPU that is there."""
-    if not config.oracle.trains or (is_remote(config) and config.device != "auto"):
-        return planned_device(config.device)
-    return "cuda" if resolve_device(config.device).startswith("cuda") else "cpu"
-
-
-def budget_bytes(setting: Setting, folder: Path) -> int:
-    """Return the bytes of the single budget; ``auto`` keeps what it came to when the run in ``folder`` began.
+def checked_budget(setting: Setting, folder: Path) -> int:
+    """Return the bytes of the single budget; ``auto`` keeps its value from when the run in ``folder`` began.
 
     Raises:
-        BudgetError: If it can't be met by the device.
+        BudgetError: If the device can't meet it, or nothing fits it.
         JournalError: If the run's journal can't be read.
     """
-    config, memory = setting.config, setting.memory
-    text, auto = config.budget[0], parse_budget(config.budget[0]).auto
-    if auto and (folder / JOURNAL_NAME).exists():
-        return load_study(folder).budget_bytes
-    free = free_bytes(config.device if memory.shape.device == "cuda" else "cpu") if auto else None
-    return resolve_budget(text, memory, setting.space, headroom=parse_size(config.memory.headroom), free=free)
+    config = setting.config
+    if parse_budget(config.budget[0]).auto and (folder / JOURNAL_NAME).exists():
+        budget = load_study(folder).budget_bytes
+    else:
+        (budget,) = budgets_of(config, setting.memory, setting.space).values()
+    check_budget(budget, setting.costs(budget), setting.space, setting.memory)
+    return budget
 
 
 def run_within(folder: Path, setting: Setting, budget: int, executor: Executor) -> Result:
@@ -132,7 +213,7 @@ def run_within(folder: Path, setting: Setting, budget: int, executor: Executor) 
         RunInterrupted: On SIGINT or SIGTERM, after a clean journal.
     """
     config, make = setting.config, searcher_factory(setting.config)
-    # Wrong options, and a given profile that lacks what the method needs, are reported before anything is measured.
+    # Built once before anything is measured, so that bad options or a given profile without its needs end the run now.
     make(setting.problem(budget, setting.profile or rehearsal_profile(setting.space),
                          float(config.effort.max_full_trials)))
     with ExitStack() as stack:
@@ -157,26 +238,19 @@ def searcher_factory(config: RunConfig) -> MakeSearcher:
 
 
 def _listeners(config: RunConfig, folder: Path, stack: ExitStack) -> tuple[LiveView | None, list[Listener]]:
-    """Return the live view, if any, and everything that follows the run's events; ``stack`` closes them.
-
-    Raises:
-        MissingExtraError: If the package of the configured tracker is not installed.
-    """
-    listeners: list[Listener] = []
+    """Return the live view, if any, and all listeners to the run's events; ``stack`` closes them."""
     tracker = make_listener(config.logger.target, folder)
     if tracker is not None:
         stack.callback(tracker.close)
-        listeners.append(tracker)
     view = stack.enter_context(live_view(config)) if config.display != "none" else None
-    if view is not None:
-        listeners.insert(0, view)
+    listeners: list[Listener] = [listener for listener in (view, tracker) if listener is not None]
     if config.mirror is not None:
         listeners.append(stack.enter_context(OptunaMirror(storage_url(config.mirror, folder), folder)))
     return view, listeners
 
 
 def live_view(config: RunConfig) -> LiveView:
-    """Return what people see meanwhile: a panel on a terminal, lines elsewhere and with ``display=plain``."""
+    """Return the view of progress: a panel on a terminal, lines elsewhere and with ``display=plain``."""
     return LiveView(Console(stderr=True, force_terminal=False) if config.display == "plain" else None)
 
 

@@ -14,7 +14,7 @@ from qra_bo.config import RunConfig, make_space
 from qra_bo.memory.budget import check_budget, format_size
 from qra_bo.memory.model import KEYS
 from qra_bo.memory.plan import Plan, Row
-from qra_bo.pipeline.memory_plan import TraceCheck, make_plan, verify_plan
+from qra_bo.pipeline.plan import TraceCheck, make_plan, verify_plan
 from qra_bo.utils.errors import BudgetError
 
 WIDTH = 120

@@ -7,7 +7,7 @@ import pytest
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
 from qra_bo.cli import app
-from qra_bo.cli.sweep import JOBS, Job, read_jobs, record_job, summary, worst
+from qra_bo.cli.app import JOBS, Job, read_jobs, record_job, summary, worst
 from qra_bo.config import RunConfig, compose
 from qra_bo.utils.errors import BudgetError, OracleError
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from qra_bo.cli.sweep import read_jobs
+from qra_bo.cli.app import read_jobs
 from qra_bo.study.journal import read_journal
 
 ROOT = Path(__file__).resolve().parents[2]

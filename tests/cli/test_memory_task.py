@@ -13,7 +13,7 @@ from qra_bo.memory.budget import uniform_bytes
 from qra_bo.memory.formats import parse_format
 from qra_bo.memory.plan import memory_plan
 from qra_bo.pipeline.build import make_memory
-from qra_bo.pipeline.memory_plan import make_plan
+from qra_bo.pipeline.plan import make_plan
 from qra_bo.tasks.memory import plan_lines
 from qra_bo.utils.device import planned_device
 from qra_bo.utils.errors import DeviceError, ModelError
@@ -64,7 +64,7 @@ def test_device_auto_is_told_without_torch(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_auto_is_free_bytes_less_the_headroom(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qra_bo.pipeline.memory_plan.free_bytes", lambda device: 3 * 10**9)
+    monkeypatch.setattr("qra_bo.pipeline.plan.free_bytes", lambda device: 3 * 10**9)
     config = load_config(["task=memory", "+model=tiny", "budget=auto", "memory.headroom=1GB", "device=cpu"])
     assert [(b.text, b.size) for b in make_plan(config).budgets] == [("auto", 2 * 10**9)]
 

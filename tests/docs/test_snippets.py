@@ -1,6 +1,7 @@
 """Every command and snippet of README and docs: run at a small effort, or composed where it is long or takes a GPU."""
 
 import importlib.util
+import pydoc
 import re
 import shlex
 import tomllib
@@ -15,7 +16,7 @@ import qra_bo
 import qra_bo.pipeline.run
 from qra_bo.cli.app import main
 from qra_bo.config import load_config
-from qra_bo.config.overrides import inspect, normalise, with_default_model
+from qra_bo.config.overrides import inspect, normalise, options, with_default_model
 from qra_bo.runs import build_parser
 from qra_bo.runs import main as runs
 from tests.report.fixtures import make_events, write_run
@@ -27,6 +28,10 @@ INLINE = re.compile(r"`(python -m qra_bo(?:\.\w+)? [^`]+)`")
 PLACEHOLDER = re.compile(r"=(RUN|FILE|FOLDER)\b|\bRUN\b|\.\.\.|list\|show")
 SMALL = {"effort.max_full_trials": "2", "fidelity.high": "4", "fidelity.low": "2", "confirm.seeds": "2",
          "effort.ranking_top": "0", "final.steps": "2", "method": "random", "display": "none"}
+GIVEN = re.compile(r"outputs/|mine/|build/|.*(NAME|TASK)")
+"""Paths that a reader makes or completes."""
+ARGUMENTS = {"gsm8k", "searcher", "trust_remote_code"}
+"""Arguments of functions and of tools of bench/, which look like keys of the configuration."""
 RUNS_AT_ONCE = ("oracle=synthetic", "task=memory", "task=report")
 """What commands hold that are really run; the others are composed and checked, which finds wrong keys and values."""
 
@@ -130,6 +135,25 @@ def test_python(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for param in blocks("python"):
         if param.values[0] == page:
             exec(compile(str(param.values[1]), str(page), "exec"), names)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_files_and_modules_that_a_page_names_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert [path for path in re.findall(r"`([\w.-]+/[\w./-]+\.\w+)`", text)
+            if not GIVEN.match(path) and not (ROOT / path).exists()] == []
+    assert [module for module in re.findall(r"python -m ([\w.]*\w)", text)
+            if importlib.util.find_spec(module) is None] == []
+    for name in re.findall(r"^::: ([\w.]+)$", text, re.M):
+        assert pydoc.locate(name) is not None, name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_keys_within_the_text_are_in_the_schema(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    keys = {key for code in re.findall(r"`([^`\n]+)`", text) for key in re.findall(r"(?:^|[ \"+])([a-z][\w.]*)=", code)}
+    assert sorted(key for key in keys - ARGUMENTS if not key.startswith(("table1.", "hydra.")) and key not in options()
+                  and inspect([f"{key}=1"], sweep=False)[1]) == []
 
 
 def test_there_is_something_to_test() -> None:

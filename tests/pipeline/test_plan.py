@@ -7,9 +7,8 @@ import pytest
 
 from qra_bo.config import RunConfig, load_config, make_space, make_spec
 from qra_bo.memory.budget import parse_size
-from qra_bo.pipeline import plan, ram
-from qra_bo.pipeline.plan import plan_rows, token_seconds, training_tokens
-from qra_bo.pipeline.ram import check_ram, host_parts
+from qra_bo.pipeline import plan
+from qra_bo.pipeline.plan import check_ram, host_parts, plan_rows, token_seconds, training_tokens
 from qra_bo.pipeline.run import make_setting
 from qra_bo.space import DecoderSpec, SearchSpace
 from qra_bo.utils.errors import DeviceError
@@ -25,12 +24,12 @@ def setting(*overrides: str) -> tuple[RunConfig, DecoderSpec, SearchSpace]:
     (["budget=uniform:4,4"], 2_698_000_000), (["budget=uniform:4,16", "memory.scope=stored"], 2_754_000_000)])
 def test_the_default_needs_what_its_worker_was_seen_to_hold(overrides: list[str], measured: int,
                                                             monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ram, "keeps_dense", lambda spec, formats: True)
+    monkeypatch.setattr(plan, "keeps_dense", lambda spec, formats: True)
     assert abs(sum(host_parts(*setting("+model=smollm2_135m", *overrides)).values()) / measured - 1) < 0.05
 
 
 def test_parts_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ram, "keeps_dense", lambda spec, formats: True)
+    monkeypatch.setattr(plan, "keeps_dense", lambda spec, formats: True)
     config, spec, space = setting("+model=tiny", "bits=[8]", "budget=10MB", "effort.references=false",
                                   "quantizer.rounding=rtn")
     parts = host_parts(config, spec, space)
@@ -61,18 +60,18 @@ def test_in_fp32_the_16_bit_format_is_packed_too() -> None:
 
 def test_too_little_ram_is_refused_with_what_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     config, spec, space = setting("+model=llama2_7b", "budget=10GB")
-    monkeypatch.setattr(ram, "free_bytes", lambda device: parse_size("24GB"))
+    monkeypatch.setattr(plan, "free_bytes", lambda device: parse_size("24GB"))
     with pytest.raises(DeviceError, match=r"needs about 3\d\.\d\d GB of RAM \(dense weights 13\.48 GB.* and 24\.00 GB "
                                           r"is available; .*device=cuda"):
         check_ram(config, spec, space)
     with pytest.raises(DeviceError):
         make_setting(config)
-    monkeypatch.setattr(ram, "free_bytes", lambda device: parse_size("64GB"))
+    monkeypatch.setattr(plan, "free_bytes", lambda device: parse_size("64GB"))
     check_ram(config, spec, space)
 
 
 def test_a_simulation_needs_no_ram(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ram, "free_bytes", lambda device: 0)
+    monkeypatch.setattr(plan, "free_bytes", lambda device: 0)
     make_setting(load_config(["+model=llama2_7b", "budget=10GB", "oracle=synthetic", "device=cpu"]))
 
 

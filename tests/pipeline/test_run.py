@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-import qra_bo.pipeline.executors
+import qra_bo.pipeline.build
+import qra_bo.pipeline.plan
 import qra_bo.pipeline.run
 from qra_bo.oracle.protocol import Progress
 from qra_bo.study.journal import read_journal
@@ -65,8 +66,8 @@ class Counted:
 
 @pytest.fixture(name="counted")
 def make_counted(monkeypatch: pytest.MonkeyPatch) -> Counted:
-    counted = Counted(qra_bo.pipeline.executors.make_oracle)
-    monkeypatch.setattr(qra_bo.pipeline.executors, "make_oracle", counted)
+    counted = Counted(qra_bo.pipeline.build.make_oracle)
+    monkeypatch.setattr(qra_bo.pipeline.build, "make_oracle", counted)
     monkeypatch.setattr(qra_bo.pipeline.run, "write_report", lambda folder: [])
     monkeypatch.setattr(os, "fsync", lambda fd: None)
     return counted
@@ -156,10 +157,10 @@ def test_budgets_are_given_once_and_in_a_folder_of_their_own(tmp_path: Path) -> 
 
 def test_auto_keeps_what_it_came_to_when_the_run_began(tmp_path: Path, counted: Counted,
                                                        monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(qra_bo.pipeline.run, "free_bytes", lambda device: 520_000_000)
+    monkeypatch.setattr(qra_bo.pipeline.plan, "free_bytes", lambda device: 520_000_000)
     wanted = [*PLANTED, "budget=auto", "device=cpu", f"out={tmp_path}"]
     first = qra_bo.search(wanted)
-    monkeypatch.setattr(qra_bo.pipeline.run, "free_bytes", lambda device: 600_000_000)
+    monkeypatch.setattr(qra_bo.pipeline.plan, "free_bytes", lambda device: 600_000_000)
     assert qra_bo.search(wanted).best == first.best
     assert first.best["memory"]["budget_bytes"] == 8_000_000
 

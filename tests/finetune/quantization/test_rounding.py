@@ -17,7 +17,7 @@ from qra_bo.finetune.quantization.bank import LayerBank
 from qra_bo.finetune.quantization.base import backend_of, packed
 from qra_bo.finetune.quantization.rounding import Rounding, second_moments
 from qra_bo.memory.formats import parse_format
-from qra_bo.pipeline.finetune_oracle import factor_store, profile_cache
+from qra_bo.pipeline.finetune_oracle import caches
 from qra_bo.space import Allocation
 from qra_bo.study.journal import check_same_configuration
 from qra_bo.trials import TrialSpec
@@ -255,7 +255,8 @@ def test_cache_keys_depend_on_the_rounding() -> None:
     def key(*more: str) -> tuple[Path, Path]:
         config = load_config(["+model=tiny", *more])
         facts = {"weights": "w", "dtype": "torch.float32", "device": "cpu"}
-        return profile_cache(config, facts, "data").path, factor_store(config, facts, "data").folder
+        _, factors, profiles = caches(config, facts, "data")
+        return profiles.path, factors.folder
 
     plain, chosen, fewer = key(NEAREST), key(), key("quantizer.tokens=256")
     assert plain == key(NEAREST, "quantizer.tokens=256")
