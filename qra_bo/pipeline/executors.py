@@ -5,9 +5,9 @@ from typing import Any
 
 from qra_bo.config import RunConfig
 from qra_bo.execution.base import Executor, InProcessExecutor, OracleSpec
-from qra_bo.execution.jobs import Limits
 from qra_bo.execution.local import LocalExecutor
 from qra_bo.execution.on_ray import RayExecutor, Resources
+from qra_bo.execution.pool import Limits
 from qra_bo.memory.budget import parse_size
 from qra_bo.pipeline.build import make_oracle, prepare_worker_environment
 from qra_bo.utils.device import cores, resolve_device
