@@ -174,9 +174,9 @@ def jumping_clock(folder: Path, plain: Path, rng: Rng) -> str:
                 return super().now(tz) + datetime.timedelta(days=drawn.uniform(-365, 365))
 
         time.time = lambda: real() + drawn.uniform(-3e7, 3e7)
-        from qra_bo.study import journal, lock, status
+        from qra_bo.study import journal, state
 
-        for module in (journal, lock, status):
+        for module in (journal, state):
             module.datetime = Jumping  # type: ignore[attr-defined]
 
     process = planted(folder, jump)

@@ -18,8 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qra_bo.study.journal import JOURNAL_NAME, read_journal
-from qra_bo.study.lock import LOCK_NAME
+from qra_bo.study.journal import JOURNAL_NAME, LOCK_NAME, read_journal
 
 OVERRIDES = (
     "+model=tiny", "data=tiny", "display=none", "device=cpu", "effort=quick", "method=evolution", "granularity=block",

@@ -23,7 +23,7 @@ import numpy as np
 from bench.fault_runs import OVERRIDES, keys
 from bench.report import RESULTS, Target, publish
 from qra_bo.execution.base import OracleSpec
-from qra_bo.execution.jobs import Limits
+from qra_bo.execution.pool import Limits
 from qra_bo.oracle.protocol import quiet
 from qra_bo.space import uniform
 from qra_bo.study.journal import JOURNAL_NAME, read_journal

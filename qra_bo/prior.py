@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qra_bo.config import config_from_dict, make_space, make_spec
-from qra_bo.execution.messages import ProfileResult
+from qra_bo.execution.base import ProfileResult
 from qra_bo.pipeline.build import make_memory
 from qra_bo.searchers.base import SearchProblem
 from qra_bo.searchers.structured.transfer import LEAST_LOSSES, combine, fitted_scales, save_prior

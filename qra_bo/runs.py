@@ -16,7 +16,7 @@ from qra_bo.report.side_by_side import NamedRun, find_runs, own_report
 from qra_bo.report.story import versus
 from qra_bo.report.tables import print_line, print_result, print_side_by_side, print_table
 from qra_bo.report.text import DASH, number, size
-from qra_bo.study.lock import RunLock
+from qra_bo.study.journal import RunLock
 from qra_bo.utils.errors import OutputError, UserError
 from qra_bo.utils.files import check_run_folder
 from qra_bo.utils.redact import printable, redact

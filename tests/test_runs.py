@@ -7,7 +7,7 @@ import pytest
 from qra_bo.cli.app import main as command
 from qra_bo.report.html import write_report
 from qra_bo.runs import CHECKPOINTS, main
-from qra_bo.study.lock import RunLock
+from qra_bo.study.journal import RunLock
 from tests.report.fixtures import make_events, write_run
 
 

@@ -37,8 +37,7 @@ from qra_bo.oracle.emulator.table import (
 )
 from qra_bo.pipeline.build import limits, prepare_worker_environment
 from qra_bo.space import Allocation
-from qra_bo.study.journal import checksum
-from qra_bo.study.lock import RunLock
+from qra_bo.study.journal import RunLock, checksum
 from qra_bo.study.provenance import collect
 from qra_bo.study.signals import Interrupts, RunInterrupted
 from qra_bo.trials import TrialResult, TrialSpec, TrialState

@@ -19,8 +19,8 @@ from qra_bo.sensitivity.importance import RISE
 from qra_bo.space import Allocation, uniform
 from qra_bo.space.lagrangian import solve_relaxed
 from qra_bo.space.neighbourhood import neighbours_within
-from qra_bo.study.baseline_trials import best_scale, calibration_choices
-from qra_bo.study.uniform_baselines import BaselineRules, largest_rank, uniform_baselines
+from qra_bo.study.baselines import best_scale, calibration_choices, largest_rank, uniform_baselines
+from qra_bo.study.setting import BaselineRules
 
 CALIBRATION, NEIGHBOUR, REPEAT = "calibration", "neighbour", "repeat"
 CALIBRATED_FORMAT, CALIBRATED_CHOICES = "nf4", 2

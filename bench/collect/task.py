@@ -27,8 +27,7 @@ from qra_bo.searchers.base import SearchProblem
 from qra_bo.sensitivity.io import load_profile, save_profile
 from qra_bo.space import Allocation, SearchSpace
 from qra_bo.study.provenance import collect
-from qra_bo.study.setting import BytesPredictor, training_seeds
-from qra_bo.study.uniform_baselines import BaselineRules
+from qra_bo.study.setting import BaselineRules, BytesPredictor, training_seeds
 from qra_bo.utils.errors import DataError
 
 DATA = Path(__file__).resolve().parents[1] / "data"

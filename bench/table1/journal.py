@@ -11,8 +11,8 @@ import qra_bo
 from bench.table1.config import TableConfig
 from bench.table1.recipe import with_codes
 from qra_bo.config import NOT_OF_THE_RESULT
-from qra_bo.study.journal import RESERVED, Journal, canonical, check_same_configuration
-from qra_bo.study.provenance import changes, collect
+from qra_bo.study.journal import RESERVED, Journal, canonical
+from qra_bo.study.provenance import changes, check_same_configuration, collect
 from qra_bo.trials import SCHEMA_VERSION, TrialState
 
 MAY_DIFFER = frozenset({*NOT_OF_THE_RESULT, "budget", "max_average_bits"})

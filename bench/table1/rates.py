@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qra_bo.study.baseline_trials import best_scale
+from qra_bo.study.baselines import best_scale
 
 Trial = Callable[[float], float | None]
 """Validation loss at a factor on the learning rate; ``None`` for a failed trial."""

@@ -8,8 +8,9 @@ from bench.table1.registry import Registry
 from bench.table1.session import Session
 from qra_bo.memory.formats import parse_format
 from qra_bo.space import uniform
-from qra_bo.study.cost import FORWARD_SHARE
-from qra_bo.study.uniform_baselines import BaselineRules, largest_rank
+from qra_bo.study.baselines import largest_rank
+from qra_bo.study.setting import BaselineRules
+from qra_bo.study.state import FORWARD_SHARE
 
 RANK = 16
 """Rank of the published comparison."""

@@ -10,8 +10,7 @@ from bench.table1.config import NAME, TableConfig
 from bench.table1.journal import TableJournal
 from bench.table1.limits import Limit
 from bench.table1.recipe import Recipe, codes_name, with_codes
-from qra_bo.execution.base import Executor
-from qra_bo.execution.messages import ProfileResult
+from qra_bo.execution.base import Executor, ProfileResult
 from qra_bo.memory.budget import largest, resolve_budget
 from qra_bo.memory.formats import parse_format
 from qra_bo.memory.model import MemoryModel

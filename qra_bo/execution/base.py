@@ -1,21 +1,86 @@
-"""The executor contract, and the executor that calls its oracle in this process."""
+"""The executor contract, what all executors share, and the executor that calls its oracle in this process."""
 
-import json
+import pkgutil
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, Final
 
-from qra_bo.execution.messages import ProfileResult, failure_of, is_result, oracle_method, run_profile
+import numpy as np
+
 from qra_bo.oracle.protocol import Oracle, Progress
-from qra_bo.trials import TrialResult, TrialSpec
-from qra_bo.utils.errors import ConfigError
+from qra_bo.sensitivity.profile import SensitivityProfile
+from qra_bo.trials import TrialResult, TrialSpec, TrialState
+from qra_bo.utils.errors import OracleError, UserError, is_out_of_memory
+
+_ARRAYS: Final = ("quantization_sensitivity", "quantization_kl", "rank_sensitivity", "quantization_se")
+"""The last two may be absent."""
+NO_RESULT: Final = (UserError, OracleError)
+"""Exceptions of ``evaluate`` that end the run; all others are results."""
+
+
+@dataclass(frozen=True)
+class ProfileResult:
+    """A measured profile and its cost: training tokens, forward-only tokens, seconds."""
+
+    profile: SensitivityProfile
+    training_tokens: int
+    forward_tokens: int
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields of the journal's profile event."""
+        p = self.profile
+        arrays = {key: None if getattr(p, key) is None else getattr(p, key).tolist() for key in _ARRAYS}
+        return {"source": p.source, "units": list(p.units), "formats": list(p.formats), **arrays,
+                "base_loss": p.base_loss, "training_tokens": self.training_tokens,
+                "forward_tokens": self.forward_tokens, "seconds": self.seconds}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "ProfileResult":
+        """Inverse of ``to_json``, exact to the last bit."""
+        arrays: dict[str, Any] = {key: None if data.get(key) is None else np.array(data[key], dtype=np.float64)
+                                  for key in _ARRAYS[2:]}
+        arrays |= {key: np.array(data[key], dtype=np.float64) for key in _ARRAYS[:2]}
+        profile = SensitivityProfile(units=tuple(data["units"]), formats=tuple(data["formats"]),
+                                     base_loss=float(data["base_loss"]), source=str(data["source"]), **arrays)
+        return cls(profile, int(data["training_tokens"]), int(data["forward_tokens"]), float(data["seconds"]))
+
+
+def run_profile(oracle: Oracle, progress: Progress) -> ProfileResult:
+    """Profile with the cost that the oracle leaves in ``profile_cost``; an oracle without it trains nothing."""
+    start = time.monotonic()
+    profile = oracle.profile(progress)
+    cost = getattr(oracle, "profile_cost", {})
+    return ProfileResult(profile, int(cost.get("training_tokens", 0)), int(cost.get("forward_tokens", 0)),
+                         time.monotonic() - start)
+
+
+def oracle_method(oracle: Oracle, method: str) -> Callable[..., Mapping[str, Any]]:
+    """Return a method of the oracle, or ``"package.module:function"`` with the oracle as its first argument.
+
+    The program alone names functions: no name from a file or a configuration comes here.
+    """
+    return partial(pkgutil.resolve_name(method), oracle) if ":" in method else getattr(oracle, method)
+
+
+def failure(state: TrialState, message: str, new_steps: int, seconds: float) -> TrialResult:
+    """Return a result without a loss."""
+    return TrialResult(state, None, None, (), new_steps, 0, 0, None, seconds, 0.0, message)
+
+
+def failure_of(error: BaseException, new_steps: int, seconds: float) -> TrialResult:
+    """Return the result that an exception of ``evaluate`` stands for."""
+    state = TrialState.OOM if is_out_of_memory(error) else TrialState.FAILED
+    first = (str(error).splitlines() or [""])[0]
+    return failure(state, f"{type(error).__name__}: {first}", new_steps, seconds)
 
 
 class Executor(ABC):
-    """Runs an oracle. A trial that goes wrong gives a ``TrialResult``; anything else that goes wrong is an error.
+    """Runs an oracle. A trial that fails gives a ``TrialResult``; any other failure is an error.
 
     Trials are submitted and come back as they finish, in any order; all other methods wait for their answer, while no
     trial is under way. Signals reach the caller while it waits.
@@ -64,22 +129,10 @@ class OracleSpec:
     Args:
         target: ``"package.module:callable"``.
         kwargs: Its keyword arguments: JSON values only.
-
-    Raises:
-        ConfigError: If ``kwargs`` are not JSON.
     """
 
     target: str
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        try:
-            self.kwargs_json()
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"the arguments of the oracle {self.target} must be JSON values: {error}") from error
-
-    def kwargs_json(self) -> str:
-        return json.dumps(dict(self.kwargs))
+    kwargs: dict[str, Any] = field(default_factory=dict)
 
 
 class InProcessExecutor(Executor):
@@ -102,9 +155,9 @@ class InProcessExecutor(Executor):
         spec, start = self._waiting.popleft(), time.monotonic()
         try:
             return spec, self._oracle.evaluate(spec, progress)
+        except NO_RESULT:
+            raise
         except Exception as error:
-            if not is_result(error):
-                raise
             return spec, failure_of(error, 0, time.monotonic() - start)
 
     def call(self, method: str, kwargs: Mapping[str, Any], progress: Progress) -> Mapping[str, Any]:

@@ -12,13 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from qra_bo.execution.base import OracleSpec
-from qra_bo.execution.jobs import Limits
-from qra_bo.execution.messages import error_from_json
-from qra_bo.execution.pool import PoolExecutor
-from qra_bo.execution.worker import worker_main
-from qra_bo.execution.worker_handle import WorkerHandle, WorkerLost, WorkerState
+from qra_bo.execution.pool import Limits, PoolExecutor, WorkerHandle, WorkerLost, WorkerState
+from qra_bo.execution.worker import error_from_body, worker_main
 from qra_bo.oracle.protocol import Progress
-from qra_bo.utils.errors import ConfigError
 
 GRACE_SECONDS = 5.0
 """How long an idle worker may take to end by itself before it is killed."""
@@ -27,26 +23,14 @@ STOP_SECONDS = 20.0
 
 
 class ProcessHandle(WorkerHandle):
-    """Non-blocking handle of one spawned process; cleans up when the process dies or times out.
-
-    Args:
-        spec: How the process builds its oracle.
-        limits: How long it may take.
-    """
+    """Non-blocking handle of one spawned process; cleans up when the process dies or times out."""
 
     def __init__(self, spec: OracleSpec, limits: Limits) -> None:
         super().__init__(limits)
         self._spec = spec
-        self._connection: Connection | None = None
         self._request = b""
         self.process: BaseProcess | None = None
-
-    @property
-    def connection(self) -> Connection:
-        """The connection; readable when there is something to ``receive``."""
-        if self._connection is None:
-            raise self._died("it was gone when it was needed")
-        return self._connection
+        self.connection: Connection  # to the process, while there is one
 
     def begin(self, request: Mapping[str, Any], allowed: float | None = None) -> None:
         if self.process is not None and not self.process.is_alive():
@@ -74,34 +58,33 @@ class ProcessHandle(WorkerHandle):
             if building:
                 self.join()
                 self.kill()
-            raise error_from_json(body, str(body["trace"]))
+            raise error_from_body(body)
         answer: dict[str, Any] = body
         return answer
 
     def stop(self) -> None:
-        if self._connection is not None and self.state is not WorkerState.BUILDING:
+        if self.process is not None and self.state is not WorkerState.BUILDING:
             with suppress(OSError):  # it may be gone already
-                self._connection.send_bytes(b'{"op": "close"}')
+                self.connection.send_bytes(b'{"op": "close"}')
 
     def join(self) -> None:
         if self.process is not None and self.state is not WorkerState.BUILDING:
             self.process.join(STOP_SECONDS if self.state is WorkerState.WORKING else GRACE_SECONDS)
 
     def kill(self) -> None:
-        process, connection = self.process, self._connection
-        self.process = self._connection = None
+        process, self.process = self.process, None
         self.state = WorkerState.ABSENT
-        if process is not None and connection is not None:
+        if process is not None:
             if process.is_alive():
                 process.kill()
             process.join()
-            connection.close()
+            self.connection.close()
 
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
-        self._connection, theirs = context.Pipe()
-        self.process = context.Process(target=worker_main, args=(theirs, self._spec.target, self._spec.kwargs_json()),
-                                       name="qra_bo-worker", daemon=True)
+        self.connection, theirs = context.Pipe()
+        args = (theirs, self._spec.target, json.dumps(self._spec.kwargs))
+        self.process = context.Process(target=worker_main, args=args, name="qra_bo-worker", daemon=True)
         self.process.start()
         theirs.close()
         self._started(WorkerState.BUILDING)
@@ -122,26 +105,16 @@ class ProcessHandle(WorkerHandle):
         self.kill()
         if code is None:
             return WorkerLost(what, building)
-        named = code < 0 and -code in {*signal.Signals}
-        how = f"killed by {signal.Signals(-code).name if named else f'signal {-code}'}" if code < 0 else \
-            f"exit status {code}"
+        how = f"exit status {code}"
+        if code < 0:
+            how = f"killed by {signal.Signals(-code).name if -code in {*signal.Signals} else f'signal {-code}'}"
         return WorkerLost(f"{what} ({how})", building)
 
 
 class LocalExecutor(PoolExecutor[ProcessHandle]):
-    """Keeps one spawned worker process for every ``OracleSpec``.
-
-    Args:
-        specs: How each worker builds its oracle (they may differ in the device).
-        limits: How long a worker may take.
-
-    Raises:
-        ConfigError: If there are none.
-    """
+    """Keeps one spawned worker process for every ``OracleSpec`` (at least one; they may differ in the device)."""
 
     def __init__(self, specs: Sequence[OracleSpec], limits: Limits) -> None:
-        if not specs:
-            raise ConfigError("an executor needs at least one worker; got none")
         super().__init__([ProcessHandle(spec, limits) for spec in specs], limits)
 
     def _wait(self, workers: Sequence[ProcessHandle]) -> list[ProcessHandle]:
@@ -151,23 +124,21 @@ class LocalExecutor(PoolExecutor[ProcessHandle]):
         return [w for w in workers if w.connection in ready]
 
     def _memory_kills(self) -> int:
-        return out_of_memory_kills()
+        """Return the count of processes that the kernel has killed for want of memory.
 
-
-def out_of_memory_kills() -> int:
-    """Return the count of processes that the kernel has killed for want of memory, in this process's control group or,
-    where it has none, on the machine; 0 where neither is known."""
-    try:
-        own = Path("/proc/self/cgroup").read_text().rpartition("0::/")[2].strip()
-    except OSError:
-        return 0
-    for path in (Path("/sys/fs/cgroup") / own / "memory.events", Path("/sys/fs/cgroup/memory.events"),
-                 Path("/proc/vmstat")):
+        It is of this process's control group or, where it has none, of the machine; 0 where neither is known.
+        """
         try:
-            lines = path.read_text().splitlines()
+            own = Path("/proc/self/cgroup").read_text().rpartition("0::/")[2].strip()
         except OSError:
-            continue
-        counts = [int(line.split()[1]) for line in lines if line.startswith("oom_kill ")]
-        if counts:
-            return counts[0]
-    return 0
+            return 0
+        for path in (Path("/sys/fs/cgroup") / own / "memory.events", Path("/sys/fs/cgroup/memory.events"),
+                     Path("/proc/vmstat")):
+            try:
+                lines = path.read_text().splitlines()
+            except OSError:
+                continue
+            counts = [int(line.split()[1]) for line in lines if line.startswith("oom_kill ")]
+            if counts:
+                return counts[0]
+        return 0

@@ -9,12 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from qra_bo.execution.base import OracleSpec
-from qra_bo.execution.jobs import Limits
 from qra_bo.execution.local import STOP_SECONDS
-from qra_bo.execution.messages import error_from_json
-from qra_bo.execution.pool import PoolExecutor
-from qra_bo.execution.worker import error_body, resolve, serve
-from qra_bo.execution.worker_handle import WorkerHandle, WorkerLost, WorkerState
+from qra_bo.execution.pool import Limits, PoolExecutor, WorkerHandle, WorkerLost, WorkerState
+from qra_bo.execution.worker import error_body, error_from_body, resolve, serve
 from qra_bo.oracle.protocol import TRAINING, Oracle, Progress, StopRequested
 from qra_bo.utils.errors import DeviceError, MissingExtraError, OracleError
 
@@ -26,12 +23,9 @@ WORK, TALK = "work", "talk"
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """Resources of the cluster for one worker; ``None`` leaves it to Ray.
+    """Resources of the cluster for one worker: cores (its threads in training too), GPUs, and bytes of the host.
 
-    Args:
-        cpus: Cores, and threads that it trains with.
-        gpus: GPUs.
-        memory: Bytes of the host.
+    ``None`` leaves it to Ray.
     """
 
     cpus: float | None = None
@@ -43,26 +37,17 @@ class Resources:
         named = {"num_cpus": self.cpus, "num_gpus": self.gpus, "memory": self.memory}
         return {k: v for k, v in named.items() if v is not None}
 
-    def wanted(self) -> dict[str, float]:
-        """Return them by the names of a cluster's resources."""
-        named = {"CPU": self.cpus, "GPU": self.gpus, "memory": self.memory}
-        return {k: float(v) for k, v in named.items() if v}
-
 
 class RayWorker:
-    """The actor: builds its oracle at the first request and answers in JSON, as a local worker process does.
-
-    Args:
-        target: ``"package.module:callable"`` that builds the oracle.
-        kwargs: Its keyword arguments, as JSON.
-    """
+    """The actor: builds its oracle (of an ``OracleSpec``'s target and JSON arguments) at the first request and answers
+    in JSON, as a local worker process does."""
 
     def __init__(self, target: str, kwargs: str) -> None:
         self._target, self._kwargs = target, kwargs
         self._oracle: Oracle | None = None
         self._stop = threading.Event()
         self._said: tuple[int, str, int, int] = (0, "", 0, 0)
-        self._steps = 0
+        self.done = 0
 
     def serve(self, request: str) -> str:
         """Return kind and body of the answer to one request; ``"stopped"`` where ``stop`` was called meanwhile."""
@@ -71,7 +56,7 @@ class RayWorker:
                 self._oracle = resolve(self._target)(**json.loads(self._kwargs))
         except Exception as error:
             return json.dumps({"kind": "unbuilt", "body": error_body(error)})
-        self._said, self._steps = (self._said[0] + 1, "", 0, 0), 0
+        self._said, self.done = (self._said[0] + 1, "", 0, 0), 0
         try:
             kind, body = serve(self._oracle, json.loads(request), self)
         except StopRequested:
@@ -84,11 +69,7 @@ class RayWorker:
             raise StopRequested
         self._said = (self._said[0] + 1, what, done, total)
         if what == TRAINING:
-            self._steps = done
-
-    @property
-    def done(self) -> int:
-        return self._steps
+            self.done = done
 
     def heard(self) -> tuple[int, str, int, int]:
         """Return a number that grows with all progress, and the last progress; 0 while the oracle is being built."""
@@ -100,14 +81,7 @@ class RayWorker:
 
 
 class ActorHandle(WorkerHandle):
-    """Non-blocking handle of one actor; building is not limited, for an actor may be waiting for its resources.
-
-    Args:
-        ray: The module.
-        spec: How the actor builds its oracle.
-        limits: How long it may take.
-        resources: Resources of the actor.
-    """
+    """Non-blocking handle of one actor; building is not limited, for an actor may be waiting for its resources."""
 
     def __init__(self, ray: Any, spec: OracleSpec, limits: Limits, resources: Resources) -> None:
         super().__init__(limits)
@@ -120,7 +94,8 @@ class ActorHandle(WorkerHandle):
     def begin(self, request: Mapping[str, Any], allowed: float | None = None) -> None:
         if self._actor is None:
             options = {"max_restarts": 0, "concurrency_groups": {WORK: 1, TALK: 1}, **self._resources.options()}
-            self._actor = self._ray.remote(**options)(RayWorker).remote(self._spec.target, self._spec.kwargs_json())
+            made = self._ray.remote(**options)(RayWorker)
+            self._actor = made.remote(self._spec.target, json.dumps(self._spec.kwargs))
         self.answer = self._actor.serve.options(concurrency_group=WORK).remote(json.dumps(request))
         self._heard_ref, self._said, self.done, self._allowed = None, 0, 0, allowed
         self._started(WorkerState.WORKING)
@@ -141,7 +116,7 @@ class ActorHandle(WorkerHandle):
             return body
         if message["kind"] == "unbuilt":
             self.kill()
-        raise error_from_json(message["body"], str(message["body"]["trace"]))
+        raise error_from_body(message["body"])
 
     def check(self, progress: Progress) -> None:
         if self._heard_ref is None:
@@ -208,7 +183,8 @@ class RayExecutor(PoolExecutor[ActorHandle]):
                 raise DeviceError(f"executor.address must name a Ray cluster that runs, or be null; {address!r} can't "
                                   f"be reached ({str(error).splitlines()[0]})") from error
         found = ray.cluster_resources()
-        lacking = {k: v for k, v in resources.wanted().items() if v > found.get(k, 0.0)}
+        wanted = {"CPU": resources.cpus, "GPU": resources.gpus, "memory": resources.memory}
+        lacking = {k: v for k, v in wanted.items() if v is not None and v > found.get(k, 0.0)}
         if lacking:
             self.close()
             listed = ", ".join(f"{v:g} {k} (there are {found.get(k, 0.0):g})" for k, v in lacking.items())

@@ -1,34 +1,172 @@
-"""An executor over several workers, which may die, hang or run out of memory without harm to the run."""
+"""Handles of workers, which may die, hang or run out of memory without harm to the run, and the executor over them."""
 
 import logging
-from abc import abstractmethod
+import statistics
+import time
+from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
 from typing import Any, Generic, TypeVar
 
-from qra_bo.execution.base import Executor
-from qra_bo.execution.jobs import Job, Jobs, Limits
-from qra_bo.execution.messages import ProfileResult
-from qra_bo.execution.worker_handle import WorkerHandle, WorkerLost, WorkerState
-from qra_bo.oracle.protocol import Progress, quiet
-from qra_bo.trials import TrialResult, TrialSpec
+from qra_bo.execution.base import Executor, ProfileResult, failure
+from qra_bo.oracle.protocol import TRAINING, Progress, quiet
+from qra_bo.trials import TrialResult, TrialSpec, TrialState
 from qra_bo.utils.errors import QRABOError, WorkerError
 
 log = logging.getLogger(__name__)
+PACE = 9
+"""Number of last finished trials whose seconds a step say how long the next may take."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long a worker may take.
+
+    Args:
+        silence: Longest time with neither progress nor an answer, in seconds; then it counts as hung and is killed.
+            ``None`` waits for ever.
+        slowdown: A trial may take ``silence`` and this many times the median time of as many steps in trials before it,
+            so that the deadline goes with the fidelity. ``None`` sets no such limit.
+        startup: As ``silence``, while the worker builds its oracle.
+        retries: How often a trial whose worker died or hung is begun again on another one (from its checkpoint). One
+            that ran the machine out of memory is never repeated.
+    """
+
+    silence: float | None
+    slowdown: float | None = None
+    startup: float | None = None
+    retries: int = 0
+
+
+class WorkerLost(Exception):
+    """A worker died or hung: while it was ``building`` its oracle, or ``starved`` of memory."""
+
+    def __init__(self, message: str, building: bool = False, starved: bool = False) -> None:
+        super().__init__(f"worker lost: {message}")
+        self.building, self.starved = building, starved
+
+
+class WorkerState(Enum):
+    ABSENT = "absent"
+    BUILDING = "building"
+    IDLE = "idle"
+    WORKING = "working"
+
+
+class WorkerHandle(ABC):
+    """A worker with an oracle, started at its first request and again after it was lost; ``done`` counts the optimiser
+    steps of the current trial."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._allowed: float | None = None
+        self._heard = self._begun = 0.0
+        self.state = WorkerState.ABSENT
+        self.done = 0
+
+    @abstractmethod
+    def begin(self, request: Mapping[str, Any], allowed: float | None = None) -> None:
+        """Hand over a request; it may take ``allowed`` seconds in all.
+
+        Raises:
+            WorkerLost: If the worker dies at that very moment.
+        """
+
+    @abstractmethod
+    def receive(self, progress: Progress) -> dict[str, Any] | None:
+        """Take in one message; return the answer, or ``None`` where it was no answer yet.
+
+        Raises:
+            WorkerLost: If the worker died, or is overdue.
+            QRABOError: The error of the oracle.
+        """
+
+    @abstractmethod
+    def stop(self) -> None:
+        """Ask it to end, with its trial kept on disk."""
+
+    @abstractmethod
+    def join(self) -> None:
+        """Wait for it to end, as long as it may take."""
+
+    @abstractmethod
+    def kill(self) -> None:
+        """End it now, if it has not ended; it may be called twice."""
+
+    def check(self, progress: Progress) -> None:
+        """Raise ``WorkerLost`` if it counts as hung by now."""
+        silence = self._silence
+        if silence is not None and time.monotonic() >= self._heard + silence:
+            raise self._hung(f"it was silent for more than {silence:g} s and counts as hung")
+        self._check_overdue()
+
+    @property
+    def due(self) -> float | None:
+        """Monotonic time at which it counts as hung; ``None`` for never."""
+        times = [] if self._silence is None else [self._heard + self._silence]
+        if self.state is WorkerState.WORKING and self._allowed is not None:
+            times.append(self._begun + self._allowed)
+        return min(times, default=None)
+
+    @property
+    def _silence(self) -> float | None:
+        return self._limits.startup if self.state is WorkerState.BUILDING else self._limits.silence
+
+    def _started(self, state: WorkerState) -> None:
+        """Enter ``state`` and start the clocks."""
+        self.state = state
+        self._heard = self._begun = time.monotonic()
+
+    def _progressed(self, what: str, done: int, total: int, progress: Progress) -> None:
+        """Pass progress on, unless the worker is overdue."""
+        self._heard = time.monotonic()
+        self._check_overdue()
+        if what == TRAINING:
+            self.done = done
+        progress(what, done, total)
+
+    def _check_overdue(self) -> None:
+        if self.state is WorkerState.WORKING and self._allowed is not None \
+                and time.monotonic() >= self._begun + self._allowed:
+            raise self._hung(f"it took more than {self._allowed:.3g} s, far longer than such trials before it, and "
+                             "counts as hung")
+
+    def _hung(self, what: str) -> WorkerLost:
+        """Clean up after a hung worker; return the error to raise."""
+        building = self.state is WorkerState.BUILDING
+        self.kill()
+        return WorkerLost(what, building)
+
+
+@dataclass(slots=True)
+class Job:
+    """One trial: when it was submitted (monotonic seconds), how often it was begun again, and how many processes the
+    kernel had killed for want of memory when it was begun."""
+
+    spec: TrialSpec
+    submitted: float
+    tries: int = 0
+    kills: int = 0
+
+
 Handle = TypeVar("Handle", bound=WorkerHandle)
 
 
 class PoolExecutor(Executor, Generic[Handle]):
     """Gives trials to workers; they start when there is work for them, and a lost one is replaced at the next trial.
-    One thread listens to them all: no answer is waited for while another is there.
 
-    Args:
-        handles: The workers; the first also profiles, and makes the final fine-tune.
-        limits: How long a worker may take.
+    One thread listens to them all: no answer is waited for while another is there. The first worker also profiles, and
+    makes the final fine-tune.
     """
 
     def __init__(self, handles: Sequence[Handle], limits: Limits) -> None:
-        self._workers, self._limits, self._jobs = tuple(handles), limits, Jobs(limits)
+        self._workers, self._limits = tuple(handles), limits
+        self._waiting: deque[Job] = deque()
         self._running: dict[Handle, Job] = {}
+        self._done: deque[tuple[TrialSpec, TrialResult]] = deque()
+        self._step_seconds: deque[float] = deque(maxlen=PACE)
 
     @property
     def workers(self) -> int:
@@ -45,14 +183,14 @@ class PoolExecutor(Executor, Generic[Handle]):
         return self._ask({"op": "call", "method": method, "kwargs": dict(kwargs)}, progress)
 
     def submit(self, spec: TrialSpec) -> None:
-        self._jobs.submit(spec)
+        self._waiting.append(Job(spec, time.monotonic()))
 
     def finished(self, progress: Progress) -> tuple[TrialSpec, TrialResult]:
-        while not self._jobs.done:
+        while not self._done:
             self._dispatch()
             if self._running:
                 self._listen(progress)
-        return self._jobs.done.popleft()
+        return self._done.popleft()
 
     def close(self) -> None:
         """End the workers: those at work keep their trials on disk first; one that takes too long is killed."""
@@ -69,12 +207,12 @@ class PoolExecutor(Executor, Generic[Handle]):
     def _dispatch(self) -> None:
         """Give waiting trials to workers that have nothing to do, those with an oracle first."""
         free = sorted((w for w in self._workers if w not in self._running), key=lambda w: w.state is WorkerState.ABSENT)
-        for worker in free[: len(self._jobs.waiting)]:
-            job = self._jobs.waiting.popleft()
+        for worker in free[: len(self._waiting)]:
+            job = self._waiting.popleft()
             job.kills = self._memory_kills()
             self._running[worker] = job
             try:
-                worker.begin({"op": "evaluate", "spec": job.spec.to_json()}, self._jobs.allowed(job.spec))
+                worker.begin({"op": "evaluate", "spec": job.spec.to_json()}, self._allowed(job.spec))
             except WorkerLost as lost:
                 self._lost(worker, lost)
 
@@ -87,26 +225,45 @@ class PoolExecutor(Executor, Generic[Handle]):
                 if worker not in ready:
                     worker.check(progress)
                 elif (answer := worker.receive(progress)) is not None:
-                    self._jobs.ended(self._running.pop(worker), TrialResult.from_json(answer))
+                    result = TrialResult.from_json(answer)
+                    self._done.append((self._running.pop(worker).spec, result))
+                    if result.state is TrialState.OK:
+                        self._step_seconds.append(result.seconds / max(1, result.new_steps))
             except WorkerLost as lost:
                 self._lost(worker, lost)
             except QRABOError:
                 del self._running[worker]
                 raise
 
+    def _allowed(self, spec: TrialSpec) -> float | None:
+        """Return the seconds that a trial may take in all; ``None`` where there is no limit, or no pace yet."""
+        silence, slowdown = self._limits.silence, self._limits.slowdown
+        if silence is None or slowdown is None or not self._step_seconds:
+            return None
+        return silence + slowdown * spec.steps * statistics.median(self._step_seconds)
+
     def _lost(self, worker: Handle, lost: WorkerLost) -> None:
-        """Begin the trial of a lost worker again, or make a failure of it.
+        """Begin the trial of a lost worker again, before all that wait, or make a failure of it.
 
         Raises:
             WorkerError: If its oracle was not built yet, time after time.
         """
         job, kills = self._running.pop(worker), self._memory_kills()
         starved = lost.starved or kills > job.kills
-        if lost.building and (starved or job.tries >= self._limits.retries):
+        again = not starved and job.tries < self._limits.retries
+        if lost.building and not again:
             raise _unbuilt(lost) from lost
         for other in self._running.values():  # a kill by the kernel counts for one trial, not for all that ran
             other.kills = kills
-        self._jobs.lost(job, f"{lost}: the machine ran out of memory" if starved else str(lost), worker.done, starved)
+        if again:
+            job.tries += 1
+            log.warning("%s; the trial is begun again on another one", lost)
+            self._waiting.appendleft(job)
+            return
+        why = f"{lost}: the machine ran out of memory" if starved else str(lost)
+        log.warning("a trial was lost: %s; another worker is started for the next one", why)
+        state = TrialState.OOM if starved else TrialState.FAILED
+        self._done.append((job.spec, failure(state, why, worker.done, time.monotonic() - job.submitted)))
 
     def _ask(self, request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
         """Return an answer of the first worker, which has nothing else to do; a lost one is asked again."""

@@ -13,10 +13,11 @@ from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
-from qra_bo.execution.messages import error_to_json, failure_of, is_result, oracle_method, run_profile
+from qra_bo.execution.base import NO_RESULT, failure_of, oracle_method, run_profile
 from qra_bo.oracle.protocol import TRAINING, Oracle, StopRequested
 from qra_bo.trials import TrialSpec
-from qra_bo.utils.errors import ConfigError, is_device_lost
+from qra_bo.utils import errors
+from qra_bo.utils.errors import ConfigError, OracleError, QRABOError, UserError, is_device_lost
 
 log = logging.getLogger(__name__)
 DEVICE_LOST = 71
@@ -29,12 +30,8 @@ def worker_main(connection: Connection, target: str, kwargs: str) -> None:
     """Entry of the spawned process.
 
     Signals from the terminal or a scheduler are ignored: the driver handles them and ends this process. When the
-    driver dies this process ends, in the middle of a trial too: two workers would share one device on resume.
-
-    Args:
-        connection: To the driver; messages are JSON.
-        target: ``"package.module:callable"`` that builds the oracle.
-        kwargs: Its keyword arguments, as JSON.
+    driver dies this process ends, in the middle of a trial too: two workers would share one device on resume. Messages
+    are JSON, as are the keyword arguments ``kwargs`` of the oracle's ``target``.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -46,10 +43,10 @@ def worker_main(connection: Connection, target: str, kwargs: str) -> None:
         _send(connection, "error", error_body(error))
         return
     try:
-        while _answer(connection, oracle):
-            pass
-    except StopRequested:
-        return  # the trial has been kept
+        while (request := json.loads(connection.recv_bytes()))["op"] != "close":
+            _send(connection, *serve(oracle, request, _Reporter(connection)))
+    except (EOFError, OSError, StopRequested):
+        return  # the driver is gone, or asked for the end: the trial has been kept
     finally:
         oracle.close()
 
@@ -61,14 +58,13 @@ def resolve(target: str) -> Callable[..., Any]:
         ConfigError: If there is no such module or name.
     """
     try:
-        found = pkgutil.resolve_name(target)
+        found: Callable[..., Any] = pkgutil.resolve_name(target)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(f"the oracle must be given as 'package.module:callable'; {target!r} can't be imported "
                           f"({error})") from error
     if not callable(found):
         raise ConfigError(f"the oracle must be given as 'package.module:callable'; {target!r} is not callable")
-    result: Callable[..., Any] = found
-    return result
+    return found
 
 
 def _end_with_parent() -> None:
@@ -76,18 +72,6 @@ def _end_with_parent() -> None:
     if parent is not None:
         parent.join()
         os._exit(1)
-
-
-def _answer(connection: Connection, oracle: Oracle) -> bool:
-    """Serve one request; return whether there may be another."""
-    try:
-        request = json.loads(connection.recv_bytes())
-    except (EOFError, OSError):
-        return False
-    if request["op"] == "close":
-        return False
-    _send(connection, *serve(oracle, request, _Reporter(connection)))
-    return True
 
 
 class Reporter(Protocol):
@@ -114,14 +98,28 @@ def serve(oracle: Oracle, request: Mapping[str, Any], reporter: Reporter) -> tup
         if is_device_lost(error):  # all further work of this process would fail: another one takes over
             log.critical("this worker ends, for its GPU context is lost: %s", str(error).splitlines()[0])
             os._exit(DEVICE_LOST)
-        if request["op"] == "evaluate" and is_result(error):
+        if request["op"] == "evaluate" and not isinstance(error, NO_RESULT):
             return "result", failure_of(error, reporter.done, time.monotonic() - start).to_json()
         return "error", error_body(error)
 
 
-def error_body(error: Exception) -> dict[str, Any]:
-    """Return an error as the body of a message."""
-    return {**error_to_json(error), "trace": traceback.format_exc()}
+def error_body(error: BaseException) -> dict[str, Any]:
+    """Return an error that is being handled as the body of a message."""
+    return {"type": type(error).__name__, "message": str(error), "trace": traceback.format_exc(),
+            "problems": list(error.problems) if isinstance(error, ConfigError) else None}
+
+
+def error_from_body(body: Mapping[str, Any]) -> QRABOError:
+    """Return the error of another process as this one would have raised it; a foreign one becomes an
+    ``OracleError``."""
+    if body["problems"] is not None:
+        return ConfigError(body["problems"])
+    kind = getattr(errors, body["type"], None)
+    if isinstance(kind, type) and issubclass(kind, UserError):
+        error: QRABOError = kind.__new__(kind)
+        error.args = (body["message"],)
+        return error
+    return OracleError(f"{body['type']}: {body['message']}\n{body['trace']}")
 
 
 class _Reporter:

@@ -8,9 +8,9 @@ from typing import Any, cast
 from qra_bo.config import RunConfig, config_from_dict, make_space, make_spec
 from qra_bo.config.groups import BenchmarkOracleConfig, OwnOracleConfig, SyntheticOracleConfig
 from qra_bo.execution.base import Executor, InProcessExecutor, OracleSpec
-from qra_bo.execution.jobs import Limits
 from qra_bo.execution.local import LocalExecutor
 from qra_bo.execution.on_ray import RayExecutor, Resources
+from qra_bo.execution.pool import Limits
 from qra_bo.memory.allowance import Allowance
 from qra_bo.memory.budget import parse_size
 from qra_bo.memory.formats import parse_format

@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass as checked
 
-from qra_bo.execution.messages import ProfileResult
+from qra_bo.execution.base import ProfileResult
 from qra_bo.memory.formats import parse_format
 from qra_bo.space import Allocation, StorageFormat
 from qra_bo.study.journal import JOURNAL_NAME, read_journal, session_seconds

@@ -18,7 +18,7 @@ from qra_bo.report.plots import PLOTS, RUNS_PLOTS, write_plots
 from qra_bo.report.side_by_side import NamedRun, caveats, facts
 from qra_bo.report.style import DARK, LIGHT, Theme, svg_uri
 from qra_bo.report.text import duration, number, short_names, signed, size
-from qra_bo.study.cost import cost_of
+from qra_bo.study.state import cost_of
 from qra_bo.utils.files import check_run_folder, replace_text, writing
 
 T = TypeVar("T")

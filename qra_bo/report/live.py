@@ -16,8 +16,7 @@ from rich.text import Text
 
 from qra_bo.oracle.protocol import FINETUNE
 from qra_bo.report.text import duration, rough, signed, size
-from qra_bo.study.cost import cost_of
-from qra_bo.study.state import Study, loss_of
+from qra_bo.study.state import Study, cost_of, loss_of
 from qra_bo.trials import Fidelity, Trial
 
 Event = Mapping[str, Any]

@@ -12,9 +12,8 @@ from qra_bo.report.checks import LEAST_PAIRS, low_high
 from qra_bo.report.data import ReportData
 from qra_bo.report.style import GREEN, MB, ORANGE, PURPLE, VERMILLION, Theme, axes, dress, figure, legend
 from qra_bo.report.text import number, signed, size
-from qra_bo.study.cost import FORWARD_SHARE, cost_of
 from qra_bo.study.intervals import spearman
-from qra_bo.study.state import loss_of
+from qra_bo.study.state import FORWARD_SHARE, cost_of, loss_of
 from qra_bo.trials import Trial
 
 VIEW_SHARE = 0.75

@@ -9,8 +9,7 @@ from urllib.parse import quote
 from qra_bo.report import story
 from qra_bo.report.data import ReportData, load_run
 from qra_bo.report.text import DASH, number, size
-from qra_bo.study.journal import JOURNAL_NAME
-from qra_bo.study.lock import is_locked
+from qra_bo.study.journal import JOURNAL_NAME, is_locked
 from qra_bo.utils.errors import JournalError, OutputError
 
 

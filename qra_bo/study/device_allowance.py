@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 def store() -> AllowanceStore:
-    """Return the user's allowances, beside their cached profiles."""
+    """Return the allowances that the user's runs have left on this machine."""
     return AllowanceStore(cache_folder("allowances"))
 
 
@@ -37,12 +37,8 @@ def _device_name(config: RunConfig, device_type: str) -> str | None:
 
 
 def allowance_for(config: RunConfig, device_type: str, begun: Iterable[Path] = ()) -> Allowance | None:
-    """Return the allowance of a run: that of its journal, else the one kept of the device; ``None``: assumed.
-
-    Args:
-        config: The configuration.
-        device_type: ``"cpu"`` or ``"cuda"``.
-        begun: Folders of runs that may have begun.
+    """Return the allowance of a run: that of its journal in one of the folders ``begun``, else the one kept of the
+    device (``"cpu"`` or ``"cuda"``); ``None``: assumed.
 
     Raises:
         JournalError: If a journal can't be read.

@@ -1,28 +1,26 @@
 """The run, from profile to winner: a deterministic program over the journal, and the only caller of oracles."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from qra_bo.execution.base import Executor
-from qra_bo.execution.messages import ProfileResult
+from qra_bo.execution.base import Executor, ProfileResult
 from qra_bo.oracle.protocol import Progress, quiet
-from qra_bo.searchers.base import Recommending, SearchProblem, SelfChecking
+from qra_bo.searchers.base import Recommending, SelfChecking
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import Allocation
-from qra_bo.study.baseline_trials import calibrate, evaluate_baselines, evaluate_references
-from qra_bo.study.confirmation import check_ranking, check_rates, confirm
+from qra_bo.study.baselines import calibrate, evaluate_baselines, evaluate_references, uniform_baselines
+from qra_bo.study.conclusion import check_ranking, check_rates, confirm, deliver
 from qra_bo.study.device_allowance import fold_peaks
-from qra_bo.study.final import deliver
 from qra_bo.study.journal import Journal
 from qra_bo.study.results import write_best
 from qra_bo.study.search_loop import Headroom, MakeSearcher, SearchLoop, recommend
 from qra_bo.study.setting import Setting
-from qra_bo.study.signals import Interrupts
+from qra_bo.study.signals import Interrupts, RunInterrupted
 from qra_bo.study.state import Study
 from qra_bo.study.trial_runner import Listener, TrialRunner, no_loss
-from qra_bo.study.uniform_baselines import uniform_baselines
 from qra_bo.trials import Trial
 from qra_bo.utils.errors import OracleError, OutputError
 
@@ -75,51 +73,58 @@ class Engine:
             RunInterrupted: On SIGINT or SIGTERM.
             QRABOError: If the worker could not be started, or a searcher or oracle broke its contract.
         """
+        with self._session() as run:
+            effort, headroom = self.config.effort, Headroom(self.setting.rules(self.budget_bytes))
+            with run.stage("profile"):
+                # a method divides the effort that the run was started with
+                problem = self.setting.problem(self.budget_bytes, self._profile(run),
+                                               float(run.study.header["max_full_trials"]))
+            baselines = uniform_baselines(headroom.rules, problem.profile)
+            limit = run.study.header["uniform_baselines"]
+            with run.stage("calibration"):
+                calibrate(run, baselines)
+            with run.stage("baseline"):
+                known = evaluate_baselines(run, headroom, baselines, limit)
+            if effort.references:
+                with run.stage("reference"):
+                    known += evaluate_references(run, headroom)
+            with run.stage("search"):
+                searcher = SearchLoop(run, headroom, problem, self._make_searcher, known).search()
+                checks = isinstance(searcher, (SelfChecking, Recommending))
+                recommended = recommend(run, self._make_searcher(problem)) if checks else ()
+            if limit is not None and (effort.uniform_baselines is None or effort.uniform_baselines > limit):
+                # a longer effort asks for baselines that the first one left out
+                evaluate_baselines(run, headroom, baselines, effort.uniform_baselines)
+            if self.config.confirm.seeds:
+                with run.stage("confirmation"):
+                    confirm(run, recommended)
+                if effort.rate_factors:
+                    with run.stage("rate_check"):
+                        check_rates(run)
+            if effort.ranking_top >= 2:
+                with run.stage("ranking_check"):
+                    check_ranking(run)
+            return self._finish(run, recommended)
+
+    @contextmanager
+    def _session(self) -> Iterator[TrialRunner]:
+        """Open the run's folder and journal; at the end close them and the executor, and write ``status.json``."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError(f"the run's folder {self.folder} can't be made ({error.strerror}); choose another with "
                               "out=") from error
-        try:
-            with Interrupts() as interrupts, Journal(self.folder, interrupts.shield) as journal:
-                run = TrialRunner(self.setting, self.budget_bytes, journal, self.executor, self._listeners,
-                                  self._progress)
-                with run.session():
-                    return self._program(run)
-        finally:
-            self.executor.close()
-
-    def _program(self, run: TrialRunner) -> RunOutcome:
-        effort, headroom = self.config.effort, Headroom(self.setting.rules(self.budget_bytes))
-        with run.stage("profile"):
-            problem = self._problem(run, self._profile(run))
-        baselines = uniform_baselines(headroom.rules, problem.profile)
-        limit = run.study.header["uniform_baselines"]
-        with run.stage("calibration"):
-            calibrate(run, baselines)
-        with run.stage("baseline"):
-            known = evaluate_baselines(run, headroom, baselines, limit)
-        if effort.references:
-            with run.stage("reference"):
-                known += evaluate_references(run, headroom)
-        with run.stage("search"):
-            searcher = SearchLoop(run, headroom, problem, self._make_searcher, known).search()
-            recommended: Sequence[Allocation] = ()
-            if searcher is not None and isinstance(searcher, (SelfChecking, Recommending)):
-                recommended = recommend(run, self._make_searcher(problem))
-        if limit is not None and (effort.uniform_baselines is None or effort.uniform_baselines > limit):
-            # a longer effort asks for baselines that the first one left out
-            evaluate_baselines(run, headroom, baselines, effort.uniform_baselines)
-        if self.config.confirm.seeds:
-            with run.stage("confirmation"):
-                confirm(run, recommended)
-            if effort.rate_factors:
-                with run.stage("rate_check"):
-                    check_rates(run)
-        if effort.ranking_top >= 2:
-            with run.stage("ranking_check"):
-                check_ranking(run)
-        return self._finish(run, recommended)
+        with closing(self.executor), Interrupts() as interrupts, Journal(self.folder, interrupts.shield) as journal:
+            run = TrialRunner(self.setting, self.budget_bytes, journal, self.executor, self._listeners, self._progress)
+            run.begin()
+            try:
+                yield run
+            except (Exception, RunInterrupted) as error:
+                state = "interrupted" if isinstance(error, RunInterrupted) else "failed"
+                run.status.write(run.study, state, str(error))
+                raise
+            run.status.stage = "end"
+            run.status.write(run.study, "done")
 
     def _profile(self, run: TrialRunner) -> SensitivityProfile:
         """Return the journal's profile; a new one is measured, or taken from the setting."""
@@ -136,10 +141,6 @@ class Engine:
             raise OracleError(f"the profile must be of the {len(units)} units and the formats {list(formats)} of the "
                               f"space, got {len(profile.units)} units and {list(profile.formats)}")
         return profile
-
-    def _problem(self, run: TrialRunner, profile: SensitivityProfile) -> SearchProblem:
-        """Return the search problem; a method divides the effort that the run was started with."""
-        return self.setting.problem(self.budget_bytes, profile, float(run.study.header["max_full_trials"]))
 
     def _finish(self, run: TrialRunner, recommended: Sequence[Allocation]) -> RunOutcome:
         """Fine-tune the winner where that is asked for, fold measured peaks, and write ``best.json``."""

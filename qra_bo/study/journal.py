@@ -1,31 +1,31 @@
-"""The append-only journal of a run: one event a line, checksummed, on disk before anything follows from it."""
+"""The append-only journal of a run (one checksummed event a line, synced to disk at once), and its folder's lock."""
 
 import errno
 import json
 import os
+import socket
 import time
 import zlib
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-from qra_bo.study.lock import RunLock
+from filelock import FileLock, Timeout
+
 from qra_bo.trials import SCHEMA_VERSION
 from qra_bo.utils.errors import JournalError, OracleError, OutputError
 from qra_bo.utils.files import bounded_int, check_plain
 from qra_bo.utils.redact import printable, redact_all
 
 JOURNAL_NAME = "trials.jsonl"
+LOCK_NAME = ".lock"
 Event = dict[str, Any]
 RESERVED = frozenset({"event", "time", "session", "elapsed", "crc"})
 """Fields that the journal itself adds to every line."""
 _FIRST_BYTES = b'{"event":"header"'
-_LISTED = 8
-"""Differences that a message spells out."""
 
 
 def canonical(data: Mapping[str, Any]) -> str:
@@ -90,13 +90,8 @@ def _decode(line: bytes) -> Event | None:
     """Return the event of one line, or ``None`` if the line is damaged."""
     try:
         data = json.loads(line, parse_int=bounded_int)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(data, dict) or not isinstance(data.get("event"), str) or type(data.get("session")) is not int \
-            or type(data.get("elapsed")) not in (int, float):
-        return None
-    try:
-        good = data.get("crc") == checksum(data)
+        good = isinstance(data, dict) and isinstance(data.get("event"), str) and type(data.get("session")) is int \
+            and type(data.get("elapsed")) in (int, float) and data.get("crc") == checksum(data)
     except (ValueError, RecursionError):  # NaN and infinity are never written
         return None
     if good and (b"\\" in line or not line.isascii() or b"\x7f" in line):
@@ -134,39 +129,55 @@ def _check_header(path: Path, raw: bytes, good_bytes: int) -> None:
                            "what its results belong to is unknown; start a new run with another out=")
 
 
-def check_same_configuration(path: Path, header: Mapping[str, Any], config: Mapping[str, Any], config_sha256: str,
-                             may_differ: frozenset[str] = frozenset()) -> None:
-    """Refuse to continue a journal of another configuration.
+class RunLock:
+    """Exclusive use of a run's folder, as a context manager; the operating system frees it when its holder dies.
+
+    The lock file stays behind; while the lock is held it names the holder, for the message of a second process.
 
     Args:
-        path: For the message.
-        header: The journal's first event.
-        config: The configuration of this run.
-        config_sha256: Its hash over the keys that define results.
-        may_differ: Top-level keys that the hash leaves out.
+        folder: The run's folder; it must exist.
 
     Raises:
-        JournalError: If the hashes differ; it lists the keys that do.
+        OutputError: On entering, if another process holds the lock or the folder can't be written.
     """
-    if header.get("config_sha256") == config_sha256:
-        return
-    old, new = _flatten(header.get("config", {})), _flatten(config)
-    keys = [k for k in sorted(old.keys() | new.keys())
-            if k.split(".")[0] not in may_differ and old.get(k, "(absent)") != new.get(k, "(absent)")]
-    listed = "; ".join(f"{k} was {old.get(k, '(absent)')!r} and is {new.get(k, '(absent)')!r}" for k in keys[:_LISTED])
-    more = f"; and {len(keys) - _LISTED} more" if len(keys) > _LISTED else ""
-    what = listed + more if keys else "the values agree, but the release that wrote it hashed other keys"
-    raise JournalError(f"the journal {path} belongs to another configuration: {what}. Continue it with the values it "
-                       "was started with, or start a new run with another out=")
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / LOCK_NAME
+        self._lock = FileLock(self.path, timeout=0)
+
+    def __enter__(self) -> "RunLock":
+        check_plain(self.path)
+        try:
+            self._lock.acquire()
+            self.path.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname(),
+                                             "since": datetime.now().astimezone().isoformat(timespec="seconds")}))
+        except Timeout as error:
+            holder = "another process"  # one that has not written its description yet
+            with suppress(OSError, ValueError, KeyError, TypeError):
+                data = json.loads(self.path.read_text())
+                holder = f"process {int(data['pid'])} on {data['host']} since {data['since']}"
+            raise OutputError(f"the run's folder {self.path.parent} is in use by {holder}; wait for it, stop it, or "
+                              "choose another folder with out=") from error
+        except OSError as error:
+            raise OutputError(f"the run's folder {self.path.parent} can't be written ({error.strerror}); choose "
+                              "another with out=, or mend its permissions") from error
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
 
 
-def _flatten(data: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(data, Mapping):
-        return {prefix: data}
-    flat: dict[str, Any] = {}
-    for key, value in data.items():
-        flat.update(_flatten(value, f"{prefix}.{key}" if prefix else key))
-    return flat
+def is_locked(folder: Path) -> bool:
+    """Return whether a process writes to the run in ``folder``, or may, where that can't be found out."""
+    path = folder / LOCK_NAME
+    if not path.exists():
+        return False
+    try:
+        check_plain(path)
+        with FileLock(path, timeout=0):
+            return False
+    except (Timeout, OSError, OutputError):
+        return True
 
 
 class Journal:
@@ -187,37 +198,36 @@ class Journal:
                  clock: Callable[[], float] = time.monotonic, name: str = JOURNAL_NAME) -> None:
         self.path = folder / name
         self.content = JournalContent((), (), (), 0)
-        self._lock, self._shield, self._clock = RunLock(folder), shield, clock
+        self._lock, self._shield, self._clock, self._held = RunLock(folder), shield, clock, ExitStack()
         self._fd: int | None = None
         self._size = 0
         self._session = 1
         self._started = clock()
 
     def __enter__(self) -> "Journal":
-        self._lock.acquire()
-        try:
-            check_plain(self.path)
-            if self.path.exists():
-                self.content = read_journal(self.path)
-            self._size = self.content.good_bytes
-            self._session = 1 + max((int(e["session"]) for e in self.content.events), default=0)
-            self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
-            _sync_folder(self.path.parent)
-        except (OSError, JournalError, OutputError) as error:
-            self._lock.release()
-            if not isinstance(error, OSError):
-                raise
-            raise OutputError(f"the journal {self.path} can't be written ({error.strerror}); choose another folder "
-                              "with out=, or mend its permissions") from error
+        with ExitStack() as stack:
+            stack.enter_context(self._lock)
+            try:
+                check_plain(self.path)
+                if self.path.exists():
+                    self.content = read_journal(self.path)
+                self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+                stack.callback(os.close, self._fd)
+                folder = os.open(self.path.parent, os.O_RDONLY)
+                stack.callback(os.close, folder)
+                os.fsync(folder)  # a new file's name survives a power cut
+            except OSError as error:
+                raise OutputError(f"the journal {self.path} can't be written ({error.strerror}); choose another folder "
+                                  "with out=, or mend its permissions") from error
+            self._held = stack.pop_all()
+        self._size = self.content.good_bytes
+        self._session = 1 + max((int(e["session"]) for e in self.content.events), default=0)
         self._started = self._clock()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
-        if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
-        self._lock.release()
+    def __exit__(self, *_: object) -> None:
+        self._fd = None
+        self._held.close()
 
     @property
     def elapsed(self) -> float:
@@ -245,19 +255,11 @@ class Journal:
             self._write(self._fd, line)
         return dict(json.loads(line))
 
-    def _is_in_place(self, fd: int) -> bool:
-        """Whether the path still names the open file: a resume would not find what is written elsewhere."""
-        try:
-            there = os.stat(self.path, follow_symlinks=False)
-        except FileNotFoundError:
-            return False
-        here = os.fstat(fd)
-        return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
-
     def _write(self, fd: int, line: bytes) -> None:
         """Write after the last complete line; what a killed process left behind it is cut away."""
         try:
-            if not self._is_in_place(fd):
+            # a resume would not find what is written elsewhere
+            if not (self.path.exists() and os.path.samestat(self.path.lstat(), os.fstat(fd))):
                 raise FileNotFoundError(errno.ENOENT, "it was deleted, moved or replaced while the run was writing it")
             os.ftruncate(fd, self._size)
             written = 0
@@ -277,12 +279,3 @@ def session_seconds(events: Iterable[Mapping[str, Any]]) -> float:
         session = int(event["session"])
         last[session] = max(last.get(session, 0.0), float(event["elapsed"]))
     return sum(last.values())
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a new file's name survive a power cut."""
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

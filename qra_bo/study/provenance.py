@@ -1,4 +1,4 @@
-"""Provenance of results: versions, commit, machine."""
+"""Provenance of results (versions, commit, machine), and whether a journal may be continued."""
 
 import platform
 import subprocess
@@ -16,6 +16,8 @@ INCOMPARABLE = ("data_sha256", "dtype", "train", "model_sha256")
 """Facts that may not change between the sessions of one run: results before and after would not compare."""
 NOTABLE = ("version", "git", "packages", "device", "threads", "python", "platform")
 """Facts that may change, which gives a warning."""
+_LISTED = 8
+"""Differences that a message spells out."""
 
 
 def package_versions() -> dict[str, str]:
@@ -34,19 +36,17 @@ def git_commit(folder: Path) -> str | None:
 
     ``None`` outside a checkout (an installed package) or without git.
     """
+    def git(*args: str) -> str:
+        done = subprocess.run(["git", "-C", str(folder), *args], capture_output=True, text=True, check=True, timeout=10)
+        return done.stdout.strip()
+
     try:
-        top = _git(folder, "rev-parse", "--show-toplevel")
-        if folder.name not in _git(Path(top), "ls-files", "--", str(folder / "__init__.py")):
+        if not git("ls-files", "--", "__init__.py"):
             return None  # installed inside somebody else's checkout
-        commit = _git(folder, "rev-parse", "HEAD")
-        return commit + ("-dirty" if _git(folder, "status", "--porcelain", "--untracked-files=no", "--", ".") else "")
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".")
+        return git("rev-parse", "HEAD") + ("-dirty" if changed else "")
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def _git(folder: Path, *args: str) -> str:
-    done = subprocess.run(["git", "-C", str(folder), *args], capture_output=True, text=True, check=True, timeout=10)
-    return done.stdout.strip()
 
 
 def collect(described: Mapping[str, Any]) -> dict[str, Any]:
@@ -76,3 +76,36 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         elif old != new:
             found.append(f"{key} {old} -> {new}")
     return found
+
+
+def check_same_configuration(path: Path, header: Mapping[str, Any], config: Mapping[str, Any], config_sha256: str,
+                             may_differ: frozenset[str] = frozenset()) -> None:
+    """Refuse to continue the journal ``path`` of another configuration.
+
+    Args:
+        path: For the message.
+        header: The journal's first event.
+        config: The configuration of this run.
+        config_sha256: Its hash over the keys that define results, all but ``may_differ``.
+        may_differ: Top-level keys that the hash leaves out.
+
+    Raises:
+        JournalError: If the hashes differ; it lists the keys that do.
+    """
+    if header.get("config_sha256") == config_sha256:
+        return
+    old, new = _flatten(header.get("config", {})), _flatten(config)
+    keys = [k for k in sorted(old.keys() | new.keys())
+            if k.split(".")[0] not in may_differ and old.get(k, "(absent)") != new.get(k, "(absent)")]
+    listed = "; ".join(f"{k} was {old.get(k, '(absent)')!r} and is {new.get(k, '(absent)')!r}" for k in keys[:_LISTED])
+    more = f"; and {len(keys) - _LISTED} more" if len(keys) > _LISTED else ""
+    what = listed + more if keys else "the values agree, but the release that wrote it hashed other keys"
+    raise JournalError(f"the journal {path} belongs to another configuration: {what}. Continue it with the values it "
+                       "was started with, or start a new run with another out=")
+
+
+def _flatten(data: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(data, Mapping):
+        return {prefix: data}
+    return {name: leaf for key, value in data.items()
+            for name, leaf in _flatten(value, f"{prefix}.{key}" if prefix else key).items()}

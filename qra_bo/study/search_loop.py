@@ -1,8 +1,7 @@
 """The search of a run: ask, evaluate and tell, with as many proposals under way as there are workers.
 
-What a searcher proposes depends on what it had been told when it was asked, and so on the order in which trials ended.
-The journal holds that order, and with every trial how many were kept under way: a replay asks and tells as the sessions
-before did, whatever number of workers it has itself. With one worker that is plain ask, evaluate and tell.
+A searcher's proposals depend on the order in which trials ended. The journal holds that order, and with every trial
+how many were kept under way: a replay asks and tells as the sessions before did, whatever its own number of workers.
 """
 
 import logging
@@ -13,10 +12,9 @@ from typing import Any
 from qra_bo.memory.budget import smallest
 from qra_bo.searchers.base import Recommending, Searcher, SearchProblem, SelfChecking
 from qra_bo.space import Allocation, with_allowance
-from qra_bo.study.cost import cost_of
-from qra_bo.study.state import as_observation
+from qra_bo.study.setting import BaselineRules
+from qra_bo.study.state import as_observation, cost_of
 from qra_bo.study.trial_runner import ENGINE_STAGES, PlannedTrial, TrialRunner
-from qra_bo.study.uniform_baselines import BaselineRules
 from qra_bo.trials import Fidelity, Proposal, Trial, TrialState
 from qra_bo.utils.errors import JournalError, QRABOError
 from qra_bo.utils.version import __version__
@@ -32,11 +30,7 @@ class SearcherError(QRABOError):
 class Headroom:
     """The limit on predicted bytes: the budget, until a trial that was predicted to fit runs out of memory.
 
-    That lowers the limit for the rest of the run: the device holds less than the budget says, and the difference is an
-    allowance that is left alone. It says nothing about the objective.
-
-    Args:
-        rules: What fits the budget.
+    The device then holds less than the budget says; the difference is left alone for the rest of the run.
     """
 
     def __init__(self, rules: BaselineRules) -> None:
@@ -53,30 +47,25 @@ class Headroom:
                  f"bytes, so that what needs more than {limit:,} is not tried")
         return True
 
-    def within(self, problem: SearchProblem) -> SearchProblem | None:
-        """Return ``problem`` with the memory that is there; ``None`` where that holds no allocation."""
-        costs = with_allowance(problem.costs, self._budget - self.rules.budget_bytes)
-        return replace(problem, costs=costs) if smallest(costs, problem.space)[0] <= problem.budget_bytes else None
-
 
 class SearchLoop:
     """The search of one session.
 
-    The searcher is told of the uniform baselines, those with ranks between two of the ladder too. It is not told of a
-    trial that ran out of memory: once nothing is pending any more a new searcher takes over, which has less memory and
-    is told of all other trials.
+    The searcher observes the uniform baselines, those with ranks off the ladder too, but no trial that ran out of
+    memory: once nothing is pending any more, a new searcher with less memory replaces it and observes all other trials.
 
     Args:
         run: Evaluates the trials.
         headroom: Limit on predicted bytes.
         problem: The search problem within the whole budget.
         make_searcher: Builds the searcher.
-        known: Trials that the searcher is told of without asking.
+        known: Trials that the searcher observes without having asked for them.
     """
 
     def __init__(self, run: TrialRunner, headroom: Headroom, problem: SearchProblem, make_searcher: MakeSearcher,
                  known: Sequence[Trial]) -> None:
         self.run, self._headroom, self._problem, self._make_searcher = run, headroom, problem, make_searcher
+        self._whole = not run.journal.content.damaged  # the journal holds every line that was written
         by_key = {e.spec.key: e for e in known}
         self._known = set(by_key)
         self._told = [as_observation(e) for e in by_key.values() if e.result.state is not TrialState.OOM]
@@ -88,10 +77,12 @@ class SearchLoop:
         self._again = 0
 
     def _new_searcher(self) -> Searcher | None:
-        within = self._headroom.within(self._problem)
-        if within is None:
+        """Return a searcher with the memory that is there; ``None`` where that holds no allocation."""
+        problem, limit = self._problem, self._headroom.rules.budget_bytes
+        costs = with_allowance(problem.costs, problem.budget_bytes - limit)
+        if smallest(costs, problem.space)[0] > problem.budget_bytes:
             return None
-        searcher = self._make_searcher(within)
+        searcher = self._make_searcher(replace(problem, costs=costs))
         searcher.tell(self._told)
         return searcher
 
@@ -106,7 +97,7 @@ class SearchLoop:
             JournalError: If it asks otherwise than the journal was written.
         """
         run, planned = self.run, self.run.setting.planned_cost
-        while run.busy or self._spent < planned:
+        while run.under_way or self._spent < planned:
             if self._narrowed and not self._pending:
                 self._searcher, self._narrowed = self._new_searcher(), False
             if self._searcher is None:
@@ -132,16 +123,12 @@ class SearchLoop:
             self._searcher.tell(self._told[-1:])
 
     @property
-    def _whole(self) -> bool:
-        """Whether the journal holds every line that was written."""
-        return not self.run.journal.content.damaged
-
-    @property
     def _spent(self) -> float:
-        """Training tokens that count as spent: of a journal that lost lines, not those of trials still ahead in it, so
-        that what a damaged line held is done again even where the effort was spent to the end.
+        """Training tokens that count as spent.
 
-        They count once more new trials were asked for than lines were damaged: the search then goes another way.
+        Of a journal that lost lines, those of trials still ahead in it do not count, so that the trial of a damaged
+        line is done again even where the effort was spent to the end. They count once more new trials were asked for
+        than lines were damaged: the search then goes another way.
         """
         if self._again > len(self.run.journal.content.damaged):
             self._ahead = 0.0
@@ -150,8 +137,11 @@ class SearchLoop:
     def _ask(self, workers: int, left: float) -> None:
         """Ask until ``workers`` trials are pending or will cost what is ``left`` to spend (training tokens); a trial
         that the engine had planned before is told at once."""
-        run, searcher = self.run, self._searcher
-        while searcher is not None and not self._narrowed and len(self._pending) < workers and self._expected() < left:
+        run, searcher, high = self.run, self._searcher, self.run.config.fidelity.high
+        while searcher is not None and not self._narrowed and len(self._pending) < workers:
+            expected = sum(p.spec.steps for p in self._pending.values())
+            if run.setting.full_trial_tokens * expected / high >= left:
+                return
             run.progress("search", round(run.study.search_cost.tokens), round(run.setting.planned_cost))
             proposals = searcher.ask(1)
             if not proposals:
@@ -166,17 +156,11 @@ class SearchLoop:
                 else:
                     self._pending[planned.spec.key] = planned
 
-    def _expected(self) -> float:
-        """Cost of the pending trials from their first step on, in training tokens."""
-        steps = sum(p.spec.steps for p in self._pending.values())
-        return self.run.setting.full_trial_tokens * steps / self.run.config.fidelity.high
-
     def _planned(self, name: str, proposal: Proposal) -> PlannedTrial:
         """Return the trial of a proposal that keeps the searcher's contract."""
         run, a, stage, rules = self.run, proposal.allocation, proposal.stage, self._headroom.rules
-        low = proposal.fidelity is Fidelity.LOW
         if not run.setting.space.contains(a) or not rules.fits(a) or stage in ENGINE_STAGES \
-                or (low and run.config.fidelity.low is None):
+                or (proposal.fidelity is Fidelity.LOW and run.config.fidelity.low is None):
             raise SearcherError(
                 f"{name} proposed {a.to_json()} at {proposal.fidelity.value} fidelity in stage {stage!r}: off the "
                 f"ladders, over the budget of {rules.budget_bytes:,} bytes, at a fidelity that is off, or "
@@ -215,20 +199,17 @@ class SearchLoop:
             for planned in waiting:
                 self._submitted.add(planned.spec.key)
                 run.submit(planned)
-        elif waiting and not run.busy:
+        elif waiting and not run.under_way:
             run.warn(f"the search was ended by max_hours={hours:g} at "
                      f"{run.study.search_cost.tokens / run.setting.full_trial_tokens:.1f} of "
                      f"{run.config.effort.max_full_trials:g} full-trial equivalents; a longer max_hours goes on")
-        return run.next_finished() if run.busy else None
+        return run.next_finished() if run.under_way else None
 
 
 def recommend(run: TrialRunner, searcher: Searcher) -> Sequence[Allocation]:
-    """Return the allocations that a method recommends, if it does, and record once for a search and for its extension
-    how well its surrogate predicts the trials.
+    """Return the allocations that a method recommends, if it does; record once how well its surrogate predicts.
 
-    Args:
-        run: The run after its search.
-        searcher: A new one: the searcher of the loop was not told of trials that an earlier session ended with.
+    ``searcher`` is a new one: the searcher of the loop has not observed trials that an earlier session ended with.
     """
     searcher.tell([as_observation(e) for e in run.study.points])
     if isinstance(searcher, SelfChecking) and "surrogate_check" not in run.study.last:

@@ -1,27 +1,23 @@
 """A configuration and what follows from it on one model: space, memory, seeds, and costs in training tokens."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
 from qra_bo.config import RunConfig
-from qra_bo.execution.messages import ProfileResult
+from qra_bo.execution.base import ProfileResult
 from qra_bo.memory.formats import parse_format
 from qra_bo.memory.model import MemoryModel
 from qra_bo.searchers.base import SearchProblem
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import Allocation, CostTable, Ladder, SearchSpace, average_bits, limit_average_bits
-from qra_bo.study.uniform_baselines import BaselineRules
 
 
 class BytesPredictor:
-    """Predicted bytes of any allocation, on the ladders or off them (uniform baselines have ranks off the ladder).
-
-    Args:
-        memory: The memory model.
-        space: Its units are those of the allocations.
-    """
+    """Predicted bytes of any allocation of the units of ``space``, with ranks on its ladder or off it, as those of
+    uniform baselines."""
 
     def __init__(self, memory: MemoryModel, space: SearchSpace) -> None:
         self.memory, self.space = memory, space
@@ -41,6 +37,31 @@ class BytesPredictor:
         """Return a space whose ladders are the allocation's own formats and ranks."""
         formats = sorted({parse_format(f) for f in allocation.formats}, key=lambda f: (f.bits, f.name))
         return SearchSpace(self.space.units, tuple(formats), Ladder("ranks", tuple(sorted(set(allocation.ranks)))))
+
+
+@dataclass(frozen=True)
+class BaselineRules:
+    """What decides the uniform baselines.
+
+    Args:
+        n_units: Units of the model.
+        formats: Names of the formats that the search may use, in ladder order.
+        max_rank: Largest rank that every matrix allows.
+        budget_bytes: Hard limit on predicted bytes.
+        predict_bytes: Predicted bytes of any allocation in the configured scope, ranks off the ladder included; grows
+            with rank, but for steps where 8-bit moments or pages begin.
+        admits: Whether a limit beside the budget allows an allocation, whatever its ranks.
+    """
+
+    n_units: int
+    formats: tuple[str, ...]
+    max_rank: int
+    budget_bytes: int
+    predict_bytes: Callable[[Allocation], int]
+    admits: Callable[[Allocation], bool] = lambda allocation: True
+
+    def fits(self, allocation: Allocation) -> bool:
+        return self.admits(allocation) and self.predict_bytes(allocation) <= self.budget_bytes
 
 
 @dataclass(frozen=True)
@@ -81,7 +102,7 @@ class Setting:
                              self.predictor, self._admits)
 
     def _admits(self, allocation: Allocation) -> bool:
-        """Whether the average code bits keep to ``max_average_bits``."""
+        """Return whether the average code bits keep to ``max_average_bits``."""
         limit = self.config.max_average_bits
         bits = [parse_format(f).bits for f in allocation.formats]
         return limit is None or average_bits(bits, self.space.unit_numel) <= limit

@@ -5,11 +5,11 @@ import logging
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from qra_bo.execution.base import Executor
-from qra_bo.execution.messages import ProfileResult
+from qra_bo.execution.base import Executor, ProfileResult
 from qra_bo.oracle.protocol import Progress
 from qra_bo.study.journal import JOURNAL_NAME, canonical
 from qra_bo.study.provenance import INCOMPARABLE
@@ -21,21 +21,20 @@ from qra_bo.utils.errors import JournalError
 log = logging.getLogger(__name__)
 SHAREABLE = (TrialState.OK, TrialState.DIVERGED)
 """States that another run would reach too; a lost worker or a lack of memory may have been bad luck."""
-Training = tuple[str, int, int, float, str | None, str | None]
 
 
-def training_of(spec: TrialSpec) -> Training:
-    """Return what identifies the training of a trial: its low fidelity is a prefix of its high one."""
+def training_of(spec: TrialSpec) -> tuple[Any, ...]:
+    """Return the identity of a trial's training, whatever its steps: a low fidelity is a prefix of the high one."""
     return (spec.allocation.fingerprint, spec.schedule_steps, spec.train_seed, spec.lr_scale, spec.init, spec.codes)
 
 
 class Ledger:
     """Trials of one run, each with its cost from the first step on, whatever prefix was there already."""
 
-    def __init__(self, evaluations: Iterable[Trial] = ()) -> None:
+    def __init__(self, trials: Iterable[Trial] = ()) -> None:
         self.by_key: dict[str, TrialResult] = {}
-        self._prefixes: dict[tuple[Training, int], TrialResult] = {}
-        for e in evaluations:
+        self._prefixes: dict[tuple[tuple[Any, ...], int], TrialResult] = {}
+        for e in trials:
             if e.result.state in SHAREABLE:
                 self.add(e.spec, e.result)
 
@@ -56,9 +55,8 @@ class Ledger:
 
     def longest_prefix(self, spec: TrialSpec) -> TrialResult | None:
         """Return the longest part of the trial's training that this run evaluated before."""
-        own = [(steps, m) for (training, steps), m in self._prefixes.items()
-               if training == training_of(spec) and steps < spec.steps]
-        return max(own, key=lambda pair: pair[0])[1] if own else None
+        known = [steps for training, steps in self._prefixes if training == training_of(spec) and steps < spec.steps]
+        return self.prefix(spec, max(known)) if known else None
 
 
 def combined(m: TrialResult, prefix: TrialResult, sign: int) -> TrialResult:
@@ -90,7 +88,6 @@ class SharedExecutor(Executor):
         self._inner, self._folder, self._siblings = inner, folder, tuple(siblings)
         self._may_differ = may_differ
         self._wanted = self._identity(config)
-        self._opened: tuple[Ledger, tuple[Study, ...], tuple[Ledger, ...]] | None = None
         self._waiting: deque[TrialSpec] = deque()
         self._under_way = 0
 
@@ -102,14 +99,14 @@ class SharedExecutor(Executor):
         return self._inner.describe()
 
     def profile(self, progress: Progress) -> ProfileResult:
-        shared = next((s.last["profile"] for s in self._open()[1] if "profile" in s.last), None)
+        shared = next((s.last["profile"] for s in self._journals[1] if "profile" in s.last), None)
         return self._inner.profile(progress) if shared is None else ProfileResult.from_json(shared)
 
     def submit(self, spec: TrialSpec) -> None:
         self._waiting.append(spec)
 
     def finished(self, progress: Progress) -> tuple[TrialSpec, TrialResult]:
-        own, _, others = self._open()
+        own, _, others = self._journals
         shared = None
         while shared is None and self._waiting and self._under_way < self._inner.workers:
             spec = self._waiting.popleft()
@@ -122,9 +119,9 @@ class SharedExecutor(Executor):
             prefix = own.longest_prefix(spec) if shared.state is TrialState.OK else None
             charged = shared if prefix is None else combined(shared, prefix, -1)
         else:
-            spec, measurement = self._inner.finished(progress)
+            spec, result = self._inner.finished(progress)
             self._under_way -= 1
-            charged = self._charged(spec, measurement, own, others)
+            charged = self._charged(spec, result, own, others)
         if charged.state in SHAREABLE:
             own.add(spec, charged)
         return spec, charged
@@ -145,25 +142,20 @@ class SharedExecutor(Executor):
         return m if prefix is None else combined(m, prefix, 1)
 
     def _identity(self, config: Mapping[str, Any]) -> str:
-        kept = {k: v for k, v in json.loads(json.dumps(config)).items() if k not in self._may_differ}
-        return canonical(kept)
+        return canonical({k: v for k, v in config.items() if k not in self._may_differ})
 
-    def _open(self) -> tuple[Ledger, tuple[Study, ...], tuple[Ledger, ...]]:
-        """Return this run's own ledger, and siblings' journals as they are when this run first needs them."""
-        if self._opened is None:
-            mine = _study(self._folder)
-            facts = self._inner.describe()
-            studies = [s for s in map(_study, self._siblings) if s is not None and self._comparable(s, facts)]
-            self._opened = (Ledger(mine.trials if mine is not None else ()), tuple(studies),
-                            tuple(Ledger(s.trials) for s in studies))
-        return self._opened
+    @cached_property
+    def _journals(self) -> tuple[Ledger, list[Study], list[Ledger]]:
+        """This run's own ledger, and siblings' journals and ledgers as they are when this run first needs them."""
+        mine, facts = _study(self._folder), json.loads(canonical(self._inner.describe()))
+        siblings = [s for s in map(_study, self._siblings) if s is not None and self._comparable(s, facts)]
+        return Ledger(() if mine is None else mine.trials), siblings, [Ledger(s.trials) for s in siblings]
 
     def _comparable(self, study: Study, facts: Mapping[str, Any]) -> bool:
         stored = study.last.get("provenance")
         if stored is None or self._identity(study.header["config"]) != self._wanted:
             return False
-        plain = json.loads(canonical(facts))
-        return all(stored.get(key) == plain.get(key) for key in INCOMPARABLE)
+        return all(stored.get(key) == facts.get(key) for key in INCOMPARABLE)
 
 
 def _study(folder: Path) -> Study | None:

@@ -5,7 +5,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 
@@ -15,17 +15,15 @@ class RunInterrupted(KeyboardInterrupt):
     Args:
         signum: ``SIGINT`` or ``SIGTERM``.
         folder: The ``out=`` with which the run goes on, where that is known.
+
+    Attributes:
+        exit_status: 130 for Ctrl-C, 143 for SIGTERM.
     """
 
     def __init__(self, signum: int, folder: Path | None = None) -> None:
-        self.signum = signum
+        self.signum, self.exit_status = signum, 128 + signum
         where = "" if folder is None else f" with out={folder}"
         super().__init__(f"stopped by {signal.Signals(signum).name}; run the same command again{where} to go on")
-
-    @property
-    def exit_status(self) -> int:
-        """130 for Ctrl-C, 143 for SIGTERM."""
-        return 128 + self.signum
 
 
 class Interrupts:
@@ -45,17 +43,13 @@ class Interrupts:
                 self._previous[signum] = signal.signal(signum, self._on_signal)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
-        self._restore()
-
-    def _restore(self) -> None:
+    def __exit__(self, *_: object) -> None:
         while self._previous:
             signum, handler = self._previous.popitem()
             signal.signal(signum, handler)
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
-        self._restore()
+        self.__exit__()
         self._pending = signum
         if self._depth == 0:
             raise RunInterrupted(signum)

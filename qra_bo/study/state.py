@@ -1,18 +1,69 @@
-"""The state of a run, folded from its journal: trials, incumbent, front and cost."""
+"""The state of a run, folded from its journal (trials, incumbent, front, cost), and its summary in ``status.json``."""
 
+import logging
+import os
+import socket
+import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from qra_bo.oracle.protocol import FINETUNE
 from qra_bo.space import Allocation
-from qra_bo.study.cost import UNSEARCHED_STAGES, Cost, cost_of
 from qra_bo.trials import Fidelity, Trial, TrialState
 from qra_bo.utils.errors import JournalError, SpaceError
+from qra_bo.utils.files import write_json
+from qra_bo.utils.redact import redact
 
+log = logging.getLogger(__name__)
+STATUS_NAME = "status.json"
+REFRESH_SECONDS = 1.0
+"""Least time between two writes of progress alone."""
+FORWARD_SHARE = 1 / 3
+"""Cost of a forward-only token in training tokens."""
+UNSEARCHED_STAGES = frozenset({"reference", "confirmation", "rate_check", "ranking_check"})
+"""Stages that count in a run's cost and not against its effort."""
 CONCLUSIONS = ("surrogate_check", "confirmation", "rate_check", "ranking_check", "final", "end")
 """Events that another trial of the search makes outdated: a run that was extended concludes again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Tokens and trials spent: tokens that went forward and backward, or forward only; trials at full fidelity or
+    longer and at low fidelity, failures included."""
+
+    training_tokens: int = 0
+    forward_tokens: int = 0
+    high_fidelity: int = 0
+    low_fidelity: int = 0
+
+    @property
+    def tokens(self) -> float:
+        """The whole cost in training tokens."""
+        return self.training_tokens + FORWARD_SHARE * self.forward_tokens
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(self.training_tokens + other.training_tokens, self.forward_tokens + other.forward_tokens,
+                    self.high_fidelity + other.high_fidelity, self.low_fidelity + other.low_fidelity)
+
+
+def cost_of(trial: Trial) -> Cost:
+    """Return the cost of one trial; a promotion pays only the steps it added."""
+    low = trial.fidelity is Fidelity.LOW
+    return Cost(trial.result.training_tokens, trial.result.forward_tokens, int(not low), int(low))
+
+
+def loss_of(e: Trial) -> float:
+    """Return the loss; infinite where there is none."""
+    return float("inf") if e.loss is None else e.loss
+
+
+def as_observation(e: Trial) -> Trial:
+    """Return a trial as a searcher is told of it: the calibrated learning rate is the unit of ``lr_scale``."""
+    return replace(e, spec=replace(e.spec, lr_scale=1.0))
 
 
 def is_uniform(allocation: Allocation) -> bool:
@@ -23,12 +74,17 @@ def is_uniform(allocation: Allocation) -> bool:
 class Study:
     """The state of a run after the events of its journal; ``add`` folds in one more.
 
-    ``cost`` counts everything: profile, calibration, uniform baselines, search, failures, references, confirmation and
-    the checks after it. ``search_cost`` is the part that the effort limits: the same up to the end of the search, less
-    the references.
-
     Args:
         events: Events in journal order; the first is the header.
+
+    Attributes:
+        last: The last event of each kind that is not outdated.
+        points: Finished full-fidelity trials that may be incumbent: within the budget, on the validation split, at the
+            search's training seed and learning rate; calibrated uniform baselines count as baselines.
+        incumbent: The point with the least loss (of equals the earliest).
+        lr_scale: The calibrated factor on the base learning rate; ``None`` before the calibration has ended.
+        cost: All of it: profile, calibration, uniform baselines, search, failures, references, confirmation and checks.
+        search_cost: The part that the effort limits: up to the end of the search, less the references.
     """
 
     def __init__(self, events: Iterable[Mapping[str, Any]] = ()) -> None:
@@ -36,15 +92,12 @@ class Study:
         self.trials: list[Trial] = []
         self.last: dict[str, Mapping[str, Any]] = {}
         self.measured: list[Mapping[str, Any]] = []
-        self.overhead_seconds = 0.0
-        self.evaluation_seconds = 0.0
+        self.overhead_seconds = self.evaluation_seconds = 0.0
+        self.points: list[Trial] = []
+        self.incumbent: Trial | None = None
+        self.lr_scale: float | None = None
+        self.cost = self.search_cost = Cost()
         self._by_key: dict[str, Trial] = {}
-        self._states: Counter[TrialState] = Counter()
-        self._points: list[Trial] = []
-        self._incumbent: Trial | None = None
-        self._lr_scale: float | None = None
-        self.cost = Cost()
-        self.search_cost = Cost()
         for event in events:
             self.add(event)
 
@@ -65,8 +118,8 @@ class Study:
             elif kind == "profile":
                 self._spend(Cost(int(event["training_tokens"]), int(event["forward_tokens"])), True)
             elif kind == "calibration":
-                self._lr_scale = float(event["lr_scale"])
-                self._points, self._incumbent = [], None
+                self.lr_scale = float(event["lr_scale"])
+                self.points, self.incumbent = [], None
                 for e in self.trials:
                     self._add_point(e)
             elif kind == "measured":
@@ -83,7 +136,6 @@ class Study:
         for outdated in CONCLUSIONS if for_search else ():
             self.last.pop(outdated, None)
         self.evaluation_seconds += trial.result.seconds
-        self._states[trial.result.state] += 1
         self._add_point(trial)
 
     def _add_point(self, trial: Trial) -> None:
@@ -91,12 +143,12 @@ class Study:
         spec = trial.spec
         if (trial.ok and trial.fidelity is Fidelity.HIGH and trial.predicted_bytes <= self.budget_bytes
                 and trial.stage not in UNSEARCHED_STAGES and spec.split == "validation"
-                and spec.lr_scale == self._lr_scale and spec.steps == self.header["high_steps"]
+                and spec.lr_scale == self.lr_scale and spec.steps == self.header["high_steps"]
                 and spec.train_seed == self.header["train_seed"]):
             point = replace(trial, stage="baseline") if trial.stage == "calibration" else trial
-            self._points.append(point)
-            if self._incumbent is None or loss_of(point) < loss_of(self._incumbent):
-                self._incumbent = point
+            self.points.append(point)
+            if self.incumbent is None or loss_of(point) < loss_of(self.incumbent):
+                self.incumbent = point
 
     def _spend(self, cost: Cost, for_search: bool) -> None:
         self.cost += cost
@@ -112,25 +164,9 @@ class Study:
         return int(self.header["budget_bytes"])
 
     @property
-    def lr_scale(self) -> float | None:
-        """The calibrated factor on the base learning rate; ``None`` before the calibration has ended."""
-        return self._lr_scale
-
-    @property
     def trains(self) -> bool:
         """Whether the run's oracle really fine-tunes a model."""
         return bool(self.header["oracle"] == FINETUNE)
-
-    @property
-    def points(self) -> tuple[Trial, ...]:
-        """Finished full-fidelity trials that may be incumbent: within the budget, on the validation split, at the
-        search's training seed and learning rate; calibrated uniform baselines count as baselines."""
-        return tuple(self._points)
-
-    @property
-    def incumbent(self) -> Trial | None:
-        """The point with the least loss (of equals the earliest)."""
-        return self._incumbent
 
     @property
     def best_uniform(self) -> Trial | None:
@@ -150,8 +186,8 @@ class Study:
     @property
     def baselines(self) -> list[Trial]:
         """Finished uniform baselines in the order of their trials, then references."""
-        references = [e for e in self.trials if e.stage == "reference" and e.ok]
-        return [e for e in self.points if e.stage == "baseline"] + references
+        return [e for e in self.points if e.stage == "baseline"] \
+            + [e for e in self.trials if e.stage == "reference" and e.ok]
 
     @property
     def front(self) -> list[Trial]:
@@ -170,7 +206,8 @@ class Study:
     @property
     def states(self) -> dict[str, int]:
         """Number of trials that ended in each state."""
-        return {state.value: self._states[state] for state in TrialState}
+        found = Counter(e.result.state for e in self.trials)
+        return {state.value: found[state] for state in TrialState}
 
     @property
     def winner(self) -> Allocation | None:
@@ -181,10 +218,9 @@ class Study:
                 if e.allocation.fingerprint == named:
                     return e.allocation
             raise JournalError(f"the journal's end names {named} as the best, which was never evaluated")
-        confirmation = self.last.get("confirmation")
-        if confirmation is not None:
-            return Allocation.from_json(confirmation["candidate" if confirmation["winner_kind"] == "mixed"
-                                                     else "reference"])
+        if "confirmation" in self.last:
+            c = self.last["confirmation"]
+            return Allocation.from_json(c["candidate" if c["winner_kind"] == "mixed" else "reference"])
         return None if self.incumbent is None else self.incumbent.allocation
 
     def point(self, allocation: Allocation) -> Trial | None:
@@ -192,12 +228,41 @@ class Study:
         return next((e for e in self.points if e.allocation == allocation), None)
 
 
-def loss_of(e: Trial) -> float:
-    """Return the loss; infinite where there is none."""
-    return float("inf") if e.loss is None else e.loss
+class StatusFile:
+    """Keeps ``status.json`` current. Nothing depends on it: a write that fails is logged, no more.
 
+    Args:
+        folder: The run's folder.
+        clock: Monotonic seconds.
+    """
 
-def as_observation(e: Trial) -> Trial:
-    """Return a trial of the search as a searcher is told of it: the calibrated learning rate is the unit of
-    ``lr_scale``."""
-    return replace(e, spec=replace(e.spec, lr_scale=1.0))
+    def __init__(self, folder: Path, clock: Callable[[], float] = time.monotonic) -> None:
+        self.path = folder / STATUS_NAME
+        self.stage = "start"
+        self._clock = clock
+        self._written = float("-inf")
+        self._activity: dict[str, Any] | None = None
+
+    def progress(self, study: Study, what: str, done: int, total: int) -> None:
+        """Note progress; written at most once in ``REFRESH_SECONDS``."""
+        self._activity = {"what": what, "done": done, "total": total}
+        if self._clock() - self._written >= REFRESH_SECONDS:
+            self.write(study, "running")
+
+    def write(self, study: Study, state: str, message: str = "") -> None:
+        """Write ``state`` now: ``"running"``, ``"done"``, or ``"interrupted"`` or ``"failed"`` with the reason."""
+        best, eta = study.incumbent, None
+        if study.evaluation_seconds and study.cost.tokens:  # the rest of the planned search, at the pace so far
+            rest = max(0.0, float(study.header["planned_cost"]) - study.search_cost.tokens)
+            eta = rest * study.evaluation_seconds / study.cost.tokens
+        data = {"schema_version": 1, "state": state, "stage": self.stage, "progress": self._activity,
+                "message": redact(message), "trials": study.states, "cost": study.cost.tokens,
+                "search_cost": study.search_cost.tokens, "planned_cost": study.header.get("planned_cost"),
+                "eta_seconds": eta, "best_loss": None if best is None else best.loss,
+                "pid": os.getpid(), "host": socket.gethostname(),
+                "updated": datetime.now().astimezone().isoformat(timespec="seconds")}
+        self._written = self._clock()
+        try:
+            write_json(self.path, data)
+        except OSError as error:
+            log.warning("%s can't be written (%s); the run goes on", self.path, error.strerror)

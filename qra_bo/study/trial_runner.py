@@ -15,12 +15,10 @@ from qra_bo.memory.formats import parse_format
 from qra_bo.oracle.protocol import Progress, quiet
 from qra_bo.searchers.priors import prior_sha256
 from qra_bo.space import Allocation
-from qra_bo.study.journal import Event, Journal, canonical, check_same_configuration, session_seconds
-from qra_bo.study.provenance import changes, collect
+from qra_bo.study.journal import Event, Journal, canonical, session_seconds
+from qra_bo.study.provenance import changes, check_same_configuration, collect
 from qra_bo.study.setting import Setting
-from qra_bo.study.signals import RunInterrupted
-from qra_bo.study.state import Study
-from qra_bo.study.status import StatusFile
+from qra_bo.study.state import StatusFile, Study
 from qra_bo.trials import SCHEMA_VERSION, Fidelity, Trial, TrialResult, TrialSpec, TrialState
 from qra_bo.utils.errors import JournalError, OracleError, QRABOError, TrainingError
 from qra_bo.utils.redact import redact
@@ -43,13 +41,8 @@ class PlannedTrial:
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """A trial of the search that the journal holds, and what was in force when it was written.
-
-    Args:
-        trial: The trial.
-        workers: How many trials were kept under way.
-        left: Training tokens that the effort had left to spend.
-    """
+    """A trial of the search that the journal holds, with the number of workers when it was written, and the training
+    tokens that the effort had ``left`` to spend."""
 
     trial: Trial
     workers: int
@@ -57,16 +50,12 @@ class Replayed:
 
 
 class TrialRunner:
-    """Evaluates through the journal: the engine is a deterministic program, and each of its steps that the journal
-    already holds is taken from there. So a run that was killed goes on as if it had not been.
+    """Evaluates through the journal: each step of the (deterministic) engine that it holds is taken from there, so that
+    a run that was killed goes on as if it had not been.
 
-    Args:
-        setting: The configuration with its space and memory model.
-        budget_bytes: Hard limit on predicted bytes.
-        journal: Open journal of the run.
-        executor: Runs the oracle.
-        listeners: Get every journal event.
-        progress: Shown to people.
+    Attributes:
+        under_way: Trials that the executor has, by their keys.
+        replay: Trials of the search that the journal holds and the search has not asked for yet.
     """
 
     def __init__(self, setting: Setting, budget_bytes: int, journal: Journal, executor: Executor,
@@ -79,39 +68,32 @@ class TrialRunner:
         self._written: set[tuple[Any, ...]] = set()
         self._described = False
         self._mark, self._overhead = time.monotonic(), 0.0
-        self._under_way: dict[str, PlannedTrial] = {}
+        self.under_way: dict[str, PlannedTrial] = {}
         self.replay: deque[Replayed] = deque()
         for event in journal.content.events:
             spent = self.study.search_cost.tokens
             self._take_in(event)
             if event["event"] == "trial" and self.study.trials[-1].stage not in ENGINE_STAGES:
-                self.replay.append(self._replayed(event, spent))
+                workers = event.get("workers", 1)
+                if type(workers) is not int or workers < 1:
+                    raise JournalError(f"a trial in the journal {journal.path} was made by {workers!r} workers; it was "
+                                       "not written by this program")
+                planned = float(self.study.last.get("extension", self.study.header)["planned_cost"])
+                self.replay.append(Replayed(self.study.trials[-1], workers, planned - spent))
 
-    @contextmanager
-    def session(self) -> Iterator[None]:
-        """Begin or continue the run, and keep ``status.json`` true however the session ends.
+    def begin(self) -> None:
+        """Write the header of a new run, or check that the journal is of this one and note a changed effort.
 
         Raises:
             JournalError: If the journal belongs to another configuration.
         """
-        self._open()
-        try:
-            yield
-        except (Exception, RunInterrupted) as error:
-            self.status.write(self.study, "interrupted" if isinstance(error, RunInterrupted) else "failed", str(error))
-            raise
-        self.status.stage = "end"
-        self.status.write(self.study, "done")
-
-    def _open(self) -> None:
-        """Write the header of a new run, or check that the journal is of this one and note a changed effort."""
         effort = {"effort": self.config.effort.name, "max_full_trials": float(self.config.effort.max_full_trials),
                   "planned_cost": self.setting.planned_cost}
         prior = prior_sha256(self.config.surrogate.prior)
-        if not self.study.header:
+        header = self.study.header
+        if not header:
             self._append("header", {**self._header(), "prior_sha256": prior, **effort})
         else:
-            header = self.study.header
             check_same_configuration(self.journal.path, header, self.config.to_dict(), self.config.config_sha256,
                                      frozenset(NOT_OF_THE_RESULT))
             if header.get("prior_sha256") != prior:  # the search would not repeat its proposals
@@ -155,7 +137,7 @@ class TrialRunner:
             self._append("warning", {"message": message})
 
     def _describe(self) -> None:
-        """Write the provenance once a session, and warn of changes since the last session and of the oracle's notes.
+        """Write the provenance once a session, and warn of changes since the last one and of the oracle's notes.
 
         Raises:
             JournalError: If results before and after would not compare.
@@ -213,15 +195,8 @@ class TrialRunner:
              codes: str | None = None) -> PlannedTrial:
         """Plan a trial; arguments that are not given are as in the search.
 
-        Args:
-            allocation: The candidate.
-            stage: Stage of the run that asks for it.
-            fidelity: Length of the training.
-            lr_scale: Factor on the base learning rate.
-            train_seed: Training seed.
-            split: Held-out split that is evaluated.
-            factor: Times the length of a full-fidelity trial, schedule included.
-            codes: ``"rtn"`` for round-to-nearest codes; ``None``: as configured.
+        ``lr_scale`` is a factor on the base learning rate, ``factor`` one on the length of a full-fidelity trial with
+        its schedule; ``codes="rtn"`` means round-to-nearest codes, ``None`` the configured ones.
         """
         scale = self.study.lr_scale if lr_scale is None else lr_scale
         steps = self.config.fidelity.low if fidelity is Fidelity.LOW else self.config.fidelity.high * factor
@@ -233,25 +208,19 @@ class TrialRunner:
         return PlannedTrial(spec, fidelity, stage)
 
     def evaluate_all(self, planned: Sequence[PlannedTrial]) -> list[Trial]:
-        """Return trials that the engine plans, in their order: the journal's, whatever stage they were made for, or new
-        ones, as many at once as there are workers."""
+        """Return trials in their order: the journal's, whatever stage they were made for, or new ones, as many at once
+        as there are workers."""
         for one in {p.spec.key: p for p in planned}.values():
             if self.study.find(one.spec.key) is None:
                 self.submit(one)
-        while self._under_way:
+        while self.under_way:
             self.next_finished()
-        found = [self.study.find(p.spec.key) for p in planned]
-        return [trial for trial in found if trial is not None]
-
-    @property
-    def busy(self) -> bool:
-        """Whether a trial is under way."""
-        return bool(self._under_way)
+        return [trial for p in planned if (trial := self.study.find(p.spec.key)) is not None]
 
     def submit(self, planned: PlannedTrial) -> None:
         """Hand a trial to the executor."""
         self._describe()
-        self._under_way[planned.spec.key] = planned
+        self.under_way[planned.spec.key] = planned
         self.executor.submit(planned.spec)
 
     def next_finished(self) -> Trial:
@@ -259,24 +228,17 @@ class TrialRunner:
         self._overhead += time.monotonic() - self._mark
         spec, result = self.executor.finished(self.progress)
         self._mark = time.monotonic()
-        planned, a = self._under_way.pop(spec.key), spec.allocation
+        planned, a = self.under_way.pop(spec.key), spec.allocation
         trial = Trial(self.study.trials[-1].id + 1 if self.study.trials else 1, a,
                       tuple(parse_format(f).bits for f in a.formats), planned.stage, planned.fidelity, spec,
                       self.config.seed, self._checked(result, spec), self.setting.predictor(a))
-        workers = {"workers": self.executor.workers} if self.executor.workers > 1 else {}
         fields = {k: v for k, v in trial.to_json().items() if k != "event"}
-        self._append("trial", {**fields, **workers, "overhead_seconds": round(self._overhead, 4)})
+        if self.executor.workers > 1:
+            fields["workers"] = self.executor.workers
+        self._append("trial", {**fields, "overhead_seconds": round(self._overhead, 4)})
         self._overhead = 0.0
         self.status.write(self.study, "running")
         return self.study.trials[-1]
-
-    def _replayed(self, event: Event, spent: float) -> Replayed:
-        workers = event.get("workers", 1)
-        if type(workers) is not int or workers < 1:
-            raise JournalError(f"a trial in the journal {self.journal.path} was made by {workers!r} workers; it "
-                               "was not written by this program")
-        planned = float(self.study.last.get("extension", self.study.header)["planned_cost"])
-        return Replayed(self.study.trials[-1], workers, planned - spent)
 
     def reset_stopwatch(self) -> None:
         """Leave the time until now out of the search's overhead."""

@@ -24,7 +24,7 @@ from qra_bo.oracle.synthetic import SyntheticOracle
 from qra_bo.searchers.base import SearchProblem
 from qra_bo.sensitivity.io import save_profile
 from qra_bo.space import Allocation
-from qra_bo.study.uniform_baselines import BaselineRules
+from qra_bo.study.setting import BaselineRules
 from tests.spaces import corners, make_costs, make_space
 
 SEED = 5

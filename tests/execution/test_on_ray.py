@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from qra_bo.execution.base import OracleSpec
-from qra_bo.execution.jobs import Limits
 from qra_bo.execution.on_ray import RayExecutor, Resources
+from qra_bo.execution.pool import Limits
 from qra_bo.space import uniform
 from qra_bo.study.journal import read_journal
 from qra_bo.trials import TrialSpec, TrialState

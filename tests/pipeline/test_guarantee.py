@@ -16,8 +16,8 @@ from qra_bo.oracle.protocol import Progress
 from qra_bo.pipeline.finetune_oracle import make_finetune
 from qra_bo.pipeline.run import make_setting
 from qra_bo.space import Allocation, uniform
+from qra_bo.study.conclusion import fine_tune, first_that_fits
 from qra_bo.study.device_allowance import allowance_for, fold_peaks
-from qra_bo.study.final import fine_tune, first_that_fits
 from qra_bo.study.setting import BytesPredictor
 from qra_bo.trials import Fidelity, Trial, TrialSpec
 from qra_bo.utils.errors import OutputError, TrainingError

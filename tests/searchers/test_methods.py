@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from bench.methods import METHODS, method_target
-from qra_bo.execution.base import InProcessExecutor
-from qra_bo.execution.messages import failure
+from qra_bo.execution.base import InProcessExecutor, failure
 from qra_bo.oracle.synthetic import SyntheticOracle
 from qra_bo.searchers.base import Searcher, SearchProblem, make_searcher
 from qra_bo.searchers.two_stages import TwoStages

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from qra_bo.space import uniform
-from qra_bo.study.baseline_trials import best_scale, calibration_choices
+from qra_bo.study.baselines import best_scale, calibration_choices
 
 
 @pytest.mark.parametrize(("rank", "n", "ranks"), [(16, 1, [8]), (16, 2, [16, 4]), (16, 3, [16, 8, 4]), (4, 2, [4, 1]),

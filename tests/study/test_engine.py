@@ -174,6 +174,14 @@ def test_an_extension_adds_the_anchors_that_were_left_out(whole: tuple[Path, Run
     assert longer.best["cost"]["search_full_trial_equivalents"] >= 30
 
 
+@pytest.mark.parametrize(("limit", "ranks"), [(1, [4]), (2, [4, 3])])
+def test_the_next_baseline_replaces_filled_ranks_that_are_not_new(tmp_path: Path, limit: int, ranks: list[int]) -> None:
+    outcome = run(tmp_path, budget=predict_bytes(uniform(4, "nf4", 4)), fine_tunes=False, confirm__seeds=0,
+                  effort__references=False, effort__ranking_top=0, effort__uniform_baselines=limit)
+    found = [e.allocation for e in outcome.study.trials if e.stage == "baseline"]
+    assert found == [uniform(4, "nf4", r) for r in ranks]
+
+
 class Recorder(Walk):
     """Keeps the last made, so that a test sees what it was told."""
 

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from qra_bo.study.journal import (
     Journal,
-    check_same_configuration,
     checksum,
     read_journal,
     session_seconds,
 )
+from qra_bo.study.provenance import check_same_configuration
 from qra_bo.utils.errors import JournalError, OracleError, OutputError
 
 HEADER = {"schema_version": 2, "config": {"a": {"b": 1}}, "config_sha256": "x"}
@@ -222,7 +222,8 @@ def test_a_file_system_that_is_read_only_is_refused(tmp_path: Path, monkeypatch:
 
 def test_a_clock_that_jumps_changes_no_duration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Jumping(datetime):
-        when = iter([datetime(2030, 1, 1), datetime(1999, 1, 1), datetime(2050, 1, 1)])
+        when = iter([datetime(2020, 1, 1),  # of the lock
+                     datetime(2030, 1, 1), datetime(1999, 1, 1), datetime(2050, 1, 1)])
 
         @classmethod
         def now(cls, tz: object = None) -> datetime:

@@ -14,15 +14,13 @@ from scipy import stats
 from qra_bo.oracle.protocol import Oracle
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import Allocation, uniform
-from qra_bo.study.confirmation import confirmation
-from qra_bo.study.cost import Cost
+from qra_bo.study.baselines import fill, largest_rank, uniform_baselines
+from qra_bo.study.conclusion import confirmation
 from qra_bo.study.intervals import paired_interval, spearman
 from qra_bo.study.provenance import changes, collect, git_commit
-from qra_bo.study.setting import training_seeds
+from qra_bo.study.setting import BaselineRules, training_seeds
 from qra_bo.study.signals import RunInterrupted
-from qra_bo.study.state import Study
-from qra_bo.study.status import StatusFile
-from qra_bo.study.uniform_baselines import BaselineRules, choose, fill, largest_rank, uniform_baselines
+from qra_bo.study.state import Cost, StatusFile, Study
 from qra_bo.utils.errors import BudgetError, ConfigError, JournalError
 from qra_bo.utils.files import write_json
 from tests.study.oracles import DAMAGE, FORMATS, UNITS, PlantedOracle
@@ -59,13 +57,6 @@ def test_fill_spends_the_rest_from_the_last_unit_backwards() -> None:
     exact = replace(RULES, budget_bytes=predict_bytes(uniform(4, "nf4", 4)))
     assert fill(exact, uniform(4, "nf4", 4)) == uniform(4, "nf4", 4)
     assert fill(replace(RULES, max_rank=4), uniform(4, "nf4", 4)) == uniform(4, "nf4", 4)
-
-
-def test_a_limit_keeps_a_place_for_the_filled_one() -> None:
-    anchors = uniform_baselines(RULES, PROFILE)
-    assert choose(anchors, None) == (anchors, [])
-    assert choose(anchors, 3) == (anchors[:2], anchors[2:3])
-    assert choose(anchors, 1) == (anchors[:1], [])
 
 
 @given(st.lists(st.floats(-1, 1), min_size=2, max_size=12))

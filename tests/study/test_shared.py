@@ -127,7 +127,7 @@ def test_any_order_of_prefixes_costs_the_same(tmp_path: Path, theirs: tuple[int,
     for steps in theirs:
         ledger.add(request(A, steps), oracle.evaluate(request(A, steps), lambda *_: None))
     executor = SharedExecutor(InProcessExecutor(oracle), tmp_path, (), {}, MAY_DIFFER)
-    executor._opened = (Ledger(), (), (ledger,))
+    executor._journals = (Ledger(), [], [ledger])
     reference = Continuing()
     for steps in ours:
         got = executor.evaluate(request(A, steps), lambda *_: None)

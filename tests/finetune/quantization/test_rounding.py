@@ -19,7 +19,7 @@ from qra_bo.finetune.quantization.rounding import Rounding, second_moments
 from qra_bo.memory.formats import parse_format
 from qra_bo.pipeline.finetune_oracle import caches
 from qra_bo.space import Allocation
-from qra_bo.study.journal import check_same_configuration
+from qra_bo.study.provenance import check_same_configuration
 from qra_bo.trials import TrialSpec
 from qra_bo.utils.errors import ConfigError, DeviceError, JournalError, ModelError, OracleError
 from tests.finetune.models import tiny_llama

@@ -1,4 +1,5 @@
-"""The trials before the search: calibration of the learning rate, uniform baselines and references."""
+"""Uniform baselines: which allocations they are, and the trials before the search (calibration, baselines, references).
+"""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -6,15 +7,63 @@ from dataclasses import replace
 import numpy as np
 
 from qra_bo.memory.formats import default_format
+from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import Allocation, uniform
 from qra_bo.study.search_loop import Headroom
+from qra_bo.study.setting import BaselineRules
 from qra_bo.study.state import loss_of
 from qra_bo.study.trial_runner import TrialRunner, no_loss
-from qra_bo.study.uniform_baselines import choose, fill
 from qra_bo.trials import Trial
+from qra_bo.utils.errors import BudgetError
 
-DIGITS = 3
-"""Significant digits of the chosen factor: it names trials."""
+
+def largest_rank(rules: BaselineRules, fmt: str) -> int:
+    """Return the largest rank with which the uniform allocation of ``fmt`` fits; 0 if rank 1 does not."""
+    low, high = 0, rules.max_rank
+    while low < high:
+        middle = (low + high + 1) // 2
+        if rules.fits(uniform(rules.n_units, fmt, middle)):
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def uniform_baselines(rules: BaselineRules, profile: SensitivityProfile) -> list[Allocation]:
+    """Return for every format the largest rank that fits and the one below, most promising first.
+
+    Formats are ordered by the profile's quantisation sensitivity summed over units (least first; of equals the earlier
+    on the ladder), and within a format the larger rank comes first.
+
+    Raises:
+        BudgetError: If no uniform allocation fits.
+    """
+    total = {f: float(profile.quantization_sensitivity[:, profile.formats.index(f)].sum()) for f in rules.formats}
+    found: list[Allocation] = []
+    for fmt in sorted(rules.formats, key=lambda f: total[f]):
+        top = largest_rank(rules, fmt)
+        candidates = [uniform(rules.n_units, fmt, rank) for rank in (top, top - 1) if rank >= 1]
+        found += [a for a in candidates if rules.fits(a)]  # a smaller rank needs more where it ends 8-bit moments
+    if not found:
+        least, fmt = min((rules.predict_bytes(uniform(rules.n_units, f, 1)), f) for f in rules.formats)
+        raise BudgetError(f"the budget of {rules.budget_bytes:,} bytes is below the smallest uniform choice: "
+                          f"{fmt} with rank 1 needs {least:,} bytes; raise budget to at least that, or "
+                          "add a lower bit-width to bits")
+    return found
+
+
+def fill(rules: BaselineRules, best: Allocation) -> Allocation:
+    """Return uniform + filled ranks: the left-over bytes of ``best`` spent on one more rank, last unit first.
+
+    A unit whose further rank does not fit is passed over; with nothing left over the result is ``best`` itself.
+    """
+    ranks = list(best.ranks)
+    for unit in reversed(range(len(ranks))):
+        if ranks[unit] < rules.max_rank:
+            ranks[unit] += 1
+            if not rules.fits(Allocation(best.formats, tuple(ranks))):
+                ranks[unit] -= 1
+    return Allocation(best.formats, tuple(ranks))
 
 
 def calibrate(run: TrialRunner, baselines: Sequence[Allocation]) -> None:
@@ -52,10 +101,7 @@ def calibration_choices(baseline: Allocation, n: int) -> list[Allocation]:
     ratios.
 
     A search trades ranks for bits, so the rate must suit smaller ranks too; a single allocation has rank about r / 2.
-
-    Args:
-        baseline: The most promising uniform baseline.
-        n: How many; fewer where small ranks coincide.
+    Fewer are returned where small ranks coincide.
     """
     rank, fmt = baseline.ranks[0], baseline.formats[0]
     powers = [0.5] if n == 1 else [i / (n - 1) for i in range(n)]
@@ -83,7 +129,7 @@ def best_scale(trials: Sequence[tuple[float, float]]) -> tuple[float, bool]:
         if curvature > 0:
             vertex = -slope / (2 * curvature)
             if scales[near].min() < vertex < scales[near].max():
-                return float(f"{np.exp(vertex):.{DIGITS}g}"), True
+                return float(f"{np.exp(vertex):.3g}"), True  # few digits, for it is part of the trials' keys
     return trials[at][0], inside
 
 
@@ -91,25 +137,23 @@ def evaluate_baselines(run: TrialRunner, headroom: Headroom, baselines: Sequence
                        limit: int | None) -> list[Trial]:
     """Evaluate the most promising uniform baselines and uniform + filled ranks; return their trials, failed ones too.
 
-    Args:
-        run: Evaluates the trials.
-        headroom: Limit on predicted bytes; lowered by what runs out of memory.
-        baselines: The most promising first.
-        limit: How many to evaluate; ``None`` for all.
+    Of ``limit`` places one is kept for uniform + filled ranks; where that is no new allocation, the next baseline takes
+    the place. ``None`` evaluates all baselines. A trial that runs out of memory lowers ``headroom``.
 
     Raises:
         TrainingError: If every one of them ran out of memory or diverged.
         QRABOError: If every one of them failed: there is nothing to compare with, and likely something broken.
     """
-    first, spare = choose(baselines, limit)
-    done = _evaluate(run, headroom, first)
+    first = len(baselines) if limit is None else max(1, limit - 1)
+    done = _evaluate(run, headroom, baselines[:first])
     usable = [e for e in done if e.ok]
     if not usable:
         raise no_loss("every uniform baseline failed, so that nothing can be compared", done)
+    if limit == 1:
+        return done
     filled = fill(headroom.rules, min(usable, key=loss_of).allocation)
-    if filled not in {e.allocation for e in done}:
-        return done if limit == 1 else done + _evaluate(run, headroom, [filled])
-    return done + _evaluate(run, headroom, spare[:1])
+    is_new = filled not in {e.allocation for e in done}
+    return done + _evaluate(run, headroom, [filled] if is_new else baselines[first:first + 1])
 
 
 def _evaluate(run: TrialRunner, headroom: Headroom, allocations: Sequence[Allocation]) -> list[Trial]:

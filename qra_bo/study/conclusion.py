@@ -1,12 +1,20 @@
-"""The trials after the search: confirmation on unseen seeds, the same at other learning rates, longer trainings."""
+"""What follows the search: confirmation, rate and ranking checks, and the final fine-tune of the winner."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from qra_bo.space import Allocation
 from qra_bo.study.intervals import paired_interval, spearman
 from qra_bo.study.state import loss_of
 from qra_bo.study.trial_runner import TrialRunner, no_loss
+from qra_bo.trials import TrialState
+from qra_bo.utils.errors import OracleError, OutputError
+
+MEASURED_CANDIDATES = 5
+"""How many allocations may be measured at the end, from the winner down, before the run gives up."""
+FINAL_FILES = ("adapter/adapter_model.safetensors", "quant_manifest.json")
+"""What the final fine-tune leaves in the run's folder; it is trained again where one of these is gone."""
 
 
 def confirm(run: TrialRunner, recommended: Sequence[Allocation]) -> None:
@@ -44,10 +52,9 @@ def confirmation(candidate: Allocation, reference: Allocation, pairs: Sequence[t
         pairs: Training seed and test losses of candidate and reference, of seeds that gave both.
         failed: Whether the candidate failed where the reference did not.
     """
-    compared = _compared(pairs)
     differences = [c - r for _, c, r in pairs]
     mixed = candidate != reference and not failed and sum(differences) < 0
-    return {"candidate": candidate.to_json(), "reference": reference.to_json(), **compared,
+    return {"candidate": candidate.to_json(), "reference": reference.to_json(), **_compared(pairs),
             "differences": differences, "winner_kind": "mixed" if mixed else "uniform", "candidate_failed": failed,
             "split": "test"}
 
@@ -95,10 +102,70 @@ def check_ranking(run: TrialRunner) -> None:
     factor, top = run.config.confirm.ranking_factor, run.study.ranked[:run.config.effort.ranking_top]
     longer = run.evaluate_all([run.plan(e.allocation, "ranking_check", factor=factor) for e in top])
     finished = [(e, long) for e, long in zip(top, longer, strict=True) if long.ok]
-    search_losses, losses = [loss_of(e) for e, _ in finished], [loss_of(long) for _, long in finished]
     if len(finished) < 2:
         run.warn("the ranking check has fewer than two losses to compare")
         return
+    search_losses, losses = [loss_of(e) for e, _ in finished], [loss_of(long) for _, long in finished]
     run.record_conclusion("ranking_check", {
         "steps": run.config.fidelity.high * factor, "fingerprints": [e.allocation.fingerprint for e, _ in finished],
         "losses": losses, "search_losses": search_losses, "spearman": spearman(search_losses, losses)})
+
+
+def deliver(run: TrialRunner, winner: Allocation) -> Allocation:
+    """Fine-tune the winner, unless the journal has its final fine-tune and the files are there; return what was
+    delivered.
+
+    Raises:
+        OutputError: If none of the best allocations measured within the budget.
+        TrainingError: If the final training did not end well.
+    """
+    study, folder = run.study, run.journal.path.parent
+    by_name = {e.allocation.fingerprint: e.allocation for e in study.points} | {winner.fingerprint: winner}
+    final = study.last.get("final")
+    if final is None and "end" in study.last:
+        return winner  # it was ended without
+    if final is None or not all((folder / name).is_file() for name in FINAL_FILES):
+        first = winner if final is None else by_name.get(final["delivered"], winner)
+        others = [e.allocation for e in study.ranked if e.allocation not in (winner, first)]
+        with run.stage("final"):
+            delivered = first_that_fits(run, [first, *others])
+            fields = fine_tune(run, delivered, folder)
+            run.record("final", {**fields, "adapter": "adapter", "winner": winner.fingerprint,
+                                 "delivered": delivered.fingerprint})
+        final = study.last["final"]
+    if final["delivered"] not in by_name:
+        raise OracleError(f"the final fine-tune delivered {final['delivered']}, which is no candidate of the run")
+    return by_name[final["delivered"]]
+
+
+def first_that_fits(run: TrialRunner, ranked: Sequence[Allocation]) -> Allocation:
+    """Measure the peak of the best allocations in their order; return the first within the budget.
+
+    Raises:
+        OutputError: If none of ``MEASURED_CANDIDATES`` is.
+    """
+    budget, predict, seed = run.budget_bytes, run.setting.predictor, run.setting.train_seed
+    for a in ranked[:MEASURED_CANDIDATES]:
+        found = run.executor.call("measure_peak", {"allocation": a.to_json(), "train_seed": seed}, run.progress)
+        measured, ran_out = found["measured_bytes"], found["state"] == TrialState.OOM.value
+        fits = not ran_out and (measured is None or measured <= budget)
+        run.record("measured", {"allocation": a.to_json(), "predicted_bytes": predict(a), "measured_bytes": measured,
+                                "scope": run.config.memory.scope, "fits": fits, "peaks": found["peaks"]})
+        if fits:
+            return a
+        how = f"did not fit on the device ({found['message']})" if ran_out else \
+            f"measured {measured:,}: over the budget of {budget:,}"
+        run.record("warning", {"message": f"{a.fingerprint} was predicted to need {predict(a):,} bytes and {how}; the "
+                                          "next best is taken"})
+    raise OutputError(f"none of the {MEASURED_CANDIDATES} best allocations measured within the budget of {budget:,} "
+                      "bytes; the journal holds what each needs: raise the budget by that, or lower train.batch")
+
+
+def fine_tune(run: TrialRunner, allocation: Allocation, folder: Path) -> dict[str, object]:
+    """Train and save ``allocation`` in ``folder``; return its steps, held-out loss and standard error."""
+    options = run.config.final
+    final = run.executor.call("finalise", {
+        "allocation": allocation.to_json(), "steps": options.steps, "epochs": options.epochs,
+        "train_seed": run.setting.train_seed, "lr_scale": run.study.lr_scale, "out": str(folder),
+        "model_cfg": run.config.model}, run.progress)
+    return {key: final[key] for key in ("steps", "loss", "loss_se")}
