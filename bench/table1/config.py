@@ -3,16 +3,19 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Annotated
 
-from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from annotated_types import Ge
+from hydra import compose
+from pydantic import StrictInt
 
 from qra_bo.config import RunConfig, load_config
+from qra_bo.config.check import validated
+from qra_bo.config.compose import HYDRA_ERRORS, hydra_app, plain
+from qra_bo.config.groups import OtherRates
 from qra_bo.space import Ladder
 from qra_bo.utils.errors import ConfigError, UserError, nearest_first
+from qra_bo.utils.fields import Count, Group, Texts, accepted_by
 from qra_bo.utils.redact import redact
 
 CONF = Path(__file__).parent / "conf"
@@ -20,28 +23,28 @@ GROUP = "table1"
 NAME = "table1.jsonl"
 """Journal of a table, in its folder."""
 DEFAULT = "full"
+Seeds = Annotated[StrictInt, Ge(2)]
 
 
-@dataclass(frozen=True)
-class TableOptions:
+class TableOptions(Group):
     """The rows of a table, the limits on their memory, and what every row may spend. ``conf/*.yaml`` explain the keys
     and hold their values."""
 
     name: str
-    methods: list[str] | None
-    limits: list[str]
-    published_ranks: list[int]
-    finer_bits: list[int]
-    rank_choices: int
-    amq_evaluations: int
-    lr_trials: int
-    steps: int | None
-    seeds: int
-    key_seeds: int
-    rate_factors: list[float]
-    join: list[str]
-    tasks: list[str]
-    questions: int | None
+    methods: Texts | None
+    limits: Texts
+    published_ranks: Annotated[tuple[StrictInt, ...], accepted_by(lambda ranks: Ladder("ranks", ranks))]
+    finer_bits: Annotated[tuple[StrictInt, ...], accepted_by(lambda bits: Ladder("bits", bits))]
+    rank_choices: Count
+    amq_evaluations: Annotated[StrictInt, Ge(3)]
+    lr_trials: Count
+    steps: Count | None
+    seeds: Seeds
+    key_seeds: Seeds
+    rate_factors: OtherRates
+    join: Texts
+    tasks: Texts
+    questions: Count | None
 
 
 @dataclass(frozen=True)
@@ -88,31 +91,34 @@ def load_table(overrides: Sequence[str] = ()) -> TableConfig:
 
 
 def load_options(overrides: Sequence[str] = ()) -> TableOptions:
-    """Compose ``table1=NAME`` and ``table1.KEY=VALUE``; only the types of the values are checked.
+    """Compose ``table1=NAME`` and ``table1.KEY=VALUE``, and check every key by itself.
 
     Raises:
-        ConfigError: If a name, a key or a type is wrong.
+        ConfigError: With every problem at once.
     """
     name = next((o.partition("=")[2] for o in reversed(overrides) if o.startswith(f"{GROUP}=")), DEFAULT)
     known = sorted(path.stem for path in CONF.glob("*.yaml"))
     if name not in known:
         raise ConfigError(f"unknown table1={name}; known, nearest first: {', '.join(nearest_first(name, known))}")
-    keys = [o.removeprefix(f"{GROUP}.") for o in overrides if o.startswith(f"{GROUP}.")]
     try:
-        with initialize_config_dir(str(CONF), version_base="1.3", job_name="table1"):
-            merged = OmegaConf.merge(OmegaConf.structured(TableOptions), compose(name, overrides=keys))
-        return cast(TableOptions, OmegaConf.to_object(merged))
-    except (HydraException, OmegaConfBaseException) as error:
+        with hydra_app(config_path=str(CONF)):
+            keys = [o.removeprefix(f"{GROUP}.") for o in overrides if o.startswith(f"{GROUP}.")]
+            values = plain(compose(name, keys))
+    except HYDRA_ERRORS as error:
         raise ConfigError(f"table1: {' '.join(str(error).split())}") from error
+    options, problems = validated(TableOptions, values)
+    if options is None:
+        raise ConfigError([f"table1.{p.message}" for p in problems])
+    return options
 
 
 def _run_problems(run: RunConfig) -> Iterator[str]:
     if run.quantizer.rounding != "rtn":
         yield (f"quantizer.rounding={run.quantizer.rounding} can't be used for a table, whose rows choose their own "
                "codes: leave it out, and choose rows with table1.methods.")
-    if run.oracle.name == "benchmark":
-        yield ("oracle.name: a table needs oracle=finetune, or oracle=synthetic for a dry run; oracle=benchmark knows "
-               "only LoRA.")
+    if run.oracle.name not in ("finetune", "synthetic"):
+        yield ("oracle.name: a table needs oracle=finetune, or oracle=synthetic for a dry run, as other oracles have "
+               f"only LoRA; got {run.oracle.name}.")
     if run.memory.calibrate:
         yield ("memory.calibrate: a table predicts the memory of all rows alike, also when it is resumed; got "
                "memory.calibrate=true, which changes predictions with the last measurement.")
@@ -121,19 +127,6 @@ def _run_problems(run: RunConfig) -> Iterator[str]:
 def _table_problems(table: TableOptions) -> Iterator[str]:
     from bench.table1.cells import make_cells  # the rows import this module
 
-    least = {"seeds": 2, "key_seeds": 2, "lr_trials": 1, "rank_choices": 1, "amq_evaluations": 3, "steps": 1,
-             "questions": 1}
-    for key, at_least in least.items():
-        value = getattr(table, key)
-        if value is not None and value < at_least:
-            yield f"table1.{key} must be at least {at_least}; got {value}."
-    rates = table.rate_factors
-    if len(set(rates)) < len(rates) or any(rate <= 0 or rate == 1 for rate in rates):
-        yield f"table1.rate_factors must be distinct positive factors other than 1, e.g. [0.5,2]; got {rates}."
-    try:
-        Ladder("ranks", tuple(table.published_ranks))
-    except UserError as error:
-        yield f"table1.published_ranks: {error}"
     try:
         make_cells(table.limits, table.methods)
     except UserError as error:

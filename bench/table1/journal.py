@@ -3,7 +3,6 @@
 import json
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +45,7 @@ class TableJournal:
         if header is None:
             plain, digest = self._identity()
             self._append("header", {"schema_version": SCHEMA_VERSION, "config": plain, "config_sha256": digest,
-                                    "table1": asdict(config.table), "version": qra_bo.__version__,
+                                    "table1": config.table.model_dump(mode="json"), "version": qra_bo.__version__,
                                     "model": config.run.model_name, "oracle": config.run.oracle.name})
         else:
             self.check_header(journal.path, header)

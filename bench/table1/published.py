@@ -1,6 +1,6 @@
 """The published searches at a smaller cost: their share of the effort, and populations scaled to it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from qra_bo.config import RunConfig
@@ -53,6 +53,6 @@ def scaled_qr_adaptor(config: RunConfig) -> Mapping[str, Any]:
             "share": min(1.0, first / config.effort.max_full_trials)}
 
 
-def published_changes(config: RunConfig, ranks: Sequence[int]) -> dict[str, Any]:
+def published_changes(config: RunConfig, ranks: tuple[int, ...]) -> dict[str, Any]:
     """Return the configuration changes of the published searches: their ladder of ranks, and plain LoRA."""
-    return {"ranks": tuple(ranks), "adapter": config.adapter.with_changes(init="kaiming")}
+    return {"ranks": ranks, "adapter": config.adapter.with_changes(init="kaiming")}

@@ -49,7 +49,7 @@ class Searched(WithCodes):
         tokens = self.tokens(session)
         changes = {"quantizer": with_codes(session.config, tokens).quantizer, **(changes or {})}
         if self.finer:
-            changes["bits"] = tuple(session.options.finer_bits)
+            changes["bits"] = session.options.finer_bits
         outcome = search(session, self.name, limit, method, options, changes)
         recipe = Recipe(outcome.found.allocation, init or session.config.adapter.init, gptq_tokens=tokens)
         notes = (note, stages_note(outcome.study.trials))
