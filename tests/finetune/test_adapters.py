@@ -56,7 +56,7 @@ def test_initialisation_is_rank_nested_and_seeded() -> None:
 def test_what_was_not_realised_is_refused() -> None:
     attach(MODEL, dict.fromkeys(NAMES, 2), AdapterSettings(), 0, torch.float32)
     try:
-        with pytest.raises(OracleError, match="asked rank 3"):
+        with pytest.raises(OracleError, match="requested rank 3"):
             check_realised(MODEL, {**dict.fromkeys(NAMES, 2), NAMES[0]: 3}, AdapterSettings())
         with pytest.raises(OracleError, match="realised on"):
             check_realised(MODEL, {n: 2 for n in NAMES[1:]}, AdapterSettings())

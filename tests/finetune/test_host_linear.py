@@ -50,9 +50,9 @@ def test_outputs_and_gradients_are_those_of_the_layer(dtype: torch.dtype) -> Non
 class OnDevice(PeakTracker):
     """Follows tensors of the meta device alone, which stands in for a GPU."""
 
-    def _see(self, tensor: Tensor, operator: object) -> None:
+    def _see(self, tensor: Tensor) -> None:
         if tensor.device.type == "meta":
-            super()._see(tensor, operator)
+            super()._see(tensor)
 
 
 def test_no_more_than_one_weight_is_on_the_device_at_a_time() -> None:

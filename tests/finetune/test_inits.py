@@ -24,7 +24,6 @@ from qra_bo.memory.formats import parse_format
 from qra_bo.space import Allocation, make_units, uniform
 from qra_bo.space.decoder import spec_from_model
 from qra_bo.trials import OWN_BASE, TrialSpec
-from qra_bo.utils.errors import ConfigError
 from tests.finetune.models import tiny_llama
 
 CPU = torch.device("cpu")
@@ -233,8 +232,3 @@ def test_parameters_are_views_of_nothing_shared() -> None:
     detach(MODEL)
     again = maker.prepare(formats, ranks, None).pairs
     assert all(torch.equal(again[n][0], starts[n][0]) and torch.equal(again[n][1], starts[n][1]) for n in NAMES)
-
-
-def test_an_unusable_number_of_alternations_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"adapter\.iterations"):
-        AdapterSettings(2.0, "loftq", 0)
