@@ -106,7 +106,8 @@ def ours(cfg: RunConfig, steps: int, warm: int) -> dict[str, Any]:
         trainable = sum(p.numel() for p in oracle.model.parameters() if p.requires_grad)
         return {**_rates(seconds, tokens[:warm + steps], warm), "keeps_unpacked": oracle.bank.keep_dense,
                 "packed_tokens_per_second": _rates(packed, tokens[warm + steps:], 0)["tokens_per_second"],
-                "trainable": trainable, "first_loss": first_loss, "dtype": str(oracle.bank.compute_dtype).removeprefix("torch."),
+                "trainable": trainable, "first_loss": first_loss,
+                "dtype": str(oracle.bank.compute_dtype).removeprefix("torch."),
                 "device": str(oracle.device), "switch_seconds": statistics.median(switches),
                 "evaluation_seconds": evaluations[-1], "evaluation_tokens": real_tokens(blocks.labels)}
 
