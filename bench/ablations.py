@@ -31,11 +31,10 @@ from bench.table1.statistics import difference
 from qra_bo.config import RunConfig, load_config
 from qra_bo.memory.budget import parse_budget
 from qra_bo.memory.formats import parse_format
-from qra_bo.oracle.synthetic.oracle import SyntheticOracle
+from qra_bo.oracle.synthetic import SyntheticOracle
 from qra_bo.pipeline.build import make_oracle
-from qra_bo.searchers.base import SearchProblem, SelfChecking
-from qra_bo.searchers.evolution.initialisation import random_near_budget
-from qra_bo.searchers.make import make_searcher
+from qra_bo.searchers.base import SearchProblem, SelfChecking, make_searcher
+from qra_bo.searchers.evolution.variation import random_near_budget
 from qra_bo.space import Allocation
 from qra_bo.study.intervals import spearman
 from qra_bo.study.setting import training_seeds

@@ -31,7 +31,7 @@ Try = Callable[[Path, Path, Rng], str]
 
 def slowly() -> None:
     """Let every evaluation of the planted oracle take its time."""
-    from qra_bo.oracle.synthetic.oracle import SyntheticOracle
+    from qra_bo.oracle.synthetic import SyntheticOracle
 
     evaluate = SyntheticOracle.evaluate
 
@@ -218,7 +218,7 @@ def upgraded_package(folder: Path, plain: Path, rng: Rng) -> str:
 def other_data(folder: Path, plain: Path, rng: Rng) -> str:
     """Data, or a base model, changed between a kill and the resume: refused, and right again once they are back."""
     def change() -> None:
-        from qra_bo.oracle.synthetic.oracle import SyntheticOracle
+        from qra_bo.oracle.synthetic import SyntheticOracle
 
         describe = SyntheticOracle.describe
         SyntheticOracle.describe = lambda self: {**describe(self), "data_sha256": "0"}  # type: ignore[method-assign]

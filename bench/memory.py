@@ -31,7 +31,7 @@ from qra_bo.memory.formats import parse_format
 from qra_bo.memory.model import MemoryModel, TrainShape
 from qra_bo.memory.optimizers import OPTIMIZERS
 from qra_bo.space import Allocation, DecoderSpec, Ladder, SearchSpace, make_units
-from qra_bo.space.specs import spec_from_numbers
+from qra_bo.space.decoder import spec_from_numbers
 
 ROOT = Path(__file__).resolve().parent.parent
 KEYS = ("family", "n_layers", "hidden_size", "intermediate_size", "n_heads", "n_kv_heads", "head_dim", "vocab_size",
@@ -79,7 +79,7 @@ def draw(spec: DecoderSpec, rng: np.random.Generator) -> tuple[SearchSpace, Allo
 
 def traced_rows(name: str, count: int, seed: int) -> list[Row]:
     """``count`` tuples of one architecture, predicted, traced, and by other tools' arithmetic."""
-    from qra_bo.finetune.tracing.trace import PHASES, StepTracer
+    from qra_bo.finetune.tracing.trace import StepTracer
 
     spec, rows = spec_of(name), []
     tracer = StepTracer(spec)
@@ -101,7 +101,6 @@ def traced_rows(name: str, count: int, seed: int) -> list[Row]:
             "length": shape.length, "checkpointing": shape.checkpointing, "compute_bytes": shape.compute_dtype_bytes,
             "optimizer": shape.optimizer, "device": shape.device, "eval_batch": shape.eval_batch,
             "phase": memory.phase_breakdown(space, allocation)[0], "traced_phase": traced.phase,
-            "operator": traced.operators[PHASES.index(traced.phase)],
             "traced_bytes": traced.peak, "predicted_bytes": predicted, "error": predicted / traced.peak - 1,
             **{f"{key}_error": value / traced.peak - 1 for key, value in others.items()}, "cpu_seconds": seconds})
         print(f"{name}: {rows[-1]['error']:+.3%} {shape}", file=sys.stderr, flush=True)

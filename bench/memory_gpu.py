@@ -26,7 +26,7 @@ from qra_bo.memory.allowance import ASSUMED, PPM, Allowance, Excess, fold
 from qra_bo.memory.formats import parse_format
 from qra_bo.memory.model import MemoryModel, TrainShape
 from qra_bo.space import Allocation, CostTable, DecoderSpec, Ladder, SearchSpace, make_units
-from qra_bo.space.specs import spec_from_numbers
+from qra_bo.space.decoder import spec_from_numbers
 
 LEAST_RUNS, OVER, UNDER = 12, 0.05, -0.005
 SHAPES = (TrainShape(1, 512, True), TrainShape(4, 256), TrainShape(2, 512, True, optimizer="adamw_8bit"),
@@ -63,9 +63,9 @@ def random_model(spec: DecoderSpec, space: SearchSpace, allocation: Allocation, 
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
 
-    from qra_bo.finetune.models.attention import use_fast_attention
+    from qra_bo.finetune.models.load import use_fast_attention
     from qra_bo.finetune.quantization.bank import allow_mixed_bits
-    from qra_bo.finetune.quantization.registry import backend_of
+    from qra_bo.finetune.quantization.base import backend_of
     from qra_bo.finetune.tracing.trace import DTYPES, config_from_spec
 
     dtype = DTYPES[shape.compute_dtype_bytes]
@@ -79,10 +79,9 @@ def random_model(spec: DecoderSpec, space: SearchSpace, allocation: Allocation, 
     for unit, name in zip(space.units, allocation.formats, strict=True):
         fmt = parse_format(name)
         for m in unit.linears:
-            dense = torch.nn.Linear(m.in_features, m.out_features, bias=False, device="meta")
-            dense.weight = torch.nn.Parameter(drawn(m.out_features, m.in_features), requires_grad=False)
-            model.set_submodule(m.name, backend_of(fmt).quantize(dense, fmt, dtype, device))
-            del dense
+            size = (m.out_features, m.in_features)
+            state = backend_of(fmt).pack(drawn(*size), fmt, device)
+            model.set_submodule(m.name, backend_of(fmt).build(state, fmt, size, None, dtype))
     for module in model.modules():
         for key, p in module.named_parameters(recurse=False):
             if p.is_meta:
@@ -114,8 +113,8 @@ def measure(spec: DecoderSpec, space: SearchSpace, allocation: Allocation, shape
     settings = TrainSettings(batch=shape.batch, logits_chunk=shape.logits_chunk, checkpointing=shape.checkpointing,
                              optimizer=AdamWSettings(kind=shape.optimizer), eval_batch=shape.eval_batch)
     optimizer = UnitwiseAdamW(unit_groups(adapter_parameters(model), unit_of, ranks, settings, 1.0), settings.optimizer)
-    nothing_kept_dense = SimpleNamespace(only_packed=nullcontext)
-    probe = MemoryProbe(device, model, optimizer, nothing_kept_dense, "peak", follow=True)  # type: ignore[arg-type]
+    nothing_kept_dense = SimpleNamespace(only_packed=nullcontext, device=device, model=model)
+    probe = MemoryProbe(optimizer, nothing_kept_dense, "peak", follow=True)  # type: ignore[arg-type]
     rng = np.random.default_rng(0)
     text = rng.integers(0, spec.vocab_size, (max(shape.batch, shape.eval_batch), shape.length))
     order = np.tile(np.arange(shape.batch), (3, 1))

@@ -77,7 +77,7 @@ def storage_bytes(tensors: list[Any]) -> int:
 
 def built(oracle: Any, allocation: Allocation) -> tuple[Any, Callable[..., None]]:
     """The optimiser of a freshly built allocation, and what runs its step of some number, told what marks phases."""
-    from qra_bo.finetune.data.batches import batches
+    from qra_bo.finetune.data.records import batches
     from qra_bo.finetune.training.loop import train_steps
 
     oracle.build(allocation, 0)
@@ -106,7 +106,7 @@ def profiled_growth_of(oracle: Any, allocation: Allocation) -> int:
 def measure(oracle: Any, memory: MemoryModel, tracer: Any, name: str, allocation: Allocation) -> Row:
     """Everything of one allocation under the optimiser of ``memory``, but for what the profiler says."""
     from qra_bo.finetune.adapters.lora import detach
-    from qra_bo.finetune.tracing.tracker import PeakTracker
+    from qra_bo.finetune.tracing.memory_probe import PeakTracker
     from qra_bo.finetune.training.loop import held_out
 
     formats = sorted({f: parse_format(f) for f in allocation.formats}.values(), key=lambda f: (f.bits, f.name))

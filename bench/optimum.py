@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qra_bo.oracle.synthetic.landscape import FLOOR, INTERACTION, KNEE, Landscape
+from qra_bo.oracle.synthetic import FLOOR, INTERACTION, KNEE, Landscape
 from qra_bo.space import CostTable, IntArray
 from qra_bo.space.knapsack import solve_knapsack
 

@@ -30,7 +30,7 @@ from qra_bo.oracle.protocol import quiet
 from qra_bo.pipeline.build import make_executor
 from qra_bo.searchers.base import SearchProblem
 from qra_bo.searchers.structured.searcher import StructuredSearch
-from qra_bo.sensitivity.damages import BELIEVED, DIVERGENCE, RISE, damage_of
+from qra_bo.sensitivity.importance import BELIEVED, DIVERGENCE, RISE, measured_sensitivity
 from qra_bo.sensitivity.io import load_profile
 from qra_bo.sensitivity.profile import FloatArray
 from qra_bo.space import average_bits
@@ -97,7 +97,7 @@ def predictions(table: Table, data: Levelled,
     shapes: dict[str, FloatArray] = {}
     found = {PERPLEXITY: np.array([quantised.get(" ".join(a.formats), np.nan) for a in data.allocations])}
     for kind, name in SUMS.items():
-        damage = damage_of(table.profile, kind)
+        damage = measured_sensitivity(table.profile, kind)
         total = damage[units, chosen].sum(axis=1)
         roots = np.sqrt(np.clip(damage, 0.0, None))[units, chosen].sum(axis=1)
         found[name] = total

@@ -29,14 +29,12 @@ from bench.report import RESULTS, Target, publish
 from qra_bo.config import RunConfig, load_config
 from qra_bo.execution.base import InProcessExecutor
 from qra_bo.oracle.protocol import Oracle, Progress, quiet
-from qra_bo.oracle.synthetic.landscape import Landscape
-from qra_bo.oracle.synthetic.oracle import SyntheticOracle
+from qra_bo.oracle.synthetic import Landscape, SyntheticOracle
 from qra_bo.pipeline.run import make_setting, searcher_factory
-from qra_bo.searchers.base import SearchProblem
-from qra_bo.searchers.evolution.initialisation import random_near_budget
-from qra_bo.searchers.make import make_searcher
+from qra_bo.searchers.base import SearchProblem, make_searcher
+from qra_bo.searchers.evolution.variation import random_near_budget
 from qra_bo.searchers.structured.searcher import StructuredSearch
-from qra_bo.searchers.trust_region.searcher import TrustRegionBO
+from qra_bo.searchers.trust_region import TrustRegionBO
 from qra_bo.space import Allocation, uniform
 from qra_bo.study.engine import Engine
 from qra_bo.study.journal import JOURNAL_NAME

@@ -66,7 +66,7 @@ def loss_of(model: Any, ids: np.ndarray, labels: np.ndarray, device: Any) -> flo
 def ours(cfg: RunConfig, steps: int, warm: int) -> dict[str, Any]:
     """Training, evaluation and switching of the oracle, as its worker process does them."""
     from qra_bo.finetune.adapters.lora import detach
-    from qra_bo.finetune.data.batches import batches
+    from qra_bo.finetune.data.records import batches
     from qra_bo.finetune.training.loop import held_out, train_steps
 
     with tempfile.TemporaryDirectory() as folder:
@@ -106,7 +106,7 @@ def ours(cfg: RunConfig, steps: int, warm: int) -> dict[str, Any]:
         trainable = sum(p.numel() for p in oracle.model.parameters() if p.requires_grad)
         return {**_rates(seconds, tokens[:warm + steps], warm), "keeps_unpacked": oracle.bank.keep_dense,
                 "packed_tokens_per_second": _rates(packed, tokens[warm + steps:], 0)["tokens_per_second"],
-                "trainable": trainable, "first_loss": first_loss, "dtype": str(oracle.dtype).removeprefix("torch."),
+                "trainable": trainable, "first_loss": first_loss, "dtype": str(oracle.bank.compute_dtype).removeprefix("torch."),
                 "device": str(oracle.device), "switch_seconds": statistics.median(switches),
                 "evaluation_seconds": evaluations[-1], "evaluation_tokens": real_tokens(blocks.labels)}
 
@@ -118,10 +118,10 @@ def trainer(cfg: RunConfig, steps: int, warm: int) -> dict[str, Any]:
     from torch.utils.data import Dataset
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
-    from qra_bo.finetune.data.batches import batches
     from qra_bo.finetune.data.load import load_data
+    from qra_bo.finetune.data.records import batches
     from qra_bo.finetune.models.load import load_base
-    from qra_bo.space.patterns import peft_patterns
+    from qra_bo.space.allocation import peft_patterns
     from qra_bo.utils.device import resolve_device, resolve_dtype
 
     device = torch.device(resolve_device(cfg.device))

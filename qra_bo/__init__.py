@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from qra_bo.utils.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from qra_bo.api import load, plan, search
+    from qra_bo.api import plan, search
     from qra_bo.config import RunConfig, load_config
+    from qra_bo.export.load import load
     from qra_bo.memory import MemoryModel, Plan
     from qra_bo.oracle.protocol import Oracle
     from qra_bo.pipeline.run import Result
@@ -20,10 +21,10 @@ if TYPE_CHECKING:
 __all__ = ["Allocation", "MemoryModel", "Oracle", "OrdinalProblem", "OrdinalSearch", "Plan", "Result", "RunConfig",
            "SearchSpace", "load", "load_config", "plan", "search"]
 
-_HOMES = dict.fromkeys(("load", "plan", "search"), "api") | {
+_HOMES = dict.fromkeys(("plan", "search"), "api") | {
     "Allocation": "space", "MemoryModel": "memory", "Oracle": "oracle.protocol", "OrdinalProblem": "searchers.ordinal",
     "OrdinalSearch": "searchers.ordinal", "Plan": "memory", "Result": "pipeline.run", "RunConfig": "config",
-    "SearchSpace": "space", "load_config": "config"}
+    "SearchSpace": "space", "load": "export.load", "load_config": "config"}
 
 
 def __getattr__(name: str) -> Any:

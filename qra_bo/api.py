@@ -1,8 +1,7 @@
-"""The Python interface: search, plan and load, with the keys of the configuration as keyword arguments."""
+"""The Python interface: search and plan, with the keys of the configuration as keyword arguments."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from qra_bo.config import RunConfig
@@ -14,7 +13,7 @@ if TYPE_CHECKING:
     from qra_bo.pipeline.run import Result
     from qra_bo.searchers.ordinal import Choice, OrdinalProblem
 
-__all__ = ["configure", "load", "plan", "search"]
+__all__ = ["configure", "plan", "search"]
 
 
 @overload
@@ -86,23 +85,6 @@ def plan(config: RunConfig | Sequence[str] | None = None, *, config_dir: str | N
 
     keywords = keywords if isinstance(config, RunConfig) else {"task": "memory", **keywords}
     return make_plan(configure(config, config_dir, **keywords))
-
-
-def load(run: str | Path, device: str = "cpu", **options: Any) -> tuple[Any, Any]:
-    """Rebuild the quantised base and the adapter of a finished run; returns the model in eval mode and its tokenizer.
-
-    Args:
-        run: The run's folder.
-        device: Device of the model, e.g. ``"cpu"`` or ``"cuda"``.
-        **options: ``adapter=False`` leaves the adapter out; ``trust_remote_code=True`` lets code run that comes with
-            the base model.
-
-    Raises:
-        UserError: If the folder is damaged, or the base model or the device is not available.
-    """
-    from qra_bo.export.load import load as load_run  # loads torch
-
-    return load_run(run, device, **options)
 
 
 def configure(config: RunConfig | Sequence[str] | None = None, config_dir: str | None = None,

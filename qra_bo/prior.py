@@ -22,10 +22,8 @@ from qra_bo.utils.files import COPY_AGAIN, writing
 def scales_of_run(folder: Path) -> dict[str, float] | None:
     """Return the scale of every part as fitted to a run's trials; ``None`` where they are too few.
 
-    The code that a model may come with is never run: a run's folder is data.
-
-    Raises:
-        UserError: If it is not the folder of a run.
+    The code that a model may come with is never run: a run's folder is data. Raises ``UserError`` if it is not the
+    folder of a run.
     """
     study = load_study(folder)
     if "profile" not in study.last:

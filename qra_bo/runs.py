@@ -12,7 +12,7 @@ from rich.console import Console
 
 from qra_bo.report.data import load_run
 from qra_bo.report.mirror import SQLITE, mirror_run, storage_url
-from qra_bo.report.side_by_side import NamedRun, find_runs, own_report, search_loss
+from qra_bo.report.side_by_side import NamedRun, find_runs, own_report
 from qra_bo.report.story import versus
 from qra_bo.report.tables import print_line, print_result, print_side_by_side, print_table
 from qra_bo.report.text import DASH, number, size
@@ -35,7 +35,7 @@ def list_runs(folder: Path, console: Console) -> None:
         d, name = run.data, printable(str(run.folder.relative_to(folder)) if run.folder != folder else run.folder.name)
         facts = (DASH,) * 6 if d is None else (
             d.header.model, f"{size(d.header.budget_bytes)} {d.header.scope}", d.header.oracle,
-            number(search_loss(d)), versus(d), str(len(d.study.trials)))
+            number(d.search_loss), versus(d), str(len(d.study.trials)))
         rows.append((name, run.state, *facts))
     print_table(console, ("run", "state", "model", "budget", "oracle", "loss", "versus best uniform", "trials"), rows)
     for run in runs:

@@ -1,7 +1,7 @@
 """Records that searchers, engine, oracles and journal exchange: frozen, with a JSON codec."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import Any, TypeVar
 
@@ -39,13 +39,7 @@ def rounding_of(config: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """A candidate that a searcher proposes.
-
-    Args:
-        allocation: The candidate.
-        fidelity: How long to train it.
-        stage: Its origin: ``"baseline"``, ``"evolution"``, ``"trust_region"``, ``"global"`` ...
-    """
+    """A candidate that a searcher proposes; ``stage`` is its origin, e.g. ``"baseline"`` or ``"trust_region"``."""
 
     allocation: Allocation
     fidelity: Fidelity
@@ -57,7 +51,6 @@ class TrialSpec:
     """One trial as the engine asks an oracle for it.
 
     Args:
-        allocation: The candidate.
         steps: Optimiser steps to train in all, under a schedule of ``schedule_steps``.
         schedule_steps: Length of the learning-rate schedule (``steps`` at high fidelity).
         train_seed: Seed of data order and adapter initialisation.
@@ -102,13 +95,8 @@ class TrialSpec:
 
 @dataclass(frozen=True, slots=True)
 class PhasePeak:
-    """The largest memory of one phase of a trial, in bytes.
-
-    Args:
-        phase: ``"load"``, ``"forward"``, ``"backward"``, ``"step"`` or ``"evaluation"``.
-        allocated: Of live storages.
-        reserved: By the CUDA allocator; ``None`` on a CPU.
-    """
+    """The largest memory of one phase of a trial (e.g. ``"backward"``): bytes of live storages, and those that the CUDA
+    allocator reserved (``None`` on a CPU)."""
 
     phase: str
     allocated: int
@@ -131,7 +119,6 @@ class TrialResult:
     """An oracle's answer to a ``TrialSpec``.
 
     Args:
-        state: Outcome.
         loss: Mean held-out loss per target token, or ``None`` unless ``state`` is ``ok``.
         loss_se: Standard error of ``loss`` over evaluation sequences, or ``None``.
         curve: ``(step, held-out loss)`` at the recorded steps; the last is ``(steps, loss)``.
@@ -139,7 +126,6 @@ class TrialResult:
         training_tokens: Tokens that went forward and backward.
         forward_tokens: Tokens that went forward only.
         measured_bytes: Peak bytes of the configured memory scope, or ``None`` where not measured.
-        seconds: Wall time.
         switch_seconds: The part of it spent on switching the model to the allocation.
         message: Reason for a state other than ``ok``, or empty.
         peaks: Measured memory by phase, whatever the scope; empty where nothing was measured.
@@ -160,11 +146,8 @@ class TrialResult:
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
-        return {"state": self.state.value, "loss": self.loss, "loss_se": self.loss_se,
-                "curve": [list(p) for p in self.curve], "new_steps": self.new_steps,
-                "training_tokens": self.training_tokens, "forward_tokens": self.forward_tokens,
-                "measured_bytes": self.measured_bytes, "seconds": self.seconds, "switch_seconds": self.switch_seconds,
-                "message": self.message, "peaks": peaks_to_json(self.peaks)}
+        return {field.name: getattr(self, field.name) for field in fields(self)} | {
+            "state": self.state.value, "curve": [list(p) for p in self.curve], "peaks": peaks_to_json(self.peaks)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "TrialResult":
@@ -206,11 +189,7 @@ class Trial:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Trial":
-        """Inverse of ``to_json``.
-
-        Raises:
-            JournalError: If a field is missing or of the wrong type.
-        """
+        """Inverse of ``to_json``; raises ``JournalError`` if a field is missing or of the wrong type."""
         try:
             spec = TrialSpec.from_json(data)
             return cls(int(data["id"]), spec.allocation, tuple(int(b) for b in data["bits"]), str(data["stage"]),

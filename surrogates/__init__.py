@@ -6,8 +6,7 @@ A leaf package: it knows tensors and nothing of language models.
 from surrogates.diagnostics import Diagnostics, HeldOut, spearman
 from surrogates.errors import SurrogateError, SurrogateFitError
 from surrogates.fidelity import FidelityModel
-from surrogates.gp import condition_on_pending, fit_gp, gp_predict
-from surrogates.kernels import JointUnitKernel, OrdinalMaternKernel
+from surrogates.gp import JointUnitKernel, OrdinalMaternKernel, condition_on_pending, fit_gp, gp_predict
 from surrogates.structured import Component, Design, StructuredModel, StructuredSettings
 
 __all__ = ["Component", "Design", "Diagnostics", "FidelityModel", "HeldOut", "JointUnitKernel",

@@ -7,8 +7,7 @@ import torch
 from scipy.stats import norm, rankdata
 from torch import Tensor
 
-from surrogates.checks import check_shape
-from surrogates.errors import SurrogateError
+from surrogates.errors import SurrogateError, check_shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,13 +15,11 @@ class Diagnostics:
     """Quality of ``n`` held-out predictions.
 
     Args:
-        n: Predictions judged.
         spearman: Rank correlation of mean and truth; ``nan`` where either is constant.
         spearman_good: The same over the better (smaller) half of the truths, where a search decides; large errors on
             bad designs raise ``spearman`` alone.
         nll: Mean negative log-likelihood of the truths (nats), in their own units.
-        coverage_50: Share of truths within the central interval of probability 0.5.
-        coverage_90: The same of probability 0.9.
+        coverage_50: Share of truths within the central interval of probability 0.5; ``coverage_90``: of 0.9.
     """
 
     n: int
@@ -37,15 +34,13 @@ class Diagnostics:
 class HeldOut:
     """Predictions of observations that the model did not see, each of ``n``.
 
+    Raises ``SurrogateError`` if shapes differ, there are fewer than 2 predictions, or a deviation is not positive.
+
     Args:
-        truth: Observed values.
         mean: Predicted mean, in the units of ``truth``.
         sd: Predicted deviation of an observation (noise included), in these units.
         score: Error over deviation, in the scale in which the prediction is Gaussian.
         nll: Negative log-likelihood of every truth (nats), in the units of ``truth``.
-
-    Raises:
-        SurrogateError: If shapes differ, there are fewer than 2 predictions, or a deviation is not positive.
     """
 
     truth: Tensor

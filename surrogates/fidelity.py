@@ -6,8 +6,7 @@ import itertools
 import torch
 from torch import Tensor, nn
 
-from surrogates.checks import check_shape
-from surrogates.errors import SurrogateError
+from surrogates.errors import SurrogateError, check_shape
 
 HIDDEN = (64, 32)
 """Widths of the two GELU layers."""
@@ -22,13 +21,12 @@ HOLDOUT = 0.2
 class FidelityModel:
     """A 2-layer GELU network with Huber loss and early stopping; inputs and target are standardised within.
 
+    Raises ``SurrogateError`` if shapes disagree, a value is not finite, or there are fewer than 5 rows.
+
     Args:
         features: ``n x d`` float64: low-fidelity loss, memory, coverage sums, histograms.
         target: ``n`` float64: high-fidelity loss.
         seed: Seed of initialisation and hold-out split; no global generator is touched.
-
-    Raises:
-        SurrogateError: If shapes disagree, a value is not finite, or there are fewer than 5 rows.
     """
 
     def __init__(self, features: Tensor, target: Tensor, seed: int) -> None:

@@ -24,10 +24,9 @@ from linear_operator import to_linear_operator
 from scipy.optimize import minimize
 from torch import Tensor
 
-from surrogates.checks import check_shape
 from surrogates.diagnostics import HeldOut, gaussian_nll
-from surrogates.errors import SurrogateError, SurrogateFitError
-from surrogates.kernels import matern52
+from surrogates.errors import SurrogateError, SurrogateFitError, check_shape
+from surrogates.gp import matern52
 from surrogates.warp import LogWarp, candidate_warps
 
 _CONSTANT_VARIANCE = 25.0
@@ -41,7 +40,6 @@ class Component:
     """One additive part of the latent table.
 
     Args:
-        name: For diagnostics.
         features: ``L x F x R x m``.
         units: ``L x g`` factor of the covariance between units: a column of ones shares the weights, the identity frees
             them, anything between couples neighbours.
@@ -79,14 +77,11 @@ class StructuredSettings:
 class Design:
     """The linear map from index rows to weights: common to all fits over one space.
 
-    Rows are ``n x 2 L``: positions on the format ladder, then on the rank ladder. Positions of ranks may be
-    fractional: the tables are interpolated linearly.
+    Rows are ``n x 2 L``: positions on the format ladder, then on the rank ladder. Positions of ranks may be fractional:
+    the tables are interpolated linearly. Raises ``SurrogateError`` if there is no component, or shapes disagree.
 
     Args:
         components: At least one; all over the same ``L``, ``F`` and ``R``.
-
-    Raises:
-        SurrogateError: If there is no component, or shapes disagree.
     """
 
     def __init__(self, components: Sequence[Component]) -> None:
@@ -140,7 +135,6 @@ class StructuredModel(Model):  # type: ignore[misc]  # botorch is untyped
     ``best_f=model.warp.forward(y).min()``.
 
     Args:
-        design: Components over the space.
         rows: ``n x 2 L`` observed rows, distinct (pool repeats and count them).
         y: ``n`` values, float64, to be minimised.
         counts: ``n`` repeats pooled in every value: its noise variance is divided by that; ones where ``None``.
@@ -250,10 +244,7 @@ class StructuredModel(Model):  # type: ignore[misc]  # botorch is untyped
     def sample_tables(self, rng: np.random.Generator, n: int, temperature: float = 1.0) -> Tensor:
         """Draw the additive latent tables from their posterior, ``n x L x F x R`` (Matheron's rule).
 
-        Args:
-            rng: Source of the draws.
-            n: Number of draws.
-            temperature: Factor on the deviation from the posterior mean; 0 gives the mean itself.
+        The deviation from the posterior mean is multiplied by ``temperature``; 0 gives the mean itself.
         """
         def normal(*shape: int) -> Tensor:
             return torch.from_numpy(rng.standard_normal(shape))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from transformers import modeling_gguf_pytorch_utils as reader
 
-from qra_bo.finetune.models.quiet import hush_gguf
+from qra_bo.finetune.models.load import hush_gguf
 from tests.export.finished import SETTINGS, finish
 
 ROOT = Path(__file__).resolve().parents[1]

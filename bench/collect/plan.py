@@ -13,9 +13,9 @@ import numpy as np
 from bench.collect.writing import is_known
 from qra_bo.oracle.emulator.table import TableRow, TaskFacts, pooled, same_rate
 from qra_bo.searchers.base import SearchProblem
-from qra_bo.searchers.evolution.initialisation import random_near_budget
+from qra_bo.searchers.evolution.variation import random_near_budget
 from qra_bo.searchers.structured.features import rank_scale, sensitivity_scales
-from qra_bo.sensitivity.damages import RISE
+from qra_bo.sensitivity.importance import RISE
 from qra_bo.space import Allocation, uniform
 from qra_bo.space.lagrangian import solve_relaxed
 from qra_bo.space.neighbourhood import neighbours_within

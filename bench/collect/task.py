@@ -9,7 +9,7 @@ from typing import Any
 from bench.collect.writing import append_provenance, costs_to_json, facts_to_json
 from qra_bo.config import RunConfig, load_config, make_space, make_spec
 from qra_bo.execution.base import Executor
-from qra_bo.finetune.data.batches import batches
+from qra_bo.finetune.data.records import batches
 from qra_bo.memory.budget import resolve_budget
 from qra_bo.oracle.emulator.table import (
     MEMORY,

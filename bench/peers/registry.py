@@ -6,8 +6,7 @@ from typing import Any
 
 from bench.methods import PEERS as CONF
 from bench.methods import method_target
-from qra_bo.searchers.base import Searcher, SearchProblem
-from qra_bo.searchers.make import make_searcher
+from qra_bo.searchers.base import Searcher, SearchProblem, make_searcher
 
 PEERS = sorted(path.stem for path in CONF.glob("*.yaml"))
 

@@ -16,13 +16,12 @@ from bench.emulators import bands
 from qra_bo.oracle.emulator.emulator import usable
 from qra_bo.oracle.emulator.table import ReferenceBudget, Table
 from qra_bo.searchers.base import SearchProblem
-from qra_bo.searchers.evolution.promotion import Promotion
+from qra_bo.searchers.evolution.selection import Promotion
 from qra_bo.searchers.structured import LEAST_CHECKED, StructuredSearch
-from qra_bo.searchers.trust_region.utility import unit_importance
+from qra_bo.searchers.trust_region import embed, unit_importance
+from qra_bo.sensitivity.importance import fidelity_importance, plasticity_importance
 from qra_bo.sensitivity.profile import FloatArray
-from qra_bo.sensitivity.scaling import fidelity_importance, plasticity_importance
 from qra_bo.space import Allocation, IntArray
-from qra_bo.space.encoding import embed
 from qra_bo.trials import Fidelity, Trial, TrialResult, TrialSpec, TrialState
 from surrogates.diagnostics import Diagnostics, HeldOut, spearman
 from surrogates.fidelity import FidelityModel

@@ -18,8 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import Parameter
 
-from qra_bo.finetune.adapters.fused import fuse
-from qra_bo.finetune.adapters.lora import ADAPTER, lora_layers
+from qra_bo.finetune.adapters.lora import ADAPTER, fuse, lora_layers
 from qra_bo.finetune.quantization.base import PackedLinear, packed
 from qra_bo.finetune.training.optimizer import UnitwiseAdamW
 from qra_bo.utils.errors import ConfigError

@@ -40,7 +40,7 @@ def adalora_bytes(memory: MemoryModel, space: SearchSpace, formats: Sequence[str
         most = initial * sum(sides[:whole]) + (rest * sides[whole] if rest else 0)
         return priced(initial) - 2 * initial * sum(sides) + 2 * most
     passing = max(max(m.in_features, m.out_features) for u in space.units for m in u.linears) * initial * 4 * 2
-    vectors = len(sides) * (initial * (memory.shape.compute_dtype_bytes + memory.optimizer_item + 13) + 4)
+    vectors = len(sides) * (initial * (memory.shape.compute_dtype_bytes + memory.master_item + 21) + 4)
     return priced(initial) + 8 * initial * sum(sides) + vectors + passing
 
 

@@ -8,14 +8,14 @@ from typing import Any
 
 from bench.table1.adalora import AdaLoraOptimizer, AdaLoraSettings, RankAllocator, make_triplets, realise
 from qra_bo.finetune.adapters.lora import AdapterSettings, adapter_parameters, attach, detach
-from qra_bo.finetune.data.batches import batches
+from qra_bo.finetune.data.records import batches
 from qra_bo.finetune.oracle import FinetuneOracle
-from qra_bo.finetune.profiling.measure import unit_choice
+from qra_bo.finetune.profiling import unit_choice
 from qra_bo.finetune.tracing.memory_probe import MemoryProbe
 from qra_bo.finetune.training.loop import DivergedError, held_out, train_steps, unit_groups
 from qra_bo.finetune.training.optimizer import UnitwiseAdamW
 from qra_bo.oracle.protocol import TRAINING, Progress
-from qra_bo.oracle.synthetic.oracle import SyntheticOracle
+from qra_bo.oracle.synthetic import SyntheticOracle
 from qra_bo.space import Allocation
 from qra_bo.trials import TrialSpec, TrialState
 from qra_bo.utils.errors import OracleError, is_out_of_memory
@@ -103,17 +103,17 @@ def run_adalora(oracle: FinetuneOracle, task: AdaLoraTask, progress: Progress,
 
 def _train(oracle: FinetuneOracle, task: AdaLoraTask, progress: Progress, result: dict[str, Any]) -> None:
     settings, data, scope = oracle.settings.train, oracle.data, oracle.settings.scope
-    oracle.bank.install(oracle.model, unit_choice(oracle.units, task.formats))
+    oracle.bank.install(unit_choice(oracle.units, task.formats))
     names = [linear.name for unit in oracle.units for linear in unit.linears]
     initial = task.settings.initial_rank
     attach(oracle.model, dict.fromkeys(names, initial),
-           AdapterSettings(oracle.settings.adapter.alpha_over_rank), task.train_seed, oracle.dtype)
+           AdapterSettings(oracle.settings.adapter.alpha_over_rank), task.train_seed, oracle.bank.compute_dtype)
     parameters = make_triplets(oracle.model, task.train_seed)
     unit_of = {linear.name: unit.name for unit in oracle.units for linear in unit.linears}
     groups = unit_groups(parameters, unit_of, {u.name: initial for u in oracle.units}, settings, task.lr_scale)
     allocator = RankAllocator(parameters, task.settings, task.steps)
     optimizer = AdaLoraOptimizer(UnitwiseAdamW(groups, settings.optimizer), allocator)
-    probe = MemoryProbe(oracle.device, oracle.model, optimizer, oracle.bank, scope, follow=task.measure)
+    probe = MemoryProbe(optimizer, oracle.bank, scope, follow=task.measure)
     order = batches(len(data.train.input_ids), settings.batch, task.steps, task.train_seed)
     for step in range(task.steps):
         with probe.watch(step) as mark:
@@ -121,8 +121,7 @@ def _train(oracle: FinetuneOracle, task: AdaLoraTask, progress: Progress, result
                                                      order, step, step + 1, task.steps, settings, oracle.device, mark)
         progress(TRAINING, step + 1, task.steps)
     ranks = realise(oracle.model, allocator.kept)
-    blocks, limit = (data.test, oracle.settings.test_blocks) if task.split == "test" else \
-        (data.validation, oracle.settings.eval_blocks)
+    blocks, limit = data.test if task.split == "test" else data.validation, oracle.settings.eval_blocks
     found = held_out(oracle.model, blocks.input_ids[:limit], blocks.labels[:limit], settings, oracle.device)
     result["forward_tokens"] = found.tokens
     if not math.isfinite(found.loss):

@@ -6,7 +6,7 @@ from typing import Any
 
 from bench.table1.adalora import AdaLoraSettings
 from bench.table1.adalora_run import AdaLoraTask, run_adalora
-from qra_bo.finetune.evaluation.harness import score_tasks
+from qra_bo.finetune.evaluation import score_tasks
 from qra_bo.finetune.oracle import FinetuneOracle
 from qra_bo.oracle.protocol import Progress
 from qra_bo.space import Allocation

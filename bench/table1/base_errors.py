@@ -11,11 +11,10 @@ from torch import Tensor
 from qra_bo.finetune.adapters.inits import full_weight, requantise_in, unpacked
 from qra_bo.finetune.adapters.lowrank import leading, low_rank_first
 from qra_bo.finetune.oracle import FinetuneOracle
-from qra_bo.finetune.profiling.measure import DenseReference, unit_choice
+from qra_bo.finetune.profiling import DenseReference, unit_choice
 from qra_bo.memory.formats import parse_format
 from qra_bo.oracle.protocol import Progress
-from qra_bo.oracle.synthetic.landscape import FLOOR, TOTAL_TASK
-from qra_bo.oracle.synthetic.oracle import SyntheticOracle
+from qra_bo.oracle.synthetic import FLOOR, TOTAL_TASK, SyntheticOracle
 from qra_bo.space import Allocation
 
 
@@ -85,9 +84,9 @@ def joint_sensitivity(oracle: FinetuneOracle | SyntheticOracle, choices: Sequenc
             divergences.append(losses[-1] - FLOOR - TOTAL_TASK)
             progress("joint sensitivity", done, len(choices))
         return {"loss": losses, "jsd": divergences, "forward_tokens": (1 + len(choices)) * tokens}
-    model, bank, n = oracle.model, oracle.bank, oracle.settings.calibration_blocks
+    model, bank = oracle.model, oracle.bank
     model.eval()
-    ids, labels = (torch.from_numpy(array[:n]).to(oracle.device)
+    ids, labels = (torch.from_numpy(array).to(oracle.device)
                    for array in (oracle.data.calibration.input_ids, oracle.data.calibration.labels))
 
     def final_states() -> Tensor:
@@ -98,7 +97,7 @@ def joint_sensitivity(oracle: FinetuneOracle | SyntheticOracle, choices: Sequenc
     bank.restore_dense()
     reference = DenseReference(model, final_states(), labels, oracle.settings.train.logits_chunk)
     for done, names in enumerate(choices, start=1):
-        bank.install(model, unit_choice(oracle.units, names))
+        bank.install(unit_choice(oracle.units, names))
         hidden = final_states()
         losses.append(reference.compare(hidden)[0])
         divergences.append(jensen_shannon(reference, hidden))

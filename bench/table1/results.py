@@ -10,7 +10,7 @@ from bench.table1.cells import OWN, Cell, CellResult, is_free
 from bench.table1.limits import Limit
 from bench.table1.session import Session
 from bench.table1.statistics import Difference, Losses, difference, gap_closed
-from qra_bo.finetune.evaluation.task_files import task_name
+from qra_bo.finetune.evaluation import task_name
 
 LORA_16, QLORA = "lora_16", "qlora"
 QRA_BO = ("qra_bo_finer_gptq", "qra_bo_gptq", "qra_bo")

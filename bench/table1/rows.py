@@ -4,12 +4,12 @@ from dataclasses import dataclass
 
 from bench.table1.limits import Limit
 from bench.table1.recipe import Recipe, codes_name
+from bench.table1.registry import Registry
 from bench.table1.session import Session
 from qra_bo.memory.formats import parse_format
 from qra_bo.space import uniform
 from qra_bo.study.cost import FORWARD_SHARE
 from qra_bo.study.uniform_baselines import BaselineRules, largest_rank
-from qra_bo.utils.registry import Registry
 
 RANK = 16
 """Rank of the published comparison."""

@@ -61,7 +61,7 @@ def run_table(config: TableConfig) -> TableResult:
                 print(f"{other}: {taken} results taken over", file=sys.stderr)
         check_method(session)
         if config.table.tasks and run.oracle.name == "finetune":
-            from qra_bo.finetune.evaluation.harness import check_tasks  # loads torch and the harness
+            from qra_bo.finetune.evaluation import check_tasks  # loads torch and the harness
 
             check_tasks(config.table.tasks)
         seconds = token_seconds(session.setting)

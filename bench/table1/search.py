@@ -12,7 +12,7 @@ from qra_bo.memory.budget import largest
 from qra_bo.pipeline.folders import path_name
 from qra_bo.pipeline.run import searcher_factory
 from qra_bo.searchers.base import SearchProblem
-from qra_bo.sensitivity.rehearsal import rehearsal_profile
+from qra_bo.sensitivity.profile import rehearsal_profile
 from qra_bo.study.engine import Engine, RunOutcome
 from qra_bo.study.setting import Setting
 from qra_bo.study.shared import SharedExecutor

@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from qra_bo.config.schema import RunConfig
-from qra_bo.finetune.models.remote_code import may_run
+from qra_bo.finetune.models.files import may_run
 from qra_bo.memory.formats import parse_format
 from qra_bo.space import DecoderSpec, Ladder, SearchSpace, make_units
-from qra_bo.space.specs import OWN_CODE, spec_from_hf_config, spec_from_numbers
+from qra_bo.space.decoder import OWN_CODE, spec_from_hf_config, spec_from_numbers
 from qra_bo.utils.errors import ModelError
 
 NUMBERS = ("n_layers", "hidden_size", "intermediate_size", "n_heads", "n_kv_heads", "head_dim", "vocab_size", "tied",

@@ -5,15 +5,9 @@
 load torch on first use.
 """
 
-import importlib
-from typing import Any
+from qra_bo.utils.lazy import lazy_names
 
 _HOMES = {"export_all": "registry", "TARGETS": "registry", "SMALL": "registry", "FinishedRun": "run",
-          "Target": "target", "text_target": "target", "ExportChecker": "check"}
+          "Target": "run", "text_target": "run", "ExportChecker": "check"}
 __all__ = sorted(_HOMES)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = lazy_names(__name__, _HOMES)

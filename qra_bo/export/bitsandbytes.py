@@ -4,9 +4,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from qra_bo.export.dense import half, packing_device, save_dense
 from qra_bo.export.load import dense_base, stored_states
-from qra_bo.export.packed import check_states
+from qra_bo.export.merged import half, packing_device, save_dense
 from qra_bo.export.run import FinishedRun
 from qra_bo.finetune.manifest import read_manifest
 from qra_bo.finetune.quantization.base import State
@@ -32,10 +31,7 @@ def write(run: FinishedRun) -> list[Path]:
         raise OutputError(f"plain transformers and vLLM load bitsandbytes models of 4 and 16 bits alone, and this run "
                           f"uses {', '.join(others)}; search with \"bits=[4,16]\", or load the run with qra_bo.load")
     dense = [name for name, r in manifest.modules.items() if r.format.name == "fp16"]
-    own: dict[str, State] = {}
-    if manifest.packed is not None:
-        own = stored_states(manifest, run.folder) or {}
-        check_states(manifest, own, run.folder)
+    own = {} if manifest.packed is None else stored_states(manifest, run.folder) or {}
     config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
                                 bnb_4bit_compute_dtype=half(manifest), llm_int8_skip_modules=[*dense, "lm_head"])
     base, tokenizer = dense_base(manifest, run.folder, run.trust_remote_code)

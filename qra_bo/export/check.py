@@ -13,33 +13,21 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from qra_bo.export import bitsandbytes, merged, uniform_rank
-from qra_bo.export.dense import half
 from qra_bo.export.foreign import check_adapter
 from qra_bo.export.load import load
+from qra_bo.export.merged import half
 from qra_bo.export.registry import TARGETS
-from qra_bo.export.run import FinishedRun
-from qra_bo.export.target import Target
-from qra_bo.finetune.evaluation.probe import PROBE
-from qra_bo.finetune.manifest import PACKED, read_manifest
+from qra_bo.export.run import FinishedRun, Target
+from qra_bo.finetune.manifest import PACKED, PROBE, read_manifest
 from qra_bo.finetune.models.files import check_model_files
-from qra_bo.finetune.models.quiet import without_bars
-
-MERGED_NOTES = {
-    merged.DEQUANTISED: "the base that the adapter was trained on, rounded to 16 bits",
-    merged.ORIGINAL: "another model: the adapter corrects quantisation errors that are not there",
-}
+from qra_bo.finetune.models.load import without_bars
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One export.
+    """One export: its name, the program that loads it, and largest and mean difference of logits to the run's model.
 
-    Args:
-        what: Its name.
-        loaded_by: The program that loads it.
-        difference: Largest difference of logits to the run's own model, or ``None`` where it was not loaded.
-        mean: The mean of these differences, likewise.
-        note: Meaning of the difference, or the reason why it was not loaded.
+    ``note`` is the meaning of the difference, or the reason why it was not loaded and has none.
     """
 
     what: str
@@ -50,11 +38,7 @@ class Row:
 
 
 class ExportChecker:
-    """Loads every export in a run's folder; the run's own model is loaded once.
-
-    Args:
-        run: A finished run with its base model at hand.
-    """
+    """Loads every export in the folder of a finished run, and once the run's own model."""
 
     def __init__(self, run: FinishedRun) -> None:
         self.run, self.manifest = run, read_manifest(run.folder)
@@ -73,12 +57,13 @@ class ExportChecker:
         one_rank, whole, bnb = (run.folder / m.FOLDER for m in (uniform_rank, merged, bitsandbytes))
         again = "" if self.manifest.packed else "packs again and "
         entries: list[tuple[bool, str, str, Callable[[], Any], str]] = [
-            (True, "adapter", "peft on the mixed base", partial(self._peft, run.adapter),
+            (True, "adapter", "peft on the mixed base", partial(self._peft, run.adapter, False),
              "the same sums in another order of rounding"),
-            (one_rank.is_dir(), "adapter of one rank", "peft on the mixed base", partial(self._uniform, one_rank),
+            (one_rank.is_dir(), "adapter of one rank", "peft on the mixed base", partial(self._peft, one_rank, True),
              "added rows and columns are zero"),
-            *((True, f"merged into the {base} base", "in memory", partial(self._merged, base), note)
-              for base, note in MERGED_NOTES.items()),
+            *((True, f"merged into the {base} base", "in memory",
+               lambda base=base: merged.merged_model(run, self.manifest, base)[0], note)
+              for base, note in merged.MEANING.items()),
             (whole.is_dir(), "merged, as written", "plain transformers", partial(self._plain, whole),
              "the one of these two that export.merged_base chose"),
             (bnb.is_dir(), "bitsandbytes 4 and 16 bits, with the adapter", "plain transformers and peft",
@@ -102,16 +87,10 @@ class ExportChecker:
             logits: torch.Tensor = model.eval()(input_ids=self.ids, use_cache=False).logits.float()
         return logits
 
-    def _peft(self, adapter: Path) -> Any:
+    def _peft(self, adapter: Path, one_rank: bool) -> Any:
+        check_adapter(adapter, self.manifest, one_rank)
         model, _ = load(self.run.folder, adapter=False, trust_remote_code=self.run.trust_remote_code)
         return PeftModel.from_pretrained(model, str(adapter))
-
-    def _merged(self, base: str) -> Any:
-        return merged.merged_model(self.run, self.manifest, base)[0]
-
-    def _uniform(self, adapter: Path) -> Any:
-        check_adapter(adapter, self.manifest, one_rank=True)
-        return self._peft(adapter)
 
     def _plain(self, folder: Path) -> Any:
         from transformers import AutoModelForCausalLM  # slow to import

@@ -4,8 +4,7 @@ import json
 import re
 from typing import Any
 
-from qra_bo.export.run import FinishedRun
-from qra_bo.export.target import HINT
+from qra_bo.export.run import HINT, FinishedRun
 
 OFFERED = (2, 3, 4, 8)
 """Bit-widths of GPTQModel; a module gets the next larger one, and 16 bits are left out of the quantisation."""

@@ -7,13 +7,12 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from qra_bo.export.foreign import WEIGHTS, check_adapter, check_model_node
-from qra_bo.finetune.adapters.fused import fuse
+from qra_bo.export.foreign import WEIGHTS, check_adapter
+from qra_bo.finetune.adapters.lora import fuse
 from qra_bo.finetune.manifest import (
     Manifest,
     ModuleRecord,
@@ -23,11 +22,9 @@ from qra_bo.finetune.manifest import (
     unflatten,
     unquantised_digest,
 )
-from qra_bo.finetune.models.attention import use_fast_attention
-from qra_bo.finetune.models.load import load_base
+from qra_bo.finetune.models.load import load_base, use_fast_attention
 from qra_bo.finetune.quantization.bank import allow_mixed_bits
-from qra_bo.finetune.quantization.base import State
-from qra_bo.finetune.quantization.registry import backend_of
+from qra_bo.finetune.quantization.base import State, backend_of
 from qra_bo.utils.device import resolve_device
 from qra_bo.utils.errors import DeviceError, ModelError, OutputError
 from qra_bo.utils.files import COPY_AGAIN, check_run_folder
@@ -37,16 +34,13 @@ ADAPTER = "adapter"
 
 def load(run: str | Path, device: str = "cpu", *, adapter: bool = True,
          trust_remote_code: bool = False) -> tuple[Any, Any]:
-    """Rebuild the model of a run: base, quantisation by ``quant_manifest.json``, adapter.
+    """Rebuild the model of a run: base, quantisation by ``quant_manifest.json``, adapter; also its tokenizer.
 
     Args:
         run: The run's folder.
         device: Where the model goes, e.g. ``"cpu"`` or ``"cuda"``.
         adapter: Whether to put the adapter on; without it the quantised base is returned.
         trust_remote_code: Whether code that comes with the base model may run, where the run needs it.
-
-    Returns:
-        The model in eval mode and its tokenizer.
 
     Raises:
         OutputError: If the folder lacks a manifest or an adapter in safetensors, they do not fit together, or it holds
@@ -67,7 +61,7 @@ def load(run: str | Path, device: str = "cpu", *, adapter: bool = True,
     quantise(model, manifest, folder, target)
     use_fast_attention(model, target, getattr(torch, manifest.compute_dtype))
     if adapter:
-        model = _adapted(model, manifest, folder)
+        model = _adapted(model, folder / ADAPTER)
         fuse(model)  # the forward that it was trained with, to the last bit
     return model.eval(), tokenizer
 
@@ -76,12 +70,21 @@ def dense_base(manifest: Manifest, folder: Path, trust_remote_code: bool) -> tup
     """Load the base model of the run in ``folder`` before quantisation, and its tokenizer.
 
     Raises:
-        OutputError: If the manifest describes it badly.
+        OutputError: If the manifest names none, or describes it badly.
         ModelError: If it is not at hand, or needs code to run and the caller does not allow that.
     """
-    node = check_model_node(manifest, folder, trust_remote_code)
+    node = manifest.model
+    if not isinstance(node.get("source"), str) or not isinstance(node.get("name"), str):
+        raise OutputError(f"the manifest in {folder} names no base model (its 'model' needs 'name' and 'source'); "
+                          f"{COPY_AGAIN}")
+    runs_code = bool(node.get("trust_remote_code"))
+    if runs_code and not trust_remote_code:
+        raise ModelError(f"the run in {folder} asks to run code that comes with {node.get('path')!r} "
+                         "(trust_remote_code); a run's folder is data and can't allow that itself. If you trust that "
+                         "code, say so: qra_bo.load(run, trust_remote_code=True), or model.trust_remote_code=true in "
+                         "a command")
     try:
-        return load_base(node)
+        return load_base({**node, "trust_remote_code": runs_code})
     except (KeyError, TypeError) as error:
         raise OutputError(f"the manifest in {folder} describes its base model badly: {error!r} is missing or of the "
                           f"wrong type; {COPY_AGAIN}") from error
@@ -107,10 +110,10 @@ def quantise(model: Any, manifest: Manifest, folder: Path, device: torch.device)
         if stored is None:
             backend.check(record.format, *record.shape)
             state = backend.pack(linear.weight.detach(), record.format, where)
+            if tensors_digest(state) != record.sha256:
+                raise _mismatch(name, manifest)
         else:
             state = stored.get(name, {})
-        if tensors_digest(state) != record.sha256:
-            raise _mismatch(name, manifest, stored is not None)
         bias = None if linear.bias is None else linear.bias.detach().to(device)
         layer = backend.build({k: t.to(device) for k, t in state.items()}, record.format, record.shape, bias, dtype)
         model.set_submodule(name, layer)
@@ -130,10 +133,10 @@ def _linear(model: nn.Module, name: str, record: ModuleRecord) -> nn.Linear:
 
 
 def stored_states(manifest: Manifest, folder: Path) -> dict[str, State] | None:
-    """Read the packed tensors that a run kept, without checking their checksums; ``None`` where it kept none.
+    """Read the packed tensors that a run kept and check their checksums; ``None`` where it kept none.
 
     Raises:
-        OutputError: If their file is missing or damaged.
+        OutputError: If their file is missing or damaged, or of another run.
         DeviceError: If the run kept none and packed its weights where they can't be packed again here.
     """
     if manifest.packed is None:
@@ -146,15 +149,26 @@ def stored_states(manifest: Manifest, folder: Path) -> dict[str, State] | None:
     if not path.is_file():
         raise OutputError(f"{path}, which the manifest names, is missing")
     try:
-        return unflatten(load_file(path))
+        states = unflatten(load_file(path))
     except SafetensorError as error:
         raise OutputError(f"{path} is damaged or no safetensors file ({error}); {COPY_AGAIN}") from error
+    check_states(manifest, states, folder)
+    return states
 
 
-def _mismatch(name: str, manifest: Manifest, from_file: bool) -> Exception:
-    if from_file:
-        return OutputError(f"the packed weights of {name} do not have the checksum that the manifest states: "
-                           f"{manifest.packed} is damaged or belongs to another run")
+def check_states(manifest: Manifest, states: Mapping[str, State], folder: Path) -> None:
+    """Compare packed tensors with the checksums of the manifest.
+
+    Raises:
+        OutputError: With the first linear that differs or is missing.
+    """
+    for name, record in manifest.modules.items():
+        if tensors_digest(states.get(name, {})) != record.sha256:
+            raise OutputError(f"the packed weights of {name} do not have the checksum of the manifest in {folder}: the "
+                              "file of packed weights is damaged or belongs to another run")
+
+
+def _mismatch(name: str, manifest: Manifest) -> ModelError:
     here = package_versions()
     other = [f"{k} {v} then, {here.get(k, 'none')} now" for k, v in manifest.versions.items() if here.get(k) != v]
     reason = ("other releases are installed: " + ", ".join(other)) if other else \
@@ -163,8 +177,8 @@ def _mismatch(name: str, manifest: Manifest, from_file: bool) -> Exception:
                       "or export the run with its packed weights")
 
 
-def _adapted(model: Any, manifest: Manifest, folder: Path) -> Any:
-    path = folder / ADAPTER
+def _adapted(model: Any, path: Path) -> Any:
+    """Put the adapter in ``path`` on, with its weights in their own type."""
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         # PEFT's own initialisation is drawn and overwritten; a key that fits nothing must not pass with a warning.
         warnings.filterwarnings("error", message=".*(missing|unexpected).*keys.*")
@@ -182,24 +196,4 @@ def _adapted(model: Any, manifest: Manifest, folder: Path) -> Any:
         if "lora_" in name:
             parameter.data = parameter.data.to(next(iter(kinds)))  # PEFT keeps fp32 where a base is not of a float type
             parameter.requires_grad_(False)
-    _check_realised(model, manifest.modules)
     return wrapped
-
-
-def _check_realised(model: Any, modules: Mapping[str, ModuleRecord]) -> None:
-    """Rank, scale and format of every module, as the manifest has them.
-
-    Raises:
-        OutputError: If one differs.
-    """
-    for name, record in modules.items():
-        layer = model.get_submodule(name)
-        adapted = isinstance(layer, LoraLayer)
-        rank = layer.r["default"] if adapted else 0
-        alpha = layer.lora_alpha["default"] if adapted else 0
-        base = layer.get_base_layer() if adapted else layer
-        found = (rank, float(alpha), base.fmt.name)
-        wanted = (record.rank, float(record.alpha), record.format.name)
-        if found != wanted:
-            raise OutputError(f"{name}: the manifest states rank, alpha and format {wanted}; the model has {found}: "
-                              "manifest and adapter are of different runs")

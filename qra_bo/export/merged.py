@@ -1,28 +1,24 @@
 """``export/merged``: the model with its adapter merged in, in 16 bits, as any tool loads it."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
 
-from qra_bo.export.dense import half, packing_device, save_dense
-from qra_bo.export.foreign import WEIGHTS
+from qra_bo.export.foreign import WEIGHTS, check_adapter
 from qra_bo.export.load import dense_base, load
 from qra_bo.export.run import FinishedRun
 from qra_bo.finetune.manifest import Manifest, read_manifest
 from qra_bo.finetune.quantization.base import packed
-from qra_bo.utils.errors import OutputError
 
 FOLDER = "export/merged"
 DEQUANTISED, ORIGINAL = "dequantised", "original"
 MEANING = {
-    DEQUANTISED: "dequant(Q) + scale B A: the quantised base that the adapter was trained on, unpacked, plus the "
-                 "adapter. It computes the run's own function, up to rounding to 16 bits; it takes 16 bits a weight.",
-    ORIGINAL: "W16 + scale B A: the original 16-bit base plus the adapter, which then also corrects quantisation "
-              "errors that are not there. Its loss is not the one that the run measured: evaluate it before use.",
-}
+    DEQUANTISED: "dequant(Q) + scale B A, the base that the adapter was trained on: the run's own function, up to "
+                 "rounding to 16 bits",
+    ORIGINAL: "W16 + scale B A: the adapter then also corrects quantisation errors that are not there, so evaluate the "
+              "model before use"}
 """Bases that an adapter may be merged into."""
 
 
@@ -31,47 +27,57 @@ def write(run: FinishedRun) -> list[Path]:
 
     Raises:
         ModelError: If the base model is not at hand or another.
-        OutputError: If the run lacks a file.
+        OutputError: If the run lacks a file, or its adapter is not the manifest's.
     """
     base, target = run.merged_base, run.folder / FOLDER
     model, tokenizer = merged_model(run, read_manifest(run.folder), base)
     save_dense(model, tokenizer, target)
     other = ORIGINAL if base == DEQUANTISED else DEQUANTISED
     (target / "README.md").write_text(
-        f"# {run.best['model']}, adapter merged into the {base} base\n\n{MEANING[base]}\n\nThe other choice is the "
-        f"{other} base: {MEANING[other]}\n\n`task=export out=RUN export.merged_base={base} export.check=true` measures "
-        "the difference of the logits of both to the run's own model.\n", encoding="utf-8")
+        f"# {run.best['model']}, adapter merged into the {base} base\n\n{MEANING[base]}.\n\nThe other choice is "
+        f"the {other} base: {MEANING[other]}.\n\n`task=export out=RUN export.merged_base={base} export.check=true` "
+        "measures the difference of the logits of both to the run's own model.\n", encoding="utf-8")
     return sorted(p for p in target.iterdir() if p.is_file())
 
 
 def merged_model(run: FinishedRun, manifest: Manifest, base: str) -> tuple[Any, Any]:
     """The merged model, on the CPU in 16 bits, and its tokenizer."""
     trust = run.trust_remote_code
+    check_adapter(run.adapter, manifest)
     model, tokenizer = dense_base(manifest, run.folder, trust)
     model.to(half(manifest))
     source = load(run.folder, packing_device(manifest), adapter=False, trust_remote_code=trust)[0] \
         if base == DEQUANTISED else None
-    updates = dict(adapter_updates(run))
+    tensors = load_file(run.adapter / WEIGHTS)
     with torch.no_grad():
-        for name in manifest.modules:
+        for name, record in manifest.modules.items():
             linear = model.get_submodule(name)
             weight = linear.weight if source is None else packed(source.get_submodule(name)).unpack().cpu()
-            linear.weight.copy_(weight.float() + updates[name] if name in updates else weight.float())
+            weight = weight.float()
+            if record.rank:
+                down, up = (tensors[f"base_model.model.{name}.lora_{x}.weight"].float() for x in "AB")
+                weight = weight + float(run.best["alpha_over_rank"]) * (up @ down)
+            linear.weight.copy_(weight)
     return model.eval(), tokenizer
 
 
-def adapter_updates(run: FinishedRun) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every adapted linear and its update ``scale B A``, ``out x in`` in float32.
+def half(manifest: Manifest) -> torch.dtype:
+    """The 16-bit type nearest to the run's compute type."""
+    return torch.float16 if manifest.compute_dtype == "float16" else torch.bfloat16
 
-    Raises:
-        OutputError: If the adapter's weights are missing or of another rank than its configuration.
+
+def packing_device(manifest: Manifest) -> str:
+    """The device that packs as the run did, where this machine has it."""
+    return "cuda" if manifest.packed_on == "cuda" and torch.cuda.is_available() else "cpu"
+
+
+def save_dense(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Save a model whose weights are dense, with its tokenizer.
+
+    transformers marks a model read from a GGUF file as quantised, which keeps it from being saved: the mark is removed.
     """
-    path = run.adapter / WEIGHTS
-    if not path.is_file():
-        raise OutputError(f"{path} is missing; the run has no adapter to merge")
-    tensors = load_file(path)
-    for name, rank in run.module_ranks.items():
-        down, up = (tensors[f"base_model.model.{name}.lora_{x}.weight"].float() for x in "AB")
-        if down.shape[0] != rank:
-            raise OutputError(f"{path}: {name} has rank {down.shape[0]}; adapter_config.json states {rank}")
-        yield name, float(run.best["alpha_over_rank"]) * (up @ down)
+    if getattr(model, "hf_quantizer", None) is not None:
+        model.hf_quantizer = None
+        del model.config.quantization_config
+    model.save_pretrained(str(folder), safe_serialization=True)
+    tokenizer.save_pretrained(str(folder))

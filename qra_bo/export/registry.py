@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qra_bo.export import bitsandbytes, gptqmodel, merged, packed, torchao, uniform_rank
-from qra_bo.export.run import FinishedRun
-from qra_bo.export.target import Target, text_target
-from qra_bo.finetune.models.quiet import without_bars
+from qra_bo.export.run import FinishedRun, Target, text_target
+from qra_bo.finetune.models.load import without_bars
 from qra_bo.utils.errors import ConfigError, nearest_first
 from qra_bo.utils.files import writing
 

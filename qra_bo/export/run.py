@@ -1,15 +1,17 @@
-"""A finished run as exporters see it: ``best.json``, ``adapter/adapter_config.json``, ``quant_manifest.json``."""
+"""What an export is made from, a finished run, and what it is made by: targets, those from a template included."""
 
-import re
-from collections.abc import Mapping
+import json
+import shlex
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from qra_bo.oracle.protocol import FINETUNE
-from qra_bo.report.notebook import allocation_rows
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
 from qra_bo.report.story import server_rank
+from qra_bo.report.text import allocation_rows, number, signed, size
 from qra_bo.utils.errors import OutputError
 from qra_bo.utils.files import check_run_folder, strict_json
 
@@ -19,19 +21,17 @@ REQUIRED = {
     "adapter/adapter_config.json": ("rank_pattern", "alpha_pattern", "r", "lora_alpha"),
     "quant_manifest.json": ("modules",)}
 """Files of a finished run and the fields that exports need."""
+HINT = ("A hint, not a copy of the run: this tool quantises in its own way (and GPTQ calibrates), so losses and bytes "
+        "differ from those in best.json; evaluate again. Servers with fused projections want q, k, v "
+        "alike and gate, up alike.")
 
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """The files of a finished run.
+    """The folder of a finished run, the contents of its three files, and two options of exports.
 
-    Args:
-        folder: The run's folder.
-        best: Content of ``best.json``.
-        adapter_config: Content of ``adapter/adapter_config.json``.
-        manifest: Content of ``quant_manifest.json``.
-        trust_remote_code: Whether code that comes with the base model may run, where the run needs it.
-        merged_base: Base that the target ``merged`` merges into.
+    ``trust_remote_code`` lets code run that comes with the base model; ``merged_base`` is the base that the target
+    ``merged`` merges into.
     """
 
     folder: Path
@@ -69,33 +69,12 @@ class FinishedRun:
 
     @property
     def adapter(self) -> Path:
-        """Folder of the adapter, absolute."""
         return self.folder.resolve() / "adapter"
-
-    @property
-    def is_proxy(self) -> bool:
-        """Whether no model was trained for these numbers."""
-        return bool(self.best["oracle"] != FINETUNE)
-
-    @cached_property
-    def module_ranks(self) -> dict[str, int]:
-        """Module path to rank, from PEFT's patterns with their escapes undone."""
-        return {re.sub(r"\\(.)", r"\1", key): int(rank) for key, rank in self.adapter_config["rank_pattern"].items()}
 
     @cached_property
     def module_bits(self) -> dict[str, int]:
         """Module path to code bits, for every linear layer of the decoder."""
         return {name: int(entry["bits"]) for name, entry in self.manifest["modules"].items()}
-
-    @property
-    def allocation_rows(self) -> list[tuple[str, object, str, object]]:
-        """(units, bits, format, rank); neighbouring equal units share a row."""
-        return allocation_rows(self.best)
-
-    @property
-    def server_rank(self) -> int:
-        """The least ``--max-lora-rank`` of vLLM that takes the adapter."""
-        return server_rank(tuple(self.best["ranks"]))
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -113,3 +92,47 @@ def read_object(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise OutputError(f"{path} must hold an object")
     return data
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One export target.
+
+    Args:
+        name: As in ``export.targets``.
+        path: File or folder that ``write`` makes in the run's folder.
+        small: Whether it is written unless targets are named: it copies no weights of the base.
+        tool: Program that loads it, where ``export.check`` does not; ``package`` is its import name.
+        hint: Whether it is a starting point only, because the tool quantises in its own way.
+    """
+
+    name: str
+    path: str
+    write: Callable[[FinishedRun], list[Path]]
+    small: bool = True
+    tool: str = ""
+    package: str = ""
+    needs_cuda: bool = False
+    hint: bool = False
+
+
+def text_target(name: str, path: str, make: Callable[[FinishedRun], str] | None = None, *, tool: str = "",
+                needs_cuda: bool = False, hint: bool = False) -> Target:
+    """A target of one text file, made by ``make`` or from ``templates/FILE.jinja`` (FILE is the name in ``path``)."""
+    def write(run: FinishedRun) -> list[Path]:
+        file = run.folder / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(render(file.name, run) if make is None else make(run), encoding="utf-8")
+        return [file]
+
+    return Target(name, path, write, tool=tool, package=name if tool else "", needs_cuda=needs_cuda, hint=hint)
+
+
+def render(file: str, run: FinishedRun) -> str:
+    """Fill in ``templates/FILE.jinja`` for a run; its names reach other syntaxes through quoting filters alone."""
+    environment = Environment(loader=PackageLoader("qra_bo.export"), undefined=StrictUndefined, trim_blocks=True,
+                              keep_trailing_newline=True, autoescape=False)
+    environment.filters |= {"size": size, "number": number, "signed": signed, "json": json.dumps, "shell": shlex.quote,
+                            "rows": allocation_rows, "server_rank": server_rank,
+                            "inline": lambda text: json.dumps(str(text))[1:-1].replace("'", "\\'")}
+    return environment.get_template(f"{file}.jinja").render(run=run, best=run.best, hint=HINT)

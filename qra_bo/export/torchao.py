@@ -2,8 +2,7 @@
 
 import json
 
-from qra_bo.export.run import FinishedRun
-from qra_bo.export.target import HINT
+from qra_bo.export.run import HINT, FinishedRun
 
 OFFERED = {4: "Int4WeightOnlyConfig", 8: "Int8WeightOnlyConfig", 16: None}
 """Configuration by bit-width; a module gets the next larger one: 4 bits for 2 and 3, 8 for 5 and 6."""

@@ -1,16 +1,15 @@
 """``export/adapter_uniform_rank``: the adapter padded with zeros to its largest rank, the same function."""
 
 import json
-import math
 import re
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 
-from qra_bo.export.foreign import CONFIG, TAKE_AGAIN, WEIGHTS, unlike_ranks
+from qra_bo.export.foreign import CONFIG, TAKE_AGAIN, WEIGHTS, check_adapter
 from qra_bo.export.run import FinishedRun
+from qra_bo.finetune.manifest import read_manifest
 from qra_bo.utils.errors import OutputError
 
 FOLDER = "export/adapter_uniform_rank"
@@ -20,52 +19,34 @@ _MATRIX = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 def write(run: FinishedRun) -> list[Path]:
     """Write the adapter with the largest rank everywhere; returns the files.
 
-    With a constant alpha / r the scaling stays as it was, and B A does not change: the added rows of A and columns
-    of B are zero. Ranks are taken from the tensors alone, because they decide about the size of the files.
+    With a constant alpha / r the scaling stays as it was, and B A does not change: the added rows of A (``r x in``) and
+    columns of B (``out x r``) are zero. The tensors must have the ranks of the manifest: the largest decides about the
+    size of the files.
 
     Raises:
-        OutputError: If the adapter's weights are missing, its configuration does not fit them, or alpha / r differs
-            between modules.
+        OutputError: If the adapter's weights are missing, they or its configuration differ from the manifest, or
+            alpha / r differs between modules.
     """
-    source, target = run.adapter / WEIGHTS, run.folder / FOLDER
-    if not source.is_file():
-        raise OutputError(f"{source} is missing; an adapter of one rank is made from the adapter of a finished run")
-    tensors, config = load_file(source), dict(run.adapter_config)
-    ranks = _ranks(tensors)
-    found = config["alpha_pattern"] if isinstance(config["alpha_pattern"], dict) else {}
-    alphas = {name: found.get(re.escape(name)) for name in ranks}
-    of_module = {name: alpha if isinstance(alpha, int | float) else math.nan for name, alpha in alphas.items()}
-    wrong = unlike_ranks(config, ranks, of_module) if any(ranks.values()) else ["r"]
-    if wrong:
-        raise OutputError(f"{source.parent / CONFIG} does not fit the tensors beside it: it differs in "
-                          f"{', '.join(sorted(wrong))}; {TAKE_AGAIN}")
-    scales = {of_module[name] / rank for name, rank in ranks.items()}
+    source, target, manifest = run.adapter / WEIGHTS, run.folder / FOLDER, read_manifest(run.folder)
+    check_adapter(source.parent, manifest)
+    ranks = {name: record.rank for name, record in manifest.modules.items() if record.rank}
+    scales = {manifest.modules[name].alpha / rank for name, rank in ranks.items()}
     if max(scales) - min(scales) > 1e-9 * max(scales):
         raise OutputError(f"alpha / r differs between modules ({sorted(scales)}); one rank can't express that")
-    rank = max(ranks.values())
-    config.update(rank_pattern={}, alpha_pattern={})  # r and lora_alpha are those of the largest rank
+    tensors = load_file(source)
+    missing = {f"base_model.model.{name}.lora_{x}.weight" for name in ranks for x in "AB"}
+    for key, tensor in tensors.items():
+        if match := _MATRIX.fullmatch(key):
+            axis, rank = "AB".index(match[2]), ranks.get(match[1], 0)
+            if key not in missing or tensor.ndim != 2 or tensor.shape[axis] != rank:
+                raise OutputError(f"{key} in {source} does not have the rank {rank} of the manifest; {TAKE_AGAIN}")
+            added = max(ranks.values()) - rank
+            tensors[key] = torch.nn.functional.pad(tensor, (0, added) if axis else (0, 0, 0, added)).contiguous()
+            missing.remove(key)
+    if missing:
+        raise OutputError(f"{source} lacks {min(missing)}; {TAKE_AGAIN}")
+    config = {**run.adapter_config, "rank_pattern": {}, "alpha_pattern": {}}  # r and lora_alpha: of the largest rank
     target.mkdir(parents=True, exist_ok=True)
-    save_file({name: _pad(name, weight, rank) for name, weight in tensors.items()}, target / WEIGHTS,
-              metadata={"format": "pt"})
+    save_file(tensors, target / WEIGHTS, metadata={"format": "pt"})
     (target / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return [target / CONFIG, target / WEIGHTS]
-
-
-def _ranks(tensors: Mapping[str, torch.Tensor]) -> dict[str, int]:
-    """Module path to rank, from the shapes of the matrices; 0 where A and B disagree."""
-    found: dict[str, set[int]] = {}
-    for name, tensor in tensors.items():
-        match = _MATRIX.fullmatch(name)
-        if match is not None:
-            rank = tensor.shape[0 if match[2] == "A" else 1] if tensor.ndim == 2 else 0
-            found.setdefault(match[1], set()).add(rank)
-    return {name: ranks.pop() if len(ranks) == 1 else 0 for name, ranks in found.items()}
-
-
-def _pad(name: str, weight: torch.Tensor, rank: int) -> torch.Tensor:
-    """A (``r x in``) gets rows, B (``out x r``) gets columns; other tensors stay."""
-    if "lora_A" not in name and "lora_B" not in name:
-        return weight
-    rows = "lora_A" in name
-    missing = rank - weight.shape[0 if rows else 1]
-    return torch.nn.functional.pad(weight, (0, 0, 0, missing) if rows else (0, missing)).contiguous()

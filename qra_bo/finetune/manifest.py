@@ -1,8 +1,8 @@
 """``quant_manifest.json``: the description by which a run's quantised base model is rebuilt and verified.
 
 ``save_pretrained`` of a model that mixes 4-bit and 8-bit layers does not load again, so a run keeps this file beside
-its adapter, and the packed weights themselves on request: quantisation is repeatable on one machine, but another
-release of a library, or another device, may round a weight differently, which the checksums detect.
+its adapter, the packed weights on request, and a few logits. Another release of a library, or another device, may round
+a weight differently; checksums and logits detect it.
 """
 
 import hashlib
@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from qra_bo.finetune.data.records import TokenBlocks
 from qra_bo.finetune.quantization.bank import LayerBank
 from qra_bo.finetune.quantization.base import State
 from qra_bo.memory.formats import format_from_json, parse_format
@@ -31,6 +33,8 @@ MANIFEST = "quant_manifest.json"
 PACKED = "packed.safetensors"
 DTYPES, DEVICES = ("float32", "bfloat16", "float16"), ("cpu", "cuda")
 PACKAGES = ("torch", "bitsandbytes", "hqq", "peft", "transformers")
+PROBE = "probe.safetensors"
+N_TOKENS, N_LOGITS = 64, 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,23 +125,10 @@ def write_manifest(folder: Path, bank: LayerBank, ranks: Mapping[str, int], alph
                    model: Mapping[str, Any], *, packed: bool = False) -> Manifest:
     """Describe the layers that ``bank`` has installed in ``folder/quant_manifest.json``.
 
-    Args:
-        folder: The run's folder.
-        bank: Every linear of its decoder must be installed in some format.
-        ranks: LoRA rank by linear; 0 or missing: no adapter.
-        alpha_over_rank: Scale of every adapter.
-        model: Node of ``conf/model``; plain JSON values.
-        packed: Also write the packed weights, so that loading neither quantises nor depends on library versions; always
-            done where the adapter initialisation or the choice of codes (``quantizer.rounding``) changed the base.
-
-    Raises:
-        OutputError: If a linear is not installed in any format.
+    ``ranks`` are those of the linears (0 or missing: no adapter); ``model`` is the node of ``conf/model``. The packed
+    weights are written too on request, and wherever the adapter initialisation or the choice of codes changed the base.
     """
     current = bank.current
-    missing = [linear.name for linear in bank.spec.linears if linear.name not in current]
-    if missing:
-        raise OutputError(f"a manifest describes a fully quantised decoder; not quantised: {missing[:3]}"
-                          f"{' ...' if len(missing) > 3 else ''}")
     packed = packed or bank.has_own  # these can't be made by quantising the base again
     states = {linear.name: bank.installed_state(linear.name) for linear in bank.spec.linears}
     records = {}
@@ -201,3 +192,25 @@ def read_manifest(folder: Path) -> Manifest:
     if whole != manifest.sha256:
         raise OutputError(f"{path} was changed after it was written: its modules do not have the checksum it states")
     return manifest
+
+
+def _logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits[..., :N_LOGITS].float().cpu()
+    model.train(was_training)
+    return logits
+
+
+def save_probe(model: Any, blocks: TokenBlocks, path: Path, device: torch.device) -> None:
+    """Write the first tokens of the first held-out sequence and their logits (``1 x n x v``, v at most 4096)."""
+    ids = torch.from_numpy(blocks.input_ids[:1, :N_TOKENS]).to(device)
+    save_file({"input_ids": ids.cpu(), "logits": _logits(model, ids).contiguous()}, path)
+
+
+def probe_difference(model: Any, path: Path, device: torch.device) -> float:
+    """Return the largest absolute difference between the model's logits and those in ``path``."""
+    with safe_open(path, framework="pt") as handle:
+        ids, expected = handle.get_tensor("input_ids"), handle.get_tensor("logits")
+    return float((_logits(model, ids.to(device)) - expected).abs().max())

@@ -12,19 +12,16 @@ import torch
 from qra_bo.finetune.adapters.inits import Initialiser
 from qra_bo.finetune.adapters.lora import AdapterSettings, adapter_parameters, attach, detach
 from qra_bo.finetune.cache import ProfileCache, TensorStore
-from qra_bo.finetune.data.batches import batches
-from qra_bo.finetune.data.records import DataSplits, TokenBlocks
-from qra_bo.finetune.evaluation.probe import PROBE, save_probe
-from qra_bo.finetune.manifest import write_manifest
+from qra_bo.finetune.data.records import DataSplits, TokenBlocks, batches
+from qra_bo.finetune.manifest import PROBE, save_probe, write_manifest
 from qra_bo.finetune.models.load import commit_of
-from qra_bo.finetune.profiling.measure import measure_quantization_sensitivity, measure_rank_sensitivity, unit_choice
+from qra_bo.finetune.profiling import measure_quantization_sensitivity, measure_rank_sensitivity, unit_choice
 from qra_bo.finetune.quantization.bank import LayerBank
 from qra_bo.finetune.tracing.memory_probe import MemoryProbe, begin_load
-from qra_bo.finetune.training.checkpoints import CheckpointStore
-from qra_bo.finetune.training.gradients import CalibrationText
 from qra_bo.finetune.training.loop import DivergedError, HeldOut, TrainSettings, held_out, train_steps, unit_groups
+from qra_bo.finetune.training.loss import CalibrationText
 from qra_bo.finetune.training.optimizer import UnitwiseAdamW
-from qra_bo.finetune.training.trial_run import TrialRun
+from qra_bo.finetune.training.trial_run import CheckpointStore, TrialRun
 from qra_bo.oracle.protocol import TRAINING, Progress, StopRequested
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import Allocation, StorageFormat, Unit
@@ -38,11 +35,7 @@ class FinetuneSettings:
     """Settings of the oracle besides model, data and bank.
 
     Args:
-        train: Trainer's settings.
-        adapter: Adapters' settings.
-        eval_blocks: Validation sequences of an evaluation.
-        test_blocks: Test sequences of an evaluation on the test split.
-        calibration_blocks: Training sequences for the sensitivity profile.
+        eval_blocks: Held-out sequences of an evaluation.
         record_at: Steps after which the validation loss is recorded (the last step always is).
         largest_rank: Largest rank of I_r.
         scope: ``"peak"`` or ``"stored"``: the meaning of ``measured_bytes``.
@@ -52,8 +45,6 @@ class FinetuneSettings:
     train: TrainSettings
     adapter: AdapterSettings
     eval_blocks: int
-    test_blocks: int
-    calibration_blocks: int
     record_at: tuple[int, ...]
     largest_rank: int
     scope: str = "peak"
@@ -64,41 +55,34 @@ class FinetuneOracle:
     """Oracle that keeps one base model and its quantised linears; each trial swaps these and trains fresh adapters.
 
     Args:
-        model: The dense base model on ``device`` in ``dtype``.
-        data: Token blocks of the splits.
         units: The ``L`` units.
         formats: The ladder's ``F`` formats; those of references are packed at their first use.
-        bank: Quantised linears of ``model``.
-        settings: Settings of training and evaluation.
-        checkpoints: Where trials continue, or ``None`` to keep none.
-        device: Where the model is.
-        dtype: Compute type.
-        profile_cache: Where the sensitivity profile is kept across runs, or ``None``.
+        bank: Quantised linears of the base model, which is dense.
+        checkpoints: Store of checkpoints, or ``None`` to keep none.
+        profile_cache: Cache of the sensitivity profile across runs, or ``None``.
         provenance: JSON values that ``describe`` adds to its own.
-        factors: Where the decompositions of adapter initialisations are kept across runs, or ``None``.
+        factors: Store of the decompositions of adapter initialisations across runs, or ``None``.
         tokenizer: The model's, for evaluation tasks; ``None`` where there are none.
     """
 
     kind = "finetune"
 
-    def __init__(self, model: Any, data: DataSplits, units: Sequence[Unit], formats: Sequence[StorageFormat],
-                 bank: LayerBank, settings: FinetuneSettings, checkpoints: CheckpointStore | None,
-                 device: torch.device, dtype: torch.dtype, profile_cache: ProfileCache | None,
+    def __init__(self, data: DataSplits, units: Sequence[Unit], formats: Sequence[StorageFormat], bank: LayerBank,
+                 settings: FinetuneSettings, checkpoints: CheckpointStore | None, profile_cache: ProfileCache | None,
                  provenance: Mapping[str, Any], factors: TensorStore | None = None, tokenizer: Any = None) -> None:
-        self.model, self.data, self.units, self.formats = model, data, tuple(units), tuple(formats)
-        self.bank, self.settings, self.checkpoints = bank, settings, checkpoints
-        self.profile_cache, self.tokenizer = profile_cache, tokenizer
-        self.device, self.dtype, self._provenance = device, dtype, dict(provenance)
-        ids, labels = (torch.from_numpy(array[:settings.calibration_blocks])
-                       for array in (data.calibration.input_ids, data.calibration.labels))
-        self.text = CalibrationText(ids, labels, settings.train.batch, settings.train.logits_chunk)
+        self.model, self.device, self.data, self.bank = bank.model, bank.device, data, bank
+        self.units, self.formats, self.settings, self.checkpoints = tuple(units), tuple(formats), settings, checkpoints
+        self.profile_cache, self.tokenizer, self._provenance = profile_cache, tokenizer, dict(provenance)
+        self.text = CalibrationText(
+            torch.from_numpy(data.calibration.input_ids), torch.from_numpy(data.calibration.labels),
+            settings.train.batch, settings.train.logits_chunk)
         self.inits = self._other_inits = Initialiser(bank, settings.adapter, self.text, factors)
         self._unit_of = {linear.name: unit.name for unit in units for linear in unit.linears}
         if settings.train.checkpointing:
-            model.activation_checkpointing_enable({"use_reentrant": False})
+            self.model.activation_checkpointing_enable({"use_reentrant": False})
 
     def describe(self) -> dict[str, Any]:
-        return {"device": str(self.device), "dtype": str(self.dtype).removeprefix("torch."),
+        return {"device": str(self.device), "dtype": str(self.bank.compute_dtype).removeprefix("torch."),
                 "threads": torch.get_num_threads(), "data_sha256": self.data.sha256,
                 "train": asdict(self.settings.train), **self._provenance}
 
@@ -156,9 +140,8 @@ class FinetuneOracle:
                      init: str | None = None) -> dict[str, Any]:
         """Measure an allocation's memory with two training steps and a batch of the evaluation; nothing is kept.
 
-        Returns:
-            ``measured_bytes`` in the configured scope and ``peaks`` by phase. Where the device ran out of memory there
-            are none, ``state`` is ``"oom"``, and ``message`` is the error.
+        Returns ``measured_bytes`` in the configured scope and ``peaks`` by phase. Where the device ran out of memory
+        there are none, ``state`` is ``"oom"``, and ``message`` is the error.
         """
         settings = self.settings
         batch = min(settings.train.eval_batch, settings.eval_blocks)
@@ -173,20 +156,11 @@ class FinetuneOracle:
 
     def finalise(self, allocation: Mapping[str, Any], steps: int | None, epochs: float, train_seed: int,
                  lr_scale: float, out: str, model_cfg: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
-        """Run the final fine-tune on a schedule of its own; save adapter, manifest and a probe of the logits.
+        """Run the final fine-tune on a schedule of its own; save adapter, manifest and probe of the logits in ``out``.
 
-        Args:
-            allocation: The winner, as JSON.
-            steps: Optimiser steps; ``None`` derives them from ``epochs``.
-            epochs: Passes over the training split.
-            train_seed: Seed of data order and initialisation.
-            lr_scale: Calibrated factor on the learning rate.
-            out: Folder of the run.
-            model_cfg: Configuration of the base model, for the manifest.
-            progress: Called after every step.
-
-        Returns:
-            Steps, test loss with its standard error, and tokens.
+        ``allocation`` is the winner's JSON. ``steps`` of ``None`` are derived from ``epochs``, the passes over the
+        training split. ``model_cfg`` goes into the manifest. Returns the steps, the test loss with its standard error,
+        and the tokens.
 
         Raises:
             TrainingError: If the training did not end well.
@@ -195,8 +169,8 @@ class FinetuneOracle:
         chosen, folder = Allocation.from_json(allocation), Path(out)
         total = steps or max(1, round(epochs * len(self.data.train) / self.settings.train.batch))
         request = TrialSpec(chosen, total, total, train_seed, "test", lr_scale)
-        try:
-            measured = self._evaluate(TrialRun(request, self.checkpoints), progress)
+
+        def save() -> None:
             ranks = unit_choice(self.units, chosen.ranks)
             node = {**model_cfg, "revision": model_cfg.get("revision") or commit_of(self.model)}
             with writing(folder, "run the same command again: the training is kept"):
@@ -205,15 +179,13 @@ class FinetuneOracle:
                 write_manifest(folder, self.bank, ranks, self.settings.adapter.alpha_over_rank, node,
                                packed=self.device.type == "cuda")
                 save_probe(self.model, self.data.test, folder / PROBE, self.device)
-        except (DivergedError, RuntimeError, MemoryError) as error:
-            if not isinstance(error, DivergedError) and not is_out_of_memory(error):
-                raise
+
+        measured = self._run(TrialRun(request, self.checkpoints), progress, save)
+        if measured.state is not TrialState.OK:
             raise TrainingError(
-                f"the final fine-tune of {total} steps did not end well: {type(error).__name__}: "
-                f"{str(error).splitlines()[0]}. The results of the search are in the run's trials.jsonl; start a run "
-                "with another final.steps or a lower adapter.lr, or with a smaller budget if memory ran out") from error
-        finally:
-            detach(self.model)
+                f"the final fine-tune of {total} steps did not end well ({measured.state.value}): {measured.message}. "
+                "The results of the search are in the run's trials.jsonl; start a run with another final.steps or a "
+                "lower adapter.lr, or with a smaller budget if memory ran out")
         return {"steps": total, "loss": measured.loss, "loss_se": measured.loss_se,
                 "training_tokens": measured.training_tokens}
 
@@ -239,8 +211,9 @@ class FinetuneOracle:
             inits = self._other_inits
         prepared = inits.prepare(formats, ranks, progress, codes == "rtn")
         nearest = self.bank.nearest_bases(formats) if codes == "rtn" else {}
-        self.bank.install(self.model, {**formats, **nearest, **prepared.bases})
-        self.peft = attach(self.model, ranks, self.settings.adapter, train_seed, self.dtype, prepared.pairs)
+        self.bank.install({**formats, **nearest, **prepared.bases})
+        self.peft = attach(self.model, ranks, self.settings.adapter, train_seed, self.bank.compute_dtype,
+                           prepared.pairs)
 
     def optimizer(self, allocation: Allocation, lr_scale: float) -> UnitwiseAdamW:
         """Return an optimiser with one AdamW group per unit of the built model."""
@@ -255,7 +228,7 @@ class FinetuneOracle:
         optimizer = self.optimizer(request.allocation, request.lr_scale)
         switch_seconds = time.monotonic() - run.start
         run.restore(optimizer)
-        probe = MemoryProbe(self.device, self.model, optimizer, self.bank, self.settings.scope, follow=True)
+        probe = MemoryProbe(optimizer, self.bank, self.settings.scope, follow=True)
         self._train(run, optimizer, probe, progress)
         result = self._held_out(request.split, run, probe)
         if not math.isfinite(result.loss):
@@ -289,8 +262,8 @@ class FinetuneOracle:
 
     def _held_out(self, split: str, run: TrialRun, probe: MemoryProbe) -> HeldOut:
         blocks: TokenBlocks = self.data.test if split == "test" else self.data.validation
-        limit = self.settings.test_blocks if split == "test" else self.settings.eval_blocks
-        result = held_out(self.model, blocks.input_ids[:limit], blocks.labels[:limit], self.settings.train,
-                          self.device, probe.evaluation)
+        n = self.settings.eval_blocks
+        result = held_out(self.model, blocks.input_ids[:n], blocks.labels[:n], self.settings.train, self.device,
+                          probe.evaluation)
         run.at.forward_tokens += result.tokens
         return result

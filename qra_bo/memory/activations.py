@@ -15,11 +15,10 @@ from qra_bo.utils.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class TrainShape:
-    """Settings of the trainer that determine memory.
+    """Settings of the trainer that determine memory. Raises ``ConfigError`` with every value that is out of range.
 
     Args:
-        batch: Sequences of an optimiser step.
-        length: Tokens of a sequence.
+        batch: Sequences of an optimiser step, of ``length`` tokens each.
         checkpointing: Whether every decoder layer is recomputed in the backward pass.
         compute_dtype_bytes: 2 (bf16, fp16) or 4 (fp32).
         optimizer: One of ``memory.optimizers.OPTIMIZERS``; all work on fp32 masters, in fp32 the adapters themselves.
@@ -27,9 +26,6 @@ class TrainShape:
         device: ``"cpu"`` or ``"cuda"``.
         stored_dtype_bytes: Bytes of unquantised weights in the device's memory.
         eval_batch: Sequences of an evaluation's batch; 0: evaluations are not priced.
-
-    Raises:
-        ConfigError: With every value that is out of range.
     """
 
     batch: int
@@ -64,7 +60,7 @@ class TrainShape:
 
     @property
     def fp32_attention(self) -> bool:
-        """On a CPU attention is computed in fp32 when the compute type is 16 bits (``finetune.models.attention``)."""
+        """On a CPU attention is computed in fp32 when the compute type is 16 bits (``finetune.models.load``)."""
         return self.device == "cpu" and self.compute_dtype_bytes == 2
 
 
@@ -138,7 +134,6 @@ class LayerModel:
 
     @property
     def family(self) -> Family:
-        """Facts of the decoder's family."""
         return _FAMILIES.get(self.spec.family, _CAUTIOUS)
 
     @property
@@ -165,8 +160,7 @@ class LayerModel:
         return 4 * n * d + 4 * n + (4 * d if family.fp32_norm_weight else 0)
 
     @property
-    def norm_keeps_input(self) -> bool:
-        """Whether a norm keeps its input itself, not a copy in fp32."""
+    def _norm_keeps_input(self) -> bool:  # itself, not a copy in fp32
         return self.shape.compute_dtype_bytes == 4 or self.family.layer_norm
 
     @property
@@ -184,13 +178,13 @@ class LayerModel:
         """Rotated q and k, v, the output and its logsumexp; inputs of the projections not counted."""
         s, n, c, family = self.spec, self.shape.tokens, self.shape.compute_dtype_bytes, self.family
         cast = self.shape.fp32_attention
-        total = self.heads(2 * s.n_heads + 2 * s.n_kv_heads, 4 if cast else c) + 4 * n * s.n_heads
+        heads = s.n_heads + s.n_kv_heads
+        total = self.heads(2 * heads, 4 if cast else c) + 4 * n * s.n_heads
         if family.fused and not cast:
-            total += self.heads(s.n_heads + s.n_kv_heads, c)  # v is a view that keeps q and k as they were
+            total += self.heads(heads, c)  # v is a view that keeps q and k as they were
         if family.partial_rotary or cast:
             total += self.heads(s.n_heads, c)  # the output again, as the projection's input
         if family.head_norms:
-            heads = s.n_heads + s.n_kv_heads
             total += self.heads(heads, 4) + 4 * n * heads
         return total
 
@@ -209,7 +203,7 @@ class LayerModel:
     @property
     def recomputed(self) -> int:
         """Tensors that a checkpointed layer computes again beside its kept input."""
-        return self.saved - (self.stream if self.norm_keeps_input else 0)
+        return self.saved - (self.stream if self._norm_keeps_input else 0)
 
     @property
     def rank_saved(self) -> int:
@@ -239,7 +233,7 @@ class LayerModel:
         if shape.checkpointing:
             # A layer is recomputed when its last gradient is needed: the gradient is there twice (as it is and
             # scaled), and the residual stream where the norm has an fp32 copy of it.
-            there = 2 * d + (0 if self.norm_keeps_input else d)
+            there = 2 * d + (0 if self._norm_keeps_input else d)
             out.append(Moment("down", 0, there, d))
             if family.fused and family.gated:
                 out.append(Moment("", 0, there + 2 * i))
@@ -258,17 +252,13 @@ class LayerModel:
         if self.family.soft_cap:
             return self.norm_saved + self.stream + targets * vocab * (3 * c + 12)
         chunk = min(shape.logits_chunk or targets, targets)
-        return self.norm_saved + 2 * self.stream + chunk * vocab * loss_item_bytes(c)
+        # A live logit: itself, an fp32 copy of 16 bits, its log-probability (``finetune.training.loss``).
+        return self.norm_saved + 2 * self.stream + chunk * vocab * (10 if c == 2 else 8)
 
     @property
     def inputs(self) -> int:
         """Token ids, labels, positions and rotary tables of a step."""
         return 24 * self.shape.tokens + 2 * self.shape.compute_dtype_bytes * self.shape.length * self.spec.head_dim
-
-
-def loss_item_bytes(compute_dtype_bytes: int) -> int:
-    """Bytes per live logit in ``finetune.training.loss``: logits, an fp32 copy of 16 bits, log-probabilities."""
-    return 10 if compute_dtype_bytes == 2 else 8
 
 
 _TILE_NUMEL = {"cpu": 1 << 18, "cuda": 1 << 22}

@@ -19,13 +19,8 @@ ENOUGH = 8
 
 @dataclass(frozen=True, slots=True)
 class Allowance:
-    """Bytes beyond the live ones: ``fixed_bytes`` and a share of the transient bytes.
-
-    Args:
-        fixed_bytes: The matrix library's workspace.
-        share_ppm: Millionths of all bytes that are not resident, lost to fragmentation.
-        measurements: Number of measured peaks; 0: assumed.
-    """
+    """Bytes beyond the live ones: ``fixed_bytes`` (the matrix library's workspace), and ``share_ppm`` millionths of all
+    bytes that are not resident, lost to fragmentation; from so many measured peaks, or assumed (0)."""
 
     fixed_bytes: int
     share_ppm: int
@@ -38,13 +33,8 @@ ASSUMED = {"cpu": Allowance(0, 0), "cuda": Allowance(32 * 2**20, 20_000)}
 
 @dataclass(frozen=True, slots=True)
 class Excess:
-    """One measured peak beside the live bytes that the memory model predicts, in bytes.
-
-    Args:
-        alive: Predicted with no allowance.
-        transient: The part of ``alive`` that is not resident.
-        measured: Measured (on CUDA, reserved by the allocator).
-    """
+    """One measured peak (on CUDA, reserved by the allocator) and ``alive``, its prediction without an allowance, of
+    which ``transient`` are not resident."""
 
     alive: int
     transient: int
@@ -67,22 +57,16 @@ def fold(before: Allowance, device_type: str, excesses: Iterable[Excess]) -> All
     return Allowance(assumed.fixed_bytes, max(*seen, known, least), count)
 
 
+@dataclass(frozen=True)
 class AllowanceStore:
-    """Allowances by device name, one JSON file each; a file that can't be read counts as none.
+    """Allowances by device name, one JSON file each in ``folder``; a file that can't be read counts as none."""
 
-    Args:
-        folder: Made when something is first kept.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    folder: Path
 
     def path(self, device: str) -> Path:
-        """File of the device called ``device``."""
         return self.folder / f"{re.sub(r'[^A-Za-z0-9]+', '-', device).strip('-').lower()}.json"
 
     def load(self, device: str) -> Allowance | None:
-        """Return the stored allowance of a device, or ``None``."""
         try:
             data = strict_json(self.path(device).read_text(encoding="utf-8"))
             if data["schema_version"] != SCHEMA_VERSION or data["device"] != device:
@@ -93,10 +77,6 @@ class AllowanceStore:
         return found if min(found.fixed_bytes, found.share_ppm, found.measurements) >= 0 else None
 
     def keep(self, device: str, allowance: Allowance) -> None:
-        """Write a device's allowance, atomically.
-
-        Raises:
-            OSError: If it can't be written.
-        """
+        """Write a device's allowance, atomically; raises ``OSError``."""
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.path(device), {"schema_version": SCHEMA_VERSION, "device": device, **asdict(allowance)})

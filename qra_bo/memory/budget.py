@@ -41,7 +41,6 @@ def parse_size(text: str | int) -> int:
 
 
 def _shown(text: str | int) -> str:
-    """``text`` quoted and cut for a message."""
     plain = str(text)
     return repr(text) if len(plain) <= 60 else f"{plain[:57]!r}..."
 
@@ -51,10 +50,8 @@ class Budget:
     """A budget as it was written.
 
     Args:
-        text: As given.
         size: Bytes, or ``None`` where it depends on the device or the model.
-        bits: Of ``uniform:BITS,RANK``, else ``None``.
-        rank: Of ``uniform:BITS,RANK``, else ``None``.
+        bits: Of ``uniform:BITS,RANK``, as ``rank``; else ``None``.
     """
 
     text: str
@@ -69,11 +66,8 @@ class Budget:
 
 
 def parse_budget(text: str | int) -> Budget:
-    """A size, ``auto`` or ``uniform:BITS,RANK``.
-
-    Raises:
-        BudgetError: If it is none of them, or no backend offers the bits.
-    """
+    """A size, ``auto`` or ``uniform:BITS,RANK``. Raises ``BudgetError`` if it is none of them, or no backend offers the
+    bits."""
     plain = str(text).strip().lower()
     if plain == "auto":
         return Budget(str(text))
@@ -101,22 +95,16 @@ def format_for(bits: int, space: SearchSpace) -> StorageFormat:
 
 
 def uniform_bytes(memory: MemoryModel, space: SearchSpace, fmt: StorageFormat, rank: int) -> int:
-    """Bytes of one format and rank everywhere, on the space's ladders or off them.
-
-    Raises:
-        SpaceError: If the rank exceeds a matrix, or the format can't store one.
-    """
+    """Bytes of one format and rank everywhere, on the space's ladders or off them. Raises ``SpaceError`` if the rank
+    exceeds a matrix, or the format can't store one."""
     single = SearchSpace(space.units, (fmt,), Ladder("ranks", (rank,)))
     row = single.encode(uniform(single.n_units, fmt.name, rank))
     return int(memory.table(single).totals(row[None, :])[0])
 
 
 def free_bytes(device: str) -> int:
-    """Return the free bytes of ``"cpu"`` (available RAM) or ``"cuda"``, ``"cuda:1"`` (loads torch).
-
-    Raises:
-        BudgetError: If this machine does not say.
-    """
+    """Return the free bytes of ``"cpu"`` (available RAM) or ``"cuda"``, ``"cuda:1"`` (loads torch). Raises
+    ``BudgetError`` if this machine does not say."""
     if device.startswith("cuda"):
         import torch  # stays unloaded where a plan needs no device
 
@@ -135,8 +123,8 @@ def resolve_budget(text: str | int, memory: MemoryModel, space: SearchSpace, *, 
     Args:
         text: The budget as written.
         memory: Prices ``uniform:BITS,RANK``, in its own scope.
-        space: Its formats serve the bits of ``uniform:BITS,RANK``; ranks may be off its ladder.
-        free: Free bytes of the device (``free_bytes``), for ``auto``.
+        space: Its formats serve the bits; ranks may be off its ladder.
+        free: Free bytes of the device, for ``auto``.
         headroom: Bytes of them that ``auto`` keeps free.
 
     Raises:
@@ -199,23 +187,13 @@ def describe(allocation: Allocation, space: SearchSpace) -> str:
 
 
 def check_budget(budget: int, table: CostTable, space: SearchSpace, memory: MemoryModel) -> None:
-    """Refuse a budget below the smallest allocation.
-
-    Args:
-        budget: In bytes.
-        table: Of costs, a limit on the average bits included.
-        space: Of the search.
-        memory: Its scope and trainer decide about the advice in the message.
-
-    Raises:
-        BudgetError: With the smallest allocation, its bytes, and settings that lower them.
-    """
+    """Refuse a budget (bytes) below the smallest allocation; ``memory`` decides about the advice in the message. Raises
+    ``BudgetError`` with the smallest allocation, its bytes, and settings that lower them."""
     need, allocation = smallest(table, space)
     if budget >= need:
         return
     least = math.ceil(need / 10**5) / 10
-    unit = " (a bare number means bytes)" if budget < 10**6 else ""
-    peak = memory.scope == "peak"
+    unit, peak = " (a bare number means bytes)" if budget < 10**6 else "", memory.scope == "peak"
     ways = {"add lower bits": min(fmt.bits for fmt in space.formats) > LEAST_BITS,
             "add a lower rank": space.ranks.values[0] > 1, "lower train.batch or train.length": peak,
             "set train.checkpointing=true": peak and not memory.shape.checkpointing, "take a smaller model": True}

@@ -62,12 +62,7 @@ def head_bytes(layer: LayerModel) -> int:
 
 
 def evaluation_spikes(layer: LayerModel, space: SearchSpace) -> IntArray:
-    """Largest instant of an evaluation beyond the resident bytes, for each unit, format and rank, ``L x F x R``.
-
-    Args:
-        layer: Of the evaluation's batch (``evaluation_layer``).
-        space: Units and ladders.
-    """
+    """Largest instant of an evaluation beyond the resident bytes, ``L x F x R``; see ``evaluation_layer``."""
     ranks = np.array(space.ranks.values, dtype=np.int64)
     moments, least = forward_moments(layer), head_bytes(layer)
     plain = max([least, *(m.extra for m in moments if not m.group)])

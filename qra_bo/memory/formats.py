@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from qra_bo.space.formats import StorageFormat
+from qra_bo.space.space import StorageFormat
 from qra_bo.utils.errors import ConfigError, SpaceError, nearest_first
 
 NESTED_BLOCK = 256
@@ -29,10 +29,7 @@ NESTED_BLOCK = 256
 class Plane:
     """A bit field of every code, packed separately as HQQ packs codes of so many bits.
 
-    Args:
-        bits: Of a code.
-        per_word: Groups packed into one word: its ``k``-th field, from the highest on, holds the ``k``-th run of them.
-        word_bytes: Of one word.
+    A word has ``per_word`` groups: its ``k``-th field, from the highest on, holds the ``k``-th run of them.
     """
 
     bits: int
@@ -49,7 +46,6 @@ HQQ_PLANES: Mapping[int, tuple[Plane, ...]] = {
     2: (_TWO,), 3: (Plane(3, 10, 4),), 4: (_FOUR,), 5: (_FOUR, _ONE), 6: (_FOUR, _TWO), 8: (Plane(8, 1, 1),)}
 """How HQQ's codes of each bit-width are stored, the upper bits first. The library keeps codes of 5 and of 6 bits in
 whole bytes, which saves nothing."""
-
 
 BACKENDS: Mapping[str, str] = {
     "bitsandbytes": "qra_bo.finetune.quantization.bnb:BitsAndBytesBackend",
@@ -78,34 +74,25 @@ LEAST_BITS = min(_DEFAULTS)
 
 
 def parse_format(name: str) -> StorageFormat:
-    """Return the storage format called ``name``.
-
-    Raises:
-        ConfigError: If it is unknown; the message lists the known ones, nearest first.
-    """
-    if name in FORMATS:
-        return FORMATS[name]
-    known = ", ".join(nearest_first(name, FORMATS))
-    raise ConfigError(f"unknown storage format {name!r}; known, nearest first: {known}")
+    """Return the storage format called ``name``. Raises ``ConfigError`` if it is unknown; the message lists the known
+    ones, nearest first."""
+    if name not in FORMATS:
+        raise ConfigError(f"unknown storage format {name!r}; known, nearest first: "
+                          f"{', '.join(nearest_first(name, FORMATS))}")
+    return FORMATS[name]
 
 
 def default_format(bits: int) -> StorageFormat:
-    """Return the format of a bit-width where the configuration names none.
-
-    Raises:
-        ConfigError: If no backend offers the bit-width.
-    """
+    """Return the format of a bit-width where the configuration names none. Raises ``ConfigError`` if no backend offers
+    the bit-width."""
     if bits not in _DEFAULTS:
         raise ConfigError(f"no backend stores weights in {bits} bits; choose from {sorted(_DEFAULTS)}")
     return FORMATS[_DEFAULTS[bits]]
 
 
 def format_from_json(data: Mapping[str, Any]) -> StorageFormat:
-    """Inverse of ``StorageFormat.to_json``; the facts must be those of the format of that name.
-
-    Raises:
-        ConfigError: If the format is unknown, or its facts differ from those in this release.
-    """
+    """Inverse of ``StorageFormat.to_json``; the facts must be those of the format of that name. Raises ``ConfigError``
+    if the format is unknown, or its facts differ from those in this release."""
     fmt = parse_format(str(data.get("name")))
     if fmt.to_json() != dict(data):
         raise ConfigError(f"the storage format {fmt.name!r} is recorded as {dict(data)}, this release knows it as "
@@ -114,11 +101,8 @@ def format_from_json(data: Mapping[str, Any]) -> StorageFormat:
 
 
 def check_shape(fmt: StorageFormat, out_features: int, in_features: int) -> None:
-    """Refuse a matrix that the backend can't pack.
-
-    Raises:
-        SpaceError: If the weights do not divide into whole groups, or the groups not into whole words.
-    """
+    """Refuse a matrix that the backend can't pack. Raises ``SpaceError`` if the weights do not divide into whole
+    groups, or the groups not into whole words."""
     if out_features < 1 or in_features < 1:
         raise SpaceError(f"a weight matrix needs positive sides; got {out_features} x {in_features}")
     planes = HQQ_PLANES[fmt.bits] if fmt.backend == "hqq" and fmt.bits != 3 else ()
@@ -132,11 +116,8 @@ def check_shape(fmt: StorageFormat, out_features: int, in_features: int) -> None
 
 
 def weight_bytes(fmt: StorageFormat, out_features: int, in_features: int) -> int:
-    """Bytes of the packed codes of one ``out_features x in_features`` matrix.
-
-    Raises:
-        SpaceError: If the backend can't pack a matrix of this shape.
-    """
+    """Bytes of the packed codes of one ``out_features x in_features`` matrix. Raises ``SpaceError`` if the backend
+    can't pack a matrix of this shape."""
     check_shape(fmt, out_features, in_features)
     numel = out_features * in_features
     if fmt.backend == "hqq":
@@ -146,11 +127,8 @@ def weight_bytes(fmt: StorageFormat, out_features: int, in_features: int) -> int
 
 
 def metadata_bytes(fmt: StorageFormat, out_features: int, in_features: int) -> int:
-    """Bytes of scales, zeros and offsets of one ``out_features x in_features`` matrix.
-
-    Raises:
-        SpaceError: If the backend can't pack a matrix of this shape.
-    """
+    """Bytes of scales, zeros and offsets of one ``out_features x in_features`` matrix. Raises ``SpaceError`` if the
+    backend can't pack a matrix of this shape."""
     check_shape(fmt, out_features, in_features)
     if fmt.backend == "none":
         return 0
@@ -161,7 +139,3 @@ def metadata_bytes(fmt: StorageFormat, out_features: int, in_features: int) -> i
         return blocks + 4 * -(-blocks // NESTED_BLOCK) + 4
     return 4 * blocks
 
-
-def stored_bytes(fmt: StorageFormat, out_features: int, in_features: int) -> int:
-    """Codes and metadata together."""
-    return weight_bytes(fmt, out_features, in_features) + metadata_bytes(fmt, out_features, in_features)

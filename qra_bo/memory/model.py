@@ -52,17 +52,12 @@ class _Parts:
 
 @dataclass(frozen=True, repr=False)
 class MemoryModel:
-    """Bytes of allocations of one decoder under one trainer.
+    """Bytes of allocations of one decoder under one trainer. Raises ``ConfigError`` if the scope is unknown.
 
     Args:
-        spec: The decoder.
-        shape: The trainer.
         scope: ``"peak"`` (device memory of fine-tuning) or ``"stored"`` (quantised weights, metadata, adapters in
             16 bits: the paper's accounting, without unquantised weights).
         allowance: Bytes of the device's allocator beyond the live ones; ``None``: assumed from its kind.
-
-    Raises:
-        ConfigError: If the scope is unknown.
     """
 
     spec: DecoderSpec
@@ -98,17 +93,9 @@ class MemoryModel:
         """Bytes of the fp32 master of an adapter parameter; in fp32 the adapter is its own."""
         return 4 if self.shape.compute_dtype_bytes == 2 else 0
 
-    @property
-    def optimizer_item(self) -> int:
-        """Bytes of optimiser state per parameter of a small tensor: its master, and two moments in fp32."""
-        return 8 + self.master_item
-
     def table(self, space: SearchSpace) -> CostTable:
-        """Bytes of every allocation of ``space``, by the phases that may be the largest.
-
-        Raises:
-            SpaceError: If a format can't store some matrix of the space.
-        """
+        """Bytes of every allocation of ``space``, by the phases that may be the largest. Raises ``SpaceError`` if a
+        format can't store some matrix of the space."""
         phases = self.phases(space)
         if self.scope == "stored":
             return CostTable(phases)
@@ -118,11 +105,8 @@ class MemoryModel:
 
     def phases(self, space: SearchSpace) -> tuple[PhaseCost, ...]:
         """Bytes of every phase, in the order in which a run goes through them: load, forward, backward, step, and
-        evaluation where the shape has one; in scope ``stored`` just that.
-
-        Raises:
-            SpaceError: If a format can't store some matrix of the space.
-        """
+        evaluation where the shape has one; in scope ``stored`` just that. Raises ``SpaceError`` if a format can't store
+        some matrix of the space."""
         parts = self._parts(space)
         ranks = np.array(space.ranks.values, dtype=np.int64)
         stored = (parts.weights + parts.metadata)[:, :, None]
@@ -148,16 +132,12 @@ class MemoryModel:
         if self.shape.eval_batch:
             layer = evaluation_layer(self.layer)
             rows.append(("evaluation", layer.inputs, 0, none, evaluation_spikes(layer, space)))
-        return tuple(self._phase(name, fixed + given, beyond, resident, unit + none, spikes)
-                     for name, given, beyond, unit, spikes in rows)
-
-    def _phase(self, name: str, fixed: int, extra: int, resident: IntArray, unit: IntArray,
-               spike: IntArray) -> PhaseCost:
-        """Transient bytes (``extra``, ``unit`` and ``spike``) carry the allocator's allowance."""
+        # Transient bytes carry the allocator's allowance.
         allowance = self.effective_allowance
-        share = allowance.share_ppm
-        return PhaseCost(name, fixed + allowance.fixed_bytes + extra + extra * share // PPM,
-                         resident + unit + unit * share // PPM, spike + spike * share // PPM)
+        share, fixed = allowance.share_ppm, fixed + allowance.fixed_bytes
+        return tuple(PhaseCost(name, fixed + given + beyond + beyond * share // PPM,
+                               resident + unit + unit * share // PPM, spikes + spikes * share // PPM)
+                     for name, given, beyond, unit, spikes in rows)
 
     def _parts(self, space: SearchSpace) -> _Parts:
         ranks, kind, device = np.array(space.ranks.values, dtype=np.int64), self.shape.optimizer, self.shape.device
@@ -181,9 +161,8 @@ class MemoryModel:
         share = np.ceil(whole * parts.numel / total).astype(np.int64)
         if self.shape.checkpointing:
             return np.repeat(share[:, None], len(ranks), axis=1)
-        per_rank: IntArray = np.array([len(u.linears) * self.layer.rank_saved for u in space.units], dtype=np.int64)
-        saved: IntArray = share[:, None] + per_rank[:, None] * ranks
-        return saved
+        per_rank = np.array([len(u.linears) * self.layer.rank_saved for u in space.units], dtype=np.int64)
+        return np.asarray(share[:, None] + per_rank[:, None] * ranks)
 
     def _spikes(self, space: SearchSpace, saved: IntArray, gradients: IntArray) -> IntArray:
         """Largest instant of each unit's layer beyond what the backward phase adds up, ``L x F x R``."""
@@ -201,8 +180,7 @@ class MemoryModel:
             rows.append(by_key[key])
         layer_of = np.array([u.linears[0].layer for u in space.units])
         slack, late = _slack(saved, gradients, layer_of)
-        spikes: IntArray = np.maximum(np.stack(rows) - slack[:, None, None], max(0, self.layer.final_moment - late))
-        return spikes
+        return np.asarray(np.maximum(np.stack(rows) - slack[:, None, None], max(0, self.layer.final_moment - late)))
 
     def _unit_spike(self, own: Sequence[Linear], others: Sequence[Linear], formats: Sequence[StorageFormat],
                     ranks: IntArray) -> IntArray:
@@ -236,19 +214,15 @@ class MemoryModel:
         gradient = self.shape.compute_dtype_bytes * sides * ranks
         kept = (self.layer.stream if checkpointing else self.layer.saved) * sides // total
         counted = np.maximum(kept + (0 if checkpointing else low_rank), gradient)
-        held: IntArray = kept + (np.maximum(low_rank, gradient) if done else low_rank) - counted
-        return held
+        return np.asarray(kept + (np.maximum(low_rank, gradient) if done else low_rank) - counted)
 
     def breakdown(self, space: SearchSpace, allocation: Allocation) -> dict[str, int]:
-        """Bytes by ``KEYS`` in the largest phase; they add up to the predicted peak.
-
-        Raises:
-            SpaceError: If the allocation is not of this space.
-        """
+        """Bytes by ``KEYS`` in the largest phase; they add up to the predicted peak."""
         return self.phase_breakdown(space, allocation)[1]
 
     def phase_breakdown(self, space: SearchSpace, allocation: Allocation) -> tuple[str, dict[str, int]]:
-        """Name of the largest phase, e.g. ``"backward"``, and bytes by ``KEYS`` in it."""
+        """Name of the largest phase, e.g. ``"backward"``, and bytes by ``KEYS`` in it. Raises ``SpaceError`` if the
+        allocation is not of this space."""
         row, table = space.encode(allocation), self.table(space)
         n = space.n_units
         units, q, r = np.arange(n), row[:n], row[n:]

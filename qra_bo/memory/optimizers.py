@@ -34,13 +34,7 @@ def has_8bit_states(kind: str) -> bool:
 
 
 def state_bytes(kind: str, numel: IntArray, device: str) -> tuple[IntArray, IntArray]:
-    """Bytes of the states of tensors of ``numel`` elements (any shape), on the device and in pages, in that shape.
-
-    Args:
-        kind: One of ``OPTIMIZERS``.
-        numel: Elements of each tensor.
-        device: ``"cpu"`` or ``"cuda"``.
-    """
+    """Bytes of the states of tensors of ``numel`` elements (any shape), on the device and in pages, in that shape."""
     narrow = has_8bit_states(kind) & (numel >= LEAST_8BIT)
     moments = np.where(narrow, 2, 8) * numel
     beside = np.where(narrow, 8 * -(-numel // BLOCK), 4 if kind == "adamw" else 0)

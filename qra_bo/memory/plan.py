@@ -29,11 +29,8 @@ class Row:
 
     Args:
         what: E.g. ``"nf4, rank 16"``, or ``"smallest allocation"``.
-        fmt: Storage format of every unit, or ``None`` where they differ.
-        bits: Bit-width of every unit, or ``None`` where they differ.
-        rank: Rank of every unit, or ``None`` where they differ.
+        fmt: Storage format of every unit; this, ``bits`` and ``rank`` are ``None`` where units differ.
         phase: Name of the largest phase, e.g. ``"backward"``.
-        breakdown: Bytes by part.
     """
 
     what: str
@@ -63,11 +60,9 @@ class Lever:
 
 @dataclass(frozen=True, slots=True)
 class BudgetAnswer:
-    """Choices that fit one budget.
+    """Choices that fit one budget of ``size`` bytes.
 
     Args:
-        text: The budget as written.
-        size: Bytes.
         fits: Whether any allocation of the space fits.
         ranks: By format, the largest integer rank that fits on every unit; 0 where rank 1 does not fit.
         best: The uniform choice of the most bits that fits, at its largest rank; ``None`` where none fits.
@@ -86,11 +81,9 @@ class Plan:
 
     Args:
         memory: Decoder, trainer and scope.
-        n_units: Units of the search space.
         budgets: Each budget's answer, in the order given.
         uniform: Uniform choices: by format, then by rank.
-        least: The smallest allocation of the space.
-        least_is: Bits and ranks of ``least``, in words.
+        least: The smallest allocation of the space; ``least_is``: its bits and ranks in words.
         most: Bytes of the largest allocation.
         cards: By card in GB, the uniform choice of the ladders with the most bits, then the most rank, that fits.
         levers: Changes that lower ``least``, the most saving first.
@@ -153,14 +146,13 @@ def memory_plan(memory: MemoryModel, space: SearchSpace, budgets: Mapping[str, i
                 on_card: MemoryModel | None = None) -> Plan:
     """Price uniform choices, budgets, cards and levers.
 
+    Raises ``SpaceError`` if a format can't store a matrix of the decoder.
+
     Args:
         memory: Decoder, trainer and scope.
         space: Units and ladders.
-        budgets: Bytes (``budget.resolve_budget``) by text; at least one.
+        budgets: Bytes by text; at least one.
         on_card: Prices the cards where ``memory`` is of another device than they are.
-
-    Raises:
-        SpaceError: If a format can't store a matrix of the decoder.
     """
     table = memory.table(space)
     need, least = smallest(table, space)
@@ -243,7 +235,6 @@ def _levers(memory: MemoryModel, space: SearchSpace, need: int) -> list[Lever]:
 
 
 def _less(value: int, *others: int) -> list[int]:
-    """Of the others, those from 1 to below ``value``, each once."""
     return [other for other in dict.fromkeys(others) if 1 <= other < value]
 
 

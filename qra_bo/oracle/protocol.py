@@ -19,10 +19,9 @@ def quiet(what: str, done: int, total: int) -> None:
 
 
 class StopRequested(BaseException):
-    """Raised by ``progress`` where the run is to stop now.
+    """Raised by ``progress`` to stop a run; an oracle that can go on later writes its checkpoint and lets it pass.
 
-    An oracle that can go on later writes its checkpoint and lets this pass. It is no ``Exception``, so that nothing
-    takes it for a result.
+    It is no ``Exception``, so that it is never taken for a result.
     """
 
 
@@ -33,23 +32,18 @@ class Oracle(Protocol):
     @property
     def kind(self) -> str:
         """``"finetune"``, ``"benchmark"`` or ``"synthetic"``; stored with every result."""
-        ...
 
     def describe(self) -> Mapping[str, Any]:
         """Return provenance: device, dtype, threads, data_sha256, package versions; JSON values only."""
-        ...
 
     def profile(self, progress: Progress) -> SensitivityProfile:
         """Measure the sensitivities of the units and formats it was built for."""
-        ...
 
     def evaluate(self, request: TrialSpec, progress: Progress) -> TrialResult:
         """Train and evaluate one allocation, calling ``progress`` with every step as ``TRAINING``.
 
         OOM and divergence are results, not exceptions.
         """
-        ...
 
     def close(self) -> None:
         """Release the device and temporary files."""
-        ...

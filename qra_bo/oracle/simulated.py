@@ -18,11 +18,9 @@ def named_normal(*words: str) -> float:
 
 
 class StepsDone:
-    """Steps done of every training, in memory or as one small file each.
+    """Steps done of every training, in memory or as one small file each in ``folder``.
 
-    Args:
-        folder: Folder of the files, so that a promotion is charged its additional steps after a restart too; ``None``
-            remembers within this process.
+    With files a promotion is charged its additional steps after a restart too.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -30,10 +28,7 @@ class StepsDone:
         self._known: dict[str, tuple[int, int]] = {}
 
     def start(self, request: TrialSpec) -> int:
-        """Return the steps done before this trial, and note its own as done.
-
-        The same trial asked for again was cut off before its result was written down: it counts in full.
-        """
+        """Return the steps done before this trial, and note its own as done; a repeated trial counts in full again."""
         name = f"{request.allocation.fingerprint}-{request.schedule_steps}-t{request.train_seed}-lr{request.lr_scale:g}"
         first, target = self._read(name)
         if target != request.steps:

@@ -75,7 +75,7 @@ def make_oracle(config: Mapping[str, Any], out: str, threads: int | None = None)
         return load_oracle(Path(str(cfg.oracle.table)), cfg.oracle.emulator, space, noise=cfg.oracle.noise,
                            checkpoints=checkpoints)
     assert isinstance(cfg.oracle, SyntheticOracleConfig)
-    from qra_bo.oracle.synthetic.oracle import SyntheticOracle  # loads scipy, which planning memory does without
+    from qra_bo.oracle.synthetic import SyntheticOracle  # loads scipy, which planning memory does without
 
     return SyntheticOracle(space, seed=cfg.seed, noise=cfg.oracle.noise, high_steps=cfg.fidelity.high,
                            tokens_per_step=cfg.train.batch * cfg.train.length, eval_tokens=cfg.eval.tokens,

@@ -10,19 +10,17 @@ from qra_bo.finetune.adapters.lora import AdapterSettings
 from qra_bo.finetune.cache import ProfileCache, TensorStore, weights_fingerprint
 from qra_bo.finetune.data.load import data_notes, load_data
 from qra_bo.finetune.manifest import package_versions
-from qra_bo.finetune.models.attention import use_fast_attention
 from qra_bo.finetune.models.host_linear import is_too_large, keep_on_host
-from qra_bo.finetune.models.load import commit_of, load_base
+from qra_bo.finetune.models.load import commit_of, load_base, use_fast_attention
 from qra_bo.finetune.oracle import FinetuneOracle, FinetuneSettings
-from qra_bo.finetune.quantization.bank import LayerBank
+from qra_bo.finetune.quantization.bank import LayerBank, refuse_reproducing_formats
 from qra_bo.finetune.quantization.base import storage_bytes
-from qra_bo.finetune.quantization.once_quantised import refuse_reproducing_formats
 from qra_bo.finetune.quantization.rounding import Rounding
-from qra_bo.finetune.training.checkpoints import CheckpointStore
 from qra_bo.finetune.training.loop import TrainSettings
 from qra_bo.finetune.training.optimizer import AdamWSettings
+from qra_bo.finetune.training.trial_run import CheckpointStore
 from qra_bo.pipeline.build import bank_formats, keeps_dense
-from qra_bo.space.specs import spec_from_model
+from qra_bo.space.decoder import spec_from_model
 from qra_bo.utils.device import resolve_device, resolve_dtype
 from qra_bo.utils.errors import ModelError
 from qra_bo.utils.files import cache_folder
@@ -60,8 +58,8 @@ def make_finetune(cfg: RunConfig, out: Path) -> FinetuneOracle:
     bank = LayerBank(model, spec, formats, dtype, device, rounding=rounding,
                      keep_dense=device.type == "cpu" and keeps_dense(spec, formats))
     refuse_reproducing_formats(bank, space.formats)
-    return FinetuneOracle(model, data, space.units, space.formats, bank, finetune_settings(cfg),
-                          CheckpointStore(out / "checkpoints"), device, dtype, profiles,
+    return FinetuneOracle(data, space.units, space.formats, bank, finetune_settings(cfg),
+                          CheckpointStore(out / "checkpoints"), profiles,
                           {"attention": kernel, "data": data.source, "data_tokens": data.n_tokens,
                            "notes": data_notes(cfg.data, data), "model_sha256": weights,
                            "model_revision": commit_of(model), "base_on": "host" if on_host else device.type},
@@ -76,8 +74,8 @@ def finetune_settings(cfg: RunConfig) -> FinetuneSettings:
                           t.checkpointing, optimizer, cfg.eval.batch)
     blocks = max(1, cfg.eval.tokens // t.length)
     return FinetuneSettings(
-        train, AdapterSettings(cfg.adapter.alpha_over_rank, cfg.adapter.init, cfg.adapter.iterations), blocks, blocks,
-        cfg.data.calibration, (), cfg.ranks[-1], cfg.memory.scope, cfg.worker.checkpoint_seconds)
+        train, AdapterSettings(cfg.adapter.alpha_over_rank, cfg.adapter.init, cfg.adapter.iterations), blocks, (),
+        cfg.ranks[-1], cfg.memory.scope, cfg.worker.checkpoint_seconds)
 
 
 def caches(cfg: RunConfig, facts: dict[str, Any], data_sha256: str) -> tuple[TensorStore, TensorStore, ProfileCache]:

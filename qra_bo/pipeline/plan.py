@@ -7,8 +7,8 @@ from pathlib import Path
 
 from qra_bo.config import RunConfig, hf_config, make_space, make_spec
 from qra_bo.finetune.data.jsonl import read_records
+from qra_bo.finetune.data.load import tiny_records
 from qra_bo.finetune.data.plays import play_records
-from qra_bo.finetune.data.tiny import tiny_records
 from qra_bo.memory.budget import format_size, free_bytes, largest, parse_budget, parse_size, resolve_budget, smallest
 from qra_bo.memory.formats import default_format, metadata_bytes, weight_bytes
 from qra_bo.memory.model import MemoryModel

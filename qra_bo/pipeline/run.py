@@ -12,9 +12,9 @@ from rich.console import Console
 
 from qra_bo.config import NOT_OF_THE_RESULT, RunConfig, make_space, make_spec
 from qra_bo.execution.base import Executor
-from qra_bo.finetune.data.hub import check_package
+from qra_bo.finetune.data.load import check_package
 from qra_bo.memory.budget import check_budget, parse_budget
-from qra_bo.oracle.protocol import quiet
+from qra_bo.oracle.protocol import Progress, quiet
 from qra_bo.pipeline.build import is_remote, make_executor, make_memory
 from qra_bo.pipeline.folders import SUMMARY_NAME, journals, path_name, run_folder
 from qra_bo.pipeline.plan import budgets_of, check_ram, plan_rows
@@ -23,11 +23,11 @@ from qra_bo.report.html import write_report
 from qra_bo.report.live import LiveView
 from qra_bo.report.mirror import OptunaMirror, storage_url
 from qra_bo.report.tables import print_plan, print_result, print_table
-from qra_bo.report.text import DASH, number, signed, size
+from qra_bo.report.text import DASH, allocation_html, allocation_text, number, signed, size
 from qra_bo.report.trackers import make_listener
 from qra_bo.searchers import make_searcher
 from qra_bo.sensitivity.io import given_profile
-from qra_bo.sensitivity.rehearsal import rehearsal_profile
+from qra_bo.sensitivity.profile import rehearsal_profile
 from qra_bo.study.device_allowance import allowance_for
 from qra_bo.study.engine import Engine, RunOutcome
 from qra_bo.study.journal import JOURNAL_NAME
@@ -46,7 +46,7 @@ OF_ALL = (errors.ConfigError, errors.ModelError, errors.DataError, errors.Device
 """Errors that every further budget would meet too."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Result:
     """What a finished run came to.
 
@@ -61,6 +61,14 @@ class Result:
     best: Mapping[str, Any]
     exit_status: int
     runs: "tuple[Result, ...]" = ()
+
+    def __repr__(self) -> str:
+        if self.runs:
+            return f"Result({self.folder}, {', '.join(map(repr, self.runs))})"
+        return f"Result({self.folder}: {allocation_text(self.best)})"
+
+    def _repr_html_(self) -> str:
+        return "".join(allocation_html(run.best) for run in self.runs or (self,))
 
 
 def run_one_budget(config: RunConfig) -> Result:
@@ -247,11 +255,13 @@ def live_view(config: RunConfig) -> LiveView:
 
 
 @contextmanager
-def oracle_session(config: RunConfig) -> Iterator[Executor]:
-    """Give an executor to a task that is no run: its checkpoints last as long as it does."""
-    with (tempfile.TemporaryDirectory(prefix="qra_bo-") as folder,
-          closing(make_executor(config, Path(folder))) as executor):
-        yield executor
+def oracle_session(config: RunConfig) -> Iterator[tuple[Executor, Progress]]:
+    """Give an executor and the view's progress to a task that is no run: its checkpoints last as long as it does."""
+    with tempfile.TemporaryDirectory(prefix="qra_bo-") as folder, ExitStack() as stack:
+        executor = make_executor(config, Path(folder))
+        stack.callback(executor.close)
+        view = None if config.display == "none" else stack.enter_context(live_view(config))
+        yield executor, quiet if view is None else view.progress
 
 
 def _written(config: RunConfig, folder: Path, outcome: RunOutcome) -> Result:

@@ -1,19 +1,13 @@
 """Everything that people see of a run: terminal text, live view, report page and figures, trackers, Optuna mirror.
 
-``data.ReportData`` is the one input; ``story`` and ``checks`` turn it into sentences, ``tables``, ``html`` and
-``notebook`` render these. Names load on first use, so that a plan or a listing needs no matplotlib.
+``data.ReportData`` is the one input; ``story`` and ``checks`` turn it into sentences, ``tables`` and
+``html`` render these. Names load on first use, so that a plan or a listing needs no matplotlib.
 """
 
-import importlib
-from typing import Any
+from qra_bo.utils.lazy import lazy_names
 
 _HOMES = {"ReportData": "data", "load_run": "data", "LiveView": "live", "OptunaMirror": "mirror", "Tracker": "trackers",
           "make_listener": "trackers", "print_plan": "tables", "print_result": "tables", "write_report": "html",
-          "PLOTS": "plots", "LIGHT": "style", "allocation_html": "notebook"}
+          "PLOTS": "plots", "LIGHT": "style", "allocation_html": "text"}
 __all__ = sorted(_HOMES)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = lazy_names(__name__, _HOMES)

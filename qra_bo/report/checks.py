@@ -1,6 +1,5 @@
 """The lines of "Can I trust this?": the evidence behind a result and the gaps in it."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +16,8 @@ LEAST_PAIRS = 3
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One line: ``status`` is ``"ok"``, ``"caution"`` or ``"missing"``."""
-
     status: str
+    """``"ok"``, ``"caution"`` or ``"missing"``."""
     title: str
     text: str
 
@@ -30,7 +28,7 @@ def checks(d: ReportData) -> list[Check]:
     proxy = Check("caution", "Not real fine-tuning",
                   f"{d.proxy_label}. It shows the behaviour of the search, not of the model.")
     return [real if d.proxy_label is None else proxy, *_confirmation(d), _uniform(d), *_codes(d), *_lengths(d),
-            _learning_rate(d), *surrogate(d), *_failures(d),
+            _learning_rate(d), *_surrogate(d), *_failures(d),
             Check("caution", "One search seed", f"The search ran with seed {d.header.seed}; another seed may find "
                   "another allocation of about the same loss. Repeat with seed=1, 2 to see the spread."),
             *_memory(d), *(Check("caution", "Warning of the run", w) for w in d.warnings)]
@@ -98,7 +96,7 @@ def _codes(d: ReportData) -> list[Check]:
 def _lengths(d: ReportData) -> list[Check]:
     """Agreement of shorter and longer trainings on the order of allocations."""
     out, pairs, longer = [], low_high(d), d.last("ranking_check")
-    rho = rank_correlation(pairs)
+    rho = spearman([low for low, _ in pairs], [loss_of(e) for _, e in pairs]) if len(pairs) >= LEAST_PAIRS else None
     if rho is not None:
         out.append(Check(_status(rho >= 0.5), "Low fidelity",
                          f"Over {len(pairs)} allocations the loss after {d.header.low_steps} steps ranks the one "
@@ -107,8 +105,7 @@ def _lengths(d: ReportData) -> list[Check]:
         kept = float(longer["spearman"])
         out.append(Check(_status(kept >= 0.5), "Search length",
                          f"Trained for {longer['steps']} steps instead of {d.header.high_steps}, the "
-                         f"{len(longer['losses'])} best allocations kept their order with Spearman "
-                         f"{number(kept, 2)}."))
+                         f"{len(longer['losses'])} best allocations kept their order with Spearman {number(kept, 2)}."))
     return out
 
 
@@ -125,7 +122,7 @@ def _learning_rate(d: ReportData) -> Check:
                  f"{float(found['lr']):.2g}), and the same for every compared allocation.{edge}")
 
 
-def surrogate(d: ReportData) -> list[Check]:
+def _surrogate(d: ReportData) -> list[Check]:
     """Leave-one-out quality of the surrogate; nothing where it was not recorded."""
     found = d.last("surrogate_check")
     if found is None or "coverage_90" not in found:
@@ -173,10 +170,3 @@ def low_high(d: ReportData) -> list[tuple[float, Trial]]:
     found = [(low.get((e.allocation, e.spec.train_seed), dict(e.result.curve).get(d.header.low_steps or 0)), e)
              for e in d.points]
     return [(early, e) for early, e in found if early is not None]
-
-
-def rank_correlation(pairs: Sequence[tuple[float, Trial]]) -> float | None:
-    """Spearman's correlation; ``None`` under three pairs or where a side is constant."""
-    if len(pairs) < LEAST_PAIRS:
-        return None
-    return spearman([low for low, _ in pairs], [loss_of(e) for _, e in pairs])

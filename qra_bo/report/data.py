@@ -18,7 +18,6 @@ from qra_bo.study.state import Study
 from qra_bo.trials import SCHEMA_VERSION, Trial, rounding_of
 from qra_bo.utils.errors import JournalError, OutputError, SpaceError
 
-Event = Mapping[str, Any]
 JOURNAL_FIELDS = frozenset({"event", "time", "session", "elapsed", "crc"})
 """Fields that the journal itself adds to every event."""
 BREAKDOWN = {
@@ -100,7 +99,6 @@ class ReportData:
         profile: The measured sensitivities, with their cost.
         confirmation: Comparison on unseen seeds.
         measured: Measurements of candidate winners, in order.
-        stages: (stage, state) of every stage event.
         warnings: Messages of the journal's reader and of the run.
         wall_seconds: Sum over the sessions of a resumed run.
     """
@@ -110,7 +108,6 @@ class ReportData:
     profile: ProfileResult | None
     confirmation: Confirmation | None
     measured: tuple[Measured, ...]
-    stages: tuple[tuple[str, str], ...]
     warnings: tuple[str, ...]
     wall_seconds: float
 
@@ -134,7 +131,7 @@ class ReportData:
 
     @property
     def stage(self) -> str:
-        return self.stages[-1][0] if self.stages else "start"
+        return str(self.study.last.get("stage", {}).get("stage", "start"))
 
     @property
     def proxy_label(self) -> str | None:
@@ -159,6 +156,11 @@ class ReportData:
     def winner_point(self) -> Trial | None:
         """The search's own full-fidelity trial of the winner."""
         return None if self.winner is None else self.point(self.winner)
+
+    @property
+    def search_loss(self) -> float | None:
+        """Validation loss of ``winner_point``."""
+        return None if self.winner_point is None else self.winner_point.loss
 
     @property
     def rounding(self) -> str:
@@ -207,22 +209,13 @@ class ReportData:
         return f"uniform-{bits}bit{suffix}-r{'-'.join(map(str, ranks))}"
 
     @property
-    def total_cost(self) -> float:
-        """Training tokens of everything, failures and confirmation included; a forward-only token counts 1/3."""
-        return self.study.cost.tokens
-
-    @property
     def equivalents(self) -> float:
-        """``total_cost`` in full-trial equivalents."""
-        return self.total_cost / self.header.full_trial_tokens
+        """Cost of everything, failures and confirmation included, in full-trial equivalents."""
+        return self.study.cost.tokens / self.header.full_trial_tokens
 
 
-def parse_events(events: Sequence[Event], warnings: Sequence[str] = ()) -> ReportData:
-    """Check a journal's events and fold them.
-
-    Args:
-        events: In journal order.
-        warnings: Messages of the journal's reader.
+def parse_events(events: Sequence[Mapping[str, Any]], warnings: Sequence[str] = ()) -> ReportData:
+    """Check a journal's events and fold them; ``warnings`` are messages of the journal's reader.
 
     Raises:
         JournalError: If there is no header, its schema is newer, or an event lacks a field.
@@ -242,7 +235,6 @@ def parse_events(events: Sequence[Event], warnings: Sequence[str] = ()) -> Repor
             profile=None if profile is None else ProfileResult.from_json(profile),
             confirmation=None if confirmation is None else TypeAdapter(Confirmation).validate_python(confirmation),
             measured=tuple(TypeAdapter(Measured).validate_python(e) for e in study.measured),
-            stages=tuple((str(e["stage"]), str(e["state"])) for e in events if e["event"] == "stage"),
             warnings=tuple(dict.fromkeys([*warnings, *said])), wall_seconds=session_seconds(events))
     except (KeyError, TypeError, ValueError, OverflowError, SpaceError) as error:
         raise JournalError(f"an event in the journal is malformed: {error!r}; the report needs the journal as the "

@@ -31,8 +31,7 @@ REM_PER_INCH = 7.0
 def pictures(plots: Mapping[str, Callable[[T, Theme], Figure | None]], of: T) -> dict[str, dict[str, Any] | None]:
     """Draw every figure of a run (or of several) in both appearances.
 
-    Returns:
-        By name two data URIs (``light``, ``dark``) and the width (``rem``), or ``None`` where the data are missing.
+    Returns by name two data URIs (``light``, ``dark``) and the width (``rem``), ``None`` where the data are missing.
     """
     out: dict[str, dict[str, Any] | None] = {}
     for name, draw in plots.items():
@@ -78,7 +77,7 @@ def report_json(d: ReportData) -> dict[str, Any]:
         "gap_closed": story.gap_closed(d), "checks": [asdict(c) for c in checks(d)],
         "surrogate_check": d.last("surrogate_check"),
         "units": [dict(zip(("unit", "format", "bits", "rank"), row, strict=True)) for row in _unit_rows(d)],
-        "cost": {"cost": d.total_cost, "full_trial_equivalents": d.equivalents, "wall_seconds": d.wall_seconds,
+        "cost": {"cost": d.study.cost.tokens, "full_trial_equivalents": d.equivalents, "wall_seconds": d.wall_seconds,
                  "overhead_seconds": d.study.overhead_seconds},
         "trials": [e.to_json() | {"cost": cost_of(e).tokens} for e in d.study.trials],
         "provenance": dict(d.provenance), "config": d.header.config, "config_sha256": d.header.config_sha256}

@@ -31,12 +31,8 @@ QUIET_SECONDS = 20.0
 class RunState:
     """State of a run after the events so far, fed one at a time; it has no clock of its own.
 
-    Attributes:
-        study: The events, folded.
-        stage: The current stage.
-        title: Model, budget, effort and method in words; empty before the header.
-        planned: Planned cost of search, references, confirmation and ranking check (training tokens), or ``None``
-            before the header.
+    ``planned`` is the cost of search, references, confirmation and ranking check (training tokens), ``None`` before the
+    header.
     """
 
     def __init__(self) -> None:
@@ -66,17 +62,12 @@ class RunState:
             return f"stage {self.stage}"
         return self._trial(before) if kind == "trial" else _describe(event)
 
-    @property
-    def spent(self) -> float:
-        """Cost so far, training tokens."""
-        return self.study.cost.tokens
-
     def eta_seconds(self) -> float | None:
         """Time for the rest of the planned cost at the measured seconds a training token, or ``None``."""
         seconds, tokens = self._pace
         if self.planned is None or tokens == 0:
             return None
-        return max(0.0, self.planned - self.spent) * seconds / tokens
+        return max(0.0, self.planned - self.study.cost.tokens) * seconds / tokens
 
     def pace(self) -> str:
         """Median seconds of a trial by fidelity, e.g. ``20.3 s at high, 5.1 s at low fidelity``."""
@@ -86,11 +77,11 @@ class RunState:
 
     def share(self) -> str:
         """Share of the planned cost that is spent; empty before the header."""
-        return f"{min(100.0, 100 * self.spent / self.planned):.0f} % of the planned cost" if self.planned else ""
+        spent = self.study.cost.tokens
+        return f"{min(100, 100 * spent / self.planned):.0f} % of the planned cost" if self.planned else ""
 
     def _trial(self, before: Trial | None) -> str:
-        e, best = self.study.trials[-1], self.study.incumbent
-        m = e.result
+        e, m, best = self.study.trials[-1], self.study.trials[-1].result, self.study.incumbent
         self._pace = (self._pace[0] + m.seconds, self._pace[1] + cost_of(e).tokens)
         if not e.ok or e.loss is None:
             return f"{e.stage}: {_name(e)} {m.state.value} ({m.message or 'no loss'})"
@@ -120,11 +111,7 @@ def _describe(e: Event) -> str | None:
 
 
 def trials_after_search(config: Mapping[str, Any]) -> int:
-    """Full-trial equivalents that a configuration asks for beside the search.
-
-    These are references, confirmation (at other learning rates too) and the ranking check, whose trials count as
-    often as they are longer.
-    """
+    """Full-trial equivalents of references, confirmation (at other learning rates too) and the longer ranking check."""
     confirm, effort = config.get("confirm", {}), config.get("effort", {})
     if not isinstance(effort, Mapping) or not confirm:
         return 0
@@ -146,20 +133,15 @@ class LiveView:
     """Listener that shows a run: call it with every journal event, and ``progress`` in between.
 
     On a terminal it redraws a small panel; elsewhere it prints dated lines, progress at most every 20 s. As a context
-    manager it restores the terminal on leaving.
-
-    Args:
-        console: Where to print (stderr by default, so that stdout stays for results).
-        clock: Monotonic seconds.
-        born: Events before this moment belong to earlier sessions; ``None``: now.
+    manager it restores the terminal on leaving. It prints on stderr unless a console is given, so that stdout stays for
+    results. Events before ``born`` (``None``: now) belong to earlier sessions.
     """
 
     def __init__(self, console: Console | None = None, clock: Callable[[], float] = time.monotonic,
                  born: datetime | None = None) -> None:
         self.console = Console(stderr=True) if console is None else console
         self.state = RunState()
-        self._clock = clock
-        self._started = clock()
+        self._clock, self._started = clock, clock()
         self._born = (born or datetime.now().astimezone()) - CLOCK_GRAIN
         self._replayed = 0
         self._lines: deque[str] = deque(maxlen=KEPT_EVENTS)
@@ -218,7 +200,7 @@ class LiveView:
             eta = s.eta_seconds()
             left = "time left not known yet" if eta is None else f"about {rough(eta)} left" if eta else "finishing"
             pace = f"; a trial takes {s.pace()}" if s.pace() else ""
-            grid.add_row("cost", _bar(s.spent, s.planned, "cyan"))
+            grid.add_row("cost", _bar(s.study.cost.tokens, s.planned, "cyan"))
             grid.add_row("", f"{s.share()}, {left}{pace}; {duration(self._clock() - self._started)} so far")
         best, uniform = s.study.incumbent, s.study.best_uniform
         if best is not None:

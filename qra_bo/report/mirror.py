@@ -45,16 +45,22 @@ def study_name(folder: Path, header: Mapping[str, Any]) -> str:
 class OptunaMirror:
     """Listener that copies every new trial in a thread of its own; leaving the context waits for the rest briefly.
 
-    Args:
-        url: Of the storage, as SQLAlchemy takes it.
-        folder: Of the run.
+    Low fidelity becomes a pruned trial, no loss a failed one; ``known`` holds the keys of the trials in the storage.
 
     Raises:
         MissingExtraError: If Optuna is not installed.
     """
 
     def __init__(self, url: str, folder: Path) -> None:
-        self._copier, self._folder = _Copier(url, folder), folder
+        try:
+            import optuna  # optional
+        except ImportError as error:
+            raise MissingExtraError("optuna", "optuna", "mirror=... (a copy for optuna-dashboard)") from error
+        self._optuna, self._url, self._folder = optuna, url, folder
+        self._study = Study()
+        self._copy: Any = None
+        self.known: set[str] = set()
+        self._waiting: list[tuple[Trial, datetime]] = []
         self._events: queue.Queue[Any] = queue.Queue()
         self._thread = threading.Thread(target=self._run, name="qra_bo-mirror", daemon=True)
         self.failed = False
@@ -77,40 +83,12 @@ class OptunaMirror:
     def _run(self) -> None:
         while (event := self._events.get()) is not _END:
             try:
-                self._copier.take(event)
+                self.take(event)
             except Exception as error:  # a database may raise anything; the search continues
                 self.failed = True
                 log.warning("the mirror stops, and the run goes on: %s: %s; python -m qra_bo.runs mirror %s copies "
                             "the rest later", type(error).__name__, redact(str(error)).split("\n")[0], self._folder)
                 return
-
-
-def mirror_run(folder: Path, url: str) -> int:
-    """Copy the run in ``folder`` from its journal; returns the number of its trials in the storage.
-
-    Raises:
-        JournalError: If the journal can't be read.
-        MissingExtraError: If Optuna is not installed.
-    """
-    copier = _Copier(url, folder)
-    for event in read_journal(folder / JOURNAL_NAME).events:
-        copier.take(event)
-    return len(copier.known)
-
-
-class _Copier:
-    """Copies trials that are not in the storage yet; low fidelity becomes a pruned trial, no loss a failed one."""
-
-    def __init__(self, url: str, folder: Path) -> None:
-        try:
-            import optuna  # optional
-        except ImportError as error:
-            raise MissingExtraError("optuna", "optuna", "mirror=... (a copy for optuna-dashboard)") from error
-        self._optuna, self._url, self._folder = optuna, url, folder
-        self._study = Study()
-        self._copy: Any = None
-        self.known: set[str] = set()
-        self._waiting: list[tuple[Trial, datetime]] = []
 
     def take(self, event: Mapping[str, Any]) -> None:
         """Fold in one event and copy the trials so far; before the end of the calibration all of them wait."""
@@ -143,13 +121,13 @@ class _Copier:
             return  # of another objective, which has no place on the same axis
         self.known.add(r.key)
         formats = [f["name"] for f in header["formats"]]
+        kinds = {"format": self._optuna.distributions.CategoricalDistribution(formats),
+                 "rank": self._optuna.distributions.IntDistribution(0, MOST_RANK)}
         params: dict[str, Any] = {}
-        axes: dict[str, Any] = {}
         if set(e.allocation.formats) <= set(formats):
             for unit, fmt, rank in zip(header["units"], e.allocation.formats, e.allocation.ranks, strict=True):
                 params |= {f"{unit} format": fmt, f"{unit} rank": rank}
-                axes |= {f"{unit} format": self._optuna.distributions.CategoricalDistribution(formats),
-                         f"{unit} rank": self._optuna.distributions.IntDistribution(0, MOST_RANK)}
+        axes = {name: kinds[name.rpartition(" ")[2]] for name in params}
         states, low = self._optuna.trial.TrialState, e.fidelity is Fidelity.LOW
         self._copy.add_trial(self._optuna.trial.FrozenTrial(
             number=-1, trial_id=-1, state=states.FAIL if not e.ok else states.PRUNED if low else states.COMPLETE,
@@ -161,3 +139,16 @@ class _Copier:
                         "average_rank": sum(e.allocation.ranks) / len(e.allocation), "state": e.result.state.value,
                         "average_bits": average_bits(e.bits, np.array(header["unit_numel"])),
                         "message": e.result.message}))
+
+
+def mirror_run(folder: Path, url: str) -> int:
+    """Copy the run in ``folder`` from its journal; returns the number of its trials in the storage.
+
+    Raises:
+        JournalError: If the journal can't be read.
+        MissingExtraError: If Optuna is not installed.
+    """
+    mirror = OptunaMirror(url, folder)
+    for event in read_journal(folder / JOURNAL_NAME).events:
+        mirror.take(event)
+    return len(mirror.known)

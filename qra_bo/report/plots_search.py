@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from qra_bo.report.checks import LEAST_PAIRS, low_high
 from qra_bo.report.data import ReportData
-from qra_bo.report.style import GREEN, MB, ORANGE, PURPLE, VERMILLION, Theme, dress, figure, legend
+from qra_bo.report.style import GREEN, MB, ORANGE, PURPLE, VERMILLION, Theme, axes, dress, figure, legend
 from qra_bo.report.text import number, signed, size
 from qra_bo.study.cost import FORWARD_SHARE, cost_of
 from qra_bo.study.intervals import spearman
@@ -43,11 +43,11 @@ def pareto(d: ReportData, theme: Theme) -> Figure | None:
     close = [e for e in d.points if abs(e.predicted_bytes - limit) <= NEAR_SHARE * limit]
     both = 2 < len(close) < len(d.points)
     whole, *near = fig.subplots(1, 1 + both, squeeze=False, width_ratios=(1, 1.5)[:1 + both])[0]
-    _pareto_panel(whole, d, theme, d.points, _view_top(d.points))
+    _pareto_panel(whole, d, theme, d.points, _top(d.points))
     memory = f"predicted {d.header.scope} memory (MB)"
     dress(whole, theme, memory, "validation loss (nats per token)", "all")
     for ax in near:
-        _pareto_panel(ax, d, theme, close, _close_top(d, close))
+        _pareto_panel(ax, d, theme, close, _top(close, CLOSE_SHARE, d.study.best_uniform))
         dress(ax, theme, memory, title=f"within {100 * NEAR_SHARE:.0f} % of the budget")
     legend(fig, whole, theme)
     return fig
@@ -75,19 +75,12 @@ def _pareto_panel(ax: Axes, d: ReportData, theme: Theme, points: Sequence[Trial]
     _label_points(ax, d, [*base, *references], top, theme)
 
 
-def _close_top(d: ReportData, points: Sequence[Trial]) -> float:
-    """Upper end of the loss axis of a close-up: shows the better half of the points and the best uniform baseline."""
-    losses, top = [loss_of(e) for e in points], _view_top(points, CLOSE_SHARE)
-    if d.study.best_uniform is None:
-        return top
-    return max(top, min(max(losses), 1.2 * loss_of(d.study.best_uniform) - 0.2 * min(losses)))
-
-
-def _view_top(points: Sequence[Trial], share: float = VIEW_SHARE) -> float:
-    """Upper end of the loss axis: shows the best ``share`` of the points and some room."""
+def _top(points: Sequence[Trial], share: float = VIEW_SHARE, uniform: Trial | None = None) -> float:
+    """Upper end of the loss axis: shows the best ``share`` of the points, ``uniform`` too, and some room."""
     losses = [loss_of(e) for e in points]
     low, cut, high = min(losses), float(np.quantile(losses, share)), max(losses)
-    return high if high - low <= 3 * (cut - low) else cut + 0.6 * (cut - low)
+    top = high if high - low <= 3 * (cut - low) else cut + 0.6 * (cut - low)
+    return top if uniform is None else max(top, min(high, 1.2 * loss_of(uniform) - 0.2 * low))
 
 
 def _scatter(ax: Axes, xs: Mapping[int, float], group: Sequence[Trial], top: float, theme: Theme, *, marker: str,
@@ -139,10 +132,10 @@ def convergence(d: ReportData, theme: Theme) -> Figure | None:
     """Best loss so far against cost in full-trial equivalents; ``None`` before the first full trial."""
     if not d.study.points:
         return None
-    fig = figure(theme, 8.0, 4.2)
-    ax = fig.add_subplot()
+    fig, ax = axes(theme, 8.0, 4.2)
     cost, best = incumbents(d)
-    xs, top = {e.id: x for e, x in zip(d.study.points, cost, strict=False)}, _close_top(d, d.study.points)
+    xs = {e.id: x for e, x in zip(d.study.points, cost, strict=False)}
+    top = _top(d.study.points, CLOSE_SHARE, d.study.best_uniform)
     base = [e for e in d.study.points if e.stage == "baseline"]
     searched = [e for e in d.study.points if e.stage != "baseline"]
     _scatter(ax, xs, searched, top, theme, marker="o", color=theme.main, label="search", s=22)
@@ -163,8 +156,7 @@ def confirmation(d: ReportData, theme: Theme) -> Figure | None:
     c = d.confirmation
     if c is None:
         return None
-    fig = figure(theme, 8.0, 2.6)
-    ax = fig.add_subplot()
+    fig, ax = axes(theme, 8.0, 2.6)
     ax.axvline(0, color=theme.ink, linewidth=1.2)
     ax.scatter(c.differences, [1.0] * len(c.differences), color=theme.main, s=42, zorder=3, alpha=0.9)
     ax.errorbar([c.mean], [0.0], xerr=[[c.mean - c.low], [c.high - c.mean]], color=VERMILLION, marker="D",
@@ -191,35 +183,31 @@ def fidelities(d: ReportData, theme: Theme) -> Figure | None:
     fig = figure(theme, 8.0 if early and late else 5.4, 4.2)
     panels = list(fig.subplots(1, early + late, squeeze=False)[0])
     if early:
-        top = _view_top([e for _, e in pairs])
-        shown = [(low, loss_of(e), float(np.mean(e.allocation.ranks))) for low, e in pairs if loss_of(e) <= top]
-        dots = _pairs(panels[0], theme, [x for x, _, _ in shown], [y for _, y, _ in shown], [r for _, _, r in shown])
+        dots = _pairs(panels[0], theme, (d.header.low_steps or 0, d.header.high_steps), [low for low, _ in pairs],
+                      [loss_of(e) for _, e in pairs], [float(np.mean(e.allocation.ranks)) for _, e in pairs],
+                      _top([e for _, e in pairs]))
         bar = fig.colorbar(dots, ax=panels[0])
         bar.set_label("average rank", color=theme.ink)
         bar.outline.set_edgecolor(theme.muted)
         bar.ax.tick_params(colors=theme.muted, labelcolor=theme.ink, labelsize=8.5)
-        _title_pairs(panels[0], theme, (d.header.low_steps or 0, d.header.high_steps),
-                     [low for low, _ in pairs], [loss_of(e) for _, e in pairs], len(pairs) - len(shown))
     if longer is not None and late:
         x, y = ([float(v) for v in longer[key]] for key in ("search_losses", "losses"))
-        _pairs(panels[-1], theme, x, y)
+        _pairs(panels[-1], theme, (d.header.high_steps, int(longer["steps"])), x, y)
         panels[-1].margins(0.15)
-        _title_pairs(panels[-1], theme, (d.header.high_steps, int(longer["steps"])), x, y)
     return fig
 
 
-def _pairs(ax: Axes, theme: Theme, x: list[float], y: list[float], ranks: list[float] | None = None
-           ) -> PathCollection:
-    colours: dict[str, Any] = {"color": theme.main} if ranks is None else {"c": ranks, "cmap": theme.cmap}
-    return ax.scatter(x, y, s=52, edgecolors=theme.muted, linewidths=0.8, zorder=3, **colours)
-
-
-def _title_pairs(ax: Axes, theme: Theme, steps: tuple[int, int], x: list[float], y: list[float],
-                 above: int = 0) -> None:
-    rho = spearman(x, y)
+def _pairs(ax: Axes, theme: Theme, steps: tuple[int, int], x: list[float], y: list[float],
+           ranks: list[float] | None = None, top: float = np.inf) -> PathCollection:
+    """Draw the losses of allocations after two lengths of training, coloured by rank; those above ``top`` are cut."""
+    seen, rho = [i for i, loss in enumerate(y) if loss <= top], spearman(x, y)
+    colours: dict[str, Any] = {"color": theme.main} if ranks is None else \
+        {"c": [ranks[i] for i in seen], "cmap": theme.cmap}
     kept = "" if rho is None else f": Spearman {number(rho, 2)}"
-    cut = f" ({above} above the view)" if above else ""
+    cut = f" ({len(x) - len(seen)} above the view)" if len(seen) < len(x) else ""
     dress(ax, theme, f"loss after {steps[0]} steps", f"loss after {steps[1]} steps", f"{len(x)} allocations{cut}{kept}")
+    return ax.scatter([x[i] for i in seen], [y[i] for i in seen], s=52, edgecolors=theme.muted, linewidths=0.8,
+                      zorder=3, **colours)
 
 
 def surrogate(d: ReportData, theme: Theme) -> Figure | None:

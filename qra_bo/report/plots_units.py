@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 
 from qra_bo.report import style
 from qra_bo.report.data import BREAKDOWN, ReportData
-from qra_bo.report.style import MB, Theme, dress, figure, heatmap, legend, name_units
+from qra_bo.report.style import MB, Theme, axes, dress, figure, heatmap, legend, name_units
 from qra_bo.report.text import MINUS, short_names, size
 
 
@@ -118,8 +118,7 @@ def memory(d: ReportData, theme: Theme) -> Figure | None:
     m = d.measurement(d.winner)
     if m is not None and m.measured_bytes is not None:
         bars.append(("measured", 0, m.measured_bytes, style.VERMILLION))
-    fig = figure(theme, 8.0, 0.8 + 0.36 * len(bars))
-    ax = fig.add_subplot()
+    fig, ax = axes(theme, 8.0, 0.8 + 0.36 * len(bars))
     limit = d.header.budget_bytes
     for y, (_, start, n, colour) in enumerate(reversed(bars)):
         ax.barh(y, n / MB, left=start / MB, color=colour, height=0.7)

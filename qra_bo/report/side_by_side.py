@@ -49,13 +49,7 @@ def find_runs(folder: Path) -> list[FoundRun]:
 
 @dataclass(frozen=True, slots=True)
 class NamedRun:
-    """A run with a name that tells it from the others.
-
-    Args:
-        name: E.g. its folder.
-        data: Its journal.
-        link: Address of its own report relative to the page, or ``None``.
-    """
+    """A run with a name that tells it from the others; ``link`` leads from the page to its own report, if any."""
 
     name: str
     data: ReportData
@@ -65,21 +59,14 @@ class NamedRun:
 Reader = Callable[[ReportData], str]
 SETTING: tuple[tuple[str, Reader], ...] = (
     ("model", lambda d: d.header.model), ("budget", lambda d: size(d.header.budget_bytes)),
-    ("scope", lambda d: d.header.scope), ("oracle", lambda d: d.header.oracle),
-    ("data", lambda d: str(d.provenance.get("data_sha256", DASH))[:12]),
-    ("codes", lambda d: d.rounding), ("steps", lambda d: str(d.header.high_steps)))
+    ("scope", lambda d: d.header.scope), ("oracle", lambda d: d.header.oracle), ("codes", lambda d: d.rounding),
+    ("data", lambda d: str(d.provenance.get("data_sha256", DASH))[:12]), ("steps", lambda d: str(d.header.high_steps)))
 """Settings that two runs must share for their losses to be comparable."""
 FOUND: tuple[tuple[str, Reader], ...] = (
     ("method", lambda d: d.header.method), ("search seed", lambda d: str(d.header.seed)),
-    ("search loss", lambda d: number(search_loss(d))), ("versus best uniform", story.versus),
-    ("gap closed", lambda d: story.gap_closed(d) or DASH),
-    ("cost (full-trial equivalents)", lambda d: number(d.equivalents, 1)), ("state", lambda d: d.state),
-    ("bits and ranks", story.allocation_line))
-
-
-def search_loss(d: ReportData) -> float | None:
-    """Validation loss of the winner, from the search itself."""
-    return None if d.winner_point is None else d.winner_point.loss
+    ("search loss", lambda d: number(d.search_loss)), ("versus best uniform", story.versus),
+    ("gap closed", lambda d: story.gap_closed(d) or DASH), ("state", lambda d: d.state),
+    ("cost (full-trial equivalents)", lambda d: number(d.equivalents, 1)), ("bits and ranks", story.allocation_line))
 
 
 def facts(runs: Sequence[NamedRun]) -> list[tuple[str, ...]]:

@@ -1,6 +1,7 @@
 """Answer and comparison of a run in plain sentences: the text that terminal, page and ``report.json`` share."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,13 +23,9 @@ COLUMNS = ("", "allocation", "bits", "rank", "search loss", "test loss", "predic
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The result in one sentence.
+    """The result in one sentence, its one number with the unit, and the interval and evidence behind it.
 
-    Args:
-        sentence: The finding.
-        figure: The one number with its unit, or empty.
-        interval: Its interval and the evidence behind it, or what is missing.
-        tone: ``"better"``, ``"equal"`` (not resolved, or the uniform baseline wins) or ``"open"`` (not confirmed).
+    ``tone`` is ``"better"``, ``"equal"`` (not resolved, or the uniform baseline wins) or ``"open"`` (not confirmed).
     """
 
     sentence: str
@@ -137,11 +134,11 @@ def versus(d: ReportData) -> str:
 def comparison(d: ReportData) -> list[Row]:
     """Winner, best uniform baseline and references, in this order."""
     c = d.confirmation
-    tests = {} if c is None else {c.candidate: float(np.mean(c.candidate_losses)),
-                                  c.reference: float(np.mean(c.reference_losses))}
+    tests: dict[Allocation, float] = {}
     leader = "winner" if c is not None or d.ended else "best so far"
-    chosen: list[tuple[str, Allocation | None, str | None]] = [(leader, d.winner, None)]
+    chosen: list[tuple[str, Allocation, str | None]] = [] if d.winner is None else [(leader, d.winner, None)]
     if c is not None:
+        tests = {c.candidate: float(np.mean(c.candidate_losses)), c.reference: float(np.mean(c.reference_losses))}
         chosen += [("best mixed", c.candidate, None), ("best uniform", c.reference, None)]
     elif d.study.best_uniform is not None:
         chosen.append(("best uniform", d.study.best_uniform.allocation, None))
@@ -149,8 +146,6 @@ def comparison(d: ReportData) -> list[Row]:
     chosen += [(role, e.allocation, e.spec.codes) for role, e in references if e is not None]
     roles: dict[tuple[Allocation, str | None], str] = {}
     for role, allocation, codes in chosen:
-        if allocation is None:
-            continue
         known = roles.setdefault((allocation, codes), role)
         if known == leader and role not in (leader, "best mixed"):
             roles[allocation, codes] = f"{leader} = {role}"
@@ -193,7 +188,7 @@ def lines(d: ReportData) -> list[str]:
         out.append(f"Gap from QLoRA to 16-bit LoRA closed: {gap}")
     overhead = d.study.overhead_seconds
     share = 100 * overhead / d.wall_seconds if d.wall_seconds > 0 else 0.0
-    return [*out, f"Cost: {d.total_cost:,.0f} training tokens = {d.equivalents:.1f} full-trial equivalents in "
+    return [*out, f"Cost: {d.study.cost.tokens:,.0f} training tokens = {d.equivalents:.1f} full-trial equivalents in "
             f"{duration(d.wall_seconds)}; the search itself took {duration(overhead)} of it ({share:.1f} %)"]
 
 
@@ -203,7 +198,7 @@ def allocation_line(d: ReportData) -> str:
     return DASH if w is None else describe_allocation(d.header.units, d.bits(w), w.ranks)
 
 
-def server_rank(ranks: tuple[int, ...]) -> int:
+def server_rank(ranks: Sequence[int]) -> int:
     """The least ``--max-lora-rank`` of vLLM that takes an adapter of these ranks."""
     return next((n for n in SERVER_RANKS if n >= max(ranks)), max(ranks))
 
@@ -212,16 +207,14 @@ def next_steps(d: ReportData) -> list[Step]:
     """The uses of a run that delivered an adapter; empty before that."""
     if d.winner is None or "final" not in d.study.last:
         return []
+    exports = ("Writes the adapter's card, configurations for other trainers and, if named, merged or packed weights. "
+               "export.check=true loads each export again and measures its difference to the run's own model. vLLM "
+               f"needs --max-lora-rank {server_rank(d.winner.ranks)} for these ranks.")
     return [
         Step("From Python", "The mixed base with its adapter, with the logits that it had at the end of the run.",
              'import qra_bo\nmodel, tokenizer = qra_bo.load("RUN")'),
-        Step("In other trainers and servers",
-             "Writes the adapter's card, configurations for other trainers and, if named, merged or packed weights. "
-             "export.check=true loads each export again and measures its difference to the run's own model. vLLM "
-             f"needs --max-lora-rank {server_rank(d.winner.ranks)} for these ranks.",
-             "python -m qra_bo task=export out=RUN export.check=true"),
+        Step("In other trainers and servers", exports, "python -m qra_bo task=export out=RUN export.check=true"),
         Step("On your task", "The loss is not your task: ask the model your own questions.",
              'python -m qra_bo task=evaluate out=RUN "eval.tasks=[questions.jsonl]"'),
         Step("Search on", "The same command with more effort continues from the finished trials.",
-             "python -m qra_bo ... effort=thorough out=RUN"),
-    ]
+             "python -m qra_bo ... effort=thorough out=RUN")]

@@ -51,6 +51,12 @@ def figure(theme: Theme, width: float, height: float) -> Figure:
     return fig
 
 
+def axes(theme: Theme, width: float, height: float) -> tuple[Figure, Axes]:
+    """Create a figure (inches) with one empty axes."""
+    fig = figure(theme, width, height)
+    return fig, fig.add_subplot()
+
+
 def dress(ax: Axes, theme: Theme, x: str = "", y: str = "", title: str = "") -> None:
     """Set labels, ticks, spines and grid of one axes."""
     ax.set_facecolor(theme.paper)
@@ -89,13 +95,9 @@ def heatmap(ax: Axes, theme: Theme, title: str, image: npt.NDArray[np.float64], 
     if image.shape[1] <= FEW_UNITS:
         for (r, c), v in np.ndenumerate(image):
             if np.isfinite(v):
-                ax.text(c, r, f"{v:.0f}", ha="center", va="center", fontsize=7, color=_contrast(theme, v / top))
-
-
-def _contrast(theme: Theme, share: float) -> str:
-    """Colour of a text on the ramp at ``share`` in 0 .. 1."""
-    red, green, blue, _ = theme.cmap(share)
-    return "#101418" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.55 else "#ffffff"
+                red, green, blue, _ = theme.cmap(v / top)
+                light = 0.299 * red + 0.587 * green + 0.114 * blue > 0.55
+                ax.text(c, r, f"{v:.0f}", ha="center", va="center", fontsize=7, color="#101418" if light else "#ffffff")
 
 
 def png_bytes(fig: Figure) -> bytes:

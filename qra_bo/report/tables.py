@@ -28,13 +28,7 @@ WIDE = 100
 
 @dataclass(frozen=True, slots=True)
 class PlanRow:
-    """One part of the work ahead.
-
-    Args:
-        what: E.g. ``"sensitivity profile"``.
-        cost: In training tokens; a forward-only token counts 1/3.
-        seconds: Estimated wall time, or ``None`` where the device's speed is not known yet.
-    """
+    """One part of the work ahead; ``cost`` in training tokens, ``seconds`` is ``None`` where the speed is unknown."""
 
     what: str
     cost: float
@@ -45,7 +39,7 @@ def print_plan(console: Console, title: str, rows: Sequence[PlanRow], full_trial
     """Print the parts of the work ahead with their expected cost and time.
 
     Args:
-        console: Where to print.
+        console: Where to print; plain lines unless it is a terminal.
         title: E.g. ``"smollm2_135m within 74.3 MB, effort=quick"``.
         rows: Parts in the order in which they run.
         full_trial_tokens: Training tokens of one full-fidelity trial.
@@ -59,23 +53,11 @@ def print_plan(console: Console, title: str, rows: Sequence[PlanRow], full_trial
         for what, cost, trials, seconds in lines:
             print_line(console, f"  {what}: {cost} training tokens = {trials} full-trial equivalents, {seconds}")
         return
-    table = _table(f"Plan: {title}", ("what", "training\ntokens", "= full\ntrials", "time"))
-    for line in lines[:-1]:
-        table.add_row(*map(escape, line))
-    table.add_section()
-    table.add_row(*map(escape, lines[-1]), style="bold")
-    console.print(table)
+    console.print(_table(f"Plan: {title}", ("what", "training\ntokens", "= full\ntrials", "time"), lines, total.what))
 
 
 def print_result(console: Console, d: ReportData, folder: Path, files: Sequence[str] = ()) -> None:
-    """Print the answer, the comparison, bits and ranks by unit, cost, files and next steps.
-
-    Args:
-        console: Where to print; plain lines unless it is a terminal.
-        d: The run.
-        folder: Its folder, as the user should type it.
-        files: Names of the files in it to mention.
-    """
+    """Print the answer, the comparison, bits and ranks by unit, cost, ``files`` of the run's folder and next steps."""
     head, rows = story.answer(d), story.comparison(d)
     if console.is_terminal:
         text = f"{escape(head.sentence)}\n[bold]{head.figure}[/bold]  {head.interval}".rstrip()
@@ -104,35 +86,32 @@ def _print_comparison(console: Console, rows: Sequence[story.Row]) -> None:
     wide = console.width >= WIDE
     kept = [i for i, column in enumerate(story.COLUMNS) if wide or column not in AVERAGES]
     names = [story.COLUMNS[i] if wide else story.COLUMNS[i].replace(" ", "\n") for i in kept]
-    table = _table("Compared (loss in nats per token, lower is better)", names, left=2)
-    for r in rows:
-        table.add_row(*(escape(r.cells[i]) for i in kept), style="bold" if r is rows[0] else "")
-    console.print(table)
+    console.print(_table("Compared (loss in nats per token, lower is better)", names,
+                         [[r.cells[i] for i in kept] for r in rows], bold=rows[0].role if rows else "", left=2))
 
 
-def _table(title: str, columns: Sequence[str], left: int = 1) -> Table:
-    """An empty table; all but the first ``left`` columns are aligned to the right."""
+def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], bold: str, left: int = 1) -> Table:
+    """A table whose row named ``bold`` is bold; all but the first ``left`` columns are aligned to the right."""
     table = Table(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i < left else "right", no_wrap=i > 0)
+    for row in rows:
+        table.add_row(*map(escape, row), style="bold" if row[0] == bold else "")
     return table
 
 
 def _print_next(console: Console, d: ReportData, folder: Path) -> None:
     """Print the next steps, each with the line to type."""
-    named = shlex.quote(printable(str(folder)))
-    quoted = {'"RUN"': json.dumps(printable(str(folder))), "RUN": named}  # in a line of Python, and of a shell
-    steps = [(s.what, re.sub('"RUN"|RUN', lambda m: quoted[m[0]], s.code.splitlines()[-1]))
-             for s in story.next_steps(d)]
+    quoted = {'"RUN"': json.dumps(printable(str(folder))), "RUN": shlex.quote(printable(str(folder)))}
+    steps = [(s.what, s.code.splitlines()[-1]) for s in story.next_steps(d)]
     if not d.ended:
-        steps.append(("Continue", f"the same command again, with out={named}"))
-    if not console.is_terminal:
-        for what, code in steps:
+        steps.append(("Continue", "the same command again, with out=RUN"))
+    for what, code in steps:
+        code = re.sub('"RUN"|RUN', lambda m: quoted[m[0]], code)  # in a line of Python, or of a shell
+        if console.is_terminal:
+            console.print(f"Next: {what}:\n    [bold cyan]{escape(code)}[/bold cyan]", highlight=False, soft_wrap=True)
+        else:
             print_line(console, f"Next: {what}: {code}")
-    elif steps:
-        console.print("[bold]Next[/bold]")
-        for what, code in steps:
-            console.print(f"  {what}:\n    [bold cyan]{escape(code)}[/bold cyan]", highlight=False, soft_wrap=True)
 
 
 def print_table(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

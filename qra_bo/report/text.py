@@ -1,8 +1,10 @@
-"""Text forms of numbers and names, shared by terminal, plots and page."""
+"""Text forms of numbers, names and allocations, shared by terminal, plots, page and notebooks."""
 
 import itertools
-from collections.abc import Sequence
-from typing import TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+from qra_bo.utils.html import html_table
 
 MINUS, DASH = "\u2212", "\u2013"
 T = TypeVar("T")
@@ -62,3 +64,26 @@ def describe_allocation(units: Sequence[str], bits: Sequence[int], ranks: Sequen
     """Bits and ranks by unit on one line: ``0–2: 8-bit r4 · 3–11: 4-bit r2``."""
     pairs = [f"{b}-bit r{r}" for b, r in zip(bits, ranks, strict=True)]
     return " · ".join(f"{name}: {value}" for name, value in runs(short_names(units), pairs))
+
+
+def allocation_rows(best: Mapping[str, Any]) -> list[tuple[str, object, str, object]]:
+    """(units, bits, format, rank) of the contents of ``best.json``; neighbouring equal units share a row."""
+    names = [f.get("name", f"{f['backend']} {f['bits']}-bit") for f in best["formats"]]
+    rows = list(zip(best["bits"], names, best["ranks"], strict=True))
+    return [(units, *row) for units, row in runs(short_names(best["units"]), rows)]
+
+
+def allocation_text(best: Mapping[str, Any]) -> str:
+    """One line: kind, model, loss, difference to the best uniform baseline where confirmed, predicted memory."""
+    versus, memory = best.get("versus_best_uniform"), best["memory"]
+    difference = ""
+    if versus:
+        difference = (f", {signed(versus['mean'])} nats against the best uniform baseline (95 % CI "
+                      f"{signed(versus['low'])} to {signed(versus['high'])})")
+    return (f"{best['winner_kind']} allocation of {best['model']}: loss {best['loss']:.4f}{difference}; "
+            f"{size(memory['predicted_bytes'])} of {size(memory['budget_bytes'])} ({memory['scope']})")
+
+
+def allocation_html(best: Mapping[str, Any]) -> str:
+    """A table of bits and ranks by unit, under the line of ``allocation_text``."""
+    return html_table(allocation_text(best), ("units", "bits", "format", "rank"), allocation_rows(best))

@@ -6,6 +6,7 @@ gives all its events again. A method ``close`` is called at the end of the run.
 """
 
 import hashlib
+import importlib
 import logging
 import os
 from abc import ABC, abstractmethod
@@ -35,12 +36,7 @@ NUMBERS = {"confirmation": ("confirmation", ("mean", "low", "high")), "final": (
 
 
 class Listener:
-    """Guard of one configured listener: its first failure is logged, after which it gets no further event.
-
-    Args:
-        name: Its name in messages.
-        call: The configured callable.
-    """
+    """Guard of one configured listener: its first failure is logged, after which it gets no further event."""
 
     def __init__(self, name: str, call: Callable[[Event], object]) -> None:
         self._name, self._call, self._failed = name, call, False
@@ -89,13 +85,26 @@ def make_listener(logger: Mapping[str, Any], folder: Path) -> Listener | None:
 class Tracker(ABC):
     """Base of an experiment tracker: it gets numbers by name after every new event that adds some.
 
-    Events of earlier sessions are folded in and not logged again.
-
     Args:
-        born: Events before this moment belong to earlier sessions; ``None``: now.
+        folder: The run's folder.
+        project: Name that runs are grouped by.
+        where: Folder of the tracker's files, or ``None`` for the run's own.
+        born: Events before this moment (``None``: now) are of earlier sessions: folded in and not logged again.
+
+    Raises:
+        MissingExtraError: If ``module`` is not installed.
     """
 
-    def __init__(self, born: datetime | None = None) -> None:
+    module = ""
+    """The tracker's own package."""
+
+    def __init__(self, folder: Path, project: str, where: str | None = None, born: datetime | None = None) -> None:
+        try:
+            self._package: Any = importlib.import_module(self.module)  # optional, and may load torch
+        except ImportError as error:
+            extra = self.module.rpartition(".")[2]
+            raise MissingExtraError(extra, extra, f"logger={extra}") from error
+        self._folder, self._project, self._where = folder, project, where
         self._study, self._begun = Study(), False
         self._born = (born or datetime.now().astimezone()) - CLOCK_GRAIN
 
@@ -128,23 +137,14 @@ class Tracker(ABC):
 
 
 class TensorBoard(Tracker):
-    """Event files in ``where``, or in ``tensorboard`` below the run's folder.
+    """Event files in ``where``, or in ``tensorboard`` below the run's folder."""
 
-    Raises:
-        MissingExtraError: If the package is not installed.
-    """
-
-    def __init__(self, folder: Path, project: str, where: str | None = None, born: datetime | None = None) -> None:
-        super().__init__(born)
-        try:
-            from torch.utils.tensorboard import SummaryWriter  # optional, and loads torch
-        except ImportError as error:
-            raise MissingExtraError("tensorboard", "tensorboard", "logger=tensorboard") from error
-        self._open = SummaryWriter
-        self._target = folder / "tensorboard" if where is None else Path(where) / project / folder.name
+    module = "torch.utils.tensorboard"
 
     def begin(self, parameters: Mapping[str, Any]) -> None:
-        self._writer = self._open(str(self._target))
+        target = self._folder / "tensorboard" if self._where is None else \
+            Path(self._where) / self._project / self._folder.name
+        self._writer = self._package.SummaryWriter(str(target))
         self._writer.add_text("parameters", "\n".join(f"- {k}: {v}" for k, v in parameters.items()))
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
@@ -160,25 +160,16 @@ class Wandb(Tracker):
     """Weights & Biases: offline files in ``where`` or below the run's folder, unless WANDB_MODE is set.
 
     The run's id follows from its folder, so that a resumed run stays one run.
-
-    Raises:
-        MissingExtraError: If the package is not installed.
     """
 
-    def __init__(self, folder: Path, project: str, where: str | None = None, born: datetime | None = None) -> None:
-        super().__init__(born)
-        try:
-            import wandb  # optional
-        except ImportError as error:
-            raise MissingExtraError("wandb", "wandb", "logger=wandb") from error
-        self._wandb, self._folder, self._project, self._where = wandb, folder, project, where
+    module = "wandb"
 
     def begin(self, parameters: Mapping[str, Any]) -> None:
         name = hashlib.sha256(str(self._folder.resolve()).encode()).hexdigest()[:16]
-        self._run = self._wandb.init(
+        self._run = self._package.init(
             project=self._project, name=self._folder.name, id=name, resume="allow", config=dict(parameters),
             dir=str(self._where or self._folder), mode=os.environ.get("WANDB_MODE", "offline"),
-            settings=self._wandb.Settings(console="off", silent=True))
+            settings=self._package.Settings(console="off", silent=True))
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         self._run.log(dict(metrics), step=step)
@@ -188,24 +179,14 @@ class Wandb(Tracker):
 
 
 def metrics_of(study: Study, event: Event) -> dict[str, float]:
-    """Numbers that one event adds, by name; empty where it adds none.
-
-    Args:
-        study: The run with ``event`` folded in.
-        event: One of its journal.
-    """
-    if event["event"] == "trial":
-        return _after_trial(study)
-    group, names = NUMBERS.get(event["event"], ("", ()))
-    return {f"{group}/{name}": float(event[name]) for name in names if event.get(name) is not None}
-
-
-def _after_trial(study: Study) -> dict[str, float]:
+    """Numbers that one event adds, by name; empty where it adds none. ``study`` has the event folded in."""
+    if event["event"] != "trial":
+        group, names = NUMBERS.get(event["event"], ("", ()))
+        return {f"{group}/{name}": float(event[name]) for name in names if event.get(name) is not None}
     e, best, uniform = study.trials[-1], study.incumbent, study.best_uniform
-    found = {"trial/loss": e.loss, "trial/seconds": e.result.seconds,
+    found = {"trial/loss": e.loss, "trial/seconds": e.result.seconds, "trial/predicted_bytes": e.predicted_bytes,
              "trial/mean_bits": average_bits(e.bits, np.array(study.header["unit_numel"])),
              "trial/mean_rank": sum(e.allocation.ranks) / len(e.allocation),
-             "trial/predicted_bytes": e.predicted_bytes,
              "search/cost_equivalents": study.search_cost.tokens / float(study.header["full_trial_tokens"]),
              "search/best_loss": None if best is None else loss_of(best),
              "search/best_uniform_loss": None if uniform is None else loss_of(uniform),

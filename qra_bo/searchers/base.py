@@ -1,15 +1,19 @@
-"""The contract between search methods and the engine: ``SearchProblem`` and the ``Searcher`` protocol."""
+"""The contract between search methods and the engine: ``SearchProblem``, ``Searcher`` and its construction."""
 
+import inspect
 import math
-from collections.abc import Mapping, Sequence
+import pkgutil
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
+from hydra.utils import instantiate
 
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import Allocation, CostTable, SearchSpace
 from qra_bo.trials import Proposal, Trial
+from qra_bo.utils.errors import ConfigError, nearest_first
 
 
 @dataclass(frozen=True)
@@ -17,11 +21,9 @@ class SearchProblem:
     """Everything a searcher may know besides finished trials.
 
     Args:
-        space: Units and ladders.
         costs: Memory of every allocation, in the configured scope.
         budget_bytes: Hard limit on ``costs``.
         profile: Sensitivities of the units of ``space``; its formats are those of ``space``, in order.
-        high_steps: Steps of a high-fidelity trial.
         low_steps: Steps of a low-fidelity trial, or ``None`` where no low fidelity is to be used.
         seed: Seed of the searcher's own named generators.
         max_full_trials: Full-trial equivalents that the run may spend; infinity is no limit.
@@ -42,12 +44,11 @@ class SearchProblem:
 
     def rng(self, component: str) -> np.random.Generator:
         """Return the named random stream of one component, independent of every other name's."""
-        words = [int.from_bytes(component.encode()[i:i + 4].ljust(4, b"\0"), "little")
-                 for i in range(0, len(component.encode()), 4)]
+        name = component.encode()
+        words = [int.from_bytes(name[i:i + 4].ljust(4, b"\0"), "little") for i in range(0, len(name), 4)]
         return np.random.default_rng(np.random.SeedSequence(entropy=self.seed, spawn_key=tuple(words)))
 
     def with_seed(self, seed: int) -> "SearchProblem":
-        """Return the same problem with another seed."""
         return replace(self, seed=seed)
 
 
@@ -96,3 +97,39 @@ class SelfChecking(Protocol):
         ``coverage_90``.
         """
         ...
+
+
+def make_searcher(config: Mapping[str, Any], problem: SearchProblem) -> Searcher:
+    """Construct the searcher that ``_target_`` names, with the other keys as keyword arguments.
+
+    ``_target_`` is imported: the configuration must be the user's own, never one read from the folder of a run. Raises
+    ``ConfigError`` if a target can't be imported, or an option is unknown or out of its range.
+    """
+    if "_target_" not in config:
+        raise ConfigError("method._target_ must be the dotted path of a searcher's class or function; it is missing")
+    problems = list(_problems("method", config))
+    if problems:
+        raise ConfigError(problems)
+    made = instantiate({**config, "_partial_": True}, _convert_="all")
+    try:
+        inspect.signature(made).bind(problem)
+    except TypeError as error:
+        raise ConfigError(f"method: {config['_target_']} can't be called with the given options: {error}") from error
+    return cast(Searcher, made(problem))
+
+
+def _problems(where: str, config: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a message for every target that can't be imported and every unknown option, at any depth."""
+    try:
+        parameters = inspect.signature(pkgutil.resolve_name(config["_target_"])).parameters
+    except Exception as error:  # an import may raise anything
+        yield f"{where}._target_: {config['_target_']!r} can't be imported: {error}"
+        return
+    known = [name for name in parameters if name != "problem"]
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    for key, value in config.items():
+        if not key.startswith("_") and key not in known and not takes_any:
+            yield (f"{where}.{key}: {config['_target_']} has no such parameter; known: "
+                   f"{', '.join(nearest_first(key, known)) or 'none'}")
+        elif isinstance(value, Mapping) and "_target_" in value:
+            yield from _problems(f"{where}.{key}", value)

@@ -8,11 +8,16 @@ import numpy as np
 
 from qra_bo.searchers.base import SearchProblem
 from qra_bo.searchers.evolution.archive import Archive
-from qra_bo.searchers.evolution.initialisation import random_near_budget
-from qra_bo.sensitivity.damages import RISE, damage_of
+from qra_bo.searchers.evolution.variation import random_near_budget
+from qra_bo.sensitivity.importance import (
+    RISE,
+    fidelity_importance,
+    measured_sensitivity,
+    plasticity_importance,
+    warm_start,
+)
 from qra_bo.sensitivity.profile import FloatArray
 from qra_bo.sensitivity.repair import Repair
-from qra_bo.sensitivity.scaling import fidelity_importance, plasticity_importance, warm_start
 from qra_bo.space import CostTable, IntArray, PhaseCost
 from qra_bo.space.knapsack import solve_knapsack
 from qra_bo.space.neighbourhood import neighbours_within
@@ -65,9 +70,7 @@ class RandomSearch(_Baseline):
 class HillClimb(_Baseline):
     """Random neighbours of the best known allocation (at first Eq. 6's): 2 edits away, then up to 3.
 
-    Raises:
-        ProfileError: If the profile holds no I_r.
-        BudgetError: If even the lowest allocation does not fit.
+    Raises ``ProfileError`` if the profile holds no I_r, and ``BudgetError`` if even the lowest allocation does not fit.
     """
 
     name = "hill_climb"
@@ -103,20 +106,15 @@ class SequentialSearch(_Baseline):
     Bits come from an exact knapsack on I_q for each uniform rank. Then, for the bits of the best of these, then of the
     next, ranks come from an exact knapsack on I_r in the rest of the budget.
 
-    Args:
-        problem: What is searched.
-        quantization_sensitivity: Measure of I_q: ``"rise"``, ``"divergence"`` or ``"believed"``, see ``damage_of``.
-
-    Raises:
-        ConfigError: If there is no such measure.
-        ProfileError: If the profile holds no I_r.
+    ``quantization_sensitivity`` is the measure of I_q, see ``measured_sensitivity``. Raises ``ConfigError`` if there is
+    no such measure, and ``ProfileError`` if the profile holds no I_r.
     """
 
     name = "sequential"
 
     def __init__(self, problem: SearchProblem, quantization_sensitivity: str = RISE) -> None:
         super().__init__(problem)
-        self._sensitivity = damage_of(problem.profile, quantization_sensitivity)
+        self._sensitivity = measured_sensitivity(problem.profile, quantization_sensitivity)
         gain, ranks = problem.profile.require_rank_sensitivity(), np.array(problem.space.ranks.values)
         self._gain = gain[:, np.minimum(ranks, gain.shape[1]) - 1]
         self._uniform = iter(self._bits_for_uniform_ranks())

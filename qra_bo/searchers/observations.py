@@ -1,7 +1,8 @@
-"""High-fidelity trials as arrays (equal allocations pooled, pending and tried rows noted), and searchers over them."""
+"""What the model-based searchers share: observations as arrays, the trust region (Eq. 11), and their base class."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -51,7 +52,7 @@ class Observations:
 
     def admissible(self, rows: FloatArray) -> npt.NDArray[np.bool_]:
         """Return which of ``n x 2 L`` rows are on the ladders and within the budget, ``n``."""
-        found: npt.NDArray[np.bool_] = (rows == np.floor(rows)).all(axis=1)
+        found = np.asarray((rows == np.floor(rows)).all(axis=1))
         found[found] = self._problem.costs.feasible(rows[found].astype(np.int64), self._problem.budget_bytes)
         return found
 
@@ -73,13 +74,11 @@ class Observations:
         if self._arrays is None:
             losses = [float(np.mean(found)) for found in self._losses.values()]
             counts = [float(len(found)) for found in self._losses.values()]
-            rows = [self._positions[allocation] for allocation in self._losses]
             diverged = [p for a, p in self._diverged.items() if a not in self._losses] if losses else []
-            rows += diverged
+            rows = [self._positions[allocation] for allocation in self._losses] + diverged
             losses += [max(losses)] * len(diverged) if diverged else []
-            counts += [1.0] * len(diverged)
             self._arrays = (np.array(rows).reshape(-1, 2 * self._problem.space.n_units), np.array(losses),
-                            np.array(counts))
+                            np.array(counts + [1.0] * len(diverged)))
         return self._arrays
 
     def position(self, allocation: Allocation) -> FloatArray | None:
@@ -108,8 +107,7 @@ class Observations:
             return True
         if trial.loss is None or not np.isfinite(trial.loss):
             return True
-        if self._train_seed is None:
-            self._train_seed = spec.train_seed
+        self._train_seed = spec.train_seed if self._train_seed is None else self._train_seed
         if spec.train_seed != self._train_seed:
             return False
         self._positions[allocation] = position
@@ -122,11 +120,7 @@ class Observations:
 
 
 class ObservingSearcher(ABC):
-    """Base of searchers with ``Observations``: proposals of high fidelity, one row at a time.
-
-    Args:
-        problem: What is searched.
-    """
+    """Base of searchers with ``Observations``: proposals of high fidelity, one row at a time."""
 
     name = ""
     stage = ""
@@ -136,11 +130,8 @@ class ObservingSearcher(ABC):
         self._seen = Observations(problem)
 
     def ask(self, n: int) -> list[Proposal]:
-        """Return up to ``n`` proposals; fewer once all that fits was tried, or the method has converged.
-
-        Raises:
-            BudgetError: If nothing fits into the budget.
-        """
+        """Return up to ``n`` proposals; fewer once all that fits was tried, or the method has converged. Raises
+        ``BudgetError`` if nothing fits into the budget."""
         proposals: list[Proposal] = []
         while len(proposals) < n and (row := self._next()) is not None:
             proposals.append(Proposal(self._seen.propose(row), Fidelity.HIGH, self.stage))
@@ -173,3 +164,36 @@ def kept_indices(losses: FloatArray, most: int) -> npt.NDArray[np.intp]:
 
 def _key(row: IntArray | FloatArray) -> Row:
     return tuple(int(v) for v in row)
+
+
+@dataclass(frozen=True, slots=True)
+class TrustRegion:
+    """Radius and failures in a row: it grows on success, shrinks on failures, and starts anew when it would vanish.
+
+    Args:
+        radius: Edits from the centre that are admitted.
+        smallest: Below this radius the region starts anew.
+        largest: Cap of the radius.
+        start: Radius after a restart.
+        failure_streak: Failures in a row that shrink it.
+        factor: Growth and shrinkage (at least one edit either way).
+        failures: Failures in a row until now.
+    """
+
+    radius: int
+    smallest: int
+    largest: int
+    start: int
+    failure_streak: int = 3
+    factor: float = 2.0
+    failures: int = 0
+
+    def update(self, improved: bool) -> "TrustRegion":
+        """Return the state after one more trial of a proposal from this region."""
+        if improved:
+            grown = max(self.radius + 1, int(self.radius * self.factor))
+            return replace(self, radius=min(grown, self.largest), failures=0)
+        if self.failures + 1 < self.failure_streak:
+            return replace(self, failures=self.failures + 1)
+        shrunk = min(self.radius - 1, int(self.radius / self.factor))
+        return replace(self, radius=self.start if shrunk < self.smallest else shrunk, failures=0)

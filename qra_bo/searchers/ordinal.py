@@ -22,6 +22,8 @@ Choice = tuple[tuple[int, ...], tuple[int, ...]]
 class OrdinalProblem:
     """Which levels of two ordered ladders should each of ``L`` units have for the least objective within a budget?
 
+    Raises ``SpaceError`` if shapes disagree, or nothing fits the budget.
+
     Args:
         units: Names of the ``L`` units.
         cost: ``L x F x R`` integers: cost of every unit at every pair of levels; costs of units add up.
@@ -29,9 +31,6 @@ class OrdinalProblem:
         harm: ``L x F``: a guess of how much worse the objective gets when only that unit is at that level of the first
             ladder. It need not be right: a search learns where it is wrong; only its shape counts.
         gain: ``L x R``: a guess, in any unit of measure, of the use of each level of the second ladder, not decreasing.
-
-    Raises:
-        SpaceError: If shapes disagree, or nothing fits the budget.
     """
 
     units: tuple[str, ...]

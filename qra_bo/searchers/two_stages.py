@@ -12,15 +12,13 @@ from qra_bo.utils.errors import ConfigError
 class TwoStages:
     """One searcher until its share is spent or it has nothing left, then a second that learned of the same trials.
 
+    Raises ``ConfigError`` if ``share`` is not in [0, 1], or an option of a stage is out of its range.
+
     Args:
-        problem: What is searched.
         first: Makes the first stage from a problem, e.g. a partial ``EvolutionarySearch``.
         second: Makes the second stage; it learns of every high-fidelity trial.
         share: Share of ``problem.max_full_trials`` that the first may spend: new steps over the steps of a full trial.
         low_fidelity: Whether the stages may use low fidelity.
-
-    Raises:
-        ConfigError: If ``share`` is not in [0, 1], or an option of a stage is out of its range.
     """
 
     name = "two_stages"
@@ -30,8 +28,7 @@ class TwoStages:
                  low_fidelity: bool = True) -> None:
         if not 0 <= share <= 1:
             raise ConfigError(f"method.share must lie in [0, 1]; got {share!r}")
-        if not low_fidelity:
-            problem = replace(problem, low_steps=None)
+        problem = problem if low_fidelity else replace(problem, low_steps=None)
         self._first, self._second = first(problem), second(problem)
         self._left = share * problem.max_full_trials * problem.high_steps
         self._steps = {Fidelity.HIGH: problem.high_steps, Fidelity.LOW: problem.low_steps or problem.high_steps}

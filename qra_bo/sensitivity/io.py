@@ -49,13 +49,7 @@ _File = TypeVar("_File", _ProfileFile, _PublishedFile)
 
 @dataclass(frozen=True)
 class PublishedSensitivity:
-    """One published sensitivity per module; without formats, KL divergences, I_r and base loss.
-
-    Args:
-        units: Module paths.
-        loss: Effect of quantising each module, in the file's own measure, ``L``.
-        source: Origin, in words.
-    """
+    """One published sensitivity per module (``loss``, ``L``, in the file's own measure), without formats and I_r."""
 
     units: tuple[str, ...]
     loss: FloatArray
@@ -64,22 +58,15 @@ class PublishedSensitivity:
 
 def profile_to_json(profile: SensitivityProfile) -> dict[str, Any]:
     """Return the profile as JSON values."""
-    data = {name: getattr(profile, name) for name in _ProfileFile.model_fields if name != "schema_version"}
+    values = {name: getattr(profile, name) for name in _ProfileFile.model_fields if name != "schema_version"}
     return {"schema_version": 1, **{name: value.tolist() if isinstance(value, np.ndarray) else
                                     list(value) if isinstance(value, tuple) else value
-                                    for name, value in data.items()}}
+                                    for name, value in values.items()}}
 
 
 def profile_from_json(data: Mapping[str, Any], where: str) -> SensitivityProfile:
-    """Inverse of ``profile_to_json``; nothing that is missing is filled in.
-
-    Args:
-        data: JSON values.
-        where: Name of their origin for messages.
-
-    Raises:
-        ProfileError: If a key is missing, unknown or of the wrong type, or the schema is another.
-    """
+    """Inverse of ``profile_to_json``; ``where`` names the origin of ``data`` in messages. Raises ``ProfileError`` if a
+    key is missing, unknown or of the wrong type, or the schema is another."""
     found = _checked(_ProfileFile, data, where)
     arrays: dict[str, Any] = {}
     for name in ("quantization_sensitivity", "quantization_kl", "quantization_se", "rank_sensitivity"):
@@ -98,20 +85,14 @@ def save_profile(profile: SensitivityProfile, path: Path) -> None:
 
 
 def load_profile(path: Path) -> SensitivityProfile:
-    """Read what ``save_profile`` wrote.
-
-    Raises:
-        ProfileError: If the file can't be read, or a key is missing, unknown or of the wrong type.
-    """
+    """Read what ``save_profile`` wrote. Raises ``ProfileError`` if the file can't be read, or a key is missing, unknown
+    or of the wrong type."""
     return profile_from_json(_read_object(path), str(path))
 
 
 def read_given(path: Path) -> SensitivityProfile | PublishedSensitivity:
     """Read a profile that ``task=profile`` wrote, or a published file (``model_name``, ``dataset`` and ``loss``).
-
-    Raises:
-        ProfileError: If the file can't be read, or a key is missing, unknown or of the wrong type.
-    """
+    Raises ``ProfileError`` if the file can't be read, or a key is missing, unknown or of the wrong type."""
     data = _read_object(path)
     if "loss" not in data:
         return profile_from_json(data, str(path))
@@ -121,11 +102,8 @@ def read_given(path: Path) -> SensitivityProfile | PublishedSensitivity:
 
 
 def given_profile(path: Path, units: Sequence[Unit], formats: Sequence[str]) -> SensitivityProfile:
-    """Return the profile in ``path`` for ``units`` and ``formats``; its source names the file and its SHA-256.
-
-    Raises:
-        ProfileError: If it lacks a unit, a format or whole quantities that a search needs.
-    """
+    """Return the profile in ``path`` for ``units`` and ``formats``; its source names the file and its SHA-256. Raises
+    ``ProfileError`` if it lacks a unit, a format or whole quantities that a search needs."""
     given = read_given(path)
     if isinstance(given, PublishedSensitivity):
         raise ProfileError(
@@ -145,11 +123,8 @@ def given_profile(path: Path, units: Sequence[Unit], formats: Sequence[str]) -> 
 
 def coarsen_profile(profile: SensitivityProfile, units: Sequence[Unit]) -> SensitivityProfile:
     """Sum a profile of single linears to coarser units: to first order sensitivities add up, and the squares of
-    standard errors as though they were independent.
-
-    Raises:
-        ProfileError: If a linear of ``units`` was not measured.
-    """
+    standard errors as though they were independent. Raises ``ProfileError`` if a linear of ``units`` was not
+    measured."""
     index = {name: i for i, name in enumerate(profile.units)}
     missing = [m.name for u in units for m in u.linears if m.name not in index]
     if missing:
@@ -182,11 +157,8 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 
 def _checked(kind: type[_File], data: Mapping[str, Any], where: str) -> _File:
-    """``data`` as a record of ``kind``.
-
-    Raises:
-        ProfileError: With every key that is missing, unknown or of the wrong type.
-    """
+    """``data`` as a record of ``kind``. Raises ``ProfileError`` with every key that is missing, unknown or of the wrong
+    type."""
     try:
         return kind.model_validate(data)
     except ValidationError as error:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from qra_bo.space import SearchSpace
 from qra_bo.utils.errors import ProfileError
 
 FloatArray = npt.NDArray[np.float64]
@@ -16,9 +17,9 @@ FloatArray = npt.NDArray[np.float64]
 class SensitivityProfile:
     """Sensitivities of ``L`` units for ``F`` formats.
 
+    Raises ``ProfileError`` if shapes disagree, a value is not finite, or a unit or format is named twice.
+
     Args:
-        units: Names of the units.
-        formats: Names of the formats.
         quantization_sensitivity: I_q, ``L x F``: rise of the calibration loss (nats) when only that unit has that
             format.
         quantization_kl: ``L x F``: mean KL divergence (nats) from the 16-bit model's predictions, likewise.
@@ -29,9 +30,6 @@ class SensitivityProfile:
         source: Origin, in words.
         quantization_se: ``L x F``: standard error (nats) of ``quantization_sensitivity``; ``None`` where it was not
             measured.
-
-    Raises:
-        ProfileError: If shapes disagree, a value is not finite, or a unit or format is named twice.
     """
 
     units: tuple[str, ...]
@@ -60,19 +58,23 @@ class SensitivityProfile:
 
     def of_formats(self, names: Sequence[str]) -> "SensitivityProfile":
         """The same profile for some of its formats, in this order."""
-        columns = [self.formats.index(name) for name in names]
-        return replace(self, formats=tuple(names),
+        columns, se = [self.formats.index(name) for name in names], self.quantization_se
+        return replace(self, formats=tuple(names), quantization_kl=self.quantization_kl[:, columns],
                        quantization_sensitivity=self.quantization_sensitivity[:, columns],
-                       quantization_kl=self.quantization_kl[:, columns],
-                       quantization_se=None if self.quantization_se is None else self.quantization_se[:, columns])
+                       quantization_se=None if se is None else se[:, columns])
 
     def require_rank_sensitivity(self) -> FloatArray:
-        """``rank_sensitivity``, which must have been measured.
-
-        Raises:
-            ProfileError: If the profile holds no I_r.
-        """
+        """``rank_sensitivity``, which must have been measured; raises ``ProfileError`` if the profile holds no I_r."""
         if self.rank_sensitivity is None:
             raise ProfileError(f"the sensitivity profile from {self.source} holds no I_r (rank sensitivity); measure a "
                                "profile with task=profile")
         return self.rank_sensitivity
+
+
+def rehearsal_profile(space: SearchSpace) -> SensitivityProfile:
+    """Return sensitivities that differ in every unit, fall along the formats and grow with the rank."""
+    units = np.arange(1, space.n_units + 1, dtype=np.float64)[:, None]
+    quantization = units * np.arange(len(space.formats), 0, -1)
+    rank = units * np.arange(1, space.ranks.values[-1] + 1)
+    return SensitivityProfile(tuple(u.name for u in space.units), tuple(f.name for f in space.formats), quantization,
+                              quantization, rank, 1.0, "a rehearsal", 0.1 * quantization)

@@ -20,16 +20,12 @@ class Repair:
     (e.g. several units share the largest spike), the least important one is applied.
 
     The score of an edit depends on its own unit alone as long as the binding phase and its largest spike stay: within
-    such a regime a heap of scored edits suffices, and only the edits of the unit that changed are added to it.
+    such a regime a heap of scored edits suffices, and only the edits of the unit that changed are added to it. Raises
+    ``SpaceError`` if an importance has the wrong shape, is negative or not finite.
 
     Args:
-        costs: Memory of every allocation.
-        budget_bytes: Hard limit.
         importance_q: I_q, ``L``, min-max scaled.
         importance_r: I_r, ``L``, min-max scaled.
-
-    Raises:
-        SpaceError: If an importance has the wrong shape, is negative or not finite.
     """
 
     def __init__(self, costs: CostTable, budget_bytes: int, importance_q: FloatArray,
@@ -41,12 +37,11 @@ class Repair:
     def __call__(self, row: IntArray, keep: frozenset[int] = frozenset()) -> IntArray:
         """The repaired row, ``2 L``; ``row`` itself, copied, if it fits.
 
+        Raises ``BudgetError`` if it does not fit and nothing can be lowered any more.
+
         Args:
             row: Index row, ``2 L``.
             keep: Coordinates that are not to be lowered.
-
-        Raises:
-            BudgetError: If it does not fit and nothing can be lowered any more.
         """
         n_units, n_formats, n_ranks = self._shape
         first = np.arange(n_units) * (n_formats * n_ranks)
@@ -111,18 +106,14 @@ def _edit(saved: int, weight: float, coordinate: int, cell: int) -> _Edit:
 
 
 def edit_weights(costs: CostTable, importance_q: FloatArray, importance_r: FloatArray) -> FloatArray:
-    """I_t(l) + eps of the downgrade of every coordinate, ``2 L``.
-
-    Raises:
-        SpaceError: If an importance has the wrong shape, is negative or not finite.
-    """
+    """I_t(l) + eps of the downgrade of every coordinate, ``2 L``. Raises ``SpaceError`` if an importance has the wrong
+    shape, is negative or not finite."""
     both = np.concatenate([importance_q, importance_r])
     if importance_q.shape != (costs.shape[0],) or importance_r.shape != (costs.shape[0],) \
             or not np.isfinite(both).all() or (both < 0).any():
         raise SpaceError(f"importances must be finite, at least 0 and of shape ({costs.shape[0]},); got shapes "
                          f"{importance_q.shape} and {importance_r.shape}")
-    weights: FloatArray = both + EPS
-    return weights
+    return np.asarray(both + EPS)
 
 
 class _Regime(NamedTuple):

@@ -45,12 +45,10 @@ class CostTable:
     def totals(self, rows: IntArray) -> IntArray:
         """Bytes of ``n x 2 L`` index rows, ``n``."""
         n_units = self.shape[0]
-        units = np.arange(n_units)
-        q, r = rows[:, :n_units], rows[:, n_units:]
+        chosen = np.arange(n_units), rows[:, :n_units], rows[:, n_units:]
         best = np.zeros(len(rows), dtype=np.int64)
         for phase in self.phases:
-            total = phase.fixed + phase.unit[units, q, r].sum(axis=1) + phase.spike[units, q, r].max(axis=1)
-            best = np.maximum(best, total)
+            best = np.maximum(best, phase.fixed + phase.unit[chosen].sum(axis=1) + phase.spike[chosen].max(axis=1))
         return best
 
     def feasible(self, rows: IntArray, budget: int) -> npt.NDArray[np.bool_]:
@@ -64,20 +62,11 @@ def limit_average_bits(costs: CostTable, space: SearchSpace, budget_bytes: int, 
     An average of at most ``limit`` bits means at most ``limit`` times the parameters over 8 bytes of codes. The phase
     holds the bytes of codes and the rest of the budget beyond that limit, so that a byte of codes counts in it as in
     the phases of memory. Total bytes of an allocation are its memory, or this phase where it is nearer to its limit.
-
-    Args:
-        costs: Memory of every allocation of ``space``.
-        space: Units and formats.
-        budget_bytes: The budget that the table will be used with.
-        limit: Largest average of code bits.
-
-    Raises:
-        BudgetError: If even the lowest format has more bits.
+    The table is for this budget only. Raises ``BudgetError`` if even the lowest format has more bits.
     """
-    lowest = space.formats[0]
-    if lowest.bits > limit:
-        raise BudgetError(f"max_average_bits={limit:g} is below the lowest bit-width of the space, {lowest.bits}; "
-                          "raise it, or add lower bits")
+    if space.formats[0].bits > limit:
+        raise BudgetError(f"max_average_bits={limit:g} is below the lowest bit-width of the space, "
+                          f"{space.formats[0].bits}; raise it, or add lower bits")
     bits = np.array([f.bits for f in space.formats], dtype=np.int64)
     none = np.zeros(costs.shape, dtype=np.int64)
     codes = (space.unit_numel[:, None] * bits // 8)[:, :, None] + none

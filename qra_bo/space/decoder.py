@@ -1,6 +1,11 @@
-"""Shapes of a decoder: the linear layers that may be quantised and adapted, and the size of the rest."""
+"""Decoder shapes: linear layers that may be quantised and adapted; from numbers, a configuration or a model."""
 
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
+
+from qra_bo.utils.errors import ModelError
 
 
 @dataclass(frozen=True, slots=True)
@@ -9,12 +14,10 @@ class Linear:
 
     Args:
         name: Module path within the model, e.g. ``"model.layers.3.self_attn.q_proj"``.
-        out_features: Rows of the weight.
-        in_features: Columns of the weight.
+        out_features: Rows of the weight; ``in_features``: columns.
         layer: Index of its decoder layer.
         group: ``"attn"`` or ``"mlp"`` (granularity ``block``).
-        fused: Projections that share an input, e.g. ``"qkv"``, ``"o"``, ``"gateup"``, ``"down"``
-            (granularity ``fused``).
+        fused: Projections that share an input: ``"qkv"``, ``"o"``, ``"gateup"``, ``"down"`` (granularity ``fused``).
         bias: Whether it has a bias (kept in 16 bits, never trained).
     """
 
@@ -36,15 +39,11 @@ class DecoderSpec:
     """The facts of a decoder that memory and search need, without its weights.
 
     Args:
-        name: Name used in messages.
         family: ``model_type`` of transformers, e.g. ``"llama"``.
         linears: Linear layers of the decoder stack in module order (``lm_head`` is not one of them).
         n_layers: Number of decoder layers.
-        hidden_size: Width of the residual stream.
-        intermediate_size: Width of the MLP.
-        n_heads: Query heads.
-        n_kv_heads: Key and value heads.
-        head_dim: Width of a head.
+        hidden_size: Width of the residual stream; ``intermediate_size``: of the MLP.
+        n_heads: Query heads; ``n_kv_heads``: key and value heads, of width ``head_dim`` each.
         vocab_size: Rows of the embedding and of the head.
         tied: Whether the head shares the embedding's weight.
         other_numel: Parameters outside ``linears`` with tied ones counted once: embeddings, head, norms, biases.
@@ -66,3 +65,123 @@ class DecoderSpec:
     @property
     def linear_numel(self) -> int:
         return sum(linear.numel for linear in self.linears)
+
+
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "gpt_neox")
+"""Families whose spec follows from numbers alone; others need their transformers configuration."""
+
+OWN_CODE = "comes with code of its own, and that runs only where you say so: model.trust_remote_code=true"
+
+_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
+_FUSED = {"q_proj": "qkv", "k_proj": "qkv", "v_proj": "qkv", "qkv_proj": "qkv", "query_key_value": "qkv",
+          "o_proj": "o", "out_proj": "o", "dense": "o",
+          "gate_proj": "gateup", "up_proj": "gateup", "gate_up_proj": "gateup", "dense_h_to_4h": "gateup",
+          "fc1": "gateup", "c_fc": "gateup",
+          "down_proj": "down", "dense_4h_to_h": "down", "fc2": "down"}
+
+
+def spec_from_numbers(name: str, family: str, *, n_layers: int, hidden_size: int, intermediate_size: int,
+                      n_heads: int, n_kv_heads: int, head_dim: int, vocab_size: int, tied: bool,
+                      attention_bias: bool = False) -> DecoderSpec:
+    """Return the decoder that these numbers (see ``DecoderSpec``) describe; needs neither torch nor a download.
+
+    The family is one of ``FAMILIES``; with ``attention_bias`` the attention's projections have biases (qwen2: q, k and
+    v alone). Raises ``ModelError`` if the family is unknown or a number makes no sense.
+    """
+    if family not in FAMILIES:
+        raise ModelError(f"the shapes of family {family!r} do not follow from numbers alone; known: "
+                         f"{', '.join(FAMILIES)}; any other decoder works with +model=hf model.path=ORG/NAME-or-folder")
+    sizes = {"n_layers": n_layers, "hidden_size": hidden_size, "intermediate_size": intermediate_size,
+             "n_heads": n_heads, "n_kv_heads": n_kv_heads, "head_dim": head_dim, "vocab_size": vocab_size}
+    if min(sizes.values()) <= 0 or n_heads % n_kv_heads:
+        raise ModelError(f"model {name!r}: every size must be positive and n_kv_heads must divide n_heads; got {sizes}")
+    prefix = "gpt_neox.layers" if family == "gpt_neox" else "model.layers"
+    linears = tuple(Linear(f"{prefix}.{layer}.{path}", out, inn, layer, group, _FUSED[path.split(".")[-1]], bias)
+                    for layer in range(n_layers)
+                    for path, out, inn, group, bias in _shapes(family, hidden_size, intermediate_size, n_heads,
+                                                               n_kv_heads, head_dim, attention_bias))
+    biases = sum(linear.out_features for linear in linears if linear.bias)
+    embeddings = vocab_size * hidden_size * (1 if tied else 2)
+    per_norm = 2 * hidden_size if family == "gpt_neox" else hidden_size  # LayerNorm has a bias
+    norms = n_layers * (4 if family in ("gemma2", "gemma3_text") else 2) + 1
+    head_norms = n_layers * 2 * head_dim if family in ("qwen3", "gemma3_text") else 0
+    other = embeddings + biases + norms * per_norm + head_norms
+    return DecoderSpec(name, family, linears, n_layers, hidden_size, intermediate_size, n_heads, n_kv_heads, head_dim,
+                       vocab_size, tied, other)
+
+
+def _shapes(family: str, d: int, i: int, heads: int, kv_heads: int, head_dim: int,
+            bias: bool) -> Iterator[tuple[str, int, int, str, bool]]:
+    """Path, out, in, group and bias of every linear of one layer, in module order."""
+    q, kv = heads * head_dim, kv_heads * head_dim
+    if family == "gpt_neox":
+        yield "attention.query_key_value", 3 * q, d, "attn", bias
+        yield "attention.dense", d, q, "attn", bias
+        yield "mlp.dense_h_to_4h", i, d, "mlp", True
+        yield "mlp.dense_4h_to_h", d, i, "mlp", True
+    elif family == "phi3":
+        yield "self_attn.o_proj", d, q, "attn", False
+        yield "self_attn.qkv_proj", q + 2 * kv, d, "attn", False
+        yield "mlp.gate_up_proj", 2 * i, d, "mlp", False
+        yield "mlp.down_proj", d, i, "mlp", False
+    else:
+        yield "self_attn.q_proj", q, d, "attn", bias
+        yield "self_attn.k_proj", kv, d, "attn", bias
+        yield "self_attn.v_proj", kv, d, "attn", bias
+        yield "self_attn.o_proj", d, q, "attn", bias and family != "qwen2"
+        yield "mlp.gate_proj", i, d, "mlp", False
+        yield "mlp.up_proj", i, d, "mlp", False
+        yield "mlp.down_proj", d, i, "mlp", False
+
+
+def spec_from_model(model: Any, name: str | None = None) -> DecoderSpec:
+    """Return the decoder of a causal language model of transformers, on any device, also the meta device.
+
+    It is not wrapped by PEFT yet; linears may already be quantised modules with ``in_features``. The name is used in
+    messages. Raises ``ModelError`` if the model has no decoder layers with linear modules.
+    """
+    from torch import nn
+
+    config = model.config.get_text_config()
+    linears: list[Linear] = []
+    for path, module in model.named_modules():
+        match = _LAYER.search(path)
+        if match is None or not isinstance(module, nn.Linear):
+            continue
+        group = "attn" if re.search(r"attn|attention", path) else "mlp"
+        leaf = path.rsplit(".", 1)[-1]
+        linears.append(Linear(path, module.out_features, module.in_features, int(match.group(1)), group,
+                              _FUSED.get(leaf, leaf), module.bias is not None))
+    if not linears:
+        raise ModelError(f"{config.model_type!r} has no decoder layers with linear modules that can be quantised; "
+                         "expected a decoder-only model such as Llama, Qwen or Mistral")
+    embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings()
+    inside = {id(model.get_submodule(linear.name).weight) for linear in linears}
+    other = sum(p.numel() for p in model.parameters() if id(p) not in inside)
+    heads = config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return DecoderSpec(name or config.model_type, config.model_type, tuple(linears),
+                       len({linear.layer for linear in linears}), config.hidden_size, config.intermediate_size, heads,
+                       getattr(config, "num_key_value_heads", None) or heads, head_dim, embedding.shape[0],
+                       head is not None and head.weight is embedding, other)
+
+
+def spec_from_hf_config(config: Any, name: str | None = None, *, trust_remote_code: bool = False) -> DecoderSpec:
+    """Return the decoder that a transformers configuration describes; the model is built on the meta device.
+
+    Code that comes with the model runs only with ``trust_remote_code``, which is passed on always, because
+    transformers asks on the terminal otherwise. Raises ``ModelError`` if transformers knows no causal language model of
+    that type.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    except ValueError as error:
+        if "trust_remote_code" in str(error):
+            raise ModelError(f"{name or config.model_type!r} {OWN_CODE}") from error
+        raise ModelError(f"no causal language model can be built of a {config.model_type!r} configuration: "
+                         f"{error}") from error
+    return spec_from_model(model, name)

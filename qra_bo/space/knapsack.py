@@ -25,16 +25,8 @@ class SolverError(QRABOError):
     """The mixed-integer solver gave up on a problem that has a solution."""
 
 
-@dataclass(frozen=True)
-class Region:
-    """Allocations that differ from ``centre`` in the choice (format, rank or both) of at most ``changes`` units."""
-
-    centre: IntArray
-    changes: int
-
-
 def solve_knapsack(values: FloatArray, costs: CostTable, budget_bytes: int, *, forbid: IntArray | None = None,
-                   region: Region | None = None, rel_gap: float = 0.0) -> IntArray:
+                   rel_gap: float = 0.0) -> IntArray:
     """Return the row (``2 L``) that minimises ``sum_u values[u, q_u, r_u]`` within the budget, forbidden ones excluded.
 
     Forbidden rows become no-good cuts, each added when the solver returns it.
@@ -44,7 +36,6 @@ def solve_knapsack(values: FloatArray, costs: CostTable, budget_bytes: int, *, f
         costs: Memory of every allocation; several phases and spikes are treated exactly.
         budget_bytes: Hard limit.
         forbid: ``n x 2 L`` rows to exclude.
-        region: Restricts the search to allocations near a centre.
         rel_gap: Relative gap at which the solver may stop; 0 is exact. With a gap it also stops at ``MOST_NODES``
             nodes if it has a row, because many near-equal rows can take minutes.
 
@@ -58,21 +49,20 @@ def solve_knapsack(values: FloatArray, costs: CostTable, budget_bytes: int, *, f
     banned = set() if forbid is None else {tuple(int(v) for v in row) for row in forbid}
     cuts: list[IntArray] = []
     while True:
-        row = _solve(values, costs, budget_bytes, cuts, region, rel_gap)
+        row = _solve(values, costs, budget_bytes, cuts, rel_gap)
         # The solver has tolerances, the budget is exact to the byte: a row that exceeds it is cut too.
         if tuple(int(v) for v in row) not in banned and costs.feasible(row[None, :], budget_bytes)[0]:
             return row
         cuts.append(row)
 
 
-def _solve(values: FloatArray, costs: CostTable, budget: int, cuts: list[IntArray], region: Region | None,
-           rel_gap: float) -> IntArray:
+def _solve(values: FloatArray, costs: CostTable, budget: int, cuts: list[IntArray], rel_gap: float) -> IntArray:
     """Branch on the largest spike of every phase, so that each node is a purely binary program."""
     n_units, _, n_ranks = values.shape
     phases = [_Phase(p.unit.reshape(n_units, -1), p.spike.reshape(n_units, -1), budget - p.fixed)
               for p in costs.phases]
     phases = [p for p in phases if p.size.max(axis=1).sum() + p.spike.max() > p.room]
-    program = _Program(values, phases, cuts, region, rel_gap)
+    program = _Program(values, phases, cuts, rel_gap)
     start = tuple((int(p.spike.min(axis=1).max()), int(p.spike.max())) for p in phases)
     best: tuple[float, IntArray] | None = None
     heap: list[tuple[float, int, tuple[tuple[int, int], ...]]] = [(-np.inf, 0, start)]
@@ -109,22 +99,16 @@ class _Phase:
 class _Program:
     """The binary program over the options that can matter, for given bounds on every phase's largest spike."""
 
-    def __init__(self, values: FloatArray, phases: list[_Phase], cuts: list[IntArray], region: Region | None,
-                 rel_gap: float) -> None:
+    def __init__(self, values: FloatArray, phases: list[_Phase], cuts: list[IntArray], rel_gap: float) -> None:
         n_units, _, n_ranks = values.shape
         flat = values.reshape(n_units, -1)
-        keep = _undominated(flat, phases, len(cuts))
-        exact: list[tuple[IntArray, float, float]] = [(flatten(cut, n_ranks), -np.inf, n_units - 1.0) for cut in cuts]
-        if region is not None:
-            exact.append((flatten(region.centre, n_ranks), float(n_units - region.changes), np.inf))
-            keep[np.arange(n_units), exact[-1][0]] = True
-        self._unit, self._option = np.nonzero(keep)
+        self._unit, self._option = np.nonzero(_undominated(flat, phases, len(cuts)))
         n_options = len(self._unit)
         blocks = [(csr_array((np.ones(n_options), (self._unit, np.arange(n_options))), shape=(n_units, n_options)),
                    np.ones(n_units), np.ones(n_units))]
-        for choice, lower, upper in exact:
-            picked = (self._option == choice[self._unit]).astype(np.float64)
-            blocks.append((csr_array(picked[None, :]), np.array([lower]), np.array([upper])))
+        for cut in cuts:
+            picked = (self._option == flatten(cut, n_ranks)[self._unit]).astype(np.float64)
+            blocks.append((csr_array(picked[None, :]), np.array([-np.inf]), np.array([n_units - 1.0])))
         self._spikes, self._scales, self._lows = [], [], []
         for phase in phases:
             low = phase.size.min(axis=1)
@@ -142,11 +126,8 @@ class _Program:
         self._n_units, self._rel_gap = n_units, rel_gap
 
     def solve(self, spans: tuple[tuple[int, int], ...]) -> tuple[float, IntArray] | None:
-        """Value and option of every unit (``L``), or ``None`` where nothing fits.
-
-        Raises:
-            SolverError: If the solver stops without an answer.
-        """
+        """Value and option of every unit (``L``), or ``None`` where nothing fits. Raises ``SolverError`` if the solver
+        stops without an answer."""
         admitted, upper = np.ones(len(self._unit)), self._upper.copy()
         for index, (low, high) in enumerate(spans):
             admitted *= self._spikes[index] <= high

@@ -1,10 +1,12 @@
 """A fast, nearly optimal allocation of an additive objective: Lagrangian relaxation, then small changes."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 
 from qra_bo.space.cost import CostTable
-from qra_bo.space.knapsack import FloatArray, Region, flatten
+from qra_bo.space.knapsack import FloatArray, flatten
 from qra_bo.space.space import IntArray
 from qra_bo.utils.errors import BudgetError
 
@@ -15,21 +17,21 @@ _MOST_SIDE = 600  # changes that give bytes up, and that take them, among which 
 _LEAST_GAIN = 1e-12
 
 
+@dataclass(frozen=True)
+class Region:
+    """Allocations that differ from ``centre`` in the choice (format, rank or both) of at most ``changes`` units."""
+
+    centre: IntArray
+    changes: int
+
+
 def solve_relaxed(values: FloatArray, costs: CostTable, budget_bytes: int, region: Region | None = None) -> IntArray:
     """Return a row (``2 L``) that fits and nearly minimises ``sum_u values[u, q_u, r_u]``, in milliseconds.
 
     For posterior samples, which are random anyway; ``solve_knapsack`` is exact. Bytes are priced by phase (several
     phases: those that bind, reweighted in turn), the least price that fits is bisected, and the rest of the budget is
-    spent on the best changes of single units and exchanges between two.
-
-    Args:
-        values: ``L x F x R``.
-        costs: Memory of every allocation.
-        budget_bytes: Hard limit.
-        region: Restricts the search to allocations near a centre, which must itself fit.
-
-    Raises:
-        BudgetError: If nothing that the relaxation reaches fits.
+    spent on the best changes of single units and exchanges between two. The centre of a region must itself fit.
+    Raises ``BudgetError`` if nothing that the relaxation reaches fits.
     """
     solver = _Relaxation(values, costs, budget_bytes, region)
     return solver.improve(solver.start())
@@ -57,11 +59,8 @@ class _Relaxation:
         self._home = np.full(self._n_units, -1) if region is None else flatten(region.centre, self._n_ranks)
 
     def start(self) -> IntArray:
-        """The best feasible choice among those that are optimal for some price of bytes.
-
-        Raises:
-            BudgetError: If none is feasible.
-        """
+        """The best feasible choice among those that are optimal for some price of bytes. Raises ``BudgetError`` if none
+        is feasible."""
         weights = np.full(len(self._room), 1.0 / len(self._room))
         best: IntArray | None = None
         for _ in range(_ROUNDS if len(weights) > 1 else 1):
@@ -146,8 +145,7 @@ class _Relaxation:
             reward = total[self._units, self._home] - total[self._units, choice]
             stay = np.argsort(-reward, kind="stable")[self._changes:]
             choice[stay] = self._home[stay]
-        priced: IntArray = choice.astype(np.int64)
-        return priced
+        return np.asarray(choice, dtype=np.int64)
 
     def _admitted(self, choice: IntArray) -> npt.NDArray[np.bool_]:
         """Single changes that fit (and stay within the region), ``L x (F R)``."""
@@ -165,9 +163,8 @@ class _Relaxation:
 
     def _used(self, choice: IntArray) -> IntArray:
         """Bytes of every phase."""
-        used: IntArray = (self._sizes[:, self._units, choice].sum(axis=1)
-                          + self._spikes[:, self._units, choice].max(axis=1))
-        return used
+        chosen = np.s_[:, self._units, choice]
+        return np.asarray(self._sizes[chosen].sum(axis=1) + self._spikes[chosen].max(axis=1))
 
     def _fits(self, choice: IntArray) -> bool:
         return bool((self._used(choice) <= self._room).all())

@@ -12,14 +12,12 @@ _DRAW_ROUNDS = 4
 
 def ladder_tops(space: SearchSpace) -> IntArray:
     """Largest index of every coordinate of an index row, ``2 L``."""
-    n = space.n_units
-    return np.repeat(np.array([len(space.formats) - 1, len(space.ranks) - 1], dtype=np.int64), n)
+    return np.repeat(np.array([len(space.formats) - 1, len(space.ranks) - 1], dtype=np.int64), space.n_units)
 
 
 def distance(rows: IntArray, row: IntArray) -> IntArray:
     """Atomic edits between each of ``n x 2 L`` rows and one row of ``2 L``, ``n``."""
-    total: IntArray = np.abs(rows - row).sum(axis=1)
-    return total
+    return np.asarray(np.abs(rows - row).sum(axis=1))
 
 
 def atomic_neighbours(space: SearchSpace, row: IntArray) -> IntArray:
@@ -32,19 +30,9 @@ def neighbours_within(space: SearchSpace, row: IntArray, radius: int, *, costs: 
     """Return the rows within the budget and 1 to ``radius`` atomic edits from ``row``, ``m x 2 L``, nearest first.
 
     Shells are enumerated completely as long as their rows, feasible or not, number no more than ``cap``; the rest of
-    ``cap`` is filled with rows drawn uniformly from the shells further out. ``row`` itself need not fit.
-
-    Args:
-        space: Units and ladders.
-        row: Centre, ``2 L``.
-        radius: Largest number of edits, at least 1.
-        costs: Memory of every allocation.
-        budget_bytes: Hard limit.
-        rng: Draws the sampled part; the same state gives the same rows.
-        cap: Most rows returned, at least 1.
-
-    Raises:
-        SpaceError: If ``radius`` or ``cap`` is below 1, or ``row`` is off the ladders.
+    ``cap`` is filled with rows drawn uniformly from the shells further out. ``row`` (``2 L``) itself need not fit; the
+    same state of ``rng`` gives the same rows. Raises ``SpaceError`` if ``radius`` or ``cap`` is below 1, or ``row`` is
+    off the ladders.
     """
     if radius < 1 or cap < 1:
         raise SpaceError(f"a neighbourhood needs a radius and a cap of at least 1; got {radius} and {cap}")

@@ -3,15 +3,66 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from qra_bo.space.allocation import Allocation
 from qra_bo.space.decoder import DecoderSpec, Linear
-from qra_bo.space.formats import StorageFormat
-from qra_bo.space.ladder import Ladder
 from qra_bo.utils.errors import SpaceError
+
+
+@dataclass(frozen=True, slots=True)
+class StorageFormat:
+    """How the weights of one linear layer are stored.
+
+    Args:
+        name: Short unique name, e.g. ``"nf4"``, ``"int8"``, ``"hqq3"``, ``"hqq2-g32"``, ``"fp16"``.
+        backend: ``"bitsandbytes"``, ``"hqq"``, ``"none"`` or ``"reference"``.
+        bits: Code bits per weight: 2, 3, 4, 5, 6, 8 or 16.
+        block: Weights that share one scale; 0 where a scale belongs to a whole row or there is none.
+        double_quant: Whether the scales are themselves stored in 8 bits (bitsandbytes NF4 only).
+    """
+
+    name: str
+    backend: str
+    bits: int
+    block: int
+    double_quant: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        return {"name": self.name, "backend": self.backend, "bits": self.bits, "block": self.block,
+                "double_quant": self.double_quant}
+
+
+@dataclass(frozen=True, slots=True)
+class Ladder:
+    """Strictly increasing admissible values of one axis, steps may be unequal.
+
+    Args:
+        name: Axis name used in messages, e.g. ``"ranks"``.
+        values: At least one positive integer, strictly increasing, e.g. ``(2, 3, 4, 8)``; else ``SpaceError``.
+    """
+
+    name: str
+    values: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        positive = bool(self.values) and all(type(v) is int and v > 0 for v in self.values)
+        if not positive or any(a >= b for a, b in zip(self.values, self.values[1:], strict=False)):
+            raise SpaceError(f"the {self.name} ladder must be positive integers, strictly increasing, "
+                             f"e.g. [2,3,4,8]; got {list(self.values)}")
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def index(self, value: int) -> int:
+        """Position of ``value``; raises ``SpaceError`` if it is off the ladder."""
+        if value not in self.values:
+            raise SpaceError(f"{value} is not on the {self.name} ladder {list(self.values)}")
+        return self.values.index(value)
+
 
 IntArray = npt.NDArray[np.int64]
 GRANULARITIES = ("layer", "block", "fused", "module")
@@ -19,12 +70,7 @@ GRANULARITIES = ("layer", "block", "fused", "module")
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """Linear layers that share one choice of format and rank.
-
-    Args:
-        name: E.g. ``"model.layers.3"``, ``"model.layers.3.attn"`` or a full module path.
-        linears: Its members.
-    """
+    """Linear layers that share one format and rank, named e.g. ``"model.layers.3.attn"``."""
 
     name: str
     linears: tuple[Linear, ...]
@@ -96,18 +142,14 @@ class SearchSpace:
                 and all(r in self.ranks.values for r in allocation.ranks))
 
     def encode(self, allocation: Allocation) -> IntArray:
-        """Index row, ``2 L``.
-
-        Raises:
-            SpaceError: If the allocation is not of this space.
-        """
+        """Index row, ``2 L``; raises ``SpaceError`` if the allocation is not of this space."""
         if len(allocation) != self.n_units:
             raise SpaceError(f"the space has {self.n_units} units; the allocation has {len(allocation)}")
         unknown = sorted(set(allocation.formats) - self.format_index.keys())
         if unknown:
             raise SpaceError(f"formats {unknown} are not on the ladder {list(self.format_index)}")
-        q = [self.format_index[f] for f in allocation.formats]
-        return np.array(q + [self.ranks.index(r) for r in allocation.ranks], dtype=np.int64)
+        return np.array([self.format_index[f] for f in allocation.formats]
+                        + [self.ranks.index(r) for r in allocation.ranks], dtype=np.int64)
 
     def encode_all(self, allocations: list[Allocation]) -> IntArray:
         """Index rows, ``n x 2 L``."""
@@ -123,10 +165,6 @@ class SearchSpace:
         """Code bits of every unit; a format off the ladder is an error."""
         return tuple(self.formats[self.format_index[f]].bits for f in allocation.formats)
 
-    def average_bits(self, allocation: Allocation) -> float:
-        """Code bits weighted by parameters (metadata not counted)."""
-        return average_bits(self.bits(allocation), self.unit_numel)
-
 
 def average_bits(bits: Sequence[int], numel: IntArray) -> float:
     """Code bits of ``L`` units weighted by their parameters (metadata not counted)."""
@@ -134,16 +172,13 @@ def average_bits(bits: Sequence[int], numel: IntArray) -> float:
 
 
 def make_units(spec: DecoderSpec, granularity: str) -> tuple[Unit, ...]:
-    """Group the linears of ``spec`` into units, in module order.
-
-    Raises:
-        SpaceError: If ``granularity`` is not one of ``layer``, ``block``, ``fused``, ``module``.
-    """
+    """Group the linears of ``spec`` into units, in module order. Raises ``SpaceError`` if ``granularity`` is not one of
+    ``layer``, ``block``, ``fused``, ``module``."""
     if granularity not in GRANULARITIES:
         raise SpaceError(f"granularity must be one of {list(GRANULARITIES)}; got {granularity!r}")
     members: dict[str, list[Linear]] = {}
     for linear in spec.linears:
-        prefix = linear.name[: linear.name.index(f".{linear.layer}.") + len(f".{linear.layer}")]
+        prefix = linear.name.partition(f".{linear.layer}.")[0] + f".{linear.layer}"
         suffix = {"layer": "", "block": f".{linear.group}", "fused": f".{linear.fused}"}
         key = linear.name if granularity == "module" else prefix + suffix[granularity]
         members.setdefault(key, []).append(linear)

@@ -1,6 +1,5 @@
 """``task=evaluate``: fine-tune one given allocation at high fidelity and report its losses and bytes."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from importlib import metadata
@@ -11,22 +10,24 @@ from rich.console import Console
 
 from qra_bo.config import RunConfig
 from qra_bo.execution.base import Executor
+from qra_bo.export.run import read_object
 from qra_bo.memory import format_size, parse_budget, parse_format
 from qra_bo.memory.budget import format_for
 from qra_bo.oracle.protocol import FINETUNE, Progress
 from qra_bo.pipeline.folders import task_folder
-from qra_bo.pipeline.run import live_view, make_setting, oracle_session
+from qra_bo.pipeline.run import make_setting, oracle_session
 from qra_bo.report.text import describe_allocation
 from qra_bo.space import Allocation, SearchSpace, uniform
 from qra_bo.study.provenance import collect
 from qra_bo.study.setting import training_seeds
 from qra_bo.trials import TrialSpec, TrialState
 from qra_bo.utils.device import resolve_device
-from qra_bo.utils.errors import ConfigError, SpaceError, TrainingError
-from qra_bo.utils.files import strict_json, write_json, writing
+from qra_bo.utils.errors import ConfigError, OutputError, SpaceError, TrainingError
+from qra_bo.utils.files import write_json, writing
 
 EVALUATION_NAME = "evaluation.json"
 SCORES_NAME = "scores.json"
+SPLITS = ("validation", "test")
 LARGEST_LR = 10.0
 """Learning rates above this are refused as a mistake in the file."""
 
@@ -44,26 +45,23 @@ def run(config: RunConfig) -> int:
         return ask(config, Path(str(config.out)))
     setting = make_setting(config)
     allocation, lr = read_allocation(str(config.allocation), setting.space)
-    predicted, parts = setting.predictor(allocation), setting.predictor.breakdown(allocation)  # refuses what the model can't store
+    predicted = setting.predictor(allocation)  # refuses what the model can't store
     path, scale = task_folder(config) / EVALUATION_NAME, 1.0 if lr is None else lr / config.adapter.lr
-    with oracle_session(config) as executor:
-        if config.display == "none":
-            found = evaluate(config, allocation, scale, executor, lambda what, done, total: None)
-        else:
-            with live_view(config) as view:
-                found = evaluate(config, allocation, scale, executor, view.progress)
+    with oracle_session(config) as (executor, progress):
+        found = evaluate(config, allocation, scale, executor, progress)
     result = {"schema_version": 1, "model": config.model_name, "oracle": config.oracle.name,
               "granularity": config.granularity, "units": [u.name for u in setting.space.units],
               **allocation.to_json(), "bits": [parse_format(f).bits for f in allocation.formats],
               "learning_rate": config.adapter.lr * scale, "steps": config.fidelity.high, **found,
               "memory": {"scope": config.memory.scope, "predicted_bytes": predicted,
-                         "measured_bytes": found.pop("measured_bytes"), "breakdown": parts},
+                         "measured_bytes": found.pop("measured_bytes"),
+                         "breakdown": setting.predictor.breakdown(allocation)},
               "config": config.to_dict()}
     with writing(path, "evaluate again"):
         write_json(path, result)
     print_evaluation(result, Console(soft_wrap=True))
     print(f"Files: {path}")
-    failed = next((result[split] for split in ("validation", "test") if result[split]["loss"] is None), None)
+    failed = next((result[split] for split in SPLITS if result[split]["loss"] is None), None)
     if failed is not None:
         raise TrainingError(f"the training gave no loss ({failed['state']}: {failed['message']}); {path} says so too. "
                             "Lower adapter.lr where it diverged, train.batch where memory ran out")
@@ -77,7 +75,7 @@ def ask(config: RunConfig, folder: Path) -> int:
         UserError: If a task is unknown or malformed, lm-eval is not installed, or the folder holds no finished run.
     """
     from qra_bo.export.load import load  # these three load torch and transformers
-    from qra_bo.finetune.evaluation.harness import check_tasks, score_tasks
+    from qra_bo.finetune.evaluation import check_tasks, score_tasks
     from qra_bo.finetune.manifest import package_versions
 
     check_tasks(config.eval.tasks)
@@ -101,13 +99,13 @@ def evaluate(config: RunConfig, allocation: Allocation, lr_scale: float, executo
     train_seed, _ = training_seeds(config.seed, 0)
     steps = config.fidelity.high
     found = {split: executor.evaluate(TrialSpec(allocation, steps, steps, train_seed, split, lr_scale), progress)
-             for split in ("validation", "test")}
+             for split in SPLITS}
     measured = found["validation"].measured_bytes
     if config.oracle.trains and found["validation"].state is TrialState.OK:
         measured = executor.call("measure_peak", {"allocation": allocation.to_json(), "train_seed": train_seed},
                                  progress)["measured_bytes"]
     return {"train_seed": train_seed, **{split: result.to_json() for split, result in found.items()},
-            "measured_bytes": measured, "provenance": json.loads(json.dumps(collect(executor.describe())))}
+            "measured_bytes": measured, "provenance": collect(executor.describe())}
 
 
 def read_allocation(text: str, space: SearchSpace) -> tuple[Allocation, float | None]:
@@ -125,13 +123,10 @@ def read_allocation(text: str, space: SearchSpace) -> tuple[Allocation, float | 
         return uniform(space.n_units, format_for(int(chosen.bits or 0), space).name, int(chosen.rank or 0)), None
     path = Path(text).expanduser()
     try:
-        data = strict_json(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"allocation must be uniform:BITS,RANK or a JSON file such as a best.json; {text!r} can't be "
-                          f"read ({error.strerror})") from error
-    except ValueError as error:
-        raise ConfigError(f"allocation: {path} is not JSON: {error}") from error
-    if not isinstance(data, dict) or not isinstance(data.get("formats"), list):
+        data = read_object(path)
+    except OutputError as error:
+        raise ConfigError(f"allocation must be uniform:BITS,RANK or a JSON file like best.json; {error}") from error
+    if not isinstance(data.get("formats"), list):
         raise SpaceError(f"allocation: {path} must be an object with the lists 'formats' (names) and 'ranks' "
                          "(integers)")
     names = [f["name"] if isinstance(f, dict) and "name" in f else f for f in data["formats"]]
@@ -156,7 +151,7 @@ def print_evaluation(result: Mapping[str, Any], console: Console) -> None:
     if result["oracle"] != FINETUNE:
         lines.append(f"{result['oracle']} results: no model is trained")
     lines.append(f"Bits and ranks: {describe_allocation(result['units'], result['bits'], result['ranks'])}")
-    for split in ("validation", "test"):
+    for split in SPLITS:
         m = result[split]
         error = "" if m["loss_se"] is None else f" (standard error {m['loss_se']:.4f})"
         lines.append(f"{split} loss: {m['state']} ({m['message']})" if m["loss"] is None else

@@ -33,11 +33,10 @@ def run(config: RunConfig) -> int:
     if config.memory.format == "json":
         traced = {} if checks is None else {"traced": [asdict(check) for check in checks]}
         print(json.dumps(plan.to_json() | traced, indent=2))
+    elif Console().is_terminal:
+        Console().print(render(plan, checks))
     else:
-        console = Console() if Console().is_terminal else _plain_console()
-        console.print(render(plan))
-        if checks is not None:
-            console.print(render_checks(checks))
+        print("\n".join(_lines(plan, checks)))
     space = make_space(config, plan.memory.spec)
     table, problems = plan.memory.table(space), []
     for answer in plan.budgets:
@@ -50,20 +49,23 @@ def run(config: RunConfig) -> int:
     return 0
 
 
-def _plain_console() -> Console:
-    return Console(width=WIDTH, force_terminal=False, color_system=None)
-
-
 def plan_lines(config: RunConfig) -> Sequence[str]:
     """Return the plan as lines of text, for a run that lacks weights, device or RAM."""
-    console = _plain_console()
+    return _lines(make_plan(config))
+
+
+def _lines(plan: Plan, checks: Sequence[TraceCheck] | None = None) -> list[str]:
+    console = Console(width=WIDTH, force_terminal=False, color_system=None)
     with console.capture() as capture:
-        console.print(render(make_plan(config)))
+        console.print(render(plan, checks))
     return [line.rstrip() for line in capture.get().splitlines()]
 
 
-def render(plan: Plan) -> RenderableType:
-    """Return the tables: uniform choices, largest ranks, bytes by part, cards; levers where nothing fits a budget."""
+def render(plan: Plan, checks: Sequence[TraceCheck] | None = None) -> RenderableType:
+    """Return the tables: uniform choices, largest ranks, bytes by part, cards; levers where nothing fits a budget.
+
+    Predictions stand beside traced peaks where ``checks`` are given.
+    """
     parts: list[RenderableType] = [Text(_head(plan)), _uniform(plan)]
     parts.append(Text(f"Allocations of this space need {format_size(plan.least.total)} ({plan.least_is}) to "
                       f"{format_size(plan.most)}."))
@@ -74,6 +76,12 @@ def render(plan: Plan) -> RenderableType:
     if not plan.fits:
         parts.append(_table("What lowers the smallest allocation", ["change", "then needs", "saves"],
                             [(v.change, format_size(v.needs), format_size(v.saves)) for v in plan.levers]))
+    if checks is not None:
+        parts.append(_table("Against a training step traced storage by storage, with no weights",
+                            ["allocation", "predicted", "traced", "difference", "phase", "seconds"],
+                            [(c.what, format_size(c.predicted_bytes), format_size(c.traced_bytes),
+                              f"{c.predicted_bytes / c.traced_bytes - 1:+.2%}", c.phase, f"{c.seconds:.1f}")
+                             for c in checks]))
     return Group(*parts)
 
 
@@ -138,11 +146,3 @@ def _cards(plan: Plan) -> Table:
         rows.append((name, "nothing", "") if row is None else (name, row.what, format_size(row.total)))
     return _table("Uniform choice of these ladders that a card holds: most bits, then rank",
                   ["card", "choice", "needs"], rows)
-
-
-def render_checks(checks: Sequence[TraceCheck]) -> RenderableType:
-    """Return the table of predictions beside traced peaks."""
-    return _table("Against a training step traced storage by storage, with no weights",
-                  ["allocation", "predicted", "traced", "difference", "phase", "seconds"],
-                  [(c.what, format_size(c.predicted_bytes), format_size(c.traced_bytes),
-                    f"{c.predicted_bytes / c.traced_bytes - 1:+.2%}", c.phase, f"{c.seconds:.1f}") for c in checks])

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from qra_bo.config import RunConfig
 from qra_bo.pipeline.folders import task_folder
-from qra_bo.pipeline.run import live_view, make_setting, oracle_session
+from qra_bo.pipeline.run import make_setting, oracle_session
 from qra_bo.report.tables import print_table
 from qra_bo.report.text import DASH
 from qra_bo.sensitivity import PublishedSensitivity, SensitivityProfile, read_given, save_profile
@@ -32,29 +32,23 @@ def run(config: RunConfig) -> int:
             return 0
     setting = make_setting(config)
     folder = task_folder(config)
-    profile = setting.profile if setting.profile is not None else _measured(config)
+    profile = setting.profile
+    if profile is None:
+        with oracle_session(config) as (executor, progress):
+            profile = executor.profile(progress).profile
     save_profile(profile, folder / PROFILE_NAME)
     print_profile(profile, setting.space, console)
     console.print(f"Files: {folder / PROFILE_NAME} (use it with sensitivity.path)", markup=False, highlight=False)
     return 0
 
 
-def _measured(config: RunConfig) -> SensitivityProfile:
-    with oracle_session(config) as executor:
-        if config.display == "none":
-            return executor.profile(lambda what, done, total: None).profile
-        with live_view(config) as view:
-            return executor.profile(view.progress).profile
-
-
 def print_profile(profile: SensitivityProfile, space: SearchSpace, console: Console) -> None:
     """Print a line for every unit: quantisation sensitivity by format (nats), rank sensitivity at the largest rank."""
-    rank, found = space.ranks.values[-1], profile.rank_sensitivity
+    rank, found, loss = space.ranks.values[-1], profile.rank_sensitivity, profile.quantization_sensitivity
     gain = None if found is None else found[:, min(rank, found.shape[1]) - 1]
-    sensitivity = profile.quantization_sensitivity
-    rows = [[unit, *(f"{d:+.5f}" for d in sensitivity[i]), DASH if gain is None else f"{gain[i]:.4g}"]
-            for i, unit in enumerate(profile.units)]
-    rows.append(["sum", *(f"{d:+.5f}" for d in sensitivity.sum(axis=0)), DASH if gain is None else f"{gain.sum():.4g}"])
+    gains = [DASH] * (len(loss) + 1) if gain is None else [f"{g:.4g}" for g in (*gain, gain.sum())]
+    rows = [[unit, *(f"{d:+.5f}" for d in row), g]
+            for unit, row, g in zip((*profile.units, "sum"), (*loss, loss.sum(axis=0)), gains, strict=True)]
     if profile.quantization_se is not None:
         rows.append(["standard error, mean", *(f"{e:.5f}" for e in profile.quantization_se.mean(axis=0)), DASH])
     console.print(f"Sensitivities: {profile.source}", markup=False, highlight=False)

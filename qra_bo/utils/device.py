@@ -35,11 +35,8 @@ def planned_device(device: str) -> str:
 
 
 def resolve_device(device: str) -> str:
-    """``"auto"`` becomes ``"cuda"`` where there is one, else ``"cpu"``. Loads torch.
-
-    Raises:
-        DeviceError: If CUDA is demanded and there is none.
-    """
+    """``"auto"`` becomes ``"cuda"`` where there is one, else ``"cpu"``. Loads torch. Raises ``DeviceError`` if CUDA is
+    demanded and there is none."""
     import torch  # stays unloaded in task=memory
 
     if device == "auto":

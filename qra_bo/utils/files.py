@@ -20,12 +20,11 @@ MOST_DIGITS = 300
 def writing(where: Path, remedy: str) -> Iterator[None]:
     """Turn failures of the disk or the folder while ``where`` is written into a user error.
 
+    Raises ``OutputError`` for an ``OSError`` inside the block, or the error that safetensors makes of one.
+
     Args:
         where: File or folder, for the message.
         remedy: Next step once the disk has space and the folder is writable.
-
-    Raises:
-        OutputError: For an ``OSError`` inside the block, or the error that safetensors makes of one.
     """
     try:
         yield
@@ -38,11 +37,8 @@ def writing(where: Path, remedy: str) -> Iterator[None]:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Replace ``path`` by ``text`` atomically: a reader sees the whole old file or the whole new one.
-
-    Raises:
-        OSError: If it can't be written.
-    """
+    """Replace ``path`` by ``text`` atomically: a reader sees the whole old file or the whole new one. Raises
+    ``OSError`` if it can't be written."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.unlink(missing_ok=True)  # of a process that ended
     # A link that another process puts there is not followed.
@@ -58,20 +54,13 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Replace ``path`` by indented JSON, as ``replace_text`` does.
-
-    Raises:
-        OSError: If it can't be written.
-    """
+    """Replace ``path`` by indented JSON, as ``replace_text`` does; raises ``OSError`` if it can't be written."""
     replace_text(path, json.dumps(data, indent=1, allow_nan=False) + "\n")
 
 
 def strict_json(text: str | bytes) -> Any:
-    """Parse JSON, and refuse values that this program never writes.
-
-    Raises:
-        ValueError: If it is no JSON, is nested too deeply, or holds NaN or a number beyond the range of floats.
-    """
+    """Parse JSON, and refuse values that this program never writes. Raises ``ValueError`` if it is no JSON, is nested
+    too deeply, or holds NaN or a number beyond the range of floats."""
     try:
         return json.loads(text, parse_constant=_finite, parse_float=_finite, parse_int=bounded_int)
     except RecursionError:
@@ -79,11 +68,7 @@ def strict_json(text: str | bytes) -> Any:
 
 
 def bounded_int(text: str) -> int:
-    """Parse a whole number of JSON.
-
-    Raises:
-        ValueError: If it has more than ``MOST_DIGITS``.
-    """
+    """Parse a whole number of JSON; raises ``ValueError`` if it has more than ``MOST_DIGITS``."""
     if len(text) > MOST_DIGITS:
         raise ValueError(f"{text[:40]}... is beyond the range of numbers")
     return int(text)
@@ -97,11 +82,8 @@ def _finite(text: str) -> float:
 
 
 def check_plain(path: Path) -> None:
-    """Refuse a path that is there and no regular file.
-
-    Raises:
-        OutputError: If it is a symbolic link, a pipe, a device or a folder.
-    """
+    """Refuse a path that is there and no regular file. Raises ``OutputError`` if it is a symbolic link, a pipe, a
+    device or a folder."""
     try:
         kind = _kind(path)
     except OSError as error:
@@ -115,10 +97,7 @@ def check_plain(path: Path) -> None:
 
 def check_run_folder(folder: Path) -> None:
     """Refuse a run's folder that holds links, which lead out of it, or pipes and devices, at which readers would hang.
-
-    Raises:
-        OutputError: With the first of them, and the targets of links.
-    """
+    Raises ``OutputError`` with the first of them, and the targets of links."""
     links: list[Path] = []
     others: list[Path] = []
     for root, folders, names in os.walk(folder):

@@ -26,8 +26,7 @@ def printable(text: str) -> str:
 
 def redact(text: str) -> str:
     """Hide every secret in ``text``."""
-    redacted: str = redact_all(text)
-    return redacted
+    return str(redact_all(text))
 
 
 def redact_all(value: Any) -> Any:

@@ -20,7 +20,7 @@ from qra_bo.oracle.emulator.table import (
     ReferenceBudget,
     TaskFacts,
 )
-from qra_bo.oracle.synthetic.oracle import SyntheticOracle
+from qra_bo.oracle.synthetic import SyntheticOracle
 from qra_bo.searchers.base import SearchProblem
 from qra_bo.sensitivity.io import save_profile
 from qra_bo.space import Allocation

@@ -18,7 +18,7 @@ from bench.collect.worker import make_oracle as make_worker
 from qra_bo.config import load_config, make_space, make_spec
 from qra_bo.execution.base import InProcessExecutor
 from qra_bo.execution.messages import run_profile
-from qra_bo.finetune.data.batches import batches
+from qra_bo.finetune.data.records import batches
 from qra_bo.oracle.emulator.table import load_provenance, load_rows
 from qra_bo.space import Allocation, uniform
 from qra_bo.study.journal import Journal

@@ -11,7 +11,7 @@ from bench.memory_gpu import LEAST_RUNS, OVER, SHAPES, UNDER, calibrate, fitting
 from qra_bo.memory.activations import rounding_bytes
 from qra_bo.memory.allowance import ASSUMED
 from qra_bo.memory.model import MemoryModel, TrainShape
-from qra_bo.space.specs import spec_from_numbers
+from qra_bo.space.decoder import spec_from_numbers
 
 SMALL = spec_from_numbers("small", "llama", n_layers=2, hidden_size=128, intermediate_size=320, n_heads=4,
                           n_kv_heads=4, head_dim=32, vocab_size=512, tied=False)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from qra_bo.config import RunConfig, config_from_dict, load_config
-from qra_bo.oracle.synthetic.oracle import SyntheticOracle
+from qra_bo.oracle.synthetic import SyntheticOracle
 from qra_bo.pipeline import build
 from qra_bo.space import SearchSpace
 

@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from qra_bo.space.patterns import peft_patterns
+from qra_bo.memory.formats import parse_format
+from qra_bo.space.allocation import peft_patterns
 
 UNITS = ["model.layers.0", "model.layers.1"]
 MODULES = ("self_attn.q_proj", "mlp.down_proj")
@@ -29,12 +30,20 @@ def best_json(**changes: Any) -> dict[str, Any]:
             "provenance": {"version": "0.1.0", "packages": {"torch": "2.13"}}, **changes}
 
 
+def manifest_json(ranks: dict[str, int], formats: dict[str, str]) -> dict[str, Any]:
+    from qra_bo.finetune.manifest import Manifest, ModuleRecord
+
+    return Manifest({}, "float32", "cpu", {
+        name: ModuleRecord(parse_format(fmt), (7, 6), ranks[name], 2.0 * ranks[name], "0" * 64)
+        for name, fmt in formats.items()}, "0" * 64, None, {}).to_json()
+
+
 def write_finished(folder: Path, **changes: Any) -> Path:
     (folder / "adapter").mkdir(parents=True)
     config = {"base_model_name_or_path": "org/tiny", "peft_type": "LORA", "task_type": "CAUSAL_LM",
               **peft_patterns(module_ranks(), 2)}
-    manifest = {"modules": {name: {"bits": b} for unit, b in zip(UNITS, BITS, strict=True)
-                            for name in (f"{unit}.{m}" for m in MODULES)}}
+    manifest = manifest_json(module_ranks(), {f"{unit}.{m}": f"hqq{b}" for unit, b in zip(UNITS, BITS, strict=True)
+                                              for m in MODULES})
     for name, content in (("best.json", best_json(**changes)), ("adapter/adapter_config.json", config),
                           ("quant_manifest.json", manifest)):
         (folder / name).write_text(json.dumps(content))

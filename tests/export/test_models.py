@@ -19,8 +19,7 @@ from qra_bo.export.check import ExportChecker
 from qra_bo.export.load import load
 from qra_bo.export.registry import export_all
 from qra_bo.export.run import FinishedRun
-from qra_bo.finetune.evaluation.probe import PROBE
-from qra_bo.finetune.manifest import PACKED, read_manifest
+from qra_bo.finetune.manifest import PACKED, PROBE, read_manifest
 from qra_bo.finetune.models.load import load_base
 from qra_bo.tasks.export import print_checks
 from qra_bo.utils.errors import ConfigError, OutputError
@@ -78,7 +77,7 @@ class Unpacked:
     """A backend that builds and will not pack."""
 
     def __init__(self, fmt: Any) -> None:
-        from qra_bo.finetune.quantization.registry import backend_of
+        from qra_bo.finetune.quantization.base import backend_of
 
         self.build = backend_of(fmt).build
 
@@ -89,10 +88,9 @@ def test_merged_model_is_base_plus_update(mixed: Path, base: str) -> None:
     folder = mixed / "export" / "merged"
     merged = AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.bfloat16)
     assert AutoTokenizer.from_pretrained(str(folder))("one")["input_ids"] == list(b"one")
-    run = FinishedRun.read(mixed)
     tensors = load_file(mixed / "adapter" / "adapter_model.safetensors")
     quantised, dense = load(mixed, adapter=False)[0], load_base(read_manifest(mixed).model)[0].to(torch.bfloat16)
-    for name in run.module_ranks:
+    for name in read_manifest(mixed).modules:
         up, down = (tensors[f"base_model.model.{name}.lora_{x}.weight"].float() for x in "BA")
         weight = quantised.get_submodule(name).unpack() if base == "dequantised" else dense.get_submodule(name).weight
         assert torch.equal(merged.get_submodule(name).weight, (weight.float() + 2.0 * up @ down).bfloat16())
@@ -148,7 +146,8 @@ def test_trainers_files_lead_peft_to_the_ranks_that_were_found(mixed: Path) -> N
         rank_pattern=given["lora_rank_pattern"], alpha_pattern=given["lora_alpha_pattern"], task_type="CAUSAL_LM"))
     found = {n.removeprefix("base_model.model."): (m.r["default"], m.scaling["default"])
              for n, m in model.named_modules() if hasattr(m, "lora_A")}
-    assert found == {name: (rank, 2.0) for name, rank in FinishedRun.read(mixed).module_ranks.items()}
+    ranks = {name: record.rank for name, record in read_manifest(mixed).modules.items()}
+    assert found == {name: (rank, 2.0) for name, rank in ranks.items()}
     path = yaml.safe_load(factory.read_text())["adapter_name_or_path"]
     adapted = PeftModel.from_pretrained(load(mixed, adapter=False)[0], path)
     assert float((logits(adapted, mixed) - logits(load(mixed)[0], mixed)).abs().max()) < ROUNDING

@@ -6,8 +6,8 @@ import warnings
 import pytest
 
 from qra_bo.export.registry import export_all
-from qra_bo.space.patterns import peft_patterns
-from tests.export.fixtures import best_json
+from qra_bo.space.allocation import peft_patterns
+from tests.export.fixtures import best_json, manifest_json
 
 torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")
@@ -37,7 +37,7 @@ def test_padded_adapter_gives_the_logits_of_the_original(tmp_path):
         assert realised == ranks
         model.save_pretrained(tmp_path / "adapter")
         (tmp_path / "best.json").write_text(json.dumps(best_json()))
-        (tmp_path / "quant_manifest.json").write_text(json.dumps({"modules": {n: {"bits": 4} for n in ranks}}))
+        (tmp_path / "quant_manifest.json").write_text(json.dumps(manifest_json(ranks, dict.fromkeys(ranks, "nf4"))))
         paths = export_all(tmp_path, ["uniform_rank"])
         tokens = torch.arange(12)[None]
         padded = peft.PeftModel.from_pretrained(tiny_model(), paths[0].parent).eval()

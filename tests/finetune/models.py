@@ -6,7 +6,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from qra_bo.space import DecoderSpec
-from qra_bo.space.specs import spec_from_model
+from qra_bo.space.decoder import spec_from_model
 
 
 def tiny_llama(layers: int = 2, vocab: int = 97, dtype: torch.dtype = torch.float32) -> tuple[Any, DecoderSpec]:

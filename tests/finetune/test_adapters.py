@@ -11,7 +11,7 @@ from qra_bo.finetune.adapters.lora import (
     detach,
     lora_layers,
 )
-from qra_bo.utils.errors import ConfigError, OracleError
+from qra_bo.utils.errors import OracleError
 from tests.finetune.models import tiny_llama
 
 MODEL, SPEC = tiny_llama()
@@ -62,8 +62,3 @@ def test_what_was_not_realised_is_refused() -> None:
             check_realised(MODEL, {n: 2 for n in NAMES[1:]}, AdapterSettings())
     finally:
         detach(MODEL)
-
-
-def test_unknown_initialisation_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"adapter\.init"):
-        AdapterSettings(init="magic")

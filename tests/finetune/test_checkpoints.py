@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from qra_bo.finetune.training.checkpoints import Checkpoint, CheckpointStore
+from qra_bo.finetune.training.trial_run import Checkpoint, CheckpointStore
 
 
 def _checkpoint(step: int, target: int) -> Checkpoint:
@@ -49,13 +49,13 @@ def test_the_oldest_checkpoints_are_removed_first(tmp_path: Path) -> None:
 def test_a_full_disk_costs_the_checkpoint_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                                            caplog: pytest.LogCaptureFixture) -> None:
     store = CheckpointStore(tmp_path / "c")
-    assert store.save("x", _checkpoint(1, 8))
+    store.save("x", _checkpoint(1, 8))
 
     def full(fd: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    assert not store.save("x", _checkpoint(2, 8))
+    store.save("x", _checkpoint(2, 8))
     assert "No space left" in caplog.text
     assert [p.name for p in (tmp_path / "c").iterdir()] == ["x.safetensors"]
     kept = store.load("x", 8)
@@ -64,7 +64,7 @@ def test_a_full_disk_costs_the_checkpoint_alone(tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_folder_that_vanished_is_not_made_again(tmp_path: Path) -> None:
-    assert not CheckpointStore(tmp_path / "gone" / "checkpoints").save("x", _checkpoint(1, 8))
+    CheckpointStore(tmp_path / "gone" / "checkpoints").save("x", _checkpoint(1, 8))
     assert not (tmp_path / "gone").exists()
 
 

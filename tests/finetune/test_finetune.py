@@ -8,14 +8,13 @@ import pytest
 import torch
 
 from qra_bo.finetune.adapters.lora import AdapterSettings
-from qra_bo.finetune.data.load import load_data
+from qra_bo.finetune.data.load import byte_tokenizer, load_data
 from qra_bo.finetune.data.options import TinyData
-from qra_bo.finetune.data.tiny import byte_tokenizer
 from qra_bo.finetune.oracle import FinetuneOracle, FinetuneSettings
 from qra_bo.finetune.quantization.bank import LayerBank
-from qra_bo.finetune.training.checkpoints import Checkpoint, CheckpointStore
 from qra_bo.finetune.training.loop import TrainSettings
 from qra_bo.finetune.training.optimizer import AdamWSettings, UnitwiseAdamW
+from qra_bo.finetune.training.trial_run import Checkpoint, CheckpointStore
 from qra_bo.memory.formats import parse_format
 from qra_bo.memory.model import MemoryModel, TrainShape
 from qra_bo.oracle.protocol import StopRequested
@@ -31,12 +30,11 @@ PHASES = ["load", "forward", "backward", "step", "evaluation"]
 
 def make(folder: Path | None = None, checkpoint_seconds: float = 1e9, **train: object) -> FinetuneOracle:
     model, spec = tiny_llama(vocab=512)
-    settings = FinetuneSettings(TrainSettings(batch=2, lr=5e-3, logits_chunk=16, **train), AdapterSettings(), 4, 4, 4,
+    settings = FinetuneSettings(TrainSettings(batch=2, lr=5e-3, logits_chunk=16, **train), AdapterSettings(), 4,
                                 (2, 4), 4, checkpoint_seconds=checkpoint_seconds)
     bank = LayerBank(model, spec, FORMATS, torch.float32, CPU)
     store = None if folder is None else CheckpointStore(folder)
-    return FinetuneOracle(model, DATA, make_units(spec, "layer"), FORMATS, bank, settings, store, CPU, torch.float32,
-                          None, {})
+    return FinetuneOracle(DATA, make_units(spec, "layer"), FORMATS, bank, settings, store, None, {})
 
 
 def quiet(*_: object) -> None:

@@ -15,7 +15,7 @@ IDS = torch.arange(24).reshape(2, 12) % 97
 def model(request: pytest.FixtureRequest) -> Iterator[torch.nn.Module]:
     dense, spec = tiny_llama()
     bank = LayerBank(dense, spec, (parse_format(request.param),), torch.float32, "cpu")
-    bank.install(dense, {linear.name: request.param for linear in spec.linears})
+    bank.install({linear.name: request.param for linear in spec.linears})
     attach(dense, {linear.name: 3 for linear in spec.linears}, AdapterSettings(), 0, torch.float32)
     generator = torch.Generator().manual_seed(3)
     for pair in adapter_parameters(dense).values():

@@ -8,13 +8,14 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from qra_bo.finetune.data.tiny import VOCABULARY, byte_tokenizer
-from qra_bo.finetune.evaluation.harness import TaskScore, check_tasks, score_tasks
-from qra_bo.finetune.evaluation.task_files import Choice, Written, read_task_file, same_answer
+from qra_bo.finetune.data.load import byte_tokenizer
+from qra_bo.finetune.evaluation import Choice, TaskScore, Written, check_tasks, read_task_file, same_answer, score_tasks
 from qra_bo.utils.errors import ConfigError, DataError
 from tests.finetune.models import tiny_llama
 
 ANIMALS = ("cat", "horse", "a very large whale", "ox")
+
+VOCABULARY = 512  # rows of the embedding; ids from 258 on are unused
 
 
 def write(path: Path, *records: Any) -> Path:

@@ -8,28 +8,27 @@ import pytest
 import torch
 
 from qra_bo.export.load import load
-from qra_bo.finetune.adapters import directions, inits
-from qra_bo.finetune.adapters.inits import GRADIENT_NORM, Initialiser
-from qra_bo.finetune.adapters.lora import INITS, AdapterSettings, adapter_parameters, attach, detach, lora_layers
-from qra_bo.finetune.data.load import load_data
+from qra_bo.finetune.adapters import inits
+from qra_bo.finetune.adapters.inits import DECOMPOSITIONS, DIRECTIONS, GRADIENT_NORM, Initialiser
+from qra_bo.finetune.adapters.lora import AdapterSettings, adapter_parameters, attach, detach, lora_layers
+from qra_bo.finetune.data.load import byte_tokenizer, load_data
 from qra_bo.finetune.data.options import TinyData
-from qra_bo.finetune.data.tiny import byte_tokenizer
-from qra_bo.finetune.evaluation.probe import PROBE, probe_difference
-from qra_bo.finetune.manifest import PACKED
+from qra_bo.finetune.manifest import PACKED, PROBE, probe_difference
 from qra_bo.finetune.models.load import load_base
 from qra_bo.finetune.oracle import FinetuneOracle, FinetuneSettings
 from qra_bo.finetune.quantization.bank import LayerBank
 from qra_bo.finetune.quantization.base import packed
-from qra_bo.finetune.training.gradients import CalibrationText
 from qra_bo.finetune.training.loop import TrainSettings
+from qra_bo.finetune.training.loss import CalibrationText
 from qra_bo.memory.formats import parse_format
 from qra_bo.space import Allocation, make_units, uniform
-from qra_bo.space.specs import spec_from_model
+from qra_bo.space.decoder import spec_from_model
 from qra_bo.trials import OWN_BASE, TrialSpec
 from qra_bo.utils.errors import ConfigError
 from tests.finetune.models import tiny_llama
 
 CPU = torch.device("cpu")
+INITS = ("kaiming", "residual_svd", *DIRECTIONS, *DECOMPOSITIONS)
 MODEL, SPEC = tiny_llama(layers=1, vocab=512)
 NAMES = [linear.name for linear in SPEC.linears]
 FORMATS = ("nf4", "int8", "hqq2", "hqq3", "hqq4", "hqq8", "ref2")
@@ -44,7 +43,7 @@ def effective(init: str, fmt: str, rank: int, seed: int = 3) -> dict[str, torch.
     settings = AdapterSettings(2.0, init, 2)
     formats, ranks = dict.fromkeys(NAMES, fmt), dict.fromkeys(NAMES, rank)
     prepared = Initialiser(BANK, settings, START, None).prepare(formats, ranks, None)
-    BANK.install(MODEL, {**formats, **prepared.bases})
+    BANK.install({**formats, **prepared.bases})
     attach(MODEL, ranks, settings, seed, torch.float32, prepared.pairs)
     try:
         return {name: packed(layer.get_base_layer()).unpack() + 2.0 * (layer.lora_B["default"].weight.detach()
@@ -81,7 +80,7 @@ def test_inits_use_no_global_generator_and_repeat(init: str) -> None:
 @pytest.mark.parametrize("init", ["residual_svd", "eva", "gradient"])
 def test_initialisations_are_rank_nested(init: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inits, "KEPT_RANK", 8)
-    monkeypatch.setattr(directions, "SKETCH_ROWS", 64)  # fewer than the widest linear has outputs
+    monkeypatch.setattr(inits, "SKETCH_ROWS", 64)  # fewer than the widest linear has outputs
 
     def pairs(rank: int) -> dict[str, Any]:
         maker = Initialiser(BANK, AdapterSettings(2.0, init), START, None)
@@ -129,7 +128,7 @@ def weight_gradients(names: list[str]) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize(("sketched", "share"), [(64, 0.8), (128, 0.999)])
 def test_gradient_rows_are_the_leading_directions(
         sketched: int, share: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(directions, "SKETCH_ROWS", sketched)
+    monkeypatch.setattr(inits, "SKETCH_ROWS", sketched)
     ranks = dict.fromkeys(NAMES, 4)
     starts = Initialiser(BANK, AdapterSettings(2.0, "gradient"), START, None).prepare(
         dict.fromkeys(NAMES, "nf4"), ranks, None).pairs
@@ -148,7 +147,7 @@ def test_rows_beyond_the_directions_are_random() -> None:
     name = next(n for n in NAMES if n.endswith("k_proj"))  # 32 outputs: no gradient has more directions
     settings, formats, ranks = AdapterSettings(2.0, "gradient"), dict.fromkeys(NAMES, "fp16"), {name: 40}
     starts = Initialiser(BANK, settings, START, None).prepare(formats, ranks, None).pairs
-    BANK.install(MODEL, formats)
+    BANK.install(formats)
 
     def rows(chosen: Any) -> torch.Tensor:
         attach(MODEL, ranks, settings, 3, torch.float32, chosen)
@@ -172,9 +171,9 @@ def make(init: str, model: Any = None) -> FinetuneOracle:
     spec = spec_from_model(model, "tiny")
     formats = tuple(parse_format(name) for name in ("ref3", "nf4"))
     train = TrainSettings(batch=2, lr=5e-3, logits_chunk=16)
-    settings = FinetuneSettings(train, AdapterSettings(2.0, init, 2), 4, 4, 4, (), 4)
-    return FinetuneOracle(model, DATA, make_units(spec, "layer"), formats, LayerBank(
-        model, spec, formats, torch.float32, CPU, keep_dense=True), settings, None, CPU, torch.float32, None, {})
+    settings = FinetuneSettings(train, AdapterSettings(2.0, init, 2), 4, (), 4)
+    bank = LayerBank(model, spec, formats, torch.float32, CPU, keep_dense=True)
+    return FinetuneOracle(DATA, make_units(spec, "layer"), formats, bank, settings, None, None, {})
 
 
 def quiet(*_: object) -> None:
@@ -226,7 +225,7 @@ def test_parameters_are_views_of_nothing_shared() -> None:
     maker = Initialiser(BANK, AdapterSettings(2.0, "residual_svd"), START, None)
     formats, ranks = dict.fromkeys(NAMES, "nf4"), dict.fromkeys(NAMES, 2)
     starts = maker.prepare(formats, ranks, None).pairs
-    BANK.install(MODEL, formats)
+    BANK.install(formats)
     attach(MODEL, ranks, AdapterSettings(2.0, "residual_svd"), 0, torch.float32, starts)
     for pair in adapter_parameters(MODEL).values():
         for parameter in pair.values():

@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from qra_bo.finetune.adapters.lowrank import leading, low_rank_first, quantised_first
-from qra_bo.finetune.quantization.base import State, packed
-from qra_bo.finetune.quantization.registry import backend_of
+from qra_bo.finetune.quantization.base import State, backend_of, packed
 from qra_bo.memory.formats import parse_format
 from tests.conformance.quantizer import make_linear
 

@@ -23,7 +23,7 @@ from qra_bo.finetune.manifest import (
 from qra_bo.finetune.models.load import load_base
 from qra_bo.finetune.quantization.bank import LayerBank
 from qra_bo.memory.formats import parse_format
-from qra_bo.space.specs import spec_from_model
+from qra_bo.space.decoder import spec_from_model
 from qra_bo.utils.errors import OutputError, UserError
 
 MODEL = {"name": "tiny", "source": "random", "n_layers": 2, "hidden_size": 64, "intermediate_size": 128, "n_heads": 4,
@@ -45,7 +45,7 @@ def make_run(folder: Path, *, packed: bool = False) -> torch.Tensor:
     model.to(dtype)
     spec = spec_from_model(model, "tiny")
     bank = LayerBank(model, spec, [parse_format(f) for f in FORMATS], dtype, "cpu")
-    bank.install(model, {m.name: FORMATS[i % len(FORMATS)] for i, m in enumerate(spec.linears)})
+    bank.install({m.name: FORMATS[i % len(FORMATS)] for i, m in enumerate(spec.linears)})
     ranks = {m.name: i % 4 for i, m in enumerate(spec.linears)}
     wrapped = attach(model, ranks, AdapterSettings(), 3, dtype)
     draw = torch.Generator().manual_seed(5)
@@ -53,7 +53,7 @@ def make_run(folder: Path, *, packed: bool = False) -> torch.Tensor:
         pair["B"].data.copy_(torch.randn(pair["B"].shape, generator=draw) * 0.1)
     wrapped.save_pretrained(folder / "adapter")
     write_manifest(folder, bank, ranks, 2.0, MODEL, packed=packed)
-    from qra_bo.finetune.models.attention import use_fast_attention
+    from qra_bo.finetune.models.load import use_fast_attention
     use_fast_attention(model, torch.device("cpu"), dtype)
     return logits(model.eval())
 
@@ -217,10 +217,3 @@ def test_cuda_is_demanded_where_there_is_none(run: tuple[Path, torch.Tensor], mo
         load(run[0], "cuda")
     with pytest.raises(UserError, match="device must be"):
         load(run[0], "gpu")
-
-
-def test_dense_linears_have_no_manifest(tmp_path: Path) -> None:
-    model, _ = load_base(MODEL)
-    bank = LayerBank(model, spec_from_model(model, "tiny"), [], torch.float32, "cpu")
-    with pytest.raises(OutputError, match="not quantised"):
-        write_manifest(tmp_path, bank, {}, 2.0, MODEL)

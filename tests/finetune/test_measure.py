@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 import torch
 
-from qra_bo.finetune.profiling import measure
-from qra_bo.finetune.profiling.measure import leading_energy, measure_quantization_sensitivity, measure_rank_sensitivity
+from qra_bo.finetune import profiling
+from qra_bo.finetune.profiling import leading_energy, measure_quantization_sensitivity, measure_rank_sensitivity
 from qra_bo.finetune.quantization.bank import LayerBank
-from qra_bo.finetune.training.gradients import CalibrationText
+from qra_bo.finetune.training.loss import CalibrationText
 from qra_bo.memory.formats import parse_format
 from qra_bo.space import make_units
 from tests.finetune.models import tiny_llama
@@ -33,7 +33,7 @@ def _log_p(model: torch.nn.Module) -> torch.Tensor:
 
 @pytest.mark.parametrize("kept", [0, 2**30])
 def test_sensitivity_is_of_the_model_with_one_unit_quantised(kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "KEPT_LOG_PROBABILITIES", kept)
+    monkeypatch.setattr(profiling, "KEPT_LOG_PROBABILITIES", kept)
     model, spec = tiny_llama(layers=3)
     formats = (parse_format("ref2"), parse_format("ref4"), parse_format("fp16"))
     bank = LayerBank(model, spec, formats, torch.float32, "cpu")
@@ -44,7 +44,7 @@ def test_sensitivity_is_of_the_model_with_one_unit_quantised(kept: int, monkeypa
     assert base == pytest.approx(-float(dense.gather(-1, goal).mean()), abs=1e-5)
     for u, unit in enumerate(units):
         for f, fmt in enumerate(formats[:2]):
-            bank.install(model, {m.name: fmt.name for m in unit.linears})
+            bank.install({m.name: fmt.name for m in unit.linears})
             changed = _log_p(model)
             bank.restore_dense()
             assert rise[u, f] == pytest.approx(-float(changed.gather(-1, goal).mean()) - base, abs=1e-5)
@@ -85,7 +85,7 @@ def test_rank_sensitivity_is_the_spectrum_of_the_weight_gradient() -> None:
     model, spec = tiny_llama()
     units = make_units(spec, "layer")
     bank = LayerBank(model, spec, (parse_format("ref2"),), torch.float32, CPU)
-    bank.install(model, {linear.name: "ref2" for linear in spec.linears})  # what trained before must not matter
+    bank.install({linear.name: "ref2" for linear in spec.linears})  # what trained before must not matter
     found, tokens = measure_rank_sensitivity(bank, units, TEXT, 5, _quiet)
     assert tokens == IDS.size
     expected = np.zeros((len(units), 5))

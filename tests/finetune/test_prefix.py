@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from qra_bo.finetune.models.prefix import decoder_layers, layer_inputs, starting_at
+from qra_bo.finetune.models.activations import decoder_layers, layer_inputs, starting_at
 from tests.finetune.models import tiny_llama
 
 MODEL, _ = tiny_llama(layers=3)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from qra_bo.finetune.models.attention import use_fast_attention
+from qra_bo.finetune.models.load import use_fast_attention
 from qra_bo.finetune.tracing.trace import StepTracer
 from qra_bo.memory.activations import rounding_bytes
 from qra_bo.memory.allowance import Allowance
@@ -16,7 +16,7 @@ from qra_bo.memory.formats import parse_format
 from qra_bo.memory.model import MemoryModel, TrainShape
 from qra_bo.memory.optimizers import update_bytes
 from qra_bo.space import Allocation, CostTable, Ladder, SearchSpace, make_units
-from qra_bo.space.specs import spec_from_model, spec_from_numbers
+from qra_bo.space.decoder import spec_from_model, spec_from_numbers
 from qra_bo.utils.errors import ModelError, OracleError
 from tests.memory.steps import config_of, run_step
 

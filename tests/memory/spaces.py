@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from qra_bo.memory.formats import parse_format
 from qra_bo.space import Ladder, SearchSpace, make_units
-from qra_bo.space.specs import spec_from_numbers
+from qra_bo.space.decoder import spec_from_numbers
 
 TINY = spec_from_numbers("tiny", "llama", n_layers=4, hidden_size=64, intermediate_size=192, n_heads=4, n_kv_heads=2,
                          head_dim=16, vocab_size=512, tied=True)

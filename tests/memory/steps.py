@@ -8,9 +8,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from qra_bo.finetune.adapters.lora import AdapterSettings, adapter_parameters, attach
-from qra_bo.finetune.models.attention import use_fast_attention
-from qra_bo.finetune.quantization.registry import backend_of
-from qra_bo.finetune.tracing.tracker import PeakTracker
+from qra_bo.finetune.models.load import use_fast_attention
+from qra_bo.finetune.tracing.memory_probe import PeakTracker
 from qra_bo.finetune.training.loop import TrainSettings, held_out
 from qra_bo.finetune.training.loss import token_losses
 from qra_bo.finetune.training.optimizer import AdamWSettings, UnitwiseAdamW
@@ -18,7 +17,8 @@ from qra_bo.memory.activations import rounding_bytes
 from qra_bo.memory.formats import parse_format
 from qra_bo.memory.model import MemoryModel, TrainShape
 from qra_bo.space import Allocation, DecoderSpec, Ladder, SearchSpace, make_units
-from qra_bo.space.specs import spec_from_model
+from qra_bo.space.decoder import spec_from_model
+from tests.conformance.quantizer import quantize
 
 DTYPES = {2: torch.bfloat16, 4: torch.float32}
 BASE: dict[str, Any] = dict(hidden_size=128, intermediate_size=320, num_hidden_layers=3, num_attention_heads=4,
@@ -67,8 +67,7 @@ def run_step(config: Any, shape: TrainShape, formats: tuple[str, ...], ranks: tu
             fmt = parse_format(name)
             parent, _, child = linear.name.rpartition(".")
             dense = model.get_submodule(linear.name)
-            setattr(model.get_submodule(parent), child,
-                    backend_of(fmt).quantize(dense, fmt, dtype, torch.device("cpu")))
+            setattr(model.get_submodule(parent), child, quantize(dense, fmt, dtype))
     if shape.checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     attach(model, {m.name: r for u, r in zip(units, ranks, strict=True) for m in u.linears}, AdapterSettings(), 0,

@@ -230,7 +230,7 @@ def test_bad_shapes_name_every_problem() -> None:
 
 
 def test_memory_needs_no_torch() -> None:
-    code = ("import sys, qra_bo.memory, qra_bo.memory.budget, qra_bo.memory.plan, qra_bo.space.specs;"
+    code = ("import sys, qra_bo.memory, qra_bo.memory.budget, qra_bo.memory.plan, qra_bo.space.decoder;"
             "print([m for m in ('torch', 'transformers', 'rich') if m in sys.modules])")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -7,12 +7,11 @@ import pytest
 from scipy.stats import spearmanr
 
 from bench.optimum import optimum
-from qra_bo.oracle.synthetic.landscape import FLOOR, INTERACTION, KNEE, TOTAL_4_BIT, TOTAL_TASK, Landscape, phi
-from qra_bo.oracle.synthetic.oracle import SyntheticOracle
+from qra_bo.oracle.synthetic import FLOOR, INTERACTION, KNEE, TOTAL_4_BIT, TOTAL_TASK, Landscape, SyntheticOracle, phi
 from qra_bo.space import uniform
 from qra_bo.space.neighbourhood import ladder_tops
 from qra_bo.trials import TrialSpec, TrialState
-from qra_bo.utils.errors import BudgetError, OracleError, SpaceError
+from qra_bo.utils.errors import BudgetError, OracleError
 from tests.conformance.oracle import OracleSuite, quiet
 from tests.spaces import every_row, make_costs, make_space
 
@@ -143,14 +142,6 @@ def test_promotion_after_a_restart_is_charged_its_additional_steps(tmp_path: Pat
     assert spent(1, tmp_path / "c") == (18, 18 * 256)
     assert spent(1, tmp_path / "c") == (18, 18 * 256)  # cut off before its result was written down
     assert spent(1, None) == (24, 24 * 256)
-
-
-def test_given_severity_is_planted() -> None:
-    severity = np.array([1.0, 2, 3, 4, 5, 50])
-    oracle = SyntheticOracle(SPACE, 3, severity=severity)
-    assert oracle.landscape.quantization_sensitivity[:, 2].argmax() == 5
-    with pytest.raises(SpaceError, match="6 positive numbers"):
-        SyntheticOracle(SPACE, 3, severity=np.ones(5))
 
 
 def test_wrong_units_and_steps_are_refused() -> None:

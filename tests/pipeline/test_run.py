@@ -240,7 +240,7 @@ def wait_until(process: subprocess.Popen[bytes], done: Any) -> None:
 def test_a_finished_run_loads_in_a_new_process_with_the_same_logits(
         undisturbed: tuple[Path, Mapping[str, Any]]) -> None:
     code = ("import sys, torch, qra_bo\nfrom pathlib import Path\nfrom peft import PeftModel\n"
-            "from qra_bo.finetune.evaluation.probe import PROBE, probe_difference\n"
+            "from qra_bo.finetune.manifest import PROBE, probe_difference\n"
             "run, cpu = Path(sys.argv[1]), torch.device('cpu')\n"
             "model, tokenizer = qra_bo.load(run)\nprint(probe_difference(model, run / PROBE, cpu))\n"
             "base, _ = qra_bo.export.load.load(run, adapter=False)\n"

@@ -66,7 +66,7 @@ def test_what_is_there_is_not_copied_again(tmp_path: Path, capsys: pytest.Captur
     copied = mirror_run(folder, url)
     assert copied == mirror_run(folder, url) == len(trials(url, folder).trials)
     assert runs(["mirror", str(folder.parent)]) == 0
-    assert f"{copied} evaluations" in capsys.readouterr().out
+    assert f"{copied} trials" in capsys.readouterr().out
     assert len(trials(url, folder).trials) == copied
     assert runs(["mirror", str(folder.parent), "--storage", "sqlite:////proc/nowhere/x.db"]) == 2
     assert "can't take the run" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """Notebook views of a result: one line of text, one table, everything escaped."""
 
-from qra_bo.report.notebook import allocation_html, allocation_text
+from qra_bo.pipeline.run import Result
+from qra_bo.report.text import allocation_html, allocation_text
 from tests.export.fixtures import best_json
 
 
@@ -17,3 +18,12 @@ def test_table_has_a_row_a_group_of_units_and_escapes_names():
     assert "&lt;b&gt;x&lt;/b&gt;" in page
     assert page.count("<tr>") == 2
     assert "<td>0\u20131</td>" in page
+
+
+def test_result_shows_every_budgets_run(tmp_path):
+    one = Result(tmp_path, best_json(), 0)
+    assert repr(one) == f"Result({tmp_path}: {allocation_text(best_json())})"
+    assert one._repr_html_() == allocation_html(best_json())
+    both = Result(tmp_path, {"schema_version": 1}, 0, (one, one))
+    assert repr(both).count("Result(") == 3
+    assert both._repr_html_().count("<table>") == 2

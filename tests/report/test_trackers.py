@@ -22,8 +22,10 @@ HERE = "tests.report.test_trackers"
 class Kept(Tracker):
     """A tracker that keeps what it logs."""
 
+    module = "csv"
+
     def __init__(self, born: datetime | None = LONG_AGO) -> None:
-        super().__init__(born)
+        super().__init__(Path("run"), "p", born=born)
         self.logged: list[tuple[dict[str, float], int]] = []
         self.parameters: Mapping[str, Any] = {}
         self.finished = False

@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from qra_bo.searchers.trust_region.utility import pareto_front, published_utility, unit_importance
+from qra_bo.searchers.trust_region import embed, pareto_front, published_utility, unit_importance
 from qra_bo.sensitivity.profile import SensitivityProfile
-from qra_bo.space.encoding import embed
 from tests.searchers.landscape import make_landscape
 
 

@@ -11,9 +11,8 @@ import pytest
 from bench.methods import METHODS, method_target
 from qra_bo.execution.base import InProcessExecutor
 from qra_bo.execution.messages import failure
-from qra_bo.oracle.synthetic.oracle import SyntheticOracle
-from qra_bo.searchers.base import Searcher, SearchProblem
-from qra_bo.searchers.make import make_searcher
+from qra_bo.oracle.synthetic import SyntheticOracle
+from qra_bo.searchers.base import Searcher, SearchProblem, make_searcher
 from qra_bo.searchers.two_stages import TwoStages
 from qra_bo.space import uniform
 from qra_bo.study.engine import RunOutcome

@@ -191,7 +191,7 @@ def test_bad_options_are_reported_together() -> None:
     problem = small(0).problem
     with pytest.raises(ConfigError, match=r"\(1\) .*draws.*\(2\) .*temperatures"):
         StructuredSearch(problem, draws=0, temperatures=())
-    with pytest.raises(ConfigError, match=r"\(1\) .*draws.*\(2\) damage must be one of rise, .*'kl'"):
+    with pytest.raises(ConfigError, match=r"\(1\) .*draws.*\(2\) quantization_sensitivity must be one of rise, .*'kl'"):
         StructuredSearch(problem, draws=0, quantization_sensitivity="kl")
     with pytest.raises(ConfigError, match=r"\(1\) variant.*\(2\) radius"):
         TrustRegionBO(problem, variant="other", radius=9)  # type: ignore[arg-type]

@@ -7,8 +7,8 @@ import numpy as np
 from qra_bo.searchers.base import SearchProblem
 from qra_bo.searchers.baselines import SequentialSearch
 from qra_bo.searchers.structured import StructuredSearch, build_components
-from qra_bo.searchers.structured.prior_designs import prior_tables
-from qra_bo.sensitivity.damages import believed_damage
+from qra_bo.searchers.structured.features import prior_tables
+from qra_bo.sensitivity.importance import shrunk_sensitivity
 from surrogates.structured import Component
 from tests.conformance.searcher import make_problem
 
@@ -24,7 +24,7 @@ def noisy(problem: SearchProblem) -> SearchProblem:
 def test_surrogate_and_first_designs_use_the_chosen_measure() -> None:
     problem = noisy(make_problem(6)[0])
     measured = {"rise": problem.profile.quantization_sensitivity, "divergence": problem.profile.quantization_kl,
-                "believed": believed_damage(problem.profile)}
+                "believed": shrunk_sensitivity(problem.profile)}
     assert len({m.tobytes() for m in measured.values()}) == 3
     for name, values in measured.items():
         exact = replace(problem, profile=replace(problem.profile, quantization_sensitivity=values,

@@ -53,7 +53,7 @@ def test_the_largest_rank_is_that_of_the_tensors(run: Path) -> None:
     weights = load_file(path.parent / "adapter_model.safetensors")
     name = next(n for n in weights if "lora_B" in n)
     save_file({**weights, name: weights[name][:, :0]}, path.parent / "adapter_model.safetensors")
-    with pytest.raises(OutputError, match="does not fit the tensors"):
+    with pytest.raises(OutputError, match="does not have the rank"):
         write(finished(run))
 
 

@@ -19,8 +19,7 @@ from qra_bo.export.foreign import check_adapter
 from qra_bo.export.load import load
 from qra_bo.export.run import FinishedRun
 from qra_bo.finetune.data.jsonl import read_records
-from qra_bo.finetune.evaluation.probe import PROBE
-from qra_bo.finetune.manifest import MANIFEST, read_manifest
+from qra_bo.finetune.manifest import MANIFEST, PROBE, read_manifest
 from qra_bo.finetune.models.load import load_base
 from qra_bo.pipeline.folders import run_folder
 from qra_bo.report.data import load_run
@@ -94,7 +93,7 @@ def test_no_export_runs_remote_code_without_consent(whole: Path, tmp_path: Path,
 def test_tasks_run_no_remote_code_without_consent(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = changed(whole, tmp_path / "run", MANIFEST,
                   lambda d: d["model"].update(trust_remote_code=True, source="path", path="evil/model"))
-    monkeypatch.setattr("qra_bo.finetune.evaluation.harness.check_tasks", lambda tasks: None)
+    monkeypatch.setattr("qra_bo.finetune.evaluation.check_tasks", lambda tasks: None)
     config = ["task=evaluate", "eval.tasks=[x]", f"out={run}", "device=cpu"]
     with pytest.raises(ModelError, match="trust that code"):
         ask(load_config(config), run)

@@ -9,8 +9,7 @@ import pytest
 from rich.console import Console
 
 from qra_bo.cli.app import _report
-from qra_bo.export.run import FinishedRun
-from qra_bo.export.target import render
+from qra_bo.export.run import FinishedRun, render
 from qra_bo.oracle.emulator.table import load_table
 from qra_bo.report.data import parse_events
 from qra_bo.report.side_by_side import own_report

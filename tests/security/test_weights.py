@@ -9,7 +9,7 @@ import torch
 
 from qra_bo.export.check import ExportChecker
 from qra_bo.export.uniform_rank import write
-from qra_bo.finetune.data.tiny import byte_tokenizer
+from qra_bo.finetune.data.load import byte_tokenizer
 from qra_bo.finetune.manifest import read_manifest
 from qra_bo.finetune.models.load import load_base
 from qra_bo.utils.errors import ModelError, OutputError
@@ -91,7 +91,7 @@ def test_an_export_that_is_a_pickle_is_never_read(run: Path, folder: Path, monke
     checker.run, checker.manifest = finished(run), read_manifest(run)
     monkeypatch.setattr(torch, "load", hostile)
     with pytest.raises(OutputError, match="a pickle, which can run code"):
-        checker._uniform(target)
+        checker._peft(target, True)
     torch.serialization.save({}, folder / "adapter_model.bin")
     edit(folder / "config.json", transformers_weights="adapter_model.bin")
     with pytest.raises(ModelError, match="redirects the reading"):

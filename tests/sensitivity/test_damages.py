@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qra_bo.sensitivity.damages import DAMAGES, believed_damage, damage_of
+from qra_bo.sensitivity.importance import MEASURES, measured_sensitivity, shrunk_sensitivity
 from qra_bo.sensitivity.profile import FloatArray, SensitivityProfile
 from qra_bo.utils.errors import ConfigError
 
@@ -30,24 +30,24 @@ def simulated(spread: float, noise: float, seed: int = 0, n: int = 400,
 
 def test_two_units_by_hand() -> None:
     # Unit 1 (kl 0) says that chance is 4 times its square; unit 2 then that 16 = 4 + 3 * 2^2, of which 3/4 is kept.
-    found = believed_damage(profile_of(np.array([[2.0], [6.0]]), np.array([[0.0], [2.0]]), np.ones((2, 1))))
+    found = shrunk_sensitivity(profile_of(np.array([[2.0], [6.0]]), np.array([[0.0], [2.0]]), np.ones((2, 1))))
     np.testing.assert_allclose(found, [[0.0], [2.0 + 0.75 * 4.0]])
 
 
 def test_distance_within_standard_errors_is_not_kept() -> None:
     kl = np.array([[1.0, 0.5], [2.0, 0.25]])
-    np.testing.assert_allclose(believed_damage(profile_of(kl + 0.5, kl, np.ones((2, 2)))), kl)
+    np.testing.assert_allclose(shrunk_sensitivity(profile_of(kl + 0.5, kl, np.ones((2, 2)))), kl)
 
 
 def test_without_noise_it_is_what_was_measured() -> None:
     damage, kl = np.array([[0.5, -0.1], [0.2, 0.0]]), np.array([[0.4, 0.1], [0.3, 0.2]])
     for se in (None, np.zeros((2, 2))):
-        np.testing.assert_array_equal(believed_damage(profile_of(damage, kl, se)), np.clip(damage, 0.0, None))
+        np.testing.assert_array_equal(shrunk_sensitivity(profile_of(damage, kl, se)), np.clip(damage, 0.0, None))
 
 
 def test_a_format_that_changes_nothing_has_no_damage() -> None:
     damage, kl, se = np.array([[0.3, 0.0]]), np.array([[0.2, 0.0]]), np.array([[0.1, 0.0]])
-    assert believed_damage(profile_of(damage, kl, se))[0, 1] == 0.0
+    assert shrunk_sensitivity(profile_of(damage, kl, se))[0, 1] == 0.0
 
 
 @pytest.mark.parametrize("inflation", [1.0, 1.6])
@@ -59,13 +59,13 @@ def test_it_is_nearer_to_the_truth_than_either_alone(spread: float, noise: float
         return float((((values - true) / profile.quantization_kl) ** 2).mean())  # relative to the size
 
     rise, kl = profile.quantization_sensitivity, profile.quantization_kl
-    assert error(believed_damage(profile)) < 1.02 * min(error(rise), error(kl))
+    assert error(shrunk_sensitivity(profile)) < 1.02 * min(error(rise), error(kl))
 
 
 def test_fewer_formats_are_believed_alike() -> None:
     profile, _ = simulated(0.3, 0.3, inflation=1.6)
-    whole = believed_damage(profile)[:, [2, 0]]
-    part = believed_damage(profile.of_formats(["f2", "f0"]))
+    whole = shrunk_sensitivity(profile)[:, [2, 0]]
+    part = shrunk_sensitivity(profile.of_formats(["f2", "f0"]))
     apart = np.abs(profile.quantization_sensitivity - profile.quantization_kl)
     assert float(np.abs(part - whole).mean()) < 0.05 * float(apart.mean())
 
@@ -73,7 +73,7 @@ def test_fewer_formats_are_believed_alike() -> None:
 @given(st.integers(0, 10_000), st.floats(0.0, 2.0), st.floats(0.0, 5.0))
 def test_it_lies_between_both_and_is_no_less_than_nothing(seed: int, spread: float, noise: float) -> None:
     profile, _ = simulated(spread, noise, seed, n=5)
-    believed = believed_damage(profile)
+    believed = shrunk_sensitivity(profile)
     rise, kl = profile.quantization_sensitivity, profile.quantization_kl
     low, high = np.minimum(rise, kl), np.maximum(rise, kl)
     assert (believed >= np.clip(low, 0.0, None) - 1e-12).all()
@@ -82,12 +82,12 @@ def test_it_lies_between_both_and_is_no_less_than_nothing(seed: int, spread: flo
 
 def test_every_damage_has_a_name_and_no_other_is_taken() -> None:
     profile, _ = simulated(0.3, 0.3, n=4)
-    found = {name: damage_of(profile, name) for name in DAMAGES}
+    found = {name: measured_sensitivity(profile, name) for name in MEASURES}
     np.testing.assert_array_equal(found["rise"], profile.quantization_sensitivity)
     np.testing.assert_array_equal(found["divergence"], profile.quantization_kl)
-    np.testing.assert_array_equal(found["believed"], believed_damage(profile))
+    np.testing.assert_array_equal(found["believed"], shrunk_sensitivity(profile))
     with pytest.raises(ConfigError, match="rise, divergence, believed; got 'kl'"):
-        damage_of(profile, "kl")
+        measured_sensitivity(profile, "kl")
 
 
 def test_formats_take_their_errors_along() -> None:

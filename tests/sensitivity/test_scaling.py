@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from qra_bo.sensitivity.importance import fidelity_importance, plasticity_importance, round_to_ladder, warm_start
 from qra_bo.sensitivity.profile import SensitivityProfile
-from qra_bo.sensitivity.scaling import fidelity_importance, plasticity_importance, round_to_ladder, warm_start
 from qra_bo.utils.errors import ConfigError, ProfileError
 from tests.spaces import make_space
 

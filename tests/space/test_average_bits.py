@@ -50,7 +50,7 @@ def test_solvers_and_repair_keep_to_it(problem: tuple[SearchSpace, CostTable, Co
         assert solve_knapsack(values, limited, budget).tolist() == best.tolist()
         for row in (solve_relaxed(values, limited, budget), repair(rows[rng.integers(len(rows))])):
             assert limited.feasible(row[None, :], budget)[0]
-            assert space.average_bits(space.decode(row)) <= limit + 1e-12
+            assert average_bits(space.bits(space.decode(row)), space.unit_numel) <= limit + 1e-12
 
 
 @settings(max_examples=30, deadline=None)
@@ -60,7 +60,7 @@ def test_any_limit(limit: float, seed: int) -> None:
     costs = make_costs(space)
     rows = np.random.default_rng(seed).integers(0, 2, (20, 8)) * np.array([3] * 4 + [1] * 4)
     budget = 10**9
-    bits = np.array([space.average_bits(space.decode(row)) for row in rows])
+    bits = np.array([average_bits(space.bits(space.decode(row)), space.unit_numel) for row in rows])
     clear = np.abs(bits - limit) > 1e-6
     assert (limit_average_bits(costs, space, budget, limit).feasible(rows, budget) == (bits <= limit))[clear].all()
 

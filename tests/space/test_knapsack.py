@@ -11,7 +11,7 @@ from scipy.optimize import milp
 
 from qra_bo.space import knapsack
 from qra_bo.space.cost import CostTable, PhaseCost
-from qra_bo.space.knapsack import Region, solve_knapsack
+from qra_bo.space.knapsack import solve_knapsack
 from qra_bo.utils.errors import BudgetError, SpaceError
 
 
@@ -64,16 +64,6 @@ def test_exhausted_space_is_said() -> None:
     fits = rows[costs.feasible(rows, budget)]
     with pytest.raises(BudgetError, match="no further allocation"):
         solve_knapsack(values, costs, budget, forbid=fits)
-
-
-def test_region_limits_the_units_that_change() -> None:
-    values, costs, _ = random_problem(3, 3, 2)
-    rows = every_row(3)
-    budget = int(costs.totals(rows).max())
-    centre = np.array([2, 1, 0, 0, 1, 2], dtype=np.int64)
-    changed = ((rows[:, :3] != centre[:3]) | (rows[:, 3:] != centre[3:])).sum(axis=1)
-    row = solve_knapsack(values, costs, budget, region=Region(centre, 1))
-    assert objective(values, row[None])[0] == pytest.approx(objective(values, rows[changed <= 1]).min(), abs=1e-9)
 
 
 def test_the_largest_spike_counts_once() -> None:

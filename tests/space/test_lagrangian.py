@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from qra_bo.space.cost import CostTable, PhaseCost
-from qra_bo.space.knapsack import Region, solve_knapsack
-from qra_bo.space.lagrangian import solve_relaxed
+from qra_bo.space.knapsack import solve_knapsack
+from qra_bo.space.lagrangian import Region, solve_relaxed
 from qra_bo.utils.errors import BudgetError
 from tests.space.test_knapsack import objective, random_problem
 

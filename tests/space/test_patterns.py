@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qra_bo.space.patterns import peft_patterns
+from qra_bo.space.allocation import peft_patterns
 from qra_bo.utils.errors import SpaceError
 
 NAMES = [f"model.layers.{i}.{m}" for i in range(12) for m in ("self_attn.q_proj", "mlp.down_proj")]

@@ -9,7 +9,7 @@ import yaml
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from qra_bo.space import make_units
-from qra_bo.space.specs import FAMILIES, spec_from_hf_config, spec_from_model, spec_from_numbers
+from qra_bo.space.decoder import FAMILIES, spec_from_hf_config, spec_from_model, spec_from_numbers
 from qra_bo.utils.errors import ModelError
 
 SMALL: dict[str, Any] = dict(n_layers=2, hidden_size=64, intermediate_size=160, n_heads=4, n_kv_heads=2, head_dim=16,

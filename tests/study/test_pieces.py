@@ -23,9 +23,8 @@ from qra_bo.study.signals import RunInterrupted
 from qra_bo.study.state import Study
 from qra_bo.study.status import StatusFile
 from qra_bo.study.uniform_baselines import BaselineRules, choose, fill, largest_rank, uniform_baselines
-from qra_bo.utils.errors import BudgetError, ConfigError, JournalError, QRABOError
+from qra_bo.utils.errors import BudgetError, ConfigError, JournalError
 from qra_bo.utils.files import write_json
-from qra_bo.utils.registry import Registry
 from tests.study.oracles import DAMAGE, FORMATS, UNITS, PlantedOracle
 from tests.study.problem import BUDGET, predict_bytes
 
@@ -165,18 +164,6 @@ def test_progress_is_written_now_and_then(tmp_path: Path) -> None:
         if now[0] == 0.5:
             assert json.loads((tmp_path / "status.json").read_text())["progress"]["done"] == 0
     assert json.loads((tmp_path / "status.json").read_text())["progress"] == {"what": "train", "done": 15, "total": 20}
-
-
-def test_registry_refuses_duplicates_and_explains_misses() -> None:
-    registry: Registry[int] = Registry("method")
-    registry.add("random", 1)
-    registry.add("structured", 2)
-    registry.add("autoqra", 3)
-    with pytest.raises(QRABOError, match="twice"):
-        registry.add("random", 4)
-    with pytest.raises(ConfigError, match=r"unknown method 'structred'; known: structured, autoqra, random"):
-        registry["structred"]
-    assert list(registry) == ["random", "structured", "autoqra"]
 
 
 def test_the_stand_in_is_an_oracle() -> None:

@@ -7,8 +7,7 @@ from gpytorch.kernels import MaternKernel
 
 import surrogates.gp
 from surrogates.errors import SurrogateError, SurrogateFitError
-from surrogates.gp import condition_on_pending, fit_gp, gp_predict
-from surrogates.kernels import JointUnitKernel
+from surrogates.gp import JointUnitKernel, condition_on_pending, fit_gp, gp_predict
 
 
 def data(n: int = 12, d: int = 4) -> tuple[torch.Tensor, torch.Tensor]:

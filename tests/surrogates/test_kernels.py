@@ -8,7 +8,7 @@ import torch
 from gpytorch.kernels import Kernel, MaternKernel
 
 from surrogates.errors import SurrogateError
-from surrogates.kernels import JointUnitKernel, OrdinalMaternKernel, matern52
+from surrogates.gp import JointUnitKernel, OrdinalMaternKernel, matern52
 from tests.conformance.kernel import KernelConformance
 
 

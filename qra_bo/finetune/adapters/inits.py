@@ -4,42 +4,97 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from qra_bo.finetune.adapters.directions import gradient_directions, input_directions
 from qra_bo.finetune.adapters.lora import AdapterSettings
 from qra_bo.finetune.adapters.lowrank import Factors, Requantise, leading, low_rank_first, quantised_first
 from qra_bo.finetune.cache import TensorStore
+from qra_bo.finetune.models.activations import each_input
 from qra_bo.finetune.quantization.bank import LayerBank, OwnBase
-from qra_bo.finetune.quantization.base import State, packed
-from qra_bo.finetune.quantization.registry import backend_of
-from qra_bo.finetune.training.gradients import CalibrationText
+from qra_bo.finetune.quantization.base import State, backend_of, packed
+from qra_bo.finetune.training.loss import CalibrationText, each_gradient
 from qra_bo.memory.formats import parse_format
 from qra_bo.oracle.protocol import Progress
 from qra_bo.space import StorageFormat
 
+SKETCH_ROWS = 128
+"""Rows of a gradient's sketch for up to half as many directions; two for every direction beyond."""
 Pair = tuple[Tensor, Tensor]
 """A (``r x in``) and B (``out x r``) in fp32."""
 KEPT_RANK = 32
 """Least rank up to which factors and directions are kept, so that most searches make them once."""
+GRADIENT_NORM = 0.4
+"""Frobenius norm of A with ``gradient``, whose rows are equally long; the best on the validation split (two seeds) at
+ranks 1, 4 and 9."""
+
+
+def input_directions(bank: LayerBank, names: Sequence[str], text: CalibrationText, rank: int,
+                     progress: Progress | None) -> dict[str, Tensor]:
+    """Return the leading right singular vectors, ``k x in``, of the dense model's inputs to every linear.
+
+    EVA (arXiv 2410.07170). One pass over the text; an input that several linears share is decomposed once. ``k`` is
+    ``rank``, or the width of an input that has fewer.
+    """
+    found: dict[str, Tensor] = {}
+
+    def directions(_name: str, inputs: Tensor) -> Tensor:
+        width = inputs.shape[-1]
+        return leading(inputs.reshape(-1, width), min(rank, width)).down.cpu()
+
+    def keep(name: str, down: Tensor) -> None:
+        found[name] = down
+        if progress is not None:
+            progress("initialise", len(found), len(names))
+
+    bank.restore_dense()
+    each_input(bank.model, names, text.ids.to(bank.device), directions, keep)
+    return found
+
+
+def gradient_directions(bank: LayerBank, names: Sequence[str], text: CalibrationText, rank: int,
+                        progress: Progress | None) -> dict[str, Tensor]:
+    """Return about the leading right singular vectors, ``k x in``, of the dense weights' summed gradients.
+
+    An adapter with B = 0 learns fastest along these at first. LoRA-GA (arXiv 2407.05000) starts both factors from the
+    gradient's singular vectors and subtracts their product from the weights; here B is 0 and the base stays as it is.
+    A sketch of each gradient's rows is kept, ``S G`` with a Gaussian ``S`` (Halko, Martinsson and Tropp, 2011), or the
+    gradient itself where it has no more rows. The directions of one rank are the first of a larger one, up to half of
+    ``SKETCH_ROWS``. ``k`` is ``rank``, or less where a linear is narrower.
+    """
+    sketches: dict[str, Tensor] = {}
+
+    def add(name: str, gradient: Tensor, x: Tensor) -> None:
+        mixer = _mixer(name, gradient.shape[1], max(SKETCH_ROWS, 2 * rank)).to(gradient.device)
+        part = ((gradient @ mixer).t() @ x).cpu()  # the memory plan of a device has no room for all of them
+        sketches[name] = sketches[name] + part if name in sketches else part
+
+    def done(through: int, batches: int) -> None:
+        if progress is not None:
+            progress("initialise", through, batches)
+
+    bank.restore_dense()
+    each_gradient(bank.model, names, text, bank.device, add, done)
+    return {name: leading(sketch, min(rank, *sketch.shape)).down for name, sketch in sketches.items()}
+
+
+def _mixer(name: str, rows: int, columns: int) -> Tensor:
+    """Draw ``rows x columns`` by the linear's name alone; the identity where that is no larger."""
+    if rows <= columns:
+        return torch.eye(rows)
+    draws = np.random.default_rng(np.random.SeedSequence([*name.encode()])).standard_normal((rows, columns))
+    return torch.from_numpy(draws.astype(np.float32))
+
+
 DIRECTIONS = {"eva": input_directions, "gradient": gradient_directions}
 """Initialisations measured on a text, which differ from the random one over 16 bits too."""
 DECOMPOSITIONS = {"loftq": quantised_first, "lq_lora": low_rank_first, "pissa": low_rank_first}
 """Initialisations that change the base to ``Q(W - scale B A)``."""
-GRADIENT_NORM = 0.4
-"""Frobenius norm of A with ``gradient``, whose rows are equally long. Measured on the validation split, two seeds each:
-at rank 4 rows of 0.2 were the best of 0.08, 0.2, 0.4 and 1, at rank 9 0.13 of 0.13, 0.2 and 0.4, at rank 1 0.4 of 0.08,
-0.2 and 0.4."""
 
 
 class Prepared(NamedTuple):
-    """Initial state of an allocation's adapters.
-
-    Args:
-        pairs: A and B of every adapted linear that does not start at random.
-        bases: Linears whose quantised weights are not those of the bank.
-    """
+    """A and B of adapted linears that do not start at random, and linears with quantised weights of their own."""
 
     pairs: Mapping[str, Pair]
     bases: Mapping[str, OwnBase]
@@ -62,21 +117,19 @@ class Initialiser:
 
     Linears in 16 bits lose nothing and start at random, but for ``eva`` and ``gradient``. Ranks stay those of the
     allocation: the search does what EVA's own redistribution of ranks does. Nothing is drawn from torch's generators.
-    Where the base changes, the manifest keeps the packed weights. The time shows as progress and in the trial's
-    ``switch_seconds``; the tokens of the one pass of ``eva`` and ``gradient`` count with the profile (ranks above 32
-    take one more for every power of two).
+    The tokens of the one pass of ``eva`` and ``gradient`` count with the profile (ranks above 32 take one more pass for
+    every power of two).
 
     Args:
         bank: The model's quantised linears.
         settings: How adapters are built.
         text: Calibration text of ``eva`` and ``gradient``.
-        store: Where decomposed residuals are kept across runs, or ``None``.
+        store: Store of decomposed residuals across runs, or ``None``.
     """
 
     def __init__(self, bank: LayerBank, settings: AdapterSettings, text: CalibrationText,
                  store: TensorStore | None) -> None:
-        self.bank, self.settings, self.store = bank, settings, store
-        self._text = text
+        self.bank, self.settings, self.store, self._text = bank, settings, store, text
         self._residuals: dict[tuple[str, str, bool], Factors] = {}
         self._own: dict[str, tuple[OwnBase, Pair]] = {}
         self._directions: dict[int, dict[str, Tensor]] = {}
@@ -87,12 +140,12 @@ class Initialiser:
 
     @property
     def forward_tokens(self) -> int:
-        """Tokens that go forward once for this initialisation, whatever is evaluated."""
+        """Tokens that go forward once for this initialisation."""
         return self._text.ids.numel() if self.settings.init == "eva" else 0
 
     @property
     def training_tokens(self) -> int:
-        """Tokens that go forward and backward once for this initialisation, whatever is evaluated."""
+        """Tokens that go forward and backward once for this initialisation."""
         return self._text.ids.numel() if self.settings.init == "gradient" else 0
 
     def prepare(self, formats: Mapping[str, str], ranks: Mapping[str, int], progress: Progress | None,
@@ -103,7 +156,7 @@ class Initialiser:
             formats: Format of every linear.
             ranks: Rank of every linear; 0 or missing: no adapter.
             progress: Called after every linear that took a decomposition.
-            nearest: Whether the base has the libraries' codes, whatever the bank's are.
+            nearest: Whether the base has the libraries' codes.
         """
         init, pairs, bases = self.settings.init, {}, {}
         if init == "kaiming":
@@ -133,20 +186,21 @@ class Initialiser:
         With ``nearest`` Q has the library's own codes: that is for a reference, and not kept on disk.
         """
         key, store = (name, fmt, nearest), None if nearest else self.store
-        if key in self._residuals and len(self._residuals[key].down) >= rank:
-            return self._residuals[key], False
-        stored = store.load(f"{name}.{fmt}") if store else None
-        if stored is not None and len(stored["down"]) >= rank:
-            self._residuals[key] = Factors(**stored)
-            return self._residuals[key], False
-        weight, form = full_weight(self.bank, name), parse_format(fmt)
-        state = self.bank.nearest(name, form) if nearest else self.bank.state(name, fmt)
-        factors = leading(weight - unpacked(self.bank, form, state, weight.shape),
-                          min(*weight.shape, max(KEPT_RANK, rank)))
-        self._residuals[key] = Factors(factors.down.cpu(), factors.up.cpu())
-        if store:
-            store.save(f"{name}.{fmt}", {"down": self._residuals[key].down, "up": self._residuals[key].up})
-        return self._residuals[key], True
+        found = self._residuals.get(key)
+        if store and (found is None or len(found.down) < rank):
+            stored = store.load(f"{name}.{fmt}")
+            found = None if stored is None else Factors(**stored)
+        made = found is None or len(found.down) < rank
+        if found is None or made:
+            weight, form = full_weight(self.bank, name), parse_format(fmt)
+            state = self.bank.nearest(name, form) if nearest else self.bank.state(name, fmt)
+            factors = leading(weight - unpacked(self.bank, form, state, weight.shape),
+                              min(*weight.shape, max(KEPT_RANK, rank)))
+            found = Factors(factors.down.cpu(), factors.up.cpu())
+            if store:
+                store.save(f"{name}.{fmt}", {"down": found.down, "up": found.up})
+        self._residuals[key] = found
+        return found, made
 
     def _decompose(self, name: str, wanted: OwnBase, rank: int) -> tuple[OwnBase, Pair]:
         requantise = requantise_in(self.bank, parse_format(wanted.fmt))

@@ -1,23 +1,86 @@
-"""LoRA adapters by PEFT with one rank for every module: attached, checked, and detached again."""
+"""LoRA adapters by PEFT with a rank for every module: attached, checked, run as one autograd node, and detached."""
 
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from types import MethodType
+from typing import Any, cast
 
 import numpy as np
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import Parameter
 
-from qra_bo.finetune.adapters.fused import fuse
-from qra_bo.space.patterns import peft_patterns
-from qra_bo.utils.errors import ConfigError, OracleError
+from qra_bo.finetune.quantization.base import PackedLinear
+from qra_bo.space.allocation import peft_patterns
+from qra_bo.utils.errors import OracleError
 
 ADAPTER = "default"
-INITS = ("kaiming", "residual_svd", "eva", "gradient", "loftq", "lq_lora", "pissa")
+
+
+class FusedLora(torch.autograd.Function):
+    """``x W^T + bias + scale (x A^T) B^T`` for ``n x in`` inputs; gradients reach ``x``, A and B.
+
+    PEFT adds the adapter's output to the base's by separate nodes: a copy, a product and a sum, and as many in the
+    backward, which at small widths cost as much as the matrix products. Here both are accumulated in place. The
+    backward needs the tensors that PEFT saves: ``x`` and ``x A^T``.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, down: Tensor, up: Tensor, base: PackedLinear, scale: float) -> Tensor:
+        bias = None if base.bias is None else base.bias.to(x.dtype)
+        inner = x @ down.t()
+        out = torch.nn.functional.linear(x, base.weight_matrix(), bias)
+        out.addmm_(inner, up.t(), alpha=scale)
+        ctx.save_for_backward(x, inner, down, up)
+        ctx.base, ctx.scale = base, scale
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None, None]:
+        x, inner, down, up = ctx.saved_tensors
+        d_up = torch.mm(grad.t(), inner).mul_(ctx.scale)
+        d_inner = torch.mm(grad, up).mul_(ctx.scale)
+        d_down = torch.mm(d_inner.t(), x)
+        d_x = None
+        if ctx.needs_input_grad[0]:
+            d_x = torch.mm(grad, ctx.base.weight_matrix())
+            d_x.addmm_(d_inner, down)
+        return d_x, d_down, d_up, None, None
+
+
+def fused_linear(x: Tensor, down: Tensor, up: Tensor, base: PackedLinear, scale: float) -> Tensor:
+    """Map ``... x in`` to ``... x out`` by ``base`` and the adapter ``down`` (``r x in``), ``up`` (``out x r``)."""
+    flat = x.reshape(-1, x.shape[-1])
+    out: Tensor = FusedLora.apply(flat, down, up, base, scale)  # type: ignore[no-untyped-call]
+    return out.view(*x.shape[:-1], out.shape[-1])
+
+
+def _forward(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    base, (name,) = layer.get_base_layer(), layer.active_adapters
+    down, up = layer.lora_A[name].weight, layer.lora_B[name].weight
+    if x.dtype != down.dtype or layer.disable_adapters or layer.merged or args or kwargs:
+        return cast(Tensor, type(layer).forward(layer, x, *args, **kwargs))
+    return fused_linear(x, down, up, base, layer.scaling[name])
+
+
+def fuse(model: torch.nn.Module) -> None:
+    """Give every LoRA layer over a packed linear the fused forward.
+
+    Layers with dropout, several adapters or variants such as DoRA keep PEFT's own.
+    """
+    for layer in model.modules():
+        if not isinstance(layer, LoraLayer) or not isinstance(layer.get_base_layer(), PackedLinear):
+            continue
+        (name, *others) = layer.active_adapters
+        if not others and isinstance(layer.lora_dropout[name], torch.nn.Identity) and not layer.lora_variant \
+                and layer.lora_B[name].bias is None:
+            layer.forward = MethodType(_forward, layer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +89,7 @@ class AdapterSettings:
 
     Args:
         alpha_over_rank: LoRA's scale alpha / r, the same at every rank.
-        init: Initialisation of A and B, one of ``INITS`` (see ``adapters.inits.Initialiser``); ``"kaiming"`` is
-            LoRA's own (A uniform, B = 0).
+        init: Initialisation of A and B (see ``adapters.inits.Initialiser``); ``"kaiming"`` is LoRA's own.
         iterations: Alternations of ``"loftq"``, and the most of ``"lq_lora"``.
     """
 
@@ -35,37 +97,14 @@ class AdapterSettings:
     init: str = "kaiming"
     iterations: int = 5
 
-    def __post_init__(self) -> None:
-        if self.init not in INITS:
-            raise ConfigError(f"adapter.init must be one of {list(INITS)}; got {self.init!r}")
-        if self.iterations < 1:
-            raise ConfigError(f"adapter.iterations must be at least 1; got {self.iterations}")
-
-
-def lora_config(ranks: Mapping[str, int], settings: AdapterSettings) -> LoraConfig:
-    """Return PEFT's configuration for these module ranks; modules of rank 0 are left out.
-
-    ``rank_pattern`` keys are regular expressions of which the first match wins: names are escaped and anchored,
-    and every module is named, so that no default is ever used.
-    """
-    return LoraConfig(**peft_patterns(ranks, settings.alpha_over_rank), lora_dropout=0.0, bias="none",
-                      task_type="CAUSAL_LM")
-
 
 def attach(model: Any, ranks: Mapping[str, int], settings: AdapterSettings, train_seed: int,
            dtype: torch.dtype, initial: Mapping[str, tuple[torch.Tensor, torch.Tensor]] | None = None) -> PeftModel:
     """Wrap ``model`` in place, initialise, and check the realised ranks and scales.
 
-    Two allocations with one seed share the first rows of every A, so that they differ by their ranks and formats alone.
-
-    Args:
-        model: The bare model.
-        ranks: Rank of every linear; 0 or missing: no adapter.
-        settings: How adapters are built.
-        train_seed: Seed of random initialisations.
-        dtype: Of the adapters.
-        initial: A (``k x in``) and B (``out x k``) of linears that do not start at random; where ``k`` is less than the
-            rank, as on a narrower linear, the rest does.
+    ``ranks`` are those of the linears; 0 or missing: no adapter. Two allocations with one ``train_seed`` share the
+    first rows of every A, so that they differ by their ranks and formats alone. ``initial`` holds A (``k x in``) and B
+    (``out x k``) of linears that do not start at random; rows beyond ``k``, as on a narrower linear, do.
 
     Raises:
         OracleError: If PEFT realised another rank, scale or set of modules than requested.
@@ -73,14 +112,16 @@ def attach(model: Any, ranks: Mapping[str, int], settings: AdapterSettings, trai
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         # PEFT draws an initialisation of its own, replaced below, and reads an attribute that transformers renamed
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
-        wrapped = get_peft_model(model, lora_config(ranks, settings), autocast_adapter_dtype=False)
+        config = LoraConfig(**peft_patterns(ranks, settings.alpha_over_rank), lora_dropout=0.0, bias="none",
+                            task_type="CAUSAL_LM")
+        wrapped = get_peft_model(model, config, autocast_adapter_dtype=False)
     for name, layer in lora_layers(model).items():
-        rank = layer.r[ADAPTER]
+        rank, base = layer.r[ADAPTER], layer.get_base_layer()
         down, up = layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]
-        device = next(iter(_base_tensors(layer))).device
+        device = ([*base.parameters(), *base.buffers()] or [base.W_q])[0].device
         bound = 1.0 / np.sqrt(down.in_features)
-        words = [train_seed, *name.encode()]
-        draws = np.random.default_rng(np.random.SeedSequence(words)).random((rank, down.in_features), dtype=np.float32)
+        rng = np.random.default_rng(np.random.SeedSequence([train_seed, *name.encode()]))
+        draws = rng.random((rank, down.in_features), dtype=np.float32)
         first = torch.from_numpy(draws).mul_(2 * bound).sub_(bound)
         second = torch.zeros(up.out_features, rank)
         if initial is not None and name in initial:
@@ -92,11 +133,6 @@ def attach(model: Any, ranks: Mapping[str, int], settings: AdapterSettings, trai
     check_realised(model, ranks, settings)
     fuse(model)
     return wrapped
-
-
-def _base_tensors(layer: LoraLayer) -> list[torch.Tensor]:
-    base = layer.get_base_layer()
-    return [*base.parameters(), *base.buffers()] or [base.W_q]
 
 
 def lora_layers(model: Any) -> dict[str, LoraLayer]:

@@ -1,8 +1,7 @@
 """Best low-rank approximations, and alternating decompositions of a weight into a quantised and a low-rank part.
 
-LoftQ (arXiv 2310.08659) and LQ-LoRA (arXiv 2311.12023) both look for ``W ~ Q + L`` with ``Q`` quantised and ``L`` of
-rank ``r`` by alternating a quantisation of ``W - L`` with a singular value decomposition of ``W - Q``; they differ in
-the order of the two, and in when to stop.
+LoftQ (arXiv 2310.08659) and LQ-LoRA (arXiv 2311.12023) alternate a quantisation of ``W - L`` with a singular value
+decomposition of ``W - Q``; they differ in the order of the two, and in when to stop.
 """
 
 from collections.abc import Callable
@@ -22,16 +21,14 @@ Requantise = Callable[[Tensor], tuple[State, Tensor]]
 class Factors:
     """``up @ down``: a matrix of low rank by its leading singular triplets, largest first.
 
-    Args:
-        down: ``k x in``, orthonormal rows.
-        up: ``out x k``, orthogonal columns whose norms are the singular values.
+    ``down`` is ``k x in`` with orthonormal rows, ``up`` ``out x k``; its columns' norms are the singular values.
     """
 
     down: Tensor
     up: Tensor
 
     def first(self, rank: int) -> "Factors":
-        """Return the best approximation of a smaller rank: the leading triplets."""
+        """Return the best approximation of a smaller rank."""
         return Factors(self.down[:rank], self.up[:, :rank])
 
     def product(self) -> Tensor:
@@ -75,13 +72,7 @@ def leading(matrix: Tensor, rank: int) -> Factors:
 
 @dataclass(frozen=True, slots=True)
 class Decomposition:
-    """``W ~ Q + L``.
-
-    Args:
-        state: Packed tensors of Q.
-        factors: L.
-        errors: Frobenius norm of ``W - Q - L`` after every iteration, over that of ``W``.
-    """
+    """``W ~ Q + L``: packed Q, L, and the Frobenius norm of ``W - Q - L`` over that of ``W`` after every iteration."""
 
     state: State
     factors: Factors

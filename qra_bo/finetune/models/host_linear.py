@@ -5,13 +5,11 @@ that, each weight is copied to it when its layer runs, forward and backward, and
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-
-from qra_bo.utils.errors import ModelError
 
 
 class _Product(torch.autograd.Function):
@@ -29,20 +27,13 @@ class _Product(torch.autograd.Function):
 
 
 class HostLinear(nn.Module):
-    """A frozen linear layer whose inputs and outputs are on a device and whose weight is not.
+    """A frozen linear layer with inputs and outputs on a device, over ``original``, which is in host memory."""
 
-    Args:
-        original: The layer, in host memory. It is no submodule of this one: moving a model leaves it where it is.
-    """
+    original: nn.Linear
 
     def __init__(self, original: nn.Linear) -> None:
         super().__init__()
-        self._held = (original,)
-
-    @property
-    def original(self) -> nn.Linear:
-        """The layer in host memory."""
-        return self._held[0]
+        self.__dict__["original"] = original  # no submodule: moving a model leaves it where it is
 
     @property
     def weight(self) -> Tensor:
@@ -56,16 +47,9 @@ class HostLinear(nn.Module):
 
 
 def keep_on_host(model: nn.Module, linears: Sequence[str]) -> None:
-    """Put a ``HostLinear`` in the place of every linear, so that the rest of ``model`` can move to a device alone.
-
-    Raises:
-        ModelError: If one is no linear layer.
-    """
+    """Put a ``HostLinear`` in the place of every linear, so that the rest of ``model`` can move to a device alone."""
     for name in linears:
-        linear = model.get_submodule(name)
-        if not isinstance(linear, nn.Linear):
-            raise ModelError(f"{name} should be a linear layer; the model has {linear}")
-        model.set_submodule(name, HostLinear(linear))
+        model.set_submodule(name, HostLinear(cast(nn.Linear, model.get_submodule(name))))
 
 
 def is_too_large(dense_bytes: int, device: torch.device) -> bool:

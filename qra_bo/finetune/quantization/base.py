@@ -2,28 +2,74 @@
 
 Every packed layer computes ``y = x W^T + b`` with one dense ``W`` of the compute type: unpacked in the forward,
 dropped, and unpacked again in the backward, so that nothing dense is alive between the two. Training and evaluation
-see the same ``W`` on every device. That sets aside two paths of bitsandbytes: LLM.int8's quantised activations
-(used outside training on a CPU, always on CUDA), which would make the loss that a search sees differ from the loss
-that it trains, and the repacking of ``Linear4bit`` in place in eval mode on CPUs with avx512_bf16.
+see the same ``W`` on every device, so that two paths of bitsandbytes are not used: LLM.int8's quantised activations,
+and the repacking of ``Linear4bit`` in place in eval mode on CPUs with avx512_bf16.
 """
 
+import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from qra_bo.finetune.quantization.grid import Grid
-from qra_bo.memory.formats import check_shape
-from qra_bo.space.formats import StorageFormat
+from qra_bo.memory.formats import BACKENDS, check_shape
+from qra_bo.space.space import StorageFormat
 from qra_bo.utils.errors import ConfigError
 
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Grid in which code ``k`` of weight ``[i, j]`` is ``levels[k] * scale[i, j] + offset[i, j]``.
+
+    ``levels`` are ``K``, ascending; ``scale`` (at least 0) and ``offset`` are ``out x in``.
+    """
+
+    levels: Tensor
+    scale: Tensor
+    offset: Tensor
+
+    @classmethod
+    def of_groups(cls, levels: Tensor, scale: Tensor, offset: Tensor | None, group: int,
+                  shape: tuple[int, int]) -> "Grid":
+        """Return the grid of groups of ``group`` consecutive weights in row-major order, each with a scale and offset.
+
+        An offset of ``None`` is 0; the last group may be shorter.
+        """
+        def spread(values: Tensor) -> Tensor:
+            each = values.float().reshape(-1, 1).expand(-1, group).reshape(-1)
+            return each[:shape[0] * shape[1]].view(shape)
+
+        scale = spread(scale)
+        return cls(levels.float(), scale, torch.zeros_like(scale) if offset is None else spread(offset))
+
+    def column(self, j: int) -> "Grid":
+        """Return the grid of one column, its fields ``out``."""
+        return Grid(self.levels, self.scale[:, j], self.offset[:, j])
+
+    def columns(self, order: Tensor) -> "Grid":
+        """Return the grid with its columns in another order."""
+        return Grid(self.levels, self.scale[:, order], self.offset[:, order])
+
+    def nearest(self, values: Tensor) -> Tensor:
+        """Return the codes of the nearest values of the grid."""
+        position = torch.where(self.scale > 0, (values - self.offset) / self.scale, torch.zeros_like(values))
+        return torch.bucketize(position, (self.levels[1:] + self.levels[:-1]) / 2)
+
+    def values(self, codes: Tensor) -> Tensor:
+        """Return the values of codes."""
+        return self.levels[codes] * self.scale + self.offset
+
+
 State = dict[str, Tensor]
-"""Packed tensors of one weight matrix by name: all that is needed, with format and shape, to build its layer."""
-CODES, LOWER_CODES = "codes", "lower_codes"
-"""Names in a state of packed codes, and of the plane of their lower bits where there are two; the rest is metadata."""
+"""Packed tensors of one weight matrix by name; with format and shape they determine its layer.
+
+``codes`` are packed codes, ``lower_codes`` the plane of their lower bits where there are two; the rest is metadata.
+"""
 
 
 def tile_numel(device: torch.device) -> int:
@@ -35,8 +81,7 @@ class PackedLinear(ABC):
     """A frozen linear layer over packed weights (mixed into ``nn.Module`` classes, before them).
 
     Attributes:
-        fmt: Storage format.
-        compute_dtype: Type of the matrix product; input and output keep the type of the input.
+        compute_dtype: Type of the matrix product; the output has the type of the input.
         dense: The unpacked weight, kept only where memory is traded for time; same numbers, bit for bit.
         target: The device that a layer on the meta device stands for; ``None`` on real devices.
     """
@@ -51,13 +96,13 @@ class PackedLinear(ABC):
 
     @abstractmethod
     def packed_state(self) -> State:
-        """Return the packed tensors, fit for safetensors and for ``QuantizerBackend.build``."""
+        """Return the packed tensors, as ``QuantizerBackend.build`` takes them."""
 
     @abstractmethod
     def unpack(self) -> Tensor:
         """Return the dequantised weight, ``out x in`` in the compute type.
 
-        On the meta device, tensors of the sizes that the real layer makes and drops on ``target`` come in their order.
+        On the meta device this allocates what the real layer allocates on ``target``, in the same order.
         """
 
     def weight_matrix(self) -> Tensor:
@@ -98,7 +143,7 @@ def packed(module: nn.Module) -> PackedLinear:
 
 def state_bytes(state: State) -> tuple[int, int]:
     """Return the bytes of codes and of metadata, measured on the storages."""
-    codes = {key: tensor for key, tensor in state.items() if key in (CODES, LOWER_CODES)}
+    codes = {key: tensor for key, tensor in state.items() if key in ("codes", "lower_codes")}
     return storage_bytes(codes), storage_bytes({key: tensor for key, tensor in state.items() if key not in codes})
 
 
@@ -135,12 +180,8 @@ class QuantizerBackend(ABC):
         return None
 
     def recoded(self, state: State, fmt: StorageFormat, codes: Tensor) -> State:
-        """Return ``state`` with other codes (``out x in``, indices of the grid's levels) and the same scales.
-
-        Raises:
-            ConfigError: If no code is free.
-        """
-        raise ConfigError(f"the backend {self.name!r} has no codes to choose in the format {fmt.name!r}")
+        """Return ``state`` with other codes (``out x in``, indices of the grid's levels) and the same scales."""
+        raise NotImplementedError
 
     def check(self, fmt: StorageFormat, out_features: int, in_features: int) -> None:
         """Refuse a format or a shape that this backend can't store.
@@ -154,36 +195,18 @@ class QuantizerBackend(ABC):
                               f"{fmt.name!r} of {fmt.bits} bits, which belongs to {fmt.backend!r}")
         check_shape(fmt, out_features, in_features)
 
-    def quantize(self, linear: nn.Linear, fmt: StorageFormat, compute_dtype: torch.dtype,
-                 device: torch.device) -> nn.Module:
-        """Return a frozen packed layer for ``linear``, which is left as it is.
 
-        Raises:
-            ConfigError: If the format is not of this backend.
-            SpaceError: If it can't pack a matrix of this shape.
-        """
-        self.check(fmt, linear.out_features, linear.in_features)
-        state = self.pack(linear.weight.detach(), fmt, device)
-        bias = None if linear.bias is None else linear.bias.detach().to(device)
-        return self.build(state, fmt, (linear.out_features, linear.in_features), bias, compute_dtype)
+def stand_in(fmt: StorageFormat, shape: tuple[int, int], bias: bool, compute_dtype: torch.dtype,
+             target: torch.device) -> Any:
+    """Build a layer of ``shape`` (out, in) on the meta device, with the storages of the real one on ``target``.
 
-
-def stand_in(backend: QuantizerBackend, fmt: StorageFormat, shape: tuple[int, int], bias: bool,
-             compute_dtype: torch.dtype, target: torch.device) -> Any:
-    """Build a layer on the meta device: the storages of the real one, and no numbers.
-
-    Args:
-        backend: The backend of ``fmt``.
-        fmt: Storage format.
-        shape: ``(out, in)``.
-        bias: Whether the layer has a bias (in the compute type).
-        compute_dtype: Type of the matrix product.
-        target: The device that the layer stands for: unpacking allocates what it does there.
+    A ``bias`` has the compute type.
 
     Raises:
         SpaceError: If the format can't store a matrix of this shape.
     """
     check_shape(fmt, *shape)
+    backend = backend_of(fmt)
     offset = torch.empty(shape[0], dtype=compute_dtype, device="meta") if bias else None
     layer = backend.build(backend.empty_state(fmt, shape, compute_dtype), fmt, shape, offset, compute_dtype)
     packed(layer).target = target
@@ -193,3 +216,10 @@ def stand_in(backend: QuantizerBackend, fmt: StorageFormat, shape: tuple[int, in
 def frozen(tensor: Tensor | None) -> nn.Parameter | None:
     """Return a parameter that is never trained, or ``None``."""
     return None if tensor is None else nn.Parameter(tensor, requires_grad=False)
+
+
+@cache
+def backend_of(fmt: StorageFormat) -> QuantizerBackend:
+    """Return the backend that stores ``fmt``; its module is imported now."""
+    backend: QuantizerBackend = pkgutil.resolve_name(BACKENDS[fmt.backend])()
+    return backend

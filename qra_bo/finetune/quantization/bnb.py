@@ -5,8 +5,8 @@ Facts of bitsandbytes 0.50 that shape this file:
 - NF4's CPU kernel is wrong where rows are not whole blocks but whole half-blocks (``in_features % 64 == 32``): it
   reads the scale of the wrong block. The weight is therefore unpacked as a matrix of one block a row.
 - ``Linear8bitLt`` on a CPU trains on the dequantised weight (``CB * SCB / 127``, rounded to the input's type), but
-  evaluates with activations quantised row by row in fp16. Here both use the dequantised weight (see ``base``), and
-  the multiplication runs in cached fp32 tiles, four times as fast as the library's mixed-type one and equal to it.
+  evaluates with activations quantised in fp16. Here both use the dequantised weight, unpacked in fp32 tiles that fit
+  into the cache: four times as fast as the library's mixed-type multiplication and equal to it.
 """
 
 from functools import cache
@@ -16,10 +16,9 @@ import torch
 from bitsandbytes import functional as F
 from torch import Tensor, nn
 
-from qra_bo.finetune.quantization.base import PackedLinear, QuantizerBackend, State, frozen, tile_numel
-from qra_bo.finetune.quantization.grid import Grid
+from qra_bo.finetune.quantization.base import Grid, PackedLinear, QuantizerBackend, State, frozen, tile_numel
 from qra_bo.memory.formats import NESTED_BLOCK
-from qra_bo.space.formats import StorageFormat
+from qra_bo.space.space import StorageFormat
 
 
 @cache
@@ -117,7 +116,12 @@ class BitsAndBytesBackend(QuantizerBackend):
 
     def build(self, state: State, fmt: StorageFormat, shape: tuple[int, int], bias: Tensor | None,
               compute_dtype: torch.dtype) -> nn.Module:
-        layer = self._int8(state, shape) if fmt.bits == 8 else self._nf4(state, fmt, shape, compute_dtype)
+        if fmt.bits == 8:
+            layer = PackedInt8(shape[1], shape[0], bias=False, has_fp16_weights=False, device="meta")
+            layer.weight = bnb.nn.Int8Params(state["codes"], requires_grad=False, has_fp16_weights=False)
+            layer.state.CB, layer.state.SCB = state["codes"], state["scale"]
+        else:
+            layer = self._nf4(state, fmt, shape, compute_dtype)
         layer.fmt, layer.compute_dtype, layer.bias = fmt, compute_dtype, frozen(bias)
         return layer
 
@@ -137,10 +141,4 @@ class BitsAndBytesBackend(QuantizerBackend):
                                          module=layer, bnb_quantized=True)
         layer.quant_state = quant_state
         layer.support_avx512bf16_for_cpu = False  # else the library's own forward repacks the weight in eval mode
-        return layer
-
-    def _int8(self, state: State, shape: tuple[int, int]) -> PackedInt8:
-        layer = PackedInt8(shape[1], shape[0], bias=False, has_fp16_weights=False, device="meta")
-        layer.weight = bnb.nn.Int8Params(state["codes"], requires_grad=False, has_fp16_weights=False)
-        layer.state.CB, layer.state.SCB = state["codes"], state["scale"]
         return layer

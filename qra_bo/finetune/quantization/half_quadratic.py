@@ -4,12 +4,10 @@ Metadata is kept in fp16 whatever the compute type, and a weight is ``(code - ze
 rounded to the compute type: in bf16 the library would round a zero of 200 to a multiple of 1, which shifts a whole
 group of 8-bit codes.
 
-Codes of 5 and 6 bits, for which the library has no packing of their own, are two planes: the upper 4 bits and the lower
-1 or 2, each packed as the library packs codes of so many bits.
-
-On a CPU the library's solver is called on runs of groups: groups do not depend on each other, runs that fit into the
-cache are three times as fast, and a run is too small for torch to split between threads, so that the codes are the
-same on any number of threads. (Its stopping rule then looks at the mean error of a run instead of the whole matrix.)
+Codes of 5 and 6 bits, for which the library has no packing, are two planes: the upper 4 bits and the lower 1 or 2. On a
+CPU the library's solver is called on runs of groups: they fit into the cache, and are too small for torch to split
+between threads, so that the codes are the same on any number of threads. (Its stopping rule then looks at the mean
+error of a run instead of the whole matrix.)
 """
 
 import warnings
@@ -17,18 +15,9 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-from qra_bo.finetune.quantization.base import (
-    CODES,
-    LOWER_CODES,
-    PackedLinear,
-    QuantizerBackend,
-    State,
-    frozen,
-    tile_numel,
-)
-from qra_bo.finetune.quantization.grid import Grid
+from qra_bo.finetune.quantization.base import Grid, PackedLinear, QuantizerBackend, State, frozen, tile_numel
 from qra_bo.memory.formats import HQQ_PLANES, Plane
-from qra_bo.space.formats import StorageFormat
+from qra_bo.space.space import StorageFormat
 from qra_bo.utils.errors import ModelError
 
 with warnings.catch_warnings():  # hqq decorates with torch.compile, whose own imports use old TorchScript
@@ -53,8 +42,8 @@ class HQQLinear(PackedLinear, library.HQQLinear):  # type: ignore[misc]
     """The plane of the lower bits, where there are two; ``W_q`` is that of the upper ones."""
 
     def packed_state(self) -> State:
-        lower = {} if self.lower is None else {LOWER_CODES: self.lower.data}
-        return {CODES: self.W_q.data, **lower, "scale": self.meta["scale"], "zero": self.meta["zero"]}
+        lower = {} if self.lower is None else {"lower_codes": self.lower.data}
+        return {"codes": self.W_q.data, **lower, "scale": self.meta["scale"], "zero": self.meta["zero"]}
 
     def dequantize(self) -> Tensor:
         """Unpack, under the library's name, which PEFT calls to merge."""
@@ -97,15 +86,11 @@ def field(words: Tensor, plane: Plane, first: int, last: int) -> Tensor:
 
 def in_words(codes: Tensor, bits: int) -> State:
     """Return packed planes, by name, of codes (``groups x group``, uint8)."""
-    def packed(part: Tensor, plane: Plane) -> Tensor:
-        words: Tensor = Quantizer.pack[Quantizer.bit_to_packing[plane.bits]](part)
-        return words
-
     upper, *lower = HQQ_PLANES[bits]
-    state = {CODES: packed(codes >> bits - upper.bits if lower else codes, upper)}
-    for plane in lower:
-        state[LOWER_CODES] = packed(codes & ((1 << plane.bits) - 1), plane)
-    return state
+    parts = {"codes": (codes >> bits - upper.bits if lower else codes, upper)}
+    if lower:
+        parts["lower_codes"] = (codes & ((1 << lower[0].bits) - 1), lower[0])
+    return {name: Quantizer.pack[Quantizer.bit_to_packing[plane.bits]](part) for name, (part, plane) in parts.items()}
 
 
 class HQQBackend(QuantizerBackend):
@@ -137,7 +122,7 @@ class HQQBackend(QuantizerBackend):
                                   dtype=torch.uint8 if plane.word_bytes == 1 else torch.int32)
                       for plane in HQQ_PLANES[fmt.bits]]
             scale, zero = (torch.empty(groups, 1, dtype=torch.float16) for _ in range(2))
-        return {**dict(zip((CODES, LOWER_CODES), planes, strict=False)), "scale": scale, "zero": zero}
+        return {**dict(zip(("codes", "lower_codes"), planes, strict=False)), "scale": scale, "zero": zero}
 
     def grid(self, state: State, fmt: StorageFormat, shape: tuple[int, int]) -> Grid:
         scale = state["scale"].float()
@@ -153,7 +138,7 @@ class HQQBackend(QuantizerBackend):
         config = BaseQuantizeConfig(nbits=fmt.bits, group_size=fmt.block, axis=1)
         layer = HQQLinear(None, config, compute_dtype=compute_dtype, device=str(device), initialize=False)
         packing = Quantizer.bit_to_packing[HQQ_PLANES[fmt.bits][0].bits]
-        layer.W_q, layer.lower = frozen(state["codes"]), frozen(state.get(LOWER_CODES))
+        layer.W_q, layer.lower = frozen(state["codes"]), frozen(state.get("lower_codes"))
         # With fp32 as the compute type here, Quantizer.dequantize gives the very weight that `unpack` rounds (of one
         # plane; the library knows no more).
         layer.meta = {"nbits": fmt.bits, "group_size": fmt.block, "shape": torch.Size(shape), "axis": 1,

@@ -1,15 +1,10 @@
-"""A group quantiser in plain torch: rounding between the minimum and maximum of each group.
-
-Slow and simple: the tests compare the libraries' backends with it, and it stores 2 to 6 and 8 bits where a library is
-missing.
-"""
+"""A group quantiser in plain torch: rounding between the minimum and maximum of each group; slow and simple."""
 
 import torch
 from torch import Tensor, nn
 
-from qra_bo.finetune.quantization.base import PackedLinear, QuantizerBackend, State, frozen
-from qra_bo.finetune.quantization.grid import Grid
-from qra_bo.space.formats import StorageFormat
+from qra_bo.finetune.quantization.base import Grid, PackedLinear, QuantizerBackend, State, frozen
+from qra_bo.space.space import StorageFormat
 
 
 def pack_bits(codes: Tensor, bits: int) -> Tensor:

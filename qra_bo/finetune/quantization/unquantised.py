@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from qra_bo.finetune.quantization.base import PackedLinear, QuantizerBackend, State, frozen
-from qra_bo.space.formats import StorageFormat
+from qra_bo.space.space import StorageFormat
 
 _HALF = (torch.bfloat16, torch.float16)
 

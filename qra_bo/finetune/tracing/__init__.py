@@ -1,5 +1,4 @@
-"""Memory of training, measured: probes of real steps, and traces of steps on meta tensors.
-"""
+"""Memory of training: measured on real steps, and traced on meta tensors."""
 
 from qra_bo.utils.lazy import lazy_names
 

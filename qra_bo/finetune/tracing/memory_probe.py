@@ -1,21 +1,115 @@
-"""Measured peaks of real training, by phase: allocator statistics on CUDA, live storages on a CPU."""
+"""Measured peaks of real training, by phase: allocator statistics on CUDA, live storages on a CPU.
 
-from collections.abc import Callable, Iterator
+A dispatch mode sees every tensor that an operator returns, forward and backward, on real, fake and meta tensors. Each
+storage is counted once, when first seen, and released when it dies. Storages that an operator allocates and frees
+without handing them out are not seen.
+"""
+
+import weakref
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor, UntypedStorage, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
 
 from qra_bo.finetune.adapters.lora import adapter_parameters
 from qra_bo.finetune.quantization.bank import LayerBank
-from qra_bo.finetune.tracing.tracker import PeakTracker, live_bytes
-from qra_bo.finetune.training.optimizer import Optimizer
+from qra_bo.finetune.training.optimizer import UnitwiseAdamW
 from qra_bo.trials import PhasePeak
 
 WATCHED_STEP = 1
 """The second step is the first with both optimiser moments in place: its peak is that of all that follow."""
 Mark = Callable[[str], None]
 """Called with the name of the phase that has just ended."""
+
+
+class PeakTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Context manager that follows live storages; several may be nested.
+
+    Attributes:
+        live_bytes: Bytes alive now of all storages seen.
+        peak_bytes: Largest value of ``live_bytes`` since the start or the last ``reset_peak``.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.live_bytes = self.peak_bytes = 0
+        self._sizes: dict[int, int] = {}
+        self._watched: dict[int, weakref.ref[UntypedStorage]] = {}
+
+    def track(self, tensors: Iterable[Tensor]) -> None:
+        """Count tensors that were alive before."""
+        for tensor in tensors:
+            self._see(tensor)
+
+    def track_existing(self, model: nn.Module) -> None:
+        """Count all tensors that a model holds now (see ``module_tensors``) and its gradients."""
+        self.track([*module_tensors(model), *(p.grad for p in model.parameters() if p.grad is not None)])
+
+    def reset_peak(self) -> None:
+        """Start a new phase: the peak becomes what is alive now."""
+        self.peak_bytes = self.live_bytes
+
+    def _see(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        known = self._sizes.get(key)
+        if known == size:
+            return
+        if known is None:
+            self._watched[key] = weakref.ref(storage, partial(self._release, key))
+        self._sizes[key] = size  # a storage may have been resized
+        self.live_bytes += size - (known or 0)
+        self.peak_bytes = max(self.peak_bytes, self.live_bytes)
+
+    def _release(self, key: int, _: object) -> None:
+        self.live_bytes -= self._sizes.pop(key)
+        del self._watched[key]
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (),
+                           kwargs: dict[str, Any] | None = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for leaf in (out,) if isinstance(out, Tensor) else tree_iter(out):
+            if isinstance(leaf, Tensor):
+                self._see(leaf)
+        return out
+
+
+def module_tensors(model: nn.Module) -> list[Tensor]:
+    """Return every tensor that a model holds: parameters, buffers, quantisation states, tensors in attributes."""
+    found: list[Tensor] = []
+    seen: set[int] = set()
+    for module in model.modules():
+        for holder in (*module.parameters(recurse=False), *module.buffers(recurse=False),
+                       *(v for k, v in vars(module).items() if not k.startswith("_"))):
+            _collect(holder, found, seen)
+    return found
+
+
+def _collect(value: Any, found: list[Tensor], seen: set[int]) -> None:
+    if id(value) in seen or isinstance(value, nn.Module):
+        return
+    if isinstance(value, Tensor):
+        found.append(value)
+        parts = [getattr(value, name, None) for name in ("quant_state", "CB", "SCB")]  # bitsandbytes' scales
+    elif isinstance(value, dict | list | tuple):
+        parts = list(value.values() if isinstance(value, dict) else value)
+    elif type(value).__name__ in ("QuantState", "MatmulLtState"):
+        parts = list(vars(value).values())
+    else:
+        return
+    seen.add(id(value))
+    for part in parts:
+        _collect(part, found, seen)
+
+
+def live_bytes(model: nn.Module) -> int:
+    """Return the bytes of the distinct storages that a model holds, quantisation states included."""
+    return sum({s._cdata: int(s.nbytes()) for s in (t.untyped_storage() for t in module_tensors(model))}.values())
 
 
 def begin_load(device: torch.device) -> None:
@@ -31,26 +125,23 @@ class MemoryProbe:
     long: one step and one batch of the evaluation are followed, and only with ``follow``.
 
     Args:
-        device: Where the model trains.
-        model: The model with its adapters.
         optimizer: Its tensors are alive at the peak.
-        bank: Its quantised linears.
-        scope: ``"peak"`` (everything alive at the peak of a step) or ``"stored"`` (quantised weights, metadata
-            and adapters in 16 bits).
+        bank: Quantised linears of the model, to which adapters are attached.
+        scope: ``"peak"`` (all bytes alive at the peak of a step) or ``"stored"`` (quantised weights, metadata and
+            adapters in 16 bits).
         follow: Whether to follow storages on a CPU; without it only ``load`` is known there.
     """
 
-    def __init__(self, device: torch.device, model: Any, optimizer: Optimizer, bank: LayerBank,
-                 scope: str, *, follow: bool) -> None:
-        self.device, self.model, self.optimizer, self.bank, self.scope = device, model, optimizer, bank, scope
-        self.follow = follow
+    def __init__(self, optimizer: UnitwiseAdamW, bank: LayerBank, scope: str, *, follow: bool) -> None:
+        self.device, self.model, self.bank = bank.device, bank.model, bank
+        self.optimizer, self.scope, self.follow = optimizer, scope, follow
         self._found: dict[str, PhasePeak] = {}
-        if device.type == "cuda":
+        if self.device.type == "cuda":
             self._read("load")
             torch.cuda.empty_cache()  # memory that loading reserved is no part of training
         else:
             with bank.only_packed():  # packed layers are handed over, so that loading needs no more than what stays
-                self._note("load", live_bytes(model), None)
+                self._note("load", live_bytes(self.model), None)
 
     @property
     def peaks(self) -> tuple[PhasePeak, ...]:

@@ -1,14 +1,14 @@
 """Traced peaks of a training step and of an evaluation, of decoders of any size, storage by storage.
 
-The real modules of transformers, the adapters' autograd node, loss and optimiser run on meta tensors: every operator
-yields tensors that have shapes and storages alone. Three things are replaced: packed weights are on the meta device too
-(``quantization.base.stand_in``), attention calls the kernel that the target device would choose, and a scalar that is
-read is 1. Predictions of the memory model are tested against traces of full-size architectures, without a GPU.
+The real modules of transformers, the adapters' autograd node, loss and optimiser run on meta tensors, which have shapes
+and storages alone. Packed weights are replaced by ``quantization.base.stand_in``, attention calls the kernel that the
+target device would choose, and a scalar that is read is 1.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,21 +21,21 @@ from transformers.initialization import no_init_weights
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from qra_bo.finetune.adapters.fused import fused_linear
-from qra_bo.finetune.models import attention
+from qra_bo.finetune.adapters.lora import fused_linear
+from qra_bo.finetune.models.load import choose_kernel, fp32_attention
 from qra_bo.finetune.quantization.base import packed, stand_in
-from qra_bo.finetune.quantization.registry import backend_of
-from qra_bo.finetune.tracing.trace_optimizer import on_device, traced_optimizer
-from qra_bo.finetune.tracing.tracker import PeakTracker
+from qra_bo.finetune.tracing.memory_probe import PeakTracker
 from qra_bo.finetune.training.loop import TrainSettings, held_out
 from qra_bo.finetune.training.loss import token_losses
-from qra_bo.finetune.training.optimizer import UnitwiseAdamW
+from qra_bo.finetune.training.optimizer import AdamWSettings, UnitwiseAdamW
 from qra_bo.memory.activations import TrainShape
-from qra_bo.space import Allocation, DecoderSpec, Linear, SearchSpace
-from qra_bo.space.specs import spec_from_model
+from qra_bo.memory.optimizers import LEAST_PAGED, is_paged
+from qra_bo.space import Allocation, DecoderSpec, SearchSpace
+from qra_bo.space.decoder import spec_from_model
 from qra_bo.utils.errors import OracleError
 
 META = torch.device("meta")
+Groups = Sequence[tuple[dict[str, Parameter], float]]
 DTYPES = {2: torch.bfloat16, 4: torch.float32}
 PHASES = ("forward", "backward", "step", "evaluation")
 SCALE = 2.0
@@ -52,7 +52,6 @@ class Traced:
         backward: Peak of the backward pass.
         step: Peak of the optimiser step.
         evaluation: Peak of evaluating one batch; ``resident`` where the shape has none.
-        operators: The operator whose result reached each of the peaks, in the order of ``PHASES``.
         seconds: Wall-clock time of the trace.
     """
 
@@ -61,22 +60,17 @@ class Traced:
     backward: int
     step: int
     evaluation: int
-    operators: tuple[str, ...]
     seconds: float
-
-    @property
-    def peak(self) -> int:
-        return max(self.by_phase.values())
-
-    @property
-    def by_phase(self) -> dict[str, int]:
-        """Peak of each of ``PHASES``."""
-        return {name: getattr(self, name) for name in PHASES}
 
     @property
     def phase(self) -> str:
         """Name of the phase with the largest peak."""
-        return max(PHASES, key=self.by_phase.__getitem__)
+        return max(PHASES, key=lambda name: int(getattr(self, name)))
+
+    @property
+    def peak(self) -> int:
+        """Largest peak."""
+        return int(getattr(self, self.phase))
 
 
 def config_from_spec(spec: DecoderSpec) -> Any:
@@ -111,9 +105,8 @@ class StepTracer:
         built = spec_from_model(self.model, spec.name)
         if built != spec:
             raise OracleError(f"the modules that transformers builds for {spec.name!r} are not those of its numbers: "
-                              f"{built.linear_numel} parameters in {len(built.linears)} linears and "
-                              f"{built.other_numel} others, expected {spec.linear_numel} in {len(spec.linears)} and "
-                              f"{spec.other_numel}")
+                              f"{built.linear_numel} parameters in linears and {built.other_numel} others, expected "
+                              f"{spec.linear_numel} and {spec.other_numel}")
 
     def trace(self, space: SearchSpace, allocation: Allocation, shape: TrainShape) -> Traced:
         """Follow one optimiser step, with both moments in place, under an allocation of ``space``.
@@ -126,40 +119,35 @@ class StepTracer:
         start = time.perf_counter()
         dtype, target = DTYPES[shape.compute_dtype_bytes], torch.device(shape.device)
         model = self.model.to(dtype)
-        attention.choose_kernel(model, _kernel(target, dtype))
+        choose_kernel(model, _kernel(target, dtype))
         names = {fmt.name: fmt for fmt in space.formats}
         groups = []
         for unit, fmt, rank in zip(space.units, allocation.formats, allocation.ranks, strict=True):
             parameters: dict[str, Parameter] = {}
             for linear in unit.linears:
-                base = stand_in(backend_of(names[fmt]), names[fmt], (linear.out_features, linear.in_features),
-                                linear.bias, dtype, target)
-                parameters.update(_adapt(model, linear, base, rank, dtype))
+                base = stand_in(names[fmt], (linear.out_features, linear.in_features), linear.bias, dtype, target)
+                adapted = TracedLora(base, rank, dtype)
+                model.set_submodule(linear.name, adapted)
+                parameters.update({f"{linear.name}.A": adapted.down, f"{linear.name}.B": adapted.up})
             groups.append((parameters, 1e-3))
         model.train()
-        self._checkpoint(shape.checkpointing)
+        if shape.checkpointing and not self.checkpointing:
+            model.activation_checkpointing_enable({"use_reentrant": False})
+        elif self.checkpointing and not shape.checkpointing:
+            model.activation_checkpointing_disable()
+            model.disable_input_require_grads()
+        self.checkpointing = shape.checkpointing
         return self._step(shape, traced_optimizer(groups, shape.optimizer, target), start)
-
-    def _checkpoint(self, on: bool) -> None:
-        """Switch the recomputation of every layer, for which the embeddings' output takes a gradient."""
-        if on and not self.checkpointing:
-            self.model.activation_checkpointing_enable({"use_reentrant": False})
-        elif self.checkpointing and not on:
-            self.model.activation_checkpointing_disable()
-            self.model.disable_input_require_grads()
-        self.checkpointing = on
 
     def _step(self, shape: TrainShape, optimizer: UnitwiseAdamW, start: float) -> Traced:
         peaks: list[int] = []
-        operators: list[str] = []
         with MetaTracker() as tracker:
             tracker.track_existing(self.model)
-            tracker.track(on_device(optimizer))
+            tracker.track(t for t in optimizer.tensors() if not getattr(t, "is_paged", False))  # pages stay on the host
             resident = tracker.live_bytes
 
             def phase() -> None:
                 peaks.append(tracker.peak_bytes)
-                operators.append(tracker.peak_operator)
                 tracker.reset_peak()
 
             ids = torch.zeros(shape.batch, shape.length, dtype=torch.int64, device=META)
@@ -178,14 +166,11 @@ class StepTracer:
                 held_out(self.model, text, text, TrainSettings(logits_chunk=chunk, eval_batch=shape.eval_batch), META)
             phase()
         forward, backward, step, evaluation = peaks
-        return Traced(resident, forward, backward, step, evaluation, tuple(operators), time.perf_counter() - start)
+        return Traced(resident, forward, backward, step, evaluation, time.perf_counter() - start)
 
 
 class MetaTracker(PeakTracker):  # type: ignore[no-untyped-call]
-    """Follower of a program on meta tensors.
-
-    A scalar that is read from one is 1, so that checks for zero and padding take the branch that they take in training.
-    """
+    """Tracker of meta tensors; a scalar that is read from one is 1, so that checks take the branch of real training."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (),
                            kwargs: dict[str, Any] | None = None) -> Any:
@@ -195,7 +180,7 @@ class MetaTracker(PeakTracker):  # type: ignore[no-untyped-call]
 
 
 class TracedLora(nn.Module):
-    """A stand-in with an adapter, as one autograd node (``adapters.fused``)."""
+    """A stand-in with an adapter, as one autograd node (``adapters.lora``)."""
 
     def __init__(self, base: Any, rank: int, dtype: torch.dtype) -> None:
         super().__init__()
@@ -204,17 +189,10 @@ class TracedLora(nn.Module):
         self.up = Parameter(torch.empty(base.out_features, rank, dtype=dtype, device=META))
 
     def forward(self, x: Tensor) -> Tensor:
-        base = packed(self.base)
         if x.dtype != self.down.dtype:
             raise OracleError(f"an adapter in {self.down.dtype} is given inputs in {x.dtype}: this decoder changes "
                               "types between its layers, and can't be traced")
-        return fused_linear(x, self.down, self.up, base, SCALE)
-
-
-def _adapt(model: nn.Module, linear: Linear, base: Any, rank: int, dtype: torch.dtype) -> dict[str, Parameter]:
-    adapted = TracedLora(base, rank, dtype)
-    model.set_submodule(linear.name, adapted)
-    return {f"{linear.name}.A": adapted.down, f"{linear.name}.B": adapted.up}
+        return fused_linear(x, self.down, self.up, packed(self.base), SCALE)
 
 
 class _Kernel(TorchFunctionMode):
@@ -241,7 +219,7 @@ class _Kernel(TorchFunctionMode):
 def _kernel(target: torch.device, dtype: torch.dtype) -> str:
     """Register the attention of ``target`` and return its name."""
     cast = target.type == "cpu" and dtype == torch.bfloat16
-    real = attention._attention if cast else sdpa_attention_forward
+    real = fp32_attention if cast else sdpa_attention_forward
     name = f"traced_{target.type}_{str(dtype).removeprefix('torch.')}"
 
     def traced(*args: Any, **kwargs: Any) -> tuple[Tensor, None]:
@@ -250,6 +228,55 @@ def _kernel(target: torch.device, dtype: torch.dtype) -> str:
         return out
 
     AttentionInterface.register(name, traced)
-    if not cast:  # transformers makes masks for kernels that it knows, and none for the one in models.attention
+    if not cast:  # transformers makes masks for kernels that it knows, and none for fp32_attention
         AttentionMaskInterface.register(name, sdpa_mask)
     return name
+
+
+def traced_optimizer(groups: Groups, kind: str, target: torch.device) -> UnitwiseAdamW:
+    """Return an optimiser of ``memory.optimizers.OPTIMIZERS`` after its first step, over meta parameters.
+
+    The kernels of bitsandbytes can't run without numbers. Their states are made by the library itself, in its sizes; a
+    replaced update allocates and frees the tensors of the real one.
+    """
+    optimizer = UnitwiseAdamW(groups, AdamWSettings(kind=kind))
+    if kind == "adamw":
+        state: dict[str, Tensor] = {}
+        for named, _ in groups:
+            for name, parameter in named.items():
+                fp32 = torch.empty(parameter.shape, dtype=torch.float32, device=META)
+                state.update({f"{name}|{key}": fp32 for key in ("master", "exp_avg", "exp_avg_sq")})
+                state[f"{name}|step"] = torch.empty((), dtype=torch.float32, device=META)
+        optimizer.load_state(state)
+        for _, _, inner in optimizer.groups:  # the check of devices does not know the meta device
+            vars(inner)["_need_device_dtype_check_for_fused"] = False
+        return optimizer
+    paged = is_paged(kind) and target.type == "cuda"
+    for _, _, inner in optimizer.groups:
+        vars(inner)["get_state_buffer"] = partial(_buffer, paged)
+        vars(inner)["step"] = partial(_step, inner, target)
+        group = inner.param_groups[0]
+        for index, parameter in enumerate(group["params"]):
+            inner.init_state(group, parameter, 0, index)  # type: ignore[attr-defined]
+    return optimizer
+
+
+def _buffer(paged: bool, parameter: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return a moment; a paged one carries the library's mark."""
+    buffer = torch.empty(parameter.shape, dtype=dtype, device=META)
+    if paged and parameter.numel() >= LEAST_PAGED:
+        buffer.is_paged = True  # type: ignore[attr-defined]
+    return buffer
+
+
+def _step(inner: Any, target: torch.device) -> None:
+    """Update every parameter that has a gradient; pages stay on the device until the end."""
+    pages = []
+    for parameter in inner.param_groups[0]["params"]:
+        state = inner.state[parameter]
+        for moment in (state["state1"], state["state2"]):
+            if getattr(moment, "is_paged", False):
+                pages.append(torch.empty(moment.shape, dtype=moment.dtype, device=META))
+        if target.type == "cpu":
+            count = 5 if state["state1"].dtype == torch.uint8 else 3  # see memory.optimizers.update_bytes
+            del [torch.empty(parameter.shape, device=META) for _ in range(count)][:]

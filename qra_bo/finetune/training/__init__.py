@@ -1,10 +1,9 @@
-"""The trainer: loss, AdamW by unit, steps, gradients on calibration text, and checkpoints of trials.
-"""
+"""The trainer: loss, AdamW by unit, steps, gradients on calibration text, and checkpoints of trials."""
 
 from qra_bo.utils.lazy import lazy_names
 
 _HOMES = {"TrainSettings": "loop", "train_steps": "loop", "held_out": "loop", "DivergedError": "loop",
-          "AdamWSettings": "optimizer", "UnitwiseAdamW": "optimizer", "CheckpointStore": "checkpoints",
-          "TrialRun": "trial_run", "CalibrationText": "gradients"}
+          "AdamWSettings": "optimizer", "UnitwiseAdamW": "optimizer", "CheckpointStore": "trial_run",
+          "TrialRun": "trial_run", "CalibrationText": "loss"}
 __all__ = sorted(_HOMES)
 __getattr__ = lazy_names(__name__, _HOMES)

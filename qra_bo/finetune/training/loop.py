@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from qra_bo.finetune.training.loss import hidden_states, plain_head, token_losses
-from qra_bo.finetune.training.optimizer import AdamWSettings, Optimizer
+from qra_bo.finetune.training.optimizer import AdamWSettings, UnitwiseAdamW
 
 Blocks = npt.NDArray[np.int64]
 
@@ -21,15 +21,12 @@ class TrainSettings:
     """Settings that all trials of a search share.
 
     Args:
-        batch: Sequences per optimiser step.
         lr: Peak learning rate at rank 16.
         lr_exponent: ``p`` of the rule ``lr(r) = lr (16 / r)^p``; 0 is one rate for all ranks.
         warmup: Share of the schedule in which the rate rises linearly; then it falls as a cosine.
         lr_floor: Rate at the end of the schedule, as a share of the peak.
         logits_chunk: Tokens whose logits are alive at once.
         checkpointing: Gradient checkpointing of every decoder layer.
-        optimizer: AdamW's settings.
-        eval_batch: Sequences per evaluation batch.
     """
 
     batch: int = 4
@@ -43,7 +40,7 @@ class TrainSettings:
     eval_batch: int = 8
 
     def peak_lr(self, rank: int) -> float:
-        """Return the peak learning rate of a rank, by the rule."""
+        """Return the peak learning rate of a rank."""
         return self.lr * float((16.0 / rank) ** self.lr_exponent)
 
     def lr_factor(self, step: int, total: int) -> float:
@@ -59,26 +56,14 @@ class DivergedError(Exception):
     """The loss or a gradient is no longer a finite number."""
 
 
-def train_steps(model: Any, optimizer: Optimizer, inputs: Blocks, labels: Blocks, order: Blocks,
+def train_steps(model: Any, optimizer: UnitwiseAdamW, inputs: Blocks, labels: Blocks, order: Blocks,
                 first: int, last: int, schedule: int, settings: TrainSettings, device: torch.device,
                 mark: Callable[[str], None] = lambda phase: None) -> int:
     """Run optimiser steps ``first .. last - 1`` of a schedule of ``schedule`` steps.
 
-    Args:
-        model: The model with its adapters.
-        optimizer: Holds the adapters' masters.
-        inputs: Token ids, ``n x length``.
-        labels: ``n x length``, -100 where no loss is taken.
-        order: Rows of each step's batch, ``steps x batch``.
-        first: Steps done before.
-        last: Steps done afterwards.
-        schedule: Length of the schedule.
-        settings: Shared settings.
-        device: Where the model is.
-        mark: Called with the name of each phase of a step when it has ended: forward, backward, step.
-
-    Returns:
-        Tokens that went forward and backward, padding counted.
+    ``inputs`` are token ids, ``n x length``, and ``labels`` are -100 where no loss is taken; ``order`` holds the rows
+    of each step's batch, ``steps x batch``. ``mark`` is called with the name of each phase of a step at its end:
+    forward, backward, step. Returns the tokens that went forward and backward, padding counted.
 
     Raises:
         DivergedError: If the loss or the gradient is not finite.
@@ -130,10 +115,9 @@ def held_out(model: Any, inputs: Blocks, labels: Blocks, settings: TrainSettings
         with watch():
             losses = _sequence_sums(model, ids, goal, settings.logits_chunk)
         sums += losses
-    total, n_tokens = sum(sums), sum(counts)
-    mean = total / n_tokens
+    n_tokens, k = sum(counts), len(sums)
+    mean = sum(sums) / n_tokens
     residual = np.array(sums) - mean * np.array(counts)
-    k = len(sums)
     se = math.sqrt(float((residual**2).sum()) * k / max(1, k - 1)) / n_tokens
     return HeldOut(mean, se, tokens)
 
@@ -159,14 +143,9 @@ def _sequence_sums(model: Any, ids: torch.Tensor, goal: torch.Tensor, chunk: int
 def unit_groups(parameters: Mapping[str, Mapping[str, torch.nn.Parameter]], unit_of: Mapping[str, str],
                 ranks: Mapping[str, int], settings: TrainSettings,
                 lr_scale: float) -> list[tuple[dict[str, torch.nn.Parameter], float]]:
-    """Return one optimiser group per unit, with the learning rate of its rank.
+    """Return one optimiser group per unit, with the learning rate of its rank times ``lr_scale``.
 
-    Args:
-        parameters: ``{module: {"A": ..., "B": ...}}``.
-        unit_of: Unit of every module.
-        ranks: Rank of every unit.
-        settings: Shared settings.
-        lr_scale: Calibrated factor on the rate.
+    ``parameters`` are A and B of every module, ``unit_of`` names its unit, ``ranks`` are those of the units.
     """
     grouped: dict[str, dict[str, torch.nn.Parameter]] = {}
     for module, pair in parameters.items():

@@ -1,16 +1,17 @@
-"""Cross-entropy over a large vocabulary in chunks, so that the full logits are never alive at once."""
+"""Cross-entropy over a large vocabulary in chunks, and gradients of the dense model's linears on calibration text."""
 
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class ChunkedHeadLoss(torch.autograd.Function):
-    """Sum of next-token losses through a frozen head; its gradient is formed in the forward pass.
+    """Sum of next-token losses through a frozen head, with the logits of one chunk alive at a time.
 
-    The head takes no gradient, so that only the gradient of the hidden states is kept: it is formed from each chunk's
-    logits at once.
+    Only the gradient of the hidden states is kept; it is formed in the forward pass.
     """
 
     @staticmethod
@@ -72,11 +73,8 @@ def hidden_states(model: Any, input_ids: Tensor) -> Tensor:
 def token_losses(model: Any, input_ids: Tensor, labels: Tensor, chunk: int) -> tuple[Tensor, int]:
     """Return the summed next-token loss (differentiable) and the number of target tokens of one batch.
 
-    Args:
-        model: A causal language model of transformers.
-        input_ids: ``b x length``.
-        labels: ``b x length``, -100 where no loss is taken; shifted here.
-        chunk: Tokens whose logits are alive at once.
+    ``input_ids`` and ``labels`` are ``b x length``; labels are -100 where no loss is taken, and shifted here. The
+    logits of ``chunk`` tokens are alive at once.
     """
     targets = labels[:, 1:].reshape(-1)
     count = int((targets != -100).sum())
@@ -88,3 +86,54 @@ def token_losses(model: Any, input_ids: Tensor, labels: Tensor, chunk: int) -> t
     logits = model(input_ids=input_ids, use_cache=False).logits[:, :-1].float()
     return torch.nn.functional.cross_entropy(logits.reshape(targets.numel(), -1), targets, reduction="sum",
                                              ignore_index=-100), count
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationText:
+    """Sequences of the training split on which sensitivities and some adapter initialisations are measured.
+
+    ``ids`` and ``labels`` are ``n x length``, labels -100 where no loss is taken; ``batch`` sequences go backward at a
+    time, with the logits of ``logits_chunk`` tokens alive at once.
+    """
+
+    ids: Tensor
+    labels: Tensor
+    batch: int
+    logits_chunk: int
+
+    def batches(self) -> list[tuple[Tensor, Tensor]]:
+        """Return ids and labels, ``batch`` sequences at a time."""
+        return list(zip(torch.split(self.ids, self.batch), torch.split(self.labels, self.batch), strict=True))
+
+
+def each_gradient(model: Any, names: Iterable[str], text: CalibrationText, device: torch.device,
+                  use: Callable[[str, Tensor, Tensor], None], done: Callable[[int, int], None]) -> int:
+    """Send every batch of ``text`` through the dense model, forward and backward, and return the number of tokens.
+
+    The mean loss per token of each batch is differentiated; the model is left in training mode. ``use`` is called with
+    a linear's name, the gradient of its output (``t x out``) and its input (``t x in``), both in fp32: the weight's
+    gradient is the first's transpose times the second. ``done`` is called with the number of batches done and of all.
+    """
+    def hook_of(name: str) -> Any:
+        def hook(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            x = args[0].detach().reshape(-1, args[0].shape[-1])
+            if output.requires_grad:
+                output.register_hook(  # type: ignore[no-untyped-call]
+                    lambda gradient: use(name, gradient.reshape(-1, gradient.shape[-1]).float(), x.float()))
+
+        return hook
+
+    handles = [model.get_submodule(name).register_forward_hook(hook_of(name)) for name in names]
+    embedding = model.get_input_embeddings()
+    handles.append(embedding.register_forward_hook(lambda _m, _a, out: out.requires_grad_(True)))
+    model.train()
+    batches = text.batches()
+    try:
+        for through, (ids, labels) in enumerate(batches, start=1):
+            total, count = token_losses(model, ids.to(device), labels.to(device), text.logits_chunk)
+            (total / max(1, count)).backward()  # type: ignore[no-untyped-call]
+            done(through, len(batches))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return text.ids.numel()

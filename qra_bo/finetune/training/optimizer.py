@@ -1,14 +1,14 @@
 """AdamW with fp32 master weights, one unit of the decoder at a time.
 
-Working copies of the adapters have the compute type, so that no activation is cast; masters and moments are
-fp32. Updating unit by unit keeps the fp32 gradients of one unit alive instead of all: 16 bytes a parameter in
-bf16 (2 working, 2 gradient, 4 master, 8 moments), and 16 in fp32 (working copy and master are one). Moments of 8 bits
-and paged ones are bitsandbytes'; their bytes are in ``memory.optimizers``.
+Working copies of the adapters have the compute type, so that no activation is cast; masters and moments are fp32.
+Updating unit by unit keeps the fp32 gradients of one unit alive: 16 bytes a parameter in bf16 (2 working, 2 gradient, 4
+master, 8 moments) and in fp32 (working copy and master are one). 8-bit and paged moments are bitsandbytes'; see
+``memory.optimizers``.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,20 +39,8 @@ class AdamWSettings:
     kind: str = "adamw"
 
 
-class Optimizer(Protocol):
-    """Interface of an optimiser to the trainer and the memory probe."""
-
-    def step(self, lr_factor: float, gradient_scale: float) -> float:
-        """Update with gradients times ``gradient_scale`` and drop them; return their norm before clipping."""
-        ...
-
-    def tensors(self) -> list[Tensor]:
-        """Return every tensor that it keeps alive between steps."""
-        ...
-
-
 class Weight(NamedTuple):
-    """A named adapter weight: the working copy in the model, and the fp32 master (the same tensor in fp32)."""
+    """A named adapter weight: working copy in the model, and fp32 master (one tensor where the model is in fp32)."""
 
     name: str
     working: Parameter
@@ -60,11 +48,7 @@ class Weight(NamedTuple):
 
 
 class UnitwiseAdamW:
-    """AdamW over groups of named adapter weights, each group with a learning rate of its own.
-
-    Args:
-        groups: For every group (a unit), its named parameters and its peak learning rate.
-        settings: Hyperparameters that the groups share.
+    """AdamW over groups (units) of named adapter weights, each group with a peak learning rate of its own.
 
     Attributes:
         groups: Weights, peak learning rate and optimiser (of torch or bitsandbytes) of every group.
@@ -88,16 +72,14 @@ class UnitwiseAdamW:
 
     def tensors(self) -> list[Tensor]:
         """Return every tensor that it keeps alive between steps: masters and moments."""
-        return [weight.master for weight, _ in self.weights()] + [
-            v for _, state in self.weights() for v in state.values() if isinstance(v, Tensor)]
+        return [tensor for weight, state in self.weights() for tensor in (weight.master, *state.values())
+                if isinstance(tensor, Tensor)]
 
     @torch.no_grad()
     def step(self, lr_factor: float, gradient_scale: float) -> float:
         """Update all weights and drop the gradients; return the norm of the scaled gradient before clipping.
 
-        Args:
-            lr_factor: Schedule's factor on every group's peak learning rate.
-            gradient_scale: Factor on the accumulated gradients (one over the number of target tokens).
+        ``lr_factor`` multiplies every group's peak learning rate, ``gradient_scale`` the accumulated gradients.
         """
         norms = [torch.linalg.vector_norm(w.working.grad, dtype=torch.float32) for w, _ in self.weights()
                  if w.working.grad is not None]
@@ -143,10 +125,8 @@ class UnitwiseAdamW:
                 master.copy_(state[f"{name}|master"].to(master.device))
                 working.copy_(master)
                 if self.settings.kind == "adamw":
-                    moments = {key: state[f"{name}|{key}"].clone() for key in ("step", "exp_avg", "exp_avg_sq")}
-                    optimizer.state[master] = {
-                        k: v if k == "step" and master.device.type == "cpu" else v.to(master.device)
-                        for k, v in moments.items()}
+                    optimizer.state[master] = {key: state[f"{name}|{key}"].clone().to(master.device)
+                                               for key in ("step", "exp_avg", "exp_avg_sq")}
                 else:
                     _load_bitsandbytes(optimizer, master, index, name, state)
 

@@ -1,16 +1,112 @@
-"""One trial while it runs: its steps and cost so far, and its checkpoint."""
+"""One trial while it runs: its steps and cost so far, and its checkpoints, from which it continues."""
 
+import json
 import logging
+import os
 import time
-from dataclasses import dataclass, field, replace
+from contextlib import suppress
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
-from qra_bo.finetune.training.checkpoints import Checkpoint, CheckpointStore
 from qra_bo.finetune.training.optimizer import UnitwiseAdamW
 from qra_bo.trials import TrialResult, TrialSpec, TrialState
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Checkpoint:
+    """State after ``step`` optimiser steps.
+
+    Args:
+        step: Steps done.
+        target: Steps of the trial that wrote it. A trial of the same target was interrupted, and its cost counts; one
+            of a smaller target is promoted.
+        first: Steps done before that trial began.
+        forward_tokens: Tokens that went forward only.
+        curve: Held-out loss at the recorded steps so far.
+        state: Masters and moments by name.
+    """
+
+    step: int = 0
+    target: int = 0
+    first: int = 0
+    training_tokens: int = 0
+    forward_tokens: int = 0
+    seconds: float = 0.0
+    curve: tuple[tuple[int, float], ...] = ()
+    state: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+class CheckpointStore:
+    """Checkpoints of trials by name, written atomically, at most ``keep`` of them (the oldest go first).
+
+    No result depends on them: where one can't be written, the trial continues. ``folder`` is created at the first use,
+    inside a folder that exists: a run's folder that vanished is not made again.
+    """
+
+    def __init__(self, folder: Path, keep: int = 32) -> None:
+        self.folder, self.keep = folder, keep
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}.safetensors"
+
+    def save(self, name: str, checkpoint: Checkpoint) -> None:
+        """Write the checkpoint of ``name``, or log a warning."""
+        temporary = self.folder / f".{name}.{os.getpid()}"
+        try:
+            self.folder.mkdir(exist_ok=True)
+            self._write(name, checkpoint, temporary)
+        except (OSError, SafetensorError) as error:
+            log.warning("no checkpoint can be written to %s (%s); the trial continues, and after a kill it repeats its "
+                        "steps since the last checkpoint", self.folder, error)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _write(self, name: str, checkpoint: Checkpoint, temporary: Path) -> None:
+        facts = {f.name: getattr(checkpoint, f.name) for f in fields(checkpoint) if f.name != "state"}
+        save_file({k: v.contiguous().cpu() for k, v in checkpoint.state.items()}, temporary,
+                  metadata={"facts": json.dumps(facts)})
+        with temporary.open("rb") as handle:
+            os.fsync(handle.fileno())
+        ages = self._ages()
+        newest = max(ages.values(), default=0)
+        if temporary.stat().st_mtime_ns <= newest:  # the clock was set back
+            os.utime(temporary, ns=(newest + 1, newest + 1))
+        temporary.replace(self._path(name))
+        others = sorted((p for p in ages if p != self._path(name)), key=ages.__getitem__)
+        for path in others[: max(0, len(others) + 1 - self.keep)]:
+            path.unlink(missing_ok=True)
+
+    def _ages(self) -> dict[Path, int]:
+        """Return when each checkpoint was written, ns, without those that another worker removes meanwhile."""
+        ages = {}
+        for path in self.folder.glob("*.safetensors"):
+            with suppress(FileNotFoundError):
+                ages[path] = path.stat().st_mtime_ns
+        return ages
+
+    def load(self, name: str, at_most: int) -> Checkpoint | None:
+        """Return the checkpoint of ``name`` for at most ``at_most`` steps, or ``None``; remove an unreadable one."""
+        path = self._path(name)
+        if not path.is_file():
+            return None
+        try:
+            with safe_open(path, framework="pt") as handle:
+                facts = json.loads(handle.metadata()["facts"])
+                if facts["target"] > at_most:
+                    return None
+                curve = tuple((int(s), float(v)) for s, v in facts.pop("curve"))
+                state = {k: handle.get_tensor(k) for k in handle.keys()}  # noqa: SIM118
+                return Checkpoint(**facts, curve=curve, state=state)
+        except (SafetensorError, OSError, KeyError, ValueError, TypeError, RecursionError):
+            path.unlink(missing_ok=True)  # written by a machine that died, or foreign
+            return None
 
 
 @dataclass(slots=True)
@@ -19,10 +115,10 @@ class TrialRun:
 
     Args:
         request: The trial.
-        store: Where it continues, or ``None`` to keep no checkpoint.
-        at: Steps, tokens and curve so far; its seconds are those of earlier processes, in which it was interrupted.
-        start: When this process began with it.
-        saved: When the last checkpoint was written.
+        store: Store of checkpoints, or ``None`` to keep none.
+        at: Steps, tokens and curve so far, and the seconds of earlier processes that were interrupted.
+        start: Time at which this process began with it.
+        saved: Time of the last checkpoint.
     """
 
     request: TrialSpec
@@ -42,7 +138,7 @@ class TrialRun:
 
     @property
     def seconds(self) -> float:
-        """Time in this process, and in those before it in which the trial was interrupted."""
+        """Seconds in this process and in earlier ones that were interrupted."""
         return self.at.seconds + time.monotonic() - self.start
 
     def failed(self, state: TrialState, message: str) -> TrialResult:

@@ -1,15 +1,13 @@
 """An emulator of a task: a regression fitted on its table, with the noise and the domain of the table."""
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Protocol
+from collections.abc import Mapping
 
 import numpy as np
 
-from qra_bo.oracle.emulator.boosted import BoostedTrees
 from qra_bo.oracle.emulator.features import Describer, Reach
 from qra_bo.oracle.emulator.levels import Levelled, levelled
-from qra_bo.oracle.emulator.network import SetNetworks
+from qra_bo.oracle.emulator.regressions import BoostedTrees, SetNetworks
 from qra_bo.oracle.emulator.table import Table, TableRow, comparable_rate, same_rate
 from qra_bo.sensitivity.profile import FloatArray
 from qra_bo.space import Allocation
@@ -20,25 +18,12 @@ LEAST_ROWS = 20
 FIT_SEED = 0
 
 
-class Regression(Protocol):
-    """A fitted family."""
-
-    def predict(self, allocations: tuple[Allocation, ...]) -> FloatArray:
-        """Return losses of ``n`` allocations after every recorded number of steps, ``n x S``."""
-        ...
-
-
-Family = Callable[[Describer, tuple[Allocation, ...], FloatArray, int], Regression]
-"""``(describer, n allocations, n x S losses with NaN where not recorded, seed)``."""
-FAMILIES: Mapping[str, Family] = {"boosted": BoostedTrees, "network": SetNetworks}
+FAMILIES: Mapping[str, type[BoostedTrees] | type[SetNetworks]] = {"boosted": BoostedTrees, "network": SetNetworks}
+"""Families of regressions by the name that ``oracle.emulator`` takes."""
 
 
 class Emulator:
-    """Losses of any allocation within the reach of a table.
-
-    Args:
-        table: See ``qra_bo.oracle.emulator.table``.
-        family: Name in ``FAMILIES``.
+    """Losses of any allocation within the reach of a table, by a regression of one of ``FAMILIES``.
 
     Raises:
         ConfigError: If there is no such family.
@@ -77,20 +62,13 @@ class Emulator:
         return None
 
     def rate_penalty(self, lr_scale: float) -> float:
-        """Return the cost of another factor on the learning rate against the table's own (nats).
-
-        It is the parabola in the factor's logarithm that was fitted to the calibration rows.
-        """
+        """Return the cost of another factor on the learning rate than the table's own (nats), by ``rate_curve``."""
         here, home = (self.curvature * math.log2(scale / self.best_rate) ** 2 for scale in (lr_scale, self.rate))
         return here - home
 
 
 def table_rate(rows: tuple[TableRow, ...]) -> float:
-    """Return the factor on the learning rate of the table's own rows.
-
-    Raises:
-        DataError: If it has none yet.
-    """
+    """Return the factor on the learning rate of the table's own rows, or raise ``DataError`` if it has none yet."""
     own = next((row.lr_scale for row in rows if row.origin != CALIBRATION and not row.origin.startswith("run ")), None)
     if own is None:
         raise DataError("the table holds no row at its calibrated learning rate yet; collect more rows")
@@ -98,11 +76,7 @@ def table_rate(rows: tuple[TableRow, ...]) -> float:
 
 
 def usable(table: Table) -> Levelled:
-    """Return the table's losses as of its first training seed.
-
-    Raises:
-        DataError: If there are too few.
-    """
+    """Return the table's losses as of its first training seed, or raise ``DataError`` if there are too few."""
     rate = table_rate(table.rows)
     rows = [row for row in table.rows if comparable_rate(row.lr_scale, rate)
             and (row.origin != CALIBRATION or same_rate(row.lr_scale, rate))]

@@ -1,6 +1,7 @@
-"""Features of an allocation for the emulators: of each unit, and of the whole."""
+"""Features of an allocation for the emulators, of each unit and of the whole, and a logarithmic scale for losses."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from qra_bo.utils.errors import DataError
 THIRDS = 3
 LEADING = 3
 """Number of the most sensitive units whose mean is a feature."""
+SHARE = 0.5
 
 
 class Describer:
@@ -31,14 +33,13 @@ class Describer:
         gain = np.clip(profile.require_rank_sensitivity(), 0.0, None)
         self._gain = np.sqrt(np.hstack([np.zeros((len(gain), 1)), gain]) / gain.mean())
         self._index = {name: i for i, name in enumerate(facts.formats)}
-        self._largest = max(facts.ranks)
-        self.n_units, self.n_formats = len(facts.units), len(facts.formats)
+        self._largest, self.n_units = max(facts.ranks), len(facts.units)
 
     def units(self, allocations: Sequence[Allocation]) -> FloatArray:
         """Return features of every unit, ``n x L x m``.
 
-        They are: quantisation sensitivity, its root, that of the divergence, log2 of the rank, root of the rank
-        sensitivity, root of the quantisation sensitivity times rank, place in depth, and an indicator of each format.
+        They are: quantisation sensitivity, its root, root of the divergence, log2 of the rank, root of the rank
+        sensitivity, root of the quantisation sensitivity times log2 of the rank, depth, an indicator of each format.
 
         Raises:
             DataError: If an allocation has another number of units or a format off the ladder.
@@ -50,9 +51,8 @@ class Describer:
         gain = self._gain[at, np.minimum(ranks, self._gain.shape[1] - 1)]
         depth = np.broadcast_to(np.linspace(0.0, 1.0, self.n_units)[None, :], q.shape)
         numbers = [level, root, np.sqrt(self._kl[at, q]), log_rank / np.log2(self._largest), gain, root * log_rank,
-                   depth, *((q == f).astype(np.float64) for f in range(self.n_formats))]
-        stacked: FloatArray = np.stack(numbers, axis=-1)
-        return stacked
+                   depth, *((q == f).astype(np.float64) for f in self._index.values())]
+        return np.stack(numbers, axis=-1)
 
     def whole(self, allocations: Sequence[Allocation]) -> FloatArray:
         """Return features of every allocation, ``n x k``.
@@ -82,11 +82,8 @@ class Describer:
 class Reach:
     """Domain of a table: no further from its rows than these are from one another.
 
-    Distances are between standardised features of the whole. An allocation is within reach if the distance to its
-    nearest row is at most the largest such distance among the rows. A row itself always is.
-
-    Args:
-        features: Features of the rows, ``n x k``.
+    Distances are between standardised features of the whole (rows: ``n x k``). An allocation is within reach if the
+    distance to its nearest row is at most the largest such distance among the rows.
     """
 
     def __init__(self, features: FloatArray) -> None:
@@ -108,3 +105,36 @@ class Reach:
         squares = (points**2).sum(axis=1)[:, None] + (self._rows**2).sum(axis=1)[None, :] - 2 * points @ self._rows.T
         distances: FloatArray = np.sqrt(np.maximum(squares, 0.0))
         return distances
+
+
+@dataclass(frozen=True, slots=True)
+class Warp:
+    """``z = log(1 + (y - best) / offset)``, standardised to mean ``centre`` and deviation ``scale``; linear below best.
+
+    Losses explode at 2 bits and differ by hundredths where it matters: the scale bends at ``offset`` above ``best``,
+    the least loss (nats).
+    """
+
+    best: float
+    offset: float
+    centre: float
+    scale: float
+
+    @classmethod
+    def to(cls, losses: FloatArray) -> "Warp":
+        """Return the warp of ``n`` losses: it bends at a share of the gap between the best and the median one."""
+        best = float(losses.min())
+        offset = max(SHARE * (float(np.median(losses)) - best), 1e-6)
+        logs = np.log1p((losses - best) / offset)
+        return cls(best, offset, float(logs.mean()), max(float(logs.std()), 1e-9))
+
+    def forward(self, losses: FloatArray) -> FloatArray:
+        """Return ``z`` of ``n`` losses."""
+        excess = (losses - self.best) / self.offset
+        logs = np.where(excess > 0, np.log1p(np.maximum(excess, 0.0)), excess)
+        return (logs - self.centre) / self.scale
+
+    def inverse(self, warped: FloatArray) -> FloatArray:
+        """Return the losses of ``n`` values of ``z``."""
+        logs = warped * self.scale + self.centre
+        return self.best + self.offset * np.where(logs > 0, np.expm1(np.maximum(logs, 0.0)), logs)

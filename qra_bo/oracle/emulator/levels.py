@@ -17,7 +17,6 @@ LEAST_SHARED = 3
 """Allocations that a training seed must share with the first for its level to be estimated."""
 LEAST_PERSISTING = 8
 """Repeated losses from which the correlation of early and late noise is estimated."""
-Group = tuple[int, float]
 
 
 @dataclass(frozen=True)
@@ -26,23 +25,19 @@ class Noise:
 
     Args:
         losses: Mean loss of the better and of the worse half of the repeated allocations.
-        deviations: Of each half (nats).
+        deviations: Standard deviation of each half (nats).
         level: Standard deviation of the shared level (nats).
-        repeats: Losses behind it that are repeats.
-        early: For each early look, its deviation over that at the end, and the correlation of the two: the effect of a
-            training seed on one allocation lasts, so that an early and a late look are not independent.
+        early: For each early look, its deviation over that at the end, and the correlation of the two.
     """
 
     losses: tuple[float, float]
     deviations: tuple[float, float]
     level: float
-    repeats: int
     early: tuple[tuple[float, float], ...] = ()
 
     def at(self, loss: FloatArray) -> FloatArray:
         """Return the standard deviation at each loss, interpolated between the halves."""
-        found: FloatArray = np.interp(loss, self.losses, self.deviations)
-        return found
+        return np.interp(loss, self.losses, self.deviations)
 
 
 @dataclass(frozen=True)
@@ -50,36 +45,29 @@ class Levelled:
     """Losses of a table as if all were of the first training seed.
 
     Args:
-        allocations: Distinct, ``n``.
+        allocations: Distinct allocations, ``n``.
         targets: Mean loss after every recorded number of steps, the last being all of them, ``n x S``; NaN where it
             was not recorded.
         counts: Losses pooled in the last column, ``n``.
-        noise: Of one loss.
-        left_out: Rows whose training seed shares too little with the first.
+        noise: Noise of one loss.
     """
 
     allocations: tuple[Allocation, ...]
     targets: FloatArray
     counts: FloatArray
     noise: Noise
-    left_out: int
 
 
 def levelled(rows: Sequence[TableRow], first_seed: int, rate: float) -> Levelled:
-    """Pool rows over training seeds.
+    """Pool rows of a table over training seeds.
 
-    Rows of one seed and one factor on the learning rate form a group; its level is its mean difference from the first
-    seed's group at the table's rate over the allocations that both hold, weighed by their noise.
-
-    Args:
-        rows: Of the table, without those of other learning rates.
-        first_seed: The table's own training seed.
-        rate: The table's factor on the learning rate.
+    Rows of one seed and one factor on the learning rate form a group; its level is its mean difference from the group
+    of ``first_seed`` and ``rate``, those of the table, over the allocations that both hold, weighed by their noise.
 
     Raises:
         DataError: If no allocation was repeated, so that the noise is unknown.
     """
-    groups: dict[Group, list[TableRow]] = defaultdict(list)
+    groups: dict[tuple[int, float], list[TableRow]] = defaultdict(list)
     for row in pooled(rows):
         groups[row.train_seed, row.lr_scale].append(row)
     home = first_seed, rate
@@ -99,9 +87,8 @@ def levelled(rows: Sequence[TableRow], first_seed: int, rate: float) -> Levelled
         noise = _noise(by_seed, [float(shift[-1]) for group, shift in level.items() if group != home])
     assert noise is not None
     curves = {a: [c for found in seeds.values() for c in found] for a, seeds in by_seed.items()}
-    left_out = sum(len(members) for group, members in groups.items() if group not in level)
     return Levelled(tuple(curves), np.array([_mean(found) for found in curves.values()]),
-                    np.array([float(len(found)) for found in curves.values()]), noise, left_out)
+                    np.array([float(len(found)) for found in curves.values()]), noise)
 
 
 def level_of(differences: Sequence[FloatArray], losses: FloatArray, noise: Noise | None) -> FloatArray:
@@ -118,8 +105,7 @@ def _mean(curves: Sequence[FloatArray], weights: FloatArray | None = None) -> Fl
     stacked = np.array(curves)
     known = np.isfinite(stacked) * (1.0 if weights is None else weights[:, None])
     total, weight = (np.where(np.isfinite(stacked), stacked, 0.0) * known).sum(axis=0), known.sum(axis=0)
-    mean: FloatArray = np.where(weight > 0, total / np.maximum(weight, 1e-300), np.nan)
-    return mean
+    return np.where(weight > 0, total / np.maximum(weight, 1e-300), np.nan)
 
 
 def _noise(curves: Mapping[Allocation, Mapping[int, Sequence[FloatArray]]], levels: Sequence[float]) -> Noise:
@@ -133,7 +119,7 @@ def _noise(curves: Mapping[Allocation, Mapping[int, Sequence[FloatArray]]], leve
     deviations = [_deviation([c[:, -1] for c in half]) for half in halves]
     middle = [float(np.mean([c[:, -1].mean() for c in half])) for half in halves]
     spread = float(np.sqrt(np.mean(np.square(levels)))) if levels else 0.0
-    noise = Noise((middle[0], middle[1]), (deviations[0], deviations[1]), spread, sum(len(c) - 1 for c in repeated))
+    noise = Noise((middle[0], middle[1]), (deviations[0], deviations[1]), spread)
     return replace(noise, early=tuple(_persistence(repeated, noise, look) for look in range(repeated[0].shape[1] - 1)))
 
 

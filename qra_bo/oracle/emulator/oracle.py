@@ -17,8 +17,6 @@ from qra_bo.space import Allocation, SearchSpace
 from qra_bo.trials import TrialResult, TrialSpec, TrialState
 from qra_bo.utils.errors import ConfigError, OracleError
 
-TEST_SPLIT = "test"
-
 
 class BenchmarkOracle:
     """Emulated losses of real fine-tuning, with the noise over training seeds that repeats show.
@@ -30,7 +28,7 @@ class BenchmarkOracle:
         space: Space of the run: the table's units, with formats and ranks among the table's.
         sha256: Hash of the table's rows.
         noise: Standard deviation of every loss (nats); ``None``: estimated from the table's repeats.
-        checkpoints: Folder that remembers how far each training got, or ``None``.
+        checkpoints: Folder of ``StepsDone``, or ``None``.
 
     Raises:
         ConfigError: If the run is of other units, formats or ranks than the table.
@@ -108,15 +106,13 @@ class BenchmarkOracle:
         def normal(what: str, *more: str) -> float:
             return named_normal(what, seed, rate, *more, request.allocation.fingerprint)
 
-        last = normal("loss", str(self.emulator.steps[-1]))
+        looked = last = normal("loss", str(self.emulator.steps[-1]))
         look = self.emulator.steps.index(step)
         if look < len(noise.early):
             ratio, shared = noise.early[look]
             looked = ratio * (shared * last + np.sqrt(1.0 - shared**2) * normal("loss", str(step)))
-        else:
-            looked = last
         drawn = level * named_normal("level", seed) + own * looked
-        if request.split == TEST_SPLIT:
+        if request.split == "test":
             drawn += own * normal("test")
         return float(drawn)
 

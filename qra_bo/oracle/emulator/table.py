@@ -41,13 +41,7 @@ every factor removes most of its effect on a comparison."""
 
 @dataclass(frozen=True, slots=True)
 class ReferenceBudget:
-    """A budget in which allocations of the task compete.
-
-    Args:
-        text: As a user writes it, e.g. ``"uniform:4,4"``.
-        scope: ``"peak"`` or ``"stored"``.
-        bytes: Its bytes.
-    """
+    """A budget of the task: ``text`` is what a user writes, e.g. ``"uniform:4,4"``; ``scope`` is peak or stored."""
 
     text: str
     scope: str
@@ -60,25 +54,21 @@ class TaskFacts:
 
     Args:
         task: Name of the table.
-        model: Name of the model.
-        model_sha256: Fingerprint of its weights.
-        data_sha256: Of the texts of all splits.
+        model_sha256: Fingerprint of the model's weights.
+        data_sha256: Hash of the texts of all splits.
         train_blocks: Sequences of the training split.
-        calibration_blocks: The first so many of them no training seed sees: sensitivities come from there.
-        granularity: Of the units.
+        calibration_blocks: Number of the first sequences, which no training uses: sensitivities are measured on them.
         units: Names of the ``L`` units.
         formats: Names of the ladder's ``F`` formats.
         ranks: The rank ladder, ``R``.
         dtype: Compute type.
         trainer: Batch, schedule, optimiser and learning rate, as the oracle describes them.
-        adapter: Initialisation and scale.
         length: Tokens of a sequence.
         eval_tokens: Held-out tokens of an evaluation.
         steps: Optimiser steps of every row.
         record_at: Earlier steps whose loss is recorded.
-        train_seeds: The first is that of all rows but repeats.
+        train_seeds: Training seeds; all rows but repeats have the first.
         lr_scales: Factors on the learning rate that were tried.
-        budgets: See ``ReferenceBudget``.
     """
 
     __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
@@ -110,13 +100,10 @@ class TableRow:
     """One real trial.
 
     Args:
-        allocation: The fine-tuned allocation.
         origin: Reason why it is in the table, e.g. ``"near uniform:4,4"``.
-        train_seed: Seed of data order and adapter initialisation.
         lr_scale: Factor on the learning rate.
-        state: End of the trial.
         loss: Held-out loss (nats per token) after all steps, ``None`` unless ``state`` is ``ok``.
-        loss_se: Its standard error over held-out sequences.
+        loss_se: Standard error of ``loss`` over held-out sequences.
         early: Loss at each of ``record_at``; ``None`` where it was not recorded.
         bytes: Predicted bytes by scope.
         seconds: Wall time.
@@ -166,9 +153,7 @@ def load_table(path: Path) -> Table:
     """Read the folder of a table, named by itself or by its ``evaluations.csv``.
 
     Raises:
-        DataError: If a file is missing or malformed.
-        ProfileError: If the profile is malformed.
-        OutputError: If the folder holds links, pipes or devices.
+        DataError, ProfileError, OutputError: If a file is missing or malformed, or a link, pipe or device.
     """
     folder = folder_of(path)
     check_run_folder(folder)
@@ -183,11 +168,7 @@ def folder_of(path: Path) -> Path:
 
 
 def load_facts(folder: Path) -> TaskFacts:
-    """Read ``task.json`` of a folder.
-
-    Raises:
-        DataError: If it is missing or malformed, or of another schema.
-    """
+    """Read ``task.json`` of a folder, or raise ``DataError``."""
     path = folder / TASK
     data = _object(path)
     version = data.pop("schema_version", None)
@@ -201,11 +182,7 @@ def load_facts(folder: Path) -> TaskFacts:
 
 
 def load_costs(folder: Path) -> dict[str, CostTable]:
-    """Read ``memory.json`` of a folder: memory by scope; units share tables.
-
-    Raises:
-        DataError: If it is missing or malformed.
-    """
+    """Read ``memory.json`` of a folder, memory by scope, or raise ``DataError``; units share tables."""
     data = _object(folder / MEMORY)
 
     def array(shared: Mapping[str, Any]) -> Any:
@@ -273,11 +250,7 @@ def _row(cells: Mapping[str, str], facts: TaskFacts, where: str) -> TableRow:
 
 
 def load_provenance(path: Path) -> dict[str, dict[str, Any]]:
-    """Read the origin of every batch, by its name; empty where there is no such file yet.
-
-    Raises:
-        DataError: If a line is malformed.
-    """
+    """Read the origin of every batch, by its name, or raise ``DataError``; empty where there is no such file yet."""
     found = {}
     for number, line in enumerate(_whole_lines(path).split("\n")[:-1], start=1):
         try:

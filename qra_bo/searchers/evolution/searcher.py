@@ -6,13 +6,11 @@ import numpy as np
 
 from qra_bo.searchers.base import SearchProblem
 from qra_bo.searchers.evolution.archive import Archive
-from qra_bo.searchers.evolution.initialisation import random_near_budget, warm_population
-from qra_bo.searchers.evolution.operators import Operators
-from qra_bo.searchers.evolution.promotion import Promotion
-from qra_bo.searchers.evolution.selection import hypervolume, rank_and_crowd, survivors, tournament
+from qra_bo.searchers.evolution.selection import Promotion, hypervolume, rank_and_crowd, survivors, tournament
+from qra_bo.searchers.evolution.variation import Operators, random_near_budget, warm_population
+from qra_bo.sensitivity.importance import fidelity_importance, plasticity_importance
 from qra_bo.sensitivity.profile import FloatArray
 from qra_bo.sensitivity.repair import Repair
-from qra_bo.sensitivity.scaling import fidelity_importance, plasticity_importance
 from qra_bo.space import IntArray
 from qra_bo.trials import Fidelity, Proposal, Trial
 from qra_bo.utils.errors import ConfigError
@@ -30,7 +28,6 @@ class EvolutionarySearch:
     late ones) join the pool from which the next population is selected.
 
     Args:
-        problem: What is searched.
         population: Allocations that survive a generation, and offspring of each.
         generations: Most generations, the first population included.
         promote: Low-fidelity allocations that a generation promotes.
@@ -72,7 +69,7 @@ class EvolutionarySearch:
         self._queue: list[tuple[IntArray, Fidelity]] = []
         self._allowed_pending = 0
         self._scale: tuple[FloatArray, FloatArray] | None = None
-        self._volumes: list[float] = []
+        self.hypervolumes: list[float] = []
 
     def ask(self, n: int) -> list[Proposal]:
         """Return up to ``n`` proposals of the current generation; none while it is pending, or at the end."""
@@ -90,11 +87,6 @@ class EvolutionarySearch:
         known = {(self._problem.space.encode(trial.allocation).tobytes(), trial.fidelity) for trial in trials
                  if self._problem.space.contains(trial.allocation)}
         self._queue = [(row, f) for row, f in self._queue if (row.tobytes(), f) not in known]
-
-    @property
-    def hypervolumes(self) -> tuple[float, ...]:
-        """Hypervolume after every finished generation."""
-        return tuple(self._volumes)
 
     def _generation_batches(self) -> Iterator[list[tuple[IntArray, Fidelity]]]:
         """Yield the rows to ask for next: offspring, the promoted ones, and none once the next parents are selected."""
@@ -154,7 +146,7 @@ class EvolutionarySearch:
             rank, crowding = rank_and_crowd(np.column_stack([losses, totals]), violation)
             kept = survivors(rank, crowding, self._size)
             self._parents = rows[kept], rank[kept], crowding[kept]
-        self._volumes.append(self._volume())
+        self.hypervolumes.append(self._volume())
 
     def _volume(self) -> float:
         """Return the hypervolume of the rows that fit and have a high-fidelity loss."""
@@ -173,5 +165,5 @@ class EvolutionarySearch:
         return hypervolume((points - self._scale[0]) / self._scale[1], np.array([1.1, 1.1]))
 
     def _converged(self) -> bool:
-        recent = self._volumes[-(self._patience + 1):]
+        recent = self.hypervolumes[-(self._patience + 1):]
         return len(recent) > self._patience and recent[-1] - recent[0] < self._tolerance

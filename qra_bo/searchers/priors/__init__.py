@@ -5,7 +5,7 @@ from pathlib import Path
 
 from qra_bo.utils.errors import ConfigError
 
-__all__ = ["prior_file", "prior_sha256", "shipped_priors"]
+__all__ = ["prior_file", "prior_sha256", "read_prior", "shipped_priors"]
 
 
 def shipped_priors() -> dict[str, Path]:
@@ -18,16 +18,15 @@ def prior_file(given: str) -> Path:
     return shipped_priors().get(given) or Path(given).expanduser()
 
 
-def prior_sha256(prior: str | None) -> str | None:
-    """Return the hash of the file that ``surrogate.prior`` names; ``None`` where none is given.
-
-    Raises:
-        ConfigError: If it can't be read.
-    """
-    if prior is None:
-        return None
+def read_prior(prior: str) -> bytes:
+    """Return what the file that ``surrogate.prior`` names holds; raises ``ConfigError`` if it can't be read."""
     try:
-        return hashlib.sha256(prior_file(prior).read_bytes()).hexdigest()
+        return prior_file(prior).read_bytes()
     except OSError as error:
         raise ConfigError(f"surrogate.prior: {prior} can't be read ({error.strerror}); give a file that python -m "
                           "qra_bo.prior wrote") from error
+
+
+def prior_sha256(prior: str | None) -> str | None:
+    """Return the hash of the file that ``surrogate.prior`` names (see ``read_prior``); ``None`` where none is given."""
+    return None if prior is None else hashlib.sha256(read_prior(prior)).hexdigest()

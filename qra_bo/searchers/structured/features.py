@@ -1,5 +1,6 @@
-"""Sensitivities of an allocation as features of the structured surrogate."""
+"""Sensitivities of an allocation as features of the structured surrogate, and as objectives of the first proposals."""
 
+import math
 from collections.abc import Collection
 
 import numpy as np
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor
 
 from qra_bo.searchers.base import SearchProblem
-from qra_bo.sensitivity.damages import BELIEVED, damage_of
+from qra_bo.sensitivity.importance import BELIEVED, measured_sensitivity
 from qra_bo.sensitivity.profile import FloatArray
 from qra_bo.utils.errors import ConfigError
 from surrogates.structured import Component
@@ -20,15 +21,8 @@ def build_components(problem: SearchProblem, without: Collection[str] = (),
     """Return the parts of the latent loss, each with unit variance over a reference set of allocations.
 
     Format and rank by share of parameters, quantisation sensitivity (with its square root, and both of the KL
-    divergence), quantisation sensitivity times rank, rank sensitivity; all units share the weights.
-
-    Args:
-        problem: What is searched.
-        without: Parts to leave out, by name.
-        quantization_sensitivity: Its measure, see ``damage_of``.
-
-    Raises:
-        ConfigError: If there is no such part, or no such measure.
+    divergence), quantisation sensitivity times rank, rank sensitivity; all units share the weights. Raises
+    ``ConfigError`` if there is no such part, or no such measure.
     """
     space, profile = problem.space, problem.profile
     n_units, n_formats, n_ranks = problem.costs.shape
@@ -40,8 +34,7 @@ def build_components(problem: SearchProblem, without: Collection[str] = (),
 
     def table(formats: FloatArray, ranks: FloatArray) -> FloatArray:
         """Return products of shares with ``F x m`` and ``R x m`` (or single columns), ``L x F x R x m``."""
-        products: FloatArray = share[:, None, None, :] * formats[None, :, None, :] * ranks[None, None, :, :]
-        return products
+        return np.asarray(share[:, None, None, :] * formats[None, :, None, :] * ranks[None, None, :, :])
 
     flat_f, flat_r = np.ones((n_formats, 1)), np.ones((n_ranks, 1))
     kl = np.clip(profile.quantization_kl, 0.0, None)
@@ -70,9 +63,8 @@ def build_components(problem: SearchProblem, without: Collection[str] = (),
 
 
 def sensitivity_scales(problem: SearchProblem, measure: str = BELIEVED) -> tuple[FloatArray, FloatArray]:
-    """Return quantisation sensitivity (``damage_of``), non-negative and non-increasing along the ladder, and its square
-    root, ``L x F``."""
-    level = np.clip(damage_of(problem.profile, measure), 0.0, None)
+    """Return ``measured_sensitivity``, at least 0 and falling along the ladder, and its square root, ``L x F``."""
+    level = np.clip(measured_sensitivity(problem.profile, measure), 0.0, None)
     monotone = np.maximum.accumulate(level[:, ::-1], axis=1)[:, ::-1]
     return monotone, np.sqrt(monotone)
 
@@ -92,8 +84,7 @@ def rank_sensitivity_table(problem: SearchProblem) -> FloatArray | None:
     values = np.clip(gain[:, reach], 0.0, None)
     both = np.stack([values, np.sqrt(values)], axis=-1)
     mean = both.mean(axis=(0, 1))
-    scaled: FloatArray = both / np.where(mean > 0, mean, 1.0)
-    return scaled
+    return np.asarray(both / np.where(mean > 0, mean, 1.0))
 
 
 def _reference_rows(problem: SearchProblem) -> Tensor:
@@ -117,3 +108,42 @@ def _normalised(name: str, phi: FloatArray, scale: float, rows: Tensor) -> Compo
         return None
     scaled = features[..., used] / (variance[used] * int(used.sum())).sqrt()
     return Component(name, scaled, torch.ones((n_units, 1), dtype=torch.float64), scale)
+
+
+# (power of quantisation sensitivity, nats that the whole rank ladder is worth over nats that the typical format costs):
+# small rates put bytes into formats, large ones into ranks; the square root assumes smaller differences between units.
+# The order spreads the first few over the rates.
+_ASSUMPTIONS = ((1.0, 0.03), (0.5, 0.3), (0.5, 1.0), (0.5, 0.1), (1.0, 0.3), (1.0, 1.0), (0.5, 3.0), (1.0, 3.0))
+_LEAST = 4
+
+
+def prior_share(max_full_trials: float) -> int:
+    """Return the number of first proposals: about a quarter of the trials, the least where these are not limited.
+
+    Whether bytes belong into bits or ranks is what a search knows least, and would otherwise settle too soon.
+    """
+    wanted = _LEAST if math.isinf(max_full_trials) else round(max_full_trials / 4)
+    return min(len(_ASSUMPTIONS), max(_LEAST, wanted))
+
+
+def prior_tables(problem: SearchProblem, n: int, quantization_sensitivity: str = BELIEVED) -> list[FloatArray]:
+    """Return the first ``n`` (at most 8) additive loss tables to solve before anything is learned, each ``L x F x R``.
+    Raises ``ConfigError`` if there is no such measure of quantisation sensitivity (``measured_sensitivity``)."""
+    level, root = sensitivity_scales(problem, quantization_sensitivity)
+    share = (problem.space.unit_numel / problem.space.unit_numel.sum())[:, None, None]
+    typical = _typical_format(problem)
+    ranks = rank_scale(problem)[None, None, :]
+    tables = []
+    for power, rate in _ASSUMPTIONS[:n]:
+        loss = level if power == 1.0 else root
+        total = loss[:, typical].sum() or 1.0
+        tables.append(np.asarray(loss[:, :, None] / total - rate * ranks * share, dtype=np.float64))
+    return tables
+
+
+def _typical_format(problem: SearchProblem) -> int:
+    """Return the largest format that every unit could have at the smallest rank; the smallest if none fits."""
+    n_units = problem.space.n_units
+    rows = np.array([[f] * n_units + [0] * n_units for f in range(len(problem.space.formats))], dtype=np.int64)
+    fits = np.flatnonzero(problem.costs.feasible(rows, problem.budget_bytes))
+    return int(fits[-1]) if len(fits) else 0

@@ -12,17 +12,14 @@ import torch
 from botorch.acquisition.analytic import LogExpectedImprovement, PosteriorMean
 
 from qra_bo.searchers.base import SearchProblem
-from qra_bo.searchers.observations import ObservingSearcher, kept_indices
+from qra_bo.searchers.observations import ObservingSearcher, TrustRegion, kept_indices
 from qra_bo.searchers.priors import prior_file
-from qra_bo.searchers.region import TrustRegion
-from qra_bo.searchers.structured.features import build_components
-from qra_bo.searchers.structured.prior_designs import prior_share, prior_tables
+from qra_bo.searchers.structured.features import build_components, prior_share, prior_tables
 from qra_bo.searchers.structured.transfer import load_prior, with_prior
-from qra_bo.sensitivity.damages import BELIEVED, DAMAGES, unknown_damage
+from qra_bo.sensitivity.importance import BELIEVED, MEASURES, unknown_measure
 from qra_bo.sensitivity.profile import FloatArray
 from qra_bo.space import Allocation, IntArray
-from qra_bo.space.knapsack import Region
-from qra_bo.space.lagrangian import solve_relaxed
+from qra_bo.space.lagrangian import Region, solve_relaxed
 from qra_bo.trials import Trial
 from qra_bo.utils.errors import ConfigError
 from surrogates.structured import Design, StructuredModel, StructuredSettings
@@ -39,12 +36,11 @@ class StructuredSearch(ObservingSearcher):
 
     The incumbent is the evaluated allocation with the best posterior mean, so that one lucky trial does not hold the
     search. Uniform baselines train the surrogate like any other allocation. Only high-fidelity trials are asked for and
-    learned from.
+    learned from. Raises ``ConfigError`` if an option is out of its range.
 
     Args:
-        problem: What is searched.
         n_prior: Proposals solved under assumed exchange rates of bits and ranks, before any is learned; ``None``: see
-            ``prior_designs.prior_share``.
+            ``features.prior_share``.
         draws: Posterior samples solved for every global proposal, besides the posterior mean.
         temperatures: Factors on the deviation of the samples from the posterior mean, in turn.
         acquisition: ``"logei"``, ``"mean"`` (posterior mean), ``"thompson"`` (the solution of one posterior sample),
@@ -59,14 +55,10 @@ class StructuredSearch(ObservingSearcher):
         prior: Prior of the parts' scales learned from earlier runs: a file or the name of one that comes with the
             package; or ``None``.
         without: Parts of the surrogate to leave out, by their names in ``build_components``.
-        quantization_sensitivity: Its measure: ``"rise"``, ``"divergence"`` or ``"believed"``, see ``damage_of``.
-        model: Settings of the surrogate.
+        quantization_sensitivity: Its measure, see ``measured_sensitivity``.
 
     Attributes:
         region: Trust region of the global proposals, in units whose choice may change.
-
-    Raises:
-        ConfigError: If an option is out of its range.
     """
 
     name, stage = "structured", "global"
@@ -83,8 +75,8 @@ class StructuredSearch(ObservingSearcher):
             problems.append(f"n_prior must be at least 0 and draws at least 1; got {n_prior} and {draws}")
         if not temperatures or min(temperatures) < 0:
             problems.append(f"temperatures must be at least 0, and at least one; got {temperatures}")
-        if quantization_sensitivity not in DAMAGES:
-            problems.append(unknown_damage(quantization_sensitivity))
+        if quantization_sensitivity not in MEASURES:
+            problems.append(unknown_measure(quantization_sensitivity))
         if rel_gap < 0:
             problems.append(f"rel_gap must be at least 0; got {rel_gap}")
         try:
@@ -151,15 +143,14 @@ class StructuredSearch(ObservingSearcher):
         candidates = self._seen.fresh(self._candidates(model))
         if not len(candidates):
             return self._solve(model.mean_table().numpy(), self._rel_gap)
-        chosen: IntArray = candidates[0 if self._acquire is None else self._best(model, candidates)]
-        return chosen
+        return np.asarray(candidates[0 if self._acquire is None else self._best(self._acquire, model, candidates)])
 
-    def _best(self, model: StructuredModel, candidates: IntArray) -> int:
+    @staticmethod
+    def _best(acquire: Callable[..., Any], model: StructuredModel, candidates: IntArray) -> int:
         """Return the index of the candidate (``m x 2 L``) with the largest acquisition value."""
-        assert self._acquire is not None
         best_f = float(model.latent(model.rows)[0].min())
         with torch.no_grad():
-            scores = self._acquire(model=model, best_f=best_f, maximize=False)(
+            scores = acquire(model=model, best_f=best_f, maximize=False)(
                 torch.from_numpy(candidates).double()[:, None, :])
         return int(scores.argmax())
 
@@ -221,16 +212,12 @@ class StructuredSearch(ObservingSearcher):
         whole: IntArray = rows[self._seen.admissible(rows)].astype(np.int64)
         if not len(whole):
             return whole
-        ranked: IntArray = whole[np.argsort(model.latent(torch.from_numpy(whole))[0].numpy(), kind="stable")]
-        return ranked
+        return np.asarray(whole[np.argsort(model.latent(torch.from_numpy(whole))[0].numpy(), kind="stable")])
 
 
 def _acquisition(given: str | Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function that makes the acquisition function from those keywords that it takes.
-
-    Raises:
-        ConfigError: If a name is unknown or a path can't be imported.
-    """
+    """Return a function that makes the acquisition function from those keywords that it takes. Raises ``ConfigError``
+    if a name is unknown or a path can't be imported."""
     make = ACQUISITIONS.get(given, given) if isinstance(given, str) else given
     if isinstance(make, str):
         try:

@@ -15,6 +15,7 @@ from pydantic import PositiveFloat, TypeAdapter
 
 from qra_bo.searchers.base import SearchProblem
 from qra_bo.searchers.observations import Observations
+from qra_bo.searchers.priors import read_prior
 from qra_bo.searchers.structured.features import build_components
 from qra_bo.trials import Trial
 from qra_bo.utils.errors import ConfigError
@@ -72,18 +73,11 @@ def save_prior(prior: Mapping[str, PartPrior], sources: Sequence[str], path: Pat
 
 
 def load_prior(path: Path) -> dict[str, PartPrior]:
-    """Inverse of ``save_prior``.
-
-    Raises:
-        ConfigError: If the file can't be read or does not hold a prior.
-    """
+    """Inverse of ``save_prior``; raises ``ConfigError`` if the file can't be read or does not hold a prior."""
     try:
-        data = strict_json(path.read_text(encoding="utf-8"))
+        data = strict_json(read_prior(str(path)))
         if data["schema_version"] != SCHEMA_VERSION:
             raise ValueError(f"schema_version is {data['schema_version']!r}, this release reads {SCHEMA_VERSION}")
         return TypeAdapter(dict[str, PartPrior]).validate_python(data["parts"])
-    except OSError as error:
-        raise ConfigError(f"surrogate.prior: {path} can't be read ({error.strerror}); give a file that python -m "
-                          "qra_bo.prior wrote") from error
     except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise ConfigError(f"surrogate.prior: {path} holds no prior of python -m qra_bo.prior: {error}") from error

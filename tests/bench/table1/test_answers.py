@@ -8,7 +8,7 @@ import pytest
 from bench.table1 import answers
 from bench.table1.adalora_run import evaluate_adalora
 from qra_bo.finetune.adapters.lora import lora_layers
-from qra_bo.finetune.evaluation.harness import TaskScore
+from qra_bo.finetune.evaluation import TaskScore
 from qra_bo.finetune.training.loop import held_out
 from qra_bo.space import Allocation, uniform
 from qra_bo.trials import TrialSpec

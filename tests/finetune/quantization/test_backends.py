@@ -6,17 +6,16 @@ import pytest
 import torch
 from torch import nn
 
-from qra_bo.finetune.quantization.base import packed
+from qra_bo.finetune.quantization.base import backend_of, packed
 from qra_bo.finetune.quantization.reference import pack_bits, unpack_bits
-from qra_bo.finetune.quantization.registry import backend_of
 from qra_bo.memory.formats import FORMATS, parse_format
 from qra_bo.utils.errors import ConfigError, SpaceError
-from tests.conformance.quantizer import CPU, make_linear, relative_error
+from tests.conformance.quantizer import make_linear, quantize, relative_error
 
 
 def build(name: str, linear: nn.Linear, dtype: torch.dtype = torch.bfloat16) -> nn.Module:
     fmt = parse_format(name)
-    return backend_of(fmt).quantize(linear, fmt, dtype, CPU)
+    return quantize(linear, fmt, dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

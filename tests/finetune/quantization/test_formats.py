@@ -12,7 +12,6 @@ from qra_bo.memory.formats import (
     format_from_json,
     metadata_bytes,
     parse_format,
-    stored_bytes,
     weight_bytes,
 )
 from qra_bo.utils.errors import ConfigError, SpaceError
@@ -41,7 +40,7 @@ def test_bytes_by_hand(name: str, shape: tuple[int, int], weights: int, metadata
     fmt = parse_format(name)
     assert weight_bytes(fmt, *shape) == weights
     assert metadata_bytes(fmt, *shape) == metadata
-    assert stored_bytes(fmt, *shape) == weights + metadata
+    assert (weight_bytes(fmt, *shape), metadata_bytes(fmt, *shape)) == (weights, metadata)
 
 
 @pytest.mark.parametrize(("bits", "name"), [(2, "hqq2"), (3, "hqq3"), (4, "nf4"), (5, "hqq5-g128"), (6, "hqq6-g128"),

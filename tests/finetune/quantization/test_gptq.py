@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from qra_bo.finetune.quantization.gptq import Inputs, compensated_codes
-from qra_bo.finetune.quantization.grid import Grid
+from qra_bo.finetune.quantization.base import Grid
+from qra_bo.finetune.quantization.rounding import Inputs, compensated_codes
 
 
 def make_grid(out: int, inp: int, levels: int, seed: int = 0) -> Grid:

@@ -12,11 +12,9 @@ import qra_bo
 import qra_bo.pipeline.build
 from qra_bo.config import load_config
 from qra_bo.finetune.cache import TensorStore
-from qra_bo.finetune.evaluation.probe import PROBE, probe_difference
-from qra_bo.finetune.manifest import PACKED, read_manifest
+from qra_bo.finetune.manifest import PACKED, PROBE, probe_difference, read_manifest
 from qra_bo.finetune.quantization.bank import LayerBank
-from qra_bo.finetune.quantization.base import packed
-from qra_bo.finetune.quantization.registry import backend_of
+from qra_bo.finetune.quantization.base import backend_of, packed
 from qra_bo.finetune.quantization.rounding import Rounding, second_moments
 from qra_bo.memory.formats import parse_format
 from qra_bo.pipeline.finetune_oracle import caches
@@ -75,7 +73,7 @@ def test_gptq_reduces_output_errors_in_the_same_bytes() -> None:
         choice = dict.fromkeys(NAMES, fmt.name)
         assert plain.stored_bytes(choice) == chosen.stored_bytes(choice)
     assert not chosen.has_own
-    chosen.install(MODEL, dict.fromkeys(NAMES, "nf4"))
+    chosen.install(dict.fromkeys(NAMES, "nf4"))
     assert chosen.has_own
     chosen.restore_dense()
 
@@ -89,7 +87,7 @@ def test_formats_outside_the_ladder_keep_the_nearest_codes() -> None:
 
 def test_codes_are_chosen_before_anything_is_installed() -> None:
     bank, other = make_bank(formats=("hqq3",)), make_bank(formats=("hqq3",))
-    bank.install(MODEL, {NAMES[0]: "nf4"})  # a format whose codes are the nearest
+    bank.install({NAMES[0]: "nf4"})  # a format whose codes are the nearest
     try:
         with pytest.raises(OracleError, match="some of its linears are already quantised"):
             other.state(NAMES[1], "hqq3")

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from qra_bo.finetune.quantization.base import packed, stand_in
-from qra_bo.finetune.quantization.registry import backend_of
-from qra_bo.finetune.tracing.tracker import PeakTracker, module_tensors
+from qra_bo.finetune.tracing.memory_probe import PeakTracker, module_tensors
 from qra_bo.memory.formats import FORMATS, parse_format
+from tests.conformance.quantizer import quantize
 
 CPU = torch.device("cpu")
 SHAPES = [(64, 128), (192, 640), (1536, 576)]  # the last has more weights than a tile
@@ -39,7 +39,7 @@ def test_stand_ins_have_storages_and_peaks_of_real_layers(name: str, dtype: torc
     fmt = parse_format(name)
     for shape in SHAPES[:2] if fmt.backend == "reference" else SHAPES:
         dense = torch.nn.Linear(shape[1], shape[0], bias=shape[0] == 192).to(dtype).requires_grad_(False)
-        real = backend_of(fmt).quantize(dense, fmt, dtype, CPU)
-        stand = stand_in(backend_of(fmt), fmt, shape, dense.bias is not None, dtype, CPU)
+        real = quantize(dense, fmt, dtype)
+        stand = stand_in(fmt, shape, dense.bias is not None, dtype, CPU)
         assert sizes(packed(stand).packed_state()) == sizes(packed(real).packed_state())
         assert profile(stand, torch.device("meta")) == profile(real, CPU)

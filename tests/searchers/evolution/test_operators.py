@@ -7,10 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qra_bo.searchers.evolution.initialisation import random_near_budget, warm_population
-from qra_bo.searchers.evolution.operators import Operators
+from qra_bo.searchers.evolution.variation import Operators, random_near_budget, warm_population
+from qra_bo.sensitivity.importance import warm_start
 from qra_bo.sensitivity.repair import Repair
-from qra_bo.sensitivity.scaling import warm_start
 from qra_bo.space.neighbourhood import distance, ladder_tops
 from qra_bo.utils.errors import BudgetError
 from tests.spaces import make_problem

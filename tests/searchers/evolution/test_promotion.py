@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from qra_bo.searchers.evolution import promotion as module
-from qra_bo.searchers.evolution.promotion import LEAST_PAIRS, Promotion
+from qra_bo.searchers.evolution import selection as module
+from qra_bo.searchers.evolution.selection import LEAST_PAIRS, Promotion
 from tests.spaces import make_problem
 
 

@@ -10,10 +10,10 @@ from bench.optimum import optimum
 from qra_bo.oracle.synthetic import SyntheticOracle
 from qra_bo.searchers.base import Searcher, SearchProblem
 from qra_bo.searchers.baselines import HillClimb, RandomSearch, SequentialSearch
-from qra_bo.searchers.evolution import promotion
+from qra_bo.searchers.evolution import selection
 from qra_bo.searchers.evolution.archive import Archive
 from qra_bo.searchers.evolution.searcher import EvolutionarySearch
-from qra_bo.sensitivity.damages import believed_damage
+from qra_bo.sensitivity.importance import shrunk_sensitivity
 from qra_bo.space.knapsack import solve_knapsack
 from qra_bo.trials import Fidelity, Proposal
 from qra_bo.utils.errors import ConfigError, ProfileError
@@ -92,13 +92,13 @@ def test_a_profile_without_gain_is_refused_at_once() -> None:
 def test_published_network_is_fitted_once_there_are_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     problem, oracle = make_problem(6)
     fitted = []
-    network = promotion.FidelityModel
+    network = selection.FidelityModel
 
     def counted(features: torch.Tensor, target: torch.Tensor, seed: int) -> FidelityModel:
         fitted.append(len(target))
         return network(features, target, seed)
 
-    monkeypatch.setattr(promotion, "FidelityModel", counted)
+    monkeypatch.setattr(selection, "FidelityModel", counted)
     play(EvolutionarySearch(problem, population=6, generations=4, promote=5, tolerance=-1.0), problem, oracle, 44)
     assert fitted[0] == 10
     assert fitted == sorted(fitted)
@@ -138,7 +138,7 @@ def test_sequential_search_solves_its_two_knapsacks(measure: str) -> None:
     profile = dataclasses.replace(problem.profile, quantization_kl=measured * rng.lognormal(0.0, 1.0, measured.shape),
                                   quantization_se=0.5 * measured)
     problem = dataclasses.replace(problem, profile=profile)
-    values = {"rise": measured, "divergence": profile.quantization_kl, "believed": believed_damage(profile)}[measure]
+    values = {"rise": measured, "divergence": profile.quantization_kl, "believed": shrunk_sensitivity(profile)}[measure]
     rows = every_row(problem.space)
     rows = rows[problem.costs.feasible(rows, problem.budget_bytes)]
     search = SequentialSearch(problem, measure)

@@ -1,37 +1,71 @@
-"""The second emulator: an ensemble of small networks over the set of units."""
+"""Two regressions for emulators: bagged boosted trees, and an ensemble of small networks over the set of units."""
 
 import numpy as np
 import torch
+from sklearn.ensemble import GradientBoostingRegressor
 from torch import Tensor, nn
 
-from qra_bo.oracle.emulator.features import Describer
-from qra_bo.oracle.emulator.warp import Warp
+from qra_bo.oracle.emulator.features import Describer, Warp
 from qra_bo.sensitivity.profile import FloatArray
 from qra_bo.space import Allocation
 
-MEMBERS, STEPS, RATE, DECAY = 6, 400, 0.02, 1e-3
+TREES, DEPTH, SHRINKAGE, BAGS = 250, 3, 0.05, 8
+ROWS_A_TREE, FEATURES_A_SPLIT, LEAST_LEAF = 0.6, 0.3, 3
+MEMBERS, STEPS, LEARNING_RATE, DECAY = 6, 400, 0.02, 1e-3
 HIDDEN, CODE = 24, 8
 WEIGHT_PENALTY = 0.02
+
+
+class BoostedTrees:
+    """Trees for squared error on warped losses, over features of the whole and of every unit.
+
+    Args:
+        describer: Source of the features.
+        allocations: ``n``.
+        targets: ``n x S`` losses, NaN where not recorded.
+        seed: Seed of the bags.
+    """
+
+    def __init__(self, describer: Describer, allocations: tuple[Allocation, ...], targets: FloatArray,
+                 seed: int) -> None:
+        self._describer = describer
+        features = self._features(allocations)
+        self._parts = []
+        for column, words in zip(targets.T, np.random.SeedSequence(seed).spawn(targets.shape[1]), strict=True):
+            known = np.isfinite(column)
+            warp = Warp.to(column[known])
+            x, z = features[known], warp.forward(column[known])
+            rng = np.random.default_rng(words)
+            bags = []
+            for _ in range(BAGS):
+                chosen = rng.integers(0, len(z), len(z))
+                model = GradientBoostingRegressor(
+                    n_estimators=TREES, max_depth=DEPTH, learning_rate=SHRINKAGE, subsample=ROWS_A_TREE,
+                    max_features=FEATURES_A_SPLIT, min_samples_leaf=LEAST_LEAF, random_state=int(rng.integers(2**31)))
+                bags.append(model.fit(x[chosen], z[chosen]))
+            self._parts.append((warp, bags))
+
+    def predict(self, allocations: tuple[Allocation, ...]) -> FloatArray:
+        """Return losses after every recorded number of steps, ``n x S``."""
+        features = self._features(allocations)
+        columns = [warp.inverse(np.mean([model.predict(features) for model in bags], axis=0))
+                   for warp, bags in self._parts]
+        return np.stack(columns, axis=1)
+
+    def _features(self, allocations: tuple[Allocation, ...]) -> FloatArray:
+        units = self._describer.units(allocations)
+        return np.hstack([self._describer.whole(allocations), units[..., 1], units[..., 3]])
 
 
 class SetNetworks:
     """An ensemble: one network encodes every unit, another the weighted sum of the codes; all fidelities at once.
 
     Units differ by their sensitivities and by a weight of their own, which is drawn towards 1. Members of the ensemble
-    differ in initialisation and in their bag of rows.
-
-    Args:
-        describer: Source of the features.
-        allocations: ``n``.
-        targets: ``n x S`` losses, NaN where not recorded.
-        seed: Seed of initialisation and bags.
-        members: Networks of the ensemble.
+    differ in initialisation and in their bag of rows. Arguments are those of ``BoostedTrees``.
     """
 
-    name = "network"
-
-    def __init__(self, describer: Describer, allocations: tuple[Allocation, ...], targets: FloatArray, seed: int,
-                 members: int = MEMBERS) -> None:
+    def __init__(self, describer: Describer, allocations: tuple[Allocation, ...], targets: FloatArray,
+                 seed: int) -> None:
         self._describer = describer
         self._warps = [Warp.to(column[np.isfinite(column)]) for column in targets.T]
         features = describer.units(allocations)
@@ -40,7 +74,7 @@ class SetNetworks:
         x = self._scaled(features)
         z = torch.from_numpy(np.stack([w.forward(c) for w, c in zip(self._warps, targets.T, strict=True)], axis=1))
         self._members = [_fitted(x, z, np.random.default_rng(words))
-                         for words in np.random.SeedSequence(seed).spawn(members)]
+                         for words in np.random.SeedSequence(seed).spawn(MEMBERS)]
 
     def predict(self, allocations: tuple[Allocation, ...]) -> FloatArray:
         """Return losses after every recorded number of steps, ``n x S``."""
@@ -87,7 +121,7 @@ def _fitted(x: Tensor, z: Tensor, rng: np.random.Generator) -> _Member:
     goal = torch.nan_to_num(z)
     others = [p for name, p in member.named_parameters() if name != "log_weight"]
     optimizer = torch.optim.AdamW([{"params": others, "weight_decay": DECAY},
-                                   {"params": [member.log_weight], "weight_decay": 0.0}], lr=RATE)
+                                   {"params": [member.log_weight], "weight_decay": 0.0}], lr=LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
     for _ in range(STEPS):
         optimizer.zero_grad()

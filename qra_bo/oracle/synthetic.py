@@ -1,4 +1,4 @@
-"""An oracle with a planted optimum: instant, for any model's shapes; its results are labelled ``synthetic``."""
+"""The oracle with a planted optimum (``oracle=synthetic``): instant, for any model's shapes."""
 
 import hashlib
 import math
@@ -12,12 +12,19 @@ import numpy as np
 from qra_bo.memory.formats import parse_format
 from qra_bo.oracle.protocol import TRAINING, Progress
 from qra_bo.oracle.simulated import StepsDone, named_normal
-from qra_bo.oracle.synthetic.landscape import FLOOR, TASK_HALF_RANK, TOTAL_TASK, Landscape, phi
 from qra_bo.sensitivity.profile import FloatArray, SensitivityProfile
-from qra_bo.space import SearchSpace
+from qra_bo.space import Allocation, IntArray, SearchSpace, StorageFormat
 from qra_bo.trials import TrialResult, TrialSpec, TrialState
 from qra_bo.utils.errors import OracleError
 
+# Orders of magnitude as measured on a decoder of 135 M parameters (nats per token).
+FLOOR = 4.0
+TOTAL_4_BIT = 0.32
+TOTAL_TASK = 0.68
+FACTOR_PER_BIT = 5.0
+INTERACTION = 1.0
+KNEE = 0.3
+TASK_HALF_RANK = 0.2
 _SPEED = 5.0
 _SPEED_SPREAD = 0.15
 _TEST_OFFSET = 0.03
@@ -25,34 +32,112 @@ _LONGER_SCHEDULE = 0.06
 _LR_CURVATURE = 0.03
 
 
+class Landscape:
+    """The planted loss and its parts.
+
+        loss = floor + phi(sum_u s[u, f_u] (1 - share_u r_u / (r_u + half_u))) + sum_u task_u H / (r_u + H)
+
+    The first sum is the quantisation sensitivity ``s`` that adapters leave: they recover a share of it, so that a rank
+    gains more where bits are low. ``phi(x) = x + K x^2``, linear beyond ``KNEE``, makes the loss of the whole larger
+    than the sum of its parts. The second sum is the part of the task that small ranks can't learn.
+
+    Attributes:
+        quantization_sensitivity: Sensitivity of every unit to every format, ``L x F``.
+        left: The part of it that adapters of every rank leave, ``L x F x R``.
+        unlearned: The part of the task that every rank of a unit can't learn, ``L x R``.
+
+    Args:
+        space: Units and ladders.
+        seed: Seed of the sensitivities: log-normal, larger for large units and at both ends of the stack.
+    """
+
+    def __init__(self, space: SearchSpace, seed: int) -> None:
+        self.space, self._seed = space, seed
+        n = space.n_units
+        rng = np.random.default_rng(np.random.SeedSequence([seed, 0]))
+        size = space.unit_numel / space.unit_numel.mean()
+        drawn = rng.lognormal(0.0, 0.8, n) * size * _ends(n)
+        self._severity = TOTAL_4_BIT * drawn / drawn.sum()
+        task = rng.lognormal(0.0, 0.8, n) * size
+        self.task = TOTAL_TASK * task / task.sum()
+        self._half = rng.lognormal(np.log(6.0), 0.4, n)
+        self._share = rng.uniform(0.5, 0.8, n)
+        self.quantization_sensitivity = np.stack([self.format_sensitivity(f) for f in space.formats], axis=1)
+        ranks = np.array(space.ranks.values, dtype=np.float64)
+        self.left = self.quantization_sensitivity[:, :, None] * self.kept(ranks[None, :])[:, None, :]
+        self.unlearned = self.missed(ranks[None, :])
+
+    def format_sensitivity(self, fmt: StorageFormat) -> FloatArray:
+        """Return the sensitivity of every unit to one format, on the space's ladder or not, ``L`` (nats)."""
+        if fmt.bits >= 16:
+            return np.zeros(self.space.n_units)
+        key = int.from_bytes(fmt.name.encode(), "little")
+        rng = np.random.default_rng(np.random.SeedSequence([self._seed, 1, key]))
+        own = rng.lognormal(0.0, 0.3, self.space.n_units)
+        coarseness = (fmt.block / 64) ** 0.25 if fmt.block else 1.0
+        found: FloatArray = self._severity * FACTOR_PER_BIT ** (4.0 - fmt.bits) * coarseness * own
+        return found
+
+    def kept(self, ranks: FloatArray) -> FloatArray:
+        """Return the share of a unit's sensitivity that ``1 or L x R`` ranks leave, ``L x R``."""
+        return 1.0 - self._share[:, None] * ranks / (ranks + self._half[:, None])
+
+    def missed(self, ranks: FloatArray) -> FloatArray:
+        """Return the part of the task that ``1 or L x R`` ranks of each unit can't learn, ``L x R`` (nats)."""
+        lost: FloatArray = self.task[:, None] * TASK_HALF_RANK / (ranks + TASK_HALF_RANK)
+        return lost
+
+    def true_loss(self, rows: IntArray) -> FloatArray:
+        """Return the loss of ``n x 2 L`` index rows at the end of high fidelity, without noise, ``n``."""
+        n = self.space.n_units
+        q, r, units = rows[:, :n], rows[:, n:], np.arange(n)
+        missed: FloatArray = self.unlearned[units, r].sum(axis=1)
+        return FLOOR + phi(self.left[units, q, r].sum(axis=1)) + missed
+
+    def trained(self, allocation: Allocation, formats: list[StorageFormat]) -> tuple[float, float]:
+        """Return the loss before and at the end of training; formats and ranks may be off the ladders (references)."""
+        planted, index = self.quantization_sensitivity, self.space.format_index
+        parts = np.array([planted[u, index[f.name]] if f.name in index else self.format_sensitivity(f)[u]
+                          for u, f in enumerate(formats)])
+        ranks = np.array(allocation.ranks, dtype=np.float64)[:, None]
+        after = phi(np.array([(parts * self.kept(ranks)[:, 0]).sum()]))[0] + self.missed(ranks).sum()
+        return FLOOR + TOTAL_TASK + float(phi(np.array([parts.sum()]))[0]), FLOOR + float(after)
+
+
+def phi(total: FloatArray) -> FloatArray:
+    """Return the loss of the whole from the sum of its parts, both ``n`` (nats): convex, so more than the sum."""
+    bent = np.minimum(total, KNEE)
+    return total + INTERACTION * (bent**2 + 2.0 * KNEE * (total - bent))
+
+
+def _ends(n: int) -> FloatArray:
+    """Return factors of 1 in the middle of the stack, up to 3 at its ends, ``n``."""
+    depth = np.linspace(0.0, 1.0, n) if n > 1 else np.zeros(1)
+    return 1.0 + 2.0 * np.exp(-np.minimum(depth, 1.0 - depth) / 0.05)
+
+
 class SyntheticOracle:
     """A stand-in for fine-tuning: planted loss, learning curve, noise by training seed, imperfect profile.
 
+    Allocations off the ladders of the space (references) are evaluated too.
+
     Args:
-        space: Units and ladders; allocations off the ladders (references) are evaluated too.
-        seed: Seed of the landscape.
         noise: Standard deviation of a candidate's loss over training seeds (nats); the level that all candidates
             share moves four times as much with the seed.
-        high_steps: Optimiser steps of a high-fidelity trial, the schedule for which losses are planted.
-        tokens_per_step: Training tokens that a step is counted as.
-        eval_tokens: Forward tokens that one look at held-out text is counted as.
-        calibration_tokens: Forward tokens that one pass over calibration text is counted as; ``None``: as a look.
+        high_steps: Optimiser steps of a full trial, the schedule for which losses are planted.
+        tokens_per_step: Training tokens of a step.
+        eval_tokens: Forward tokens of one look at held-out text.
+        calibration_tokens: Forward tokens of one pass over calibration text; ``None``: those of a look.
         record_at: Steps after which the loss is recorded; every eighth of ``high_steps`` by default.
-        severity: Relative sensitivity of the units, ``L``, or ``None`` to draw it.
-        checkpoints: Folder that remembers how far each training got, so that a promotion is charged its additional
-            steps after a restart too; ``None`` remembers within this process.
-
-    Raises:
-        SpaceError: If ``severity`` has the wrong shape or is not positive.
+        checkpoints: Folder of ``StepsDone``; ``None`` remembers within this process.
     """
 
     kind = "synthetic"
 
     def __init__(self, space: SearchSpace, seed: int, *, noise: float = 0.005, high_steps: int = 24,
                  tokens_per_step: int = 256, eval_tokens: int = 4096, calibration_tokens: int | None = None,
-                 record_at: tuple[int, ...] | None = None, severity: FloatArray | None = None,
-                 checkpoints: Path | None = None) -> None:
-        self.landscape = Landscape(space, seed, severity)
+                 record_at: tuple[int, ...] | None = None, checkpoints: Path | None = None) -> None:
+        self.landscape = Landscape(space, seed)
         self._space, self._seed, self._noise, self._high_steps = space, seed, noise, high_steps
         self._tokens_per_step, self._eval_tokens = tokens_per_step, eval_tokens
         self.calibration_tokens = eval_tokens if calibration_tokens is None else calibration_tokens

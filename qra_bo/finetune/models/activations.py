@@ -1,11 +1,41 @@
-"""Forward passes of the upper part of a decoder, which reuse the activations below a changed layer."""
+"""Activations of a decoder: inputs of its linears and layers, and forward passes that start at a layer."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+Made = TypeVar("Made")
+
+
+@torch.no_grad()
+def each_input(model: Any, linears: Sequence[str], ids: Tensor, make: Callable[[str, Tensor], Made],
+               use: Callable[[str, Made], None]) -> None:
+    """Send ``ids`` (``n x length``) through the model once, and pass ``make(name, input)`` of every linear to ``use``.
+
+    Inputs are ``n x length x in``. Linears that share an input share its result; no more than one is kept. ``use`` is
+    called in the order in which the model calls the linears. The model's mode is restored.
+    """
+    last: list[Any] = [None, None]
+
+    def hook_of(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            if last[0] is not args[0]:
+                last[:] = args[0], make(name, args[0])
+            use(name, last[1])
+        return hook
+
+    training = model.training
+    handles = [model.get_submodule(name).register_forward_pre_hook(hook_of(name)) for name in linears]
+    try:
+        model.eval()
+        model.get_decoder()(input_ids=ids, use_cache=False)
+    finally:
+        model.train(training)
+        for handle in handles:
+            handle.remove()
 
 
 class _Given(nn.Module):

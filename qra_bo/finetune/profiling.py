@@ -8,10 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qra_bo.finetune.models.prefix import layer_inputs, starting_at
+from qra_bo.finetune.models.activations import layer_inputs, starting_at
 from qra_bo.finetune.quantization.bank import LayerBank
-from qra_bo.finetune.training.gradients import CalibrationText, each_gradient
-from qra_bo.finetune.training.loss import logits_of
+from qra_bo.finetune.training.loss import CalibrationText, each_gradient, logits_of
 from qra_bo.oracle.protocol import Progress
 from qra_bo.sensitivity.profile import FloatArray
 from qra_bo.space import StorageFormat, Unit
@@ -33,8 +32,8 @@ class DenseReference:
     """The dense model's predictions on the calibration text, to which quantised models are compared.
 
     Args:
-        model: For its head.
-        hidden: Its final hidden states, ``b x length x d``.
+        model: The model, for its head.
+        hidden: Final hidden states of the dense model, ``b x length x d``.
         labels: ``b x length``.
         chunk: Tokens whose logits are alive at once.
     """
@@ -90,18 +89,10 @@ class DenseReference:
 
 def measure_quantization_sensitivity(bank: LayerBank, units: Sequence[Unit], formats: Sequence[StorageFormat],
                                      text: CalibrationText, progress: Progress) -> tuple[Measured, float, int]:
-    """Measure I_q: rise of the calibration loss, and KL, with one unit quantised and the rest in 16 bits.
+    """Measure I_q of ``L`` units in ``F`` formats: rise of the calibration loss, and KL, with one unit quantised.
 
-    Args:
-        bank: Linears of the model, which is without adapters.
-        units: The ``L`` units.
-        formats: The ``F`` formats.
-        text: The calibration text.
-        progress: Called after every unit.
-
-    Returns:
-        The sensitivities, the dense model's loss, and the tokens that went forward (a pass that starts at layer k of n
-        counts as its share of the layers).
+    The model is without adapters, its other units are in 16 bits. Returns the sensitivities, the dense model's loss,
+    and the tokens that went forward (a pass that starts at layer k of n counts as its share of the layers).
     """
     model, ids, labels = bank.model, text.ids.to(bank.device), text.labels.to(bank.device)
     model.eval()
@@ -116,7 +107,7 @@ def measure_quantization_sensitivity(bank: LayerBank, units: Sequence[Unit], for
         for f, fmt in enumerate(formats):
             if fmt.bits >= 16:
                 continue  # the reference itself, whose sensitivity is 0
-            bank.install(model, {linear.name: fmt.name for linear in unit.linears})
+            bank.install({linear.name: fmt.name for linear in unit.linears})
             with torch.no_grad(), starting_at(model, first, below[first]):
                 final = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
             loss, found.kl[u, f], found.se[u, f] = reference.compare(final)
@@ -132,17 +123,8 @@ def measure_rank_sensitivity(bank: LayerBank, units: Sequence[Unit], text: Calib
     """Measure I_r: the first-order effect of an update of rank 1..k, from the spectrum of the weight gradient.
 
     For a step along the leading k singular directions, the loss falls by the step times the sum of squared
-    singular values: cumulative sums of them, averaged over batches, summed over a unit's matrices.
-
-    Args:
-        bank: Linears of the model, which is without adapters; its dense weights are installed.
-        units: The ``L`` units.
-        text: The calibration text.
-        k: Largest rank of interest.
-        progress: Called after every batch.
-
-    Returns:
-        ``L x k``, and the tokens that went forward and backward.
+    singular values: cumulative sums of them, averaged over batches, summed over a unit's matrices. The model is without
+    adapters. Returns ``L x k``, and the tokens that went forward and backward.
     """
     spectra: dict[str, FloatArray] = {}
     names = [linear.name for unit in units for linear in unit.linears]

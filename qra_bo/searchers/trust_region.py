@@ -9,12 +9,10 @@ import torch
 from botorch.acquisition.analytic import LogExpectedImprovement
 
 from qra_bo.searchers.base import SearchProblem
-from qra_bo.searchers.observations import ObservingSearcher
-from qra_bo.searchers.region import TrustRegion
-from qra_bo.searchers.trust_region.utility import published_utility, unit_importance
-from qra_bo.sensitivity.profile import FloatArray
-from qra_bo.space import IntArray
-from qra_bo.space.encoding import embed
+from qra_bo.searchers.observations import ObservingSearcher, TrustRegion
+from qra_bo.sensitivity.importance import min_max, scaled_by_value
+from qra_bo.sensitivity.profile import FloatArray, SensitivityProfile
+from qra_bo.space import IntArray, SearchSpace
 from qra_bo.space.neighbourhood import neighbours_within
 from qra_bo.trials import Trial
 from qra_bo.utils.errors import ConfigError
@@ -27,8 +25,9 @@ _BATCH = 1024
 class TrustRegionBO(ObservingSearcher):
     """A Matern GP over psi(C); BoTorch's LogEI (Eq. 10) over the feasible allocations near the best one.
 
+    Raises ``ConfigError`` if an option is out of its range.
+
     Args:
-        problem: What is searched.
         variant: ``"published"`` maximises Eq. 8's utility; ``"loss"`` minimises the loss under the budget.
         alpha: Weight of performance in Eq. 8.
         n_initial: Random feasible allocations evaluated first, less the uniform baselines.
@@ -39,9 +38,6 @@ class TrustRegionBO(ObservingSearcher):
 
     Attributes:
         region: The present trust region, in edits (Eq. 11).
-
-    Raises:
-        ConfigError: If an option is out of its range.
     """
 
     name = stage = "trust_region"
@@ -125,3 +121,43 @@ class TrustRegionBO(ObservingSearcher):
 
     def _embedded(self, rows: IntArray) -> torch.Tensor:
         return torch.from_numpy(embed(rows, self._problem.space, self._importance))
+
+
+def unit_importance(profile: SensitivityProfile) -> FloatArray:
+    """Return I = (I_q + I_r) / 2, ``L``: sensitivity to the lowest format and to the largest rank, min-max scaled.
+
+    A profile without I_r gives I_q alone.
+    """
+    i_q = min_max(profile.quantization_sensitivity[:, 0])
+    return i_q if profile.rank_sensitivity is None else (i_q + min_max(profile.rank_sensitivity[:, -1])) / 2
+
+
+def pareto_front(losses: FloatArray, memory: IntArray) -> IntArray:
+    """Return indices of the points that no other point beats in both loss and bytes (``n`` each), ascending in loss."""
+    order = np.lexsort((memory, losses))
+    least = np.minimum.accumulate(memory[order])
+    return np.asarray(order[np.diff(least, prepend=np.iinfo(np.int64).max) < 0])
+
+
+def published_utility(losses: FloatArray, memory: IntArray, alpha: float = 0.6) -> FloatArray:
+    """Return Eq. 8's ``f = alpha P^ - (1 - alpha) M^``, ``n``, to be maximised.
+
+    Performance (here: minus the loss) and memory are scaled by their extremes on the Pareto front of the ``n``
+    points; points off it may leave [0, 1]. A front of one value scales to 0.
+    """
+    front = pareto_front(losses, memory)
+
+    def scaled(values: FloatArray) -> FloatArray:
+        low, high = values[front].min(), values[front].max()
+        return (values - low) / (high - low) if high > low else np.zeros_like(values)
+
+    return alpha * scaled(-losses) - (1 - alpha) * scaled(memory.astype(np.float64))
+
+
+def embed(rows: IntArray, space: SearchSpace, importance: FloatArray) -> FloatArray:
+    """psi(C) of ``n x 2 L`` rows (Eq. 9), ``n x (2 L + 2)``: scaled bits and ranks of every unit, and their means
+    weighted with the importance I (``L``).
+    """
+    n = space.n_units
+    s_q, s_r = scaled_by_value(rows, space)
+    return np.hstack([s_q, s_r, s_q @ importance[:, None] / n, s_r @ importance[:, None] / n])
