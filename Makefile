@@ -84,7 +84,7 @@ bench: $(INSTALLED) ## Short benchmarks, into build/bench; the other targets mea
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.memory --tuples 2 --out build/bench
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.engine --quick --repeats 1 --out build/bench
 	OMP_NUM_THREADS=1 PYTHONHASHSEED=0 $(BIN)/python -m bench.search --tasks plays --seeds 1 \
-	  --methods ours random uniform 'sequential bits' published --runs build/bench/runs.jsonl --out build/bench
+	  --methods qra_bo random uniform 'sequential bits' published --runs build/bench/runs.jsonl --out build/bench
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.collect --summary --out build/bench
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.faults --short
 

@@ -46,7 +46,7 @@ FINALS = 5
 """Unseen training seeds of every incumbent."""
 REPORTED_PERPLEXITY = 0.46
 """The paper's rank correlation between perplexity after quantisation and accuracy after fine-tuning."""
-UNIFORM, FULL, OURS = "best_uniform", "full", "ours"
+UNIFORM, FULL, OURS = "best_uniform", "full", "qra_bo"
 Row = dict[str, Any]
 Changes = Callable[[RunConfig], Mapping[str, Any]]
 
@@ -89,7 +89,7 @@ VARIANTS: Mapping[str, Variant] = {
     "sequential": Variant("bits first by damage, then ranks", "sequential", lambda full: {}),
     OURS: Variant("the default method on its own ladder of ranks", "default", lambda full: {},
                   lambda c: {"ranks": c.ranks}),
-    "ours_published_ranks": Variant("the default method on the published ladder of ranks", "default", lambda full: {}),
+    "qra_bo_published_ranks": Variant("the default method on the published ranks", "default", lambda full: {}),
     "random": Variant("random allocations near the budget", "random", lambda full: {}),
 }
 
@@ -227,7 +227,7 @@ def targets_of(rows: Sequence[Row], facts: Sequence[Row]) -> list[Target]:
         if name == UNIFORM:
             continue
         wanted, met = "below 1, the best uniform choice", value is not None and value < 1
-        if name not in (FULL, OURS, "ours_published_ranks"):
+        if name not in (FULL, OURS, "qra_bo_published_ranks"):
             wanted, met = f"above the full method's, {full}", value is not None and full is not None and value > full
         out.append(Target(f"median regret of {name} ({VARIANTS[name].what}), of its own proposals", wanted, value, met,
                           "" if value is not None else "it proposed nothing, or there is no uniform choice"))

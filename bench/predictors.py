@@ -43,7 +43,7 @@ BEST = 10
 FOLDS = 10
 PERPLEXITY, EARLY, OURS = "perplexity after quantisation", "loss after {} steps", "our surrogate, left one out"
 WITH_SHAPE = "loss after {} steps, average bits and rank: a line fitted to the other folds"
-SUMS = {RISE: "sum of I_q", DIVERGENCE: "sum of divergences", BELIEVED: "sum of believed damage"}
+SUMS = {RISE: "sum of I_q", DIVERGENCE: "sum of divergences", BELIEVED: "sum of believed sensitivity"}
 OF_THE_LOSS = (OURS, *(WITH_SHAPE.format(steps) for steps in RECORD_AT))
 """Predictors in nats, whose root mean square error (``deviation``) can be set against the noise."""
 Row = dict[str, Any]

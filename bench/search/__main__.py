@@ -1,6 +1,6 @@
 """Compare search methods on emulated tables of real trials: tasks x emulators x budgets x seeds x methods.
 
-    python -m bench.search [--tasks plays gsm8k] [--seeds 10] [--methods ours TPE ...] [--ablations] [--part 1/2]
+    python -m bench.search [--tasks plays gsm8k] [--seeds 10] [--methods qra_bo TPE ...] [--ablations] [--part 1/2]
 
 Every finished search is a line of outputs/bench-search/runs.jsonl and is not repeated while the table and the method's
 settings stay the same: the same command resumes, and several processes can share the work (--part K/N). At the end, or
@@ -104,7 +104,7 @@ def summarise(options: argparse.Namespace) -> None:
     real = [row for arena in tables.values()
             for row in real_rows(arena.oracle.table, DATA / arena.oracle.table.facts.task, finds)]
     kept = [*({"what": "search", **row} for row in rows),
-            *({"what": "against ours", **row} for row in paired_rows(rows)), *real,
+            *({"what": "against qra_bo", **row} for row in paired_rows(rows)), *real,
             *({"what": "surrogate", **row} for row in quality)]
     publish("search", [*targets, finds_target(real)], kept,
             ["task", "emulator", "budget", "method", "seeds", "regret", "low", "high", "cost_to_best_peer",

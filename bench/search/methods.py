@@ -16,7 +16,7 @@ again."""
 EQUIVALENTS, PROPOSALS = 40.0, 32.0
 """High-fidelity equivalents of a search, and about what the profile and the uniform baselines leave of them."""
 OTHERS = ("peer", "published", "informed")
-"""Kinds of entries that are no variants of ours."""
+"""Kinds of entries that are not variants of our method."""
 SENSITIVE = ["quantization_sensitivity", "quantization_sensitivity x rank", "rank_sensitivity"]
 """Parts of our surrogate that sensitivities give."""
 
@@ -28,7 +28,7 @@ class Entry:
     Args:
         name: Of the row.
         method: Name among the search methods.
-        kind: ``"ours"``, ``"peer"``, ``"informed"`` (a peer with what ours believes of damage), ``"published"``,
+        kind: ``"qra_bo"``, ``"peer"``, ``"informed"`` (a peer with our measure of sensitivity), ``"published"``,
             ``"ablation"`` or ``"transfer"``.
         options: Of the method; none means its defaults.
         note: What differs from a method's own defaults.
@@ -49,22 +49,22 @@ class Entry:
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-BY_DIVERGENCE = "the knapsack's damage is KL from the 16-bit model, not the rise of the loss"
+BY_DIVERGENCE = "the knapsack minimises KL from the 16-bit model, not the rise of the loss"
 DIVERGENCE, BELIEVED = {"quantization_sensitivity": "divergence"}, {"quantization_sensitivity": "believed"}
-BY_BELIEF = "the knapsack's damage is what ours believes"
+BY_BELIEF = "the knapsack minimises qra_bo's measure of quantisation sensitivity"
 PUBLISHED = shrunk_autoqra(PROPOSALS, EQUIVALENTS, low=0.5)
 """The published numbers are for 40 allocations a generation; they are shrunk as in the comparison of fine-tuning."""
 
 COMPARED = (
-    Entry("ours", OURS, "ours"),
+    Entry("qra_bo", OURS, "qra_bo"),
     Entry("random", "random", "peer"),
     Entry("uniform", "uniform", "peer"),
     Entry("sequential bits", "sequential_bits", "peer"),
     Entry("sequential bits, then ranks", "sequential", "peer"),
     Entry("bits by divergence", "sequential_bits", "informed", DIVERGENCE, BY_DIVERGENCE),
     Entry("bits by divergence, then ranks", "sequential", "informed", DIVERGENCE, BY_DIVERGENCE),
-    Entry("bits by believed damage", "sequential_bits", "informed", BELIEVED, BY_BELIEF),
-    Entry("bits by believed damage, then ranks", "sequential", "informed", BELIEVED, BY_BELIEF),
+    Entry("bits by believed sensitivity", "sequential_bits", "informed", BELIEVED, BY_BELIEF),
+    Entry("bits by believed sensitivity, then ranks", "sequential", "informed", BELIEVED, BY_BELIEF),
     Entry("hill climbing", "hill_climb", "peer"),
     Entry("NSGA-II", "nsga2", "peer"),
     Entry("TPE", "tpe", "peer"),
@@ -74,21 +74,22 @@ COMPARED = (
     Entry("published", "autoqra", "published", PUBLISHED, "population and promotions scaled to the cost"),
 )
 ABLATIONS = (
-    Entry("ours without prior designs", OURS, "ablation", {"n_prior": 0}),
-    Entry("ours without the warp", OURS, "ablation", {"model": {"warps": [math.inf]}}),
-    Entry("ours without the residual", OURS, "ablation", {"model": {"residual": 0.0}}),
-    Entry("ours without sensitivities", OURS, "ablation", {"without": SENSITIVE, "n_prior": 0}),
-    Entry("ours by the loss's rise", OURS, "ablation", {"quantization_sensitivity": "rise"}),
-    Entry("ours by divergence", OURS, "ablation", {"quantization_sensitivity": "divergence"}),
-    Entry("ours with one draw", OURS, "ablation", {"draws": 1}),
-    Entry("ours by the least loss seen", OURS, "ablation", recommended=False),
-    Entry("ours by the posterior mean", OURS, "ablation", {"temperatures": [0.0]}),
-    Entry("ours reduced", OURS, "ablation", {"n_prior": 0, "draws": 1, "model": {"warps": [math.inf], "residual": 0.0}},
+    Entry("qra_bo without prior designs", OURS, "ablation", {"n_prior": 0}),
+    Entry("qra_bo without the warp", OURS, "ablation", {"model": {"warps": [math.inf]}}),
+    Entry("qra_bo without the residual", OURS, "ablation", {"model": {"residual": 0.0}}),
+    Entry("qra_bo without sensitivities", OURS, "ablation", {"without": SENSITIVE, "n_prior": 0}),
+    Entry("qra_bo by the loss's rise", OURS, "ablation", {"quantization_sensitivity": "rise"}),
+    Entry("qra_bo by divergence", OURS, "ablation", {"quantization_sensitivity": "divergence"}),
+    Entry("qra_bo with one draw", OURS, "ablation", {"draws": 1}),
+    Entry("qra_bo by the least loss seen", OURS, "ablation", recommended=False),
+    Entry("qra_bo by the posterior mean", OURS, "ablation", {"temperatures": [0.0]}),
+    Entry("qra_bo reduced", OURS, "ablation",
+          {"n_prior": 0, "draws": 1, "model": {"warps": [math.inf], "residual": 0.0}},
           "no prior designs, no warp, no residual, one draw"),
 )
 LEARNED_FROM = "plays"
 TRANSFER = (
-    Entry("ours, taught by another task", OURS, "transfer", {"prior": "smollm2_135m"},
+    Entry("qra_bo, taught by another task", OURS, "transfer", {"prior": "smollm2_135m"},
           f"surrogate.prior=smollm2_135m, learned from the table of the {LEARNED_FROM}"),
 )
 """What knows of evaluations that the others do not: never a part of the comparison, nor run on the task it is from."""

@@ -22,7 +22,7 @@ from bench.search.play import Arena, arenas, play
 from bench.search.summary import interval, regrets
 from qra_bo.oracle.emulator.emulator import FAMILIES
 
-METHODS = ("ours", "bits by believed damage, then ranks")
+METHODS = ("qra_bo", "bits by believed sensitivity, then ranks")
 Row = dict[str, Any]
 
 

@@ -23,7 +23,7 @@ def plot_arenas(rows: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
         ax = fig.add_subplot()
         others = 0
         for row in here:
-            ours = row["kind"] == "ours"
+            ours = row["kind"] == "qra_bo"
             colour = BLUE if ours else COLOURS[others % len(COLOURS)]
             style = "-" if ours else DASHES[others // len(COLOURS) % len(DASHES)]
             others += not ours

@@ -118,10 +118,10 @@ def quality_rows(table: Table, problem_of: Sequence[tuple[ReferenceBudget, Searc
                              "why": f"the table has {len(chosen)} allocations near this budget"})
                 continue
             rng = problem.rng(f"quality {count}")
-            found: dict[str, list[Row]] = {"ours": [], "GP of the paper": [], "network of Eq. 7": []}
+            found: dict[str, list[Row]] = {"qra_bo": [], "GP of the paper": [], "network of Eq. 7": []}
             for _ in range(draws):
                 pick = rng.permutation(len(chosen))[:count]
-                found["ours"].append(_fields(of_ours(problem, encoded[pick], losses[pick])))
+                found["qra_bo"].append(_fields(of_ours(problem, encoded[pick], losses[pick])))
                 found["GP of the paper"].append(_fields(of_gp(problem, encoded[pick], losses[pick])))
                 found["network of Eq. 7"].append(of_network(problem, encoded[pick], losses[pick], early[pick]))
             rows += [{**base, "surrogate": name, "draws": draws, **_mean(parts)} for name, parts in found.items()]

@@ -32,8 +32,8 @@ DEFAULTS = ("budget=uniform:4,16", "memory.scope=stored", "effort=normal", "disp
             "quantizer.rounding=rtn")
 """On the embedded model and text, at the second reference budget; overrides replace these."""
 METHODS = {name: EVERYTHING[name] for name in (
-    "ours", "sequential bits", "sequential bits, then ranks", "bits by believed damage",
-    "bits by believed damage, then ranks", "published")}
+    "qra_bo", "sequential bits", "sequential bits, then ranks", "bits by believed sensitivity",
+    "bits by believed sensitivity, then ranks", "published")}
 """Ours, the peers with the least regret on the emulators (with the published I_q, and told what ours believes of
 damage), and the published method."""
 ROWS = "real.json"
@@ -76,9 +76,9 @@ def run_seed(config: RunConfig, folder: Path, names: Sequence[str]) -> list[Row]
 def differences(rows: Sequence[Mapping[str, Any]], peer: str) -> list[float]:
     """Test loss of ours less that of ``peer``, for every search seed and training seed that both have."""
     of = {(r["method"], r["seed"]): r["test_losses"] for r in rows}
-    return [of["ours", seed][s] - loss for (name, seed), losses in of.items()
-            if name == peer and ("ours", seed) in of for s, loss in losses.items() if loss is not None
-            and of["ours", seed].get(s) is not None]
+    return [of["qra_bo", seed][s] - loss for (name, seed), losses in of.items()
+            if name == peer and ("qra_bo", seed) in of for s, loss in losses.items() if loss is not None
+            and of["qra_bo", seed].get(s) is not None]
 
 
 def by_search(rows: Sequence[Mapping[str, Any]], peer: str) -> list[float]:
@@ -93,9 +93,9 @@ def comparison(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
     found = []
     for peer in METHODS:
         values = by_search(rows, peer)
-        if peer != "ours" and values:
+        if peer != "qra_bo" and values:
             known = paired_interval(values) if len(values) > 1 else None
-            found.append({"ours_against": peer, "mean": float(np.mean(values)),
+            found.append({"qra_bo_against": peer, "mean": float(np.mean(values)),
                           "low": None if known is None else known.low, "high": None if known is None else known.high,
                           "searches": len(values), "wins": sum(v < 0 for v in values)})
     return found
@@ -103,15 +103,15 @@ def comparison(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
 
 def targets_of(rows: Sequence[Mapping[str, Any]]) -> list[Target]:
     """Whether ours has the lower loss, method by method."""
-    known = {r["ours_against"]: r for r in comparison(rows)}
+    known = {r["qra_bo_against"]: r for r in comparison(rows)}
     targets = []
     for peer in METHODS:
-        if peer == "ours":
+        if peer == "qra_bo":
             continue
         row = known.get(peer)
         done = row is not None and row["searches"] >= SEEDS
         targets.append(Target(
-            f"real oracle, 40 equivalents: test loss of ours less that of {peer}, mean of {SEEDS} searches (nats)",
+            f"real oracle, 40 equivalents: test loss of qra_bo less that of {peer}, mean of {SEEDS} searches (nats)",
             "< 0",
             row["mean"] if row is not None and done else None, row is not None and done and row["mean"] < 0,
             "" if done else f"{0 if row is None else row['searches']} of {SEEDS} searches are done: python -m "
@@ -135,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = [row for folder in sorted(args.work.glob("seed-*")) for row in rows_in(folder)]
     table = comparison(rows)
     publish("search_real", targets_of(rows), [*table, *rows],
-            ("ours_against", "mean", "low", "high", "searches", "wins"), printed=len(table), folder=args.out)
+            ("qra_bo_against", "mean", "low", "high", "searches", "wins"), printed=len(table), folder=args.out)
 
 
 if __name__ == "__main__":

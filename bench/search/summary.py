@@ -129,8 +129,8 @@ def paired_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for task in dict.fromkeys(r["task"] for r in rows):
         here = [r for r in rows if r["task"] == task]
         arenas = list(dict.fromkeys((r["emulator"], r["budget"]) for r in here))
-        ours = {(r["emulator"], r["budget"]): r["finals"] for r in here if r["kind"] == "ours"}
-        for name, kind in dict.fromkeys((r["method"], r["kind"]) for r in here if r["kind"] != "ours"):
+        ours = {(r["emulator"], r["budget"]): r["finals"] for r in here if r["kind"] == "qra_bo"}
+        for name, kind in dict.fromkeys((r["method"], r["kind"]) for r in here if r["kind"] != "qra_bo"):
             by_arena = {a: {s: value - ours[a][s] for s, value in r["finals"].items() if s in ours[a]}
                         for a in arenas if a in ours for r in here
                         if (r["method"], r["emulator"], r["budget"]) == (name, *a)}
@@ -152,7 +152,7 @@ def _paired(values: Sequence[float]) -> dict[str, float]:
 
 def targets_of(rows: Sequence[Mapping[str, Any]], expected: Sequence[tuple[str, str, str]]) -> list[Target]:
     """What is asked of ours, in every arena of ``expected`` (task, emulator, budget) and over all of them: against all
-    peers, and against those that are not told what ours believes of damage."""
+    peers, and against those without our measure of quantisation sensitivity."""
     return [target for suffix in GROUPS for target in _targets(rows, expected, suffix)]
 
 
@@ -161,23 +161,24 @@ def _targets(rows: Sequence[Mapping[str, Any]], expected: Sequence[tuple[str, st
     (kinds, called), targets, ratios = GROUPS[suffix], list[Target](), list[float]()
     for task, emulator, budget in expected:
         here = [r for r in rows if (r["task"], r["emulator"], r["budget"]) == (task, emulator, budget)]
-        ours = next((r for r in here if r["kind"] == "ours"), None)
+        ours = next((r for r in here if r["kind"] == "qra_bo"), None)
         peers = [r for r in here if r["kind"] in kinds]
-        regret = f"{task}, {emulator}, {budget}: median final regret of ours over that of {called}"
-        cost = f"{task}, {emulator}, {budget}: cost of ours to the final value of {called}, over all that it spent"
+        regret = f"{task}, {emulator}, {budget}: median final regret of qra_bo over that of {called}"
+        cost = f"{task}, {emulator}, {budget}: cost of qra_bo to the final value of {called}, over all that it spent"
         if ours is None or not peers or min(r["seeds"] for r in (ours, *peers)) < LEAST_SEEDS:
-            why = f"fewer than {LEAST_SEEDS} seeds of ours and of every peer were run"
+            why = f"fewer than {LEAST_SEEDS} seeds of qra_bo and of every peer were run"
             targets += [Target(regret, "<= 0.5", None, False, why), Target(cost, "<= 1/3", None, False, why)]
             continue
         best = min(peers, key=lambda r: r["regret"])
         ratio, reached = ours["regret"] / max(best["regret"], 1e-12), ours[f"cost_to_best_peer{suffix}"]
         share = None if reached is None else reached / best["spent"]
-        why = "" if share is not None else "ours did not reach it" if ours[f"best_peer{suffix}_beats_baselines"] else \
+        improves = ours[f"best_peer{suffix}_beats_baselines"]
+        why = "" if share is not None else "qra_bo did not reach it" if improves else \
             "undefined: the best peer ends where the uniform baselines are, which all methods get"
         ratios.append(ratio)
         targets += [Target(f"{regret} ({best['method']})", "<= 0.5", ratio, ratio <= HALF),
                     Target(cost, "<= 1/3", share, share is not None and share <= THIRD, why)]
     whole, wins = len(ratios) == len(expected) and bool(expected), sum(r < 1.0 for r in ratios)
-    return [*targets, Target(f"arenas in which ours has a lower median regret than {called}",
+    return [*targets, Target(f"arenas in which qra_bo has a lower median regret than {called}",
                              f"{len(expected)} of {len(expected)}", float(wins) if whole else None,
                              whole and wins == len(ratios), "" if whole else "not every arena was run")]

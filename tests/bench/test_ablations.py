@@ -36,13 +36,13 @@ def test_variants_differ_from_the_full_method_in_what_they_say() -> None:
 
 def test_targets_compare_medians() -> None:
     rows = [row("best_uniform", s, 1.0) for s in range(3)] + [row("full", s, r) for s, r in enumerate((.2, .9, .4))]
-    rows += [row("no_stage_2", s, r) for s, r in enumerate((.3, .5, 1.2))] + [row("ours", 0, 1.1)]
+    rows += [row("no_stage_2", s, r) for s, r in enumerate((.3, .5, 1.2))] + [row("qra_bo", 0, 1.1)]
     rows += [row("random", 0, None)]
     targets = {t.what.split()[3] if t.what.startswith("median regret") else t.what: t
                for t in ablations.targets_of(rows, [{"perplexity": .4}, {"perplexity": .6}])}
     assert (targets["full"].value, targets["full"].met) == (.4, True)
     assert (targets["no_stage_2"].value, targets["no_stage_2"].met) == (.5, True)
-    assert (targets["ours"].value, targets["ours"].met) == (1.1, False)
+    assert (targets["qra_bo"].value, targets["qra_bo"].met) == (1.1, False)
     assert (targets["random"].value, targets["random"].met) == (None, False)
     perplexity, damage = (next(t for what, t in targets.items() if word in what) for word in ("perplexity", "I_q"))
     assert perplexity.value == .5
@@ -53,7 +53,7 @@ def test_variants_of_one_seed_are_compared_over_its_training_seeds() -> None:
     rows: list[dict[str, Any]] = [
         {"variant": "best_uniform", "test_losses": {1: 4.0, 2: 4.2}, "proposed_losses": None},
         {"variant": "full", "test_losses": {1: 4.0, 2: 4.2}, "proposed_losses": {1: 3.9, 2: 4.1}},
-        {"variant": "ours", "test_losses": {1: 3.8, 2: 3.9}, "proposed_losses": {1: 3.8, 2: 3.9}},
+        {"variant": "qra_bo", "test_losses": {1: 3.8, 2: 3.9}, "proposed_losses": {1: 3.8, 2: 3.9}},
         {"variant": "random", "test_losses": {1: 4.0, 2: 4.2}, "proposed_losses": {1: 3.9, 2: float("inf")}}]
     ablations.against(rows)
     uniform, full, ours, random = rows

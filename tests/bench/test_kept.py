@@ -13,7 +13,7 @@ from bench.search.summary import search_rows
 from tests.bench.test_search import made
 
 Runs = list[dict[str, Any]]
-SETTINGS = {("ours", "s"), ("ours with one draw", "s"), ("TPE", "s")}
+SETTINGS = {("qra_bo", "s"), ("qra_bo with one draw", "s"), ("TPE", "s")}
 
 
 def searches(method: str, kind: str, best: float, **more: Any) -> Runs:
@@ -28,13 +28,14 @@ def flat(rows: Runs) -> dict[str, Any]:
 
 def test_kept_rows_are_those_of_one_summary_of_all() -> None:
     """The new search is better than any before, so that all regrets change."""
-    peers, old, new = searches("TPE", "peer", 4.05), searches("ours", "ours", 4.03), searches("ours", "ours", 4.0)
-    part = searches("ours with one draw", "ablation", 4.04)
+    peers, old = searches("TPE", "peer", 4.05), searches("qra_bo", "qra_bo", 4.03)
+    new = searches("qra_bo", "qra_bo", 4.0)
+    part = searches("qra_bo with one draw", "ablation", 4.04)
     published = [{"what": "search", **row} for row in search_rows([*peers, *old, *part])]
     kept = kept_rows(published, new, SETTINGS)
     assert [row["method"] for row in kept] == ["TPE"]
     found, whole = flat(search_rows(new, kept)), flat(search_rows([*peers, *new]))
-    assert set(found) == set(whole) == {"ours", "TPE"}
+    assert set(found) == set(whole) == {"qra_bo", "TPE"}
     for method, row in whole.items():
         assert set(found[method]) == set(row)
         for key, value in row.items():
@@ -59,21 +60,21 @@ def test_regrets_follow_the_best_known_and_the_best_uniform_choice() -> None:
 @pytest.mark.parametrize("more", [{"settings": "older"}, {"rows_sha256": "of another table"}])
 def test_what_is_of_other_settings_or_another_table_is_not_kept(more: dict[str, str]) -> None:
     published = [{"what": "search", **row} for row in search_rows(searches("TPE", "peer", 4.05, **more))]
-    assert kept_rows(published, searches("ours", "ours", 4.0), SETTINGS) == []
+    assert kept_rows(published, searches("qra_bo", "qra_bo", 4.0), SETTINGS) == []
 
 
 def test_rows_that_do_not_say_their_table_are_not_kept() -> None:
     row = {"what": "search", **search_rows(searches("TPE", "peer", 4.05))[0]}
     del row["rows_sha256"]
-    assert kept_rows([row], searches("ours", "ours", 4.0), SETTINGS) == []
+    assert kept_rows([row], searches("qra_bo", "qra_bo", 4.0), SETTINGS) == []
 
 
 def test_published_rows_and_finds_are_read_where_they_lie(tmp_path: Path) -> None:
     finds = [{"task": "plays", "budget": "b", "method": method, "formats": ["nf4"], "ranks": [rank]}
-             for method, rank in (("TPE", 1), ("ours", 2), ("gone", 3))]
+             for method, rank in (("TPE", 1), ("qra_bo", 2), ("gone", 3))]
     write_finds(finds, tmp_path / "search")
     new = [{**finds[1], "ranks": [4]}]
-    assert kept_finds(tmp_path / "search", new, {"TPE", "ours"}) == finds[:1]
+    assert kept_finds(tmp_path / "search", new, {"TPE", "qra_bo"}) == finds[:1]
     path = tmp_path / "search.json"
     path.write_text(json.dumps({"rows": [{"what": "search", "method": "a"}, {"what": "surrogate"}]}))
     assert published_rows(path) == [{"what": "search", "method": "a"}]

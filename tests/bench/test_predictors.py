@@ -35,7 +35,7 @@ def test_rows_of_a_real_table() -> None:
     fitted = "sum of {}, its root and ranks: a line fitted to the band's other folds"
     for band, inside in bands(table, data).items():
         if band.startswith("good"):  # the rise of the loss is what chance blurs
-            assert by_name[band, fitted.format("believed damage")]["spearman"] > by_name[
+            assert by_name[band, fitted.format("believed sensitivity")]["spearman"] > by_name[
                 band, fitted.format("I_q")]["spearman"]
         assert by_name[band, "sum of I_q"]["allocations"] == inside.sum()
     targets = predictors.targets_of(rows, ["plays"])

@@ -50,7 +50,7 @@ def arena(tmp_path_factory: pytest.TempPathFactory) -> Arena:
     return make_arena(oracle, SETTING.space, budget, SETTING.predictors[budget.scope])
 
 
-@pytest.mark.parametrize("name", ["random", "ours"])
+@pytest.mark.parametrize("name", ["random", "qra_bo"])
 def test_a_search_spends_what_it_may_and_its_incumbent_is_the_best_it_saw(arena: Arena, name: str) -> None:
     run = play(arena, EVERYTHING[name], 3, 14.0)
     costs = [cost for cost, _ in run["trace"]]
@@ -128,13 +128,14 @@ def test_the_interval_covers_the_median() -> None:
 
 
 def many(ours: list[float], peer: list[float]) -> list[dict[str, Any]]:
-    return [run for seed in range(10) for run in (made("ours", "ours", seed, ours), made("TPE", "peer", seed, peer))]
+    return [run for seed in range(10)
+            for run in (made("qra_bo", "qra_bo", seed, ours), made("TPE", "peer", seed, peer))]
 
 
 def test_rows_and_targets_say_who_wins() -> None:
     runs = many([4.1, 4.0, 4.0, 4.0, 4.0, 4.0], [4.1, 4.1, 4.1, 4.1, 4.1, 4.05])
     rows = arena_rows(runs)
-    assert [(r["method"], r["regret"]) for r in rows] == [("ours", 0.0), ("TPE", pytest.approx(0.5))]
+    assert [(r["method"], r["regret"]) for r in rows] == [("qra_bo", 0.0), ("TPE", pytest.approx(0.5))]
     assert rows[0]["cost_to_best_peer"] == 2.0
     assert rows[1]["cost_to_best_peer"] == 6.0
     expected = [("plays", "boosted", "uniform:4,4")]
@@ -156,7 +157,7 @@ def test_rows_and_targets_say_who_wins() -> None:
 def test_others_are_paired_with_ours_by_seed_and_arenas_of_a_task_count_once() -> None:
     runs = [made(name, kind, seed, [4.1, 4.0 + gap + 0.001 * seed * (name == "TPE")], arena=emulator, emulator=emulator)
             for seed in range(10) for emulator in ("boosted", "network")
-            for name, kind, gap in (("ours", "ours", 0.0), ("TPE", "peer", 0.05))]
+            for name, kind, gap in (("qra_bo", "qra_bo", 0.0), ("TPE", "peer", 0.05))]
     rows = paired_rows(search_rows(runs))
     assert [(r["emulator"], r["budget"], r["seeds"]) for r in rows] == [
         ("boosted", "uniform:4,4", 10), ("network", "uniform:4,4", 10), ("all", "all", 10)]
@@ -184,8 +185,8 @@ def test_runs_are_known_again_by_what_made_them(tmp_path: Path) -> None:
 def test_every_entry_is_a_method_and_its_settings_have_a_name() -> None:
     assert {e.method for e in EVERYTHING.values()} <= {*(path.stem for path in METHODS.glob("*.yaml")), *PEERS}
     assert len({e.settings_sha256 for e in EVERYTHING.values()}) == len(EVERYTHING)
-    assert [e.kind for e in COMPARED].count("ours") == 1
-    assert Entry("a", OURS, "ours").settings_sha256 == EVERYTHING["ours"].settings_sha256
+    assert [e.kind for e in COMPARED].count("qra_bo") == 1
+    assert Entry("a", OURS, "qra_bo").settings_sha256 == EVERYTHING["qra_bo"].settings_sha256
 
 
 def test_parts_of_the_surrogate_can_be_left_out_by_name(arena: Arena) -> None:
