@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
 
-from bench.length.plan import make_plan, settle, wanted
+from bench.length.plan import Block, make_plan, settle, wanted
 from bench.length.summary import publish
 from bench.length.trials import NAME, PlannedTrial, append, load, to_event
 from bench.report import RESULTS, machine
@@ -88,15 +88,20 @@ class Study:
         return self._executor
 
 
-def work(folder: Path, configs: dict[str, RunConfig], most: int | None = None, hours: float | None = None) -> None:
-    """Run trials until the plan wants none, or enough was done."""
-    plan, start, done = make_plan(), time.monotonic(), 0
+def work(plan: Sequence[Block], folder: Path, configs: dict[str, RunConfig], most: int | None = None,
+         hours: float | None = None) -> None:
+    """Run trials until the plan wants none, or enough was done.
+
+    Raises:
+        WorkerError: If a trial was lost with its worker; it is tried again next time.
+    """
+    start, done = time.monotonic(), 0
     with ExitStack() as stack:
         study = Study(folder, configs)
         stack.callback(study.close)
         while (most is None or done < most) and (hours is None or time.monotonic() - start < 3600 * hours):
             found = load(folder / NAME)
-            following = wanted(plan, found, tuple(configs))
+            following = wanted(plan, found, configs)
             if following is None:
                 print("nothing is missing")
                 return
@@ -130,15 +135,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{block.name}: {len(settle(block, found).wanted)} trials can start")
         return 0
     if options.summary:
-        publish(options.out, study_config("plays", None))
+        publish(options.out, study_config("plays", None), make_plan())
         return 0
     options.out.mkdir(parents=True, exist_ok=True)
     tasks = ("plays",) if options.gsm8k is None else ("plays", "gsm8k")
     prepare_worker_environment()
     try:
         with Interrupts(), RunLock(options.out):
-            work(options.out, {task: study_config(task, options.gsm8k) for task in tasks}, options.trials,
-                 options.hours)
+            work(make_plan(), options.out, {task: study_config(task, options.gsm8k) for task in tasks},
+                 options.trials, options.hours)
     except (UserError, RunInterrupted) as stop:
         print(stop, file=sys.stderr)
         return stop.exit_status

@@ -9,7 +9,7 @@ seed before the next. A block without seeds only calibrates and validates: the t
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,7 +32,7 @@ LIMITS = {"54 MB stored": ("uniform:3,8", "stored"), "uniform:4,16 stored": ("un
 """Budget and memory scope of every limit; 54 MB are those of 3 bits with rank 8."""
 UNIFORM = {"54 MB stored": ((3, 8), (3, 4), (3, 2)), "uniform:4,16 stored": ((4, 16), (4, 8)),
            "uniform:4,4 peak": ((4, 4), (4, 2))}
-"""Bits and rank of the uniform candidates. Fewer bits at a larger rank were never near: the table of curves has them."""
+"""Bits and rank of the uniform candidates; the table of curves has fewer bits at larger ranks, which are far behind."""
 SEARCH_SEED, UNSEEN_SEEDS = training_seeds(0, 5)
 
 
@@ -145,7 +145,7 @@ def settle(block: Block, found: Found) -> Settled:
     return settled
 
 
-def wanted(plan: tuple[Block, ...], found: Found, tasks: tuple[str, ...]) -> tuple[PlannedTrial, str] | None:
+def wanted(plan: Sequence[Block], found: Found, tasks: Collection[str]) -> tuple[PlannedTrial, str] | None:
     """The first trial that is missing, with its title, of the blocks on ``tasks``; ``None`` when all are done."""
     return next((settled.wanted[0] for block in plan if block.task in tasks
                  if (settled := settle(block, found)).wanted), None)
