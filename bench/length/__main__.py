@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
 
-from bench.length.plan import Block, make_plan, settle, wanted
+from bench.length.plan import Block, make_plan, wanted
 from bench.length.summary import publish
 from bench.length.trials import NAME, PlannedTrial, append, load, to_event
 from bench.report import RESULTS, machine
@@ -127,13 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--trials", type=int, help="stop after so many")
     parser.add_argument("--hours", type=float, help="start none after so long")
     parser.add_argument("--summary", action="store_true", help="only write table and figure")
-    parser.add_argument("--left", action="store_true", help="only list how much every block still wants for now")
     options = parser.parse_args(arguments)
-    found = load(options.out / NAME)
-    if options.left:
-        for block in make_plan():
-            print(f"{block.name}: {len(settle(block, found).wanted)} trials can start")
-        return 0
     if options.summary:
         publish(options.out, study_config("plays", None), make_plan())
         return 0

@@ -10,7 +10,7 @@ seed before the next. A block without seeds only calibrates and validates: the t
 import json
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -65,11 +65,6 @@ class Block:
     seeds: int
     choices: tuple[Choice, ...]
 
-    @property
-    def name(self) -> str:
-        """Title."""
-        return f"{self.task}, {self.limit}, {self.steps} steps"
-
     def trial(self, choice: Choice, seed: int, split: str, lr_scale: float) -> PlannedTrial:
         """A trial of one of its choices."""
         return PlannedTrial(self.task, choice.allocation, self.steps, seed, split, lr_scale, choice.codes)
@@ -83,23 +78,19 @@ class Settled:
         block: Which.
         tried: Validation loss by rate, by class; infinite where there was none.
         rates: Calibrated rate by class, of the classes that are finished.
-        uniform_losses: Validation loss of the uniform candidates at their classes' rates, by name.
+        validated: Validation loss of uniform candidates and curves at their classes' rates, by name.
         best_uniform: Best uniform choice once all candidates are known.
+        tested: Test loss by seed, by name; infinite where there was none.
         wanted: Trials that are missing and can be named already, with the title of each, in order.
     """
 
     block: Block
     tried: dict[str, dict[float, float]] = field(default_factory=dict)
     rates: dict[str, float] = field(default_factory=dict)
-    uniform_losses: dict[str, float] = field(default_factory=dict)
+    validated: dict[str, float] = field(default_factory=dict)
     best_uniform: Choice | None = None
+    tested: dict[str, dict[int, float]] = field(default_factory=dict)
     wanted: list[tuple[PlannedTrial, str]] = field(default_factory=list)
-
-    @property
-    def tested(self) -> tuple[Choice, ...]:
-        """Choices that are trained on unseen seeds."""
-        best = () if self.best_uniform is None else (self.best_uniform,)
-        return best + tuple(c for c in self.block.choices if c.kind in ("find", "reference"))
 
 
 def next_rate(tried: Mapping[float, float]) -> float | None:
@@ -115,33 +106,42 @@ def next_rate(tried: Mapping[float, float]) -> float | None:
 def settle(block: Block, found: Found) -> Settled:
     """Follow the rules of this module as far as the finished trials go."""
     settled = Settled(block)
+
+    def loss(choice: Choice, seed: int, split: str, rate: float) -> float | None:
+        """Of a finished trial; a missing one becomes wanted."""
+        trial = block.trial(choice, seed, split, rate)
+        if trial.key not in found:
+            settled.wanted.append((trial, choice.name))
+            return None
+        value = found[trial.key]["loss"]
+        return math.inf if value is None else float(value)
+
     for name in dict.fromkeys(c.rate_class for c in block.choices):
-        lead, tried = next(c for c in block.choices if c.rate_class == name), settled.tried.setdefault(name, {})
+        lead = next(c for c in block.choices if c.rate_class == name)
+        tried = settled.tried[name] = {}
         while (rate := next_rate(tried)) is not None:
-            trial = block.trial(lead, SEARCH_SEED, "validation", rate)
-            if trial.key not in found:
-                settled.wanted.append((trial, lead.name))
+            value = loss(lead, SEARCH_SEED, "validation", rate)
+            if value is None:
                 break
-            loss = found[trial.key]["loss"]
-            tried[rate] = math.inf if loss is None else float(loss)
+            tried[rate] = value
         else:
             settled.rates[name] = min(tried, key=lambda r: tried[r])
     candidates = [c for c in block.choices if c.kind in ("uniform", "curve")]
-    for choice in candidates:
-        if choice.rate_class in settled.rates:
-            trial = block.trial(choice, SEARCH_SEED, "validation", settled.rates[choice.rate_class])
-            if trial.key not in found:
-                settled.wanted.append((trial, choice.name))
-            else:
-                loss = found[trial.key]["loss"]
-                settled.uniform_losses[choice.name] = math.inf if loss is None else float(loss)
+    for c in candidates:
+        if c.rate_class in settled.rates:
+            value = loss(c, SEARCH_SEED, "validation", settled.rates[c.rate_class])
+            if value is not None:
+                settled.validated[c.name] = value
+    if settled.wanted:
+        return settled
     uniforms = [c for c in candidates if c.kind == "uniform"]
-    if uniforms and all(c.name in settled.uniform_losses for c in uniforms):
-        settled.best_uniform = min(uniforms, key=lambda c: settled.uniform_losses[c.name])
-    if not settled.wanted:
-        settled.wanted = [(trial, choice.name) for seed in UNSEEN_SEEDS[:block.seeds] for choice in settled.tested
-                          if (trial := block.trial(choice, seed, "test", settled.rates[choice.rate_class])).key
-                          not in found]
+    settled.best_uniform = min(uniforms, key=lambda c: settled.validated[c.name], default=None)
+    tested = [*filter(None, [settled.best_uniform]), *(c for c in block.choices if c.kind in ("find", "reference"))]
+    for seed in UNSEEN_SEEDS[:block.seeds]:
+        for c in tested:
+            value = loss(c, seed, "test", settled.rates[c.rate_class])
+            if value is not None:
+                settled.tested.setdefault(c.name, {})[seed] = value
     return settled
 
 
@@ -156,8 +156,8 @@ def _band(ranks: tuple[int, ...]) -> str:
     return "rank up to 2" if mean <= 2 else "rank up to 8" if mean <= 8 else "rank above 8"
 
 
-def _uniform(bits: int, rank: int, kind: str = "uniform") -> Choice:
-    return Choice(f"uniform {bits} bits, rank {rank}", uniform(LAYERS, FORMATS[bits], rank), kind,
+def _uniform(bits: int, rank: int) -> Choice:
+    return Choice(f"uniform {bits} bits, rank {rank}", uniform(LAYERS, FORMATS[bits], rank), "uniform",
                   f"uniform {bits} bits, {_band((rank,))}")
 
 
@@ -186,21 +186,20 @@ def _curves() -> Block:
     ranks. Rates are calibrated on uniform 4 bits for each band of ranks; the rest come in a random order, so that any
     beginning of it is a sample of all."""
     random = np.random.default_rng(28)
-    pairs = [(bits, rank) for bits in (2, 3, 4, 5) for rank in (1, 2, 4, 8, 16, 24)] + [(8, 1), (8, 8), (8, 16)]
-    leads = [(4, 1), (4, 8), (4, 16)]
-    rest = [(c.name, c.allocation) for bits, rank in pairs if (bits, rank) not in leads
-            for c in (_uniform(bits, rank),)]
-    rest += [(c.name, c.allocation) for limit in LIMITS for c in _finds(limit)]
+    leads = [_uniform(4, rank) for rank in (1, 8, 16)]
+    grid = [(bits, rank) for bits in (2, 3, 4, 5) for rank in (1, 2, 4, 8, 16, 24)] + [(8, 1), (8, 8), (8, 16)]
+    rest = [choice for bits, rank in grid if (choice := _uniform(bits, rank)) not in leads]
+    rest += [find for limit in LIMITS for find in _finds(limit)]
     for i in range(18):
         low, high = ((2, 4), (3, 4), (3, 5))[i % 3]
         share = random.uniform(0.2, 0.8)
-        bits = [high if random.random() < share else low for _ in range(LAYERS)]
-        ranks = [1] * LAYERS if i < 6 else [8] * LAYERS if i < 12 else [int(r) for r in random.choice(
-            (1, 2, 4, 8, 16, 24), LAYERS)]
-        rest.append((f"mixed {i}, {low} and {high} bits", Allocation(tuple(FORMATS[b] for b in bits), tuple(ranks))))
-    order = [*((f"uniform {b} bits, rank {r}", uniform(LAYERS, FORMATS[b], r)) for b, r in leads),
-             *(rest[i] for i in random.permutation(len(rest)))]
-    return Block("plays", CURVES, 240, 0, tuple(Choice(name, a, "curve", _band(a.ranks)) for name, a in order))
+        formats = tuple(FORMATS[high if random.random() < share else low] for _ in range(LAYERS))
+        ranks = (1,) if i < 6 else (8,) if i < 12 else (1, 2, 4, 8, 16, 24)
+        allocation = Allocation(formats, tuple(int(rank) for rank in random.choice(ranks, LAYERS)))
+        rest.append(Choice(f"mixed {i}, {low} and {high} bits", allocation, "curve", ""))
+    order = [*leads, *(rest[i] for i in random.permutation(len(rest)))]
+    return Block("plays", CURVES, 240, 0, tuple(replace(c, kind="curve", rate_class=_band(c.allocation.ranks))
+                                                for c in order))
 
 
 def make_plan() -> tuple[Block, ...]:

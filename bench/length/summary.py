@@ -48,7 +48,7 @@ def summarise(plan: Sequence[Block], found: Found, config: RunConfig) -> dict[st
         found: Finished trials.
         config: Of the trials on the plays.
     """
-    size, batch_tokens = predictors(config), config.train.batch * config.train.length
+    size = predictors(config)
     rows: list[dict[str, Any]] = []
     curves: list[dict[str, Any]] = []
     for block in plan:
@@ -56,20 +56,10 @@ def summarise(plan: Sequence[Block], found: Found, config: RunConfig) -> dict[st
         if block.limit == CURVES:
             curves += [_curve(settled, choice, found) | _facts(choice.allocation, size) for choice in block.choices]
             continue
-        uniform = {} if settled.best_uniform is None else _losses(settled, settled.best_uniform, found)
-        for choice in [*(c for c in block.choices if c.kind != "uniform"),
-                       *([settled.best_uniform] if any(c.kind == "uniform" for c in block.choices) else [])]:
-            losses = {} if choice is None else _losses(settled, choice, found)
-            rows.append({
-                "task": block.task, "limit": block.limit, "steps": block.steps, "tokens": block.steps * batch_tokens,
-                "name": "best uniform choice" if choice is None else choice.name,
-                "kind": "uniform" if choice is None else choice.kind,
-                **_facts(None if choice is None else choice.allocation, size),
-                **_rate(settled, None if choice is None else choice.rate_class, config.adapter.lr),
-                "test_losses": [losses.get(seed) for seed in UNSEEN_SEEDS[:block.seeds]],
-                "mean": statistics.fmean(losses.values()) if len(losses) == block.seeds else None,
-                "minus_best_uniform": difference(losses, uniform) if choice and choice.kind == "find" else None,
-                "uniform_validation_losses": settled.uniform_losses if choice is settled.best_uniform else None})
+        best = settled.best_uniform
+        rows += [_row(settled, c.name, c, size, config) for c in block.choices if c.kind != "uniform"]
+        if any(c.kind == "uniform" for c in block.choices):
+            rows.append(_row(settled, "best uniform choice" if best is None else best.name, best, size, config))
     return {"schema_version": 1, "command": COMMAND, "model": config.model_name, "unit": "nats per token",
             "search_seed": SEARCH_SEED, "unseen_seeds": list(UNSEEN_SEEDS), "limits": LIMITS, "rows": rows,
             "curves": curves}
@@ -114,6 +104,30 @@ def _number(value: float | None, form: str) -> str:
     return DASH if value is None else format(value, form)
 
 
+def _row(settled: Settled, name: str, choice: Choice | None, size: Mapping[str, BytesPredictor],
+         config: RunConfig) -> dict[str, Any]:
+    """A row of the comparisons; ``choice`` is ``None`` while the best uniform one is not known."""
+    block, losses = settled.block, _finite(settled.tested.get(name, {}))
+    rate_class, uniform = "" if choice is None else choice.rate_class, settled.best_uniform
+    rate, tried = settled.rates.get(rate_class), settled.tried.get(rate_class, {})
+    others = {} if uniform is None else _finite(settled.tested.get(uniform.name, {}))
+    return {
+        "task": block.task, "limit": block.limit, "steps": block.steps,
+        "tokens": block.steps * config.train.batch * config.train.length, "name": name,
+        "kind": "uniform" if choice is None else choice.kind,
+        **_facts(None if choice is None else choice.allocation, size),
+        "learning_rate": None if rate is None else rate * config.adapter.lr,
+        "rate_trials": [[factor * config.adapter.lr, _finite(tried).get(factor)] for factor in sorted(tried)],
+        "rate_is_inside": None if rate is None else min(tried) < rate < max(tried),
+        "test_losses": [losses.get(seed) for seed in UNSEEN_SEEDS[:block.seeds]],
+        "mean": statistics.fmean(losses.values()) if len(losses) == block.seeds else None,
+        "minus_best_uniform": difference(losses, others) if choice is not None and choice.kind == "find" else None}
+
+
+def _finite(losses: Mapping[Any, float]) -> dict[Any, float]:
+    return {key: loss for key, loss in losses.items() if math.isfinite(loss)}
+
+
 def _facts(allocation: Allocation | None, size: Mapping[str, BytesPredictor]) -> dict[str, Any]:
     """Average bits and rank and predicted bytes; null without an allocation."""
     if allocation is None:
@@ -121,26 +135,6 @@ def _facts(allocation: Allocation | None, size: Mapping[str, BytesPredictor]) ->
     bits = [parse_format(name).bits for name in allocation.formats]
     return {"average_bits": statistics.fmean(bits), "average_rank": statistics.fmean(allocation.ranks),
             **{f"{scope}_bytes": predict(allocation) for scope, predict in size.items()}}
-
-
-def _rate(settled: Settled, name: str | None, base: float) -> dict[str, Any]:
-    """The class's learning rate (of rank 16, before the rule in the rank), the trials behind it, and whether the best
-    one lies between two others."""
-    tried = settled.tried.get(name or "", {})
-    rate = settled.rates.get(name or "")
-    trials = [[factor * base, loss if math.isfinite(loss) else None] for factor, loss in sorted(tried.items())]
-    return {"learning_rate": None if rate is None else rate * base, "rate_trials": trials,
-            "rate_is_inside": None if rate is None else min(tried) < rate < max(tried)}
-
-
-def _losses(settled: Settled, choice: Choice, found: Found) -> dict[int, float]:
-    """Test losses by seed, of the trials that gave one."""
-    rate = settled.rates.get(choice.rate_class)
-    if rate is None:
-        return {}
-    events = {seed: found.get(settled.block.trial(choice, seed, "test", rate).key)
-              for seed in UNSEEN_SEEDS[:settled.block.seeds]}
-    return {seed: float(e["loss"]) for seed, e in events.items() if e is not None and e["loss"] is not None}
 
 
 def _curve(settled: Settled, choice: Choice, found: Found) -> dict[str, Any]:
