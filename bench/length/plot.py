@@ -32,6 +32,6 @@ def draw(rows: Sequence[Mapping[str, Any]]) -> Figure:
         ax.axhline(0.0, color=LIGHT.muted, linewidth=1.0)
         ax.set_xscale("log")
         ax.set_xlim(9e3, 5e5)
-        dress(ax, LIGHT, "training tokens", "test loss of find - best uniform choice" if ax is panels[0] else "", task)
+        dress(ax, LIGHT, "training tokens", "test loss, find minus best uniform" if ax is panels[0] else "", task)
     legend(fig, panels[0], LIGHT, columns=3)
     return fig

@@ -78,8 +78,9 @@ def to_markdown(summary: Mapping[str, Any]) -> str:
     """A table for every text, limit and number of steps."""
     done = sum(c["loss"] is not None for c in summary["curves"])
     lines = ["# Length study", "", f"{summary['model']}, two CPU cores, 512 tokens a step, loss on the test split in "
-             f"{summary['unit']}. Each class of allocations has its learning rate calibrated at this length with three "
-             f"trials; a dash marks what is not measured. Made by `{summary['command']}`.", ""]
+             f"{summary['unit']}. The finds come from searches on the plays at 24 steps. Each class of allocations has "
+             "its learning rate calibrated at this length with three trials; a dash marks what is not measured. Made "
+             f"by `{summary['command']}`.", ""]
     blocks = dict.fromkeys((r["task"], r["limit"], r["steps"], r["tokens"]) for r in summary["rows"])
     for task, limit, steps, tokens in blocks:
         lines += [f"## {task}, {limit}, {steps} steps ({tokens:,} tokens)", "", "| " + " | ".join(HEAD) + " |",
