@@ -1,0 +1,216 @@
+"""Plan of the length study: blocks of trials in the order in which they are made, and what a block wants next.
+
+A block compares allocations within one limit after one number of steps. Learning rates are calibrated in every block
+with equal effort: three rates for each class of allocations (bits, band of ranks), on the validation split at the
+search's training seed. The best uniform choice is the one with the least validation loss at its class's rate. Finds,
+best uniform choice and references are then trained on unseen seeds and evaluated on the test split, all of them on one
+seed before the next. A block without seeds only calibrates and validates: the table of curves.
+"""
+
+import json
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from bench.length.trials import Found, PlannedTrial
+from qra_bo.space import Allocation, uniform
+from qra_bo.study.options import training_seeds
+
+FINDS = Path(__file__).with_name("finds.json")
+LAYERS = 30
+FORMATS = {2: "hqq2", 3: "hqq3", 4: "nf4", 5: "hqq5-g128", 6: "hqq6-g128", 8: "int8", 16: "fp16"}
+FIRST_RATES = (0.5, 1.0)
+RATES = 3
+"""Rates tried in every class: the two of ``FIRST_RATES``, then half or twice, on the side of the better of them."""
+CURVES = "table of curves"
+REFERENCES = "references"
+LIMITS = {"54 MB stored": ("uniform:3,8", "stored"), "uniform:4,16 stored": ("uniform:4,16", "stored"),
+          "uniform:4,4 peak": ("uniform:4,4", "peak")}
+"""Budget and memory scope of every limit; 54 MB are those of 3 bits with rank 8."""
+UNIFORM = {"54 MB stored": ((3, 8), (3, 4), (3, 2)), "uniform:4,16 stored": ((4, 16), (4, 8)),
+           "uniform:4,4 peak": ((4, 4), (4, 2))}
+"""Bits and rank of the uniform candidates; the table of curves has fewer bits at larger ranks, which are far behind."""
+SEARCH_SEED, UNSEEN_SEEDS = training_seeds(0, 5)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One allocation of a block.
+
+    Args:
+        name: Title in tables.
+        allocation: Formats and ranks.
+        kind: ``"find"``, ``"uniform"``, ``"reference"`` or ``"curve"``.
+        rate_class: Choices of one class share a learning rate, calibrated on the first of them.
+        codes: See ``PlannedTrial``.
+    """
+
+    name: str
+    allocation: Allocation
+    kind: str
+    rate_class: str
+    codes: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Choices compared within ``limit`` after ``steps``, on ``seeds`` unseen training seeds."""
+
+    task: str
+    limit: str
+    steps: int
+    seeds: int
+    choices: tuple[Choice, ...]
+
+    def trial(self, choice: Choice, seed: int, split: str, lr_scale: float) -> PlannedTrial:
+        """A trial of one of its choices."""
+        return PlannedTrial(self.task, choice.allocation, self.steps, seed, split, lr_scale, choice.codes)
+
+
+@dataclass(slots=True)
+class Settled:
+    """What the finished trials decide of a block.
+
+    Args:
+        block: Which.
+        tried: Validation loss by rate, by class; infinite where there was none.
+        rates: Calibrated rate by class, of the classes that are finished.
+        validated: Validation loss of uniform candidates and curves at their classes' rates, by name.
+        best_uniform: Best uniform choice once all candidates are known.
+        tested: Test loss by seed, by name; infinite where there was none.
+        wanted: Trials that are missing and can be named already, with the title of each, in order.
+    """
+
+    block: Block
+    tried: dict[str, dict[float, float]] = field(default_factory=dict)
+    rates: dict[str, float] = field(default_factory=dict)
+    validated: dict[str, float] = field(default_factory=dict)
+    best_uniform: Choice | None = None
+    tested: dict[str, dict[int, float]] = field(default_factory=dict)
+    wanted: list[tuple[PlannedTrial, str]] = field(default_factory=list)
+
+
+def next_rate(tried: Mapping[float, float]) -> float | None:
+    """The rate to try next, or ``None`` after ``RATES`` of them."""
+    for rate in FIRST_RATES:
+        if rate not in tried:
+            return rate
+    if len(tried) >= RATES:
+        return None
+    return min(tried) / 2 if tried[min(tried)] <= tried[max(tried)] else max(tried) * 2
+
+
+def settle(block: Block, found: Found) -> Settled:
+    """Follow the rules of this module as far as the finished trials go."""
+    settled = Settled(block)
+
+    def loss(choice: Choice, seed: int, split: str, rate: float) -> float | None:
+        """Of a finished trial; a missing one becomes wanted."""
+        trial = block.trial(choice, seed, split, rate)
+        if trial.key not in found:
+            settled.wanted.append((trial, choice.name))
+            return None
+        value = found[trial.key]["loss"]
+        return math.inf if value is None else float(value)
+
+    for name in dict.fromkeys(c.rate_class for c in block.choices):
+        lead = next(c for c in block.choices if c.rate_class == name)
+        tried = settled.tried[name] = {}
+        while (rate := next_rate(tried)) is not None:
+            value = loss(lead, SEARCH_SEED, "validation", rate)
+            if value is None:
+                break
+            tried[rate] = value
+        else:
+            settled.rates[name] = min(tried, key=lambda r: tried[r])
+    candidates = [c for c in block.choices if c.kind in ("uniform", "curve")]
+    for c in candidates:
+        if c.rate_class in settled.rates:
+            value = loss(c, SEARCH_SEED, "validation", settled.rates[c.rate_class])
+            if value is not None:
+                settled.validated[c.name] = value
+    if settled.wanted:
+        return settled
+    uniforms = [c for c in candidates if c.kind == "uniform"]
+    settled.best_uniform = min(uniforms, key=lambda c: settled.validated[c.name], default=None)
+    tested = [*filter(None, [settled.best_uniform]), *(c for c in block.choices if c.kind in ("find", "reference"))]
+    for seed in UNSEEN_SEEDS[:block.seeds]:
+        for c in tested:
+            value = loss(c, seed, "test", settled.rates[c.rate_class])
+            if value is not None:
+                settled.tested.setdefault(c.name, {})[seed] = value
+    return settled
+
+
+def wanted(plan: Sequence[Block], found: Found, tasks: Collection[str]) -> tuple[PlannedTrial, str] | None:
+    """The first trial that is missing, with its title, of the blocks on ``tasks``; ``None`` when all are done."""
+    return next((settled.wanted[0] for block in plan if block.task in tasks
+                 if (settled := settle(block, found)).wanted), None)
+
+
+def _band(ranks: tuple[int, ...]) -> str:
+    mean = sum(ranks) / len(ranks)
+    return "rank up to 2" if mean <= 2 else "rank up to 8" if mean <= 8 else "rank above 8"
+
+
+def _uniform(bits: int, rank: int) -> Choice:
+    return Choice(f"uniform {bits} bits, rank {rank}", uniform(LAYERS, FORMATS[bits], rank), "uniform",
+                  f"uniform {bits} bits, {_band((rank,))}")
+
+
+def _finds(limit: str) -> Iterator[Choice]:
+    """Committed finds of searches at 24 steps, the longer search first."""
+    for find in sorted(json.loads(FINDS.read_text(encoding="utf-8")), key=lambda f: str(f["effort"])):
+        if find["limit"] == limit:
+            allocation = Allocation(tuple(FORMATS[b] for b in find["bits"]), tuple(find["ranks"]))
+            yield Choice(f"find of a {find['effort']} search, {limit}", allocation, "find",
+                         f"mixed, {_band(allocation.ranks)}")
+
+
+def _block(task: str, limit: str, steps: int, seeds: int, uniforms: int = 3) -> Block:
+    return Block(task, limit, steps, seeds,
+                 (*_finds(limit), *(_uniform(*choice) for choice in UNIFORM[limit][:uniforms])))
+
+
+def _references(task: str, steps: int, seeds: int) -> Block:
+    return Block(task, REFERENCES, steps, seeds, (
+        Choice("QLoRA (NF4, round-to-nearest, rank 16)", uniform(LAYERS, "nf4", 16), "reference", "QLoRA", "rtn"),
+        Choice("LoRA-16 (16-bit base, rank 16)", uniform(LAYERS, "fp16", 16), "reference", "LoRA-16")))
+
+
+def _curves() -> Block:
+    """At least 48 allocations after 240 steps: uniform bits x ranks, the finds, mixed ones with small, large and mixed
+    ranks. Rates are calibrated on uniform 4 bits for each band of ranks; the rest come in a random order, so that any
+    beginning of it is a sample of all."""
+    random = np.random.default_rng(28)
+    leads = [_uniform(4, rank) for rank in (1, 8, 16)]
+    grid = [(bits, rank) for bits in (2, 3, 4, 5) for rank in (1, 2, 4, 8, 16, 24)] + [(8, 1), (8, 8), (8, 16)]
+    rest = [choice for bits, rank in grid if (choice := _uniform(bits, rank)) not in leads]
+    rest += [find for limit in LIMITS for find in _finds(limit)]
+    for i in range(18):
+        low, high = ((2, 4), (3, 4), (3, 5))[i % 3]
+        share = random.uniform(0.2, 0.8)
+        formats = tuple(FORMATS[high if random.random() < share else low] for _ in range(LAYERS))
+        ranks = (1,) if i < 6 else (8,) if i < 12 else (1, 2, 4, 8, 16, 24)
+        allocation = Allocation(formats, tuple(int(rank) for rank in random.choice(ranks, LAYERS)))
+        rest.append(Choice(f"mixed {i}, {low} and {high} bits", allocation, "curve", ""))
+    order = [*leads, *(rest[i] for i in random.permutation(len(rest)))]
+    return Block("plays", CURVES, 240, 0, tuple(replace(c, kind="curve", rate_class=_band(c.allocation.ranks))
+                                                for c in order))
+
+
+def make_plan() -> tuple[Block, ...]:
+    """All blocks in order: the longest and tightest first, references late, GSM8K last."""
+    small, stored, peak = LIMITS
+    plays, gsm8k = "plays", "gsm8k"
+    return (
+        _block(plays, small, 720, 3, uniforms=2), _block(plays, small, 240, 5), _block(plays, small, 24, 5),
+        _block(plays, small, 72, 5), _block(plays, stored, 240, 5), _block(plays, peak, 240, 5),
+        _references(plays, 240, 5), _curves(),
+        _block(plays, stored, 24, 5), _block(plays, stored, 72, 5), _references(plays, 24, 5),
+        _references(plays, 72, 5), _references(plays, 720, 3),
+        _block(gsm8k, small, 24, 5), _block(gsm8k, stored, 24, 5), _references(gsm8k, 24, 5),
+        _block(gsm8k, small, 240, 5), _block(gsm8k, stored, 240, 5), _references(gsm8k, 240, 5))
