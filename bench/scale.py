@@ -127,7 +127,7 @@ def session(folder: Path, workers: int, evaluations: int, what: str, ends: Seque
     Args:
         folder: Of the run.
         workers: Simulated ones.
-        trials: In all sessions of the folder.
+        evaluations: Trials in all sessions of the folder.
         what: Names the rows.
         ends: Numbers of evaluations.
         rows: Grows.

@@ -24,9 +24,8 @@ from bench.report import RESULTS, machine
 from qra_bo.config.schema import RunConfig, load_config
 from qra_bo.execution.base import Executor, OracleSpec
 from qra_bo.execution.local import LocalExecutor
-from qra_bo.pipeline.build import prepare_worker_environment
-from qra_bo.pipeline.executors import limits
-from qra_bo.study.lock import RunLock
+from qra_bo.pipeline.build import limits, prepare_worker_environment
+from qra_bo.study.journal import RunLock
 from qra_bo.study.provenance import collect
 from qra_bo.study.signals import Interrupts, RunInterrupted
 from qra_bo.trials import TrialResult, TrialSpec, TrialState

@@ -17,7 +17,7 @@ import numpy as np
 
 from bench.length.trials import Found, PlannedTrial
 from qra_bo.space import Allocation, uniform
-from qra_bo.study.options import training_seeds
+from qra_bo.study.setting import training_seeds
 
 FINDS = Path(__file__).with_name("finds.json")
 LAYERS = 30

@@ -3,19 +3,20 @@
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from bench.length.plan import CURVES, LIMITS, SEARCH_SEED, UNSEEN_SEEDS, Block, Choice, Settled, settle
 from bench.length.plot import draw
 from bench.length.trials import NAME, Found, load
+from qra_bo.config import make_space, make_spec
 from qra_bo.config.schema import RunConfig
 from qra_bo.memory.formats import parse_format
-from qra_bo.pipeline.build import BytesPredictor, make_memory, make_space, make_spec
+from qra_bo.pipeline.build import make_memory
 from qra_bo.report.style import png_bytes
 from qra_bo.space import Allocation
-from qra_bo.study.confirm import paired_interval
+from qra_bo.study.intervals import paired_interval
+from qra_bo.study.setting import BytesPredictor
 from qra_bo.utils.files import write_json
 
 MINUS, DASH = "\N{MINUS SIGN}", "\N{EN DASH}"
@@ -27,7 +28,7 @@ HEAD = ("allocation", "bits", "rank", "stored MB", "peak MB", "learning rate", "
 def predictors(config: RunConfig) -> dict[str, BytesPredictor]:
     """By memory scope, what predicts the bytes of an allocation on a CPU."""
     spec = make_spec(config)
-    return {scope: BytesPredictor(make_memory(replace(config, memory=replace(config.memory, scope=scope)), spec, "cpu"),
+    return {scope: BytesPredictor(make_memory(config.with_changes(memory=config.memory.with_changes(scope=scope)), spec, "cpu"),
                                   make_space(config, spec)) for scope in ("stored", "peak")}
 
 
