@@ -21,7 +21,7 @@ from bench.length.plan import Block, make_plan, wanted
 from bench.length.summary import publish
 from bench.length.trials import NAME, PlannedTrial, append, load, to_event
 from bench.report import RESULTS, machine
-from qra_bo.config.schema import RunConfig, load_config
+from qra_bo.config import RunConfig, load_config
 from qra_bo.execution.base import Executor, OracleSpec
 from qra_bo.execution.local import LocalExecutor
 from qra_bo.pipeline.build import limits, prepare_worker_environment

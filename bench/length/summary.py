@@ -28,7 +28,8 @@ HEAD = ("allocation", "bits", "rank", "stored MB", "peak MB", "learning rate", "
 def predictors(config: RunConfig) -> dict[str, BytesPredictor]:
     """By memory scope, what predicts the bytes of an allocation on a CPU."""
     spec = make_spec(config)
-    return {scope: BytesPredictor(make_memory(config.with_changes(memory=config.memory.with_changes(scope=scope)), spec, "cpu"),
+    scopes = {s: config.with_changes(memory=config.memory.with_changes(scope=s)) for s in ("peak", "stored")}
+    return {scope: BytesPredictor(make_memory(scopes[scope], spec, "cpu"),
                                   make_space(config, spec)) for scope in ("stored", "peak")}
 
 

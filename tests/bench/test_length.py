@@ -22,7 +22,7 @@ from bench.length.plan import (
 )
 from bench.length.summary import difference, predictors, publish, summarise, to_markdown
 from bench.length.trials import NAME, Key, PlannedTrial, append, load, to_event
-from qra_bo.config.schema import load_config
+from qra_bo.config import load_config
 from qra_bo.memory.budget import resolve_budget
 from qra_bo.space import uniform
 from qra_bo.trials import TrialState
