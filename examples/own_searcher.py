@@ -43,10 +43,11 @@ class CoordinateSearch:
         return proposals
 
     def tell(self, trials: Sequence[Trial]) -> None:
-        """Keep the best allocation on the ladders; uniform baselines may lie off them."""
+        """Keep the best allocation that may be proposed: uniform baselines may lie off the ladders or over the budget."""
         for trial in trials:
-            best = self.incumbent
-            if trial.loss is not None and self.problem.space.contains(trial.allocation) and (
+            best, allocation = self.incumbent, trial.allocation
+            self.seen.add(allocation.fingerprint)
+            if trial.loss is not None and self.problem.space.contains(allocation) and self.problem.fits(allocation) and (
                     best is None or best.loss is None or trial.loss < best.loss):
                 self.incumbent = trial
 

@@ -7,7 +7,7 @@ bytes of the compute type.
 
 from dataclasses import dataclass
 
-from qra_bo.memory.formats import HQQ_PLANES
+from qra_bo.memory.formats import scratch_bytes
 from qra_bo.memory.optimizers import OPTIMIZERS
 from qra_bo.space import DecoderSpec, Linear, StorageFormat
 from qra_bo.utils.errors import ConfigError
@@ -261,27 +261,6 @@ class LayerModel:
         return 24 * self.shape.tokens + 2 * self.shape.compute_dtype_bytes * self.shape.length * self.spec.head_dim
 
 
-_TILE_NUMEL = {"cpu": 1 << 18, "cuda": 1 << 22}
-"""Weights that the quantiser backends unpack at a time (``finetune.quantization.base.tile_numel``)."""
-
-
-def scratch_bytes(fmt: StorageFormat, linear: Linear, shape: TrainShape) -> int:
-    """Bytes that a backend needs, beside the dense weight, while it unpacks one."""
-    numel, tile = linear.numel, _TILE_NUMEL[shape.device]
-    if fmt.backend == "none":
-        return 0
-    if fmt.backend == "reference":  # every bit becomes a 64-bit integer, twice; the dense weight comes after
-        return (16 * fmt.bits + 8) * numel
-    if fmt.backend == "hqq":
-        planes = HQQ_PLANES[fmt.bits]
-        tile = min(tile, numel // planes[-1].per_word)
-        field = 0 if planes[0].per_word == 1 else (1 + len(planes)) * tile * planes[0].word_bytes
-        return field + (4 * tile if shape.compute_dtype_bytes == 2 else 0) + 4 * tile // fmt.block
-    if fmt.bits == 4:
-        return 4 * numel // fmt.block if fmt.double_quant else 0
-    return 4 * linear.out_features + (4 * min(max(tile, linear.in_features), numel) if shape.device == "cpu" else 0)
-
-
 def workspace_bytes(fmt: StorageFormat, linear: Linear, shape: TrainShape, result: int) -> int:
     """Bytes of a product with one linear's weight: the dense weight, and the scratch of unpacking or the ``result``.
 
@@ -289,7 +268,7 @@ def workspace_bytes(fmt: StorageFormat, linear: Linear, shape: TrainShape, resul
     """
     c = shape.compute_dtype_bytes
     dense = 0 if fmt.backend == "none" and c == 2 else c * linear.numel
-    return dense + max(result, scratch_bytes(fmt, linear, shape))
+    return dense + max(result, scratch_bytes(fmt, linear.out_features, linear.in_features, shape.device, c))
 
 
 _GRANULE = {"cpu": 64, "cuda": 512}

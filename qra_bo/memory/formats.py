@@ -139,3 +139,33 @@ def metadata_bytes(fmt: StorageFormat, out_features: int, in_features: int) -> i
         return blocks + 4 * -(-blocks // NESTED_BLOCK) + 4
     return 4 * blocks
 
+
+_TILE_NUMEL = {"cpu": 1 << 18, "cuda": 1 << 22}
+"""Weights that the quantiser backends unpack at a time (``finetune.quantization.base.tile_numel``)."""
+
+
+def scratch_bytes(fmt: StorageFormat, out_features: int, in_features: int, device: str, compute_bytes: int) -> int:
+    """Bytes that a backend needs, beside the dense weight, while it unpacks one matrix.
+
+    Args:
+        fmt: Storage format.
+        out_features: Rows of the matrix.
+        in_features: Its columns.
+        device: ``"cpu"`` or ``"cuda"``.
+        compute_bytes: Bytes of a weight in the compute type.
+    """
+    numel, tile = out_features * in_features, _TILE_NUMEL[device]
+    if fmt.backend == "none":
+        return 0
+    if fmt.backend == "reference":  # every bit becomes a 64-bit integer, twice; the dense weight comes after
+        return (16 * fmt.bits + 8) * numel
+    if fmt.backend == "hqq":
+        planes = HQQ_PLANES[fmt.bits]
+        tile = min(tile, numel // planes[-1].per_word)
+        field = 0 if planes[0].per_word == 1 else (1 + len(planes)) * tile * planes[0].word_bytes
+        return field + (4 * tile if compute_bytes == 2 else 0) + 4 * tile // fmt.block
+    if fmt.backend != "bitsandbytes":
+        raise SpaceError(f"memory/formats.py states no scratch bytes of the backend {fmt.backend!r}; add them")
+    if fmt.bits == 4:
+        return 4 * numel // fmt.block if fmt.double_quant else 0
+    return 4 * out_features + (4 * min(max(tile, in_features), numel) if device == "cpu" else 0)

@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qra_bo.memory import MemoryModel, TrainShape
-from qra_bo.memory.activations import scratch_bytes
-from qra_bo.memory.formats import metadata_bytes, parse_format, weight_bytes
+from qra_bo.memory.formats import metadata_bytes, parse_format, scratch_bytes, weight_bytes
 from qra_bo.memory.model import KEYS
 from qra_bo.memory.optimizers import LEAST_8BIT, LEAST_PAGED, OPTIMIZERS, state_bytes, update_bytes
 from qra_bo.space import Allocation, CostTable, SearchSpace, uniform
@@ -99,7 +98,8 @@ def test_between_backends_fewer_bits_cost_at_most_their_scratch(shape: TrainShap
     rows = rows_of(data, space, 6)
     higher = rows.copy()
     higher[:, :space.n_units] = np.minimum(rows[:, :space.n_units] + 1, 3)
-    scratch = max(scratch_bytes(f, m, shape) for f in space.formats for m in TINY.linears)
+    scratch = max(scratch_bytes(f, m.out_features, m.in_features, shape.device, shape.compute_dtype_bytes)
+                  for f in space.formats for m in TINY.linears)
     scratch += scratch // 50  # CUDA's allowance for fragmentation
     table = MemoryModel(TINY, shape).table(space)
     assert (table.totals(higher) >= table.totals(rows) - scratch).all()

@@ -8,7 +8,7 @@ import torch
 
 from qra_bo.finetune.quantization.base import packed, stand_in
 from qra_bo.finetune.tracing.memory_probe import PeakTracker, module_tensors
-from qra_bo.memory.formats import FORMATS, parse_format
+from qra_bo.memory.formats import FORMATS, parse_format, scratch_bytes
 from tests.conformance.quantizer import quantize
 
 CPU = torch.device("cpu")
@@ -43,3 +43,15 @@ def test_stand_ins_have_storages_and_peaks_of_real_layers(name: str, dtype: torc
         stand = stand_in(fmt, shape, dense.bias is not None, dtype, CPU)
         assert sizes(packed(stand).packed_state()) == sizes(packed(real).packed_state())
         assert profile(stand, torch.device("meta")) == profile(real, CPU)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("name", sorted(FORMATS))
+def test_scratch_of_unpacking_is_predicted(name: str, dtype: torch.dtype) -> None:
+    fmt, shape = parse_format(name), (1536, 576)
+    layer = stand_in(fmt, shape, False, dtype, CPU)
+    stored = sum(sizes(packed(layer).packed_state()).elements())
+    peak = profile(layer, torch.device("meta"))[0]
+    dense = 0 if fmt.backend == "none" and dtype == torch.bfloat16 else dtype.itemsize * shape[0] * shape[1]
+    predicted = scratch_bytes(fmt, *shape, "cpu", dtype.itemsize)
+    assert peak - stored - dense <= predicted + 4096
