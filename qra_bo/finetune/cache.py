@@ -1,7 +1,8 @@
 """Results that take long to make, kept on disk between runs: chosen codes, decompositions, sensitivity profiles.
 
 The key of a result is a hash of all that determines it: the facts that the caller gives and the code of this package.
-A file that can't be read or written costs time: the result is made anew, and there is no error.
+Every file has a checksum, which covers its key. A file that is damaged, or can't be read or written, costs time: the
+result is made anew with a warning.
 """
 
 import hashlib
@@ -10,37 +11,70 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from qra_bo.finetune.checked_tensors import fast_hash, load_checked, save_checked
 from qra_bo.sensitivity.io import profile_from_json, profile_to_json
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.utils.errors import ProfileError
-from qra_bo.utils.files import replace_text, strict_json
+from qra_bo.utils.files import cache_folder, read_sealed, write_sealed
+from qra_bo.utils.holder import holder_of, name_holder
 
 log = logging.getLogger(__name__)
-SAMPLE_BYTES = 4096
 LOCK = ".lock"
 POLL_SECONDS = 0.5
 """Time between two attempts to take the lock of another process."""
+PATIENCE_SECONDS = 300.0
+"""Time without a new file after which the holder of the lock is no longer waited for."""
+SETTLED_SECONDS = 5.0
+"""Age from which a later change of a file shows in its times, whatever their resolution."""
 
 
-def weights_fingerprint(model: Any) -> str:
-    """Return a hash of every parameter's name, shape, type and first bytes: fast, and distinct for distinct models."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        flat = tensor.detach().reshape(-1)[: SAMPLE_BYTES // tensor.element_size()].cpu().float()
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(flat.numpy().tobytes())
-    return digest.hexdigest()
+def weights_fingerprint(model: Any, files: Sequence[Path], facts: Mapping[str, Any], begun: float) -> str:
+    """Return a hash of every parameter's name, type, shape and bytes, kept by the identity of the weights' files.
+
+    Args:
+        model: On the host.
+        files: Those that the weights were read from; none for random weights.
+        facts: JSON values that determine what becomes of the files' contents.
+        begun: Seconds since the epoch before the files were read. A hash is not kept for files changed after that.
+    """
+    status = {str(file): file.stat() for file in files}
+    identity = {name: [s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino, s.st_dev] for name, s in status.items()}
+    path = cache_folder("fingerprints") / f"{_key({**facts, 'files': identity})}.json"
+    settled = all(max(s.st_mtime, s.st_ctime) < begun - SETTLED_SECONDS for s in status.values())
+    stored = _read(path, "hash of the weights") if files and settled else None
+    if stored is not None:
+        return str(stored["hash"])
+    found = fast_hash(model.state_dict())
+    if files and settled:
+        _write(path, {"hash": found})
+    return found
+
+
+def _read(path: Path, what: str) -> dict[str, Any] | None:
+    try:
+        return read_sealed(path)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        log.warning("the cached %s %s can't be used and is made anew: %s", what, path, error)
+        return None
+
+
+def _write(path: Path, data: Mapping[str, Any]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_sealed(path, data)
+    except (OSError, ValueError) as error:  # not every measurement is a finite number
+        log.warning("%s can't be written, so a later run makes its contents anew: %s", path, error)
 
 
 def _key(facts: Mapping[str, Any]) -> str:
@@ -67,10 +101,12 @@ class TensorStore:
         """Return the tensors saved as ``name``, or ``None``."""
         path = self._path(name)
         try:
-            found: dict[str, Tensor] = load_file(path)
+            found, facts = load_checked(path)
+            if facts != self._facts(name):
+                raise ValueError(f"it is the file of {facts}")
         except FileNotFoundError:
             return None
-        except (OSError, SafetensorError) as error:
+        except (OSError, ValueError) as error:
             log.warning("the cached tensors %s can't be used and are made anew: %s", path, error)
             return None
         if not self._touched:
@@ -85,9 +121,9 @@ class TensorStore:
         beside = path.with_suffix(f".{os.getpid()}")
         try:
             self._make_folder()
-            save_file(dict(tensors), beside)
+            save_checked(beside, tensors, self._facts(name))
             beside.replace(path)
-        except (OSError, SafetensorError) as error:
+        except OSError as error:
             with suppress(OSError):
                 beside.unlink()  # a full disk needs no half a file
             log.warning("tensors can't be cached in %s: %s", self.folder, error)
@@ -101,15 +137,25 @@ class TensorStore:
     def alone(self, waiting: Callable[[], None]) -> Iterator[None]:
         """Exclude other processes that make tensors of this key; the lock ends with the process.
 
+        A process that holds the lock and saves nothing for ``PATIENCE_SECONDS`` excludes nobody: it may be stopped.
+
         Args:
-            waiting: Called again and again until the other process is done.
+            waiting: Called again and again while another process makes them.
         """
-        lock = FileLock(self.folder / LOCK)
-        if not self._took(lock):
-            log.warning("another process is making the tensors of %s; waiting for it", self.folder)
-            while not self._took(lock):
-                waiting()
-                time.sleep(POLL_SECONDS)
+        lock, path = FileLock(self.folder / LOCK), self.folder / LOCK
+        took, idle, count = self._took(lock), 0.0, self.count
+        if not took:
+            log.warning("%s is making the tensors of %s; waiting until it is done, or saves none for %.0f s",
+                        holder_of(path), self.folder, PATIENCE_SECONDS)
+        while not took and idle < PATIENCE_SECONDS:
+            waiting()
+            time.sleep(POLL_SECONDS)
+            before, count = count, self.count
+            idle = idle + POLL_SECONDS if count == before else 0.0
+            took = self._took(lock)
+        if not took:
+            log.warning("%s holds %s and saved no tensors for %.0f s; they are made here too, which takes time and "
+                        "changes no result. Continue or end that process", holder_of(path), path, PATIENCE_SECONDS)
         try:
             yield
         finally:
@@ -120,6 +166,7 @@ class TensorStore:
         try:
             self._make_folder()
             lock.acquire(blocking=False)
+            name_holder(self.folder / LOCK)
         except Timeout:
             return False
         except OSError as error:
@@ -136,6 +183,9 @@ class TensorStore:
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.safetensors"
 
+    def _facts(self, name: str) -> dict[str, str]:
+        return {"key": self.folder.name, "name": name}
+
 
 class ProfileCache:
     """One sensitivity profile for each key.
@@ -150,21 +200,16 @@ class ProfileCache:
 
     def load(self, units: Iterable[str]) -> tuple[SensitivityProfile, dict[str, int]] | None:
         """Return the profile of these units and its cost in tokens, or ``None``."""
-        try:
-            stored = strict_json(self.path.read_text(encoding="utf-8"))
-            profile = profile_from_json(stored["profile"], str(self.path))
-            cost = {key: int(stored["cost"][key]) for key in ("training_tokens", "forward_tokens")}
-        except FileNotFoundError:
+        stored = _read(self.path, "sensitivity profile")
+        if stored is None:
             return None
-        except (OSError, ValueError, KeyError, TypeError, ProfileError) as error:
+        try:
+            profile, cost = profile_from_json(stored["profile"], str(self.path)), stored["cost"]
+        except (KeyError, ProfileError) as error:  # of another release
             log.warning("the cached sensitivity profile %s can't be used and is measured anew: %s", self.path, error)
             return None
         return (profile, cost) if profile.units == tuple(units) else None
 
     def save(self, profile: SensitivityProfile, cost: Mapping[str, int]) -> None:
         """Write a profile and its cost in tokens."""
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            replace_text(self.path, json.dumps({"profile": profile_to_json(profile), "cost": dict(cost)}))
-        except OSError as error:
-            log.warning("the sensitivity profile can't be cached in %s: %s", self.path.parent, error)
+        _write(self.path, {"profile": profile_to_json(profile), "cost": dict(cost)})

@@ -19,6 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from qra_bo.finetune.checked_tensors import add_tensors
 from qra_bo.finetune.data.records import TokenBlocks
 from qra_bo.finetune.quantization.bank import LayerBank
 from qra_bo.finetune.quantization.base import State
@@ -97,10 +98,7 @@ class Manifest:
 def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
     """Return the SHA-256 of tensors: name, type, shape and bytes of each, in the order of their names."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        host = tensor.detach().to("cpu").contiguous()
-        digest.update(f"{name} {host.dtype} {list(host.shape)}\n".encode())
-        digest.update(host.reshape(-1).view(torch.uint8).numpy().data)
+    add_tensors(digest, tensors)
     return digest.hexdigest()
 
 

@@ -4,13 +4,15 @@ The share is an assumption until the device has been measured. With ``memory.cal
 they are kept in one small file a device, in the user's cache.
 """
 
+import logging
 import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from qra_bo.utils.files import strict_json, write_json
+from qra_bo.utils.files import read_sealed, write_sealed
 
+log = logging.getLogger(__name__)
 SCHEMA_VERSION = 1
 PPM = 1_000_000
 ENOUGH = 8
@@ -68,15 +70,18 @@ class AllowanceStore:
 
     def load(self, device: str) -> Allowance | None:
         try:
-            data = strict_json(self.path(device).read_text(encoding="utf-8"))
+            data = read_sealed(self.path(device))
             if data["schema_version"] != SCHEMA_VERSION or data["device"] != device:
                 return None
             found = Allowance(*(int(data[key]) for key in ("fixed_bytes", "share_ppm", "measurements")))
-        except (OSError, ValueError, KeyError, TypeError):
+        except FileNotFoundError:
             return None
-        return found if min(found.fixed_bytes, found.share_ppm, found.measurements) >= 0 else None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            log.warning("the allowance in %s can't be used and is measured anew: %s", self.path(device), error)
+            return None
+        return found
 
     def keep(self, device: str, allowance: Allowance) -> None:
         """Write a device's allowance, atomically; raises ``OSError``."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(self.path(device), {"schema_version": SCHEMA_VERSION, "device": device, **asdict(allowance)})
+        write_sealed(self.path(device), {"schema_version": SCHEMA_VERSION, "device": device, **asdict(allowance)})

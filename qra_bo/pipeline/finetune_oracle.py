@@ -1,5 +1,7 @@
 """The oracle that really fine-tunes, from a checked configuration. Loads torch."""
 
+import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from qra_bo.finetune.adapters.lora import AdapterSettings
 from qra_bo.finetune.cache import ProfileCache, TensorStore, weights_fingerprint
 from qra_bo.finetune.data.load import data_notes, load_data
 from qra_bo.finetune.manifest import package_versions
+from qra_bo.finetune.models.files import files_of
 from qra_bo.finetune.models.host_linear import is_too_large, keep_on_host
 from qra_bo.finetune.models.load import commit_of, load_base, use_fast_attention
 from qra_bo.finetune.oracle import FinetuneOracle, FinetuneSettings
@@ -34,9 +37,12 @@ def make_finetune(cfg: RunConfig, out: Path) -> FinetuneOracle:
     """
     device = torch.device(resolve_device(cfg.device))
     dtype = getattr(torch, resolve_dtype(cfg.dtype, device.type))
+    begun = time.time()
     model, tokenizer = load_base(cfg.model)
     model.to(dtype=dtype)
-    weights = weights_fingerprint(model)
+    versions = package_versions()
+    weights = weights_fingerprint(model, files_of(model), {"model": dict(cfg.model), "dtype": str(dtype),
+                                                           "versions": versions, "gguf": version("gguf")}, begun)
     kernel = use_fast_attention(model, device, dtype)
     spec = spec_from_model(model, cfg.model_name)
     if spec.linears != make_spec(cfg).linears:
@@ -47,7 +53,7 @@ def make_finetune(cfg: RunConfig, out: Path) -> FinetuneOracle:
         keep_on_host(model, [linear.name for linear in spec.linears])
     model.to(device)
     space, data = make_space(cfg, spec), load_data(cfg.data, tokenizer, cfg.train.length)
-    facts = {"weights": weights, "dtype": str(dtype), "device": device.type, "versions": package_versions()}
+    facts = {"weights": weights, "dtype": str(dtype), "device": device.type, "versions": versions}
     codes, factors, profiles = caches(cfg, facts, data.sha256)
     rounding = None  # formats that the ladder lacks stay round-to-nearest in any case
     if cfg.quantizer.rounding != "rtn":

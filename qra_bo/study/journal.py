@@ -3,11 +3,10 @@
 import errno
 import json
 import os
-import socket
 import time
 import zlib
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -18,6 +17,7 @@ from filelock import FileLock, Timeout
 from qra_bo.trials import SCHEMA_VERSION
 from qra_bo.utils.errors import JournalError, OracleError, OutputError
 from qra_bo.utils.files import bounded_int, check_plain
+from qra_bo.utils.holder import holder_of, name_holder
 from qra_bo.utils.redact import printable, redact_all
 
 JOURNAL_NAME = "trials.jsonl"
@@ -149,15 +149,10 @@ class RunLock:
         check_plain(self.path)
         try:
             self._lock.acquire()
-            self.path.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname(),
-                                             "since": datetime.now().astimezone().isoformat(timespec="seconds")}))
+            name_holder(self.path)
         except Timeout as error:
-            holder = "another process"  # one that has not written its description yet
-            with suppress(OSError, ValueError, KeyError, TypeError):
-                data = json.loads(self.path.read_text())
-                holder = f"process {int(data['pid'])} on {data['host']} since {data['since']}"
-            raise OutputError(f"the run's folder {self.path.parent} is in use by {holder}; wait for it, stop it, or "
-                              "choose another folder with out=") from error
+            raise OutputError(f"the run's folder {self.path.parent} is in use by {holder_of(self.path)}; wait for "
+                              "it, stop it, or choose another folder with out=") from error
         except OSError as error:
             raise OutputError(f"the run's folder {self.path.parent} can't be written ({error.strerror}); choose "
                               "another with out=, or mend its permissions") from error

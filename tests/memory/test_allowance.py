@@ -71,11 +71,13 @@ def test_a_device_is_kept_in_a_file_of_its_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"schema_version": 2}', '{"schema_version": 1, "device": "other"}'])
-def test_a_file_that_can_not_be_used_counts_as_none(tmp_path: Path, text: str) -> None:
+def test_a_file_that_can_not_be_used_counts_as_none(tmp_path: Path, text: str,
+                                                    caplog: pytest.LogCaptureFixture) -> None:
     store = AllowanceStore(tmp_path)
     store.path("cpu").write_text(text)
     assert store.load("cpu") is None
+    assert "measured anew" in caplog.text
     store.keep("cpu", Allowance(0, 7, 1))
     data = json.loads(store.path("cpu").read_text())
-    store.path("cpu").write_text(json.dumps(data | {"share_ppm": -1}))
+    store.path("cpu").write_text(json.dumps(data | {"share_ppm": 8}))
     assert store.load("cpu") is None

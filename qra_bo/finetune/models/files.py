@@ -50,6 +50,15 @@ def check_model_files(where: str, name: str, revision: str | None = None, *, ggu
                              "read, are never read here")
 
 
+def files_of(model: Any) -> list[Path]:
+    """Return the files of the folder that a model was read from, in the cache of the hub too; none for a random one."""
+    where = Path(model.config.name_or_path)
+    if model.config.name_or_path and not where.is_dir():
+        config = _file(model.config.name_or_path, CONFIG, getattr(model.config, "_commit_hash", None))
+        where = where if config is None else config.parent
+    return sorted(path for path in where.iterdir() if path.is_file()) if model.config.name_or_path else []
+
+
 def _keys(value: Any) -> Iterator[str]:
     """Yield the keys at every level: a configuration inside another can become the model's own."""
     if isinstance(value, dict):

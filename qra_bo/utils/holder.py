@@ -1,0 +1,35 @@
+"""Which process holds a lock: its file says so, for the messages of others."""
+
+import json
+import os
+import socket
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+
+
+def name_holder(path: Path) -> None:
+    """Write this process into the file of a lock that it holds.
+
+    Raises:
+        OSError: If it can't be written.
+    """
+    path.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname(),
+                                "since": datetime.now().astimezone().isoformat(timespec="seconds")}))
+
+
+def holder_of(path: Path) -> str:
+    """Return the holder's own description; one that has not written it yet is just another process."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        data = json.loads(path.read_text())
+        pid = int(data["pid"])
+        stopped = data["host"] == socket.gethostname() and _is_stopped(pid)
+        return f"process {pid} on {data['host']} since {data['since']}{' (it is stopped)' if stopped else ''}"
+    return "another process"
+
+
+def _is_stopped(pid: int) -> bool:
+    """Whether a process of this machine waits for SIGCONT, as far as the system tells."""
+    with suppress(OSError, IndexError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "Tt"
+    return False
