@@ -47,7 +47,8 @@ class CoordinateSearch:
         for trial in trials:
             best, allocation = self.incumbent, trial.allocation
             self.seen.add(allocation.fingerprint)
-            if trial.loss is not None and self.problem.space.contains(allocation) and self.problem.fits(allocation) and (
+            usable = self.problem.space.contains(allocation) and self.problem.fits(allocation)
+            if trial.loss is not None and usable and (
                     best is None or best.loss is None or trial.loss < best.loss):
                 self.incumbent = trial
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from botorch.acquisition.analytic import LogExpectedImprovement, UpperConfidenceBound
 
-from qra_bo.searchers.base import SelfChecking
+from qra_bo.searchers.base import SelfChecking, make_searcher
 from qra_bo.searchers.structured import LEAST_CHECKED, StructuredSearch
 from qra_bo.searchers.trust_region import TrustRegionBO
 from qra_bo.space import uniform
@@ -243,3 +243,19 @@ def test_mean_and_thompson_choose_as_they_say() -> None:
 def test_unknown_acquisition_function_is_refused(unknown: str) -> None:
     with pytest.raises(ConfigError, match="acquisition must be one of logei, mean, thompson, or the dotted path"):
         settled(acquisition=unknown)
+
+
+def test_acquisition_function_without_its_parameter_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"needs beta: give acquisition=\{_target_: PATH, beta: VALUE\}"):
+        settled(acquisition="botorch.acquisition.analytic.UpperConfidenceBound")
+    with pytest.raises(ConfigError, match="must be a callable, or a mapping with its dotted path as _target_"):
+        settled(acquisition={"beta": 3})
+
+
+def test_acquisition_function_with_a_parameter_comes_from_a_mapping() -> None:
+    target = {"_target_": "qra_bo.searchers.StructuredSearch",
+              "acquisition": {"_target_": "botorch.acquisition.analytic.UpperConfidenceBound", "beta": 1e-12}}
+    landscape = small(0)
+    searcher = make_searcher({**target, "n_prior": 0}, landscape.problem)
+    searcher.tell(baselines(landscape))
+    assert searcher.ask(1) == settled(acquisition="mean").ask(1)

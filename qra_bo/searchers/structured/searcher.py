@@ -215,9 +215,13 @@ class StructuredSearch(ObservingSearcher):
         return np.asarray(whole[np.argsort(model.latent(torch.from_numpy(whole))[0].numpy(), kind="stable")])
 
 
+CONTEXT = ("model", "best_f", "maximize")
+"""What an acquisition function is made from: the surrogate, the least latent loss, and ``False``."""
+
+
 def _acquisition(given: str | Callable[..., Any]) -> Callable[..., Any]:
     """Return a function that makes the acquisition function from those keywords that it takes. Raises ``ConfigError``
-    if a name is unknown or a path can't be imported."""
+    if a name is unknown, a path can't be imported, or the callable needs more than a model."""
     make = ACQUISITIONS.get(given, given) if isinstance(given, str) else given
     if isinstance(make, str):
         try:
@@ -225,5 +229,13 @@ def _acquisition(given: str | Callable[..., Any]) -> Callable[..., Any]:
         except Exception as error:
             raise ConfigError(f"acquisition must be one of {', '.join((*ACQUISITIONS, THOMPSON))}, or the dotted path "
                               f"of a callable; got {given!r} ({error})") from error
+    if not callable(make):
+        raise ConfigError(f"acquisition must be a callable, or a mapping with its dotted path as _target_; got "
+                          f"{make!r}")
     taken = inspect.signature(make).parameters
+    missing = [name for name, p in taken.items() if p.default is p.empty and name not in CONTEXT
+               and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    if missing:
+        raise ConfigError(f"acquisition {given!r} needs {', '.join(missing)}: give acquisition={{_target_: PATH, "
+                          f"{missing[0]}: VALUE}}")
     return lambda **context: make(**{key: value for key, value in context.items() if key in taken})
