@@ -43,7 +43,7 @@ class CoordinateSearch:
         return proposals
 
     def tell(self, trials: Sequence[Trial]) -> None:
-        """Keep the best allocation that may be proposed: uniform baselines may lie off the ladders or over the budget."""
+        """Keep the best allocation that fits: uniform baselines may lie off the ladders or over the budget."""
         for trial in trials:
             best, allocation = self.incumbent, trial.allocation
             self.seen.add(allocation.fingerprint)
