@@ -62,7 +62,6 @@ def search(config: RunConfig | Sequence[str] | None = None, *,
                               "levels and costs, and the budget")
         return minimise(problem, objective, evaluations, **keywords)
     from qra_bo.pipeline.run import run_budgets, run_one_budget  # loads matplotlib
-
     checked = configure(config, config_dir, **keywords)
     return run_one_budget(checked) if len(checked.budget) == 1 else run_budgets(checked)
 
@@ -82,7 +81,6 @@ def plan(config: RunConfig | Sequence[str] | None = None, *, config_dir: str | N
         UserError: If a value is wrong or the model's shapes are not available.
     """
     from qra_bo.pipeline.plan import make_plan  # reads the configuration's decoder: not needed by search
-
     keywords = keywords if isinstance(config, RunConfig) else {"task": "memory", **keywords}
     return make_plan(configure(config, config_dir, **keywords))
 

@@ -50,6 +50,10 @@ class Proposal:
 class TrialSpec:
     """One trial as the engine asks an oracle for it.
 
+    >>> from qra_bo.space import uniform
+    >>> TrialSpec(uniform(2, "nf4", 8), steps=12, schedule_steps=24, train_seed=7).key.partition("-")[2]
+    '12of24-t7-validation-lr1'
+
     Args:
         steps: Optimiser steps to train in all, under a schedule of ``schedule_steps``.
         schedule_steps: Length of the learning-rate schedule (``steps`` at high fidelity).
@@ -161,7 +165,15 @@ class TrialResult:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A finished trial, as in the journal and as given to a searcher."""
+    """A finished trial, as in the journal and as given to a searcher.
+
+    Args:
+        id: Position in the journal's order of ends, from 1.
+        bits: Code bits of every unit, ``L``.
+        stage: Origin: a stage of the engine, e.g. ``"baseline"``, or a searcher's, e.g. ``"trust_region"``.
+        seed: Seed of the search; the training seed is that of ``spec``.
+        predicted_bytes: Bytes of the memory model in the configured scope.
+    """
 
     id: int
     allocation: Allocation

@@ -119,8 +119,7 @@ def fit_gp(train_X: Tensor, train_Y: Tensor, *, train_Yvar: Tensor | None = None
                             f"{train_X.shape[1]} in {len(problems)} attempts: {'; '.join(problems)}")
 
 
-def _fit_once(train_X: Tensor, train_Y: Tensor, train_Yvar: Tensor | None, covar: Kernel,
-              scale: float) -> SingleTaskGP:
+def _fit_once(train_X: Tensor, train_Y: Tensor, train_Yvar: Tensor | None, covar: Kernel, scale: float) -> SingleTaskGP:
     """Fit once from length-scales of ``scale`` times their initial values."""
     for module in covar.modules():
         if isinstance(module, Kernel) and module.has_lengthscale:

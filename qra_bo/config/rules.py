@@ -140,7 +140,6 @@ def _device(config: RunConfig) -> Iterator[Problem]:
     if not _finetunes(config) or not (needs_cuda or is_paged(optimizer)):
         return
     import torch  # heavy, and only these two choices depend on the device
-
     count = torch.cuda.device_count()
     if needs_cuda and int(device.partition(":")[2] or 0) >= count:
         yield Problem("device", f"device={device} needs a CUDA device that torch can use; it sees {count}; use "

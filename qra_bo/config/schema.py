@@ -22,7 +22,18 @@ NOT_OF_THE_RESULT = ("task", "effort", "max_hours", "out", "resume", "display", 
 
 
 class RunConfig(Group):
-    """One run. ``conf/config.yaml`` and its groups say what every key means and hold every default."""
+    """One run. ``conf/config.yaml`` and its groups say what every key means and hold every default.
+
+    Args:
+        budget: Sizes (decimal ``10GB`` or binary ``10GiB``), ``auto``, or ``uniform:BITS,RANK``; one run for each.
+        bits: Code bits per weight that a unit may have, strictly increasing.
+        ranks: LoRA ranks that a unit may have, strictly increasing.
+        max_average_bits: Limit on code bits averaged over the units' parameters; ``None`` for no limit.
+        granularity: Linear layers that share bits and rank (``space.make_units``).
+        max_hours: Hours after which the search ends; ``None`` leaves that to the effort.
+        method: Target of the searcher (``searchers.make_searcher``).
+        logger: Target of a listener for journal events (``report.trackers``); empty for none.
+    """
 
     task: Literal["search", "memory", "profile", "evaluate", "export", "report"]
     model: groups.ModelConfig

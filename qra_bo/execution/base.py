@@ -41,7 +41,11 @@ class ProfileResult:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "ProfileResult":
-        """Inverse of ``to_json``, exact to the last bit."""
+        """Inverse of ``to_json``, exact to the last bit.
+
+        Raises:
+            KeyError, TypeError, ValueError: If a field is missing or of the wrong type.
+        """
         arrays: dict[str, Any] = {key: None if data.get(key) is None else np.array(data[key], dtype=np.float64)
                                   for key in _ARRAYS[2:]}
         arrays |= {key: np.array(data[key], dtype=np.float64) for key in _ARRAYS[:2]}
@@ -51,7 +55,11 @@ class ProfileResult:
 
 
 def run_profile(oracle: Oracle, progress: Progress) -> ProfileResult:
-    """Profile with the cost that the oracle leaves in ``profile_cost``; an oracle without it trains nothing."""
+    """Measure the oracle's profile and add up its cost.
+
+    Tokens are read from the mapping that the oracle leaves in ``profile_cost``: ``training_tokens`` and
+    ``forward_tokens``. An oracle without it trains nothing. Seconds are wall time.
+    """
     start = time.monotonic()
     profile = oracle.profile(progress)
     cost = getattr(oracle, "profile_cost", {})
@@ -68,12 +76,15 @@ def oracle_method(oracle: Oracle, method: str) -> Callable[..., Mapping[str, Any
 
 
 def failure(state: TrialState, message: str, new_steps: int, seconds: float) -> TrialResult:
-    """Return a result without a loss."""
+    """Return a result without a loss: ``new_steps`` optimiser steps were done, and no tokens are counted."""
     return TrialResult(state, None, None, (), new_steps, 0, 0, None, seconds, 0.0, message)
 
 
 def failure_of(error: BaseException, new_steps: int, seconds: float) -> TrialResult:
-    """Return the result that an exception of ``evaluate`` stands for."""
+    """Return the result that an exception of ``evaluate`` stands for: ``oom`` if memory ran out, else ``failed``.
+
+    Its message is the exception's type and the first line of its text.
+    """
     state = TrialState.OOM if is_out_of_memory(error) else TrialState.FAILED
     first = (str(error).splitlines() or [""])[0]
     return failure(state, f"{type(error).__name__}: {first}", new_steps, seconds)
@@ -93,11 +104,14 @@ class Executor(ABC):
 
     @abstractmethod
     def describe(self) -> Mapping[str, Any]:
-        """Return the oracle's provenance."""
+        """Return the oracle's provenance, JSON values. Raises ``WorkerError`` if the worker is lost too often."""
 
     @abstractmethod
     def profile(self, progress: Progress) -> ProfileResult:
-        """Measure the sensitivities, with their cost."""
+        """Measure the sensitivities of every unit in every format (nats), with their cost.
+
+        Raises ``WorkerError`` as ``describe``, and ``UserError`` or ``OracleError`` if the oracle can't measure them.
+        """
 
     @abstractmethod
     def submit(self, spec: TrialSpec) -> None:
@@ -105,7 +119,14 @@ class Executor(ABC):
 
     @abstractmethod
     def finished(self, progress: Progress) -> tuple[TrialSpec, TrialResult]:
-        """Wait for the next trial that ends, of those submitted and not returned yet (at least one)."""
+        """Wait for the next trial that ends, of those submitted and not returned yet (at least one).
+
+        A trial that diverges, runs out of memory or loses its worker is returned without a loss.
+
+        Raises:
+            WorkerError: If a worker can't build its oracle.
+            UserError, OracleError: If no trial can succeed, e.g. because data are missing; the run ends.
+        """
 
     def evaluate(self, spec: TrialSpec, progress: Progress) -> TrialResult:
         """Evaluate one trial while nothing else is under way."""
@@ -115,7 +136,7 @@ class Executor(ABC):
     @abstractmethod
     def call(self, method: str, kwargs: Mapping[str, Any], progress: Progress) -> Mapping[str, Any]:
         """Call a method that only some oracles have, or ``"package.module:function"`` with the oracle as its first
-        argument; arguments and answer are JSON values."""
+        argument; arguments and answer are JSON values. Errors are those of ``profile`` and of the method."""
 
     @abstractmethod
     def close(self) -> None:

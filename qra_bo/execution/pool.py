@@ -41,7 +41,13 @@ class Limits:
 
 
 class WorkerLost(Exception):
-    """A worker died or hung: while it was ``building`` its oracle, or ``starved`` of memory."""
+    """A worker died or hung.
+
+    Args:
+        message: How it ended, e.g. its exit status.
+        building: Whether it was building its oracle then, so that no trial is to blame.
+        starved: Whether it is known to have run out of the machine's memory; such a trial is not repeated.
+    """
 
     def __init__(self, message: str, building: bool = False, starved: bool = False) -> None:
         super().__init__(f"worker lost: {message}")
@@ -49,6 +55,8 @@ class WorkerLost(Exception):
 
 
 class WorkerState(Enum):
+    """What a worker does; ``absent``: it has no process yet, or lost it."""
+
     ABSENT = "absent"
     BUILDING = "building"
     IDLE = "idle"
@@ -56,8 +64,12 @@ class WorkerState(Enum):
 
 
 class WorkerHandle(ABC):
-    """A worker with an oracle, started at its first request and again after it was lost; ``done`` counts the optimiser
-    steps of the current trial."""
+    """A worker with an oracle, started at its first request and again after it was lost.
+
+    Attributes:
+        state: What the worker does now.
+        done: Optimiser steps of the current trial so far.
+    """
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
@@ -68,7 +80,11 @@ class WorkerHandle(ABC):
 
     @abstractmethod
     def begin(self, request: Mapping[str, Any], allowed: float | None = None) -> None:
-        """Hand over a request; it may take ``allowed`` seconds in all.
+        """Hand over a request and return at once.
+
+        Args:
+            request: JSON values; ``op`` is ``"describe"``, ``"profile"``, ``"evaluate"`` or ``"call"``.
+            allowed: Seconds that it may take in all, beside the limit on silence; ``None`` for no such limit.
 
         Raises:
             WorkerLost: If the worker dies at that very moment.
@@ -96,7 +112,11 @@ class WorkerHandle(ABC):
         """End it now, if it has not ended; it may be called twice."""
 
     def check(self, progress: Progress) -> None:
-        """Raise ``WorkerLost`` if it counts as hung by now."""
+        """End the worker if it counts as hung by now.
+
+        Raises:
+            WorkerLost: If it was silent for too long, or its trial takes far longer than those before it.
+        """
         silence = self._silence
         if silence is not None and time.monotonic() >= self._heard + silence:
             raise self._hung(f"it was silent for more than {silence:g} s and counts as hung")
@@ -159,6 +179,10 @@ class PoolExecutor(Executor, Generic[Handle]):
 
     One thread listens to them all: no answer is waited for while another is there. The first worker also profiles, and
     makes the final fine-tune.
+
+    Args:
+        handles: One for every worker, at least one.
+        limits: Deadlines and repeats, the same for all workers.
     """
 
     def __init__(self, handles: Sequence[Handle], limits: Limits) -> None:

@@ -84,7 +84,16 @@ class Reporter(Protocol):
 
 
 def serve(oracle: Oracle, request: Mapping[str, Any], reporter: Reporter) -> tuple[str, dict[str, Any]]:
-    """Return the answer to one request: its kind, ``"result"`` or ``"error"``, and its body, JSON values."""
+    """Return the answer to one request: its kind, ``"result"`` or ``"error"``, and its body, JSON values.
+
+    A trial that fails is a result without a loss. Errors that end the run (``NO_RESULT``) and every failure of another
+    request are error bodies. The process ends with status ``DEVICE_LOST`` if its GPU context is lost.
+
+    Args:
+        oracle: The one oracle of this process.
+        request: ``op`` and its arguments: ``spec`` of an ``"evaluate"``, ``method`` and ``kwargs`` of a ``"call"``.
+        reporter: Takes progress; counts the optimiser steps of a trial.
+    """
     start = time.monotonic()
     try:
         if request["op"] == "describe":
@@ -104,7 +113,8 @@ def serve(oracle: Oracle, request: Mapping[str, Any], reporter: Reporter) -> tup
 
 
 def error_body(error: BaseException) -> dict[str, Any]:
-    """Return an error that is being handled as the body of a message."""
+    """Return an error that is being handled as the body of a message; ``problems`` is ``None`` unless a
+    ``ConfigError`` lists some."""
     return {"type": type(error).__name__, "message": str(error), "trace": traceback.format_exc(),
             "problems": list(error.problems) if isinstance(error, ConfigError) else None}
 

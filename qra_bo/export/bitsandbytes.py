@@ -24,7 +24,6 @@ def write(run: FinishedRun) -> list[Path]:
         ModelError: If bitsandbytes did not store the layers as asked.
     """
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig  # slow to import, for this target alone
-
     manifest, target = read_manifest(run.folder), run.folder / FOLDER
     others = sorted({r.format.name for r in manifest.modules.values()} - set(SERVABLE))
     if others:

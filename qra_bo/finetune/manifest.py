@@ -185,8 +185,7 @@ def read_manifest(folder: Path) -> Manifest:
             raise ValueError(f"compute_dtype {manifest.compute_dtype!r}, packed_on {manifest.packed_on!r} or packed "
                              f"{manifest.packed!r}, which must be one of {DTYPES}, of {DEVICES}, and {PACKED} or null")
     except (KeyError, TypeError, AttributeError, IndexError, ValueError, OverflowError, SpaceError) as error:
-        raise OutputError(f"{path} is malformed: {error!r} is missing or of the wrong type; {COPY_AGAIN}"
-                          ) from error
+        raise OutputError(f"{path} is malformed: {error!r} is missing or of the wrong type; {COPY_AGAIN}") from error
     if whole != manifest.sha256:
         raise OutputError(f"{path} was changed after it was written: its modules do not have the checksum it states")
     return manifest

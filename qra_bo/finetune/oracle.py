@@ -111,8 +111,7 @@ class FinetuneOracle:
                              "forward_tokens": cost["forward_tokens"] + self.inits.forward_tokens + rounding}
         return profile
 
-    def evaluate(self, request: TrialSpec, progress: Progress,
-                 then: Callable[[], None] | None = None) -> TrialResult:
+    def evaluate(self, request: TrialSpec, progress: Progress, then: Callable[[], None] | None = None) -> TrialResult:
         """Train (from a checkpoint if there is one) and evaluate; ``then`` is called while the adapters are attached.
 
         Lack of memory and divergence are results.
@@ -174,8 +173,7 @@ class FinetuneOracle:
             ranks = unit_choice(self.units, chosen.ranks)
             node = {**model_cfg, "revision": model_cfg.get("revision") or commit_of(self.model)}
             with writing(folder, "run the same command again: the training is kept"):
-                self.peft.save_pretrained(str(folder / "adapter"), safe_serialization=True,
-                                          save_embedding_layers=False)
+                self.peft.save_pretrained(str(folder / "adapter"), safe_serialization=True, save_embedding_layers=False)
                 write_manifest(folder, self.bank, ranks, self.settings.adapter.alpha_over_rank, node,
                                packed=self.device.type == "cuda")
                 save_probe(self.model, self.data.test, folder / PROBE, self.device)

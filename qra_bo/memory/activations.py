@@ -127,7 +127,11 @@ class Moment:
 
 @dataclass(frozen=True)
 class LayerModel:
-    """Activations of one decoder layer, in bytes."""
+    """Activations of one decoder layer, in bytes.
+
+    Symbols: ``n`` tokens of a batch, ``d`` width of the residual stream, ``i`` width of the MLP, ``c`` bytes of an
+    element in the compute type.
+    """
 
     spec: DecoderSpec
     shape: TrainShape
@@ -212,7 +216,11 @@ class LayerModel:
 
     @property
     def moments(self) -> tuple[Moment, ...]:
-        """Candidates for the peak within a layer's backward pass, in order; the residual's gradient is always there."""
+        """Candidates for the peak within a layer's backward pass, in order; the residual's gradient is always there.
+
+        A checkpointed layer is recomputed when its last gradient is needed: the gradient is there twice (as it is and
+        scaled), and the residual stream where the norm has an fp32 copy of it.
+        """
         s, shape, family = self.spec, self.shape, self.family
         d, i = self.stream, self.mlp
         c, cast = shape.compute_dtype_bytes, shape.fp32_attention
@@ -220,19 +228,15 @@ class LayerModel:
         inner = (4 if family.gated else 2) * i  # of the MLP, all released when its input gradient is complete
         gone = inner + d + self.norm_saved + (q if cast or family.partial_rotary else 0)
         attention = self.heads(2 * s.n_heads + 2 * s.n_kv_heads, 4 if cast else c)
-        out = [Moment("down", 1, d, i),
-               Moment("", 1, d + (2 if family.gated else 1) * i),
+        out = [Moment("down", 1, d, i), Moment("", 1, d + (2 if family.gated else 1) * i),
                Moment("gateup", 2, 2 * d - (i if family.gated else 0), d),
                Moment("gateup", 2, 3 * d - inner + i, d),
-               Moment("", 2, d - inner + self.norm_spike),
-               Moment("o", 3, d + q - gone, q),
+               Moment("", 2, d - inner + self.norm_spike), Moment("o", 3, d + q - gone, q),
                Moment("", 3, d + attention - gone),
                Moment("qkv", 4, 3 * d + q + 2 * kv - gone - attention, d)]
         if family.extra_norms:
             out.append(Moment("", 0, 2 * d + self.norm_spike))
         if shape.checkpointing:
-            # A layer is recomputed when its last gradient is needed: the gradient is there twice (as it is and
-            # scaled), and the residual stream where the norm has an fp32 copy of it.
             there = 2 * d + (0 if self._norm_keeps_input else d)
             out.append(Moment("down", 0, there, d))
             if family.fused and family.gated:
@@ -246,13 +250,15 @@ class LayerModel:
 
     @property
     def loss_bytes(self) -> int:
-        """Bytes beyond all saved activations while the head and the loss are evaluated (forward)."""
+        """Bytes beyond all saved activations while the head and the loss are evaluated (forward).
+
+        A live logit takes its own bytes, an fp32 copy of 16 bits, and its log-probability (``finetune.training.loss``).
+        """
         shape, vocab = self.shape, self.spec.vocab_size
         c, targets = shape.compute_dtype_bytes, shape.batch * (shape.length - 1)
         if self.family.soft_cap:
             return self.norm_saved + self.stream + targets * vocab * (3 * c + 12)
         chunk = min(shape.logits_chunk or targets, targets)
-        # A live logit: itself, an fp32 copy of 16 bits, its log-probability (``finetune.training.loss``).
         return self.norm_saved + 2 * self.stream + chunk * vocab * (10 if c == 2 else 8)
 
     @property
@@ -273,7 +279,6 @@ def workspace_bytes(fmt: StorageFormat, linear: Linear, shape: TrainShape, resul
 
 _GRANULE = {"cpu": 64, "cuda": 512}
 """Allocators hand out multiples of this many bytes."""
-
 _STORAGES_PER_LAYER = 64
 """Alive at a peak and of odd sizes; most of a layer's storages are whole granules."""
 

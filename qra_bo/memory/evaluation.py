@@ -36,10 +36,8 @@ def forward_moments(layer: LayerModel) -> tuple[Moment, ...]:
         else q + out_copy
     rotated = 2 * q if family.layer_norm else max(3 * q, q + 3 * kv)  # GPT-NeoX rotates a quarter of each head
     gate = 2 * i if family.fused and family.gated else 0
-    out = [Moment("", 0, 3 * d + norm),
-           Moment("qkv", 0, attention + states),
-           Moment("", 0, attention + states + rotated),
-           Moment("", 0, attention + held + mixed),
+    out = [Moment("", 0, 3 * d + norm), Moment("qkv", 0, attention + states),
+           Moment("", 0, attention + states + rotated), Moment("", 0, attention + held + mixed),
            Moment("o", 0, attention + held + q, d),
            Moment("gateup", 0, block + (i if family.gated and not gate else 0), gate or i),
            Moment("", 0, block + gate + (3 if family.gated and not gate else 2) * i),

@@ -105,8 +105,8 @@ class MemoryModel:
 
     def phases(self, space: SearchSpace) -> tuple[PhaseCost, ...]:
         """Bytes of every phase, in the order in which a run goes through them: load, forward, backward, step, and
-        evaluation where the shape has one; in scope ``stored`` just that. Raises ``SpaceError`` if a format can't store
-        some matrix of the space."""
+        evaluation where the shape has one; in scope ``stored`` just that. Transient bytes carry the allocator's
+        allowance. Raises ``SpaceError`` if a format can't store some matrix of the space."""
         parts = self._parts(space)
         ranks = np.array(space.ranks.values, dtype=np.int64)
         stored = (parts.weights + parts.metadata)[:, :, None]
@@ -132,7 +132,6 @@ class MemoryModel:
         if self.shape.eval_batch:
             layer = evaluation_layer(self.layer)
             rows.append(("evaluation", layer.inputs, 0, none, evaluation_spikes(layer, space)))
-        # Transient bytes carry the allocator's allowance.
         allowance = self.effective_allowance
         share, fixed = allowance.share_ppm, fixed + allowance.fixed_bytes
         return tuple(PhaseCost(name, fixed + given + beyond + beyond * share // PPM,

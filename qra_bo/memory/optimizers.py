@@ -34,7 +34,16 @@ def has_8bit_states(kind: str) -> bool:
 
 
 def state_bytes(kind: str, numel: IntArray, device: str) -> tuple[IntArray, IntArray]:
-    """Bytes of the states of tensors of ``numel`` elements (any shape), on the device and in pages, in that shape."""
+    """Return the bytes of optimiser states: those on the device, and those in pages that move to the host.
+
+    Two moments take 8 bytes an element, or 2 where they are quantised to 8 bits with two scales per block. Tensors
+    below ``LEAST_8BIT`` elements keep fp32 moments, and those below ``LEAST_PAGED`` stay on the device.
+
+    Args:
+        kind: One of ``OPTIMIZERS``.
+        numel: Elements of every tensor, any shape; both results have that shape.
+        device: ``"cpu"`` or ``"cuda"``; only CUDA has pages.
+    """
     narrow = has_8bit_states(kind) & (numel >= LEAST_8BIT)
     moments = np.where(narrow, 2, 8) * numel
     beside = np.where(narrow, 8 * -(-numel // BLOCK), 4 if kind == "adamw" else 0)

@@ -130,8 +130,7 @@ class Plan:
             "train": {"batch": shape.batch, "length": shape.length, "checkpointing": shape.checkpointing,
                       "logits_chunk": shape.logits_chunk, "compute_bits": 8 * shape.compute_dtype_bytes,
                       "optimizer": shape.optimizer, "eval_batch": shape.eval_batch},
-            "allowance": asdict(self.memory.effective_allowance),
-            "fits": self.fits,
+            "allowance": asdict(self.memory.effective_allowance), "fits": self.fits,
             "budgets": [{"text": b.text, "bytes": b.size, "fits": b.fits, "largest_uniform_rank": dict(b.ranks),
                          "best_uniform": None if b.best is None else b.best.to_json()} for b in self.budgets],
             "uniform": [row.to_json() | {"fits": [b.text for b in self.budgets if row.total <= b.size]}

@@ -27,8 +27,7 @@ STARTUP_SECONDS = 1800.0
 ORACLE = "qra_bo.pipeline.build:make_oracle"
 
 
-def make_memory(cfg: RunConfig, spec: DecoderSpec, device_type: str,
-                allowance: Allowance | None = None) -> MemoryModel:
+def make_memory(cfg: RunConfig, spec: DecoderSpec, device_type: str, allowance: Allowance | None = None) -> MemoryModel:
     """Return the memory model of the configured trainer on a device type (``"cpu"`` or ``"cuda"``).
 
     ``allowance`` was measured on the device; ``None`` stands for the assumed one of its type.
@@ -76,7 +75,6 @@ def make_oracle(config: Mapping[str, Any], out: str, threads: int | None = None)
                            checkpoints=checkpoints)
     assert isinstance(cfg.oracle, SyntheticOracleConfig)
     from qra_bo.oracle.synthetic import SyntheticOracle  # loads scipy, which planning memory does without
-
     return SyntheticOracle(space, seed=cfg.seed, noise=cfg.oracle.noise, high_steps=cfg.fidelity.high,
                            tokens_per_step=cfg.train.batch * cfg.train.length, eval_tokens=cfg.eval.tokens,
                            calibration_tokens=cfg.data.calibration * cfg.train.length, record_at=(),
@@ -137,7 +135,6 @@ def worker_devices(config: RunConfig) -> list[str]:
     if device == "cpu":
         return ["cpu"] * n
     import torch  # a simulation does without it
-
     if ":" in device or torch.cuda.device_count() < n:
         raise DeviceError(f"executor.workers={n} takes as many GPUs, one each, with device=auto or device=cuda; got "
                           f"device={config.device}, and torch sees {torch.cuda.device_count()}")

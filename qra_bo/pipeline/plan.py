@@ -77,7 +77,6 @@ def verify_plan(config: RunConfig, plan: Plan) -> list[TraceCheck]:
         OracleError: If the decoder can't be traced.
     """
     from qra_bo.finetune.tracing.trace import StepTracer  # torch stays unloaded in a plan that is not verified
-
     spec, memory = plan.memory.spec, replace(plan.memory, scope="peak")
     space = make_space(config, spec)
     tracer = StepTracer(spec, None if config.model["n_layers"] is not None else hf_config(config),

@@ -267,7 +267,6 @@ def oracle_session(config: RunConfig) -> Iterator[tuple[Executor, Progress]]:
 def _written(config: RunConfig, folder: Path, outcome: RunOutcome) -> Result:
     """Write report and exports of a finished run, and its answer on the terminal."""
     from qra_bo.export.registry import export_all  # loads torch, which a simulation does without
-
     files = write_report(folder)
     if (folder / "adapter").is_dir():
         files += export_all(folder)

@@ -16,14 +16,21 @@ LEAST_PAIRS = 3
 
 @dataclass(frozen=True, slots=True)
 class Check:
+    """One line of evidence.
+
+    Args:
+        status: ``"ok"``, ``"caution"`` (a gap or a weak result) or ``"missing"`` (a stage that did not run).
+        title: A few words for the list.
+        text: Full sentences, with the numbers.
+    """
+
     status: str
-    """``"ok"``, ``"caution"`` or ``"missing"``."""
     title: str
     text: str
 
 
 def checks(d: ReportData) -> list[Check]:
-    """All lines, in the order of the report."""
+    """Return all lines in the order of the report; they need no more than the header and the trials."""
     real = Check("ok", "Real fine-tuning", "Every loss comes from training the quantised model with its adapters.")
     proxy = Check("caution", "Not real fine-tuning",
                   f"{d.proxy_label}. It shows the behaviour of the search, not of the model.")

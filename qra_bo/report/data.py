@@ -31,8 +31,15 @@ BREAKDOWN = {
 class Header:
     """Fields of the journal's header event.
 
-    ``formats`` and ``ranks`` are the ladders, ``unit_numel`` the parameters of every unit, ``full_trial_tokens`` the
-    cost of one full-fidelity trial (training tokens).
+    Args:
+        units: Names of the ``L`` units.
+        formats: The ladder of ``F`` storage formats, by increasing bits.
+        ranks: The ladder of ``R`` ranks.
+        unit_numel: Parameters of every unit, ``L``.
+        budget_bytes: Hard limit on predicted bytes in ``scope``; ``budget_text`` is the budget as configured.
+        high_steps: Optimiser steps of a full-fidelity trial; ``low_steps`` are those of its prefix, if any.
+        full_trial_tokens: Cost of one full-fidelity trial in training tokens.
+        train_seed: Training seed of the search's trials; ``seed`` is that of the search itself.
     """
 
     model: str
@@ -80,7 +87,13 @@ class Confirmation:
 
 @checked(frozen=True, slots=True)
 class Measured:
-    """Predicted and measured bytes of one allocation; ``measured_bytes`` is ``None`` where nothing was measured."""
+    """Predicted and measured bytes of one allocation, before its final fine-tune.
+
+    Args:
+        measured_bytes: Peak bytes in ``scope``; ``None`` where the device measures none or memory ran out.
+        scope: ``"peak"`` or ``"stored"``, as ``memory.scope``.
+        fits: Whether memory sufficed and the measured bytes, if any, are within the budget.
+    """
 
     allocation: Allocation
     predicted_bytes: int

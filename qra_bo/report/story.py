@@ -36,7 +36,16 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of the comparison; losses in nats per token, ``None`` where there is no trial."""
+    """One line of the comparison; losses in nats per token, ``None`` where there is no trial.
+
+    Args:
+        role: E.g. ``"winner"``, ``"best uniform"``, ``"QLoRA"``.
+        average_bits: Code bits weighted by parameters; scales and zeros are not counted.
+        average_rank: Mean over units, not weighted.
+        search_loss: Validation loss at the search's training seed.
+        test_loss: Mean over the confirmation's seeds on the test split.
+        fits: Whether the predicted bytes are within the budget.
+    """
 
     role: str
     name: str
@@ -132,7 +141,10 @@ def versus(d: ReportData) -> str:
 
 
 def comparison(d: ReportData) -> list[Row]:
-    """Winner, best uniform baseline and references, in this order."""
+    """Return winner, best mixed, best uniform baseline and references (QLoRA, 16-bit LoRA), in this order.
+
+    An allocation that has several roles is one line, e.g. ``"winner = best uniform"``.
+    """
     c = d.confirmation
     tests: dict[Allocation, float] = {}
     leader = "winner" if c is not None or d.ended else "best so far"
@@ -163,7 +175,11 @@ def _row(d: ReportData, role: str, allocation: Allocation, codes: str | None, te
 
 
 def gap_closed(d: ReportData) -> str | None:
-    """Share of the gap from QLoRA to 16-bit LoRA that the winner closes, at the search's own seed; or ``None``."""
+    """Return the share of the gap from QLoRA to 16-bit LoRA that the winner closes, as text with its caveats.
+
+    All losses are of the search's own training seed on the validation split. The text says "unresolved" where the gap
+    is below ``CLOSED_GAP_ERRORS`` standard errors; ``None`` where one of the three trials is missing.
+    """
     qlora, lora, best = d.reference("nf4", 16), d.reference("fp16", 16), d.winner_point
     if not (qlora and lora and best):
         return None

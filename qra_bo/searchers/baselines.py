@@ -9,13 +9,8 @@ import numpy as np
 from qra_bo.searchers.base import SearchProblem
 from qra_bo.searchers.evolution.archive import Archive
 from qra_bo.searchers.evolution.variation import random_near_budget
-from qra_bo.sensitivity.importance import (
-    RISE,
-    fidelity_importance,
-    measured_sensitivity,
-    plasticity_importance,
-    warm_start,
-)
+from qra_bo.sensitivity import fidelity_importance, plasticity_importance, warm_start
+from qra_bo.sensitivity.importance import RISE, measured_sensitivity
 from qra_bo.sensitivity.profile import FloatArray
 from qra_bo.sensitivity.repair import Repair
 from qra_bo.space import CostTable, IntArray, PhaseCost

@@ -24,8 +24,7 @@ class TwoStages:
     name = "two_stages"
 
     def __init__(self, problem: SearchProblem, first: Callable[[SearchProblem], Searcher],
-                 second: Callable[[SearchProblem], Searcher], *, share: float = 0.6,
-                 low_fidelity: bool = True) -> None:
+                 second: Callable[[SearchProblem], Searcher], *, share: float = 0.6, low_fidelity: bool = True) -> None:
         if not 0 <= share <= 1:
             raise ConfigError(f"method.share must lie in [0, 1]; got {share!r}")
         problem = problem if low_fidelity else replace(problem, low_steps=None)

@@ -56,7 +56,6 @@ def _variances(squares: FloatArray, variance: FloatArray, kl_squared: FloatArray
     """``a >= 1`` and ``s >= 0`` of ``squares = a variance + s kl_squared`` for ``n`` of each, weighted with the inverse
     variance of Gaussian squares."""
     from scipy.optimize import nnls  # stays unloaded in task=memory
-
     inflation, spread = 1.0, 0.0
     design = np.column_stack([variance, kl_squared])
     for _ in range(_ROUNDS):
@@ -70,8 +69,7 @@ MEASURES: Mapping[str, Callable[[SensitivityProfile], FloatArray]] = {
     RISE: lambda profile: profile.quantization_sensitivity, DIVERGENCE: lambda profile: profile.quantization_kl,
     BELIEVED: shrunk_sensitivity}
 
-TAUS: Mapping[str, Callable[[FloatArray], FloatArray]] = {
-    "identity": lambda x: x, "sqrt": np.sqrt, "square": np.square}
+TAUS: Mapping[str, Callable[[FloatArray], FloatArray]] = {"identity": lambda x: x, "sqrt": np.sqrt, "square": np.square}
 """Monotone maps of [0, 1] onto itself for Eq. 6."""
 
 

@@ -28,8 +28,7 @@ class Repair:
         importance_r: I_r, ``L``, min-max scaled.
     """
 
-    def __init__(self, costs: CostTable, budget_bytes: int, importance_q: FloatArray,
-                 importance_r: FloatArray) -> None:
+    def __init__(self, costs: CostTable, budget_bytes: int, importance_q: FloatArray, importance_r: FloatArray) -> None:
         self._weights: list[float] = edit_weights(costs, importance_q, importance_r).tolist()
         self._budget, self._shape = budget_bytes, costs.shape
         self._phases = [_Phase(p, self._weights) for p in costs.phases]

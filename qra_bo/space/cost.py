@@ -32,7 +32,11 @@ class PhaseCost:
 
 @dataclass(frozen=True)
 class CostTable:
-    """The memory of every allocation of a space: the largest of its phases."""
+    """The memory of every allocation of a space: the largest of its phases.
+
+    Args:
+        phases: At least one; all tables have the same ``L x F x R`` (units, formats, ranks).
+    """
 
     phases: tuple[PhaseCost, ...]
 

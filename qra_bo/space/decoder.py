@@ -76,8 +76,7 @@ _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
 _FUSED = {"q_proj": "qkv", "k_proj": "qkv", "v_proj": "qkv", "qkv_proj": "qkv", "query_key_value": "qkv",
           "o_proj": "o", "out_proj": "o", "dense": "o",
           "gate_proj": "gateup", "up_proj": "gateup", "gate_up_proj": "gateup", "dense_h_to_4h": "gateup",
-          "fc1": "gateup", "c_fc": "gateup",
-          "down_proj": "down", "dense_4h_to_h": "down", "fc2": "down"}
+          "fc1": "gateup", "c_fc": "gateup", "down_proj": "down", "dense_4h_to_h": "down", "fc2": "down"}
 
 
 def spec_from_numbers(name: str, family: str, *, n_layers: int, hidden_size: int, intermediate_size: int,
@@ -141,7 +140,6 @@ def spec_from_model(model: Any, name: str | None = None) -> DecoderSpec:
     messages. Raises ``ModelError`` if the model has no decoder layers with linear modules.
     """
     from torch import nn
-
     config = model.config.get_text_config()
     linears: list[Linear] = []
     for path, module in model.named_modules():
@@ -175,7 +173,6 @@ def spec_from_hf_config(config: Any, name: str | None = None, *, trust_remote_co
     """
     import torch
     from transformers import AutoModelForCausalLM
-
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)

@@ -59,8 +59,7 @@ def solve_knapsack(values: FloatArray, costs: CostTable, budget_bytes: int, *, f
 def _solve(values: FloatArray, costs: CostTable, budget: int, cuts: list[IntArray], rel_gap: float) -> IntArray:
     """Branch on the largest spike of every phase, so that each node is a purely binary program."""
     n_units, _, n_ranks = values.shape
-    phases = [_Phase(p.unit.reshape(n_units, -1), p.spike.reshape(n_units, -1), budget - p.fixed)
-              for p in costs.phases]
+    phases = [_Phase(p.unit.reshape(n_units, -1), p.spike.reshape(n_units, -1), budget - p.fixed) for p in costs.phases]
     phases = [p for p in phases if p.size.max(axis=1).sum() + p.spike.max() > p.room]
     program = _Program(values, phases, cuts, rel_gap)
     start = tuple((int(p.spike.min(axis=1).max()), int(p.spike.max())) for p in phases)

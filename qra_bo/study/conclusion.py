@@ -80,7 +80,11 @@ def _pairs(run: TrialRunner, candidate: Allocation, reference: Allocation, stage
 
 
 def check_rates(run: TrialRunner) -> None:
-    """Record whether the confirmation's difference holds at other learning rates than the calibrated one."""
+    """Record whether the confirmation's difference holds at other learning rates than the calibrated one.
+
+    Both allocations are trained again at every factor of ``effort.rate_factors``, on the confirmation's seeds and
+    split. Nothing is recorded without a confirmation, or where its two sides are one allocation.
+    """
     last, calibrated = run.study.last.get("confirmation"), run.study.lr_scale
     if last is None or calibrated is None or last["candidate"] == last["reference"]:
         return
@@ -98,7 +102,11 @@ def check_rates(run: TrialRunner) -> None:
 
 
 def check_ranking(run: TrialRunner) -> None:
-    """Record whether the ranking of the best allocations holds at a longer training."""
+    """Record whether the ranking of the best allocations holds at a longer training.
+
+    The first ``effort.ranking_top`` points are trained ``confirm.ranking_factor`` times as long, with the search's
+    training seed; the event holds both losses of each and their Spearman correlation.
+    """
     factor, top = run.config.confirm.ranking_factor, run.study.ranked[:run.config.effort.ranking_top]
     longer = run.evaluate_all([run.plan(e.allocation, "ranking_check", factor=factor) for e in top])
     finished = [(e, long) for e, long in zip(top, longer, strict=True) if long.ok]
@@ -162,7 +170,7 @@ def first_that_fits(run: TrialRunner, ranked: Sequence[Allocation]) -> Allocatio
 
 
 def fine_tune(run: TrialRunner, allocation: Allocation, folder: Path) -> dict[str, object]:
-    """Train and save ``allocation`` in ``folder``; return its steps, held-out loss and standard error."""
+    """Train and save ``allocation`` in ``folder``; return its steps, held-out loss and standard error (nats)."""
     options = run.config.final
     final = run.executor.call("finalise", {
         "allocation": allocation.to_json(), "steps": options.steps, "epochs": options.epochs,

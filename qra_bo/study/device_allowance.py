@@ -31,7 +31,6 @@ def _device_name(config: RunConfig, device_type: str) -> str | None:
     if device_type == "cpu":
         return "cpu"
     import torch  # task=memory and a simulation do without it
-
     index = int(config.device.partition(":")[2] or 0)
     return str(torch.cuda.get_device_name(index)) if index < torch.cuda.device_count() else None
 

@@ -17,7 +17,7 @@ LEAST_SEEDS = 5
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """Mean of paired differences with its 95 % Student-t interval."""
+    """Mean of paired differences with the bounds of its 95 % Student-t interval, in the unit of the differences."""
 
     mean: float
     low: float
@@ -31,7 +31,6 @@ def paired_interval(differences: Sequence[float]) -> Interval:
         ConfigError: If there are fewer than two.
     """
     from scipy.special import stdtrit  # slow to import, and needed once a run
-
     n = len(differences)
     if n < 2:
         raise ConfigError(f"an interval needs at least 2 paired differences, got {n}; raise confirm.seeds")

@@ -62,8 +62,7 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     Raises:
         JournalError: If model, data, compute type or trainer differ.
     """
-    broken = [f"{k} was {before.get(k)!r} and is {now.get(k)!r}" for k in INCOMPARABLE
-              if before.get(k) != now.get(k)]
+    broken = [f"{k} was {before.get(k)!r} and is {now.get(k)!r}" for k in INCOMPARABLE if before.get(k) != now.get(k)]
     if broken:
         raise JournalError(f"the run can't be continued, its results before and after would not compare: "
                            f"{'; '.join(broken)}. Restore that, or start a new run with another out=")

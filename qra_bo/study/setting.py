@@ -16,8 +16,10 @@ from qra_bo.space import Allocation, CostTable, Ladder, SearchSpace, average_bit
 
 
 class BytesPredictor:
-    """Predicted bytes of any allocation of the units of ``space``, with ranks on its ladder or off it, as those of
-    uniform baselines."""
+    """Predicted bytes of any allocation of the units of ``space``, in the scope of ``memory``.
+
+    Formats and ranks may be off the ladders, as those of references and uniform baselines. Results are kept.
+    """
 
     def __init__(self, memory: MemoryModel, space: SearchSpace) -> None:
         self.memory, self.space = memory, space
@@ -91,7 +93,13 @@ class Setting:
         return table if limit is None else limit_average_bits(table, self.space, budget, limit)
 
     def problem(self, budget: int, profile: SensitivityProfile, max_full_trials: float) -> SearchProblem:
-        """Return the search problem within ``budget`` bytes."""
+        """Return the search problem within ``budget`` bytes.
+
+        Args:
+            budget: Hard limit on predicted bytes in the configured scope.
+            profile: Sensitivities of the space's units in its formats (nats).
+            max_full_trials: Full-trial equivalents that are left to spend.
+        """
         return SearchProblem(self.space, self.costs(budget), budget, profile, self.config.fidelity.high,
                              self.config.fidelity.low, self.config.seed, max_full_trials)
 
@@ -144,7 +152,10 @@ class Setting:
 
 
 def training_seeds(seed: int, n: int) -> tuple[int, tuple[int, ...]]:
-    """Return the training seed of a search with ``seed``, and ``n`` others that it does not use; all different."""
+    """Return the training seed of a search with ``seed``, and ``n`` others that it does not use; all different.
+
+    They are below 2**31 and the same in every process; a larger ``n`` only appends seeds.
+    """
     words = np.random.SeedSequence(entropy=seed, spawn_key=(0x7A11,)).generate_state(4 * (n + 2))
     first, *others = dict.fromkeys(int(word) % 2**31 for word in words)
     return first, tuple(others[:n])

@@ -32,8 +32,14 @@ CONCLUSIONS = ("surrogate_check", "confirmation", "rate_check", "ranking_check",
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Tokens and trials spent: tokens that went forward and backward, or forward only; trials at full fidelity or
-    longer and at low fidelity, failures included."""
+    """Tokens and trials spent, failures included.
+
+    Args:
+        training_tokens: Tokens that went forward and backward.
+        forward_tokens: Tokens that went forward only; each costs ``FORWARD_SHARE`` of a training token.
+        high_fidelity: Trials at full fidelity or longer.
+        low_fidelity: Trials at low fidelity.
+    """
 
     training_tokens: int = 0
     forward_tokens: int = 0
@@ -211,7 +217,10 @@ class Study:
 
     @property
     def winner(self) -> Allocation | None:
-        """The allocation that the run delivers: of the end event, else of the confirmation, else the incumbent."""
+        """The allocation that the run delivers: of the end event, else of the confirmation, else the incumbent.
+
+        ``None`` before the first point. Raises ``JournalError`` if the end event names an allocation without a trial.
+        """
         named = self.last.get("end", {}).get("best")
         if named is not None:
             for e in self.trials:

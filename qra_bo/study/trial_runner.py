@@ -32,7 +32,7 @@ ENGINE_STAGES = frozenset({"calibration", "baseline", "reference", "confirmation
 
 @dataclass(frozen=True, slots=True)
 class PlannedTrial:
-    """A trial that is asked for."""
+    """A trial that is asked for; ``stage`` is one of ``ENGINE_STAGES``, or the origin that a searcher gives it."""
 
     spec: TrialSpec
     fidelity: Fidelity
@@ -52,6 +52,12 @@ class Replayed:
 class TrialRunner:
     """Evaluates through the journal: each step of the (deterministic) engine that it holds is taken from there, so that
     a run that was killed goes on as if it had not been.
+
+    Args:
+        budget_bytes: Hard limit on predicted bytes, in the scope of ``setting.memory``.
+        journal: Open for writing; ``status.json`` is kept beside it.
+        listeners: Called with every event, those of earlier sessions first.
+        progress: Called with what is done, how much of it, and of how much.
 
     Attributes:
         under_way: Trials that the executor has, by their keys.
@@ -197,6 +203,9 @@ class TrialRunner:
 
         ``lr_scale`` is a factor on the base learning rate, ``factor`` one on the length of a full-fidelity trial with
         its schedule; ``codes="rtn"`` means round-to-nearest codes, ``None`` the configured ones.
+
+        Raises:
+            OracleError: If no learning rate is calibrated yet, or low fidelity has no length.
         """
         scale = self.study.lr_scale if lr_scale is None else lr_scale
         steps = self.config.fidelity.low if fidelity is Fidelity.LOW else self.config.fidelity.high * factor
@@ -218,13 +227,22 @@ class TrialRunner:
         return [trial for p in planned if (trial := self.study.find(p.spec.key)) is not None]
 
     def submit(self, planned: PlannedTrial) -> None:
-        """Hand a trial to the executor."""
+        """Hand a trial to the executor; ``next_finished`` returns it.
+
+        Raises:
+            JournalError: If the oracle's provenance shows that earlier results would not compare.
+        """
         self._describe()
         self.under_way[planned.spec.key] = planned
         self.executor.submit(planned.spec)
 
     def next_finished(self) -> Trial:
-        """Wait for the next trial that ends, and write it down: the journal has trials in the order of their ends."""
+        """Wait for the next trial that ends, and write it down: the journal has trials in the order of their ends.
+
+        Raises:
+            OracleError: If a trial with a loss counted no tokens.
+            WorkerError: If a worker can't build its oracle.
+        """
         self._overhead += time.monotonic() - self._mark
         spec, result = self.executor.finished(self.progress)
         self._mark = time.monotonic()

@@ -34,7 +34,6 @@ def print_checks(folder: Path, trust_remote_code: bool) -> None:
     """Print a line for every export: its loader, and how far its logits are from the run's own."""
     from qra_bo.export.check import ExportChecker  # loads torch
     from qra_bo.finetune.manifest import package_versions
-
     rows = ExportChecker(FinishedRun.read(folder, trust_remote_code)).rows()
     table = [(r.what, r.loaded_by, *(DASH if v is None else f"{v:.4g}" for v in (r.difference, r.mean)), r.note)
              for r in rows]

@@ -38,7 +38,6 @@ def resolve_device(device: str) -> str:
     """``"auto"`` becomes ``"cuda"`` where there is one, else ``"cpu"``. Loads torch. Raises ``DeviceError`` if CUDA is
     demanded and there is none."""
     import torch  # stays unloaded in task=memory
-
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():

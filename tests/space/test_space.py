@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qra_bo.space import GRANULARITIES, Allocation, Ladder, SearchSpace, average_bits, make_units, uniform
+from qra_bo.space import Allocation, Ladder, SearchSpace, average_bits, make_units, uniform
 from qra_bo.space.decoder import spec_from_numbers
+from qra_bo.space.space import GRANULARITIES
 from qra_bo.utils.errors import SpaceError
 from tests.spaces import FORMATS, every_row, make_space
 

@@ -33,7 +33,6 @@ def hub_records(cfg: HubData) -> list[Record]:
     """
     check_package(cfg)
     import datasets
-
     name = cfg.path
     try:
         if cfg.subset is not None and cfg.subset.endswith((".jsonl", ".json")):
@@ -51,8 +50,7 @@ def hub_records(cfg: HubData) -> list[Record]:
 
 
 READERS: Mapping[str, Callable[[Any, int], list[Record]]] = {
-    "jsonl": lambda cfg, seed: read_records(cfg.path, cfg.max_records),
-    "hub": lambda cfg, seed: hub_records(cfg),
+    "jsonl": lambda cfg, seed: read_records(cfg.path, cfg.max_records), "hub": lambda cfg, seed: hub_records(cfg),
     "tiny": lambda cfg, seed: tiny_records(cfg.max_records or 512, seed)}
 """Readers of records by ``kind``, from the options and a seed; the plays have splits of their own."""
 
@@ -90,7 +88,6 @@ def byte_tokenizer() -> Any:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
     from transformers.convert_slow_tokenizer import bytes_to_unicode
-
     core = Tokenizer(models.BPE(vocab={c: byte for byte, c in bytes_to_unicode().items()}, merges=[]))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     core.decoder = decoders.ByteLevel()

@@ -138,7 +138,6 @@ def _inner(masters: Sequence[Tensor], lr: float, settings: AdamWSettings,
     if settings.kind == "adamw":
         return torch.optim.AdamW(masters, fused=True, **options)
     from bitsandbytes.optim import AdamW  # heavy, and needed by these kinds alone
-
     inner = AdamW(masters, optim_bits=8 if has_8bit_states(settings.kind) else 32, is_paged=is_paged(settings.kind),
                   **options)
     inner.name2qmap = maps

@@ -41,10 +41,8 @@ def build_components(problem: SearchProblem, without: Collection[str] = (),
     sides = np.stack([level, root, kl, np.sqrt(kl)], axis=-1)[:, :, None, :]
     sensitivities = np.broadcast_to(sides, (n_units, n_formats, n_ranks, sides.shape[-1]))
     parts = {
-        "format": (table(below, flat_r), 0.7),
-        "rank": (table(flat_f, log_rank[:, None]), 0.3),
-        "rank shape": (table(flat_f, rank_steps), 0.15),
-        "quantization_sensitivity": (sensitivities, 0.7),
+        "format": (table(below, flat_r), 0.7), "rank": (table(flat_f, log_rank[:, None]), 0.3),
+        "rank shape": (table(flat_f, rank_steps), 0.15), "quantization_sensitivity": (sensitivities, 0.7),
         "quantization_sensitivity x rank": (sensitivities[..., 1:2] * log_rank[None, None, :, None], 0.2),
     }
     gain = rank_sensitivity_table(problem)
@@ -56,7 +54,6 @@ def build_components(problem: SearchProblem, without: Collection[str] = (),
     reference = _reference_rows(problem)
     built = [_normalised(name, phi, scale, reference) for name, (phi, scale) in parts.items()
              if name not in without and phi.shape[-1]]
-    # A space of one allocation leaves nothing to tell apart.
     return [c for c in built if c is not None] or [
         Component("nothing", torch.zeros((*problem.costs.shape, 1), dtype=torch.float64),
                   torch.ones((n_units, 1), dtype=torch.float64))]
@@ -110,10 +107,12 @@ def _normalised(name: str, phi: FloatArray, scale: float, rows: Tensor) -> Compo
     return Component(name, scaled, torch.ones((n_units, 1), dtype=torch.float64), scale)
 
 
-# (power of quantisation sensitivity, nats that the whole rank ladder is worth over nats that the typical format costs):
-# small rates put bytes into formats, large ones into ranks; the square root assumes smaller differences between units.
-# The order spreads the first few over the rates.
 _ASSUMPTIONS = ((1.0, 0.03), (0.5, 0.3), (0.5, 1.0), (0.5, 0.1), (1.0, 0.3), (1.0, 1.0), (0.5, 3.0), (1.0, 3.0))
+"""(Power of quantisation sensitivity, nats that all ranks together are worth over nats that the typical format costs).
+
+Small rates put bytes into formats, large ones into ranks; the square root assumes smaller differences between units.
+The order spreads the first few over the rates.
+"""
 _LEAST = 4
 
 
