@@ -56,10 +56,7 @@ def unknown_key(key: str, known: Iterable[str]) -> Problem:
 
 @cache
 def fields_of(hint: Any) -> dict[str, Any]:
-    """Return the types of the fields of a group by name; empty for a type that is no group.
-
-    A union of groups, e.g. the kinds of oracle, has the fields of all its options.
-    """
+    """Return the types of the fields of a group by name, of a union's options together; empty for any other type."""
     bare = _bare(hint)
     if is_typeddict(bare) or (isinstance(bare, type) and issubclass(bare, BaseModel)):
         hints = typing.get_type_hints(bare, include_extras=True)

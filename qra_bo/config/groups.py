@@ -217,7 +217,6 @@ class AdapterConfig(Group):
         iterations: Alternations of ``loftq``, and the most of ``lq_lora``; without effect elsewhere.
         alpha_over_rank: LoRA's scale alpha / r, the same at every rank.
         lr: Peak learning rate at rank 16, before calibration.
-        lr_rule: How the rate depends on the rank; see ``lr_exponent``.
     """
 
     init: Literal["kaiming", "residual_svd", "eva", "gradient", "loftq", "lq_lora", "pissa"]

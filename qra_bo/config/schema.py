@@ -30,7 +30,6 @@ class RunConfig(Group):
         ranks: LoRA ranks that a unit may have, strictly increasing.
         max_average_bits: Limit on code bits averaged over the units' parameters; ``None`` for no limit.
         granularity: Linear layers that share bits and rank (``space.make_units``).
-        max_hours: Hours after which the search ends; ``None`` leaves that to the effort.
         method: Target of the searcher (``searchers.make_searcher``).
         logger: Target of a listener for journal events (``report.trackers``); empty for none.
     """

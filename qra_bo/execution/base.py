@@ -41,11 +41,7 @@ class ProfileResult:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "ProfileResult":
-        """Inverse of ``to_json``, exact to the last bit.
-
-        Raises:
-            KeyError, TypeError, ValueError: If a field is missing or of the wrong type.
-        """
+        """Inverse of ``to_json``, exact to the last bit; raises ``KeyError``, ``TypeError`` or ``ValueError``."""
         arrays: dict[str, Any] = {key: None if data.get(key) is None else np.array(data[key], dtype=np.float64)
                                   for key in _ARRAYS[2:]}
         arrays |= {key: np.array(data[key], dtype=np.float64) for key in _ARRAYS[:2]}

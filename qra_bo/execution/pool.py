@@ -112,11 +112,7 @@ class WorkerHandle(ABC):
         """End it now, if it has not ended; it may be called twice."""
 
     def check(self, progress: Progress) -> None:
-        """End the worker if it counts as hung by now.
-
-        Raises:
-            WorkerLost: If it was silent for too long, or its trial takes far longer than those before it.
-        """
+        """End the worker and raise ``WorkerLost`` if it counts as hung by now: silent, or overdue with its trial."""
         silence = self._silence
         if silence is not None and time.monotonic() >= self._heard + silence:
             raise self._hung(f"it was silent for more than {silence:g} s and counts as hung")
@@ -179,10 +175,6 @@ class PoolExecutor(Executor, Generic[Handle]):
 
     One thread listens to them all: no answer is waited for while another is there. The first worker also profiles, and
     makes the final fine-tune.
-
-    Args:
-        handles: One for every worker, at least one.
-        limits: Deadlines and repeats, the same for all workers.
     """
 
     def __init__(self, handles: Sequence[Handle], limits: Limits) -> None:

@@ -127,11 +127,7 @@ class Moment:
 
 @dataclass(frozen=True)
 class LayerModel:
-    """Activations of one decoder layer, in bytes.
-
-    Symbols: ``n`` tokens of a batch, ``d`` width of the residual stream, ``i`` width of the MLP, ``c`` bytes of an
-    element in the compute type.
-    """
+    """Activations of one decoder layer, in bytes; the module's docstring names the symbols."""
 
     spec: DecoderSpec
     shape: TrainShape

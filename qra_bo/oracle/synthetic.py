@@ -25,7 +25,6 @@ TOTAL_4_BIT = 0.32
 TOTAL_TASK = 0.68
 """Loss that training can remove at most (nats)."""
 FACTOR_PER_BIT = 5.0
-"""Factor on a sensitivity for every bit less."""
 INTERACTION = 1.0
 KNEE = 0.3
 TASK_HALF_RANK = 0.2

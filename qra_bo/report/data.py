@@ -34,7 +34,6 @@ class Header:
     Args:
         units: Names of the ``L`` units.
         formats: The ladder of ``F`` storage formats, by increasing bits.
-        ranks: The ladder of ``R`` ranks.
         unit_numel: Parameters of every unit, ``L``.
         budget_bytes: Hard limit on predicted bytes in ``scope``; ``budget_text`` is the budget as configured.
         high_steps: Optimiser steps of a full-fidelity trial; ``low_steps`` are those of its prefix, if any.

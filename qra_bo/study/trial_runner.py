@@ -227,11 +227,7 @@ class TrialRunner:
         return [trial for p in planned if (trial := self.study.find(p.spec.key)) is not None]
 
     def submit(self, planned: PlannedTrial) -> None:
-        """Hand a trial to the executor; ``next_finished`` returns it.
-
-        Raises:
-            JournalError: If the oracle's provenance shows that earlier results would not compare.
-        """
+        """Hand a trial to the executor; ``JournalError`` if earlier results would not compare with this oracle's."""
         self._describe()
         self.under_way[planned.spec.key] = planned
         self.executor.submit(planned.spec)
@@ -241,7 +237,6 @@ class TrialRunner:
 
         Raises:
             OracleError: If a trial with a loss counted no tokens.
-            WorkerError: If a worker can't build its oracle.
         """
         self._overhead += time.monotonic() - self._mark
         spec, result = self.executor.finished(self.progress)
