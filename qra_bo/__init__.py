@@ -3,9 +3,10 @@
 Public names are imported when they are first used, so that ``import qra_bo`` is quick and loads no torch.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+import logging
+from typing import TYPE_CHECKING
 
+from qra_bo.utils.lazy import lazy_names
 from qra_bo.utils.version import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -25,14 +26,11 @@ _HOMES = dict.fromkeys(("plan", "search"), "api") | {
     "Allocation": "space", "MemoryModel": "memory", "Oracle": "oracle.protocol", "OrdinalProblem": "searchers.ordinal",
     "OrdinalSearch": "searchers.ordinal", "Plan": "memory", "Result": "pipeline.run", "RunConfig": "config",
     "SearchSpace": "space", "load": "export.load", "load_config": "config"}
+__getattr__ = lazy_names(__name__, _HOMES)
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"qra_bo.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
+# A notice of a fused inference kernel, which training never calls; peft and transformers bring it up.
+logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(
+    lambda record: not str(record.msg).startswith("Failed to load CPU gemm_4bit_forward"))
 
 
 def __dir__() -> list[str]:

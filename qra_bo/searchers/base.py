@@ -102,7 +102,7 @@ class SelfChecking(Protocol):
 def make_searcher(config: Mapping[str, Any], problem: SearchProblem) -> Searcher:
     """Construct the searcher that ``_target_`` names, with the other keys as keyword arguments.
 
-    A value with a ``_target_`` of its own (a stage, an acquisition function) is a callable with its parameters set.
+    Where a parameter is a callable (an acquisition function), its own ``_target_`` gets its keyword arguments alone.
 
     ``_target_`` is imported: the configuration must be the user's own, never one read from the folder of a run. Raises
     ``ConfigError`` if a target can't be imported, or an option is unknown or out of its range.
@@ -112,8 +112,10 @@ def make_searcher(config: Mapping[str, Any], problem: SearchProblem) -> Searcher
     problems = list(_problems("method", config))
     if problems:
         raise ConfigError(problems)
-    nested = {k: {"_partial_": True, **v} for k, v in config.items() if isinstance(v, Mapping) and "_target_" in v}
-    made = instantiate({**config, **nested, "_partial_": True}, _convert_="all")
+    parameters = inspect.signature(pkgutil.resolve_name(config["_target_"])).parameters
+    callables = {k: {"_partial_": True, **v} for k, v in config.items() if isinstance(v, Mapping) and "_target_" in v
+                 and k in parameters and "Callable" in str(parameters[k].annotation)}
+    made = instantiate({**config, **callables, "_partial_": True}, _convert_="all")
     try:
         inspect.signature(made).bind(problem)
     except TypeError as error:
