@@ -21,7 +21,7 @@ from qra_bo.oracle.emulator.emulator import FAMILIES, FIT_SEED, usable
 from qra_bo.oracle.emulator.features import Describer
 from qra_bo.oracle.emulator.levels import Levelled
 from qra_bo.oracle.emulator.table import ROWS, TASK, Table, load_table
-from qra_bo.sensitivity.profile import FloatArray
+from qra_bo.space import FloatArray
 
 NEAR = 0.97
 LEAST = 8

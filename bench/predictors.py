@@ -32,8 +32,7 @@ from qra_bo.searchers.base import SearchProblem
 from qra_bo.searchers.structured.searcher import StructuredSearch
 from qra_bo.sensitivity.importance import BELIEVED, DIVERGENCE, RISE, measured_sensitivity
 from qra_bo.sensitivity.io import load_profile
-from qra_bo.sensitivity.profile import FloatArray
-from qra_bo.space import average_bits
+from qra_bo.space import FloatArray, average_bits
 
 QUANTISED = "quantised.csv"
 MORE_TEXT = "profile_32.json"

@@ -112,12 +112,6 @@ def peaks_to_json(peaks: Iterable[PhasePeak]) -> dict[str, dict[str, int | None]
     return {p.phase: {"allocated": p.allocated, "reserved": p.reserved} for p in peaks}
 
 
-def peaks_from_json(data: Mapping[str, Any]) -> tuple[PhasePeak, ...]:
-    """Inverse of ``peaks_to_json``; raises ``KeyError``, ``TypeError`` or ``ValueError`` for anything else."""
-    return tuple(PhasePeak(str(phase), int(found["allocated"]), _optional(int, found["reserved"]))
-                 for phase, found in data.items())
-
-
 @dataclass(frozen=True, slots=True)
 class TrialResult:
     """An oracle's answer to a ``TrialSpec``.
@@ -160,7 +154,8 @@ class TrialResult:
                    tuple((int(s), float(v)) for s, v in data["curve"]), int(data["new_steps"]),
                    int(data["training_tokens"]), int(data["forward_tokens"]), _optional(int, data["measured_bytes"]),
                    float(data["seconds"]), float(data["switch_seconds"]), str(data["message"]),
-                   peaks_from_json(data["peaks"]))
+                   tuple(PhasePeak(str(phase), int(peak["allocated"]), _optional(int, peak["reserved"]))
+                         for phase, peak in data["peaks"].items()))
 
 
 @dataclass(frozen=True, slots=True)

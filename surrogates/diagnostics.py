@@ -57,13 +57,6 @@ class HeldOut:
             raise SurrogateError(f"diagnostics need at least 2 predictions with positive deviations; got {n}, the "
                                  f"smallest deviation {float(self.sd.min()) if n else math.nan:g}")
 
-    @classmethod
-    def gaussian(cls, truth: Tensor, mean: Tensor, sd: Tensor) -> "HeldOut":
-        """Return predictions that are Gaussian in the units of ``truth``."""
-        check_shape("mean", mean, (truth.shape[0],))
-        score = (truth - mean) / sd
-        return cls(truth, mean, sd, score, gaussian_nll(score, sd))
-
     def diagnostics(self) -> Diagnostics:
         """Return rank correlation, likelihood and coverage of the predictions."""
         good = self.truth <= self.truth.median()
@@ -84,6 +77,4 @@ def spearman(a: Tensor, b: Tensor) -> float:
     ranks = [torch.from_numpy(rankdata(v.numpy())) for v in (a, b)]
     centred = [r - r.mean() for r in ranks]
     norms = [float(c.square().sum().sqrt()) for c in centred]
-    if min(norms) == 0.0:
-        return math.nan
-    return float(centred[0] @ centred[1]) / (norms[0] * norms[1])
+    return math.nan if min(norms) == 0.0 else float(centred[0] @ centred[1]) / (norms[0] * norms[1])

@@ -30,7 +30,9 @@ class LogWarp:
 
     def forward(self, y: Tensor) -> Tensor:
         """Return latent values."""
-        return (self._raw(y) - self.shift) / self.unit
+        above = y - self.best
+        raw = above if math.isinf(self.offset) else self.offset * torch.log1p(above / self.offset)
+        return (raw - self.shift) / self.unit
 
     def inverse(self, z: Tensor) -> Tensor:
         """Return the values of latent ones."""
@@ -49,11 +51,6 @@ class LogWarp:
         """Return ``log dz/dy`` at every value."""
         slope = torch.zeros_like(y) if math.isinf(self.offset) else -torch.log1p((y - self.best) / self.offset)
         return slope - math.log(self.unit)
-
-    def _raw(self, y: Tensor) -> Tensor:
-        if math.isinf(self.offset):
-            return y - self.best
-        return self.offset * torch.log1p((y - self.best) / self.offset)
 
 
 def candidate_warps(y: Tensor, offsets: Sequence[float | None]) -> list[LogWarp]:

@@ -72,7 +72,7 @@ class Plan:
     def __init__(self, facts: TaskFacts, problems: Sequence[SearchProblem], rules: Sequence[BaselineRules], seed: int,
                  sizes: Sizes | None = None) -> None:
         self._facts, self._seed, self._sizes = facts, seed, sizes or Sizes()
-        self._problems, self._rules = tuple(p.with_seed(seed) for p in problems), tuple(rules)
+        self._problems, self._rules = tuple(replace(p, seed=seed) for p in problems), tuple(rules)
         self._space = self._problems[0].space
         self._fixed = list(self._first())
 

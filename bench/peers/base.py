@@ -9,9 +9,8 @@ from qra_bo.searchers.base import SearchProblem
 from qra_bo.searchers.evolution.archive import Archive
 from qra_bo.searchers.evolution.variation import random_near_budget
 from qra_bo.sensitivity.importance import fidelity_importance, plasticity_importance
-from qra_bo.sensitivity.profile import FloatArray
 from qra_bo.sensitivity.repair import Repair
-from qra_bo.space import IntArray
+from qra_bo.space import FloatArray, IntArray
 from qra_bo.space.knapsack import solve_knapsack
 from qra_bo.space.neighbourhood import ladder_tops, neighbours_within
 from qra_bo.trials import Fidelity, Proposal, Trial

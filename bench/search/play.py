@@ -158,7 +158,7 @@ def play(arena: Arena, entry: Entry, seed: int, equivalents: float) -> dict[str,
         loss, the five best allocations found with their losses, and the CPU seconds of the method itself.
     """
     game = Game(arena, seed)
-    searcher = make_player(entry.method, arena.problem.with_seed(seed), entry.options, equivalents)
+    searcher = make_player(entry.method, replace(arena.problem, seed=seed), entry.options, equivalents)
     baselines = game.baselines()
     after_baselines = game.spent / arena.equivalent
     searcher.tell(on_ladders(arena.problem.space, baselines) if entry.kind in OTHERS else baselines)

@@ -20,10 +20,9 @@ from qra_bo.searchers.evolution.selection import Promotion
 from qra_bo.searchers.structured import LEAST_CHECKED, StructuredSearch
 from qra_bo.searchers.trust_region import embed, unit_importance
 from qra_bo.sensitivity.importance import fidelity_importance, plasticity_importance
-from qra_bo.sensitivity.profile import FloatArray
-from qra_bo.space import Allocation, IntArray
+from qra_bo.space import Allocation, FloatArray, IntArray
 from qra_bo.trials import Fidelity, Trial, TrialResult, TrialSpec, TrialState
-from surrogates.diagnostics import Diagnostics, HeldOut, spearman
+from surrogates.diagnostics import Diagnostics, HeldOut, gaussian_nll, spearman
 from surrogates.fidelity import FidelityModel
 from surrogates.gp import fit_gp
 
@@ -66,7 +65,9 @@ def of_gp(problem: SearchProblem, rows: IntArray, losses: FloatArray) -> Diagnos
         error, sd = left_one_out(covariance, model.train_targets - prior.mean)
     scale = float(np.std(losses, ddof=1))
     truth = torch.from_numpy(losses)
-    return HeldOut.gaussian(truth, truth - error * scale, sd * scale).diagnostics()
+    mean, sd = truth - error * scale, sd * scale
+    score = (truth - mean) / sd
+    return HeldOut(truth, mean, sd, score, gaussian_nll(score, sd)).diagnostics()
 
 
 def left_one_out(covariance: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
@@ -109,7 +110,7 @@ def quality_rows(table: Table, problem_of: Sequence[tuple[ReferenceBudget, Searc
     for text, close, problem in near:
         band = close & np.array([problem.space.contains(a) for a in data.allocations])
         chosen = np.flatnonzero(band & np.isfinite(data.targets[:, -2]))
-        encoded = problem.space.encode_all([data.allocations[i] for i in chosen])
+        encoded = np.stack([problem.space.encode(data.allocations[i]) for i in chosen])
         losses, early = data.targets[chosen, -1], data.targets[chosen, -2]
         for count in counts:
             base = {"task": table.facts.task, "budget": text, "evaluations": count, "available": len(chosen)}

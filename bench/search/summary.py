@@ -9,7 +9,7 @@ import numpy as np
 from bench.report import Target
 from bench.search.kept import arena_of, rescaled
 from bench.search.methods import OTHERS
-from qra_bo.sensitivity.profile import FloatArray
+from qra_bo.space import FloatArray
 from qra_bo.study.intervals import paired_interval
 
 Run = Mapping[str, Any]

@@ -20,8 +20,7 @@ from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting
 from scipy.interpolate import RBFInterpolator
 
 from qra_bo.searchers.evolution.selection import rank_and_crowd, survivors, tournament
-from qra_bo.sensitivity.profile import FloatArray
-from qra_bo.space import CostTable, IntArray
+from qra_bo.space import CostTable, FloatArray, IntArray
 from qra_bo.utils.errors import BudgetError, ConfigError
 
 TINY = 1e-12

@@ -3,9 +3,8 @@ measured by."""
 
 import numpy as np
 
-from qra_bo.sensitivity.profile import FloatArray
 from qra_bo.sensitivity.repair import edit_weights
-from qra_bo.space import CostTable, IntArray, PhaseCost
+from qra_bo.space import CostTable, FloatArray, IntArray, PhaseCost
 from qra_bo.utils.errors import BudgetError
 
 

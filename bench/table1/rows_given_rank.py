@@ -13,8 +13,7 @@ from bench.table1.rows import RANK, ROWS, Found, Row, largest_fitting_rank
 from bench.table1.session import Session
 from qra_bo.memory.budget import uniform_bytes
 from qra_bo.memory.formats import parse_format
-from qra_bo.sensitivity.profile import FloatArray
-from qra_bo.space import Allocation, IntArray, uniform
+from qra_bo.space import Allocation, FloatArray, IntArray, uniform
 from qra_bo.space.knapsack import solve_knapsack
 from qra_bo.study.state import FORWARD_SHARE
 from qra_bo.utils.errors import BudgetError

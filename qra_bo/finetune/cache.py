@@ -21,8 +21,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from qra_bo.finetune.checked_tensors import fast_hash, load_checked, save_checked
-from qra_bo.sensitivity.io import profile_from_json, profile_to_json
-from qra_bo.sensitivity.profile import SensitivityProfile
+from qra_bo.sensitivity import SensitivityProfile, profile_from_json, profile_to_json
 from qra_bo.utils.errors import ProfileError
 from qra_bo.utils.files import cache_folder, read_sealed, write_sealed
 from qra_bo.utils.holder import holder_of, name_holder

@@ -12,8 +12,7 @@ from qra_bo.finetune.models.activations import layer_inputs, starting_at
 from qra_bo.finetune.quantization.bank import LayerBank
 from qra_bo.finetune.training.loss import CalibrationText, each_gradient, logits_of
 from qra_bo.oracle.protocol import Progress
-from qra_bo.sensitivity.profile import FloatArray
-from qra_bo.space import StorageFormat, Unit
+from qra_bo.space import FloatArray, StorageFormat, Unit
 
 Value = TypeVar("Value")
 KEPT_LOG_PROBABILITIES = 512 * 2**20
@@ -44,14 +43,11 @@ class DenseReference:
         self._valid = targets != -100
         self._goal = targets[self._valid]
         self.tokens = len(self._goal)
+        self._starts = range(0, self.tokens, chunk)
         self._hidden = self._select(hidden)
         vocab = model.get_output_embeddings().weight.shape[0]
         keep = 4 * vocab * len(self._goal) <= KEPT_LOG_PROBABILITIES
         self._kept = [self._log_p(self._hidden, start) for start in self._starts] if keep else None
-
-    @property
-    def _starts(self) -> range:
-        return range(0, len(self._goal), self._chunk)
 
     def _select(self, hidden: Tensor) -> Tensor:
         return hidden[:, :-1].reshape(len(self._valid), -1)[self._valid]

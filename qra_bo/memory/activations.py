@@ -240,11 +240,6 @@ class LayerModel:
         return tuple(out)
 
     @property
-    def final_moment(self) -> int:
-        """Bytes beyond all saved activations in the backward pass of the final norm, its own saved ones included."""
-        return self.norm_saved + 2 * self.stream + self.norm_spike
-
-    @property
     def loss_bytes(self) -> int:
         """Bytes beyond all saved activations while the head and the loss are evaluated (forward).
 

@@ -73,13 +73,12 @@ class AllowanceStore:
             data = read_sealed(self.path(device))
             if data["schema_version"] != SCHEMA_VERSION or data["device"] != device:
                 return None
-            found = Allowance(*(int(data[key]) for key in ("fixed_bytes", "share_ppm", "measurements")))
+            return Allowance(*(int(data[key]) for key in ("fixed_bytes", "share_ppm", "measurements")))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
             log.warning("the allowance in %s can't be used and is measured anew: %s", self.path(device), error)
             return None
-        return found
 
     def keep(self, device: str, allowance: Allowance) -> None:
         """Write a device's allowance, atomically; raises ``OSError``."""

@@ -50,20 +50,15 @@ def forward_moments(layer: LayerModel) -> tuple[Moment, ...]:
     return tuple(out)
 
 
-def head_bytes(layer: LayerModel) -> int:
-    """Bytes of the last hidden states and one chunk of logits; of all logits of a sequence where they are capped."""
-    shape, c = layer.shape, layer.shape.compute_dtype_bytes
-    targets = shape.length - 1
-    if layer.family.soft_cap:
-        return layer.stream + targets * layer.spec.vocab_size * (3 * c + 8)
-    return layer.stream + min(shape.logits_chunk or targets, targets) * layer.spec.vocab_size * 8
-
-
 def evaluation_spikes(layer: LayerModel, space: SearchSpace) -> IntArray:
     """Largest instant of an evaluation beyond the resident bytes, ``L x F x R``; see ``evaluation_layer``."""
     ranks = np.array(space.ranks.values, dtype=np.int64)
-    moments, least = forward_moments(layer), head_bytes(layer)
-    plain = max([least, *(m.extra for m in moments if not m.group)])
+    moments, shape = forward_moments(layer), layer.shape
+    # The head has the last hidden states and one chunk of logits; all logits of a sequence where they are capped.
+    targets = shape.length - 1
+    chunk = targets if layer.family.soft_cap else min(shape.logits_chunk or targets, targets)
+    logit = 3 * shape.compute_dtype_bytes + 8 if layer.family.soft_cap else 8
+    plain = max([layer.stream + chunk * layer.spec.vocab_size * logit, *(m.extra for m in moments if not m.group)])
 
     def spike(unit: Unit) -> IntArray:
         best = np.full((len(space.formats), len(ranks)), plain, dtype=np.int64)

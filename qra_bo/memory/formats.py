@@ -55,18 +55,12 @@ BACKENDS: Mapping[str, str] = {
 """Class that packs the formats of each backend; it is imported only where weights are packed."""
 
 
-def _known() -> dict[str, StorageFormat]:
-    formats = [StorageFormat("nf4", "bitsandbytes", 4, 64, double_quant=True),
-               StorageFormat("nf4-nodq", "bitsandbytes", 4, 64), StorageFormat("int8", "bitsandbytes", 8, 0),
-               StorageFormat("fp16", "none", 16, 0)]
-    for bits in HQQ_PLANES:
-        formats += [StorageFormat(f"hqq{bits}", "hqq", bits, 64), StorageFormat(f"hqq{bits}-g32", "hqq", bits, 32),
-                    StorageFormat(f"hqq{bits}-g128", "hqq", bits, 128),
-                    StorageFormat(f"ref{bits}", "reference", bits, 64)]
-    return {f.name: f for f in formats}
-
-
-FORMATS: Mapping[str, StorageFormat] = _known()
+_BY_BITS = (("hqq{}", "hqq", 64), ("hqq{}-g32", "hqq", 32), ("hqq{}-g128", "hqq", 128), ("ref{}", "reference", 64))
+FORMATS: Mapping[str, StorageFormat] = {f.name: f for f in (
+    StorageFormat("nf4", "bitsandbytes", 4, 64, double_quant=True), StorageFormat("nf4-nodq", "bitsandbytes", 4, 64),
+    StorageFormat("int8", "bitsandbytes", 8, 0), StorageFormat("fp16", "none", 16, 0),
+    *(StorageFormat(name.format(bits), backend, bits, block)
+      for bits in HQQ_PLANES for name, backend, block in _BY_BITS))}
 """Every storage format by name."""
 
 _DEFAULTS = {2: "hqq2", 3: "hqq3", 4: "nf4", 5: "hqq5-g128", 6: "hqq6-g128", 8: "int8", 16: "fp16"}
@@ -135,9 +129,7 @@ def metadata_bytes(fmt: StorageFormat, out_features: int, in_features: int) -> i
     if fmt.block == 0:
         return 4 * out_features
     blocks = -(-out_features * in_features // fmt.block)
-    if fmt.double_quant:
-        return blocks + 4 * -(-blocks // NESTED_BLOCK) + 4
-    return 4 * blocks
+    return blocks + 4 * -(-blocks // NESTED_BLOCK) + 4 if fmt.double_quant else 4 * blocks
 
 
 _TILE_NUMEL = {"cpu": 1 << 18, "cuda": 1 << 22}

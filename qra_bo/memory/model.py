@@ -179,7 +179,9 @@ class MemoryModel:
             rows.append(by_key[key])
         layer_of = np.array([u.linears[0].layer for u in space.units])
         slack, late = _slack(saved, gradients, layer_of)
-        return np.asarray(np.maximum(np.stack(rows) - slack[:, None, None], max(0, self.layer.final_moment - late)))
+        # The final norm's backward pass, beyond all saved activations, its own included.
+        final = self.layer.norm_saved + 2 * self.layer.stream + self.layer.norm_spike
+        return np.asarray(np.maximum(np.stack(rows) - slack[:, None, None], max(0, final - late)))
 
     def _unit_spike(self, own: Sequence[Linear], others: Sequence[Linear], formats: Sequence[StorageFormat],
                     ranks: IntArray) -> IntArray:

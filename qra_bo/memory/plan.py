@@ -197,11 +197,9 @@ def _uniform_row(memory: MemoryModel, space: SearchSpace, fmt: StorageFormat, ra
 
 def _on_ladders(memory: MemoryModel, space: SearchSpace, limit: int) -> Row | None:
     """Price the highest bits that fit with the lowest rank, at the highest rank of the ladder that fits with them."""
-    for fmt in reversed(space.formats):
-        fitting = [r for r in space.ranks.values if uniform_bytes(memory, space, fmt, r) <= limit]
-        if fitting:
-            return _uniform_row(memory, space, fmt, fitting[-1])
-    return None
+    fitting = ((fmt, rank) for fmt in reversed(space.formats) for rank in reversed(space.ranks.values)
+               if uniform_bytes(memory, space, fmt, rank) <= limit)
+    return next((_uniform_row(memory, space, fmt, rank) for fmt, rank in fitting), None)
 
 
 def _levers(memory: MemoryModel, space: SearchSpace, need: int) -> list[Lever]:

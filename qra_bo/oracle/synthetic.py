@@ -12,8 +12,8 @@ import numpy as np
 from qra_bo.memory.formats import parse_format
 from qra_bo.oracle.protocol import TRAINING, Progress
 from qra_bo.oracle.simulated import StepsDone, named_normal
-from qra_bo.sensitivity.profile import FloatArray, SensitivityProfile
-from qra_bo.space import Allocation, IntArray, SearchSpace, StorageFormat
+from qra_bo.sensitivity.profile import SensitivityProfile
+from qra_bo.space import Allocation, FloatArray, IntArray, SearchSpace, StorageFormat
 from qra_bo.trials import TrialResult, TrialSpec, TrialState
 from qra_bo.utils.errors import OracleError
 
@@ -59,7 +59,9 @@ class Landscape:
         n = space.n_units
         rng = np.random.default_rng(np.random.SeedSequence([seed, 0]))
         size = space.unit_numel / space.unit_numel.mean()
-        drawn = rng.lognormal(0.0, 0.8, n) * size * _ends(n)
+        depth = np.linspace(0.0, 1.0, n) if n > 1 else np.zeros(1)
+        ends = 1.0 + 2.0 * np.exp(-np.minimum(depth, 1.0 - depth) / 0.05)  # 1 in the middle of the stack, up to 3
+        drawn = rng.lognormal(0.0, 0.8, n) * size * ends
         self._severity = TOTAL_4_BIT * drawn / drawn.sum()
         task = rng.lognormal(0.0, 0.8, n) * size
         self.task = TOTAL_TASK * task / task.sum()
@@ -111,12 +113,6 @@ def phi(total: FloatArray) -> FloatArray:
     """Return the loss of the whole from the sum of its parts, both ``n`` (nats): convex, so more than the sum."""
     bent = np.minimum(total, KNEE)
     return total + INTERACTION * (bent**2 + 2.0 * KNEE * (total - bent))
-
-
-def _ends(n: int) -> FloatArray:
-    """Return factors of 1 in the middle of the stack, up to 3 at its ends, ``n``."""
-    depth = np.linspace(0.0, 1.0, n) if n > 1 else np.zeros(1)
-    return 1.0 + 2.0 * np.exp(-np.minimum(depth, 1.0 - depth) / 0.05)
 
 
 class SyntheticOracle:

@@ -4,13 +4,13 @@ import inspect
 import math
 import pkgutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 from hydra.utils import instantiate
 
-from qra_bo.sensitivity.profile import SensitivityProfile
+from qra_bo.sensitivity import SensitivityProfile
 from qra_bo.space import Allocation, CostTable, SearchSpace
 from qra_bo.trials import Proposal, Trial
 from qra_bo.utils.errors import ConfigError, nearest_first
@@ -47,9 +47,6 @@ class SearchProblem:
         name = component.encode()
         words = [int.from_bytes(name[i:i + 4].ljust(4, b"\0"), "little") for i in range(0, len(name), 4)]
         return np.random.default_rng(np.random.SeedSequence(entropy=self.seed, spawn_key=tuple(words)))
-
-    def with_seed(self, seed: int) -> "SearchProblem":
-        return replace(self, seed=seed)
 
 
 @runtime_checkable

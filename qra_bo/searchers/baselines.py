@@ -9,11 +9,15 @@ import numpy as np
 from qra_bo.searchers.base import SearchProblem
 from qra_bo.searchers.evolution.archive import Archive
 from qra_bo.searchers.evolution.variation import random_near_budget
-from qra_bo.sensitivity import fidelity_importance, plasticity_importance, warm_start
-from qra_bo.sensitivity.importance import RISE, measured_sensitivity
-from qra_bo.sensitivity.profile import FloatArray
-from qra_bo.sensitivity.repair import Repair
-from qra_bo.space import CostTable, IntArray, PhaseCost
+from qra_bo.sensitivity import (
+    RISE,
+    Repair,
+    fidelity_importance,
+    measured_sensitivity,
+    plasticity_importance,
+    warm_start,
+)
+from qra_bo.space import CostTable, FloatArray, IntArray, PhaseCost
 from qra_bo.space.knapsack import solve_knapsack
 from qra_bo.space.neighbourhood import neighbours_within
 from qra_bo.trials import Fidelity, Proposal, Trial
@@ -55,11 +59,8 @@ class RandomSearch(_Baseline):
     name = "random"
 
     def _next(self) -> IntArray | None:
-        for _ in range(_TRIES):
-            row = random_near_budget(self._problem, self._rng)
-            if self._archive.claim(row, Fidelity.HIGH):
-                return row
-        return None
+        drawn = (random_near_budget(self._problem, self._rng) for _ in range(_TRIES))
+        return next((row for row in drawn if self._archive.claim(row, Fidelity.HIGH)), None)
 
 
 class HillClimb(_Baseline):
@@ -85,14 +86,12 @@ class HillClimb(_Baseline):
         if best is None and self._archive.claim(centre, Fidelity.HIGH):
             return centre
         if self._centre is None or not np.array_equal(centre, self._centre):
-            self._centre, self._untried = centre, self._around(centre)
+            self._centre = centre
+            around = (neighbours_within(self._problem.space, centre, radius, costs=self._problem.costs,
+                                        budget_bytes=self._problem.budget_bytes, rng=self._rng, cap=_MOST)
+                      for radius in range(2, _FURTHEST + 1))
+            self._untried = (row for rows in around for row in self._rng.permutation(rows))
         return next((row for row in self._untried if self._archive.claim(row, Fidelity.HIGH)), None)
-
-    def _around(self, centre: IntArray) -> Iterator[IntArray]:
-        for radius in range(2, _FURTHEST + 1):
-            rows = neighbours_within(self._problem.space, centre, radius, costs=self._problem.costs,
-                                     budget_bytes=self._problem.budget_bytes, rng=self._rng, cap=_MOST)
-            yield from self._rng.permutation(rows)
 
 
 class SequentialSearch(_Baseline):

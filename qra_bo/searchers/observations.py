@@ -8,8 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qra_bo.searchers.base import SearchProblem
-from qra_bo.sensitivity.profile import FloatArray
-from qra_bo.space import Allocation, IntArray
+from qra_bo.space import Allocation, FloatArray, IntArray
 from qra_bo.space.knapsack import solve_knapsack
 from qra_bo.trials import Fidelity, Proposal, Trial, TrialState
 from qra_bo.utils.errors import BudgetError

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from qra_bo.searchers.base import Searcher, SearchProblem
 from qra_bo.searchers.structured import StructuredSearch
-from qra_bo.sensitivity.profile import SensitivityProfile
+from qra_bo.sensitivity import SensitivityProfile
 from qra_bo.space import Allocation, CostTable, Ladder, Linear, PhaseCost, SearchSpace, StorageFormat, Unit
 from qra_bo.trials import Fidelity, Proposal, Trial, TrialResult, TrialSpec, TrialState
 from qra_bo.utils.errors import SpaceError

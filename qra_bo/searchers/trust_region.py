@@ -1,7 +1,6 @@
 """Stage 2 of the published method: Bayesian optimisation in a trust region (Eqs. 8-13)."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -10,9 +9,8 @@ from botorch.acquisition.analytic import LogExpectedImprovement
 
 from qra_bo.searchers.base import SearchProblem
 from qra_bo.searchers.observations import ObservingSearcher, TrustRegion
-from qra_bo.sensitivity.importance import min_max, scaled_by_value
-from qra_bo.sensitivity.profile import FloatArray, SensitivityProfile
-from qra_bo.space import IntArray, SearchSpace
+from qra_bo.sensitivity import SensitivityProfile, min_max, scaled_by_value
+from qra_bo.space import FloatArray, IntArray, SearchSpace
 from qra_bo.space.neighbourhood import neighbours_within
 from qra_bo.trials import Trial
 from qra_bo.utils.errors import ConfigError
@@ -95,12 +93,10 @@ class TrustRegionBO(ObservingSearcher):
 
     def _best_neighbour(self, rows: IntArray, objective: FloatArray) -> IntArray | None:
         centre = rows[int(np.argmax(objective))]
-        region, candidates = self.region, self._neighbours(centre, self.region.radius)
-        while not len(candidates):
-            if region.radius == region.largest:
-                return None
-            region = replace(region, radius=region.radius + 1)
-            candidates = self._neighbours(centre, region.radius)
+        wider = (self._neighbours(centre, r) for r in range(self.region.radius, self.region.largest + 1))
+        candidates = next((found for found in wider if len(found)), None)
+        if candidates is None:
+            return None
         y = torch.from_numpy(objective)[:, None]
         if float(y.max() - y.min()) == 0.0:
             return np.asarray(candidates[0])

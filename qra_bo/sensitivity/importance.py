@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from qra_bo.sensitivity.profile import FloatArray, SensitivityProfile
-from qra_bo.space import IntArray, SearchSpace
+from qra_bo.sensitivity.profile import SensitivityProfile
+from qra_bo.space import FloatArray, IntArray, SearchSpace
 from qra_bo.utils.errors import ConfigError
 
 RISE, DIVERGENCE, BELIEVED = "rise", "divergence", "believed"

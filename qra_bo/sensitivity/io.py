@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal, TypeVar
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from qra_bo.sensitivity.profile import FloatArray, SensitivityProfile
-from qra_bo.space import Unit
+from qra_bo.sensitivity.profile import SensitivityProfile
+from qra_bo.space import FloatArray, Unit
 from qra_bo.utils.errors import ProfileError
 from qra_bo.utils.files import replace_text, strict_json
 

@@ -5,12 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 
-from qra_bo.space import SearchSpace
+from qra_bo.space import FloatArray, SearchSpace
 from qra_bo.utils.errors import ProfileError
-
-FloatArray = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)

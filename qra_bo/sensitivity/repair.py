@@ -5,8 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from qra_bo.sensitivity.profile import FloatArray
-from qra_bo.space import CostTable, IntArray, PhaseCost
+from qra_bo.space import CostTable, FloatArray, IntArray, PhaseCost
 from qra_bo.utils.errors import BudgetError, SpaceError
 
 EPS = 1e-8

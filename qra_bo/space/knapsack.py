@@ -10,10 +10,9 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array, vstack
 
 from qra_bo.space.cost import CostTable
-from qra_bo.space.space import IntArray
+from qra_bo.space.space import FloatArray, IntArray
 from qra_bo.utils.errors import BudgetError, QRABOError, SpaceError
 
-FloatArray = npt.NDArray[np.float64]
 _LARGEST_COEFFICIENT = 1000.0
 _SLACK = 1e-6  # only ever admits too much: rows that exceed the budget are cut
 _INFEASIBLE = 2  # status of scipy.optimize.milp

@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from qra_bo.space.cost import CostTable
-from qra_bo.space.knapsack import FloatArray, flatten
-from qra_bo.space.space import IntArray
+from qra_bo.space.knapsack import flatten
+from qra_bo.space.space import FloatArray, IntArray
 from qra_bo.utils.errors import BudgetError
 
 _BISECTIONS = 40

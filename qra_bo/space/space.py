@@ -65,6 +65,7 @@ class Ladder:
 
 
 IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float64]
 GRANULARITIES = ("layer", "block", "fused", "module")
 
 
@@ -150,10 +151,6 @@ class SearchSpace:
             raise SpaceError(f"formats {unknown} are not on the ladder {list(self.format_index)}")
         return np.array([self.format_index[f] for f in allocation.formats]
                         + [self.ranks.index(r) for r in allocation.ranks], dtype=np.int64)
-
-    def encode_all(self, allocations: list[Allocation]) -> IntArray:
-        """Index rows, ``n x 2 L``."""
-        return np.array([self.encode(a) for a in allocations], dtype=np.int64).reshape(-1, 2 * self.n_units)
 
     def decode(self, row: IntArray) -> Allocation:
         """Inverse of ``encode`` for one row of ``2 L`` integers."""

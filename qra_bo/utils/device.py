@@ -1,29 +1,25 @@
 """Device and compute type of a run; answers without loading torch where that is possible."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from qra_bo.utils.errors import DeviceError
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-_FAST_BF16 = ("avx512_bf16", "amx_bf16", "bf16")  # the last is ARM's
-
-
-def cpu_has_fast_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether the CPU multiplies in bf16; without that, bf16 is emulated and slower than fp32."""
-    try:
-        text = cpuinfo.read_text()
-    except OSError:
-        return False
-    return any(flag in line.split() for line in text.splitlines() if line.lower().startswith(("flags", "features"))
-               for flag in _FAST_BF16)
+_FAST_BF16 = {"avx512_bf16", "amx_bf16", "bf16"}  # the last is ARM's
 
 
 def resolve_dtype(dtype: str, device_type: str) -> str:
-    """``"auto"`` becomes bfloat16 on CUDA and on CPUs that multiply in it, else float32."""
+    """``"auto"`` becomes bfloat16 on CUDA and on CPUs that multiply in it, else float32: without that, bf16 is emulated
+    and slower."""
     if dtype != "auto":
         return dtype
-    return "bfloat16" if device_type == "cuda" or cpu_has_fast_bf16() else "float32"
+    flags: set[str] = set()
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            flags |= set(line.split()) if line.lower().startswith(("flags", "features")) else set()
+    return "bfloat16" if device_type == "cuda" or flags & _FAST_BF16 else "float32"
 
 
 def planned_device(device: str) -> str:
@@ -48,6 +44,5 @@ def resolve_device(device: str) -> str:
 
 def cores() -> int:
     """Return the cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # not on Windows and macOS
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    # Windows and macOS have no affinities.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

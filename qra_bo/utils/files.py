@@ -150,9 +150,8 @@ def _kind(path: Path) -> str:
         mode = os.lstat(path).st_mode
     except (FileNotFoundError, NotADirectoryError):
         return ""
-    if stat.S_ISREG(mode):
-        return ""
-    return _LINK if stat.S_ISLNK(mode) else "a folder" if stat.S_ISDIR(mode) else _SPECIAL
+    kinds = {stat.S_IFREG: "", stat.S_IFLNK: _LINK, stat.S_IFDIR: "a folder"}
+    return kinds.get(stat.S_IFMT(mode), _SPECIAL)
 
 
 def cache_folder(kind: str) -> Path:

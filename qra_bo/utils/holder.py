@@ -23,13 +23,9 @@ def holder_of(path: Path) -> str:
     with suppress(OSError, ValueError, KeyError, TypeError):
         data = json.loads(path.read_text())
         pid = int(data["pid"])
-        stopped = data["host"] == socket.gethostname() and _is_stopped(pid)
+        stopped = False
+        if data["host"] == socket.gethostname():
+            with suppress(OSError, IndexError):  # a stopped process waits for SIGCONT
+                stopped = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "Tt"
         return f"process {pid} on {data['host']} since {data['since']}{' (it is stopped)' if stopped else ''}"
     return "another process"
-
-
-def _is_stopped(pid: int) -> bool:
-    """Whether a process of this machine waits for SIGCONT, as far as the system tells."""
-    with suppress(OSError, IndexError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "Tt"
-    return False

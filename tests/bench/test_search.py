@@ -214,7 +214,7 @@ def test_surrogates_are_judged_on_rows_of_the_table(arena: Arena) -> None:
     table, problem = arena.oracle.table, arena.problem
     rng = np.random.default_rng(0)
     known = [a for a in arena.oracle.emulator.data.allocations if problem.space.contains(a)][:16]
-    rows, losses = problem.space.encode_all(known), np.array([arena.true_loss(a) for a in known])
+    rows, losses = np.stack([problem.space.encode(a) for a in known]), np.array([arena.true_loss(a) for a in known])
     for quality in (of_ours(problem, rows, losses), of_gp(problem, rows, losses)):
         assert quality.spearman > 0.3
         assert 0.0 <= quality.coverage_90 <= 1.0

@@ -123,7 +123,7 @@ def run_search(landscape: Landscape, searcher: Searcher, n: int) -> list[Trial]:
 
 def curve(landscape: Landscape, history: list[Trial]) -> np.ndarray:
     """Noise-free loss of the incumbent (by observed loss) after every evaluation, ``n``."""
-    rows = landscape.problem.space.encode_all([e.allocation for e in history])
+    rows = np.stack([landscape.problem.space.encode(e.allocation) for e in history])
     true = landscape.truth(rows)
     losses = np.array([np.inf if e.loss is None else e.loss for e in history])
     best = [int(np.argmin(losses[: i + 1])) for i in range(len(history))]

@@ -30,7 +30,7 @@ def told(n: int) -> tuple[StructuredSearch, list[Trial]]:
     """A small search, and ``n`` evaluations of other random allocations."""
     landscape = make_landscape(0, n_units=6, ranks=(1, 2, 4, 8))
     search = StructuredSearch(landscape.problem, n_prior=0, draws=1, most=24, always_fitted=12)
-    other = StructuredSearch(landscape.problem.with_seed(5), n_prior=n, draws=1)
+    other = StructuredSearch(dataclasses.replace(landscape.problem, seed=5), n_prior=n, draws=1)
     return search, [*baselines(landscape), *(evaluate(landscape, p, i) for i, p in enumerate(other.ask(n)))]
 
 

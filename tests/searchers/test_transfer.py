@@ -70,7 +70,7 @@ def test_scales_of_one_study_change_the_next_search(tmp_path: Path) -> None:
                      for prior in (None, str(path)))
     for searcher in (plain, taught):
         searcher.tell(told)
-    rows = problem.space.encode_all([e.allocation for e in told])
+    rows = np.stack([problem.space.encode(e.allocation) for e in told])
     first, second = plain.predict(rows), taught.predict(rows)
     assert first is not None
     assert second is not None

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qra_bo.sensitivity.importance import MEASURES, measured_sensitivity, shrunk_sensitivity
-from qra_bo.sensitivity.profile import FloatArray, SensitivityProfile
+from qra_bo.sensitivity.profile import SensitivityProfile
+from qra_bo.space import FloatArray
 from qra_bo.utils.errors import ConfigError
 
 

@@ -1,5 +1,6 @@
 """A run is a program that its journal replays: what is finished is never repeated, and the end is the same."""
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -342,7 +343,7 @@ def test_other_data_under_the_same_name_is_refused_and_new_packages_are_told(who
 def test_a_program_that_asks_otherwise_is_refused(whole: tuple[Path, RunOutcome], tmp_path: Path) -> None:
     class Other(Walk):
         def __init__(self, problem: SearchProblem) -> None:
-            super().__init__(problem.with_seed(1))
+            super().__init__(dataclasses.replace(problem, seed=1))
 
     raw = (whole[0] / "trials.jsonl").read_bytes()
     (tmp_path / "trials.jsonl").write_bytes(raw[:len(raw) // 2])

@@ -66,25 +66,18 @@ def gradient_directions(bank: LayerBank, names: Sequence[str], text: Calibration
     sketches: dict[str, Tensor] = {}
 
     def add(name: str, gradient: Tensor, x: Tensor) -> None:
-        mixer = _mixer(name, gradient.shape[1], max(SKETCH_ROWS, 2 * rank)).to(gradient.device)
+        shape = gradient.shape[1], max(SKETCH_ROWS, 2 * rank)
+        # Drawn by the linear's name alone; the identity where that is no larger.
+        rng = np.random.default_rng([*name.encode()])
+        draws = np.eye(shape[0]) if shape[0] <= shape[1] else rng.standard_normal(shape)
+        mixer = torch.from_numpy(draws.astype(np.float32)).to(gradient.device)
         part = ((gradient @ mixer).t() @ x).cpu()  # the memory plan of a device has no room for all of them
         sketches[name] = sketches[name] + part if name in sketches else part
 
-    def done(through: int, batches: int) -> None:
-        if progress is not None:
-            progress("initialise", through, batches)
-
     bank.restore_dense()
-    each_gradient(bank.model, names, text, bank.device, add, done)
+    each_gradient(bank.model, names, text, bank.device, add,
+                  lambda done, n: None if progress is None else progress("initialise", done, n))
     return {name: leading(sketch, min(rank, *sketch.shape)).down for name, sketch in sketches.items()}
-
-
-def _mixer(name: str, rows: int, columns: int) -> Tensor:
-    """Draw ``rows x columns`` by the linear's name alone; the identity where that is no larger."""
-    if rows <= columns:
-        return torch.eye(rows)
-    draws = np.random.default_rng(np.random.SeedSequence([*name.encode()])).standard_normal((rows, columns))
-    return torch.from_numpy(draws.astype(np.float32))
 
 
 DIRECTIONS = {"eva": input_directions, "gradient": gradient_directions}

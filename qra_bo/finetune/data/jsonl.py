@@ -15,11 +15,8 @@ _ALPACA = ("Below is an instruction that describes a task{with_input}. Write a r
 
 
 def read_records(path: str | None, max_records: int | None) -> list[Record]:
-    """Return the records of a file with one JSON object a line, or one JSON list of objects, in order.
-
-    Raises:
-        DataError: If there is no such file, it is empty, or a record is malformed; the message names the line.
-    """
+    """Return the records of a file with one JSON object a line, or one JSON list of objects, in order. Raises
+    ``DataError`` if there is no such file, it is empty, or a record is malformed; the message names the line."""
     if not path:
         raise DataError("data=jsonl needs data.path=FILE (one JSON object a line, or one JSON list); got nothing")
     file = Path(path).expanduser()
@@ -36,11 +33,7 @@ def read_records(path: str | None, max_records: int | None) -> list[Record]:
 
 
 def read_text(file: Path) -> str:
-    """Return the text of a file.
-
-    Raises:
-        DataError: If it can't be read as UTF-8.
-    """
+    """Return the text of a file. Raises ``DataError`` if it can't be read as UTF-8."""
     try:
         return file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -48,11 +41,8 @@ def read_text(file: Path) -> str:
 
 
 def json_objects(text: str, path: str) -> Iterator[tuple[str, Any]]:
-    """Yield each object of a JSON list, or of JSON lines, with the name of its place.
-
-    Raises:
-        DataError: If something in it is not JSON; the message names the line.
-    """
+    """Yield each object of a JSON list, or of JSON lines, with the name of its place. Raises ``DataError`` if something
+    in it is not JSON; the message names the line."""
     if text.lstrip().startswith("["):
         try:
             items = strict_json(text)
@@ -74,11 +64,8 @@ def json_objects(text: str, path: str) -> Iterator[tuple[str, Any]]:
 
 
 def to_record(fields: Any, where: str) -> Record:
-    """Return prompt and target of one object.
-
-    Raises:
-        DataError: If it is not an object, has no known fields, or a field is not text.
-    """
+    """Return prompt and target of one object. Raises ``DataError`` if it is not an object, has no known fields, or a
+    field is not text."""
     if not isinstance(fields, Mapping):
         raise DataError(f"{where}: expected a JSON object, got {type(fields).__name__}")
     for names, convert in _CONVERTERS:

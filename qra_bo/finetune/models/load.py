@@ -89,9 +89,7 @@ def _path(cfg: Mapping[str, Any]) -> tuple[Any, Any]:
     if not cfg["path"]:
         raise ModelError("+model=hf needs model.path: a hub id such as ORG/NAME, or a folder with config.json and "
                          "*.safetensors; got nothing")
-    if not Path(str(cfg["path"])).exists():
-        return _hub(cfg)
-    return _pretrained(cfg, str(cfg["path"]))
+    return _pretrained(cfg, str(cfg["path"])) if Path(str(cfg["path"])).exists() else _hub(cfg)
 
 
 _LOADERS = {"wheel": _wheel, "random": _random, "hub": _hub, "path": _path}

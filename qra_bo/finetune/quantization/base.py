@@ -47,13 +47,9 @@ class Grid:
         scale = spread(scale)
         return cls(levels.float(), scale, torch.zeros_like(scale) if offset is None else spread(offset))
 
-    def column(self, j: int) -> "Grid":
-        """Return the grid of one column, its fields ``out``."""
-        return Grid(self.levels, self.scale[:, j], self.offset[:, j])
-
-    def columns(self, order: Tensor) -> "Grid":
-        """Return the grid with its columns in another order."""
-        return Grid(self.levels, self.scale[:, order], self.offset[:, order])
+    def columns(self, index: Tensor | int) -> "Grid":
+        """Return the grid of all columns in another order, or of one column, its fields ``out``."""
+        return Grid(self.levels, self.scale[:, index], self.offset[:, index])
 
     def nearest(self, values: Tensor) -> Tensor:
         """Return the codes of the nearest values of the grid."""

@@ -64,7 +64,7 @@ def compensated_codes(weight: Tensor, grid: Grid, inputs: Inputs) -> Tensor:
         part, within = rest[:, first:last].clone(), factor[first:last, first:last]
         errors = torch.empty_like(part)
         for j in range(last - first):
-            column = sorted_grid.column(first + j)
+            column = sorted_grid.columns(first + j)
             chosen = column.nearest(part[:, j])
             codes[:, first + j] = chosen.to(torch.uint8)
             errors[:, j] = (part[:, j] - column.values(chosen)) / within[j, j]

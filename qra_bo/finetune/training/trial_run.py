@@ -74,7 +74,10 @@ class CheckpointStore:
                   metadata={"facts": json.dumps(facts)})
         with temporary.open("rb") as handle:
             os.fsync(handle.fileno())
-        ages = self._ages()
+        ages = {}
+        for path in self.folder.glob("*.safetensors"):
+            with suppress(FileNotFoundError):  # another worker removed it meanwhile
+                ages[path] = path.stat().st_mtime_ns
         newest = max(ages.values(), default=0)
         if temporary.stat().st_mtime_ns <= newest:  # the clock was set back
             os.utime(temporary, ns=(newest + 1, newest + 1))
@@ -82,14 +85,6 @@ class CheckpointStore:
         others = sorted((p for p in ages if p != self._path(name)), key=ages.__getitem__)
         for path in others[: max(0, len(others) + 1 - self.keep)]:
             path.unlink(missing_ok=True)
-
-    def _ages(self) -> dict[Path, int]:
-        """Return when each checkpoint was written, ns, without those that another worker removes meanwhile."""
-        ages = {}
-        for path in self.folder.glob("*.safetensors"):
-            with suppress(FileNotFoundError):
-                ages[path] = path.stat().st_mtime_ns
-        return ages
 
     def load(self, name: str, at_most: int) -> Checkpoint | None:
         """Return the checkpoint of ``name`` for at most ``at_most`` steps, or ``None``; remove an unreadable one."""

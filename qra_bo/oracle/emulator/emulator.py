@@ -9,8 +9,7 @@ from qra_bo.oracle.emulator.features import Describer, Reach
 from qra_bo.oracle.emulator.levels import Levelled, levelled
 from qra_bo.oracle.emulator.regressions import BoostedTrees, SetNetworks
 from qra_bo.oracle.emulator.table import Table, TableRow, comparable_rate, same_rate
-from qra_bo.sensitivity.profile import FloatArray
-from qra_bo.space import Allocation
+from qra_bo.space import Allocation, FloatArray
 from qra_bo.utils.errors import ConfigError, DataError
 
 CALIBRATION = "calibration"

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from qra_bo.oracle.emulator.table import TaskFacts
-from qra_bo.sensitivity.profile import FloatArray, SensitivityProfile
-from qra_bo.space import Allocation
+from qra_bo.sensitivity import SensitivityProfile
+from qra_bo.space import Allocation, FloatArray
 from qra_bo.utils.errors import DataError
 
 THIRDS = 3

@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from qra_bo.oracle.emulator.table import TableRow, pooled
-from qra_bo.sensitivity.profile import FloatArray
-from qra_bo.space import Allocation
+from qra_bo.space import Allocation, FloatArray
 from qra_bo.utils.errors import DataError
 
 PASSES = 3
@@ -116,17 +115,14 @@ def _noise(curves: Mapping[Allocation, Mapping[int, Sequence[FloatArray]]], leve
         raise DataError("a table needs at least 2 allocations with repeats on other training seeds to know its noise; "
                         f"it has {len(repeated)}: collect more rows")
     halves = repeated[:len(repeated) // 2], repeated[len(repeated) // 2:]
-    deviations = [_deviation([c[:, -1] for c in half]) for half in halves]
+    deviations = []
+    for half in halves:
+        squares = sum(float(((c[:, -1] - c[:, -1].mean()) ** 2).sum()) for c in half)
+        deviations.append(float(np.sqrt(squares / sum(len(c) - 1 for c in half))))
     middle = [float(np.mean([c[:, -1].mean() for c in half])) for half in halves]
     spread = float(np.sqrt(np.mean(np.square(levels)))) if levels else 0.0
     noise = Noise((middle[0], middle[1]), (deviations[0], deviations[1]), spread)
     return replace(noise, early=tuple(_persistence(repeated, noise, look) for look in range(repeated[0].shape[1] - 1)))
-
-
-def _deviation(groups: Sequence[FloatArray]) -> float:
-    """Return the pooled standard deviation within groups of at least 2 values."""
-    squares = sum(float(((values - values.mean()) ** 2).sum()) for values in groups)
-    return float(np.sqrt(squares / sum(len(values) - 1 for values in groups)))
 
 
 def _persistence(repeated: Sequence[FloatArray], noise: Noise, look: int) -> tuple[float, float]:

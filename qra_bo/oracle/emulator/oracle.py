@@ -12,8 +12,8 @@ from qra_bo.oracle.emulator.emulator import Emulator
 from qra_bo.oracle.emulator.table import PROFILE_BATCH, ROWS, Table, folder_of, load_table
 from qra_bo.oracle.protocol import TRAINING, Progress
 from qra_bo.oracle.simulated import StepsDone, named_normal
-from qra_bo.sensitivity.profile import FloatArray, SensitivityProfile
-from qra_bo.space import Allocation, SearchSpace
+from qra_bo.sensitivity import SensitivityProfile
+from qra_bo.space import Allocation, FloatArray, SearchSpace
 from qra_bo.trials import TrialResult, TrialSpec, TrialState
 from qra_bo.utils.errors import ConfigError, OracleError
 

@@ -6,8 +6,7 @@ from sklearn.ensemble import GradientBoostingRegressor
 from torch import Tensor, nn
 
 from qra_bo.oracle.emulator.features import Describer, Warp
-from qra_bo.sensitivity.profile import FloatArray
-from qra_bo.space import Allocation
+from qra_bo.space import Allocation, FloatArray
 
 TREES, DEPTH, SHRINKAGE, BAGS = 250, 3, 0.05, 8
 ROWS_A_TREE, FEATURES_A_SPLIT, LEAST_LEAF = 0.6, 0.3, 3

@@ -20,8 +20,7 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from qra_bo.sensitivity.io import load_profile
-from qra_bo.sensitivity.profile import SensitivityProfile
+from qra_bo.sensitivity import SensitivityProfile, load_profile
 from qra_bo.space import Allocation, CostTable, PhaseCost
 from qra_bo.trials import TrialState
 from qra_bo.utils.errors import DataError, SpaceError

@@ -5,8 +5,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from qra_bo.searchers.base import SearchProblem
-from qra_bo.sensitivity.profile import FloatArray
-from qra_bo.space import IntArray
+from qra_bo.space import FloatArray, IntArray
 from qra_bo.trials import Fidelity, Trial
 
 

@@ -8,10 +8,8 @@ from qra_bo.searchers.base import SearchProblem
 from qra_bo.searchers.evolution.archive import Archive
 from qra_bo.searchers.evolution.selection import Promotion, hypervolume, rank_and_crowd, survivors, tournament
 from qra_bo.searchers.evolution.variation import Operators, random_near_budget, warm_population
-from qra_bo.sensitivity.importance import fidelity_importance, plasticity_importance
-from qra_bo.sensitivity.profile import FloatArray
-from qra_bo.sensitivity.repair import Repair
-from qra_bo.space import IntArray
+from qra_bo.sensitivity import Repair, fidelity_importance, plasticity_importance
+from qra_bo.space import FloatArray, IntArray
 from qra_bo.trials import Fidelity, Proposal, Trial
 from qra_bo.utils.errors import ConfigError
 
@@ -95,10 +93,16 @@ class EvolutionarySearch:
             yield [(row, self._explore) for row in offspring]
             if self._explore is Fidelity.LOW:
                 self._promotion.fit(*self._archive.pairs())
-                promoted = self._promoted()
+                rows, low = self._archive.unpromoted()
+                fits = self._problem.costs.feasible(rows, self._problem.budget_bytes)
+                rows, low = rows[fits], low[fits]
+                order = np.argsort(self._promotion.estimate(rows, low), kind="stable")
+                promoted = [rows[i] for i in order[:self._promote] if self._archive.claim(rows[i], Fidelity.HIGH)]
                 yield [(row, Fidelity.HIGH) for row in promoted]
             self._select()
-            if not (offspring or promoted) or self._converged():
+            recent = self.hypervolumes[-(self._patience + 1):]
+            converged = len(recent) > self._patience and recent[-1] - recent[0] < self._tolerance
+            if converged or not (offspring or promoted):
                 return
             yield []
 
@@ -111,27 +115,16 @@ class EvolutionarySearch:
         for attempt in range(2 * _TRIES * self._size):
             if len(rows) == self._size:
                 break
-            row = self._variation() if attempt < _TRIES * self._size else None
+            row = None
+            if self._parents is not None and attempt < _TRIES * self._size:
+                parents, rank, crowding = self._parents
+                first, second = (parents[tournament(rank, crowding, self._rng)] for _ in range(2))
+                row = self._operators.child(first, second, self._rng)
             if row is None:
                 row = random_near_budget(self._problem, self._rng)
             if self._archive.claim(row, self._explore):
                 rows.append(row)
         return rows
-
-    def _variation(self) -> IntArray | None:
-        if self._parents is None:
-            return None
-        rows, rank, crowding = self._parents
-        first, second = (rows[tournament(rank, crowding, self._rng)] for _ in range(2))
-        return self._operators.child(first, second, self._rng)
-
-    def _promoted(self) -> list[IntArray]:
-        """Claim the ``promote`` rows of least estimated loss that fit, for high fidelity."""
-        rows, low = self._archive.unpromoted()
-        fits = self._problem.costs.feasible(rows, self._problem.budget_bytes)
-        rows, low = rows[fits], low[fits]
-        order = np.argsort(self._promotion.estimate(rows, low), kind="stable")
-        return [rows[i] for i in order[: self._promote] if self._archive.claim(rows[i], Fidelity.HIGH)]
 
     def _select(self) -> None:
         """Select the next parents from all known rows, by high-fidelity losses where known and estimates else."""
@@ -163,7 +156,3 @@ class EvolutionarySearch:
             self._scale = low, np.where(high > low, high - low, 1.0)
         # A reference a little beyond the worst keeps the first generation's extremes from counting nothing.
         return hypervolume((points - self._scale[0]) / self._scale[1], np.array([1.1, 1.1]))
-
-    def _converged(self) -> bool:
-        recent = self.hypervolumes[-(self._patience + 1):]
-        return len(recent) > self._patience and recent[-1] - recent[0] < self._tolerance

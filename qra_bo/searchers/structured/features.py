@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from qra_bo.searchers.base import SearchProblem
-from qra_bo.sensitivity.importance import BELIEVED, measured_sensitivity
-from qra_bo.sensitivity.profile import FloatArray
+from qra_bo.sensitivity import BELIEVED, measured_sensitivity
+from qra_bo.space import FloatArray
 from qra_bo.utils.errors import ConfigError
 from surrogates.structured import Component
 
@@ -130,7 +130,10 @@ def prior_tables(problem: SearchProblem, n: int, quantization_sensitivity: str =
     Raises ``ConfigError`` if there is no such measure of quantisation sensitivity (``measured_sensitivity``)."""
     level, root = sensitivity_scales(problem, quantization_sensitivity)
     share = (problem.space.unit_numel / problem.space.unit_numel.sum())[:, None, None]
-    typical = _typical_format(problem)
+    n_units, n_formats, _ = problem.costs.shape
+    rows = np.array([[f] * n_units + [0] * n_units for f in range(n_formats)], dtype=np.int64)
+    # The largest format that every unit could have at the smallest rank; the smallest if none fits.
+    typical = max(np.flatnonzero(problem.costs.feasible(rows, problem.budget_bytes)), default=0)
     ranks = rank_scale(problem)[None, None, :]
     tables = []
     for power, rate in _ASSUMPTIONS[:n]:
@@ -138,11 +141,3 @@ def prior_tables(problem: SearchProblem, n: int, quantization_sensitivity: str =
         total = loss[:, typical].sum() or 1.0
         tables.append(np.asarray(loss[:, :, None] / total - rate * ranks * share, dtype=np.float64))
     return tables
-
-
-def _typical_format(problem: SearchProblem) -> int:
-    """Return the largest format that every unit could have at the smallest rank; the smallest if none fits."""
-    n_units = problem.space.n_units
-    rows = np.array([[f] * n_units + [0] * n_units for f in range(len(problem.space.formats))], dtype=np.int64)
-    fits = np.flatnonzero(problem.costs.feasible(rows, problem.budget_bytes))
-    return int(fits[-1]) if len(fits) else 0

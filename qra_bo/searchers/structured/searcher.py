@@ -16,9 +16,8 @@ from qra_bo.searchers.observations import ObservingSearcher, TrustRegion, kept_i
 from qra_bo.searchers.priors import prior_file
 from qra_bo.searchers.structured.features import build_components, prior_share, prior_tables
 from qra_bo.searchers.structured.transfer import load_prior, with_prior
-from qra_bo.sensitivity.importance import BELIEVED, MEASURES, unknown_measure
-from qra_bo.sensitivity.profile import FloatArray
-from qra_bo.space import Allocation, IntArray
+from qra_bo.sensitivity import BELIEVED, MEASURES, unknown_measure
+from qra_bo.space import Allocation, FloatArray, IntArray
 from qra_bo.space.lagrangian import Region, solve_relaxed
 from qra_bo.trials import Trial
 from qra_bo.utils.errors import ConfigError
@@ -143,16 +142,12 @@ class StructuredSearch(ObservingSearcher):
         candidates = self._seen.fresh(self._candidates(model))
         if not len(candidates):
             return self._solve(model.mean_table().numpy(), self._rel_gap)
-        return np.asarray(candidates[0 if self._acquire is None else self._best(self._acquire, model, candidates)])
-
-    @staticmethod
-    def _best(acquire: Callable[..., Any], model: StructuredModel, candidates: IntArray) -> int:
-        """Return the index of the candidate (``m x 2 L``) with the largest acquisition value."""
+        if self._acquire is None:
+            return np.asarray(candidates[0])
         best_f = float(model.latent(model.rows)[0].min())
         with torch.no_grad():
-            scores = acquire(model=model, best_f=best_f, maximize=False)(
-                torch.from_numpy(candidates).double()[:, None, :])
-        return int(scores.argmax())
+            acquisition = self._acquire(model=model, best_f=best_f, maximize=False)
+            return np.asarray(candidates[int(acquisition(torch.from_numpy(candidates).double()[:, None, :]).argmax())])
 
     def _candidates(self, model: StructuredModel) -> IntArray:
         """Solve posterior samples exactly, everywhere and within the trust region around the incumbent, ``m x 2 L``.

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from bench.table1.amq import AMQ, AMQOptions
-from qra_bo.sensitivity.profile import FloatArray
-from qra_bo.space import CostTable, IntArray, PhaseCost
+from qra_bo.space import CostTable, FloatArray, IntArray, PhaseCost
 from qra_bo.utils.errors import BudgetError, ConfigError
 
 UNITS, FORMATS = 16, 4

@@ -113,8 +113,8 @@ def regret(searcher: Searcher, problem: SearchProblem, oracle: SyntheticOracle, 
     assert best is not None
     truth = oracle.landscape.true_loss(best[0][None, :])[0]
     best_loss = optimum(oracle.landscape, problem.costs, problem.budget_bytes).loss
-    random = proposals_of(play(RandomSearch(problem.with_seed(99)), problem, oracle, 30))
-    middle = np.median(oracle.landscape.true_loss(problem.space.encode_all([p.allocation for p in random])))
+    random = proposals_of(play(RandomSearch(dataclasses.replace(problem, seed=99)), problem, oracle, 30))
+    middle = np.median(oracle.landscape.true_loss(np.stack([problem.space.encode(p.allocation) for p in random])))
     return float((truth - best_loss) / (middle - best_loss))
 
 
