@@ -56,7 +56,6 @@ def search(config: RunConfig | Sequence[str] | None = None, *,
     """
     if objective is not None:
         from qra_bo.searchers.ordinal import minimise  # loads torch
-
         if problem is None:
             raise ConfigError("search(objective=...) needs problem=qra_bo.OrdinalProblem(...): the units, their "
                               "levels and costs, and the budget")
@@ -72,13 +71,7 @@ def plan(config: RunConfig | Sequence[str] | None = None, *, config_dir: str | N
     >>> plan(model="llama2_7b", budget="10GB", device="cpu")
     Plan(llama2_7b, 32 units, 10GB: nf4, rank 73)
 
-    Args:
-        config: As for ``search``.
-        config_dir: As for ``search``.
-        **keywords: Keys of the configuration, see ``configure``.
-
-    Raises:
-        UserError: If a value is wrong or the model's shapes are not available.
+    Arguments are those of ``configure``. Raises ``UserError`` if a value is wrong or there are no shapes of the model.
     """
     from qra_bo.pipeline.plan import make_plan  # reads the configuration's decoder: not needed by search
     keywords = keywords if isinstance(config, RunConfig) else {"task": "memory", **keywords}

@@ -13,8 +13,7 @@ from qra_bo.execution.base import ProfileResult
 from qra_bo.pipeline.build import make_memory
 from qra_bo.searchers.base import SearchProblem
 from qra_bo.searchers.structured.transfer import LEAST_LOSSES, combine, fitted_scales, save_prior
-from qra_bo.study.results import load_study
-from qra_bo.study.state import as_observation
+from qra_bo.study import as_observation, load_study
 from qra_bo.utils.errors import ConfigError, ModelError, OutputError, UserError
 from qra_bo.utils.files import COPY_AGAIN, writing
 

@@ -53,7 +53,6 @@ def show_run(folder: Path, console: Console, *, as_json: bool = False) -> None:
     d = load_run(folder)
     if as_json:
         from qra_bo.report.html import report_json  # imports matplotlib, which takes a second
-
         print(json.dumps(report_json(d), indent=1, sort_keys=True))
         return
     shown = ("best.json", "report.html", "adapter", "quant_manifest.json")
@@ -72,7 +71,6 @@ def compare_runs(folders: Sequence[Path], console: Console, page: Path | None = 
     print_side_by_side(runs, console)
     if page is not None:
         from qra_bo.report.html import write_page  # imports matplotlib, which takes a second
-
         write_page(page, [replace(run, link=own_report(f, page.parent)) for f, run in zip(folders, runs, strict=True)])
         print_line(console, f"Files: {page}")
 

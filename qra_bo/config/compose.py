@@ -42,10 +42,7 @@ def load_config(overrides: Sequence[str] = (), config_dir: str | None = None) ->
 @contextmanager
 def hydra_app(config_dir: str | None = None, config_path: str | None = None) -> Iterator[Hydra]:
     """Hydra over ``conf/`` of the installed package, or ``config_path`` instead, and ``config_dir`` of more groups.
-
-    Raises:
-        ConfigError: If ``config_dir`` is no folder.
-    """
+    Raises ``ConfigError`` if that is no folder."""
     if config_dir is not None and not Path(config_dir).is_dir():
         raise ConfigError(f"--config-dir must name a folder of groups such as method/ or model/; there is no folder "
                           f"{config_dir!r}.")
@@ -88,7 +85,9 @@ def config_from(raw: Mapping[str, Any], found: Sequence[Problem] = ()) -> RunCon
         config, _ = validated(RunConfig, _mended(raw, [p.key for p in mismatches]))
     problems = [*found, *mismatches]
     if config is not None:
-        config = _with_codes(config)
+        if config.quantizer.rounding == "auto":  # GPTQ where a real model is quantised and all adapters share its base
+            chosen = "gptq" if config.oracle.trains and config.adapter.init not in OWN_BASE else "rtn"
+            config = config.with_changes(quantizer=config.quantizer.with_changes(rounding=chosen))
         problems += [p for p in problems_of(config) if p.key not in {m.key for m in mismatches}]
     if config is None or problems:
         raise ConfigError(dict.fromkeys(p.message for p in problems))
@@ -99,14 +98,6 @@ def hydra_message(error: Exception) -> str:
     """One line for an error of Hydra's own."""
     said = " ".join(str(error).split()).rstrip(".")
     return f"Hydra can't compose this configuration: {said}; see python -m qra_bo --help."
-
-
-def _with_codes(config: RunConfig) -> RunConfig:
-    """Resolve ``quantizer.rounding=auto``: GPTQ where a real model is quantised and all adapters share its base."""
-    if config.quantizer.rounding != "auto":
-        return config
-    chosen = config.oracle.trains and config.adapter.init not in OWN_BASE
-    return config.with_changes(quantizer=config.quantizer.with_changes(rounding="gptq" if chosen else "rtn"))
 
 
 def _mended(raw: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:

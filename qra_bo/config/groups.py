@@ -12,8 +12,7 @@ from pydantic import Discriminator, Field, StrictBool, StrictFloat, StrictInt, T
 from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
-from qra_bo.memory.budget import parse_size
-from qra_bo.memory.formats import parse_format
+from qra_bo.memory import parse_format, parse_size
 from qra_bo.utils.errors import ConfigError
 from qra_bo.utils.fields import REFUSED, Count, Group, Natural, NonNegative, Positive, Texts, accepted_by, must_be
 

@@ -89,16 +89,11 @@ def _problem(text: str, override: Override, sweep: bool, known: dict[str, tuple[
         values = text.split("=", 1)[1]
         as_list = f"write {key}=[{values}] for a list, or " if "tuple" in repr(VALUES.get(key)) else ""
         return Problem(key, f"{text!r} gives {key} several values: {as_list}add --multirun for one run each.")
-    if key in known:
-        return _option_problem(key, override, known[key])
-    return None if _is_value(key) else unknown_key(key, [*VALUES, *known])
-
-
-def _option_problem(key: str, override: Override, names: Sequence[str]) -> Problem | None:
-    values = list(override.sweep_string_iterator()) if override.is_sweep_override() else [override.value()]
-    for value in values:
-        if not isinstance(value, str) or value.strip("'\"") not in names:
-            ordered = nearest_first(str(value), names)
+    if key not in known:
+        return None if _is_value(key) else unknown_key(key, [*VALUES, *known])
+    for value in override.sweep_string_iterator() if override.is_sweep_override() else (override.value(),):
+        if not isinstance(value, str) or value.strip("'\"") not in known[key]:
+            ordered = nearest_first(str(value), known[key])
             return Problem(key, f"Unknown {key} {value!r}; known, nearest first: {', '.join(ordered)}."
                                 f"{ALTERNATIVES.get(key, '')}")
     return None

@@ -42,9 +42,8 @@ class ProfileResult:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "ProfileResult":
         """Inverse of ``to_json``, exact to the last bit; raises ``KeyError``, ``TypeError`` or ``ValueError``."""
-        arrays: dict[str, Any] = {key: None if data.get(key) is None else np.array(data[key], dtype=np.float64)
-                                  for key in _ARRAYS[2:]}
-        arrays |= {key: np.array(data[key], dtype=np.float64) for key in _ARRAYS[:2]}
+        arrays: dict[str, Any] = {key: None if key in _ARRAYS[2:] and data.get(key) is None else
+                                  np.array(data[key], dtype=np.float64) for key in _ARRAYS}
         profile = SensitivityProfile(units=tuple(data["units"]), formats=tuple(data["formats"]),
                                      base_loss=float(data["base_loss"]), source=str(data["source"]), **arrays)
         return cls(profile, int(data["training_tokens"]), int(data["forward_tokens"]), float(data["seconds"]))

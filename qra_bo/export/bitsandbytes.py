@@ -2,13 +2,11 @@
 
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from qra_bo.export.load import dense_base, stored_states
 from qra_bo.export.merged import half, packing_device, save_dense
 from qra_bo.export.run import FinishedRun
 from qra_bo.finetune.manifest import read_manifest
-from qra_bo.finetune.quantization.base import State
 from qra_bo.utils.errors import ModelError, OutputError
 
 FOLDER = "export/bitsandbytes"
@@ -44,16 +42,12 @@ def write(run: FinishedRun) -> list[Path]:
             if kind != ("Linear" if name in dense else "Linear4bit"):
                 raise ModelError(f"bitsandbytes made {name} a {kind}, not the run's own kind of layer; use qra_bo.load")
         for name in own.keys() - set(dense):
-            _put_nf4(model.get_submodule(name).weight, own[name])
+            weight, state = model.get_submodule(name).weight, own[name]  # a Params4bit with double quantisation
+            weight.data = state["codes"].view_as(weight.data).to(weight.device)
+            outer = weight.quant_state
+            outer.absmax = state["absmax"].to(weight.device)
+            outer.state2.absmax = state["nested_absmax"].to(weight.device)
+            outer.offset = state["offset"].to(weight.device)
         model.save_pretrained(str(target), safe_serialization=True)
         tokenizer.save_pretrained(str(target))
     return sorted(p for p in target.iterdir() if p.is_file())
-
-
-def _put_nf4(weight: Any, state: State) -> None:
-    """Replace the tensors of a ``Params4bit`` with double quantisation."""
-    weight.data = state["codes"].view_as(weight.data).to(weight.device)
-    outer = weight.quant_state
-    outer.absmax = state["absmax"].to(weight.device)
-    outer.state2.absmax = state["nested_absmax"].to(weight.device)
-    outer.offset = state["offset"].to(weight.device)

@@ -7,14 +7,10 @@ from typing import Any, cast
 
 from qra_bo.config import RunConfig, config_from_dict, make_space, make_spec
 from qra_bo.config.groups import BenchmarkOracleConfig, OwnOracleConfig, SyntheticOracleConfig
-from qra_bo.execution.base import Executor, InProcessExecutor, OracleSpec
-from qra_bo.execution.local import LocalExecutor
+from qra_bo.execution import Executor, InProcessExecutor, Limits, LocalExecutor, OracleSpec
 from qra_bo.execution.on_ray import RayExecutor, Resources
-from qra_bo.execution.pool import Limits
+from qra_bo.memory import MemoryModel, TrainShape, parse_format, parse_size
 from qra_bo.memory.allowance import Allowance
-from qra_bo.memory.budget import parse_size
-from qra_bo.memory.formats import parse_format
-from qra_bo.memory.model import MemoryModel, TrainShape
 from qra_bo.oracle.protocol import Oracle
 from qra_bo.space import DecoderSpec, SearchSpace, StorageFormat
 from qra_bo.utils.device import BYTES, cores, resolve_device, resolve_dtype
@@ -61,7 +57,6 @@ def make_oracle(config: Mapping[str, Any], out: str, threads: int | None = None)
         import torch  # a simulation does without it
 
         from qra_bo.pipeline.finetune_oracle import make_finetune  # loads torch
-
         if threads is not None:
             torch.set_num_threads(threads)
         return make_finetune(cfg, Path(out))
@@ -70,7 +65,6 @@ def make_oracle(config: Mapping[str, Any], out: str, threads: int | None = None)
         return cast(Oracle, cfg.oracle.make(config=cfg, space=space, folder=Path(out)))
     if isinstance(cfg.oracle, BenchmarkOracleConfig):
         from qra_bo.oracle.emulator.oracle import load_oracle  # loads torch for its network
-
         return load_oracle(Path(str(cfg.oracle.table)), cfg.oracle.emulator, space, noise=cfg.oracle.noise,
                            checkpoints=checkpoints)
     assert isinstance(cfg.oracle, SyntheticOracleConfig)
@@ -115,11 +109,6 @@ def make_executor(config: RunConfig, folder: Path) -> Executor:
 def limits(config: RunConfig) -> Limits:
     """Return how long a worker may take."""
     return Limits(config.worker.deadline_seconds, config.worker.slowdown, STARTUP_SECONDS, config.worker.retries)
-
-
-def is_remote(config: RunConfig) -> bool:
-    """Return whether trials run on other machines, so that this one need not hold a model."""
-    return config.executor.name == "ray" and config.executor.address is not None
 
 
 def worker_devices(config: RunConfig) -> list[str]:

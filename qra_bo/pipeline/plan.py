@@ -9,10 +9,9 @@ from qra_bo.config import RunConfig, hf_config, make_space, make_spec
 from qra_bo.finetune.data.jsonl import read_records
 from qra_bo.finetune.data.load import tiny_records
 from qra_bo.finetune.data.plays import play_records
-from qra_bo.memory.budget import format_size, free_bytes, largest, parse_budget, parse_size, resolve_budget, smallest
-from qra_bo.memory.formats import default_format, metadata_bytes, weight_bytes
-from qra_bo.memory.model import MemoryModel
-from qra_bo.memory.plan import Plan, memory_plan
+from qra_bo.memory import MemoryModel, Plan, default_format, format_size, memory_plan, parse_budget, parse_size
+from qra_bo.memory.budget import free_bytes, largest, resolve_budget, smallest
+from qra_bo.memory.formats import metadata_bytes, weight_bytes
 from qra_bo.pipeline.build import MALLOC, bank_formats, keeps_dense, make_memory
 from qra_bo.report.tables import PlanRow
 from qra_bo.space import Allocation, DecoderSpec, Ladder, SearchSpace, uniform

@@ -1,6 +1,7 @@
 """Runs from a checked configuration, one for each budget: setting, executor, engine, report and exports."""
 
 import dataclasses
+import functools
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ from qra_bo.execution.base import Executor
 from qra_bo.finetune.data.load import check_package
 from qra_bo.memory.budget import check_budget, parse_budget
 from qra_bo.oracle.protocol import Progress, quiet
-from qra_bo.pipeline.build import is_remote, make_executor, make_memory
+from qra_bo.pipeline.build import make_executor, make_memory
 from qra_bo.pipeline.folders import SUMMARY_NAME, journals, path_name, run_folder
 from qra_bo.pipeline.plan import budgets_of, check_ram, plan_rows
 from qra_bo.report.data import load_run
@@ -28,15 +29,9 @@ from qra_bo.report.trackers import make_listener
 from qra_bo.searchers import make_searcher
 from qra_bo.sensitivity.io import given_profile
 from qra_bo.sensitivity.profile import rehearsal_profile
+from qra_bo.study import JOURNAL_NAME, Engine, Listener, MakeSearcher, RunInterrupted, RunOutcome, Setting, load_study
 from qra_bo.study.device_allowance import allowance_for
-from qra_bo.study.engine import Engine, RunOutcome
-from qra_bo.study.journal import JOURNAL_NAME
-from qra_bo.study.results import load_study
-from qra_bo.study.search_loop import MakeSearcher
-from qra_bo.study.setting import Setting
 from qra_bo.study.shared import SharedExecutor
-from qra_bo.study.signals import RunInterrupted
-from qra_bo.study.trial_runner import Listener
 from qra_bo.utils import errors
 from qra_bo.utils.device import planned_device, resolve_device
 from qra_bo.utils.errors import BudgetError, QRABOError, worst
@@ -44,6 +39,8 @@ from qra_bo.utils.files import write_json, writing
 
 OF_ALL = (errors.ConfigError, errors.ModelError, errors.DataError, errors.DeviceError, errors.MissingExtraError)
 """Errors that every further budget would meet too."""
+SUMMARISED = ("winner_kind", "average_bits", "average_rank", "loss", "loss_se", "metric", "search_loss",
+              "versus_best_uniform", "oracle")  # fields of best.json in budgets.json
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -110,8 +107,10 @@ def run_budgets(config: RunConfig) -> Result:
             shared = SharedExecutor(executor, folder, siblings, one.config.to_dict(), {*NOT_OF_THE_RESULT, "budget"})
             entry = {"budget": one.config.budget[0], "budget_bytes": budget, "folder": folder.name}
             try:
-                results.append(run_within(folder, one, budget, shared))
-                entry |= _summary(results[-1])
+                done = run_within(folder, one, budget, shared)
+                results.append(done)
+                entry |= {"exit_status": done.exit_status, "message": "", **{key: done.best[key] for key in SUMMARISED},
+                          **{key: done.best["memory"][key] for key in ("predicted_bytes", "measured_bytes")}}
             except OF_ALL:
                 raise
             except QRABOError as error:
@@ -131,11 +130,7 @@ def run_budgets(config: RunConfig) -> Result:
 
 
 def _budgets(settings: Sequence[Setting], folders: Sequence[Path]) -> list[int]:
-    """Return the bytes of every budget.
-
-    Raises:
-        BudgetError: With every budget that nothing fits.
-    """
+    """Return the bytes of every budget; those that nothing fits are reported in one ``BudgetError``."""
     budgets, problems = [], []
     for setting, folder in zip(settings, folders, strict=True):
         try:
@@ -145,15 +140,6 @@ def _budgets(settings: Sequence[Setting], folders: Sequence[Path]) -> list[int]:
     if problems:
         raise BudgetError("; ".join(problems))
     return budgets
-
-
-def _summary(result: Result) -> dict[str, Any]:
-    """Return the fields of ``budgets.json`` for a run that ended well."""
-    best = result.best
-    copied = ("winner_kind", "average_bits", "average_rank", "loss", "loss_se", "metric", "search_loss",
-              "versus_best_uniform", "oracle")
-    return {"exit_status": result.exit_status, "message": "", **{key: best[key] for key in copied},
-            **{key: best["memory"][key] for key in ("predicted_bytes", "measured_bytes")}}
 
 
 def _cells(e: Mapping[str, Any]) -> tuple[str, str, str]:
@@ -175,12 +161,13 @@ def make_setting(config: RunConfig, begun: Sequence[Path] = ()) -> Setting:
         UserError: If the model's shapes are not available, or the given profile lacks a measurement.
     """
     spec, path = make_spec(config), config.sensitivity.path
-    if not config.oracle.trains or (is_remote(config) and config.device != "auto"):
+    remote = config.executor.name == "ray" and config.executor.address is not None  # this machine holds no model
+    if not config.oracle.trains or (remote and config.device != "auto"):
         device = planned_device(config.device)  # a simulation stands in for a GPU that is there
     else:
         device = "cuda" if resolve_device(config.device).startswith("cuda") else "cpu"
     space = make_space(config, spec)
-    trains_here = config.oracle.trains and not is_remote(config)
+    trains_here = config.oracle.trains and not remote
     if trains_here and (config.task != "profile" or path is None):  # a given profile needs no data
         check_package(config.data)
     if trains_here and device == "cpu":
@@ -233,8 +220,7 @@ def run_within(folder: Path, setting: Setting, budget: int, executor: Executor) 
 
 def searcher_factory(config: RunConfig) -> MakeSearcher:
     """Return what builds the configured searcher for a problem."""
-    target = config.method.target
-    return lambda problem: make_searcher(target, problem)
+    return functools.partial(make_searcher, config.method.target)
 
 
 def _listeners(config: RunConfig, folder: Path, stack: ExitStack) -> tuple[LiveView | None, list[Listener]]:

@@ -5,8 +5,7 @@ from typing import Any
 
 from qra_bo.report.data import Confirmation, ReportData
 from qra_bo.report.text import number, signed, size
-from qra_bo.study.intervals import LEAST_SEEDS, spearman
-from qra_bo.study.state import loss_of
+from qra_bo.study import LEAST_SEEDS, loss_of, spearman
 from qra_bo.trials import Fidelity, Trial, TrialState
 
 FAILURES = {TrialState.OOM: "out of memory", TrialState.DIVERGED: "diverged", TrialState.FAILED: "failed"}

@@ -13,13 +13,11 @@ from pydantic.dataclasses import dataclass as checked
 from qra_bo.execution.base import ProfileResult
 from qra_bo.memory.formats import parse_format
 from qra_bo.space import Allocation, StorageFormat
-from qra_bo.study.journal import JOURNAL_NAME, read_journal, session_seconds
+from qra_bo.study.journal import JOURNAL_NAME, RESERVED, read_journal, session_seconds
 from qra_bo.study.state import Study
 from qra_bo.trials import SCHEMA_VERSION, Trial, rounding_of
 from qra_bo.utils.errors import JournalError, OutputError, SpaceError
 
-JOURNAL_FIELDS = frozenset({"event", "time", "session", "elapsed", "crc"})
-"""Fields that the journal itself adds to every event."""
 BREAKDOWN = {
     "weights": "quantised weights", "quant_metadata": "scales and zeros", "unquantised": "embeddings, head, norms",
     "adapters": "adapters", "gradients": "gradients", "optimizer": "optimiser states", "activations": "activations",
@@ -126,7 +124,7 @@ class ReportData:
     def last(self, event: str) -> dict[str, Any] | None:
         """Fields of the latest event of this name, without those that the journal adds; ``None`` without one."""
         found = self.study.last.get(event)
-        return None if found is None else {k: v for k, v in found.items() if k not in JOURNAL_FIELDS}
+        return None if found is None else {k: v for k, v in found.items() if k not in RESERVED}
 
     @cached_property
     def provenance(self) -> Mapping[str, Any]:

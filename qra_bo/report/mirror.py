@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 
 from qra_bo.space import average_bits
-from qra_bo.study.journal import JOURNAL_NAME, read_journal
-from qra_bo.study.state import UNSEARCHED_STAGES, Study
+from qra_bo.study import JOURNAL_NAME, UNSEARCHED_STAGES, Study, read_journal
 from qra_bo.trials import Fidelity, Trial
 from qra_bo.utils.errors import MissingExtraError
 from qra_bo.utils.redact import redact

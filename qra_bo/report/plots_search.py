@@ -12,8 +12,7 @@ from qra_bo.report.checks import LEAST_PAIRS, low_high
 from qra_bo.report.data import ReportData
 from qra_bo.report.style import GREEN, MB, ORANGE, PURPLE, VERMILLION, Theme, axes, dress, figure, legend
 from qra_bo.report.text import number, signed, size
-from qra_bo.study.intervals import spearman
-from qra_bo.study.state import FORWARD_SHARE, cost_of, loss_of
+from qra_bo.study import Cost, cost_of, loss_of, spearman
 from qra_bo.trials import Trial
 
 VIEW_SHARE = 0.75
@@ -115,7 +114,7 @@ def incumbents(d: ReportData) -> tuple[list[float], list[float]]:
 
     The last pair is the cost of the whole run so far.
     """
-    spent = 0.0 if d.profile is None else d.profile.training_tokens + FORWARD_SHARE * d.profile.forward_tokens
+    spent = 0.0 if d.profile is None else Cost(d.profile.training_tokens, d.profile.forward_tokens).tokens
     allowed = {e.id for e in d.study.points}
     cost: list[float] = []
     best: list[float] = []

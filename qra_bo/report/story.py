@@ -9,9 +9,7 @@ import numpy as np
 from qra_bo.report.data import Confirmation, ReportData
 from qra_bo.report.text import DASH, describe_allocation, duration, number, signed, size
 from qra_bo.space import Allocation
-from qra_bo.study.intervals import LEAST_SEEDS
-from qra_bo.study.results import metadata_bits
-from qra_bo.study.state import loss_of
+from qra_bo.study import LEAST_SEEDS, loss_of, metadata_bits
 
 CLOSED_GAP_ERRORS = 3
 """Standard errors that a gap must span before shares of it are quoted."""

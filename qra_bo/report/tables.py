@@ -64,7 +64,11 @@ def print_result(console: Console, d: ReportData, folder: Path, files: Sequence[
         if d.proxy_label:
             text = f"[bold red]{escape(d.proxy_label)}[/bold red]\n{text}"
         console.print(Panel(text, border_style=TONES[head.tone], title="Result", title_align="left"))
-        _print_comparison(console, rows)
+        wide = console.width >= WIDE
+        kept = [i for i, column in enumerate(story.COLUMNS) if wide or column not in AVERAGES]
+        names = [story.COLUMNS[i] if wide else story.COLUMNS[i].replace(" ", "\n") for i in kept]
+        console.print(_table("Compared (loss in nats per token, lower is better)", names,
+                             [[r.cells[i] for i in kept] for r in rows], bold=rows[0].role if rows else "", left=2))
     else:
         if d.proxy_label:
             print_line(console, d.proxy_label)
@@ -80,14 +84,6 @@ def print_result(console: Console, d: ReportData, folder: Path, files: Sequence[
     if files:
         print_line(console, f"Files in {folder}: " + ", ".join(files))
     _print_next(console, d, folder)
-
-
-def _print_comparison(console: Console, rows: Sequence[story.Row]) -> None:
-    wide = console.width >= WIDE
-    kept = [i for i, column in enumerate(story.COLUMNS) if wide or column not in AVERAGES]
-    names = [story.COLUMNS[i] if wide else story.COLUMNS[i].replace(" ", "\n") for i in kept]
-    console.print(_table("Compared (loss in nats per token, lower is better)", names,
-                         [[r.cells[i] for i in kept] for r in rows], bold=rows[0].role if rows else "", left=2))
 
 
 def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], bold: str, left: int = 1) -> Table:

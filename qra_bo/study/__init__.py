@@ -4,11 +4,15 @@ The engine is the only caller of oracles; every other package reads a run throug
 """
 
 from qra_bo.study.engine import Engine, RunOutcome
+from qra_bo.study.intervals import LEAST_SEEDS, spearman
 from qra_bo.study.journal import JOURNAL_NAME, Journal, read_journal
-from qra_bo.study.results import load_study
+from qra_bo.study.results import load_study, metadata_bits
+from qra_bo.study.search_loop import MakeSearcher
 from qra_bo.study.setting import BytesPredictor, Setting
 from qra_bo.study.signals import RunInterrupted
-from qra_bo.study.state import Study
+from qra_bo.study.state import UNSEARCHED_STAGES, Cost, Study, as_observation, cost_of, loss_of
+from qra_bo.study.trial_runner import Listener
 
-__all__ = ["JOURNAL_NAME", "BytesPredictor", "Engine", "Journal", "RunInterrupted", "RunOutcome", "Setting", "Study",
-           "load_study", "read_journal"]
+__all__ = ["JOURNAL_NAME", "LEAST_SEEDS", "UNSEARCHED_STAGES", "BytesPredictor", "Cost", "Engine", "Journal",
+           "Listener", "MakeSearcher", "RunInterrupted", "RunOutcome", "Setting", "Study", "as_observation", "cost_of",
+           "load_study", "loss_of", "metadata_bits", "read_journal", "spearman"]

@@ -1,6 +1,7 @@
 """What follows the search: confirmation, rate and ranking checks, and the final fine-tune of the winner."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +62,8 @@ def confirmation(candidate: Allocation, reference: Allocation, pairs: Sequence[t
 
 def _compared(pairs: Sequence[tuple[int, float, float]]) -> dict[str, Any]:
     """Return seeds and losses of both sides with mean and interval of candidate - reference (nats)."""
-    interval = paired_interval([c - r for _, c, r in pairs])
     return {"train_seeds": [seed for seed, _, _ in pairs], "candidate_losses": [c for _, c, _ in pairs],
-            "reference_losses": [r for _, _, r in pairs],
-            "mean": interval.mean, "low": interval.low, "high": interval.high}
+            "reference_losses": [r for _, _, r in pairs], **asdict(paired_interval([c - r for _, c, r in pairs]))}
 
 
 def _pairs(run: TrialRunner, candidate: Allocation, reference: Allocation, stage: str,

@@ -53,7 +53,7 @@ def build_best(study: Study) -> dict[str, Any]:
         raise JournalError("the run has not ended, so that there is no best.json yet; run the same command again to "
                            "go on")
     header, formats = study.header, {f["name"]: f for f in study.header["formats"]}
-    point = study.point(winner)
+    point, cost, full = study.point(winner), study.cost, float(header["full_trial_tokens"])
     if point is None:
         raise JournalError(f"the journal holds no full-fidelity trial of the winner {winner.fingerprint}")
     return {"schema_version": SCHEMA_VERSION, "model": header["model"], "granularity": header["granularity"],
@@ -68,7 +68,14 @@ def build_best(study: Study) -> dict[str, Any]:
             **_loss(study, point), "versus_best_uniform": _versus(study, winner),
             "versus_best_uniform_at_rates": _at_rates(study, winner),
             "memory": _memory(study, winner, point, end), "baselines": [_baseline(study, e) for e in study.baselines],
-            "cost": _cost(study, end),
+            "cost": {
+                "high_fidelity": cost.high_fidelity, "low_fidelity": cost.low_fidelity,
+                "training_tokens": cost.training_tokens, "forward_tokens": cost.forward_tokens, "cost": cost.tokens,
+                "full_trial_equivalents": cost.tokens / full,
+                "search_full_trial_equivalents": study.search_cost.tokens / full,
+                "evaluation_seconds": study.evaluation_seconds,
+                "switch_seconds": sum(e.result.switch_seconds for e in study.trials),
+                "wall_seconds": end["wall_seconds"], "overhead_seconds": end["overhead_seconds"]},
             "provenance": {**{k: study.last.get("provenance", {}).get(k) for k in _PROVENANCE}, "seed": header["seed"],
                            "train_seeds": list(dict.fromkeys(e.spec.train_seed for e in study.trials)),
                            "config_sha256": header["config_sha256"]}}
@@ -131,14 +138,3 @@ def _baseline(study: Study, e: Trial) -> dict[str, Any]:
     return {"name": "-".join(name), "bits": bits, "ranks": ranks[0] if is_uniform(e.allocation) else list(ranks),
             "format": fmt, "codes": e.spec.codes, "loss": e.loss, "predicted_bytes": e.predicted_bytes,
             "feasible": e.predicted_bytes <= study.budget_bytes, "reference": e.stage == "reference"}
-
-
-def _cost(study: Study, end: Mapping[str, Any]) -> dict[str, Any]:
-    cost, full = study.cost, float(study.header["full_trial_tokens"])
-    return {"high_fidelity": cost.high_fidelity, "low_fidelity": cost.low_fidelity,
-            "training_tokens": cost.training_tokens, "forward_tokens": cost.forward_tokens,
-            "cost": cost.tokens, "full_trial_equivalents": cost.tokens / full,
-            "search_full_trial_equivalents": study.search_cost.tokens / full,
-            "evaluation_seconds": study.evaluation_seconds,
-            "switch_seconds": sum(e.result.switch_seconds for e in study.trials),
-            "wall_seconds": end["wall_seconds"], "overhead_seconds": end["overhead_seconds"]}

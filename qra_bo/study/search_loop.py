@@ -73,7 +73,7 @@ class SearchLoop:
         self._searcher = self._new_searcher()
         self._pending: dict[str, PlannedTrial] = {}
         self._submitted: set[str] = set()
-        self._ahead = 0.0 if self._whole else sum(cost_of(r.trial).tokens for r in run.replay)
+        self._ahead = 0.0 if self._whole else sum(cost_of(trial).tokens for trial, *_ in run.replay)
         self._again = 0
 
     def _new_searcher(self) -> Searcher | None:
@@ -103,10 +103,8 @@ class SearchLoop:
             if self._searcher is None:
                 run.warn("the search was ended: the memory that is left holds no allocation of the space")
                 return None
-            if run.replay and self._whole:
-                self._ask(run.replay[0].workers, run.replay[0].left)
-            else:
-                self._ask(run.executor.workers, planned - self._spent)
+            now = (run.executor.workers, planned - self._spent)
+            self._ask(*(run.replay[0][1:] if run.replay and self._whole else now))
             trial = self._next()
             if trial is None:
                 break
@@ -150,7 +148,7 @@ class SearchLoop:
                 return
             for proposal in proposals:
                 planned = self._planned(searcher.name, proposal)
-                found = run.study.find(planned.spec.key)
+                found = run.study.by_key.get(planned.spec.key)
                 if found is not None and found.stage in ENGINE_STAGES:
                     self._tell(found)
                 else:
@@ -175,23 +173,21 @@ class SearchLoop:
     def _next(self) -> Trial | None:
         """Return the next trial to tell: the journal's, or the next that ends; ``None`` where the search ends.
 
-        Raises:
-            JournalError: If the journal's next trial was not asked for: this program does not repeat that run.
-                (Not where lines were damaged: what they held is done again, out of its order.)
+        Raises ``JournalError`` if the journal's next trial was not asked for: this program does not repeat that run.
+        (Not where lines were damaged: what they held is done again, out of its order.)
         """
         run, pending = self.run, self._pending
-        if self._whole and run.replay and run.replay[0].trial.spec.key not in pending:
+        if self._whole and run.replay and (key := run.replay[0][0].spec.key) not in pending:
             raise JournalError(
-                f"the journal can't be continued: its next trial is {run.replay[0].trial.spec.key}, and the search now "
-                f"asks for {', '.join(pending) or 'nothing'}. It was written by version {run.study.header['version']}, "
-                f"this is {__version__}: go on with the versions in its provenance, or start a new run with "
-                "another out=")
-        held = next((r for r in run.replay if r.trial.spec.key in pending), None)
+                f"the journal can't be continued: its next trial is {key}, and the search now asks for "
+                f"{', '.join(pending) or 'nothing'}. It was written by version {run.study.header['version']}, this is "
+                f"{__version__}: go on with the versions in its provenance, or start a new run with another out=")
+        held = next((r for r in run.replay if r[0].spec.key in pending), None)
         if held is not None:
             run.replay.remove(held)
-            self._ahead = max(0.0, self._ahead - cost_of(held.trial).tokens)
+            self._ahead = max(0.0, self._ahead - cost_of(held[0]).tokens)
             run.reset_stopwatch()
-            return held.trial
+            return held[0]
         waiting = [p for key, p in pending.items() if key not in self._submitted]
         hours = run.config.max_hours
         if hours is None or run.wall_seconds < 3600 * hours:

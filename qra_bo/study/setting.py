@@ -8,8 +8,7 @@ import numpy as np
 
 from qra_bo.config import RunConfig
 from qra_bo.execution.base import ProfileResult
-from qra_bo.memory.formats import parse_format
-from qra_bo.memory.model import MemoryModel
+from qra_bo.memory import MemoryModel, parse_format
 from qra_bo.searchers.base import SearchProblem
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import Allocation, CostTable, Ladder, SearchSpace, average_bits, limit_average_bits

@@ -153,9 +153,8 @@ class SharedExecutor(Executor):
 
     def _comparable(self, study: Study, facts: Mapping[str, Any]) -> bool:
         stored = study.last.get("provenance")
-        if stored is None or self._identity(study.header["config"]) != self._wanted:
-            return False
-        return all(stored.get(key) == facts.get(key) for key in INCOMPARABLE)
+        return stored is not None and self._identity(study.header["config"]) == self._wanted \
+            and all(stored.get(key) == facts.get(key) for key in INCOMPARABLE)
 
 
 def _study(folder: Path) -> Study | None:

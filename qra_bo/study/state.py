@@ -1,4 +1,4 @@
-"""The state of a run, folded from its journal (trials, incumbent, front, cost), and its summary in ``status.json``."""
+"""The state of a run, folded from its journal (trials, incumbent, cost), and its summary in ``status.json``."""
 
 import logging
 import os
@@ -85,6 +85,7 @@ class Study:
 
     Attributes:
         last: The last event of each kind that is not outdated.
+        by_key: The first trial of every specification, by its key.
         points: Finished full-fidelity trials that may be incumbent: within the budget, on the validation split, at the
             search's training seed and learning rate; calibrated uniform baselines count as baselines.
         incumbent: The point with the least loss (of equals the earliest).
@@ -103,7 +104,7 @@ class Study:
         self.incumbent: Trial | None = None
         self.lr_scale: float | None = None
         self.cost = self.search_cost = Cost()
-        self._by_key: dict[str, Trial] = {}
+        self.by_key: dict[str, Trial] = {}
         for event in events:
             self.add(event)
 
@@ -136,7 +137,7 @@ class Study:
 
     def _add_trial(self, trial: Trial) -> None:
         self.trials.append(trial)
-        self._by_key.setdefault(trial.spec.key, trial)
+        self.by_key.setdefault(trial.spec.key, trial)
         for_search = trial.stage not in UNSEARCHED_STAGES
         self._spend(cost_of(trial), for_search)
         for outdated in CONCLUSIONS if for_search else ():
@@ -160,10 +161,6 @@ class Study:
         self.cost += cost
         if for_search:
             self.search_cost += cost
-
-    def find(self, key: str) -> Trial | None:
-        """Return the trial whose specification has this key."""
-        return self._by_key.get(key)
 
     @property
     def budget_bytes(self) -> int:
@@ -194,15 +191,6 @@ class Study:
         """Finished uniform baselines in the order of their trials, then references."""
         return [e for e in self.points if e.stage == "baseline"] \
             + [e for e in self.trials if e.stage == "reference" and e.ok]
-
-    @property
-    def front(self) -> list[Trial]:
-        """Points that no other point beats in both predicted bytes and loss, by increasing bytes."""
-        front: list[Trial] = []
-        for e in sorted(self.points, key=lambda e: (e.predicted_bytes, loss_of(e), e.id)):
-            if not front or loss_of(e) < loss_of(front[-1]):
-                front.append(e)
-        return front
 
     @property
     def ranked(self) -> list[Trial]:

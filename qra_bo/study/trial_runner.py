@@ -39,16 +39,6 @@ class PlannedTrial:
     stage: str
 
 
-@dataclass(frozen=True, slots=True)
-class Replayed:
-    """A trial of the search that the journal holds, with the number of workers when it was written, and the training
-    tokens that the effort had ``left`` to spend."""
-
-    trial: Trial
-    workers: int
-    left: float
-
-
 class TrialRunner:
     """Evaluates through the journal: each step of the (deterministic) engine that it holds is taken from there, so that
     a run that was killed goes on as if it had not been.
@@ -61,7 +51,8 @@ class TrialRunner:
 
     Attributes:
         under_way: Trials that the executor has, by their keys.
-        replay: Trials of the search that the journal holds and the search has not asked for yet.
+        replay: Trials of the search that the journal holds and the search has not asked for yet, each with the number
+            of workers when it was written, and the training tokens that the effort had left to spend.
     """
 
     def __init__(self, setting: Setting, budget_bytes: int, journal: Journal, executor: Executor,
@@ -75,7 +66,7 @@ class TrialRunner:
         self._described = False
         self._mark, self._overhead = time.monotonic(), 0.0
         self.under_way: dict[str, PlannedTrial] = {}
-        self.replay: deque[Replayed] = deque()
+        self.replay: deque[tuple[Trial, int, float]] = deque()
         for event in journal.content.events:
             spent = self.study.search_cost.tokens
             self._take_in(event)
@@ -85,7 +76,7 @@ class TrialRunner:
                     raise JournalError(f"a trial in the journal {journal.path} was made by {workers!r} workers; it was "
                                        "not written by this program")
                 planned = float(self.study.last.get("extension", self.study.header)["planned_cost"])
-                self.replay.append(Replayed(self.study.trials[-1], workers, planned - spent))
+                self.replay.append((self.study.trials[-1], workers, planned - spent))
 
     def begin(self) -> None:
         """Write the header of a new run, or check that the journal is of this one and note a changed effort.
@@ -143,11 +134,7 @@ class TrialRunner:
             self._append("warning", {"message": message})
 
     def _describe(self) -> None:
-        """Write the provenance once a session, and warn of changes since the last one and of the oracle's notes.
-
-        Raises:
-            JournalError: If results before and after would not compare.
-        """
+        """Write the provenance once a session, and warn of changes since the last one and of the oracle's notes."""
         if self._described:
             return
         fields = json.loads(canonical(collect(self.executor.describe())))
@@ -220,11 +207,11 @@ class TrialRunner:
         """Return trials in their order: the journal's, whatever stage they were made for, or new ones, as many at once
         as there are workers."""
         for one in {p.spec.key: p for p in planned}.values():
-            if self.study.find(one.spec.key) is None:
+            if one.spec.key not in self.study.by_key:
                 self.submit(one)
         while self.under_way:
             self.next_finished()
-        return [trial for p in planned if (trial := self.study.find(p.spec.key)) is not None]
+        return [self.study.by_key[p.spec.key] for p in planned]
 
     def submit(self, planned: PlannedTrial) -> None:
         """Hand a trial to the executor; ``JournalError`` if earlier results would not compare with this oracle's."""

@@ -9,11 +9,9 @@ from contextlib import suppress
 from qra_bo.config import RunConfig
 from qra_bo.utils.errors import DeviceError, ModelError, UserError
 
-__all__ = ["NEED_A_MODEL", "TASKS", "run_task"]
+__all__ = ["TASKS", "run_task"]
 
 TASKS = ("search", "memory", "profile", "evaluate", "export", "report")
-NEED_A_MODEL = ("search", "profile", "evaluate")
-"""Tasks that print the memory plan where the weights, the device or the RAM are missing."""
 
 
 def run_task(config: RunConfig) -> int:
@@ -26,10 +24,10 @@ def run_task(config: RunConfig) -> int:
     try:
         status: int = importlib.import_module(f"qra_bo.tasks.{config.task}").run(config)
     except (DeviceError, ModelError):
-        if config.task in NEED_A_MODEL:
-            from qra_bo.tasks.memory import plan_lines  # rich and the memory model, needed in this case alone
-
+        if config.task in ("search", "profile", "evaluate"):
+            from qra_bo.pipeline.plan import make_plan  # these load rich and the memory model, for this case alone
+            from qra_bo.tasks.memory import plan_lines
             with suppress(UserError):  # without the model's shapes there is no plan; the first error says why
-                print("\n".join(plan_lines(config)))
+                print("\n".join(plan_lines(make_plan(config))))
         raise
     return status

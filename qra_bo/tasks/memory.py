@@ -36,7 +36,7 @@ def run(config: RunConfig) -> int:
     elif Console().is_terminal:
         Console().print(render(plan, checks))
     else:
-        print("\n".join(_lines(plan, checks)))
+        print("\n".join(plan_lines(plan, checks)))
     space = make_space(config, plan.memory.spec)
     table, problems = plan.memory.table(space), []
     for answer in plan.budgets:
@@ -49,12 +49,8 @@ def run(config: RunConfig) -> int:
     return 0
 
 
-def plan_lines(config: RunConfig) -> Sequence[str]:
-    """Return the plan as lines of text, for a run that lacks weights, device or RAM."""
-    return _lines(make_plan(config))
-
-
-def _lines(plan: Plan, checks: Sequence[TraceCheck] | None = None) -> list[str]:
+def plan_lines(plan: Plan, checks: Sequence[TraceCheck] | None = None) -> list[str]:
+    """Return the plan as lines of text, without a terminal."""
     console = Console(width=WIDTH, force_terminal=False, color_system=None)
     with console.capture() as capture:
         console.print(render(plan, checks))

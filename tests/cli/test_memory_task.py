@@ -29,7 +29,7 @@ def test_the_table_shows_what_the_model_predicts() -> None:
     plan = make_plan(config)
     assert {b.text: b.size for b in plan.budgets} == {"10GB": 10 * 10**9, "uniform:4,16": nf4}
     assert plan.budgets[1].ranks["nf4"] == 16
-    lines = plan_lines(config)
+    lines = plan_lines(plan)
     assert lines[0].startswith("llama2_7b: 6,738.4 M parameters")
     (row,) = [line for line in lines if line.split()[:2] == ["nf4", "4"]]
     assert f"{nf4 / 1e9:.2f}*" in row.split()

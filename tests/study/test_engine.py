@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from qra_bo.study.intervals import paired_interval
 from qra_bo.study.journal import checksum, read_journal
 from qra_bo.study.results import load_study, write_best
 from qra_bo.study.search_loop import SearcherError
-from qra_bo.trials import Fidelity, Proposal, Trial, TrialState
+from qra_bo.trials import Fidelity, Proposal, TrialState
 from qra_bo.utils.errors import ConfigError, JournalError, QRABOError
 from tests.study.oracles import PlantedOracle
 from tests.study.problem import BUDGET, EQUIVALENT, Walk, comparable, make_setting, predict_bytes, run
@@ -449,13 +449,10 @@ def test_listeners_hear_every_event_once_those_of_earlier_sessions_first(whole: 
     assert heard == list(read_journal(tmp_path / "trials.jsonl").events)
 
 
-def test_front_and_ranking_follow_from_the_points(whole: tuple[Path, RunOutcome]) -> None:
+def test_ranking_follows_from_the_points(whole: tuple[Path, RunOutcome]) -> None:
     study = whole[1].study
-    front: Sequence[Trial] = study.front
-    for e in front:
-        assert not any(o.predicted_bytes <= e.predicted_bytes and (o.loss or 0) < (e.loss or 0) for o in study.points)
+    assert study.ranked == sorted(study.points, key=lambda e: (e.loss, e.id))
     assert study.ranked[0] == study.incumbent
-    assert study.incumbent in front
 
 
 def test_best_json_of_an_unfinished_run_is_an_error(whole: tuple[Path, RunOutcome], tmp_path: Path) -> None:
