@@ -1,6 +1,15 @@
 """Joint bit-width and LoRA-rank allocation for fine-tuning language models within a memory budget.
 
 Public names are imported when they are first used, so that ``import qra_bo`` is quick and loads no torch.
+
+Example::
+
+    import qra_bo
+
+    plan = qra_bo.plan(model="llama2_7b", budget="10GB")            # what fits; needs no weights and no GPU
+    result = qra_bo.search(model="tiny", budget="uniform:4,4", effort="quick")
+    print(result.best["bits"], result.best["ranks"])                # one of each for every unit
+    model, tokenizer = qra_bo.load(result.folder)                   # quantised base and adapter, in eval mode
 """
 
 import logging
