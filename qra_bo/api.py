@@ -71,7 +71,13 @@ def plan(config: RunConfig | Sequence[str] | None = None, *, config_dir: str | N
     >>> plan(model="llama2_7b", budget="10GB", device="cpu")
     Plan(llama2_7b, 32 units, 10GB: nf4, rank 73)
 
-    Arguments are those of ``configure``. Raises ``UserError`` if a value is wrong or there are no shapes of the model.
+    Args:
+        config: As for ``search``.
+        config_dir: As for ``search``.
+        **keywords: Keys of the configuration, see ``configure``.
+
+    Raises:
+        UserError: If a value is wrong or the model's shapes are not available.
     """
     from qra_bo.pipeline.plan import make_plan  # reads the configuration's decoder: not needed by search
     keywords = keywords if isinstance(config, RunConfig) else {"task": "memory", **keywords}

@@ -46,7 +46,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: list[str]) -> int:
-    """Check the overrides, then compose once and run the job, or start the sweep."""
+    """Check the overrides, then compose once and run the job, or start the sweep.
+
+    Raises:
+        ConfigError: With every problem of the overrides at once, where no job reports them.
+    """
     if any(a.startswith("--e") for a in argv):  # argparse takes any beginning of --experimental-rerun
         raise ConfigError("--experimental-rerun reads a pickle, which can run code, and is not taken; give the same "
                           "overrides again.")

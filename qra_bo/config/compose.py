@@ -42,7 +42,10 @@ def load_config(overrides: Sequence[str] = (), config_dir: str | None = None) ->
 @contextmanager
 def hydra_app(config_dir: str | None = None, config_path: str | None = None) -> Iterator[Hydra]:
     """Hydra over ``conf/`` of the installed package, or ``config_path`` instead, and ``config_dir`` of more groups.
-    Raises ``ConfigError`` if that is no folder."""
+
+    Raises:
+        ConfigError: If ``config_dir`` is no folder.
+    """
     if config_dir is not None and not Path(config_dir).is_dir():
         raise ConfigError(f"--config-dir must name a folder of groups such as method/ or model/; there is no folder "
                           f"{config_dir!r}.")

@@ -259,8 +259,11 @@ class PoolExecutor(Executor, Generic[Handle]):
         return silence + slowdown * spec.steps * statistics.median(self._step_seconds)
 
     def _lost(self, worker: Handle, lost: WorkerLost) -> None:
-        """Begin the trial of a lost worker again, before all that wait, or make a failure of it; a worker that could
-        not build its oracle time after time is a ``WorkerError``."""
+        """Begin the trial of a lost worker again, before all that wait, or make a failure of it.
+
+        Raises:
+            WorkerError: If its oracle was not built yet, time after time.
+        """
         job, kills = self._running.pop(worker), self._memory_kills()
         starved = lost.starved or kills > job.kills
         again = not starved and job.tries < self._limits.retries

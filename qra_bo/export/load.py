@@ -157,8 +157,11 @@ def stored_states(manifest: Manifest, folder: Path) -> dict[str, State] | None:
 
 
 def check_states(manifest: Manifest, states: Mapping[str, State], folder: Path) -> None:
-    """Compare packed tensors with the checksums of the manifest. Raises ``OutputError`` with the first linear that
-    differs or is missing."""
+    """Compare packed tensors with the checksums of the manifest.
+
+    Raises:
+        OutputError: With the first linear that differs or is missing.
+    """
     for name, record in manifest.modules.items():
         if tensors_digest(states.get(name, {})) != record.sha256:
             raise OutputError(f"the packed weights of {name} do not have the checksum of the manifest in {folder}: the "

@@ -49,7 +49,10 @@ def journals(folder: Path) -> list[Path]:
 
 def task_folder(config: RunConfig) -> Path:
     """Return ``out`` for a task that writes one file there, or a new folder below ``outputs``; made if it is absent.
-    Raises ``OutputError`` if it can't be made."""
+
+    Raises:
+        OutputError: If it can't be made.
+    """
     folder = new_folder(config, config.task) if config.out is None else Path(config.out)
     try:
         folder.mkdir(parents=True, exist_ok=True)

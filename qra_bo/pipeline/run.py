@@ -130,7 +130,11 @@ def run_budgets(config: RunConfig) -> Result:
 
 
 def _budgets(settings: Sequence[Setting], folders: Sequence[Path]) -> list[int]:
-    """Return the bytes of every budget; those that nothing fits are reported in one ``BudgetError``."""
+    """Return the bytes of every budget.
+
+    Raises:
+        BudgetError: With every budget that nothing fits.
+    """
     budgets, problems = [], []
     for setting, folder in zip(settings, folders, strict=True):
         try:

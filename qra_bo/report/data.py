@@ -13,8 +13,7 @@ from pydantic.dataclasses import dataclass as checked
 from qra_bo.execution.base import ProfileResult
 from qra_bo.memory.formats import parse_format
 from qra_bo.space import Allocation, StorageFormat
-from qra_bo.study.journal import JOURNAL_NAME, RESERVED, read_journal, session_seconds
-from qra_bo.study.state import Study
+from qra_bo.study import JOURNAL_NAME, RESERVED, Study, read_journal, session_seconds
 from qra_bo.trials import SCHEMA_VERSION, Trial, rounding_of
 from qra_bo.utils.errors import JournalError, OutputError, SpaceError
 

@@ -83,21 +83,6 @@ def print_result(console: Console, d: ReportData, folder: Path, files: Sequence[
         print_line(console, line)
     if files:
         print_line(console, f"Files in {folder}: " + ", ".join(files))
-    _print_next(console, d, folder)
-
-
-def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], bold: str, left: int = 1) -> Table:
-    """A table whose row named ``bold`` is bold; all but the first ``left`` columns are aligned to the right."""
-    table = Table(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i < left else "right", no_wrap=i > 0)
-    for row in rows:
-        table.add_row(*map(escape, row), style="bold" if row[0] == bold else "")
-    return table
-
-
-def _print_next(console: Console, d: ReportData, folder: Path) -> None:
-    """Print the next steps, each with the line to type."""
     quoted = {'"RUN"': json.dumps(printable(str(folder))), "RUN": shlex.quote(printable(str(folder)))}
     steps = [(s.what, s.code.splitlines()[-1]) for s in story.next_steps(d)]
     if not d.ended:
@@ -108,6 +93,16 @@ def _print_next(console: Console, d: ReportData, folder: Path) -> None:
             console.print(f"Next: {what}:\n    [bold cyan]{escape(code)}[/bold cyan]", highlight=False, soft_wrap=True)
         else:
             print_line(console, f"Next: {what}: {code}")
+
+
+def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], bold: str, left: int = 1) -> Table:
+    """A table whose row named ``bold`` is bold; all but the first ``left`` columns are aligned to the right."""
+    table = Table(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i < left else "right", no_wrap=i > 0)
+    for row in rows:
+        table.add_row(*map(escape, row), style="bold" if row[0] == bold else "")
+    return table
 
 
 def print_table(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -134,7 +134,11 @@ class TrialRunner:
             self._append("warning", {"message": message})
 
     def _describe(self) -> None:
-        """Write the provenance once a session, and warn of changes since the last one and of the oracle's notes."""
+        """Write the provenance once a session, and warn of changes since the last one and of the oracle's notes.
+
+        Raises:
+            JournalError: If results before and after would not compare.
+        """
         if self._described:
             return
         fields = json.loads(canonical(collect(self.executor.describe())))
