@@ -141,7 +141,7 @@ def score_tasks(model: Any, tokenizer: Any, tasks: Sequence[str], *, batch: int,
         MissingExtraError, DataError, ConfigError: See ``check_tasks``; and if the harness knows no task of a name.
     """
     check_tasks(tasks)
-    from lm_eval.evaluator import simple_evaluate
+    from lm_eval.evaluator import simple_evaluate  # an extra
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
     wanted = [_task(task_name(t), read_task_file(Path(t).expanduser()), tokenizer) if t.endswith(FILE_ENDINGS) else t
@@ -193,7 +193,7 @@ def check_tasks(tasks: Sequence[str]) -> None:
 
 def _task(name: str, items: Sequence[Choice] | Sequence[Written], tokenizer: Any) -> dict[str, Any]:
     """Return the harness' description of a file's questions."""
-    from datasets import Dataset
+    from datasets import Dataset  # comes with the extra
     docs = Dataset.from_list([{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(item).items()}
                               for item in items])
     common = {"task": name, "custom_dataset": lambda **_: {"test": docs}, "test_split": "test", "num_fewshot": 0,

@@ -139,7 +139,7 @@ def spec_from_model(model: Any, name: str | None = None) -> DecoderSpec:
     It is not wrapped by PEFT yet; linears may already be quantised modules with ``in_features``. The name is used in
     messages. Raises ``ModelError`` if the model has no decoder layers with linear modules.
     """
-    from torch import nn
+    from torch import nn  # planning memory does without torch
     config = model.config.get_text_config()
     linears: list[Linear] = []
     for path, module in model.named_modules():
@@ -171,7 +171,7 @@ def spec_from_hf_config(config: Any, name: str | None = None, *, trust_remote_co
     transformers asks on the terminal otherwise. Raises ``ModelError`` if transformers knows no causal language model of
     that type.
     """
-    import torch
+    import torch  # planning memory does without torch
     from transformers import AutoModelForCausalLM
     try:
         with torch.device("meta"):

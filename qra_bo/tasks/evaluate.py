@@ -76,7 +76,7 @@ def ask(config: RunConfig, folder: Path) -> int:
     """
     from qra_bo.export.load import load  # these three load torch and transformers
     from qra_bo.finetune.evaluation import check_tasks, score_tasks
-    from qra_bo.finetune.manifest import package_versions
+    from qra_bo.finetune.manifest import package_versions  # loads torch
     check_tasks(config.eval.tasks)
     model, tokenizer = load(folder, resolve_device(config.device),
                             trust_remote_code=bool(config.model["trust_remote_code"]))

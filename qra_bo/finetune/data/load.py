@@ -32,7 +32,7 @@ def hub_records(cfg: HubData) -> list[Record]:
         DataError: If the hub or the data set can't be reached, or a record is malformed.
     """
     check_package(cfg)
-    import datasets
+    import datasets  # an extra
     name = cfg.path
     try:
         if cfg.subset is not None and cfg.subset.endswith((".jsonl", ".json")):
@@ -85,7 +85,7 @@ WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 
 def byte_tokenizer() -> Any:
     """Return a tokenizer of transformers: UTF-8 bytes as ids 0 to 255, then pad (256) and end (257)."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers  # for the tiny model alone
     from transformers import PreTrainedTokenizerFast
     from transformers.convert_slow_tokenizer import bytes_to_unicode
     core = Tokenizer(models.BPE(vocab={c: byte for byte, c in bytes_to_unicode().items()}, merges=[]))

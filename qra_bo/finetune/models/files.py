@@ -81,7 +81,7 @@ def _file(where: str, file: str, revision: str | None) -> Path | None:
     """Return the file in the folder, or in the cache of the hub, or ``None``."""
     if Path(where).is_dir():
         return Path(where) / file if (Path(where) / file).exists() else None
-    from transformers.utils import cached_file
+    from transformers.utils import cached_file  # a second that only models of the hub need
     found = cached_file(where, file, revision=revision or "main", _raise_exceptions_for_gated_repo=False,
                         _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False)
     return None if found is None else Path(found)
