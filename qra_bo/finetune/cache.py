@@ -5,6 +5,7 @@ Every file has a checksum, which covers its key. A file that is damaged, or can'
 result is made anew with a warning.
 """
 
+import functools
 import hashlib
 import json
 import logging
@@ -76,10 +77,15 @@ def _write(path: Path, data: Mapping[str, Any]) -> None:
         log.warning("%s can't be written, so a later run makes its contents anew: %s", path, error)
 
 
+@functools.cache
+def _code_hash() -> str:
+    sources = sorted(Path(__file__).parent.rglob("*.py"))
+    return hashlib.sha256(b"\0".join(path.read_bytes() for path in sources)).hexdigest()
+
+
 def _key(facts: Mapping[str, Any]) -> str:
     """Return the hash of the facts and of this package's code; the number of threads decides the last bit."""
-    code = hashlib.sha256(b"\0".join(path.read_bytes() for path in sorted(Path(__file__).parent.rglob("*.py"))))
-    text = json.dumps({**facts, "code": code.hexdigest(), "threads": torch.get_num_threads()}, sort_keys=True)
+    text = json.dumps({**facts, "code": _code_hash(), "threads": torch.get_num_threads()}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 

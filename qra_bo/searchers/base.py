@@ -3,7 +3,7 @@
 import inspect
 import math
 import pkgutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -106,13 +106,11 @@ def make_searcher(config: Mapping[str, Any], problem: SearchProblem) -> Searcher
     """
     if "_target_" not in config:
         raise ConfigError("method._target_ must be the dotted path of a searcher's class or function; it is missing")
-    problems = list(_problems("method", config))
+    problems: list[str] = []
+    prepared = _prepared("method", config, problems)
     if problems:
         raise ConfigError(problems)
-    parameters = inspect.signature(pkgutil.resolve_name(config["_target_"])).parameters
-    callables = {k: {"_partial_": True, **v} for k, v in config.items() if isinstance(v, Mapping) and "_target_" in v
-                 and k in parameters and "Callable" in str(parameters[k].annotation)}
-    made = instantiate({**config, **callables, "_partial_": True}, _convert_="all")
+    made = instantiate({**prepared, "_partial_": True}, _convert_="all")
     try:
         inspect.signature(made).bind(problem)
     except TypeError as error:
@@ -120,18 +118,25 @@ def make_searcher(config: Mapping[str, Any], problem: SearchProblem) -> Searcher
     return cast(Searcher, made(problem))
 
 
-def _problems(where: str, config: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a message for every target that can't be imported and every unknown option, at any depth."""
+def _prepared(where: str, config: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
+    """Return ``config`` with the targets of callable parameters made partial, at any depth.
+
+    A message for every target that can't be imported and every unknown option is added to ``problems``.
+    """
     try:
         parameters = inspect.signature(pkgutil.resolve_name(config["_target_"])).parameters
     except Exception as error:  # an import may raise anything
-        yield f"{where}._target_: {config['_target_']!r} can't be imported: {error}"
-        return
+        problems.append(f"{where}._target_: {config['_target_']!r} can't be imported: {error}")
+        return dict(config)
     known = [name for name in parameters if name != "problem"]
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    prepared = dict(config)
     for key, value in config.items():
         if not key.startswith("_") and key not in known and not takes_any:
-            yield (f"{where}.{key}: {config['_target_']} has no such parameter; known: "
-                   f"{', '.join(nearest_first(key, known)) or 'none'}")
+            problems.append(f"{where}.{key}: {config['_target_']} has no such parameter; known: "
+                            f"{', '.join(nearest_first(key, known)) or 'none'}")
         elif isinstance(value, Mapping) and "_target_" in value:
-            yield from _problems(f"{where}.{key}", value)
+            inner = _prepared(f"{where}.{key}", value, problems)
+            is_callable = key in parameters and "Callable" in str(parameters[key].annotation)
+            prepared[key] = {"_partial_": True, **inner} if is_callable else inner
+    return prepared
