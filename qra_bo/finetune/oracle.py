@@ -14,6 +14,7 @@ from qra_bo.finetune.adapters.lora import AdapterSettings, adapter_parameters, a
 from qra_bo.finetune.cache import ProfileCache, TensorStore
 from qra_bo.finetune.data.records import DataSplits, TokenBlocks, batches
 from qra_bo.finetune.manifest import PROBE, save_probe, write_manifest
+from qra_bo.finetune.models.checkpointing import use_checkpointing
 from qra_bo.finetune.models.load import commit_of
 from qra_bo.finetune.profiling import measure_quantization_sensitivity, measure_rank_sensitivity, unit_choice
 from qra_bo.finetune.quantization.bank import LayerBank
@@ -80,7 +81,7 @@ class FinetuneOracle:
         self.peft: Any = None  # the wrapped model of the trial under way
         self._unit_of = {linear.name: unit.name for unit in units for linear in unit.linears}
         if settings.train.checkpointing:
-            self.model.activation_checkpointing_enable({"use_reentrant": False})
+            use_checkpointing(self.model)
 
     def describe(self) -> dict[str, Any]:
         return {"device": str(self.device), "dtype": str(self.bank.compute_dtype).removeprefix("torch."),
