@@ -63,6 +63,7 @@ def random_model(spec: DecoderSpec, space: SearchSpace, allocation: Allocation, 
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
 
+    from qra_bo.finetune.models.checkpointing import use_checkpointing
     from qra_bo.finetune.models.load import use_fast_attention
     from qra_bo.finetune.quantization.bank import allow_mixed_bits
     from qra_bo.finetune.quantization.base import backend_of
@@ -93,7 +94,7 @@ def random_model(spec: DecoderSpec, space: SearchSpace, allocation: Allocation, 
     use_fast_attention(model, device, dtype)
     allow_mixed_bits(model)
     if shape.checkpointing:
-        model.activation_checkpointing_enable({"use_reentrant": False})
+        use_checkpointing(model)
     return model
 
 

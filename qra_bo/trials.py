@@ -188,6 +188,10 @@ class Trial:
     def loss(self) -> float | None:
         return self.result.loss
 
+    def within(self, budget_bytes: int) -> bool:
+        """Whether its predicted bytes, and the measured ones where there are some, are within a budget."""
+        return max(self.predicted_bytes, self.result.measured_bytes or 0) <= budget_bytes
+
     def to_json(self) -> dict[str, Any]:
         """Return the journal's event."""
         return {"event": "trial", "id": self.id, "key": self.spec.key, "fingerprint": self.allocation.fingerprint,

@@ -14,10 +14,11 @@ from qra_bo.finetune.adapters.lora import AdapterSettings, adapter_parameters, a
 from qra_bo.finetune.cache import ProfileCache, TensorStore
 from qra_bo.finetune.data.records import DataSplits, TokenBlocks, batches
 from qra_bo.finetune.manifest import PROBE, save_probe, write_manifest
+from qra_bo.finetune.models.checkpointing import use_checkpointing
 from qra_bo.finetune.models.load import commit_of
 from qra_bo.finetune.profiling import measure_quantization_sensitivity, measure_rank_sensitivity, unit_choice
 from qra_bo.finetune.quantization.bank import LayerBank
-from qra_bo.finetune.tracing.memory_probe import MemoryProbe, begin_load
+from qra_bo.finetune.tracing.memory_probe import MemoryProbe, begin_load, release_unused
 from qra_bo.finetune.training.loop import DivergedError, HeldOut, TrainSettings, held_out, train_steps, unit_groups
 from qra_bo.finetune.training.loss import CalibrationText
 from qra_bo.finetune.training.optimizer import UnitwiseAdamW
@@ -77,9 +78,10 @@ class FinetuneOracle:
             torch.from_numpy(data.calibration.input_ids), torch.from_numpy(data.calibration.labels),
             settings.train.batch, settings.train.logits_chunk)
         self.inits = self._other_inits = Initialiser(bank, settings.adapter, self.text, factors)
+        self.peft: Any = None  # the wrapped model of the trial under way
         self._unit_of = {linear.name: unit.name for unit in units for linear in unit.linears}
         if settings.train.checkpointing:
-            self.model.activation_checkpointing_enable({"use_reentrant": False})
+            use_checkpointing(self.model)
 
     def describe(self) -> dict[str, Any]:
         return {"device": str(self.device), "dtype": str(self.bank.compute_dtype).removeprefix("torch."),
@@ -132,8 +134,8 @@ class FinetuneOracle:
             return run.failed(TrialState.OOM, str(error).splitlines()[0])
         finally:
             detach(self.model)
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
+            self.peft = None
+            release_unused(self.device)
 
     def measure_peak(self, allocation: Mapping[str, Any], train_seed: int, progress: Progress,
                      init: str | None = None) -> dict[str, Any]:

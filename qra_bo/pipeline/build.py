@@ -13,7 +13,7 @@ from qra_bo.memory import MemoryModel, TrainShape, parse_format, parse_size
 from qra_bo.memory.allowance import Allowance
 from qra_bo.oracle.protocol import Oracle
 from qra_bo.space import DecoderSpec, SearchSpace, StorageFormat
-from qra_bo.utils.device import BYTES, cores, resolve_device, resolve_dtype
+from qra_bo.utils.device import BYTES, cores, expand_segments, resolve_device, resolve_dtype
 from qra_bo.utils.errors import DeviceError
 
 MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40), "MALLOC_TOP_PAD_": str(1 << 28)}
@@ -54,7 +54,8 @@ def make_oracle(config: Mapping[str, Any], out: str, threads: int | None = None)
     """
     cfg, checkpoints = config_from_dict(config), Path(out) / "checkpoints"
     if cfg.oracle.trains:
-        import torch  # a simulation does without it
+        expand_segments()
+        import torch  # a simulation does without it; it reads the allocator's settings now
 
         from qra_bo.pipeline.finetune_oracle import make_finetune  # loads torch
         if threads is not None:

@@ -36,6 +36,8 @@ def make_finetune(cfg: RunConfig, out: Path) -> FinetuneOracle:
         UserError: If model, data or device can't be used.
     """
     device = torch.device(resolve_device(cfg.device))
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # kernels of libraries, and statistics without an index, go to the current device
     dtype = getattr(torch, resolve_dtype(cfg.dtype, device.type))
     begun = time.time()
     model, tokenizer = load_base(cfg.model)

@@ -82,7 +82,7 @@ def _uniform(d: ReportData) -> Check:
     best = d.study.best_uniform
     if best is None:
         return Check("missing", "Uniform baselines", "None that fits was trained yet: there is no comparison.")
-    tried = {e.allocation for e in d.points if e.stage == "baseline" and e.predicted_bytes <= d.header.budget_bytes}
+    tried = {e.allocation for e in d.points if e.stage == "baseline" and e.within(d.header.budget_bytes)}
     return Check("ok", "Uniform baselines were trained first",
                  f"{len(tried)} of them that fit were trained before the search, at the same length and with the same "
                  f"rule for the learning rate. The winner is compared with the best, {d.name(best.allocation)}. Expect "

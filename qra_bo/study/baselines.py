@@ -138,7 +138,8 @@ def evaluate_baselines(run: TrialRunner, headroom: Headroom, baselines: Sequence
     """Evaluate the most promising uniform baselines and uniform + filled ranks; return their trials, failed ones too.
 
     Of ``limit`` places one is kept for uniform + filled ranks; where that is no new allocation, the next baseline takes
-    the place. ``None`` evaluates all baselines. A trial that runs out of memory lowers ``headroom``.
+    the place. ``None`` evaluates all baselines. A trial that runs out of memory or measures above its prediction lowers
+    ``headroom``.
 
     Raises:
         TrainingError: If every one of them ran out of memory or diverged.
@@ -160,7 +161,7 @@ def _evaluate(run: TrialRunner, headroom: Headroom, allocations: Sequence[Alloca
     """Return the baselines' trials; one that the calibration made counts as a baseline."""
     found = run.evaluate_all([run.plan(a, "baseline") for a in allocations])
     for e in found:
-        headroom.lowered_by(run, e)
+        headroom.lowered_by(run, e, calibrates=True)
     return [replace(e, stage="baseline") for e in found]
 
 

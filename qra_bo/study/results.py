@@ -137,4 +137,4 @@ def _baseline(study: Study, e: Trial) -> dict[str, Any]:
             *([] if e.spec.codes is None else [e.spec.codes])]
     return {"name": "-".join(name), "bits": bits, "ranks": ranks[0] if is_uniform(e.allocation) else list(ranks),
             "format": fmt, "codes": e.spec.codes, "loss": e.loss, "predicted_bytes": e.predicted_bytes,
-            "feasible": e.predicted_bytes <= study.budget_bytes, "reference": e.stage == "reference"}
+            "feasible": e.within(study.budget_bytes), "reference": e.stage == "reference"}

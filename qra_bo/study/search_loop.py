@@ -28,23 +28,35 @@ class SearcherError(QRABOError):
 
 
 class Headroom:
-    """The limit on predicted bytes: the budget, until a trial that was predicted to fit runs out of memory.
+    """The limit on predicted bytes: the budget, until a trial that was predicted to fit runs out of memory or measures
+    above the budget, or a uniform baseline measures above its prediction.
 
-    The device then holds less than the budget says; the difference is left alone for the rest of the run.
+    The device's allocator then needs more than the memory model allows it; the difference is left alone for the rest of
+    the run.
     """
 
     def __init__(self, rules: BaselineRules) -> None:
         self.rules, self._budget = rules, rules.budget_bytes
 
-    def lowered_by(self, run: TrialRunner, trial: Trial) -> bool:
-        """Lower the limit where ``trial`` ran out of memory below it; return whether it did."""
-        limit = trial.predicted_bytes - 1
-        if trial.result.state is not TrialState.OOM or limit >= self.rules.budget_bytes:
+    def lowered_by(self, run: TrialRunner, trial: Trial, *, calibrates: bool = False) -> bool:
+        """Lower the limit where ``trial`` shows that it is too high; return whether it did.
+
+        One that ran out of memory lowers it below its own prediction. One that measured above the budget lowers it by
+        its excess over its prediction; with ``calibrates`` one that measured above its prediction does too.
+        """
+        predicted, measured = trial.predicted_bytes, trial.result.measured_bytes
+        if trial.result.state is TrialState.OOM:
+            limit, what = predicted - 1, "ran out of memory"
+        elif measured is not None and measured > (predicted if calibrates else self._budget):
+            limit, what = self._budget - (measured - predicted), f"measured {measured:,} bytes"
+        else:
+            return False
+        if limit >= self.rules.budget_bytes or predicted > self._budget:
             return False
         self.rules = replace(self.rules, budget_bytes=limit)
-        run.warn(f"{trial.allocation.fingerprint} ran out of memory although {trial.predicted_bytes:,} bytes were "
-                 f"predicted, within the budget of {self._budget:,}: the allowance grows by {self._budget - limit:,} "
-                 f"bytes, so that what needs more than {limit:,} is not tried")
+        run.warn(f"{trial.allocation.fingerprint} {what} although {predicted:,} bytes were predicted, within the "
+                 f"budget of {self._budget:,}: the allowance grows by {self._budget - limit:,} bytes, so that what "
+                 f"needs more than {limit:,} is not tried")
         return True
 
 
@@ -52,7 +64,8 @@ class SearchLoop:
     """The search of one session.
 
     The searcher observes the uniform baselines, those with ranks off the ladder too, but no trial that ran out of
-    memory: once nothing is pending any more, a new searcher with less memory replaces it and observes all other trials.
+    memory or measured above the budget: once nothing is pending any more, a new searcher with less memory replaces it
+    and observes all other trials.
 
     Args:
         run: Evaluates the trials.
@@ -68,7 +81,7 @@ class SearchLoop:
         self._whole = not run.journal.content.damaged  # the journal holds every line that was written
         by_key = {e.spec.key: e for e in known}
         self._known = set(by_key)
-        self._told = [as_observation(e) for e in by_key.values() if e.result.state is not TrialState.OOM]
+        self._told = [as_observation(e) for e in by_key.values() if self._is_observation(e)]
         self._narrowed = False
         self._searcher = self._new_searcher()
         self._pending: dict[str, PlannedTrial] = {}
@@ -113,12 +126,16 @@ class SearchLoop:
         return self._searcher
 
     def _tell(self, trial: Trial) -> None:
-        """Tell the searcher, or have it replaced where its proposal ran out of memory."""
+        """Tell the searcher, or have it replaced where its proposal needed more memory than there is."""
         if self._headroom.lowered_by(self.run, trial):
             self._narrowed = True
-        if trial.result.state is not TrialState.OOM and self._searcher is not None:
+        if self._is_observation(trial) and self._searcher is not None:
             self._told.append(as_observation(trial))
             self._searcher.tell(self._told[-1:])
+
+    def _is_observation(self, trial: Trial) -> bool:
+        """Whether a trial tells of losses, and not of the device's memory."""
+        return trial.result.state is not TrialState.OOM and trial.within(self._problem.budget_bytes)
 
     @property
     def _spent(self) -> float:

@@ -86,8 +86,9 @@ class Study:
     Attributes:
         last: The last event of each kind that is not outdated.
         by_key: The first trial of every specification, by its key.
-        points: Finished full-fidelity trials that may be incumbent: within the budget, on the validation split, at the
-            search's training seed and learning rate; calibrated uniform baselines count as baselines.
+        points: Finished full-fidelity trials that may be incumbent: within the budget as predicted and as measured, on
+            the validation split, at the search's training seed and learning rate; calibrated uniform baselines count as
+            baselines.
         incumbent: The point with the least loss (of equals the earliest).
         lr_scale: The calibrated factor on the base learning rate; ``None`` before the calibration has ended.
         cost: All of it: profile, calibration, uniform baselines, search, failures, references, confirmation and checks.
@@ -148,7 +149,7 @@ class Study:
     def _add_point(self, trial: Trial) -> None:
         """Keep a trial that may be incumbent; one of the calibration counts as a baseline."""
         spec = trial.spec
-        if (trial.ok and trial.fidelity is Fidelity.HIGH and trial.predicted_bytes <= self.budget_bytes
+        if (trial.ok and trial.fidelity is Fidelity.HIGH and trial.within(self.budget_bytes)
                 and trial.stage not in UNSEARCHED_STAGES and spec.split == "validation"
                 and spec.lr_scale == self.lr_scale and spec.steps == self.header["high_steps"]
                 and spec.train_seed == self.header["train_seed"]):

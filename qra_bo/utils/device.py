@@ -42,6 +42,16 @@ def resolve_device(device: str) -> str:
     return device
 
 
+def expand_segments() -> None:
+    """Have the CUDA caching allocator grow its segments, which wastes the fewest bytes; before torch is imported.
+
+    Settings that the user made are left alone. Torch reads the second name before 2.9, and the first one since.
+    """
+    names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+    if not any(name in os.environ for name in names):
+        os.environ.update(dict.fromkeys(names, "expandable_segments:True"))
+
+
 def cores() -> int:
     """Return the cores that this process may use."""
     # Windows and macOS have no affinities.

@@ -8,6 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from qra_bo.finetune.adapters.lora import AdapterSettings, adapter_parameters, attach
+from qra_bo.finetune.models.checkpointing import use_checkpointing
 from qra_bo.finetune.models.load import use_fast_attention
 from qra_bo.finetune.tracing.memory_probe import PeakTracker
 from qra_bo.finetune.training.loop import TrainSettings, held_out
@@ -69,7 +70,7 @@ def run_step(config: Any, shape: TrainShape, formats: tuple[str, ...], ranks: tu
             dense = model.get_submodule(linear.name)
             setattr(model.get_submodule(parent), child, quantize(dense, fmt, dtype))
     if shape.checkpointing:
-        model.activation_checkpointing_enable({"use_reentrant": False})
+        use_checkpointing(model)
     attach(model, {m.name: r for u, r in zip(units, ranks, strict=True) for m in u.linears}, AdapterSettings(), 0,
            dtype)
     pairs = adapter_parameters(model)

@@ -1,14 +1,16 @@
 """A device that holds less than the budget says: what runs out of memory narrows the search and teaches it nothing."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from qra_bo.execution.base import InProcessExecutor
 from qra_bo.oracle.protocol import Progress
 from qra_bo.searchers.base import SearchProblem
-from qra_bo.space import limit_average_bits, uniform, with_allowance
+from qra_bo.space import Allocation, limit_average_bits, uniform, with_allowance
 from qra_bo.study.engine import RunOutcome
 from qra_bo.study.journal import read_journal
 from qra_bo.trials import Trial, TrialResult, TrialSpec, TrialState
@@ -32,6 +34,25 @@ class SmallDevice(PlantedOracle):
         return super().evaluate(request, progress)
 
 
+class ReservingDevice(PlantedOracle):
+    """Measures what its allocator reserves: ``excess`` bytes above the prediction from ``beyond`` bytes up."""
+
+    def __init__(self, excess: int, beyond: int = 0) -> None:
+        super().__init__()
+        self.excess, self.beyond = excess, beyond
+
+    def measured(self, a: Allocation) -> int:
+        predicted = predict_bytes(a)
+        return predicted + self.excess * (predicted >= self.beyond)
+
+    def evaluate(self, request: TrialSpec, progress: Progress) -> TrialResult:
+        return replace(super().evaluate(request, progress), measured_bytes=self.measured(request.allocation))
+
+    def measure_peak(self, allocation: Mapping[str, Any], train_seed: int, progress: Progress) -> dict[str, Any]:
+        measured = self.measured(Allocation.from_json(allocation))
+        return {"state": "ok", "message": "", "measured_bytes": measured, "peaks": {}}
+
+
 class Recorded(Walk):
     """Keeps every searcher that a run made."""
 
@@ -47,10 +68,10 @@ class Recorded(Walk):
         super().tell(evaluations)
 
 
-def run_on(folder: Path, holds: int) -> RunOutcome:
+def run_on(folder: Path, device: int | PlantedOracle) -> RunOutcome:
     Recorded.made.clear()
-    return run(folder, InProcessExecutor(SmallDevice(holds)), Recorded, calibrate__lr_scales=[2.0],
-               effort__references=False)
+    oracle = SmallDevice(device) if isinstance(device, int) else device
+    return run(folder, InProcessExecutor(oracle), Recorded, calibrate__lr_scales=[2.0], effort__references=False)
 
 
 def warnings_of(folder: Path) -> list[str]:
@@ -85,6 +106,39 @@ def test_a_run_that_ran_out_of_memory_goes_on_to_the_same_end(tmp_path: Path) ->
         (folder / "trials.jsonl").write_text("".join(lines[:kept]))
         again = run_on(folder, HOLDS)
         assert comparable(again.best) == comparable(whole.best)
+
+
+def test_what_measures_above_the_budget_narrows_the_search_and_never_wins(tmp_path: Path) -> None:
+    device = ReservingDevice(excess=5, beyond=BUDGET - 3)
+    assert all(predict_bytes(a) < device.beyond for a in (uniform(4, "nf4", 4), uniform(4, "ref2", 8)))
+    outcome = run_on(tmp_path / "run", device)
+    over = [e for e in outcome.study.trials if device.measured(e.allocation) > BUDGET]
+    assert over
+    assert not set(over) & set(outcome.study.points)
+    assert device.measured(outcome.winner) <= BUDGET
+    assert outcome.exit_status == 0
+    first = over[0].id
+    assert all(e.predicted_bytes <= BUDGET - 5 for e in outcome.study.trials if e.id > first)
+    assert any("measured" in m and "the allowance grows by 5 bytes" in m for m in warnings_of(tmp_path / "run"))
+
+
+def test_a_baseline_measured_above_its_prediction_calibrates_the_search(tmp_path: Path) -> None:
+    outcome = run_on(tmp_path / "run", ReservingDevice(excess=9))
+    searched = [e for e in outcome.study.trials if e.stage == "evolution"]
+    assert searched
+    assert all(e.predicted_bytes <= BUDGET - 9 for e in searched)
+    assert len(Recorded.made) == 1
+    assert outcome.exit_status == 0
+
+
+def test_a_run_that_measured_above_the_budget_goes_on_to_the_same_end(tmp_path: Path) -> None:
+    whole = run_on(tmp_path / "whole", ReservingDevice(5, BUDGET - 3))
+    lines = (tmp_path / "whole" / "trials.jsonl").read_text().splitlines(keepends=True)
+    for kept in (len(lines) // 3, len(lines) // 2):
+        folder = tmp_path / str(kept)
+        folder.mkdir()
+        (folder / "trials.jsonl").write_text("".join(lines[:kept]))
+        assert comparable(run_on(folder, ReservingDevice(5, BUDGET - 3)).best) == comparable(whole.best)
 
 
 def test_a_search_without_any_room_left_ends_with_what_it_has(tmp_path: Path) -> None:

@@ -1,9 +1,9 @@
 """LoRA adapters by PEFT with a rank for every module: attached, checked, run as one autograd node, and detached."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from types import MethodType
+from functools import cache
 from typing import Any, cast
 
 import numpy as np
@@ -61,12 +61,25 @@ def fused_linear(x: Tensor, down: Tensor, up: Tensor, base: PackedLinear, scale:
     return out.view(*x.shape[:-1], out.shape[-1])
 
 
-def _forward(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    base, (name,) = layer.get_base_layer(), layer.active_adapters
-    down, up = layer.lora_A[name].weight, layer.lora_B[name].weight
-    if x.dtype != down.dtype or layer.disable_adapters or layer.merged or args or kwargs:
-        return cast(Tensor, type(layer).forward(layer, x, *args, **kwargs))
-    return fused_linear(x, down, up, base, layer.scaling[name])
+class FusedLayer:
+    """The fused forward, mixed into PEFT's layer classes before them.
+
+    A class and no method set on the layer: that would be a reference cycle, which keeps a detached layer and its packed
+    base on the device until the garbage collector runs.
+    """
+
+    def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Map ``... x in`` to ``... x out``; as PEFT does where adapters are merged, disabled or of another type."""
+        base, (name,) = self.get_base_layer(), self.active_adapters
+        down, up = self.lora_A[name].weight, self.lora_B[name].weight
+        if x.dtype != down.dtype or self.disable_adapters or self.merged or args or kwargs:
+            return cast(Tensor, super().forward(x, *args, **kwargs))  # type: ignore[misc]
+        return fused_linear(x, down, up, base, self.scaling[name])
+
+
+@cache
+def _fused_class(kind: Any) -> type:
+    return type(kind.__name__, (FusedLayer, kind), {"__module__": kind.__module__})
 
 
 def fuse(model: torch.nn.Module) -> None:
@@ -75,12 +88,13 @@ def fuse(model: torch.nn.Module) -> None:
     Layers with dropout, several adapters or variants such as DoRA keep PEFT's own.
     """
     for layer in model.modules():
-        if not isinstance(layer, LoraLayer) or not isinstance(layer.get_base_layer(), PackedLinear):
+        if not isinstance(layer, LoraLayer) or isinstance(layer, FusedLayer) \
+                or not isinstance(layer.get_base_layer(), PackedLinear):
             continue
         (name, *others) = layer.active_adapters
         if not others and isinstance(layer.lora_dropout[name], torch.nn.Identity) and not layer.lora_variant \
                 and layer.lora_B[name].bias is None:
-            layer.forward = MethodType(_forward, layer)
+            layer.__class__ = _fused_class(cast(Hashable, type(layer)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -138,7 +138,7 @@ class BitsAndBytesBackend(QuantizerBackend):
                           compress_statistics=fmt.double_quant, device="meta")
         layer.weight = bnb.nn.Params4bit(state["codes"], requires_grad=False, quant_state=quant_state,
                                          blocksize=fmt.block, compress_statistics=fmt.double_quant, quant_type="nf4",
-                                         module=layer, bnb_quantized=True)
+                                         bnb_quantized=True)  # without module=layer, which is a reference cycle
         layer.quant_state = quant_state
         layer.support_avx512bf16_for_cpu = False  # else the library's own forward repacks the weight in eval mode
         return layer

@@ -5,6 +5,7 @@ storage is counted once, when first seen, and released when it dies. Storages th
 without handing them out are not seen.
 """
 
+import gc
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -118,6 +119,16 @@ def begin_load(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
 
 
+def release_unused(device: torch.device) -> None:
+    """Free what only reference cycles keep alive, and return unused segments of the CUDA allocator to the device.
+
+    A segment with one live tensor is not returned: cycles, such as those of an exception's traceback, come first.
+    """
+    if device.type == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
 class MemoryProbe:
     """Measurement of one trial's memory in the configured scope.
 
@@ -138,7 +149,7 @@ class MemoryProbe:
         self._found: dict[str, PhasePeak] = {}
         if self.device.type == "cuda":
             self._read("load")
-            torch.cuda.empty_cache()  # memory that loading reserved is no part of training
+            release_unused(self.device)  # memory that loading reserved is no part of training
         else:
             with bank.only_packed():  # packed layers are handed over, so that loading needs no more than what stays
                 self._note("load", live_bytes(self.model), None)

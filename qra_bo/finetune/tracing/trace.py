@@ -22,6 +22,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from qra_bo.finetune.adapters.lora import fused_linear
+from qra_bo.finetune.models.checkpointing import use_checkpointing
 from qra_bo.finetune.models.load import choose_kernel, fp32_attention
 from qra_bo.finetune.quantization.base import packed, stand_in
 from qra_bo.finetune.tracing.memory_probe import PeakTracker
@@ -132,10 +133,9 @@ class StepTracer:
             groups.append((parameters, 1e-3))
         model.train()
         if shape.checkpointing and not self.checkpointing:
-            model.activation_checkpointing_enable({"use_reentrant": False})
+            use_checkpointing(model)
         elif self.checkpointing and not shape.checkpointing:
-            model.activation_checkpointing_disable()
-            model.disable_input_require_grads()
+            use_checkpointing(model, False)
         self.checkpointing = shape.checkpointing
         return self._step(shape, traced_optimizer(groups, shape.optimizer, target), start)
 

@@ -1,0 +1,66 @@
+"""What a worker does to its device before the first tensor."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from qra_bo.config import load_config
+from qra_bo.pipeline import finetune_oracle
+from qra_bo.utils.device import expand_segments
+
+NAMES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+AT_IMPORT = """
+import os, sys
+from importlib.abc import MetaPathFinder
+from qra_bo.config import load_config
+from qra_bo.pipeline.build import make_oracle
+
+class AtImport(MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "torch":
+            print([os.environ.get(key) for key in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")], flush=True)
+            os._exit(0)
+
+assert "torch" not in sys.modules
+sys.meta_path.insert(0, AtImport())
+make_oracle(load_config(["model=tiny", "data=tiny", "budget=1GB", "device=cpu"]).to_dict(), "unused")
+"""
+
+
+class Loaded(Exception):
+    """Raised in the place of loading a model."""
+
+
+@pytest.mark.parametrize("device", ["cuda:1", "cuda"])
+def test_worker_makes_its_gpu_the_current_one(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    current: list[torch.device] = []
+
+    def load(_: object) -> None:
+        assert current == [torch.device(device)]
+        raise Loaded
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    monkeypatch.setattr(finetune_oracle, "load_base", load)
+    config = load_config(["model=tiny", "data=tiny", "budget=1GB", f"device={device}", "dtype=float32"])
+    with pytest.raises(Loaded):
+        finetune_oracle.make_finetune(config, None)  # type: ignore[arg-type]
+
+
+def test_segments_are_expandable_when_a_worker_imports_torch() -> None:
+    env = {key: value for key, value in os.environ.items() if key not in NAMES}
+    done = subprocess.run([sys.executable, "-c", AT_IMPORT], env=env, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == str(["expandable_segments:True"] * 2), done.stderr
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_settings_of_the_user_stay(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for key in NAMES:
+        monkeypatch.delenv(key, raising=False)
+    monkeypatch.setenv(name, "max_split_size_mb:128")
+    expand_segments()
+    assert {key: os.environ.get(key) for key in NAMES} == dict.fromkeys(NAMES) | {name: "max_split_size_mb:128"}
