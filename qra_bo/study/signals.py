@@ -29,7 +29,7 @@ class RunInterrupted(KeyboardInterrupt):
 
 
 class Interrupts:
-    """While entered, the first of the signals ``STOPPING`` raises ``RunInterrupted`` in the main thread, outside shields.
+    """While entered, the first of ``STOPPING`` raises ``RunInterrupted`` in the main thread, outside shields.
 
     A second SIGINT or SIGTERM acts as it would without this, a second SIGHUP or SIGUSR1 is ignored. One that this
     process was started to ignore (``nohup``) stays ignored. In any other thread than the main one it changes nothing.

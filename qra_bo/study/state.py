@@ -228,7 +228,7 @@ class Study:
 
 
 def read_state(folder: Path) -> str:
-    """Return the state in a run's ``status.json``, and ``"died"`` where that is ``"running"`` and nothing runs any more.
+    """Return the state in a run's ``status.json``, and ``"died"`` where that is ``"running"`` and nothing runs now.
 
     The run's lock tells them apart: the system frees it with the process that holds it. The text is empty where the
     file is absent or not of a run.

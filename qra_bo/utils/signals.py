@@ -5,5 +5,5 @@ import signal
 ASKED = (signal.SIGINT, signal.SIGTERM)
 """Of people and schedulers who ask for the end."""
 NOTIFIED = tuple(getattr(signal, name) for name in ("SIGHUP", "SIGUSR1") if hasattr(signal, name))
-"""Of a terminal that is gone and a scheduler's warning: often sent twice, and not in impatience. Windows has neither."""
+"""Of a terminal that is gone, and a warning of a scheduler: often sent twice in a row. Windows has neither."""
 STOPPING = (*ASKED, *NOTIFIED)
