@@ -52,7 +52,7 @@ def search(config: RunConfig | Sequence[str] | None = None, *,
 
     Raises:
         UserError: If the input or the environment can't work.
-        RunInterrupted: On SIGINT or SIGTERM, after a clean journal.
+        RunInterrupted: On a signal that stops a run, after a clean journal.
     """
     if objective is not None:
         from qra_bo.searchers.ordinal import minimise  # loads torch

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from qra_bo.report.data import load_run
 from qra_bo.report.mirror import SQLITE, mirror_run, storage_url
-from qra_bo.report.side_by_side import NamedRun, find_runs, own_report
+from qra_bo.report.side_by_side import FoundRun, NamedRun, find_runs, own_report
 from qra_bo.report.story import versus
 from qra_bo.report.tables import print_line, print_result, print_side_by_side, print_table
 from qra_bo.report.text import DASH, number, size
@@ -55,6 +55,8 @@ def show_run(folder: Path, console: Console, *, as_json: bool = False) -> None:
         from qra_bo.report.html import report_json  # imports matplotlib, which takes a second
         print(json.dumps(report_json(d), indent=1, sort_keys=True))
         return
+    if not d.ended:
+        print_line(console, f"State: {FoundRun(folder, d).state} in the stage {d.stage}")
     shown = ("best.json", "report.html", "adapter", "quant_manifest.json")
     print_result(console, d, folder, [name for name in shown if (folder / name).exists()])
 
@@ -85,9 +87,9 @@ def prune_runs(folder: Path, console: Console, *, unfinished: bool, yes: bool) -
     """
     doomed = []
     for run in find_runs(folder):
-        if run.state == "unfinished" and unfinished:
-            doomed.append((run, run.folder))
-        elif run.state not in ("active", "unreadable", "unfinished") and (run.folder / CHECKPOINTS).is_dir():
+        if run.stopped:
+            doomed += [(run, run.folder)] if unfinished else []
+        elif run.state not in ("active", "unreadable") and (run.folder / CHECKPOINTS).is_dir():
             doomed.append((run, run.folder / CHECKPOINTS))
     total = sum(p.stat().st_size for _, path in doomed for p in path.rglob("*") if p.is_file())
     for run, path in doomed:

@@ -55,8 +55,10 @@ class LogWarp:
 
 def candidate_warps(y: Tensor, offsets: Sequence[float | None]) -> list[LogWarp]:
     """Return one standardising warp for every offset, given in multiples of the gap between best and median value;
-    ``None`` is no warp."""
+    ``None`` is no warp, and the only one for values that are all equal: they have no gap to bend at."""
     best = float(y.min())
+    if best == float(y.max()):
+        offsets = (None,)
     gap = max(float(y.median()) - best, 1e-3 * float(y.max() - y.min()), 1e-6)
     result = []
     for multiple in offsets:

@@ -41,6 +41,20 @@ def test_a_locked_run_is_active(outputs, capsys):
     assert (outputs / "cut" / "short" / "trials.jsonl").exists()
 
 
+@pytest.mark.parametrize(("written", "shown"), [("running", "died"), ("interrupted", "interrupted"),
+                                                ("failed", "failed"), ("nonsense", "unfinished"), (None, "unfinished")])
+def test_a_run_that_ended_early_shows_how(outputs, capsys, written, shown):
+    run = outputs / "cut" / "short"
+    if written is not None:
+        (run / "status.json").write_text(json.dumps({"state": written}))
+    main(["list", str(outputs)])
+    assert f"cut/short\t{shown}\t" in capsys.readouterr().out
+    main(["show", str(run)])
+    assert f"State: {shown} in the stage" in capsys.readouterr().out
+    main(["prune", str(outputs), "--unfinished", "--yes"])
+    assert not run.exists()
+
+
 def test_show_prints_the_answer_or_json(outputs, capsys):
     assert main(["show", str(outputs / "done")]) == 0
     assert "Mixed bits and ranks fine-tune" in capsys.readouterr().out

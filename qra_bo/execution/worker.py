@@ -18,6 +18,7 @@ from qra_bo.oracle.protocol import TRAINING, Oracle, StopRequested
 from qra_bo.trials import TrialSpec
 from qra_bo.utils import errors
 from qra_bo.utils.errors import ConfigError, OracleError, QRABOError, UserError, is_device_lost
+from qra_bo.utils.signals import STOPPING
 
 log = logging.getLogger(__name__)
 DEVICE_LOST = 71
@@ -33,8 +34,8 @@ def worker_main(connection: Connection, target: str, kwargs: str) -> None:
     driver dies this process ends, in the middle of a trial too: two workers would share one device on resume. Messages
     are JSON, as are the keyword arguments ``kwargs`` of the oracle's ``target``.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for signum in STOPPING:
+        signal.signal(signum, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         oracle: Oracle = resolve(target)(**json.loads(kwargs))

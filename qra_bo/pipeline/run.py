@@ -73,7 +73,7 @@ def run_one_budget(config: RunConfig) -> Result:
 
     Raises:
         UserError: If the input or the environment can't work.
-        RunInterrupted: On SIGINT or SIGTERM, after a clean journal.
+        RunInterrupted: On a signal that stops a run, after a clean journal.
     """
     folder = run_folder(config)
     setting = make_setting(config, (folder,))
@@ -88,7 +88,7 @@ def run_budgets(config: RunConfig) -> Result:
     Raises:
         BudgetError: If nothing fits some budget; all such budgets are reported before anything is trained.
         UserError: If the input or the environment can't work for any budget.
-        RunInterrupted: On SIGINT or SIGTERM, after a clean journal.
+        RunInterrupted: On a signal that stops a run, after a clean journal.
     """
     out = run_folder(config)
     folders = [out / path_name(text) for text in config.budget]
@@ -201,7 +201,7 @@ def run_within(folder: Path, setting: Setting, budget: int, executor: Executor) 
 
     Raises:
         UserError: If the input or the environment can't work.
-        RunInterrupted: On SIGINT or SIGTERM, after a clean journal.
+        RunInterrupted: On a signal that stops a run, after a clean journal.
     """
     config, make = setting.config, searcher_factory(setting.config)
     # Built once before anything is measured, so that bad options or a given profile without its needs end the run now.

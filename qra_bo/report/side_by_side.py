@@ -10,7 +10,11 @@ from qra_bo.report import story
 from qra_bo.report.data import ReportData, load_run
 from qra_bo.report.text import DASH, number, size
 from qra_bo.study.journal import JOURNAL_NAME, is_locked
+from qra_bo.study.state import read_state
 from qra_bo.utils.errors import JournalError, OutputError
+
+STOPPED = ("interrupted", "failed", "died")
+"""States of a run that ended early: by a signal, by an error, or killed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,10 +27,21 @@ class FoundRun:
 
     @property
     def state(self) -> str:
-        """``done`` and the like from the journal; else ``active``, ``unfinished`` or ``unreadable``."""
+        """``done`` and the like from the journal; else ``active``, how it stopped (``interrupted``, ``failed`` or
+        ``died``; ``unfinished`` where that is unknown), or ``unreadable``."""
         if self.data is None:
             return "unreadable"
-        return "active" if not self.data.ended and is_locked(self.folder) else self.data.state
+        if self.data.ended:
+            return self.data.state
+        if is_locked(self.folder):
+            return "active"
+        state = read_state(self.folder)
+        return state if state in STOPPED else self.data.state
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it ended early and nothing works on it."""
+        return self.state in (*STOPPED, "unfinished")
 
 
 def find_runs(folder: Path) -> list[FoundRun]:

@@ -70,7 +70,7 @@ class Engine:
 
         Raises:
             UserError: If the folder, its journal, the model or the data can't be used, or no training gave a loss.
-            RunInterrupted: On SIGINT or SIGTERM.
+            RunInterrupted: On a signal that stops a run.
             QRABOError: If the worker could not be started, or a searcher or oracle broke its contract.
         """
         with self._session() as run:

@@ -1,4 +1,4 @@
-"""Stopping at a clean line: SIGINT and SIGTERM become an exception, but never in the middle of a journal line."""
+"""Stopping at a clean line: signals become an exception, but never in the middle of a journal line."""
 
 import signal
 import threading
@@ -8,16 +8,18 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from qra_bo.utils.signals import ASKED, STOPPING
+
 
 class RunInterrupted(KeyboardInterrupt):
     """The run was asked to stop by a signal; its journal is clean and the run can be continued.
 
     Args:
-        signum: ``SIGINT`` or ``SIGTERM``.
+        signum: One of ``STOPPING``.
         folder: The ``out=`` with which the run goes on, where that is known.
 
     Attributes:
-        exit_status: 130 for Ctrl-C, 143 for SIGTERM.
+        exit_status: 128 + ``signum``, as in a shell: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP, 138 for SIGUSR1.
     """
 
     def __init__(self, signum: int, folder: Path | None = None) -> None:
@@ -27,9 +29,10 @@ class RunInterrupted(KeyboardInterrupt):
 
 
 class Interrupts:
-    """While entered, the first SIGINT or SIGTERM raises ``RunInterrupted`` in the main thread, outside shields.
+    """While entered, the first of ``STOPPING`` raises ``RunInterrupted`` in the main thread, outside shields.
 
-    A second one acts as it would without this. In any other thread than the main one it changes nothing.
+    A second SIGINT or SIGTERM acts as it would without this, a second SIGHUP or SIGUSR1 is ignored. One that this
+    process was started to ignore (``nohup``) stays ignored. In any other thread than the main one it changes nothing.
     """
 
     def __init__(self) -> None:
@@ -39,8 +42,9 @@ class Interrupts:
 
     def __enter__(self) -> "Interrupts":
         if threading.current_thread() is threading.main_thread():
-            for signum in (signal.SIGINT, signal.SIGTERM):
-                self._previous[signum] = signal.signal(signum, self._on_signal)
+            for signum in STOPPING:
+                if signum in ASKED or signal.getsignal(signum) is not signal.SIG_IGN:
+                    self._previous[signum] = signal.signal(signum, self._on_signal)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -49,7 +53,8 @@ class Interrupts:
             signal.signal(signum, handler)
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
-        self.__exit__()
+        for other, handler in self._previous.items():
+            signal.signal(other, handler if other in ASKED else signal.SIG_IGN)
         self._pending = signum
         if self._depth == 0:
             raise RunInterrupted(signum)

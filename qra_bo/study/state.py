@@ -13,13 +13,15 @@ from typing import Any
 
 from qra_bo.oracle.protocol import FINETUNE
 from qra_bo.space import Allocation
+from qra_bo.study.journal import is_locked
 from qra_bo.trials import Fidelity, Trial, TrialState
 from qra_bo.utils.errors import JournalError, SpaceError
-from qra_bo.utils.files import write_json
+from qra_bo.utils.files import strict_json, write_json
 from qra_bo.utils.redact import redact
 
 log = logging.getLogger(__name__)
 STATUS_NAME = "status.json"
+STATES = ("running", "done", "interrupted", "failed")
 REFRESH_SECONDS = 1.0
 """Least time between two writes of progress alone."""
 FORWARD_SHARE = 1 / 3
@@ -226,8 +228,21 @@ class Study:
         return next((e for e in self.points if e.allocation == allocation), None)
 
 
+def read_state(folder: Path) -> str:
+    """Return the state in a run's ``status.json``, and ``"died"`` where that is ``"running"`` and nothing runs now.
+
+    The run's lock tells them apart: the system frees it with the process that holds it. The text is empty where the
+    file is absent or not of a run.
+    """
+    try:
+        state = strict_json((folder / STATUS_NAME).read_bytes())["state"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    return "died" if state == "running" and not is_locked(folder) else state if state in STATES else ""
+
+
 class StatusFile:
-    """Keeps ``status.json`` current. Nothing depends on it: a write that fails is logged, no more.
+    """Keeps ``status.json`` current. No result depends on it: a write that fails is logged, no more.
 
     Args:
         folder: The run's folder.
@@ -248,7 +263,7 @@ class StatusFile:
             self.write(study, "running")
 
     def write(self, study: Study, state: str, message: str = "") -> None:
-        """Write ``state`` now: ``"running"``, ``"done"``, or ``"interrupted"`` or ``"failed"`` with the reason."""
+        """Write ``state``, one of ``STATES``, now; ``message`` is the reason of an end before the end."""
         best, eta = study.incumbent, None
         if study.evaluation_seconds and study.cost.tokens:  # the rest of the planned search, at the pace so far
             rest = max(0.0, float(study.header["planned_cost"]) - study.search_cost.tokens)

@@ -14,6 +14,7 @@ import pytest
 
 from qra_bo.study.journal import read_journal
 from qra_bo.study.signals import Interrupts, RunInterrupted
+from qra_bo.study.state import read_state
 from tests.study.problem import comparable
 
 PAUSE = 0.02
@@ -21,7 +22,7 @@ PAUSE = 0.02
 
 def start(folder: Path, pause: float = PAUSE) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-m", "tests.study.problem", str(folder), str(pause)],
-                            stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"})
+                            stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"}, process_group=0)
 
 
 def finish(folder: Path) -> dict[str, Any]:
@@ -68,13 +69,14 @@ def test_killed_at_random_moments_it_ends_the_same(undisturbed: tuple[Path, dict
     assert keys(tmp_path) == keys(undisturbed[0])
 
 
-@pytest.mark.parametrize(("signum", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129),
+                                                (signal.SIGUSR1, 138)])
 def test_a_signal_leaves_a_clean_journal_and_no_worker(undisturbed: tuple[Path, dict[str, Any]], tmp_path: Path,
                                                        signum: int, status: int) -> None:
     process = start(tmp_path, .3)
     wait_for_lines(tmp_path, 8, process)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    process.send_signal(signum)
+    os.killpg(process.pid, signum)  # as a terminal does: its workers get the signal too
     _, err = process.communicate(timeout=20)
     assert process.returncode == status, err.decode()
     content = read_journal(tmp_path / "trials.jsonl")
@@ -93,6 +95,16 @@ def test_a_dead_driver_takes_its_worker_with_it(tmp_path: Path) -> None:
     process.kill()
     process.communicate()
     assert_all_end(children)
+
+
+def test_a_killed_run_is_known_to_have_died(tmp_path: Path) -> None:
+    process = start(tmp_path, .3)
+    wait_for_lines(tmp_path, 8, process)
+    assert read_state(tmp_path) == "running"
+    process.kill()
+    process.communicate()
+    assert json.loads((tmp_path / "status.json").read_text())["state"] == "running"
+    assert read_state(tmp_path) == "died"
 
 
 def assert_all_end(pids: list[str]) -> None:
@@ -121,3 +133,22 @@ def test_a_signal_waits_for_the_shield_and_a_second_acts_as_ever() -> None:
     assert done
     assert caught.value.exit_status == 143
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_second_hangup_is_ignored_and_a_second_interrupt_is_not() -> None:
+    sent = []
+    with pytest.raises(KeyboardInterrupt), Interrupts() as interrupts, interrupts.shield():  # noqa: PT012
+        for signum in (signal.SIGHUP, signal.SIGHUP, signal.SIGUSR1, signal.SIGINT):
+            sent.append(signum)
+            os.kill(os.getpid(), signum)
+    assert sent[-1] == signal.SIGINT
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
+
+
+def test_a_hangup_that_nohup_ignores_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Interrupts():
+            os.kill(os.getpid(), signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
