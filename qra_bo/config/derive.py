@@ -1,6 +1,5 @@
 """Decoder and search space of a configuration."""
 
-from pathlib import Path
 from typing import Any
 
 from qra_bo.config.schema import RunConfig
@@ -38,17 +37,15 @@ def hf_config(config: RunConfig) -> Any:
         raise ModelError("+model=hf needs model.path: a hub id such as ORG/NAME, or a folder with config.json; "
                          "got nothing")
     from transformers import AutoConfig  # heavy, and not needed where conf/model has the numbers
+
+    from qra_bo.finetune.models.hub import small_files
+    path = small_files(model)
     try:
-        return AutoConfig.from_pretrained(model["path"], trust_remote_code=may_run(model),
-                                          revision=model["revision"] or "main")
+        return AutoConfig.from_pretrained(str(path), trust_remote_code=may_run(model))
     except Exception as error:  # of a malformed file transformers raises anything
-        path, said = Path(model["path"]), (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        said = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         if "trust_remote_code" in str(error):
             reason = f"model.path={model['path']!r} {OWN_CODE}"
-        elif not path.is_dir():
-            reason = (f"model.path={model['path']!r} is no folder here, and it can't be had from the hub under this id "
-                      f"({said}); give a folder with config.json and *.safetensors, or a hub id ORG/NAME with a "
-                      "network, and for a gated model a login")
         elif not (path / "config.json").is_file():
             reason = (f"the folder model.path={model['path']!r} holds no config.json; give one that transformers saved "
                       "a model in")

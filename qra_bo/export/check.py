@@ -94,7 +94,7 @@ class ExportChecker:
 
     def _plain(self, folder: Path) -> Any:
         from transformers import AutoModelForCausalLM  # slow to import
-        check_model_files(str(folder), folder.name)
+        check_model_files(folder, folder.name)
         return AutoModelForCausalLM.from_pretrained(str(folder), dtype=half(self.manifest), use_safetensors=True,
                                                     trust_remote_code=self.run.trust_remote_code)
 

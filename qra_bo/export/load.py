@@ -22,9 +22,10 @@ from qra_bo.finetune.manifest import (
     unflatten,
     unquantised_digest,
 )
-from qra_bo.finetune.models.load import load_base, use_fast_attention
+from qra_bo.finetune.models.hub import fetch
+from qra_bo.finetune.models.load import cast_parameters, load_base, use_fast_attention
 from qra_bo.finetune.quantization.bank import allow_mixed_bits
-from qra_bo.finetune.quantization.base import State, backend_of
+from qra_bo.finetune.quantization.base import State, backend_of, pack_for
 from qra_bo.utils.device import resolve_device
 from qra_bo.utils.errors import DeviceError, ModelError, OutputError
 from qra_bo.utils.files import COPY_AGAIN, check_run_folder
@@ -84,6 +85,7 @@ def dense_base(manifest: Manifest, folder: Path, trust_remote_code: bool) -> tup
                          "code, say so: qra_bo.load(run, trust_remote_code=True), or model.trust_remote_code=true in "
                          "a command")
     try:
+        fetch({**node, "trust_remote_code": runs_code})
         return load_base({**node, "trust_remote_code": runs_code})
     except (KeyError, TypeError) as error:
         raise OutputError(f"the manifest in {folder} describes its base model badly: {error!r} is missing or of the "
@@ -98,8 +100,8 @@ def quantise(model: Any, manifest: Manifest, folder: Path, device: torch.device)
         OutputError: If the file of packed weights is missing or damaged.
     """
     dtype = getattr(torch, manifest.compute_dtype)
-    model.to(dtype)
     linears = {name: _linear(model, name, record) for name, record in manifest.modules.items()}
+    cast_parameters(model, dtype, linears)
     if unquantised_digest(model, linears) != manifest.unquantised_sha256:
         raise ModelError("the base model is not the one that this run fine-tuned: its embeddings or norms differ; "
                          f"expected {dict(manifest.model)}")
@@ -109,7 +111,7 @@ def quantise(model: Any, manifest: Manifest, folder: Path, device: torch.device)
         linear, backend = linears[name], backend_of(record.format)
         if stored is None:
             backend.check(record.format, *record.shape)
-            state = backend.pack(linear.weight.detach(), record.format, where)
+            state = pack_for(linear.weight.detach(), record.format, dtype, where)
             if tensors_digest(state) != record.sha256:
                 raise _mismatch(name, manifest)
         else:

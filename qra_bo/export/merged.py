@@ -10,6 +10,7 @@ from qra_bo.export.foreign import WEIGHTS, check_adapter
 from qra_bo.export.load import dense_base, load
 from qra_bo.export.run import FinishedRun
 from qra_bo.finetune.manifest import Manifest, read_manifest
+from qra_bo.finetune.models.load import cast_parameters
 from qra_bo.finetune.quantization.base import packed
 
 FOLDER = "export/merged"
@@ -45,7 +46,7 @@ def merged_model(run: FinishedRun, manifest: Manifest, base: str) -> tuple[Any, 
     trust = run.trust_remote_code
     check_adapter(run.adapter, manifest)
     model, tokenizer = dense_base(manifest, run.folder, trust)
-    model.to(half(manifest))
+    cast_parameters(model, half(manifest))
     source = load(run.folder, packing_device(manifest), adapter=False, trust_remote_code=trust)[0] \
         if base == DEQUANTISED else None
     tensors = load_file(run.adapter / WEIGHTS)

@@ -133,6 +133,11 @@ class TensorStore:
                 beside.unlink()  # a full disk needs no half a file
             log.warning("tensors can't be cached in %s: %s", self.folder, error)
 
+    def mapped(self, name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Write tensors under a name; return them mapped from their file, or as they are if it can't be written."""
+        self.save(name, tensors)
+        return self.load(name) or dict(tensors)
+
     @property
     def count(self) -> int:
         """How many names are saved."""

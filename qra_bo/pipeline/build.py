@@ -93,6 +93,9 @@ def make_executor(config: RunConfig, folder: Path) -> Executor:
     real, settings = config.oracle.trains, config.executor
     kwargs: dict[str, Any] = {"config": config.to_dict(), "out": str(folder)}
     if real:
+        if settings.name == "local":
+            from qra_bo.finetune.models.hub import fetch  # its package loads torch where it is used
+            fetch(config.model, bars=config.display != "none")
         prepare_worker_environment()
     if settings.name == "ray":
         memory = None if settings.memory is None else parse_size(settings.memory)

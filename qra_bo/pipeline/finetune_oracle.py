@@ -12,9 +12,9 @@ from qra_bo.finetune.adapters.lora import AdapterSettings
 from qra_bo.finetune.cache import ProfileCache, TensorStore, weights_fingerprint
 from qra_bo.finetune.data.load import data_notes, load_data
 from qra_bo.finetune.manifest import package_versions
-from qra_bo.finetune.models.files import files_of
 from qra_bo.finetune.models.host_linear import is_too_large, keep_on_host
-from qra_bo.finetune.models.load import commit_of, load_base, use_fast_attention
+from qra_bo.finetune.models.hub import fetch
+from qra_bo.finetune.models.load import cast_parameters, commit_of, files_of, load_base, use_fast_attention
 from qra_bo.finetune.oracle import FinetuneOracle, FinetuneSettings
 from qra_bo.finetune.quantization.bank import LayerBank, refuse_reproducing_formats
 from qra_bo.finetune.quantization.base import storage_bytes
@@ -22,7 +22,9 @@ from qra_bo.finetune.quantization.rounding import Rounding
 from qra_bo.finetune.training.loop import TrainSettings
 from qra_bo.finetune.training.optimizer import AdamWSettings
 from qra_bo.finetune.training.trial_run import CheckpointStore
-from qra_bo.pipeline.build import bank_formats, keeps_dense
+from qra_bo.pipeline.build import bank_formats, keeps_dense, make_memory
+from qra_bo.pipeline.plan import budgets_of
+from qra_bo.space import DecoderSpec, SearchSpace
 from qra_bo.space.decoder import spec_from_model
 from qra_bo.utils.device import resolve_device, resolve_dtype
 from qra_bo.utils.errors import ModelError
@@ -40,31 +42,35 @@ def make_finetune(cfg: RunConfig, out: Path) -> FinetuneOracle:
         torch.cuda.set_device(device)  # kernels of libraries, and statistics without an index, go to the current device
     dtype = getattr(torch, resolve_dtype(cfg.dtype, device.type))
     begun = time.time()
+    if cfg.executor.name == "ray":
+        fetch(cfg.model, bars=False)  # the driver's cache may be on another machine
     model, tokenizer = load_base(cfg.model)
-    model.to(dtype=dtype)
-    versions = package_versions()
-    weights = weights_fingerprint(model, files_of(model), {"model": dict(cfg.model), "dtype": str(dtype),
-                                                           "versions": versions, "gguf": version("gguf")}, begun)
-    kernel = use_fast_attention(model, device, dtype)
     spec = spec_from_model(model, cfg.model_name)
     if spec.linears != make_spec(cfg).linears:
         raise ModelError(f"the shapes of {cfg.model_name!r} in conf/model differ from those of the model itself; "
                          "mend its numbers, or use +model=hf model.path=...")
-    on_host = is_too_large(storage_bytes(model.state_dict()), device)
-    if on_host:
-        keep_on_host(model, [linear.name for linear in spec.linears])
+    linears = [linear.name for linear in spec.linears]
+    cast_parameters(model, dtype, linears)
+    versions = package_versions()
+    weights = weights_fingerprint(model, files_of(cfg.model), {"model": dict(cfg.model), "dtype": str(dtype),
+                                                               "versions": versions, "gguf": version("gguf")}, begun)
+    kernel = use_fast_attention(model, device, dtype)
+    space = make_space(cfg, spec)
+    on_host = is_too_large(storage_bytes(model.state_dict()), device, _room(cfg, spec, space, device))
+    apart = device.type != "cpu" or on_host  # the bank itself puts copies on the device, where there is room
+    keep_on_host(model, [name for name in linears if apart or model.get_submodule(name).weight.dtype != dtype])
     model.to(device)
-    space, data = make_space(cfg, spec), load_data(cfg.data, tokenizer, cfg.train.length)
+    data = load_data(cfg.data, tokenizer, cfg.train.length)
     facts = {"weights": weights, "dtype": str(dtype), "device": device.type, "versions": versions}
     codes, factors, profiles = caches(cfg, facts, data.sha256)
     rounding = None  # formats that the ladder lacks stay round-to-nearest in any case
     if cfg.quantizer.rounding != "rtn":
         ids = torch.from_numpy(data.train.input_ids[:max(1, cfg.quantizer.tokens // cfg.train.length)])
-        rounding = Rounding(model, [linear.name for linear in spec.linears],
-                            [f for f in space.formats if f.bits < 16], ids, model.device, codes)
+        rounding = Rounding(model, linears, [f for f in space.formats if f.bits < 16], ids, model.device, codes)
     formats = bank_formats(space)
-    bank = LayerBank(model, spec, formats, dtype, device, rounding=rounding,
+    bank = LayerBank(model, spec, formats, dtype, device, rounding=rounding, dense_on_device=apart and not on_host,
                      keep_dense=device.type == "cpu" and keeps_dense(spec, formats))
+    bank.restore_dense()
     refuse_reproducing_formats(bank, space.formats)
     return FinetuneOracle(data, space.units, space.formats, bank, finetune_settings(cfg),
                           CheckpointStore(out / "checkpoints"), profiles,
@@ -72,6 +78,13 @@ def make_finetune(cfg: RunConfig, out: Path) -> FinetuneOracle:
                            "notes": data_notes(cfg.data, data), "model_sha256": weights,
                            "model_revision": commit_of(model), "base_on": "host" if on_host else device.type},
                           factors, tokenizer)
+
+
+def _room(cfg: RunConfig, spec: DecoderSpec, space: SearchSpace, device: torch.device) -> int | None:
+    """Return the bytes of a GPU that every run of this configuration may use; ``None`` where no budget bounds them."""
+    if device.type != "cuda" or cfg.memory.scope != "peak":
+        return None
+    return min(budgets_of(cfg, make_memory(cfg, spec, "cuda"), space).values())
 
 
 def finetune_settings(cfg: RunConfig) -> FinetuneSettings:

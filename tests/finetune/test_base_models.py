@@ -1,9 +1,19 @@
 """What is done to every base before anything is trained on it."""
 
+from pathlib import Path
+from typing import Any
+
+import pytest
 import torch
 from transformers import GraniteConfig, GraniteForCausalLM, Starcoder2Config, Starcoder2ForCausalLM
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from qra_bo.finetune.models.load import without_dropout
+from qra_bo.config import load_config
+from qra_bo.finetune.models.host_linear import keep_on_host
+from qra_bo.finetune.models.load import cast_parameters, without_dropout
+from qra_bo.finetune.quantization.bank import LayerBank
+from qra_bo.pipeline.build import make_oracle
+from tests.finetune.models import tiny_llama
 
 
 def test_a_bases_own_dropout_draws_nothing() -> None:
@@ -18,3 +28,45 @@ def test_a_bases_own_dropout_draws_nothing() -> None:
             assert not torch.equal(model(input_ids=ids).logits, model(input_ids=ids).logits)
             without_dropout(model)
             assert torch.equal(model(input_ids=ids).logits, model(input_ids=ids).logits)
+
+
+def test_rope_frequencies_are_those_of_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QRA_BO_CACHE", str(tmp_path / "cache"))
+    config = load_config(["+model=tiny", "data=tiny", "device=cpu", "dtype=bfloat16", "data.max_records=64"])
+    oracle: Any = make_oracle(config.to_dict(), str(tmp_path))
+    expected = LlamaRotaryEmbedding(oracle.model.config).inv_freq
+    assert {p.dtype for p in oracle.model.parameters()} == {torch.bfloat16}
+    torch.testing.assert_close(oracle.model.model.rotary_emb.inv_freq, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16])
+def test_linears_stay_in_the_16_bits_of_their_file(stored: torch.dtype, compute: torch.dtype) -> None:
+    model, spec = tiny_llama(dtype=stored)
+    names, before = [m.name for m in spec.linears], model.get_input_embeddings().weight
+    pointers = {name: model.get_submodule(name).weight.data_ptr() for name in names}
+    cast_parameters(model, compute, names)
+    assert pointers == {name: model.get_submodule(name).weight.data_ptr() for name in names}
+    assert before.dtype == compute
+    assert model.lm_head.weight is before
+
+
+def test_a_base_stored_in_other_16_bits_computes_as_if_cast() -> None:
+    ids = torch.arange(24).reshape(2, 12)
+    for stored, compute in ((torch.bfloat16, torch.float32), (torch.float16, torch.bfloat16)):
+        found = []
+        for kept in (False, True):
+            model, spec = tiny_llama(dtype=stored)
+            names = [m.name for m in spec.linears]
+            cast_parameters(model, compute, names if kept else ())
+            if kept:
+                keep_on_host(model, names)
+            bank = LayerBank(model, spec, (), compute, "cpu")
+            outputs = [model(input_ids=ids).logits]
+            bank.install(dict.fromkeys(names, "fp16"))
+            outputs.append(model(input_ids=ids).logits)
+            bank.restore_dense()
+            found.append([*outputs, model(input_ids=ids).logits])
+        assert found[1][0].dtype == compute
+        for a, b in zip(*found, strict=True):
+            assert torch.equal(a, b) or (compute == torch.float32 and torch.allclose(a, b, atol=1e-3))

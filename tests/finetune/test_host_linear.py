@@ -93,7 +93,7 @@ def test_a_base_in_host_memory_gives_the_same_results(
             oracle.close()
 
     on_device, loss = run("device")
-    monkeypatch.setattr("qra_bo.finetune.models.host_linear.is_too_large", lambda *_: True)
+    monkeypatch.setattr("qra_bo.pipeline.finetune_oracle.is_too_large", lambda *_: True)
     on_host, same = run("host")
     assert loss is not None
     assert same == loss
@@ -106,11 +106,11 @@ def test_a_base_in_host_memory_gives_the_same_results(
 def test_a_base_that_fills_a_gpu_stays_off_it() -> None:
     device = torch.device("cuda")
     free = torch.cuda.mem_get_info(device)[0]
-    assert is_too_large(free, device)
-    assert not is_too_large(free // 8, device)
+    assert is_too_large(free, device, None)
+    assert not is_too_large(free // 8, device, None)
     model, x = chain(HostLinear), torch.randn(3, WIDTH)
     torch.testing.assert_close(model.to(device)(x.to(device)).cpu(), model(x))
 
 
 def test_a_cpu_has_the_base_at_hand() -> None:
-    assert not is_too_large(10**15, torch.device("cpu"))
+    assert not is_too_large(10**15, torch.device("cpu"), 1)

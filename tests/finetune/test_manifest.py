@@ -20,7 +20,7 @@ from qra_bo.finetune.manifest import (
     tensors_digest,
     write_manifest,
 )
-from qra_bo.finetune.models.load import load_base
+from qra_bo.finetune.models.load import cast_parameters, load_base
 from qra_bo.finetune.quantization.bank import LayerBank
 from qra_bo.memory.formats import parse_format
 from qra_bo.space.decoder import spec_from_model
@@ -42,7 +42,7 @@ def make_run(folder: Path, *, packed: bool = False) -> torch.Tensor:
     """A run's folder with adapter and manifest; returns the logits at the end of its 'training'."""
     dtype = torch.bfloat16
     model, _ = load_base(MODEL)
-    model.to(dtype)
+    cast_parameters(model, dtype)
     spec = spec_from_model(model, "tiny")
     bank = LayerBank(model, spec, [parse_format(f) for f in FORMATS], dtype, "cpu")
     bank.install({m.name: FORMATS[i % len(FORMATS)] for i, m in enumerate(spec.linears)})

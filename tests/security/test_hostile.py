@@ -79,6 +79,7 @@ def test_no_export_runs_remote_code_without_consent(whole: Path, tmp_path: Path,
                      lambda d: d["model"].update(trust_remote_code=True, source="path", path="evil/model"))
     save_file({"input_ids": torch.zeros(1, 2), "logits": torch.zeros(1, 2, 3)}, folder / PROBE)
     asked: list[Any] = []
+    monkeypatch.setattr("qra_bo.export.load.fetch", lambda _: None)
     monkeypatch.setattr("qra_bo.export.load.load_base", asked.append)
     monkeypatch.setattr(bitsandbytes, "SERVABLE", FORMATS)
     run = FinishedRun(folder, {"alpha_over_rank": 2.0}, {}, {})

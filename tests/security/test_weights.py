@@ -71,17 +71,6 @@ def test_a_base_brings_no_adapter(folder: Path, monkeypatch: pytest.MonkeyPatch)
     refused(folder, monkeypatch, r"holds adapter_config\.json")
 
 
-def test_a_hub_model_is_looked_at_likewise(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    edit(folder / "config.json", transformers_weights="adapter_model.bin")
-
-    def cached(where: str, file: str, **options: object) -> str | None:
-        return str(folder / file) if (folder / file).exists() else None
-
-    monkeypatch.setattr("transformers.utils.cached_file", cached)
-    with pytest.raises(ModelError, match="redirects the reading"):
-        load_base({**HF, "path": "evil/model", "revision": "main"})
-
-
 def test_an_export_that_is_a_pickle_is_never_read(run: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = run / "export" / "adapter_uniform_rank"
     write(finished(run))

@@ -1,4 +1,4 @@
-"""Checks before transformers reads a model's folder or hub repository: no pickles, no redirects, no code unasked."""
+"""Checks before transformers reads a model's folder: no pickles, no redirects, no code unasked."""
 
 import json
 import logging
@@ -15,8 +15,8 @@ log = logging.getLogger(__name__)
 _announced: set[str] = set()
 
 
-def check_model_files(where: str, name: str, revision: str | None = None, *, gguf: bool = False) -> None:
-    """Refuse a model in a folder or on the hub whose reading would involve a pickle or an adapter.
+def check_model_files(folder: Path, name: str, *, gguf: bool = False) -> None:
+    """Refuse a model in a folder whose reading would involve a pickle or an adapter.
 
     Transformers' ``use_safetensors`` checks the first file alone: an index may name pickles as its shards. With
     ``gguf`` the weights are in one GGUF file, and no others are read.
@@ -24,39 +24,29 @@ def check_model_files(where: str, name: str, revision: str | None = None, *, ggu
     Raises:
         ModelError: If there is one; the message says what to do.
     """
-    if _file(where, ADAPTER, revision) is not None:
-        raise ModelError(f"{where} holds {ADAPTER}, which would put an adapter on {name!r} or read another base; give "
+    if (folder / ADAPTER).exists():
+        raise ModelError(f"{folder} holds {ADAPTER}, which would put an adapter on {name!r} or read another base; give "
                          "a base model alone: take the adapter out of the folder, or merge it into the weights")
-    config = _read(where, CONFIG, revision)
+    config = _read(folder / CONFIG)
     for key in sorted(set(_keys(config)) & set(REDIRECTS)):
-        raise ModelError(f"{CONFIG} of {where} redirects the reading of {name!r} to other files ({key}), which is not "
+        raise ModelError(f"{CONFIG} of {folder} redirects the reading of {name!r} to other files ({key}), which is not "
                          "done here; take that key out")
     if gguf:
         return
-    folder = Path(where)
-    if folder.is_dir() and not any(folder.glob("*.safetensors")):
+    if not any(folder.glob("*.safetensors")):
         pickles = sorted(p.name for s in ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt") for p in folder.glob(s))
         if pickles:
             raise ModelError(f"the weights of {name!r} in {folder} are {', '.join(pickles[:3])}: pickles, which can "
                              "run code when they are read, and are never read here. Take a revision with "
                              "*.safetensors, or convert them on a machine that you can lose: AutoModelForCausalLM."
                              "from_pretrained(folder).save_pretrained(folder, safe_serialization=True)")
-    index = _read(where, INDEX, revision)
+    index = _read(folder / INDEX)
     shards = index.get("weight_map", {}) if isinstance(index, dict) else {}
     for shard in shards.values() if isinstance(shards, dict) else [shards]:
         if not isinstance(shard, str) or not shard.endswith(".safetensors") or PurePosixPath(shard).name != shard:
-            raise ModelError(f"{INDEX} of {where} names {str(shard)[:100]!r} as a part of the weights of {name!r}; "
+            raise ModelError(f"{INDEX} of {folder} names {str(shard)[:100]!r} as a part of the weights of {name!r}; "
                              "every part must be a *.safetensors beside it: pickles, which can run code when they are "
                              "read, are never read here")
-
-
-def files_of(model: Any) -> list[Path]:
-    """Return the files of the folder that a model was read from, in the cache of the hub too; none for a random one."""
-    where = Path(model.config.name_or_path)
-    if model.config.name_or_path and not where.is_dir():
-        config = _file(model.config.name_or_path, CONFIG, getattr(model.config, "_commit_hash", None))
-        where = where if config is None else config.parent
-    return sorted(path for path in where.iterdir() if path.is_file()) if model.config.name_or_path else []
 
 
 def _keys(value: Any) -> Iterator[str]:
@@ -67,24 +57,13 @@ def _keys(value: Any) -> Iterator[str]:
         yield from _keys(inner)
 
 
-def _read(where: str, file: str, revision: str | None) -> Any:
-    path = _file(where, file, revision)
-    if path is None:
+def _read(path: Path) -> Any:
+    if not path.exists():
         return None  # transformers itself reports a required file
     try:
         return json.loads(path.read_text(encoding="utf-8"))  # as transformers reads it: some hold NaN
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path} can't be read ({str(error)[:200]}); copy the model again") from error
-
-
-def _file(where: str, file: str, revision: str | None) -> Path | None:
-    """Return the file in the folder, or in the cache of the hub, or ``None``."""
-    if Path(where).is_dir():
-        return Path(where) / file if (Path(where) / file).exists() else None
-    from transformers.utils import cached_file  # a second that only models of the hub need
-    found = cached_file(where, file, revision=revision or "main", _raise_exceptions_for_gated_repo=False,
-                        _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False)
-    return None if found is None else Path(found)
 
 
 def may_run(model_cfg: Mapping[str, Any]) -> bool:

@@ -1,7 +1,8 @@
 """Dense linears whose weights stay in host memory, so that a device holds only the packed layers of the base.
 
-A run needs the base in 16 bits only for its profile and for the choice of codes. Where the device is too small for
-that, each weight is copied to it when its layer runs, forward and backward, and freed again.
+A run needs the base in 16 bits only for its profile and for the choice of codes. Where the device or the budget is too
+small for that, each weight is copied to it when its layer runs, forward and backward, and freed again. The same keeps
+weights in the 16 bits of their file where a CPU computes in fp32.
 """
 
 from collections.abc import Sequence
@@ -18,12 +19,12 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.weight = weight
-        return functional.linear(x, weight.to(x.device), None if bias is None else bias.to(x.device))
+        return functional.linear(x, weight.to(x), None if bias is None else bias.to(x))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         gradient = gradients[0]
-        return gradient @ ctx.weight.to(gradient.device), None, None
+        return gradient @ ctx.weight.to(gradient), None, None
 
 
 class HostLinear(nn.Module):
@@ -52,6 +53,12 @@ def keep_on_host(model: nn.Module, linears: Sequence[str]) -> None:
         model.set_submodule(name, HostLinear(cast(nn.Linear, model.get_submodule(name))))
 
 
-def is_too_large(dense_bytes: int, device: torch.device) -> bool:
-    """Whether a base of ``dense_bytes`` should stay in host memory: a profile needs as much again beside it."""
-    return device.type == "cuda" and 2 * dense_bytes > torch.cuda.mem_get_info(device)[0]
+def is_too_large(dense_bytes: int, device: torch.device, room: int | None) -> bool:
+    """Whether a base of ``dense_bytes`` should stay in host memory: a profile needs as much again beside it.
+
+    ``room`` are the bytes of the device that the run may use; ``None`` stands for all that are free.
+    """
+    if device.type != "cuda":
+        return False
+    free = torch.cuda.mem_get_info(device)[0]
+    return 2 * dense_bytes > (free if room is None else min(free, room))

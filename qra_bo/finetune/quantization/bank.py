@@ -1,21 +1,29 @@
 """Every linear layer of a model in every storage format: packed once, swapped in place.
 
 On a CPU the layers themselves are kept and a swap sets an attribute. For CUDA the packed tensors and the dense
-originals are kept in host memory, outside the device budget, and only what is installed is on the device.
+originals are kept in host memory, outside the device budget, and only what is installed is on the device. Originals
+that a file of the base holds are mapped from it; packed tensors too, where a store is given.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
-from copy import deepcopy
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
+from qra_bo.finetune.cache import TensorStore
 from qra_bo.finetune.models.host_linear import HostLinear
-from qra_bo.finetune.quantization.base import PackedLinear, State, backend_of, packed, state_bytes
+from qra_bo.finetune.quantization.base import (
+    PackedLinear,
+    State,
+    backend_of,
+    pack_for,
+    packed,
+    state_bytes,
+)
 from qra_bo.finetune.quantization.rounding import Rounding
 from qra_bo.memory.formats import parse_format
 from qra_bo.oracle.protocol import Progress
@@ -51,7 +59,7 @@ class LayerBank:
     """Quantised linears of one model.
 
     Args:
-        model: The model without adapters. The bank keeps its dense linears (for CUDA: copies of them in host memory).
+        model: The model without adapters, its linears in host memory: the bank keeps them.
         spec: Names and shapes of the linears.
         formats: Formats that ``build`` prepares; others are packed at their first use.
         compute_dtype: Type of the matrix products.
@@ -59,15 +67,20 @@ class LayerBank:
         keep_dense: Keep each layer's unpacked weight too: faster on a CPU, equal bit for bit, two more bytes a weight
             and format. Memory is then measured within ``only_packed``.
         rounding: Choice of codes on the dense model; ``None`` keeps the libraries' codes.
+        dense_on_device: Whether dense linears are copied to the device when they are in place; else a ``HostLinear``
+            copies each weight when it runs.
+        store: Store on disk of the packed tensors, which are then mapped from its files; ``None`` keeps them in memory.
 
     Raises:
         ModelError: If the model lacks a linear of ``spec`` or has it in another shape.
     """
 
     def __init__(self, model: Any, spec: DecoderSpec, formats: Sequence[StorageFormat], compute_dtype: torch.dtype,
-                 device: torch.device | str, *, keep_dense: bool = False, rounding: Rounding | None = None) -> None:
+                 device: torch.device | str, *, keep_dense: bool = False, rounding: Rounding | None = None,
+                 dense_on_device: bool = False, store: TensorStore | None = None) -> None:
         self.model, self.spec, self.formats, self.compute_dtype = model, spec, tuple(formats), compute_dtype
         self.device, self.keep_dense, self.rounding = torch.device(device), keep_dense, rounding
+        self.dense_on_device, self.store = dense_on_device, store
         self._states: dict[tuple[str, str], State] = {}
         self._layers: dict[tuple[str, str], nn.Module] = {}
         self._installed: dict[str, str | OwnBase] = {}
@@ -75,7 +88,7 @@ class LayerBank:
         modules = dict(model.named_modules())
         self._originals = {m.name: self._take(m.name, modules.get(m.name), m.out_features, m.in_features)
                            for m in spec.linears}
-        self._on_host = {name for name, module in self._placed.items() if isinstance(module, HostLinear)}
+        self._hosted = {name for name, module in self._placed.items() if isinstance(module, HostLinear)}
         allow_mixed_bits(model)
 
     def _take(self, name: str, found: nn.Module | None, out_features: int, in_features: int) -> nn.Linear:
@@ -85,12 +98,7 @@ class LayerBank:
             raise ModelError(f"{name} should be a linear layer of {out_features} x {in_features}; the model has "
                              f"{linear}")
         self._placed[name] = found
-        if linear.weight.device.type == "cpu":
-            return linear
-        original = nn.Linear(in_features, out_features, bias=False, device="meta")
-        original.weight = nn.Parameter(linear.weight.detach().to("cpu"), requires_grad=False)
-        original.bias = None if linear.bias is None else nn.Parameter(linear.bias.detach().to("cpu"), False)
-        return original
+        return linear
 
     @property
     def current(self) -> Mapping[str, str]:
@@ -103,7 +111,13 @@ class LayerBank:
                 if (linear.name, fmt.name) not in self._states]
         self.choose_codes(progress)
         workers = torch.get_num_threads() if self.device.type == "cpu" else 1
-        with ThreadPoolExecutor(workers) as pool:
+
+        def waiting() -> None:
+            if progress is not None and self.store is not None:
+                progress("quantise", self.store.count, len(todo))
+
+        alone = nullcontext() if self.store is None or not todo else self.store.alone(waiting)
+        with alone, ThreadPoolExecutor(workers) as pool:
             futures = {pool.submit(self._pack, name, fmt): (name, fmt.name) for name, fmt in todo}
             for done, future in enumerate(as_completed(futures), start=1):
                 self._states[futures[future]] = future.result()
@@ -134,24 +148,23 @@ class LayerBank:
             self._installed[name] = wanted
 
     def restore_dense(self) -> None:
-        """Put the original dense linears back."""
+        """Put the original dense linears in place."""
         for linear in self.spec.linears:
             name = linear.name
-            if name in self._installed or not self._is_usable(self._placed[name]):
+            if name in self._installed or (self.dense_on_device and isinstance(self._placed[name], HostLinear)):
                 self._check_place(name)
-                dense = self._originals[name]
-                if name in self._on_host:
-                    self._place(name, HostLinear(dense))
-                else:
-                    self._place(name, dense if self.device.type == "cpu" else deepcopy(dense).to(self.device))
+                self._place(name, self._dense(name))
                 self._installed.pop(name, None)
 
-    def _is_usable(self, dense: nn.Module) -> bool:
-        """Whether a dense layer is where it runs; a device without an index means any of its type."""
-        if isinstance(dense, HostLinear):
-            return True
-        found = next(dense.parameters()).device
-        return found.type == self.device.type and self.device.index in (None, found.index)
+    def _dense(self, name: str) -> nn.Module:
+        original = self._originals[name]
+        if not self.dense_on_device:
+            return HostLinear(original) if name in self._hosted else original
+        copy = nn.Linear(original.in_features, original.out_features, bias=False, device="meta")
+        copy.weight = nn.Parameter(original.weight.detach().to(self.device, self.compute_dtype), requires_grad=False)
+        bias = None if original.bias is None else original.bias.detach().to(self.device)
+        copy.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+        return copy
 
     def stored_bytes(self, choice: Mapping[str, str]) -> tuple[int, int]:
         """Return the bytes of codes and of metadata of the named linears."""
@@ -193,16 +206,19 @@ class LayerBank:
                 layer.dense = dense
 
     def _pack(self, name: str, fmt: StorageFormat) -> State:
-        return self.nearest(name, fmt) if self.rounding is None else self.rounding.state(name, fmt, self.nearest)
+        return self._stored(name, fmt) if self.rounding is None else self.rounding.state(name, fmt, self._stored)
+
+    def _stored(self, name: str, fmt: StorageFormat) -> State:
+        if self.store is None or fmt.bits == 16:  # 16 bits are the base itself
+            return self.nearest(name, fmt)
+        key = f"{name}.{fmt.name}"
+        return self.store.load(key) or self.store.mapped(key, self.nearest(name, fmt))
 
     def nearest(self, name: str, fmt: StorageFormat) -> State:
         """Pack a linear's weight with the library's own codes; the tensors are on the host."""
-        weight = self._originals[name].weight.detach()
-        backend = backend_of(fmt)
+        weight, backend = self._originals[name].weight.detach(), backend_of(fmt)
         backend.check(fmt, weight.shape[0], weight.shape[1])
-        if fmt.bits == 16 and weight.dtype in (torch.bfloat16, torch.float16):
-            return {"codes": weight}  # no second copy of a base that is on the host anyway
-        return {key: t.to("cpu") for key, t in backend.pack(weight, fmt, self.device).items()}
+        return {key: t.to("cpu") for key, t in pack_for(weight, fmt, self.compute_dtype, self.device).items()}
 
     def nearest_bases(self, choice: Mapping[str, str]) -> dict[str, OwnBase]:
         """Pack with the libraries' codes the linears of ``choice`` (formats by name) that have chosen codes here."""

@@ -61,6 +61,7 @@ class Grid:
         return self.levels[codes] * self.scale + self.offset
 
 
+HALF = (torch.bfloat16, torch.float16)
 State = dict[str, Tensor]
 """Packed tensors of one weight matrix by name; with format and shape they determine its layer.
 
@@ -212,6 +213,17 @@ def stand_in(fmt: StorageFormat, shape: tuple[int, int], bias: bool, compute_dty
 def frozen(tensor: Tensor | None) -> nn.Parameter | None:
     """Return a parameter that is never trained, or ``None``."""
     return None if tensor is None else nn.Parameter(tensor, requires_grad=False)
+
+
+def pack_for(weight: Tensor, fmt: StorageFormat, compute_dtype: torch.dtype, device: torch.device) -> State:
+    """Return the packed tensors of a weight (``out x in``) for products in ``compute_dtype``.
+
+    A weight of 16 bits that stays in 16 bits is converted to a compute type of 16 bits, so that nothing has to be
+    unpacked, and else stays as and where it is: a second copy of a base on the host would only take memory.
+    """
+    if fmt.bits == 16 and weight.dtype in HALF:
+        return {"codes": weight.to(compute_dtype) if compute_dtype in HALF else weight}
+    return backend_of(fmt).pack(weight, fmt, device)
 
 
 @cache

@@ -5,7 +5,7 @@ and second moments ``M`` of inputs (``in x in``). Codes are chosen column by col
 compensate the error of a rounded one. Scales stay those of the library: only the codes differ.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -144,10 +144,14 @@ class Rounding:
             tensors = None if self.store is None else self.store.load(name)
             if tensors is None:
                 missing.append(name)
-            for key, tensor in (tensors or {}).items():
-                fmt, _, part = key.partition(":")
-                self._states.setdefault((name, fmt), {})[part] = tensor
+            self._hold(name, tensors or {})
         return missing
+
+    def _hold(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Take a linear's codes as the store returns them: mapped from its files, and not in memory of this process."""
+        for key, tensor in tensors.items():
+            fmt, _, part = key.partition(":")
+            self._states.setdefault((name, fmt), {})[part] = tensor
 
     def _make(self, linears: Sequence[str], pack: Pack, progress: Progress | None) -> None:
         modules = {name: self.model.get_submodule(name) for name in linears}
@@ -174,7 +178,7 @@ class Rounding:
                     self._states[name, fmt.name] = {key: tensor.to("cpu") for key, tensor in chosen.items()}
                     stored.update({f"{fmt.name}:{k}": t for k, t in self._states[name, fmt.name].items()})
             if self.store is not None:
-                self.store.save(name, stored)
+                self._hold(name, self.store.mapped(name, stored))
             done += 1
             if progress is not None:
                 progress(CHOOSE, done, len(linears))

@@ -3,10 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from qra_bo.finetune.quantization.base import PackedLinear, QuantizerBackend, State, frozen
+from qra_bo.finetune.quantization.base import HALF, PackedLinear, QuantizerBackend, State, frozen
 from qra_bo.space.space import StorageFormat
-
-_HALF = (torch.bfloat16, torch.float16)
 
 
 class HalfLinear(PackedLinear, nn.Linear):
@@ -26,7 +24,7 @@ class UnquantisedBackend(QuantizerBackend):
     supported_bits = (16,)
 
     def pack(self, weight: Tensor, fmt: StorageFormat, device: torch.device) -> State:
-        half = weight.to(device, weight.dtype if weight.dtype in _HALF else torch.float16).contiguous()
+        half = weight.to(device, weight.dtype if weight.dtype in HALF else torch.float16).contiguous()
         whole = half.untyped_storage().nbytes() == half.numel() * half.element_size()
         return {"codes": half if whole else half.clone()}
 

@@ -1,0 +1,160 @@
+"""Downloads from a hub on the loopback interface: first, cut and resumed, refused, missing, offline, a full disk."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub import constants, file_download
+from safetensors import safe_open
+
+from qra_bo.finetune.data.load import byte_tokenizer
+from qra_bo.finetune.models.hub import cached, fetch, small_files
+from qra_bo.finetune.models.load import load_base
+from qra_bo.utils.errors import ModelError
+from tests.finetune.models import tiny_llama
+from tests.hub_server import COMMIT, Hub, serving
+
+NODE: dict[str, Any] = {"name": "hf", "source": "path", "path": "org/tiny", "revision": None, "gguf_file": None,
+                        "trust_remote_code": False}
+SHARDS = 3
+
+
+@pytest.fixture(scope="module", name="repo")
+def make_repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository in shards, with files that no run should ask for."""
+    folder = tmp_path_factory.mktemp("repo")
+    model, _ = tiny_llama(dtype=torch.bfloat16)
+    model.save_pretrained(folder, max_shard_size="70KB")
+    byte_tokenizer().save_pretrained(folder)
+    assert len(list(folder.glob("*.safetensors"))) == SHARDS
+    for other in ("pytorch_model.bin", "consolidated.safetensors", "modeling.py", "onnx/model.safetensors"):
+        (folder / other).parent.mkdir(exist_ok=True)
+        (folder / other).write_bytes(b"not wanted")
+    return folder
+
+
+@pytest.fixture(name="hub")
+def make_hub(repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for name in ("config.json", "pytorch_model.bin"):
+        shutil.copy(repo / name, empty)
+    with serving({"org/tiny": repo, "org/gated": repo, "org/pickles": empty}) as hub:
+        hub.gated.add("org/gated")
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE",
+                            hub.url + "/{repo_id}/resolve/{revision}/{filename}")
+        monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 4096)
+        monkeypatch.setattr(file_download, "time", SimpleNamespace(sleep=lambda _: None, time=lambda: 0.0))
+        yield hub
+
+
+def test_a_first_download_asks_for_safetensors_and_text_alone(hub: Hub, repo: Path) -> None:
+    fetch(NODE, bars=False)
+    wanted = {*(f"model-0000{i}-of-0000{SHARDS}.safetensors" for i in range(1, SHARDS + 1)), "config.json",
+              "model.safetensors.index.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
+    assert set(hub.fetched()) == wanted
+    assert cached(NODE).name == COMMIT
+
+
+def test_a_worker_reads_the_cache_and_asks_nothing(hub: Hub, repo: Path) -> None:
+    fetch(NODE, bars=False)
+    hub.requests.clear()
+    model, tokenizer = load_base(NODE)
+    assert hub.requests == []
+    assert (model.config._commit_hash, model.name_or_path, model.config.name_or_path) == (COMMIT, *2 * ("org/tiny",))
+    assert tokenizer("one")["input_ids"] == list(b"one")
+    expected, _ = tiny_llama(dtype=torch.bfloat16)
+    for name, value in expected.state_dict().items():
+        assert torch.equal(model.state_dict()[name], value)
+    fetch(NODE, bars=False)  # what is there is not fetched again
+    assert hub.fetched() == []
+
+
+def test_a_cut_connection_is_resumed_where_it_broke(hub: Hub, repo: Path) -> None:
+    shard = f"model-00002-of-0000{SHARDS}.safetensors"
+    hub.cut[shard] = 10_000
+    fetch(NODE, bars=False)
+    assert [wanted for method, path, wanted in hub.requests if method == "GET" and path.endswith(shard)] == \
+        [None, "bytes=8192-"]
+    assert (cached(NODE) / shard).read_bytes() == (repo / shard).read_bytes()
+
+
+def test_whole_files_outlast_a_download_that_failed(hub: Hub) -> None:
+    small_files(NODE, bars=False)
+    hub.broken = True
+    with pytest.raises(ModelError, match=r"broke off.*run the same command again: files that arrived whole are kept"):
+        fetch(NODE, bars=False)
+    with pytest.raises(ModelError, match="lacks 'org/tiny' or a part of it; run a command with a network"):
+        cached(NODE)
+    hub.broken = False
+    hub.requests.clear()
+    fetch(NODE, bars=False)
+    assert set(hub.fetched()) == {f"model-0000{i}-of-0000{SHARDS}.safetensors" for i in range(1, SHARDS + 1)}
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"path": "org/gated"}, r"'org/gated' is gated: .*\(401\)\. Ask for access on http://127.*hf auth login"),
+    ({"path": "org/missing"}, r"has no repository 'org/missing', or shows it to its members alone \(404\)"),
+    ({"path": "private/one"}, r"has no repository 'private/one', or shows it to its members alone \(401\)"),
+    ({"revision": "v2"}, "'org/tiny' has no revision 'v2'; correct model.revision"),
+    ({"path": "a/b/c"}, r"model\.path='a/b/c' is no folder here and no id of the hub"),
+    ({"path": "org/pickles"}, r"'org/pickles' holds no model\.safetensors; weights are read from safetensors alone"),
+    ({"gguf_file": "model.gguf"}, r"holds no model\.gguf"),
+])
+def test_what_can_not_be_had_is_said_once(hub: Hub, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        fetch({**NODE, **changes}, bars=False)
+    assert not any(name.endswith((".safetensors", ".bin")) for name in hub.fetched())
+
+
+def test_a_full_disk_is_found_before_the_download(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qra_bo.finetune.models.hub.shutil.disk_usage", lambda _: SimpleNamespace(free=10**6))
+    with pytest.raises(ModelError, match=r"takes .* kB, 256\.0 MB should stay free, and the disk of .* has 1\.0 MB"):
+        fetch(NODE, bars=False)
+    assert hub.fetched() == []
+
+
+def test_a_disk_that_fills_up_meanwhile_is_said(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(file_download, "_chmod_and_move", full)
+    with pytest.raises(ModelError, match=r"can't be written to .*\(No space left on device\); free the disk"):
+        fetch(NODE, bars=False)
+
+
+def test_without_a_network_the_cache_serves(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetch(NODE, bars=False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    fetch(NODE, bars=False)
+    load_base(NODE)
+    with pytest.raises(ModelError, match=r"'org/other' from http://127\.0\.0\.1:9 broke off or could not begin"):
+        fetch({**NODE, "path": "org/other"}, bars=False)
+
+
+def test_a_redirecting_repository_is_refused_before_its_weights(hub: Hub, repo: Path, tmp_path: Path) -> None:
+    evil = tmp_path / "evil"
+    shutil.copytree(repo, evil)
+    config = json.loads((evil / "config.json").read_text())
+    (evil / "config.json").write_text(json.dumps({**config, "transformers_weights": "adapter_model.bin"}))
+    hub.repos["org/evil"] = evil
+    with pytest.raises(ModelError, match="redirects the reading"):
+        fetch({**NODE, "path": "org/evil"}, bars=False)
+    assert not any(name.endswith(".safetensors") for name in hub.fetched())
+
+
+def test_weights_are_mapped_and_not_copied(repo: Path) -> None:
+    model, _ = load_base({**NODE, "path": str(repo)})
+    maps = [line.split(maxsplit=5) for line in Path("/proc/self/maps").read_text().splitlines()]
+    spans = [tuple(int(end, 16) for end in m[0].split("-")) for m in maps if m[-1].endswith(".safetensors")]
+    for name, parameter in model.named_parameters():
+        assert any(first <= parameter.data_ptr() < last for first, last in spans), name
+    with safe_open(repo / f"model-00001-of-0000{SHARDS}.safetensors", framework="pt") as shard:
+        assert set(shard.keys()) <= set(model.state_dict())
