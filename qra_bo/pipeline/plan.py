@@ -165,6 +165,8 @@ def plan_rows(setting: Setting) -> list[PlanRow]:
                  2 * seeds * len(effort.rate_factors) * each,
              f"ranking check ({effort.ranking_top} allocations, {factor} times as long)":
                  effort.ranking_top * factor * each}
+    if setting.given is not None:
+        costs = {}
     if config.oracle.trains:
         costs |= _final(config)
     return [PlanRow(what, cost, None if seconds is None or not cost else seconds * cost)

@@ -18,6 +18,7 @@ from qra_bo.memory.budget import check_budget, parse_budget
 from qra_bo.oracle.protocol import Progress, quiet
 from qra_bo.pipeline.build import make_executor, make_memory
 from qra_bo.pipeline.folders import SUMMARY_NAME, journals, path_name, run_folder
+from qra_bo.pipeline.given import check_given, read_allocation, unbound, with_ladders_of
 from qra_bo.pipeline.plan import budgets_of, check_ram, plan_rows
 from qra_bo.report.data import load_run
 from qra_bo.report.html import write_report
@@ -77,6 +78,22 @@ def run_one_budget(config: RunConfig) -> Result:
     """
     folder = run_folder(config)
     setting = make_setting(config, (folder,))
+    budget = checked_budget(setting, folder)
+    setting = dataclasses.replace(setting, given=unbound(setting, budget))
+    needed = config if setting.given is None else with_ladders_of(config, setting.given.allocations)
+    return run_within(folder, setting, budget, make_executor(needed, folder))
+
+
+def train_given(config: RunConfig) -> Result:
+    """Fine-tune ``config.allocation`` within its budget, without a search, and write down what a search does.
+
+    Raises:
+        UserError: If the input or the environment can't work, or the allocation measured over the budget.
+        RunInterrupted: On SIGINT or SIGTERM, after a clean journal.
+    """
+    given, config = read_allocation(config, make_space(config, make_spec(config)))
+    folder = run_folder(config)
+    setting = dataclasses.replace(make_setting(config, (folder,)), given=given)
     return run_within(folder, setting, checked_budget(setting, folder), make_executor(config, folder))
 
 
@@ -99,6 +116,8 @@ def run_budgets(config: RunConfig) -> Result:
         of_budget = config.with_changes(budget=(text,), out=str(folder), resume=resume)
         settings.append(dataclasses.replace(setting, config=of_budget))
     budgets = _budgets(settings, folders)
+    settings = [dataclasses.replace(one, given=unbound(one, budget))
+                for one, budget in zip(settings, budgets, strict=True)]
     entries: list[dict[str, Any]] = []
     results: list[Result] = []
     with closing(make_executor(config, out)) as executor:
@@ -184,7 +203,7 @@ def checked_budget(setting: Setting, folder: Path) -> int:
     """Return the bytes of the single budget; ``auto`` keeps its value from when the run in ``folder`` began.
 
     Raises:
-        BudgetError: If the device can't meet it, or nothing fits it.
+        BudgetError: If the device can't meet it, or nothing fits it, or not what was given.
         JournalError: If the run's journal can't be read.
     """
     config = setting.config
@@ -192,7 +211,10 @@ def checked_budget(setting: Setting, folder: Path) -> int:
         budget = load_study(folder).budget_bytes
     else:
         (budget,) = budgets_of(config, setting.memory, setting.space).values()
-    check_budget(budget, setting.costs(budget), setting.space, setting.memory)
+    if setting.given is None:
+        check_budget(budget, setting.costs(budget), setting.space, setting.memory)
+    else:
+        check_given(setting, setting.given, budget)
     return budget
 
 
@@ -204,9 +226,10 @@ def run_within(folder: Path, setting: Setting, budget: int, executor: Executor) 
         RunInterrupted: On SIGINT or SIGTERM, after a clean journal.
     """
     config, make = setting.config, searcher_factory(setting.config)
-    # Built once before anything is measured, so that bad options or a given profile without its needs end the run now.
-    make(setting.problem(budget, setting.profile or rehearsal_profile(setting.space),
-                         float(config.effort.max_full_trials)))
+    if setting.given is None:
+        # Built once before anything is measured, so that bad options or a profile without its needs end the run now.
+        make(setting.problem(budget, setting.profile or rehearsal_profile(setting.space),
+                             float(config.effort.max_full_trials)))
     with ExitStack() as stack:
         view, listeners = _listeners(config, folder, stack)
         if view is not None and not (folder / JOURNAL_NAME).exists():

@@ -11,7 +11,7 @@ from qra_bo.utils.errors import DeviceError, ModelError, UserError
 
 __all__ = ["TASKS", "run_task"]
 
-TASKS = ("search", "memory", "profile", "evaluate", "export", "report")
+TASKS = ("search", "finetune", "memory", "profile", "evaluate", "export", "report")
 
 
 def run_task(config: RunConfig) -> int:
@@ -24,7 +24,7 @@ def run_task(config: RunConfig) -> int:
     try:
         status: int = importlib.import_module(f"qra_bo.tasks.{config.task}").run(config)
     except (DeviceError, ModelError):
-        if config.task in ("search", "profile", "evaluate"):
+        if config.task in ("search", "finetune", "profile"):
             from qra_bo.pipeline.plan import make_plan  # these load rich and the memory model, for this case alone
             from qra_bo.tasks.memory import plan_lines
             with suppress(UserError):  # without the model's shapes there is no plan; the first error says why
