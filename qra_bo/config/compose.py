@@ -11,13 +11,16 @@ from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from hydra.initialize import get_gh_backup, restore_gh_from_backup
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from qra_bo.config.check import Problem, validated
+from qra_bo.config.derive import NUMBERS
 from qra_bo.config.overrides import CONF, inspect, normalise, options, with_defaults
 from qra_bo.config.rules import problems_of
 from qra_bo.config.schema import RunConfig
+from qra_bo.space import DecoderSpec
+from qra_bo.space.decoder import spec_from_numbers
 from qra_bo.trials import OWN_BASE
 from qra_bo.utils.errors import ConfigError
 
@@ -37,6 +40,13 @@ def load_config(overrides: Sequence[str] = (), config_dir: str | None = None) ->
     except HYDRA_ERRORS as error:
         raise ConfigError([*(p.message for p in problems), hydra_message(error)]) from error
     return config_from(composed, problems)
+
+
+def named_specs() -> list[DecoderSpec]:
+    """Return the shapes of every model of ``conf/model`` that holds its numbers."""
+    models = [plain(OmegaConf.load(path)) for path in sorted((CONF / "model").glob("*.yaml"))]
+    return [spec_from_numbers(model["name"], model["family"], **{key: model[key] for key in NUMBERS})
+            for model in models if model["n_layers"] is not None]
 
 
 @contextmanager
@@ -71,7 +81,7 @@ def compose_plain(overrides: Sequence[str], config_dir: str | None = None) -> di
         return plain(compose(MAIN, [*overrides, *search_path(config_dir)]))
 
 
-def plain(composed: DictConfig) -> dict[str, Any]:
+def plain(composed: DictConfig | ListConfig) -> dict[str, Any]:
     """Values of a composed configuration, interpolations resolved."""
     values = OmegaConf.to_container(composed, resolve=True)
     return {str(key): value for key, value in values.items()} if isinstance(values, dict) else {}

@@ -2,13 +2,15 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from qra_bo.config import RunConfig
+from qra_bo.config import RunConfig, named_specs
 from qra_bo.export.run import read_object
 from qra_bo.memory import format_size, parse_budget, parse_format
 from qra_bo.memory.budget import OF_ALLOCATION, format_for
+from qra_bo.memory.verdict import NOTHING_BINDS, Verdict, verdict_of
 from qra_bo.space import Allocation, SearchSpace, uniform
 from qra_bo.study.given import BY_RULE, CALIBRATED, Given
 from qra_bo.study.setting import Setting
@@ -165,20 +167,18 @@ def check_given(setting: Setting, given: Given, budget: int) -> None:
                           f"{setting.config.max_average_bits}; raise that, or give another allocation")
 
 
-def unbound(setting: Setting, budget: int) -> Given | None:
-    """Return the uniform choice to train where nothing binds within ``budget`` bytes: the most bits and ranks fit.
+def judged(setting: Setting, budget: int) -> tuple[Setting, Verdict]:
+    """Return the verdict on ``budget`` bytes, and the setting, which trains a uniform choice without a search where
+    nothing binds.
 
-    Smaller ranks follow, in case it measures over the budget. ``None``: there is something to search.
-
-    A simulation always searches, and so does ``search.force=true``.
+    Smaller ranks follow, in case that choice measures over the budget. A simulation always searches, and so does
+    ``search.force=true``.
     """
-    config = setting.config
-    if not config.oracle.trains or config.search.force:
-        return None
-    allocations = [uniform(setting.space.n_units, setting.space.widest.name, rank)
-                   for rank in reversed(setting.space.ranks.values)]
-    if not setting.rules(budget).fits(allocations[0]):
-        return None
-    bits, rank = setting.space.widest.bits, setting.space.ranks.values[-1]
-    reason = f"uniform {bits} bits with rank {rank}, the most that bits and ranks allow, fits the budget"
-    return Given(tuple(allocations), reason, 1.0, BY_RULE)
+    config, space = setting.config, setting.space
+    verdict = verdict_of(setting.memory, space, budget, most_bits=config.max_average_bits, larger=named_specs)
+    if verdict.region != NOTHING_BINDS or not config.oracle.trains or config.search.force:
+        return setting, verdict
+    choices = tuple(uniform(space.n_units, space.widest.name, rank) for rank in reversed(space.ranks.values))
+    reason = (f"uniform {space.widest.bits} bits with rank {space.ranks.values[-1]}, the most that bits and ranks "
+              f"allow, fits the budget. {verdict.offer}")
+    return replace(setting, given=Given(choices, reason.rstrip(" ."), 1.0, BY_RULE)), verdict

@@ -35,8 +35,8 @@ def checks(d: ReportData) -> list[Check]:
     proxy = Check("caution", "Not real fine-tuning",
                   f"{d.proxy_label}. It shows the behaviour of the search, not of the model.")
     if d.reason is not None:
-        unknown = Check("missing", "No search", f"Nothing was searched: {d.reason}. No other allocation was trained, so "
-                        "this run does not say whether another one is better.")
+        unknown = Check("missing", "No search", f"Nothing was searched: {d.reason}. No other allocation was trained, "
+                        "so this run does not say whether another one is better.")
         return [real, unknown, *_codes(d), _learning_rate(d), *_memory(d), *_warnings(d)]
     return [real if d.proxy_label is None else proxy, *_confirmation(d), _uniform(d), *_codes(d), *_lengths(d),
             _learning_rate(d), *_surrogate(d), *_failures(d),

@@ -6,7 +6,7 @@ A module is imported when its task runs, so that ``task=memory`` loads no torch.
 import importlib
 from contextlib import suppress
 
-from qra_bo.config import RunConfig
+from qra_bo.config import RunConfig, make_space, make_spec
 from qra_bo.utils.errors import DeviceError, ModelError, UserError
 
 __all__ = ["TASKS", "run_task"]
@@ -28,6 +28,10 @@ def run_task(config: RunConfig) -> int:
             from qra_bo.pipeline.plan import make_plan  # these load rich and the memory model, for this case alone
             from qra_bo.tasks.memory import plan_lines
             with suppress(UserError):  # without the model's shapes there is no plan; the first error says why
+                if config.task == "finetune":  # its budget may be that of the allocation
+                    from qra_bo.pipeline.given import read_allocation
+                    read = read_allocation(config, make_space(config, make_spec(config)))[1]
+                    config = config.with_changes(budget=read.budget)
                 print("\n".join(plan_lines(make_plan(config))))
         raise
     return status
