@@ -28,7 +28,7 @@ MODULES = ("qra_bo.memory.budget", "qra_bo.memory.formats", "qra_bo.config.overr
            "qra_bo.config.rules", "qra_bo.utils.files", "qra_bo.study.journal", "qra_bo.study.state", "qra_bo.trials",
            "qra_bo.sensitivity.io", "qra_bo.sensitivity.profile",
            "qra_bo.finetune.manifest",
-           "qra_bo.finetune.data.jsonl", "qra_bo.space.allocation", "qra_bo.tasks.evaluate",
+           "qra_bo.finetune.data.jsonl", "qra_bo.space.allocation", "qra_bo.pipeline.given",
            "qra_bo.searchers.structured.transfer", "qra_bo.oracle.emulator.table")
 CHILD = """
 import sys, atheris

@@ -1,4 +1,4 @@
-"""The Python interface: search and plan, with the keys of the configuration as keyword arguments."""
+"""The Python interface: search, fine-tune and plan, with the keys of the configuration as keyword arguments."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from qra_bo.pipeline.run import Result
     from qra_bo.searchers.ordinal import Choice, OrdinalProblem
 
-__all__ = ["configure", "plan", "search"]
+__all__ = ["configure", "fine_tune", "plan", "search"]
 
 
 @overload
@@ -63,6 +63,25 @@ def search(config: RunConfig | Sequence[str] | None = None, *,
     from qra_bo.pipeline.run import run_budgets, run_one_budget  # loads matplotlib
     checked = configure(config, config_dir, **keywords)
     return run_one_budget(checked) if len(checked.budget) == 1 else run_budgets(checked)
+
+
+def fine_tune(config: RunConfig | Sequence[str] | None = None, *, config_dir: str | None = None,
+              **keywords: Any) -> "Result":
+    """Fine-tune one given allocation without a search, and write a run's folder.
+
+    Args:
+        config: As for ``search``.
+        config_dir: As for ``search``.
+        **keywords: Keys of the configuration, see ``configure``; ``allocation`` is ``"uniform:BITS,RANK"``, a
+            ``best.json`` or the folder of a run.
+
+    Raises:
+        UserError: If the input or the environment can't work, or the allocation measured over the budget.
+        RunInterrupted: On SIGINT or SIGTERM, after a clean journal.
+    """
+    from qra_bo.pipeline.run import train_given  # loads matplotlib
+    keywords = keywords if isinstance(config, RunConfig) else {"task": "finetune", **keywords}
+    return train_given(configure(config, config_dir, **keywords))
 
 
 def plan(config: RunConfig | Sequence[str] | None = None, *, config_dir: str | None = None, **keywords: Any) -> Plan:

@@ -45,9 +45,9 @@ def test_exports_and_their_check_print_nothing_beside_their_table(finished: Path
                      "export.targets=[card,packed,merged]") == ""
 
 
-def test_evaluating_an_allocation_prints_nothing_beside_its_result(tmp_path: Path) -> None:
-    assert stderr_of("-m", "qra_bo", "task=evaluate", "allocation=uniform:4,2", *SETTINGS, f"out={tmp_path / 'run'}",
-                     "fidelity.high=4", "fidelity.low=2", "display=none") == ""
+def test_training_a_given_allocation_prints_nothing(tmp_path: Path) -> None:
+    assert stderr_of("-m", "qra_bo", "task=finetune", "allocation=uniform:4,2", *SETTINGS, f"out={tmp_path / 'run'}",
+                     "final.steps=4", "display=none") == ""
 
 
 def test_reading_a_gguf_file_draws_no_bar(capfd: pytest.CaptureFixture[str]) -> None:

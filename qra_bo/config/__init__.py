@@ -10,8 +10,10 @@ from qra_bo.config.schema import NOT_OF_THE_RESULT, RunConfig, config_from_dict
 from qra_bo.utils.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from qra_bo.config.compose import load_config
+    from qra_bo.config.compose import load_config, named_specs
 
-__all__ = ["NOT_OF_THE_RESULT", "RunConfig", "config_from_dict", "hf_config", "load_config", "make_space", "make_spec"]
+__all__ = ["NOT_OF_THE_RESULT", "RunConfig", "config_from_dict", "hf_config", "load_config", "make_space", "make_spec",
+           "named_specs"]
 
-__getattr__ = lazy_names(__name__, {"load_config": "compose"})  # Hydra takes half a second, and workers do without it
+__getattr__ = lazy_names(__name__, {"load_config": "compose", "named_specs": "compose"})
+# Hydra takes half a second, and workers do without it

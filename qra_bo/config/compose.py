@@ -11,13 +11,16 @@ from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from hydra.initialize import get_gh_backup, restore_gh_from_backup
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from qra_bo.config.check import Problem, validated
-from qra_bo.config.overrides import CONF, inspect, normalise, options, with_default_model
+from qra_bo.config.derive import NUMBERS
+from qra_bo.config.overrides import CONF, inspect, normalise, options, with_defaults
 from qra_bo.config.rules import problems_of
 from qra_bo.config.schema import RunConfig
+from qra_bo.space import DecoderSpec
+from qra_bo.space.decoder import spec_from_numbers
 from qra_bo.trials import OWN_BASE
 from qra_bo.utils.errors import ConfigError
 
@@ -33,10 +36,17 @@ def load_config(overrides: Sequence[str] = (), config_dir: str | None = None) ->
     """
     good, problems = inspect(normalise(overrides), sweep=False, config_dir=config_dir)
     try:
-        composed = compose_plain(with_default_model(good), config_dir)
+        composed = compose_plain(with_defaults(good), config_dir)
     except HYDRA_ERRORS as error:
         raise ConfigError([*(p.message for p in problems), hydra_message(error)]) from error
     return config_from(composed, problems)
+
+
+def named_specs() -> list[DecoderSpec]:
+    """Return the shapes of every model of ``conf/model`` that holds its numbers."""
+    models = [plain(OmegaConf.load(path)) for path in sorted((CONF / "model").glob("*.yaml"))]
+    return [spec_from_numbers(model["name"], model["family"], **{key: model[key] for key in NUMBERS})
+            for model in models if model["n_layers"] is not None]
 
 
 @contextmanager
@@ -71,7 +81,7 @@ def compose_plain(overrides: Sequence[str], config_dir: str | None = None) -> di
         return plain(compose(MAIN, [*overrides, *search_path(config_dir)]))
 
 
-def plain(composed: DictConfig) -> dict[str, Any]:
+def plain(composed: DictConfig | ListConfig) -> dict[str, Any]:
     """Values of a composed configuration, interpolations resolved."""
     values = OmegaConf.to_container(composed, resolve=True)
     return {str(key): value for key, value in values.items()} if isinstance(values, dict) else {}
@@ -107,7 +117,7 @@ def _mended(raw: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
     """``raw`` with the values of its own options, or defaults, at ``keys``, and without unknown ones."""
     chosen = [f"{'+' * (group == 'model')}{group}={node['name']}" for group, names in options().items()
               if isinstance(node := raw.get(group), Mapping) and node.get("name") in names]
-    standard = compose_plain(with_default_model(chosen))
+    standard = compose_plain(with_defaults(chosen))
     mended = {key: value for key, value in raw.items() if key in standard}
     for key in keys:
         group, _, leaf = key.partition(".")

@@ -176,6 +176,12 @@ OracleConfig = Annotated[
     Discriminator(_kind_of_oracle)]
 
 
+class SearchConfig(Group):
+    """Whether a run searches where nothing binds, too."""
+
+    force: StrictBool
+
+
 class SensitivityConfig(Group):
     """File of a sensitivity profile that is used instead of measuring one, or ``None``."""
 

@@ -12,6 +12,7 @@ from hydra.errors import HydraException
 
 from qra_bo.config.check import Problem, fields_of, unknown_key
 from qra_bo.config.schema import RunConfig
+from qra_bo.memory.budget import OF_ALLOCATION
 from qra_bo.utils.errors import nearest_first
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -22,6 +23,7 @@ ALTERNATIVES = {"model": " Any other decoder: +model=hf model.path=FOLDER-or-ORG
 """By group, how to give what no file of the group names."""
 _UNIFORM = re.compile(r"(?<!['\"\w])uniform\s*:\s*\d+\s*,\s*\d+(?!['\"\w])", re.IGNORECASE)
 _TAKES_UNIFORM = re.compile(r"^(\+{0,2})(budget|allocation)=")
+_BUDGET = re.compile(r"^(\+{0,2})budget=")
 _MODEL = re.compile(r"^(\+{0,2})model=")
 
 
@@ -53,10 +55,13 @@ def normalise(overrides: Iterable[str]) -> list[str]:
     return out
 
 
-def with_default_model(overrides: Sequence[str]) -> list[str]:
-    """``overrides``, with the embedded default where they name no model."""
-    named = any(_MODEL.match(text) for text in overrides)
-    return list(overrides) if named else [f"+model={DEFAULT_MODEL}", *overrides]
+def with_defaults(overrides: Sequence[str]) -> list[str]:
+    """``overrides``, with the embedded default where they name no model, and a given allocation's own budget where they
+    name none."""
+    out = list(overrides)
+    if "task=finetune" in out and not any(_BUDGET.match(text) for text in out):
+        out.insert(0, f"budget={OF_ALLOCATION}")
+    return out if any(_MODEL.match(text) for text in out) else [f"+model={DEFAULT_MODEL}", *out]
 
 
 def inspect(overrides: Sequence[str], sweep: bool, config_dir: str | None = None) -> tuple[list[str], list[Problem]]:

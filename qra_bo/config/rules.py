@@ -8,6 +8,7 @@ from qra_bo.config.check import Problem
 from qra_bo.config.derive import NUMBERS, make_space, make_spec
 from qra_bo.config.groups import BenchmarkOracleConfig
 from qra_bo.config.schema import RunConfig
+from qra_bo.memory.budget import OF_ALLOCATION
 from qra_bo.memory.formats import default_format
 from qra_bo.memory.optimizers import is_paged
 from qra_bo.oracle.emulator.table import TASK as TASK_FILE
@@ -16,7 +17,7 @@ from qra_bo.searchers.priors import shipped_priors
 from qra_bo.trials import OWN_BASE
 from qra_bo.utils.errors import UserError
 
-ON_A_RUN = ("export", "report")
+ON_A_RUN = ("evaluate", "export", "report")
 """Tasks on a run's folder: they need nothing else."""
 
 
@@ -55,14 +56,19 @@ def _task(config: RunConfig) -> Iterator[Problem]:
     task, out, asks = config.task, config.out, bool(config.eval.tasks)
     if task in ON_A_RUN and out is None:
         yield Problem("out", f"task={task} needs out=FOLDER, the folder of a run; got null.")
-    if task == "evaluate" and (config.allocation is None) != asks:
-        yield Problem("allocation",
-                      "task=evaluate needs allocation=uniform:BITS,RANK or a JSON file such as a best.json, or "
-                      "eval.tasks=[...] and out=RUN to evaluate the model of a finished run; got "
-                      f"{'both' if asks else 'neither'}.")
-    if asks and (task != "evaluate" or out is None):
-        yield Problem("eval.tasks", "eval.tasks needs task=evaluate and out=RUN, the folder of a finished run; got "
-                                    f"task={task} and out={'null' if out is None else out}.")
+    if (task == "evaluate") != asks:
+        yield Problem("eval.tasks", "task=evaluate and eval.tasks=[...], questions for a finished run's model, need "
+                                    f"each other; got task={task} and {'some' if asks else 'no'} eval.tasks.")
+    if (task == "finetune") != (config.allocation is not None):
+        yield Problem("allocation", "task=finetune and allocation=uniform:BITS,RANK, a best.json or a run's folder, "
+                                    f"need each other; got task={task} and allocation={config.allocation or 'null'}.")
+    if task == "finetune" and not config.oracle.trains:
+        yield Problem("oracle", f"task=finetune trains a model, and oracle={config.oracle.name} trains none: leave "
+                                "oracle out.")
+    if task == "finetune" and len(config.budget) > 1:
+        yield Problem("budget", f"task=finetune takes one budget; got {len(config.budget)}.")
+    if task != "finetune" and OF_ALLOCATION in config.budget:
+        yield Problem("budget", f"budget={OF_ALLOCATION} is for task=finetune; got task={task}: name a size, e.g. 8GB.")
 
 
 def _formats(config: RunConfig) -> Iterator[Problem]:

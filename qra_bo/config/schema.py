@@ -34,7 +34,7 @@ class RunConfig(Group):
         logger: Target of a listener for journal events (``report.trackers``); empty for none.
     """
 
-    task: Literal["search", "memory", "profile", "evaluate", "export", "report"]
+    task: Literal["search", "finetune", "memory", "profile", "evaluate", "export", "report"]
     model: groups.ModelConfig
     budget: Annotated[tuple[Annotated[str, accepted_by(parse_budget)], ...], ONE_IS_A_LIST,
                       must_be("a size such as 10GB, or a list of sizes, each given once",
@@ -58,6 +58,7 @@ class RunConfig(Group):
     oracle: groups.OracleConfig
     data: DataConfig
     method: groups.Target
+    search: groups.SearchConfig
     sensitivity: groups.SensitivityConfig
     surrogate: groups.SurrogateConfig
     quantizer: groups.QuantizerConfig

@@ -17,7 +17,7 @@ from qra_bo.utils.files import check_run_folder, strict_json
 
 REQUIRED = {
     "best.json": ("model", "granularity", "units", "bits", "ranks", "formats", "memory", "oracle", "alpha_over_rank",
-                  "loss", "loss_se", "metric", "baselines", "versus_best_uniform", "provenance"),
+                  "loss", "loss_se", "metric", "baselines", "versus_best_uniform", "searched", "provenance"),
     "adapter/adapter_config.json": ("rank_pattern", "alpha_pattern", "r", "lora_alpha"),
     "quant_manifest.json": ("modules",)}
 """Files of a finished run and the fields that exports need."""

@@ -13,6 +13,8 @@ from qra_bo.memory.model import MemoryModel
 from qra_bo.space import Allocation, CostTable, Ladder, SearchSpace, StorageFormat, uniform
 from qra_bo.utils.errors import BudgetError
 
+OF_ALLOCATION = "allocation"
+"""Budget of ``task=finetune``: what the given allocation was found within."""
 RULE = ("a size is a positive number with a unit, such as 10GB (10^9 bytes), 10GiB (2^30 bytes) or 512MB, a bare "
         "integer of bytes, auto, or uniform:BITS,RANK such as uniform:4,16")
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
@@ -52,25 +54,29 @@ class Budget:
     Args:
         size: Bytes, or ``None`` where it depends on the device or the model.
         bits: Of ``uniform:BITS,RANK``, as ``rank``; else ``None``.
+        of_allocation: Whether it is that of the allocation of ``task=finetune``.
     """
 
     text: str
     size: int | None = None
     bits: int | None = None
     rank: int | None = None
+    of_allocation: bool = False
 
     @property
     def auto(self) -> bool:
         """Whether it stands for the free bytes of the device."""
-        return self.size is None and self.bits is None
+        return self.size is None and self.bits is None and not self.of_allocation
 
 
 def parse_budget(text: str | int) -> Budget:
-    """A size, ``auto`` or ``uniform:BITS,RANK``. Raises ``BudgetError`` if it is none of them, or no backend offers the
-    bits."""
+    """A size, ``auto``, ``uniform:BITS,RANK`` or ``allocation``. Raises ``BudgetError`` if it is none of them, or no
+    backend offers the bits."""
     plain = str(text).strip().lower()
     if plain == "auto":
         return Budget(str(text))
+    if plain == OF_ALLOCATION:
+        return Budget(str(text), of_allocation=True)
     if plain.startswith("uniform"):
         match = _UNIFORM.fullmatch(plain)
         if match is None or int(match[2]) < 1:
@@ -136,6 +142,8 @@ def resolve_budget(text: str | int, memory: MemoryModel, space: SearchSpace, *, 
         return budget.size
     if budget.bits is not None and budget.rank is not None:
         return uniform_bytes(memory, space, format_for(budget.bits, space), budget.rank)
+    if budget.of_allocation:
+        raise BudgetError(f"budget={OF_ALLOCATION} is for task=finetune, which has one; name a size such as 8GB")
     if free is None:
         raise BudgetError("budget=auto needs the free bytes of the device; name a size such as 8GB")
     if free <= headroom:

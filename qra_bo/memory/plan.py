@@ -3,7 +3,7 @@
 Pure arithmetic over ``MemoryModel``: no weights, no GPU, no torch.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -12,7 +12,8 @@ from qra_bo.memory.budget import describe, format_size, largest, smallest, unifo
 from qra_bo.memory.formats import default_format
 from qra_bo.memory.model import MemoryModel
 from qra_bo.memory.optimizers import OPTIMIZERS, is_paged
-from qra_bo.space import Allocation, Ladder, SearchSpace, StorageFormat, uniform
+from qra_bo.memory.verdict import Verdict, largest_rank, smallest_side, verdict_of
+from qra_bo.space import Allocation, DecoderSpec, Ladder, SearchSpace, StorageFormat, uniform
 from qra_bo.utils.errors import UserError
 from qra_bo.utils.html import html_table
 
@@ -64,13 +65,15 @@ class BudgetAnswer:
 
     Args:
         fits: Whether any allocation of the space fits.
-        ranks: By format, the largest integer rank that fits on every unit; 0 where rank 1 does not fit.
+        verdict: What to expect of it.
+        ranks: By format, the largest integer rank, of at most the space's, that fits on every unit; 0 where none does.
         best: The uniform choice of the most bits that fits, at its largest rank; ``None`` where none fits.
     """
 
     text: str
     size: int
     fits: bool
+    verdict: Verdict
     ranks: Mapping[str, int]
     best: Row | None
 
@@ -131,7 +134,8 @@ class Plan:
                       "logits_chunk": shape.logits_chunk, "compute_bits": 8 * shape.compute_dtype_bytes,
                       "optimizer": shape.optimizer, "eval_batch": shape.eval_batch},
             "allowance": asdict(self.memory.effective_allowance), "fits": self.fits,
-            "budgets": [{"text": b.text, "bytes": b.size, "fits": b.fits, "largest_uniform_rank": dict(b.ranks),
+            "budgets": [{"text": b.text, "bytes": b.size, "fits": b.fits, "verdict": b.verdict.to_json(),
+                         "largest_uniform_rank": dict(b.ranks),
                          "best_uniform": None if b.best is None else b.best.to_json()} for b in self.budgets],
             "uniform": [row.to_json() | {"fits": [b.text for b in self.budgets if row.total <= b.size]}
                         for row in self.uniform],
@@ -142,7 +146,8 @@ class Plan:
 
 
 def memory_plan(memory: MemoryModel, space: SearchSpace, budgets: Mapping[str, int], *,
-                on_card: MemoryModel | None = None) -> Plan:
+                on_card: MemoryModel | None = None, most_bits: float | None = None,
+                larger: Callable[[], Sequence[DecoderSpec]] = tuple) -> Plan:
     """Price uniform choices, budgets, cards and levers.
 
     Raises ``SpaceError`` if a format can't store a matrix of the decoder.
@@ -152,33 +157,23 @@ def memory_plan(memory: MemoryModel, space: SearchSpace, budgets: Mapping[str, i
         space: Units and ladders.
         budgets: Bytes by text; at least one.
         on_card: Prices the cards where ``memory`` is of another device than they are.
+        most_bits: Limit on average code bits; ``None``: none.
+        larger: Further decoders, asked for where nothing binds (see ``verdict_of``).
     """
     table = memory.table(space)
     need, least = smallest(table, space)
     rows = tuple(_uniform_row(memory, space, fmt, rank) for fmt in space.formats for rank in SHOWN_RANKS
-                 if rank <= _smallest_side(space))
+                 if rank <= smallest_side(space))
     answers = []
     for text, size in budgets.items():
         ranks = {fmt: largest_rank(memory, space, fmt, size) for fmt in space.formats}
         best = next((_uniform_row(memory, space, fmt, rank) for fmt, rank in reversed(ranks.items()) if rank), None)
-        answers.append(BudgetAnswer(text, size, need <= size, {fmt.name: rank for fmt, rank in ranks.items()}, best))
+        verdict = verdict_of(memory, space, size, most_bits=most_bits, larger=larger)
+        answers.append(BudgetAnswer(text, size, need <= size, verdict, {f.name: rank for f, rank in ranks.items()},
+                                    best))
     cards = {gb: _on_ladders(on_card or memory, space, gb * 10**9) for gb in CARDS_GB}
     return Plan(memory, space.n_units, tuple(answers), rows, _row(memory, space, least, "smallest allocation"),
                 describe(least, space), largest(table, space)[0], cards, tuple(_levers(memory, space, need)))
-
-
-def largest_rank(memory: MemoryModel, space: SearchSpace, fmt: StorageFormat, budget: int) -> int:
-    """Return the largest integer rank that fits with ``fmt`` on every unit; 0 where rank 1 does not fit."""
-    low, high = 0, _smallest_side(space)
-    while low < high:
-        middle = (low + high + 1) // 2
-        fits = uniform_bytes(memory, space, fmt, middle) <= budget
-        low, high = (middle, high) if fits else (low, middle - 1)
-    return low
-
-
-def _smallest_side(space: SearchSpace) -> int:
-    return min(min(m.out_features, m.in_features) for u in space.units for m in u.linears)
 
 
 def _row(memory: MemoryModel, space: SearchSpace, allocation: Allocation, what: str) -> Row:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from qra_bo.config import RunConfig, hf_config, make_space, make_spec
+from qra_bo.config import RunConfig, hf_config, make_space, make_spec, named_specs
 from qra_bo.finetune.data.jsonl import read_records
 from qra_bo.finetune.data.load import tiny_records
 from qra_bo.finetune.data.plays import play_records
@@ -53,7 +53,8 @@ def make_plan(config: RunConfig) -> Plan:
     space = make_space(config, spec)
     memory = make_memory(config, spec, device, allowance_for(config, device))
     on_card = memory if device == "cuda" else make_memory(config, spec, "cuda")
-    return memory_plan(memory, space, budgets_of(config, memory, space), on_card=on_card)
+    return memory_plan(memory, space, budgets_of(config, memory, space), on_card=on_card,
+                       most_bits=config.max_average_bits, larger=named_specs)
 
 
 def budgets_of(config: RunConfig, memory: MemoryModel, space: SearchSpace) -> dict[str, int]:
@@ -165,6 +166,8 @@ def plan_rows(setting: Setting) -> list[PlanRow]:
                  2 * seeds * len(effort.rate_factors) * each,
              f"ranking check ({effort.ranking_top} allocations, {factor} times as long)":
                  effort.ranking_top * factor * each}
+    if setting.given is not None:
+        costs = {}
     if config.oracle.trains:
         costs |= _final(config)
     return [PlanRow(what, cost, None if seconds is None or not cost else seconds * cost)

@@ -15,15 +15,17 @@ from qra_bo.config import NOT_OF_THE_RESULT, RunConfig, make_space, make_spec
 from qra_bo.execution.base import Executor
 from qra_bo.finetune.data.load import check_package
 from qra_bo.memory.budget import check_budget, parse_budget
+from qra_bo.memory.verdict import Verdict
 from qra_bo.oracle.protocol import Progress, quiet
 from qra_bo.pipeline.build import make_executor, make_memory
 from qra_bo.pipeline.folders import SUMMARY_NAME, journals, path_name, run_folder
+from qra_bo.pipeline.given import check_given, judged, read_allocation, with_ladders_of
 from qra_bo.pipeline.plan import budgets_of, check_ram, plan_rows
 from qra_bo.report.data import load_run
 from qra_bo.report.html import write_report
 from qra_bo.report.live import LiveView
 from qra_bo.report.mirror import OptunaMirror, storage_url
-from qra_bo.report.tables import print_plan, print_result, print_table
+from qra_bo.report.tables import print_line, print_plan, print_result, print_table
 from qra_bo.report.text import DASH, allocation_html, allocation_text, number, signed, size
 from qra_bo.report.trackers import make_listener
 from qra_bo.searchers import make_searcher
@@ -77,6 +79,22 @@ def run_one_budget(config: RunConfig) -> Result:
     """
     folder = run_folder(config)
     setting = make_setting(config, (folder,))
+    budget = checked_budget(setting, folder)
+    setting, verdict = judged(setting, budget)
+    needed = config if setting.given is None else with_ladders_of(config, setting.given.allocations)
+    return run_within(folder, setting, budget, make_executor(needed, folder), verdict)
+
+
+def train_given(config: RunConfig) -> Result:
+    """Fine-tune ``config.allocation`` within its budget, without a search, and write down what a search does.
+
+    Raises:
+        UserError: If the input or the environment can't work, or the allocation measured over the budget.
+        RunInterrupted: On SIGINT or SIGTERM, after a clean journal.
+    """
+    given, config = read_allocation(config, make_space(config, make_spec(config)))
+    folder = run_folder(config)
+    setting = dataclasses.replace(make_setting(config, (folder,)), given=given)
     return run_within(folder, setting, checked_budget(setting, folder), make_executor(config, folder))
 
 
@@ -99,15 +117,16 @@ def run_budgets(config: RunConfig) -> Result:
         of_budget = config.with_changes(budget=(text,), out=str(folder), resume=resume)
         settings.append(dataclasses.replace(setting, config=of_budget))
     budgets = _budgets(settings, folders)
+    verdicts = [judged(one, budget) for one, budget in zip(settings, budgets, strict=True)]
     entries: list[dict[str, Any]] = []
     results: list[Result] = []
     with closing(make_executor(config, out)) as executor:
-        for one, folder, budget in zip(settings, folders, budgets, strict=True):
+        for (one, verdict), folder, budget in zip(verdicts, folders, budgets, strict=True):
             siblings = [f for f in journals(out) if f != folder]
             shared = SharedExecutor(executor, folder, siblings, one.config.to_dict(), {*NOT_OF_THE_RESULT, "budget"})
             entry = {"budget": one.config.budget[0], "budget_bytes": budget, "folder": folder.name}
             try:
-                done = run_within(folder, one, budget, shared)
+                done = run_within(folder, one, budget, shared, verdict)
                 results.append(done)
                 entry |= {"exit_status": done.exit_status, "message": "", **{key: done.best[key] for key in SUMMARISED},
                           **{key: done.best["memory"][key] for key in ("predicted_bytes", "measured_bytes")}}
@@ -184,7 +203,7 @@ def checked_budget(setting: Setting, folder: Path) -> int:
     """Return the bytes of the single budget; ``auto`` keeps its value from when the run in ``folder`` began.
 
     Raises:
-        BudgetError: If the device can't meet it, or nothing fits it.
+        BudgetError: If the device can't meet it, or nothing fits it, or not what was given.
         JournalError: If the run's journal can't be read.
     """
     config = setting.config
@@ -192,24 +211,31 @@ def checked_budget(setting: Setting, folder: Path) -> int:
         budget = load_study(folder).budget_bytes
     else:
         (budget,) = budgets_of(config, setting.memory, setting.space).values()
-    check_budget(budget, setting.costs(budget), setting.space, setting.memory)
+    if setting.given is None:
+        check_budget(budget, setting.costs(budget), setting.space, setting.memory)
+    else:
+        check_given(setting, setting.given, budget)
     return budget
 
 
-def run_within(folder: Path, setting: Setting, budget: int, executor: Executor) -> Result:
-    """Begin or continue one run within ``budget`` bytes; closes ``executor``.
+def run_within(folder: Path, setting: Setting, budget: int, executor: Executor,
+               verdict: Verdict | None = None) -> Result:
+    """Begin or continue one run within ``budget`` bytes, after the ``verdict`` on these; closes ``executor``.
 
     Raises:
         UserError: If the input or the environment can't work.
         RunInterrupted: On a signal that stops a run, after a clean journal.
     """
     config, make = setting.config, searcher_factory(setting.config)
-    # Built once before anything is measured, so that bad options or a given profile without its needs end the run now.
-    make(setting.problem(budget, setting.profile or rehearsal_profile(setting.space),
-                         float(config.effort.max_full_trials)))
+    if setting.given is None:
+        # Built once before anything is measured, so that bad options or a profile without its needs end the run now.
+        make(setting.problem(budget, setting.profile or rehearsal_profile(setting.space),
+                             float(config.effort.max_full_trials)))
     with ExitStack() as stack:
         view, listeners = _listeners(config, folder, stack)
         if view is not None and not (folder / JOURNAL_NAME).exists():
+            if verdict is not None:
+                print_line(view.console, f"Verdict: {verdict.sentence} {verdict.offer}".rstrip())
             print_plan(view.console, f"{config.model_name} within {budget / 1e6:,.1f} MB, effort={config.effort.name}; "
                        "times are rough guesses from the number of operations", plan_rows(setting),
                        setting.full_trial_tokens)

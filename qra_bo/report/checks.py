@@ -6,6 +6,7 @@ from typing import Any
 from qra_bo.report.data import Confirmation, ReportData
 from qra_bo.report.text import number, signed, size
 from qra_bo.study import LEAST_SEEDS, loss_of, spearman
+from qra_bo.study.given import CALIBRATED
 from qra_bo.trials import Fidelity, Trial, TrialState
 
 FAILURES = {TrialState.OOM: "out of memory", TrialState.DIVERGED: "diverged", TrialState.FAILED: "failed"}
@@ -33,11 +34,19 @@ def checks(d: ReportData) -> list[Check]:
     real = Check("ok", "Real fine-tuning", "Every loss comes from training the quantised model with its adapters.")
     proxy = Check("caution", "Not real fine-tuning",
                   f"{d.proxy_label}. It shows the behaviour of the search, not of the model.")
+    if d.reason is not None:
+        unknown = Check("missing", "No search", f"Nothing was searched: {d.reason}. No other allocation was trained, "
+                        "so this run does not say whether another one is better.")
+        return [real, unknown, *_codes(d), _learning_rate(d), *_memory(d), *_warnings(d)]
     return [real if d.proxy_label is None else proxy, *_confirmation(d), _uniform(d), *_codes(d), *_lengths(d),
             _learning_rate(d), *_surrogate(d), *_failures(d),
             Check("caution", "One search seed", f"The search ran with seed {d.header.seed}; another seed may find "
                   "another allocation of about the same loss. Repeat with seed=1, 2 to see the spread."),
-            *_memory(d), *(Check("caution", "Warning of the run", w) for w in d.warnings)]
+            *_memory(d), *_warnings(d)]
+
+
+def _warnings(d: ReportData) -> list[Check]:
+    return [Check("caution", "Warning of the run", w) for w in d.warnings]
 
 
 def _status(good: bool) -> str:
@@ -117,6 +126,9 @@ def _lengths(d: ReportData) -> list[Check]:
 
 def _learning_rate(d: ReportData) -> Check:
     found: dict[str, Any] | None = d.last("calibration")
+    if found is not None and "source" in found:
+        return Check("ok" if found["source"] == CALIBRATED else "missing", "Learning rate",
+                     f"{float(found['lr']):.2g} (rule {found['rule']}): {found['source']}.")
     if found is None or not found["trials"]:
         return Check("missing", "Learning rate", "It was not calibrated in this run; differences between ranks may be "
                      "differences between step sizes.")

@@ -172,6 +172,17 @@ class ReportData:
         return None if self.winner_point is None else self.winner_point.loss
 
     @property
+    def reason(self) -> str | None:
+        """Why nothing was searched; ``None`` for a search."""
+        return str(self.study.header["given"]["reason"]) if self.study.given else None
+
+    @property
+    def final_loss(self) -> float | None:
+        """Test loss of the final fine-tune (nats per token)."""
+        final = self.study.last.get("final")
+        return None if final is None else float(final["loss"])
+
+    @property
     def rounding(self) -> str:
         """How the search chose codes: ``"rtn"`` or ``"gptq"``."""
         return rounding_of(self.header.config)

@@ -50,9 +50,12 @@ class RunState:
         kind = event["event"]
         if kind == "header":
             real = "" if event["oracle"] == FINETUNE else f" [{event['oracle']} results: no model is trained]"
-            self.title = (f"{event['model']} within {size(event['budget_bytes'])} ({event['scope']}), effort "
-                          f"{event['effort']}, {event['method']}{real}")
-            self._after = float(event["full_trial_tokens"]) * trials_after_search(event["config"])
+            given = event.get("given")
+            how = f"effort {event['effort']}, {event['method']}{real}" if given is None else \
+                f"without a search: {given['reason']}"
+            self.title = f"{event['model']} within {size(event['budget_bytes'])} ({event['scope']}), {how}"
+            after = 0 if given is not None else trials_after_search(event["config"])
+            self._after = float(event["full_trial_tokens"]) * after
         if kind in ("header", "extension"):
             self.planned = float(event["planned_cost"]) + self._after
             return self.title if kind == "header" else f"effort is now {event['effort']}"

@@ -78,7 +78,8 @@ SETTING: tuple[tuple[str, Reader], ...] = (
 """Settings that two runs must share for their losses to be comparable."""
 FOUND: tuple[tuple[str, Reader], ...] = (
     ("method", lambda d: d.header.method), ("search seed", lambda d: str(d.header.seed)),
-    ("search loss", lambda d: number(d.search_loss)), ("versus best uniform", story.versus),
+    ("search loss", lambda d: number(d.search_loss)), ("final loss", lambda d: number(d.final_loss)),
+    ("versus best uniform", story.versus),
     ("gap closed", lambda d: story.gap_closed(d) or DASH), ("state", lambda d: d.state),
     ("cost (full-trial equivalents)", lambda d: number(d.equivalents, 1)), ("bits and ranks", story.allocation_line))
 

@@ -75,10 +75,20 @@ class Step:
 def answer(d: ReportData) -> Answer:
     """State the finding, with its interval where there is one."""
     where = f"{d.header.model} within {size(d.header.budget_bytes)} ({d.header.scope} memory)"
+    if d.reason is not None:
+        return _given(d, where, d.reason)
     if d.winner is None:
         state = "before the run ended" if d.ended else "yet"
         return Answer(f"No allocation of {where} has been trained {state}.", "", "", "open")
     return _unconfirmed(d, where) if d.confirmation is None else _confirmed(d, d.confirmation, where)
+
+
+def _given(d: ReportData, where: str, reason: str) -> Answer:
+    final, name = d.last("final"), DASH if d.winner is None else d.name(d.winner)
+    text = f"{name} of {where} has not been fine-tuned yet." if final is None else \
+        (f"{name} of {where} was fine-tuned for {final['steps']} steps: test loss {number(d.final_loss)} nats per "
+         "token.")
+    return Answer(f"{text} Nothing was searched: {reason}.", "", "", "open")
 
 
 def _confirmed(d: ReportData, c: Confirmation, where: str) -> Answer:
@@ -132,6 +142,8 @@ def unconfirmed_difference(d: ReportData) -> float | None:
 
 def versus(d: ReportData) -> str:
     """Difference to the best uniform baseline in a few words, with its interval where it was confirmed."""
+    if d.study.given:
+        return "not searched"
     c, difference = d.confirmation, unconfirmed_difference(d)
     if c is not None:
         return f"{signed(c.mean)} [{signed(c.low)}, {signed(c.high)}] {c.winner_kind}"
@@ -145,7 +157,9 @@ def comparison(d: ReportData) -> list[Row]:
     """
     c = d.confirmation
     tests: dict[Allocation, float] = {}
-    leader = "winner" if c is not None or d.ended else "best so far"
+    leader = "given" if d.study.given else "winner" if c is not None or d.ended else "best so far"
+    if d.study.given and d.winner is not None and d.final_loss is not None:
+        tests[d.winner] = d.final_loss
     chosen: list[tuple[str, Allocation, str | None]] = [] if d.winner is None else [(leader, d.winner, None)]
     if c is not None:
         tests = {c.candidate: float(np.mean(c.candidate_losses)), c.reference: float(np.mean(c.reference_losses))}
@@ -200,6 +214,8 @@ def lines(d: ReportData) -> list[str]:
     gap = gap_closed(d)
     if gap is not None:
         out.append(f"Gap from QLoRA to 16-bit LoRA closed: {gap}")
+    if d.study.given:
+        return [*out, f"Time: {duration(d.wall_seconds)}"]
     overhead = d.study.overhead_seconds
     share = 100 * overhead / d.wall_seconds if d.wall_seconds > 0 else 0.0
     return [*out, f"Cost: {d.study.cost.tokens:,.0f} training tokens = {d.equivalents:.1f} full-trial equivalents in "
@@ -224,11 +240,14 @@ def next_steps(d: ReportData) -> list[Step]:
     exports = ("Writes the adapter's card, configurations for other trainers and, if named, merged or packed weights. "
                "export.check=true loads each export again and measures its difference to the run's own model. vLLM "
                f"needs --max-lora-rank {server_rank(d.winner.ranks)} for these ranks.")
-    return [
+    steps = [
         Step("From Python", "The mixed base with its adapter, with the logits that it had at the end of the run.",
              'import qra_bo\nmodel, tokenizer = qra_bo.load("RUN")'),
         Step("In other trainers and servers", exports, "python -m qra_bo task=export out=RUN export.check=true"),
         Step("On your task", "The loss is not your task: ask the model your own questions.",
              'python -m qra_bo task=evaluate out=RUN "eval.tasks=[questions.jsonl]"'),
-        Step("Search on", "The same command with more effort continues from the finished trials.",
-             "python -m qra_bo ... effort=thorough out=RUN")]
+        Step("On other data", "Trains the same bits and ranks again, without a search.",
+             "python -m qra_bo ... task=finetune allocation=RUN data=jsonl data.path=FILE")]
+    return steps if d.study.given else [*steps, Step(
+        "Search on", "The same command with more effort continues from the finished trials.",
+        "python -m qra_bo ... effort=thorough out=RUN")]

@@ -66,6 +66,8 @@ class Ladder:
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
+ENOUGH_BITS = 8
+"""Bits with which a fine-tuned model loses nothing measurable against 16."""
 GRANULARITIES = ("layer", "block", "fused", "module")
 
 
@@ -128,6 +130,13 @@ class SearchSpace:
     @property
     def n_units(self) -> int:
         return len(self.units)
+
+    @property
+    def widest(self) -> StorageFormat:
+        """The format beyond which further bits count for nothing: the first of the least width of at least 8 bits, else
+        of the largest width."""
+        width = min((f.bits for f in self.formats if f.bits >= ENOUGH_BITS), default=self.formats[-1].bits)
+        return next(f for f in self.formats if f.bits == width)
 
     @cached_property
     def format_index(self) -> dict[str, int]:

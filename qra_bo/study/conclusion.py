@@ -127,13 +127,14 @@ def deliver(run: TrialRunner, winner: Allocation) -> Allocation:
         TrainingError: If the final training did not end well.
     """
     study, folder = run.study, run.journal.path.parent
-    by_name = {e.allocation.fingerprint: e.allocation for e in study.points} | {winner.fingerprint: winner}
+    candidates = study.given or tuple(e.allocation for e in study.ranked)
+    by_name = {a.fingerprint: a for a in (*candidates, winner)}
     final = study.last.get("final")
     if final is None and "end" in study.last:
         return winner  # it was ended without
     if final is None or not all((folder / name).is_file() for name in FINAL_FILES):
         first = winner if final is None else by_name.get(final["delivered"], winner)
-        others = [e.allocation for e in study.ranked if e.allocation not in (winner, first)]
+        others = [a for a in candidates if a not in (winner, first)]
         with run.stage("final"):
             delivered = first_that_fits(run, [first, *others])
             fields = fine_tune(run, delivered, folder)
@@ -152,7 +153,8 @@ def first_that_fits(run: TrialRunner, ranked: Sequence[Allocation]) -> Allocatio
         OutputError: If none of ``MEASURED_CANDIDATES`` is.
     """
     budget, predict, seed = run.budget_bytes, run.setting.predictor, run.setting.train_seed
-    for a in ranked[:MEASURED_CANDIDATES]:
+    candidates = ranked[:MEASURED_CANDIDATES]
+    for a in candidates:
         found = run.executor.call("measure_peak", {"allocation": a.to_json(), "train_seed": seed}, run.progress)
         measured, ran_out = found["measured_bytes"], found["state"] == TrialState.OOM.value
         fits = not ran_out and (measured is None or measured <= budget)
@@ -162,10 +164,13 @@ def first_that_fits(run: TrialRunner, ranked: Sequence[Allocation]) -> Allocatio
             return a
         how = f"did not fit on the device ({found['message']})" if ran_out else \
             f"measured {measured:,}: over the budget of {budget:,}"
-        run.record("warning", {"message": f"{a.fingerprint} was predicted to need {predict(a):,} bytes and {how}; the "
-                                          "next best is taken"})
-    raise OutputError(f"none of the {MEASURED_CANDIDATES} best allocations measured within the budget of {budget:,} "
-                      "bytes; the journal holds what each needs: raise the budget by that, or lower train.batch")
+        after = "" if a == candidates[-1] else "; the next best is taken"
+        run.record("warning", {"message": f"{a.fingerprint} was predicted to need {predict(a):,} bytes and "
+                                          f"{how}{after}"})
+    what = "the only allocation did not measure" if len(candidates) == 1 else \
+        f"none of the {MEASURED_CANDIDATES} best allocations measured"
+    raise OutputError(f"{what} within the budget of {budget:,} bytes; the journal holds what each needs: raise the "
+                      "budget by that, or lower train.batch")
 
 
 def fine_tune(run: TrialRunner, allocation: Allocation, folder: Path) -> dict[str, object]:

@@ -14,6 +14,7 @@ from qra_bo.space import Allocation
 from qra_bo.study.baselines import calibrate, evaluate_baselines, evaluate_references, uniform_baselines
 from qra_bo.study.conclusion import check_ranking, check_rates, confirm, deliver
 from qra_bo.study.device_allowance import fold_peaks
+from qra_bo.study.given import Given
 from qra_bo.study.journal import Journal
 from qra_bo.study.results import write_best
 from qra_bo.study.search_loop import Headroom, MakeSearcher, SearchLoop, recommend
@@ -34,14 +35,15 @@ class RunOutcome:
         exit_status: 0, or 3 where the first winner measured over the budget and the next best that fits was taken.
         best: The contents of ``best.json``.
         study: The state of the run, folded from its journal.
-        found: The best trial of the search: the one that its method recommends first, else the one with least loss.
+        found: The best trial of the search: the one that its method recommends first, else the one with least loss;
+            ``None`` where nothing was searched.
     """
 
     winner: Allocation
     exit_status: int
     best: Mapping[str, Any]
     study: Study
-    found: Trial
+    found: Trial | None
 
 
 class Engine:
@@ -74,6 +76,8 @@ class Engine:
             QRABOError: If the worker could not be started, or a searcher or oracle broke its contract.
         """
         with self._session() as run:
+            if self.setting.given is not None:
+                return self._train(run, self.setting.given)
             effort, headroom = self.config.effort, Headroom(self.setting.rules(self.budget_bytes))
             with run.stage("profile"):
                 # a method divides the effort that the run was started with
@@ -105,6 +109,16 @@ class Engine:
                 with run.stage("ranking_check"):
                     check_ranking(run)
             return self._finish(run, recommended)
+
+    def _train(self, run: TrialRunner, given: Given) -> RunOutcome:
+        """Train an allocation that was given, at the learning rate that comes with it."""
+        adapter = self.config.adapter
+        run.record_conclusion("calibration", {"lr": adapter.lr * given.lr_scale, "rule": adapter.lr_rule,
+                                              "lr_scale": given.lr_scale, "trials": [], "uniform_baselines": [],
+                                              "source": given.lr_source})
+        for note in given.notes:
+            run.warn(note)
+        return self._finish(run, ())
 
     @contextmanager
     def _session(self) -> Iterator[TrialRunner]:
@@ -147,7 +161,7 @@ class Engine:
         study, winner = run.study, run.study.winner
         points = (study.point(a) for a in recommended)
         found = next((p for p in points if p is not None), study.incumbent)
-        if winner is None or found is None:
+        if winner is None or (found is None and not study.given):
             raise no_loss("no trial within the budget gave a loss", study.trials)
         delivered = deliver(run, winner) if self.fine_tunes else winner
         if "end" not in study.last:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from qra_bo.memory.formats import parse_format
 from qra_bo.space import Allocation, average_bits
 from qra_bo.study.journal import JOURNAL_NAME, read_journal
 from qra_bo.study.state import Study, is_uniform
@@ -54,17 +55,19 @@ def build_best(study: Study) -> dict[str, Any]:
                            "go on")
     header, formats = study.header, {f["name"]: f for f in study.header["formats"]}
     point, cost, full = study.point(winner), study.cost, float(header["full_trial_tokens"])
-    if point is None:
+    if point is None and not (study.given and "final" in study.last):
         raise JournalError(f"the journal holds no full-fidelity trial of the winner {winner.fingerprint}")
+    bits = [parse_format(f).bits for f in winner.formats]
+    uniform = is_uniform(winner) if point is None else study.counts_as_uniform(point)
     return {"schema_version": SCHEMA_VERSION, "model": header["model"], "granularity": header["granularity"],
-            "units": header["units"], "bits": list(point.bits), "ranks": list(winner.ranks),
-            "average_bits": average_bits(point.bits, np.array(header["unit_numel"])),
+            "units": header["units"], "unit_numel": header["unit_numel"], "bits": bits, "ranks": list(winner.ranks),
+            "average_bits": average_bits(bits, np.array(header["unit_numel"])),
             "metadata_bits": metadata_bits(end, header["unit_numel"]), "average_rank": sum(winner.ranks) / len(winner),
             "formats": [dict(formats[f]) for f in winner.formats], "alpha_over_rank": header["alpha_over_rank"],
             "init": header["init"], "codes": rounding_of(header["config"]), "oracle": header["oracle"],
             "method": header["method"], "effort": study.last.get("extension", header)["effort"],
-            "winner_kind": "uniform" if study.counts_as_uniform(point) else "mixed",
-            "learning_rate": study.last["calibration"]["lr"],
+            "searched": not study.given, "winner_kind": "uniform" if uniform else "mixed",
+            "learning_rate": study.last["calibration"]["lr"], "lr_rule": study.last["calibration"]["rule"],
             **_loss(study, point), "versus_best_uniform": _versus(study, winner),
             "versus_best_uniform_at_rates": _at_rates(study, winner),
             "memory": _memory(study, winner, point, end), "baselines": [_baseline(study, e) for e in study.baselines],
@@ -86,8 +89,13 @@ def metadata_bits(end: Mapping[str, Any], unit_numel: Sequence[int]) -> float:
     return 8 * int(end["breakdown"].get("quant_metadata", 0)) / sum(unit_numel)
 
 
-def _loss(study: Study, point: Trial) -> dict[str, Any]:
-    """Return the reported loss: the mean test loss over unseen seeds, where the winner was confirmed."""
+def _loss(study: Study, point: Trial | None) -> dict[str, Any]:
+    """Return the reported loss: the mean test loss over unseen seeds, where the winner was confirmed; that of the final
+    fine-tune, where nothing was searched."""
+    if point is None:
+        final = study.last["final"]
+        return {"loss": final["loss"], "loss_se": final["loss_se"], "fidelity": "high", "metric": "test_loss",
+                "search_loss": None}
     confirmation = study.last.get("confirmation")
     fidelity = "high" if study.trains else "proxy"
     for side in ("candidate", "reference"):
@@ -118,10 +126,10 @@ def _at_rates(study: Study, winner: Allocation) -> list[dict[str, Any]]:
             for r in check["rates"]]
 
 
-def _memory(study: Study, winner: Allocation, point: Trial, end: Mapping[str, Any]) -> dict[str, Any]:
+def _memory(study: Study, winner: Allocation, point: Trial | None, end: Mapping[str, Any]) -> dict[str, Any]:
     """Return the predicted bytes of the winner, and the measured ones where they were measured."""
     measured = [m["measured_bytes"] for m in study.measured if m["allocation"] == winner.to_json()] \
-        or [point.result.measured_bytes]
+        or [None if point is None else point.result.measured_bytes]
     return {"scope": study.header["scope"], "budget_bytes": study.budget_bytes,
             "max_average_bits": study.header.get("max_average_bits"),
             "predicted_bytes": end["predicted_bytes"], "measured_bytes": measured[-1],

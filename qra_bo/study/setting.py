@@ -12,6 +12,7 @@ from qra_bo.memory import MemoryModel, parse_format
 from qra_bo.searchers.base import SearchProblem
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import Allocation, CostTable, Ladder, SearchSpace, average_bits, limit_average_bits
+from qra_bo.study.given import Given
 
 
 class BytesPredictor:
@@ -47,7 +48,7 @@ class BaselineRules:
     Args:
         n_units: Units of the model.
         formats: Names of the formats that the search may use, in ladder order.
-        max_rank: Largest rank that every matrix allows.
+        max_rank: Largest rank of the search.
         budget_bytes: Hard limit on predicted bytes.
         predict_bytes: Predicted bytes of any allocation in the configured scope, ranks off the ladder included; grows
             with rank, but for steps where 8-bit moments or pages begin.
@@ -74,12 +75,14 @@ class Setting:
         space: Units and ladders.
         memory: The memory model, of the device that trains.
         profile: The profile of ``sensitivity.path``, or ``None`` to measure one.
+        given: Allocations that are trained without a search; ``None``: the run searches.
     """
 
     config: RunConfig
     space: SearchSpace
     memory: MemoryModel
     profile: SensitivityProfile | None = None
+    given: Given | None = None
 
     @cached_property
     def predictor(self) -> BytesPredictor:
@@ -104,7 +107,7 @@ class Setting:
 
     def rules(self, budget: int) -> BaselineRules:
         """Return the rules of the uniform baselines within ``budget`` bytes."""
-        max_rank = min(min(m.out_features, m.in_features) for u in self.space.units for m in u.linears)
+        max_rank = self.space.ranks.values[-1]
         return BaselineRules(self.space.n_units, tuple(f.name for f in self.space.formats), max_rank, budget,
                              self.predictor, self._admits)
 
@@ -123,7 +126,7 @@ class Setting:
     @property
     def planned_cost(self) -> float:
         """Training tokens that profile, calibration, uniform baselines and search may spend."""
-        return self.config.effort.max_full_trials * self.full_trial_tokens
+        return 0.0 if self.given is not None else self.config.effort.max_full_trials * self.full_trial_tokens
 
     @property
     def train_seed(self) -> int:

@@ -13,6 +13,7 @@ from typing import Any
 
 from qra_bo.oracle.protocol import FINETUNE
 from qra_bo.space import Allocation
+from qra_bo.study.given import given_allocations
 from qra_bo.study.journal import is_locked
 from qra_bo.trials import Fidelity, Trial, TrialState
 from qra_bo.utils.errors import JournalError, SpaceError
@@ -86,6 +87,7 @@ class Study:
         events: Events in journal order; the first is the header.
 
     Attributes:
+        given: Allocations that the run trains without a search, in the order of preference; empty for a search.
         last: The last event of each kind that is not outdated.
         by_key: The first trial of every specification, by its key.
         points: Finished full-fidelity trials that may be incumbent: within the budget as predicted and as measured, on
@@ -99,6 +101,7 @@ class Study:
 
     def __init__(self, events: Iterable[Mapping[str, Any]] = ()) -> None:
         self.header: Mapping[str, Any] = {}
+        self.given: tuple[Allocation, ...] = ()
         self.trials: list[Trial] = []
         self.last: dict[str, Mapping[str, Any]] = {}
         self.measured: list[Mapping[str, Any]] = []
@@ -121,7 +124,7 @@ class Study:
         try:
             self.last[kind] = event
             if kind == "header":
-                self.header = event
+                self.header, self.given = event, given_allocations(event)
             elif kind == "trial":
                 self._add_trial(Trial.from_json(event))
                 self.overhead_seconds += float(event.get("overhead_seconds", 0.0))
@@ -208,16 +211,19 @@ class Study:
 
     @property
     def winner(self) -> Allocation | None:
-        """The allocation that the run delivers: of the end event, else of the confirmation, else the incumbent.
+        """The allocation that the run delivers: of the end event, else of the confirmation, else the incumbent, or the
+        first that was given.
 
         ``None`` before the first point. Raises ``JournalError`` if the end event names an allocation without a trial.
         """
         named = self.last.get("end", {}).get("best")
         if named is not None:
-            for e in self.trials:
-                if e.allocation.fingerprint == named:
-                    return e.allocation
-            raise JournalError(f"the journal's end names {named} as the best, which was never evaluated")
+            for allocation in (*self.given, *(e.allocation for e in self.trials)):
+                if allocation.fingerprint == named:
+                    return allocation
+            raise JournalError(f"the journal's end names {named} as the best, which was neither evaluated nor given")
+        if self.given:
+            return self.given[0]
         if "confirmation" in self.last:
             c = self.last["confirmation"]
             return Allocation.from_json(c["candidate" if c["winner_kind"] == "mixed" else "reference"])

@@ -15,6 +15,7 @@ from qra_bo.memory.formats import parse_format
 from qra_bo.oracle.protocol import Progress, quiet
 from qra_bo.searchers.priors import prior_sha256
 from qra_bo.space import Allocation
+from qra_bo.study.given import check_same_given
 from qra_bo.study.journal import Event, Journal, canonical, session_seconds
 from qra_bo.study.provenance import changes, check_same_configuration, collect
 from qra_bo.study.setting import Setting
@@ -91,6 +92,7 @@ class TrialRunner:
         if not header:
             self._append("header", {**self._header(), "prior_sha256": prior, **effort})
         else:
+            check_same_given(self.journal.path, header, self.setting.given)
             check_same_configuration(self.journal.path, header, self.config.to_dict(), self.config.config_sha256,
                                      frozenset(NOT_OF_THE_RESULT))
             if header.get("prior_sha256") != prior:  # the search would not repeat its proposals
@@ -114,7 +116,8 @@ class TrialRunner:
                 "oracle": c.oracle.name, "high_steps": c.fidelity.high, "low_steps": c.fidelity.low,
                 "full_trial_tokens": s.full_trial_tokens, "uniform_baselines": c.effort.uniform_baselines,
                 "alpha_over_rank": c.adapter.alpha_over_rank, "init": c.adapter.init, "method": c.method.name,
-                "allowance": None if allowance is None else asdict(allowance)}
+                "allowance": None if allowance is None else asdict(allowance),
+                "given": None if s.given is None else s.given.to_json()}
 
     def record(self, event: str, fields: Mapping[str, Any]) -> None:
         """Write one event; the first of a session is preceded by its provenance."""

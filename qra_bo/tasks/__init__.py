@@ -6,12 +6,12 @@ A module is imported when its task runs, so that ``task=memory`` loads no torch.
 import importlib
 from contextlib import suppress
 
-from qra_bo.config import RunConfig
+from qra_bo.config import RunConfig, make_space, make_spec
 from qra_bo.utils.errors import DeviceError, ModelError, UserError
 
 __all__ = ["TASKS", "run_task"]
 
-TASKS = ("search", "memory", "profile", "evaluate", "export", "report")
+TASKS = ("search", "finetune", "memory", "profile", "evaluate", "export", "report")
 
 
 def run_task(config: RunConfig) -> int:
@@ -24,10 +24,14 @@ def run_task(config: RunConfig) -> int:
     try:
         status: int = importlib.import_module(f"qra_bo.tasks.{config.task}").run(config)
     except (DeviceError, ModelError):
-        if config.task in ("search", "profile", "evaluate"):
+        if config.task in ("search", "finetune", "profile"):
             from qra_bo.pipeline.plan import make_plan  # these load rich and the memory model, for this case alone
             from qra_bo.tasks.memory import plan_lines
             with suppress(UserError):  # without the model's shapes there is no plan; the first error says why
+                if config.task == "finetune":  # its budget may be that of the allocation
+                    from qra_bo.pipeline.given import read_allocation
+                    read = read_allocation(config, make_space(config, make_spec(config)))[1]
+                    config = config.with_changes(budget=read.budget)
                 print("\n".join(plan_lines(make_plan(config))))
         raise
     return status

@@ -58,11 +58,13 @@ def plan_lines(plan: Plan, checks: Sequence[TraceCheck] | None = None) -> list[s
 
 
 def render(plan: Plan, checks: Sequence[TraceCheck] | None = None) -> RenderableType:
-    """Return the tables: uniform choices, largest ranks, bytes by part, cards; levers where nothing fits a budget.
+    """Return verdicts and tables: uniform choices, largest ranks, bytes by part, cards; levers where nothing fits.
 
     Predictions stand beside traced peaks where ``checks`` are given.
     """
-    parts: list[RenderableType] = [Text(_head(plan)), _uniform(plan)]
+    verdicts = [Text(f"{_named(b.text, b.size)}: {b.verdict.sentence} {b.verdict.offer}".rstrip())
+                for b in plan.budgets]
+    parts: list[RenderableType] = [*verdicts, Text(_head(plan)), _uniform(plan)]
     parts.append(Text(f"Allocations of this space need {format_size(plan.least.total)} ({plan.least_is}) to "
                       f"{format_size(plan.most)}."))
     parts.append(_table("Largest uniform rank that fits", ["budget", *plan.budgets[0].ranks],

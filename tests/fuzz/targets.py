@@ -12,7 +12,7 @@ from typing import Any
 
 from qra_bo.config import RunConfig, load_config
 from qra_bo.config.compose import config_from
-from qra_bo.config.overrides import inspect, normalise, with_default_model
+from qra_bo.config.overrides import inspect, normalise, with_defaults
 from qra_bo.finetune.data.jsonl import read_records
 from qra_bo.finetune.manifest import MANIFEST, read_manifest
 from qra_bo.memory.budget import format_size, parse_budget, parse_size
@@ -29,17 +29,18 @@ from qra_bo.oracle.emulator.table import (
     load_provenance,
     load_rows,
 )
+from qra_bo.pipeline.given import read_allocation
 from qra_bo.searchers.structured.transfer import load_prior
 from qra_bo.sensitivity.io import PublishedSensitivity, profile_from_json, profile_to_json, read_given
 from qra_bo.study.journal import checksum, read_journal
 from qra_bo.study.state import Study
-from qra_bo.tasks.evaluate import read_allocation
 from qra_bo.utils.errors import UserError
 from qra_bo.utils.files import strict_json
 from tests.spaces import make_space
 
 CORPUS = Path(__file__).parent / "corpus"
 SPACE = make_space(2)
+FINETUNE = load_config(["task=finetune", "+model=tiny", "data=tiny", "allocation=best.json"])
 Parser = Callable[[bytes], None]
 
 
@@ -92,8 +93,8 @@ def sizes(data: bytes) -> None:
 def overrides(data: bytes) -> None:
     """A command line: what Hydra can't read, unknown keys and groups are all named."""
     words = [w for w in data.decode("utf-8", "replace").split("\n") if w]
-    good, problems = inspect(with_default_model(normalise(words)), sweep=False)
-    check(len(good) + len(problems) == len(with_default_model(words)), "an override that was lost", words)
+    good, problems = inspect(with_defaults(normalise(words)), sweep=False)
+    check(len(good) + len(problems) == len(with_defaults(words)), "an override that was lost", words)
     check(all(p.message.strip() for p in problems), "a problem without a message", words)
 
 
@@ -208,11 +209,12 @@ def allocation(data: bytes) -> None:
     path = str(SCRATCH.file("best.json", data))
     for given in (text if text.strip().lower().startswith("uniform") else path, path):
         try:
-            found, lr = read_allocation(given, SPACE)
+            read, _ = read_allocation(FINETUNE.with_changes(allocation=given), SPACE)
         except UserError:
             continue
+        (found,), scale = read.allocations, read.lr_scale
         check(len(found) == SPACE.n_units and all(r >= 1 for r in found.ranks), "ranks", found)
-        check(lr is None or (math.isfinite(lr) and lr > 0), "a learning rate", lr)
+        check(math.isfinite(scale) and scale > 0, "a learning rate", scale)
 
 
 def prior(data: bytes) -> None:

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qra_bo.memory.budget import parse_budget, parse_size
+from qra_bo.pipeline.given import read_allocation
 from qra_bo.sensitivity.io import profile_from_json, profile_to_json
 from qra_bo.study.journal import Journal, read_journal
-from qra_bo.tasks.evaluate import read_allocation
 from qra_bo.utils.errors import BudgetError, ConfigError, OracleError, ProfileError, UserError
-from tests.fuzz.targets import PARSERS, SCRATCH, SPACE
+from tests.fuzz.targets import FINETUNE, PARSERS, SCRATCH, SPACE
 
 JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
                     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=9), inner, max_size=4),
@@ -105,8 +105,8 @@ def test_numbers_of_a_profile_and_an_allocation_are_floats(number: float | int) 
         pass
     text = json.dumps({**json.loads(EXAMPLES["allocation"]), "learning_rate": number})
     try:
-        _, lr = read_allocation(str(SCRATCH.file("best.json", text.encode())), SPACE)
-        assert lr is not None
-        assert 0 < lr <= 10
+        config = FINETUNE.with_changes(allocation=str(SCRATCH.file("best.json", text.encode())))
+        given, _ = read_allocation(config, SPACE)
+        assert 0 < config.adapter.lr * given.lr_scale <= 10
     except UserError:
         pass

@@ -27,7 +27,7 @@ from qra_bo.report.html import write_report
 from qra_bo.runs import main as runs
 from qra_bo.sensitivity.io import load_profile
 from qra_bo.study.journal import Journal, checksum, read_journal
-from qra_bo.tasks.evaluate import ask
+from qra_bo.tasks.evaluate import run as evaluate
 from qra_bo.utils.errors import DataError, JournalError, ModelError, OutputError, ProfileError, UserError
 from qra_bo.utils.files import check_run_folder, strict_json
 from tests.finetune.test_manifest import FORMATS
@@ -97,7 +97,7 @@ def test_tasks_run_no_remote_code_without_consent(whole: Path, tmp_path: Path, m
     monkeypatch.setattr("qra_bo.finetune.evaluation.check_tasks", lambda tasks: None)
     config = ["task=evaluate", "eval.tasks=[x]", f"out={run}", "device=cpu"]
     with pytest.raises(ModelError, match="trust that code"):
-        ask(load_config(config), run)
+        evaluate(load_config(config))
 
 
 def test_changed_adapter_of_one_rank_is_refused(whole: Path, tmp_path: Path) -> None:

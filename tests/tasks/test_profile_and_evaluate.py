@@ -1,9 +1,8 @@
-"""``task=profile`` and ``task=evaluate`` on the planted oracle: what they print, what they write, what they refuse."""
+"""``task=profile`` on the planted oracle, and ``task=evaluate``: what they print, what they write, what they refuse."""
 
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -30,11 +29,10 @@ def make_profile(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
     return tmp_path / "p" / "profile.json"
 
 
-@pytest.mark.parametrize("task", ["search", "profile", "evaluate"])
-def test_without_weights_there_is_the_memory_plan_and_status_2(task: str, tmp_path: Path,
+@pytest.mark.parametrize("words", [["task=search"], ["task=profile"], ["task=finetune", "allocation=uniform:4,4"]])
+def test_without_weights_there_is_the_memory_plan_and_status_2(words: list[str], tmp_path: Path,
                                                                capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([f"task={task}", "+model=llama2_70b", "display=none", "allocation=uniform:4,4",
-                 f"out={tmp_path / 'r'}", "device=cpu"]) == 2
+    assert main([*words, "+model=llama2_70b", "display=none", f"out={tmp_path / 'r'}", "device=cpu"]) == 2
     out, err = capsys.readouterr()
     assert "Where the bytes go" in out
     assert "on a CPU needs about" in err
@@ -102,58 +100,6 @@ def test_method_that_needs_i_r_refuses_profile_without(
     assert main([*SETTINGS, f"sensitivity.path={profile}", f"out={out}", "method=evolution"]) == 2
     assert "no I_r" in capsys.readouterr().err
     assert not (out / "trials.jsonl").exists()
-
-
-def evaluate(folder: Path, allocation: object, *more: str) -> dict[str, Any]:
-    assert main([*SETTINGS, "task=evaluate", f"allocation={allocation}", f"out={folder}", *more]) == 0
-    found: dict[str, Any] = json.loads((folder / "evaluation.json").read_text())
-    return found
-
-
-def test_a_uniform_choice_off_the_ladder_is_evaluated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = evaluate(tmp_path, "uniform:4,7")
-    assert (found["formats"], found["ranks"], found["bits"]) == (["nf4"] * 4, [7] * 4, [4] * 4)
-    assert found["validation"]["state"] == found["test"]["state"] == "ok"
-    assert found["validation"]["loss"] != found["test"]["loss"]
-    assert sum(found["memory"]["breakdown"].values()) == found["memory"]["predicted_bytes"]
-    out = capsys.readouterr().out
-    assert f"validation loss: {found['validation']['loss']:.4f}" in out
-    assert "no model is trained" in out
-
-
-def test_a_file_gives_allocation_and_learning_rate(tmp_path: Path) -> None:
-    path = tmp_path / "a.json"
-    plain: dict[str, Any] = {"formats": ["nf4", "hqq3", "nf4", "int8"], "ranks": [4, 2, 1, 8]}
-    path.write_text(json.dumps(plain))
-    first = evaluate(tmp_path / "e", path)
-    assert (first["formats"], first["ranks"]) == (plain["formats"], plain["ranks"])
-    path.write_text(json.dumps({"formats": [{"name": f} for f in plain["formats"]], "ranks": plain["ranks"],
-                                "learning_rate": 2 * first["learning_rate"], "units": first["units"]}))
-    second = evaluate(tmp_path / "e", path)
-    assert second["learning_rate"] == 2 * first["learning_rate"]
-    assert second["validation"]["loss"] != first["validation"]["loss"]
-
-
-@pytest.mark.parametrize(("content", "message"), [
-    (None, "can't be read"), ("[", "is not JSON"), ("{}", "lists 'formats'"),
-    ('{"formats": ["nf4"], "ranks": [4]}', "for 1 units; this model has 4"),
-    ('{"formats": ["nf4", "nf4", "nf4", "nf5"], "ranks": [4, 4, 4, 4]}', "nf5"),
-    ('{"formats": ["nf4", "nf4", "nf4", "nf4"], "ranks": [4, 4, 4, 4000]}', "4000")])
-def test_unusable_allocation_is_explained(tmp_path: Path, capsys: pytest.CaptureFixture[str],
-                                                      content: str | None, message: str) -> None:
-    path = tmp_path / "a.json"
-    if content is not None:
-        path.write_text(content)
-    assert main([*SETTINGS, "task=evaluate", f"allocation={path}", f"out={tmp_path / 'e'}"]) == 2
-    assert message in capsys.readouterr().err
-    assert not (tmp_path / "e").exists()
-
-
-def test_asking_needs_a_finished_run_and_nothing_to_train(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*SETTINGS, "task=evaluate", "allocation=uniform:4,4", "eval.tasks=[a.jsonl]"]) == 2
-    err = capsys.readouterr().err
-    assert "got both" in err
-    assert "out=null" in err
 
 
 def test_tasks_are_read_before_a_model_is_loaded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,68 @@
+"""NVIDIA cards by name: memory, speed and compute capability, so that a plan needs no card at hand."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+BF16_CAPABILITY = (8, 0)
+"""Least compute capability that multiplies in bfloat16; below it torch emulates bfloat16, which is slower than float32
+(CUDA C++ Programming Guide, "Compute Capabilities")."""
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """One card.
+
+    Args:
+        title: Name as the driver reports it, without the vendor (``torch.cuda.get_device_name``).
+        total_bytes: Memory that CUDA reports; less than is printed on the box, most of all with error correction.
+        tflops: Dense 16-bit products with fp32 accumulation, in 10^12 operations a second; no sparsity.
+        bandwidth: Bytes of device memory that can be moved a second.
+        capability: Compute capability, e.g. ``(8, 9)``.
+    """
+
+    title: str
+    total_bytes: int
+    tflops: float
+    bandwidth: float
+    capability: tuple[int, int]
+
+    @property
+    def dtype(self) -> str:
+        """Return the 16-bit compute type that the card multiplies in: bfloat16, or float16 where that is emulated."""
+        return "bfloat16" if self.capability >= BF16_CAPABILITY else "float16"
+
+
+def _card(title: str, gib: float, tflops: float, gb_per_second: float, capability: tuple[int, int]) -> Card:
+    return Card(title, round(gib * 2**30), tflops, gb_per_second * 1e9, capability)
+
+
+CARDS: Mapping[str, Card] = MappingProxyType({
+    "t4": _card("Tesla T4", 14.56, 65, 320, (7, 5)),
+    "v100": _card("Tesla V100-SXM2-16GB", 15.77, 125, 900, (7, 0)),
+    "v100_32": _card("Tesla V100-SXM2-32GB", 31.74, 125, 900, (7, 0)),
+    "rtx3060": _card("GeForce RTX 3060", 11.76, 25.5, 360, (8, 6)),
+    "rtx3090": _card("GeForce RTX 3090", 23.57, 71, 936, (8, 6)),
+    "rtx4080": _card("GeForce RTX 4080", 15.70, 97.5, 717, (8, 9)),
+    "rtx4090": _card("GeForce RTX 4090", 23.52, 165.2, 1008, (8, 9)),
+    "rtx5090": _card("GeForce RTX 5090", 31.37, 209.5, 1792, (12, 0)),
+    "a10": _card("A10", 21.99, 125, 600, (8, 6)),
+    "a100_40": _card("A100-SXM4-40GB", 39.50, 312, 1555, (8, 0)),
+    "a100_80": _card("A100-SXM4-80GB", 79.25, 312, 2039, (8, 0)),
+    "l4": _card("L4", 21.99, 121, 300, (8, 9)),
+    "l40s": _card("L40S", 44.40, 362, 864, (8, 9)),
+    "h100": _card("H100 80GB HBM3", 79.11, 989.4, 3350, (9, 0)),
+})
+"""Cards by the name that ``gpu=`` takes.
+
+Speeds: NVIDIA's data sheets of T4, V100, A10, A100 (SXM), L4, L40S and H100 (SXM), values with sparsity halved, and the
+specification tables of its white papers on Ampere GA102, Ada and Blackwell RTX ("Peak FP16 Tensor TFLOPS with FP32
+Accumulate"). Memory: the lowest total seen in torch's out-of-memory messages in public reports; rtx3060 takes the RTX
+4090's share (98 %) of its 12 GiB, and l4 the A10's bytes, which its driver reports within 6 MiB (23,034 and 23,028).
+"""
+
+
+def card_named(title: str) -> Card | None:
+    """Return the card of a device name such as ``"NVIDIA GeForce RTX 4090"``; ``None`` where the table lacks it."""
+    plain = title.removeprefix("NVIDIA ").strip().lower()
+    return next((card for card in CARDS.values() if card.title.lower() == plain), None)

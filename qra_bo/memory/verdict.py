@@ -1,0 +1,153 @@
+"""The verdict on a budget: whether it limits anything, whether mixing pays, and what spare bytes buy. No torch."""
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+from qra_bo.memory.budget import format_size, smallest, uniform_bytes
+from qra_bo.memory.model import MemoryModel
+from qra_bo.space import DecoderSpec, SearchSpace, StorageFormat, make_units
+from qra_bo.utils.errors import SpaceError
+
+NOTHING_BINDS, RANKS, BITS, MIXING_PAYS, NOTHING_FITS = \
+    "nothing binds", "ranks", "bits", "mixing pays", "nothing fits"
+"""Regions of a budget, from generous to too small."""
+FOUR_BITS = 4
+"""Width from which a uniform choice has been about as good as any mix (``docs/limits.md``)."""
+MOST_BATCH, LENGTH_STEP, MOST_LENGTH = 1024, 64, 131_072
+"""Limits of the changes that are priced, and the grain of lengths, in sequences and tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Purchase:
+    """A change that the spare bytes of a budget pay for, in words, and the bytes that are needed with it."""
+
+    change: str
+    needs: int
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What to expect of one budget.
+
+    Args:
+        region: One of the regions above.
+        sentence: The same for people, with the bytes that decide.
+        buys: Where nothing binds, what the spare bytes buy, each alone.
+    """
+
+    region: str
+    sentence: str
+    buys: tuple[Purchase, ...] = ()
+
+    @property
+    def offer(self) -> str:
+        """What the spare bytes buy, as a sentence; empty where they buy nothing."""
+        listed = ", or ".join(f"{p.change} (needs {format_size(p.needs)})" for p in self.buys)
+        return f"The spare bytes buy {listed}." if listed else ""
+
+    def to_json(self) -> dict[str, Any]:
+        return {"region": self.region, "sentence": self.sentence,
+                "buys": [{"change": p.change, "needs_bytes": p.needs} for p in self.buys]}
+
+
+def verdict_of(memory: MemoryModel, space: SearchSpace, size: int, *, most_bits: float | None = None,
+               larger: Callable[[], Sequence[DecoderSpec]] = tuple) -> Verdict:
+    """Return the verdict on a budget of ``size`` bytes. Raises ``SpaceError`` if a format can't store a matrix.
+
+    Args:
+        memory: Decoder, trainer and scope.
+        space: Units and ladders.
+        size: Bytes of the budget.
+        most_bits: Limit on average code bits; ``None``: none.
+        larger: Further decoders, asked for where nothing binds.
+    """
+    low, top, wide = space.ranks.values[0], space.ranks.values[-1], space.widest
+    allowed = [f for f in space.formats if most_bits is None or f.bits <= most_bits]
+    if wide in allowed and (need := uniform_bytes(memory, space, wide, top)) <= size:
+        return Verdict(NOTHING_BINDS, f"Nothing binds: {_named(wide)} with rank {top}, the most that bits and ranks "
+                       f"allow, needs {format_size(need)} of {format_size(size)}. A search has nothing to trade: this "
+                       "choice is trained at once, and search.force=true searches all the same.",
+                       tuple(_purchases(memory, space, size, larger())))
+    fitting = [f for f in allowed if uniform_bytes(memory, space, f, low) <= size]
+    if not fitting:
+        least, _ = smallest(memory.table(space), space)
+        return Verdict(NOTHING_FITS, "No uniform choice fits, and a search needs one to compare with." if least <= size
+                       else f"Nothing fits: the smallest allocation needs {format_size(least)}.")
+    best = fitting[-1]
+    rank = largest_rank(memory, space, best, size)
+    further = next((f for f in space.formats if f.bits > best.bits), None)
+    if further is None or best.bits >= wide.bits:
+        return Verdict(RANKS, f"{_named(best).capitalize()} fits with rank {rank} of at most {top}: the budget limits "
+                       "ranks alone. Expect a uniform choice to be about as good as any mix.")
+    if best.bits >= FOUR_BITS:
+        return Verdict(BITS, f"{_named(best).capitalize()} fits with rank {rank}, and {further.bits} bits do not fit. "
+                       "Expect little from mixing: a uniform choice is often as good.")
+    four = next((f for f in space.formats if f.bits >= FOUR_BITS), further)
+    over = 100 * (uniform_bytes(memory, space, four, low) / size - 1)
+    fails = "just fails to fit" if four.bits == further.bits else "does not fit"
+    return Verdict(MIXING_PAYS, f"{_named(four).capitalize()} {fails}: with rank {low} it needs {over:.1f} % more than "
+                   f"the budget. {_named(best).capitalize()} fits with rank {rank}. This is where mixing pays.")
+
+
+def largest_rank(memory: MemoryModel, space: SearchSpace, fmt: StorageFormat, budget: int,
+                 most: int | None = None) -> int:
+    """Return the largest integer rank that fits with ``fmt`` on every unit, of at most ``most`` (``None``: the largest
+    of the space); 0 where rank 1 does not fit."""
+    return _most(lambda rank: uniform_bytes(memory, space, fmt, rank) <= budget,
+                 space.ranks.values[-1] if most is None else most)
+
+
+def smallest_side(space: SearchSpace) -> int:
+    """Return the largest rank that every matrix allows."""
+    return min(min(m.out_features, m.in_features) for u in space.units for m in u.linears)
+
+
+def _most(fits: Callable[[int], bool], most: int) -> int:
+    """Return the largest integer of 1 to ``most`` that fits, by bisection; 0 where none does."""
+    low, high = 0, most
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low
+
+
+def _purchases(memory: MemoryModel, space: SearchSpace, size: int, larger: Sequence[DecoderSpec]) -> list[Purchase]:
+    """Price a larger batch, longer text, higher ranks and a larger model at the space's most bits and ranks."""
+    fmt, top, shape, bought = space.widest, space.ranks.values[-1], memory.shape, []
+
+    def needs(rank: int = top, batch: int = shape.batch, length: int = shape.length) -> int:
+        return uniform_bytes(replace(memory, shape=replace(shape, batch=batch, length=length)), space, fmt, rank)
+
+    if memory.scope == "peak":
+        batch = _most(lambda n: needs(batch=n) <= size, MOST_BATCH)
+        length = LENGTH_STEP * _most(lambda n: needs(length=LENGTH_STEP * n) <= size, MOST_LENGTH // LENGTH_STEP)
+        if batch > shape.batch:
+            bought.append(Purchase(f"train.batch={batch}", needs(batch=batch)))
+        if length > shape.length:
+            bought.append(Purchase(f"train.length={length}", needs(length=length)))
+    rank = largest_rank(memory, space, fmt, size, smallest_side(space))
+    if rank > top:
+        bought.append(Purchase(f"ranks up to {rank}", needs(rank)))
+    return [*bought, *_larger_model(memory, space, size, larger)]
+
+
+def _larger_model(memory: MemoryModel, space: SearchSpace, size: int,
+                  larger: Sequence[DecoderSpec]) -> list[Purchase]:
+    """Return the largest of the larger decoders of which a uniform choice of at least 4 bits fits with the largest
+    rank, at its most bits; empty without one."""
+    top = space.ranks.values[-1]
+    own = memory.spec.linear_numel
+    for spec in sorted((s for s in larger if s.linear_numel > own), key=lambda s: -s.linear_numel):
+        other, units = replace(memory, spec=spec), make_units(spec, "layer")
+        for fmt in reversed([f for f in space.formats if f.bits >= FOUR_BITS]):
+            with suppress(SpaceError):  # a format or rank that its matrices don't take
+                need = uniform_bytes(other, replace(space, units=units), fmt, top)
+                if need <= size:
+                    return [Purchase(f"+model={spec.name} in {_named(fmt)} with rank {top}", need)]
+    return []
+
+
+def _named(fmt: StorageFormat) -> str:
+    return f"uniform {fmt.bits} bits ({fmt.name})"

@@ -1,0 +1,184 @@
+"""Allocations that are trained without a search: read for ``task=finetune``, or chosen where nothing binds."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from qra_bo.config import RunConfig, named_specs
+from qra_bo.export.run import read_object
+from qra_bo.memory import format_size, parse_budget, parse_format
+from qra_bo.memory.budget import OF_ALLOCATION, format_for
+from qra_bo.memory.verdict import NOTHING_BINDS, Verdict, verdict_of
+from qra_bo.space import Allocation, SearchSpace, uniform
+from qra_bo.study.given import BY_RULE, CALIBRATED, Given
+from qra_bo.study.setting import Setting
+from qra_bo.utils.errors import BudgetError, ConfigError, OutputError, SpaceError
+
+LARGEST_LR = 10.0
+"""Learning rates above this are refused as a mistake in the file."""
+AS_FOUND = {"alpha_over_rank": "adapter.alpha_over_rank", "init": "adapter.init", "lr_rule": "adapter.lr_rule",
+            "codes": "quantizer.rounding"}
+"""Fields of ``best.json`` and the keys that must agree for a training as in the search."""
+
+
+def read_allocation(config: RunConfig, space: SearchSpace) -> tuple[Given, RunConfig]:
+    """Read ``config.allocation``; return it and the configuration with its formats and ranks as ladders.
+
+    ``budget=allocation`` becomes the bytes within which the file's allocation was found, or what ``uniform:BITS,RANK``
+    needs.
+
+    Raises:
+        ConfigError: If there is no such file, it does not fit the model's units, or it states no budget and
+            ``budget=allocation``.
+        SpaceError: If it is malformed.
+    """
+    text = str(config.allocation).strip()
+    if text.lower().startswith("uniform"):
+        chosen = parse_budget(text)
+        allocation = uniform(space.n_units, format_for(int(chosen.bits or 0), space).name, int(chosen.rank or 0))
+        given = Given((allocation,), f"task=finetune was given {text}", 1.0, BY_RULE)
+        budget: str | None = text
+    else:
+        path = Path(text).expanduser()
+        data = _read(path, config, space)
+        allocation, lr = parse_allocation(data, path, [u.name for u in space.units])
+        given = Given((allocation,), f"task=finetune was given {text}", *_rate(lr, config.adapter.lr),
+                      tuple(_notes(data, config)))
+        budget = _budget(data)
+    if config.budget == (OF_ALLOCATION,):
+        if budget is None:
+            raise ConfigError(f"allocation: {text} states no budget that it was found within; give budget=SIZE")
+        config = config.with_changes(budget=(budget,))
+    return given, with_ladders_of(config, given.allocations)
+
+
+def parse_allocation(data: Mapping[str, Any], path: Path, units: Sequence[str]) -> tuple[Allocation, float | None]:
+    """Return the allocation of a JSON object such as a ``best.json``, and the learning rate where it states one.
+
+    Args:
+        data: ``formats`` (names, or objects with a ``name``) and ``ranks``, one of each for every unit; optionally
+            ``units`` and ``learning_rate``.
+        path: For messages.
+        units: Names of the model's units.
+
+    Raises:
+        ConfigError: If it is for other units.
+        SpaceError: If it is malformed.
+    """
+    if not isinstance(data.get("formats"), list):
+        raise SpaceError(f"allocation: {path} must be an object with the lists 'formats' (names) and 'ranks' "
+                         "(integers)")
+    names = [f["name"] if isinstance(f, dict) and "name" in f else f for f in data["formats"]]
+    allocation = Allocation.from_json({"formats": names, "ranks": data.get("ranks")})
+    lr = data.get("learning_rate")
+    if min(allocation.ranks) < 1:
+        problem = (f"gives a unit the rank {min(allocation.ranks)}; every unit is fine-tuned through an adapter, so "
+                   "ranks must be at least 1")
+    elif data.get("units", list(units)) != list(units) or len(allocation) != len(units):
+        problem = (f"is for {len(allocation)} units; this model has {len(units)} ({units[0]} ... {units[-1]}): use the "
+                   "model and granularity of the file")
+    elif lr is not None and (type(lr) not in (int, float) or not 0 < lr <= LARGEST_LR):
+        problem = f"must give a learning_rate between 0 and {LARGEST_LR:g}; got {_shown(lr)}"
+    else:
+        return allocation, None if lr is None else float(lr)
+    raise ConfigError(f"allocation: {path} {problem}")
+
+
+def _read(path: Path, config: RunConfig, space: SearchSpace) -> dict[str, Any]:
+    """Return the file's object.
+
+    Raises:
+        ConfigError: If it can't be read, or is of another granularity, or of a model with other shapes.
+    """
+    try:
+        data = read_object(path / "best.json" if path.is_dir() else path)
+    except OutputError as error:
+        raise ConfigError(f"allocation must be uniform:BITS,RANK, a JSON file like best.json or the folder of a run; "
+                          f"{error}") from error
+    model, granularity, numel = (data.get(key) for key in ("model", "granularity", "unit_numel"))
+    if granularity not in (None, config.granularity):
+        raise ConfigError(f"allocation: {path} was found with granularity={_shown(granularity)}, and this run has "
+                          f"granularity={config.granularity}; give granularity={_shown(granularity)}")
+    if numel not in (None, [int(n) for n in space.unit_numel]):
+        raise ConfigError(f"allocation: {path} was found for {_shown(model)}, whose units have other shapes than "
+                          f"those of {config.model_name}; give the model it was found for, or search for this one")
+    return data
+
+
+def _notes(data: Mapping[str, Any], config: RunConfig) -> list[str]:
+    """Return a sentence for another model of the same shapes, and for every setting unlike that of the search."""
+    used = {"alpha_over_rank": config.adapter.alpha_over_rank, "init": config.adapter.init,
+            "lr_rule": config.adapter.lr_rule, "codes": config.quantizer.rounding}
+    notes = [f"the allocation was found with {key}={_shown(data[name])} and is trained with {used[name]}; give "
+             f"{key}={_shown(data[name])} to train it as it was found"
+             for name, key in AS_FOUND.items() if name in data and data[name] != used[name]]
+    if data.get("model") not in (None, config.model_name):
+        notes.insert(0, f"the allocation was found for {_shown(data['model'])}, a model of the same shapes, and is "
+                        f"trained on {config.model_name}; its sensitivities may differ")
+    return notes
+
+
+def _shown(value: object) -> str:
+    return str(value)[:60]
+
+
+def _rate(lr: float | None, base: float) -> tuple[float, str]:
+    """Return the factor on ``adapter.lr`` that gives ``lr`` to the last bit, where one does, and the rate's source."""
+    if lr is None:
+        return 1.0, BY_RULE
+    scale = lr / base
+    near = [scale]
+    for end in (0.0, math.inf):
+        near += [once := math.nextafter(scale, end), math.nextafter(once, end)]
+    return next((s for s in near if base * s == lr), scale), CALIBRATED
+
+
+def _budget(data: Mapping[str, Any]) -> str | None:
+    memory = data.get("memory")
+    size = memory.get("budget_bytes") if isinstance(memory, Mapping) else None
+    return str(size) if type(size) is int and size > 0 else None
+
+
+def with_ladders_of(config: RunConfig, allocations: Sequence[Allocation]) -> RunConfig:
+    """Return the configuration whose formats and ranks are those of ``allocations``: no other format is packed."""
+    formats: dict[int, tuple[str, ...]] = {}
+    for fmt in sorted({parse_format(name) for a in allocations for name in a.formats}, key=lambda f: (f.bits, f.name)):
+        formats[fmt.bits] = (*formats.get(fmt.bits, ()), fmt.name)
+    return config.with_changes(bits=tuple(formats), ranks=tuple(sorted({r for a in allocations for r in a.ranks})),
+                               quantizer=config.quantizer.with_changes(formats=formats))
+
+
+def check_given(setting: Setting, given: Given, budget: int) -> None:
+    """Refuse a given allocation that is predicted to need more than ``budget`` bytes, or over ``max_average_bits``.
+
+    Raises:
+        BudgetError: With the bytes that it needs.
+    """
+    allocation = given.allocations[0]
+    need = setting.predictor(allocation)
+    if need > budget:
+        raise BudgetError(f"the allocation needs {format_size(need)}, more than the budget of {format_size(budget)}; "
+                          f"use budget={math.ceil(need / 10**5) / 10:.1f}MB or more, lower train.batch or "
+                          "train.length, set train.checkpointing=true, or give another allocation")
+    if not setting.rules(budget).admits(allocation):
+        raise BudgetError("the allocation has more code bits on average than max_average_bits="
+                          f"{setting.config.max_average_bits}; raise that, or give another allocation")
+
+
+def judged(setting: Setting, budget: int) -> tuple[Setting, Verdict]:
+    """Return the verdict on ``budget`` bytes, and the setting, which trains a uniform choice without a search where
+    nothing binds.
+
+    Smaller ranks follow, in case that choice measures over the budget. A simulation always searches, and so does
+    ``search.force=true``.
+    """
+    config, space = setting.config, setting.space
+    verdict = verdict_of(setting.memory, space, budget, most_bits=config.max_average_bits, larger=named_specs)
+    if verdict.region != NOTHING_BINDS or not config.oracle.trains or config.search.force:
+        return setting, verdict
+    choices = tuple(uniform(space.n_units, space.widest.name, rank) for rank in reversed(space.ranks.values))
+    reason = (f"uniform {space.widest.bits} bits with rank {space.ranks.values[-1]}, the most that bits and ranks "
+              f"allow, fits the budget. {verdict.offer}")
+    return replace(setting, given=Given(choices, reason.rstrip(" ."), 1.0, BY_RULE)), verdict

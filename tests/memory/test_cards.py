@@ -1,0 +1,32 @@
+"""The table of cards: consistent with the memory and the generations that the names state."""
+
+import re
+
+import pytest
+
+from qra_bo.memory.cards import CARDS, Card, card_named
+
+NOMINAL_GIB = {"t4": 16, "v100": 16, "v100_32": 32, "rtx3060": 12, "rtx3090": 24, "rtx4080": 16, "rtx4090": 24,
+               "rtx5090": 32, "a10": 24, "a100_40": 40, "a100_80": 80, "l4": 24, "l40s": 48, "h100": 80}
+
+
+def test_reported_memory_is_90_to_100_percent_of_the_printed() -> None:
+    assert set(CARDS) == set(NOMINAL_GIB)
+    assert all(0.9 <= card.total_bytes / (NOMINAL_GIB[name] * 2**30) < 1 for name, card in CARDS.items())
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("t4", "float16"), ("v100", "float16"), ("a100_40", "bfloat16"),
+                                             ("rtx3060", "bfloat16"), ("rtx5090", "bfloat16")])
+def test_compute_type_avoids_emulated_bfloat16(name: str, dtype: str) -> None:
+    assert CARDS[name].dtype == dtype
+
+
+def test_device_names_find_their_card() -> None:
+    assert card_named("NVIDIA GeForce RTX 4090") is CARDS["rtx4090"]
+    assert card_named("Tesla T4") is CARDS["t4"]
+    assert card_named("NVIDIA GeForce GT 710") is None
+
+
+def test_names_are_words_for_the_command_line() -> None:
+    assert all(re.fullmatch(r"[a-z0-9_]+", name) for name in CARDS)
+    assert all(isinstance(card, Card) and card.tflops > 0 and card.bandwidth > 1e11 for card in CARDS.values())

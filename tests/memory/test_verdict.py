@@ -1,0 +1,98 @@
+"""The verdict on a budget: its regions meet where uniform choices begin to fit, and what spare bytes buy just fits."""
+
+from dataclasses import replace
+
+import pytest
+
+from qra_bo.memory import MemoryModel, TrainShape, parse_format
+from qra_bo.memory.budget import smallest, uniform_bytes
+from qra_bo.memory.verdict import (
+    BITS,
+    MIXING_PAYS,
+    NOTHING_BINDS,
+    NOTHING_FITS,
+    RANKS,
+    largest_rank,
+    smallest_side,
+    verdict_of,
+)
+from tests.memory.spaces import LLAMA2_7B, TINY, space_of
+
+MODEL = MemoryModel(TINY, TrainShape(4, 64))
+SPACE = space_of(formats=("hqq2", "hqq3", "nf4", "int8"), ranks=(2, 4, 8))
+
+
+def needs(fmt: str, rank: int) -> int:
+    return uniform_bytes(MODEL, SPACE, parse_format(fmt), rank)
+
+
+@pytest.mark.parametrize(("size", "region"), [
+    (needs("int8", 8), NOTHING_BINDS), (needs("int8", 8) - 1, RANKS), (needs("int8", 2), RANKS),
+    (needs("int8", 2) - 1, BITS), (needs("nf4", 2), BITS), (needs("nf4", 2) - 1, MIXING_PAYS),
+    (needs("hqq2", 2), MIXING_PAYS), (smallest(MODEL.table(SPACE), SPACE)[0] - 1, NOTHING_FITS)])
+def test_regions_begin_where_a_uniform_choice_fits(size: int, region: str) -> None:
+    assert verdict_of(MODEL, SPACE, size).region == region
+
+
+def test_four_bits_that_just_fail_are_told_from_others() -> None:
+    just, far = verdict_of(MODEL, SPACE, needs("nf4", 2) - 1), verdict_of(MODEL, SPACE, needs("hqq3", 2) - 1)
+    assert "Uniform 4 bits (nf4) just fails to fit: with rank 2 it needs 0.0 % more" in just.sentence
+    assert "Uniform 4 bits (nf4) does not fit" in far.sentence
+    assert f"Uniform 3 bits (hqq3) fits with rank {largest_rank(MODEL, SPACE, parse_format('hqq3'), needs('nf4', 2))}" \
+        in just.sentence
+
+
+def test_a_limit_on_average_bits_binds_where_memory_does_not() -> None:
+    size = needs("int8", 8)
+    assert verdict_of(MODEL, SPACE, size, most_bits=8).region == NOTHING_BINDS
+    assert verdict_of(MODEL, SPACE, size, most_bits=6).region == BITS
+
+
+@pytest.mark.parametrize(("formats", "widest"), [
+    (("hqq2", "nf4", "int8", "fp16"), "int8"), (("nf4", "fp16"), "fp16"), (("hqq2", "hqq3"), "hqq3"),
+    (("int8", "hqq8", "fp16"), "int8")])
+def test_the_widest_format_has_at_least_8_bits_where_there_is_one(formats: tuple[str, ...], widest: str) -> None:
+    assert space_of(formats=formats).widest.name == widest
+
+
+def test_what_spare_bytes_buy_fits_and_a_little_more_does_not() -> None:
+    space, size = space_of(LLAMA2_7B, formats=("nf4", "int8"), ranks=(8, 32)), 24 * 10**9
+    model, int8 = MemoryModel(LLAMA2_7B, TrainShape(4, 128, device="cuda")), parse_format("int8")
+    bought = {p.change.split("=")[0].split(" up")[0]: p for p in verdict_of(model, space, size).buys}
+    assert list(bought) == ["train.batch", "train.length", "ranks"]
+
+    def with_shape(**changes: int) -> int:
+        return uniform_bytes(replace(model, shape=replace(model.shape, **changes)), space, int8, 32)  # type: ignore[arg-type]
+
+    for field, grain in (("batch", 1), ("length", 64)):
+        value = int(bought[f"train.{field}"].change.split("=")[1])
+        assert with_shape(**{field: value}) == bought[f"train.{field}"].needs <= size < with_shape(
+            **{field: value + grain})
+    rank = int(bought["ranks"].change.split()[-1])
+    assert uniform_bytes(model, space, int8, rank) == bought["ranks"].needs <= size
+    assert uniform_bytes(model, space, int8, rank + 1) > size
+
+
+def test_spare_bytes_buy_the_largest_model_that_fits() -> None:
+    asked = []
+
+    def larger() -> list:  # type: ignore[type-arg]
+        asked.append(1)
+        return [TINY, LLAMA2_7B, replace(LLAMA2_7B, name="twice", linears=LLAMA2_7B.linears * 2)]
+
+    shape = TrainShape(4, 64)
+    own, ranks = MemoryModel(TINY, shape), (4, 8)
+    space = space_of(formats=("nf4", "int8"), ranks=ranks)
+    in_4_bits = uniform_bytes(MemoryModel(LLAMA2_7B, shape), space_of(LLAMA2_7B, formats=("nf4",), ranks=ranks),
+                              parse_format("nf4"), 8)
+    found = verdict_of(own, space, in_4_bits, larger=larger).buys[-1]
+    assert (found.change, found.needs) == ("+model=llama2_7b in uniform 4 bits (nf4) with rank 8", in_4_bits)
+    assert "+model" not in verdict_of(own, space, in_4_bits - 1, larger=larger).buys[-1].change
+    assert len(asked) == 2
+    verdict_of(own, space, needs("nf4", 2), larger=larger)
+    assert len(asked) == 2
+
+
+def test_stored_bytes_buy_no_batch() -> None:
+    verdict = verdict_of(replace(MODEL, scope="stored"), SPACE, 10**9)
+    assert [p.change for p in verdict.buys] == [f"ranks up to {smallest_side(SPACE)}"]

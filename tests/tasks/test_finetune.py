@@ -1,0 +1,231 @@
+"""``task=finetune``, and what is trained where nothing binds: delivered as after a search, equal to the last bit."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import qra_bo
+from qra_bo.cli.app import main
+from qra_bo.config import RunConfig, load_config, make_space, make_spec
+from qra_bo.execution import InProcessExecutor
+from qra_bo.pipeline.build import make_oracle
+from qra_bo.pipeline.given import read_allocation
+from qra_bo.pipeline.run import make_setting
+from qra_bo.report.data import load_run
+from qra_bo.runs import main as runs
+from qra_bo.space import uniform
+from qra_bo.study.journal import read_journal
+
+REAL = ["+model=tiny", "data=tiny", "data.max_records=64", "train.batch=2", "train.length=32", "eval.tokens=128",
+        "fidelity.high=2", "fidelity.low=1", "final.steps=3", "device=cpu", "dtype=float32", "display=none",
+        "quantizer.rounding=rtn", "adapter.lr=0.003"]
+SEARCH = ["method=random", "effort=quick", "effort.max_full_trials=1", "effort.uniform_baselines=1", "confirm.seeds=0",
+          "effort.ranking_top=0", "calibrate.lr_scales=[0.7,1.3]", "bits=[4,8]", "budget=uniform:4,4"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def in_this_process() -> Any:
+    """Let the real oracle work in this process: a worker's start takes longer than what it does here."""
+    def make(config: RunConfig, folder: Path) -> InProcessExecutor:
+        folder.mkdir(parents=True, exist_ok=True)
+        return InProcessExecutor(make_oracle(config.to_dict(), str(folder)))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("qra_bo.pipeline.run.make_executor", make)
+        yield
+
+
+@pytest.fixture(scope="module", name="searched")
+def make_searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real search of a few steps."""
+    folder = tmp_path_factory.mktemp("searched") / "run"
+    qra_bo.search([*REAL, *SEARCH, f"out={folder}"])
+    return folder
+
+
+@pytest.fixture(scope="module", name="trained")
+def make_trained(searched: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What that search found, trained again."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    assert main([*REAL, "task=finetune", f"allocation={searched}", f"out={folder}"]) == 0
+    return folder
+
+
+def event(folder: Path, kind: str) -> Mapping[str, Any]:
+    return next(e for e in reversed(read_journal(folder / "trials.jsonl").events) if e["event"] == kind)
+
+
+def best_of(folder: Path) -> dict[str, Any]:
+    best: dict[str, Any] = json.loads((folder / "best.json").read_text())
+    return best
+
+
+def test_training_a_found_allocation_again_equals_the_final_fine_tune(searched: Path, trained: Path) -> None:
+    first, again = event(searched, "final"), event(trained, "final")
+    assert (again["loss"], again["loss_se"], again["steps"]) == (first["loss"], first["loss_se"], 3)
+    for name in ("adapter/adapter_model.safetensors", "quant_manifest.json"):
+        assert (trained / name).read_bytes() == (searched / name).read_bytes()
+    assert event(searched, "calibration")["lr"] == event(trained, "calibration")["lr"] != 0.003
+
+
+def test_best_json_says_that_nothing_was_searched(searched: Path, trained: Path) -> None:
+    before, best = best_of(searched), best_of(trained)
+    assert best.keys() == before.keys()
+    same = ("bits", "ranks", "formats", "units", "average_bits", "learning_rate", "lr_rule", "winner_kind")
+    assert {key: best[key] for key in same} == {key: before[key] for key in same}
+    assert (before["searched"], best["searched"], best["versus_best_uniform"], best["baselines"]) \
+        == (True, False, None, [])
+    assert (best["loss"], best["metric"], best["search_loss"]) == (event(trained, "final")["loss"], "test_loss", None)
+    assert best["memory"]["budget_bytes"] == before["memory"]["budget_bytes"] >= best["memory"]["measured_bytes"]
+
+
+def test_report_runs_and_load_take_it(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = (trained / "report.html").read_text()
+    assert "Nothing was searched: task=finetune was given" in page
+    assert "calibrated in the search that found the allocation" in page
+    assert runs(["list", str(trained)]) == 0
+    assert f"{best_of(trained)['loss']:.4f}\tnot searched" in capsys.readouterr().out
+    assert main(["task=export", f"out={trained}"]) == 0
+    assert "nothing was searched" in (trained / "adapter" / "README.md").read_text()
+    model, _ = qra_bo.load(trained)
+    assert not model.training
+    assert load_run(trained).winner is not None
+
+
+def test_the_same_again_trains_nothing(trained: Path, searched: Path) -> None:
+    before = (trained / "trials.jsonl").read_bytes()
+    assert main([*REAL, "task=finetune", f"allocation={searched}", f"out={trained}", "resume=true"]) == 0
+    assert (trained / "trials.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("words", [["task=finetune", "allocation=uniform:4,3"], ["bits=[4,8]"]])
+def test_another_allocation_or_a_search_is_refused_the_folder(trained: Path, words: list[str],
+                                                               capsys: pytest.CaptureFixture[str]) -> None:
+    before = (trained / "trials.jsonl").read_bytes()
+    assert main([*REAL, *words, "budget=uniform:4,4", f"out={trained}"]) == 2
+    assert "start a new run with another out=" in capsys.readouterr().err
+    assert (trained / "trials.jsonl").read_bytes() == before
+
+
+def test_a_killed_training_goes_on_to_the_same_end(trained: Path, searched: Path, tmp_path: Path) -> None:
+    raw = (trained / "trials.jsonl").read_bytes()
+    (tmp_path / "trials.jsonl").write_bytes(raw[:raw.index(b'{"event":"final"') + 20])
+    assert main([*REAL, "task=finetune", f"allocation={searched / 'best.json'}", f"out={tmp_path}"]) == 0
+    assert event(tmp_path, "final")["loss"] == event(trained, "final")["loss"]
+
+
+def test_measured_over_the_budget_is_status_2_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                              capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("qra_bo.finetune.oracle.FinetuneOracle.measure_peak",
+                        lambda self, **_: {"state": "ok", "message": "", "measured_bytes": 10**9, "peaks": {}})
+    words = [*REAL, "task=finetune", "allocation=uniform:4,2", f"out={tmp_path / 'r'}"]
+    assert main(words) == 2
+    assert "the only allocation did not measure within the budget of" in capsys.readouterr().err
+    assert not (tmp_path / "r" / "adapter").exists()
+
+
+def test_predicted_over_the_budget_starts_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [*REAL, "task=finetune", "allocation=uniform:8,8", f"out={tmp_path / 'r'}"]
+    assert main([*words, "budget=uniform:4,4"]) == 2
+    assert "more than the budget of" in capsys.readouterr().err
+    assert main([*words, "max_average_bits=4"]) == 2
+    assert "max_average_bits=4" in capsys.readouterr().err
+    assert not (tmp_path / "r").exists()
+
+
+def test_where_nothing_binds_the_search_trains_that_choice(tmp_path: Path) -> None:
+    words = [*REAL, "bits=[2,4,8]", "ranks=[2,4]", "budget=uniform:8,4", f"out={tmp_path}"]
+    result = qra_bo.search(words)
+    best = result.best
+    assert (result.exit_status, best["bits"], best["ranks"], best["searched"]) == (0, [8] * 4, [4] * 4, False)
+    assert load_run(tmp_path).reason == \
+        "uniform 8 bits with rank 4, the most that bits and ranks allow, fits the budget"
+    assert qra_bo.search(words).best == best
+
+
+def test_over_the_budget_the_next_smaller_rank_is_delivered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qra_bo.finetune.oracle.FinetuneOracle.measure_peak", lambda self, allocation, **_: {
+        "state": "ok", "message": "", "measured_bytes": 10**9 if allocation["ranks"][0] == 4 else 1, "peaks": {}})
+    result = qra_bo.search([*REAL, "bits=[2,4,8]", "ranks=[2,4]", "budget=uniform:8,4", f"out={tmp_path}"])
+    assert (result.exit_status, result.best["ranks"]) == (3, [2] * 4)
+
+
+def file_of(folder: Path, **content: Any) -> Path:
+    path = folder / "a.json"
+    path.write_text(json.dumps({"formats": ["nf4", "hqq3", "nf4", "int8"], "ranks": [4, 2, 1, 8], **content}))
+    return path
+
+
+def finetune_config(path: object, *more: str) -> RunConfig:
+    return load_config([*REAL, "task=finetune", f"allocation={path}", "budget=8MB", *more])
+
+
+def test_a_plain_file_is_trained_at_the_rate_of_the_rule(tmp_path: Path) -> None:
+    config = finetune_config(file_of(tmp_path))
+    given, narrowed = read_allocation(config, make_setting(config).space)
+    assert given.allocations[0].formats == ("nf4", "hqq3", "nf4", "int8")
+    assert (given.lr_scale, given.lr_source) == (1.0, "adapter.lr by its rule, not calibrated")
+    assert (narrowed.bits, narrowed.ranks, narrowed.format_names) == ((3, 4, 8), (1, 2, 4, 8), ("hqq3", "nf4", "int8"))
+
+
+@pytest.mark.parametrize("scale", [0.7, 1.0, 1.37, 0.333, 3.14])
+@pytest.mark.parametrize("lr", [0.003, 2e-4, 1.7e-3])
+def test_the_files_rate_is_met_to_the_last_bit(tmp_path: Path, scale: float, lr: float) -> None:
+    config = finetune_config(file_of(tmp_path, learning_rate=lr * scale), f"adapter.lr={lr}")
+    given, _ = read_allocation(config, make_setting(config).space)
+    assert lr * given.lr_scale == lr * scale
+
+
+def test_other_models_and_settings_are_said(tmp_path: Path) -> None:
+    config = finetune_config(file_of(tmp_path, model="other", unit_numel=[43008] * 4, init="eva", codes="rtn"))
+    given, _ = read_allocation(config, make_setting(config).space)
+    assert [note.split(",")[0] for note in given.notes] == [
+        "the allocation was found for other", "the allocation was found with adapter.init=eva and is trained with "
+        "kaiming; give adapter.init=eva to train it as it was found"]
+
+
+def test_uniform_choices_bring_their_own_budget() -> None:
+    config = load_config([*REAL, "task=finetune", "allocation=uniform:4,7"])
+    given, narrowed = read_allocation(config, make_space(config, make_spec(config)))
+    assert given.allocations == (uniform(4, "nf4", 7),)
+    assert narrowed.budget == ("uniform:4,7",)
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    (None, "can't be read"), ("[", "is not JSON"), ("{}", "lists 'formats'"),
+    ('{"formats": ["nf4"], "ranks": [4]}', "for 1 units; this model has 4"),
+    ('{"formats": ["nf4", "nf4", "nf4", "nf5"], "ranks": [4, 4, 4, 4]}', "nf5"),
+    ('{"formats": ["nf4", "nf4", "nf4", "nf4"], "ranks": [4, 4, 4, 4000]}', "4000"),
+    ('{"formats": ["nf4", "nf4", "nf4", "nf4"], "ranks": [4, 4, 4, 4], "granularity": "block"}',
+     "give granularity=block"),
+    ('{"formats": ["nf4", "nf4", "nf4", "nf4"], "ranks": [4, 4, 4, 4], "model": "big", "unit_numel": [1, 1, 1, 1]}',
+     "was found for big, whose units have other shapes than those of tiny")])
+def test_unusable_allocation_is_explained(tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str | None,
+                                          message: str) -> None:
+    path = tmp_path / "a.json"
+    if content is not None:
+        path.write_text(content)
+    assert main([*REAL, "task=finetune", f"allocation={path}", f"out={tmp_path / 'e'}", "budget=8MB"]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "e").exists()
+
+
+def test_a_file_without_budget_needs_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*REAL, "task=finetune", f"allocation={file_of(tmp_path)}", f"out={tmp_path / 'e'}"]) == 2
+    assert "give budget=SIZE" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("words", "messages"), [
+    (["task=finetune"], ["allocation=null"]), (["allocation=uniform:4,4"], ["task=search"]),
+    (["task=finetune", "allocation=uniform:4,4", "oracle=synthetic"], ["oracle=synthetic trains none"]),
+    (["task=finetune", "allocation=uniform:4,4", "budget=[8MB,9MB]"], ["takes one budget"]),
+    (["budget=allocation"], ["budget=allocation is for task=finetune"]),
+    (["task=evaluate", "out=x"], ["no eval.tasks"]), (["eval.tasks=[a.jsonl]"], ["task=search and some eval.tasks"])])
+def test_keys_that_need_each_other_are_named(words: list[str], messages: list[str],
+                                             capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*REAL, *words]) == 2
+    err = capsys.readouterr().err
+    assert all(message in err for message in messages), err
