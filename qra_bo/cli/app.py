@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 
 from qra_bo.config.check import Problem
 from qra_bo.config.compose import HYDRA_ERRORS, MAIN, config_from, hydra_app, hydra_message, plain, search_path
-from qra_bo.config.overrides import CONF, inspect, normalise, with_defaults
+from qra_bo.config.overrides import CONF, inspect, normalise, with_default_model
 from qra_bo.study.signals import Interrupts
 from qra_bo.tasks import run_task
 from qra_bo.utils.errors import ConfigError, QRABOError, worst
@@ -65,8 +65,8 @@ def _run(argv: list[str]) -> int:
     if problems and (sweep or args.cfg or args.info):
         raise ConfigError([p.message for p in problems])
     if shows:
-        return _show([*flags, *with_defaults(good)])
-    overrides = [*with_defaults(good), *search_path(args.config_dir)]
+        return _show([*flags, *with_default_model(good)])
+    overrides = [*with_default_model(good), *search_path(args.config_dir)]
     with hydra_app(args.config_dir, args.config_path) as app:
         if sweep:
             app.multirun(args.config_name or MAIN, _job, [*overrides, "hydra.mode=MULTIRUN"])

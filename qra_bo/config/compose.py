@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from qra_bo.config.check import Problem, validated
 from qra_bo.config.derive import NUMBERS
-from qra_bo.config.overrides import CONF, inspect, normalise, options, with_defaults
+from qra_bo.config.overrides import CONF, inspect, normalise, options, with_default_model
 from qra_bo.config.rules import problems_of
 from qra_bo.config.schema import RunConfig
 from qra_bo.space import DecoderSpec
@@ -36,7 +36,7 @@ def load_config(overrides: Sequence[str] = (), config_dir: str | None = None) ->
     """
     good, problems = inspect(normalise(overrides), sweep=False, config_dir=config_dir)
     try:
-        composed = compose_plain(with_defaults(good), config_dir)
+        composed = compose_plain(with_default_model(good), config_dir)
     except HYDRA_ERRORS as error:
         raise ConfigError([*(p.message for p in problems), hydra_message(error)]) from error
     return config_from(composed, problems)
@@ -117,7 +117,7 @@ def _mended(raw: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
     """``raw`` with the values of its own options, or defaults, at ``keys``, and without unknown ones."""
     chosen = [f"{'+' * (group == 'model')}{group}={node['name']}" for group, names in options().items()
               if isinstance(node := raw.get(group), Mapping) and node.get("name") in names]
-    standard = compose_plain(with_defaults(chosen))
+    standard = compose_plain(with_default_model(chosen))
     mended = {key: value for key, value in raw.items() if key in standard}
     for key in keys:
         group, _, leaf = key.partition(".")

@@ -38,7 +38,8 @@ def options(config_dir: str | None = None) -> dict[str, tuple[str, ...]]:
 
 
 def normalise(overrides: Iterable[str]) -> list[str]:
-    """Accept ``model=NAME`` like ``+model=NAME``, and quote ``uniform:BITS,RANK``.
+    """Accept ``model=NAME`` like ``+model=NAME``, quote ``uniform:BITS,RANK``, and let a given allocation bring its own
+    budget where none is named.
 
     A key of the schema may be given with or without ``+``. A flag passes as it is.
     """
@@ -52,16 +53,15 @@ def normalise(overrides: Iterable[str]) -> list[str]:
         elif "=" in text and _is_value(key) and (text.startswith("+") or key.startswith(OPEN)):
             text = f"++{text.lstrip('+')}"
         out.append(text)
+    if "task=finetune" in out and not any(_BUDGET.match(text) for text in out):
+        out.append(f"budget={OF_ALLOCATION}")
     return out
 
 
-def with_defaults(overrides: Sequence[str]) -> list[str]:
-    """``overrides``, with the embedded default where they name no model, and a given allocation's own budget where they
-    name none."""
-    out = list(overrides)
-    if "task=finetune" in out and not any(_BUDGET.match(text) for text in out):
-        out.insert(0, f"budget={OF_ALLOCATION}")
-    return out if any(_MODEL.match(text) for text in out) else [f"+model={DEFAULT_MODEL}", *out]
+def with_default_model(overrides: Sequence[str]) -> list[str]:
+    """``overrides``, with the embedded default where they name no model."""
+    named = any(_MODEL.match(text) for text in overrides)
+    return list(overrides) if named else [f"+model={DEFAULT_MODEL}", *overrides]
 
 
 def inspect(overrides: Sequence[str], sweep: bool, config_dir: str | None = None) -> tuple[list[str], list[Problem]]:

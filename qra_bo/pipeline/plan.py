@@ -1,4 +1,4 @@
-"""What a run needs, before it starts: the plan of task=memory and its check by tracing, RAM, cost and time on a CPU."""
+"""What a run needs, before it starts: the plan of task=memory and its check by tracing, RAM, cost and time."""
 
 import math
 from collections.abc import Mapping
@@ -11,18 +11,17 @@ from qra_bo.finetune.data.load import tiny_records
 from qra_bo.finetune.data.plays import play_records
 from qra_bo.memory import MemoryModel, Plan, default_format, format_size, memory_plan, parse_budget, parse_size
 from qra_bo.memory.budget import free_bytes, largest, resolve_budget, smallest
+from qra_bo.memory.cards import Card
 from qra_bo.memory.formats import metadata_bytes, weight_bytes
 from qra_bo.pipeline.build import MALLOC, bank_formats, keeps_dense, make_memory
+from qra_bo.pipeline.estimate import token_seconds
 from qra_bo.report.tables import PlanRow
 from qra_bo.space import Allocation, DecoderSpec, Ladder, SearchSpace, uniform
 from qra_bo.study.device_allowance import allowance_for
 from qra_bo.study.setting import Setting
-from qra_bo.utils.device import BYTES, cores, planned_device, resolve_device, resolve_dtype
+from qra_bo.utils.device import BYTES, planned_device, resolve_device, resolve_dtype
 from qra_bo.utils.errors import DataError, DeviceError
 
-CORE_FLOPS = {"bfloat16": 2e11, "float32": 5e10}
-"""Rough floating-point operations a second of one core in training: SmolLM2-135M in bf16 on two cores trained 675
-tokens a second = 0.40 TFLOP/s; single precision is assumed four times as slow."""
 CHARACTERS_PER_TOKEN = 3.2
 """Of the embedded text under SmolLM2's tokenizer: 3.98 million characters, 1.24 million tokens."""
 LIBRARIES = 450 * 10**6
@@ -155,9 +154,9 @@ def check_ram(config: RunConfig, spec: DecoderSpec, space: SearchSpace) -> None:
             "or train.length, take a smaller model, a GPU (device=cuda), a machine with more RAM, or oracle=synthetic")
 
 
-def plan_rows(setting: Setting) -> list[PlanRow]:
-    """Return the parts of a run by cost, and by rough time where a CPU trains."""
-    config, each, seconds = setting.config, setting.full_trial_tokens, token_seconds(setting)
+def plan_rows(setting: Setting, card: Card | None = None) -> list[PlanRow]:
+    """Return the parts of a run by cost, and by rough time where a CPU or a known ``card`` trains."""
+    config, each, seconds = setting.config, setting.full_trial_tokens, token_seconds(setting, card)
     effort, seeds, factor = config.effort, config.confirm.seeds, config.confirm.ranking_factor
     costs = {"profile, calibration, uniform baselines and search": setting.planned_cost,
              "references (2)": 2 * effort.references * each,
@@ -183,16 +182,6 @@ def _final(config: RunConfig) -> dict[str, float]:
     if tokens is None:
         return {f"final fine-tune ({final.epochs:g} epochs; its tokens are known once the data is read)": 0.0}
     return {f"final fine-tune ({final.epochs:g} epochs, tokens estimated from the text)": final.epochs * tokens}
-
-
-def token_seconds(setting: Setting) -> float | None:
-    """Return rough seconds of a training token on a CPU, from its operations and an assumed rate of the cores;
-    ``None`` where training costs nothing or a GPU does it."""
-    if not setting.config.oracle.trains or setting.memory.shape.device != "cpu":
-        return None
-    rate = CORE_FLOPS.get(resolve_dtype(setting.config.dtype, "cpu"), CORE_FLOPS["float32"])
-    spec = setting.memory.spec  # frozen linears: forward, and backward to inputs alone; the head is computed again too
-    return (4 * spec.linear_numel + 6 * spec.vocab_size * spec.hidden_size) / (rate * cores())
 
 
 def training_tokens(config: RunConfig) -> float | None:

@@ -18,6 +18,7 @@ from qra_bo.memory.budget import check_budget, parse_budget
 from qra_bo.memory.verdict import Verdict
 from qra_bo.oracle.protocol import Progress, quiet
 from qra_bo.pipeline.build import make_executor, make_memory
+from qra_bo.pipeline.estimate import FirstTrial, basis, card_of
 from qra_bo.pipeline.folders import SUMMARY_NAME, journals, path_name, run_folder
 from qra_bo.pipeline.given import check_given, judged, read_allocation, with_ladders_of
 from qra_bo.pipeline.plan import budgets_of, check_ram, plan_rows
@@ -234,11 +235,7 @@ def run_within(folder: Path, setting: Setting, budget: int, executor: Executor,
     with ExitStack() as stack:
         view, listeners = _listeners(config, folder, stack)
         if view is not None and not (folder / JOURNAL_NAME).exists():
-            if verdict is not None:
-                print_line(view.console, f"Verdict: {verdict.sentence} {verdict.offer}".rstrip())
-            print_plan(view.console, f"{config.model_name} within {budget / 1e6:,.1f} MB, effort={config.effort.name}; "
-                       "times are rough guesses from the number of operations", plan_rows(setting),
-                       setting.full_trial_tokens)
+            listeners.append(_announced(setting, budget, verdict, view.console))
         engine = Engine(folder, setting, budget, executor, make, fine_tunes=config.oracle.trains, listeners=listeners,
                         progress=quiet if view is None else view.progress)
         try:
@@ -246,6 +243,17 @@ def run_within(folder: Path, setting: Setting, budget: int, executor: Executor,
         except RunInterrupted as stop:
             raise RunInterrupted(stop.signum, folder if len(config.budget) == 1 else folder.parent) from stop
     return _written(config, folder, outcome)
+
+
+def _announced(setting: Setting, budget: int, verdict: Verdict | None, console: Console) -> Listener:
+    """Print verdict and plan of a run that begins; return the listener that corrects the plan's times."""
+    if verdict is not None:
+        print_line(console, f"Verdict: {verdict.sentence} {verdict.offer}".rstrip())
+    config, card = setting.config, card_of(setting)
+    rows = plan_rows(setting, card)
+    print_plan(console, f"{config.model_name} within {budget / 1e6:,.1f} MB, effort={config.effort.name}; "
+               f"{basis(setting, card)}", rows, setting.full_trial_tokens)
+    return FirstTrial(rows, console)
 
 
 def searcher_factory(config: RunConfig) -> MakeSearcher:

@@ -16,7 +16,7 @@ import qra_bo
 import qra_bo.pipeline.run
 from qra_bo.cli.app import main
 from qra_bo.config import load_config
-from qra_bo.config.overrides import inspect, normalise, options, with_defaults
+from qra_bo.config.overrides import inspect, normalise, options, with_default_model
 from qra_bo.runs import build_parser
 from qra_bo.runs import main as runs
 from tests.report.fixtures import make_events, write_run
@@ -85,7 +85,7 @@ def run_or_compose(overrides: list[str], there: Path) -> None:
         assert main(smaller(overrides)) == 0, overrides
     elif "--multirun" in overrides:  # launchers are packages of their own
         own = [o for o in overrides if not o.startswith(("--", "hydra/", "hydra."))]
-        assert not inspect(with_defaults(normalise(own)), sweep=True)[1]
+        assert not inspect(with_default_model(normalise(own)), sweep=True)[1]
     else:
         load_config(overrides)
 

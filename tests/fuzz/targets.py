@@ -12,7 +12,7 @@ from typing import Any
 
 from qra_bo.config import RunConfig, load_config
 from qra_bo.config.compose import config_from
-from qra_bo.config.overrides import inspect, normalise, with_defaults
+from qra_bo.config.overrides import inspect, normalise, with_default_model
 from qra_bo.finetune.data.jsonl import read_records
 from qra_bo.finetune.manifest import MANIFEST, read_manifest
 from qra_bo.memory.budget import format_size, parse_budget, parse_size
@@ -93,8 +93,8 @@ def sizes(data: bytes) -> None:
 def overrides(data: bytes) -> None:
     """A command line: what Hydra can't read, unknown keys and groups are all named."""
     words = [w for w in data.decode("utf-8", "replace").split("\n") if w]
-    good, problems = inspect(with_defaults(normalise(words)), sweep=False)
-    check(len(good) + len(problems) == len(with_defaults(words)), "an override that was lost", words)
+    good, problems = inspect(with_default_model(normalise(words)), sweep=False)
+    check(len(good) + len(problems) == len(with_default_model(words)), "an override that was lost", words)
     check(all(p.message.strip() for p in problems), "a problem without a message", words)
 
 

@@ -8,7 +8,7 @@ import pytest
 from qra_bo.config import RunConfig, load_config, make_space, make_spec
 from qra_bo.memory.budget import parse_size
 from qra_bo.pipeline import plan
-from qra_bo.pipeline.plan import check_ram, host_parts, plan_rows, token_seconds, training_tokens
+from qra_bo.pipeline.plan import check_ram, host_parts, plan_rows, training_tokens
 from qra_bo.pipeline.run import make_setting
 from qra_bo.space import DecoderSpec, SearchSpace
 from qra_bo.utils.errors import DeviceError
@@ -75,16 +75,6 @@ def test_a_simulation_needs_no_ram(monkeypatch: pytest.MonkeyPatch) -> None:
     make_setting(load_config(["+model=llama2_7b", "budget=10GB", "oracle=synthetic", "device=cpu"]))
 
 
-def test_seconds_follow_from_the_operations(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "cores", lambda: 2)
-    config, _, _ = setting("+model=smollm2_135m")
-    seconds = token_seconds(make_setting(config))
-    assert seconds is not None
-    assert 1 / seconds == pytest.approx(4e11 / (4 * 106_168_320 + 6 * 49_152 * 576))
-    assert 1 / seconds == pytest.approx(675, rel=0.05)  # measured
-    assert token_seconds(make_setting(load_config(["oracle=synthetic", "device=cpu"]))) is None
-
-
 def test_tokens_of_the_final_fine_tune(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "' + 32 * "x" + '"}\n' + 9 * ('{"text": "' + 64 * "y" + '"}\n'))
     jsonl: list[str] = ["data=jsonl", f"data.path={tmp_path / 'a.jsonl'}"]
@@ -98,11 +88,11 @@ def test_tokens_of_the_final_fine_tune(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("final", "cost"), [("final.steps=10", 10 * 4 * 128), ("final.epochs=2", None)])
 def test_every_row_of_the_plan_has_a_time(final: str, cost: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     config: Any = load_config(["+model=tiny", "data=tiny", "device=cpu", final])
-    monkeypatch.setattr(plan, "token_seconds", lambda setting: 0.5)
+    monkeypatch.setattr(plan, "token_seconds", lambda setting, card: 0.5)
     rows = plan_rows(make_setting(config))
     assert all(row.seconds == 0.5 * row.cost and row.cost > 0 for row in rows)
     tokens = training_tokens(config)
     assert tokens is not None
     assert rows[-1].cost == (2 * tokens if cost is None else cost)
-    monkeypatch.setattr(plan, "token_seconds", lambda setting: None)
+    monkeypatch.setattr(plan, "token_seconds", lambda setting, card: None)
     assert [row.seconds for row in plan_rows(make_setting(config))] == [None] * len(rows)

@@ -1,0 +1,89 @@
+"""Time of a run: estimated before it starts, from operations and the device, and corrected by its first trial."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+
+from qra_bo.memory.cards import Card, card_named
+from qra_bo.memory.speed import step_seconds
+from qra_bo.report.tables import PlanRow, print_line
+from qra_bo.report.text import rough
+from qra_bo.space import Allocation, SearchSpace, uniform
+from qra_bo.study import Setting, cost_of
+from qra_bo.trials import Trial, TrialState
+from qra_bo.utils.device import cores, resolve_dtype
+
+CORE_FLOPS = {"bfloat16": 2e11, "float32": 5e10}
+"""Rough floating-point operations a second of one core in training: SmolLM2-135M in bf16 on two cores trained 675
+tokens a second = 0.40 TFLOP/s; single precision is assumed four times as slow."""
+
+
+def card_of(setting: Setting) -> Card | None:
+    """Return the card at hand that a run trains on; ``None`` for a CPU or a simulation, and where the table of cards
+    lacks it."""
+    if not setting.config.oracle.trains or setting.memory.shape.device == "cpu":
+        return None
+    import torch  # a plan for a CPU does without it
+    index = int(setting.config.device.partition(":")[2] or 0)
+    return card_named(torch.cuda.get_device_name(index)) if index < torch.cuda.device_count() else None
+
+
+def token_seconds(setting: Setting, card: Card | None = None) -> float | None:
+    """Return rough seconds of a training token, from the model's operations and the device's assumed rate; ``None`` for
+    a simulation, and on a GPU without its ``card``."""
+    if not setting.config.oracle.trains:
+        return None
+    spec = setting.memory.spec
+    if setting.memory.shape.device == "cpu":  # frozen linears: forward, and backward to inputs alone; the head thrice
+        rate = CORE_FLOPS.get(resolve_dtype(setting.config.dtype, "cpu"), CORE_FLOPS["float32"])
+        return (4 * spec.linear_numel + 6 * spec.vocab_size * spec.hidden_size) / (rate * cores())
+    if card is None:
+        return None
+    space = setting.space
+    chosen = typical(space) if setting.given is None else setting.given.allocations[0]
+    return step_seconds(setting.memory, space, chosen, card) / setting.memory.shape.tokens
+
+
+def typical(space: SearchSpace) -> Allocation:
+    """Return the uniform allocation nearest to 4 bits, at the middle of the ranks."""
+    fmt = min(space.formats, key=lambda f: abs(f.bits - 4))
+    return uniform(space.n_units, fmt.name, space.ranks.values[len(space.ranks) // 2])
+
+
+def basis(setting: Setting, card: Card | None) -> str:
+    """Say what the times of a plan are."""
+    if setting.memory.shape.device == "cpu":
+        return "times are rough guesses from the number of operations"
+    if card is None:
+        return "times are known after the first trial"
+    return f"times are estimates for a {card.title} from the number of operations, not measured on a GPU"
+
+
+class FirstTrial:
+    """Listener that prints the times of a plan again once a trial has been timed.
+
+    Args:
+        rows: The parts of the plan.
+        console: Where to print.
+    """
+
+    def __init__(self, rows: Sequence[PlanRow], console: Console) -> None:
+        self._rows, self._console, self._waiting = rows, console, True
+
+    def __call__(self, event: Mapping[str, Any]) -> None:
+        if not self._waiting or event["event"] != "trial":
+            return
+        trial = Trial.from_json(event)
+        tokens, seconds = cost_of(trial).tokens, trial.result.seconds - trial.result.switch_seconds
+        if trial.result.state is not TrialState.OK or tokens <= 0 or seconds <= 0:
+            return
+        self._waiting, each = False, seconds / tokens
+        parts = [f"{row.what}: about {rough(each * row.cost)}" for row in self._rows if row.cost]
+        known = [row for row in self._rows if row.seconds is not None]
+        guess = sum(row.seconds or 0.0 for row in known)
+        factor = each * sum(row.cost for row in known) / guess if guess else None
+        compared = "" if factor is None else f", {factor:.1f} times the estimate"
+        total = rough(each * sum(row.cost for row in self._rows))
+        print_line(self._console, f"Times by the first trial ({tokens / seconds:,.0f} tokens a second{compared}): "
+                                  f"{'; '.join(parts)}; in all about {total}")

@@ -1,0 +1,106 @@
+"""Time of a run: estimated from operations and the device, and printed again once a trial has been timed."""
+
+import io
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from qra_bo.config import load_config
+from qra_bo.memory.cards import CARDS
+from qra_bo.memory.speed import step_seconds
+from qra_bo.pipeline import estimate
+from qra_bo.pipeline.estimate import FirstTrial, basis, card_of, token_seconds, typical
+from qra_bo.pipeline.plan import plan_rows
+from qra_bo.pipeline.run import make_setting
+from qra_bo.report.tables import PlanRow
+from qra_bo.space import uniform
+from qra_bo.study import Setting
+from qra_bo.study.given import Given
+from qra_bo.trials import Fidelity, Trial, TrialResult, TrialSpec, TrialState
+
+CARD = CARDS["rtx4090"]
+
+
+def setting(*overrides: str) -> Setting:
+    return make_setting(load_config(["device=cpu", "dtype=bfloat16", *overrides]))
+
+
+def on_gpu(*overrides: str) -> Setting:
+    """The same run as on a GPU."""
+    of_cpu = setting(*overrides)
+    shape = replace(of_cpu.memory.shape, device="cuda")
+    return replace(of_cpu, memory=replace(of_cpu.memory, shape=shape))
+
+
+def test_seconds_on_a_cpu_follow_from_the_operations(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimate, "cores", lambda: 2)
+    seconds = token_seconds(setting("+model=smollm2_135m"))
+    assert seconds is not None
+    assert 1 / seconds == pytest.approx(4e11 / (4 * 106_168_320 + 6 * 49_152 * 576))
+    assert 1 / seconds == pytest.approx(675, rel=0.05)  # measured
+    assert token_seconds(setting("oracle=synthetic")) is None
+
+
+def test_seconds_on_a_gpu_need_the_card_and_follow_the_given_allocation() -> None:
+    run = on_gpu("+model=tiny", "data=tiny")
+    assert token_seconds(run) is None
+    assert token_seconds(run, CARD) == step_seconds(run.memory, run.space, typical(run.space), CARD) / \
+        run.memory.shape.tokens
+    wide = uniform(4, "int8", 32)
+    given = replace(run, given=Given((wide,), "", 1.0, ""))
+    assert token_seconds(given, CARD) == step_seconds(run.memory, run.space, wide, CARD) / run.memory.shape.tokens
+
+
+def test_the_card_is_the_one_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["NVIDIA GeForce RTX 4090", "Tesla T4", "GeForce GT 710"]
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    monkeypatch.setattr("torch.cuda.get_device_name", names.__getitem__)
+    run = on_gpu("+model=tiny", "data=tiny")
+
+    def found(device: str) -> Any:
+        return card_of(replace(run, config=run.config.with_changes(device=device)))
+
+    assert [found(device) for device in ("cuda", "cuda:1", "cuda:2", "cuda:3")] == [CARD, CARDS["t4"], None, None]
+    assert card_of(setting("+model=tiny", "data=tiny")) is None
+
+
+def test_a_plan_for_a_gpu_says_that_it_was_not_measured() -> None:
+    run = on_gpu("+model=tiny", "data=tiny")
+    assert "GeForce RTX 4090" in basis(run, CARD)
+    assert basis(run, CARD).endswith("not measured on a GPU")
+    assert basis(run, None) == "times are known after the first trial"
+    assert all(row.seconds == pytest.approx(row.cost * (token_seconds(run, CARD) or 0))
+               for row in plan_rows(run, CARD))
+
+
+def test_a_given_allocation_plans_the_final_fine_tune_alone() -> None:
+    given = Given((uniform(4, "nf4", 4),), "", 1.0, "")
+    run = replace(setting("+model=tiny", "data=tiny", "final.steps=3"), given=given)
+    assert [row.what for row in plan_rows(run)] == ["final fine-tune (3 steps)"]
+
+
+def trial(state: TrialState, seconds: float, switch: float) -> dict[str, Any]:
+    spec = TrialSpec(uniform(2, "nf4", 4), 8, 8, 0)
+    result = TrialResult(state, 3.0, .1, (), 8, 800, 600, None, seconds, switch)
+    return Trial(1, spec.allocation, (4, 4), "baseline", Fidelity.HIGH, spec, 0, result, 1).to_json()
+
+
+def test_the_first_timed_trial_corrects_the_plan() -> None:
+    out = io.StringIO()
+    first = FirstTrial([PlanRow("search", 100_000, 50.0), PlanRow("final", 50_000, 25.0)], Console(file=out, width=400))
+    first({"event": "stage"})
+    first(trial(TrialState.OOM, 9, 1))
+    assert out.getvalue() == ""
+    first(trial(TrialState.OK, 12, 2))  # 800 + 600 / 3 = 1,000 tokens in 10 seconds
+    first(trial(TrialState.OK, 50, 2))
+    assert out.getvalue() == ("Times by the first trial (100 tokens a second, 20.0 times the estimate): search: about "
+                              "17 min; final: about 8 min; in all about 25 min\n")
+
+
+def test_without_an_estimate_the_first_trial_gives_one() -> None:
+    out = io.StringIO()
+    FirstTrial([PlanRow("search", 1000, None), PlanRow("final", 0, None)], Console(file=out, width=400))(
+        trial(TrialState.OK, 10, 0))
+    assert out.getvalue() == "Times by the first trial (100 tokens a second): search: about 10 s; in all about 10 s\n"
