@@ -301,12 +301,15 @@ class WorkerConfig(Group):
         slowdown: Longest trial as a multiple of the median of earlier ones, beyond that; ``None`` for no limit.
         retries: Repeats of a trial whose worker died or hung.
         checkpoint_seconds: Least time between two checkpoints within one trial.
+        spill_above: RAM that the packed layers of all workers may take before they are kept on disk; ``"auto"`` for
+            half of what is free.
     """
 
     deadline_seconds: Positive | None
     slowdown: Positive | None
     retries: Natural
     checkpoint_seconds: NonNegative
+    spill_above: Annotated[str, accepted_by(lambda text: text == "auto" or parse_size(text))]
 
 
 class LocalExecutorConfig(Group):

@@ -1,5 +1,6 @@
 """The oracle that really fine-tunes, from a checked configuration. Loads torch."""
 
+import shutil
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -22,12 +23,13 @@ from qra_bo.finetune.quantization.rounding import Rounding
 from qra_bo.finetune.training.loop import TrainSettings
 from qra_bo.finetune.training.optimizer import AdamWSettings
 from qra_bo.finetune.training.trial_run import CheckpointStore
+from qra_bo.memory import format_size
 from qra_bo.pipeline.build import bank_formats, keeps_dense, make_memory
-from qra_bo.pipeline.plan import budgets_of
+from qra_bo.pipeline.plan import budgets_of, packed_bytes, spills
 from qra_bo.space import DecoderSpec, SearchSpace
 from qra_bo.space.decoder import spec_from_model
 from qra_bo.utils.device import resolve_device, resolve_dtype
-from qra_bo.utils.errors import ModelError
+from qra_bo.utils.errors import DeviceError, ModelError
 from qra_bo.utils.files import cache_folder
 
 
@@ -63,13 +65,14 @@ def make_finetune(cfg: RunConfig, out: Path) -> FinetuneOracle:
     data = load_data(cfg.data, tokenizer, cfg.train.length)
     facts = {"weights": weights, "dtype": str(dtype), "device": device.type, "versions": versions}
     codes, factors, profiles = caches(cfg, facts, data.sha256)
+    bank_store = _bank_store(cfg, spec, space, facts, device) if spills(cfg, spec, space, device.type) else None
     rounding = None  # formats that the ladder lacks stay round-to-nearest in any case
     if cfg.quantizer.rounding != "rtn":
         ids = torch.from_numpy(data.train.input_ids[:max(1, cfg.quantizer.tokens // cfg.train.length)])
         rounding = Rounding(model, linears, [f for f in space.formats if f.bits < 16], ids, model.device, codes)
     formats = bank_formats(space)
     bank = LayerBank(model, spec, formats, dtype, device, rounding=rounding, dense_on_device=apart and not on_host,
-                     keep_dense=device.type == "cpu" and keeps_dense(spec, formats))
+                     keep_dense=device.type == "cpu" and keeps_dense(spec, formats), store=bank_store)
     bank.restore_dense()
     refuse_reproducing_formats(bank, space.formats)
     return FinetuneOracle(data, space.units, space.formats, bank, finetune_settings(cfg),
@@ -78,6 +81,25 @@ def make_finetune(cfg: RunConfig, out: Path) -> FinetuneOracle:
                            "notes": data_notes(cfg.data, data), "model_sha256": weights,
                            "model_revision": commit_of(model), "base_on": "host" if on_host else device.type},
                           factors, tokenizer)
+
+
+def _bank_store(cfg: RunConfig, spec: DecoderSpec, space: SearchSpace, facts: dict[str, Any],
+                device: torch.device) -> TensorStore:
+    """Return the store on disk of packed layers, which all workers of this machine map.
+
+    Raises:
+        DeviceError: If the disk has not the space.
+    """
+    store, formats = TensorStore(cache_folder("bank"), facts, keep=2), bank_formats(space)
+    missing = max(0.0, 1 - store.count / (len(spec.linears) * sum(fmt.bits < 16 for fmt in formats)))
+    size, place = round(missing * packed_bytes(cfg, spec, space, device.type)), cache_folder("bank")
+    free = shutil.disk_usage(next(p for p in (place, *place.parents) if p.exists())).free
+    if size > free:
+        raise DeviceError(f"the packed layers of {cfg.model_name} go to disk, as they take more RAM than "
+                          f"worker.spill_above={cfg.worker.spill_above} allows; they need {format_size(size)} and the "
+                          f"disk of {place} has {format_size(free)} free: free some, name another folder by the "
+                          "environment variable QRA_BO_CACHE, name fewer bits, or raise worker.spill_above")
+    return store
 
 
 def _room(cfg: RunConfig, spec: DecoderSpec, space: SearchSpace, device: torch.device) -> int | None:

@@ -26,6 +26,8 @@ CHARACTERS_PER_TOKEN = 3.2
 """Of the embedded text under SmolLM2's tokenizer: 3.98 million characters, 1.24 million tokens."""
 LIBRARIES = 450 * 10**6
 """Resident bytes of a worker that has imported torch, transformers, peft, bitsandbytes and hqq (439 MB measured)."""
+CUDA_LIBRARIES = 3 * 10**9
+"""Assumed resident bytes of a worker with those and a CUDA context, and of its buffers: not measured on a GPU."""
 FACTORS = 5
 """Matrices in fp64 that are alive at once while the second moments of a layer's inputs are factored and inverted."""
 
@@ -92,66 +94,98 @@ def verify_plan(config: RunConfig, plan: Plan) -> list[TraceCheck]:
     return checks
 
 
-def host_parts(config: RunConfig, spec: DecoderSpec, space: SearchSpace) -> Mapping[str, int]:
-    """Return the RAM that ``oracle=finetune`` on a CPU needs beyond what is in use now, in bytes by purpose.
+def packed_bytes(config: RunConfig, spec: DecoderSpec, space: SearchSpace, device_type: str) -> int:
+    """Return the bytes of every linear packed in every format of the bank, without formats that are the base itself."""
+    in_half = BYTES[resolve_dtype(config.dtype, device_type)] == 2 or is_mapped(config)
+    return sum(weight_bytes(fmt, m.out_features, m.in_features) + metadata_bytes(fmt, m.out_features, m.in_features)
+               for fmt in bank_formats(space) if not (in_half and fmt.name == "fp16") for m in spec.linears)
 
-    On a CPU an installed layer is the bank's own, so that training adds only what is neither weight nor metadata.
+
+def is_mapped(config: RunConfig) -> bool:
+    """Whether the base's weights of 16 bits are mapped from safetensors and take no memory of a worker's own."""
+    return config.model["source"] in ("hub", "path") and config.model["gguf_file"] is None
+
+
+def spills(config: RunConfig, spec: DecoderSpec, space: SearchSpace, device_type: str) -> bool:
+    """Whether packed layers go to disk: those of all workers take more than ``worker.spill_above``.
+
+    Raises:
+        BudgetError: If that is ``auto`` and this machine does not say what memory is free.
     """
-    item, formats = BYTES[resolve_dtype(config.dtype, "cpu")], bank_formats(space)
-    shared = ("fp16",) if item == 2 else ()  # 16 bits of a base that has 16 are the base itself
-    packed = sum(weight_bytes(fmt, m.out_features, m.in_features) + metadata_bytes(fmt, m.out_features, m.in_features)
-                 for fmt in formats if fmt.name not in shared for m in spec.linears)
+    given = config.worker.spill_above
+    limit = free_bytes("cpu") // 2 if given == "auto" else parse_size(given)
+    return config.executor.workers * packed_bytes(config, spec, space, device_type) > limit
+
+
+def host_parts(config: RunConfig, spec: DecoderSpec, space: SearchSpace, device_type: str = "cpu") -> Mapping[str, int]:
+    """Return the RAM that a worker of ``oracle=finetune`` needs beyond what is in use now, in bytes by purpose.
+
+    Files that are mapped are left out: the system reads them again where memory lacks. On a CPU an installed layer is
+    the bank's own, so that training adds only what is neither weight nor metadata, unless the bank is on disk.
+    """
+    on_cpu, item, formats = device_type == "cpu", BYTES[resolve_dtype(config.dtype, device_type)], bank_formats(space)
+    spilled = spills(config, spec, space, device_type)
     quantised = sum(fmt.bits < 16 for fmt in formats)
     width = max(linear.in_features for linear in spec.linears)
     choosing = 0 if config.quantizer.rounding == "rtn" else \
-        FACTORS * 8 * width**2 + item * config.quantizer.tokens * (4 * spec.hidden_size + 3 * width)
-    return {"dense weights": item * (spec.linear_numel + spec.other_numel), "packed formats": packed,
-            "unpacked copies": item * spec.linear_numel * quantised if keeps_dense(spec, formats) else 0,
-            "training or choosing codes": max(_training(config, make_memory(config, spec, "cpu"), space), choosing),
-            "libraries": LIBRARIES, "allocator": int(MALLOC["MALLOC_TOP_PAD_"])}
+        FACTORS * 8 * width**2 + on_cpu * item * config.quantizer.tokens * (4 * spec.hidden_size + 3 * width)
+    training = _training(config, make_memory(config, spec, "cpu"), space, spilled) if on_cpu else 0
+    cast = spec.other_numel if item == 4 else 0  # what no quantiser packs is cast to the compute type
+    return {"dense weights": item * (cast if is_mapped(config) else spec.linear_numel + spec.other_numel),
+            "packed formats": 0 if spilled else packed_bytes(config, spec, space, device_type),
+            "unpacked copies": item * spec.linear_numel * quantised if on_cpu and keeps_dense(spec, formats) else 0,
+            "training or choosing codes": max(training, choosing),
+            "libraries": LIBRARIES if on_cpu else CUDA_LIBRARIES,
+            "allocator": int(MALLOC["MALLOC_TOP_PAD_"])}
 
 
-def _training(config: RunConfig, memory: MemoryModel, space: SearchSpace) -> int:
-    """Return the bytes of adapters, states, activations and workspace of the most demanding trained allocation."""
+def _training(config: RunConfig, memory: MemoryModel, space: SearchSpace, spilled: bool) -> int:
+    """Return the bytes of adapters, states, activations and workspace of the most demanding trained allocation.
+
+    With packed layers on disk (``spilled``) its weights count too: a step that reads them from there takes too long.
+    """
     peak = MemoryModel(memory.spec, memory.shape)
+
+    def beside(space: SearchSpace, allocation: Allocation) -> int:
+        parts = peak.breakdown(space, allocation)
+        return 0 if spilled else parts["weights"] + parts["quant_metadata"] + parts["unquantised"]
+
     table = peak.table(space)
     if memory.scope == "peak":
-        needs = [max(budgets_of(config, memory, space).values()) - _held(peak, space, smallest(table, space)[1])]
+        needs = [max(budgets_of(config, memory, space).values()) - beside(space, smallest(table, space)[1])]
     else:
         total, most = largest(table, space)
-        needs = [total - _held(peak, space, most)]
+        needs = [total - beside(space, most)]
     if config.effort.references:
         for fmt in (default_format(16), default_format(4)):
             single = SearchSpace(space.units, (fmt,), Ladder("ranks", (16,)))
             allocation = uniform(space.n_units, fmt.name, 16)
             total = sum(peak.breakdown(single, allocation).values())
-            needs.append(total - _held(peak, single, allocation))
+            needs.append(total - beside(single, allocation))
     return max(0, *needs)
 
 
-def _held(peak: MemoryModel, space: SearchSpace, allocation: Allocation) -> int:
-    """Return the bytes of an allocation's peak that the base and the bank hold anyway."""
-    parts = peak.breakdown(space, allocation)
-    return parts["weights"] + parts["quant_metadata"] + parts["unquantised"]
-
-
-def check_ram(config: RunConfig, spec: DecoderSpec, space: SearchSpace) -> None:
-    """Refuse a run that needs more RAM than is available.
+def check_ram(config: RunConfig, spec: DecoderSpec, space: SearchSpace, device_type: str = "cpu") -> None:
+    """Refuse a run whose workers need more RAM than is available.
 
     Raises:
         DeviceError: With the bytes needed by purpose, and the bytes available.
     """
     if not Path("/proc/meminfo").exists():
         return  # the available bytes are known on Linux alone
-    parts, available, workers = host_parts(config, spec, space), free_bytes("cpu"), config.executor.workers
+    available, workers = free_bytes("cpu"), config.executor.workers
+    parts = host_parts(config, spec, space, device_type)
     need = workers * sum(parts.values())
     listed = ", ".join(f"{what} {format_size(size)}" for what, size in parts.items() if size)
     listed += f"; for each of {workers} workers" if workers > 1 else ""
+    where, advice = ("a CPU", "lower train.batch or train.length, take a smaller model, a GPU (device=cuda)") \
+        if device_type == "cpu" else ("a GPU", "take a smaller model")
     if need > available:
         raise DeviceError(
-            f"fine-tuning {config.model_name} on a CPU needs about {format_size(need)} of RAM ({listed}) and "
-            f"{format_size(available)} is available; name fewer bits (each format is packed once), lower train.batch "
-            "or train.length, take a smaller model, a GPU (device=cuda), a machine with more RAM, or oracle=synthetic")
+            f"fine-tuning {config.model_name} on {where} needs about {format_size(need)} of RAM ({listed}) and "
+            f"{format_size(available)} is available; name fewer bits (each format is packed once) or fewer "
+            f"executor.workers, keep packed layers on disk (worker.spill_above=1MB), {advice}, a machine with more "
+            "RAM, or oracle=synthetic")
 
 
 def plan_rows(setting: Setting, card: Card | None = None) -> list[PlanRow]:

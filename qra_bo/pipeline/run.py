@@ -180,7 +180,7 @@ def make_setting(config: RunConfig, begun: Sequence[Path] = ()) -> Setting:
     Runs in the folders ``begun`` go on with the allocator's allowance that they began with.
 
     Raises:
-        DeviceError: If fine-tuning on a CPU needs more RAM than is available.
+        DeviceError: If fine-tuning needs more RAM than is available.
         MissingExtraError: If the data comes from the hub and the package that fetches it is not installed.
         UserError: If the model's shapes are not available, or the given profile lacks a measurement.
     """
@@ -194,8 +194,8 @@ def make_setting(config: RunConfig, begun: Sequence[Path] = ()) -> Setting:
     trains_here = config.oracle.trains and not remote
     if trains_here and (config.task != "profile" or path is None):  # a given profile needs no data
         check_package(config.data)
-    if trains_here and device == "cpu":
-        check_ram(config, spec, space)
+    if trains_here:
+        check_ram(config, spec, space, device)
     profile = None if path is None else given_profile(Path(path).expanduser(), space.units, config.format_names)
     return Setting(config, space, make_memory(config, spec, device, allowance_for(config, device, begun)), profile)
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
-from qra_bo.config import load_config
+from qra_bo.config import load_config, make_spec
 from qra_bo.finetune.models.host_linear import HostLinear, is_too_large, keep_on_host
 from qra_bo.finetune.quantization.bank import LayerBank
 from qra_bo.finetune.quantization.base import PackedLinear
@@ -78,28 +79,73 @@ def test_a_bank_brings_them_back() -> None:
         assert torch.equal(model.get_submodule(name).weight, weight)
 
 
-def test_a_base_in_host_memory_gives_the_same_results(
-        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = load_config(OVERRIDES).to_dict()
+class Dense:
+    """Counts, whenever a module runs, the decoder's linears whose 16-bit weights are on the device."""
 
-    def run(name: str) -> tuple[Any, float | None]:
+    def __init__(self, oracle: Any) -> None:
+        self.oracle, self.names, self.most = oracle, [m.name for m in oracle.bank.spec.linears], 0
+
+    def __call__(self, *_: object) -> None:
+        found = (self.oracle.model.get_submodule(name) for name in self.names)
+        bases = [getattr(module, "base_layer", module) for module in found]
+        self.most = max(self.most, sum(type(base) is nn.Linear for base in bases))
+
+
+@pytest.mark.parametrize("overrides", [[], ["worker.spill_above=1"]])
+def test_a_base_in_host_memory_gives_the_same_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                      overrides: list[str]) -> None:
+    config = load_config([*OVERRIDES, "quantizer.rounding=gptq"]).to_dict()
+
+    def run(name: str, config: dict[str, Any]) -> tuple[Any, float | None, int]:
         monkeypatch.setenv("QRA_BO_CACHE", str(tmp_path / name / "cache"))
-        oracle = make_oracle(config, str(tmp_path / name))
-        n = len(oracle.units)
+        oracle: Any = make_oracle(config, str(tmp_path / name))
+        n, count = len(oracle.units), Dense(oracle)
         request = TrialSpec(Allocation(("nf4",) * n, (4,) * n), 4, 4, 1)
+        hook = register_module_forward_pre_hook(count)
         try:
-            return oracle.profile(lambda *_: None), oracle.evaluate(request, lambda *_: None).loss
+            profile = oracle.profile(lambda *_: None)
+            loss = oracle.evaluate(request, lambda *_: None).loss
+            oracle.measure_peak(request.allocation.to_json(), 1, lambda *_: None)
+            return profile, loss, count.most
         finally:
+            hook.remove()
             oracle.close()
 
-    on_device, loss = run("device")
+    on_device, loss, dense = run("device", config)
     monkeypatch.setattr("qra_bo.pipeline.finetune_oracle.is_too_large", lambda *_: True)
-    on_host, same = run("host")
+    on_host, same, none = run("host", load_config([*OVERRIDES, "quantizer.rounding=gptq", *overrides]).to_dict())
+    assert dense == len(make_spec(load_config(OVERRIDES)).linears)
+    assert none == 0
     assert loss is not None
     assert same == loss
     for field in ("quantization_sensitivity", "quantization_kl", "rank_sensitivity"):
         np.testing.assert_array_equal(getattr(on_host, field), getattr(on_device, field))
     assert on_host.base_loss == on_device.base_loss
+
+
+@pytest.mark.parametrize(("free", "room", "expected"), [(100, None, False), (99, None, True), (100, 99, True),
+                                                        (100, 200, False)])
+def test_a_budget_keeps_the_base_off_a_large_device(free: int, room: int | None, expected: bool,
+                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, 10**12))
+    assert is_too_large(50, torch.device("cuda"), room) is expected
+
+
+def test_a_device_with_room_gets_copies_and_gives_them_back() -> None:
+    model, spec = tiny_llama(dtype=torch.float16)
+    names = [linear.name for linear in spec.linears]
+    originals = {name: model.get_submodule(name) for name in names}
+    keep_on_host(model, names)
+    bank = LayerBank(model, spec, (), torch.bfloat16, "meta", dense_on_device=True)
+    bank.restore_dense()
+    for name in names:
+        copy = model.get_submodule(name)
+        assert type(copy) is nn.Linear
+        assert (copy.weight.device.type, copy.weight.dtype) == ("meta", torch.bfloat16)
+        assert bank.dense_weight(name).data_ptr() == originals[name].weight.data_ptr()
+    copy = model.get_submodule(names[0])
+    bank.restore_dense()
+    assert model.get_submodule(names[0]) is copy  # copied once
 
 
 @pytest.mark.gpu

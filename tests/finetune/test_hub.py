@@ -87,7 +87,7 @@ def test_a_cut_connection_is_resumed_where_it_broke(hub: Hub, repo: Path) -> Non
 
 
 def test_whole_files_outlast_a_download_that_failed(hub: Hub) -> None:
-    small_files(NODE, bars=False)
+    small_files(NODE)
     hub.broken = True
     with pytest.raises(ModelError, match=r"broke off.*run the same command again: files that arrived whole are kept"):
         fetch(NODE, bars=False)

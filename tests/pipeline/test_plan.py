@@ -59,15 +59,39 @@ def test_in_fp32_the_16_bit_format_is_packed_too() -> None:
 
 
 def test_too_little_ram_is_refused_with_what_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    config, spec, space = setting("+model=llama2_7b", "budget=10GB")
-    monkeypatch.setattr(plan, "free_bytes", lambda device: parse_size("24GB"))
-    with pytest.raises(DeviceError, match=r"needs about 3\d\.\d\d GB of RAM \(dense weights 13\.48 GB.* and 24\.00 GB "
-                                          r"is available; .*device=cuda"):
+    config, spec, space = setting("+model=llama2_7b", "budget=10GB", "worker.spill_above=1TB")
+    monkeypatch.setattr(plan, "free_bytes", lambda device: parse_size("16GB"))
+    with pytest.raises(DeviceError, match=r"on a CPU needs about 2\d\.\d\d GB of RAM \(packed formats 1\d\.\d\d GB"
+                                          r".* and 16\.00 GB is available; .*worker\.spill_above=.*device=cuda"):
         check_ram(config, spec, space)
     with pytest.raises(DeviceError):
         make_setting(config)
     monkeypatch.setattr(plan, "free_bytes", lambda device: parse_size("64GB"))
     check_ram(config, spec, space)
+
+
+def test_packed_layers_on_disk_take_no_ram_but_for_those_in_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "keeps_dense", lambda spec, formats: False)
+    config, spec, space = setting("+model=llama2_7b", "budget=10GB", "effort.references=false")
+    for free, spilled in (("64GB", False), ("16GB", True)):
+        monkeypatch.setattr(plan, "free_bytes", lambda device, free=free: parse_size(free))
+        parts = host_parts(config, spec, space)
+        assert (parts["packed formats"] == 0) is spilled
+        assert (parts["training or choosing codes"] == 10**10) is spilled
+        assert parts["dense weights"] == 0  # mapped
+    check_ram(config, spec, space)
+
+
+def test_workers_with_a_gpu_each_need_host_memory_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    config, spec, space = setting("+model=llama2_7b", "budget=10GB", "quantizer.rounding=rtn", "executor.workers=2",
+                                  "worker.spill_above=1TB")
+    each = sum(host_parts(config, spec, space, "cuda").values())
+    assert each == plan.packed_bytes(config, spec, space, "cuda") + plan.CUDA_LIBRARIES + 2**28
+    monkeypatch.setattr(plan, "free_bytes", lambda device: 2 * each - 1)
+    with pytest.raises(DeviceError, match=r"on a GPU needs .*; for each of 2 workers\) .*fewer executor\.workers"):
+        check_ram(config, spec, space, "cuda")
+    monkeypatch.setattr(plan, "free_bytes", lambda device: 2 * each)
+    check_ram(config, spec, space, "cuda")
 
 
 def test_a_simulation_needs_no_ram(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ Only safetensors (or the one GGUF file that is named), configuration and tokeniz
 import json
 import logging
 import shutil
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -41,21 +42,21 @@ def fetch(model: Mapping[str, Any], *, bars: bool = True) -> None:
     """
     if not is_on_hub(model):
         return
-    repo = _Repository(model, bars)
+    repo = _Repository(model)
     folder = repo.get(SMALL)
-    repo.get(_weights(folder, model))
+    repo.get(_weights(folder, model), bars=bars and sys.stderr.isatty())
     if model.get("revision") is None:
         log.warning("model.revision is not set: the newest revision of %s, commit %s, was taken; pin it with "
                     "model.revision=%s", model.get("path"), folder.name, folder.name)
 
 
-def small_files(model: Mapping[str, Any], *, bars: bool = True) -> Path:
+def small_files(model: Mapping[str, Any]) -> Path:
     """Return the folder of a model's configuration and tokenizer, downloaded where they are of the hub.
 
     Raises:
         ModelError: If the repository can't be reached or read.
     """
-    return _Repository(model, bars).get(SMALL) if is_on_hub(model) else Path(str(model.get("path")))
+    return _Repository(model).get(SMALL) if is_on_hub(model) else Path(str(model.get("path")))
 
 
 def cached(model: Mapping[str, Any]) -> Path:
@@ -64,7 +65,7 @@ def cached(model: Mapping[str, Any]) -> Path:
     Raises:
         ModelError: If the cache lacks a part of it.
     """
-    repo = _Repository(model, bars=False)
+    repo = _Repository(model)
     folder = repo.local([CONFIG])
     if folder is None or repo.local(_weights(folder, model)) is None:
         raise ModelError(f"the hub's cache on this machine lacks {model['path']!r} or a part of it; run a command with "
@@ -89,8 +90,8 @@ def _weights(folder: Path, model: Mapping[str, Any]) -> list[str]:
 class _Repository:
     """One revision of a repository, and its folder in the hub's cache."""
 
-    def __init__(self, model: Mapping[str, Any], bars: bool) -> None:
-        self.name, self.bars, self.revision = str(model.get("path")), bars, model.get("revision")
+    def __init__(self, model: Mapping[str, Any]) -> None:
+        self.name, self.revision = str(model.get("path")), model.get("revision")
         self._options: dict[str, Any] = {"repo_id": self.name, "revision": self.revision, "ignore_patterns": [FOLDERS]}
         self._code = ["*.py"] if model.get("trust_remote_code") else []
 
@@ -103,7 +104,7 @@ class _Repository:
             return None
         return folder if all((folder / name).exists() for name in _exact(files)) else None
 
-    def get(self, files: Sequence[str]) -> Path:
+    def get(self, files: Sequence[str], *, bars: bool = False) -> Path:
         """Download the files of these patterns that the cache lacks; return their folder.
 
         Raises:
@@ -136,7 +137,7 @@ class _Repository:
                              "on another disk by the environment variable HF_HOME")
         if size > SPARE:
             log.warning("downloading %d files of %s (%s) to %s", len(missing), self.name, format_size(size), cache)
-        with self._explained(), nullcontext() if self.bars else disable_progress_bars():
+        with self._explained(), nullcontext() if bars and missing else disable_progress_bars():
             return Path(snapshot_download(**wanted))
 
     @contextmanager

@@ -1,12 +1,15 @@
 """The layer bank: packed once, swapped in place, bit for bit the same on the way back."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from qra_bo.finetune.cache import TensorStore
 from qra_bo.finetune.quantization.bank import LayerBank
+from qra_bo.finetune.quantization.base import State
 from qra_bo.finetune.tracing.memory_probe import live_bytes
 from qra_bo.memory.formats import metadata_bytes, parse_format, weight_bytes
 from qra_bo.space import DecoderSpec
@@ -99,6 +102,41 @@ def test_kept_dense_weights_change_no_bit_nor_measured_bytes() -> None:
         assert live_bytes(model) == packed_alone
         assert torch.equal(logits(model), logits(plain_model))
     assert live_bytes(model) == held
+
+
+def is_mapped(state: State, folder: Path) -> bool:
+    maps = [line.split(maxsplit=5) for line in Path("/proc/self/maps").read_text().splitlines()]
+    spans = [tuple(int(end, 16) for end in m[0].split("-")) for m in maps if m[-1].startswith(str(folder))]
+    return all(any(first <= t.data_ptr() < last for first, last in spans) for t in state.values())
+
+
+def test_layers_on_disk_are_mapped_shared_and_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain_model, spec, plain = make_bank()
+    model, _, bank = make_bank(store=TensorStore(tmp_path, {}))
+    bank.build()
+    assert all(is_mapped(bank.state(m.name, fmt.name), tmp_path) for m in spec.linears for fmt in FORMATS[:-1])
+    name = spec.linears[0].name
+    assert bank.state(name, "fp16")["codes"].data_ptr() == bank.dense_weight(name).data_ptr()  # the base itself
+    assert not is_mapped(plain.state(name, "nf4"), tmp_path)
+    choice = mixed(spec)
+    plain.install(choice)
+    bank.install(choice)
+    assert torch.equal(logits(model), logits(plain_model))
+    assert bank.stored_bytes(choice) == plain.stored_bytes(choice)
+    _, _, other = make_bank(store=TensorStore(tmp_path, {}))
+    monkeypatch.setattr(other, "nearest", lambda _name, fmt: pytest.fail("packed again"))
+    other.install({name: fmt for name, fmt in choice.items() if fmt != "fp16"})
+    assert all(is_mapped(other.installed_state(m), tmp_path) for m in other.current)
+
+
+def test_a_disk_that_takes_nothing_leaves_layers_in_memory(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "file").write_text("no folder")
+    model, spec, bank = make_bank(store=TensorStore(tmp_path / "file", {}))
+    plain_model, _, plain = make_bank()
+    for one in (bank, plain):
+        one.install(uniform(spec, "nf4"))
+    assert torch.equal(logits(model), logits(plain_model))
+    assert "can't be cached" in caplog.text
 
 
 def test_marks_the_model_for_peft() -> None:
