@@ -1,24 +1,27 @@
 """Whole runs in killable processes, for the benchmark of faults.
 
 Processes are forked from one that has imported everything, because imports take ten times as long as a run of
-``tiny``. Workers of a run are forked too, instead of spawned; all else is as in ``python -m qra_bo``.
+``tiny``. Workers of a run are forked too, instead of started anew; all else is as in ``python -m qra_bo``.
 """
 
 import fcntl
 import importlib
 import json
-import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qra_bo.execution import local, worker
 from qra_bo.study.journal import JOURNAL_NAME, LOCK_NAME, read_journal
+from qra_bo.utils.signals import STOPPING
 
 OVERRIDES = (
     "+model=tiny", "data=tiny", "display=none", "device=cpu", "effort=quick", "method=evolution", "granularity=block",
@@ -71,6 +74,64 @@ class Ended:
         return self.status in (0, 2, 3, 130, 143) and "Traceback" not in self.output
 
 
+HANG_SIGNAL = signal.SIGUSR2
+"""Makes a forked worker hang: a stopped one is waited for."""
+
+
+class ForkedWorker:
+    """A worker process as ``subprocess.Popen`` would start it, but forked.
+
+    Args:
+        connection: Descriptor for ``worker.main``; so is ``driver``.
+    """
+
+    def __init__(self, connection: int, driver: int) -> None:
+        self.returncode: int | None = None
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+        self.pid = os.fork()
+        if self.pid == 0:
+            status = 1
+            try:
+                _close_all_but(connection, driver)
+                signal.signal(HANG_SIGNAL, lambda *_: time.sleep(1e6))
+                worker.main(connection, driver)
+                status = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(status)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def poll(self) -> int | None:
+        """Return its exit status, or minus the signal that killed it; ``None`` while it runs."""
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+        return self.returncode
+
+    def wait(self, timeout: float = 300.0) -> int:
+        """Raises ``subprocess.TimeoutExpired`` if it goes on."""
+        end = time.monotonic() + timeout
+        while (code := self.poll()) is None:
+            if time.monotonic() > end:
+                raise subprocess.TimeoutExpired("worker", timeout)
+            time.sleep(.002)
+        return code
+
+    def kill(self) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, signal.SIGKILL)
+
+
+def _close_all_but(*kept: int) -> None:
+    """Close descriptors that a fresh interpreter would not inherit: the run's lock, and its ends of the pipes."""
+    before = 2
+    for fd in sorted(kept):
+        os.closerange(before + 1, fd)
+        before = fd
+    os.closerange(before + 1, os.sysconf("SC_OPEN_MAX"))
+
+
 class RunProcess:
     """A run that goes on in a process of its own.
 
@@ -96,8 +157,7 @@ class RunProcess:
             log = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
             os.dup2(log, 1)
             os.dup2(log, 2)
-            forked = multiprocessing.get_context("fork")
-            multiprocessing.get_context = lambda method=None: forked  # type: ignore[assignment]
+            local.launch = ForkedWorker  # type: ignore[assignment]
             if prepare is not None:
                 prepare()
             from qra_bo.cli.app import main

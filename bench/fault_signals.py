@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from bench.fault_log import Tries
-from bench.fault_runs import Ended, RunProcess, adapter, journal_lines, keys, result
+from bench.fault_runs import HANG_SIGNAL, Ended, RunProcess, adapter, journal_lines, keys, result
 from qra_bo.study.journal import JOURNAL_NAME
 
 KILL, TERM, INT, WORKER, HANG = ("SIGKILL of the run", "SIGTERM", "Ctrl-C", "SIGKILL of the worker",
@@ -105,7 +105,7 @@ def _strike(process: RunProcess, kind: str) -> bool:
         time.sleep(.003)
     if not process.children():
         return False
-    os.kill(process.children()[0], signal.SIGKILL if kind == WORKER else signal.SIGSTOP)
+    os.kill(process.children()[0], signal.SIGKILL if kind == WORKER else HANG_SIGNAL)
     return True
 
 

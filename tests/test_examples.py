@@ -4,6 +4,7 @@ import doctest
 import importlib
 import os
 import pkgutil
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,18 @@ def test_example_runs(script: Path, tmp_path: Path) -> None:
                           env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     assert done.stdout
+
+
+@pytest.mark.slow
+def test_the_python_of_the_readme_runs_as_a_script(tmp_path: Path) -> None:
+    """Without ``if __name__ == "__main__"``, although it trains in a worker process."""
+    found = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    script = tmp_path / "readme.py"
+    script.write_text("\n".join(found))
+    done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, check=False,
+                          env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    assert "import qra_bo" in found[0]
 
 
 @pytest.mark.parametrize("name", DOCUMENTED)

@@ -1,39 +1,63 @@
 """Trials in worker processes of this machine."""
 
 import json
-import multiprocessing
+import logging
+import os
 import signal
-import time
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from multiprocessing import Pipe, util
 from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 from qra_bo.execution.base import OracleSpec
-from qra_bo.execution.pool import Limits, PoolExecutor, WorkerHandle, WorkerLost, WorkerState
-from qra_bo.execution.worker import error_from_body, worker_main
+from qra_bo.execution.pool import POLL_SECONDS, Limits, PoolExecutor, WorkerHandle, WorkerLost, WorkerState
+from qra_bo.execution.worker import error_from_body
 from qra_bo.oracle.protocol import Progress
+from qra_bo.utils.holder import is_stopped
+from qra_bo.utils.signals import STOPPING
+
+log = logging.getLogger(__name__)
 
 GRACE_SECONDS = 5.0
 """How long an idle worker may take to end by itself before it is killed."""
 STOP_SECONDS = 20.0
 """The same for one at work: it ends at its next step, with the trial kept on disk."""
+_ENTRY = ("import sys; sys.path[:] = sys.argv[3:]; from qra_bo.execution.worker import main; "
+          "main(int(sys.argv[1]), int(sys.argv[2]))")
+
+
+def launch(connection: int, driver: int) -> subprocess.Popen[bytes]:
+    """Start a fresh interpreter that finds modules where this one does and runs ``worker.main`` with two descriptors.
+
+    ``multiprocessing`` would import the user's script again, which then needs ``if __name__ == "__main__"``.
+    """
+    flags: list[str] = util._args_from_interpreter_flags()  # type: ignore[attr-defined]
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)  # the worker begins with them blocked
+    try:
+        return subprocess.Popen([sys.executable, *flags, "-P", "-c", _ENTRY, str(connection), str(driver), *sys.path],
+                                stdin=subprocess.DEVNULL, pass_fds=(connection, driver))
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class ProcessHandle(WorkerHandle):
-    """Non-blocking handle of one spawned process; cleans up when the process dies or times out."""
+    """Non-blocking handle of one worker process; cleans up when the process dies or times out."""
 
     def __init__(self, spec: OracleSpec, limits: Limits) -> None:
         super().__init__(limits)
         self._spec = spec
         self._request = b""
-        self.process: BaseProcess | None = None
+        self._seen_stopped = False
+        self.process: subprocess.Popen[bytes] | None = None
         self.connection: Connection  # to the process, while there is one
+        self._lifeline: int  # it closes with this process
 
     def begin(self, request: Mapping[str, Any], allowed: float | None = None) -> None:
-        if self.process is not None and not self.process.is_alive():
+        if self.process is not None and self.process.poll() is not None:
             self.kill()
         self.done, self._allowed, self._request = 0, allowed, json.dumps(request).encode()
         if self.process is None:
@@ -69,25 +93,38 @@ class ProcessHandle(WorkerHandle):
 
     def join(self) -> None:
         if self.process is not None and self.state is not WorkerState.BUILDING:
-            self.process.join(STOP_SECONDS if self.state is WorkerState.WORKING else GRACE_SECONDS)
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(STOP_SECONDS if self.state is WorkerState.WORKING else GRACE_SECONDS)
 
     def kill(self) -> None:
         process, self.process = self.process, None
         self.state = WorkerState.ABSENT
         if process is not None:
-            if process.is_alive():
-                process.kill()
-            process.join()
+            process.kill()
+            process.wait()
             self.connection.close()
+            os.close(self._lifeline)
+
+    def spend(self, seconds: float) -> None:
+        stopped = self.process is not None and is_stopped(self.process.pid)
+        if stopped and not self._seen_stopped and self.process is not None:
+            log.warning("the worker process %d is stopped, and waited for: continue it with kill -CONT %d",
+                        self.process.pid, self.process.pid)
+        self._seen_stopped = stopped
+        if not stopped:
+            super().spend(seconds)
 
     def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe()
-        args = (theirs, self._spec.target, json.dumps(self._spec.kwargs))
-        self.process = context.Process(target=worker_main, args=args, name="qra_bo-worker", daemon=True)
-        self.process.start()
-        theirs.close()
+        self.connection, theirs = Pipe()
+        ends, self._lifeline = os.pipe()
+        try:
+            self.process = launch(theirs.fileno(), ends)
+        finally:
+            theirs.close()
+            os.close(ends)
         self._started(WorkerState.BUILDING)
+        with suppress(OSError):  # it is gone: the first message will not come
+            self.connection.send_bytes(json.dumps({"target": self._spec.target, "kwargs": self._spec.kwargs}).encode())
 
     def _send(self) -> None:
         self._started(WorkerState.WORKING)
@@ -99,9 +136,10 @@ class ProcessHandle(WorkerHandle):
     def _died(self, what: str) -> WorkerLost:
         """Clean up after a process that ended by itself; return the error to raise."""
         process, building = self.process, self.state is WorkerState.BUILDING
+        code = None
         if process is not None:
-            process.join(GRACE_SECONDS)
-        code = None if process is None else process.exitcode
+            with suppress(subprocess.TimeoutExpired):
+                code = process.wait(GRACE_SECONDS)
         self.kill()
         if code is None:
             return WorkerLost(what, building)
@@ -112,15 +150,13 @@ class ProcessHandle(WorkerHandle):
 
 
 class LocalExecutor(PoolExecutor[ProcessHandle]):
-    """Keeps one spawned worker process for every ``OracleSpec`` (at least one; they may differ in the device)."""
+    """Keeps one worker process for every ``OracleSpec`` (at least one; they may differ in the device)."""
 
     def __init__(self, specs: Sequence[OracleSpec], limits: Limits) -> None:
         super().__init__([ProcessHandle(spec, limits) for spec in specs], limits)
 
     def _wait(self, workers: Sequence[ProcessHandle]) -> list[ProcessHandle]:
-        due = [w.due for w in workers if w.due is not None]
-        timeout = max(0.0, min(due) - time.monotonic()) if due else None
-        ready = wait([w.connection for w in workers], timeout)
+        ready = wait([w.connection for w in workers], min(POLL_SECONDS, *(w.left for w in workers)))
         return [w for w in workers if w.connection in ready]
 
     def _memory_kills(self) -> int:

@@ -3,20 +3,17 @@
 import json
 import logging
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from qra_bo.execution.base import OracleSpec
 from qra_bo.execution.local import STOP_SECONDS
-from qra_bo.execution.pool import Limits, PoolExecutor, WorkerHandle, WorkerLost, WorkerState
+from qra_bo.execution.pool import POLL_SECONDS, Limits, PoolExecutor, WorkerHandle, WorkerLost, WorkerState
 from qra_bo.execution.worker import error_body, error_from_body, resolve, serve
 from qra_bo.oracle.protocol import TRAINING, Oracle, Progress, StopRequested
 from qra_bo.utils.errors import DeviceError, MissingExtraError, OracleError
 
-POLL_SECONDS = 0.5
-"""Time between two progress requests to workers that have not answered."""
 WORK, TALK = "work", "talk"
 """Two threads of an actor: one evaluates, the other reports progress."""
 
@@ -130,7 +127,7 @@ class ActorHandle(WorkerHandle):
             if said != self._said and what:
                 self._progressed(what, done, total, progress)
             elif said != self._said:
-                self._heard = time.monotonic()
+                self._silent = 0.0
             self._said = said
         if self._said == 0:  # it waits for its resources, or builds
             self._started(WorkerState.WORKING)

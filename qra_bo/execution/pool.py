@@ -1,6 +1,7 @@
 """Handles of workers, which may die, hang or run out of memory without harm to the run, and the executor over them."""
 
 import logging
+import math
 import statistics
 import time
 from abc import ABC, abstractmethod
@@ -16,13 +17,17 @@ from qra_bo.trials import TrialResult, TrialSpec, TrialState
 from qra_bo.utils.errors import QRABOError, WorkerError
 
 log = logging.getLogger(__name__)
+POLL_SECONDS = 0.5
+"""Longest time between two looks at the workers. Where more has passed, this process was stopped for the rest."""
 PACE = 9
 """Number of last finished trials whose seconds a step say how long the next may take."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How long a worker may take.
+    """How long a worker may take, in seconds in which both it and this process were running.
+
+    Neither a stop of the run (Ctrl-Z, a scheduler's suspension, a laptop asleep) nor a stop of a worker counts.
 
     Args:
         silence: Longest time with neither progress nor an answer, in seconds; then it counts as hung and is killed.
@@ -74,7 +79,7 @@ class WorkerHandle(ABC):
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._allowed: float | None = None
-        self._heard = self._begun = 0.0
+        self._silent = self._spent = 0.0
         self.state = WorkerState.ABSENT
         self.done = 0
 
@@ -114,30 +119,35 @@ class WorkerHandle(ABC):
     def check(self, progress: Progress) -> None:
         """End the worker and raise ``WorkerLost`` if it counts as hung by now: silent, or overdue with its trial."""
         silence = self._silence
-        if silence is not None and time.monotonic() >= self._heard + silence:
+        if silence is not None and self._silent >= silence:
             raise self._hung(f"it was silent for more than {silence:g} s and counts as hung")
         self._check_overdue()
 
+    def spend(self, seconds: float) -> None:
+        """Count seconds in which this process waited and the worker was running."""
+        self._silent += seconds
+        self._spent += seconds
+
     @property
-    def due(self) -> float | None:
-        """Monotonic time at which it counts as hung; ``None`` for never."""
-        times = [] if self._silence is None else [self._heard + self._silence]
+    def left(self) -> float:
+        """Seconds after which it counts as hung; infinite for never."""
+        times = [] if self._silence is None else [self._silence - self._silent]
         if self.state is WorkerState.WORKING and self._allowed is not None:
-            times.append(self._begun + self._allowed)
-        return min(times, default=None)
+            times.append(self._allowed - self._spent)
+        return max(0.0, min(times, default=math.inf))
 
     @property
     def _silence(self) -> float | None:
         return self._limits.startup if self.state is WorkerState.BUILDING else self._limits.silence
 
     def _started(self, state: WorkerState) -> None:
-        """Enter ``state`` and start the clocks."""
+        """Enter ``state`` and start its counts of seconds."""
         self.state = state
-        self._heard = self._begun = time.monotonic()
+        self._silent = self._spent = 0.0
 
     def _progressed(self, what: str, done: int, total: int, progress: Progress) -> None:
         """Pass progress on, unless the worker is overdue."""
-        self._heard = time.monotonic()
+        self._silent = 0.0
         self._check_overdue()
         if what == TRAINING:
             self.done = done
@@ -145,7 +155,7 @@ class WorkerHandle(ABC):
 
     def _check_overdue(self) -> None:
         if self.state is WorkerState.WORKING and self._allowed is not None \
-                and time.monotonic() >= self._begun + self._allowed:
+                and self._spent >= self._allowed:
             raise self._hung(f"it took more than {self._allowed:.3g} s, far longer than such trials before it, and "
                              "counts as hung")
 
@@ -214,7 +224,17 @@ class PoolExecutor(Executor, Generic[Handle]):
 
     @abstractmethod
     def _wait(self, workers: Sequence[Handle]) -> Sequence[Handle]:
-        """Return those of ``workers`` that sent something; none once one of them is overdue."""
+        """Return those of ``workers`` that sent something, after ``POLL_SECONDS`` at most and none earlier than there
+        is one, or one of them is overdue."""
+
+    def _heard(self, workers: Sequence[Handle]) -> Sequence[Handle]:
+        """Wait, and count the time that it took; return the workers that sent something."""
+        start = time.monotonic()
+        ready = self._wait(workers)
+        seconds = min(time.monotonic() - start, POLL_SECONDS)
+        for worker in workers:
+            worker.spend(seconds)
+        return ready
 
     def _memory_kills(self) -> int:
         """Return a count of workers that were killed for want of memory, where the machine keeps one."""
@@ -235,7 +255,7 @@ class PoolExecutor(Executor, Generic[Handle]):
     def _listen(self, progress: Progress) -> None:
         """Wait until a worker sends something or is overdue, and take it in."""
         busy = tuple(self._running)
-        ready = self._wait(busy)
+        ready = self._heard(busy)
         for worker in busy:
             try:
                 if worker not in ready:
@@ -288,7 +308,7 @@ class PoolExecutor(Executor, Generic[Handle]):
             try:
                 worker.begin(request)
                 while True:
-                    if worker not in self._wait((worker,)):
+                    if worker not in self._heard((worker,)):
                         worker.check(progress)
                     elif (answer := worker.receive(progress)) is not None:
                         return answer

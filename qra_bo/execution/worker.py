@@ -2,7 +2,6 @@
 
 import json
 import logging
-import multiprocessing
 import os
 import pkgutil
 import signal
@@ -27,18 +26,29 @@ PROGRESS_SECONDS = 0.2
 """Least time between two progress messages of one activity (its last is always sent)."""
 
 
-def worker_main(connection: Connection, target: str, kwargs: str) -> None:
-    """Entry of the spawned process.
+def main(connection: int, driver: int) -> None:
+    """Entry of a worker process, which imports this module and nothing of the driver's script.
 
     Signals from the terminal or a scheduler are ignored: the driver handles them and ends this process. When the
     driver dies this process ends, in the middle of a trial too: two workers would share one device on resume. Messages
-    are JSON, as are the keyword arguments ``kwargs`` of the oracle's ``target``.
+    are JSON; the first holds the oracle's ``target`` and its keyword arguments.
+
+    Args:
+        connection: Descriptor of this side of the connection to the driver.
+        driver: Descriptor of the reading end of a pipe that closes when the driver dies.
     """
     for signum in STOPPING:
         signal.signal(signum, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)  # blocked until here: a signal may not end the start
+    threading.Thread(target=_end_with_driver, args=(driver,), daemon=True).start()
+    with Connection(connection) as open_connection:
+        _work(open_connection)
+
+
+def _work(connection: Connection) -> None:
     try:
-        oracle: Oracle = resolve(target)(**json.loads(kwargs))
+        wanted = json.loads(connection.recv_bytes())
+        oracle: Oracle = resolve(wanted["target"])(**wanted["kwargs"])
         _send(connection, "ready", {"oracle": oracle.kind})
     except Exception as error:
         _send(connection, "error", error_body(error))
@@ -61,18 +71,17 @@ def resolve(target: str) -> Callable[..., Any]:
     try:
         found: Callable[..., Any] = pkgutil.resolve_name(target)
     except (ImportError, AttributeError, ValueError) as error:
+        own = "; a worker process does not import your script: move it to a module" * target.startswith("__main__")
         raise ConfigError(f"the oracle must be given as 'package.module:callable'; {target!r} can't be imported "
-                          f"({error})") from error
+                          f"({error}){own}") from error
     if not callable(found):
         raise ConfigError(f"the oracle must be given as 'package.module:callable'; {target!r} is not callable")
     return found
 
 
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+def _end_with_driver(driver: int) -> None:
+    os.read(driver, 1)  # nothing is ever written: it returns when the driver's end closes
+    os._exit(1)
 
 
 class Reporter(Protocol):

@@ -1,4 +1,4 @@
-"""Which process holds a lock: its file says so, for the messages of others."""
+"""Which process holds a lock: its file says so, for the messages of others; and which process is stopped."""
 
 import json
 import os
@@ -23,9 +23,13 @@ def holder_of(path: Path) -> str:
     with suppress(OSError, ValueError, KeyError, TypeError):
         data = json.loads(path.read_text())
         pid = int(data["pid"])
-        stopped = False
-        if data["host"] == socket.gethostname():
-            with suppress(OSError, IndexError):  # a stopped process waits for SIGCONT
-                stopped = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "Tt"
+        stopped = data["host"] == socket.gethostname() and is_stopped(pid)
         return f"process {pid} on {data['host']} since {data['since']}{' (it is stopped)' if stopped else ''}"
     return "another process"
+
+
+def is_stopped(pid: int) -> bool:
+    """Return whether a process of this machine waits for SIGCONT; where there is no ``/proc``, none is known to."""
+    with suppress(OSError, IndexError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "Tt"
+    return False

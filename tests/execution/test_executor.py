@@ -2,6 +2,9 @@
 
 import os
 import signal
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,6 +20,7 @@ from qra_bo.execution.pool import Limits
 from qra_bo.space import uniform
 from qra_bo.trials import TrialResult, TrialSpec, TrialState
 from qra_bo.utils.errors import ConfigError, ModelError, OracleError, WorkerError
+from qra_bo.utils.signals import STOPPING
 from tests.study.oracles import PlantedOracle
 
 REQUEST = TrialSpec(uniform(4, "nf4", 4), 8, 8, 3, "validation", 2.0)
@@ -120,7 +124,7 @@ def test_a_worker_at_work_keeps_its_evaluation_when_it_is_closed(faulty: Any, tm
         executor.evaluate(REQUEST, stop)
     process = executor._workers[0].process
     executor.close()
-    assert process.exitcode == 0
+    assert process.returncode == 0
     assert int((tmp_path / "kept").read_text()) >= seen[-1]
 
 
@@ -128,7 +132,7 @@ def test_a_worker_that_died_idle_is_replaced(faulty: Any) -> None:
     executor = faulty()
     executor.describe()
     executor._workers[0].process.kill()
-    executor._workers[0].process.join()
+    executor._workers[0].process.wait()
     assert executor.evaluate(REQUEST, quiet).state is TrialState.OK
 
 
@@ -174,15 +178,47 @@ def test_worker_ignores_the_terminals_signals_and_ends_on_close(faulty: Any) -> 
     executor = faulty()
     executor.describe()
     process = executor._workers[0].process
-    os.kill(process.pid, signal.SIGINT)
-    os.kill(process.pid, signal.SIGTERM)
+    for signum in STOPPING:
+        os.kill(process.pid, signum)
     assert executor.evaluate(REQUEST, quiet).state is TrialState.OK
     start = time.monotonic()
     executor.close()
     executor.close()
-    assert not process.is_alive()
-    assert process.exitcode == 0
+    assert process.returncode == 0
     assert time.monotonic() - start < 4
+
+
+def test_a_worker_that_is_stopped_and_continued_is_not_hung(faulty: Any, caplog: pytest.LogCaptureFixture) -> None:
+    executor = faulty(deadline=1.0, pause=.4)
+    executor.describe()
+    pid = executor._workers[0].process.pid
+    os.kill(pid, signal.SIGSTOP)
+    threading.Timer(2.5, os.kill, (pid, signal.SIGCONT)).start()
+    assert executor.evaluate(REQUEST, quiet).state is TrialState.OK
+    assert executor._workers[0].process.pid == pid
+    expected = f"the worker process {pid} is stopped, and waited for: continue it with kill -CONT {pid}"
+    assert caplog.messages == [expected]
+
+
+SILENT = """
+from qra_bo.execution import Limits, LocalExecutor, OracleSpec
+executor = LocalExecutor([OracleSpec("tests.study.oracles:make", {"pause": .8})], Limits(2.0))
+executor.describe()
+print("ready", flush=True)
+print(executor.profile(lambda *p: None).profile.source)
+executor.close()
+"""
+
+
+def test_a_run_that_is_stopped_and_continued_keeps_its_worker() -> None:
+    with subprocess.Popen([sys.executable, "-c", SILENT], stdout=subprocess.PIPE, process_group=0, text=True) as run:
+        assert run.stdout is not None
+        assert run.stdout.readline() == "ready\n"
+        time.sleep(.2)
+        os.killpg(run.pid, signal.SIGSTOP)  # Ctrl-Z, or a scheduler's suspension
+        time.sleep(2.5)
+        os.killpg(run.pid, signal.SIGCONT)
+        assert run.stdout.read() == "planted\n"
 
 
 def test_in_process_faults_are_results_too(tmp_path: Path) -> None:

@@ -108,7 +108,6 @@ def test_a_killed_run_is_known_to_have_died(tmp_path: Path) -> None:
 
 
 def assert_all_end(pids: list[str]) -> None:
-    """Worker and multiprocessing's resource tracker: the latter ends when it notices that nobody is left."""
     deadline = time.monotonic() + 10
     while any(_alive(pid) for pid in pids) and time.monotonic() < deadline:
         time.sleep(.02)
