@@ -2,29 +2,34 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-Made = TypeVar("Made")
-
 
 @torch.no_grad()
-def each_input(model: Any, linears: Sequence[str], ids: Tensor, make: Callable[[str, Tensor], Made],
-               use: Callable[[str, Made], None]) -> None:
-    """Send ``ids`` (``n x length``) through the model once, and pass ``make(name, input)`` of every linear to ``use``.
+def each_input(model: Any, linears: Sequence[str], ids: Tensor, use: Callable[[list[str], Tensor], None]) -> None:
+    """Send ``ids`` (``n x length``) through the model once, and pass every input of linears to ``use``.
 
-    Inputs are ``n x length x in``. Linears that share an input share its result; no more than one is kept. ``use`` is
-    called in the order in which the model calls the linears. The model's mode is restored.
+    ``use`` is called with the names of the linears that share an input and with that input, ``n x length x in``, in the
+    order in which the model calls them; no more than one input is kept. The model's mode is restored.
     """
-    last: list[Any] = [None, None]
+    sharing: list[str] = []
+    last: list[Tensor] = []
+
+    def pass_on() -> None:
+        if sharing:
+            use(list(sharing), last[0])
+        sharing.clear()
+        last.clear()
 
     def hook_of(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            if last[0] is not args[0]:
-                last[:] = args[0], make(name, args[0])
-            use(name, last[1])
+            if not last or last[0] is not args[0]:
+                pass_on()
+                last.append(args[0])
+            sharing.append(name)
         return hook
 
     training = model.training
@@ -32,6 +37,7 @@ def each_input(model: Any, linears: Sequence[str], ids: Tensor, make: Callable[[
     try:
         model.eval()
         model.get_decoder()(input_ids=ids, use_cache=False)
+        pass_on()
     finally:
         model.train(training)
         for handle in handles:
