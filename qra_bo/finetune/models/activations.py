@@ -1,6 +1,6 @@
 """Activations of a decoder: inputs of its linears and layers, and forward passes that start at a layer."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -45,7 +45,13 @@ def each_input(model: Any, linears: Sequence[str], ids: Tensor, use: Callable[[l
 
 
 class _Given(nn.Module):
-    """Replacement of a decoder layer that returns its known output."""
+    """Replacement of a decoder layer that returns its known output, or else what it is given.
+
+    Attributes:
+        taken: Its input.
+    """
+
+    taken: Tensor
 
     def __init__(self, layer: nn.Module, output: Tensor | None) -> None:
         super().__init__()
@@ -58,6 +64,7 @@ class _Given(nn.Module):
             return getattr(self.__dict__["_layer"], name)  # e.g. attention_type, read by the decoder's loop
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        self.taken = hidden_states
         return hidden_states if self._output is None else self._output
 
 
@@ -71,32 +78,39 @@ def decoder_layers(model: Any) -> nn.ModuleList:
     raise TypeError(f"{type(decoder).__name__} has no known list of layers")
 
 
-@torch.no_grad()
-def layer_inputs(model: Any, ids: Tensor) -> tuple[list[Tensor], Tensor]:
-    """Return every decoder layer's input and the final hidden states (after the last norm) of ``b x length`` ids."""
-    inputs: list[Tensor] = []
-
-    def keep(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        inputs.append(args[0] if args else kwargs["hidden_states"])
-
-    handles = [layer.register_forward_pre_hook(keep, with_kwargs=True) for layer in decoder_layers(model)]
+@contextmanager
+def _replaced(model: Any, given: Mapping[int, _Given]) -> Iterator[None]:
+    layers = decoder_layers(model)
+    kept = {i: layers[i] for i in given}
+    for i, layer in given.items():
+        layers[i] = layer
     try:
-        final = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
+        yield
     finally:
-        for handle in handles:
-            handle.remove()
-    return inputs, final
+        for i, original in kept.items():
+            layers[i] = original
 
 
 @contextmanager
 def starting_at(model: Any, index: int, hidden: Tensor) -> Iterator[None]:
-    """Start the decoder at layer ``index`` with ``hidden`` (``b x length x d``) as that layer's input."""
+    """Start the decoder at layer ``index`` with ``hidden`` (``b x length x d``) as that layer's input.
+
+    Layer 0 gets the embeddings, whatever ``hidden`` is.
+    """
     layers = decoder_layers(model)
-    kept = [layers[i] for i in range(index)]
-    for i in range(index):
-        layers[i] = _Given(kept[i], hidden if i == index - 1 else None)
-    try:
+    with _replaced(model, {i: _Given(layers[i], hidden if i == index - 1 else None) for i in range(index)}):
         yield
-    finally:
-        for i, layer in enumerate(kept):
-            layers[i] = layer
+
+
+@torch.no_grad()
+def carried(model: Any, ids: Tensor, first: int, last: int, hidden: Tensor) -> Tensor:
+    """Return the input of layer ``last`` from that of layer ``first``, ``hidden``, both ``b x length x d``.
+
+    Only the layers between the two run. Layer 0 gets the embeddings of ``ids`` (``b x length``).
+    """
+    layers = decoder_layers(model)
+    given = {i: _Given(layers[i], hidden if i == first - 1 else None)
+             for i in range(len(layers)) if not first <= i < last}
+    with _replaced(model, given):
+        model.get_decoder()(input_ids=ids, use_cache=False)
+    return given[last].taken
