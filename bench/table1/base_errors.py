@@ -95,11 +95,11 @@ def joint_sensitivity(oracle: FinetuneOracle | SyntheticOracle, choices: Sequenc
         return hidden
 
     bank.restore_dense()
-    reference = DenseReference(model, final_states(), labels, oracle.settings.train.logits_chunk)
+    reference = DenseReference(model, final_states(), labels, oracle.settings.train.logits_chunk, keep=True)
     for done, names in enumerate(choices, start=1):
         bank.install(unit_choice(oracle.units, names))
         hidden = final_states()
-        losses.append(reference.compare(hidden)[0])
+        losses.append(reference.compare(hidden).loss / reference.tokens)
         divergences.append(jensen_shannon(reference, hidden))
         progress("joint sensitivity", done, len(choices))
     bank.restore_dense()
@@ -110,7 +110,7 @@ def joint_sensitivity(oracle: FinetuneOracle | SyntheticOracle, choices: Sequenc
 def jensen_shannon(reference: DenseReference, hidden: Tensor) -> float:
     """Mean Jensen-Shannon divergence from the dense model of ``b x length x d`` final hidden states, in nats."""
     total = 0.0
-    for _, log_p, log_q in reference.chunks(hidden):
+    for _, log_p, log_q in reference.tiles(hidden):
         middle = torch.logaddexp(log_p, log_q) - math.log(2.0)
         total += 0.5 * float(torch.sum(log_p.exp() * (log_p - middle)) + torch.sum(log_q.exp() * (log_q - middle)))
     return total / reference.tokens

@@ -5,9 +5,11 @@ import torch
 from qra_bo.finetune import profiling
 from qra_bo.finetune.profiling import leading_energy, measure_quantization_sensitivity, measure_rank_sensitivity
 from qra_bo.finetune.quantization.bank import LayerBank
+from qra_bo.finetune.tracing.memory_probe import PeakTracker
 from qra_bo.finetune.training.loss import CalibrationText
 from qra_bo.memory.formats import parse_format
 from qra_bo.space import make_units
+from qra_bo.utils.errors import DeviceError
 from tests.finetune.models import tiny_llama
 
 CPU = torch.device("cpu")
@@ -54,7 +56,7 @@ def test_sensitivity_is_of_the_model_with_one_unit_quantised(kept: int, monkeypa
             assert se[u, f] == pytest.approx(float(((rises - apart) ** 2).mean() / rises.numel()) ** 0.5, abs=1e-6)
     assert (rise[:, 2] == 0).all()
     assert (se[:, 2] == 0).all()
-    assert spent == IDS.size + round(2 * 2 * IDS.size * (1 + 2 / 3 + 1 / 3))
+    assert spent == round(IDS.size * (1 + 2 / 3 + 2 * 2 * (1 + 2 / 3 + 1 / 3)))
 
 
 def test_the_standard_error_is_that_of_text_that_the_model_draws() -> None:
@@ -104,5 +106,47 @@ def test_rank_sensitivity_is_the_spectrum_of_the_weight_gradient() -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-3)
 
 
+def test_more_sequences_take_no_more_memory_than_their_hidden_states(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(profiling, "KEPT_LOG_PROBABILITIES", 0)
+    model, spec = tiny_llama(layers=6)
+    formats = (parse_format("ref2"),)
+    bank = LayerBank(model, spec, formats, torch.float32, "cpu")
+    units, peaks = make_units(spec, "block"), []
+    for n in (2, 2, 24):  # the first packs the layers
+        ids = np.random.default_rng(0).integers(0, 97, (n, 12))
+        with PeakTracker() as tracker:
+            tracker.track_existing(model)
+            measure_quantization_sensitivity(bank, units, formats, calibration(ids, ids), _quiet)
+        peaks.append(tracker.peak_bytes)
+    states = 22 * 12 * spec.hidden_size * 4
+    assert peaks[2] - peaks[1] < 4 * states  # of the dense model at the end, and at one layer and at the next
+
+
+@pytest.mark.parametrize("part", ["hidden_states", "each_gradient"])
+def test_lack_of_memory_in_the_profile_is_a_device_error(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr(profiling, part, full)
+    model, spec = tiny_llama(layers=2)
+    bank = LayerBank(model, spec, (), torch.float32, "cpu")
+    with pytest.raises(DeviceError, match=r"on 2 sequences of 12 tokens at once.*lower train\.batch"):
+        if part == "hidden_states":
+            measure_quantization_sensitivity(bank, make_units(spec, "block"), (), TEXT, _quiet)
+        else:
+            measure_rank_sensitivity(bank, make_units(spec, "block"), TEXT, 2, _quiet)
+
+
 def test_leading_energy_of_a_thin_matrix_is_padded() -> None:
-    np.testing.assert_allclose(leading_energy(torch.diag(torch.tensor([1.0, 3.0])), 4), [9, 10, 10, 10])
+    np.testing.assert_allclose(leading_energy(torch.eye(2), torch.diag(torch.tensor([1.0, 3.0])), 4), [9, 10, 10, 10])
+
+
+@pytest.mark.parametrize(("tokens", "out", "inp"), [(6, 40, 30), (20, 40, 64), (30, 40, 64), (70, 12, 50), (1, 9, 9)])
+def test_leading_energy_is_that_of_the_weight_gradient(tokens: int, out: int, inp: int) -> None:
+    draw = torch.Generator().manual_seed(tokens)
+    gradient, x = torch.randn(tokens, out, generator=draw), torch.randn(tokens, inp, generator=draw)
+    x[1::2] = x[::2][:len(x[1::2])]  # equal tokens: neither Gram matrix has full rank
+    values = torch.linalg.svdvals((gradient.double().t() @ x.double()))[:8].square().numpy()
+    expected = np.cumsum(np.pad(values, (0, max(0, 8 - len(values)))))
+    np.testing.assert_allclose(leading_energy(gradient, x, 8), expected, rtol=1e-8 if 2 * tokens <= min(out, inp)
+                               else 1e-5)

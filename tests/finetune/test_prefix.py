@@ -1,16 +1,36 @@
 import pytest
 import torch
 
-from qra_bo.finetune.models.activations import decoder_layers, layer_inputs, starting_at
+from qra_bo.finetune.models.activations import carried, decoder_layers, starting_at
 from tests.finetune.models import tiny_llama
 
 MODEL, _ = tiny_llama(layers=3)
 IDS = torch.arange(20).reshape(2, 10)
 
 
+def layer_inputs() -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Every layer's input and the final hidden states."""
+    inputs: list[torch.Tensor] = []
+    handles = [layer.register_forward_pre_hook(lambda _m, args: inputs.append(args[0]))
+               for layer in decoder_layers(MODEL)]
+    with torch.no_grad():
+        final = MODEL.get_decoder()(input_ids=IDS).last_hidden_state
+    for handle in handles:
+        handle.remove()
+    return inputs, final
+
+
+@pytest.mark.parametrize(("first", "last"), [(0, 1), (0, 2), (1, 2)])
+def test_hidden_states_are_carried_from_layer_to_layer(first: int, last: int) -> None:
+    inputs, final = layer_inputs()
+    below = inputs[first] if first else torch.empty(0)
+    assert torch.equal(carried(MODEL, IDS, first, last, below), inputs[last])
+    assert torch.equal(layer_inputs()[1], final)
+
+
 @pytest.mark.parametrize("index", [0, 1, 2])
 def test_starting_higher_up_gives_the_same_result(index: int) -> None:
-    inputs, final = layer_inputs(MODEL, IDS)
+    inputs, final = layer_inputs()
     assert len(inputs) == 3
     with starting_at(MODEL, index, inputs[index]), torch.no_grad():
         assert torch.equal(MODEL.get_decoder()(input_ids=IDS).last_hidden_state, final)
@@ -21,7 +41,7 @@ def test_starting_higher_up_gives_the_same_result(index: int) -> None:
 
 
 def test_layers_are_put_back_after_an_error() -> None:
-    inputs, _ = layer_inputs(MODEL, IDS)
+    inputs, _ = layer_inputs()
     before = list(decoder_layers(MODEL))
     with pytest.raises(ZeroDivisionError), starting_at(MODEL, 2, inputs[2]):
         raise ZeroDivisionError

@@ -39,17 +39,14 @@ def input_directions(bank: LayerBank, names: Sequence[str], text: CalibrationTex
     """
     found: dict[str, Tensor] = {}
 
-    def directions(_name: str, inputs: Tensor) -> Tensor:
+    def decompose(sharing: list[str], inputs: Tensor) -> None:
         width = inputs.shape[-1]
-        return leading(inputs.reshape(-1, width), min(rank, width)).down.cpu()
-
-    def keep(name: str, down: Tensor) -> None:
-        found[name] = down
+        found.update(dict.fromkeys(sharing, leading(inputs.reshape(-1, width), min(rank, width)).down.cpu()))
         if progress is not None:
             progress("initialise", len(found), len(names))
 
     bank.restore_dense()
-    each_input(bank.model, names, text.ids.to(bank.device), directions, keep)
+    each_input(bank.model, names, text.ids.to(bank.device), decompose)
     return found
 
 

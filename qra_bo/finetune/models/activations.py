@@ -1,30 +1,35 @@
 """Activations of a decoder: inputs of its linears and layers, and forward passes that start at a layer."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-Made = TypeVar("Made")
-
 
 @torch.no_grad()
-def each_input(model: Any, linears: Sequence[str], ids: Tensor, make: Callable[[str, Tensor], Made],
-               use: Callable[[str, Made], None]) -> None:
-    """Send ``ids`` (``n x length``) through the model once, and pass ``make(name, input)`` of every linear to ``use``.
+def each_input(model: Any, linears: Sequence[str], ids: Tensor, use: Callable[[list[str], Tensor], None]) -> None:
+    """Send ``ids`` (``n x length``) through the model once, and pass every input of linears to ``use``.
 
-    Inputs are ``n x length x in``. Linears that share an input share its result; no more than one is kept. ``use`` is
-    called in the order in which the model calls the linears. The model's mode is restored.
+    ``use`` is called with the names of the linears that share an input and with that input, ``n x length x in``, in the
+    order in which the model calls them; no more than one input is kept. The model's mode is restored.
     """
-    last: list[Any] = [None, None]
+    sharing: list[str] = []
+    last: list[Tensor] = []
+
+    def pass_on() -> None:
+        if sharing:
+            use(list(sharing), last[0])
+        sharing.clear()
+        last.clear()
 
     def hook_of(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            if last[0] is not args[0]:
-                last[:] = args[0], make(name, args[0])
-            use(name, last[1])
+            if not last or last[0] is not args[0]:
+                pass_on()
+                last.append(args[0])
+            sharing.append(name)
         return hook
 
     training = model.training
@@ -32,6 +37,7 @@ def each_input(model: Any, linears: Sequence[str], ids: Tensor, make: Callable[[
     try:
         model.eval()
         model.get_decoder()(input_ids=ids, use_cache=False)
+        pass_on()
     finally:
         model.train(training)
         for handle in handles:
@@ -39,7 +45,13 @@ def each_input(model: Any, linears: Sequence[str], ids: Tensor, make: Callable[[
 
 
 class _Given(nn.Module):
-    """Replacement of a decoder layer that returns its known output."""
+    """Replacement of a decoder layer that returns its known output, or else what it is given.
+
+    Attributes:
+        taken: Its input.
+    """
+
+    taken: Tensor
 
     def __init__(self, layer: nn.Module, output: Tensor | None) -> None:
         super().__init__()
@@ -52,6 +64,7 @@ class _Given(nn.Module):
             return getattr(self.__dict__["_layer"], name)  # e.g. attention_type, read by the decoder's loop
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        self.taken = hidden_states
         return hidden_states if self._output is None else self._output
 
 
@@ -65,32 +78,39 @@ def decoder_layers(model: Any) -> nn.ModuleList:
     raise TypeError(f"{type(decoder).__name__} has no known list of layers")
 
 
-@torch.no_grad()
-def layer_inputs(model: Any, ids: Tensor) -> tuple[list[Tensor], Tensor]:
-    """Return every decoder layer's input and the final hidden states (after the last norm) of ``b x length`` ids."""
-    inputs: list[Tensor] = []
-
-    def keep(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        inputs.append(args[0] if args else kwargs["hidden_states"])
-
-    handles = [layer.register_forward_pre_hook(keep, with_kwargs=True) for layer in decoder_layers(model)]
+@contextmanager
+def _replaced(model: Any, given: Mapping[int, _Given]) -> Iterator[None]:
+    layers = decoder_layers(model)
+    kept = {i: layers[i] for i in given}
+    for i, layer in given.items():
+        layers[i] = layer
     try:
-        final = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
+        yield
     finally:
-        for handle in handles:
-            handle.remove()
-    return inputs, final
+        for i, original in kept.items():
+            layers[i] = original
 
 
 @contextmanager
 def starting_at(model: Any, index: int, hidden: Tensor) -> Iterator[None]:
-    """Start the decoder at layer ``index`` with ``hidden`` (``b x length x d``) as that layer's input."""
+    """Start the decoder at layer ``index`` with ``hidden`` (``b x length x d``) as that layer's input.
+
+    Layer 0 gets the embeddings, whatever ``hidden`` is.
+    """
     layers = decoder_layers(model)
-    kept = [layers[i] for i in range(index)]
-    for i in range(index):
-        layers[i] = _Given(kept[i], hidden if i == index - 1 else None)
-    try:
+    with _replaced(model, {i: _Given(layers[i], hidden if i == index - 1 else None) for i in range(index)}):
         yield
-    finally:
-        for i, layer in enumerate(kept):
-            layers[i] = layer
+
+
+@torch.no_grad()
+def carried(model: Any, ids: Tensor, first: int, last: int, hidden: Tensor) -> Tensor:
+    """Return the input of layer ``last`` from that of layer ``first``, ``hidden``, both ``b x length x d``.
+
+    Only the layers between the two run. Layer 0 gets the embeddings of ``ids`` (``b x length``).
+    """
+    layers = decoder_layers(model)
+    given = {i: _Given(layers[i], hidden if i == first - 1 else None)
+             for i in range(len(layers)) if not first <= i < last}
+    with _replaced(model, given):
+        model.get_decoder()(input_ids=ids, use_cache=False)
+    return given[last].taken

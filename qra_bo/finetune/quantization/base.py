@@ -24,41 +24,30 @@ from qra_bo.utils.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """Grid in which code ``k`` of weight ``[i, j]`` is ``levels[k] * scale[i, j] + offset[i, j]``.
+    """Values that the codes of a weight matrix can take: code ``k`` means ``levels[k] * scale[g] + offset[g]``.
 
-    ``levels`` are ``K``, ascending; ``scale`` (at least 0) and ``offset`` are ``out x in``.
+    Group ``g`` is the ``g``-th run of ``group`` weights in row-major order; the last may be shorter.
+
+    Args:
+        levels: ``K``, ascending; a range where they are consecutive integers.
+        scale: Of every group, at least 0.
+        offset: Of every group.
+        group: Weights of a group.
+        width: Columns of the matrix.
     """
 
-    levels: Tensor
+    levels: Tensor | range
     scale: Tensor
     offset: Tensor
+    group: int
+    width: int
 
-    @classmethod
-    def of_groups(cls, levels: Tensor, scale: Tensor, offset: Tensor | None, group: int,
-                  shape: tuple[int, int]) -> "Grid":
-        """Return the grid of groups of ``group`` consecutive weights in row-major order, each with a scale and offset.
-
-        An offset of ``None`` is 0; the last group may be shorter.
-        """
-        def spread(values: Tensor) -> Tensor:
-            each = values.float().reshape(-1, 1).expand(-1, group).reshape(-1)
-            return each[:shape[0] * shape[1]].view(shape)
-
-        scale = spread(scale)
-        return cls(levels.float(), scale, torch.zeros_like(scale) if offset is None else spread(offset))
-
-    def columns(self, index: Tensor | int) -> "Grid":
-        """Return the grid of all columns in another order, or of one column, its fields ``out``."""
-        return Grid(self.levels, self.scale[:, index], self.offset[:, index])
-
-    def nearest(self, values: Tensor) -> Tensor:
-        """Return the codes of the nearest values of the grid."""
-        position = torch.where(self.scale > 0, (values - self.offset) / self.scale, torch.zeros_like(values))
-        return torch.bucketize(position, (self.levels[1:] + self.levels[:-1]) / 2)
-
-    def values(self, codes: Tensor) -> Tensor:
-        """Return the values of codes."""
-        return self.levels[codes] * self.scale + self.offset
+    def spread(self, columns: Tensor, first: int, last: int) -> tuple[Tensor, Tensor]:
+        """Return scale and offset, ``n x rows`` in fp32, of the weights of ``n`` columns in the rows from ``first`` to
+        ``last`` (exclusive)."""
+        rows = torch.arange(first, last, device=columns.device)
+        group = torch.div(columns.unsqueeze(1) + rows * self.width, self.group, rounding_mode="floor")
+        return self.scale.reshape(-1).float()[group], self.offset.reshape(-1).float()[group]
 
 
 HALF = (torch.bfloat16, torch.float16)

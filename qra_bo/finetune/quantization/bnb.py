@@ -99,14 +99,15 @@ class BitsAndBytesBackend(QuantizerBackend):
                     "nested_absmax": torch.empty(-(-blocks // NESTED_BLOCK)), "offset": torch.empty(())}
 
     def grid(self, state: State, fmt: StorageFormat, shape: tuple[int, int]) -> Grid:
-        device = state["codes"].device
         if fmt.bits == 8:
-            return Grid.of_groups(torch.arange(-127, 128, device=device), state["scale"] / 127.0, None, shape[1], shape)
+            scale = state["scale"] / 127.0
+            return Grid(range(-127, 128), scale, torch.zeros_like(scale), shape[1], shape[1])
         quant_state = self._nf4(state, fmt, shape, torch.float32).weight.quant_state
         absmax = quant_state.absmax
         if quant_state.nested:
             absmax = F.dequantize_blockwise(absmax, quant_state.state2) + quant_state.offset
-        return Grid.of_groups(_tables(device)[0], absmax, None, fmt.block, shape)
+        levels = _tables(state["codes"].device)[0]
+        return Grid(levels, absmax, torch.zeros_like(absmax), fmt.block, shape[1])
 
     def recoded(self, state: State, fmt: StorageFormat, codes: Tensor) -> State:
         if fmt.bits == 8:

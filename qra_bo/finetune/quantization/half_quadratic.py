@@ -126,8 +126,7 @@ class HQQBackend(QuantizerBackend):
 
     def grid(self, state: State, fmt: StorageFormat, shape: tuple[int, int]) -> Grid:
         scale = state["scale"].float()
-        levels = torch.arange(1 << fmt.bits, device=scale.device)
-        return Grid.of_groups(levels, scale, -state["zero"].float() * scale, fmt.block, shape)
+        return Grid(range(1 << fmt.bits), scale, -state["zero"].float() * scale, fmt.block, shape[1])
 
     def recoded(self, state: State, fmt: StorageFormat, codes: Tensor) -> State:
         return {**state, **in_words(codes.reshape(-1, fmt.block), fmt.bits)}

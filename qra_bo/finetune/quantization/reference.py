@@ -52,8 +52,7 @@ class ReferenceBackend(QuantizerBackend):
         return {"codes": pack_bits(codes.int(), fmt.bits), "scale": scale, "minimum": minimum}
 
     def grid(self, state: State, fmt: StorageFormat, shape: tuple[int, int]) -> Grid:
-        levels = torch.arange(1 << fmt.bits, device=state["codes"].device)
-        return Grid.of_groups(levels, state["scale"], state["minimum"], fmt.block, shape)
+        return Grid(range(1 << fmt.bits), state["scale"], state["minimum"], fmt.block, shape[1])
 
     def recoded(self, state: State, fmt: StorageFormat, codes: Tensor) -> State:
         return {**state, "codes": pack_bits(codes.int(), fmt.bits)}

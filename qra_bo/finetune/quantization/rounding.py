@@ -1,13 +1,7 @@
-"""Choice of codes by GPTQ (arXiv 2210.17323) instead of the libraries' round-to-nearest.
-
-The loss of a layer depends on the error of its outputs, ``tr(E M E^T)`` for errors ``E`` (``out x in``) of the weights
-and second moments ``M`` of inputs (``in x in``). Codes are chosen column by column, and the columns that are still free
-compensate the error of a rounded one. Scales stay those of the library: only the codes differ.
-"""
+"""Choice of the codes of a model's linears by GPTQ instead of the libraries' round-to-nearest."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,62 +9,16 @@ from torch import Tensor
 
 from qra_bo.finetune.cache import TensorStore
 from qra_bo.finetune.models.activations import each_input
-from qra_bo.finetune.quantization.base import Grid, PackedLinear, State, backend_of
+from qra_bo.finetune.quantization.base import PackedLinear, State, backend_of
+from qra_bo.finetune.quantization.gptq import Inputs, compensated_codes
 from qra_bo.oracle.protocol import Progress
 from qra_bo.space import StorageFormat
 from qra_bo.utils.errors import DeviceError, ModelError, OracleError
 
-DAMPING = 0.01
-"""Added to the diagonal of the second moments, as a share of its mean (the paper's)."""
-BLOCK = 128
-"""Columns after which their errors are applied to all later ones at once (the paper's)."""
 ROWS = 2048
 """Inputs that are widened to fp32 at a time."""
 CHOOSE = "choose codes"
 Pack = Callable[[str, StorageFormat], State]
-
-
-@dataclass(frozen=True, slots=True)
-class Inputs:
-    """Factored second moments of inputs: columns by decreasing moment, and the upper Cholesky factor of the inverse
-    moments in that order, ``in x in``. The most important columns are rounded while most others are free."""
-
-    order: Tensor
-    factor: Tensor
-
-    @classmethod
-    def of(cls, moments: Tensor) -> "Inputs":
-        """Factor ``X^T X`` (``in x in``) of inputs ``X`` (``tokens x in``).
-
-        In fp64 on the host: a GPU that is too small for its model has no room for it.
-        """
-        damped = moments.to("cpu", torch.float64, copy=True)
-        diagonal = damped.diagonal()
-        mean = float(diagonal.mean())
-        diagonal += DAMPING * mean if mean > 0 else 1.0  # inputs that are always 0
-        order = torch.argsort(diagonal, descending=True, stable=True)
-        lower = torch.linalg.cholesky(damped[order][:, order])
-        factor = torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True)
-        return cls(order.to(moments.device), factor.to(moments.device, torch.float32))
-
-
-def compensated_codes(weight: Tensor, grid: Grid, inputs: Inputs) -> Tensor:
-    """Return the codes, ``out x in`` (uint8), of ``weight`` (``out x in``) among the values of ``grid``."""
-    rest, sorted_grid = weight.float()[:, inputs.order], grid.columns(inputs.order)
-    factor, n = inputs.factor, weight.shape[1]
-    codes = torch.empty(weight.shape, dtype=torch.uint8, device=weight.device)
-    for first in range(0, n, BLOCK):
-        last = min(first + BLOCK, n)
-        part, within = rest[:, first:last].clone(), factor[first:last, first:last]
-        errors = torch.empty_like(part)
-        for j in range(last - first):
-            column = sorted_grid.columns(first + j)
-            chosen = column.nearest(part[:, j])
-            codes[:, first + j] = chosen.to(torch.uint8)
-            errors[:, j] = (part[:, j] - column.values(chosen)) / within[j, j]
-            part[:, j:] -= errors[:, j, None] * within[j, None, j:]
-        rest[:, last:] -= errors @ factor[first:last, last:]
-    return codes[:, torch.argsort(inputs.order)].contiguous()
 
 
 class Rounding:
@@ -159,32 +107,31 @@ class Rounding:
             raise OracleError("codes are chosen on the dense model, and some of its linears are already quantised")
         done = 0
 
-        def factored(name: str, inputs: Tensor) -> Inputs:
+        def choose(sharing: list[str], inputs: Tensor) -> None:
+            nonlocal done
             moments = second_moments(inputs)
             if not torch.isfinite(moments).all():
-                raise ModelError(f"codes can't be chosen: inputs of {name} are not finite in the 16-bit model; use "
-                                 "another dtype, or quantizer.rounding=rtn")
-            return Inputs.of(moments)
-
-        def choose(name: str, inputs: Inputs) -> None:
-            nonlocal done
-            weight, stored = modules[name].weight.detach().to(self.device), {}
-            for fmt in self.formats:
-                backend = backend_of(fmt)
-                state = {key: tensor.to(self.device) for key, tensor in pack(name, fmt).items()}
-                grid = backend.grid(state, fmt, (weight.shape[0], weight.shape[1]))
-                if grid is not None:  # else no code is free
-                    chosen = backend.recoded(state, fmt, compensated_codes(weight, grid, inputs))
-                    self._states[name, fmt.name] = {key: tensor.to("cpu") for key, tensor in chosen.items()}
-                    stored.update({f"{fmt.name}:{k}": t for k, t in self._states[name, fmt.name].items()})
-            if self.store is not None:
-                self._hold(name, self.store.mapped(name, stored))
-            done += 1
-            if progress is not None:
-                progress(CHOOSE, done, len(linears))
+                raise ModelError(f"codes can't be chosen: inputs of {sharing[0]} are not finite in the 16-bit model; "
+                                 "use another dtype, or quantizer.rounding=rtn")
+            weights = {name: modules[name].weight.detach().to(self.device) for name in sharing}
+            packed = [(name, fmt, {key: tensor.to(self.device) for key, tensor in pack(name, fmt).items()})
+                      for name in sharing for fmt in self.formats]
+            grids = [backend_of(fmt).grid(state, fmt, (weights[name].shape[0], weights[name].shape[1]))
+                     for name, fmt, state in packed]
+            free = [(*entry, grid) for entry, grid in zip(packed, grids, strict=True) if grid is not None]
+            codes = compensated_codes([(weights[name], grid) for name, _, _, grid in free], Inputs.of(moments))
+            made: dict[str, State] = {name: {} for name in sharing}
+            for (name, fmt, state, _), chosen in zip(free, codes, strict=True):
+                made[name].update({f"{fmt.name}:{key}": tensor.to("cpu") for key, tensor
+                                   in backend_of(fmt).recoded(state, fmt, chosen).items()})
+            for name, tensors in made.items():
+                self._hold(name, tensors if self.store is None else self.store.mapped(name, tensors))
+                done += 1
+                if progress is not None:
+                    progress(CHOOSE, done, len(linears))
 
         try:
-            each_input(self.model, linears, self._ids.to(self.device), factored, choose)
+            each_input(self.model, linears, self._ids.to(self.device), choose)
         except torch.OutOfMemoryError as error:  # not the result of any one allocation
             raise DeviceError(f"choosing codes on {self.forward_tokens:,} tokens at once takes more than {self.device} "
                               "holds; lower quantizer.tokens, or use quantizer.rounding=rtn") from error

@@ -8,14 +8,61 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from qra_bo.finetune.quantization.base import Grid
-from qra_bo.finetune.quantization.rounding import Inputs, compensated_codes
+from qra_bo.finetune.quantization import gptq
+from qra_bo.finetune.quantization.base import Grid, backend_of
+from qra_bo.finetune.quantization.gptq import Inputs, compensated_codes
+from qra_bo.memory.formats import parse_format
+from tests.conformance.quantizer import make_linear
 
 
 def make_grid(out: int, inp: int, levels: int, seed: int = 0) -> Grid:
     draw = torch.Generator().manual_seed(seed)
     scale = torch.rand(out, inp, generator=draw) * 0.2 + 0.2
-    return Grid(torch.arange(levels, dtype=torch.float32), scale, -scale * (levels - 1) / 2)
+    return Grid(range(levels), scale, -scale * (levels - 1) / 2, 1, inp)
+
+
+def of_weights(grid: Grid, height: int) -> tuple[Tensor, Tensor]:
+    """Scale and offset of every weight, ``out x in``."""
+    scale, offset = grid.spread(torch.arange(grid.width), 0, height)
+    return scale.T.contiguous(), offset.T.contiguous()
+
+
+def levels_of(grid: Grid) -> Tensor:
+    return torch.tensor(list(grid.levels)).float() if isinstance(grid.levels, range) else grid.levels
+
+
+def nearest(grid: Grid, weight: Tensor) -> Tensor:
+    levels, (scale, offset) = levels_of(grid), of_weights(grid, len(weight))
+    position = torch.where(scale > 0, (weight - offset) / scale, torch.zeros_like(weight))
+    return torch.bucketize(position.contiguous(), (levels[1:] + levels[:-1]) / 2)
+
+
+def values(grid: Grid, codes: Tensor) -> Tensor:
+    scale, offset = of_weights(grid, codes.shape[-2])
+    return levels_of(grid)[codes.long()] * scale + offset
+
+
+def codes_of(weight: Tensor, grid: Grid, moments: Tensor) -> Tensor:
+    (codes,) = compensated_codes([(weight, grid)], Inputs.of(moments))
+    return codes
+
+
+def column_by_column(weight: Tensor, grid: Grid, inputs: Inputs) -> Tensor:
+    """The paper's algorithm for one matrix, in rows."""
+    levels, factor, n = levels_of(grid), inputs.factor, weight.shape[1]
+    scale, offset = (t[:, inputs.order] for t in of_weights(grid, len(weight)))
+    rest, codes = weight.float()[:, inputs.order], torch.empty(weight.shape, dtype=torch.uint8)
+    for first in range(0, n, gptq.BLOCK):
+        last = min(first + gptq.BLOCK, n)
+        errors = torch.empty(len(weight), last - first)
+        for j in range(first, last):
+            position = torch.where(scale[:, j] > 0, (rest[:, j] - offset[:, j]) / scale[:, j], 0.0)
+            code = torch.bucketize(position.contiguous(), (levels[1:] + levels[:-1]) / 2)
+            codes[:, j] = code
+            errors[:, j - first] = (rest[:, j] - (levels[code] * scale[:, j] + offset[:, j])) / factor[j, j]
+            rest[:, j:last] -= errors[:, j - first, None] * factor[j, None, j:last]
+        rest[:, last:] -= errors @ factor[first:last, last:]
+    return codes[:, torch.argsort(inputs.order)]
 
 
 def mixed_moments(inp: int, tokens: int, seed: int = 1) -> Tensor:
@@ -32,10 +79,10 @@ def lost(weight: Tensor, values: Tensor, moments: Tensor) -> float:
 def test_two_columns_are_rounded_as_by_hand() -> None:
     # M = [[2, 1], [1, 1]]: rounding the first column by e moves the best second weight by e M12 / M22 = e.
     moments = torch.tensor([[2.0, 1.0], [1.0, 1.0]])
-    grid = Grid(torch.tensor([-1.0, 0.0, 1.0]), torch.ones(1, 2), torch.zeros(1, 2))
+    grid = Grid(torch.tensor([-1.0, 0.0, 1.0]), torch.ones(1), torch.zeros(1), 2, 2)
     weight = torch.tensor([[0.4, 0.3]])  # nearest: 0, 0; the first loses 0.4, so that the second wants 0.3 + 0.4 = 0.7
-    assert grid.nearest(weight).tolist() == [[1, 1]]
-    assert compensated_codes(weight, grid, Inputs.of(moments)).tolist() == [[1, 2]]
+    assert nearest(grid, weight).tolist() == [[1, 1]]
+    assert codes_of(weight, grid, moments).tolist() == [[1, 2]]
 
 
 @settings(max_examples=25, deadline=None)
@@ -44,8 +91,8 @@ def test_unmixed_inputs_are_rounded_to_the_nearest(out: int, inp: int, seed: int
     draw = torch.Generator().manual_seed(seed)
     weight = torch.randn(out, inp, generator=draw)
     grid = make_grid(out, inp, 4, seed)
-    codes = compensated_codes(weight, grid, Inputs.of(torch.diag(torch.rand(inp, generator=draw) + 0.1)))
-    torch.testing.assert_close(codes.long(), grid.nearest(weight))
+    codes = codes_of(weight, grid, torch.diag(torch.rand(inp, generator=draw) + 0.1))
+    torch.testing.assert_close(codes.long(), nearest(grid, weight))
 
 
 def test_between_the_best_of_all_codes_and_the_nearest() -> None:
@@ -53,12 +100,12 @@ def test_between_the_best_of_all_codes_and_the_nearest() -> None:
     draw = torch.Generator().manual_seed(3)
     weight, grid = torch.randn(20, inp, generator=draw) * 0.3, make_grid(20, inp, levels)
     every = torch.tensor(list(itertools.product(range(levels), repeat=inp)))
-    found, nearest = compensated_codes(weight, grid, Inputs.of(moments)).long(), grid.nearest(weight)
+    found, rounded = codes_of(weight, grid, moments).long(), nearest(grid, weight)
     best = 0.0
     for i in range(len(weight)):
-        row = Grid(grid.levels, grid.scale[i:i + 1], grid.offset[i:i + 1])
-        best += min(lost(weight[i:i + 1], row.values(codes[None]), moments) for codes in every)
-    ours, plain = lost(weight, grid.values(found), moments), lost(weight, grid.values(nearest), moments)
+        row = Grid(grid.levels, grid.scale[i], grid.offset[i], 1, inp)
+        best += min(lost(weight[i:i + 1], values(row, codes[None]), moments) for codes in every)
+    ours, plain = lost(weight, values(grid, found), moments), lost(weight, values(grid, rounded), moments)
     assert best <= ours * (1 + 1e-9)
     assert ours < 0.75 * plain
 
@@ -66,18 +113,47 @@ def test_between_the_best_of_all_codes_and_the_nearest() -> None:
 def test_many_columns_lose_a_fraction_of_what_the_nearest_lose() -> None:
     moments, draw = mixed_moments(300, 1000), torch.Generator().manual_seed(4)
     weight, grid = torch.randn(16, 300, generator=draw) * 0.5, make_grid(16, 300, 8)
-    ours = lost(weight, grid.values(compensated_codes(weight, grid, Inputs.of(moments)).long()), moments)
-    assert ours < 0.5 * lost(weight, grid.values(grid.nearest(weight)), moments)
+    ours = lost(weight, values(grid, codes_of(weight, grid, moments)), moments)
+    assert ours < 0.5 * lost(weight, values(grid, nearest(grid, weight)), moments)
 
 
 @pytest.mark.parametrize("moments", [torch.zeros(8, 8), torch.diag(torch.tensor([1.0, 0.0] * 4))])
 def test_inputs_that_are_always_zero_do_no_harm(moments: Tensor) -> None:
     weight, grid = torch.linspace(-1, 1, 16).view(2, 8), make_grid(2, 8, 4)
-    codes = compensated_codes(weight, grid, Inputs.of(moments))
-    torch.testing.assert_close(codes.long(), grid.nearest(weight))
+    codes = codes_of(weight, grid, moments)
+    torch.testing.assert_close(codes.long(), nearest(grid, weight))
 
 
 def test_a_group_without_a_scale_holds_its_offset() -> None:
-    grid = Grid.of_groups(torch.arange(4), torch.tensor([0.0, 1.0]), torch.tensor([0.5, 0.0]), 2, (2, 2))
-    assert torch.isfinite(grid.values(grid.nearest(torch.full((2, 2), 3.0)))).all()
-    assert grid.values(grid.nearest(torch.full((2, 2), 3.0))).tolist() == [[0.5, 0.5], [3.0, 3.0]]
+    grid = Grid(range(4), torch.tensor([0.0, 1.0]), torch.tensor([0.5, 0.0]), 2, 2)
+    codes = codes_of(torch.full((2, 2), 3.0), grid, torch.eye(2))
+    assert values(grid, codes).tolist() == [[0.5, 0.5], [3.0, 3.0]]
+
+
+@pytest.mark.parametrize("rows", [7, 2048])
+def test_stacked_matrices_and_formats_get_the_codes_of_each_alone(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gptq, "STACKED_ROWS", rows)
+    inp, device = 192, torch.device("cpu")
+    moments, stack = mixed_moments(inp, 400), []
+    for seed, out in enumerate((16, 40)):
+        weight = make_linear(out, inp, seed=seed).weight
+        for fmt in map(parse_format, ("hqq2", "nf4", "int8", "hqq3-g128", "ref5", "hqq8")):
+            backend = backend_of(fmt)
+            grid = backend.grid(backend.pack(weight, fmt, device), fmt, (out, inp))
+            assert grid is not None
+            stack.append((weight, grid))
+    inputs = Inputs.of(moments)
+    for (weight, grid), codes in zip(stack, compensated_codes(stack, inputs), strict=True):
+        assert torch.equal(codes, column_by_column(weight, grid, inputs))
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 99))
+def test_positions_between_two_levels_take_the_lower(seed: int) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    middles = torch.arange(-130, 130) + 0.5
+    weight = torch.stack([middles, torch.nextafter(middles, torch.tensor(9e9)),
+                          torch.nextafter(middles, torch.tensor(-9e9)), torch.randn(260, generator=draw) * 100])
+    for levels in (range(-127, 128), range(4), torch.sort(torch.randn(16, generator=draw))[0]):
+        grid = Grid(levels, torch.ones(4), torch.zeros(4), 260, 260)
+        assert torch.equal(codes_of(weight, grid, torch.eye(260)).long(), nearest(grid, weight))

@@ -1,0 +1,159 @@
+"""Codes by GPTQ (arXiv 2210.17323) for weight matrices that get the same inputs, several formats at once.
+
+The loss of a layer depends on the error of its outputs, ``tr(E M E^T)`` for errors ``E`` (``out x in``) of the weights
+and second moments ``M`` of inputs (``in x in``). Codes are chosen column by column, and the columns that are still free
+compensate the error of a rounded one. Scales stay those of the library: only the codes differ.
+
+Rows do not depend on each other. Rows of all matrices and formats are therefore stacked, and one loop over the columns
+rounds them together: its cost on a GPU is the number of launches, whatever the number of rows.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from qra_bo.finetune.quantization.base import Grid
+
+DAMPING = 0.01
+"""Added to the diagonal of the second moments, as a share of its mean (the paper's)."""
+BLOCK = 128
+"""Columns after which their errors are applied to all later ones at once (the paper's)."""
+STACKED_ROWS = 2048
+"""Rows that a CPU rounds together: the work of a block of columns fits into its cache."""
+STACKED_NUMEL = 1 << 28
+"""Weights that a GPU rounds together, 1 GiB in fp32."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """Factored second moments of inputs: columns by decreasing moment, and the upper Cholesky factor of the inverse
+    moments in that order, ``in x in``. The most important columns are rounded while most others are free."""
+
+    order: Tensor
+    factor: Tensor
+
+    @classmethod
+    def of(cls, moments: Tensor) -> "Inputs":
+        """Factor ``X^T X`` (``in x in``) of inputs ``X`` (``tokens x in``), where the moments are.
+
+        In fp64 on a CPU. A GPU factors in fp32, as the paper does: consumer cards compute fp64 at 1/64 of that rate.
+        Moments that are not positive definite in fp32 are factored in fp64 on the host.
+        """
+        if moments.device.type != "cpu":
+            order, factor, failed = _factored(moments.float().clone())
+            if not failed:
+                return cls(order, factor)
+        order, factor, _ = _factored(moments.to("cpu", torch.float64, copy=True))
+        return cls(order.to(moments.device), factor.to(moments.device, torch.float32))
+
+
+def _factored(damped: Tensor) -> tuple[Tensor, Tensor, bool]:
+    """Return the order of the columns, the factor, and whether a decomposition failed; ``damped`` is overwritten."""
+    diagonal = damped.diagonal()
+    mean = diagonal.mean()
+    diagonal += torch.where(mean > 0, DAMPING * mean, 1.0)  # 1.0: inputs that are always 0
+    order = torch.argsort(diagonal, descending=True, stable=True)
+    lower, first = torch.linalg.cholesky_ex(damped[order][:, order])
+    factor, second = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+    return order, factor, bool((first + second) > 0)
+
+
+class _Piece(NamedTuple):
+    """Rows ``first`` to ``last`` (exclusive) of the ``index``-th matrix of a stack."""
+
+    index: int
+    first: int
+    last: int
+
+
+def compensated_codes(stack: Sequence[tuple[Tensor, Grid]], inputs: Inputs) -> list[Tensor]:
+    """Return the codes, ``out x in`` (uint8), of every weight (``out x in``) among the values of its grid.
+
+    All weights have the same ``in``, whose inputs have the moments of ``inputs``.
+    """
+    n = len(inputs.order)
+    back = torch.argsort(inputs.order)
+    codes = [torch.empty(weight.shape, dtype=torch.uint8, device=weight.device) for weight, _ in stack]
+    rows = STACKED_ROWS if inputs.factor.device.type == "cpu" else max(1, STACKED_NUMEL // n)
+    for pieces in _pieces([len(weight) for weight, _ in stack], rows):
+        found = _rounded([(stack[p.index][0], stack[p.index][1], p) for p in pieces], inputs)[back]
+        first = 0
+        for piece in pieces:
+            last = first + piece.last - piece.first
+            codes[piece.index][piece.first:piece.last] = found[:, first:last].t()
+            first = last
+    return codes
+
+
+def _pieces(heights: Sequence[int], rows: int) -> Iterator[list[_Piece]]:
+    """Divide the rows of matrices of ``heights`` rows into lists of at most ``rows``."""
+    pieces, left = list[_Piece](), rows
+    for index, height in enumerate(heights):
+        first = 0
+        while first < height:
+            last = min(height, first + left)
+            pieces.append(_Piece(index, first, last))
+            first, left = last, left - (last - first)
+            if left == 0:
+                yield pieces
+                pieces, left = [], rows
+    if pieces:
+        yield pieces
+
+
+def _rounded(pieces: Sequence[tuple[Tensor, Grid, _Piece]], inputs: Inputs) -> Tensor:
+    """Return the codes, ``in x rows`` in the order of ``inputs``, of the stacked rows of ``pieces``.
+
+    Everything is transposed: a column of the weights is contiguous.
+    """
+    order, factor = inputs.order, inputs.factor
+    rest = torch.cat([weight[p.first:p.last, order].t().float() for weight, _, p in pieces], dim=1)
+    n, rows = rest.shape
+    low, high, tables = _levels([(grid, p.last - p.first) for _, grid, p in pieces], rest.device)
+    codes = torch.empty(n, rows, dtype=torch.uint8, device=rest.device)
+    for start in range(0, n, BLOCK):
+        end = min(start + BLOCK, n)
+        part, within = rest[start:end], factor[start:end, start:end]
+        spread = [grid.spread(order[start:end], p.first, p.last) for _, grid, p in pieces]
+        scale, offset = (torch.cat([pair[i] for pair in spread], dim=1) for i in range(2))
+        divisor = torch.where(scale > 0, scale, torch.inf)  # a group without a scale holds its offset
+        errors, step, chosen = torch.empty_like(part), torch.empty_like(part), torch.empty_like(part)
+        for j in range(end - start):
+            position = (part[j] - offset[j]).div_(divisor[j])
+            level = torch.round(position)
+            level.add_((level - position) >= 0.5, alpha=-1)  # of two equally near levels the lower one
+            torch.clamp(level, low, high, out=chosen[j])
+            value = chosen[j]
+            if tables:
+                value = value.clone()
+                for span, levels, middles in tables:
+                    index = (position[span] > middles).sum(0)
+                    chosen[j, span], value[span] = index, levels[index]
+            torch.div(part[j] - (value * scale[j]).add_(offset[j]), within[j, j], out=errors[j])
+            part[j + 1:].sub_(torch.mul(within[j, j + 1:, None], errors[j], out=step[j + 1:]))
+        codes[start:end] = chosen.sub_(low)
+        rest[end:] -= factor[start:end, end:].t() @ errors
+    return codes
+
+
+def _levels(pieces: Sequence[tuple[Grid, int]], device: torch.device) \
+        -> tuple[Tensor, Tensor, list[tuple[slice, Tensor, Tensor]]]:
+    """Return the lowest and the highest level of every row, and the rows whose levels are in a table.
+
+    A table comes with the middles between its levels, ``K - 1 x 1``; its lowest and highest level read 0 and infinity.
+    """
+    lows, highs, tables, first = list[Tensor](), list[Tensor](), list[tuple[slice, Tensor, Tensor]](), 0
+    for grid, rows in pieces:
+        if isinstance(grid.levels, range):
+            ends = float(grid.levels[0]), float(grid.levels[-1])
+        else:
+            middles = (grid.levels[1:] + grid.levels[:-1]) / 2
+            tables.append((slice(first, first + rows), grid.levels, middles.unsqueeze(1)))
+            ends = 0.0, torch.inf
+        lows.append(torch.full((rows,), ends[0], device=device))
+        highs.append(torch.full((rows,), ends[1], device=device))
+        first += rows
+    return torch.cat(lows), torch.cat(highs), tables
