@@ -234,7 +234,8 @@ class TrainConfig(Group):
     """What all candidates of a search share in training.
 
     Args:
-        batch: Sequences of an optimiser step, each of ``length`` tokens.
+        batch: Sequences that go forward and backward at once, each of ``length`` tokens.
+        accumulate: Batches of an optimiser step.
         warmup: Share of the schedule's steps in which the learning rate rises; a cosine follows.
         lr_floor: Learning rate at the end, as a share of its peak.
         weight_decay: Decoupled decay, times the learning rate.
@@ -244,6 +245,7 @@ class TrainConfig(Group):
     """
 
     batch: Count
+    accumulate: Count
     length: Annotated[StrictInt, Ge(2)]
     warmup: Annotated[StrictFloat, Ge(0), Lt(1)]
     lr_floor: Share
@@ -256,6 +258,16 @@ class TrainConfig(Group):
     checkpointing: StrictBool
     logits_chunk: Count
 
+    @property
+    def step_sequences(self) -> int:
+        """Sequences of an optimiser step."""
+        return self.batch * self.accumulate
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens of an optimiser step, padding counted."""
+        return self.step_sequences * self.length
+
 
 class FidelityConfig(Group):
     """Optimiser steps of a full-fidelity trial, and of its low-fidelity prefix (``None``: no low fidelity)."""
@@ -265,11 +277,10 @@ class FidelityConfig(Group):
 
 
 class EvalConfig(Group):
-    """Held-out ``tokens`` of one trial, sequences in a ``batch`` of them, and ``tasks`` of ``task=evaluate``: files or
-    names of lm-eval, of which ``limit`` questions each are asked (``None``: all)."""
+    """Held-out ``sequences`` of one trial, and ``tasks`` of ``task=evaluate``: files or names of lm-eval, of which
+    ``limit`` questions each are asked (``None``: all)."""
 
-    tokens: Count
-    batch: Count
+    sequences: Count
     tasks: Texts
     limit: Count | None
 

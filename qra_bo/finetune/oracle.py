@@ -143,7 +143,7 @@ class FinetuneOracle:
         there are none, ``state`` is ``"oom"``, and ``message`` is the error.
         """
         settings = self.settings
-        batch = min(settings.train.eval_batch, settings.eval_blocks)
+        batch = min(settings.train.batch, settings.eval_blocks)
         self.settings = replace(settings, record_at=(), eval_blocks=batch)
         try:
             request = TrialSpec(Allocation.from_json(allocation), 2, 2, train_seed, init=init)
@@ -239,7 +239,7 @@ class FinetuneOracle:
     def _train(self, run: TrialRun, optimizer: UnitwiseAdamW, probe: MemoryProbe, progress: Progress) -> None:
         request, at, settings, train = run.request, run.at, self.settings.train, self.data.train
         resumed_at = at.step
-        order = batches(len(train.input_ids), settings.batch, request.schedule_steps, request.train_seed)
+        order = batches(len(train.input_ids), settings.step_sequences, request.schedule_steps, request.train_seed)
         for stop in run.stops(self.settings.record_at):
             while at.step < stop:
                 with probe.watch(at.step - resumed_at) as mark:
