@@ -347,7 +347,18 @@ class ExportConfig(Group):
 
 
 class FinalConfig(Group):
-    """Length of the winner's final fine-tune: optimiser ``steps`` if given, else ``epochs`` over the training split."""
+    """The winner's final fine-tune; see ``finetune.training.final``.
 
-    steps: Natural | None
+    Args:
+        steps: Optimiser steps; ``None``: ``epochs`` over the training split, at most ``max_steps``.
+        validate_every: Steps between two validations; ``None``: a tenth of the training.
+        keep: Adapter that is delivered: that of the least validation loss, or the last.
+        patience: Validations without a lower loss after which training ends; ``None``: it never ends early.
+    """
+
+    steps: Count | None
     epochs: NonNegative
+    max_steps: Count | None
+    validate_every: Count | None
+    keep: Literal["best", "last"]
+    patience: Count | None
