@@ -23,8 +23,8 @@ TABLE_DATA := $(if $(DATA),$(DATA),$(if $(filter tiny,$(MODEL)),tiny,plays))
 TABLE_OUT ?= outputs/table1-$(MODEL)-$(TABLE_DATA)-$(PROFILE)
 TABLE_EFFORT := $(if $(filter paper,$(PROFILE)),normal,quick)
 PAPER := $(if $(filter paper,$(PROFILE)),device=cuda train.batch=16 train.length=512 train.checkpointing=true \
-  fidelity.high=100 fidelity.low=25 eval.tokens=65536)
-TINY := $(if $(filter tiny,$(MODEL)),train.batch=2 train.length=32 fidelity.high=8 fidelity.low=4 eval.tokens=256 \
+  fidelity.high=100 fidelity.low=25 eval.sequences=128)
+TINY := $(if $(filter tiny,$(MODEL)),train.batch=2 train.length=32 fidelity.high=8 fidelity.low=4 eval.sequences=8 \
   data.max_records=64)
 
 TABLE_EXTRAS := $(if $(findstring oracle=synthetic,$(MORE)),,$(if $(filter paper,$(PROFILE))$(filter alpaca hc3 gsm8k,$(TABLE_DATA)),$(PAPER_INSTALLED)))

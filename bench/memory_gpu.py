@@ -111,14 +111,14 @@ def measure(spec: DecoderSpec, space: SearchSpace, allocation: Allocation, shape
     ranks = dict(zip((u.name for u in space.units), allocation.ranks, strict=True))
     unit_of = {m.name: u.name for u in space.units for m in u.linears}
     attach(model, {m: ranks[u] for m, u in unit_of.items()}, AdapterSettings(), 0, DTYPES[shape.compute_dtype_bytes])
-    settings = TrainSettings(batch=shape.batch, logits_chunk=shape.logits_chunk, checkpointing=shape.checkpointing,
-                             optimizer=AdamWSettings(kind=shape.optimizer), eval_batch=shape.eval_batch)
+    settings = TrainSettings(shape.batch, shape.accumulate, logits_chunk=shape.logits_chunk,
+                             checkpointing=shape.checkpointing, optimizer=AdamWSettings(kind=shape.optimizer))
     optimizer = UnitwiseAdamW(unit_groups(adapter_parameters(model), unit_of, ranks, settings, 1.0), settings.optimizer)
     nothing_kept_dense = SimpleNamespace(only_packed=nullcontext, device=device, model=model)
     probe = MemoryProbe(optimizer, nothing_kept_dense, "peak", follow=True)  # type: ignore[arg-type]
     rng = np.random.default_rng(0)
-    text = rng.integers(0, spec.vocab_size, (max(shape.batch, shape.eval_batch), shape.length))
-    order = np.tile(np.arange(shape.batch), (3, 1))
+    text = rng.integers(0, spec.vocab_size, (settings.step_sequences, shape.length))
+    order = np.tile(np.arange(settings.step_sequences), (3, 1))
     for step in range(3):
         with probe.watch(step) as mark:
             train_steps(model, optimizer, text, text, order, step, step + 1, 3, settings, device, mark)
@@ -177,7 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
         return publish("memory_gpu", [Target(what, "0 to 0.05", None, False, "no GPU at hand")], [], columns,
                        folder=args.out)
     device = torch.device("cuda", torch.cuda.current_device())
-    shapes = [replace(shape, device="cuda", eval_batch=4) for shape in SHAPES]
+    shapes = [replace(shape, device="cuda", eval_batch=shape.batch) for shape in SHAPES]
     spec = fitting(shapes, torch.cuda.mem_get_info(device)[0])
     rows = run(spec, shapes, device)
     errors = [row["error"] for row in rows]

@@ -82,7 +82,7 @@ def built(oracle: Any, allocation: Allocation) -> tuple[Any, Callable[..., None]
 
     oracle.build(allocation, 0)
     optimizer, train, settings = oracle.optimizer(allocation, 1.0), oracle.data.train, oracle.settings.train
-    order = batches(len(train.input_ids), settings.batch, 3, 0)
+    order = batches(len(train.input_ids), settings.step_sequences, 3, 0)
 
     def step(number: int, mark: Callable[[str], None] = lambda phase: None) -> None:
         train_steps(oracle.model, optimizer, train.input_ids, train.labels, order, number, number + 1, 3, settings,

@@ -117,7 +117,7 @@ def problem_of(method: str, equivalents: float) -> tuple[RunConfig, Setting, Syn
     setting = make_setting(config)
     return config, setting, SyntheticOracle(
         setting.space, config.seed, high_steps=config.fidelity.high,
-        tokens_per_step=config.train.batch * config.train.length, eval_tokens=config.eval.tokens)
+        tokens_per_step=config.train.step_tokens, eval_tokens=config.eval.sequences * config.train.length)
 
 
 def session(folder: Path, workers: int, evaluations: int, what: str, ends: Sequence[int], rows: list[Row],

@@ -85,7 +85,7 @@ def ours(cfg: RunConfig, steps: int, warm: int) -> dict[str, Any]:
         oracle.build(allocation, TRAIN_SEED)
         optimizer = oracle.optimizer(allocation, 1.0)
         total = warm + 2 * steps
-        order = batches(len(train.input_ids), settings.batch, total, TRAIN_SEED)
+        order = batches(len(train.input_ids), settings.step_sequences, total, TRAIN_SEED)
         first_loss = loss_of(oracle.model, train.input_ids[order[0]], train.labels[order[0]], oracle.device)
 
         def train_step(step: int) -> float:
@@ -140,7 +140,7 @@ def trainer(cfg: RunConfig, steps: int, warm: int) -> dict[str, Any]:
     model = get_peft_model(model, LoraConfig(**peft_patterns(ranks, cfg.adapter.alpha_over_rank), bias="none",
                                              lora_dropout=0.0, task_type="CAUSAL_LM"))
     total = warm + steps
-    order = batches(len(train.input_ids), cfg.train.batch, total, TRAIN_SEED)
+    order = batches(len(train.input_ids), cfg.train.step_sequences, total, TRAIN_SEED)
 
     class Blocks(Dataset[dict[str, torch.Tensor]]):
         def __len__(self) -> int:
@@ -168,6 +168,7 @@ def trainer(cfg: RunConfig, steps: int, warm: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         Trainer(model, TrainingArguments(
             output_dir=folder, max_steps=total, per_device_train_batch_size=cfg.train.batch,
+            gradient_accumulation_steps=cfg.train.accumulate,
             learning_rate=cfg.adapter.lr, lr_scheduler_type="cosine", max_grad_norm=1.0,
             warmup_steps=max(1, round(cfg.train.warmup * total)), optim="adamw_torch",
             bf16=dtype == torch.bfloat16, use_cpu=device.type == "cpu", logging_strategy="no", save_strategy="no",

@@ -80,6 +80,12 @@ class TrialSpec:
                 f"-{self.split}-lr{self.lr_scale:g}{self.how}")
 
     @property
+    def training(self) -> str:
+        """Name of the training, whatever it is evaluated on: trials of all fidelities of an allocation share one."""
+        return (f"{self.allocation.fingerprint}-{self.schedule_steps}-t{self.train_seed}-lr{self.lr_scale:g}"
+                f"{self.how}")
+
+    @property
     def how(self) -> str:
         """Suffix for names: initialisation and codes where they are not as configured."""
         return "".join(f"-{part}" for part in (self.init, self.codes) if part is not None)

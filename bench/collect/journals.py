@@ -104,7 +104,7 @@ def refusal(evaluation: Trial, header: Mapping[str, Any], provenance: Mapping[st
         return f"evaluated on the {request.split} split"
     if not set(evaluation.allocation.formats) <= set(setting.facts.formats):
         return "formats off the ladder"
-    if touches(setting.facts.train_blocks, setting.facts.calibration_blocks, facts["trainer"]["batch"],
+    if touches(setting.facts.train_blocks, setting.facts.calibration_blocks, setting.facts.step_sequences,
                setting.facts.steps, request.train_seed):
         return f"training seed {request.train_seed} sees text that sensitivities were measured on"
     if evaluation.result.state not in (TrialState.OK, TrialState.DIVERGED):

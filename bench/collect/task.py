@@ -101,7 +101,7 @@ def begin(folder: Path, task: str, config: RunConfig, described: Mapping[str, An
         RESERVED[task], config.granularity, tuple(u.name for u in space.units),
         tuple(f.name for f in space.formats), space.ranks.values, described["dtype"], described["train"],
         {"init": config.adapter.init, "alpha_over_rank": config.adapter.alpha_over_rank}, config.train.length,
-        config.eval.tokens, config.fidelity.high, RECORD_AT,
+        config.eval.sequences * config.train.length, config.fidelity.high, RECORD_AT,
         untouched_seeds(described["train_blocks"], RESERVED[task], config), config.calibrate.lr_scales, budgets)
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / TASK).exists():
@@ -142,7 +142,7 @@ def untouched_seeds(train_blocks: int, calibration_blocks: int, config: RunConfi
     those that a search with seed 0 would use, so that its evaluations can be taken up."""
     first, others = training_seeds(0, CANDIDATE_SEEDS)
     chosen = [seed for seed in (first, *others)
-              if not touches(train_blocks, calibration_blocks, config.train.batch, config.fidelity.high, seed)]
+              if not touches(train_blocks, calibration_blocks, config.train.step_sequences, config.fidelity.high, seed)]
     if len(chosen) < TRAIN_SEEDS:
         raise DataError(f"fewer than {TRAIN_SEEDS} of {CANDIDATE_SEEDS} training seeds leave the calibration text "
                         "alone: the data set is too small for a table")

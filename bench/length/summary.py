@@ -116,7 +116,7 @@ def _row(settled: Settled, name: str, choice: Choice | None, size: Mapping[str, 
     others = {} if uniform is None else _finite(settled.tested.get(uniform.name, {}))
     return {
         "task": block.task, "limit": block.limit, "steps": block.steps,
-        "tokens": block.steps * config.train.batch * config.train.length, "name": name,
+        "tokens": block.steps * config.train.step_tokens, "name": name,
         "kind": "uniform" if choice is None else choice.kind,
         **_facts(None if choice is None else choice.allocation, size),
         "learning_rate": None if rate is None else rate * config.adapter.lr,

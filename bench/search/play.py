@@ -50,7 +50,7 @@ class Arena:
     def equivalent(self) -> float:
         """Cost of one high-fidelity evaluation in training tokens."""
         facts = self.oracle.table.facts
-        return facts.steps * int(facts.trainer["batch"]) * facts.length + FORWARD_SHARE * facts.eval_tokens
+        return facts.steps * facts.step_tokens + FORWARD_SHARE * facts.eval_tokens
 
     def true_loss(self, allocation: Allocation) -> float:
         """The emulator's loss without noise."""

@@ -114,7 +114,7 @@ def _train(oracle: FinetuneOracle, task: AdaLoraTask, progress: Progress, result
     allocator = RankAllocator(parameters, task.settings, task.steps)
     optimizer = AdaLoraOptimizer(UnitwiseAdamW(groups, settings.optimizer), allocator)
     probe = MemoryProbe(optimizer, oracle.bank, scope, follow=task.measure)
-    order = batches(len(data.train.input_ids), settings.batch, task.steps, task.train_seed)
+    order = batches(len(data.train.input_ids), settings.step_sequences, task.steps, task.train_seed)
     for step in range(task.steps):
         with probe.watch(step) as mark:
             result["training_tokens"] += train_steps(oracle.model, optimizer, data.train.input_ids, data.train.labels,

@@ -107,7 +107,7 @@ def _row(session: Session, r: CellResult, losses: Mapping[tuple[str, str], Losse
              "avg_rank": float(np.mean(ranks)) if ranks else recipe.average_rank(space),
              "predicted_bytes": peak if limit.scope == "peak" else stored, "measured_bytes": r.measured_bytes,
              "peak_bytes": peak, "stored_bytes": stored,
-             "search_steps": round(r.search_cost / (c.train.batch * c.train.length)), "train_steps": session.steps,
+             "search_steps": round(r.search_cost / c.train.step_tokens), "train_steps": session.steps,
              "learning_rate": None if r.rate is None else c.adapter.lr * r.rate.lr_scale,
              "rates": None if r.rate is None else [[c.adapter.lr * s, loss] for s, loss in r.rate.trials],
              "mean": float(values.mean()) if len(values) else None,

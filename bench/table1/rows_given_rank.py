@@ -210,7 +210,7 @@ def amq_equivalents(session: Session) -> float:
     """Return the rough full-trial equivalents of AMQ's measurements."""
     c = session.config
     tokens = FORWARD_SHARE * session.options.amq_evaluations * c.data.calibration * c.train.length
-    return tokens / (c.fidelity.high * c.train.batch * c.train.length + FORWARD_SHARE * c.eval.tokens)
+    return tokens / (c.fidelity.high * c.train.step_tokens + FORWARD_SHARE * c.eval.sequences * c.train.length)
 
 
 @dataclass(frozen=True)

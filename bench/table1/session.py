@@ -251,7 +251,7 @@ class Session:
         found = self.call("bench.table1.answers:answer_tasks", {
             "allocation": recipe.allocation.to_json(), "init": recipe.init, "initial_rank": recipe.initial_rank,
             "steps": self.steps, "train_seed": train_seed, "lr_scale": lr_scale, "tasks": list(self.options.tasks),
-            "batch": self.config.eval.batch, "limit": self.options.questions}, recipe=recipe)
+            "batch": self.config.train.batch, "limit": self.options.questions}, recipe=recipe)
         if found.get("state", TrialState.OK.value) == TrialState.OK.value:
             return found
         self.results.warn(f"the tasks of {recipe.key} were not all answered ({found['state']}: "

@@ -240,7 +240,8 @@ class TrainConfig(Group):
     """What all candidates of a search share in training.
 
     Args:
-        batch: Sequences of an optimiser step, each of ``length`` tokens.
+        batch: Sequences that go forward and backward at once, each of ``length`` tokens.
+        accumulate: Batches of an optimiser step.
         warmup: Share of the schedule's steps in which the learning rate rises; a cosine follows.
         lr_floor: Learning rate at the end, as a share of its peak.
         weight_decay: Decoupled decay, times the learning rate.
@@ -250,6 +251,7 @@ class TrainConfig(Group):
     """
 
     batch: Count
+    accumulate: Count
     length: Annotated[StrictInt, Ge(2)]
     warmup: Annotated[StrictFloat, Ge(0), Lt(1)]
     lr_floor: Share
@@ -262,6 +264,16 @@ class TrainConfig(Group):
     checkpointing: StrictBool
     logits_chunk: Count
 
+    @property
+    def step_sequences(self) -> int:
+        """Sequences of an optimiser step."""
+        return self.batch * self.accumulate
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens of an optimiser step, padding counted."""
+        return self.step_sequences * self.length
+
 
 class FidelityConfig(Group):
     """Optimiser steps of a full-fidelity trial, and of its low-fidelity prefix (``None``: no low fidelity)."""
@@ -271,11 +283,10 @@ class FidelityConfig(Group):
 
 
 class EvalConfig(Group):
-    """Held-out ``tokens`` of one trial, sequences in a ``batch`` of them, and ``tasks`` of ``task=evaluate``: files or
-    names of lm-eval, of which ``limit`` questions each are asked (``None``: all)."""
+    """Held-out ``sequences`` of one trial, and ``tasks`` of ``task=evaluate``: files or names of lm-eval, of which
+    ``limit`` questions each are asked (``None``: all)."""
 
-    tokens: Count
-    batch: Count
+    sequences: Count
     tasks: Texts
     limit: Count | None
 
@@ -345,7 +356,18 @@ class ExportConfig(Group):
 
 
 class FinalConfig(Group):
-    """Length of the winner's final fine-tune: optimiser ``steps`` if given, else ``epochs`` over the training split."""
+    """The winner's final fine-tune; see ``finetune.training.final``.
 
-    steps: Natural | None
+    Args:
+        steps: Optimiser steps; ``None``: ``epochs`` over the training split, at most ``max_steps``.
+        validate_every: Steps between two validations; ``None``: a tenth of the training.
+        keep: Adapter that is delivered: that of the least validation loss, or the last.
+        patience: Validations without a lower loss after which training ends; ``None``: it never ends early.
+    """
+
+    steps: Count | None
     epochs: NonNegative
+    max_steps: Count | None
+    validate_every: Count | None
+    keep: Literal["best", "last"]
+    patience: Count | None

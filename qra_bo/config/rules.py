@@ -90,16 +90,13 @@ def _rounding(config: RunConfig) -> Iterator[Problem]:
 
 
 def _numbers(config: RunConfig) -> Iterator[Problem]:
-    limit, bits, tokens, length = config.max_average_bits, config.bits, config.eval.tokens, config.train.length
+    limit, bits = config.max_average_bits, config.bits
     low, high = config.fidelity.low, config.fidelity.high
     if limit is not None and limit < bits[0]:
         yield Problem("max_average_bits",
                       f"max_average_bits must be at least the lowest of bits={list(bits)}, or null; got {limit}.")
     if low is not None and low >= high:
         yield Problem("fidelity.low", f"fidelity.low must be below fidelity.high={high}, or null; got {low}.")
-    if tokens < length:
-        yield Problem("eval.tokens",
-                      f"eval.tokens must be at least one sequence (train.length={length}); got {tokens}.")
 
 
 def _method(config: RunConfig) -> Iterator[Problem]:

@@ -19,11 +19,12 @@ from qra_bo.finetune.models.load import commit_of
 from qra_bo.finetune.profiling import measure_quantization_sensitivity, measure_rank_sensitivity, unit_choice
 from qra_bo.finetune.quantization.bank import LayerBank
 from qra_bo.finetune.tracing.memory_probe import MemoryProbe, begin_load, release_unused
+from qra_bo.finetune.training.final import FinalSettings
 from qra_bo.finetune.training.loop import DivergedError, HeldOut, TrainSettings, held_out, train_steps, unit_groups
 from qra_bo.finetune.training.loss import CalibrationText
 from qra_bo.finetune.training.optimizer import UnitwiseAdamW
-from qra_bo.finetune.training.trial_run import CheckpointStore, TrialRun
-from qra_bo.oracle.protocol import TRAINING, Progress, StopRequested
+from qra_bo.finetune.training.trial_run import CheckpointStore, FinalRun, TrialRun
+from qra_bo.oracle.protocol import Progress, StopRequested
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import Allocation, StorageFormat, Unit
 from qra_bo.trials import TrialResult, TrialSpec, TrialState, peaks_to_json
@@ -79,6 +80,7 @@ class FinetuneOracle:
             settings.train.batch, settings.train.logits_chunk)
         self.inits = self._other_inits = Initialiser(bank, settings.adapter, self.text, factors)
         self.peft: Any = None  # the wrapped model of the trial under way
+        self._over: str | None = None  # checkpoint that nothing can continue
         self._unit_of = {linear.name: unit.name for unit in units for linear in unit.linears}
         if settings.train.checkpointing:
             use_checkpointing(self.model)
@@ -118,9 +120,29 @@ class FinetuneOracle:
 
         Lack of memory and divergence are results.
         """
-        return self._run(TrialRun(request, self.checkpoints), progress, then)
+        return self._run(TrialRun(request, self.checkpoints, self.settings.record_at), progress, then)
+
+    def forget(self, progress: Progress) -> dict[str, Any]:
+        """Remove the checkpoint of the last training where nothing can continue it; nothing is returned.
+
+        A training at its schedule's end is never promoted, nor is one that failed. Until its result is in the journal
+        its checkpoint spares a run that is killed the same steps again, so that it is removed as late as this: before
+        the next trial, or on request.
+        """
+        if self._over is not None and self.checkpoints is not None:
+            self.checkpoints.remove(self._over)
+        self._over = None
+        return {}
 
     def _run(self, run: TrialRun, progress: Progress, then: Callable[[], None] | None = None) -> TrialResult:
+        if run.name != self._over:
+            self.forget(progress)
+        result = self._result(run, progress, then)
+        if result.state is not TrialState.OK or run.request.steps == run.request.schedule_steps:
+            self._over = run.name if run.store is not None else None
+        return result
+
+    def _result(self, run: TrialRun, progress: Progress, then: Callable[[], None] | None) -> TrialResult:
         try:
             measured = self._evaluate(run, progress)
             if then is not None:
@@ -145,8 +167,8 @@ class FinetuneOracle:
         there are none, ``state`` is ``"oom"``, and ``message`` is the error.
         """
         settings = self.settings
-        batch = min(settings.train.eval_batch, settings.eval_blocks)
-        self.settings = replace(settings, record_at=(), eval_blocks=batch)
+        batch = min(settings.train.batch, settings.eval_blocks)
+        self.settings = replace(settings, eval_blocks=batch)
         try:
             request = TrialSpec(Allocation.from_json(allocation), 2, 2, train_seed, init=init)
             measured = self._run(TrialRun(request, None), progress)
@@ -155,20 +177,21 @@ class FinetuneOracle:
         return {"state": measured.state.value, "message": measured.message, "measured_bytes": measured.measured_bytes,
                 "peaks": peaks_to_json(measured.peaks)}
 
-    def finalise(self, allocation: Mapping[str, Any], steps: int | None, epochs: float, train_seed: int,
-                 lr_scale: float, out: str, model_cfg: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+    def finalise(self, allocation: Mapping[str, Any], options: Mapping[str, Any], train_seed: int, lr_scale: float,
+                 out: str, model_cfg: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
         """Run the final fine-tune on a schedule of its own; save adapter, manifest and probe of the logits in ``out``.
 
-        ``allocation`` is the winner's JSON. ``steps`` of ``None`` are derived from ``epochs``, the passes over the
-        training split. ``model_cfg`` goes into the manifest. Returns the steps, the test loss with its standard error,
-        and the tokens.
+        ``allocation`` is the winner's JSON, ``options`` are the fields of ``FinalSettings``. ``model_cfg`` goes into
+        the manifest. Returns the steps planned and done, the step whose adapter is delivered, the validation loss by
+        step, the test loss of what is delivered with its standard error, and the tokens.
 
         Raises:
             TrainingError: If the training did not end well.
             OutputError: If the result can't be written.
         """
         chosen, folder = Allocation.from_json(allocation), Path(out)
-        total = steps or max(1, round(epochs * len(self.data.train) / self.settings.train.batch))
+        final = FinalSettings(**options)
+        total = final.length(len(self.data.train), self.settings.train.step_sequences)
         request = TrialSpec(chosen, total, total, train_seed, "test", lr_scale)
 
         def save() -> None:
@@ -180,13 +203,16 @@ class FinetuneOracle:
                                packed=self.device.type == "cuda")
                 save_probe(self.model, self.data.test, folder / PROBE, self.device)
 
-        measured = self._run(TrialRun(request, self.checkpoints), progress, save)
+        run = FinalRun(request, self.checkpoints, final.validations(total), final=final)
+        measured = self._run(run, progress, save)
         if measured.state is not TrialState.OK:
             raise TrainingError(
                 f"the final fine-tune of {total} steps did not end well ({measured.state.value}): {measured.message}. "
                 "The results of the search are in the run's trials.jsonl; start a run with another final.steps or a "
                 "lower adapter.lr, or with a smaller budget if memory ran out")
-        return {"steps": total, "loss": measured.loss, "loss_se": measured.loss_se,
+        curve = run.at.curve
+        return {"steps": curve[-1][0], "planned_steps": total, "kept_step": final.kept(curve),
+                "curve": [list(point) for point in curve], "loss": measured.loss, "loss_se": measured.loss_se,
                 "training_tokens": measured.training_tokens}
 
     def close(self) -> None:
@@ -230,9 +256,9 @@ class FinetuneOracle:
         run.restore(optimizer)
         probe = MemoryProbe(optimizer, self.bank, self.settings.scope, follow=True)
         self._train(run, optimizer, probe, progress)
+        if isinstance(run, FinalRun):
+            run.choose(optimizer)
         result = self._held_out(request.split, run, probe)
-        if not math.isfinite(result.loss):
-            raise DivergedError(f"held-out loss {result.loss} after {run.at.step} steps")
         at = run.at
         return TrialResult(TrialState.OK, result.loss, result.se, (*at.curve, (at.step, result.loss)),
                            at.step - at.first, at.training_tokens, at.forward_tokens, probe.bytes, run.seconds,
@@ -241,8 +267,10 @@ class FinetuneOracle:
     def _train(self, run: TrialRun, optimizer: UnitwiseAdamW, probe: MemoryProbe, progress: Progress) -> None:
         request, at, settings, train = run.request, run.at, self.settings.train, self.data.train
         resumed_at = at.step
-        order = batches(len(train.input_ids), settings.batch, request.schedule_steps, request.train_seed)
-        for stop in run.stops(self.settings.record_at):
+        order = batches(len(train.input_ids), settings.step_sequences, request.schedule_steps, request.train_seed)
+        for stop in run.stops():
+            if run.ended:
+                break
             while at.step < stop:
                 with probe.watch(at.step - resumed_at) as mark:
                     at.training_tokens += train_steps(
@@ -250,15 +278,15 @@ class FinetuneOracle:
                         request.schedule_steps, settings, self.device, mark)
                 at.step += 1
                 try:
-                    progress(TRAINING, at.step, request.steps)
+                    progress(run.activity, at.step, request.steps)
                 except StopRequested:
-                    run.save(optimizer.state())
+                    run.save(optimizer)
                     raise
                 if time.monotonic() - run.saved > self.settings.checkpoint_seconds:
-                    run.save(optimizer.state())
-            if stop < request.steps:
-                at.curve = (*at.curve, (stop, self._held_out("validation", run, probe).loss))
-        run.save(optimizer.state())
+                    run.save(optimizer)
+            if run.validates(stop):
+                run.record(self._held_out("validation", run, probe).loss, optimizer)
+        run.save(optimizer)
 
     def _held_out(self, split: str, run: TrialRun, probe: MemoryProbe) -> HeldOut:
         blocks: TokenBlocks = self.data.test if split == "test" else self.data.validation
@@ -266,4 +294,6 @@ class FinetuneOracle:
         result = held_out(self.model, blocks.input_ids[:n], blocks.labels[:n], self.settings.train, self.device,
                           probe.evaluation)
         run.at.forward_tokens += result.tokens
+        if not math.isfinite(result.loss):
+            raise DivergedError(f"held-out loss {result.loss} after {run.at.step} steps")
         return result

@@ -18,7 +18,7 @@ class TrainShape:
     """Settings of the trainer that determine memory. Raises ``ConfigError`` with every value that is out of range.
 
     Args:
-        batch: Sequences of an optimiser step, of ``length`` tokens each.
+        batch: Sequences that go forward and backward at once, of ``length`` tokens each.
         checkpointing: Whether every decoder layer is recomputed in the backward pass.
         compute_dtype_bytes: 2 (bf16, fp16) or 4 (fp32).
         optimizer: One of ``memory.optimizers.OPTIMIZERS``; all work on fp32 masters, in fp32 the adapters themselves.
@@ -26,6 +26,7 @@ class TrainShape:
         device: ``"cpu"`` or ``"cuda"``.
         stored_dtype_bytes: Bytes of unquantised weights in the device's memory.
         eval_batch: Sequences of an evaluation's batch; 0: evaluations are not priced.
+        accumulate: Batches of an optimiser step; from two on, the gradients of those before are alive in each.
     """
 
     batch: int
@@ -37,12 +38,13 @@ class TrainShape:
     device: str = "cpu"
     stored_dtype_bytes: int = 2
     eval_batch: int = 0
+    accumulate: int = 1
 
     def __post_init__(self) -> None:
         checks = {
-            "batch must be at least 1, length at least 2 and eval_batch at least 0; got "
-            f"{self.batch}, {self.length} and {self.eval_batch}":
-                self.batch >= 1 and self.length >= 2 and self.eval_batch >= 0,
+            "batch and accumulate must be at least 1, length at least 2 and eval_batch at least 0; got "
+            f"{self.batch}, {self.accumulate}, {self.length} and {self.eval_batch}":
+                min(self.batch, self.accumulate) >= 1 and self.length >= 2 and self.eval_batch >= 0,
             "compute and stored types have 2 or 4 bytes; got "
             f"{self.compute_dtype_bytes} and {self.stored_dtype_bytes}":
                 {self.compute_dtype_bytes, self.stored_dtype_bytes} <= {2, 4},
@@ -57,6 +59,11 @@ class TrainShape:
     @property
     def tokens(self) -> int:
         return self.batch * self.length
+
+    @property
+    def accumulates(self) -> bool:
+        """Whether gradients are alive while a batch goes forward and backward."""
+        return self.accumulate > 1
 
     @property
     def fp32_attention(self) -> bool:

@@ -6,6 +6,7 @@ knapsack solver can treat exactly:
 - **forward**, at the loss: everything resident, all saved activations, the head's chunk of logits.
 - **backward**: activations die layer by layer while gradients grow, so that a layer counts with the larger of the
   two; on top, the largest instant of any one layer (dequantised weight, gradients in flight).
+  Where a step accumulates several batches, forward and backward count activations and all gradients.
 - **step**: all gradients, and the bytes of updating one unit: its fp32 gradients, its paged moments.
 - **evaluation**: no gradients, nothing saved; the largest instant of any one layer's forward pass. It is left out of
   the table where another phase is larger for every allocation.
@@ -117,6 +118,7 @@ class MemoryModel:
         c = self.shape.compute_dtype_bytes
         resident = stored + (c + self.master_item) * params + parts.states[:, None, :] + none
         saved, gradients = self._saved(space, parts, ranks), c * params[:, 0, :]
+        earlier = gradients if self.shape.accumulates else np.zeros_like(gradients)  # of the step's batches before
         spike = self._spikes(space, saved, gradients)
         largest = np.array([max(max(m.in_features, m.out_features) for m in u.linears) for u in space.units])
         unit_gradients = (2 * parts.numel[:, None] * ranks) if c == 2 else np.zeros_like(parts.update)
@@ -126,8 +128,8 @@ class MemoryModel:
                  + rounding_bytes(self.spec, self.shape))
         extra, inputs = -self.layer.first_unsaved, self.layer.inputs
         rows = [("load", 0, 0, none, none),
-                ("forward", inputs, self.layer.loss_bytes + extra, saved[:, None, :], none),
-                ("backward", inputs, extra, np.maximum(saved, gradients)[:, None, :], spike),
+                ("forward", inputs, self.layer.loss_bytes + extra, (saved + earlier)[:, None, :], none),
+                ("backward", inputs, extra, np.maximum(saved + earlier, gradients)[:, None, :], spike),
                 ("step", inputs, 0, gradients[:, None, :], step[:, None, :] + none)]
         if self.shape.eval_batch:
             layer = evaluation_layer(self.layer)
@@ -178,7 +180,7 @@ class MemoryModel:
                 by_key[key] = self._unit_spike(unit.linears, others, space.formats, ranks)
             rows.append(by_key[key])
         layer_of = np.array([u.linears[0].layer for u in space.units])
-        slack, late = _slack(saved, gradients, layer_of)
+        slack, late = _slack(saved, gradients, layer_of, self.shape.accumulates)
         # The final norm's backward pass, beyond all saved activations, its own included.
         final = self.layer.norm_saved + 2 * self.layer.stream + self.layer.norm_spike
         return np.asarray(np.maximum(np.stack(rows) - slack[:, None, None], max(0, final - late)))
@@ -208,13 +210,17 @@ class MemoryModel:
         """Bytes of a linear's adapter during its layer's backward pass beyond those that the phase counts, ``R``.
 
         The phase counts the larger of saved activations and gradients; added here are the low-rank activation
-        (recomputed under checkpointing) or, once the linear is ``done``, the gradients in its place.
+        (recomputed under checkpointing) or, once the linear is ``done``, the gradients in its place. Where gradients
+        accumulate the phase counts activations alone here: earlier gradients are always there, and those of this batch
+        are new beside them until they are added.
         """
         checkpointing, low_rank = self.shape.checkpointing, self.layer.rank_saved * ranks
         sides = linear.in_features + linear.out_features
         gradient = self.shape.compute_dtype_bytes * sides * ranks
         kept = (self.layer.stream if checkpointing else self.layer.saved) * sides // total
-        counted = np.maximum(kept + (0 if checkpointing else low_rank), gradient)
+        counted = kept + (0 if checkpointing else low_rank)
+        if not self.shape.accumulates:
+            counted = np.maximum(counted, gradient)
         return np.asarray(kept + (np.maximum(low_rank, gradient) if done else low_rank) - counted)
 
     def breakdown(self, space: SearchSpace, allocation: Allocation) -> dict[str, int]:
@@ -243,6 +249,9 @@ class MemoryModel:
             out["activations"] = evaluation_layer(self.layer).inputs
         elif phase.name == "step":
             out["gradients"], out["activations"] = int(gradients.sum()), self.layer.inputs
+        elif self.shape.accumulates:
+            out["gradients"] = int(gradients.sum())
+            out["activations"] = int(saved.sum()) + self.layer.inputs - self.layer.first_unsaved
         else:
             held = gradients > saved if phase.name == "backward" else np.zeros(n, dtype=bool)
             out["gradients"] = int(gradients[held].sum())
@@ -260,14 +269,18 @@ def _covers(one: PhaseCost, other: PhaseCost) -> bool:
     return most <= 0
 
 
-def _slack(saved: IntArray, gradients: IntArray, layer_of: npt.NDArray[np.intp]) -> tuple[IntArray, int]:
+def _slack(saved: IntArray, gradients: IntArray, layer_of: npt.NDArray[np.intp],
+           accumulates: bool) -> tuple[IntArray, int]:
     """Bytes that the backward phase certainly overcounts while a unit's layer is at work (``L``), and at its start.
 
     Layers above it have gradients where the phase may count their activations, layers below it the reverse; at the
-    start no layer has gradients.
+    start no layer has gradients. Where gradients accumulate all layers have them, and only those at or below the one at
+    work have the activations that the phase counts too.
     """
     n_layers = int(layer_of.max()) + 1
-    above = np.bincount(layer_of, weights=np.maximum(saved - gradients, 0).min(axis=1), minlength=n_layers)
-    below = np.bincount(layer_of, weights=np.maximum(gradients - saved, 0).min(axis=1), minlength=n_layers)
+    done, ahead = (saved, np.zeros_like(saved)) if accumulates else (
+        np.maximum(saved - gradients, 0), np.maximum(gradients - saved, 0))
+    above = np.bincount(layer_of, weights=done.min(axis=1), minlength=n_layers)
+    below = np.bincount(layer_of, weights=ahead.min(axis=1), minlength=n_layers)
     slack = (above.sum() - np.cumsum(above)) + (np.cumsum(below) - below)
     return slack.astype(np.int64)[layer_of], int(below.sum())

@@ -130,9 +130,10 @@ class Plan:
         return {
             "schema_version": SCHEMA_VERSION, "model": spec.name, "scope": self.memory.scope, "device": shape.device,
             "parameters": {"linears": spec.linear_numel, "other": spec.other_numel}, "units": self.n_units,
-            "train": {"batch": shape.batch, "length": shape.length, "checkpointing": shape.checkpointing,
-                      "logits_chunk": shape.logits_chunk, "compute_bits": 8 * shape.compute_dtype_bytes,
-                      "optimizer": shape.optimizer, "eval_batch": shape.eval_batch},
+            "train": {"batch": shape.batch, "accumulate": shape.accumulate, "length": shape.length,
+                      "checkpointing": shape.checkpointing, "logits_chunk": shape.logits_chunk,
+                      "compute_bits": 8 * shape.compute_dtype_bytes, "optimizer": shape.optimizer,
+                      "eval_batch": shape.eval_batch},
             "allowance": asdict(self.memory.effective_allowance), "fits": self.fits,
             "budgets": [{"text": b.text, "bytes": b.size, "fits": b.fits, "verdict": b.verdict.to_json(),
                          "largest_uniform_rank": dict(b.ranks),
@@ -211,12 +212,16 @@ def _levers(memory: MemoryModel, space: SearchSpace, need: int) -> list[Lever]:
             "checkpointing": [] if shape.checkpointing else [True], "batch": _less(shape.batch, shape.batch // 2, 1),
             "length": [shape.length // 2] if shape.length > 2 else [], "logits_chunk": _less(chunk, chunk // 4),
             "optimizer": [kind for kind in OPTIMIZERS
-                          if kind != shape.optimizer and (shape.device == "cuda" or not is_paged(kind))],
-            "eval_batch": _less(shape.eval_batch, 1)}
+                          if kind != shape.optimizer and (shape.device == "cuda" or not is_paged(kind))]}
         for field, values in tried.items():
-            key = "eval.batch" if field == "eval_batch" else f"train.{field}"
             for value in values:
-                add(f"{key}={str(value).lower()}", replace(memory, shape=replace(shape, **{field: value})), space)
+                changed, text = {field: value}, f"train.{field}={str(value).lower()}"
+                if field == "batch":  # an evaluation's batches follow
+                    changed |= {"eval_batch": min(value, shape.eval_batch)}
+                    if shape.batch % value == 0:  # the optimiser step keeps its sequences
+                        changed |= {"accumulate": shape.accumulate * (shape.batch // value)}
+                        text += f" train.accumulate={changed['accumulate']}"
+                add(text, replace(memory, shape=replace(shape, **changed)), space)
     bits, ranks = sorted({f.bits for f in space.formats}), space.ranks.values
     if bits[0] > 2:
         with suppress(UserError):  # where two bits can't be packed into these shapes, they are no lever

@@ -27,7 +27,7 @@ class StopRequested(BaseException):
 
 @runtime_checkable
 class Oracle(Protocol):
-    """Evaluator of allocations; deterministic: the same request gives the same loss on the same machine."""
+    """Evaluator of allocations. The same request gives the same loss on the same CPU; on CUDA, to about rounding."""
 
     @property
     def kind(self) -> str:

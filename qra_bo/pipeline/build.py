@@ -31,7 +31,7 @@ def make_memory(cfg: RunConfig, spec: DecoderSpec, device_type: str, allowance: 
     compute = BYTES[resolve_dtype(cfg.dtype, device_type)]
     shape = TrainShape(cfg.train.batch, cfg.train.length, cfg.train.checkpointing, compute, cfg.train.optimizer,
                        logits_chunk=cfg.train.logits_chunk, device=device_type, stored_dtype_bytes=compute,
-                       eval_batch=min(cfg.eval.batch, max(1, cfg.eval.tokens // cfg.train.length)))
+                       eval_batch=min(cfg.train.batch, cfg.eval.sequences), accumulate=cfg.train.accumulate)
     return MemoryModel(spec, shape, cfg.memory.scope, allowance)
 
 
@@ -71,7 +71,7 @@ def make_oracle(config: Mapping[str, Any], out: str, threads: int | None = None)
     assert isinstance(cfg.oracle, SyntheticOracleConfig)
     from qra_bo.oracle.synthetic import SyntheticOracle  # loads scipy, which planning memory does without
     return SyntheticOracle(space, seed=cfg.seed, noise=cfg.oracle.noise, high_steps=cfg.fidelity.high,
-                           tokens_per_step=cfg.train.batch * cfg.train.length, eval_tokens=cfg.eval.tokens,
+                           tokens_per_step=cfg.train.step_tokens, eval_tokens=cfg.eval.sequences * cfg.train.length,
                            calibration_tokens=cfg.data.calibration * cfg.train.length, record_at=(),
                            checkpoints=checkpoints)
 

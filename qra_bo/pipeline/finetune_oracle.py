@@ -113,12 +113,11 @@ def finetune_settings(cfg: RunConfig) -> FinetuneSettings:
     """Return the settings of trainer, adapters and evaluation."""
     t = cfg.train
     optimizer = AdamWSettings((t.betas[0], t.betas[1]), t.eps, t.weight_decay, t.clip, t.optimizer)
-    train = TrainSettings(t.batch, cfg.adapter.lr, cfg.adapter.lr_exponent, t.warmup, t.lr_floor, t.logits_chunk,
-                          t.checkpointing, optimizer, cfg.eval.batch)
-    blocks = max(1, cfg.eval.tokens // t.length)
+    train = TrainSettings(t.batch, t.accumulate, cfg.adapter.lr, cfg.adapter.lr_exponent, t.warmup, t.lr_floor,
+                          t.logits_chunk, t.checkpointing, optimizer)
     return FinetuneSettings(
-        train, AdapterSettings(cfg.adapter.alpha_over_rank, cfg.adapter.init, cfg.adapter.iterations), blocks, (),
-        cfg.ranks[-1], cfg.memory.scope, cfg.worker.checkpoint_seconds)
+        train, AdapterSettings(cfg.adapter.alpha_over_rank, cfg.adapter.init, cfg.adapter.iterations),
+        cfg.eval.sequences, (), cfg.ranks[-1], cfg.memory.scope, cfg.worker.checkpoint_seconds)
 
 
 def caches(cfg: RunConfig, facts: dict[str, Any], data_sha256: str) -> tuple[TensorStore, TensorStore, ProfileCache]:

@@ -9,6 +9,7 @@ from qra_bo.config import RunConfig, hf_config, make_space, make_spec, named_spe
 from qra_bo.finetune.data.jsonl import read_records
 from qra_bo.finetune.data.load import tiny_records
 from qra_bo.finetune.data.plays import play_records
+from qra_bo.finetune.training.final import FinalSettings
 from qra_bo.memory import MemoryModel, Plan, default_format, format_size, memory_plan, parse_budget, parse_size
 from qra_bo.memory.budget import free_bytes, largest, resolve_budget, smallest
 from qra_bo.memory.cards import Card
@@ -202,20 +203,31 @@ def plan_rows(setting: Setting, card: Card | None = None) -> list[PlanRow]:
     if setting.given is not None:
         costs = {}
     if config.oracle.trains:
-        costs |= _final(config)
+        (what, cost), = _final(config).items()
+        share = f"; {100 * cost / (cost + sum(costs.values())):.0f} % of the whole" if cost else ""
+        costs[f"final fine-tune ({what}{share})"] = cost
     return [PlanRow(what, cost, None if seconds is None or not cost else seconds * cost)
             for what, cost in costs.items() if cost or what.startswith("final")]
 
 
 def _final(config: RunConfig) -> dict[str, float]:
-    """Return the name and the cost of the final fine-tune; 0.0 where its tokens are not known yet."""
-    final = config.final
-    if final.steps is not None:
-        return {f"final fine-tune ({final.steps} steps)": final.steps * config.train.batch * config.train.length}
-    tokens = training_tokens(config)
+    """Return the length of the final fine-tune in words and its cost, validations counted; 0.0 where its tokens are not
+    known yet."""
+    final, step_tokens = FinalSettings(**config.final.model_dump()), config.train.step_tokens
+    tokens = None if final.steps is not None else training_tokens(config)
+    epochs = f"{final.epochs:g} epoch{'' if final.epochs == 1 else 's'}"
+    if final.steps is None and tokens is None:
+        limit = "" if final.max_steps is None else f", at most {final.max_steps:,} steps"
+        return {f"{epochs}{limit}; its tokens are known once the data is read": 0.0}
+    steps = final.length((tokens or 0.0) / config.train.length, config.train.step_sequences)
     if tokens is None:
-        return {f"final fine-tune ({final.epochs:g} epochs; its tokens are known once the data is read)": 0.0}
-    return {f"final fine-tune ({final.epochs:g} epochs, tokens estimated from the text)": final.epochs * tokens}
+        what = f"{steps:,} steps"
+    elif steps == final.max_steps:
+        what = f"{steps:,} steps, the most by final.max_steps: about {steps * step_tokens / tokens:.2f} epochs"
+    else:
+        what = f"{epochs}: about {steps:,} steps"
+    validated = len(final.validations(steps)) * config.eval.sequences * config.train.length / 3
+    return {what: steps * step_tokens + validated}
 
 
 def training_tokens(config: RunConfig) -> float | None:

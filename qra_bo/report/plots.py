@@ -94,7 +94,7 @@ def allocations(runs: Sequence[NamedRun], theme: Theme) -> Figure | None:
 PLOTS: dict[str, Callable[[ReportData, Theme], Figure | None]] = {
     "confirmation": plots_search.confirmation, "pareto": plots_search.pareto, "allocation": plots_units.allocation,
     "sensitivity": plots_units.sensitivity, "memory": plots_units.memory, "convergence": plots_search.convergence,
-    "fidelities": plots_search.fidelities, "surrogate": plots_search.surrogate}
+    "final": plots_search.final, "fidelities": plots_search.fidelities, "surrogate": plots_search.surrogate}
 """Figures of one run, by name, in the order of the page."""
 RUNS_PLOTS: dict[str, Callable[[Sequence[NamedRun], Theme], Figure | None]] = {
     "differences": differences, "fronts": memory_loss, "costs": convergence, "allocations": allocations}

@@ -109,6 +109,28 @@ def _label_points(ax: Axes, d: ReportData, points: Sequence[Trial], top: float, 
                     bbox={"facecolor": theme.paper, "edgecolor": "none", "alpha": 0.75, "pad": 0.8})
 
 
+def final(d: ReportData, theme: Theme) -> Figure | None:
+    """Validation loss of the final fine-tune by step, the step that is delivered, and its test loss; ``None`` before
+    it."""
+    event = d.last("final")
+    if event is None:
+        return None
+    fig, ax = axes(theme, 8.0, 3.6)
+    steps, losses = zip(*event["curve"], strict=True)
+    ax.plot(steps, losses, color=theme.main, linewidth=1.6, marker="o", markersize=4.5, label="validation loss")
+    kept = event["kept_step"]
+    ax.scatter([kept], [dict(event["curve"])[kept]], marker="*", s=220, color=VERMILLION, edgecolors=theme.paper,
+               label="delivered", zorder=5)
+    ax.axhline(event["loss"], color=GREEN, linestyle="--", linewidth=1.2, label="test loss of what is delivered")
+    if event["steps"] < event["planned_steps"]:
+        ax.axvline(event["steps"], color=theme.ink, linestyle=":", linewidth=1.2,
+                   label=f"ended early (of {event['planned_steps']:,} steps)")
+    ax.set_xlim(0, 1.03 * max(steps))
+    dress(ax, theme, "optimiser steps of the final fine-tune", "loss (nats per token)")
+    legend(fig, ax, theme)
+    return fig
+
+
 def incumbents(d: ReportData) -> tuple[list[float], list[float]]:
     """Cost (full-trial equivalents) when each candidate finished and the least loss by then.
 

@@ -29,7 +29,7 @@ Event = Mapping[str, Any]
 PARAMETERS = ("model", "budget_text", "budget_bytes", "scope", "granularity", "method", "effort", "oracle", "seed",
               "config_sha256", "version")
 """Fields of the header that a tracker files as parameters of the run."""
-NUMBERS = {"confirmation": ("confirmation", ("mean", "low", "high")), "final": ("final", ("loss",)),
+NUMBERS = {"confirmation": ("confirmation", ("mean", "low", "high")), "final": ("final", ("loss", "kept_step")),
            "surrogate_check": ("surrogate", ("spearman", "spearman_good", "nll", "coverage_50", "coverage_90")),
            "measured": ("memory", ("predicted_bytes", "measured_bytes"))}
 """Group and fields that a tracker logs of each event, beside those of a trial."""
@@ -115,9 +115,13 @@ class Tracker(ABC):
         if not self._begun:
             self.begin({key: self._study.header[key] for key in PARAMETERS})
             self._begun = True
+        at = len(self._study.trials)
+        for step, loss in event["curve"] if event["event"] == "final" else ():
+            self.log({"final/step": float(step), "final/validation_loss": float(loss)}, at)
+            at += 1  # trackers want steps that never fall
         metrics = metrics_of(self._study, event)
         if metrics:
-            self.log(metrics, len(self._study.trials))
+            self.log(metrics, at)
 
     def close(self) -> None:
         if self._begun:
@@ -129,7 +133,8 @@ class Tracker(ABC):
 
     @abstractmethod
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Record numbers; ``step`` is the number of trials so far."""
+        """Record numbers; ``step`` is the number of trials so far, after which the final fine-tune's validations
+        count on."""
 
     @abstractmethod
     def finish(self) -> None:

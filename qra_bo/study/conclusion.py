@@ -140,6 +140,7 @@ def deliver(run: TrialRunner, winner: Allocation) -> Allocation:
             fields = fine_tune(run, delivered, folder)
             run.record("final", {**fields, "adapter": "adapter", "winner": winner.fingerprint,
                                  "delivered": delivered.fingerprint})
+            run.executor.call("forget", {}, run.progress)
         final = study.last["final"]
     if final["delivered"] not in by_name:
         raise OracleError(f"the final fine-tune delivered {final['delivered']}, which is no candidate of the run")
@@ -174,10 +175,10 @@ def first_that_fits(run: TrialRunner, ranked: Sequence[Allocation]) -> Allocatio
 
 
 def fine_tune(run: TrialRunner, allocation: Allocation, folder: Path) -> dict[str, object]:
-    """Train and save ``allocation`` in ``folder``; return its steps, held-out loss and standard error (nats)."""
-    options = run.config.final
+    """Train and save ``allocation`` in ``folder``; return its steps, the step that is delivered, the curve of its
+    validation loss, and the test loss with its standard error (nats)."""
     final = run.executor.call("finalise", {
-        "allocation": allocation.to_json(), "steps": options.steps, "epochs": options.epochs,
+        "allocation": allocation.to_json(), "options": run.config.final.model_dump(),
         "train_seed": run.setting.train_seed, "lr_scale": run.study.lr_scale, "out": str(folder),
         "model_cfg": run.config.model}, run.progress)
-    return {key: final[key] for key in ("steps", "loss", "loss_se")}
+    return {key: final[key] for key in ("steps", "planned_steps", "kept_step", "curve", "loss", "loss_se")}

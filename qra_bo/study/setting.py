@@ -121,7 +121,7 @@ class Setting:
     def full_trial_tokens(self) -> float:
         """Cost of one full-fidelity trial: training tokens, and one third of the evaluated ones."""
         c = self.config
-        return c.fidelity.high * c.train.batch * c.train.length + c.eval.tokens / 3
+        return c.fidelity.high * c.train.step_tokens + c.eval.sequences * c.train.length / 3
 
     @property
     def planned_cost(self) -> float:

@@ -24,7 +24,7 @@ def run(config: RunConfig) -> int:
     folder = Path(str(config.out))
     model, tokenizer = load(folder, resolve_device(config.device),
                             trust_remote_code=bool(config.model["trust_remote_code"]))
-    scores = score_tasks(model, tokenizer, config.eval.tasks, batch=config.eval.batch, limit=config.eval.limit)
+    scores = score_tasks(model, tokenizer, config.eval.tasks, batch=config.train.batch, limit=config.eval.limit)
     with writing(folder / SCORES_NAME, "ask again"):
         versions = {**package_versions(), "lm-eval": metadata.version("lm-eval")}
         write_json(folder / SCORES_NAME, {"schema_version": 1, "limit": config.eval.limit,

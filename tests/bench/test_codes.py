@@ -27,7 +27,7 @@ def test_codes_are_compared_with_the_nearest_on_the_same_seeds() -> None:
 def test_a_small_run_goes_on_with_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QRA_BO_CACHE", str(tmp_path / "cache"))
     settings = ["--rank", "2", "--seeds", "2", "--work", str(tmp_path / "w"), "--out", str(tmp_path), "+model=tiny",
-                "data=tiny", "train.batch=2", "train.length=32", "eval.tokens=256", "fidelity.high=4",
+                "data=tiny", "train.batch=2", "train.length=32", "eval.sequences=8", "fidelity.high=4",
                 "fidelity.low=null", "data.max_records=64", "device=cpu", "quantizer.tokens=256"]
     codes.main(settings)
     rows = json.loads((tmp_path / "codes_tiny.json").read_text())["rows"]

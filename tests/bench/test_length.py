@@ -144,7 +144,7 @@ def test_difference_needs_two_common_seeds() -> None:
 
 def test_stopped_study_resumes_without_repeating_trials(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = load_config(["+model=tiny", "data=tiny", "dtype=float32", "device=cpu", "quantizer.rounding=rtn",
-                          "eval.tokens=256"])
+                          "eval.sequences=8"])
     work([BLOCK], tmp_path, {"plays": config}, most=4)
     before = (tmp_path / NAME).read_bytes()
     work([BLOCK], tmp_path, {"plays": config})

@@ -132,7 +132,6 @@ def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
     (["effort.rate_factors=[1]"], "a list of distinct positive factors other than 1"),
     (["train.betas=[0.9]"], "train.betas must be two numbers"),
     (["fidelity.low=24"], r"fidelity\.low must be below fidelity\.high=24, or null; got 24"),
-    (["eval.tokens=64"], r"eval\.tokens must be at least one sequence \(train\.length=128\); got 64"),
     (["calibrate.lr_scales=[]"], "calibrate.lr_scales must be a list of distinct positive numbers"),
     (["data=jsonl"], r"data\.path must name a JSON or JSONL file, .*; got null"),
     (["data=jsonl", "data.path=nowhere.jsonl"], "there is no file 'nowhere.jsonl'"),
@@ -179,7 +178,7 @@ def test_dictionary_round_trip(default: RunConfig) -> None:
     ("display=none", True), ("task=memory", True),
     ("seed=1", False), ("budget=1GB", False), ("bits=[4,8]", False), ("ranks=[4]", False), ("+model=tiny", False),
     ("data=tiny", False), ("granularity=block", False), ("adapter.lr=1e-3", False), ("fidelity.high=48", False),
-    ("memory.scope=stored", False), ("oracle=synthetic", False), ("eval.tokens=4096", False), ("eval.limit=3", True),
+    ("memory.scope=stored", False), ("oracle=synthetic", False), ("eval.sequences=32", False), ("eval.limit=3", True),
 ])
 def test_the_hash_covers_what_defines_the_results(default: RunConfig, override: str, same: bool) -> None:
     assert (load_config([override]).config_sha256 == default.config_sha256) is same
@@ -203,7 +202,7 @@ def test_a_composed_dictionary_with_holes_is_refused(default: RunConfig) -> None
         config_from(raw)
     assert sorted(caught.value.problems) == [
         "Unknown key 'trian'; nearest: train, ranks, data.",
-        "eval must be a group of the keys eval.tokens, eval.batch, eval.tasks, eval.limit; got 3.",
+        "eval must be a group of the keys eval.sequences, eval.tasks, eval.limit; got 3.",
         "seed is missing.", "train.batch is missing."]
 
 

@@ -10,7 +10,7 @@ from qra_bo.pipeline.build import make_oracle
 from qra_bo.space import Allocation
 from tests.export.fixtures import best_json
 
-SETTINGS = ["+model=tiny", "data=tiny", "device=cpu", "train.batch=2", "train.length=32", "eval.tokens=256",
+SETTINGS = ["+model=tiny", "data=tiny", "device=cpu", "train.batch=2", "train.length=32", "eval.sequences=8",
             "data.max_records=64", "model.intermediate_size=192", "bits=[2,4,8,16]"]
 """Widths are multiples of 64: on some CPUs bitsandbytes' own kernel takes nothing else."""
 
@@ -25,7 +25,7 @@ def finish(folder: Path, formats: Sequence[str], ranks: Sequence[int], *more: st
     oracle = make_oracle(config.to_dict(), str(folder))
     allocation = Allocation(tuple(formats), tuple(ranks))
     try:
-        oracle.finalise(allocation=allocation.to_json(), steps=12, epochs=1.0, train_seed=1,  # type: ignore[attr-defined]
+        oracle.finalise(allocation=allocation.to_json(), options={"steps": 12}, train_seed=1,  # type: ignore[attr-defined]
                         lr_scale=20.0, out=str(folder), model_cfg=config.model,
                         progress=lambda what, done, total: None)
     finally:

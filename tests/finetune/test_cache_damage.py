@@ -25,7 +25,7 @@ from qra_bo.trials import TrialSpec
 from tests.damage import DAMAGES, flipped
 from tests.finetune.models import tiny_llama
 
-OPTIONS = ["data=tiny", "device=cpu", "train.batch=2", "train.length=32", "eval.tokens=256", "data.max_records=64",
+OPTIONS = ["data=tiny", "device=cpu", "train.batch=2", "train.length=32", "eval.sequences=8", "data.max_records=64",
            "data.calibration=4", "quantizer.tokens=256", "bits=[3,4]", "adapter.init=residual_svd"]
 
 

@@ -21,7 +21,7 @@ from qra_bo.trials import TrialSpec
 from tests.finetune.models import tiny_llama
 
 WIDTH, LAYERS = 32, 6
-OVERRIDES = ["+model=tiny", "data=tiny", "device=cpu", "train.batch=2", "train.length=32", "eval.tokens=256",
+OVERRIDES = ["+model=tiny", "data=tiny", "device=cpu", "train.batch=2", "train.length=32", "eval.sequences=8",
              "data.max_records=64", "quantizer.tokens=256"]
 
 

@@ -3,8 +3,10 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import Parameter
 
+from qra_bo.finetune.tracing.memory_probe import PeakTracker
 from qra_bo.finetune.training.optimizer import AdamWSettings, UnitwiseAdamW
 from qra_bo.memory.optimizers import LEAST_8BIT, OPTIMIZERS, shared_bytes, state_bytes
 
@@ -102,3 +104,34 @@ def test_moments_of_8_bits_follow_those_of_32() -> None:
             optimizer.step(1.0, 1.0)
     wide, narrow = kinds["adamw"].detach(), kinds["adamw_8bit"].detach()
     assert 0 < float((narrow - wide).norm() / (wide - 1).norm()) < 0.1
+
+
+def test_a_state_is_copied_to_the_host_alone() -> None:
+    with FakeTensorMode():  # tensors without numbers, which a build for a CPU has on any device
+        weights = {str(i): Parameter(torch.empty(1500, 3, dtype=torch.bfloat16, device="cuda")) for i in range(3)}
+        optimizer = UnitwiseAdamW([(weights, 1e-2)], AdamWSettings())
+        for weight, _ in optimizer.weights():
+            optimizer.groups[0][2].state[weight.master] = {
+                key: torch.zeros(shape, device="cuda")
+                for key, shape in (("step", ()), ("exp_avg", (1500, 3)), ("exp_avg_sq", (1500, 3)))}
+        with PeakTracker() as tracker:
+            tracker.track(optimizer.tensors())
+            before = tracker.live_bytes
+            saved = optimizer.state()
+            made = tracker.peak_bytes - before
+    assert before == 3 * (3 * 4 * 4500 + 4)
+    assert {tensor.device.type for tensor in saved.values()} == {"cpu"}
+    assert made == sum(tensor.nbytes for tensor in saved.values()) == before  # and nothing on the device
+
+
+def test_masters_come_back_as_they_were() -> None:
+    weights = _parameters(torch.bfloat16)
+    optimizer = UnitwiseAdamW([({str(i): p for i, p in enumerate(weights)}, 1e-2)], AdamWSettings())
+    saved, working = optimizer.masters(), [p.detach().clone() for p in weights]
+    for p in weights:
+        p.grad = torch.ones_like(p)
+    optimizer.step(1.0, 1.0)
+    assert not any(torch.equal(a, b) for a, b in zip(weights, working, strict=True))
+    optimizer.load_masters(saved)
+    assert all(torch.equal(a, b) for a, b in zip(weights, working, strict=True))
+    assert all(torch.equal(saved[name], tensor) for name, tensor in optimizer.masters().items())

@@ -96,6 +96,12 @@ def test_families_are_traced_to_the_byte(family: str, checkpointing: bool, compu
     check(config_of(family, num_hidden_layers=2, **extra), shape, ("nf4", "int8"), (4, 2))
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_accumulation_is_traced_to_the_byte(checkpointing: bool) -> None:
+    shape = TrainShape(2, 48, checkpointing, 2, logits_chunk=32, accumulate=3)
+    check(config_of("llama", num_hidden_layers=2), shape, ("nf4", "int8"), (16, 2))
+
+
 @pytest.mark.parametrize(("formats", "granularity"), [
     (("hqq2", "hqq3"), "layer"), (("hqq5", "hqq6"), "layer"), (("fp16", "hqq8"), "layer"), (("ref4", "nf4"), "layer"),
     (("nf4", "hqq3", "int8", "hqq4"), "block"), (("nf4", "hqq3", "int8", "hqq2") * 2, "fused")])

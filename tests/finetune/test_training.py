@@ -65,10 +65,53 @@ def test_training_learns_and_padding_counts_for_nothing() -> None:
         detach(MODEL)
 
 
+def gradients_and_step(batch: int, accumulate: int,
+                       dtype: torch.dtype) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Gradients of one optimiser step, in fp32 and per target token, and the masters after it."""
+    labels = BLOCKS.copy()
+    for row, targets in enumerate((15, 1, 7, 0, 3, 12, 2, 9)):  # answer tokens differ, one row has none
+        labels[row, 1 + targets:] = -100
+    model, spec = tiny_llama()
+    model.to(dtype)
+    names = {linear.name: 4 for linear in spec.linears}
+    attach(model, names, AdapterSettings(), 0, dtype)
+    generator = torch.Generator().manual_seed(3)
+    for pair in adapter_parameters(model).values():
+        pair["B"].data.normal_(0, 0.05, generator=generator)  # at B = 0 the gradients of A vanish
+    settings = TrainSettings(batch, accumulate, lr=5e-3, logits_chunk=8)
+    optimizer = UnitwiseAdamW(unit_groups(adapter_parameters(model), dict.fromkeys(names, "all"), {"all": 4}, settings,
+                                          1.0), settings.optimizer)
+    found: list[torch.Tensor] = []
+
+    def mark(phase: str) -> None:
+        if phase == "backward":
+            found[:] = [w.working.grad.float() / 49 for w, _ in optimizer.weights()]
+
+    tokens = train_steps(model, optimizer, BLOCKS, labels, np.arange(8)[None], 0, 1, 4, settings, CPU, mark)
+    assert tokens == BLOCKS.size
+    assert int((labels[:, 1:] != -100).sum()) == 49
+    return found, [w.master.detach().clone() for w, _ in optimizer.weights()]
+
+
+@pytest.mark.parametrize(("batch", "accumulate"), [(1, 8), (2, 4), (4, 2)])
+@pytest.mark.parametrize(("dtype", "rounding"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_accumulated_batches_train_as_one_batch(batch: int, accumulate: int, dtype: torch.dtype,
+                                                rounding: float) -> None:
+    whole, after_whole = gradients_and_step(8, 1, dtype)
+    parts, after_parts = gradients_and_step(batch, accumulate, dtype)
+    for one, other in zip(whole, parts, strict=True):
+        assert torch.linalg.vector_norm(one - other) <= rounding * torch.linalg.vector_norm(one)
+    # AdamW's first step is the sign of the gradient: where that is clear, every weight moves alike.
+    for gradient, one, other in zip(whole, after_whole, after_parts, strict=True):
+        clear = gradient.abs() > 10 * rounding * gradient.abs().max()
+        assert clear.any()
+        assert torch.allclose(one[clear], other[clear], rtol=1e-5, atol=1e-5)
+
+
 def test_held_out_loss_is_a_mean_with_clustered_error() -> None:
     labels = BLOCKS.copy()
     labels[0, 5:] = -100
-    settings = TrainSettings(logits_chunk=3, eval_batch=3)
+    settings = TrainSettings(batch=3, logits_chunk=3)
     result = held_out(MODEL, BLOCKS, labels, settings, CPU)
     sums, counts = [], []
     for row in range(8):

@@ -79,12 +79,13 @@ def run_step(config: Any, shape: TrainShape, formats: tuple[str, ...], ranks: tu
     model.train()
 
     def step(tracker: PeakTracker) -> tuple[int, int, int]:
-        total, count = token_losses(model, ids, ids, shape.logits_chunk)
-        forward = tracker.peak_bytes
-        tracker.reset_peak()
-        total.backward()
-        backward = tracker.peak_bytes
-        tracker.reset_peak()
+        for _ in range(shape.accumulate):
+            total, count = token_losses(model, ids, ids, shape.logits_chunk)
+            forward = tracker.peak_bytes
+            tracker.reset_peak()
+            total.backward()
+            backward = tracker.peak_bytes
+            tracker.reset_peak()
         optimizer.step(1.0, 1.0 / count)
         return forward, backward, tracker.peak_bytes
 
@@ -98,7 +99,7 @@ def run_step(config: Any, shape: TrainShape, formats: tuple[str, ...], ranks: tu
         if shape.eval_batch:
             text = np.ones((shape.eval_batch, shape.length), dtype=np.int64)
             chunk = shape.logits_chunk or shape.tokens
-            held_out(model, text, text, TrainSettings(logits_chunk=chunk, eval_batch=shape.eval_batch),
+            held_out(model, text, text, TrainSettings(shape.eval_batch, logits_chunk=chunk),
                      torch.device("cpu"))
         evaluation = tracker.peak_bytes
     return Step(spec, space, base, phases, evaluation)

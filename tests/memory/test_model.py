@@ -21,7 +21,8 @@ from tests.memory.spaces import LLAMA2_7B, SMOLLM2, TINY, space_of
 SHAPES = st.builds(TrainShape, batch=st.integers(1, 8), length=st.integers(2, 64), checkpointing=st.booleans(),
                    compute_dtype_bytes=st.sampled_from([2, 4]), logits_chunk=st.sampled_from([0, 1, 16, 128]),
                    device=st.sampled_from(["cpu", "cuda"]), stored_dtype_bytes=st.sampled_from([2, 4]),
-                   optimizer=st.sampled_from(OPTIMIZERS), eval_batch=st.sampled_from([0, 1, 32]))
+                   optimizer=st.sampled_from(OPTIMIZERS), eval_batch=st.sampled_from([0, 1, 32]),
+                   accumulate=st.sampled_from([1, 4]))
 GRANULARITY = st.sampled_from(["layer", "block", "fused", "module"])
 
 
@@ -210,6 +211,27 @@ def test_an_evaluation_of_many_sequences_decides() -> None:
     assert model.table(space).totals(row)[0] > trained
     few = MemoryModel(LLAMA2_7B, replace(shape, batch=8, checkpointing=False, eval_batch=1)).table(space)
     assert "evaluation" not in [p.name for p in few.phases]
+
+
+@settings(max_examples=30, deadline=None)
+@given(shape=SHAPES, granularity=GRANULARITY, data=st.data())
+def test_an_evaluation_in_trainings_batches_never_decides(shape: TrainShape, granularity: str,
+                                                          data: st.DataObject) -> None:
+    space = space_of(granularity=granularity)
+    phases = MemoryModel(TINY, replace(shape, eval_batch=shape.batch)).phases(space)
+    for row in rows_of(data, space, 4):
+        *trained, evaluation = (int(CostTable((p,)).totals(row[None, :])[0]) for p in phases)
+        assert evaluation <= max(trained)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(("batch", "length"), [(1, 128), (1, 2048), (4, 128), (16, 512)])
+def test_an_evaluation_of_a_7b_model_never_decides(batch: int, length: int, checkpointing: bool) -> None:
+    space = space_of(LLAMA2_7B, ranks=(1, 32))
+    for optimizer, fmt, rank in itertools.product(OPTIMIZERS, space.formats, space.ranks.values):
+        shape = TrainShape(batch, length, checkpointing, optimizer=optimizer, device="cuda", eval_batch=batch)
+        allocation = uniform(32, fmt.name, rank)
+        assert MemoryModel(LLAMA2_7B, shape).phase_breakdown(space, allocation)[0] != "evaluation"
 
 
 def test_finer_units_bound_the_same_allocation() -> None:

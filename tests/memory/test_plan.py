@@ -85,10 +85,10 @@ def test_levers_save_the_stated_bytes() -> None:
     plan = memory_plan(model, space, {"1000": 1000})
     assert not plan.fits
     levers = {lever.change: lever for lever in plan.levers}
-    assert {"train.checkpointing=true", "train.batch=1", "train.length=32", "bits=[2,4,8]", "ranks=[1,2,4]"} \
-        <= set(levers)
-    other = MemoryModel(TINY, replace(shape, batch=1))
-    assert levers["train.batch=1"].needs == smallest(other.table(space), space)[0]
+    assert {"train.checkpointing=true", "train.batch=1 train.accumulate=4", "train.length=32", "bits=[2,4,8]",
+            "ranks=[1,2,4]"} <= set(levers)
+    other = MemoryModel(TINY, replace(shape, batch=1, accumulate=4))
+    assert levers["train.batch=1 train.accumulate=4"].needs == smallest(other.table(space), space)[0]
     assert all(lever.needs + lever.saves == plan.least.total and lever.saves > 0 for lever in plan.levers)
     assert [lever.saves for lever in plan.levers] == sorted((lever.saves for lever in plan.levers), reverse=True)
     assert len(levers) == len(plan.levers)

@@ -3,6 +3,7 @@
 Never more than 0.5 % below, at most 5 % above: CONTRACT, "The budget".
 """
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -46,6 +47,19 @@ def test_mixed_allocations_of_every_granularity(granularity: str, n: int, checkp
     shape = shape_of(2, 64, checkpointing, 2)
     formats, ranks = (("nf4", "hqq3", "int8") * 7)[:n], ((4, 16, 8) * 7)[:n]
     check(run_step(config_of("llama"), shape, formats, ranks, granularity), shape, formats, ranks)
+
+
+@pytest.mark.parametrize("compute", [2, 4])
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(("tokens", "ranks"), [((2, 64), (8, 8, 8)), ((1, 12), (32, 1, 32))])
+def test_steps_that_accumulate(tokens: tuple[int, int], ranks: tuple[int, ...], checkpointing: bool,
+                               compute: int) -> None:
+    shape, formats = replace(shape_of(*tokens, checkpointing, compute, 32), accumulate=3), ("nf4", "int8", "hqq3")
+    step = run_step(config_of("llama"), shape, formats, ranks)
+    check(step, shape, formats, ranks)
+    single = replace(shape, accumulate=1)
+    assert run_step(config_of("llama"), single, formats, ranks).peak < step.peak  # earlier gradients are alive
+    assert predicted(step, single, formats, ranks) < predicted(step, shape, formats, ranks)
 
 
 @pytest.mark.parametrize(("tokens", "rank"), [((1, 16), 32), ((1, 8), 16), ((2, 12), 24)])

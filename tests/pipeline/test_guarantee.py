@@ -22,7 +22,7 @@ from qra_bo.study.setting import BytesPredictor
 from qra_bo.trials import Fidelity, Trial, TrialSpec
 from qra_bo.utils.errors import OutputError, TrainingError
 
-SETTINGS = ["+model=tiny", "data=tiny", "data.max_records=64", "train.batch=2", "train.length=32", "eval.tokens=128",
+SETTINGS = ["+model=tiny", "data=tiny", "data.max_records=64", "train.batch=2", "train.length=32", "eval.sequences=4",
             "final.steps=2", "fidelity.high=2", "fidelity.low=1", "device=cpu", "dtype=float32",
             "memory.calibrate=true"]
 CONFIG = load_config(SETTINGS)

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from qra_bo.config import RunConfig, load_config, make_space, make_spec
+from qra_bo.finetune.training.final import FinalSettings
 from qra_bo.memory.budget import parse_size
 from qra_bo.pipeline import plan
 from qra_bo.pipeline.plan import check_ram, host_parts, plan_rows, training_tokens
@@ -109,14 +110,21 @@ def test_tokens_of_the_final_fine_tune(tmp_path: Path) -> None:
     assert training_tokens(load_config(["+model=tiny", *jsonl])) is None
 
 
-@pytest.mark.parametrize(("final", "cost"), [("final.steps=10", 10 * 4 * 128), ("final.epochs=2", None)])
-def test_every_row_of_the_plan_has_a_time(final: str, cost: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    config: Any = load_config(["+model=tiny", "data=tiny", "device=cpu", final])
+@pytest.mark.parametrize(("final", "cost"), [
+    (["final.steps=10"], (10 * 4 + 64 / 3) * 128), (["final.epochs=2"], None),
+    (["final.max_steps=5"], (5 * 4 + 64 / 3) * 128)])
+def test_every_row_of_the_plan_has_a_time(final: list[str], cost: float | None,
+                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    config: Any = load_config(["+model=tiny", "data=tiny", "device=cpu", *final])
     monkeypatch.setattr(plan, "token_seconds", lambda setting, card: 0.5)
     rows = plan_rows(make_setting(config))
     assert all(row.seconds == 0.5 * row.cost and row.cost > 0 for row in rows)
     tokens = training_tokens(config)
     assert tokens is not None
-    assert rows[-1].cost == (2 * tokens if cost is None else cost)
+    steps = round(2 * tokens / 128 / 4)
+    validations = len(FinalSettings().validations(steps))
+    assert rows[-1].cost == pytest.approx((steps * 4 + validations * 64 / 3) * 128 if cost is None else cost)
+    share = 100 * rows[-1].cost / sum(row.cost for row in rows)
+    assert f"; {share:.0f} % of the whole)" in rows[-1].what
     monkeypatch.setattr(plan, "token_seconds", lambda setting, card: None)
     assert [row.seconds for row in plan_rows(make_setting(config))] == [None] * len(rows)

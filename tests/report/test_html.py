@@ -63,7 +63,7 @@ def test_page_has_language_captions_and_alternative_texts(page):
     assert page.all("html")[0]["lang"] == "en"
     assert len(page.all("caption")) == len(page.all("table"))
     assert all(re.search(r"\d", a["alt"]) and len(a["alt"]) > 60 for a in page.all("img"))  # what it shows, in numbers
-    assert len(page.all("img")) == 8
+    assert len(page.all("img")) == 9
     assert len(page.all("main")) == len(page.all("h1")) == 1
 
 

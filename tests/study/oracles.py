@@ -81,7 +81,12 @@ class PlantedOracle:
         (Path(out) / "adapter").mkdir(exist_ok=True)
         for name in ("adapter/adapter_model.safetensors", "quant_manifest.json"):
             (Path(out) / name).write_text(json.dumps(allocation))
-        return {"steps": 100, "loss": 3.5, "loss_se": .01}
+        return {"steps": 100, "planned_steps": 100, "kept_step": 50, "curve": [[50, 3.6], [100, 3.7]], "loss": 3.5,
+                "loss_se": .01}
+
+    def forget(self, progress: Progress) -> dict[str, Any]:
+        """Nothing: it keeps no checkpoint."""
+        return {}
 
     def close(self) -> None:
         self.closed = True

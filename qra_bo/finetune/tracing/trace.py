@@ -153,17 +153,19 @@ class StepTracer:
             ids = torch.zeros(shape.batch, shape.length, dtype=torch.int64, device=META)
             labels = torch.zeros_like(ids)
             chunk = shape.logits_chunk or shape.tokens
-            total, count = token_losses(self.model, ids, labels, chunk)
-            phase()
-            total.backward()  # type: ignore[no-untyped-call]
-            phase()
+            for _ in range(min(2, shape.accumulate)):  # all batches but the first have the same peaks
+                peaks.clear()
+                total, count = token_losses(self.model, ids, labels, chunk)
+                phase()
+                total.backward()  # type: ignore[no-untyped-call]
+                phase()
             optimizer.step(1.0, 1.0 / count)
             phase()
             del ids, labels, total
             tracker.reset_peak()
             if shape.eval_batch:
                 text = np.zeros((shape.eval_batch, shape.length), dtype=np.int64)
-                held_out(self.model, text, text, TrainSettings(logits_chunk=chunk, eval_batch=shape.eval_batch), META)
+                held_out(self.model, text, text, TrainSettings(shape.eval_batch, logits_chunk=chunk), META)
             phase()
         forward, backward, step, evaluation = peaks
         return Traced(resident, forward, backward, step, evaluation, time.perf_counter() - start)

@@ -21,6 +21,8 @@ class TrainSettings:
     """Settings that all trials of a search share.
 
     Args:
+        batch: Sequences that go forward and backward at once, in training and in evaluation.
+        accumulate: Batches of an optimiser step.
         lr: Peak learning rate at rank 16.
         lr_exponent: ``p`` of the rule ``lr(r) = lr (16 / r)^p``; 0 is one rate for all ranks.
         warmup: Share of the schedule in which the rate rises linearly; then it falls as a cosine.
@@ -30,6 +32,7 @@ class TrainSettings:
     """
 
     batch: int = 4
+    accumulate: int = 1
     lr: float = 2e-3
     lr_exponent: float = 0.5
     warmup: float = 0.1
@@ -37,7 +40,11 @@ class TrainSettings:
     logits_chunk: int = 128
     checkpointing: bool = False
     optimizer: AdamWSettings = field(default_factory=AdamWSettings)
-    eval_batch: int = 8
+
+    @property
+    def step_sequences(self) -> int:
+        """Sequences of an optimiser step."""
+        return self.batch * self.accumulate
 
     def peak_lr(self, rank: int) -> float:
         """Return the peak learning rate of a rank."""
@@ -62,8 +69,10 @@ def train_steps(model: Any, optimizer: UnitwiseAdamW, inputs: Blocks, labels: Bl
     """Run optimiser steps ``first .. last - 1`` of a schedule of ``schedule`` steps.
 
     ``inputs`` are token ids, ``n x length``, and ``labels`` are -100 where no loss is taken; ``order`` holds the rows
-    of each step's batch, ``steps x batch``. ``mark`` is called with the name of each phase of a step at its end:
-    forward, backward, step. Returns the tokens that went forward and backward, padding counted.
+    of each step, ``steps x (accumulate batch)``. Gradients of its batches are summed in the compute type, and divided
+    by the number of target tokens of the whole step, so that every token has the same weight however the rows are cut
+    into batches. ``mark`` is called with the name of each phase at its end: forward and backward of every batch, step.
+    Returns the tokens that went forward and backward, padding counted.
 
     Raises:
         DivergedError: If the loss or the gradient is not finite.
@@ -71,20 +80,27 @@ def train_steps(model: Any, optimizer: UnitwiseAdamW, inputs: Blocks, labels: Bl
     model.train()
     tokens = 0
     for step in range(first, last):
-        rows = order[step]
-        ids = torch.from_numpy(inputs[rows]).to(device)
-        goal = torch.from_numpy(labels[rows]).to(device)
-        total, count = token_losses(model, ids, goal, settings.logits_chunk)
-        mark("forward")
-        total.backward()  # type: ignore[no-untyped-call]
-        mark("backward")
-        loss = float(total.detach()) / max(1, count)
+        total, count = 0.0, 0
+        for rows in order[step].reshape(-1, settings.batch):
+            summed, targets = _gradients(model, inputs[rows], labels[rows], settings.logits_chunk, device, mark)
+            total, count = total + summed, count + targets
+            tokens += inputs[rows].size
+        loss = total / max(1, count)
         norm = optimizer.step(settings.lr_factor(step, schedule), 1.0 / max(1, count))
         mark("step")
-        tokens += ids.numel()
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise DivergedError(f"loss {loss} and gradient norm {norm} at step {step + 1}")
     return tokens
+
+
+def _gradients(model: Any, inputs: Blocks, labels: Blocks, chunk: int, device: torch.device,
+               mark: Callable[[str], None]) -> tuple[float, int]:
+    """Add one batch's gradients to those that are there; return its summed loss and its number of target tokens."""
+    total, count = token_losses(model, torch.from_numpy(inputs).to(device), torch.from_numpy(labels).to(device), chunk)
+    mark("forward")
+    total.backward()  # type: ignore[no-untyped-call]
+    mark("backward")
+    return float(total.detach()), count
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,15 +117,16 @@ def held_out(model: Any, inputs: Blocks, labels: Blocks, settings: TrainSettings
              watch: Callable[[], AbstractContextManager[None]] = nullcontext) -> HeldOut:
     """Return the loss on ``n x length`` blocks; its standard error treats sequences as independent clusters of tokens.
 
-    Every batch runs within a ``watch()`` of its own.
+    Its batches have as many sequences as those of training, so that an evaluation needs less memory than a step. Every
+    batch runs within a ``watch()`` of its own.
     """
     model.eval()
     sums: list[float] = []
     counts: list[int] = []
     tokens = 0
-    for start in range(0, len(inputs), settings.eval_batch):
-        ids = torch.from_numpy(inputs[start:start + settings.eval_batch]).to(device)
-        goal = torch.from_numpy(labels[start:start + settings.eval_batch]).to(device)
+    for start in range(0, len(inputs), settings.batch):
+        ids = torch.from_numpy(inputs[start:start + settings.batch]).to(device)
+        goal = torch.from_numpy(labels[start:start + settings.batch]).to(device)
         tokens += ids.numel()
         counts += [int(n) for n in (goal[:, 1:] != -100).sum(dim=1)]
         with watch():

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from qra_bo.finetune.training.pages import Pages
 from qra_bo.memory.optimizers import has_8bit_states, is_paged
 
 _MAPS = ("qmap1", "qmap2")
@@ -58,11 +59,12 @@ class UnitwiseAdamW:
         self.settings = settings
         self.groups: list[tuple[list[Weight], float, torch.optim.Optimizer]] = []
         maps: dict[str, Tensor] = {}
+        pages = Pages()
         for named, lr in groups:
             if named:
                 weights = [Weight(name, p, p if p.dtype == torch.float32 else Parameter(p.detach().float()))
                            for name, p in named.items()]
-                self.groups.append((weights, lr, _inner([w.master for w in weights], lr, settings, maps)))
+                self.groups.append((weights, lr, _inner([w.master for w in weights], lr, settings, maps, pages)))
 
     def weights(self) -> Iterator[tuple[Weight, dict[str, Any]]]:
         """Iterate over all weights, each with the state of its optimiser."""
@@ -103,12 +105,26 @@ class UnitwiseAdamW:
         return norm
 
     def state(self) -> dict[str, Tensor]:
-        """Return masters and moments by name, to continue from bit for bit."""
+        """Return masters and moments by name on the host, to continue from bit for bit.
+
+        They are copied one by one: on the device nothing is needed beside them.
+        """
         out: dict[str, Tensor] = {}
         for (name, _, master), state in self.weights():
             values = {"master": master, **{key: value for key, value in state.items() if key not in _MAPS}}
-            out.update({f"{name}|{key}": torch.as_tensor(value).detach().clone() for key, value in values.items()})
+            out.update({f"{name}|{key}": _on_host(torch.as_tensor(value)) for key, value in values.items()})
         return out
+
+    def masters(self) -> dict[str, Tensor]:
+        """Return the masters alone by name, on the host."""
+        return {weight.name: _on_host(weight.master) for weight, _ in self.weights()}
+
+    @torch.no_grad()
+    def load_masters(self, masters: Mapping[str, Tensor]) -> None:
+        """Put the result of ``masters`` into the model; the moments stay as they are."""
+        for (name, working, master), _ in self.weights():
+            master.copy_(masters[name])
+            working.copy_(master)
 
     def accepts(self, state: Mapping[str, Tensor]) -> bool:
         """Whether ``state`` is of these parameters and this kind: every master and moment is there, in its shape."""
@@ -131,16 +147,22 @@ class UnitwiseAdamW:
                     _load_bitsandbytes(optimizer, master, index, name, state)
 
 
-def _inner(masters: Sequence[Tensor], lr: float, settings: AdamWSettings,
-           maps: dict[str, Tensor]) -> torch.optim.Optimizer:
-    """Return the optimiser of one group; those of bitsandbytes share ``maps``, their tables."""
+def _on_host(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True)
+
+
+def _inner(masters: Sequence[Tensor], lr: float, settings: AdamWSettings, maps: dict[str, Tensor],
+           pages: Pages) -> torch.optim.Optimizer:
+    """Return the optimiser of one group; those of bitsandbytes share ``maps``, their tables, and ``pages``."""
     options: dict[str, Any] = dict(lr=lr, betas=settings.betas, eps=settings.eps, weight_decay=settings.weight_decay)
     if settings.kind == "adamw":
         return torch.optim.AdamW(masters, fused=True, **options)
     from bitsandbytes.optim import AdamW  # heavy, and needed by these kinds alone
-    inner = AdamW(masters, optim_bits=8 if has_8bit_states(settings.kind) else 32, is_paged=is_paged(settings.kind),
-                  **options)
+    bits = 8 if has_8bit_states(settings.kind) else 32
+    inner: Any = AdamW(masters, optim_bits=bits, is_paged=is_paged(settings.kind), **options)
     inner.name2qmap = maps
+    if is_paged(settings.kind) and masters[0].device.type == "cuda":
+        inner.get_state_buffer = pages.state_buffer
     made: torch.optim.Optimizer = inner
     return made
 

@@ -1,4 +1,4 @@
-"""One trial while it runs: its steps and cost so far, and its checkpoints, from which it continues."""
+"""One training while it runs, a trial's or the final one: steps and cost so far, and its checkpoints."""
 
 import json
 import logging
@@ -8,15 +8,18 @@ from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from qra_bo.finetune.training.final import FinalSettings
 from qra_bo.finetune.training.optimizer import UnitwiseAdamW
+from qra_bo.oracle.protocol import TRAINING
 from qra_bo.trials import TrialResult, TrialSpec, TrialState
 
 log = logging.getLogger(__name__)
+_BEST = "best|"
+"""Prefix of the names that the tensors of ``Checkpoint.best`` have in a file."""
 
 
 @dataclass(slots=True)
@@ -31,6 +34,7 @@ class Checkpoint:
         forward_tokens: Tokens that went forward only.
         curve: Held-out loss at the recorded steps so far.
         state: Masters and moments by name.
+        best: Masters at the least validation loss of a final fine-tune, by name; empty in trials.
     """
 
     step: int = 0
@@ -40,7 +44,8 @@ class Checkpoint:
     forward_tokens: int = 0
     seconds: float = 0.0
     curve: tuple[tuple[int, float], ...] = ()
-    state: dict[str, torch.Tensor] = field(default_factory=dict)
+    state: dict[str, Tensor] = field(default_factory=dict)
+    best: dict[str, Tensor] = field(default_factory=dict)
 
 
 class CheckpointStore:
@@ -69,9 +74,9 @@ class CheckpointStore:
             temporary.unlink(missing_ok=True)
 
     def _write(self, name: str, checkpoint: Checkpoint, temporary: Path) -> None:
-        facts = {f.name: getattr(checkpoint, f.name) for f in fields(checkpoint) if f.name != "state"}
-        save_file({k: v.contiguous().cpu() for k, v in checkpoint.state.items()}, temporary,
-                  metadata={"facts": json.dumps(facts)})
+        facts = {f.name: getattr(checkpoint, f.name) for f in fields(checkpoint) if f.name not in ("state", "best")}
+        tensors = {**checkpoint.state, **{_BEST + k: v for k, v in checkpoint.best.items()}}
+        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata={"facts": json.dumps(facts)})
         with temporary.open("rb") as handle:
             os.fsync(handle.fileno())
         ages = {}
@@ -86,6 +91,11 @@ class CheckpointStore:
         for path in others[: max(0, len(others) + 1 - self.keep)]:
             path.unlink(missing_ok=True)
 
+    def remove(self, name: str) -> None:
+        """Remove the checkpoint of ``name``, if there is one."""
+        with suppress(OSError):  # it costs space alone
+            self._path(name).unlink()
+
     def load(self, name: str, at_most: int) -> Checkpoint | None:
         """Return the checkpoint of ``name`` for at most ``at_most`` steps, or ``None``; remove an unreadable one."""
         path = self._path(name)
@@ -97,8 +107,9 @@ class CheckpointStore:
                 if facts["target"] > at_most:
                     return None
                 curve = tuple((int(s), float(v)) for s, v in facts.pop("curve"))
-                state = {k: handle.get_tensor(k) for k in handle.keys()}  # noqa: SIM118
-                return Checkpoint(**facts, curve=curve, state=state)
+                tensors = {k: handle.get_tensor(k) for k in handle.keys()}  # noqa: SIM118
+                best = {k.removeprefix(_BEST): tensors.pop(k) for k in list(tensors) if k.startswith(_BEST)}
+                return Checkpoint(**facts, curve=curve, state=tensors, best=best)
         except (SafetensorError, OSError, KeyError, ValueError, TypeError, RecursionError):
             path.unlink(missing_ok=True)  # written by a machine that died, or foreign
             return None
@@ -111,6 +122,7 @@ class TrialRun:
     Args:
         request: The trial.
         store: Store of checkpoints, or ``None`` to keep none.
+        record_at: Steps after which the validation loss is recorded.
         at: Steps, tokens and curve so far, and the seconds of earlier processes that were interrupted.
         start: Time at which this process began with it.
         saved: Time of the last checkpoint.
@@ -118,6 +130,7 @@ class TrialRun:
 
     request: TrialSpec
     store: CheckpointStore | None
+    record_at: tuple[int, ...] = ()
     at: Checkpoint = field(init=False)
     start: float = field(default_factory=time.monotonic)
     saved: float = field(default_factory=time.monotonic)
@@ -127,9 +140,27 @@ class TrialRun:
 
     @property
     def name(self) -> str:
-        """Name of its checkpoint, which trials of all fidelities of an allocation share."""
-        r = self.request
-        return f"{r.allocation.fingerprint}-{r.schedule_steps}-t{r.train_seed}-lr{r.lr_scale:g}{r.how}"
+        """Name of its checkpoint."""
+        return self.request.training
+
+    @property
+    def activity(self) -> str:
+        """What progress is reported of."""
+        return TRAINING
+
+    @property
+    def ended(self) -> bool:
+        """Whether training ends before the last of its steps."""
+        return False
+
+    def validates(self, step: int) -> bool:
+        """Return whether the validation loss is recorded when training pauses after ``step``; after its last step a
+        trial's own result stands for it."""
+        return step < self.request.steps
+
+    def record(self, loss: float, optimizer: UnitwiseAdamW) -> None:
+        """Add the validation loss (nats) after the steps done to the curve."""
+        self.at.curve = (*self.at.curve, (self.at.step, loss))
 
     @property
     def seconds(self) -> float:
@@ -141,10 +172,10 @@ class TrialRun:
         return TrialResult(state, None, None, (), self.at.step - self.at.first, self.at.training_tokens,
                            self.at.forward_tokens, None, self.seconds, 0.0, message)
 
-    def save(self, state: dict[str, Tensor]) -> None:
+    def save(self, optimizer: UnitwiseAdamW) -> None:
         """Write a checkpoint with the state of the optimiser."""
         if self.store:
-            self.store.save(self.name, replace(self.at, seconds=self.seconds, state=state))
+            self.store.save(self.name, replace(self.at, seconds=self.seconds, state=optimizer.state()))
         self.saved = time.monotonic()
 
     def restore(self, optimizer: UnitwiseAdamW) -> None:
@@ -160,8 +191,45 @@ class TrialRun:
         if saved.target != self.request.steps:  # a finished trial of lower fidelity: its cost does not count
             self.at = Checkpoint(saved.step, self.request.steps, saved.step, curve=saved.curve)
 
-    def stops(self, record_at: tuple[int, ...]) -> list[int]:
+    def stops(self) -> list[int]:
         """Return the steps at which training pauses: to record the held-out loss, and at the end."""
         due = self.at.step - (self.at.step > self.at.first)  # the loss after the last step may not have been recorded
         recorded = {step for step, _ in self.at.curve}
-        return sorted({s for s in (*record_at, self.request.steps) if due < s <= self.request.steps} - recorded)
+        return sorted({s for s in (*self.record_at, self.request.steps) if due < s <= self.request.steps} - recorded)
+
+
+@dataclass(slots=True)
+class FinalRun(TrialRun):
+    """The final fine-tune while it runs: it follows the validation loss, and keeps the masters of the least."""
+
+    final: FinalSettings = field(default_factory=FinalSettings)
+
+    @property
+    def name(self) -> str:
+        return f"final-{self.request.training}"
+
+    @property
+    def activity(self) -> str:
+        if not self.at.curve:
+            return TRAINING
+        step, loss = self.at.curve[-1]
+        return f"{TRAINING} (validation loss {loss:.4f} after {step} steps)"
+
+    @property
+    def ended(self) -> bool:
+        return self.final.ended(self.at.curve)
+
+    def validates(self, step: int) -> bool:
+        return True
+
+    def record(self, loss: float, optimizer: UnitwiseAdamW) -> None:
+        TrialRun.record(self, loss, optimizer)  # a dataclass with slots is made anew: super() would not know it
+        if self.final.keep == "best" and self.final.kept(self.at.curve) == self.at.step:
+            self.at.best = optimizer.masters()
+
+    def choose(self, optimizer: UnitwiseAdamW) -> int:
+        """Give the model the adapters that are delivered; return the step that they are of."""
+        kept = self.final.kept(self.at.curve)
+        if kept != self.at.step:
+            optimizer.load_masters(self.at.best)
+        return kept

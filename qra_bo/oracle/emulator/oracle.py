@@ -79,7 +79,7 @@ class BenchmarkOracle:
                       for step, loss in zip(steps, losses, strict=True) if step <= request.steps)
         first = self._done.start(request)
         progress(TRAINING, request.steps, request.steps)
-        per_step = int(facts.trainer["batch"]) * facts.length
+        per_step = facts.step_tokens
         return TrialResult(TrialState.OK, curve[-1][1], None, curve, request.steps - first,
                            (request.steps - first) * per_step, facts.eval_tokens, None, time.monotonic() - start)
 

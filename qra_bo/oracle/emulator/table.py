@@ -93,6 +93,16 @@ class TaskFacts:
     lr_scales: tuple[float, ...]
     budgets: tuple[ReferenceBudget, ...]
 
+    @property
+    def step_sequences(self) -> int:
+        """Sequences of an optimiser step; trainers that don't say otherwise accumulate no batches."""
+        return int(self.trainer["batch"]) * int(self.trainer.get("accumulate", 1))
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens of an optimiser step."""
+        return self.step_sequences * self.length
+
 
 @dataclass(frozen=True, slots=True)
 class TableRow:

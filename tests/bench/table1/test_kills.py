@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[3]
 REAL = ["+model=tiny", "data=tiny", "display=none", "effort=quick", "effort.max_full_trials=6",
         "table1=short", "table1.seeds=2", "table1.key_seeds=2", "table1.lr_trials=1", "calibrate.lr_scales=[1.0]",
         "table1.rank_choices=1", "table1.amq_evaluations=4", "effort.uniform_baselines=1", "train.batch=2",
-        "train.length=32", "eval.tokens=256",
+        "train.length=32", "eval.sequences=8",
         "fidelity.high=6", "fidelity.low=3", "data.max_records=64", "worker.checkpoint_seconds=0",
         "device=cpu", "table1.limits=['peak uniform:4,4']",
         "table1.methods=[qlora,adalora,loftq,qra_bo]"]

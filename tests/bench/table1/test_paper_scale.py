@@ -13,7 +13,7 @@ from qra_bo.cli.app import main
 
 BACKBONES = ("llama3_1_8b", "llama3_2_3b", "qwen2_5_7b", "qwen2_5_3b")
 PAPER = ["data=alpaca", "device=cuda", "train.batch=16", "train.length=512", "train.checkpointing=true",
-         "fidelity.high=100", "fidelity.low=25", "eval.tokens=65536"]
+         "fidelity.high=100", "fidelity.low=25", "eval.sequences=128"]
 
 
 @pytest.fixture(autouse=True)

@@ -117,7 +117,7 @@ def test_codes_are_kept_across_runs_and_made_once(tmp_path: Path, monkeypatch: p
 def test_a_run_keeps_its_codes_and_loads_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QRA_BO_CACHE", str(tmp_path / "cache"))
     options = ["+model=tiny", "data=tiny", "display=none", "effort=quick", "effort.max_full_trials=6", "train.batch=2",
-               "train.length=32", "eval.tokens=256", "fidelity.high=4", "fidelity.low=null", "data.max_records=64",
+               "train.length=32", "eval.sequences=8", "fidelity.high=4", "fidelity.low=null", "data.max_records=64",
                "confirm.seeds=0", "final.steps=2", "device=cpu", "calibrate.lr_scales=[1.0]", "bits=[3,4]",
                "quantizer.rounding=gptq", "quantizer.tokens=256", f"out={tmp_path / 'run'}"]
     qra_bo.search(options)
@@ -207,7 +207,7 @@ def test_waiting_for_codes_can_be_interrupted(tmp_path: Path) -> None:
 @pytest.mark.parametrize("init", ["kaiming", "residual_svd"])
 def test_one_trial_may_have_round_to_nearest_codes(init: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QRA_BO_CACHE", str(tmp_path / "cache"))
-    options = ["+model=tiny", "data=tiny", "device=cpu", "train.batch=2", "train.length=32", "eval.tokens=256",
+    options = ["+model=tiny", "data=tiny", "device=cpu", "train.batch=2", "train.length=32", "eval.sequences=8",
                "data.max_records=64", "quantizer.tokens=256", f"adapter.init={init}"]
     losses = {}
     for rounding, orders in (("gptq", ((None, "rtn", None),)), ("rtn", ((None,),))):

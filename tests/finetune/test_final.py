@@ -1,0 +1,139 @@
+"""The final fine-tune: its length, its curve, the adapter it delivers, and how it continues after a kill."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from qra_bo.finetune.training.final import FinalSettings
+from qra_bo.finetune.training.optimizer import UnitwiseAdamW
+from qra_bo.space import uniform
+from tests.finetune.test_finetune import MIXED, REQUEST, make, quiet
+
+NODE = {"name": "tiny", "source": "random", "n_layers": 2}
+
+
+def test_length_is_epochs_up_to_a_limit() -> None:
+    assert FinalSettings(steps=7).length(1e9, 1) == 7
+    assert FinalSettings(epochs=2.0).length(100, 8) == 25
+    assert FinalSettings(epochs=2.0, max_steps=20).length(100, 8) == 20
+    assert FinalSettings(epochs=0.0).length(100, 8) == 1
+
+
+def test_validations_end_with_the_training() -> None:
+    assert FinalSettings().validations(8) == (8,)
+    assert FinalSettings().validations(96) == (25, 50, 75, 96)
+    assert FinalSettings().validations(1000) == tuple(range(100, 1001, 100))
+    assert FinalSettings(validate_every=3).validations(6) == (3, 6)
+
+
+def test_patience_counts_validations_without_a_lower_loss() -> None:
+    falling, rising = [(1, 3.0), (2, 2.0)], [(1, 3.0), (2, 2.0), (3, 2.0), (4, 2.5)]
+    assert not FinalSettings(patience=1).ended(falling)
+    assert FinalSettings(patience=2).ended(rising)
+    assert not FinalSettings(patience=3).ended(rising)
+    assert not FinalSettings().ended(rising)
+    assert (FinalSettings().kept(rising), FinalSettings(keep="last").kept(rising)) == (2, 4)
+
+
+def finalise(out: Path, oracle: Any = None, progress: Callable[..., None] = quiet, **options: Any) -> dict[str, Any]:
+    """A short fine-tune whose validation loss is made to rise after step 6."""
+    out.mkdir(exist_ok=True)
+    oracle = oracle or make(out)
+    held_out = oracle._held_out
+
+    def rising(split: str, run: Any, probe: Any) -> Any:
+        found = held_out(split, run, probe)
+        return found if split == "test" else replace(found, loss=5 + abs(run.at.step - 6) / 10)
+
+    oracle._held_out = rising
+    found: dict[str, Any] = oracle.finalise(MIXED.to_json(), {"steps": 12, "validate_every": 2, **options}, 5, 1.0,
+                                            str(out), NODE, progress)
+    return dict(json.loads(json.dumps(found)))  # it goes through a pipe
+
+
+def adapter(out: Path) -> dict[str, torch.Tensor]:
+    return load_file(out / "adapter" / "adapter_model.safetensors")
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_the_best_adapter_is_delivered(tmp_path: Path) -> None:
+    best, last = finalise(tmp_path / "best"), finalise(tmp_path / "last", keep="last")
+    assert best["curve"] == last["curve"] == [[2, 5.4], [4, 5.2], [6, 5.0], [8, 5.2], [10, 5.4], [12, 5.6]]
+    assert (best["kept_step"], best["steps"], best["planned_steps"]) == (6, 12, 12)
+    assert (last["kept_step"], last["steps"], last["planned_steps"]) == (12, 12, 12)
+    assert not same(adapter(tmp_path / "best"), adapter(tmp_path / "last"))
+    assert best["loss"] != last["loss"]
+    early = finalise(tmp_path / "early", patience=1)  # it ends at step 8: the adapter is that of the same step
+    assert (early["kept_step"], early["steps"], early["planned_steps"]) == (6, 8, 12)
+    assert early["curve"] == best["curve"][:4]
+    assert early["training_tokens"] == 8 * 2 * 32
+    assert same(adapter(tmp_path / "early"), adapter(tmp_path / "best"))
+    assert early["loss"] == best["loss"]
+
+
+@pytest.mark.parametrize(("dies_at", "patience"), [(3, None), (8, 2), (12, None)])
+def test_a_killed_final_fine_tune_continues_to_the_same_result(dies_at: int, patience: int | None, tmp_path: Path,
+                                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = finalise(tmp_path / "whole", patience=patience)
+    step, calls = UnitwiseAdamW.step, 0
+
+    def dies(self: UnitwiseAdamW, *args: float) -> float:
+        nonlocal calls
+        calls += 1
+        if calls == dies_at:
+            raise KeyboardInterrupt
+        return step(self, *args)
+
+    killed = tmp_path / "killed"
+    with monkeypatch.context() as patch:
+        patch.setattr(UnitwiseAdamW, "step", dies)
+        with pytest.raises(KeyboardInterrupt):
+            finalise(killed, make(killed, checkpoint_seconds=0.0), patience=patience)
+    done: list[int] = []
+    again = finalise(killed, make(killed), lambda what, at, total: done.append(at), patience=patience)
+    assert done == list(range(dies_at, whole["steps"] + 1))
+    assert again == whole
+    assert same(adapter(killed), adapter(tmp_path / "whole"))
+    finished = finalise(killed, make(killed), patience=patience)  # and the journal's line was lost
+    assert finished == whole
+
+
+def test_progress_tells_the_validation_loss(tmp_path: Path) -> None:
+    said: list[str] = []
+    finalise(tmp_path, progress=lambda what, done, total: said.append(what), steps=4)
+    assert [text for text in said if text.startswith("train")] == \
+        2 * ["train"] + 2 * ["train (validation loss 5.4000 after 2 steps)"]
+
+
+def test_checkpoints_that_nothing_can_continue_are_removed(tmp_path: Path) -> None:
+    oracle = make(tmp_path)
+
+    def kept() -> set[str]:
+        return {path.stem for path in tmp_path.glob("*.safetensors")}
+
+    low = replace(REQUEST, steps=4)
+    oracle.evaluate(low, quiet)
+    other = replace(REQUEST, allocation=uniform(2, "nf4", 2))
+    oracle.evaluate(other, quiet)
+    assert kept() == {low.training, other.training}  # a promotion continues the first; the second may not be journaled
+    failing = replace(low, lr_scale=1e30)
+    oracle.evaluate(failing, quiet)
+    assert kept() == {low.training}
+    high = oracle.evaluate(REQUEST, quiet)
+    assert (high.new_steps, kept()) == (4, {REQUEST.training})
+    out = tmp_path / "delivered"
+    out.mkdir()
+    oracle.finalise(MIXED.to_json(), {"steps": 2}, 5, 1.0, str(out), NODE, quiet)
+    (final,) = kept()
+    assert final.startswith("final-")
+    oracle.forget(quiet)
+    assert kept() == set()
