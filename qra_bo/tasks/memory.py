@@ -88,7 +88,9 @@ def _head(plan: Plan) -> str:
     what = "stored bytes"
     if plan.memory.scope == "peak":
         what = (f"peak memory of training on {shape.device}, {8 * shape.compute_dtype_bytes}-bit compute, "
-                f"{shape.batch} x {shape.length} tokens{', checkpointing' if shape.checkpointing else ''}"
+                f"{shape.batch} x {shape.length} tokens"
+                f"{f', {shape.accumulate} batches a step' if shape.accumulates else ''}"
+                f"{', checkpointing' if shape.checkpointing else ''}"
                 f"{'' if shape.optimizer == 'adamw' else f', {shape.optimizer}'}")
         if allowance is not None:
             what += (f"; its allocator adds {allowance.share_ppm / 10**4:.2f} % of transient bytes and "

@@ -30,8 +30,8 @@ PHASES = ["load", "forward", "backward", "step", "evaluation"]
 
 def make(folder: Path | None = None, checkpoint_seconds: float = 1e9, **train: object) -> FinetuneOracle:
     model, spec = tiny_llama(vocab=512)
-    settings = FinetuneSettings(TrainSettings(batch=2, lr=5e-3, logits_chunk=16, **train), AdapterSettings(), 4,
-                                (2, 4), 4, checkpoint_seconds=checkpoint_seconds)
+    trainer = TrainSettings(**{"batch": 2, "lr": 5e-3, "logits_chunk": 16, **train})  # type: ignore[arg-type]
+    settings = FinetuneSettings(trainer, AdapterSettings(), 4, (2, 4), 4, checkpoint_seconds=checkpoint_seconds)
     bank = LayerBank(model, spec, FORMATS, torch.float32, CPU)
     store = None if folder is None else CheckpointStore(folder)
     return FinetuneOracle(DATA, make_units(spec, "layer"), FORMATS, bank, settings, store, None, {})
@@ -74,6 +74,23 @@ def test_a_promotion_costs_its_additional_steps_alone(tmp_path: Path) -> None:
     assert (low.new_steps, high.new_steps) == (4, 4)
     assert high.loss == whole.loss
     assert low.training_tokens + high.training_tokens == whole.training_tokens
+
+
+def test_trials_that_accumulate_see_the_same_text_and_promote_alike(tmp_path: Path) -> None:
+    request = replace(REQUEST, steps=4, schedule_steps=4)
+    whole = make(accumulate=2).evaluate(request, quiet)
+    assert whole.training_tokens == 4 * 2 * 2 * 32
+    oracle = make(tmp_path, accumulate=2)
+    low = oracle.evaluate(replace(request, steps=2), quiet)
+    high = oracle.evaluate(request, quiet)
+    assert (low.new_steps, high.new_steps, high.loss) == (2, 2, whole.loss)
+    assert low.training_tokens + high.training_tokens == whole.training_tokens
+    single = make(batch=4).evaluate(request, quiet)  # the same sequences in one batch
+    assert single.training_tokens == whole.training_tokens
+    assert single.loss == pytest.approx(whole.loss, abs=1e-5)
+    by_phase = {p.phase: p.allocated for p in whole.peaks}
+    alone = {p.phase: p.allocated for p in make().evaluate(request, quiet).peaks}
+    assert by_phase["forward"] > alone["forward"], "gradients of the batch before are alive"
 
 
 def test_an_interrupted_trial_resumes_to_the_same_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,9 +5,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import Parameter
 
 from qra_bo.finetune.training import pages
+from qra_bo.finetune.training.optimizer import AdamWSettings, UnitwiseAdamW
 from qra_bo.finetune.training.pages import Pages
 from qra_bo.memory.optimizers import LEAST_PAGED
 
@@ -73,3 +75,21 @@ def test_a_living_optimiser_keeps_its_pages(allocated: list[int]) -> None:
 def test_small_moments_stay_on_the_device(allocated: list[int]) -> None:
     assert Pages().state_buffer(Parameter(torch.ones(10, 10))).sum() == 0
     assert allocated == []
+
+
+def test_optimisers_of_many_trials_leave_nothing_in_the_librarys_list(allocated: list[int]) -> None:
+    from bitsandbytes.functional import GlobalPageManager
+    listed = len(GlobalPageManager.get_instance().paged_tensors)
+    with FakeTensorMode():  # tensors without numbers, which a build for a CPU has on any device
+        for _ in range(3):
+            weights = {str(i): Parameter(torch.empty(LEAST_PAGED, dtype=torch.bfloat16, device="cuda"))
+                       for i in range(2)}
+            optimizer = UnitwiseAdamW([(weights, 1e-2)], AdamWSettings(kind="paged_adamw"))
+            inner: Any = optimizer.groups[0][2]
+            for index, (weight, _) in enumerate(optimizer.weights()):
+                inner.init_state(inner.param_groups[0], weight.master, 0, index)
+            assert all(state[key].is_paged for _, state in optimizer.weights() for key in ("state1", "state2"))
+            del optimizer, inner, weights, weight, _
+            gc.collect()
+    assert len(GlobalPageManager.get_instance().paged_tensors) == listed
+    assert len(allocated) == 1

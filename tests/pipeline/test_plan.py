@@ -9,7 +9,7 @@ from qra_bo.config import RunConfig, load_config, make_space, make_spec
 from qra_bo.finetune.training.final import FinalSettings
 from qra_bo.memory.budget import parse_size
 from qra_bo.pipeline import plan
-from qra_bo.pipeline.plan import check_ram, host_parts, plan_rows, training_tokens
+from qra_bo.pipeline.plan import check_ram, host_parts, make_plan, plan_rows, training_tokens
 from qra_bo.pipeline.run import make_setting
 from qra_bo.space import DecoderSpec, SearchSpace
 from qra_bo.utils.errors import DeviceError
@@ -128,3 +128,10 @@ def test_every_row_of_the_plan_has_a_time(final: list[str], cost: float | None,
     assert f"; {share:.0f} % of the whole)" in rows[-1].what
     monkeypatch.setattr(plan, "token_seconds", lambda setting, card: None)
     assert [row.seconds for row in plan_rows(make_setting(config))] == [None] * len(rows)
+
+
+def test_held_out_evaluation_never_decides_a_plan() -> None:
+    found = make_plan(load_config(["+model=qwen2_5_7b", "device=cpu", "train.batch=1", "train.length=2048",
+                                   "train.checkpointing=true"]))
+    rows = [*found.uniform, *(row for row in found.cards.values() if row is not None)]
+    assert {row.phase for row in rows} == {"backward"}
