@@ -19,7 +19,7 @@ from qra_bo.runs import main as runs
 from qra_bo.space import uniform
 from qra_bo.study.journal import read_journal
 
-REAL = ["+model=tiny", "data=tiny", "data.max_records=64", "train.batch=2", "train.length=32", "eval.tokens=128",
+REAL = ["+model=tiny", "data=tiny", "data.max_records=64", "train.batch=2", "train.length=32", "eval.sequences=4",
         "fidelity.high=2", "fidelity.low=1", "final.steps=3", "device=cpu", "dtype=float32", "display=none",
         "quantizer.rounding=rtn", "adapter.lr=0.003"]
 SEARCH = ["method=random", "effort=quick", "effort.max_full_trials=1", "effort.uniform_baselines=1", "confirm.seeds=0",
