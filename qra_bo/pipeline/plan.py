@@ -204,7 +204,7 @@ def plan_rows(setting: Setting, card: Card | None = None) -> list[PlanRow]:
         costs = {}
     if config.oracle.trains:
         (what, cost), = _final(config).items()
-        share = f"; {100 * cost / (cost + sum(costs.values())):.0f} % of the whole" if cost else ""
+        share = f"; {100 * cost / (cost + sum(costs.values())):.0f} % of the whole" if cost and costs else ""
         costs[f"final fine-tune ({what}{share})"] = cost
     return [PlanRow(what, cost, None if seconds is None or not cost else seconds * cost)
             for what, cost in costs.items() if cost or what.startswith("final")]

@@ -30,7 +30,7 @@ def largest_rank(rules: BaselineRules, fmt: str) -> int:
 
 
 def uniform_baselines(rules: BaselineRules, profile: SensitivityProfile) -> list[Allocation]:
-    """Return for every format the largest rank that fits and the one below, most promising first.
+    """Return for every format the largest rank of the search's that fits and the one below, most promising first.
 
     Formats are ordered by the profile's quantisation sensitivity summed over units (least first; of equals the earlier
     on the ladder), and within a format the larger rank comes first.
@@ -175,7 +175,8 @@ def evaluate_references(run: TrialRunner, headroom: Headroom) -> list[Trial]:
     lora, qlora = uniform(n, "fp16", 16), uniform(n, default_format(4).name, 16)
     other_codes = run.config.quantizer.rounding != "rtn"
     given = [lora] if other_codes else [lora, qlora]
-    feasible = [set(a.formats) <= set(rules.formats) and rules.fits(a) for a in given]
+    feasible = [set(a.formats) <= set(rules.formats) and max(a.ranks) <= rules.max_rank and rules.fits(a)
+                for a in given]
     planned = [run.plan(a, "baseline" if ok else "reference") for a, ok in zip(given, feasible, strict=True)]
     if other_codes:
         planned.append(run.plan(qlora, "reference", codes="rtn"))

@@ -35,10 +35,10 @@ OVERRIDES = {
     "adapter.lr_rule": "constant", "quantizer.rounding": "rtn", "memory.scope": "stored", "display": "none"}
 
 
-def make_space() -> SearchSpace:
+def make_space(ranks: Sequence[int] = RANKS) -> SearchSpace:
     linears = [Linear(f"{name}.mlp.up", 64, 32, u, "mlp", "up") for u, name in enumerate(UNITS)]
     return SearchSpace(tuple(Unit(n, (m,)) for n, m in zip(UNITS, linears, strict=True)),
-                       tuple(parse_format(f) for f in FORMATS), Ladder("ranks", RANKS))
+                       tuple(parse_format(f) for f in FORMATS), Ladder("ranks", tuple(ranks)))
 
 
 def predict_bytes(a: Allocation) -> int:
@@ -115,7 +115,8 @@ def make_setting(**changes: Any) -> Setting:
     changed = {key.replace("__", "."): value for key, value in changes.items()}
     ordered = {"effort": changed.pop("effort", "normal"), **OVERRIDES, **changed}
     memory: Any = HandSized()
-    return Setting(_composed(json.dumps(ordered)), make_space(), memory)
+    config = _composed(json.dumps(ordered))
+    return Setting(config, make_space(config.ranks), memory)
 
 
 def run(folder: Path, executor: Executor | None = None, searcher: Any = Walk, *, budget: int = BUDGET,

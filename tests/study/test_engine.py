@@ -51,8 +51,8 @@ def test_a_run_does_everything_in_order_and_fits(whole: tuple[Path, RunOutcome])
 
 def test_references_with_other_codes_never_win(tmp_path: Path) -> None:
     qlora = uniform(4, "nf4", 16)  # which is a uniform baseline within this budget too
-    options: dict[str, Any] = {"budget": 455, "fine_tunes": False, "confirm__seeds": 0, "effort__ranking_top": 0,
-                               "quantizer__rounding": "gptq"}
+    options: dict[str, Any] = {"budget": 455, "ranks": [1, 2, 4, 8, 16], "fine_tunes": False, "confirm__seeds": 0,
+                               "effort__ranking_top": 0, "quantizer__rounding": "gptq"}
     outcome = run(tmp_path, **options)
     mine = [e for e in outcome.study.trials if e.spec.codes == "rtn"]
     assert [(e.allocation, e.stage) for e in mine] == [(qlora, "reference")]
@@ -66,11 +66,15 @@ def test_references_with_other_codes_never_win(tmp_path: Path) -> None:
 
 
 def test_a_reference_that_is_feasible_counts_as_a_baseline(tmp_path: Path) -> None:
-    outcome = run(tmp_path, budget=455, fine_tunes=False, confirm__seeds=0, effort__ranking_top=0,
-                  effort__uniform_baselines=1)
-    qlora = [e for e in outcome.study.trials if e.allocation == uniform(4, "nf4", 16)]
-    assert [e.stage for e in qlora] == ["baseline"]
-    assert {b["name"]: b["reference"] for b in outcome.best["baselines"]}["uniform-4bit-r16"] is False
+    options: dict[str, Any] = {"budget": 455, "fine_tunes": False, "confirm__seeds": 0, "effort__ranking_top": 0,
+                               "effort__uniform_baselines": 1}
+    for top, stage in ((16, "baseline"), (8, "reference")):  # and one above the largest of ranks is not
+        outcome = run(tmp_path / stage, ranks=[1, 2, 4, top], **options)
+        qlora = [e for e in outcome.study.trials if e.allocation == uniform(4, "nf4", 16)]
+        assert [e.stage for e in qlora] == [stage]
+        listed = {b["name"]: b["reference"] for b in outcome.best["baselines"]}
+        assert listed["uniform-4bit-r16"] is (stage == "reference")
+        assert all(max(e.allocation.ranks) <= top for e in outcome.study.trials if e.stage != "reference")
 
 
 def test_best_json_has_the_fields_of_the_contract(whole: tuple[Path, RunOutcome]) -> None:
