@@ -93,7 +93,7 @@ def make_executor(config: RunConfig, folder: Path) -> Executor:
     real, settings = config.oracle.trains, config.executor
     kwargs: dict[str, Any] = {"config": config.to_dict(), "out": str(folder)}
     if real:
-        if settings.name == "local":
+        if settings.name == "local" or settings.address is None:  # else this machine holds no model
             from qra_bo.finetune.models.hub import fetch  # its package loads torch where it is used
             fetch(config.model, bars=config.display != "none")
         prepare_worker_environment()

@@ -95,6 +95,14 @@ def test_workers_with_a_gpu_each_need_host_memory_too(monkeypatch: pytest.Monkey
     check_ram(config, spec, space, "cuda")
 
 
+def test_a_run_on_a_gpu_is_refused_for_lack_of_host_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qra_bo.pipeline.run.resolve_device", lambda device: "cuda")
+    monkeypatch.setattr(plan, "free_bytes", lambda device: parse_size("1GB"))
+    config = load_config(["+model=llama2_7b", "budget=10GB", "dtype=bfloat16"])
+    with pytest.raises(DeviceError, match=r"on a GPU needs about .* of RAM .* and 1\.00 GB is available"):
+        make_setting(config)
+
+
 def test_a_simulation_needs_no_ram(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "free_bytes", lambda device: 0)
     make_setting(load_config(["+model=llama2_7b", "budget=10GB", "oracle=synthetic", "device=cpu"]))
