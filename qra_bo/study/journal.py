@@ -5,7 +5,7 @@ import json
 import os
 import time
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
@@ -23,8 +23,8 @@ from qra_bo.utils.redact import printable, redact_all
 JOURNAL_NAME = "trials.jsonl"
 LOCK_NAME = ".lock"
 Event = dict[str, Any]
-RESERVED = frozenset({"event", "time", "session", "elapsed", "crc"})
-"""Fields that the journal itself adds to every line."""
+RESERVED = frozenset({"event", "time", "run", "session", "elapsed", "crc"})
+"""Fields that the journal itself adds to every line; ``run``, the checksum of the header, to all but the header."""
 _FIRST_BYTES = b'{"event":"header"'
 
 
@@ -44,8 +44,8 @@ class JournalContent:
     """The readable part of a journal.
 
     Args:
-        events: The good lines, in order.
-        warnings: Messages about lost lines.
+        events: The good lines of this run, in order; each line and each trial once.
+        warnings: Messages about lines that were left out.
         damaged: Numbers (from 1) of the damaged lines that are followed by others or end in a line break.
         good_bytes: Length of the file up to the end of its last complete line.
     """
@@ -57,7 +57,9 @@ class JournalContent:
 
 
 def read_journal(path: Path) -> JournalContent:
-    """Read and verify every line; damaged ones are named and left out, a cut-off last line is left out.
+    """Read and verify every line; those that are damaged, repeated or of another run are named and left out.
+
+    A cut-off last line is left out too.
 
     Raises:
         JournalError: If the file can't be read, has no readable header, or was written with another schema.
@@ -79,11 +81,47 @@ def read_journal(path: Path) -> JournalContent:
             warnings.append(f"line {number} of {path.name} is damaged (its checksum does not hold); it was left out "
                             "and the rest kept")
         else:
-            events.append(event)
+            events.append((number, event))
     if good_bytes < len(raw):
         warnings.append(f"the last line of {path.name} was cut off (a process was killed while it wrote); it was "
                         "dropped, and what it held is done again")
-    return JournalContent(tuple(events), tuple(warnings), tuple(damaged), good_bytes)
+    kept, strays = _own_and_once(events)
+    warnings += [f"left out of {path.name}, because {why}: {_listed(numbers)}"
+                 for why, numbers in strays.items() if numbers]
+    return JournalContent(tuple(kept), tuple(warnings), tuple(damaged), good_bytes)
+
+
+def _own_and_once(lines: Iterable[tuple[int, Event]]) -> tuple[list[Event], dict[str, list[int]]]:
+    """Return the events of the run that the first one opens, each event and each trial once, and the numbers of the
+    other lines by what is wrong with them."""
+    kept: list[Event] = []
+    seen: set[object] = set()
+    foreign, repeated = "they belong to another run", "they repeat earlier lines"
+    strays: dict[str, list[int]] = {foreign: [], repeated: []}
+    for number, event in lines:
+        own = not kept or (event["event"] != "header" and event.get("run", kept[0]["crc"]) == kept[0]["crc"])
+        names = {(event["session"], event["elapsed"], event["crc"]),
+                 *([event["key"]] if event["event"] == "trial" and isinstance(event.get("key"), str) else [])}
+        if names & seen:
+            strays[repeated].append(number)
+        elif not own:
+            strays[foreign].append(number)
+        else:
+            seen |= names
+            kept.append(event)
+    return kept, strays
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    """Return ``"line 3"`` or ``"lines 3, 5-9"``."""
+    spans: list[list[int]] = []
+    for number in numbers:
+        if spans and number == spans[-1][1] + 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    text = ", ".join(f"{first}" if first == last else f"{first}-{last}" for first, last in spans)
+    return f"line {text}" if len(numbers) == 1 else f"lines {text}"
 
 
 def _decode(line: bytes) -> Event | None:
@@ -196,7 +234,8 @@ class Journal:
         self._lock, self._shield, self._clock, self._held = RunLock(folder), shield, clock, ExitStack()
         self._fd: int | None = None
         self._size = 0
-        self._session = 1
+        self._session, self._last = 1, 0.0
+        self._run: str | None = None
         self._started = clock()
 
     def __enter__(self) -> "Journal":
@@ -216,6 +255,7 @@ class Journal:
                                   "with out=, or mend its permissions") from error
             self._held = stack.pop_all()
         self._size = self.content.good_bytes
+        self._run = self.content.events[0]["crc"] if self.content.events else None
         self._session = 1 + max((int(e["session"]) for e in self.content.events), default=0)
         self._started = self._clock()
         return self
@@ -239,8 +279,10 @@ class Journal:
         if fields.keys() & RESERVED or self._fd is None:
             raise OracleError(f"the event {event!r} can't be written: its fields {sorted(fields.keys() & RESERVED)} "
                               "are the journal's own, or the journal is not open")
+        elapsed = max(round(self.elapsed, 3), round(self._last + 0.001, 3))  # no two lines of a run are alike
         data: Event = {"event": event, "time": datetime.now().astimezone().isoformat(timespec="milliseconds"),
-                       "session": self._session, "elapsed": round(self.elapsed, 3), **redact_all(dict(fields))}
+                       **({} if self._run is None else {"run": self._run}), "session": self._session,
+                       "elapsed": elapsed, **redact_all(dict(fields))}
         try:
             data["crc"] = checksum(data)
             line = json.dumps(data, separators=(",", ":"), allow_nan=False).encode() + b"\n"
@@ -248,6 +290,7 @@ class Journal:
             raise OracleError(f"the event {event!r} holds a value that is not JSON: {error}") from error
         with self._shield():
             self._write(self._fd, line)
+        self._run, self._last = self._run or data["crc"], elapsed
         return dict(json.loads(line))
 
     def _write(self, fd: int, line: bytes) -> None:

@@ -77,6 +77,27 @@ def test_a_reference_that_is_feasible_counts_as_a_baseline(tmp_path: Path) -> No
         assert all(max(e.allocation.ranks) <= top for e in outcome.study.trials if e.stage != "reference")
 
 
+def test_repeated_lines_and_lines_of_another_seed_are_named_and_not_charged(
+        whole: tuple[Path, RunOutcome], tmp_path: Path) -> None:
+    run(tmp_path / "other", seed=1)
+    own, other = ((folder / "trials.jsonl").read_bytes().splitlines(keepends=True)
+                  for folder in (whole[0], tmp_path / "other"))
+    mixed = [*own[:20], *own[4:12], *other[:9], *own[20:-1], *other[9:], own[30], own[-1]]
+    (tmp_path / "mixed").mkdir()
+    (tmp_path / "mixed" / "trials.jsonl").write_bytes(b"".join(mixed))
+    outcome = run(tmp_path / "mixed")
+    assert comparable(outcome.best) == comparable(whole[1].best)
+    assert outcome.study.cost == whole[1].study.cost
+    assert [e.spec.key for e in outcome.study.trials] == keys(whole[0])
+    after = 28 + 9 + len(own) - 21
+    warnings = [e["message"] for e in read_journal(tmp_path / "mixed" / "trials.jsonl").events
+                if e["event"] == "warning"]
+    assert warnings[-2:] == [
+        "left out of trials.jsonl, because they belong to another run: "
+        f"lines 29-37, {after + 1}-{after + len(other) - 9}",
+        f"left out of trials.jsonl, because they repeat earlier lines: lines 21-28, {len(mixed) - 1}"]
+
+
 def test_best_json_has_the_fields_of_the_contract(whole: tuple[Path, RunOutcome]) -> None:
     best = json.loads((whole[0] / "best.json").read_text())
     assert best == json.loads(json.dumps(whole[1].best))

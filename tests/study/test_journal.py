@@ -76,6 +76,17 @@ def test_damaged_line_is_named_and_the_rest_kept(tmp_path: Path) -> None:
     assert [e.get("message") for e in content.events[1:]] == ["number 0 é", "number 2 é"]
 
 
+def test_a_trial_that_was_written_twice_counts_once(tmp_path: Path) -> None:
+    with Journal(tmp_path) as journal:
+        journal.append("header", HEADER)
+        for loss in (3.0, 4.0):
+            journal.append("trial", {"key": "a", "loss": loss})
+    content = read_journal(tmp_path / "trials.jsonl")
+    assert [e.get("loss") for e in content.events] == [None, 3.0]
+    assert content.warnings == ("left out of trials.jsonl, because they repeat earlier lines: line 3",)
+    assert content.damaged == ()
+
+
 @given(st.integers(0, 10_000), st.integers(0, 7))
 def test_a_flipped_bit_is_found_or_harmless(tmp_path_factory: pytest.TempPathFactory, position: int, bit: int) -> None:
     path = write(tmp_path_factory.mktemp("flip"))
