@@ -7,7 +7,7 @@ import importlib
 from contextlib import suppress
 
 from qra_bo.config import RunConfig, make_space, make_spec
-from qra_bo.utils.errors import DeviceError, ModelError, UserError
+from qra_bo.utils.errors import DataError, DeviceError, ModelError, UserError
 
 __all__ = ["TASKS", "run_task"]
 
@@ -18,13 +18,14 @@ def run_task(config: RunConfig) -> int:
     """Run ``config.task``; returns the exit status.
 
     Raises:
-        UserError: If the user's input or environment can't work; where weights, device or RAM are missing, the memory
-            plan has been printed.
+        UserError: If the user's input or environment can't work; where weights, the hub, device or RAM are missing,
+            the memory plan has been printed.
     """
     try:
         status: int = importlib.import_module(f"qra_bo.tasks.{config.task}").run(config)
-    except (DeviceError, ModelError):
-        if config.task in ("search", "finetune", "profile"):
+    except (DeviceError, ModelError, DataError) as error:
+        missing = config.data.kind == "hub" or not isinstance(error, DataError)
+        if missing and config.task in ("search", "finetune", "profile"):
             from qra_bo.pipeline.plan import make_plan  # these load rich and the memory model, for this case alone
             from qra_bo.tasks.memory import plan_lines
             with suppress(UserError):  # without the model's shapes there is no plan; the first error says why
