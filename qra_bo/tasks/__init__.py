@@ -7,6 +7,7 @@ import importlib
 from contextlib import suppress
 
 from qra_bo.config import RunConfig, make_space, make_spec
+from qra_bo.config.presets import preset_notes
 from qra_bo.utils.errors import DataError, DeviceError, ModelError, UserError
 
 __all__ = ["TASKS", "run_task"]
@@ -33,6 +34,6 @@ def run_task(config: RunConfig) -> int:
                     from qra_bo.pipeline.given import read_allocation
                     read = read_allocation(config, make_space(config, make_spec(config)))[1]
                     config = config.with_changes(budget=read.budget)
-                print("\n".join(plan_lines(make_plan(config))))
+                print("\n".join(plan_lines(make_plan(config), preset_notes(config))))
         raise
     return status
