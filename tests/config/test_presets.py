@@ -103,7 +103,7 @@ def test_the_plan_says_what_was_chosen_and_why(capsys: pytest.CaptureFixture[str
     trainer, _ = preset_notes(load_config(["+model=llama2_7b", "train=cpu"]))
     assert "as given; gpu suits 6.7 B parameters" in trainer
     assert app.main(["+model=tiny", "task=memory", "gpu=l4"]) == 0
-    assert capsys.readouterr().out.startswith("train=gpu (chosen for gpu=l4)")
+    assert "\ntrain=gpu (chosen for gpu=l4)" in capsys.readouterr().out
 
 
 def test_every_job_of_a_sweep_gets_its_own_choice(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
