@@ -22,12 +22,11 @@ PROFILE ?= $(if $(filter tiny,$(MODEL)),short,$(if $(filter smollm2_135m,$(MODEL
 TABLE_DATA := $(if $(DATA),$(DATA),$(if $(filter tiny,$(MODEL)),tiny,plays))
 TABLE_OUT ?= outputs/table1-$(MODEL)-$(TABLE_DATA)-$(PROFILE)
 TABLE_EFFORT := $(if $(filter paper,$(PROFILE)),normal,quick)
-PAPER := $(if $(filter paper,$(PROFILE)),device=cuda train.batch=16 train.length=512 train.checkpointing=true \
-  fidelity.high=100 fidelity.low=25 eval.sequences=128)
+PAPER := $(if $(filter paper,$(PROFILE)),profile=paper)
 TINY := $(if $(filter tiny,$(MODEL)),train.batch=2 train.length=32 fidelity.high=8 fidelity.low=4 eval.sequences=8 \
   data.max_records=64)
 
-TABLE_EXTRAS := $(if $(findstring oracle=synthetic,$(MORE)),,$(if $(filter paper,$(PROFILE))$(filter alpaca hc3 gsm8k,$(TABLE_DATA)),$(PAPER_INSTALLED)))
+TABLE_EXTRAS := $(if $(findstring oracle=synthetic,$(MORE)),,$(if $(filter paper,$(PROFILE)),$(PAPER_INSTALLED)))
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run test test-slow test-gpu lint types docs audit clean bench bench-speed bench-memory bench-engine bench-runs
@@ -50,15 +49,15 @@ $(TEST_INSTALLED): $(INSTALLED)
 	@rm -f $(VENV)/.test-installed-* && touch $@
 
 $(PAPER_INSTALLED): $(INSTALLED)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[data,eval]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[eval]'
 	@rm -f $(VENV)/.paper-installed-* && touch $@
 
 $(DOCS_INSTALLED): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
 	@rm -f $(VENV)/.docs-installed-* && touch $@
 
-run: $(INSTALLED) ## Search on the embedded model where 4 bits everywhere do not fit, quick effort, short final fine-tune
-	$(BIN)/python -m qra_bo budget=586MB effort=quick final.steps=96
+run: $(INSTALLED) ## Search on a CPU on the embedded model where 4 bits everywhere do not fit, quick effort, short final fine-tune
+	$(BIN)/python -m qra_bo budget=586MB effort=quick final.steps=96 device=cpu
 
 test: $(TEST_INSTALLED) ## Run the tests: CPU, offline
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow and not gpu" -n 2 --dist loadfile
@@ -126,7 +125,7 @@ bench-fuzz: $(TEST_INSTALLED) ## Fuzz every parser a million times in all (insta
 bench-runs: $(INSTALLED) ## Collect finished runs into a table: make bench-runs RUNS='outputs/A outputs/B'
 	$(BIN)/python -m bench.normal_runs $(RUNS)
 
-# Data of the hub and the paper's tasks need extras.
+# The paper's tasks need an extra.
 reproduce-table1: $(INSTALLED) $(TABLE_EXTRAS) ## Compare the paper's methods with qra_bo: PROFILE=short|full|paper MODEL=... DATA=...
 	$(if $(TINY),OMP_NUM_THREADS=1) $(BIN)/python -m bench.table1 +model=$(MODEL) data=$(TABLE_DATA) table1=$(PROFILE) effort=$(TABLE_EFFORT) \
 	  out=$(TABLE_OUT) $(PAPER) $(TINY) $(MORE)

@@ -19,13 +19,13 @@ def configuration() -> str:
     parts = ["## config.yaml", table(conf / "config.yaml")]
     for group in sorted(p for p in conf.iterdir() if p.is_dir() and p.name not in (GROUPS_OF_HYDRA, "__pycache__")):
         parts.append(f"## {group.name}")
-        for option in sorted(group.glob("*.yaml")):
+        for option in sorted(group.glob("[!_]*.yaml")):
             parts += [f"### {group.name}={option.stem}", table(option)]
     return "\n\n".join(parts)
 
 
 def table(path: Path) -> str:
-    """Keys, defaults and comments of one file; its first line says what it is."""
+    """Keys, defaults and comments of one file; its first line says what it is, after one for Hydra in some."""
     lines = path.read_text(encoding="utf-8").splitlines()
     rows, parents = [], []
     for line in lines:
@@ -40,5 +40,5 @@ def table(path: Path) -> str:
         if value.strip():
             shown = value.strip().replace("|", "\\|")
             rows.append(f"| `{'.'.join(parents)}` | `{shown}` | {comment.strip().replace('|', chr(92) + '|')} |")
-    head = lines[0].removeprefix("# ")
+    head = next(line for line in lines if not line.startswith("# @")).removeprefix("# ")
     return f"{head}.\n\n| key | default | meaning |\n|---|---|---|\n" + "\n".join(rows)

@@ -6,6 +6,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,19 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from qra_bo.config.check import Problem
-from qra_bo.config.compose import HYDRA_ERRORS, MAIN, config_from, hydra_app, hydra_message, plain, search_path
+from qra_bo.config.compose import (
+    HYDRA_ERRORS,
+    MAIN,
+    compose_plain,
+    config_from,
+    hydra_app,
+    hydra_message,
+    plain,
+    search_path,
+    with_choices,
+)
 from qra_bo.config.overrides import CONF, inspect, normalise, with_default_model
+from qra_bo.config.presets import choices
 from qra_bo.study.signals import Interrupts
 from qra_bo.tasks import run_task
 from qra_bo.utils.errors import ConfigError, QRABOError, worst
@@ -51,6 +63,10 @@ def _run(argv: list[str]) -> int:
     Raises:
         ConfigError: With every problem of the overrides at once, where no job reports them.
     """
+    if not argv:  # what the program is, and what it would do
+        with suppress(SystemExit):  # with which Hydra ends its help
+            _show(["--help"])
+        return _run(["task=memory"])
     if any(a.startswith("--e") for a in argv):  # argparse takes any beginning of --experimental-rerun
         raise ConfigError("--experimental-rerun reads a pickle, which can run code, and is not taken; give the same "
                           "overrides again.")
@@ -65,7 +81,8 @@ def _run(argv: list[str]) -> int:
     if problems and (sweep or args.cfg or args.info):
         raise ConfigError([p.message for p in problems])
     if shows:
-        return _show([*flags, *with_default_model(good)])
+        named = with_default_model(good)
+        return _show([*flags, *([] if sweep else choices(named, compose_plain(named, args.config_dir))), *named])
     overrides = [*with_default_model(good), *search_path(args.config_dir)]
     with hydra_app(args.config_dir, args.config_path) as app:
         if sweep:
@@ -104,7 +121,7 @@ def _job(composed: DictConfig, problems: Sequence[Problem] = ()) -> int:
 def _status(composed: DictConfig, subdir: str | None, problems: Sequence[Problem] = ()) -> tuple[int, str]:
     """Return the exit status of a job and, where that is not 0, the reason; ``subdir`` names its folder in a sweep."""
     try:
-        config = config_from(plain(composed), problems)
+        config = config_from(with_choices(HydraConfig.get().overrides.task, _composed, plain(composed)), problems)
         if subdir is not None:  # a folder of its own, below out where that is given
             config = config.with_changes(out=str(Path(config.out or HydraConfig.get().sweep.dir) / subdir))
         return run_task(config), ""
@@ -113,6 +130,15 @@ def _status(composed: DictConfig, subdir: str | None, problems: Sequence[Problem
     except Exception as error:  # a bug: say where it is, and let the other jobs of a sweep go on
         print(redact(traceback.format_exc()), end="", file=sys.stderr)
         return BUG, redact(f"{type(error).__name__}: {error}")
+
+
+def _composed(overrides: Sequence[str]) -> dict[str, Any]:
+    """Return what the running job's configuration composes to with other overrides."""
+    settings = HydraConfig.get()
+    main = next(source.path for source in settings.runtime.config_sources if source.provider == "main")
+    own = [text for text in settings.overrides.hydra if text.startswith("hydra.searchpath=")]
+    with hydra_app(config_path=main):
+        return plain(hydra.compose(settings.job.config_name, [*overrides, *own]))
 
 
 def _report(error: QRABOError) -> int:

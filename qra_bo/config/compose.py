@@ -1,8 +1,9 @@
 """From overrides to a checked ``RunConfig``: composition by Hydra, then the schema, then the rules between fields."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from qra_bo.config.check import Problem, validated
 from qra_bo.config.derive import NUMBERS
 from qra_bo.config.overrides import CONF, inspect, normalise, options, with_default_model
+from qra_bo.config.presets import choices, with_learning_rate
 from qra_bo.config.rules import problems_of
 from qra_bo.config.schema import RunConfig
 from qra_bo.space import DecoderSpec
@@ -36,7 +38,7 @@ def load_config(overrides: Sequence[str] = (), config_dir: str | None = None) ->
     """
     good, problems = inspect(normalise(overrides), sweep=False, config_dir=config_dir)
     try:
-        composed = compose_plain(with_default_model(good), config_dir)
+        composed = with_choices(with_default_model(good), partial(compose_plain, config_dir=config_dir))
     except HYDRA_ERRORS as error:
         raise ConfigError([*(p.message for p in problems), hydra_message(error)]) from error
     return config_from(composed, problems)
@@ -44,9 +46,16 @@ def load_config(overrides: Sequence[str] = (), config_dir: str | None = None) ->
 
 def named_specs() -> list[DecoderSpec]:
     """Return the shapes of every model of ``conf/model`` that holds its numbers."""
-    models = [plain(OmegaConf.load(path)) for path in sorted((CONF / "model").glob("*.yaml"))]
+    models = [_model(name) for name in options()["model"]]
     return [spec_from_numbers(model["name"], model["family"], **{key: model[key] for key in NUMBERS})
             for model in models if model["n_layers"] is not None]
+
+
+def _model(name: str) -> dict[str, Any]:
+    """Return the keys of a file of ``conf/model`` and of those beside it that it starts from; quicker than Hydra."""
+    own = plain(OmegaConf.load(CONF / "model" / f"{name}.yaml"))
+    starts = [_model(item) for item in own.pop("defaults", ()) if isinstance(item, str) and item != "_self_"]
+    return {key: value for node in (*starts, own) for key, value in node.items()}
 
 
 @contextmanager
@@ -81,6 +90,17 @@ def compose_plain(overrides: Sequence[str], config_dir: str | None = None) -> di
         return plain(compose(MAIN, [*overrides, *search_path(config_dir)]))
 
 
+def with_choices(overrides: Sequence[str], make: Callable[[Sequence[str]], dict[str, Any]],
+                 composed: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Return what ``overrides`` compose to by ``make``, together with the choices that they leave open.
+
+    ``composed`` is what they compose to alone, where that is at hand. Errors are those of ``make``.
+    """
+    raw = make(overrides) if composed is None else composed
+    chosen = choices(overrides, raw)
+    return make([*chosen, *overrides]) if chosen else raw
+
+
 def plain(composed: DictConfig | ListConfig) -> dict[str, Any]:
     """Values of a composed configuration, interpolations resolved."""
     values = OmegaConf.to_container(composed, resolve=True)
@@ -93,6 +113,7 @@ def config_from(raw: Mapping[str, Any], found: Sequence[Problem] = ()) -> RunCon
     Raises:
         ConfigError: With every problem at once.
     """
+    raw = with_learning_rate(raw)
     config, mismatches = validated(RunConfig, raw)
     if config is None:  # defaults stand in for broken values, so that the rules between the others are still checked
         config, _ = validated(RunConfig, _mended(raw, [p.key for p in mismatches]))
@@ -117,7 +138,7 @@ def _mended(raw: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
     """``raw`` with the values of its own options, or defaults, at ``keys``, and without unknown ones."""
     chosen = [f"{'+' * (group == 'model')}{group}={node['name']}" for group, names in options().items()
               if isinstance(node := raw.get(group), Mapping) and node.get("name") in names]
-    standard = compose_plain(with_default_model(chosen))
+    standard = with_learning_rate(compose_plain(with_default_model(chosen)))
     mended = {key: value for key, value in raw.items() if key in standard}
     for key in keys:
         group, _, leaf = key.partition(".")

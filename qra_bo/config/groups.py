@@ -13,6 +13,7 @@ from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
 from qra_bo.memory import parse_format, parse_size
+from qra_bo.memory.budget import headroom_bytes
 from qra_bo.utils.errors import ConfigError
 from qra_bo.utils.fields import REFUSED, Count, Group, Natural, NonNegative, Positive, Texts, accepted_by, must_be
 
@@ -119,13 +120,13 @@ class MemoryConfig(Group):
 
     Args:
         scope: Bytes that the budget bounds: the peak of training, or what is stored (weights, metadata, adapters).
-        headroom: Size that ``budget=auto`` leaves free on the device, e.g. ``"512MB"``.
+        headroom: Size that ``budget=auto`` leaves free on the device, e.g. ``"512MB"``, or ``"auto"``.
         verify: Whether ``task=memory`` also traces a training step of every allocation that it names.
         calibrate: Whether the allocator's bytes are predicted from peaks measured on this device.
     """
 
     scope: Literal["peak", "stored"]
-    headroom: Annotated[str, accepted_by(parse_size)]
+    headroom: Annotated[str, accepted_by(lambda text: headroom_bytes(text, "cpu"))]
     format: Literal["table", "json"]
     verify: StrictBool
     calibrate: StrictBool
@@ -221,7 +222,7 @@ class AdapterConfig(Group):
     Args:
         iterations: Alternations of ``loftq``, and the most of ``lq_lora``; without effect elsewhere.
         alpha_over_rank: LoRA's scale alpha / r, the same at every rank.
-        lr: Peak learning rate at rank 16, before calibration.
+        lr: Peak learning rate at rank 16, before calibration; ``auto`` in ``conf/`` is a number once it is composed.
     """
 
     init: Literal["kaiming", "residual_svd", "eva", "gradient", "loftq", "lq_lora", "pissa"]
@@ -240,6 +241,7 @@ class TrainConfig(Group):
     """What all candidates of a search share in training.
 
     Args:
+        name: The preset: ``"cpu"``, ``"gpu"`` or the user's own.
         batch: Sequences that go forward and backward at once, each of ``length`` tokens.
         accumulate: Batches of an optimiser step.
         warmup: Share of the schedule's steps in which the learning rate rises; a cosine follows.
@@ -250,6 +252,7 @@ class TrainConfig(Group):
         logits_chunk: Tokens whose logits are alive at once.
     """
 
+    name: str
     batch: Count
     accumulate: Count
     length: Annotated[StrictInt, Ge(2)]

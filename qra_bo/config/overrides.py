@@ -32,7 +32,7 @@ def options(config_dir: str | None = None) -> dict[str, tuple[str, ...]]:
     """Every config group and its options, those of the user's own folder included."""
     found: dict[str, tuple[str, ...]] = {}
     for folder in (CONF, *([Path(config_dir)] if config_dir else ())):
-        for file in sorted(folder.glob("[!_]*/*.yaml")):
+        for file in sorted(folder.glob("[!_]*/[!_]*.yaml")):
             found[file.parent.name] = (*found.get(file.parent.name, ()), file.stem)
     return found
 

@@ -12,6 +12,7 @@ from qra_bo.config import groups
 from qra_bo.config.check import validated
 from qra_bo.finetune.data.options import DataConfig
 from qra_bo.memory.budget import parse_budget
+from qra_bo.memory.cards import CARDS
 from qra_bo.space import Ladder
 from qra_bo.utils.errors import ConfigError
 from qra_bo.utils.fields import ONE_IS_A_LIST, Group, Natural, Positive, accepted_by, must_be
@@ -26,6 +27,7 @@ class RunConfig(Group):
 
     Args:
         budget: Sizes (decimal ``10GB`` or binary ``10GiB``), ``auto``, or ``uniform:BITS,RANK``; one run for each.
+        gpu: Card that is planned for; ``None`` for the device at hand.
         bits: Code bits per weight that a unit may have, strictly increasing.
         ranks: LoRA ranks that a unit may have, strictly increasing.
         max_average_bits: Limit on code bits averaged over the units' parameters; ``None`` for no limit.
@@ -39,6 +41,7 @@ class RunConfig(Group):
     budget: Annotated[tuple[Annotated[str, accepted_by(parse_budget)], ...], ONE_IS_A_LIST,
                       must_be("a size such as 10GB, or a list of sizes, each given once",
                               lambda sizes: 0 < len(sizes) == len(set(sizes)))]
+    gpu: Annotated[str, must_be(f"a card ({', '.join(CARDS)})", CARDS.__contains__)] | None
     bits: Annotated[tuple[StrictInt, ...], accepted_by(lambda bits: Ladder("bits", bits))]
     ranks: Annotated[tuple[StrictInt, ...], accepted_by(lambda ranks: Ladder("ranks", ranks))]
     max_average_bits: StrictFloat | None

@@ -4,9 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-BF16_CAPABILITY = (8, 0)
-"""Least compute capability that multiplies in bfloat16; below it torch emulates bfloat16, which is slower than float32
-(CUDA C++ Programming Guide, "Compute Capabilities")."""
+from qra_bo.utils.device import resolve_dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +27,8 @@ class Card:
 
     @property
     def dtype(self) -> str:
-        """Return the 16-bit compute type that the card multiplies in: bfloat16, or float16 where that is emulated."""
-        return "bfloat16" if self.capability >= BF16_CAPABILITY else "float16"
+        """Return the compute type that ``dtype=auto`` is on the card."""
+        return resolve_dtype("auto", "cuda", self.capability)
 
 
 def _card(title: str, gib: float, tflops: float, gb_per_second: float, capability: tuple[int, int]) -> Card:

@@ -5,14 +5,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from qra_bo.config import RunConfig, hf_config, make_space, make_spec, named_specs
+from qra_bo.config import RunConfig, hf_config, make_space, make_spec, named_specs, plan_device
 from qra_bo.finetune.data.jsonl import read_records
 from qra_bo.finetune.data.load import tiny_records
 from qra_bo.finetune.data.plays import play_records
 from qra_bo.finetune.training.final import FinalSettings
 from qra_bo.memory import MemoryModel, Plan, default_format, format_size, memory_plan, parse_budget, parse_size
-from qra_bo.memory.budget import free_bytes, largest, resolve_budget, smallest
-from qra_bo.memory.cards import Card
+from qra_bo.memory.budget import free_bytes, headroom_bytes, largest, resolve_budget, smallest
+from qra_bo.memory.cards import CARDS, Card
 from qra_bo.memory.formats import metadata_bytes, weight_bytes
 from qra_bo.pipeline.build import MALLOC, bank_formats, keeps_dense, make_memory
 from qra_bo.pipeline.estimate import token_seconds
@@ -20,7 +20,7 @@ from qra_bo.report.tables import PlanRow
 from qra_bo.space import Allocation, DecoderSpec, Ladder, SearchSpace, uniform
 from qra_bo.study.device_allowance import allowance_for
 from qra_bo.study.setting import Setting
-from qra_bo.utils.device import BYTES, planned_device, resolve_device, resolve_dtype
+from qra_bo.utils.device import BYTES, resolve_device, resolve_dtype
 from qra_bo.utils.errors import DataError, DeviceError
 
 CHARACTERS_PER_TOKEN = 3.2
@@ -51,7 +51,7 @@ def make_plan(config: RunConfig) -> Plan:
         BudgetError: If ``budget=auto`` and the device has nothing free.
         ModelError: If the model's shapes are not available.
     """
-    spec, device = make_spec(config), planned_device(config.device)
+    spec, device = make_spec(config), plan_device(config)
     space = make_space(config, spec)
     memory = make_memory(config, spec, device, allowance_for(config, device))
     on_card = memory if device == "cuda" else make_memory(config, spec, "cuda")
@@ -60,15 +60,17 @@ def make_plan(config: RunConfig) -> Plan:
 
 
 def budgets_of(config: RunConfig, memory: MemoryModel, space: SearchSpace) -> dict[str, int]:
-    """Return the bytes of every budget; ``auto`` is what the device has free, less the headroom.
+    """Return the bytes of every budget; ``auto`` is what the device has free, or a named card has, less the headroom.
 
     Raises:
         BudgetError: If the device can't meet one.
     """
-    free = None
-    if any(parse_budget(text).auto for text in config.budget):
-        free = free_bytes("cpu" if memory.shape.device == "cpu" else resolve_device(config.device))
-    headroom = parse_size(config.memory.headroom)
+    free, kind = None, memory.shape.device if config.gpu is None else "cuda"
+    if config.gpu is not None:
+        free = CARDS[config.gpu].total_bytes
+    elif any(parse_budget(text).auto for text in config.budget):
+        free = free_bytes("cpu" if kind == "cpu" else resolve_device(config.device))
+    headroom = headroom_bytes(config.memory.headroom, kind)
     return {text: resolve_budget(text, memory, space, free=free, headroom=headroom) for text in config.budget}
 
 

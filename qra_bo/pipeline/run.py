@@ -11,9 +11,9 @@ from typing import Any
 
 from rich.console import Console
 
-from qra_bo.config import NOT_OF_THE_RESULT, RunConfig, make_space, make_spec
+from qra_bo.config import NOT_OF_THE_RESULT, RunConfig, make_space, make_spec, plan_device
+from qra_bo.config.presets import preset_notes
 from qra_bo.execution.base import Executor
-from qra_bo.finetune.data.load import check_package
 from qra_bo.memory.budget import check_budget, parse_budget
 from qra_bo.memory.verdict import Verdict
 from qra_bo.oracle.protocol import Progress, quiet
@@ -36,7 +36,7 @@ from qra_bo.study import JOURNAL_NAME, Engine, Listener, MakeSearcher, RunInterr
 from qra_bo.study.device_allowance import allowance_for
 from qra_bo.study.shared import SharedExecutor
 from qra_bo.utils import errors
-from qra_bo.utils.device import planned_device, resolve_device
+from qra_bo.utils.device import resolve_device
 from qra_bo.utils.errors import BudgetError, QRABOError, worst
 from qra_bo.utils.files import write_json, writing
 
@@ -181,19 +181,16 @@ def make_setting(config: RunConfig, begun: Sequence[Path] = ()) -> Setting:
 
     Raises:
         DeviceError: If fine-tuning needs more RAM than is available.
-        MissingExtraError: If the data comes from the hub and the package that fetches it is not installed.
         UserError: If the model's shapes are not available, or the given profile lacks a measurement.
     """
     spec, path = make_spec(config), config.sensitivity.path
     remote = config.executor.name == "ray" and config.executor.address is not None  # this machine holds no model
     if not config.oracle.trains or (remote and config.device != "auto"):
-        device = planned_device(config.device)  # a simulation stands in for a GPU that is there
+        device = plan_device(config)  # a simulation stands in for a GPU that is there
     else:
         device = "cuda" if resolve_device(config.device).startswith("cuda") else "cpu"
     space = make_space(config, spec)
     trains_here = config.oracle.trains and not remote
-    if trains_here and (config.task != "profile" or path is None):  # a given profile needs no data
-        check_package(config.data)
     if trains_here:
         check_ram(config, spec, space, device)
     profile = None if path is None else given_profile(Path(path).expanduser(), space.units, config.format_names)
@@ -246,10 +243,12 @@ def run_within(folder: Path, setting: Setting, budget: int, executor: Executor,
 
 
 def _announced(setting: Setting, budget: int, verdict: Verdict | None, console: Console) -> Listener:
-    """Print verdict and plan of a run that begins; return the listener that corrects the plan's times."""
+    """Print verdict, choices and plan of a run that begins; return the listener that corrects the plan's times."""
     if verdict is not None:
         print_line(console, f"Verdict: {verdict.sentence} {verdict.offer}".rstrip())
     config, card = setting.config, card_of(setting)
+    for note in preset_notes(config):
+        print_line(console, note)
     rows = plan_rows(setting, card)
     print_plan(console, f"{config.model_name} within {budget / 1e6:,.1f} MB, effort={config.effort.name}; "
                f"{basis(setting, card)}", rows, setting.full_trial_tokens)

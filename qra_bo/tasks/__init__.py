@@ -7,7 +7,8 @@ import importlib
 from contextlib import suppress
 
 from qra_bo.config import RunConfig, make_space, make_spec
-from qra_bo.utils.errors import DeviceError, ModelError, UserError
+from qra_bo.config.presets import preset_notes
+from qra_bo.utils.errors import DataError, DeviceError, ModelError, UserError
 
 __all__ = ["TASKS", "run_task"]
 
@@ -18,13 +19,14 @@ def run_task(config: RunConfig) -> int:
     """Run ``config.task``; returns the exit status.
 
     Raises:
-        UserError: If the user's input or environment can't work; where weights, device or RAM are missing, the memory
-            plan has been printed.
+        UserError: If the user's input or environment can't work; where weights, the hub, device or RAM are missing,
+            the memory plan has been printed.
     """
     try:
         status: int = importlib.import_module(f"qra_bo.tasks.{config.task}").run(config)
-    except (DeviceError, ModelError):
-        if config.task in ("search", "finetune", "profile"):
+    except (DeviceError, ModelError, DataError) as error:
+        missing = config.data.kind == "hub" or not isinstance(error, DataError)
+        if missing and config.task in ("search", "finetune", "profile"):
             from qra_bo.pipeline.plan import make_plan  # these load rich and the memory model, for this case alone
             from qra_bo.tasks.memory import plan_lines
             with suppress(UserError):  # without the model's shapes there is no plan; the first error says why
@@ -32,6 +34,6 @@ def run_task(config: RunConfig) -> int:
                     from qra_bo.pipeline.given import read_allocation
                     read = read_allocation(config, make_space(config, make_spec(config)))[1]
                     config = config.with_changes(budget=read.budget)
-                print("\n".join(plan_lines(make_plan(config))))
+                print("\n".join(plan_lines(make_plan(config), preset_notes(config))))
         raise
     return status

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from qra_bo.config import RunConfig, make_space
+from qra_bo.config.presets import preset_notes
 from qra_bo.memory.budget import check_budget, format_size
 from qra_bo.memory.model import KEYS
 from qra_bo.memory.plan import Plan, Row
@@ -32,11 +33,11 @@ def run(config: RunConfig) -> int:
     checks = verify_plan(config, plan) if config.memory.verify else None
     if config.memory.format == "json":
         traced = {} if checks is None else {"traced": [asdict(check) for check in checks]}
-        print(json.dumps(plan.to_json() | traced, indent=2))
+        print(json.dumps(plan.to_json() | {"notes": preset_notes(config)} | traced, indent=2))
     elif Console().is_terminal:
-        Console().print(render(plan, checks))
+        Console().print(render(plan, preset_notes(config), checks))
     else:
-        print("\n".join(plan_lines(plan, checks)))
+        print("\n".join(plan_lines(plan, preset_notes(config), checks)))
     space = make_space(config, plan.memory.spec)
     table, problems = plan.memory.table(space), []
     for answer in plan.budgets:
@@ -49,22 +50,22 @@ def run(config: RunConfig) -> int:
     return 0
 
 
-def plan_lines(plan: Plan, checks: Sequence[TraceCheck] | None = None) -> list[str]:
-    """Return the plan as lines of text, without a terminal."""
+def plan_lines(plan: Plan, notes: Sequence[str] = (), checks: Sequence[TraceCheck] | None = None) -> list[str]:
+    """Return the plan as lines of text, without a terminal; see ``render``."""
     console = Console(width=WIDTH, force_terminal=False, color_system=None)
     with console.capture() as capture:
-        console.print(render(plan, checks))
+        console.print(render(plan, notes, checks))
     return [line.rstrip() for line in capture.get().splitlines()]
 
 
-def render(plan: Plan, checks: Sequence[TraceCheck] | None = None) -> RenderableType:
+def render(plan: Plan, notes: Sequence[str] = (), checks: Sequence[TraceCheck] | None = None) -> RenderableType:
     """Return verdicts and tables: uniform choices, largest ranks, bytes by part, cards; levers where nothing fits.
 
-    Predictions stand beside traced peaks where ``checks`` are given.
+    ``notes`` on what was chosen stand below the verdicts, predictions beside traced peaks where ``checks`` are given.
     """
     verdicts = [Text(f"{_named(b.text, b.size)}: {b.verdict.sentence} {b.verdict.offer}".rstrip())
                 for b in plan.budgets]
-    parts: list[RenderableType] = [*verdicts, Text(_head(plan)), _uniform(plan)]
+    parts: list[RenderableType] = [*verdicts, *map(Text, notes), Text(_head(plan)), _uniform(plan)]
     parts.append(Text(f"Allocations of this space need {format_size(plan.least.total)} ({plan.least_is}) to "
                       f"{format_size(plan.most)}."))
     parts.append(_table("Largest uniform rank that fits", ["budget", *plan.budgets[0].ranks],

@@ -7,19 +7,23 @@ from pathlib import Path
 from qra_bo.utils.errors import DeviceError
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+BF16_CAPABILITY = (8, 0)
+"""Least compute capability whose tensor cores multiply in bfloat16 (CUDA C++ Programming Guide, "Tensor Cores")."""
 _FAST_BF16 = {"avx512_bf16", "amx_bf16", "bf16"}  # the last is ARM's
 
 
-def resolve_dtype(dtype: str, device_type: str) -> str:
-    """``"auto"`` becomes bfloat16 on CUDA and on CPUs that multiply in it, else float32: without that, bf16 is emulated
-    and slower."""
+def resolve_dtype(dtype: str, device_type: str, capability: tuple[int, int] | None = None) -> str:
+    """``"auto"`` becomes bfloat16 on CUDA and on CPUs that multiply in it; elsewhere bf16 is emulated and slower, and a
+    GPU of lower compute ``capability`` takes float16, a CPU float32. ``None`` stands for a recent GPU."""
     if dtype != "auto":
         return dtype
+    if device_type == "cuda":
+        return "bfloat16" if capability is None or capability >= BF16_CAPABILITY else "float16"
     flags: set[str] = set()
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             flags |= set(line.split()) if line.lower().startswith(("flags", "features")) else set()
-    return "bfloat16" if device_type == "cuda" or flags & _FAST_BF16 else "float32"
+    return "bfloat16" if flags & _FAST_BF16 else "float32"
 
 
 def planned_device(device: str) -> str:

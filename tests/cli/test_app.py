@@ -43,9 +43,11 @@ def test_a_run_writes_only_what_its_task_writes(seen: list[RunConfig], elsewhere
     assert list(elsewhere.iterdir()) == []
 
 
-def test_with_no_arguments_the_embedded_default_runs(seen: list[RunConfig]) -> None:
+def test_no_arguments_print_help_and_plan_the_embedded_model(seen: list[RunConfig],
+                                                             capfd: pytest.CaptureFixture[str]) -> None:
     assert app.main([]) == 0
-    assert seen[0].model_name == "smollm2_135m"
+    assert "python -m qra_bo [task=TASK] +model=NAME budget=SIZE" in capfd.readouterr().out
+    assert [(c.model_name, c.task) for c in seen] == [("smollm2_135m", "memory")]
 
 
 @pytest.mark.parametrize(("seed", "status"), [(0, 0), (3, 3), (7, 2), (8, 1), (9, 1)])

@@ -136,7 +136,7 @@ def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
     (["data=jsonl"], r"data\.path must name a JSON or JSONL file, .*; got null"),
     (["data=jsonl", "data.path=nowhere.jsonl"], "there is no file 'nowhere.jsonl'"),
     (["oracle=benchmark"], "oracle.table must name the folder of a table of real trials, .*; got null"),
-    (["train=null"], "Unknown train None; known, nearest first: short"),
+    (["train=null"], "Unknown train None; known, nearest first: cpu, gpu"),
     (["lr=1e-4"], r"Unknown key 'lr'; nearest: adapter\.lr, "),
     (["memory=3"], r"Unknown key 'memory'; nearest: memory\.scope"),
     (["model.n_layer=3"], r"Unknown key 'model\.n_layer'; nearest: model\.n_layers"),

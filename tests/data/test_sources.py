@@ -9,14 +9,12 @@ from typing import Any
 
 import pytest
 
-from qra_bo.config import load_config
 from qra_bo.finetune.data import plays
 from qra_bo.finetune.data.jsonl import read_records
 from qra_bo.finetune.data.load import byte_tokenizer, data_notes, hub_records, load_data, tiny_records
 from qra_bo.finetune.data.options import DataConfig, HubData, JsonlData, PlaysData, TinyData
 from qra_bo.finetune.data.records import Record, split_records
-from qra_bo.pipeline.run import make_setting
-from qra_bo.utils.errors import DataError, MissingExtraError
+from qra_bo.utils.errors import DataError
 
 
 def write(folder: Path, *lines: Any) -> str:
@@ -231,11 +229,3 @@ def test_no_hub_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
         hub_records(config("hub", path="a/b"))
 
 
-def test_no_datasets_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'qra_bo\[data\]'"):
-        hub_records(config("hub", path="a/b"))
-    real = load_config(["+model=tiny", "data=alpaca"])
-    with pytest.raises(MissingExtraError, match=r"data=alpaca needs the package 'datasets'"):
-        make_setting(real)  # before a plan is shown, a journal begun or a model loaded
-    make_setting(load_config(["+model=tiny", "data=alpaca", "oracle=synthetic"]))

@@ -1,13 +1,13 @@
 """Specs told from numbers equal those of the real modules on the meta device."""
 
-from importlib.resources import files
 from typing import Any
 
 import pytest
 import torch
-import yaml
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from qra_bo.config import load_config
+from qra_bo.config.overrides import options
 from qra_bo.space import make_units
 from qra_bo.space.decoder import FAMILIES, spec_from_hf_config, spec_from_model, spec_from_numbers
 from qra_bo.utils.errors import ModelError
@@ -27,12 +27,12 @@ def config_of(family: str, n: dict[str, Any]) -> Any:
     return AutoConfig.for_model(family, **values)
 
 
-def model_files() -> list[str]:
-    return sorted(f.name for f in files("conf").joinpath("model").iterdir() if f.name not in ("hf.yaml", "__init__.py"))
+def models() -> list[str]:
+    return [name for name in options()["model"] if name != "hf"]
 
 
 def read(name: str) -> dict[str, Any]:
-    return yaml.safe_load(files("conf").joinpath("model", name).read_text())
+    return dict(load_config([f"+model={name}", "task=memory"]).model)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -50,7 +50,7 @@ def test_attention_bias_is_counted(family: str) -> None:
     assert spec_from_numbers("x", family, **n) == spec_from_hf_config(config_of(family, n), "x")
 
 
-@pytest.mark.parametrize("name", model_files())
+@pytest.mark.parametrize("name", models())
 def test_model_files_match_their_architectures(name: str) -> None:
     data = read(name)
     n = {key: data[key] for key in NUMBERS}
@@ -58,25 +58,38 @@ def test_model_files_match_their_architectures(name: str) -> None:
     # All layers are alike: two of them prove the shapes, and the arithmetic of the rest is exact.
     two = {**n, "n_layers": 2}
     assert spec_from_numbers("x", data["family"], **two) == spec_from_hf_config(config_of(data["family"], two), "x")
-    assert len(spec.linears) == 7 * n["n_layers"]
-    assert f"{data['name']}.yaml" == name
+    assert len(spec.linears) == (4 if data["family"] == "phi3" else 7) * n["n_layers"]
+    assert data["name"] == name
 
 
-PUBLISHED = {"smollm2_135m": 134_515_008, "llama2_7b": 6_738_415_616, "llama3_1_8b": 8_030_261_248,
-             "llama3_2_3b": 3_212_749_824, "qwen2_5_7b": 7_615_616_512, "qwen2_5_3b": 3_085_938_688,
-             "qwen3_4b": 4_022_468_096, "llama2_70b": 68_976_648_192}
+PUBLISHED = {"smollm2_135m": 134_515_008, "llama2_7b": 6_738_415_616, "llama2_70b": 68_976_648_192,
+             "llama3_1_8b": 8_030_261_248, "llama3_2_1b_instruct": 1_235_814_400, "llama3_2_3b": 3_212_749_824,
+             "qwen2_5_0_5b_instruct": 494_032_768, "qwen2_5_1_5b_instruct": 1_543_714_304, "qwen2_5_3b": 3_085_938_688,
+             "qwen2_5_7b": 7_615_616_512, "qwen2_5_14b_instruct": 14_770_033_664,
+             "qwen2_5_32b_instruct": 32_763_876_352,
+             "qwen3_0_6b": 596_049_920, "qwen3_1_7b": 1_720_574_976, "qwen3_4b": 4_022_468_096,
+             "qwen3_8b": 8_190_735_360, "qwen3_14b": 14_768_307_200, "qwen3_32b": 32_762_123_264,
+             "mistral_7b_instruct": 7_248_023_552, "gemma3_1b_instruct": 999_885_952, "phi4": 14_659_507_200,
+             "phi3_5_mini": 3_821_079_552}
+"""Parameters on the pages of the hub repositories, those of tied heads counted once."""
+VARIANTS = {"llama2_7b_chat": "llama2_7b", "llama3_1_8b_instruct": "llama3_1_8b", "llama3_2_3b_instruct": "llama3_2_3b",
+            "qwen2_5_3b_instruct": "qwen2_5_3b", "qwen2_5_7b_instruct": "qwen2_5_7b"}
+"""Instruction-tuned models by the base model that they share the architecture with."""
 
 
 @pytest.mark.parametrize(("name", "parameters"), PUBLISHED.items())
 def test_parameter_counts_are_the_published_ones(name: str, parameters: int) -> None:
-    data = read(f"{name}.yaml")
+    data = read(name)
     spec = spec_from_numbers(name, data["family"], **{key: data[key] for key in NUMBERS})
     assert spec.linear_numel + spec.other_numel == parameters
 
 
-def test_model_files_have_the_same_keys() -> None:
-    keys = [list(read(name)) for name in [*model_files(), "hf.yaml"]]
-    assert all(k == keys[0] for k in keys)
+def test_every_model_has_a_published_count() -> None:
+    assert sorted([*PUBLISHED, *VARIANTS, "tiny"]) == sorted(models())
+    for variant, base in VARIANTS.items():
+        one, other = read(variant), read(base)
+        assert [one[key] for key in NUMBERS] == [other[key] for key in NUMBERS]
+        assert one["path"] != other["path"]
 
 
 def test_a_model_in_memory_gives_the_same_spec() -> None:

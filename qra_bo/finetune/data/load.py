@@ -1,38 +1,22 @@
 """Token blocks of a data set's three splits, from its options; records of the hub, and synthetic ones for tests."""
 
 from collections.abc import Callable, Mapping
-from importlib.util import find_spec
 from typing import Any
 
 from qra_bo.finetune.data.jsonl import read_records, to_record
 from qra_bo.finetune.data.options import DataConfig, HubData
 from qra_bo.finetune.data.plays import PACKAGE, VERSION, play_records
 from qra_bo.finetune.data.records import DataSplits, Record, assemble, named_rng, split_records
-from qra_bo.utils.errors import DataError, MissingExtraError
-
-
-def check_package(cfg: DataConfig) -> None:
-    """Refuse data from the hub without the package that fetches it, before anything is loaded.
-
-    Raises:
-        MissingExtraError: If ``datasets`` is not installed.
-    """
-    if cfg.kind != "hub":
-        return
-    found = find_spec("datasets")
-    if found is None or found.origin is None:  # a folder of that name is no package
-        raise MissingExtraError("datasets", "data", f"data={cfg.name}")
+from qra_bo.utils.errors import DataError
 
 
 def hub_records(cfg: HubData) -> list[Record]:
     """Records of the training split of a hub data set, in its order.
 
     Raises:
-        MissingExtraError: If ``datasets`` is not installed.
         DataError: If the hub or the data set can't be reached, or a record is malformed.
     """
-    check_package(cfg)
-    import datasets  # an extra
+    import datasets  # a second that other data does without
     name = cfg.path
     try:
         if cfg.subset is not None and cfg.subset.endswith((".jsonl", ".json")):
@@ -62,7 +46,6 @@ def load_data(data_cfg: DataConfig, tokenizer: Any, length: int, seed: int = 0) 
 
     Raises:
         DataError: If the data is missing, malformed or too small.
-        MissingExtraError: If a package is needed that is not installed.
     """
     if data_cfg.kind == "plays":
         splits, source = play_records(), f"plays of {PACKAGE} {VERSION}"

@@ -12,8 +12,7 @@ from bench.table1.run import run_table
 from qra_bo.cli.app import main
 
 BACKBONES = ("llama3_1_8b", "llama3_2_3b", "qwen2_5_7b", "qwen2_5_3b")
-PAPER = ["data=alpaca", "device=cuda", "train.batch=16", "train.length=512", "train.checkpointing=true",
-         "fidelity.high=100", "fidelity.low=25", "eval.sequences=128"]
+PAPER = ["data=alpaca", "profile=paper"]
 
 
 @pytest.fixture(autouse=True)

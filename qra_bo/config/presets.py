@@ -1,0 +1,93 @@
+"""Choices that follow from the model and the device where the user made none: trainer, budget, learning rate, text."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from qra_bo.config.derive import NUMBERS
+from qra_bo.config.schema import RunConfig
+from qra_bo.memory.cards import CARDS
+from qra_bo.space.decoder import spec_from_numbers
+from qra_bo.utils.device import planned_device
+from qra_bo.utils.errors import UserError
+
+CPU_PARAMETERS = 10**9
+"""Largest model that ``train=cpu`` is chosen for: a rule of thumb, as larger ones are fine-tuned on a GPU."""
+BASE_LR, BASE_WIDTH = 2e-4, 4096
+"""QLoRA's learning rate of its 7 B model and that model's width; the rate falls as 1 / width, which gives 1e-4 at 8192,
+QLoRA's rate of its 65 B model (Dettmers et al. 2023, table 9). It stands for models whose width is not known yet."""
+
+
+def choices(overrides: Sequence[str], raw: Mapping[str, Any]) -> list[str]:
+    """Return further overrides for what the given ones leave open: the trainer, and the budget of a named card.
+
+    Args:
+        overrides: Normalised overrides, a model among them.
+        raw: Plain values that they compose to, not checked yet; what they hold already is not returned.
+    """
+    given = {re.split("[=@]", text)[0].lstrip("+") for text in overrides}
+    train, chosen = raw.get("train"), []
+    suits = trainer_of(raw)[0]
+    if not given & {"train", "profile"} and isinstance(train, Mapping) and train.get("name") != suits:
+        chosen.append(f"train={suits}")
+    if "budget" not in given and raw.get("gpu") is not None:
+        chosen.append("budget=auto")
+    return chosen
+
+
+def with_learning_rate(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return plain values in which ``adapter.lr`` is a number where it was ``auto``."""
+    adapter, model = raw.get("adapter"), raw.get("model")
+    if not isinstance(adapter, Mapping) or adapter.get("lr") != "auto" or not isinstance(model, Mapping):
+        return raw
+    width = model.get("hidden_size")
+    known = width if isinstance(width, int) and width > 0 else BASE_WIDTH
+    return {**raw, "adapter": {**adapter, "lr": float(f"{BASE_LR * BASE_WIDTH / known:.2g}")}}
+
+
+def trainer_of(raw: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the option of ``train`` that suits plain or checked values of a configuration, and the reason."""
+    if raw.get("gpu") is not None:
+        return "gpu", f"gpu={raw['gpu']}"
+    device, count = str(raw.get("device")), parameters(raw.get("model"))
+    if planned_device(device) == "cuda":
+        return "gpu", "a CUDA device" if device == "auto" else f"device={device}"
+    if count is not None and count > CPU_PARAMETERS:
+        return "gpu", f"{count / 1e9:.1f} B parameters; train=cpu is for at most {CPU_PARAMETERS / 1e9:.0f} B on a CPU"
+    size = "a model of unknown size" if count is None else f"{count / 1e6:,.0f} M parameters"
+    return "cpu", f"{size} on a CPU"
+
+
+def parameters(model: Any) -> int | None:
+    """Return the parameters of a node of ``conf/model``; ``None`` where its numbers are missing or make no sense."""
+    try:
+        spec = spec_from_numbers(model["name"], model["family"], **{key: model[key] for key in NUMBERS})
+    except (UserError, KeyError, TypeError):
+        return None
+    return spec.linear_numel + spec.other_numel
+
+
+def preset_notes(config: RunConfig) -> list[str]:
+    """Return lines for the plan: which trainer, card and text the run uses, and why."""
+    train = config.train
+    suits, reason = trainer_of({"gpu": config.gpu, "device": config.device, "model": config.model})
+    why = f"chosen for {reason}" if train.name == suits else f"as given; {suits} suits {reason}"
+    step = f"{train.batch * train.accumulate} x {train.length} tokens a step"
+    if train.accumulate > 1:
+        step += f" ({train.batch} x {train.length} at once)"
+    low = "" if config.fidelity.low is None else f", a low-fidelity one {config.fidelity.low}"
+    lines = [f"train={train.name} ({why}): {step}, {train.optimizer}"
+             f"{', checkpointing' if train.checkpointing else ''}, learning rate {config.adapter.lr:.2g} at rank 16; a "
+             f"trial has {config.fidelity.high} steps{low}"]
+    if config.gpu is not None:
+        card = CARDS[config.gpu]
+        lines.append(f"gpu={config.gpu}: {card.title}, {card.total_bytes / 1e9:.1f} GB, {card.dtype} on CUDA; nothing "
+                     "here was measured on it")
+    if config.oracle.trains and config.data.kind in ("hub", "plays"):
+        lines.append(f"data={config.data.name}: {_text_of(config)}; your own text: data=jsonl data.path=FILE")
+    return lines
+
+
+def _text_of(config: RunConfig) -> str:
+    data = config.data
+    return f"{data.path} from the hub" if data.kind == "hub" else "the embedded plays of Shakespeare, for a first try"

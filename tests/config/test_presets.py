@@ -1,0 +1,136 @@
+"""Choices that follow from model and device: trainer, sizes, learning rate, text, and the budget of a named card."""
+
+from pathlib import Path
+
+import pytest
+
+from qra_bo.cli import app
+from qra_bo.config import RunConfig, load_config, make_space, make_spec
+from qra_bo.config import presets as presets_module
+from qra_bo.config.presets import preset_notes
+from qra_bo.memory.cards import CARDS
+from qra_bo.pipeline.plan import make_plan
+from qra_bo.utils.device import resolve_dtype
+from qra_bo.utils.errors import ConfigError
+
+
+@pytest.fixture(autouse=True)
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(presets_module, "planned_device", lambda device: "cuda" if device[:4] == "cuda" else "cpu")
+
+
+def sizes(config: RunConfig) -> tuple[object, ...]:
+    t = config.train
+    return (t.name, t.batch, t.accumulate, t.length, t.optimizer, t.checkpointing, config.fidelity.high,
+            config.fidelity.low, config.quantizer.tokens, config.adapter.lr, config.data.calibration)
+
+
+CPU = ("cpu", 4, 1, 128, "adamw", False, 24, 12, 16384, 2e-3, 8)
+GPU = ("gpu", 1, 16, 2048, "adamw_8bit", True, 32, 8, 32768)
+
+
+@pytest.mark.parametrize("model", ["smollm2_135m", "tiny", "qwen2_5_0_5b_instruct"])
+def test_small_models_on_a_cpu_train_at_the_size_of_a_cpu(model: str) -> None:
+    assert sizes(load_config([f"+model={model}", "device=cpu"])) == CPU
+
+
+@pytest.mark.parametrize("overrides", [["+model=llama2_7b"], ["+model=llama3_2_1b_instruct", "device=cpu"],
+                                       ["+model=tiny", "gpu=l4"], ["+model=tiny", "device=cuda", "task=memory"]])
+def test_large_models_and_gpus_train_at_the_size_of_a_gpu(overrides: list[str]) -> None:
+    assert sizes(load_config(overrides))[:9] == GPU
+
+
+def test_what_is_given_wins() -> None:
+    config = load_config(["+model=llama2_7b", "gpu=a10", "train=cpu", "budget=9GB", "train.length=64",
+                          "adapter.lr=1e-3"])
+    assert (config.train.name, config.budget, config.train.length, config.adapter.lr) == ("cpu", ("9GB",), 64, 1e-3)
+    config = load_config(["+model=llama2_7b", "train.length=256", "fidelity.low=null", "eval.sequences=8"])
+    assert (config.train.name, config.train.length, config.fidelity.low, config.eval.sequences) == ("gpu", 256, None, 8)
+
+
+@pytest.mark.parametrize(("model", "rate"), [("llama2_7b", 2e-4), ("llama2_70b", 1e-4),
+                                             ("qwen2_5_0_5b_instruct", 9.1e-4), ("qwen2_5_32b_instruct", 1.6e-4)])
+def test_learning_rate_falls_with_the_width(model: str, rate: float) -> None:
+    assert load_config([f"+model={model}", "train=gpu"]).adapter.lr == rate
+
+
+def test_a_model_of_unknown_width_gets_the_rate_of_a_7b_model() -> None:
+    config = load_config(["+model=hf", "model.path=ORG/NAME", "gpu=l4"])
+    assert (config.train.name, config.adapter.lr) == ("gpu", 2e-4)
+
+
+def test_profile_paper_is_the_published_scale() -> None:
+    config = load_config(["+model=llama3_1_8b", "profile=paper", "task=memory"])
+    assert (config.device, config.train.batch, config.train.accumulate, config.train.length) == ("cuda", 16, 1, 512)
+    assert (config.fidelity.high, config.fidelity.low, config.train.checkpointing) == (100, 25, True)
+    assert load_config(["+model=tiny", "profile=paper", "task=memory", "fidelity.high=50"]).fidelity.high == 50
+
+
+@pytest.mark.parametrize(("overrides", "data"), [
+    ([], "plays"), (["+model=tiny"], "plays"), (["+model=llama2_7b"], "alpaca"), (["+model=llama2_7b_chat"], "alpaca"),
+    (["+model=hf", "model.path=a/b"], "alpaca"), (["+model=llama2_7b", "data=gsm8k"], "gsm8k")])
+def test_data_follow_the_model(overrides: list[str], data: str) -> None:
+    assert load_config(overrides).data.name == data
+
+
+def test_budget_of_a_named_card_is_its_memory_less_the_headroom() -> None:
+    plan = make_plan(load_config(["+model=llama2_7b", "task=memory", "gpu=rtx4090"]))
+    assert [(b.text, b.size) for b in plan.budgets] == [("auto", CARDS["rtx4090"].total_bytes - 10**9)]
+    assert plan.memory.shape.device == "cuda"
+    smaller = make_plan(load_config(["+model=llama2_7b", "task=memory", "gpu=rtx4090", "memory.headroom=2GB"]))
+    assert smaller.budgets[0].size == CARDS["rtx4090"].total_bytes - 2 * 10**9
+    (given,) = make_plan(load_config(["+model=llama2_7b", "task=memory", "gpu=rtx4090", "budget=10GB"])).budgets
+    assert (given.text, given.size) == ("10GB", 10**10)
+
+
+def test_unknown_card_names_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match=r"gpu must be a card \(t4, .*rtx4090.*\), or null; got 'rtx9999'"):
+        load_config(["gpu=rtx9999"])
+
+
+@pytest.mark.parametrize(("capability", "dtype"), [((7, 5), "float16"), ((7, 0), "float16"), ((8, 0), "bfloat16"),
+                                                   ((12, 0), "bfloat16"), (None, "bfloat16")])
+def test_automatic_type_avoids_emulated_bfloat16(capability: tuple[int, int] | None, dtype: str) -> None:
+    assert resolve_dtype("auto", "cuda", capability) == dtype
+    assert resolve_dtype("bfloat16", "cuda", capability) == "bfloat16"
+
+
+def test_the_plan_says_what_was_chosen_and_why(capsys: pytest.CaptureFixture[str]) -> None:
+    trainer, card, text = preset_notes(load_config(["+model=llama2_7b", "gpu=t4"]))
+    assert trainer.startswith("train=gpu (chosen for gpu=t4): 16 x 2048 tokens a step (1 x 2048 at once), adamw_8bit, ")
+    assert "Tesla T4, 15.6 GB, float16 on CUDA; nothing here was measured on it" in card
+    assert text.endswith("tatsu-lab/alpaca from the hub; your own text: data=jsonl data.path=FILE")
+    trainer, _ = preset_notes(load_config(["+model=llama2_7b", "train=cpu"]))
+    assert "as given; gpu suits 6.7 B parameters" in trainer
+    assert app.main(["+model=tiny", "task=memory", "gpu=l4"]) == 0
+    assert "\ntrain=gpu (chosen for gpu=l4)" in capsys.readouterr().out
+
+
+def test_every_job_of_a_sweep_gets_its_own_choice(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen: list[RunConfig] = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(app, "run_task", lambda config: seen.append(config) or 0)
+    assert app.main(["--multirun", "+model=tiny,llama2_7b", "gpu=null,t4"]) == 0
+    assert [(c.model_name, c.train.name, c.budget[0]) for c in seen] == [
+        ("tiny", "cpu", "uniform:4,4"), ("tiny", "gpu", "auto"), ("llama2_7b", "gpu", "uniform:4,4"),
+        ("llama2_7b", "gpu", "auto")]
+
+
+def test_cfg_job_shows_the_choice(capfd: pytest.CaptureFixture[str]) -> None:
+    assert app.main(["+model=llama2_7b", "--cfg", "job", "--package", "train"]) == 0
+    assert "length: 2048" in capfd.readouterr().out
+
+
+def test_own_trainer_of_a_config_dir(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    cpu = (app.CONF / "train" / "cpu.yaml").read_text().replace("name: cpu", "name: mine")
+    (tmp_path / "train" / "mine.yaml").write_text(cpu.replace("batch: 4", "batch: 2"))
+    config = load_config(["+model=llama2_7b", "train=mine"], str(tmp_path))
+    assert (config.train.name, config.train.batch) == ("mine", 2)
+
+
+def test_every_model_of_the_hub_makes_a_space() -> None:
+    for name in ("gemma3_1b_instruct", "phi4", "phi3_5_mini", "mistral_7b_instruct"):
+        config = load_config([f"+model={name}", "granularity=fused"])
+        space = make_space(config, make_spec(config))
+        assert space.n_units == 4 * make_spec(config).n_layers
