@@ -14,7 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from qra_bo.finetune.data.load import byte_tokenizer
 from qra_bo.finetune.models.files import check_model_files, may_run
-from qra_bo.finetune.models.hub import cached, is_on_hub, small_files
+from qra_bo.finetune.models.hub import cached, fetch, is_on_hub, small_files
 from qra_bo.utils.errors import ModelError
 
 
@@ -41,7 +41,11 @@ def load_tokenizer(model_cfg: Mapping[str, Any]) -> Any:
     Raises:
         ModelError: If it is missing or can't be read.
     """
-    folder = small_files(model_cfg) if is_on_hub(model_cfg) else source_folder(model_cfg)
+    if is_on_hub(model_cfg) and model_cfg.get("gguf_file") is not None:
+        fetch(model_cfg)  # a GGUF holds both
+    elif is_on_hub(model_cfg):
+        return _pretrained(model_cfg, small_files(model_cfg), weights=False)[1]
+    folder = source_folder(model_cfg)
     return byte_tokenizer() if folder is None else _pretrained(model_cfg, folder, weights=False)[1]
 
 
@@ -147,9 +151,9 @@ def _pretrained(cfg: Mapping[str, Any], folder: Path, *, weights: bool = True) -
         raise
     except Exception as error:  # transformers raises many kinds for a malformed folder
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"{'the weights' if weights else 'the tokenizer'} of {cfg['name']!r} can't be read from {str(folder)!r} ({reason}); a folder "
-                         "needs config.json, *.safetensors and a tokenizer; without weights use task=memory or "
-                         "oracle=synthetic") from error
+        raise ModelError(f"{'the weights' if weights else 'the tokenizer'} of {cfg['name']!r} can't be read from "
+                         f"{str(folder)!r} ({reason}); a folder needs config.json, *.safetensors and a tokenizer; "
+                         "without weights use task=memory or oracle=synthetic") from error
     if model is not None and is_on_hub(cfg):  # what is saved names the repository, not this machine's cache
         model.config._commit_hash = folder.name
         model.name_or_path = model.config._name_or_path = tokenizer.name_or_path = str(cfg["path"])
