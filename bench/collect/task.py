@@ -52,7 +52,7 @@ def task_config(task: str, data_path: str | None, device: str = "cpu") -> RunCon
     if needs != (data_path is not None):
         raise DataError(f"the task {task} " + ("needs --data FILE, the JSONL file of its records" if needs else
                                                "has its text built in; leave --data out"))
-    more = [f"data.path={json.dumps(data_path)}"] if needs else []
+    more = [f"data.path={json.dumps(data_path)}", "data.max_cut=1"] if needs else []  # answers are cut at 128 tokens
     return load_config([f"data={TASKS[task]}", "dtype=bfloat16", f"device={device}",
                         "quantizer.rounding=rtn", *more])
 

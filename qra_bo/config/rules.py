@@ -116,6 +116,9 @@ def _finetunes(config: RunConfig) -> bool:
 def _files(config: RunConfig) -> Iterator[Problem]:
     if config.data.kind == "jsonl" and _finetunes(config):
         yield from _file("data.path", config.data.path, "a JSON or JSONL file, one object a line")
+    if config.data.kind == "hub" and config.data.path is None and _finetunes(config):
+        yield Problem("data.path", "data.path must be the id of a data set on the hub, such as ORG/NAME, or a folder; "
+                                   "got null.")
     if config.task not in (*ON_A_RUN, "memory"):
         if config.sensitivity.path is not None:
             yield from _file("sensitivity.path", config.sensitivity.path,

@@ -4,13 +4,15 @@ import logging
 import random
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from qra_bo.finetune.data.chat_template import ChatTemplate
+from qra_bo.finetune.data.conversations import Conversation
 from qra_bo.finetune.data.jsonl import json_objects, question_prompt, read_text, to_record
 from qra_bo.utils.errors import ConfigError, DataError, MissingExtraError
 
@@ -37,9 +39,12 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """A question whose answer the model generates; it is compared with ``target``."""
+    """A question whose answer the model generates; it is compared with ``target``.
 
-    prompt: str
+    A conversation as the ``prompt`` asks for its last trained turn, in the words of the tokenizer's chat template.
+    """
+
+    prompt: str | Conversation
     target: str
 
 
@@ -73,6 +78,10 @@ def _item(fields: Any, where: str) -> Choice | Written:
     if isinstance(fields, Mapping) and "choices" in fields:
         return _choice(fields, where)
     record = to_record(fields, where)
+    if isinstance(record, Conversation):
+        if not record.last_answer.strip():
+            raise DataError(f"{where}: a task needs an answer; the assistant's last message has no text")
+        return Written(record, record.last_answer.strip())
     if not record.prompt:
         raise DataError(f"{where}: a task needs a question; a plain text has none")
     return Written(record.prompt, record.target.strip())
@@ -194,8 +203,11 @@ def check_tasks(tasks: Sequence[str]) -> None:
 def _task(name: str, items: Sequence[Choice] | Sequence[Written], tokenizer: Any) -> dict[str, Any]:
     """Return the harness' description of a file's questions."""
     from datasets import Dataset  # comes with the extra
+    template = ChatTemplate(tokenizer)
+    asked = [replace(item, prompt=template.question(item.prompt)) if isinstance(item.prompt, Conversation) else item
+             for item in items]
     docs = Dataset.from_list([{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(item).items()}
-                              for item in items])
+                              for item in asked])
     common = {"task": name, "custom_dataset": lambda **_: {"test": docs}, "test_split": "test", "num_fewshot": 0,
               "doc_to_text": lambda doc: doc["prompt"], "metadata": {"version": 0}}
     if isinstance(items[0], Choice):

@@ -238,14 +238,13 @@ def training_tokens(config: RunConfig) -> float | None:
     try:
         match data.kind:
             case "plays":
-                records = play_records()[0]
+                characters = sum(r.characters for r in play_records()[0])
             case "jsonl":
-                records = read_records(data.path, data.max_records)
+                characters = sum(r.characters for r in read_records(data.path, data.max_records))
             case "tiny":
-                records = tiny_records(data.max_records or 512, 0)
+                characters = sum(r.characters for r in tiny_records(data.max_records or 512, 0))
             case _:
                 return None
     except DataError:  # the run reports it in its own order, after problems with the weights
         return None
-    characters = sum(len(r.prompt) + len(r.target) for r in records)
     return math.ceil(share * characters / (1.0 if config.model["source"] == "random" else CHARACTERS_PER_TOKEN))

@@ -18,6 +18,7 @@ from qra_bo.memory.budget import check_budget, parse_budget
 from qra_bo.memory.verdict import Verdict
 from qra_bo.oracle.protocol import Progress, quiet
 from qra_bo.pipeline.build import make_executor, make_memory
+from qra_bo.pipeline.data import check_data, show_data
 from qra_bo.pipeline.estimate import FirstTrial, basis, card_of
 from qra_bo.pipeline.folders import SUMMARY_NAME, journals, path_name, run_folder
 from qra_bo.pipeline.given import check_given, judged, read_allocation, with_ladders_of
@@ -83,6 +84,7 @@ def run_one_budget(config: RunConfig) -> Result:
     budget = checked_budget(setting, folder)
     setting, verdict = judged(setting, budget)
     needed = config if setting.given is None else with_ladders_of(config, setting.given.allocations)
+    show_data(config, (folder,))
     return run_within(folder, setting, budget, make_executor(needed, folder), verdict)
 
 
@@ -96,6 +98,7 @@ def train_given(config: RunConfig) -> Result:
     given, config = read_allocation(config, make_space(config, make_spec(config)))
     folder = run_folder(config)
     setting = dataclasses.replace(make_setting(config, (folder,)), given=given)
+    show_data(config, (folder,))
     return run_within(folder, setting, checked_budget(setting, folder), make_executor(config, folder))
 
 
@@ -119,6 +122,7 @@ def run_budgets(config: RunConfig) -> Result:
         settings.append(dataclasses.replace(setting, config=of_budget))
     budgets = _budgets(settings, folders)
     verdicts = [judged(one, budget) for one, budget in zip(settings, budgets, strict=True)]
+    show_data(config, folders)
     entries: list[dict[str, Any]] = []
     results: list[Result] = []
     with closing(make_executor(config, out)) as executor:
@@ -181,6 +185,7 @@ def make_setting(config: RunConfig, begun: Sequence[Path] = ()) -> Setting:
 
     Raises:
         DeviceError: If fine-tuning needs more RAM than is available.
+        DataError: If the data is missing or malformed.
         UserError: If the model's shapes are not available, or the given profile lacks a measurement.
     """
     spec, path = make_spec(config), config.sensitivity.path
@@ -191,6 +196,8 @@ def make_setting(config: RunConfig, begun: Sequence[Path] = ()) -> Setting:
         device = "cuda" if resolve_device(config.device).startswith("cuda") else "cpu"
     space = make_space(config, spec)
     trains_here = config.oracle.trains and not remote
+    if trains_here and (config.task != "profile" or path is None):  # a given profile needs no data
+        check_data(config.data)
     if trains_here:
         check_ram(config, spec, space, device)
     profile = None if path is None else given_profile(Path(path).expanduser(), space.units, config.format_names)

@@ -6,6 +6,7 @@ import numpy as np
 from rich.console import Console
 
 from qra_bo.config import RunConfig
+from qra_bo.pipeline.data import show_data
 from qra_bo.pipeline.folders import task_folder
 from qra_bo.pipeline.run import make_setting, oracle_session
 from qra_bo.report.tables import print_table
@@ -34,6 +35,7 @@ def run(config: RunConfig) -> int:
     folder = task_folder(config)
     profile = setting.profile
     if profile is None:
+        show_data(config)
         with oracle_session(config) as (executor, progress):
             profile = executor.profile(progress).profile
     save_profile(profile, folder / PROFILE_NAME)

@@ -6,17 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qra_bo.finetune.data.load import byte_tokenizer, tiny_records
-from qra_bo.finetune.data.records import (
-    NO_LOSS,
-    Record,
-    assemble,
-    batches,
-    named_rng,
-    pack,
-    pieces_of,
-    split_records,
-    texts_sha256,
-)
+from qra_bo.finetune.data.packing import assemble, pack, pieces_of
+from qra_bo.finetune.data.records import NO_LOSS, Record, batches, named_rng, split_records, texts_sha256
 from qra_bo.utils.errors import DataError
 
 TOKENIZER = byte_tokenizer()

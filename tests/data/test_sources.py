@@ -9,11 +9,14 @@ from typing import Any
 
 import pytest
 
+from qra_bo.config import load_config
 from qra_bo.finetune.data import plays
+from qra_bo.finetune.data.conversations import Conversation
 from qra_bo.finetune.data.jsonl import read_records
-from qra_bo.finetune.data.load import byte_tokenizer, data_notes, hub_records, load_data, tiny_records
+from qra_bo.finetune.data.load import byte_tokenizer, data_notes, load_data, read_data, tiny_records
 from qra_bo.finetune.data.options import DataConfig, HubData, JsonlData, PlaysData, TinyData
 from qra_bo.finetune.data.records import Record, split_records
+from qra_bo.pipeline.run import make_setting
 from qra_bo.utils.errors import DataError
 
 
@@ -26,7 +29,7 @@ def write(folder: Path, *lines: Any) -> str:
 def config(kind: str, **changes: Any) -> DataConfig:
     cls = {"plays": PlaysData, "tiny": TinyData, "jsonl": JsonlData, "hub": HubData}[kind]
     fields = {"name": kind, "kind": kind, "path": "org/name", "subset": None, "revision": None, "held_out": 0.1,
-              "max_records": None, "calibration": 4, **changes}
+              "max_records": None, "calibration": 4, "chat": "all", "max_cut": 0.2, "split": "train", **changes}
     return cls(**{key: value for key, value in fields.items() if key in cls.model_fields})
 
 
@@ -37,12 +40,11 @@ def config(kind: str, **changes: Any) -> DataConfig:
     ({"prompt": "a", "completion": "b"}, "a", "b"),
     ({"question": "q", "answer": "a"}, "Question: q\nAnswer:", " a"),
     ({"question": "q", "human_answers": ["a", "b"], "chatgpt_answers": []}, "Question: q\nAnswer:", " a"),
-    ({"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]},
-     "User: hi\nAssistant:", " ho"),
     ({"text": "plain"}, "", "plain"),
 ])
 def test_the_fields_tell_the_kind(tmp_path: Path, fields: dict[str, Any], prompt_end: str, target: str) -> None:
     (record,) = read_records(write(tmp_path, fields), None)
+    assert isinstance(record, Record)
     assert record.prompt.endswith(prompt_end)
     assert record.target == target
 
@@ -66,8 +68,6 @@ def test_at_most_max_records_are_read(tmp_path: Path) -> None:
     ([{"text": 3}], "line 1: the field 'text' must be text, got int"),
     ([{"question": "q", "answer": None}], "the field 'answer' must be text, got NoneType"),
     ([{"prompt": "a", "completion": "  "}], "line 1: the target text is empty"),
-    ([{"messages": [{"role": "user", "content": "hi"}]}], "no message of the role 'assistant'"),
-    ([{"messages": [{"role": "user"}]}], "must be a list of objects with the texts 'role' and 'content'"),
     ([{"question": "q", "human_answers": []}], "must be a list of texts"),
     ([], "is empty"),
     (["[]"], "is empty"),
@@ -197,9 +197,9 @@ def test_hub_data_is_asked_for_as_configured(monkeypatch: pytest.MonkeyPatch) ->
         return [{"question": str(i), "answer": str(i)} for i in range(5)]
 
     fake_datasets(monkeypatch, load)
-    records = hub_records(config("hub", path="openai/gsm8k", subset="main", revision="abc", max_records=3))
+    records, _ = read_data(config("hub", path="openai/gsm8k", subset="main", revision="abc", max_records=3))
     assert len(records) == 3
-    hub_records(config("hub", path="Hello-SimpleAI/HC3", subset="all.jsonl", revision="v1"))
+    read_data(config("hub", path="Hello-SimpleAI/HC3", subset="all.jsonl", revision="v1"))
     assert calls == [(("openai/gsm8k", "main"), {"revision": "abc", "split": "train"}),
                      (("json",), {"data_files": "hf://datasets/Hello-SimpleAI/HC3@v1/all.jsonl", "split": "train"})]
 
@@ -209,12 +209,14 @@ def test_records_that_are_cut_are_counted(tmp_path: Path) -> None:
     long = [{"prompt": "x" * 40, "completion": f"{i}"} for i in range(20)]
     fields = config("jsonl", path=write(tmp_path, *short, *long, {"text": "y" * 100}))
     data = load_data(fields, byte_tokenizer(), 32)
-    in_training = {r for r in read_records(fields.path, None) if r.prompt.startswith("x")}
+    in_training = {r for r in read_records(fields.path, None) if isinstance(r, Record) and r.prompt.startswith("x")}
     held_out = sum(r in in_training for split in split_records(read_records(fields.path, None), 0.1, 0, "")[1:]
                    for r in split)
-    assert data.train.cut == 20 - held_out
+    facts = data.train.facts
+    assert facts.cut_records == 20 - held_out
     (note,) = data_notes(fields, data)
-    assert note.startswith(f"{data.train.cut} training records of {fields.path} are longer than train.length=32 tokens")
+    assert note.startswith(f"{facts.cut_records} of {facts.records} training records of {fields.path} are longer than "
+                           "train.length=32 tokens")
     assert data_notes(config("tiny"), data) == []
     assert data_notes(fields, load_data(fields, byte_tokenizer(), 64)) == []
 
@@ -225,7 +227,23 @@ def test_no_hub_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
 
     fake_datasets(monkeypatch, load)
     with pytest.raises(DataError, match=r"can't be fetched from the hub \(ConnectionError: Couldn't reach the hub\); "
-                                        "with no network use the embedded data=plays"):
-        hub_records(config("hub", path="a/b"))
+                                        r"check data\.path and data\.split; with no network use the embedded"):
+        read_data(config("hub", path="a/b"))
+    with pytest.raises(DataError, match="can't be fetched from the hub"):
+        make_setting(load_config(["+model=tiny", "data=alpaca"]))  # before a journal is begun or a model loaded
+    make_setting(load_config(["+model=tiny", "data=alpaca", "oracle=synthetic"]))
 
 
+def test_a_folder_is_read_like_a_data_set_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    folder = tmp_path / "set"
+    folder.mkdir()
+    write(folder, *[{"messages": [{"role": "user", "content": str(i)}, {"role": "assistant", "content": "a"}]}
+                    for i in range(40)])
+    half = config("hub", path=str(folder), split="train[:50%]")
+    records, _ = read_data(half)
+    assert [r.messages[0]["content"] for r in records if isinstance(r, Conversation)] == [str(i) for i in range(20)]
+    assert load_data(half, byte_tokenizer(), 32).source == str(folder)
+    with pytest.raises(DataError, match=r"the split 'tset' of the data set .* check data\.path and data\.split"):
+        read_data(config("hub", path=str(folder), split="tset"))

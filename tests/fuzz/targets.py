@@ -13,6 +13,7 @@ from typing import Any
 from qra_bo.config import RunConfig, load_config
 from qra_bo.config.compose import config_from
 from qra_bo.config.overrides import inspect, normalise, with_default_model
+from qra_bo.finetune.data.conversations import Conversation
 from qra_bo.finetune.data.jsonl import read_records
 from qra_bo.finetune.manifest import MANIFEST, read_manifest
 from qra_bo.memory.budget import format_size, parse_budget, parse_size
@@ -199,8 +200,12 @@ def data_file(data: bytes) -> None:
         return
     check(bool(records), "no records", data)
     for record in records:
-        check(bool(record.target.strip()), "nothing to learn", record)
-        (record.prompt + record.target).encode()
+        if isinstance(record, Conversation):
+            check(bool(record.trained), "nothing to learn", record)
+            (record.messages_json + record.tools_json).encode()
+        else:
+            check(bool(record.target.strip()), "nothing to learn", record)
+            (record.prompt + record.target).encode()
 
 
 def allocation(data: bytes) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,13 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+import qra_bo.finetune.models.load
 import qra_bo.pipeline.build
 import qra_bo.pipeline.plan
 import qra_bo.pipeline.run
 from qra_bo.oracle.protocol import Progress
 from qra_bo.study.journal import read_journal
 from qra_bo.trials import TrialResult, TrialSpec
-from qra_bo.utils.errors import BudgetError, ConfigError, OutputError
+from qra_bo.utils.errors import BudgetError, ConfigError, DataError, OutputError
 from tests.study.problem import comparable
 
 BUDGETS = ["uniform:4,4", "uniform:4,8", "7.6MB"]
@@ -264,3 +266,45 @@ def test_a_limit_on_average_bits_holds_for_anchors_and_proposals(tmp_path: Path,
     assert result.best["memory"]["max_average_bits"] == 5.0
     with pytest.raises(ConfigError, match=r"max_average_bits must be at least the lowest of bits=\[2, 3, 4, 8\]"):
         qra_bo.search([*PLANTED, "max_average_bits=1.9"])
+
+
+TALKS = ["+model=tiny", "data=jsonl", "train.length=64", "device=cpu", "display=plain"]
+
+
+@pytest.fixture
+def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail where a worker would be made, which loads the weights."""
+    def made(*_: Any, **__: Any) -> None:
+        raise AssertionError("a worker was made")
+
+    monkeypatch.setattr(qra_bo.pipeline.run, "make_executor", made)
+
+
+def talks(folder: Path, answer: str) -> str:
+    path = folder / "talks.jsonl"
+    path.write_text("\n".join(json.dumps({"conversations": [
+        {"from": "human", "value": f"{i}?"}, {"from": "gpt", "value": answer}]}) for i in range(30)))
+    return f"data.path={path}"
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_data_is_checked_before_weights_are_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chat = [*TALKS, f"out={tmp_path / 'run'}"]
+    with pytest.raises(DataError, match=r"data\.max_cut accepts that 20% .* or accept it with data\.max_cut=0\.5"):
+        qra_bo.search([*chat, talks(tmp_path, "long " * 20)])
+    with pytest.raises(AssertionError, match="a worker was made"):
+        qra_bo.search([*chat, talks(tmp_path, "long " * 20), "data.max_cut=0.6"])
+    (tmp_path / "talks.jsonl").write_text('{"conversations": []}')
+    monkeypatch.setattr(qra_bo.finetune.models.load, "load_tokenizer", None)  # a malformed file does not need it
+    with pytest.raises(DataError, match=r"talks\.jsonl, line 1"):
+        qra_bo.search([*chat, f"data.path={tmp_path / 'talks.jsonl'}"])
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_an_example_is_shown_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(AssertionError, match="a worker was made"):
+        qra_bo.search([*TALKS, f"out={tmp_path / 'run'}", talks(tmp_path, "yes")])
+    shown = capsys.readouterr().err
+    assert "24 training records in " in shown
+    assert "cut by train.length: 0.0% of the records, 0.0% of the answer tokens" in shown
+    assert re.search(r"\nUser: \d+\?\nAssistant:\[\[ yes<end>\n\]\]\n", shown)

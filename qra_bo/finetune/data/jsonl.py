@@ -1,10 +1,11 @@
 """Records of the user's JSON or JSONL file; their fields decide how they are read."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from qra_bo.finetune.data.conversations import CONVERTERS, Conversation, from_prompt_and_completion
 from qra_bo.finetune.data.records import Record
 from qra_bo.utils.errors import DataError
 from qra_bo.utils.files import strict_json
@@ -14,22 +15,50 @@ _ALPACA = ("Below is an instruction that describes a task{with_input}. Write a r
            "the request.\n\n### Instruction:\n{instruction}\n\n{input}### Response:\n")
 
 
-def read_records(path: str | None, max_records: int | None) -> list[Record]:
-    """Return the records of a file with one JSON object a line, or one JSON list of objects, in order. Raises
-    ``DataError`` if there is no such file, it is empty, or a record is malformed; the message names the line."""
+def read_rows(path: str | None) -> Iterator[tuple[str, Any]]:
+    """Return the objects of a file with one JSON object a line, or one JSON list, each with the name of its place.
+
+    Raises:
+        DataError: If there is no such file, it is empty, or a line is no JSON; the message names the line.
+    """
     if not path:
         raise DataError("data=jsonl needs data.path=FILE (one JSON object a line, or one JSON list); got nothing")
     file = Path(path).expanduser()
     if not file.is_file():
         raise DataError(f"data.path must name a JSON or JSONL file; there is no file {path!r}")
-    records: list[Record] = []
-    for where, fields in json_objects(read_text(file), path):
+    return json_objects(read_text(file), path)
+
+
+def read_records(path: str | None, max_records: int | None) -> list[Record | Conversation]:
+    """Return the records of a file in order, at most ``max_records``.
+
+    Raises:
+        DataError: If there is no such file, it is empty, or a record is malformed; the message names the line.
+    """
+    return records_of(read_rows(path), max_records, str(path))[0]
+
+
+def records_of(rows: Iterable[tuple[str, Any]], max_records: int | None,
+               source: str) -> tuple[list[Record | Conversation], int]:
+    """Return the records of a source in order, at most ``max_records``, and how many were left out before the last.
+
+    A record whose ``label`` is false is left out: data sets of preferences mark the answers that are bad so.
+
+    Raises:
+        DataError: If there is no record, or one is malformed; the message names its place.
+    """
+    records: list[Record | Conversation] = []
+    left_out = 0
+    for where, fields in rows:
         if max_records is not None and len(records) == max_records:
             break
+        if isinstance(fields, Mapping) and fields.get("label") is False:
+            left_out += 1
+            continue
         records.append(to_record(fields, where))
     if not records:
-        raise DataError(f"data.path {path!r} is empty; expected one JSON object a line with {KINDS}")
-    return records
+        raise DataError(f"data.path {source!r} is empty; expected one JSON object a line with {KINDS}")
+    return records, left_out
 
 
 def read_text(file: Path) -> str:
@@ -63,17 +92,22 @@ def json_objects(text: str, path: str) -> Iterator[tuple[str, Any]]:
         yield f"{path}, line {number}", item
 
 
-def to_record(fields: Any, where: str) -> Record:
-    """Return prompt and target of one object. Raises ``DataError`` if it is not an object, has no known fields, or a
-    field is not text."""
+def to_record(fields: Any, where: str) -> Record | Conversation:
+    """Return prompt and target, or the conversation, of one object.
+
+    Raises:
+        DataError: If it is not an object, has no known fields, or a field is malformed.
+    """
     if not isinstance(fields, Mapping):
         raise DataError(f"{where}: expected a JSON object, got {type(fields).__name__}")
     for names, convert in _CONVERTERS:
         if all(name in fields for name in names):
             record = convert(fields, where)
-            if any("\ud800" <= c <= "\udfff" for c in record.prompt + record.target):
+            text = record.messages_json + record.tools_json if isinstance(record, Conversation) \
+                else record.prompt + record.target
+            if any("\ud800" <= c <= "\udfff" for c in text):
                 raise DataError(f"{where}: the text holds half of a surrogate pair, which is not a character")
-            if not record.target.strip():
+            if isinstance(record, Record) and not record.target.strip():
                 raise DataError(f"{where}: the target text is empty")
             return record
     raise DataError(f"{where}: expected {KINDS}; got the fields {', '.join(map(repr, fields)) or 'none'}")
@@ -110,25 +144,18 @@ def _hc3(fields: Fields, where: str) -> Record:
     return _question(_text(fields, "question", where), answers[0])
 
 
-def _messages(fields: Fields, where: str) -> Record:
-    """Take the last message of the assistant as the target, and the messages before it as the prompt."""
-    turns = fields["messages"]
-    if not isinstance(turns, list) or not all(isinstance(t, Mapping) and isinstance(t.get("role"), str)
-                                              and isinstance(t.get("content"), str) for t in turns):
-        raise DataError(f"{where}: 'messages' must be a list of objects with the texts 'role' and 'content'")
-    last = max((i for i, turn in enumerate(turns) if turn["role"] == "assistant"), default=None)
-    if last is None:
-        raise DataError(f"{where}: 'messages' has no message of the role 'assistant'")
-    before = "".join(f"{turn['role'].capitalize()}: {turn['content']}\n" for turn in turns[:last])
-    return Record(f"{before}Assistant:", f" {turns[last]['content']}")
+def _completion(fields: Fields, where: str) -> Record | Conversation:
+    if isinstance(fields["prompt"], list) and isinstance(fields["completion"], list):
+        return from_prompt_and_completion(fields, where)
+    return Record(_text(fields, "prompt", where), _text(fields, "completion", where))
 
 
-_CONVERTERS: tuple[tuple[tuple[str, ...], Callable[[Fields, str], Record]], ...] = (
+_CONVERTERS: tuple[tuple[tuple[str, ...], Callable[[Fields, str], Record | Conversation]], ...] = (
     (("instruction", "output"), _instruction),
-    (("prompt", "completion"), lambda f, w: Record(_text(f, "prompt", w), _text(f, "completion", w))),
+    (("prompt", "completion"), _completion),
     (("question", "human_answers"), _hc3),
     (("question", "answer"), lambda f, w: _question(_text(f, "question", w), _text(f, "answer", w))),
-    (("messages",), _messages),
+    *CONVERTERS,
     (("text",), lambda f, w: Record("", _text(f, "text", w))),
 )
-KINDS = "the fields instruction/input/output, prompt/completion, question/answer, messages or text"
+KINDS = "the fields instruction/input/output, prompt/completion, question/answer, messages, conversations or text"

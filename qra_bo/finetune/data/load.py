@@ -1,42 +1,60 @@
 """Token blocks of a data set's three splits, from its options; records of the hub, and synthetic ones for tests."""
 
-from collections.abc import Callable, Mapping
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
-from qra_bo.finetune.data.jsonl import read_records, to_record
-from qra_bo.finetune.data.options import DataConfig, HubData
+from qra_bo.finetune.data.conversations import Conversation
+from qra_bo.finetune.data.jsonl import read_rows, records_of
+from qra_bo.finetune.data.options import DataConfig, HubData, PlaysData, TinyData, UserData
+from qra_bo.finetune.data.packing import assemble, pack
 from qra_bo.finetune.data.plays import PACKAGE, VERSION, play_records
-from qra_bo.finetune.data.records import DataSplits, Record, assemble, named_rng, split_records
+from qra_bo.finetune.data.records import NO_LOSS, BlockFacts, DataSplits, Record, named_rng, split_records
 from qra_bo.utils.errors import DataError
 
 
-def hub_records(cfg: HubData) -> list[Record]:
-    """Records of the training split of a hub data set, in its order.
+def hub_rows(cfg: HubData) -> Iterator[tuple[str, Any]]:
+    """Return the rows of a split of a hub data set in order, each with the name of its place.
+
+    Data sets that are programs are not run: ``datasets`` no longer can.
 
     Raises:
-        DataError: If the hub or the data set can't be reached, or a record is malformed.
+        DataError: If the hub or the data set can't be reached.
     """
-    import datasets  # a second that other data does without
-    name = cfg.path
+    import datasets  # a second that other data do without
+    name, split = str(cfg.path), cfg.split
     try:
         if cfg.subset is not None and cfg.subset.endswith((".jsonl", ".json")):
             revision = f"@{cfg.revision}" if cfg.revision else ""
             rows: Any = datasets.load_dataset("json", data_files=f"hf://datasets/{name}{revision}/{cfg.subset}",
-                                              split="train")
+                                              split=split)
         else:
-            rows = datasets.load_dataset(name, cfg.subset, revision=cfg.revision, split="train")
+            rows = datasets.load_dataset(name, cfg.subset, revision=cfg.revision, split=split)
     except Exception as error:  # the package raises whatever its transport raises: all mean that the data is not there
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DataError(f"the data set {name!r} can't be fetched from the hub ({type(error).__name__}: {reason}); with "
-                        "no network use the embedded data=plays, or a file with data=jsonl data.path=FILE") from error
-    n = len(rows) if cfg.max_records is None else min(cfg.max_records, len(rows))
-    return [to_record(rows[i], f"{name}, record {i + 1}") for i in range(n)]
+        raise DataError(f"the split {split!r} of the data set {name!r} can't be fetched from the hub "
+                        f"({type(error).__name__}: {reason}); check data.path and data.split; with no network use the "
+                        "embedded data=plays, or a file with data=jsonl data.path=FILE") from error
+    return ((f"{name}, record {i + 1}", rows[i]) for i in range(len(rows)))
 
 
-READERS: Mapping[str, Callable[[Any, int], list[Record]]] = {
-    "jsonl": lambda cfg, seed: read_records(cfg.path, cfg.max_records), "hub": lambda cfg, seed: hub_records(cfg),
-    "tiny": lambda cfg, seed: tiny_records(cfg.max_records or 512, seed)}
-"""Readers of records by ``kind``, from the options and a seed; the plays have splits of their own."""
+def read_data(cfg: DataConfig, seed: int = 0) -> tuple[list[Record | Conversation], int]:
+    """Return the records of a data set other than the plays, and how many were left out for their label.
+
+    Raises:
+        DataError: If the data is missing, malformed or empty.
+    """
+    if isinstance(cfg, PlaysData):
+        return [record for split in play_records() for record in split], 0
+    if isinstance(cfg, TinyData):
+        return list(tiny_records(cfg.max_records or 512, seed)), 0
+    rows = hub_rows(cfg) if isinstance(cfg, HubData) else read_rows(cfg.path)
+    records, left_out = records_of(rows, cfg.max_records, str(cfg.path))
+    if cfg.chat == "last":
+        records = [r.last_turn() if isinstance(r, Conversation) else r for r in records]
+    return records, left_out
 
 
 def load_data(data_cfg: DataConfig, tokenizer: Any, length: int, seed: int = 0) -> DataSplits:
@@ -45,23 +63,56 @@ def load_data(data_cfg: DataConfig, tokenizer: Any, length: int, seed: int = 0) 
     ``seed`` splits the records and orders the sequences; all searches share it, and so their data.
 
     Raises:
-        DataError: If the data is missing, malformed or too small.
+        DataError: If the data is missing, malformed or too small, or too much of its answers would be cut.
     """
-    if data_cfg.kind == "plays":
-        splits, source = play_records(), f"plays of {PACKAGE} {VERSION}"
-    else:
-        source = str(getattr(data_cfg, "path", None) or data_cfg.name)
-        splits = split_records(READERS[data_cfg.kind](data_cfg, seed), data_cfg.held_out, seed, source)
-    return assemble(tokenizer, splits, length, data_cfg.calibration, seed, source)
+    if isinstance(data_cfg, PlaysData):
+        return assemble(tokenizer, play_records(), length, data_cfg.calibration, seed, f"plays of {PACKAGE} {VERSION}")
+    source = str(getattr(data_cfg, "path", None) or data_cfg.name)
+    records, left_out = read_data(data_cfg, seed)
+    splits = split_records(records, data_cfg.held_out, seed, source)
+    data = assemble(tokenizer, splits, length, data_cfg.calibration, seed, source)
+    if isinstance(data_cfg, UserData):
+        _check_cut(data_cfg, data.train.facts, length, source)
+        data = replace(data, example=_example(tokenizer, splits[0][0], length), left_out=left_out)
+    return data
+
+
+def _example(tokenizer: Any, record: Record | Conversation, length: int) -> tuple[tuple[str, bool], ...]:
+    """Return a record's text as it is trained, in parts with and without a loss; of a long text its first row."""
+    blocks = pack(tokenizer, [record], length, 0)
+    tokens = zip(blocks.input_ids[0], blocks.labels[0], strict=True) if len(blocks) > 1 else \
+        zip(blocks.input_ids[0][:blocks.facts.used_tokens], blocks.labels[0], strict=False)
+    return tuple((tokenizer.decode([int(token) for token, _ in group]), trained)
+                 for trained, group in itertools.groupby(tokens, lambda pair: bool(pair[1] != NO_LOSS)))
+
+
+def _check_cut(cfg: UserData, facts: BlockFacts, length: int, source: str) -> None:
+    if facts.cut_share <= cfg.max_cut:
+        return
+    accepted = math.ceil(100 * facts.cut_share) / 100
+    raise DataError(
+        f"data.max_cut accepts that {cfg.max_cut:.0%} of the answer tokens are cut off, and of the training records of "
+        f"{source} {facts.cut_share:.1%} lie beyond train.length={length} tokens. Raise train.length "
+        f"({facts.usual_length} tokens keep 95% of the records whole, and take more memory), or accept it with "
+        f"data.max_cut={accepted:g}")
 
 
 def data_notes(data_cfg: DataConfig, data: DataSplits) -> list[str]:
-    """Return the notes on the user's data for the report: the records that are cut."""
-    if not data.train.cut or data_cfg.kind not in ("jsonl", "hub"):
+    """Return the notes on the user's data for the report: records that are cut, or left out."""
+    if not isinstance(data_cfg, UserData):
         return []
-    return [f"{data.train.cut:,} training records of {data.source} are longer than train.length="
-            f"{data.train.input_ids.shape[1]} tokens and are cut, first at the front of the prompt, then at the end of "
-            "the target; a larger train.length keeps them whole, and takes more memory"]
+    notes, facts = [], data.train.facts
+    if facts.cut_records:
+        notes.append(f"{facts.cut_records:,} of {facts.records:,} training records of {data.source} are longer than "
+                     f"train.length={data.train.input_ids.shape[1]} tokens and are cut, and with them "
+                     f"{facts.cut_share:.1%} of the answer tokens; a larger train.length keeps them whole, and takes "
+                     "more memory")
+    if data.left_out:
+        notes.append(f"{data.left_out:,} records of {data.source} are left out, because their label is false")
+    if data.plain_template:
+        notes.append("the tokenizer has no chat template, so turns stand as 'User: ...' and 'Assistant: ...', a line "
+                     "each; ask the model in this form")
+    return notes
 
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt
 from pydantic import Field, StrictFloat, StrictInt
 
 from qra_bo.utils.fields import Count, Group
@@ -44,24 +44,38 @@ class TinyData(RecordOptions):
     kind: Literal["tiny"]
 
 
-class JsonlData(RecordOptions):
+class UserData(RecordOptions):
+    """What data sets of the user's choice have.
+
+    Args:
+        chat: Turns of the assistant on which a loss is taken: all of a conversation, or the last.
+        max_cut: Largest share of the training split's answer tokens that may be cut off by ``train.length``.
+    """
+
+    chat: Literal["all", "last"]
+    max_cut: Annotated[StrictFloat, Ge(0), Le(1)]
+
+
+class JsonlData(UserData):
     """A JSON or JSONL file at ``path``."""
 
     kind: Literal["jsonl"]
     path: str | None
 
 
-class HubData(RecordOptions):
+class HubData(UserData):
     """A data set of the hub.
 
     Args:
-        path: Its id.
+        path: Its id, or a folder that ``datasets`` reads.
+        split: Records that are read, e.g. ``"train"`` or ``"train[:5%]"``.
         subset: Its named configuration, or the file that is read; ``None``: the only one.
         revision: Commit or tag; ``None``: the newest.
     """
 
     kind: Literal["hub"]
-    path: str
+    path: str | None
+    split: str
     subset: str | None
     revision: str | None
 

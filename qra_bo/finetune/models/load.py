@@ -14,7 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from qra_bo.finetune.data.load import byte_tokenizer
 from qra_bo.finetune.models.files import check_model_files, may_run
-from qra_bo.finetune.models.hub import cached, is_on_hub
+from qra_bo.finetune.models.hub import cached, fetch, is_on_hub, small_files
 from qra_bo.utils.errors import ModelError
 
 
@@ -33,6 +33,20 @@ def load_base(model_cfg: Mapping[str, Any]) -> tuple[Any, Any]:
     model.config.use_cache = False
     without_dropout(model)
     return model, tokenizer
+
+
+def load_tokenizer(model_cfg: Mapping[str, Any]) -> Any:
+    """Return the tokenizer of a node of ``conf/model``; of a model of the hub its small files alone are downloaded.
+
+    Raises:
+        ModelError: If it is missing or can't be read.
+    """
+    if is_on_hub(model_cfg) and model_cfg.get("gguf_file") is not None:
+        fetch(model_cfg)  # a GGUF holds both
+    elif is_on_hub(model_cfg):
+        return _pretrained(model_cfg, small_files(model_cfg), weights=False)[1]
+    folder = source_folder(model_cfg)
+    return byte_tokenizer() if folder is None else _pretrained(model_cfg, folder, weights=False)[1]
 
 
 def source_folder(model_cfg: Mapping[str, Any]) -> Path | None:
@@ -120,7 +134,8 @@ def commit_of(model: Any) -> str | None:
     return None if commit is None else str(commit)
 
 
-def _pretrained(cfg: Mapping[str, Any], folder: Path) -> tuple[Any, Any]:
+def _pretrained(cfg: Mapping[str, Any], folder: Path, *, weights: bool = True) -> tuple[Any, Any]:
+    """Return the model, ``None`` without ``weights``, and the tokenizer in ``folder``."""
     trust, gguf = may_run(cfg), cfg.get("gguf_file")
     if gguf is not None and Path(gguf).name != gguf:
         raise ModelError(f"model.gguf_file must be the name of a file in model.path; got {gguf!r}")
@@ -129,16 +144,17 @@ def _pretrained(cfg: Mapping[str, Any], folder: Path) -> tuple[Any, Any]:
     try:
         with without_bars(), hush_gguf():
             check_model_files(folder, str(cfg["name"]), gguf=gguf is not None)
-            model = AutoModelForCausalLM.from_pretrained(str(folder), trust_remote_code=trust, **safe)
+            model = None if not weights else AutoModelForCausalLM.from_pretrained(str(folder), trust_remote_code=trust,
+                                                                                  **safe)
             tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust, **file)
     except ModelError:
         raise
     except Exception as error:  # transformers raises many kinds for a malformed folder
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"the weights of {cfg['name']!r} can't be read from {str(folder)!r} ({reason}); a folder "
-                         "needs config.json, *.safetensors and a tokenizer; without weights use task=memory or "
-                         "oracle=synthetic") from error
-    if is_on_hub(cfg):  # what is saved names the repository, not this machine's cache
+        raise ModelError(f"{'the weights' if weights else 'the tokenizer'} of {cfg['name']!r} can't be read from "
+                         f"{str(folder)!r} ({reason}); a folder needs config.json, *.safetensors and a tokenizer; "
+                         "without weights use task=memory or oracle=synthetic") from error
+    if model is not None and is_on_hub(cfg):  # what is saved names the repository, not this machine's cache
         model.config._commit_hash = folder.name
         model.name_or_path = model.config._name_or_path = tokenizer.name_or_path = str(cfg["path"])
     return model, tokenizer

@@ -1,0 +1,183 @@
+"""Token ids of conversations by a tokenizer's chat template, and the tokens on which a loss is taken.
+
+The ids are those of ``tokenizer.apply_chat_template``. The characters of a trained turn are found, in this order:
+
+1. by the template's own ``{% generation %}`` marks;
+2. by prefixes: the conversation rendered before the turn, with the beginning of an answer, and up to its end;
+3. by rendering once more with a placeholder as the turn's content: what stands around it is not the answer's.
+
+A token is trained where it overlaps such characters, as in transformers' mask of assistant tokens. The mark that ends a
+turn is trained too, with a line break after it, as in the templates with marks that TRL ships.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2 import TemplateError
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from qra_bo.finetune.data.conversations import Conversation, Message
+from qra_bo.utils.errors import DataError
+
+PLAIN = """\
+{%- if tools %}{{ 'Tools: ' + tools | tojson + '\\n' }}{% endif %}
+{%- for message in messages %}
+    {{- message.role | capitalize + ':' }}
+    {%- if message.role == 'assistant' %}
+        {%- generation %}
+            {{- ' ' + message.content }}
+            {%- for call in message.tool_calls or [] %}{{ ' ' + call.function | tojson }}{% endfor %}
+            {{- (eos_token or '') + '\\n' }}
+        {%- endgeneration %}
+    {%- else %}
+        {{- ' ' + message.content + '\\n' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"""
+"""The template where a tokenizer has none: ``User: hello``, ``Assistant: hello`` and an end token, a line a turn."""
+TODAY = "26 Jul 2024"
+"""The date that Llama's templates write where no clock is at hand; with today's, tokens would change every day."""
+_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_PLACEHOLDER = "\ue000placeholder\ue000"
+_AT_ONCE = 256
+"""Conversations tokenised at once: their character offsets take much memory."""
+_REFUSALS = (TemplateError, TypeError, ValueError, KeyError, AttributeError)
+"""Errors of templates, which are programs."""
+Span = tuple[int, int]
+Tools = list[dict[str, Any]] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A conversation's text and the characters (first, one past the last) on which the loss is taken."""
+
+    text: str
+    spans: tuple[Span, ...]
+
+
+class ChatTemplate:
+    """The chat template of a tokenizer, or ``PLAIN`` where it has none."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self._around: dict[str, tuple[str, str]] = {}
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the tokenizer has no template of its own."""
+        return not self.tokenizer.chat_template
+
+    def source(self, tools: Tools = None) -> str:
+        """Return the template's text for conversations with or without ``tools``: some tokenizers have one for each."""
+        return PLAIN if self.is_plain else str(self.tokenizer.get_chat_template(None, tools))
+
+    def encode(self, conversations: Sequence[Conversation]) -> Iterator[tuple[list[int], list[bool]]]:
+        """Yield each conversation's token ids, and whether a loss is taken on each.
+
+        Raises:
+            DataError: If the template refuses or leaves out a part of a conversation, or its answers can't be told
+                from the rest; the message names its place.
+        """
+        if conversations and not self.tokenizer.is_fast:
+            raise DataError("the tokenizer of this model gives no positions of characters, by which the answers in "
+                            "conversations are found; give prompt and completion as texts, or another base model")
+        for start in range(0, len(conversations), _AT_ONCE):
+            rendered = [self.render(c) for c in conversations[start:start + _AT_ONCE]]
+            coded = self.tokenizer([r.text for r in rendered], add_special_tokens=False, return_offsets_mapping=True,
+                                   verbose=False)
+            for one, ids, offsets in zip(rendered, coded["input_ids"], coded["offset_mapping"], strict=True):
+                yield ids, overlapping(one.spans, offsets)
+
+    def render(self, conversation: Conversation) -> Rendered:
+        """Return the text of a conversation with the characters of its trained turns.
+
+        Raises:
+            DataError: See ``encode``.
+        """
+        messages, tools, where = conversation.messages, conversation.tools, conversation.where
+        try:
+            text, marked = self._text(messages, tools, marks=bool(_GENERATION.search(self.source(tools))))
+        except _REFUSALS as error:
+            raise DataError(f"{where}: the model's chat template refuses the conversation ({error}); mend the record "
+                            "or leave it out, or take a base model whose template takes it") from error
+        self._check_tools(conversation, text)
+        turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+        if marked and tuple(turns) == conversation.trained:
+            return Rendered(text, tuple(marked))
+        if marked and len(marked) == len(turns):
+            return Rendered(text, tuple(s for i, s in zip(turns, marked, strict=True) if i in conversation.trained))
+        return Rendered(text, tuple(self._span(messages, tools, i, text, where) for i in conversation.trained))
+
+    def question(self, conversation: Conversation) -> str:
+        """Return the text before the last trained turn, with the beginning of an answer."""
+        return self._text(conversation.messages[:conversation.trained[-1]], conversation.tools, begin=True)[0]
+
+    def _text(self, messages: Sequence[Message], tools: Tools, *, begin: bool = False,
+              marks: bool = False) -> tuple[str, list[Span]]:
+        """Render ``messages``; ``begin`` adds the beginning of an answer, ``marks`` returns the generation's marks."""
+        source = self.source(tools)
+        day = {"date_string": TODAY} if "date_string" in source and "strftime_now" in source else {}
+        texts, spans = render_jinja_template(
+            conversations=[list(messages)], tools=tools, chat_template=source, add_generation_prompt=begin,
+            return_assistant_tokens_mask=marks, **{**self.tokenizer.special_tokens_map, **day})
+        return texts[0], spans[0] if marks else []
+
+    def _check_tools(self, conversation: Conversation, text: str) -> None:
+        """Refuse a template that leaves out tools or their calls: answers would be learned without their reasons."""
+        tools = [tool.get("function", tool).get("name") for tool in conversation.tools or []]
+        calls = [call["function"]["name"] for m in conversation.messages for call in m.get("tool_calls", [])]
+        missing = [str(name) for name in (*tools, *calls) if name and str(name) not in text]
+        if not missing and calls:  # the name may stand in the list of tools alone
+            bare = [{key: v for key, v in m.items() if key != "tool_calls"} for m in conversation.messages]
+            with suppress(*_REFUSALS):
+                missing = calls if self._text(bare, conversation.tools)[0] == text else []
+        if missing:
+            raise DataError(f"{conversation.where}: the model's chat template writes no tools or no tool calls (it "
+                            f"leaves out {missing[0]!r}); leave such records out, or take a model whose template "
+                            "writes them")
+
+    def _span(self, messages: list[Message], tools: Tools, turn: int, text: str, where: str) -> Span:
+        """Return the characters of one turn of the assistant in the whole ``text``."""
+        lead, mark = self._marks(tools)
+        with suppress(*_REFUSALS):  # e.g. a template that wants a user's turn first
+            before = self._text(messages[:turn], tools, begin=True)[0]
+            after = self._text(messages[:turn + 1], tools)[0]
+            if not text.startswith(after):  # some templates close the text, but not a turn, with an end token
+                after = after.removesuffix(self.tokenizer.eos_token or "")
+            if text.startswith(after) and after.startswith(before):
+                return len(before), len(after)
+        with suppress(*_REFUSALS):
+            other = [*messages[:turn], {"role": "assistant", "content": _PLACEHOLDER}, *messages[turn + 1:]]
+            before, after = self._text(other, tools)[0].split(_PLACEHOLDER)
+            if len(before) + len(after) <= len(text) and text.startswith(before) and text.endswith(after):
+                first, end = len(before), len(text) - len(after)
+                return (first - len(lead) if before.endswith(lead) else first,
+                        end + len(mark) if after.startswith(mark) else end)
+        raise DataError(f"{where}: the answer of turn {turn + 1} can't be told from the rest of the text that the "
+                        "model's chat template writes, so no loss could be taken on it alone; use data.chat=last, or "
+                        "give prompt and completion as texts")
+
+    def _marks(self, tools: Tools) -> tuple[str, str]:
+        """Return what the template writes between the beginning of an answer and its content, and after the content."""
+        source = self.source(tools)
+        if source not in self._around:
+            talk = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _PLACEHOLDER}]
+            self._around[source] = "", ""
+            with suppress(*_REFUSALS):
+                before, _, after = self._text(talk, None)[0].rpartition(_PLACEHOLDER)
+                begun = self._text(talk[:1], None, begin=True)[0]
+                self._around[source] = before[len(begun):] if before.startswith(begun) else "", after
+        return self._around[source]
+
+
+def overlapping(spans: Sequence[Span], offsets: Sequence[Span]) -> list[bool]:
+    """Return whether each token, of the characters ``offsets``, overlaps one of ``spans``; both are in order."""
+    out, at = [], 0
+    for first, end in offsets:
+        while at < len(spans) and first >= spans[at][1]:
+            at += 1
+        out.append(at < len(spans) and end > spans[at][0] and first < end)
+    return out

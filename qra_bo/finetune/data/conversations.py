@@ -1,0 +1,223 @@
+"""Conversations from the fields of a record: messages, ShareGPT, prompt and completion as lists of messages.
+
+All forms become messages as chat templates of transformers take them: a role, a text, and tool calls with their
+arguments as objects. The formats are those of OpenAI, ShareGPT and TRL ("conversational" data sets).
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from qra_bo.utils.errors import DataError
+from qra_bo.utils.files import strict_json
+
+Fields = Mapping[str, Any]
+Message = dict[str, Any]
+ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
+SHAREGPT = {"human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant", "assistant": "assistant",
+            "bot": "assistant", "model": "assistant", "system": "system", "tool": "tool", "observation": "tool",
+            "function_response": "tool", "function_call": "assistant"}
+"""Roles of messages by ShareGPT's ``from``."""
+_KEPT = ("name", "tool_call_id", "reasoning_content", "thinking")
+"""Keys of a message beside role, content and tool calls that templates read."""
+_WEIGHTS = ("weight", "loss_weight", "train")
+"""Keys by which data sets say whether the loss is taken on a turn of the assistant."""
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """One example of several turns; the tokenizer's chat template renders it.
+
+    Args:
+        messages_json: The messages, as a JSON list.
+        trained: Positions of the assistant's messages on which the loss is taken.
+        tools_json: Descriptions of the tools, as a JSON list; empty for none.
+        where: Its place in the source, for messages; equal conversations may have several.
+    """
+
+    messages_json: str
+    trained: tuple[int, ...]
+    tools_json: str = ""
+    where: str = field(default="", compare=False)
+
+    @property
+    def messages(self) -> list[Message]:
+        """The messages, as a chat template takes them."""
+        found: list[Message] = json.loads(self.messages_json)
+        return found
+
+    @property
+    def tools(self) -> list[dict[str, Any]] | None:
+        """The descriptions of the tools, as a chat template takes them."""
+        found: list[dict[str, Any]] | None = json.loads(self.tools_json) if self.tools_json else None
+        return found
+
+    @property
+    def characters(self) -> int:
+        """Length of the contents of all messages."""
+        return sum(len(message["content"]) for message in self.messages)
+
+    @property
+    def last_answer(self) -> str:
+        """Content of the last trained turn."""
+        return str(self.messages[self.trained[-1]]["content"])
+
+    def last_turn(self) -> "Conversation":
+        """Return the conversation with the loss on the assistant's last trained turn alone."""
+        return replace(self, trained=self.trained[-1:])
+
+
+def from_messages(fields: Fields, where: str) -> Conversation:
+    """Return the conversation of a record with ``messages``.
+
+    Raises:
+        DataError: If a message is malformed, or the assistant has no turn.
+    """
+    return _conversation(_messages(fields["messages"], "messages", where), 0, fields, where)
+
+
+def from_sharegpt(fields: Fields, where: str) -> Conversation:
+    """Return the conversation of a record with ``conversations``: ``from`` and ``value``, or role and content.
+
+    Raises:
+        DataError: If a turn is malformed, or the assistant has none.
+    """
+    turns = fields["conversations"]
+    if isinstance(turns, list) and turns and isinstance(turns[0], Mapping) and "role" in turns[0]:
+        return _conversation(_messages(turns, "conversations", where), 0, fields, where)
+    if not isinstance(turns, list) or not all(isinstance(t, Mapping) and isinstance(t.get("from"), str)
+                                              and isinstance(t.get("value"), str) for t in turns):
+        raise DataError(f"{where}: 'conversations' must be a list of objects with the texts 'from' and 'value', or "
+                        "with 'role' and 'content'")
+    messages: list[Message] = []
+    for turn in turns:
+        if turn["from"] not in SHAREGPT:
+            raise DataError(f"{where}: 'from' must be one of {', '.join(SHAREGPT)}; got {turn['from']!r}")
+        if turn["from"] == "function_call":
+            calls = _parsed(turn["value"], "the value of a function_call", where)
+            messages.append({"role": "assistant", "content": "", "tool_calls": _tool_calls(calls, where)})
+        else:
+            messages.append({"role": SHAREGPT[turn["from"]], "content": turn["value"],
+                             **{key: turn[key] for key in _WEIGHTS if turn.get(key) is not None}})
+    system = fields.get("system")
+    if isinstance(system, str) and system and messages[0]["role"] != "system":
+        messages.insert(0, {"role": "system", "content": system})
+    return _conversation(messages, 0, fields, where)
+
+
+def from_prompt_and_completion(fields: Fields, where: str) -> Conversation:
+    """Return the conversation of lists of messages in ``prompt`` and ``completion``; only the completion is trained.
+
+    Raises:
+        DataError: If a message is malformed, or the completion has no turn of the assistant.
+    """
+    prompt = _messages(fields["prompt"], "prompt", where)
+    return _conversation(prompt + _messages(fields["completion"], "completion", where), len(prompt), fields, where)
+
+
+def _conversation(messages: Sequence[Message], first: int, fields: Fields, where: str) -> Conversation:
+    """Return the conversation with the loss on the assistant's turns from position ``first``."""
+    trained = []
+    plain: list[Message] = []
+    for i, message in enumerate(messages):
+        if message["role"] == "assistant" and i >= first and _is_trained(message, where):
+            trained.append(i)
+        plain.append({key: value for key, value in message.items() if key not in _WEIGHTS})
+    if not trained:
+        raise DataError(f"{where}: no message of the role 'assistant' on which a loss could be taken")
+    tools = _tools(fields.get("tools"), where)
+    return Conversation(json.dumps(plain, ensure_ascii=False), tuple(trained),
+                        json.dumps(tools, ensure_ascii=False) if tools else "", where)
+
+
+def _messages(turns: Any, name: str, where: str) -> list[Message]:
+    if not isinstance(turns, list) or not turns or not all(
+            isinstance(t, Mapping) and isinstance(t.get("role"), str) for t in turns):
+        raise DataError(f"{where}: {name!r} must be a list of objects with 'role' and 'content'")
+    out = []
+    for turn in turns:
+        if turn["role"] not in ROLES:
+            raise DataError(f"{where}: the role of a message must be one of {', '.join(ROLES)}; got {turn['role']!r}")
+        message = {"role": turn["role"], "content": _text(turn.get("content"), bool(turn.get("tool_calls")), where)}
+        if turn.get("tool_calls"):
+            message["tool_calls"] = _tool_calls(turn["tool_calls"], where)
+        message |= {key: turn[key] for key in (*_KEPT, *_WEIGHTS) if turn.get(key) is not None}
+        out.append(message)
+    return out
+
+
+def _text(content: Any, may_be_missing: bool, where: str) -> str:
+    """Return a message's content; parts of text are joined."""
+    if content is None and may_be_missing:
+        return ""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise DataError(f"{where}: the content of a message must be a text or a list of parts; "
+                        f"got {type(content).__name__}")
+    texts = []
+    for part in content:
+        kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+        text = next((part[key] for key in ("text", "value") if isinstance(part.get(key), str)), None) \
+            if isinstance(part, Mapping) else None
+        if kind != "text" or text is None:
+            raise DataError(f"{where}: the parts of a message must be texts, such as "
+                            f'{{"type": "text", "text": "hello"}}; got a part of the type {kind!r}, which a language '
+                            "model without other inputs can't read. Leave such records out")
+        texts.append(text)
+    return "".join(texts)
+
+
+def _is_trained(message: Message, where: str) -> bool:
+    for key in _WEIGHTS:
+        if key in message:
+            if message[key] not in (0, 1):  # also false, true, 0.0 and 1.0
+                raise DataError(f"{where}: {key!r} of a message must be 0 (no loss) or 1; got {message[key]!r}")
+            return bool(message[key])
+    return True
+
+
+def _tool_calls(calls: Any, where: str) -> list[dict[str, Any]]:
+    out = []
+    for call in calls if isinstance(calls, list) else [calls]:
+        function = call.get("function", call) if isinstance(call, Mapping) else None
+        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+            raise DataError(f"{where}: a tool call must be an object with 'name' and 'arguments', or with such an "
+                            f"object as its 'function'; got {str(call)[:80]!r}")
+        arguments = function.get("arguments", {})
+        if isinstance(arguments, str):  # OpenAI's form; chat templates write objects as JSON themselves
+            arguments = _parsed(arguments, "the arguments of a tool call", where)
+        extra = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
+        out.append({"type": "function", **extra,
+                    "function": {"name": function["name"], "arguments": without_none(arguments)}})
+    return out
+
+
+def _tools(tools: Any, where: str) -> list[dict[str, Any]]:
+    """Return the descriptions of tools in the form ``{"type": "function", "function": {...}}``."""
+    if isinstance(tools, str):
+        tools = _parsed(tools, "the field 'tools'", where) if tools.strip() else []
+    tools = without_none(tools or [])
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise DataError(f"{where}: 'tools' must be a list of objects, or the JSON text of one; "
+                        f"got {type(tools).__name__}")
+    return [tool if "function" in tool or "type" in tool else {"type": "function", "function": tool} for tool in tools]
+
+
+def without_none(value: Any) -> Any:
+    """Return a JSON value without the keys of objects that are ``None``: tables of the hub fill in missing keys."""
+    if isinstance(value, Mapping):
+        return {key: without_none(inner) for key, inner in value.items() if inner is not None}
+    return [without_none(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _parsed(text: str, name: str, where: str) -> Any:
+    try:
+        return strict_json(text)
+    except ValueError as error:
+        raise DataError(f"{where}: {name} must be JSON; got {text[:80]!r} ({error})") from error
+
+
+CONVERTERS: tuple[tuple[tuple[str, ...], Callable[[Fields, str], Conversation]], ...] = (
+    (("messages",), from_messages), (("conversations",), from_sharegpt))

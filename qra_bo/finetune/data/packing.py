@@ -1,0 +1,140 @@
+"""Token blocks of one length from records: encoded, cut, and packed several to a row."""
+
+import bisect
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from qra_bo.finetune.data.conversations import Conversation
+from qra_bo.finetune.data.records import (
+    NO_LOSS,
+    BlockFacts,
+    DataSplits,
+    Record,
+    TokenBlocks,
+    named_rng,
+    texts_sha256,
+)
+from qra_bo.utils.errors import DataError
+
+Piece = tuple[list[int], list[int]]
+"""Token ids of at most a row's length, and their labels."""
+
+
+def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """Return the token ids of every text, without special tokens."""
+    if not texts:
+        return []
+    ids: list[list[int]] = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+    return ids
+
+
+def pieces_of(prompt: Sequence[int], target: Sequence[int], length: int) -> list[Piece]:
+    """Cut one encoded record into pieces ``(ids, labels)`` of at most ``length`` tokens.
+
+    A plain text (no prompt) becomes consecutive slices. A record with a prompt stays one piece: where it is too
+    long the prompt keeps its last ``length // 2`` tokens at least, and the target is cut at its end.
+    """
+    if not prompt:
+        return [(list(target[i:i + length]),) * 2 for i in range(0, len(target), length)]
+    room = max(length // 2, length - len(target))
+    kept = list(prompt[-room:])
+    ids = (kept + list(target))[:length]
+    return [(ids, ([NO_LOSS] * len(kept) + list(target))[:length])]
+
+
+def piece_of_conversation(ids: Sequence[int], trained: Sequence[bool], length: int) -> Piece:
+    """Return an encoded conversation cut at its end to ``length`` tokens.
+
+    Where none of its answers would be kept it is cut at its front too: half a row before the first answer is kept.
+    """
+    first = trained.index(True) if True in trained else 0
+    start = 0 if first < length else min(first - length // 2, len(ids) - length)
+    window = slice(start, start + length)
+    kept = list(ids[window])
+    return kept, [token if loss else NO_LOSS for token, loss in zip(kept, trained[window], strict=True)]
+
+
+def pack(tokenizer: Any, records: Sequence[Record | Conversation], length: int, seed: int) -> TokenBlocks:
+    """Pack ``records`` into shuffled sequences; an end token closes every record where the tokenizer has one.
+
+    A conversation is what its chat template writes. Pieces are packed by best fit in decreasing order, so that records
+    stay whole and little is padded. The order of the rows is a shuffle drawn from ``seed``, so that the first ``n``
+    rows are a fair sample.
+
+    Raises:
+        DataError: If a chat template can't render a conversation.
+    """
+    end = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
+    pad = next((int(t) for t in (tokenizer.pad_token_id, tokenizer.eos_token_id) if t is not None), 0)
+    texts = [r for r in records if isinstance(r, Record)]
+    prompts, targets = encode(tokenizer, [r.prompt for r in texts]), encode(tokenizer, [r.target for r in texts])
+    pieces: list[Piece] = []
+    sizes, answers = [], 0  # of records that can be cut
+    for prompt, target in zip(prompts, targets, strict=True):
+        pieces += pieces_of(prompt, target + end, length)
+        sizes += [len(prompt) + len(target) + len(end)] if prompt else []
+        answers += len(target) + len(end)
+    conversations = [r for r in records if isinstance(r, Conversation)]
+    if conversations:
+        from qra_bo.finetune.data.chat_template import ChatTemplate  # loads transformers, which other texts do without
+        for ids, trained in ChatTemplate(tokenizer).encode(conversations):
+            pieces.append(piece_of_conversation(ids, trained, length))
+            sizes.append(len(ids))
+            answers += sum(trained)
+    bins = _best_fit([len(ids) for ids, _ in pieces], length)
+    inputs = np.full((len(bins), length), pad, dtype=np.int64)
+    labels = np.full((len(bins), length), NO_LOSS, dtype=np.int64)
+    for row, members in enumerate(bins):
+        at = 0
+        for piece in members:
+            ids, goal = pieces[piece]
+            inputs[row, at:at + len(ids)] = ids
+            labels[row, at:at + len(ids)] = goal
+            at += len(ids)
+    order = named_rng("pack", seed).permutation(len(bins))
+    kept = sum(label != NO_LOSS for _, goal in pieces for label in goal)
+    facts = BlockFacts(len(records), sum(size > length for size in sizes), answers, answers - kept,
+                       sum(len(ids) for ids, _ in pieces), math.ceil(np.quantile(sizes, 0.95)) if sizes else 0)
+    return TokenBlocks(inputs[order], labels[order], facts)
+
+
+def _best_fit(sizes: Sequence[int], capacity: int) -> list[list[int]]:
+    """Return bins of indices whose sizes add up to at most ``capacity``: best fit, largest first, ties in order."""
+    bins: list[list[int]] = []
+    open_bins: list[tuple[int, int]] = []  # (room left, bin), sorted
+    for index in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
+        at = bisect.bisect_left(open_bins, (sizes[index], -1))
+        if at < len(open_bins):
+            room, chosen = open_bins.pop(at)
+        else:
+            room, chosen = capacity, len(bins)
+            bins.append([])
+        bins[chosen].append(index)
+        if room > sizes[index]:
+            bisect.insort(open_bins, (room - sizes[index], chosen))
+    return bins
+
+
+def assemble(tokenizer: Any, splits: Sequence[Sequence[Record | Conversation]], length: int, calibration: int,
+             seed: int, source: str) -> DataSplits:
+    """Return token blocks of the records of (train, validation, test).
+
+    Raises:
+        DataError: If a split holds no token on which a loss could be taken, or a conversation can't be rendered.
+    """
+    packed = [pack(tokenizer, split, length, seed) for split in splits]
+    for name, split, blocks in zip(("training", "validation", "test"), splits, packed, strict=True):
+        if not blocks.n_targets:
+            raise DataError(f"the {name} split of {source} has {len(split)} records and no target token; "
+                            "give more records, or a larger data.held_out")
+    train, validation, test = packed
+    sources, plain = "", False
+    if any(isinstance(record, Conversation) for split in splits for record in split):
+        from qra_bo.finetune.data.chat_template import ChatTemplate  # see pack
+        template = ChatTemplate(tokenizer)
+        sources, plain = template.source(), template.is_plain
+    return DataSplits(train, validation, test, train.take(calibration), texts_sha256(splits, sources), source,
+                      plain_template=plain)

@@ -1,0 +1,241 @@
+"""Conversations: their forms, token ids by chat templates, and the tokens on which a loss is taken."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from qra_bo.finetune.data.chat_template import ChatTemplate
+from qra_bo.finetune.data.conversations import Conversation
+from qra_bo.finetune.data.jsonl import records_of, to_record
+from qra_bo.finetune.data.load import byte_tokenizer, data_notes, load_data
+from qra_bo.finetune.data.packing import assemble, pack, piece_of_conversation
+from qra_bo.finetune.data.records import NO_LOSS, split_records
+from qra_bo.utils.errors import DataError
+from tests.data.chat_templates import GEMMA, LLAMA3, MISTRAL, PHI, TEMPLATES, THINKING, TOOLS, chat_tokenizer, marked
+from tests.data.test_sources import config, write
+
+CONTENTS = ("Hi", "", "  two  spaces ", "line\nline\n", "Noël 你好 🙂", "{{ 'jinja' }} <b>&amp;</b>", "a",
+            "\tπ ≈ 3.14\n\n")
+
+
+def talk(*contents: str, system: str | None = None) -> Conversation:
+    """Return a conversation of user and assistant in turn."""
+    messages = [] if system is None else [{"role": "system", "content": system}]
+    messages += [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(contents)]
+    return chat({"messages": messages})
+
+
+def chat(fields: Any) -> Conversation:
+    record = to_record(fields, "f.jsonl, line 1")
+    assert isinstance(record, Conversation)
+    return record
+
+
+def random_talks(n: int, systems: bool) -> list[Conversation]:
+    rng = np.random.default_rng(0)
+    return [talk(*rng.choice(CONTENTS, size=2 * int(rng.integers(1, 5))).tolist(),
+                 system=str(rng.choice(CONTENTS)) if systems and rng.random() < 0.5 else None) for _ in range(n)]
+
+
+def trained_text(tokenizer: Any, conversation: Conversation) -> list[str]:
+    rendered = ChatTemplate(tokenizer).render(conversation)
+    return [rendered.text[first:end] for first, end in rendered.spans]
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_ids_and_masks_are_those_of_transformers(name: str) -> None:
+    tokenizer, twin = chat_tokenizer(TEMPLATES[name]), chat_tokenizer(marked(TEMPLATES[name]))
+    talks = random_talks(200, systems=name != "gemma")
+    found = list(ChatTemplate(tokenizer).encode(talks))
+    by_marks = list(ChatTemplate(twin).encode(talks))
+    for conversation, (ids, trained), of_twin in zip(talks, found, by_marks, strict=True):
+        assert ids == tokenizer.apply_chat_template(conversation.messages, tokenize=True)["input_ids"]
+        wanted = twin.apply_chat_template(conversation.messages, tokenize=True, return_dict=True,
+                                          return_assistant_tokens_mask=True)
+        assert (ids, trained) == (wanted["input_ids"], [bool(m) for m in wanted["assistant_masks"]])
+        assert of_twin == (ids, trained)
+
+
+@pytest.mark.parametrize("template", [GEMMA, LLAMA3, MISTRAL])
+def test_a_conversation_begins_with_one_bos(template: str) -> None:
+    tokenizer = chat_tokenizer(template)
+    ((ids, _),) = ChatTemplate(tokenizer).encode([talk("a", "b", "c", "d")])
+    assert ids.count(tokenizer.bos_token_id) == 1
+
+
+def test_answers_end_with_their_mark() -> None:
+    tokenizer = chat_tokenizer(TEMPLATES["chatml"])
+    assert trained_text(tokenizer, talk("a", "b", "c", "d")) == ["b<|im_end|>\n", "d<|im_end|>\n"]
+    assert trained_text(tokenizer, talk("a", "b", "c", "d").last_turn()) == ["d<|im_end|>\n"]
+    twin = chat_tokenizer(marked(TEMPLATES["chatml"]))
+    assert trained_text(twin, talk("a", "b", "c", "d").last_turn()) == ["d<|im_end|>\n"]
+
+
+def test_a_template_that_changes_earlier_turns_is_read_around_the_answer() -> None:
+    tokenizer = chat_tokenizer(THINKING)
+    assert trained_text(tokenizer, talk("a", "<think>x</think>b", "c", "<think>y</think>d")) == [
+        "b<|im_end|>\n", "y</think>d<|im_end|>\n"]  # an answer begins with <think>, which the prompt gives
+    assert trained_text(tokenizer, talk("a", "b", "c", "d")) == ["b<|im_end|>\n", "d<|im_end|>\n"]
+
+
+def test_an_end_token_of_the_whole_text_is_no_part_of_earlier_answers() -> None:
+    assert trained_text(chat_tokenizer(PHI), talk("a", "b", "c", "d")) == ["b<|end|>\n", "d<|end|>\n<end>"]
+
+
+def test_an_answer_that_can_not_be_found_is_refused() -> None:
+    tokenizer = chat_tokenizer("{{ messages | map(attribute='content') | map('upper') | sort | join(' ') }}")
+    with pytest.raises(DataError, match=r"line 1: the answer of turn 2 can't be told from the rest"):
+        ChatTemplate(tokenizer).render(talk("b", "a"))
+
+
+def test_a_template_that_refuses_a_conversation_names_its_line() -> None:
+    with pytest.raises(DataError, match=r"line 1: .* template refuses the conversation \(System role not supported\)"):
+        ChatTemplate(chat_tokenizer(GEMMA)).render(talk("a", "b", system="c"))
+
+
+def test_a_tokenizer_without_a_template_gets_a_plain_one_and_says_so(tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer()
+    assert ChatTemplate(tokenizer).render(talk("a", "b", "c", "d")).text == (
+        "User: a\nAssistant: b<end>\nUser: c\nAssistant: d<end>\n")
+    assert trained_text(tokenizer, talk("a", "b", "c", "d")) == [" b<end>\n", " d<end>\n"]
+    path = write(tmp_path, *[{"messages": talk(str(i), "b").messages} for i in range(9)])
+    fields = config("jsonl", path=path)
+    (note,) = data_notes(fields, load_data(fields, tokenizer, 64))
+    assert note.startswith("the tokenizer has no chat template")
+    assert data_notes(fields, load_data(fields, chat_tokenizer(LLAMA3), 64)) == []
+
+
+def test_all_forms_of_a_conversation_are_the_same() -> None:
+    messages = [{"role": "system", "content": "s"}, {"role": "user", "content": "q"},
+                {"role": "assistant", "content": "a"}]
+    parts = [{**m, "content": [{"type": "text", "text": m["content"]}], "name": None} for m in messages]
+    turns = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+    forms = [{"messages": messages}, {"messages": parts}, {"conversations": messages},
+             {"conversations": turns, "system": "s"},
+             {"conversations": [{"from": "system", "value": "s"}, *turns]},
+             {"prompt": messages[:2], "completion": messages[2:]}]
+    assert {chat(form) for form in forms} == {chat({"messages": messages})}
+
+
+def test_which_turns_are_trained() -> None:
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}] * 2
+    assert chat({"messages": turns}).trained == (1, 3)
+    assert chat({"messages": turns}).last_turn().trained == (3,)
+    assert chat({"prompt": turns, "completion": turns[1:2]}).trained == (4,)
+    weighted = [turns[0], {**turns[1], "loss_weight": 0.0}, turns[2], {**turns[3], "weight": 1}]
+    assert chat({"messages": weighted}).trained == (3,)
+    with pytest.raises(DataError, match=r"'weight' of a message must be 0 \(no loss\) or 1; got 0\.5"):
+        chat({"messages": [turns[0], {**turns[1], "weight": 0.5}]})
+
+
+CALL = {"name": "add", "arguments": {"a": 1}}
+TOOL = {"name": "add", "description": "Adds", "parameters": {"type": "object"}}
+CALLED = {"tools": json.dumps([TOOL]), "conversations": [
+    {"from": "human", "value": "1+1?"}, {"from": "function_call", "value": json.dumps(CALL)},
+    {"from": "observation", "value": "2"}, {"from": "gpt", "value": "Two."}]}
+
+
+def test_tool_calls_are_rendered_and_trained() -> None:
+    conversation, tokenizer = chat(CALLED), chat_tokenizer(TOOLS)
+    assert conversation.tools == [{"type": "function", "function": TOOL}]
+    assert conversation.messages[1] == {"role": "assistant", "content": "",
+                                        "tool_calls": [{"type": "function", "function": CALL}]}
+    assert trained_text(tokenizer, conversation) == [
+        '<call>{"name": "add", "arguments": {"a": 1}}</call><|im_end|>\n', "Two.<|im_end|>\n"]
+    openai = [{"role": "user", "content": "1+1?"},
+              {"role": "assistant", "content": None, "tool_calls": [
+                  {"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}]},
+              {"role": "tool", "content": "2", "tool_call_id": "c1"}, {"role": "assistant", "content": "Two."}]
+    filled = {**TOOL, "returns": None}  # as tables of the hub fill missing keys
+    other = chat({"messages": openai, "tools": [{"type": "function", "function": filled}]})
+    assert ChatTemplate(tokenizer).render(other).text == ChatTemplate(tokenizer).render(conversation).text
+    ((ids, _),) = ChatTemplate(tokenizer).encode([conversation])
+    assert ids == tokenizer.apply_chat_template(conversation.messages, tools=conversation.tools)["input_ids"]
+
+
+def test_a_template_that_leaves_out_tools_is_refused() -> None:
+    with pytest.raises(DataError, match=r"writes no tools or no tool calls \(it leaves out 'add'\)"):
+        ChatTemplate(chat_tokenizer(TEMPLATES["chatml"])).render(chat(CALLED))
+    without = {"conversations": CALLED["conversations"]}
+    with pytest.raises(DataError, match="leaves out 'add'"):
+        ChatTemplate(chat_tokenizer(TEMPLATES["chatml"])).render(chat(without))
+    no_calls = TOOLS.replace("message.tool_calls or []", "[]")
+    with pytest.raises(DataError, match="leaves out 'add'"):
+        ChatTemplate(chat_tokenizer(no_calls)).render(chat(CALLED))
+
+
+@pytest.mark.parametrize(("fields", "message"), [
+    ({"messages": []}, "'messages' must be a list of objects with 'role' and 'content'"),
+    ({"messages": [{"role": "user"}]}, "content of a message must be a text or a list of parts; got NoneType"),
+    ({"messages": [{"role": "asistant", "content": "a"}]}, "role of a message must be one of .* got 'asistant'"),
+    ({"messages": [{"role": "user", "content": "hi"}]}, "no message of the role 'assistant'"),
+    ({"messages": [{"role": "user", "content": [{"type": "image", "url": "x"}]}]}, "got a part of the type 'image'"),
+    ({"messages": [{"role": "user", "content": ["x"]}]}, "got a part of the type 'str'"),
+    ({"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}]},
+     "the arguments of a tool call must be JSON"),
+    ({"messages": [{"role": "assistant", "tool_calls": ["f"]}]}, "a tool call must be an object with 'name'"),
+    ({"conversations": [{"from": "alien", "value": "x"}]}, "'from' must be one of human, .* got 'alien'"),
+    ({"conversations": [{"from": "human"}]}, "a list of objects with the texts 'from' and 'value'"),
+    ({"conversations": [{"from": "function_call", "value": "f()"}]}, "value of a function_call must be JSON"),
+    ({"conversations": [{"from": "gpt", "value": "x"}], "tools": "[1]"}, "'tools' must be a list of objects"),
+    ({"messages": [{"role": "assistant", "content": "\ud800"}]}, "half of a surrogate pair"),
+    ({"prompt": [{"role": "user", "content": "x"}], "completion": "y"}, "the field 'prompt' must be text, got list"),
+])
+def test_malformed_conversations_name_the_line(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=f"f.jsonl, line 1: .*{message}"):
+        chat(fields)
+
+
+def test_records_with_a_false_label_are_left_out(tmp_path: Path) -> None:
+    rows = [("x", {"messages": talk("a", str(i)).messages, "label": i % 2 == 0}) for i in range(6)]
+    records, left_out = records_of(rows, None, "x")
+    assert [r.last_answer for r in records if isinstance(r, Conversation)] == ["0", "2", "4"]
+    assert left_out == 3
+    fields = config("jsonl", path=write(tmp_path, *[row for _, row in rows]))
+    assert "3 records of" in data_notes(fields, load_data(fields, chat_tokenizer(LLAMA3), 64))[0]
+
+
+def test_a_conversation_is_cut_at_its_end_and_keeps_an_answer() -> None:
+    ids, loss = list(range(10)), [False] * 4 + [True] * 2 + [False] * 2 + [True] * 2
+    assert piece_of_conversation(ids, loss, 10)[1] == [NO_LOSS] * 4 + [4, 5] + [NO_LOSS] * 2 + [8, 9]
+    assert piece_of_conversation(ids, loss, 6) == ([0, 1, 2, 3, 4, 5], [NO_LOSS] * 4 + [4, 5])
+    assert piece_of_conversation(ids, loss, 4) == ([2, 3, 4, 5], [NO_LOSS, NO_LOSS, 4, 5])
+    assert piece_of_conversation(ids, [False] * 9 + [True], 4) == ([6, 7, 8, 9], [NO_LOSS] * 3 + [9])
+
+
+def test_too_many_cut_answers_are_refused_until_they_are_accepted(tmp_path: Path) -> None:
+    tokenizer = chat_tokenizer(LLAMA3)
+    path = write(tmp_path, *[{"messages": talk(str(i), "x" * 60).messages} for i in range(20)])
+    fields = config("jsonl", path=path)
+    with pytest.raises(DataError, match=r"^data\.max_cut accepts that 20% .* 87\.7% lie beyond train\.length=32 "
+                                        r"tokens\. Raise train\.length \(86 tokens .* data\.max_cut=0\.88$"):
+        load_data(fields, tokenizer, 32)
+    data = load_data(config("jsonl", path=path, max_cut=0.88), tokenizer, 32)
+    assert data.train.facts.cut_records == data.train.facts.records == 16
+    assert data.train.facts.cut_tokens == 16 * 61 - (data.train.labels != NO_LOSS).sum()
+    assert load_data(fields, tokenizer, 86).train.facts.cut_tokens == 0
+
+
+def test_the_example_marks_what_is_trained(tmp_path: Path) -> None:
+    path = write(tmp_path, *[{"messages": talk(str(i), "x", "y", "z").messages} for i in range(9)])
+    example = load_data(config("jsonl", path=path), chat_tokenizer(TEMPLATES["chatml"]), 256).example
+    assert [text for text, trained in example if trained] == ["x<|im_end|>\n", "z<|im_end|>\n"]
+    last = load_data(config("jsonl", path=path, chat="last"), chat_tokenizer(TEMPLATES["chatml"]), 256).example
+    assert [text for text, trained in last if trained] == ["z<|im_end|>\n"]
+    assert "".join(text for text, _ in example) == "".join(text for text, _ in last)
+
+
+def test_conversations_are_packed_beside_texts_and_split_once() -> None:
+    tokenizer = chat_tokenizer(LLAMA3)
+    talks = [talk(str(i), "b") for i in range(12)]
+    twice = split_records([*talks, *talks], 0.2, 0, "x")
+    assert sum(len(split) for split in twice) == 12
+    blocks = pack(tokenizer, talks, 128, 0)
+    assert blocks.facts.used_tokens == sum(len(ids) for ids, _ in ChatTemplate(tokenizer).encode(talks))
+    assert (blocks.labels != NO_LOSS).sum() == blocks.facts.answer_tokens == 24
+    hashes = {assemble(chat_tokenizer(t), split_records(chosen, 0.2, 0, "x"), 64, 2, 0, "x").sha256
+              for t in (LLAMA3, MISTRAL) for chosen in (talks, [t.last_turn() for t in random_talks(12, False)])}
+    assert len(hashes) == 4
