@@ -81,6 +81,19 @@ def test_metrics_agree_with_the_report_of_the_journal() -> None:
     assert tracker.finished
 
 
+def test_the_final_fine_tune_is_logged_by_step() -> None:
+    tracker = Kept()
+    for event in make_events():
+        tracker(event)
+    curve = [(m["final/step"], m["final/validation_loss"], step) for m, step in tracker.logged if "final/step" in m]
+    assert curve[0][:2] == (40, 4.12)
+    assert curve[-1][:2] == (320, 3.882)
+    steps = [step for _, step in tracker.logged]
+    assert steps == sorted(steps)  # wandb takes no number for a step that has passed
+    assert len({step for *_, step in curve}) == len(curve) == 8
+    assert {"final/loss": 3.871, "final/kept_step": 240.0} in [m for m, _ in tracker.logged]
+
+
 def test_earlier_sessions_are_not_logged_again() -> None:
     events = make_events()
     tracker = Kept(datetime.fromisoformat(events[20]["time"]))
