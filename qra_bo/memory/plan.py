@@ -9,9 +9,11 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from qra_bo.memory.budget import describe, format_size, largest, smallest, uniform_bytes
+from qra_bo.memory.cards import Card
 from qra_bo.memory.formats import default_format
 from qra_bo.memory.model import MemoryModel
 from qra_bo.memory.optimizers import OPTIMIZERS, is_paged
+from qra_bo.memory.speed import step_seconds
 from qra_bo.memory.verdict import Verdict, largest_rank, smallest_side, verdict_of
 from qra_bo.space import Allocation, DecoderSpec, Ladder, SearchSpace, StorageFormat, uniform
 from qra_bo.utils.errors import UserError
@@ -68,6 +70,7 @@ class BudgetAnswer:
         verdict: What to expect of it.
         ranks: By format, the largest integer rank, of at most the space's, that fits on every unit; 0 where none does.
         best: The uniform choice of the most bits that fits, at its largest rank; ``None`` where none fits.
+        tokens_per_second: Estimated pace of training ``best`` on the plan's card; ``None`` without either.
     """
 
     text: str
@@ -76,6 +79,7 @@ class BudgetAnswer:
     verdict: Verdict
     ranks: Mapping[str, int]
     best: Row | None
+    tokens_per_second: float | None = None
 
 
 @dataclass(frozen=True, repr=False)
@@ -90,6 +94,7 @@ class Plan:
         most: Bytes of the largest allocation.
         cards: By card in GB, the uniform choice of the ladders with the most bits, then the most rank, that fits.
         levers: Changes that lower ``least``, the most saving first.
+        card: The card that the plan is for; ``None`` where none is named.
     """
 
     memory: MemoryModel
@@ -101,6 +106,7 @@ class Plan:
     most: int
     cards: Mapping[int, Row | None]
     levers: tuple[Lever, ...]
+    card: Card | None = None
 
     def __repr__(self) -> str:
         best = ", ".join(f"{answer.text}: {'nothing fits' if not answer.fits else 'mixed allocations only'}"
@@ -137,7 +143,8 @@ class Plan:
             "allowance": asdict(self.memory.effective_allowance), "fits": self.fits,
             "budgets": [{"text": b.text, "bytes": b.size, "fits": b.fits, "verdict": b.verdict.to_json(),
                          "largest_uniform_rank": dict(b.ranks),
-                         "best_uniform": None if b.best is None else b.best.to_json()} for b in self.budgets],
+                         "best_uniform": None if b.best is None else b.best.to_json(),
+                         "estimated_tokens_per_second": b.tokens_per_second} for b in self.budgets],
             "uniform": [row.to_json() | {"fits": [b.text for b in self.budgets if row.total <= b.size]}
                         for row in self.uniform],
             "smallest": {"allocation": self.least_is, **self.least.to_json()}, "largest_bytes": self.most,
@@ -147,7 +154,7 @@ class Plan:
 
 
 def memory_plan(memory: MemoryModel, space: SearchSpace, budgets: Mapping[str, int], *,
-                on_card: MemoryModel | None = None, most_bits: float | None = None,
+                on_card: MemoryModel | None = None, card: Card | None = None, most_bits: float | None = None,
                 larger: Callable[[], Sequence[DecoderSpec]] = tuple) -> Plan:
     """Price uniform choices, budgets, cards and levers.
 
@@ -158,6 +165,7 @@ def memory_plan(memory: MemoryModel, space: SearchSpace, budgets: Mapping[str, i
         space: Units and ladders.
         budgets: Bytes by text; at least one.
         on_card: Prices the cards where ``memory`` is of another device than they are.
+        card: The card that the plan is for, of which times are estimated.
         most_bits: Limit on average code bits; ``None``: none.
         larger: Further decoders, asked for where nothing binds (see ``verdict_of``).
     """
@@ -170,11 +178,13 @@ def memory_plan(memory: MemoryModel, space: SearchSpace, budgets: Mapping[str, i
         ranks = {fmt: largest_rank(memory, space, fmt, size) for fmt in space.formats}
         best = next((_uniform_row(memory, space, fmt, rank) for fmt, rank in reversed(ranks.items()) if rank), None)
         verdict = verdict_of(memory, space, size, most_bits=most_bits, larger=larger)
+        pace = None if best is None or card is None else memory.shape.tokens / step_seconds(
+            memory, space, uniform(space.n_units, str(best.fmt), int(best.rank or 0)), card)
         answers.append(BudgetAnswer(text, size, need <= size, verdict, {f.name: rank for f, rank in ranks.items()},
-                                    best))
+                                    best, pace))
     cards = {gb: _on_ladders(on_card or memory, space, gb * 10**9) for gb in CARDS_GB}
     return Plan(memory, space.n_units, tuple(answers), rows, _row(memory, space, least, "smallest allocation"),
-                describe(least, space), largest(table, space)[0], cards, tuple(_levers(memory, space, need)))
+                describe(least, space), largest(table, space)[0], cards, tuple(_levers(memory, space, need)), card)
 
 
 def _row(memory: MemoryModel, space: SearchSpace, allocation: Allocation, what: str) -> Row:

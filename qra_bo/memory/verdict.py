@@ -118,7 +118,9 @@ def _purchases(memory: MemoryModel, space: SearchSpace, size: int, larger: Seque
     fmt, top, shape, bought = space.widest, space.ranks.values[-1], memory.shape, []
 
     def needs(rank: int = top, batch: int = shape.batch, length: int = shape.length) -> int:
-        return uniform_bytes(replace(memory, shape=replace(shape, batch=batch, length=length)), space, fmt, rank)
+        evaluated = batch if shape.eval_batch else 0  # an evaluation's batches follow
+        changed = replace(shape, batch=batch, length=length, eval_batch=evaluated)
+        return uniform_bytes(replace(memory, shape=changed), space, fmt, rank)
 
     if memory.scope == "peak":
         batch = _most(lambda n: needs(batch=n) <= size, MOST_BATCH)
@@ -126,7 +128,7 @@ def _purchases(memory: MemoryModel, space: SearchSpace, size: int, larger: Seque
         if batch > shape.batch:
             bought.append(Purchase(f"train.batch={batch}", needs(batch=batch)))
         if length > shape.length:
-            bought.append(Purchase(f"train.length={length}", needs(length=length)))
+            bought.append(Purchase(f"train.length={length} where the model takes it", needs(length=length)))
     rank = largest_rank(memory, space, fmt, size, smallest_side(space))
     if rank > top:
         bought.append(Purchase(f"ranks up to {rank}", needs(rank)))

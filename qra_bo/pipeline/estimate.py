@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.console import Console
 
-from qra_bo.memory.cards import Card, card_named
+from qra_bo.memory.cards import CARDS, Card, card_named
 from qra_bo.memory.speed import step_seconds
 from qra_bo.report.tables import PlanRow, print_line
 from qra_bo.report.text import rough
@@ -20,10 +20,12 @@ tokens a second = 0.40 TFLOP/s; single precision is assumed four times as slow."
 
 
 def card_of(setting: Setting) -> Card | None:
-    """Return the card at hand that a run trains on; ``None`` for a CPU or a simulation, and where the table of cards
-    lacks it."""
+    """Return the card that a run trains on, by its name or as it is at hand; ``None`` for a CPU or a simulation, and
+    where the table of cards lacks it."""
     if not setting.config.oracle.trains or setting.memory.shape.device == "cpu":
         return None
+    if setting.config.gpu is not None:
+        return CARDS[setting.config.gpu]
     import torch  # a plan for a CPU does without it
     index = int(setting.config.device.partition(":")[2] or 0)
     return card_named(torch.cuda.get_device_name(index)) if index < torch.cuda.device_count() else None

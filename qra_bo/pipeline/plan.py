@@ -56,7 +56,8 @@ def make_plan(config: RunConfig) -> Plan:
     memory = make_memory(config, spec, device, allowance_for(config, device))
     on_card = memory if device == "cuda" else make_memory(config, spec, "cuda")
     return memory_plan(memory, space, budgets_of(config, memory, space), on_card=on_card,
-                       most_bits=config.max_average_bits, larger=named_specs)
+                       card=None if config.gpu is None else CARDS[config.gpu], most_bits=config.max_average_bits,
+                       larger=named_specs)
 
 
 def budgets_of(config: RunConfig, memory: MemoryModel, space: SearchSpace) -> dict[str, int]:

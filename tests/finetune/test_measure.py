@@ -146,7 +146,7 @@ def test_leading_energy_is_that_of_the_weight_gradient(tokens: int, out: int, in
     draw = torch.Generator().manual_seed(tokens)
     gradient, x = torch.randn(tokens, out, generator=draw), torch.randn(tokens, inp, generator=draw)
     x[1::2] = x[::2][:len(x[1::2])]  # equal tokens: neither Gram matrix has full rank
-    values = torch.linalg.svdvals((gradient.double().t() @ x.double()))[:8].square().numpy()
+    values = torch.linalg.svdvals(gradient.double().t() @ x.double())[:8].square().numpy()
     expected = np.cumsum(np.pad(values, (0, max(0, 8 - len(values)))))
     np.testing.assert_allclose(leading_energy(gradient, x, 8), expected, rtol=1e-8 if 2 * tokens <= min(out, inp)
                                else 1e-5)

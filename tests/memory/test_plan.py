@@ -9,10 +9,12 @@ from rich.console import Console
 
 from qra_bo.memory import MemoryModel, TrainShape
 from qra_bo.memory.budget import largest, resolve_budget, smallest, uniform_bytes
+from qra_bo.memory.cards import CARDS
 from qra_bo.memory.formats import parse_format
 from qra_bo.memory.model import KEYS
 from qra_bo.memory.plan import CARDS_GB, SHOWN_RANKS, Plan, largest_rank, memory_plan
-from qra_bo.space import SearchSpace
+from qra_bo.memory.speed import step_seconds
+from qra_bo.space import SearchSpace, uniform
 from qra_bo.tasks.memory import render
 from tests.memory.spaces import LLAMA2_7B, TINY, space_of
 
@@ -51,7 +53,7 @@ def test_each_budget_has_its_own_answer(llama: tuple[MemoryModel, SearchSpace, P
         for fmt in space.formats:
             rank = answer.ranks[fmt.name]
             assert rank == 0 or uniform_bytes(model, space, fmt, rank) <= answer.size
-            assert uniform_bytes(model, space, fmt, rank + 1) > answer.size
+            assert rank == space.ranks.values[-1] or uniform_bytes(model, space, fmt, rank + 1) > answer.size
         assert answer.best is not None
         assert (answer.best.fmt, answer.best.rank) == ("nf4", answer.ranks["nf4"])
         assert answer.best.total <= answer.size
@@ -60,11 +62,11 @@ def test_each_budget_has_its_own_answer(llama: tuple[MemoryModel, SearchSpace, P
 @pytest.mark.parametrize("fmt", ["hqq2", "nf4", "int8"])
 def test_the_largest_rank_fits_and_the_next_does_not(fmt: str) -> None:
     model, space, chosen = MemoryModel(TINY, TrainShape(4, 64)), space_of(), parse_format(fmt)
-    for rank in (1, 7, 30):
+    for rank in (1, 5, 8):
         budget = uniform_bytes(model, space, chosen, rank)
         assert largest_rank(model, space, chosen, budget) == rank
         assert largest_rank(model, space, chosen, budget - 1) == rank - 1
-    assert largest_rank(model, space, chosen, 10**15) == 32  # the keys' 32 features are the smallest side
+    assert largest_rank(model, space, chosen, 10**15) == 8  # the largest of the ladder
 
 
 def test_cards(llama: tuple[MemoryModel, SearchSpace, Plan]) -> None:
@@ -126,3 +128,17 @@ def test_tables_show_levers_where_nothing_fits() -> None:
     text = printed(memory_plan(MemoryModel(TINY, TrainShape(4, 64)), space_of(), {"1000": 1000}))
     for word in ("1000 = 1.0 kB", "none", "smallest allocation", "What lowers", "train.checkpointing=true", "saves"):
         assert word in text
+
+
+def test_a_named_card_gives_the_pace_of_each_budgets_best_choice(llama: tuple[MemoryModel, SearchSpace, Plan]) -> None:
+    model, space, plain = llama
+    plan = memory_plan(model, space, {**BUDGETS, "1kB": 1000}, card=CARDS["rtx4090"])
+    fast, _, none = (answer.tokens_per_second for answer in plan.budgets)
+    nf4 = uniform(space.n_units, "nf4", 32)
+    assert fast == model.shape.tokens / step_seconds(model, space, nf4, CARDS["rtx4090"])
+    assert none is None
+    text = " ".join(printed(plan).split())
+    assert f"on a GeForce RTX 4090: about {fast:,.0f} with nf4, rank 32" in text
+    assert "not measured on a GPU" in text
+    assert plan.to_json()["budgets"][0]["estimated_tokens_per_second"] == fast
+    assert "tokens a second" not in printed(plain)

@@ -63,6 +63,7 @@ def test_the_card_is_the_one_of_the_device(monkeypatch: pytest.MonkeyPatch) -> N
         return card_of(replace(run, config=run.config.with_changes(device=device)))
 
     assert [found(device) for device in ("cuda", "cuda:1", "cuda:2", "cuda:3")] == [CARD, CARDS["t4"], None, None]
+    assert card_of(replace(run, config=run.config.with_changes(gpu="h100"))) is CARDS["h100"]
     assert card_of(setting("+model=tiny", "data=tiny")) is None
 
 
