@@ -67,13 +67,14 @@ def measure(model: Path, profile: bool, overrides: list[str], out: Path) -> None
     import torch
     import transformers.models.llama.modeling_llama  # noqa: F401
 
-    import qra_bo.pipeline.finetune_oracle  # noqa: F401
+    import qra_bo.pipeline.finetune_oracle as pipeline
     from qra_bo.config import load_config, make_space, make_spec
     from qra_bo.memory.formats import metadata_bytes, weight_bytes
     from qra_bo.pipeline.build import bank_formats, make_memory, make_oracle
     from qra_bo.space import Allocation
     from qra_bo.trials import TrialSpec
     torch.set_num_threads(1)
+    vars(pipeline)["keeps_dense"] = lambda *_: False  # no unpacked copies, for which memory has to be plentiful
     config = load_config(["+model=hf", f"model.path={model}", *SETTINGS, *overrides])
     spec = make_spec(config)
     space = make_space(config, spec)

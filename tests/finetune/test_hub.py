@@ -12,9 +12,12 @@ import torch
 from huggingface_hub import constants, file_download
 from safetensors import safe_open
 
+from qra_bo.config import load_config, make_spec
+from qra_bo.export.load import dense_base
 from qra_bo.finetune.data.load import byte_tokenizer
 from qra_bo.finetune.models.hub import cached, fetch, small_files
 from qra_bo.finetune.models.load import load_base
+from qra_bo.pipeline.build import make_executor
 from qra_bo.utils.errors import ModelError
 from tests.finetune.models import tiny_llama
 from tests.hub_server import COMMIT, Hub, serving
@@ -137,6 +140,31 @@ def test_without_a_network_the_cache_serves(hub: Hub, monkeypatch: pytest.Monkey
     load_base(NODE)
     with pytest.raises(ModelError, match=r"'org/other' from http://127\.0\.0\.1:9 broke off or could not begin"):
         fetch({**NODE, "path": "org/other"}, bars=False)
+
+
+@pytest.mark.parametrize(("executor", "weights"), [
+    (["executor=local"], SHARDS), (["executor=ray", "executor.address=ray://elsewhere:10001"], 0)])
+def test_the_driver_downloads_before_its_workers_start(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                       executor: list[str], weights: int) -> None:
+    config = load_config(["+model=hf", "model.path=org/tiny", "data=tiny", "device=cpu", *executor])
+    assert make_spec(config).hidden_size == 64
+    assert not any(name.endswith(".safetensors") for name in hub.fetched())  # shapes need none
+    fetched: list[str] = []
+    for name in ("LocalExecutor", "RayExecutor"):
+        monkeypatch.setattr(f"qra_bo.pipeline.build.{name}", lambda *_: fetched.extend(hub.fetched()))
+    make_executor(config, tmp_path)
+    assert sum(name.endswith(".safetensors") for name in fetched) == weights
+
+
+def test_a_finished_run_downloads_its_base_again(hub: Hub) -> None:
+    manifest: Any = SimpleNamespace(model=NODE)
+    gated: Any = SimpleNamespace(model={**NODE, "path": "org/gated"})
+    model, _ = dense_base(manifest, Path("run"), trust_remote_code=False)
+    assert model.config._commit_hash == COMMIT
+    hub.gated.add("org/tiny")
+    dense_base(manifest, Path("run"), trust_remote_code=False)  # what is there can be used without an account
+    with pytest.raises(ModelError, match="is gated"):
+        dense_base(gated, Path("run"), trust_remote_code=False)
 
 
 def test_a_redirecting_repository_is_refused_before_its_weights(hub: Hub, repo: Path, tmp_path: Path) -> None:
