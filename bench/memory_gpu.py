@@ -191,16 +191,21 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     return publish("memory_gpu", targets, rows, columns, folder=args.out)
 
 
-def calibrate(device: str, rows: Sequence[Row]) -> Allowance:
-    """Fold the rows into what is kept of the device."""
+def calibrate(card: str, rows: Sequence[Row]) -> list[Allowance]:
+    """Fold the rows into what is kept of the card, with and without checkpointing."""
     from qra_bo.study.device_allowance import store
 
-    after = fold(store().load(device) or ASSUMED["cuda"], "cuda",
-                 [Excess(row["alive_bytes"], row["transient_bytes"], row["reserved_bytes"]) for row in rows])
-    store().keep(device, after)
-    print(f"{device}: {after.share_ppm / 10**4:.2f} % of transient bytes from {after.measurements} measured peaks, "
-          f"kept in {store().path(device)}")
-    return after
+    found = []
+    for kind in ("cuda", "cuda, checkpointed"):
+        device = kind.replace("cuda", card)
+        after = fold(store().load(device) or ASSUMED[kind], kind,
+                     [Excess(row["alive_bytes"], row["transient_bytes"], row["reserved_bytes"]) for row in rows
+                      if row["checkpointing"] == (kind != "cuda")])
+        store().keep(device, after)
+        print(f"{device}: {after.share_ppm / 10**4:.2f} % of transient bytes from {after.measurements} measured peaks, "
+              f"kept in {store().path(device)}")
+        found.append(after)
+    return found
 
 
 if __name__ == "__main__":

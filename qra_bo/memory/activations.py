@@ -66,6 +66,11 @@ class TrainShape:
         return self.accumulate > 1
 
     @property
+    def allocator(self) -> str:
+        """Kind of allocator and of its load: a key of ``memory.allowance.ASSUMED``."""
+        return "cuda, checkpointed" if self.device == "cuda" and self.checkpointing else self.device
+
+    @property
     def fp32_attention(self) -> bool:
         """On a CPU attention is computed in fp32 when the compute type is 16 bits (``finetune.models.load``)."""
         return self.device == "cpu" and self.compute_dtype_bytes == 2

@@ -1,6 +1,7 @@
 """Bytes that a device's allocator needs beyond the live ones: a share of transient bytes, and a fixed sum.
 
-The share is an assumption until the device has been measured. With ``memory.calibrate=true`` measured peaks replace it;
+A budget bounds the bytes that CUDA's caching allocator reserves. The share is an assumption until the device has been
+measured. With ``memory.calibrate=true`` measured peaks replace it;
 they are kept in one small file a device, in the user's cache.
 """
 
@@ -29,8 +30,11 @@ class Allowance:
     measurements: int = 0
 
 
-ASSUMED = {"cpu": Allowance(0, 0), "cuda": Allowance(32 * 2**20, 20_000)}
-"""For devices that were not measured. A CUDA context lies outside the allocator and does not count."""
+ASSUMED = {"cpu": Allowance(0, 0), "cuda": Allowance(128 * 2**20, 72_000),
+           "cuda, checkpointed": Allowance(128 * 2**20, 135_000)}
+"""For devices that were not measured, by ``TrainShape.allocator``; those of CUDA cover the simulated allocator with
+expandable segments (``bench.memory_allocator``). A recomputed layer's few large tensors leave larger gaps. A CUDA context
+lies outside the allocator and does not count."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +47,13 @@ class Excess:
     measured: int
 
 
-def fold(before: Allowance, device_type: str, excesses: Iterable[Excess]) -> Allowance:
+def fold(before: Allowance, allocator: str, excesses: Iterable[Excess]) -> Allowance:
     """Add measurements to ``before``: the least share that covers all of them.
 
-    A share never falls below an earlier measurement; the assumed one is dropped once ``ENOUGH`` peaks are known.
+    A share never falls below an earlier measurement; the assumed one of ``allocator`` is dropped once ``ENOUGH`` peaks
+    are known.
     """
-    assumed = ASSUMED[device_type]
+    assumed = ASSUMED[allocator]
     seen = [max(0, e.measured - e.alive - assumed.fixed_bytes) * PPM // e.transient + 1
             if e.measured - e.alive > assumed.fixed_bytes else 0 for e in excesses if e.transient > 0]
     if not seen:

@@ -82,7 +82,7 @@ class MemoryModel:
     @property
     def effective_allowance(self) -> Allowance:
         """``allowance``, or the one assumed for the kind of device."""
-        return ASSUMED[self.shape.device] if self.allowance is None else self.allowance
+        return ASSUMED[self.shape.allocator] if self.allowance is None else self.allowance
 
     @property
     def unquantised_bytes(self) -> int:

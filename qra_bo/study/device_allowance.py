@@ -32,7 +32,9 @@ def _device_name(config: RunConfig, device_type: str) -> str | None:
         return "cpu"
     import torch  # task=memory and a simulation do without it
     index = int(config.device.partition(":")[2] or 0)
-    return str(torch.cuda.get_device_name(index)) if index < torch.cuda.device_count() else None
+    if index >= torch.cuda.device_count():
+        return None
+    return f"{torch.cuda.get_device_name(index)}{', checkpointed' if config.train.checkpointing else ''}"
 
 
 def allowance_for(config: RunConfig, device_type: str, begun: Iterable[Path] = ()) -> Allowance | None:
@@ -70,7 +72,8 @@ def fold_peaks(setting: Setting, trials: Sequence[Trial]) -> dict[str, Any] | No
                 for e in trials if e.result.measured_bytes is not None]
     if not excesses:
         return None
-    after = fold(store().load(name) or ASSUMED[device_type], device_type, excesses)
+    kind = memory.shape.allocator
+    after = fold(store().load(name) or ASSUMED[kind], kind, excesses)
     try:
         store().keep(name, after)
     except OSError as error:

@@ -47,10 +47,12 @@ def test_a_run_of_the_grid_measures_what_was_predicted() -> None:
 
 def test_measured_rows_become_the_cards_allowance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QRA_BO_CACHE", str(tmp_path))
-    row = {"alive_bytes": 10**10, "transient_bytes": 4 * 10**9, "reserved_bytes": 10**10 + 2 * 10**8}
-    after = calibrate("a card", [row] * LEAST_RUNS)
+    row = {"alive_bytes": 10**10, "transient_bytes": 4 * 10**9, "reserved_bytes": 10**10 + 2 * 10**8,
+           "checkpointing": False}
+    after, checkpointed = calibrate("a card", [row] * LEAST_RUNS)
     assert after.measurements == LEAST_RUNS
     assert after.share_ppm == pytest.approx((2 * 10**8 - ASSUMED["cuda"].fixed_bytes) / 4e9 * 1e6, abs=2)
+    assert checkpointed == ASSUMED["cuda, checkpointed"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: the grid is measured")

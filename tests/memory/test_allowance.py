@@ -21,7 +21,7 @@ def covered(allowance: Allowance, excess: Excess) -> bool:
                                + -(-excess.transient * allowance.share_ppm // PPM))
 
 
-@given(first=EXCESSES, second=EXCESSES, device=st.sampled_from(["cpu", "cuda"]))
+@given(first=EXCESSES, second=EXCESSES, device=st.sampled_from(sorted(ASSUMED)))
 def test_every_measured_peak_is_covered_for_good(first: list[Excess], second: list[Excess], device: str) -> None:
     after = fold(fold(ASSUMED[device], device, first), device, second)
     assert after.measurements == len(first) + len(second)
@@ -58,6 +58,16 @@ def test_a_share_is_of_what_is_not_resident() -> None:
     assert total(Allowance(0, 20_000)) == pytest.approx(alive + 0.02 * (twice - alive), abs=100)
     assumed = int(MemoryModel(SMOLLM2, shape).table(space).totals(row)[0])
     assert assumed == total(ASSUMED["cuda"])
+
+
+def test_checkpointed_training_has_an_allowance_of_its_own() -> None:
+    space = space_of(SMOLLM2, ranks=(4,))
+    row = space.encode(uniform(30, "nf4", 4))[None, :]
+    for checkpointing, kind in ((False, "cuda"), (True, "cuda, checkpointed")):
+        shape = TrainShape(4, 128, checkpointing, device="cuda")
+        default, given = (int(MemoryModel(SMOLLM2, shape, allowance=a).table(space).totals(row)[0])
+                          for a in (None, ASSUMED[kind]))
+        assert default == given
 
 
 def test_a_device_is_kept_in_a_file_of_its_own(tmp_path: Path) -> None:

@@ -1,0 +1,100 @@
+"""The whole of a search's device code on fake tensors of a device that is no CPU.
+
+Run in a process of its own: ``python -m tests.fake_device.harness``. A device named ``fakegpu`` takes the place of
+CUDA (autograd on fake CUDA tensors aborts in a CPU build of torch). Fake tensors have shapes, types and devices and no
+numbers, so that every mismatch of devices or types raises as on a GPU, and data-dependent answers are made up.
+"""
+
+import torch
+from torch.utils import backend_registration
+
+
+class Module(backend_registration._DummyBackendModule):
+    """What torch asks of a device's module."""
+
+    def get_rng_state(self, device: object) -> torch.Tensor:
+        return torch.zeros(8, dtype=torch.uint8)
+
+    def set_rng_state(self, state: torch.Tensor, device: object) -> None:
+        return None
+
+    def get_amp_supported_dtype(self) -> list[torch.dtype]:
+        return [torch.bfloat16, torch.float16]
+
+
+backend_registration._setup_privateuseone_for_python_backend("fakegpu", backend_module=Module())
+
+from collections.abc import Iterator  # noqa: E402
+from contextlib import ExitStack, contextmanager  # noqa: E402
+from typing import Any  # noqa: E402
+from unittest import mock  # noqa: E402
+
+import bitsandbytes as bnb  # noqa: E402
+import numpy as np  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
+
+DEVICE = torch.device("fakegpu")
+
+
+class FakeDevice(FakeTensorMode):
+    """Fake tensors with answers to what depends on numbers: a scalar is 1, a mask is all true."""
+
+    def dispatch(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default:
+            return True if args[0].dtype == torch.bool else 1.0 if args[0].is_floating_point() else 1
+        if func is torch.ops.aten.nonzero.default:
+            with self:
+                return torch.zeros(args[0].numel(), args[0].ndim, dtype=torch.int64, device=args[0].device)
+        if func is torch.ops.aten.index.Tensor and any(i is not None and i.dtype == torch.bool for i in args[1]):
+            (mask,) = args[1]
+            with self:
+                chosen = torch.zeros(mask.numel(), dtype=torch.int64, device=mask.device)
+                return args[0].reshape(mask.numel(), *args[0].shape[mask.ndim:])[chosen]
+        return super().dispatch(func, types, args, kwargs)
+
+
+def apply(module: nn.Module, fn: Any, recurse: bool = True) -> nn.Module:
+    """Replace every parameter and buffer, as ``Module._apply`` does, which swaps fake ones and can't."""
+    made = vars(fn).setdefault("made", {})
+    for child in module.children() if recurse else ():
+        apply(child, fn)
+    for name, parameter in list(module._parameters.items()):
+        if parameter is not None:
+            if id(parameter) not in made:  # tied weights stay tied
+                made[id(parameter)] = parameter, nn.Parameter(fn(parameter.detach()), parameter.requires_grad)
+            module._parameters[name] = made[id(parameter)][1]
+    for name, buffer in list(module._buffers.items()):
+        if buffer is not None:
+            module._buffers[name] = fn(buffer)
+    return module
+
+
+TENSOR = torch.tensor
+
+
+def made_on_host(data: Any, *, dtype: Any = None, device: Any = None, **options: Any) -> Tensor:
+    """Make a tensor on the host first: ``torch.tensor`` does not reach the fake mode with another device."""
+    made = TENSOR(data, dtype=dtype, **options)
+    return made if device is None else torch.empty(made.shape, dtype=made.dtype, device=device)
+
+
+def parameter(_cls: type, data: Tensor, requires_grad: bool = False, **attributes: Any) -> nn.Parameter:
+    """Return a plain parameter in the place of bitsandbytes' classes, which fake tensors can't become."""
+    made = nn.Parameter(data, requires_grad)
+    vars(made).update(attributes)
+    return made
+
+
+@contextmanager
+def fake_device() -> Iterator[None]:
+    """Make all tensors fake within the block."""
+    with ExitStack() as stack:
+        for owner, name, shim in ((Tensor, "numpy", lambda self, **_: np.zeros(tuple(self.shape))),
+                                  (nn.Module, "_apply", apply), (torch, "tensor", made_on_host),
+                                  (bnb.nn.Params4bit, "__new__", parameter), (bnb.nn.Int8Params, "__new__", parameter)):
+            stack.enter_context(mock.patch.object(owner, name, shim))
+        mode = FakeDevice(allow_non_fake_inputs=True)
+        mode.cache_enabled = False
+        stack.enter_context(mode)
+        yield
