@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -122,19 +124,19 @@ def test_more_sequences_take_no_more_memory_than_their_hidden_states(monkeypatch
     assert peaks[2] - peaks[1] < 4 * states  # of the dense model at the end, and at one layer and at the next
 
 
-@pytest.mark.parametrize("part", ["hidden_states", "each_gradient"])
-def test_lack_of_memory_in_the_profile_is_a_device_error(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("part", "measure"), [("hidden_states", measure_quantization_sensitivity),
+                                               ("each_gradient", measure_rank_sensitivity)])
+def test_lack_of_memory_in_the_profile_is_a_device_error(part: str, measure: Callable[..., object],
+                                                         monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("full")
 
     monkeypatch.setattr(profiling, part, full)
     model, spec = tiny_llama(layers=2)
-    bank = LayerBank(model, spec, (), torch.float32, "cpu")
+    bank, units = LayerBank(model, spec, (), torch.float32, "cpu"), make_units(spec, "block")
+    arguments = (bank, units, (), TEXT) if part == "hidden_states" else (bank, units, TEXT, 2)
     with pytest.raises(DeviceError, match=r"on 2 sequences of 12 tokens at once.*lower train\.batch"):
-        if part == "hidden_states":
-            measure_quantization_sensitivity(bank, make_units(spec, "block"), (), TEXT, _quiet)
-        else:
-            measure_rank_sensitivity(bank, make_units(spec, "block"), TEXT, 2, _quiet)
+        measure(*arguments, _quiet)
 
 
 def test_leading_energy_of_a_thin_matrix_is_padded() -> None:

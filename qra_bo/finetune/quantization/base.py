@@ -45,9 +45,14 @@ class Grid:
     def spread(self, columns: Tensor, first: int, last: int) -> tuple[Tensor, Tensor]:
         """Return scale and offset, ``n x rows`` in fp32, of the weights of ``n`` columns in the rows from ``first`` to
         ``last`` (exclusive)."""
+        if self.width % self.group == 0:  # whole rows are copied instead of single values
+            groups = self.width // self.group
+            scale, offset = (values.view(-1, groups)[first:last].float().t().contiguous()[columns // self.group]
+                             for values in (self.scale, self.offset))
+            return scale, offset
         rows = torch.arange(first, last, device=columns.device)
         group = torch.div(columns.unsqueeze(1) + rows * self.width, self.group, rounding_mode="floor")
-        return self.scale.reshape(-1).float()[group], self.offset.reshape(-1).float()[group]
+        return self.scale.view(-1)[group].float(), self.offset.view(-1)[group].float()
 
 
 HALF = (torch.bfloat16, torch.float16)

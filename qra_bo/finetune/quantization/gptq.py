@@ -62,9 +62,9 @@ def _factored(damped: Tensor) -> tuple[Tensor, Tensor, bool]:
 
 
 class _Piece(NamedTuple):
-    """Rows ``first`` to ``last`` (exclusive) of the ``index``-th matrix of a stack."""
+    """Rows ``first`` to ``last`` (exclusive) of a matrix, by its index in a stack."""
 
-    index: int
+    matrix: int
     first: int
     last: int
 
@@ -79,11 +79,11 @@ def compensated_codes(stack: Sequence[tuple[Tensor, Grid]], inputs: Inputs) -> l
     codes = [torch.empty(weight.shape, dtype=torch.uint8, device=weight.device) for weight, _ in stack]
     rows = STACKED_ROWS if inputs.factor.device.type == "cpu" else max(1, STACKED_NUMEL // n)
     for pieces in _pieces([len(weight) for weight, _ in stack], rows):
-        found = _rounded([(stack[p.index][0], stack[p.index][1], p) for p in pieces], inputs)[back]
+        found = _rounded([(*stack[p.matrix], p) for p in pieces], inputs)[back]
         first = 0
         for piece in pieces:
             last = first + piece.last - piece.first
-            codes[piece.index][piece.first:piece.last] = found[:, first:last].t()
+            codes[piece.matrix][piece.first:piece.last] = found[:, first:last].t()
             first = last
     return codes
 
@@ -121,19 +121,18 @@ def _rounded(pieces: Sequence[tuple[Tensor, Grid, _Piece]], inputs: Inputs) -> T
         scale, offset = (torch.cat([pair[i] for pair in spread], dim=1) for i in range(2))
         divisor = torch.where(scale > 0, scale, torch.inf)  # a group without a scale holds its offset
         errors, step, chosen = torch.empty_like(part), torch.empty_like(part), torch.empty_like(part)
-        for j in range(end - start):
-            position = (part[j] - offset[j]).div_(divisor[j])
-            level = torch.round(position)
+        columns = zip(part, scale, offset, divisor, errors, chosen, within.diagonal(), strict=True)  # views
+        for j, (weight, scales, offsets, divisors, error, level, pivot) in enumerate(columns):
+            position = (weight - offsets).div_(divisors)
+            torch.round(position, out=level)
             level.add_((level - position) >= 0.5, alpha=-1)  # of two equally near levels the lower one
-            torch.clamp(level, low, high, out=chosen[j])
-            value = chosen[j]
-            if tables:
-                value = value.clone()
-                for span, levels, middles in tables:
-                    index = (position[span] > middles).sum(0)
-                    chosen[j, span], value[span] = index, levels[index]
-            torch.div(part[j] - (value * scale[j]).add_(offset[j]), within[j, j], out=errors[j])
-            part[j + 1:].sub_(torch.mul(within[j, j + 1:, None], errors[j], out=step[j + 1:]))
+            level.clamp_(low, high)
+            value = level.clone() if tables else level
+            for span, levels, middles in tables:
+                index = (position[span] > middles).sum(0)
+                level[span], value[span] = index, levels[index]
+            torch.div(weight - (value * scales).add_(offsets), pivot, out=error)
+            part[j + 1:].sub_(torch.mul(within[j, j + 1:, None], error, out=step[j + 1:]))
         codes[start:end] = chosen.sub_(low)
         rest[end:] -= factor[start:end, end:].t() @ errors
     return codes

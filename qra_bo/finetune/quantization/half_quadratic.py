@@ -5,9 +5,9 @@ rounded to the compute type: in bf16 the library would round a zero of 200 to a 
 group of 8-bit codes.
 
 Codes of 5 and 6 bits, for which the library has no packing, are two planes: the upper 4 bits and the lower 1 or 2. On a
-CPU the library's solver is called on runs of groups: they fit into the cache, and are too small for torch to split
-between threads, so that the codes are the same on any number of threads. (Its stopping rule then looks at the mean
-error of a run instead of the whole matrix.)
+CPU the library's algorithm (``hqq_solver``) is applied to runs of groups: they fit into the cache, and are too small
+for torch to split between threads, so that the codes are the same on any number of threads. (Its stopping rule then
+looks at the mean error of a run instead of the whole matrix.)
 """
 
 import warnings
@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from qra_bo.finetune.quantization.base import Grid, PackedLinear, QuantizerBackend, State, frozen, tile_numel
+from qra_bo.finetune.quantization.fused_unpack import unpacked
+from qra_bo.finetune.quantization.hqq_solver import solve
 from qra_bo.memory.formats import HQQ_PLANES, Plane
 from qra_bo.space.space import StorageFormat
 from qra_bo.utils.errors import ModelError
@@ -51,7 +53,23 @@ class HQQLinear(PackedLinear, library.HQQLinear):  # type: ignore[misc]
 
     def unpack(self) -> Tensor:
         scale, zero = self.meta["scale"], self.meta["zero"]
-        words = [plane.data for plane in (self.W_q, self.lower) if plane is not None]
+        if scale.device.type != "cuda":
+            return self._unpack_by_operators()
+
+        def fused() -> Tensor:
+            from qra_bo.finetune.quantization.hqq_kernel import fused_unpack  # not every platform has Triton
+
+            dense = fused_unpack(self._words(), HQQ_PLANES[self.fmt.bits], scale, zero, self.fmt.block,
+                                 self.compute_dtype)
+            return dense.view(self.out_features, self.in_features)
+
+        return unpacked((self.fmt.name, self.compute_dtype, scale.device), fused, self._unpack_by_operators)
+
+    def _words(self) -> list[Tensor]:
+        return [plane.data for plane in (self.W_q, self.lower) if plane is not None]
+
+    def _unpack_by_operators(self) -> Tensor:
+        scale, zero, words = self.meta["scale"], self.meta["zero"], self._words()
         planes, (n_groups, group) = HQQ_PLANES[self.fmt.bits], (len(scale), self.fmt.block)
         out = torch.empty(n_groups, group, dtype=self.compute_dtype, device=scale.device)
         run = len(words[-1])  # the last plane has the shortest runs of groups that lie in one field
@@ -107,6 +125,9 @@ class HQQBackend(QuantizerBackend):
         zero = torch.empty_like(scale)
         for first in range(0, len(groups), run):
             span = slice(first, first + run)
+            if device.type == "cpu":
+                codes[span], scale[span], zero[span] = solve(groups[span], fmt.bits)
+                continue
             part, meta = Quantizer.quantize(groups[span], nbits=fmt.bits, group_size=fmt.block, axis=1, bitpack=False,
                                             device=str(device))
             codes[span], scale[span], zero[span] = part, meta["scale"], meta["zero"]

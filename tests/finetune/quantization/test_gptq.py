@@ -1,45 +1,26 @@
 """GPTQ's codes: against all combinations on a small case, plain rounding where inputs don't mix, and every backend."""
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from qra_bo.finetune.quantization import gptq
 from qra_bo.finetune.quantization.base import Grid, backend_of
 from qra_bo.finetune.quantization.gptq import Inputs, compensated_codes
 from qra_bo.memory.formats import parse_format
-from tests.conformance.quantizer import make_linear
+from tests.conformance.quantizer import grid_values, levels_of, make_linear, nearest_codes, scale_and_offset
 
 
 def make_grid(out: int, inp: int, levels: int, seed: int = 0) -> Grid:
     draw = torch.Generator().manual_seed(seed)
     scale = torch.rand(out, inp, generator=draw) * 0.2 + 0.2
     return Grid(range(levels), scale, -scale * (levels - 1) / 2, 1, inp)
-
-
-def of_weights(grid: Grid, height: int) -> tuple[Tensor, Tensor]:
-    """Scale and offset of every weight, ``out x in``."""
-    scale, offset = grid.spread(torch.arange(grid.width), 0, height)
-    return scale.T.contiguous(), offset.T.contiguous()
-
-
-def levels_of(grid: Grid) -> Tensor:
-    return torch.tensor(list(grid.levels)).float() if isinstance(grid.levels, range) else grid.levels
-
-
-def nearest(grid: Grid, weight: Tensor) -> Tensor:
-    levels, (scale, offset) = levels_of(grid), of_weights(grid, len(weight))
-    position = torch.where(scale > 0, (weight - offset) / scale, torch.zeros_like(weight))
-    return torch.bucketize(position.contiguous(), (levels[1:] + levels[:-1]) / 2)
-
-
-def values(grid: Grid, codes: Tensor) -> Tensor:
-    scale, offset = of_weights(grid, codes.shape[-2])
-    return levels_of(grid)[codes.long()] * scale + offset
 
 
 def codes_of(weight: Tensor, grid: Grid, moments: Tensor) -> Tensor:
@@ -50,7 +31,7 @@ def codes_of(weight: Tensor, grid: Grid, moments: Tensor) -> Tensor:
 def column_by_column(weight: Tensor, grid: Grid, inputs: Inputs) -> Tensor:
     """The paper's algorithm for one matrix, in rows."""
     levels, factor, n = levels_of(grid), inputs.factor, weight.shape[1]
-    scale, offset = (t[:, inputs.order] for t in of_weights(grid, len(weight)))
+    scale, offset = (t[:, inputs.order] for t in scale_and_offset(grid, len(weight)))
     rest, codes = weight.float()[:, inputs.order], torch.empty(weight.shape, dtype=torch.uint8)
     for first in range(0, n, gptq.BLOCK):
         last = min(first + gptq.BLOCK, n)
@@ -81,7 +62,7 @@ def test_two_columns_are_rounded_as_by_hand() -> None:
     moments = torch.tensor([[2.0, 1.0], [1.0, 1.0]])
     grid = Grid(torch.tensor([-1.0, 0.0, 1.0]), torch.ones(1), torch.zeros(1), 2, 2)
     weight = torch.tensor([[0.4, 0.3]])  # nearest: 0, 0; the first loses 0.4, so that the second wants 0.3 + 0.4 = 0.7
-    assert nearest(grid, weight).tolist() == [[1, 1]]
+    assert nearest_codes(grid, weight).tolist() == [[1, 1]]
     assert codes_of(weight, grid, moments).tolist() == [[1, 2]]
 
 
@@ -92,7 +73,7 @@ def test_unmixed_inputs_are_rounded_to_the_nearest(out: int, inp: int, seed: int
     weight = torch.randn(out, inp, generator=draw)
     grid = make_grid(out, inp, 4, seed)
     codes = codes_of(weight, grid, torch.diag(torch.rand(inp, generator=draw) + 0.1))
-    torch.testing.assert_close(codes.long(), nearest(grid, weight))
+    torch.testing.assert_close(codes.long(), nearest_codes(grid, weight))
 
 
 def test_between_the_best_of_all_codes_and_the_nearest() -> None:
@@ -100,12 +81,12 @@ def test_between_the_best_of_all_codes_and_the_nearest() -> None:
     draw = torch.Generator().manual_seed(3)
     weight, grid = torch.randn(20, inp, generator=draw) * 0.3, make_grid(20, inp, levels)
     every = torch.tensor(list(itertools.product(range(levels), repeat=inp)))
-    found, rounded = codes_of(weight, grid, moments).long(), nearest(grid, weight)
+    found, rounded = codes_of(weight, grid, moments).long(), nearest_codes(grid, weight)
     best = 0.0
     for i in range(len(weight)):
         row = Grid(grid.levels, grid.scale[i], grid.offset[i], 1, inp)
-        best += min(lost(weight[i:i + 1], values(row, codes[None]), moments) for codes in every)
-    ours, plain = lost(weight, values(grid, found), moments), lost(weight, values(grid, rounded), moments)
+        best += min(lost(weight[i:i + 1], grid_values(row, codes[None]), moments) for codes in every)
+    ours, plain = lost(weight, grid_values(grid, found), moments), lost(weight, grid_values(grid, rounded), moments)
     assert best <= ours * (1 + 1e-9)
     assert ours < 0.75 * plain
 
@@ -113,21 +94,21 @@ def test_between_the_best_of_all_codes_and_the_nearest() -> None:
 def test_many_columns_lose_a_fraction_of_what_the_nearest_lose() -> None:
     moments, draw = mixed_moments(300, 1000), torch.Generator().manual_seed(4)
     weight, grid = torch.randn(16, 300, generator=draw) * 0.5, make_grid(16, 300, 8)
-    ours = lost(weight, values(grid, codes_of(weight, grid, moments)), moments)
-    assert ours < 0.5 * lost(weight, values(grid, nearest(grid, weight)), moments)
+    ours = lost(weight, grid_values(grid, codes_of(weight, grid, moments)), moments)
+    assert ours < 0.5 * lost(weight, grid_values(grid, nearest_codes(grid, weight)), moments)
 
 
 @pytest.mark.parametrize("moments", [torch.zeros(8, 8), torch.diag(torch.tensor([1.0, 0.0] * 4))])
 def test_inputs_that_are_always_zero_do_no_harm(moments: Tensor) -> None:
     weight, grid = torch.linspace(-1, 1, 16).view(2, 8), make_grid(2, 8, 4)
     codes = codes_of(weight, grid, moments)
-    torch.testing.assert_close(codes.long(), nearest(grid, weight))
+    torch.testing.assert_close(codes.long(), nearest_codes(grid, weight))
 
 
 def test_a_group_without_a_scale_holds_its_offset() -> None:
     grid = Grid(range(4), torch.tensor([0.0, 1.0]), torch.tensor([0.5, 0.0]), 2, 2)
     codes = codes_of(torch.full((2, 2), 3.0), grid, torch.eye(2))
-    assert values(grid, codes).tolist() == [[0.5, 0.5], [3.0, 3.0]]
+    assert grid_values(grid, codes).tolist() == [[0.5, 0.5], [3.0, 3.0]]
 
 
 @pytest.mark.parametrize("rows", [7, 2048])
@@ -147,8 +128,35 @@ def test_stacked_matrices_and_formats_get_the_codes_of_each_alone(rows: int, mon
         assert torch.equal(codes, column_by_column(weight, grid, inputs))
 
 
-@settings(max_examples=25, deadline=None)
-@given(seed=st.integers(0, 99))
+class _Launches(TorchDispatchMode):
+    """Counts operators that return no view."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += not func.is_view
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_column_of_three_matrices_in_six_formats_takes_thirty_launches() -> None:
+    """One at a time they took 19 each."""
+    counts, inp = [], 64
+    for columns in (1, 2):
+        stack = []
+        for name in ("hqq2", "hqq3", "nf4", "hqq5-g128", "hqq6-g128", "int8"):
+            fmt, shape = parse_format(name), (4, inp * columns)
+            backend = backend_of(fmt)
+            grid = backend.grid(backend.pack(make_linear(*shape).weight, fmt, torch.device("cpu")), fmt, shape)
+            assert grid is not None
+            stack += [(make_linear(*shape).weight, grid)] * 3
+        inputs = Inputs.of(torch.eye(inp * columns))
+        with _Launches() as launches:
+            compensated_codes(stack, inputs)
+        counts.append(launches.count)
+    assert counts[1] - counts[0] <= 30 * inp
+
+
+@pytest.mark.parametrize("seed", [0, 1])
 def test_positions_between_two_levels_take_the_lower(seed: int) -> None:
     draw = torch.Generator().manual_seed(seed)
     middles = torch.arange(-130, 130) + 0.5
@@ -156,4 +164,4 @@ def test_positions_between_two_levels_take_the_lower(seed: int) -> None:
                           torch.nextafter(middles, torch.tensor(-9e9)), torch.randn(260, generator=draw) * 100])
     for levels in (range(-127, 128), range(4), torch.sort(torch.randn(16, generator=draw))[0]):
         grid = Grid(levels, torch.ones(4), torch.zeros(4), 260, 260)
-        assert torch.equal(codes_of(weight, grid, torch.eye(260)).long(), nearest(grid, weight))
+        assert torch.equal(codes_of(weight, grid, torch.eye(260)).long(), nearest_codes(grid, weight))

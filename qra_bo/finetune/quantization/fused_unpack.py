@@ -1,0 +1,44 @@
+"""Choice between one kernel and several operators that unpack a matrix on CUDA.
+
+The kernel is Triton's, which comes with PyTorch for CUDA on Linux and compiles at the first use. The first matrix of
+every format and type on a device is unpacked by the operators too: where the kernel can't be compiled or gives other
+bits, these are used from then on, with a warning.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qra_bo.utils.errors import is_out_of_memory
+
+log = logging.getLogger(__name__)
+_equal: dict[tuple[Any, ...], bool] = {}
+"""Whether the kernel gives the bits of the operators, by format, type and device."""
+
+
+def unpacked(kind: tuple[Any, ...], fused: Callable[[], Tensor], plain: Callable[[], Tensor]) -> Tensor:
+    """Return the result of ``fused`` where it works and is known to equal that of ``plain`` for this kind, else that.
+
+    Args:
+        kind: What decides whether both are equal: format, type and device.
+        fused: Unpacks with the kernel.
+        plain: Unpacks with operators.
+    """
+    if _equal.get(kind):
+        return fused()
+    if kind in _equal:
+        return plain()
+    expected, problem = plain(), "their kernel gives other numbers"
+    try:
+        _equal[kind] = torch.equal(fused(), expected)
+    except Exception as error:  # Triton may be absent; the compiler and the driver raise errors of many kinds
+        if is_out_of_memory(error):
+            raise
+        _equal[kind], problem = False, str(error).strip().partition("\n")[0] or type(error).__name__
+    if not _equal[kind]:
+        log.warning("weights of %s are unpacked by several operators instead of one kernel: %s. Training is slower, "
+                    "with the same results", kind[0], problem)
+    return expected

@@ -1,0 +1,96 @@
+"""The fused kernel, in Triton's interpreter and compiled for GPUs, and the choice between it and plain operators."""
+
+import logging
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from qra_bo.finetune.quantization import fused_unpack
+from qra_bo.finetune.quantization.fused_unpack import unpacked
+
+INTERPRETED = """
+import torch
+from qra_bo.finetune.quantization.base import packed
+from qra_bo.finetune.quantization.hqq_kernel import fused_unpack
+from qra_bo.memory.formats import FORMATS, HQQ_PLANES
+from tests.conformance.quantizer import make_linear, quantize
+
+for fmt in FORMATS.values():
+    if fmt.backend == "hqq":
+        layer = packed(quantize(make_linear(48, 256), fmt, torch.float16))
+        found = fused_unpack(layer._words(), HQQ_PLANES[fmt.bits], layer.meta["scale"], layer.meta["zero"], fmt.block,
+                             torch.float16)
+        assert torch.equal(found.view(48, 256), layer.unpack()), fmt.name
+"""
+COMPILED = """
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+from qra_bo.finetune.quantization.hqq_kernel import BLOCK, unpack_kernel
+from qra_bo.memory.formats import HQQ_PLANES, Plane
+
+for bits, planes in HQQ_PLANES.items():
+    lower = planes[1] if len(planes) > 1 else Plane(0, 1, 1)
+    word = "*i32" if planes[0].word_bytes == 4 else "*u8"
+    types = {"upper": word, "lower": word, "scale": "*fp16", "zero": "*fp16", "out": "*bf16", "numel": "i32",
+             "upper_words": "i32", "lower_words": "i32"}
+    fixed = {"GROUP": 64, "UPPER_BITS": planes[0].bits, "UPPER_FIELDS": planes[0].per_word, "LOWER_BITS": lower.bits,
+             "LOWER_FIELDS": lower.per_word, "BLOCK": BLOCK}
+    source = ASTSource(unpack_kernel, {**types, **dict.fromkeys(fixed, "constexpr")}, fixed)
+    for capability in (75, 80, 90):
+        assert compile(source, GPUTarget("cuda", capability, 32)).asm["cubin"], (bits, capability)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("code", "interpret"), [(INTERPRETED, "1"), (COMPILED, "0")])
+def test_kernel_has_the_bits_of_the_operators_and_compiles(code: str, interpret: str,
+                                                           monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    monkeypatch.setenv("TRITON_INTERPRET", interpret)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=600)
+
+
+def test_kernel_is_used_once_it_gave_the_bits_of_the_operators(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused_unpack, "_equal", {})
+    calls: list[str] = []
+
+    def path(name: str) -> torch.Tensor:
+        calls.append(name)
+        return torch.ones(3)
+
+    for _ in range(3):
+        assert torch.equal(unpacked(("hqq2",), lambda: path("fused"), lambda: path("plain")), torch.ones(3))
+    assert calls == ["plain", "fused", "fused", "fused"]
+
+
+@pytest.mark.parametrize("problem", ["absent", "other bits", "no compiler"])
+def test_operators_stand_in_for_a_kernel_that_fails(problem: str, monkeypatch: pytest.MonkeyPatch,
+                                                    caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(fused_unpack, "_equal", {})
+
+    def fused() -> torch.Tensor:
+        if problem == "absent":
+            raise ModuleNotFoundError("No module named 'triton'")
+        if problem == "no compiler":
+            raise RuntimeError("Failed to find C compiler.\nSet CC")
+        return torch.zeros(3)
+
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            assert torch.equal(unpacked(("hqq2",), fused, lambda: torch.ones(3)), torch.ones(3))
+    (record,) = caplog.records
+    said = {"absent": "No module named 'triton'", "other bits": "other numbers", "no compiler": "find C compiler."}
+    assert said[problem] in record.getMessage()
+
+
+def test_lack_of_memory_is_no_fault_of_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused_unpack, "_equal", {})
+
+    def full() -> torch.Tensor:
+        raise torch.OutOfMemoryError("full")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        unpacked(("hqq2",), full, lambda: torch.ones(3))
+    assert fused_unpack._equal == {}
