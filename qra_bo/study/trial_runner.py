@@ -117,9 +117,9 @@ class TrialRunner:
                 "unit_numel": [int(n) for n in s.space.unit_numel], "budget_bytes": self.budget_bytes,
                 "budget_text": c.budget[0], "max_average_bits": c.max_average_bits, "scope": c.memory.scope,
                 "oracle": c.oracle.name, "high_steps": c.fidelity.high, "low_steps": c.fidelity.low,
-                "full_trial_tokens": s.full_trial_tokens, "uniform_baselines": c.effort.uniform_baselines, "references": c.effort.references,
-                "alpha_over_rank": c.adapter.alpha_over_rank, "init": c.adapter.init, "method": c.method.name,
-                "allowance": None if allowance is None else asdict(allowance),
+                "full_trial_tokens": s.full_trial_tokens, "uniform_baselines": c.effort.uniform_baselines,
+                "references": c.effort.references, "alpha_over_rank": c.adapter.alpha_over_rank,
+                "init": c.adapter.init, "method": c.method.name, "allowance": None if allowance is None else asdict(allowance),
                 "given": None if s.given is None else s.given.to_json()}
 
     def record(self, event: str, fields: Mapping[str, Any]) -> None:

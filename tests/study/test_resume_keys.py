@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import qra_bo
-from qra_bo.config import RunConfig, load_config
+from qra_bo.config import load_config
 from qra_bo.config.resume import DECIDING, HARMLESS, UNSAID, flatten, is_classed
 from qra_bo.study.journal import read_journal
 from qra_bo.utils.errors import UserError
