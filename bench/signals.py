@@ -2,8 +2,9 @@
 
     python -m bench.signals [--planted 200] [--real 50] [--minutes 60] [--seed 0] [--short]
 
-Runs of the planted oracle, and of ``tiny`` with the real one, are disturbed again and again until they end; their trials,
-in order, results and adapters must equal those of an undisturbed run. A stop is longer than the deadline of a worker.
+Runs of the planted oracle, and of ``tiny`` with the real one, are disturbed again and again until they end; their
+trials, in order, results and adapters must equal those of an undisturbed run. A stop of a real run is longer than its
+worker's deadline.
 """
 
 import argparse

@@ -119,7 +119,8 @@ class TrialRunner:
                 "oracle": c.oracle.name, "high_steps": c.fidelity.high, "low_steps": c.fidelity.low,
                 "full_trial_tokens": s.full_trial_tokens, "uniform_baselines": c.effort.uniform_baselines,
                 "references": c.effort.references, "alpha_over_rank": c.adapter.alpha_over_rank,
-                "init": c.adapter.init, "method": c.method.name, "allowance": None if allowance is None else asdict(allowance),
+                "init": c.adapter.init, "method": c.method.name,
+                "allowance": None if allowance is None else asdict(allowance),
                 "given": None if s.given is None else s.given.to_json()}
 
     def record(self, event: str, fields: Mapping[str, Any]) -> None:
