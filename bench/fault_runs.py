@@ -144,6 +144,7 @@ class RunProcess:
     def __init__(self, folder: Path, overrides: tuple[str, ...] = (), prepare: Prepare | None = None) -> None:
         self.folder, self._log = folder, folder.with_name(f"{folder.name}.{time.monotonic_ns()}.log")
         self._began = time.monotonic()
+        self._log.touch()  # it may be killed before it does anything
         sys.stdout.flush()
         self.pid = os.fork()
         if self.pid == 0:

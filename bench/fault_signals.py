@@ -1,9 +1,10 @@
-"""Runs of ``tiny`` with the real oracle whose driver is killed or stopped, or whose workers die, at random moments."""
+"""Runs that are killed, signalled or stopped and continued, or whose workers die, at random moments."""
 
 import os
 import signal
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,12 @@ from qra_bo.study.journal import JOURNAL_NAME
 
 KILL, TERM, INT, WORKER, HANG = ("SIGKILL of the run", "SIGTERM", "Ctrl-C", "SIGKILL of the worker",
                                  "a worker that hangs")
+HUP, USR1, STOP = "SIGHUP", "SIGUSR1", "SIGSTOP of the run and SIGCONT"
+ENDS = {KILL: (signal.SIGKILL, -signal.SIGKILL), TERM: (signal.SIGTERM, 143), INT: (signal.SIGINT, 130),
+        HUP: (signal.SIGHUP, 129), USR1: (signal.SIGUSR1, 138)}
+"""Disturbances that end a run: their signal, and the exit status."""
 PATIENCE = 120.0
+Start = Callable[[Path], RunProcess]
 
 
 def overrides(deadline: float) -> tuple[str, ...]:
@@ -33,30 +39,31 @@ def undisturbed(folder: Path, deadline: float) -> float:
 
 
 def disturb(wanted: dict[str, int], folder: Path, plain: Path, evaluation: float, rng: np.random.Generator,
-            end: float, tries: Tries, deadline: float) -> None:
+            end: float, tries: Tries, start: Start, stopped: float = 0.0) -> None:
     """Start runs and disturb each again and again until it ends, until every kind was tried as often as wanted, or
-    the monotonic time is ``end``: the run that goes on is left to its end. A try is noted once its run has ended."""
+    the monotonic time is ``end``: the run that goes on is left to its end. A try is noted once its run has ended.
+    ``stopped`` is how long a run is stopped, in seconds."""
     folder.mkdir()
     done: Counter[str] = Counter()
     number = 0
     while any(done[kind] < n for kind, n in wanted.items()) and time.monotonic() < end:
-        _one_run(folder / f"run{number}", plain, wanted, done, evaluation, rng, end, tries, deadline)
+        _one_run(folder / f"run{number}", plain, wanted, done, evaluation, rng, end, tries, start, stopped)
         number += 1
 
 
 def _one_run(run: Path, plain: Path, wanted: dict[str, int], done: Counter[str], evaluation: float,
-             rng: np.random.Generator, end: float, tries: Tries, deadline: float) -> None:
+             rng: np.random.Generator, end: float, tries: Tries, start: Start, stopped: float) -> None:
     """One full run, disturbed while anything is wanted, there is time and it has not ended."""
     met: list[tuple[str, str, bool]] = []
-    total, process = journal_lines(plain), RunProcess(run, overrides(deadline))
+    total, process = journal_lines(plain), start(run)
     while (left := [kind for kind, n in wanted.items() if done[kind] < n]) and time.monotonic() < end:
         before, kind = keys(run), str(rng.choice(left, p=_shares(left, wanted, done)))
         _wait_for_line(process, journal_lines(run) + int(rng.integers(0, max(2, total // 6))))
         time.sleep(float(rng.uniform(0, evaluation)))
-        if not _strike(process, kind):
+        if not _strike(process, kind, stopped):
             break  # it ended before
         done[kind] += 1
-        if kind in (WORKER, HANG):
+        if kind not in ENDS:
             met.append((kind, "", False))
             _wait_for_line(process, journal_lines(run) + 1)  # what is lost twice is a failure, as it should be
             continue
@@ -65,7 +72,7 @@ def _one_run(run: Path, plain: Path, wanted: dict[str, int], done: Counter[str],
         met.append((kind, problem, kind == KILL and _was_in_the_middle(run)))
         at = f"{len(keys(run))} of {len(keys(plain))} evaluations"
         print(f"{run.parent.name}/{run.name}: {kind} after {at}; {problem or 'well'}", flush=True)
-        process = RunProcess(run, overrides(deadline))
+        process = start(run)
     wrong = _check_end(run, plain, process.wait())
     print(f"{run.parent.name}/{run.name}: ended after {len(met)} disturbances; {wrong or 'as undisturbed'}", flush=True)
     for kind, problem, in_the_middle in met:
@@ -90,16 +97,22 @@ def _is_running(process: RunProcess) -> bool:
         return False
 
 
-def _strike(process: RunProcess, kind: str) -> bool:
+def _strike(process: RunProcess, kind: str, stopped: float) -> bool:
     """Disturb; false where there was nothing left to disturb."""
     if not _is_running(process):
         return False
     end = time.monotonic() + PATIENCE
-    if kind in (KILL, TERM, INT):
-        signum = {KILL: signal.SIGKILL, TERM: signal.SIGTERM, INT: signal.SIGINT}[kind]
-        while kind == TERM and not process.catches(signum) and _is_running(process) and time.monotonic() < end:
+    if kind in ENDS:
+        signum, _ = ENDS[kind]
+        while signum not in (signal.SIGKILL, signal.SIGINT) and not process.catches(signum) and _is_running(process) \
+                and time.monotonic() < end:
             time.sleep(.003)  # before its first line of code a process can only die of it
         process.signal(signum)
+        return True
+    if kind == STOP:
+        os.killpg(process.pid, signal.SIGSTOP)
+        time.sleep(stopped)
+        os.killpg(process.pid, signal.SIGCONT)
         return True
     while not process.children() and _is_running(process) and time.monotonic() < end:
         time.sleep(.003)
@@ -119,7 +132,7 @@ def _was_in_the_middle(run: Path) -> bool:
 
 
 def _check_stop(kind: str, ended: Ended, before: list[str], after: list[str]) -> str:
-    expected = {KILL: -signal.SIGKILL, TERM: 143, INT: 130}[kind]
+    _, expected = ENDS[kind]
     if ended.status not in (expected, 0):  # a signal may come after the last line
         return f"{kind} ended with {ended.status}, not {expected}: {ended.output[-300:]}"
     if after[:len(before)] != before:
@@ -134,4 +147,7 @@ def _check_end(run: Path, plain: Path, ended: Ended) -> str:
         return "evaluations were lost, repeated or made in another order"
     if result(run) != result(plain):
         return "the result differs from the undisturbed run's"
-    return "" if adapter(run) == adapter(plain) else "the adapter differs from the undisturbed run's"
+    if len(set(keys(run))) < len(keys(run)):
+        return "evaluations were repeated"
+    has_adapter = (plain / "adapter").is_dir()
+    return "the adapter differs from the undisturbed run's" if has_adapter and adapter(run) != adapter(plain) else ""

@@ -22,8 +22,8 @@ import numpy as np
 
 from bench.fault_kinds import KINDS, OUTCOMES, PLANTED, needs_root, planted
 from bench.fault_log import Tries
-from bench.fault_runs import warm_up
-from bench.fault_signals import HANG, INT, KILL, TERM, WORKER, disturb, undisturbed
+from bench.fault_runs import RunProcess, warm_up
+from bench.fault_signals import HANG, INT, KILL, TERM, WORKER, disturb, overrides, undisturbed
 from bench.report import RESULTS, Target, publish
 
 SIGNALS = {KILL: "goes on to the same result", TERM: "status 143, then the same result",
@@ -139,7 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     left += [_beside(lambda i=i: disturb(  # type: ignore[misc]
         {kind: missing[kind] // jobs + (i < missing[kind] % jobs) for kind in SIGNALS}, folder / f"chain{i}", plain,
         evaluation, np.random.default_rng([options.seed + sum(before.values()), 2 + i]), end, tries,
-        deadline))
+        lambda run: RunProcess(run, overrides(deadline))))
         for i in range(jobs)]
     failed, shown = False, time.monotonic()
     while left:

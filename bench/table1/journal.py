@@ -9,13 +9,12 @@ from typing import Any
 import qra_bo
 from bench.table1.config import TableConfig
 from bench.table1.recipe import with_codes
-from qra_bo.config import NOT_OF_THE_RESULT
 from qra_bo.study.journal import RESERVED, Journal, canonical
 from qra_bo.study.provenance import changes, check_same_configuration, collect
 from qra_bo.trials import SCHEMA_VERSION, TrialState
 
-MAY_DIFFER = frozenset({*NOT_OF_THE_RESULT, "budget", "max_average_bits"})
-"""Configuration keys that limits replace or that change no trial."""
+LIMITS = frozenset({"budget", "max_average_bits"})
+"""Configuration keys that a table's limits replace."""
 Event = Mapping[str, Any]
 
 
@@ -83,7 +82,7 @@ class TableJournal:
         Raises:
             JournalError: With the keys that differ.
         """
-        check_same_configuration(path, header, *self._identity(), MAY_DIFFER)
+        check_same_configuration(path, header, *self._identity(), LIMITS)
 
     def _identity(self) -> tuple[dict[str, Any], str]:
         """Return the configuration, and the hash of what may not differ between sessions of a table."""

@@ -6,7 +6,8 @@ It is composed and checked once a run. ``load_config`` loads Hydra; reading a st
 from typing import TYPE_CHECKING
 
 from qra_bo.config.derive import hf_config, make_space, make_spec, plan_device
-from qra_bo.config.schema import NOT_OF_THE_RESULT, RunConfig, config_from_dict
+from qra_bo.config.resume import NOT_OF_THE_RESULT
+from qra_bo.config.schema import RunConfig, config_from_dict
 from qra_bo.utils.lazy import lazy_names
 
 if TYPE_CHECKING:

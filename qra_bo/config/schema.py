@@ -10,16 +10,13 @@ from pydantic import StrictBool, StrictFloat, StrictInt
 
 from qra_bo.config import groups
 from qra_bo.config.check import validated
+from qra_bo.config.resume import of_the_result
 from qra_bo.finetune.data.options import DataConfig
 from qra_bo.memory.budget import parse_budget
 from qra_bo.memory.cards import CARDS
 from qra_bo.space import Ladder
 from qra_bo.utils.errors import ConfigError
 from qra_bo.utils.fields import ONE_IS_A_LIST, Group, Natural, Positive, accepted_by, must_be
-
-NOT_OF_THE_RESULT = ("task", "effort", "max_hours", "out", "resume", "display", "allocation", "worker",
-                     "executor", "export", "logger", "mirror")
-"""Keys that may differ between a run and its continuation: they bound or show it and change no trial."""
 
 
 class RunConfig(Group):
@@ -93,9 +90,7 @@ class RunConfig(Group):
     @property
     def config_sha256(self) -> str:
         """Hash over what defines the results: a run may be continued by any configuration of the same hash."""
-        kept = {key: value for key, value in self.to_dict().items() if key not in NOT_OF_THE_RESULT}
-        for group, key in (("memory", "format"), ("memory", "verify"), ("eval", "tasks"), ("eval", "limit")):
-            del kept[group][key]  # how a plan is printed and what a model is asked later change no result
+        kept = of_the_result(self.to_dict())
         return hashlib.sha256(json.dumps(kept, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 

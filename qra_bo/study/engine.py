@@ -85,11 +85,12 @@ class Engine:
                                                float(run.study.header["max_full_trials"]))
             baselines = uniform_baselines(headroom.rules, problem.profile)
             limit = run.study.header["uniform_baselines"]
+            begun_with_references = run.study.header.get("references", effort.references)
             with run.stage("calibration"):
                 calibrate(run, baselines)
             with run.stage("baseline"):
                 known = evaluate_baselines(run, headroom, baselines, limit)
-            if effort.references:
+            if begun_with_references:  # the searcher observes those that are feasible
                 with run.stage("reference"):
                     known += evaluate_references(run, headroom)
             with run.stage("search"):
@@ -99,6 +100,9 @@ class Engine:
             if limit is not None and (effort.uniform_baselines is None or effort.uniform_baselines > limit):
                 # a longer effort asks for baselines that the first one left out
                 evaluate_baselines(run, headroom, baselines, effort.uniform_baselines)
+            if effort.references and not begun_with_references:
+                with run.stage("reference"):
+                    evaluate_references(run, headroom)
             if self.config.confirm.seeds:
                 with run.stage("confirmation"):
                     confirm(run, recommended)

@@ -7,6 +7,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from qra_bo.config.resume import differences
 from qra_bo.utils.errors import JournalError
 from qra_bo.utils.version import __version__
 
@@ -77,34 +78,26 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def check_same_configuration(path: Path, header: Mapping[str, Any], config: Mapping[str, Any], config_sha256: str,
-                             may_differ: frozenset[str] = frozenset()) -> None:
+def check_same_configuration(path: Path, header: Mapping[str, Any], config: Mapping[str, Any],
+                             config_sha256: str, may_differ: frozenset[str] = frozenset()) -> None:
     """Refuse to continue the journal ``path`` of another configuration.
 
     Args:
         path: For the message.
         header: The journal's first event.
         config: The configuration of this run.
-        config_sha256: Its hash over the keys that define results, all but ``may_differ``.
-        may_differ: Top-level keys that the hash leaves out.
+        config_sha256: Its hash over the keys that are not harmless (``qra_bo.config.resume``).
+        may_differ: Further top-level keys that this hash leaves out.
 
     Raises:
         JournalError: If the hashes differ; it lists the keys that do.
     """
     if header.get("config_sha256") == config_sha256:
         return
-    old, new = _flatten(header.get("config", {})), _flatten(config)
-    keys = [k for k in sorted(old.keys() | new.keys())
-            if k.split(".")[0] not in may_differ and old.get(k, "(absent)") != new.get(k, "(absent)")]
-    listed = "; ".join(f"{k} was {old.get(k, '(absent)')!r} and is {new.get(k, '(absent)')!r}" for k in keys[:_LISTED])
-    more = f"; and {len(keys) - _LISTED} more" if len(keys) > _LISTED else ""
-    what = listed + more if keys else "the values agree, but the release that wrote it hashed other keys"
+    found = [d for d in differences(header.get("config", {}), config, harmless=False)
+             if d[0].split(".")[0] not in may_differ]
+    listed = "; ".join(f"{key} was {old!r} and is {new!r}" for key, old, new in found[:_LISTED])
+    more = f"; and {len(found) - _LISTED} more" if len(found) > _LISTED else ""
+    what = listed + more if found else "the values agree, but the release that wrote it hashed other keys"
     raise JournalError(f"the journal {path} belongs to another configuration: {what}. Continue it with the values it "
                        "was started with, or start a new run with another out=")
-
-
-def _flatten(data: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(data, Mapping):
-        return {prefix: data}
-    return {name: leaf for key, value in data.items()
-            for name, leaf in _flatten(value, f"{prefix}.{key}" if prefix else key).items()}

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from qra_bo.config import NOT_OF_THE_RESULT
+from qra_bo.config.resume import UNSAID, differences
 from qra_bo.execution.base import Executor
 from qra_bo.memory.formats import parse_format
 from qra_bo.oracle.protocol import Progress, quiet
@@ -93,14 +93,17 @@ class TrialRunner:
             self._append("header", {**self._header(), "prior_sha256": prior, **effort})
         else:
             check_same_given(self.journal.path, header, self.setting.given)
-            check_same_configuration(self.journal.path, header, self.config.to_dict(), self.config.config_sha256,
-                                     frozenset(NOT_OF_THE_RESULT))
+            check_same_configuration(self.journal.path, header, self.config.to_dict(), self.config.config_sha256)
             if header.get("prior_sha256") != prior:  # the search would not repeat its proposals
                 raise JournalError(f"the run in {self.journal.path} can't be continued: the file of surrogate.prior "
                                    f"has changed since it began (sha256 was {header.get('prior_sha256')} and is "
                                    f"{prior}). Restore it, or start a new run with another out=")
             if self.study.last.get("extension", header)["planned_cost"] != self.setting.planned_cost:
                 self._append("extension", effort)
+            other = [f"{key} {old} -> {new}" for key, old, new in
+                     differences(header.get("config", {}), self.config.to_dict(), harmless=True) if key not in UNSAID]
+            if other:
+                self.warn(f"continued with settings that change no finished trial: {', '.join(other)}")
         for message in self.journal.content.warnings:
             self.warn(message)
 
@@ -115,7 +118,8 @@ class TrialRunner:
                 "budget_text": c.budget[0], "max_average_bits": c.max_average_bits, "scope": c.memory.scope,
                 "oracle": c.oracle.name, "high_steps": c.fidelity.high, "low_steps": c.fidelity.low,
                 "full_trial_tokens": s.full_trial_tokens, "uniform_baselines": c.effort.uniform_baselines,
-                "alpha_over_rank": c.adapter.alpha_over_rank, "init": c.adapter.init, "method": c.method.name,
+                "references": c.effort.references, "alpha_over_rank": c.adapter.alpha_over_rank,
+                "init": c.adapter.init, "method": c.method.name,
                 "allowance": None if allowance is None else asdict(allowance),
                 "given": None if s.given is None else s.given.to_json()}
 

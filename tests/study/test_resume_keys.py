@@ -1,0 +1,117 @@
+"""A run whose continuation differs in one key: refused with the key's name, or finished as before and said."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import qra_bo
+from qra_bo.config import load_config
+from qra_bo.config.resume import DECIDING, HARMLESS, UNSAID, flatten, is_classed
+from qra_bo.study.journal import read_journal
+from qra_bo.utils.errors import UserError
+from tests.study.problem import comparable
+
+SHORT = ["model=tiny", "oracle=synthetic", "data=tiny", "display=none", "effort=quick", "effort.max_full_trials=7",
+         "calibrate.lr_scales=[1.0]", "confirm.seeds=2", "device=cpu", "dtype=float32"]
+OTHER: dict[str, Any] = {
+    "model.name": "+model.name=other", "model.path": "+model.path=elsewhere", "model.revision": "+model.revision=main",
+    "model.gguf_file": "+model.gguf_file=a.gguf", "model.family": "model.family=qwen2",
+    "model.head_dim": "model.head_dim=32",
+    "budget": "budget=uniform:4,2", "bits": "bits=[3,4,8]", "ranks": "ranks=[1,2,4,8]",
+    "max_average_bits": "max_average_bits=5.0", "granularity": "granularity=block", "effort.name": "effort.name=mine",
+    "effort.uniform_baselines": "effort.uniform_baselines=null", "effort.rate_factors": "effort.rate_factors=[0.5]",
+    "max_hours": "max_hours=2", "device": "device=auto", "dtype": "dtype=bfloat16", "display": "display=plain",
+    "memory.scope": "memory.scope=stored",
+    "memory.headroom": "memory.headroom=600MB", "memory.format": "memory.format=json", "data.name": "data.name=other",
+    "oracle.name": "oracle=finetune", "data.kind": "data=plays", "method.name": "method.name=other",
+    "method._target_": "method=random", "method.n_prior": "method.n_prior=3",
+    "method.temperatures": "method.temperatures=[1.0]", "method.acquisition": "method.acquisition=mean",
+    "method.without": "method.without=[rank shape]",
+    "method.quantization_sensitivity": "method.quantization_sensitivity=rise",
+    "quantizer.formats.2": "quantizer.formats.2=[ref2]", "quantizer.formats.3": "quantizer.formats.3=[ref3]",
+    "quantizer.formats.4": "quantizer.formats.4=[hqq4]", "quantizer.formats.5": "quantizer.formats.5=[ref5]",
+    "quantizer.formats.6": "quantizer.formats.6=[ref6]", "quantizer.formats.8": "quantizer.formats.8=[ref8]",
+    "adapter.init": "adapter.init=pissa",
+    "adapter.lr_rule": "adapter.lr_rule=constant", "train.betas": "train.betas=[0.8,0.99]",
+    "train.optimizer": "train.optimizer=adamw_8bit", "train.weight_decay": "train.weight_decay=0.1",
+    "seed": "seed=1", "worker.spill_above": "worker.spill_above=1GB", "eval.limit": "eval.limit=3",
+    "calibrate.lr_scales": "calibrate.lr_scales=[2.0]", "final.steps": "final.steps=9",
+    "final.validate_every": "final.validate_every=5", "final.keep": "final.keep=last",
+    "final.patience": "final.patience=3", "executor.workers": "executor.workers=2",
+    "export.targets": "export.targets=[]", "export.merged_base": "export.merged_base=original",
+    "effort.max_full_trials": "effort.max_full_trials=9", "fidelity.low": "fidelity.low=null"}
+"""Overrides that change one key, where twice the number or the opposite would not do."""
+LONGER = {"effort.max_full_trials", "effort.uniform_baselines", "effort.references", "effort.rate_factors",
+          "effort.ranking_top"}
+"""Keys that extend a run: its end is another one."""
+UNCHANGED = {"sensitivity.path", "surrogate.prior", "method.prior", "logger.name", "mirror", "executor.name",
+             "method.model._target_", "quantizer.rounding", "quantizer.formats.16", "task", "allocation", "eval.tasks",
+             "model.source"}
+"""Keys that have no other value in a search of the synthetic oracle without files and extras."""
+
+
+def composed() -> dict[str, Any]:
+    return flatten(load_config(SHORT).to_dict())
+
+
+KEYS = sorted(set(composed()) - UNCHANGED)
+
+
+def changed(key: str) -> str:
+    """An override with which ``key`` has another good value."""
+    value = composed()[key]
+    if key in OTHER:
+        return str(OTHER[key])
+    assert isinstance(value, (bool, int, float)), f"say in OTHER how {key} may differ"
+    other = (not value) if isinstance(value, bool) else value * 2 if isinstance(value, int) else value / 2
+    return f"{'+' if key.startswith('model.') else ''}{key}={json.dumps(other)}"
+
+
+@pytest.fixture(scope="module", name="begun")
+def make_begun(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """A folder whose run was cut off in the middle of its search, and what it comes to."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda fd: None)
+        folder = tmp_path_factory.mktemp("resume")
+        best = qra_bo.search(SHORT, out=str(folder / "whole")).best
+        lines = (folder / "whole" / "trials.jsonl").read_bytes().splitlines(keepends=True)
+        stages = [json.loads(line).get("stage") for line in lines]
+        middle = stages.index("search") + (len(stages) - 1 - stages[::-1].index("search") - stages.index("search")) // 2
+        (folder / "cut").mkdir()
+        (folder / "cut" / "trials.jsonl").write_bytes(b"".join(lines[:middle]))
+        yield folder / "cut", dict(best)
+
+
+def test_every_key_has_one_class() -> None:
+    both = [key for key in composed() if is_classed(key, HARMLESS) == is_classed(key, DECIDING)]
+    assert both == []
+
+
+def outcome_of(key: str, begun: tuple[Path, dict[str, Any]], folder: Path) -> str:
+    """Continue a copy of the run with another value of ``key``: ``"refused"``, ``"said"``, or what went wrong."""
+    shutil.copytree(begun[0], folder)
+    before = (folder / "trials.jsonl").read_bytes()
+    try:
+        best = qra_bo.search([*SHORT, changed(key)], out=str(folder)).best
+    except UserError as error:
+        said = f"; {key} was " in str(error).replace("configuration: ", "; ")
+        kept = (folder / "trials.jsonl").read_bytes() == before
+        return "refused" if said and kept else f"refused otherwise: {error}"
+    if key not in LONGER and comparable(best) != comparable(begun[1]):
+        return "it came to another end"
+    told = [e["message"] for e in read_journal(folder / "trials.jsonl").events if e["event"] == "warning"]
+    return "said" if any("change no finished trial" in m and f"{key} " in m for m in told) else f"not said: {told}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key", KEYS)
+def test_a_continuation_with_one_other_key_is_refused_or_said(begun: tuple[Path, dict[str, Any]], tmp_path: Path,
+                                                              key: str) -> None:
+    if key in UNSAID:
+        return
+    assert outcome_of(key, begun, tmp_path / "run") == ("said" if is_classed(key, HARMLESS) else "refused")
