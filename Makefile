@@ -29,7 +29,7 @@ TINY := $(if $(filter tiny,$(MODEL)),train.batch=2 train.length=32 fidelity.high
 TABLE_EXTRAS := $(if $(findstring oracle=synthetic,$(MORE)),,$(if $(filter paper,$(PROFILE)),$(PAPER_INSTALLED)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-slow test-gpu lint types docs audit clean bench bench-speed bench-memory bench-engine bench-runs
+.PHONY: help setup run test test-slow test-gpu lint types docs audit clean bench bench-speed bench-memory bench-load bench-engine bench-runs
 .PHONY: reproduce-table1 ablations bench-exports bench-faults bench-fuzz bench-ray bench-scale bench-collect bench-emulators bench-search
 
 help: ## List the targets
@@ -92,6 +92,9 @@ bench-speed: $(INSTALLED) ## Tokens per second against PEFT + Trainer, and the c
 
 bench-memory: $(INSTALLED) ## Predicted peaks against traced steps from 135 M to 70 B parameters, and against real runs
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.memory --real
+
+bench-load: $(INSTALLED) ## Host memory of loading, packing, profiling and one trial of a 1.1B model in shards, on a CPU
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.load --profile $(MORE)
 
 bench-engine: $(INSTALLED) ## Repair, proposals, memory and neighbourhoods at 32 to 560 units, on one thread
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.engine
