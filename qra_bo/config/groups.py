@@ -244,6 +244,7 @@ class TrainConfig(Group):
         name: The preset: ``"cpu"``, ``"gpu"`` or the user's own.
         batch: Sequences that go forward and backward at once, each of ``length`` tokens.
         accumulate: Batches of an optimiser step.
+        packing: Whether the records that share a sequence attend to one another (``"joined"``) or not (``"isolated"``).
         warmup: Share of the schedule's steps in which the learning rate rises; a cosine follows.
         lr_floor: Learning rate at the end, as a share of its peak.
         weight_decay: Decoupled decay, times the learning rate.
@@ -256,6 +257,7 @@ class TrainConfig(Group):
     batch: Count
     accumulate: Count
     length: Annotated[StrictInt, Ge(2)]
+    packing: Literal["joined", "isolated"]
     warmup: Annotated[StrictFloat, Ge(0), Lt(1)]
     lr_floor: Share
     weight_decay: NonNegative
@@ -266,6 +268,11 @@ class TrainConfig(Group):
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"]
     checkpointing: StrictBool
     logits_chunk: Count
+
+    @property
+    def isolated(self) -> bool:
+        """Whether records that share a sequence are kept from attending to one another."""
+        return self.packing == "isolated"
 
     @property
     def step_sequences(self) -> int:

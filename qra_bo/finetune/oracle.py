@@ -275,7 +275,7 @@ class FinetuneOracle:
                 with probe.watch(at.step - resumed_at) as mark:
                     at.training_tokens += train_steps(
                         self.model, optimizer, train.input_ids, train.labels, order, at.step, at.step + 1,
-                        request.schedule_steps, settings, self.device, mark)
+                        request.schedule_steps, settings, self.device, mark, train.positions)
                 at.step += 1
                 try:
                     progress(run.activity, at.step, request.steps)
@@ -291,8 +291,9 @@ class FinetuneOracle:
     def _held_out(self, split: str, run: TrialRun, probe: MemoryProbe) -> HeldOut:
         blocks: TokenBlocks = self.data.test if split == "test" else self.data.validation
         n = self.settings.eval_blocks
-        result = held_out(self.model, blocks.input_ids[:n], blocks.labels[:n], self.settings.train, self.device,
-                          probe.evaluation)
+        blocks = blocks.take(n)
+        result = held_out(self.model, blocks.input_ids, blocks.labels, self.settings.train, self.device,
+                          probe.evaluation, blocks.positions)
         run.at.forward_tokens += result.tokens
         if not math.isfinite(result.loss):
             raise DivergedError(f"held-out loss {result.loss} after {run.at.step} steps")

@@ -26,6 +26,7 @@ class TrainShape:
         device: ``"cpu"`` or ``"cuda"``.
         stored_dtype_bytes: Bytes of unquantised weights in the device's memory.
         eval_batch: Sequences of an evaluation's batch; 0: evaluations are not priced.
+        isolated: Whether a mask keeps attention within the records of a sequence.
         accumulate: Batches of an optimiser step; from two on, the gradients of those before are alive in each.
     """
 
@@ -39,6 +40,7 @@ class TrainShape:
     stored_dtype_bytes: int = 2
     eval_batch: int = 0
     accumulate: int = 1
+    isolated: bool = False
 
     def __post_init__(self) -> None:
         checks = {
@@ -149,6 +151,11 @@ class LayerModel:
         return _FAMILIES.get(self.spec.family, _CAUTIOUS)
 
     @property
+    def kernel_kv_heads(self) -> int:
+        """Heads of k and of v that the attention kernel is given: with a mask, those of q, each repeated."""
+        return self.spec.n_heads if self.shape.isolated else self.spec.n_kv_heads
+
+    @property
     def stream(self) -> int:
         """One tensor of the residual stream in the compute type, ``c n d``."""
         return self.shape.compute_dtype_bytes * self.shape.tokens * self.spec.hidden_size
@@ -191,8 +198,8 @@ class LayerModel:
         s, n, c, family = self.spec, self.shape.tokens, self.shape.compute_dtype_bytes, self.family
         cast = self.shape.fp32_attention
         heads = s.n_heads + s.n_kv_heads
-        total = self.heads(2 * heads, 4 if cast else c) + 4 * n * s.n_heads
-        if family.fused and not cast:
+        total = self.heads(2 * (s.n_heads + self.kernel_kv_heads), 4 if cast else c) + 4 * n * s.n_heads
+        if family.fused and not cast and self.kernel_kv_heads == s.n_kv_heads:
             total += self.heads(heads, c)  # v is a view that keeps q and k as they were
         if family.partial_rotary or cast:
             total += self.heads(s.n_heads, c)  # the output again, as the projection's input
@@ -235,7 +242,7 @@ class LayerModel:
         q, kv = self.heads(s.n_heads, c), self.heads(s.n_kv_heads, c)
         inner = (4 if family.gated else 2) * i  # of the MLP, all released when its input gradient is complete
         gone = inner + d + self.norm_saved + (q if cast or family.partial_rotary else 0)
-        attention = self.heads(2 * s.n_heads + 2 * s.n_kv_heads, 4 if cast else c)
+        attention = self.heads(2 * s.n_heads + 2 * self.kernel_kv_heads, 4 if cast else c)
         out = [Moment("down", 1, d, i), Moment("", 1, d + (2 if family.gated else 1) * i),
                Moment("gateup", 2, 2 * d - (i if family.gated else 0), d),
                Moment("gateup", 2, 3 * d - inner + i, d),
@@ -266,8 +273,11 @@ class LayerModel:
 
     @property
     def inputs(self) -> int:
-        """Token ids, labels, positions and rotary tables of a step."""
-        return 24 * self.shape.tokens + 2 * self.shape.compute_dtype_bytes * self.shape.length * self.spec.head_dim
+        """Token ids, labels, positions, rotary tables and the mask, if any, of a step."""
+        shape = self.shape
+        c, rows = shape.compute_dtype_bytes, shape.batch if shape.isolated else 1  # positions of every row differ
+        mask = shape.tokens * shape.length * (4 if shape.fp32_attention else c) if shape.isolated else 0
+        return 24 * shape.tokens + 2 * c * rows * shape.length * self.spec.head_dim + mask
 
 
 def workspace_bytes(fmt: StorageFormat, linear: Linear, shape: TrainShape, result: int) -> int:

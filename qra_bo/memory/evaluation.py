@@ -32,8 +32,9 @@ def forward_moments(layer: LayerModel) -> tuple[Moment, ...]:
     states = q + 2 * kv
     held = states + (q + kv if family.fused else 0)  # v is a view that keeps the product as it was
     out_copy = q if family.partial_rotary else 0
-    mixed = 4 * (q + states + out_copy) // c + (0 if family.partial_rotary else q) if layer.shape.fp32_attention \
-        else q + out_copy
+    given = layer.heads(s.n_heads + 2 * layer.kernel_kv_heads, c)
+    mixed = 4 * (q + given + out_copy) // c + (0 if family.partial_rotary else q) if layer.shape.fp32_attention \
+        else q + out_copy + (given - states)
     rotated = 2 * q if family.layer_norm else max(3 * q, q + 3 * kv)  # GPT-NeoX rotates a quarter of each head
     gate = 2 * i if family.fused and family.gated else 0
     out = [Moment("", 0, 3 * d + norm), Moment("qkv", 0, attention + states),

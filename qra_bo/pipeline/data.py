@@ -36,6 +36,6 @@ def show_data(config: RunConfig, folders: Iterable[Path] = ()) -> None:
     if begun or remote or not config.oracle.trains or not isinstance(config.data, UserData):
         return
     from qra_bo.finetune.models.load import load_tokenizer  # loads transformers, which a simulation does without
-    data = load_data(config.data, load_tokenizer(config.model), config.train.length)
+    data = load_data(config.data, load_tokenizer(config.model), config.train.length, isolate=config.train.isolated)
     if config.display != "none":
         print_data(Console(stderr=True, force_terminal=False if config.display == "plain" else None), data)

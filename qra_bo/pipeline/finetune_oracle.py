@@ -21,6 +21,7 @@ from qra_bo.finetune.quantization.bank import LayerBank, refuse_reproducing_form
 from qra_bo.finetune.quantization.base import storage_bytes
 from qra_bo.finetune.quantization.rounding import Rounding
 from qra_bo.finetune.training.loop import TrainSettings
+from qra_bo.finetune.training.loss import check_isolation
 from qra_bo.finetune.training.optimizer import AdamWSettings
 from qra_bo.finetune.training.trial_run import CheckpointStore
 from qra_bo.memory import format_size
@@ -66,7 +67,9 @@ def make_finetune(cfg: RunConfig, out: Path) -> FinetuneOracle:
     apart = device.type != "cpu" or on_host  # the bank itself puts copies on the device, where there is room
     keep_on_host(model, [name for name in linears if apart or model.get_submodule(name).weight.dtype != dtype])
     model.to(device)
-    data = load_data(cfg.data, tokenizer, cfg.train.length)
+    data = load_data(cfg.data, tokenizer, cfg.train.length, isolate=cfg.train.isolated)
+    if cfg.train.isolated:
+        check_isolation(model, cfg.train.length)
     facts = {"weights": weights, "dtype": str(dtype), "device": device.type, "versions": versions}
     codes, factors, profiles = caches(cfg, facts, data.sha256)
     bank_store = _bank_store(cfg, spec, space, facts, device) if spills(cfg, spec, space, device.type) else None
@@ -126,6 +129,7 @@ def finetune_settings(cfg: RunConfig) -> FinetuneSettings:
 
 def caches(cfg: RunConfig, facts: dict[str, Any], data_sha256: str) -> tuple[TensorStore, TensorStore, ProfileCache]:
     """Return what is kept between runs of this model and data: chosen codes, decomposed residuals, the profile."""
+    facts = {**facts, "packing": cfg.train.packing}
     codes = {} if cfg.quantizer.rounding == "rtn" else {
         "rounding": cfg.quantizer.rounding, "tokens": cfg.quantizer.tokens, "data": data_sha256,
         "length": cfg.train.length, "ladder": cfg.format_names}

@@ -96,6 +96,27 @@ def test_families_are_traced_to_the_byte(family: str, checkpointing: bool, compu
     check(config_of(family, num_hidden_layers=2, **extra), shape, ("nf4", "int8"), (4, 2))
 
 
+@pytest.mark.parametrize("compute", [2, 4])
+@pytest.mark.parametrize("family", ["llama", "phi3"])
+def test_isolated_records_are_traced_to_the_byte(family: str, compute: int) -> None:
+    extra: dict[str, Any] = dict(eos_token_id=1, bos_token_id=1) if family == "phi3" else {}
+    shape = TrainShape(2, 48, False, compute, logits_chunk=32, stored_dtype_bytes=compute, eval_batch=2, isolated=True)
+    check(config_of(family, num_hidden_layers=2, **extra), shape, ("nf4", "int8"), (4, 2))
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_mask_on_a_gpu_is_traced_and_predicted(checkpointing: bool) -> None:
+    config = config_of("llama", num_hidden_layers=4)
+    spec = spec_from_model(AutoModelForCausalLM.from_config(config))
+    space = SearchSpace(make_units(spec, "layer"), (parse_format("nf4"),), Ladder("r", (4,)))
+    shape = TrainShape(2, 512, checkpointing, 2, device="cuda", isolated=True)
+    allocation = Allocation(("nf4",) * 4, (4,) * 4)
+    traced = StepTracer(spec, config).trace(space, allocation, shape)
+    parts = MemoryModel(spec, shape).breakdown(space, allocation)
+    without = sum(parts.values()) - parts.get("allocator", 0) - rounding_bytes(spec, shape)
+    assert -0.005 <= without / traced.peak - 1 <= 0.05
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_accumulation_is_traced_to_the_byte(checkpointing: bool) -> None:
     shape = TrainShape(2, 48, checkpointing, 2, logits_chunk=32, accumulate=3)

@@ -57,6 +57,7 @@ def run_step(config: Any, shape: TrainShape, formats: tuple[str, ...], ranks: tu
         torch.random.default_generator.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config).to(dtype)
         ids = torch.randint(1, config.vocab_size, (shape.batch, shape.length))
+    positions = torch.arange(shape.length).remainder(7).expand(shape.batch, -1).clone() if shape.isolated else None
     model.requires_grad_(False)
     use_fast_attention(model, torch.device("cpu"), dtype)
     spec = spec_from_model(model)
@@ -80,7 +81,7 @@ def run_step(config: Any, shape: TrainShape, formats: tuple[str, ...], ranks: tu
 
     def step(tracker: PeakTracker) -> tuple[int, int, int]:
         for _ in range(shape.accumulate):
-            total, count = token_losses(model, ids, ids, shape.logits_chunk)
+            total, count = token_losses(model, ids, ids, shape.logits_chunk, positions)
             forward = tracker.peak_bytes
             tracker.reset_peak()
             total.backward()
@@ -100,7 +101,7 @@ def run_step(config: Any, shape: TrainShape, formats: tuple[str, ...], ranks: tu
             text = np.ones((shape.eval_batch, shape.length), dtype=np.int64)
             chunk = shape.logits_chunk or shape.tokens
             held_out(model, text, text, TrainSettings(shape.eval_batch, logits_chunk=chunk),
-                     torch.device("cpu"))
+                     torch.device("cpu"), positions=text if shape.isolated else None)
         evaluation = tracker.peak_bytes
     return Step(spec, space, base, phases, evaluation)
 

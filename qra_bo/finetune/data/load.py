@@ -57,8 +57,8 @@ def read_data(cfg: DataConfig, seed: int = 0) -> tuple[list[Record | Conversatio
     return records, left_out
 
 
-def load_data(data_cfg: DataConfig, tokenizer: Any, length: int, seed: int = 0) -> DataSplits:
-    """Read, split, tokenise and pack into sequences of ``length`` tokens.
+def load_data(data_cfg: DataConfig, tokenizer: Any, length: int, seed: int = 0, isolate: bool = False) -> DataSplits:
+    """Read, split, tokenise and pack into sequences of ``length`` tokens; ``isolate``: see ``packing.pack``.
 
     ``seed`` splits the records and orders the sequences; all searches share it, and so their data.
 
@@ -66,11 +66,12 @@ def load_data(data_cfg: DataConfig, tokenizer: Any, length: int, seed: int = 0) 
         DataError: If the data is missing, malformed or too small, or too much of its answers would be cut.
     """
     if isinstance(data_cfg, PlaysData):
-        return assemble(tokenizer, play_records(), length, data_cfg.calibration, seed, f"plays of {PACKAGE} {VERSION}")
+        return assemble(tokenizer, play_records(), length, data_cfg.calibration, seed, f"plays of {PACKAGE} {VERSION}",
+                        isolate)
     source = str(getattr(data_cfg, "path", None) or data_cfg.name)
     records, left_out = read_data(data_cfg, seed)
     splits = split_records(records, data_cfg.held_out, seed, source)
-    data = assemble(tokenizer, splits, length, data_cfg.calibration, seed, source)
+    data = assemble(tokenizer, splits, length, data_cfg.calibration, seed, source, isolate)
     if isinstance(data_cfg, UserData):
         _check_cut(data_cfg, data.train.facts, length, source)
         data = replace(data, example=_example(tokenizer, splits[0][0], length), left_out=left_out)

@@ -65,11 +65,14 @@ class TokenBlocks:
     Args:
         input_ids: ``n x length``; padding stands at the end of a row alone, so a causal model never sees it.
         labels: ``n x length``, -100 on prompts and padding.
+        positions: ``n x length``, from 0 in every record, where the records of a row are isolated; ``None`` where each
+            attends to those before it.
         facts: What was cut and padded.
     """
 
     input_ids: IntArray
     labels: IntArray
+    positions: IntArray | None = None
     facts: BlockFacts = BlockFacts()
 
     def __len__(self) -> int:
@@ -82,7 +85,7 @@ class TokenBlocks:
 
     def take(self, n: int) -> "TokenBlocks":
         """Return the first ``n`` sequences."""
-        return TokenBlocks(self.input_ids[:n], self.labels[:n])
+        return TokenBlocks(self.input_ids[:n], self.labels[:n], None if self.positions is None else self.positions[:n])
 
 
 @dataclass(frozen=True)

@@ -152,20 +152,22 @@ class StepTracer:
 
             ids = torch.zeros(shape.batch, shape.length, dtype=torch.int64, device=META)
             labels = torch.zeros_like(ids)
+            positions = torch.zeros_like(ids) if shape.isolated else None
             chunk = shape.logits_chunk or shape.tokens
             for _ in range(min(2, shape.accumulate)):  # all batches but the first have the same peaks
                 peaks.clear()
-                total, count = token_losses(self.model, ids, labels, chunk)
+                total, count = token_losses(self.model, ids, labels, chunk, positions)
                 phase()
                 total.backward()  # type: ignore[no-untyped-call]
                 phase()
             optimizer.step(1.0, 1.0 / count)
             phase()
-            del ids, labels, total
+            del ids, labels, positions, total
             tracker.reset_peak()
             if shape.eval_batch:
                 text = np.zeros((shape.eval_batch, shape.length), dtype=np.int64)
-                held_out(self.model, text, text, TrainSettings(shape.eval_batch, logits_chunk=chunk), META)
+                held_out(self.model, text, text, TrainSettings(shape.eval_batch, logits_chunk=chunk), META,
+                         positions=text if shape.isolated else None)
             phase()
         forward, backward, step, evaluation = peaks
         return Traced(resident, forward, backward, step, evaluation, time.perf_counter() - start)
@@ -214,6 +216,9 @@ class _Kernel(TorchFunctionMode):
         if self.device_type == "cpu":
             return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
                 *args, 0.0, options["is_causal"], attn_mask=mask, scale=options["scale"])[0]
+        if mask is not None:
+            return torch.ops.aten._scaled_dot_product_efficient_attention(
+                *args, mask.expand(-1, args[0].shape[1], -1, -1), True, 0.0, False, scale=options["scale"])[0]
         return torch.ops.aten._scaled_dot_product_flash_attention(
             *args, 0.0, options["is_causal"], False, scale=options["scale"])[0]
 
@@ -222,7 +227,7 @@ def _kernel(target: torch.device, dtype: torch.dtype) -> str:
     """Register the attention of ``target`` and return its name."""
     cast = target.type == "cpu" and dtype == torch.bfloat16
     real = fp32_attention if cast else sdpa_attention_forward
-    name = f"traced_{target.type}_{str(dtype).removeprefix('torch.')}"
+    name = "traced_fp32_on_cpu" if cast else f"traced_{target.type}_{str(dtype).removeprefix('torch.')}"
 
     def traced(*args: Any, **kwargs: Any) -> tuple[Tensor, None]:
         with _Kernel(target.type):

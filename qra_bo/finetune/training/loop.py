@@ -65,14 +65,15 @@ class DivergedError(Exception):
 
 def train_steps(model: Any, optimizer: UnitwiseAdamW, inputs: Blocks, labels: Blocks, order: Blocks,
                 first: int, last: int, schedule: int, settings: TrainSettings, device: torch.device,
-                mark: Callable[[str], None] = lambda phase: None) -> int:
+                mark: Callable[[str], None] = lambda phase: None, positions: Blocks | None = None) -> int:
     """Run optimiser steps ``first .. last - 1`` of a schedule of ``schedule`` steps.
 
     ``inputs`` are token ids, ``n x length``, and ``labels`` are -100 where no loss is taken; ``order`` holds the rows
     of each step, ``steps x (accumulate batch)``. Gradients of its batches are summed in the compute type, and divided
     by the number of target tokens of the whole step, so that every token has the same weight however the rows are cut
     into batches. ``mark`` is called with the name of each phase at its end: forward and backward of every batch, step.
-    Returns the tokens that went forward and backward, padding counted.
+    ``positions``, ``n x length``, isolate the records of a row. Returns the tokens that went forward and backward,
+    padding counted.
 
     Raises:
         DivergedError: If the loss or the gradient is not finite.
@@ -82,7 +83,8 @@ def train_steps(model: Any, optimizer: UnitwiseAdamW, inputs: Blocks, labels: Bl
     for step in range(first, last):
         total, count = 0.0, 0
         for rows in order[step].reshape(-1, settings.batch):
-            summed, targets = _gradients(model, inputs[rows], labels[rows], settings.logits_chunk, device, mark)
+            summed, targets = _gradients(model, inputs[rows], labels[rows], _taken(positions, rows, device),
+                                         settings.logits_chunk, device, mark)
             total, count = total + summed, count + targets
             tokens += inputs[rows].size
         loss = total / max(1, count)
@@ -93,10 +95,16 @@ def train_steps(model: Any, optimizer: UnitwiseAdamW, inputs: Blocks, labels: Bl
     return tokens
 
 
-def _gradients(model: Any, inputs: Blocks, labels: Blocks, chunk: int, device: torch.device,
-               mark: Callable[[str], None]) -> tuple[float, int]:
+def _taken(positions: Blocks | None, rows: Any, device: torch.device) -> torch.Tensor | None:
+    """Return the positions of some rows on the device, where there are any."""
+    return None if positions is None else torch.from_numpy(positions[rows]).to(device)
+
+
+def _gradients(model: Any, inputs: Blocks, labels: Blocks, positions: torch.Tensor | None, chunk: int,
+               device: torch.device, mark: Callable[[str], None]) -> tuple[float, int]:
     """Add one batch's gradients to those that are there; return its summed loss and its number of target tokens."""
-    total, count = token_losses(model, torch.from_numpy(inputs).to(device), torch.from_numpy(labels).to(device), chunk)
+    total, count = token_losses(model, torch.from_numpy(inputs).to(device), torch.from_numpy(labels).to(device), chunk,
+                                positions)
     mark("forward")
     total.backward()  # type: ignore[no-untyped-call]
     mark("backward")
@@ -114,11 +122,12 @@ class HeldOut:
 
 @torch.no_grad()
 def held_out(model: Any, inputs: Blocks, labels: Blocks, settings: TrainSettings, device: torch.device,
-             watch: Callable[[], AbstractContextManager[None]] = nullcontext) -> HeldOut:
+             watch: Callable[[], AbstractContextManager[None]] = nullcontext,
+             positions: Blocks | None = None) -> HeldOut:
     """Return the loss on ``n x length`` blocks; its standard error treats sequences as independent clusters of tokens.
 
     Its batches have as many sequences as those of training, so that an evaluation needs less memory than a step. Every
-    batch runs within a ``watch()`` of its own.
+    batch runs within a ``watch()`` of its own. ``positions``, ``n x length``, isolate the records of a row.
     """
     model.eval()
     sums: list[float] = []
@@ -130,7 +139,8 @@ def held_out(model: Any, inputs: Blocks, labels: Blocks, settings: TrainSettings
         tokens += ids.numel()
         counts += [int(n) for n in (goal[:, 1:] != -100).sum(dim=1)]
         with watch():
-            losses = _sequence_sums(model, ids, goal, settings.logits_chunk)
+            losses = _sequence_sums(model, ids, goal, settings.logits_chunk,
+                                    _taken(positions, slice(start, start + settings.batch), device))
         sums += losses
     n_tokens, k = sum(counts), len(sums)
     mean = sum(sums) / n_tokens
@@ -139,10 +149,12 @@ def held_out(model: Any, inputs: Blocks, labels: Blocks, settings: TrainSettings
     return HeldOut(mean, se, tokens)
 
 
-def _sequence_sums(model: Any, ids: torch.Tensor, goal: torch.Tensor, chunk: int) -> list[float]:
+def _sequence_sums(model: Any, ids: torch.Tensor, goal: torch.Tensor, chunk: int,
+                   positions: torch.Tensor | None) -> list[float]:
     if not plain_head(model):
-        return [float(token_losses(model, ids[i:i + 1], goal[i:i + 1], chunk)[0]) for i in range(len(ids))]
-    hidden = hidden_states(model, ids)[:, :-1]
+        return [float(token_losses(model, ids[i:i + 1], goal[i:i + 1], chunk,
+                                   None if positions is None else positions[i:i + 1])[0]) for i in range(len(ids))]
+    hidden = hidden_states(model, ids, positions)[:, :-1]
     head = model.get_output_embeddings()
     out = []
     for i in range(len(ids)):

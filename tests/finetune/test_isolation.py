@@ -1,0 +1,111 @@
+"""Records of one sequence that don't attend to one another: equal to each record alone."""
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from qra_bo.finetune.data.packing import pack
+from qra_bo.finetune.data.records import NO_LOSS, Record
+from qra_bo.finetune.models.load import use_fast_attention
+from qra_bo.finetune.training.loop import TrainSettings, held_out
+from qra_bo.finetune.training.loss import check_isolation, token_losses
+from qra_bo.utils.errors import ModelError
+from tests.data.test_records import TOKENIZER
+from tests.memory.steps import config_of
+
+CPU = torch.device("cpu")
+RECORDS = [Record(f"{i}: say {'la ' * (i % 5)}", f"{'la ' * (i % 5)}{i}") for i in range(20)]
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma3_text", "phi3", "gpt_neox")
+
+
+def model_of(family: str, dtype: torch.dtype = torch.float32) -> Any:
+    extra: dict[str, Any] = dict(eos_token_id=1, bos_token_id=1) if family == "phi3" else {}
+    with torch.random.fork_rng():
+        torch.random.default_generator.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config_of(family, **extra)).to(dtype)
+    use_fast_attention(model, CPU, dtype)
+    return model
+
+
+def loss_and_gradient(model: Any, ids: Tensor, labels: Tensor, positions: Tensor | None) -> tuple[float, Tensor]:
+    weight = model.get_input_embeddings().weight
+    total, _ = token_losses(model, ids, labels, 64, positions)
+    (gradient,) = torch.autograd.grad(total, weight)
+    return float(total.detach()), gradient
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_pack_equals_its_records_alone(family: str) -> None:
+    model = model_of(family)
+    blocks = pack(TOKENIZER, RECORDS, 96, 0, isolate=True)
+    assert blocks.positions is not None
+    ids, labels, positions = (torch.from_numpy(x) for x in (blocks.input_ids, blocks.labels, blocks.positions))
+    whole, gradient = loss_and_gradient(model, ids, labels, positions)
+    alone, summed, n = 0.0, torch.zeros_like(gradient), 0
+    for row in range(len(blocks)):
+        starts = [*torch.nonzero(positions[row] == 0).flatten().tolist(), 96]
+        for first, end in itertools.pairwise(starts):
+            piece = slice(first, end)
+            if (labels[row, piece] != NO_LOSS).any():
+                loss, part = loss_and_gradient(model, ids[row:row + 1, piece], labels[row:row + 1, piece], None)
+                alone, summed, n = alone + loss, summed + part, n + 1
+    assert n == len(RECORDS) > len(blocks)
+    assert whole == pytest.approx(alone, rel=1e-5)
+    assert float((gradient - summed).abs().max()) <= 1e-4 * float(summed.abs().max())
+    joined, _ = loss_and_gradient(model, ids, labels, None)
+    assert abs(joined - alone) > 1e-4 * alone
+
+
+def test_a_kernel_with_its_own_type_isolates_too() -> None:
+    model = model_of("llama", torch.bfloat16)
+    blocks = pack(TOKENIZER, RECORDS, 96, 0, isolate=True)
+    assert blocks.positions is not None
+    changed = blocks.input_ids.copy()
+    changed[:, :8] = 7  # the first record of every row
+    settings = TrainSettings(batch=2, logits_chunk=32)
+    later = blocks.labels.copy()
+    for row, positions in enumerate(blocks.positions):
+        later[row, :(positions == 0).nonzero()[0][1]] = NO_LOSS
+    losses = [held_out(model, ids, later, settings, CPU, positions=blocks.positions).loss
+              for ids in (blocks.input_ids, changed)]
+    assert losses[0] == losses[1]
+    assert held_out(model, changed, later, settings, CPU).loss != held_out(
+        model, blocks.input_ids, later, settings, CPU).loss
+
+
+def test_positions_begin_anew_in_every_record() -> None:
+    blocks = pack(TOKENIZER, RECORDS, 96, 0, isolate=True)
+    joined = pack(TOKENIZER, RECORDS, 96, 0)
+    assert joined.positions is None
+    assert blocks.positions is not None
+    assert (blocks.input_ids == joined.input_ids).all()
+    ends = blocks.input_ids == TOKENIZER.eos_token_id
+    assert (blocks.positions[:, 1:][ends[:, :-1]] == 0).all()
+    assert (blocks.positions == 0).sum() == len(RECORDS) + (blocks.input_ids == TOKENIZER.pad_token_id).any(1).sum()
+    head = blocks.take(2).positions
+    assert head is not None
+    assert len(head) == 2
+
+
+def test_the_first_token_of_an_isolated_text_carries_no_loss() -> None:
+    blocks = pack(TOKENIZER, [Record("", "ab"), Record("", "cd")], 6, 0, isolate=True)
+    assert (blocks.labels == NO_LOSS).sum() == 2
+    assert blocks.n_targets == 4
+
+
+def test_a_window_of_attention_is_refused() -> None:
+    model = AutoModelForCausalLM.from_config(config_of("mistral", sliding_window=64))
+    check_isolation(model, 64)
+    with pytest.raises(ModelError, match=r"a window of 64 tokens, shorter than train\.length=65; use train\."):
+        check_isolation(model, 65)
+
+
+def test_a_decoder_that_takes_no_positions_is_refused() -> None:
+    model = model_of("llama")
+    model.get_decoder().forward = lambda input_ids, attention_mask: None
+    with pytest.raises(ModelError, match=r"train\.packing=isolated .* takes no position_ids"):
+        check_isolation(model, 64)
