@@ -39,6 +39,7 @@ OTHER: dict[str, Any] = {
     "adapter.init": "adapter.init=pissa",
     "adapter.lr_rule": "adapter.lr_rule=constant", "train.betas": "train.betas=[0.8,0.99]",
     "train.optimizer": "train.optimizer=adamw_8bit", "train.weight_decay": "train.weight_decay=0.1",
+    "train.name": "train.name=other",
     "seed": "seed=1", "worker.spill_above": "worker.spill_above=1GB", "eval.limit": "eval.limit=3",
     "calibrate.lr_scales": "calibrate.lr_scales=[2.0]", "final.steps": "final.steps=9",
     "final.validate_every": "final.validate_every=5", "final.keep": "final.keep=last",
@@ -51,7 +52,7 @@ LONGER = {"effort.max_full_trials", "effort.uniform_baselines", "effort.referenc
 """Keys that extend a run: its end is another one."""
 UNCHANGED = {"sensitivity.path", "surrogate.prior", "method.prior", "logger.name", "mirror", "executor.name",
              "method.model._target_", "quantizer.rounding", "quantizer.formats.16", "task", "allocation", "eval.tasks",
-             "model.source"}
+             "model.source", "gpu"}
 """Keys that have no other value in a search of the synthetic oracle without files and extras."""
 
 
