@@ -134,6 +134,6 @@ def test_a_loss_that_is_not_a_number_is_reported() -> None:
         optimizer = UnitwiseAdamW([(pair, 1e-3)], TrainSettings().optimizer)
         with pytest.raises(DivergedError, match="step 1"):
             train_steps(MODEL, optimizer, BLOCKS, BLOCKS, np.zeros((1, 2), dtype=np.int64), 0, 1, 1,
-                        TrainSettings(), CPU)
+                        TrainSettings(batch=2), CPU)
     finally:
         detach(MODEL)
