@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from qra_bo.finetune.quantization.base import Grid
+from qra_bo.utils.errors import ModelError
 
 DAMPING = 0.01
 """Added to the diagonal of the second moments, as a share of its mean (the paper's)."""
@@ -41,12 +42,18 @@ class Inputs:
 
         In fp64 on a CPU. A GPU factors in fp32, as the paper does: consumer cards compute fp64 at 1/64 of that rate.
         Moments that are not positive definite in fp32 are factored in fp64 on the host.
+
+        Raises:
+            ModelError: If they are not positive definite.
         """
         if moments.device.type != "cpu":
             order, factor, failed = _factored(moments.float().clone())
             if not failed:
                 return cls(order, factor)
-        order, factor, _ = _factored(moments.to("cpu", torch.float64, copy=True))
+        order, factor, failed = _factored(moments.to("cpu", torch.float64, copy=True))
+        if failed:
+            raise ModelError("codes can't be chosen: second moments of a linear's inputs are not positive definite; use "
+                             "another dtype, or quantizer.rounding=rtn")
         return cls(order.to(moments.device), factor.to(moments.device, torch.float32))
 
 
