@@ -9,6 +9,7 @@ rounds them together: its cost on a GPU is the number of launches, whatever the 
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from qra_bo.finetune.quantization.base import Grid
+from qra_bo.utils.errors import ModelError
 
 DAMPING = 0.01
 """Added to the diagonal of the second moments, as a share of its mean (the paper's)."""
@@ -23,8 +25,8 @@ BLOCK = 128
 """Columns after which their errors are applied to all later ones at once (the paper's)."""
 STACKED_ROWS = 2048
 """Rows that a CPU rounds together: the work of a block of columns fits into its cache."""
-STACKED_NUMEL = 1 << 28
-"""Weights that a GPU rounds together, 1 GiB in fp32."""
+STACKED_NUMEL = 1 << 27
+"""Weights that a GPU rounds together, half a GiB in fp32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +42,20 @@ class Inputs:
         """Factor ``X^T X`` (``in x in``) of inputs ``X`` (``tokens x in``), where the moments are.
 
         In fp64 on a CPU. A GPU factors in fp32, as the paper does: consumer cards compute fp64 at 1/64 of that rate.
-        Moments that are not positive definite in fp32 are factored in fp64 on the host.
+        Where it has no room, or moments are not positive definite in fp32, they are factored in fp64 on the host.
+
+        Raises:
+            ModelError: If they are not positive definite.
         """
         if moments.device.type != "cpu":
-            order, factor, failed = _factored(moments.float().clone())
-            if not failed:
-                return cls(order, factor)
-        order, factor, _ = _factored(moments.to("cpu", torch.float64, copy=True))
+            with suppress(torch.OutOfMemoryError):
+                order, factor, failed = _factored(moments.float().clone())
+                if not failed:
+                    return cls(order, factor)
+        order, factor, failed = _factored(moments.to("cpu", torch.float64, copy=True))
+        if failed:
+            raise ModelError("codes can't be chosen: second moments of a linear's inputs are not positive definite; "
+                             "use another dtype, or quantizer.rounding=rtn")
         return cls(order.to(moments.device), factor.to(moments.device, torch.float32))
 
 

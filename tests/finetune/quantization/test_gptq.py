@@ -14,6 +14,7 @@ from qra_bo.finetune.quantization import gptq
 from qra_bo.finetune.quantization.base import Grid, backend_of
 from qra_bo.finetune.quantization.gptq import Inputs, compensated_codes
 from qra_bo.memory.formats import parse_format
+from qra_bo.utils.errors import ModelError
 from tests.conformance.quantizer import grid_values, levels_of, make_linear, nearest_codes, scale_and_offset
 
 
@@ -144,7 +145,7 @@ def test_a_column_of_three_matrices_in_six_formats_takes_thirty_launches() -> No
     for columns in (1, 2):
         stack = []
         for name in ("hqq2", "hqq3", "nf4", "hqq5-g128", "hqq6-g128", "int8"):
-            fmt, shape = parse_format(name), (4, inp * columns)
+            fmt, shape = parse_format(name), (16, inp * columns)
             backend = backend_of(fmt)
             grid = backend.grid(backend.pack(make_linear(*shape).weight, fmt, torch.device("cpu")), fmt, shape)
             assert grid is not None
@@ -154,6 +155,23 @@ def test_a_column_of_three_matrices_in_six_formats_takes_thirty_launches() -> No
             compensated_codes(stack, inputs)
         counts.append(launches.count)
     assert counts[1] - counts[0] <= 30 * inp
+
+
+def test_factor_in_fp32_loses_no_more_than_in_fp64() -> None:
+    moments, draw = mixed_moments(300, 1000), torch.Generator().manual_seed(4)
+    weight, grid = torch.randn(16, 300, generator=draw) * 0.5, make_grid(16, 300, 8)
+    losses = []
+    for dtype in (torch.float32, torch.float64):
+        order, factor, failed = gptq._factored(moments.to(dtype, copy=True))
+        assert not failed
+        (codes,) = compensated_codes([(weight, grid)], Inputs(order, factor.float()))
+        losses.append(lost(weight, grid_values(grid, codes), moments))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-2)
+
+
+def test_moments_without_a_factor_are_refused() -> None:
+    with pytest.raises(ModelError, match="not positive definite"):
+        Inputs.of(torch.tensor([[1.0, 3.0], [3.0, 1.0]]))
 
 
 @pytest.mark.parametrize("seed", [0, 1])
