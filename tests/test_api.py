@@ -57,7 +57,7 @@ def test_mistakes_in_keywords_are_all_named() -> None:
 
 def test_plan_is_short_and_plain() -> None:
     plan = qra_bo.plan(model="tiny", budget=["uniform:4,4", "10"], device="cuda")
-    assert repr(plan) == "Plan(tiny, 4 units, uniform:4,4: int8, rank 2, 10: nothing fits)"
+    assert repr(plan) == "Plan(tiny, 4 units, uniform:4,4: int8, rank 3, 10: nothing fits)"
     assert plan._repr_html_().startswith("<table><caption>tiny: ")
     assert plan.to_json()["device"] == "cuda"
     assert repr(plan.memory).startswith("MemoryModel(tiny, peak, cuda, ")

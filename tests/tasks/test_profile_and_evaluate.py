@@ -32,7 +32,7 @@ def make_profile(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
 @pytest.mark.parametrize("words", [["task=search"], ["task=profile"], ["task=finetune", "allocation=uniform:4,4"]])
 def test_without_weights_there_is_the_memory_plan_and_status_2(words: list[str], tmp_path: Path,
                                                                capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*words, "+model=llama2_70b", "display=none", f"out={tmp_path / 'r'}", "device=cpu"]) == 2
+    assert main([*words, "+model=llama2_70b", "data=tiny", "display=none", f"out={tmp_path / 'r'}", "device=cpu"]) == 2
     out, err = capsys.readouterr()
     assert "Where the bytes go" in out
     assert "on a CPU needs about" in err
