@@ -15,7 +15,7 @@ from qra_bo.memory.allowance import Allowance
 from qra_bo.memory.formats import parse_format
 from qra_bo.memory.model import MemoryModel, TrainShape
 from qra_bo.memory.optimizers import update_bytes
-from qra_bo.space import Allocation, CostTable, Ladder, SearchSpace, make_units
+from qra_bo.space import Allocation, CostTable, Ladder, SearchSpace, make_units, uniform
 from qra_bo.space.decoder import spec_from_model, spec_from_numbers
 from qra_bo.utils.errors import ModelError, OracleError
 from tests.memory.steps import config_of, run_step
@@ -173,3 +173,13 @@ def test_modules_that_differ_from_the_numbers_are_refused() -> None:
                              n_kv_heads=2, head_dim=16, vocab_size=128, tied=False)
     with pytest.raises(OracleError, match="not those of its numbers"):
         StepTracer(spec, config_of("llama"))
+
+
+def test_nothing_of_an_earlier_batch_is_traced_but_its_gradients() -> None:
+    spec = spec_from_numbers("deep", "llama", n_layers=2, hidden_size=256, intermediate_size=512, n_heads=4,
+                             n_kv_heads=4, head_dim=64, vocab_size=8192, tied=True)
+    space = SearchSpace(make_units(spec, "layer"), (parse_format("nf4"),), Ladder("ranks", (1,)))
+    tracer, once = StepTracer(spec), TrainShape(1, 256, True, 2, logits_chunk=256)
+    single, twice = (tracer.trace(space, uniform(2, "nf4", 1), replace(once, accumulate=n)) for n in (1, 2))
+    gradients = 2 * sum(linear.out_features + linear.in_features for linear in spec.linears)
+    assert single.forward < twice.forward <= single.forward + gradients

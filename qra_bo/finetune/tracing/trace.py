@@ -159,10 +159,11 @@ class StepTracer:
                 total, count = token_losses(self.model, ids, labels, chunk, positions)
                 phase()
                 total.backward()  # type: ignore[no-untyped-call]
+                del total  # of the batch before nothing stays, as in training
                 phase()
             optimizer.step(1.0, 1.0 / count)
             phase()
-            del ids, labels, positions, total
+            del ids, labels, positions
             tracker.reset_peak()
             if shape.eval_batch:
                 text = np.zeros((shape.eval_batch, shape.length), dtype=np.int64)
