@@ -96,7 +96,7 @@ def measure(model: Path, profile: bool, overrides: list[str], out: Path) -> None
         return time.monotonic(), time.process_time()
 
     clock = time.monotonic(), time.process_time()
-    oracle: Any = make_oracle(config.to_dict(), str(out.parent / "run"))
+    oracle: Any = make_oracle(config.to_dict(), str(out.parent))
     clock = phase("load", clock)
     oracle.bank.build()
     clock = phase("pack", clock)
