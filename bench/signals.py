@@ -1,10 +1,10 @@
 """Short runs stopped and continued, killed and signalled at random moments: nothing may be lost or repeated.
 
-    python -m bench.signals [--planted 200] [--real 50] [--minutes 60] [--seed 0] [--short]
+    python -m bench.signals [--planted 200] [--real 50] [--minutes 60] [--seed 0] [--log FOLDER] [--short]
 
 Runs of the planted oracle, and of ``tiny`` with the real one, are disturbed again and again until they end; their
 trials, in order, results and adapters must equal those of an undisturbed run. A stop of a real run is longer than its
-worker's deadline.
+worker's deadline. Every try is logged when its run ends: the same command goes on with what is missing.
 """
 
 import argparse
@@ -26,6 +26,7 @@ from bench.report import RESULTS, Target, publish
 KINDS = (*ENDS, STOP)
 DEADLINE = 5.0
 """Seconds of silence after which a worker counts as hung."""
+STARTS = {"planted": planted, "real": lambda folder: RunProcess(folder, overrides(DEADLINE))}
 STOPPED = {"planted": 0.5, "real": DEADLINE + 1.0}
 """Seconds that a run is stopped; those of the planted oracle have no workers."""
 
@@ -42,14 +43,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--real", type=int, default=50, help="disturbances of real runs of tiny")
     parser.add_argument("--minutes", type=float, default=60.0, help="stop then, and publish what was tried")
     parser.add_argument("--seed", type=int, default=0, help="of the random moments")
+    parser.add_argument("--log", type=Path, default=Path("outputs/signals"), help="folder of what was tried")
     parser.add_argument("--short", action="store_true", help="a few of each, and nothing is kept")
     options = parser.parse_args(arguments)
     wanted = {"planted": 6, "real": 2} if options.short else {"planted": options.planted, "real": options.real}
     os.environ.setdefault("QRA_BO_CACHE", tempfile.mkdtemp(prefix="qra_bo-cache-"))
     folder, end = Path(tempfile.mkdtemp(prefix="qra_bo-signals-")), time.monotonic() + 60 * options.minutes
     warm_up()
-    tries = {oracle: Tries(folder / f"{oracle}.jsonl") for oracle in wanted}
+    log = folder if options.short else options.log
+    log.mkdir(parents=True, exist_ok=True)
+    tries = {oracle: Tries(log / f"{oracle}.jsonl") for oracle in wanted}
     for i, oracle in enumerate(wanted):
+        tried = tries[oracle].tried
+        missing = {kind: max(0, n - tried[kind]) for kind, n in shares(wanted[oracle]).items()}
+        if not any(missing.values()):
+            continue
         plain = folder / f"{oracle}-undisturbed"
         if oracle == "real":
             trial = undisturbed(plain, DEADLINE)
@@ -57,9 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             ended, trial = planted(plain).wait(), PAUSE
             if ended.status != 0:
                 raise RuntimeError(f"the undisturbed run ended with {ended.status}: {ended.output}")
-        disturb(shares(wanted[oracle]), folder / oracle, plain, trial, np.random.default_rng([options.seed, i]), end,
-                tries[oracle], planted if oracle == "planted" else lambda run: RunProcess(run, overrides(DEADLINE)),
-                STOPPED[oracle])
+        rng = np.random.default_rng([options.seed, i, tried.total()])
+        disturb(missing, folder / oracle, plain, trial, rng, end, tries[oracle], STARTS[oracle], STOPPED[oracle])
     rows = [{"oracle": oracle, "disturbance": kind, "tries": t.tried[kind], "good": t.good[kind]}
             for oracle, t in tries.items() for kind in KINDS]
     targets = []

@@ -7,22 +7,21 @@ from collections.abc import Mapping
 from typing import Any
 
 HARMLESS = frozenset({
-    "task", "out", "resume", "display", "mirror", "allocation", "max_hours", "search.force", "logger.",
-    "executor.",
+    "task", "out", "resume", "display", "mirror", "allocation", "max_hours", "search.force", "logger.", "executor.",
     "effort.name", "effort.max_full_trials", "effort.uniform_baselines", "effort.calibration_baselines",
-    "effort.references", "effort.ranking_top", "effort.rate_factors", "memory.format", "memory.verify", "eval.tasks",
-    "eval.limit", "export.targets", "export.merged_base", "export.check", "worker.deadline_seconds", "worker.slowdown",
-    "worker.retries", "worker.checkpoint_seconds", "worker.spill_above"})
+    "effort.references", "effort.ranking_top", "effort.rate_factors", "memory.format", "memory.verify",
+    "eval.tasks", "eval.limit", "export.targets", "export.merged_base", "export.check", "worker.deadline_seconds",
+    "worker.slowdown", "worker.retries", "worker.checkpoint_seconds", "worker.spill_above"})
 """They bound a run, show it, or use its results: no finished trial would come out otherwise."""
 DECIDING = frozenset({
     "model.", "oracle.", "data.", "method.", "quantizer.formats.", "budget", "bits", "ranks", "max_average_bits",
     "granularity", "seed", "device", "gpu", "dtype", "memory.scope", "memory.headroom", "memory.calibrate",
-    "sensitivity.path", "surrogate.prior", "quantizer.rounding", "quantizer.tokens", "adapter.init", "adapter.iterations",
-    "adapter.alpha_over_rank", "adapter.lr", "adapter.lr_rule", "train.name", "train.batch", "train.accumulate",
-    "train.length", "train.warmup", "train.lr_floor", "train.weight_decay", "train.betas", "train.eps", "train.clip", "train.optimizer",
-    "train.checkpointing", "train.logits_chunk", "fidelity.high", "fidelity.low", "eval.sequences",
-    "calibrate.lr_scales", "confirm.seeds", "confirm.ranking_factor", "final.steps", "final.epochs", "final.max_steps",
-    "final.validate_every", "final.keep", "final.patience"})
+    "sensitivity.path", "surrogate.prior", "quantizer.rounding", "quantizer.tokens", "adapter.init",
+    "adapter.iterations", "adapter.alpha_over_rank", "adapter.lr", "adapter.lr_rule", "train.name", "train.batch",
+    "train.accumulate", "train.length", "train.warmup", "train.lr_floor", "train.weight_decay", "train.betas",
+    "train.eps", "train.clip", "train.optimizer", "train.checkpointing", "train.logits_chunk", "fidelity.high",
+    "fidelity.low", "eval.sequences", "calibrate.lr_scales", "confirm.seeds", "confirm.ranking_factor",
+    "final.steps", "final.epochs", "final.max_steps", "final.validate_every", "final.keep", "final.patience"})
 """They decide trials, the comparison or what is delivered: a run goes on with none of them changed."""
 UNSAID = frozenset({"out", "resume"})
 """Harmless keys that name the run and ask for its continuation."""
