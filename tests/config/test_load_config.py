@@ -138,7 +138,7 @@ def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
     (["data=hub"], r"data\.path must be the id of a data set on the hub, such as ORG/NAME, or a folder; got null"),
     (["data=gsm8k", "data.max_cut=2"], r"data\.max_cut must be at most 1"),
     (["data=gsm8k", "data.chat=first"], r"data\.chat must be one of last, all; got 'first'"),
-    (["train.packing=true"], r"train\.packing must be one of joined, isolated; got true"),
+    (["train.packing=true"], r"train\.packing must be one of isolated, joined; got true"),
     (["oracle=benchmark"], "oracle.table must name the folder of a table of real trials, .*; got null"),
     (["train=null"], "Unknown train None; known, nearest first: cpu, gpu"),
     (["lr=1e-4"], r"Unknown key 'lr'; nearest: adapter\.lr, "),
