@@ -19,8 +19,8 @@ DECIDING = frozenset({
     "sensitivity.path", "surrogate.prior", "quantizer.rounding", "quantizer.tokens", "adapter.init",
     "adapter.iterations", "adapter.alpha_over_rank", "adapter.lr", "adapter.lr_rule", "train.name", "train.batch",
     "train.accumulate", "train.length", "train.packing", "train.warmup", "train.lr_floor", "train.weight_decay",
-    "train.betas", "train.eps", "train.clip", "train.optimizer", "train.checkpointing", "train.logits_chunk", "fidelity.high",
-    "fidelity.low", "eval.sequences", "calibrate.lr_scales", "confirm.seeds", "confirm.ranking_factor",
+    "train.betas", "train.eps", "train.clip", "train.optimizer", "train.checkpointing", "train.logits_chunk",
+    "fidelity.high", "fidelity.low", "eval.sequences", "calibrate.lr_scales", "confirm.seeds", "confirm.ranking_factor",
     "final.steps", "final.epochs", "final.max_steps", "final.validate_every", "final.keep", "final.patience"})
 """They decide trials, the comparison or what is delivered: a run goes on with none of them changed."""
 UNSAID = frozenset({"out", "resume"})
