@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from annotated_types import Ge, Le, Lt
-from pydantic import Discriminator, Field, StrictBool, StrictFloat, StrictInt, Tag, model_validator, with_config
+from pydantic import Discriminator, StrictBool, StrictFloat, StrictInt, Tag, model_validator, with_config
 from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
-from qra_bo.memory import parse_format, parse_size
+from qra_bo.memory import parse_format
 from qra_bo.memory.budget import headroom_bytes
 from qra_bo.utils.errors import ConfigError
 from qra_bo.utils.fields import REFUSED, Count, Group, Natural, NonNegative, Positive, Texts, accepted_by, must_be
@@ -312,49 +312,6 @@ class ConfirmConfig(Group):
 
     seeds: Annotated[StrictInt, must_be("0 (no confirmation) or at least 2", lambda n: n == 0 or n >= 2)]
     ranking_factor: Count
-
-
-class WorkerConfig(Group):
-    """Limits of worker processes; see ``execution.pool.Limits``.
-
-    Args:
-        deadline_seconds: Longest silence before a worker counts as hung; ``None`` for no limit.
-        slowdown: Longest trial as a multiple of the median of earlier ones, beyond that; ``None`` for no limit.
-        retries: Repeats of a trial whose worker died or hung.
-        checkpoint_seconds: Least time between two checkpoints within one trial.
-        spill_above: RAM that the packed layers of all workers may take before they are kept on disk; ``"auto"`` for
-            half of what is free.
-    """
-
-    deadline_seconds: Positive | None
-    slowdown: Positive | None
-    retries: Natural
-    checkpoint_seconds: NonNegative
-    spill_above: Annotated[str, accepted_by(lambda text: text == "auto" or parse_size(text))]
-
-
-class LocalExecutorConfig(Group):
-    """Worker processes of this machine, and how many trials run at once."""
-
-    name: Literal["local"]
-    workers: Count
-
-
-class RayExecutorConfig(Group):
-    """Workers of a Ray cluster, and the resources of each: cores, GPUs and host memory (a size such as ``"2GB"``).
-
-    ``address=None`` starts a cluster of this machine alone, for this run.
-    """
-
-    name: Literal["ray"]
-    workers: Count
-    address: str | None
-    cpus: NonNegative | None
-    gpus: NonNegative | None
-    memory: Annotated[str, accepted_by(parse_size)] | None
-
-
-ExecutorConfig = Annotated[LocalExecutorConfig | RayExecutorConfig, Field(discriminator="name")]
 
 
 class ExportConfig(Group):

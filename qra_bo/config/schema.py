@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import StrictBool, StrictFloat, StrictInt
 
-from qra_bo.config import groups
+from qra_bo.config import groups, workers
 from qra_bo.config.check import validated
 from qra_bo.config.resume import of_the_result
 from qra_bo.finetune.data.options import DataConfig
@@ -69,10 +69,10 @@ class RunConfig(Group):
     calibrate: groups.CalibrateConfig
     confirm: groups.ConfirmConfig
     final: groups.FinalConfig
-    executor: groups.ExecutorConfig
+    executor: workers.ExecutorConfig
     export: groups.ExportConfig
     logger: groups.Target
-    worker: groups.WorkerConfig
+    worker: workers.WorkerConfig
 
     @property
     def model_name(self) -> str:
