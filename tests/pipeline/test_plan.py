@@ -60,7 +60,7 @@ def test_in_fp32_the_16_bit_format_is_packed_too() -> None:
 
 
 def test_too_little_ram_is_refused_with_what_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    config, spec, space = setting("+model=llama2_7b", "budget=10GB", "worker.spill_above=1TB")
+    config, spec, space = setting("+model=llama2_7b", "budget=10GB", "data=tiny", "worker.spill_above=1TB")
     monkeypatch.setattr(plan, "free_bytes", lambda device: parse_size("16GB"))
     with pytest.raises(DeviceError, match=r"on a CPU needs about 2\d\.\d\d GB of RAM \(packed formats 1\d\.\d\d GB"
                                           r".* and 16\.00 GB is available; .*worker\.spill_above=.*device=cuda"):
@@ -98,7 +98,7 @@ def test_workers_with_a_gpu_each_need_host_memory_too(monkeypatch: pytest.Monkey
 def test_a_run_on_a_gpu_is_refused_for_lack_of_host_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("qra_bo.pipeline.run.resolve_device", lambda device: "cuda")
     monkeypatch.setattr(plan, "free_bytes", lambda device: parse_size("1GB"))
-    config = load_config(["+model=llama2_7b", "budget=10GB", "dtype=bfloat16"])
+    config = load_config(["+model=llama2_7b", "budget=10GB", "data=tiny", "dtype=bfloat16"])
     with pytest.raises(DeviceError, match=r"on a GPU needs about .* of RAM .* and 1\.00 GB is available"):
         make_setting(config)
 
