@@ -2,11 +2,11 @@
 
     python -m bench.memory_allocator [--tuples 40] [--seed 0] [--after 20]
 
-A tuple is an architecture, a mixed allocation, a batch, a length, checkpointing, an optimiser and an evaluation batch,
-drawn from a seed. The tuples of ``--after`` come from another seed, about half of them accumulate, and they were drawn
-when the allowance that ``qra_bo.memory.allowance`` assumes had been fixed. A whole trial is traced on meta tensors and
-replayed through the model of the allocator (``bench.allocator_replay``), with and without expandable segments. The
-prediction never calls the simulation. Rows are kept as they come; a second call continues.
+A tuple is an architecture, a mixed allocation, batch, length, checkpointing, optimiser and an evaluation batch,
+drawn from a seed; in a third of them, and in those of ``--after``, half accumulate. The tuples of ``--after`` come
+from a seed that played no part in the allowance that ``qra_bo.memory.allowance`` assumes. A whole trial is traced on
+meta tensors and replayed through the model of the allocator (``bench.allocator_replay``), with and without expandable
+segments. The prediction never calls the simulation. Rows are kept as they come; a second call continues.
 """
 
 import argparse
@@ -128,7 +128,8 @@ def main() -> None:
     args = parser.parse_args()
     args.rows.parent.mkdir(parents=True, exist_ok=True)
     rows: list[Row] = [json.loads(line) for line in args.rows.read_text().splitlines()] if args.rows.exists() else []
-    todo = [*tuples(args.tuples, args.seed, False), *tuples(args.after, args.seed + 1, True)]
+    fitted = [*tuples(args.tuples, args.seed, False), *tuples(args.tuples // 2, args.seed + 1, True)]
+    todo = [*fitted, *tuples(args.after, args.seed + 2, True)]
     for drawn in todo[len(rows):]:
         rows.append(simulated(*drawn))
         with args.rows.open("a") as file:
