@@ -26,6 +26,8 @@ from qra_bo.space import Allocation, SearchSpace
 CUBLAS_WORKSPACE = 32 << 20
 """Bytes of cuBLAS' workspace on sm90, the largest (``getChosenWorkspaceSize`` in ``ATen/cuda/CublasHandlePool.cpp``);
 it comes from the caching allocator at the first product and stays."""
+BATCHES = 3
+"""Of an accumulating step that are followed; the others repeat the last."""
 FLASH_ROWS = 128
 """Multiple to which flash attention's backward rounds lengths in its own fp32 buffers (``flash_api.cpp``)."""
 
@@ -134,7 +136,7 @@ class TrialTracer(StepTracer):
                 if shape.eval_batch:
                     text = np.zeros((shape.eval_batch, shape.length), dtype=np.int64)
                     held_out(self.model, text, text, TrainSettings(
-                        logits_chunk=shape.logits_chunk or shape.tokens, eval_batch=shape.eval_batch), META)
+                        shape.eval_batch, logits_chunk=shape.logits_chunk or shape.tokens), META)
             events, live = tuple(recorder.events), recorder.peak_bytes
         masters = [] if shape.compute_dtype_bytes == 4 else [_nbytes(w.master) for w, _ in fresh.weights()]
         self.trial = Trial(tuple(fixed.values()), states, (*map(_nbytes, working), *masters), events, live)
@@ -154,8 +156,10 @@ def _one_step(model: Any, optimizer: UnitwiseAdamW, shape: TrainShape) -> None:
     model.train()
     ids = torch.zeros(shape.batch, shape.length, dtype=torch.int64, device=META)
     labels = torch.zeros_like(ids)
-    total, count = token_losses(model, ids, labels, shape.logits_chunk or shape.tokens)
-    total.backward()  # type: ignore[no-untyped-call]
+    for _ in range(min(shape.accumulate, BATCHES)):
+        total, count = token_losses(model, ids, labels, shape.logits_chunk or shape.tokens)
+        total.backward()  # type: ignore[no-untyped-call]
+        del total
     optimizer.step(1.0, 1.0 / count)
 
 

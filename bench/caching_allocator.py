@@ -29,8 +29,8 @@ SMALL_BUFFER = 2 << 20
 LARGE_BUFFER = 20 << 20
 MIN_LARGE = 10 << 20
 ROUND_LARGE = 2 << 20
-ADDRESS_SPACE = 1 << 50
-"""Distance between segments, and the unmapped bytes at the end of an expandable one."""
+ADDRESS_SPACE = LARGE_BUFFER << 26
+"""Distance between segments; an expandable one may grow to half of it. Whole steps lie at multiples of their size."""
 
 
 def round_up(size: int, step: int) -> int:

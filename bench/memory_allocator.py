@@ -2,11 +2,11 @@
 
     python -m bench.memory_allocator [--tuples 40] [--seed 0] [--after 20]
 
-A tuple is an architecture, a mixed allocation, a batch, a length, checkpointing, an optimiser and an evaluation batch,
-drawn from a seed. The tuples of ``--after`` come from another seed, and were drawn when the allowance that
-``qra_bo.memory.allowance`` assumes was fixed. A whole trial is traced on meta tensors and replayed through the model of
-the allocator (``bench.allocator_replay``), with and without expandable segments. The prediction never calls the
-simulation. Rows are kept as they come; a second call continues.
+A tuple is an architecture, a mixed allocation, batch, length, checkpointing, optimiser and an evaluation batch,
+drawn from a seed; in a third of them, and in those of ``--after``, half accumulate. The tuples of ``--after`` come
+from a seed that played no part in the allowance that ``qra_bo.memory.allowance`` assumes. A whole trial is traced on
+meta tensors and replayed through the model of the allocator (``bench.allocator_replay``), with and without expandable
+segments. The prediction never calls the simulation. Rows are kept as they come; a second call continues.
 """
 
 import argparse
@@ -54,8 +54,8 @@ def spec_of(name: str) -> DecoderSpec:
     return spec_from_numbers(name, **numbers, attention_bias=numbers["family"] == "qwen2")
 
 
-def draw(rng: np.random.Generator) -> tuple[str, SearchSpace, Allocation, TrainShape]:
-    """One tuple: a third uniform, the rest mixed layer by layer."""
+def draw(rng: np.random.Generator, accumulates: bool) -> tuple[str, SearchSpace, Allocation, TrainShape]:
+    """One tuple: a third uniform, the rest mixed layer by layer; with ``accumulates`` half of them accumulate."""
     name = str(rng.choice(list(ARCHITECTURES), p=np.array(OFTEN) / sum(OFTEN)))
     units = make_units(spec_of(name), "layer")
     space = SearchSpace(units, tuple(parse_format(f) for f in FORMATS), Ladder("ranks", RANKS))
@@ -66,14 +66,15 @@ def draw(rng: np.random.Generator) -> tuple[str, SearchSpace, Allocation, TrainS
     checkpointing, length = bool(rng.integers(2)), int(rng.choice(LENGTHS))
     batch, evaluated = (max(1, min(int(rng.choice((1, 2, 4, 8, 16))), MOST_TOKENS[checkpointing] // length))
                         for _ in range(2))
-    return name, space, allocation, TrainShape(batch, length, checkpointing, optimizer=str(rng.choice(OPTIMIZERS)),
-                                               device="cuda", eval_batch=evaluated)
+    shape = TrainShape(batch, length, checkpointing, optimizer=str(rng.choice(OPTIMIZERS)), device="cuda",
+                       eval_batch=evaluated)
+    return name, space, allocation, replace(shape, accumulate=int(rng.choice((1, 8)))) if accumulates else shape
 
 
-def tuples(count: int, seed: int) -> Iterator[tuple[str, SearchSpace, Allocation, TrainShape]]:
+def tuples(count: int, seed: int, accumulates: bool) -> Iterator[tuple[str, SearchSpace, Allocation, TrainShape]]:
     rng = np.random.default_rng(seed)
     for _ in range(count):
-        yield draw(rng)
+        yield draw(rng, accumulates)
 
 
 def simulated(name: str, space: SearchSpace, allocation: Allocation, shape: TrainShape) -> Row:
@@ -89,6 +90,7 @@ def simulated(name: str, space: SearchSpace, allocation: Allocation, shape: Trai
     return {"what": name, "bits": round(average_bits(space, allocation), 3),
             "rank": round(statistics.fmean(allocation.ranks), 2), "batch": shape.batch, "length": shape.length,
             "checkpointing": shape.checkpointing, "optimizer": shape.optimizer, "eval_batch": shape.eval_batch,
+            "accumulate": shape.accumulate,
             "traced_bytes": trial.live, "alive_bytes": alive, "transient_bytes": twice - alive,
             "reserved_expandable": reserved_bytes(trial, before, True),
             "reserved_default": reserved_bytes(trial, before, False), "cpu_seconds": time.process_time() - start}
@@ -126,7 +128,8 @@ def main() -> None:
     args = parser.parse_args()
     args.rows.parent.mkdir(parents=True, exist_ok=True)
     rows: list[Row] = [json.loads(line) for line in args.rows.read_text().splitlines()] if args.rows.exists() else []
-    todo = [*tuples(args.tuples, args.seed), *tuples(args.after, args.seed + 1)]
+    fitted = [*tuples(args.tuples, args.seed, False), *tuples(args.tuples // 2, args.seed + 1, True)]
+    todo = [*fitted, *tuples(args.after, args.seed + 2, True)]
     for drawn in todo[len(rows):]:
         rows.append(simulated(*drawn))
         with args.rows.open("a") as file:
@@ -136,7 +139,8 @@ def main() -> None:
         row["predicted_bytes"] = predicted(row)
         row["error"] = row["predicted_bytes"] / row["reserved_expandable"] - 1
         row["error_default"] = row["predicted_bytes"] / row["reserved_default"] - 1
-    columns = ("what", "bits", "rank", "batch", "length", "checkpointing", "optimizer", "eval_batch", "predicted_bytes",
+    columns = ("what", "bits", "rank", "batch", "length", "checkpointing", "optimizer", "eval_batch", "accumulate",
+               "predicted_bytes",
                "reserved_expandable", "reserved_default", "error", "error_default")
     publish("memory_allocator", targets_of(rows, args.after), rows, columns, threads=1, folder=args.out)
 
