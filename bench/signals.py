@@ -24,8 +24,8 @@ from bench.fault_signals import ENDS, STOP, disturb, overrides, undisturbed
 from bench.report import RESULTS, Target, publish
 
 KINDS = (*ENDS, STOP)
-DEADLINE = 5.0
-"""Seconds of silence after which a worker counts as hung."""
+DEADLINE = 20.0
+"""Seconds of silence after which a worker counts as hung: enough for one that starves beside other work."""
 STARTS = {"planted": planted, "real": lambda folder: RunProcess(folder, overrides(DEADLINE))}
 STOPPED = {"planted": 0.5, "real": DEADLINE + 1.0}
 """Seconds that a run is stopped; those of the planted oracle have no workers."""
