@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file
 
 from qra_bo.export import bitsandbytes, merged, uniform_rank
 from qra_bo.export.foreign import check_adapter
@@ -18,7 +17,7 @@ from qra_bo.export.load import load
 from qra_bo.export.merged import half
 from qra_bo.export.registry import TARGETS
 from qra_bo.export.run import FinishedRun, Target
-from qra_bo.finetune.manifest import PACKED, PROBE, read_manifest
+from qra_bo.finetune.manifest import PACKED, PROBE, read_manifest, read_probe
 from qra_bo.finetune.models.files import check_model_files
 from qra_bo.finetune.models.load import without_bars
 
@@ -42,9 +41,8 @@ class ExportChecker:
 
     def __init__(self, run: FinishedRun) -> None:
         self.run, self.manifest = run, read_manifest(run.folder)
-        self.ids = load_file(run.folder / PROBE)["input_ids"]
         model, _ = load(run.folder, trust_remote_code=run.trust_remote_code)
-        self.kept = load_file(run.folder / PROBE)["logits"]
+        self.ids, self.kept = read_probe(run.folder / PROBE)
         self.own = self._logits(model)
 
     def rows(self) -> list[Row]:

@@ -1,33 +1,42 @@
-"""Checks of adapters of unknown origin: loading one runs no code and compiles no pattern that no run writes."""
+"""Checks of run folders of unknown origin: loading one runs no code, compiles no pattern that no run writes, and
+allocates nothing that its files do not bound."""
 
 import math
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
 
 from qra_bo.export.run import read_object
-from qra_bo.finetune.manifest import Manifest
+from qra_bo.finetune.manifest import Manifest, tensors_digest
 from qra_bo.space.allocation import peft_patterns
-from qra_bo.utils.errors import OutputError
+from qra_bo.space.decoder import spec_from_numbers
+from qra_bo.utils.errors import ModelError, OutputError
+from qra_bo.utils.files import COPY_AGAIN
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 TAKE_AGAIN = "take the adapter from the run again"
+SIZES = ("n_layers", "hidden_size", "intermediate_size", "n_heads", "n_kv_heads", "head_dim", "vocab_size")
+"""Numbers by which a manifest describes a base model of random weights."""
 _FREE = frozenset({"task_type", "peft_type", "peft_version", "base_model_name_or_path", "revision", "inference_mode"})
 """Fields of PEFT's configuration that change nothing here; those that a run does not set have PEFT's defaults."""
 
 
 def check_adapter(folder: Path, manifest: Manifest, one_rank: bool = False) -> None:
-    """Refuse an adapter unless its weights are safetensors and its configuration is the run's own for these modules.
+    """Refuse an adapter unless its weights are the run's own, in safetensors, and so is its configuration.
 
     PEFT imports modules that a configuration names and compiles its patterns as regular expressions.
 
     Args:
         folder: Of the adapter.
         manifest: Of the run.
-        one_rank: Whether it has no patterns, but the largest rank everywhere.
+        one_rank: Whether it has no patterns, but the largest rank everywhere; its weights have no checksum.
 
     Raises:
         OutputError: If it can't be read, differs, or has no weights in safetensors.
@@ -55,6 +64,63 @@ def check_adapter(folder: Path, manifest: Manifest, one_rank: bool = False) -> N
     if wrong:
         raise OutputError(f"{path} is not the run's own for the modules in its manifest: it differs in "
                           f"{', '.join(sorted(wrong)[:5])}. It was changed, or belongs to another run; {TAKE_AGAIN}")
+    if not one_rank:
+        read_weights(folder, manifest)
+
+
+def read_weights(folder: Path, manifest: Manifest) -> dict[str, Tensor]:
+    """Return the tensors of a run's adapter by PEFT's names.
+
+    Raises:
+        OutputError: If they can't be read, or are not those that the manifest states.
+    """
+    path = folder / WEIGHTS
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise OutputError(f"{path} can't be read ({error}); {TAKE_AGAIN}") from error
+    if tensors_digest(tensors) != manifest.adapter_sha256:
+        raise OutputError(f"the weights in {path} do not have the checksum of the run's manifest: the file is damaged "
+                          f"or belongs to another run; {TAKE_AGAIN}")
+    for name, record in manifest.modules.items():
+        rows, columns = record.shape
+        for key, shape in (("A", (record.rank, columns)), ("B", (rows, record.rank))):
+            tensor = tensors.get(f"base_model.model.{name}.lora_{key}.weight")
+            if record.rank and (tensor is None or tuple(tensor.shape) != shape):
+                raise OutputError(f"{path} does not have the rank {record.rank} of the manifest for {name}: its "
+                                  f"lora_{key} must be {shape[0]} x {shape[1]}; {TAKE_AGAIN}")
+    return tensors
+
+
+def check_random_base(manifest: Manifest) -> None:
+    """Refuse a base model of random weights whose sizes are none, not those of the manifest's modules, or beyond this
+    machine's memory. Nothing on disk bounds such a model.
+
+    Raises:
+        OutputError: With the sizes.
+    """
+    node = manifest.model
+    sizes = {key: node.get(key) for key in SIZES}
+    wrong = [f"{key}={value!r}" for key, value in sizes.items() if type(value) is not int or value < 1]
+    if wrong or type(node.get("tied")) is not bool:
+        raise OutputError("the manifest describes its base model badly: each of its sizes must be a whole number above "
+                          f"0, and 'tied' true or false; got {', '.join(wrong) or repr(node.get('tied'))}; "
+                          f"{COPY_AGAIN}")
+    shapes = {name: record.shape for name, record in manifest.modules.items()}
+    if sizes["n_layers"] > len(shapes):
+        raise OutputError(f"the manifest describes {sizes['n_layers']} layers and holds {len(shapes)} modules; "
+                          f"{COPY_AGAIN}")
+    try:
+        spec = spec_from_numbers(str(node["name"]), "llama", tied=node["tied"], **sizes)
+    except ModelError as error:
+        raise OutputError(f"the manifest describes its base model badly: {error}; {COPY_AGAIN}") from error
+    if {linear.name: (linear.out_features, linear.in_features) for linear in spec.linears} != shapes:
+        raise OutputError(f"the sizes of the base model in the manifest are not those of its modules; {COPY_AGAIN}")
+    needed = 4 * (spec.linear_numel + spec.other_numel)
+    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > physical:
+        raise OutputError(f"the base model in the manifest takes {needed:,} bytes, and this machine has {physical:,} "
+                          "bytes of memory: load the run on a larger one, if it is from a source that you trust")
 
 
 def _same(found: Any, wanted: Any) -> bool:

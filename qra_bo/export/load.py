@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from qra_bo.export.foreign import WEIGHTS, check_adapter
+from qra_bo.export.foreign import check_adapter, check_random_base, read_weights
 from qra_bo.finetune.adapters.lora import fuse
 from qra_bo.finetune.manifest import (
     Manifest,
@@ -62,7 +62,7 @@ def load(run: str | Path, device: str = "cpu", *, adapter: bool = True,
     quantise(model, manifest, folder, target)
     use_fast_attention(model, target, getattr(torch, manifest.compute_dtype))
     if adapter:
-        model = _adapted(model, folder / ADAPTER)
+        model = _adapted(model, folder / ADAPTER, manifest)
         fuse(model)  # the forward that it was trained with, to the last bit
     return model.eval(), tokenizer
 
@@ -84,6 +84,8 @@ def dense_base(manifest: Manifest, folder: Path, trust_remote_code: bool) -> tup
                          "(trust_remote_code); a run's folder is data and can't allow that itself. If you trust that "
                          "code, say so: qra_bo.load(run, trust_remote_code=True), or model.trust_remote_code=true in "
                          "a command")
+    if node["source"] == "random":
+        check_random_base(manifest)
     try:
         fetch({**node, "trust_remote_code": runs_code})
         return load_base({**node, "trust_remote_code": runs_code})
@@ -179,7 +181,7 @@ def _mismatch(name: str, manifest: Manifest) -> ModelError:
                       "or export the run with its packed weights")
 
 
-def _adapted(model: Any, path: Path) -> Any:
+def _adapted(model: Any, path: Path, manifest: Manifest) -> Any:
     """Put the adapter in ``path`` on, with its weights in their own type."""
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         # PEFT's own initialisation is drawn and overwritten; a key that fits nothing must not pass with a warning.
@@ -190,8 +192,7 @@ def _adapted(model: Any, path: Path) -> Any:
             wrapped = PeftModel.from_pretrained(model, str(path), autocast_adapter_dtype=False)
         except (UserWarning, RuntimeError, KeyError, ValueError, SafetensorError) as error:
             raise OutputError(f"the adapter in {path} does not fit the model of this run: {error}") from error
-    tensors = load_file(path / WEIGHTS)
-    kinds = {t.dtype for t in tensors.values()}
+    kinds = {t.dtype for t in read_weights(path, manifest).values()}
     if len(kinds) != 1:
         raise OutputError(f"the weights in {path} are of several types: {sorted(map(str, kinds))}")
     for name, parameter in wrapped.named_parameters():

@@ -4,9 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
-from qra_bo.export.foreign import WEIGHTS, check_adapter
+from qra_bo.export.foreign import check_adapter, read_weights
 from qra_bo.export.load import dense_base, load
 from qra_bo.export.run import FinishedRun
 from qra_bo.finetune.manifest import Manifest, read_manifest
@@ -49,7 +48,7 @@ def merged_model(run: FinishedRun, manifest: Manifest, base: str) -> tuple[Any, 
     cast_parameters(model, half(manifest))
     source = load(run.folder, packing_device(manifest), adapter=False, trust_remote_code=trust)[0] \
         if base == DEQUANTISED else None
-    tensors = load_file(run.adapter / WEIGHTS)
+    tensors = read_weights(run.adapter, manifest)
     with torch.no_grad():
         for name, record in manifest.modules.items():
             linear = model.get_submodule(name)
@@ -57,7 +56,7 @@ def merged_model(run: FinishedRun, manifest: Manifest, base: str) -> tuple[Any, 
             weight = weight.float()
             if record.rank:
                 down, up = (tensors[f"base_model.model.{name}.lora_{x}.weight"].float() for x in "AB")
-                weight = weight + float(run.best["alpha_over_rank"]) * (up @ down)
+                weight = weight + record.alpha / record.rank * (up @ down)
             linear.weight.copy_(weight)
     return model.eval(), tokenizer
 

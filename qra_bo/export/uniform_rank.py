@@ -1,19 +1,17 @@
 """``export/adapter_uniform_rank``: the adapter padded with zeros to its largest rank, the same function."""
 
 import json
-import re
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
-from qra_bo.export.foreign import CONFIG, TAKE_AGAIN, WEIGHTS, check_adapter
+from qra_bo.export.foreign import CONFIG, WEIGHTS, check_adapter, read_weights
 from qra_bo.export.run import FinishedRun
 from qra_bo.finetune.manifest import read_manifest
 from qra_bo.utils.errors import OutputError
 
 FOLDER = "export/adapter_uniform_rank"
-_MATRIX = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 
 
 def write(run: FinishedRun) -> list[Path]:
@@ -27,24 +25,18 @@ def write(run: FinishedRun) -> list[Path]:
         OutputError: If the adapter's weights are missing, they or its configuration differ from the manifest, or
             alpha / r differs between modules.
     """
-    source, target, manifest = run.adapter / WEIGHTS, run.folder / FOLDER, read_manifest(run.folder)
-    check_adapter(source.parent, manifest)
+    target, manifest = run.folder / FOLDER, read_manifest(run.folder)
+    check_adapter(run.adapter, manifest)
     ranks = {name: record.rank for name, record in manifest.modules.items() if record.rank}
     scales = {manifest.modules[name].alpha / rank for name, rank in ranks.items()}
     if max(scales) - min(scales) > 1e-9 * max(scales):
         raise OutputError(f"alpha / r differs between modules ({sorted(scales)}); one rank can't express that")
-    tensors = load_file(source)
-    missing = {f"base_model.model.{name}.lora_{x}.weight" for name in ranks for x in "AB"}
-    for key, tensor in tensors.items():
-        if match := _MATRIX.fullmatch(key):
-            axis, rank = "AB".index(match[2]), ranks.get(match[1], 0)
-            if key not in missing or tensor.ndim != 2 or tensor.shape[axis] != rank:
-                raise OutputError(f"{key} in {source} does not have the rank {rank} of the manifest; {TAKE_AGAIN}")
-            added = max(ranks.values()) - rank
-            tensors[key] = torch.nn.functional.pad(tensor, (0, added) if axis else (0, 0, 0, added)).contiguous()
-            missing.remove(key)
-    if missing:
-        raise OutputError(f"{source} lacks {min(missing)}; {TAKE_AGAIN}")
+    tensors = read_weights(run.adapter, manifest)
+    for name, rank in ranks.items():
+        added = max(ranks.values()) - rank
+        for matrix, sides in (("A", (0, 0, 0, added)), ("B", (0, added))):
+            key = f"base_model.model.{name}.lora_{matrix}.weight"
+            tensors[key] = torch.nn.functional.pad(tensors[key], sides).contiguous()
     config = {**run.adapter_config, "rank_pattern": {}, "alpha_pattern": {}}  # r and lora_alpha: of the largest rank
     target.mkdir(parents=True, exist_ok=True)
     save_file(tensors, target / WEIGHTS, metadata={"format": "pt"})

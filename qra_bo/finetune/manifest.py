@@ -15,23 +15,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from qra_bo.finetune.checked_tensors import add_tensors
+from qra_bo.finetune.checked_tensors import add_tensors, load_checked, save_checked
 from qra_bo.finetune.data.records import TokenBlocks
 from qra_bo.finetune.quantization.bank import LayerBank
 from qra_bo.finetune.quantization.base import State
 from qra_bo.memory.formats import format_from_json, parse_format
 from qra_bo.space import StorageFormat
 from qra_bo.utils.errors import OutputError, SpaceError
-from qra_bo.utils.files import COPY_AGAIN, check_plain, strict_json
+from qra_bo.utils.files import COPY_AGAIN, check_plain, strict_json, write_json
 from qra_bo.utils.redact import redact_all
 
 SCHEMA_VERSION = 1
 MANIFEST = "quant_manifest.json"
 PACKED = "packed.safetensors"
+ADAPTER_WEIGHTS = "adapter/adapter_model.safetensors"
 DTYPES, DEVICES = ("float32", "bfloat16", "float16"), ("cpu", "cuda")
 PACKAGES = ("torch", "bitsandbytes", "hqq", "peft", "transformers")
 PROBE = "probe.safetensors"
@@ -73,6 +73,7 @@ class Manifest:
         packed_on: Device type that packed the weights.
         modules: Record of every linear of the decoder by name, in module order.
         unquantised_sha256: Checksum of all other parameters.
+        adapter_sha256: Checksum of the adapter's tensors.
         packed: File of packed tensors beside the manifest, or ``None``.
         versions: Releases of the packages that determine the numbers.
     """
@@ -82,17 +83,19 @@ class Manifest:
     packed_on: str
     modules: Mapping[str, ModuleRecord]
     unquantised_sha256: str
+    adapter_sha256: str
     packed: str | None
     versions: Mapping[str, str]
 
-    @property
-    def sha256(self) -> str:
-        """Checksum of all packed tensors together."""
-        return joint_digest(record.sha256 for record in self.modules.values())
-
     def to_json(self) -> dict[str, Any]:
-        return {"schema_version": SCHEMA_VERSION, **asdict(self), "sha256": self.sha256,
-                "modules": {name: record.to_json() for name, record in self.modules.items()}}
+        return sealed({"schema_version": SCHEMA_VERSION, **asdict(self),
+                       "modules": {name: record.to_json() for name, record in self.modules.items()}})
+
+
+def sealed(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a manifest with the checksum of all of them under ``sha256``."""
+    fields = {key: value for key, value in data.items() if key != "sha256"}
+    return {**fields, "sha256": hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()}
 
 
 def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
@@ -100,11 +103,6 @@ def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     add_tensors(digest, tensors)
     return digest.hexdigest()
-
-
-def joint_digest(digests: Iterable[str]) -> str:
-    """Return the SHA-256 of checksums in the given order."""
-    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
 def unquantised_digest(model: nn.Module, linears: Iterable[str]) -> str:
@@ -121,7 +119,7 @@ def package_versions() -> dict[str, str]:
 
 def write_manifest(folder: Path, bank: LayerBank, ranks: Mapping[str, int], alpha_over_rank: float,
                    model: Mapping[str, Any], *, packed: bool = False) -> Manifest:
-    """Describe the layers that ``bank`` has installed in ``folder/quant_manifest.json``.
+    """Describe the layers that ``bank`` has installed and the adapter in ``folder`` in ``folder/quant_manifest.json``.
 
     ``ranks`` are those of the linears (0 or missing: no adapter); ``model`` is the node of ``conf/model``. The packed
     weights are written too on request, and wherever the adapter initialisation or the choice of codes changed the base.
@@ -135,11 +133,12 @@ def write_manifest(folder: Path, bank: LayerBank, ranks: Mapping[str, int], alph
         records[name] = ModuleRecord(parse_format(current[name]), (linear.out_features, linear.in_features), rank,
                                      rank * alpha_over_rank, tensors_digest(states[name]))
     manifest = Manifest(redact_all(dict(model)), str(bank.compute_dtype).removeprefix("torch."), bank.device.type,
-                        records, unquantised_digest(bank.model, records), PACKED if packed else None,
+                        records, unquantised_digest(bank.model, records),
+                        tensors_digest(load_file(folder / ADAPTER_WEIGHTS)), PACKED if packed else None,
                         package_versions())
     if packed:
         save_file(flatten(states), folder / PACKED)
-    (folder / MANIFEST).write_text(json.dumps(manifest.to_json(), indent=1) + "\n", encoding="utf-8")
+    write_json(folder / MANIFEST, manifest.to_json())
     return manifest
 
 
@@ -161,7 +160,7 @@ def read_manifest(folder: Path) -> Manifest:
     """Read the manifest of a run's folder.
 
     Raises:
-        OutputError: If there is none, it is malformed, of a newer schema, or its own checksum does not hold.
+        OutputError: If there is none, it is malformed, of another schema, or its own checksum does not hold.
     """
     path = folder / MANIFEST
     check_plain(path)
@@ -178,7 +177,8 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         modules = {name: ModuleRecord.from_json(record) for name, record in data["modules"].items()}
         manifest = Manifest(dict(data["model"].items()), data["compute_dtype"], data["packed_on"], modules,
-                            data["unquantised_sha256"], data["packed"], dict(data["versions"].items()))
+                            data["unquantised_sha256"], data["adapter_sha256"], data["packed"],
+                            dict(data["versions"].items()))
         whole = data["sha256"]
         if manifest.compute_dtype not in DTYPES or manifest.packed_on not in DEVICES \
                 or manifest.packed not in (None, PACKED):
@@ -186,8 +186,9 @@ def read_manifest(folder: Path) -> Manifest:
                              f"{manifest.packed!r}, which must be one of {DTYPES}, of {DEVICES}, and {PACKED} or null")
     except (KeyError, TypeError, AttributeError, IndexError, ValueError, OverflowError, SpaceError) as error:
         raise OutputError(f"{path} is malformed: {error!r} is missing or of the wrong type; {COPY_AGAIN}") from error
-    if whole != manifest.sha256:
-        raise OutputError(f"{path} was changed after it was written: its modules do not have the checksum it states")
+    if whole != sealed(data)["sha256"]:
+        raise OutputError(f"{path} was changed after it was written: its fields do not have the checksum that it "
+                          f"states; {COPY_AGAIN}")
     return manifest
 
 
@@ -203,11 +204,23 @@ def _logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
 def save_probe(model: Any, blocks: TokenBlocks, path: Path, device: torch.device) -> None:
     """Write the first tokens of the first held-out sequence and their logits (``1 x n x v``, v at most 4096)."""
     ids = torch.from_numpy(blocks.input_ids[:1, :N_TOKENS]).to(device)
-    save_file({"input_ids": ids.cpu(), "logits": _logits(model, ids).contiguous()}, path)
+    save_checked(path, {"input_ids": ids.cpu(), "logits": _logits(model, ids).contiguous()}, {})
+
+
+def read_probe(path: Path) -> tuple[Tensor, Tensor]:
+    """Return the tokens and logits of ``save_probe``.
+
+    Raises:
+        OutputError: If the file can't be read or is damaged.
+    """
+    try:
+        tensors, _ = load_checked(path)
+        return tensors["input_ids"], tensors["logits"]
+    except (OSError, ValueError, KeyError) as error:
+        raise OutputError(f"{path} can't be read or was changed ({error}); {COPY_AGAIN}") from error
 
 
 def probe_difference(model: Any, path: Path, device: torch.device) -> float:
     """Return the largest absolute difference between the model's logits and those in ``path``."""
-    with safe_open(path, framework="pt") as handle:
-        ids, expected = handle.get_tensor("input_ids"), handle.get_tensor("logits")
+    ids, expected = read_probe(path)
     return float((_logits(model, ids.to(device)) - expected).abs().max())

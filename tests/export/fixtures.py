@@ -35,7 +35,7 @@ def manifest_json(ranks: dict[str, int], formats: dict[str, str]) -> dict[str, A
 
     return Manifest({}, "float32", "cpu", {
         name: ModuleRecord(parse_format(fmt), (7, 6), ranks[name], 2.0 * ranks[name], "0" * 64)
-        for name, fmt in formats.items()}, "0" * 64, None, {}).to_json()
+        for name, fmt in formats.items()}, "0" * 64, "0" * 64, None, {}).to_json()
 
 
 def write_finished(folder: Path, **changes: Any) -> Path:

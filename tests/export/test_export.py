@@ -104,6 +104,9 @@ def test_padding_to_one_rank_keeps_the_product_and_scale(tmp_path):
         weights[f"base_model.model.{name}.lora_A.weight"] = torch.randn(r, 6, generator=draw)
         weights[f"base_model.model.{name}.lora_B.weight"] = torch.randn(7, r, generator=draw)
     save_file(weights, run / "adapter" / "adapter_model.safetensors")
+    from qra_bo.finetune.manifest import sealed, tensors_digest
+    manifest = json.loads((run / "quant_manifest.json").read_text()) | {"adapter_sha256": tensors_digest(weights)}
+    (run / "quant_manifest.json").write_text(json.dumps(sealed(manifest)))
     paths = export_all(run, ["uniform_rank"])
     padded = load_file(paths[1])
     config = json.loads(paths[0].read_text())

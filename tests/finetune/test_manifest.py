@@ -15,8 +15,8 @@ from qra_bo.finetune.adapters.lora import AdapterSettings, adapter_parameters, a
 from qra_bo.finetune.manifest import (
     MANIFEST,
     PACKED,
-    joint_digest,
     read_manifest,
+    sealed,
     tensors_digest,
     write_manifest,
 )
@@ -65,12 +65,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, torch.Tensor]:
 
 
 def edit(source: Path, target: Path, change: Any) -> Path:
-    """A copy of a run whose manifest was changed."""
+    """A copy of a run whose manifest was changed and sealed again, as its author could."""
     import shutil
     shutil.copytree(source, target)
     data = json.loads((target / MANIFEST).read_text())
     change(data)
-    (target / MANIFEST).write_text(json.dumps(data))
+    (target / MANIFEST).write_text(json.dumps(sealed(data)))
     return target
 
 
@@ -129,7 +129,7 @@ def test_manifest_states_what_contract_asks_for(run: tuple[Path, torch.Tensor]) 
     assert {k: first[k] for k in ("backend", "name", "bits", "block", "double_quant", "shape", "rank", "alpha")} == {
         "backend": "bitsandbytes", "name": "nf4", "bits": 4, "block": 64, "double_quant": True, "shape": [64, 64],
         "rank": 0, "alpha": 0}
-    assert data["sha256"] == joint_digest(m["sha256"] for m in data["modules"].values())
+    assert data["sha256"] == sealed(data)["sha256"]
     assert read_manifest(folder).to_json() == data
 
 
@@ -142,13 +142,8 @@ def test_digest_sees_names_types_shapes_and_bytes() -> None:
     assert tensors_digest({"a": base.clone()}) in digests
 
 
-def rehash(data: dict[str, Any]) -> None:
-    data["sha256"] = joint_digest(m["sha256"] for m in data["modules"].values())
-
-
 def wrong_checksum(data: dict[str, Any]) -> None:
     data["modules"]["model.layers.1.mlp.up_proj"]["sha256"] = "0" * 64
-    rehash(data)
 
 
 def older_release(data: dict[str, Any]) -> None:
@@ -163,14 +158,13 @@ def other_format(data: dict[str, Any]) -> None:
 @pytest.mark.parametrize(("change", "message"), [
     (wrong_checksum, r"layers\.1\.mlp\.up_proj quantised here differs.*base model's weights differ"),
     (older_release, r"hqq 0\.1 then"),
-    (lambda d: d["modules"]["model.layers.0.mlp.up_proj"].update(sha256="0"), "changed after it was written"),
     (lambda d: d.update(unquantised_sha256="0"), "embeddings or norms differ"),
     (lambda d: d.update(schema_version=2), "schema version 2"),
     (lambda d: d.pop("modules"), "modules"),
     (other_format, "nf4"),
     (lambda d: d.update(packed="gone.safetensors"), "missing"),
     (lambda d: d["modules"]["model.layers.0.mlp.up_proj"].update(rank=7), "belongs to another run"),
-    (lambda d: d["model"].update(n_layers=1), r"layers\.1"),
+    (lambda d: d["model"].update(n_layers=1), "not those of its modules"),
     (lambda d: d["model"].update(source="moon"), "moon"),
 ])
 def test_what_does_not_fit_is_refused(run: tuple[Path, torch.Tensor], tmp_path: Path, change: Any,
@@ -207,8 +201,45 @@ def test_adapter_of_another_run_is_refused(run: tuple[Path, torch.Tensor], tmp_p
     tensors = load_file(path)
     tensors.pop(sorted(tensors)[0])
     save_file(tensors, path)
-    with pytest.raises(OutputError, match="does not fit"):
+    with pytest.raises(OutputError, match="checksum of the run's manifest"):
         load(folder)
+    edit_again = json.loads((folder / MANIFEST).read_text()) | {"adapter_sha256": tensors_digest(tensors)}
+    (folder / MANIFEST).write_text(json.dumps(sealed(edit_again)))
+    with pytest.raises(OutputError, match="does not have the rank"):
+        load(folder)
+
+
+def _flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(bytes(content))
+
+
+def _nan(path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+    save_file({k: torch.full_like(v, float("nan")) for k, v in load_file(path).items()}, path)
+
+
+@pytest.mark.parametrize("damage", [_flip, _nan])
+def test_damaged_adapter_is_refused(run: tuple[Path, torch.Tensor], tmp_path: Path, damage: Any) -> None:
+    folder = edit(run[0], tmp_path / "copy", lambda d: None)
+    damage(folder / "adapter" / "adapter_model.safetensors")
+    with pytest.raises(OutputError, match="damaged or belongs to another run"):
+        load(folder)
+    load(folder, adapter=False)
+
+
+@pytest.mark.parametrize("change", [lambda d: d["model"].update(rope=1), lambda d: d["versions"].update(torch="1"),
+                                    lambda d: d["modules"]["model.layers.0.mlp.up_proj"].update(alpha=3.0),
+                                    lambda d: d.update(sha256=None)])
+def test_manifest_changed_after_it_was_written_is_refused(run: tuple[Path, torch.Tensor], tmp_path: Path,
+                                                          change: Any) -> None:
+    folder = edit(run[0], tmp_path / "copy", lambda d: None)
+    data = json.loads((folder / MANIFEST).read_text())
+    change(data)
+    (folder / MANIFEST).write_text(json.dumps(data))
+    with pytest.raises(OutputError, match="changed after it was written"):
+        read_manifest(folder)
 
 
 def test_cuda_is_demanded_where_there_is_none(run: tuple[Path, torch.Tensor], monkeypatch: pytest.MonkeyPatch) -> None:

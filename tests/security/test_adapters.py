@@ -11,7 +11,7 @@ from qra_bo.export.foreign import check_adapter
 from qra_bo.export.load import load
 from qra_bo.export.run import FinishedRun
 from qra_bo.export.uniform_rank import write
-from qra_bo.finetune.manifest import read_manifest
+from qra_bo.finetune.manifest import MANIFEST, read_manifest, sealed, tensors_digest
 from qra_bo.utils.errors import OutputError
 
 TANGLED = "(([a-z0-9_.]+)+)+!"
@@ -52,7 +52,10 @@ def test_the_largest_rank_is_that_of_the_tensors(run: Path) -> None:
         path.write_text(before)
     weights = load_file(path.parent / "adapter_model.safetensors")
     name = next(n for n in weights if "lora_B" in n)
-    save_file({**weights, name: weights[name][:, :0]}, path.parent / "adapter_model.safetensors")
+    shortened = {**weights, name: weights[name][:, :0].contiguous()}
+    save_file(shortened, path.parent / "adapter_model.safetensors")
+    manifest = json.loads((run / MANIFEST).read_text()) | {"adapter_sha256": tensors_digest(shortened)}
+    (run / MANIFEST).write_text(json.dumps(sealed(manifest)))
     with pytest.raises(OutputError, match="does not have the rank"):
         write(finished(run))
 

@@ -19,7 +19,7 @@ from qra_bo.export.foreign import check_adapter
 from qra_bo.export.load import load
 from qra_bo.export.run import FinishedRun
 from qra_bo.finetune.data.jsonl import read_records
-from qra_bo.finetune.manifest import MANIFEST, PROBE, read_manifest
+from qra_bo.finetune.manifest import MANIFEST, PROBE, read_manifest, sealed
 from qra_bo.finetune.models.load import load_base
 from qra_bo.pipeline.folders import run_folder
 from qra_bo.report.data import load_run
@@ -38,11 +38,11 @@ HF = {"name": "hf", "source": "path", "gguf_file": None, "revision": None, "trus
 
 
 def changed(whole: Path, target: Path, name: str, change: Callable[[dict[str, Any]], None]) -> Path:
-    """A copy of a finished run with one JSON file changed."""
+    """A copy of a finished run with one JSON file changed; a manifest is sealed again, as its author could."""
     shutil.copytree(whole, target)
     data = json.loads((target / name).read_text())
     change(data)
-    (target / name).write_text(json.dumps(data))
+    (target / name).write_text(json.dumps(sealed(data) if name == MANIFEST else data))
     return target
 
 
@@ -54,6 +54,11 @@ def changed(whole: Path, target: Path, name: str, change: Callable[[dict[str, An
     (lambda d: d.update(model=[1]), OutputError, "malformed"),
     (lambda d: d.update(model={}), OutputError, "names no base model"),
     (lambda d: d["model"].pop("vocab_size"), OutputError, "vocab_size"),
+    *((lambda d, changes=changes: d["model"].update(changes), OutputError, message) for changes, message in [
+        ({"n_heads": 0}, "n_heads=0"), ({"n_layers": "2"}, "n_layers='2'"), ({"hidden_size": 64.0}, "hidden_size=64"),
+        ({"tied": 1}, "'tied' true or false"), ({"n_kv_heads": 3}, "n_kv_heads must divide"),
+        ({"n_layers": 10**12}, "1000000000000 layers"), ({"hidden_size": 10**9}, "not those of its modules"),
+        ({"head_dim": True}, "head_dim=True"), ({"vocab_size": 10**13}, "bytes of memory")]),
     (lambda d: d.update(packed="../../etc/passwd"), OutputError, "packed"),
     (lambda d: d.update(compute_dtype="load"), OutputError, "compute_dtype"),
     (lambda d: d.update(packed_on="/dev/mem"), OutputError, "packed_on"),
