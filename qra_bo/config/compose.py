@@ -122,6 +122,8 @@ def config_from(raw: Mapping[str, Any], found: Sequence[Problem] = ()) -> RunCon
         if config.quantizer.rounding == "auto":  # GPTQ where a real model is quantised and all adapters share its base
             chosen = "gptq" if config.oracle.trains and config.adapter.init not in OWN_BASE else "rtn"
             config = config.with_changes(quantizer=config.quantizer.with_changes(rounding=chosen))
+        if not config.oracle.trains_longer:  # the ranking check would ask a table for more steps than it records
+            config = config.with_changes(effort=config.effort.with_changes(ranking_top=0))
         problems += [p for p in problems_of(config) if p.key not in {m.key for m in mismatches}]
     if config is None or problems:
         raise ConfigError(dict.fromkeys(p.message for p in problems))

@@ -15,7 +15,7 @@ from typing_extensions import TypedDict
 from qra_bo.memory import parse_format
 from qra_bo.memory.budget import headroom_bytes
 from qra_bo.utils.errors import ConfigError
-from qra_bo.utils.fields import REFUSED, Count, Group, Natural, NonNegative, Positive, Texts, accepted_by, must_be
+from qra_bo.utils.fields import REFUSED, Count, Group, Natural, Noise, NonNegative, Positive, Texts, accepted_by, must_be
 
 LR_EXPONENTS = {"constant": 0.0, "inverse_sqrt": 0.5, "inverse": 1.0}
 
@@ -133,10 +133,12 @@ class MemoryConfig(Group):
 
 
 class FinetuneOracleConfig(Group):
-    """Real fine-tuning."""
+    """Real fine-tuning. ``trains``: of an oracle whose winner is fine-tuned; ``trains_longer``: of one that answers
+    trainings beyond a full-fidelity trial."""
 
     name: Literal["finetune"]
     trains: ClassVar[bool] = True
+    trains_longer: ClassVar[bool] = True
 
 
 class BenchmarkOracleConfig(Group):
@@ -146,22 +148,25 @@ class BenchmarkOracleConfig(Group):
     name: Literal["benchmark"]
     table: str | None
     emulator: Literal["boosted", "network"]
-    noise: NonNegative | None
+    noise: Noise | None
     trains: ClassVar[bool] = False
+    trains_longer: ClassVar[bool] = False
 
 
 class SyntheticOracleConfig(Group):
     """A planted optimum; ``noise`` is the standard deviation of a loss over training seeds (nats)."""
 
     name: Literal["synthetic"]
-    noise: NonNegative
+    noise: Noise
     trains: ClassVar[bool] = False
+    trains_longer: ClassVar[bool] = True
 
 
 class OwnOracleConfig(Target):
     """An oracle of the user's own package, made by its ``_target_``."""
 
     trains: ClassVar[bool] = False
+    trains_longer: ClassVar[bool] = True
 
 
 def _kind_of_oracle(value: Any) -> Any:

@@ -12,10 +12,10 @@ from qra_bo.memory.budget import OF_ALLOCATION
 from qra_bo.memory.formats import default_format
 from qra_bo.memory.optimizers import is_paged
 from qra_bo.oracle.emulator.table import TASK as TASK_FILE
-from qra_bo.oracle.emulator.table import folder_of
+from qra_bo.oracle.emulator.table import folder_of, load_facts
 from qra_bo.searchers.priors import shipped_priors
 from qra_bo.trials import OWN_BASE
-from qra_bo.utils.errors import UserError
+from qra_bo.utils.errors import DataError, UserError
 
 ON_A_RUN = ("evaluate", "export", "report")
 """Tasks on a run's folder: they need nothing else."""
@@ -131,6 +131,21 @@ def _files(config: RunConfig) -> Iterator[Problem]:
         table = config.oracle.table
         yield from _file("oracle.table", table and str(folder_of(Path(table)) / TASK_FILE),
                          "the folder of a table of real trials, such as bench/data/plays, or its evaluations.csv")
+        if table is not None:
+            yield from _steps_of_table(config, folder_of(Path(table)))
+
+
+def _steps_of_table(config: RunConfig, folder: Path) -> Iterator[Problem]:
+    try:
+        facts = load_facts(folder)
+    except DataError:  # reported when the table is read as a whole
+        return
+    if config.fidelity.high != facts.steps:
+        yield Problem("fidelity.high", f"fidelity.high must be {facts.steps}, the steps of every trial of the table "
+                                       f"{folder}; got {config.fidelity.high}.")
+    if config.fidelity.low not in (None, *facts.record_at):
+        yield Problem("fidelity.low", f"fidelity.low must be null or one of {', '.join(map(str, facts.record_at))}, the "
+                                      f"steps whose loss the table {folder} records; got {config.fidelity.low}.")
 
 
 def _file(key: str, path: str | None, wanted: str) -> Iterator[Problem]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Annotated, Any, Self
 
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Le
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, StrictFloat, StrictInt
 from pydantic_core import PydanticCustomError
 
@@ -51,6 +51,8 @@ Count = Annotated[StrictInt, Ge(1)]
 Natural = Annotated[StrictInt, Ge(0)]
 Positive = Annotated[StrictFloat, Gt(0)]
 NonNegative = Annotated[StrictFloat, Ge(0)]
+Noise = Annotated[StrictFloat, Ge(0), Le(100)]
+"""Standard deviation of a loss (nats); a larger one exceeds any loss, and squares of it would overflow."""
 ONE_IS_A_LIST = BeforeValidator(lambda value: [value] if isinstance(value, (str, int, float)) else value)
 Texts = Annotated[tuple[str, ...], ONE_IS_A_LIST]
 """A list of texts; one text stands for a list of one."""
