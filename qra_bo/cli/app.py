@@ -6,7 +6,6 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from qra_bo.cli.help import short_help
 from qra_bo.config.check import Problem
 from qra_bo.config.compose import (
     HYDRA_ERRORS,
@@ -36,6 +36,7 @@ from qra_bo.study.signals import Interrupts
 from qra_bo.tasks import run_task
 from qra_bo.utils.errors import ConfigError, QRABOError, worst
 from qra_bo.utils.redact import printable, redact
+from qra_bo.utils.version import __version__
 
 BUG = 1
 JOBS = "jobs.jsonl"
@@ -64,9 +65,16 @@ def _run(argv: list[str]) -> int:
         ConfigError: With every problem of the overrides at once, where no job reports them.
     """
     if not argv:  # what the program is, and what it would do
-        with suppress(SystemExit):  # with which Hydra ends its help
-            _show(["--help"])
+        print(short_help())
         return _run(["task=memory"])
+    if not {"--help", "-h"}.isdisjoint(argv):
+        if "all" not in argv:
+            print(short_help(), end="")
+            return 0
+        argv = [a for a in argv if a != "all"]
+    if "--version" in argv:
+        print(f"qra_bo {__version__}")
+        return 0
     if any(a.startswith("--e") for a in argv):  # argparse takes any beginning of --experimental-rerun
         raise ConfigError("--experimental-rerun reads a pickle, which can run code, and is not taken; give the same "
                           "overrides again.")

@@ -15,7 +15,18 @@ from typing_extensions import TypedDict
 from qra_bo.memory import parse_format
 from qra_bo.memory.budget import headroom_bytes
 from qra_bo.utils.errors import ConfigError
-from qra_bo.utils.fields import REFUSED, Count, Group, Natural, Noise, NonNegative, Positive, Texts, accepted_by, must_be
+from qra_bo.utils.fields import (
+    REFUSED,
+    Count,
+    Group,
+    Natural,
+    Noise,
+    NonNegative,
+    Positive,
+    Texts,
+    accepted_by,
+    must_be,
+)
 
 LR_EXPONENTS = {"constant": 0.0, "inverse_sqrt": 0.5, "inverse": 1.0}
 

@@ -10,6 +10,7 @@ from qra_bo.cli import app
 from qra_bo.cli.app import JOBS, Job, read_jobs, record_job, summary, worst
 from qra_bo.config import RunConfig, compose
 from qra_bo.utils.errors import BudgetError, OracleError
+from qra_bo.utils.version import __version__
 
 
 @pytest.fixture(autouse=True)
@@ -125,9 +126,23 @@ def test_cfg_job_prints_the_configuration(seen: list[RunConfig], capfd: pytest.C
     assert seen == []
 
 
-def test_help_lists_groups_and_keys(capfd: pytest.CaptureFixture[str]) -> None:
+def test_help_fits_a_screen(seen: list[RunConfig], capfd: pytest.CaptureFixture[str]) -> None:
+    assert app.main(["--help"]) == app.main(["model=tiny", "-h"]) == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert lines[:len(lines) // 2] == lines[len(lines) // 2:]
+    assert 20 < len(lines) // 2 <= 40
+    assert max(map(len, lines)) <= 120
+    assert seen == []
+
+
+def test_version_is_the_projects(capfd: pytest.CaptureFixture[str]) -> None:
+    assert app.main(["--version"]) == 0
+    assert capfd.readouterr().out == f"qra_bo {__version__}\n"
+
+
+def test_help_all_lists_groups_and_keys(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        app.main(["--help"])
+        app.main(["--help", "all"])
     assert caught.value.code == 0
     out = capfd.readouterr().out
     assert "python -m qra_bo [task=TASK] +model=NAME budget=SIZE [key=value ...]" in out

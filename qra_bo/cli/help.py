@@ -1,0 +1,44 @@
+"""The help of one screen; ``--help all`` leaves every key to Hydra's own."""
+
+from qra_bo.config.overrides import CONF
+
+HELP = """\
+qra_bo finds the bit-width and LoRA rank of every layer that fine-tune best within a memory budget.
+
+  python -m qra_bo [task=TASK] +model=NAME budget=SIZE [key=value ...]
+
+Knobs
+  model=NAME          smollm2_135m, llama3_1_8b_instruct, qwen2_5_7b_instruct, ... ({models} in conf/model)
+                      any other: +model=hf model.path=ORG/NAME, or a folder
+  budget=SIZE         10GB, 10GiB, auto (what the device has), uniform:4,16 (what that choice needs); or gpu=rtx4090
+  bits=[2,3,4,8]      bit-widths that a layer may have
+  ranks=[4,8,16]      LoRA ranks that a layer may have
+  granularity=layer   layer | block | fused | module: what shares bits and rank
+  effort=normal       {efforts}: how much a search may spend
+  data=jsonl          with data.path=FILE, your text; also {data}
+
+Tasks
+  task=search         search, compare with the best uniform choice, fine-tune, export, report (the default)
+  task=memory         what fits the budget; needs no weights and no GPU
+  task=finetune       fine-tune a given allocation=uniform:4,16 or allocation=best.json
+  task=profile        sensitivities of the layers
+  task=evaluate       accuracy of a finished run, out=RUN eval.tasks=[...]
+  task=export         other formats of a finished run
+  task=report         the report of a finished run
+
+Examples
+  python -m qra_bo task=memory +model=llama3_1_8b_instruct gpu=rtx4090
+  python -m qra_bo +model=qwen2_5_7b_instruct budget=8GB data=jsonl data.path=chat.jsonl
+  python -m qra_bo task=finetune allocation=outputs/RUN/best.json data=jsonl data.path=newer.jsonl
+
+--help all lists every key, --cfg job prints the configuration, --multirun starts a sweep. Documentation: docs/
+"""
+
+
+def short_help() -> str:
+    """Return the help of one screen, with the options that ``conf/`` has."""
+    def names(group: str) -> list[str]:
+        return sorted(path.stem for path in (CONF / group).glob("*.yaml") if not path.stem.startswith("_"))
+
+    return HELP.format(models=len(names("model")), efforts=" | ".join(names("effort")),
+                       data=", ".join(sorted({*names("data")} - {"jsonl", "tiny"})))
