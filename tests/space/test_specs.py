@@ -71,7 +71,8 @@ PUBLISHED = {"smollm2_135m": 134_515_008, "llama2_7b": 6_738_415_616, "llama2_70
              "qwen3_8b": 8_190_735_360, "qwen3_14b": 14_768_307_200, "qwen3_32b": 32_762_123_264,
              "mistral_7b_instruct": 7_248_023_552, "gemma3_1b_instruct": 999_885_952, "phi4": 14_659_507_200,
              "phi3_5_mini": 3_821_079_552}
-"""Parameters on the pages of the hub repositories, those of tied heads counted once."""
+"""Parameters, those of tied heads counted once: the wheel's GGUF, KerasHub's presets, and totals of safetensors on the
+hub that public repositories quote (Llama of 1 B, 3 B and 70 B; Qwen2.5 of 1.5, 7 and 14 B; Phi)."""
 VARIANTS = {"llama2_7b_chat": "llama2_7b", "llama3_1_8b_instruct": "llama3_1_8b", "llama3_2_3b_instruct": "llama3_2_3b",
             "qwen2_5_3b_instruct": "qwen2_5_3b", "qwen2_5_7b_instruct": "qwen2_5_7b"}
 """Instruction-tuned models by the base model that they share the architecture with."""
