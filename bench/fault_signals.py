@@ -104,9 +104,8 @@ def _strike(process: RunProcess, kind: str, stopped: float) -> bool:
     end = time.monotonic() + PATIENCE
     if kind in ENDS:
         signum, _ = ENDS[kind]
-        while signum not in (signal.SIGKILL, signal.SIGINT) and not process.catches(signum) and _is_running(process) \
-                and time.monotonic() < end:
-            time.sleep(.003)  # before its first line of code a process can only die of it
+        while kind != KILL and not process.catches(signal.SIGUSR1) and _is_running(process) and time.monotonic() < end:
+            time.sleep(.003)  # before the run handles signals a process can only die of one
         process.signal(signum)
         return True
     if kind == STOP:
