@@ -8,6 +8,7 @@ from qra_bo.export.merged import half, packing_device, save_dense
 from qra_bo.export.run import FinishedRun
 from qra_bo.finetune.manifest import read_manifest
 from qra_bo.utils.errors import ModelError, OutputError
+from qra_bo.utils.files import follow_umask
 
 FOLDER = "export/bitsandbytes"
 SERVABLE = ("nf4", "fp16")
@@ -50,4 +51,5 @@ def write(run: FinishedRun) -> list[Path]:
             outer.offset = state["offset"].to(weight.device)
         model.save_pretrained(str(target), safe_serialization=True)
         tokenizer.save_pretrained(str(target))
+        follow_umask(*target.glob("*.safetensors"))
     return sorted(p for p in target.iterdir() if p.is_file())

@@ -154,7 +154,7 @@ def stored_states(manifest: Manifest, folder: Path) -> dict[str, State] | None:
         raise OutputError(f"{path}, which the manifest names, is missing")
     try:
         states = unflatten(load_file(path))
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise OutputError(f"{path} is damaged or no safetensors file ({error}); {COPY_AGAIN}") from error
     check_states(manifest, states, folder)
     return states

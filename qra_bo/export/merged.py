@@ -11,6 +11,7 @@ from qra_bo.export.run import FinishedRun
 from qra_bo.finetune.manifest import Manifest, read_manifest
 from qra_bo.finetune.models.load import cast_parameters
 from qra_bo.finetune.quantization.base import packed
+from qra_bo.utils.files import follow_umask
 
 FOLDER = "export/merged"
 DEQUANTISED, ORIGINAL = "dequantised", "original"
@@ -81,3 +82,4 @@ def save_dense(model: Any, tokenizer: Any, folder: Path) -> None:
         del model.config.quantization_config
     model.save_pretrained(str(folder), safe_serialization=True)
     tokenizer.save_pretrained(str(folder))
+    follow_umask(*folder.glob("*.safetensors"))

@@ -3,10 +3,9 @@
 from dataclasses import replace
 from pathlib import Path
 
-from safetensors.torch import save_file
-
 from qra_bo.export.load import check_states, load
 from qra_bo.export.run import FinishedRun
+from qra_bo.finetune.checked_tensors import save_tensors
 from qra_bo.finetune.manifest import MANIFEST, PACKED, flatten, read_manifest
 from qra_bo.finetune.quantization.base import packed
 from qra_bo.utils.files import write_json
@@ -24,6 +23,6 @@ def write(run: FinishedRun) -> list[Path]:
         model, _ = load(folder, manifest.packed_on, adapter=False, trust_remote_code=run.trust_remote_code)
         states = {name: packed(model.get_submodule(name)).packed_state() for name in manifest.modules}
         check_states(manifest, states, folder)
-        save_file({key: tensor.cpu() for key, tensor in flatten(states).items()}, folder / PACKED)
+        save_tensors(folder / PACKED, {key: tensor.cpu() for key, tensor in flatten(states).items()})
         write_json(folder / MANIFEST, replace(manifest, packed=PACKED).to_json())
     return [folder / PACKED, folder / MANIFEST]

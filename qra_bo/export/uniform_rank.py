@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 from qra_bo.export.foreign import CONFIG, WEIGHTS, check_adapter, read_weights
 from qra_bo.export.run import FinishedRun
+from qra_bo.finetune.checked_tensors import save_tensors
 from qra_bo.finetune.manifest import read_manifest
 from qra_bo.utils.errors import OutputError
 
@@ -39,6 +39,6 @@ def write(run: FinishedRun) -> list[Path]:
             tensors[key] = torch.nn.functional.pad(tensors[key], sides).contiguous()
     config = {**run.adapter_config, "rank_pattern": {}, "alpha_pattern": {}}  # r and lora_alpha: of the largest rank
     target.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, target / WEIGHTS, metadata={"format": "pt"})
+    save_tensors(target / WEIGHTS, tensors, {"format": "pt"})
     (target / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return [target / CONFIG, target / WEIGHTS]

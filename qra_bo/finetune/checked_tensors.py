@@ -11,6 +11,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from qra_bo.utils.files import follow_umask
+
 
 def add_tensors(digest: Any, tensors: Mapping[str, Tensor]) -> None:
     """Add name, type, shape and all bytes of each tensor to a hash, in the order of their names and one at a time."""
@@ -27,6 +29,19 @@ def fast_hash(tensors: Mapping[str, Tensor], facts: str = "") -> str:
     return digest.hexdigest()
 
 
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str] | None = None) -> None:
+    """Replace ``path`` by contiguous tensors and texts about them, with the permissions of any new file.
+
+    Raises:
+        OSError: If they can't be written.
+    """
+    try:
+        save_file(dict(tensors), path, metadata=None if about is None else dict(about))
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
+    follow_umask(path)
+
+
 def save_checked(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
     """Write tensors and JSON values with the checksum of both.
 
@@ -34,10 +49,7 @@ def save_checked(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, 
         OSError: If they can't be written.
     """
     text = json.dumps(facts)
-    try:
-        save_file(dict(tensors), path, metadata={"facts": text, "checksum": fast_hash(tensors, text)})
-    except SafetensorError as error:
-        raise OSError(str(error)) from error
+    save_tensors(path, tensors, {"facts": text, "checksum": fast_hash(tensors, text)})
 
 
 def load_checked(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

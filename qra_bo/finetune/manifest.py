@@ -15,17 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from qra_bo.finetune.checked_tensors import add_tensors, load_checked, save_checked
+from qra_bo.finetune.checked_tensors import add_tensors, load_checked, save_checked, save_tensors
 from qra_bo.finetune.data.records import TokenBlocks
 from qra_bo.finetune.quantization.bank import LayerBank
 from qra_bo.finetune.quantization.base import State
 from qra_bo.memory.formats import format_from_json, parse_format
 from qra_bo.space import StorageFormat
 from qra_bo.utils.errors import OutputError, SpaceError
-from qra_bo.utils.files import COPY_AGAIN, check_plain, strict_json, write_json
+from qra_bo.utils.files import COPY_AGAIN, MAY_READ, check_plain, strict_json, write_json
 from qra_bo.utils.redact import redact_all
 
 SCHEMA_VERSION = 1
@@ -137,7 +137,7 @@ def write_manifest(folder: Path, bank: LayerBank, ranks: Mapping[str, int], alph
                         tensors_digest(load_file(folder / ADAPTER_WEIGHTS)), PACKED if packed else None,
                         package_versions())
     if packed:
-        save_file(flatten(states), folder / PACKED)
+        save_tensors(folder / PACKED, flatten(states))
     write_json(folder / MANIFEST, manifest.to_json())
     return manifest
 
@@ -166,6 +166,8 @@ def read_manifest(folder: Path) -> Manifest:
     check_plain(path)
     try:
         data = strict_json(path.read_text(encoding="utf-8"))
+    except PermissionError as error:
+        raise OutputError(f"{path} can't be read ({error.strerror}); {MAY_READ}") from error
     except OSError as error:
         raise OutputError(f"{folder} is not the folder of a finished run: it holds no {MANIFEST}") from error
     except ValueError as error:

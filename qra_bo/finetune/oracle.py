@@ -13,7 +13,7 @@ from qra_bo.finetune.adapters.inits import Initialiser
 from qra_bo.finetune.adapters.lora import AdapterSettings, adapter_parameters, attach, detach
 from qra_bo.finetune.cache import ProfileCache, TensorStore
 from qra_bo.finetune.data.records import DataSplits, TokenBlocks, batches
-from qra_bo.finetune.manifest import PROBE, save_probe, write_manifest
+from qra_bo.finetune.manifest import ADAPTER_WEIGHTS, PROBE, save_probe, write_manifest
 from qra_bo.finetune.models.checkpointing import use_checkpointing
 from qra_bo.finetune.models.load import commit_of
 from qra_bo.finetune.profiling import measure_quantization_sensitivity, measure_rank_sensitivity, unit_choice
@@ -29,7 +29,7 @@ from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import Allocation, StorageFormat, Unit
 from qra_bo.trials import TrialResult, TrialSpec, TrialState, peaks_to_json
 from qra_bo.utils.errors import OracleError, TrainingError, is_out_of_memory
-from qra_bo.utils.files import writing
+from qra_bo.utils.files import follow_umask, writing
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,8 +197,9 @@ class FinetuneOracle:
         def save() -> None:
             ranks = unit_choice(self.units, chosen.ranks)
             node = {**model_cfg, "revision": model_cfg.get("revision") or commit_of(self.model)}
-            with writing(folder, "run the same command again: the training is kept"):
+            with writing(folder, "run the same command again"):
                 self.peft.save_pretrained(str(folder / "adapter"), safe_serialization=True, save_embedding_layers=False)
+                follow_umask(folder / ADAPTER_WEIGHTS)
                 write_manifest(folder, self.bank, ranks, self.settings.adapter.alpha_over_rank, node,
                                packed=self.device.type == "cuda")
                 save_probe(self.model, self.data.test, folder / PROBE, self.device)

@@ -245,7 +245,7 @@ class Journal:
                 check_plain(self.path)
                 if self.path.exists():
                     self.content = read_journal(self.path)
-                self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+                self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
                 stack.callback(os.close, self._fd)
                 folder = os.open(self.path.parent, os.O_RDONLY)
                 stack.callback(os.close, folder)

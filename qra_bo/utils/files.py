@@ -13,6 +13,8 @@ from qra_bo.utils.errors import OutputError
 
 COPY_AGAIN = "copy the run's folder again from where it was made"
 """Remedy for a damaged file of a run that no command can write again."""
+MAY_READ = "ask its owner to let you read it: chmod -R a+rX on the run's folder"
+"""Remedy for files of a run that belong to someone else."""
 MOST_DIGITS = 300
 """Digits of the largest whole number in a file; a longer one exceeds the range of floats."""
 
@@ -52,6 +54,18 @@ def replace_text(path: Path, text: str) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def follow_umask(*paths: Path) -> None:
+    """Give files the permissions that a new one gets in their folder: libraries that write a temporary file and rename
+    it leave them to its owner alone. Raises ``OSError`` if that can't be done."""
+    for path in paths:
+        fresh = path.with_name(f".{path.name}.{os.getpid()}.new")
+        try:
+            fresh.touch()
+            path.chmod(stat.S_IMODE(fresh.stat().st_mode))
+        finally:
+            fresh.unlink(missing_ok=True)
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -124,13 +138,16 @@ def check_plain(path: Path) -> None:
 
 def check_run_folder(folder: Path) -> None:
     """Refuse a run's folder that holds links, which lead out of it, or pipes and devices, at which readers would hang.
-    Raises ``OutputError`` with the first of them, and the targets of links."""
+    Raises ``OutputError`` with the first of them, and the targets of links, or with a folder that can't be read."""
     links: list[Path] = []
     others: list[Path] = []
-    for root, folders, names in os.walk(folder):
-        for path in (Path(root, name) for name in (*folders, *names)):
-            kind = _kind(path)
-            (links if kind == _LINK else others if kind == _SPECIAL else []).append(path)
+    try:
+        for root, folders, names in os.walk(folder, onerror=_raise):
+            for path in (Path(root, name) for name in (*folders, *names)):
+                kind = _kind(path)
+                (links if kind == _LINK else others if kind == _SPECIAL else []).append(path)
+    except OSError as error:
+        raise OutputError(f"{error.filename} can't be read ({error.strerror}); {MAY_READ}") from error
     if others:
         raise OutputError(f"{folder} holds {min(others).relative_to(folder)}, which is no regular file (a pipe, a "
                           "socket or a device): nothing in it is read or written. Take a copy without it, or another "
@@ -139,6 +156,11 @@ def check_run_folder(folder: Path) -> None:
         listed = ", ".join(f"{link.relative_to(folder)} -> {os.readlink(link)}" for link in sorted(links)[:3])
         raise OutputError(f"{folder} holds symbolic links ({listed}), which a run's folder never does: nothing in it "
                           "is read or written. Take a copy without them, or another folder")
+
+
+def _raise(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):  # what reads those says so
+        raise error
 
 
 _LINK, _SPECIAL = "a symbolic link", "no regular file"

@@ -1,11 +1,14 @@
 import os
+import random
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from qra_bo.finetune.training.trial_run import Checkpoint, CheckpointStore
+from tests.damage import DAMAGES
 
 
 def _checkpoint(step: int, target: int) -> Checkpoint:
@@ -36,6 +39,24 @@ def test_an_unreadable_checkpoint_is_removed(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path)
     assert store.load("x", 8) is None
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_checkpoints_are_never_used(tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
+    store = CheckpointStore(tmp_path)
+    for name in ("x", "y"):
+        store.save(name, _checkpoint(4, 8))
+    for seed in range(8):
+        for name in ("x", "y"):
+            store.save(name, replace(_checkpoint(4, 8), seconds=float(name == "y")))
+        DAMAGES[damage]([tmp_path / "x.safetensors", tmp_path / "y.safetensors"], random.Random(seed))
+        found = [store.load(name, 8) for name in ("x", "y")]
+        if damage == "folder":
+            (tmp_path / "x.safetensors").rmdir()
+            (tmp_path / "y.safetensors").rmdir()
+        assert found == [None, None]
+        assert "can't be used, and the training begins anew" in caplog.text
+        caplog.clear()
 
 
 def test_the_oldest_checkpoints_are_removed_first(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """One training while it runs, a trial's or the final one: steps and cost so far, and its checkpoints."""
 
-import json
 import logging
 import os
 import time
@@ -8,10 +7,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from qra_bo.finetune.checked_tensors import load_checked, save_checked
 from qra_bo.finetune.training.final import FinalSettings
 from qra_bo.finetune.training.optimizer import UnitwiseAdamW
 from qra_bo.oracle.protocol import TRAINING
@@ -67,7 +65,7 @@ class CheckpointStore:
         try:
             self.folder.mkdir(exist_ok=True)
             self._write(name, checkpoint, temporary)
-        except (OSError, SafetensorError) as error:
+        except OSError as error:
             log.warning("no checkpoint can be written to %s (%s); the trial continues, and after a kill it repeats its "
                         "steps since the last checkpoint", self.folder, error)
         finally:
@@ -75,8 +73,9 @@ class CheckpointStore:
 
     def _write(self, name: str, checkpoint: Checkpoint, temporary: Path) -> None:
         facts = {f.name: getattr(checkpoint, f.name) for f in fields(checkpoint) if f.name not in ("state", "best")}
+        facts["name"] = name  # a file under another one's name is refused
         tensors = {**checkpoint.state, **{_BEST + k: v for k, v in checkpoint.best.items()}}
-        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata={"facts": json.dumps(facts)})
+        save_checked(temporary, {k: v.contiguous() for k, v in tensors.items()}, facts)
         with temporary.open("rb") as handle:
             os.fsync(handle.fileno())
         ages = {}
@@ -99,20 +98,21 @@ class CheckpointStore:
     def load(self, name: str, at_most: int) -> Checkpoint | None:
         """Return the checkpoint of ``name`` for at most ``at_most`` steps, or ``None``; remove an unreadable one."""
         path = self._path(name)
-        if not path.is_file():
-            return None
         try:
-            with safe_open(path, framework="pt") as handle:
-                facts = json.loads(handle.metadata()["facts"])
-                if facts["target"] > at_most:
-                    return None
-                curve = tuple((int(s), float(v)) for s, v in facts.pop("curve"))
-                tensors = {k: handle.get_tensor(k) for k in handle.keys()}  # noqa: SIM118
-                best = {k.removeprefix(_BEST): tensors.pop(k) for k in list(tensors) if k.startswith(_BEST)}
-                return Checkpoint(**facts, curve=curve, state=tensors, best=best)
-        except (SafetensorError, OSError, KeyError, ValueError, TypeError, RecursionError):
-            path.unlink(missing_ok=True)  # written by a machine that died, or foreign
+            tensors, facts = load_checked(path)
+            if facts.pop("name") != name:
+                raise ValueError("it is the checkpoint of another trial")
+            curve = tuple((int(s), float(v)) for s, v in facts.pop("curve"))
+            best = {k.removeprefix(_BEST): tensors.pop(k) for k in list(tensors) if k.startswith(_BEST)}
+            found = Checkpoint(**facts, curve=curve, state=tensors, best=best)
+        except FileNotFoundError:
             return None
+        except (OSError, KeyError, ValueError, TypeError, RecursionError) as error:
+            log.warning("the checkpoint %s can't be used, and the training begins anew: %s", path, error)
+            with suppress(OSError):
+                path.unlink()
+            return None
+        return found if found.target <= at_most else None
 
 
 @dataclass(slots=True)
