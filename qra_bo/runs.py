@@ -33,11 +33,11 @@ def list_runs(folder: Path, console: Console) -> None:
     rows = []
     for run in runs:
         d, name = run.data, printable(str(run.folder.relative_to(folder)) if run.folder != folder else run.folder.name)
-        facts = (DASH,) * 6 if d is None else (
+        facts = (DASH,) * 7 if d is None else (
             d.header.model, f"{size(d.header.budget_bytes)} {d.header.scope}", d.header.oracle,
-            number(d.final_loss if d.study.given else d.search_loss), versus(d), str(len(d.study.trials)))
+            number(d.search_loss), number(d.final_loss), versus(d), str(len(d.study.trials)))
         rows.append((name, run.state, *facts))
-    print_table(console, ("run", "state", "model", "budget", "oracle", "loss", "versus best uniform", "trials"), rows)
+    print_table(console, ("run", "state", "model", "budget", "oracle", "search loss", "final loss", "versus best uniform", "trials"), rows)
     for run in runs:
         if run.problem:
             print_line(console, f"{run.folder}: {run.problem}")

@@ -6,8 +6,10 @@ import pytest
 
 from qra_bo.cli.app import main as command
 from qra_bo.report.html import write_report
+from qra_bo.report.text import DASH
 from qra_bo.runs import CHECKPOINTS, main
 from qra_bo.study.journal import RunLock
+from tests.colleague import as_colleague, open_copy
 from tests.report.fixtures import make_events, write_run
 
 
@@ -27,10 +29,27 @@ def test_list_has_a_line_a_run_and_keeps_unreadable_ones(outputs, capsys):
     lines = capsys.readouterr().out.splitlines()
     cells = {line.split("\t")[0]: line.split("\t") for line in lines if "\t" in line}
     assert cells["done"][1] == "done"
-    assert cells["done"][6].endswith("mixed")
+    header = next(line.split("\t") for line in lines if line.startswith("run\t"))
+    final = header.index("final loss")
+    assert header[final - 1] == "search loss"  # one split a column
+    assert [cells[name][final] for name in ("done", "cut/short")] == ["3.8710", DASH]
+    assert cells["done"][final + 1].endswith("mixed")
     assert cells["cut/short"][1] == "unfinished"
     assert cells["broken"][1] == "unreadable"
     assert any(line.startswith(f"{outputs / 'broken'}: ") and "header" in line for line in lines)
+
+
+@pytest.mark.parametrize("mode", [0, 0o444])
+def test_folder_without_permission_is_named(outputs, capsys, mode):
+    with open_copy(outputs) as copy:
+        (copy / "done").chmod(mode)
+        with as_colleague():
+            assert main(["list", str(copy)]) == 0
+        (copy / "done").chmod(0o755)
+    shown = capsys.readouterr().out
+    assert "done\tunreadable" in shown
+    assert "it can't be read (Permission denied)" in shown
+    assert "uniform\tdone" in shown
 
 
 def test_a_locked_run_is_active(outputs, capsys):

@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from qra_bo.export.run import read_object
-from qra_bo.finetune.manifest import Manifest, tensors_digest
+from qra_bo.finetune.manifest import Manifest, adapter_digest
 from qra_bo.space.allocation import peft_patterns
 from qra_bo.space.decoder import spec_from_numbers
 from qra_bo.utils.errors import ModelError, OutputError
-from qra_bo.utils.files import COPY_AGAIN
+from qra_bo.utils.files import COPY_AGAIN, check_readable
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 TAKE_AGAIN = "take the adapter from the run again"
@@ -75,13 +75,14 @@ def read_weights(folder: Path, manifest: Manifest) -> dict[str, Tensor]:
         OutputError: If they can't be read, or are not those that the manifest states.
     """
     path = folder / WEIGHTS
+    check_readable(path)
     try:
-        tensors = load_file(path)
+        tensors, found = load_file(path), adapter_digest(folder)
     except (SafetensorError, OSError) as error:
         raise OutputError(f"{path} can't be read ({error}); {TAKE_AGAIN}") from error
-    if tensors_digest(tensors) != manifest.adapter_sha256:
-        raise OutputError(f"the weights in {path} do not have the checksum of the run's manifest: the file is damaged "
-                          f"or belongs to another run; {TAKE_AGAIN}")
+    if found != manifest.adapter_sha256:
+        raise OutputError(f"the adapter in {folder} does not have the checksum of the run's manifest: it is damaged or "
+                          f"belongs to another run; {TAKE_AGAIN}")
     for name, record in manifest.modules.items():
         rows, columns = record.shape
         for key, shape in (("A", (record.rank, columns)), ("B", (rows, record.rank))):

@@ -14,6 +14,7 @@ from torch import nn
 from qra_bo.export.foreign import check_adapter, check_random_base, read_weights
 from qra_bo.finetune.adapters.lora import fuse
 from qra_bo.finetune.manifest import (
+    ADAPTER,
     Manifest,
     ModuleRecord,
     package_versions,
@@ -28,9 +29,7 @@ from qra_bo.finetune.quantization.bank import allow_mixed_bits
 from qra_bo.finetune.quantization.base import State, backend_of, pack_for
 from qra_bo.utils.device import resolve_device
 from qra_bo.utils.errors import DeviceError, ModelError, OutputError
-from qra_bo.utils.files import COPY_AGAIN, check_run_folder
-
-ADAPTER = "adapter"
+from qra_bo.utils.files import COPY_AGAIN, check_readable, check_run_folder
 
 
 def load(run: str | Path, device: str = "cpu", *, adapter: bool = True,
@@ -152,6 +151,7 @@ def stored_states(manifest: Manifest, folder: Path) -> dict[str, State] | None:
     path = folder / manifest.packed
     if not path.is_file():
         raise OutputError(f"{path}, which the manifest names, is missing")
+    check_readable(path)
     try:
         states = unflatten(load_file(path))
     except (SafetensorError, OSError) as error:

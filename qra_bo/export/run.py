@@ -12,7 +12,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from qra_bo.report.story import server_rank
 from qra_bo.report.text import allocation_rows, number, signed, size
-from qra_bo.utils.errors import OutputError
+from qra_bo.study.results import build_best, load_study
+from qra_bo.utils.errors import JournalError, OutputError
 from qra_bo.utils.files import check_run_folder, strict_json
 
 REQUIRED = {
@@ -60,6 +61,7 @@ class FinishedRun:
             raise OutputError(f"{folder} can't be exported, which needs a finished run with its adapter: "
                               f"{'; '.join(problems)}")
         best, config, manifest = contents
+        _check_best(folder, best)
         return cls(folder, best, config, manifest, trust_remote_code, merged_base)
 
     @property
@@ -75,6 +77,18 @@ class FinishedRun:
     def module_bits(self) -> dict[str, int]:
         """Module path to code bits, for every linear layer of the decoder."""
         return {name: int(entry["bits"]) for name, entry in self.manifest["modules"].items()}
+
+
+def _check_best(folder: Path, best: Mapping[str, Any]) -> None:
+    """Compare the contents of ``best.json`` with the run's journal, where that is at hand and ended; raises
+    ``OutputError`` where they differ."""
+    try:
+        known = json.loads(json.dumps(build_best(load_study(folder))))
+    except JournalError:
+        return
+    if known != best:
+        raise OutputError(f"{folder / 'best.json'} is not what the run's trials.jsonl says: it was changed; run the "
+                          "search's command again, which writes it from the journal, or copy it again")
 
 
 def read_object(path: Path) -> dict[str, Any]:

@@ -25,13 +25,13 @@ from qra_bo.finetune.quantization.base import State
 from qra_bo.memory.formats import format_from_json, parse_format
 from qra_bo.space import StorageFormat
 from qra_bo.utils.errors import OutputError, SpaceError
-from qra_bo.utils.files import COPY_AGAIN, MAY_READ, check_plain, strict_json, write_json
+from qra_bo.utils.files import COPY_AGAIN, MAY_READ, check_plain, check_readable, strict_json, write_json
 from qra_bo.utils.redact import redact_all
 
 SCHEMA_VERSION = 1
 MANIFEST = "quant_manifest.json"
 PACKED = "packed.safetensors"
-ADAPTER_WEIGHTS = "adapter/adapter_model.safetensors"
+ADAPTER, ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter", "adapter_config.json", "adapter_model.safetensors"
 DTYPES, DEVICES = ("float32", "bfloat16", "float16"), ("cpu", "cuda")
 PACKAGES = ("torch", "bitsandbytes", "hqq", "peft", "transformers")
 PROBE = "probe.safetensors"
@@ -73,7 +73,7 @@ class Manifest:
         packed_on: Device type that packed the weights.
         modules: Record of every linear of the decoder by name, in module order.
         unquantised_sha256: Checksum of all other parameters.
-        adapter_sha256: Checksum of the adapter's tensors.
+        adapter_sha256: Checksum of the adapter's tensors and of its configuration.
         packed: File of packed tensors beside the manifest, or ``None``.
         versions: Releases of the packages that determine the numbers.
     """
@@ -105,6 +105,13 @@ def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def adapter_digest(folder: Path) -> str:
+    """Return the checksum of an adapter in PEFT's files; raises ``OSError``, ``SafetensorError`` or ``ValueError`` if
+    they can't be read."""
+    config = json.dumps(strict_json((folder / ADAPTER_CONFIG).read_text(encoding="utf-8")), sort_keys=True)
+    return hashlib.sha256(f"{tensors_digest(load_file(folder / ADAPTER_WEIGHTS))}\n{config}".encode()).hexdigest()
+
+
 def unquantised_digest(model: nn.Module, linears: Iterable[str]) -> str:
     """Return the checksum of the parameters outside ``linears`` and outside adapters."""
     inside = tuple(f"{name}." for name in linears)
@@ -134,7 +141,7 @@ def write_manifest(folder: Path, bank: LayerBank, ranks: Mapping[str, int], alph
                                      rank * alpha_over_rank, tensors_digest(states[name]))
     manifest = Manifest(redact_all(dict(model)), str(bank.compute_dtype).removeprefix("torch."), bank.device.type,
                         records, unquantised_digest(bank.model, records),
-                        tensors_digest(load_file(folder / ADAPTER_WEIGHTS)), PACKED if packed else None,
+                        adapter_digest(folder / ADAPTER), PACKED if packed else None,
                         package_versions())
     if packed:
         save_tensors(folder / PACKED, flatten(states))
@@ -215,6 +222,7 @@ def read_probe(path: Path) -> tuple[Tensor, Tensor]:
     Raises:
         OutputError: If the file can't be read or is damaged.
     """
+    check_readable(path)
     try:
         tensors, _ = load_checked(path)
         return tensors["input_ids"], tensors["logits"]

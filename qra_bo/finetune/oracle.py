@@ -13,7 +13,7 @@ from qra_bo.finetune.adapters.inits import Initialiser
 from qra_bo.finetune.adapters.lora import AdapterSettings, adapter_parameters, attach, detach
 from qra_bo.finetune.cache import ProfileCache, TensorStore
 from qra_bo.finetune.data.records import DataSplits, TokenBlocks, batches
-from qra_bo.finetune.manifest import ADAPTER_WEIGHTS, PROBE, save_probe, write_manifest
+from qra_bo.finetune.manifest import ADAPTER, ADAPTER_WEIGHTS, PROBE, save_probe, write_manifest
 from qra_bo.finetune.models.checkpointing import use_checkpointing
 from qra_bo.finetune.models.load import commit_of
 from qra_bo.finetune.profiling import measure_quantization_sensitivity, measure_rank_sensitivity, unit_choice
@@ -198,8 +198,8 @@ class FinetuneOracle:
             ranks = unit_choice(self.units, chosen.ranks)
             node = {**model_cfg, "revision": model_cfg.get("revision") or commit_of(self.model)}
             with writing(folder, "run the same command again"):
-                self.peft.save_pretrained(str(folder / "adapter"), safe_serialization=True, save_embedding_layers=False)
-                follow_umask(folder / ADAPTER_WEIGHTS)
+                self.peft.save_pretrained(str(folder / ADAPTER), safe_serialization=True, save_embedding_layers=False)
+                follow_umask(folder / ADAPTER / ADAPTER_WEIGHTS)
                 write_manifest(folder, self.bank, ranks, self.settings.adapter.alpha_over_rank, node,
                                packed=self.device.type == "cuda")
                 save_probe(self.model, self.data.test, folder / PROBE, self.device)
@@ -209,8 +209,10 @@ class FinetuneOracle:
         if measured.state is not TrialState.OK:
             raise TrainingError(
                 f"the final fine-tune of {total} steps did not end well ({measured.state.value}): {measured.message}. "
-                "The results of the search are in the run's trials.jsonl; start a run with another final.steps or a "
-                "lower adapter.lr, or with a smaller budget if memory ran out")
+                "The results of the search are in the run's trials.jsonl; "
+                + {TrialState.DIVERGED: "start a run with a lower adapter.lr or fewer final.steps",
+                   TrialState.OOM: "start a run with a smaller budget or train.batch"}.get(
+                    measured.state, "run the same command again"))
         curve = run.at.curve
         return {"steps": curve[-1][0], "planned_steps": total, "kept_step": final.kept(curve),
                 "curve": [list(point) for point in curve], "loss": measured.loss, "loss_se": measured.loss_se,

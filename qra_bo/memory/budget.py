@@ -218,6 +218,9 @@ def check_budget(budget: int, table: CostTable, space: SearchSpace, memory: Memo
     ways = {"add lower bits": min(fmt.bits for fmt in space.formats) > LEAST_BITS,
             "add a lower rank": space.ranks.values[0] > 1, "lower train.batch or train.length": peak,
             "set train.checkpointing=true": peak and not memory.shape.checkpointing, "take a smaller model": True}
-    raise BudgetError(f"a budget of {format_size(budget)}{unit} is below the smallest allocation, {format_size(need)} "
+    sizes = [format_size(budget), format_size(need)]
+    if sizes[0] == sizes[1]:
+        sizes = [f"{budget:,} bytes", f"{need:,} bytes"]
+    raise BudgetError(f"a budget of {sizes[0]}{unit} is below the smallest allocation, {sizes[1]} "
                       f"({describe(allocation, space)}, {len(allocation)} units); use budget={least:.1f}MB or more"
                       + "".join(f", or {way}" for way, helps in ways.items() if helps))

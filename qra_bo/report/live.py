@@ -109,7 +109,7 @@ def _describe(e: Event) -> str | None:
         return f"memory: {size(e['predicted_bytes'])} predicted, {measured}, {'fits' if e['fits'] else 'does NOT fit'}"
     if kind == "final":
         early = "" if e["steps"] == e["planned_steps"] else f" of {e['planned_steps']}, ended early"
-        return f"final fine-tune: loss {e['loss']:.4f} of step {e['kept_step']}, {e['steps']} steps{early}"
+        return f"final fine-tune: test loss {e['loss']:.4f} of step {e['kept_step']}, {e['steps']} steps{early}"
     return {"warning": f"warning: {e.get('message')}", "end": f"ended: {e.get('status')}"}.get(kind)
 
 

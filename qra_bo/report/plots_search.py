@@ -110,8 +110,7 @@ def _label_points(ax: Axes, d: ReportData, points: Sequence[Trial], top: float, 
 
 
 def final(d: ReportData, theme: Theme) -> Figure | None:
-    """Validation loss of the final fine-tune by step, the step that is delivered, and its test loss; ``None`` before
-    it."""
+    """Validation loss of the final fine-tune by step, and the step that is delivered; ``None`` before it."""
     event = d.last("final")
     if event is None:
         return None
@@ -121,12 +120,11 @@ def final(d: ReportData, theme: Theme) -> Figure | None:
     kept = event["kept_step"]
     ax.scatter([kept], [dict(event["curve"])[kept]], marker="*", s=220, color=VERMILLION, edgecolors=theme.paper,
                label="delivered", zorder=5)
-    ax.axhline(event["loss"], color=GREEN, linestyle="--", linewidth=1.2, label="test loss of what is delivered")
     if event["steps"] < event["planned_steps"]:
         ax.axvline(event["steps"], color=theme.ink, linestyle=":", linewidth=1.2,
                    label=f"ended early (of {event['planned_steps']:,} steps)")
     ax.set_xlim(0, 1.03 * max(steps))
-    dress(ax, theme, "optimiser steps of the final fine-tune", "loss (nats per token)")
+    dress(ax, theme, "optimiser steps of the final fine-tune", "validation loss (nats per token)")
     legend(fig, ax, theme)
     return fig
 

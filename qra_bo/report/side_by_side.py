@@ -52,13 +52,17 @@ def find_runs(folder: Path) -> list[FoundRun]:
     """
     if not folder.is_dir():
         raise OutputError(f"{folder} is not a folder; give the folder that holds your runs, e.g. outputs")
-    runs = []
-    for journal in sorted(folder.rglob(JOURNAL_NAME)):
+    closed: list[OSError] = []
+    found = [Path(root) for root, _, names in os.walk(folder, onerror=closed.append) if JOURNAL_NAME in names]
+    runs = [FoundRun(Path(error.filename), None, f"it can't be read ({error.strerror})") for error in closed]
+    for run in found:
         try:
-            runs.append(FoundRun(journal.parent, load_run(journal.parent)))
+            runs.append(FoundRun(run, load_run(run)))
         except (JournalError, OutputError) as error:
-            runs.append(FoundRun(journal.parent, None, str(error)))
-    return runs
+            runs.append(FoundRun(run, None, str(error)))
+        except OSError as error:  # a folder whose files can't be reached
+            runs.append(FoundRun(run, None, f"it can't be read ({error.strerror})"))
+    return sorted(runs, key=lambda run: run.folder)
 
 
 @dataclass(frozen=True, slots=True)

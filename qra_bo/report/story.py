@@ -205,8 +205,11 @@ def gap_closed(d: ReportData) -> str | None:
 
 
 def lines(d: ReportData) -> list[str]:
-    """Average bits, gap closed and cost, one line each."""
-    out = []
+    """The delivered adapter's own loss, average bits, gap closed and cost, one line each."""
+    out, final = [], d.last("final")
+    if final is not None and not d.study.given:  # else it is the answer
+        out.append(f"Delivered adapter: test loss {number(final['loss'])} nats per token after {final['kept_step']} "
+                   "steps of its final fine-tune")
     if d.winner is not None and d.ended:
         bits = d.average_bits(d.winner)
         metadata = metadata_bits(d.study.last["end"], d.header.unit_numel)

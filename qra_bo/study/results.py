@@ -68,7 +68,7 @@ def build_best(study: Study) -> dict[str, Any]:
             "method": header["method"], "effort": study.last.get("extension", header)["effort"],
             "searched": not study.given, "winner_kind": "uniform" if uniform else "mixed",
             "learning_rate": study.last["calibration"]["lr"], "lr_rule": study.last["calibration"]["rule"],
-            **_loss(study, point), "versus_best_uniform": _versus(study, winner),
+            **_loss(study, point), "final": _final(study), "versus_best_uniform": _versus(study, winner),
             "versus_best_uniform_at_rates": _at_rates(study, winner),
             "memory": _memory(study, winner, point, end), "baselines": [_baseline(study, e) for e in study.baselines],
             "cost": {
@@ -105,6 +105,13 @@ def _loss(study: Study, point: Trial | None) -> dict[str, Any]:
                     "fidelity": fidelity, "metric": "test_loss", "search_loss": point.loss}
     return {"loss": point.loss, "loss_se": point.result.loss_se, "fidelity": fidelity,
             "metric": "validation_loss", "search_loss": point.loss}
+
+
+def _final(study: Study) -> dict[str, Any] | None:
+    """Return the delivered adapter's own test loss and steps; ``None`` without a final fine-tune."""
+    final = study.last.get("final")
+    return None if final is None else {**{k: final[k] for k in ("loss", "loss_se", "steps", "kept_step")},
+                                       "metric": "test_loss"}
 
 
 def _versus(study: Study, winner: Allocation) -> dict[str, Any] | None:

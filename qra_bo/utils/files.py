@@ -136,6 +136,15 @@ def check_plain(path: Path) -> None:
                           "with out=")
 
 
+def check_readable(path: Path) -> None:
+    """Refuse a file that can't be read. Raises ``OutputError`` with the reason, which safetensors does not tell."""
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise OutputError(f"{path} can't be read ({error.strerror}); "
+                          f"{MAY_READ if isinstance(error, PermissionError) else COPY_AGAIN}") from error
+
+
 def check_run_folder(folder: Path) -> None:
     """Refuse a run's folder that holds links, which lead out of it, or pipes and devices, at which readers would hang.
     Raises ``OutputError`` with the first of them, and the targets of links, or with a folder that can't be read."""

@@ -74,6 +74,17 @@ def test_card_names_base_baseline_and_interval(tmp_path):
         assert part in text
 
 
+def test_card_states_the_adapters_own_test_loss_apart(tmp_path):
+    final = {"loss": 3.871, "loss_se": .005, "steps": 320, "kept_step": 240, "metric": "test_loss"}
+    [path] = export_all(write_finished(tmp_path / "run", final=final, search_loss=4.07), ["card"])
+    text = path.read_text()
+    assert "Test loss of this adapter: 3.8710 ± 0.0050 nats per token**, after 240 steps" in text
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert "| | validation loss (nats per token) | predicted memory | fits |" in rows
+    assert any(row.startswith("| **this allocation** | 4.0700 |") for row in rows)
+    assert "4.0100" not in text  # the confirmation's mean test loss, of shorter trainings
+
+
 def test_card_of_a_synthetic_run_says_so_first(tmp_path):
     [path] = export_all(write_finished(tmp_path / "run", oracle="synthetic"), ["card"])
     assert "no model was trained" in path.read_text().split("\n## ")[0]
@@ -104,9 +115,8 @@ def test_padding_to_one_rank_keeps_the_product_and_scale(tmp_path):
         weights[f"base_model.model.{name}.lora_A.weight"] = torch.randn(r, 6, generator=draw)
         weights[f"base_model.model.{name}.lora_B.weight"] = torch.randn(7, r, generator=draw)
     save_file(weights, run / "adapter" / "adapter_model.safetensors")
-    from qra_bo.finetune.manifest import sealed, tensors_digest
-    manifest = json.loads((run / "quant_manifest.json").read_text()) | {"adapter_sha256": tensors_digest(weights)}
-    (run / "quant_manifest.json").write_text(json.dumps(sealed(manifest)))
+    from tests.security.test_adapters import seal_adapter
+    seal_adapter(run)
     paths = export_all(run, ["uniform_rank"])
     padded = load_file(paths[1])
     config = json.loads(paths[0].read_text())

@@ -15,6 +15,7 @@ from qra_bo.finetune.adapters.lora import AdapterSettings, adapter_parameters, a
 from qra_bo.finetune.manifest import (
     MANIFEST,
     PACKED,
+    adapter_digest,
     read_manifest,
     sealed,
     tensors_digest,
@@ -25,6 +26,7 @@ from qra_bo.finetune.quantization.bank import LayerBank
 from qra_bo.memory.formats import parse_format
 from qra_bo.space.decoder import spec_from_model
 from qra_bo.utils.errors import OutputError, UserError
+from tests.colleague import as_colleague, open_copy
 
 MODEL = {"name": "tiny", "source": "random", "n_layers": 2, "hidden_size": 64, "intermediate_size": 128, "n_heads": 4,
          "n_kv_heads": 2, "head_dim": 16, "vocab_size": 300, "tied": True}
@@ -203,7 +205,7 @@ def test_adapter_of_another_run_is_refused(run: tuple[Path, torch.Tensor], tmp_p
     save_file(tensors, path)
     with pytest.raises(OutputError, match="checksum of the run's manifest"):
         load(folder)
-    edit_again = json.loads((folder / MANIFEST).read_text()) | {"adapter_sha256": tensors_digest(tensors)}
+    edit_again = json.loads((folder / MANIFEST).read_text()) | {"adapter_sha256": adapter_digest(folder / "adapter")}
     (folder / MANIFEST).write_text(json.dumps(sealed(edit_again)))
     with pytest.raises(OutputError, match="does not have the rank"):
         load(folder)
@@ -224,9 +226,19 @@ def _nan(path: Path) -> None:
 def test_damaged_adapter_is_refused(run: tuple[Path, torch.Tensor], tmp_path: Path, damage: Any) -> None:
     folder = edit(run[0], tmp_path / "copy", lambda d: None)
     damage(folder / "adapter" / "adapter_model.safetensors")
-    with pytest.raises(OutputError, match="damaged or belongs to another run"):
+    with pytest.raises(OutputError, match="it is damaged or belongs to another run"):
         load(folder)
     load(folder, adapter=False)
+
+
+@pytest.mark.parametrize("name", [MANIFEST, "adapter", "adapter/adapter_model.safetensors",
+                                  "adapter/adapter_config.json"])
+def test_file_without_permission_ends_in_one_message(run: tuple[Path, torch.Tensor], name: str) -> None:
+    with open_copy(run[0]) as folder:
+        (folder / name).chmod(0)
+        with as_colleague(), pytest.raises(OutputError, match=f"{name} can't be read .*Permission denied"):
+            load(folder)
+        (folder / name).chmod(0o755)
 
 
 @pytest.mark.parametrize("change", [lambda d: d["model"].update(rope=1), lambda d: d["versions"].update(torch="1"),

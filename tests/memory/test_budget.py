@@ -121,7 +121,9 @@ def test_infeasible_budget_names_the_smallest_allocation() -> None:
     table = MODEL.table(space)
     need, least = smallest(table, space)
     check_budget(need, table, space, MODEL)
-    with pytest.raises(BudgetError, match=rf"{format_size(need)} \({describe(least, space)}, 4 units\)"):
+    with pytest.raises(BudgetError, match=rf"{need:,} bytes \({describe(least, space)}, 4 units\)"):
+        check_budget(need - 1, table, space, MODEL)
+    with pytest.raises(BudgetError, match=f"of {need - 1:,} bytes is below the smallest allocation, {need:,} bytes"):
         check_budget(need - 1, table, space, MODEL)
     with pytest.raises(BudgetError, match=r"10 bytes \(a bare number means bytes\)"):
         check_budget(10, table, space, MODEL)

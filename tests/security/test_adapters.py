@@ -11,7 +11,7 @@ from qra_bo.export.foreign import check_adapter
 from qra_bo.export.load import load
 from qra_bo.export.run import FinishedRun
 from qra_bo.export.uniform_rank import write
-from qra_bo.finetune.manifest import MANIFEST, read_manifest, sealed, tensors_digest
+from qra_bo.finetune.manifest import MANIFEST, adapter_digest, read_manifest, sealed
 from qra_bo.utils.errors import OutputError
 
 TANGLED = "(([a-z0-9_.]+)+)+!"
@@ -31,6 +31,13 @@ def test_an_adapters_targets_and_sizes_are_those_of_the_manifest(run: Path, chan
     edit(path, **changes, **({"rank_pattern": {}, "alpha_pattern": {}} if one_rank else {}))
     with pytest.raises(OutputError, match=rf"differs in .*\b{next(iter(changes))}\b"):
         check_adapter(path.parent, read_manifest(run), one_rank=one_rank)
+
+
+def seal_adapter(run: Path) -> None:
+    """State the adapter that is there in the manifest, as the author of a hostile run could."""
+    manifest = json.loads((run / MANIFEST).read_text())
+    manifest["adapter_sha256"] = adapter_digest(run / "adapter")
+    (run / MANIFEST).write_text(json.dumps(sealed(manifest)))
 
 
 def finished(run: Path) -> FinishedRun:
@@ -54,8 +61,7 @@ def test_the_largest_rank_is_that_of_the_tensors(run: Path) -> None:
     name = next(n for n in weights if "lora_B" in n)
     shortened = {**weights, name: weights[name][:, :0].contiguous()}
     save_file(shortened, path.parent / "adapter_model.safetensors")
-    manifest = json.loads((run / MANIFEST).read_text()) | {"adapter_sha256": tensors_digest(shortened)}
-    (run / MANIFEST).write_text(json.dumps(sealed(manifest)))
+    seal_adapter(run)
     with pytest.raises(OutputError, match="does not have the rank"):
         write(finished(run))
 
@@ -65,5 +71,6 @@ def test_a_shortened_list_of_targets_is_taken(run: Path) -> None:
     path = run / "adapter" / "adapter_config.json"
     names = json.loads(path.read_text())["target_modules"]
     edit(path, target_modules=[name.partition("layers.")[2] if "." in name else name for name in names])
+    seal_adapter(run)
     check_adapter(path.parent, read_manifest(run))
     load(run)
