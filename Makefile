@@ -102,6 +102,7 @@ bench-engine: $(INSTALLED) ## Repair, proposals, memory and neighbourhoods at 32
 bench-faults: $(INSTALLED) ## Provoke kills at random moments and every other fault, over an hour; MORE=--short: one try each
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.faults $(MORE)
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.signals $(MORE)
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.fault_corruption $(MORE)
 
 audit: $(INSTALLED) ## Known vulnerabilities of what is installed; says "not run" and why without its service
 	$(BIN)/python .ci/audit.py

@@ -37,7 +37,8 @@ def list_runs(folder: Path, console: Console) -> None:
             d.header.model, f"{size(d.header.budget_bytes)} {d.header.scope}", d.header.oracle,
             number(d.search_loss), number(d.final_loss), versus(d), str(len(d.study.trials)))
         rows.append((name, run.state, *facts))
-    print_table(console, ("run", "state", "model", "budget", "oracle", "search loss", "final loss", "versus best uniform", "trials"), rows)
+    print_table(console, ("run", "state", "model", "budget", "oracle", "search loss", "final loss",
+                          "versus best uniform", "trials"), rows)
     for run in runs:
         if run.problem:
             print_line(console, f"{run.folder}: {run.problem}")

@@ -57,7 +57,7 @@ def print_plan(console: Console, title: str, rows: Sequence[PlanRow], full_trial
 
 
 def print_result(console: Console, d: ReportData, folder: Path, files: Sequence[str] = ()) -> None:
-    """Print the answer, the comparison, bits and ranks by unit, cost, ``files`` of the run's folder and next steps."""
+    """Print the answer, comparison, bits and ranks by unit, cost, warnings, ``files`` of its folder and next steps."""
     head, rows = story.answer(d), story.comparison(d)
     if console.is_terminal:
         text = f"{escape(head.sentence)}\n[bold]{head.figure}[/bold]  {head.interval}".rstrip()
@@ -81,6 +81,8 @@ def print_result(console: Console, d: ReportData, folder: Path, files: Sequence[
         print_line(console, f"Bits and ranks: {story.allocation_line(d)}")
     for line in story.lines(d):
         print_line(console, line)
+    for warning in d.warnings:  # lines that a damaged journal lacks change the numbers above
+        print_line(console, f"Warning: {warning}")
     if files:
         print_line(console, f"Files in {folder}: " + ", ".join(files))
     quoted = {'"RUN"': json.dumps(printable(str(folder))), "RUN": shlex.quote(printable(str(folder)))}

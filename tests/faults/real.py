@@ -25,6 +25,8 @@ OVERRIDES = ("+model=tiny", "data=tiny", "data.max_records=64", "train.batch=2",
              "quantizer.rounding=gptq", "quantizer.tokens=256", "adapter.lr=0.003", "method=random", "effort=quick",
              "effort.max_full_trials=1", "effort.uniform_baselines=1", "confirm.seeds=0", "effort.ranking_top=0",
              "calibrate.lr_scales=[0.7,1.3]", "bits=[4,8]", "budget=uniform:4,4", "granularity=block")
+UMASK = 0o026
+"""An unusual one, so that a mode that does not follow from it shows."""
 IDS = torch.arange(16).reshape(2, 8)
 TIMES = ("cost", "provenance")
 """Parts of ``best.json`` that hold times."""
@@ -32,7 +34,10 @@ TIMES = ("cost", "provenance")
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a use of a damaged run ended: its exit status, what it printed, and whether its result was right."""
+    """How a use of a damaged run ended: exit status, output, and whether the result was right.
+
+    A report of what is left of a damaged journal differs, and has to name what it lacks.
+    """
 
     status: int
     printed: str
@@ -44,7 +49,7 @@ class Outcome:
         if "Traceback" in self.printed:
             return "a traceback: " + self.printed.strip().splitlines()[-1]
         if self.status == 0:
-            return "" if self.right else "a wrong result without a word"
+            return "" if self.right or "Warning: " in self.printed else "a wrong result without a word"
         if self.status != 2:
             return f"status {self.status}: {self.printed[-300:]}"
         return "" if self.printed.strip() else "status 2 without a message"
@@ -78,8 +83,12 @@ class RealRun:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        with _here(folder / "cache"):
-            status, printed = command(*OVERRIDES, f"out={folder / 'run'}")
+        before = os.umask(UMASK)
+        try:
+            with _here(folder / "cache"):
+                status, printed = command(*OVERRIDES, f"out={folder / 'run'}")
+        finally:
+            os.umask(before)
         if status:
             raise RuntimeError(printed)
         self.files = tuple(sorted(p.relative_to(folder) for p in folder.rglob("*") if p.is_file()))

@@ -34,6 +34,16 @@ def cases(run: RealRun) -> Iterator[Case]:
             yield from (Case(file, damage, use) for damage in DAMAGES for use in USES)
 
 
+def problem_with_cache(run: RealRun, damage: str) -> str:
+    """Damage every file of a copy of the cache, and run the same search anew with it; return what was wrong with the
+    outcome, or nothing."""
+    with tempfile.TemporaryDirectory() as parent:
+        folder = run.copy(Path(parent, "copy"))
+        shutil.rmtree(folder / "run")
+        DAMAGES[damage]([folder / p for p in run.files if p.parts[0] == "cache"], random.Random(damage))
+        return run.resumed(folder).problem
+
+
 def problem_of(run: RealRun, case: Case) -> str:
     """Damage a copy of the run and use it; return what was wrong with the outcome, or nothing."""
     rng = random.Random(zlib.crc32(str(case).encode()))
