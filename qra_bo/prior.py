@@ -16,6 +16,7 @@ from qra_bo.searchers.structured.transfer import LEAST_LOSSES, combine, fitted_s
 from qra_bo.study import as_observation, load_study
 from qra_bo.utils.errors import ConfigError, ModelError, OutputError, UserError
 from qra_bo.utils.files import COPY_AGAIN, writing
+from qra_bo.utils.process import prepare
 
 
 def scales_of_run(folder: Path) -> dict[str, float] | None:
@@ -71,4 +72,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    prepare()
     sys.exit(main())

@@ -17,8 +17,9 @@ from qra_bo.report.story import versus
 from qra_bo.report.tables import print_line, print_result, print_side_by_side, print_table
 from qra_bo.report.text import DASH, number, size
 from qra_bo.study.journal import RunLock
-from qra_bo.utils.errors import OutputError, UserError
+from qra_bo.utils.errors import OutputError, UserError, from_system
 from qra_bo.utils.files import check_run_folder
+from qra_bo.utils.process import prepare
 from qra_bo.utils.redact import printable, redact
 
 CHECKPOINTS = "checkpoints"
@@ -156,11 +157,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(arguments)
     try:
         args.run(args, Console())
-    except UserError as error:
-        print(printable(str(error)), file=sys.stderr)
-        return error.exit_status
+    except (UserError, OSError) as error:
+        known = error if isinstance(error, UserError) else from_system(error)
+        if known is None:
+            raise
+        print(printable(str(known)), file=sys.stderr)
+        return known.exit_status
     return 0
 
 
 if __name__ == "__main__":
+    prepare()
     sys.exit(main())

@@ -1,10 +1,22 @@
-"""Before anything is imported: what tests cache is theirs alone, and goes when they end."""
+"""What tests cache is theirs alone, and goes when they end; and the user without rights whom tests may run as."""
 
 import atexit
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+
+import pytest
+
+from tests.hostile import Place, unprivileged
 
 if "PYTEST_XDIST_WORKER" not in os.environ:  # workers inherit the folder
     os.environ["QRA_BO_CACHE"] = tempfile.mkdtemp(prefix="qra_bo-tests-")
     atexit.register(shutil.rmtree, os.environ["QRA_BO_CACHE"], ignore_errors=True)
+
+
+@pytest.fixture(name="place")
+def make_place() -> Iterator[Place]:
+    """Home, cache and working directory of a user who is not root; ``place.run`` runs a command there."""
+    with unprivileged() as place:
+        yield place

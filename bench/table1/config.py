@@ -11,7 +11,8 @@ from pydantic import StrictInt
 
 from qra_bo.config import RunConfig, load_config
 from qra_bo.config.check import validated
-from qra_bo.config.compose import HYDRA_ERRORS, hydra_app, plain
+from qra_bo.config.compose import HYDRA_ERRORS, hydra_app
+from qra_bo.config.environment import resolved
 from qra_bo.config.groups import OtherRates
 from qra_bo.space import Ladder
 from qra_bo.utils.errors import ConfigError, UserError, nearest_first
@@ -103,7 +104,7 @@ def load_options(overrides: Sequence[str] = ()) -> TableOptions:
     try:
         with hydra_app(config_path=str(CONF)):
             keys = [o.removeprefix(f"{GROUP}.") for o in overrides if o.startswith(f"{GROUP}.")]
-            values = plain(compose(name, keys))
+            values = resolved(compose(name, keys))
     except HYDRA_ERRORS as error:
         raise ConfigError(f"table1: {' '.join(str(error).split())}") from error
     options, problems = validated(TableOptions, values)

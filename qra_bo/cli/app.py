@@ -18,6 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from qra_bo.cli.help import short_help
+from qra_bo.cli.own_parts import from_own_part
 from qra_bo.config.check import Problem
 from qra_bo.config.compose import (
     HYDRA_ERRORS,
@@ -26,15 +27,15 @@ from qra_bo.config.compose import (
     config_from,
     hydra_app,
     hydra_message,
-    plain,
     search_path,
     with_choices,
 )
+from qra_bo.config.environment import resolved
 from qra_bo.config.overrides import CONF, inspect, normalise, with_default_model
 from qra_bo.config.presets import choices
 from qra_bo.study.signals import Interrupts
 from qra_bo.tasks import run_task
-from qra_bo.utils.errors import ConfigError, QRABOError, worst
+from qra_bo.utils.errors import ConfigError, QRABOError, from_system, worst
 from qra_bo.utils.redact import printable, redact
 from qra_bo.utils.version import __version__
 
@@ -53,6 +54,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _report(error)
     except HYDRA_ERRORS as error:
         return _report(ConfigError(hydra_message(error)))
+    except OSError as error:  # of Hydra: a sweep's folder, --config-dir
+        known = from_system(error)
+        if known is None:
+            raise
+        return _report(known)
     except KeyboardInterrupt as error:
         print(f"qra_bo: {error or 'stopped'}", file=sys.stderr)
         return int(getattr(error, "exit_status", 130))
@@ -119,7 +125,8 @@ def _job(composed: DictConfig, problems: Sequence[Problem] = ()) -> int:
     settings = HydraConfig.get()
     if settings.mode != RunMode.MULTIRUN:
         return _status(composed, None, problems)[0]
-    folder, job = Path(settings.sweep.dir), Job(int(settings.job.num), " ".join(settings.overrides.task), None, "")
+    folder = Path(settings.sweep.dir)
+    job = Job(int(settings.job.num), redact(" ".join(settings.overrides.task)), None, "")
     record_job(folder, job)
     status, message = _status(composed, settings.sweep.subdir)
     record_job(folder, replace(job, status=status, message=message))
@@ -129,13 +136,15 @@ def _job(composed: DictConfig, problems: Sequence[Problem] = ()) -> int:
 def _status(composed: DictConfig, subdir: str | None, problems: Sequence[Problem] = ()) -> tuple[int, str]:
     """Return the exit status of a job and, where that is not 0, the reason; ``subdir`` names its folder in a sweep."""
     try:
-        config = config_from(with_choices(HydraConfig.get().overrides.task, _composed, plain(composed)), problems)
+        config = config_from(with_choices(HydraConfig.get().overrides.task, _composed, resolved(composed)), problems)
         if subdir is not None:  # a folder of its own, below out where that is given
             config = config.with_changes(out=str(Path(config.out or HydraConfig.get().sweep.dir) / subdir))
         return run_task(config), ""
-    except QRABOError as error:
-        return _report(error), redact(str(error))
-    except Exception as error:  # a bug: say where it is, and let the other jobs of a sweep go on
+    except Exception as error:
+        known = error if isinstance(error, QRABOError) else from_system(error) or from_own_part(error, composed)
+        if known is not None:
+            return _report(known), redact(str(known))
+        # a bug: say where it is, and let the other jobs of a sweep go on
         print(redact(traceback.format_exc()), end="", file=sys.stderr)
         return BUG, redact(f"{type(error).__name__}: {error}")
 
@@ -146,7 +155,7 @@ def _composed(overrides: Sequence[str]) -> dict[str, Any]:
     main = next(source.path for source in settings.runtime.config_sources if source.provider == "main")
     own = [text for text in settings.overrides.hydra if text.startswith("hydra.searchpath=")]
     with hydra_app(config_path=main):
-        return plain(hydra.compose(settings.job.config_name, [*overrides, *own]))
+        return resolved(hydra.compose(settings.job.config_name, [*overrides, *own]))
 
 
 def _report(error: QRABOError) -> int:

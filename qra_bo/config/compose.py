@@ -12,11 +12,12 @@ from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from hydra.initialize import get_gh_backup, restore_gh_from_backup
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from qra_bo.config.check import Problem, validated
 from qra_bo.config.derive import NUMBERS
+from qra_bo.config.environment import Resolved, resolved
 from qra_bo.config.overrides import CONF, inspect, normalise, options, with_default_model
 from qra_bo.config.presets import choices, with_learning_rate
 from qra_bo.config.rules import problems_of
@@ -53,7 +54,7 @@ def named_specs() -> list[DecoderSpec]:
 
 def _model(name: str) -> dict[str, Any]:
     """Return the keys of a file of ``conf/model`` and of those beside it that it starts from; quicker than Hydra."""
-    own = plain(OmegaConf.load(CONF / "model" / f"{name}.yaml"))
+    own = resolved(OmegaConf.load(CONF / "model" / f"{name}.yaml"))
     starts = [_model(item) for item in own.pop("defaults", ()) if isinstance(item, str) and item != "_self_"]
     return {key: value for node in (*starts, own) for key, value in node.items()}
 
@@ -67,6 +68,9 @@ def hydra_app(config_dir: str | None = None, config_path: str | None = None) -> 
     """
     if config_dir is not None and not Path(config_dir).is_dir():
         raise ConfigError(f"--config-dir must name a folder of groups such as method/ or model/; there is no folder "
+                          f"{config_dir!r}.")
+    if config_dir is not None and not os.access(config_dir, os.R_OK | os.X_OK):
+        raise ConfigError("--config-dir must name a folder that can be read; change the permissions of "
                           f"{config_dir!r}.")
     outer = get_gh_backup()
     GlobalHydra.instance().clear()  # a Hydra application may call this from its own job
@@ -87,7 +91,7 @@ def search_path(config_dir: str | None) -> list[str]:
 def compose_plain(overrides: Sequence[str], config_dir: str | None = None) -> dict[str, Any]:
     """Plain values that ``conf/`` and ``overrides`` compose to."""
     with hydra_app(config_dir):
-        return plain(compose(MAIN, [*overrides, *search_path(config_dir)]))
+        return resolved(compose(MAIN, [*overrides, *search_path(config_dir)]))
 
 
 def with_choices(overrides: Sequence[str], make: Callable[[Sequence[str]], dict[str, Any]],
@@ -101,18 +105,13 @@ def with_choices(overrides: Sequence[str], make: Callable[[Sequence[str]], dict[
     return make([*chosen, *overrides]) if chosen else raw
 
 
-def plain(composed: DictConfig | ListConfig) -> dict[str, Any]:
-    """Values of a composed configuration, interpolations resolved."""
-    values = OmegaConf.to_container(composed, resolve=True)
-    return {str(key): value for key, value in values.items()} if isinstance(values, dict) else {}
-
-
 def config_from(raw: Mapping[str, Any], found: Sequence[Problem] = ()) -> RunConfig:
     """Check and freeze composed plain values; problems ``found`` before are raised together with those found here.
 
     Raises:
         ConfigError: With every problem at once.
     """
+    unresolved = raw.unresolved if isinstance(raw, Resolved) else {}
     raw = with_learning_rate(raw)
     config, mismatches = validated(RunConfig, raw)
     if config is None:  # defaults stand in for broken values, so that the rules between the others are still checked
@@ -127,7 +126,7 @@ def config_from(raw: Mapping[str, Any], found: Sequence[Problem] = ()) -> RunCon
         problems += [p for p in problems_of(config) if p.key not in {m.key for m in mismatches}]
     if config is None or problems:
         raise ConfigError(dict.fromkeys(p.message for p in problems))
-    return config
+    return config.with_unresolved(unresolved)
 
 
 def hydra_message(error: Exception) -> str:

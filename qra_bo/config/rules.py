@@ -144,8 +144,9 @@ def _steps_of_table(config: RunConfig, folder: Path) -> Iterator[Problem]:
         yield Problem("fidelity.high", f"fidelity.high must be {facts.steps}, the steps of every trial of the table "
                                        f"{folder}; got {config.fidelity.high}.")
     if config.fidelity.low not in (None, *facts.record_at):
-        yield Problem("fidelity.low", f"fidelity.low must be null or one of {', '.join(map(str, facts.record_at))}, the "
-                                      f"steps whose loss the table {folder} records; got {config.fidelity.low}.")
+        recorded = ", ".join(map(str, facts.record_at))
+        yield Problem("fidelity.low", f"fidelity.low must be null or one of {recorded}, the steps whose loss the table "
+                                      f"{folder} records; got {config.fidelity.low}.")
 
 
 def _file(key: str, path: str | None, wanted: str) -> Iterator[Problem]:

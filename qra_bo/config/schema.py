@@ -4,9 +4,9 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import StrictBool, StrictFloat, StrictInt
+from pydantic import PrivateAttr, StrictBool, StrictFloat, StrictInt
 
 from qra_bo.config import groups, workers
 from qra_bo.config.check import validated
@@ -73,6 +73,7 @@ class RunConfig(Group):
     export: groups.ExportConfig
     logger: groups.Target
     worker: workers.WorkerConfig
+    _unresolved: dict[str, Any] = PrivateAttr(default_factory=dict)
 
     @property
     def model_name(self) -> str:
@@ -87,11 +88,29 @@ class RunConfig(Group):
         """Return JSON values only, the same in every process for the same run."""
         return self.model_dump(mode="json")
 
+    def with_unresolved(self, interpolations: Mapping[str, Any]) -> Self:
+        """Return a copy that writes these ``interpolations``, by dotted key, instead of their values."""
+        changed = self.model_copy()
+        changed._unresolved = dict(interpolations)
+        return changed
+
+    def to_journal(self) -> dict[str, Any]:
+        """Return ``to_dict`` with the interpolations of environment variables in place of their values.
+
+        Numbers and truth values stay: they can't be told from the results.
+        """
+        return _replaced(self.to_dict(), self._unresolved)
+
     @property
     def config_sha256(self) -> str:
         """Hash over what defines the results: a run may be continued by any configuration of the same hash."""
         kept = of_the_result(self.to_dict())
         return hashlib.sha256(json.dumps(kept, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _replaced(values: Mapping[str, Any], by_key: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    return {key: _replaced(value, by_key, f"{prefix}{key}.") if isinstance(value, Mapping)
+            else by_key.get(f"{prefix}{key}", value) for key, value in values.items()}
 
 
 def config_from_dict(data: Mapping[str, Any]) -> RunConfig:

@@ -17,6 +17,7 @@ from qra_bo.oracle.protocol import TRAINING, Oracle, StopRequested
 from qra_bo.trials import TrialSpec
 from qra_bo.utils import errors
 from qra_bo.utils.errors import ConfigError, OracleError, QRABOError, UserError, is_device_lost
+from qra_bo.utils.process import prepare
 from qra_bo.utils.signals import STOPPING
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ def main(connection: int, driver: int) -> None:
         connection: Descriptor of this side of the connection to the driver.
         driver: Descriptor of the reading end of a pipe that closes when the driver dies.
     """
+    prepare()
     for signum in STOPPING:
         signal.signal(signum, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)  # blocked until here: a signal may not end the start

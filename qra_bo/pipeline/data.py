@@ -1,5 +1,6 @@
 """Checks of the user's data before a model is downloaded or loaded, and the example that is shown."""
 
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from qra_bo.finetune.data.load import load_data, read_data
 from qra_bo.finetune.data.options import DataConfig, UserData
 from qra_bo.report.example import print_data
 from qra_bo.study import JOURNAL_NAME
+from qra_bo.utils.process import tolerant
 
 
 def check_data(data: DataConfig) -> None:
@@ -38,4 +40,5 @@ def show_data(config: RunConfig, folders: Iterable[Path] = ()) -> None:
     from qra_bo.finetune.models.load import load_tokenizer  # loads transformers, which a simulation does without
     data = load_data(config.data, load_tokenizer(config.model), config.train.length, isolate=config.train.isolated)
     if config.display != "none":
-        print_data(Console(stderr=True, force_terminal=False if config.display == "plain" else None), data)
+        console = Console(file=tolerant(sys.stderr), force_terminal=False if config.display == "plain" else None)
+        print_data(console, data)

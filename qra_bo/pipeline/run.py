@@ -40,6 +40,7 @@ from qra_bo.utils import errors
 from qra_bo.utils.device import resolve_device
 from qra_bo.utils.errors import BudgetError, QRABOError, worst
 from qra_bo.utils.files import write_json, writing
+from qra_bo.utils.process import tolerant
 
 OF_ALL = (errors.ConfigError, errors.ModelError, errors.DataError, errors.DeviceError, errors.MissingExtraError)
 """Errors that every further budget would meet too."""
@@ -128,7 +129,7 @@ def run_budgets(config: RunConfig) -> Result:
     with closing(make_executor(config, out)) as executor:
         for (one, verdict), folder, budget in zip(verdicts, folders, budgets, strict=True):
             siblings = [f for f in journals(out) if f != folder]
-            shared = SharedExecutor(executor, folder, siblings, one.config.to_dict(), {*NOT_OF_THE_RESULT, "budget"})
+            shared = SharedExecutor(executor, folder, siblings, one.config.to_journal(), {*NOT_OF_THE_RESULT, "budget"})
             entry = {"budget": one.config.budget[0], "budget_bytes": budget, "folder": folder.name}
             try:
                 done = run_within(folder, one, budget, shared, verdict)
@@ -139,14 +140,14 @@ def run_budgets(config: RunConfig) -> Result:
                 raise
             except QRABOError as error:
                 message = " ".join(str(error).split())
-                print(f"qra_bo: budget {entry['budget']}: {message}", file=sys.stderr)
+                print(f"qra_bo: budget {entry['budget']}: {message}", file=tolerant(sys.stderr))
                 entry |= {"exit_status": error.exit_status, "message": message}
             entries.append(entry)
     summary = {"schema_version": 1, "model": config.model_name, "budgets": entries}
     with writing(out / SUMMARY_NAME, "run the same command again"):
         write_json(out / SUMMARY_NAME, summary)
     if config.display != "none":
-        console = Console()
+        console = Console(file=tolerant(sys.stdout))
         print_table(console, ("budget", "bytes", "winner", "loss (nats a token)", "versus best uniform", "status"),
                     [(str(e["budget"]), size(e["budget_bytes"]), *_cells(e), str(e["exit_status"])) for e in entries])
         console.print(f"Summary: {out / SUMMARY_NAME}", markup=False, highlight=False, soft_wrap=True)
@@ -281,7 +282,7 @@ def _listeners(config: RunConfig, folder: Path, stack: ExitStack) -> tuple[LiveV
 
 def live_view(config: RunConfig) -> LiveView:
     """Return the view of progress: a panel on a terminal, lines elsewhere and with ``display=plain``."""
-    return LiveView(Console(stderr=True, force_terminal=False) if config.display == "plain" else None)
+    return LiveView(Console(file=tolerant(sys.stderr), force_terminal=False) if config.display == "plain" else None)
 
 
 @contextmanager
@@ -303,5 +304,5 @@ def _written(config: RunConfig, folder: Path, outcome: RunOutcome) -> Result:
     if config.display != "none":
         parts = [path.relative_to(folder).parts for path in (folder / "best.json", *files)]
         shown = dict.fromkeys(p[0] + "/" * (len(p) > 1) for p in parts)
-        print_result(Console(), load_run(folder), folder, list(shown))
+        print_result(Console(file=tolerant(sys.stdout)), load_run(folder), folder, list(shown))
     return Result(folder, outcome.best, outcome.exit_status)

@@ -1,6 +1,7 @@
 """Progress of a run for people: a live view on a terminal, dated lines elsewhere."""
 
 import statistics
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -18,6 +19,7 @@ from qra_bo.oracle.protocol import FINETUNE
 from qra_bo.report.text import duration, rough, signed, size
 from qra_bo.study.state import Study, cost_of, loss_of
 from qra_bo.trials import Fidelity, Trial
+from qra_bo.utils.process import tolerant
 
 Event = Mapping[str, Any]
 KEPT_EVENTS = 6
@@ -142,7 +144,7 @@ class LiveView:
 
     def __init__(self, console: Console | None = None, clock: Callable[[], float] = time.monotonic,
                  born: datetime | None = None) -> None:
-        self.console = Console(stderr=True) if console is None else console
+        self.console = Console(file=tolerant(sys.stderr)) if console is None else console
         self.state = RunState()
         self._clock, self._started = clock, clock()
         self._born = (born or datetime.now().astimezone()) - CLOCK_GRAIN

@@ -7,7 +7,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from qra_bo.config.resume import differences
+from qra_bo.config.resume import differences, flatten
 from qra_bo.utils.errors import JournalError
 from qra_bo.utils.version import __version__
 
@@ -98,6 +98,9 @@ def check_same_configuration(path: Path, header: Mapping[str, Any], config: Mapp
              if d[0].split(".")[0] not in may_differ]
     listed = "; ".join(f"{key} was {old!r} and is {new!r}" for key, old, new in found[:_LISTED])
     more = f"; and {len(found) - _LISTED} more" if len(found) > _LISTED else ""
-    what = listed + more if found else "the values agree, but the release that wrote it hashed other keys"
+    variables = [key for key, value in flatten(config).items() if "${" in str(value)]
+    agree = f"the environment gives {' or '.join(variables)} another value" if variables else \
+        "the values agree, but the release that wrote it hashed other keys"
+    what = listed + more if found else agree
     raise JournalError(f"the journal {path} belongs to another configuration: {what}. Continue it with the values it "
                        "was started with, or start a new run with another out=")

@@ -92,8 +92,9 @@ class TrialRunner:
         if not header:
             self._append("header", {**self._header(), "prior_sha256": prior, **effort})
         else:
+            config = self.config.to_journal()
             check_same_given(self.journal.path, header, self.setting.given)
-            check_same_configuration(self.journal.path, header, self.config.to_dict(), self.config.config_sha256)
+            check_same_configuration(self.journal.path, header, config, self.config.config_sha256)
             if header.get("prior_sha256") != prior:  # the search would not repeat its proposals
                 raise JournalError(f"the run in {self.journal.path} can't be continued: the file of surrogate.prior "
                                    f"has changed since it began (sha256 was {header.get('prior_sha256')} and is "
@@ -101,7 +102,7 @@ class TrialRunner:
             if self.study.last.get("extension", header)["planned_cost"] != self.setting.planned_cost:
                 self._append("extension", effort)
             other = [f"{key} {old} -> {new}" for key, old, new in
-                     differences(header.get("config", {}), self.config.to_dict(), harmless=True) if key not in UNSAID]
+                     differences(header.get("config", {}), config, harmless=True) if key not in UNSAID]
             if other:
                 self.warn(f"continued with settings that change no finished trial: {', '.join(other)}")
         for message in self.journal.content.warnings:
@@ -110,7 +111,7 @@ class TrialRunner:
     def _header(self) -> dict[str, Any]:
         c, s = self.config, self.setting
         allowance = s.memory.allowance
-        return {"schema_version": SCHEMA_VERSION, "config": c.to_dict(), "config_sha256": c.config_sha256,
+        return {"schema_version": SCHEMA_VERSION, "config": c.to_journal(), "config_sha256": c.config_sha256,
                 "version": __version__, "seed": c.seed, "train_seed": s.train_seed, "model": c.model_name,
                 "granularity": c.granularity, "units": [u.name for u in s.space.units],
                 "formats": [f.to_json() for f in s.space.formats], "ranks": list(s.space.ranks.values),

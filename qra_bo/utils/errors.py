@@ -1,11 +1,17 @@
 """One error tree, with exit status 2 for every error that the user can resolve; and the kinds of torch's failures."""
 
 import difflib
+import errno
+import os
 from collections.abc import Iterable, Sequence
 
 OUT_OF_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory",
                  "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 """Texts of torch's plain ``RuntimeError`` where host or device memory ran out."""
+
+
+_LONGEST_NAME = 120
+"""Characters of a path that a message shows."""
 
 
 def nearest_first(name: str, known: Iterable[str]) -> list[str]:
@@ -88,6 +94,23 @@ class MissingExtraError(UserError):
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         super().__init__(f"{purpose} needs the package {package!r}, which is not installed; "
                          f"run: pip install 'qra_bo[{extra}]'")
+
+
+_REMEDIES = {
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "change its permissions, or give another path"),
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free the disk, then run the same command again"),
+    errno.ENAMETOOLONG: "give a shorter name", errno.EIO: "check the disk, or give a path on another one",
+    **dict.fromkeys((errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EEXIST), "give another path")}
+"""What to do about failures of the file system, by error number; others may be bugs."""
+
+
+def from_system(error: Exception) -> OutputError | None:
+    """Return a failure of the file system as an error that the user can resolve; ``None`` for any other."""
+    if not isinstance(error, OSError) or error.filename is None or error.errno not in _REMEDIES:
+        return None
+    name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else str(error.filename)
+    shown = name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}... ({len(name)} characters)"
+    return OutputError(f"{shown} can't be used ({error.strerror}): {_REMEDIES[error.errno]}")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -7,16 +7,35 @@ import re
 from typing import Any
 
 HIDDEN = "***"
-_NAMES = re.compile(r"(TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_?KEY|CREDENTIALS?)$", re.IGNORECASE)
+_NAMES = re.compile(r"(TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|API_?KEY|ACCESS_?KEY|CREDENTIALS?)$|"
+                    r"(?<=_)(KEY|PASS|PWD|AUTH|DSN)$", re.IGNORECASE)
 _SHORTEST = 8
 """Characters of the shortest secret of the environment that is hidden: shorter ones would hide ordinary words."""
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
 _PATTERNS = (
-    (re.compile(r"(?<=://)[^/\s@]+(?=@)"), HIDDEN),
+    (re.compile(r"(?<=://)(?:[^/\s@]+|[^/\s@:]*:\S+)(?=@)"), HIDDEN),
     (re.compile(r"\b(hf|sk|ghp|gho|ghs|glpat|xox[abp])[-_][A-Za-z0-9_-]{16,}"), HIDDEN),
     (re.compile(r"(?i)\b((?:access_?|auth_?|api_?)?(?:token|password|passwd|secret|signature|sig)|api_?key|access_?key)"
                 r"=[^\s&;'\"]+"), rf"\1={HIDDEN}"),
     (re.compile(r"(?i)\b(bearer|basic) +[A-Za-z0-9._~+/=-]{8,}"), rf"\1 {HIDDEN}"))
+
+
+_HIDDEN_TEXTS: dict[str, str] = {}
+"""Texts that are hidden in this process, and what is shown instead."""
+
+
+def hide(text: str, shown: str) -> None:
+    """Show ``shown`` instead of ``text`` from now on, unless that is too short to be told from ordinary words, or a
+    file or folder, which messages have to name."""
+    if len(text) >= _SHORTEST and not _is_path(text):
+        _HIDDEN_TEXTS[text] = shown
+
+
+def _is_path(text: str) -> bool:
+    try:
+        return os.path.lexists(os.path.expanduser(text))
+    except ValueError:  # a null character
+        return False
 
 
 def printable(text: str) -> str:
@@ -31,22 +50,22 @@ def redact(text: str) -> str:
 
 def redact_all(value: Any) -> Any:
     """Hide every secret in the texts of a JSON value; keys stay."""
-    secrets = [v for name, v in os.environ.items()
-               if _NAMES.search(name) and len(v) >= _SHORTEST and not v.startswith("/")]
-    return _redacted(value, sorted(secrets, key=len, reverse=True))
+    secrets = _HIDDEN_TEXTS | {v: HIDDEN for name, v in os.environ.items() if _NAMES.search(name)
+                               and len(v) >= _SHORTEST and v not in _HIDDEN_TEXTS and not _is_path(v)}
+    return _redacted(value, sorted(secrets.items(), key=lambda item: len(item[0]), reverse=True))
 
 
-def _redacted(value: Any, secrets: list[str]) -> Any:
+def _redacted(value: Any, secrets: list[tuple[str, str]]) -> Any:
     if isinstance(value, dict):
         return {k: _redacted(v, secrets) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [_redacted(v, secrets) for v in value]
     if not isinstance(value, str) or len(value) < _SHORTEST:
         return value
+    for secret, shown in secrets:
+        value = value.replace(secret, shown)
     for pattern, shown in _PATTERNS:
         value = pattern.sub(shown, value)
-    for secret in secrets:
-        value = value.replace(secret, HIDDEN)
     return value
 
 

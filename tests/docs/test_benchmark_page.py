@@ -1,4 +1,4 @@
-"""The commands of the page on tables of real trials: overrides are run as they are given, modules and targets are there."""
+"""Commands of the page on tables of real trials: overrides run as they are given, modules and targets are there."""
 
 import importlib.util
 import json

@@ -2,7 +2,9 @@
 
 import json
 import logging
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -49,6 +51,59 @@ def test_logs_and_messages_hide_them(monkeypatch: pytest.MonkeyPatch, capsys: py
     assert RedactingFormatter("%(message)s").format(record) == "with ***"
     assert app._report(DataError(f"no access with {SECRET}")) == 2
     assert SECRET not in capsys.readouterr().err
+
+
+class Sink:
+    """Listener that takes any options."""
+
+    def __init__(self, folder: Path, **options: Any) -> None: ...
+
+    def __call__(self, event: Any) -> None: ...
+
+    def close(self) -> None: ...
+
+
+VARIABLES = {"WANDB_KEY": "Zq1/xw+Yv==", "ROOT_SECRET_PATH": "/Zq2/xw+Yv==", "PHRASE": "Zq3 horse battery",
+             "SHORT": "Zq4", "DB_PASS": "Zq5/a@b:c", "PGHOST": "Zq6.internal", "MAIL_PASSWORD": "/Zq7slash"}
+SHAPES = {
+    "name_of_a_key": "'${oc.env:WANDB_KEY}'",
+    "with_a_slash_first": "'${oc.env:ROOT_SECRET_PATH}'",
+    "passphrase": "'${oc.env:PHRASE}'", "short": "'${oc.env:SHORT}'",
+    "password_of_a_url": "'pg://bob:${oc.env:DB_PASS}@h/d'",
+    "query": "'pg://h/d?host=${oc.env:PGHOST}&sslmode=on'", "of_a_list": "[a,'${oc.env:PHRASE}']",
+    "of_another_key": "'${logger.passphrase}'", "default": "'${oc.env:NOT_SET,Zq8default}'",
+    "url_with_a_slash": "'pg://bob:Zq9/a@h/d'", "url_with_an_at": "'pg://bob:Zq0@a@h/d'",
+    "query_with_a_slash": "'pg://h/d?password=ZqA/a@b&b=1'", "of_the_environment": "'x/Zq7slash'"}
+
+
+def test_no_shape_of_a_secret_reaches_the_files_of_a_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name, value in VARIABLES.items():
+        monkeypatch.setenv(name, value)
+    out = tmp_path / "run"
+    job = ["model=tiny", "oracle=synthetic", "method=random", "effort.max_full_trials=2", "confirm.seeds=2",
+           "effort.ranking_top=0", "display=none", f"out={out}", "logger._target_=tests.security.test_secrets.Sink",
+           *(f"++logger.{key}={text}" for key, text in SHAPES.items())]
+    assert app.main(job) == 0
+    written = {path.name: path.read_text(errors="replace") for path in out.iterdir() if path.is_file()}
+    assert written.keys() >= {"trials.jsonl", "report.json", "report.html", "status.json", "best.json"}
+    assert {name: found for name, text in written.items() if (found := re.findall(r"Zq[0-9A].{9}", text))} == {}
+    config = json.loads(written["report.json"])["config"]["logger"]
+    assert config["passphrase"] == "${oc.env:PHRASE}"
+    assert config["of_a_list"] == ["a", "${oc.env:PHRASE}"]
+    assert config["of_another_key"] == "${logger.passphrase}"
+    monkeypatch.setenv("PHRASE", "another one")
+    assert app.main([*job, "resume=true"]) == 0  # where runs are logged changes no trial
+
+
+def test_resume_compares_the_values_of_interpolations(monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+                                                      capfd: pytest.CaptureFixture[str]) -> None:
+    job = ["model=tiny", "oracle=synthetic", "method=random", "effort.max_full_trials=2", "confirm.seeds=2",
+           "effort.ranking_top=0", "display=none", f"out={tmp_path / 'run'}", "granularity='${oc.env:GRAIN}'"]
+    monkeypatch.setenv("GRAIN", "layer")
+    assert app.main(job) == 0
+    monkeypatch.setenv("GRAIN", "block")
+    assert app.main(job) == 2
+    assert "another configuration: the environment gives granularity another value." in capfd.readouterr().err
 
 
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=6), lambda s: st.lists(s) |

@@ -1,0 +1,73 @@
+"""Independence of a process from its standard streams, its working directory and settings that it does not use."""
+
+import io
+import os
+import sys
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import Any, TextIO, cast
+
+
+class TolerantStream:
+    """Text output that drops what its stream can't write and shows what it can't encode as ``?``.
+
+    A reader that is gone, a full disk and a closed terminal so end no run. Everything else is the stream's own.
+
+    Args:
+        stream: Stdout or stderr; ``None``, as Python has it where the descriptor was closed, takes nothing.
+    """
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = io.TextIOBase() if stream is None else stream  # whose writing is refused
+
+    def write(self, text: str) -> int:
+        """Write what can be written; return the length of ``text``."""
+        with suppress(OSError, ValueError):  # a closed file is a ValueError
+            try:
+                self._stream.write(text)
+            except UnicodeEncodeError:
+                encoding = str(self._stream.encoding)
+                self._stream.write(text.encode(encoding, "replace").decode(encoding))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        """Write every line as ``write`` does."""
+        for line in lines:
+            self.write(line)
+
+    def flush(self) -> None:
+        """Flush the stream, if it still can be."""
+        with suppress(OSError, ValueError):
+            self._stream.flush()
+
+    def isatty(self) -> bool:
+        """Return whether the stream is a terminal; one that is closed is none."""
+        with suppress(OSError, ValueError):
+            return self._stream.isatty()
+        return False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def tolerant(stream: TextIO | None) -> TextIO:
+    """Return ``stream`` as a ``TolerantStream``."""
+    return stream if isinstance(stream, TolerantStream) else cast(TextIO, TolerantStream(stream))
+
+
+def prepare() -> None:
+    """Make this process independent of its standard streams and of ``MPLBACKEND``; call it before files are opened.
+
+    A closed stream leads to the null device, so that no other file gets its descriptor. Plots are drawn into files,
+    whatever backend is named. Modules of the working directory shadow no installed ones.
+    """
+    for descriptor, flags in ((0, os.O_RDONLY), (1, os.O_WRONLY), (2, os.O_WRONLY)):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            null = os.open(os.devnull, flags)  # the lowest free descriptor: this one
+            os.set_inheritable(null, True)
+    if sys.path[0] == os.getcwd() and not __file__.startswith(os.path.join(sys.path[0], "")):
+        sys.path.append(sys.path.pop(0))  # by python -m; the user's own parts are found there, after what is installed
+    sys.stdout, sys.stderr = tolerant(sys.stdout), tolerant(sys.stderr)
+    os.environ["MPLBACKEND"] = "agg"

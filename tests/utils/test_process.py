@@ -1,0 +1,74 @@
+"""Streams that can be lost without harm."""
+
+import io
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TextIO
+
+import pytest
+from rich.console import Console
+
+from qra_bo.report.live import LiveView
+from qra_bo.utils.process import prepare, tolerant
+
+
+@contextmanager
+def lost(stream: TextIO) -> Iterator[TextIO]:
+    """Close a stream that can't be flushed."""
+    yield stream
+    with suppress(OSError):
+        stream.close()
+
+
+def test_what_can_not_be_encoded_is_a_question_mark() -> None:
+    raw = io.BytesIO()
+    stream = tolerant(io.TextIOWrapper(raw, encoding="ascii"))
+    assert stream.write("a\N{EURO SIGN}b\n") == 4
+    stream.flush()
+    assert raw.getvalue() == b"a?b\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has /dev/full")
+def test_full_disk_is_no_error() -> None:
+    with lost(open("/dev/full", "w", encoding="utf-8")) as raw:
+        check_it_takes_everything(tolerant(raw))
+
+
+def check_it_takes_everything(stream: TextIO) -> None:
+    stream.write("x" * 100_000)
+    Console(file=stream).print("x")
+    stream.flush()
+
+
+def test_reader_that_is_gone_and_closed_stream_are_no_errors() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    closed = io.StringIO()
+    closed.close()
+    with lost(os.fdopen(writing, "w")) as raw:
+        for stream in map(tolerant, (raw, closed, None)):
+            check_it_takes_everything(stream)
+            assert not stream.isatty()
+
+
+def test_view_of_a_script_survives_its_stderr(monkeypatch: pytest.MonkeyPatch) -> None:
+    with lost(open("/dev/full", "w", buffering=1, encoding="utf-8")) as raw:
+        monkeypatch.setattr(sys, "stderr", raw)
+        with LiveView() as view:
+            view.progress("profile", 1, 2)
+
+
+def test_installed_modules_come_before_those_of_the_working_directory(monkeypatch: pytest.MonkeyPatch,
+                                                                      tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    monkeypatch.setenv("MPLBACKEND", "nonsense")
+    monkeypatch.setattr(sys, "stdout", sys.stdout)
+    monkeypatch.setattr(sys, "stderr", sys.stderr)
+    prepare()
+    assert sys.path[-1] == str(tmp_path)
+    assert tolerant(sys.stdout) is sys.stdout
+    assert os.environ["MPLBACKEND"] == "agg"
