@@ -1,0 +1,27 @@
+"""Predicted peaks against those that the allocator reserves."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from bench import memory_gpu
+from qra_bo.memory.model import TrainShape
+from scripts.gpu_hour.stage import Stage
+
+SMALL = (TrainShape(2, 48, True, stored_dtype_bytes=2, optimizer="adamw_8bit", logits_chunk=32, eval_batch=2),)
+
+
+def grid(stage: Stage) -> Iterator[dict[str, Any]]:
+    """Train three steps of every tuple of ``bench.memory_gpu``."""
+    if stage.device.type == "cuda":
+        shapes = [replace(shape, device="cuda", eval_batch=shape.batch) for shape in memory_gpu.SHAPES]
+        spec = memory_gpu.fitting(shapes, torch.cuda.mem_get_info(stage.device)[0])
+    else:
+        shapes, spec = list(SMALL), stage.spec(2)
+    setting = os.environ.get("PYTORCH_ALLOC_CONF", "")
+    for shape in shapes:
+        for row in memory_gpu.run(spec, [shape], stage.device):
+            yield {**row, "allocator": setting}

@@ -1,0 +1,88 @@
+"""The first hour on a GPU: every part runs, on a CPU with a tiny decoder, and writes its rows."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from scripts.first_gpu_hour import CONTINUE, PARTS, TITLES, main
+from scripts.gpu_hour import end_to_end
+from scripts.gpu_hour.results import NOT_MEASURED, Results, table
+from scripts.gpu_hour.stage import Stage
+
+SHORT = ["round-trip", "alternating", "grid", "grid-plain", "gptq", "unpack", "repeats", "out-of-memory"]
+
+
+@pytest.fixture(autouse=True)
+def settings_of_the_allocator(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        monkeypatch.setenv(name, "expandable_segments:True")
+
+
+def run(work: Path, *parts: str) -> dict[str, list[dict[str, object]]]:
+    assert main([*parts, "--tiny", "--work", str(work)]) == 0
+    found = json.loads((work / "tiny.json").read_text())["parts"]
+    assert all(found[part]["done"] for part in parts)
+    return {name: part["rows"] for name, part in found.items()}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: make first-gpu-hour runs the parts there")
+def test_short_parts_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = run(tmp_path, *SHORT)
+    assert all(row["float32_equal"] and row["bfloat16_equal"] for row in rows["round-trip"])
+    alternating = [row["allocated_bytes"] for row in rows["alternating"]]
+    assert len(alternating) == 10
+    assert alternating[1] == alternating[-1]
+    assert all(row["equal"] for row in rows["repeats"])
+    assert [(row["place"], row["state"], row["equal"]) for row in rows["out-of-memory"]] == [
+        (place, "oom", True) for place in ("install", "forward", "backward")]
+    assert [len(rows[part]) for part in ("grid", "grid-plain", "gptq")] == [2, 2, 4]
+    capsys.readouterr()
+    assert main([*SHORT, "--tiny", "--work", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.splitlines() == [f"{part}: done before" for part in SHORT]
+    assert main(["table", "--tiny", "--work", str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    assert text.count(NOT_MEASURED) == len(PARTS)
+    assert "| nf4 | yes |" in text
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_search_load_and_steps_run(tmp_path: Path) -> None:
+    rows = run(tmp_path, "search", "load", "steps")
+    assert rows["load"][0]["largest_difference_of_logits"] == 0
+    assert {"PEFT QLoRA, nf4", "qra_bo, hqq8"} <= {row["what"] for row in rows["steps"]}
+
+
+def test_failed_part_is_recorded_and_the_next_one_runs(tmp_path: Path) -> None:
+    assert main(["load", "gptq", "--tiny", "--work", str(tmp_path)]) == 1
+    parts = json.loads((tmp_path / "tiny.json").read_text())["parts"]
+    assert (parts["load"]["done"], parts["gptq"]["done"]) == (False, True)
+    assert "OutputError" in parts["load"]["problem"]
+
+
+def test_search_that_takes_too_long_is_continued_by_the_next_call(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(end_to_end, "AT_MOST_SECONDS", 0.2)
+    monkeypatch.setattr(Stage, "overrides", lambda *_: [])
+    popen = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **kwargs: popen(["sleep", "60"], **kwargs))
+    assert main(["search", "--tiny", "--work", str(tmp_path)]) == CONTINUE
+    part = json.loads((tmp_path / "tiny.json").read_text())["parts"]["search"]
+    assert not part["done"]
+    assert "the same call continues it" in part["problem"]
+
+
+def test_table_tells_measured_parts_from_others(tmp_path: Path) -> None:
+    assert table(tmp_path / "none.json", TITLES).count(NOT_MEASURED) == len(PARTS)
+    results = Results(tmp_path / "found.json", {"card": "A card", "torch": "2.13"})
+    results.begin("gptq")
+    results.add("gptq", {"linears": "o", "codes_seconds": 1.5, "parts": {"a": 1}})
+    results.end("gptq", 3.0)
+    again = Results(tmp_path / "found.json", {})
+    assert again.is_done("gptq")
+    text = table(tmp_path / "found.json", TITLES)
+    assert text.count(NOT_MEASURED) == len(PARTS) - 1
+    assert "A card, torch 2.13:\n\n| linears | codes seconds |\n| --- | --- |\n| o | 1.5 |" in text
