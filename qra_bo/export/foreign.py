@@ -77,7 +77,8 @@ def read_weights(folder: Path, manifest: Manifest) -> dict[str, Tensor]:
     path = folder / WEIGHTS
     check_readable(path)
     try:
-        tensors, found = load_file(path), adapter_digest(folder)
+        tensors: dict[str, Tensor] = load_file(path)
+        found = adapter_digest(folder)
     except (SafetensorError, OSError) as error:
         raise OutputError(f"{path} can't be read ({error}); {TAKE_AGAIN}") from error
     if found != manifest.adapter_sha256:
@@ -101,7 +102,7 @@ def check_random_base(manifest: Manifest) -> None:
         OutputError: With the sizes.
     """
     node = manifest.model
-    sizes = {key: node.get(key) for key in SIZES}
+    sizes: dict[str, Any] = {key: node.get(key) for key in SIZES}
     wrong = [f"{key}={value!r}" for key, value in sizes.items() if type(value) is not int or value < 1]
     if wrong or type(node.get("tied")) is not bool:
         raise OutputError("the manifest describes its base model badly: each of its sizes must be a whole number above "
