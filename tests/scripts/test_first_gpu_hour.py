@@ -1,5 +1,6 @@
 """The first hour on a GPU: every part runs, on a CPU with a tiny decoder, and writes its rows."""
 
+import importlib.util
 import json
 import subprocess
 from pathlib import Path
@@ -86,3 +87,17 @@ def test_table_tells_measured_parts_from_others(tmp_path: Path) -> None:
     text = table(tmp_path / "found.json", TITLES)
     assert text.count(NOT_MEASURED) == len(PARTS) - 1
     assert "A card, torch 2.13:\n\n| linears | codes seconds |\n| --- | --- |\n| o | 1.5 |" in text
+
+
+def test_make_runs_every_part_and_the_page_has_a_table_of_each() -> None:
+    root = Path(__file__).resolve().parents[2]
+    (line,) = [x for x in (root / "Makefile").read_text().splitlines() if x.startswith("GPU_PARTS ?= ")]
+    assert line.partition("= ")[2].split() == list(PARTS)
+    spec = importlib.util.spec_from_file_location("generate", root / "docs" / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    generate = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(generate)
+    page = generate.on_page_markdown((root / "docs" / "gpu.md").read_text())
+    assert page.count("### ") == len(PARTS)
+    assert "<!--" not in page
