@@ -21,6 +21,8 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
 THERE = ("torch", "transformers", "peft", "botorch", "gpytorch")
+IN_ANY_CASE = ("filelock", "pydantic")
+"""Small packages that only some versions of those above need."""
 LIMIT = 64 * 2**20
 """Bytes of one call."""
 
@@ -44,7 +46,8 @@ def closure(names: Iterable[str]) -> set[str]:
 def wanted() -> list[str]:
     """Return the packages to carry, as ``name==version``."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    names = closure(Requirement(text).name for text in project["dependencies"]) - closure(THERE)
+    all_needed = closure(Requirement(text).name for text in project["dependencies"])
+    names = (all_needed - closure(THERE)) | closure(IN_ANY_CASE)
     return [f"{name}=={version(name)}" for name in sorted(names)]
 
 
