@@ -90,7 +90,7 @@ first-gpu-hour: $(INSTALLED) ## What only a card can show, in parts that resume,
 	  [ $$status -ne 2 ] || exit 2; done; done  # a part that failed is in the results file
 	$(BIN)/python -m scripts.first_gpu_hour table $(MORE)
 
-gpu-wheels: $(INSTALLED) ## Wheels to carry to a GPU machine without a package index, in folders of 64 MiB; MORE=--list: names alone
+gpu-wheels: $(INSTALLED) ## Wheels to carry to a GPU machine without a package index, in folders of 60 MiB; MORE=--list: names alone
 	$(BIN)/python -m scripts.gpu_wheels $(MORE)
 
 docs: $(DOCS_INSTALLED) ## Build the documentation into build/docs; a warning is an error

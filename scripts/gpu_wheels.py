@@ -4,7 +4,7 @@
 
 The machine is taken to have torch, transformers, peft, botorch, gpytorch and what they need. Everything else that the
 project needs is downloaded in the versions that are installed here, for this Python and platform, and divided into
-folders of at most 64 MiB. A larger wheel is cut into pieces. ``--list`` downloads nothing.
+folders of at most 60 MiB (a call carries 64). A larger wheel is cut into pieces. ``--list`` downloads nothing.
 """
 
 import argparse
@@ -23,8 +23,8 @@ ROOT = Path(__file__).resolve().parents[1]
 THERE = ("torch", "transformers", "peft", "botorch", "gpytorch")
 IN_ANY_CASE = ("filelock", "pydantic")
 """Small packages that only some versions of those above need."""
-LIMIT = 64 * 2**20
-"""Bytes of one call."""
+LIMIT = 60 * 2**20
+"""Bytes of one call, which carries 64 MiB with the names of files and padding."""
 
 
 def closure(names: Iterable[str]) -> set[str]:

@@ -12,9 +12,10 @@ from scripts.first_gpu_hour import CONTINUE, PARTS, TITLES, main
 from scripts.gpu_hour import end_to_end
 from scripts.gpu_hour.results import NOT_MEASURED, Results, table
 from scripts.gpu_hour.stage import Stage
+from scripts.gpu_hour.trials import TINY_TRIALS
 
-SHORT = ["round-trip", "alternating", "grid", "grid-plain", "gptq", "unpack", "repeats"]
-"""The lack of memory is run in ``tests/gpu``."""
+SHORT = ["round-trip", "alternating", "grid", "gptq", "unpack"]
+"""Parts of a few seconds; the lack of memory is run in ``tests/gpu``."""
 
 
 @pytest.fixture(autouse=True)
@@ -35,10 +36,9 @@ def test_short_parts_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     rows = run(tmp_path, *SHORT)
     assert all(row["float32_equal"] and row["bfloat16_equal"] for row in rows["round-trip"])
     alternating = [row["allocated_bytes"] for row in rows["alternating"]]
-    assert len(alternating) == 10
+    assert len(alternating) == TINY_TRIALS
     assert alternating[1] == alternating[-1]
-    assert all(row["equal"] for row in rows["repeats"])
-    assert [len(rows[part]) for part in ("grid", "grid-plain", "gptq")] == [2, 2, 4]
+    assert [len(rows[part]) for part in ("grid", "gptq")] == [2, 4]
     capsys.readouterr()
     assert main([*SHORT, "--tiny", "--work", str(tmp_path)]) == 0
     assert capsys.readouterr().out.splitlines() == [f"{part}: done before" for part in SHORT]
@@ -50,8 +50,10 @@ def test_short_parts_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
-def test_search_load_and_steps_run(tmp_path: Path) -> None:
-    rows = run(tmp_path, "search", "load", "steps")
+def test_long_parts_run(tmp_path: Path) -> None:
+    rows = run(tmp_path, "search", "load", "steps", "repeats", "grid-plain")
+    assert all(row["equal"] for row in rows["repeats"])
+    assert len(rows["grid-plain"]) == 2
     assert rows["load"][0]["largest_difference_of_logits"] == 0
     assert {"PEFT QLoRA, nf4", "qra_bo, hqq8"} <= {row["what"] for row in rows["steps"]}
 
