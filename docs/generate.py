@@ -1,16 +1,32 @@
-"""Hook of the documentation's build: the reference of every configuration key, read from ``conf/`` as it is."""
+"""Hook of the documentation's build: the reference of every configuration key, read from ``conf/`` as it is, and the
+results of the first hour on a GPU."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
-MARK = "<!-- configuration -->"
+MARK, GPU_MARK = "<!-- configuration -->", "<!-- first-gpu-hour -->"
 ROOT = Path(__file__).resolve().parent.parent
 GROUPS_OF_HYDRA = "hydra"
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Put the tables where a page asks for them."""
-    return markdown.replace(MARK, configuration()) if MARK in markdown else markdown
+    for mark, make in ((MARK, configuration), (GPU_MARK, gpu_results)):
+        if mark in markdown:
+            markdown = markdown.replace(mark, make())
+    return markdown
+
+
+def gpu_results() -> str:
+    """Return a table for every part of the first hour on a GPU."""
+    sys.path.insert(0, str(ROOT))
+    try:
+        from scripts.first_gpu_hour import TITLES
+        from scripts.gpu_hour.results import RESULTS, table
+    finally:
+        sys.path.remove(str(ROOT))
+    return table(RESULTS, TITLES)
 
 
 def configuration() -> str:

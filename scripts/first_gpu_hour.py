@@ -1,10 +1,11 @@
-"""The first hour on a GPU: everything that only a card can show, in parts of at most ten minutes each.
+"""The first hour on a GPU: everything that only a card can show, in parts that are sized for ten minutes each.
 
     python -m scripts.first_gpu_hour PART [PART ...] | all | table [--tiny] [--out FILE] [--work FOLDER]
 
-Every part writes its rows to the results file as it goes. Parts that are done are skipped, and the search goes on where
-the last call stopped it (exit status 75: call again). ``table`` prints the results as Markdown. ``--tiny`` runs every
-part with a tiny decoder, on a CPU too, which shows that the parts run and measures nothing.
+Every part writes its rows to the results file as it goes. Parts that are done are skipped. The search alone is stopped
+after eight minutes, and goes on where the last call stopped it (exit status 75: call again). ``table`` prints the
+results as Markdown. ``--tiny`` runs every part with a tiny decoder, on a CPU too, which shows that the parts run and
+measures nothing.
 """
 
 import argparse

@@ -11,13 +11,13 @@ from qra_bo.finetune.quantization.base import PackedLinear
 from qra_bo.trials import TrialResult, TrialSpec
 from scripts.gpu_hour.stage import Stage, mixed, quiet
 
-TRIALS = 10
+TRIALS, TINY_TRIALS = 10, 4
 
 
 def alternating(stage: Stage) -> Iterator[dict[str, Any]]:
     """Evaluate two allocations in turn: the bytes that are allocated after each trial must not grow."""
     oracle = stage.oracle(stage.config(16 if stage.tiny else 512, "train.checkpointing=true"))
-    for trial in range(TRIALS):
+    for trial in range(TINY_TRIALS if stage.tiny else TRIALS):
         found = oracle.evaluate(TrialSpec(mixed(oracle, trial % 2), 2, 2, train_seed=trial), quiet)
         yield {"trial": trial, "allocation": trial % 2, "state": found.state.value, "message": found.message,
                "allocated_bytes": stage.allocated(), "peak_bytes": found.measured_bytes, "seconds": found.seconds}
@@ -27,7 +27,7 @@ def repeats(stage: Stage) -> Iterator[dict[str, Any]]:
     """Run the same trial twice at two lengths; whether the losses are equal to the last bit."""
     for length in (16, 32) if stage.tiny else (128, 512):
         oracle = stage.oracle(stage.config(length))
-        request = TrialSpec(mixed(oracle), 8, 8, train_seed=3)
+        request = TrialSpec(mixed(oracle), 4, 4, train_seed=3)
         first, second = (oracle.evaluate(request, quiet) for _ in range(2))
         yield {"length": length, **compared(first, second)}
         del oracle

@@ -1,5 +1,6 @@
 """The first hour on a GPU: every part runs, on a CPU with a tiny decoder, and writes its rows."""
 
+import importlib.util
 import json
 import subprocess
 from pathlib import Path
@@ -11,8 +12,10 @@ from scripts.first_gpu_hour import CONTINUE, PARTS, TITLES, main
 from scripts.gpu_hour import end_to_end
 from scripts.gpu_hour.results import NOT_MEASURED, Results, table
 from scripts.gpu_hour.stage import Stage
+from scripts.gpu_hour.trials import TINY_TRIALS
 
-SHORT = ["round-trip", "alternating", "grid", "grid-plain", "gptq", "unpack", "repeats", "out-of-memory"]
+SHORT = ["round-trip", "alternating", "grid", "gptq", "unpack"]
+"""Parts of a few seconds; the lack of memory is run in ``tests/gpu``."""
 
 
 @pytest.fixture(autouse=True)
@@ -33,12 +36,9 @@ def test_short_parts_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     rows = run(tmp_path, *SHORT)
     assert all(row["float32_equal"] and row["bfloat16_equal"] for row in rows["round-trip"])
     alternating = [row["allocated_bytes"] for row in rows["alternating"]]
-    assert len(alternating) == 10
+    assert len(alternating) == TINY_TRIALS
     assert alternating[1] == alternating[-1]
-    assert all(row["equal"] for row in rows["repeats"])
-    assert [(row["place"], row["state"], row["equal"]) for row in rows["out-of-memory"]] == [
-        (place, "oom", True) for place in ("install", "forward", "backward")]
-    assert [len(rows[part]) for part in ("grid", "grid-plain", "gptq")] == [2, 2, 4]
+    assert [len(rows[part]) for part in ("grid", "gptq")] == [2, 4]
     capsys.readouterr()
     assert main([*SHORT, "--tiny", "--work", str(tmp_path)]) == 0
     assert capsys.readouterr().out.splitlines() == [f"{part}: done before" for part in SHORT]
@@ -50,8 +50,10 @@ def test_short_parts_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
-def test_search_load_and_steps_run(tmp_path: Path) -> None:
-    rows = run(tmp_path, "search", "load", "steps")
+def test_long_parts_run(tmp_path: Path) -> None:
+    rows = run(tmp_path, "search", "load", "steps", "repeats", "grid-plain")
+    assert all(row["equal"] for row in rows["repeats"])
+    assert len(rows["grid-plain"]) == 2
     assert rows["load"][0]["largest_difference_of_logits"] == 0
     assert {"PEFT QLoRA, nf4", "qra_bo, hqq8"} <= {row["what"] for row in rows["steps"]}
 
@@ -86,3 +88,17 @@ def test_table_tells_measured_parts_from_others(tmp_path: Path) -> None:
     text = table(tmp_path / "found.json", TITLES)
     assert text.count(NOT_MEASURED) == len(PARTS) - 1
     assert "A card, torch 2.13:\n\n| linears | codes seconds |\n| --- | --- |\n| o | 1.5 |" in text
+
+
+def test_make_runs_every_part_and_the_page_has_a_table_of_each() -> None:
+    root = Path(__file__).resolve().parents[2]
+    (line,) = [x for x in (root / "Makefile").read_text().splitlines() if x.startswith("GPU_PARTS ?= ")]
+    assert line.partition("= ")[2].split() == list(PARTS)
+    spec = importlib.util.spec_from_file_location("generate", root / "docs" / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    generate = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(generate)
+    page = generate.on_page_markdown((root / "docs" / "gpu.md").read_text())
+    assert page.count("### ") == len(PARTS)
+    assert "<!--" not in page
