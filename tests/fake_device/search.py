@@ -102,7 +102,7 @@ def main() -> None:
             for measured in (text, one_batch):  # fewer tokens than a linear is wide, and more
                 measure_rank_sensitivity(bank, units, measured, 4, quiet)
             formats = [parse_format(name) for name in (FORMATS if dtype == torch.bfloat16 else CODED[dtype])]
-            measure_quantization_sensitivity(bank, units[-1:], formats, text, quiet)  # GPTQ chooses all codes first
+            measure_quantization_sensitivity(bank, units[-1:], formats, one_batch, quiet)  # GPTQ comes first
             bank.rounding = None
             for case in cases():
                 if case.dtype == dtype:
