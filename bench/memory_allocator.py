@@ -1,9 +1,9 @@
 """Predicted peaks against bytes that the CUDA caching allocator would reserve: simulated, 7 to 70 billion parameters.
 
-    python -m bench.memory_allocator [--tuples 40] [--seed 0] [--after 20]
+    python -m bench.memory_allocator [--tuples 28] [--seed 0] [--after 20]
 
 A tuple is an architecture, a mixed allocation, batch, length, checkpointing, optimiser and an evaluation batch,
-drawn from a seed; in a third of them, and in those of ``--after``, half accumulate. The tuples of ``--after`` come
+drawn from a seed; of the next seed's, and of those of ``--after``, half accumulate. The tuples of ``--after`` come
 from a seed that played no part in the allowance that ``qra_bo.memory.allowance`` assumes. A whole trial is traced on
 meta tensors and replayed through the model of the allocator (``bench.allocator_replay``), with and without expandable
 segments. The prediction never calls the simulation. Rows are kept as they come; a second call continues.
@@ -120,7 +120,7 @@ def targets_of(rows: Sequence[Row], after: int) -> list[Target]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tuples", type=int, default=40)
+    parser.add_argument("--tuples", type=int, default=28, help="half as many again come from the next seed")
     parser.add_argument("--after", type=int, default=20, help="tuples of the other seed")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rows", type=Path, default=Path("build/bench/memory_allocator.jsonl"), help="rows so far")

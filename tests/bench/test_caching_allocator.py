@@ -112,7 +112,7 @@ def test_random_sequences_keep_the_books(expandable: bool) -> None:
 @pytest.mark.parametrize("accumulate", [1, 4])
 def test_prediction_covers_the_simulated_allocator(checkpointing: bool, accumulate: int) -> None:
     spec, shape = llama(4), TrainShape(1, 512, checkpointing, device="cuda", eval_batch=1, accumulate=accumulate)
-    space = SearchSpace(make_units(spec, "layer"), tuple(map(parse_format, ("nf4", "hqq3"))), Ladder("ranks", (4, 16)))
+    space = SearchSpace(make_units(spec, "layer"), tuple(map(parse_format, ("hqq3", "nf4"))), Ladder("ranks", (4, 16)))
     allocation = Allocation(("nf4", "hqq3", "nf4", "nf4"), (4, 16, 4, 16))
     trial = TrialTracer(spec).trial_of(space, allocation, shape)
     total = int(MemoryModel(spec, shape).table(space).totals(space.encode(allocation)[None, :])[0])

@@ -34,19 +34,34 @@ import numpy as np  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
 
+from qra_bo.finetune.quantization import gptq  # noqa: E402
+
 DEVICE = torch.device("fakegpu")
+HOST_WIDTH = 64
+"""Inputs of a linear above which its second moments are factored on the host."""
+
+
+ATEN = torch.ops.aten
+ONE_TYPE = {ATEN.mm, ATEN.addmm, ATEN.bmm, ATEN.baddbmm, ATEN.mv, ATEN.addmv, ATEN.dot, ATEN.index_add,
+            ATEN.index_add_, ATEN.scatter_add, ATEN.scatter_add_}
+"""Operators whose kernels refuse floating-point tensors of several types, and whose fake ones do not."""
 
 
 class FakeDevice(FakeTensorMode):
     """Fake tensors with answers to what depends on numbers: a scalar is 1, a mask is all true."""
 
     def dispatch(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
-        if func is torch.ops.aten._local_scalar_dense.default:
+        if getattr(func, "overloadpacket", None) in ONE_TYPE:
+            tensors = (t for t in (*args, *(kwargs or {}).values()) if isinstance(t, Tensor))
+            found = {t.dtype for t in tensors if t.is_floating_point()}
+            if len(found) > 1:
+                raise TypeError(f"{func} is given tensors of several types: {sorted(map(str, found))}")
+        if func is ATEN._local_scalar_dense.default:
             return True if args[0].dtype == torch.bool else 1.0 if args[0].is_floating_point() else 1
-        if func is torch.ops.aten.nonzero.default:
+        if func is ATEN.nonzero.default:
             with self:
                 return torch.zeros(args[0].numel(), args[0].ndim, dtype=torch.int64, device=args[0].device)
-        if func is torch.ops.aten.index.Tensor and any(i is not None and i.dtype == torch.bool for i in args[1]):
+        if func is ATEN.index.Tensor and any(i is not None and i.dtype == torch.bool for i in args[1]):
             (mask,) = args[1]
             with self:
                 chosen = torch.zeros(mask.numel(), dtype=torch.int64, device=mask.device)
@@ -86,15 +101,23 @@ def parameter(_cls: type, data: Tensor, requires_grad: bool = False, **attribute
     return made
 
 
+FACTORED = gptq._factored
+
+
+def factored(moments: Tensor) -> tuple[Tensor, Tensor, bool]:
+    """Factor moments, and answer that wide ones have no factor on the device, so that they are factored on the host."""
+    order, factor, _ = FACTORED(moments)
+    return order, factor, moments.device == DEVICE and len(order) > HOST_WIDTH
+
+
 @contextmanager
 def fake_device() -> Iterator[None]:
     """Make all tensors fake within the block."""
     with ExitStack() as stack:
         for owner, name, shim in ((Tensor, "numpy", lambda self, **_: np.zeros(tuple(self.shape))),
                                   (nn.Module, "_apply", apply), (torch, "tensor", made_on_host),
+                                  (gptq, "_factored", factored),
                                   (bnb.nn.Params4bit, "__new__", parameter), (bnb.nn.Int8Params, "__new__", parameter)):
             stack.enter_context(mock.patch.object(owner, name, shim))
-        mode = FakeDevice(allow_non_fake_inputs=True)
-        mode.cache_enabled = False
-        stack.enter_context(mode)
+        stack.enter_context(FakeDevice(allow_non_fake_inputs=True))
         yield

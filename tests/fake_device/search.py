@@ -1,11 +1,13 @@
 """Every kind of device work of a search, on the fake device: ``python -m tests.fake_device.search``.
 
-Prints the number of combinations that ran; a mismatch of devices or types ends it with a traceback.
+Every format is packed, unpacked and run forward in bf16; a training is run for every initialisation with every
+backend. Their formats, optimisers, types, checkpointing and isolation take turns, so that every two of these choices
+meet. Prints the number of trainings; a mismatch of devices or types ends it with a traceback.
 """
 
 from tests.fake_device.harness import DEVICE, fake_device  # noqa: I001 - registers the device before torch is used
 
-from itertools import count
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,69 +29,86 @@ from qra_bo.space import make_units
 from tests.finetune.models import tiny_llama
 
 INITS = ("kaiming", "residual_svd", "eva", "gradient", "loftq", "lq_lora", "pissa")
-MAIN = tuple(name for name in FORMATS if "-" not in name and name not in ("ref2", "ref3", "ref5", "ref6", "ref8"))
-"""Formats that differ in their code, and not in a group's size alone."""
+BACKENDS = (("nf4", "int8", "nf4-nodq"), ("hqq3", "hqq2", "hqq6", "hqq4-g32", "hqq5-g128", "hqq8"), ("fp16",),
+            ("ref4", "ref3", "ref6"))
+"""Formats of each backend that take turns in training; in each backend all whose code differs."""
+CODED = {torch.bfloat16: tuple(name for names in BACKENDS for name in names if name != "fp16"),
+         torch.float32: tuple(names[0] for names in BACKENDS if names[0] != "fp16")}
+"""Formats whose codes GPTQ chooses."""
+DTYPES = (torch.bfloat16, torch.float32)
 LENGTH, BATCH = 8, 2
 TEXT = np.zeros((4, LENGTH), dtype=np.int64)
+
+
+class Case(NamedTuple):
+    """One training."""
+
+    fmt: str
+    init: str
+    optimizer: str
+    dtype: torch.dtype
+    checkpointing: bool
+    isolated: bool
+
+
+def cases() -> list[Case]:
+    """Return trainings in which every two choices of different kinds meet, formats by their backend."""
+    return [Case(names[i % len(names)], init, OPTIMIZERS[(i + b) % len(OPTIMIZERS)], DTYPES[(i + b // 2) % 2],
+                 bool((i // 2 + b) % 2), bool((i + b * 3 // 2 + i // 4) % 2))
+            for i, init in enumerate(INITS) for b, names in enumerate(BACKENDS)]
 
 
 def quiet(*_: object) -> None:
     return None
 
 
-def train(bank: LayerBank, fmt: str, init: str, optimizer: str, text: CalibrationText, dtype: torch.dtype) -> None:
+def train(bank: LayerBank, case: Case, text: CalibrationText) -> None:
     """Install, initialise, attach, train two accumulating steps, evaluate, detach."""
-    units = make_units(bank.spec, "layer")
-    formats = {linear.name: fmt for linear in bank.spec.linears}
+    units, adapters = make_units(bank.spec, "layer"), AdapterSettings(init=case.init, iterations=2)
+    formats = {linear.name: case.fmt for linear in bank.spec.linears}
     ranks = dict.fromkeys(formats, 2)
-    prepared = Initialiser(bank, AdapterSettings(init=init), text, None).prepare(formats, ranks, None)
+    use_checkpointing(bank.model, case.checkpointing)
+    prepared = Initialiser(bank, adapters, text, None).prepare(formats, ranks, None)
     bank.install({**formats, **prepared.bases})
-    attach(bank.model, ranks, AdapterSettings(init=init), 0, dtype, prepared.pairs)
-    settings = TrainSettings(BATCH, 2, logits_chunk=8, optimizer=AdamWSettings(kind=optimizer))
+    attach(bank.model, ranks, adapters, 0, case.dtype, prepared.pairs)
+    settings = TrainSettings(BATCH, 2, logits_chunk=8, optimizer=AdamWSettings(kind=case.optimizer))
     unit_of = {linear.name: unit.name for unit in units for linear in unit.linears}
     groups = unit_groups(adapter_parameters(bank.model), unit_of, {unit.name: 2 for unit in units}, settings, 1.0)
     inner = UnitwiseAdamW(groups, settings.optimizer)
     order = np.tile(np.arange(settings.step_sequences), (2, 1))
-    train_steps(bank.model, inner, TEXT, TEXT, order, 0, 2, 2, settings, DEVICE)
-    held_out(bank.model, TEXT, TEXT, settings, DEVICE)
+    positions = TEXT if case.isolated else None
+    train_steps(bank.model, inner, TEXT, TEXT, order, 0, 2, 2, settings, DEVICE, positions=positions)
+    held_out(bank.model, TEXT, TEXT, settings, DEVICE, positions=positions)
     assert {t.device.type for t in inner.state().values()} == {"cpu"}
     assert {p.device.type for p in bank.model.parameters()} == {DEVICE.type}
     detach(bank.model)
 
 
 def main() -> None:
-    done = count()
-    formats = tuple(parse_format(name) for name in FORMATS)
-    for dtype in (torch.bfloat16, torch.float32):
+    for dtype in DTYPES:
         with fake_device():
             model, spec = tiny_llama(layers=1, dtype=dtype)
             use_fast_attention(model, DEVICE, dtype)
-            keep_on_host(model, [linear.name for linear in spec.linears])
-            model.to(DEVICE)
-            text = CalibrationText(torch.from_numpy(TEXT), torch.from_numpy(TEXT), BATCH, 8)
             names = [linear.name for linear in spec.linears]
-            coded = [f for f in formats if f.bits < 16 and f.backend != "none"]
-            rounding = Rounding(model, names, coded, text.ids, DEVICE, None)
+            keep_on_host(model, names)
+            model.to(DEVICE)
+            ids = torch.from_numpy(TEXT)
+            text, one_batch = CalibrationText(ids, ids, BATCH, 8), CalibrationText(ids, ids, len(TEXT), 8)
+            rounding = Rounding(model, names, [parse_format(name) for name in CODED[dtype]], ids, DEVICE, None)
             bank = LayerBank(model, spec, (), dtype, DEVICE, rounding=rounding,
                              dense_on_device=dtype == torch.bfloat16)
             bank.restore_dense()
-            units = make_units(spec, "layer")
-            measure_rank_sensitivity(bank, units, text, 4, quiet)
-            next(done)
-            measure_quantization_sensitivity(bank, units, formats, text, quiet)  # GPTQ chooses all codes first
-            next(done)
+            units = make_units(spec, "module")
+            for measured in (text, one_batch):  # fewer tokens than a linear is wide, and more
+                measure_rank_sensitivity(bank, units, measured, 4, quiet)
+            formats = [parse_format(name) for name in (FORMATS if dtype == torch.bfloat16 else CODED[dtype])]
+            measure_quantization_sensitivity(bank, units[-1:], formats, one_batch, quiet)  # GPTQ comes first
             bank.rounding = None
-            kinds = [(name, init) for name in MAIN for init in (INITS if dtype == torch.bfloat16 else INITS[:1])]
-            kinds += [(name, "kaiming") for name in FORMATS if name not in MAIN]
-            for at, (fmt, init) in enumerate(kinds):
-                train(bank, fmt, init, OPTIMIZERS[at % len(OPTIMIZERS)], text, dtype)
-                next(done)
-            use_checkpointing(model)
-            for optimizer in OPTIMIZERS:
-                train(bank, "nf4", "kaiming", optimizer, text, dtype)
-                next(done)
+            for case in cases():
+                if case.dtype == dtype:
+                    train(bank, case, text)
             bank.restore_dense()
-    print(next(done))
+    print(len(cases()))
 
 
 if __name__ == "__main__":
