@@ -88,7 +88,7 @@ def plan(config: RunConfig | Sequence[str] | None = None, *, config_dir: str | N
     """Price uniform choices, budgets and cards; needs no weights, no GPU and no download.
 
     >>> plan(model="llama2_7b", budget="10GB", device="cpu")
-    Plan(llama2_7b, 32 units, 10GB: nf4, rank 32)
+    Plan(llama2_7b, 32 units, 10GB: int8, rank 32)
 
     Args:
         config: As for ``search``.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from qra_bo.config.check import Problem
 from qra_bo.config.derive import NUMBERS, make_space, make_spec
-from qra_bo.config.groups import BenchmarkOracleConfig
+from qra_bo.config.oracles import BenchmarkOracleConfig
 from qra_bo.config.schema import RunConfig
 from qra_bo.memory.budget import OF_ALLOCATION
 from qra_bo.memory.formats import default_format

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import PrivateAttr, StrictBool, StrictFloat, StrictInt
 
-from qra_bo.config import groups, workers
+from qra_bo.config import groups, oracles, workers
 from qra_bo.config.check import validated
 from qra_bo.config.resume import of_the_result
 from qra_bo.finetune.data.options import DataConfig
@@ -55,7 +55,7 @@ class RunConfig(Group):
                                    re.compile(r"sqlite|[a-z][a-z0-9+]*://\S+").fullmatch)] | None
     allocation: str | None
     memory: groups.MemoryConfig
-    oracle: groups.OracleConfig
+    oracle: oracles.OracleConfig
     data: DataConfig
     method: groups.Target
     search: groups.SearchConfig

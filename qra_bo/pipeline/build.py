@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from qra_bo.config import RunConfig, config_from_dict, make_space, make_spec
-from qra_bo.config.groups import BenchmarkOracleConfig, OwnOracleConfig, SyntheticOracleConfig
+from qra_bo.config.oracles import BenchmarkOracleConfig, OwnOracleConfig, SyntheticOracleConfig
 from qra_bo.execution import Executor, InProcessExecutor, Limits, LocalExecutor, OracleSpec
 from qra_bo.execution.on_ray import RayExecutor, Resources
 from qra_bo.memory import MemoryModel, TrainShape, parse_format, parse_size

@@ -45,6 +45,7 @@ def test_worker_makes_its_gpu_the_current_one(device: str, monkeypatch: pytest.M
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 6))
     monkeypatch.setattr(finetune_oracle, "load_base", load)
     config = load_config(["model=tiny", "data=tiny", "budget=1GB", f"device={device}", "dtype=float32"])
     with pytest.raises(Loaded):

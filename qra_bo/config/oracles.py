@@ -1,0 +1,59 @@
+"""The groups of the configuration on oracles: what runs trials."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Discriminator, Tag
+
+from qra_bo.config.groups import Target
+from qra_bo.utils.fields import Group, Noise
+
+
+class FinetuneOracleConfig(Group):
+    """Real fine-tuning. ``trains``: of an oracle whose winner is fine-tuned; ``trains_longer``: of one that answers
+    trainings beyond a full-fidelity trial."""
+
+    name: Literal["finetune"]
+    trains: ClassVar[bool] = True
+    trains_longer: ClassVar[bool] = True
+
+
+class BenchmarkOracleConfig(Group):
+    """An emulator fitted on a table of real trials: its folder, and the deviation of its noise (nats; ``None``: that of
+    the table's repeats)."""
+
+    name: Literal["benchmark"]
+    table: str | None
+    emulator: Literal["boosted", "network"]
+    noise: Noise | None
+    trains: ClassVar[bool] = False
+    trains_longer: ClassVar[bool] = False
+
+
+class SyntheticOracleConfig(Group):
+    """A planted optimum; ``noise`` is the standard deviation of a loss over training seeds (nats)."""
+
+    name: Literal["synthetic"]
+    noise: Noise
+    trains: ClassVar[bool] = False
+    trains_longer: ClassVar[bool] = True
+
+
+class OwnOracleConfig(Target):
+    """An oracle of the user's own package, made by its ``_target_``."""
+
+    trains: ClassVar[bool] = False
+    trains_longer: ClassVar[bool] = True
+
+
+def _kind_of_oracle(value: Any) -> Any:
+    """Return the option's name, or ``"own"`` for an oracle that is made by its ``_target_``."""
+    if isinstance(value, Mapping):
+        return "own" if "_target_" in value else value.get("name")
+    return "own" if isinstance(value, Target) else getattr(value, "name", None)
+
+
+OracleConfig = Annotated[
+    Annotated[FinetuneOracleConfig, Tag("finetune")] | Annotated[BenchmarkOracleConfig, Tag("benchmark")]
+    | Annotated[SyntheticOracleConfig, Tag("synthetic")] | Annotated[OwnOracleConfig, Tag("own")],
+    Discriminator(_kind_of_oracle)]
