@@ -31,11 +31,12 @@ def best_json(**changes: Any) -> dict[str, Any]:
             "provenance": {"version": "0.1.0", "packages": {"torch": "2.13"}}, **changes}
 
 
-def manifest_json(ranks: dict[str, int], formats: dict[str, str]) -> dict[str, Any]:
+def manifest_json(ranks: dict[str, int], formats: dict[str, str],
+                  shapes: dict[str, tuple[int, int]] | None = None) -> dict[str, Any]:
     from qra_bo.finetune.manifest import Manifest, ModuleRecord
 
     return Manifest({}, "float32", "cpu", {
-        name: ModuleRecord(parse_format(fmt), (7, 6), ranks[name], 2.0 * ranks[name], "0" * 64)
+        name: ModuleRecord(parse_format(fmt), (shapes or {}).get(name, (7, 6)), ranks[name], 2.0 * ranks[name], "0" * 64)
         for name, fmt in formats.items()}, "0" * 64, "0" * 64, None, {}).to_json()
 
 

@@ -8,6 +8,7 @@ import pytest
 from qra_bo.export.registry import export_all
 from qra_bo.space.allocation import peft_patterns
 from tests.export.fixtures import best_json, manifest_json
+from tests.security.test_adapters import seal_adapter
 
 torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")
@@ -23,8 +24,10 @@ def tiny_model():
 
 
 def test_padded_adapter_gives_the_logits_of_the_original(tmp_path):
-    ranks = {name: 1 + i % 5 for i, (name, m) in enumerate(tiny_model().named_modules())
-             if isinstance(m, torch.nn.Linear) and "layers" in name}
+    linears = {name: (i, m) for i, (name, m) in enumerate(tiny_model().named_modules())
+               if isinstance(m, torch.nn.Linear) and "layers" in name}
+    ranks = {name: 1 + i % 5 for name, (i, _) in linears.items()}
+    shapes = {name: (m.out_features, m.in_features) for name, (_, m) in linears.items()}
     with warnings.catch_warnings(), torch.random.fork_rng():
         warnings.simplefilter("ignore")
         torch.manual_seed(1)
@@ -37,7 +40,9 @@ def test_padded_adapter_gives_the_logits_of_the_original(tmp_path):
         assert realised == ranks
         model.save_pretrained(tmp_path / "adapter")
         (tmp_path / "best.json").write_text(json.dumps(best_json()))
-        (tmp_path / "quant_manifest.json").write_text(json.dumps(manifest_json(ranks, dict.fromkeys(ranks, "nf4"))))
+        manifest = manifest_json(ranks, dict.fromkeys(ranks, "nf4"), shapes)
+        (tmp_path / "quant_manifest.json").write_text(json.dumps(manifest))
+        seal_adapter(tmp_path)
         paths = export_all(tmp_path, ["uniform_rank"])
         tokens = torch.arange(12)[None]
         padded = peft.PeftModel.from_pretrained(tiny_model(), paths[0].parent).eval()
