@@ -35,8 +35,9 @@ def manifest_json(ranks: dict[str, int], formats: dict[str, str],
                   shapes: dict[str, tuple[int, int]] | None = None) -> dict[str, Any]:
     from qra_bo.finetune.manifest import Manifest, ModuleRecord
 
+    shapes = shapes or dict.fromkeys(formats, (7, 6))
     return Manifest({}, "float32", "cpu", {
-        name: ModuleRecord(parse_format(fmt), (shapes or {}).get(name, (7, 6)), ranks[name], 2.0 * ranks[name], "0" * 64)
+        name: ModuleRecord(parse_format(fmt), shapes[name], ranks[name], 2.0 * ranks[name], "0" * 64)
         for name, fmt in formats.items()}, "0" * 64, "0" * 64, None, {}).to_json()
 
 
