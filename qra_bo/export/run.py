@@ -57,6 +57,10 @@ class FinishedRun:
                 problems += [f"{name}: {key} is missing" for key in fields if key not in contents[-1]]
             except OutputError as error:
                 problems.append(str(error))
+        modules = None if problems else contents[-1]["modules"]
+        if not problems and not (isinstance(modules, dict) and all(
+                isinstance(entry, dict) and {"name", "bits", "rank"} <= entry.keys() for entry in modules.values())):
+            problems.append("quant_manifest.json: every module must have a format's name, bits and a rank")
         if problems:
             raise OutputError(f"{folder} can't be exported, which needs a finished run with its adapter: "
                               f"{'; '.join(problems)}")

@@ -104,6 +104,14 @@ def test_an_unfinished_run_is_refused_with_all_that_is_missing(tmp_path):
         export_all(run, list(TARGETS))
 
 
+@pytest.mark.parametrize("modules", [{"a": "Int8WeightOnlyConfig"}, {"a": {"bits": 4}}, ["a"]])
+def test_a_manifest_with_other_modules_is_refused(tmp_path, modules):
+    run = write_finished(tmp_path / "run")
+    (run / "quant_manifest.json").write_text(json.dumps({"modules": modules}))
+    with pytest.raises(OutputError, match=r"quant_manifest\.json: every module must have"):
+        export_all(run, list(TARGETS))
+
+
 def test_padding_to_one_rank_keeps_the_product_and_scale(tmp_path):
     torch = pytest.importorskip("torch")
     from safetensors.torch import load_file, save_file
