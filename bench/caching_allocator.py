@@ -73,6 +73,14 @@ class Pool:
         insort(self.keys, block.key)
         self.blocks[block.key] = block
 
+    def put_back(self, block: Block) -> None:
+        """Add a free block, joined with its free neighbours."""
+        for other in (block.before, block.after):
+            if other is not None and other.free and other.mapped:
+                self.remove(other)
+                _join(block, other)
+        self.add(block)
+
     def remove(self, block: Block) -> None:
         del self.keys[bisect_left(self.keys, block.key)], self.blocks[block.key]
 
@@ -115,11 +123,7 @@ class CachingAllocator:
         pool = self._pools[block.size > SMALL_SIZE]  # blocks of the small pool are always cut to the request
         self.allocated -= block.size
         block.free = True
-        for other in (block.before, block.after):
-            if other is not None and other.free and other.mapped:
-                pool.remove(other)
-                _join(block, other)
-        pool.add(block)
+        pool.put_back(block)
 
     def empty_cache(self) -> None:
         """Return memory without live blocks to the device."""
@@ -179,11 +183,7 @@ class CachingAllocator:
             pool.unmapped.append(self._split(block, size, mapped=False))
             pool.unmapped.sort(key=lambda b: b.address)
         block.mapped = True
-        for other in (block.before, block.after):
-            if other is not None and other.free and other.mapped:
-                pool.remove(other)
-                _join(block, other)
-        pool.add(block)
+        pool.put_back(block)
         self._reserve(size)
 
     def _unmap(self, pool: Pool, block: Block) -> None:
