@@ -158,7 +158,7 @@ def _file(key: str, path: str | None, wanted: str) -> Iterator[Problem]:
 
 def _device(config: RunConfig) -> Iterator[Problem]:
     device, optimizer, executor = config.device, config.train.optimizer, config.executor
-    needs_cuda = device.startswith("cuda") and (executor.name != "ray" or executor.address is None)
+    needs_cuda = device.startswith("cuda") and not executor.elsewhere
     if not _finetunes(config) or not (needs_cuda or is_paged(optimizer)):
         return
     import torch  # heavy, and only these two choices depend on the device

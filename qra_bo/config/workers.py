@@ -1,6 +1,6 @@
 """The groups of the configuration on workers: where trials run, how many at once, and their limits."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -32,6 +32,7 @@ class LocalExecutorConfig(Group):
 
     name: Literal["local"]
     workers: Count
+    elsewhere: ClassVar[bool] = False
 
 
 class RayExecutorConfig(Group):
@@ -46,6 +47,11 @@ class RayExecutorConfig(Group):
     cpus: NonNegative | None
     gpus: NonNegative | None
     memory: Annotated[str, accepted_by(parse_size)] | None
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether workers are on other machines, so that this one holds no model."""
+        return self.address is not None
 
 
 ExecutorConfig = Annotated[LocalExecutorConfig | RayExecutorConfig, Field(discriminator="name")]

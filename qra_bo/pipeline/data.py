@@ -33,9 +33,8 @@ def show_data(config: RunConfig, folders: Iterable[Path] = ()) -> None:
         ModelError: If the tokenizer can't be read.
         DataError: If a conversation can't be rendered, or too much of the answers would be cut off.
     """
-    remote = config.executor.name == "ray" and config.executor.address is not None
     begun = any((folder / JOURNAL_NAME).exists() for folder in folders)
-    if begun or remote or not config.oracle.trains or not isinstance(config.data, UserData):
+    if begun or config.executor.elsewhere or not config.oracle.trains or not isinstance(config.data, UserData):
         return
     from qra_bo.finetune.models.load import load_tokenizer  # loads transformers, which a simulation does without
     data = load_data(config.data, load_tokenizer(config.model), config.train.length, isolate=config.train.isolated)

@@ -190,13 +190,12 @@ def make_setting(config: RunConfig, begun: Sequence[Path] = ()) -> Setting:
         UserError: If the model's shapes are not available, or the given profile lacks a measurement.
     """
     spec, path = make_spec(config), config.sensitivity.path
-    remote = config.executor.name == "ray" and config.executor.address is not None  # this machine holds no model
-    if not config.oracle.trains or (remote and config.device != "auto"):
+    if not config.oracle.trains or (config.executor.elsewhere and config.device != "auto"):
         device = plan_device(config)  # a simulation stands in for a GPU that is there
     else:
         device = "cuda" if resolve_device(config.device).startswith("cuda") else "cpu"
     space = make_space(config, spec)
-    trains_here = config.oracle.trains and not remote
+    trains_here = config.oracle.trains and not config.executor.elsewhere
     if trains_here and (config.task != "profile" or path is None):  # a given profile needs no data
         check_data(config.data)
     if trains_here:
