@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from bench.architectures import spec_of
 from bench.memory_others import accelerate_sizes, gpu_poor_bytes
 from bench.report import RESULTS, Target, publish
 from qra_bo.memory.allowance import Allowance
@@ -31,21 +32,10 @@ from qra_bo.memory.formats import parse_format
 from qra_bo.memory.model import MemoryModel, TrainShape
 from qra_bo.memory.optimizers import OPTIMIZERS
 from qra_bo.space import Allocation, DecoderSpec, Ladder, SearchSpace, make_units
-from qra_bo.space.decoder import spec_from_numbers
 
 ROOT = Path(__file__).resolve().parent.parent
-KEYS = ("family", "n_layers", "hidden_size", "intermediate_size", "n_heads", "n_kv_heads", "head_dim", "vocab_size",
-        "tied")
-ARCHITECTURES: dict[str, tuple[Any, ...]] = {
-    "SmolLM2-135M": ("llama", 30, 576, 1536, 9, 3, 64, 49152, True),
-    "Qwen3-0.6B": ("qwen3", 28, 1024, 3072, 16, 8, 128, 151936, True),
-    "Gemma-2B": ("gemma", 18, 2048, 16384, 8, 1, 256, 256000, True),
-    "Llama-3.2-3B": ("llama", 28, 3072, 8192, 24, 8, 128, 128256, True),
-    "Pythia-6.9B": ("gpt_neox", 32, 4096, 16384, 32, 32, 128, 50432, False),
-    "Mistral-7B": ("mistral", 32, 4096, 14336, 32, 8, 128, 32768, False),
-    "Qwen2.5-7B": ("qwen2", 28, 3584, 18944, 28, 4, 128, 152064, False),
-    "Llama-2-70B": ("llama", 80, 8192, 28672, 64, 8, 128, 32000, False)}
-BIASED = ("gpt_neox", "qwen2")
+ARCHITECTURES = ("SmolLM2-135M", "Qwen3-0.6B", "Gemma-2B", "Llama-3.2-3B", "Pythia-6.9B", "Mistral-7B", "Qwen2.5-7B",
+                 "Llama-2-70B")
 FORMATS = ("hqq2", "hqq3", "nf4", "int8")
 RANKS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32)
 GRANULARITIES = ("layer", "layer", "block", "fused", "module")
@@ -53,11 +43,6 @@ UNDER, OVER, REAL_OVER = -0.005, 0.03, 0.05
 WITNESSED = 100 * 10**6
 """Least growth, in bytes, that the resident set of a process can bear witness to."""
 Row = dict[str, Any]
-
-
-def spec_of(name: str) -> DecoderSpec:
-    numbers = dict(zip(KEYS, ARCHITECTURES[name], strict=True))
-    return spec_from_numbers(name, **numbers, attention_bias=numbers["family"] in BIASED)
 
 
 def draw(spec: DecoderSpec, rng: np.random.Generator) -> tuple[SearchSpace, Allocation, TrainShape]:
@@ -188,7 +173,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tuples", type=int, default=26, help="tuples of every architecture")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", nargs="+", choices=tuple(ARCHITECTURES), default=tuple(ARCHITECTURES))
+    parser.add_argument("--only", nargs="+", choices=ARCHITECTURES, default=ARCHITECTURES)
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="processes that trace")
     parser.add_argument("--real", action="store_true", help="SmolLM2-135M too")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON file")

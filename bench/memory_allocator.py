@@ -21,26 +21,17 @@ from typing import Any
 
 import numpy as np
 
+from bench.architectures import spec_of
 from bench.memory import FORMATS, RANKS, average_bits
 from bench.report import RESULTS, Target, publish
 from qra_bo.memory.allowance import ASSUMED, PPM, Allowance
 from qra_bo.memory.formats import parse_format
 from qra_bo.memory.model import MemoryModel, TrainShape
 from qra_bo.memory.optimizers import OPTIMIZERS
-from qra_bo.space import Allocation, DecoderSpec, Ladder, SearchSpace, make_units
-from qra_bo.space.decoder import spec_from_numbers
+from qra_bo.space import Allocation, Ladder, SearchSpace, make_units
 
-KEYS = ("family", "n_layers", "hidden_size", "intermediate_size", "n_heads", "n_kv_heads", "head_dim", "vocab_size",
-        "tied")
-ARCHITECTURES: dict[str, tuple[Any, ...]] = {
-    "Llama-2-7B": ("llama", 32, 4096, 11008, 32, 32, 128, 32000, False),
-    "Mistral-7B": ("mistral", 32, 4096, 14336, 32, 8, 128, 32768, False),
-    "Qwen2.5-7B": ("qwen2", 28, 3584, 18944, 28, 4, 128, 152064, False),
-    "Llama-3.1-8B": ("llama", 32, 4096, 14336, 32, 8, 128, 128256, False),
-    "Llama-2-13B": ("llama", 40, 5120, 13824, 40, 40, 128, 32000, False),
-    "Qwen3-32B": ("qwen3", 64, 5120, 25600, 64, 8, 128, 151936, False),
-    "Llama-2-70B": ("llama", 80, 8192, 28672, 64, 8, 128, 32000, False)}
-OFTEN = (3, 2, 3, 3, 2, 1, 1)
+OFTEN = {"Llama-2-7B": 3, "Mistral-7B": 2, "Qwen2.5-7B": 3, "Llama-3.1-8B": 3, "Llama-2-13B": 2, "Qwen3-32B": 1,
+         "Llama-2-70B": 1}
 """How often an architecture is drawn: the larger ones take a minute each."""
 LENGTHS = (128, 256, 512, 1024, 2048, 4096)
 MOST_TOKENS = {False: 4096, True: 16384}
@@ -49,14 +40,9 @@ OVER, SHARE = 0.06, 0.95
 Row = dict[str, Any]
 
 
-def spec_of(name: str) -> DecoderSpec:
-    numbers = dict(zip(KEYS, ARCHITECTURES[name], strict=True))
-    return spec_from_numbers(name, **numbers, attention_bias=numbers["family"] == "qwen2")
-
-
 def draw(rng: np.random.Generator, accumulates: bool) -> tuple[str, SearchSpace, Allocation, TrainShape]:
     """One tuple: a third uniform, the rest mixed layer by layer; with ``accumulates`` half of them accumulate."""
-    name = str(rng.choice(list(ARCHITECTURES), p=np.array(OFTEN) / sum(OFTEN)))
+    name = str(rng.choice(list(OFTEN), p=np.array([*OFTEN.values()]) / sum(OFTEN.values())))
     units = make_units(spec_of(name), "layer")
     space = SearchSpace(units, tuple(parse_format(f) for f in FORMATS), Ladder("ranks", RANKS))
     n = 1 if rng.random() < 1 / 3 else len(units)
