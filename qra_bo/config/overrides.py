@@ -90,7 +90,7 @@ def unknown_flag(flag: str) -> Problem:
     name, _, value = flag.lstrip("-").partition("=")
     ours = answer(name)
     hint = f"here it is {ours}" if ours else f"a key is given as {name.replace('-', '_')}={value or 'VALUE'}"
-    return Problem(flag, f"Unknown option {flag.partition('=')[0]!r}; {hint}. python -m qra_bo --help lists the options.")
+    return Problem(flag, f"Unknown option {flag.partition('=')[0]!r}; {hint}. python -m qra_bo --help lists options.")
 
 
 def _problem(text: str, override: Override, sweep: bool, known: dict[str, tuple[str, ...]]) -> Problem | None:
