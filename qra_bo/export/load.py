@@ -1,7 +1,7 @@
 """``qra_bo.load``: a finished run's base model, quantised as the search left it, with its adapter."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +101,25 @@ def quantise(model: Any, manifest: Manifest, folder: Path, device: torch.device)
         OutputError: If the file of packed weights is missing or damaged.
     """
     dtype = getattr(torch, manifest.compute_dtype)
+    for name, linear, state in packed_linears(model, manifest, folder):
+        record = manifest.modules[name]
+        bias = None if linear.bias is None else linear.bias.detach().to(device)
+        layer = backend_of(record.format).build({k: t.to(device) for k, t in state.items()}, record.format,
+                                                record.shape, bias, dtype)
+        model.set_submodule(name, layer)
+    allow_mixed_bits(model)
+    model.to(device)
+
+
+def packed_linears(model: Any, manifest: Manifest, folder: Path) -> Iterator[tuple[str, nn.Linear, State]]:
+    """Cast the parameters of the dense ``model`` as the run did; then iterate over its quantised linears by name, each
+    with its packed tensors, from the run's file or packed again, after a check of their checksum.
+
+    Raises:
+        ModelError: If the base model is not the one that the run quantised, or comes out differently here.
+        OutputError: If the file of packed weights is missing or damaged.
+    """
+    dtype = getattr(torch, manifest.compute_dtype)
     linears = {name: _linear(model, name, record) for name, record in manifest.modules.items()}
     cast_parameters(model, dtype, linears)
     if unquantised_digest(model, linears) != manifest.unquantised_sha256:
@@ -109,19 +128,14 @@ def quantise(model: Any, manifest: Manifest, folder: Path, device: torch.device)
     stored = stored_states(manifest, folder)
     where = torch.device(manifest.packed_on)
     for name, record in manifest.modules.items():
-        linear, backend = linears[name], backend_of(record.format)
-        if stored is None:
-            backend.check(record.format, *record.shape)
-            state = pack_for(linear.weight.detach(), record.format, dtype, where)
-            if tensors_digest(state) != record.sha256:
-                raise _mismatch(name, manifest)
-        else:
-            state = stored.get(name, {})
-        bias = None if linear.bias is None else linear.bias.detach().to(device)
-        layer = backend.build({k: t.to(device) for k, t in state.items()}, record.format, record.shape, bias, dtype)
-        model.set_submodule(name, layer)
-    allow_mixed_bits(model)
-    model.to(device)
+        if stored is not None:
+            yield name, linears[name], stored[name]
+            continue
+        backend_of(record.format).check(record.format, *record.shape)
+        state = pack_for(linears[name].weight.detach(), record.format, dtype, where)
+        if tensors_digest(state) != record.sha256:
+            raise _mismatch(name, manifest)
+        yield name, linears[name], state
 
 
 def _linear(model: nn.Module, name: str, record: ModuleRecord) -> nn.Linear:
