@@ -18,6 +18,7 @@ from qra_bo.export.run import FinishedRun
 from qra_bo.finetune.manifest import PROBE, read_manifest
 from qra_bo.memory.formats import FORMATS, parse_format
 from qra_bo.utils.errors import ConfigError
+from tests.export.allocations import check_cases, slow_cases
 from tests.export.finished import finish
 
 RTN = "quantizer.rounding=rtn"
@@ -103,3 +104,17 @@ def test_run_with_other_formats_writes_nothing(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="hqq2, int3-g64, nf4 have no form there"):
         export_all(run, ["compressed_tensors"])
     assert not (run / FOLDER).exists()
+
+
+def holds(name: str) -> bool:
+    return name.startswith("sym") or name == "fp16"
+
+
+def test_random_allocations_reload_equal_or_are_refused(tmp_path: Path) -> None:
+    check_cases(0, 12, "compressed_tensors", tmp_path, holds, 0.0)
+
+
+@pytest.mark.slow
+@slow_cases
+def test_many_random_allocations(tmp_path: Path, first: int) -> None:
+    check_cases(first, 100, "compressed_tensors", tmp_path, holds, 0.0)
