@@ -87,8 +87,7 @@ def _serve(config: RunConfig) -> Iterator[Problem]:
     wrong, ways = [], []
     if others:
         wrong.append(f"the formats {', '.join(others)} of quantizer.formats")
-        loaded = ", ".join(f"{bits}: {' '.join(names)}" for bits, names in consumer.loaded().items())
-        ways.append(f"leave quantizer.formats out, or name formats that it loads ({loaded})")
+        ways.append(f"leave quantizer.formats out, or name formats that it loads ({consumer.loaded})")
     if config.granularity not in consumer.granularities:
         wrong.append(f"granularity={config.granularity}, where projections of one input (q, k, v; gate, up) may differ")
         ways.append(f"use granularity={' or '.join(consumer.granularities)}")

@@ -54,12 +54,11 @@ class Consumer:
         return not self.kinds or fmt.backend == "none" or (
             fmt.backend == "integer" and fmt.bits in self.kinds.get(_kind(fmt), ()))
 
-    def loaded(self) -> dict[int, list[str]]:
-        """Return the names of the formats that it loads exactly, by bits."""
-        found: dict[int, list[str]] = {}
-        for fmt in sorted(filter(self.loads, FORMATS.values()), key=lambda f: f.bits):
-            found.setdefault(fmt.bits, []).append(fmt.name)
-        return found
+    @property
+    def loaded(self) -> str:
+        """The formats that it loads exactly, in words."""
+        names = [f"{kind}{bits}" for kind, widths in self.kinds.items() for bits in widths]
+        return f"{', '.join(names)}, each with -g32, -g64 or -g128, and fp16"
 
     def default_format(self, bits: int) -> StorageFormat:
         """Return its format of a bit-width where the configuration names none."""
