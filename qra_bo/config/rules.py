@@ -27,7 +27,7 @@ def problems_of(config: RunConfig) -> list[Problem]:
     found = list(_model(config))
     if found:  # without a model the other rules can't be applied
         return found
-    for rule in (_task, _formats, _serve, _rounding, _numbers, _method, _files, _device):
+    for rule in (_task, _formats, serve_problems, _rounding, _numbers, _method, _files, _device):
         found += rule(config)
     if config.model["n_layers"] is not None and not any(p.key in ("bits", "quantizer.formats") for p in found):
         found += _try("ranks", lambda: make_space(config, make_spec(config)))
@@ -80,7 +80,8 @@ def _formats(config: RunConfig) -> Iterator[Problem]:
                                             f"{key}.{bits}=[{default_format(bits).name}].")]
 
 
-def _serve(config: RunConfig) -> Iterator[Problem]:
+def serve_problems(config: RunConfig) -> Iterator[Problem]:
+    """Yield the problem that the consumer named by ``serve`` does not load everything that may be chosen."""
     consumer, family = CONSUMERS[config.serve], config.model["family"]
     named = [parse_format(name) for bits in config.bits for name in config.quantizer.formats.get(bits, ())]
     others = [fmt.name for fmt in named if not consumer.loads(fmt)]

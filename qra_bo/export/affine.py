@@ -1,4 +1,4 @@
-"""Packed linears as codes with a scale and a zero a group, whatever planes and word types their backend packs them in."""
+"""Packed linears as codes with a scale and a zero a group, however their backend packs them."""
 
 from dataclasses import dataclass
 

@@ -9,6 +9,7 @@ mlx-lm takes one rank for all modules: the adapter is padded with zeros, and its
 """
 
 import json
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from qra_bo.export.affine import affine_codes, has_affine_codes
+from qra_bo.export.comparison import Consumer, Reference, View
 from qra_bo.export.mlx_config import mlx_config
 from qra_bo.export.run import FinishedRun
 from qra_bo.export.weights import LinearWeights, RunWeights, weights_of
@@ -170,3 +172,32 @@ mlx_lm.server --model .{option} --port 8080
 
 The server answers `POST /v1/chat/completions` as OpenAI's does. LM Studio loads the folder without its adapter.
 """
+
+
+def mlx_logits(folder: Path, ids: Tensor, *, adapted: bool, fp32: bool) -> Tensor:
+    """Return the logits (``n x v``, fp32) of a folder in mlx-lm for ``n`` tokens.
+
+    ``adapted`` says whether the adapter is put on, ``fp32`` whether products are computed in fp32 instead of the
+    files' fp16. Raises ``ImportError`` where mlx-lm is not installed.
+    """
+    import mlx.core as mx  # not every platform has it
+    from mlx_lm.utils import load_adapters, load_model
+    model, _ = load_model(folder)
+    if adapted:
+        load_adapters(model, str(folder / ADAPTER))
+    if fp32:
+        model.set_dtype(mx.float32)
+    model.eval()
+    return torch.from_numpy(np.array(model(mx.array(ids[None].numpy()))[0].astype(mx.float32)))
+
+
+def _views(run: FinishedRun, reference: Reference) -> Iterator[View]:
+    folder = run.folder / FOLDER
+    adapted = (folder / ADAPTER).is_dir()
+    yield View("mlx, computed in fp32", mlx_logits(folder, reference.ids, adapted=adapted, fp32=True))
+    yield View("mlx, as served", mlx_logits(folder, reference.ids, adapted=adapted, fp32=False),
+               note="products in fp16")
+    yield View("mlx, without the adapter", mlx_logits(folder, reference.ids, adapted=False, fp32=True), adapted=False)
+
+
+CONSUMER = Consumer("mlx-lm", _views, ("mlx", "mlx_lm"), "mlx-lm" if sys.platform == "darwin" else "mlx[cpu] mlx-lm")

@@ -33,13 +33,13 @@ def mlx_config(config: Any, quantization: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _rope(family: str, data: Mapping[str, Any]) -> dict[str, Any]:
-    """Rotary embeddings, at the top level: most models of mlx-lm ignore ``rope_parameters`` and take a base of 10,000."""
+    """Rotary embeddings, at the top level: most decoders of mlx-lm ignore ``rope_parameters``."""
     nested = data.get("rope_parameters") or {}
     whole = nested.get("full_attention", nested)
     kind = whole.get("rope_type", "default")
     if kind not in _ROPE_TYPES or (kind == "longrope") != (family == "phi3" and kind != "default"):
-        raise ConfigError(f"the target mlx covers RoPE of the types {', '.join(_ROPE_TYPES)} (longrope for phi3 alone); "
-                          f"this model has {kind!r}: export.targets=[merged] writes 16-bit weights")
+        raise ConfigError(f"the target mlx covers RoPE of the types {', '.join(_ROPE_TYPES)} (longrope for phi3 "
+                          f"alone); this model has {kind!r}: export.targets=[merged] writes 16-bit weights")
     found = {"rope_theta": whole["rope_theta"], "rope_scaling": None}
     if family == "gemma3_text":
         found["rope_local_base_freq"] = nested["sliding_attention"]["rope_theta"]
@@ -64,8 +64,9 @@ def _windows(family: str, data: Mapping[str, Any]) -> dict[str, Any]:
         full = [i for i, kind in enumerate(kinds) if kind == "full_attention"]
         period = full[0] + 1 if full else len(kinds) + 1
         if full != list(range(period - 1, len(kinds), period)):
-            raise ConfigError("the target mlx covers Gemma 3 whose layers attend to the whole text at regular intervals; "
-                              f"here these are the layers {full}: export.targets=[merged] writes 16-bit weights")
+            raise ConfigError("the target mlx covers Gemma 3 whose layers attend to the whole text at "
+                              f"regular intervals; here these are the layers {full}: export.targets=[merged] writes "
+                              "16-bit weights")
         return {"sliding_window_pattern": period}
     sliding = not kinds or "sliding_attention" in kinds
     if window is None or window >= data["max_position_embeddings"] or not sliding:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from qra_bo.export import bitsandbytes, merged, packed, uniform_rank
+from qra_bo.export import bitsandbytes, merged, mlx, packed, uniform_rank
 from qra_bo.export.run import FinishedRun
 from qra_bo.export.target import Target, text_target
 from qra_bo.finetune.models.load import without_bars
@@ -19,6 +19,7 @@ TARGETS: dict[str, Target] = {target.name: target for target in (
     Target("uniform_rank", uniform_rank.FOLDER, uniform_rank.write, small=True, consumer=uniform_rank.CONSUMER),
     Target("packed", "packed.safetensors", packed.write),
     Target("merged", merged.FOLDER, merged.write, consumer=merged.CONSUMER),
+    Target("mlx", mlx.FOLDER, mlx.write, consumer=mlx.CONSUMER),
     Target("bitsandbytes", bitsandbytes.FOLDER, bitsandbytes.write, consumer=bitsandbytes.CONSUMER),
 )}
 """By name. A new target is one module (or template) in this package and one line here."""

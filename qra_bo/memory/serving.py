@@ -19,7 +19,7 @@ on every GPU, by the other widths with its Humming kernels (CUDA), and by 4 bits
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from qra_bo.memory.formats import FORMATS, check_shape, default_format, metadata_bytes, parse_format, weight_bytes
+from qra_bo.memory.formats import check_shape, default_format, metadata_bytes, parse_format, weight_bytes
 from qra_bo.space.space import GRANULARITIES, StorageFormat
 
 ANY = "any"

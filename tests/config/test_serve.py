@@ -42,7 +42,8 @@ def test_what_the_consumer_does_not_load_is_named_at_once(overrides: list[str], 
 
 
 def test_a_width_that_is_not_searched_is_not_checked() -> None:
-    assert load_config(["serve=mlx", "bits=[3,8]", "quantizer.formats.4=[nf4]"]).format_names == ("sym3-g64", "sym8-g64")
+    config = load_config(["serve=mlx", "bits=[3,8]", "quantizer.formats.4=[nf4]"])
+    assert config.format_names == ("sym3-g64", "sym8-g64")
 
 
 def test_a_mistake_in_the_formats_is_reported_alone() -> None:
