@@ -3,7 +3,7 @@
 import tempfile
 from pathlib import Path
 
-from qra_bo.export.comparison import Consumer, Reference, View, plain_model, with_adapter
+from qra_bo.export.comparison import Loader, Reference, View, plain_model, with_adapter
 from qra_bo.export.load import dense_base, stored_states
 from qra_bo.export.merged import half, packing_device, save_dense
 from qra_bo.export.run import FinishedRun
@@ -62,4 +62,4 @@ def _views(run: FinishedRun, reference: Reference) -> list[View]:
                  note="bitsandbytes multiplies by kernels of its own, in 16 bits")]
 
 
-CONSUMER = Consumer("transformers and peft", _views)
+LOADER = Loader("transformers and peft", _views)

@@ -22,6 +22,6 @@ def check_exports(run: FinishedRun) -> list[Row]:
     rows.append(reference.row(View("adapter", reference.fused, note="the same sums in another order"),
                               "peft on the mixed base"))
     for target in TARGETS.values():
-        if target.consumer is not None and (run.folder / target.path).exists():
-            rows += target.consumer.rows(target.name, run, reference)
+        if target.loader is not None and (run.folder / target.path).exists():
+            rows += target.loader.rows(target.name, run, reference)
     return rows

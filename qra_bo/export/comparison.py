@@ -127,7 +127,7 @@ class Reference:
 
 
 @dataclass(frozen=True, slots=True)
-class Consumer:
+class Loader:
     """A program that loads an export on this machine.
 
     Args:

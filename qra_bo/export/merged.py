@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from qra_bo.export.comparison import Consumer, Reference, View, plain_model
+from qra_bo.export.comparison import Loader, Reference, View, plain_model
 from qra_bo.export.load import dense_base
 from qra_bo.export.run import FinishedRun
 from qra_bo.export.weights import linears_of
@@ -66,13 +66,7 @@ def packing_device(manifest: Manifest) -> str:
 
 
 def save_dense(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Save a model whose weights are dense, with its tokenizer.
-
-    transformers marks a model read from a GGUF file as quantised, which keeps it from being saved: the mark is removed.
-    """
-    if getattr(model, "hf_quantizer", None) is not None:
-        model.hf_quantizer = None
-        del model.config.quantization_config
+    """Save a model whose weights are dense, with its tokenizer."""
     model.save_pretrained(str(folder), safe_serialization=True)
     tokenizer.save_pretrained(str(folder))
     follow_umask(*folder.glob("*.safetensors"))
@@ -86,4 +80,4 @@ def _views(run: FinishedRun, reference: Reference) -> Iterator[View]:
         yield View(f"merged into the {base} base", reference.logits(model), note=note)
 
 
-CONSUMER = Consumer("transformers", _views)
+LOADER = Loader("transformers", _views)

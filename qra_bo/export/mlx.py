@@ -11,7 +11,7 @@ mlx-lm takes one rank for all modules: the adapter is padded with zeros, and its
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,13 @@ import torch
 from torch import Tensor
 
 from qra_bo.export.affine import affine_codes, has_affine_codes
-from qra_bo.export.comparison import Consumer, Reference, View
+from qra_bo.export.comparison import Loader, Reference, View
+from qra_bo.export.compressed_tensors import in_words
 from qra_bo.export.mlx_config import mlx_config
 from qra_bo.export.run import FinishedRun
 from qra_bo.export.weights import LinearWeights, RunWeights, weights_of
 from qra_bo.finetune.checked_tensors import save_tensors
+from qra_bo.finetune.manifest import ModuleRecord, read_manifest
 from qra_bo.space import StorageFormat
 from qra_bo.utils.errors import ConfigError
 
@@ -32,8 +34,6 @@ FOLDER, ADAPTER = "mlx", "adapter"
 GROUPS = (32, 64, 128)
 """Groups that MLX has kernels for."""
 MIXED = torch.float16
-_RUN = 32
-"""Codes that fill whole 32-bit words at every width."""
 
 
 def write(run: FinishedRun) -> list[Path]:
@@ -44,6 +44,7 @@ def write(run: FinishedRun) -> list[Path]:
         OutputError: If a file of the run is missing, damaged or of another run.
         ModelError: If the base model is not at hand or another.
     """
+    refuse_formats(read_manifest(run.folder).modules.values())
     weights, folder = weights_of(run), run.folder / FOLDER
     adapted = write_model(weights, folder)
     (folder / "README.md").write_text(readme(run, weights, adapted), encoding="utf-8")
@@ -51,8 +52,7 @@ def write(run: FinishedRun) -> list[Path]:
 
 
 def write_model(weights: RunWeights, folder: Path) -> bool:
-    """Write what mlx-lm loads; returns whether there is an adapter. Raises ``ConfigError`` as ``write`` does."""
-    check_formats(weights)
+    """Write what mlx-lm loads; returns whether there is an adapter. Raises ``ConfigError`` if it can't load the model."""
     linears = list(weights.linears.values())
     kinds = {linear.name: {"group_size": linear.format.block, "bits": linear.format.bits}
              for linear in linears if linear.format.backend != "none"}
@@ -71,13 +71,13 @@ def write_model(weights: RunWeights, folder: Path) -> bool:
     return _write_adapter(weights, folder / ADAPTER)
 
 
-def check_formats(weights: RunWeights) -> None:
+def refuse_formats(modules: Iterable[ModuleRecord]) -> None:
     """Refuse linears whose format has no form in MLX. Raises ``ConfigError`` that names these formats."""
-    names = sorted({f"{linear.format.name} ({linear.shape[1]} columns)" for linear in weights.linears.values()
-                    if not _has_form(linear.format, linear.shape[1])})
+    names = sorted({f"{module.format.name} ({module.shape[1]} columns)" for module in modules
+                    if not _has_form(module.format, module.shape[1])})
     if names:
         raise ConfigError(f"MLX has no form for {', '.join(names)}: it holds integer codes of groups of 32, 64 or 128 "
-                          "columns. Search with serve=mlx, or write 16-bit weights with export.targets=[merged]")
+                          "columns. Search again with serve=mlx, or export merged, a copy in 16 bits")
 
 
 def _has_form(fmt: StorageFormat, columns: int) -> bool:
@@ -90,25 +90,8 @@ def linear_tensors(linear: LinearWeights) -> dict[str, Tensor]:
     if linear.format.backend == "none":
         return {f"{name}.weight": _half(name, linear.dense(torch.float32)), **found}
     affine = affine_codes(linear)
-    return {f"{name}.weight": packed_words(affine.codes, linear.format.bits), **found,
+    return {f"{name}.weight": in_words(affine.codes, linear.format.bits).view(torch.uint32), **found,
             f"{name}.scales": _half(name, affine.scale), f"{name}.biases": _half(name, -affine.zero * affine.scale)}
-
-
-def packed_words(codes: Tensor, bits: int) -> Tensor:
-    """Return codes (``out x in``, uint8) as one little-endian stream of bits a row, ``out x in * bits / 32`` (uint32).
-
-    The number of columns must be a multiple of 32.
-    """
-    rows, columns = codes.shape
-    runs = codes.numpy().reshape(rows, columns // _RUN, _RUN)
-    words = np.zeros((rows, columns // _RUN, bits), dtype=np.uint32)
-    for place in range(_RUN):
-        word, shift = divmod(place * bits, 32)
-        code = runs[..., place].astype(np.uint32)
-        words[..., word] |= code << np.uint32(shift)
-        if shift + bits > 32:
-            words[..., word + 1] |= code >> np.uint32(32 - shift)
-    return torch.from_numpy(words.reshape(rows, -1))
 
 
 def is_exact(linear: LinearWeights) -> bool:
@@ -200,4 +183,4 @@ def _views(run: FinishedRun, reference: Reference) -> Iterator[View]:
     yield View("mlx, without the adapter", mlx_logits(folder, reference.ids, adapted=False, fp32=True), adapted=False)
 
 
-CONSUMER = Consumer("mlx-lm", _views, ("mlx", "mlx_lm"), "mlx-lm" if sys.platform == "darwin" else "mlx[cpu] mlx-lm")
+LOADER = Loader("mlx-lm", _views, ("mlx", "mlx_lm"), "mlx-lm" if sys.platform == "darwin" else "mlx[cpu] mlx-lm")

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from qra_bo.export import bitsandbytes, merged, mlx, packed, uniform_rank
+from qra_bo.export import bitsandbytes, compressed_tensors, merged, mlx, packed, uniform_rank
 from qra_bo.export.run import FinishedRun
 from qra_bo.export.target import Target, text_target
 from qra_bo.finetune.models.load import without_bars
@@ -16,11 +16,12 @@ TARGETS: dict[str, Target] = {target.name: target for target in (
     text_target("trl", "export/train_trl.py"),
     text_target("llamafactory", "export/llamafactory.yaml"),
     text_target("vllm", "export/serve_vllm.txt"),
-    Target("uniform_rank", uniform_rank.FOLDER, uniform_rank.write, small=True, consumer=uniform_rank.CONSUMER),
+    Target("uniform_rank", uniform_rank.FOLDER, uniform_rank.write, small=True, loader=uniform_rank.LOADER),
     Target("packed", "packed.safetensors", packed.write),
-    Target("merged", merged.FOLDER, merged.write, consumer=merged.CONSUMER),
-    Target("mlx", mlx.FOLDER, mlx.write, consumer=mlx.CONSUMER),
-    Target("bitsandbytes", bitsandbytes.FOLDER, bitsandbytes.write, consumer=bitsandbytes.CONSUMER),
+    Target("compressed_tensors", compressed_tensors.FOLDER, compressed_tensors.write, loader=compressed_tensors.LOADER),
+    Target("mlx", mlx.FOLDER, mlx.write, loader=mlx.LOADER),
+    Target("merged", merged.FOLDER, merged.write, loader=merged.LOADER),
+    Target("bitsandbytes", bitsandbytes.FOLDER, bitsandbytes.write, loader=bitsandbytes.LOADER),
 )}
 """By name. A new target is one module (or template) in this package and one line here."""
 SMALL = tuple(name for name, target in TARGETS.items() if target.small)

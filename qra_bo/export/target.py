@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from qra_bo.export.comparison import Consumer
+from qra_bo.export.comparison import Loader
 from qra_bo.export.run import FinishedRun, render
 
 
@@ -18,14 +18,14 @@ class Target:
         write: Writes it and returns the files. Raises ``ConfigError`` where the run has something that has no form
             there, with the formats to search instead.
         small: Whether it is written unless targets are named: it copies no weights of the base.
-        consumer: Program that loads it again; ``None`` for configurations and texts.
+        loader: Program that loads it again; ``None`` for configurations and texts.
     """
 
     name: str
     path: str
     write: Callable[[FinishedRun], list[Path]]
     small: bool = False
-    consumer: Consumer | None = None
+    loader: Loader | None = None
 
 
 def text_target(name: str, path: str) -> Target:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from qra_bo.export.comparison import Consumer, Reference, View
+from qra_bo.export.comparison import Loader, Reference, View
 from qra_bo.export.foreign import CONFIG, WEIGHTS, check_adapter, read_weights
 from qra_bo.export.run import FinishedRun
 from qra_bo.finetune.checked_tensors import save_tensors
@@ -50,4 +50,4 @@ def _views(run: FinishedRun, reference: Reference) -> list[View]:
     return [View("uniform_rank", logits, note="added rows and columns are zero")]
 
 
-CONSUMER = Consumer("peft on the mixed base", _views)
+LOADER = Loader("peft on the mixed base", _views)

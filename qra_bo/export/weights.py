@@ -79,7 +79,7 @@ class RunWeights:
         manifest: Of the run.
         linears: By name, in module order.
         others: Every other tensor by the base model's name, in the run's compute type; tied weights once.
-        config: Configuration of the base model, by transformers.
+        config: Configuration of the base model, by transformers; its ``dtype`` is the run's compute type.
         generation_config: Its defaults for generation, or ``None``.
         tokenizer: Of the base model; ``save_pretrained`` writes its chat template too.
         source: Folder that the base was read from; ``None`` where it is random.
@@ -111,6 +111,8 @@ def weights_of(run: FinishedRun) -> RunWeights:
     manifest = read_manifest(run.folder)
     model, tokenizer = dense_base(manifest, run.folder, run.trust_remote_code)
     linears = {weights.name: weights for _, weights in linears_of(model, manifest, run)}
+    model.config.architectures = [type(model).__name__]
+    model.config.dtype = getattr(torch, manifest.compute_dtype)
     return RunWeights(manifest, linears, _others(model, linears), model.config,
                       getattr(model, "generation_config", None), tokenizer, source_folder(manifest.model))
 

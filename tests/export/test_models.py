@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from qra_bo.export.check import check_exports
-from qra_bo.export.comparison import Consumer, Reference, divergence
+from qra_bo.export.comparison import Loader, Reference, divergence
 from qra_bo.export.load import load
 from qra_bo.export.registry import export_all
 from qra_bo.export.run import FinishedRun
@@ -202,8 +202,8 @@ def test_divergence_of_a_known_distribution() -> None:
 
 
 def test_missing_consumer_is_named_with_its_install_command(mixed: Path) -> None:
-    consumer = Consumer("server", lambda run, reference: [], ("no_such_package",), "no-such-package")
-    [row] = consumer.rows("gguf", FinishedRun.read(mixed), object.__new__(Reference))
+    loader = Loader("server", lambda run, reference: [], ("no_such_package",), "no-such-package")
+    [row] = loader.rows("gguf", FinishedRun.read(mixed), object.__new__(Reference))
     assert (row.result, row.note) == ("", "not installed: pip install no-such-package")
 
 
