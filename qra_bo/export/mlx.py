@@ -27,6 +27,7 @@ from qra_bo.export.run import FinishedRun
 from qra_bo.export.weights import LinearWeights, RunWeights, weights_of
 from qra_bo.finetune.checked_tensors import save_tensors
 from qra_bo.finetune.manifest import ModuleRecord, read_manifest
+from qra_bo.memory.serving import CONSUMERS
 from qra_bo.space import StorageFormat
 from qra_bo.utils.errors import ConfigError
 
@@ -52,7 +53,7 @@ def write(run: FinishedRun) -> list[Path]:
 
 
 def write_model(weights: RunWeights, folder: Path) -> bool:
-    """Write what mlx-lm loads; returns whether there is an adapter. Raises ``ConfigError`` if it can't load the model."""
+    """Write what mlx-lm loads; return whether there is an adapter. Raises ``ConfigError`` if it has no such model."""
     linears = list(weights.linears.values())
     kinds = {linear.name: {"group_size": linear.format.block, "bits": linear.format.bits}
              for linear in linears if linear.format.backend != "none"}
@@ -94,14 +95,6 @@ def linear_tensors(linear: LinearWeights) -> dict[str, Tensor]:
             f"{name}.scales": _half(name, affine.scale), f"{name}.biases": _half(name, -affine.zero * affine.scale)}
 
 
-def is_exact(linear: LinearWeights) -> bool:
-    """Return whether the file holds the very values of the run's weights."""
-    if linear.format.backend == "none":
-        return True
-    affine = affine_codes(linear)
-    return all(torch.equal(part.to(MIXED).float(), part) for part in (affine.scale, affine.zero * affine.scale))
-
-
 def _half(name: str, tensor: Tensor) -> Tensor:
     """Return a tensor in fp16; raises ``ConfigError`` if a value is beyond its range."""
     half = tensor.detach().to(MIXED).contiguous()
@@ -136,7 +129,8 @@ def _write_json(path: Path, data: Mapping[str, Any]) -> None:
 
 def readme(run: FinishedRun, weights: RunWeights, adapted: bool) -> str:
     """Return the text beside the files: what they hold, and the commands that serve them."""
-    rounded = sorted({linear.format.name for linear in weights.linears.values() if not is_exact(linear)})
+    formats = {linear.format.name: linear.format for linear in weights.linears.values()}
+    rounded = sorted(name for name, fmt in formats.items() if not CONSUMERS["mlx"].loads(fmt))
     exact = "Codes, scales and biases are the run's own, to the last bit." if not rounded else \
         f"Codes are the run's own; biases (or scales) of {', '.join(rounded)} are rounded to fp16."
     option = " --adapter-path adapter" if adapted else ""
