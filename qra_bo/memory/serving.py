@@ -40,6 +40,7 @@ class Consumer:
         granularities: Units of which it can serve every allocation.
         group_bytes: Bytes of codes and of metadata of one group of an integer format; ``None``: as this package's.
         families: ``model_type`` of the decoders that its export covers; empty for any.
+        exports: Export targets (``export.registry``) that it loads.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Consumer:
     granularities: tuple[str, ...] = GRANULARITIES
     group_bytes: Callable[[StorageFormat], tuple[int, int]] | None = None
     families: tuple[str, ...] = ()
+    exports: tuple[str, ...] = ()
 
     def loads(self, fmt: StorageFormat) -> bool:
         """Return whether it loads weights of that format exactly."""
@@ -85,11 +87,12 @@ def _mlx(fmt: StorageFormat) -> tuple[int, int]:
 _ALL = (2, 3, 4, 5, 6, 8)
 CONSUMERS: Mapping[str, Consumer] = {c.name: c for c in (
     Consumer(ANY, "any program", {}),
-    Consumer("transformers", "transformers", {_SYMMETRIC: _ALL}, group_bytes=_packed),
-    Consumer("vllm", "vLLM", {_SYMMETRIC: _ALL}, ("layer", "block", "fused"), _packed),
-    Consumer("llamacpp", "llama.cpp", {_SYMMETRIC: _ALL, _ZEROS: (2, 3, 4)}, group_bytes=_gguf),
+    Consumer("transformers", "transformers", {_SYMMETRIC: _ALL}, group_bytes=_packed, exports=("compressed_tensors",)),
+    Consumer("vllm", "vLLM", {_SYMMETRIC: _ALL}, ("layer", "block", "fused"), _packed,
+             exports=("compressed_tensors", "vllm")),
+    Consumer("llamacpp", "llama.cpp", {_SYMMETRIC: _ALL, _ZEROS: (2, 3, 4)}, group_bytes=_gguf, exports=("gguf",)),
     Consumer("mlx", "MLX", {_SYMMETRIC: _ALL, _ZEROS: (2, 3)}, group_bytes=_mlx,
-             families=("llama", "mistral", "qwen2", "qwen3", "gemma3_text", "phi3")))}
+             families=("llama", "mistral", "qwen2", "qwen3", "gemma3_text", "phi3"), exports=("mlx",)))}
 """By the value of ``serve``."""
 
 
