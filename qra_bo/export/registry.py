@@ -3,25 +3,24 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from qra_bo.export import bitsandbytes, gptqmodel, merged, packed, torchao, uniform_rank
-from qra_bo.export.run import FinishedRun, Target, text_target
+from qra_bo.export import bitsandbytes, compressed_tensors, merged, packed, uniform_rank
+from qra_bo.export.run import FinishedRun
+from qra_bo.export.target import Target, text_target
 from qra_bo.finetune.models.load import without_bars
 from qra_bo.utils.errors import ConfigError, nearest_first
 from qra_bo.utils.files import writing
 
 TARGETS: dict[str, Target] = {target.name: target for target in (
     text_target("card", "adapter/README.md"),
-    text_target("axolotl", "export/axolotl.yaml", tool="axolotl", needs_cuda=True),
-    text_target("trl", "export/train_trl.py", tool="TRL"),
-    text_target("llamafactory", "export/llamafactory.yaml", tool="LLaMA-Factory"),
-    text_target("gptqmodel", "export/gptqmodel_dynamic.json", gptqmodel.make, tool="GPTQModel", needs_cuda=True,
-                hint=True),
-    text_target("torchao", "export/torchao_fqn.json", torchao.make, tool="torchao", hint=True),
-    text_target("vllm", "export/serve_vllm.txt", tool="vLLM", needs_cuda=True),
-    Target("uniform_rank", uniform_rank.FOLDER, uniform_rank.write),
-    Target("packed", "packed.safetensors", packed.write, small=False),
-    Target("merged", merged.FOLDER, merged.write, small=False),
-    Target("bitsandbytes", bitsandbytes.FOLDER, bitsandbytes.write, small=False),
+    text_target("axolotl", "export/axolotl.yaml"),
+    text_target("trl", "export/train_trl.py"),
+    text_target("llamafactory", "export/llamafactory.yaml"),
+    text_target("vllm", "export/serve_vllm.txt"),
+    Target("uniform_rank", uniform_rank.FOLDER, uniform_rank.write, small=True, loader=uniform_rank.LOADER),
+    Target("packed", "packed.safetensors", packed.write),
+    Target("compressed_tensors", compressed_tensors.FOLDER, compressed_tensors.write, loader=compressed_tensors.LOADER),
+    Target("merged", merged.FOLDER, merged.write, loader=merged.LOADER),
+    Target("bitsandbytes", bitsandbytes.FOLDER, bitsandbytes.write, loader=bitsandbytes.LOADER),
 )}
 """By name. A new target is one module (or template) in this package and one line here."""
 SMALL = tuple(name for name, target in TARGETS.items() if target.small)

@@ -1,10 +1,9 @@
-"""What an export is made from, a finished run, and what it is made by: targets, those from a template included."""
+"""What an export is made from: the folder of a finished run; and texts about it, from templates."""
 
 import json
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +21,6 @@ REQUIRED = {
     "adapter/adapter_config.json": ("rank_pattern", "alpha_pattern", "r", "lora_alpha"),
     "quant_manifest.json": ("modules",)}
 """Files of a finished run and the fields that exports need."""
-HINT = ("A hint, not a copy of the run: this tool quantises in its own way (and GPTQ calibrates), so losses and bytes "
-        "differ from those in best.json; evaluate again. Servers with fused projections want q, k, v "
-        "alike and gate, up alike.")
 
 
 @dataclass(frozen=True)
@@ -77,11 +73,6 @@ class FinishedRun:
     def adapter(self) -> Path:
         return self.folder.resolve() / "adapter"
 
-    @cached_property
-    def module_bits(self) -> dict[str, int]:
-        """Module path to code bits, for every linear layer of the decoder."""
-        return {name: int(entry["bits"]) for name, entry in self.manifest["modules"].items()}
-
 
 def _check_best(folder: Path, best: Mapping[str, Any]) -> None:
     """Compare the contents of ``best.json`` with the run's journal, where that is at hand and ended; raises
@@ -112,40 +103,6 @@ def read_object(path: Path) -> dict[str, Any]:
     return data
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
-    """One export target.
-
-    Args:
-        name: As in ``export.targets``.
-        path: File or folder that ``write`` makes in the run's folder.
-        small: Whether it is written unless targets are named: it copies no weights of the base.
-        tool: Program that loads it, where ``export.check`` does not; ``package`` is its import name.
-        hint: Whether it is a starting point only, because the tool quantises in its own way.
-    """
-
-    name: str
-    path: str
-    write: Callable[[FinishedRun], list[Path]]
-    small: bool = True
-    tool: str = ""
-    package: str = ""
-    needs_cuda: bool = False
-    hint: bool = False
-
-
-def text_target(name: str, path: str, make: Callable[[FinishedRun], str] | None = None, *, tool: str = "",
-                needs_cuda: bool = False, hint: bool = False) -> Target:
-    """A target of one text file, made by ``make`` or from ``templates/FILE.jinja`` (FILE is the name in ``path``)."""
-    def write(run: FinishedRun) -> list[Path]:
-        file = run.folder / path
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(render(file.name, run) if make is None else make(run), encoding="utf-8")
-        return [file]
-
-    return Target(name, path, write, tool=tool, package=name if tool else "", needs_cuda=needs_cuda, hint=hint)
-
-
 def render(file: str, run: FinishedRun) -> str:
     """Fill in ``templates/FILE.jinja`` for a run; its names reach other syntaxes through quoting filters alone."""
     environment = Environment(loader=PackageLoader("qra_bo.export"), undefined=StrictUndefined, trim_blocks=True,
@@ -153,4 +110,4 @@ def render(file: str, run: FinishedRun) -> str:
     environment.filters |= {"size": size, "number": number, "signed": signed, "json": json.dumps, "shell": shlex.quote,
                             "rows": allocation_rows, "server_rank": server_rank,
                             "inline": lambda text: json.dumps(str(text))[1:-1].replace("'", "\\'")}
-    return environment.get_template(f"{file}.jinja").render(run=run, best=run.best, hint=HINT)
+    return environment.get_template(f"{file}.jinja").render(run=run, best=run.best)

@@ -1,12 +1,12 @@
 """Tensors of a finished run as exporters need them: codes, biases and LoRA pairs of its linears, and all others."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from qra_bo.export.foreign import check_adapter, read_weights
 from qra_bo.export.load import dense_base, packed_linears
@@ -34,6 +34,11 @@ class LoraPair:
     @property
     def rank(self) -> int:
         return len(self.down)
+
+    @property
+    def update(self) -> Tensor:
+        """``out x in``, fp32."""
+        return self.scale * (self.up @ self.down)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +68,7 @@ class LinearWeights:
     def merged(self, dtype: torch.dtype) -> Tensor:
         """Return the unpacked weight with the adapter added in fp32, ``out x in``, rounded to ``dtype`` once."""
         weight = self.dense(torch.float32)
-        if self.lora is not None:
-            weight = weight + self.lora.scale * (self.lora.up @ self.lora.down)
-        return weight.to(dtype)
+        return (weight if self.lora is None else weight + self.lora.update).to(dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +79,7 @@ class RunWeights:
         manifest: Of the run.
         linears: By name, in module order.
         others: Every other tensor by the base model's name, in the run's compute type; tied weights once.
-        config: Configuration of the base model, by transformers.
+        config: Configuration of the base model, by transformers; its ``dtype`` is the run's compute type.
         generation_config: Its defaults for generation, or ``None``.
         tokenizer: Of the base model; ``save_pretrained`` writes its chat template too.
         source: Folder that the base was read from; ``None`` where it is random.
@@ -106,19 +109,26 @@ def weights_of(run: FinishedRun) -> RunWeights:
         DeviceError: If the run packed its weights on CUDA, kept none, and there is no CUDA here.
     """
     manifest = read_manifest(run.folder)
-    check_adapter(run.adapter, manifest)
     model, tokenizer = dense_base(manifest, run.folder, run.trust_remote_code)
+    linears = {weights.name: weights for _, weights in linears_of(model, manifest, run)}
+    model.config.architectures = [type(model).__name__]
+    model.config.dtype = getattr(torch, manifest.compute_dtype)
+    return RunWeights(manifest, linears, _others(model, linears), model.config,
+                      getattr(model, "generation_config", None), tokenizer, source_folder(manifest.model))
+
+
+def linears_of(model: Any, manifest: Manifest, run: FinishedRun) -> Iterator[tuple[nn.Linear, LinearWeights]]:
+    """Cast the parameters of a run's dense base as the run did, and iterate over its quantised linears: the dense one
+    and its tensors. Errors: those of ``weights_of``."""
+    check_adapter(run.adapter, manifest)
     adapter = read_weights(run.adapter, manifest)
-    linears = {}
     for name, linear, state in packed_linears(model, manifest, run.folder):
         record, lora = manifest.modules[name], None
         if record.rank:
             down, up = (adapter[f"base_model.model.{name}.lora_{x}.weight"].float() for x in "AB")
             lora = LoraPair(down, up, record.alpha / record.rank)
-        linears[name] = LinearWeights(name, record.format, record.shape, {k: t.cpu() for k, t in state.items()},
-                                      None if linear.bias is None else linear.bias.detach(), lora)
-    return RunWeights(manifest, linears, _others(model, linears), model.config,
-                      getattr(model, "generation_config", None), tokenizer, source_folder(manifest.model))
+        yield linear, LinearWeights(name, record.format, record.shape, {k: t.cpu() for k, t in state.items()},
+                                    None if linear.bias is None else linear.bias.detach(), lora)
 
 
 def _others(model: Any, linears: Mapping[str, LinearWeights]) -> dict[str, Tensor]:

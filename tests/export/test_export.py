@@ -2,15 +2,12 @@
 
 import json
 import re
-from dataclasses import replace
 
 import pytest
 
-from qra_bo.export import gptqmodel, torchao
 from qra_bo.export.registry import SMALL, TARGETS, export_all
-from qra_bo.export.run import FinishedRun
 from qra_bo.utils.errors import ConfigError, OutputError
-from tests.export.fixtures import BITS, MODULES, UNITS, module_ranks, write_finished
+from tests.export.fixtures import module_ranks, write_finished
 
 
 def test_every_text_export_is_written_where_it_says(tmp_path):
@@ -41,28 +38,9 @@ def test_script_for_trl_is_python_whatever_the_model_is_called(tmp_path):
     compile(path.read_text(), str(path), "exec")
 
 
-def test_hints_give_each_module_its_bits_and_are_marked(tmp_path):
-    gptq, ao, vllm = export_all(write_finished(tmp_path / "run"), ["gptqmodel", "torchao", "vllm"])
-    dynamic = json.loads(gptq.read_text())["dynamic"]
-    for unit, bits in zip(UNITS, BITS, strict=True):
-        for m in MODULES:
-            hits = [v["bits"] for key, v in dynamic.items() if re.match(key[2:], f"{unit}.{m}")]
-            assert hits == [bits]
-    assert set(json.loads(ao.read_text())["modules"].values()) == {"Int8WeightOnlyConfig", "Int4WeightOnlyConfig"}
-    assert "--max-lora-rank 8" in vllm.read_text()
-    assert all("hint" in p.read_text() for p in (gptq, ao, vllm))
-
-
-def test_tools_that_lack_a_bit_width_get_the_next_larger(tmp_path):
-    written = FinishedRun.read(write_finished(tmp_path / "run"))
-    modules = {name: {"bits": bits} for name, bits in zip("abcde", (2, 5, 6, 8, 16), strict=True)}
-    run = replace(written, manifest={**written.manifest, "modules": modules})
-    dynamic = json.loads(gptqmodel.make(run))["dynamic"]
-    assert dynamic == {"+:^a$": {"bits": 2, "group_size": 64}, "-:^e$": {},
-                       **{f"+:^{name}$": {"bits": 8, "group_size": 128} for name in "bcd"}}
-    ao = json.loads(torchao.make(run))
-    assert list(ao["modules"].values()) == ["Int4WeightOnlyConfig", *["Int8WeightOnlyConfig"] * 3, None]
-    assert ao["bits_raised"] == {"2": 4, "5": 8, "6": 8}
+def test_vllm_command_takes_the_largest_rank(tmp_path):
+    [path] = export_all(write_finished(tmp_path / "run"), ["vllm"])
+    assert "--max-lora-rank 8" in path.read_text()
 
 
 def test_card_names_base_baseline_and_interval(tmp_path):

@@ -154,6 +154,10 @@ def _pretrained(cfg: Mapping[str, Any], folder: Path, *, weights: bool = True) -
         raise ModelError(f"{'the weights' if weights else 'the tokenizer'} of {cfg['name']!r} can't be read from "
                          f"{str(folder)!r} ({reason}); a folder needs config.json, *.safetensors and a tokenizer; "
                          "without weights use task=memory or oracle=synthetic") from error
+    if model is not None and gguf is not None:
+        # Its weights are dense now. transformers keeps the mark of the file's quantisation, which refuses trainers
+        # and saving.
+        model.hf_quantizer.remove_quantization_config(model)
     if model is not None and is_on_hub(cfg):  # what is saved names the repository, not this machine's cache
         model.config._commit_hash = folder.name
         model.name_or_path = model.config._name_or_path = tokenizer.name_or_path = str(cfg["path"])

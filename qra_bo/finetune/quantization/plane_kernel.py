@@ -1,4 +1,4 @@
-"""One Triton kernel that unpacks a whole matrix of HQQ's codes; importing this module needs Triton."""
+"""One Triton kernel that unpacks a whole matrix of codes in planes; importing this module needs Triton."""
 
 from collections.abc import Sequence
 
@@ -16,7 +16,7 @@ BLOCK = 1024
 @triton.jit  # type: ignore[untyped-decorator]
 def unpack_kernel(upper, lower, scale, zero, out, numel, upper_words, lower_words, GROUP: tl.constexpr,  # type: ignore[no-untyped-def]
             UPPER_BITS: tl.constexpr, UPPER_FIELDS: tl.constexpr, LOWER_BITS: tl.constexpr,
-            LOWER_FIELDS: tl.constexpr, BLOCK: tl.constexpr):
+            LOWER_FIELDS: tl.constexpr, MIDDLE: tl.constexpr, BLOCK: tl.constexpr):
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = at < numel
     place = at // upper_words
@@ -27,13 +27,15 @@ def unpack_kernel(upper, lower, scale, zero, out, numel, upper_words, lower_word
         word = tl.load(lower + (at - place * lower_words), mask=inside, other=0).to(tl.int32)
         code = (code << LOWER_BITS) | ((word >> LOWER_BITS * (LOWER_FIELDS - 1 - place)) & ((1 << LOWER_BITS) - 1))
     group = at // GROUP
-    shift = tl.load(zero + group, mask=inside, other=0).to(tl.float32)
+    shift = MIDDLE
+    if MIDDLE == 0:
+        shift = tl.load(zero + group, mask=inside, other=0).to(tl.float32)
     step = tl.load(scale + group, mask=inside, other=0).to(tl.float32)
     value = (code.to(tl.float32) - shift) * step
     tl.store(out + at, value.to(out.dtype.element_ty), mask=inside)
 
 
-def fused_unpack(words: Sequence[Tensor], planes: Sequence[Plane], scale: Tensor, zero: Tensor, group: int,
+def fused_unpack(words: Sequence[Tensor], planes: Sequence[Plane], scale: Tensor, zero: Tensor | int, group: int,
                  dtype: torch.dtype) -> Tensor:
     """Return the weights, ``groups x group``, of packed codes.
 
@@ -41,13 +43,14 @@ def fused_unpack(words: Sequence[Tensor], planes: Sequence[Plane], scale: Tensor
         words: Packed codes of every plane, the upper bits first.
         planes: How they are packed.
         scale: Of every group.
-        zero: Of every group.
+        zero: Of every group, or one positive number for all.
         group: Weights of a group.
         dtype: Type of the weights.
     """
-    out = torch.empty(len(scale), group, dtype=dtype, device=scale.device)
+    out = torch.empty(scale.numel(), group, dtype=dtype, device=scale.device)
     lower, plane = (words[1], planes[1]) if len(planes) > 1 else (words[0], Plane(0, 1, 1))
+    zeros, middle = (scale, zero) if isinstance(zero, int) else (zero, 0)
     unpack_kernel[(triton.cdiv(out.numel(), BLOCK),)](
-        words[0], lower, scale, zero, out, out.numel(), words[0].numel(), lower.numel(), group, planes[0].bits,
-        planes[0].per_word, plane.bits, plane.per_word, BLOCK)
+        words[0], lower, scale, zeros, out, out.numel(), words[0].numel(), lower.numel(), group, planes[0].bits,
+        planes[0].per_word, plane.bits, plane.per_word, middle, BLOCK)
     return out
