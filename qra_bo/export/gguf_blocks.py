@@ -8,8 +8,8 @@
 | Q4_1 | d * q + m, q < 16 | 5.0 | HQQ of 2 to 4 bits; m = -scale * zero is rounded to fp16 |
 | Q5_1 | d * q + m, q < 32 | 6.0 | HQQ of 5 bits; as Q4_1 |
 
-``q - zero`` of an integer zero lies within -7 ... 7 for 3 bits and -15 ... 15 for 4: a form with a zero of its own, whose
-product with the scale would be rounded, is not needed. NF4 has levels of its own, LLM.int8 one scale a row in fp32,
+``q - zero`` of an integer zero lies within -7 ... 7 for 3 bits and -15 ... 15 for 4: a form with an offset, which would
+be rounded, is not needed. NF4 has levels of its own, LLM.int8 one scale a row in fp32,
 HQQ of 6 and 8 bits zeros between codes, and int8 differences of 9 bits: no form holds them. Layout of the blocks:
 ``ggml-common.h`` of llama.cpp.
 """
@@ -22,7 +22,7 @@ from gguf import GGMLQuantizationType as Form
 from torch import Tensor
 
 from qra_bo.export.weights import LinearWeights
-from qra_bo.finetune.quantization.base import backend_of, packed
+from qra_bo.finetune.quantization.planes import PLANE_NAMES, codes_of
 from qra_bo.space import StorageFormat
 
 BLOCK = 32
@@ -68,14 +68,9 @@ def linear_blocks(linear: LinearWeights, rows: Tensor | None) -> Array:
 def _affine(linear: LinearWeights) -> tuple[Tensor, Tensor, Tensor]:
     """Return codes (``out x in``, int16) and, a block of 32, scale and zero (``out x in/32``, fp32)."""
     state, fmt, (rows, columns) = linear.state, linear.format, linear.shape
-    if fmt.backend == "integer":
-        from qra_bo.finetune.quantization.integer import integer_codes
-        codes = integer_codes(state, fmt, linear.shape)
-        zero = state.get("zero", torch.full_like(state["scale"], 2 ** (fmt.bits - 1)))
-    else:  # a weight of HQQ is (code - zero) * scale: with 0 and 1 in their places it is the code
-        bare = {**state, "scale": torch.ones_like(state["scale"]), "zero": torch.zeros_like(state["zero"])}
-        codes = packed(backend_of(fmt).build(bare, fmt, linear.shape, None, torch.float32)).unpack()
-        zero = state["zero"]
+    words = [state[name] for name in PLANE_NAMES if name in state]
+    codes = codes_of(words, fmt, state["scale"].numel()).view(rows, columns)
+    zero = state.get("zero", torch.full_like(state["scale"], 2 ** (fmt.bits - 1)))
     scale, zero = (part.float().reshape(-1).repeat_interleave(fmt.block // BLOCK).view(rows, columns // BLOCK)
                    for part in (state["scale"], zero))
     return codes.to(torch.int16), scale, zero

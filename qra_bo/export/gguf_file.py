@@ -1,9 +1,8 @@
 """GGUF files of a finished run, tensor by tensor: the base as it was trained on, its adapter, both merged."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -41,6 +40,11 @@ class Source:
     vocabulary: Vocabulary
     title: str
 
+    @property
+    def name(self) -> str:
+        """The model's name in the header."""
+        return self.vocabulary.title(self.title)
+
     def write_model(self, path: Path, adapted: Form | None = None, dense: bool = False) -> None:
         """Write a model.
 
@@ -51,7 +55,7 @@ class Source:
         """
         writer = GGUFWriter(None, MODEL_ARCH_NAMES[self.layout.architecture])
         writer.add_type("model")
-        writer.add_name(self.title)
+        writer.add_name(self.name)
         writer.add_quantization_version(2)
         self.layout.add_keys(writer)
         add_vocabulary(writer, self.vocabulary, self.weights.tokenizer, self._ends())
@@ -64,7 +68,7 @@ class Source:
         """Write the adapter: ``lora_b`` holds alpha / rank, so that one scale of 1 is right for all ranks."""
         writer = GGUFWriter(None, MODEL_ARCH_NAMES[self.layout.architecture])
         writer.add_type("adapter")
-        writer.add_name(f"{self.title}, adapter")
+        writer.add_name(f"{self.name}, adapter")
         writer.add_string("adapter.type", "lora")
         writer.add_float32("adapter.lora.alpha", 0.0)  # llama.cpp then multiplies by its own scale, 1, alone
         entries = []

@@ -129,7 +129,8 @@ class Layout:
 
         scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](self.config, torch.device("cpu"))
         plain = 1.0 / float(self.rope["rope_theta"]) ** (torch.arange(0, self._rotated, 2).float() / self._rotated)
-        return plain / scaled
+        divisors: Tensor = plain / scaled
+        return divisors
 
 
 def layout_of(config: Any) -> Layout:

@@ -7,6 +7,7 @@ What has no such form is refused.
 """
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,8 @@ _PATTERNS: Mapping[tuple[str, bool], str] = {
 """llama.cpp's name of a split into words, by its regular expression and whether whole words skip the merges."""
 _SPACE = "\u2581"
 """SentencePiece's mark of a space."""
+_PHI_KEEPS = frozenset({"<unk>", "<s>", "<|endoftext|>"})
+"""Special tokens of Phi-3 that keep the white space after them; all others take it."""
 _BYTES = frozenset(f"<0x{byte:02X}>" for byte in range(256))
 
 
@@ -41,6 +44,7 @@ class Vocabulary:
         merges: Of ``gpt2``, best first: two tokens with a space between them.
         scores: Of ``llama``, of every token.
         prefix: Whether a text gets a space before it (``llama``).
+        like_phi: Whether special tokens take the white space after them as Phi-3's do; see ``title``.
         notes: What llama.cpp does otherwise, in words.
     """
 
@@ -51,7 +55,15 @@ class Vocabulary:
     merges: Sequence[str]
     scores: Sequence[float]
     prefix: bool
+    like_phi: bool
     notes: tuple[str, ...]
+
+    def title(self, name: str) -> str:
+        """Return a model's name as the header may have it: llama.cpp takes the rules of white space beside special
+        tokens from it, and fails where a model that is called Phi-3 lacks that model's tokens."""
+        if not self.like_phi:
+            return re.sub("phi-?3", "phi 3", name, flags=re.IGNORECASE)
+        return name if re.search("phi-?3", name, re.IGNORECASE) else f"{name} (phi-3)"
 
 
 def vocabulary_of(tokenizer: Any, rows: int) -> Vocabulary:
@@ -71,16 +83,18 @@ def vocabulary_of(tokenizer: Any, rows: int) -> Vocabulary:
     added = {int(entry["id"]): entry for entry in data["added_tokens"]}
     tokens, types = _tokens(model["vocab"], added, rows, sentencepiece)
     pairs = [tuple(m.split(" ", 1)) if isinstance(m, str) else tuple(m) for m in model["merges"]]
+    like_phi = {entry["content"] for entry in added.values()} > {"</s>", *_PHI_KEEPS} and all(
+        not entry["lstrip"] and entry["rstrip"] == (entry["content"] not in _PHI_KEEPS) for entry in added.values())
     notes = [f"the tokenizer strips white space beside {entry['content']!r}, and llama.cpp keeps it"
-             for entry in added.values() if entry["lstrip"] or entry["rstrip"]]
+             for entry in added.values() if not like_phi and (entry["lstrip"] or entry["rstrip"])]
     if sentencepiece:
         prefix = _prefix(data, notes)
         return Vocabulary("llama", "default", tokens, types, (), _scores(tokens, pairs, model["vocab"]), prefix,
-                          tuple(notes))
+                          like_phi, tuple(notes))
     split = _split(data, bool(pairs), bool(model.get("ignore_merges")), notes)
     # llama.cpp wants a merge: one of two empty tokens never applies
     merges = [" ".join(pair) for pair in pairs] or [" "]
-    return Vocabulary("gpt2", split, tokens, types, merges, (), False, tuple(notes))
+    return Vocabulary("gpt2", split, tokens, types, merges, (), False, like_phi, tuple(notes))
 
 
 def add_vocabulary(writer: GGUFWriter, vocabulary: Vocabulary, tokenizer: Any, ends: Iterable[int]) -> None:
@@ -200,5 +214,5 @@ def _split(data: Mapping[str, Any], merges: bool, whole_words: bool, notes: list
 
 
 def _refused(reason: str) -> ConfigError:
-    return ConfigError(f"export.targets=[gguf]: this base model's tokenizer has no form in GGUF that llama.cpp reads the "
-                       f"same: {reason}. Choose another base model, or another export target")
+    return ConfigError("export.targets=[gguf]: this base model's tokenizer has no form in GGUF that llama.cpp reads "
+                       f"the same: {reason}. Choose another base model, or another export target")

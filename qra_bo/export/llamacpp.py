@@ -4,6 +4,7 @@ This module imports nothing of ``qra_bo``, so that an environment without it can
 """
 
 from collections.abc import Sequence
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,30 @@ from typing import Any
 import numpy as np
 
 PACKAGE = "llama-cpp-py-sync"
-INSTALL = f"pip install {PACKAGE}"
+_ERROR = 4
+"""``GGML_LOG_LEVEL_ERROR``."""
+_said: list[str] = []
 
 
 def version() -> str:
     """Return the release of the package, which names llama.cpp's build, as in ``0.11739``."""
     return metadata.version(PACKAGE)
+
+
+@cache
+def _listen() -> Any:
+    """Keep llama.cpp's messages from the terminal, and its errors in ``_said``; the result must stay alive."""
+    from llama_cpp_py_sync._cffi_bindings import get_ffi, get_lib  # an optional package, with a library of its own
+
+    ffi = get_ffi()
+
+    def listen(level: int, text: Any, _: object) -> None:
+        if level == _ERROR:
+            _said.append(ffi.string(text).decode(errors="replace").strip())
+
+    callback = ffi.callback("void(enum ggml_log_level, const char *, void *)", listen)
+    get_lib().llama_log_set(callback, ffi.NULL)
+    return callback
 
 
 class LlamaCpp:
@@ -40,17 +59,20 @@ class LlamaCpp:
         from llama_cpp_py_sync._cffi_bindings import get_ffi, get_lib
 
         ffi, lib = get_ffi(), get_lib()
-        self._silent = ffi.callback("void(enum ggml_log_level, const char *, void *)", lambda *_: None)
-        lib.llama_log_set(self._silent, ffi.NULL)
+        _listen()
+        _said.clear()
         kept = {"type_k": "f32", "type_v": "f32"} if exact else {}
-        self._llama = Llama(str(model), n_ctx=length, n_batch=length, n_ubatch=length, n_threads=threads,
-                            flash_attn_type=0, **kept)
+        try:
+            self._llama = Llama(str(model), n_ctx=length, n_batch=length, n_ubatch=length, n_threads=threads,
+                                flash_attn_type=0, **kept)
+        except RuntimeError as error:
+            raise RuntimeError(f"llama.cpp refuses {model}: {'; '.join(_said) or error}") from error
         self.context, self._ffi, self._lib = self._llama._ctx, ffi, lib
         if lora is not None:
             adapter = lib.llama_adapter_lora_init(self._llama._model, str(lora).encode())
             if adapter == ffi.NULL:
                 self._llama.close()
-                raise RuntimeError(f"llama.cpp refuses the adapter {lora}")
+                raise RuntimeError(f"llama.cpp refuses the adapter {lora}: {'; '.join(_said)}")
             lib.llama_set_adapters_lora(self.context, ffi.new("struct llama_adapter_lora *[]", [adapter]), 1,
                                         ffi.new("float[]", [1.0]))
 
