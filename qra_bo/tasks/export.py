@@ -23,7 +23,8 @@ def run(config: RunConfig) -> int:
         UserError: If the folder holds no finished run with an adapter, or a target lacks its inputs.
     """
     folder, trust = Path(str(config.out)), bool(config.model["trust_remote_code"])
-    for path in export_all(folder, config.export.targets or SMALL, config.export.merged_base, trust):
+    for path in export_all(folder, config.export.targets or SMALL, config.export.merged_base, trust,
+                           config.export.gguf):
         print(path)
     if config.export.check:
         print_checks(folder, trust)
