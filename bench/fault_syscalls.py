@@ -44,9 +44,11 @@ from tests.faults.real import in_this_process
 ERRORS = (errno.ENOSPC, errno.EACCES, errno.EIO)
 ORACLES = {"planted": PLANTED,
            "real": ("effort.max_full_trials=3", "method=random", "bits=[4,8]", "fidelity.high=2", "fidelity.low=1",
-                    "eval.sequences=4", "calibrate.lr_scales=[1.0]", "confirm.seeds=0", "quantizer.rounding=gptq",
-                    "quantizer.tokens=256", "train.batch=1", "train.length=16")}
+                    "eval.sequences=2", "model.n_layers=2", "calibrate.lr_scales=[1.0]", "confirm.seeds=0",
+                    "quantizer.rounding=gptq", "quantizer.tokens=256", "train.batch=1", "train.length=16")}
+"""Overrides beyond those of all runs: as few layers, steps and trials as leave no file out."""
 WATCHED = ("run", "cache", "tmp")
+"""Folders of a run whose files count."""
 SHORT_SECONDS = 20.0
 """Time for the cases of the short form."""
 TIMES = ("status.json", "report.html", "report.json", "plots", "best.json", JOURNAL_NAME, ".lock")
@@ -71,6 +73,14 @@ class Case:
         return f"{self.oracle}: {self.where} {site.call} of {site.file}: {errno.errorcode[self.failure.error]}"
 
 
+def numbers(count: int, one: bool = False) -> dict[int, str]:
+    """First, middle and last of ``count`` calls, counted from 1, or ``one`` of them, with its name."""
+    if count == 1:
+        return {1: "only"}
+    middle = (count + 1) // 2
+    return {middle: "middle"} if one else {middle: "middle", 1: "first", count: "last"}
+
+
 class Runs:
     """Runs of one oracle, each in a folder of its own with a cache and a folder for temporary files.
 
@@ -91,9 +101,7 @@ class Runs:
     def cases(self, known: Collection[Site] = ()) -> Iterator[Case]:
         """Every case of the calls that the undisturbed run made; of ``known`` sites the middle call alone."""
         for site, count in sorted(self.sites.items()):
-            numbers = {(count + 1) // 2: "middle"} if site in known else {(count + 1) // 2: "middle", 1: "first"}
-            numbers |= {1: "only"} if count == 1 else {} if site in known else {count: "last"}
-            for number, where in numbers.items():
+            for number, where in numbers(count, site in known).items():
                 yield from (Case(self.oracle, where, Failure(site, number, error)) for error in ERRORS)
 
     def problem_of(self, case: Case) -> str:
@@ -245,6 +253,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     random.Random(options.seed).shuffle(every)
     tries = Tries(log)
     missing = [(runs, case) for runs, case in every if tries.last.get(str(case)) != ""]
+    print(f"{len(every)} cases, {len(missing)} of them to be tried", flush=True)
     others = [beside(lambda i=i: try_all(missing[i::options.jobs], tries, end))  # type: ignore[misc]
               for i in range(1, options.jobs)]
     try_all(missing[::options.jobs], tries, end)

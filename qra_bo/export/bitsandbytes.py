@@ -3,6 +3,7 @@
 import tempfile
 from pathlib import Path
 
+from qra_bo.export.comparison import Loader, Reference, View, plain_model, with_adapter
 from qra_bo.export.load import dense_base, stored_states
 from qra_bo.export.merged import half, packing_device, save_dense
 from qra_bo.export.run import FinishedRun
@@ -53,3 +54,12 @@ def write(run: FinishedRun) -> list[Path]:
         tokenizer.save_pretrained(str(target))
         follow_umask(*target.glob("*.safetensors"))
     return sorted(p for p in target.iterdir() if p.is_file())
+
+
+def _views(run: FinishedRun, reference: Reference) -> list[View]:
+    model = with_adapter(plain_model(run.folder / FOLDER, run.trust_remote_code), run.adapter)
+    return [View("bitsandbytes, with the adapter", reference.logits(model),
+                 note="bitsandbytes multiplies by kernels of its own, in 16 bits")]
+
+
+LOADER = Loader("transformers and peft", _views)

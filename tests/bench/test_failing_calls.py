@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -78,3 +79,9 @@ def test_writes_of_a_native_library_fail(tmp_path: Path, call: str) -> None:
     assert len(found["met"]) == 1
     assert "Permission denied" in found["met"][0]
     assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_refusal_of_the_kernel_is_told(tmp_path: Path) -> None:
+    code = "from bench.failing_calls import unavailable\nmet.append(unavailable())"  # one supervisor at a time
+    assert ended(tmp_path, "write", "run/x", 1, errno.EIO, code)["met"] == [
+        f"the kernel refuses seccomp's user notification here ({os.strerror(errno.EBUSY)})"]
