@@ -23,8 +23,8 @@ WIDTHS = {
     5: ("hqq5-g128", "hqq5", "sym5-g64", "sym5-g32"),
     8: ("int8", "hqq8-g128", "hqq8", "sym8-g64", "sym8-g32", "int8-g64", "int8-g32"),
     6: ("hqq6-g128", "hqq6", "sym6-g64", "sym6-g32")}
-"""Formats by bit-width, today's default first. HQQ's groups of 32 take more bytes than any other format of their width,
-and integer formats with groups of 128 can't hold the embedded model's linears of 576 inputs."""
+"""Formats by bit-width, the default at the time of the study first. HQQ's groups of 32 take more bytes than any other
+format of their width, and integer formats with groups of 128 can't hold the embedded model's linears of 576 inputs."""
 STAGES = {"low": (3, 2), "high": (5, 8, 6)}
 """Widths that are planned and packed together."""
 UNTRAINED = 0.0

@@ -13,7 +13,7 @@ from bench.length.summary import difference
 from bench.length.trials import Found
 from bench.report import Target, publish
 from qra_bo.config import RunConfig, make_spec
-from qra_bo.memory.formats import default_format, parse_format
+from qra_bo.memory.formats import parse_format
 from qra_bo.space import DecoderSpec
 from qra_bo.study.intervals import LEAST_SEEDS
 
@@ -40,7 +40,7 @@ def _row(settled: Settled, choice: Choice, found: Found, spec: DecoderSpec, lr: 
     block, losses = settled.block, _finite(settled.tested.get(choice.name, {}))
     rate, tried = settled.rates.get(choice.rate_class), settled.tried[choice.rate_class]
     bits, before = parse_format(choice.name).bits, found.get(untrained(block, choice).key)
-    default, reference = default_format(bits).name, reference_of(choice.name, spec)
+    default, reference = WIDTHS[bits][0], reference_of(choice.name, spec)
 
     def minus(other: str | None) -> dict[str, Any] | None:
         return None if other in (None, choice.name) else difference(losses, _finite(settled.tested.get(str(other), {})))

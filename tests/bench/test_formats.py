@@ -28,7 +28,7 @@ from bench.formats.untrained_weights import BASELINE, DECODER, DIVERGENCE, decod
 from bench.length.plan import SEARCH_SEED, UNSEEN_SEEDS
 from bench.length.trials import Key, PlannedTrial, load
 from qra_bo.config import load_config, make_spec
-from qra_bo.memory.formats import check_shape, default_format, parse_format
+from qra_bo.memory.formats import check_shape, parse_format
 
 CONFIG = load_config(["+model=smollm2_135m"])
 SPEC = make_spec(CONFIG)
@@ -54,7 +54,6 @@ def answered(plan: Any, most: int = 10000) -> tuple[list[PlannedTrial], dict[Key
 
 def test_every_format_fits_the_embedded_model_and_its_width() -> None:
     for bits, names in WIDTHS.items():
-        assert names[0] == default_format(bits).name
         assert {parse_format(name).bits for name in names} == {bits}
         for linear in SPEC.linears:
             for name in names:
