@@ -280,11 +280,12 @@ class ConfirmConfig(Group):
 
 
 class ExportConfig(Group):
-    """What is written beside the exports that copy no model, what ``merged`` merges into, and whether every export is
-    loaded again; ``"auto"``: of small models."""
+    """What is written beside the exports that copy no model, options of the targets ``merged`` and ``gguf``, and
+    whether every export is loaded again; ``"auto"``: of small models."""
 
     targets: Texts | None
     merged_base: Literal["dequantised", "original"]
+    gguf: list[Literal["base", "adapter", "merged-f16", "merged-q8_0", "base-f32"]]
     check: StrictBool | Literal["auto"]
 
 

@@ -3,7 +3,7 @@
 import json
 import math
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ REQUIRED = {
     "adapter/adapter_config.json": ("rank_pattern", "alpha_pattern", "r", "lora_alpha"),
     "quant_manifest.json": ("modules",)}
 """Files of a finished run and the fields that exports need."""
+GGUF_FILES = ("base", "adapter", "merged-f16")
+"""Files of the target ``gguf`` unless others are named."""
 
 
 OPTIMIZERS = {"adamw": "adamw_torch", "adamw_8bit": "adamw_bnb_8bit", "paged_adamw": "paged_adamw_32bit",
@@ -33,10 +35,10 @@ OPTIMIZERS = {"adamw": "adamw_torch", "adamw_8bit": "adamw_bnb_8bit", "paged_ada
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """The folder of a finished run, the contents of its three files, and two options of exports.
+    """The folder of a finished run, the contents of its three files, and the options of exports.
 
     ``trust_remote_code`` lets code run that comes with the base model; ``merged_base`` is the base that the target
-    ``merged`` merges into.
+    ``merged`` merges into; ``gguf`` are the files that the target ``gguf`` writes.
     """
 
     folder: Path
@@ -45,9 +47,11 @@ class FinishedRun:
     manifest: Mapping[str, Any]
     trust_remote_code: bool = False
     merged_base: str = "dequantised"
+    gguf: tuple[str, ...] = GGUF_FILES
 
     @classmethod
-    def read(cls, folder: Path, trust_remote_code: bool = False, merged_base: str = "dequantised") -> "FinishedRun":
+    def read(cls, folder: Path, trust_remote_code: bool = False, merged_base: str = "dequantised",
+             gguf: Sequence[str] = GGUF_FILES) -> "FinishedRun":
         """Read the three files.
 
         Raises:
@@ -70,7 +74,7 @@ class FinishedRun:
                               f"{'; '.join(problems)}")
         best, config, manifest = contents
         _check_best(folder, best)
-        return cls(folder, best, config, manifest, trust_remote_code, merged_base)
+        return cls(folder, best, config, manifest, trust_remote_code, merged_base, tuple(gguf))
 
     @property
     def base(self) -> str:
@@ -134,12 +138,13 @@ def read_object(path: Path) -> dict[str, Any]:
     return data
 
 
-def render(file: str, run: FinishedRun) -> str:
-    """Fill in ``templates/FILE.jinja`` for a run; its names reach other syntaxes through quoting filters alone."""
+def render(file: str, run: FinishedRun, **more: Any) -> str:
+    """Fill in ``templates/FILE.jinja`` for a run, with ``more`` values; names reach other syntaxes through quoting
+    filters alone."""
     environment = Environment(loader=PackageLoader("qra_bo.export"), undefined=StrictUndefined, trim_blocks=True,
                               keep_trailing_newline=True, autoescape=False)
     environment.filters |= {"size": size, "number": number, "signed": signed, "json": json.dumps, "shell": shlex.quote,
                             "optimizer_of_transformers": OPTIMIZERS.__getitem__, "rows": allocation_rows,
                             "server_rank": server_rank,
                             "inline": lambda text: json.dumps(str(text))[1:-1].replace("'", "\\'")}
-    return environment.get_template(f"{file}.jinja").render(run=run, best=run.best)
+    return environment.get_template(f"{file}.jinja").render(run=run, best=run.best, **more)

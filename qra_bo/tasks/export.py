@@ -21,7 +21,7 @@ def run(config: RunConfig) -> int:
         UserError: If the folder holds no finished run with an adapter, or a target can't hold it or lacks its inputs.
     """
     folder, trust = Path(str(config.out)), bool(config.model["trust_remote_code"])
-    files = export_all(folder, config.export.targets or SMALL, config.export.merged_base, trust)
+    files = export_all(folder, config.export.targets or SMALL, config.export.merged_base, trust, config.export.gguf)
     files += checked(config, folder, Console(file=tolerant(sys.stdout)))
     for path in files:
         print(path)
