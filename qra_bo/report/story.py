@@ -241,7 +241,7 @@ def next_steps(d: ReportData) -> list[Step]:
     if d.winner is None or "final" not in d.study.last:
         return []
     exports = ("Writes the adapter's card, configurations for other trainers and, if named, the model for servers "
-               "(compressed_tensors, gguf, mlx, merged), and measures the difference of each to the run's own model. vLLM "
+               "(compressed_tensors, gguf, mlx, merged); measures how each differs from the run's own model. vLLM "
                f"needs --max-lora-rank {server_rank(d.winner.ranks)} for these ranks.")
     steps = [
         Step("From Python", "The mixed base with its adapter, with the logits that it had at the end of the run.",
