@@ -3,7 +3,9 @@
 import importlib.util
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import redirect_stderr
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +149,7 @@ class Loader:
         if any(importlib.util.find_spec(package) is None for package in self.packages):
             yield Row(what, self.name, None, None, None, f"not installed: pip install {self.install}")
             return
-        with warnings.catch_warnings(), without_bars():
+        with warnings.catch_warnings(), without_bars(), redirect_stderr(StringIO()):  # other libraries draw bars too
             warnings.simplefilter("ignore")
             try:
                 for view in self.views(run, reference):

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from qra_bo.export.foreign import check_adapter, check_random_base, read_weights
+from qra_bo.export.training import make_trainable
 from qra_bo.finetune.adapters.lora import fuse
 from qra_bo.finetune.manifest import (
     ADAPTER,
@@ -28,11 +29,11 @@ from qra_bo.finetune.models.load import cast_parameters, load_base, use_fast_att
 from qra_bo.finetune.quantization.bank import allow_mixed_bits
 from qra_bo.finetune.quantization.base import State, backend_of, pack_for
 from qra_bo.utils.device import resolve_device
-from qra_bo.utils.errors import DeviceError, ModelError, OutputError
+from qra_bo.utils.errors import ConfigError, DeviceError, ModelError, OutputError
 from qra_bo.utils.files import COPY_AGAIN, check_readable, check_run_folder
 
 
-def load(run: str | Path, device: str = "cpu", *, adapter: bool = True,
+def load(run: str | Path, device: str = "cpu", *, adapter: bool = True, trainable: bool = False,
          trust_remote_code: bool = False) -> tuple[Any, Any]:
     """Rebuild the model of a run: base, quantisation by ``quant_manifest.json``, adapter; also its tokenizer.
 
@@ -40,15 +41,21 @@ def load(run: str | Path, device: str = "cpu", *, adapter: bool = True,
         run: The run's folder.
         device: Where the model goes, e.g. ``"cpu"`` or ``"cuda"``.
         adapter: Whether to put the adapter on; without it the quantised base is returned.
+        trainable: Whether to go on training the adapter: its weights are in fp32 and take gradients, and the model is
+            in training mode. transformers' ``Trainer``, TRL and plain loops take it; see ``optimizer_groups`` too.
         trust_remote_code: Whether code that comes with the base model may run, where the run needs it.
 
     Raises:
+        ConfigError: If a model without an adapter is to be trainable.
         OutputError: If the folder lacks a manifest or an adapter in safetensors, they do not fit together, or it holds
             files that no run writes.
         ModelError: If the base model is not at hand, is not the one that the run quantised, or needs code to run.
         DeviceError: If the device is not there.
     """
     folder = Path(run)
+    if trainable and not adapter:
+        raise ConfigError("load(trainable=True) trains the run's adapter; got adapter=False, a quantised base, which "
+                          "takes no gradients: attach an adapter of your own to it with peft.get_peft_model")
     try:
         target = torch.device(resolve_device(device))
     except RuntimeError as error:
@@ -63,7 +70,7 @@ def load(run: str | Path, device: str = "cpu", *, adapter: bool = True,
     if adapter:
         model = _adapted(model, folder / ADAPTER, manifest)
         fuse(model)  # the forward that it was trained with, to the last bit
-    return model.eval(), tokenizer
+    return make_trainable(model) if trainable else model.eval(), tokenizer
 
 
 def dense_base(manifest: Manifest, folder: Path, trust_remote_code: bool) -> tuple[Any, Any]:

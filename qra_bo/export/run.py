@@ -9,6 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from qra_bo.config.groups import LR_EXPONENTS
 from qra_bo.report.story import server_rank
 from qra_bo.report.text import allocation_rows, number, signed, size
 from qra_bo.study.results import build_best, load_study
@@ -17,12 +18,18 @@ from qra_bo.utils.files import check_run_folder, strict_json
 
 REQUIRED = {
     "best.json": ("model", "granularity", "units", "bits", "ranks", "formats", "memory", "oracle", "alpha_over_rank",
-                  "loss", "loss_se", "metric", "baselines", "versus_best_uniform", "searched", "provenance"),
+                  "loss", "loss_se", "metric", "baselines", "versus_best_uniform", "searched", "provenance",
+                  "learning_rate", "lr_rule", "training"),
     "adapter/adapter_config.json": ("rank_pattern", "alpha_pattern", "r", "lora_alpha"),
     "quant_manifest.json": ("modules",)}
 """Files of a finished run and the fields that exports need."""
 GGUF_FILES = ("base", "adapter", "merged-f16")
 """Files of the target ``gguf`` unless others are named."""
+
+
+OPTIMIZERS = {"adamw": "adamw_torch", "adamw_8bit": "adamw_bnb_8bit", "paged_adamw": "paged_adamw_32bit",
+              "paged_adamw_8bit": "paged_adamw_8bit"}
+"""Names that transformers has for the kinds of ``train.optimizer``."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +81,26 @@ class FinishedRun:
         return str(self.adapter_config.get("base_model_name_or_path") or self.best["model"])
 
     @property
+    def rates(self) -> dict[int, float]:
+        """Peak learning rate of every rank of its adapter, in the order of the ranks."""
+        ranks = sorted({int(entry["rank"]) for entry in self.manifest["modules"].values()} - {0})
+        return {rank: rate_of(self.best, rank) for rank in ranks}
+
+    @property
+    def mean_rate(self) -> float:
+        """Peak learning rate for a trainer that has one for all ranks: that of the mean rank of the adapted modules."""
+        ranks = [int(entry["rank"]) for entry in self.manifest["modules"].values() if entry["rank"]]
+        return rate_of(self.best, sum(ranks) / len(ranks))
+
+    @property
     def adapter(self) -> Path:
         return self.folder.resolve() / "adapter"
+
+
+def rate_of(best: Mapping[str, Any], rank: float) -> float:
+    """Return the peak learning rate of a rank by the contents of ``best.json``, which states that of rank 16."""
+    exponent: float = LR_EXPONENTS[best["lr_rule"]]
+    return float(best["learning_rate"]) * float((16.0 / rank) ** exponent)
 
 
 def _check_best(folder: Path, best: Mapping[str, Any]) -> None:
@@ -113,6 +138,7 @@ def render(file: str, run: FinishedRun, **more: Any) -> str:
     environment = Environment(loader=PackageLoader("qra_bo.export"), undefined=StrictUndefined, trim_blocks=True,
                               keep_trailing_newline=True, autoescape=False)
     environment.filters |= {"size": size, "number": number, "signed": signed, "json": json.dumps, "shell": shlex.quote,
-                            "rows": allocation_rows, "server_rank": server_rank,
+                            "optimizer_of_transformers": OPTIMIZERS.__getitem__, "rows": allocation_rows,
+                            "server_rank": server_rank,
                             "inline": lambda text: json.dumps(str(text))[1:-1].replace("'", "\\'")}
     return environment.get_template(f"{file}.jinja").render(run=run, best=run.best, **more)

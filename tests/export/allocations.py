@@ -24,7 +24,7 @@ from qra_bo.export.run import FinishedRun
 from qra_bo.finetune.adapters.lora import AdapterSettings, adapter_parameters, attach
 from qra_bo.finetune.data.load import byte_tokenizer
 from qra_bo.finetune.manifest import write_manifest
-from qra_bo.finetune.models.load import load_base
+from qra_bo.finetune.models.load import cast_parameters, load_base, without_bars
 from qra_bo.finetune.quantization.bank import LayerBank
 from qra_bo.memory.formats import FORMATS, check_shape
 from qra_bo.space.decoder import spec_from_model
@@ -83,7 +83,8 @@ def base_folder(family: str, tied: bool, kv_heads: int) -> Path:
         for name, parameter in model.named_parameters():
             if name.endswith(".bias"):  # transformers starts them at zero
                 torch.nn.init.normal_(parameter, std=0.1)
-    model.to(torch.bfloat16).save_pretrained(folder)
+    with without_bars():
+        model.to(torch.bfloat16).save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
     return folder
 
@@ -95,9 +96,8 @@ def build(case: Case, folder: Path) -> FinishedRun:
             "trust_remote_code": False}
     model, _ = load_base(node)
     dtype = getattr(torch, case.compute)
-    for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtype)
     spec = spec_from_model(model, case.family)
+    cast_parameters(model, dtype, [linear.name for linear in spec.linears])
     bank = LayerBank(model, spec, (), dtype, "cpu")
     formats = {linear.name: fmt if stores(fmt, linear.out_features, linear.in_features) else "fp16"
                for linear, fmt in zip(spec.linears, case.formats, strict=True)}

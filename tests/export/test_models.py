@@ -1,11 +1,7 @@
 """Every export with weights is loaded by the program it is for, and its logits are compared with the run's own."""
 
-import importlib.util
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -210,18 +206,3 @@ def test_missing_consumer_is_named_with_its_install_command(mixed: Path) -> None
 def test_every_target_is_known() -> None:
     with pytest.raises(ConfigError, match="'merge' is unknown; known: merged"):
         export_all(Path(), ["merge"])
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="trl is not installed")
-def test_the_script_for_trl_trains_on_the_mixed_base(mixed: Path, tmp_path: Path) -> None:
-    [script] = export_all(mixed, ["trl"])
-    data = tmp_path / "data.jsonl"
-    data.write_text("".join(json.dumps({"text": f"{i}: one two three."}) + "\n" for i in range(16)))
-    result = subprocess.run([sys.executable, str(script), str(data), str(tmp_path / "out")], capture_output=True,
-                            text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, check=False)
-    assert result.returncode == 0, result.stderr
-    trained = load_file(tmp_path / "out" / "adapter_model.safetensors")
-    before = load_file(mixed / "adapter" / "adapter_model.safetensors")
-    assert trained.keys() == before.keys()
-    assert any(not torch.equal(trained[k].float(), before[k].float()) for k in before)

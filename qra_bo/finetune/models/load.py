@@ -7,9 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 from transformers import modeling_gguf_pytorch_utils as reader
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 from transformers.utils import logging as transformers_logging
 
 from qra_bo.finetune.data.load import byte_tokenizer
@@ -187,6 +195,7 @@ def use_fast_attention(model: Any, device: torch.device, dtype: torch.dtype) -> 
     if device.type == "cpu" and dtype == torch.bfloat16:
         name = "sdpa_fp32_on_cpu"
         AttentionInterface.register(name, fp32_attention)
+        AttentionMaskInterface.register(name, sdpa_mask)  # else padding and sliding windows are ignored
     choose_kernel(model, name)
     return name
 
