@@ -45,7 +45,8 @@ OTHER: dict[str, Any] = {
     "calibrate.lr_scales": "calibrate.lr_scales=[2.0]", "final.steps": "final.steps=9",
     "final.validate_every": "final.validate_every=5", "final.keep": "final.keep=last",
     "final.patience": "final.patience=3", "executor.workers": "executor.workers=2",
-    "export.targets": "export.targets=[]", "export.merged_base": "export.merged_base=original", "export.gguf": "export.gguf=[base]",
+    "export.targets": "export.targets=[]", "export.merged_base": "export.merged_base=original",
+    "export.gguf": "export.gguf=[base]",
     "effort.max_full_trials": "effort.max_full_trials=9", "fidelity.low": "fidelity.low=null"}
 """Overrides that change one key, where twice the number or the opposite would not do."""
 LONGER = {"effort.max_full_trials", "effort.uniform_baselines", "effort.references", "effort.rate_factors",
