@@ -51,6 +51,8 @@ def normalise(overrides: Iterable[str]) -> list[str]:
         key = text.split("=", 1)[0].lstrip("+")
         if _MODEL.match(text):
             text = _MODEL.sub("+model=", text)
+        elif key in VALUES and key in options():  # a group of files that set a value of its name: serve
+            text = text.lstrip("+")
         elif "=" in text and _is_value(key) and (text.startswith("+") or key.startswith(OPEN)):
             text = f"++{text.lstrip('+')}"
         out.append(text)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from qra_bo.export import bitsandbytes, compressed_tensors, gguf, merged, packed, uniform_rank
+from qra_bo.export import bitsandbytes, compressed_tensors, gguf, merged, mlx, packed, uniform_rank, vllm
 from qra_bo.export.run import GGUF_FILES, FinishedRun
 from qra_bo.export.target import Target, text_target
 from qra_bo.finetune.models.load import without_bars
@@ -15,11 +15,12 @@ TARGETS: dict[str, Target] = {target.name: target for target in (
     text_target("axolotl", "export/axolotl.yaml"),
     text_target("trl", "export/train_trl.py"),
     text_target("llamafactory", "export/llamafactory.yaml"),
-    text_target("vllm", "export/serve_vllm.txt"),
+    Target("vllm", vllm.FILE, vllm.write, small=True),
     Target("uniform_rank", uniform_rank.FOLDER, uniform_rank.write, small=True, loader=uniform_rank.LOADER),
     Target("packed", "packed.safetensors", packed.write),
     Target("compressed_tensors", compressed_tensors.FOLDER, compressed_tensors.write, loader=compressed_tensors.LOADER),
     Target("gguf", gguf.FOLDER, gguf.write, loader=gguf.LOADER),
+    Target("mlx", mlx.FOLDER, mlx.write, loader=mlx.LOADER),
     Target("merged", merged.FOLDER, merged.write, loader=merged.LOADER),
     Target("bitsandbytes", bitsandbytes.FOLDER, bitsandbytes.write, loader=bitsandbytes.LOADER),
 )}
