@@ -4,9 +4,9 @@
     python bench/consumers/llamacpp.py RUN/gguf RUN/adapter TOKENS.npy OUT.npz
 
 The adapter that llama.cpp reads is ``gguf/adapter.gguf``; PEFT's folder is not used. OUT holds logits (n x vocabulary,
-fp32): ``served`` of ``base.gguf`` with the adapter, as a server computes them, ``logits`` of ``base-f32.gguf`` with the
-adapter and keys and values in fp32, and ``served_NAME`` of every merged file; ``load_seconds`` and ``bytes`` of what is
-served, and ``version``.
+fp32): ``logits`` of ``base.gguf`` with the adapter, as a server computes them, and ``logits_NAME`` of every other model
+of the folder (``base-f32`` with the adapter, and keys and values in fp32); ``load_seconds`` and ``bytes`` of what a
+server loads, and ``version``.
 """
 
 import argparse
@@ -47,10 +47,10 @@ def main() -> None:
             seconds = time.perf_counter() - start
             logits = model.logits(ids)
         if path.stem == "base":
-            found |= {"served": logits, "load_seconds": np.float64(seconds), "version": np.str_(llamacpp.version()),
+            found |= {"logits": logits, "load_seconds": np.float64(seconds), "version": np.str_(llamacpp.version()),
                       "bytes": np.int64(path.stat().st_size + adapter.stat().st_size)}
         else:
-            found["logits" if path.stem == "base-f32" else f"served_{path.stem}"] = logits
+            found[f"logits_{path.stem}"] = logits
     np.savez(given.out, **found)
 
 

@@ -19,6 +19,7 @@ import qra_bo
 from qra_bo.export.registry import export_all
 from qra_bo.export.run import rate_of
 from qra_bo.finetune.adapters.lora import adapter_parameters
+from qra_bo.finetune.data.load import tiny_records
 from qra_bo.finetune.training.loop import TrainSettings, train_steps
 from qra_bo.finetune.training.loss import token_losses
 from qra_bo.finetune.training.optimizer import AdamWSettings, UnitwiseAdamW
@@ -44,23 +45,24 @@ def batches(steps: int, vocabulary: int) -> torch.Tensor:
     return (start + torch.arange(LENGTH)) % vocabulary
 
 
-def settings_of(run: Path) -> TrainSettings:
+def settings_of(run: Path, batch: int = BATCH) -> TrainSettings:
     best = json.loads((run / "best.json").read_text())
-    return TrainSettings(batch=BATCH, lr=best["learning_rate"], warmup=best["training"]["warmup"],
+    return TrainSettings(batch=batch, lr=best["learning_rate"], warmup=best["training"]["warmup"],
                          lr_floor=best["training"]["lr_floor"], optimizer=AdamWSettings(clip=best["training"]["clip"]))
 
 
 def own_losses(run: Path, data: torch.Tensor) -> list[float]:
     """Training loss of every step of the project's own trainer, from the delivered adapter on."""
     model, _ = qra_bo.load(run)
-    settings, steps = settings_of(run), len(data)
+    steps, batch, length = data.shape
+    settings = settings_of(run, batch)
     base = model.get_base_model()
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name)
     groups = [({f"{name}.{which}": p for which, p in pair.items()}, settings.peak_lr(len(pair["A"])))
               for name, pair in adapter_parameters(base).items()]
     optimizer = UnitwiseAdamW(groups, settings.optimizer)
-    rows, flat = torch.arange(steps * BATCH).view(steps, BATCH).numpy(), data.view(-1, LENGTH)
+    rows, flat = torch.arange(steps * batch).view(steps, batch).numpy(), data.view(-1, length)
     losses = []
     for step in range(steps):
         with torch.no_grad():
@@ -70,13 +72,13 @@ def own_losses(run: Path, data: torch.Tensor) -> list[float]:
     return losses
 
 
-def pieces(run: Path, steps: int) -> tuple[Any, Any, dict[str, Any]]:
+def pieces(run: Path, steps: int, batch: int) -> tuple[Any, Any, dict[str, Any]]:
     """The trainable model, optimiser and schedule of the run, and arguments that both trainers share."""
     model, tokenizer = qra_bo.load(run, trainable=True)
     optimizer, settings = torch.optim.AdamW(qra_bo.optimizer_groups(model, run)), settings_of(run)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: settings.lr_factor(min(step, steps - 1), steps))
-    arguments = dict(max_steps=steps, per_device_train_batch_size=BATCH, logging_steps=1, report_to="none",
+    arguments = dict(max_steps=steps, per_device_train_batch_size=batch, logging_steps=1, report_to="none",
                      use_cpu=True, max_grad_norm=settings.optimizer.clip, save_strategy="no", disable_tqdm=True,
                      bf16=False)
     return model, tokenizer, {"optimizers": (optimizer, schedule), "arguments": arguments}
@@ -84,8 +86,8 @@ def pieces(run: Path, steps: int) -> tuple[Any, Any, dict[str, Any]]:
 
 def trainer_losses(run: Path, data: torch.Tensor, out: Path, kind: str) -> list[float]:
     """Logged training losses of transformers' Trainer or of TRL's on the same batches in the same order."""
-    model, tokenizer, given = pieces(run, len(data))
-    rows = [{"input_ids": ids.tolist(), "labels": ids.tolist()} for ids in data.view(-1, LENGTH)]
+    model, tokenizer, given = pieces(run, *data.shape[:2])
+    rows = [{"input_ids": ids.tolist(), "labels": ids.tolist()} for ids in data.view(-1, data.shape[-1])]
     if kind == "transformers":
         base, arguments = Trainer, TrainingArguments(output_dir=str(out), **given["arguments"])
         more: dict[str, Any] = {}
@@ -177,3 +179,17 @@ def test_script_for_trl_trains_the_adapter(run: Path, tmp_path: Path) -> None:
     before = load_file(run / "adapter" / "adapter_model.safetensors")
     assert trained.keys() == before.keys()
     assert not any(torch.equal(trained[key].float(), before[key].float()) for key in before)
+
+
+@pytest.mark.slow
+def test_twenty_steps_of_a_real_model_lose_the_same(tmp_path: Path) -> None:
+    run = qra_bo.fine_tune(["+model=smollm2_135m", "allocation=uniform:4,8", "final.steps=2", "device=cpu",
+                            "dtype=float32", "budget=4GB", "quantizer.rounding=rtn", "export.check=false",
+                            "display=none", f"out={tmp_path / 'run'}"]).folder
+    _, tokenizer = qra_bo.load(run)
+    text = tokenizer(" ".join(record.target for record in tiny_records(400, 0)))["input_ids"]
+    data = torch.tensor(text[: 20 * 2 * 48]).view(20, 2, 48)
+    wanted = own_losses(run, data)
+    assert wanted[0] - wanted[-1] > 0.5
+    for kind in ("transformers", "trl"):
+        assert trainer_losses(run, data, tmp_path / kind, kind) == pytest.approx(wanted, abs=1e-3)
