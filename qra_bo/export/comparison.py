@@ -20,7 +20,6 @@ from qra_bo.finetune.adapters.lora import detach
 from qra_bo.finetune.manifest import read_manifest
 from qra_bo.finetune.models.files import check_model_files
 from qra_bo.finetune.models.load import cast_parameters, use_fast_attention, without_bars
-from qra_bo.finetune.quantization.base import PackedLinear
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +167,7 @@ def divergence(own: Tensor, other: Tensor) -> float:
 def compute_in_fp32(model: Any) -> None:
     """Have a quantised model compute in fp32; the values of its codes, scales and adapter stay as they are."""
     for module in model.modules():
-        if isinstance(module, PackedLinear):
+        if hasattr(module, "compute_dtype"):  # linears, and packed embeddings
             module.compute_dtype = torch.float32
     cast_parameters(model, torch.float32)
     use_fast_attention(model, torch.device("cpu"), torch.float32)
