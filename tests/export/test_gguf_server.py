@@ -25,6 +25,7 @@ from qra_bo.export.comparison import compute_in_fp32
 from qra_bo.export.gguf import FOLDER
 from qra_bo.export.load import load
 from qra_bo.export.registry import export_all
+from qra_bo.finetune.quantization.base import PackedLinear
 from tests.export.allocations import Case, build_on
 from tests.export.finished import finish
 
@@ -99,9 +100,13 @@ def test_server_writes_the_tokens_of_the_run(programs: str, tmp_path: Path) -> N
     export_all(run.folder, ["gguf"], gguf_files=["base", "adapter", "base-f32"])
     model, tokenizer = load(run.folder)
     compute_in_fp32(model)
+    for module in model.modules():
+        if isinstance(module, PackedLinear):  # unpacked once, not at every token
+            module.dense = module.unpack()
     ids = tokenizer(PROMPT, return_tensors="pt").input_ids
     with torch.no_grad():
-        own = model.generate(input_ids=ids, max_new_tokens=64, min_new_tokens=64, do_sample=False)[0, ids.shape[1]:]
+        own = model.generate(input_ids=ids, max_new_tokens=64, min_new_tokens=64, do_sample=False,
+                             use_cache=True)[0, ids.shape[1]:]
     folder = run.folder / FOLDER
     command = printed_command(folder).replace("base.gguf", "base-f32.gguf")
     exact = f"{command} --cache-type-k f32 --cache-type-v f32 --flash-attn off"
