@@ -25,6 +25,7 @@ import torch
 
 from bench.report import Target, publish
 from qra_bo.config import load_config
+from qra_bo.export import gguf
 from qra_bo.export.comparison import Reference, View
 from qra_bo.export.registry import TARGETS, export_all
 from qra_bo.export.run import FinishedRun
@@ -114,7 +115,7 @@ def rows_of(run: FinishedRun, name: str, consumer: Consumer, tokens: Path, refer
         yield {**row, "note": f"this release has no export target {consumer.target}"}
         return
     try:
-        paths = export_all(run.folder, [consumer.target])
+        paths = export_all(run.folder, [consumer.target], gguf_files=list(gguf.FILES))
         python = environment(consumer)
     except (ConfigError, subprocess.CalledProcessError) as error:
         yield {**row, "note": str(error)}

@@ -157,5 +157,3 @@ def _write(writer: GGUFWriter, path: Path, entries: list[Entry]) -> None:
     for entry in entries:
         writer.write_tensor_data(entry.make())
     writer.close()
-
-

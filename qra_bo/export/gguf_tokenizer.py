@@ -87,10 +87,12 @@ def vocabulary_of(tokenizer: Any, rows: int) -> Vocabulary:
         not entry["lstrip"] and entry["rstrip"] == (entry["content"] not in _PHI_KEEPS) for entry in added.values())
     notes = [f"the tokenizer strips white space beside {entry['content']!r}, and llama.cpp keeps it"
              for entry in added.values() if not like_phi and (entry["lstrip"] or entry["rstrip"])]
+    if marked := [entry["content"] for entry in added.values() if entry["normalized"] and _SPACE in entry["content"]]:
+        raise _refused(f"it seeks the added token {marked[0]!r} in the text after its spaces are marked")
     if sentencepiece:
         prefix = _prefix(data, notes)
-        return Vocabulary("llama", "default", tokens, types, (), _scores(tokens, pairs, model["vocab"]), prefix,
-                          like_phi, tuple(notes))
+        scores = _scores(tokens, types, pairs, model["vocab"])
+        return Vocabulary("llama", "default", tokens, types, (), scores, prefix, like_phi, tuple(notes))
     split = _split(data, bool(pairs), bool(model.get("ignore_merges")), notes)
     # llama.cpp wants a merge: one of two empty tokens never applies
     merges = [" ".join(pair) for pair in pairs] or [" "]
@@ -139,17 +141,20 @@ def _tokens(vocab: Mapping[str, int], added: Mapping[int, Mapping[str, Any]], ro
             types.append(TokenType.UNUSED)
             continue
         kind = TokenType.NORMAL
-        if entry is not None:
-            kind = TokenType.CONTROL if entry["special"] else TokenType.USER_DEFINED
+        if entry is not None and entry["special"]:
+            kind = TokenType.CONTROL
         elif sentencepiece and token in _BYTES:
             kind = TokenType.BYTE
-        # llama.cpp looks for tokens of the user's in the text itself
-        tokens.append(token.replace(_SPACE, " ") if kind == TokenType.USER_DEFINED and sentencepiece else token)
+        # sought in the text before its spaces are marked, an added token with marks is found nowhere: merges make it
+        elif entry is not None and not (sentencepiece and _SPACE in token and token in vocab):
+            kind = TokenType.USER_DEFINED
+        tokens.append(token)
         types.append(kind)
     return tokens, [int(kind) for kind in types]
 
 
-def _scores(tokens: Sequence[str], pairs: Sequence[tuple[str, ...]], vocab: Mapping[str, int]) -> list[float]:
+def _scores(tokens: Sequence[str], types: Sequence[int], pairs: Sequence[tuple[str, ...]],
+            vocab: Mapping[str, int]) -> list[float]:
     """Return a score for every token by which llama.cpp merges as the list of merges does: the first is best."""
     first: dict[str, int] = {}
     for left, right in pairs:
@@ -160,6 +165,10 @@ def _scores(tokens: Sequence[str], pairs: Sequence[tuple[str, ...]], vocab: Mapp
         splits = ((token[:at], token[at:]) for at in range(1, len(token)))
         missing = missing or next((pair for pair in splits
                                    if pair[0] in vocab and pair[1] in vocab and pair not in known), None)
+    for token, kind in zip(tokens, types, strict=True):
+        if token not in first and (kind == TokenType.NORMAL or (kind == TokenType.USER_DEFINED and _SPACE in token)):
+            missing = missing or next(((token[:at], token[at:]) for at in range(1, len(token))
+                                       if token[:at] in vocab and token[at:] in vocab), None)
     if places != sorted(places) or missing is not None:
         raise _refused("its merges are not those of SentencePiece's BPE (" +
                        (f"{' + '.join(missing)} makes a token and is none)" if missing else "they are out of order)"))
@@ -175,6 +184,8 @@ def _prefix(data: Mapping[str, Any], notes: list[str]) -> bool:
         scheme = steps[0]["prepend_scheme"]
         if scheme == "first":
             notes.append("a text that follows a special token gets a space before it in llama.cpp, and none here")
+        if scheme != "never":
+            notes.append("a text that begins with a space gets another one in llama.cpp, and none here")
         return bool(scheme != "never")
     spaces = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
     rest = [step for step in steps if step != spaces]

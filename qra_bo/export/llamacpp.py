@@ -100,7 +100,7 @@ class LlamaCpp:
         start = lib.llama_get_logits(self.context)
         return np.frombuffer(self._ffi.buffer(start, 4 * count * width), np.float32).reshape(count, width).copy()
 
-    def tokens(self, text: str, *, special: bool = False) -> list[int]:
-        """Return the token ids of ``text``: alone, or with what the model adds and with the names of special tokens
-        read as these tokens."""
-        return [int(token) for token in self._llama.tokenize(text, add_special=special, parse_special=special)]
+    def tokens(self, text: str, *, add_special: bool = True) -> list[int]:
+        """Return the token ids of ``text``, with those that the model's tokenizer adds or without; names of special
+        tokens stand for these tokens."""
+        return [int(token) for token in self._llama.tokenize(text, add_special=add_special, parse_special=True)]

@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import cycle
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -94,14 +95,20 @@ def build(case: Case, folder: Path) -> FinishedRun:
     source = base_folder(case.family, case.tied, case.kv_heads)
     node = {"name": case.family, "source": "path", "path": str(source), "gguf_file": None, "revision": None,
             "trust_remote_code": False}
+    return build_on(node, case, folder)
+
+
+def build_on(node: dict[str, Any], case: Case, folder: Path) -> FinishedRun:
+    """Write the folder of a finished run on the base of a node of ``conf/model``; formats and ranks of the case are
+    repeated over its linears."""
     model, _ = load_base(node)
     dtype = getattr(torch, case.compute)
     spec = spec_from_model(model, case.family)
     cast_parameters(model, dtype, [linear.name for linear in spec.linears])
     bank = LayerBank(model, spec, (), dtype, "cpu")
     formats = {linear.name: fmt if stores(fmt, linear.out_features, linear.in_features) else "fp16"
-               for linear, fmt in zip(spec.linears, case.formats, strict=True)}
-    ranks = {linear.name: rank for linear, rank in zip(spec.linears, case.ranks, strict=True)}
+               for linear, fmt in zip(spec.linears, cycle(case.formats), strict=False)}
+    ranks = {linear.name: rank for linear, rank in zip(spec.linears, cycle(case.ranks), strict=False)}
     bank.install(formats)
     scale = (0.5, 1.0, 2.0)[case.number % 3]
     wrapped = attach(model, ranks, AdapterSettings(scale), case.number, dtype)
@@ -110,7 +117,7 @@ def build(case: Case, folder: Path) -> FinishedRun:
         pair["B"].data = (0.05 * torch.randn(pair["B"].shape, generator=draw)).to(dtype)
     wrapped.save_pretrained(str(folder / "adapter"), safe_serialization=True, save_embedding_layers=False)
     write_manifest(folder, bank, ranks, scale, node, packed=case.number % 2 == 0)
-    best = best_json(units=list(formats), bits=[FORMATS[f].bits for f in formats.values()], ranks=list(case.ranks),
+    best = best_json(units=list(formats), bits=[FORMATS[f].bits for f in formats.values()], ranks=list(ranks.values()),
                      formats=[FORMATS[f].to_json() for f in formats.values()], alpha_over_rank=scale)
     (folder / "best.json").write_text(json.dumps(best))
     return FinishedRun.read(folder)
