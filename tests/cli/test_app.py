@@ -105,6 +105,26 @@ def test_a_sweep_goes_on_after_a_bad_job(seen: list[RunConfig], elsewhere: Path,
     assert f"4 jobs in outputs/{sweep.name}, 3 not done:" in out
 
 
+@pytest.mark.parametrize("status", [None, 0])
+def test_a_lost_process_of_a_launcher_exits_2(status: int | None, elsewhere: Path, monkeypatch: pytest.MonkeyPatch,
+                                              capfd: pytest.CaptureFixture[str]) -> None:
+    def job(composed: object) -> int:
+        record_job(elsewhere / "sweep", Job(0, "seed=0", status, ""))
+        raise RuntimeError("a worker process was unexpectedly terminated")
+
+    monkeypatch.setattr(app, "_job", job)
+    command = ["-m", "model=tiny", "seed=0,1", "hydra.sweep.dir=sweep"]
+    if status == 0:  # no job was cut off: a bug
+        with pytest.raises(RuntimeError):
+            app.main(command)
+        return
+    assert app.main(command) == 2
+    out, err = capfd.readouterr()
+    assert "1 jobs in sweep, 1 not done:" in out
+    assert "ended before its job (RuntimeError)" in err
+    assert "hydra.sweep.dir=sweep to go on" in err
+
+
 def test_a_sweep_below_out_is_the_same_folder_again(seen: list[RunConfig]) -> None:
     assert app.main(["-m", "+model=tiny", "out=mine", "seed=0,3"]) == 3
     assert app.main(["+model=tiny", "out=mine", "seed=0,3", "-m"]) == 3  # flags may follow
