@@ -214,7 +214,9 @@ def _warm_up(folder: Path) -> None:
     warm_up(report=True)
     from qra_bo.cli.app import main
     from qra_bo.report import html, plots
+    from qra_bo.study import provenance
 
+    provenance.git_commit = lambda folder: None  # it may change meanwhile
     OmegaConf.load = _loaded_once  # type: ignore[method-assign]
     html.render_html = lambda d: "a page"
     plots.PLOTS = {"memory": lambda d, theme: Figure()}
