@@ -4,9 +4,9 @@
 
 Calls on files of the run, the cache and the temporary folder are listed by an undisturbed run. The first, middle and
 last call of every kind on every kind of file fails with ENOSPC, EACCES and EIO, in a run of its own: all nine in runs
-of the planted oracle, each call with one of the errors in real ones. That has to end
-with the undisturbed run's results, or with status 2 and one message, and with these results when it is repeated. Every
-case is logged when it ends: the same command goes on with what is missing, or failed.
+of the planted oracle, each call with one of the errors in real ones. That has to end with the undisturbed run's
+results, or with status 2 and one message, and with these results when it is repeated. Every case is logged when it
+ends: the same command goes on with what is missing, or failed.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from unittest import mock
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
-from bench.failing_calls import Failure, Site, Supervisor, unavailable
+from bench.failing_calls import Failure, Supervisor, unavailable
 from bench.fault_kinds import PLANTED
 from bench.fault_log import Tries
 from bench.fault_runs import OVERRIDES, Ended, RunProcess, keys, result, warm_up
@@ -96,8 +96,8 @@ class Runs:
         self._results, self._files = _results(self._plain / "run"), _files(self._plain)
 
     def cases(self) -> Iterator[Case]:
-        """Every case of the calls that the undisturbed run made; in real runs, which take longer, each error with another
-        of the calls at a site."""
+        """Every case of the calls that the undisturbed run made; of a real run, which takes longer, one call a site for
+        each error: the first, the middle or the last one."""
         for site, count in sorted(self.sites.items()):
             tried = numbers(count)
             for i, error in enumerate(ERRORS):
