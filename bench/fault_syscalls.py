@@ -3,10 +3,10 @@
     python -m bench.fault_syscalls [--minutes 60] [--jobs 1] [--seed 0] [--log FILE] [--short]
 
 Calls on files of the run, the cache and the temporary folder are listed by an undisturbed run. The first, middle and
-last call of every kind on every kind of file fails with ENOSPC, EACCES and EIO, in a run of its own; of those that both
-runs make, the real one's middle call. That has to end
-with the undisturbed run's results, or with status 2 and one message, and with these results when it is repeated. Every
-case is logged when it ends: the same command goes on with what is missing, or failed.
+last call of every kind on every kind of file fails with ENOSPC, EACCES and EIO, in a run of its own: all nine in runs
+of the planted oracle, each call with one of the errors in real ones. That has to end with the undisturbed run's
+results, or with status 2 and one message, and with these results when it is repeated. Every case is logged when it
+ends: the same command goes on with what is missing, or failed.
 """
 
 import argparse
@@ -22,7 +22,7 @@ import random
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from unittest import mock
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
-from bench.failing_calls import Failure, Site, Supervisor, unavailable
+from bench.failing_calls import Failure, Supervisor, unavailable
 from bench.fault_kinds import PLANTED
 from bench.fault_log import Tries
 from bench.fault_runs import OVERRIDES, Ended, RunProcess, keys, result, warm_up
@@ -73,12 +73,9 @@ class Case:
         return f"{self.oracle}: {self.where} {site.call} of {site.file}: {errno.errorcode[self.failure.error]}"
 
 
-def numbers(count: int, one: bool = False) -> dict[int, str]:
-    """First, middle and last of ``count`` calls, counted from 1, or ``one`` of them, with its name."""
-    if count == 1:
-        return {1: "only"}
-    middle = (count + 1) // 2
-    return {middle: "middle"} if one else {middle: "middle", 1: "first", count: "last"}
+def numbers(count: int) -> dict[int, str]:
+    """First, middle and last of ``count`` calls, counted from 1, with their names."""
+    return {1: "only"} if count == 1 else {(count + 1) // 2: "middle", 1: "first", count: "last"}
 
 
 class Runs:
@@ -98,11 +95,14 @@ class Runs:
         self.sites = supervisor.seen
         self._results, self._files = _results(self._plain / "run"), _files(self._plain)
 
-    def cases(self, known: Collection[Site] = ()) -> Iterator[Case]:
-        """Every case of the calls that the undisturbed run made; of ``known`` sites the middle call alone."""
+    def cases(self) -> Iterator[Case]:
+        """Every case of the calls that the undisturbed run made; of a real run, which takes longer, one call a site for
+        each error: the first, the middle or the last one."""
         for site, count in sorted(self.sites.items()):
-            for number, where in numbers(count, site in known).items():
-                yield from (Case(self.oracle, where, Failure(site, number, error)) for error in ERRORS)
+            tried = numbers(count)
+            for i, error in enumerate(ERRORS):
+                for number in sorted(tried) if self.oracle == "planted" else [sorted(tried)[i % len(tried)]]:
+                    yield Case(self.oracle, tried[number], Failure(site, number, error))
 
     def problem_of(self, case: Case) -> str:
         """What was wrong with a run in which a call failed, or with its repetition; empty where nothing was."""
@@ -214,7 +214,9 @@ def _warm_up(folder: Path) -> None:
     warm_up(report=True)
     from qra_bo.cli.app import main
     from qra_bo.report import html, plots
+    from qra_bo.study import provenance
 
+    provenance.git_commit = lambda folder: None  # it may change meanwhile
     OmegaConf.load = _loaded_once  # type: ignore[method-assign]
     html.render_html = lambda d: "a page"
     plots.PLOTS = {"memory": lambda d, theme: Figure()}
@@ -248,11 +250,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as warm:
         _warm_up(Path(warm))
     end = time.monotonic() + (SHORT_SECONDS if options.short else 60 * options.minutes)
-    planted, real = (Runs(oracle, folder) for oracle in ORACLES)
-    every = [(planted, case) for case in planted.cases()] + [(real, case) for case in real.cases(planted.sites)]
+    runs = [Runs(oracle, folder) for oracle in ORACLES]
+    every = [(of, case) for of in runs for case in of.cases()]
     random.Random(options.seed).shuffle(every)
     tries = Tries(log)
-    missing = [(runs, case) for runs, case in every if tries.last.get(str(case)) != ""]
+    missing = [(of, case) for of, case in every if tries.last.get(str(case)) != ""]
     print(f"{len(every)} cases, {len(missing)} of them to be tried", flush=True)
     others = [beside(lambda i=i: try_all(missing[i::options.jobs], tries, end))  # type: ignore[misc]
               for i in range(1, options.jobs)]
