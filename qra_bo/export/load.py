@@ -15,6 +15,7 @@ from qra_bo.export.foreign import check_adapter, check_random_base, read_weights
 from qra_bo.finetune.adapters.lora import fuse
 from qra_bo.finetune.manifest import (
     ADAPTER,
+    EmbeddingsRecord,
     Manifest,
     ModuleRecord,
     package_versions,
@@ -27,6 +28,8 @@ from qra_bo.finetune.models.hub import fetch
 from qra_bo.finetune.models.load import cast_parameters, load_base, use_fast_attention
 from qra_bo.finetune.quantization.bank import allow_mixed_bits
 from qra_bo.finetune.quantization.base import State, backend_of, pack_for
+from qra_bo.finetune.quantization.embeddings import dense_tables, embedding_modules, install_embeddings
+from qra_bo.finetune.quantization.tables import PackedTable
 from qra_bo.utils.device import resolve_device
 from qra_bo.utils.errors import DeviceError, ModelError, OutputError
 from qra_bo.utils.files import COPY_AGAIN, check_readable, check_run_folder
@@ -94,7 +97,8 @@ def dense_base(manifest: Manifest, folder: Path, trust_remote_code: bool) -> tup
 
 
 def quantise(model: Any, manifest: Manifest, folder: Path, device: torch.device) -> None:
-    """Replace the linears of ``model`` by packed ones, each checked against its checksum.
+    """Replace the linears of ``model``, and its embedding and head where the run packed them, by packed ones, each
+    checked against its checksum.
 
     Raises:
         ModelError: If the base model is not the one that the run quantised, or comes out differently here.
@@ -103,7 +107,8 @@ def quantise(model: Any, manifest: Manifest, folder: Path, device: torch.device)
     dtype = getattr(torch, manifest.compute_dtype)
     linears = {name: _linear(model, name, record) for name, record in manifest.modules.items()}
     cast_parameters(model, dtype, linears)
-    if unquantised_digest(model, linears) != manifest.unquantised_sha256:
+    tables = () if manifest.embeddings is None else embedding_modules(model)
+    if unquantised_digest(model, (*linears, *tables)) != manifest.unquantised_sha256:
         raise ModelError("the base model is not the one that this run fine-tuned: its embeddings or norms differ; "
                          f"expected {dict(manifest.model)}")
     stored = stored_states(manifest, folder)
@@ -120,8 +125,47 @@ def quantise(model: Any, manifest: Manifest, folder: Path, device: torch.device)
         bias = None if linear.bias is None else linear.bias.detach().to(device)
         layer = backend.build({k: t.to(device) for k, t in state.items()}, record.format, record.shape, bias, dtype)
         model.set_submodule(name, layer)
+    if manifest.embeddings is not None:
+        states = _packed_embeddings(model, manifest.embeddings, stored, manifest)
+        install_embeddings(model, {name: {k: t.to(device) for k, t in state.items()} for name, state in states.items()},
+                           manifest.embeddings.format, dtype)
     allow_mixed_bits(model)
     model.to(device)
+
+
+def _packed_embeddings(model: Any, record: EmbeddingsRecord, stored: Mapping[str, State] | None,
+                       manifest: Manifest) -> dict[str, State]:
+    """Return the packed tensors of embedding and head, read or packed again."""
+    dense = dense_tables(model)
+    shapes = {name: tuple(module.weight.shape) for name, module in dense.items()}
+    if shapes != dict.fromkeys(record.tables, record.shape):
+        raise ModelError(f"the base model's embedding and head are {shapes}; this run packed "
+                         f"{dict.fromkeys(record.tables, record.shape)}")
+    if stored is not None:
+        return {name: stored[name] for name in dense}
+    states = {name: pack_for(module.weight.detach(), record.format, getattr(torch, manifest.compute_dtype),
+                             torch.device(manifest.packed_on)) for name, module in dense.items()}
+    for name, state in states.items():
+        if tensors_digest(state) != record.tables[name]:
+            raise _mismatch(name, manifest)
+    return states
+
+
+def dequantise_embeddings(model: Any, manifest: Manifest, stored: Mapping[str, State] | None) -> None:
+    """Give a dense model, cast to the run's compute type, the embedding and head that the run trained on.
+
+    ``stored`` are the packed tensors that the run kept; ``None``: they are packed again.
+
+    Raises:
+        ModelError: If the base model is another.
+    """
+    record = manifest.embeddings
+    if record is None:
+        return
+    dtype = getattr(torch, manifest.compute_dtype)
+    for name, state in _packed_embeddings(model, record, stored, manifest).items():
+        weight = model.get_submodule(name).weight
+        weight.data.copy_(PackedTable(state, record.format, record.shape, dtype).unpacked())
 
 
 def _linear(model: nn.Module, name: str, record: ModuleRecord) -> nn.Linear:
@@ -164,10 +208,11 @@ def check_states(manifest: Manifest, states: Mapping[str, State], folder: Path) 
     """Compare packed tensors with the checksums of the manifest.
 
     Raises:
-        OutputError: With the first linear that differs or is missing.
+        OutputError: With the first linear or table that differs or is missing.
     """
-    for name, record in manifest.modules.items():
-        if tensors_digest(states.get(name, {})) != record.sha256:
+    tables = {} if manifest.embeddings is None else manifest.embeddings.tables
+    for name, sha256 in {**{name: record.sha256 for name, record in manifest.modules.items()}, **tables}.items():
+        if tensors_digest(states.get(name, {})) != sha256:
             raise OutputError(f"the packed weights of {name} do not have the checksum of the manifest in {folder}: the "
                               "file of packed weights is damaged or belongs to another run")
 

@@ -11,6 +11,7 @@ from qra_bo.export.run import FinishedRun
 from qra_bo.finetune.manifest import Manifest, read_manifest
 from qra_bo.finetune.models.load import cast_parameters
 from qra_bo.finetune.quantization.base import packed
+from qra_bo.finetune.quantization.embeddings import packed_tables
 from qra_bo.utils.files import follow_umask
 
 FOLDER = "export/merged"
@@ -59,6 +60,8 @@ def merged_model(run: FinishedRun, manifest: Manifest, base: str) -> tuple[Any, 
                 down, up = (tensors[f"base_model.model.{name}.lora_{x}.weight"].float() for x in "AB")
                 weight = weight + record.alpha / record.rank * (up @ down)
             linear.weight.copy_(weight)
+        for name, table in ({} if source is None else packed_tables(source)).items():
+            model.get_submodule(name).weight.copy_(table.unpacked())
     return model.eval(), tokenizer
 
 
