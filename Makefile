@@ -128,6 +128,7 @@ bench-faults: $(INSTALLED) ## Provoke kills at random moments and every other fa
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.faults $(MORE)
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.signals $(MORE)
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.fault_corruption $(MORE)
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.fault_syscalls $(MORE)
 
 audit: $(INSTALLED) ## Known vulnerabilities of what is installed; says "not run" and why without its service
 	$(BIN)/python .ci/audit.py

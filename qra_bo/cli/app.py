@@ -31,7 +31,7 @@ from qra_bo.config.compose import (
     with_choices,
 )
 from qra_bo.config.environment import resolved
-from qra_bo.config.overrides import CONF, inspect, normalise, with_default_model
+from qra_bo.config.overrides import CONF, inspect, normalise, unknown_flag, with_default_model
 from qra_bo.config.presets import choices
 from qra_bo.study.signals import Interrupts
 from qra_bo.tasks import run_task
@@ -88,7 +88,9 @@ def _run(argv: list[str]) -> int:
         return _show(argv)
     given = [a for a in argv if not a.startswith("-") and ("=" in a or a.startswith("~"))]
     flags = [a for a in argv if a not in given]  # argparse wants them first
-    args = get_args_parser().parse_args([*flags, *normalise(given)])
+    args, unknown = get_args_parser().parse_known_args([*flags, *normalise(given)])
+    if unknown := [a for a in unknown if a.startswith("-")]:
+        raise ConfigError([unknown_flag(flag).message for flag in unknown])
     sweep = args.multirun or any(a.replace(" ", "").lower() == "hydra.mode=multirun" for a in args.overrides)
     shows = args.help or args.hydra_help or args.cfg or args.info
     good, problems = inspect(args.overrides, sweep, args.config_dir)

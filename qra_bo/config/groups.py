@@ -280,10 +280,12 @@ class ConfirmConfig(Group):
 
 
 class ExportConfig(Group):
-    """What ``task=export`` writes, what ``merged`` merges into, and whether every export is loaded again."""
+    """What ``task=export`` writes, options of the targets ``merged`` and ``gguf``, and whether every export is loaded
+    again."""
 
     targets: Texts | None
     merged_base: Literal["dequantised", "original"]
+    gguf: list[Literal["base", "adapter", "merged-f16", "merged-q8_0", "base-f32"]]
     check: StrictBool
 
 

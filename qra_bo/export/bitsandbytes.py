@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from qra_bo.export.comparison import Loader, Reference, View, plain_model, with_adapter
 from qra_bo.export.load import dense_base, dequantise_embeddings, stored_states
 from qra_bo.export.merged import half, packing_device, save_dense
 from qra_bo.export.run import FinishedRun
@@ -37,7 +38,7 @@ def write(run: FinishedRun) -> list[Path]:
                                 bnb_4bit_compute_dtype=half(manifest), llm_int8_skip_modules=[*dense, "lm_head"])
     base, tokenizer = dense_base(manifest, run.folder, run.trust_remote_code)
     cast_parameters(base, getattr(torch, manifest.compute_dtype), manifest.modules)
-    dequantise_embeddings(base, manifest, own or None)
+    dequantise_embeddings(base, manifest, run.folder)
     with tempfile.TemporaryDirectory(prefix="qra_bo-") as folder:  # transformers quantises while it loads from a folder
         save_dense(base.to(half(manifest)), tokenizer, Path(folder))
         model = AutoModelForCausalLM.from_pretrained(
@@ -58,3 +59,12 @@ def write(run: FinishedRun) -> list[Path]:
         tokenizer.save_pretrained(str(target))
         follow_umask(*target.glob("*.safetensors"))
     return sorted(p for p in target.iterdir() if p.is_file())
+
+
+def _views(run: FinishedRun, reference: Reference) -> list[View]:
+    model = with_adapter(plain_model(run.folder / FOLDER, run.trust_remote_code), run.adapter)
+    return [View("bitsandbytes, with the adapter", reference.logits(model),
+                 note="bitsandbytes multiplies by kernels of its own, in 16 bits")]
+
+
+LOADER = Loader("transformers and peft", _views)

@@ -15,7 +15,7 @@ knapsack solver can treat exactly:
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -25,8 +25,8 @@ from qra_bo.memory.activations import ORDER, LayerModel, TrainShape, group_of, r
 from qra_bo.memory.allowance import ASSUMED, PPM, Allowance
 from qra_bo.memory.embeddings import packed_tables_bytes, unpacked_numel
 from qra_bo.memory.evaluation import evaluation_layer, evaluation_spikes
-from qra_bo.memory.formats import metadata_bytes, weight_bytes
 from qra_bo.memory.optimizers import shared_bytes, state_bytes, update_bytes
+from qra_bo.memory.serving import ANY, CONSUMERS, served_bytes
 from qra_bo.space import Allocation, CostTable, DecoderSpec, IntArray, Linear, PhaseCost, SearchSpace, StorageFormat
 from qra_bo.utils.errors import ConfigError
 
@@ -56,18 +56,21 @@ class _Parts:
 
 @dataclass(frozen=True, repr=False)
 class MemoryModel:
-    """Bytes of allocations of one decoder under one trainer. Raises ``ConfigError`` if the scope is unknown.
+    """Bytes of allocations of one decoder under one trainer. Raises ``ConfigError`` if scope or consumer is unknown.
 
     Args:
         scope: ``"peak"`` (device memory of fine-tuning) or ``"stored"`` (quantised weights, metadata, adapters in
             16 bits: the paper's accounting, without unquantised weights).
         allowance: Bytes of the device's allocator beyond the live ones; ``None``: assumed from its kind.
+        serve: Program whose files hold what is stored (``memory.serving``); the peak of training has nothing to do
+            with it.
     """
 
     spec: DecoderSpec
     shape: TrainShape
     scope: str = "peak"
     allowance: Allowance | None = None
+    serve: str = ANY
 
     def __repr__(self) -> str:
         shape = self.shape
@@ -77,6 +80,8 @@ class MemoryModel:
     def __post_init__(self) -> None:
         if self.scope not in SCOPES:
             raise ConfigError(f"memory.scope must be one of {list(SCOPES)}; got {self.scope!r}")
+        if self.serve not in CONSUMERS:
+            raise ConfigError(f"serve must be one of {', '.join(CONSUMERS)}; got {self.serve!r}")
 
     @cached_property
     def layer(self) -> LayerModel:
@@ -150,14 +155,14 @@ class MemoryModel:
 
     def _parts(self, space: SearchSpace) -> _Parts:
         ranks, kind, device = np.array(space.ranks.values, dtype=np.int64), self.shape.optimizer, self.shape.device
+        serve = self.serve if self.scope == "stored" else ANY
         by_shape: dict[tuple[tuple[int, int], ...], tuple[IntArray, ...]] = {}
         shapes = [tuple((m.out_features, m.in_features) for m in unit.linears) for unit in space.units]
         for shape in set(shapes):
-            sizes = [[sum(size(f, *sides) for sides in shape) for f in space.formats]
-                     for size in (weight_bytes, metadata_bytes)]
+            sizes = np.array([[served_bytes(serve, f, *sides) for sides in shape] for f in space.formats])
             tensors = np.array(shape, dtype=np.int64).reshape(-1, 1) * ranks
             kept, paged = state_bytes(kind, tensors, device)
-            by_shape[shape] = (*map(np.array, sizes), np.array(sum(map(sum, shape))), kept.sum(axis=0),
+            by_shape[shape] = (*sizes.sum(axis=1).T, np.array(sum(map(sum, shape))), kept.sum(axis=0),
                                paged.sum(axis=0), update_bytes(kind, tensors, device).max(axis=0))
         return _Parts(*(np.array(part, dtype=np.int64)
                         for part in zip(*(by_shape[shape] for shape in shapes), strict=True)))
@@ -235,7 +240,7 @@ class MemoryModel:
         """Return the bytes of everything that a file of the model holds: what scope ``stored`` counts, embedding, head,
         norms and biases, in 16 bits where they are not packed. Raises ``SpaceError`` if the allocation is not of this
         space."""
-        (stored,) = MemoryModel(self.spec, self.shape, "stored").phases(space)
+        (stored,) = replace(self, scope="stored").phases(space)
         linears = int(CostTable((stored,)).totals(space.encode(allocation)[None, :])[0])
         return linears + self.embedding_bytes + 2 * unpacked_numel(self.spec, self.shape.embeddings)
 

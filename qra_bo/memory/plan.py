@@ -10,9 +10,10 @@ from typing import Any
 
 from qra_bo.memory.budget import describe, format_size, largest, smallest, uniform_bytes
 from qra_bo.memory.cards import Card
-from qra_bo.memory.formats import default_format
 from qra_bo.memory.model import MemoryModel
 from qra_bo.memory.optimizers import OPTIMIZERS, is_paged
+from qra_bo.memory.serving import CONSUMERS
+from qra_bo.memory.serving_cost import serving_notes
 from qra_bo.memory.speed import step_seconds
 from qra_bo.memory.verdict import Verdict, largest_rank, smallest_side, verdict_of
 from qra_bo.space import Allocation, DecoderSpec, Ladder, SearchSpace, StorageFormat, uniform
@@ -97,6 +98,7 @@ class Plan:
         cards: By card in GB, the uniform choice of the ladders with the most bits, then the most rank, that fits.
         levers: Changes that lower ``least``, the most saving first.
         card: The card that the plan is for; ``None`` where none is named.
+        serving: What it costs to search only formats that ``serve`` loads; empty for ``serve=any``.
     """
 
     memory: MemoryModel
@@ -109,6 +111,7 @@ class Plan:
     cards: Mapping[int, Row | None]
     levers: tuple[Lever, ...]
     card: Card | None = None
+    serving: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         best = ", ".join(f"{answer.text}: {'nothing fits' if not answer.fits else 'mixed allocations only'}"
@@ -136,7 +139,8 @@ class Plan:
         """Return the whole plan, in bytes."""
         spec, shape = self.memory.spec, self.memory.shape
         return {
-            "schema_version": SCHEMA_VERSION, "model": spec.name, "scope": self.memory.scope, "device": shape.device,
+            "schema_version": SCHEMA_VERSION, "model": spec.name, "scope": self.memory.scope,
+            "serve": self.memory.serve, "serving": list(self.serving), "device": shape.device,
             "parameters": {"linears": spec.linear_numel, "other": spec.other_numel}, "units": self.n_units,
             "train": {"batch": shape.batch, "accumulate": shape.accumulate, "length": shape.length,
                       "checkpointing": shape.checkpointing, "logits_chunk": shape.logits_chunk,
@@ -186,7 +190,8 @@ def memory_plan(memory: MemoryModel, space: SearchSpace, budgets: Mapping[str, i
                                     best, pace))
     cards = {gb: _on_ladders(on_card or memory, space, gb * 10**9) for gb in CARDS_GB}
     return Plan(memory, space.n_units, tuple(answers), rows, _row(memory, space, least, "smallest allocation"),
-                describe(least, space), largest(table, space)[0], cards, tuple(_levers(memory, space, need)), card)
+                describe(least, space), largest(table, space)[0], cards, tuple(_levers(memory, space, need)), card,
+                tuple(serving_notes(memory, space, budgets)))
 
 
 def _row(memory: MemoryModel, space: SearchSpace, allocation: Allocation, what: str) -> Row:
@@ -238,7 +243,8 @@ def _levers(memory: MemoryModel, space: SearchSpace, need: int) -> list[Lever]:
     bits, ranks = sorted({f.bits for f in space.formats}), space.ranks.values
     if bits[0] > 2:
         with suppress(UserError):  # where two bits can't be packed into these shapes, they are no lever
-            add(f"bits={_listed((2, *bits))}", memory, replace(space, formats=(default_format(2), *space.formats)))
+            formats = (CONSUMERS[memory.serve].default_format(2), *space.formats)
+            add(f"bits={_listed((2, *bits))}", memory, replace(space, formats=formats))
     if ranks[0] > 1:
         add(f"ranks={_listed((1, *ranks))}", memory, replace(space, ranks=Ladder("ranks", (1, *ranks))))
     return sorted((lever for lever in levers if lever.saves > 0), key=lambda lever: -lever.saves)

@@ -33,7 +33,7 @@ def make_memory(cfg: RunConfig, spec: DecoderSpec, device_type: str, allowance: 
                        logits_chunk=cfg.train.logits_chunk, device=device_type, stored_dtype_bytes=compute,
                        eval_batch=min(cfg.train.batch, cfg.eval.sequences), accumulate=cfg.train.accumulate,
                        isolated=cfg.train.isolated, embeddings=cfg.embeddings)
-    return MemoryModel(spec, shape, cfg.memory.scope, allowance)
+    return MemoryModel(spec, shape, cfg.memory.scope, allowance, cfg.serve)
 
 
 def bank_formats(space: SearchSpace) -> tuple[StorageFormat, ...]:

@@ -127,7 +127,7 @@ def finetune_settings(cfg: RunConfig) -> FinetuneSettings:
                           t.logits_chunk, t.checkpointing, optimizer)
     return FinetuneSettings(
         train, AdapterSettings(cfg.adapter.alpha_over_rank, cfg.adapter.init, cfg.adapter.iterations),
-        cfg.eval.sequences, (), cfg.ranks[-1], cfg.memory.scope, cfg.worker.checkpoint_seconds)
+        cfg.eval.sequences, (), cfg.ranks[-1], cfg.memory.scope, cfg.worker.checkpoint_seconds, cfg.serve)
 
 
 def caches(cfg: RunConfig, facts: dict[str, Any], data_sha256: str) -> tuple[TensorStore, TensorStore, ProfileCache]:

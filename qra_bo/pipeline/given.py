@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from qra_bo.config import RunConfig, named_specs
+from qra_bo.config.rules import serve_problems
 from qra_bo.export.run import read_object
 from qra_bo.memory import format_size, parse_budget, parse_format
 from qra_bo.memory.budget import OF_ALLOCATION, format_for
@@ -30,8 +31,8 @@ def read_allocation(config: RunConfig, space: SearchSpace) -> tuple[Given, RunCo
     needs.
 
     Raises:
-        ConfigError: If there is no such file, it does not fit the model's units, or it states no budget and
-            ``budget=allocation``.
+        ConfigError: If there is no such file, it does not fit the model's units, it states no budget and
+            ``budget=allocation``, or the program named by ``serve`` does not load its formats.
         SpaceError: If it is malformed.
     """
     text = str(config.allocation).strip()
@@ -51,7 +52,10 @@ def read_allocation(config: RunConfig, space: SearchSpace) -> tuple[Given, RunCo
         if budget is None:
             raise ConfigError(f"allocation: {text} states no budget that it was found within; give budget=SIZE")
         config = config.with_changes(budget=(budget,))
-    return given, with_ladders_of(config, given.allocations)
+    config = with_ladders_of(config, given.allocations)
+    if problems := [problem.message for problem in serve_problems(config)]:
+        raise ConfigError(problems)
+    return given, config
 
 
 def parse_allocation(data: Mapping[str, Any], path: Path, units: Sequence[str]) -> tuple[Allocation, float | None]:

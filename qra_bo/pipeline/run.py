@@ -15,6 +15,7 @@ from qra_bo.config import NOT_OF_THE_RESULT, RunConfig, make_space, make_spec, p
 from qra_bo.config.presets import preset_notes
 from qra_bo.execution.base import Executor
 from qra_bo.memory.budget import check_budget, parse_budget
+from qra_bo.memory.serving_cost import serving_notes
 from qra_bo.memory.verdict import Verdict
 from qra_bo.oracle.protocol import Progress, quiet
 from qra_bo.pipeline.build import make_executor, make_memory
@@ -254,7 +255,7 @@ def _announced(setting: Setting, budget: int, verdict: Verdict | None, console: 
     if verdict is not None:
         print_line(console, f"Verdict: {verdict.sentence} {verdict.offer}".rstrip())
     config, card = setting.config, card_of(setting)
-    for note in preset_notes(config):
+    for note in (*serving_notes(setting.memory, setting.space, {config.budget[0]: budget}), *preset_notes(config)):
         print_line(console, note)
     rows = plan_rows(setting, card)
     print_plan(console, f"{config.model_name} within {budget / 1e6:,.1f} MB, effort={config.effort.name}; "

@@ -15,6 +15,9 @@ from qra_bo.utils.errors import JournalError
 from qra_bo.utils.files import write_json, writing
 
 BEST_NAME = "best.json"
+TRAINING = ("batch", "accumulate", "length", "packing", "warmup", "lr_floor", "weight_decay", "betas", "eps", "clip",
+            "optimizer", "checkpointing")
+"""Keys of ``train`` that the result states."""
 _PROVENANCE = ("version", "git", "data_sha256", "packages", "device", "dtype", "threads")
 
 
@@ -69,6 +72,7 @@ def build_best(study: Study) -> dict[str, Any]:
             "effort": study.last.get("extension", header)["effort"],
             "searched": not study.given, "winner_kind": "uniform" if uniform else "mixed",
             "learning_rate": study.last["calibration"]["lr"], "lr_rule": study.last["calibration"]["rule"],
+            "training": _training(study),
             **_loss(study, point), "final": _final(study), "versus_best_uniform": _versus(study, winner),
             "versus_best_uniform_at_rates": _at_rates(study, winner),
             "memory": _memory(study, winner, point, end), "baselines": [_baseline(study, e) for e in study.baselines],
@@ -83,6 +87,12 @@ def build_best(study: Study) -> dict[str, Any]:
             "provenance": {**{k: study.last.get("provenance", {}).get(k) for k in _PROVENANCE}, "seed": header["seed"],
                            "train_seeds": list(dict.fromkeys(e.spec.train_seed for e in study.trials)),
                            "config_sha256": header["config_sha256"]}}
+
+
+def _training(study: Study) -> dict[str, Any]:
+    """Return the trainer's settings, from which other trainers go on."""
+    train = study.header["config"]["train"]
+    return {key: train[key] for key in TRAINING}
 
 
 def metadata_bits(end: Mapping[str, Any], unit_numel: Sequence[int]) -> float:

@@ -23,7 +23,8 @@ def run(config: RunConfig) -> int:
         UserError: If the folder holds no finished run with an adapter, or a target lacks its inputs.
     """
     folder, trust = Path(str(config.out)), bool(config.model["trust_remote_code"])
-    for path in export_all(folder, config.export.targets or SMALL, config.export.merged_base, trust):
+    for path in export_all(folder, config.export.targets or SMALL, config.export.merged_base, trust,
+                           config.export.gguf):
         print(path)
     if config.export.check:
         print_checks(folder, trust)
@@ -32,12 +33,11 @@ def run(config: RunConfig) -> int:
 
 def print_checks(folder: Path, trust_remote_code: bool) -> None:
     """Print a line for every export: its loader, and how far its logits are from the run's own."""
-    from qra_bo.export.check import ExportChecker  # loads torch
+    from qra_bo.export.check import check_exports  # loads torch
     from qra_bo.finetune.manifest import package_versions
-    rows = ExportChecker(FinishedRun.read(folder, trust_remote_code)).rows()
-    table = [(r.what, r.loaded_by, *(DASH if v is None else f"{v:.4g}" for v in (r.difference, r.mean)), r.note)
-             for r in rows]
-    print_table(Console(), ("export", "loaded by", "largest difference of logits", "mean", "note"), table)
+    rows = check_exports(FinishedRun.read(folder, trust_remote_code))
+    print_table(Console(), ("export", "loaded by", "result", "note"),
+                [(r.what, r.loaded_by, r.result or DASH, r.note) for r in rows])
     path = folder / "export" / "checks.json"
     with writing(path, "check again"):
         path.parent.mkdir(exist_ok=True)

@@ -119,6 +119,18 @@ def test_unknown_names_stop_a_sweep_before_it_starts(seen: list[RunConfig], capf
     assert seen == []
 
 
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["--learning_rate=1e-4"], "Unknown option '--learning_rate'; here it is adapter.lr"),
+    (["--lora-rank", "8"], "Unknown option '--lora-rank'; here it is ranks=[...] for a search"),
+    (["--sead=1"], "Unknown option '--sead'; a key is given as sead=1"),
+])
+def test_unknown_options_exit_2_with_the_key(seen: list[RunConfig], capfd: pytest.CaptureFixture[str],
+                                             arguments: list[str], message: str) -> None:
+    assert app.main(["+model=tiny", *arguments]) == 2
+    assert message in capfd.readouterr().err
+    assert seen == []
+
+
 def test_cfg_job_prints_the_configuration(seen: list[RunConfig], capfd: pytest.CaptureFixture[str]) -> None:
     assert app.main(["model=tiny", "--cfg", "job"]) == 0
     assert "name: tiny" in capfd.readouterr().out

@@ -26,7 +26,7 @@ OTHER: dict[str, Any] = {
     "max_average_bits": "max_average_bits=5.0", "granularity": "granularity=block", "effort.name": "effort.name=mine",
     "effort.uniform_baselines": "effort.uniform_baselines=null", "effort.rate_factors": "effort.rate_factors=[0.5]",
     "max_hours": "max_hours=2", "device": "device=auto", "dtype": "dtype=bfloat16", "display": "display=plain",
-    "memory.scope": "memory.scope=stored",
+    "memory.scope": "memory.scope=stored", "serve": "serve=mlx",
     "memory.headroom": "memory.headroom=600MB", "memory.format": "memory.format=json", "data.name": "data.name=other",
     "oracle.name": "oracle=finetune", "data.kind": "data=plays", "method.name": "method.name=other",
     "method._target_": "method=random", "method.n_prior": "method.n_prior=3",
@@ -46,6 +46,7 @@ OTHER: dict[str, Any] = {
     "final.validate_every": "final.validate_every=5", "final.keep": "final.keep=last",
     "final.patience": "final.patience=3", "executor.workers": "executor.workers=2",
     "export.targets": "export.targets=[]", "export.merged_base": "export.merged_base=original",
+    "export.gguf": "export.gguf=[base]",
     "effort.max_full_trials": "effort.max_full_trials=9", "fidelity.low": "fidelity.low=null"}
 """Overrides that change one key, where twice the number or the opposite would not do."""
 LONGER = {"effort.max_full_trials", "effort.uniform_baselines", "effort.references", "effort.rate_factors",

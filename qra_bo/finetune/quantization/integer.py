@@ -60,21 +60,19 @@ class IntegerBackend(QuantizerBackend):
     supported_bits = tuple(PLANES["integer"])
 
     def pack(self, weight: Tensor, fmt: StorageFormat, device: torch.device) -> State:
-        out, width = weight.shape
         groups = weight.to(device).reshape(-1, fmt.block)
+        run = max(1, (SERIAL_NUMEL if device.type == "cpu" else tile_numel(device)) // fmt.block)
         codes = torch.empty(groups.shape, dtype=torch.uint8, device=device)
-        scale = torch.empty(out, width // fmt.block, dtype=torch.bfloat16, device=device)
+        scale = torch.empty(len(groups), 1, dtype=torch.bfloat16, device=device)
         zero = torch.empty(scale.shape, dtype=torch.uint8, device=device)
-        numel = SERIAL_NUMEL if device.type == "cpu" else tile_numel(device)
-        for found in zip(*(t.split(max(1, numel // fmt.block)) for t in (groups, codes, scale.view(-1, 1),
-                                                                        zero.view(-1, 1))), strict=True):
-            part, *results = found
-            for result, values in zip(results, search(part.float(), fmt.bits, not has_zeros(fmt)), strict=True):
-                result.copy_(values)
+        for first in range(0, len(groups), run):
+            span = slice(first, first + run)
+            codes[span], scale[span], zero[span] = search(groups[span].float(), fmt.bits, not has_zeros(fmt))
         if not torch.isfinite(scale).all():
             raise ModelError(f"{fmt.name} can't store a weight matrix: its groups need scales beyond the range of "
                              "fp16; weights are not finite or too large")
-        return {**in_planes(codes, fmt), "scale": scale, **({"zero": zero} if has_zeros(fmt) else {})}
+        zeros = {"zero": zero.view(len(weight), -1)} if has_zeros(fmt) else {}
+        return {**in_planes(codes, fmt), "scale": scale.view(len(weight), -1), **zeros}
 
     def empty_state(self, fmt: StorageFormat, shape: tuple[int, int], dtype: torch.dtype) -> State:
         by_group = shape[0], shape[1] // fmt.block
