@@ -54,7 +54,8 @@ def test_packed_embeddings(family: str, tied: bool, tile: int, tokens: tuple[int
     formats, ranks, config = ("nf4",) * 3, (4,) * 3, config_of(family, vocab_size=1021, tie_word_embeddings=tied)
     step = run_step(config, shape, formats, ranks)
     check(step, shape, formats, ranks, over=0.01)
-    assert predicted(step, shape, formats, ranks) < predicted(step, replace(shape, embeddings=16), formats, ranks)
+    if tile < 1 << 20:  # else a tile is the whole table, and larger than what these few tokens save
+        assert predicted(step, shape, formats, ranks) < predicted(step, replace(shape, embeddings=16), formats, ranks)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

@@ -148,7 +148,7 @@ def test_gemmas_factor_and_padding_are_kept() -> None:
     packed, dense = pair("gemma3_text", 8, torch.bfloat16)
     embedding = packed.get_input_embeddings()
     assert isinstance(embedding, PackedEmbedding)
-    assert float(embedding.multiplier) == pytest.approx(128**0.5)
+    assert float(embedding.multiplier) == pytest.approx(128**0.5, rel=1e-3)
     assert embedding.padding_idx == dense.get_input_embeddings().padding_idx == 0
     assert torch.equal(embedding(torch.arange(301)), dense.get_input_embeddings()(torch.arange(301)))
 
