@@ -69,6 +69,7 @@ def test_compressed_tensors_has_the_tables_unpacked(run: FinishedRun) -> None:
     model = AutoModelForCausalLM.from_pretrained(str(run.folder / "compressed_tensors"), dtype=torch.float32)
     for name, table in own_tables(run).items():
         assert torch.equal(model.get_submodule(name).weight.float(), table)
+    assert "no place for a packed embedding" in (run.folder / "compressed_tensors" / "README.md").read_text()
 
 
 def test_weights_for_exporters_are_those_trained_on(run: FinishedRun, tmp_path: Path) -> None:
