@@ -48,6 +48,7 @@ class Study:
         event = to_event(trial, name, {
             "state": result.state.value, "loss": result.loss, "loss_se": result.loss_se,
             "curve": [list(point) for point in result.curve], "training_tokens": result.training_tokens,
+            "measured_bytes": result.measured_bytes,
             "seconds": round(result.seconds, 1), "message": result.message}, self._session)
         append(self.path, event | {"time": _now()})
         return result

@@ -111,7 +111,7 @@ def _must_be(hint: Any, kind: str, value: object) -> str | None:
         case builtins.dict:
             return "a mapping from bit-widths to lists of format names"
         case typing.Literal:
-            return f"one of {', '.join(nearest_first(str(value), typing.get_args(shape)))}"
+            return f"one of {', '.join(nearest_first(str(value), map(str, typing.get_args(shape))))}"
     return None
 
 

@@ -9,6 +9,7 @@ from qra_bo.config.derive import NUMBERS, make_space, make_spec
 from qra_bo.config.oracles import BenchmarkOracleConfig
 from qra_bo.config.schema import RunConfig
 from qra_bo.memory.budget import OF_ALLOCATION
+from qra_bo.memory.embeddings import embedding_format
 from qra_bo.memory.formats import default_format, parse_format
 from qra_bo.memory.optimizers import is_paged
 from qra_bo.memory.serving import CONSUMERS
@@ -31,6 +32,7 @@ def problems_of(config: RunConfig) -> list[Problem]:
         found += rule(config)
     if config.model["n_layers"] is not None and not any(p.key in ("bits", "quantizer.formats") for p in found):
         found += _try("ranks", lambda: make_space(config, make_spec(config)))
+        found += _try("embeddings", lambda: embedding_format(config.embeddings, make_spec(config).hidden_size))
     return found
 
 
@@ -150,6 +152,9 @@ def _files(config: RunConfig) -> Iterator[Problem]:
                              "a file that python -m qra_bo.prior wrote, or one that comes with qra_bo "
                              f"({', '.join(shipped_priors())}), or be null")
     if isinstance(config.oracle, BenchmarkOracleConfig):
+        if config.embeddings != 16:
+            yield Problem("embeddings", "oracle=benchmark replays trials of a base whose embedding has 16 bits; got "
+                                        f"embeddings={config.embeddings}: use embeddings=16.")
         table = config.oracle.table
         yield from _file("oracle.table", table and str(folder_of(Path(table)) / TASK_FILE),
                          "the folder of a table of real trials, such as bench/data/plays, or its evaluations.csv")

@@ -89,6 +89,11 @@ class Source:
         for name, tensor in self.weights.others.items():
             if name == "lm_head.weight" and self.weights.config.tie_word_embeddings:
                 continue
+            packed = self.weights.tables.get(name.removesuffix(".weight"))
+            if packed is not None and not dense:  # formats of embeddings have a form
+                yield Entry(self.layout.name(name), Form.Q8_0, packed.shape,
+                            lambda packed=packed: linear_blocks(packed, None))  # type: ignore[misc]
+                continue
             value = self.layout.shifted(name, tensor)
             form = Form.F32 if dense or value.ndim == 1 else half_form(value)
             yield _dense_entry(self.layout.name(name), value, form)

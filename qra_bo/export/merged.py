@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from qra_bo.export.comparison import Loader, Reference, View, plain_model
-from qra_bo.export.load import dense_base
+from qra_bo.export.load import dense_base, dequantise_embeddings
 from qra_bo.export.run import FinishedRun
 from qra_bo.export.weights import linears_of
 from qra_bo.finetune.manifest import Manifest, read_manifest
@@ -51,6 +51,8 @@ def merged_model(run: FinishedRun, manifest: Manifest, base: str) -> tuple[Any, 
                 linear.weight.data = weights.merged(half(manifest))
             elif weights.lora is not None:
                 linear.weight.data = linear.weight.to(half(manifest)).float() + weights.lora.update
+        if base == DEQUANTISED:
+            dequantise_embeddings(model, manifest, run.folder)
     cast_parameters(model, half(manifest))
     return model.eval(), tokenizer
 

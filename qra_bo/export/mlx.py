@@ -54,13 +54,14 @@ def write(run: FinishedRun) -> list[Path]:
 
 def write_model(weights: RunWeights, folder: Path) -> bool:
     """Write what mlx-lm loads; return whether there is an adapter. Raises ``ConfigError`` if it has no such model."""
-    linears = list(weights.linears.values())
+    linears = [*weights.linears.values(), *weights.tables.values()]
     kinds = {linear.name: {"group_size": linear.format.block, "bits": linear.format.bits}
              for linear in linears if linear.format.backend != "none"}
     usual = Counter((kind["group_size"], kind["bits"]) for kind in kinds.values()).most_common(1)
     (group, bits), _ = usual[0] if usual else ((64, 4), 0)
     config = mlx_config(weights.config, {"group_size": group, "bits": bits, **kinds})
-    tensors = {name: _half(name, tensor) for name, tensor in weights.others.items()}
+    tensors = {name: _half(name, tensor) for name, tensor in weights.others.items()
+               if name.removesuffix(".weight") not in weights.tables}
     for linear in linears:
         tensors |= linear_tensors(linear)
     folder.mkdir(parents=True, exist_ok=True)

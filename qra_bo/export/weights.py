@@ -1,7 +1,7 @@
 """Tensors of a finished run as exporters need them: codes, biases and LoRA pairs of its linears, and all others."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from qra_bo.export.foreign import check_adapter, read_weights
-from qra_bo.export.load import dense_base, packed_linears
+from qra_bo.export.load import dense_base, dequantise_embeddings, packed_embeddings, packed_linears
 from qra_bo.export.run import FinishedRun
 from qra_bo.finetune.manifest import Manifest, read_manifest
 from qra_bo.finetune.models.load import source_folder
@@ -78,11 +78,13 @@ class RunWeights:
     Args:
         manifest: Of the run.
         linears: By name, in module order.
-        others: Every other tensor by the base model's name, in the run's compute type; tied weights once.
+        others: Every other tensor by the base model's name, in the run's compute type; tied weights once. Embedding and
+            head are those that the run trained on: unpacked where it packed them.
         config: Configuration of the base model, by transformers; its ``dtype`` is the run's compute type.
         generation_config: Its defaults for generation, or ``None``.
         tokenizer: Of the base model; ``save_pretrained`` writes its chat template too.
         source: Folder that the base was read from; ``None`` where it is random.
+        tables: Packed embedding and, where it has weights of its own, head, as linears by module; none in 16 bits.
     """
 
     manifest: Manifest
@@ -92,6 +94,7 @@ class RunWeights:
     generation_config: Any
     tokenizer: Any
     source: Path | None
+    tables: Mapping[str, LinearWeights] = field(default_factory=dict)
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -111,10 +114,12 @@ def weights_of(run: FinishedRun) -> RunWeights:
     manifest = read_manifest(run.folder)
     model, tokenizer = dense_base(manifest, run.folder, run.trust_remote_code)
     linears = {weights.name: weights for _, weights in linears_of(model, manifest, run)}
+    tables = _tables(packed_embeddings(model, manifest, run.folder), manifest)
+    dequantise_embeddings(model, manifest, run.folder)
     model.config.architectures = [type(model).__name__]
     model.config.dtype = getattr(torch, manifest.compute_dtype)
     return RunWeights(manifest, linears, _others(model, linears), model.config,
-                      getattr(model, "generation_config", None), tokenizer, source_folder(manifest.model))
+                      getattr(model, "generation_config", None), tokenizer, source_folder(manifest.model), tables)
 
 
 def linears_of(model: Any, manifest: Manifest, run: FinishedRun) -> Iterator[tuple[nn.Linear, LinearWeights]]:
@@ -129,6 +134,13 @@ def linears_of(model: Any, manifest: Manifest, run: FinishedRun) -> Iterator[tup
             lora = LoraPair(down, up, record.alpha / record.rank)
         yield linear, LinearWeights(name, record.format, record.shape, {k: t.cpu() for k, t in state.items()},
                                     None if linear.bias is None else linear.bias.detach(), lora)
+
+
+def _tables(states: Mapping[str, State], manifest: Manifest) -> dict[str, LinearWeights]:
+    record = manifest.embeddings
+    return {} if record is None else {
+        name: LinearWeights(name, record.format, record.shape, {key: t.cpu() for key, t in state.items()}, None, None)
+        for name, state in states.items()}
 
 
 def _others(model: Any, linears: Mapping[str, LinearWeights]) -> dict[str, Tensor]:

@@ -35,6 +35,7 @@ class Row:
         what: E.g. ``"nf4, rank 16"``, or ``"smallest allocation"``.
         fmt: Storage format of every unit; this, ``bits`` and ``rank`` are ``None`` where units differ.
         phase: Name of the largest phase, e.g. ``"backward"``.
+        file_bytes: Bytes of the whole model as a file, embedding and head included.
     """
 
     what: str
@@ -43,6 +44,7 @@ class Row:
     rank: int | None
     phase: str
     breakdown: Mapping[str, int]
+    file_bytes: int
 
     @property
     def total(self) -> int:
@@ -50,7 +52,7 @@ class Row:
 
     def to_json(self) -> dict[str, Any]:
         return {"format": self.fmt, "bits": self.bits, "rank": self.rank, "phase": self.phase, "bytes": self.total,
-                "breakdown": dict(self.breakdown)}
+                "file_bytes": self.file_bytes, "breakdown": dict(self.breakdown)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +145,7 @@ class Plan:
             "train": {"batch": shape.batch, "accumulate": shape.accumulate, "length": shape.length,
                       "checkpointing": shape.checkpointing, "logits_chunk": shape.logits_chunk,
                       "compute_bits": 8 * shape.compute_dtype_bytes, "optimizer": shape.optimizer,
-                      "eval_batch": shape.eval_batch},
+                      "eval_batch": shape.eval_batch, "embeddings": shape.embeddings},
             "allowance": asdict(self.memory.effective_allowance), "fits": self.fits,
             "budgets": [{"text": b.text, "bytes": b.size, "fits": b.fits, "verdict": b.verdict.to_json(),
                          "largest_uniform_rank": dict(b.ranks),
@@ -198,7 +200,8 @@ def _row(memory: MemoryModel, space: SearchSpace, allocation: Allocation, what: 
     def common(values: Sequence[Any]) -> Any:
         return values[0] if len(set(values)) == 1 else None
 
-    return Row(what, common(allocation.formats), common(space.bits(allocation)), common(allocation.ranks), phase, parts)
+    return Row(what, common(allocation.formats), common(space.bits(allocation)), common(allocation.ranks), phase, parts,
+               memory.file_bytes(space, allocation))
 
 
 def _uniform_row(memory: MemoryModel, space: SearchSpace, fmt: StorageFormat, rank: int) -> Row:

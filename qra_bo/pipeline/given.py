@@ -20,7 +20,7 @@ from qra_bo.utils.errors import BudgetError, ConfigError, OutputError, SpaceErro
 LARGEST_LR = 10.0
 """Learning rates above this are refused as a mistake in the file."""
 AS_FOUND = {"alpha_over_rank": "adapter.alpha_over_rank", "init": "adapter.init", "lr_rule": "adapter.lr_rule",
-            "codes": "quantizer.rounding"}
+            "codes": "quantizer.rounding", "embeddings": "embeddings"}
 """Fields of ``best.json`` and the keys that must agree for a training as in the search."""
 
 
@@ -114,7 +114,7 @@ def _read(path: Path, config: RunConfig, space: SearchSpace) -> dict[str, Any]:
 def _notes(data: Mapping[str, Any], config: RunConfig) -> list[str]:
     """Return a sentence for another model of the same shapes, and for every setting unlike that of the search."""
     used = {"alpha_over_rank": config.adapter.alpha_over_rank, "init": config.adapter.init,
-            "lr_rule": config.adapter.lr_rule, "codes": config.quantizer.rounding}
+            "lr_rule": config.adapter.lr_rule, "codes": config.quantizer.rounding, "embeddings": config.embeddings}
     notes = [f"the allocation was found with {key}={_shown(data[name])} and is trained with {used[name]}; give "
              f"{key}={_shown(data[name])} to train it as it was found"
              for name, key in AS_FOUND.items() if name in data and data[name] != used[name]]

@@ -10,7 +10,7 @@ from qra_bo.memory.formats import parse_format
 from qra_bo.space import Allocation, average_bits
 from qra_bo.study.journal import JOURNAL_NAME, read_journal
 from qra_bo.study.state import Study, is_uniform
-from qra_bo.trials import SCHEMA_VERSION, Trial, rounding_of
+from qra_bo.trials import SCHEMA_VERSION, Trial, embeddings_of, rounding_of
 from qra_bo.utils.errors import JournalError
 from qra_bo.utils.files import write_json, writing
 
@@ -67,8 +67,9 @@ def build_best(study: Study) -> dict[str, Any]:
             "average_bits": average_bits(bits, np.array(header["unit_numel"])),
             "metadata_bits": metadata_bits(end, header["unit_numel"]), "average_rank": sum(winner.ranks) / len(winner),
             "formats": [dict(formats[f]) for f in winner.formats], "alpha_over_rank": header["alpha_over_rank"],
-            "init": header["init"], "codes": rounding_of(header["config"]), "oracle": header["oracle"],
-            "method": header["method"], "effort": study.last.get("extension", header)["effort"],
+            "init": header["init"], "codes": rounding_of(header["config"]),
+            "embeddings": embeddings_of(header["config"]), "oracle": header["oracle"], "method": header["method"],
+            "effort": study.last.get("extension", header)["effort"],
             "searched": not study.given, "winner_kind": "uniform" if uniform else "mixed",
             "learning_rate": study.last["calibration"]["lr"], "lr_rule": study.last["calibration"]["rule"],
             "training": _training(study),
@@ -150,7 +151,7 @@ def _memory(study: Study, winner: Allocation, point: Trial | None, end: Mapping[
     return {"scope": study.header["scope"], "budget_bytes": study.budget_bytes,
             "max_average_bits": study.header.get("max_average_bits"),
             "predicted_bytes": end["predicted_bytes"], "measured_bytes": measured[-1],
-            "breakdown": dict(end["breakdown"])}
+            "file_bytes": end.get("file_bytes"), "breakdown": dict(end["breakdown"])}
 
 
 def _baseline(study: Study, e: Trial) -> dict[str, Any]:

@@ -93,7 +93,8 @@ def _head(plan: Plan) -> str:
                 f"{shape.batch} x {shape.length} tokens"
                 f"{f', {shape.accumulate} batches a step' if shape.accumulates else ''}"
                 f"{', checkpointing' if shape.checkpointing else ''}"
-                f"{'' if shape.optimizer == 'adamw' else f', {shape.optimizer}'}")
+                f"{'' if shape.optimizer == 'adamw' else f', {shape.optimizer}'}"
+                f"{'' if shape.embeddings == 16 else f', embedding and head in {shape.embeddings} bits'}")
         if allowance is not None:
             what += (f"; its allocator adds {allowance.share_ppm / 10**4:.2f} % of transient bytes and "
                      f"{format_size(allowance.fixed_bytes)} ({allowance.measurements} measured peaks)")
@@ -135,6 +136,7 @@ def _breakdown(plan: Plan) -> Table:
                     for key in KEYS if any(row.breakdown[key] for row in rows.values())])
     table.add_section()
     table.add_row("in all", *(format_size(row.total) for row in rows.values()))
+    table.add_row("whole model as a file", *(format_size(row.file_bytes) for row in rows.values()))
     table.add_row("decided by", *(row.phase for row in rows.values()))
     return table
 

@@ -14,17 +14,18 @@ BLOCK = 1024
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def unpack_kernel(upper, lower, scale, zero, out, numel, upper_words, lower_words, GROUP: tl.constexpr,  # type: ignore[no-untyped-def]
+def unpack_kernel(upper, lower, scale, zero, out, first, numel, upper_words, lower_words, GROUP: tl.constexpr,  # type: ignore[no-untyped-def]
             UPPER_BITS: tl.constexpr, UPPER_FIELDS: tl.constexpr, LOWER_BITS: tl.constexpr,
             LOWER_FIELDS: tl.constexpr, MIDDLE: tl.constexpr, BLOCK: tl.constexpr):
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = at < numel
-    place = at // upper_words
-    word = tl.load(upper + (at - place * upper_words), mask=inside, other=0).to(tl.int32)
+    weight = first + at
+    place = weight // upper_words
+    word = tl.load(upper + (weight - place * upper_words), mask=inside, other=0).to(tl.int32)
     code = (word >> UPPER_BITS * (UPPER_FIELDS - 1 - place)) & ((1 << UPPER_BITS) - 1)
     if LOWER_BITS > 0:
-        place = at // lower_words
-        word = tl.load(lower + (at - place * lower_words), mask=inside, other=0).to(tl.int32)
+        place = weight // lower_words
+        word = tl.load(lower + (weight - place * lower_words), mask=inside, other=0).to(tl.int32)
         code = (code << LOWER_BITS) | ((word >> LOWER_BITS * (LOWER_FIELDS - 1 - place)) & ((1 << LOWER_BITS) - 1))
     group = at // GROUP
     shift = MIDDLE
@@ -36,7 +37,7 @@ def unpack_kernel(upper, lower, scale, zero, out, numel, upper_words, lower_word
 
 
 def fused_unpack(words: Sequence[Tensor], planes: Sequence[Plane], scale: Tensor, zero: Tensor | int, group: int,
-                 dtype: torch.dtype) -> Tensor:
+                 dtype: torch.dtype, first: int = 0) -> Tensor:
     """Return the weights, ``groups x group``, of packed codes.
 
     Args:
@@ -46,11 +47,12 @@ def fused_unpack(words: Sequence[Tensor], planes: Sequence[Plane], scale: Tensor
         zero: Of every group, or one positive number for all.
         group: Weights of a group.
         dtype: Type of the weights.
+        first: Number of the first group among those of ``words``.
     """
     out = torch.empty(scale.numel(), group, dtype=dtype, device=scale.device)
     lower, plane = (words[1], planes[1]) if len(planes) > 1 else (words[0], Plane(0, 1, 1))
     zeros, middle = (scale, zero) if isinstance(zero, int) else (zero, 0)
     unpack_kernel[(triton.cdiv(out.numel(), BLOCK),)](
-        words[0], lower, scale, zeros, out, out.numel(), words[0].numel(), lower.numel(), group, planes[0].bits,
-        planes[0].per_word, plane.bits, plane.per_word, middle, BLOCK)
+        words[0], lower, scale, zeros, out, first * group, out.numel(), words[0].numel(), lower.numel(), group,
+        planes[0].bits, planes[0].per_word, plane.bits, plane.per_word, middle, BLOCK)
     return out

@@ -46,13 +46,27 @@ def empty_planes(fmt: StorageFormat, groups: int) -> State:
 def codes_of(words: Sequence[Tensor], fmt: StorageFormat, groups: int) -> Tensor:
     """Return the codes, ``groups x group`` (uint8), of packed planes, the upper bits first."""
     codes = torch.empty(groups, fmt.block, dtype=torch.uint8, device=words[0].device)
-    for start, end in _runs(words, groups):
+    for start, end in _runs(words, 0, groups):
         codes[start:end] = _codes(words, planes_of(fmt), start, end)
     return codes
 
 
+def codes_at(words: Sequence[Tensor], fmt: StorageFormat, groups: Tensor) -> Tensor:
+    """Return the codes, ``n x group`` (uint8), of the groups with the numbers ``groups`` (``n``), in any order."""
+    codes: Tensor | None = None
+    for packed, plane in zip(words, planes_of(fmt), strict=True):
+        part = packed[groups % len(packed)]
+        if plane.per_word > 1:
+            place = torch.div(groups, len(packed), rounding_mode="floor")
+            shift = (plane.bits * (plane.per_word - 1 - place)).to(part.dtype).unsqueeze(1)
+            part.bitwise_right_shift_(shift).bitwise_and_((1 << plane.bits) - 1)
+        codes = part if codes is None else codes.bitwise_left_shift_(plane.bits).bitwise_or_(part)
+    assert codes is not None
+    return codes
+
+
 def weight_of(words: Sequence[Tensor], fmt: StorageFormat, scale: Tensor, zero: Tensor | int, shape: tuple[int, int],
-              dtype: torch.dtype, target: torch.device | None) -> Tensor:
+              dtype: torch.dtype, target: torch.device | None, first: int = 0) -> Tensor:
     """Return ``(code - zero) * scale``, ``out x in``, computed in fp32 and rounded once to ``dtype``.
 
     On CUDA one kernel does it. Elsewhere the weights are unpacked tile by tile.
@@ -65,47 +79,51 @@ def weight_of(words: Sequence[Tensor], fmt: StorageFormat, scale: Tensor, zero: 
         shape: (out, in).
         dtype: Type of the weight.
         target: The device that tensors on the meta device stand for; ``None`` on real devices.
+        first: Number of the first group among those of the planes, where the matrix is a run of rows of a larger one.
     """
     def plain() -> Tensor:
-        return _tile_by_tile(words, fmt, scale, zero, dtype, target).view(shape)
+        return _tile_by_tile(words, fmt, scale, zero, dtype, target, first).view(shape)
 
     def fused() -> Tensor:
         from qra_bo.finetune.quantization.plane_kernel import fused_unpack  # not every platform has Triton
 
-        return fused_unpack(words, planes_of(fmt), scale, zero, fmt.block, dtype).view(shape)
+        return fused_unpack(words, planes_of(fmt), scale, zero, fmt.block, dtype, first).view(shape)
 
     return unpacked((fmt.name, dtype, scale.device), fused, plain) if scale.device.type == "cuda" else plain()
 
 
 def _tile_by_tile(words: Sequence[Tensor], fmt: StorageFormat, scale: Tensor, zero: Tensor | int, dtype: torch.dtype,
-                  target: torch.device | None) -> Tensor:
+                  target: torch.device | None, begin: int) -> Tensor:
     planes, group, groups = planes_of(fmt), fmt.block, scale.numel()
     scale, zero = scale.view(-1, 1), zero if isinstance(zero, int) else zero.view(-1, 1)
     out = torch.empty(groups, group, dtype=dtype, device=scale.device)
     step = max(1, tile_numel(target or scale.device) // group)
     direct = dtype == torch.float32
-    longest = min(step, len(words[-1]))
+    longest = min(step, len(words[-1]), groups)
     scratch = out if direct else torch.empty(longest, group, dtype=torch.float32, device=scale.device)
-    for start, end in _runs(words, groups):
+    for start, end in _runs(words, begin, begin + groups):
         for first in range(start, end, step):
             last = min(first + step, end)
-            code = _codes(words, planes, first, last)
-            tile = out[first:last] if direct else scratch[: last - first]
+            code, span = _codes(words, planes, first, last), slice(first - begin, last - begin)
+            tile = out[span] if direct else scratch[: last - first]
             tile.copy_(code)
             del code  # not alive beside the next
-            tile.sub_(zero if isinstance(zero, int) else zero[first:last].float()).mul_(scale[first:last].float())
+            tile.sub_(zero if isinstance(zero, int) else zero[span].float()).mul_(scale[span].float())
             if not direct:
-                out[first:last] = tile
+                out[span] = tile
             if target is not None:  # on the meta device one tile stands for all
                 return out
     return out
 
 
-def _runs(words: Sequence[Tensor], groups: int) -> Iterator[tuple[int, int]]:
-    """Yield the first and last (exclusive) of every run of groups that lies in one field of each plane: those of the
-    last plane, which are the shortest."""
-    for start in range(0, groups, len(words[-1])):
-        yield start, min(start + len(words[-1]), groups)
+def _runs(words: Sequence[Tensor], first: int, last: int) -> Iterator[tuple[int, int]]:
+    """Yield, of the groups from ``first`` to ``last`` (exclusive), the ends of every run that lies in one field of each
+    plane: those of the last plane, which are the shortest."""
+    run = len(words[-1])
+    while first < last:
+        end = min(last, (first // run + 1) * run)
+        yield first, end
+        first = end
 
 
 def _codes(words: Sequence[Tensor], planes: Sequence[Plane], first: int, last: int) -> Tensor:

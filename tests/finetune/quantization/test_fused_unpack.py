@@ -26,6 +26,10 @@ for fmt in FORMATS.values():
             zero = state.get("zero", 1 << fmt.bits - 1)
             found = fused_unpack(words, planes, state["scale"], zero, fmt.block, torch.float16)
             assert torch.equal(found.view(height, 256), layer.unpack()), fmt.name
+            if fmt.backend == "integer" and isinstance(zero, int):  # a run of rows of a larger matrix
+                first = 5 * 256 // fmt.block
+                rows = fused_unpack(words, planes, state["scale"][5:12], zero, fmt.block, torch.float16, first)
+                assert torch.equal(rows.view(7, 256), layer.unpack()[5:12]), fmt.name
 """
 COMPILED = """
 from triton.backends.compiler import GPUTarget
@@ -39,8 +43,8 @@ for backend, by_bits in PLANES.items():
         for scale, zero, middle in METADATA[backend]:
             lower = planes[1] if len(planes) > 1 else Plane(0, 1, 1)
             word = "*i32" if planes[0].word_bytes == 4 else "*u8"
-            types = {"upper": word, "lower": word, "scale": scale, "zero": zero, "out": "*bf16", "numel": "i32",
-                     "upper_words": "i32", "lower_words": "i32"}
+            types = {"upper": word, "lower": word, "scale": scale, "zero": zero, "out": "*bf16", "first": "i32",
+                     "numel": "i32", "upper_words": "i32", "lower_words": "i32"}
             fixed = {"GROUP": 64, "UPPER_BITS": planes[0].bits, "UPPER_FIELDS": planes[0].per_word,
                      "LOWER_BITS": lower.bits, "LOWER_FIELDS": lower.per_word, "MIDDLE": middle, "BLOCK": BLOCK}
             source = ASTSource(unpack_kernel, {**types, **dict.fromkeys(fixed, "constexpr")}, fixed)
