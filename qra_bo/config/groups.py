@@ -280,11 +280,12 @@ class ConfirmConfig(Group):
 
 
 class ExportConfig(Group):
-    """What ``task=export`` writes, what ``merged`` merges into, and whether every export is loaded again."""
+    """What is written beside the exports that copy no model, what ``merged`` merges into, and whether every export is
+    loaded again; ``"auto"``: of small models."""
 
     targets: Texts | None
     merged_base: Literal["dequantised", "original"]
-    check: StrictBool
+    check: StrictBool | Literal["auto"]
 
 
 class FinalConfig(Group):

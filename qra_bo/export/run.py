@@ -1,6 +1,7 @@
 """What an export is made from: the folder of a finished run; and texts about it, from templates."""
 
 import json
+import math
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -75,6 +76,11 @@ class FinishedRun:
     def base(self) -> str:
         """Name or path of the base model, as transformers takes it."""
         return str(self.adapter_config.get("base_model_name_or_path") or self.best["model"])
+
+    @property
+    def weights(self) -> int:
+        """Number of weights of the quantised linears."""
+        return sum(math.prod(entry.get("shape", (0,))) for entry in self.manifest["modules"].values())
 
     @property
     def rates(self) -> dict[int, float]:

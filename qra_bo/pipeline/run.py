@@ -21,6 +21,7 @@ from qra_bo.oracle.protocol import Progress, quiet
 from qra_bo.pipeline.build import make_executor, make_memory
 from qra_bo.pipeline.data import check_data, show_data
 from qra_bo.pipeline.estimate import FirstTrial, basis, card_of
+from qra_bo.pipeline.exports import write_exports
 from qra_bo.pipeline.folders import SUMMARY_NAME, journals, path_name, run_folder
 from qra_bo.pipeline.given import check_given, judged, read_allocation, with_ladders_of
 from qra_bo.pipeline.plan import budgets_of, check_ram, plan_rows
@@ -297,12 +298,12 @@ def oracle_session(config: RunConfig) -> Iterator[tuple[Executor, Progress]]:
 
 def _written(config: RunConfig, folder: Path, outcome: RunOutcome) -> Result:
     """Write report and exports of a finished run, and its answer on the terminal."""
-    from qra_bo.export.registry import export_all  # loads torch, which a simulation does without
+    console = None if config.display == "none" else Console(file=tolerant(sys.stdout))
     files = write_report(folder)
     if (folder / "adapter").is_dir():
-        files += export_all(folder)
-    if config.display != "none":
+        files += write_exports(config, folder, console)
+    if console is not None:
         parts = [path.relative_to(folder).parts for path in (folder / "best.json", *files)]
         shown = dict.fromkeys(p[0] + "/" * (len(p) > 1) for p in parts)
-        print_result(Console(file=tolerant(sys.stdout)), load_run(folder), folder, list(shown))
+        print_result(console, load_run(folder), folder, list(shown))
     return Result(folder, outcome.best, outcome.exit_status)

@@ -12,6 +12,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from qra_bo.config import load_config
 from qra_bo.export.check import check_exports
 from qra_bo.export.comparison import Loader, Reference, divergence
 from qra_bo.export.load import load
@@ -20,7 +21,7 @@ from qra_bo.export.run import FinishedRun
 from qra_bo.export.weights import weights_of
 from qra_bo.finetune.manifest import PACKED, PROBE, read_manifest
 from qra_bo.finetune.models.load import load_base
-from qra_bo.tasks.export import print_checks
+from qra_bo.tasks.export import run as export
 from qra_bo.utils.errors import ConfigError, OutputError
 from tests.export.finished import finish
 
@@ -154,16 +155,14 @@ def test_trainers_files_lead_peft_to_the_ranks_that_were_found(mixed: Path) -> N
     assert float((logits(adapted, mixed) - logits(load(mixed)[0], mixed)).abs().max()) < ROUNDING
 
 
-def test_check_table_names_loader_difference_and_reason(mixed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_names_loader_difference_and_reason(mixed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     export_all(mixed)
     export_all(mixed, ["packed", "merged"])
-    print_checks(mixed, False)
-    lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
-    table = {cells[0]: cells[1:] for cells in lines if len(cells) == 4}
-    assert table["manifest and adapter"][1] == "exact"
-    assert "from packed.safetensors" in table["manifest and adapter"][2]
+    assert export(load_config(["task=export", f"out={mixed}", "export.targets=[card]", "+model=tiny"])) == 0
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
+    assert lines[0].startswith("manifest and adapter (qra_bo.load): exact, from packed.safetensors")
     rows = {r["what"]: r for r in json.loads((mixed / "export" / "checks.json").read_text())["rows"]}
-    assert [*rows] == [cells[0] for cells in lines if len(cells) == 4][1:]
+    assert [*rows] == [line.partition(" (")[0] for line in lines]
     assert rows["adapter"]["largest"] < 1e-5
     assert rows["uniform_rank"]["largest"] < 1e-5
     assert 0 < rows["merged into the dequantised base"]["largest"] < ROUNDING
