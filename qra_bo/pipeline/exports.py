@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from qra_bo.config import RunConfig
+from qra_bo.memory.serving import CONSUMERS
 from qra_bo.report.tables import print_line
 from qra_bo.utils.errors import UserError
 from qra_bo.utils.files import write_json, writing
@@ -20,8 +21,8 @@ QUICK_WEIGHTS = 500_000_000
 def write_exports(config: RunConfig, folder: Path, console: Console | None) -> list[Path]:
     """Write the exports of a run that has just ended, check them as ``export.check`` says, and return the files.
 
-    These are all that copy no model, and those in ``export.targets``. Nothing that fails here takes anything from the
-    run: the reason is printed on ``console``, where there is one.
+    These are all that copy no model, those in ``export.targets``, and those that the program named by ``serve`` loads.
+    Nothing that fails here takes anything from the run: the reason is printed on ``console``, where there is one.
     """
     from qra_bo.export.registry import SMALL, export_all  # loads torch, which a simulation does without
     trust = bool(config.model["trust_remote_code"])
@@ -34,7 +35,7 @@ def write_exports(config: RunConfig, folder: Path, console: Console | None) -> l
             if console is not None:
                 print_line(console, f"Warning: {what}, and the run's other files are complete: {error}")
 
-    for target in config.export.targets or ():
+    for target in dict.fromkeys((*(config.export.targets or ()), *CONSUMERS[config.serve].exports)):
         if target not in SMALL:
             attempt(partial(export_all, folder, [target], config.export.merged_base, trust),
                     f"the export {target} was not written")
