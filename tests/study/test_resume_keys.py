@@ -16,8 +16,8 @@ from qra_bo.study.journal import read_journal
 from qra_bo.utils.errors import UserError
 from tests.study.problem import comparable
 
-SHORT = ["model=tiny", "oracle=synthetic", "data=tiny", "display=none", "effort=quick", "effort.max_full_trials=7",
-         "calibrate.lr_scales=[1.0]", "confirm.seeds=2", "device=cpu", "dtype=float32"]
+SHORT = ["model=tiny", "model.intermediate_size=192", "oracle=synthetic", "data=tiny", "display=none",
+         "effort=quick", "effort.max_full_trials=7", "calibrate.lr_scales=[1.0]", "confirm.seeds=2", "device=cpu", "dtype=float32"]
 OTHER: dict[str, Any] = {
     "model.name": "+model.name=other", "model.path": "+model.path=elsewhere", "model.revision": "+model.revision=main",
     "model.gguf_file": "+model.gguf_file=a.gguf", "model.family": "model.family=qwen2",
