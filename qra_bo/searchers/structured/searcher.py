@@ -13,7 +13,6 @@ from botorch.acquisition.analytic import LogExpectedImprovement, PosteriorMean
 
 from qra_bo.searchers.base import SearchProblem
 from qra_bo.searchers.observations import ObservingSearcher, TrustRegion, kept_indices
-from qra_bo.searchers.priors import prior_file
 from qra_bo.searchers.structured.features import build_components, prior_share, prior_tables
 from qra_bo.searchers.structured.transfer import load_prior, with_prior
 from qra_bo.sensitivity import BELIEVED, MEASURES, unknown_measure
@@ -89,7 +88,7 @@ class StructuredSearch(ObservingSearcher):
         self._draws, self._temperatures, self._rel_gap = draws, temperatures, rel_gap
         self._most, self._always_fitted, self._settings = most, always_fitted, model
         parts = build_components(problem, without, quantization_sensitivity)
-        self._design = Design(with_prior(parts, {} if prior is None else load_prior(prior_file(prior))))
+        self._design = Design(with_prior(parts, {} if prior is None else load_prior(prior).parts))
         n_prior = prior_share(problem.max_full_trials) if n_prior is None else n_prior
         self._prior = prior_tables(problem, n_prior, quantization_sensitivity)
         n_units = problem.space.n_units
