@@ -16,7 +16,7 @@ HARMLESS = frozenset({
 DECIDING = frozenset({
     "model.", "oracle.", "data.", "method.", "quantizer.formats.", "budget", "bits", "ranks", "max_average_bits",
     "granularity", "seed", "device", "gpu", "dtype", "memory.scope", "memory.headroom", "memory.calibrate",
-    "sensitivity.path", "surrogate.prior", "quantizer.rounding", "quantizer.tokens", "adapter.init",
+    "sensitivity.path", "surrogate.prior", "surrogate.rates", "quantizer.rounding", "quantizer.tokens", "adapter.init",
     "adapter.iterations", "adapter.alpha_over_rank", "adapter.lr", "adapter.lr_rule", "train.name", "train.batch",
     "train.accumulate", "train.length", "train.packing", "train.warmup", "train.lr_floor", "train.weight_decay",
     "train.betas", "train.eps", "train.clip", "train.optimizer", "train.checkpointing", "train.logits_chunk",

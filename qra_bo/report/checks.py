@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from qra_bo.report.data import Confirmation, ReportData
+from qra_bo.report.data import Confirmation, Prediction, ReportData
 from qra_bo.report.text import number, signed, size
 from qra_bo.study import LEAST_SEEDS, loss_of, spearman
 from qra_bo.study.given import CALIBRATED
@@ -34,6 +34,9 @@ def checks(d: ReportData) -> list[Check]:
     real = Check("ok", "Real fine-tuning", "Every loss comes from training the quantised model with its adapters.")
     proxy = Check("caution", "Not real fine-tuning",
                   f"{d.proxy_label}. It shows the behaviour of the search, not of the model.")
+    if d.prediction is not None:
+        return [real if d.proxy_label is None else proxy, _prediction(d.prediction), *_codes(d), _learning_rate(d),
+                *_memory(d), *_warnings(d)]
     if d.reason is not None:
         unknown = Check("missing", "No search", f"Nothing was searched: {d.reason}. No other allocation was trained, "
                         "so this run does not say whether another one is better.")
@@ -43,6 +46,14 @@ def checks(d: ReportData) -> list[Check]:
             Check("caution", "One search seed", f"The search ran with seed {d.header.seed}; another seed may find "
                   "another allocation of about the same loss. Repeat with seed=1, 2 to see the spread."),
             *_memory(d), *_warnings(d)]
+
+
+def _prediction(p: Prediction) -> Check:
+    learned = f"exchange rates of bits and ranks learned from trials of {p.steps} steps ({'; '.join(p.sources)})"
+    return Check("missing", "Predicted, not searched", f"Bits and ranks are the best under {learned}. No allocation "
+                 "was trained to check it: the difference to the best uniform baseline is a prediction, and on another "
+                 "model or at another length it may be further off than its interval "
+                 f"({signed(p.low)} to {signed(p.high)}).")
 
 
 def _warnings(d: ReportData) -> list[Check]:

@@ -127,7 +127,7 @@ def deliver(run: TrialRunner, winner: Allocation) -> Allocation:
         TrainingError: If the final training did not end well.
     """
     study, folder = run.study, run.journal.path.parent
-    candidates = study.given or tuple(e.allocation for e in study.ranked)
+    candidates = study.untried or tuple(e.allocation for e in study.ranked)
     by_name = {a.fingerprint: a for a in (*candidates, winner)}
     final = study.last.get("final")
     if final is None and "end" in study.last:

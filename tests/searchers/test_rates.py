@@ -10,8 +10,8 @@ from qra_bo.searchers.base import SearchProblem
 from qra_bo.searchers.structured.rates import LEAST_LOSSES, Rates, Study, learn, row_of, rows_terms, study_of, terms
 from qra_bo.searchers.structured.transfer import Prior, load_prior, save_prior
 from qra_bo.space import Allocation, FloatArray, uniform
-from qra_bo.utils.errors import ConfigError
 from qra_bo.trials import Fidelity, Proposal
+from qra_bo.utils.errors import ConfigError
 from tests.conformance.searcher import evaluate, make_problem
 
 PLANTED = np.array([0.2, 0.02, 0.005])
@@ -59,8 +59,7 @@ def test_doubling_every_rank_is_worth_its_slope() -> None:
     problem, _ = make_problem()
     rates = Rates(PLANTED, np.diag([0.0, 0.0, 4e-6]), 0.001, 24, 1)
     name = problem.space.formats[1].name
-    two, three, four = (row_of(problem, uniform(5, name, r)) for r in (2, 3, 4))
-    assert two is not None and three is not None and four is not None
+    two, three, four = (np.array(row_of(problem, uniform(5, name, r))) for r in (2, 3, 4))
     mean, sd = rates.difference(problem, four, two)
     assert mean == pytest.approx(-0.005)
     assert sd == pytest.approx(np.hypot(2e-3, 0.001))

@@ -51,8 +51,8 @@ OTHER: dict[str, Any] = {
 LONGER = {"effort.max_full_trials", "effort.uniform_baselines", "effort.references", "effort.rate_factors",
           "effort.ranking_top"}
 """Keys that extend a run: its end is another one."""
-UNCHANGED = {"sensitivity.path", "surrogate.prior", "method.prior", "logger.name", "mirror", "executor.name",
-             "method.model._target_", "quantizer.rounding", "quantizer.formats.16", "task", "allocation", "eval.tasks",
+UNCHANGED = {"sensitivity.path", "surrogate.prior", "surrogate.rates", "method.prior", "logger.name", "mirror",
+             "executor.name", "method.model._target_", "quantizer.rounding", "quantizer.formats.16", "task", "allocation", "eval.tasks",
              "model.source", "gpu"}
 """Keys that have no other value in a search of the synthetic oracle without files and extras."""
 
