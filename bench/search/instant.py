@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 
 from bench.collect.task import DATA, TASKS
-from bench.learn_prior import ALONE
 from bench.report import RESULTS, Target, publish
 from bench.search.kept import arena_of, published_rows
-from bench.search.play import Arena, arenas
+from bench.search.play import ALONE, Arena, arenas
 from bench.search.summary import regret_at
 from qra_bo.oracle.emulator.emulator import FAMILIES
 from qra_bo.searchers.structured.rates import row_of
