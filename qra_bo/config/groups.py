@@ -113,7 +113,9 @@ class EffortConfig(Group):
         uniform_baselines: Uniform baselines, the most promising first; ``None`` for all.
         calibration_baselines: Uniform baselines on which each learning rate is tried.
         references: Whether 16-bit LoRA and QLoRA of rank 16 are evaluated too; they need not fit the budget.
-        ranking_top: Best allocations whose ranking is checked at a longer training.
+        sequential: Whether the confirmation ends before ``confirm.seeds`` where its sign is decided.
+        ranking_top: Allocations whose ranking is checked at a longer training, winner and best uniform baseline among
+            them; none below 4.
         rate_factors: Factors on the calibrated learning rate at which the confirmation is repeated.
     """
 
@@ -122,6 +124,8 @@ class EffortConfig(Group):
     uniform_baselines: Count | None
     calibration_baselines: Count
     references: StrictBool
+    sequential: StrictBool
+    stop: Share | None
     ranking_top: Natural
     rate_factors: OtherRates
 

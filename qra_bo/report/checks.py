@@ -41,7 +41,8 @@ def checks(d: ReportData) -> list[Check]:
         unknown = Check("missing", "No search", f"Nothing was searched: {d.reason}. No other allocation was trained, "
                         "so this run does not say whether another one is better.")
         return [real, unknown, *_codes(d), _learning_rate(d), *_memory(d), *_warnings(d)]
-    return [real if d.proxy_label is None else proxy, *_confirmation(d), _uniform(d), *_codes(d), *_lengths(d),
+    return [real if d.proxy_label is None else proxy, *_confirmation(d), *_choice(d), *_stopped(d), _uniform(d),
+            *_codes(d), *_lengths(d),
             _learning_rate(d), *_surrogate(d), *_failures(d),
             Check("caution", "One search seed", f"The search ran with seed {d.header.seed}; another seed may find "
                   "another allocation of about the same loss. Repeat with seed=1, 2 to see the spread."),
@@ -69,6 +70,9 @@ def _confirmation(d: ReportData) -> list[Check]:
     if c is None:
         return [Check("missing", "Confirmation", "The winner was not trained again on unseen seeds, so its lead may "
                       "be luck: the best of many noisy losses is biased downwards.")]
+    if not c.train_seeds:
+        return [Check("ok", "A uniform baseline won", "No mixed allocation gave a loss, so that there was nothing to "
+                      "compare: no trial was spent on a confirmation.")]
     n, enough = len(c.train_seeds), len(c.train_seeds) >= LEAST_SEEDS
     out = [Check(_status(enough), "Seeds and interval",
                  f"Winner and best uniform baseline were each trained with {n} seeds that the search never used "
@@ -82,6 +86,31 @@ def _confirmation(d: ReportData) -> list[Check]:
         out.append(Check("caution", "Not resolved", "The interval includes 0: on this evidence the mixed allocation "
                          "and the uniform one may be equally good."))
     return out + _other_rates(d, c)
+
+
+def _choice(d: ReportData) -> list[Check]:
+    """Say by what the mixed allocation was chosen that was confirmed."""
+    found = d.last("choice")
+    if found is None or found["other"] is None:
+        return []
+    agreement = found["spearman_good"]
+    said = "undefined" if agreement is None else number(agreement, 2)
+    if found["by"] == "surrogate":
+        why = "The allocation that the surrogate expects to be best was taken, not the one with the least measured loss"
+        return [Check("ok", "Choice of the winner", f"{why}: its leave-one-out Spearman over the better half of the "
+                      f"trials is {said}." if agreement is not None else f"{why}.")]
+    repeated = " Both were trained again on one more seed, and the lower mean decided." if found["losses"] else ""
+    return [Check("caution", "Choice of the winner", "Measured losses decided, not the surrogate: its leave-one-out "
+                  f"Spearman over the better half of the trials is {said}.{repeated}")]
+
+
+def _stopped(d: ReportData) -> list[Check]:
+    found = d.last("stopped")
+    if found is None:
+        return []
+    return [Check("ok", "Stopped early", "The search ended before its effort was spent: the surrogate gave its best "
+                  f"next proposal a chance of {100 * float(found['chance']):.0f} % to gain more than the noise of a "
+                  f"comparison, below {100 * float(found['least']):.0f} % (effort.stop).")]
 
 
 def _other_rates(d: ReportData, c: Confirmation) -> list[Check]:
@@ -127,6 +156,9 @@ def _lengths(d: ReportData) -> list[Check]:
         out.append(Check(_status(rho >= 0.5), "Low fidelity",
                          f"Over {len(pairs)} allocations the loss after {d.header.low_steps} steps ranks the one "
                          f"after {d.header.high_steps} with Spearman {number(rho, 2)}."))
+    if longer is None and d.ended:
+        out.append(Check("missing", "Search length", "Not shown: fewer than 4 allocations were trained longer, so that "
+                         "it is open whether their order holds at a longer training."))
     if longer is not None and longer["spearman"] is not None:
         kept = float(longer["spearman"])
         out.append(Check(_status(kept >= 0.5), "Search length",

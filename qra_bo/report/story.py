@@ -126,8 +126,9 @@ def _confirmed(d: ReportData, c: Confirmation, where: str) -> Answer:
             f"{abs(c.mean):.4f} nats lower loss, {100 * -math.expm1(c.mean):.1f} % lower perplexity.")
     elif mixed and c.high < 0:
         tone, text = "open", (
-            f"Mixed bits and ranks had {abs(c.mean):.4f} nats lower loss than the best uniform baseline ({reference}) "
-            f"for {where}; {LEAST_SEEDS} unseen training seeds are needed to call that better.")
+            f"Mixed bits and ranks are ahead of the best uniform baseline ({reference}) for {where} on "
+            f"{len(c.train_seeds)} unseen training seeds: {abs(c.mean):.4f} nats lower loss; {LEAST_SEEDS} seeds are "
+            "needed to call that better.")
     elif mixed:
         text = (f"Mixed bits and ranks were chosen for {where}, but their advantage over the best uniform baseline "
                 f"({reference}) is not resolved: the interval of the difference includes 0.")
@@ -184,7 +185,8 @@ def comparison(d: ReportData) -> list[Row]:
         tests[d.winner] = d.final_loss
     chosen: list[tuple[str, Allocation, str | None]] = [] if d.winner is None else [(leader, d.winner, None)]
     if c is not None:
-        tests = {c.candidate: float(np.mean(c.candidate_losses)), c.reference: float(np.mean(c.reference_losses))}
+        if c.train_seeds:
+            tests = {c.candidate: float(np.mean(c.candidate_losses)), c.reference: float(np.mean(c.reference_losses))}
         chosen += [("best mixed", c.candidate, None), ("best uniform", c.reference, None)]
     elif d.prediction is not None and d.prediction.reference is not None:
         chosen.append(("best uniform", d.prediction.reference, None))

@@ -101,7 +101,7 @@ def _loss(study: Study, point: Trial | None) -> dict[str, Any]:
     confirmation = study.last.get("confirmation")
     fidelity = "high" if study.trains else "proxy"
     for side in ("candidate", "reference"):
-        if confirmation is not None and confirmation[side] == point.allocation.to_json():
+        if confirmation and confirmation["train_seeds"] and confirmation[side] == point.allocation.to_json():
             losses = np.array(confirmation[f"{side}_losses"], dtype=np.float64)
             return {"loss": float(losses.mean()), "loss_se": float(losses.std(ddof=1) / np.sqrt(len(losses))),
                     "fidelity": fidelity, "metric": "test_loss", "search_loss": point.loss}

@@ -27,9 +27,10 @@ REFRESH_SECONDS = 1.0
 """Least time between two writes of progress alone."""
 FORWARD_SHARE = 1 / 3
 """Cost of a forward-only token in training tokens."""
-UNSEARCHED_STAGES = frozenset({"reference", "confirmation", "rate_check", "ranking_check"})
+UNSEARCHED_STAGES = frozenset({"reference", "repeat", "confirmation", "rate_check", "ranking_check"})
 """Stages that count in a run's cost and not against its effort."""
-CONCLUSIONS = ("prediction", "surrogate_check", "confirmation", "rate_check", "ranking_check", "final", "end")
+CONCLUSIONS = ("prediction", "surrogate_check", "choice", "confirmation", "rate_check", "ranking_check", "final",
+               "end")
 """Events that another trial of the search makes outdated: a run that was extended concludes again."""
 
 

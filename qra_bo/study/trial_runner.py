@@ -27,7 +27,8 @@ from qra_bo.utils.version import __version__
 
 Listener = Callable[[Mapping[str, Any]], None]
 """Gets every journal event of a run, those of earlier sessions first."""
-ENGINE_STAGES = frozenset({"calibration", "baseline", "reference", "confirmation", "rate_check", "ranking_check"})
+ENGINE_STAGES = frozenset({"calibration", "baseline", "reference", "repeat", "confirmation", "rate_check",
+                           "ranking_check"})
 """Stages of trials that the engine plans; all other stages are a searcher's."""
 
 
