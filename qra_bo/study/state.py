@@ -149,7 +149,7 @@ class Study:
                                "program") from error
 
     def _begin(self, event: Mapping[str, Any]) -> None:
-        if not self.begun and float(event["max_full_trials"]) > 0:
+        if not self.begun and float(event.get("max_full_trials", 1)) > 0:
             self.begun = event
 
     def _add_trial(self, trial: Trial) -> None:

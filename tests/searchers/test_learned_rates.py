@@ -16,7 +16,7 @@ NAME = "smollm2_135m"
 
 class TestStructuredWithRates(SearcherSuite):
     make = staticmethod(functools.partial(StructuredSearch, rates=NAME, draws=2))
-    limit = 12
+    limit = 6
 
 
 def test_first_proposal_is_the_optimum_of_the_learned_rates() -> None:
