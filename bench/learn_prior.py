@@ -1,40 +1,44 @@
-"""Learn the prior that comes with the package from a table of real trials.
+"""Learn the priors from the tables of real trials: the one that comes with the package, and one of every table alone.
 
-    python -m bench.learn_prior plays --out qra_bo/priors/smollm2_135m.json
+    python -m bench.learn_prior
 
-It learns from every allocation of the table. What it is worth on another task is a row of python -m bench.search.
+The package's is learned from all tables (qra_bo/searchers/priors/smollm2_135m.json). One of a single table
+(bench/data/TASK/prior.json) is for searches on the others, so that a method is scored on a task that its prior has not
+seen. The tables are of one model: what a prior is worth on another model is not known from them.
 """
 
-import argparse
-from collections.abc import Sequence
 from pathlib import Path
 
 from bench.collect.task import DATA, TASKS
-from bench.search.play import arenas
+from bench.search.play import ALONE, arenas
 from bench.search.quality import told_of
 from qra_bo.oracle.emulator.emulator import FAMILIES, usable
-from qra_bo.searchers.structured.transfer import combine, fitted_scales, save_prior
+from qra_bo.searchers.priors import prior_file
+from qra_bo.searchers.structured.transfer import Lesson, learn_prior, lesson_of, save_prior
+
+SHIPPED = "smollm2_135m"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.learn_prior", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("task", choices=list(TASKS))
-    parser.add_argument("--out", type=Path, required=True)
-    options = parser.parse_args(arguments)
-    arena = arenas(DATA / options.task, list(FAMILIES)[:1])[0]  # budgets bind what is proposed, not what is learned
-    table, problem = arena.oracle.table, arena.problem
-    data = usable(table)
-    told = told_of(problem, data.allocations, data.targets[:, -1])
-    scales = fitted_scales(problem, told)
-    if scales is None:
-        raise SystemExit(f"the table of {options.task} holds too few losses to learn from")
-    prior = combine([scales])
-    save_prior(prior, [f"{len(told)} allocations of {options.task}, {table.facts.model}"], options.out)
-    for name, part in prior.items():
-        print(f"{name}: {part.scale:.3g}")
-    return 0
+def lesson_of_table(folder: Path) -> tuple[str, Lesson]:
+    """Return a table in words and what it tells; budgets bind what is proposed, not what is learned."""
+    arena = arenas(folder, list(FAMILIES)[:1])[0]
+    table, data = arena.oracle.table, usable(arena.oracle.table)
+    told = told_of(arena.problem, data.allocations, data.targets[:, -1])
+    found = lesson_of(arena.problem, told, arena.oracle.emulator.rate)
+    if found is None:
+        raise SystemExit(f"the table of {table.facts.task} holds too few losses to learn from")
+    return f"{len(told)} allocations of {table.facts.task}, {table.facts.model}", found
+
+
+def main() -> None:
+    lessons = {task: lesson_of_table(DATA / task) for task in sorted(TASKS)}
+    files = [prior_file(SHIPPED), *(DATA / task / ALONE for task in lessons)]
+    for path, used in zip(files, [list(lessons), *([task] for task in lessons)], strict=True):
+        prior = learn_prior(dict(lessons[task] for task in used))
+        save_prior(prior, path)
+        print(f"{path}: rates {prior.rates.slopes.round(4).tolist()}, error {prior.rates.error:.4f} nats, factor on "
+              f"the learning rate {prior.lr_scale:.3g}")
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    main()

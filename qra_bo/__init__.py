@@ -19,7 +19,7 @@ from qra_bo.utils.lazy import lazy_names
 from qra_bo.utils.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from qra_bo.api import fine_tune, plan, search
+    from qra_bo.api import allocate, fine_tune, plan, search
     from qra_bo.config import RunConfig, load_config
     from qra_bo.export.load import load
     from qra_bo.export.training import optimizer_groups
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from qra_bo.space import Allocation, SearchSpace
 
 __all__ = ["Allocation", "MemoryModel", "Oracle", "OrdinalProblem", "OrdinalSearch", "Plan", "Result", "RunConfig",
-           "SearchSpace", "fine_tune", "load", "load_config", "optimizer_groups", "plan", "search"]
+           "SearchSpace", "allocate", "fine_tune", "load", "load_config", "optimizer_groups", "plan", "search"]
 
-_HOMES = dict.fromkeys(("fine_tune", "plan", "search"), "api") | {
+_HOMES = dict.fromkeys(("allocate", "fine_tune", "plan", "search"), "api") | {
     "Allocation": "space", "MemoryModel": "memory", "Oracle": "oracle.protocol", "OrdinalProblem": "searchers.ordinal",
     "OrdinalSearch": "searchers.ordinal", "Plan": "memory", "Result": "pipeline.run", "RunConfig": "config",
     "SearchSpace": "space", "load": "export.load", "load_config": "config", "optimizer_groups": "export.training"}

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from qra_bo.pipeline.run import Result
     from qra_bo.searchers.ordinal import Choice, OrdinalProblem
 
-__all__ = ["configure", "fine_tune", "plan", "search"]
+__all__ = ["allocate", "configure", "fine_tune", "plan", "search"]
 
 
 @overload
@@ -63,6 +63,30 @@ def search(config: RunConfig | Sequence[str] | None = None, *,
     from qra_bo.pipeline.run import run_budgets, run_one_budget  # loads matplotlib
     checked = configure(config, config_dir, **keywords)
     return run_one_budget(checked) if len(checked.budget) == 1 else run_budgets(checked)
+
+
+def allocate(config: RunConfig | Sequence[str] | None = None, *, config_dir: str | None = None,
+             **keywords: Any) -> "Result":
+    """Predict the best allocation from a profile, without a search, fine-tune it and write a run's folder.
+
+    The same as ``search(effort="instant")``: ``best["prediction"]`` holds the predicted difference to the best uniform
+    choice. ``search`` with more effort and the same ``out`` goes on from it.
+
+    Args:
+        config: As for ``search``.
+        config_dir: As for ``search``.
+        **keywords: Keys of the configuration, see ``configure``.
+
+    Raises:
+        UserError: If the input or the environment can't work.
+        RunInterrupted: On a signal that stops a run, after a clean journal.
+    """
+    keywords = keywords if isinstance(config, RunConfig) else {"effort": "instant", **keywords}
+    checked = configure(config, config_dir, **keywords)
+    if checked.effort.max_full_trials:
+        raise ConfigError(f"allocate() runs no trials and needs effort=instant; got effort={checked.effort.name}. Use "
+                          "search() for a search")
+    return search(checked)
 
 
 def fine_tune(config: RunConfig | Sequence[str] | None = None, *, config_dir: str | None = None,

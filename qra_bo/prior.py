@@ -1,6 +1,8 @@
-"""Learn a prior of the default's surrogate from finished runs: ``python -m qra_bo.prior RUN ... --out prior.json``.
+"""Learn from finished runs: ``python -m qra_bo.prior RUN ... --out prior.json``.
 
-A later run uses it with ``surrogate.prior=prior.json``. Runs may be of other models, tasks and budgets.
+The file holds exchange rates of bits and ranks, which a later run takes with ``surrogate.rates=prior.json``, and scales
+of the surrogate's parts, which it takes with ``surrogate.prior=prior.json``. Runs may be of other models, tasks and
+budgets.
 """
 
 import argparse
@@ -12,15 +14,16 @@ from qra_bo.config import config_from_dict, make_space, make_spec
 from qra_bo.execution.base import ProfileResult
 from qra_bo.pipeline.build import make_memory
 from qra_bo.searchers.base import SearchProblem
-from qra_bo.searchers.structured.transfer import LEAST_LOSSES, combine, fitted_scales, save_prior
+from qra_bo.searchers.structured.rates import LEAST_LOSSES, NAMES
+from qra_bo.searchers.structured.transfer import Lesson, learn_prior, lesson_of, save_prior
 from qra_bo.study import as_observation, load_study
 from qra_bo.utils.errors import ConfigError, ModelError, OutputError, UserError
 from qra_bo.utils.files import COPY_AGAIN, writing
 from qra_bo.utils.process import prepare
 
 
-def scales_of_run(folder: Path) -> dict[str, float] | None:
-    """Return the scale of every part as fitted to a run's trials; ``None`` where they are too few.
+def lesson_of_run(folder: Path) -> Lesson | None:
+    """Return what a run's trials tell; ``None`` where they are too few.
 
     The code that a model may come with is never run: a run's folder is data. Raises ``UserError`` if it is not the
     folder of a run.
@@ -42,7 +45,7 @@ def scales_of_run(folder: Path) -> dict[str, float] | None:
     problem = SearchProblem(space, make_memory(config, spec, "cpu").table(space), study.budget_bytes,
                             ProfileResult.from_json(study.last["profile"]).profile, config.fidelity.high, None,
                             config.seed)
-    return fitted_scales(problem, [as_observation(e) for e in study.points])
+    return lesson_of(problem, [as_observation(e) for e in study.points], study.lr_scale or 1.0)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,21 +56,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="file of the prior")
     options = parser.parse_args(arguments)
     try:
-        found = {run: scales_of_run(run) for run in options.runs}
-        used = {run: scales for run, scales in found.items() if scales is not None}
-        for run in found.keys() - used.keys():
+        found = {run: lesson_of_run(run) for run in options.runs}
+        used = {run: lesson for run, lesson in found.items() if lesson is not None}
+        for run in (r for r in found if r not in used):
             print(f"{run} is left out: it has fewer than {LEAST_LOSSES} losses to learn from", file=sys.stderr)
         if not used:
             raise OutputError(f"no run has {LEAST_LOSSES} losses to learn from, so no prior was written; give longer "
                               "runs")
-        prior = combine(list(used.values()))
+        prior = learn_prior({run.name: lesson for run, lesson in used.items()})
         with writing(options.out, "learn the prior again"):
-            save_prior(prior, [run.name for run in used], options.out)
+            save_prior(prior, options.out)
     except UserError as error:
         print(error, file=sys.stderr)
         return error.exit_status
-    for name, part in prior.items():
-        print(f"{name}: {part.scale:.3g} (spread {part.spread:.2f})")
+    for name, slope, variance in zip(NAMES, prior.rates.slopes, prior.rates.covariance.diagonal(), strict=True):
+        print(f"rate of {name}: {slope:.3g} nats (standard deviation {variance**0.5:.2g})")
+    for name, part in prior.parts.items():
+        print(f"scale of {name}: {part.scale:.3g} (spread {part.spread:.2f})")
     return 0
 
 

@@ -2,7 +2,7 @@
 
 Symbols: ``L`` units, ``F`` formats, ``R`` ranks, ``n`` observations, ``k`` components, ``m`` features of a component.
 
-    y = inverse_warp(z),    z = constant + sum_l u_l(q_l, r_l) + residual + noise
+    y = inverse_warp(z),    z = constant + sum_l (centre_l + u_l)(q_l, r_l) + residual + noise
     u_l(f, r) = sum_k scale_k sum_m Phi_k[l, f, r, m] (G_k w_k)[l, m],    w_k ~ N(0, 1)
 
 The warp is logarithmic with a learned offset, so that parts that add up in ``z`` are super-additive in ``y``.
@@ -82,9 +82,11 @@ class Design:
 
     Args:
         components: At least one; all over the same ``L``, ``F`` and ``R``.
+        centre: ``L x F x R`` prior mean of the additive tables, in units of ``y`` near its least value; zero where
+            ``None``.
     """
 
-    def __init__(self, components: Sequence[Component]) -> None:
+    def __init__(self, components: Sequence[Component], centre: Tensor | None = None) -> None:
         if not components:
             raise SurrogateError("a structured model needs at least one component; got none")
         self.shape = tuple(int(s) for s in components[0].features.shape[:3])
@@ -92,6 +94,8 @@ class Design:
             check_shape(f"features of {part.name!r}", part.features, (*self.shape, None))
             check_shape(f"units of {part.name!r}", part.units, (self.shape[0], None))
         self.components = tuple(components)
+        self.centre = torch.zeros(self.shape, dtype=torch.float64) if centre is None else centre.double()
+        check_shape("the prior mean", self.centre, self.shape)
 
     def blocks(self, rows: Tensor) -> list[Tensor]:
         """Return the features of ``n x 2 L`` rows, ``n x (g m)`` for every component."""
@@ -110,6 +114,14 @@ class Design:
                 phi = phi + part[..., None] * (component.features[units, q, high] - phi)
             result.append(torch.einsum("nlm,lg->ngm", phi, component.units).reshape(len(rows), -1))
         return result
+
+    def centres(self, rows: Tensor) -> Tensor:
+        """Return the prior mean of ``n x 2 L`` rows, in units of ``y``, ``n``."""
+        units = torch.arange(self.shape[0])
+        q, position = rows[:, :self.shape[0]].long(), rows[:, self.shape[0]:].double()
+        low = position.floor().long()
+        below, above = (self.centre[units, q, r] for r in (low, torch.clamp(low + 1, max=self.shape[2] - 1)))
+        return (below + (position - low) * (above - below)).sum(dim=1)
 
     def tables(self, weights: Sequence[Tensor]) -> Tensor:
         """Return the sum over components of the tables that their ``s x (g m)`` weights give, ``s x L x F x R``."""
@@ -205,7 +217,8 @@ class StructuredModel(Model):  # type: ignore[misc]  # botorch is untyped
         variance.clamp_(min=_LEAST_VARIANCE)
         if observation_noise is True:
             variance.add_(self._scales[-1]**2)
-        posterior = GPyTorchPosterior(MultivariateNormal(cross @ self._alpha, to_linear_operator(covariance)))
+        mean = cross @ self._alpha + self._centres(rows).reshape(X.shape[:-1])
+        posterior = GPyTorchPosterior(MultivariateNormal(mean, to_linear_operator(covariance)))
         return posterior if posterior_transform is None else posterior_transform(posterior)
 
     def latent(self, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -219,7 +232,7 @@ class StructuredModel(Model):  # type: ignore[misc]  # botorch is untyped
                 prior += scale**2 * block.square().sum(dim=1)
             if self.settings.residual > 0:
                 prior += self._scales[-2]**2
-            means.append(cross @ self._alpha)
+            means.append(cross @ self._alpha + self._centres(chunk))
             solved = torch.linalg.solve_triangular(self._chol, cross.T, upper=False)
             deviations.append((prior - solved.square().sum(dim=0)).clamp_min(_LEAST_VARIANCE).sqrt())
         return torch.cat(means), torch.cat(deviations)
@@ -238,8 +251,9 @@ class StructuredModel(Model):  # type: ignore[misc]  # botorch is untyped
 
     def mean_table(self) -> Tensor:
         """Return the posterior mean of the additive latent tables, ``L x F x R``."""
-        return self.design.tables([scale * (block.T @ self._alpha * scale)[None]
-                                   for block, scale in zip(self._blocks, self._scales, strict=False)])[0]
+        return self.design.centre / self.warp.unit + self.design.tables([
+            scale * (block.T @ self._alpha * scale)[None]
+            for block, scale in zip(self._blocks, self._scales, strict=False)])[0]
 
     def sample_tables(self, rng: np.random.Generator, n: int, temperature: float = 1.0) -> Tensor:
         """Draw the additive latent tables from their posterior, ``n x L x F x R`` (Matheron's rule).
@@ -254,9 +268,9 @@ class StructuredModel(Model):  # type: ignore[misc]  # botorch is untyped
         for block, scale, weight in parts:
             simulated += scale * (weight @ block.T)
         correction = torch.cholesky_solve(simulated.T, self._chol).T
-        return self.design.tables([scale * (scale * (block.T @ self._alpha)
-                                            + temperature * (weight - scale * (correction @ block)))
-                                   for block, scale, weight in parts])
+        return self.design.centre / self.warp.unit + self.design.tables([
+            scale * (scale * (block.T @ self._alpha) + temperature * (weight - scale * (correction @ block)))
+            for block, scale, weight in parts])
 
     def leave_one_out(self) -> tuple[Tensor, Tensor]:
         """Return latent mean and standard deviation (noise included) of every observation given the others, each
@@ -270,6 +284,10 @@ class StructuredModel(Model):  # type: ignore[misc]  # botorch is untyped
         score = (self._z - mean) / sd
         return HeldOut(self.y, *self.warp.moments(mean, sd), score,
                        gaussian_nll(score, sd) - self.warp.log_jacobian(self.y))
+
+    def _centres(self, rows: Tensor) -> Tensor:
+        """Return the latent prior mean of ``n x 2 L`` rows, but for a constant, ``n``."""
+        return self.design.centres(rows) / self.warp.unit
 
     def _prior_covariance(self, left: Tensor, left_blocks: Sequence[Tensor], right: Tensor,
                           right_blocks: Sequence[Tensor]) -> Tensor:
@@ -288,7 +306,7 @@ class StructuredModel(Model):  # type: ignore[misc]  # botorch is untyped
 
     def _fit(self, warp: LogWarp) -> tuple[float, LogWarp, Tensor]:
         """Fit the scales under one warp: ``(log evidence at the mode, warp, log scales)``."""
-        z = warp.forward(self.y)
+        z = warp.forward(self.y) - self.design.centres(self.rows) / warp.unit
         priors = [(c.scale, c.spread) for c in self.design.components]
         if self.settings.residual > 0:
             priors.append((self.settings.residual, 1.0))
@@ -322,7 +340,7 @@ class StructuredModel(Model):  # type: ignore[misc]  # botorch is untyped
         other = self._observed(squares[n_parts:], self._grams[n_parts:])
         self._other_chol = torch.linalg.cholesky(other)
         self._chol = torch.linalg.cholesky(other + torch.einsum("k,kij->ij", squares[:n_parts], self._grams[:n_parts]))
-        self._alpha = torch.cholesky_solve(self._z[:, None], self._chol)[:, 0]
+        self._alpha = torch.cholesky_solve((self._z - self._centres(self.rows))[:, None], self._chol)[:, 0]
 
     @staticmethod
     def _observed(squares: Tensor, grams: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from bench.collect.task import DATA, REFERENCE_BUDGETS, TASKS
 from bench.report import RESULTS, publish
 from bench.search.finds import chosen, finds_target, published_finds, real_rows, with_finds, write_finds
 from bench.search.kept import kept_finds, kept_rows, published_rows
-from bench.search.methods import ABLATIONS, COMPARED, EQUIVALENTS, EVERYTHING, LEARNED_FROM, TRANSFER, Entry
+from bench.search.methods import ABLATIONS, COMPARED, EQUIVALENTS, EVERYTHING, TRANSFER, Entry
 from bench.search.play import Arena, arenas, play
 from bench.search.plots import plot_arenas
 from bench.search.quality import quality_rows
@@ -65,8 +65,7 @@ def run_all(options: argparse.Namespace, entries: Sequence[Entry]) -> None:
     for number, (arena, entry, seed) in enumerate(wanted(places, entries, options.seeds)):
         identity = (arena.name, entry.name, entry.settings_sha256, seed, options.equivalents,
                     arena.oracle.describe()["data_sha256"])
-        own = entry.kind == "transfer" and arena.oracle.table.facts.task == LEARNED_FROM
-        if number % parts != part - 1 or identity in done or entry.name in missing or own:
+        if number % parts != part - 1 or identity in done or entry.name in missing:
             continue
         try:
             run = play(arena, entry, seed, options.equivalents)

@@ -73,6 +73,8 @@ COMPARED = (
     Entry("SMAC3", "smac", "peer"),
     Entry("published", "autoqra", "published", PUBLISHED, "population and promotions scaled to the cost"),
 )
+OTHER_TABLE = "the other table"
+"""Value of an option that names a file of learned priors: the one of the table that is not searched on."""
 ABLATIONS = (
     Entry("qra_bo without prior designs", OURS, "ablation", {"n_prior": 0}),
     Entry("qra_bo without the warp", OURS, "ablation", {"model": {"warps": [math.inf]}}),
@@ -87,10 +89,11 @@ ABLATIONS = (
           {"n_prior": 0, "draws": 1, "model": {"warps": [math.inf], "residual": 0.0}},
           "no prior designs, no warp, no residual, one draw"),
 )
-LEARNED_FROM = "plays"
 TRANSFER = (
-    Entry("qra_bo, taught by another task", OURS, "transfer", {"prior": "smollm2_135m"},
-          f"surrogate.prior=smollm2_135m, learned from the table of the {LEARNED_FROM}"),
+    Entry("qra_bo, taught by another task", OURS, "transfer", {"prior": OTHER_TABLE},
+          "surrogate.prior learned from the other table"),
+    Entry("qra_bo with learned rates", OURS, "transfer", {"rates": OTHER_TABLE},
+          "method.rates learned from the other table"),
 )
-"""What knows of evaluations that the others do not: never a part of the comparison, nor run on the task it is from."""
+"""What knows of evaluations that the others do not: never a part of the comparison."""
 EVERYTHING = {entry.name: entry for entry in (*COMPARED, *ABLATIONS, *TRANSFER)}

@@ -1,16 +1,16 @@
 """One search on an emulated table: uniform baselines, then ask, evaluate and tell, all at counted cost."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bench.collect.task import predictors_of, task_config
+from bench.collect.task import DATA, TASKS, predictors_of, task_config
 from bench.peers.registry import make_player
-from bench.search.methods import OTHERS, Entry
+from bench.search.methods import OTHER_TABLE, OTHERS, Entry
 from qra_bo.oracle.emulator.oracle import BenchmarkOracle, load_oracle
 from qra_bo.oracle.emulator.table import ReferenceBudget
 from qra_bo.oracle.protocol import quiet
@@ -21,6 +21,8 @@ from qra_bo.study.setting import BaselineRules, training_seeds
 from qra_bo.study.state import FORWARD_SHARE, cost_of, is_uniform
 from qra_bo.trials import Fidelity, Proposal, Trial, TrialSpec, TrialState
 
+ALONE = "prior.json"
+"""File of the priors learned from one table, in its folder (python -m bench.learn_prior)."""
 FREE_REFUSALS = 40
 """Refusals of an emulator that a search need not pay for: where its table ends says nothing of a method."""
 
@@ -158,7 +160,8 @@ def play(arena: Arena, entry: Entry, seed: int, equivalents: float) -> dict[str,
         loss, the five best allocations found with their losses, and the CPU seconds of the method itself.
     """
     game = Game(arena, seed)
-    searcher = make_player(entry.method, replace(arena.problem, seed=seed), entry.options, equivalents)
+    searcher = make_player(entry.method, replace(arena.problem, seed=seed), with_files(arena, entry.options),
+                           equivalents)
     baselines = game.baselines()
     after_baselines = game.spent / arena.equivalent
     searcher.tell(on_ladders(arena.problem.space, baselines) if entry.kind in OTHERS else baselines)
@@ -182,6 +185,12 @@ def play(arena: Arena, entry: Entry, seed: int, equivalents: float) -> dict[str,
             "trace": [[round(cost, 4), loss] for cost, loss in game.trace], "finds": finds(game),
             "refused": game.refused, "cpu_seconds": round(seconds, 3),
             "rows_sha256": arena.oracle.describe()["data_sha256"]}
+
+
+def with_files(arena: Arena, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a method's options with the file of the table that is not the arena's, where one names it."""
+    (other,) = (task for task in TASKS if task != arena.oracle.table.facts.task)
+    return {key: str(DATA / other / ALONE) if value == OTHER_TABLE else value for key, value in options.items()}
 
 
 def on_ladders(space: SearchSpace, evaluations: Sequence[Trial]) -> list[Trial]:

@@ -108,19 +108,24 @@ class EffortConfig(Group):
     """Limits of a search and of the checks around it.
 
     Args:
-        max_full_trials: Full-trial equivalents that profile, calibration, baselines and search may spend.
+        max_full_trials: Full-trial equivalents that profile, calibration, baselines and search may spend; 0: no trial
+            is run, and the allocation is predicted from the profile.
         uniform_baselines: Uniform baselines, the most promising first; ``None`` for all.
         calibration_baselines: Uniform baselines on which each learning rate is tried.
         references: Whether 16-bit LoRA and QLoRA of rank 16 are evaluated too; they need not fit the budget.
-        ranking_top: Best allocations whose ranking is checked at a longer training.
+        sequential: Whether the confirmation ends before ``confirm.seeds`` where its sign is decided.
+        ranking_top: Allocations whose ranking is checked at a longer training, winner and best uniform baseline among
+            them; none below 4.
         rate_factors: Factors on the calibrated learning rate at which the confirmation is repeated.
     """
 
     name: str
-    max_full_trials: Count
+    max_full_trials: Natural
     uniform_baselines: Count | None
     calibration_baselines: Count
     references: StrictBool
+    sequential: StrictBool
+    stop: Share | None
     ranking_top: Natural
     rate_factors: OtherRates
 
@@ -155,9 +160,15 @@ class SensitivityConfig(Group):
 
 
 class SurrogateConfig(Group):
-    """File of a prior that ``python -m qra_bo.prior`` learned from earlier runs, or ``None``."""
+    """Files that ``python -m qra_bo.prior`` learned from earlier runs.
+
+    Args:
+        prior: Of scales of the surrogate's parts; ``None``: those of the surrogate.
+        rates: Of exchange rates between bits and ranks.
+    """
 
     prior: str | None
+    rates: str
 
 
 def _check_formats(formats: Mapping[int, Sequence[str]]) -> None:

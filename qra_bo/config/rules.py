@@ -147,10 +147,12 @@ def _files(config: RunConfig) -> Iterator[Problem]:
         if config.sensitivity.path is not None:
             yield from _file("sensitivity.path", config.sensitivity.path,
                              "a file such as the profile.json of a task=profile, or be null to measure")
+        learned = "a file that python -m qra_bo.prior wrote, or one that comes with qra_bo " \
+                  f"({', '.join(shipped_priors())})"
         if config.surrogate.prior is not None and config.surrogate.prior not in shipped_priors():
-            yield from _file("surrogate.prior", config.surrogate.prior,
-                             "a file that python -m qra_bo.prior wrote, or one that comes with qra_bo "
-                             f"({', '.join(shipped_priors())}), or be null")
+            yield from _file("surrogate.prior", config.surrogate.prior, f"{learned}, or be null")
+        if config.surrogate.rates not in shipped_priors():
+            yield from _file("surrogate.rates", config.surrogate.rates, learned)
     if isinstance(config.oracle, BenchmarkOracleConfig):
         if config.embeddings != 16:
             yield Problem("embeddings", "oracle=benchmark replays trials of a base whose embedding has 16 bits; got "

@@ -207,7 +207,7 @@ def plan_rows(setting: Setting, card: Card | None = None) -> list[PlanRow]:
                  2 * seeds * len(effort.rate_factors) * each,
              f"ranking check ({effort.ranking_top} allocations, {factor} times as long)":
                  effort.ranking_top * factor * each}
-    if setting.given is not None:
+    if setting.given is not None or not effort.max_full_trials:
         costs = {}
     if config.oracle.trains:
         (what, cost), = _final(config).items()

@@ -234,7 +234,7 @@ def run_within(folder: Path, setting: Setting, budget: int, executor: Executor,
         RunInterrupted: On a signal that stops a run, after a clean journal.
     """
     config, make = setting.config, searcher_factory(setting.config)
-    if setting.given is None:
+    if setting.given is None and config.effort.max_full_trials:
         # Built once before anything is measured, so that bad options or a profile without its needs end the run now.
         make(setting.problem(budget, setting.profile or rehearsal_profile(setting.space),
                              float(config.effort.max_full_trials)))

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from qra_bo.report.data import Confirmation, ReportData
+from qra_bo.report.data import Confirmation, Prediction, ReportData
 from qra_bo.report.text import number, signed, size
 from qra_bo.study import LEAST_SEEDS, loss_of, spearman
 from qra_bo.study.given import CALIBRATED
@@ -34,15 +34,27 @@ def checks(d: ReportData) -> list[Check]:
     real = Check("ok", "Real fine-tuning", "Every loss comes from training the quantised model with its adapters.")
     proxy = Check("caution", "Not real fine-tuning",
                   f"{d.proxy_label}. It shows the behaviour of the search, not of the model.")
+    if d.prediction is not None:
+        return [real if d.proxy_label is None else proxy, _prediction(d.prediction), *_codes(d), _learning_rate(d),
+                *_memory(d), *_warnings(d)]
     if d.reason is not None:
         unknown = Check("missing", "No search", f"Nothing was searched: {d.reason}. No other allocation was trained, "
                         "so this run does not say whether another one is better.")
         return [real, unknown, *_codes(d), _learning_rate(d), *_memory(d), *_warnings(d)]
-    return [real if d.proxy_label is None else proxy, *_confirmation(d), _uniform(d), *_codes(d), *_lengths(d),
+    return [real if d.proxy_label is None else proxy, *_confirmation(d), *_choice(d), *_stopped(d), _uniform(d),
+            *_codes(d), *_lengths(d),
             _learning_rate(d), *_surrogate(d), *_failures(d),
             Check("caution", "One search seed", f"The search ran with seed {d.header.seed}; another seed may find "
                   "another allocation of about the same loss. Repeat with seed=1, 2 to see the spread."),
             *_memory(d), *_warnings(d)]
+
+
+def _prediction(p: Prediction) -> Check:
+    learned = f"exchange rates of bits and ranks learned from trials of {p.steps} steps ({'; '.join(p.sources)})"
+    return Check("missing", "Predicted, not searched", f"Bits and ranks are the best under {learned}. No allocation "
+                 "was trained to check it: the difference to the best uniform baseline is a prediction, and on another "
+                 "model or at another length it may be further off than its interval "
+                 f"({signed(p.low)} to {signed(p.high)}).")
 
 
 def _warnings(d: ReportData) -> list[Check]:
@@ -58,6 +70,9 @@ def _confirmation(d: ReportData) -> list[Check]:
     if c is None:
         return [Check("missing", "Confirmation", "The winner was not trained again on unseen seeds, so its lead may "
                       "be luck: the best of many noisy losses is biased downwards.")]
+    if not c.train_seeds:
+        return [Check("ok", "A uniform baseline won", "No mixed allocation gave a loss, so that there was nothing to "
+                      "compare: no trial was spent on a confirmation.")]
     n, enough = len(c.train_seeds), len(c.train_seeds) >= LEAST_SEEDS
     out = [Check(_status(enough), "Seeds and interval",
                  f"Winner and best uniform baseline were each trained with {n} seeds that the search never used "
@@ -71,6 +86,31 @@ def _confirmation(d: ReportData) -> list[Check]:
         out.append(Check("caution", "Not resolved", "The interval includes 0: on this evidence the mixed allocation "
                          "and the uniform one may be equally good."))
     return out + _other_rates(d, c)
+
+
+def _choice(d: ReportData) -> list[Check]:
+    """Say by what the mixed allocation was chosen that was confirmed."""
+    found = d.last("choice")
+    if found is None or found["other"] is None:
+        return []
+    agreement = found["spearman_good"]
+    said = "undefined" if agreement is None else number(agreement, 2)
+    if found["by"] == "surrogate":
+        why = "The allocation that the surrogate expects to be best was taken, not the one with the least measured loss"
+        return [Check("ok", "Choice of the winner", f"{why}: its leave-one-out Spearman over the better half of the "
+                      f"trials is {said}." if agreement is not None else f"{why}.")]
+    repeated = " Both were trained again on one more seed, and the lower mean decided." if found["losses"] else ""
+    return [Check("caution", "Choice of the winner", "Measured losses decided, not the surrogate: its leave-one-out "
+                  f"Spearman over the better half of the trials is {said}.{repeated}")]
+
+
+def _stopped(d: ReportData) -> list[Check]:
+    found = d.last("stopped")
+    if found is None:
+        return []
+    return [Check("ok", "Stopped early", "The search ended before its effort was spent: the surrogate gave its best "
+                  f"next proposal a chance of {100 * float(found['chance']):.0f} % to gain more than the noise of a "
+                  f"comparison, below {100 * float(found['least']):.0f} % (effort.stop).")]
 
 
 def _other_rates(d: ReportData, c: Confirmation) -> list[Check]:
@@ -116,6 +156,9 @@ def _lengths(d: ReportData) -> list[Check]:
         out.append(Check(_status(rho >= 0.5), "Low fidelity",
                          f"Over {len(pairs)} allocations the loss after {d.header.low_steps} steps ranks the one "
                          f"after {d.header.high_steps} with Spearman {number(rho, 2)}."))
+    if longer is None and d.ended:
+        out.append(Check("missing", "Search length", "Not shown: fewer than 4 allocations were trained longer, so that "
+                         "it is open whether their order holds at a longer training."))
     if longer is not None and longer["spearman"] is not None:
         kept = float(longer["spearman"])
         out.append(Check(_status(kept >= 0.5), "Search length",

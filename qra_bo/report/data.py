@@ -61,6 +61,24 @@ class Header:
 
 
 @checked(frozen=True, slots=True)
+class Prediction:
+    """Allocation of ``effort=instant`` against the best uniform baseline, as predicted; no trial was run.
+
+    Args:
+        reference: The best uniform baseline as predicted; ``None`` where it can't be predicted.
+        mean: Predicted loss less that of the reference (nats); ``low`` and ``high`` bound its 95 % interval.
+        steps: Optimiser steps of the trainings that the prediction was learned from; ``sources`` are these in words.
+    """
+
+    reference: Allocation | None
+    mean: float
+    low: float
+    high: float
+    steps: int
+    sources: tuple[str, ...]
+
+
+@checked(frozen=True, slots=True)
 class Confirmation:
     """Candidate against the best uniform baseline on unseen training seeds.
 
@@ -106,6 +124,7 @@ class ReportData:
         header: Fields of the header event.
         study: The journal, folded.
         profile: The measured sensitivities, with their cost.
+        prediction: What learned exchange rates predict of an allocation that was not searched for.
         confirmation: Comparison on unseen seeds.
         measured: Measurements of candidate winners, in order.
         warnings: Messages of the journal's reader and of the run.
@@ -115,6 +134,7 @@ class ReportData:
     header: Header
     study: Study
     profile: ProfileResult | None
+    prediction: Prediction | None
     confirmation: Confirmation | None
     measured: tuple[Measured, ...]
     warnings: tuple[str, ...]
@@ -174,7 +194,9 @@ class ReportData:
     @property
     def reason(self) -> str | None:
         """Why nothing was searched; ``None`` for a search."""
-        return str(self.study.header["given"]["reason"]) if self.study.given else None
+        if self.study.given:
+            return str(self.study.header["given"]["reason"])
+        return None if self.prediction is None else "the allocation was predicted from the profile"
 
     @property
     def final_loss(self) -> float | None:
@@ -249,10 +271,12 @@ def parse_events(events: Sequence[Mapping[str, Any]], warnings: Sequence[str] = 
                                f"{SCHEMA_VERSION}; update qra_bo to read it")
         study = Study(events)
         profile, confirmation = study.last.get("profile"), study.last.get("confirmation")
+        predicted = study.last.get("prediction")
         said = [str(e["message"]) for e in events if e["event"] == "warning"]
         return ReportData(
             header=TypeAdapter(Header).validate_python(header), study=study,
             profile=None if profile is None else ProfileResult.from_json(profile),
+            prediction=None if predicted is None else TypeAdapter(Prediction).validate_python(predicted),
             confirmation=None if confirmation is None else TypeAdapter(Confirmation).validate_python(confirmation),
             measured=tuple(TypeAdapter(Measured).validate_python(e) for e in study.measured),
             warnings=tuple(dict.fromkeys([*warnings, *said])), wall_seconds=session_seconds(events))

@@ -102,6 +102,8 @@ def _describe(e: Event) -> str | None:
         return f"profile of {len(e['units'])} units and {len(e['formats'])} formats in {duration(e['seconds'])}"
     if kind == "calibration":
         return f"learning rate {float(e['lr']):.3g} (rule {e['rule']})"
+    if kind == "confirmation" and not e["train_seeds"]:
+        return "no mixed allocation to confirm; a uniform one is chosen"
     if kind == "confirmation":
         return (f"confirmed on {len(e['train_seeds'])} unseen seeds: difference to the best uniform baseline "
                 f"{signed(e['mean'])}, 95 % interval {signed(e['low'])} to {signed(e['high'])}; a "

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qra_bo.report.data import Confirmation, ReportData
+from qra_bo.report.data import Confirmation, Prediction, ReportData
 from qra_bo.report.text import DASH, describe_allocation, duration, number, signed, size
 from qra_bo.space import Allocation
 from qra_bo.study import LEAST_SEEDS, loss_of, metadata_bits
@@ -75,6 +75,8 @@ class Step:
 def answer(d: ReportData) -> Answer:
     """State the finding, with its interval where there is one."""
     where = f"{d.header.model} within {size(d.header.budget_bytes)} ({d.header.scope} memory)"
+    if d.prediction is not None:
+        return _predicted(d, where, d.prediction)
     if d.reason is not None:
         return _given(d, where, d.reason)
     if d.winner is None:
@@ -89,6 +91,22 @@ def _given(d: ReportData, where: str, reason: str) -> Answer:
         (f"{name} of {where} was fine-tuned for {final['steps']} steps: test loss {number(d.final_loss)} nats per "
          "token.")
     return Answer(f"{text} Nothing was searched: {reason}.", "", "", "open")
+
+
+def _predicted(d: ReportData, where: str, p: Prediction) -> Answer:
+    """State what was predicted and at which length, and what the final fine-tune came to."""
+    final, name = d.last("final"), DASH if d.winner is None else d.name(d.winner)
+    trained = "" if final is None else \
+        f" Fine-tuned for {final['steps']} steps: test loss {number(d.final_loss)} nats per token."
+    text = f"Predicted, not searched: {name} for {where}.{trained}"
+    if p.reference is None:
+        return Answer(f"{text} No uniform baseline is on the ladders to compare with.", "", "", "open")
+    at = f"predicted for {p.steps} steps of training"
+    if final is not None and final["steps"] != p.steps:
+        at += f", not for the {final['steps']} of the final fine-tune"
+    return Answer(f"{text} No trial measured its difference to the best uniform baseline ({d.name(p.reference)}).",
+                  f"{signed(p.mean)} nats predicted",
+                  f"95 % interval of the prediction {signed(p.low)} to {signed(p.high)}; {at}", "open")
 
 
 def _confirmed(d: ReportData, c: Confirmation, where: str) -> Answer:
@@ -108,8 +126,9 @@ def _confirmed(d: ReportData, c: Confirmation, where: str) -> Answer:
             f"{abs(c.mean):.4f} nats lower loss, {100 * -math.expm1(c.mean):.1f} % lower perplexity.")
     elif mixed and c.high < 0:
         tone, text = "open", (
-            f"Mixed bits and ranks had {abs(c.mean):.4f} nats lower loss than the best uniform baseline ({reference}) "
-            f"for {where}; {LEAST_SEEDS} unseen training seeds are needed to call that better.")
+            f"Mixed bits and ranks are ahead of the best uniform baseline ({reference}) for {where} on "
+            f"{len(c.train_seeds)} unseen training seeds: {abs(c.mean):.4f} nats lower loss; {LEAST_SEEDS} seeds are "
+            "needed to call that better.")
     elif mixed:
         text = (f"Mixed bits and ranks were chosen for {where}, but their advantage over the best uniform baseline "
                 f"({reference}) is not resolved: the interval of the difference includes 0.")
@@ -142,6 +161,9 @@ def unconfirmed_difference(d: ReportData) -> float | None:
 
 def versus(d: ReportData) -> str:
     """Difference to the best uniform baseline in a few words, with its interval where it was confirmed."""
+    if d.prediction is not None:
+        p = d.prediction
+        return f"{signed(p.mean)} [{signed(p.low)}, {signed(p.high)}] predicted, not searched"
     if d.study.given:
         return "not searched"
     c, difference = d.confirmation, unconfirmed_difference(d)
@@ -157,13 +179,17 @@ def comparison(d: ReportData) -> list[Row]:
     """
     c = d.confirmation
     tests: dict[Allocation, float] = {}
-    leader = "given" if d.study.given else "winner" if c is not None or d.ended else "best so far"
-    if d.study.given and d.winner is not None and d.final_loss is not None:
+    untried = "predicted" if d.prediction else "given" if d.study.given else None
+    leader = untried or ("winner" if c is not None or d.ended else "best so far")
+    if d.study.untried and d.winner is not None and d.final_loss is not None:
         tests[d.winner] = d.final_loss
     chosen: list[tuple[str, Allocation, str | None]] = [] if d.winner is None else [(leader, d.winner, None)]
     if c is not None:
-        tests = {c.candidate: float(np.mean(c.candidate_losses)), c.reference: float(np.mean(c.reference_losses))}
+        if c.train_seeds:
+            tests = {c.candidate: float(np.mean(c.candidate_losses)), c.reference: float(np.mean(c.reference_losses))}
         chosen += [("best mixed", c.candidate, None), ("best uniform", c.reference, None)]
+    elif d.prediction is not None and d.prediction.reference is not None:
+        chosen.append(("best uniform", d.prediction.reference, None))
     elif d.study.best_uniform is not None:
         chosen.append(("best uniform", d.study.best_uniform.allocation, None))
     references = (("QLoRA", d.reference("nf4", 16)), ("LoRA, 16-bit", d.reference("fp16", 16)))
@@ -180,6 +206,8 @@ def comparison(d: ReportData) -> list[Row]:
 def _row(d: ReportData, role: str, allocation: Allocation, codes: str | None, test_loss: float | None) -> Row:
     e, m = d.point(allocation, codes), d.measurement(allocation)
     predicted = e.predicted_bytes if e else m.predicted_bytes if m else None
+    if predicted is None and d.ended and allocation == d.winner:
+        predicted = int(d.study.last["end"]["predicted_bytes"])
     measured = m.measured_bytes if m else e.result.measured_bytes if e else None
     return Row(role, d.name(allocation, codes), d.average_bits(allocation), float(np.average(allocation.ranks)),
                e.loss if e else None, test_loss, predicted, measured,
@@ -207,7 +235,7 @@ def gap_closed(d: ReportData) -> str | None:
 def lines(d: ReportData) -> list[str]:
     """The delivered adapter's own loss, average bits, gap closed and cost, one line each."""
     out, final = [], d.last("final")
-    if final is not None and not d.study.given:  # else it is the answer
+    if final is not None and not d.study.untried:  # else it is the answer
         out.append(f"Delivered adapter: test loss {number(final['loss'])} nats per token after {final['kept_step']} "
                    "steps of its final fine-tune")
     if d.winner is not None and d.ended:
@@ -251,6 +279,8 @@ def next_steps(d: ReportData) -> list[Step]:
              'python -m qra_bo task=evaluate out=RUN "eval.tasks=[questions.jsonl]"'),
         Step("On other data", "Trains the same bits and ranks again, without a search.",
              "python -m qra_bo ... task=finetune allocation=RUN data=jsonl data.path=FILE")]
-    return steps if d.study.given else [*steps, Step(
-        "Search on", "The same command with more effort continues from the finished trials.",
-        "python -m qra_bo ... effort=thorough out=RUN")]
+    if d.study.given:
+        return steps
+    effort, why = ("quick", "The same command with a search keeps the profile and measures what was predicted.") \
+        if d.prediction else ("thorough", "The same command with more effort continues from the finished trials.")
+    return [*steps, Step("Search on", why, f"python -m qra_bo ... effort={effort} out=RUN")]

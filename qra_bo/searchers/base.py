@@ -83,6 +83,17 @@ class Recommending(Protocol):
 
 
 @runtime_checkable
+class Forecasting(Protocol):
+    """A searcher that knows what its latest proposal may gain."""
+
+    @property
+    def chance_of_gain(self) -> float | None:
+        """Probability that the latest proposal's loss is below the incumbent's by more than the noise of comparing two
+        trials; ``None`` where its surrogate can't say yet."""
+        ...
+
+
+@runtime_checkable
 class SelfChecking(Protocol):
     """A searcher that measures how well its surrogate predicts held-out observations."""
 

@@ -72,13 +72,13 @@ def calibrate(run: TrialRunner, baselines: Sequence[Allocation]) -> None:
     Raises:
         TrainingError: If no factor gave a loss.
     """
-    if run.study.lr_scale is not None and not run.journal.content.damaged:
+    if run.study.calibrated and not run.journal.content.damaged:
         return
     scales, config = run.config.calibrate.lr_scales, run.config
     chosen = calibration_choices(baselines[0], config.effort.calibration_baselines)
     tried = scales if len(scales) > 1 else ()
     done = run.evaluate_all([run.plan(a, "calibration", lr_scale=scale) for scale in tried for a in chosen])
-    if run.study.lr_scale is not None:  # the trials of damaged lines were done again
+    if run.study.calibrated:  # the trials of damaged lines were done again
         return
     losses = []
     for i, scale in enumerate(tried):

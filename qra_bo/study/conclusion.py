@@ -6,12 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from qra_bo.space import Allocation
-from qra_bo.study.intervals import paired_interval, spearman
+from qra_bo.study.choice import choose, chosen
+from qra_bo.study.intervals import LEVEL, Interval, paired_interval, spearman
 from qra_bo.study.state import loss_of
 from qra_bo.study.trial_runner import TrialRunner, no_loss
 from qra_bo.trials import TrialState
 from qra_bo.utils.errors import OracleError, OutputError
 
+LOOKS = (3, 4, 5)
+"""Numbers of seeds after which a sequential confirmation may end."""
+LEAST_RANKED = 4
+"""Allocations below which a ranking says nothing."""
 MEASURED_CANDIDATES = 5
 """How many allocations may be measured at the end, from the winner down, before the run gives up."""
 FINAL_FILES = ("adapter/adapter_model.safetensors", "quant_manifest.json")
@@ -19,26 +24,42 @@ FINAL_FILES = ("adapter/adapter_model.safetensors", "quant_manifest.json")
 
 
 def confirm(run: TrialRunner, recommended: Sequence[Allocation]) -> None:
-    """Compare the best mixed allocation with the best uniform one: unseen training seeds, test split.
+    """Compare the chosen mixed allocation (``choose``) with the best uniform one: unseen training seeds, test split.
 
-    The best is the first mixed allocation that the method recommends, else the one with the least loss seen.
+    Where no allocation is mixed the event is recorded without a trial. With ``confirm.sequential`` seeds are added one
+    by one until ``decided``.
 
     Raises:
         TrainingError: If no uniform allocation gave a loss.
     """
-    study = run.study
-    points = [study.point(a) for a in recommended]
-    reference = study.best_uniform
-    mixed = next((p for p in points if p is not None and not study.counts_as_uniform(p)), study.best_mixed)
+    reference = run.study.best_uniform
+    candidate = choose(run, recommended)
     if reference is None:
-        raise no_loss("no uniform choice gave a loss, so that nothing can be confirmed", study.trials)
-    candidate = reference if mixed is None else mixed
-    pairs, failed = _pairs(run, candidate.allocation, reference.allocation, "confirmation")
+        raise no_loss("no uniform choice gave a loss, so that nothing can be confirmed", run.study.trials)
+    if candidate is None:
+        run.record_conclusion("confirmation", confirmation(reference.allocation, reference.allocation, (), False))
+        return
+    seeds, first = run.setting.confirm_seeds, LOOKS[0] if run.config.effort.sequential else None
+    for n in range(min(first or len(seeds), len(seeds)), len(seeds) + 1):
+        pairs, failed = _pairs(run, candidate.allocation, reference.allocation, "confirmation", seeds[:n])
+        if failed or decided([c - r for _, c, r in pairs]):
+            break
     if len(pairs) < 2:
         run.warn("fewer than two training seeds of the confirmation gave a loss for both allocations: the winner "
                  "is not confirmed")
         return
     run.record_conclusion("confirmation", confirmation(candidate.allocation, reference.allocation, pairs, failed))
+
+
+def decided(differences: Sequence[float]) -> bool:
+    """Whether paired differences settle their sign before all seeds are trained: their interval excludes 0.
+
+    Its level is that of all looks together at most 5 % wrong (Bonferroni over ``LOOKS``).
+    """
+    if len(differences) not in LOOKS:
+        return False
+    interval = paired_interval(differences, 1 - (1 - LEVEL) / len(LOOKS))
+    return interval.low > 0 or interval.high < 0
 
 
 def confirmation(candidate: Allocation, reference: Allocation, pairs: Sequence[tuple[int, float, float]],
@@ -50,7 +71,8 @@ def confirmation(candidate: Allocation, reference: Allocation, pairs: Sequence[t
     Args:
         candidate: The best mixed allocation, or the reference itself where the search found none.
         reference: The best uniform allocation that fits.
-        pairs: Training seed and test losses of candidate and reference, of seeds that gave both.
+        pairs: Training seed and test losses of candidate and reference, of seeds that gave both; none where both are
+            one allocation.
         failed: Whether the candidate failed where the reference did not.
     """
     differences = [c - r for _, c, r in pairs]
@@ -62,15 +84,15 @@ def confirmation(candidate: Allocation, reference: Allocation, pairs: Sequence[t
 
 def _compared(pairs: Sequence[tuple[int, float, float]]) -> dict[str, Any]:
     """Return seeds and losses of both sides with mean and interval of candidate - reference (nats)."""
+    interval = paired_interval([c - r for _, c, r in pairs]) if pairs else Interval(0.0, 0.0, 0.0)
     return {"train_seeds": [seed for seed, _, _ in pairs], "candidate_losses": [c for _, c, _ in pairs],
-            "reference_losses": [r for _, _, r in pairs], **asdict(paired_interval([c - r for _, c, r in pairs]))}
+            "reference_losses": [r for _, _, r in pairs], **asdict(interval)}
 
 
-def _pairs(run: TrialRunner, candidate: Allocation, reference: Allocation, stage: str,
+def _pairs(run: TrialRunner, candidate: Allocation, reference: Allocation, stage: str, seeds: Sequence[int],
            lr_scale: float | None = None) -> tuple[list[tuple[int, float, float]], bool]:
-    """Evaluate both allocations on every unseen training seed; return the seeds with both losses, and whether the
-    candidate failed where the reference did not."""
-    seeds = run.setting.confirm_seeds
+    """Evaluate both allocations on unseen training ``seeds``; return those with both losses, and whether the candidate
+    failed where the reference did not."""
     done = run.evaluate_all([run.plan(a, stage, lr_scale=lr_scale, train_seed=seed, split="test")
                              for seed in seeds for a in (candidate, reference)])
     both = list(zip(seeds, done[::2], done[1::2], strict=True))
@@ -90,7 +112,8 @@ def check_rates(run: TrialRunner) -> None:
     candidate, reference = (Allocation.from_json(last[side]) for side in ("candidate", "reference"))
     rates = []
     for factor in run.config.effort.rate_factors:
-        pairs, _ = _pairs(run, candidate, reference, "rate_check", factor * calibrated)
+        pairs, _ = _pairs(run, candidate, reference, "rate_check", run.setting.confirm_seeds,
+                          factor * calibrated)
         if len(pairs) < 2:
             run.warn(f"fewer than two training seeds gave a loss for both allocations at {factor:g} times the "
                      "calibrated learning rate")
@@ -103,14 +126,20 @@ def check_rates(run: TrialRunner) -> None:
 def check_ranking(run: TrialRunner) -> None:
     """Record whether the ranking of the best allocations holds at a longer training.
 
-    The first ``effort.ranking_top`` points are trained ``confirm.ranking_factor`` times as long, with the search's
-    training seed; the event holds both losses of each and their Spearman correlation.
+    The winner, the best uniform allocation and the next best points, ``effort.ranking_top`` in all, are trained
+    ``confirm.ranking_factor`` times as long, with the search's training seed; the event holds both losses of each and
+    their Spearman correlation. Fewer than ``LEAST_RANKED`` would say nothing: none is trained.
     """
-    factor, top = run.config.confirm.ranking_factor, run.study.ranked[:run.config.effort.ranking_top]
+    factor, study = run.config.confirm.ranking_factor, run.study
+    leaders = [chosen(study), study.best_uniform]
+    order = {e.allocation: e for e in (*leaders, *study.ranked) if e is not None}
+    top = sorted(list(order.values())[:run.config.effort.ranking_top], key=lambda e: (loss_of(e), e.id))
+    if len(top) < LEAST_RANKED:
+        return
     longer = run.evaluate_all([run.plan(e.allocation, "ranking_check", factor=factor) for e in top])
     finished = [(e, long) for e, long in zip(top, longer, strict=True) if long.ok]
-    if len(finished) < 2:
-        run.warn("the ranking check has fewer than two losses to compare")
+    if len(finished) < LEAST_RANKED:
+        run.warn(f"the ranking check has {len(finished)} losses to compare, fewer than {LEAST_RANKED}: it says nothing")
         return
     search_losses, losses = [loss_of(e) for e, _ in finished], [loss_of(long) for _, long in finished]
     run.record_conclusion("ranking_check", {
@@ -127,7 +156,7 @@ def deliver(run: TrialRunner, winner: Allocation) -> Allocation:
         TrainingError: If the final training did not end well.
     """
     study, folder = run.study, run.journal.path.parent
-    candidates = study.given or tuple(e.allocation for e in study.ranked)
+    candidates = study.untried or tuple(e.allocation for e in study.ranked)
     by_name = {a.fingerprint: a for a in (*candidates, winner)}
     final = study.last.get("final")
     if final is None and "end" in study.last:

@@ -16,6 +16,7 @@ from qra_bo.study.conclusion import check_ranking, check_rates, confirm, deliver
 from qra_bo.study.device_allowance import fold_peaks
 from qra_bo.study.given import Given
 from qra_bo.study.journal import Journal
+from qra_bo.study.prediction import predict
 from qra_bo.study.results import write_best
 from qra_bo.study.search_loop import Headroom, MakeSearcher, SearchLoop, recommend
 from qra_bo.study.setting import Setting
@@ -79,13 +80,15 @@ class Engine:
             if self.setting.given is not None:
                 return self._train(run, self.setting.given)
             effort, headroom = self.config.effort, Headroom(self.setting.rules(self.budget_bytes))
+            begun = run.study.begun  # a method divides the effort that the search was started with
             with run.stage("profile"):
-                # a method divides the effort that the run was started with
                 problem = self.setting.problem(self.budget_bytes, self._profile(run),
-                                               float(run.study.header["max_full_trials"]))
+                                               float(begun.get("max_full_trials", 0)))
             baselines = uniform_baselines(headroom.rules, problem.profile)
-            limit = run.study.header["uniform_baselines"]
-            begun_with_references = run.study.header.get("references", effort.references)
+            if not begun:
+                predict(run, problem, headroom.rules, baselines)
+                return self._finish(run, ())
+            limit, begun_with_references = begun["uniform_baselines"], begun.get("references", effort.references)
             with run.stage("calibration"):
                 calibrate(run, baselines)
             with run.stage("baseline"):
@@ -103,7 +106,7 @@ class Engine:
             if effort.references and not begun_with_references:
                 with run.stage("reference"):
                     evaluate_references(run, headroom)
-            if self.config.confirm.seeds:
+            if self.config.confirm.seeds and effort.max_full_trials:
                 with run.stage("confirmation"):
                     confirm(run, recommended)
                 if effort.rate_factors:
@@ -165,7 +168,7 @@ class Engine:
         study, winner = run.study, run.study.winner
         points = (study.point(a) for a in recommended)
         found = next((p for p in points if p is not None), study.incumbent)
-        if winner is None or (found is None and not study.given):
+        if winner is None or (found is None and not study.untried):
             raise no_loss("no trial within the budget gave a loss", study.trials)
         delivered = deliver(run, winner) if self.fine_tunes else winner
         if "end" not in study.last:

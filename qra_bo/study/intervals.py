@@ -24,8 +24,8 @@ class Interval:
     high: float
 
 
-def paired_interval(differences: Sequence[float]) -> Interval:
-    """Return mean and interval of ``n`` paired differences: mean +- t(0.975, n - 1) s / sqrt(n).
+def paired_interval(differences: Sequence[float], level: float = LEVEL) -> Interval:
+    """Return mean and interval of ``n`` paired differences: mean +- t((1 + level) / 2, n - 1) s / sqrt(n).
 
     Raises:
         ConfigError: If there are fewer than two.
@@ -35,7 +35,7 @@ def paired_interval(differences: Sequence[float]) -> Interval:
     if n < 2:
         raise ConfigError(f"an interval needs at least 2 paired differences, got {n}; raise confirm.seeds")
     values = np.asarray(differences, dtype=np.float64)
-    half = float(stdtrit(n - 1, (1 + LEVEL) / 2)) * float(values.std(ddof=1)) / math.sqrt(n)
+    half = float(stdtrit(n - 1, (1 + level) / 2)) * float(values.std(ddof=1)) / math.sqrt(n)
     mean = float(values.mean())
     return Interval(mean, mean - half, mean + half)
 

@@ -18,6 +18,7 @@ BEST_NAME = "best.json"
 TRAINING = ("batch", "accumulate", "length", "packing", "warmup", "lr_floor", "weight_decay", "betas", "eps", "clip",
             "optimizer", "checkpointing")
 """Keys of ``train`` that the result states."""
+PREDICTED = "predicted, not searched"
 _PROVENANCE = ("version", "git", "data_sha256", "packages", "device", "dtype", "threads")
 
 
@@ -58,7 +59,7 @@ def build_best(study: Study) -> dict[str, Any]:
                            "go on")
     header, formats = study.header, {f["name"]: f for f in study.header["formats"]}
     point, cost, full = study.point(winner), study.cost, float(header["full_trial_tokens"])
-    if point is None and not (study.given and "final" in study.last):
+    if point is None and not ("prediction" in study.last or (study.given and "final" in study.last)):
         raise JournalError(f"the journal holds no full-fidelity trial of the winner {winner.fingerprint}")
     bits = [parse_format(f).bits for f in winner.formats]
     uniform = is_uniform(winner) if point is None else study.counts_as_uniform(point)
@@ -70,7 +71,8 @@ def build_best(study: Study) -> dict[str, Any]:
             "init": header["init"], "codes": rounding_of(header["config"]),
             "embeddings": embeddings_of(header["config"]), "oracle": header["oracle"], "method": header["method"],
             "effort": study.last.get("extension", header)["effort"],
-            "searched": not study.given, "winner_kind": "uniform" if uniform else "mixed",
+            "searched": not study.untried, "prediction": _prediction(study),
+            "winner_kind": "uniform" if uniform else "mixed",
             "learning_rate": study.last["calibration"]["lr"], "lr_rule": study.last["calibration"]["rule"],
             "training": _training(study),
             **_loss(study, point), "final": _final(study), "versus_best_uniform": _versus(study, winner),
@@ -102,20 +104,27 @@ def metadata_bits(end: Mapping[str, Any], unit_numel: Sequence[int]) -> float:
 
 def _loss(study: Study, point: Trial | None) -> dict[str, Any]:
     """Return the reported loss: the mean test loss over unseen seeds, where the winner was confirmed; that of the final
-    fine-tune, where nothing was searched."""
+    fine-tune, where nothing was searched; ``None`` where nothing was trained either."""
     if point is None:
-        final = study.last["final"]
-        return {"loss": final["loss"], "loss_se": final["loss_se"], "fidelity": "high", "metric": "test_loss",
-                "search_loss": None}
+        final = study.last.get("final", {})
+        return {"loss": final.get("loss"), "loss_se": final.get("loss_se"), "fidelity": "high" if final else "none",
+                "metric": "test_loss", "search_loss": None}
     confirmation = study.last.get("confirmation")
     fidelity = "high" if study.trains else "proxy"
     for side in ("candidate", "reference"):
-        if confirmation is not None and confirmation[side] == point.allocation.to_json():
+        if confirmation and confirmation["train_seeds"] and confirmation[side] == point.allocation.to_json():
             losses = np.array(confirmation[f"{side}_losses"], dtype=np.float64)
             return {"loss": float(losses.mean()), "loss_se": float(losses.std(ddof=1) / np.sqrt(len(losses))),
                     "fidelity": fidelity, "metric": "test_loss", "search_loss": point.loss}
     return {"loss": point.loss, "loss_se": point.result.loss_se, "fidelity": fidelity,
             "metric": "validation_loss", "search_loss": point.loss}
+
+
+def _prediction(study: Study) -> dict[str, Any] | None:
+    """Return the predicted difference to the best uniform baseline, where the winner was predicted and not searched."""
+    found = study.last.get("prediction")
+    return None if found is None else {
+        "label": PREDICTED, **{k: found[k] for k in ("mean", "low", "high", "steps", "sources", "reference")}}
 
 
 def _final(study: Study) -> dict[str, Any] | None:

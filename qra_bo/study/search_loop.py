@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from qra_bo.memory.budget import smallest
-from qra_bo.searchers.base import Recommending, Searcher, SearchProblem, SelfChecking
+from qra_bo.searchers.base import Forecasting, Recommending, Searcher, SearchProblem, SelfChecking
 from qra_bo.space import Allocation, with_allowance
 from qra_bo.study.setting import BaselineRules
 from qra_bo.study.state import as_observation, cost_of
@@ -82,7 +82,7 @@ class SearchLoop:
         by_key = {e.spec.key: e for e in known}
         self._known = set(by_key)
         self._told = [as_observation(e) for e in by_key.values() if self._is_observation(e)]
-        self._narrowed = False
+        self._narrowed = self._stopped = False
         self._searcher = self._new_searcher()
         self._pending: dict[str, PlannedTrial] = {}
         self._submitted: set[str] = set()
@@ -153,7 +153,7 @@ class SearchLoop:
         """Ask until ``workers`` trials are pending or will cost what is ``left`` to spend (training tokens); a trial
         that the engine had planned before is told at once."""
         run, searcher, high = self.run, self._searcher, self.run.config.fidelity.high
-        while searcher is not None and not self._narrowed and len(self._pending) < workers:
+        while searcher is not None and not self._narrowed and not self._stopped and len(self._pending) < workers:
             expected = sum(p.spec.steps for p in self._pending.values())
             if run.setting.full_trial_tokens * expected / high >= left:
                 return
@@ -165,11 +165,29 @@ class SearchLoop:
                 return
             for proposal in proposals:
                 planned = self._planned(searcher.name, proposal)
+                if self._stops(searcher, planned):
+                    return
                 found = run.study.by_key.get(planned.spec.key)
                 if found is not None and found.stage in ENGINE_STAGES:
                     self._tell(found)
                 else:
                     self._pending[planned.spec.key] = planned
+
+    def _stops(self, searcher: Searcher, planned: PlannedTrial) -> bool:
+        """Return whether the search ends before ``planned``, and record it: no trial is likely to show a gain.
+
+        A search that stopped here before stops again, whatever is pending; one with a lower ``effort.stop`` goes on.
+        """
+        run, least = self.run, self.run.config.effort.stop
+        chance = searcher.chance_of_gain if isinstance(searcher, Forecasting) else None
+        if least is None or chance is None or chance >= least:
+            return False
+        fields = {"before": planned.spec.key, "chance": chance, "least": least}
+        if run.replay and run.study.last.get("stopped", {}).get("before") != planned.spec.key:
+            return False
+        run.record_conclusion("stopped", fields)
+        self._stopped = True
+        return True
 
     def _planned(self, name: str, proposal: Proposal) -> PlannedTrial:
         """Return the trial of a proposal that keeps the searcher's contract."""

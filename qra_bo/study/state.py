@@ -27,9 +27,10 @@ REFRESH_SECONDS = 1.0
 """Least time between two writes of progress alone."""
 FORWARD_SHARE = 1 / 3
 """Cost of a forward-only token in training tokens."""
-UNSEARCHED_STAGES = frozenset({"reference", "confirmation", "rate_check", "ranking_check"})
+UNSEARCHED_STAGES = frozenset({"reference", "repeat", "confirmation", "rate_check", "ranking_check"})
 """Stages that count in a run's cost and not against its effort."""
-CONCLUSIONS = ("surrogate_check", "confirmation", "rate_check", "ranking_check", "final", "end")
+CONCLUSIONS = ("prediction", "surrogate_check", "choice", "confirmation", "rate_check", "ranking_check", "final",
+               "end")
 """Events that another trial of the search makes outdated: a run that was extended concludes again."""
 
 
@@ -88,6 +89,8 @@ class Study:
 
     Attributes:
         given: Allocations that the run trains without a search, in the order of preference; empty for a search.
+        begun: The header, or where that began without trials (``effort=instant``), the extension that searches; empty
+            before it. A search repeats its proposals with the effort that it was begun with.
         last: The last event of each kind that is not outdated.
         by_key: The first trial of every specification, by its key.
         points: Finished full-fidelity trials that may be incumbent: within the budget as predicted and as measured, on
@@ -102,6 +105,7 @@ class Study:
     def __init__(self, events: Iterable[Mapping[str, Any]] = ()) -> None:
         self.header: Mapping[str, Any] = {}
         self.given: tuple[Allocation, ...] = ()
+        self.begun: Mapping[str, Any] = {}
         self.trials: list[Trial] = []
         self.last: dict[str, Mapping[str, Any]] = {}
         self.measured: list[Mapping[str, Any]] = []
@@ -125,6 +129,9 @@ class Study:
             self.last[kind] = event
             if kind == "header":
                 self.header, self.given = event, given_allocations(event)
+                self._begin(event)
+            elif kind == "extension":
+                self._begin(event)
             elif kind == "trial":
                 self._add_trial(Trial.from_json(event))
                 self.overhead_seconds += float(event.get("overhead_seconds", 0.0))
@@ -140,6 +147,10 @@ class Study:
         except (KeyError, TypeError, ValueError, SpaceError) as error:
             raise JournalError(f"the {kind} event in the journal is malformed: {error!r}; it was not written by this "
                                "program") from error
+
+    def _begin(self, event: Mapping[str, Any]) -> None:
+        if not self.begun and float(event.get("max_full_trials", 1)) > 0:
+            self.begun = event
 
     def _add_trial(self, trial: Trial) -> None:
         self.trials.append(trial)
@@ -171,6 +182,17 @@ class Study:
     @property
     def budget_bytes(self) -> int:
         return int(self.header["budget_bytes"])
+
+    @property
+    def untried(self) -> tuple[Allocation, ...]:
+        """Allocations that are delivered without a trial, in the order of preference: given or predicted ones."""
+        predicted = self.last.get("prediction", {}).get("allocations", ())
+        return self.given or tuple(Allocation.from_json(a) for a in predicted)
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether the learning rate was chosen in this run, and not given or predicted."""
+        return "source" not in self.last.get("calibration", {"source": None})
 
     @property
     def trains(self) -> bool:
@@ -212,18 +234,18 @@ class Study:
     @property
     def winner(self) -> Allocation | None:
         """The allocation that the run delivers: of the end event, else of the confirmation, else the incumbent, or the
-        first that was given.
+        first that was given or predicted.
 
         ``None`` before the first point. Raises ``JournalError`` if the end event names an allocation without a trial.
         """
         named = self.last.get("end", {}).get("best")
         if named is not None:
-            for allocation in (*self.given, *(e.allocation for e in self.trials)):
+            for allocation in (*self.untried, *(e.allocation for e in self.trials)):
                 if allocation.fingerprint == named:
                     return allocation
             raise JournalError(f"the journal's end names {named} as the best, which was neither evaluated nor given")
-        if self.given:
-            return self.given[0]
+        if self.untried:
+            return self.untried[0]
         if "confirmation" in self.last:
             c = self.last["confirmation"]
             return Allocation.from_json(c["candidate" if c["winner_kind"] == "mixed" else "reference"])

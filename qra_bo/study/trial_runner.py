@@ -27,7 +27,8 @@ from qra_bo.utils.version import __version__
 
 Listener = Callable[[Mapping[str, Any]], None]
 """Gets every journal event of a run, those of earlier sessions first."""
-ENGINE_STAGES = frozenset({"calibration", "baseline", "reference", "confirmation", "rate_check", "ranking_check"})
+ENGINE_STAGES = frozenset({"calibration", "baseline", "reference", "repeat", "confirmation", "rate_check",
+                           "ranking_check"})
 """Stages of trials that the engine plans; all other stages are a searcher's."""
 
 
@@ -86,19 +87,24 @@ class TrialRunner:
             JournalError: If the journal belongs to another configuration.
         """
         effort = {"effort": self.config.effort.name, "max_full_trials": float(self.config.effort.max_full_trials),
-                  "planned_cost": self.setting.planned_cost}
-        prior = prior_sha256(self.config.surrogate.prior)
+                  "planned_cost": self.setting.planned_cost,
+                  "uniform_baselines": self.config.effort.uniform_baselines,
+                  "references": self.config.effort.references}
+        learned = {"prior_sha256": prior_sha256(self.config.surrogate.prior),
+                   "rates_sha256": prior_sha256(self.config.surrogate.rates)}
         header = self.study.header
         if not header:
-            self._append("header", {**self._header(), "prior_sha256": prior, **effort})
+            self._append("header", {**self._header(), **learned, **effort})
         else:
             config = self.config.to_journal()
             check_same_given(self.journal.path, header, self.setting.given)
             check_same_configuration(self.journal.path, header, config, self.config.config_sha256)
-            if header.get("prior_sha256") != prior:  # the search would not repeat its proposals
-                raise JournalError(f"the run in {self.journal.path} can't be continued: the file of surrogate.prior "
-                                   f"has changed since it began (sha256 was {header.get('prior_sha256')} and is "
-                                   f"{prior}). Restore it, or start a new run with another out=")
+            for name, now in learned.items():
+                before = header.get(name, now if name == "rates_sha256" else None)
+                if before != now:  # the run would not repeat its proposals or its prediction
+                    raise JournalError(f"the run in {self.journal.path} can't be continued: the file of surrogate."
+                                       f"{name.removesuffix('_sha256')} has changed since it began (sha256 was "
+                                       f"{before} and is {now}). Restore it, or start a new run with another out=")
             if self.study.last.get("extension", header)["planned_cost"] != self.setting.planned_cost:
                 self._append("extension", effort)
             other = [f"{key} {old} -> {new}" for key, old, new in
@@ -118,8 +124,7 @@ class TrialRunner:
                 "unit_numel": [int(n) for n in s.space.unit_numel], "budget_bytes": self.budget_bytes,
                 "budget_text": c.budget[0], "max_average_bits": c.max_average_bits, "scope": c.memory.scope,
                 "oracle": c.oracle.name, "high_steps": c.fidelity.high, "low_steps": c.fidelity.low,
-                "full_trial_tokens": s.full_trial_tokens, "uniform_baselines": c.effort.uniform_baselines,
-                "references": c.effort.references, "alpha_over_rank": c.adapter.alpha_over_rank,
+                "full_trial_tokens": s.full_trial_tokens, "alpha_over_rank": c.adapter.alpha_over_rank,
                 "init": c.adapter.init, "method": c.method.name,
                 "allowance": None if allowance is None else asdict(allowance),
                 "given": None if s.given is None else s.given.to_json()}

@@ -37,7 +37,7 @@ def test_defaults(default: RunConfig) -> None:
     assert (default.memory.scope, default.oracle.name, default.data.name) == ("peak", "finetune", "plays")
 
 
-@pytest.mark.parametrize(("effort", "equivalents"), [("quick", 12), ("normal", 40), ("thorough", 120)])
+@pytest.mark.parametrize(("effort", "equivalents"), [("instant", 0), ("quick", 12), ("normal", 40), ("thorough", 120)])
 def test_effort_fixes_what_a_search_may_spend(effort: str, equivalents: int) -> None:
     assert load_config([f"effort={effort}"]).effort.max_full_trials == equivalents
 

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from qra_bo.config import RunConfig, load_config
 from qra_bo.config.compose import config_from
 from qra_bo.config.overrides import inspect, normalise, with_default_model
@@ -223,12 +225,15 @@ def allocation(data: bytes) -> None:
 
 
 def prior(data: bytes) -> None:
-    """What earlier runs taught: a file of ``surrogate.prior``."""
+    """What earlier runs taught: a file of ``surrogate.prior`` or ``surrogate.rates``."""
     try:
-        found = load_prior(SCRATCH.file("prior.json", data))
+        found = load_prior(str(SCRATCH.file("prior.json", data)))
     except UserError:
         return
-    for part in found.values():
+    check(np.isfinite(found.rates.slopes).all() and found.rates.slopes.min() >= 0, "slopes", found.rates)
+    check(np.isfinite(found.rates.covariance).all() and 0 <= found.rates.error < math.inf, "a covariance", found.rates)
+    check(0 < found.lr_scale < math.inf, "a learning rate", found.lr_scale)
+    for part in found.parts.values():
         check(0 < part.scale < math.inf and 0 < part.spread < math.inf, "a scale", part)
 
 

@@ -11,11 +11,13 @@ from qra_bo.api import search
 from qra_bo.searchers.baselines import RandomSearch
 from qra_bo.searchers.priors import prior_file, shipped_priors
 from qra_bo.searchers.structured.features import build_components
+from qra_bo.searchers.structured.rates import Rates
 from qra_bo.searchers.structured.searcher import StructuredSearch
 from qra_bo.searchers.structured.transfer import (
     LEAST_SPREAD,
     MOST_SPREAD,
     PartPrior,
+    Prior,
     combine,
     fitted_scales,
     load_prior,
@@ -35,17 +37,22 @@ def test_scales_combine_as_geometric_means_with_bounded_spread() -> None:
     assert found["rank"] == PartPrior(1.0, LEAST_SPREAD)
 
 
+def with_parts(**parts: PartPrior) -> Prior:
+    return Prior(Rates(np.ones(3), np.eye(3), 0.01, 24, 1), parts, 1.0, ("a run",))
+
+
 def test_prior_survives_its_file_and_malformed_files_are_refused(tmp_path: Path) -> None:
-    path, prior = tmp_path / "prior.json", {"quantization_sensitivity": PartPrior(0.3, 0.5)}
-    save_prior(prior, ["a run"], path)
-    assert load_prior(path) == prior
-    for text, said in (("{", "holds no prior"), ('{"schema_version": 9, "parts": {}}', "schema_version is 9"),
-                       ('{"schema_version": 1, "parts": {"a": {"scale": -1, "spread": 1}}}', "greater than 0")):
-        path.write_text(text)
+    path, prior = tmp_path / "prior.json", with_parts(quantization_sensitivity=PartPrior(0.3, 0.5))
+    save_prior(prior, path)
+    assert load_prior(str(path)).parts == prior.parts
+    text = path.read_text()
+    for changed, said in (("{", "holds no prior"), (text.replace('"schema_version": 2', '"schema_version": 9'), "is 9"),
+                          (text.replace("0.3", "-1"), "greater than 0")):
+        path.write_text(changed)
         with pytest.raises(ConfigError, match=said):
-            load_prior(path)
+            load_prior(str(path))
     with pytest.raises(ConfigError, match="can't be read"):
-        load_prior(tmp_path / "absent.json")
+        load_prior(str(tmp_path / "absent.json"))
 
 
 def test_learned_priors_apply_to_their_parts_alone() -> None:
@@ -65,7 +72,8 @@ def test_scales_of_one_study_change_the_next_search(tmp_path: Path) -> None:
     assert scales is not None
     assert set(scales) == {c.name for c in build_components(problem)}
     path = tmp_path / "prior.json"
-    save_prior({name: PartPrior(10 * part.scale, part.spread) for name, part in combine([scales]).items()}, [], path)
+    save_prior(with_parts(**{name: PartPrior(10 * part.scale, part.spread)
+                             for name, part in combine([scales]).items()}), path)
     plain, taught = (StructuredSearch(problem, n_prior=0, prior=prior)
                      for prior in (None, str(path)))
     for searcher in (plain, taught):
@@ -83,12 +91,12 @@ def test_prior_of_finished_runs_is_used_by_a_run(tmp_path: Path, capsys: pytest.
     run = search([*common, f"out={tmp_path / 'first'}", "effort=quick", "effort.max_full_trials=20"])
     path = tmp_path / "prior.json"
     assert command.main([str(run.folder), "--out", str(path)]) == 0
-    assert "quantization_sensitivity" in load_prior(path)
+    assert "quantization_sensitivity" in load_prior(str(path)).parts
     taught = search([*common, f"out={tmp_path / 'second'}", "effort=quick", f"surrogate.prior={path}"])
     assert taught.best["loss"] < 10.0
     same = [*common, f"out={tmp_path / 'second'}", "effort=quick", f"surrogate.prior={path}"]
     held = path.read_bytes()
-    save_prior({"quantization_sensitivity": PartPrior(0.2, 0.5)}, ["others"], path)
+    save_prior(with_parts(quantization_sensitivity=PartPrior(0.2, 0.5)), path)
     with pytest.raises(JournalError, match=r"surrogate\.prior has changed.*Restore it"):
         search(same)
     path.write_bytes(held)
@@ -104,5 +112,7 @@ def test_prior_of_finished_runs_is_used_by_a_run(tmp_path: Path, capsys: pytest.
 @pytest.mark.parametrize("name", shipped_priors())
 def test_shipped_prior_covers_the_parts(name: str) -> None:
     known = {c.name for c in build_components(make_problem()[0])}
-    assert known == set(load_prior(prior_file(name)))
+    prior = load_prior(name)
+    assert known == set(prior.parts)
+    assert prior.rates.slopes.min() > 0
     assert prior_file("~/mine.json") == Path.home() / "mine.json"

@@ -4,7 +4,7 @@ import inspect
 import math
 import pkgutil
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,6 @@ from botorch.acquisition.analytic import LogExpectedImprovement, PosteriorMean
 
 from qra_bo.searchers.base import SearchProblem
 from qra_bo.searchers.observations import ObservingSearcher, TrustRegion, kept_indices
-from qra_bo.searchers.priors import prior_file
 from qra_bo.searchers.structured.features import build_components, prior_share, prior_tables
 from qra_bo.searchers.structured.transfer import load_prior, with_prior
 from qra_bo.sensitivity import BELIEVED, MEASURES, unknown_measure
@@ -26,6 +25,8 @@ from surrogates.structured import Design, StructuredModel, StructuredSettings
 THOMPSON = "thompson"
 ACQUISITIONS: Mapping[str, Callable[..., Any]] = {"logei": LogExpectedImprovement, "mean": PosteriorMean}
 """Acquisition functions by name, besides ``"thompson"``."""
+KNOWN = 0.3
+"""Scales of the parts about learned rates, as a share of those about nothing."""
 LEAST_CHECKED = 5
 """Observations below which rank correlation and coverage say nothing."""
 
@@ -39,7 +40,7 @@ class StructuredSearch(ObservingSearcher):
 
     Args:
         n_prior: Proposals solved under assumed exchange rates of bits and ranks, before any is learned; ``None``: see
-            ``features.prior_share``.
+            ``features.prior_share``. None are where ``rates`` is given.
         draws: Posterior samples solved for every global proposal, besides the posterior mean.
         temperatures: Factors on the deviation of the samples from the posterior mean, in turn.
         acquisition: ``"logei"``, ``"mean"`` (posterior mean), ``"thompson"`` (the solution of one posterior sample),
@@ -53,10 +54,13 @@ class StructuredSearch(ObservingSearcher):
             has grown by a twentieth of the excess.
         prior: Prior of the parts' scales learned from earlier runs: a file or the name of one that comes with the
             package; or ``None``.
+        rates: Learned exchange rates, likewise: the surrogate's prior mean, whose optimum is the first proposal;
+            ``None``: the prior mean is constant.
         without: Parts of the surrogate to leave out, by their names in ``build_components``.
         quantization_sensitivity: Its measure, see ``measured_sensitivity``.
 
     Attributes:
+        chance_of_gain: See ``Forecasting``.
         region: Trust region of the global proposals, in units whose choice may change.
     """
 
@@ -65,8 +69,8 @@ class StructuredSearch(ObservingSearcher):
     def __init__(self, problem: SearchProblem, *, n_prior: int | None = None, draws: int = 6,
                  temperatures: Sequence[float] = (1.0, 0.5), acquisition: str | Callable[..., Any] = "logei",
                  rel_gap: float = 1e-3, most: int = 500, always_fitted: int = 150, prior: str | None = None,
-                 without: Collection[str] = (), quantization_sensitivity: str = BELIEVED,
-                 model: StructuredSettings | None = None) -> None:
+                 rates: str | None = None, without: Collection[str] = (),
+                 quantization_sensitivity: str = BELIEVED, model: StructuredSettings | None = None) -> None:
         problems, acquire = [], None
         if most < 2 or always_fitted < 0:
             problems.append(f"most must be at least 2 and always_fitted at least 0; got {most} and {always_fitted}")
@@ -88,14 +92,21 @@ class StructuredSearch(ObservingSearcher):
         self._acquire = acquire
         self._draws, self._temperatures, self._rel_gap = draws, temperatures, rel_gap
         self._most, self._always_fitted, self._settings = most, always_fitted, model
-        parts = build_components(problem, without, quantization_sensitivity)
-        self._design = Design(with_prior(parts, {} if prior is None else load_prior(prior_file(prior))))
-        n_prior = prior_share(problem.max_full_trials) if n_prior is None else n_prior
-        self._prior = prior_tables(problem, n_prior, quantization_sensitivity)
+        parts = with_prior(build_components(problem, without, quantization_sensitivity),
+                           {} if prior is None else load_prior(prior).parts)
+        if rates is None:
+            self._design = Design(parts)
+            n_prior = prior_share(problem.max_full_trials) if n_prior is None else n_prior
+            self._prior = prior_tables(problem, n_prior, quantization_sensitivity)
+        else:  # what the parts are left to explain is what the learned rates do not
+            centre = load_prior(rates).rates.table(problem)
+            self._design = Design([replace(c, scale=KNOWN * c.scale) for c in parts], torch.from_numpy(centre))
+            self._prior = [centre]
         n_units = problem.space.n_units
         self.region = TrustRegion(max(2, n_units // 2), 2, n_units, max(2, n_units // 2), factor=1.5)
         self._model: StructuredModel | None = None
         self._scaled: tuple[StructuredModel, int] | None = None
+        self.chance_of_gain: float | None = None
 
     def tell(self, trials: Sequence[Trial]) -> None:
         """Learn of finished trials; the region grows where a global proposal improves on the least loss."""
@@ -132,6 +143,7 @@ class StructuredSearch(ObservingSearcher):
         return mean.numpy(), sd.numpy()
 
     def _next(self) -> IntArray | None:
+        self.chance_of_gain = None
         while self._prior:
             row = self._solve(self._prior.pop(0), self._rel_gap, forbid=False)
             if row is None or len(self._seen.fresh(row[None])):
@@ -142,12 +154,15 @@ class StructuredSearch(ObservingSearcher):
         candidates = self._seen.fresh(self._candidates(model))
         if not len(candidates):
             return self._solve(model.mean_table().numpy(), self._rel_gap)
-        if self._acquire is None:
-            return np.asarray(candidates[0])
-        best_f = float(model.latent(model.rows)[0].min())
-        with torch.no_grad():
-            acquisition = self._acquire(model=model, best_f=best_f, maximize=False)
-            return np.asarray(candidates[int(acquisition(torch.from_numpy(candidates).double()[:, None, :]).argmax())])
+        chosen, best_f = 0, float(model.latent(model.rows)[0].min())
+        if self._acquire is not None:
+            with torch.no_grad():
+                acquisition = self._acquire(model=model, best_f=best_f, maximize=False)
+                chosen = int(acquisition(torch.from_numpy(candidates).double()[:, None, :]).argmax())
+        mean, sd = model.latent(torch.from_numpy(candidates[chosen:chosen + 1]))
+        needed = best_f - math.sqrt(2.0) * model.scales["noise"] - float(mean)
+        self.chance_of_gain = float(torch.special.ndtr(needed / sd))
+        return np.asarray(candidates[chosen])
 
     def _candidates(self, model: StructuredModel) -> IntArray:
         """Solve posterior samples exactly, everywhere and within the trust region around the incumbent, ``m x 2 L``.

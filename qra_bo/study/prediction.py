@@ -1,0 +1,69 @@
+"""The allocation of ``effort=instant``: the exact optimum under learned exchange rates, predicted and not searched."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.special import ndtri
+
+from qra_bo.searchers.base import SearchProblem
+from qra_bo.searchers.structured.rates import row_of
+from qra_bo.searchers.structured.transfer import load_prior
+from qra_bo.space import Allocation, FloatArray
+from qra_bo.space.knapsack import solve_knapsack
+from qra_bo.study.intervals import LEVEL
+from qra_bo.study.setting import BaselineRules
+from qra_bo.study.trial_runner import TrialRunner
+from qra_bo.utils.errors import BudgetError
+
+BY_PRIOR = "learned from earlier runs, not calibrated in this one"
+"""Source of a predicted allocation's learning rate."""
+SHRUNK = (0.97, 0.94)
+"""Shares of the budget for what is delivered where the predicted allocation measures over the budget."""
+REL_GAP = 1e-4
+
+
+def predict(run: TrialRunner, problem: SearchProblem, rules: BaselineRules, baselines: Sequence[Allocation]) -> None:
+    """Record the allocation that the learned rates call best, and what they predict of it; no trial is run.
+
+    The event ``prediction`` holds ``allocations`` (the one to deliver, then those to take in turn where it measures
+    over the budget), ``reference`` (the best of ``baselines`` as predicted; ``None`` where no rank of theirs is on the
+    ladders), predicted difference to it with a 95 % interval (``mean``, ``low``, ``high``, nats), the trials' ``steps``
+    for which the rates were learned, and their ``sources``. The event ``calibration`` holds the learning rate.
+
+    Raises:
+        ConfigError: If the file of ``surrogate.rates`` can't be read or holds no prior.
+    """
+    config = run.config
+    prior = load_prior(config.surrogate.rates)
+    rates, table = prior.rates, prior.rates.table(problem)
+    uniform = {a: row for a in baselines if (row := row_of(problem, a)) is not None}
+    best = min(uniform, key=lambda a: rates.difference(problem, uniform[a], next(iter(uniform.values())))[0],
+               default=None)
+    found = dict(solved(problem, table, [1.0, *SHRUNK]))
+    first = next(iter(found))
+    mean, sd = (0.0, 0.0) if best is None else rates.difference(problem, found[first], uniform[best])
+    if best is not None and mean >= 0:  # a rank between two of the ladder's may be worth more than mixing
+        found, mean, sd = {best: uniform[best], **found}, 0.0, 0.0
+    half = float(ndtri((1 + LEVEL) / 2)) * sd
+    order = dict.fromkeys([*found, *(() if best is None else (best,))])
+    run.record_conclusion("prediction", {
+        "allocations": [a.to_json() for a in order], "reference": None if best is None else best.to_json(),
+        "mean": mean, "low": mean - half, "high": mean + half, "steps": rates.steps, "sources": list(prior.sources)})
+    run.record_conclusion("calibration", {
+        "lr": config.adapter.lr * prior.lr_scale, "rule": config.adapter.lr_rule, "lr_scale": prior.lr_scale,
+        "trials": [], "uniform_baselines": [], "source": BY_PRIOR})
+
+
+def solved(problem: SearchProblem, table: FloatArray, shares: Sequence[float]) -> list[tuple[Allocation, FloatArray]]:
+    """Return the best allocation under an additive ``table`` (``L x F x R``) within each share of the budget, with its
+    row; shares that hold no allocation are passed over, but for the first."""
+    found: list[tuple[Allocation, FloatArray]] = []
+    for share in shares:
+        try:
+            row = solve_knapsack(table, problem.costs, int(share * problem.budget_bytes), rel_gap=REL_GAP)
+        except BudgetError:
+            if not found:
+                raise
+            continue
+        found.append((problem.space.decode(row), np.asarray(row, dtype=np.float64)))
+    return found

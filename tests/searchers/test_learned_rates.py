@@ -1,0 +1,57 @@
+"""The default method with learned exchange rates as its prior mean."""
+
+import functools
+from dataclasses import replace
+
+import numpy as np
+
+from qra_bo.searchers.base import Forecasting
+from qra_bo.searchers.structured.searcher import StructuredSearch
+from qra_bo.searchers.structured.transfer import load_prior
+from qra_bo.space.knapsack import solve_knapsack
+from tests.conformance.searcher import SearcherSuite, evaluate, make_problem, play, proposals_of
+
+NAME = "smollm2_135m"
+
+
+class TestStructuredWithRates(SearcherSuite):
+    make = staticmethod(functools.partial(StructuredSearch, rates=NAME, draws=2))
+    limit = 6
+
+
+def test_first_proposal_is_the_optimum_of_the_learned_rates() -> None:
+    problem, _ = make_problem()
+    first = StructuredSearch(problem, rates=NAME).ask(1)[0].allocation
+    table = load_prior(NAME).rates.table(problem)
+    best = solve_knapsack(table, problem.costs, problem.budget_bytes)
+    n, row = problem.space.n_units, problem.space.encode(first)
+    at = np.arange(n)
+    assert table[at, row[:n], row[n:]].sum() - table[at, best[:n], best[n:]].sum() < 1e-4
+
+
+def test_second_proposal_depends_on_the_first_loss() -> None:
+    problem, oracle = make_problem()
+    known = [e for _, told in play(StructuredSearch(problem, n_prior=3), problem, oracle, 3) for e in told]
+    found = set()
+    for gain in (-0.5, 0.5):
+        searcher = StructuredSearch(problem, rates=NAME)
+        searcher.tell(known)
+        first = evaluate(problem, oracle, searcher.ask(1)[0], 9)
+        assert first.loss is not None
+        searcher.tell([replace(first, result=replace(first.result, loss=first.loss + gain))])
+        found.add(searcher.ask(1)[0].allocation)
+    assert len(found) == 2
+
+
+def test_chance_of_a_gain_is_a_probability_once_there_is_a_model() -> None:
+    problem, oracle = make_problem()
+    searcher = StructuredSearch(problem, n_prior=2)
+    assert isinstance(searcher, Forecasting)
+    chances = []
+    for _ in range(10):
+        rounds = play(searcher, problem, oracle, 1, batches=(1,))
+        assert proposals_of(rounds)
+        chances.append(searcher.chance_of_gain)
+    assert chances[:2] == [None, None]
+    assert all(c is not None and 0 <= c <= 1 for c in chances[2:])
+    assert len(set(chances[2:])) > 1

@@ -1,0 +1,107 @@
+"""``effort=instant``: the exact optimum under learned rates, labelled as predicted, and the search that follows it."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import qra_bo
+from qra_bo.pipeline.run import Result
+from qra_bo.report.data import load_run
+from qra_bo.report.story import answer, versus
+from qra_bo.searchers.structured.transfer import load_prior
+from qra_bo.study import load_study
+from qra_bo.study.prediction import solved
+from qra_bo.trials import Trial
+from qra_bo.utils.errors import ConfigError, JournalError
+from tests.conformance.searcher import make_problem
+
+COMMON: dict[str, Any] = {"model": "tiny", "data": "tiny", "oracle": "synthetic", "budget": "uniform:3,16",
+                          "display": "none", "device": "cpu", "dtype": "float32", "bits": [2, 3, 4],
+                          "confirm.seeds": 2}
+QUICK: dict[str, Any] = {"effort": "quick", "effort.max_full_trials": 9}
+
+
+def instant(out: Path, **more: Any) -> Result:
+    return qra_bo.allocate(**COMMON, **more, out=str(out))
+
+
+def quick(out: Path, **more: Any) -> Result:
+    return qra_bo.search(**{**COMMON, **QUICK, **more}, out=str(out))
+
+
+def kept(trials: list[Trial]) -> list[tuple[str, str, float | None]]:
+    return [(e.spec.key, e.stage, e.loss) for e in trials]
+
+
+def test_solution_is_the_exact_optimum_within_the_budget() -> None:
+    problem, _ = make_problem(3)
+    table = load_prior("smollm2_135m").rates.table(problem)
+    (allocation, row), (smaller, _) = solved(problem, table, [1.0, 0.9])
+    n_units, n_formats, n_ranks = problem.costs.shape
+    rows = np.array(list(np.ndindex(*(n_formats,) * n_units, *(n_ranks,) * n_units)))
+    losses = table[np.arange(n_units), rows[:, :n_units], rows[:, n_units:]].sum(axis=1)
+    fits = problem.costs.feasible(rows, problem.budget_bytes)
+    found = problem.space.encode(allocation)
+    assert losses[fits].min() == pytest.approx(losses[(rows == found).all(axis=1)][0], abs=1e-4)
+    assert row.tolist() == found.tolist()
+    assert problem.costs.feasible(problem.space.encode(smaller)[None], int(0.9 * problem.budget_bytes))[0]
+
+
+def test_instant_runs_no_trial_and_is_labelled_as_predicted(tmp_path: Path) -> None:
+    best = instant(tmp_path).best
+    study, d = load_study(tmp_path), load_run(tmp_path)
+    assert study.trials == []
+    assert (best["searched"], best["versus_best_uniform"], best["loss"]) == (False, None, None)
+    p = best["prediction"]
+    assert p["label"] == "predicted, not searched"
+    assert p["low"] < p["mean"] < 0 < p["steps"]
+    assert p["low"] + p["high"] == pytest.approx(2 * p["mean"])
+    assert answer(d).sentence.startswith("Predicted, not searched")
+    assert "for 24 steps" in answer(d).interval
+    assert "predicted, not searched" in versus(d)
+
+
+def test_instant_again_changes_nothing(tmp_path: Path) -> None:
+    first, journal = instant(tmp_path).best, (tmp_path / "trials.jsonl")
+    before = journal.read_text().count("prediction")
+    assert instant(tmp_path).best == first
+    assert journal.read_text().count("prediction") == before
+
+
+def test_search_after_instant_equals_one_without_it(tmp_path: Path) -> None:
+    instant(tmp_path / "grown")
+    grown, alone = quick(tmp_path / "grown"), quick(tmp_path / "alone")
+    after, apart = load_study(tmp_path / "grown"), load_study(tmp_path / "alone")
+    assert kept(after.trials) == kept(apart.trials)
+    assert after.calibrated
+    assert after.lr_scale == apart.lr_scale
+    assert (grown.best["prediction"], grown.best["searched"]) == (None, True)
+    for key in ("bits", "ranks", "loss", "versus_best_uniform", "learning_rate"):
+        assert grown.best[key] == alone.best[key]
+    assert grown.best["cost"]["training_tokens"] == alone.best["cost"]["training_tokens"]  # one profile
+    longer = quick(tmp_path / "grown", **{"effort.max_full_trials": 12})
+    assert kept(load_study(tmp_path / "grown").trials)[:len(apart.trials) - 4] == kept(apart.trials)[:-4]
+    assert longer.best["searched"]
+
+
+def test_instant_on_a_searched_folder_keeps_its_winner(tmp_path: Path) -> None:
+    searched = quick(tmp_path).best
+    again = instant(tmp_path).best
+    assert (again["bits"], again["ranks"], again["prediction"]) == (searched["bits"], searched["ranks"], None)
+
+
+def test_other_rates_are_refused_in_a_folder_that_predicted(tmp_path: Path) -> None:
+    instant(tmp_path / "run")
+    other = tmp_path / "rates.json"
+    text = Path(str(qra_bo.__file__)).parent / "searchers" / "priors" / "smollm2_135m.json"
+    other.write_text(text.read_text().replace('"steps": 24', '"steps": 25'))
+    with pytest.raises(JournalError, match=r"surrogate\.rates"):
+        instant(tmp_path / "run", **{"surrogate.rates": str(other)})
+    assert instant(tmp_path / "other", **{"surrogate.rates": str(other)}).best["prediction"]["steps"] == 25
+
+
+def test_allocate_refuses_an_effort_with_trials(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="needs effort=instant; got effort=quick"):
+        instant(tmp_path, effort="quick")

@@ -1,0 +1,55 @@
+"""The search ends before a trial that is unlikely to gain more than the noise, and repeats that when it is resumed."""
+
+from pathlib import Path
+
+import pytest
+
+from qra_bo.study import RunOutcome, read_journal
+from tests.study.problem import Walk, run
+from tests.study.test_parallel import ShuffledExecutor
+
+
+class Fading(Walk):
+    """Each proposal has half the chance of the one before: 0.5, 0.25, ..."""
+
+    chance_of_gain: float | None = 1.0
+
+    def ask(self, n: int) -> list:
+        self.chance_of_gain = (self.chance_of_gain or 1.0) / 2
+        return super().ask(n)
+
+
+def searched(outcome: RunOutcome) -> list[str]:
+    return [e.spec.key for e in outcome.study.trials if e.stage == "evolution"]
+
+
+@pytest.mark.parametrize(("stop", "trials"), [(0.3, 1), (0.2, 2), (0.1, 3)])
+def test_search_ends_before_the_first_unlikely_trial(tmp_path: Path, stop: float, trials: int) -> None:
+    outcome = run(tmp_path, searcher=Fading, effort__stop=stop)
+    assert len(searched(outcome)) == trials
+    stopped = outcome.study.last["stopped"]
+    assert stopped["chance"] < stop <= 2 * stopped["chance"]
+    assert "confirmation" in outcome.study.last
+
+
+def test_stopped_search_stops_again_and_a_longer_one_goes_on(tmp_path: Path) -> None:
+    first = run(tmp_path, searcher=Fading, effort__stop=0.2)
+    again = run(tmp_path, searcher=Fading, effort__stop=0.2)
+    assert searched(again) == searched(first)
+    assert sum(e["event"] == "stopped" for e in read_journal(tmp_path / "trials.jsonl").events) == 1
+    longer = run(tmp_path, searcher=Fading, effort__stop=None)
+    alone = run(tmp_path / "alone", searcher=Fading, effort__stop=None)
+    assert searched(longer) == searched(alone)
+    assert len(searched(longer)) > 3
+
+
+def test_several_workers_stop_where_they_stopped(tmp_path: Path) -> None:
+    first = run(tmp_path, ShuffledExecutor(2, 0), searcher=Fading, effort__stop=0.1)
+    again = run(tmp_path, ShuffledExecutor(3, 1), searcher=Fading, effort__stop=0.1)
+    assert searched(again) == searched(first)
+    assert len(searched(first)) == 3
+
+
+def test_method_without_forecast_never_stops(tmp_path: Path) -> None:
+    stopped, free = run(tmp_path / "a", effort__stop=0.9), run(tmp_path / "b", effort__stop=None)
+    assert searched(stopped) == searched(free)

@@ -1,0 +1,65 @@
+"""A prior mean of the structured model's tables: what is left to learn is the deviation from it."""
+
+import numpy as np
+import pytest
+import torch
+
+from surrogates.errors import SurrogateError
+from surrogates.structured import Component, Design, StructuredModel, StructuredSettings
+from tests.surrogates.test_structured import F, L, R, additive, design, random_rows
+
+CENTRE = 0.02 * torch.randn(L, F, R, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+STRAIGHT = StructuredSettings(residual=0.0, warps=[None])
+
+
+def centred(n: int = 12, scale: float = 0.5, shift: float = 0.0) -> StructuredModel:
+    rows = random_rows(n, 3)
+    plan = Design([Component(c.name, c.features, c.units, scale, 1e-3) for c in design().components], CENTRE)
+    y = 4.0 + additive(CENTRE, rows) + shift * additive(design().components[0].features[..., 0], rows)
+    return StructuredModel(plan, rows, y, settings=STRAIGHT)
+
+
+def test_losses_that_follow_the_prior_mean_are_predicted_everywhere() -> None:
+    model, new = centred(scale=1e-3), random_rows(30, 4)
+    mean, _ = model.predict(new)
+    torch.testing.assert_close(mean, 4.0 + additive(CENTRE, new), atol=2e-4, rtol=0.0)
+
+
+def test_fractional_ranks_interpolate_the_prior_mean() -> None:
+    plan, row = centred().design, random_rows(1).double()
+    low, high = row.clone(), row.clone()
+    low[:, L:], high[:, L:] = 0.0, 1.0
+    torch.testing.assert_close(plan.centres(0.75 * low + 0.25 * high),
+                               0.75 * plan.centres(low) + 0.25 * plan.centres(high))
+
+
+def test_deviations_from_the_prior_mean_are_learned() -> None:
+    model, new = centred(40, shift=0.01), random_rows(30, 4)
+    apart = additive(design().components[0].features[..., 0], new)
+    left = model.predict(new)[0] - additive(CENTRE, new) - 4.0
+    assert torch.corrcoef(torch.stack([left, apart]))[0, 1] > 0.95
+
+
+def test_all_views_of_the_posterior_share_the_prior_mean() -> None:
+    model, new = centred(shift=0.01), random_rows(20, 4)
+    latent = model.latent(new)[0]
+    torch.testing.assert_close(model.posterior(new.double()[:, None, :]).mean.reshape(-1), latent)
+    for table in (model.mean_table(), model.sample_tables(np.random.default_rng(0), 1, 0.0)[0]):
+        gap = latent - additive(table, new)
+        torch.testing.assert_close(gap, gap[0].expand_as(gap))  # a constant apart
+
+
+def test_leaving_out_with_a_prior_mean_equals_refitting() -> None:
+    model = centred(shift=0.01)
+    mean, sd = model.leave_one_out()
+    kept = torch.arange(len(model.y)) != 2
+    without = StructuredModel(model.design, model.rows[kept], model.y[kept], settings=STRAIGHT, like=model)
+    found, spread = without.latent(model.rows[2:3])
+    torch.testing.assert_close(mean[2:3], found)
+    noise = model.scales["noise"]
+    torch.testing.assert_close(sd[2:3].square(), spread.square() + noise**2, rtol=1e-5, atol=1e-6)
+
+
+def test_prior_mean_of_another_shape_is_refused() -> None:
+    with pytest.raises(SurrogateError, match="prior mean"):
+        Design(design().components, torch.zeros(L, F, R + 1))
