@@ -38,7 +38,7 @@ NAME, N_TOKENS = "exports", 512
 COLUMNS = ("run", "consumer", "version", "variant", "file_bytes", "load_seconds", "largest", "mean", "kl", "note")
 SCRIPTS = Path(__file__).resolve().parent / "consumers"
 ENVIRONMENTS = Path("build") / "consumers"
-FORMATS = ("sym8-g64", "sym4-g64", "sym3-g64", "sym5-g64", "sym6-g64", "sym4-g32", "sym2-g32", "fp16", "sym4-g128",
+FORMATS = ("sym8-g64", "sym4-g64", "sym3-g64", "sym5-g64", "sym6-g64", "sym4-g32", "sym2-g32", "fp16", "sym8-g32",
            "sym3-g32")
 RANKS = (1, 8, 2, 16, 4, 3, 12, 24, 5, 6)
 """Of every third of the made run's layers."""
