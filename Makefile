@@ -128,6 +128,7 @@ bench-faults: $(INSTALLED) ## Provoke kills at random moments and every other fa
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.faults $(MORE)
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.signals $(MORE)
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.fault_corruption $(MORE)
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.fault_syscalls $(MORE)
 
 audit: $(INSTALLED) ## Known vulnerabilities of what is installed; says "not run" and why without its service
 	$(BIN)/python .ci/audit.py
@@ -168,8 +169,8 @@ else
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.ablations oracle=benchmark oracle.table=bench/data/gsm8k --seeds 0 1 2 3 4
 endif
 
-bench-exports: $(INSTALLED) ## Table of loaded exports of finished runs: make bench-exports RUNS='outputs/A outputs/B'
-	$(BIN)/python -m bench.exports $(RUNS)
+bench-exports: $(INSTALLED) ## Exports against their consumers, each in an environment of its own (package index): RUNS='outputs/A'
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.exports $(RUNS)
 
 clean: ## Remove caches and .venv; runs in outputs/ stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info

@@ -1,53 +1,181 @@
-"""Losses of loaded exports: a table over finished runs whose exports were loaded again.
+"""What programs compute with the exports of a finished run, each in an environment of its own without this package.
 
-    python -m qra_bo task=export out=RUN export.check=true      (for each run, with the targets that are wanted)
-    python -m bench.exports RUN ...
+    python -m bench.exports [RUN ...]
+
+Without a run, one is made: bits of 2 to 16 and ranks mixed by layer on SmolLM2-135M. For every run and consumer the
+export is written, an environment with the consumer's packages is built under ``build/consumers`` (kept for the next
+time), and ``bench/consumers/NAME.py`` computes the logits of 512 held-out tokens in it. They are compared with the
+logits of the run's own model, computed in fp32. A consumer that can't hold a run's formats or can't be installed is a
+row with the reason.
 """
 
 import argparse
+import itertools
 import json
-from collections.abc import Sequence
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from bench.report import Target, publish
-from qra_bo.report.data import load_run
+from qra_bo.config import load_config
+from qra_bo.export import gguf
+from qra_bo.export.comparison import Reference, View
+from qra_bo.export.registry import TARGETS, export_all
+from qra_bo.export.run import FinishedRun
+from qra_bo.finetune.data.load import load_data
+from qra_bo.finetune.manifest import read_manifest
+from qra_bo.finetune.models.load import load_tokenizer
+from qra_bo.utils.errors import ConfigError
 
-NAME, CHECKS = "exports", "export/checks.json"
-COLUMNS = ("run", "what", "loaded_by", "difference", "mean", "note")
-FAITHFUL = ("manifest and adapter",)
-ROUNDED = ("adapter", "adapter of one rank", "merged into the dequantised base", "merged, as written",
-           "bitsandbytes 4 and 16 bits, with the adapter")
-LARGEST_MEAN = 0.2
-"""Mean difference of logits that bfloat16 leaves where the same sums are done in another order."""
+NAME, N_TOKENS = "exports", 512
+COLUMNS = ("run", "consumer", "version", "variant", "file_bytes", "load_seconds", "largest", "mean", "kl", "note")
+SCRIPTS = Path(__file__).resolve().parent / "consumers"
+ENVIRONMENTS = Path("build") / "consumers"
+FORMATS = ("sym8-g64", "sym4-g64", "sym3-g64", "sym5-g64", "sym6-g64", "sym4-g32", "sym2-g32", "fp16", "sym4-g128",
+           "sym3-g32")
+RANKS = (1, 8, 2, 16, 4, 3, 12, 24, 5, 6)
+"""Of every third of the made run's layers."""
+STEPS = 24
 
 
-def rows_of(folder: Path) -> list[dict[str, Any]]:
-    """The checks of one run, under a name that says what the run is."""
-    header = load_run(folder).header
-    name = f"{header.model}, {header.budget_text} {header.scope}, {'/'.join(f.name for f in header.formats)}"
-    return [{"run": name, **row} for row in json.loads((folder / CHECKS).read_text(encoding="utf-8"))["rows"]]
+@dataclass(frozen=True, slots=True)
+class Consumer:
+    """A program that loads an export.
+
+    Args:
+        name: Of its script, and of its environment.
+        target: Export target that it loads.
+        adapter: Folder of the adapter that it loads, in the run's.
+        packages: Arguments of ``pip install``.
+        limits: Measure (``largest`` or ``kl``) and bound that each variant of the script should hold.
+    """
+
+    name: str
+    target: str
+    adapter: str
+    packages: tuple[str, ...]
+    limits: Mapping[str, tuple[str, float]]
 
 
-def targets_of(rows: Sequence[dict[str, Any]]) -> list[Target]:
-    """Whether what should be the same is the same, and what should be near is near."""
-    exact = [row["difference"] for row in rows if row["what"] in FAITHFUL]
-    near = [row["mean"] for row in rows if row["what"] in ROUNDED and row["mean"] is not None]
-    missing = "no run was given that holds such an export"
-    return [Target("largest difference of logits after qra_bo.load", "0", max(exact, default=None),
-                   bool(exact) and max(exact) == 0, "" if exact else missing),
-            Target("largest mean difference of logits of exports that compute the same up to rounding",
-                   f"<= {LARGEST_MEAN}", max(near, default=None), bool(near) and max(near) <= LARGEST_MEAN,
-                   "" if near else missing),
-            Target("exports loaded by vLLM, GPTQModel and axolotl", ">= 1 each", None, False,
-                   "they need a GPU, and this was run without one")]
+CONSUMERS = (
+    Consumer("transformers", "compressed_tensors", "adapter",
+             ("numpy", "torch", "transformers>=5", "peft>=0.21", "compressed-tensors>=0.20"),
+             {"logits": ("largest", 0.0), "base": ("largest", 0.0)}),
+    Consumer("llamacpp", "gguf", "adapter", ("numpy", "llama-cpp-py-sync"),
+             {"logits": ("kl", 0.01), "logits_base-f32": ("largest", 1e-3)}),
+    Consumer("mlx", "mlx", "mlx/adapter", ("numpy", "mlx[cpu]", "mlx-lm"), {"logits": ("largest", 1e-3)}))
+"""Scripts take the export's folder, the adapter's, a file of tokens (``n``, .npy) and their output (.npz): arrays of
+logits (``n x v``, fp32) by the name of a variant (``base`` has no adapter), ``load_seconds``, ``version``."""
+
+
+def make_run(folder: Path) -> Path:
+    """Fine-tune the mixed run, unless ``folder`` holds it; return the folder."""
+    if (folder / "best.json").is_file():
+        return folder
+    allocation = folder.parent / "mixed.json"
+    allocation.parent.mkdir(parents=True, exist_ok=True)
+    allocation.write_text(json.dumps({"formats": FORMATS * 3, "ranks": RANKS * 3}), encoding="utf-8")
+    subprocess.run([sys.executable, "-m", "qra_bo", "task=finetune", f"allocation={allocation}", f"out={folder}",
+                    f"final.steps={STEPS}", "budget=2GB", "device=cpu", "display=plain",
+                    *(["resume=true"] if folder.is_dir() else [])], check=True)
+    return folder
+
+
+def held_out_tokens(run: Path) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Return the first tokens, ``n``, of the test split of the embedded text, by the run's tokenizer."""
+    config = load_config(["data=plays"])
+    data = load_data(config.data, load_tokenizer(read_manifest(run).model), config.train.length, config.seed)
+    return data.test.input_ids.reshape(-1)[:N_TOKENS]
+
+
+def environment(consumer: Consumer) -> Path:
+    """Build the consumer's environment, unless it is there; return its interpreter. Raises ``CalledProcessError``."""
+    folder = ENVIRONMENTS / consumer.name
+    python, done = (folder / "bin" / "python").absolute(), folder / "packages.json"
+    if not done.is_file() or json.loads(done.read_text(encoding="utf-8")) != list(consumer.packages):
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
+        subprocess.run([str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
+                        *consumer.packages], check=True)
+        done.write_text(json.dumps(consumer.packages), encoding="utf-8")
+    return python
+
+
+def rows_of(run: FinishedRun, name: str, consumer: Consumer, tokens: Path, reference: Reference) \
+        -> Iterator[dict[str, Any]]:
+    """Export a run, load it by the consumer, and compare every variant."""
+    row: dict[str, Any] = {"run": name, "consumer": consumer.name, "target": consumer.target}
+    if consumer.target not in TARGETS:
+        yield {**row, "note": f"this release has no export target {consumer.target}"}
+        return
+    try:
+        paths = export_all(run.folder, [consumer.target], gguf_files=list(gguf.FILES))
+        python = environment(consumer)
+    except (ConfigError, subprocess.CalledProcessError) as error:
+        yield {**row, "note": str(error)}
+        return
+    folder = run.folder / TARGETS[consumer.target].path
+    with tempfile.TemporaryDirectory() as beside:
+        out = Path(beside) / "logits.npz"
+        done = subprocess.run(
+            [str(python), str(SCRIPTS / f"{consumer.name}.py"), str(folder.resolve()),
+             str((run.folder / consumer.adapter).resolve()), str(tokens), str(out)],
+            cwd=beside, env={"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+            check=False)
+        if done.returncode:
+            yield {**row, "note": f"failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}"}
+            return
+        found = dict(np.load(out))
+    weights = {path: path.stat().st_size for path in paths if path.suffix in (".safetensors", ".gguf")}
+    row |= {"version": str(found["version"]), "load_seconds": float(found["load_seconds"]),
+            "file_bytes": int(found.get("bytes", sum(weights.values())))}
+    for variant, logits in found.items():
+        if logits.ndim == 2:
+            view = View(variant, torch.from_numpy(logits), adapted=variant != "base")
+            compared = reference.row(view, consumer.name)
+            yield {**row, "variant": variant, "largest": compared.largest, "mean": compared.mean, "kl": compared.kl,
+                   "note": compared.note}
+
+
+def targets_of(rows: Sequence[Mapping[str, Any]]) -> list[Target]:
+    """Compare the worst of each variant, over all runs, with its bound."""
+    found = []
+    for consumer in CONSUMERS:
+        for variant, (measure, bound) in consumer.limits.items():
+            values = [r[measure] for r in rows
+                      if r["consumer"] == consumer.name and r.get("variant") == variant and r[measure] is not None]
+            notes = [str(r["note"]) for r in rows if r["consumer"] == consumer.name and r.get("note")]
+            what = {"largest": "largest difference of logits", "kl": "KL divergence (nats)"}[measure]
+            found.append(Target(f"{consumer.name}, {variant}: {what}", "0" if bound == 0 else f"<= {bound:g}",
+                                max(values, default=None), bool(values) and max(values) <= bound,
+                                "" if values else "; ".join(notes) or "its script gave no such logits"))
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=Path)
-    rows = [row for folder in parser.parse_args(arguments).runs for row in rows_of(folder)]
-    publish(NAME, targets_of(rows), rows, COLUMNS)
+    parser.add_argument("runs", nargs="*", type=Path)
+    parser.add_argument("--consumers", nargs="*", default=[c.name for c in CONSUMERS])
+    parser.add_argument("--out", type=Path, help="folder of the results instead of bench/results")
+    given = parser.parse_args(arguments)
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as beside:
+        for folder in given.runs or [make_run(Path("build") / "exports" / "run")]:
+            run, tokens = FinishedRun.read(folder), Path(beside) / "tokens.npy"
+            ids = held_out_tokens(folder)
+            np.save(tokens, ids)
+            reference = Reference(run, torch.from_numpy(ids))
+            names = sorted({str(entry["name"]) for entry in run.manifest["modules"].values()})
+            name = f"{run.best['model']}, {'/'.join(names)}, ranks {'/'.join(map(str, sorted(set(run.best['ranks']))))}"
+            rows += itertools.chain.from_iterable(rows_of(run, name, consumer, tokens, reference)
+                                                  for consumer in CONSUMERS if consumer.name in given.consumers)
+    publish(NAME, targets_of(rows), rows, COLUMNS, threads=1, **({} if given.out is None else {"folder": given.out}))
 
 
 if __name__ == "__main__":

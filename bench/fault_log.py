@@ -48,6 +48,11 @@ class Tries:
         return Counter(t["fault"] for t in self._read() if not t["problem"])
 
     @property
+    def last(self) -> dict[str, str]:
+        """What went wrong in the last try of every fault, or nothing."""
+        return {t["fault"]: t["problem"] for t in self._read()}
+
+    @property
     def in_the_middle(self) -> int:
         """Good tries that hit an evaluation with steps behind it."""
         return sum(t["in_the_middle"] for t in self._read() if not t["problem"])

@@ -38,8 +38,11 @@ NEEDED = ("torch", "peft", "transformers.models.llama.modeling_llama", "qra_bo.p
 Prepare = Callable[[], None]
 
 
-def warm_up() -> None:
-    """Import what every run needs, on one thread (a forked process must not miss any), and use most of it once."""
+def warm_up(report: bool = False) -> None:
+    """Import what every run needs, on one thread (a forked process must not miss any), and use most of it once.
+
+    Without ``report`` runs write none: it is made from the journal, and takes as long as the rest.
+    """
     import torch
 
     torch.set_num_threads(1)
@@ -51,7 +54,8 @@ def warm_up() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         make_oracle(load_config(OVERRIDES).to_dict(), folder).close()
-    run.write_report = lambda folder: []  # made again from the journal at any time; it takes as long as the rest
+    if not report:
+        run.write_report = lambda folder: []
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ def inject(kind: str, number: int, folder: Path, plain: Path, rng: np.random.Gen
     return problem
 
 
-def _beside(work: Callable[[], None]) -> int:
+def beside(work: Callable[[], None]) -> int:
     """Do some work in a forked process (no pool: its threads would be forked with the runs); its id."""
     sys.stdout.flush()
     pid = os.fork()
@@ -134,9 +134,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     before = tries.tried
     missing = {kind: max(0, n - before[kind])
                for kind, n in {**dict.fromkeys((*SIGNALS, *KINDS), wanted), KILL: kills}.items()}
-    left = [_beside(lambda: inject_all({k: missing[k] for k in KINDS}, folder, options.seed + sum(before.values()), end,
+    left = [beside(lambda: inject_all({k: missing[k] for k in KINDS}, folder, options.seed + sum(before.values()), end,
                                        tries))]
-    left += [_beside(lambda i=i: disturb(  # type: ignore[misc]
+    left += [beside(lambda i=i: disturb(  # type: ignore[misc]
         {kind: missing[kind] // jobs + (i < missing[kind] % jobs) for kind in SIGNALS}, folder / f"chain{i}", plain,
         evaluation, np.random.default_rng([options.seed + sum(before.values()), 2 + i]), end, tries,
         lambda run: RunProcess(run, overrides(deadline))))

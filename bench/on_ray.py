@@ -155,6 +155,7 @@ def real_rows(tries: int, folder: Path) -> list[Row]:
         problems.append(disturbed(folder / f"disturbed{number}", np.random.default_rng(number)))
         print(f"disturbed run {number}: {problems[-1] or 'well'}", flush=True)
     rows.append({"what": DISTURBED,
+                 "user": "root" if os.geteuid() == 0 else "unprivileged",
                  "tries": tries, "good": sum(not p for p in problems), "problems": [p for p in problems if p]})
     return rows
 

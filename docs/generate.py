@@ -2,6 +2,8 @@
 results of the first hour on a GPU."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +20,21 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     return markdown
 
 
-def gpu_results() -> str:
-    """Return a table for every part of the first hour on a GPU."""
+@contextmanager
+def from_checkout() -> Iterator[None]:
+    """Import from this checkout, from wherever the build was started."""
     sys.path.insert(0, str(ROOT))
     try:
-        from scripts.first_gpu_hour import TITLES
-        from scripts.gpu_hour.results import RESULTS, table
+        yield
     finally:
         sys.path.remove(str(ROOT))
+
+
+def gpu_results() -> str:
+    """Return a table for every part of the first hour on a GPU."""
+    with from_checkout():
+        from scripts.first_gpu_hour import TITLES
+        from scripts.gpu_hour.results import RESULTS, table
     return table(RESULTS, TITLES)
 
 
@@ -36,13 +45,25 @@ def configuration() -> str:
     for group in sorted(p for p in conf.iterdir() if p.is_dir() and p.name not in (GROUPS_OF_HYDRA, "__pycache__")):
         parts.append(f"## {group.name}")
         for option in sorted(group.glob("[!_]*.yaml")):
-            parts += [f"### {group.name}={option.stem}", table(option)]
+            parts += [f"### {group.name}={option.stem}", table(option, f"{group.name}.")]
     return "\n\n".join(parts)
 
 
-def table(path: Path) -> str:
-    """Keys, defaults and comments of one file; its first line says what it is, after one for Hydra in some."""
+def on_resume(key: str) -> str:
+    """Return what another value of a dotted key does to a run that is continued."""
+    with from_checkout():
+        from qra_bo.config.resume import HARMLESS, UNSAID, is_classed
+    if key in UNSAID:
+        return "names the run"
+    return "may change" if is_classed(key, HARMLESS) else "refused"
+
+
+def table(path: Path, prefix: str = "") -> str:
+    """Keys, defaults, comments and what a change does to a continued run, of one file; its first line says what it is,
+    after one for Hydra in some. ``prefix`` is that of the keys in the whole configuration, where the file is not
+    global."""
     lines = path.read_text(encoding="utf-8").splitlines()
+    prefix = "" if lines[0] == "# @package _global_" else prefix
     rows, parents = [], []
     for line in lines:
         if line.startswith("hydra:"):
@@ -55,6 +76,7 @@ def table(path: Path) -> str:
         value, _, comment = rest.partition("  # ")
         if value.strip():
             shown = value.strip().replace("|", "\\|")
-            rows.append(f"| `{'.'.join(parents)}` | `{shown}` | {comment.strip().replace('|', chr(92) + '|')} |")
+            name, meaning = ".".join(parents), comment.strip().replace("|", "\\|")
+            rows.append(f"| `{name}` | `{shown}` | {meaning} | {on_resume(prefix + name)} |")
     head = next(line for line in lines if not line.startswith("# @")).removeprefix("# ")
-    return f"{head}.\n\n| key | default | meaning |\n|---|---|---|\n" + "\n".join(rows)
+    return f"{head}.\n\n| key | default | meaning | on resume |\n|---|---|---|---|\n" + "\n".join(rows)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from qra_bo.api import allocate, fine_tune, plan, search
     from qra_bo.config import RunConfig, load_config
     from qra_bo.export.load import load
+    from qra_bo.export.training import optimizer_groups
     from qra_bo.memory import MemoryModel, Plan
     from qra_bo.oracle.protocol import Oracle
     from qra_bo.pipeline.run import Result
@@ -29,12 +30,12 @@ if TYPE_CHECKING:
     from qra_bo.space import Allocation, SearchSpace
 
 __all__ = ["Allocation", "MemoryModel", "Oracle", "OrdinalProblem", "OrdinalSearch", "Plan", "Result", "RunConfig",
-           "SearchSpace", "allocate", "fine_tune", "load", "load_config", "plan", "search"]
+           "SearchSpace", "allocate", "fine_tune", "load", "load_config", "optimizer_groups", "plan", "search"]
 
 _HOMES = dict.fromkeys(("allocate", "fine_tune", "plan", "search"), "api") | {
     "Allocation": "space", "MemoryModel": "memory", "Oracle": "oracle.protocol", "OrdinalProblem": "searchers.ordinal",
     "OrdinalSearch": "searchers.ordinal", "Plan": "memory", "Result": "pipeline.run", "RunConfig": "config",
-    "SearchSpace": "space", "load": "export.load", "load_config": "config"}
+    "SearchSpace": "space", "load": "export.load", "load_config": "config", "optimizer_groups": "export.training"}
 __getattr__ = lazy_names(__name__, _HOMES)
 
 # A notice of a fused inference kernel, which training never calls; peft and transformers bring it up.

@@ -37,6 +37,11 @@ def rounding_of(config: Mapping[str, Any]) -> str:
     return str(config.get("quantizer", {}).get("rounding", "rtn"))
 
 
+def embeddings_of(config: Mapping[str, Any]) -> int:
+    """Return ``embeddings`` of a recorded configuration."""
+    return int(config.get("embeddings", 16))
+
+
 @dataclass(frozen=True, slots=True)
 class Proposal:
     """A candidate that a searcher proposes; ``stage`` is its origin, e.g. ``"baseline"`` or ``"trust_region"``."""

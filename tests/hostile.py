@@ -1,20 +1,24 @@
 """Environments in which every command must work: another user, traps in the working directory, bad standard streams."""
 
 import ctypes
+import functools
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 NOBODY = 65534
 """Id of a user without rights, whom tests of permissions become where they run as root."""
+OWN = ("work", "cache", "tmp")
+"""Folders of a place that are its user's."""
 TRAPS = {
     "conf/config.yaml": "seed: 13\nmodel: trap\n", "conf/model/tiny.yaml": "name: trap\n", "conf/__init__.py": "",
     "conf.py": "raise RuntimeError('conf.py of the working directory was imported')\n",
@@ -67,25 +71,30 @@ class Place:
     """Home, cache and working directory of one user, for commands of this checkout.
 
     Args:
-        folder: Holds them; it and everything in it belongs to ``uid``.
+        folder: Holds them; it and everything in them belongs to ``uid``.
         uid: The user, or ``None`` for the one that runs the tests.
+        python: Interpreter of the commands.
+        modules: Where they find the project; ``None``: installed in the interpreter's environment.
     """
 
     folder: Path
     uid: int | None
+    python: Path = Path(sys.executable)
+    modules: Path | None = ROOT
 
     @property
     def work(self) -> Path:
         return self.folder / "work"
 
     def own(self) -> None:
-        """Give every file to the user."""
+        """Give every file to the user, but for an environment of the interpreter."""
         if self.uid is not None:
-            for path in (self.folder, *self.folder.rglob("*")):
+            roots = [self.folder / name for name in OWN]
+            for path in (self.folder, *roots, *(path for root in roots for path in root.rglob("*"))):
                 os.chown(path, self.uid, self.uid, follow_symlinks=False)
 
     def run(self, *words: str, under: Environment | None = None, module: str = "qra_bo",
-            variables: Mapping[str, str] | None = None) -> Ended:
+            variables: Mapping[str, str] | None = None, seconds: float = SECONDS) -> Ended:
         """Run ``python -m MODULE WORDS`` in the working directory; the exit status is its own, behind a pipe too."""
         under = under or Environment()
         if under.traps:
@@ -93,20 +102,21 @@ class Place:
                 path = self.work / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(text)
-        python = [sys.executable, "-m", module]
+        python = [str(self.python), "-m", module]
         if under.script:
             (self.work / "plain.py").write_text(
                 "import sys\nfrom qra_bo.__main__ import main\nif 'plain' not in sys.argv[0]:\n"
                 "    raise RuntimeError('the script was imported again')\nsys.exit(main())\n")
-            python = [sys.executable, "plain.py"]
+            python = [str(self.python), "plain.py"]
         self.own()
         keep = {k: v for k, v in os.environ.items() if k in ("PATH", "OMP_NUM_THREADS", "LANG", "LD_LIBRARY_PATH")}
-        environment = {**keep, "HOME": str(self.folder), "TMPDIR": str(self.folder / "tmp"), "PYTHONPATH": str(ROOT),
-                       "QRA_BO_CACHE": str(self.folder / "cache"), "PYTHONDONTWRITEBYTECODE": "1", **under.variables,
+        environment = {**keep, "HOME": str(self.folder), "TMPDIR": str(self.folder / "tmp"),
+                       "QRA_BO_CACHE": str(self.folder / "cache"), "PYTHONDONTWRITEBYTECODE": "1",
+                       **({"PYTHONPATH": str(self.modules)} if self.modules else {}), **under.variables,
                        **(variables or {})}
         command = f'{{ "$@"; echo $? >"{self.folder}/status"; }} {under.shell}'
         done = subprocess.run(["sh", "-c", command, "sh", *python, *words], cwd=self.work, env=environment,
-                              capture_output=True, timeout=SECONDS, check=False, preexec_fn=self._become())
+                              capture_output=True, timeout=seconds, check=False, preexec_fn=self._become())
         status = int((self.folder / "status").read_text())
         return Ended(status, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"))
 
@@ -126,22 +136,48 @@ class Place:
         return become
 
 
-def readable_by_others() -> bool:
-    """Return whether an unprivileged user can run this interpreter and read this checkout."""
-    return all(path.stat().st_mode & 0o005 == 0o005 for start in (ROOT, Path(sys.executable).parent,
-                                                                 Path(sys.executable).resolve().parent)
-               for path in (start, *start.parents))
+def installed() -> Path:
+    """Return the folder of what is installed beside the project."""
+    return Path(sysconfig.get_path("purelib"))
+
+
+@functools.cache
+def python_of_others() -> Path | None:
+    """Return an interpreter of this version that ``NOBODY`` can start, and that can read this checkout and what is
+    installed; this one where that can. For root alone to ask."""
+    here = Path(sys.executable)
+    name = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    system = shutil.which(name, path=f"{os.defpath}:/usr/local/bin")
+    check = "import os, sys, venv; sys.exit(not all(os.access(p, os.R_OK | os.X_OK) for p in sys.argv[1:]))"
+    for python in [here, *([Path(system)] if system else [])]:
+        with suppress(PermissionError):
+            done = subprocess.run([python, "-c", check, ROOT, installed()], user=NOBODY, group=NOBODY, extra_groups=[],
+                                  cwd="/", capture_output=True, check=False)
+            if done.returncode == 0:
+                return python
+    return None
+
+
+def environment(folder: Path, python: Path) -> Path:
+    """Make a virtual environment that also holds what is installed in this one; return its interpreter."""
+    subprocess.run([python, "-m", "venv", "--without-pip", folder], check=True)
+    [own] = folder.glob("lib/python*/site-packages")
+    (own / "others.pth").write_text(f"{installed()}\n")
+    return folder / "bin" / "python"
 
 
 @contextmanager
 def unprivileged() -> Iterator[Place]:
     """Make a place of a user without rights: the one that runs the tests, or, where that is root, ``NOBODY``, or root
-    without capabilities where ``NOBODY`` could not even start the interpreter."""
+    without capabilities where ``NOBODY`` can start no interpreter."""
     folder = Path(tempfile.mkdtemp(prefix="qra_bo-user-"))  # not below pytest's, which is its user's alone
     try:
-        for name in ("work", "cache", "tmp"):
+        for name in OWN:
             (folder / name).mkdir()
-        place = Place(folder, NOBODY if os.geteuid() == 0 and readable_by_others() else None)
+        python = python_of_others() if os.geteuid() == 0 else None
+        place = Place(folder, None if python is None else NOBODY)
+        if python not in (None, place.python):
+            place = replace(place, python=environment(folder / "environment", python))
         place.own()
         yield place
     finally:

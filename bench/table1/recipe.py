@@ -1,7 +1,7 @@
 """Configuration that a row of the table trains."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bench.table1.adalora_memory import adalora_bytes
@@ -15,6 +15,11 @@ from qra_bo.study.setting import BytesPredictor
 def codes_name(gptq_tokens: int | None) -> str:
     """Return a suffix for names that depend on the choice of codes; empty for round-to-nearest."""
     return "" if gptq_tokens is None else f"-gptq{gptq_tokens}"
+
+
+def embeddings_name(bits: int | None) -> str:
+    """Return a suffix for names that depend on the embedding; empty for the table's own."""
+    return "" if bits is None else f"-embeddings{bits}"
 
 
 def with_codes(config: RunConfig, gptq_tokens: int | None) -> RunConfig:
@@ -33,32 +38,35 @@ class Recipe:
         init: Adapter initialisation (``adapter.init``); AdaLoRA has its own.
         initial_rank: AdaLoRA's initial rank; ``None`` for adapters of fixed rank.
         gptq_tokens: Calibration tokens of GPTQ; ``None`` for round-to-nearest codes.
+        embeddings: Bits of the embedding and the head; ``None`` for those of the table.
     """
 
     allocation: Allocation
     init: str
     initial_rank: int | None = None
     gptq_tokens: int | None = None
+    embeddings: int | None = None
 
     @property
     def key(self) -> str:
         """Identity of the training: rows with one key share every trial."""
         how = self.init if self.initial_rank is None else f"adalora{self.initial_rank}"
-        return f"{self.allocation.fingerprint}-{how}{codes_name(self.gptq_tokens)}"
+        return f"{self.allocation.fingerprint}-{how}{codes_name(self.gptq_tokens)}{embeddings_name(self.embeddings)}"
 
     def to_json(self) -> dict[str, Any]:
         return {**self.allocation.to_json(), "init": self.init, "initial_rank": self.initial_rank,
-                "gptq_tokens": self.gptq_tokens}
+                "gptq_tokens": self.gptq_tokens, "embeddings": self.embeddings}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Recipe":
         """Inverse of ``to_json``."""
-        initial, tokens = data["initial_rank"], data["gptq_tokens"]
-        return cls(Allocation.from_json(data), str(data["init"]), None if initial is None else int(initial),
-                   None if tokens is None else int(tokens))
+        numbers = [data["initial_rank"], data["gptq_tokens"], data.get("embeddings")]
+        return cls(Allocation.from_json(data), str(data["init"]), *(None if n is None else int(n) for n in numbers))
 
     def predicted_bytes(self, memory: MemoryModel, space: SearchSpace) -> int:
-        """Return the bytes in the scope of ``memory``."""
+        """Return the bytes in the scope of ``memory``, which has the table's embedding."""
+        if self.embeddings is not None:
+            memory = replace(memory, shape=replace(memory.shape, embeddings=self.embeddings))
         if self.initial_rank is None:
             return BytesPredictor(memory, space)(self.allocation)
         return adalora_bytes(memory, space, self.allocation.formats, self.initial_rank, self.allocation.ranks[0])

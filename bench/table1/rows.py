@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 
 from bench.table1.limits import Limit
-from bench.table1.recipe import Recipe, codes_name
+from bench.table1.recipe import Recipe, codes_name, embeddings_name
 from bench.table1.registry import Registry
 from bench.table1.session import Session
+from qra_bo.config import RunConfig
 from qra_bo.memory.formats import parse_format
 from qra_bo.space import uniform
 from qra_bo.study.baselines import largest_rank
@@ -50,6 +51,10 @@ class Row:
     def takes(self, limit: Limit | None) -> bool:
         """Whether the method applies to a limit; ``None`` stands for no limit at all."""
         return limit is not None and limit.budget is not None
+
+    def differs(self, config: RunConfig) -> bool:
+        """Whether the method is another one than a row without its own settings, in a table of this configuration."""
+        return True
 
     def signature(self, session: Session) -> str:
         """Return the settings that decide the result of ``find``."""
@@ -100,20 +105,30 @@ class WithCodes(Row):
 
 @dataclass(frozen=True)
 class Uniform(WithCodes):
-    """One format and rank everywhere, without a limit."""
+    """One format and rank everywhere, without a limit.
+
+    Args:
+        fmt: The format.
+        embeddings: Bits of the embedding and the head; ``None`` for those of the table.
+    """
 
     fmt: str = "nf4"
+    embeddings: int | None = None
+
+    def differs(self, config: RunConfig) -> bool:
+        return self.embeddings != config.embeddings
 
     def takes(self, limit: Limit | None) -> bool:
         return limit is None
 
     def signature(self, session: Session) -> str:
-        return f"{self.format_in(session)}{codes_name(self.tokens(session))}"
+        return f"{self.format_in(session)}{codes_name(self.tokens(session))}{embeddings_name(self.embeddings)}"
 
     def find(self, session: Session, limit: Limit) -> Found:
         tokens = self.tokens(session)
         allocation = uniform(session.space.n_units, self.format_in(session), RANK)
-        return Found(Recipe(allocation, "kaiming", gptq_tokens=tokens), FORWARD_SHARE * (tokens or 0))
+        recipe = Recipe(allocation, "kaiming", gptq_tokens=tokens, embeddings=self.embeddings)
+        return Found(recipe, FORWARD_SHARE * (tokens or 0))
 
     def format_in(self, session: Session) -> str:
         """Return the configured format of these bits; those of QLoRA and 16 bits are fixed."""
@@ -124,6 +139,7 @@ class Uniform(WithCodes):
 
 for row in (Uniform("lora_16", "LoRA, 16-bit base", key=True, fmt="fp16"),
             Uniform("qlora", "QLoRA, 4-bit", key=True),
+            Uniform("qlora_published", "QLoRA, 4-bit, embedding in 16 bits as published", embeddings=16),
             Uniform("qlora_gptq", "QLoRA, 4-bit, codes by GPTQ", gptq=True),
             Uniform("uniform_2", "Uniform 2-bit", fmt="hqq2"),
             Uniform("uniform_3", "Uniform 3-bit", fmt="hqq3"),

@@ -52,7 +52,8 @@ def run_table(config: TableConfig) -> TableResult:
         RunInterrupted: On a signal, after a clean journal.
     """
     run = config.run
-    cells, folder = make_cells(config.table.limits, config.table.methods), table_folder(run)
+    cells = [cell for cell in make_cells(config.table.limits, config.table.methods) if cell.row.differs(run)]
+    folder = table_folder(run)
     shown = run.display != "none"
     with Interrupts() as interrupts, open_session(config, folder, interrupts.shield) as session:
         for other in config.table.join:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from bench.table1.config import NAME, TableConfig
 from bench.table1.journal import TableJournal
 from bench.table1.limits import Limit
-from bench.table1.recipe import Recipe, codes_name, with_codes
+from bench.table1.recipe import Recipe, codes_name, embeddings_name, with_codes
 from qra_bo.execution.base import Executor, ProfileResult
 from qra_bo.memory.budget import largest, resolve_budget
 from qra_bo.memory.formats import parse_format
@@ -35,6 +35,7 @@ class _Kind(NamedTuple):
     scope: str
     gptq_tokens: int | None
     bits: tuple[int, ...]
+    embeddings: int | None
 
 
 @contextmanager
@@ -63,7 +64,7 @@ def open_session(config: TableConfig, folder: Path, shield: Any = nullcontext) -
 
 class Session:
     """The space, limits and oracle of a table. One oracle is open at a time; another adapter initialisation, memory
-    scope or choice of codes needs another.
+    scope, choice of codes or embedding needs another.
 
     Args:
         config: Of the table and of its runs.
@@ -139,7 +140,8 @@ class Session:
         own = self.config.bits
         return own if set(bits) <= {*own, UNQUANTISED} else tuple(sorted({*own, *self.options.finer_bits}))
 
-    def executor(self, init: str, scope: str, gptq_tokens: int | None = None, bits: Iterable[int] = ()) -> Executor:
+    def executor(self, init: str, scope: str, gptq_tokens: int | None = None, bits: Iterable[int] = (),
+                 embeddings: int | None = None) -> Executor:
         """Return the open oracle of these settings; another one is closed first.
 
         Args:
@@ -147,31 +149,34 @@ class Session:
             scope: Memory scope of its measurements.
             gptq_tokens: Choice of codes, as in ``Recipe``.
             bits: Bit-widths that it must serve.
+            embeddings: Bits of the embedding, as in ``Recipe``.
         """
-        kind = _Kind(init, scope, gptq_tokens, self.ladder(bits))
+        kind = _Kind(init, scope, gptq_tokens, self.ladder(bits), embeddings)
         if self._open is not None and self._open[0] != kind:
             self.close()
         if self._open is None:
             config = with_codes(self.config, gptq_tokens).with_changes(
                 adapter=self.config.adapter.with_changes(init=init), bits=kind.bits,
-                memory=self.config.memory.with_changes(scope=scope))
-            # Checkpoints of different initialisations or codes must not share a folder.
-            folder = self.folder / "oracles" / f"{init}{codes_name(gptq_tokens)}"
+                memory=self.config.memory.with_changes(scope=scope),
+                embeddings=self.config.embeddings if embeddings is None else embeddings)
+            # Checkpoints of different initialisations, codes or embeddings must not share a folder.
+            folder = self.folder / "oracles" / f"{init}{codes_name(gptq_tokens)}{embeddings_name(embeddings)}"
             folder.mkdir(parents=True, exist_ok=True)
             self._open = kind, make_executor(config, folder)
             self.results.describe(self._open[1].describe())
         return self._open[1]
 
     def _any_executor(self, scope: str | None, recipe: Recipe | None = None) -> Executor:
-        """Return the open oracle if it measures in ``scope`` (``None``: any) and has the recipe's codes, whatever its
-        adapter initialisation: every request names its own."""
-        tokens = None if recipe is None else recipe.gptq_tokens
+        """Return the open oracle if it measures in ``scope`` (``None``: any) and has the recipe's codes and embedding,
+        whatever its adapter initialisation: every request names its own."""
+        tokens, embeddings = (None, None) if recipe is None else (recipe.gptq_tokens, recipe.embeddings)
         bits = set() if recipe is None or tokens is None else {parse_format(f).bits for f in recipe.allocation.formats}
         if self._open is not None:
             kind, executor = self._open
-            if scope in (None, kind.scope) and kind.gptq_tokens == tokens and set(self.ladder(bits)) <= set(kind.bits):
+            same = (kind.gptq_tokens, kind.embeddings) == (tokens, embeddings)
+            if scope in (None, kind.scope) and same and set(self.ladder(bits)) <= set(kind.bits):
                 return executor
-        return self.executor(self.config.adapter.init, scope or "peak", tokens, bits)
+        return self.executor(self.config.adapter.init, scope or "peak", tokens, bits, embeddings)
 
     def close(self) -> None:
         """Close the open oracle."""

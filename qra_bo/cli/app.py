@@ -31,11 +31,11 @@ from qra_bo.config.compose import (
     with_choices,
 )
 from qra_bo.config.environment import resolved
-from qra_bo.config.overrides import CONF, inspect, normalise, with_default_model
+from qra_bo.config.overrides import CONF, inspect, normalise, unknown_flag, with_default_model
 from qra_bo.config.presets import choices
 from qra_bo.study.signals import Interrupts
 from qra_bo.tasks import run_task
-from qra_bo.utils.errors import ConfigError, QRABOError, from_system, worst
+from qra_bo.utils.errors import ConfigError, QRABOError, WorkerError, from_system, worst
 from qra_bo.utils.redact import printable, redact
 from qra_bo.utils.version import __version__
 
@@ -88,7 +88,9 @@ def _run(argv: list[str]) -> int:
         return _show(argv)
     given = [a for a in argv if not a.startswith("-") and ("=" in a or a.startswith("~"))]
     flags = [a for a in argv if a not in given]  # argparse wants them first
-    args = get_args_parser().parse_args([*flags, *normalise(given)])
+    args, unknown = get_args_parser().parse_known_args([*flags, *normalise(given)])
+    if unknown := [a for a in unknown if a.startswith("-")]:
+        raise ConfigError([unknown_flag(flag).message for flag in unknown])
     sweep = args.multirun or any(a.replace(" ", "").lower() == "hydra.mode=multirun" for a in args.overrides)
     shows = args.help or args.hydra_help or args.cfg or args.info
     good, problems = inspect(args.overrides, sweep, args.config_dir)
@@ -100,7 +102,14 @@ def _run(argv: list[str]) -> int:
     overrides = [*with_default_model(good), *search_path(args.config_dir)]
     with hydra_app(args.config_dir, args.config_path) as app:
         if sweep:
-            app.multirun(args.config_name or MAIN, _job, [*overrides, "hydra.mode=MULTIRUN"])
+            try:
+                app.multirun(args.config_name or MAIN, _job, [*overrides, "hydra.mode=MULTIRUN"])
+            except Exception as error:  # each launcher has types of its own
+                if isinstance(error, (QRABOError, OSError, *HYDRA_ERRORS)) or not SweepSummary.is_cut_off():
+                    raise
+                raise WorkerError(f"a process of hydra/launcher ended before its job ({type(error).__name__}); the "
+                                  "journals of jobs that began are whole: run the same command again with "
+                                  f"hydra.sweep.dir={SweepSummary.folder} to go on") from error
             return SweepSummary.status
         try:
             done = app.run(args.config_name or MAIN, functools.partial(_job, problems=problems), overrides)
@@ -202,13 +211,29 @@ def summary(jobs: Sequence[Job], folder: Path) -> str:
 
 
 class SweepSummary(Callback):
-    """Hydra callback that prints the summary at the end of a sweep and keeps the worst status for the process."""
+    """Hydra callback that prints the summary at the end of a sweep and keeps the worst status for the process.
+
+    Hydra calls it in the launching process alone.
+    """
 
     status: int = 0
+    folder = Path()
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Keep the sweep's folder."""
+        SweepSummary.folder = Path(str(config.hydra.sweep.dir))
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Print the summary; Hydra calls this once, in the launching process."""
-        folder = Path(str(config.hydra.sweep.dir))
-        jobs = read_jobs(folder)
-        print(summary(jobs, folder))
+        """Print the summary."""
+        jobs = read_jobs(SweepSummary.folder)
+        print(summary(jobs, SweepSummary.folder))
         SweepSummary.status = worst([BUG if job.status is None else job.status for job in jobs])
+
+    @classmethod
+    def is_cut_off(cls) -> bool:
+        """Return whether a job began and did not end; print the summary then."""
+        jobs = read_jobs(cls.folder)
+        if all(job.status is not None for job in jobs):
+            return False
+        print(summary(jobs, cls.folder))
+        return True

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 from typing_extensions import is_typeddict
 
+from qra_bo.config.other_names import answer
 from qra_bo.utils.errors import nearest_first
 from qra_bo.utils.fields import MUST, REFUSED
 from qra_bo.utils.redact import redact
@@ -47,7 +48,9 @@ def validated(cls: type[T], raw: Mapping[str, Any]) -> tuple[T | None, list[Prob
 
 
 def unknown_key(key: str, known: Iterable[str]) -> Problem:
-    """Return the problem of a key that is not in the schema."""
+    """Return the problem of a key that is not in the schema; names of other trainers are answered with ours."""
+    if (ours := answer(key)) is not None:
+        return Problem(key, f"Unknown key {key!r}; here it is {ours}.")
     ordered, last = nearest_first(key, known), key.rpartition(".")[2]
     if not any(other.startswith(f"{key}.") for other in ordered):  # a value's name without its group: lr for adapter.lr
         ordered.sort(key=lambda other: other.rpartition(".")[2] != last)
@@ -108,7 +111,7 @@ def _must_be(hint: Any, kind: str, value: object) -> str | None:
         case builtins.dict:
             return "a mapping from bit-widths to lists of format names"
         case typing.Literal:
-            return f"one of {', '.join(nearest_first(str(value), typing.get_args(shape)))}"
+            return f"one of {', '.join(nearest_first(str(value), map(str, typing.get_args(shape))))}"
     return None
 
 

@@ -291,11 +291,13 @@ class ConfirmConfig(Group):
 
 
 class ExportConfig(Group):
-    """What ``task=export`` writes, what ``merged`` merges into, and whether every export is loaded again."""
+    """What is written beside the exports that copy no model, options of the targets ``merged`` and ``gguf``, and
+    whether every export is loaded again; ``"auto"``: of small models."""
 
     targets: Texts | None
     merged_base: Literal["dequantised", "original"]
-    check: StrictBool
+    gguf: list[Literal["base", "adapter", "merged-f16", "merged-q8_0", "base-f32"]]
+    check: StrictBool | Literal["auto"]
 
 
 class FinalConfig(Group):

@@ -11,6 +11,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from qra_bo.config.check import Problem, fields_of, unknown_key
+from qra_bo.config.other_names import answer
 from qra_bo.config.schema import RunConfig
 from qra_bo.memory.budget import OF_ALLOCATION
 from qra_bo.utils.errors import nearest_first
@@ -50,6 +51,8 @@ def normalise(overrides: Iterable[str]) -> list[str]:
         key = text.split("=", 1)[0].lstrip("+")
         if _MODEL.match(text):
             text = _MODEL.sub("+model=", text)
+        elif key in VALUES and key in options():  # a group of files that set a value of its name: serve
+            text = text.lstrip("+")
         elif "=" in text and _is_value(key) and (text.startswith("+") or key.startswith(OPEN)):
             text = f"++{text.lstrip('+')}"
         out.append(text)
@@ -82,6 +85,14 @@ def inspect(overrides: Sequence[str], sweep: bool, config_dir: str | None = None
         else:
             problems.append(found)
     return good, problems
+
+
+def unknown_flag(flag: str) -> Problem:
+    """Return the problem of an option that is not taken, such as ``--learning_rate=1e-4``; keys have no dashes here."""
+    name, _, value = flag.lstrip("-").partition("=")
+    ours = answer(name)
+    hint = f"here it is {ours}" if ours else f"a key is given as {name.replace('-', '_')}={value or 'VALUE'}"
+    return Problem(flag, f"Unknown option {flag.partition('=')[0]!r}; {hint}. python -m qra_bo --help lists options.")
 
 
 def _problem(text: str, override: Override, sweep: bool, known: dict[str, tuple[str, ...]]) -> Problem | None:

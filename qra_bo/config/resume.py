@@ -11,13 +11,14 @@ HARMLESS = frozenset({
     "effort.name", "effort.max_full_trials", "effort.uniform_baselines", "effort.calibration_baselines",
     "effort.references", "effort.sequential", "effort.stop", "effort.ranking_top", "effort.rate_factors",
     "memory.format", "memory.verify",
-    "eval.tasks", "eval.limit", "export.targets", "export.merged_base", "export.check", "worker.deadline_seconds",
-    "worker.slowdown", "worker.retries", "worker.checkpoint_seconds", "worker.spill_above"})
+    "eval.tasks", "eval.limit", "export.targets", "export.merged_base", "export.gguf", "export.check",
+    "worker.deadline_seconds", "worker.slowdown", "worker.retries", "worker.checkpoint_seconds", "worker.spill_above"})
 """They bound a run, show it, or use its results: no finished trial would come out otherwise."""
 DECIDING = frozenset({
     "model.", "oracle.", "data.", "method.", "quantizer.formats.", "budget", "bits", "ranks", "max_average_bits",
-    "granularity", "seed", "device", "gpu", "dtype", "memory.scope", "memory.headroom", "memory.calibrate",
-    "sensitivity.path", "surrogate.prior", "surrogate.rates", "quantizer.rounding", "quantizer.tokens", "adapter.init",
+    "granularity", "embeddings", "serve", "seed", "device", "gpu", "dtype", "memory.scope", "memory.headroom",
+    "memory.calibrate", "sensitivity.path", "surrogate.prior", "surrogate.rates", "quantizer.rounding",
+    "quantizer.tokens", "adapter.init",
     "adapter.iterations", "adapter.alpha_over_rank", "adapter.lr", "adapter.lr_rule", "train.name", "train.batch",
     "train.accumulate", "train.length", "train.packing", "train.warmup", "train.lr_floor", "train.weight_decay",
     "train.betas", "train.eps", "train.clip", "train.optimizer", "train.checkpointing", "train.logits_chunk",

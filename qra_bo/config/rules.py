@@ -9,8 +9,10 @@ from qra_bo.config.derive import NUMBERS, make_space, make_spec
 from qra_bo.config.oracles import BenchmarkOracleConfig
 from qra_bo.config.schema import RunConfig
 from qra_bo.memory.budget import OF_ALLOCATION
-from qra_bo.memory.formats import default_format
+from qra_bo.memory.embeddings import embedding_format
+from qra_bo.memory.formats import default_format, parse_format
 from qra_bo.memory.optimizers import is_paged
+from qra_bo.memory.serving import CONSUMERS
 from qra_bo.oracle.emulator.table import TASK as TASK_FILE
 from qra_bo.oracle.emulator.table import folder_of, load_facts
 from qra_bo.searchers.priors import shipped_priors
@@ -26,10 +28,11 @@ def problems_of(config: RunConfig) -> list[Problem]:
     found = list(_model(config))
     if found:  # without a model the other rules can't be applied
         return found
-    for rule in (_task, _formats, _rounding, _numbers, _method, _files, _device):
+    for rule in (_task, _formats, serve_problems, _rounding, _numbers, _method, _files, _device):
         found += rule(config)
     if config.model["n_layers"] is not None and not any(p.key in ("bits", "quantizer.formats") for p in found):
         found += _try("ranks", lambda: make_space(config, make_spec(config)))
+        found += _try("embeddings", lambda: embedding_format(config.embeddings, make_spec(config).hidden_size))
     return found
 
 
@@ -77,6 +80,27 @@ def _formats(config: RunConfig) -> Iterator[Problem]:
         unknown = list(_try("bits", partial(default_format, bits)))
         yield from unknown or [Problem(key, f"{key} must name a storage format for {bits} bits, e.g. "
                                             f"{key}.{bits}=[{default_format(bits).name}].")]
+
+
+def serve_problems(config: RunConfig) -> Iterator[Problem]:
+    """Yield the problem that the consumer named by ``serve`` does not load everything that may be chosen."""
+    consumer, family = CONSUMERS[config.serve], config.model["family"]
+    named = [parse_format(name) for bits in config.bits for name in config.quantizer.formats.get(bits, ())]
+    others = [fmt.name for fmt in named if not consumer.loads(fmt)]
+    wrong, ways = [], []
+    if others:
+        wrong.append(f"the formats {', '.join(others)} of quantizer.formats")
+        ways.append(f"leave quantizer.formats out, or name formats that it loads ({consumer.loaded})")
+    if config.granularity not in consumer.granularities:
+        wrong.append(f"granularity={config.granularity}, where projections of one input (q, k, v; gate, up) may differ")
+        ways.append(f"use granularity={' or '.join(consumer.granularities)}")
+    if consumer.families and family is not None and family not in consumer.families:
+        wrong.append(f"the model's family {family}")
+        ways.append(f"take a model of {', '.join(consumer.families)}")
+    if wrong:
+        yield Problem("quantizer.formats" if others else "serve",
+                      f"serve={config.serve} searches only what {consumer.title} loads exactly, which is not so of "
+                      f"{'; '.join(wrong)}: {'; '.join(ways)}; or use serve=any.")
 
 
 def _rounding(config: RunConfig) -> Iterator[Problem]:
@@ -130,6 +154,9 @@ def _files(config: RunConfig) -> Iterator[Problem]:
         if config.surrogate.rates not in shipped_priors():
             yield from _file("surrogate.rates", config.surrogate.rates, learned)
     if isinstance(config.oracle, BenchmarkOracleConfig):
+        if config.embeddings != 16:
+            yield Problem("embeddings", "oracle=benchmark replays trials of a base whose embedding has 16 bits; got "
+                                        f"embeddings={config.embeddings}: use embeddings=16.")
         table = config.oracle.table
         yield from _file("oracle.table", table and str(folder_of(Path(table)) / TASK_FILE),
                          "the folder of a table of real trials, such as bench/data/plays, or its evaluations.csv")

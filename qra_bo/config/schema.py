@@ -29,6 +29,8 @@ class RunConfig(Group):
         ranks: LoRA ranks that a unit may have, strictly increasing.
         max_average_bits: Limit on code bits averaged over the units' parameters; ``None`` for no limit.
         granularity: Linear layers that share bits and rank (``space.make_units``).
+        embeddings: Bits of the base's embedding and head, the same in every trial (``memory.embeddings``).
+        serve: Program that the result is for (``memory.serving``): formats and stored bytes are those that it loads.
         method: Target of the searcher (``searchers.make_searcher``).
         logger: Target of a listener for journal events (``report.trackers``); empty for none.
     """
@@ -43,6 +45,8 @@ class RunConfig(Group):
     ranks: Annotated[tuple[StrictInt, ...], accepted_by(lambda ranks: Ladder("ranks", ranks))]
     max_average_bits: StrictFloat | None
     granularity: Literal["layer", "block", "fused", "module"]
+    embeddings: Literal[16, 8, 6]
+    serve: Literal["any", "transformers", "vllm", "llamacpp", "mlx"]
     effort: groups.EffortConfig
     seed: Natural
     out: str | None

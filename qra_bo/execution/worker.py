@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
+from tqdm import tqdm  # comes with transformers and datasets, whose progress bars it draws
+
 from qra_bo.execution.base import NO_RESULT, failure_of, oracle_method, run_profile
 from qra_bo.oracle.protocol import TRAINING, Oracle, StopRequested
 from qra_bo.trials import TrialSpec
@@ -43,6 +45,7 @@ def main(connection: int, driver: int) -> None:
         signal.signal(signum, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)  # blocked until here: a signal may not end the start
     threading.Thread(target=_end_with_driver, args=(driver,), daemon=True).start()
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore, which a worker that is killed would leave behind
     with Connection(connection) as open_connection:
         _work(open_connection)
 

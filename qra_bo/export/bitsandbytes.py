@@ -3,10 +3,14 @@
 import tempfile
 from pathlib import Path
 
-from qra_bo.export.load import dense_base, stored_states
+import torch
+
+from qra_bo.export.comparison import Loader, Reference, View, plain_model, with_adapter
+from qra_bo.export.load import dense_base, dequantise_embeddings, stored_states
 from qra_bo.export.merged import half, packing_device, save_dense
 from qra_bo.export.run import FinishedRun
 from qra_bo.finetune.manifest import read_manifest
+from qra_bo.finetune.models.load import cast_parameters
 from qra_bo.utils.errors import ModelError, OutputError
 from qra_bo.utils.files import follow_umask
 
@@ -33,6 +37,8 @@ def write(run: FinishedRun) -> list[Path]:
     config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
                                 bnb_4bit_compute_dtype=half(manifest), llm_int8_skip_modules=[*dense, "lm_head"])
     base, tokenizer = dense_base(manifest, run.folder, run.trust_remote_code)
+    cast_parameters(base, getattr(torch, manifest.compute_dtype), manifest.modules)
+    dequantise_embeddings(base, manifest, run.folder)
     with tempfile.TemporaryDirectory(prefix="qra_bo-") as folder:  # transformers quantises while it loads from a folder
         save_dense(base.to(half(manifest)), tokenizer, Path(folder))
         model = AutoModelForCausalLM.from_pretrained(
@@ -42,7 +48,7 @@ def write(run: FinishedRun) -> list[Path]:
             kind = type(model.get_submodule(name)).__name__
             if kind != ("Linear" if name in dense else "Linear4bit"):
                 raise ModelError(f"bitsandbytes made {name} a {kind}, not the run's own kind of layer; use qra_bo.load")
-        for name in own.keys() - set(dense):
+        for name in (own.keys() & manifest.modules.keys()) - set(dense):
             weight, state = model.get_submodule(name).weight, own[name]  # a Params4bit with double quantisation
             weight.data = state["codes"].view_as(weight.data).to(weight.device)
             outer = weight.quant_state
@@ -53,3 +59,12 @@ def write(run: FinishedRun) -> list[Path]:
         tokenizer.save_pretrained(str(target))
         follow_umask(*target.glob("*.safetensors"))
     return sorted(p for p in target.iterdir() if p.is_file())
+
+
+def _views(run: FinishedRun, reference: Reference) -> list[View]:
+    model = with_adapter(plain_model(run.folder / FOLDER, run.trust_remote_code), run.adapter)
+    return [View("bitsandbytes, with the adapter", reference.logits(model),
+                 note="bitsandbytes multiplies by kernels of its own, in 16 bits")]
+
+
+LOADER = Loader("transformers and peft", _views)

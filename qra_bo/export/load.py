@@ -1,17 +1,18 @@
 """``qra_bo.load``: a finished run's base model, quantised as the search left it, with its adapter."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
 
 from qra_bo.export.foreign import check_adapter, check_random_base, read_weights
+from qra_bo.export.training import make_trainable
 from qra_bo.finetune.adapters.lora import fuse
 from qra_bo.finetune.manifest import (
     ADAPTER,
@@ -27,12 +28,14 @@ from qra_bo.finetune.models.hub import fetch
 from qra_bo.finetune.models.load import cast_parameters, load_base, use_fast_attention
 from qra_bo.finetune.quantization.bank import allow_mixed_bits
 from qra_bo.finetune.quantization.base import State, backend_of, pack_for
+from qra_bo.finetune.quantization.embeddings import dense_tables, embedding_modules, install_embeddings
+from qra_bo.finetune.quantization.tables import PackedTable
 from qra_bo.utils.device import resolve_device
-from qra_bo.utils.errors import DeviceError, ModelError, OutputError
+from qra_bo.utils.errors import ConfigError, DeviceError, ModelError, OutputError
 from qra_bo.utils.files import COPY_AGAIN, check_readable, check_run_folder
 
 
-def load(run: str | Path, device: str = "cpu", *, adapter: bool = True,
+def load(run: str | Path, device: str = "cpu", *, adapter: bool = True, trainable: bool = False,
          trust_remote_code: bool = False) -> tuple[Any, Any]:
     """Rebuild the model of a run: base, quantisation by ``quant_manifest.json``, adapter; also its tokenizer.
 
@@ -40,15 +43,21 @@ def load(run: str | Path, device: str = "cpu", *, adapter: bool = True,
         run: The run's folder.
         device: Where the model goes, e.g. ``"cpu"`` or ``"cuda"``.
         adapter: Whether to put the adapter on; without it the quantised base is returned.
+        trainable: Whether to go on training the adapter: its weights are in fp32 and take gradients, and the model is
+            in training mode. transformers' ``Trainer``, TRL and plain loops take it; see ``optimizer_groups`` too.
         trust_remote_code: Whether code that comes with the base model may run, where the run needs it.
 
     Raises:
+        ConfigError: If a model without an adapter is to be trainable.
         OutputError: If the folder lacks a manifest or an adapter in safetensors, they do not fit together, or it holds
             files that no run writes.
         ModelError: If the base model is not at hand, is not the one that the run quantised, or needs code to run.
         DeviceError: If the device is not there.
     """
     folder = Path(run)
+    if trainable and not adapter:
+        raise ConfigError("load(trainable=True) trains the run's adapter; got adapter=False, a quantised base, which "
+                          "takes no gradients: attach an adapter of your own to it with peft.get_peft_model")
     try:
         target = torch.device(resolve_device(device))
     except RuntimeError as error:
@@ -63,7 +72,7 @@ def load(run: str | Path, device: str = "cpu", *, adapter: bool = True,
     if adapter:
         model = _adapted(model, folder / ADAPTER, manifest)
         fuse(model)  # the forward that it was trained with, to the last bit
-    return model.eval(), tokenizer
+    return make_trainable(model) if trainable else model.eval(), tokenizer
 
 
 def dense_base(manifest: Manifest, folder: Path, trust_remote_code: bool) -> tuple[Any, Any]:
@@ -94,7 +103,31 @@ def dense_base(manifest: Manifest, folder: Path, trust_remote_code: bool) -> tup
 
 
 def quantise(model: Any, manifest: Manifest, folder: Path, device: torch.device) -> None:
-    """Replace the linears of ``model`` by packed ones, each checked against its checksum.
+    """Replace the linears of ``model``, and its embedding and head where the run packed them, by packed ones, each
+    checked against its checksum.
+
+    Raises:
+        ModelError: If the base model is not the one that the run quantised, or comes out differently here.
+        OutputError: If the file of packed weights is missing or damaged.
+    """
+    dtype = getattr(torch, manifest.compute_dtype)
+    for name, linear, state in packed_linears(model, manifest, folder):
+        record = manifest.modules[name]
+        bias = None if linear.bias is None else linear.bias.detach().to(device)
+        layer = backend_of(record.format).build({k: t.to(device) for k, t in state.items()}, record.format,
+                                                record.shape, bias, dtype)
+        model.set_submodule(name, layer)
+    if manifest.embeddings is not None:
+        states = packed_embeddings(model, manifest, folder)
+        install_embeddings(model, {name: {k: t.to(device) for k, t in state.items()} for name, state in states.items()},
+                           manifest.embeddings.format, dtype)
+    allow_mixed_bits(model)
+    model.to(device)
+
+
+def packed_linears(model: Any, manifest: Manifest, folder: Path) -> Iterator[tuple[str, nn.Linear, State]]:
+    """Cast the parameters of the dense ``model`` as the run did; then iterate over its quantised linears by name, each
+    with its packed tensors, from the run's file or packed again, after a check of their checksum.
 
     Raises:
         ModelError: If the base model is not the one that the run quantised, or comes out differently here.
@@ -103,25 +136,56 @@ def quantise(model: Any, manifest: Manifest, folder: Path, device: torch.device)
     dtype = getattr(torch, manifest.compute_dtype)
     linears = {name: _linear(model, name, record) for name, record in manifest.modules.items()}
     cast_parameters(model, dtype, linears)
-    if unquantised_digest(model, linears) != manifest.unquantised_sha256:
+    tables = () if manifest.embeddings is None else embedding_modules(model)
+    if unquantised_digest(model, (*linears, *tables)) != manifest.unquantised_sha256:
         raise ModelError("the base model is not the one that this run fine-tuned: its embeddings or norms differ; "
                          f"expected {dict(manifest.model)}")
     stored = stored_states(manifest, folder)
     where = torch.device(manifest.packed_on)
     for name, record in manifest.modules.items():
-        linear, backend = linears[name], backend_of(record.format)
-        if stored is None:
-            backend.check(record.format, *record.shape)
-            state = pack_for(linear.weight.detach(), record.format, dtype, where)
-            if tensors_digest(state) != record.sha256:
-                raise _mismatch(name, manifest)
-        else:
-            state = stored.get(name, {})
-        bias = None if linear.bias is None else linear.bias.detach().to(device)
-        layer = backend.build({k: t.to(device) for k, t in state.items()}, record.format, record.shape, bias, dtype)
-        model.set_submodule(name, layer)
-    allow_mixed_bits(model)
-    model.to(device)
+        if stored is not None:
+            yield name, linears[name], stored[name]
+            continue
+        backend_of(record.format).check(record.format, *record.shape)
+        state = pack_for(linears[name].weight.detach(), record.format, dtype, where)
+        if tensors_digest(state) != record.sha256:
+            raise _mismatch(name, manifest)
+        yield name, linears[name], state
+
+
+def packed_embeddings(model: Any, manifest: Manifest, folder: Path) -> dict[str, State]:
+    """Return the packed tensors of embedding and head by module, from the run's file or packed again; none in 16 bits.
+
+    The parameters of the dense ``model`` have been cast as the run did. Errors: those of ``packed_linears``.
+    """
+    record, dtype = manifest.embeddings, getattr(torch, manifest.compute_dtype)
+    if record is None:
+        return {}
+    dense = dense_tables(model)
+    shapes = {name: tuple(module.weight.shape) for name, module in dense.items()}
+    if shapes != dict.fromkeys(record.tables, record.shape):
+        raise ModelError(f"the base model's embedding and head are {shapes}; this run packed "
+                         f"{dict.fromkeys(record.tables, record.shape)}")
+    if manifest.packed is not None:
+        with safe_open(folder / manifest.packed, "pt") as file:  # the linears' tensors have been read before
+            states = unflatten({key: file.get_tensor(key) for key in file.keys()  # noqa: SIM118 (no mapping)
+                                if key.partition(":")[0] in dense})
+    else:
+        states = {name: pack_for(module.weight.detach(), record.format, dtype, torch.device(manifest.packed_on))
+                  for name, module in dense.items()}
+    for name, sha256 in record.tables.items():
+        if tensors_digest(states.get(name, {})) != sha256:
+            raise _mismatch(name, manifest)
+    return states
+
+
+def dequantise_embeddings(model: Any, manifest: Manifest, folder: Path) -> None:
+    """Give a dense model, cast as the run did, the embedding and head that the run trained on. Errors: those of
+    ``packed_linears``."""
+    for name, state in packed_embeddings(model, manifest, folder).items():
+        weight, record = model.get_submodule(name).weight, manifest.embeddings
+        assert record is not None
+        weight.data = PackedTable(state, record.format, record.shape, weight.dtype).unpacked()
 
 
 def _linear(model: nn.Module, name: str, record: ModuleRecord) -> nn.Linear:
@@ -164,10 +228,11 @@ def check_states(manifest: Manifest, states: Mapping[str, State], folder: Path) 
     """Compare packed tensors with the checksums of the manifest.
 
     Raises:
-        OutputError: With the first linear that differs or is missing.
+        OutputError: With the first linear or table that differs or is missing.
     """
-    for name, record in manifest.modules.items():
-        if tensors_digest(states.get(name, {})) != record.sha256:
+    tables = {} if manifest.embeddings is None else manifest.embeddings.tables
+    for name, sha256 in {**{name: record.sha256 for name, record in manifest.modules.items()}, **tables}.items():
+        if tensors_digest(states.get(name, {})) != sha256:
             raise OutputError(f"the packed weights of {name} do not have the checksum of the manifest in {folder}: the "
                               "file of packed weights is damaged or belongs to another run")
 

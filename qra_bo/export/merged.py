@@ -1,16 +1,17 @@
 """``export/merged``: the model with its adapter merged in, in 16 bits, as any tool loads it."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from qra_bo.export.foreign import check_adapter, read_weights
-from qra_bo.export.load import dense_base, load
+from qra_bo.export.comparison import Loader, Reference, View, plain_model
+from qra_bo.export.load import dense_base, dequantise_embeddings
 from qra_bo.export.run import FinishedRun
+from qra_bo.export.weights import linears_of
 from qra_bo.finetune.manifest import Manifest, read_manifest
 from qra_bo.finetune.models.load import cast_parameters
-from qra_bo.finetune.quantization.base import packed
 from qra_bo.utils.files import follow_umask
 
 FOLDER = "export/merged"
@@ -43,22 +44,16 @@ def write(run: FinishedRun) -> list[Path]:
 
 def merged_model(run: FinishedRun, manifest: Manifest, base: str) -> tuple[Any, Any]:
     """The merged model, on the CPU in 16 bits, and its tokenizer."""
-    trust = run.trust_remote_code
-    check_adapter(run.adapter, manifest)
-    model, tokenizer = dense_base(manifest, run.folder, trust)
-    cast_parameters(model, half(manifest))
-    source = load(run.folder, packing_device(manifest), adapter=False, trust_remote_code=trust)[0] \
-        if base == DEQUANTISED else None
-    tensors = read_weights(run.adapter, manifest)
+    model, tokenizer = dense_base(manifest, run.folder, run.trust_remote_code)
     with torch.no_grad():
-        for name, record in manifest.modules.items():
-            linear = model.get_submodule(name)
-            weight = linear.weight if source is None else packed(source.get_submodule(name)).unpack().cpu()
-            weight = weight.float()
-            if record.rank:
-                down, up = (tensors[f"base_model.model.{name}.lora_{x}.weight"].float() for x in "AB")
-                weight = weight + record.alpha / record.rank * (up @ down)
-            linear.weight.copy_(weight)
+        for linear, weights in linears_of(model, manifest, run):
+            if base == DEQUANTISED:
+                linear.weight.data = weights.merged(half(manifest))
+            elif weights.lora is not None:
+                linear.weight.data = linear.weight.to(half(manifest)).float() + weights.lora.update
+        if base == DEQUANTISED:
+            dequantise_embeddings(model, manifest, run.folder)
+    cast_parameters(model, half(manifest))
     return model.eval(), tokenizer
 
 
@@ -73,13 +68,18 @@ def packing_device(manifest: Manifest) -> str:
 
 
 def save_dense(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Save a model whose weights are dense, with its tokenizer.
-
-    transformers marks a model read from a GGUF file as quantised, which keeps it from being saved: the mark is removed.
-    """
-    if getattr(model, "hf_quantizer", None) is not None:
-        model.hf_quantizer = None
-        del model.config.quantization_config
+    """Save a model whose weights are dense, with its tokenizer."""
     model.save_pretrained(str(folder), safe_serialization=True)
     tokenizer.save_pretrained(str(folder))
     follow_umask(*folder.glob("*.safetensors"))
+
+
+def _views(run: FinishedRun, reference: Reference) -> Iterator[View]:
+    written = plain_model(run.folder / FOLDER, run.trust_remote_code)
+    yield View("merged, as written", reference.logits(written), note="the one below that export.merged_base chose")
+    for base, note in MEANING.items():
+        model = merged_model(run, read_manifest(run.folder), base)[0].float()
+        yield View(f"merged into the {base} base", reference.logits(model), note=note)
+
+
+LOADER = Loader("transformers", _views)

@@ -6,7 +6,7 @@ from pathlib import Path
 from qra_bo.export.load import check_states, load
 from qra_bo.export.run import FinishedRun
 from qra_bo.finetune.checked_tensors import save_tensors
-from qra_bo.finetune.manifest import MANIFEST, PACKED, flatten, read_manifest
+from qra_bo.finetune.manifest import MANIFEST, PACKED, flatten, read_manifest, table_states
 from qra_bo.finetune.quantization.base import packed
 from qra_bo.utils.files import write_json
 
@@ -22,6 +22,7 @@ def write(run: FinishedRun) -> list[Path]:
     if manifest.packed is None:
         model, _ = load(folder, manifest.packed_on, adapter=False, trust_remote_code=run.trust_remote_code)
         states = {name: packed(model.get_submodule(name)).packed_state() for name in manifest.modules}
+        states |= table_states(model)
         check_states(manifest, states, folder)
         save_tensors(folder / PACKED, {key: tensor.cpu() for key, tensor in flatten(states).items()})
         write_json(folder / MANIFEST, replace(manifest, packed=PACKED).to_json())

@@ -3,25 +3,26 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from qra_bo.export import bitsandbytes, gptqmodel, merged, packed, torchao, uniform_rank
-from qra_bo.export.run import FinishedRun, Target, text_target
+from qra_bo.export import bitsandbytes, compressed_tensors, gguf, merged, mlx, packed, uniform_rank, vllm
+from qra_bo.export.run import GGUF_FILES, FinishedRun
+from qra_bo.export.target import Target, text_target
 from qra_bo.finetune.models.load import without_bars
 from qra_bo.utils.errors import ConfigError, nearest_first
 from qra_bo.utils.files import writing
 
 TARGETS: dict[str, Target] = {target.name: target for target in (
     text_target("card", "adapter/README.md"),
-    text_target("axolotl", "export/axolotl.yaml", tool="axolotl", needs_cuda=True),
-    text_target("trl", "export/train_trl.py", tool="TRL"),
-    text_target("llamafactory", "export/llamafactory.yaml", tool="LLaMA-Factory"),
-    text_target("gptqmodel", "export/gptqmodel_dynamic.json", gptqmodel.make, tool="GPTQModel", needs_cuda=True,
-                hint=True),
-    text_target("torchao", "export/torchao_fqn.json", torchao.make, tool="torchao", hint=True),
-    text_target("vllm", "export/serve_vllm.txt", tool="vLLM", needs_cuda=True),
-    Target("uniform_rank", uniform_rank.FOLDER, uniform_rank.write),
-    Target("packed", "packed.safetensors", packed.write, small=False),
-    Target("merged", merged.FOLDER, merged.write, small=False),
-    Target("bitsandbytes", bitsandbytes.FOLDER, bitsandbytes.write, small=False),
+    text_target("axolotl", "export/axolotl.yaml"),
+    text_target("trl", "export/train_trl.py"),
+    text_target("llamafactory", "export/llamafactory.yaml"),
+    Target("vllm", vllm.FILE, vllm.write, small=True),
+    Target("uniform_rank", uniform_rank.FOLDER, uniform_rank.write, small=True, loader=uniform_rank.LOADER),
+    Target("packed", "packed.safetensors", packed.write),
+    Target("compressed_tensors", compressed_tensors.FOLDER, compressed_tensors.write, loader=compressed_tensors.LOADER),
+    Target("gguf", gguf.FOLDER, gguf.write, loader=gguf.LOADER),
+    Target("mlx", mlx.FOLDER, mlx.write, loader=mlx.LOADER),
+    Target("merged", merged.FOLDER, merged.write, loader=merged.LOADER),
+    Target("bitsandbytes", bitsandbytes.FOLDER, bitsandbytes.write, loader=bitsandbytes.LOADER),
 )}
 """By name. A new target is one module (or template) in this package and one line here."""
 SMALL = tuple(name for name, target in TARGETS.items() if target.small)
@@ -29,7 +30,7 @@ SMALL = tuple(name for name, target in TARGETS.items() if target.small)
 
 
 def export_all(run_folder: Path, targets: Sequence[str] = SMALL, merged_base: str = merged.DEQUANTISED,
-               trust_remote_code: bool = False) -> list[Path]:
+               trust_remote_code: bool = False, gguf_files: Sequence[str] = GGUF_FILES) -> list[Path]:
     """Write exports of a finished run into its folder; returns the files.
 
     Args:
@@ -37,6 +38,7 @@ def export_all(run_folder: Path, targets: Sequence[str] = SMALL, merged_base: st
         targets: Names from ``TARGETS``.
         merged_base: Base that ``merged`` merges the adapter into: ``dequantised`` or ``original``.
         trust_remote_code: Whether code that comes with the base model may run, where a target needs that model.
+        gguf_files: Files of the target ``gguf``, of ``gguf.FILES``.
 
     Raises:
         ConfigError: If a target is unknown; all of them at once, the nearest known names first.
@@ -46,6 +48,6 @@ def export_all(run_folder: Path, targets: Sequence[str] = SMALL, merged_base: st
                for t in targets if t not in TARGETS]
     if unknown:
         raise ConfigError(unknown)
-    run = FinishedRun.read(run_folder, trust_remote_code, merged_base)
+    run = FinishedRun.read(run_folder, trust_remote_code, merged_base, gguf_files)
     with writing(run_folder, f"export again: task=export out={run_folder}"), without_bars():
         return [path for name in dict.fromkeys(targets) for path in TARGETS[name].write(run)]

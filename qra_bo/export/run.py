@@ -1,15 +1,16 @@
-"""What an export is made from, a finished run, and what it is made by: targets, those from a template included."""
+"""What an export is made from: the folder of a finished run; and texts about it, from templates."""
 
 import json
+import math
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from qra_bo.config.groups import LR_EXPONENTS
 from qra_bo.report.story import server_rank
 from qra_bo.report.text import allocation_rows, number, signed, size
 from qra_bo.study.results import build_best, load_study
@@ -18,21 +19,26 @@ from qra_bo.utils.files import check_run_folder, strict_json
 
 REQUIRED = {
     "best.json": ("model", "granularity", "units", "bits", "ranks", "formats", "memory", "oracle", "alpha_over_rank",
-                  "loss", "loss_se", "metric", "baselines", "versus_best_uniform", "searched", "provenance"),
+                  "loss", "loss_se", "metric", "baselines", "versus_best_uniform", "searched", "provenance",
+                  "learning_rate", "lr_rule", "training"),
     "adapter/adapter_config.json": ("rank_pattern", "alpha_pattern", "r", "lora_alpha"),
     "quant_manifest.json": ("modules",)}
 """Files of a finished run and the fields that exports need."""
-HINT = ("A hint, not a copy of the run: this tool quantises in its own way (and GPTQ calibrates), so losses and bytes "
-        "differ from those in best.json; evaluate again. Servers with fused projections want q, k, v "
-        "alike and gate, up alike.")
+GGUF_FILES = ("base", "adapter", "merged-f16")
+"""Files of the target ``gguf`` unless others are named."""
+
+
+OPTIMIZERS = {"adamw": "adamw_torch", "adamw_8bit": "adamw_bnb_8bit", "paged_adamw": "paged_adamw_32bit",
+              "paged_adamw_8bit": "paged_adamw_8bit"}
+"""Names that transformers has for the kinds of ``train.optimizer``."""
 
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """The folder of a finished run, the contents of its three files, and two options of exports.
+    """The folder of a finished run, the contents of its three files, and the options of exports.
 
     ``trust_remote_code`` lets code run that comes with the base model; ``merged_base`` is the base that the target
-    ``merged`` merges into.
+    ``merged`` merges into; ``gguf`` are the files that the target ``gguf`` writes.
     """
 
     folder: Path
@@ -41,9 +47,11 @@ class FinishedRun:
     manifest: Mapping[str, Any]
     trust_remote_code: bool = False
     merged_base: str = "dequantised"
+    gguf: tuple[str, ...] = GGUF_FILES
 
     @classmethod
-    def read(cls, folder: Path, trust_remote_code: bool = False, merged_base: str = "dequantised") -> "FinishedRun":
+    def read(cls, folder: Path, trust_remote_code: bool = False, merged_base: str = "dequantised",
+             gguf: Sequence[str] = GGUF_FILES) -> "FinishedRun":
         """Read the three files.
 
         Raises:
@@ -66,7 +74,7 @@ class FinishedRun:
                               f"{'; '.join(problems)}")
         best, config, manifest = contents
         _check_best(folder, best)
-        return cls(folder, best, config, manifest, trust_remote_code, merged_base)
+        return cls(folder, best, config, manifest, trust_remote_code, merged_base, tuple(gguf))
 
     @property
     def base(self) -> str:
@@ -74,13 +82,31 @@ class FinishedRun:
         return str(self.adapter_config.get("base_model_name_or_path") or self.best["model"])
 
     @property
+    def weights(self) -> int:
+        """Number of weights of the quantised linears."""
+        return sum(math.prod(entry.get("shape", (0,))) for entry in self.manifest["modules"].values())
+
+    @property
+    def rates(self) -> dict[int, float]:
+        """Peak learning rate of every rank of its adapter, in the order of the ranks."""
+        ranks = sorted({int(entry["rank"]) for entry in self.manifest["modules"].values()} - {0})
+        return {rank: rate_of(self.best, rank) for rank in ranks}
+
+    @property
+    def mean_rate(self) -> float:
+        """Peak learning rate for a trainer that has one for all ranks: that of the mean rank of the adapted modules."""
+        ranks = [int(entry["rank"]) for entry in self.manifest["modules"].values() if entry["rank"]]
+        return rate_of(self.best, sum(ranks) / len(ranks))
+
+    @property
     def adapter(self) -> Path:
         return self.folder.resolve() / "adapter"
 
-    @cached_property
-    def module_bits(self) -> dict[str, int]:
-        """Module path to code bits, for every linear layer of the decoder."""
-        return {name: int(entry["bits"]) for name, entry in self.manifest["modules"].items()}
+
+def rate_of(best: Mapping[str, Any], rank: float) -> float:
+    """Return the peak learning rate of a rank by the contents of ``best.json``, which states that of rank 16."""
+    exponent: float = LR_EXPONENTS[best["lr_rule"]]
+    return float(best["learning_rate"]) * float((16.0 / rank) ** exponent)
 
 
 def _check_best(folder: Path, best: Mapping[str, Any]) -> None:
@@ -112,45 +138,13 @@ def read_object(path: Path) -> dict[str, Any]:
     return data
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
-    """One export target.
-
-    Args:
-        name: As in ``export.targets``.
-        path: File or folder that ``write`` makes in the run's folder.
-        small: Whether it is written unless targets are named: it copies no weights of the base.
-        tool: Program that loads it, where ``export.check`` does not; ``package`` is its import name.
-        hint: Whether it is a starting point only, because the tool quantises in its own way.
-    """
-
-    name: str
-    path: str
-    write: Callable[[FinishedRun], list[Path]]
-    small: bool = True
-    tool: str = ""
-    package: str = ""
-    needs_cuda: bool = False
-    hint: bool = False
-
-
-def text_target(name: str, path: str, make: Callable[[FinishedRun], str] | None = None, *, tool: str = "",
-                needs_cuda: bool = False, hint: bool = False) -> Target:
-    """A target of one text file, made by ``make`` or from ``templates/FILE.jinja`` (FILE is the name in ``path``)."""
-    def write(run: FinishedRun) -> list[Path]:
-        file = run.folder / path
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(render(file.name, run) if make is None else make(run), encoding="utf-8")
-        return [file]
-
-    return Target(name, path, write, tool=tool, package=name if tool else "", needs_cuda=needs_cuda, hint=hint)
-
-
-def render(file: str, run: FinishedRun) -> str:
-    """Fill in ``templates/FILE.jinja`` for a run; its names reach other syntaxes through quoting filters alone."""
+def render(file: str, run: FinishedRun, **more: Any) -> str:
+    """Fill in ``templates/FILE.jinja`` for a run, with ``more`` values; names reach other syntaxes through quoting
+    filters alone."""
     environment = Environment(loader=PackageLoader("qra_bo.export"), undefined=StrictUndefined, trim_blocks=True,
                               keep_trailing_newline=True, autoescape=False)
     environment.filters |= {"size": size, "number": number, "signed": signed, "json": json.dumps, "shell": shlex.quote,
-                            "rows": allocation_rows, "server_rank": server_rank,
+                            "optimizer_of_transformers": OPTIMIZERS.__getitem__, "rows": allocation_rows,
+                            "server_rank": server_rank,
                             "inline": lambda text: json.dumps(str(text))[1:-1].replace("'", "\\'")}
-    return environment.get_template(f"{file}.jinja").render(run=run, best=run.best, hint=HINT)
+    return environment.get_template(f"{file}.jinja").render(run=run, best=run.best, **more)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from qra_bo.export.comparison import Loader, Reference, View
 from qra_bo.export.foreign import CONFIG, WEIGHTS, check_adapter, read_weights
 from qra_bo.export.run import FinishedRun
 from qra_bo.finetune.checked_tensors import save_tensors
@@ -42,3 +43,11 @@ def write(run: FinishedRun) -> list[Path]:
     save_tensors(target / WEIGHTS, tensors, {"format": "pt"})
     (target / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return [target / CONFIG, target / WEIGHTS]
+
+
+def _views(run: FinishedRun, reference: Reference) -> list[View]:
+    logits = reference.adapted(run.folder / FOLDER, one_rank=True)
+    return [View("uniform_rank", logits, note="added rows and columns are zero")]
+
+
+LOADER = Loader("peft on the mixed base", _views)

@@ -22,6 +22,8 @@ from qra_bo.finetune.checked_tensors import add_tensors, load_checked, save_chec
 from qra_bo.finetune.data.records import TokenBlocks
 from qra_bo.finetune.quantization.bank import LayerBank
 from qra_bo.finetune.quantization.base import State
+from qra_bo.finetune.quantization.embeddings import embedding_modules, packed_tables
+from qra_bo.memory.embeddings import embedding_format
 from qra_bo.memory.formats import format_from_json, parse_format
 from qra_bo.space import StorageFormat
 from qra_bo.utils.errors import OutputError, SpaceError
@@ -34,6 +36,7 @@ PACKED = "packed.safetensors"
 ADAPTER, ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter", "adapter_config.json", "adapter_model.safetensors"
 DTYPES, DEVICES = ("float32", "bfloat16", "float16"), ("cpu", "cuda")
 PACKAGES = ("torch", "bitsandbytes", "hqq", "peft", "transformers")
+FORMAT_FIELDS = ("name", "backend", "bits", "block", "double_quant")
 PROBE = "probe.safetensors"
 N_TOKENS, N_LOGITS = 64, 4096
 
@@ -54,13 +57,36 @@ class ModuleRecord:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "ModuleRecord":
-        fmt = format_from_json({key: data[key] for key in ("name", "backend", "bits", "block", "double_quant")})
+        fmt = format_from_json({key: data[key] for key in FORMAT_FIELDS})
         rows, columns = data["shape"]
         rank, alpha, sha256 = data["rank"], data["alpha"], data["sha256"]
         if any(type(n) is not int or n < 0 for n in (rows, columns, rank)) or type(alpha) not in (int, float) \
                 or not isinstance(sha256, str):
             raise ValueError("'shape' and 'rank' (integers), 'alpha' (a number) or 'sha256' (text)")
         return cls(fmt, (rows, columns), rank, alpha, sha256)
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingsRecord:
+    """The packed embedding and head: format, shape (vocabulary, width), and checksums of the packed tables by module; a
+    head that shares the embedding's table is not named."""
+
+    format: StorageFormat
+    shape: tuple[int, int]
+    tables: Mapping[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        return {**self.format.to_json(), "shape": list(self.shape), "tables": dict(self.tables)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "EmbeddingsRecord":
+        fmt = format_from_json({key: data[key] for key in FORMAT_FIELDS})
+        (rows, columns), tables = data["shape"], dict(data["tables"].items())
+        if any(type(n) is not int or n < 1 for n in (rows, columns)) or not 1 <= len(tables) <= 2 \
+                or not all(isinstance(sha256, str) for sha256 in tables.values()) \
+                or embedding_format(fmt.bits, columns) != fmt:
+            raise ValueError("'embeddings': a format of embeddings, 'shape' (integers) and 'tables' (texts)")
+        return cls(fmt, (rows, columns), tables)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +102,7 @@ class Manifest:
         adapter_sha256: Checksum of the adapter's tensors and of its configuration.
         packed: File of packed tensors beside the manifest, or ``None``.
         versions: Releases of the packages that determine the numbers.
+        embeddings: Record of the packed embedding and head; ``None`` where they have 16 bits.
     """
 
     model: Mapping[str, Any]
@@ -86,9 +113,11 @@ class Manifest:
     adapter_sha256: str
     packed: str | None
     versions: Mapping[str, str]
+    embeddings: EmbeddingsRecord | None = None
 
     def to_json(self) -> dict[str, Any]:
         return sealed({"schema_version": SCHEMA_VERSION, **asdict(self),
+                       "embeddings": None if self.embeddings is None else self.embeddings.to_json(),
                        "modules": {name: record.to_json() for name, record in self.modules.items()}})
 
 
@@ -112,9 +141,9 @@ def adapter_digest(folder: Path) -> str:
     return hashlib.sha256(f"{tensors_digest(load_file(folder / ADAPTER_WEIGHTS))}\n{config}".encode()).hexdigest()
 
 
-def unquantised_digest(model: nn.Module, linears: Iterable[str]) -> str:
-    """Return the checksum of the parameters outside ``linears`` and outside adapters."""
-    inside = tuple(f"{name}." for name in linears)
+def unquantised_digest(model: nn.Module, packed: Iterable[str]) -> str:
+    """Return the checksum of the parameters outside the modules named ``packed`` and outside adapters."""
+    inside = tuple(f"{name}." for name in packed)
     return tensors_digest({name: p for name, p in model.named_parameters()
                            if not name.startswith(inside) and "lora_" not in name})
 
@@ -139,14 +168,28 @@ def write_manifest(folder: Path, bank: LayerBank, ranks: Mapping[str, int], alph
         name, rank = linear.name, ranks.get(linear.name, 0)
         records[name] = ModuleRecord(parse_format(current[name]), (linear.out_features, linear.in_features), rank,
                                      rank * alpha_over_rank, tensors_digest(states[name]))
+    embeddings = _embeddings_record(bank.model)
+    apart = () if embeddings is None else embedding_modules(bank.model)
     manifest = Manifest(redact_all(dict(model)), str(bank.compute_dtype).removeprefix("torch."), bank.device.type,
-                        records, unquantised_digest(bank.model, records),
+                        records, unquantised_digest(bank.model, (*records, *apart)),
                         adapter_digest(folder / ADAPTER), PACKED if packed else None,
-                        package_versions())
+                        package_versions(), embeddings)
     if packed:
+        states |= table_states(bank.model)
         save_tensors(folder / PACKED, flatten(states))
     write_json(folder / MANIFEST, manifest.to_json())
     return manifest
+
+
+def table_states(model: nn.Module) -> dict[str, State]:
+    """Return the packed tensors of a model's packed tables, on the host, by module; empty in 16 bits."""
+    return {name: {key: tensor.cpu() for key, tensor in table.packed_state().items()}
+            for name, table in packed_tables(model).items()}
+
+
+def _embeddings_record(model: nn.Module) -> EmbeddingsRecord | None:
+    checksums = {name: tensors_digest(state) for name, state in table_states(model).items()}
+    return next((EmbeddingsRecord(table.fmt, table.shape, checksums) for table in packed_tables(model).values()), None)
 
 
 def flatten(states: Mapping[str, State]) -> State:
@@ -187,7 +230,8 @@ def read_manifest(folder: Path) -> Manifest:
         modules = {name: ModuleRecord.from_json(record) for name, record in data["modules"].items()}
         manifest = Manifest(dict(data["model"].items()), data["compute_dtype"], data["packed_on"], modules,
                             data["unquantised_sha256"], data["adapter_sha256"], data["packed"],
-                            dict(data["versions"].items()))
+                            dict(data["versions"].items()),
+                            None if data["embeddings"] is None else EmbeddingsRecord.from_json(data["embeddings"]))
         whole = data["sha256"]
         if manifest.compute_dtype not in DTYPES or manifest.packed_on not in DEVICES \
                 or manifest.packed not in (None, PACKED):

@@ -24,6 +24,7 @@ from qra_bo.finetune.training.loop import DivergedError, HeldOut, TrainSettings,
 from qra_bo.finetune.training.loss import CalibrationText
 from qra_bo.finetune.training.optimizer import UnitwiseAdamW
 from qra_bo.finetune.training.trial_run import CheckpointStore, FinalRun, TrialRun
+from qra_bo.memory.serving import ANY
 from qra_bo.oracle.protocol import Progress, StopRequested
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import Allocation, StorageFormat, Unit
@@ -40,7 +41,7 @@ class FinetuneSettings:
         eval_blocks: Held-out sequences of an evaluation.
         record_at: Steps after which the validation loss is recorded (the last step always is).
         largest_rank: Largest rank of I_r.
-        scope: ``"peak"`` or ``"stored"``: the meaning of ``measured_bytes``.
+        scope: ``"peak"`` or ``"stored"``: the meaning of ``measured_bytes``; ``serve``: whose files hold the latter.
         checkpoint_seconds: Least time between two checkpoints of one trial.
     """
 
@@ -51,6 +52,7 @@ class FinetuneSettings:
     largest_rank: int
     scope: str = "peak"
     checkpoint_seconds: float = 60.0
+    serve: str = ANY
 
 
 class FinetuneOracle:
@@ -257,7 +259,8 @@ class FinetuneOracle:
         optimizer = self.optimizer(request.allocation, request.lr_scale)
         switch_seconds = time.monotonic() - run.start
         run.restore(optimizer)
-        probe = MemoryProbe(optimizer, self.bank, self.settings.scope, follow=True)
+        probe = MemoryProbe(optimizer, self.bank, self.settings.scope, follow=True,
+                            serve=self.settings.serve)
         self._train(run, optimizer, probe, progress)
         if isinstance(run, FinalRun):
             run.choose(optimizer)

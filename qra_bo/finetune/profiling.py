@@ -63,7 +63,7 @@ class DenseReference:
         self._valid = targets != -100
         self._goal = targets[self._valid].unsqueeze(1)
         self.tokens = len(self._goal)
-        vocab = model.get_output_embeddings().weight.shape[0]
+        vocab = model.get_output_embeddings().out_features
         self._rows = max(1, TILE_NUMEL // vocab) if hidden.device.type == "cpu" else chunk
         self._hidden = self._select(hidden).to("cpu")
         self._kept = {start: self._log_p(start) for start in range(0, self.tokens, chunk)} if keep else None
@@ -140,7 +140,7 @@ def measure_quantization_sensitivity(bank: LayerBank, units: Sequence[Unit], for
     bank.restore_dense()
     found = Measured(*(np.zeros((len(units), len(formats))) for _ in range(3)))
     n_layers, size = len(decoder_layers(model)), text.ids.numel()
-    log_p_bytes = 4 * model.get_output_embeddings().weight.shape[0] * int((text.labels[:, 1:] != -100).sum())
+    log_p_bytes = 4 * model.get_output_embeddings().out_features * int((text.labels[:, 1:] != -100).sum())
     keep = bank.device.type == "cpu" and log_p_bytes <= KEPT_LOG_PROBABILITIES
     below, at, spent = [torch.empty(0)] * len(batches), 0, float(size)
     starts = [min(linear.layer for linear in unit.linears) for unit in units]

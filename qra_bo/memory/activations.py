@@ -7,6 +7,7 @@ bytes of the compute type.
 
 from dataclasses import dataclass
 
+from qra_bo.memory.embeddings import WIDTHS, head_bytes
 from qra_bo.memory.formats import scratch_bytes
 from qra_bo.memory.optimizers import OPTIMIZERS
 from qra_bo.space import DecoderSpec, Linear, StorageFormat
@@ -28,6 +29,7 @@ class TrainShape:
         eval_batch: Sequences of an evaluation's batch; 0: evaluations are not priced.
         isolated: Whether a mask keeps attention within the records of a sequence.
         accumulate: Batches of an optimiser step; from two on, the gradients of those before are alive in each.
+        embeddings: Bits of the embedding and the head: one of ``memory.embeddings.WIDTHS``.
     """
 
     batch: int
@@ -41,6 +43,7 @@ class TrainShape:
     eval_batch: int = 0
     accumulate: int = 1
     isolated: bool = False
+    embeddings: int = 16
 
     def __post_init__(self) -> None:
         checks = {
@@ -53,7 +56,8 @@ class TrainShape:
             f"the optimizer must be one of {list(OPTIMIZERS)}; got {self.optimizer!r}": self.optimizer in OPTIMIZERS,
             f"logits_chunk must be at least 0 (0: all tokens at once); got {self.logits_chunk}":
                 self.logits_chunk >= 0,
-            f"device must be 'cpu' or 'cuda'; got {self.device!r}": self.device in ("cpu", "cuda")}
+            f"device must be 'cpu' or 'cuda'; got {self.device!r}": self.device in ("cpu", "cuda"),
+            f"embeddings must be one of {list(WIDTHS)}; got {self.embeddings!r}": self.embeddings in WIDTHS}
         problems = [problem for problem, ok in checks.items() if not ok]
         if problems:
             raise ConfigError(problems)
@@ -260,16 +264,14 @@ class LayerModel:
 
     @property
     def loss_bytes(self) -> int:
-        """Bytes beyond all saved activations while the head and the loss are evaluated (forward).
-
-        A live logit takes its own bytes, an fp32 copy of 16 bits, and its log-probability (``finetune.training.loss``).
-        """
+        """Bytes beyond all saved activations while the head and the loss are evaluated (forward)."""
         shape, vocab = self.shape, self.spec.vocab_size
         c, targets = shape.compute_dtype_bytes, shape.batch * (shape.length - 1)
         if self.family.soft_cap:
             return self.norm_saved + self.stream + targets * vocab * (3 * c + 12)
         chunk = min(shape.logits_chunk or targets, targets)
-        return self.norm_saved + 2 * self.stream + chunk * vocab * (10 if c == 2 else 8)
+        return self.norm_saved + 2 * self.stream + head_bytes(self.spec, shape.embeddings, chunk, c, shape.device,
+                                                              gradients=True)
 
     @property
     def inputs(self) -> int:

@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from qra_bo.memory.activations import LayerModel, Moment, group_of, workspace_bytes
+from qra_bo.memory.embeddings import head_bytes
 from qra_bo.space import IntArray, SearchSpace, Unit
 
 
@@ -56,10 +57,13 @@ def evaluation_spikes(layer: LayerModel, space: SearchSpace) -> IntArray:
     ranks = np.array(space.ranks.values, dtype=np.int64)
     moments, shape = forward_moments(layer), layer.shape
     # The head has the last hidden states and one chunk of logits; all logits of a sequence where they are capped.
-    targets = shape.length - 1
-    chunk = targets if layer.family.soft_cap else min(shape.logits_chunk or targets, targets)
-    logit = 3 * shape.compute_dtype_bytes + 8 if layer.family.soft_cap else 8
-    plain = max([layer.stream + chunk * layer.spec.vocab_size * logit, *(m.extra for m in moments if not m.group)])
+    targets, c = shape.length - 1, shape.compute_dtype_bytes
+    if layer.family.soft_cap:
+        losses = targets * layer.spec.vocab_size * (3 * c + 8)
+    else:
+        losses = head_bytes(layer.spec, shape.embeddings, min(shape.logits_chunk or targets, targets), c, shape.device,
+                            gradients=False)
+    plain = max([layer.stream + losses, *(m.extra for m in moments if not m.group)])
 
     def spike(unit: Unit) -> IntArray:
         best = np.full((len(space.formats), len(ranks)), plain, dtype=np.int64)

@@ -7,6 +7,8 @@
 | bitsandbytes | LLM.int8: one byte a weight                      | fp32 scale a row                                   |
 | hqq          | 2, 4, 8 bits in bytes; 3 bits: 10 codes an int32 | 16-bit scale and zero a group                      |
 |              | 5, 6 bits: upper 4 bits and lower 1 or 2 apart   |                                                    |
+| integer      | the same, but for 3 bits: upper 2 and lower 1    | 16-bit scale a group of a row's columns;           |
+|              |                                                  | ``int``: one byte of zero a group beside it        |
 | reference    | bits / 8 bytes a weight, 3 bits: 8 codes 3 bytes | 16-bit scale and minimum a group                   |
 | none         | 2 bytes a weight                                 | none                                               |
 
@@ -37,30 +39,52 @@ class Plane:
     word_bytes: int
 
     def words(self, groups: int) -> int:
-        """Words of ``groups`` groups for each of a group's weights; the last may be cut off."""
-        return -(-groups // self.per_word)
+        """Words of ``groups`` groups, a multiple of ``per_word``, for each of a group's weights."""
+        return groups // self.per_word
 
 
 _ONE, _TWO, _FOUR = Plane(1, 8, 1), Plane(2, 4, 1), Plane(4, 2, 1)
-HQQ_PLANES: Mapping[int, tuple[Plane, ...]] = {
-    2: (_TWO,), 3: (Plane(3, 10, 4),), 4: (_FOUR,), 5: (_FOUR, _ONE), 6: (_FOUR, _TWO), 8: (Plane(8, 1, 1),)}
-"""How HQQ's codes of each bit-width are stored, the upper bits first. The library keeps codes of 5 and of 6 bits in
-whole bytes, which saves nothing."""
+_INTEGER_PLANES = {2: (_TWO,), 3: (_TWO, _ONE), 4: (_FOUR,), 5: (_FOUR, _ONE), 6: (_FOUR, _TWO), 8: (Plane(8, 1, 1),)}
+PLANES: Mapping[str, Mapping[int, tuple[Plane, ...]]] = {
+    "hqq": {**_INTEGER_PLANES, 3: (Plane(3, 10, 4),)}, "integer": _INTEGER_PLANES}
+"""How the codes of each bit-width of a backend are stored, the upper bits first. HQQ's library keeps codes of 5 and of
+6 bits in whole bytes, which saves nothing."""
+
+
+def planes_of(fmt: StorageFormat) -> tuple[Plane, ...]:
+    """Return the planes of a format, the upper bits first; none where its codes are not packed in planes."""
+    return PLANES.get(fmt.backend, {}).get(fmt.bits, ())
+
+
+def padded_groups(planes: tuple[Plane, ...], groups: int) -> int:
+    """Return ``groups`` rounded up to whole words of every plane, so that planes divide groups into equal runs."""
+    per_word = max(plane.per_word for plane in planes)
+    return -(-groups // per_word) * per_word
+
+
+def has_zeros(fmt: StorageFormat) -> bool:
+    """Whether an ``integer`` format stores a zero for every group; else it is the middle code, ``2^(bits - 1)``."""
+    return fmt.backend == "integer" and fmt.name.startswith("int")
+
 
 BACKENDS: Mapping[str, str] = {
     "bitsandbytes": "qra_bo.finetune.quantization.bnb:BitsAndBytesBackend",
     "hqq": "qra_bo.finetune.quantization.half_quadratic:HQQBackend",
+    "integer": "qra_bo.finetune.quantization.integer:IntegerBackend",
     "none": "qra_bo.finetune.quantization.unquantised:UnquantisedBackend",
     "reference": "qra_bo.finetune.quantization.reference:ReferenceBackend"}
 """Class that packs the formats of each backend; it is imported only where weights are packed."""
 
 
-_BY_BITS = (("hqq{}", "hqq", 64), ("hqq{}-g32", "hqq", 32), ("hqq{}-g128", "hqq", 128), ("ref{}", "reference", 64))
+_BY_BITS = (("hqq{}", "hqq", 64), ("hqq{}-g32", "hqq", 32), ("hqq{}-g128", "hqq", 128), ("ref{}", "reference", 64),
+            *((f"sym{{}}-g{group}", "integer", group) for group in (32, 64, 128)))
+_WITH_ZEROS = (2, 3, 4, 8)
 FORMATS: Mapping[str, StorageFormat] = {f.name: f for f in (
     StorageFormat("nf4", "bitsandbytes", 4, 64, double_quant=True), StorageFormat("nf4-nodq", "bitsandbytes", 4, 64),
     StorageFormat("int8", "bitsandbytes", 8, 0), StorageFormat("fp16", "none", 16, 0),
     *(StorageFormat(name.format(bits), backend, bits, block)
-      for bits in HQQ_PLANES for name, backend, block in _BY_BITS))}
+      for bits in (2, 3, 4, 5, 6, 8) for name, backend, block in _BY_BITS),
+    *(StorageFormat(f"int{bits}-g{group}", "integer", bits, group) for bits in _WITH_ZEROS for group in (32, 64, 128)))}
 """Every storage format by name."""
 
 _DEFAULTS = {2: "hqq2", 3: "hqq3", 4: "nf4", 5: "hqq5-g128", 6: "hqq6-g128", 8: "int8", 16: "fp16"}
@@ -95,16 +119,17 @@ def format_from_json(data: Mapping[str, Any]) -> StorageFormat:
 
 
 def check_shape(fmt: StorageFormat, out_features: int, in_features: int) -> None:
-    """Refuse a matrix that the backend can't pack. Raises ``SpaceError`` if the weights do not divide into whole
-    groups, or the groups not into whole words."""
+    """Refuse a matrix that the backend can't pack. Raises ``SpaceError`` if the weights (of the whole matrix, or of a
+    row) do not divide into whole groups, or HQQ's groups not into whole words."""
     if out_features < 1 or in_features < 1:
         raise SpaceError(f"a weight matrix needs positive sides; got {out_features} x {in_features}")
-    planes = HQQ_PLANES[fmt.bits] if fmt.backend == "hqq" and fmt.bits != 3 else ()
+    planes = planes_of(fmt) if fmt.backend == "hqq" and fmt.bits != 3 else ()
     per_word = max((plane.per_word for plane in planes), default=1)
     multiple = 2 if fmt.backend == "bitsandbytes" and fmt.bits == 4 else fmt.block * per_word
-    divisor = in_features if fmt.backend == "bitsandbytes" else out_features * in_features
+    by_row = fmt.backend in ("bitsandbytes", "integer")
+    divisor = in_features if by_row else out_features * in_features
     if multiple and divisor % multiple:
-        what = "columns" if fmt.backend == "bitsandbytes" else "weights"
+        what = "columns" if by_row else "weights"
         raise SpaceError(f"{fmt.name} packs {what} in multiples of {multiple}; a {out_features} x {in_features} matrix "
                          f"has {divisor}: choose another format for this bit-width, or leave the layer at fp16")
 
@@ -114,9 +139,9 @@ def weight_bytes(fmt: StorageFormat, out_features: int, in_features: int) -> int
     can't pack a matrix of this shape."""
     check_shape(fmt, out_features, in_features)
     numel = out_features * in_features
-    if fmt.backend == "hqq":
-        groups = numel // fmt.block
-        return sum(plane.words(groups) * plane.word_bytes * fmt.block for plane in HQQ_PLANES[fmt.bits])
+    if planes := planes_of(fmt):
+        groups = padded_groups(planes, numel // fmt.block)
+        return sum(plane.words(groups) * plane.word_bytes * fmt.block for plane in planes)
     return numel * fmt.bits // 8
 
 
@@ -129,6 +154,8 @@ def metadata_bytes(fmt: StorageFormat, out_features: int, in_features: int) -> i
     if fmt.block == 0:
         return 4 * out_features
     blocks = -(-out_features * in_features // fmt.block)
+    if fmt.backend == "integer":
+        return (3 if has_zeros(fmt) else 2) * blocks
     return blocks + 4 * -(-blocks // NESTED_BLOCK) + 4 if fmt.double_quant else 4 * blocks
 
 
@@ -151,9 +178,8 @@ def scratch_bytes(fmt: StorageFormat, out_features: int, in_features: int, devic
         return 0
     if fmt.backend == "reference":  # every bit becomes a 64-bit integer, twice; the dense weight comes after
         return (16 * fmt.bits + 8) * numel
-    if fmt.backend == "hqq":
-        planes = HQQ_PLANES[fmt.bits]
-        tile = min(tile, numel // planes[-1].per_word)
+    if planes := planes_of(fmt):
+        tile = min(tile, padded_groups(planes, numel // fmt.block) // planes[-1].per_word * fmt.block)
         field = 0 if planes[0].per_word == 1 else (1 + len(planes)) * tile * planes[0].word_bytes
         return field + (4 * tile if compute_bytes == 2 else 0) + 4 * tile // fmt.block
     if fmt.backend != "bitsandbytes":

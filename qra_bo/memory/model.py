@@ -15,7 +15,7 @@ knapsack solver can treat exactly:
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -23,16 +23,19 @@ import numpy.typing as npt
 
 from qra_bo.memory.activations import ORDER, LayerModel, TrainShape, group_of, rounding_bytes, workspace_bytes
 from qra_bo.memory.allowance import ASSUMED, PPM, Allowance
+from qra_bo.memory.embeddings import packed_tables_bytes, unpacked_numel
 from qra_bo.memory.evaluation import evaluation_layer, evaluation_spikes
-from qra_bo.memory.formats import metadata_bytes, weight_bytes
 from qra_bo.memory.optimizers import shared_bytes, state_bytes, update_bytes
+from qra_bo.memory.serving import ANY, CONSUMERS, served_bytes
 from qra_bo.space import Allocation, CostTable, DecoderSpec, IntArray, Linear, PhaseCost, SearchSpace, StorageFormat
 from qra_bo.utils.errors import ConfigError
 
 __all__ = ["KEYS", "SCOPES", "MemoryModel", "TrainShape"]
 
 SCOPES = ("peak", "stored")
-KEYS = ("weights", "quant_metadata", "unquantised", "adapters", "gradients", "optimizer", "activations", "workspace")
+KEYS = ("weights", "quant_metadata", "unquantised", "embeddings", "adapters", "gradients", "optimizer", "activations",
+        "workspace")
+"""Parts of a peak. Embedding and head count as ``embeddings`` where they are packed, and as unquantised in 16 bits."""
 
 SHARED_BYTES = 1536
 """Look-up tables of the quantisers (1,088 bytes) and the scalars of a step, for the whole model."""
@@ -53,18 +56,21 @@ class _Parts:
 
 @dataclass(frozen=True, repr=False)
 class MemoryModel:
-    """Bytes of allocations of one decoder under one trainer. Raises ``ConfigError`` if the scope is unknown.
+    """Bytes of allocations of one decoder under one trainer. Raises ``ConfigError`` if scope or consumer is unknown.
 
     Args:
         scope: ``"peak"`` (device memory of fine-tuning) or ``"stored"`` (quantised weights, metadata, adapters in
             16 bits: the paper's accounting, without unquantised weights).
         allowance: Bytes of the device's allocator beyond the live ones; ``None``: assumed from its kind.
+        serve: Program whose files hold what is stored (``memory.serving``); the peak of training has nothing to do
+            with it.
     """
 
     spec: DecoderSpec
     shape: TrainShape
     scope: str = "peak"
     allowance: Allowance | None = None
+    serve: str = ANY
 
     def __repr__(self) -> str:
         shape = self.shape
@@ -74,6 +80,8 @@ class MemoryModel:
     def __post_init__(self) -> None:
         if self.scope not in SCOPES:
             raise ConfigError(f"memory.scope must be one of {list(SCOPES)}; got {self.scope!r}")
+        if self.serve not in CONSUMERS:
+            raise ConfigError(f"serve must be one of {', '.join(CONSUMERS)}; got {self.serve!r}")
 
     @cached_property
     def layer(self) -> LayerModel:
@@ -86,8 +94,13 @@ class MemoryModel:
 
     @property
     def unquantised_bytes(self) -> int:
-        """Embeddings, head, norms and biases."""
-        return self.shape.stored_dtype_bytes * self.spec.other_numel
+        """Norms and biases, and embedding and head where they have 16 bits."""
+        return self.shape.stored_dtype_bytes * unpacked_numel(self.spec, self.shape.embeddings)
+
+    @property
+    def embedding_bytes(self) -> int:
+        """Packed embedding and head with their scales; 0 where they have 16 bits."""
+        return packed_tables_bytes(self.spec, self.shape.embeddings)
 
     @property
     def master_item(self) -> int:
@@ -124,7 +137,7 @@ class MemoryModel:
         unit_gradients = (2 * parts.numel[:, None] * ranks) if c == 2 else np.zeros_like(parts.update)
         converting = unit_gradients + (2 * largest[:, None] * ranks if c == 2 else 0)
         step = np.maximum(converting, unit_gradients + parts.update + parts.paged)
-        fixed = (self.unquantised_bytes + SHARED_BYTES + shared_bytes(self.shape.optimizer)
+        fixed = (self.unquantised_bytes + self.embedding_bytes + SHARED_BYTES + shared_bytes(self.shape.optimizer)
                  + rounding_bytes(self.spec, self.shape))
         extra, inputs = -self.layer.first_unsaved, self.layer.inputs
         rows = [("load", 0, 0, none, none),
@@ -142,14 +155,14 @@ class MemoryModel:
 
     def _parts(self, space: SearchSpace) -> _Parts:
         ranks, kind, device = np.array(space.ranks.values, dtype=np.int64), self.shape.optimizer, self.shape.device
+        serve = self.serve if self.scope == "stored" else ANY
         by_shape: dict[tuple[tuple[int, int], ...], tuple[IntArray, ...]] = {}
         shapes = [tuple((m.out_features, m.in_features) for m in unit.linears) for unit in space.units]
         for shape in set(shapes):
-            sizes = [[sum(size(f, *sides) for sides in shape) for f in space.formats]
-                     for size in (weight_bytes, metadata_bytes)]
+            sizes = np.array([[served_bytes(serve, f, *sides) for sides in shape] for f in space.formats])
             tensors = np.array(shape, dtype=np.int64).reshape(-1, 1) * ranks
             kept, paged = state_bytes(kind, tensors, device)
-            by_shape[shape] = (*map(np.array, sizes), np.array(sum(map(sum, shape))), kept.sum(axis=0),
+            by_shape[shape] = (*sizes.sum(axis=1).T, np.array(sum(map(sum, shape))), kept.sum(axis=0),
                                paged.sum(axis=0), update_bytes(kind, tensors, device).max(axis=0))
         return _Parts(*(np.array(part, dtype=np.int64)
                         for part in zip(*(by_shape[shape] for shape in shapes), strict=True)))
@@ -223,6 +236,14 @@ class MemoryModel:
             counted = np.maximum(counted, gradient)
         return np.asarray(kept + (np.maximum(low_rank, gradient) if done else low_rank) - counted)
 
+    def file_bytes(self, space: SearchSpace, allocation: Allocation) -> int:
+        """Return the bytes of everything that a file of the model holds: what scope ``stored`` counts, embedding, head,
+        norms and biases, in 16 bits where they are not packed. Raises ``SpaceError`` if the allocation is not of this
+        space."""
+        (stored,) = replace(self, scope="stored").phases(space)
+        linears = int(CostTable((stored,)).totals(space.encode(allocation)[None, :])[0])
+        return linears + self.embedding_bytes + 2 * unpacked_numel(self.spec, self.shape.embeddings)
+
     def breakdown(self, space: SearchSpace, allocation: Allocation) -> dict[str, int]:
         """Bytes by ``KEYS`` in the largest phase; they add up to the predicted peak."""
         return self.phase_breakdown(space, allocation)[1]
@@ -242,7 +263,7 @@ class MemoryModel:
             "adapters": c * int(params.sum())}
         if self.scope == "stored":
             return phase.name, out
-        out["unquantised"] = self.unquantised_bytes
+        out["unquantised"], out["embeddings"] = self.unquantised_bytes, self.embedding_bytes
         out["optimizer"] = self.master_item * int(params.sum()) + int(parts.states[units, r].sum())
         saved, gradients = self._saved(space, parts, ranks)[units, r], c * params
         if phase.name == "evaluation":

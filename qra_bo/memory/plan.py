@@ -10,9 +10,10 @@ from typing import Any
 
 from qra_bo.memory.budget import describe, format_size, largest, smallest, uniform_bytes
 from qra_bo.memory.cards import Card
-from qra_bo.memory.formats import default_format
 from qra_bo.memory.model import MemoryModel
 from qra_bo.memory.optimizers import OPTIMIZERS, is_paged
+from qra_bo.memory.serving import CONSUMERS
+from qra_bo.memory.serving_cost import serving_notes
 from qra_bo.memory.speed import step_seconds
 from qra_bo.memory.verdict import Verdict, largest_rank, smallest_side, verdict_of
 from qra_bo.space import Allocation, DecoderSpec, Ladder, SearchSpace, StorageFormat, uniform
@@ -34,6 +35,7 @@ class Row:
         what: E.g. ``"nf4, rank 16"``, or ``"smallest allocation"``.
         fmt: Storage format of every unit; this, ``bits`` and ``rank`` are ``None`` where units differ.
         phase: Name of the largest phase, e.g. ``"backward"``.
+        file_bytes: Bytes of the whole model as a file, embedding and head included.
     """
 
     what: str
@@ -42,6 +44,7 @@ class Row:
     rank: int | None
     phase: str
     breakdown: Mapping[str, int]
+    file_bytes: int
 
     @property
     def total(self) -> int:
@@ -49,7 +52,7 @@ class Row:
 
     def to_json(self) -> dict[str, Any]:
         return {"format": self.fmt, "bits": self.bits, "rank": self.rank, "phase": self.phase, "bytes": self.total,
-                "breakdown": dict(self.breakdown)}
+                "file_bytes": self.file_bytes, "breakdown": dict(self.breakdown)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +98,7 @@ class Plan:
         cards: By card in GB, the uniform choice of the ladders with the most bits, then the most rank, that fits.
         levers: Changes that lower ``least``, the most saving first.
         card: The card that the plan is for; ``None`` where none is named.
+        serving: What it costs to search only formats that ``serve`` loads; empty for ``serve=any``.
     """
 
     memory: MemoryModel
@@ -107,6 +111,7 @@ class Plan:
     cards: Mapping[int, Row | None]
     levers: tuple[Lever, ...]
     card: Card | None = None
+    serving: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         best = ", ".join(f"{answer.text}: {'nothing fits' if not answer.fits else 'mixed allocations only'}"
@@ -134,12 +139,13 @@ class Plan:
         """Return the whole plan, in bytes."""
         spec, shape = self.memory.spec, self.memory.shape
         return {
-            "schema_version": SCHEMA_VERSION, "model": spec.name, "scope": self.memory.scope, "device": shape.device,
+            "schema_version": SCHEMA_VERSION, "model": spec.name, "scope": self.memory.scope,
+            "serve": self.memory.serve, "serving": list(self.serving), "device": shape.device,
             "parameters": {"linears": spec.linear_numel, "other": spec.other_numel}, "units": self.n_units,
             "train": {"batch": shape.batch, "accumulate": shape.accumulate, "length": shape.length,
                       "checkpointing": shape.checkpointing, "logits_chunk": shape.logits_chunk,
                       "compute_bits": 8 * shape.compute_dtype_bytes, "optimizer": shape.optimizer,
-                      "eval_batch": shape.eval_batch},
+                      "eval_batch": shape.eval_batch, "embeddings": shape.embeddings},
             "allowance": asdict(self.memory.effective_allowance), "fits": self.fits,
             "budgets": [{"text": b.text, "bytes": b.size, "fits": b.fits, "verdict": b.verdict.to_json(),
                          "largest_uniform_rank": dict(b.ranks),
@@ -184,7 +190,8 @@ def memory_plan(memory: MemoryModel, space: SearchSpace, budgets: Mapping[str, i
                                     best, pace))
     cards = {gb: _on_ladders(on_card or memory, space, gb * 10**9) for gb in CARDS_GB}
     return Plan(memory, space.n_units, tuple(answers), rows, _row(memory, space, least, "smallest allocation"),
-                describe(least, space), largest(table, space)[0], cards, tuple(_levers(memory, space, need)), card)
+                describe(least, space), largest(table, space)[0], cards, tuple(_levers(memory, space, need)), card,
+                tuple(serving_notes(memory, space, budgets)))
 
 
 def _row(memory: MemoryModel, space: SearchSpace, allocation: Allocation, what: str) -> Row:
@@ -193,7 +200,8 @@ def _row(memory: MemoryModel, space: SearchSpace, allocation: Allocation, what: 
     def common(values: Sequence[Any]) -> Any:
         return values[0] if len(set(values)) == 1 else None
 
-    return Row(what, common(allocation.formats), common(space.bits(allocation)), common(allocation.ranks), phase, parts)
+    return Row(what, common(allocation.formats), common(space.bits(allocation)), common(allocation.ranks), phase, parts,
+               memory.file_bytes(space, allocation))
 
 
 def _uniform_row(memory: MemoryModel, space: SearchSpace, fmt: StorageFormat, rank: int) -> Row:
@@ -235,7 +243,8 @@ def _levers(memory: MemoryModel, space: SearchSpace, need: int) -> list[Lever]:
     bits, ranks = sorted({f.bits for f in space.formats}), space.ranks.values
     if bits[0] > 2:
         with suppress(UserError):  # where two bits can't be packed into these shapes, they are no lever
-            add(f"bits={_listed((2, *bits))}", memory, replace(space, formats=(default_format(2), *space.formats)))
+            formats = (CONSUMERS[memory.serve].default_format(2), *space.formats)
+            add(f"bits={_listed((2, *bits))}", memory, replace(space, formats=formats))
     if ranks[0] > 1:
         add(f"ranks={_listed((1, *ranks))}", memory, replace(space, ranks=Ladder("ranks", (1, *ranks))))
     return sorted((lever for lever in levers if lever.saves > 0), key=lambda lever: -lever.saves)

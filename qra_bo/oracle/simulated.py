@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import os
+from contextlib import suppress
 from pathlib import Path
 from statistics import NormalDist
 
@@ -52,4 +53,6 @@ class StepsDone:
                 temporary.write_text(f"{first} {target}", encoding="ascii")
                 temporary.replace(self._folder / name)
             except OSError as error:
+                with suppress(OSError):  # half a file, if it was begun
+                    temporary.unlink()
                 log.warning("the steps done can't be noted in %s (%s)", self._folder, error.strerror)

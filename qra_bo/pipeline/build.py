@@ -32,8 +32,8 @@ def make_memory(cfg: RunConfig, spec: DecoderSpec, device_type: str, allowance: 
     shape = TrainShape(cfg.train.batch, cfg.train.length, cfg.train.checkpointing, compute, cfg.train.optimizer,
                        logits_chunk=cfg.train.logits_chunk, device=device_type, stored_dtype_bytes=compute,
                        eval_batch=min(cfg.train.batch, cfg.eval.sequences), accumulate=cfg.train.accumulate,
-                       isolated=cfg.train.isolated)
-    return MemoryModel(spec, shape, cfg.memory.scope, allowance)
+                       isolated=cfg.train.isolated, embeddings=cfg.embeddings)
+    return MemoryModel(spec, shape, cfg.memory.scope, allowance, cfg.serve)
 
 
 def bank_formats(space: SearchSpace) -> tuple[StorageFormat, ...]:

@@ -19,6 +19,7 @@ from qra_bo.finetune.models.load import cast_parameters, commit_of, files_of, lo
 from qra_bo.finetune.oracle import FinetuneOracle, FinetuneSettings
 from qra_bo.finetune.quantization.bank import LayerBank, refuse_reproducing_formats
 from qra_bo.finetune.quantization.base import storage_bytes
+from qra_bo.finetune.quantization.embeddings import pack_embeddings
 from qra_bo.finetune.quantization.rounding import Rounding
 from qra_bo.finetune.training.loop import TrainSettings
 from qra_bo.finetune.training.loss import check_isolation
@@ -63,6 +64,9 @@ def make_finetune(cfg: RunConfig, out: Path) -> FinetuneOracle:
                                                                "versions": versions, "gguf": version("gguf")}, begun)
     kernel = use_fast_attention(model, device, dtype)
     space = make_space(cfg, spec)
+    formats = bank_formats(space)
+    keep_dense = device.type == "cpu" and keeps_dense(spec, formats)
+    pack_embeddings(model, cfg.embeddings, dtype, device, keep_dense=keep_dense)
     on_host = is_too_large(storage_bytes(model.state_dict()), device, _room(cfg, spec, space, device))
     apart = device.type != "cpu" or on_host  # the bank itself puts copies on the device, where there is room
     keep_on_host(model, [name for name in linears if apart or model.get_submodule(name).weight.dtype != dtype])
@@ -71,15 +75,14 @@ def make_finetune(cfg: RunConfig, out: Path) -> FinetuneOracle:
     if cfg.train.isolated:
         check_isolation(model, cfg.train.length)
     facts = {"weights": weights, "dtype": str(dtype), "device": device.type, "versions": versions}
-    codes, factors, profiles = caches(cfg, facts, data.sha256)
+    codes, factors, profiles = caches(cfg, facts | {"embeddings": cfg.embeddings}, data.sha256)
     bank_store = _bank_store(cfg, spec, space, facts, device) if spills(cfg, spec, space, device.type) else None
     rounding = None  # formats that the ladder lacks stay round-to-nearest in any case
     if cfg.quantizer.rounding != "rtn":
         ids = torch.from_numpy(data.train.input_ids[:max(1, cfg.quantizer.tokens // cfg.train.length)])
         rounding = Rounding(model, linears, [f for f in space.formats if f.bits < 16], ids, model.device, codes)
-    formats = bank_formats(space)
     bank = LayerBank(model, spec, formats, dtype, device, rounding=rounding, dense_on_device=apart and not on_host,
-                     keep_dense=device.type == "cpu" and keeps_dense(spec, formats), store=bank_store)
+                     keep_dense=keep_dense, store=bank_store)
     bank.restore_dense()
     refuse_reproducing_formats(bank, space.formats)
     return FinetuneOracle(data, space.units, space.formats, bank, finetune_settings(cfg),
@@ -124,7 +127,7 @@ def finetune_settings(cfg: RunConfig) -> FinetuneSettings:
                           t.logits_chunk, t.checkpointing, optimizer)
     return FinetuneSettings(
         train, AdapterSettings(cfg.adapter.alpha_over_rank, cfg.adapter.init, cfg.adapter.iterations),
-        cfg.eval.sequences, (), cfg.ranks[-1], cfg.memory.scope, cfg.worker.checkpoint_seconds)
+        cfg.eval.sequences, (), cfg.ranks[-1], cfg.memory.scope, cfg.worker.checkpoint_seconds, cfg.serve)
 
 
 def caches(cfg: RunConfig, facts: dict[str, Any], data_sha256: str) -> tuple[TensorStore, TensorStore, ProfileCache]:

@@ -4,7 +4,7 @@ from datetime import datetime
 from pathlib import Path
 
 from qra_bo.config import RunConfig
-from qra_bo.study.journal import JOURNAL_NAME
+from qra_bo.study.journal import JOURNAL_NAME, LOCK_NAME
 from qra_bo.utils.errors import OutputError
 from qra_bo.utils.files import check_run_folder
 
@@ -31,7 +31,7 @@ def run_folder(config: RunConfig) -> Path:
         foreign = begun or [n for n in names if n not in known and not (folder / n / JOURNAL_NAME).is_file()]
         begun = [path.name for path in journals(folder)]
     else:
-        foreign = [] if begun else names
+        foreign = [] if begun else [n for n in names if n != LOCK_NAME]  # a run that failed before its journal
     if foreign:
         raise OutputError(f"out={folder} holds {foreign[0]!r} and is not the folder of {runs}: nothing in it is "
                           f"touched; {wanted}")

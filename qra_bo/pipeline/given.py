@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from qra_bo.config import RunConfig, named_specs
+from qra_bo.config.rules import serve_problems
 from qra_bo.export.run import read_object
 from qra_bo.memory import format_size, parse_budget, parse_format
 from qra_bo.memory.budget import OF_ALLOCATION, format_for
@@ -19,7 +20,7 @@ from qra_bo.utils.errors import BudgetError, ConfigError, OutputError, SpaceErro
 LARGEST_LR = 10.0
 """Learning rates above this are refused as a mistake in the file."""
 AS_FOUND = {"alpha_over_rank": "adapter.alpha_over_rank", "init": "adapter.init", "lr_rule": "adapter.lr_rule",
-            "codes": "quantizer.rounding"}
+            "codes": "quantizer.rounding", "embeddings": "embeddings"}
 """Fields of ``best.json`` and the keys that must agree for a training as in the search."""
 
 
@@ -30,8 +31,8 @@ def read_allocation(config: RunConfig, space: SearchSpace) -> tuple[Given, RunCo
     needs.
 
     Raises:
-        ConfigError: If there is no such file, it does not fit the model's units, or it states no budget and
-            ``budget=allocation``.
+        ConfigError: If there is no such file, it does not fit the model's units, it states no budget and
+            ``budget=allocation``, or the program named by ``serve`` does not load its formats.
         SpaceError: If it is malformed.
     """
     text = str(config.allocation).strip()
@@ -51,7 +52,10 @@ def read_allocation(config: RunConfig, space: SearchSpace) -> tuple[Given, RunCo
         if budget is None:
             raise ConfigError(f"allocation: {text} states no budget that it was found within; give budget=SIZE")
         config = config.with_changes(budget=(budget,))
-    return given, with_ladders_of(config, given.allocations)
+    config = with_ladders_of(config, given.allocations)
+    if problems := [problem.message for problem in serve_problems(config)]:
+        raise ConfigError(problems)
+    return given, config
 
 
 def parse_allocation(data: Mapping[str, Any], path: Path, units: Sequence[str]) -> tuple[Allocation, float | None]:
@@ -110,7 +114,7 @@ def _read(path: Path, config: RunConfig, space: SearchSpace) -> dict[str, Any]:
 def _notes(data: Mapping[str, Any], config: RunConfig) -> list[str]:
     """Return a sentence for another model of the same shapes, and for every setting unlike that of the search."""
     used = {"alpha_over_rank": config.adapter.alpha_over_rank, "init": config.adapter.init,
-            "lr_rule": config.adapter.lr_rule, "codes": config.quantizer.rounding}
+            "lr_rule": config.adapter.lr_rule, "codes": config.quantizer.rounding, "embeddings": config.embeddings}
     notes = [f"the allocation was found with {key}={_shown(data[name])} and is trained with {used[name]}; give "
              f"{key}={_shown(data[name])} to train it as it was found"
              for name, key in AS_FOUND.items() if name in data and data[name] != used[name]]

@@ -13,6 +13,7 @@ from qra_bo.finetune.training.final import FinalSettings
 from qra_bo.memory import MemoryModel, Plan, default_format, format_size, memory_plan, parse_budget, parse_size
 from qra_bo.memory.budget import free_bytes, headroom_bytes, largest, resolve_budget, smallest
 from qra_bo.memory.cards import CARDS, Card
+from qra_bo.memory.embeddings import packed_tables_bytes, unpacked_numel
 from qra_bo.memory.formats import metadata_bytes, weight_bytes
 from qra_bo.pipeline.build import MALLOC, bank_formats, keeps_dense, make_memory
 from qra_bo.pipeline.estimate import token_seconds
@@ -130,6 +131,7 @@ def host_parts(config: RunConfig, spec: DecoderSpec, space: SearchSpace, device_
     on_cpu, item, formats = device_type == "cpu", BYTES[resolve_dtype(config.dtype, device_type)], bank_formats(space)
     spilled = spills(config, spec, space, device_type)
     quantised = sum(fmt.bits < 16 for fmt in formats)
+    tables = spec.other_numel - unpacked_numel(spec, config.embeddings)
     width = max(linear.in_features for linear in spec.linears)
     choosing = 0 if config.quantizer.rounding == "rtn" else \
         FACTORS * 8 * width**2 + on_cpu * item * config.quantizer.tokens * (4 * spec.hidden_size + 3 * width)
@@ -137,7 +139,9 @@ def host_parts(config: RunConfig, spec: DecoderSpec, space: SearchSpace, device_
     cast = spec.other_numel if item == 4 else 0  # what no quantiser packs is cast to the compute type
     return {"dense weights": item * (cast if is_mapped(config) else spec.linear_numel + spec.other_numel),
             "packed formats": 0 if spilled else packed_bytes(config, spec, space, device_type),
-            "unpacked copies": item * spec.linear_numel * quantised if on_cpu and keeps_dense(spec, formats) else 0,
+            "packed embeddings": packed_tables_bytes(spec, config.embeddings) if on_cpu else 0,
+            "unpacked copies": item * (spec.linear_numel * quantised + tables)
+            if on_cpu and keeps_dense(spec, formats) else 0,
             "training or choosing codes": max(training, choosing),
             "libraries": LIBRARIES if on_cpu else CUDA_LIBRARIES,
             "allocator": int(MALLOC["MALLOC_TOP_PAD_"])}
@@ -152,7 +156,7 @@ def _training(config: RunConfig, memory: MemoryModel, space: SearchSpace, spille
 
     def beside(space: SearchSpace, allocation: Allocation) -> int:
         parts = peak.breakdown(space, allocation)
-        return 0 if spilled else parts["weights"] + parts["quant_metadata"] + parts["unquantised"]
+        return 0 if spilled else sum(parts[key] for key in ("weights", "quant_metadata", "unquantised", "embeddings"))
 
     table = peak.table(space)
     if memory.scope == "peak":

@@ -15,11 +15,13 @@ from qra_bo.config import NOT_OF_THE_RESULT, RunConfig, make_space, make_spec, p
 from qra_bo.config.presets import preset_notes
 from qra_bo.execution.base import Executor
 from qra_bo.memory.budget import check_budget, parse_budget
+from qra_bo.memory.serving_cost import serving_notes
 from qra_bo.memory.verdict import Verdict
 from qra_bo.oracle.protocol import Progress, quiet
 from qra_bo.pipeline.build import make_executor, make_memory
 from qra_bo.pipeline.data import check_data, show_data
 from qra_bo.pipeline.estimate import FirstTrial, basis, card_of
+from qra_bo.pipeline.exports import write_exports
 from qra_bo.pipeline.folders import SUMMARY_NAME, journals, path_name, run_folder
 from qra_bo.pipeline.given import check_given, judged, read_allocation, with_ladders_of
 from qra_bo.pipeline.plan import budgets_of, check_ram, plan_rows
@@ -254,7 +256,7 @@ def _announced(setting: Setting, budget: int, verdict: Verdict | None, console: 
     if verdict is not None:
         print_line(console, f"Verdict: {verdict.sentence} {verdict.offer}".rstrip())
     config, card = setting.config, card_of(setting)
-    for note in preset_notes(config):
+    for note in (*serving_notes(setting.memory, setting.space, {config.budget[0]: budget}), *preset_notes(config)):
         print_line(console, note)
     rows = plan_rows(setting, card)
     print_plan(console, f"{config.model_name} within {budget / 1e6:,.1f} MB, effort={config.effort.name}; "
@@ -296,12 +298,12 @@ def oracle_session(config: RunConfig) -> Iterator[tuple[Executor, Progress]]:
 
 def _written(config: RunConfig, folder: Path, outcome: RunOutcome) -> Result:
     """Write report and exports of a finished run, and its answer on the terminal."""
-    from qra_bo.export.registry import export_all  # loads torch, which a simulation does without
+    console = None if config.display == "none" else Console(file=tolerant(sys.stdout))
     files = write_report(folder)
     if (folder / "adapter").is_dir():
-        files += export_all(folder)
-    if config.display != "none":
+        files += write_exports(config, folder, console)
+    if console is not None:
         parts = [path.relative_to(folder).parts for path in (folder / "best.json", *files)]
         shown = dict.fromkeys(p[0] + "/" * (len(p) > 1) for p in parts)
-        print_result(Console(file=tolerant(sys.stdout)), load_run(folder), folder, list(shown))
+        print_result(console, load_run(folder), folder, list(shown))
     return Result(folder, outcome.best, outcome.exit_status)

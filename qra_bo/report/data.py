@@ -18,9 +18,9 @@ from qra_bo.trials import SCHEMA_VERSION, Trial, rounding_of
 from qra_bo.utils.errors import JournalError, OutputError, SpaceError
 
 BREAKDOWN = {
-    "weights": "quantised weights", "quant_metadata": "scales and zeros", "unquantised": "embeddings, head, norms",
-    "adapters": "adapters", "gradients": "gradients", "optimizer": "optimiser states", "activations": "activations",
-    "workspace": "workspace"}
+    "weights": "quantised weights", "quant_metadata": "scales and zeros", "unquantised": "unquantised weights",
+    "embeddings": "packed embedding and head", "adapters": "adapters", "gradients": "gradients",
+    "optimizer": "optimiser states", "activations": "activations", "workspace": "workspace"}
 """Parts of the predicted memory, in the order of figures, with their labels."""
 
 

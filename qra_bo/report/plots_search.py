@@ -12,6 +12,7 @@ from qra_bo.report.checks import LEAST_PAIRS, low_high
 from qra_bo.report.data import ReportData
 from qra_bo.report.style import GREEN, MB, ORANGE, PURPLE, VERMILLION, Theme, axes, dress, figure, legend
 from qra_bo.report.text import number, signed, size
+from qra_bo.space import FloatArray
 from qra_bo.study import Cost, cost_of, loss_of, spearman
 from qra_bo.trials import Trial
 
@@ -170,9 +171,9 @@ def convergence(d: ReportData, theme: Theme) -> Figure | None:
 
 
 def confirmation(d: ReportData, theme: Theme) -> Figure | None:
-    """Paired differences on unseen seeds with mean and interval; ``None`` without a confirmation."""
+    """Paired differences on unseen seeds with mean and interval; ``None`` where two allocations were not compared."""
     c = d.confirmation
-    if c is None or not c.train_seeds:
+    if c is None or c.candidate == c.reference:
         return None
     fig, ax = axes(theme, 8.0, 2.6)
     ax.axvline(0, color=theme.ink, linewidth=1.2)
@@ -242,8 +243,21 @@ def surrogate(d: ReportData, theme: Theme) -> Figure | None:
              f"{100 * inside:.0f} % of {len(observed)} lie within their 95 % interval"),
             (right, observed <= np.median(observed), "", "the better half of them")):
         x, y, bar = observed[shown], predicted[shown], 1.96 * sd[shown]
-        ends = [min(x.min(), y.min()), max(x.max(), y.max())]
-        ax.plot(ends, ends, color=theme.ink, linewidth=1, linestyle="--", zorder=2)
+        low, high = _view(x)
+        ax.plot([low, high], [low, high], color=theme.ink, linewidth=1, linestyle="--", zorder=2)
         ax.errorbar(x, y, yerr=bar, fmt="o", color=theme.main, markersize=5, linewidth=1, zorder=3)
+        far = (y < low) | (y > high)
+        if far.any():
+            ax.scatter(x[far], np.clip(y[far], low, high), marker="X", color=VERMILLION, s=60, zorder=4, clip_on=False)
+            listed = ", ".join(f"{value:.3g}" for value in sorted(y[far])[:3]) + (", ..." if far.sum() > 3 else "")
+            title += f"\n{far.sum()} predicted outside the view: {listed}"
+        ax.set_ylim(low, high)
         dress(ax, theme, "measured loss", y_label, title)
     return fig
+
+
+def _view(observed: FloatArray) -> tuple[float, float]:
+    """Range of losses that a calibration figure shows: that of the measured ones, half of it more on either side."""
+    low, high = float(observed.min()), float(observed.max())
+    room = max(0.5 * (high - low), 1e-3)
+    return low - room, high + room

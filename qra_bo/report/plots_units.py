@@ -78,8 +78,9 @@ def sensitivity(d: ReportData, theme: Theme) -> Figure | None:
     x = np.arange(len(p.units))
     colours = (style.VERMILLION, style.ORANGE, theme.main, style.GREEN, style.PURPLE, style.SKY, style.YELLOW)
     for j, name in enumerate(p.formats):
-        above.plot(x, p.quantization_sensitivity[:, j], marker=style.MARKERS[j % len(style.MARKERS)], markersize=5,
-                   linewidth=1.3, color=colours[j % len(colours)], label=name)
+        spread = None if p.quantization_se is None else 1.96 * p.quantization_se[:, j]
+        above.errorbar(x, p.quantization_sensitivity[:, j], yerr=spread, marker=style.MARKERS[j % len(style.MARKERS)],
+                       markersize=5, linewidth=1.3, elinewidth=0.8, color=colours[j % len(colours)], label=name)
     _symlog(above, p.quantization_sensitivity)
     dress(above, theme, y="loss increase (nats)", title="Quantisation sensitivity: only this unit quantised ($I_q$)")
     legend(fig, above, theme, columns=8)

@@ -268,8 +268,8 @@ def next_steps(d: ReportData) -> list[Step]:
     """The uses of a run that delivered an adapter; empty before that."""
     if d.winner is None or "final" not in d.study.last:
         return []
-    exports = ("Writes the adapter's card, configurations for other trainers and, if named, merged or packed weights. "
-               "export.check=true loads each export again and measures its difference to the run's own model. vLLM "
+    exports = ("Writes the adapter's card, configurations for other trainers and, if named, the model for servers "
+               "(compressed_tensors, gguf, mlx, merged); measures how each differs from the run's own model. vLLM "
                f"needs --max-lora-rank {server_rank(d.winner.ranks)} for these ranks.")
     steps = [
         Step("From Python", "The mixed base with its adapter, with the logits that it had at the end of the run.",

@@ -79,6 +79,11 @@ _FUSED = {"q_proj": "qkv", "k_proj": "qkv", "v_proj": "qkv", "qkv_proj": "qkv", 
           "fc1": "gateup", "c_fc": "gateup", "down_proj": "down", "dense_4h_to_h": "down", "fc2": "down"}
 
 
+def fused_of(leaf: str) -> str:
+    """Return what a linear's own name says that it shares its input with: ``"qkv"`` of ``"q_proj"``."""
+    return _FUSED.get(leaf, leaf)
+
+
 def spec_from_numbers(name: str, family: str, *, n_layers: int, hidden_size: int, intermediate_size: int,
                       n_heads: int, n_kv_heads: int, head_dim: int, vocab_size: int, tied: bool,
                       attention_bias: bool = False) -> DecoderSpec:
@@ -95,7 +100,7 @@ def spec_from_numbers(name: str, family: str, *, n_layers: int, hidden_size: int
     if min(sizes.values()) <= 0 or n_heads % n_kv_heads:
         raise ModelError(f"model {name!r}: every size must be positive and n_kv_heads must divide n_heads; got {sizes}")
     prefix = "gpt_neox.layers" if family == "gpt_neox" else "model.layers"
-    linears = tuple(Linear(f"{prefix}.{layer}.{path}", out, inn, layer, group, _FUSED[path.split(".")[-1]], bias)
+    linears = tuple(Linear(f"{prefix}.{layer}.{path}", out, inn, layer, group, fused_of(path.split(".")[-1]), bias)
                     for layer in range(n_layers)
                     for path, out, inn, group, bias in _shapes(family, hidden_size, intermediate_size, n_heads,
                                                                n_kv_heads, head_dim, attention_bias))
@@ -149,7 +154,7 @@ def spec_from_model(model: Any, name: str | None = None) -> DecoderSpec:
         group = "attn" if re.search(r"attn|attention", path) else "mlp"
         leaf = path.rsplit(".", 1)[-1]
         linears.append(Linear(path, module.out_features, module.in_features, int(match.group(1)), group,
-                              _FUSED.get(leaf, leaf), module.bias is not None))
+                              fused_of(leaf), module.bias is not None))
     if not linears:
         raise ModelError(f"{config.model_type!r} has no decoder layers with linear modules that can be quantised; "
                          "expected a decoder-only model such as Llama, Qwen or Mistral")

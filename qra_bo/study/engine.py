@@ -181,6 +181,7 @@ class Engine:
                 "status": "done" if delivered == winner else "next_best", "best": delivered.fingerprint,
                 "wall_seconds": round(run.wall_seconds, 3), "overhead_seconds": round(study.overhead_seconds, 3),
                 "predicted_bytes": self.setting.predictor(delivered),
+                "file_bytes": self.setting.predictor.file_bytes(delivered),
                 "breakdown": {k: int(v) for k, v in self.setting.predictor.breakdown(delivered).items()}})
         best = write_best(self.folder, study)
         return RunOutcome(delivered, 0 if study.last["end"]["status"] == "done" else 3, best, study, found)

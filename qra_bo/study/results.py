@@ -10,12 +10,15 @@ from qra_bo.memory.formats import parse_format
 from qra_bo.space import Allocation, average_bits
 from qra_bo.study.journal import JOURNAL_NAME, read_journal
 from qra_bo.study.state import Study, is_uniform
-from qra_bo.trials import SCHEMA_VERSION, Trial, rounding_of
+from qra_bo.trials import SCHEMA_VERSION, Trial, embeddings_of, rounding_of
 from qra_bo.utils.errors import JournalError
 from qra_bo.utils.files import write_json, writing
 
 BEST_NAME = "best.json"
 PREDICTED = "predicted, not searched"
+TRAINING = ("batch", "accumulate", "length", "packing", "warmup", "lr_floor", "weight_decay", "betas", "eps", "clip",
+            "optimizer", "checkpointing")
+"""Keys of ``train`` that the result states."""
 _PROVENANCE = ("version", "git", "data_sha256", "packages", "device", "dtype", "threads")
 
 
@@ -65,11 +68,13 @@ def build_best(study: Study) -> dict[str, Any]:
             "average_bits": average_bits(bits, np.array(header["unit_numel"])),
             "metadata_bits": metadata_bits(end, header["unit_numel"]), "average_rank": sum(winner.ranks) / len(winner),
             "formats": [dict(formats[f]) for f in winner.formats], "alpha_over_rank": header["alpha_over_rank"],
-            "init": header["init"], "codes": rounding_of(header["config"]), "oracle": header["oracle"],
-            "method": header["method"], "effort": study.last.get("extension", header)["effort"],
+            "init": header["init"], "codes": rounding_of(header["config"]),
+            "embeddings": embeddings_of(header["config"]), "oracle": header["oracle"], "method": header["method"],
+            "effort": study.last.get("extension", header)["effort"],
             "searched": not study.untried, "prediction": _prediction(study),
             "winner_kind": "uniform" if uniform else "mixed",
             "learning_rate": study.last["calibration"]["lr"], "lr_rule": study.last["calibration"]["rule"],
+            "training": _training(study),
             **_loss(study, point), "final": _final(study), "versus_best_uniform": _versus(study, winner),
             "versus_best_uniform_at_rates": _at_rates(study, winner),
             "memory": _memory(study, winner, point, end), "baselines": [_baseline(study, e) for e in study.baselines],
@@ -84,6 +89,12 @@ def build_best(study: Study) -> dict[str, Any]:
             "provenance": {**{k: study.last.get("provenance", {}).get(k) for k in _PROVENANCE}, "seed": header["seed"],
                            "train_seeds": list(dict.fromkeys(e.spec.train_seed for e in study.trials)),
                            "config_sha256": header["config_sha256"]}}
+
+
+def _training(study: Study) -> dict[str, Any]:
+    """Return the trainer's settings, from which other trainers go on."""
+    train = study.header["config"]["train"]
+    return {key: train[key] for key in TRAINING}
 
 
 def metadata_bits(end: Mapping[str, Any], unit_numel: Sequence[int]) -> float:
@@ -149,7 +160,7 @@ def _memory(study: Study, winner: Allocation, point: Trial | None, end: Mapping[
     return {"scope": study.header["scope"], "budget_bytes": study.budget_bytes,
             "max_average_bits": study.header.get("max_average_bits"),
             "predicted_bytes": end["predicted_bytes"], "measured_bytes": measured[-1],
-            "breakdown": dict(end["breakdown"])}
+            "file_bytes": end.get("file_bytes"), "breakdown": dict(end["breakdown"])}
 
 
 def _baseline(study: Study, e: Trial) -> dict[str, Any]:

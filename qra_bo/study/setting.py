@@ -35,6 +35,10 @@ class BytesPredictor:
         """Return the bytes by part in the phase with the largest total."""
         return self.memory.breakdown(self._space_of(allocation), allocation)
 
+    def file_bytes(self, allocation: Allocation) -> int:
+        """Return the bytes of the whole model as a file."""
+        return self.memory.file_bytes(self._space_of(allocation), allocation)
+
     def _space_of(self, allocation: Allocation) -> SearchSpace:
         """Return a space whose ladders are the allocation's own formats and ranks."""
         formats = sorted({parse_format(f) for f in allocation.formats}, key=lambda f: (f.bits, f.name))

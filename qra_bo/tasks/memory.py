@@ -15,6 +15,7 @@ from qra_bo.config.presets import preset_notes
 from qra_bo.memory.budget import check_budget, format_size
 from qra_bo.memory.model import KEYS
 from qra_bo.memory.plan import Plan, Row
+from qra_bo.memory.serving import ANY, CONSUMERS
 from qra_bo.pipeline.plan import TraceCheck, make_plan, verify_plan
 from qra_bo.utils.errors import BudgetError
 
@@ -65,7 +66,7 @@ def render(plan: Plan, notes: Sequence[str] = (), checks: Sequence[TraceCheck] |
     """
     verdicts = [Text(f"{_named(b.text, b.size)}: {b.verdict.sentence} {b.verdict.offer}".rstrip())
                 for b in plan.budgets]
-    parts: list[RenderableType] = [*verdicts, *map(Text, notes), Text(_head(plan)), _uniform(plan)]
+    parts: list[RenderableType] = [*verdicts, *map(Text, (*plan.serving, *notes)), Text(_head(plan)), _uniform(plan)]
     parts.append(Text(f"Allocations of this space need {format_size(plan.least.total)} ({plan.least_is}) to "
                       f"{format_size(plan.most)}."))
     parts.append(_table("Largest uniform rank that fits", ["budget", *plan.budgets[0].ranks],
@@ -86,13 +87,14 @@ def render(plan: Plan, notes: Sequence[str] = (), checks: Sequence[TraceCheck] |
 
 def _head(plan: Plan) -> str:
     spec, shape, allowance = plan.memory.spec, plan.memory.shape, plan.memory.allowance
-    what = "stored bytes"
+    what = "stored bytes" if plan.memory.serve == ANY else f"bytes as stored for {CONSUMERS[plan.memory.serve].title}"
     if plan.memory.scope == "peak":
         what = (f"peak memory of training on {shape.device}, {8 * shape.compute_dtype_bytes}-bit compute, "
                 f"{shape.batch} x {shape.length} tokens"
                 f"{f', {shape.accumulate} batches a step' if shape.accumulates else ''}"
                 f"{', checkpointing' if shape.checkpointing else ''}"
-                f"{'' if shape.optimizer == 'adamw' else f', {shape.optimizer}'}")
+                f"{'' if shape.optimizer == 'adamw' else f', {shape.optimizer}'}"
+                f"{'' if shape.embeddings == 16 else f', embedding and head in {shape.embeddings} bits'}")
         if allowance is not None:
             what += (f"; its allocator adds {allowance.share_ppm / 10**4:.2f} % of transient bytes and "
                      f"{format_size(allowance.fixed_bytes)} ({allowance.measurements} measured peaks)")
@@ -134,6 +136,7 @@ def _breakdown(plan: Plan) -> Table:
                     for key in KEYS if any(row.breakdown[key] for row in rows.values())])
     table.add_section()
     table.add_row("in all", *(format_size(row.total) for row in rows.values()))
+    table.add_row("whole model as a file", *(format_size(row.file_bytes) for row in rows.values()))
     table.add_row("decided by", *(row.phase for row in rows.values()))
     return table
 

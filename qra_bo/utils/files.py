@@ -5,7 +5,7 @@ import json
 import os
 import stat
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,8 @@ def replace_text(path: Path, text: str) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # mostly gone; if not, it costs space alone
+            temporary.unlink()
 
 
 def follow_umask(*paths: Path) -> None:
@@ -65,7 +66,8 @@ def follow_umask(*paths: Path) -> None:
             fresh.touch()
             path.chmod(stat.S_IMODE(fresh.stat().st_mode))
         finally:
-            fresh.unlink(missing_ok=True)
+            with suppress(OSError):
+                fresh.unlink()
 
 
 def write_json(path: Path, data: Any) -> None:

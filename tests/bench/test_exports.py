@@ -1,19 +1,53 @@
-"""The table of exports: same must be same, near must be near, and what was not measured says so."""
+"""The benchmark of exports: each consumer's logits against the run's own, and what was not measured says why."""
 
-from bench.exports import LARGEST_MEAN, targets_of
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from bench import exports
+from bench.exports import CONSUMERS, rows_of, targets_of
+from qra_bo.export.comparison import Reference
+from qra_bo.export.run import FinishedRun
+from tests.export.finished import finish
+
+PLAIN = CONSUMERS[0]
 
 
-def row(what: str, difference: float | None, mean: float | None) -> dict[str, object]:
-    return {"what": what, "difference": difference, "mean": mean}
+def measured(run: FinishedRun, folder: Path) -> list[dict[str, Any]]:
+    ids = np.arange(40) % 200
+    np.save(folder / "tokens.npy", ids)
+    return list(rows_of(run, "a run", PLAIN, folder / "tokens.npy", Reference(run, torch.from_numpy(ids))))
 
 
-def test_targets_hold_only_where_everything_was_near() -> None:
-    good = [row("manifest and adapter", 0.0, 0.0), row("adapter", .5, LARGEST_MEAN), row("axolotl.yaml", None, None),
-            row("merged into the original base", 9.0, 9.0)]
-    assert [t.met for t in targets_of(good)] == [True, True, False]
-    assert [t.met for t in targets_of([row("manifest and adapter", 1e-6, 0.0), row("adapter", 1.0, .3)])] == [
-        False, False, False]
+def test_transformers_computes_the_runs_own_logits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exports, "environment", lambda consumer: Path(sys.executable))
+    run = FinishedRun.read(finish(tmp_path / "run", ("sym4-g64", "sym2-g64", "fp16", "sym8-g64"), (1, 4, 2, 3),
+                                  "quantizer.rounding=rtn"))
+    rows = measured(run, tmp_path)
+    assert [(row["variant"], row["largest"], row["kl"]) for row in rows] == [("base", 0, 0), ("logits", 0, 0)]
+    assert all(row["file_bytes"] == (run.folder / "compressed_tensors" / "model.safetensors").stat().st_size
+               for row in rows)
+    assert all("compressed-tensors" in row["version"] for row in rows)
+    met = {target.what: target.met for target in targets_of(rows)}
+    assert met["transformers, logits: largest difference of logits"]
+    assert not met["mlx, logits: largest difference of logits"]
+    changed = [{**row, "largest": 0.5} for row in rows]
+    assert not any(target.met for target in targets_of(changed))
 
 
-def test_what_was_not_measured_is_not_met() -> None:
-    assert all(t.value is None and not t.met and t.why for t in targets_of([]))
+def test_refused_run_and_failing_script_are_rows_with_reasons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = FinishedRun.read(finish(tmp_path / "run", ("nf4", "sym2-g64", "fp16", "sym8-g64"), (1, 4, 2, 3),
+                                  "quantizer.rounding=rtn"))
+    [row] = measured(run, tmp_path)
+    assert "nf4 has no form there" in row["note"]
+    [first, *_] = targets_of([row])
+    assert first.value is None
+    assert "nf4" in first.why
+    monkeypatch.setattr(exports, "environment", lambda consumer: Path(sys.executable))
+    monkeypatch.setattr(exports, "export_all", lambda folder, targets: [])
+    [row] = measured(run, tmp_path)
+    assert row["note"].startswith("failed: ")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bench.length.__main__ import main, study_config, work
+from bench.length.__main__ import main, study_config
 from bench.length.plan import (
     CURVES,
     LIMITS,
@@ -20,8 +20,9 @@ from bench.length.plan import (
     settle,
     wanted,
 )
+from bench.length.study import work
 from bench.length.summary import difference, predictors, publish, summarise, to_markdown
-from bench.length.trials import NAME, Key, PlannedTrial, append, load, to_event
+from bench.length.trials import NAME, Found, Key, PlannedTrial, append, load, to_event
 from qra_bo.config import load_config
 from qra_bo.memory.budget import resolve_budget
 from qra_bo.space import uniform
@@ -39,6 +40,10 @@ def loss_of(trial: PlannedTrial) -> float | None:
     if trial.lr_scale > 1:
         return None
     return base + (trial.lr_scale - 0.5) ** 2 + 0.01 * (trial.train_seed % 7)
+
+
+def following(found: Found) -> tuple[PlannedTrial, str] | None:
+    return wanted([BLOCK], found, ("plays",))
 
 
 def answer(plan: Sequence[Block], most: int = 100) -> tuple[list[PlannedTrial], dict[Key, dict[str, Any]]]:
@@ -145,10 +150,10 @@ def test_difference_needs_two_common_seeds() -> None:
 def test_stopped_study_resumes_without_repeating_trials(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = load_config(["+model=tiny", "data=tiny", "dtype=float32", "device=cpu", "quantizer.rounding=rtn",
                           "eval.sequences=8"])
-    work([BLOCK], tmp_path, {"plays": config}, most=4)
+    work(following, tmp_path / NAME, {"plays": config}, most=4)
     before = (tmp_path / NAME).read_bytes()
-    work([BLOCK], tmp_path, {"plays": config})
-    work([BLOCK], tmp_path, {"plays": config})
+    work(following, tmp_path / NAME, {"plays": config})
+    work(following, tmp_path / NAME, {"plays": config})
     after = (tmp_path / NAME).read_bytes()
     events = [json.loads(line) for line in after.splitlines()]
     assert after.startswith(before)

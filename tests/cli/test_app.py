@@ -105,6 +105,26 @@ def test_a_sweep_goes_on_after_a_bad_job(seen: list[RunConfig], elsewhere: Path,
     assert f"4 jobs in outputs/{sweep.name}, 3 not done:" in out
 
 
+@pytest.mark.parametrize("status", [None, 0])
+def test_a_lost_process_of_a_launcher_exits_2(status: int | None, elsewhere: Path, monkeypatch: pytest.MonkeyPatch,
+                                              capfd: pytest.CaptureFixture[str]) -> None:
+    def job(composed: object) -> int:
+        record_job(elsewhere / "sweep", Job(0, "seed=0", status, ""))
+        raise RuntimeError("a worker process was unexpectedly terminated")
+
+    monkeypatch.setattr(app, "_job", job)
+    command = ["-m", "model=tiny", "seed=0,1", "hydra.sweep.dir=sweep"]
+    if status == 0:  # no job was cut off: a bug
+        with pytest.raises(RuntimeError):
+            app.main(command)
+        return
+    assert app.main(command) == 2
+    out, err = capfd.readouterr()
+    assert "1 jobs in sweep, 1 not done:" in out
+    assert "ended before its job (RuntimeError)" in err
+    assert "hydra.sweep.dir=sweep to go on" in err
+
+
 def test_a_sweep_below_out_is_the_same_folder_again(seen: list[RunConfig]) -> None:
     assert app.main(["-m", "+model=tiny", "out=mine", "seed=0,3"]) == 3
     assert app.main(["+model=tiny", "out=mine", "seed=0,3", "-m"]) == 3  # flags may follow
@@ -116,6 +136,18 @@ def test_unknown_names_stop_a_sweep_before_it_starts(seen: list[RunConfig], capf
     err = capfd.readouterr().err
     assert "(1) Unknown model 'tinny'" in err
     assert "(2) Unknown key 'sed'; nearest: seed" in err
+    assert seen == []
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["--learning_rate=1e-4"], "Unknown option '--learning_rate'; here it is adapter.lr"),
+    (["--lora-rank", "8"], "Unknown option '--lora-rank'; here it is ranks=[...] for a search"),
+    (["--sead=1"], "Unknown option '--sead'; a key is given as sead=1"),
+])
+def test_unknown_options_exit_2_with_the_key(seen: list[RunConfig], capfd: pytest.CaptureFixture[str],
+                                             arguments: list[str], message: str) -> None:
+    assert app.main(["+model=tiny", *arguments]) == 2
+    assert message in capfd.readouterr().err
     assert seen == []
 
 

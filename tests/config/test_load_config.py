@@ -9,6 +9,8 @@ import pytest
 
 from qra_bo.config import RunConfig, config_from_dict, load_config
 from qra_bo.config.compose import config_from
+from qra_bo.config.other_names import OURS
+from qra_bo.config.overrides import VALUES, options
 from qra_bo.utils.errors import ConfigError, nearest_first
 
 
@@ -142,6 +144,10 @@ def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
     (["oracle=benchmark"], "oracle.table must name the folder of a table of real trials, .*; got null"),
     (["train=null"], "Unknown train None; known, nearest first: cpu, gpu"),
     (["lr=1e-4"], r"Unknown key 'lr'; nearest: adapter\.lr, "),
+    (["gradient_accumulation_steps=4"], r"Unknown key 'gradient_accumulation_steps'; here it is train\.accumulate\."),
+    (["train.max_seq_length=512"], r"'train\.max_seq_length'; here it is train\.length\."),
+    (["r=16"], r"here it is ranks=\[\.\.\.\] for a search, or task=finetune allocation=uniform:BITS,RANK"),
+    (["lora_alpha=32"], r"here it is adapter\.alpha_over_rank"),
     (["memory=3"], r"Unknown key 'memory'; nearest: memory\.scope"),
     (["model.n_layer=3"], r"Unknown key 'model\.n_layer'; nearest: model\.n_layers"),
     (["method=autoq"], "Unknown method 'autoq'; known, nearest first: autoqra"),
@@ -160,6 +166,15 @@ def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
 def test_one_bad_value(overrides: list[str], message: str) -> None:
     (found,) = problems(*overrides)
     assert re.search(message, found), found
+
+
+def test_names_of_other_trainers_lead_to_keys_of_ours() -> None:
+    known = {*VALUES, *options(), "data.path", "budget"}
+    for other, ours in OURS.items():
+        assert other not in known
+        keys = re.findall(r"\+?([a-z_]+(?:\.[a-z_]+)*)(?==|$| \(|,)", ours.replace(" ", ", "))
+        named = [key for key in keys if key in known]
+        assert named, (other, ours)
 
 
 def test_cuda_is_demanded_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:

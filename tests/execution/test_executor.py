@@ -221,6 +221,26 @@ def test_a_run_that_is_stopped_and_continued_keeps_its_worker() -> None:
         assert run.stdout.read() == "planted\n"
 
 
+BUILDING = """
+import sys, time
+from pathlib import Path
+from qra_bo.execution import Limits, LocalExecutor, OracleSpec
+drawn = Path(sys.argv[1])
+executor = LocalExecutor([OracleSpec("tests.study.oracles:draws_a_bar", {"drawn": str(drawn)})], Limits(30))
+executor._workers[0].begin({"op": "describe"})
+while not drawn.exists():
+    time.sleep(.01)
+executor.close()
+"""
+
+
+def test_a_worker_killed_after_a_bar_leaks_no_semaphore(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", BUILDING, str(tmp_path / "drawn")], capture_output=True, text=True,
+                          check=True, timeout=120)  # to the end of all that write to stderr
+    assert "1/1" in done.stderr
+    assert "semaphore" not in done.stderr
+
+
 def test_in_process_faults_are_results_too(tmp_path: Path) -> None:
     oracle = PlantedOracle(faults={"0": "raise", "1": "memory", "2": "bug"}, folder=str(tmp_path))
     executor = InProcessExecutor(oracle)

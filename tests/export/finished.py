@@ -8,11 +8,15 @@ from qra_bo.config import load_config
 from qra_bo.memory.formats import parse_format
 from qra_bo.pipeline.build import make_oracle
 from qra_bo.space import Allocation
+from qra_bo.study.results import TRAINING
 from tests.export.fixtures import best_json
 
 SETTINGS = ["+model=tiny", "data=tiny", "device=cpu", "train.batch=2", "train.length=32", "eval.sequences=8",
             "data.max_records=64", "model.intermediate_size=192", "bits=[2,4,8,16]"]
 """Widths are multiples of 64: on some CPUs bitsandbytes' own kernel takes nothing else."""
+
+
+LR_SCALE = 20.0
 
 
 def finish(folder: Path, formats: Sequence[str], ranks: Sequence[int], *more: str) -> Path:
@@ -26,12 +30,14 @@ def finish(folder: Path, formats: Sequence[str], ranks: Sequence[int], *more: st
     allocation = Allocation(tuple(formats), tuple(ranks))
     try:
         oracle.finalise(allocation=allocation.to_json(), options={"steps": 12}, train_seed=1,  # type: ignore[attr-defined]
-                        lr_scale=20.0, out=str(folder), model_cfg=config.model,
+                        lr_scale=LR_SCALE, out=str(folder), model_cfg=config.model,
                         progress=lambda what, done, total: None)
     finally:
         oracle.close()
     found = [parse_format(f) for f in formats]
     best = best_json(units=[f"model.layers.{i}" for i in range(4)], bits=[f.bits for f in found], ranks=list(ranks),
-                     formats=[f.to_json() for f in found], alpha_over_rank=2.0)
+                     formats=[f.to_json() for f in found], alpha_over_rank=2.0,
+                     learning_rate=config.adapter.lr * LR_SCALE, lr_rule=config.adapter.lr_rule,
+                     training={key: config.to_dict()["train"][key] for key in TRAINING})
     (folder / "best.json").write_text(json.dumps(best))
     return folder

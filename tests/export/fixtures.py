@@ -26,6 +26,10 @@ def best_json(**changes: Any) -> dict[str, Any]:
             "versus_best_uniform": {"mean": -.012, "low": -.018, "high": -.006, "train_seeds": 5},
             "memory": {"scope": "peak", "budget_bytes": 2_000_000, "predicted_bytes": 1_900_000,
                        "measured_bytes": 1_890_000, "breakdown": {}},
+            "learning_rate": 2e-3, "lr_rule": "inverse_sqrt",
+            "training": {"batch": 4, "accumulate": 2, "length": 128, "packing": "joined", "warmup": 0.1,
+                         "lr_floor": 0.05, "weight_decay": 0.0, "betas": [0.9, 0.999], "eps": 1e-8, "clip": 1.0,
+                         "optimizer": "adamw", "checkpointing": False},
             "baselines": [{"name": "uniform-4bit-r16", "bits": 4, "ranks": 16, "loss": 4.13,
                            "predicted_bytes": 2_100_000, "feasible": False}],
             "provenance": {"version": "0.1.0", "packages": {"torch": "2.13"}}, **changes}

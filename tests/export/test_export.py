@@ -2,15 +2,13 @@
 
 import json
 import re
-from dataclasses import replace
 
 import pytest
 
-from qra_bo.export import gptqmodel, torchao
+from qra_bo.export import vllm
 from qra_bo.export.registry import SMALL, TARGETS, export_all
-from qra_bo.export.run import FinishedRun
 from qra_bo.utils.errors import ConfigError, OutputError
-from tests.export.fixtures import BITS, MODULES, UNITS, module_ranks, write_finished
+from tests.export.fixtures import manifest_json, module_ranks, write_finished
 
 
 def test_every_text_export_is_written_where_it_says(tmp_path):
@@ -41,28 +39,31 @@ def test_script_for_trl_is_python_whatever_the_model_is_called(tmp_path):
     compile(path.read_text(), str(path), "exec")
 
 
-def test_hints_give_each_module_its_bits_and_are_marked(tmp_path):
-    gptq, ao, vllm = export_all(write_finished(tmp_path / "run"), ["gptqmodel", "torchao", "vllm"])
-    dynamic = json.loads(gptq.read_text())["dynamic"]
-    for unit, bits in zip(UNITS, BITS, strict=True):
-        for m in MODULES:
-            hits = [v["bits"] for key, v in dynamic.items() if re.match(key[2:], f"{unit}.{m}")]
-            assert hits == [bits]
-    assert set(json.loads(ao.read_text())["modules"].values()) == {"Int8WeightOnlyConfig", "Int4WeightOnlyConfig"}
-    assert "--max-lora-rank 8" in vllm.read_text()
-    assert all("hint" in p.read_text() for p in (gptq, ao, vllm))
+def test_vllm_serves_a_merged_copy_of_what_it_does_not_load(tmp_path):
+    run = write_finished(tmp_path / "run")
+    text = export_all(run, ["vllm"])[0].read_text()
+    assert "vLLM has no hqq4, hqq8" in text
+    assert f"vllm serve {run.resolve() / 'export' / 'merged'}\n" in text
+    assert "serve=vllm" in text
 
 
-def test_tools_that_lack_a_bit_width_get_the_next_larger(tmp_path):
-    written = FinishedRun.read(write_finished(tmp_path / "run"))
-    modules = {name: {"bits": bits} for name, bits in zip("abcde", (2, 5, 6, 8, 16), strict=True)}
-    run = replace(written, manifest={**written.manifest, "modules": modules})
-    dynamic = json.loads(gptqmodel.make(run))["dynamic"]
-    assert dynamic == {"+:^a$": {"bits": 2, "group_size": 64}, "-:^e$": {},
-                       **{f"+:^{name}$": {"bits": 8, "group_size": 128} for name in "bcd"}}
-    ao = json.loads(torchao.make(run))
-    assert list(ao["modules"].values()) == ["Int4WeightOnlyConfig", *["Int8WeightOnlyConfig"] * 3, None]
-    assert ao["bits_raised"] == {"2": 4, "5": 8, "6": 8}
+def test_vllm_serves_the_mix_with_an_adapter_of_one_rank(tmp_path):
+    run = write_finished(tmp_path / "run")
+    formats = dict(zip(module_ranks(), ("sym4-g64", "sym8-g64", "sym4-g64", "fp16"), strict=True))
+    (run / "quant_manifest.json").write_text(json.dumps(manifest_json(module_ranks(), formats)))
+    text = export_all(run, ["vllm"])[0].read_text()
+    assert f"vllm serve {run.resolve() / 'compressed_tensors'} --enable-lora --max-lora-rank 8 " in text
+    assert f"--lora-modules qra_bo={run.resolve() / 'export' / 'adapter_uniform_rank'}\n" in text
+    assert "(4, 8 bits), on a GPU." in text
+
+
+@pytest.mark.parametrize(("formats", "said"), [
+    (("sym4-g64", "sym4-g64", "sym4-g64", "fp16"), None), (("sym4-g64", "sym4-g32", "sym4-g64", "fp16"), "qkv"),
+    (("sym4-g64", "sym4-g64", "nf4", "fp16"), "vLLM has no nf4")])
+def test_vllm_wants_one_format_for_projections_of_one_input(formats, said):
+    names = [f"layers.0.self_attn.{leaf}" for leaf in ("q_proj", "k_proj", "v_proj", "o_proj")]
+    found = vllm.obstacle(dict(zip(names, formats, strict=True)))
+    assert found is None if said is None else said in found
 
 
 def test_card_names_base_baseline_and_interval(tmp_path):

@@ -1,10 +1,7 @@
 """Every export with weights is loaded by the program it is for, and its logits are compared with the run's own."""
 
-import importlib.util
 import json
-import os
-import subprocess
-import sys
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +12,16 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from qra_bo.export.check import ExportChecker
+from qra_bo.config import load_config
+from qra_bo.export.check import check_exports
+from qra_bo.export.comparison import Loader, Reference, divergence
 from qra_bo.export.load import load
 from qra_bo.export.registry import export_all
 from qra_bo.export.run import FinishedRun
+from qra_bo.export.weights import weights_of
 from qra_bo.finetune.manifest import PACKED, PROBE, read_manifest
 from qra_bo.finetune.models.load import load_base
-from qra_bo.tasks.export import print_checks
+from qra_bo.tasks.export import run as export
 from qra_bo.utils.errors import ConfigError, OutputError
 from tests.export.finished import finish
 
@@ -92,8 +92,10 @@ def test_merged_model_is_base_plus_update(mixed: Path, base: str) -> None:
     quantised, dense = load(mixed, adapter=False)[0], load_base(read_manifest(mixed).model)[0].to(torch.bfloat16)
     for name in read_manifest(mixed).modules:
         up, down = (tensors[f"base_model.model.{name}.lora_{x}.weight"].float() for x in "BA")
-        weight = quantised.get_submodule(name).unpack() if base == "dequantised" else dense.get_submodule(name).weight
-        assert torch.equal(merged.get_submodule(name).weight, (weight.float() + 2.0 * up @ down).bfloat16())
+        layer = quantised.get_submodule(name)
+        layer.compute_dtype = torch.float32
+        weight = layer.unpack() if base == "dequantised" else dense.get_submodule(name).weight.float()
+        assert torch.equal(merged.get_submodule(name).weight, (weight + 2.0 * (up @ down)).bfloat16())
     if base == "dequantised":  # the other is another model, if only a little in one as small as this
         assert float((logits(merged, mixed) - logits(load(mixed)[0], mixed)).abs().max()) < ROUNDING
     assert f"into the {base} base" in (folder / "README.md").read_text()
@@ -153,45 +155,53 @@ def test_trainers_files_lead_peft_to_the_ranks_that_were_found(mixed: Path) -> N
     assert float((logits(adapted, mixed) - logits(load(mixed)[0], mixed)).abs().max()) < ROUNDING
 
 
-def test_check_table_names_loader_difference_and_reason(mixed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_names_loader_difference_and_reason(mixed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     export_all(mixed)
     export_all(mixed, ["packed", "merged"])
-    print_checks(mixed, False)
-    lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
-    table = {cells[0]: cells[1:] for cells in lines if len(cells) == 5}
-    assert table["manifest and adapter"][1] == "0"
-    assert "from packed.safetensors" in table["manifest and adapter"][3]
-    assert float(table["adapter of one rank"][1]) < ROUNDING
-    assert float(table["merged into the dequantised base"][1]) < ROUNDING
-    assert float(table["merged into the original base"][1]) >= 0
-    assert table["merged, as written"][1] == table["merged into the dequantised base"][1]
-    assert "not loaded: a hint" in table["torchao_fqn.json"][3]
-    rows = json.loads((mixed / "export" / "checks.json").read_text())["rows"]
-    assert [r["what"] for r in rows] == [cells[0] for cells in lines if len(cells) == 5][1:]
+    assert export(load_config(["task=export", f"out={mixed}", "export.targets=[card]", "+model=tiny"])) == 0
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
+    assert lines[0].startswith("manifest and adapter (qra_bo.load): exact, from packed.safetensors")
+    rows = {r["what"]: r for r in json.loads((mixed / "export" / "checks.json").read_text())["rows"]}
+    assert [*rows] == [line.partition(" (")[0] for line in lines]
+    assert rows["adapter"]["largest"] < 1e-5
+    assert rows["uniform_rank"]["largest"] < 1e-5
+    assert 0 < rows["merged into the dequantised base"]["largest"] < ROUNDING
+    assert rows["merged into the original base"]["kl"] > rows["merged into the dequantised base"]["kl"]
+    assert rows["merged, as written"]["largest"] == rows["merged into the dequantised base"]["largest"]
 
 
 def test_export_that_fails_to_load_states_the_error(servable: Path) -> None:
     (servable / "export" / "merged").mkdir(parents=True)
-    [row] = [r for r in ExportChecker(FinishedRun.read(servable)).rows() if r.what == "merged, as written"]
-    assert row.difference is None
-    assert row.note.startswith("not loaded: ")
+    [row] = [r for r in check_exports(FinishedRun.read(servable)) if r.what == "merged"]
+    assert row.largest is None
+    assert row.note.startswith("failed: ")
+
+
+def test_reference_in_fp32_is_the_model_loaded_to_compute_in_fp32(mixed: Path) -> None:
+    ids = load_file(mixed / PROBE)["input_ids"][0]
+    reference = Reference(FinishedRun.read(mixed), ids)
+    weights = weights_of(FinishedRun.read(mixed))
+    for merged, wanted in ((False, reference.base), (True, reference.own)):
+        dense = load_base(weights.manifest.model)[0].float()
+        dense.load_state_dict({name: t.float() for name, t in weights.others.items()}, strict=False)
+        for name, linear in weights.linears.items():
+            dense.get_submodule(name).weight.data = (linear.merged if merged else linear.dense)(torch.float32)
+        torch.testing.assert_close(reference.logits(dense), wanted, atol=1e-5, rtol=0)
+
+
+def test_divergence_of_a_known_distribution() -> None:
+    own, other = torch.tensor([[0.5, 0.5], [0.9, 0.1]]), torch.tensor([[0.25, 0.75], [0.9, 0.1]])
+    wanted = 0.5 * (0.5 * math.log(2) + 0.5 * math.log(2 / 3))
+    assert divergence(own.log(), other.log() + 3) == pytest.approx(wanted, rel=1e-6)
+    assert divergence(own.log(), own.log()) == 0
+
+
+def test_missing_consumer_is_named_with_its_install_command(mixed: Path) -> None:
+    loader = Loader("server", lambda run, reference: [], ("no_such_package",), "no-such-package")
+    [row] = loader.rows("gguf", FinishedRun.read(mixed), object.__new__(Reference))
+    assert (row.result, row.note) == ("", "not installed: pip install no-such-package")
 
 
 def test_every_target_is_known() -> None:
     with pytest.raises(ConfigError, match="'merge' is unknown; known: merged"):
         export_all(Path(), ["merge"])
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="trl is not installed")
-def test_the_script_for_trl_trains_on_the_mixed_base(mixed: Path, tmp_path: Path) -> None:
-    [script] = export_all(mixed, ["trl"])
-    data = tmp_path / "data.jsonl"
-    data.write_text("".join(json.dumps({"text": f"{i}: one two three."}) + "\n" for i in range(16)))
-    result = subprocess.run([sys.executable, str(script), str(data), str(tmp_path / "out")], capture_output=True,
-                            text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, check=False)
-    assert result.returncode == 0, result.stderr
-    trained = load_file(tmp_path / "out" / "adapter_model.safetensors")
-    before = load_file(mixed / "adapter" / "adapter_model.safetensors")
-    assert trained.keys() == before.keys()
-    assert any(not torch.equal(trained[k].float(), before[k].float()) for k in before)

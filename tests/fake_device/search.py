@@ -30,7 +30,7 @@ from tests.finetune.models import tiny_llama
 
 INITS = ("kaiming", "residual_svd", "eva", "gradient", "loftq", "lq_lora", "pissa")
 BACKENDS = (("nf4", "int8", "nf4-nodq"), ("hqq3", "hqq2", "hqq6", "hqq4-g32", "hqq5-g128", "hqq8"), ("fp16",),
-            ("ref4", "ref3", "ref6"))
+            ("ref4", "ref3", "ref6"), ("sym3-g32", "int3-g64", "sym8-g32", "int4-g32", "sym2-g64"))
 """Formats of each backend that take turns in training; in each backend all whose code differs."""
 CODED = {torch.bfloat16: tuple(name for names in BACKENDS for name in names if name != "fp16"),
          torch.float32: tuple(names[0] for names in BACKENDS if names[0] != "fp16")}

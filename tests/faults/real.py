@@ -55,7 +55,8 @@ class Outcome:
         return "" if self.printed.strip() else "status 2 without a message"
 
 
-def _in_this_process(config: RunConfig, folder: Path) -> InProcessExecutor:
+def in_this_process(config: RunConfig, folder: Path) -> InProcessExecutor:
+    """An executor whose oracle works here, in place of the one of ``qra_bo.pipeline.run``."""
     folder.mkdir(parents=True, exist_ok=True)
     return InProcessExecutor(make_oracle(config.to_dict(), str(folder)))
 
@@ -63,7 +64,7 @@ def _in_this_process(config: RunConfig, folder: Path) -> InProcessExecutor:
 @contextlib.contextmanager
 def _here(cache: Path) -> Iterator[None]:
     """Let the oracle work in this process, with a cache of its own and without the figures, which take longest."""
-    with mock.patch("qra_bo.pipeline.run.make_executor", _in_this_process), \
+    with mock.patch("qra_bo.pipeline.run.make_executor", in_this_process), \
             mock.patch("qra_bo.report.html.pictures", lambda plots, of: dict.fromkeys(plots)), \
             mock.patch("qra_bo.report.html.write_plots", return_value=[]), \
             mock.patch.dict(os.environ, {"QRA_BO_CACHE": str(cache)}):

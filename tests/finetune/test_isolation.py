@@ -109,3 +109,30 @@ def test_a_decoder_that_takes_no_positions_is_refused() -> None:
     model.get_decoder().forward = lambda input_ids, attention_mask: None
     with pytest.raises(ModelError, match=r"train\.packing=isolated .* takes no position_ids"):
         check_isolation(model, 64)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_padding_on_the_left_changes_no_logits(dtype: torch.dtype) -> None:
+    model = model_of("llama", dtype)
+    ids = torch.arange(1, 9).unsqueeze(0)
+    padded = torch.cat([torch.full((1, 4), 20), ids], dim=1)
+    mask = (torch.arange(12) >= 4).long().unsqueeze(0)
+    with torch.no_grad():  # RoPE depends on distances alone: a shift of all positions changes nothing
+        alone = model(input_ids=ids).logits
+        beside = model(input_ids=padded, attention_mask=mask).logits[:, 4:]
+        unmasked = model(input_ids=padded).logits[:, 4:]
+    apart, without = (float((logits - alone).abs().max()) for logits in (beside, unmasked))
+    assert apart < 0.1 * without
+
+
+def test_window_of_attention_holds_with_every_kernel() -> None:
+    with torch.random.fork_rng():
+        torch.random.default_generator.manual_seed(0)
+        config = config_of("mistral", sliding_window=4, num_hidden_layers=1)
+        model = AutoModelForCausalLM.from_config(config).bfloat16().eval()
+    use_fast_attention(model, CPU, torch.bfloat16)
+    ids = torch.arange(1, 13).unsqueeze(0)
+    other = ids.clone()
+    other[0, 0] = 20  # beyond the window of the last token
+    with torch.no_grad():
+        assert torch.equal(model(input_ids=ids).logits[0, -1], model(input_ids=other).logits[0, -1])

@@ -18,7 +18,9 @@ from qra_bo.memory.formats import FORMATS, parse_format
 META, CUDA = torch.device("meta"), torch.device("cuda")
 SHAPE = (1024, 2048)
 UNPACK = {"nf4": 3, "nf4-nodq": 1, "int8": 2, "fp16": 0,
-          "hqq2": 8, "hqq3": 8, "hqq4": 8, "hqq5": 12, "hqq6": 12, "hqq8": 6}
+          "hqq2": 8, "hqq3": 8, "hqq4": 8, "hqq5": 12, "hqq6": 12, "hqq8": 6,
+          "sym2": 7, "sym3": 11, "sym4": 7, "sym5": 11, "sym6": 11, "sym8": 5,
+          "int2": 8, "int3": 12, "int4": 8, **dict.fromkeys(("int8-g32", "int8-g64", "int8-g128"), 6)}
 """Most launches of unpacking; formats of another group size launch as many, the dense references 13."""
 STEP = 12
 """Most launches of a linear's forward and backward pass beside unpacking its weight twice."""

@@ -19,7 +19,9 @@ def test_chunked_loss_and_gradient_equal_pytorchs(chunk: int) -> None:
     hidden = torch.randn(7, 5, generator=generator, dtype=torch.float32, requires_grad=True)
     weight, bias = torch.randn(11, 5, generator=generator), torch.randn(11, generator=generator)
     targets = torch.tensor([1, -100, 0, 10, 3, -100, 7])
-    ours = ChunkedHeadLoss.apply(hidden, weight, bias, targets, chunk)
+    head = torch.nn.Linear(5, 11)
+    head.weight.data, head.bias.data = weight, bias
+    ours = ChunkedHeadLoss.apply(hidden, head, targets, chunk)
     (gradient,) = torch.autograd.grad(3.0 * ours, hidden)
     twin = hidden.detach().clone().requires_grad_()
     theirs = torch.nn.functional.cross_entropy(twin @ weight.T + bias, targets, reduction="sum", ignore_index=-100)

@@ -57,6 +57,21 @@ def test_evaluations_are_traced_and_predicted(family: str, compute: int) -> None
 
 
 @pytest.mark.parametrize("compute", [2, 4])
+@pytest.mark.parametrize(("family", "bits", "tied"),
+                         [("llama", 8, True), ("llama", 6, False), ("gemma3_text", 6, True)])
+def test_packed_embeddings_are_traced_and_put_back(family: str, bits: int, tied: bool, compute: int) -> None:
+    config = config_of(family, num_hidden_layers=2, vocab_size=1021, tie_word_embeddings=tied)
+    shape = TrainShape(2, 40, False, compute, logits_chunk=16, stored_dtype_bytes=compute, eval_batch=2,
+                       embeddings=bits)
+    check(config, shape, ("nf4", "int8"), (4, 2))
+    spec = spec_from_model(AutoModelForCausalLM.from_config(config))
+    space = SearchSpace(make_units(spec, "layer"), (parse_format("nf4"),), Ladder("r", (2,)))
+    tracer, dense = StepTracer(spec, config), replace(shape, embeddings=16)
+    first, _, again = (tracer.trace(space, uniform(2, "nf4", 2), s).peak for s in (dense, shape, dense))
+    assert first == again
+
+
+@pytest.mark.parametrize("compute", [2, 4])
 def test_a_step_with_8_bit_moments_is_traced(compute: int) -> None:
     # ranks on both sides of 4,096 elements: 128 x 40 has 8-bit moments, 128 x 4 does not
     shape = TrainShape(1, 8, False, compute, "adamw_8bit", logits_chunk=8, stored_dtype_bytes=compute)
@@ -124,6 +139,7 @@ def test_accumulation_is_traced_to_the_byte(checkpointing: bool) -> None:
 
 @pytest.mark.parametrize(("formats", "granularity"), [
     (("hqq2", "hqq3"), "layer"), (("hqq5", "hqq6"), "layer"), (("fp16", "hqq8"), "layer"), (("ref4", "nf4"), "layer"),
+    (("sym3-g32", "int4-g64"), "layer"), (("sym6-g64", "int8-g32"), "layer"),
     (("nf4", "hqq3", "int8", "hqq4"), "block"), (("nf4", "hqq3", "int8", "hqq2") * 2, "fused")])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_backends_and_granularities_are_traced_to_the_byte(formats: tuple[str, ...], granularity: str,

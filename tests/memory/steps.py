@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from qra_bo.finetune.adapters.lora import AdapterSettings, adapter_parameters, attach
 from qra_bo.finetune.models.checkpointing import use_checkpointing
 from qra_bo.finetune.models.load import use_fast_attention
+from qra_bo.finetune.quantization.embeddings import pack_embeddings
 from qra_bo.finetune.tracing.memory_probe import PeakTracker
 from qra_bo.finetune.training.loop import TrainSettings, held_out
 from qra_bo.finetune.training.loss import token_losses
@@ -61,6 +62,7 @@ def run_step(config: Any, shape: TrainShape, formats: tuple[str, ...], ranks: tu
     model.requires_grad_(False)
     use_fast_attention(model, torch.device("cpu"), dtype)
     spec = spec_from_model(model)
+    pack_embeddings(model, shape.embeddings, dtype, torch.device("cpu"))
     units = make_units(spec, granularity)
     ladder = sorted({f: parse_format(f) for f in formats}.values(), key=lambda f: (f.bits, f.name))
     space = SearchSpace(units, tuple(ladder), Ladder("ranks", tuple(sorted(set(ranks)))))

@@ -35,10 +35,27 @@ def test_families(family: str, checkpointing: bool, compute: int) -> None:
 
 @pytest.mark.parametrize(("batch", "length", "checkpointing", "compute"),
                          [(2, 64, False, 2), (1, 16, False, 4), (2, 64, True, 2)])
-@pytest.mark.parametrize("fmt", ["nf4", "int8", "hqq2", "hqq3", "fp16", "ref4"])
+@pytest.mark.parametrize("fmt", ["nf4", "int8", "hqq2", "hqq3", "fp16", "ref4", "sym3-g64", "sym8-g32", "int2-g32",
+                                 "int3-g64"])
 def test_backends(fmt: str, batch: int, length: int, checkpointing: bool, compute: int) -> None:
     shape, formats, ranks = shape_of(batch, length, checkpointing, compute, 32), (fmt,) * 3, (8,) * 3
     check(run_step(config_of("llama"), shape, formats, ranks), shape, formats, ranks)
+
+
+@pytest.mark.parametrize("compute", [2, 4])
+@pytest.mark.parametrize("bits", [8, 6])
+@pytest.mark.parametrize(("family", "tied", "tile", "tokens", "checkpointing"), [
+    ("llama", True, 1 << 20, (4, 64), False), ("llama", False, 1 << 13, (1, 8), True),
+    ("gemma3_text", True, 1 << 13, (4, 64), False)])
+def test_packed_embeddings(family: str, tied: bool, tile: int, tokens: tuple[int, int], checkpointing: bool, bits: int,
+                           compute: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qra_bo.memory.embeddings._TILE_NUMEL", {"cpu": tile})
+    shape = replace(shape_of(*tokens, checkpointing, compute), embeddings=bits, eval_batch=tokens[0])
+    formats, ranks, config = ("nf4",) * 3, (4,) * 3, config_of(family, vocab_size=1021, tie_word_embeddings=tied)
+    step = run_step(config, shape, formats, ranks)
+    check(step, shape, formats, ranks, over=0.01)
+    if tile < 1 << 20:  # else a tile is the whole table, and larger than what these few tokens save
+        assert predicted(step, shape, formats, ranks) < predicted(step, replace(shape, embeddings=16), formats, ranks)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

@@ -125,6 +125,22 @@ def test_several_budgets_are_refused_the_folder_of_one_run(tmp_path: Path, count
     assert counted.built == 0
 
 
+def test_run_that_failed_before_its_journal_begins_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = [*PLANTED, "budget=uniform:4,4", f"out={tmp_path / 'run'}"]
+    opened = os.open
+
+    def failing(path: Any, flags: int, mode: int = 0o777) -> int:
+        if Path(path).name == "trials.jsonl":
+            raise OSError(5, "Input/output error")
+        return opened(path, flags, mode)
+
+    monkeypatch.setattr("os.open", failing)
+    with pytest.raises(OutputError, match="Input/output error"):
+        qra_bo.search(command)
+    monkeypatch.undo()
+    assert qra_bo.search(command).exit_status == 0
+
+
 @pytest.mark.parametrize(("method", "option"), [("structured", "draws=0"), ("sequential", "radius=1"),
                                                 ("evolution", "population=0"), ("hill_climb", "radius=1")])
 def test_a_wrong_option_of_the_method_is_told_before_anything_is_measured(

@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pytest
 
 from qra_bo.report.data import parse_events
@@ -84,3 +85,33 @@ def test_every_alternative_text_holds_the_numbers(data):
     assert "hqq2 at units 0, 11, 1" in alt["sensitivity"]
     assert "optimiser states" in alt["memory"]
     assert "Spearman 0.97" in alt["surrogate"]
+
+
+def test_a_choice_is_not_drawn_against_itself():
+    events = [{**e, "reference": e["candidate"]} if e["event"] == "confirmation" else e for e in make_events()]
+    assert PLOTS["confirmation"](parse_events(events), LIGHT) is None
+
+
+def test_calibration_shows_the_losses_and_names_what_is_outside():
+    check = next(e for e in make_events() if e["event"] == "surrogate_check")
+    far = [1e17, *check["predicted"][1:]]
+    events = [{**e, "predicted": far} if e["event"] == "surrogate_check" else e for e in make_events()]
+    left = PLOTS["surrogate"](parse_events(events), LIGHT).axes[0]
+    low, high = left.get_ylim()
+    observed = check["observed"]
+    assert low < min(observed) < max(observed) < high < 2 * max(observed)
+    assert "1 predicted outside the view: 1e+17" in left.get_title(loc="left")
+    crosses = left.collections[-1].get_offsets()
+    assert crosses.tolist()[0] == pytest.approx([observed[0], high])
+    assert len(crosses) == 1
+
+
+def test_sensitivities_carry_their_intervals(data):
+    before = PLOTS["sensitivity"](data, LIGHT).axes[0]
+    se = [[.01] * len(data.header.formats)] * len(data.header.units)
+    events = [{**e, "quantization_se": se} if e["event"] == "profile" else e for e in make_events()]
+    after = PLOTS["sensitivity"](parse_events(events), LIGHT).axes[0]
+    assert not before.collections
+    halves = {round(float(np.ptp(segment[:, 1])) / 2, 6)
+              for bars in after.collections for segment in bars.get_segments()}
+    assert halves == {0.0196}

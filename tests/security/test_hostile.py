@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from qra_bo.config import load_config
 from qra_bo.export import bitsandbytes, merged, packed
-from qra_bo.export.check import ExportChecker
+from qra_bo.export.check import check_exports
 from qra_bo.export.foreign import check_adapter
 from qra_bo.export.load import load
 from qra_bo.export.run import FinishedRun
@@ -74,7 +74,7 @@ def test_hostile_manifests_are_refused(whole: Path, tmp_path: Path, change: Any,
 WRITERS: dict[str, Callable[[FinishedRun], Any]] = {
     "packed": packed.write, "bitsandbytes": bitsandbytes.write,
     "original": lambda run: merged.write(replace(run, merged_base="original")), "dequantised": merged.write,
-    "check": ExportChecker}
+    "check": check_exports}
 
 
 @pytest.mark.parametrize("name", WRITERS)

@@ -9,7 +9,8 @@ import pytest
 from rich.console import Console
 
 from qra_bo.cli.app import _report
-from qra_bo.export.run import FinishedRun, render
+from qra_bo.export import vllm
+from qra_bo.export.run import FinishedRun
 from qra_bo.oracle.emulator.table import load_table
 from qra_bo.report.data import parse_events
 from qra_bo.report.side_by_side import own_report
@@ -62,14 +63,15 @@ def test_temporary_file_is_not_written_through_a_link(tmp_path: Path) -> None:
 
 
 def test_lines_to_copy_into_a_shell_run_no_command(tmp_path: Path) -> None:
-    name, folder = "$(touch evil)", tmp_path / "a b;$(c)"
+    folder = tmp_path / "a b;$(c)"
     folder.mkdir()
-    text = render("serve_vllm.txt", FinishedRun(
-        folder, {"model": "m", "ranks": [4]}, {"base_model_name_or_path": name, "rank_pattern": {},
-                                                                    "r": 4}, {}))
-    words = shlex.split(text, comments=True)
-    assert words[:3] == ["vllm", "serve", name]
-    assert f"qra_bo={folder.resolve() / 'adapter'}" in words
+    for fmt, base in (("sym4-g64", "compressed_tensors"), ("nf4", "export/merged")):
+        modules = {"layers.0.mlp.x\n$(evil)": {"name": fmt, "bits": 4, "rank": 4}}
+        [path] = vllm.write(FinishedRun(folder, {"model": "$(touch evil)", "ranks": [4]}, {}, {"modules": modules}))
+        words = shlex.split(path.read_text(), comments=True)
+        assert words[:5] == ["python", "-m", "qra_bo", "task=export", f"out={folder.resolve()}"]
+        assert words[6:9] == ["vllm", "serve", str(folder.resolve() / base)]
+        assert not any("evil" in word for word in words)
     console = Console(file=None, width=400, force_terminal=False, record=True)
     print_result(console, parse_events(make_events()), folder)
     lines = console.export_text().splitlines()

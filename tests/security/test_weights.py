@@ -7,10 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from qra_bo.export.check import ExportChecker
+from qra_bo.export.comparison import Reference, plain_model
 from qra_bo.export.uniform_rank import write
 from qra_bo.finetune.data.load import byte_tokenizer
-from qra_bo.finetune.manifest import read_manifest
 from qra_bo.finetune.models.load import load_base
 from qra_bo.utils.errors import ModelError, OutputError
 from tests.finetune.test_manifest import MODEL
@@ -76,12 +75,12 @@ def test_an_export_that_is_a_pickle_is_never_read(run: Path, folder: Path, monke
     write(finished(run))
     (target / "adapter_model.safetensors").unlink()
     torch.save({}, target / "adapter_model.bin")
-    checker = object.__new__(ExportChecker)
-    checker.run, checker.manifest = finished(run), read_manifest(run)
+    reference = object.__new__(Reference)
+    reference.run = finished(run)
     monkeypatch.setattr(torch, "load", hostile)
     with pytest.raises(OutputError, match="a pickle, which can run code"):
-        checker._peft(target, True)
+        reference.adapted(target, one_rank=True)
     torch.serialization.save({}, folder / "adapter_model.bin")
     edit(folder / "config.json", transformers_weights="adapter_model.bin")
     with pytest.raises(ModelError, match="redirects the reading"):
-        checker._plain(folder)
+        plain_model(folder, False)

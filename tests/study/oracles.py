@@ -1,6 +1,7 @@
 """A cheap planted oracle with faults on demand; importable by a worker process."""
 
 import json
+import multiprocessing
 import os
 import signal
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from qra_bo.oracle.protocol import Progress, StopRequested
 from qra_bo.sensitivity.profile import SensitivityProfile
@@ -127,3 +129,11 @@ def no_weights(name: str) -> PlantedOracle:
 
 def dies_early() -> PlantedOracle:
     sys.exit(7)
+
+
+def draws_a_bar(drawn: str) -> None:
+    """Draw a progress bar where ``multiprocessing`` spawns, as on macOS, and go on building."""
+    multiprocessing.set_start_method("spawn")
+    list(tqdm(range(1)))
+    Path(drawn).touch()
+    time.sleep(100)

@@ -64,6 +64,9 @@ class HandSized:
     def table(self, space: SearchSpace) -> CostTable:
         return make_costs(space)
 
+    def file_bytes(self, space: SearchSpace, a: Allocation) -> int:
+        return sum(self.breakdown(space, a).values())
+
     def breakdown(self, space: SearchSpace, a: Allocation) -> dict[str, int]:
         return {"weights": sum(FORMAT_BYTES[f] for f in a.formats), "adapters": RANK_BYTES * sum(a.ranks),
                 "workspace": FIXED}

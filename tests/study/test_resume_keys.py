@@ -18,6 +18,8 @@ from tests.study.problem import comparable
 
 SHORT = ["model=tiny", "oracle=synthetic", "data=tiny", "display=none", "effort=quick", "effort.max_full_trials=7",
          "calibrate.lr_scales=[1.0]", "confirm.seeds=2", "device=cpu", "dtype=float32"]
+GROUPS = "\n".join(f"quantizer.formats.{bits}=[sym{bits}-g32]" for bits in (2, 3, 4, 8))
+"""Formats whose groups divide the columns of ``tiny``, which those that serve=mlx sets do not."""
 OTHER: dict[str, Any] = {
     "model.name": "+model.name=other", "model.path": "+model.path=elsewhere", "model.revision": "+model.revision=main",
     "model.gguf_file": "+model.gguf_file=a.gguf", "model.family": "model.family=qwen2",
@@ -26,7 +28,7 @@ OTHER: dict[str, Any] = {
     "max_average_bits": "max_average_bits=5.0", "granularity": "granularity=block", "effort.name": "effort.name=mine",
     "effort.uniform_baselines": "effort.uniform_baselines=null", "effort.rate_factors": "effort.rate_factors=[0.5]",
     "max_hours": "max_hours=2", "device": "device=auto", "dtype": "dtype=bfloat16", "display": "display=plain",
-    "memory.scope": "memory.scope=stored",
+    "memory.scope": "memory.scope=stored", "serve": f"serve=mlx\n{GROUPS}",
     "memory.headroom": "memory.headroom=600MB", "memory.format": "memory.format=json", "data.name": "data.name=other",
     "oracle.name": "oracle=finetune", "data.kind": "data=plays", "method.name": "method.name=other",
     "method._target_": "method=random", "method.n_prior": "method.n_prior=3",
@@ -46,10 +48,11 @@ OTHER: dict[str, Any] = {
     "final.validate_every": "final.validate_every=5", "final.keep": "final.keep=last",
     "final.patience": "final.patience=3", "executor.workers": "executor.workers=2",
     "export.targets": "export.targets=[]", "export.merged_base": "export.merged_base=original",
+    "export.gguf": "export.gguf=[base]",
     "effort.max_full_trials": "effort.max_full_trials=9", "effort.stop": "effort.stop=null",
-    "effort.ranking_top": "effort.ranking_top=4",
-    "fidelity.low": "fidelity.low=null"}
-"""Overrides that change one key, where twice the number or the opposite would not do."""
+    "effort.ranking_top": "effort.ranking_top=4", "fidelity.low": "fidelity.low=null"}
+"""Overrides that change one key, and with serve the formats that it sets, where twice the number or the opposite would
+not do."""
 LONGER = {"effort.max_full_trials", "effort.uniform_baselines", "effort.references", "effort.rate_factors",
           "effort.ranking_top", "effort.sequential", "effort.stop"}
 """Keys that extend a run: its end is another one."""
@@ -67,7 +70,7 @@ KEYS = sorted(set(composed()) - UNCHANGED)
 
 
 def changed(key: str) -> str:
-    """An override with which ``key`` has another good value."""
+    """Overrides, a line each, with which ``key`` has another good value."""
     value = composed()[key]
     if key in OTHER:
         return str(OTHER[key])
@@ -101,7 +104,7 @@ def outcome_of(key: str, begun: tuple[Path, dict[str, Any]], folder: Path) -> st
     shutil.copytree(begun[0], folder)
     before = (folder / "trials.jsonl").read_bytes()
     try:
-        best = qra_bo.search([*SHORT, changed(key)], out=str(folder)).best
+        best = qra_bo.search([*SHORT, *changed(key).splitlines()], out=str(folder)).best
     except UserError as error:
         said = f"; {key} was " in str(error).replace("configuration: ", "; ")
         kept = (folder / "trials.jsonl").read_bytes() == before

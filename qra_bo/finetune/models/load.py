@@ -7,9 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 from transformers import modeling_gguf_pytorch_utils as reader
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 from transformers.utils import logging as transformers_logging
 
 from qra_bo.finetune.data.load import byte_tokenizer
@@ -154,6 +162,10 @@ def _pretrained(cfg: Mapping[str, Any], folder: Path, *, weights: bool = True) -
         raise ModelError(f"{'the weights' if weights else 'the tokenizer'} of {cfg['name']!r} can't be read from "
                          f"{str(folder)!r} ({reason}); a folder needs config.json, *.safetensors and a tokenizer; "
                          "without weights use task=memory or oracle=synthetic") from error
+    if model is not None and gguf is not None:
+        # Its weights are dense now. transformers keeps the mark of the file's quantisation, which refuses trainers
+        # and saving.
+        model.hf_quantizer.remove_quantization_config(model)
     if model is not None and is_on_hub(cfg):  # what is saved names the repository, not this machine's cache
         model.config._commit_hash = folder.name
         model.name_or_path = model.config._name_or_path = tokenizer.name_or_path = str(cfg["path"])
@@ -183,6 +195,7 @@ def use_fast_attention(model: Any, device: torch.device, dtype: torch.dtype) -> 
     if device.type == "cpu" and dtype == torch.bfloat16:
         name = "sdpa_fp32_on_cpu"
         AttentionInterface.register(name, fp32_attention)
+        AttentionMaskInterface.register(name, sdpa_mask)  # else padding and sliding windows are ignored
     choose_kernel(model, name)
     return name
 

@@ -25,6 +25,7 @@ from qra_bo.finetune.quantization.base import (
     state_bytes,
 )
 from qra_bo.finetune.quantization.rounding import Rounding
+from qra_bo.finetune.quantization.tables import PackedTable
 from qra_bo.memory.formats import parse_format
 from qra_bo.oracle.protocol import Progress
 from qra_bo.space import DecoderSpec, StorageFormat
@@ -195,8 +196,8 @@ class LayerBank:
     @contextmanager
     def only_packed(self) -> Iterator[None]:
         """Ignore kept unpacked weights within the block, so that the memory of packed layers is measured."""
-        kept = {layer: layer.dense for layer in (*self._layers.values(), *self._placed.values())
-                if isinstance(layer, PackedLinear) and layer.dense is not None}
+        kept = {layer: layer.dense for layer in (*self._layers.values(), *self.model.modules())
+                if isinstance(layer, PackedLinear | PackedTable) and layer.dense is not None}
         for layer in kept:
             layer.dense = None
         try:

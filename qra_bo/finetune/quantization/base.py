@@ -63,6 +63,10 @@ State = dict[str, Tensor]
 """
 
 
+SERIAL_NUMEL = (1 << 15) - 1
+"""Torch splits reductions of more elements between threads, which changes their last bits."""
+
+
 def tile_numel(device: torch.device) -> int:
     """Return how many weights are unpacked at a time: the fp32 scratch fits into a CPU's cache."""
     return 1 << 18 if device.type == "cpu" else 1 << 22

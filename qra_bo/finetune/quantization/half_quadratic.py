@@ -15,10 +15,10 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-from qra_bo.finetune.quantization.base import Grid, PackedLinear, QuantizerBackend, State, frozen, tile_numel
-from qra_bo.finetune.quantization.fused_unpack import unpacked
+from qra_bo.finetune.quantization.base import SERIAL_NUMEL, Grid, PackedLinear, QuantizerBackend, State, frozen
 from qra_bo.finetune.quantization.hqq_solver import solve
-from qra_bo.memory.formats import HQQ_PLANES, Plane
+from qra_bo.finetune.quantization.planes import empty_planes, in_planes, weight_of
+from qra_bo.memory.formats import PLANES, planes_of
 from qra_bo.space.space import StorageFormat
 from qra_bo.utils.errors import ModelError
 
@@ -26,9 +26,6 @@ with warnings.catch_warnings():  # hqq decorates with torch.compile, whose own i
     warnings.filterwarnings("ignore", message=r"`?torch\.jit\.script.*", category=DeprecationWarning)
     from hqq.core import quantize as library
     from hqq.core.quantize import BaseQuantizeConfig, Quantizer
-
-_SERIAL_NUMEL = (1 << 15) - 1
-"""Torch splits reductions of more elements between threads, which changes their last bits."""
 
 
 class HQQLinear(PackedLinear, library.HQQLinear):  # type: ignore[misc]
@@ -52,74 +49,20 @@ class HQQLinear(PackedLinear, library.HQQLinear):  # type: ignore[misc]
         return self.unpack()
 
     def unpack(self) -> Tensor:
-        scale, zero = self.meta["scale"], self.meta["zero"]
-        if scale.device.type != "cuda":
-            return self._unpack_by_operators()
-
-        def fused() -> Tensor:
-            from qra_bo.finetune.quantization.hqq_kernel import fused_unpack  # not every platform has Triton
-
-            dense = fused_unpack(self._words(), HQQ_PLANES[self.fmt.bits], scale, zero, self.fmt.block,
-                                 self.compute_dtype)
-            return dense.view(self.out_features, self.in_features)
-
-        return unpacked((self.fmt.name, self.compute_dtype, scale.device), fused, self._unpack_by_operators)
-
-    def _words(self) -> list[Tensor]:
-        return [plane.data for plane in (self.W_q, self.lower) if plane is not None]
-
-    def _unpack_by_operators(self) -> Tensor:
-        scale, zero, words = self.meta["scale"], self.meta["zero"], self._words()
-        planes, (n_groups, group) = HQQ_PLANES[self.fmt.bits], (len(scale), self.fmt.block)
-        out = torch.empty(n_groups, group, dtype=self.compute_dtype, device=scale.device)
-        run = len(words[-1])  # the last plane has the shortest runs of groups that lie in one field
-        step = max(1, tile_numel(self.target or scale.device) // group)
-        direct = self.compute_dtype == torch.float32
-        scratch = out if direct else torch.empty(min(step, run), group, dtype=torch.float32, device=scale.device)
-        for start in range(0, n_groups, run):
-            end = min(start + run, n_groups)
-            for first in range(start, end, step):
-                last = min(first + step, end)
-                code = field(words[0], planes[0], first, last)
-                if len(planes) > 1:
-                    code.bitwise_left_shift_(planes[1].bits).bitwise_or_(field(words[1], planes[1], first, last))
-                tile = out[first:last] if direct else scratch[: last - first]
-                tile.copy_(code)
-                del code  # not alive beside the next
-                tile.sub_(zero[first:last].float()).mul_(scale[first:last].float())
-                if not direct:
-                    out[first:last] = tile
-                if self.target is not None:  # on the meta device one tile stands for all
-                    return out.view(self.out_features, self.in_features)
-        return out.view(self.out_features, self.in_features)
-
-
-def field(words: Tensor, plane: Plane, first: int, last: int) -> Tensor:
-    """Return a plane's codes, ``last - first x group``, of groups in one field of all ``words`` (``n x group``)."""
-    place, start = divmod(first, len(words))
-    codes = words[start : start + last - first]
-    return codes if plane.per_word == 1 else \
-        (codes >> plane.bits * (plane.per_word - 1 - place)) & ((1 << plane.bits) - 1)
-
-
-def in_words(codes: Tensor, bits: int) -> State:
-    """Return packed planes, by name, of codes (``groups x group``, uint8)."""
-    upper, *lower = HQQ_PLANES[bits]
-    parts = {"codes": (codes >> bits - upper.bits if lower else codes, upper)}
-    if lower:
-        parts["lower_codes"] = (codes & ((1 << lower[0].bits) - 1), lower[0])
-    return {name: Quantizer.pack[Quantizer.bit_to_packing[plane.bits]](part) for name, (part, plane) in parts.items()}
+        words = [plane.data for plane in (self.W_q, self.lower) if plane is not None]
+        return weight_of(words, self.fmt, self.meta["scale"], self.meta["zero"], (self.out_features, self.in_features),
+                         self.compute_dtype, self.target)
 
 
 class HQQBackend(QuantizerBackend):
     """HQQ storage, grouped along the columns (axis 1)."""
 
     name = "hqq"
-    supported_bits = tuple(HQQ_PLANES)
+    supported_bits = tuple(PLANES["hqq"])
 
     def pack(self, weight: Tensor, fmt: StorageFormat, device: torch.device) -> State:
         groups = weight.to(device, torch.float32).reshape(-1, fmt.block)
-        run = max(1, _SERIAL_NUMEL // fmt.block) if device.type == "cpu" else len(groups)
+        run = max(1, SERIAL_NUMEL // fmt.block) if device.type == "cpu" else len(groups)
         codes = torch.empty(groups.shape, dtype=torch.uint8, device=device)
         scale = torch.empty(len(groups), 1, dtype=torch.float16, device=device)
         zero = torch.empty_like(scale)
@@ -134,30 +77,26 @@ class HQQBackend(QuantizerBackend):
         if not (torch.isfinite(scale).all() and torch.isfinite(zero).all()):
             raise ModelError(f"{fmt.name} can't store a weight matrix: its groups need scales or zeros beyond the "
                              "range of fp16; weights are not finite or too large")
-        return {**in_words(codes, fmt.bits), "scale": scale, "zero": zero}
+        return {**in_planes(codes, fmt), "scale": scale, "zero": zero}
 
     def empty_state(self, fmt: StorageFormat, shape: tuple[int, int], dtype: torch.dtype) -> State:
         groups = shape[0] * shape[1] // fmt.block
-        with torch.device("meta"):
-            planes = [torch.empty(plane.words(groups), fmt.block,
-                                  dtype=torch.uint8 if plane.word_bytes == 1 else torch.int32)
-                      for plane in HQQ_PLANES[fmt.bits]]
-            scale, zero = (torch.empty(groups, 1, dtype=torch.float16) for _ in range(2))
-        return {**dict(zip(("codes", "lower_codes"), planes, strict=False)), "scale": scale, "zero": zero}
+        scale, zero = (torch.empty(groups, 1, dtype=torch.float16, device="meta") for _ in range(2))
+        return {**empty_planes(fmt, groups), "scale": scale, "zero": zero}
 
     def grid(self, state: State, fmt: StorageFormat, shape: tuple[int, int]) -> Grid:
         scale = state["scale"].float()
         return Grid(range(1 << fmt.bits), scale, -state["zero"].float() * scale, fmt.block, shape[1])
 
     def recoded(self, state: State, fmt: StorageFormat, codes: Tensor) -> State:
-        return {**state, **in_words(codes.reshape(-1, fmt.block), fmt.bits)}
+        return {**state, **in_planes(codes.reshape(-1, fmt.block), fmt)}
 
     def build(self, state: State, fmt: StorageFormat, shape: tuple[int, int], bias: Tensor | None,
               compute_dtype: torch.dtype) -> nn.Module:
         device = state["codes"].device
         config = BaseQuantizeConfig(nbits=fmt.bits, group_size=fmt.block, axis=1)
         layer = HQQLinear(None, config, compute_dtype=compute_dtype, device=str(device), initialize=False)
-        packing = Quantizer.bit_to_packing[HQQ_PLANES[fmt.bits][0].bits]
+        packing = Quantizer.bit_to_packing[planes_of(fmt)[0].bits]
         layer.W_q, layer.lower = frozen(state["codes"]), frozen(state.get("lower_codes"))
         # With fp32 as the compute type here, Quantizer.dequantize gives the very weight that `unpack` rounds (of one
         # plane; the library knows no more).

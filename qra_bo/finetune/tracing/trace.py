@@ -24,12 +24,19 @@ from transformers.masking_utils import sdpa_mask
 from qra_bo.finetune.adapters.lora import fused_linear
 from qra_bo.finetune.models.checkpointing import use_checkpointing
 from qra_bo.finetune.models.load import choose_kernel, fp32_attention
-from qra_bo.finetune.quantization.base import packed, stand_in
+from qra_bo.finetune.quantization.base import backend_of, packed, stand_in
+from qra_bo.finetune.quantization.embeddings import (
+    dense_tables,
+    embedding_modules,
+    install_embeddings,
+    packed_tables,
+)
 from qra_bo.finetune.tracing.memory_probe import PeakTracker
 from qra_bo.finetune.training.loop import TrainSettings, held_out
 from qra_bo.finetune.training.loss import token_losses
 from qra_bo.finetune.training.optimizer import AdamWSettings, UnitwiseAdamW
 from qra_bo.memory.activations import TrainShape
+from qra_bo.memory.embeddings import embedding_format
 from qra_bo.memory.optimizers import LEAST_PAGED, is_paged
 from qra_bo.space import Allocation, DecoderSpec, SearchSpace
 from qra_bo.space.decoder import spec_from_model
@@ -103,6 +110,7 @@ class StepTracer:
                                                           trust_remote_code=trust_remote_code)
         self.model.tie_weights()
         self.model.requires_grad_(False)
+        self._tables = {name: self.model.get_submodule(name) for name in embedding_modules(self.model)}
         built = spec_from_model(self.model, spec.name)
         if built != spec:
             raise OracleError(f"the modules that transformers builds for {spec.name!r} are not those of its numbers: "
@@ -119,7 +127,10 @@ class StepTracer:
         """
         start = time.perf_counter()
         dtype, target = DTYPES[shape.compute_dtype_bytes], torch.device(shape.device)
+        for name, module in self._tables.items():
+            self.model.set_submodule(name, module)
         model = self.model.to(dtype)
+        self._pack_tables(shape.embeddings, dtype, target)
         choose_kernel(model, _kernel(target, dtype))
         names = {fmt.name: fmt for fmt in space.formats}
         groups = []
@@ -138,6 +149,17 @@ class StepTracer:
             use_checkpointing(model, False)
         self.checkpointing = shape.checkpointing
         return self._step(shape, traced_optimizer(groups, shape.optimizer, target), start)
+
+    def _pack_tables(self, bits: int, dtype: torch.dtype, target: torch.device) -> None:
+        """Put stand-ins of packed tables in the place of the dense embedding and head."""
+        fmt = embedding_format(bits, self.spec.hidden_size)
+        if fmt is None:
+            return
+        states = {name: backend_of(fmt).empty_state(fmt, tuple(module.weight.shape), dtype)
+                  for name, module in dense_tables(self.model).items()}
+        install_embeddings(self.model, states, fmt, dtype)
+        for table in packed_tables(self.model).values():
+            table.target = target
 
     def _step(self, shape: TrainShape, optimizer: UnitwiseAdamW, start: float) -> Traced:
         peaks: list[int] = []

@@ -160,7 +160,7 @@ def _sequence_sums(model: Any, ids: torch.Tensor, goal: torch.Tensor, chunk: int
     for i in range(len(ids)):
         targets, total = goal[i, 1:], 0.0
         for start in range(0, len(targets), chunk):
-            logits = torch.nn.functional.linear(hidden[i, start:start + chunk], head.weight, head.bias).float()
+            logits = head(hidden[i, start:start + chunk]).float()
             part = torch.nn.functional.cross_entropy(logits, targets[start:start + chunk], reduction="sum",
                                                      ignore_index=-100)
             total += float(part)

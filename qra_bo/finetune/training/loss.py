@@ -14,17 +14,18 @@ from qra_bo.utils.errors import ModelError
 class ChunkedHeadLoss(torch.autograd.Function):
     """Sum of next-token losses through a frozen head, with the logits of one chunk alive at a time.
 
-    Only the gradient of the hidden states is kept; it is formed in the forward pass.
+    Only the gradient of the hidden states is kept; it is formed in the forward pass. The head is a linear layer, or has
+    an ``input_gradient`` of its own, as one that is never unpacked as a whole.
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, chunk: int) -> Tensor:
-        """``hidden`` is ``n x d``, ``weight`` ``v x d``, ``targets`` ``n`` (-100: no loss)."""
+    def forward(ctx: Any, hidden: Tensor, head: nn.Module, targets: Tensor, chunk: int) -> Tensor:
+        """``hidden`` is ``n x d``, ``head`` maps ``d`` to ``v``, ``targets`` are ``n`` (-100: no loss)."""
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         gradient = torch.zeros_like(hidden) if hidden.requires_grad else None
         for start in range(0, len(hidden), chunk):
             part, goal = hidden[start:start + chunk], targets[start:start + chunk]
-            logits = torch.nn.functional.linear(part, weight, bias)
+            logits = head(part)
             log_p = torch.log_softmax(logits.float(), dim=-1)
             del logits
             valid = goal != -100
@@ -34,17 +35,24 @@ class ChunkedHeadLoss(torch.autograd.Function):
                 p = log_p.exp_()
                 p.scatter_add_(1, picked, torch.full_like(picked, -1.0, dtype=p.dtype))
                 p *= valid.unsqueeze(1)
-                gradient[start:start + chunk] = p.to(weight.dtype) @ weight
+                gradient[start:start + chunk] = input_gradient(head, p)
                 del p
             del log_p  # freed before the next chunk's logits are made
         ctx.save_for_backward(gradient)
         return total
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, None, None, None, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, None, None, None]:
         (gradient,) = ctx.saved_tensors
         scaled = None if gradient is None else gradient * grad_outputs[0].to(gradient.dtype)
-        return scaled, None, None, None, None
+        return scaled, None, None, None
+
+
+def input_gradient(head: Any, gradient: Tensor) -> Tensor:
+    """Return the gradient of a frozen head's input, ``n x d``, from that of its logits, ``n x v`` in fp32."""
+    own = getattr(head, "input_gradient", None)
+    product: Tensor = gradient.to(head.weight.dtype) @ head.weight if own is None else own(gradient)
+    return product
 
 
 def plain_head(model: Any) -> bool:
@@ -57,7 +65,7 @@ def plain_head(model: Any) -> bool:
 def logits_of(model: Any, hidden: Tensor) -> Tensor:
     """Return logits, ``n x vocabulary``, of final hidden states, ``n x d``, with the base's own scale and soft cap."""
     head, config = model.get_output_embeddings(), model.config.get_text_config()
-    logits = torch.nn.functional.linear(hidden, head.weight, head.bias)
+    logits: Tensor = head(hidden)
     for name in ("logit_scale", "lm_head_multiplier"):
         if getattr(config, name, None):
             logits = logits * getattr(config, name)
@@ -121,7 +129,7 @@ def token_losses(model: Any, input_ids: Tensor, labels: Tensor, chunk: int,
     if plain_head(model):
         hidden = hidden_states(model, input_ids, positions)[:, :-1].reshape(targets.numel(), -1)
         head = model.get_output_embeddings()
-        total: Tensor = ChunkedHeadLoss.apply(hidden, head.weight, head.bias, targets, chunk)  # type: ignore[no-untyped-call]
+        total: Tensor = ChunkedHeadLoss.apply(hidden, head, targets, chunk)  # type: ignore[no-untyped-call]
         return total, count
     logits = model(input_ids=input_ids, use_cache=False, **isolating(model, positions)).logits[:, :-1].float()
     return torch.nn.functional.cross_entropy(logits.reshape(targets.numel(), -1), targets, reduction="sum",

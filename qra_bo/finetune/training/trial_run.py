@@ -69,7 +69,8 @@ class CheckpointStore:
             log.warning("no checkpoint can be written to %s (%s); the trial continues, and after a kill it repeats its "
                         "steps since the last checkpoint", self.folder, error)
         finally:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):  # mostly gone; if not, it costs space alone
+                temporary.unlink()
 
     def _write(self, name: str, checkpoint: Checkpoint, temporary: Path) -> None:
         facts = {f.name: getattr(checkpoint, f.name) for f in fields(checkpoint) if f.name not in ("state", "best")}

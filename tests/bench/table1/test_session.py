@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,24 @@ def test_chosen_codes_come_from_an_oracle_that_chose_for_these_formats(session: 
                           (("hqq6-g128", "int8"), None)):
         session.call("measure", {}, recipe=Recipe(Allocation(names, (1, 1)), "kaiming", gptq_tokens=tokens))
     assert made == [((2, 3, 4, 8), "gptq"), (FINER, "gptq"), ((2, 3, 4, 8), "rtn")]
+
+
+def test_another_embedding_needs_another_oracle(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[int, str]] = []
+
+    def opened(config: Any, folder: Path) -> Any:
+        made.append((config.embeddings, folder.name))
+        return _Silent()
+
+    monkeypatch.setattr(module, "make_executor", opened)
+    monkeypatch.setattr(TableJournal, "describe", lambda self, described: None)
+    own = Recipe(Allocation(("nf4",) * 4, (1,) * 4), "kaiming")
+    other = replace(own, embeddings=8)
+    for recipe in (own, own, other, other, own):
+        session.call("measure", {}, recipe=recipe)
+    assert made == [(16, "kaiming"), (8, "kaiming-embeddings8"), (16, "kaiming")]
+    assert own.key != other.key
+    assert Recipe.from_json(other.to_json()) == other
 
 
 @pytest.mark.parametrize("name", ["best_uniform_finer_gptq", "qra_bo_finer_gptq"])

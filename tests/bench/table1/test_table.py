@@ -40,10 +40,20 @@ def make_table(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str
         return folder, make(folder)
 
 
+def test_qlora_as_published_keeps_an_embedding_of_16_bits(tmp_path: Path) -> None:
+    more = ("table1.limits=['peak uniform:4,4']", "table1.methods=[lora_16,qlora,qlora_published]", "embeddings=8")
+    table = run_table(load_table([*SETTINGS, *more, f"out={tmp_path / 't'}"])).table
+    rows = {r["method"]: r for r in table["rows"]}
+    packed = 512 * 64 + 2 * 512  # 8 bits a weight, and a scale of 16 bits for 64 of them
+    dense = rows["qlora_published"]["predicted_bytes"] - rows["qlora"]["predicted_bytes"]
+    assert dense in (2 * 512 * 64 - packed, 4 * 512 * 64 - packed)  # a CPU may compute in fp32
+    assert rows["qlora_published"]["seeds"] == 2
+
+
 def test_every_method_has_a_row_within_its_limit(made: tuple[Path, dict[str, Any]]) -> None:
     folder, table = made
     assert table["complete"]
-    assert {r["method"] for r in table["rows"]} == set(ROWS)
+    assert {r["method"] for r in table["rows"]} == set(ROWS) - {"qlora_published"}  # in 16 bits it is qlora
     assert len(table["rows"]) == 6 + 12 + 5 + 1
     limits = {limit["name"]: limit for limit in table["limits"]}
     for row in table["rows"]:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from qra_bo.finetune.quantization import planes
 from qra_bo.finetune.quantization.base import backend_of, packed
 from qra_bo.finetune.quantization.hqq_solver import solve
 from qra_bo.finetune.quantization.reference import pack_bits, unpack_bits
@@ -105,14 +106,13 @@ def test_two_planes_hold_what_the_library_keeps_in_bytes(name: str) -> None:
     assert sum(t.numel() for key, t in state.items() if key.endswith("codes")) == 96 * 256 * fmt.bits // 8
 
 
-def test_hqq_tiles_cover_a_matrix_of_several(monkeypatch: pytest.MonkeyPatch) -> None:
-    from qra_bo.finetune.quantization import half_quadratic
-    for name in ("hqq2", "hqq3", "hqq4", "hqq5", "hqq6", "hqq8"):
-        layer = build(name, make_linear(64, 256))
-        whole = packed(layer).unpack()
-        monkeypatch.setattr(half_quadratic, "tile_numel", lambda device: 7 * 64)
-        assert torch.equal(packed(layer).unpack(), whole)
-        monkeypatch.undo()
+@pytest.mark.parametrize("name", [f"{kind}{bits}{group}" for bits in (2, 3, 4, 5, 6, 8)
+                                  for kind, group in (("hqq", ""), ("sym", "-g64"))] + ["int3-g64"])
+def test_tiles_cover_a_matrix_of_several(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = build(name, make_linear(64, 256))
+    whole = packed(layer).unpack()
+    monkeypatch.setattr(planes, "tile_numel", lambda device: 7 * 64)
+    assert torch.equal(packed(layer).unpack(), whole)
 
 
 def test_hqq_keeps_sixteen_bit_metadata_in_every_compute_type() -> None:

@@ -13,33 +13,43 @@ from qra_bo.finetune.quantization.fused_unpack import unpacked
 INTERPRETED = """
 import torch
 from qra_bo.finetune.quantization.base import packed
-from qra_bo.finetune.quantization.hqq_kernel import fused_unpack
-from qra_bo.memory.formats import FORMATS, HQQ_PLANES
+from qra_bo.finetune.quantization.plane_kernel import fused_unpack
+from qra_bo.memory.formats import FORMATS, planes_of
 from tests.conformance.quantizer import make_linear, quantize
 
 for fmt in FORMATS.values():
-    if fmt.backend == "hqq":
-        layer = packed(quantize(make_linear(48, 256), fmt, torch.float16))
-        found = fused_unpack(layer._words(), HQQ_PLANES[fmt.bits], layer.meta["scale"], layer.meta["zero"], fmt.block,
-                             torch.float16)
-        assert torch.equal(found.view(48, 256), layer.unpack()), fmt.name
+    if planes := planes_of(fmt):
+        for height in (48, 17 if fmt.backend == "integer" else 64):  # 17 rows: the last words are not full
+            layer = packed(quantize(make_linear(height, 256), fmt, torch.float16))
+            state = layer.packed_state()
+            words = [state[name] for name in ("codes", "lower_codes") if name in state]
+            zero = state.get("zero", 1 << fmt.bits - 1)
+            found = fused_unpack(words, planes, state["scale"], zero, fmt.block, torch.float16)
+            assert torch.equal(found.view(height, 256), layer.unpack()), fmt.name
+            if fmt.backend == "integer" and isinstance(zero, int):  # a run of rows of a larger matrix
+                first = 5 * 256 // fmt.block
+                rows = fused_unpack(words, planes, state["scale"][5:12], zero, fmt.block, torch.float16, first)
+                assert torch.equal(rows.view(7, 256), layer.unpack()[5:12]), fmt.name
 """
 COMPILED = """
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
-from qra_bo.finetune.quantization.hqq_kernel import BLOCK, unpack_kernel
-from qra_bo.memory.formats import HQQ_PLANES, Plane
+from qra_bo.finetune.quantization.plane_kernel import BLOCK, unpack_kernel
+from qra_bo.memory.formats import PLANES, Plane
 
-for bits, planes in HQQ_PLANES.items():
-    lower = planes[1] if len(planes) > 1 else Plane(0, 1, 1)
-    word = "*i32" if planes[0].word_bytes == 4 else "*u8"
-    types = {"upper": word, "lower": word, "scale": "*fp16", "zero": "*fp16", "out": "*bf16", "numel": "i32",
-             "upper_words": "i32", "lower_words": "i32"}
-    fixed = {"GROUP": 64, "UPPER_BITS": planes[0].bits, "UPPER_FIELDS": planes[0].per_word, "LOWER_BITS": lower.bits,
-             "LOWER_FIELDS": lower.per_word, "BLOCK": BLOCK}
-    source = ASTSource(unpack_kernel, {**types, **dict.fromkeys(fixed, "constexpr")}, fixed)
-    for capability in (75, 80, 90):
-        assert compile(source, GPUTarget("cuda", capability, 32)).asm["cubin"], (bits, capability)
+METADATA = {"hqq": [("*fp16", "*fp16", 0)], "integer": [("*bf16", "*u8", 0), ("*bf16", "*bf16", 4)]}
+for backend, by_bits in PLANES.items():
+    for bits, planes in by_bits.items():
+        for scale, zero, middle in METADATA[backend]:
+            lower = planes[1] if len(planes) > 1 else Plane(0, 1, 1)
+            word = "*i32" if planes[0].word_bytes == 4 else "*u8"
+            types = {"upper": word, "lower": word, "scale": scale, "zero": zero, "out": "*bf16", "first": "i32",
+                     "numel": "i32", "upper_words": "i32", "lower_words": "i32"}
+            fixed = {"GROUP": 64, "UPPER_BITS": planes[0].bits, "UPPER_FIELDS": planes[0].per_word,
+                     "LOWER_BITS": lower.bits, "LOWER_FIELDS": lower.per_word, "MIDDLE": middle, "BLOCK": BLOCK}
+            source = ASTSource(unpack_kernel, {**types, **dict.fromkeys(fixed, "constexpr")}, fixed)
+            for capability in (75, 80, 90):
+                assert compile(source, GPUTarget("cuda", capability, 32)).asm["cubin"], (bits, capability)
 """
 
 

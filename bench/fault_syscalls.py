@@ -1,0 +1,304 @@
+"""Every system call that writes, failing once in whole runs: the planted oracle's, and real ones of ``tiny``.
+
+    python -m bench.fault_syscalls [--minutes 60] [--jobs 1] [--seed 0] [--log FILE] [--short]
+
+Calls on files of the run, the cache and the temporary folder are listed by an undisturbed run. The first, middle and
+last call of every kind on every kind of file fails with ENOSPC, EACCES and EIO, in a run of its own: all nine in runs
+of the planted oracle, each call with one of the errors in real ones. That has to end with the undisturbed run's
+results, or with status 2 and one message, and with these results when it is repeated. Every case is logged when it
+ends: the same command goes on with what is missing, or failed.
+"""
+
+import argparse
+import collections
+import contextlib
+import copy
+import errno
+import functools
+import io
+import json
+import os
+import random
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from matplotlib.figure import Figure
+from omegaconf import OmegaConf
+
+from bench.failing_calls import Failure, Supervisor, unavailable
+from bench.fault_kinds import PLANTED
+from bench.fault_log import Tries
+from bench.fault_runs import OVERRIDES, Ended, RunProcess, keys, result, warm_up
+from bench.faults import beside
+from bench.report import RESULTS, Target, publish
+from qra_bo.study.journal import JOURNAL_NAME, read_journal
+from qra_bo.study.state import read_state
+from tests.faults.real import in_this_process
+
+ERRORS = (errno.ENOSPC, errno.EACCES, errno.EIO)
+ORACLES = {"planted": PLANTED,
+           "real": ("effort.max_full_trials=3", "method=random", "bits=[4,8]", "fidelity.high=2", "fidelity.low=1",
+                    "eval.sequences=2", "model.n_layers=2", "calibrate.lr_scales=[1.0]", "confirm.seeds=0",
+                    "quantizer.rounding=gptq", "quantizer.tokens=256", "train.batch=1", "train.length=16")}
+"""Overrides beyond those of all runs: as few layers, steps and trials as leave no file out."""
+WATCHED = ("run", "cache", "tmp")
+"""Folders of a run whose files count."""
+SHORT_SECONDS = 20.0
+"""Time for the cases of the short form."""
+TIMES = ("status.json", "report.html", "report.json", "plots", "best.json", JOURNAL_NAME, ".lock")
+"""Files of a run that hold times; of the journal and of ``best.json`` the rest is compared."""
+COMPARED = ("key", "bits", "ranks", "stage", "state", "loss", "loss_se", "curve", "new_steps", "training_tokens",
+            "forward_tokens")
+"""Fields of a trial that are the same in any two runs."""
+WITHOUT = ("checkpoints/", "status.json")
+"""Files that a run may end well without, as it says in a warning: no result depends on them."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One failing call in one run."""
+
+    oracle: str
+    where: str
+    failure: Failure
+
+    def __str__(self) -> str:
+        site = self.failure.site
+        return f"{self.oracle}: {self.where} {site.call} of {site.file}: {errno.errorcode[self.failure.error]}"
+
+
+def numbers(count: int) -> dict[int, str]:
+    """First, middle and last of ``count`` calls, counted from 1, with their names."""
+    return {1: "only"} if count == 1 else {(count + 1) // 2: "middle", 1: "first", count: "last"}
+
+
+class Runs:
+    """Runs of one oracle, each in a folder of its own with a cache and a folder for temporary files.
+
+    Args:
+        oracle: One of ``ORACLES``.
+        folder: For all of them.
+    """
+
+    def __init__(self, oracle: str, folder: Path) -> None:
+        self.oracle, self._folder = oracle, folder
+        self._plain = folder / f"{oracle}-undisturbed"
+        ended, supervisor = self._run(self._plain)
+        if ended.status != 0:
+            raise RuntimeError(f"the undisturbed run ended with {ended.status}: {ended.output}")
+        self.sites = supervisor.seen
+        self._results, self._files = _results(self._plain / "run"), _files(self._plain)
+
+    def cases(self) -> Iterator[Case]:
+        """Every case of the calls that the undisturbed run made; of a real run, which takes longer, one call a site for
+        each error: the first, the middle or the last one."""
+        for site, count in sorted(self.sites.items()):
+            tried = numbers(count)
+            for i, error in enumerate(ERRORS):
+                for number in sorted(tried) if self.oracle == "planted" else [sorted(tried)[i % len(tried)]]:
+                    yield Case(self.oracle, tried[number], Failure(site, number, error))
+
+    def problem_of(self, case: Case) -> str:
+        """What was wrong with a run in which a call failed, or with its repetition; empty where nothing was."""
+        parent = Path(tempfile.mkdtemp(prefix=f"{self.oracle}-", dir=self._folder))
+        try:
+            problem = self._problem_of(case, parent)
+        except Exception as error:  # whatever a broken run leaves behind is told with it
+            problem = f"{type(error).__name__}: {error}"
+        if not problem:
+            shutil.rmtree(parent)
+        return problem and f"{problem} [{parent}]"
+
+    def _problem_of(self, case: Case, parent: Path) -> str:
+        ended, supervisor = self._run(parent, case.failure)
+        if not supervisor.hit and supervisor.seen[case.failure.site]:  # writes of progress depend on the time
+            shutil.rmtree(parent)
+            last = Failure(case.failure.site, supervisor.seen[case.failure.site], case.failure.error)
+            ended, supervisor = self._run(parent, last)
+        if not supervisor.hit:
+            return "the call was not made"
+        if "Traceback" in ended.output or "Exception ignored" in ended.output:
+            return f"a traceback: {ended.output[-2000:]}"
+        before = keys(parent / "run")
+        if ended.status != 0:
+            messages = [line for line in ended.output.splitlines() if line.startswith("qra_bo: ")]
+            if ended.status != 2 or len(messages) != 1 or os.strerror(case.failure.error) not in messages[0]:
+                return f"ended with {ended.status}: {ended.output[-600:]}"
+            ended, _ = self._run(parent)
+            if ended.status != 0 or "Traceback" in ended.output:
+                return f"repeated, it ended with {ended.status}: {ended.output[-600:]}"
+        after = keys(parent / "run")
+        if after[:len(before)] != before or len(set(after)) < len(after):
+            return "trials were lost or repeated"
+        found = _results(parent / "run")
+        different = sorted(name for name in self._results if name in found and found[name] != self._results[name])
+        if different:
+            return f"results differ: {different}"
+        state = read_state(parent / "run")
+        if state != "done" and "status.json can't be written" not in ended.output:
+            return f"status.json says {state!r}"
+        return self._problem_of_files(parent, case, supervisor.hit, ended.output)
+
+    def _problem_of_files(self, parent: Path, case: Case, hit: str, output: str) -> str:
+        files = _files(parent)
+        missing = sorted(f for f in self._files - files if f.startswith("run/")
+                         and not (f.removeprefix("run/").startswith(WITHOUT) and "WARNING" in output))
+        if missing:
+            return f"missing: {missing}: {output[-300:]}"
+        # a file that could not be removed is still there
+        more = sorted(f for f in files - self._files
+                      if not (case.failure.site.call.startswith("unlink") and str(parent / f) == hit))
+        return f"left behind: {more}" if more else ""
+
+    def _run(self, parent: Path, failure: Failure | None = None) -> tuple[Ended, Supervisor]:
+        """A run in ``parent``/run with a call that fails."""
+        (parent / "tmp").mkdir(parents=True, exist_ok=True)
+        watched = Supervisor([parent / name for name in WATCHED], failure)
+
+        def prepare() -> None:
+            os.environ |= {"QRA_BO_CACHE": str(parent / "cache"), "TMPDIR": str(parent / "tmp")}
+            tempfile.tempdir = None
+            watched.connect()
+
+        process = RunProcess(parent / "run", ORACLES[self.oracle], prepare)
+        watched.start()
+        try:
+            return process.wait(), watched
+        finally:
+            watched.finish()
+
+
+def _files(parent: Path) -> set[str]:
+    """The files of run, cache and temporary folder."""
+    return {str(p.relative_to(parent)) for name in WATCHED for p in (parent / name).rglob("*") if p.is_file()}
+
+
+def _results(run: Path) -> dict[str, Any]:
+    """What a run came to: its trials, ``best.json``, and every file that holds no times."""
+    events = read_journal(run / JOURNAL_NAME).events
+    trials = [[e[name] for name in COMPARED] for e in events if e["event"] == "trial"]
+    found: dict[str, Any] = {"trials": trials, "best": result(run)}
+    for path in run.rglob("*"):
+        name = str(path.relative_to(run))
+        if path.is_file() and not name.startswith((*TIMES, "checkpoints")):
+            raw = path.read_bytes().replace(os.fsencode(run), b"RUN")
+            found[name] = _tensors(raw) if path.suffix == ".safetensors" else raw
+    return found
+
+
+def _tensors(raw: bytes) -> tuple[Any, bytes]:
+    """Header and data of a safetensors file, whose metadata have no order."""
+    end = 8 + int.from_bytes(raw[:8], "little")
+    return json.loads(raw[8:end]), raw[end:]
+
+
+@functools.cache
+def _parsed(name: str, load: Callable[[str], Any] = OmegaConf.load) -> Any:
+    return load(name)
+
+
+def _loaded_once(file: Any) -> Any:
+    """The contents of a configuration file, parsed once for all runs: that takes a third of a run."""
+    return copy.deepcopy(_parsed(file.name))
+
+
+def _warm_up(folder: Path) -> None:
+    """Import and use once, in this process, all that runs need. The page of a report and
+    its one figure are written without being drawn, which takes as long as the rest."""
+    warm_up(report=True)
+    from qra_bo.cli.app import main
+    from qra_bo.report import html, plots
+    from qra_bo.study import provenance
+
+    provenance.git_commit = lambda folder: None  # it may change meanwhile
+    OmegaConf.load = _loaded_once  # type: ignore[method-assign]
+    html.render_html = lambda d: "a page"
+    plots.PLOTS = {"memory": lambda d, theme: Figure()}
+    plots.png_bytes = lambda figure: b"a figure"
+    for oracle, overrides in ORACLES.items():
+        printed = io.StringIO()
+        with mock.patch("qra_bo.pipeline.run.make_executor", in_this_process), \
+                mock.patch.dict(os.environ, {"QRA_BO_CACHE": str(folder / "cache")}), \
+                contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+            status = main([*OVERRIDES, *overrides, f"out={folder / oracle}"])
+        if status:
+            raise RuntimeError(printed.getvalue())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status: 0 where every case ended well, else 1."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=60.0, help="stop then, and publish what was tried")
+    parser.add_argument("--seed", type=int, default=0, help="of the order of the cases")
+    parser.add_argument("--log", type=Path, default=Path("outputs/fault_syscalls.jsonl"), help="what was tried")
+    parser.add_argument("--jobs", type=int, default=1, help="cases that are tried side by side")
+    parser.add_argument("--short", action="store_true", help="a few cases, and nothing is kept")
+    options = parser.parse_args(arguments)
+    why = unavailable()
+    if why:
+        print(f"The sweep of system calls is not run: {why}.")
+        return 0
+    folder = Path(tempfile.mkdtemp(prefix="qra_bo-syscalls-"))
+    log = folder / "tries.jsonl" if options.short else options.log
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as warm:
+        _warm_up(Path(warm))
+    end = time.monotonic() + (SHORT_SECONDS if options.short else 60 * options.minutes)
+    runs = [Runs(oracle, folder) for oracle in ORACLES]
+    every = [(of, case) for of in runs for case in of.cases()]
+    random.Random(options.seed).shuffle(every)
+    tries = Tries(log)
+    missing = [(of, case) for of, case in every if tries.last.get(str(case)) != ""]
+    print(f"{len(every)} cases, {len(missing)} of them to be tried", flush=True)
+    others = [beside(lambda i=i: try_all(missing[i::options.jobs], tries, end))  # type: ignore[misc]
+              for i in range(1, options.jobs)]
+    try_all(missing[::options.jobs], tries, end)
+    for pid in others:
+        os.waitpid(pid, 0)
+    cases = [case for _, case in every]
+    show(cases, tries, folder if options.short else RESULTS, options.short)
+    tried = [tries.last.get(str(case)) for case in cases]
+    good = all(problem == "" or (problem is None and options.short) for problem in tried)
+    if good:
+        shutil.rmtree(folder)
+    return 0 if good else 1
+
+
+def try_all(cases: Sequence[tuple[Runs, Case]], tries: Tries, end: float) -> None:
+    """Try cases in turn until the monotonic time is ``end``."""
+    for runs, case in cases:
+        if time.monotonic() > end:
+            break
+        problem = runs.problem_of(case)
+        tries.add(str(case), problem)
+        print(f"{case}: {problem or 'well'}", flush=True)
+
+
+def show(every: Sequence[Case], tries: Tries, folder: Path, short: bool) -> None:
+    """Publish what was tried until now."""
+    tried: collections.Counter[tuple[str, str, str]] = collections.Counter()
+    bad: collections.Counter[tuple[str, str, str]] = collections.Counter()
+    for case in every:
+        problem = tries.last.get(str(case))
+        row = case.oracle, case.failure.site.call, errno.errorcode[case.failure.error]
+        tried[row] += problem is not None
+        bad[row] += bool(problem)
+    rows = [{"oracle": oracle, "call": call, "error": error, "cases": n, "failures": bad[oracle, call, error]}
+            for (oracle, call, error), n in sorted(tried.items())]
+    done, good = sum(tried.values()), sum(tried.values()) - sum(bad.values())
+    target = Target("system calls failing once after which results were as undisturbed, at once or after one message "
+                    "and the same command", f"all {done if short else len(every)}", good,
+                    good == (done if short else len(every)))
+    publish("fault_syscalls", [target], rows, ["oracle", "call", "error", "cases", "failures"], threads=1,
+            folder=folder)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    raise SystemExit(main())

@@ -1,0 +1,41 @@
+"""Names that other trainers (transformers, PEFT, TRL, axolotl, LLaMA-Factory) use for what a key here sets."""
+
+from collections.abc import Mapping
+
+OURS: Mapping[str, str] = {
+    "model_name_or_path": "+model=hf model.path=FOLDER-or-ORG/NAME",
+    "base_model": "+model=hf model.path=FOLDER-or-ORG/NAME",
+    "dataset": "data=hub data.path=ORG/NAME, or data=jsonl data.path=FILE",
+    "dataset_name": "data=hub data.path=ORG/NAME, or data=jsonl data.path=FILE",
+    "datasets": "data=hub data.path=ORG/NAME, or data=jsonl data.path=FILE",
+    "per_device_train_batch_size": "train.batch", "micro_batch_size": "train.batch", "batch_size": "train.batch",
+    "gradient_accumulation_steps": "train.accumulate",
+    "max_seq_length": "train.length", "max_seq_len": "train.length", "max_length": "train.length",
+    "sequence_len": "train.length", "cutoff_len": "train.length",
+    "sample_packing": "train.packing=joined|isolated", "packing": "train.packing=joined|isolated",
+    "gradient_checkpointing": "train.checkpointing", "optim": "train.optimizer",
+    "weight_decay": "train.weight_decay", "max_grad_norm": "train.clip",
+    "warmup_ratio": "train.warmup", "warmup_steps": "train.warmup (a share of all steps)",
+    "adam_beta1": "train.betas=[BETA1,BETA2]", "adam_beta2": "train.betas=[BETA1,BETA2]",
+    "adam_epsilon": "train.eps",
+    "learning_rate": "adapter.lr (calibrated by the search)",
+    "num_train_epochs": "final.epochs", "num_epochs": "final.epochs", "epochs": "final.epochs",
+    "max_steps": "final.steps",
+    "r": "ranks=[...] for a search, or task=finetune allocation=uniform:BITS,RANK for one rank everywhere",
+    "lora_r": "ranks=[...] for a search, or task=finetune allocation=uniform:BITS,RANK for one rank everywhere",
+    "lora_rank": "ranks=[...] for a search, or task=finetune allocation=uniform:BITS,RANK for one rank everywhere",
+    "rank": "ranks=[...] for a search, or task=finetune allocation=uniform:BITS,RANK for one rank everywhere",
+    "lora_alpha": "adapter.alpha_over_rank (alpha divided by the rank)",
+    "load_in_4bit": "bits=[...] for a search, or task=finetune allocation=uniform:4,RANK",
+    "load_in_8bit": "bits=[...] for a search, or task=finetune allocation=uniform:8,RANK",
+    "quantization_bit": "bits=[...] for a search, or task=finetune allocation=uniform:BITS,RANK",
+    "output_dir": "out", "bf16": "dtype=bfloat16", "fp16": "dtype=float16", "torch_dtype": "dtype",
+    "report_to": "logger=tensorboard|wandb", "resume_from_checkpoint": "the same command with out=RUN",
+    "eval_steps": "final.validate_every", "early_stopping_patience": "final.patience"}
+"""By the other name, in lower case."""
+
+
+def answer(key: str) -> str | None:
+    """Return what sets here what other trainers call ``key``, group or dashes before it or not; ``None`` where no
+    other name is known."""
+    return OURS.get(key.rpartition(".")[2].lstrip("-").replace("-", "_").lower())

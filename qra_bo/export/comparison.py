@@ -1,0 +1,188 @@
+"""Difference of an export, loaded by the program it is for, to the run's own model: logits in fp32, KL divergence."""
+
+import importlib.util
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import redirect_stderr
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+
+from qra_bo.export.foreign import check_adapter
+from qra_bo.export.load import load
+from qra_bo.export.run import FinishedRun
+from qra_bo.finetune.adapters.lora import detach
+from qra_bo.finetune.manifest import read_manifest
+from qra_bo.finetune.models.files import check_model_files
+from qra_bo.finetune.models.load import cast_parameters, use_fast_attention, without_bars
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One comparison.
+
+    Args:
+        what: The export, or a part of it.
+        loaded_by: Program that loaded it.
+        largest: Largest absolute difference of logits; ``None`` where nothing was compared.
+        mean: Mean of these differences, where it was taken.
+        kl: Mean over positions of the KL divergence of the export's distribution from the run's own, in nats, where it
+            was taken.
+        note: What explains the difference, or why nothing was compared.
+    """
+
+    what: str
+    loaded_by: str
+    largest: float | None
+    mean: float | None
+    kl: float | None
+    note: str
+
+    @property
+    def result(self) -> str:
+        """The outcome in words; empty where nothing was compared."""
+        if self.largest is None:
+            return ""
+        if self.largest == 0:
+            return "exact"
+        apart = f"logits differ by at most {self.largest:.2g}"
+        return apart if self.kl is None else f"KL {self.kl:.2g}, {apart} (mean {self.mean:.2g})"
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """Logits of one way to load an export.
+
+    Args:
+        what: Its name in the table.
+        logits: ``n x v``, of the reference's tokens.
+        adapted: Whether the adapter is in them.
+        note: What explains a difference.
+    """
+
+    what: str
+    logits: Tensor
+    adapted: bool = True
+    note: str = ""
+
+
+class Reference:
+    """The run's own model computed in fp32, and its logits on some tokens.
+
+    fp32 makes differences of an export stand out: in bf16, the order of summation alone moves logits by tenths. The
+    weights are the run's packed ones; the adapter is applied by PEFT's own forward.
+
+    Args:
+        run: The run.
+        ids: Tokens, ``n``.
+        model: What ``load`` returned for this run, if it is at hand; it is changed.
+
+    Attributes:
+        mixed: The mixed base without adapter, for exports that are adapters.
+        own: Logits with the adapter, ``n x v``, fp32.
+        fused: The same by the forward of ``load``, which sums in another order.
+        base: Logits of the base alone, ``n x v``, fp32.
+    """
+
+    def __init__(self, run: FinishedRun, ids: Tensor, model: Any = None) -> None:
+        self.run, self.ids = run, ids
+        wrapped = load(run.folder, trust_remote_code=run.trust_remote_code)[0] if model is None else model
+        compute_in_fp32(wrapped)
+        self.fused = self.logits(wrapped)
+        self.mixed: Any = wrapped.get_base_model()
+        detach(self.mixed)
+        self.base = self.logits(self.mixed)
+        self.own = self.adapted(run.adapter, one_rank=False)
+
+    def adapted(self, adapter: Path, *, one_rank: bool) -> Tensor:
+        """Return the logits, ``n x v``, of the mixed base with an adapter in PEFT's format, applied by PEFT.
+
+        ``one_rank`` says that it is the run's adapter with the largest rank everywhere.
+        """
+        check_adapter(adapter, read_manifest(self.run.folder), one_rank)
+        try:
+            return self.logits(with_adapter(self.mixed, adapter))
+        finally:
+            detach(self.mixed)
+
+    def logits(self, model: Any) -> Tensor:
+        """Return the logits, ``n x v``, of a transformers model in fp32."""
+        with torch.no_grad():
+            found: Tensor = model.eval()(input_ids=self.ids.unsqueeze(0), use_cache=False).logits[0].float()
+        return found
+
+    def row(self, view: View, loaded_by: str) -> Row:
+        """Compare one view with the run's own logits."""
+        own = self.own if view.adapted else self.base
+        if view.logits.shape != own.shape:
+            return Row(view.what, loaded_by, None, None, None, f"failed: its logits are of shape "
+                       f"{list(view.logits.shape)}, the run's own of {list(own.shape)}")
+        apart = (view.logits.float() - own).abs()
+        return Row(view.what, loaded_by, float(apart.max()), float(apart.mean()), divergence(own, view.logits.float()),
+                   view.note)
+
+
+@dataclass(frozen=True, slots=True)
+class Loader:
+    """A program that loads an export on this machine.
+
+    Args:
+        name: As in the table.
+        views: Loads a run's export and gives logits on the reference's tokens.
+        packages: Import names that it needs.
+        install: Arguments of ``pip install`` that bring them.
+    """
+
+    name: str
+    views: Callable[[FinishedRun, Reference], Iterable[View]]
+    packages: tuple[str, ...] = ()
+    install: str = ""
+
+    def rows(self, what: str, run: FinishedRun, reference: Reference) -> Iterator[Row]:
+        """Compare every view of the export ``what``; where that is impossible, one row says why."""
+        if any(importlib.util.find_spec(package) is None for package in self.packages):
+            yield Row(what, self.name, None, None, None, f"not installed: pip install {self.install}")
+            return
+        with warnings.catch_warnings(), without_bars(), redirect_stderr(StringIO()):  # other libraries draw bars too
+            warnings.simplefilter("ignore")
+            try:
+                for view in self.views(run, reference):
+                    yield reference.row(view, self.name)
+            except Exception as error:  # loaders of other libraries raise anything; the table holds the reason
+                why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+                yield Row(what, self.name, None, None, None, f"failed: {why}")
+
+
+def divergence(own: Tensor, other: Tensor) -> float:
+    """Return the mean over positions of KL(own || other) in nats, of logits ``n x v``; never below 0."""
+    p, q = (torch.log_softmax(logits.double(), dim=-1) for logits in (own, other))
+    return max(0.0, float((p.exp() * (p - q)).sum(-1).mean()))
+
+
+def compute_in_fp32(model: Any) -> None:
+    """Have a quantised model compute in fp32; the values of its codes, scales and adapter stay as they are."""
+    for module in model.modules():
+        if hasattr(module, "compute_dtype"):  # linears, and packed embeddings
+            module.compute_dtype = torch.float32
+    cast_parameters(model, torch.float32)
+    use_fast_attention(model, torch.device("cpu"), torch.float32)
+
+
+def with_adapter(model: Any, adapter: Path) -> Any:
+    """Put an adapter folder on a model with plain PEFT."""
+    with warnings.catch_warnings():  # PEFT 0.21 asks transformers by a name that transformers renamed
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+        return PeftModel.from_pretrained(model, str(adapter))
+
+
+def plain_model(folder: Path, trust_remote_code: bool) -> Any:
+    """Load a folder by transformers alone, to compute in fp32."""
+    from transformers import AutoModelForCausalLM  # slow to import
+    check_model_files(folder, folder.name)
+    return AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32, use_safetensors=True,
+                                                trust_remote_code=trust_remote_code)

@@ -1,0 +1,135 @@
+"""``compressed_tensors/``: the mixed base with the run's own codes, as transformers and vLLM load it.
+
+The format is ``pack-quantized`` of compressed-tensors: codes of 1 to 8 bits in a bit stream of 32-bit words along each
+row, a scale a group, and one scheme for the modules of each storage format. The adapter stays beside it, as PEFT's.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qra_bo.export.comparison import Loader, Reference, View, plain_model, with_adapter
+from qra_bo.export.run import FinishedRun, render
+from qra_bo.export.weights import LinearWeights, RunWeights, weights_of
+from qra_bo.finetune.checked_tensors import save_tensors
+from qra_bo.finetune.manifest import read_manifest
+from qra_bo.finetune.quantization.integer import integer_codes
+from qra_bo.memory.formats import has_zeros
+from qra_bo.space import StorageFormat
+from qra_bo.utils.errors import ConfigError
+
+FOLDER = "compressed_tensors"
+WEIGHTS = "model.safetensors"
+WORD = 32
+"""Bits of a word, and codes that fill whole words at any bit-width."""
+TILE = 1 << 20
+"""Codes packed at a time: their bits take a byte each meanwhile."""
+
+
+def write(run: FinishedRun) -> list[Path]:
+    """Write weights, configuration, tokenizer with its chat template, and a card with the commands that load it.
+
+    Raises:
+        ConfigError: If a module is in a format that has no form there.
+        OutputError: If a file of the run is missing, damaged or of another run.
+        ModelError: If the base model is not at hand or another.
+    """
+    refuse_formats({name: record.format for name, record in read_manifest(run.folder).modules.items()})
+    weights, folder = weights_of(run), run.folder / FOLDER
+    folder.mkdir(exist_ok=True)
+    weights.tokenizer.save_pretrained(str(folder))
+    weights.config.save_pretrained(str(folder))
+    if weights.generation_config is not None:
+        weights.generation_config.save_pretrained(str(folder))
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["quantization_config"] = quantization_config(weights)
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    save_tensors(folder / WEIGHTS, tensors_of(weights), {"format": "pt"})
+    (folder / "README.md").write_text(render("compressed_tensors.md", run), encoding="utf-8")
+    return sorted(p for p in folder.iterdir() if p.is_file())
+
+
+def refuse_formats(formats: dict[str, StorageFormat]) -> None:
+    """Refuse formats by module that compressed-tensors can't hold or read.
+
+    Raises:
+        ConfigError: With all of them, the reason, and the formats to search instead.
+    """
+    others = {fmt.name: fmt for fmt in formats.values() if not _symmetric(fmt) and fmt.backend != "none"}
+    if not others:
+        return
+    reasons = [f"{', '.join(sorted(others))} {'has' if len(others) == 1 else 'have'} no form there"]
+    zeros = sorted(name for name, fmt in others.items() if fmt.backend == "integer")
+    if zeros:
+        reasons.append(f"compressed-tensors 0.18 to 0.20 can't read integer zeros ({', '.join(zeros)})")
+    raise ConfigError("the export compressed_tensors holds symmetric integers of 2, 3, 4, 5, 6 and 8 bits and 16 bits; "
+                      f"in this run {', and '.join(reasons)}. Search again with serve=transformers, whose formats are "
+                      "these, or export merged, a copy in 16 bits")
+
+
+def _symmetric(fmt: StorageFormat) -> bool:
+    return fmt.backend == "integer" and not has_zeros(fmt)
+
+
+def quantization_config(weights: RunWeights) -> dict[str, Any]:
+    """Return the entry of ``config.json``: one scheme for the modules, by name, of each storage format."""
+    groups: dict[str, list[str]] = {}
+    for linear in weights.linears.values():
+        groups.setdefault(linear.format.name, []).append(linear.name)
+    formats = {linear.format.name: linear.format for linear in weights.linears.values()}
+    dense = [name for fmt, names in groups.items() if formats[fmt].bits == 16 for name in names]
+    return {"quant_method": "compressed-tensors", "format": "pack-quantized", "quantization_status": "compressed",
+            "ignore": [*dense, "lm_head"],
+            "config_groups": {name: {"targets": modules, "format": "pack-quantized", "weights": _scheme(formats[name])}
+                              for name, modules in groups.items() if formats[name].bits < 16}}
+
+
+def _scheme(fmt: StorageFormat) -> dict[str, Any]:
+    return {"num_bits": fmt.bits, "type": "int", "symmetric": True, "strategy": "group", "group_size": fmt.block,
+            "dynamic": False}
+
+
+def tensors_of(weights: RunWeights) -> dict[str, Tensor]:
+    """Return the tensors of the file by name; none shares storage with another."""
+    found = dict(weights.others)
+    for name, linear in weights.linears.items():
+        if linear.bias is not None:
+            found[f"{name}.bias"] = linear.bias
+        found |= {f"{name}.{key}": tensor for key, tensor in _packed(linear).items()}
+    return {name: tensor.detach().contiguous() for name, tensor in found.items()}
+
+
+def _packed(linear: LinearWeights) -> dict[str, Tensor]:
+    if linear.format.bits == 16:
+        return {"weight": linear.state["codes"]}
+    codes = integer_codes(linear.state, linear.format, linear.shape)
+    return {"weight_packed": in_words(codes, linear.format.bits), "weight_scale": linear.state["scale"],
+            "weight_shape": torch.tensor(linear.shape)}
+
+
+def in_words(codes: Tensor, bits: int) -> Tensor:
+    """Pack codes (``out x in``, uint8) into 32-bit words, ``out x ceil(in bits / 32)``: bit ``i`` of a row's stream is
+    bit ``i % 32`` of word ``i // 32``, and a code's lowest bit comes first."""
+    rows, columns = codes.shape
+    padded = torch.nn.functional.pad(codes, (0, -columns % WORD))
+    words = torch.empty(rows, padded.shape[1] * bits // WORD, dtype=torch.int32)
+    step = max(1, TILE // padded.shape[1])
+    for first in range(0, rows, step):
+        stream = (padded[first:first + step].unsqueeze(-1) >> torch.arange(bits, dtype=torch.uint8)) & 1
+        octets = stream.view(len(stream), -1, 8) << torch.arange(8, dtype=torch.uint8)
+        words[first:first + step] = octets.sum(-1, dtype=torch.uint8).view(torch.int32)
+    return words[:, :-(-columns * bits // WORD)].contiguous()
+
+
+def _views(run: FinishedRun, reference: Reference) -> Iterator[View]:
+    model = plain_model(run.folder / FOLDER, run.trust_remote_code)
+    yield View("compressed_tensors, base", reference.logits(model), adapted=False)
+    yield View("compressed_tensors, with the adapter", reference.logits(with_adapter(model, run.adapter)))
+
+
+LOADER = Loader("transformers and peft", _views, ("compressed_tensors",), "compressed-tensors")

@@ -1,0 +1,123 @@
+"""``gguf/``: the run for llama.cpp, Ollama and LM Studio: searched base, adapter, and both merged."""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import torch
+from gguf import GGMLQuantizationType as Form
+
+from qra_bo.export.comparison import Loader, Reference, View
+from qra_bo.export.gguf_blocks import BLOCK, form_of, is_exact
+from qra_bo.export.gguf_file import Source
+from qra_bo.export.gguf_layout import layout_of
+from qra_bo.export.gguf_tokenizer import vocabulary_of
+from qra_bo.export.llamacpp import PACKAGE, LlamaCpp
+from qra_bo.export.run import FinishedRun, render
+from qra_bo.export.weights import RunWeights, weights_of
+from qra_bo.finetune.manifest import ModuleRecord, read_manifest
+from qra_bo.utils.errors import ConfigError
+
+FOLDER = "gguf"
+FILES: dict[str, Callable[[Source, Path], None]] = {
+    "base": lambda source, path: source.write_model(path),
+    "adapter": lambda source, path: source.write_adapter(path),
+    "merged-f16": lambda source, path: source.write_model(path, adapted=Form.F16),
+    "merged-q8_0": lambda source, path: source.write_model(path, adapted=Form.Q8_0),
+    "base-f32": lambda source, path: source.write_model(path, dense=True)}
+"""Files that ``export.gguf`` may name."""
+_MEANING = {
+    "base": "the searched base: the run's own codes and scales",
+    "adapter": "the LoRA adapter, for the base; every rank with its own scale",
+    "merged-f16": "both in one; linears with an adapter in F16, the others in their searched form",
+    "merged-q8_0": "both in one; linears with an adapter in Q8_0, the others in their searched form",
+    "base-f32": "the base unpacked to fp32, to compare"}
+_PARAMETERS = {"temperature": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p",
+               "repetition_penalty": "repeat_penalty"}
+"""Ollama's names of settings of transformers' generation configuration."""
+_ROUNDING = "llama.cpp multiplies packed weights by activations rounded to 8 bits, and 16-bit ones by 16 bits"
+
+
+def write(run: FinishedRun) -> list[Path]:
+    """Write the files that ``run.gguf`` names, a README with the commands of servers, and Ollama's Modelfile.
+
+    Raises:
+        ConfigError: If the base model, its tokenizer or a format has no form in GGUF.
+        ModelError: If the base model is not at hand or another.
+        OutputError: If the run lacks a file, or its adapter is not the manifest's.
+    """
+    refuse_formats(read_manifest(run.folder).modules)
+    source = source_of(run)
+    folder = run.folder / FOLDER
+    folder.mkdir(exist_ok=True)
+    written = [folder / f"{name}.gguf" for name in run.gguf]
+    for name, path in zip(run.gguf, written, strict=True):
+        FILES[name](source, path)
+    texts = {"README.md": _card(run, source)}
+    if (merged := _merged(run)) is not None:
+        texts["Modelfile"] = modelfile(f"{merged}.gguf", source.weights)
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    return [*written, *(folder / name for name in texts)]
+
+
+def source_of(run: FinishedRun) -> Source:
+    """Read a run for its GGUF files; the errors are those of ``write``."""
+    weights = weights_of(run)
+    rows = len(weights.others["model.embed_tokens.weight"])
+    return Source(weights, layout_of(weights.config), vocabulary_of(weights.tokenizer, rows), str(run.best["model"]))
+
+
+def refuse_formats(modules: Mapping[str, ModuleRecord]) -> None:
+    """Refuse a run that holds formats without a form in GGUF.
+
+    Raises:
+        ConfigError: With all of them.
+    """
+    lost = sorted({record.format.name for record in modules.values()
+                   if form_of(record.format, record.shape[1]) is None})
+    if lost:
+        raise ConfigError("the export gguf holds sym2 to sym8, int2 to int4, HQQ of 2 to 5 bits and 16 bits, in rows "
+                          f"of multiples of {BLOCK} weights; in this run {', '.join(lost)} "
+                          f"{'has' if len(lost) == 1 else 'have'} no form there. Search again with serve=llamacpp, "
+                          "whose formats are these, or export merged, a copy in 16 bits")
+
+
+def modelfile(merged: str, weights: RunWeights) -> str:
+    """Return Ollama's Modelfile of a merged file, with the settings of the model's generation configuration."""
+    lines = [f"FROM ./{merged}"]
+    for setting, key in _PARAMETERS.items():
+        if (value := getattr(weights.generation_config, setting, None)) is not None:
+            lines.append(f"PARAMETER {key} {value:g}")
+    return "\n".join(lines) + "\n"
+
+
+def _card(run: FinishedRun, source: Source) -> str:
+    formats = {linear.format.name: linear.format for linear in source.weights.linears.values()}
+    rounded = sorted(name for name, fmt in formats.items() if not is_exact(fmt))
+    return render("gguf.md", run, files=run.gguf, rounded=rounded, notes=source.vocabulary.notes, meaning=_MEANING,
+                  merged=_merged(run), label=re.sub(r"[^a-z0-9._-]+", "-", source.title.lower()).strip("-.") or "tuned")
+
+
+def _merged(run: FinishedRun) -> str | None:
+    return next((name for name in run.gguf if name.startswith("merged")), None)
+
+
+def _views(run: FinishedRun, reference: Reference) -> Iterator[View]:
+    folder, ids = run.folder / FOLDER, reference.ids.tolist()
+    lora = folder / "adapter.gguf"
+    for name in FILES:
+        path = folder / f"{name}.gguf"
+        if name == "adapter" or not path.exists():
+            continue
+        dense = name == "base-f32"
+        for adapter in (None,) if name.startswith("merged") else (None, lora):
+            if adapter is not None and not adapter.exists():
+                continue
+            with LlamaCpp(path, adapter, length=len(ids), exact=dense) as model:
+                logits = torch.from_numpy(model.logits(ids))
+            yield View(f"gguf, {name}{'' if adapter is None else ' with the adapter'}", logits,
+                       adapted=adapter is not None or name.startswith("merged"), note="" if dense else _ROUNDING)
+
+
+LOADER = Loader("llama.cpp", _views, ("llama_cpp_py_sync",), PACKAGE)

@@ -1,0 +1,96 @@
+"""Packed linears as blocks of GGUF: a block is 32 consecutive weights of a row with a scale in fp16.
+
+| form | a weight | bits a weight | formats that it holds |
+|---|---|---|---|
+| Q4_0 | d * (q - 8), q < 16 | 4.5 | sym2 to sym4, int2, int3: exact |
+| Q5_0 | d * (q - 16), q < 32 | 5.5 | sym5, int4: exact |
+| Q8_0 | d * q, q within -128 ... 127 | 8.5 | sym6, sym8: exact |
+| Q4_1 | d * q + m, q < 16 | 5.0 | HQQ of 2 to 4 bits; m = -scale * zero is rounded to fp16 |
+| Q5_1 | d * q + m, q < 32 | 6.0 | HQQ of 5 bits; as Q4_1 |
+
+``q - zero`` of an integer zero lies within -7 ... 7 for 3 bits and -15 ... 15 for 4: a form with an offset, which would
+be rounded, is not needed. NF4 has levels of its own, LLM.int8 one scale a row in fp32,
+HQQ of 6 and 8 bits zeros between codes, and int8 differences of 9 bits: no form holds them. Layout of the blocks:
+``ggml-common.h`` of llama.cpp.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from gguf import GGMLQuantizationType as Form
+from torch import Tensor
+
+from qra_bo.export.weights import LinearWeights
+from qra_bo.finetune.quantization.planes import PLANE_NAMES, codes_of
+from qra_bo.space import StorageFormat
+
+BLOCK = 32
+Array = np.ndarray[Any, Any]
+_EXACT = {"sym2": Form.Q4_0, "sym3": Form.Q4_0, "sym4": Form.Q4_0, "sym5": Form.Q5_0, "sym6": Form.Q8_0,
+          "sym8": Form.Q8_0, "int2": Form.Q4_0, "int3": Form.Q4_0, "int4": Form.Q5_0}
+_ROUNDED = {2: Form.Q4_1, 3: Form.Q4_1, 4: Form.Q4_1, 5: Form.Q5_1}
+
+
+def form_of(fmt: StorageFormat, columns: int) -> Form | None:
+    """Return the form that holds a linear of ``columns`` columns in format ``fmt``; ``None`` where there is none.
+
+    A form of blocks needs rows of whole blocks. Weights of 16 bits stay F16 or BF16, by their own type.
+    """
+    if fmt.backend == "none":
+        return Form.F16
+    found = _EXACT.get(fmt.name.split("-")[0]) if fmt.backend == "integer" else \
+        _ROUNDED.get(fmt.bits) if fmt.backend == "hqq" else None
+    return found if columns % BLOCK == 0 else None
+
+
+def is_exact(fmt: StorageFormat) -> bool:
+    """Whether the form of ``fmt`` holds its very values."""
+    return fmt.backend in ("integer", "none")
+
+
+def linear_blocks(linear: LinearWeights, rows: Tensor | None) -> Array:
+    """Return the blocks of a linear that has a form, ``out x bytes`` (uint8).
+
+    ``rows`` is the order in which its rows are stored, or ``None``.
+    """
+    form = form_of(linear.format, linear.shape[1])
+    codes, scale, zero = _affine(linear)
+    if rows is not None:
+        codes, scale, zero = codes[rows], scale[rows], zero[rows]
+    if form in (Form.Q4_1, Form.Q5_1):
+        return _pack(codes, scale, -scale * zero, form)
+    middle = {Form.Q4_0: 8, Form.Q5_0: 16, Form.Q8_0: 0}[form]
+    signed = codes - zero.repeat_interleave(BLOCK, 1).to(codes.dtype)
+    return _pack(signed + middle, scale, None, form)
+
+
+def _affine(linear: LinearWeights) -> tuple[Tensor, Tensor, Tensor]:
+    """Return codes (``out x in``, int16) and, a block of 32, scale and zero (``out x in/32``, fp32)."""
+    state, fmt, (rows, columns) = linear.state, linear.format, linear.shape
+    words = [state[name] for name in PLANE_NAMES if name in state]
+    codes = codes_of(words, fmt, state["scale"].numel()).view(rows, columns)
+    zero = state.get("zero", torch.full_like(state["scale"], 2 ** (fmt.bits - 1)))
+    scale, zero = (part.float().reshape(-1).repeat_interleave(fmt.block // BLOCK).view(rows, columns // BLOCK)
+                   for part in (state["scale"], zero))
+    return codes.to(torch.int16), scale, zero
+
+
+def _pack(codes: Tensor, scale: Tensor, offset: Tensor | None, form: Form) -> Array:
+    """Return blocks of codes (``out x in``) with scales and offsets (``out x in/32``), ``out x bytes``."""
+    rows = len(codes)
+    blocks = codes.numpy().reshape(rows, -1, BLOCK)
+    parts = [_halves(scale)] + ([] if offset is None else [_halves(offset)])
+    if form == Form.Q8_0:
+        parts.append(blocks.astype(np.int8).view(np.uint8))
+    else:
+        if form in (Form.Q5_0, Form.Q5_1):
+            parts.append(np.packbits((blocks >> 4).astype(np.uint8), axis=-1, bitorder="little"))
+        low, high = blocks[..., :BLOCK // 2] & 15, blocks[..., BLOCK // 2:] & 15
+        parts.append((low | high << 4).astype(np.uint8))
+    return np.concatenate(parts, axis=-1).reshape(rows, -1)
+
+
+def _halves(values: Tensor) -> Array:
+    """Return the bytes of ``out x blocks`` values in fp16, ``out x blocks x 2``."""
+    return values.to(torch.float16).numpy()[..., None].view(np.uint8)

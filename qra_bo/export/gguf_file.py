@@ -1,0 +1,164 @@
+"""GGUF files of a finished run, tensor by tensor: the base as it was trained on, its adapter, both merged."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from gguf import GGML_QUANT_SIZES, MODEL_ARCH_NAMES, GGUFWriter
+from gguf import GGMLQuantizationType as Form
+from gguf.quants import quantize
+from torch import Tensor
+
+from qra_bo.export.gguf_blocks import BLOCK, Array, form_of, linear_blocks
+from qra_bo.export.gguf_layout import Layout
+from qra_bo.export.gguf_tokenizer import Vocabulary, add_vocabulary
+from qra_bo.export.weights import LinearWeights, RunWeights
+
+_SAMPLING = {"temperature": "temp", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p",
+             "repetition_penalty": "penalty_repeat"}
+"""Settings of transformers' generation configuration and the end of the writer's method for each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One tensor of a file: its form, its shape (transformers' order) and a function that makes its bytes."""
+
+    name: str
+    form: Form
+    shape: tuple[int, ...]
+    make: Callable[[], Array]
+
+
+@dataclass(frozen=True)
+class Source:
+    """What the files are made from: tensors of the run, layout of its decoder, its vocabulary."""
+
+    weights: RunWeights
+    layout: Layout
+    vocabulary: Vocabulary
+    title: str
+
+    @property
+    def name(self) -> str:
+        """The model's name in the header."""
+        return self.vocabulary.title(self.title)
+
+    def write_model(self, path: Path, adapted: Form | None = None, dense: bool = False) -> None:
+        """Write a model.
+
+        Args:
+            path: Of the file.
+            adapted: Form of the linears that have an adapter, which is merged into them; ``None``: no adapter.
+            dense: Whether every weight is unpacked to F32.
+        """
+        writer = GGUFWriter(None, MODEL_ARCH_NAMES[self.layout.architecture])
+        writer.add_type("model")
+        writer.add_name(self.name)
+        writer.add_quantization_version(2)
+        self.layout.add_keys(writer)
+        add_vocabulary(writer, self.vocabulary, self.weights.tokenizer, self._ends())
+        for setting, key in _SAMPLING.items():
+            if (value := getattr(self.weights.generation_config, setting, None)) is not None:
+                getattr(writer, f"add_sampling_{key}")(value)
+        _write(writer, path, [*self._others(dense), *self._linears(adapted, dense)])
+
+    def write_adapter(self, path: Path) -> None:
+        """Write the adapter: ``lora_b`` holds alpha / rank, so that one scale of 1 is right for all ranks."""
+        writer = GGUFWriter(None, MODEL_ARCH_NAMES[self.layout.architecture])
+        writer.add_type("adapter")
+        writer.add_name(f"{self.name}, adapter")
+        writer.add_string("adapter.type", "lora")
+        writer.add_float32("adapter.lora.alpha", 0.0)  # llama.cpp then multiplies by its own scale, 1, alone
+        entries = []
+        for module, linear in self.weights.linears.items():
+            if linear.lora is None:
+                continue
+            name, rows = f"{self.layout.name(module)}.weight", self.layout.rows(module)
+            up = linear.lora.scale * linear.lora.up
+            entries += [_dense_entry(f"{name}.lora_a", linear.lora.down, Form.F32),
+                        _dense_entry(f"{name}.lora_b", up if rows is None else up[rows], Form.F32)]
+        _write(writer, path, entries)
+
+    def _ends(self) -> tuple[int, ...]:
+        ends = getattr(self.weights.generation_config, "eos_token_id", None)
+        return () if ends is None else (ends,) if isinstance(ends, int) else tuple(ends)
+
+    def _others(self, dense: bool) -> Iterator[Entry]:
+        for name, tensor in self.weights.others.items():
+            if name == "lm_head.weight" and self.weights.config.tie_word_embeddings:
+                continue
+            packed = self.weights.tables.get(name.removesuffix(".weight"))
+            if packed is not None and not dense:  # formats of embeddings have a form
+                yield Entry(self.layout.name(name), Form.Q8_0, packed.shape,
+                            lambda packed=packed: linear_blocks(packed, None))  # type: ignore[misc]
+                continue
+            value = self.layout.shifted(name, tensor)
+            form = Form.F32 if dense or value.ndim == 1 else half_form(value)
+            yield _dense_entry(self.layout.name(name), value, form)
+        for name, table in self.layout.tables().items():
+            yield _dense_entry(name, table, Form.F32)
+
+    def _linears(self, adapted: Form | None, dense: bool) -> Iterator[Entry]:
+        for module, linear in self.weights.linears.items():
+            name, rows = self.layout.name(module), self.layout.rows(module)
+            merged = adapted is not None and linear.lora is not None
+            if merged or dense or linear.format.backend == "none":
+                form = Form.F32 if dense else _dense_form(linear, adapted if merged else None)
+                yield Entry(f"{name}.weight", form, linear.shape, lambda linear=linear, form=form, rows=rows,  # type: ignore[misc]
+                            merged=merged: _bytes(_in_order(_dense(linear, merged), rows), form))
+            else:
+                found = form_of(linear.format, linear.shape[1])
+                assert found is not None, "formats without a form are refused before a file is written"
+                yield Entry(f"{name}.weight", found, linear.shape,
+                            lambda linear=linear, rows=rows: linear_blocks(linear, rows))  # type: ignore[misc]
+            if linear.bias is not None:
+                yield _dense_entry(f"{name}.bias", _in_order(linear.bias, rows), Form.F32)
+
+
+def half_form(tensor: Tensor) -> Form:
+    """Return the form of 16 bits of a tensor: BF16 where that holds its values and F16 does not, else F16."""
+    whole = tensor.float()
+    exact = {kind: torch.equal(whole.to(kind).float(), whole) for kind in (torch.float16, torch.bfloat16)}
+    return Form.BF16 if exact[torch.bfloat16] and not exact[torch.float16] else Form.F16
+
+
+def _dense_form(linear: LinearWeights, adapted: Form | None) -> Form:
+    if adapted is None:
+        return half_form(linear.state["codes"])
+    return Form.F16 if linear.shape[1] % BLOCK else adapted
+
+
+def _dense(linear: LinearWeights, merged: bool) -> Tensor:
+    return linear.merged(torch.float32) if merged else linear.dense(torch.float32)
+
+
+def _in_order(tensor: Tensor, rows: Tensor | None) -> Tensor:
+    return tensor if rows is None else tensor[rows]
+
+
+def _dense_entry(name: str, tensor: Tensor, form: Form) -> Entry:
+    return Entry(name, form, tuple(tensor.shape), lambda: _bytes(tensor, form))
+
+
+def _bytes(tensor: Tensor, form: Form) -> Array:
+    """Return the bytes of a tensor in a dense form or in Q8_0, in its own shape but for the last side."""
+    if form == Form.BF16:
+        return tensor.to(torch.bfloat16).contiguous().view(torch.int16).numpy().view(np.uint8)
+    found: Array = quantize(tensor.float().contiguous().numpy(), form)
+    return found.view(np.uint8)
+
+
+def _write(writer: GGUFWriter, path: Path, entries: list[Entry]) -> None:
+    """Write a file; one tensor at a time is in memory."""
+    for entry in entries:
+        block, size = GGML_QUANT_SIZES[entry.form]
+        byte_shape = (*entry.shape[:-1], entry.shape[-1] // block * size)
+        writer.add_tensor_info(entry.name, byte_shape, np.dtype(np.uint8), int(np.prod(byte_shape)), entry.form)
+    writer.write_header_to_file(path)
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for entry in entries:
+        writer.write_tensor_data(entry.make())
+    writer.close()

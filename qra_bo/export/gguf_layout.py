@@ -1,0 +1,198 @@
+"""Decoders as GGUF describes them: architecture, names of tensors, their order of rows, and the keys of the header.
+
+Families are those that tests compare with transformers on random models: llama and mistral, qwen2, qwen3, gemma3_text,
+phi3. Another family, or a setting that llama.cpp computes otherwise, is refused.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from gguf import MODEL_ARCH, GGUFWriter, RopeScalingType, get_tensor_name_map
+from torch import Tensor
+
+from qra_bo.utils.errors import ConfigError
+
+ARCHITECTURES = {"llama": MODEL_ARCH.LLAMA, "mistral": MODEL_ARCH.LLAMA, "qwen2": MODEL_ARCH.QWEN2,
+                 "qwen3": MODEL_ARCH.QWEN3, "gemma3_text": MODEL_ARCH.GEMMA3, "phi3": MODEL_ARCH.PHI3}
+"""GGUF's architecture of each family of transformers."""
+_ACTIVATIONS = {"gemma3_text": "gelu_pytorch_tanh"}
+_GEMMA_PERIOD = 6
+"""Gemma 3: every sixth layer sees the whole text, fixed in llama.cpp."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A decoder's form in GGUF; made by ``layout_of``.
+
+    Args:
+        config: Configuration by transformers.
+        architecture: GGUF's.
+        rope: Parameters of the rotary embedding (of the layers that see the whole text).
+    """
+
+    config: Any
+    architecture: MODEL_ARCH
+    rope: Mapping[str, Any]
+
+    @property
+    def head_width(self) -> int:
+        return int(getattr(self.config, "head_dim", None) or self.config.hidden_size // self.config.num_attention_heads)
+
+    def name(self, tensor: str) -> str:
+        """Return GGUF's name of a tensor or a module of the base model.
+
+        Raises:
+            ConfigError: If it has none.
+        """
+        names = get_tensor_name_map(self.architecture, self.config.num_hidden_layers)
+        found = names.get_name(tensor, try_suffixes=(".weight", ".bias"))
+        if found is None:
+            raise ConfigError(f"export.targets=[gguf]: GGUF's {self.config.model_type} models have no tensor for "
+                              f"{tensor!r} of this base model; choose another base model or another export target")
+        return str(found)
+
+    def rows(self, module: str) -> Tensor | None:
+        """Return the order in which llama.cpp expects the rows of a linear, or ``None`` where it is transformers'.
+
+        Llama's rotary embedding turns neighbouring rows of a head there, and rows of its two halves in transformers.
+        """
+        part = module.rsplit(".", 1)[-1]
+        if self.architecture is not MODEL_ARCH.LLAMA or part not in ("q_proj", "k_proj"):
+            return None
+        heads = self.config.num_attention_heads if part == "q_proj" else self.config.num_key_value_heads
+        return torch.arange(heads * self.head_width).view(heads, 2, -1).transpose(1, 2).reshape(-1)
+
+    def shifted(self, tensor: str, value: Tensor) -> Tensor:
+        """Return a tensor outside the linears as llama.cpp uses it: Gemma's norms multiply by 1 + weight."""
+        return value.float() + 1 if self.architecture is MODEL_ARCH.GEMMA3 and tensor.endswith("norm.weight") else value
+
+    def add_keys(self, writer: GGUFWriter) -> None:
+        """Write the sizes and settings of the decoder into the header."""
+        config, width = self.config, self.head_width
+        writer.add_context_length(config.max_position_embeddings)
+        writer.add_embedding_length(config.hidden_size)
+        writer.add_block_count(config.num_hidden_layers)
+        writer.add_feed_forward_length(config.intermediate_size)
+        writer.add_head_count(config.num_attention_heads)
+        writer.add_head_count_kv(config.num_key_value_heads)
+        writer.add_key_length(width)
+        writer.add_value_length(width)
+        writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+        writer.add_vocab_size(config.vocab_size)
+        writer.add_rope_dimension_count(self._rotated)
+        writer.add_rope_freq_base(float(self.rope["rope_theta"]))
+        if self.architecture is MODEL_ARCH.GEMMA3:
+            writer.add_sliding_window(config.sliding_window)
+        if self.architecture is MODEL_ARCH.PHI3:
+            writer.add_sliding_window(0)
+        kind = self.rope["rope_type"]
+        if kind == "linear":
+            writer.add_rope_scaling_type(RopeScalingType.LINEAR)
+            writer.add_rope_scaling_factor(float(self.rope["factor"]))
+        if kind == "longrope":
+            writer.add_rope_scaling_orig_ctx_len(self._original_length)
+            writer.add_rope_scaling_attn_factors(self._longrope_factor)
+
+    def tables(self) -> dict[str, Tensor]:
+        """Return the tables of the rotary embedding, ``rotated / 2`` in fp32 each, that stand among the tensors."""
+        kind = self.rope["rope_type"]
+        if kind == "llama3":
+            return {"rope_freqs.weight": self._llama3_divisors()}
+        if kind == "longrope":
+            return {f"rope_factors_{which}.weight": torch.tensor(self.rope[f"{which}_factor"], dtype=torch.float32)
+                    for which in ("long", "short")}
+        return {}
+
+    @property
+    def _rotated(self) -> int:
+        return int(self.head_width * self.rope.get("partial_rotary_factor", 1.0))
+
+    @property
+    def _original_length(self) -> int:
+        return int(self.rope.get("original_max_position_embeddings")
+                   or getattr(self.config, "original_max_position_embeddings", self.config.max_position_embeddings))
+
+    @property
+    def _longrope_factor(self) -> float:
+        if (given := self.rope.get("attention_factor")) is not None:
+            return float(given)
+        stretch = self.config.max_position_embeddings / self._original_length
+        return math.sqrt(1 + math.log(stretch) / math.log(self._original_length)) if stretch > 1 else 1.0
+
+    def _llama3_divisors(self) -> Tensor:
+        """Return what llama.cpp divides each frequency by: transformers' frequencies without scaling over those with
+        (Llama 3.1's rule: whole wavelengths that fit into the original context stay, long ones are stretched)."""
+        from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS  # slow to import
+
+        scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](self.config, torch.device("cpu"))
+        plain = 1.0 / float(self.rope["rope_theta"]) ** (torch.arange(0, self._rotated, 2).float() / self._rotated)
+        divisors: Tensor = plain / scaled
+        return divisors
+
+
+def layout_of(config: Any) -> Layout:
+    """Describe a decoder for GGUF.
+
+    Args:
+        config: Configuration of the base model by transformers.
+
+    Raises:
+        ConfigError: If its family, or settings of it, are not supported; all problems at once.
+    """
+    family = config.model_type
+    if family not in ARCHITECTURES:
+        raise ConfigError(f"export.targets=[gguf] writes models of the families {', '.join(ARCHITECTURES)}; the base "
+                          f"model is of {family!r}: choose another base model, or another export target")
+    nested = dict(config.rope_parameters)
+    rope = nested.get("full_attention", nested)
+    rope = {"rope_type": "default", **rope}
+    problems = [what for what, wrong in _DIFFERENCES.items() if wrong(config, rope, nested)]
+    if problems:
+        raise ConfigError(f"export.targets=[gguf]: llama.cpp computes this {family} model otherwise than transformers, "
+                          f"because of its {'; '.join(problems)}. Choose another base model, or another export target")
+    return Layout(config, ARCHITECTURES[family], rope)
+
+
+def _windowed(config: Any, rope: Mapping[str, Any], nested: Mapping[str, Any]) -> bool:
+    if config.model_type == "gemma3_text":
+        return False
+    window = getattr(config, "sliding_window", None)
+    used = getattr(config, "use_sliding_window", window is not None)
+    return bool(used and window is not None and window < config.max_position_embeddings)
+
+
+def _other_layers(config: Any, rope: Mapping[str, Any], nested: Mapping[str, Any]) -> bool:
+    kinds = ["full_attention" if (i + 1) % _GEMMA_PERIOD == 0 else "sliding_attention"
+             for i in range(config.num_hidden_layers)]
+    return config.model_type == "gemma3_text" and list(config.layer_types) != kinds
+
+
+def _other_local_rope(config: Any, rope: Mapping[str, Any], nested: Mapping[str, Any]) -> bool:
+    local = nested.get("sliding_attention")
+    return config.model_type == "gemma3_text" and local is not None and (
+        local.get("rope_type", "default") != "default" or float(local["rope_theta"]) != 10000.0)
+
+
+def _other_scale(config: Any, rope: Mapping[str, Any], nested: Mapping[str, Any]) -> bool:
+    width = getattr(config, "head_dim", None)
+    if config.model_type == "gemma3_text" and config.num_hidden_layers == 62:  # llama.cpp's rule for the 27B model
+        width = config.hidden_size / config.num_attention_heads
+    return getattr(config, "query_pre_attn_scalar", width) != width
+
+
+_DIFFERENCES: Mapping[str, Callable[[Any, Mapping[str, Any], Mapping[str, Any]], bool]] = {
+    "sliding window over all layers": _windowed,
+    "order of layers with a sliding window": _other_layers,
+    "rotary embedding of layers with a sliding window": _other_local_rope,
+    "scale of the attention's scores": _other_scale,
+    "capped scores or logits": lambda config, rope, nested: bool(
+        getattr(config, "attn_logit_softcapping", None) or getattr(config, "final_logit_softcapping", None)),
+    "scaling of the rotary embedding": lambda config, rope, nested: rope["rope_type"] not in (
+        "default", "linear", "llama3", *(("longrope",) if config.model_type == "phi3" else ())),
+    "activation of the MLP": lambda config, rope, nested: (
+        getattr(config, "hidden_activation", None) or config.hidden_act) != _ACTIVATIONS.get(config.model_type, "silu"),
+}
+"""What llama.cpp computes otherwise, with the test for it on configuration, rotary embedding, and all of these."""

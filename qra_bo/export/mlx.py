@@ -1,0 +1,181 @@
+"""``mlx/``: the mixed base with its own codes and the adapter, as mlx-lm loads them on Apple silicon.
+
+MLX computes ``code * scale + bias`` with codes of 2, 3, 4, 5, 6 or 8 bits by group, at a width and group of each
+module's own. The bias is ``-zero * scale``. Scales and biases are stored in fp16, and so is what is not quantised: in
+bf16, MLX's products round 8-bit codes. That is exact for the symmetric formats and for integer zeros of 2 and 3 bits;
+other zeros are rounded, by less than 2^-11 of themselves.
+
+mlx-lm takes one rank for all modules: the adapter is padded with zeros, and its scale is folded into B.
+"""
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qra_bo.export.affine import affine_codes, has_affine_codes
+from qra_bo.export.comparison import Loader, Reference, View
+from qra_bo.export.compressed_tensors import in_words
+from qra_bo.export.mlx_config import mlx_config
+from qra_bo.export.run import FinishedRun
+from qra_bo.export.weights import LinearWeights, RunWeights, weights_of
+from qra_bo.finetune.checked_tensors import save_tensors
+from qra_bo.finetune.manifest import ModuleRecord, read_manifest
+from qra_bo.memory.serving import CONSUMERS
+from qra_bo.space import StorageFormat
+from qra_bo.utils.errors import ConfigError
+
+FOLDER, ADAPTER = "mlx", "adapter"
+GROUPS = (32, 64, 128)
+"""Groups that MLX has kernels for."""
+MIXED = torch.float16
+
+
+def write(run: FinishedRun) -> list[Path]:
+    """Write base and adapter, each with its configuration, the tokenizer, and the commands that serve them.
+
+    Raises:
+        ConfigError: If some format, or the model's architecture, has no form in MLX.
+        OutputError: If a file of the run is missing, damaged or of another run.
+        ModelError: If the base model is not at hand or another.
+    """
+    refuse_formats(read_manifest(run.folder).modules.values())
+    weights, folder = weights_of(run), run.folder / FOLDER
+    adapted = write_model(weights, folder)
+    (folder / "README.md").write_text(readme(run, weights, adapted), encoding="utf-8")
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def write_model(weights: RunWeights, folder: Path) -> bool:
+    """Write what mlx-lm loads; return whether there is an adapter. Raises ``ConfigError`` if it has no such model."""
+    linears = [*weights.linears.values(), *weights.tables.values()]
+    kinds = {linear.name: {"group_size": linear.format.block, "bits": linear.format.bits}
+             for linear in linears if linear.format.backend != "none"}
+    usual = Counter((kind["group_size"], kind["bits"]) for kind in kinds.values()).most_common(1)
+    (group, bits), _ = usual[0] if usual else ((64, 4), 0)
+    config = mlx_config(weights.config, {"group_size": group, "bits": bits, **kinds})
+    tensors = {name: _half(name, tensor) for name, tensor in weights.others.items()
+               if name.removesuffix(".weight") not in weights.tables}
+    for linear in linears:
+        tensors |= linear_tensors(linear)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_tensors(folder / "model.safetensors", tensors, {"format": "mlx"})
+    _write_json(folder / "config.json", config)
+    weights.tokenizer.save_pretrained(str(folder))
+    if weights.generation_config is not None:
+        weights.generation_config.save_pretrained(str(folder))
+    return _write_adapter(weights, folder / ADAPTER)
+
+
+def refuse_formats(modules: Iterable[ModuleRecord]) -> None:
+    """Refuse linears whose format has no form in MLX. Raises ``ConfigError`` that names these formats."""
+    names = sorted({f"{module.format.name} ({module.shape[1]} columns)" for module in modules
+                    if not _has_form(module.format, module.shape[1])})
+    if names:
+        raise ConfigError(f"MLX has no form for {', '.join(names)}: it holds integer codes of groups of 32, 64 or 128 "
+                          "columns. Search again with serve=mlx, or export merged, a copy in 16 bits")
+
+
+def _has_form(fmt: StorageFormat, columns: int) -> bool:
+    return fmt.backend == "none" or (has_affine_codes(fmt, columns) and fmt.block in GROUPS)
+
+
+def linear_tensors(linear: LinearWeights) -> dict[str, Tensor]:
+    """Return the tensors of one linear by mlx-lm's names."""
+    name, found = linear.name, {} if linear.bias is None else {f"{linear.name}.bias": _half(linear.name, linear.bias)}
+    if linear.format.backend == "none":
+        return {f"{name}.weight": _half(name, linear.dense(torch.float32)), **found}
+    affine = affine_codes(linear)
+    return {f"{name}.weight": in_words(affine.codes, linear.format.bits).view(torch.uint32), **found,
+            f"{name}.scales": _half(name, affine.scale), f"{name}.biases": _half(name, -affine.zero * affine.scale)}
+
+
+def _half(name: str, tensor: Tensor) -> Tensor:
+    """Return a tensor in fp16; raises ``ConfigError`` if a value is beyond its range."""
+    half = tensor.detach().to(MIXED).contiguous()
+    if not torch.isfinite(half).all():
+        raise ConfigError(f"{name} has values beyond the range of fp16, in which MLX files keep what is not quantised: "
+                          "export.targets=[merged] writes 16-bit weights in the type of the run")
+    return half
+
+
+def _write_adapter(weights: RunWeights, folder: Path) -> bool:
+    """Write the adapter in the words of mlx-lm; returns whether there is one."""
+    pairs = {linear.name: linear.lora for linear in weights.linears.values() if linear.lora is not None}
+    if not pairs:
+        return False
+    rank = max(pair.rank for pair in pairs.values())
+    tensors = {}
+    for name, pair in pairs.items():
+        added = rank - pair.rank
+        tensors[f"{name}.lora_a"] = torch.nn.functional.pad(pair.down.T, (0, added)).contiguous()
+        tensors[f"{name}.lora_b"] = torch.nn.functional.pad(pair.scale * pair.up.T, (0, 0, 0, added)).contiguous()
+    folder.mkdir(exist_ok=True)
+    save_tensors(folder / "adapters.safetensors", tensors, {"format": "mlx"})
+    _write_json(folder / "adapter_config.json", {
+        "fine_tune_type": "lora", "num_layers": int(weights.config.num_hidden_layers),
+        "lora_parameters": {"rank": rank, "scale": 1.0, "dropout": 0.0, "keys": list(pairs)}})
+    return True
+
+
+def _write_json(path: Path, data: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+
+
+def readme(run: FinishedRun, weights: RunWeights, adapted: bool) -> str:
+    """Return the text beside the files: what they hold, and the commands that serve them."""
+    formats = {linear.format.name: linear.format for linear in weights.linears.values()}
+    rounded = sorted(name for name, fmt in formats.items() if not CONSUMERS["mlx"].loads(fmt))
+    exact = "Codes, scales and biases are the run's own, to the last bit." if not rounded else \
+        f"Codes are the run's own; biases (or scales) of {', '.join(rounded)} are rounded to fp16."
+    option = " --adapter-path adapter" if adapted else ""
+    return f"""# {run.best["model"]} for MLX
+
+{exact} What is not quantised is in fp16, and so are products; computed in fp32 (`model.set_dtype(mlx.core.float32)`)
+the logits are those of `qra_bo.load`{" up to the order of sums" if not rounded else ", but for these roundings"}.
+
+On a Mac, in this folder, with `pip install mlx-lm`:
+
+```sh
+mlx_lm.generate --model .{option} --prompt "Hello"
+mlx_lm.chat --model .{option}
+mlx_lm.server --model .{option} --port 8080
+```
+
+The server answers `POST /v1/chat/completions` as OpenAI's does. LM Studio loads the folder without its adapter.
+"""
+
+
+def mlx_logits(folder: Path, ids: Tensor, *, adapted: bool, fp32: bool) -> Tensor:
+    """Return the logits (``n x v``, fp32) of a folder in mlx-lm for ``n`` tokens.
+
+    ``adapted`` says whether the adapter is put on, ``fp32`` whether products are computed in fp32 instead of the
+    files' fp16. Raises ``ImportError`` where mlx-lm is not installed.
+    """
+    import mlx.core as mx  # not every platform has it
+    from mlx_lm.utils import load_adapters, load_model
+    model, _ = load_model(folder)
+    if adapted:
+        load_adapters(model, str(folder / ADAPTER))
+    if fp32:
+        model.set_dtype(mx.float32)
+    model.eval()
+    return torch.from_numpy(np.array(model(mx.array(ids[None].numpy()))[0].astype(mx.float32)))
+
+
+def _views(run: FinishedRun, reference: Reference) -> Iterator[View]:
+    folder = run.folder / FOLDER
+    adapted = (folder / ADAPTER).is_dir()
+    yield View("mlx, computed in fp32", mlx_logits(folder, reference.ids, adapted=adapted, fp32=True))
+    yield View("mlx, as served", mlx_logits(folder, reference.ids, adapted=adapted, fp32=False),
+               note="products in fp16")
+    yield View("mlx, without the adapter", mlx_logits(folder, reference.ids, adapted=False, fp32=True), adapted=False)
+
+
+LOADER = Loader("mlx-lm", _views, ("mlx", "mlx_lm"), "mlx-lm" if sys.platform == "darwin" else "mlx[cpu] mlx-lm")

@@ -1,0 +1,54 @@
+"""Training of a finished run by other trainers: a model that they accept, and optimiser groups with the run's rates."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qra_bo.export.run import rate_of, read_object
+from qra_bo.finetune.adapters.lora import adapter_parameters
+from qra_bo.utils.errors import OutputError
+from qra_bo.utils.files import COPY_AGAIN
+
+
+def make_trainable(model: Any) -> Any:
+    """Prepare the adapted model of ``load`` for a trainer: LoRA weights in fp32 that take gradients, training mode.
+
+    The marks of 4-bit and 8-bit layers, which PEFT needed to attach the adapter, are removed from the base: with them
+    TRL rounds the LoRA weights to bf16, and optimiser steps of a usual size are lost.
+    """
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.to(torch.float32)
+            parameter.requires_grad_(True)
+    base = model.get_base_model()
+    base.is_loaded_in_4bit = base.is_loaded_in_8bit = False
+    return model.train()
+
+
+def optimizer_groups(model: Any, run: str | Path) -> list[dict[str, Any]]:
+    """Return the parameter groups of an AdamW with the run's own learning rate for each rank.
+
+    >>> torch.optim.AdamW(qra_bo.optimizer_groups(model, run))                                   # doctest: +SKIP
+
+    Args:
+        model: What ``load(run, trainable=True)`` returned.
+        run: The run's folder.
+
+    Returns:
+        One group a rank: ``params``, ``lr``, ``betas``, ``eps`` and ``weight_decay``.
+
+    Raises:
+        OutputError: If ``best.json`` of the run can't be read, or does not state its training.
+    """
+    best = read_object(Path(run) / "best.json")
+    by_rank: dict[int, list[torch.nn.Parameter]] = {}
+    for pair in adapter_parameters(model.get_base_model()).values():
+        by_rank.setdefault(len(pair["A"]), []).extend(pair.values())
+    try:
+        training = best["training"]
+        shared = {"betas": tuple(training["betas"]), "eps": training["eps"], "weight_decay": training["weight_decay"]}
+        return [{"params": by_rank[rank], "lr": rate_of(best, rank), **shared} for rank in sorted(by_rank)]
+    except (KeyError, TypeError, ValueError) as error:
+        raise OutputError(f"{Path(run) / 'best.json'} must state learning_rate, lr_rule and training; {error!r} is "
+                          f"missing or of the wrong type; {COPY_AGAIN}") from error

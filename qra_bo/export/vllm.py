@@ -1,0 +1,63 @@
+"""``export/serve_vllm.txt``: the commands that serve a run by vLLM, its own mix where vLLM reads the formats.
+
+vLLM reads mixed bits from compressed-tensors, module by module, and fuses the projections of one input, which must be
+of one format. Of LoRA it takes PEFT's adapters. Releases that ignore rank patterns take the rank and the scale of the
+configuration for every module: the adapter of one rank is right in all of them.
+"""
+
+import shlex
+from pathlib import Path
+
+from qra_bo.export import compressed_tensors, merged, uniform_rank
+from qra_bo.export.run import FinishedRun
+from qra_bo.memory.formats import parse_format
+from qra_bo.memory.serving import CONSUMERS
+from qra_bo.report.story import server_rank
+from qra_bo.space.decoder import fused_of
+
+FILE = "export/serve_vllm.txt"
+
+
+def write(run: FinishedRun) -> list[Path]:
+    """Write the commands; returns the file."""
+    reason = obstacle({name: str(entry["name"]) for name, entry in run.manifest["modules"].items()})
+    folder = run.folder.resolve()
+    lines = _own_mix(run, folder) if reason is None else [
+        f"# {reason}: this serves a copy in 16 bits with the adapter merged in.",
+        "# A search whose mix vLLM serves: serve=vllm.",
+        _export(folder, ["merged"]), f"vllm serve {shlex.quote(str(folder / merged.FOLDER))}"]
+    path = run.folder / FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return [path]
+
+
+def obstacle(formats: dict[str, str]) -> str | None:
+    """Return why vLLM does not load a mix of formats by module; ``None`` where it does."""
+    others = sorted({name for name in formats.values() if not CONSUMERS["vllm"].loads(parse_format(name))})
+    if others:
+        return f"vLLM has no {', '.join(others)}"
+    together: dict[tuple[str, str], set[str]] = {}
+    for module, name in formats.items():
+        parent, _, leaf = module.rpartition(".")
+        together.setdefault((parent, fused_of(leaf)), set()).add(name)
+    unlike = [fused for (_, fused), names in together.items() if len(names) > 1]
+    return f"vLLM fuses projections that have different formats here ({', '.join(sorted(set(unlike)))})" \
+        if unlike else None
+
+
+def _own_mix(run: FinishedRun, folder: Path) -> list[str]:
+    widths = sorted({int(entry["bits"]) for entry in run.manifest["modules"].values()} - {16})
+    where = "on a GPU and on a CPU" if set(widths) <= {4} else "on a GPU" if set(widths) <= {4, 8} else \
+        "on CUDA with its Humming kernels installed"
+    base, adapter = folder / compressed_tensors.FOLDER, folder / uniform_rank.FOLDER
+    return [f"# The run's own mix ({', '.join(map(str, widths)) or '16'} bits), {where}.",
+            "# The adapter has one rank, padded with zeros.",
+            _export(folder, ["compressed_tensors", "uniform_rank"]),
+            f"vllm serve {shlex.quote(str(base))} --enable-lora --max-lora-rank {server_rank(run.best['ranks'])} \\",
+            f"  --lora-modules {shlex.quote(f'qra_bo={adapter}')}",
+            "# Requests name the model qra_bo; without an adapter it is the folder's path."]
+
+
+def _export(folder: Path, targets: list[str]) -> str:
+    return f"python -m qra_bo task=export {shlex.quote(f'out={folder}')} 'export.targets=[{','.join(targets)}]'"

@@ -1,0 +1,121 @@
+"""Packing of a model's embedding and head, in place; a head that shares the embedding's weights shares its table."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qra_bo.finetune.quantization.base import State, backend_of
+from qra_bo.finetune.quantization.tables import PackedEmbedding, PackedHead, PackedTable
+from qra_bo.memory.embeddings import embedding_format
+from qra_bo.space import StorageFormat
+from qra_bo.utils.errors import ModelError
+
+
+def pack_embeddings(model: Any, bits: int, compute_dtype: torch.dtype, device: torch.device, *,
+                    keep_dense: bool = False) -> None:
+    """Replace the embedding and the head of a dense model by packed ones; nothing is changed in 16 bits.
+
+    Args:
+        model: On the host, with its parameters in the compute type.
+        bits: One of ``memory.embeddings.WIDTHS``.
+        compute_dtype: Type of unpacked weights.
+        device: Where weights are packed and stay.
+        keep_dense: Keep unpacked tables too: faster on a CPU, equal bit for bit. Memory is then measured within
+            ``LayerBank.only_packed``.
+
+    Raises:
+        SpaceError: If no group divides a row.
+        ModelError: If the model's embedding or head is not one that can be packed.
+    """
+    embedding = model.get_input_embeddings()
+    fmt = embedding_format(bits, embedding.embedding_dim)
+    if fmt is None:
+        return
+    weights = {name: module.weight.detach() for name, module in dense_tables(model).items()}
+    states = {name: backend_of(fmt).pack(weight, fmt, device) for name, weight in weights.items()}
+    install_embeddings(model, states, fmt, compute_dtype)
+    for table in packed_tables(model).values():
+        table.dense = table.unpacked() if keep_dense else None
+
+
+def install_embeddings(model: Any, states: Mapping[str, State], fmt: StorageFormat, compute_dtype: torch.dtype) -> None:
+    """Put packed tables (by the names of ``dense_tables``) in the place of a dense model's.
+
+    Raises:
+        ModelError: If the model's embedding or head is not one that can be packed, or a table has other tensors than
+            one of its shape.
+    """
+    multiplier, (name, *heads) = _multiplier(model), list(dense_tables(model))
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if type(head).forward is not nn.Linear.forward:
+        raise ModelError("embeddings packs a head that is a linear layer, and this model's is a "
+                         f"{type(head).__name__}; use embeddings=16")
+    table = _table(states[name], fmt, embedding.weight, compute_dtype)
+    own = table if not heads else _table(states[heads[0]], fmt, head.weight, compute_dtype)
+    model.set_submodule(name, PackedEmbedding(table, multiplier, embedding.padding_idx))
+    model.set_submodule(_name_of(model, head), PackedHead(own, head.bias))
+    model.tie_weights = _nothing_to_tie
+
+
+def dense_tables(model: Any) -> dict[str, Any]:
+    """Return the embedding and, where it has weights of its own, the head of a dense model by name."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    modules = [embedding] if head.weight is embedding.weight else [embedding, head]
+    return {_name_of(model, module): module for module in modules}
+
+
+def embedding_modules(model: Any) -> tuple[str, str]:
+    """Return the names of a model's embedding and head."""
+    return _name_of(model, model.get_input_embeddings()), _name_of(model, model.get_output_embeddings())
+
+
+def packed_tables(model: nn.Module) -> dict[str, PackedTable]:
+    """Return the packed tables of a model by the name of their embedding or, where it has its own, head; empty in
+    16 bits."""
+    found: dict[str, PackedTable] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, PackedEmbedding | PackedHead) and module.table not in found.values():
+            found[name] = module.table
+    return found
+
+
+def _nothing_to_tie(*_args: Any, **_options: Any) -> None:
+    """Stand in for the method of transformers, which evaluation harnesses call and which looks for dense weights."""
+
+
+def _name_of(model: Any, wanted: Any) -> str:
+    names: dict[int, str] = {id(module): name for name, module in model.named_modules()}
+    return names[id(wanted)]
+
+
+def _table(state: State, fmt: StorageFormat, weight: Tensor, compute_dtype: torch.dtype) -> PackedTable:
+    shape = (weight.shape[0], weight.shape[1])
+    wanted = backend_of(fmt).empty_state(fmt, shape, compute_dtype)
+    if {k: (t.shape, t.dtype) for k, t in state.items()} != {k: (t.shape, t.dtype) for k, t in wanted.items()}:
+        raise ModelError(f"the packed embedding is not one of {shape[0]} x {shape[1]} weights in {fmt.name}, the shape "
+                         "of this base model's")
+    return PackedTable(state, fmt, shape, compute_dtype)
+
+
+def _multiplier(model: Any) -> Tensor | None:
+    """Return the factor that an embedding applies to its rows, ``None`` for none.
+
+    Raises:
+        ModelError: If it does anything else with them.
+    """
+    embedding = model.get_input_embeddings()
+    if not isinstance(embedding, nn.Embedding):
+        raise ModelError(f"embeddings packs an nn.Embedding, and this model's is a {type(embedding).__name__}; use "
+                         "embeddings=16")
+    scale = getattr(embedding, "embed_scale", None)
+    multiplier = None if scale is None else torch.as_tensor(scale).detach()
+    with torch.no_grad():
+        ids = torch.arange(min(4, embedding.num_embeddings), device=embedding.weight.device)
+        rows = nn.functional.embedding(ids, embedding.weight)
+        expected = rows if multiplier is None else rows * multiplier.to(rows.dtype)
+        if not embedding.weight.is_meta and not torch.equal(embedding(ids), expected):
+            raise ModelError(f"embeddings can't pack a {type(embedding).__name__}, whose output is not its weights' "
+                             "rows times one factor; use embeddings=16")
+    return multiplier

@@ -1,0 +1,101 @@
+"""Integer grids that other tools load as they are: ``(q - z) * s`` with codes ``q`` of 2, 3, 4, 5, 6 or 8 bits.
+
+In the ``sym`` formats ``z`` is the middle code, ``2^(bits - 1)``, and ``s`` may be negative: there is one level more on
+the side of the negative codes, which should be that of the largest weight. In the ``int`` formats ``z`` is an integer
+among the codes, and ``s`` is positive. A group is a run of columns of one row.
+
+Scales are values of both bf16 and fp16: at most 8 significant bits, within fp16's normal range. ``q - z`` has at most 8
+bits, so that the product is exact in fp32 and is rounded once, to the compute type; a consumer that computes it in bf16
+or fp16 gets the same weight.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from qra_bo.finetune.quantization.base import (
+    SERIAL_NUMEL,
+    Grid,
+    PackedLinear,
+    QuantizerBackend,
+    State,
+    frozen,
+    tile_numel,
+)
+from qra_bo.finetune.quantization.integer_scales import search
+from qra_bo.finetune.quantization.planes import codes_of, empty_planes, in_planes, weight_of
+from qra_bo.memory.formats import PLANES, has_zeros
+from qra_bo.space.space import StorageFormat
+from qra_bo.utils.errors import ModelError
+
+
+class IntegerLinear(PackedLinear, nn.Linear):
+    """A frozen linear layer over packed integer codes, a scale a group and, in some formats, a zero."""
+
+    scale: Tensor
+    zero: Tensor | None
+    lower: Tensor | None
+    """The plane of the lower bits, where there are two; ``weight`` is that of the upper ones."""
+
+    def packed_state(self) -> State:
+        tensors = {"codes": self.weight.data, "lower_codes": self.lower, "scale": self.scale, "zero": self.zero}
+        return {name: tensor for name, tensor in tensors.items() if tensor is not None}
+
+    def unpack(self) -> Tensor:
+        words = [self.weight.data] if self.lower is None else [self.weight.data, self.lower]
+        zero = 1 << self.fmt.bits - 1 if self.zero is None else self.zero
+        return weight_of(words, self.fmt, self.scale, zero, (self.out_features, self.in_features), self.compute_dtype,
+                         self.target)
+
+
+def integer_codes(state: State, fmt: StorageFormat, shape: tuple[int, int]) -> Tensor:
+    """Return the codes, ``out x in`` (uint8), of packed tensors; ``shape`` is (out, in)."""
+    words = [state[name] for name in ("codes", "lower_codes") if name in state]
+    return codes_of(words, fmt, state["scale"].numel()).view(shape)
+
+
+class IntegerBackend(QuantizerBackend):
+    """Integer storage; scales (and zeros) are those of the least squared error on a grid of candidates."""
+
+    name = "integer"
+    supported_bits = tuple(PLANES["integer"])
+
+    def pack(self, weight: Tensor, fmt: StorageFormat, device: torch.device) -> State:
+        groups = weight.to(device).reshape(-1, fmt.block)
+        run = max(1, (SERIAL_NUMEL if device.type == "cpu" else tile_numel(device)) // fmt.block)
+        codes = torch.empty(groups.shape, dtype=torch.uint8, device=device)
+        scale = torch.empty(len(groups), 1, dtype=torch.bfloat16, device=device)
+        zero = torch.empty(scale.shape, dtype=torch.uint8, device=device)
+        for first in range(0, len(groups), run):
+            span = slice(first, first + run)
+            codes[span], scale[span], zero[span] = search(groups[span].float(), fmt.bits, not has_zeros(fmt))
+        if not torch.isfinite(scale).all():
+            raise ModelError(f"{fmt.name} can't store a weight matrix: its groups need scales beyond the range of "
+                             "fp16; weights are not finite or too large")
+        zeros = {"zero": zero.view(len(weight), -1)} if has_zeros(fmt) else {}
+        return {**in_planes(codes, fmt), "scale": scale.view(len(weight), -1), **zeros}
+
+    def empty_state(self, fmt: StorageFormat, shape: tuple[int, int], dtype: torch.dtype) -> State:
+        by_group = shape[0], shape[1] // fmt.block
+        scale = torch.empty(by_group, dtype=torch.bfloat16, device="meta")
+        zeros = {"zero": torch.empty(by_group, dtype=torch.uint8, device="meta")} if has_zeros(fmt) else {}
+        return {**empty_planes(fmt, scale.numel()), "scale": scale, **zeros}
+
+    def grid(self, state: State, fmt: StorageFormat, shape: tuple[int, int]) -> Grid:
+        scale = state["scale"].float()
+        middle = state["zero"].float() if has_zeros(fmt) else float(1 << fmt.bits - 1)
+        # Levels of a grid ascend: where the scale is negative they are those of the codes from the highest down.
+        lowest = torch.where(scale < 0, (1 << fmt.bits) - 1 - middle, -middle) * scale
+        return Grid(range(1 << fmt.bits), scale.abs(), lowest, fmt.block, shape[1])
+
+    def recoded(self, state: State, fmt: StorageFormat, codes: Tensor) -> State:
+        ascending = codes.reshape(-1, fmt.block)
+        stored = torch.where(state["scale"].view(-1, 1) < 0, (1 << fmt.bits) - 1 - ascending, ascending)
+        return {**state, **in_planes(stored, fmt)}
+
+    def build(self, state: State, fmt: StorageFormat, shape: tuple[int, int], bias: Tensor | None,
+              compute_dtype: torch.dtype) -> nn.Module:
+        layer = IntegerLinear(shape[1], shape[0], bias=False, device="meta")
+        layer.weight = nn.Parameter(state["codes"], requires_grad=False)
+        layer.lower, layer.scale, layer.zero = state.get("lower_codes"), state["scale"], state.get("zero")
+        layer.fmt, layer.compute_dtype, layer.bias = fmt, compute_dtype, frozen(bias)
+        return layer

@@ -1,0 +1,141 @@
+"""Codes of groups in packed planes, and the weights that they stand for: what HQQ and the integer formats share.
+
+Codes are ``groups x group``. A plane packs a bit field of them in words, ``n x group``: field ``k`` of all words, from
+the highest on, holds the ``k``-th run of ``n`` groups. Groups are padded to whole words of every plane.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from qra_bo.finetune.quantization.base import State, tile_numel
+from qra_bo.finetune.quantization.fused_unpack import unpacked
+from qra_bo.memory.formats import Plane, padded_groups, planes_of
+from qra_bo.space.space import StorageFormat
+
+WORD_TYPES = {1: torch.uint8, 4: torch.int32}
+PLANE_NAMES = ("codes", "lower_codes")
+
+
+def in_planes(codes: Tensor, fmt: StorageFormat) -> State:
+    """Return packed planes, by name, of codes (``groups x group``, uint8)."""
+    planes, state = planes_of(fmt), dict[str, Tensor]()
+    padding = padded_groups(planes, len(codes)) - len(codes)
+    padded = torch.nn.functional.pad(codes, (0, 0, 0, padding)) if padding else codes
+    below = fmt.bits
+    for name, plane in zip(PLANE_NAMES, planes, strict=False):
+        below -= plane.bits
+        words = torch.zeros(plane.words(len(padded)), fmt.block, dtype=WORD_TYPES[plane.word_bytes],
+                            device=codes.device)
+        for place, run in enumerate(padded.view(plane.per_word, -1, fmt.block)):
+            field = ((run >> below) & ((1 << plane.bits) - 1)).to(words.dtype)
+            words.bitwise_or_(field << plane.bits * (plane.per_word - 1 - place))
+        state[name] = words
+    return state
+
+
+def empty_planes(fmt: StorageFormat, groups: int) -> State:
+    """Return meta tensors like those of ``in_planes`` for ``groups`` groups."""
+    planes = planes_of(fmt)
+    return {name: torch.empty(plane.words(padded_groups(planes, groups)), fmt.block,
+                              dtype=WORD_TYPES[plane.word_bytes], device="meta")
+            for name, plane in zip(PLANE_NAMES, planes, strict=False)}
+
+
+def codes_of(words: Sequence[Tensor], fmt: StorageFormat, groups: int) -> Tensor:
+    """Return the codes, ``groups x group`` (uint8), of packed planes, the upper bits first."""
+    codes = torch.empty(groups, fmt.block, dtype=torch.uint8, device=words[0].device)
+    for start, end in _runs(words, 0, groups):
+        codes[start:end] = _codes(words, planes_of(fmt), start, end)
+    return codes
+
+
+def codes_at(words: Sequence[Tensor], fmt: StorageFormat, groups: Tensor) -> Tensor:
+    """Return the codes, ``n x group`` (uint8), of the groups with the numbers ``groups`` (``n``), in any order."""
+    codes: Tensor | None = None
+    for packed, plane in zip(words, planes_of(fmt), strict=True):
+        part = packed[groups % len(packed)]
+        if plane.per_word > 1:
+            place = torch.div(groups, len(packed), rounding_mode="floor")
+            shift = (plane.bits * (plane.per_word - 1 - place)).to(part.dtype).unsqueeze(1)
+            part.bitwise_right_shift_(shift).bitwise_and_((1 << plane.bits) - 1)
+        codes = part if codes is None else codes.bitwise_left_shift_(plane.bits).bitwise_or_(part)
+    assert codes is not None
+    return codes
+
+
+def weight_of(words: Sequence[Tensor], fmt: StorageFormat, scale: Tensor, zero: Tensor | int, shape: tuple[int, int],
+              dtype: torch.dtype, target: torch.device | None, first: int = 0) -> Tensor:
+    """Return ``(code - zero) * scale``, ``out x in``, computed in fp32 and rounded once to ``dtype``.
+
+    On CUDA one kernel does it. Elsewhere the weights are unpacked tile by tile.
+
+    Args:
+        words: Packed planes, the upper bits first.
+        fmt: Storage format.
+        scale: Of every group, in row-major order.
+        zero: Of every group, or one positive number for all.
+        shape: (out, in).
+        dtype: Type of the weight.
+        target: The device that tensors on the meta device stand for; ``None`` on real devices.
+        first: Number of the first group among those of the planes, where the matrix is a run of rows of a larger one.
+    """
+    def plain() -> Tensor:
+        return _tile_by_tile(words, fmt, scale, zero, dtype, target, first).view(shape)
+
+    def fused() -> Tensor:
+        from qra_bo.finetune.quantization.plane_kernel import fused_unpack  # not every platform has Triton
+
+        return fused_unpack(words, planes_of(fmt), scale, zero, fmt.block, dtype, first).view(shape)
+
+    return unpacked((fmt.name, dtype, scale.device), fused, plain) if scale.device.type == "cuda" else plain()
+
+
+def _tile_by_tile(words: Sequence[Tensor], fmt: StorageFormat, scale: Tensor, zero: Tensor | int, dtype: torch.dtype,
+                  target: torch.device | None, begin: int) -> Tensor:
+    planes, group, groups = planes_of(fmt), fmt.block, scale.numel()
+    scale, zero = scale.view(-1, 1), zero if isinstance(zero, int) else zero.view(-1, 1)
+    out = torch.empty(groups, group, dtype=dtype, device=scale.device)
+    step = max(1, tile_numel(target or scale.device) // group)
+    direct = dtype == torch.float32
+    longest = min(step, len(words[-1]), groups)
+    scratch = out if direct else torch.empty(longest, group, dtype=torch.float32, device=scale.device)
+    for start, end in _runs(words, begin, begin + groups):
+        for first in range(start, end, step):
+            last = min(first + step, end)
+            code, span = _codes(words, planes, first, last), slice(first - begin, last - begin)
+            tile = out[span] if direct else scratch[: last - first]
+            tile.copy_(code)
+            del code  # not alive beside the next
+            tile.sub_(zero if isinstance(zero, int) else zero[span].float()).mul_(scale[span].float())
+            if not direct:
+                out[span] = tile
+            if target is not None:  # on the meta device one tile stands for all
+                return out
+    return out
+
+
+def _runs(words: Sequence[Tensor], first: int, last: int) -> Iterator[tuple[int, int]]:
+    """Yield, of the groups from ``first`` to ``last`` (exclusive), the ends of every run that lies in one field of each
+    plane: those of the last plane, which are the shortest."""
+    run = len(words[-1])
+    while first < last:
+        end = min(last, (first // run + 1) * run)
+        yield first, end
+        first = end
+
+
+def _codes(words: Sequence[Tensor], planes: Sequence[Plane], first: int, last: int) -> Tensor:
+    """Return the codes, ``last - first x group``, of groups in one run; where words hold one, a view of them."""
+    code = _field(words[0], planes[0], first, last)
+    if len(planes) > 1:
+        code.bitwise_left_shift_(planes[1].bits).bitwise_or_(_field(words[1], planes[1], first, last))
+    return code
+
+
+def _field(words: Tensor, plane: Plane, first: int, last: int) -> Tensor:
+    place, start = divmod(first, len(words))
+    codes = words[start : start + last - first]
+    return codes if plane.per_word == 1 else \
+        (codes >> plane.bits * (plane.per_word - 1 - place)) & ((1 << plane.bits) - 1)

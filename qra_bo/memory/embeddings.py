@@ -1,0 +1,79 @@
+"""Embedding and head in fewer bits: their storage format, their bytes, and what a loss through a packed head needs.
+
+Both are tables of ``vocabulary x width`` weights; a tied head shares the embedding's. A packed head is never unpacked
+as a whole: a run of rows at a time, which is called a tile (``finetune.quantization.tables``).
+"""
+
+from qra_bo.memory.formats import metadata_bytes, parse_format, scratch_bytes, weight_bytes
+from qra_bo.space import DecoderSpec, StorageFormat
+from qra_bo.utils.errors import SpaceError
+
+WIDTHS = (16, 8, 6)
+"""Bits that an embedding can have."""
+_GROUPS = (64, 32)
+_TILE_NUMEL = {"cpu": 1 << 20, "cuda": 1 << 24}
+"""Weights of a tile at most: its products are large enough for the device, and its bytes hide behind a chunk of
+logits."""
+
+
+def embedding_format(bits: int, width: int) -> StorageFormat | None:
+    """Return the format of tables with rows of ``width`` weights; ``None`` where they stay in 16 bits.
+
+    The group is the largest that divides a row. Raises ``SpaceError`` if none does.
+    """
+    if bits == 16:
+        return None
+    group = next((g for g in _GROUPS if width % g == 0), None)
+    if group is None:
+        raise SpaceError(f"embeddings={bits} packs rows in groups of {' or '.join(map(str, _GROUPS))} weights, and the "
+                         f"embedding of this model has rows of {width}: use embeddings=16")
+    return parse_format(f"sym{bits}-g{group}")
+
+
+def n_tables(spec: DecoderSpec) -> int:
+    """Return 1 where the head shares the embedding's weights, else 2."""
+    return 1 if spec.tied else 2
+
+
+def table_numel(spec: DecoderSpec) -> int:
+    """Return the weights of one table."""
+    return spec.vocab_size * spec.hidden_size
+
+
+def packed_tables_bytes(spec: DecoderSpec, bits: int) -> int:
+    """Return the bytes of the packed embedding and head, scales included; 0 in 16 bits. Raises ``SpaceError`` if they
+    can't be packed."""
+    fmt = embedding_format(bits, spec.hidden_size)
+    if fmt is None:
+        return 0
+    sides = (spec.vocab_size, spec.hidden_size)
+    return n_tables(spec) * (weight_bytes(fmt, *sides) + metadata_bytes(fmt, *sides))
+
+
+def unpacked_numel(spec: DecoderSpec, bits: int) -> int:
+    """Return the parameters outside the linears that no format packs: norms and biases, and in 16 bits the tables."""
+    return spec.other_numel - (0 if bits == 16 else n_tables(spec) * table_numel(spec))
+
+
+def tile_rows(rows: int, width: int, device: str) -> int:
+    """Return the rows of a tile of a ``rows x width`` table on ``"cpu"`` or ``"cuda"``."""
+    return min(rows, max(1, _TILE_NUMEL[device] // width))
+
+
+def head_bytes(spec: DecoderSpec, bits: int, tokens: int, compute_bytes: int, device: str, *, gradients: bool) -> int:
+    """Return the most bytes that the head and the losses of ``tokens`` tokens need at once, beside hidden states.
+
+    A live logit takes its own bytes, an fp32 copy of 16 bits, and its log-probability. With ``gradients`` those of the
+    hidden states are formed too (``finetune.training.loss``); without, the 16 bits are gone before the last.
+    """
+    c, logits = compute_bytes, tokens * spec.vocab_size
+    losses = logits * (10 if gradients and c == 2 else 8)
+    fmt = embedding_format(bits, spec.hidden_size)
+    if fmt is None:
+        return losses
+    rows, d = tile_rows(spec.vocab_size, spec.hidden_size, device), spec.hidden_size
+    tile, unpacking = c * rows * d, scratch_bytes(fmt, rows, d, device, c)
+    filling = c * logits + tile + max(unpacking, c * tokens * rows)
+    product = (c * tokens * rows if c == 2 else 0) + c * tokens * d
+    backward = 4 * logits + 4 * tokens * d + tile + max(unpacking, product)
+    return max(losses, filling, backward if gradients else 0)

@@ -1,0 +1,111 @@
+"""Programs that serve a run's result: the formats that each loads exactly, and its bytes of them. No torch.
+
+| `serve=`       | formats                           | bytes of a group of `g` weights of `b` bits in its files        |
+|----------------|-----------------------------------|-----------------------------------------------------------------|
+| `any`          | all                               | those of `memory.formats`                                       |
+| `transformers` | symmetric 2, 3, 4, 5, 6, 8 bits   | compressed-tensors: `b g / 8`, a 16-bit scale                   |
+| `vllm`         | the same                          | the same                                                        |
+| `llamacpp`     | the same, and integer zeros of 2, | blocks of 32 with a 16-bit scale: Q4_0 (18 bytes) for 2 to 4    |
+|                | 3 and 4 bits                      | bits, Q5_0 (22) for 5 bits and for 4 with zeros, Q8_0 (34)      |
+| `mlx`          | the same, and integer zeros of 2  | `b g / 8`, a 16-bit scale and bias                              |
+|                | and 3 bits                        |                                                                 |
+
+All load 16 bits. compressed-tensors 0.18 to 0.20 reads no integer zeros. MLX keeps a bias of ``-zero * scale`` in 16
+bits, which is exact where the zero has at most 3 bits beside the 8 of the scale, or is a power of two. vLLM fuses
+projections of one input (q, k, v; gate, up), so that these must be alike; its release 0.32 multiplies by 4 and 8 bits
+on every GPU, by the other widths with its Humming kernels (CUDA), and by 4 bits alone on a CPU.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from qra_bo.memory.formats import check_shape, default_format, metadata_bytes, parse_format, weight_bytes
+from qra_bo.space.space import GRANULARITIES, StorageFormat
+
+ANY = "any"
+_SYMMETRIC, _ZEROS = "sym", "int"
+_GGUF_BITS = {_SYMMETRIC: {2: 4, 3: 4, 4: 4, 5: 5, 6: 8, 8: 8}, _ZEROS: {2: 4, 3: 4, 4: 5}}
+"""Code bits of the GGUF type (Q4_0, Q5_0, Q8_0) of each kind and bit-width: it holds the codes less their zeros."""
+_GGUF_BLOCK = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Consumer:
+    """A program that serves exported models.
+
+    Args:
+        name: Value of ``serve``.
+        title: Its name for people.
+        kinds: Bit-widths by kind of integer format (``sym``, ``int``) that it loads exactly.
+        granularities: Units of which it can serve every allocation.
+        group_bytes: Bytes of codes and of metadata of one group of an integer format; ``None``: as this package's.
+        families: ``model_type`` of the decoders that its export covers; empty for any.
+        exports: Export targets (``export.registry``) that it loads.
+    """
+
+    name: str
+    title: str
+    kinds: Mapping[str, tuple[int, ...]]
+    granularities: tuple[str, ...] = GRANULARITIES
+    group_bytes: Callable[[StorageFormat], tuple[int, int]] | None = None
+    families: tuple[str, ...] = ()
+    exports: tuple[str, ...] = ()
+
+    def loads(self, fmt: StorageFormat) -> bool:
+        """Return whether it loads weights of that format exactly."""
+        return not self.kinds or fmt.backend == "none" or (
+            fmt.backend == "integer" and fmt.bits in self.kinds.get(_kind(fmt), ()))
+
+    @property
+    def loaded(self) -> str:
+        """The formats that it loads exactly, in words."""
+        names = [f"{kind}{bits}" for kind, widths in self.kinds.items() for bits in widths]
+        return f"{', '.join(names)}, each with -g32, -g64 or -g128, and fp16"
+
+    def default_format(self, bits: int) -> StorageFormat:
+        """Return its format of a bit-width where the configuration names none."""
+        free = not self.kinds or bits == 16
+        return default_format(bits) if free else parse_format(f"{_SYMMETRIC}{bits}-g64")
+
+
+def _kind(fmt: StorageFormat) -> str:
+    return fmt.name[:3]
+
+
+def _packed(fmt: StorageFormat) -> tuple[int, int]:
+    return fmt.bits * fmt.block // 8, 2
+
+
+def _gguf(fmt: StorageFormat) -> tuple[int, int]:
+    return _GGUF_BITS[_kind(fmt)][fmt.bits] * fmt.block // 8, 2 * fmt.block // _GGUF_BLOCK
+
+
+def _mlx(fmt: StorageFormat) -> tuple[int, int]:
+    return fmt.bits * fmt.block // 8, 4
+
+
+_ALL = (2, 3, 4, 5, 6, 8)
+CONSUMERS: Mapping[str, Consumer] = {c.name: c for c in (
+    Consumer(ANY, "any program", {}),
+    Consumer("transformers", "transformers", {_SYMMETRIC: _ALL}, group_bytes=_packed, exports=("compressed_tensors",)),
+    Consumer("vllm", "vLLM", {_SYMMETRIC: _ALL}, ("layer", "block", "fused"), _packed,
+             exports=("compressed_tensors", "vllm")),
+    Consumer("llamacpp", "llama.cpp", {_SYMMETRIC: _ALL, _ZEROS: (2, 3, 4)}, group_bytes=_gguf, exports=("gguf",)),
+    Consumer("mlx", "MLX", {_SYMMETRIC: _ALL, _ZEROS: (2, 3)}, group_bytes=_mlx,
+             families=("llama", "mistral", "qwen2", "qwen3", "gemma3_text", "phi3"), exports=("mlx",)))}
+"""By the value of ``serve``."""
+
+
+def served_bytes(serve: str, fmt: StorageFormat, out_features: int, in_features: int) -> tuple[int, int]:
+    """Return the bytes of codes and of metadata of one ``out_features x in_features`` matrix in a consumer's files.
+
+    Formats that it does not load (references of a comparison) have this package's bytes, and so has 16 bits. Raises
+    ``SpaceError`` if the format can't store a matrix of this shape.
+    """
+    consumer = CONSUMERS[serve]
+    if consumer.group_bytes is None or fmt.backend != "integer" or not consumer.loads(fmt):
+        return weight_bytes(fmt, out_features, in_features), metadata_bytes(fmt, out_features, in_features)
+    check_shape(fmt, out_features, in_features)
+    groups = out_features * in_features // fmt.block
+    codes, metadata = consumer.group_bytes(fmt)
+    return groups * codes, groups * metadata

@@ -1,0 +1,78 @@
+"""Exports of a run in its folder: written, loaded again, and told in a line each."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+
+from qra_bo.config import RunConfig
+from qra_bo.memory.serving import CONSUMERS
+from qra_bo.report.tables import print_line
+from qra_bo.utils.errors import UserError
+from qra_bo.utils.files import write_json, writing
+
+CHECKS = Path("export") / "checks.json"
+QUICK_WEIGHTS = 500_000_000
+"""Largest base, by the weights of its linears, that ``export.check=auto`` loads again: a matter of seconds."""
+
+
+def write_exports(config: RunConfig, folder: Path, console: Console | None) -> list[Path]:
+    """Write the exports of a run that has just ended, check them as ``export.check`` says, and return the files.
+
+    These are all that copy no model, those in ``export.targets``, and those that the program of ``serve`` loads.
+    Nothing that fails here takes anything from the run: the reason is printed on ``console``, where there is one.
+    """
+    from qra_bo.export.registry import SMALL, export_all  # loads torch, which a simulation does without
+    trust = bool(config.model["trust_remote_code"])
+    files = export_all(folder, SMALL, config.export.merged_base, trust)
+
+    def attempt(action: Callable[[], list[Path]], what: str) -> None:
+        try:
+            files.extend(action())
+        except UserError as error:
+            if console is not None:
+                print_line(console, f"Warning: {what}, and the run's other files are complete: {error}")
+
+    for target in dict.fromkeys((*(config.export.targets or ()), *CONSUMERS[config.serve].exports)):
+        if target not in SMALL:
+            attempt(partial(export_all, folder, [target], config.export.merged_base, trust, config.export.gguf),
+                    f"the export {target} was not written")
+    attempt(partial(checked, config, folder, console), "the exports were not checked")
+    return files
+
+
+def checked(config: RunConfig, folder: Path, console: Console | None) -> list[Path]:
+    """Load the exports of a run again, where ``export.check`` says so, print a line for each, and write
+    ``export/checks.json``.
+
+    Args:
+        config: Its ``export.check`` decides.
+        folder: Of the run.
+        console: Where the lines are printed; ``None``: nowhere.
+
+    Returns:
+        The file; nothing where nothing was checked.
+
+    Raises:
+        UserError: If the run itself can't be loaded.
+    """
+    from qra_bo.export.check import check_exports  # loads torch
+    from qra_bo.export.run import FinishedRun
+    from qra_bo.finetune.manifest import N_TOKENS, package_versions
+    run = FinishedRun.read(folder, bool(config.model["trust_remote_code"]), config.export.merged_base,
+                           config.export.gguf)
+    if config.export.check is False or (config.export.check == "auto" and run.weights > QUICK_WEIGHTS):
+        return []
+    rows = check_exports(run)
+    if console is not None:
+        print_line(console, f"Exports, loaded again and compared on {N_TOKENS} held-out tokens:")
+        for row in rows:
+            said = ", ".join(text for text in (row.result, row.note) if text)
+            print_line(console, f"  {row.what} ({row.loaded_by}): {said}")
+    path = folder / CHECKS
+    with writing(path, "check again"):
+        path.parent.mkdir(exist_ok=True)
+        write_json(path, {"schema_version": 1, "rows": [asdict(row) for row in rows], "versions": package_versions()})
+    return [path]

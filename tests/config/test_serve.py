@@ -1,0 +1,58 @@
+"""``serve``: formats that come with a consumer, and what it does not load."""
+
+import pytest
+
+from qra_bo.config import load_config
+from qra_bo.memory.serving import ANY, CONSUMERS
+from qra_bo.utils.errors import ConfigError
+
+BITS = (2, 3, 4, 5, 6, 8, 16)
+
+
+@pytest.mark.parametrize("serve", [name for name in CONSUMERS if name != ANY])
+def test_a_consumer_brings_its_formats(serve: str) -> None:
+    config = load_config([f"serve={serve}", f"bits={list(BITS)}".replace(" ", "")])
+    assert config.serve == serve
+    assert config.format_names == tuple(CONSUMERS[serve].default_format(bits).name for bits in BITS)
+
+
+def test_without_a_consumer_nothing_is_limited() -> None:
+    assert load_config([]).serve == ANY
+    assert load_config(["serve=any", "granularity=module"]).format_names == load_config([]).format_names
+
+
+def test_formats_that_the_consumer_loads_may_be_chosen() -> None:
+    config = load_config(["+serve=mlx", "quantizer.formats.3=[sym3-g128,int3-g64]"])
+    assert config.format_names == ("sym2-g64", "sym3-g128", "int3-g64", "sym4-g64", "sym8-g64")
+
+
+@pytest.mark.parametrize(("overrides", "parts"), [
+    (["serve=mlx", "quantizer.formats.4=[nf4,int4-g64]", "quantizer.formats.8=[int8]"],
+     ["MLX", "the formats nf4, int4-g64, int8 of quantizer.formats", "leave quantizer.formats out", "sym4", "int3"]),
+    (["serve=vllm", "granularity=module", "quantizer.formats.3=[hqq3]"],
+     ["hqq3", "granularity=module", "use granularity=layer or block or fused"]),
+    (["serve=transformers", "quantizer.formats.2=[int2-g64]"], ["int2-g64", "or use serve=any"]),
+    (["serve=mlx", "+model.family=gpt_neox"], ["family gpt_neox", "llama, mistral"])])
+def test_what_the_consumer_does_not_load_is_named_at_once(overrides: list[str], parts: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(overrides)
+    message = str(caught.value)
+    assert message.count("serve=" + overrides[0].removeprefix("serve=") + " searches only") == 1
+    assert all(part in message for part in parts)
+
+
+def test_a_width_that_is_not_searched_is_not_checked() -> None:
+    config = load_config(["serve=mlx", "bits=[3,8]", "quantizer.formats.4=[nf4]"])
+    assert config.format_names == ("sym3-g64", "sym8-g64")
+
+
+def test_a_mistake_in_the_formats_is_reported_alone() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(["serve=mlx", "quantizer.formats.4=[nf5]"])
+    assert "unknown storage format 'nf5'" in str(caught.value)
+    assert "searches only" not in str(caught.value)
+
+
+def test_unknown_consumer_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match="Unknown serve 'vlm'; known, nearest first: vllm"):
+        load_config(["serve=vlm"])

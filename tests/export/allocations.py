@@ -1,0 +1,189 @@
+"""Random allocations of tiny random decoders as finished runs, for the exporters' conformance tests.
+
+A case follows from its number alone: the family (llama, qwen2 with its biases), tied or untied embeddings, grouped
+heads, compute type, and for every linear a storage format and a rank of 0 to 32. ``build`` writes what a run leaves,
+without a training: LoRA A and B are random.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import cycle
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+from qra_bo.export.comparison import Reference
+from qra_bo.export.registry import TARGETS
+from qra_bo.export.run import FinishedRun
+from qra_bo.finetune.adapters.lora import AdapterSettings, adapter_parameters, attach
+from qra_bo.finetune.data.load import byte_tokenizer
+from qra_bo.finetune.manifest import write_manifest
+from qra_bo.finetune.models.load import cast_parameters, load_base, without_bars
+from qra_bo.finetune.quantization.bank import LayerBank
+from qra_bo.memory.formats import FORMATS, check_shape
+from qra_bo.space.decoder import spec_from_model
+from qra_bo.utils.errors import ConfigError, SpaceError
+from tests.export.fixtures import best_json
+
+LAYERS, WIDTH, INNER, HEADS, HEAD, VOCABULARY, TOKENS = 2, 128, 256, 4, 32, 320, 12
+RANKS = (0, 1, 2, 3, 5, 8, 12, 16, 32)
+TYPES = ("float32", "bfloat16")
+FAMILIES: dict[str, tuple[Any, Any]] = {"llama": (LlamaConfig, LlamaForCausalLM),
+                                        "qwen2": (Qwen2Config, Qwen2ForCausalLM)}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One allocation of one decoder.
+
+    Args:
+        number: Seed of everything random.
+        formats: Storage formats by linear, in module order; one that can't store the linear's shape is replaced.
+        ranks: Of each linear.
+    """
+
+    number: int
+    family: str
+    tied: bool
+    kv_heads: int
+    compute: str
+    formats: tuple[str, ...]
+    ranks: tuple[int, ...]
+
+
+def make_case(number: int, pool: Sequence[str] = tuple(FORMATS)) -> Case:
+    """Return the case of a number; half of all have formats of ``pool`` alone, the others of all formats."""
+    rng = np.random.default_rng([number, 29])
+    names = tuple(pool) if rng.random() < 0.5 else tuple(FORMATS)
+    few = rng.choice(names, size=int(rng.integers(1, 5)))  # few in one run, as after a search
+    linears = 7 * LAYERS
+    ranks = rng.choice(RANKS, size=linears)
+    ranks[rng.integers(linears)] = rng.choice(RANKS[1:])  # a run without any adapter delivers none
+    return Case(number, str(rng.choice(list(FAMILIES))), bool(rng.integers(2)), int(rng.choice([1, 2, 4])),
+                str(rng.choice(TYPES)), tuple(str(f) for f in rng.choice(few, size=linears)), tuple(map(int, ranks)))
+
+
+@cache
+def base_folder(family: str, tied: bool, kv_heads: int) -> Path:
+    """Return a folder with a random decoder of that kind, saved by transformers."""
+    config, kind = FAMILIES[family]
+    folder = Path(mkdtemp(prefix="decoder-"))
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(kv_heads)
+        model = kind(config(hidden_size=WIDTH, intermediate_size=INNER, num_hidden_layers=LAYERS,
+                            num_attention_heads=HEADS, num_key_value_heads=kv_heads, head_dim=HEAD,
+                            vocab_size=VOCABULARY, tie_word_embeddings=tied, max_position_embeddings=256,
+                            initializer_range=0.08, bos_token_id=None, eos_token_id=257, pad_token_id=256))
+        for name, parameter in model.named_parameters():
+            if name.endswith(".bias"):  # transformers starts them at zero
+                torch.nn.init.normal_(parameter, std=0.1)
+    with without_bars():
+        model.to(torch.bfloat16).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def build(case: Case, folder: Path) -> FinishedRun:
+    """Write the folder of a finished run of that case."""
+    source = base_folder(case.family, case.tied, case.kv_heads)
+    node = {"name": case.family, "source": "path", "path": str(source), "gguf_file": None, "revision": None,
+            "trust_remote_code": False}
+    return build_on(node, case, folder)
+
+
+def build_on(node: dict[str, Any], case: Case, folder: Path) -> FinishedRun:
+    """Write the folder of a finished run on the base of a node of ``conf/model``; formats and ranks of the case are
+    repeated over its linears."""
+    model, _ = load_base(node)
+    dtype = getattr(torch, case.compute)
+    spec = spec_from_model(model, case.family)
+    cast_parameters(model, dtype, [linear.name for linear in spec.linears])
+    bank = LayerBank(model, spec, (), dtype, "cpu")
+    formats = {linear.name: fmt if stores(fmt, linear.out_features, linear.in_features) else "fp16"
+               for linear, fmt in zip(spec.linears, cycle(case.formats), strict=False)}
+    ranks = {linear.name: rank for linear, rank in zip(spec.linears, cycle(case.ranks), strict=False)}
+    bank.install(formats)
+    scale = (0.5, 1.0, 2.0)[case.number % 3]
+    wrapped = attach(model, ranks, AdapterSettings(scale), case.number, dtype)
+    draw = torch.Generator().manual_seed(case.number)
+    for pair in adapter_parameters(model).values():
+        pair["B"].data = (0.05 * torch.randn(pair["B"].shape, generator=draw)).to(dtype)
+    wrapped.save_pretrained(str(folder / "adapter"), safe_serialization=True, save_embedding_layers=False)
+    write_manifest(folder, bank, ranks, scale, node, packed=case.number % 2 == 0)
+    best = best_json(units=list(formats), bits=[FORMATS[f].bits for f in formats.values()], ranks=list(ranks.values()),
+                     formats=[FORMATS[f].to_json() for f in formats.values()], alpha_over_rank=scale)
+    (folder / "best.json").write_text(json.dumps(best))
+    return FinishedRun.read(folder)
+
+
+def stores(name: str, out_features: int, in_features: int) -> bool:
+    """Return whether a format can pack a matrix of this shape."""
+    try:
+        check_shape(FORMATS[name], out_features, in_features)
+    except SpaceError:
+        return False
+    return True
+
+
+def reload_or_refuse(number: int, target: str, folder: Path, holds: Callable[[str], bool], largest: float) -> bool:
+    """Export a case and load it again by its consumer: the run's own logits, or one clear refusal.
+
+    Args:
+        number: Of the case.
+        target: Name of the export target.
+        folder: Empty; the run's folder is made in it.
+        holds: Whether the target promises to hold a format, by its name; it may hold more.
+        largest: Largest difference of logits, in fp32.
+
+    Returns:
+        Whether it was exported.
+
+    Raises:
+        AssertionError: If neither holds.
+    """
+    case = make_case(number, tuple(name for name in FORMATS if holds(name)))
+    run = build(case, folder)
+    names = {str(entry["name"]) for entry in run.manifest["modules"].values()}
+    try:
+        TARGETS[target].write(run)
+    except ConfigError as error:
+        check_refusal(str(error), target, names, holds)
+        return False
+    loader = TARGETS[target].loader
+    assert loader is not None
+    ids = torch.from_numpy(np.random.default_rng(number).integers(0, VOCABULARY, TOKENS))
+    rows = list(loader.rows(target, run, Reference(run, ids)))
+    assert rows
+    for row in rows:
+        assert row.largest is not None, f"case {number}: {row}"
+        assert row.largest <= largest, f"case {number}: {row}"
+    return True
+
+
+def check_refusal(message: str, target: str, names: set[str], holds: Callable[[str], bool]) -> None:
+    """Check that a run with the formats ``names`` was refused rightly, on one line that says what to search instead."""
+    assert not all(holds(name) for name in names), message
+    assert "\n" not in message
+    assert target in message
+    assert "serve=" in message
+    assert any(name in message for name in names), message
+
+
+def check_cases(first: int, count: int, target: str, folder: Path, holds: Callable[[str], bool],
+                largest: float) -> None:
+    """Run cases ``first`` to ``first + count - 1``; some must be exported and, of 30 or more, some refused."""
+    exported = [reload_or_refuse(number, target, folder / str(number), holds, largest)
+                for number in range(first, first + count)]
+    assert any(exported)
+    assert count < 30 or not all(exported)
+
+
+slow_cases = pytest.mark.parametrize("first", range(0, 1000, 100))
+"""A thousand cases, a hundred a test."""

@@ -1,0 +1,120 @@
+"""The mixed base as plain transformers loads it: the run's own logits, with and without the adapter."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from qra_bo.export.comparison import Reference, with_adapter
+from qra_bo.export.compressed_tensors import FOLDER, in_words, refuse_formats
+from qra_bo.export.load import load
+from qra_bo.export.registry import TARGETS, export_all
+from qra_bo.export.run import FinishedRun
+from qra_bo.finetune.manifest import PROBE, read_manifest
+from qra_bo.memory.formats import FORMATS, parse_format
+from qra_bo.utils.errors import ConfigError
+from tests.export.allocations import check_cases, slow_cases
+from tests.export.finished import finish
+
+RTN = "quantizer.rounding=rtn"
+WIDTHS = (("sym2-g64", "sym3-g32", "sym4-g64", "fp16"), ("sym5-g64", "sym6-g32", "sym8-g64", "sym3-g64"))
+
+
+@pytest.fixture(scope="module", name="runs")
+def make_runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folders = []
+    for i, formats in enumerate(WIDTHS):
+        folder = finish(tmp_path_factory.mktemp("symmetric") / "run", formats, (1, 4, 0, 3 + i), RTN)
+        export_all(folder, ["compressed_tensors"])
+        folders.append(folder)
+    return folders
+
+
+@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_plain_transformers_computes_the_same_logits(runs: list[Path], which: int, dtype: torch.dtype) -> None:
+    run = runs[which]
+    ids = load_file(run / PROBE)["input_ids"]
+    plain = AutoModelForCausalLM.from_pretrained(str(run / FOLDER), dtype=dtype)
+    mixed = load(run, adapter=False)[0]
+    if dtype == torch.float32:
+        reference = Reference(FinishedRun.read(run), ids[0])
+        mixed, wanted, adapted = reference.mixed, reference.base, reference.own
+    else:
+        mixed.set_attn_implementation("sdpa")  # the kernel that plain transformers takes
+        wanted = mixed(input_ids=ids).logits[0]
+        adapted = with_adapter(mixed, run / "adapter").eval()(input_ids=ids).logits[0]
+    with torch.no_grad():
+        assert torch.equal(plain.eval()(input_ids=ids).logits[0], wanted)
+        assert torch.equal(with_adapter(plain, run / "adapter").eval()(input_ids=ids).logits[0], adapted)
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_check_finds_the_export_exact(runs: list[Path], which: int) -> None:
+    run = FinishedRun.read(runs[which])
+    loader = TARGETS["compressed_tensors"].loader
+    assert loader is not None
+    rows = list(loader.rows("compressed_tensors", run, Reference(run, load_file(runs[which] / PROBE)["input_ids"][0])))
+    assert [row.result for row in rows] == ["exact", "exact"]
+
+
+def test_folder_brings_tokenizer_and_type(runs: list[Path]) -> None:
+    folder = runs[0] / FOLDER
+    assert AutoTokenizer.from_pretrained(str(folder))("one")["input_ids"] == list(b"one")
+    config = json.loads((folder / "config.json").read_text())
+    assert config["dtype"] == read_manifest(runs[0]).compute_dtype
+    assert "PeftModel.from_pretrained" in (folder / "README.md").read_text()
+
+
+def test_codes_take_their_bits_in_the_file(runs: list[Path]) -> None:
+    tensors = load_file(runs[1] / FOLDER / "model.safetensors")
+    for name, record in read_manifest(runs[1]).modules.items():
+        words = tensors[f"{name}.weight_packed"]
+        assert words.nbytes * 8 == record.format.bits * record.shape[0] * record.shape[1]
+        assert tensors[f"{name}.weight_shape"].tolist() == list(record.shape)
+
+
+@given(st.sampled_from([2, 3, 4, 5, 6, 8]), st.integers(1, 5), st.integers(1, 70), st.integers(0, 2**32 - 1))
+def test_words_are_those_of_compressed_tensors(bits: int, rows: int, columns: int, seed: int) -> None:
+    from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
+
+    codes = torch.randint(0, 1 << bits, (rows, columns), generator=torch.Generator().manual_seed(seed))
+    signed = (codes - (1 << bits - 1)).to(torch.int8)
+    assert torch.equal(in_words(codes.to(torch.uint8), bits), pack_to_int32(signed, bits))
+
+
+@pytest.mark.parametrize("name", sorted(FORMATS))
+def test_each_format_is_held_or_refused_with_an_answer(name: str) -> None:
+    formats = {"model.layers.0.mlp.up_proj": parse_format(name)}
+    if name.startswith("sym") or name == "fp16":
+        refuse_formats(formats)
+        return
+    reason = "can't read integer zeros" if name.startswith("int") and "-" in name else "no form"
+    with pytest.raises(ConfigError, match=rf"{name}.*{reason}.*serve=transformers"):
+        refuse_formats(formats)
+
+
+def test_run_with_other_formats_writes_nothing(tmp_path: Path) -> None:
+    run = finish(tmp_path / "run", ("nf4", "sym4-g64", "int3-g64", "hqq2"), (1, 1, 1, 1), RTN)
+    with pytest.raises(ConfigError, match="hqq2, int3-g64, nf4 have no form there"):
+        export_all(run, ["compressed_tensors"])
+    assert not (run / FOLDER).exists()
+
+
+def holds(name: str) -> bool:
+    return name.startswith("sym") or name == "fp16"
+
+
+def test_random_allocations_reload_equal_or_are_refused(tmp_path: Path) -> None:
+    check_cases(0, 12, "compressed_tensors", tmp_path, holds, 0.0)
+
+
+@pytest.mark.slow
+@slow_cases
+def test_many_random_allocations(tmp_path: Path, first: int) -> None:
+    check_cases(first, 100, "compressed_tensors", tmp_path, holds, 0.0)

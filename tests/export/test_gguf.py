@@ -1,0 +1,225 @@
+"""A run as GGUF files: every weight as it was, and llama.cpp's own logits beside the run's."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gguf import GGMLQuantizationType as Form
+from gguf import GGUFReader
+from gguf.quants import dequantize, quantize
+
+from qra_bo.export.comparison import Reference
+from qra_bo.export.gguf import FILES, FOLDER, LOADER, modelfile, write
+from qra_bo.export.gguf_blocks import form_of, is_exact, linear_blocks
+from qra_bo.export.gguf_file import half_form
+from qra_bo.export.gguf_layout import layout_of
+from qra_bo.export.llamacpp import LlamaCpp
+from qra_bo.export.registry import export_all
+from qra_bo.export.run import FinishedRun
+from qra_bo.export.weights import LinearWeights, RunWeights, weights_of
+from qra_bo.finetune.quantization.base import backend_of
+from qra_bo.memory.formats import FORMATS, parse_format
+from qra_bo.utils.errors import ConfigError
+from tests.export.allocations import VOCABULARY, build, check_refusal, make_case, slow_cases
+from tests.export.finished import finish
+
+RTN = "quantizer.rounding=rtn"
+FP32 = "dtype=float32"
+EXACT = 1e-3
+"""Largest difference of logits of an unpacked file; both sides compute in fp32, in other orders."""
+KL = 0.01
+
+
+def names(run: Path) -> dict[str, Any]:
+    return {str(t.name): t for t in GGUFReader(run).tensors}
+
+
+@pytest.fixture(scope="module", name="run")
+def make_run(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
+    folder = finish(tmp_path_factory.mktemp("gguf") / "run", ("sym4-g64", "int3-g32", "sym8-g64", "hqq4"), (3, 0, 5, 8),
+                    RTN, FP32)
+    export_all(folder, ["gguf"], gguf_files=list(FILES))
+    return FinishedRun.read(folder, gguf=list(FILES))
+
+
+@pytest.fixture(scope="module", name="reference")
+def make_reference(run: FinishedRun) -> Reference:
+    return Reference(run, torch.arange(1, 65))
+
+
+def linear_of(name: str, rows: int, columns: int, seed: int = 0) -> LinearWeights:
+    fmt = parse_format(name)
+    weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed)) ** 3
+    return LinearWeights("x", fmt, (rows, columns), backend_of(fmt).pack(weight, fmt, torch.device("cpu")), None, None)
+
+
+@pytest.mark.parametrize("name", sorted(n for n, fmt in FORMATS.items() if fmt.bits < 16 and form_of(fmt, 256)))
+def test_blocks_hold_the_weights_of_each_format(name: str) -> None:
+    linear = linear_of(name, 12, 256)
+    form = form_of(linear.format, 256)
+    assert form is not None
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(1))
+    found, wanted = dequantize(linear_blocks(linear, order), form), linear.dense(torch.float32)[order].numpy()
+    if is_exact(linear.format):
+        np.testing.assert_array_equal(found, wanted)
+    else:  # an offset of fp16 is off by at most half its last place
+        offset = (linear.state["scale"].float() * linear.state["zero"].float()).abs().max()
+        assert np.abs(found - wanted).max() <= float(offset) * 2**-11 + 1e-7
+        assert not np.array_equal(found, wanted)
+
+
+@pytest.mark.parametrize(("name", "bits"), [("sym2-g64", 4.5), ("sym4-g128", 4.5), ("int3-g64", 4.5), ("sym5-g32", 5.5),
+                                            ("int4-g64", 5.5), ("sym6-g64", 8.5), ("sym8-g32", 8.5), ("hqq3", 5.0),
+                                            ("hqq5-g128", 6.0)])
+def test_blocks_take_the_bits_of_their_form(name: str, bits: float) -> None:
+    assert linear_blocks(linear_of(name, 4, 256), None).nbytes * 8 == bits * 4 * 256
+
+
+def test_extreme_codes_and_zeros_survive() -> None:
+    for name in ("sym2-g32", "sym4-g32", "sym5-g32", "sym8-g32", "int2-g32", "int3-g32", "int4-g32"):
+        linear = linear_of(name, 4, 64)
+        codes = torch.arange(4 * 64).view(4, 64) % (1 << linear.format.bits)
+        state = backend_of(linear.format).recoded(linear.state, linear.format, codes)
+        if "zero" in state:
+            state = {**state, "zero": torch.tensor([[0, (1 << linear.format.bits) - 1]] * 4, dtype=torch.uint8)}
+        extreme = replace(linear, state=state)
+        form = form_of(linear.format, 64)
+        assert form is not None
+        np.testing.assert_array_equal(dequantize(linear_blocks(extreme, None), form),
+                                      extreme.dense(torch.float32).numpy())
+
+
+def test_files_hold_each_linear_in_its_form(run: FinishedRun) -> None:
+    found, weights = names(run.folder / FOLDER / "base.gguf"), weights_of(run)
+    layout = layout_of(weights.config)
+    assert {t.tensor_type for n, t in found.items() if ".0." in n and "norm" not in n} == {Form.Q4_0}
+    for name, linear in weights.linears.items():
+        tensor, rows = found[f"{layout.name(name)}.weight"], layout.rows(name)
+        dense = linear.dense(torch.float32)
+        wanted = (dense if rows is None else dense[rows]).numpy()
+        largest = 0 if is_exact(linear.format) else 1e-3
+        assert np.abs(dequantize(tensor.data, tensor.tensor_type) - wanted).max() <= largest
+    assert "output.weight" not in found  # tied
+
+
+def test_llama_cpp_computes_the_runs_logits(run: FinishedRun, reference: Reference) -> None:
+    rows = {row.what: row for row in LOADER.rows("gguf", run, reference)}
+    assert list(rows) == ["gguf, base", "gguf, base with the adapter", "gguf, merged-f16", "gguf, merged-q8_0",
+                          "gguf, base-f32", "gguf, base-f32 with the adapter"]
+    for what, row in rows.items():
+        assert row.largest is not None, row
+        assert "f32" not in what or row.largest <= EXACT, row
+        assert row.kl is not None
+        assert row.kl < KL, row
+
+
+def test_other_files_differ_from_these_logits(run: FinishedRun, reference: Reference) -> None:
+    folder, ids = run.folder / FOLDER, reference.ids.tolist()
+    with LlamaCpp(folder / "base-f32.gguf", length=64, exact=True) as model:
+        without = torch.from_numpy(model.logits(ids))
+    assert (without - reference.own).abs().max() > 10 * EXACT  # so the adapter counts
+
+
+def test_16_bits_take_the_type_that_holds_them() -> None:
+    small = torch.tensor([1e-6, 1.0])
+    assert half_form(small.bfloat16()) == Form.BF16
+    assert half_form(small.half()) == Form.F16
+    assert half_form(torch.tensor([0.5, 3.0]).bfloat16()) == Form.F16
+    assert half_form(torch.tensor([1 / 3])) == Form.F16
+
+
+def test_formats_without_a_form_are_all_named(tmp_path: Path) -> None:
+    run = finish(tmp_path / "run", ("nf4", "sym4-g64", "int8", "hqq8"), (1, 1, 1, 1), RTN)
+    with pytest.raises(ConfigError, match=r"gguf holds .* in this run hqq8, int8, nf4 have no form.*serve=llamacpp"):
+        export_all(run, ["gguf"])
+    assert not (run / FOLDER).exists()
+
+
+def test_rows_that_are_no_whole_blocks_have_no_form() -> None:
+    fmt = parse_format("hqq4")
+    assert form_of(fmt, 96) == Form.Q4_1
+    assert form_of(fmt, 80) is None
+    assert form_of(parse_format("fp16"), 80) == Form.F16
+
+
+def test_card_says_how_to_serve_and_what_changes(run: FinishedRun) -> None:
+    text = (run.folder / FOLDER / "README.md").read_text()
+    for part in ("llama-server -m base.gguf --lora adapter.gguf", "ollama create", "lms import merged-f16.gguf",
+                 "offsets of hqq4 are rounded", "in F16 instead of their searched form", "base-f32.gguf"):
+        assert part in text
+    assert "None" not in text
+
+
+def test_modelfile_has_the_generation_settings() -> None:
+    from transformers import GenerationConfig
+
+    settings = GenerationConfig(do_sample=True, temperature=0.6, top_p=0.9)
+    weights = RunWeights(None, {}, {}, None, settings, None, None)  # type: ignore[arg-type]
+    assert modelfile("m.gguf", weights).splitlines()[:2] == ["FROM ./m.gguf", "PARAMETER temperature 0.6"]
+    assert "PARAMETER top_p 0.9" in modelfile("m.gguf", weights)
+
+
+def test_files_are_those_that_were_asked_for(tmp_path: Path, run: FinishedRun) -> None:
+    folder = finish(tmp_path / "run", ("fp16", "sym5-g64", "sym2-g64", "sym6-g64"), (1, 1, 1, 1), RTN)
+    written = export_all(folder, ["gguf"], gguf_files=["base"])
+    assert [p.name for p in written] == ["base.gguf", "README.md"]
+    assert "llama-server" not in written[1].read_text()
+
+
+def merged_values(linear: LinearWeights, form: Form) -> Any:
+    return dequantize(quantize(linear.merged(torch.float32).numpy(), form), form)
+
+
+def test_merged_file_keeps_linears_without_adapter(run: FinishedRun) -> None:
+    weights, layout = weights_of(run), layout_of(weights_of(run).config)
+    found = names(run.folder / FOLDER / "merged-q8_0.gguf")
+    for name, linear in weights.linears.items():
+        tensor, rows = found[f"{layout.name(name)}.weight"], layout.rows(name)
+        wanted = torch.from_numpy(merged_values(linear, Form.Q8_0)) if linear.lora else linear.dense(torch.float32)
+        values = dequantize(tensor.data, tensor.tensor_type)
+        np.testing.assert_array_equal(values, (wanted if rows is None else wanted[rows]).numpy())
+        assert (tensor.tensor_type == Form.Q8_0) == (linear.lora is not None or linear.format.bits > 5)
+
+
+def holds(name: str) -> bool:
+    return form_of(parse_format(name), 128) is not None
+
+
+def reload_or_refuse(number: int, folder: Path) -> bool:
+    """Check one random allocation: the unpacked files give the run's own logits and the packed file its weights, or
+    the run is refused. Returns whether it was exported."""
+    run = replace(build(make_case(number, tuple(filter(holds, FORMATS))), folder),
+                  gguf=("base", "adapter", "base-f32"))
+    found = {str(entry["name"]) for entry in run.manifest["modules"].values()}
+    try:
+        write(run)
+    except ConfigError as error:
+        check_refusal(str(error), "gguf", found, holds)
+        return False
+    reference = Reference(run, torch.from_numpy(np.random.default_rng(number).integers(0, VOCABULARY, 12)))
+    for row in LOADER.rows("gguf", run, reference):
+        assert row.largest is not None, f"case {number}: {row}"
+        assert row.largest <= (EXACT if "f32" in row.what else 0.5), f"case {number}: {row}"
+    packed, whole = (names(run.folder / FOLDER / f"{name}.gguf") for name in ("base", "base-f32"))
+    assert packed.keys() == whole.keys()
+    exact = all(is_exact(parse_format(name)) for name in found)
+    for name, tensor in packed.items():
+        apart = dequantize(tensor.data, tensor.tensor_type) - dequantize(whole[name].data, Form.F32)
+        assert np.abs(apart).max() <= (0 if exact else 1e-3), f"case {number}: {name}"
+    return True
+
+
+def test_random_allocations_reload_equal_or_are_refused(tmp_path: Path) -> None:
+    exported = [reload_or_refuse(number, tmp_path / str(number)) for number in range(10)]
+    assert any(exported)
+
+
+@pytest.mark.slow
+@slow_cases
+def test_many_random_allocations(tmp_path: Path, first: int) -> None:
+    exported = [reload_or_refuse(number, tmp_path / str(number)) for number in range(first, first + 100)]
+    assert any(exported)
+    assert not all(exported)

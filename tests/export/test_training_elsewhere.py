@@ -1,0 +1,195 @@
+"""A finished run goes on training in transformers' Trainer, in TRL and in plain loops as in the project's trainer."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from datasets import Dataset
+from safetensors.torch import load_file
+from torch.utils.data import SequentialSampler
+from transformers import Trainer, TrainingArguments
+
+import qra_bo
+from qra_bo.export.registry import export_all
+from qra_bo.export.run import rate_of
+from qra_bo.finetune.adapters.lora import adapter_parameters
+from qra_bo.finetune.data.load import tiny_records
+from qra_bo.finetune.training.loop import TrainSettings, train_steps
+from qra_bo.finetune.training.loss import token_losses
+from qra_bo.finetune.training.optimizer import AdamWSettings, UnitwiseAdamW
+from qra_bo.utils.errors import ConfigError, OutputError
+from tests.export.finished import finish
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing` is deprecated:FutureWarning",
+                                        "ignore:.*pin_memory.*no accelerator is found:UserWarning")
+RANKS = (1, 4, 2, 3)
+BATCH, LENGTH = 2, 32
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module", name="run")
+def make_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return finish(tmp_path_factory.mktemp("elsewhere") / "run", ("hqq2", "nf4", "sym3-g64", "int8"), RANKS,
+                  "quantizer.rounding=rtn", "dtype=float32")
+
+
+def batches(steps: int, vocabulary: int) -> torch.Tensor:
+    """Token ids, ``steps x BATCH x LENGTH``, that can be learned: counting from a random start."""
+    start = torch.randint(0, vocabulary, (steps, BATCH, 1), generator=torch.Generator().manual_seed(0))
+    return (start + torch.arange(LENGTH)) % vocabulary
+
+
+def settings_of(run: Path, batch: int = BATCH) -> TrainSettings:
+    best = json.loads((run / "best.json").read_text())
+    return TrainSettings(batch=batch, lr=best["learning_rate"], warmup=best["training"]["warmup"],
+                         lr_floor=best["training"]["lr_floor"], optimizer=AdamWSettings(clip=best["training"]["clip"]))
+
+
+def own_losses(run: Path, data: torch.Tensor) -> list[float]:
+    """Training loss of every step of the project's own trainer, from the delivered adapter on."""
+    model, _ = qra_bo.load(run)
+    steps, batch, length = data.shape
+    settings = settings_of(run, batch)
+    base = model.get_base_model()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("lora_" in name)
+    groups = [({f"{name}.{which}": p for which, p in pair.items()}, settings.peak_lr(len(pair["A"])))
+              for name, pair in adapter_parameters(base).items()]
+    optimizer = UnitwiseAdamW(groups, settings.optimizer)
+    rows, flat = torch.arange(steps * batch).view(steps, batch).numpy(), data.view(-1, length)
+    losses = []
+    for step in range(steps):
+        with torch.no_grad():
+            total, count = token_losses(base.train(), data[step], data[step], 128)
+        losses.append(float(total) / count)
+        train_steps(base, optimizer, flat.numpy(), flat.numpy(), rows, step, step + 1, steps, settings, CPU)
+    return losses
+
+
+def pieces(run: Path, steps: int, batch: int) -> tuple[Any, Any, dict[str, Any]]:
+    """The trainable model, optimiser and schedule of the run, and arguments that both trainers share."""
+    model, tokenizer = qra_bo.load(run, trainable=True)
+    optimizer, settings = torch.optim.AdamW(qra_bo.optimizer_groups(model, run)), settings_of(run)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: settings.lr_factor(min(step, steps - 1), steps))
+    arguments = dict(max_steps=steps, per_device_train_batch_size=batch, logging_steps=1, report_to="none",
+                     use_cpu=True, max_grad_norm=settings.optimizer.clip, save_strategy="no", disable_tqdm=True,
+                     bf16=False)
+    return model, tokenizer, {"optimizers": (optimizer, schedule), "arguments": arguments}
+
+
+def trainer_losses(run: Path, data: torch.Tensor, out: Path, kind: str) -> list[float]:
+    """Logged training losses of transformers' Trainer or of TRL's on the same batches in the same order."""
+    model, tokenizer, given = pieces(run, *data.shape[:2])
+    rows = [{"input_ids": ids.tolist(), "labels": ids.tolist()} for ids in data.view(-1, data.shape[-1])]
+    if kind == "transformers":
+        base, arguments = Trainer, TrainingArguments(output_dir=str(out), **given["arguments"])
+        more: dict[str, Any] = {}
+    else:
+        from trl import SFTConfig, SFTTrainer
+
+        base, more = SFTTrainer, {"processing_class": tokenizer}
+        arguments = SFTConfig(output_dir=str(out), max_length=None, gradient_checkpointing=False, **given["arguments"])
+
+    class InOrder(base):  # type: ignore[misc, valid-type]
+        def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+            return SequentialSampler(self.train_dataset if train_dataset is None else train_dataset)
+
+    trainer = InOrder(model=model, args=arguments, train_dataset=Dataset.from_list(rows),
+                      optimizers=given["optimizers"], **more)
+    trainer.train()
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+@pytest.mark.parametrize("kind", ["transformers", "trl"])
+def test_other_trainers_lose_as_much_as_our_own(run: Path, tmp_path: Path, kind: str) -> None:
+    data = batches(2, 200).repeat(4, 1, 1)
+    wanted = own_losses(run, data)
+    assert wanted[0] - wanted[6] > 0.03  # it learns, so that a trainer that does nothing would differ
+    assert trainer_losses(run, data, tmp_path, kind) == pytest.approx(wanted, abs=1e-4)
+
+
+def test_plain_loop_changes_the_adapter_and_nothing_else(run: Path) -> None:
+    model, _ = qra_bo.load(run, trainable=True)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer = torch.optim.AdamW(qra_bo.optimizer_groups(model, run))
+    ids = batches(1, 200)[0]
+    model(input_ids=ids, labels=ids).loss.backward()
+    optimizer.step()
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name]) == ("lora_" not in name), name
+        assert parameter.dtype == torch.float32 or "lora_" not in name
+
+
+def test_each_rank_has_the_rate_of_the_run(run: Path) -> None:
+    model, _ = qra_bo.load(run, trainable=True)
+    best = json.loads((run / "best.json").read_text())
+    groups = qra_bo.optimizer_groups(model, run)
+    by_parameter = {id(p): group["lr"] for group in groups for p in group["params"]}
+    for pair in adapter_parameters(model.get_base_model()).values():
+        rank = len(pair["A"])
+        for parameter in pair.values():
+            assert by_parameter[id(parameter)] == pytest.approx(best["learning_rate"] * (16 / rank) ** 0.5)
+    assert len(by_parameter) == 2 * 7 * 4
+    assert rate_of({**best, "lr_rule": "constant"}, 3) == best["learning_rate"]
+
+
+def test_base_without_an_adapter_is_not_trainable(run: Path) -> None:
+    with pytest.raises(ConfigError, match=r"adapter=False.*get_peft_model"):
+        qra_bo.load(run, adapter=False, trainable=True)
+
+
+def test_run_without_its_rates_is_refused(run: Path, tmp_path: Path) -> None:
+    model, _ = qra_bo.load(run, trainable=True)
+    (tmp_path / "best.json").write_text("{}")
+    with pytest.raises(OutputError, match="must state learning_rate, lr_rule and training"):
+        qra_bo.optimizer_groups(model, tmp_path)
+
+
+def test_configurations_carry_the_runs_own_trainer(run: Path) -> None:
+    axolotl, factory = (yaml.safe_load(path.read_text()) for path in export_all(run, ["axolotl", "llamafactory"]))
+    best = json.loads((run / "best.json").read_text())
+    train = best["training"]
+    assert (axolotl["sequence_len"], axolotl["micro_batch_size"], axolotl["gradient_accumulation_steps"]) == \
+        (train["length"], train["batch"], train["accumulate"])
+    assert (factory["cutoff_len"], factory["per_device_train_batch_size"], factory["gradient_accumulation_steps"]) == \
+        (train["length"], train["batch"], train["accumulate"])
+    assert axolotl["learning_rate"] == factory["learning_rate"] == pytest.approx(rate_of(best, sum(RANKS) / 4))
+    modules = {module: group["lr"] for group in axolotl["lr_groups"] for module in group["modules"]}
+    for name in axolotl["lora_target_modules"]:
+        hits = [lr for module, lr in modules.items() if module in f"base_model.model.{name}.lora_A.default.weight"]
+        assert hits == [pytest.approx(rate_of(best, RANKS[int(name.split(".")[2])]))]
+    assert axolotl["optimizer"] == factory["optim"] == "adamw_torch"
+
+
+def test_script_for_trl_trains_the_adapter(run: Path, tmp_path: Path) -> None:
+    [script] = export_all(run, ["trl"])
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps({"text": f"{i}: one two three."}) + "\n" for i in range(16)))
+    result = subprocess.run([sys.executable, str(script), str(data), str(tmp_path / "out"), "2"], capture_output=True,
+                            text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, check=False)
+    assert result.returncode == 0, result.stderr
+    trained = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    before = load_file(run / "adapter" / "adapter_model.safetensors")
+    assert trained.keys() == before.keys()
+    assert not any(torch.equal(trained[key].float(), before[key].float()) for key in before)
+
+
+@pytest.mark.slow
+def test_twenty_steps_of_a_real_model_lose_the_same(tmp_path: Path) -> None:
+    run = qra_bo.fine_tune(["+model=smollm2_135m", "allocation=uniform:4,8", "final.steps=2", "device=cpu",
+                            "dtype=float32", "budget=4GB", "quantizer.rounding=rtn", "export.check=false",
+                            "display=none", f"out={tmp_path / 'run'}"]).folder
+    _, tokenizer = qra_bo.load(run)
+    text = tokenizer(" ".join(record.target for record in tiny_records(400, 0)))["input_ids"]
+    data = torch.tensor(text[: 20 * 2 * 48]).view(20, 2, 48)
+    wanted = own_losses(run, data)
+    assert wanted[0] - wanted[-1] > 0.5
+    for kind in ("transformers", "trl"):
+        assert trainer_losses(run, data, tmp_path / kind, kind) == pytest.approx(wanted, abs=1e-3)

@@ -1,0 +1,114 @@
+"""Formats and stored bytes of the programs that serve a result."""
+
+import re
+
+import pytest
+
+from qra_bo.memory import MemoryModel, TrainShape, default_format
+from qra_bo.memory.formats import FORMATS, metadata_bytes, parse_format, weight_bytes
+from qra_bo.memory.plan import memory_plan
+from qra_bo.memory.serving import ANY, CONSUMERS, served_bytes
+from qra_bo.memory.serving_cost import serving_notes
+from qra_bo.space import uniform
+from qra_bo.utils.errors import ConfigError, SpaceError
+from tests.memory.spaces import TINY, space_of
+
+SHAPE = TrainShape(2, 32)
+SYM = ("sym2-g64", "sym3-g64", "sym4-g64", "sym8-g64")
+OTHERS = [name for name in CONSUMERS if name != ANY]
+
+
+def bits_a_weight(serve: str, fmt: str) -> float:
+    return 8 * sum(served_bytes(serve, parse_format(fmt), 6, 384)) / (6 * 384)
+
+
+@pytest.mark.parametrize(("serve", "fmt", "bits"), [
+    ("transformers", "sym3-g64", 3.25), ("vllm", "sym5-g128", 5.125), ("transformers", "sym2-g32", 2.5),
+    ("llamacpp", "sym2-g64", 4.5), ("llamacpp", "sym3-g128", 4.5), ("llamacpp", "sym4-g32", 4.5),
+    ("llamacpp", "sym5-g64", 5.5), ("llamacpp", "sym6-g64", 8.5), ("llamacpp", "sym8-g64", 8.5),
+    ("llamacpp", "int3-g64", 4.5), ("llamacpp", "int4-g64", 5.5),
+    ("mlx", "sym3-g64", 3.5), ("mlx", "sym6-g32", 7.0), ("mlx", "int2-g128", 2.25),
+    *((serve, "fp16", 16.0) for serve in CONSUMERS)])
+def test_bits_of_a_weight_in_a_consumers_file(serve: str, fmt: str, bits: float) -> None:
+    assert bits_a_weight(serve, fmt) == bits
+
+
+@pytest.mark.parametrize("serve", CONSUMERS)
+def test_what_a_consumer_does_not_load_has_our_bytes(serve: str) -> None:
+    for fmt in FORMATS.values():
+        if serve == ANY or not CONSUMERS[serve].loads(fmt):
+            assert served_bytes(serve, fmt, 8, 640) == (weight_bytes(fmt, 8, 640), metadata_bytes(fmt, 8, 640))
+
+
+def test_consumers_load_integer_grids_and_16_bits_alone() -> None:
+    loaded = {name: {f.name for f in FORMATS.values() if CONSUMERS[name].loads(f)} for name in CONSUMERS}
+    assert loaded[ANY] == set(FORMATS)
+    symmetric = {f"sym{bits}-g{group}" for bits in (2, 3, 4, 5, 6, 8) for group in (32, 64, 128)} | {"fp16"}
+    assert loaded["transformers"] == loaded["vllm"] == symmetric
+    assert {name.split("-")[0] for name in loaded["llamacpp"] - symmetric} == {"int2", "int3", "int4"}
+    assert {name.split("-")[0] for name in loaded["mlx"] - symmetric} == {"int2", "int3"}
+
+
+@pytest.mark.parametrize("serve", OTHERS)
+def test_default_formats_are_loaded_and_have_their_bits(serve: str) -> None:
+    for bits in (2, 3, 4, 5, 6, 8, 16):
+        fmt = CONSUMERS[serve].default_format(bits)
+        assert CONSUMERS[serve].loads(fmt)
+        assert fmt.bits == bits
+    assert CONSUMERS[ANY].default_format(3) == default_format(3)
+
+
+@pytest.mark.parametrize("serve", OTHERS)
+def test_columns_beyond_whole_groups_are_refused(serve: str) -> None:
+    with pytest.raises(SpaceError, match="sym4-g64"):
+        served_bytes(serve, parse_format("sym4-g64"), 64, 96)
+
+
+def test_stored_scope_prices_the_consumers_file() -> None:
+    space = space_of(formats=SYM)
+    for serve in CONSUMERS:
+        memory = MemoryModel(TINY, SHAPE, "stored", serve=serve)
+        for fmt in space.formats:
+            parts = memory.breakdown(space, uniform(space.n_units, fmt.name, 4))
+            matrices = [(m.out_features, m.in_features) for u in space.units for m in u.linears]
+            sizes = [served_bytes(serve, fmt, *sides) for sides in matrices]
+            assert (parts["weights"], parts["quant_metadata"]) == tuple(map(sum, zip(*sizes, strict=True)))
+            assert parts["adapters"] == sum(2 * 4 * (rows + columns) for rows, columns in matrices)
+
+
+def test_peak_of_training_does_not_depend_on_the_consumer() -> None:
+    space = space_of(formats=SYM)
+    peaks = {memory.breakdown(space, uniform(space.n_units, "sym3-g64", 4))["weights"]
+             for memory in (MemoryModel(TINY, SHAPE, serve=serve) for serve in CONSUMERS)}
+    assert len(peaks) == 1
+
+
+def test_unknown_consumer_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"serve must be one of any, .*mlx; got 'ollama'"):
+        MemoryModel(TINY, SHAPE, serve="ollama")
+
+
+def test_plan_says_what_a_consumer_costs() -> None:
+    space = space_of(formats=SYM)
+    assert serving_notes(MemoryModel(TINY, SHAPE), space, {"1MB": 10**6}) == []
+    (note,) = serving_notes(MemoryModel(TINY, SHAPE, "stored", serve="llamacpp"), space, {"150kB": 150_000})
+    least = sum(sum(served_bytes("llamacpp", space.formats[0], m.out_features, m.in_features))
+                + 2 * (m.out_features + m.in_features) for u in space.units for m in u.linears)
+    assert f"The smallest allocation needs {least / 1000:.1f} kB" in note
+    assert re.search(r"within 150\.0 kB the best uniform choice is sym4-g64, rank \d+ \(nf4, rank \d+ with serve=any\)",
+                     note)
+    assert "2 and 3 bits take as many bytes as wider ones: use bits=[4,8]" in note
+
+
+def test_plan_of_a_consumer_that_packs_densely_names_no_useless_bits() -> None:
+    space = space_of(formats=SYM)
+    (note,) = serving_notes(MemoryModel(TINY, SHAPE, "stored", serve="mlx"), space, {"150kB": 150_000})
+    assert "as many bytes" not in note
+
+
+def test_lever_of_fewer_bits_is_priced_for_the_consumer() -> None:
+    space, budget = space_of(formats=("sym4-g64", "sym8-g64")), {"1kB": 1000}
+    levers = {serve: {lever.change for lever in memory_plan(MemoryModel(TINY, SHAPE, "stored", serve=serve), space,
+                                                            budget).levers} for serve in ("mlx", "llamacpp")}
+    assert "bits=[2,4,8]" in levers["mlx"]
+    assert "bits=[2,4,8]" not in levers["llamacpp"]

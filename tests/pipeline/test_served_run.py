@@ -1,0 +1,47 @@
+"""Runs for one consumer: bytes as its files hold them, and its export beside the run's own files."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+import qra_bo
+from qra_bo.config import RunConfig, load_config, make_space, make_spec
+from qra_bo.execution import InProcessExecutor
+from qra_bo.memory.formats import parse_format
+from qra_bo.memory.serving import served_bytes
+from qra_bo.pipeline.build import make_oracle
+from qra_bo.pipeline.given import read_allocation
+from qra_bo.utils.errors import ConfigError
+
+TINY = ["+model=tiny", "model.intermediate_size=192", "data=tiny", "device=cpu"]
+SHORT = ["data.max_records=64", "train.batch=2", "train.length=32", "eval.sequences=4", "fidelity.high=2",
+         "fidelity.low=1", "final.steps=3", "dtype=float32", "display=none", "quantizer.rounding=rtn",
+         "method=random", "effort=quick", "effort.max_full_trials=1", "effort.uniform_baselines=1", "confirm.seeds=0",
+         "effort.ranking_top=0", "calibrate.lr_scales=[1.0]", "bits=[3,4,8]", "budget=uniform:4,4"]
+
+
+def test_stored_bytes_and_export_are_those_of_mlx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def make(config: RunConfig, folder: Path) -> InProcessExecutor:  # a worker's start takes longer than its work here
+        folder.mkdir(parents=True, exist_ok=True)
+        return InProcessExecutor(make_oracle(config.to_dict(), str(folder)))
+
+    monkeypatch.setattr("qra_bo.pipeline.run.make_executor", make)
+    run = tmp_path / "run"
+    best: Any = qra_bo.search([*TINY, *SHORT, "serve=mlx", "memory.scope=stored", f"out={run}"]).best
+    modules = json.loads((run / "quant_manifest.json").read_text())["modules"]
+    packed = sum(sum(served_bytes("mlx", parse_format(m["name"]), *m["shape"])) for m in modules.values())
+    adapters = sum(2 * m["rank"] * sum(m["shape"]) for m in modules.values())
+    assert best["memory"]["predicted_bytes"] == best["memory"]["measured_bytes"] == packed + adapters
+    written = load_file(run / "mlx" / "model.safetensors")
+    assert packed == sum(t.nbytes for name, t in written.items() if ".layers." in name and "norm" not in name)
+
+
+def test_an_allocation_of_other_formats_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "mix.json"
+    file.write_text(json.dumps({"formats": ["sym4-g64", "nf4", "sym4-g64", "int8"], "ranks": [1, 2, 3, 4]}))
+    config = load_config([*TINY, "task=finetune", f"allocation={file}", "budget=1GB", "serve=mlx"])
+    with pytest.raises(ConfigError, match=r"serve=mlx searches only what MLX loads exactly.* formats nf4, int8"):
+        read_allocation(config, make_space(config, make_spec(config)))

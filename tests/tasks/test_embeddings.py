@@ -1,0 +1,141 @@
+"""A real search with a packed embedding: the same at every time, continued where it was cut off, loaded as trained."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import qra_bo
+from qra_bo.config import load_config
+from qra_bo.execution import InProcessExecutor
+from qra_bo.export.load import load
+from qra_bo.export.merged import merged_model
+from qra_bo.export.packed import write as write_packed
+from qra_bo.export.run import FinishedRun
+from qra_bo.finetune.manifest import MANIFEST, PROBE, probe_difference, read_manifest, read_probe, sealed
+from qra_bo.finetune.quantization.embeddings import packed_tables
+from qra_bo.pipeline.build import make_oracle
+from qra_bo.utils.errors import ConfigError, ModelError, OutputError, UserError
+from tests.study.problem import comparable
+
+SEARCH = ["+model=tiny", "data=tiny", "data.max_records=64", "train.batch=2", "train.length=32", "eval.sequences=4",
+          "fidelity.high=2", "fidelity.low=1", "final.steps=3", "device=cpu", "dtype=bfloat16", "display=none",
+          "quantizer.rounding=rtn", "adapter.lr=0.003", "method=random", "effort=quick",
+          "effort.max_full_trials=1", "effort.uniform_baselines=1", "confirm.seeds=0", "effort.ranking_top=0",
+          "calibrate.lr_scales=[1.0]", "bits=[4,8]", "budget=uniform:4,4", "embeddings=8"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def in_this_process(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Let the real oracle work in this process, with a cache of its own."""
+    def make(config: Any, folder: Path) -> InProcessExecutor:
+        folder.mkdir(parents=True, exist_ok=True)
+        return InProcessExecutor(make_oracle(config.to_dict(), str(folder)))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("qra_bo.pipeline.run.make_executor", make)
+        patch.setenv("QRA_BO_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module", name="run")
+def make_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Mapping[str, Any]]:
+    folder = tmp_path_factory.mktemp("searched") / "run"
+    return folder, qra_bo.search(SEARCH, out=str(folder)).best
+
+
+def adapter(folder: Path) -> bytes:
+    return (folder / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+def test_a_second_run_is_the_same_to_the_byte(run: tuple[Path, Mapping[str, Any]], tmp_path: Path) -> None:
+    folder, best = run
+    again = qra_bo.search(SEARCH, out=str(tmp_path / "run")).best
+    assert comparable(again) == comparable(best)
+    assert adapter(tmp_path / "run") == adapter(folder)
+    manifests = [read_manifest(f) for f in (folder, tmp_path / "run")]
+    assert manifests[0] == manifests[1]
+
+
+def test_a_run_that_was_cut_off_ends_the_same(run: tuple[Path, Mapping[str, Any]], tmp_path: Path) -> None:
+    folder, best = run
+    lines = (folder / "trials.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut" / "trials.jsonl").write_bytes(b"".join(lines[:len(lines) // 2]))
+    resumed = qra_bo.search(SEARCH, out=str(tmp_path / "cut")).best
+    assert comparable(resumed) == comparable(best)
+    assert adapter(tmp_path / "cut") == adapter(folder)
+    with pytest.raises(UserError, match="embeddings was 8"):
+        qra_bo.search([*SEARCH, "embeddings=16"], out=str(tmp_path / "cut"))
+
+
+def test_best_json_and_the_peak_know_the_embedding(run: tuple[Path, Mapping[str, Any]]) -> None:
+    memory = run[1]["memory"]
+    assert run[1]["embeddings"] == 8
+    assert memory["breakdown"]["embeddings"] == 512 * 64 + 2 * 512
+    assert memory["measured_bytes"] <= 1.005 * memory["predicted_bytes"]
+    assert memory["predicted_bytes"] <= 1.05 * memory["measured_bytes"]
+    kept = ("weights", "quant_metadata", "adapters", "embeddings", "unquantised")
+    # In bf16 unquantised weights and adapters take as much in memory as in a file.
+    assert memory["file_bytes"] == sum(memory["breakdown"][key] for key in kept)
+
+
+def test_the_run_loads_with_the_logits_of_its_end(run: tuple[Path, Mapping[str, Any]]) -> None:
+    assert list(packed_tables(load(run[0], adapter=False)[0])) == ["model.embed_tokens"]
+    model, _ = load(run[0])
+    assert probe_difference(model, run[0] / PROBE, torch.device("cpu")) == 0
+
+
+def test_packed_weights_hold_the_embedding(run: tuple[Path, Mapping[str, Any]], tmp_path: Path) -> None:
+    folder = copied(run[0], tmp_path / "run")
+    write_packed(FinishedRun.read(folder))
+    tensors = load_file(folder / "packed.safetensors")
+    assert {k for k in tensors if "embed" in k} == {"model.embed_tokens:codes", "model.embed_tokens:scale"}
+    assert probe_difference(load(folder)[0], folder / PROBE, torch.device("cpu")) == 0
+
+
+def test_the_merged_model_has_the_embedding_that_was_trained_on(run: tuple[Path, Mapping[str, Any]]) -> None:
+    finished = FinishedRun.read(run[0])
+    table = packed_tables(load(run[0], adapter=False)[0])["model.embed_tokens"].unpacked()
+    merged, _ = merged_model(finished, read_manifest(run[0]), "dequantised")
+    assert torch.equal(merged.get_input_embeddings().weight, table)
+    ids, expected = read_probe(run[0] / PROBE)
+    assert float((merged(input_ids=ids).logits - expected).abs().max()) < 0.05
+    original, _ = merged_model(finished, read_manifest(run[0]), "original")
+    assert not torch.equal(original.get_input_embeddings().weight, table)
+
+
+def copied(folder: Path, target: Path) -> Path:
+    import shutil
+    shutil.copytree(folder, target)
+    return target
+
+
+@pytest.mark.parametrize(("change", "error", "match"), [
+    ({"tables": {"model.embed_tokens": "0" * 64}}, ModelError, "model.embed_tokens quantised here differs"),
+    ({"shape": [500, 64]}, ModelError, "500, 64"), ({"tables": {}}, OutputError, "embeddings"),
+    ({"shape": [512, -64]}, OutputError, "embeddings"), ({"name": "hqq8", "backend": "hqq"}, OutputError, "embeddings"),
+    ({"tables": {"model.embed_tokens": 1}}, OutputError, "embeddings")])
+def test_a_record_that_does_not_fit_is_refused(run: tuple[Path, Mapping[str, Any]], tmp_path: Path,
+                                               change: dict[str, Any], error: type[UserError], match: str) -> None:
+    folder = copied(run[0], tmp_path / "run")
+    data = json.loads((folder / MANIFEST).read_text())
+    if data["packed"]:
+        (folder / data["packed"]).unlink()
+    data = {**data, "packed": None, "embeddings": {**data["embeddings"], **change}}
+    (folder / MANIFEST).write_text(json.dumps(sealed(data)))
+    with pytest.raises(error, match=match):
+        load(folder)
+
+
+def test_unpackable_widths_and_replayed_tables_are_refused() -> None:
+    with pytest.raises(ConfigError, match="rows of 40: use embeddings=16"):
+        load_config([*SEARCH, "model.hidden_size=40"])
+    with pytest.raises(ConfigError, match=r"oracle=benchmark.*embeddings=8: use embeddings=16"):
+        load_config(["oracle=benchmark", "embeddings=8"])
+    with pytest.raises(ConfigError, match=r"embeddings must be one of .*16.*; got 7"):
+        load_config(["embeddings=7"])
