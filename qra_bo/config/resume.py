@@ -10,9 +10,9 @@ HARMLESS = frozenset({
     "task", "out", "resume", "display", "mirror", "allocation", "max_hours", "search.force", "logger.", "executor.",
     "effort.name", "effort.max_full_trials", "effort.uniform_baselines", "effort.calibration_baselines",
     "effort.references", "effort.sequential", "effort.stop", "effort.ranking_top", "effort.rate_factors",
-    "memory.format", "memory.verify", "eval.tasks", "eval.limit", "export.targets", "export.merged_base", "export.gguf",
-    "export.check", "worker.deadline_seconds", "worker.slowdown", "worker.retries", "worker.checkpoint_seconds",
-    "worker.spill_above"})
+    "memory.format", "memory.verify",
+    "eval.tasks", "eval.limit", "export.targets", "export.merged_base", "export.gguf", "export.check",
+    "worker.deadline_seconds", "worker.slowdown", "worker.retries", "worker.checkpoint_seconds", "worker.spill_above"})
 """They bound a run, show it, or use its results: no finished trial would come out otherwise."""
 DECIDING = frozenset({
     "model.", "oracle.", "data.", "method.", "quantizer.formats.", "budget", "bits", "ranks", "max_average_bits",

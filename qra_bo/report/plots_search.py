@@ -173,7 +173,7 @@ def convergence(d: ReportData, theme: Theme) -> Figure | None:
 def confirmation(d: ReportData, theme: Theme) -> Figure | None:
     """Paired differences on unseen seeds with mean and interval; ``None`` where two allocations were not compared."""
     c = d.confirmation
-    if c is None or c.candidate == c.reference or not c.train_seeds:
+    if c is None or c.candidate == c.reference:
         return None
     fig, ax = axes(theme, 8.0, 2.6)
     ax.axvline(0, color=theme.ink, linewidth=1.2)

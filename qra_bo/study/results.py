@@ -15,10 +15,10 @@ from qra_bo.utils.errors import JournalError
 from qra_bo.utils.files import write_json, writing
 
 BEST_NAME = "best.json"
+PREDICTED = "predicted, not searched"
 TRAINING = ("batch", "accumulate", "length", "packing", "warmup", "lr_floor", "weight_decay", "betas", "eps", "clip",
             "optimizer", "checkpointing")
 """Keys of ``train`` that the result states."""
-PREDICTED = "predicted, not searched"
 _PROVENANCE = ("version", "git", "data_sha256", "packages", "device", "dtype", "threads")
 
 

@@ -135,7 +135,7 @@ class QuantizerConformance:
             assert state_bytes(packed(layer).packed_state()) == expected
             dense = packed(layer).unpack()
             assert dense.shape == (out, inp)
-            # No weight is off by two steps of a coarse grid over its matrix, clipped or not: a wrong block or order would be.
+            # No weight, clipped or not, is off by two steps of a coarse grid: a wrong block or order would be.
             step = float(linear.weight.max() - linear.weight.min()) / (2 ** fmt.bits - 1)
             assert float((dense - linear.weight).abs().max()) <= 2 * step + 1e-3
 
@@ -259,8 +259,8 @@ class QuantizerConformance:
             wrapper = model.base_model.model.proj
             assert isinstance(wrapper, LoraLayer)
             assert wrapper.get_base_layer() is layer
-            names = {"nf4": "Linear4bit", "int8": "Linear8bitLt", "hqq": "HqqLoraLinear"}
-            expected = next((v for k, v in names.items() if fmt.name.startswith(k)), "Linear")
+            names = {("bitsandbytes", 4): "Linear4bit", ("bitsandbytes", 8): "Linear8bitLt"}
+            expected = "HqqLoraLinear" if fmt.backend == "hqq" else names.get((fmt.backend, fmt.bits), "Linear")
             assert type(wrapper).__name__ == expected
             x = torch.ones(4, 128, dtype=torch.bfloat16)
             trained = [p for p in model.parameters() if p.requires_grad]

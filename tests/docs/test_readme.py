@@ -13,7 +13,7 @@ def sentences() -> list[list[str]]:
     prose = re.sub(r"```.*?```|^[#|!].*?$", "", TEXT, flags=re.S | re.M)
     prose = re.sub(r"\]\([^)]*\)", "]", prose)
     parts = re.split(r"(?<=[.!?:])\s|\n\n|\n(?=- )", prose)
-    return [words for part in parts if (words := re.findall(r"\w[\w'’.,=:-]*", part))]
+    return [words for part in parts if (words := re.findall(r"\w[\w'.,=:-]*", part))]
 
 
 def test_readme_fits_120_lines_and_900_words() -> None:

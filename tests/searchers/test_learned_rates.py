@@ -53,5 +53,6 @@ def test_chance_of_a_gain_is_a_probability_once_there_is_a_model() -> None:
         assert proposals_of(rounds)
         chances.append(searcher.chance_of_gain)
     assert chances[:2] == [None, None]
-    assert all(c is not None and 0 <= c <= 1 for c in chances[2:])
-    assert len(set(chances[2:])) > 1
+    said = [c for c in chances if c is not None]  # none where all that is likely good was tried
+    assert all(0 <= c <= 1 for c in said)
+    assert len(set(said)) > 1

@@ -88,7 +88,8 @@ def test_scales_of_one_study_change_the_next_search(tmp_path: Path) -> None:
 
 def test_prior_of_finished_runs_is_used_by_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     common = ["+model=tiny", "data=tiny", "oracle=synthetic", "budget=uniform:4,4", "display=none", "confirm.seeds=0"]
-    run = search([*common, f"out={tmp_path / 'first'}", "effort=quick", "effort.max_full_trials=20"])
+    run = search([*common, f"out={tmp_path / 'first'}", "effort=quick", "effort.max_full_trials=20",
+                  "effort.stop=null"])
     path = tmp_path / "prior.json"
     assert command.main([str(run.folder), "--out", str(path)]) == 0
     assert "quantization_sensitivity" in load_prior(str(path)).parts

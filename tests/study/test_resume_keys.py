@@ -48,9 +48,9 @@ OTHER: dict[str, Any] = {
     "final.validate_every": "final.validate_every=5", "final.keep": "final.keep=last",
     "final.patience": "final.patience=3", "executor.workers": "executor.workers=2",
     "export.targets": "export.targets=[]", "export.merged_base": "export.merged_base=original",
-    "export.gguf": "export.gguf=[base]", "effort.stop": "effort.stop=null",
-    "effort.ranking_top": "effort.ranking_top=4",
-    "effort.max_full_trials": "effort.max_full_trials=9", "fidelity.low": "fidelity.low=null"}
+    "export.gguf": "export.gguf=[base]",
+    "effort.max_full_trials": "effort.max_full_trials=9", "effort.stop": "effort.stop=null",
+    "effort.ranking_top": "effort.ranking_top=4", "fidelity.low": "fidelity.low=null"}
 """Overrides that change one key, and with serve the formats that it sets, where twice the number or the opposite would
 not do."""
 LONGER = {"effort.max_full_trials", "effort.uniform_baselines", "effort.references", "effort.rate_factors",
