@@ -1,6 +1,7 @@
 """``gguf/``: the run for llama.cpp, Ollama and LM Studio: searched base, adapter, and both merged."""
 
 import re
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -97,6 +98,18 @@ def _card(run: FinishedRun, source: Source) -> str:
     rounded = sorted(name for name, fmt in formats.items() if not is_exact(fmt))
     return render("gguf.md", run, files=run.gguf, rounded=rounded, notes=source.vocabulary.notes, meaning=_MEANING,
                   merged=_merged(run), label=re.sub(r"[^a-z0-9._-]+", "-", source.title.lower()).strip("-.") or "tuned")
+
+
+def start(run: FinishedRun) -> str | None:
+    """Return the command of llama.cpp's server, with the adapter beside the searched base where both are there."""
+    folder, merged = run.folder.resolve() / FOLDER, _merged(run)
+    if {"base", "adapter"} <= set(run.gguf):
+        files = [str(folder / "base.gguf"), "--lora", str(folder / "adapter.gguf")]
+    elif merged is not None:
+        files = [str(folder / f"{merged}.gguf")]
+    else:
+        return None
+    return shlex.join(["llama-server", "-m", *files, "--host", "127.0.0.1", "--port", "8080"])
 
 
 def _merged(run: FinishedRun) -> str | None:

@@ -9,6 +9,7 @@ mlx-lm takes one rank for all modules: the adapter is padded with zeros, and its
 """
 
 import json
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -176,6 +177,13 @@ def _views(run: FinishedRun, reference: Reference) -> Iterator[View]:
     yield View("mlx, as served", mlx_logits(folder, reference.ids, adapted=adapted, fp32=False),
                note="products in fp16")
     yield View("mlx, without the adapter", mlx_logits(folder, reference.ids, adapted=False, fp32=True), adapted=False)
+
+
+def start(run: FinishedRun) -> str:
+    """Return the command of mlx-lm's server."""
+    folder = run.folder.resolve() / FOLDER
+    adapter = ["--adapter-path", str(folder / ADAPTER)] if (folder / ADAPTER).is_dir() else []
+    return shlex.join(["mlx_lm.server", "--model", str(folder), *adapter, "--port", "8080"])
 
 
 LOADER = Loader("mlx-lm", _views, ("mlx", "mlx_lm"), "mlx-lm" if sys.platform == "darwin" else "mlx[cpu] mlx-lm")

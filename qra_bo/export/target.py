@@ -19,6 +19,7 @@ class Target:
             there, with the formats to search instead.
         small: Whether it is written unless targets are named: it copies no weights of the base.
         loader: Program that loads it again; ``None`` for configurations and texts.
+        start: Return the command that serves it, from any folder; ``None`` where its files serve nothing.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Target:
     write: Callable[[FinishedRun], list[Path]]
     small: bool = False
     loader: Loader | None = None
+    start: Callable[[FinishedRun], str | None] | None = None
 
 
 def text_target(name: str, path: str) -> Target:

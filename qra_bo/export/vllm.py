@@ -50,13 +50,25 @@ def _own_mix(run: FinishedRun, folder: Path) -> list[str]:
     widths = sorted({int(entry["bits"]) for entry in run.manifest["modules"].values()} - {16})
     where = "on a GPU and on a CPU" if set(widths) <= {4} else "on a GPU" if set(widths) <= {4, 8} else \
         "on CUDA with its Humming kernels installed"
-    base, adapter = folder / compressed_tensors.FOLDER, folder / uniform_rank.FOLDER
     return [f"# The run's own mix ({', '.join(map(str, widths)) or '16'} bits), {where}.",
             "# The adapter has one rank, padded with zeros.",
             _export(folder, ["compressed_tensors", "uniform_rank"]),
-            f"vllm serve {shlex.quote(str(base))} --enable-lora --max-lora-rank {server_rank(run.best['ranks'])} \\",
-            f"  --lora-modules {shlex.quote(f'qra_bo={adapter}')}",
+            _serve(run),
             "# Requests name the model qra_bo; without an adapter it is the folder's path."]
+
+
+def _serve(run: FinishedRun) -> str:
+    folder = run.folder.resolve()
+    return shlex.join(["vllm", "serve", str(folder / compressed_tensors.FOLDER), "--enable-lora", "--max-lora-rank",
+                       str(server_rank(run.best["ranks"])), "--lora-modules",
+                       f"qra_bo={folder / uniform_rank.FOLDER}"])
+
+
+def start(run: FinishedRun) -> str | None:
+    """Return the command that serves the run's own mix; ``None`` where its files are not there."""
+    there = all((run.folder / part).is_dir() for part in (compressed_tensors.FOLDER, uniform_rank.FOLDER))
+    reason = obstacle({name: str(entry["name"]) for name, entry in run.manifest["modules"].items()})
+    return _serve(run) if there and reason is None else None
 
 
 def _export(folder: Path, targets: list[str]) -> str:

@@ -40,7 +40,20 @@ def write_exports(config: RunConfig, folder: Path, console: Console | None) -> l
             attempt(partial(export_all, folder, [target], config.export.merged_base, trust, config.export.gguf),
                     f"the export {target} was not written")
     attempt(partial(checked, config, folder, console), "the exports were not checked")
+    if console is not None:
+        for line in commands(config, folder):
+            print_line(console, line)
     return files
+
+
+def commands(config: RunConfig, folder: Path) -> list[str]:
+    """Return a line with the command of every server that the exports in a run's folder are for."""
+    from qra_bo.export.registry import TARGETS  # loads torch
+    from qra_bo.export.run import FinishedRun
+    run = FinishedRun.read(folder, gguf=config.export.gguf)
+    found = ((target, target.start(run)) for target in TARGETS.values()
+             if target.start is not None and (folder / target.path).exists())
+    return [f"Talk to it ({target.name}): {command}" for target, command in found if command is not None]
 
 
 def checked(config: RunConfig, folder: Path, console: Console | None) -> list[Path]:

@@ -5,8 +5,9 @@ import re
 
 import pytest
 
-from qra_bo.export import vllm
+from qra_bo.export import gguf, vllm
 from qra_bo.export.registry import SMALL, TARGETS, export_all
+from qra_bo.export.run import FinishedRun
 from qra_bo.utils.errors import ConfigError, OutputError
 from tests.export.fixtures import manifest_json, module_ranks, write_finished
 
@@ -140,3 +141,25 @@ def test_padding_to_one_rank_keeps_the_product_and_scale(tmp_path):
 def test_padding_without_weights_says_what_is_missing(tmp_path):
     with pytest.raises(OutputError, match="adapter_model"):
         export_all(write_finished(tmp_path / "run"), ["uniform_rank"])
+
+
+@pytest.mark.parametrize(("files", "said"), [
+    (("base", "adapter", "merged-f16"), "-m {}/base.gguf --lora {}/adapter.gguf"),
+    (("merged-q8_0",), "-m {}/merged-q8_0.gguf"),
+    (("base",), None),
+])
+def test_the_server_of_llamacpp_is_started_with_the_files_at_hand(tmp_path, files, said):
+    run = write_finished(tmp_path / "run")
+    folder = run.resolve() / "gguf"
+    wanted = None if said is None else f"llama-server {said.replace('{}', str(folder))} --host 127.0.0.1 --port 8080"
+    assert gguf.start(FinishedRun.read(run, gguf=files)) == wanted
+
+
+def test_vllm_is_started_where_its_files_are(tmp_path):
+    run = write_finished(tmp_path / "run")
+    formats = dict.fromkeys(module_ranks(), "sym4-g64")
+    (run / "quant_manifest.json").write_text(json.dumps(manifest_json(module_ranks(), formats)))
+    assert vllm.start(FinishedRun.read(run)) is None
+    for part in ("compressed_tensors", "export/adapter_uniform_rank"):
+        (run / part).mkdir(parents=True)
+    assert vllm.start(FinishedRun.read(run)).startswith(f"vllm serve {run.resolve() / 'compressed_tensors'} ")

@@ -13,6 +13,7 @@ from qra_bo.execution import InProcessExecutor
 from qra_bo.memory.formats import parse_format
 from qra_bo.memory.serving import served_bytes
 from qra_bo.pipeline.build import make_oracle
+from qra_bo.pipeline.exports import commands
 from qra_bo.pipeline.given import read_allocation
 from qra_bo.utils.errors import ConfigError
 
@@ -37,6 +38,9 @@ def test_stored_bytes_and_export_are_those_of_mlx(tmp_path: Path, monkeypatch: p
     assert best["memory"]["predicted_bytes"] == best["memory"]["measured_bytes"] == packed + adapters
     written = load_file(run / "mlx" / "model.safetensors")
     assert packed == sum(t.nbytes for name, t in written.items() if ".layers." in name and "norm" not in name)
+    said = commands(load_config([*TINY, "serve=mlx"]), run)
+    mlx = run / "mlx"
+    assert said == [f"Talk to it (mlx): mlx_lm.server --model {mlx} --adapter-path {mlx / 'adapter'} --port 8080"]
 
 
 def test_an_allocation_of_other_formats_is_refused(tmp_path: Path) -> None:
