@@ -28,7 +28,7 @@ OTHER: dict[str, Any] = {
     "max_average_bits": "max_average_bits=5.0", "granularity": "granularity=block", "effort.name": "effort.name=mine",
     "effort.uniform_baselines": "effort.uniform_baselines=null", "effort.rate_factors": "effort.rate_factors=[0.5]",
     "max_hours": "max_hours=2", "device": "device=auto", "dtype": "dtype=bfloat16", "display": "display=plain",
-    "memory.scope": "memory.scope=stored", "serve": f"serve=mlx\n{GROUPS}",
+    "memory.scope": "memory.scope=stored", "embeddings": "embeddings=8", "serve": f"serve=mlx\n{GROUPS}",
     "memory.headroom": "memory.headroom=600MB", "memory.format": "memory.format=json", "data.name": "data.name=other",
     "oracle.name": "oracle=finetune", "data.kind": "data=plays", "method.name": "method.name=other",
     "method._target_": "method=random", "method.n_prior": "method.n_prior=3",
