@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from qra_bo.export.weights import LinearWeights
-from qra_bo.finetune.quantization.base import backend_of, packed
+from qra_bo.finetune.quantization.planes import PLANE_NAMES, codes_of
 from qra_bo.space import StorageFormat
 
 
@@ -29,15 +29,17 @@ def has_affine_codes(fmt: StorageFormat, columns: int) -> bool:
     return fmt.backend in ("integer", "hqq") and columns % fmt.block == 0
 
 
-def affine_codes(linear: LinearWeights) -> Affine:
-    """Return the codes of a linear for which ``has_affine_codes``."""
+def affine_codes(linear: LinearWeights, group: int | None = None) -> Affine:
+    """Return the codes of a linear in an affine format.
+
+    Args:
+        linear: In a format of the backend ``integer`` or ``hqq``.
+        group: Weights of a group: a divisor of the format's and of the columns; ``None`` for the format's own.
+    """
     state, fmt, (rows, columns) = linear.state, linear.format, linear.shape
-    by_group = rows, columns // fmt.block
-    scale = state["scale"].float().reshape(by_group)
-    if fmt.backend == "integer":
-        from qra_bo.finetune.quantization.integer import integer_codes  # beside HQQ's library, which is slow to import
-        zero = state["zero"].float() if "zero" in state else torch.full(by_group, float(1 << fmt.bits - 1))
-        return Affine(integer_codes(state, fmt, linear.shape), scale, zero)
-    bare = {**state, "scale": torch.ones_like(state["scale"]), "zero": torch.zeros_like(state["zero"])}
-    unpacked = packed(backend_of(fmt).build(bare, fmt, linear.shape, None, torch.float32)).unpack()
-    return Affine(unpacked.to(torch.uint8), scale, state["zero"].float().reshape(by_group))
+    group = fmt.block if group is None else group
+    codes = codes_of([state[name] for name in PLANE_NAMES if name in state], fmt, state["scale"].numel())
+    zero = state.get("zero", torch.full_like(state["scale"], float(1 << fmt.bits - 1)))
+    scale, zero = (part.float().reshape(-1).repeat_interleave(fmt.block // group).view(rows, columns // group)
+                   for part in (state["scale"], zero))
+    return Affine(codes.view(rows, columns), scale, zero)

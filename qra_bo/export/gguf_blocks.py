@@ -21,8 +21,8 @@ import torch
 from gguf import GGMLQuantizationType as Form
 from torch import Tensor
 
+from qra_bo.export.affine import affine_codes
 from qra_bo.export.weights import LinearWeights
-from qra_bo.finetune.quantization.planes import PLANE_NAMES, codes_of
 from qra_bo.space import StorageFormat
 
 BLOCK = 32
@@ -55,7 +55,8 @@ def linear_blocks(linear: LinearWeights, rows: Tensor | None) -> Array:
     ``rows`` is the order in which its rows are stored, or ``None``.
     """
     form = form_of(linear.format, linear.shape[1])
-    codes, scale, zero = _affine(linear)
+    affine = affine_codes(linear, BLOCK)
+    codes, scale, zero = affine.codes.to(torch.int16), affine.scale, affine.zero
     if rows is not None:
         codes, scale, zero = codes[rows], scale[rows], zero[rows]
     if form in (Form.Q4_1, Form.Q5_1):
@@ -63,17 +64,6 @@ def linear_blocks(linear: LinearWeights, rows: Tensor | None) -> Array:
     middle = {Form.Q4_0: 8, Form.Q5_0: 16, Form.Q8_0: 0}[form]
     signed = codes - zero.repeat_interleave(BLOCK, 1).to(codes.dtype)
     return _pack(signed + middle, scale, None, form)
-
-
-def _affine(linear: LinearWeights) -> tuple[Tensor, Tensor, Tensor]:
-    """Return codes (``out x in``, int16) and, a block of 32, scale and zero (``out x in/32``, fp32)."""
-    state, fmt, (rows, columns) = linear.state, linear.format, linear.shape
-    words = [state[name] for name in PLANE_NAMES if name in state]
-    codes = codes_of(words, fmt, state["scale"].numel()).view(rows, columns)
-    zero = state.get("zero", torch.full_like(state["scale"], 2 ** (fmt.bits - 1)))
-    scale, zero = (part.float().reshape(-1).repeat_interleave(fmt.block // BLOCK).view(rows, columns // BLOCK)
-                   for part in (state["scale"], zero))
-    return codes.to(torch.int16), scale, zero
 
 
 def _pack(codes: Tensor, scale: Tensor, offset: Tensor | None, form: Form) -> Array:

@@ -8,7 +8,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -77,6 +77,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
+@settings(deadline=None)
 @given(st.sampled_from([name for name, fmt in FORMATS.items() if fmt.backend in ("integer", "hqq")]),
        st.integers(1, 9), st.integers(1, 3), st.integers(0, 2**31))
 def test_mlx_reads_the_same_weights(fmt: str, rows: int, groups: int, seed: int) -> None:
