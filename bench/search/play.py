@@ -189,8 +189,14 @@ def play(arena: Arena, entry: Entry, seed: int, equivalents: float) -> dict[str,
 
 def with_files(arena: Arena, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return a method's options with the file of the table that is not the arena's, where one names it."""
+    return {key: str(DATA / other_task(arena) / ALONE) if value == OTHER_TABLE else value
+            for key, value in options.items()}
+
+
+def other_task(arena: Arena) -> str:
+    """Return the text of the table that is not the arena's."""
     (other,) = (task for task in TASKS if task != arena.oracle.table.facts.task)
-    return {key: str(DATA / other / ALONE) if value == OTHER_TABLE else value for key, value in options.items()}
+    return other
 
 
 def on_ladders(space: SearchSpace, evaluations: Sequence[Trial]) -> list[Trial]:

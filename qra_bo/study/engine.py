@@ -16,7 +16,6 @@ from qra_bo.study.conclusion import check_ranking, check_rates, confirm, deliver
 from qra_bo.study.device_allowance import fold_peaks
 from qra_bo.study.given import Given
 from qra_bo.study.journal import Journal
-from qra_bo.study.prediction import predict
 from qra_bo.study.results import write_best
 from qra_bo.study.search_loop import Headroom, MakeSearcher, SearchLoop, recommend
 from qra_bo.study.setting import Setting
@@ -86,6 +85,7 @@ class Engine:
                                                float(begun.get("max_full_trials", 0)))
             baselines = uniform_baselines(headroom.rules, problem.profile)
             if not begun:
+                from qra_bo.study.prediction import predict  # loads torch, which planning does without
                 predict(run, problem, headroom.rules, baselines)
                 return self._finish(run, ())
             limit, begun_with_references = begun["uniform_baselines"], begun.get("references", effort.references)
