@@ -4,13 +4,12 @@
 
 Without a run, one is made: bits of 2 to 16 and ranks mixed by layer on SmolLM2-135M. For every run and consumer the
 export is written, an environment with the consumer's packages is built under ``build/consumers`` (kept for the next
-time), and ``bench/consumers/NAME.py`` computes the logits of 512 held-out tokens in it. They are compared with the
+time), and ``bench/consumers/NAME.py`` computes the logits of held-out tokens in it. They are compared with the
 logits of the run's own model, computed in fp32. A consumer that can't hold a run's formats or can't be installed is a
 row with the reason.
 """
 
 import argparse
-import itertools
 import json
 import subprocess
 import sys
@@ -35,7 +34,7 @@ from qra_bo.finetune.models.load import load_tokenizer
 from qra_bo.utils.errors import ConfigError
 
 NAME, N_TOKENS = "exports", 512
-COLUMNS = ("run", "consumer", "version", "variant", "file_bytes", "load_seconds", "largest", "mean", "kl", "note")
+COLUMNS = ("run", "consumer", "version", "variant", "tokens", "file_bytes", "load_seconds", "largest", "mean", "kl", "note")
 SCRIPTS = Path(__file__).resolve().parent / "consumers"
 ENVIRONMENTS = Path("build") / "consumers"
 FORMATS = ("sym8-g64", "sym4-g64", "sym3-g64", "sym5-g64", "sym6-g64", "sym4-g32", "sym2-g32", "fp16", "sym8-g32",
@@ -55,6 +54,7 @@ class Consumer:
         adapter: Folder of the adapter that it loads, in the run's.
         packages: Arguments of ``pip install``.
         limits: Measure (``largest`` or ``kl``) and bound that each variant of the script should hold.
+        tokens: Held-out tokens that it computes.
     """
 
     name: str
@@ -62,6 +62,7 @@ class Consumer:
     adapter: str
     packages: tuple[str, ...]
     limits: Mapping[str, tuple[str, float]]
+    tokens: int = N_TOKENS
 
 
 CONSUMERS = (
@@ -70,7 +71,8 @@ CONSUMERS = (
              {"logits": ("largest", 0.0), "base": ("largest", 0.0)}),
     Consumer("llamacpp", "gguf", "adapter", ("numpy", "llama-cpp-py-sync"),
              {"logits": ("kl", 0.01), "logits_base-f32": ("largest", 1e-3)}),
-    Consumer("mlx", "mlx", "mlx/adapter", ("numpy", "mlx[cpu]", "mlx-lm"), {"logits": ("largest", 1e-3)}))
+    Consumer("mlx", "mlx", "mlx/adapter", ("numpy", "mlx[cpu]", "mlx-lm"), {"logits": ("largest", 1e-3)},
+             tokens=64))  # MLX has no fast products of packed weights on a CPU: 512 take a quarter of an hour
 """Scripts take the export's folder, the adapter's, a file of tokens (``n``, .npy) and their output (.npz): arrays of
 logits (``n x v``, fp32) by the name of a variant (``base`` has no adapter), ``load_seconds``, ``version``."""
 
@@ -110,7 +112,7 @@ def environment(consumer: Consumer) -> Path:
 def rows_of(run: FinishedRun, name: str, consumer: Consumer, tokens: Path, reference: Reference) \
         -> Iterator[dict[str, Any]]:
     """Export a run, load it by the consumer, and compare every variant."""
-    row: dict[str, Any] = {"run": name, "consumer": consumer.name, "target": consumer.target}
+    row: dict[str, Any] = {"run": name, "consumer": consumer.name, "target": consumer.target, "tokens": consumer.tokens}
     if consumer.target not in TARGETS:
         yield {**row, "note": f"this release has no export target {consumer.target}"}
         return
@@ -167,14 +169,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as beside:
         for folder in given.runs or [make_run(Path("build") / "exports" / "run")]:
-            run, tokens = FinishedRun.read(folder), Path(beside) / "tokens.npy"
-            ids = held_out_tokens(folder)
-            np.save(tokens, ids)
-            reference = Reference(run, torch.from_numpy(ids))
+            run, held_out = FinishedRun.read(folder), held_out_tokens(folder)
+            references: dict[int, tuple[Path, Reference]] = {}
             names = sorted({str(entry["name"]) for entry in run.manifest["modules"].values()})
             name = f"{run.best['model']}, {'/'.join(names)}, ranks {'/'.join(map(str, sorted(set(run.best['ranks']))))}"
-            rows += itertools.chain.from_iterable(rows_of(run, name, consumer, tokens, reference)
-                                                  for consumer in CONSUMERS if consumer.name in given.consumers)
+            for consumer in (c for c in CONSUMERS if c.name in given.consumers):
+                if consumer.tokens not in references:
+                    tokens, ids = Path(beside) / f"{consumer.tokens}.npy", held_out[:consumer.tokens]
+                    np.save(tokens, ids)
+                    references[consumer.tokens] = tokens, Reference(run, torch.from_numpy(ids))
+                rows += rows_of(run, name, consumer, *references[consumer.tokens])
     publish(NAME, targets_of(rows), rows, COLUMNS, threads=1, **({} if given.out is None else {"folder": given.out}))
 
 
