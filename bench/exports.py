@@ -34,7 +34,8 @@ from qra_bo.finetune.models.load import load_tokenizer
 from qra_bo.utils.errors import ConfigError
 
 NAME, N_TOKENS = "exports", 512
-COLUMNS = ("run", "consumer", "version", "variant", "tokens", "file_bytes", "load_seconds", "largest", "mean", "kl", "note")
+COLUMNS = ("run", "consumer", "version", "variant", "tokens", "file_bytes", "load_seconds", "largest", "mean", "kl",
+           "note")
 SCRIPTS = Path(__file__).resolve().parent / "consumers"
 ENVIRONMENTS = Path("build") / "consumers"
 FORMATS = ("sym8-g64", "sym4-g64", "sym3-g64", "sym5-g64", "sym6-g64", "sym4-g32", "sym2-g32", "fp16", "sym8-g32",
