@@ -49,7 +49,7 @@ def configuration() -> str:
     return "\n\n".join(parts)
 
 
-def on_resume(key: str) -> str:
+def change_on_resume(key: str) -> str:
     """Return what another value of a dotted key does to a run that is continued."""
     with from_checkout():
         from qra_bo.config.resume import HARMLESS, UNSAID, is_classed
@@ -77,6 +77,6 @@ def table(path: Path, prefix: str = "") -> str:
         if value.strip():
             shown = value.strip().replace("|", "\\|")
             name, meaning = ".".join(parents), comment.strip().replace("|", "\\|")
-            rows.append(f"| `{name}` | `{shown}` | {meaning} | {on_resume(prefix + name)} |")
+            rows.append(f"| `{name}` | `{shown}` | {meaning} | {change_on_resume(prefix + name)} |")
     head = next(line for line in lines if not line.startswith("# @")).removeprefix("# ")
     return f"{head}.\n\n| key | default | meaning | on resume |\n|---|---|---|---|\n" + "\n".join(rows)

@@ -39,13 +39,13 @@ class Stage:
 
     @property
     def sides(self) -> tuple[int, int]:
-        """Width of the residual stream and of the MLP."""
-        return (64, 192) if self.tiny else (4096, 11008)
+        """Width of the residual stream and of the MLP; a row of the MLP's width holds whole groups of 128."""
+        return (64, 256) if self.tiny else (4096, 11008)
 
     def spec(self, layers: int) -> DecoderSpec:
         """Return the decoder; a tiny one has two layers."""
         return llama(layers) if not self.tiny else spec_from_numbers(
-            "tiny-shape", "llama", n_layers=2, hidden_size=64, intermediate_size=192, n_heads=4, n_kv_heads=4,
+            "tiny-shape", "llama", n_layers=2, hidden_size=64, intermediate_size=256, n_heads=4, n_kv_heads=4,
             head_dim=16, vocab_size=512, tied=False)
 
     def drawn(self, rows: int, columns: int, seed: int = 0) -> Tensor:

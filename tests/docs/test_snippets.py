@@ -19,6 +19,7 @@ from qra_bo.config import load_config
 from qra_bo.config.overrides import inspect, normalise, options, with_default_model
 from qra_bo.runs import build_parser
 from qra_bo.runs import main as runs
+from tests.export.finished import finish
 from tests.report.fixtures import make_events, write_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,10 +29,12 @@ INLINE = re.compile(r"`(python -m qra_bo(?:\.\w+)? [^`]+)`")
 PLACEHOLDER = re.compile(r"=(RUN|FILE|FOLDER)\b|\bRUN\b|\.\.\.|list\|show")
 SMALL = {"effort.max_full_trials": "2", "fidelity.high": "4", "fidelity.low": "2", "confirm.seeds": "2",
          "effort.ranking_top": "0", "final.steps": "2", "method": "random", "display": "none"}
-GIVEN = re.compile(r"outputs/|mine/|build/|.*(NAME|TASK)")
-"""Paths that a reader makes or completes."""
-ARGUMENTS = {"gsm8k", "searcher", "trust_remote_code"}
-"""Arguments of functions and of tools of bench/, which look like keys of the configuration."""
+GIVEN = re.compile(r"outputs/|mine/|build/|export/|.*(NAME|TASK)")
+"""Paths that a reader makes or completes, and those within the folder of a run."""
+ARGUMENTS = {"bf16", "gsm8k", "optimizers", "searcher", "trust_remote_code"}
+"""Arguments of functions, of trainers and of tools of bench/, which look like keys of the configuration."""
+FINISHED = "outputs/finished"
+"""The finished run that pages load."""
 RUNS_AT_ONCE = ("oracle=synthetic", "task=memory", "task=report")
 """What commands hold that are really run; the others are composed and checked, which finds wrong keys and values."""
 
@@ -128,13 +131,15 @@ def test_commands_within_the_text(page: Path, there: Path) -> None:
 
 @pytest.mark.parametrize("page", sorted({p.values[0] for p in blocks("python")}),
                          ids=lambda p: str(p.relative_to(ROOT)))
-def test_python(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python(page: Path, there: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    codes = [str(param.values[1]) for param in blocks("python") if param.values[0] == page]
+    if any(FINISHED in code for code in codes):
+        finish(there / FINISHED, ("sym4-g64", "sym2-g64", "fp16", "sym8-g64"), (1, 4, 2, 3), "quantizer.rounding=rtn")
     real = qra_bo.search
     monkeypatch.setattr(qra_bo, "search", lambda overrides: real(smaller(overrides)))
     names: dict[str, Any] = {"__name__": "snippet"}
-    for param in blocks("python"):
-        if param.values[0] == page:
-            exec(compile(str(param.values[1]), str(page), "exec"), names)
+    for code in codes:
+        exec(compile(code, str(page), "exec"), names)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))

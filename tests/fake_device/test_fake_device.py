@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-TRAININGS = 7 * 4
+TRAININGS = 7 * 5
 """Every initialisation with every backend."""
 
 
