@@ -33,10 +33,10 @@ def test_a_budget_that_is_none_is_refused() -> None:
 def test_cells_stand_in_the_order_of_the_table() -> None:
     cells = make_cells(["peak 1GB for qra_bo,loftq", "free"], None)
     assert [(c.row.name, c.limit.name) for c in cells] == [
-        *((name, OWN.name) for name in ("lora_16", "qlora", "qlora_gptq", "uniform_2", "uniform_3", "uniform_8")),
+        *((name, OWN.name) for name in ("lora_16", "qlora", "qlora_published", "qlora_gptq", "uniform_2", "uniform_3",
+                                        "uniform_8")),
         ("loftq", "peak 1GB"), ("qra_bo", "peak 1GB"), ("autoqra", "free"), ("autoqra_gptq", "free"),
-            ("qra_bo", "free"),
-        ("qra_bo_gptq", "free")]
+        ("qra_bo", "free"), ("qra_bo_gptq", "free")]
     everything = make_cells(["peak 1GB"], None)
     assert {c.row.name for c in everything} == set(ROWS)
     with pytest.raises(ConfigError, match="unknown method of the table 'qra_b'; known: qra_bo"):

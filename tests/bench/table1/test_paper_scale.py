@@ -35,7 +35,7 @@ def test_a_dry_run_makes_the_whole_table(model: str, tmp_path: Path) -> None:
                           f"out={tmp_path / 't'}"])
     table = run_table(config).table
     assert table["complete"]
-    assert {r["method"] for r in table["rows"]} == set(ROWS)
+    assert {r["method"] for r in table["rows"]} == set(ROWS) - {"qlora_published"}  # in 16 bits it is qlora
     made = [r for r in table["rows"] if not r["method"].endswith("_gptq")]  # those need real weights, and say so
     assert all(r["why"] for r in table["rows"] if r not in made)
     assert all(r["why"] == "" and r["avg_bits"] <= 4 for r in made if r["limit"] == "peak uniform:4,16 <=4")
