@@ -25,8 +25,7 @@ from qra_bo.config import make_spec
 from qra_bo.memory.embeddings import WIDTHS
 from qra_bo.pipeline.build import prepare_worker_environment
 from qra_bo.study.intervals import LEAST_SEEDS
-from qra_bo.study.journal import RunLock
-from qra_bo.study.signals import Interrupts, RunInterrupted
+from qra_bo.study.signals import RunInterrupted
 from qra_bo.utils.errors import UserError
 
 
@@ -55,9 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.summary:
             summarise(texts, options.seeds, load(options.out), config, options.results)
             return 0
-        with Interrupts(), RunLock(options.out.parent):
-            work(partial(following, texts, options.seeds, make_spec(config).n_layers), options.out, configs,
-                 options.trials, options.hours)
+        work(partial(following, texts, options.seeds, make_spec(config).n_layers), options.out, configs,
+             options.trials, options.hours)
     except (UserError, RunInterrupted) as stop:
         print(stop, file=sys.stderr)
         return stop.exit_status

@@ -25,8 +25,7 @@ from bench.report import RESULTS
 from qra_bo.config import make_spec
 from qra_bo.pipeline.build import prepare_worker_environment
 from qra_bo.study.intervals import LEAST_SEEDS
-from qra_bo.study.journal import RunLock
-from qra_bo.study.signals import Interrupts, RunInterrupted
+from qra_bo.study.signals import RunInterrupted
 from qra_bo.utils.errors import UserError
 from qra_bo.utils.files import write_json
 
@@ -69,8 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                    for task in tasks for stage in STAGES}
         layers = make_spec(next(iter(configs.values()))).n_layers
         plan = make_plan(tasks, steps, options.seeds, layers)
-        with Interrupts(), RunLock(options.out.parent):
-            work(lambda found: following(plan, found), options.out, configs, options.trials, options.hours, setting_of)
+        work(lambda found: following(plan, found), options.out, configs, options.trials, options.hours, setting_of)
     except (UserError, RunInterrupted) as stop:
         print(stop, file=sys.stderr)
         return stop.exit_status

@@ -21,8 +21,7 @@ from bench.length.trials import NAME
 from bench.report import RESULTS
 from qra_bo.config import RunConfig, load_config
 from qra_bo.pipeline.build import prepare_worker_environment
-from qra_bo.study.journal import RunLock
-from qra_bo.study.signals import Interrupts, RunInterrupted
+from qra_bo.study.signals import RunInterrupted
 from qra_bo.utils.errors import UserError
 
 
@@ -51,9 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     tasks = ("plays",) if options.gsm8k is None else ("plays", "gsm8k")
     prepare_worker_environment()
     try:
-        with Interrupts(), RunLock(options.out):
-            work(lambda found: wanted(make_plan(), found, tasks), options.out / NAME,
-                 {task: study_config(task, options.gsm8k) for task in tasks}, options.trials, options.hours)
+        work(lambda found: wanted(make_plan(), found, tasks), options.out / NAME,
+             {task: study_config(task, options.gsm8k) for task in tasks}, options.trials, options.hours)
     except (UserError, RunInterrupted) as stop:
         print(stop, file=sys.stderr)
         return stop.exit_status

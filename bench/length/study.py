@@ -12,7 +12,9 @@ from qra_bo.config import RunConfig
 from qra_bo.execution.base import Executor, OracleSpec
 from qra_bo.execution.local import LocalExecutor
 from qra_bo.pipeline.build import limits
+from qra_bo.study.journal import RunLock
 from qra_bo.study.provenance import collect
+from qra_bo.study.signals import Interrupts
 from qra_bo.trials import TrialResult, TrialSpec, TrialState
 from qra_bo.utils.errors import WorkerError
 
@@ -75,7 +77,7 @@ class Study:
 def work(following: Callable[[Found], tuple[PlannedTrial, str] | None], path: Path, configs: Mapping[str, RunConfig],
          most: int | None = None, hours: float | None = None,
          setting_of: Callable[[PlannedTrial], str] = text_of) -> None:
-    """Run trials until none is wanted, or enough was done.
+    """Run trials until none is wanted, or enough was done; one process at a time in the folder of ``path``.
 
     Args:
         following: Returns the trial to run next, with its title, after those that are finished.
@@ -89,7 +91,7 @@ def work(following: Callable[[Found], tuple[PlannedTrial, str] | None], path: Pa
         WorkerError: If a trial was lost with its worker; it is tried again next time.
     """
     start, done = time.monotonic(), 0
-    with ExitStack() as stack:
+    with Interrupts(), RunLock(path.parent), ExitStack() as stack:
         study = Study(path, configs, setting_of)
         stack.callback(study.close)
         while (most is None or done < most) and (hours is None or time.monotonic() - start < 3600 * hours):
