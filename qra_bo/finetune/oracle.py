@@ -101,9 +101,9 @@ class FinetuneOracle:
             self.bank.build(progress)
             rank_sensitivity, trained = measure_rank_sensitivity(self.bank, self.units, self.text,
                                                                  self.settings.largest_rank, progress)
-            measured, base, forward = measure_quantization_sensitivity(self.bank, self.units, self.formats, self.text,
-                                                                       progress)
-            source = f"measured on {len(self.text.ids)} training sequences"
+            measured, base, forward, used = measure_quantization_sensitivity(self.bank, self.units, self.formats,
+                                                                             self.text, progress)
+            source = f"measured on {used} training sequences"
             profile = SensitivityProfile(
                 tuple(u.name for u in self.units), tuple(f.name for f in self.formats), measured.rise, measured.kl,
                 rank_sensitivity, base, source if self.bank.rounding is None else f"{source}, codes by GPTQ",
