@@ -161,6 +161,14 @@ class FinetuneOracle:
             self.peft = None
             release_unused(self.device)
 
+    def untuned(self, split: str, progress: Progress) -> dict[str, Any]:
+        """Return loss and standard error (nats) of the base in 16 bits without adapters, and the tokens of the pass."""
+        blocks = (self.data.test if split == "test" else self.data.validation).take(self.settings.eval_blocks)
+        self.bank.restore_dense()
+        found = held_out(self.model, blocks.input_ids, blocks.labels, self.settings.train, self.device,
+                         positions=blocks.positions)
+        return {"loss": found.loss, "loss_se": found.se, "forward_tokens": found.tokens}
+
     def measure_peak(self, allocation: Mapping[str, Any], train_seed: int, progress: Progress,
                      init: str | None = None) -> dict[str, Any]:
         """Measure an allocation's memory with two training steps and a batch of the evaluation; nothing is kept.
