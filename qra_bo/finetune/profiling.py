@@ -66,8 +66,9 @@ class DenseReference:
         targets = labels[:, 1:].reshape(-1)
         self._valid = targets != -100
         self._goal = targets[self._valid].unsqueeze(1)
-        self._sequence = torch.arange(len(labels)).repeat_interleave(labels.shape[1] - 1)[self._valid.cpu()]
         self._sequences = len(labels)
+        sequence = torch.arange(self._sequences, device=labels.device).unsqueeze(1).expand(-1, labels.shape[1] - 1)
+        self._sequence = sequence.reshape(-1)[self._valid]
         self.tokens = len(self._goal)
         vocab = model.get_output_embeddings().out_features
         self._rows = max(1, TILE_NUMEL // vocab) if hidden.device.type == "cpu" else chunk
@@ -105,15 +106,15 @@ class DenseReference:
     @torch.no_grad()
     def compare(self, hidden: Tensor) -> Difference:
         """Compare ``b x length x d`` final hidden states to those of the dense model."""
-        tokens = []
+        sums, first = torch.zeros(3, self._sequences, dtype=torch.float64, device=hidden.device), 0
         for goal, log_p, log_q in self.tiles(hidden):
             chosen = log_q.gather(1, goal).squeeze(1)
             apart = torch.sum(log_p.exp().mul_(log_p - log_q), dim=1)
-            tokens.append(torch.stack([-chosen, apart, (log_p.gather(1, goal).squeeze(1) - chosen - apart).square()]))
-        sums = torch.zeros(3, self._sequences, dtype=torch.float64)
-        if tokens:
-            sums.index_add_(1, self._sequence, torch.cat(tokens, dim=1).double().cpu())
-        return Difference(*sums.numpy())
+            off = (log_p.gather(1, goal).squeeze(1) - chosen - apart).square()
+            tokens = torch.stack([-chosen, apart, off]).double()
+            sums.index_add_(1, self._sequence[first:first + len(goal)], tokens)
+            first += len(goal)
+        return Difference(*(np.array([float(value) for value in row]) for row in sums))
 
 
 @contextmanager

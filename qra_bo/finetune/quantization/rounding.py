@@ -116,8 +116,10 @@ class Rounding:
                                  "use another dtype, or quantizer.rounding=rtn")
             weights = {name: modules[name].weight.detach().to(self.device) for name in sharing}
             wanted = [(name, fmt) for name in sharing for fmt in self.formats]
+            states = pool.map(pack, *zip(*wanted, strict=True)) if self.device.type == "cpu" else \
+                (pack(name, fmt) for name, fmt in wanted)  # a GPU does one after the other
             packed = [(name, fmt, {key: tensor.to(self.device) for key, tensor in state.items()})
-                      for (name, fmt), state in zip(wanted, pool.map(lambda one: pack(*one), wanted), strict=True)]
+                      for (name, fmt), state in zip(wanted, states, strict=True)]
             grids = [backend_of(fmt).grid(state, fmt, (weights[name].shape[0], weights[name].shape[1]))
                      for name, fmt, state in packed]
             free = [(*entry, grid) for entry, grid in zip(packed, grids, strict=True) if grid is not None]
@@ -133,7 +135,7 @@ class Rounding:
                     progress(CHOOSE, done, len(linears))
 
         try:
-            with ThreadPoolExecutor(torch.get_num_threads() if self.device.type == "cpu" else 1) as pool:
+            with ThreadPoolExecutor(torch.get_num_threads()) as pool:
                 each_input(self.model, linears, self._ids.to(self.device), choose)
         except torch.OutOfMemoryError as error:  # not the result of any one allocation
             raise DeviceError(f"choosing codes on {self.forward_tokens:,} tokens at once takes more than {self.device} "
