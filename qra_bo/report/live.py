@@ -34,7 +34,7 @@ class RunState:
     """State of a run after the events so far, fed one at a time; it has no clock of its own.
 
     ``planned`` is the cost of search, references, confirmation and ranking check (training tokens), ``None`` before the
-    header.
+    header and 0 where nothing is searched.
     """
 
     def __init__(self) -> None:
@@ -70,7 +70,7 @@ class RunState:
     def eta_seconds(self) -> float | None:
         """Time for the rest of the planned cost at the measured seconds a training token, or ``None``."""
         seconds, tokens = self._pace
-        if self.planned is None or tokens == 0:
+        if not self.planned or tokens == 0:
             return None
         return max(0.0, self.planned - self.study.cost.tokens) * seconds / tokens
 

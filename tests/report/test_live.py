@@ -103,3 +103,8 @@ def test_what_follows_the_search_counts_in_the_plan():
     instant = RunState()
     instant.feed({**header, "config": config})
     assert instant.planned == alone.planned
+    unsearched = RunState()
+    for event in [{**header, "config": config, "planned_cost": 0.0}, next(e for e in make_events()
+                                                                          if e["event"] == "trial")]:
+        unsearched.feed(event)
+    assert (unsearched.planned, unsearched.eta_seconds(), unsearched.share()) == (0, None, "")
