@@ -9,9 +9,9 @@ from qra_bo.config import RunConfig, load_config, make_space, make_spec
 from qra_bo.finetune.training.final import FinalSettings
 from qra_bo.memory.budget import parse_size
 from qra_bo.pipeline import plan
-from qra_bo.pipeline.plan import check_ram, host_parts, make_plan, plan_rows, training_tokens
+from qra_bo.pipeline.plan import check_ram, host_parts, make_plan, needs_of, plan_rows, training_tokens
 from qra_bo.pipeline.run import make_setting
-from qra_bo.space import DecoderSpec, SearchSpace
+from qra_bo.space import DecoderSpec, SearchSpace, uniform
 from qra_bo.utils.errors import DeviceError
 
 
@@ -143,3 +143,18 @@ def test_held_out_evaluation_never_decides_a_plan() -> None:
                                    "train.checkpointing=true"]))
     rows = [*found.uniform, *(row for row in found.cards.values() if row is not None)]
     assert {row.phase for row in rows} == {"backward"}
+
+
+def test_needs_are_of_the_searched_and_the_usual_bits() -> None:
+    common = ["+model=smollm2_135m", "memory.scope=stored", "budget=54MB", "device=cpu", "oracle=synthetic"]
+    run = make_setting(load_config([*common, "bits=[3,4]"]))
+    needs = needs_of(run, 54 * 10**6)
+    assert [(n.bits, n.searched, n.largest) for n in needs] == [(2, False, 32), (3, True, 7), (4, True, 0),
+                                                                (8, False, 0)]
+    for need in needs:
+        assert need.least == run.predictor(uniform(30, need.fmt, 1))
+        for rank in (need.largest, need.largest + 1):
+            assert rank in (0, 33) or (run.predictor(uniform(30, need.fmt, rank)) <= 54 * 10**6) == (
+                rank == need.largest)
+    served = needs_of(make_setting(load_config([*common, "bits=[4]", "serve=mlx"])), 54 * 10**6)
+    assert [(n.bits, n.searched) for n in served] == [(4, True)]
