@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.formats.plan import STAGES, following, make_plan, overrides_of, setting_of
+from bench.formats.plan import STAGES, WIDTHS, following, make_plan, overrides_of, setting_of
 from bench.formats.summary import summarise
 from bench.formats.untrained_weights import measure
 from bench.length.__main__ import study_config
@@ -41,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--gsm8k", type=Path, help="JSONL file with GSM8K's training records")
     parser.add_argument("--steps", default="24,240", help="numbers of optimiser steps")
     parser.add_argument("--seeds", type=int, default=LEAST_SEEDS, help=f"unseen training seeds, at most {LEAST_SEEDS}")
+    parser.add_argument("--formats", default="", help="only these formats; not given: all")
     parser.add_argument("--trials", type=int, help="stop after so many")
     parser.add_argument("--hours", type=float, help="start none after so long")
     parser.add_argument("--summary", action="store_true", help="only write the results of what is finished")
@@ -53,6 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--seeds takes 1 to {LEAST_SEEDS}; got {options.seeds}")
     if "gsm8k" in tasks and options.gsm8k is None and not options.summary:
         parser.error("--tasks gsm8k needs --gsm8k, the JSONL file of its records")
+    only = tuple(filter(None, options.formats.split(",")))
+    if unknown := sorted(set(only) - {name for names in WIDTHS.values() for name in names}):
+        parser.error(f"--formats takes those of the study; got {', '.join(unknown)}")
     options.out.parent.mkdir(parents=True, exist_ok=True)
     prepare_worker_environment()
     try:
@@ -67,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         configs = {f"{task}-{stage}": study_config(task, options.gsm8k, [*overrides_of(stage), *overrides])
                    for task in tasks for stage in STAGES}
         layers = make_spec(next(iter(configs.values()))).n_layers
-        plan = make_plan(tasks, steps, options.seeds, layers)
+        plan = make_plan(tasks, steps, options.seeds, layers, only)
         work(lambda found: following(plan, found), options.out, configs, options.trials, options.hours, setting_of)
     except (UserError, RunInterrupted) as stop:
         print(stop, file=sys.stderr)
