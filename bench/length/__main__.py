@@ -29,8 +29,10 @@ RECORD_AT = (12, 24, 48, 72, 120, 240, 480)
 
 
 def study_config(task: str, gsm8k: Path | None, more: Sequence[str] = ()) -> RunConfig:
-    """The configuration of all trials on one text: codes by GPTQ, the ladder with 5 and 6 bits, no time limits; in fp32,
-    whose products take half the time of bf16's on the CPUs at hand."""
+    """The configuration of all trials on one text: codes by GPTQ, the ladder with 5 and 6 bits, no time limits.
+
+    It is in fp32, whose products take half the time of bf16's on CPUs that multiply bf16 without tiles.
+    """
     data = ["data=plays"] if task == "plays" else [
         "data=jsonl", f"data.path={json.dumps(str(gsm8k))}", "data.max_cut=1"]  # answers are cut at 128 tokens
     return load_config([*data, "dtype=float32", "device=cpu", "bits=[2,3,4,5,6,8]", "quantizer.rounding=gptq",

@@ -65,8 +65,9 @@ class Study:
             out = self.path.parent / f"work-{setting}"
             out.mkdir(exist_ok=True)
             config = self.configs[setting]
-            self._executor, self._setting = LocalExecutor([OracleSpec("bench.collect.worker:make_oracle", {
-                "config": config.to_dict(), "out": str(out), "record_at": list(self.record_at)})], limits(config)), setting
+            self._setting = setting
+            self._executor = LocalExecutor([OracleSpec("bench.collect.worker:make_oracle", {
+                "config": config.to_dict(), "out": str(out), "record_at": list(self.record_at)})], limits(config))
             self._session = _now()
             append(self.path, {"event": "session", "session": self._session, "setting": setting,
                                "machine": machine(), **collect(self._executor.describe())})
