@@ -162,10 +162,10 @@ def rows_of(run: FinishedRun, name: str, consumer: Consumer, tokens: Path, refer
             yield {**row, "variant": variant, **apart, "kl": compared.kl, "note": compared.note}
 
 
-def targets_of(rows: Sequence[Mapping[str, Any]]) -> list[Target]:
+def targets_of(rows: Sequence[Mapping[str, Any]], consumers: Sequence[Consumer] = CONSUMERS) -> list[Target]:
     """Compare the worst of each variant, over all runs, with its bound."""
     found = []
-    for consumer in CONSUMERS:
+    for consumer in consumers:
         for variant, (measure, bound) in consumer.limits.items():
             values = [r[measure] for r in rows
                       if r["consumer"] == consumer.name and r.get("variant") == variant and r.get(measure) is not None]
@@ -201,7 +201,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     np.save(tokens, ids)
                     references[consumer.tokens] = tokens, Reference(run, torch.from_numpy(ids))
                 rows += rows_of(run, name, consumer, *references[consumer.tokens])
-    publish(NAME, targets_of(rows), rows, COLUMNS, threads=1, **({} if given.out is None else {"folder": given.out}))
+    publish(NAME, targets_of(rows, consumers), rows, COLUMNS, threads=1, **({} if given.out is None else {"folder": given.out}))
 
 
 if __name__ == "__main__":
