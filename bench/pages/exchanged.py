@@ -1,0 +1,78 @@
+"""Tables on what weights become: formats, embeddings, choice of codes, adapter starts, exports, chat templates."""
+
+import statistics
+
+from bench.pages.blocks import Row, Tables, between, figure, fixed, grid, read, source, unless_missing
+from qra_bo.report.text import DASH, size
+
+
+def formats() -> str:
+    """Uniform choices by format, fine-tuned."""
+    rows = read("formats")["rows"]
+    lines = [[f"{r['task']}, {r['steps']} steps, {r['bits']} bits", f"`{r['format']}`", fixed(r["bits_a_weight"]),
+              fixed(r["untrained"], 3), fixed(r["mean"], 4), str(r["seeds"]), _versus(r["minus_default"])]
+             for r in rows if r["measure"] == "test loss"]
+    return grid(("text", "format", "bits a weight", "before training", "test loss", "seeds", "less the default format"),
+                lines) + source("formats")
+
+
+def embeddings() -> str:
+    """Test loss with the embedding and head in fewer bits."""
+    rows = [r for r in read("embeddings")["rows"] if "task" in r]
+    return grid(("text", "embedding bits", "before training", "test loss", "seeds", "less 16 bits", "peak", "file"),
+                [[r["task"], str(r["embeddings"]), fixed(r["untrained"], 3), fixed(r["mean"], 4), str(r["seeds"]),
+                  _versus(r["minus_16_bits"]), size(r["predicted_bytes"]), size(r["file_bytes"])] for r in rows]) + \
+        source("embeddings")
+
+
+def codes() -> str:
+    """Choice of codes on GSM8K."""
+    rows = read("codes_jsonl")["rows"]
+    return grid(("codes", "format", "rank", "test loss", "less round to nearest"),
+                [[r["codes"], f"`{r['format']}`", str(r["rank"]), fixed(r["mean"], 3),
+                  between(r["difference"], r["low"], r["high"]) if "difference" in r else DASH] for r in rows]) + \
+        source("codes_jsonl")
+
+
+def inits() -> str:
+    """Starts of adapters, each at its own learning rate."""
+    return grid(("start", "format and rank", "test loss", "less `kaiming`"),
+                [[f"`{r['init']}`", r["choice"], fixed(statistics.fmean(r["test_losses"].values()), 4),
+                  between(r["mean"], r["low"], r["high"], 4) if "mean" in r else DASH]
+                 for r in read("inits_plays")["rows"]]) + source("inits_plays")
+
+
+def exports() -> str:
+    """Logits of every program against the run's own."""
+    lines = []
+    for r in read("exports")["rows"]:
+        version = r["version"] if r["version"].startswith(r["consumer"]) else f"{r['consumer']} {r['version']}"
+        lines.append([version, r["variant"].replace("logits_", "").replace("logits", "as exported, with the adapter"),
+                      str(r["tokens"]), *(_tiny(r[k]) for k in ("largest", "mean", "kl")),
+                      size(r["file_bytes"])])
+    return grid(("program", "what", "tokens", "largest difference of logits", "mean", "KL divergence", "file"),
+                lines) + source("exports")
+
+
+def chat() -> str:
+    """Chat templates against transformers and TRL."""
+    rows = [r for r in read("chat")["rows"] if "template" in r]
+    same = sum(r["marked_ids_equal"] + r["plain_ids_equal"] for r in rows)
+    lines = [[str(len(rows)), f"{same:,}", *(str(t["value"]) if isinstance(t["value"], int) else f"{t['value']:.0e}"
+                                              for t in read("chat")["targets"])]]
+    return grid(("templates", "conversations with equal token ids", "unlike `apply_chat_template`",
+                 "unlike `assistant_only_loss`", "difference of the loss from `SFTTrainer`"), lines) + source("chat")
+
+
+def _versus(d: Row | None) -> str:
+    return DASH if d is None else between(d["mean"], d["low"], d["high"], 4)
+
+
+def _tiny(value: float) -> str:
+    return figure(value, 2) if value == 0 or value >= 1e-3 else f"{value:.0e}".replace("e-0", "e-")
+
+
+TABLES: Tables = {
+    "formats": unless_missing("formats", formats, "python -m bench.formats --out FILE.jsonl --summary"),
+    "embeddings": unless_missing("embeddings", embeddings, "python -m bench.embeddings --out FILE.jsonl --summary"),
+    "codes": codes, "inits": inits, "exports": exports, "chat": chat}
