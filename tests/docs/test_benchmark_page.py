@@ -10,7 +10,7 @@ import pytest
 from qra_bo.cli.app import main
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = (ROOT / "docs" / "benchmark.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "research" / "tables.md").read_text(encoding="utf-8")
 OVERRIDES = sorted(set(re.findall(r"`(oracle=benchmark [^`|]+)`", PAGE)))
 MODULES = sorted(set(re.findall(r"python -m (bench[\w.]*)", PAGE)))
 TARGETS = sorted(set(re.findall(r"`make ([\w-]+)", PAGE)))
