@@ -50,7 +50,7 @@ def source(*names: str, note: str = "") -> str:
     for name in names:
         content = read(name)
         where = content.get("machine")
-        facts = [f"{where['cpu']}, {where['cores']} cores"] if where else []
+        facts = [f"{where['cpu']}, {where['cores']} core{'s' * (where['cores'] > 1)}"] if where else []
         commit = content.get("git") or content.get("provenance", {}).get("git")
         facts += [f"commit {commit[:7]}"] if commit else []
         parts.append(f"`bench/results/{name}.json` ({'; '.join(facts)})")

@@ -1,5 +1,6 @@
 """Pages of the documentation are short and plain, and their tables are those of the committed results."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,12 @@ def test_sentences_are_short(page: Path) -> None:
 def test_tables_are_of_the_committed_results(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     assert text == refreshed(text, TABLES), "python -m bench.pages writes the tables anew"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_targets_that_a_page_names_are_in_the_makefile(page: Path) -> None:
+    there = set(re.findall(r"^([\w-]+):", (DOCS.parent / "Makefile").read_text(encoding="utf-8"), re.M))
+    assert set(re.findall(r"`make ([a-z][\w-]*)", page.read_text(encoding="utf-8"))) <= there
 
 
 @pytest.mark.parametrize("page", RESULTS, ids=name)
