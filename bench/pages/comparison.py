@@ -10,7 +10,7 @@ from qra_bo.report.text import MINUS, number, size
 
 TABLE, NORMAL, SHORT, RATES = "table1/table1", "table1_normal", "table1_short", "table1_rates"
 LIMITS = ("stored uniform:3,8", "stored uniform:4,16", "peak uniform:4,4", "peak uniform:4,16")
-CAPPED = "peak uniform:4,16 <=4"
+UNCAPPED, CAPPED = "peak uniform:4,16", "peak uniform:4,16 <=4"
 METHODS = (("LoftQ", ("loftq",)), ("LQ-LoRA", ("lq_lora",)), ("AMQ, then LoRA", ("amq_lora",)),
            ("AutoQRA as published", ("autoqra",)), ("best uniform choice", UNIFORM), ("**qra_bo**", OURS))
 CLASSES = (("GPTQ, 5 and 6 bits too", "best_uniform_finer_gptq"), ("GPTQ", "best_uniform_gptq"),
@@ -57,8 +57,8 @@ def overview() -> str:
     for title, methods in METHODS:
         cells = []
         for name in LIMITS:
-            row, capped = within(table, name, methods), within(table, CAPPED, methods)
-            cells.append(f"{cell(capped)} †" if row is None and name == "peak uniform:4,16" and capped else cell(row))
+            found, capped = within(table, name, methods), within(table, CAPPED, methods)
+            cells.append(f"{cell(capped)} †" if found is None and name == UNCAPPED and capped else cell(found))
         lines.append([title, *cells])
     best, ours = ([one(table, name, methods) for name in LIMITS] for methods in (UNIFORM, OURS))
     lines.append(["gap closed, best uniform choice", *map(gap_text, best)])

@@ -75,7 +75,7 @@ def real() -> str:
     losses = {(r["method"], r["seed"]): sum(r["test_losses"].values()) / len(r["test_losses"])
               for r in rows if "seed" in r}
     lines = [[plain(m), *(fixed(losses.get((m, s)), 4) for s in seeds),
-              between(*(versus[m][k] for k in ("mean", "low", "high")), 4) if m in versus else ""]
+              _versus(versus[m]) if m in versus else ""]
              for m in dict.fromkeys(m for m, _ in losses)]
     return grid(("method", *(f"search seed {s}" for s in seeds), "qra_bo less it"), lines) + source("search_real")
 
