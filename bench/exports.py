@@ -201,7 +201,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     np.save(tokens, ids)
                     references[consumer.tokens] = tokens, Reference(run, torch.from_numpy(ids))
                 rows += rows_of(run, name, consumer, *references[consumer.tokens])
-    publish(NAME, targets_of(rows, consumers), rows, COLUMNS, threads=1, **({} if given.out is None else {"folder": given.out}))
+    publish(NAME, targets_of(rows, consumers), rows, COLUMNS, threads=1,
+            **({} if given.out is None else {"folder": given.out}))
 
 
 if __name__ == "__main__":

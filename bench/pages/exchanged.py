@@ -72,8 +72,9 @@ def exports() -> str:
     lines = []
     for r in read("exports")["rows"]:
         version = r["version"] if r["version"].startswith(r["consumer"]) else f"{r['consumer']} {r['version']}"
-        lines.append([version, r["variant"].replace("logits_", "").replace("logits", "as exported, with the adapter"),
-                      str(r["tokens"]), *(_tiny(r[k]) for k in ("largest", "mean", "kl")),
+        lines.append([version, r["variant"].replace("logits_", "").replace("logits", "as exported, with the adapter")
+                      .replace("log_probabilities", "as exported, with the adapter"),
+                      str(r["tokens"]), *(_tiny(r.get(k)) for k in ("largest", "mean", "kl")),
                       size(r["file_bytes"])])
     return grid(("program", "what", "tokens", "largest difference of logits", "mean", "KL divergence", "file"),
                 lines) + source("exports")
@@ -101,8 +102,8 @@ def _versus(d: Row | None) -> str:
     return DASH if d is None else between(d["mean"], d["low"], d["high"], 4)
 
 
-def _tiny(value: float) -> str:
-    return figure(value, 2) if value == 0 or value >= 1e-3 else f"{value:.0e}".replace("e-0", "e-")
+def _tiny(value: float | None) -> str:
+    return DASH if value is None else figure(value, 2) if value == 0 or value >= 1e-3 else f"{value:.0e}".replace("e-0", "e-")
 
 
 FORMATS, EMBEDDINGS = (f"python -m bench.{name} --out FILE.jsonl --summary" for name in ("formats", "embeddings"))
