@@ -103,7 +103,9 @@ def _versus(d: Row | None) -> str:
 
 
 def _tiny(value: float | None) -> str:
-    return DASH if value is None else figure(value, 2) if value == 0 or value >= 1e-3 else f"{value:.0e}".replace("e-0", "e-")
+    if value is None:
+        return DASH
+    return figure(value, 2) if value == 0 or value >= 1e-3 else f"{value:.0e}".replace("e-0", "e-")
 
 
 FORMATS, EMBEDDINGS = (f"python -m bench.{name} --out FILE.jsonl --summary" for name in ("formats", "embeddings"))
