@@ -8,14 +8,17 @@ from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 
-from qra_bo.report.checks import LEAST_PAIRS, low_high
 from qra_bo.report.data import ReportData
 from qra_bo.report.style import GREEN, MB, ORANGE, PURPLE, VERMILLION, Theme, axes, dress, figure, legend
-from qra_bo.report.text import number, signed, size
+from qra_bo.report.text import size
 from qra_bo.space import FloatArray
 from qra_bo.study import Cost, cost_of, loss_of, spearman
+from qra_bo.study.health import early_and_late
 from qra_bo.trials import Trial
+from qra_bo.utils.numbers import number, signed
 
+LEAST_PAIRS = 3
+"""Pairs of losses that a figure of two trainings, or of predictions, needs."""
 VIEW_SHARE = 0.75
 """Share of the points that the loss axis must show; higher points are drawn at the edge, marked as such."""
 CLOSE_SHARE = 0.5
@@ -195,7 +198,7 @@ def fidelities(d: ReportData, theme: Theme) -> Figure | None:
 
     Each panel needs three pairs of losses; ``None`` where there is neither.
     """
-    pairs, longer = low_high(d), d.last("ranking_check")
+    pairs, longer = early_and_late(d.study), d.last("ranking_check")
     early, late = len(pairs) >= LEAST_PAIRS, longer is not None and len(longer["losses"]) >= LEAST_PAIRS
     if not early and not late:
         return None

@@ -11,7 +11,8 @@ from matplotlib.ticker import MaxNLocator
 from qra_bo.report import style
 from qra_bo.report.data import BREAKDOWN, ReportData
 from qra_bo.report.style import MB, Theme, axes, dress, figure, heatmap, legend, name_units
-from qra_bo.report.text import MINUS, short_names, size
+from qra_bo.report.text import short_names, size
+from qra_bo.utils.numbers import MINUS
 
 
 def allocation(d: ReportData, theme: Theme) -> Figure | None:
