@@ -167,13 +167,28 @@ def _memory(study: Study, winner: Allocation, point: Trial | None, end: Mapping[
             "file_bytes": end.get("file_bytes"), "breakdown": dict(end["breakdown"])}
 
 
+def allocation_name(study: Study, allocation: Allocation, codes: str | None = None) -> str:
+    """Return a name that no other allocation of the run has.
+
+    ``uniform-4bit-r16``; ``uniform-4bit-r4-5-3fa9`` where ranks were filled, with digits of the fingerprint; and
+    ``mixed-3fa9c1`` for all others. The format is named where several have these bits, and codes other than the run's.
+    """
+    filled = any(e.stage == "baseline" and e.allocation == allocation for e in study.points)
+    if not filled and not is_uniform(allocation):
+        name = [f"mixed-{allocation.fingerprint[:6]}"]
+    else:
+        fmt = allocation.formats[0]
+        bits = parse_format(fmt).bits
+        same = {f["name"] for f in study.header["formats"] if f["bits"] == bits} | {fmt}
+        name = [f"uniform-{bits}bit", *([fmt] if len(same) > 1 else []),
+                "r" + "-".join(map(str, sorted(set(allocation.ranks)))),
+                *([] if is_uniform(allocation) else [allocation.fingerprint[:4]])]
+    return "-".join([*name, *([] if codes is None else [codes])])
+
+
 def _baseline(study: Study, e: Trial) -> dict[str, Any]:
-    """Return one baseline or reference, named ``uniform-4bit-r16`` or ``uniform-4bit-r4-5`` (filled ranks), with the
-    format where several have these bits."""
     fmt, bits, ranks = e.allocation.formats[0], e.bits[0], e.allocation.ranks
-    same = {f["name"] for f in study.header["formats"] if f["bits"] == bits} | {fmt}
-    name = [f"uniform-{bits}bit", *([fmt] if len(same) > 1 else []), "r" + "-".join(map(str, sorted(set(ranks)))),
-            *([] if e.spec.codes is None else [e.spec.codes])]
-    return {"name": "-".join(name), "bits": bits, "ranks": ranks[0] if is_uniform(e.allocation) else list(ranks),
+    return {"name": allocation_name(study, e.allocation, e.spec.codes), "bits": bits,
+            "ranks": ranks[0] if is_uniform(e.allocation) else list(ranks),
             "format": fmt, "codes": e.spec.codes, "loss": e.loss, "predicted_bytes": e.predicted_bytes,
             "feasible": e.within(study.budget_bytes), "reference": e.stage == "reference"}
