@@ -16,7 +16,7 @@ from qra_bo.report.data import BREAKDOWN, ReportData, load_run
 from qra_bo.report.notes import notes
 from qra_bo.report.plots import PLOTS, RUNS_PLOTS, write_plots
 from qra_bo.report.side_by_side import NamedRun, caveats, facts
-from qra_bo.report.style import DARK, LIGHT, Theme, svg_uri
+from qra_bo.report.style import DARK, LIGHT, Theme, narrow, svg_uri
 from qra_bo.report.text import duration, short_names, size
 from qra_bo.study.health import card, health
 from qra_bo.study.state import cost_of
@@ -26,20 +26,24 @@ from qra_bo.utils.numbers import number, signed
 T = TypeVar("T")
 NAMED_UNITS = 3
 """How many of the most sensitive units an alternative text names."""
+THEMES = {"light": LIGHT, "dark": DARK, "narrow_light": narrow(LIGHT), "narrow_dark": narrow(DARK)}
 REM_PER_INCH = 7.0
 """Size of a figure on the page: its text is then about as large as the page's own small text."""
 
 
 def pictures(plots: Mapping[str, Callable[[T, Theme], Figure | None]], of: T) -> dict[str, dict[str, Any] | None]:
-    """Draw every figure of a run (or of several) in both appearances.
+    """Draw every figure of a run (or of several) in both appearances, for wide and narrow screens.
 
-    Returns by name two data URIs (``light``, ``dark``) and the width (``rem``), ``None`` where the data are missing.
+    Returns by name four data URIs (``light``, ``dark``, ``narrow_light``, ``narrow_dark``) and the width of the wide
+    ones (``rem``), ``None`` where the data are missing.
     """
     out: dict[str, dict[str, Any] | None] = {}
     for name, draw in plots.items():
-        light, dark = draw(of, LIGHT), draw(of, DARK)
-        out[name] = None if light is None or dark is None else {
-            "light": svg_uri(light), "dark": svg_uri(dark), "rem": round(REM_PER_INCH * light.get_figwidth(), 1)}
+        drawn = {key: draw(of, theme) for key, theme in THEMES.items()}
+        wide = drawn["light"]
+        out[name] = None if wide is None else {
+            **{key: svg_uri(fig) for key, fig in drawn.items() if fig is not None},
+            "rem": round(REM_PER_INCH * wide.get_figwidth(), 1)}
     return out
 
 
