@@ -30,6 +30,8 @@ NEAR_SHARE = 0.06
 PLACES = (("left", "bottom", (6, 4)), ("right", "bottom", (-6, 4)), ("left", "top", (6, -4)),
           ("right", "top", (-6, -4)), ("center", "bottom", (0, 9)), ("center", "top", (0, -9)))
 """Alignments and offsets (points) of a label, by preference."""
+CLEAR = 6
+"""Pixels by which a label keeps away from the middle of a mark."""
 
 
 def front(points: Sequence[Trial]) -> list[Trial]:
@@ -120,7 +122,7 @@ def _label_points(ax: Axes, d: ReportData, points: Sequence[Trial], top: float, 
             box = label.get_window_extent()
             inside = ax.bbox.contains(box.x0, box.y0) and ax.bbox.contains(box.x1, box.y1)
             if inside and not any(box.overlaps(other) for other in placed):
-                found.append((box.count_contains(at), box, place))
+                found.append((box.padded(CLEAR).count_contains(at), box, place))
         if not found:
             label.remove()
             continue
@@ -205,8 +207,9 @@ def confirmation(d: ReportData, theme: Theme) -> Figure | None:
     ax.scatter(c.differences, [1.0] * len(c.differences), color=theme.main, s=42, zorder=3, alpha=0.9)
     ax.errorbar([c.mean], [0.0], xerr=[[c.mean - c.low], [c.high - c.mean]], color=VERMILLION, marker="D",
                 markersize=7, capsize=5, linewidth=2, zorder=3)
-    ax.annotate(f"{signed(c.mean)}  [{signed(c.low)}, {signed(c.high)}]", (c.mean, 0.0), textcoords="offset points",
-                xytext=(0, 9), ha="left" if c.mean < (low + high) / 2 else "right", fontsize=9, color=theme.ink)
+    ax.annotate(f"{signed(c.mean)}  [{signed(c.low)}, {signed(c.high)}]", (0.5, 0.0), xytext=(0, 10),
+                xycoords=("axes fraction", "data"), textcoords="offset points", ha="center", fontsize=9, zorder=4,
+                color=theme.ink, bbox={"facecolor": theme.paper, "edgecolor": "none", "pad": 1})
     ax.set_yticks([0.0, 1.0], ["mean, 95 %", "each seed"])
     ax.set_ylim(-0.6, 1.5)
     room = 0.08 * max(1e-4, high - low)

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter
 
 BLUE, ORANGE, GREEN, VERMILLION, SKY, PURPLE, YELLOW = (
     "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#F0E442")
@@ -92,6 +93,10 @@ def dress(ax: Axes, theme: Theme, x: str = "", y: str = "", title: str = "") -> 
     for side, spine in ax.spines.items():
         spine.set_visible(side in ("left", "bottom"))
         spine.set_color(theme.muted)
+    for axis in (ax.xaxis, ax.yaxis):
+        numbers = axis.get_major_formatter()
+        if isinstance(numbers, ScalarFormatter):
+            numbers.set_useOffset(False)  # each tick has its whole number, and none is a difference to one in a corner
     ax.grid(True, color=theme.grid, linewidth=0.7)
     ax.set_axisbelow(True)
 

@@ -111,11 +111,10 @@ def print_health(console: Console, cards: Sequence[Card]) -> None:
         for c in cards:
             print_line(console, f"Check: {c.question} {c.status}. {c.finding} {c.action}".rstrip())
         return
-    table = Table("check", "", "", title="Checks", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False,
-                  collapse_padding=True, show_header=False)
+    table = Table.grid(padding=(0, 2))
     for c in cards:
-        action = f"\n[bold]{escape(c.action)}[/bold]" if c.action else ""
-        table.add_row(escape(c.question), f"[{STATUS_STYLE[c.status]}]{c.status}[/]", escape(c.finding) + action)
+        table.add_row(f"[{STATUS_STYLE[c.status]}]{c.status}[/]",
+                      f"[bold]{c.question}[/bold] {escape(c.finding)} [bold]{escape(c.action)}[/bold]".rstrip())
     console.print(table)
 
 

@@ -129,7 +129,10 @@ def _surrogate(study: Study) -> Part:
     if study.untried:
         return UNKNOWN, "Nothing was searched.", ""
     if check is None or "coverage_90" not in check:
-        return UNKNOWN, "The search has not ended, its method has no surrogate, or it made too few trials.", ""
+        if "end" not in study.last:
+            return UNKNOWN, "The search has not ended.", ""
+        return UNKNOWN, "The method has no surrogate, or the search made too few trials to check it.", \
+            "effort=normal makes more trials."
     from scipy.special import bdtr  # slow to import, and needed once a run
     observed, good, n = check["observed"], check["spearman_good"], int(check["n"])
     covered = float(check["coverage_90"])
