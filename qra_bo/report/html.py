@@ -65,7 +65,8 @@ def render_html(d: ReportData) -> str:
     share = None if d.ended or planned <= 0 else min(1.0, d.study.search_cost.tokens / planned)
     return _render("report.html.jinja", d=d, delivered=story.delivered(d), answer=story.answer(d),
                    rows=story.comparison(d), columns=story.COLUMNS[2:], lines=story.lines(d),
-                   figures=pictures(PLOTS, d), share=share, units=_unit_rows(d), steps=story.next_steps(d))
+                   figures=pictures(PLOTS, d), share=share,
+                   sample=(d.last("final") or {}).get("sample"), units=_unit_rows(d), steps=story.next_steps(d))
 
 
 def render_runs(runs: Sequence[NamedRun]) -> str:

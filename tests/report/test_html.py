@@ -86,6 +86,13 @@ def test_the_answer_trust_and_every_evaluation_are_there(page):
     assert len([a for a in page.all("td") if "data-key" in a]) == 16 * len(d.study.trials)
 
 
+def test_a_text_before_and_after_is_shown_as_it_is():
+    d = parse_events(make_events())
+    text = render_html(d)
+    assert "<dd> the &lt;i&gt;end&lt;/i&gt;</dd>" in text
+    assert 'id="sample"' not in render_html(parse_events(make_events(finished=False)))
+
+
 def test_captions_hold_no_code_of_the_template(page):
     assert "{{" not in "".join(page.text)
     assert "mean over unseen training seeds" in "".join(page.text)
