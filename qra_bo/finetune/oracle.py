@@ -102,9 +102,9 @@ class FinetuneOracle:
             self.bank.build(progress)
             rank_sensitivity, trained = measure_rank_sensitivity(self.bank, self.units, self.text,
                                                                  self.settings.largest_rank, progress)
-            measured, base, forward = measure_quantization_sensitivity(self.bank, self.units, self.formats, self.text,
-                                                                       progress)
-            source = f"measured on {len(self.text.ids)} training sequences"
+            measured, base, forward, used = measure_quantization_sensitivity(self.bank, self.units, self.formats,
+                                                                             self.text, progress)
+            source = f"measured on {used} training sequences"
             profile = SensitivityProfile(
                 tuple(u.name for u in self.units), tuple(f.name for f in self.formats), measured.rise, measured.kl,
                 rank_sensitivity, base, source if self.bank.rounding is None else f"{source}, codes by GPTQ",
@@ -161,6 +161,14 @@ class FinetuneOracle:
             detach(self.model)
             self.peft = None
             release_unused(self.device)
+
+    def untuned(self, split: str, progress: Progress) -> dict[str, Any]:
+        """Return loss and standard error (nats) of the base in 16 bits without adapters, and the tokens of the pass."""
+        blocks = (self.data.test if split == "test" else self.data.validation).take(self.settings.eval_blocks)
+        self.bank.restore_dense()
+        found = held_out(self.model, blocks.input_ids, blocks.labels, self.settings.train, self.device,
+                         positions=blocks.positions)
+        return {"loss": found.loss, "loss_se": found.se, "forward_tokens": found.tokens}
 
     def measure_peak(self, allocation: Mapping[str, Any], train_seed: int, progress: Progress,
                      init: str | None = None) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from qra_bo.memory.formats import parse_format
 from qra_bo.space import Allocation, average_bits
+from qra_bo.study.comparison import compared
 from qra_bo.study.health import health
 from qra_bo.study.journal import JOURNAL_NAME, read_journal
 from qra_bo.study.state import Study, is_uniform
@@ -74,7 +75,7 @@ def build_best(study: Study) -> dict[str, Any]:
             "init": header["init"], "codes": rounding_of(header["config"]),
             "embeddings": embeddings_of(header["config"]), "oracle": header["oracle"], "method": header["method"],
             "effort": study.last.get("extension", header)["effort"],
-            "searched": not study.untried, "prediction": _prediction(study),
+            "searched": not study.untried, "prediction": _prediction(study), "one_seed": _one_seed(study),
             "winner_kind": "uniform" if uniform else "mixed",
             "learning_rate": study.last["calibration"]["lr"], "lr_rule": study.last["calibration"]["rule"],
             "training": _training(study),
@@ -129,6 +130,12 @@ def _prediction(study: Study) -> dict[str, Any] | None:
     found = study.last.get("prediction")
     return None if found is None else {
         "label": PREDICTED, **{k: found[k] for k in ("mean", "low", "high", "steps", "sources", "reference")}}
+
+
+def _one_seed(study: Study) -> dict[str, Any] | None:
+    """Return the losses of what was trained beside a predicted allocation, on one training seed."""
+    found = compared(study)
+    return None if found is None else found.to_json()
 
 
 def _delivered(study: Study) -> dict[str, Any] | None:
