@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bench.length.command import study_config
 
 from bench.length.__main__ import main
+from bench.length.command import study_config
 from bench.length.plan import (
     CURVES,
     LIMITS,
