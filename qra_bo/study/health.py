@@ -9,6 +9,7 @@ import numpy as np
 
 from qra_bo.memory.budget import format_size
 from qra_bo.study.choice import fails
+from qra_bo.study.comparison import compared
 from qra_bo.study.conclusion import LEAST_RANKED
 from qra_bo.study.intervals import LEAST_SEEDS, spearman
 from qra_bo.study.state import Study, loss_of
@@ -81,8 +82,12 @@ def _beats_uniform(study: Study) -> Part:
             "Search within the same budget to compare it with other allocations."
     if p is not None:
         found = "" if p["reference"] is None else f"; {_interval(p)} are predicted"
-        return UNKNOWN, f"No trial compared the predicted allocation with the best uniform baseline{found}.", \
-            "Run the same command with effort=quick and the same out=, which measures the difference."
+        beside = compared(study)
+        one = None if beside is None else beside.difference
+        how = "No trial compared the predicted allocation with the best uniform baseline" if one is None else \
+            f"The predicted allocation was compared on one training seed alone: {signed(one)} nats"
+        return UNKNOWN, f"{how}{found}.", \
+            "Run the same command with effort=quick and the same out=, which compares on more seeds."
     if c is None:
         best, uniform = study.incumbent, study.best_uniform
         own = "" if best is None or uniform is None else \
