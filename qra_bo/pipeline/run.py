@@ -32,7 +32,7 @@ from qra_bo.report.live import LiveView
 from qra_bo.report.mirror import OptunaMirror, storage_url
 from qra_bo.report.opening import print_needs
 from qra_bo.report.tables import print_line, print_plan, print_result, print_table
-from qra_bo.report.text import DASH, allocation_html, allocation_text, number, signed, size
+from qra_bo.report.text import allocation_html, allocation_text, size
 from qra_bo.report.trackers import make_listener
 from qra_bo.searchers import make_searcher
 from qra_bo.sensitivity.io import given_profile
@@ -46,6 +46,7 @@ from qra_bo.utils import errors
 from qra_bo.utils.device import resolve_device
 from qra_bo.utils.errors import BudgetError, QRABOError, worst
 from qra_bo.utils.files import write_json, writing
+from qra_bo.utils.numbers import DASH, number, signed
 from qra_bo.utils.process import tolerant
 
 OF_ALL = (errors.ConfigError, errors.ModelError, errors.DataError, errors.DeviceError, errors.MissingExtraError)

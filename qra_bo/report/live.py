@@ -17,9 +17,10 @@ from rich.text import Text
 
 from qra_bo.memory.formats import parse_format
 from qra_bo.oracle.protocol import FINETUNE
-from qra_bo.report.text import duration, rough, signed, size
+from qra_bo.report.text import duration, rough, size
 from qra_bo.study.state import Study, cost_of, loss_of
 from qra_bo.trials import Fidelity, Trial
+from qra_bo.utils.numbers import signed
 from qra_bo.utils.process import tolerant
 
 Event = Mapping[str, Any]

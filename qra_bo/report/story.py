@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from qra_bo.report.data import Confirmation, Prediction, ReportData
-from qra_bo.report.text import DASH, describe_allocation, duration, number, signed, size
+from qra_bo.report.text import describe_allocation, duration, size
 from qra_bo.space import Allocation
 from qra_bo.study import LEAST_SEEDS, loss_of, metadata_bits
 from qra_bo.study.comparison import Compared, compared
 from qra_bo.trials import Trial
+from qra_bo.utils.numbers import DASH, number, signed
 
 CLOSED_GAP_ERRORS = 3
 """Standard errors that a gap must span before shares of it are quoted."""
@@ -87,20 +88,26 @@ def answer(d: ReportData) -> Answer:
     return _unconfirmed(d, where) if d.confirmation is None else _confirmed(d, d.confirmation, where)
 
 
+def delivered(d: ReportData) -> str:
+    """State the delivered adapter's own loss; empty before the final fine-tune."""
+    final = d.last("final")
+    if final is None:
+        return ""
+    loss = float(final["loss"])
+    return (f"Delivered adapter: test loss {number(loss)} nats per token (perplexity {math.exp(min(loss, 700)):.4g}) "
+            f"after {final['kept_step']:,} steps of its final fine-tune.")
+
+
 def _given(d: ReportData, where: str, reason: str) -> Answer:
-    final, name = d.last("final"), DASH if d.winner is None else d.name(d.winner)
-    text = f"{name} of {where} has not been fine-tuned yet." if final is None else \
-        (f"{name} of {where} was fine-tuned for {final['steps']} steps: test loss {number(d.final_loss)} nats per "
-         "token.")
-    return Answer(f"{text} Nothing was searched: {reason}.", "", "", "open")
+    name = DASH if d.winner is None else d.name(d.winner)
+    trained = "has not been fine-tuned yet" if d.final_loss is None else "was fine-tuned"
+    return Answer(f"{name} of {where} {trained}. Nothing was searched: {reason}.", "", "", "open")
 
 
 def _predicted(d: ReportData, where: str, p: Prediction) -> Answer:
-    """State what was predicted and at which length, and what the final fine-tune came to."""
+    """State what was predicted, and at which length."""
     final, name = d.last("final"), DASH if d.winner is None else d.name(d.winner)
-    trained = "" if final is None else \
-        f" Fine-tuned for {final['steps']} steps: test loss {number(d.final_loss)} nats per token."
-    text = f"Predicted, not searched: {name} for {where}.{trained}"
+    text = f"Predicted, not searched: {name} for {where}."
     if p.reference is None:
         return Answer(f"{text} No uniform baseline is on the ladders to compare with.", "", "", "open")
     beside = compared(d.study)
@@ -269,11 +276,8 @@ def gap_closed(d: ReportData) -> str | None:
 
 
 def lines(d: ReportData) -> list[str]:
-    """The delivered adapter's own loss, average bits, gap closed and cost, one line each."""
-    out, final = [], d.last("final")
-    if final is not None and not d.study.untried:  # else it is the answer
-        out.append(f"Delivered adapter: test loss {number(final['loss'])} nats per token after {final['kept_step']} "
-                   "steps of its final fine-tune")
+    """Average bits, gap closed and cost, one line each."""
+    out = []
     if d.winner is not None and d.ended:
         bits = d.average_bits(d.winner)
         metadata = metadata_bits(d.study.last["end"], d.header.unit_numel)

@@ -12,6 +12,7 @@ from qra_bo.report.data import load_run
 from qra_bo.report.story import answer, comparison, versus
 from qra_bo.searchers.structured.transfer import load_prior
 from qra_bo.study import load_study
+from qra_bo.study.health import card
 from qra_bo.study.prediction import solved
 from qra_bo.trials import Trial
 from qra_bo.utils.errors import ConfigError, JournalError
@@ -124,6 +125,9 @@ def test_comparison_on_one_seed_has_losses_and_no_verdict(tmp_path: Path) -> Non
     assert said.figure.endswith("nats on one seed")
     assert "no interval" in said.interval
     assert versus(d).endswith("on one seed")
+    own = card(study, "beats_uniform")
+    assert own.status == "not measured"
+    assert "compared on one training seed alone" in own.finding
     assert [row.role for row in comparison(d)] == ["predicted", "best uniform", "QLoRA"]
     assert [row.test_loss for row in comparison(d)] == [e.loss for e in study.trials]
 
