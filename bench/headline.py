@@ -17,7 +17,8 @@ from matplotlib.figure import Figure
 
 from bench.report import RESULTS
 from qra_bo.report.style import BLUE, LIGHT, MB, PURPLE, VERMILLION, axes, dress, png_bytes
-from qra_bo.report.text import signed, size
+from qra_bo.report.text import size
+from qra_bo.utils.numbers import signed
 
 FIGURE = Path(__file__).resolve().parents[1] / "docs" / "figures" / "perplexity.png"
 RUN = "runs/first_run_finer.json"

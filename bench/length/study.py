@@ -1,7 +1,7 @@
 """What trains the trials of a plan in a worker process and appends each to a file."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
@@ -18,9 +18,6 @@ from qra_bo.study.signals import Interrupts
 from qra_bo.trials import TrialResult, TrialSpec, TrialState
 from qra_bo.utils.errors import WorkerError
 
-RECORD_AT = (12, 24, 48, 72, 120, 240, 480)
-"""Steps after which a trial's validation loss is recorded: its curve."""
-
 
 def text_of(trial: PlannedTrial) -> str:
     """The setting of a trial where every text has one configuration."""
@@ -34,10 +31,12 @@ class Study:
         path: File of the trials; checkpoints are kept beside it.
         configs: Configuration of every setting.
         setting_of: Returns the setting of a trial.
+        record_at: Steps after which a trial's validation loss is recorded.
     """
 
-    def __init__(self, path: Path, configs: Mapping[str, RunConfig], setting_of: Callable[[PlannedTrial], str]) -> None:
-        self.path, self.configs, self.setting_of = path, configs, setting_of
+    def __init__(self, path: Path, configs: Mapping[str, RunConfig], setting_of: Callable[[PlannedTrial], str],
+                 record_at: Sequence[int]) -> None:
+        self.path, self.configs, self.setting_of, self.record_at = path, configs, setting_of, record_at
         self._setting, self._session = "", ""
         self._executor: Executor | None = None
 
@@ -66,8 +65,9 @@ class Study:
             out = self.path.parent / f"work-{setting}"
             out.mkdir(exist_ok=True)
             config = self.configs[setting]
-            self._executor, self._setting = LocalExecutor([OracleSpec("bench.collect.worker:make_oracle", {
-                "config": config.to_dict(), "out": str(out), "record_at": list(RECORD_AT)})], limits(config)), setting
+            self._setting = setting
+            self._executor = LocalExecutor([OracleSpec("bench.collect.worker:make_oracle", {
+                "config": config.to_dict(), "out": str(out), "record_at": list(self.record_at)})], limits(config))
             self._session = _now()
             append(self.path, {"event": "session", "session": self._session, "setting": setting,
                                "machine": machine(), **collect(self._executor.describe())})
@@ -76,7 +76,7 @@ class Study:
 
 def work(following: Callable[[Found], tuple[PlannedTrial, str] | None], path: Path, configs: Mapping[str, RunConfig],
          most: int | None = None, hours: float | None = None,
-         setting_of: Callable[[PlannedTrial], str] = text_of) -> None:
+         setting_of: Callable[[PlannedTrial], str] = text_of, record_at: Sequence[int] = ()) -> None:
     """Run trials until none is wanted, or enough was done; one process at a time in the folder of ``path``.
 
     Args:
@@ -86,13 +86,14 @@ def work(following: Callable[[Found], tuple[PlannedTrial, str] | None], path: Pa
         most: Most trials.
         hours: Time after which no trial is started.
         setting_of: Returns the setting of a trial.
+        record_at: Steps after which a trial's validation loss is recorded, besides the last.
 
     Raises:
         WorkerError: If a trial was lost with its worker; it is tried again next time.
     """
     start, done = time.monotonic(), 0
     with Interrupts(), RunLock(path.parent), ExitStack() as stack:
-        study = Study(path, configs, setting_of)
+        study = Study(path, configs, setting_of, record_at)
         stack.callback(study.close)
         while (most is None or done < most) and (hours is None or time.monotonic() - start < 3600 * hours):
             found = load(path)

@@ -21,11 +21,14 @@ from qra_bo.report.style import (
     legend,
 )
 
-MARKS = {"qra_bo_finer_gptq": ("p", VERMILLION), "best_uniform_finer_gptq": ("p", BLUE),
-         "qra_bo_gptq": ("*", VERMILLION), "qra_bo": ("P", VERMILLION), "best_uniform_gptq": ("s", BLUE),
-         "best_uniform": ("v", BLUE), "autoqra": ("P", GREEN), "autoqra_gptq": ("*", GREEN),
-         "qr_adaptor": ("X", SKY), "qlora": ("D", "#000000"), "qlora_gptq": ("h", "#000000"), "lora_16": ("D", PURPLE)}
-OTHERS = ("o", ORANGE)
+FAMILIES = {"qra_bo": ("qra_bo", "*", VERMILLION), "best_uniform": ("best uniform that fits", "s", BLUE),
+            "autoqra": ("AutoQRA as published", "P", GREEN), "qr_adaptor": ("QR-Adaptor", "X", SKY)}
+"""Label, mark and colour of a method and its variants, by the beginning of their names."""
+OTHERS = ("other methods", "o", ORANGE)
+NAMED = {"lora_16": "LoRA, 16 bits", "qlora": "QLoRA", "qlora_gptq": "QLoRA, GPTQ"}
+"""Rows that are labelled beside their mark."""
+CHOSEN = "_gptq"
+"""End of the name of a row with codes by GPTQ: its mark is filled."""
 HEADROOM = 0.6
 """Share of the span from the best loss to QLoRA's that is shown above QLoRA's; higher losses are marked at the edge."""
 Row = Mapping[str, Any]
@@ -44,7 +47,7 @@ def draw(table: Mapping[str, Any], theme: Theme = LIGHT) -> Figure | None:
     label = proxy_label(table)
     if label is not None:
         fig.suptitle(label, color=theme.ink)
-    legend(fig, left, theme, 3)
+    legend(fig, left, theme, 4)
     return fig
 
 
@@ -57,22 +60,33 @@ def front(rows: Sequence[Row], key: str) -> list[Row]:
     return found
 
 
-def _panel(ax: Axes, theme: Theme, rows: Sequence[Row], key: str, label: str) -> None:
+def _panel(ax: Axes, theme: Theme, rows: Sequence[Row], key: str, label_x: str) -> None:
     best = min(r["mean"] for r in rows)
     qlora = next((r["mean"] for r in rows if r["method"] == "qlora"), max(r["mean"] for r in rows))
     top = qlora + HEADROOM * max(qlora - best, 1e-6)
     seen: set[str] = set()
     for r in rows:
-        mark, colour = MARKS.get(r["method"], OTHERS)
-        name = r["title"] if r["method"] in MARKS else "other methods"
-        above = r["mean"] > top
-        ax.errorbar(r[key] / 1e6, min(r["mean"], top), yerr=None if above else r["se"], fmt="^" if above else mark,
-                    color=colour, markersize=11 if mark == "*" else 6.5, linestyle="none", capsize=2, zorder=3,
-                    label=None if above or name in seen else name)
+        label, mark, colour = ("", "D", PURPLE) if r["method"] in NAMED else next(
+            (look for name, look in FAMILIES.items() if r["method"].startswith(name)), OTHERS)
+        above, chosen = r["mean"] > top, r["method"].endswith(CHOSEN)
+        at = (r[key] / 1e6, min(r["mean"], top))
+        ax.errorbar(*at, yerr=None if above else r["se"], fmt="^" if above else mark, color=colour,
+                    markersize=(11 if mark == "*" else 6.5) if not above else 5, linestyle="none", capsize=2, zorder=3,
+                    markerfacecolor=colour if chosen else theme.paper,
+                    label=None if above or not label or label in seen else label)
         if not above:
-            seen.add(name)
+            seen.add(label)
+        if r["method"] in NAMED:
+            last = r[key] == max(row[key] for row in rows)
+            ax.annotate(NAMED[r["method"]], at, textcoords="offset points", fontsize=8.5,
+                        xytext=(0, 9) if last else (9, 7), ha="center" if last else "left", color=theme.ink, zorder=4)
     line = front([r for r in rows if r["mean"] <= top], key)
     ax.step([r[key] / 1e6 for r in line], [r["mean"] for r in line], where="post", color=theme.muted, linewidth=1.0,
             zorder=1, label="front")
+    ax.plot([], [], marker="o", linestyle="none", color=theme.muted, label="filled: codes by GPTQ")
+    if any(r["mean"] > top for r in rows):
+        ax.annotate("triangles lie above the view", (1, top), xycoords=("axes fraction", "data"), ha="right",
+                    va="center", fontsize=8.5, color=theme.muted)
+    ax.margins(x=0.1)
     ax.set_ylim(top=top + 0.04 * (top - best))
-    dress(ax, theme, x=label)
+    dress(ax, theme, x=label_x)

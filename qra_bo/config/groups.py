@@ -16,6 +16,7 @@ from qra_bo.memory import parse_format
 from qra_bo.memory.budget import headroom_bytes
 from qra_bo.utils.errors import ConfigError
 from qra_bo.utils.fields import (
+    ONE_IS_A_LIST,
     REFUSED,
     Count,
     Group,
@@ -113,6 +114,7 @@ class EffortConfig(Group):
         uniform_baselines: Uniform baselines, the most promising first; ``None`` for all.
         calibration_baselines: Uniform baselines on which each learning rate is tried.
         references: Whether 16-bit LoRA and QLoRA of rank 16 are evaluated too; they need not fit the budget.
+        compare: What a predicted allocation is trained beside, on one training seed (``study.comparison``).
         sequential: Whether the confirmation ends before ``confirm.seeds`` where its sign is decided.
         ranking_top: Allocations whose ranking is checked at a longer training, winner and best uniform baseline among
             them; none below 4.
@@ -124,6 +126,7 @@ class EffortConfig(Group):
     uniform_baselines: Count | None
     calibration_baselines: Count
     references: StrictBool
+    compare: Annotated[tuple[Literal["untuned", "uniform", "qlora"], ...], ONE_IS_A_LIST]
     sequential: StrictBool
     stop: Share | None
     ranking_top: Natural

@@ -9,7 +9,8 @@ from typing import Any
 HARMLESS = frozenset({
     "task", "out", "resume", "display", "mirror", "allocation", "max_hours", "search.force", "logger.", "executor.",
     "effort.name", "effort.max_full_trials", "effort.uniform_baselines", "effort.calibration_baselines",
-    "effort.references", "effort.sequential", "effort.stop", "effort.ranking_top", "effort.rate_factors",
+    "effort.references", "effort.compare", "effort.sequential", "effort.stop", "effort.ranking_top",
+    "effort.rate_factors",
     "memory.format", "memory.verify",
     "eval.tasks", "eval.limit", "export.targets", "export.merged_base", "export.gguf", "export.check",
     "worker.deadline_seconds", "worker.slowdown", "worker.retries", "worker.checkpoint_seconds", "worker.spill_above"})

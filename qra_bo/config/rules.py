@@ -70,6 +70,13 @@ def _task(config: RunConfig) -> Iterator[Problem]:
                                 "oracle out.")
     if task == "finetune" and len(config.budget) > 1:
         yield Problem("budget", f"task=finetune takes one budget; got {len(config.budget)}.")
+    if config.effort.compare and config.effort.max_full_trials:
+        yield Problem("effort.compare", "effort.compare is for effort=instant, which trains nothing else to compare "
+                                        f"with; got effort={config.effort.name}, a search with its own baselines: "
+                                        "leave it out.")
+    if "untuned" in config.effort.compare and not config.oracle.trains:
+        yield Problem("effort.compare", f"effort.compare=untuned evaluates a model, and oracle={config.oracle.name} "
+                                        "has none; leave it out.")
     if task != "finetune" and OF_ALLOCATION in config.budget:
         yield Problem("budget", f"budget={OF_ALLOCATION} is for task=finetune; got task={task}: name a size, e.g. 8GB.")
 

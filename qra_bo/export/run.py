@@ -12,10 +12,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from qra_bo.config.groups import LR_EXPONENTS
 from qra_bo.report.story import server_rank
-from qra_bo.report.text import allocation_rows, number, signed, size
+from qra_bo.report.text import allocation_rows, size
 from qra_bo.study.results import build_best, load_study
 from qra_bo.utils.errors import JournalError, OutputError
 from qra_bo.utils.files import check_run_folder, strict_json
+from qra_bo.utils.numbers import number, signed
 
 REQUIRED = {
     "best.json": ("model", "granularity", "units", "bits", "ranks", "formats", "memory", "oracle", "alpha_over_rank",

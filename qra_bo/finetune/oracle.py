@@ -23,6 +23,7 @@ from qra_bo.finetune.training.final import FinalSettings
 from qra_bo.finetune.training.loop import DivergedError, HeldOut, TrainSettings, held_out, train_steps, unit_groups
 from qra_bo.finetune.training.loss import CalibrationText
 from qra_bo.finetune.training.optimizer import UnitwiseAdamW
+from qra_bo.finetune.training.sample import continuation, prompt_of
 from qra_bo.finetune.training.trial_run import CheckpointStore, FinalRun, TrialRun
 from qra_bo.memory.serving import ANY
 from qra_bo.oracle.protocol import Progress, StopRequested
@@ -101,9 +102,9 @@ class FinetuneOracle:
             self.bank.build(progress)
             rank_sensitivity, trained = measure_rank_sensitivity(self.bank, self.units, self.text,
                                                                  self.settings.largest_rank, progress)
-            measured, base, forward = measure_quantization_sensitivity(self.bank, self.units, self.formats, self.text,
-                                                                       progress)
-            source = f"measured on {len(self.text.ids)} training sequences"
+            measured, base, forward, used = measure_quantization_sensitivity(self.bank, self.units, self.formats,
+                                                                             self.text, progress)
+            source = f"measured on {used} training sequences"
             profile = SensitivityProfile(
                 tuple(u.name for u in self.units), tuple(f.name for f in self.formats), measured.rise, measured.kl,
                 rank_sensitivity, base, source if self.bank.rounding is None else f"{source}, codes by GPTQ",
@@ -161,6 +162,14 @@ class FinetuneOracle:
             self.peft = None
             release_unused(self.device)
 
+    def untuned(self, split: str, progress: Progress) -> dict[str, Any]:
+        """Return loss and standard error (nats) of the base in 16 bits without adapters, and the tokens of the pass."""
+        blocks = (self.data.test if split == "test" else self.data.validation).take(self.settings.eval_blocks)
+        self.bank.restore_dense()
+        found = held_out(self.model, blocks.input_ids, blocks.labels, self.settings.train, self.device,
+                         positions=blocks.positions)
+        return {"loss": found.loss, "loss_se": found.se, "forward_tokens": found.tokens}
+
     def measure_peak(self, allocation: Mapping[str, Any], train_seed: int, progress: Progress,
                      init: str | None = None) -> dict[str, Any]:
         """Measure an allocation's memory with two training steps and a batch of the evaluation; nothing is kept.
@@ -185,7 +194,8 @@ class FinetuneOracle:
 
         ``allocation`` is the winner's JSON, ``options`` are the fields of ``FinalSettings``. ``model_cfg`` goes into
         the manifest. Returns the steps planned and done, the step whose adapter is delivered, the validation loss by
-        step, the test loss of what is delivered with its standard error, and the tokens.
+        step, the test loss of what is delivered with its standard error, the tokens, and a text ``sample`` of the
+        quantised base and of what is delivered; ``None`` without a tokenizer.
 
         Raises:
             TrainingError: If the training did not end well.
@@ -197,6 +207,7 @@ class FinetuneOracle:
         request = TrialSpec(chosen, total, total, train_seed, "test", lr_scale)
 
         def save() -> None:
+            run.after = self._sample()
             ranks = unit_choice(self.units, chosen.ranks)
             node = {**model_cfg, "revision": model_cfg.get("revision") or commit_of(self.model)}
             with writing(folder, "run the same command again"):
@@ -218,7 +229,17 @@ class FinetuneOracle:
         curve = run.at.curve
         return {"steps": curve[-1][0], "planned_steps": total, "kept_step": final.kept(curve),
                 "curve": [list(point) for point in curve], "loss": measured.loss, "loss_se": measured.loss_se,
-                "training_tokens": measured.training_tokens}
+                "training_tokens": measured.training_tokens,
+                "sample": None if self.tokenizer is None else {
+                    "prompt": self.tokenizer.decode(prompt_of(self.data.test)), "before": run.before,
+                    "after": run.after}}
+
+    def _sample(self) -> str:
+        """Return how the model goes on from a held-out prompt; empty without a tokenizer."""
+        if self.tokenizer is None:
+            return ""
+        tokens = continuation(self.model, prompt_of(self.data.test), self.tokenizer.eos_token_id, self.device)
+        return str(self.tokenizer.decode(tokens))
 
     def close(self) -> None:
         self.bank.restore_dense()
@@ -258,6 +279,8 @@ class FinetuneOracle:
         self.build(request.allocation, request.train_seed, progress, request.init, request.codes)
         optimizer = self.optimizer(request.allocation, request.lr_scale)
         switch_seconds = time.monotonic() - run.start
+        if isinstance(run, FinalRun):
+            run.before = self._sample()
         run.restore(optimizer)
         probe = MemoryProbe(optimizer, self.bank, self.settings.scope, follow=True,
                             serve=self.settings.serve)

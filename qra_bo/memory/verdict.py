@@ -14,7 +14,7 @@ NOTHING_BINDS, RANKS, BITS, MIXING_PAYS, NOTHING_FITS = \
     "nothing binds", "ranks", "bits", "mixing pays", "nothing fits"
 """Regions of a budget, from generous to too small."""
 FOUR_BITS = 4
-"""Width from which a uniform choice has been about as good as any mix (``docs/limits.md``)."""
+"""Width from which a uniform choice has been about as good as any mix (``docs/reference/limits.md``)."""
 MOST_BATCH, LENGTH_STEP, MOST_LENGTH = 1024, 64, 131_072
 """Limits of the changes that are priced, and the grain of lengths, in sequences and tokens."""
 

@@ -8,8 +8,10 @@ from rich.console import Console
 
 from qra_bo.config import RunConfig
 from qra_bo.finetune.data.load import load_data, read_data
-from qra_bo.finetune.data.options import DataConfig, UserData
+from qra_bo.finetune.data.options import DataConfig, PlaysData, UserData
+from qra_bo.finetune.data.plays import PACKAGE, VERSION, play_records
 from qra_bo.report.example import print_data
+from qra_bo.report.opening import print_passage
 from qra_bo.study import JOURNAL_NAME
 from qra_bo.utils.process import tolerant
 
@@ -27,17 +29,26 @@ def check_data(data: DataConfig) -> None:
 def show_data(config: RunConfig, folders: Iterable[Path] = ()) -> None:
     """Tokenise the user's data with the model's tokenizer alone, before weights are loaded, and show an example.
 
-    Runs that have begun in ``folders``, and runs whose workers are on other machines, are passed over.
+    Of the embedded plays a passage is shown as it is: nothing in them depends on the tokenizer. Runs that have begun in
+    ``folders``, and runs whose workers are on other machines, are passed over.
 
     Raises:
         ModelError: If the tokenizer can't be read.
         DataError: If a conversation can't be rendered, or too much of the answers would be cut off.
     """
     begun = any((folder / JOURNAL_NAME).exists() for folder in folders)
-    if begun or config.executor.elsewhere or not config.oracle.trains or not isinstance(config.data, UserData):
+    if begun or config.executor.elsewhere or not config.oracle.trains:
+        return
+    if isinstance(config.data, PlaysData) and config.display != "none":
+        train = play_records()[0]
+        print_passage(_console(config), f"{len(train)} plays of {PACKAGE} {VERSION} for training", train[0].target)
+    if not isinstance(config.data, UserData):
         return
     from qra_bo.finetune.models.load import load_tokenizer  # loads transformers, which a simulation does without
     data = load_data(config.data, load_tokenizer(config.model), config.train.length, isolate=config.train.isolated)
     if config.display != "none":
-        console = Console(file=tolerant(sys.stderr), force_terminal=False if config.display == "plain" else None)
-        print_data(console, data)
+        print_data(_console(config), data)
+
+
+def _console(config: RunConfig) -> Console:
+    return Console(file=tolerant(sys.stderr), force_terminal=False if config.display == "plain" else None)

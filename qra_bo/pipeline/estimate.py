@@ -11,12 +11,17 @@ from qra_bo.report.tables import PlanRow, print_line
 from qra_bo.report.text import rough
 from qra_bo.space import Allocation, SearchSpace, uniform
 from qra_bo.study import Setting, cost_of
+from qra_bo.study.state import FORWARD_SHARE
 from qra_bo.trials import Trial, TrialState
 from qra_bo.utils.device import cores, resolve_dtype
 
 CORE_FLOPS = {"bfloat16": 2e11, "float32": 5e10}
 """Rough floating-point operations a second of one core in training: SmolLM2-135M in bf16 on two cores trained 675
 tokens a second = 0.40 TFLOP/s; single precision is assumed four times as slow."""
+CODE_SECONDS = 1.5e-7
+"""Rough seconds of one core to pack a weight in one format and choose its code by GPTQ (SmolLM2-135M)."""
+PROFILE = "profile"
+"""Name of the plan's part that is over before the first trial."""
 
 
 def card_of(setting: Setting) -> Card | None:
@@ -47,6 +52,25 @@ def token_seconds(setting: Setting, card: Card | None = None) -> float | None:
     return step_seconds(setting.memory, space, chosen, card) / setting.memory.shape.tokens
 
 
+def profile_cost(setting: Setting) -> float:
+    """Return the cost of a profile on all calibration text, in training tokens: sensitivities, and choosing codes."""
+    config, space = setting.config, setting.space
+    trained, forward = setting.tokens_before
+    size, n_layers = config.data.calibration * config.train.length, setting.memory.spec.n_layers
+    above = sum(1 - min(linear.layer for linear in unit.linears) / n_layers for unit in space.units)
+    passes = 1 + above * sum(fmt.bits < 16 for fmt in space.formats)
+    return trained + size + FORWARD_SHARE * (forward + size * passes)
+
+
+def profile_seconds(setting: Setting, cost: float, each: float | None) -> float | None:
+    """Return rough seconds of a profile of ``cost`` training tokens, ``each`` seconds a token; ``None`` but on a CPU.
+    """
+    if each is None or setting.memory.shape.device != "cpu":
+        return None
+    chosen = setting.memory.spec.linear_numel * sum(fmt.bits < 16 for fmt in setting.space.formats)
+    return each * cost + CODE_SECONDS * chosen / cores() * (setting.config.quantizer.rounding != "rtn")
+
+
 def typical(space: SearchSpace) -> Allocation:
     """Return the uniform allocation nearest to 4 bits, at the middle of the ranks."""
     fmt = min(space.formats, key=lambda f: abs(f.bits - 4))
@@ -71,7 +95,7 @@ class FirstTrial:
     """
 
     def __init__(self, rows: Sequence[PlanRow], console: Console) -> None:
-        self._rows, self._console, self._waiting = rows, console, True
+        self._rows, self._console, self._waiting = [row for row in rows if row.what != PROFILE], console, True
 
     def __call__(self, event: Mapping[str, Any]) -> None:
         if not self._waiting or event["event"] != "trial":

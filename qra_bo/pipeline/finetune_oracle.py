@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -88,8 +89,9 @@ def make_finetune(cfg: RunConfig, out: Path) -> FinetuneOracle:
     return FinetuneOracle(data, space.units, space.formats, bank, finetune_settings(cfg),
                           CheckpointStore(out / "checkpoints"), profiles,
                           {"attention": kernel, "data": data.source, "data_tokens": data.n_tokens,
-                           "notes": data_notes(cfg.data, data), "model_sha256": weights,
-                           "model_revision": commit_of(model), "base_on": "host" if on_host else device.type},
+                           "data_facts": asdict(data.train.facts), "notes": data_notes(cfg.data, data),
+                           "model_sha256": weights, "model_revision": commit_of(model),
+                           "base_on": "host" if on_host else device.type},
                           factors, tokenizer)
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,15 +16,19 @@ from qra_bo.memory.budget import free_bytes, headroom_bytes, largest, resolve_bu
 from qra_bo.memory.cards import CARDS, Card
 from qra_bo.memory.embeddings import packed_tables_bytes, unpacked_numel
 from qra_bo.memory.formats import metadata_bytes, weight_bytes
+from qra_bo.memory.verdict import largest_rank
 from qra_bo.pipeline.build import MALLOC, bank_formats, keeps_dense, make_memory
-from qra_bo.pipeline.estimate import token_seconds
+from qra_bo.pipeline.estimate import PROFILE, profile_cost, profile_seconds, token_seconds
+from qra_bo.report.opening import Need
 from qra_bo.report.tables import PlanRow
 from qra_bo.space import Allocation, DecoderSpec, Ladder, SearchSpace, uniform
 from qra_bo.study.device_allowance import allowance_for
 from qra_bo.study.setting import Setting
 from qra_bo.utils.device import BYTES, resolve_device, resolve_dtype
-from qra_bo.utils.errors import DataError, DeviceError
+from qra_bo.utils.errors import DataError, DeviceError, SpaceError
 
+USUAL_BITS = (2, 3, 4, 8)
+"""Widths that a run begins with the needs of, whether it may use them or not."""
 CHARACTERS_PER_TOKEN = 3.2
 """Of the embedded text under SmolLM2's tokenizer: 3.98 million characters, 1.24 million tokens."""
 LIBRARIES = 450 * 10**6
@@ -209,12 +214,30 @@ def plan_rows(setting: Setting, card: Card | None = None) -> list[PlanRow]:
                  effort.ranking_top * factor * each}
     if setting.given is not None or not effort.max_full_trials:
         costs = {}
+    profile: list[PlanRow] = []
+    if setting.given is None and not effort.max_full_trials:
+        if config.oracle.trains and setting.profile is None:
+            profile.append(PlanRow(PROFILE, cost := profile_cost(setting), profile_seconds(setting, cost, seconds)))
+        trained = 1 + len({"uniform", "qlora"} & set(effort.compare))
+        costs[f"comparison on one seed ({trained} allocations)"] = trained * each if effort.compare else 0.0
     if config.oracle.trains:
         (what, cost), = _final(config).items()
         share = f"; {100 * cost / (cost + sum(costs.values())):.0f} % of the whole" if cost and costs else ""
         costs[f"final fine-tune ({what}{share})"] = cost
-    return [PlanRow(what, cost, None if seconds is None or not cost else seconds * cost)
-            for what, cost in costs.items() if cost or what.startswith("final")]
+    return [*profile, *(PlanRow(what, cost, None if seconds is None or not cost else seconds * cost)
+                        for what, cost in costs.items() if cost or what.startswith("final"))]
+
+
+def needs_of(setting: Setting, budget: int) -> list[Need]:
+    """Return what the formats of the space need on all units, and the largest rank that fits ``budget`` bytes; of
+    ``USUAL_BITS`` too, where any format may be stored and the model's shapes allow it."""
+    space, low, needs = setting.space, setting.space.ranks.values[0], list[Need]()
+    usual = [default_format(bits) for bits in USUAL_BITS if bits not in setting.config.bits]
+    for fmt in sorted([*space.formats, *(usual if setting.config.serve == "any" else ())], key=lambda fmt: fmt.bits):
+        with suppress(SpaceError):
+            needs.append(Need(fmt.name, fmt.bits, low, setting.predictor(uniform(space.n_units, fmt.name, low)),
+                              largest_rank(setting.memory, space, fmt, budget), fmt in space.formats))
+    return needs
 
 
 def _final(config: RunConfig) -> dict[str, float]:

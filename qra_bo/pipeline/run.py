@@ -6,6 +6,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,28 +25,34 @@ from qra_bo.pipeline.estimate import FirstTrial, basis, card_of
 from qra_bo.pipeline.exports import write_exports
 from qra_bo.pipeline.folders import SUMMARY_NAME, journals, path_name, run_folder
 from qra_bo.pipeline.given import check_given, judged, read_allocation, with_ladders_of
-from qra_bo.pipeline.plan import budgets_of, check_ram, plan_rows
+from qra_bo.pipeline.plan import budgets_of, check_ram, needs_of, plan_rows
 from qra_bo.report.data import load_run
 from qra_bo.report.html import write_report
 from qra_bo.report.live import LiveView
 from qra_bo.report.mirror import OptunaMirror, storage_url
+from qra_bo.report.opening import print_needs
 from qra_bo.report.tables import print_line, print_plan, print_result, print_table
-from qra_bo.report.text import DASH, allocation_html, allocation_text, number, signed, size
+from qra_bo.report.text import allocation_html, allocation_text, size
 from qra_bo.report.trackers import make_listener
 from qra_bo.searchers import make_searcher
 from qra_bo.sensitivity.io import given_profile
 from qra_bo.sensitivity.profile import rehearsal_profile
 from qra_bo.study import JOURNAL_NAME, Engine, Listener, MakeSearcher, RunInterrupted, RunOutcome, Setting, load_study
 from qra_bo.study.device_allowance import allowance_for
+from qra_bo.study.journal import Event
 from qra_bo.study.shared import SharedExecutor
+from qra_bo.study.state import COMPARISON
 from qra_bo.utils import errors
 from qra_bo.utils.device import resolve_device
 from qra_bo.utils.errors import BudgetError, QRABOError, worst
 from qra_bo.utils.files import write_json, writing
+from qra_bo.utils.numbers import DASH, number, signed
 from qra_bo.utils.process import tolerant
 
 OF_ALL = (errors.ConfigError, errors.ModelError, errors.DataError, errors.DeviceError, errors.MissingExtraError)
 """Errors that every further budget would meet too."""
+COMPARING = (COMPARISON, "confirmation")
+"""Stages after which a report can be read."""
 SUMMARISED = ("winner_kind", "average_bits", "average_rank", "loss", "loss_se", "metric", "search_loss",
               "versus_best_uniform", "oracle")  # fields of best.json in budgets.json
 
@@ -252,7 +259,13 @@ def run_within(folder: Path, setting: Setting, budget: int, executor: Executor,
 
 
 def _announced(setting: Setting, budget: int, verdict: Verdict | None, console: Console) -> Listener:
-    """Print verdict, choices and plan of a run that begins; return the listener that corrects the plan's times."""
+    """Print needs, verdict, choices and plan of a run that begins; return the listener that corrects the plan's times.
+    """
+    if setting.given is None:
+        spec, scope = setting.memory.spec, setting.config.memory.scope
+        print_needs(console, f"{spec.name}: {(spec.linear_numel + spec.other_numel) / 1e6:,.1f} M parameters in "
+                    f"{setting.space.n_units} units; the same bits everywhere, as a share of {size(budget)} ({scope} "
+                    "memory):", budget, needs_of(setting, budget))
     if verdict is not None:
         print_line(console, f"Verdict: {verdict.sentence} {verdict.offer}".rstrip())
     config, card = setting.config, card_of(setting)
@@ -276,9 +289,20 @@ def _listeners(config: RunConfig, folder: Path, stack: ExitStack) -> tuple[LiveV
         stack.callback(tracker.close)
     view = stack.enter_context(live_view(config)) if config.display != "none" else None
     listeners: list[Listener] = [listener for listener in (view, tracker) if listener is not None]
+    listeners.append(functools.partial(_report_early, folder, datetime.now().astimezone()))
     if config.mirror is not None:
         listeners.append(stack.enter_context(OptunaMirror(storage_url(config.mirror, folder), folder)))
     return view, listeners
+
+
+def _report_early(folder: Path, since: datetime, event: Event) -> None:
+    """Write the report of a run in ``folder`` after a comparison: the final fine-tune may take hours.
+
+    Events before ``since`` are those of earlier sessions.
+    """
+    if event["event"] == "stage" and event["state"] == "end" and event["stage"] in COMPARING \
+            and datetime.fromisoformat(event["time"]) >= since:
+        write_report(folder)
 
 
 def live_view(config: RunConfig) -> LiveView:

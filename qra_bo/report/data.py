@@ -13,7 +13,7 @@ from pydantic.dataclasses import dataclass as checked
 from qra_bo.execution.base import ProfileResult
 from qra_bo.memory.formats import parse_format
 from qra_bo.space import Allocation, StorageFormat
-from qra_bo.study import JOURNAL_NAME, RESERVED, Study, read_journal, session_seconds
+from qra_bo.study import JOURNAL_NAME, RESERVED, Study, allocation_name, read_journal, session_seconds
 from qra_bo.trials import SCHEMA_VERSION, Trial, rounding_of
 from qra_bo.utils.errors import JournalError, OutputError, SpaceError
 
@@ -237,18 +237,8 @@ class ReportData:
         return float(np.average(self.bits(allocation), weights=self.header.unit_numel))
 
     def name(self, allocation: Allocation, codes: str | None = None) -> str:
-        """``uniform-4bit-r16``, ``uniform-4bit-r4-6`` (filled), or ``mixed-`` and six digits of the fingerprint.
-
-        Codes other than the search's are appended.
-        """
-        if codes is not None:
-            return f"{self.name(allocation)}-{codes}"
-        formats, ranks = set(allocation.formats), sorted(set(allocation.ranks))
-        if len(formats) > 1 or len(ranks) > 2:
-            return f"mixed-{allocation.fingerprint[:6]}"
-        bits, fmt = self.bits(allocation)[0], next(iter(formats))
-        suffix = f"-{fmt}" if sum(f.bits == bits for f in self.header.formats) > 1 else ""
-        return f"uniform-{bits}bit{suffix}-r{'-'.join(map(str, ranks))}"
+        """Return the allocation's name, which no other of the run has (``allocation_name``)."""
+        return allocation_name(self.study, allocation, codes)
 
     @property
     def equivalents(self) -> float:

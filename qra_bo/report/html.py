@@ -12,32 +12,38 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from qra_bo.report import story
-from qra_bo.report.checks import checks
 from qra_bo.report.data import BREAKDOWN, ReportData, load_run
+from qra_bo.report.notes import notes
 from qra_bo.report.plots import PLOTS, RUNS_PLOTS, write_plots
 from qra_bo.report.side_by_side import NamedRun, caveats, facts
-from qra_bo.report.style import DARK, LIGHT, Theme, svg_uri
-from qra_bo.report.text import duration, number, short_names, signed, size
+from qra_bo.report.style import DARK, LIGHT, Theme, narrow, svg_uri
+from qra_bo.report.text import duration, short_names, size
+from qra_bo.study.health import card, health
 from qra_bo.study.state import cost_of
 from qra_bo.utils.files import check_run_folder, replace_text, writing
+from qra_bo.utils.numbers import number, signed
 
 T = TypeVar("T")
 NAMED_UNITS = 3
 """How many of the most sensitive units an alternative text names."""
+THEMES = {"light": LIGHT, "dark": DARK, "narrow_light": narrow(LIGHT), "narrow_dark": narrow(DARK)}
 REM_PER_INCH = 7.0
 """Size of a figure on the page: its text is then about as large as the page's own small text."""
 
 
 def pictures(plots: Mapping[str, Callable[[T, Theme], Figure | None]], of: T) -> dict[str, dict[str, Any] | None]:
-    """Draw every figure of a run (or of several) in both appearances.
+    """Draw every figure of a run (or of several) in both appearances, for wide and narrow screens.
 
-    Returns by name two data URIs (``light``, ``dark``) and the width (``rem``), ``None`` where the data are missing.
+    Returns by name four data URIs (``light``, ``dark``, ``narrow_light``, ``narrow_dark``) and the width of the wide
+    ones (``rem``), ``None`` where the data are missing.
     """
     out: dict[str, dict[str, Any] | None] = {}
     for name, draw in plots.items():
-        light, dark = draw(of, LIGHT), draw(of, DARK)
-        out[name] = None if light is None or dark is None else {
-            "light": svg_uri(light), "dark": svg_uri(dark), "rem": round(REM_PER_INCH * light.get_figwidth(), 1)}
+        drawn = {key: draw(of, theme) for key, theme in THEMES.items()}
+        wide = drawn["light"]
+        out[name] = None if wide is None else {
+            **{key: svg_uri(fig) for key, fig in drawn.items() if fig is not None},
+            "rem": round(REM_PER_INCH * wide.get_figwidth(), 1)}
     return out
 
 
@@ -47,8 +53,9 @@ def _render(name: str, **values: Any) -> str:
                               keep_trailing_newline=True)
     environment.filters |= {"size": size, "duration": duration, "number": number, "signed": signed,
                             "pretty": lambda value: json.dumps(value, indent=2, sort_keys=True)}
-    environment.globals |= {"checks": checks, "versus": story.versus, "allocation_line": story.allocation_line,
-                            "most_sensitive": most_sensitive, "BREAKDOWN": BREAKDOWN}
+    environment.globals |= {"health": health, "card": card, "notes": notes, "versus": story.versus,
+                            "allocation_line": story.allocation_line, "most_sensitive": most_sensitive,
+                            "BREAKDOWN": BREAKDOWN}
     return environment.get_template(name).render(values)
 
 
@@ -56,9 +63,10 @@ def render_html(d: ReportData) -> str:
     """The report as one HTML document; everything that comes from the journal is escaped."""
     planned = float({**d.study.header, **d.study.last.get("extension", {})}.get("planned_cost", 0.0))
     share = None if d.ended or planned <= 0 else min(1.0, d.study.search_cost.tokens / planned)
-    return _render("report.html.jinja", d=d, answer=story.answer(d), rows=story.comparison(d),
-                   columns=story.COLUMNS[2:], lines=story.lines(d), figures=pictures(PLOTS, d), share=share,
-                   units=_unit_rows(d), steps=story.next_steps(d))
+    return _render("report.html.jinja", d=d, delivered=story.delivered(d), answer=story.answer(d),
+                   rows=story.comparison(d), columns=story.COLUMNS[2:], lines=story.lines(d),
+                   figures=pictures(PLOTS, d), share=share,
+                   sample=(d.last("final") or {}).get("sample"), units=_unit_rows(d), steps=story.next_steps(d))
 
 
 def render_runs(runs: Sequence[NamedRun]) -> str:
@@ -69,12 +77,13 @@ def render_runs(runs: Sequence[NamedRun]) -> str:
 
 
 def report_json(d: ReportData) -> dict[str, Any]:
-    """The same data for scripts: answer, comparison, checks, units, cost and trials."""
+    """The same data for scripts: answer, comparison, health cards, units, cost and trials."""
     return {
-        "schema_version": 2, "model": d.header.model, "state": d.state, "oracle": d.header.oracle,
+        "schema_version": 3, "model": d.header.model, "state": d.state, "oracle": d.header.oracle,
         "proxy_label": d.proxy_label, "budget_bytes": d.header.budget_bytes, "scope": d.header.scope,
         "answer": asdict(story.answer(d)), "comparison": [asdict(r) for r in story.comparison(d)],
-        "gap_closed": story.gap_closed(d), "checks": [asdict(c) for c in checks(d)],
+        "gap_closed": story.gap_closed(d), "checks": [asdict(c) for c in health(d.study)],
+        "notes": dict(notes(d)), "warnings": list(d.warnings),
         "surrogate_check": d.last("surrogate_check"),
         "units": [dict(zip(("unit", "format", "bits", "rank"), row, strict=True)) for row in _unit_rows(d)],
         "cost": {"cost": d.study.cost.tokens, "full_trial_equivalents": d.equivalents, "wall_seconds": d.wall_seconds,

@@ -15,10 +15,12 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from qra_bo.memory.formats import parse_format
 from qra_bo.oracle.protocol import FINETUNE
-from qra_bo.report.text import duration, rough, signed, size
+from qra_bo.report.text import duration, rough, size
 from qra_bo.study.state import Study, cost_of, loss_of
 from qra_bo.trials import Fidelity, Trial
+from qra_bo.utils.numbers import signed
 from qra_bo.utils.process import tolerant
 
 Event = Mapping[str, Any]
@@ -33,7 +35,7 @@ class RunState:
     """State of a run after the events so far, fed one at a time; it has no clock of its own.
 
     ``planned`` is the cost of search, references, confirmation and ranking check (training tokens), ``None`` before the
-    header.
+    header and 0 where nothing is searched.
     """
 
     def __init__(self) -> None:
@@ -69,7 +71,7 @@ class RunState:
     def eta_seconds(self) -> float | None:
         """Time for the rest of the planned cost at the measured seconds a training token, or ``None``."""
         seconds, tokens = self._pace
-        if self.planned is None or tokens == 0:
+        if not self.planned or tokens == 0:
             return None
         return max(0.0, self.planned - self.study.cost.tokens) * seconds / tokens
 
@@ -100,6 +102,12 @@ def _describe(e: Event) -> str | None:
     kind = e["event"]
     if kind == "profile":
         return f"profile of {len(e['units'])} units and {len(e['formats'])} formats in {duration(e['seconds'])}"
+    if kind == "prediction":
+        gain = "" if e["reference"] is None else \
+            f": {signed(e['mean'])} nats against the best uniform choice ({_in_words(e['reference'])})"
+        return f"predicted allocation: {_in_words(e['allocations'][0])}{gain}"
+    if kind == "untuned":
+        return f"untuned model: test loss {e['loss']:.4f}"
     if kind == "calibration":
         return f"learning rate {float(e['lr']):.3g} (rule {e['rule']})"
     if kind == "confirmation" and not e["train_seeds"]:
@@ -120,11 +128,19 @@ def _describe(e: Event) -> str | None:
 def trials_after_search(config: Mapping[str, Any]) -> int:
     """Full-trial equivalents of references, confirmation (at other learning rates too) and the longer ranking check."""
     confirm, effort = config.get("confirm", {}), config.get("effort", {})
-    if not isinstance(effort, Mapping) or not confirm:
+    if not isinstance(effort, Mapping) or not confirm or not effort.get("max_full_trials", 1):
         return 0
     rates = 1 + len(effort.get("rate_factors", ()))
     return 2 * int(confirm["seeds"]) * rates + int(effort["ranking_top"]) * int(confirm["ranking_factor"]) + \
         2 * bool(effort["references"])
+
+
+def _in_words(allocation: Mapping[str, Any]) -> str:
+    """Average bits and rank of an allocation's JSON, and how many ranks there are."""
+    bits, ranks = [parse_format(f).bits for f in allocation["formats"]], allocation["ranks"]
+    spread = f"{min(ranks)}" if len(set(ranks)) == 1 else f"{min(ranks)} to {max(ranks)}"
+    widths = f"{bits[0]}" if len(set(bits)) == 1 else f"{min(bits)} to {max(bits)} (mean {sum(bits) / len(bits):.2f})"
+    return f"{widths} bits, rank {spread}"
 
 
 def _name(e: Trial) -> str:

@@ -42,7 +42,7 @@ def differences(runs: Sequence[NamedRun], theme: Theme) -> Figure | None:
                         markersize=6, capsize=4, linewidth=1.8, zorder=3)
     ax.set_yticks(range(len(rows)), [name for name, _, _ in reversed(rows)])
     ax.set_ylim(-0.6, len(rows) - 0.4)
-    dress(ax, theme, "loss minus that of the best uniform baseline (nats; left of 0: mixed is better)")
+    dress(ax, theme, "loss minus that of the best uniform baseline (nats)")
     return fig
 
 
@@ -87,7 +87,7 @@ def allocations(runs: Sequence[NamedRun], theme: Theme) -> Figure | None:
                                  ([b for _, b, _ in shown], [r for _, _, r in shown]), strict=True):
         image = np.array(values, dtype=np.float64)
         heatmap(ax, theme, title, image, [name for name, _, _ in shown], image.max())
-        name_units(ax, short_names(runs[0].data.header.units))
+        name_units(ax, short_names(runs[0].data.header.units), theme)
     return fig
 
 

@@ -7,21 +7,31 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
+from matplotlib.text import Annotation
+from matplotlib.transforms import Bbox
 
-from qra_bo.report.checks import LEAST_PAIRS, low_high
 from qra_bo.report.data import ReportData
-from qra_bo.report.style import GREEN, MB, ORANGE, PURPLE, VERMILLION, Theme, axes, dress, figure, legend
-from qra_bo.report.text import number, signed, size
+from qra_bo.report.style import GREEN, MB, ORANGE, PURPLE, VERMILLION, Theme, axes, dress, legend, panels
+from qra_bo.report.text import size
 from qra_bo.space import FloatArray
 from qra_bo.study import Cost, cost_of, loss_of, spearman
+from qra_bo.study.health import early_and_late
 from qra_bo.trials import Trial
+from qra_bo.utils.numbers import number, signed
 
+LEAST_PAIRS = 3
+"""Pairs of losses that a figure of two trainings, or of predictions, needs."""
 VIEW_SHARE = 0.75
 """Share of the points that the loss axis must show; higher points are drawn at the edge, marked as such."""
 CLOSE_SHARE = 0.5
 """The same in close-ups; the best uniform baseline is always shown."""
 NEAR_SHARE = 0.06
 """Distance from the budget, as a share of it, that the close-up of the Pareto figure shows."""
+PLACES = (("left", "bottom", (6, 4)), ("right", "bottom", (-6, 4)), ("left", "top", (6, -4)),
+          ("right", "top", (-6, -4)), ("center", "bottom", (0, 9)), ("center", "top", (0, -9)))
+"""Alignments and offsets (points) of a label, by preference."""
+CLEAR = 6
+"""Pixels by which a label keeps away from the middle of a mark."""
 
 
 def front(points: Sequence[Trial]) -> list[Trial]:
@@ -37,18 +47,21 @@ def pareto(d: ReportData, theme: Theme) -> Figure | None:
     """Loss against predicted bytes with uniform baselines, references, budget and front; ``None`` without points."""
     if not d.points:
         return None
-    fig = figure(theme, 8.4, 4.6)
     limit = d.header.budget_bytes
     close = [e for e in d.points if abs(e.predicted_bytes - limit) <= NEAR_SHARE * limit]
-    both = 2 < len(close) < len(d.points)
-    whole, *near = fig.subplots(1, 1 + both, squeeze=False, width_ratios=(1, 1.5)[:1 + both])[0]
-    _pareto_panel(whole, d, theme, d.points, _top(d.points))
-    memory = f"predicted {d.header.scope} memory (MB)"
-    dress(whole, theme, memory, "validation loss (nats per token)", "all")
-    for ax in near:
-        _pareto_panel(ax, d, theme, close, _top(close, CLOSE_SHARE, d.study.best_uniform))
-        dress(ax, theme, memory, title=f"within {100 * NEAR_SHARE:.0f} % of the budget")
-    legend(fig, whole, theme)
+    views: list[tuple[str, Sequence[Trial], float]] = [("all", d.points, _top(d.points))]
+    if 2 < len(close) < len(d.points):
+        views.append((f"within {100 * NEAR_SHARE:.0f} % of the budget", close,
+                      _top(close, CLOSE_SHARE, d.study.best_uniform)))
+    fig, axs = panels(theme, len(views), 8.4, 4.6, (1, 1.5)[:len(views)])
+    for ax, (title, points, top) in zip(axs, views, strict=True):
+        _pareto_panel(ax, d, theme, points, top)
+        dress(ax, theme, f"predicted {d.header.scope} memory (MB)",
+              "validation loss (nats per token)" if ax is axs[0] or theme.narrow else "", title)
+    legend(fig, axs[0], theme)
+    fig.draw_without_rendering()  # places the panels, so that labels can keep clear of points
+    for ax, (_, points, top) in zip(axs, views, strict=True):
+        _label_points(ax, d, points, top, theme)
     return fig
 
 
@@ -71,7 +84,6 @@ def _pareto_panel(ax: Axes, d: ReportData, theme: Theme, points: Sequence[Trial]
         ax.scatter([winner.predicted_bytes / MB], [min(loss_of(winner), top)], marker="*", s=220, color=VERMILLION,
                    edgecolors=theme.paper, label="winner", zorder=6)
     ax.margins(x=0.12, y=0.1)
-    _label_points(ax, d, [*base, *references], top, theme)
 
 
 def _top(points: Sequence[Trial], share: float = VIEW_SHARE, uniform: Trial | None = None) -> float:
@@ -93,21 +105,36 @@ def _scatter(ax: Axes, xs: Mapping[int, float], group: Sequence[Trial], top: flo
 
 
 def _label_points(ax: Axes, d: ReportData, points: Sequence[Trial], top: float, theme: Theme) -> None:
-    """Name points; of points close together only the best is named."""
-    (left, right), (bottom, ceiling) = ax.get_xlim(), ax.get_ylim()
-    near_x, near_y = 0.3 * (right - left), 0.05 * (ceiling - bottom)
-    placed: list[tuple[float, float]] = []
-    for e in sorted(points, key=lambda e: min(loss_of(e), top)):
-        x, y = e.predicted_bytes / MB, min(loss_of(e), top)
-        if any(abs(x - px) < near_x and abs(y - py) < near_y for px, py in placed):
-            continue
-        placed.append((x, y))
+    """Name baselines and references, the best first, each where its text covers the fewest points; one whose text would
+    cover another text, or lie outside the panel, is not named."""
+    at = [ax.transData.transform((e.predicted_bytes / MB, min(loss_of(e), top))) for e in points]
+    named = [e for e in points if e.stage in ("baseline", "reference")]
+    placed: list[Bbox] = []
+    for e in sorted(named, key=lambda e: (min(loss_of(e), top), e.id)):
         text = d.name(e.allocation, e.spec.codes).removeprefix("uniform-")
-        to_left = x > left + 0.6 * (right - left)
-        ax.annotate(f"{text} ({loss_of(e):.2f})" if loss_of(e) > top else text, (x, y), textcoords="offset points",
-                    xytext=(-7 if to_left else 7, 5), fontsize=8, color=theme.ink, zorder=7,
-                    ha="right" if to_left else "left",
-                    bbox={"facecolor": theme.paper, "edgecolor": "none", "alpha": 0.75, "pad": 0.8})
+        label = ax.annotate(f"{text} ({loss_of(e):.2f})" if loss_of(e) > top else text,
+                            (e.predicted_bytes / MB, min(loss_of(e), top)), fontsize=8, xytext=(0, 0),
+                            textcoords="offset points", color=theme.ink, zorder=7,
+                            bbox={"facecolor": theme.paper, "edgecolor": "none", "alpha": 0.75, "pad": 0.8})
+        found: list[tuple[int, Bbox, tuple[str, str, tuple[int, int]]]] = []
+        for place in PLACES:
+            _move(label, place)
+            box = label.get_window_extent()
+            inside = ax.bbox.contains(box.x0, box.y0) and ax.bbox.contains(box.x1, box.y1)
+            if inside and not any(box.overlaps(other) for other in placed):
+                found.append((box.padded(CLEAR).count_contains(at), box, place))
+        if not found:
+            label.remove()
+            continue
+        _, box, place = min(found, key=lambda f: f[0])
+        _move(label, place)
+        placed.append(box)
+
+
+def _move(label: Annotation, place: tuple[str, str, tuple[int, int]]) -> None:
+    horizontal, vertical, offset = place
+    label.set(ha=horizontal, va=vertical)
+    label.xyann = offset
 
 
 def final(d: ReportData, theme: Theme) -> Figure | None:
@@ -164,8 +191,7 @@ def convergence(d: ReportData, theme: Theme) -> Figure | None:
         ax.axhline(loss_of(d.study.best_uniform), color=ORANGE, linestyle="--", linewidth=1.2,
                    label="best uniform that fits")
     ax.set_xlim(left=0)
-    dress(ax, theme, "cost (full-trial equivalents; profile, calibration, low fidelity and failures included)",
-          "validation loss (nats per token)")
+    dress(ax, theme, "cost (full-trial equivalents)", "validation loss (nats per token)")
     legend(fig, ax, theme, columns=6)
     return fig
 
@@ -176,17 +202,19 @@ def confirmation(d: ReportData, theme: Theme) -> Figure | None:
     if c is None or c.candidate == c.reference:
         return None
     fig, ax = axes(theme, 8.0, 2.6)
+    low, high = min(0.0, c.low, *c.differences), max(0.0, c.high, *c.differences)
     ax.axvline(0, color=theme.ink, linewidth=1.2)
     ax.scatter(c.differences, [1.0] * len(c.differences), color=theme.main, s=42, zorder=3, alpha=0.9)
     ax.errorbar([c.mean], [0.0], xerr=[[c.mean - c.low], [c.high - c.mean]], color=VERMILLION, marker="D",
                 markersize=7, capsize=5, linewidth=2, zorder=3)
-    ax.annotate(f"{signed(c.mean)}  [{signed(c.low)}, {signed(c.high)}]", (c.mean, 0.0), textcoords="offset points",
-                xytext=(0, 9), ha="left" if c.mean < 0 else "right", fontsize=9, color=theme.ink)
+    ax.annotate(f"{signed(c.mean)}  [{signed(c.low)}, {signed(c.high)}]", (0.5, 0.0), xytext=(0, 10),
+                xycoords=("axes fraction", "data"), textcoords="offset points", ha="center", fontsize=9, zorder=4,
+                color=theme.ink, bbox={"facecolor": theme.paper, "edgecolor": "none", "pad": 1})
     ax.set_yticks([0.0, 1.0], ["mean, 95 %", "each seed"])
     ax.set_ylim(-0.6, 1.5)
-    reach = 1.25 * max(1e-4, *(abs(v) for v in (*c.differences, c.low, c.high)))
-    ax.set_xlim(-reach, reach)
-    dress(ax, theme, f"{c.split} loss: best mixed allocation minus best uniform (nats; left of 0: mixed is better)")
+    room = 0.08 * max(1e-4, high - low)
+    ax.set_xlim(low - room, high + room)
+    dress(ax, theme, f"difference in {c.split} loss (nats)")
     return fig
 
 
@@ -195,24 +223,23 @@ def fidelities(d: ReportData, theme: Theme) -> Figure | None:
 
     Each panel needs three pairs of losses; ``None`` where there is neither.
     """
-    pairs, longer = low_high(d), d.last("ranking_check")
+    pairs, longer = early_and_late(d.study), d.last("ranking_check")
     early, late = len(pairs) >= LEAST_PAIRS, longer is not None and len(longer["losses"]) >= LEAST_PAIRS
     if not early and not late:
         return None
-    fig = figure(theme, 8.0 if early and late else 5.4, 4.2)
-    panels = list(fig.subplots(1, early + late, squeeze=False)[0])
+    fig, axs = panels(theme, early + late, 8.0 if early and late else 5.4, 4.2)
     if early:
-        dots = _pairs(panels[0], theme, (d.header.low_steps or 0, d.header.high_steps), [low for low, _ in pairs],
+        dots = _pairs(axs[0], theme, (d.header.low_steps or 0, d.header.high_steps), [low for low, _ in pairs],
                       [loss_of(e) for _, e in pairs], [float(np.mean(e.allocation.ranks)) for _, e in pairs],
                       _top([e for _, e in pairs]))
-        bar = fig.colorbar(dots, ax=panels[0])
+        bar = fig.colorbar(dots, ax=axs[0])
         bar.set_label("average rank", color=theme.ink)
         bar.outline.set_edgecolor(theme.muted)
         bar.ax.tick_params(colors=theme.muted, labelcolor=theme.ink, labelsize=8.5)
     if longer is not None and late:
         x, y = ([float(v) for v in longer[key]] for key in ("search_losses", "losses"))
-        _pairs(panels[-1], theme, (d.header.high_steps, int(longer["steps"])), x, y)
-        panels[-1].margins(0.15)
+        _pairs(axs[-1], theme, (d.header.high_steps, int(longer["steps"])), x, y)
+        axs[-1].margins(0.15)
     return fig
 
 
@@ -223,8 +250,8 @@ def _pairs(ax: Axes, theme: Theme, steps: tuple[int, int], x: list[float], y: li
     colours: dict[str, Any] = {"color": theme.main} if ranks is None else \
         {"c": [ranks[i] for i in seen], "cmap": theme.cmap}
     kept = "" if rho is None else f": Spearman {number(rho, 2)}"
-    cut = f" ({len(x) - len(seen)} above the view)" if len(seen) < len(x) else ""
-    dress(ax, theme, f"loss after {steps[0]} steps", f"loss after {steps[1]} steps", f"{len(x)} allocations{cut}{kept}")
+    cut = f"\n{len(x) - len(seen)} lie above the view" if len(seen) < len(x) else ""
+    dress(ax, theme, f"loss after {steps[0]} steps", f"loss after {steps[1]} steps", f"{len(x)} allocations{kept}{cut}")
     return ax.scatter([x[i] for i in seen], [y[i] for i in seen], s=52, edgecolors=theme.muted, linewidths=0.8,
                       zorder=3, **colours)
 
@@ -236,8 +263,7 @@ def surrogate(d: ReportData, theme: Theme) -> Figure | None:
         return None
     observed, predicted, sd = (np.array(check[key], float) for key in ("observed", "predicted", "sd"))
     inside = float(np.mean(np.abs(observed - predicted) <= 1.96 * sd))
-    fig = figure(theme, 8.4, 4.2)
-    left, right = fig.subplots(1, 2)
+    fig, (left, right) = panels(theme, 2, 8.4, 4.2)
     for ax, shown, y_label, title in (
             (left, observed == observed, "predicted without it (95 %)",
              f"{100 * inside:.0f} % of {len(observed)} lie within their 95 % interval"),

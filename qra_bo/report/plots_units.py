@@ -11,7 +11,8 @@ from matplotlib.ticker import MaxNLocator
 from qra_bo.report import style
 from qra_bo.report.data import BREAKDOWN, ReportData
 from qra_bo.report.style import MB, Theme, axes, dress, figure, heatmap, legend, name_units
-from qra_bo.report.text import MINUS, short_names, size
+from qra_bo.report.text import short_names, size
+from qra_bo.utils.numbers import MINUS
 
 
 def allocation(d: ReportData, theme: Theme) -> Figure | None:
@@ -51,11 +52,11 @@ def _bars(ax: Axes, values: Sequence[int], units: Sequence[str], theme: Theme, t
     ax.grid(False, axis="x")
     ax.set_ylim(0, 1.18 * max(*values, 1))
     ax.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
-    name_units(ax, short_names(units))
+    name_units(ax, short_names(units), theme)
     if len(values) <= style.FEW_UNITS:
         for i, v in enumerate(values):
-            ax.annotate(f"{v}", (i, v), textcoords="offset points", xytext=(0, 2), ha="center", fontsize=8,
-                        color=theme.ink)
+            ax.annotate(f"{v}", (i, v), textcoords="offset points", xytext=(0, 2), ha="center", color=theme.ink,
+                        fontsize=6 if theme.narrow and len(values) > style.CROWDED else 8)
 
 
 def _map(ax: Axes, values: Sequence[int], cells: list[tuple[str, str]], theme: Theme, title: str, top: float) -> None:
@@ -64,7 +65,8 @@ def _map(ax: Axes, values: Sequence[int], cells: list[tuple[str, str]], theme: T
     for (row, column), value in zip(cells, values, strict=True):
         image[rows.index(row), columns.index(column)] = value
     heatmap(ax, theme, title, image, rows, top)
-    step = max(1, len(columns) // 32 + (len(columns) > 32))
+    most = style.CROWDED if theme.narrow else 32
+    step = 1 + (len(columns) - 1) // most
     ax.set_xticks(range(0, len(columns), step), columns[::step])
 
 
@@ -82,15 +84,15 @@ def sensitivity(d: ReportData, theme: Theme) -> Figure | None:
         above.errorbar(x, p.quantization_sensitivity[:, j], yerr=spread, marker=style.MARKERS[j % len(style.MARKERS)],
                        markersize=5, linewidth=1.3, elinewidth=0.8, color=colours[j % len(colours)], label=name)
     _symlog(above, p.quantization_sensitivity)
-    dress(above, theme, y="loss increase (nats)", title="Quantisation sensitivity: only this unit quantised ($I_q$)")
+    dress(above, theme, y="loss increase (nats)", title="Quantisation: only this unit quantised ($I_q$)")
     legend(fig, above, theme, columns=8)
     if rank is not None:
         below[0].bar(x, rank[:, -1], color=theme.main, width=0.78)
         dress(below[0], theme, y="gain (first order)",
-              title=f"Rank sensitivity: gain of adapter capacity, rank {rank.shape[1]} ($I_r$)")
+              title=f"Adapter capacity: rank {rank.shape[1]} in this unit ($I_r$)")
         below[0].grid(False, axis="x")
     last = [above, *below][-1]
-    name_units(last, short_names(p.units))
+    name_units(last, short_names(p.units), theme)
     last.set_xlabel("unit", color=theme.ink)
     return fig
 
@@ -126,10 +128,8 @@ def memory(d: ReportData, theme: Theme) -> Figure | None:
         ax.annotate(size(n), ((start + n) / MB, y), textcoords="offset points", xytext=(5, 0), va="center",
                     fontsize=8.5, color=theme.ink, bbox={"facecolor": theme.paper, "edgecolor": "none", "pad": 1.2})
     ax.axvline(limit / MB, color=theme.ink, linestyle="--", linewidth=1.2)
-    ax.annotate(f"budget {size(limit)}", (limit / MB, len(bars) - 0.6), textcoords="offset points", xytext=(-5, 0),
-                ha="right", va="top", fontsize=8.5, color=theme.ink)
     ax.set_yticks(range(len(bars)), [label for label, *_ in reversed(bars)])
-    ax.set_xlim(0, 1.14 * max(limit, *(n for _, _, n, _ in bars)) / MB)
-    dress(ax, theme, f"{d.header.scope} memory (MB)")
+    ax.set_xlim(0, (1.35 if theme.narrow else 1.14) * max(limit, *(n for _, _, n, _ in bars)) / MB)
+    dress(ax, theme, f"{d.header.scope} memory (MB)", title=f"dashed: the budget, {size(limit)}")
     ax.grid(False, axis="y")
     return fig

@@ -1,6 +1,7 @@
 """Several runs: finding them, the findings of each, and the settings that keep their losses from being compared."""
 
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,10 +9,12 @@ from urllib.parse import quote
 
 from qra_bo.report import story
 from qra_bo.report.data import ReportData, load_run
-from qra_bo.report.text import DASH, number, size
+from qra_bo.report.text import size
+from qra_bo.study.health import SEVERITY, health
 from qra_bo.study.journal import JOURNAL_NAME, is_locked
 from qra_bo.study.state import read_state
 from qra_bo.utils.errors import JournalError, OutputError
+from qra_bo.utils.numbers import DASH, number
 
 STOPPED = ("interrupted", "failed", "died")
 """States of a run that ended early: by a signal, by an error, or killed."""
@@ -85,6 +88,8 @@ FOUND: tuple[tuple[str, Reader], ...] = (
     ("search loss", lambda d: number(d.search_loss)), ("final loss", lambda d: number(d.final_loss)),
     ("versus best uniform", story.versus),
     ("gap closed", lambda d: story.gap_closed(d) or DASH), ("state", lambda d: d.state),
+    ("checks", lambda d: ", ".join(f"{n} {status}" for status, n in sorted(Counter(
+        c.status for c in health(d.study)).items(), key=lambda pair: SEVERITY.index(pair[0])))),
     ("cost (full-trial equivalents)", lambda d: number(d.equivalents, 1)), ("bits and ranks", story.allocation_line))
 
 

@@ -7,9 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from qra_bo.report.data import Confirmation, Prediction, ReportData
-from qra_bo.report.text import DASH, describe_allocation, duration, number, signed, size
+from qra_bo.report.text import describe_allocation, duration, size
 from qra_bo.space import Allocation
 from qra_bo.study import LEAST_SEEDS, loss_of, metadata_bits
+from qra_bo.study.comparison import Compared, compared
+from qra_bo.trials import Trial
+from qra_bo.utils.numbers import DASH, number, signed
 
 CLOSED_GAP_ERRORS = 3
 """Standard errors that a gap must span before shares of it are quoted."""
@@ -85,28 +88,47 @@ def answer(d: ReportData) -> Answer:
     return _unconfirmed(d, where) if d.confirmation is None else _confirmed(d, d.confirmation, where)
 
 
+def delivered(d: ReportData) -> str:
+    """State the delivered adapter's own loss; empty before the final fine-tune."""
+    final = d.last("final")
+    if final is None:
+        return ""
+    loss = float(final["loss"])
+    return (f"Delivered adapter: test loss {number(loss)} nats per token (perplexity {math.exp(min(loss, 700)):.4g}) "
+            f"after {final['kept_step']:,} steps of its final fine-tune.")
+
+
 def _given(d: ReportData, where: str, reason: str) -> Answer:
-    final, name = d.last("final"), DASH if d.winner is None else d.name(d.winner)
-    text = f"{name} of {where} has not been fine-tuned yet." if final is None else \
-        (f"{name} of {where} was fine-tuned for {final['steps']} steps: test loss {number(d.final_loss)} nats per "
-         "token.")
-    return Answer(f"{text} Nothing was searched: {reason}.", "", "", "open")
+    name = DASH if d.winner is None else d.name(d.winner)
+    trained = "has not been fine-tuned yet" if d.final_loss is None else "was fine-tuned"
+    return Answer(f"{name} of {where} {trained}. Nothing was searched: {reason}.", "", "", "open")
 
 
 def _predicted(d: ReportData, where: str, p: Prediction) -> Answer:
-    """State what was predicted and at which length, and what the final fine-tune came to."""
+    """State what was predicted, and at which length."""
     final, name = d.last("final"), DASH if d.winner is None else d.name(d.winner)
-    trained = "" if final is None else \
-        f" Fine-tuned for {final['steps']} steps: test loss {number(d.final_loss)} nats per token."
-    text = f"Predicted, not searched: {name} for {where}.{trained}"
+    text = f"Predicted, not searched: {name} for {where}."
     if p.reference is None:
         return Answer(f"{text} No uniform baseline is on the ladders to compare with.", "", "", "open")
+    beside = compared(d.study)
+    if beside is not None and beside.predicted is not None and beside.uniform is not None:
+        return _on_one_seed(d, p, beside.predicted, beside.uniform, text)
     at = f"predicted for {p.steps} steps of training"
     if final is not None and final["steps"] != p.steps:
         at += f", not for the {final['steps']} of the final fine-tune"
     return Answer(f"{text} No trial measured its difference to the best uniform baseline ({d.name(p.reference)}).",
                   f"{signed(p.mean)} nats predicted",
                   f"95 % interval of the prediction {signed(p.low)} to {signed(p.high)}; {at}", "open")
+
+
+def _on_one_seed(d: ReportData, p: Prediction, own: Trial, reference: Trial, text: str) -> Answer:
+    """Extend ``text``, which says what was predicted, by the losses of both sides, which one seed can't decide."""
+    difference = loss_of(own) - loss_of(reference)
+    text += (f" One training seed, {own.spec.steps} steps: its test loss {number(own.loss)} is "
+             f"{'below' if difference < 0 else 'not below'} the {number(reference.loss)} of the best uniform choice, "
+             f"{d.name(reference.allocation)}. This is a demonstration: effort=normal compares on five unseen seeds.")
+    return Answer(text, f"{signed(difference)} nats on one seed", "test split, paired, no interval; predicted was "
+                  f"{signed(p.mean)}, 95 % interval of the prediction {signed(p.low)} to {signed(p.high)}", "open")
 
 
 def _confirmed(d: ReportData, c: Confirmation, where: str) -> Answer:
@@ -161,6 +183,9 @@ def unconfirmed_difference(d: ReportData) -> float | None:
 
 def versus(d: ReportData) -> str:
     """Difference to the best uniform baseline in a few words, with its interval where it was confirmed."""
+    beside = compared(d.study)
+    if beside is not None and beside.difference is not None:
+        return f"{signed(beside.difference)} on one seed"
     if d.prediction is not None:
         p = d.prediction
         return f"{signed(p.mean)} [{signed(p.low)}, {signed(p.high)}] predicted, not searched"
@@ -175,8 +200,12 @@ def versus(d: ReportData) -> str:
 def comparison(d: ReportData) -> list[Row]:
     """Return winner, best mixed, best uniform baseline and references (QLoRA, 16-bit LoRA), in this order.
 
-    An allocation that has several roles is one line, e.g. ``"winner = best uniform"``.
+    An allocation that has several roles is one line, e.g. ``"winner = best uniform"``. Where a predicted allocation was
+    compared on one seed, the lines are what was trained for that, and the untuned model.
     """
+    beside = compared(d.study)
+    if beside is not None:
+        return _one_seed_rows(d, beside)
     c = d.confirmation
     tests: dict[Allocation, float] = {}
     untried = "predicted" if d.prediction else "given" if d.study.given else None
@@ -214,6 +243,20 @@ def _row(d: ReportData, role: str, allocation: Allocation, codes: str | None, te
                None if predicted is None else predicted <= d.header.budget_bytes)
 
 
+def _one_seed_rows(d: ReportData, beside: Compared) -> list[Row]:
+    trials = (("predicted", beside.predicted), ("best uniform", beside.uniform), ("QLoRA", beside.qlora))
+    rows = []
+    for role, e in trials:
+        if e is not None:
+            a, m = e.allocation, d.measurement(e.allocation)
+            rows.append(Row(role, d.name(a, e.spec.codes), d.average_bits(a), float(np.average(a.ranks)), None, e.loss,
+                            e.predicted_bytes, e.result.measured_bytes if m is None else m.measured_bytes,
+                            e.within(d.header.budget_bytes)))
+    if beside.untuned is not None:
+        rows.append(Row("untuned", "16-bit, no adapter", 16.0, 0.0, None, beside.untuned, None, None, None))
+    return rows
+
+
 def gap_closed(d: ReportData) -> str | None:
     """Return the share of the gap from QLoRA to 16-bit LoRA that the winner closes, as text with its caveats.
 
@@ -233,11 +276,8 @@ def gap_closed(d: ReportData) -> str | None:
 
 
 def lines(d: ReportData) -> list[str]:
-    """The delivered adapter's own loss, average bits, gap closed and cost, one line each."""
-    out, final = [], d.last("final")
-    if final is not None and not d.study.untried:  # else it is the answer
-        out.append(f"Delivered adapter: test loss {number(final['loss'])} nats per token after {final['kept_step']} "
-                   "steps of its final fine-tune")
+    """Average bits, gap closed and cost, one line each."""
+    out = []
     if d.winner is not None and d.ended:
         bits = d.average_bits(d.winner)
         metadata = metadata_bits(d.study.last["end"], d.header.unit_numel)

@@ -17,9 +17,11 @@ from qra_bo.report import story
 from qra_bo.report.data import ReportData
 from qra_bo.report.side_by_side import NamedRun, caveats, facts
 from qra_bo.report.text import rough
+from qra_bo.study.health import FAIL, PASS, UNKNOWN, WARN, Card, health
 from qra_bo.utils.redact import printable
 
 TONES = {"better": "green", "equal": "yellow", "open": "cyan"}
+STATUS_STYLE = {PASS: "green", WARN: "yellow", FAIL: "bold red", UNKNOWN: "dim"}
 AVERAGES = ("bits", "rank")
 """Columns of the comparison that a narrow terminal leaves out."""
 WIDE = 100
@@ -57,10 +59,12 @@ def print_plan(console: Console, title: str, rows: Sequence[PlanRow], full_trial
 
 
 def print_result(console: Console, d: ReportData, folder: Path, files: Sequence[str] = ()) -> None:
-    """Print the answer, comparison, bits and ranks by unit, cost, warnings, ``files`` of its folder and next steps."""
-    head, rows = story.answer(d), story.comparison(d)
+    """Print the delivered loss, answer, comparison, bits and ranks by unit, cost, health cards, warnings, ``files`` of
+    the folder and next steps."""
+    head, rows, own = story.answer(d), story.comparison(d), story.delivered(d)
     if console.is_terminal:
         text = f"{escape(head.sentence)}\n[bold]{head.figure}[/bold]  {head.interval}".rstrip()
+        text = f"[bold]{own}[/bold]\n{text}" if own else text
         if d.proxy_label:
             text = f"[bold red]{escape(d.proxy_label)}[/bold red]\n{text}"
         console.print(Panel(text, border_style=TONES[head.tone], title="Result", title_align="left"))
@@ -72,6 +76,8 @@ def print_result(console: Console, d: ReportData, folder: Path, files: Sequence[
     else:
         if d.proxy_label:
             print_line(console, d.proxy_label)
+        if own:
+            print_line(console, own)
         figures = f"{head.figure} ({head.interval})" if head.interval else head.figure
         print_line(console, f"Result: {head.sentence} {figures}".rstrip())
         for r in rows:
@@ -81,6 +87,8 @@ def print_result(console: Console, d: ReportData, folder: Path, files: Sequence[
         print_line(console, f"Bits and ranks: {story.allocation_line(d)}")
     for line in story.lines(d):
         print_line(console, line)
+    if d.ended:
+        print_health(console, health(d.study))
     for warning in d.warnings:  # lines that a damaged journal lacks change the numbers above
         print_line(console, f"Warning: {warning}")
     if files:
@@ -95,6 +103,19 @@ def print_result(console: Console, d: ReportData, folder: Path, files: Sequence[
             console.print(f"Next: {what}:\n    [bold cyan]{escape(code)}[/bold cyan]", highlight=False, soft_wrap=True)
         else:
             print_line(console, f"Next: {what}: {code}")
+
+
+def print_health(console: Console, cards: Sequence[Card]) -> None:
+    """Print every card: its status, the question, the finding and what to do."""
+    if not console.is_terminal:
+        for c in cards:
+            print_line(console, f"Check: {c.question} {c.status}. {c.finding} {c.action}".rstrip())
+        return
+    table = Table.grid(padding=(0, 2))
+    for c in cards:
+        table.add_row(f"[{STATUS_STYLE[c.status]}]{c.status}[/]",
+                      f"[bold]{c.question}[/bold] {escape(c.finding)} [bold]{escape(c.action)}[/bold]".rstrip())
+    console.print(table)
 
 
 def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], bold: str, left: int = 1) -> Table:

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from qra_bo.utils.html import html_table
+from qra_bo.utils.numbers import DASH, signed
 
-MINUS, DASH = "\u2212", "\u2013"
 T = TypeVar("T")
 
 
@@ -30,16 +30,6 @@ def duration(seconds: float) -> str:
 def rough(seconds: float) -> str:
     """An estimate, rounded to its precision: ``42 s``, ``8 min``, ``3 h 20 min``."""
     return duration(seconds) if round(seconds) < 60 or seconds >= 3600 else f"{round(seconds / 60)} min"
-
-
-def signed(value: float, digits: int = 4) -> str:
-    """With its sign, a true minus: ``−0.0120``, ``+0.0031``."""
-    return f"{value:+.{digits}f}".replace("-", MINUS)
-
-
-def number(value: float | None, digits: int = 4) -> str:
-    """A number, or an en dash where there is none."""
-    return DASH if value is None else f"{value:.{digits}f}".replace("-", MINUS)
 
 
 def short_names(units: Sequence[str]) -> list[str]:

@@ -205,9 +205,10 @@ def first_that_fits(run: TrialRunner, ranked: Sequence[Allocation]) -> Allocatio
 
 def fine_tune(run: TrialRunner, allocation: Allocation, folder: Path) -> dict[str, object]:
     """Train and save ``allocation`` in ``folder``; return its steps, the step that is delivered, the curve of its
-    validation loss, and the test loss with its standard error (nats)."""
+    validation loss, the test loss with its standard error (nats), and a text before and after, if there is one."""
     final = run.executor.call("finalise", {
         "allocation": allocation.to_json(), "options": run.config.final.model_dump(),
         "train_seed": run.setting.train_seed, "lr_scale": run.study.lr_scale, "out": str(folder),
         "model_cfg": run.config.model}, run.progress)
-    return {key: final[key] for key in ("steps", "planned_steps", "kept_step", "curve", "loss", "loss_se")}
+    return {**{key: final[key] for key in ("steps", "planned_steps", "kept_step", "curve", "loss", "loss_se")},
+            "sample": final.get("sample")}

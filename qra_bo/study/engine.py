@@ -12,6 +12,7 @@ from qra_bo.searchers.base import Recommending, SelfChecking
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import Allocation
 from qra_bo.study.baselines import calibrate, evaluate_baselines, evaluate_references, uniform_baselines
+from qra_bo.study.comparison import compare
 from qra_bo.study.conclusion import check_ranking, check_rates, confirm, deliver
 from qra_bo.study.device_allowance import fold_peaks
 from qra_bo.study.given import Given
@@ -87,6 +88,8 @@ class Engine:
             if not begun:
                 from qra_bo.study.prediction import predict  # loads torch, which planning does without
                 predict(run, problem, headroom.rules, baselines)
+                if effort.compare:
+                    compare(run)
                 return self._finish(run, ())
             limit, begun_with_references = begun["uniform_baselines"], begun.get("references", effort.references)
             with run.stage("calibration"):

@@ -1,6 +1,7 @@
 """``best.json``, the result of a run, made from its journal alone."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ import numpy as np
 
 from qra_bo.memory.formats import parse_format
 from qra_bo.space import Allocation, average_bits
+from qra_bo.study.comparison import compared
+from qra_bo.study.health import health
 from qra_bo.study.journal import JOURNAL_NAME, read_journal
 from qra_bo.study.state import Study, is_uniform
 from qra_bo.trials import SCHEMA_VERSION, Trial, embeddings_of, rounding_of
@@ -63,19 +66,20 @@ def build_best(study: Study) -> dict[str, Any]:
         raise JournalError(f"the journal holds no full-fidelity trial of the winner {winner.fingerprint}")
     bits = [parse_format(f).bits for f in winner.formats]
     uniform = is_uniform(winner) if point is None else study.counts_as_uniform(point)
-    return {"schema_version": SCHEMA_VERSION, "model": header["model"], "granularity": header["granularity"],
-            "units": header["units"], "unit_numel": header["unit_numel"], "bits": bits, "ranks": list(winner.ranks),
+    return {"schema_version": SCHEMA_VERSION, "model": header["model"], "delivered": _delivered(study),
+            "granularity": header["granularity"], "units": header["units"], "unit_numel": header["unit_numel"],
+            "bits": bits, "ranks": list(winner.ranks),
             "average_bits": average_bits(bits, np.array(header["unit_numel"])),
             "metadata_bits": metadata_bits(end, header["unit_numel"]), "average_rank": sum(winner.ranks) / len(winner),
             "formats": [dict(formats[f]) for f in winner.formats], "alpha_over_rank": header["alpha_over_rank"],
             "init": header["init"], "codes": rounding_of(header["config"]),
             "embeddings": embeddings_of(header["config"]), "oracle": header["oracle"], "method": header["method"],
             "effort": study.last.get("extension", header)["effort"],
-            "searched": not study.untried, "prediction": _prediction(study),
+            "searched": not study.untried, "prediction": _prediction(study), "one_seed": _one_seed(study),
             "winner_kind": "uniform" if uniform else "mixed",
             "learning_rate": study.last["calibration"]["lr"], "lr_rule": study.last["calibration"]["rule"],
             "training": _training(study),
-            **_loss(study, point), "final": _final(study), "versus_best_uniform": _versus(study, winner),
+            **_loss(study, point), "versus_best_uniform": _versus(study, winner),
             "versus_best_uniform_at_rates": _at_rates(study, winner),
             "memory": _memory(study, winner, point, end), "baselines": [_baseline(study, e) for e in study.baselines],
             "cost": {
@@ -88,7 +92,8 @@ def build_best(study: Study) -> dict[str, Any]:
                 "wall_seconds": end["wall_seconds"], "overhead_seconds": end["overhead_seconds"]},
             "provenance": {**{k: study.last.get("provenance", {}).get(k) for k in _PROVENANCE}, "seed": header["seed"],
                            "train_seeds": list(dict.fromkeys(e.spec.train_seed for e in study.trials)),
-                           "config_sha256": header["config_sha256"]}}
+                           "config_sha256": header["config_sha256"]},
+            "checks": [asdict(card) for card in health(study)]}
 
 
 def _training(study: Study) -> dict[str, Any]:
@@ -127,7 +132,13 @@ def _prediction(study: Study) -> dict[str, Any] | None:
         "label": PREDICTED, **{k: found[k] for k in ("mean", "low", "high", "steps", "sources", "reference")}}
 
 
-def _final(study: Study) -> dict[str, Any] | None:
+def _one_seed(study: Study) -> dict[str, Any] | None:
+    """Return the losses of what was trained beside a predicted allocation, on one training seed."""
+    found = compared(study)
+    return None if found is None else found.to_json()
+
+
+def _delivered(study: Study) -> dict[str, Any] | None:
     """Return the delivered adapter's own test loss and steps; ``None`` without a final fine-tune."""
     final = study.last.get("final")
     return None if final is None else {**{k: final[k] for k in ("loss", "loss_se", "steps", "kept_step")},
@@ -163,13 +174,28 @@ def _memory(study: Study, winner: Allocation, point: Trial | None, end: Mapping[
             "file_bytes": end.get("file_bytes"), "breakdown": dict(end["breakdown"])}
 
 
+def allocation_name(study: Study, allocation: Allocation, codes: str | None = None) -> str:
+    """Return a name that no other allocation of the run has.
+
+    ``uniform-4bit-r16``; ``uniform-4bit-r4-5-3fa9`` where ranks were filled, with digits of the fingerprint; and
+    ``mixed-3fa9c1`` for all others. The format is named where several have these bits, and codes other than the run's.
+    """
+    filled = any(e.stage == "baseline" and e.allocation == allocation for e in study.points)
+    if not filled and not is_uniform(allocation):
+        name = [f"mixed-{allocation.fingerprint[:6]}"]
+    else:
+        fmt = allocation.formats[0]
+        bits = parse_format(fmt).bits
+        same = {f["name"] for f in study.header["formats"] if f["bits"] == bits} | {fmt}
+        name = [f"uniform-{bits}bit", *([fmt] if len(same) > 1 else []),
+                "r" + "-".join(map(str, sorted(set(allocation.ranks)))),
+                *([] if is_uniform(allocation) else [allocation.fingerprint[:4]])]
+    return "-".join([*name, *([] if codes is None else [codes])])
+
+
 def _baseline(study: Study, e: Trial) -> dict[str, Any]:
-    """Return one baseline or reference, named ``uniform-4bit-r16`` or ``uniform-4bit-r4-5`` (filled ranks), with the
-    format where several have these bits."""
     fmt, bits, ranks = e.allocation.formats[0], e.bits[0], e.allocation.ranks
-    same = {f["name"] for f in study.header["formats"] if f["bits"] == bits} | {fmt}
-    name = [f"uniform-{bits}bit", *([fmt] if len(same) > 1 else []), "r" + "-".join(map(str, sorted(set(ranks)))),
-            *([] if e.spec.codes is None else [e.spec.codes])]
-    return {"name": "-".join(name), "bits": bits, "ranks": ranks[0] if is_uniform(e.allocation) else list(ranks),
+    return {"name": allocation_name(study, e.allocation, e.spec.codes), "bits": bits,
+            "ranks": ranks[0] if is_uniform(e.allocation) else list(ranks),
             "format": fmt, "codes": e.spec.codes, "loss": e.loss, "predicted_bytes": e.predicted_bytes,
             "feasible": e.within(study.budget_bytes), "reference": e.stage == "reference"}

@@ -27,7 +27,9 @@ REFRESH_SECONDS = 1.0
 """Least time between two writes of progress alone."""
 FORWARD_SHARE = 1 / 3
 """Cost of a forward-only token in training tokens."""
-UNSEARCHED_STAGES = frozenset({"reference", "repeat", "confirmation", "rate_check", "ranking_check"})
+COMPARISON = "comparison"
+"""Stage of trials beside a predicted allocation (``study.comparison``)."""
+UNSEARCHED_STAGES = frozenset({"reference", "repeat", "confirmation", "rate_check", "ranking_check", COMPARISON})
 """Stages that count in a run's cost and not against its effort."""
 CONCLUSIONS = ("prediction", "surrogate_check", "choice", "confirmation", "rate_check", "ranking_check", "final",
                "end")
@@ -137,6 +139,8 @@ class Study:
                 self.overhead_seconds += float(event.get("overhead_seconds", 0.0))
             elif kind == "profile":
                 self._spend(Cost(int(event["training_tokens"]), int(event["forward_tokens"])), True)
+            elif kind == "untuned":
+                self._spend(Cost(0, int(event["forward_tokens"])), False)
             elif kind == "calibration":
                 self.lr_scale = float(event["lr_scale"])
                 self.points, self.incumbent = [], None

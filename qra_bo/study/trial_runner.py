@@ -19,7 +19,7 @@ from qra_bo.study.given import check_same_given
 from qra_bo.study.journal import Event, Journal, canonical, session_seconds
 from qra_bo.study.provenance import changes, check_same_configuration, collect
 from qra_bo.study.setting import Setting
-from qra_bo.study.state import StatusFile, Study
+from qra_bo.study.state import UNSEARCHED_STAGES, StatusFile, Study
 from qra_bo.trials import SCHEMA_VERSION, Fidelity, Trial, TrialResult, TrialSpec, TrialState
 from qra_bo.utils.errors import JournalError, OracleError, QRABOError, TrainingError
 from qra_bo.utils.redact import redact
@@ -27,8 +27,7 @@ from qra_bo.utils.version import __version__
 
 Listener = Callable[[Mapping[str, Any]], None]
 """Gets every journal event of a run, those of earlier sessions first."""
-ENGINE_STAGES = frozenset({"calibration", "baseline", "reference", "repeat", "confirmation", "rate_check",
-                           "ranking_check"})
+ENGINE_STAGES = frozenset({"calibration", "baseline", *UNSEARCHED_STAGES})
 """Stages of trials that the engine plans; all other stages are a searcher's."""
 
 

@@ -10,9 +10,9 @@ from qra_bo.pipeline.data import show_data
 from qra_bo.pipeline.folders import task_folder
 from qra_bo.pipeline.run import make_setting, oracle_session
 from qra_bo.report.tables import print_table
-from qra_bo.report.text import DASH
 from qra_bo.sensitivity import PublishedSensitivity, SensitivityProfile, read_given, save_profile
 from qra_bo.space import SearchSpace
+from qra_bo.utils.numbers import DASH
 
 PROFILE_NAME = "profile.json"
 

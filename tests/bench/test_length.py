@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from bench.length.__main__ import main, study_config
+from bench.length.__main__ import main
+from bench.length.command import study_config
 from bench.length.plan import (
     CURVES,
     LIMITS,

@@ -13,7 +13,7 @@ from qra_bo.config import load_config
 from qra_bo.finetune.data import plays
 from qra_bo.finetune.data.conversations import Conversation
 from qra_bo.finetune.data.jsonl import read_records
-from qra_bo.finetune.data.load import byte_tokenizer, data_notes, load_data, read_data, tiny_records
+from qra_bo.finetune.data.load import byte_tokenizer, load_data, read_data, tiny_records
 from qra_bo.finetune.data.options import DataConfig, HubData, JsonlData, PlaysData, TinyData
 from qra_bo.finetune.data.records import Record, split_records
 from qra_bo.pipeline.run import make_setting
@@ -214,11 +214,7 @@ def test_records_that_are_cut_are_counted(tmp_path: Path) -> None:
                    for r in split)
     facts = data.train.facts
     assert facts.cut_records == 20 - held_out
-    (note,) = data_notes(fields, data)
-    assert note.startswith(f"{facts.cut_records} of {facts.records} training records of {fields.path} are longer than "
-                           "train.length=32 tokens")
-    assert data_notes(config("tiny"), data) == []
-    assert data_notes(fields, load_data(fields, byte_tokenizer(), 64)) == []
+    assert load_data(fields, byte_tokenizer(), 64).train.facts.cut_records == 0
 
 
 def test_no_hub_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,7 +78,7 @@ def test_card_names_base_baseline_and_interval(tmp_path):
 
 def test_card_states_the_adapters_own_test_loss_apart(tmp_path):
     final = {"loss": 3.871, "loss_se": .005, "steps": 320, "kept_step": 240, "metric": "test_loss"}
-    [path] = export_all(write_finished(tmp_path / "run", final=final, search_loss=4.07), ["card"])
+    [path] = export_all(write_finished(tmp_path / "run", delivered=final, search_loss=4.07), ["card"])
     text = path.read_text()
     assert "Test loss of this adapter: 3.8710 ± 0.0050 nats per token**, after 240 steps" in text
     rows = [line for line in text.splitlines() if line.startswith("|")]

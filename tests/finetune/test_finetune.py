@@ -222,3 +222,18 @@ def test_profile_has_both_sensitivities() -> None:
     again = oracle.profile(quiet)
     assert np.array_equal(again.require_rank_sensitivity(), profile.require_rank_sensitivity())
     assert np.array_equal(again.quantization_sensitivity, profile.quantization_sensitivity)
+
+
+def test_untuned_is_the_dense_model_whatever_was_trained_before() -> None:
+    oracle = make()
+    first = oracle.untuned("test", quiet)
+    oracle.evaluate(REQUEST, quiet)
+    assert oracle.untuned("test", quiet) == first
+    blocks = DATA.test.take(4)
+    ids, goal = torch.from_numpy(blocks.input_ids), torch.from_numpy(blocks.labels)[:, 1:]
+    with torch.no_grad():
+        logits = oracle.model(input_ids=ids).logits[:, :-1].float()
+    expected = torch.nn.functional.cross_entropy(logits.transpose(1, 2), goal, ignore_index=-100)
+    assert first["loss"] == pytest.approx(float(expected), abs=1e-4)
+    assert first["forward_tokens"] == ids.numel()
+    assert oracle.untuned("validation", quiet)["loss"] != first["loss"]

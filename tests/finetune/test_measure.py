@@ -38,11 +38,12 @@ def _log_p(model: torch.nn.Module) -> torch.Tensor:
 @pytest.mark.parametrize("kept", [0, 2**30])
 def test_sensitivity_is_of_the_model_with_one_unit_quantised(kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(profiling, "KEPT_LOG_PROBABILITIES", kept)
+    monkeypatch.setattr(profiling, "settled", lambda kl: False)
     model, spec = tiny_llama(layers=3)
     formats = (parse_format("ref2"), parse_format("ref4"), parse_format("fp16"))
     bank = LayerBank(model, spec, formats, torch.float32, "cpu")
     units = make_units(spec, "block")
-    (rise, kl, se), base, spent = measure_quantization_sensitivity(bank, units, formats, TEXT, _quiet)
+    (rise, kl, se), base, spent, used = measure_quantization_sensitivity(bank, units, formats, TEXT, _quiet)
     goal = torch.from_numpy(IDS[:, 3:]).unsqueeze(-1)
     dense = _log_p(model)
     assert base == pytest.approx(-float(dense.gather(-1, goal).mean()), abs=1e-5)
@@ -59,6 +60,31 @@ def test_sensitivity_is_of_the_model_with_one_unit_quantised(kept: int, monkeypa
     assert (rise[:, 2] == 0).all()
     assert (se[:, 2] == 0).all()
     assert spent == round(IDS.size * (1 + 2 / 3 + 2 * 2 * (1 + 2 / 3 + 1 / 3)))
+    assert used == len(IDS)
+
+
+def test_a_settled_order_of_units_ends_the_measurement() -> None:
+    model, spec = tiny_llama(layers=3)
+    bank = LayerBank(model, spec, (parse_format("ref2"),), torch.float32, "cpu")
+    units, ids = make_units(spec, "block"), np.repeat(IDS[:1], 6, axis=0)  # equal sequences have equal orders
+    seen: list[tuple[int, int]] = []
+    formats = (parse_format("ref2"), parse_format("fp16"))
+    found = measure_quantization_sensitivity(bank, units, formats, calibration(ids, ids),
+                                             lambda _, done, total: seen.append((done, total)))
+    alone = measure_quantization_sensitivity(bank, units, formats, calibration(ids[:1], ids[:1]), _quiet)
+    assert (found.sequences, alone.sequences) == (2, 1)
+    np.testing.assert_allclose(found.measured.kl, alone.measured.kl, rtol=1e-5)
+    assert seen == [(n, 36) for n in range(1, 13)] + [(36, 36)]
+
+
+@pytest.mark.parametrize(("second", "expected"), [((1.0, 2.0, 3.0, 4.0), True), ((1.0, 2.0, 4.0, 3.0), False),
+                                                  ((4.0, 3.0, 2.0, 1.0), False)])
+def test_order_settles_by_the_agreement_of_the_halves(second: tuple[float, ...], expected: bool) -> None:
+    first = (0.1, 0.2, 0.3, 0.4)
+    kl = np.array([[[a, a] for a in first], [[a, b] for a, b in zip(first, second, strict=True)]])
+    assert profiling.settled(kl) is expected  # Spearman's 0.8 is a reliability of 0.89
+    assert profiling.settled(kl[:, :, :1])
+    assert not profiling.settled(kl[:1])
 
 
 def test_the_standard_error_is_that_of_text_that_the_model_draws() -> None:
@@ -75,7 +101,7 @@ def test_the_standard_error_is_that_of_text_that_the_model_draws() -> None:
         ids[:, -1] = torch.multinomial(odds, 1, generator=generator).squeeze(1).numpy()  # drawn from the dense model
         labels = np.where(np.arange(12) < 11, -100, ids)
         text = calibration(ids, labels)
-        found, _, _ = measure_quantization_sensitivity(bank, units, (parse_format("ref2"),), text, _quiet)
+        found = measure_quantization_sensitivity(bank, units, (parse_format("ref2"),), text, _quiet).measured
         rises.append(found.rise[0, 0])
         kls.append(found.kl[0, 0])
         errors.append(found.se[0, 0])

@@ -82,6 +82,20 @@ def test_a_given_allocation_plans_the_final_fine_tune_alone() -> None:
     assert [row.what for row in plan_rows(run)] == ["final fine-tune (3 steps)"]
 
 
+def test_a_prediction_plans_profile_comparison_and_final_fine_tune() -> None:
+    run = setting("+model=tiny", "data=tiny", "effort=instant", "effort.compare=[uniform,untuned]", "final.steps=3")
+    profile, beside, final = plan_rows(run)
+    assert (profile.what, beside.what) == ("profile", "comparison on one seed (2 allocations)")
+    assert final.what.startswith("final fine-tune (3 steps")
+    assert beside.cost == 2 * run.full_trial_tokens
+    size = run.config.data.calibration * run.config.train.length
+    passes = 1 + sum(f.bits < 16 for f in run.space.formats) * sum(1 - u / 4 for u in range(4))  # from each layer on
+    trained, forward = run.tokens_before
+    assert profile.cost == pytest.approx(trained + size + (forward + size * passes) / 3)
+    assert profile.seconds > profile.cost * (token_seconds(run) or 0)  # codes take time, and no tokens
+    assert plan_rows(on_gpu("+model=tiny", "data=tiny", "effort=instant"), CARD)[0].seconds is None
+
+
 def trial(state: TrialState, seconds: float, switch: float) -> dict[str, Any]:
     spec = TrialSpec(uniform(2, "nf4", 4), 8, 8, 0)
     result = TrialResult(state, 3.0, .1, (), 8, 800, 600, None, seconds, switch)

@@ -34,6 +34,24 @@ REAL = ["+model=tiny", "data=tiny", "display=none", "effort=quick", "effort.max_
         "quantizer.formats.4=[ref4]", "quantizer.formats.8=[ref8]"]
 
 
+def test_a_compared_prediction_is_reported_before_the_final_training(monkeypatch: pytest.MonkeyPatch,
+                                                                     tmp_path: Path) -> None:
+    stages: list[list[str]] = []
+
+    def write(folder: Path) -> list[Path]:
+        stages.append([e["stage"] for e in read_journal(folder / "trials.jsonl").events if e["event"] == "stage"])
+        return []
+
+    monkeypatch.setattr(qra_bo.pipeline.run, "write_report", write)
+    given = [*REAL, "effort=instant", "effort.max_full_trials=0", "budget=uniform:4,4",
+             "effort.compare=[untuned,uniform,qlora]", f"out={tmp_path}"]
+    one = qra_bo.search(given).best["one_seed"]
+    assert [stage[-1] for stage in stages] == ["comparison", "final"]
+    assert all(one[name] > 0 for name in ("untuned", "predicted", "uniform", "qlora"))
+    qra_bo.search(given)
+    assert len(stages) == 3  # at its end alone
+
+
 class Counted:
     """Oracles as ``make_oracle`` builds them, with what is asked of them written down."""
 

@@ -178,7 +178,8 @@ def conclude(s: Script, best: Allocation, reference: Allocation, wins: bool) -> 
                        "measured_bytes": predicted(chosen) - 1_100_000, "scope": "peak", "fits": True})
     s.add("final", {"steps": 320, "planned_steps": 400, "kept_step": 240, "curve": [
         [40, 4.12], [80, 4.02], [120, 3.95], [160, 3.91], [200, 3.89], [240, 3.874], [280, 3.877], [320, 3.882]],
-                    "loss": 3.871, "loss_se": .004, "adapter": "adapter"}, 170.0)
+                    "loss": 3.871, "loss_se": .004, "adapter": "adapter", "sample": {
+                        "prompt": "ROMEO:\nBut soft,", "before": " the <i>end</i>", "after": " what light"}}, 170.0)
     s.add("end", {"status": "done", "best": chosen.fingerprint, "predicted_bytes": predicted(chosen),
                   "breakdown": breakdown(chosen)})
 

@@ -53,8 +53,11 @@ def test_report_opens_offline_without_errors_and_fits_screen(page: Tab, report: 
     assert page.console == []
     assert {r.split(":")[0] for r in page.requests} == {"file", "data"}
     assert sum(r.startswith("file:") for r in page.requests) == 1
-    shown = "[...document.images].every(i => i.currentSrc === (%s ? i.previousElementSibling.srcset : i.src))"
-    assert page.evaluate(shown % str(dark).lower())
+    sources = "[...i.parentElement.querySelectorAll('source')].map(s => s.srcset).concat(i.src)"
+    chosen = page.evaluate(f"[...document.images].map(i => {sources}.indexOf(i.currentSrc))")
+    assert set(chosen) == {(0 if dark else 1) if width < 576 else (2 if dark else 3)}
+    wide = "[...document.querySelectorAll('figure .scroll')].map(s => s.scrollWidth - s.clientWidth)"
+    assert max(page.evaluate(wide)) <= 0  # every figure is seen whole
 
 
 def test_keyboard_sorts_table_with_losses_as_numbers(page: Tab, report: Path) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from qra_bo.report.data import parse_events
-from qra_bo.space import uniform
+from qra_bo.space import Allocation, uniform
 from qra_bo.trials import Fidelity
 from qra_bo.utils.errors import JournalError
 from tests.report.fixtures import HIGH, LOW, TOKENS_A_STEP, L, make_events
@@ -68,7 +68,11 @@ def test_end_event_overrules_confirmation(events):
 def test_names_tell_uniform_filled_and_mixed_apart(events):
     d = parse_events(events)
     assert d.name(uniform(L, "int8", 2)) == "uniform-8bit-r2"
-    assert d.name(next(e for e in d.points if len(set(e.allocation.ranks)) == 2).allocation) == "uniform-4bit-r2-4"
+    filled = next(e for e in d.points if e.stage == "baseline" and len(set(e.allocation.ranks)) == 2).allocation
+    assert d.name(filled) == f"uniform-4bit-r2-4-{filled.fingerprint[:4]}"
+    assert d.name(Allocation(filled.formats, filled.ranks[::-1])).startswith("mixed-")
+    tried = {(e.allocation, e.spec.codes) for e in d.study.trials}
+    assert len({d.name(*pair) for pair in tried}) == len(tried)
     assert d.name(d.confirmation.candidate).startswith("mixed-")
     assert d.average_bits(uniform(L, "hqq3", 2)) == 3.0
 

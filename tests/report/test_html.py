@@ -71,7 +71,11 @@ def test_both_appearances_print_and_narrow_screens_are_served(page):
     text = "".join(page.text)
     for part in ("prefers-color-scheme: dark", "@media print", "max-width:36rem"):
         assert part in text
-    assert all(a["media"] == "screen and (prefers-color-scheme: dark)" for a in page.all("source"))
+    dark, narrow = "(prefers-color-scheme: dark)", "(max-width:36rem)"
+    media = [f"screen and {part}" for part in (f"{narrow} and {dark}", narrow, dark)]  # the first match is shown
+    assert [a["media"] for a in page.all("source")] == media * len(page.all("img"))
+    drawn = {a["srcset"] for a in page.all("source")} | {a["src"] for a in page.all("img")}
+    assert len(drawn) == 4 * len(page.all("img"))
 
 
 def test_the_answer_trust_and_every_evaluation_are_there(page):
@@ -80,6 +84,18 @@ def test_the_answer_trust_and_every_evaluation_are_there(page):
         assert part in text
     d = parse_events(make_events())
     assert len([a for a in page.all("td") if "data-key" in a]) == 16 * len(d.study.trials)
+
+
+def test_a_text_before_and_after_is_shown_as_it_is():
+    d = parse_events(make_events())
+    text = render_html(d)
+    assert "<dd> the &lt;i&gt;end&lt;/i&gt;</dd>" in text
+    assert 'id="sample"' not in render_html(parse_events(make_events(finished=False)))
+
+
+def test_captions_hold_no_code_of_the_template(page):
+    assert "{{" not in "".join(page.text)
+    assert "mean over unseen training seeds" in "".join(page.text)
 
 
 def test_whatever_the_journal_holds_is_escaped():

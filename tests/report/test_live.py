@@ -69,6 +69,16 @@ def test_failures_and_every_event_have_a_line_or_silence():
     assert state.feed({"event": "unheard of"}) is None
 
 
+def test_prediction_and_untuned_model_have_a_line():
+    state, mixed = RunState(), {"formats": ["nf4", "hqq3"], "ranks": [1, 4]}
+    event = {"event": "prediction", "allocations": [mixed], "mean": -0.1, "reference": None}
+    assert state.feed(event) == "predicted allocation: 3 to 4 (mean 3.50) bits, rank 1 to 4"
+    event = {**event, "reference": {"formats": ["nf4"] * 2, "ranks": [3, 3]}}
+    assert state.feed(event).endswith(": \u22120.1000 nats against the best uniform choice (4 bits, rank 3)")
+    assert state.feed({"event": "untuned", "loss": 4.5, "forward_tokens": 3}) == "untuned model: test loss 4.5000"
+    assert state.study.cost.forward_tokens == 3
+
+
 def test_resumed_run_shows_its_history_as_one_line():
     out = io.StringIO()
     events = make_events()
@@ -89,3 +99,12 @@ def test_what_follows_the_search_counts_in_the_plan():
     state = RunState()
     state.feed({**header, "config": config})
     assert state.planned - alone.planned == pytest.approx((10 + 6 + 2) * header["full_trial_tokens"])
+    config["effort"]["max_full_trials"] = 0
+    instant = RunState()
+    instant.feed({**header, "config": config})
+    assert instant.planned == alone.planned
+    unsearched = RunState()
+    for event in [{**header, "config": config, "planned_cost": 0.0}, next(e for e in make_events()
+                                                                          if e["event"] == "trial")]:
+        unsearched.feed(event)
+    assert (unsearched.planned, unsearched.eta_seconds(), unsearched.share()) == (0, None, "")

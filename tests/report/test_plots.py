@@ -9,7 +9,7 @@ from qra_bo.report.data import parse_events
 from qra_bo.report.html import render_html
 from qra_bo.report.plots import PLOTS, write_plots
 from qra_bo.report.plots_search import front
-from qra_bo.report.style import DARK, LIGHT, svg_uri
+from qra_bo.report.style import DARK, LIGHT, NARROW, narrow, svg_uri
 from tests.report.fixtures import make_events
 
 
@@ -58,6 +58,39 @@ def test_modules_are_drawn_as_a_map():
     image = draw(d, LIGHT).axes[0].images[0].get_array()
     assert image.shape == (3, 4)
     assert image[1, 2] == d.bits(d.winner)[names.index("model.layers.2.o")]
+
+
+def test_narrow_figures_have_their_panels_below_one_another(data):
+    for draw in PLOTS.values():
+        wide, thin = draw(data, LIGHT), draw(data, narrow(LIGHT))
+        assert thin.get_figwidth() == NARROW
+        assert len(thin.axes) == len(wide.axes)
+    thin.draw_without_rendering()
+    above, below = (ax.get_position() for ax in thin.axes)
+    assert above.y0 > below.y1
+    assert above.x0 == pytest.approx(below.x0, abs=.05)
+
+
+@pytest.mark.parametrize("theme", [LIGHT, narrow(LIGHT)])
+def test_no_label_or_legend_lies_outside_or_on_another(data, theme):
+    for name, draw in PLOTS.items():
+        fig = draw(data, theme)
+        fig.draw_without_rendering()
+        for box in fig.legends:
+            extent = box.get_window_extent()
+            assert extent.x0 >= 0, name
+            assert extent.x1 <= fig.bbox.x1, name
+        labels = [[t.get_window_extent() for t in ax.texts] for ax in fig.axes if name == "pareto"]
+        for ax, boxes in zip(fig.axes, labels, strict=False):
+            assert len(boxes) > 2
+            assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+            assert all(ax.bbox.contains(b.x0, b.y0) and ax.bbox.contains(b.x1, b.y1) for b in boxes)
+
+
+def test_confirmation_axis_fits_the_differences_and_zero(data):
+    low, high = PLOTS["confirmation"](data, LIGHT).axes[0].get_xlim()
+    assert low < min(data.confirmation.differences)
+    assert 0 < high < -.2 * low
 
 
 def test_the_same_figure_gives_the_same_bytes(data):

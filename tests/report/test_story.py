@@ -8,10 +8,12 @@ import pytest
 from rich.console import Console
 
 from qra_bo.report import story
-from qra_bo.report.checks import checks, low_high
 from qra_bo.report.data import parse_events
+from qra_bo.report.notes import notes
 from qra_bo.report.tables import PlanRow, print_plan, print_result
-from qra_bo.report.text import describe_allocation, duration, number, rough, short_names, signed, size
+from qra_bo.report.text import describe_allocation, duration, rough, short_names, size
+from qra_bo.study.health import health
+from qra_bo.utils.numbers import signed
 from tests.report.fixtures import make_events
 
 RUN = Path("runs/a")
@@ -63,10 +65,10 @@ def test_plain_output_has_no_empty_parentheses():
 
 def test_gptq_codes_are_stated_and_not_compared_with_rtn():
     events = make_events()
-    assert not any(check.title == "Codes" for check in checks(parse_events(events)))
+    assert "Codes" not in dict(notes(parse_events(events)))
     header = {**events[0], "config": {**events[0]["config"], "quantizer": {"rounding": "gptq", "tokens": 16384}}}
     d = parse_events([header, *events[1:]])
-    assert any(check.title == "Codes" and "16,384 tokens" in check.text for check in checks(d))
+    assert "16,384 tokens" in dict(notes(d))["Codes"]
     assert story.gap_closed(d) is None
     nearest = [{**e, "codes": "rtn"} if e.get("stage") == "reference" and "nf4" in e.get("formats", ()) else e
                for e in (header, *events[1:])]
@@ -90,48 +92,45 @@ def test_gap_under_three_standard_errors_is_unresolved():
     assert story.gap_closed(parse_events([e for e in events if e.get("stage") != "reference"])) is None
 
 
-def surrogate_checks(**changes):
-    events = [{**e, **changes} if e["event"] == "surrogate_check" else e for e in make_events()]
-    return [c for c in checks(parse_events(events)) if c.title == "Surrogate"]
-
-
-def test_badly_calibrated_surrogate_is_a_caution():
-    check, = surrogate_checks()
-    assert check.status == "ok"
-    for part in ("15 trials", "Spearman 0.97", "with 0.90", "60 % and 87 %", "\u22123.90 nats"):
-        assert part in check.text
-    worse = surrogate_checks(spearman_good=None) + surrogate_checks(coverage_90=.6)
-    assert [c.status for c in worse] == ["caution"] * 2
-    assert number(None, 2) in surrogate_checks(spearman_good=None)[0].text
-
-
 def test_proxy_results_are_labelled_everywhere():
     d = parse_events(make_events(oracle="synthetic"))
     assert "SYNTHETIC" in d.proxy_label
-    assert checks(d)[0].status == "caution"
     for terminal in (True, False):
         assert "SYNTHETIC" in printed(print_result, d, RUN, terminal=terminal)
     assert parse_events(make_events()).proxy_label is None
 
 
-def test_an_allocation_over_the_budget_is_a_caution():
-    events = [{**e, "fits": False} if e["event"] == "measured" else e for e in make_events()]
-    assert any(c.status == "caution" and "does NOT fit" in c.text for c in checks(parse_events(events)))
-
-
-def test_a_learning_rate_at_the_edge_of_those_tried_is_a_caution():
+def test_a_learning_rate_at_the_edge_of_those_tried_is_noted():
     events = make_events()
     for e in events:
         if e["event"] == "calibration":
             e["trials"] = [{"lr_scale": .5, "loss": 4.2}, {"lr_scale": 1, "loss": 4.1}]
-    [check] = [c for c in checks(parse_events(events)) if c.title == "Learning rate"]
-    assert check.status == "caution"
+    assert "at the edge of those tried" in dict(notes(parse_events(events)))["Learning rate"]
+    assert "at the edge" not in dict(notes(parse_events(make_events())))["Learning rate"]
 
 
 def printed(call, *args, terminal=False):
     out = io.StringIO()
     call(Console(file=out, force_terminal=terminal, width=110), *args)
     return out.getvalue()
+
+
+def test_every_card_is_printed_on_a_terminal_and_elsewhere():
+    d = parse_events(make_events(wins=False))
+    for terminal in (True, False):
+        text = " ".join(printed(print_result, d, RUN, terminal=terminal).split())
+        for c in health(d.study):
+            assert c.question in text
+            assert c.status in text
+    assert "Check: Noise below the gap? fail." in text
+    assert "Check:" not in printed(print_result, parse_events(make_events(finished=False)), RUN)
+
+
+def test_the_delivered_loss_comes_first():
+    d = parse_events(make_events())
+    first = "Delivered adapter: test loss 3.8710 nats per token (perplexity 47.99) after 240 steps"
+    assert printed(print_result, d, RUN).startswith(first)
+    assert story.delivered(parse_events(make_events(finished=False))) == ""
 
 
 def test_plain_output_has_next_steps_and_no_escape_codes():
@@ -178,34 +177,17 @@ def test_texts():
     assert [story.server_rank(r) for r in ((1, 8), (9,), (1000,))] == [8, 16, 1000]
 
 
-def test_low_losses_come_from_low_trials_or_curves():
-    d = parse_events(make_events())
-    pairs = low_high(d)
-    assert [e for _, e in pairs] == list(d.points)
-    for early, e in pairs:
-        low = [x.loss for x in d.study.trials if x.allocation == e.allocation and x.fidelity.value == "low" and x.ok]
-        assert early == (low[0] if low else dict(e.result.curve)[d.header.low_steps])
+def test_notes_name_the_best_uniform_baseline() -> None:
+    assert "uniform-4bit-r4" in dict(notes(parse_events(make_events())))["Uniform baselines"]
+    assert dict(notes(parse_events(make_events()[:4])))["Uniform baselines"] == "None that fits was trained yet."
 
 
-def test_uniform_baselines_are_checked_or_missing():
-    [check] = [c for c in checks(parse_events(make_events())) if c.title.startswith("Uniform baselines")]
-    assert check.status == "ok"
-    assert "uniform-4bit-r4" in check.text
-    [none] = [c for c in checks(parse_events(make_events()[:4])) if c.title == "Uniform baselines"]
-    assert none.status == "missing"
-
-
-def test_other_learning_rates_keep_the_sign_or_not():
-    def told(mean):
-        check = {"event": "rate_check", "session": 1, "elapsed": make_events()[-1]["elapsed"], "rates": [
-            {"factor": .5, "mean": mean, "low": mean - .01, "high": mean + .01, "train_seeds": [1, 2, 3, 4, 5]}]}
-        return [c for c in checks(parse_events([*make_events(), check])) if c.title == "Other learning rates"]
-
+def test_notes_have_the_difference_at_other_learning_rates() -> None:
     mean = parse_events(make_events()).confirmation.mean
-    [same], [other] = told(mean), told(-mean)
-    assert (same.status, other.status) == ("ok", "caution")
-    assert "0.50 times the rate" in same.text
-    assert not [c for c in checks(parse_events(make_events())) if c.title == "Other learning rates"]
+    check = {"event": "rate_check", "session": 1, "elapsed": make_events()[-1]["elapsed"], "rates": [
+        {"factor": .5, "mean": mean, "low": mean - .01, "high": mean + .01, "train_seeds": [1, 2, 3, 4, 5]}]}
+    assert "0.50 times the rate" in dict(notes(parse_events([*make_events(), check])))["Other learning rates"]
+    assert "Other learning rates" not in dict(notes(parse_events(make_events())))
 
 
 def test_better_takes_five_seeds():

@@ -9,9 +9,10 @@ import pytest
 import qra_bo
 from qra_bo.pipeline.run import Result
 from qra_bo.report.data import load_run
-from qra_bo.report.story import answer, versus
+from qra_bo.report.story import answer, comparison, versus
 from qra_bo.searchers.structured.transfer import load_prior
 from qra_bo.study import load_study
+from qra_bo.study.health import card
 from qra_bo.study.prediction import solved
 from qra_bo.trials import Trial
 from qra_bo.utils.errors import ConfigError, JournalError
@@ -105,3 +106,44 @@ def test_other_rates_are_refused_in_a_folder_that_predicted(tmp_path: Path) -> N
 def test_allocate_refuses_an_effort_with_trials(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="needs effort=instant; got effort=quick"):
         instant(tmp_path, effort="quick")
+
+
+def test_comparison_on_one_seed_has_losses_and_no_verdict(tmp_path: Path) -> None:
+    best = instant(tmp_path, **{"effort.compare": ["uniform", "qlora"]}).best
+    study, d, one = load_study(tmp_path), load_run(tmp_path), best["one_seed"]
+    assert [e.stage for e in study.trials] == ["comparison"] * 3
+    assert {(e.spec.split, e.spec.steps, e.spec.train_seed) for e in study.trials} == {("test", one["steps"],
+                                                                                        one["train_seed"])}
+    assert [one[name] for name in ("predicted", "uniform", "qlora")] == [e.loss for e in study.trials]
+    assert one["difference"] == pytest.approx(one["predicted"] - one["uniform"])
+    assert (one["train_seeds"], one["untuned"], best["versus_best_uniform"]) == (1, None, None)
+    assert study.trials[0].allocation == study.winner
+    assert set(study.trials[2].allocation.formats) == {"nf4"}
+    assert (study.points, best["searched"]) == ([], False)
+    said = answer(d)
+    assert said.tone == "open"
+    assert said.figure.endswith("nats on one seed")
+    assert "no interval" in said.interval
+    assert versus(d).endswith("on one seed")
+    own = card(study, "beats_uniform")
+    assert own.status == "not measured"
+    assert "compared on one training seed alone" in own.finding
+    assert [row.role for row in comparison(d)] == ["predicted", "best uniform", "QLoRA"]
+    assert [row.test_loss for row in comparison(d)] == [e.loss for e in study.trials]
+
+
+def test_comparison_is_made_once_and_ends_with_a_search(tmp_path: Path) -> None:
+    compared = {"effort.compare": ["uniform"]}
+    first = instant(tmp_path, **compared).best
+    assert instant(tmp_path, **compared).best["one_seed"] == first["one_seed"]
+    assert len(load_study(tmp_path).trials) == 2
+    searched = quick(tmp_path).best
+    assert (searched["one_seed"], searched["searched"]) == (None, True)
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"effort": "quick", "effort.compare": ["uniform"]}, r"effort\.compare is for effort=instant"),
+    ({"effort": "instant", "effort.compare": "untuned"}, "oracle=synthetic has none")])
+def test_comparison_that_can_not_be_made_is_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        qra_bo.search(**{**COMMON, **changes}, out=str(tmp_path))

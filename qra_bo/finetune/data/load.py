@@ -99,15 +99,10 @@ def _check_cut(cfg: UserData, facts: BlockFacts, length: int, source: str) -> No
 
 
 def data_notes(data_cfg: DataConfig, data: DataSplits) -> list[str]:
-    """Return the notes on the user's data for the report: records that are cut, or left out."""
+    """Return the notes on the user's data for the report: records that are left out, a template that is missing."""
     if not isinstance(data_cfg, UserData):
         return []
-    notes, facts = [], data.train.facts
-    if facts.cut_records:
-        notes.append(f"{facts.cut_records:,} of {facts.records:,} training records of {data.source} are longer than "
-                     f"train.length={data.train.input_ids.shape[1]} tokens and are cut, and with them "
-                     f"{facts.cut_share:.1%} of the answer tokens; a larger train.length keeps them whole, and takes "
-                     "more memory")
+    notes = []
     if data.left_out:
         notes.append(f"{data.left_out:,} records of {data.source} are left out, because their label is false")
     if data.plain_template:

@@ -149,9 +149,13 @@ class CalibrationText:
     batch: int
     logits_chunk: int
 
+    def parts(self, n: int) -> list[tuple[Tensor, Tensor]]:
+        """Return ids and labels, ``n`` sequences at a time."""
+        return list(zip(torch.split(self.ids, n), torch.split(self.labels, n), strict=True))
+
     def batches(self) -> list[tuple[Tensor, Tensor]]:
         """Return ids and labels, ``batch`` sequences at a time."""
-        return list(zip(torch.split(self.ids, self.batch), torch.split(self.labels, self.batch), strict=True))
+        return self.parts(self.batch)
 
 
 def each_gradient(model: Any, names: Iterable[str], text: CalibrationText, device: torch.device,

@@ -201,9 +201,14 @@ class TrialRun:
 
 @dataclass(slots=True)
 class FinalRun(TrialRun):
-    """The final fine-tune while it runs: it follows the validation loss, and keeps the masters of the least."""
+    """The final fine-tune while it runs: it follows the validation loss, and keeps the masters of the least.
+
+    ``before`` and ``after`` are texts of the untrained and of the delivered adapters.
+    """
 
     final: FinalSettings = field(default_factory=FinalSettings)
+    before: str = ""
+    after: str = ""
 
     @property
     def name(self) -> str:

@@ -93,6 +93,9 @@ def test_the_table_for_people_says_that_it_is_synthetic(made: tuple[Path, dict[s
         assert drawn is not None
         assert drawn.get_suptitle().startswith(label)
         assert bool(drawn.get_suptitle()) == bool(label)
+        [box] = drawn.legends
+        names = [text.get_text() for text in box.get_texts()]
+        assert len(names) == len(set(names)) <= 7
 
 
 def test_going_on_repeats_nothing_and_more_seeds_add_theirs_alone(made: tuple[Path, dict[str, Any]],

@@ -1,0 +1,7 @@
+"""All tables by the name that pages ask for."""
+
+from bench.pages import comparison, exchanged, memory, reliability, runs, scale, searches, sensitivity
+from bench.pages.blocks import Tables
+
+MODULES = (comparison, searches, sensitivity, runs, exchanged, reliability, scale, memory)
+TABLES: Tables = {name: make for module in MODULES for name, make in module.TABLES.items()}

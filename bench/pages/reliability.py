@@ -1,0 +1,64 @@
+"""Tables of provoked faults."""
+
+from collections import Counter
+
+from bench.pages.blocks import Tables, figure, grid, read, source
+
+
+def faults() -> str:
+    """Faults of machines, disks, clocks and packages."""
+    return grid(("fault", "tries", "good", "outcome", "oracle"),
+                [[r["fault"], str(r["tries"]), str(r["good"]), r["outcome"], r["oracle"]]
+                 for r in read("faults")["rows"]]) + source("faults")
+
+
+def corruption() -> str:
+    """Damaged files by kind of damage."""
+    return _sums("fault_corruption", ("damage",), ("damage",))
+
+
+def syscalls() -> str:
+    """System calls that fail, by oracle and error."""
+    return _sums("fault_syscalls", ("oracle", "error"), ("oracle", "error"))
+
+
+def _sums(name: str, keys: tuple[str, ...], head: tuple[str, ...]) -> str:
+    cases, failures = Counter[tuple[str, ...]](), Counter[tuple[str, ...]]()
+    for r in read(name)["rows"]:
+        key = tuple(r[k] for k in keys)
+        cases[key] += r["cases"]
+        failures[key] += r["failures"]
+    lines = [[*key, str(n), str(failures[key])] for key, n in cases.items()]
+    lines.append(["all", *[""] * (len(keys) - 1), str(cases.total()), str(failures.total())])
+    return grid((*head, "cases", "failures"), lines) + source(name)
+
+
+def signals() -> str:
+    """Signals, by oracle."""
+    rows = read("signals")["rows"]
+    found = {(r["disturbance"], r["oracle"]): f"{r['good']} of {r['tries']}" for r in rows}
+    return grid(("disturbance", "good, planted oracle", "good, real oracle"),
+                [[d, found[d, "planted"], found[d, "real"]] for d in dict.fromkeys(r["disturbance"] for r in rows)]) + \
+        source("signals")
+
+
+def ray() -> str:
+    """Workers on Ray."""
+    lines = []
+    for r in read("ray")["rows"]:
+        tries = r.get("tries", r.get("evaluations"))
+        result = f"{r['good']} of {tries}" if "good" in r else f"{figure(r['seconds'])} s"
+        lines.append([r["what"].replace("evaluations", "trials"), result])
+    return grid(("what", "result"), lines) + source("ray")
+
+
+def fuzz() -> str:
+    """Executions of every parser under libFuzzer."""
+    rows = read("fuzz")["rows"]
+    lines = [[r["parser"], f"{r['executions']:,}", str(r["edges"]), str(r["findings"])] for r in rows]
+    lines.append(["all", f"{sum(r['executions'] for r in rows):,}", "", str(sum(r["findings"] for r in rows))])
+    return grid(("parser", "executions", "edges covered", "findings"), lines) + source("fuzz")
+
+
+TABLES: Tables = {"faults": faults, "corruption": corruption, "syscalls": syscalls, "signals": signals, "ray": ray,
+                  "fuzz": fuzz}

@@ -1,0 +1,124 @@
+"""Tables of the comparison of searches on tables of real trials, and of the ablations."""
+
+from collections.abc import Mapping
+
+from bench.pages.blocks import Row, Tables, between, figure, fixed, grid, read, source
+
+ARENAS = tuple((task, emulator, budget) for task in ("plays", "gsm8k") for budget in ("uniform:4,4", "uniform:4,16")
+               for emulator in ("boosted", "network"))
+BUDGETS = tuple((task, budget) for task in ("plays", "gsm8k") for budget in ("uniform:4,4", "uniform:4,16"))
+PARTS: Mapping[str, str] = {
+    "qra_bo without sensitivities": "sensitivities",
+    "qra_bo without prior designs": "first proposals from sensitivities",
+    "qra_bo by the loss's rise": "combined sensitivity (the rise of the loss instead)",
+    "qra_bo by divergence": "combined sensitivity (the KL divergence instead)", "qra_bo without the warp": "the warp",
+    "qra_bo by the least loss seen": "recommendation by posterior mean (the least loss instead)",
+    "qra_bo by the posterior mean": "posterior samples (the posterior mean instead)",
+    "qra_bo with one draw": "several posterior samples (one instead)", "qra_bo without the residual": "the residual",
+    "qra_bo reduced": "first proposals, warp, residual and all samples but one together"}
+"""What each variant of the default method lacks."""
+
+
+def regret() -> str:
+    """Median final regret of every method in every arena, the least mean first."""
+    found: dict[str, dict[tuple[str, ...], Row]] = {}
+    for r in read("search")["rows"]:
+        if r["what"] == "search" and r["kind"] not in ("ablation", "transfer"):
+            found.setdefault(r["method"], {})[r["task"], r["emulator"], r["budget"]] = r
+    lines = []
+    for name, rows in sorted(found.items(), key=lambda item: sum(r["regret"] for r in item[1].values())):
+        seconds = sum(r["cpu_seconds"] for r in rows.values()) / len(rows)
+        lines.append([plain(name), *(fixed(rows[a]["regret"]) for a in ARENAS), figure(seconds, 2)])
+    return grid(("method", *(f"{t}, {b}, {e}" for t, e, b in ARENAS), "CPU s"), lines) + source("search")
+
+
+def plain(name: str) -> str:
+    """Return a method's name in the terms of the documentation."""
+    return {"published": "AutoQRA as published", "uniform": "uniform choices alone"}.get(
+        name, name.replace("believed sensitivity", "combined sensitivity"))
+
+
+def against() -> str:
+    """Final regret of every other method less that of ours, over all arenas of a text."""
+    found = {(r["task"], r["method"]): r for r in read("search")["rows"] if r["what"] == "against qra_bo"
+             and r["emulator"] == "all" and r["kind"] not in ("ablation", "transfer")}
+    names = sorted(dict.fromkeys(m for _, m in found), key=lambda m: found["plays", m]["mean"])
+    return grid(("method", "plays", "GSM8K"),
+                [[plain(m), *(_mean(found.get((task, m))) for task in ("plays", "gsm8k"))] for m in names]) + \
+        source("search")
+
+
+def parts() -> str:
+    """Change of the final regret where one part of the default method is taken away."""
+    found = {(r["task"], r["method"]): r for r in read("search")["rows"]
+             if r["what"] == "against qra_bo" and r["emulator"] == "all"}
+    return grid(("without", "plays", "GSM8K"),
+                [[part, *(_mean(found.get((task, m))) for task in ("plays", "gsm8k"))]
+                 for m, part in PARTS.items()]) + source("search")
+
+
+def finds() -> str:
+    """Loss of the best finds of every method, trained for real."""
+    found = {(r["method"], r["task"], r["budget"]): r for r in read("search")["rows"] if r["what"] == "real finds"}
+    names = sorted(dict.fromkeys(m for m, *_ in found),
+                   key=lambda m: sum(found[m, *where]["mean_difference"] for where in BUDGETS))
+    lines = [[plain(m), *(f"{_nats(found[m, *w]['mean_difference'])}, {_nats(found[m, *w]['best_difference'])}"
+                          for w in BUDGETS)] for m in names]
+    return grid(("method", *(f"{task}, {budget}" for task, budget in BUDGETS)), lines) + source("search")
+
+
+def real() -> str:
+    """Searches with real fine-tuning."""
+    rows = read("search_real")["rows"]
+    seeds = sorted({r["seed"] for r in rows if "seed" in r})
+    versus = {r["qra_bo_against"]: r for r in rows if "qra_bo_against" in r}
+    losses = {(r["method"], r["seed"]): sum(r["test_losses"].values()) / len(r["test_losses"])
+              for r in rows if "seed" in r}
+    lines = [[plain(m), *(fixed(losses.get((m, s)), 4) for s in seeds),
+              _versus(versus[m]) if m in versus else ""]
+             for m in dict.fromkeys(m for m, _ in losses)]
+    return grid(("method", *(f"search seed {s}" for s in seeds), "qra_bo less it"), lines) + source("search_real")
+
+
+def noiseless() -> str:
+    """Final regret on emulators without noise."""
+    rows = read("search_noiseless")["rows"]
+    found = {(r["method"], r["task"], r["emulator"], r["budget"]): r["regret"] for r in rows}
+    return grid(("method", *(f"{t}, {b}, {e}" for t, e, b in ARENAS)),
+                [[plain(m), *(fixed(found.get((m, *a))) for a in ARENAS)]
+                 for m in dict.fromkeys(r["method"] for r in rows)]) + source("search_noiseless")
+
+
+def ablations() -> str:
+    """The published search without each of its parts, on both texts and on planted landscapes."""
+    names = ("ablations_plays", "ablations_gsm8k", "ablations")
+    found = [{r["variant"]: r for r in read(name)["rows"] if "median_proposed_regret" in r} for name in names]
+    order = sorted(found[0], key=lambda v: found[0][v]["median_proposed_regret"] or 1.0)
+    lines = [[f"{found[0][v]['what']} (`{v}`)", *(figure(f.get(v, {}).get("median_proposed_regret")) for f in found)]
+             for v in order]
+    return grid(("variant", "plays", "GSM8K", "planted landscapes"), lines) + source(*names)
+
+
+def ablations_real() -> str:
+    """The ablations with real fine-tuning."""
+    rows = [r for r in read("ablations_finetune")["rows"] if "test_losses" in r]
+    return grid(("variant", "test loss", "less the best uniform choice", "its own best less the full method's"),
+                [[r["what"], fixed(r["test_loss"], 4), _versus(r["minus_uniform"]), _versus(r["proposed_minus_full"])]
+                 for r in sorted(rows, key=lambda r: r["test_loss"])]) + source("ablations_finetune")
+
+
+def _versus(d: Row | None) -> str:
+    return between(d["mean"], d["low"], d["high"], 4) if d else "the same or none"
+
+
+def _mean(row: Row | None) -> str:
+    return "not run" if row is None else between(row["mean"], row["low"], row["high"])
+
+
+def _nats(value: float) -> str:
+    return f"{value:+.3f}".replace("-", "\N{MINUS SIGN}")
+
+
+TABLES: Tables = {"searches": regret, "searches-against": against, "searches-parts": parts,
+                  "searches-finds": finds, "searches-real": real,
+                  "searches-noiseless": noiseless, "ablations": ablations, "ablations-real": ablations_real}

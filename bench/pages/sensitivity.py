@@ -1,0 +1,91 @@
+"""Tables on what predicts the loss of an allocation: sensitivities, early losses, emulators, surrogates."""
+
+from bench.pages.blocks import Tables, figure, fixed, grid, percent, read, source
+from qra_bo.utils.numbers import DASH
+
+GOOD = tuple((task, f"good near {budget}") for task in ("plays", "gsm8k") for budget in ("uniform:4,4", "uniform:4,16"))
+NEAR = tuple((task, f"near {budget}") for task in ("plays", "gsm8k") for budget in ("uniform:4,4", "uniform:4,16"))
+PREDICTORS = {
+    "perplexity after quantisation": "perplexity after quantisation",
+    "sum of I_q": "sum of rises of the loss",
+    "sum of divergences": "sum of KL divergences",
+    "sum of believed sensitivity": "sum of combined sensitivities",
+    "sum of believed sensitivity, its root and ranks: a line fitted to the band's other folds":
+        "line in that sum, its root and the ranks",
+    "our surrogate, left one out": "surrogate, left one out"}
+"""Names of the results file, and in the terms of the documentation."""
+
+
+def predictors() -> str:
+    """Rank correlation of what is known before training with the loss after it."""
+    rows = read("predictors")["rows"]
+    found = {(r["task"], r["band"], r["predictor"]): r["spearman"] for r in rows}
+    lines = [[title, *(fixed(found.get((*w, name))) for w in (*GOOD, *NEAR))] for name, title in PREDICTORS.items()]
+    head = ("predictor", *(f"{task}, {band.removeprefix('good near ')}, better half" for task, band in GOOD),
+            *(f"{task}, {band.removeprefix('near ')}, all" for task, band in NEAR))
+    return grid(head, lines) + source("predictors")
+
+
+def emulators() -> str:
+    """Rank correlation of held-out predictions of the emulators with the measured loss."""
+    rows = [r for r in read("emulators")["rows"] if r["steps"] == 24 and r["what"].startswith("held-out")]
+    found = {(r["task"], r["band"], r["what"].split()[-1]): r for r in rows}
+    lines = []
+    for task, band in dict.fromkeys((t, b) for t, b, _ in found):
+        boosted, network = found[task, band, "boosted"], found[task, band, "network"]
+        lines.append([f"{task}, {band}", str(boosted["n"]), fixed(boosted["spearman"], 3),
+                      fixed(network["spearman"], 3), fixed(boosted["ceiling"], 3)])
+    noise = ", ".join(f"{figure(value, 1)} on {task}" for task, value in {r["task"]: r["noise"] for r in rows}.items())
+    return grid(("table, allocations", "number", "boosted", "network", "ceiling by noise"), lines) + \
+        source("emulators", note=f"Deviation between training seeds of one allocation, in nats: {noise}")
+
+
+def early() -> str:
+    """Rank correlation of the loss early in training with the final one."""
+    rows = [r for r in read("emulators")["rows"] if r["what"].startswith("early loss")]
+    found = {(r["task"], r["band"], r["steps"]): r["spearman"] for r in rows}
+    places = [(task, band) for task in ("plays", "gsm8k")
+              for band in dict.fromkeys(r["band"] for r in rows if r["task"] == task)]
+    return grid(("table, allocations", "after 6 of 24 steps", "after 12"),
+                [[f"{task}, {band}", *(fixed(found.get((task, band, s)), 2) for s in (6, 12))]
+                 for task, band in places]) + source("emulators")
+
+
+def surrogates() -> str:
+    """Accuracy of surrogates on real rows, by the number of trials that they know."""
+    rows = [r for r in read("search")["rows"] if r["what"] == "surrogate" and r["spearman"] is not None]
+    found = {(r["task"], r["budget"], r["evaluations"], r["surrogate"]): r for r in rows}
+    names = list(dict.fromkeys(r["surrogate"] for r in rows))
+    lines = []
+    for task, budget, n in dict.fromkeys(key[:3] for key in found):
+        cells = []
+        for name in names:
+            r = found.get((task, budget, n, name))
+            cover = r and r.get("coverage_90")
+            cells.append(DASH if r is None else fixed(r["spearman"]) + (f", {percent(cover)}" if cover else ""))
+        lines.append([f"{task}, {budget}", str(n), *cells])
+    return grid(("table, budget", "trials", *names), lines) + source("search")
+
+
+def instant() -> str:
+    """Regret of allocations that were predicted without a trial."""
+    rows = sorted(read("search_instant")["rows"], key=lambda r: (r["task"], r["budget"], r["emulator"]))
+    return grid(("table, emulator, budget", "predicted, no trial", "first proposal of a search", "search at 40"),
+                [[f"{r['task']}, {r['emulator']}, {r['budget']}", fixed(r["regret"]), fixed(r["first_proposal"]),
+                  fixed(r["search_at_40"])] for r in rows]) + source("search_instant")
+
+
+def choosing() -> str:
+    """Regret of the winner by the rule that chose it, and what stopping early misses."""
+    rows = read("search_evidence")["rows"]
+    lines = [[f"winner after {r['after']} proposals: by the model, by measured losses, by the rule",
+              ", ".join(fixed(r[k]) for k in ("regret_model", "regret_measured", "regret_rule"))]
+             for r in rows if r["what"] == "winner"]
+    lines += [[f"`effort.stop={r['least']}`: median proposals; regret at the stop, after 16 proposals",
+               f"{figure(r['stops'][2], 2)}; {fixed(r['regret_at_stop'])}, {fixed(r['regret_at_end'])}"]
+              for r in rows if r["what"] == "stop"]
+    return grid(("rule", "mean regret"), lines) + source("search_evidence", note=f"{rows[0]['searches']} searches")
+
+
+TABLES: Tables = {"predictors": predictors, "emulators": emulators, "early-losses": early, "surrogates": surrogates,
+                  "instant": instant, "choosing": choosing}

@@ -1,0 +1,105 @@
+"""How a result was found, in sentences: facts that a reader needs, and no judgement of them (``study.health``)."""
+
+from qra_bo.report.data import ReportData
+from qra_bo.study.given import CALIBRATED
+from qra_bo.trials import TrialState
+from qra_bo.utils.numbers import number, signed
+
+FAILURES = {TrialState.OOM: "out of memory", TrialState.DIVERGED: "diverged", TrialState.FAILED: "failed"}
+
+
+def notes(d: ReportData) -> list[tuple[str, str]]:
+    """Return (title, sentences) in the order of a run; they need no more than the header and the trials."""
+    found = [("Predicted", _prediction(d)), ("Uniform baselines", _uniform(d)), ("Codes", _codes(d)),
+             ("Learning rate", _learning_rate(d)), ("Early stop", _stopped(d)), ("Choice of the winner", _choice(d)),
+             ("Comparison", _comparison(d)), ("Other learning rates", _rates(d)), ("Failures", _failures(d)),
+             ("Seed", "" if d.study.untried else f"One search was run, with seed {d.header.seed}; another seed may "
+              "find another allocation of about the same loss.")]
+    return [(title, text) for title, text in found if text]
+
+
+def _prediction(d: ReportData) -> str:
+    p = d.prediction
+    return "" if p is None else (
+        "Bits and ranks are the best under exchange rates of bits and ranks that were learned from trials of "
+        f"{p.steps} steps ({'; '.join(p.sources)}). On another model or at another length the prediction may be "
+        "further off than its interval.")
+
+
+def _uniform(d: ReportData) -> str:
+    if d.study.untried:
+        return ""
+    best = d.study.best_uniform
+    if best is None:
+        return "None that fits was trained yet."
+    tried = {e.allocation for e in d.points if e.stage == "baseline" and e.within(d.header.budget_bytes)}
+    return (f"{len(tried)} of them that fit were trained before the search, at the same length and with the same rule "
+            f"for the learning rate. The best is {d.name(best.allocation)}.")
+
+
+def _codes(d: ReportData) -> str:
+    if d.rounding == "rtn":
+        return ""
+    tokens = int(d.header.config["quantizer"].get("tokens", 0))
+    return (f"All allocations, uniform baselines included, have codes chosen by GPTQ on {tokens:,} tokens of the "
+            "training text. Bytes, formats and layers are those of round-to-nearest codes, which QLoRA has.")
+
+
+def _learning_rate(d: ReportData) -> str:
+    found = d.last("calibration")
+    if found is None:
+        return "It is not calibrated yet."
+    rate = f"{float(found['lr']):.2g} (rule {found['rule']})"
+    if "source" in found:
+        return f"{rate}: {found['source']}." + (
+            "" if found["source"] == CALIBRATED else " Another one may suit these ranks better.")
+    if not found["trials"]:
+        return f"{rate}, not calibrated in this run."
+    scales = sorted({float(t["lr_scale"]) for t in found["trials"]})
+    at_edge = len(scales) > 1 and d.study.lr_scale in (scales[0], scales[-1])
+    return (f"{rate}, calibrated on uniform baselines over {len(scales)} scales, and the same for every allocation."
+            + (" The best scale lies at the edge of those tried: a wider calibrate.lr_scales may do better."
+               if at_edge else ""))
+
+
+def _stopped(d: ReportData) -> str:
+    found = d.last("stopped")
+    return "" if found is None else (
+        "The search ended before its effort was spent: the surrogate gave its best next proposal a chance of "
+        f"{100 * float(found['chance']):.0f} % to gain more than the noise of a comparison, below "
+        f"{100 * float(found['least']):.0f} % (effort.stop).")
+
+
+def _choice(d: ReportData) -> str:
+    """Say by what the mixed allocation was chosen that was compared on unseen seeds."""
+    found = d.last("choice")
+    if found is None or found["other"] is None:
+        return ""
+    if found["by"] == "surrogate":
+        return ("The allocation that the surrogate expects to be best was taken, not the one with the least measured "
+                "loss.")
+    repeated = " Both were trained again on one more seed, and the lower mean decided." if found["losses"] else ""
+    return f"The surrogate failed its own check: measured losses decided.{repeated}"
+
+
+def _comparison(d: ReportData) -> str:
+    c = d.confirmation
+    if c is None or not c.train_seeds:
+        return ""
+    return (f"The best mixed allocation and the best uniform baseline were each trained on {len(c.train_seeds)} seeds "
+            f"that the search never used ({', '.join(map(str, c.train_seeds))}), and compared in pairs on the "
+            f"{c.split} split.")
+
+
+def _rates(d: ReportData) -> str:
+    rates = (d.last("rate_check") or {}).get("rates", [])
+    found = "; ".join(f"{number(float(r['factor']), 2)} times the rate {signed(float(r['mean']))} "
+                      f"({signed(float(r['low']))} to {signed(float(r['high']))}, {len(r['train_seeds'])} seeds)"
+                      for r in rates)
+    return found and f"The same comparison at {found}."
+
+
+def _failures(d: ReportData) -> str:
+    counts = {text: sum(e.result.state is state for e in d.study.trials) for state, text in FAILURES.items()}
+    found = ", ".join(f"{n} {text}" for text, n in counts.items() if n)
+    return found and f"{found} of {len(d.study.trials)} trials; counted in the cost and kept in the table."

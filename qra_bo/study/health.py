@@ -1,0 +1,286 @@
+"""Health cards of a run: six questions about its result, each with a status, one sentence and what to do."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from qra_bo.memory.budget import format_size
+from qra_bo.study.choice import fails
+from qra_bo.study.comparison import compared
+from qra_bo.study.conclusion import LEAST_RANKED
+from qra_bo.study.intervals import LEAST_SEEDS, spearman
+from qra_bo.study.state import Study, loss_of
+from qra_bo.trials import Fidelity, Trial
+from qra_bo.utils.numbers import number, signed
+
+PASS: Final = "pass"
+WARN: Final = "warn"
+FAIL: Final = "fail"
+UNKNOWN: Final = "not measured"
+SEVERITY = (FAIL, WARN, UNKNOWN, PASS)
+"""Statuses from the worst; a question of several parts has the worst of theirs."""
+CHANCE = 1.645
+"""Standard deviations that chance exceeds once in 20 times. A rank correlation of ``m`` pairs has a standard deviation
+of 1 / sqrt(m - 1) where there is no relation (Kendall, Rank Correlation Methods, 1970)."""
+CHANCE_SHARE = 0.05
+"""The same for the number of intervals that miss."""
+ORDERED = 0.5
+"""Spearman correlation at which two of three pairs keep their order (of a normal distribution)."""
+SURE, UNSURE = 0.95, 0.75
+"""Probability that one pair of trainings names the better allocation: the usual level of certainty, and the middle
+between certainty and a coin."""
+LEAST_DIFFERENCES = 3
+"""Fewest paired differences whose spread is stated."""
+LEAST_OVER, MOST_OVER = -0.005, 0.05
+"""Range of predicted over measured bytes, less 1, that is promised: lower may run out of memory, higher wastes it."""
+FEW_CUT, MANY_CUT = 0.01, 0.1
+"""Shares of cut answer tokens: 1 % is the length of an ending; of a tenth the model does not learn how answers end."""
+LAST = 0.2
+"""Last part of a final fine-tune in which its loss should have settled: its learning rate is at its lowest."""
+FALLING = 0.01
+"""Fall of the loss in that part (nats) that shows an unfinished training: 1 % of the perplexity."""
+Part = tuple[str, str, str]
+"""Status, clause and action of a part of a question."""
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """One question about a run's result.
+
+    Args:
+        name: Key for scripts.
+        question: A few words for people.
+        status: One of ``SEVERITY``.
+        finding: One sentence with the numbers.
+        action: What to do about it; empty where nothing is to be done.
+    """
+
+    name: str
+    question: str
+    status: str
+    finding: str
+    action: str = ""
+
+
+def health(study: Study) -> list[Card]:
+    """Return the six cards of a run; before its end most are not measured."""
+    return [Card(name, question, *answer(study)) for name, question, answer in QUESTIONS]
+
+
+def card(study: Study, name: str) -> Card:
+    """Return one card by its name."""
+    return next(c for c in health(study) if c.name == name)
+
+
+def _beats_uniform(study: Study) -> Part:
+    p, c, winner = study.last.get("prediction"), study.last.get("confirmation"), study.winner
+    if study.given:
+        return UNKNOWN, f"Nothing was searched: {study.header['given']['reason']}.", \
+            "Search within the same budget to compare it with other allocations."
+    if p is not None:
+        found = "" if p["reference"] is None else f"; {_interval(p)} are predicted"
+        beside = compared(study)
+        one = None if beside is None else beside.difference
+        how = "No trial compared the predicted allocation with the best uniform baseline" if one is None else \
+            f"The predicted allocation was compared on one training seed alone: {signed(one)} nats"
+        return UNKNOWN, f"{how}{found}.", \
+            "Run the same command with effort=quick and the same out=, which compares on more seeds."
+    if c is None:
+        best, uniform = study.incumbent, study.best_uniform
+        own = "" if best is None or uniform is None else \
+            f"; at the search's own seed the best allocation has {signed(loss_of(best) - loss_of(uniform))} nats"
+        return UNKNOWN, f"Nothing was compared with the best uniform baseline on unseen training seeds{own}.", \
+            f"Compare on unseen seeds: confirm.seeds={LEAST_SEEDS}." if "end" in study.last else "Let the run end."
+    mixed = c["winner_kind"] == "mixed"
+    if winner is not None and winner.to_json() != c["candidate" if mixed else "reference"]:
+        return UNKNOWN, "The winner measured over the budget; the next best that was delivered was not compared.", \
+            "Repeat the search with a slightly smaller budget."
+    smaller = "Use the uniform allocation; mixed bits pay most where the budget is too small for 4 bits everywhere."
+    if not c["train_seeds"] or c["candidate"] == c["reference"]:
+        return FAIL, "The search found no mixed allocation to compare: a uniform one was delivered.", smaller
+    n = len(c["train_seeds"])
+    found = f"{_interval(c)} against the best uniform baseline on {n} unseen training seeds"
+    if not mixed:
+        why = ", where it failed on a seed" if c["candidate_failed"] else ""
+        return FAIL, f"The best mixed allocation found has {found}{why}: the uniform one was delivered.", smaller
+    turned = [r for r in _rates(study) if r["mean"] * c["mean"] <= 0]
+    if c["high"] >= 0:
+        return WARN, f"{found}: the interval includes 0.", \
+            "Take the uniform allocation, which is simpler, or compare on more seeds (confirm.seeds)."
+    if n < LEAST_SEEDS:
+        return WARN, f"{found}: ahead, on fewer than {LEAST_SEEDS} seeds.", \
+            f"Run the same command with effort=normal and the same out=, which compares on {LEAST_SEEDS} seeds or more."
+    if turned:
+        return WARN, f"{found}, and not ahead at {number(turned[0]['factor'], 1)} times the learning rate.", \
+            "Widen calibrate.lr_scales and search again, or take the uniform allocation."
+    return PASS, f"{found}.", ""
+
+
+def _interval(found: Mapping[str, Any]) -> str:
+    return f"{signed(found['mean'])} nats ({signed(found['low'])} to {signed(found['high'])})"
+
+
+def _rates(study: Study) -> Sequence[Mapping[str, Any]]:
+    rates: Sequence[Mapping[str, Any]] = study.last.get("rate_check", {}).get("rates", ())
+    return rates
+
+
+def _surrogate(study: Study) -> Part:
+    """Judge the ranking of the better half, where a search decides, and the intervals."""
+    check = study.last.get("surrogate_check")
+    if study.untried:
+        return UNKNOWN, "Nothing was searched.", ""
+    if check is None or "coverage_90" not in check:
+        if "end" not in study.last:
+            return UNKNOWN, "The search has not ended.", ""
+        return UNKNOWN, "The method has no surrogate, or the search made too few trials to check it.", \
+            "effort=normal makes more trials."
+    from scipy.special import bdtr  # slow to import, and needed once a run
+    observed, good, n = check["observed"], check["spearman_good"], int(check["n"])
+    covered = float(check["coverage_90"])
+    found = (f"Left out in turn, {n} trials are ranked with Spearman {number(check['spearman'], 2)}, the better half "
+             f"of them with {number(good, 2)}; 90 % intervals hold {100 * covered:.0f} % of them.")
+    if fails(check):
+        return FAIL, found, "Measured losses choose the winner instead; more trials (effort=normal) may mend it."
+    half = sum(value <= float(np.median(observed)) for value in observed)
+    ranked = good > CHANCE / math.sqrt(max(half - 1, 1))
+    if ranked and float(bdtr(round(covered * n), n, 0.9)) >= CHANCE_SHARE:
+        return PASS, found, ""
+    return WARN, found, "This can't be told from chance: rely on the comparison on unseen seeds, or give the search " \
+        "more trials (effort=normal)."
+
+
+def _noise(study: Study) -> Part:
+    """Compare the difference to the best uniform baseline with its spread over training seeds."""
+    differences = study.last.get("confirmation", {}).get("differences", ())
+    if len(differences) < LEAST_DIFFERENCES:
+        return UNKNOWN, f"Fewer than {LEAST_DIFFERENCES} unseen training seeds compared two allocations.", \
+            "" if study.untried else f"confirm.seeds={LEAST_SEEDS} measures it."
+    gap, spread = abs(float(np.mean(differences))), float(np.std(differences, ddof=1))
+    sure = 1.0 if spread == 0 else 0.5 * (1 + math.erf(gap / spread / math.sqrt(2)))
+    found = (f"Differences between winner and best uniform baseline of {number(gap)} nats spread by {number(spread)} "
+             f"over seeds: one pair of trainings names the better in {100 * sure:.0f} % of cases.")
+    action = "Raise eval.sequences or fidelity.high, so that the search sees differences of this size."
+    return (PASS, found, "") if sure >= SURE else (WARN if sure >= UNSURE else FAIL, found, action)
+
+
+def _memory(study: Study) -> Part:
+    winner, limit = study.winner, study.budget_bytes
+    point = None if winner is None else study.point(winner)
+    named = [m for m in study.measured if winner is not None and m["allocation"] == winner.to_json()]
+    if named:
+        predicted, measured, fits = (named[-1][key] for key in ("predicted_bytes", "measured_bytes", "fits"))
+    elif point is not None:
+        predicted, measured, fits = point.predicted_bytes, point.result.measured_bytes, True
+    else:
+        return UNKNOWN, "The winner has not been measured.", ""
+    if measured is None:
+        ran_out = "memory ran out" if not fits else "the device measures none"
+        return FAIL if not fits else UNKNOWN, \
+            f"{format_size(predicted)} predicted within {format_size(limit)}; {ran_out}.", \
+            "" if fits else "Search with a smaller budget."
+    over = predicted / measured - 1
+    found = (f"{format_size(predicted)} predicted, {format_size(measured)} measured (prediction "
+             f"{signed(100 * over, 1)} %), within a budget of {format_size(limit)}")
+    if measured > limit or not fits:
+        return FAIL, f"{found.replace('within', 'over')}.", "Search with a smaller budget, or memory.calibrate=true."
+    others = sum(not m["fits"] for m in study.measured)
+    if others:
+        return WARN, f"{found}; {others} better allocations measured over it.", "memory.calibrate=true learns from it."
+    if over < LEAST_OVER:
+        return WARN, f"{found}: more than was promised.", "memory.calibrate=true learns from it."
+    if over > MOST_OVER:
+        return WARN, f"{found}: part of the budget is unused.", "memory.calibrate=true learns from it."
+    return PASS, f"{found}.", ""
+
+
+def _data(study: Study) -> Part:
+    """Judge the share of answer tokens that are cut off at ``train.length``."""
+    facts = study.last.get("provenance", {}).get("data_facts")
+    if facts is None:
+        return UNKNOWN, "It was not recorded how much was cut." if study.trains else "No model was trained.", ""
+    records, cut = int(facts["records"]), int(facts["cut_records"])
+    if not cut:
+        return PASS, f"None of the {records:,} training records is cut.", ""
+    length, share = int(study.header["config"]["train"]["length"]), facts["cut_tokens"] / max(1, facts["answer_tokens"])
+    found = (f"{cut:,} of {records:,} training records are cut at train.length={length}, and {100 * share:.1f} % of "
+             "the answer tokens are lost.")
+    enough = int(facts["usual_length"])
+    action = f"train.length={enough} keeps 95 % of the records whole, and takes more memory." if enough > length else \
+        "A larger train.length keeps more, and takes more memory."
+    return (PASS, found, "") if share <= FEW_CUT else (WARN if share <= MANY_CUT else FAIL, found, action)
+
+
+def _length(study: Study) -> Part:
+    """Judge whether the order of allocations holds at a longer training, and whether the final loss has settled."""
+    parts = [part for part in (_order(study), _settled(study)) if part is not None]
+    if not parts:
+        return UNKNOWN, "No final fine-tune was run.", ""
+    worst = min((status for status, _, _ in parts), key=SEVERITY.index)
+    said = "; ".join(clause for _, clause, _ in parts)
+    actions = [action for status, _, action in parts if status == worst and action]
+    return worst, f"{said[0].upper()}{said[1:]}.", " ".join(actions)
+
+
+def _order(study: Study) -> Part | None:
+    """Return whether longer trainings keep the order; ``None`` where nothing was searched."""
+    if study.untried:
+        return None
+    longer, steps = study.last.get("ranking_check"), study.header["high_steps"]
+    again = "Search with longer trials (fidelity.high)."
+    if longer is not None:
+        kept = longer["spearman"]
+        found = (f"trained for {longer['steps']} steps instead of {steps}, {len(longer['losses'])} of the best "
+                 f"allocations kept their order with Spearman {number(kept, 2)}")
+        if kept is None or kept <= 0:
+            return FAIL, found, again
+        return (PASS, found, "") if kept >= ORDERED else (WARN, found, again)
+    pairs = early_and_late(study)
+    rho = None if len(pairs) < LEAST_RANKED else spearman([early for early, _ in pairs], [loss_of(e) for _, e in pairs])
+    open_order = "it is open whether the order holds at a longer training"
+    if rho is None:
+        return UNKNOWN, open_order, "effort=normal trains the best allocations longer."
+    found = (f"over {len(pairs)} allocations the loss after {study.header['low_steps']} steps ranks the one after "
+             f"{steps} with Spearman {number(rho, 2)}")
+    return (WARN, found, again) if rho <= 0 else \
+        (UNKNOWN, f"{found}, and {open_order}", "effort=normal trains the best allocations longer.")
+
+
+def _settled(study: Study) -> Part | None:
+    """Return whether the loss of the final fine-tune still fell at its end; ``None`` without two validations."""
+    final = study.last.get("final")
+    if final is None or len(final["curve"]) < 2:
+        return None
+    curve, steps, kept = final["curve"], final["steps"], final["kept_step"]
+    if kept < steps:
+        return PASS, f"the final fine-tune's loss was least after {kept} of {steps} steps", ""
+    before = [loss for step, loss in curve if step <= (1 - LAST) * steps] or [curve[0][1]]
+    fall = before[-1] - curve[-1][1]
+    found = f"the final fine-tune's loss fell by {number(max(fall, 0.0))} nats in about its last fifth"
+    return (WARN, found, "Train longer: final.epochs, final.max_steps or final.steps.") if fall > FALLING else \
+        (PASS, found, "")
+
+
+def early_and_late(study: Study) -> list[tuple[float, Trial]]:
+    """Low-fidelity loss beside the full-fidelity trial, of every allocation where both are known, references too.
+
+    Low fidelity is a prefix of full fidelity under the same schedule: its loss is that of a low-fidelity trial, or
+    was recorded on the way to the full one.
+    """
+    low = {(e.allocation, e.spec.train_seed): e.loss for e in study.trials
+           if e.ok and e.fidelity is Fidelity.LOW and e.spec.split == "validation"}
+    references = [e for e in study.baselines if e.stage == "reference"]
+    points = sorted((*study.points, *references), key=lambda e: e.id)
+    found = [(low.get((e.allocation, e.spec.train_seed), dict(e.result.curve).get(study.header["low_steps"] or 0)), e)
+             for e in points]
+    return [(early, e) for early, e in found if early is not None]
+
+
+QUESTIONS: tuple[tuple[str, str, Callable[[Study], Part]], ...] = (
+    ("beats_uniform", "Better than uniform?", _beats_uniform), ("surrogate", "Surrogate predictive?", _surrogate),
+    ("noise", "Noise below the gap?", _noise), ("memory", "Memory as predicted?", _memory),
+    ("data", "Data uncut?", _data), ("length", "Trained long enough?", _length))
+"""Name, question and function of every card."""

@@ -1,0 +1,68 @@
+"""Pages of the documentation are short and plain, and their tables are those of the committed results."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from bench.pages.blocks import BLOCK, DOCS, grid, refreshed, unless_missing, without_blocks
+from bench.pages.registry import TABLES
+from tests.docs.prose import sentences, too_long
+
+PAGES = sorted(DOCS.rglob("*.md"))
+RESULTS = [page for page in PAGES if page.parent.name == "results"]
+
+
+def name(page: Path) -> str:
+    return str(page.relative_to(DOCS))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_sentences_are_short(page: Path) -> None:
+    assert too_long(sentences(without_blocks(page.read_text(encoding="utf-8")))) == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_tables_are_of_the_committed_results(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert text == refreshed(text, TABLES), "python -m bench.pages writes the tables anew"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_targets_that_a_page_names_are_in_the_makefile(page: Path) -> None:
+    there = set(re.findall(r"^([\w-]+):", (DOCS.parent / "Makefile").read_text(encoding="utf-8"), re.M))
+    assert set(re.findall(r"`make ([a-z][\w-]*)", page.read_text(encoding="utf-8"))) <= there
+
+
+@pytest.mark.parametrize("page", RESULTS, ids=name)
+def test_page_of_a_study_has_at_most_150_lines(page: Path) -> None:
+    assert len(page.read_text(encoding="utf-8").splitlines()) <= 150
+
+
+def test_every_table_is_on_one_page() -> None:
+    found = [m[2] for page in PAGES for m in BLOCK.finditer(page.read_text(encoding="utf-8"))]
+    assert sorted(found) == sorted(TABLES)
+
+
+def test_comparison_has_at_most_twelve_rows() -> None:
+    assert 2 < len(TABLES["comparison"]().splitlines()) <= 2 + 12
+
+
+def test_block_is_replaced_and_the_rest_kept() -> None:
+    text = "a\n\n<!-- table: x -->\nold\n<!-- end -->\n\nb\n"
+    assert refreshed(text, {"x": lambda: "new"}) == text.replace("old", "new")
+    assert without_blocks(text) == "a\n\n\n\nb\n"
+
+
+def test_missing_results_name_their_command() -> None:
+    assert "`python -m bench.none`" in unless_missing("no-such-file", lambda: "x", "python -m bench.none")()
+    assert unless_missing("search", lambda: "x", "python -m bench.none")() == "x"
+
+
+def test_grid_has_one_line_a_row() -> None:
+    assert grid(("a", "b"), [("1", "2")]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
+
+
+def test_a_long_sentence_is_found() -> None:
+    assert too_long(sentences("word " * 36 + ".")) != []
+    assert too_long(sentences("One two three. Four five.")) == []

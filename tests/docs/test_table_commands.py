@@ -1,0 +1,45 @@
+"""Commands of the pages on tables of real trials: overrides run as they are given, modules are there."""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from qra_bo.cli.app import main
+
+ROOT = Path(__file__).resolve().parents[2]
+RESEARCH = ROOT / "docs" / "research"
+TEXT = "\n".join((RESEARCH / name).read_text(encoding="utf-8") for name in ("tables.md", "compare.md"))
+OVERRIDES = sorted(set(re.findall(r"(?:`|python -m qra_bo )(oracle=benchmark [^`|\n]+)", TEXT)))
+MODULES = sorted(set(re.findall(r"python -m (bench[\w.]*)", TEXT)))
+
+
+def test_the_pages_give_commands() -> None:
+    assert len(OVERRIDES) >= 3
+    assert MODULES
+
+
+@pytest.mark.parametrize("overrides", OVERRIDES)
+def test_searches_on_a_table_end_well(overrides: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    small = [f"out={tmp_path / 'run'}", "display=none", "effort.max_full_trials=8"]
+    assert main([*overrides.split(), *small]) == 0
+    assert json.loads((tmp_path / "run" / "best.json").read_text())["oracle"] == "benchmark"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_modules_can_be_run(module: str) -> None:
+    spec = importlib.util.find_spec(module)
+    assert spec is not None
+    assert spec.submodule_search_locations is None or importlib.util.find_spec(f"{module}.__main__")
+
+
+@pytest.mark.parametrize(("override", "message"), [
+    ("fidelity.high=48", "fidelity.high must be 24, the steps of every trial of the table"),
+    ("fidelity.low=7", "fidelity.low must be null or one of 6, 12"),
+    ("oracle.noise=1e300", "oracle.noise must be at most 100.0; got 1e+300")])
+def test_what_no_table_answers_exits_2(override: str, message: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["oracle=benchmark", f"oracle.table={ROOT / 'bench/data/plays'}", override]) == 2
+    assert message in capfd.readouterr().err

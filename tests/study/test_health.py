@@ -1,0 +1,147 @@
+"""Health cards: each status where the journal's numbers call for it, and no card without its evidence."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from qra_bo.report.data import parse_events
+from qra_bo.study.health import FAIL, PASS, QUESTIONS, UNKNOWN, WARN, Card, card, early_and_late, health
+from qra_bo.study.results import build_best
+from qra_bo.study.state import Study
+from tests.report.fixtures import make_events
+
+Events = list[dict[str, Any]]
+
+
+def changed(kind: str, events: Events | None = None, **fields: Any) -> Events:
+    return [{**e, **fields} if e["event"] == kind else e for e in (make_events() if events is None else events)]
+
+
+def without(*kinds: str) -> Events:
+    return [e for e in make_events() if e["event"] not in kinds]
+
+
+def only(name: str, events: Events) -> Card:
+    return card(Study(events), name)
+
+
+def test_a_run_that_has_begun_measures_nothing() -> None:
+    assert {c.status for c in health(Study(make_events()[:2]))} == {UNKNOWN}
+
+
+def test_best_json_holds_every_card_and_the_delivered_loss() -> None:
+    events = changed("header", config={"quantizer": {}, "embeddings": 16, "train": dict.fromkeys(
+        ("batch", "accumulate", "length", "packing", "warmup", "lr_floor", "weight_decay", "betas", "eps", "clip",
+         "optimizer", "checkpointing"), 1)})
+    best = build_best(Study(changed("end", events, wall_seconds=1.0, overhead_seconds=.1)))
+    assert [c["name"] for c in best["checks"]] == [name for name, *_ in QUESTIONS]
+    assert best["delivered"] == {"loss": 3.871, "loss_se": .004, "steps": 320, "kept_step": 240, "metric": "test_loss"}
+
+
+def test_failures_and_warnings_say_what_to_do() -> None:
+    runs = [make_events(wins=False), changed("surrogate_check", spearman_good=-.2),
+            changed("measured", measured_bytes=10**9), changed("ranking_check", spearman=.1),
+            changed("provenance", changed("header", config={"train": {"length": 9}}), data_facts={
+                "records": 9, "cut_records": 5, "answer_tokens": 90, "cut_tokens": 40, "usual_length": 80})]
+    cards = [c for events in runs for c in health(Study(events)) if c.status in (WARN, FAIL)]
+    assert {c.name for c in cards} == {name for name, *_ in QUESTIONS}
+    assert all(c.action.endswith(".") for c in cards)
+
+
+@pytest.mark.parametrize(("fields", "status"), [
+    ({}, PASS), ({"high": .001}, WARN), ({"train_seeds": [1, 2, 3, 4]}, WARN), ({"winner_kind": "uniform"}, UNKNOWN)])
+def test_better_takes_five_seeds_and_an_interval_below_0(fields: dict[str, Any], status: str) -> None:
+    assert only("beats_uniform", changed("confirmation", **fields)).status == status
+
+
+def test_a_uniform_winner_fails_and_is_no_unknown() -> None:
+    assert only("beats_uniform", make_events(wins=False)).status == FAIL
+
+
+@pytest.mark.parametrize(("sign", "status"), [(1, PASS), (-1, WARN)])
+def test_a_difference_that_turns_at_other_rates_is_a_warning(sign: int, status: str) -> None:
+    check = {"event": "rate_check", "rates": [{"factor": .5, "mean": -.01 * sign}]}
+    assert only("beats_uniform", [*make_events(), check]).status == status
+
+
+def test_no_comparison_is_not_measured() -> None:
+    c = only("beats_uniform", without("confirmation", "end"))
+    assert (c.status, c.action) == (UNKNOWN, "Let the run end.")
+
+
+@pytest.mark.parametrize(("good", "covered", "status"), [
+    (.9, .8667, PASS), (.9, 11 / 15, PASS), (.9, 10 / 15, WARN), (.6, .9, WARN), (.63, .9, PASS), (0.0, .9, FAIL),
+    (None, .9, FAIL)])
+def test_surrogate_is_compared_with_chance(good: float | None, covered: float, status: str) -> None:
+    """The better half are 8 of 15: 1.645 / sqrt(7) = 0.62; of 15 intervals of 90 % 11 or more hold in 95 % of cases."""
+    events = changed("surrogate_check", spearman_good=good, coverage_90=covered)
+    assert only("surrogate", events).status == status
+
+
+def test_chance_seldom_passes_as_a_ranking() -> None:
+    rng = np.random.default_rng(0)
+    ranks = np.arange(8)
+    rho = [np.corrcoef(ranks, rng.permutation(8))[0, 1] for _ in range(4000)]
+    assert .03 < np.mean(np.array(rho) > 1.645 / np.sqrt(7)) < .07
+
+
+@pytest.mark.parametrize(("gap", "status"), [(1.65, PASS), (1.64, WARN), (.68, WARN), (.67, FAIL), (0.0, FAIL)])
+def test_noise_is_the_chance_of_a_pair_to_name_the_better(gap: float, status: str) -> None:
+    unit = np.array([-1.0, 0.0, 1.0])
+    assert only("noise", changed("confirmation", differences=(-gap + unit).tolist())).status == status
+
+
+def test_two_differences_are_no_spread() -> None:
+    assert only("noise", changed("confirmation", differences=[-.1, -.1])).status == UNKNOWN
+
+
+@pytest.mark.parametrize(("measured", "status"), [
+    (1_000, PASS), (1_004, PASS), (1_006, WARN), (953, PASS), (950, WARN), (1_101, FAIL)])
+def test_memory_is_held_to_what_is_promised(measured: int, status: str) -> None:
+    events = changed("measured", changed("header", budget_bytes=1_100), predicted_bytes=1_000, measured_bytes=measured)
+    assert only("memory", events).status == status
+
+
+def test_memory_falls_back_on_the_winner_s_own_trial() -> None:
+    c = only("memory", without("measured"))
+    assert c.status == PASS
+    assert "measured (prediction +1" in c.finding
+    assert only("memory", changed("measured", measured_bytes=None)).status == UNKNOWN
+    assert only("memory", changed("measured", measured_bytes=None, fits=False)).status == FAIL
+
+
+@pytest.mark.parametrize(("cut", "status"), [(0, PASS), (10, PASS), (11, WARN), (100, WARN), (101, FAIL)])
+def test_data_is_judged_by_cut_answer_tokens(cut: int, status: str) -> None:
+    facts = {"records": 50, "cut_records": int(cut > 0), "answer_tokens": 1000, "cut_tokens": cut, "usual_length": 80}
+    events = changed("provenance", changed("header", config={"train": {"length": 64}}), data_facts=facts)
+    c = only("data", events)
+    assert c.status == status
+    assert ("train.length=80 keeps" in c.action) == (status not in (PASS,))
+
+
+@pytest.mark.parametrize(("kept", "status"), [(.5, PASS), (.49, WARN), (0.0, FAIL), (None, FAIL)])
+def test_order_has_to_hold_at_a_longer_training(kept: float | None, status: str) -> None:
+    assert only("length", changed("ranking_check", spearman=kept)).status == status
+
+
+def test_a_final_loss_that_still_falls_is_a_warning() -> None:
+    curve = [[40, 4.0], [80, 3.9], [100, 3.889]]
+    assert only("length", changed("final", curve=curve, steps=100, kept_step=100)).status == WARN
+    curve[-1][1] = 3.891
+    assert only("length", changed("final", curve=curve, steps=100, kept_step=100)).status == PASS
+
+
+def test_length_without_a_longer_training_is_not_measured() -> None:
+    c = only("length", without("ranking_check"))
+    assert c.status == UNKNOWN
+    assert "the loss after 12 steps ranks the one after 48" in c.finding
+
+
+def test_early_losses_come_from_low_trials_or_curves() -> None:
+    d = parse_events(make_events())
+    pairs = early_and_late(d.study)
+    assert [e for _, e in pairs] == list(d.points)
+    for early, e in pairs:
+        low = [x.loss for x in d.study.trials if x.allocation == e.allocation and x.fidelity.value == "low" and x.ok]
+        assert early == (low[0] if low else dict(e.result.curve)[d.header.low_steps])
