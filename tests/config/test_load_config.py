@@ -33,7 +33,7 @@ def test_defaults(default: RunConfig) -> None:
     assert default.ranks == (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32)
     assert default.granularity == "layer"
     assert default.seed == 0
-    assert default.format_names == ("hqq2", "hqq3", "nf4", "int8")
+    assert default.format_names == ("int2-g64", "int3-g64", "nf4", "int8")
     assert (default.memory.scope, default.oracle.name, default.data.name) == ("peak", "finetune", "plays")
 
 
