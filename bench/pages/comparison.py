@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from bench.headline import OURS, UNIFORM
 from bench.pages.blocks import Row, Tables, between, grid, read, source
 from bench.table1.markdown import gap_text, render, versus_text
-from qra_bo.report.text import MINUS, number, size
+from qra_bo.report.text import size
+from qra_bo.utils.numbers import MINUS, number
 
 TABLE, NORMAL, SHORT, RATES = "table1/table1", "table1_normal", "table1_short", "table1_rates"
 LIMITS = ("stored uniform:3,8", "stored uniform:4,16", "peak uniform:4,4", "peak uniform:4,16")

@@ -3,7 +3,8 @@
 import statistics
 
 from bench.pages.blocks import Row, Tables, between, figure, fixed, grid, read, source, unless_missing
-from qra_bo.report.text import DASH, size
+from qra_bo.report.text import size
+from qra_bo.utils.numbers import DASH
 
 
 def formats() -> str:

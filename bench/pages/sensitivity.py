@@ -1,7 +1,7 @@
 """Tables on what predicts the loss of an allocation: sensitivities, early losses, emulators, surrogates."""
 
 from bench.pages.blocks import Tables, figure, fixed, grid, percent, read, source
-from qra_bo.report.text import DASH
+from qra_bo.utils.numbers import DASH
 
 GOOD = tuple((task, f"good near {budget}") for task in ("plays", "gsm8k") for budget in ("uniform:4,4", "uniform:4,16"))
 NEAR = tuple((task, f"near {budget}") for task in ("plays", "gsm8k") for budget in ("uniform:4,4", "uniform:4,16"))
