@@ -34,6 +34,8 @@ DATA = Path(__file__).resolve().parents[1] / "data"
 TASKS = {"plays": "plays", "gsm8k": "jsonl"}
 """Data set of every task; ``jsonl`` needs the path of a file."""
 REFERENCE_BUDGETS = (("uniform:4,4", "peak"), ("uniform:4,16", "stored"))
+FORMATS = ("quantizer.formats.2=[hqq2]", "quantizer.formats.3=[hqq3]")
+"""Of the tables: the default when they were begun."""
 RECORD_AT = (6, 12)
 TRAIN_SEEDS = 3
 CANDIDATE_SEEDS = 60
@@ -54,7 +56,7 @@ def task_config(task: str, data_path: str | None, device: str = "cpu") -> RunCon
                                                "has its text built in; leave --data out"))
     more = [f"data.path={json.dumps(data_path)}", "data.max_cut=1"] if needs else []  # answers are cut at 128 tokens
     return load_config([f"data={TASKS[task]}", "dtype=bfloat16", f"device={device}",
-                        "quantizer.rounding=rtn", *more])
+                        "quantizer.rounding=rtn", *FORMATS, *more])
 
 
 @dataclass(frozen=True)
