@@ -28,7 +28,7 @@ def problems_of(config: RunConfig) -> list[Problem]:
     found = list(_model(config))
     if found:  # without a model the other rules can't be applied
         return found
-    for rule in (_task, _formats, serve_problems, _rounding, _numbers, _method, _files, _device):
+    for rule in (_task, _formats, _targets, serve_problems, _rounding, _numbers, _method, _files, _device):
         found += rule(config)
     if config.model["n_layers"] is not None and not any(p.key in ("bits", "quantizer.formats") for p in found):
         found += _try("ranks", lambda: make_space(config, make_spec(config)))
@@ -87,6 +87,17 @@ def _formats(config: RunConfig) -> Iterator[Problem]:
         unknown = list(_try("bits", partial(default_format, bits)))
         yield from unknown or [Problem(key, f"{key} must name a storage format for {bits} bits, e.g. "
                                             f"{key}.{bits}=[{default_format(bits).name}].")]
+
+
+def _targets(config: RunConfig) -> Iterator[Problem]:
+    """Yield the export targets of a search that refuse formats it may choose: its result could not be exported."""
+    named = [parse_format(name) for bits in config.bits for name in config.quantizer.formats.get(bits, ())]
+    lost = [fmt.name for fmt in named if fmt.backend == "bitsandbytes"]
+    for target in config.export.targets or ():
+        serve = next((name for name, consumer in CONSUMERS.items() if target in consumer.exports[:1]), None)
+        if serve is not None and lost and config.task == "search":
+            yield Problem("export.targets", f"the export {target} has no form for {', '.join(lost)}, which the search "
+                                            f"may choose: use serve={serve}, or leave {target} out.")
 
 
 def serve_problems(config: RunConfig) -> Iterator[Problem]:

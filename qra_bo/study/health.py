@@ -218,7 +218,8 @@ def _length(study: Study) -> Part:
     """Judge whether the order of allocations holds at a longer training, and whether the final loss has settled."""
     parts = [part for part in (_order(study), _settled(study)) if part is not None]
     if not parts:
-        return UNKNOWN, "No final fine-tune was run.", ""
+        return UNKNOWN, "No final fine-tune was run." if study.last.get("final") is None else \
+            "The final fine-tune was too short for two validations.", ""
     worst = min((status for status, _, _ in parts), key=SEVERITY.index)
     said = "; ".join(clause for _, clause, _ in parts)
     actions = [action for status, _, action in parts if status == worst and action]

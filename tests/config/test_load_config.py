@@ -33,7 +33,7 @@ def test_defaults(default: RunConfig) -> None:
     assert default.ranks == (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32)
     assert default.granularity == "layer"
     assert default.seed == 0
-    assert default.format_names == ("int2-g64", "int3-g64", "nf4", "int8")
+    assert default.format_names == ("hqq2", "int3-g64", "nf4", "int8")
     assert (default.memory.scope, default.oracle.name, default.data.name) == ("peak", "finetune", "plays")
 
 
@@ -71,7 +71,7 @@ def test_free_keys_need_no_plus() -> None:
     assert load_config(["bits=[4,5,6]"]).format_names == ("nf4", "hqq5-g128", "hqq6-g128")
     config = load_config(["method.extra=1.5", "quantizer.formats.4=[nf4,hqq4]", "quantizer.formats.8=[hqq8]"])
     assert config.method.target["extra"] == 1.5
-    assert config.format_names == ("int2-g64", "int3-g64", "nf4", "hqq4", "hqq8")
+    assert config.format_names == ("hqq2", "int3-g64", "nf4", "hqq4", "hqq8")
 
 
 def test_any_other_model_needs_a_path() -> None:
@@ -141,6 +141,7 @@ def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
     (["data=gsm8k", "data.max_cut=2"], r"data\.max_cut must be at most 1"),
     (["data=gsm8k", "data.chat=first"], r"data\.chat must be one of last, all; got 'first'"),
     (["train.packing=true"], r"train\.packing must be one of isolated, joined; got true"),
+    (["export.targets=[gguf]"], "the export gguf has no form for nf4, int8, .* use serve=llamacpp"),
     (["oracle=benchmark"], "oracle.table must name the folder of a table of real trials, .*; got null"),
     (["train=null"], "Unknown train None; known, nearest first: cpu, gpu"),
     (["lr=1e-4"], r"Unknown key 'lr'; nearest: adapter\.lr, "),
