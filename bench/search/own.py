@@ -3,8 +3,10 @@
     python -m bench.search.own examples.own_searcher.CoordinateSearch changes=3 [--tasks plays gsm8k] [--seeds 3]
 
 The first argument is the dotted path of a class like the one in examples/own_searcher.py; KEY=VALUE are its options.
-A search has 40 full-trial equivalents. Regrets are medians over the seeds: 1 is the best uniform choice and 0 the best
-allocation known. Those of other methods are read from bench/results/search.json (10 seeds).
+A search has 40 full-trial equivalents, of which the profile and the uniform baselines take 7.5. Regrets are medians
+over the seeds: 1 is the best uniform choice that fits and 0 the best allocation known; above 1, nothing better than
+the baselines was found, which are evaluated once and with noise. Those of other methods are read from
+bench/results/search.json (10 seeds). "refused" counts proposals that are over the budget or too far from the table.
 """
 
 import argparse
@@ -56,15 +58,18 @@ def compare(options: Mapping[str, Any], tasks: Sequence[str], seeds: int,
             published: Sequence[Mapping[str, Any]]) -> None:
     """Play ``seeds`` searches in every arena and print a line for each arena once it is done."""
     entry = Entry("yours", "", "peer", options)
-    print(f"{'arena':<32} {'yours':>8} " + " ".join(f"{name:>15}" for name in BESIDE))
+    print(f"{'arena':<32} {'refused':>8} {'yours':>8} " + " ".join(f"{name:>15}" for name in BESIDE))
     for task in tasks:
+        print(f"fitting the emulators of {task}", file=sys.stderr, flush=True)
         for arena in arenas(DATA / task, list(FAMILIES)):
+            print(f"{arena.name}: {seeds} searches", file=sys.stderr, flush=True)
             runs = [play(arena, entry, seed, EQUIVALENTS) for seed in range(seeds)]
             known = {row["method"]: row for row in published if arena_of(row) == arena_of(runs[0])}
             scale = next(iter(known.values()))
             losses = np.array([run["trace"][-1][1] for run in runs])
             own = (losses - scale["best_known"]) / (scale["best_uniform"] - scale["best_known"])
-            print(f"{arena.name:<32} {np.median(own):8.2f} "
+            refused = np.median([run["refused"] for run in runs])
+            print(f"{arena.name:<32} {refused:8.0f} {np.median(own):8.2f} "
                   + " ".join(f"{known[name]['regret']:15.2f}" for name in BESIDE), flush=True)
 
 

@@ -87,7 +87,7 @@ FORMATS: Mapping[str, StorageFormat] = {f.name: f for f in (
     *(StorageFormat(f"int{bits}-g{group}", "integer", bits, group) for bits in _WITH_ZEROS for group in (32, 64, 128)))}
 """Every storage format by name."""
 
-_DEFAULTS = {2: "hqq2", 3: "int3-g64", 4: "nf4", 5: "hqq5-g128", 6: "hqq6-g128", 8: "int8", 16: "fp16"}
+_DEFAULTS = {2: "int2-g64", 3: "int3-g64", 4: "nf4", 5: "hqq5-g128", 6: "hqq6-g128", 8: "int8", 16: "fp16"}
 LEAST_BITS = min(_DEFAULTS)
 
 

@@ -28,7 +28,7 @@ def test_own_method_stands_beside_the_published_ones(tmp_path: Path, monkeypatch
     monkeypatch.setattr(own, "arenas", lambda folder, families: [arena])
     assert own.main([TARGET, "changes=1", "--tasks", "plays", "--seeds", "2"]) == 0
     head, line = capsys.readouterr().out.splitlines()
-    assert head.split()[:2] == ["arena", "yours"]
+    assert head.split()[:3] == ["arena", "refused", "yours"]
     entry = Entry("yours", "", "peer", {"_target_": TARGET, "changes": 1})
     losses = [play(arena, entry, seed, EQUIVALENTS)["trace"][-1][1] for seed in range(2)]
     expected = [(np.median(losses) - 3.0) / 2.0, 0.0, 0.1, 0.2, 0.3]

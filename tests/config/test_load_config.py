@@ -33,7 +33,7 @@ def test_defaults(default: RunConfig) -> None:
     assert default.ranks == (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32)
     assert default.granularity == "layer"
     assert default.seed == 0
-    assert default.format_names == ("hqq2", "int3-g64", "nf4", "int8")
+    assert default.format_names == ("int2-g64", "int3-g64", "nf4", "int8")
     assert (default.memory.scope, default.oracle.name, default.data.name) == ("peak", "finetune", "plays")
 
 
@@ -71,7 +71,7 @@ def test_free_keys_need_no_plus() -> None:
     assert load_config(["bits=[4,5,6]"]).format_names == ("nf4", "hqq5-g128", "hqq6-g128")
     config = load_config(["method.extra=1.5", "quantizer.formats.4=[nf4,hqq4]", "quantizer.formats.8=[hqq8]"])
     assert config.method.target["extra"] == 1.5
-    assert config.format_names == ("hqq2", "int3-g64", "nf4", "hqq4", "hqq8")
+    assert config.format_names == ("int2-g64", "int3-g64", "nf4", "hqq4", "hqq8")
 
 
 def test_any_other_model_needs_a_path() -> None:
