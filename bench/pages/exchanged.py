@@ -8,14 +8,14 @@ from qra_bo.utils.numbers import DASH
 
 
 def formats() -> str:
-    """Uniform choices by format, fine-tuned: one row a format, one column a text and length."""
-    rows = [r for r in read("formats")["rows"] if r["measure"] == "test loss"]
+    """Uniform choices by format, fine-tuned: one row a format, one column a text and length; those that were trained."""
+    rows = [r for r in read("formats")["rows"] if r["measure"] == "test loss" and r["mean"] is not None]
     found = {(r["format"], r["task"], r["steps"]): r for r in rows}
     blocks = sorted({(r["task"], r["steps"]) for r in rows}, key=lambda block: (block[1], block[0]))
     kinds = {r["format"]: r for r in sorted(rows, key=lambda r: r["bits"])}
-    return grid(("format, rank 8", "bits a weight", "nearest in bytes",
+    return grid(("format, rank 8", "bits a weight", "compared with",
                  *(f"{task}, {steps} steps" for task, steps in blocks)),
-                [[f"`{name}`", fixed(r["bits_a_weight"]), f"`{r['reference']}`" if r["reference"] else DASH,
+                [[f"`{name}`", fixed(r["bits_a_weight"]), DASH if r["default"] == name else f"`{r['default']}`",
                   *(_loss(found.get((name, *block))) for block in blocks)] for name, r in kinds.items()]) + \
         source("formats")
 
@@ -34,7 +34,9 @@ def unquantised() -> str:
 
 def embeddings() -> str:
     """Test loss with the embedding and head in fewer bits."""
-    rows = [r for r in read("embeddings")["rows"] if "task" in r]
+    rows = [r for r in read("embeddings")["rows"] if "task" in r and r["mean"] is not None]
+    if not rows:
+        return f"Not measured yet: `{EMBEDDINGS}` writes this table."
     return grid(("text", "embedding bits", "before training", "test loss", "seeds", "less 16 bits", "peak", "file"),
                 [[r["task"], str(r["embeddings"]), fixed(r["untrained"], 3), fixed(r["mean"], 4), str(r["seeds"]),
                   _versus(r["minus_16_bits"]), size(r["predicted_bytes"]), size(r["file_bytes"])] for r in rows]) + \
@@ -92,11 +94,11 @@ def chat() -> str:
 
 
 def _loss(row: Row | None) -> str:
-    """Test loss, and its difference to the format that is nearest in bytes."""
-    if row is None or row["mean"] is None:
+    """Test loss, its difference to the format that was the default of the width, and the number of seeds."""
+    if row is None:
         return "not measured"
-    d = row["minus_reference"]
-    return fixed(row["mean"], 4) + ("" if d is None else f"; {_versus(d)}")
+    d = row["minus_default"]
+    return fixed(row["mean"], 4) + ("" if d is None else f"; {_versus(d)}, {d['seeds']} seeds")
 
 
 def _versus(d: Row | None) -> str:

@@ -16,6 +16,7 @@ from qra_bo.space.space import StorageFormat
 
 WORD_TYPES = {1: torch.uint8, 4: torch.int32}
 PLANE_NAMES = ("codes", "lower_codes")
+"""Tensors of a format's planes. No format has a third: 7 bits would, and the kernel reads two."""
 
 
 def in_planes(codes: Tensor, fmt: StorageFormat) -> State:
@@ -24,7 +25,7 @@ def in_planes(codes: Tensor, fmt: StorageFormat) -> State:
     padding = padded_groups(planes, len(codes)) - len(codes)
     padded = torch.nn.functional.pad(codes, (0, 0, 0, padding)) if padding else codes
     below = fmt.bits
-    for name, plane in zip(PLANE_NAMES, planes, strict=False):
+    for name, plane in zip(PLANE_NAMES[:len(planes)], planes, strict=True):
         below -= plane.bits
         words = torch.zeros(plane.words(len(padded)), fmt.block, dtype=WORD_TYPES[plane.word_bytes],
                             device=codes.device)
@@ -40,7 +41,7 @@ def empty_planes(fmt: StorageFormat, groups: int) -> State:
     planes = planes_of(fmt)
     return {name: torch.empty(plane.words(padded_groups(planes, groups)), fmt.block,
                               dtype=WORD_TYPES[plane.word_bytes], device="meta")
-            for name, plane in zip(PLANE_NAMES, planes, strict=False)}
+            for name, plane in zip(PLANE_NAMES[:len(planes)], planes, strict=True)}
 
 
 def codes_of(words: Sequence[Tensor], fmt: StorageFormat, groups: int) -> Tensor:
