@@ -8,7 +8,7 @@ from qra_bo.utils.numbers import DASH
 
 
 def formats() -> str:
-    """Uniform choices by format, fine-tuned: one row a format, one column a text and length; those that were trained."""
+    """Uniform choices of the formats that were trained: one row a format, one column a text and length."""
     rows = [r for r in read("formats")["rows"] if r["measure"] == "test loss" and r["mean"] is not None]
     found = {(r["format"], r["task"], r["steps"]): r for r in rows}
     blocks = sorted({(r["task"], r["steps"]) for r in rows}, key=lambda block: (block[1], block[0]))
