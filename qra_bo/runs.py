@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -76,7 +77,9 @@ def compare_runs(folders: Sequence[Path], console: Console, page: Path | None = 
     print_side_by_side(runs, console)
     if page is not None:
         from qra_bo.report.html import write_page  # imports matplotlib, which takes a second
-        write_page(page, [replace(run, link=own_report(f, page.parent)) for f, run in zip(folders, runs, strict=True)])
+        together = os.path.commonpath([folder.absolute().parent for folder in folders])
+        write_page(page, [replace(run, name=os.path.relpath(f, together), link=own_report(f, page.parent))
+                          for f, run in zip(folders, runs, strict=True)])  # whole paths leave figures no room
         print_line(console, f"Files: {page}")
 
 

@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def job() -> None:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         configs = {setting(text, bits): study_config(text, options.gsm8k,
-                                                     ["bits=[4]", f"embeddings={bits}", *overrides])
+                                                     ["bits=[4]", "dtype=float32", f"embeddings={bits}", *overrides])
                    for text in texts for bits in WIDTHS}
         config = configs[setting("plays", 16)]
         if options.summary:

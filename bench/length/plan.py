@@ -16,13 +16,13 @@ from pathlib import Path
 import numpy as np
 
 from bench.length.trials import Found, PlannedTrial
-from qra_bo.memory.formats import default_format
 from qra_bo.space import Allocation, uniform
 from qra_bo.study.setting import training_seeds
 
 FINDS = Path(__file__).with_name("finds.json")
 LAYERS = 30
-FORMATS = {bits: default_format(bits).name for bits in (2, 3, 4, 5, 6, 8, 16)}
+FORMATS = {2: "hqq2", 3: "hqq3", 4: "nf4", 5: "hqq5-g128", 6: "hqq6-g128", 8: "int8", 16: "fp16"}
+"""Of the searches whose finds are trained."""
 FIRST_RATES = (0.5, 1.0)
 RATES = 3
 """Rates tried in every class: the two of ``FIRST_RATES``, then half or twice, on the side of the better of them."""

@@ -61,6 +61,10 @@ class TableConfig:
     table: TableOptions
 
 
+FORMATS = ("quantizer.formats.2=[hqq2]", "quantizer.formats.3=[hqq3]")
+"""Of the published table, which a run joins and compares with."""
+
+
 def load_table(overrides: Sequence[str] = ()) -> TableConfig:
     """Compose and check the configuration of a table.
 
@@ -74,6 +78,8 @@ def load_table(overrides: Sequence[str] = ()) -> TableConfig:
     rest = [o for o in overrides if o not in own]
     if not any(o.startswith("quantizer.rounding=") for o in rest):
         rest.append("quantizer.rounding=rtn")  # rows choose their own codes
+    if not any(o.startswith(("quantizer.formats", "serve=")) for o in rest):
+        rest += FORMATS
     problems: list[str] = []
     run = table = None
     try:

@@ -24,7 +24,7 @@ from qra_bo.trials import TrialResult, TrialSpec
 from qra_bo.utils.errors import BudgetError, ConfigError, DataError, OutputError
 from tests.study.problem import comparable
 
-BUDGETS = ["uniform:4,4", "uniform:4,8", "7.6MB"]
+BUDGETS = ["uniform:4,4", "uniform:4,8", "7.7MB"]
 PLANTED = ["+model=tiny", "data=tiny", "oracle=synthetic", "display=none", "effort=quick", "method=evolution",
            "effort.max_full_trials=16", "confirm.seeds=2"]
 REAL = ["+model=tiny", "data=tiny", "display=none", "effort=quick", "effort.max_full_trials=8", "method=evolution",
@@ -101,7 +101,7 @@ def test_several_budgets_share_one_oracle_and_evaluate_nothing_twice(tmp_path: P
     together = several(tmp_path / "all")
     assert (counted.built, counted.closed, counted.profiles) == (1, 1, 1)
     assert len(counted.keys) == len(set(counted.keys))
-    assert [r.folder.name for r in together.runs] == ["uniform_4_4", "uniform_4_8", "7.6MB"]
+    assert [r.folder.name for r in together.runs] == ["uniform_4_4", "uniform_4_8", "7.7MB"]
     for budget, run in zip(BUDGETS, together.runs, strict=True):
         alone = qra_bo.search([*PLANTED, f"budget='{budget}'", f"out={tmp_path / 'alone' / run.folder.name}"])
         assert comparable(alone.best) == comparable(run.best)

@@ -180,7 +180,7 @@ def test_the_files_rate_is_met_to_the_last_bit(tmp_path: Path, scale: float, lr:
 
 
 def test_other_models_and_settings_are_said(tmp_path: Path) -> None:
-    config = finetune_config(file_of(tmp_path, model="other", unit_numel=[43008] * 4, init="eva", codes="rtn"))
+    config = finetune_config(file_of(tmp_path, model="other", unit_numel=[49152] * 4, init="eva", codes="rtn"))
     given, _ = read_allocation(config, make_setting(config).space)
     assert [note.split(",")[0] for note in given.notes] == [
         "the allocation was found for other", "the allocation was found with adapter.init=eva and is trained with "

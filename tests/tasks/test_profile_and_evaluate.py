@@ -42,7 +42,7 @@ def test_a_profile_is_printed_and_written(tmp_path: Path, capsys: pytest.Capture
     assert main([*SETTINGS, "task=profile", f"out={tmp_path}"]) == 0
     profile = load_profile(tmp_path / "profile.json")
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1].split("\t") == ["unit", "hqq2", "hqq3", "nf4", "int8", "rank sensitivity"]
+    assert lines[1].split("\t") == ["unit", "int2-g64", "int3-g64", "nf4", "int8", "rank sensitivity"]
     assert [line.split("\t")[0] for line in lines[2:7]] == [*profile.units, "sum"]
     assert float(lines[2].split("\t")[1]) == pytest.approx(profile.quantization_sensitivity[0, 0], abs=1e-5)
     assert float(lines[6].split("\t")[5]) == pytest.approx(profile.require_rank_sensitivity()[:, 31].sum(), rel=1e-3)
@@ -52,7 +52,7 @@ def test_a_given_profile_is_used_and_named_with_its_checksum(profile: Path) -> N
     config = load_config([*SETTINGS, f"sensitivity.path={profile}", "bits=[2,4]"])
     found = make_setting(config).profile
     assert found is not None
-    assert found.formats == ("hqq2", "nf4")
+    assert found.formats == ("int2-g64", "nf4")
     assert found.quantization_sensitivity.tolist() == load_profile(profile).quantization_sensitivity[:, [0, 2]].tolist()
     assert (found.quantization_se is None) == (load_profile(profile).quantization_se is None)
     assert "profile.json, sha256 " in found.source

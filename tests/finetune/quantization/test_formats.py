@@ -43,8 +43,8 @@ def test_bytes_by_hand(name: str, shape: tuple[int, int], weights: int, metadata
     assert (weight_bytes(fmt, *shape), metadata_bytes(fmt, *shape)) == (weights, metadata)
 
 
-@pytest.mark.parametrize(("bits", "name"), [(2, "hqq2"), (3, "hqq3"), (4, "nf4"), (5, "hqq5-g128"), (6, "hqq6-g128"),
-                                             (8, "int8"), (16, "fp16")])
+@pytest.mark.parametrize(("bits", "name"), [(2, "int2-g64"), (3, "int3-g64"), (4, "nf4"), (5, "hqq5-g128"),
+                                             (6, "hqq6-g128"), (8, "int8"), (16, "fp16")])
 def test_defaults(bits: int, name: str) -> None:
     assert default_format(bits).name == name
 
