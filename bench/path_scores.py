@@ -40,9 +40,10 @@ def ranked(predicted: FloatArray, losses: FloatArray) -> tuple[FloatArray, Float
 
 
 def scores(table: Table, path_based: FloatArray, rows_are: str) -> list[Row]:
-    """Rows of one set of real losses: every measure in every band of the limits, beside qra_bo's own (``BELIEVED``).
+    """Rows of one set of real losses: every measure in every band of the limits, beside the combined one that is
+    qra_bo's default.
 
-    Intervals of differences to ``BELIEVED`` are of a bootstrap over rows.
+    Intervals of differences to that are of a bootstrap over rows.
     """
     data, rng = usable(table), np.random.default_rng(0)
     losses, ranks = data.targets[:, -1], np.log([np.mean(a.ranks) for a in data.allocations])

@@ -35,7 +35,7 @@ TASKS = {"plays": "plays", "gsm8k": "jsonl"}
 """Data set of every task; ``jsonl`` needs the path of a file."""
 REFERENCE_BUDGETS = (("uniform:4,4", "peak"), ("uniform:4,16", "stored"))
 FORMATS = ("quantizer.formats.2=[hqq2]", "quantizer.formats.3=[hqq3]")
-"""Of the tables, where they are no longer the default."""
+"""Of the published tables, where they are no longer the default."""
 RECORD_AT = (6, 12)
 TRAIN_SEEDS = 3
 CANDIDATE_SEEDS = 60

@@ -9,6 +9,7 @@ from annotated_types import Ge
 from hydra import compose
 from pydantic import StrictInt
 
+from bench.collect.task import FORMATS
 from qra_bo.config import RunConfig, load_config
 from qra_bo.config.check import validated
 from qra_bo.config.compose import HYDRA_ERRORS, hydra_app
@@ -61,10 +62,6 @@ class TableConfig:
     table: TableOptions
 
 
-FORMATS = ("quantizer.formats.2=[hqq2]", "quantizer.formats.3=[hqq3]")
-"""Of the published table, which a run joins and compares with."""
-
-
 def load_table(overrides: Sequence[str] = ()) -> TableConfig:
     """Compose and check the configuration of a table.
 
@@ -79,7 +76,7 @@ def load_table(overrides: Sequence[str] = ()) -> TableConfig:
     if not any(o.startswith("quantizer.rounding=") for o in rest):
         rest.append("quantizer.rounding=rtn")  # rows choose their own codes
     if not any(o.startswith(("quantizer.formats", "serve=")) for o in rest):
-        rest += FORMATS
+        rest += FORMATS  # of the published table, which a run joins and compares with
     problems: list[str] = []
     run = table = None
     try:

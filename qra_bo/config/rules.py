@@ -16,6 +16,7 @@ from qra_bo.memory.serving import CONSUMERS
 from qra_bo.oracle.emulator.table import TASK as TASK_FILE
 from qra_bo.oracle.emulator.table import folder_of, load_facts
 from qra_bo.searchers.priors import shipped_priors
+from qra_bo.space import StorageFormat
 from qra_bo.trials import OWN_BASE
 from qra_bo.utils.errors import DataError, UserError
 
@@ -89,10 +90,14 @@ def _formats(config: RunConfig) -> Iterator[Problem]:
                                             f"{key}.{bits}=[{default_format(bits).name}].")]
 
 
+def _named(config: RunConfig) -> list[StorageFormat]:
+    """Return the formats that ``quantizer.formats`` names for the run's bits."""
+    return [parse_format(name) for bits in config.bits for name in config.quantizer.formats.get(bits, ())]
+
+
 def _targets(config: RunConfig) -> Iterator[Problem]:
     """Yield the export targets of a search that refuse formats it may choose: its result could not be exported."""
-    named = [parse_format(name) for bits in config.bits for name in config.quantizer.formats.get(bits, ())]
-    lost = [fmt.name for fmt in named if fmt.backend == "bitsandbytes"]
+    lost = [fmt.name for fmt in _named(config) if fmt.backend == "bitsandbytes"]
     for target in config.export.targets or ():
         serve = next((name for name, consumer in CONSUMERS.items() if target in consumer.exports[:1]), None)
         if serve is not None and lost and config.task == "search":
@@ -103,8 +108,7 @@ def _targets(config: RunConfig) -> Iterator[Problem]:
 def serve_problems(config: RunConfig) -> Iterator[Problem]:
     """Yield the problem that the consumer named by ``serve`` does not load everything that may be chosen."""
     consumer, family = CONSUMERS[config.serve], config.model["family"]
-    named = [parse_format(name) for bits in config.bits for name in config.quantizer.formats.get(bits, ())]
-    others = [fmt.name for fmt in named if not consumer.loads(fmt)]
+    others = [fmt.name for fmt in _named(config) if not consumer.loads(fmt)]
     wrong, ways = [], []
     if others:
         wrong.append(f"the formats {', '.join(others)} of quantizer.formats")

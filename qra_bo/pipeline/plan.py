@@ -22,6 +22,7 @@ from qra_bo.pipeline.estimate import PROFILE, profile_cost, profile_seconds, tok
 from qra_bo.report.opening import Need
 from qra_bo.report.tables import PlanRow
 from qra_bo.space import Allocation, DecoderSpec, Ladder, SearchSpace, uniform
+from qra_bo.study.comparison import QLORA, UNIFORM
 from qra_bo.study.device_allowance import allowance_for
 from qra_bo.study.setting import Setting
 from qra_bo.utils.device import BYTES, resolve_device, resolve_dtype
@@ -218,7 +219,7 @@ def plan_rows(setting: Setting, card: Card | None = None) -> list[PlanRow]:
     if setting.given is None and not effort.max_full_trials:
         if config.oracle.trains and setting.profile is None:
             profile.append(PlanRow(PROFILE, cost := profile_cost(setting), profile_seconds(setting, cost, seconds)))
-        trained = 1 + len({"uniform", "qlora"} & set(effort.compare))
+        trained = 1 + len({UNIFORM, QLORA} & set(effort.compare))
         costs[f"comparison on one seed ({trained} allocations)"] = trained * each if effort.compare else 0.0
     if config.oracle.trains:
         (what, cost), = _final(config).items()
