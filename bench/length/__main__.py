@@ -19,7 +19,7 @@ from bench.length.summary import publish
 from bench.length.trials import NAME
 from bench.report import RESULTS
 
-RECORD_AT = (12, 24, 48, 72, 120, 240, 480)
+RECORD_AT = (24, 72, 120, 240, 480)
 """Steps after which a trial's validation loss is recorded: its curve."""
 
 

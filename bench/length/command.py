@@ -21,7 +21,7 @@ def study_config(task: str, gsm8k: Path | None, more: Sequence[str] = ()) -> Run
     """
     data = ["data=plays"] if task == "plays" else [
         "data=jsonl", f"data.path={json.dumps(str(gsm8k))}", "data.max_cut=1"]  # answers are cut at 128 tokens
-    return load_config([*data, "dtype=bfloat16", "device=cpu", "bits=[2,3,4,5,6,8]", "quantizer.rounding=gptq",
+    return load_config([*data, "dtype=float32", "device=cpu", "bits=[2,3,4,5,6,8]", "quantizer.rounding=gptq",
                         *(f"quantizer.formats.{bits}=[{name}]" for bits, name in FORMATS.items()),
                         "worker.deadline_seconds=null", "worker.slowdown=null", *more])
 

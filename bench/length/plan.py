@@ -21,17 +21,17 @@ from qra_bo.study.setting import training_seeds
 
 FINDS = Path(__file__).with_name("finds.json")
 LAYERS = 30
-FORMATS = {2: "hqq2", 3: "hqq3", 4: "nf4", 5: "hqq5-g128", 6: "hqq6-g128", 8: "int8", 16: "fp16"}
-"""Of the searches whose finds are trained."""
+FORMATS = {2: "int2-g64", 3: "int3-g64", 4: "nf4", 5: "hqq5-g128", 6: "hqq6-g128", 8: "int8", 16: "fp16"}
+"""Of the allocations that are trained: the default ladder."""
 FIRST_RATES = (0.5, 1.0)
 RATES = 3
-"""Rates tried in every class: the two of ``FIRST_RATES``, then half or twice, on the side of the better of them."""
+"""Rates tried in a class: the two of ``FIRST_RATES``, then half or twice, on the side of the better of them."""
 CURVES = "table of curves"
 REFERENCES = "references"
-LIMITS = {"54 MB stored": ("uniform:3,8", "stored"), "uniform:4,16 stored": ("uniform:4,16", "stored"),
+LIMITS = {"54 MB stored": ("54MB", "stored"), "uniform:4,16 stored": ("uniform:4,16", "stored"),
           "uniform:4,4 peak": ("uniform:4,4", "peak")}
-"""Budget and memory scope of every limit; 54 MB are those of 3 bits with rank 8."""
-UNIFORM = {"54 MB stored": ((3, 8), (3, 4), (3, 2)), "uniform:4,16 stored": ((4, 16), (4, 8)),
+"""Budget and memory scope of every limit."""
+UNIFORM = {"54 MB stored": ((3, 15), (3, 8), (3, 2)), "uniform:4,16 stored": ((4, 16), (4, 8)),
            "uniform:4,4 peak": ((4, 4), (4, 2))}
 """Bits and rank of the uniform candidates; the table of curves has fewer bits at larger ranks, which are far behind."""
 SEARCH_SEED, UNSEEN_SEEDS = training_seeds(0, 5)
@@ -158,17 +158,15 @@ def _band(ranks: tuple[int, ...]) -> str:
 
 
 def _uniform(bits: int, rank: int) -> Choice:
-    return Choice(f"uniform {bits} bits, rank {rank}", uniform(LAYERS, FORMATS[bits], rank), "uniform",
-                  f"uniform {bits} bits, {_band((rank,))}")
+    return Choice(f"uniform {bits} bits, rank {rank}", uniform(LAYERS, FORMATS[bits], rank), "uniform", _band((rank,)))
 
 
 def _finds(limit: str) -> Iterator[Choice]:
-    """Committed finds of searches at 24 steps, the longer search first."""
-    for find in sorted(json.loads(FINDS.read_text(encoding="utf-8")), key=lambda f: str(f["effort"])):
+    """Committed allocations of searches at 24 steps, and those that the rates of a length call best."""
+    for find in json.loads(FINDS.read_text(encoding="utf-8")):
         if find["limit"] == limit:
             allocation = Allocation(tuple(FORMATS[b] for b in find["bits"]), tuple(find["ranks"]))
-            yield Choice(f"find of a {find['effort']} search, {limit}", allocation, "find",
-                         f"mixed, {_band(allocation.ranks)}")
+            yield Choice(f"{find['name']}, {limit}", allocation, "find", _band(allocation.ranks))
 
 
 def _block(task: str, limit: str, steps: int, seeds: int, uniforms: int = 3) -> Block:
@@ -208,7 +206,7 @@ def make_plan() -> tuple[Block, ...]:
     small, stored, peak = LIMITS
     plays, gsm8k = "plays", "gsm8k"
     return (
-        _block(plays, small, 720, 3, uniforms=2), _block(plays, small, 240, 5), _block(plays, small, 24, 5),
+        _block(plays, small, 240, 5, uniforms=2), _block(plays, small, 24, 5), _block(plays, small, 720, 3, uniforms=2),
         _block(plays, small, 72, 5), _block(plays, stored, 240, 5), _block(plays, peak, 240, 5),
         _references(plays, 240, 5), _curves(),
         _block(plays, stored, 24, 5), _block(plays, stored, 72, 5), _references(plays, 24, 5),
