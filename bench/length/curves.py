@@ -9,19 +9,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bench.collect.task import DATA, task_config
+from bench.collect.task import DATA, TASKS, task_config
 from bench.length.command import study_config
+from bench.length.plan import SEARCH_SEED
 from bench.length.trials import load, trial_of
+from bench.search.play import ALONE
 from qra_bo.config import RunConfig, make_space, make_spec
 from qra_bo.memory.formats import parse_format
 from qra_bo.oracle.emulator.emulator import usable
 from qra_bo.oracle.emulator.table import load_table
 from qra_bo.pipeline.build import make_memory
 from qra_bo.searchers.base import SearchProblem
-from qra_bo.searchers.structured.rates import row_of, rows_terms
+from qra_bo.searchers.structured.rates import Rates, row_of, rows_terms
+from qra_bo.searchers.structured.transfer import load_prior
 from qra_bo.sensitivity import SensitivityProfile
 from qra_bo.sensitivity.io import load_profile
-from qra_bo.space import Allocation, FloatArray, IntArray
+from qra_bo.space import Allocation, FloatArray, IntArray, uniform
 
 PROFILE = DATA / "plays" / "profile_default.json"
 """Sensitivities on the plays in the study's formats, as a run with ``bits=[3,4] dtype=float32`` measured them; trials
@@ -42,6 +45,8 @@ class Curves:
         terms: Of the exchange rates (``rates.terms``, summed over units), ``n x 3``.
         rates: Factor on the learning rate, ``n``.
         allocation: Number of the row's allocation, ``n``.
+        bit: Terms of 3 bits everywhere less those of 4 bits, ``3``.
+        elsewhere: Exchange rates after 24 steps, learned on another text.
         noise: Standard deviation of a loss over training seeds (nats); ``None`` where nothing was repeated.
     """
 
@@ -51,6 +56,8 @@ class Curves:
     terms: FloatArray
     rates: FloatArray
     allocation: IntArray
+    bit: FloatArray
+    elsewhere: Rates
     noise: float | None = None
 
     @property
@@ -81,12 +88,12 @@ def of_table(task: str) -> Curves:
     config = task_config("plays", None)  # the space is the model's, whatever the text
     table = load_table(DATA / task)
     data = usable(table)
-    terms = _terms(config, table.profile, data.allocations)
+    terms, bit = _terms(config, table.profile, data.allocations)
     half, end = table.facts.record_at[-1], table.facts.steps
     known = np.isfinite(terms[:, 0]) & np.isfinite(data.targets[:, -2:]).all(axis=1)
     n = int(known.sum())
     return Curves(f"{task}, table of {end} steps", (half, end), data.targets[known, -2:], terms[known], np.ones(n),
-                  np.arange(n), data.noise.deviations[0])
+                  np.arange(n), bit, _elsewhere(task), data.noise.deviations[0])
 
 
 def of_trials(path: Path, profile: SensitivityProfile | None = None) -> list[Curves]:
@@ -119,34 +126,47 @@ def _runs(path: Path, steps: int) -> list[dict[str, Any]]:
 
 def _grouped(name: str, steps: tuple[int, ...], events: Sequence[Mapping[str, Any]], losses: Sequence[Sequence[float]],
              profile: SensitivityProfile | None) -> list[Curves]:
-    """Return the curves of every training seed and split; trials outside the profile's formats are left out."""
+    """Return the curves of every training seed and split, at least one; trials outside the profile's formats are left
+    out."""
     profile = load_profile(PROFILE) if profile is None else profile
     config = study_config("plays", None, [f"bits={[parse_format(fmt).bits for fmt in profile.formats]}"])
     allocations = [trial_of(e).allocation for e in events]
-    terms = _terms(config, profile, allocations)
+    terms, bit = _terms(config, profile, allocations)
     values = np.array(losses, dtype=np.float64).reshape(-1, len(steps))
     numbers = {a: i for i, a in enumerate(dict.fromkeys(allocations))}
     groups: dict[tuple[str, int], list[int]] = defaultdict(list)
     for i in np.flatnonzero(np.isfinite(values).all(axis=1) & np.isfinite(terms[:, 0])).tolist():
         groups[events[i]["split"], events[i]["train_seed"]].append(i)
+    if not groups:
+        groups["validation", SEARCH_SEED] = []
+    elsewhere = _elsewhere("plays")
     found = [Curves(f"{name} {steps[-1]} steps, {split}, seed {seed}", steps, values[rows], terms[rows],
-                    np.array([events[i]["lr_scale"] for i in rows]), np.array([numbers[allocations[i]] for i in rows]))
+                    np.array([events[i]["lr_scale"] for i in rows], dtype=np.float64),
+                    np.array([numbers[allocations[i]] for i in rows], dtype=np.int64), bit, elsewhere)
              for (split, seed), rows in groups.items()]
     noise = _noise(found)
     return [replace(curves, noise=noise) for curves in found]
 
 
-def _terms(config: RunConfig, profile: SensitivityProfile, allocations: Sequence[Allocation]) -> FloatArray:
-    """Return the terms of each allocation, ``n x 3``; NaN where a format or rank lies outside the space."""
+def _terms(config: RunConfig, profile: SensitivityProfile,
+           allocations: Sequence[Allocation]) -> tuple[FloatArray, FloatArray]:
+    """Return the terms of each allocation, ``n x 3``, NaN where a format or rank lies outside the space; and those of 3
+    bits everywhere less those of 4 bits, ``3``."""
     spec = make_spec(config)
     space = make_space(config, spec)
     problem = SearchProblem(space, make_memory(config, spec, "cpu").table(space), 0, profile, STEPS, None, 0)
-    rows = [row_of(problem, allocation) for allocation in allocations]
+    by_bits = [uniform(space.n_units, f.name, 1) for bits in (3, 4) for f in space.formats if f.bits == bits]
+    rows = [row_of(problem, allocation) for allocation in (*by_bits, *allocations)]
     terms = np.full((len(rows), 3), np.nan)
     inside = [i for i, row in enumerate(rows) if row is not None]
-    if inside:
-        terms[inside] = rows_terms(problem, np.stack([row for row in rows if row is not None]))
-    return terms
+    terms[inside] = rows_terms(problem, np.stack([row for row in rows if row is not None]))
+    return terms[2:], terms[0] - terms[1]
+
+
+def _elsewhere(task: str) -> Rates:
+    """Return the exchange rates that were learned on the other table's text."""
+    (other,) = set(TASKS) - {task}
+    return load_prior(str(DATA / other / ALONE)).rates
 
 
 def _noise(groups: Sequence[Curves]) -> float | None:

@@ -11,6 +11,7 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 
 from bench.length.curves import Curves
+from qra_bo.searchers.structured.lengths import at_length
 from qra_bo.searchers.structured.rates import EFFECT, MISFIT, NOISE
 from qra_bo.space import FloatArray, IntArray
 
@@ -90,6 +91,13 @@ def power_law(curves: Curves, seen: int) -> FloatArray:
         return float(weight @ (left - weight @ left / weight.sum()) ** 2)
 
     return predict(float(minimize_scalar(error, bounds=EXPONENTS, method="bounded").x))
+
+
+def carried_rates(curves: Curves, seen: int) -> FloatArray:
+    """The last loss seen, and what a search adds to it (``lengths``): the change of the exchange rates of another text,
+    by exponents that are fixed. No known curve is used."""
+    before, after = (at_length(curves.elsewhere, curves.steps[column]).slopes for column in (seen, -1))
+    return np.asarray(curves.losses[:, seen] + curves.terms @ (after - before))
 
 
 def known_alone(curves: Curves, seen: int) -> FloatArray:

@@ -11,6 +11,7 @@ once, at the best of its learning rates. Allocations that are far behind when la
 """
 
 import argparse
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,8 +20,10 @@ from typing import Any
 import numpy as np
 
 from bench.collect.task import TASKS
-from bench.length.curves import LOOKS, SHORT, STEPS, Curves, Mask, of_runs, of_table, of_trials
+from bench.length.curves import SHORT, STEPS, Curves, Mask, of_runs, of_table, of_trials
 from bench.length.extrapolation import (
+    Fit,
+    carried_rates,
     changed_rates,
     known_alone,
     last_value,
@@ -35,12 +38,15 @@ from qra_bo.searchers.structured.rates import NAMES
 from qra_bo.space import FloatArray, IntArray
 from qra_bo.study.intervals import spearman
 
-LAST, OURS, OURS_PLAIN = "last value seen", "change of the exchange rates, early loss shrunk", \
-    "change of the exchange rates"
+LAST, CARRIED = "last value seen", "exchange rates carried as a search does"
+OURS_PLAIN, OURS = "change of the exchange rates", "change of the exchange rates, early loss shrunk"
 LIBRARY = ("LatentKroneckerGP", "SingleTaskMultiFidelityGP")
+BIT = "one_bit"
+"""Loss of 3 bits everywhere over that of 4 (nats)."""
 Model = Callable[[Curves, int], FloatArray]
 MODELS: Mapping[str, Model] = {
-    LAST: last_value, "power law, exponent of all": power_law, "exchange rates of the known curves alone": known_alone,
+    LAST: last_value, "power law, exponent of all": power_law, CARRIED: carried_rates,
+    "exchange rates of the known curves alone": known_alone,
     OURS_PLAIN: changed_rates, OURS: shrunk_changed_rates, LIBRARY[0]: latent_kronecker, LIBRARY[1]: multi_fidelity}
 LEAST = 6
 """Allocations below which nothing is said."""
@@ -54,7 +60,7 @@ DRAWS = 1000
 """Bootstrap samples of allocations behind an interval of 95 %."""
 NOTHING = dict.fromkeys(("rmse", "over_last_value", "spearman", "regret"))
 COLUMNS = ("data", "seen", "protocol", "model", "allocations", "rmse", "over_last_value", "spearman",
-           "spearman_better_half", "regret", "step", *NAMES)
+           "spearman_better_half", "regret", "step", *NAMES, BIT)
 Row = dict[str, Any]
 
 
@@ -141,26 +147,42 @@ def _scored(predicted: Sequence[FloatArray], last: Sequence[FloatArray], losses:
             **(intervals(predicted[0] - losses[0], last[0] - losses[0]) if whole else {})}
 
 
-def largest(groups: Sequence[Curves], name: str, steps: tuple[int, ...]) -> Curves:
-    """Return the curves of most allocations; where there are none, empty ones with this name."""
-    empty = Curves(name, steps, np.zeros((0, len(steps))), np.zeros((0, 3)), np.zeros(0), np.zeros(0, dtype=np.int64))
-    return max(groups, key=lambda curves: curves.n_allocations, default=empty)
-
-
 def rates_rows(name: str, groups: Sequence[Curves]) -> Iterator[Row]:
-    """Yield the exchange rates after every step with their standard errors, from all trials of the ``groups``."""
+    """Yield the exchange rates after every step with their standard errors, from all trials of the ``groups``, and the
+    exponents of what one bit and a doubling of ranks are worth from the first to the last step."""
     allocations = {int(a) for curves in groups for a in curves.allocation}
-    steps = groups[0].steps if groups else (*LOOKS, STEPS)
-    for column, step in enumerate(steps):
-        row = {"part": "exchange rates", "data": name, "step": step, "allocations": len(allocations),
-               "trials": sum(len(curves.losses) for curves in groups), **dict.fromkeys(NAMES)}
-        if len(allocations) < LEAST:
-            yield {**row, "why": _too_few(len(allocations))}
-            continue
-        fitted = rates_after(groups, column)
-        for i, term in enumerate(NAMES):
-            row |= {term: float(fitted.coefficients[i]), f"{term}_se": float(fitted.errors[i])}
-        yield row
+    steps = groups[0].steps
+    base = {"part": "exchange rates", "data": name, "allocations": len(allocations),
+            "trials": sum(len(curves.losses) for curves in groups)}
+    if len(allocations) < LEAST:
+        yield from ({**base, "step": step, **dict.fromkeys((*NAMES, BIT)), "why": _too_few(len(allocations))}
+                    for step in steps)
+        return
+    worth = [_worth(rates_after(groups, column), groups[0].bit) for column in range(len(steps))]
+    yield from ({**base, "step": step, **values} for step, values in zip(steps, worth, strict=True))
+    yield {**base, "part": "exponents", "step": f"{steps[0]} to {steps[-1]}",
+           **_exponents(worth[0], worth[-1], math.log(steps[-1] / steps[0]))}
+
+
+def _worth(fitted: Fit, bit: FloatArray) -> dict[str, float]:
+    """Return the exchange rates, and the loss of 3 bits everywhere over that of 4 (nats), with standard errors."""
+    directions = {**dict(zip(NAMES, np.eye(3), strict=True)), BIT: bit}
+    covariance = fitted.covariance[:3, :3]
+    return {name + suffix: float(value) for name, direction in directions.items()
+            for suffix, value in (("", direction @ fitted.coefficients[:3]),
+                                  ("_se", np.sqrt(direction @ covariance @ direction)))}
+
+
+def _exponents(first: Mapping[str, float], last: Mapping[str, float], log_ratio: float) -> dict[str, float | None]:
+    """Return ``e`` of ``last = first * ratio^e`` with its standard error, errors taken as independent; null where a
+    value is not positive."""
+    found: dict[str, float | None] = {}
+    for name in (BIT, NAMES[-1]):
+        known = min(first[name], last[name]) > 0
+        found[name] = math.log(last[name] / first[name]) / log_ratio if known else None
+        found[f"{name}_se"] = (math.hypot(*(row[f"{name}_se"] / row[name] for row in (first, last)))
+                                / log_ratio if known else None)
+    return found
 
 
 def _too_few(allocations: int) -> str:
@@ -174,7 +196,8 @@ def targets_of(rows: Sequence[Row]) -> list[Target]:
     for data, seen in dict.fromkeys((r["data"], r["seen"]) for r in scored):
         of = {r["model"]: r for r in scored if (r["data"], r["seen"]) == (data, seen)}
         ours, steps = of[OURS]["rmse"], of[OURS]["of_steps"]
-        for what, names in (("the last value's", (LAST,)), ("the better of the library's models'", LIBRARY)):
+        for what, names in (("the last value's", (LAST,)), ("that of the rates as a search carries them", (CARRIED,)),
+                            ("the better of the library's models'", LIBRARY)):
             others = [of[name]["rmse"] for name in names if of[name]["rmse"] is not None]
             known = ours is not None and bool(others)
             value = ours / min(others) if known else None
@@ -192,12 +215,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     options = parser.parse_args(arguments)
     groups, tables = of_trials(options.trials), [of_table(task) for task in TASKS]
-    curves = largest(groups, f"plays, {STEPS} steps", (*LOOKS, STEPS))
-    runs = largest(of_runs(options.trials), f"plays, runs of {SHORT} steps and {STEPS} steps", (SHORT, STEPS))
-    rows = [row for data, seen in [(curves, 0), (curves, 1), (runs, 0), *((table, 0) for table in tables)]
+    runs = of_runs(options.trials)
+    curves, pairs = (max(each, key=lambda group: group.n_allocations) for each in (groups, runs))
+    rows = [row for data, seen in [(curves, 0), (curves, 1), (pairs, 0), *((table, 0) for table in tables)]
             for row in prediction_rows(data, seen)]
-    rows += rates_rows(f"plays, {STEPS} steps", groups)
-    rows += [row for table in tables for row in rates_rows(table.name, [table])]
+    for name, data in ((f"plays, {STEPS} steps", groups), (f"plays, runs of {SHORT} and {STEPS} steps", runs),
+                       *((table.name, [table]) for table in tables)):
+        rows += rates_rows(name, data)
     publish("length_model", targets_of(rows), rows, COLUMNS, threads=1, folder=options.out)
     return 0
 

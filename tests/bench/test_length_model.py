@@ -12,6 +12,7 @@ import pytest
 from bench.length import model as program
 from bench.length.curves import LOOKS, PROFILE, SHORT, STEPS, Curves, of_runs, of_trials
 from bench.length.extrapolation import (
+    carried_rates,
     changed_rates,
     last_value,
     power_law,
@@ -32,7 +33,8 @@ from bench.length.model import (
     rounds,
 )
 from bench.length.trials import PlannedTrial, append, to_event
-from qra_bo.searchers.structured.rates import NAMES
+from qra_bo.searchers.structured.lengths import EXPONENTS
+from qra_bo.searchers.structured.rates import NAMES, Rates
 from qra_bo.sensitivity.importance import measured_sensitivity
 from qra_bo.sensitivity.io import load_profile
 from qra_bo.space import Allocation, FloatArray, uniform
@@ -42,6 +44,10 @@ FIRST, SLOPE = np.array([0.3, 0.05, 0.01]), np.array([-0.05, -0.01, 0.004])
 """Exchange rates at the first step, and their change when steps grow by the factor e."""
 
 
+BIT_TERMS = np.array([0.4, 1.5, 0.0])
+ELSEWHERE = Rates(FIRST, 1e-6 * np.eye(3), 0.01, COLUMNS[0], 1)
+
+
 def planted(n: int = 40, noise: float = 0.0, slope: FloatArray = SLOPE, seed: int = 0) -> Curves:
     """Curves whose exchange rates change linearly in the logarithm of the steps, over a level that falls."""
     random = np.random.default_rng(seed)
@@ -49,7 +55,7 @@ def planted(n: int = 40, noise: float = 0.0, slope: FloatArray = SLOPE, seed: in
     growth = np.log(np.array(COLUMNS) / COLUMNS[0])
     losses = 3.5 - 0.05 * growth + terms @ (FIRST[:, None] + slope[:, None] * growth) + noise * random.normal(
         size=(n, len(COLUMNS)))
-    return Curves("planted", COLUMNS, losses, terms, np.ones(n), np.arange(n))
+    return Curves("planted", COLUMNS, losses, terms, np.ones(n), np.arange(n), BIT_TERMS, ELSEWHERE)
 
 
 def half_hidden(curves: Curves) -> np.ndarray:
@@ -82,6 +88,14 @@ def test_planted_change_of_rates_is_recovered(model: Any, seen: int) -> None:
     assert error(model, curves, seen) < 0.002
 
 
+def test_rates_are_carried_as_a_search_carries_them() -> None:
+    curves = planted(slope=np.zeros(3))
+    factor = (np.array(COLUMNS)[:, None] / COLUMNS[0]) ** EXPONENTS
+    curves = replace(curves, losses=curves.terms @ (FIRST * factor).T)
+    for seen in (0, 1):
+        assert error(carried_rates, curves, seen) < 1e-9 < error(last_value, curves, seen)
+
+
 def test_change_is_learned_from_columns_that_all_rows_show() -> None:
     curves = planted()
     few = np.arange(len(curves.losses)) > 0  # of one whole curve nothing is left but the level
@@ -102,6 +116,19 @@ def test_rates_after_steps_are_those_planted_within_their_errors() -> None:
         apart = fitted.coefficients[:3] - (FIRST + SLOPE * np.log(step / COLUMNS[0]))
         assert (np.abs(apart) < 4 * fitted.errors[:3]).all()
         assert (fitted.errors[:3] < [0.05, 0.01, 0.005]).all()
+
+
+def test_exponents_of_planted_power_laws_are_found() -> None:
+    curves = planted(200)
+    factor = (np.array(COLUMNS)[:, None] / COLUMNS[0]) ** np.array([-0.1, -0.1, 0.4])
+    *rates, found = program.rates_rows("laws", [replace(curves, losses=curves.terms @ (FIRST * factor).T)])
+    assert found["step"] == "24 to 240"
+    assert found[program.BIT] == pytest.approx(-0.1, abs=0.01)
+    assert found["log2_rank"] == pytest.approx(0.4, abs=0.02)
+    first, last = rates[0], rates[-1]
+    assert first[program.BIT] == pytest.approx(BIT_TERMS @ FIRST, rel=0.01)
+    relative = [row["log2_rank_se"] / row["log2_rank"] for row in (first, last)]
+    assert found["log2_rank_se"] == pytest.approx(np.hypot(*relative) / np.log(10))
 
 
 def test_learning_rate_has_a_quadratic_of_its_own() -> None:
@@ -141,7 +168,7 @@ def test_process_beats_a_constant_on_a_smooth_family(model: Any) -> None:
     growth = np.log(np.array(COLUMNS) / COLUMNS[0])
     losses = 3.8 - 0.05 * growth + np.sin(3 * terms[:, :1]) * 0.1 + 0.02 * terms[:, 2:] * growth
     curves = Curves("smooth", COLUMNS, losses + random.normal(0, 0.001, losses.shape), terms, np.ones(16),
-                    np.arange(16))
+                    np.arange(16), BIT_TERMS, ELSEWHERE)
     constant = difference_error(losses[half_hidden(curves), -1])
     assert error(model, curves, 0) < 0.5 * constant
 
@@ -244,6 +271,6 @@ def test_command_writes_rows_without_any_trial(monkeypatch: pytest.MonkeyPatch, 
     assert {r["rmse"] is None for r in rows if r["of_steps"] == STEPS} == {True}
     assert {r["over_last_value"] for r in rows if r["of_steps"] != STEPS} == {1.0}
     rates = [r for r in found["rows"] if r["part"] == "exchange rates"]
-    assert [r["step"] for r in rates] == [*COLUMNS, 12, 24, 12, 24]
+    assert [r["step"] for r in rates] == [*COLUMNS, SHORT, STEPS, 12, 24, 12, 24]
     assert all((r[name] is None) == (r["allocations"] == 0) for r in rates for name in NAMES)
-    assert sum(t["value"] is None for t in found["targets"]) == 6
+    assert sum(t["value"] is None for t in found["targets"]) == 9  # three for each of 24, 72 and a run of 24
