@@ -1,5 +1,6 @@
 """BoTorch's Gaussian processes of learning curves, with the signature of ``extrapolation``'s models."""
 
+import copy
 import warnings
 
 import numpy as np
@@ -18,6 +19,8 @@ from qra_bo.space import FloatArray
 
 MOST_ITERATIONS = 40
 """Of a fit's optimiser: enough in all that were looked at, and a bound on the time."""
+MORE_NOISE = (0.1, 1.0)
+"""Variances (of standardised losses) at which a fit starts again where it failed from the default."""
 
 
 def latent_kronecker(curves: Curves, seen: int) -> FloatArray:
@@ -69,13 +72,19 @@ def _standardised(losses: FloatArray) -> tuple[Tensor, float, float]:
 
 
 def _fit(model: GPyTorchModel) -> bool:
-    """Fit the hyperparameters from their defaults and report whether it succeeded."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of iteration limits and jitter: the scores judge the fit
-        try:
-            fit_gpytorch_mll(ExactMarginalLogLikelihood(model.likelihood, model), max_attempts=1,
-                             optimizer_kwargs={"options": {"maxiter": MOST_ITERATIONS}})
-        except ModelFittingError:
-            return False
-    model.eval()
-    return True
+    """Fit the hyperparameters and report whether it succeeded from one of the starting points."""
+    start = copy.deepcopy(model.state_dict())
+    for noise in (None, *MORE_NOISE):
+        model.load_state_dict(start)
+        if noise is not None:
+            model.likelihood.noise = noise
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of iteration limits and jitter: the scores judge the fit
+            try:
+                fit_gpytorch_mll(ExactMarginalLogLikelihood(model.likelihood, model), max_attempts=1,
+                                 optimizer_kwargs={"options": {"maxiter": MOST_ITERATIONS}})
+            except ModelFittingError:
+                continue
+        model.eval()
+        return True
+    return False
