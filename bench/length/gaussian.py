@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from bench.length.curves import Curves
 from bench.length.extrapolation import features
 from qra_bo.space import FloatArray
 
+_Model = TypeVar("_Model", bound=GPyTorchModel)
 MOST_ITERATIONS = 40
 """Of a fit's optimiser: enough in all that were looked at, and a bound on the time."""
 MORE_NOISE = (0.1, 1.0)
@@ -29,8 +31,8 @@ def latent_kronecker(curves: Curves, seen: int) -> FloatArray:
     known = torch.as_tensor(np.isfinite(curves.losses))
     y, level, scale = _standardised(curves.losses)
     # Its posterior mean stays in standardised units (botorch 0.18), so that we standardise ourselves.
-    model = LatentKroneckerGP(x, t, torch.where(known, y, torch.nan), outcome_transform=None)
-    if not _fit(model):
+    model = _fit(LatentKroneckerGP(x, t, torch.where(known, y, torch.nan), outcome_transform=None))
+    if model is None:
         return np.full(len(x), np.nan)
     with torch.no_grad():
         mean = model.posterior(x, t[-1:]).mean
@@ -43,13 +45,14 @@ def multi_fidelity(curves: Curves, seen: int) -> FloatArray:
     y, level, scale = _standardised(curves.losses)
     row, column = torch.as_tensor(np.isfinite(curves.losses)).nonzero(as_tuple=True)
     data = torch.cat([x[row], t[column]], dim=1)
-    model = SingleTaskMultiFidelityGP(data, y[row, column][:, None], data_fidelities=[x.shape[1]],
+    start = SingleTaskMultiFidelityGP(data, y[row, column][:, None], data_fidelities=[x.shape[1]],
                                       outcome_transform=None)
     # With more than two fidelities its kernel (1 + s t)^p is a covariance for whole p alone, and fits stop at others.
-    fidelity = model.covar_module.base_kernel.kernels[0]
+    fidelity = start.covar_module.base_kernel.kernels[0]
     fidelity.power = torch.ones_like(fidelity.power)
     fidelity.raw_power.requires_grad_(False)
-    if not _fit(model):
+    model = _fit(start)
+    if model is None:
         return np.full(len(x), np.nan)
     with torch.no_grad():
         mean = model.posterior(torch.cat([x, torch.ones(len(x), 1, dtype=x.dtype)], dim=1)).mean
@@ -71,11 +74,10 @@ def _standardised(losses: FloatArray) -> tuple[Tensor, float, float]:
     return torch.as_tensor((losses - level) / scale), level, scale
 
 
-def _fit(model: GPyTorchModel) -> bool:
-    """Fit the hyperparameters and report whether it succeeded from one of the starting points."""
-    start = copy.deepcopy(model.state_dict())
+def _fit(start: _Model) -> _Model | None:
+    """Return the model with fitted hyperparameters, or ``None`` if fits from all starting points failed."""
     for noise in (None, *MORE_NOISE):
-        model.load_state_dict(start)
+        model = copy.deepcopy(start)
         if noise is not None:
             model.likelihood.noise = noise
         with warnings.catch_warnings():
@@ -85,6 +87,6 @@ def _fit(model: GPyTorchModel) -> bool:
                                  optimizer_kwargs={"options": {"maxiter": MOST_ITERATIONS}})
             except ModelFittingError:
                 continue
-        model.eval()
-        return True
-    return False
+        fitted: _Model = model.eval()
+        return fitted
+    return None

@@ -12,6 +12,7 @@ once, at the best of its learning rates. Allocations that are far behind when la
 
 import argparse
 import math
+import statistics
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -141,10 +142,17 @@ def _scored(predicted: Sequence[FloatArray], last: Sequence[FloatArray], losses:
     if any(np.isnan(p).any() for p in predicted):
         return {**NOTHING, "why": "a fit failed"}
     each = [scores(p, y) for p, y in zip(predicted, losses, strict=True)]
-    means = {key: float(np.mean([s[key] for s in each])) for key in each[0]}
-    errors = [difference_error(p - y) for p, y in zip(last, losses, strict=True)]
-    return {**means, "over_last_value": means["rmse"] / float(np.mean(errors)),
+    own, other = (statistics.fmean(difference_error(p - y) for p, y in zip(part, losses, strict=True))
+                  for part in (predicted, last))
+    means = {key: _mean([s[key] for s in each]) for key in each[0]}
+    return {**means, "over_last_value": own / other if other else None,
             **(intervals(predicted[0] - losses[0], last[0] - losses[0]) if whole else {})}
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """Return the mean; ``None`` where a value is missing."""
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if len(known) == len(values) else None
 
 
 def rates_rows(name: str, groups: Sequence[Curves]) -> Iterator[Row]:

@@ -59,7 +59,7 @@ def planted(n: int = 40, noise: float = 0.0, slope: FloatArray = SLOPE, seed: in
 
 
 def half_hidden(curves: Curves) -> np.ndarray:
-    return np.arange(len(curves.losses)) % 2 == 0
+    return np.asarray(np.arange(len(curves.losses)) % 2 == 0)
 
 
 def error(model: Any, curves: Curves, seen: int) -> float:
@@ -133,7 +133,7 @@ def test_exponents_of_planted_power_laws_are_found() -> None:
 
 def test_learning_rate_has_a_quadratic_of_its_own() -> None:
     curves = planted()
-    rates = 2.0 ** (np.arange(40) % 3 - 1)
+    rates = np.array([0.5, 1.0, 2.0])[np.arange(40) % 3]
     log_rate = np.log2(rates)[:, None]
     losses = curves.losses + 0.01 * np.log(np.array(COLUMNS) / COLUMNS[0]) * (log_rate**2 + 0.5 * log_rate)
     assert error(changed_rates, replace(curves, losses=losses, rates=rates), 0) < 0.003
@@ -206,12 +206,15 @@ def test_error_of_a_difference_is_that_over_all_pairs() -> None:
     assert bounds["over_last_value_low"] == pytest.approx(0.5) == bounds["over_last_value_high"]
 
 
-def test_too_few_allocations_have_null_rows_that_say_so() -> None:
+def test_too_few_allocations_have_null_rows_that_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(program, "LIBRARY", (program.LAST,))
+    monkeypatch.setattr(program, "MODELS", {name: MODELS[name] for name in MODELS if name not in LIBRARY})
     few, enough = planted(LEAST - 1, 0.002), planted(LEAST, 0.002)
     rows = list(prediction_rows(few, 0))
-    assert [r["model"] for r in rows] == list(MODELS)
+    assert [r["model"] for r in rows] == list(program.MODELS)
     assert all(r["rmse"] is r["spearman"] is r["regret"] is None and "5 allocations" in r["why"] for r in rows)
     assert all(t.value is None and not t.met and "5 allocations" in t.why for t in program.targets_of(rows))
+    assert all(r["rmse"] is not None for r in prediction_rows(enough, 1))
     assert all(r["log2_rank"] is None and r["why"] for r in program.rates_rows("few", [few]))
     assert all(r["log2_rank"] is not None for r in program.rates_rows("enough", [enough]))
 
