@@ -138,6 +138,12 @@ def _breakdown(plan: Plan) -> Table:
     table.add_row("in all", *(format_size(row.total) for row in rows.values()))
     table.add_row("whole model as a file", *(format_size(row.file_bytes) for row in rows.values()))
     table.add_row("decided by", *(row.phase for row in rows.values()))
+    files = next(iter(rows.values())).gguf_bytes
+    if files:
+        table.add_section()
+        table.caption, table.caption_justify = "*.gguf: of export.targets=[gguf]; the vocabulary adds some MB", "left"
+    for name in files:
+        table.add_row(f"{name}.gguf", *(format_size(row.gguf_bytes[name]) for row in rows.values()))
     return table
 
 
