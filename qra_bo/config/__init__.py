@@ -5,7 +5,7 @@ It is composed and checked once a run. ``load_config`` loads Hydra; reading a st
 
 from typing import TYPE_CHECKING
 
-from qra_bo.config.derive import hf_config, make_space, make_spec, plan_device
+from qra_bo.config.derive import hf_config, make_space, make_spec
 from qra_bo.config.resume import NOT_OF_THE_RESULT
 from qra_bo.config.schema import RunConfig, config_from_dict
 from qra_bo.utils.lazy import lazy_names
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from qra_bo.config.compose import load_config, named_specs
 
 __all__ = ["NOT_OF_THE_RESULT", "RunConfig", "config_from_dict", "hf_config", "load_config", "make_space", "make_spec",
-           "named_specs", "plan_device"]
+           "named_specs"]
 
 __getattr__ = lazy_names(__name__, {"load_config": "compose", "named_specs": "compose"})
 # Hydra takes half a second, and workers do without it

@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from qra_bo.config import RunConfig, hf_config, make_space, make_spec, named_specs, plan_device
+from qra_bo.config import RunConfig, hf_config, make_space, make_spec, named_specs
 from qra_bo.finetune.data.jsonl import read_records
 from qra_bo.finetune.data.load import tiny_records
 from qra_bo.finetune.data.plays import play_records
@@ -25,7 +25,7 @@ from qra_bo.space import Allocation, DecoderSpec, Ladder, SearchSpace, uniform
 from qra_bo.study.comparison import QLORA, UNIFORM
 from qra_bo.study.device_allowance import allowance_for
 from qra_bo.study.setting import Setting
-from qra_bo.utils.device import BYTES, resolve_device, resolve_dtype
+from qra_bo.utils.device import BYTES, planned_device, resolve_device, resolve_dtype
 from qra_bo.utils.errors import DataError, DeviceError, SpaceError
 
 USUAL_BITS = (2, 3, 4, 8)
@@ -58,7 +58,7 @@ def make_plan(config: RunConfig) -> Plan:
         BudgetError: If ``budget=auto`` and the device has nothing free.
         ModelError: If the model's shapes are not available.
     """
-    spec, device = make_spec(config), plan_device(config)
+    spec, device = make_spec(config), planned_device(config.device, config.gpu)
     space = make_space(config, spec)
     memory = make_memory(config, spec, device, allowance_for(config, device))
     on_card = memory if device == "cuda" else make_memory(config, spec, "cuda")

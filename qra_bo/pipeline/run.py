@@ -12,14 +12,14 @@ from typing import Any
 
 from rich.console import Console
 
-from qra_bo.config import NOT_OF_THE_RESULT, RunConfig, make_space, make_spec, plan_device
+from qra_bo.config import NOT_OF_THE_RESULT, RunConfig, make_space, make_spec
 from qra_bo.config.presets import preset_notes
 from qra_bo.execution.base import Executor
 from qra_bo.memory.budget import check_budget, parse_budget
 from qra_bo.memory.serving_cost import serving_notes
 from qra_bo.memory.verdict import Verdict
 from qra_bo.oracle.protocol import Progress, quiet
-from qra_bo.pipeline.build import make_executor, make_memory
+from qra_bo.pipeline.build import make_executor, make_memory, training_device
 from qra_bo.pipeline.data import check_data, show_data
 from qra_bo.pipeline.estimate import FirstTrial, basis, card_of
 from qra_bo.pipeline.exports import write_exports
@@ -43,7 +43,6 @@ from qra_bo.study.journal import Event
 from qra_bo.study.shared import SharedExecutor
 from qra_bo.study.state import COMPARISON
 from qra_bo.utils import errors
-from qra_bo.utils.device import resolve_device
 from qra_bo.utils.errors import BudgetError, QRABOError, worst
 from qra_bo.utils.files import write_json, writing
 from qra_bo.utils.numbers import DASH, number, signed
@@ -194,15 +193,12 @@ def make_setting(config: RunConfig, begun: Sequence[Path] = ()) -> Setting:
     Runs in the folders ``begun`` go on with the allocator's allowance that they began with.
 
     Raises:
-        DeviceError: If fine-tuning needs more RAM than is available.
+        DeviceError: If fine-tuning needs more RAM than is available, or a CUDA device that is not there.
         DataError: If the data is missing or malformed.
         UserError: If the model's shapes are not available, or the given profile lacks a measurement.
     """
+    device = training_device(config)
     spec, path = make_spec(config), config.sensitivity.path
-    if not config.oracle.trains or (config.executor.elsewhere and config.device != "auto"):
-        device = plan_device(config)  # a simulation stands in for a GPU that is there
-    else:
-        device = "cuda" if resolve_device(config.device).startswith("cuda") else "cpu"
     space = make_space(config, spec)
     trains_here = config.oracle.trains and not config.executor.elsewhere
     if trains_here and (config.task != "profile" or path is None):  # a given profile needs no data

@@ -96,11 +96,26 @@ def test_workers_with_a_gpu_each_need_host_memory_too(monkeypatch: pytest.Monkey
 
 
 def test_a_run_on_a_gpu_is_refused_for_lack_of_host_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qra_bo.pipeline.run.resolve_device", lambda device: "cuda")
+    monkeypatch.setattr("qra_bo.pipeline.build.resolve_device", lambda device: "cuda")
     monkeypatch.setattr(plan, "free_bytes", lambda device: parse_size("1GB"))
     config = load_config(["+model=llama2_7b", "budget=10GB", "data=tiny", "dtype=bfloat16"])
     with pytest.raises(DeviceError, match=r"on a GPU needs about .* of RAM .* and 1\.00 GB is available"):
         make_setting(config)
+
+
+@pytest.mark.parametrize(("device", "lacks"), [("auto", "torch sees none on this machine"),
+                                               ("cpu", "device=cpu is another")])
+def test_a_card_is_planned_for_and_not_trained_on_a_cpu(device: str, lacks: str,
+                                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qra_bo.pipeline.build.resolve_device", lambda device: "cpu")
+    words = ["+model=llama2_7b", "gpu=rtx4090", "data=tiny", f"device={device}"]
+    with pytest.raises(DeviceError, match=rf"gpu=rtx4090 names a card, .*needs a CUDA device, and {lacks}\. .*"
+                                          r"task=memory gpu=rtx4090\. .* leave gpu out"):
+        make_setting(load_config(words))
+    assert make_setting(load_config([*words, "oracle=synthetic"])).memory.shape.device == "cuda"
+    monkeypatch.setattr("qra_bo.pipeline.build.resolve_device", lambda device: "cuda")
+    monkeypatch.setattr(plan, "free_bytes", lambda device: parse_size("900GB"))
+    assert make_setting(load_config(["+model=llama2_7b", "gpu=rtx4090", "data=tiny"])).memory.shape.device == "cuda"
 
 
 def test_a_simulation_needs_no_ram(monkeypatch: pytest.MonkeyPatch) -> None:
