@@ -24,7 +24,7 @@ from qra_bo.report.tables import PlanRow
 from qra_bo.space import Allocation, DecoderSpec, Ladder, SearchSpace, uniform
 from qra_bo.study.comparison import QLORA, UNIFORM
 from qra_bo.study.device_allowance import allowance_for
-from qra_bo.study.setting import Setting
+from qra_bo.study.setting import FINAL, Setting, affordable_steps
 from qra_bo.utils.device import BYTES, resolve_device, resolve_dtype
 from qra_bo.utils.errors import DataError, DeviceError, SpaceError
 
@@ -206,11 +206,13 @@ def plan_rows(setting: Setting, card: Card | None = None) -> list[PlanRow]:
     """Return the parts of a run by cost, and by rough time where a CPU or a known ``card`` trains."""
     config, each, seconds = setting.config, setting.full_trial_tokens, token_seconds(setting, card)
     effort, seeds, factor = config.effort, config.confirm.seeds, config.confirm.ranking_factor
+    steps = confirmation_steps(setting)
+    longer = each + (steps - config.fidelity.high) * config.train.step_tokens
     costs = {"profile, calibration, uniform baselines and search": setting.planned_cost,
              "references (2)": 2 * effort.references * each,
-             f"confirmation ({seeds} seeds, 2 allocations)": 2 * seeds * each,
+             f"confirmation ({seeds} seeds, 2 allocations, {steps} steps)": 2 * seeds * longer,
              f"the same at {len(effort.rate_factors)} other learning rates":
-                 2 * seeds * len(effort.rate_factors) * each,
+                 2 * seeds * len(effort.rate_factors) * longer,
              f"ranking check ({effort.ranking_top} allocations, {factor} times as long)":
                  effort.ranking_top * factor * each}
     if setting.given is not None or not effort.max_full_trials:
@@ -229,6 +231,17 @@ def plan_rows(setting: Setting, card: Card | None = None) -> list[PlanRow]:
                         for what, cost in costs.items() if cost or what.startswith("final"))]
 
 
+def confirmation_steps(setting: Setting) -> int:
+    """Return the steps of the confirmation's trainings, see ``Study.confirmation_steps``; where the final fine-tune's
+    length is not known yet, those that the effort affords."""
+    config, trial = setting.config, setting.config.fidelity.high
+    if config.search.length != FINAL or not config.oracle.trains:
+        return trial
+    afforded = affordable_steps(setting.planned_cost, config.confirm.seeds, config.train.step_tokens, trial)
+    wanted = final_steps(config)
+    return afforded if wanted is None else min(max(trial, wanted), afforded)
+
+
 def needs_of(setting: Setting, budget: int) -> list[Need]:
     """Return what the formats of the space need on all units, and the largest rank that fits ``budget`` bytes; of
     ``USUAL_BITS`` too, where any format may be stored and the model's shapes allow it."""
@@ -239,6 +252,17 @@ def needs_of(setting: Setting, budget: int) -> list[Need]:
             needs.append(Need(fmt.name, fmt.bits, low, setting.predictor(uniform(space.n_units, fmt.name, low)),
                               largest_rank(setting.memory, space, fmt, budget), fmt in space.formats))
     return needs
+
+
+def final_steps(config: RunConfig) -> int | None:
+    """Return the rough steps of the final fine-tune; ``None`` where its tokens are not known yet."""
+    final, tokens = FinalSettings(**config.final.model_dump()), 0.0
+    if final.steps is None:
+        counted = training_tokens(config)
+        if counted is None:
+            return None
+        tokens = counted
+    return final.length(tokens / config.train.length, config.train.step_sequences)
 
 
 def _final(config: RunConfig) -> dict[str, float]:
