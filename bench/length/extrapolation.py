@@ -11,7 +11,8 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 
 from bench.length.curves import Curves
-from qra_bo.searchers.structured.lengths import at_length
+from bench.length.exponents import exponents
+from qra_bo.searchers.structured.lengths import EXPONENTS
 from qra_bo.searchers.structured.rates import EFFECT, MISFIT, NOISE
 from qra_bo.space import FloatArray, IntArray
 
@@ -20,7 +21,8 @@ CHANGE, DEVIATION = 0.03, 0.015
 at all lengths alike, and in one interval of steps beyond that."""
 OF_EARLY = 1.0
 """Prior standard deviation of the factor on the early loss about 1."""
-EXPONENTS = (0.01, 3.0)
+POWERS = (0.01, 3.0)
+"""Bounds of the power law's exponent."""
 
 
 @dataclass(frozen=True)
@@ -90,13 +92,18 @@ def power_law(curves: Curves, seen: int) -> FloatArray:
         left = curves.losses[known, -1] - predict(exponent)[known]
         return float(weight @ (left - weight @ left / weight.sum()) ** 2)
 
-    return predict(float(minimize_scalar(error, bounds=EXPONENTS, method="bounded").x))
+    return predict(float(minimize_scalar(error, bounds=POWERS, method="bounded").x))
 
 
 def carried_rates(curves: Curves, seen: int) -> FloatArray:
-    """The last loss seen, and what a search adds to it (``lengths``): the change of the exchange rates of another text,
-    by exponents that are fixed. No known curve is used."""
-    before, after = (at_length(curves.elsewhere, curves.steps[column]).slopes for column in (seen, -1))
+    """The last loss seen, and what a search adds to it (``lengths``): how power laws of the steps change the exchange
+    rates of another text. Exponents are learned from the known curves where these go beyond the trainings behind the
+    rates; else they are those of a search, which come from longer trainings."""
+    rates, exponent = curves.elsewhere, EXPONENTS
+    if curves.steps[-1] > rates.steps:
+        found = exponents([curves.rows(np.isfinite(curves.losses[:, -1]))], rates)
+        exponent = np.array([found.damage, found.damage, found.rank])
+    before, after = (rates.slopes * (curves.steps[column] / rates.steps) ** exponent for column in (seen, -1))
     return np.asarray(curves.losses[:, seen] + curves.terms @ (after - before))
 
 

@@ -11,17 +11,19 @@ once, at the best of its learning rates. Allocations that are far behind when la
 """
 
 import argparse
-import math
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bench.collect.task import TASKS
+from bench.learn_prior import SHIPPED
 from bench.length.curves import SHORT, STEPS, Curves, Mask, of_runs, of_table, of_trials
+from bench.length.exponents import exponents
 from bench.length.extrapolation import (
     Fit,
     carried_rates,
@@ -36,6 +38,7 @@ from bench.length.gaussian import latent_kronecker, multi_fidelity
 from bench.length.trials import NAME
 from bench.report import RESULTS, Target, publish
 from qra_bo.searchers.structured.rates import NAMES
+from qra_bo.searchers.structured.transfer import load_prior
 from qra_bo.space import FloatArray, IntArray
 from qra_bo.study.intervals import spearman
 
@@ -156,8 +159,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def rates_rows(name: str, groups: Sequence[Curves]) -> Iterator[Row]:
-    """Yield the exchange rates after every step with their standard errors, from all trials of the ``groups``, and the
-    exponents of what one bit and a doubling of ranks are worth from the first to the last step."""
+    """Yield the exchange rates after every step with their standard errors, from all trials of the ``groups``."""
     allocations = {int(a) for curves in groups for a in curves.allocation}
     steps = groups[0].steps
     base = {"part": "exchange rates", "data": name, "allocations": len(allocations),
@@ -166,10 +168,8 @@ def rates_rows(name: str, groups: Sequence[Curves]) -> Iterator[Row]:
         yield from ({**base, "step": step, **dict.fromkeys((*NAMES, BIT)), "why": _too_few(len(allocations))}
                     for step in steps)
         return
-    worth = [_worth(rates_after(groups, column), groups[0].bit) for column in range(len(steps))]
-    yield from ({**base, "step": step, **values} for step, values in zip(steps, worth, strict=True))
-    yield {**base, "part": "exponents", "step": f"{steps[0]} to {steps[-1]}",
-           **_exponents(worth[0], worth[-1], math.log(steps[-1] / steps[0]))}
+    yield from ({**base, "step": step, **_worth(rates_after(groups, column), groups[0].bit)}
+                for column, step in enumerate(steps))
 
 
 def _worth(fitted: Fit, bit: FloatArray) -> dict[str, float]:
@@ -179,18 +179,6 @@ def _worth(fitted: Fit, bit: FloatArray) -> dict[str, float]:
     return {name + suffix: float(value) for name, direction in directions.items()
             for suffix, value in (("", direction @ fitted.coefficients[:3]),
                                   ("_se", np.sqrt(direction @ covariance @ direction)))}
-
-
-def _exponents(first: Mapping[str, float], last: Mapping[str, float], log_ratio: float) -> dict[str, float | None]:
-    """Return ``e`` of ``last = first * ratio^e`` with its standard error, errors taken as independent; null where a
-    value is not positive."""
-    found: dict[str, float | None] = {}
-    for name in (BIT, NAMES[-1]):
-        known = min(first[name], last[name]) > 0
-        found[name] = math.log(last[name] / first[name]) / log_ratio if known else None
-        found[f"{name}_se"] = (math.hypot(*(row[f"{name}_se"] / row[name] for row in (first, last)))
-                                / log_ratio if known else None)
-    return found
 
 
 def _too_few(allocations: int) -> str:
@@ -230,6 +218,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, data in ((f"plays, {STEPS} steps", groups), (f"plays, runs of {SHORT} and {STEPS} steps", runs),
                        *((table.name, [table]) for table in tables)):
         rows += rates_rows(name, data)
+    if len({int(a) for group in groups for a in group.allocation}) >= LEAST:
+        rows.append({"part": "exponents", "data": f"plays, {STEPS} steps", "prior": SHIPPED,
+                     **asdict(exponents(groups, load_prior(SHIPPED).rates))})
     publish("length_model", targets_of(rows), rows, COLUMNS, threads=1, folder=options.out)
     return 0
 

@@ -11,6 +11,7 @@ import pytest
 
 from bench.length import model as program
 from bench.length.curves import LOOKS, PROFILE, SHORT, STEPS, Curves, of_runs, of_trials
+from bench.length.exponents import exponents
 from bench.length.extrapolation import (
     carried_rates,
     changed_rates,
@@ -33,7 +34,8 @@ from bench.length.model import (
     rounds,
 )
 from bench.length.trials import PlannedTrial, append, to_event
-from qra_bo.searchers.structured.lengths import EXPONENTS
+from bench.report import RESULTS
+from qra_bo.searchers.structured.lengths import DEVIATIONS, EXPONENTS
 from qra_bo.searchers.structured.rates import NAMES, Rates
 from qra_bo.sensitivity.importance import measured_sensitivity
 from qra_bo.sensitivity.io import load_profile
@@ -88,12 +90,13 @@ def test_planted_change_of_rates_is_recovered(model: Any, seen: int) -> None:
     assert error(model, curves, seen) < 0.002
 
 
-def test_rates_are_carried_as_a_search_carries_them() -> None:
-    curves = planted(slope=np.zeros(3))
-    factor = (np.array(COLUMNS)[:, None] / COLUMNS[0]) ** EXPONENTS
-    curves = replace(curves, losses=curves.terms @ (FIRST * factor).T)
-    for seen in (0, 1):
-        assert error(carried_rates, curves, seen) < 1e-9 < error(last_value, curves, seen)
+@pytest.mark.parametrize("seen", [0, 1])
+def test_rates_are_carried_by_exponents_of_the_known_curves(seen: int) -> None:
+    curves = planted()
+    for columns, exponent, share in ((COLUMNS, np.array([-0.3, -0.3, 0.4]), 0.1), ((3, 9, 15, 24), EXPONENTS, 1e-9)):
+        slopes = FIRST * (np.array(columns)[:, None] / ELSEWHERE.steps) ** exponent
+        law = replace(curves, steps=columns, losses=curves.terms @ slopes.T)
+        assert error(carried_rates, law, seen) < share * error(last_value, law, seen)
 
 
 def test_change_is_learned_from_columns_that_all_rows_show() -> None:
@@ -118,17 +121,12 @@ def test_rates_after_steps_are_those_planted_within_their_errors() -> None:
         assert (fitted.errors[:3] < [0.05, 0.01, 0.005]).all()
 
 
-def test_exponents_of_planted_power_laws_are_found() -> None:
-    curves = planted(200)
-    factor = (np.array(COLUMNS)[:, None] / COLUMNS[0]) ** np.array([-0.1, -0.1, 0.4])
-    *rates, found = program.rates_rows("laws", [replace(curves, losses=curves.terms @ (FIRST * factor).T)])
-    assert found["step"] == "24 to 240"
-    assert found[program.BIT] == pytest.approx(-0.1, abs=0.01)
-    assert found["log2_rank"] == pytest.approx(0.4, abs=0.02)
-    first, last = rates[0], rates[-1]
-    assert first[program.BIT] == pytest.approx(BIT_TERMS @ FIRST, rel=0.01)
-    relative = [row["log2_rank_se"] / row["log2_rank"] for row in (first, last)]
-    assert found["log2_rank_se"] == pytest.approx(np.hypot(*relative) / np.log(10))
+def test_one_bit_costs_what_its_terms_are_worth() -> None:
+    *_, last = program.rates_rows("planted", [planted(200)])
+    worth = FIRST + SLOPE * np.log(10)
+    assert last[program.BIT] == pytest.approx(BIT_TERMS @ worth, rel=0.01)
+    fitted = rates_after([planted(200)], 3)
+    assert last[f"{program.BIT}_se"] == pytest.approx(np.sqrt(BIT_TERMS @ fitted.covariance[:3, :3] @ BIT_TERMS))
 
 
 def test_learning_rate_has_a_quadratic_of_its_own() -> None:
@@ -277,3 +275,25 @@ def test_command_writes_rows_without_any_trial(monkeypatch: pytest.MonkeyPatch, 
     assert [r["step"] for r in rates] == [*COLUMNS, SHORT, STEPS, 12, 24, 12, 24]
     assert all((r[name] is None) == (r["allocations"] == 0) for r in rates for name in NAMES)
     assert sum(t["value"] is None for t in found["targets"]) == 9  # three for each of 24, 72 and a run of 24
+
+
+def test_planted_exponents_are_recovered_and_few_data_keep_the_prior() -> None:
+    rates = Rates(np.array([0.2, 0.02, 0.005]), np.eye(3), 0.01, 24, 2)
+    curves = planted()
+    slopes = rates.slopes * (STEPS / 24) ** np.array([-0.2, -0.2, 0.3])
+    losses = curves.losses.copy()
+    losses[:, -1] = 3.5 + curves.terms @ slopes
+    found = exponents([replace(curves, losses=losses)], rates)
+    assert (found.damage, found.rank) == (pytest.approx(-0.2, abs=0.04), pytest.approx(0.3, abs=0.04))
+    assert found.allocations == len(losses)
+    alone = exponents([curves.rows(np.arange(len(losses)) == 0)], rates)
+    assert (alone.damage, alone.rank) == (pytest.approx(0, abs=1e-6), pytest.approx(0, abs=1e-6))
+    assert alone.rank_se == pytest.approx(0.3)
+
+
+def test_shipped_exponents_are_those_of_the_published_study() -> None:
+    rows = json.loads((RESULTS / "length_model.json").read_text(encoding="utf-8"))["rows"]
+    (found,) = [r for r in rows if r["part"] == "exponents"]
+    assert EXPONENTS.tolist() == [round(found["damage"], 2), round(found["damage"], 2), round(found["rank"], 2)]
+    assert DEVIATIONS.tolist() == [round(found["damage_se"], 2), round(found["damage_se"], 2),
+                                   round(found["rank_se"], 2)]
