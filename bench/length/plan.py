@@ -26,13 +26,15 @@ FORMATS = {2: "int2-g64", 3: "int3-g64", 4: "nf4", 5: "hqq5-g128", 6: "hqq6-g128
 FIRST_RATES = (0.5, 1.0)
 RATES = 3
 """Rates tried in a class: the two of ``FIRST_RATES``, then half or twice, on the side of the better of them."""
+EFFECTS = "effects of bits and ranks"
+BAND_RATES = {"rank up to 2": 0.7, "rank up to 8": 0.85, "rank above 8": 1.0}
+"""Factors on the learning rate by band of ranks, where a block calibrates none. (With 3.8 bits and rank 2, factors 0.5
+and 1 gave 3.7259 and 3.7292 after 240 steps.)"""
 CURVES = "table of curves"
 REFERENCES = "references"
-LIMITS = {"54 MB stored": ("54MB", "stored"), "uniform:4,16 stored": ("uniform:4,16", "stored"),
-          "uniform:4,4 peak": ("uniform:4,4", "peak")}
+LIMITS = {"54 MB stored": ("54MB", "stored"), "uniform:4,16 stored": ("uniform:4,16", "stored")}
 """Budget and memory scope of every limit."""
-UNIFORM = {"54 MB stored": ((3, 15), (3, 8), (3, 2)), "uniform:4,16 stored": ((4, 16), (4, 8)),
-           "uniform:4,4 peak": ((4, 4), (4, 2))}
+UNIFORM = {"54 MB stored": ((3, 15), (3, 8), (3, 2)), "uniform:4,16 stored": ((4, 16), (4, 8))}
 """Bits and rank of the uniform candidates; the table of curves has fewer bits at larger ranks, which are far behind."""
 SEARCH_SEED, UNSEEN_SEEDS = training_seeds(0, 5)
 
@@ -58,13 +60,15 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Choices compared within ``limit`` after ``steps``, on ``seeds`` unseen training seeds."""
+    """Choices compared within ``limit`` after ``steps``, on ``seeds`` unseen training seeds; where it is not
+    ``calibrated``, at the rates of ``BAND_RATES``."""
 
     task: str
     limit: str
     steps: int
     seeds: int
     choices: tuple[Choice, ...]
+    calibrated: bool = True
 
     def trial(self, choice: Choice, seed: int, split: str, lr_scale: float) -> PlannedTrial:
         """A trial of one of its choices."""
@@ -117,7 +121,10 @@ def settle(block: Block, found: Found) -> Settled:
         value = found[trial.key]["loss"]
         return math.inf if value is None else float(value)
 
-    for name in dict.fromkeys(c.rate_class for c in block.choices):
+    if not block.calibrated:
+        settled.rates |= {c.rate_class: BAND_RATES[c.rate_class] for c in block.choices}
+        settled.tried |= {name: {} for name in settled.rates}
+    for name in dict.fromkeys(c.rate_class for c in block.choices if block.calibrated):
         lead = next(c for c in block.choices if c.rate_class == name)
         tried = settled.tried[name] = {}
         while (rate := next_rate(tried)) is not None:
@@ -180,6 +187,15 @@ def _references(task: str, steps: int, seeds: int) -> Block:
         Choice("LoRA-16 (16-bit base, rank 16)", uniform(LAYERS, "fp16", 16), "reference", "LoRA-16")))
 
 
+def _effects(steps: int) -> Block:
+    """Bits and ranks apart: along the budget of 54 MB, and beside it."""
+    small = "54 MB stored"
+    finds = {choice.name.split(",")[0]: choice for choice in _finds(small)}
+    order = [_uniform(3, 15), finds["predicted for 240 steps"], _uniform(3, 2), finds["predicted for 720 steps"],
+             _uniform(4, 16), finds["predicted for 24 steps"], _uniform(3, 8), _uniform(4, 2), _uniform(2, 8)]
+    return Block("plays", EFFECTS, steps, 0, tuple(replace(choice, kind="curve") for choice in order), False)
+
+
 def _curves() -> Block:
     """At least 48 allocations after 240 steps: uniform bits x ranks, the finds, mixed ones with small, large and mixed
     ranks. Rates are calibrated on uniform 4 bits for each band of ranks; the rest come in a random order, so that any
@@ -203,11 +219,12 @@ def _curves() -> Block:
 
 def make_plan() -> tuple[Block, ...]:
     """All blocks in order: the longest and tightest first, references late, GSM8K last."""
-    small, stored, peak = LIMITS
+    small, stored = LIMITS
     plays, gsm8k = "plays", "gsm8k"
     return (
+        _effects(240), _effects(24),
         _block(plays, small, 240, 5, uniforms=2), _block(plays, small, 24, 5), _block(plays, small, 720, 3, uniforms=2),
-        _block(plays, small, 72, 5), _block(plays, stored, 240, 5), _block(plays, peak, 240, 5),
+        _block(plays, small, 72, 5), _block(plays, stored, 240, 5),
         _references(plays, 240, 5), _curves(),
         _block(plays, stored, 24, 5), _block(plays, stored, 72, 5), _references(plays, 24, 5),
         _references(plays, 72, 5), _references(plays, 720, 3),

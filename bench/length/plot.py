@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from qra_bo.report.style import BLUE, LIGHT, ORANGE, VERMILLION, dress, figure, legend
 
 COLOURS = (VERMILLION, BLUE, ORANGE)
-MARKERS = {"normal": "o", "quick": "s"}
+MARKERS = "osD"
 
 
 def draw(rows: Sequence[Mapping[str, Any]]) -> Figure:
@@ -19,16 +19,17 @@ def draw(rows: Sequence[Mapping[str, Any]]) -> Figure:
     panels = fig.subplots(1, len(tasks), squeeze=False, sharey=True)[0]
     for ax, task in zip(panels, tasks, strict=True):
         for limit in limits:
-            for effort, marker in MARKERS.items():
+            names = dict.fromkeys(r["name"] for r in finds if r["limit"] == limit)
+            for i, name in enumerate(names):
                 points = sorted(((r["tokens"], r["minus_best_uniform"]) for r in finds
-                                 if (r["task"], r["limit"]) == (task, limit) and f"a {effort} " in r["name"]
-                                 and r["minus_best_uniform"] is not None), key=lambda p: float(p[0]))
+                                 if (r["task"], r["name"]) == (task, name) and r["minus_best_uniform"] is not None),
+                                key=lambda p: float(p[0]))
                 means = [d["mean"] for _, d in points]
-                shifted = [tokens * (1.03 if effort == "quick" else 0.97) for tokens, _ in points]
-                ax.errorbar(shifted, means, yerr=[[d["mean"] - d["low"] for _, d in points],
-                                                  [d["high"] - d["mean"] for _, d in points]],
-                            fmt=f"{marker}-", color=COLOURS[limits.index(limit) % len(COLOURS)], capsize=3,
-                            linewidth=1.3, markersize=5, label=f"{effort} search, {limit}")
+                ax.errorbar([tokens * (0.97 + 0.03 * i) for tokens, _ in points], means,
+                            yerr=[[d["mean"] - d["low"] for _, d in points],
+                                  [d["high"] - d["mean"] for _, d in points]],
+                            fmt=f"{MARKERS[i % len(MARKERS)]}-", color=COLOURS[limits.index(limit) % len(COLOURS)],
+                            capsize=3, linewidth=1.3, markersize=5, label=name)
         ax.axhline(0.0, color=LIGHT.muted, linewidth=1.0)
         ax.set_xscale("log")
         ax.set_xlim(9e3, 5e5)

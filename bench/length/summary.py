@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.length.plan import CURVES, LIMITS, SEARCH_SEED, UNSEEN_SEEDS, Block, Choice, Settled, settle
+from bench.length.plan import CURVES, EFFECTS, LIMITS, SEARCH_SEED, UNSEEN_SEEDS, Block, Choice, Settled, settle
 from bench.length.plot import draw
 from bench.length.trials import NAME, Found, load
 from qra_bo.config import make_space, make_spec
@@ -55,7 +55,7 @@ def summarise(plan: Sequence[Block], found: Found, config: RunConfig) -> dict[st
     curves: list[dict[str, Any]] = []
     for block in plan:
         settled = settle(block, found)
-        if block.limit == CURVES:
+        if block.limit in (CURVES, EFFECTS):
             curves += [_curve(settled, choice, found) | _facts(choice.allocation, size) for choice in block.choices]
             continue
         best = settled.best_uniform
@@ -144,5 +144,6 @@ def _curve(settled: Settled, choice: Choice, found: Found) -> dict[str, Any]:
     """A row of the table of curves: validation loss at recorded steps, null while it is not measured."""
     rate = settled.rates.get(choice.rate_class)
     event = None if rate is None else found.get(settled.block.trial(choice, SEARCH_SEED, "validation", rate).key)
-    return {"name": choice.name, **choice.allocation.to_json(), "steps": settled.block.steps, "lr_scale": rate,
+    return {"block": settled.block.limit, "name": choice.name,
+            **choice.allocation.to_json(), "steps": settled.block.steps, "lr_scale": rate,
             "loss": event and event["loss"], "curve": event and event["curve"]}

@@ -77,6 +77,8 @@ def load_table(overrides: Sequence[str] = ()) -> TableConfig:
         rest.append("quantizer.rounding=rtn")  # rows choose their own codes
     if not any(o.startswith(("quantizer.formats", "serve=")) for o in rest):
         rest += FORMATS  # of the published table, which a run joins and compares with
+    if not any(o.startswith("search.length=") for o in rest):
+        rest.append("search.length=trial")  # all rows are compared after a trial's steps
     problems: list[str] = []
     run = table = None
     try:

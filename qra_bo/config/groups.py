@@ -151,9 +151,11 @@ class MemoryConfig(Group):
 
 
 class SearchConfig(Group):
-    """Whether a run searches where nothing binds, too."""
+    """Whether a run searches where nothing binds, too, and the training whose loss it minimises: the final fine-tune
+    or a trial."""
 
     force: StrictBool
+    length: Literal["final", "trial"]
 
 
 class SensitivityConfig(Group):

@@ -11,7 +11,7 @@ from qra_bo.pipeline.data import TextSize, text_size
 from qra_bo.pipeline.estimate import PROFILE, basis, profile_cost, profile_seconds, token_seconds
 from qra_bo.report.tables import PlanRow
 from qra_bo.study.comparison import QLORA, UNIFORM
-from qra_bo.study.setting import Setting
+from qra_bo.study.setting import FINAL, Setting, affordable_steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +82,13 @@ def plan_rows(setting: Setting, card: Card | None = None) -> list[PlanRow]:
     """Return the parts of a run by cost, and by rough time where a CPU or a known ``card`` trains."""
     config, each, seconds = setting.config, setting.full_trial_tokens, token_seconds(setting, card)
     effort, seeds, factor = config.effort, config.confirm.seeds, config.confirm.ranking_factor
+    steps = confirmation_steps(setting)
+    longer = each + (steps - config.fidelity.high) * config.train.step_tokens
     costs = {"profile, calibration, uniform baselines and search": setting.planned_cost,
              "references (2)": 2 * effort.references * each,
-             f"confirmation ({seeds} seeds, 2 allocations)": 2 * seeds * each,
+             f"confirmation ({seeds} seeds, 2 allocations, {steps} steps)": 2 * seeds * longer,
              f"the same at {len(effort.rate_factors)} other learning rates":
-                 2 * seeds * len(effort.rate_factors) * each,
+                 2 * seeds * len(effort.rate_factors) * longer,
              f"ranking check ({effort.ranking_top} allocations, {factor} times as long)":
                  effort.ranking_top * factor * each}
     if setting.given is not None or not effort.max_full_trials:
@@ -103,6 +105,17 @@ def plan_rows(setting: Setting, card: Card | None = None) -> list[PlanRow]:
         costs[f"final fine-tune ({what}{share})"] = cost
     return [*profile, *(PlanRow(what, cost, None if seconds is None or not cost else seconds * cost)
                         for what, cost in costs.items() if cost or what.startswith("final"))]
+
+
+def confirmation_steps(setting: Setting) -> int:
+    """Return the steps of the confirmation's trainings, see ``Study.confirmation_steps``; where the final fine-tune's
+    length is not known yet, those that the effort affords."""
+    config, trial = setting.config, setting.config.fidelity.high
+    if config.search.length != FINAL or not config.oracle.trains:
+        return trial
+    afforded = affordable_steps(setting.planned_cost, config.confirm.seeds, config.train.step_tokens, trial)
+    wanted = final_steps(config, setting.sequences)
+    return afforded if wanted is None else min(max(trial, wanted), afforded)
 
 
 def final_steps(config: RunConfig, sequences: float | None) -> int | None:

@@ -67,7 +67,8 @@ class Prediction:
     Args:
         reference: The best uniform baseline as predicted; ``None`` where it can't be predicted.
         mean: Predicted loss less that of the reference (nats); ``low`` and ``high`` bound its 95 % interval.
-        steps: Optimiser steps of the trainings that the prediction was learned from; ``sources`` are these in words.
+        steps: Optimiser steps of the training that it is predicted for.
+        sources: What it was learned from, in words.
     """
 
     reference: Allocation | None
@@ -82,7 +83,8 @@ class Prediction:
 class Confirmation:
     """Candidate against the best uniform baseline on unseen training seeds.
 
-    Differences are candidate - reference (nats); ``low`` and ``high`` bound their 95 % confidence interval.
+    Differences are candidate - reference (nats); ``low`` and ``high`` bound their 95 % confidence interval. All were
+    trained for ``steps`` steps; ``ahead`` is what learned rates add up to the length that the run minimises.
     """
 
     candidate: Allocation
@@ -97,6 +99,8 @@ class Confirmation:
     winner_kind: str
     split: str
     candidate_failed: bool
+    steps: int
+    ahead: float
 
 
 @checked(frozen=True, slots=True)

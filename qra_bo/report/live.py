@@ -34,16 +34,12 @@ QUIET_SECONDS = 20.0
 class RunState:
     """State of a run after the events so far, fed one at a time; it has no clock of its own.
 
-    ``planned`` is the cost of search, references, confirmation and ranking check (training tokens), ``None`` before the
-    header and 0 where nothing is searched.
     """
 
     def __init__(self) -> None:
         self.study = Study()
         self.stage = "start"
         self.title = ""
-        self.planned: float | None = None
-        self._after = 0.0
         self._seconds: dict[Fidelity, deque[float]] = {f: deque(maxlen=25) for f in Fidelity}
         self._pace = (0.0, 0.0)
 
@@ -58,15 +54,24 @@ class RunState:
             how = f"effort {event['effort']}, {event['method']}{real}" if given is None else \
                 f"without a search: {given['reason']}"
             self.title = f"{event['model']} within {size(event['budget_bytes'])} ({event['scope']}), {how}"
-            after = 0 if given is not None else trials_after_search(event["config"])
-            self._after = float(event["full_trial_tokens"]) * after
-        if kind in ("header", "extension"):
-            self.planned = float(event["planned_cost"]) + self._after
-            return self.title if kind == "header" else f"effort is now {event['effort']}"
+            return self.title
+        if kind == "extension":
+            return f"effort is now {event['effort']}"
         if kind == "stage" and event["state"] != "end":
             self.stage = str(event["stage"])
             return f"stage {self.stage}"
         return self._trial(before) if kind == "trial" else _describe(event)
+
+    @property
+    def planned(self) -> float | None:
+        """Cost of search, references, confirmation and ranking check (training tokens); ``None`` before the header, 0
+        where nothing is searched."""
+        header = self.study.header
+        if not header:
+            return None
+        after = 0.0 if self.study.given else trials_after_search(self.study)
+        return float(self.study.last.get("extension", header)["planned_cost"]) + \
+            float(header["full_trial_tokens"]) * after
 
     def eta_seconds(self) -> float | None:
         """Time for the rest of the planned cost at the measured seconds a training token, or ``None``."""
@@ -125,14 +130,15 @@ def _describe(e: Event) -> str | None:
     return {"warning": f"warning: {e.get('message')}", "end": f"ended: {e.get('status')}"}.get(kind)
 
 
-def trials_after_search(config: Mapping[str, Any]) -> int:
+def trials_after_search(study: Study) -> float:
     """Full-trial equivalents of references, confirmation (at other learning rates too) and the longer ranking check."""
+    config = study.header["config"]
     confirm, effort = config.get("confirm", {}), config.get("effort", {})
     if not isinstance(effort, Mapping) or not confirm or not effort.get("max_full_trials", 1):
-        return 0
-    rates = 1 + len(effort.get("rate_factors", ()))
-    return 2 * int(confirm["seeds"]) * rates + int(effort["ranking_top"]) * int(confirm["ranking_factor"]) + \
-        2 * bool(effort["references"])
+        return 0.0
+    rates, longer = 1 + len(effort.get("rate_factors", ())), study.confirmation_steps / int(study.header["high_steps"])
+    return 2 * int(confirm["seeds"]) * rates * longer + 2 * bool(effort["references"]) + \
+        int(effort["ranking_top"]) * int(confirm["ranking_factor"])
 
 
 def _in_words(allocation: Mapping[str, Any]) -> str:

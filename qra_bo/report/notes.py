@@ -87,8 +87,8 @@ def _comparison(d: ReportData) -> str:
     if c is None or not c.train_seeds:
         return ""
     return (f"The best mixed allocation and the best uniform baseline were each trained on {len(c.train_seeds)} seeds "
-            f"that the search never used ({', '.join(map(str, c.train_seeds))}), and compared in pairs on the "
-            f"{c.split} split.")
+            f"that the search never used ({', '.join(map(str, c.train_seeds))}) for {c.steps} steps, and "
+            f"compared in pairs on the {c.split} split.")
 
 
 def _rates(d: ReportData) -> str:

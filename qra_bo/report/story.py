@@ -141,7 +141,9 @@ def _confirmed(d: ReportData, c: Confirmation, where: str) -> Answer:
     if c.candidate == c.reference:
         return Answer(f"A uniform baseline wins for {where}: {reference}. The search found no mixed allocation that "
                       "is better at its own training seed.", "", "", "equal")
-    enough, tone = len(c.train_seeds) >= LEAST_SEEDS, "equal"
+    enough, tone, expected = len(c.train_seeds) >= LEAST_SEEDS, "equal", c.mean + c.ahead
+    if c.mean * expected < 0 and not c.candidate_failed:
+        return _carried(d, c, where, expected)
     if mixed and c.high < 0 and enough:
         tone, text = "better", (
             f"Mixed bits and ranks fine-tune {where} better than the best uniform baseline ({reference}): "
@@ -159,8 +161,24 @@ def _confirmed(d: ReportData, c: Confirmation, where: str) -> Answer:
             "was worse" if enough else "had a higher loss"
         text = (f"A uniform baseline wins for {where}: {reference}. The best mixed allocation found {verdict} on "
                 "unseen training seeds.")
-    return Answer(text, f"{signed(c.mean)} nats", f"95 % interval {signed(c.low)} to {signed(c.high)}; "
-                  f"{len(c.train_seeds)} unseen training seeds, {c.split} split, paired", tone)
+    return Answer(text, f"{signed(c.mean)} nats", _interval(d, c), tone)
+
+
+def _carried(d: ReportData, c: Confirmation, where: str, expected: float) -> Answer:
+    """State a choice that learned rates turned over: what was measured, and what is expected of a longer training."""
+    kind, other = ("A mixed", "uniform") if c.winner_kind == "mixed" else ("A uniform", "mixed")
+    name = d.name(c.candidate if c.winner_kind == "mixed" else c.reference)
+    return Answer(f"{kind} allocation was chosen for {where}: {name}. After {c.steps} steps the {other} one is ahead. "
+                  f"Learned rates expect {signed(expected)} nats for the mixed one after {d.study.objective_steps} steps.",
+                  f"{signed(c.mean)} nats", _interval(d, c), "open")
+
+
+def _interval(d: ReportData, c: Confirmation) -> str:
+    """State interval, seeds and steps of the comparison, and what is predicted beyond these."""
+    wanted = d.study.objective_steps
+    beyond = "" if c.steps >= wanted else f"; {signed(c.mean + c.ahead)} predicted for {wanted} steps"
+    return (f"95 % interval {signed(c.low)} to {signed(c.high)}; {len(c.train_seeds)} unseen training seeds, "
+            f"{c.steps} steps, {c.split} split, paired{beyond}")
 
 
 def _unconfirmed(d: ReportData, where: str) -> Answer:

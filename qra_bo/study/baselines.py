@@ -152,7 +152,7 @@ def evaluate_baselines(run: TrialRunner, headroom: Headroom, baselines: Sequence
         raise no_loss("every uniform baseline failed, so that nothing can be compared", done)
     if limit == 1:
         return done
-    filled = fill(headroom.rules, min(usable, key=loss_of).allocation)
+    filled = fill(headroom.rules, min(usable, key=run.study.value).allocation)
     is_new = filled not in {e.allocation for e in done}
     return done + _evaluate(run, headroom, [filled] if is_new else baselines[first:first + 1])
 

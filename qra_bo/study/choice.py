@@ -35,7 +35,9 @@ def choose(run: TrialRunner, recommended: Sequence[Allocation]) -> Trial | None:
     if not fails(check):
         return _recorded(run, "surrogate", ours, least, agreement)
     losses = _repeated(run, least, ours)
-    first, other = (ours, least) if losses and sum(losses["ours"]) < sum(losses["least"]) else (least, ours)
+    longer = 2 * (study.carried(ours.allocation) - study.carried(least.allocation))
+    better = bool(losses) and sum(losses["ours"]) + longer < sum(losses["least"])
+    first, other = (ours, least) if better else (least, ours)
     both = [losses["ours"], losses["least"]] if losses else []
     return _recorded(run, "loss", first, other, agreement, both if first is ours else both[::-1])
 

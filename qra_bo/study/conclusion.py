@@ -5,9 +5,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from qra_bo.searchers.base import SearchProblem
 from qra_bo.space import Allocation
 from qra_bo.study.choice import choose, chosen
 from qra_bo.study.intervals import LEVEL, Interval, paired_interval, spearman
+from qra_bo.study.objective import change_after
 from qra_bo.study.state import loss_of
 from qra_bo.study.trial_runner import TrialRunner, no_loss
 from qra_bo.trials import TrialState
@@ -23,32 +25,37 @@ FINAL_FILES = ("adapter/adapter_model.safetensors", "quant_manifest.json")
 """What the final fine-tune leaves in the run's folder; it is trained again where one of these is gone."""
 
 
-def confirm(run: TrialRunner, recommended: Sequence[Allocation]) -> None:
+def confirm(run: TrialRunner, problem: SearchProblem, recommended: Sequence[Allocation]) -> None:
     """Compare the chosen mixed allocation (``choose``) with the best uniform one: unseen training seeds, test split.
 
-    Where no allocation is mixed the event is recorded without a trial. With ``confirm.sequential`` seeds are added one
-    by one until ``decided``.
+    Both are trained as long as the effort affords (``Study.confirmation_steps``); what learned rates say of the rest is
+    added to every difference before it is judged. Where no allocation is mixed the event is recorded without a trial.
+    With ``effort.sequential`` seeds are added one by one until ``decided``.
 
     Raises:
         TrainingError: If no uniform allocation gave a loss.
     """
-    reference = run.study.best_uniform
+    reference, steps = run.study.best_uniform, run.study.confirmation_steps
     candidate = choose(run, recommended)
     if reference is None:
         raise no_loss("no uniform choice gave a loss, so that nothing can be confirmed", run.study.trials)
     if candidate is None:
-        run.record_conclusion("confirmation", confirmation(reference.allocation, reference.allocation, (), False))
+        run.record_conclusion("confirmation",
+                              confirmation(reference.allocation, reference.allocation, (), False, steps, 0.0))
         return
+    rest = change_after(run, problem, steps)
+    ahead = 0.0 if rest is None else rest.of(candidate.allocation) - rest.of(reference.allocation)
     seeds, first = run.setting.confirm_seeds, LOOKS[0] if run.config.effort.sequential else None
     for n in range(min(first or len(seeds), len(seeds)), len(seeds) + 1):
-        pairs, failed = _pairs(run, candidate.allocation, reference.allocation, "confirmation", seeds[:n])
-        if failed or decided([c - r for _, c, r in pairs]):
+        pairs, failed = _pairs(run, candidate.allocation, reference.allocation, "confirmation", seeds[:n], steps)
+        if failed or decided([c - r + ahead for _, c, r in pairs]):
             break
     if len(pairs) < 2:
         run.warn("fewer than two training seeds of the confirmation gave a loss for both allocations: the winner "
                  "is not confirmed")
         return
-    run.record_conclusion("confirmation", confirmation(candidate.allocation, reference.allocation, pairs, failed))
+    run.record_conclusion("confirmation", confirmation(candidate.allocation, reference.allocation, pairs, failed, steps,
+                                                       ahead))
 
 
 def decided(differences: Sequence[float]) -> bool:
@@ -63,10 +70,11 @@ def decided(differences: Sequence[float]) -> bool:
 
 
 def confirmation(candidate: Allocation, reference: Allocation, pairs: Sequence[tuple[int, float, float]],
-                 failed: bool) -> dict[str, Any]:
+                 failed: bool, steps: int, ahead: float) -> dict[str, Any]:
     """Return the fields of the journal's confirmation event.
 
-    The winner is ``"mixed"`` where the candidate's mean loss is below the reference's and it never failed alone.
+    The winner is ``"mixed"`` where the candidate has the lower loss in the mean, ``ahead`` added, and never failed
+    alone.
 
     Args:
         candidate: The best mixed allocation, or the reference itself where the search found none.
@@ -74,12 +82,14 @@ def confirmation(candidate: Allocation, reference: Allocation, pairs: Sequence[t
         pairs: Training seed and test losses of candidate and reference, of seeds that gave both; none where both are
             one allocation.
         failed: Whether the candidate failed where the reference did not.
+        steps: Optimiser steps of all trainings.
+        ahead: What learned rates add to the difference beyond ``steps`` (nats).
     """
     differences = [c - r for _, c, r in pairs]
-    mixed = candidate != reference and not failed and sum(differences) < 0
+    mixed = candidate != reference and not failed and sum(differences) + ahead * len(pairs) < 0
     return {"candidate": candidate.to_json(), "reference": reference.to_json(), **_compared(pairs),
             "differences": differences, "winner_kind": "mixed" if mixed else "uniform", "candidate_failed": failed,
-            "split": "test"}
+            "split": "test", "steps": steps, "ahead": ahead}
 
 
 def _compared(pairs: Sequence[tuple[int, float, float]]) -> dict[str, Any]:
@@ -90,10 +100,10 @@ def _compared(pairs: Sequence[tuple[int, float, float]]) -> dict[str, Any]:
 
 
 def _pairs(run: TrialRunner, candidate: Allocation, reference: Allocation, stage: str, seeds: Sequence[int],
-           lr_scale: float | None = None) -> tuple[list[tuple[int, float, float]], bool]:
+           length: int, lr_scale: float | None = None) -> tuple[list[tuple[int, float, float]], bool]:
     """Evaluate both allocations on unseen training ``seeds``; return those with both losses, and whether the candidate
     failed where the reference did not."""
-    done = run.evaluate_all([run.plan(a, stage, lr_scale=lr_scale, train_seed=seed, split="test")
+    done = run.evaluate_all([run.plan(a, stage, lr_scale=lr_scale, train_seed=seed, split="test", length=length)
                              for seed in seeds for a in (candidate, reference)])
     both = list(zip(seeds, done[::2], done[1::2], strict=True))
     pairs = [(seed, c.loss, r.loss) for seed, c, r in both if c.loss is not None and r.loss is not None]
@@ -112,7 +122,7 @@ def check_rates(run: TrialRunner) -> None:
     candidate, reference = (Allocation.from_json(last[side]) for side in ("candidate", "reference"))
     rates = []
     for factor in run.config.effort.rate_factors:
-        pairs, _ = _pairs(run, candidate, reference, "rate_check", run.setting.confirm_seeds,
+        pairs, _ = _pairs(run, candidate, reference, "rate_check", run.setting.confirm_seeds, last["steps"],
                           factor * calibrated)
         if len(pairs) < 2:
             run.warn(f"fewer than two training seeds gave a loss for both allocations at {factor:g} times the "
@@ -130,20 +140,20 @@ def check_ranking(run: TrialRunner) -> None:
     ``confirm.ranking_factor`` times as long, with the search's training seed; the event holds both losses of each and
     their Spearman correlation. Fewer than ``LEAST_RANKED`` would say nothing: none is trained.
     """
-    factor, study = run.config.confirm.ranking_factor, run.study
+    steps, study = run.config.fidelity.high * run.config.confirm.ranking_factor, run.study
     leaders = [chosen(study), study.best_uniform]
     order = {e.allocation: e for e in (*leaders, *study.ranked) if e is not None}
     top = sorted(list(order.values())[:run.config.effort.ranking_top], key=lambda e: (loss_of(e), e.id))
     if len(top) < LEAST_RANKED:
         return
-    longer = run.evaluate_all([run.plan(e.allocation, "ranking_check", factor=factor) for e in top])
+    longer = run.evaluate_all([run.plan(e.allocation, "ranking_check", length=steps) for e in top])
     finished = [(e, long) for e, long in zip(top, longer, strict=True) if long.ok]
     if len(finished) < LEAST_RANKED:
         run.warn(f"the ranking check has {len(finished)} losses to compare, fewer than {LEAST_RANKED}: it says nothing")
         return
     search_losses, losses = [loss_of(e) for e, _ in finished], [loss_of(long) for _, long in finished]
     run.record_conclusion("ranking_check", {
-        "steps": run.config.fidelity.high * factor, "fingerprints": [e.allocation.fingerprint for e, _ in finished],
+        "steps": steps, "fingerprints": [e.allocation.fingerprint for e, _ in finished],
         "losses": losses, "search_losses": search_losses, "spearman": spearman(search_losses, losses)})
 
 

@@ -17,6 +17,7 @@ from qra_bo.study.conclusion import check_ranking, check_rates, confirm, deliver
 from qra_bo.study.device_allowance import fold_peaks
 from qra_bo.study.given import Given
 from qra_bo.study.journal import Journal
+from qra_bo.study.objective import settle_length
 from qra_bo.study.results import write_best
 from qra_bo.study.search_loop import Headroom, MakeSearcher, SearchLoop, recommend
 from qra_bo.study.setting import Setting
@@ -84,6 +85,7 @@ class Engine:
             with run.stage("profile"):
                 problem = self.setting.problem(self.budget_bytes, self._profile(run),
                                                float(begun.get("max_full_trials", 0)))
+            settle_length(run, problem)
             baselines = uniform_baselines(headroom.rules, problem.profile)
             if not begun:
                 from qra_bo.study.prediction import predict  # loads torch, which planning does without
@@ -111,7 +113,7 @@ class Engine:
                     evaluate_references(run, headroom)
             if self.config.confirm.seeds and effort.max_full_trials:
                 with run.stage("confirmation"):
-                    confirm(run, recommended)
+                    confirm(run, problem, recommended)
                 if effort.rate_factors:
                     with run.stage("rate_check"):
                         check_rates(run)

@@ -102,7 +102,10 @@ def _beats_uniform(study: Study) -> Part:
     if not c["train_seeds"] or c["candidate"] == c["reference"]:
         return FAIL, "The search found no mixed allocation to compare: a uniform one was delivered.", smaller
     n = len(c["train_seeds"])
-    found = f"{_interval(c)} against the best uniform baseline on {n} unseen training seeds"
+    found = f"{_interval(c)} against the best uniform baseline on {n} unseen training seeds after {c['steps']} steps"
+    if c["mean"] * (c["mean"] + c["ahead"]) < 0 and not c["candidate_failed"]:
+        return WARN, f"{found}, and {signed(c['mean'] + c['ahead'])} predicted for {study.objective_steps} steps.", \
+            "A longer effort confirms at a longer training; confirm.seeds=0 and task=finetune compare by hand."
     if not mixed:
         why = ", where it failed on a seed" if c["candidate_failed"] else ""
         return FAIL, f"The best mixed allocation found has {found}{why}: the uniform one was delivered.", smaller

@@ -6,6 +6,7 @@ import numpy as np
 from scipy.special import ndtri
 
 from qra_bo.searchers.base import SearchProblem
+from qra_bo.searchers.structured.lengths import at_length
 from qra_bo.searchers.structured.rates import row_of
 from qra_bo.searchers.structured.transfer import load_prior
 from qra_bo.space import Allocation, FloatArray
@@ -27,15 +28,17 @@ def predict(run: TrialRunner, problem: SearchProblem, rules: BaselineRules, base
 
     The event ``prediction`` holds ``allocations`` (the one to deliver, then those to take in turn where it measures
     over the budget), ``reference`` (the best of ``baselines`` as predicted; ``None`` where no rank of theirs is on the
-    ladders), predicted difference to it with a 95 % interval (``mean``, ``low``, ``high``, nats), the trials' ``steps``
-    for which the rates were learned, and their ``sources``. The event ``calibration`` holds the learning rate.
+    ladders), predicted difference to it with a 95 % interval (``mean``, ``low``, ``high``, nats), the ``steps`` of the
+    training that it is predicted for, and the ``sources`` of the rates. The event ``calibration`` holds the learning
+    rate.
 
     Raises:
         ConfigError: If the file of ``surrogate.rates`` can't be read or holds no prior.
     """
     config = run.config
     prior = load_prior(config.surrogate.rates)
-    rates, table = prior.rates, prior.rates.table(problem)
+    rates = at_length(prior.rates, run.study.objective_steps)
+    table = rates.table(problem)
     uniform = {a: row for a in baselines if (row := row_of(problem, a)) is not None}
     best = min(uniform, key=lambda a: rates.difference(problem, uniform[a], next(iter(uniform.values())))[0],
                default=None)

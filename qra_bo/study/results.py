@@ -80,6 +80,7 @@ def build_best(study: Study) -> dict[str, Any]:
             "learning_rate": study.last["calibration"]["lr"], "lr_rule": study.last["calibration"]["rule"],
             "training": _training(study),
             **_loss(study, point), "versus_best_uniform": _versus(study, winner),
+            "objective": _objective(study, winner),
             "versus_best_uniform_at_rates": _at_rates(study, winner),
             "memory": _memory(study, winner, point, end), "baselines": [_baseline(study, e) for e in study.baselines],
             "cost": {
@@ -152,7 +153,18 @@ def _versus(study: Study, winner: Allocation) -> dict[str, Any] | None:
     if c is None or winner.to_json() not in (c["candidate"], c["reference"]):
         return None
     differs = winner.to_json() == c["candidate"]
-    return {**{k: c[k] if differs else 0.0 for k in ("mean", "low", "high")}, "train_seeds": len(c["train_seeds"])}
+    return {**{k: c[k] if differs else 0.0 for k in ("mean", "low", "high")}, "train_seeds": len(c["train_seeds"]),
+            "steps": c["steps"]}
+
+
+def _objective(study: Study, winner: Allocation) -> dict[str, Any]:
+    """Return the steps of the training whose loss was minimised, those of a trial and of the confirmation (``None``
+    without one), and what learned rates add beyond them to the winner's difference to the best uniform choice."""
+    c, versus = study.last.get("confirmation"), _versus(study, winner)
+    differs = c is not None and versus is not None and winner.to_json() == c["candidate"]
+    return {"steps": study.objective_steps, "trial_steps": study.header["high_steps"],
+            "confirmed_steps": None if c is None or versus is None else c["steps"],
+            "predicted_beyond": c["ahead"] if c is not None and differs else None if versus is None else 0.0}
 
 
 def _at_rates(study: Study, winner: Allocation) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from qra_bo.memory.budget import smallest
 from qra_bo.searchers.base import Forecasting, Recommending, Searcher, SearchProblem, SelfChecking
 from qra_bo.space import Allocation, with_allowance
 from qra_bo.study.setting import BaselineRules
-from qra_bo.study.state import as_observation, cost_of
+from qra_bo.study.state import cost_of
 from qra_bo.study.trial_runner import ENGINE_STAGES, PlannedTrial, TrialRunner
 from qra_bo.trials import Fidelity, Proposal, Trial, TrialState
 from qra_bo.utils.errors import JournalError, QRABOError
@@ -81,7 +81,7 @@ class SearchLoop:
         self._whole = not run.journal.content.damaged  # the journal holds every line that was written
         by_key = {e.spec.key: e for e in known}
         self._known = set(by_key)
-        self._told = [as_observation(e) for e in by_key.values() if self._is_observation(e)]
+        self._told = [run.study.observation(e) for e in by_key.values() if self._is_observation(e)]
         self._narrowed = self._stopped = False
         self._searcher = self._new_searcher()
         self._pending: dict[str, PlannedTrial] = {}
@@ -130,7 +130,7 @@ class SearchLoop:
         if self._headroom.lowered_by(self.run, trial):
             self._narrowed = True
         if self._is_observation(trial) and self._searcher is not None:
-            self._told.append(as_observation(trial))
+            self._told.append(self.run.study.observation(trial))
             self._searcher.tell(self._told[-1:])
 
     def _is_observation(self, trial: Trial) -> bool:
@@ -242,7 +242,7 @@ def recommend(run: TrialRunner, searcher: Searcher) -> Sequence[Allocation]:
 
     ``searcher`` is a new one: the searcher of the loop has not observed trials that an earlier session ended with.
     """
-    searcher.tell([as_observation(e) for e in run.study.points])
+    searcher.tell([run.study.observation(e) for e in run.study.points])
     if isinstance(searcher, SelfChecking) and "surrogate_check" not in run.study.last:
         check: Mapping[str, Any] | None = searcher.surrogate_check()
         if check is not None:

@@ -14,6 +14,9 @@ from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import Allocation, CostTable, Ladder, SearchSpace, average_bits, limit_average_bits
 from qra_bo.study.given import Given
 
+FINAL = "final"
+"""``search.length``: the loss after the final fine-tune is minimised, and not that of a trial."""
+
 
 class BytesPredictor:
     """Predicted bytes of any allocation of the units of ``space``, in the scope of ``memory``.
@@ -157,6 +160,14 @@ class Setting:
         codes = c.train.length * max(1, c.quantizer.tokens // c.train.length) if c.quantizer.rounding == "gptq" else 0
         text = c.train.length * c.data.calibration
         return text * (c.adapter.init == "gradient"), codes + text * (c.adapter.init == "eva")
+
+
+def affordable_steps(planned_cost: float, seeds: int, step_tokens: int, trial_steps: int) -> int:
+    """Return the steps of a confirmation that costs at most as much as the search, ``planned_cost`` training tokens.
+
+    It trains two allocations on ``seeds`` seeds, each for a multiple of ``trial_steps`` steps and no fewer than that.
+    """
+    return max(1, int(planned_cost // max(1, 2 * seeds * step_tokens)) // trial_steps) * trial_steps
 
 
 def training_seeds(seed: int, n: int) -> tuple[int, tuple[int, ...]]:

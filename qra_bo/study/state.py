@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from qra_bo.oracle.protocol import FINETUNE
+from qra_bo.sensitivity.change import Change
 from qra_bo.space import Allocation
 from qra_bo.study.given import given_allocations
 from qra_bo.study.journal import is_locked
+from qra_bo.study.setting import affordable_steps
 from qra_bo.trials import Fidelity, Trial, TrialState
 from qra_bo.utils.errors import JournalError, SpaceError
 from qra_bo.utils.files import strict_json, write_json
@@ -74,7 +76,7 @@ def loss_of(e: Trial) -> float:
 
 
 def as_observation(e: Trial) -> Trial:
-    """Return a trial as a searcher is told of it: the calibrated learning rate is the unit of ``lr_scale``."""
+    """Return a trial with the calibrated learning rate as the unit of ``lr_scale``."""
     return replace(e, spec=replace(e.spec, lr_scale=1.0))
 
 
@@ -98,7 +100,8 @@ class Study:
         points: Finished full-fidelity trials that may be incumbent: within the budget as predicted and as measured, on
             the validation split, at the search's training seed and learning rate; calibrated uniform baselines count as
             baselines.
-        incumbent: The point with the least loss (of equals the earliest).
+        incumbent: The point with the least ``value`` (of equals the earliest).
+        change: What carries a trial's loss to the length that the run minimises; ``None`` where that is a trial's.
         lr_scale: The calibrated factor on the base learning rate; ``None`` before the calibration has ended.
         cost: All of it: profile, calibration, uniform baselines, search, failures, references, confirmation and checks.
         search_cost: The part that the effort limits: up to the end of the search, less the references.
@@ -114,6 +117,7 @@ class Study:
         self.overhead_seconds = self.evaluation_seconds = 0.0
         self.points: list[Trial] = []
         self.incumbent: Trial | None = None
+        self.change: Change | None = None
         self.lr_scale: float | None = None
         self.cost = self.search_cost = Cost()
         self.by_key: dict[str, Trial] = {}
@@ -146,11 +150,46 @@ class Study:
                 self.points, self.incumbent = [], None
                 for e in self.trials:
                     self._add_point(e)
+            elif kind == "objective":
+                self.change = Change.from_json(event["change"])
             elif kind == "measured":
                 self.measured.append(event)
         except (KeyError, TypeError, ValueError, SpaceError) as error:
             raise JournalError(f"the {kind} event in the journal is malformed: {error!r}; it was not written by this "
                                "program") from error
+
+    @property
+    def objective_steps(self) -> int:
+        """Optimiser steps of the training whose loss the run minimises."""
+        return int(self.last.get("objective", {"steps": self.header["high_steps"]})["steps"])
+
+    @property
+    def confirmation_steps(self) -> int:
+        """Optimiser steps of the confirmation's trainings: of the length that is minimised, where the effort affords
+        it (``affordable_steps``)."""
+        trial = int(self.header["high_steps"])
+        if self.objective_steps <= trial:
+            return trial
+        config, planned = self.header["config"], self.last.get("extension", self.header)["planned_cost"]
+        train = config["train"]
+        step_tokens = int(train["batch"]) * int(train["accumulate"]) * int(train["length"])
+        return min(self.objective_steps,
+                   affordable_steps(float(planned), int(config["confirm"]["seeds"]), step_tokens, trial))
+
+    def carried(self, allocation: Allocation) -> float:
+        """Return what is added to a trial's loss to predict that of the length that is minimised, but for a constant
+        (nats)."""
+        return 0.0 if self.change is None else self.change.of(allocation)
+
+    def value(self, e: Trial) -> float:
+        """Return the loss that a trial predicts for the length that is minimised, but for a constant."""
+        return loss_of(e) + self.carried(e.allocation)
+
+    def observation(self, e: Trial) -> Trial:
+        """Return a trial as a searcher is told of it: with ``value`` for its loss, and the calibrated learning rate as
+        the unit of ``lr_scale``."""
+        told = as_observation(e)
+        return told if e.loss is None else replace(told, result=replace(e.result, loss=self.value(e)))
 
     def _begin(self, event: Mapping[str, Any]) -> None:
         if not self.begun and float(event.get("max_full_trials", 1)) > 0:
@@ -175,7 +214,7 @@ class Study:
                 and spec.train_seed == self.header["train_seed"]):
             point = replace(trial, stage="baseline") if trial.stage == "calibration" else trial
             self.points.append(point)
-            if self.incumbent is None or loss_of(point) < loss_of(self.incumbent):
+            if self.incumbent is None or self.value(point) < self.value(self.incumbent):
                 self.incumbent = point
 
     def _spend(self, cost: Cost, for_search: bool) -> None:
@@ -206,12 +245,12 @@ class Study:
     @property
     def best_uniform(self) -> Trial | None:
         """The best uniform baseline, or the best uniform allocation that a searcher found if that is better."""
-        return min((e for e in self.points if self.counts_as_uniform(e)), key=loss_of, default=None)
+        return min((e for e in self.points if self.counts_as_uniform(e)), key=self.value, default=None)
 
     @property
     def best_mixed(self) -> Trial | None:
         """The best point whose allocation is not uniform."""
-        return min((e for e in self.points if not self.counts_as_uniform(e)), key=loss_of, default=None)
+        return min((e for e in self.points if not self.counts_as_uniform(e)), key=self.value, default=None)
 
     @staticmethod
     def counts_as_uniform(e: Trial) -> bool:
@@ -226,8 +265,8 @@ class Study:
 
     @property
     def ranked(self) -> list[Trial]:
-        """Points by increasing loss."""
-        return sorted(self.points, key=lambda e: (loss_of(e), e.id))
+        """Points by increasing ``value``."""
+        return sorted(self.points, key=lambda e: (self.value(e), e.id))
 
     @property
     def states(self) -> dict[str, int]:

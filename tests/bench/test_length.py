@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from bench.length.__main__ import main
 from bench.length.command import study_config
 from bench.length.plan import (
     CURVES,
+    EFFECTS,
     LIMITS,
     SEARCH_SEED,
     UNSEEN_SEEDS,
@@ -57,12 +59,16 @@ def answer(plan: Sequence[Block], most: int = 100) -> tuple[list[PlannedTrial], 
     return order, found
 
 
-def test_longest_and_tightest_block_comes_first() -> None:
+def test_effects_of_bits_and_ranks_come_first_at_rates_of_a_rule() -> None:
     first = make_plan()[0]
     trial, name = wanted(make_plan(), {}, ("plays",)) or pytest.fail("the plan is empty")
-    assert (first.steps, first.limit, first.seeds) == (720, "54 MB stored", 3)
-    assert (trial.steps, trial.train_seed, trial.split, trial.lr_scale) == (720, SEARCH_SEED, "validation", 0.5)
-    assert name == "find of a normal search, 54 MB stored"
+    assert (first.steps, first.limit, first.seeds) == (240, EFFECTS, 0)
+    assert (trial.steps, trial.train_seed, trial.split, trial.lr_scale) == (240, SEARCH_SEED, "validation", 1.0)
+    assert name == "uniform 3 bits, rank 15"
+    order, found = answer([Block("plays", EFFECTS, 3, 0, (replace(FIND, kind="curve", rate_class="rank up to 2"),
+                                                         replace(SMALL, rate_class="rank up to 8")), False)])
+    assert [t.lr_scale for t in order] == [0.7, 0.85]
+    assert len(found) == 2
 
 
 def test_every_compared_choice_fits_its_limit() -> None:

@@ -170,7 +170,8 @@ def conclude(s: Script, best: Allocation, reference: Allocation, wins: bool) -> 
         "candidate_losses": candidate, "reference_losses": [r for _, r in pairs],
         "differences": differences.tolist(), "mean": float(differences.mean()),
         "low": float(differences.mean() - half), "high": float(differences.mean() + half),
-        "winner_kind": "mixed" if wins else "uniform", "split": "test", "candidate_failed": False})
+        "winner_kind": "mixed" if wins else "uniform", "split": "test", "candidate_failed": False, "steps": 64,
+        "ahead": 0.0})
     s.add("ranking_check", {"steps": 192, "losses": [3.91, 3.93, 3.92, 3.97], "search_losses": [4.01, 4.02, 4.03, 4.06],
                             "spearman": .8})
     chosen = best if wins else reference

@@ -19,7 +19,7 @@ from qra_bo.study.search_loop import SearcherError
 from qra_bo.trials import Fidelity, Proposal, TrialState
 from qra_bo.utils.errors import ConfigError, JournalError, QRABOError
 from tests.study.oracles import PlantedOracle
-from tests.study.problem import BUDGET, EQUIVALENT, Walk, comparable, make_setting, predict_bytes, run
+from tests.study.problem import BUDGET, EQUIVALENT, HIGH, Walk, comparable, make_setting, predict_bytes, run
 
 
 @pytest.fixture(scope="module", name="whole")
@@ -304,7 +304,8 @@ def test_a_searcher_that_stops_ends_the_search(tmp_path: Path) -> None:
 
     outcome = run(tmp_path, searcher=Done)
     assert outcome.best["winner_kind"] == "uniform"
-    assert outcome.best["versus_best_uniform"] == {"mean": 0.0, "low": 0.0, "high": 0.0, "train_seeds": 0}
+    assert outcome.best["versus_best_uniform"] == {"mean": 0.0, "low": 0.0, "high": 0.0, "train_seeds": 0,
+                                                   "steps": HIGH}
     assert not [e for e in outcome.study.trials if e.stage == "confirmation"]  # with itself
 
 

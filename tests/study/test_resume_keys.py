@@ -45,7 +45,7 @@ OTHER: dict[str, Any] = {
     "train.optimizer": "train.optimizer=adamw_8bit", "train.weight_decay": "train.weight_decay=0.1",
     "train.name": "train.name=other",
     "seed": "seed=1", "worker.spill_above": "worker.spill_above=1GB", "eval.limit": "eval.limit=3",
-    "calibrate.lr_scales": "calibrate.lr_scales=[2.0]", "final.steps": "final.steps=9",
+    "search.length": "search.length=trial", "calibrate.lr_scales": "calibrate.lr_scales=[2.0]", "final.steps": "final.steps=9",
     "final.validate_every": "final.validate_every=5", "final.keep": "final.keep=last",
     "final.patience": "final.patience=3", "executor.workers": "executor.workers=2",
     "export.targets": "export.targets=[]", "export.merged_base": "export.merged_base=original",

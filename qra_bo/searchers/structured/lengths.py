@@ -1,0 +1,42 @@
+"""How exchange rates change with the length of training, and what that changes in a loss.
+
+Damage by few bits heals while adapters are trained, and what a rank is worth grows: a slope learned from trainings of
+``s`` steps is taken to be ``(T / s)^e`` times as large at ``T`` steps. The exponents come from the length study
+(``python -m bench.length.model``): one model, one text, 24 to 240 steps. They are of the ratio of two lengths, so that
+trials of any batch can be carried to the length of a final fine-tune.
+"""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+
+from qra_bo.searchers.base import SearchProblem
+from qra_bo.searchers.structured.features import sensitivity_scales
+from qra_bo.searchers.structured.rates import Rates
+from qra_bo.sensitivity.change import Change
+
+EXPONENTS = np.array([-0.11, -0.11, 0.31])
+"""Of the slopes, in the order of ``rates.NAMES``."""
+DEVIATIONS = np.array([0.10, 0.10, 0.12])
+"""Standard deviations of the exponents."""
+LONGEST = 30.0
+"""Longest ratio that was measured; beyond it the rates stay as they are there."""
+
+
+def at_length(rates: Rates, steps: int) -> Rates:
+    """Return the rates of trainings of ``steps`` steps; their covariance holds that of the exponents."""
+    log_ratio = math.log(min(steps / rates.steps, LONGEST))
+    factors = np.exp(EXPONENTS * log_ratio)
+    slopes = rates.slopes * factors
+    covariance = rates.covariance * np.outer(factors, factors) + np.diag((slopes * DEVIATIONS * log_ratio) ** 2)
+    return replace(rates, slopes=slopes, covariance=covariance, steps=steps)
+
+
+def change(rates: Rates, problem: SearchProblem, before: int, after: int) -> Change:
+    """Return what trainings of ``after`` steps change in the losses of those of ``before`` steps, by the rates."""
+    level, root = sensitivity_scales(problem)
+    a, b, c = at_length(rates, after).slopes - at_length(rates, before).slopes
+    share = problem.space.unit_numel / problem.space.unit_numel.sum()
+    return Change(tuple(f.name for f in problem.space.formats), np.asarray(a * level + b * root),
+                  np.asarray(-c * share, dtype=np.float64))

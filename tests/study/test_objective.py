@@ -1,0 +1,96 @@
+"""The length that a run minimises the loss of: what searchers are told, who wins, and how long the comparison is."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qra_bo.execution import InProcessExecutor
+from qra_bo.space import uniform
+from qra_bo.study import RunOutcome, load_study
+from qra_bo.study.conclusion import confirmation
+from qra_bo.study.setting import affordable_steps
+from qra_bo.trials import Fidelity, Trial
+from tests.study.oracles import PlantedOracle
+from tests.study.problem import HIGH, TOKENS, Walk, comparable, run
+
+
+class Counting(PlantedOracle):
+    """Says how many training sequences there are: a step takes one."""
+
+    def describe(self) -> dict[str, Any]:
+        return {**super().describe(), "train_sequences": 40}
+
+
+def long_run(folder: Path, searcher: Any = Walk, **changes: Any) -> RunOutcome:
+    return run(folder, InProcessExecutor(Counting()), searcher, **changes)
+
+
+def test_final_length_is_minimised_and_losses_are_carried(tmp_path: Path) -> None:
+    told: list[Trial] = []
+
+    class Noting(Walk):
+        def tell(self, evaluations: Sequence[Trial]) -> None:
+            told.extend(evaluations)
+            super().tell(evaluations)
+
+    study = long_run(tmp_path, Noting).study
+    objective = study.last["objective"]
+    assert (study.objective_steps, objective["steps"], objective["before"]) == (40, 40, HIGH)
+    assert study.change is not None
+    losses = {e.id: e.loss for e in told if e.fidelity is Fidelity.HIGH and e.ok}
+    assert {e.id for e in study.points if e.stage == "evolution"} <= losses.keys()
+    for e in study.points:
+        if e.id in losses:
+            assert losses[e.id] == pytest.approx(e.loss + study.change.of(e.allocation))
+    assert any(abs(study.carried(e.allocation)) > 1e-3 for e in study.points)
+    values = [study.value(e) for e in study.ranked]
+    assert values == sorted(values)
+    assert study.incumbent is study.ranked[0]
+
+
+def test_confirmation_is_as_long_as_the_effort_affords(tmp_path: Path) -> None:
+    study = long_run(tmp_path).study
+    # 24 full trials of 90 tokens' worth, shared by two allocations on three seeds of 10 tokens a step
+    assert study.confirmation_steps == 32
+    lengths = {e.spec.steps for e in study.trials if e.stage == "confirmation"}
+    c = study.last["confirmation"]
+    assert lengths <= {32}
+    assert c["steps"] == 32
+    assert study.last["objective"]["steps"] > c["steps"]
+
+
+def test_a_trial_is_minimised_where_that_is_asked_for(tmp_path: Path) -> None:
+    outcome = long_run(tmp_path, search__length="trial")
+    assert "objective" not in outcome.study.last
+    assert outcome.best["objective"] == {"steps": HIGH, "trial_steps": HIGH, "confirmed_steps": HIGH,
+                                         "predicted_beyond": 0.0}
+
+
+def test_a_final_training_no_longer_than_a_trial_changes_nothing(tmp_path: Path) -> None:
+    short = long_run(tmp_path / "short", final__steps=HIGH)
+    trial = long_run(tmp_path / "trial", final__steps=HIGH, search__length="trial")
+    assert "objective" not in short.study.last
+    assert [e.spec.key for e in short.study.trials] == [e.spec.key for e in trial.study.trials]
+
+
+def test_a_resumed_run_keeps_its_length(tmp_path: Path) -> None:
+    first, again = long_run(tmp_path).best, long_run(tmp_path).best
+    assert comparable(again) == comparable(first)
+    assert (tmp_path / "trials.jsonl").read_text().count('"event":"objective"') == 1
+    assert load_study(tmp_path).objective_steps == 40
+
+
+@pytest.mark.parametrize(("cost", "steps"), [(0.0, 8), (1e3, 16), (1e9, 16_666_664)])
+def test_affordable_steps_are_multiples_of_a_trial(cost: float, steps: int) -> None:
+    assert affordable_steps(cost, 3, TOKENS, 8) == steps
+
+
+def test_the_winner_is_decided_for_the_length_that_is_minimised() -> None:
+    def kind(ahead: float) -> Mapping[str, Any]:
+        pairs = [(seed, 3.0 - gap, 3.0) for seed, gap in enumerate((0.01, 0.02, 0.03))]
+        return confirmation(uniform(2, "nf4", 2), uniform(2, "nf4", 4), pairs, False, 8, ahead)
+    assert kind(0.0)["winner_kind"] == kind(0.019)["winner_kind"] == "mixed"
+    assert kind(0.021)["winner_kind"] == "uniform"
+    assert kind(0.021)["mean"] == pytest.approx(-0.02)
