@@ -64,7 +64,7 @@ def correlation(a: FloatArray, b: FloatArray) -> float | None:
     return value if np.isfinite(value) else None
 
 
-def ceiling(losses: FloatArray, deviations: FloatArray, seed: int = 0) -> float | None:
+def ceiling(losses: FloatArray, deviations: FloatArray) -> float | None:
     """Mean rank correlation of true losses with noisy ones.
 
     True losses are taken to be spread as the observed ones are, less the noise.
@@ -72,11 +72,10 @@ def ceiling(losses: FloatArray, deviations: FloatArray, seed: int = 0) -> float 
     Args:
         losses: Observed, ``n``.
         deviations: Standard deviation of the noise in each, ``n``.
-        seed: Of the draws.
     """
     if len(losses) < LEAST:
         return None
-    rng, variance = np.random.default_rng(seed), float(losses.var())
+    rng, variance = np.random.default_rng(0), float(losses.var())
     share = max(variance - float((deviations**2).mean()), 0.0) / max(variance, 1e-30)
     if share == 0.0:
         return 0.0

@@ -38,7 +38,7 @@ from bench.fault_runs import OVERRIDES, Ended, RunProcess, keys, result, warm_up
 from bench.faults import beside
 from bench.report import RESULTS, Target, publish
 from qra_bo.study.journal import JOURNAL_NAME, read_journal
-from qra_bo.study.state import read_state
+from qra_bo.study.status import read_state
 from tests.faults.real import in_this_process
 
 ERRORS = (errno.ENOSPC, errno.EACCES, errno.EIO)

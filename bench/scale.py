@@ -120,8 +120,7 @@ def problem_of(method: str, equivalents: float) -> tuple[RunConfig, Setting, Syn
         tokens_per_step=config.train.step_tokens, eval_tokens=config.eval.sequences * config.train.length)
 
 
-def session(folder: Path, workers: int, evaluations: int, what: str, ends: Sequence[int], rows: list[Row],
-            method: str = "random") -> None:
+def session(folder: Path, workers: int, evaluations: int, what: str, ends: Sequence[int], rows: list[Row]) -> None:
     """Search, or go on, until about so many evaluations are spent; a row at each of ``ends`` and at the end.
 
     Args:
@@ -131,9 +130,8 @@ def session(folder: Path, workers: int, evaluations: int, what: str, ends: Seque
         what: Names the rows.
         ends: Numbers of evaluations.
         rows: Grows.
-        method: Of search.
     """
-    config, setting, oracle = problem_of(method, EQUIVALENTS * evaluations)
+    config, setting, oracle = problem_of("random", EQUIVALENTS * evaluations)
     simulated, journal = SimulatedWorkers(oracle, workers, seed=0), folder / JOURNAL_NAME
     count, last, begin = 0, (0, time.process_time()), time.process_time()
 

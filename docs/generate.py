@@ -44,8 +44,10 @@ def configuration() -> str:
     parts = ["## config.yaml", table(conf / "config.yaml")]
     for group in sorted(p for p in conf.iterdir() if p.is_dir() and p.name not in (GROUPS_OF_HYDRA, "__pycache__")):
         parts.append(f"## {group.name}")
-        for option in sorted(group.glob("[!_]*.yaml")):
-            parts += [f"### {group.name}={option.stem}", table(option, f"{group.name}.")]
+        for option in sorted(group.glob("*.yaml")):
+            shared = option.stem.startswith("_")
+            title = f"{group.name}: shared by several" if shared else f"{group.name}={option.stem}"
+            parts += [f"### {title}", table(option, f"{group.name}.")]
     return "\n\n".join(parts)
 
 

@@ -29,8 +29,8 @@ def test_names_that_others_use_too_are_ours(package: str) -> None:
 def test_every_yaml_is_a_known_option_or_hydras() -> None:
     names = {path.relative_to(ROOT / "conf").as_posix() for path in (ROOT / "conf").rglob("*.yaml")}
     known = {f"{group}/{option}.yaml" for group, option in OPTIONS}
-    assert names - known == {"config.yaml", "model/_hub.yaml", "hydra/job_logging/stderr.yaml",
-                             "hydra/hydra_logging/stderr.yaml"}
+    assert names - known == {"config.yaml", "model/_hub.yaml", "serve/_symmetric.yaml",
+                             "hydra/job_logging/stderr.yaml", "hydra/hydra_logging/stderr.yaml"}
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids=lambda v: str(v))

@@ -35,8 +35,8 @@ def targets_of(rows: list[dict[str, Any]]) -> list[Target]:
                    repeated >= REPEATED)]
 
 
-def publish_summary(data: Path = DATA, out: Path = RESULTS) -> None:
-    """Print and write what the tables below ``data`` hold."""
-    rows = summary_rows(data)
+def publish_summary(out: Path = RESULTS) -> None:
+    """Print and write what the published tables hold."""
+    rows = summary_rows(DATA)
     publish("collect", targets_of(rows), rows,
             ("task", "evaluations", "allocations", "repeated", "without_a_loss", "hours"), folder=out)

@@ -83,8 +83,8 @@ def between(mean: float, low: float, high: float, digits: int = 3) -> str:
     return f"**{text}**" if low > 0 or high < 0 else text
 
 
-def targets(name: str, wanted: Callable[[str], bool] = lambda what: True) -> str:
+def targets(name: str) -> str:
     """Return a table of what a benchmark was to show and whether it did."""
     rows = [(t["what"], t["target"], f"not measured: {t['why']}" if t["value"] is None else figure(t["value"]),
-             "met" if t["met"] else "**missed**") for t in read(name)["targets"] if wanted(t["what"])]
+             "met" if t["met"] else "**missed**") for t in read(name)["targets"]]
     return grid(("what", "target", "measured", ""), rows) + source(name)

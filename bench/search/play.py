@@ -213,10 +213,10 @@ def on_ladders(space: SearchSpace, evaluations: Sequence[Trial]) -> list[Trial]:
     return list(found.values())
 
 
-def finds(game: Game, n: int = 5) -> list[dict[str, Any]]:
+def finds(game: Game) -> list[dict[str, Any]]:
     """The best allocations as the search saw them."""
     fits = game.arena.rules.fits
     seen = {e.allocation: e for e in sorted(game.trials, key=lambda e: -(e.loss or np.inf))
             if e.fidelity is Fidelity.HIGH and e.loss is not None and fits(e.allocation)}
-    best = sorted(seen.values(), key=lambda e: e.loss or np.inf)[:n]
+    best = sorted(seen.values(), key=lambda e: e.loss or np.inf)[:5]
     return [{**e.allocation.to_json(), "loss": e.loss, "true_loss": game.arena.true_loss(e.allocation)} for e in best]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from qra_bo.export.weights import LinearWeights
-from qra_bo.finetune.quantization.planes import PLANE_NAMES, codes_of
+from qra_bo.finetune.quantization.planes import codes_of, words_of
 from qra_bo.space import StorageFormat
 
 
@@ -38,7 +38,7 @@ def affine_codes(linear: LinearWeights, group: int | None = None) -> Affine:
     """
     state, fmt, (rows, columns) = linear.state, linear.format, linear.shape
     group = fmt.block if group is None else group
-    codes = codes_of([state[name] for name in PLANE_NAMES if name in state], fmt, state["scale"].numel())
+    codes = codes_of(words_of(state), fmt, state["scale"].numel())
     zero = state.get("zero", torch.full_like(state["scale"], float(1 << fmt.bits - 1)))
     scale, zero = (part.float().reshape(-1).repeat_interleave(fmt.block // group).view(rows, columns // group)
                    for part in (state["scale"], zero))

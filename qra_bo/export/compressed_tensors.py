@@ -67,9 +67,9 @@ def refuse_formats(formats: dict[str, StorageFormat]) -> None:
     zeros = sorted(name for name, fmt in others.items() if fmt.backend == "integer")
     if zeros:
         reasons.append(f"compressed-tensors 0.18 to 0.20 can't read integer zeros ({', '.join(zeros)})")
-    raise ConfigError("the export compressed_tensors holds symmetric integers of 2, 3, 4, 5, 6 and 8 bits and 16 bits; "
-                      f"in this run {', and '.join(reasons)}. Search again with serve=transformers, whose formats are "
-                      "these, or export merged, a copy in 16 bits")
+    raise ConfigError(f"the export compressed_tensors holds symmetric integers (sym formats) and 16 bits; in this run "
+                      f"{', and '.join(reasons)}. Search again with serve=transformers, whose formats are these, or "
+                      "export merged, a copy in 16 bits")
 
 
 def _symmetric(fmt: StorageFormat) -> bool:

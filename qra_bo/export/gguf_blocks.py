@@ -4,7 +4,7 @@
 |---|---|---|---|
 | Q4_0 | d * (q - 8), q < 16 | 4.5 | sym2 to sym4, int2, int3: exact |
 | Q5_0 | d * (q - 16), q < 32 | 5.5 | sym5, int4: exact |
-| Q8_0 | d * q, q within -128 ... 127 | 8.5 | sym6, sym8: exact |
+| Q8_0 | d * q, q within -128 ... 127 | 8.5 | sym of 6 to 8 bits: exact |
 | Q4_1 | d * q + m, q < 16 | 5.0 | HQQ of 2 to 4 bits; m = -scale * zero is rounded to fp16 |
 | Q5_1 | d * q + m, q < 32 | 6.0 | HQQ of 5 bits; as Q4_1 |
 
@@ -23,13 +23,14 @@ from torch import Tensor
 
 from qra_bo.export.affine import affine_codes
 from qra_bo.export.weights import LinearWeights
+from qra_bo.memory.serving import gguf_bits
 from qra_bo.space import StorageFormat
 
 BLOCK = 32
 Array = np.ndarray[Any, Any]
-_EXACT = {"sym2": Form.Q4_0, "sym3": Form.Q4_0, "sym4": Form.Q4_0, "sym5": Form.Q5_0, "sym6": Form.Q8_0,
-          "sym8": Form.Q8_0, "int2": Form.Q4_0, "int3": Form.Q4_0, "int4": Form.Q5_0}
-_ROUNDED = {2: Form.Q4_1, 3: Form.Q4_1, 4: Form.Q4_1, 5: Form.Q5_1}
+_EXACT = {4: Form.Q4_0, 5: Form.Q5_0, 8: Form.Q8_0}
+_ROUNDED = {4: Form.Q4_1, 5: Form.Q5_1}
+"""Forms by their code bits."""
 
 
 def form_of(fmt: StorageFormat, columns: int) -> Form | None:
@@ -39,9 +40,12 @@ def form_of(fmt: StorageFormat, columns: int) -> Form | None:
     """
     if fmt.backend == "none":
         return Form.F16
-    found = _EXACT.get(fmt.name.split("-")[0]) if fmt.backend == "integer" else \
-        _ROUNDED.get(fmt.bits) if fmt.backend == "hqq" else None
-    return found if columns % BLOCK == 0 else None
+    if columns % BLOCK or fmt.backend not in ("integer", "hqq"):
+        return None
+    if fmt.backend == "hqq":
+        return next((form for bits, form in _ROUNDED.items() if bits >= fmt.bits), None)
+    bits = gguf_bits(fmt)
+    return None if bits is None else _EXACT[bits]
 
 
 def is_exact(fmt: StorageFormat) -> bool:

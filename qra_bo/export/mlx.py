@@ -1,6 +1,6 @@
 """``mlx/``: the mixed base with its own codes and the adapter, as mlx-lm loads them on Apple silicon.
 
-MLX computes ``code * scale + bias`` with codes of 2, 3, 4, 5, 6 or 8 bits by group, at a width and group of each
+MLX computes ``code * scale + bias`` with codes of ``MLX_BITS`` bits by group, at a width and group of each
 module's own. The bias is ``-zero * scale``. Scales and biases are stored in fp16, and so is what is not quantised: in
 bf16, MLX's products round 8-bit codes. That is exact for the symmetric formats and for integer zeros of 2 and 3 bits;
 other zeros are rounded, by less than 2^-11 of themselves.
@@ -28,7 +28,7 @@ from qra_bo.export.run import FinishedRun
 from qra_bo.export.weights import LinearWeights, RunWeights, weights_of
 from qra_bo.finetune.checked_tensors import save_tensors
 from qra_bo.finetune.manifest import ModuleRecord, read_manifest
-from qra_bo.memory.serving import CONSUMERS
+from qra_bo.memory.serving import CONSUMERS, MLX_BITS
 from qra_bo.space import StorageFormat
 from qra_bo.utils.errors import ConfigError
 
@@ -84,7 +84,7 @@ def refuse_formats(modules: Iterable[ModuleRecord]) -> None:
 
 
 def _has_form(fmt: StorageFormat, columns: int) -> bool:
-    return fmt.backend == "none" or (has_affine_codes(fmt, columns) and fmt.block in GROUPS)
+    return fmt.backend == "none" or (has_affine_codes(fmt, columns) and fmt.block in GROUPS and fmt.bits in MLX_BITS)
 
 
 def linear_tensors(linear: LinearWeights) -> dict[str, Tensor]:

@@ -43,11 +43,40 @@ class Plane:
         return groups // self.per_word
 
 
-_ONE, _TWO, _FOUR = Plane(1, 8, 1), Plane(2, 4, 1), Plane(4, 2, 1)
-_INTEGER_PLANES = {2: (_TWO,), 3: (_TWO, _ONE), 4: (_FOUR,), 5: (_FOUR, _ONE), 6: (_FOUR, _TWO), 8: (Plane(8, 1, 1),)}
+@dataclass(frozen=True, slots=True)
+class Width:
+    """What there is of a bit-width below 16, beside the format ``ref`` of the reference backend.
+
+    Args:
+        default: Name of the format where the configuration names none, as in ``conf/config.yaml``.
+        kinds: Kinds of its formats: ``"hqq"``, ``"sym"`` (integer, zero is the middle code), ``"int"`` (integer, with
+            zeros).
+        planes: How codes of these kinds are stored, the upper bits first; three planes at most, of HQQ two.
+    """
+
+    default: str
+    kinds: tuple[str, ...]
+    planes: tuple[Plane, ...]
+
+
+_ONE, _TWO, _FOUR, _EIGHT = Plane(1, 8, 1), Plane(2, 4, 1), Plane(4, 2, 1), Plane(8, 1, 1)
+WIDTHS: Mapping[int, Width] = {
+    2: Width("int2-g64", ("hqq", "sym", "int"), (_TWO,)),
+    3: Width("int3-g64", ("hqq", "sym", "int"), (_TWO, _ONE)),
+    4: Width("nf4", ("hqq", "sym", "int"), (_FOUR,)),
+    5: Width("hqq5-g128", ("hqq", "sym"), (_FOUR, _ONE)),
+    6: Width("hqq6-g128", ("hqq", "sym"), (_FOUR, _TWO)),
+    8: Width("int8", ("hqq", "sym", "int"), (_EIGHT,))}
+"""Every bit-width below 16: formats, planes, consumers and the tests' lists follow from it."""
+_DEFAULTS = {**{bits: width.default for bits, width in WIDTHS.items()}, 16: "fp16"}
+BITS = tuple(_DEFAULTS)
+"""Bit-widths that a unit may have."""
+LEAST_BITS = min(BITS)
+
 PLANES: Mapping[str, Mapping[int, tuple[Plane, ...]]] = {
-    "hqq": {**_INTEGER_PLANES, 3: (Plane(3, 10, 4),)}, "integer": _INTEGER_PLANES}
-"""How the codes of each bit-width of a backend are stored, the upper bits first. HQQ's library keeps codes of 5 and of
+    "hqq": {**{bits: width.planes for bits, width in WIDTHS.items() if "hqq" in width.kinds}, 3: (Plane(3, 10, 4),)},
+    "integer": {bits: width.planes for bits, width in WIDTHS.items()}}
+"""Planes of each bit-width of a backend. HQQ's library has a packing of its own for 3 bits, and keeps codes of 5 and of
 6 bits in whole bytes, which saves nothing."""
 
 
@@ -76,19 +105,14 @@ BACKENDS: Mapping[str, str] = {
 """Class that packs the formats of each backend; it is imported only where weights are packed."""
 
 
-_BY_BITS = (("hqq{}", "hqq", 64), ("hqq{}-g32", "hqq", 32), ("hqq{}-g128", "hqq", 128), ("ref{}", "reference", 64),
-            *((f"sym{{}}-g{group}", "integer", group) for group in (32, 64, 128)))
-_WITH_ZEROS = (2, 3, 4, 8)
+_NAMES = (("hqq{}", "hqq", 64), ("hqq{}-g32", "hqq", 32), ("hqq{}-g128", "hqq", 128), ("ref{}", "reference", 64),
+          *((f"{kind}{{}}-g{group}", "integer", group) for kind in ("sym", "int") for group in (32, 64, 128)))
 FORMATS: Mapping[str, StorageFormat] = {f.name: f for f in (
     StorageFormat("nf4", "bitsandbytes", 4, 64, double_quant=True), StorageFormat("nf4-nodq", "bitsandbytes", 4, 64),
     StorageFormat("int8", "bitsandbytes", 8, 0), StorageFormat("fp16", "none", 16, 0),
-    *(StorageFormat(name.format(bits), backend, bits, block)
-      for bits in (2, 3, 4, 5, 6, 8) for name, backend, block in _BY_BITS),
-    *(StorageFormat(f"int{bits}-g{group}", "integer", bits, group) for bits in _WITH_ZEROS for group in (32, 64, 128)))}
+    *(StorageFormat(name.format(bits), backend, bits, block) for bits, width in WIDTHS.items()
+      for name, backend, block in _NAMES if name[:3] in ("ref", *width.kinds)))}
 """Every storage format by name."""
-
-_DEFAULTS = {2: "int2-g64", 3: "int3-g64", 4: "nf4", 5: "hqq5-g128", 6: "hqq6-g128", 8: "int8", 16: "fp16"}
-LEAST_BITS = min(_DEFAULTS)
 
 
 def parse_format(name: str) -> StorageFormat:
@@ -104,7 +128,7 @@ def default_format(bits: int) -> StorageFormat:
     """Return the format of a bit-width where the configuration names none. Raises ``ConfigError`` if no backend offers
     the bit-width."""
     if bits not in _DEFAULTS:
-        raise ConfigError(f"no backend stores weights in {bits} bits; choose from {sorted(_DEFAULTS)}")
+        raise ConfigError(f"no backend stores weights in {bits} bits; choose from {sorted(BITS)}")
     return FORMATS[_DEFAULTS[bits]]
 
 
@@ -180,7 +204,8 @@ def scratch_bytes(fmt: StorageFormat, out_features: int, in_features: int, devic
         return (16 * fmt.bits + 8) * numel
     if planes := planes_of(fmt):
         tile = min(tile, padded_groups(planes, numel // fmt.block) // planes[-1].per_word * fmt.block)
-        field = 0 if planes[0].per_word == 1 else (1 + len(planes)) * tile * planes[0].word_bytes
+        # A field is shifted, then masked; those above it are alive meanwhile.
+        field = 0 if planes[0].per_word == 1 else (3 if len(planes) > 1 else 2) * tile * planes[0].word_bytes
         return field + (4 * tile if compute_bytes == 2 else 0) + 4 * tile // fmt.block
     if fmt.backend != "bitsandbytes":
         raise SpaceError(f"memory/formats.py states no scratch bytes of the backend {fmt.backend!r}; add them")

@@ -3,30 +3,46 @@
 | `serve=`       | formats                           | bytes of a group of `g` weights of `b` bits in its files        |
 |----------------|-----------------------------------|-----------------------------------------------------------------|
 | `any`          | all                               | those of `memory.formats`                                       |
-| `transformers` | symmetric 2, 3, 4, 5, 6, 8 bits   | compressed-tensors: `b g / 8`, a 16-bit scale                   |
+| `transformers` | symmetric                         | compressed-tensors: `b g / 8`, a 16-bit scale                   |
 | `vllm`         | the same                          | the same                                                        |
-| `llamacpp`     | the same, and integer zeros of 2, | blocks of 32 with a 16-bit scale: Q4_0 (18 bytes) for 2 to 4    |
-|                | 3 and 4 bits                      | bits, Q5_0 (22) for 5 bits and for 4 with zeros, Q8_0 (34)      |
-| `mlx`          | the same, and integer zeros of 2  | `b g / 8`, a 16-bit scale and bias                              |
-|                | and 3 bits                        |                                                                 |
+| `llamacpp`     | the same, and integer zeros below | blocks of 32 with a 16-bit scale: Q4_0 (18 bytes) for 2 to 4    |
+|                | 8 bits                            | bits, Q5_0 (22) for 5 bits and for 4 with zeros, Q8_0 (34)      |
+| `mlx`          | symmetric of `MLX_BITS`, and      | `b g / 8`, a 16-bit scale and bias                              |
+|                | integer zeros of 2 and 3 bits     |                                                                 |
 
-All load 16 bits. compressed-tensors 0.18 to 0.20 reads no integer zeros. MLX keeps a bias of ``-zero * scale`` in 16
-bits, which is exact where the zero has at most 3 bits beside the 8 of the scale, or is a power of two. vLLM fuses
-projections of one input (q, k, v; gate, up), so that these must be alike; its release 0.32 multiplies by 4 and 8 bits
-on every GPU, by the other widths with its Humming kernels (CUDA), and by 4 bits alone on a CPU.
+All load 16 bits. compressed-tensors holds codes of 1 to 8 bits, and 0.18 to 0.20 read no integer zeros. MLX keeps a
+bias of ``-zero * scale`` in 16 bits, which is exact where the zero has at most 3 bits beside the 8 of the scale, or is
+a power of two. vLLM fuses projections of one input (q, k, v; gate, up), so that these must be alike; its release 0.32
+multiplies by 4 and 8 bits on every GPU, by the other widths with its Humming kernels (CUDA), and by 4 bits alone on a
+CPU.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from qra_bo.memory.formats import check_shape, default_format, metadata_bytes, parse_format, weight_bytes
+from qra_bo.memory.formats import (
+    WIDTHS,
+    check_shape,
+    default_format,
+    has_zeros,
+    metadata_bytes,
+    parse_format,
+    weight_bytes,
+)
 from qra_bo.space.space import GRANULARITIES, StorageFormat
 
 ANY = "any"
 _SYMMETRIC, _ZEROS = "sym", "int"
-_GGUF_BITS = {_SYMMETRIC: {2: 4, 3: 4, 4: 4, 5: 5, 6: 8, 8: 8}, _ZEROS: {2: 4, 3: 4, 4: 5}}
-"""Code bits of the GGUF type (Q4_0, Q5_0, Q8_0) of each kind and bit-width: it holds the codes less their zeros."""
-_GGUF_BLOCK = 32
+MLX_BITS = (2, 3, 4, 5, 6, 8)
+"""Bit-widths that MLX has kernels for."""
+_GGUF_BLOCK, _GGUF_BITS = 32, (4, 5, 8)
+"""Weights of a block and code bits of the GGUF types Q4_0, Q5_0 and Q8_0."""
+
+
+def gguf_bits(fmt: StorageFormat) -> int | None:
+    """Return the code bits of the GGUF type that holds the codes of an integer format less their zeros, with a sign;
+    ``None`` where there is none. These differences need a bit more where the zero is not the middle code."""
+    return next((bits for bits in _GGUF_BITS if bits >= fmt.bits + has_zeros(fmt)), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,21 +93,25 @@ def _packed(fmt: StorageFormat) -> tuple[int, int]:
 
 
 def _gguf(fmt: StorageFormat) -> tuple[int, int]:
-    return _GGUF_BITS[_kind(fmt)][fmt.bits] * fmt.block // 8, 2 * fmt.block // _GGUF_BLOCK
+    bits = gguf_bits(fmt)
+    assert bits is not None
+    return bits * fmt.block // 8, 2 * fmt.block // _GGUF_BLOCK
 
 
 def _mlx(fmt: StorageFormat) -> tuple[int, int]:
     return fmt.bits * fmt.block // 8, 4
 
 
-_ALL = (2, 3, 4, 5, 6, 8)
+_SYM, _INT = (tuple(bits for bits, width in WIDTHS.items() if kind in width.kinds) for kind in (_SYMMETRIC, _ZEROS))
 CONSUMERS: Mapping[str, Consumer] = {c.name: c for c in (
     Consumer(ANY, "any program", {}),
-    Consumer("transformers", "transformers", {_SYMMETRIC: _ALL}, group_bytes=_packed, exports=("compressed_tensors",)),
-    Consumer("vllm", "vLLM", {_SYMMETRIC: _ALL}, ("layer", "block", "fused"), _packed,
+    Consumer("transformers", "transformers", {_SYMMETRIC: _SYM}, group_bytes=_packed, exports=("compressed_tensors",)),
+    Consumer("vllm", "vLLM", {_SYMMETRIC: _SYM}, ("layer", "block", "fused"), _packed,
              exports=("compressed_tensors", "vllm")),
-    Consumer("llamacpp", "llama.cpp", {_SYMMETRIC: _ALL, _ZEROS: (2, 3, 4)}, group_bytes=_gguf, exports=("gguf",)),
-    Consumer("mlx", "MLX", {_SYMMETRIC: _ALL, _ZEROS: (2, 3)}, group_bytes=_mlx,
+    Consumer("llamacpp", "llama.cpp", {_SYMMETRIC: _SYM, _ZEROS: tuple(b for b in _INT if b < 8)}, group_bytes=_gguf,
+             exports=("gguf",)),
+    Consumer("mlx", "MLX", {_SYMMETRIC: tuple(b for b in _SYM if b in MLX_BITS),
+                            _ZEROS: tuple(b for b in _INT if b <= 3)}, group_bytes=_mlx,
              families=("llama", "mistral", "qwen2", "qwen3", "gemma3_text", "phi3"), exports=("mlx",)))}
 """By the value of ``serve``."""
 

@@ -12,7 +12,7 @@ from qra_bo.report.data import ReportData, load_run
 from qra_bo.report.text import size
 from qra_bo.study.health import SEVERITY, health
 from qra_bo.study.journal import JOURNAL_NAME, is_locked
-from qra_bo.study.state import read_state
+from qra_bo.study.status import read_state
 from qra_bo.utils.errors import JournalError, OutputError
 from qra_bo.utils.numbers import DASH, number
 

@@ -20,7 +20,7 @@ class StorageFormat:
     Args:
         name: Short unique name, e.g. ``"nf4"``, ``"int8"``, ``"hqq3"``, ``"sym2-g32"``, ``"fp16"``.
         backend: ``"bitsandbytes"``, ``"hqq"``, ``"integer"``, ``"none"`` or ``"reference"``.
-        bits: Code bits per weight: 2, 3, 4, 5, 6, 8 or 16.
+        bits: Code bits per weight, 2 to 16.
         block: Weights that share one scale; 0 where a scale belongs to a whole row or there is none.
         double_quant: Whether the scales are themselves stored in 8 bits (bitsandbytes NF4 only).
     """

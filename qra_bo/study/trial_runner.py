@@ -19,7 +19,8 @@ from qra_bo.study.given import check_same_given
 from qra_bo.study.journal import Event, Journal, canonical, session_seconds
 from qra_bo.study.provenance import changes, check_same_configuration, collect
 from qra_bo.study.setting import Setting
-from qra_bo.study.state import UNSEARCHED_STAGES, StatusFile, Study
+from qra_bo.study.state import UNSEARCHED_STAGES, Study
+from qra_bo.study.status import StatusFile
 from qra_bo.trials import SCHEMA_VERSION, Fidelity, Trial, TrialResult, TrialSpec, TrialState
 from qra_bo.utils.errors import JournalError, OracleError, QRABOError, TrainingError
 from qra_bo.utils.redact import redact

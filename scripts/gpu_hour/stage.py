@@ -83,9 +83,9 @@ class Stage:
                 "data.calibration=1", f"device={self.device}", "quantizer.rounding=rtn", f"train.length={length}",
                 "train.batch=1", "train.accumulate=1", "eval.sequences=2", "adapter.lr=1e-4"]
 
-    def config(self, length: int, *more: str, layers: int = TRIAL_LAYERS) -> RunConfig:
+    def config(self, length: int, *more: str) -> RunConfig:
         """Return the checked configuration of ``overrides`` and ``more``."""
-        return load_config([*self.overrides(length, layers), *more])
+        return load_config([*self.overrides(length, TRIAL_LAYERS), *more])
 
     def oracle(self, config: RunConfig) -> FinetuneOracle:
         """Return the oracle of a configuration, its layers packed."""

@@ -11,6 +11,7 @@ from qra_bo.config import RunConfig, config_from_dict, load_config
 from qra_bo.config.compose import config_from
 from qra_bo.config.other_names import OURS
 from qra_bo.config.overrides import VALUES, options
+from qra_bo.memory.formats import BITS, default_format
 from qra_bo.utils.errors import ConfigError, nearest_first
 
 
@@ -35,6 +36,10 @@ def test_defaults(default: RunConfig) -> None:
     assert default.seed == 0
     assert default.format_names == ("int2-g64", "int3-g64", "nf4", "int8")
     assert (default.memory.scope, default.oracle.name, default.data.name) == ("peak", "finetune", "plays")
+
+
+def test_every_width_has_its_default_format(default: RunConfig) -> None:
+    assert default.quantizer.formats == {bits: (default_format(bits).name,) for bits in BITS}
 
 
 @pytest.mark.parametrize(("effort", "equivalents"), [("instant", 0), ("quick", 12), ("normal", 40), ("thorough", 120)])
@@ -107,12 +112,12 @@ def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
     (["budget=0"], "'0' is less than one byte"),
     (["budget=[]"], "budget must be a size such as 10GB, or a list of sizes, each given once"),
     (["budget=[1GB,1GB]"], "budget must be .* each given once; got"),
-    (["budget=uniform:7,4"], "no backend stores weights in 7 bits"),
+    (["budget=uniform:9,4"], "no backend stores weights in 9 bits"),
     (["memory.headroom=lots"], "memory.headroom: 'lots' is not a size"),
     (["bits=[]"], "the bits ladder must be positive integers"),
     (["bits=[2,2]"], r"got \[2, 2\]"),
     (["bits=[-2,4]"], r"got \[-2, 4\]"),
-    (["bits=[4,7]"], "no backend stores weights in 7 bits; choose from"),
+    (["bits=[4,9]"], "no backend stores weights in 9 bits; choose from"),
     (["bits=[2.5]"], r"bits must be a list of integers, e\.g\. \[2,3,4\]; got \[2\.5\]"),
     (["ranks=[0,4]"], "the ranks ladder must be positive integers"),
     (["ranks=[8,4]"], r"got \[8, 4\]"),

@@ -3,17 +3,17 @@
 import pytest
 
 from qra_bo.config import load_config
+from qra_bo.memory.formats import BITS
 from qra_bo.memory.serving import ANY, CONSUMERS
 from qra_bo.utils.errors import ConfigError
-
-BITS = (2, 3, 4, 5, 6, 8, 16)
 
 
 @pytest.mark.parametrize("serve", [name for name in CONSUMERS if name != ANY])
 def test_a_consumer_brings_its_formats(serve: str) -> None:
-    config = load_config([f"serve={serve}", f"bits={list(BITS)}".replace(" ", "")])
+    formats = [fmt for fmt in map(CONSUMERS[serve].default_format, BITS) if CONSUMERS[serve].loads(fmt)]
+    config = load_config([f"serve={serve}", f"bits={[fmt.bits for fmt in formats]}".replace(" ", "")])
     assert config.serve == serve
-    assert config.format_names == tuple(CONSUMERS[serve].default_format(bits).name for bits in BITS)
+    assert config.format_names == tuple(fmt.name for fmt in formats)
 
 
 def test_ollama_runs_what_llamacpp_runs() -> None:

@@ -1,12 +1,14 @@
 """Pages of the documentation are short and plain, and their tables are those of the committed results."""
 
 import re
+from itertools import product
 from pathlib import Path
 
 import pytest
 
 from bench.pages.blocks import BLOCK, DOCS, grid, refreshed, unless_missing, without_blocks
 from bench.pages.registry import TABLES
+from qra_bo.memory.formats import BITS, FORMATS
 from tests.docs.prose import sentences, too_long
 
 PAGES = sorted(DOCS.rglob("*.md"))
@@ -37,6 +39,19 @@ def test_targets_that_a_page_names_are_in_the_makefile(page: Path) -> None:
 @pytest.mark.parametrize("page", RESULTS, ids=name)
 def test_page_of_a_study_has_at_most_150_lines(page: Path) -> None:
     assert len(page.read_text(encoding="utf-8").splitlines()) <= 150
+
+
+def test_storage_formats_are_those_that_the_pages_name() -> None:
+    section = (DOCS / "reference" / "memory.md").read_text(encoding="utf-8").split("## Storage formats")[1]
+    found: set[str] = set()
+    for cell in re.findall(r"^\| (`.*?) \|", section.split("\n## ")[0], re.M):
+        first, *others = re.findall(r"`(.*?)`", cell)
+        for name in (first, *(first * other.startswith("-") + other for other in others)):
+            parts = [part.split(",") for part in re.split(r"[{}]", name)]
+            found |= {"".join(chosen) for chosen in product(*parts)}
+    assert found == {name for name, fmt in FORMATS.items() if fmt.backend not in ("reference", "none")}
+    *fewer, most = map(str, BITS)
+    assert f"of {', '.join(fewer)} and {most} |" in (DOCS / "reference" / "command.md").read_text(encoding="utf-8")
 
 
 def test_every_table_is_on_one_page() -> None:

@@ -32,7 +32,7 @@ from qra_bo.finetune.data.load import byte_tokenizer
 from qra_bo.finetune.manifest import PROBE, Manifest
 from qra_bo.finetune.quantization.base import pack_for
 from qra_bo.memory.formats import FORMATS, parse_format
-from qra_bo.memory.serving import CONSUMERS
+from qra_bo.memory.serving import CONSUMERS, MLX_BITS
 from qra_bo.utils.errors import ConfigError
 from tests.export.allocations import TOKENS, VOCABULARY, build, check_refusal, make_case, slow_cases
 from tests.export.finished import finish
@@ -78,7 +78,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 
 @settings(deadline=None)
-@given(st.sampled_from([name for name, fmt in FORMATS.items() if fmt.backend in ("integer", "hqq")]),
+@given(st.sampled_from([n for n, f in FORMATS.items() if f.backend in ("integer", "hqq") and f.bits in MLX_BITS]),
        st.integers(1, 9), st.integers(1, 3), st.integers(0, 2**31))
 def test_mlx_reads_the_same_weights(fmt: str, rows: int, groups: int, seed: int) -> None:
     linear = linear_of(normal(8 * rows, 128 * groups, seed=seed), fmt)

@@ -19,6 +19,7 @@ from qra_bo.finetune.data.conversations import Conversation
 from qra_bo.finetune.data.jsonl import read_records
 from qra_bo.finetune.manifest import MANIFEST, read_manifest
 from qra_bo.memory.budget import format_size, parse_budget, parse_size
+from qra_bo.memory.formats import BITS
 from qra_bo.oracle.emulator.table import (
     MEMORY,
     PROVENANCE,
@@ -88,7 +89,7 @@ def sizes(data: bytes) -> None:
             check(bool(format_size(size)), "a size that can't be shown", text)
             check(any(c.isdigit() for c in text), "a size without digits", text)
         elif value.bits is not None:
-            check(value.rank >= 1 and value.bits in (2, 3, 4, 5, 6, 8, 16), "a uniform choice that can't be", text)
+            check(value.rank >= 1 and value.bits in BITS, "a uniform choice that can't be", text)
         else:
             check(text.strip().lower() == "auto", "auto", text)
 

@@ -72,8 +72,8 @@ def test_budgets() -> None:
     for text in ("uniform:4", "uniform:4,0", "uniform:a,b", "uniform"):
         with pytest.raises(BudgetError, match="is not a budget"):
             parse_budget(text)
-    with pytest.raises(ConfigError, match="7 bits"):
-        parse_budget("uniform:7,4")
+    with pytest.raises(ConfigError, match="9 bits"):
+        parse_budget("uniform:9,4")
 
 
 def test_resolving() -> None:

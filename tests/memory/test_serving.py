@@ -5,9 +5,9 @@ import re
 import pytest
 
 from qra_bo.memory import MemoryModel, TrainShape, default_format
-from qra_bo.memory.formats import FORMATS, metadata_bytes, parse_format, weight_bytes
+from qra_bo.memory.formats import BITS, FORMATS, WIDTHS, metadata_bytes, parse_format, weight_bytes
 from qra_bo.memory.plan import memory_plan
-from qra_bo.memory.serving import ANY, CONSUMERS, served_bytes
+from qra_bo.memory.serving import ANY, CONSUMERS, MLX_BITS, served_bytes
 from qra_bo.memory.serving_cost import serving_notes
 from qra_bo.space import uniform
 from qra_bo.utils.errors import ConfigError, SpaceError
@@ -43,17 +43,18 @@ def test_what_a_consumer_does_not_load_has_our_bytes(serve: str) -> None:
 def test_consumers_load_integer_grids_and_16_bits_alone() -> None:
     loaded = {name: {f.name for f in FORMATS.values() if CONSUMERS[name].loads(f)} for name in CONSUMERS}
     assert loaded[ANY] == set(FORMATS)
-    symmetric = {f"sym{bits}-g{group}" for bits in (2, 3, 4, 5, 6, 8) for group in (32, 64, 128)} | {"fp16"}
+    symmetric = {f"sym{bits}-g{group}" for bits in WIDTHS for group in (32, 64, 128)} | {"fp16"}
     assert loaded["transformers"] == loaded["vllm"] == symmetric
     assert {name.split("-")[0] for name in loaded["llamacpp"] - symmetric} == {"int2", "int3", "int4"}
     assert {name.split("-")[0] for name in loaded["mlx"] - symmetric} == {"int2", "int3"}
+    assert {parse_format(name).bits for name in loaded["mlx"]} == {2, 3, 4, 5, 6, 8, 16}
 
 
 @pytest.mark.parametrize("serve", OTHERS)
 def test_default_formats_are_loaded_and_have_their_bits(serve: str) -> None:
-    for bits in (2, 3, 4, 5, 6, 8, 16):
+    for bits in BITS:
         fmt = CONSUMERS[serve].default_format(bits)
-        assert CONSUMERS[serve].loads(fmt)
+        assert CONSUMERS[serve].loads(fmt) or (serve, bits in MLX_BITS) == ("mlx", False)
         assert fmt.bits == bits
     assert CONSUMERS[ANY].default_format(3) == default_format(3)
 

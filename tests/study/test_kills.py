@@ -14,7 +14,7 @@ import pytest
 
 from qra_bo.study.journal import read_journal
 from qra_bo.study.signals import Interrupts, RunInterrupted
-from qra_bo.study.state import read_state
+from qra_bo.study.status import read_state
 from tests.study.problem import comparable
 
 PAUSE = 0.02

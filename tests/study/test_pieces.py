@@ -20,7 +20,8 @@ from qra_bo.study.intervals import paired_interval, spearman
 from qra_bo.study.provenance import changes, collect, git_commit
 from qra_bo.study.setting import BaselineRules, training_seeds
 from qra_bo.study.signals import RunInterrupted
-from qra_bo.study.state import Cost, StatusFile, Study
+from qra_bo.study.state import Cost, Study
+from qra_bo.study.status import StatusFile
 from qra_bo.utils.errors import BudgetError, ConfigError, JournalError
 from qra_bo.utils.files import write_json
 from tests.study.oracles import DAMAGE, FORMATS, UNITS, PlantedOracle

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from qra_bo.memory.formats import BACKENDS, check_shape
+from qra_bo.memory.formats import BACKENDS, FORMATS, check_shape
 from qra_bo.space.space import StorageFormat
 from qra_bo.utils.errors import ConfigError
 
@@ -59,8 +59,10 @@ HALF = (torch.bfloat16, torch.float16)
 State = dict[str, Tensor]
 """Packed tensors of one weight matrix by name; with format and shape they determine its layer.
 
-``codes`` are packed codes, ``lower_codes`` the plane of their lower bits where there are two; the rest is metadata.
+``codes`` are packed codes, or the first of their ``PLANE_NAMES``; the rest is metadata.
 """
+PLANE_NAMES = ("codes", "lower_codes", "lowest_codes")
+"""Tensors of a format's planes, the upper bits first."""
 
 
 SERIAL_NUMEL = (1 << 15) - 1
@@ -138,7 +140,7 @@ def packed(module: nn.Module) -> PackedLinear:
 
 def state_bytes(state: State) -> tuple[int, int]:
     """Return the bytes of codes and of metadata, measured on the storages."""
-    codes = {key: tensor for key, tensor in state.items() if key in ("codes", "lower_codes")}
+    codes = {key: tensor for key, tensor in state.items() if key in PLANE_NAMES}
     return storage_bytes(codes), storage_bytes({key: tensor for key, tensor in state.items() if key not in codes})
 
 
@@ -155,7 +157,6 @@ class QuantizerBackend(ABC):
     """
 
     name: str
-    supported_bits: tuple[int, ...]
 
     @abstractmethod
     def pack(self, weight: Tensor, fmt: StorageFormat, device: torch.device) -> State:
@@ -185,9 +186,10 @@ class QuantizerBackend(ABC):
             ConfigError: If the format is not of this backend.
             SpaceError: If it can't pack a matrix of this shape.
         """
-        if fmt.backend != self.name or fmt.bits not in self.supported_bits:
-            raise ConfigError(f"the backend {self.name!r} stores {list(self.supported_bits)} bits; got the format "
-                              f"{fmt.name!r} of {fmt.bits} bits, which belongs to {fmt.backend!r}")
+        if fmt.backend != self.name:
+            stored = sorted({other.bits for other in FORMATS.values() if other.backend == self.name})
+            raise ConfigError(f"the backend {self.name!r} stores {stored} bits; got the format {fmt.name!r} of "
+                              f"{fmt.bits} bits, which belongs to {fmt.backend!r}")
         check_shape(fmt, out_features, in_features)
 
 

@@ -74,7 +74,6 @@ class BitsAndBytesBackend(QuantizerBackend):
     """NF4 and LLM.int8 storage."""
 
     name = "bitsandbytes"
-    supported_bits = (4, 8)
 
     def pack(self, weight: Tensor, fmt: StorageFormat, device: torch.device) -> State:
         if fmt.bits == 8:

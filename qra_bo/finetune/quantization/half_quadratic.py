@@ -1,4 +1,4 @@
-"""HQQ (2, 3, 4, 5, 6 and 8 bits, scale and zero a group): codes by the library, products by ``PackedLinear``.
+"""HQQ (scale and zero a group): codes by the library, products by ``PackedLinear``.
 
 Metadata is kept in fp16 whatever the compute type, and a weight is ``(code - zero) * scale`` in fp32 before it is
 rounded to the compute type: in bf16 the library would round a zero of 200 to a multiple of 1, which shifts a whole
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from qra_bo.finetune.quantization.base import SERIAL_NUMEL, Grid, PackedLinear, QuantizerBackend, State, frozen
 from qra_bo.finetune.quantization.hqq_solver import solve
 from qra_bo.finetune.quantization.planes import empty_planes, in_planes, weight_of
-from qra_bo.memory.formats import PLANES, planes_of
+from qra_bo.memory.formats import planes_of
 from qra_bo.space.space import StorageFormat
 from qra_bo.utils.errors import ModelError
 
@@ -58,7 +58,6 @@ class HQQBackend(QuantizerBackend):
     """HQQ storage, grouped along the columns (axis 1)."""
 
     name = "hqq"
-    supported_bits = tuple(PLANES["hqq"])
 
     def pack(self, weight: Tensor, fmt: StorageFormat, device: torch.device) -> State:
         groups = weight.to(device, torch.float32).reshape(-1, fmt.block)

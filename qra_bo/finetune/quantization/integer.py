@@ -1,4 +1,4 @@
-"""Integer grids that other tools load as they are: ``(q - z) * s`` with codes ``q`` of 2, 3, 4, 5, 6 or 8 bits.
+"""Integer grids that other tools load as they are: ``(q - z) * s`` with codes ``q`` of 2 to 8 bits.
 
 In the ``sym`` formats ``z`` is the middle code, ``2^(bits - 1)``, and ``s`` may be negative: there is one level more on
 the side of the negative codes, which should be that of the largest weight. In the ``int`` formats ``z`` is an integer
@@ -22,8 +22,8 @@ from qra_bo.finetune.quantization.base import (
     tile_numel,
 )
 from qra_bo.finetune.quantization.integer_scales import search
-from qra_bo.finetune.quantization.planes import codes_of, empty_planes, in_planes, weight_of
-from qra_bo.memory.formats import PLANES, has_zeros
+from qra_bo.finetune.quantization.planes import codes_of, empty_planes, in_planes, weight_of, words_of
+from qra_bo.memory.formats import has_zeros
 from qra_bo.space.space import StorageFormat
 from qra_bo.utils.errors import ModelError
 
@@ -31,33 +31,28 @@ from qra_bo.utils.errors import ModelError
 class IntegerLinear(PackedLinear, nn.Linear):
     """A frozen linear layer over packed integer codes, a scale a group and, in some formats, a zero."""
 
-    scale: Tensor
-    zero: Tensor | None
-    lower: Tensor | None
-    """The plane of the lower bits, where there are two; ``weight`` is that of the upper ones."""
+    others: State
+    """The packed tensors beside ``codes``, which ``weight`` holds."""
 
     def packed_state(self) -> State:
-        tensors = {"codes": self.weight.data, "lower_codes": self.lower, "scale": self.scale, "zero": self.zero}
-        return {name: tensor for name, tensor in tensors.items() if tensor is not None}
+        return {"codes": self.weight.data, **self.others}
 
     def unpack(self) -> Tensor:
-        words = [self.weight.data] if self.lower is None else [self.weight.data, self.lower]
-        zero = 1 << self.fmt.bits - 1 if self.zero is None else self.zero
-        return weight_of(words, self.fmt, self.scale, zero, (self.out_features, self.in_features), self.compute_dtype,
-                         self.target)
+        state = self.packed_state()
+        zero = state.get("zero", 1 << self.fmt.bits - 1)
+        return weight_of(words_of(state), self.fmt, state["scale"], zero, (self.out_features, self.in_features),
+                         self.compute_dtype, self.target)
 
 
 def integer_codes(state: State, fmt: StorageFormat, shape: tuple[int, int]) -> Tensor:
     """Return the codes, ``out x in`` (uint8), of packed tensors; ``shape`` is (out, in)."""
-    words = [state[name] for name in ("codes", "lower_codes") if name in state]
-    return codes_of(words, fmt, state["scale"].numel()).view(shape)
+    return codes_of(words_of(state), fmt, state["scale"].numel()).view(shape)
 
 
 class IntegerBackend(QuantizerBackend):
     """Integer storage; scales (and zeros) are those of the least squared error on a grid of candidates."""
 
     name = "integer"
-    supported_bits = tuple(PLANES["integer"])
 
     def pack(self, weight: Tensor, fmt: StorageFormat, device: torch.device) -> State:
         groups = weight.to(device).reshape(-1, fmt.block)
@@ -96,6 +91,6 @@ class IntegerBackend(QuantizerBackend):
               compute_dtype: torch.dtype) -> nn.Module:
         layer = IntegerLinear(shape[1], shape[0], bias=False, device="meta")
         layer.weight = nn.Parameter(state["codes"], requires_grad=False)
-        layer.lower, layer.scale, layer.zero = state.get("lower_codes"), state["scale"], state.get("zero")
+        layer.others = {name: tensor for name, tensor in state.items() if name != "codes"}
         layer.fmt, layer.compute_dtype, layer.bias = fmt, compute_dtype, frozen(bias)
         return layer

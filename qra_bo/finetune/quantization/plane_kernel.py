@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from qra_bo.finetune.quantization.base import PLANE_NAMES
 from qra_bo.memory.formats import Plane
 
 BLOCK = 1024
@@ -14,19 +15,25 @@ BLOCK = 1024
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def unpack_kernel(upper, lower, scale, zero, out, first, numel, upper_words, lower_words, GROUP: tl.constexpr,  # type: ignore[no-untyped-def]
-            UPPER_BITS: tl.constexpr, UPPER_FIELDS: tl.constexpr, LOWER_BITS: tl.constexpr,
-            LOWER_FIELDS: tl.constexpr, MIDDLE: tl.constexpr, BLOCK: tl.constexpr):
+def _fields(words, count, weight, inside, BITS: tl.constexpr, FIELDS: tl.constexpr):  # type: ignore[no-untyped-def]
+    place = weight // count
+    word = tl.load(words + (weight - place * count), mask=inside, other=0).to(tl.int32)
+    return (word >> BITS * (FIELDS - 1 - place)) & ((1 << BITS) - 1)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def unpack_kernel(upper, lower, lowest, scale, zero, out, first, numel, upper_words, lower_words, lowest_words,  # type: ignore[no-untyped-def]
+                  GROUP: tl.constexpr, UPPER_BITS: tl.constexpr, UPPER_FIELDS: tl.constexpr,
+                  LOWER_BITS: tl.constexpr, LOWER_FIELDS: tl.constexpr, LOWEST_BITS: tl.constexpr,
+                  LOWEST_FIELDS: tl.constexpr, MIDDLE: tl.constexpr, BLOCK: tl.constexpr):
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = at < numel
     weight = first + at
-    place = weight // upper_words
-    word = tl.load(upper + (weight - place * upper_words), mask=inside, other=0).to(tl.int32)
-    code = (word >> UPPER_BITS * (UPPER_FIELDS - 1 - place)) & ((1 << UPPER_BITS) - 1)
+    code = _fields(upper, upper_words, weight, inside, UPPER_BITS, UPPER_FIELDS)
     if LOWER_BITS > 0:
-        place = weight // lower_words
-        word = tl.load(lower + (weight - place * lower_words), mask=inside, other=0).to(tl.int32)
-        code = (code << LOWER_BITS) | ((word >> LOWER_BITS * (LOWER_FIELDS - 1 - place)) & ((1 << LOWER_BITS) - 1))
+        code = (code << LOWER_BITS) | _fields(lower, lower_words, weight, inside, LOWER_BITS, LOWER_FIELDS)
+    if LOWEST_BITS > 0:
+        code = (code << LOWEST_BITS) | _fields(lowest, lowest_words, weight, inside, LOWEST_BITS, LOWEST_FIELDS)
     group = at // GROUP
     shift = MIDDLE
     if MIDDLE == 0:
@@ -50,9 +57,10 @@ def fused_unpack(words: Sequence[Tensor], planes: Sequence[Plane], scale: Tensor
         first: Number of the first group among those of ``words``.
     """
     out = torch.empty(scale.numel(), group, dtype=dtype, device=scale.device)
-    lower, plane = (words[1], planes[1]) if len(planes) > 1 else (words[0], Plane(0, 1, 1))
+    spare = len(PLANE_NAMES) - len(words)  # planes of no bits, which are not read
+    words, planes = [*words, *[words[0]] * spare], [*planes, *[Plane(0, 1, 1)] * spare]
     zeros, middle = (scale, zero) if isinstance(zero, int) else (zero, 0)
     unpack_kernel[(triton.cdiv(out.numel(), BLOCK),)](
-        words[0], lower, scale, zeros, out, first * group, out.numel(), words[0].numel(), lower.numel(), group,
-        planes[0].bits, planes[0].per_word, plane.bits, plane.per_word, middle, BLOCK)
+        *words, scale, zeros, out, first * group, out.numel(), *(plane.numel() for plane in words), group,
+        *(number for plane in planes for number in (plane.bits, plane.per_word)), middle, BLOCK)
     return out

@@ -9,14 +9,17 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from qra_bo.finetune.quantization.base import State, tile_numel
+from qra_bo.finetune.quantization.base import PLANE_NAMES, State, tile_numel
 from qra_bo.finetune.quantization.fused_unpack import unpacked
 from qra_bo.memory.formats import Plane, padded_groups, planes_of
 from qra_bo.space.space import StorageFormat
 
 WORD_TYPES = {1: torch.uint8, 4: torch.int32}
-PLANE_NAMES = ("codes", "lower_codes")
-"""Tensors of a format's planes. No format has a third: 7 bits would, and the kernel reads two."""
+
+
+def words_of(state: State) -> list[Tensor]:
+    """Return the packed planes among packed tensors, the upper bits first."""
+    return [state[name] for name in PLANE_NAMES if name in state]
 
 
 def in_planes(codes: Tensor, fmt: StorageFormat) -> State:
@@ -130,8 +133,8 @@ def _runs(words: Sequence[Tensor], first: int, last: int) -> Iterator[tuple[int,
 def _codes(words: Sequence[Tensor], planes: Sequence[Plane], first: int, last: int) -> Tensor:
     """Return the codes, ``last - first x group``, of groups in one run; where words hold one, a view of them."""
     code = _field(words[0], planes[0], first, last)
-    if len(planes) > 1:
-        code.bitwise_left_shift_(planes[1].bits).bitwise_or_(_field(words[1], planes[1], first, last))
+    for lower, plane in zip(words[1:], planes[1:], strict=True):
+        code.bitwise_left_shift_(plane.bits).bitwise_or_(_field(lower, plane, first, last))
     return code
 
 

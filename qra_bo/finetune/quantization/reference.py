@@ -39,7 +39,6 @@ class ReferenceBackend(QuantizerBackend):
     """Min-max groups along the columns."""
 
     name = "reference"
-    supported_bits = (2, 3, 4, 5, 6, 8)
 
     def pack(self, weight: Tensor, fmt: StorageFormat, device: torch.device) -> State:
         groups = weight.to(device, torch.float32).reshape(-1, fmt.block)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from qra_bo.finetune.quantization.base import State, frozen
-from qra_bo.finetune.quantization.planes import PLANE_NAMES, codes_at, weight_of
+from qra_bo.finetune.quantization.planes import codes_at, weight_of, words_of
 from qra_bo.memory.embeddings import tile_rows
 from qra_bo.space import StorageFormat
 
@@ -21,7 +21,7 @@ class PackedTable(nn.Module):
     """A frozen ``v x d`` matrix in a symmetric ``integer`` format, whose groups lie within rows.
 
     Args:
-        state: Packed tensors: ``codes``, ``lower_codes`` where there are two planes, ``scale``.
+        state: Packed tensors.
         fmt: Their format.
         shape: ``(v, d)``.
         compute_dtype: Type of the unpacked weights.
@@ -56,7 +56,7 @@ class PackedTable(nn.Module):
             return nn.functional.embedding(ids, self.dense)
         per_row = self.shape[1] // self.fmt.block
         groups = (ids.reshape(-1, 1) * per_row + torch.arange(per_row, device=ids.device)).view(-1)
-        values = codes_at(self._words(), self.fmt, groups).float()
+        values = codes_at(words_of(self.packed_state()), self.fmt, groups).float()
         values.sub_(self.middle).mul_(self.scale.view(-1, 1)[groups].float())
         return values.to(self.compute_dtype).view(*ids.shape, self.shape[1])
 
@@ -72,16 +72,12 @@ class PackedTable(nn.Module):
         if self.dense is not None:
             return self.dense[first:last]
         per_row = self.shape[1] // self.fmt.block
-        return weight_of(self._words(), self.fmt, self.scale[first:last], self.middle, (last - first, self.shape[1]),
-                         self.compute_dtype, self.target, first * per_row)
+        return weight_of(words_of(self.packed_state()), self.fmt, self.scale[first:last], self.middle,
+                         (last - first, self.shape[1]), self.compute_dtype, self.target, first * per_row)
 
     def unpacked(self) -> Tensor:
         """Return the whole matrix, ``v x d`` in the compute type."""
         return self.tile(0, self.shape[0])
-
-    def _words(self) -> list[Tensor]:
-        state = self.packed_state()
-        return [state[name] for name in PLANE_NAMES if name in state]
 
 
 class PackedEmbedding(nn.Module):

@@ -21,7 +21,6 @@ class UnquantisedBackend(QuantizerBackend):
     """Weights that have 16 bits keep their type; others become fp16, the type closest to them."""
 
     name = "none"
-    supported_bits = (16,)
 
     def pack(self, weight: Tensor, fmt: StorageFormat, device: torch.device) -> State:
         half = weight.to(device, weight.dtype if weight.dtype in HALF else torch.float16).contiguous()

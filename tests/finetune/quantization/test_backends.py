@@ -7,10 +7,11 @@ import torch
 from torch import nn
 
 from qra_bo.finetune.quantization import planes
-from qra_bo.finetune.quantization.base import backend_of, packed
+from qra_bo.finetune.quantization.base import PLANE_NAMES, packed
 from qra_bo.finetune.quantization.hqq_solver import solve
 from qra_bo.finetune.quantization.reference import pack_bits, unpack_bits
-from qra_bo.memory.formats import FORMATS, parse_format
+from qra_bo.memory.formats import FORMATS, PLANES, WIDTHS, Plane, parse_format, planes_of
+from qra_bo.space import StorageFormat
 from qra_bo.utils.errors import ConfigError, SpaceError
 from tests.conformance.quantizer import make_linear, quantize, relative_error
 
@@ -79,7 +80,7 @@ def test_hqq_equals_the_librarys_dequantisation(name: str) -> None:
     assert torch.equal(packed(build(name, make_linear(96, 256))).unpack(), exact.to(torch.bfloat16))
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
+@pytest.mark.parametrize("bits", PLANES["hqq"])
 @pytest.mark.parametrize("size", [0.02, 1.0, 1e-6, 5.0])
 def test_hqq_solver_gives_the_bits_of_the_librarys(bits: int, size: float) -> None:
     from hqq.core.quantize import Quantizer
@@ -106,13 +107,29 @@ def test_two_planes_hold_what_the_library_keeps_in_bytes(name: str) -> None:
     assert sum(t.numel() for key, t in state.items() if key.endswith("codes")) == 96 * 256 * fmt.bits // 8
 
 
-@pytest.mark.parametrize("name", [f"{kind}{bits}{group}" for bits in (2, 3, 4, 5, 6, 8)
-                                  for kind, group in (("hqq", ""), ("sym", "-g64"))] + ["int3-g64"])
+@pytest.mark.parametrize("name", [name for name, fmt in FORMATS.items() if planes_of(fmt) and fmt.block == 64])
 def test_tiles_cover_a_matrix_of_several(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     layer = build(name, make_linear(64, 256))
     whole = packed(layer).unpack()
     monkeypatch.setattr(planes, "tile_numel", lambda device: 7 * 64)
     assert torch.equal(packed(layer).unpack(), whole)
+
+
+def test_codes_of_seven_bits_take_three_planes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PLANES["integer"], 7, (Plane(4, 2, 1), Plane(2, 4, 1), Plane(1, 8, 1)))
+    fmt, draw = StorageFormat("seven", "integer", 7, 64), torch.Generator().manual_seed(1)
+    codes = torch.randint(128, (13, 64), generator=draw, dtype=torch.uint8)  # 13 groups fill no last word
+    state, order = planes.in_planes(codes, fmt), torch.randperm(13, generator=draw)
+    words = planes.words_of(state)
+    assert list(state) == list(PLANE_NAMES)
+    assert sum(word.numel() for word in words) == 16 * 64 * 7 // 8
+    assert torch.equal(planes.codes_of(words, fmt, 13), codes)
+    assert torch.equal(planes.codes_at(words, fmt, order), codes[order])
+    for first, last in ((0, 13), (5, 9)):
+        scale = torch.full((last - first, 1), 0.5)
+        found = planes.weight_of(words, fmt, scale, 64, (last - first, 64), torch.float32, None, first)
+        assert torch.equal(found, 0.5 * (codes[first:last].float() - 64))
+    assert [w.shape for w in planes.empty_planes(fmt, 13).values()] == [word.shape for word in words]
 
 
 def test_hqq_keeps_sixteen_bit_metadata_in_every_compute_type() -> None:
@@ -130,7 +147,7 @@ def test_hqq_eight_bits_lose_nothing_to_the_zero_point() -> None:
     assert error < 1.2 * grid
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("bits", WIDTHS)
 def test_bit_streams_round_trip(bits: int) -> None:
     codes = torch.arange(64, dtype=torch.int32) % (1 << bits)
     stream = pack_bits(codes, bits)
@@ -150,12 +167,6 @@ def test_16_bits_share_a_half_precision_original() -> None:
     stored = build("fp16", full, torch.float32)
     assert stored.weight.dtype == torch.float16
     assert packed(stored).unpack().dtype == torch.float32
-
-
-@pytest.mark.parametrize("name", sorted(FORMATS))
-def test_every_format_has_a_backend_and_bits_it_supports(name: str) -> None:
-    fmt = parse_format(name)
-    assert fmt.bits in backend_of(fmt).supported_bits
 
 
 def test_unpackable_shapes_are_explained() -> None:

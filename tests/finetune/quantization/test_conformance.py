@@ -1,5 +1,6 @@
 """Every backend against the shared suite."""
 
+from qra_bo.memory.formats import PLANES, WIDTHS
 from tests.conformance.quantizer import QuantizerConformance
 
 
@@ -8,16 +9,16 @@ class TestBitsAndBytes(QuantizerConformance):
 
 
 class TestHQQ(QuantizerConformance):
-    formats = ("hqq2", "hqq3", "hqq4", "hqq8", "hqq5", "hqq6", "hqq3-g32", "hqq4-g128", "hqq5-g32")
+    formats = (*(f"hqq{bits}" for bits in PLANES["hqq"]), "hqq3-g32", "hqq4-g128", "hqq5-g32")
 
 
 class TestInteger(QuantizerConformance):
-    formats = ("sym2-g64", "sym3-g64", "sym4-g32", "sym5-g64", "sym6-g128", "sym8-g64", "int2-g64", "int3-g32",
-               "int4-g128", "int8-g64")
+    formats = tuple(f"{kind}{bits}-g{(32, 64, 128)[i % 3]}" for i, (bits, width) in enumerate(WIDTHS.items())
+                    for kind in ("sym", "int") if kind in width.kinds)
 
 
 class TestReference(QuantizerConformance):
-    formats = ("ref2", "ref3", "ref4", "ref8")
+    formats = tuple(f"ref{bits}" for bits in WIDTHS)
 
 
 class TestUnquantised(QuantizerConformance):

@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from qra_bo.memory.formats import (
+    BITS,
     FORMATS,
     check_shape,
     default_format,
@@ -43,20 +44,19 @@ def test_bytes_by_hand(name: str, shape: tuple[int, int], weights: int, metadata
     assert (weight_bytes(fmt, *shape), metadata_bytes(fmt, *shape)) == (weights, metadata)
 
 
-@pytest.mark.parametrize(("bits", "name"), [(2, "int2-g64"), (3, "int3-g64"), (4, "nf4"), (5, "hqq5-g128"),
-                                             (6, "hqq6-g128"), (8, "int8"), (16, "fp16")])
-def test_defaults(bits: int, name: str) -> None:
-    assert default_format(bits).name == name
+def test_every_width_has_a_default_and_a_reference() -> None:
+    assert [default_format(bits).bits for bits in BITS] == list(BITS)
+    assert {f"ref{bits}" for bits in BITS if bits < 16} <= FORMATS.keys()
 
 
 def test_bit_widths_that_nobody_offers() -> None:
-    with pytest.raises(ConfigError, match=r"7 bits.*2, 3, 4, 5, 6, 8, 16"):
-        default_format(7)
+    with pytest.raises(ConfigError, match=rf"9 bits.*{', '.join(map(str, BITS))}"):
+        default_format(9)
 
 
 def test_unknown_names_list_the_known_ones_nearest_first() -> None:
-    with pytest.raises(ConfigError, match=r"'hqq7'.*nearest first: hqq\d") as caught:
-        parse_format("hqq7")
+    with pytest.raises(ConfigError, match=r"'hqq9'.*nearest first: hqq\d") as caught:
+        parse_format("hqq9")
     assert all(name in str(caught.value) for name in FORMATS)
 
 

@@ -14,7 +14,9 @@ INTERPRETED = """
 import torch
 from qra_bo.finetune.quantization.base import packed
 from qra_bo.finetune.quantization.plane_kernel import fused_unpack
-from qra_bo.memory.formats import FORMATS, planes_of
+from qra_bo.finetune.quantization.planes import in_planes, words_of
+from qra_bo.memory.formats import FORMATS, PLANES, Plane, planes_of
+from qra_bo.space import StorageFormat
 from tests.conformance.quantizer import make_linear, quantize
 
 for fmt in FORMATS.values():
@@ -22,14 +24,20 @@ for fmt in FORMATS.values():
         for height in (48, 17 if fmt.backend == "integer" else 64):  # 17 rows: the last words are not full
             layer = packed(quantize(make_linear(height, 256), fmt, torch.float16))
             state = layer.packed_state()
-            words = [state[name] for name in ("codes", "lower_codes") if name in state]
-            zero = state.get("zero", 1 << fmt.bits - 1)
+            words, zero = words_of(state), state.get("zero", 1 << fmt.bits - 1)
             found = fused_unpack(words, planes, state["scale"], zero, fmt.block, torch.float16)
             assert torch.equal(found.view(height, 256), layer.unpack()), fmt.name
             if fmt.backend == "integer" and isinstance(zero, int):  # a run of rows of a larger matrix
                 first = 5 * 256 // fmt.block
                 rows = fused_unpack(words, planes, state["scale"][5:12], zero, fmt.block, torch.float16, first)
                 assert torch.equal(rows.view(7, 256), layer.unpack()[5:12]), fmt.name
+
+seven = StorageFormat("seven", "integer", 7, 64)
+PLANES["integer"][7] = (Plane(4, 2, 1), Plane(2, 4, 1), Plane(1, 8, 1))
+codes = torch.randint(128, (13, 64), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+words = words_of(in_planes(codes, seven))
+found = fused_unpack(words, planes_of(seven), torch.ones(13, 1), 64, 64, torch.float32)
+assert torch.equal(found, codes.float() - 64)
 """
 COMPILED = """
 from triton.backends.compiler import GPUTarget
@@ -38,15 +46,17 @@ from qra_bo.finetune.quantization.plane_kernel import BLOCK, unpack_kernel
 from qra_bo.memory.formats import PLANES, Plane
 
 METADATA = {"hqq": [("*fp16", "*fp16", 0)], "integer": [("*bf16", "*u8", 0), ("*bf16", "*bf16", 4)]}
+PLANES["integer"][7] = (Plane(4, 2, 1), Plane(2, 4, 1), Plane(1, 8, 1))  # three, which no format has
 for backend, by_bits in PLANES.items():
     for bits, planes in by_bits.items():
         for scale, zero, middle in METADATA[backend]:
-            lower = planes[1] if len(planes) > 1 else Plane(0, 1, 1)
-            word = "*i32" if planes[0].word_bytes == 4 else "*u8"
-            types = {"upper": word, "lower": word, "scale": scale, "zero": zero, "out": "*bf16", "first": "i32",
-                     "numel": "i32", "upper_words": "i32", "lower_words": "i32"}
-            fixed = {"GROUP": 64, "UPPER_BITS": planes[0].bits, "UPPER_FIELDS": planes[0].per_word,
-                     "LOWER_BITS": lower.bits, "LOWER_FIELDS": lower.per_word, "MIDDLE": middle, "BLOCK": BLOCK}
+            upper, lower, lowest, *_ = [*planes, Plane(0, 1, 1), Plane(0, 1, 1)]
+            word = "*i32" if upper.word_bytes == 4 else "*u8"
+            types = {"upper": word, "lower": word, "lowest": word, "scale": scale, "zero": zero, "out": "*bf16",
+                     "first": "i32", "numel": "i32", "upper_words": "i32", "lower_words": "i32", "lowest_words": "i32"}
+            fixed = {"GROUP": 64, "UPPER_BITS": upper.bits, "UPPER_FIELDS": upper.per_word,
+                     "LOWER_BITS": lower.bits, "LOWER_FIELDS": lower.per_word, "LOWEST_BITS": lowest.bits,
+                     "LOWEST_FIELDS": lowest.per_word, "MIDDLE": middle, "BLOCK": BLOCK}
             source = ASTSource(unpack_kernel, {**types, **dict.fromkeys(fixed, "constexpr")}, fixed)
             for capability in (75, 80, 90):
                 assert compile(source, GPUTarget("cuda", capability, 32)).asm["cubin"], (bits, capability)

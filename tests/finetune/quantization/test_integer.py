@@ -9,14 +9,13 @@ from torch import Tensor
 from qra_bo.finetune.quantization.base import backend_of, packed
 from qra_bo.finetune.quantization.integer import integer_codes
 from qra_bo.finetune.quantization.integer_scales import candidates, search
-from qra_bo.memory.formats import FORMATS, metadata_bytes, parse_format, weight_bytes
+from qra_bo.memory.formats import FORMATS, has_zeros, metadata_bytes, parse_format, weight_bytes
 from qra_bo.utils.errors import ModelError, SpaceError
 from tests.conformance.quantizer import quantize, relative_error
 
 CPU = torch.device("cpu")
 INTEGER = sorted(name for name, fmt in FORMATS.items() if fmt.backend == "integer")
-BITS = {True: (2, 3, 4, 5, 6, 8), False: (2, 3, 4, 8)}
-KINDS = [(bits, symmetric) for symmetric, widths in BITS.items() for bits in widths]
+KINDS = sorted({(fmt.bits, not has_zeros(fmt)) for fmt in FORMATS.values() if fmt.backend == "integer"})
 
 
 def matrix(kind: str, shape: tuple[int, int] = (64, 256), seed: int = 0) -> Tensor:

@@ -1,0 +1,74 @@
+"""A run's summary in ``status.json``: how far it is, and whether it still runs."""
+
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from qra_bo.study.journal import is_locked
+from qra_bo.study.state import Study
+from qra_bo.utils.files import strict_json, write_json
+from qra_bo.utils.redact import redact
+
+log = logging.getLogger(__name__)
+STATUS_NAME = "status.json"
+STATES = ("running", "done", "interrupted", "failed")
+REFRESH_SECONDS = 1.0
+"""Least time between two writes of progress alone."""
+
+
+def read_state(folder: Path) -> str:
+    """Return the state in a run's ``status.json``, and ``"died"`` where that is ``"running"`` and nothing runs now.
+
+    The run's lock tells them apart: the system frees it with the process that holds it. The text is empty where the
+    file is absent or not of a run.
+    """
+    try:
+        state = strict_json((folder / STATUS_NAME).read_bytes())["state"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    return "died" if state == "running" and not is_locked(folder) else state if state in STATES else ""
+
+
+class StatusFile:
+    """Keeps ``status.json`` current. No result depends on it: a write that fails is logged, no more.
+
+    Args:
+        folder: The run's folder.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(self, folder: Path, clock: Callable[[], float] = time.monotonic) -> None:
+        self.path = folder / STATUS_NAME
+        self.stage = "start"
+        self._clock = clock
+        self._written = float("-inf")
+        self._activity: dict[str, Any] | None = None
+
+    def progress(self, study: Study, what: str, done: int, total: int) -> None:
+        """Note progress; written at most once in ``REFRESH_SECONDS``."""
+        self._activity = {"what": what, "done": done, "total": total}
+        if self._clock() - self._written >= REFRESH_SECONDS:
+            self.write(study, "running")
+
+    def write(self, study: Study, state: str, message: str = "") -> None:
+        """Write ``state``, one of ``STATES``, now; ``message`` is the reason of an end before the end."""
+        best, eta = study.incumbent, None
+        if study.evaluation_seconds and study.cost.tokens:  # the rest of the planned search, at the pace so far
+            rest = max(0.0, float(study.header["planned_cost"]) - study.search_cost.tokens)
+            eta = rest * study.evaluation_seconds / study.cost.tokens
+        data = {"schema_version": 1, "state": state, "stage": self.stage, "progress": self._activity,
+                "message": redact(message), "trials": study.states, "cost": study.cost.tokens,
+                "search_cost": study.search_cost.tokens, "planned_cost": study.header.get("planned_cost"),
+                "eta_seconds": eta, "best_loss": None if best is None else best.loss,
+                "pid": os.getpid(), "host": socket.gethostname(),
+                "updated": datetime.now().astimezone().isoformat(timespec="seconds")}
+        self._written = self._clock()
+        try:
+            write_json(self.path, data)
+        except OSError as error:
+            log.warning("%s can't be written (%s); the run goes on", self.path, error.strerror)
