@@ -21,7 +21,7 @@ import numpy as np
 
 from bench.collect.task import TASKS
 from bench.learn_prior import SHIPPED
-from bench.length.curves import LOOKS, SHORT, STEPS, Curves, Mask, of_runs, of_table, of_trials
+from bench.length.curves import LOOKS, SHORT, STEPS, Curves, Mask, of_best, of_runs, of_table, of_trials
 from bench.length.exponents import exponents
 from bench.length.extrapolation import (
     changed_rates,
@@ -202,9 +202,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for row in prediction_rows(data, seen)]
     rows += rates_rows(f"plays, {STEPS} steps", groups)
     rows += [row for table in tables for row in rates_rows(table.name, [table])]
-    if len({int(a) for group in groups for a in group.allocation}) >= LEAST:
-        rows.append({"part": "exponents", "data": f"plays, {STEPS} steps", "prior": SHIPPED,
-                     **asdict(exponents(groups, load_prior(SHIPPED).rates))})
+    best = of_best(options.trials)
+    if best.n_allocations >= LEAST:
+        rows.append({"part": "exponents", "data": best.name, "prior": SHIPPED,
+                     **asdict(exponents(best, load_prior(SHIPPED).rates))})
     publish("length_model", targets_of(rows), rows, COLUMNS, threads=1, folder=options.out)
     return 0
 

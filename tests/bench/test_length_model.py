@@ -254,14 +254,14 @@ def test_command_writes_rows_without_any_trial(monkeypatch: pytest.MonkeyPatch, 
 
 def test_planted_exponents_are_recovered_and_few_data_keep_the_prior() -> None:
     rates = Rates(np.array([0.2, 0.02, 0.005]), np.eye(3), 0.01, 24, 2)
-    curves = planted()
-    slopes = rates.slopes * (STEPS / 24) ** np.array([-0.2, -0.2, 0.3])
-    losses = curves.losses.copy()
-    losses[:, -1] = 3.5 + curves.terms @ slopes
-    found = exponents([replace(curves, losses=losses)], rates)
+    whole = planted()
+    slopes = [rates.slopes * (steps / 24) ** np.array([-0.2, -0.2, 0.3]) for steps in (24, STEPS)]
+    losses = np.column_stack([level + whole.terms @ s for level, s in zip((3.9, 3.6), slopes, strict=True)])
+    curves = replace(whole, steps=(24, STEPS), losses=losses)
+    found = exponents(curves, rates)
     assert (found.damage, found.rank) == (pytest.approx(-0.2, abs=0.04), pytest.approx(0.3, abs=0.04))
     assert found.allocations == len(losses)
-    alone = exponents([curves.rows(np.arange(len(losses)) == 0)], rates)
+    alone = exponents(curves.rows(np.arange(len(losses)) == 0), rates)
     assert (alone.damage, alone.rank) == (pytest.approx(0, abs=1e-6), pytest.approx(0, abs=1e-6))
     assert alone.rank_se == pytest.approx(0.3)
 
