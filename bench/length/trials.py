@@ -68,9 +68,10 @@ def load(path: Path) -> dict[Key, dict[str, Any]]:
         return {}
     content = path.read_bytes()
     events = [json.loads(line) for line in content[:content.rfind(b"\n") + 1].splitlines()]
-    return {_trial(e).key: e for e in events if e["event"] == "trial" and e["state"] != TrialState.FAILED}
+    return {trial_of(e).key: e for e in events if e["event"] == "trial" and e["state"] != TrialState.FAILED}
 
 
-def _trial(event: Mapping[str, Any]) -> PlannedTrial:
+def trial_of(event: Mapping[str, Any]) -> PlannedTrial:
+    """The trial of a line."""
     return PlannedTrial(event["task"], Allocation.from_json(event), event["steps"], event["train_seed"],
                         event["split"], event["lr_scale"], event["codes"])

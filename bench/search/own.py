@@ -1,15 +1,17 @@
-"""A search method of your own against published ones, on the emulated tables of real trials: minutes on one core.
+"""Search methods of your own beside published ones, on the emulated tables of real trials: minutes on one core.
 
     python -m bench.search.own examples.own_searcher.CoordinateSearch changes=3 [--tasks plays gsm8k] [--seeds 3]
+    python -m bench.search.own my.First my.Second speed=2
 
-The first argument is the dotted path of a class like the one in examples/own_searcher.py; KEY=VALUE are its options.
-A search has 40 full-trial equivalents, of which the profile and the uniform baselines take 7.5. Regrets are medians
-over the seeds: 1 is the best uniform choice that fits and 0 the best allocation known; above 1, nothing better than
-the baselines was found, which are evaluated once and with noise. Those of other methods are read from
-bench/results/search.json (10 seeds). "refused" counts proposals that are over the budget or too far from the table.
+Each word with dots is the path of a class like the one in examples/own_searcher.py; KEY=VALUE behind it are its
+options. A search has 40 full-trial equivalents, of which the profile and the uniform baselines take 7.5. Regrets are
+medians over the seeds: 1 is the best uniform choice that fits and 0 the best allocation known; above 1, nothing better
+than the baselines was found, which are evaluated once and with noise. Those of published methods are of the same seeds,
+from bench/results/search.json. "refused" counts proposals that are over the budget or too far from the table.
 """
 
 import argparse
+import itertools
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -34,16 +36,32 @@ BESIDE = ("random", "sequential bits", "NSGA-II", "qra_bo")
 """Published methods in the table."""
 
 
-def options_of(target: str, given: Sequence[str]) -> dict[str, Any]:
-    """Return ``_target_`` and the options of ``KEY=VALUE``, values in YAML.
+def methods_of(words: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return ``_target_`` and options of every method by its name: the class's, with its options where two share it.
+
+    Args:
+        words: ``PACKAGE.MODULE.CLASS``, each followed by its options as ``KEY=VALUE``, values in YAML.
 
     Raises:
-        ConfigError: If one has no ``=``.
+        ConfigError: If a word is neither, or two methods are the same.
     """
-    wrong = [text for text in given if "=" not in text]
-    if wrong:
-        raise ConfigError(f"options of a method are given as KEY=VALUE, e.g. changes=3; got {wrong[0]!r}")
-    return {"_target_": target, **{key: yaml.safe_load(value) for key, _, value in (g.partition("=") for g in given)}}
+    groups: list[list[str]] = []
+    for word in words:
+        if "=" in word and groups:
+            groups[-1].append(word)
+        elif "=" in word or "." not in word:
+            raise ConfigError("a method is given as PACKAGE.MODULE.CLASS and its options behind it as KEY=VALUE, e.g. "
+                              f"changes=3; got {word!r}")
+        else:
+            groups.append([word])
+    short = [group[0].rpartition(".")[2] for group in groups]
+    names = [" ".join([name, *group[1:]]) if short.count(name) > 1 else name
+             for name, group in zip(short, groups, strict=True)]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"every method is given once, or with options that differ; got {', '.join(names)}")
+    return {name: {"_target_": target, **{key: yaml.safe_load(value) for key, _, value in
+                                          (option.partition("=") for option in given)}}
+            for name, (target, *given) in zip(names, groups, strict=True)}
 
 
 def rehearsal() -> SearchProblem:
@@ -54,37 +72,48 @@ def rehearsal() -> SearchProblem:
     return setting.problem(budget, rehearsal_profile(setting.space), EQUIVALENTS)
 
 
-def compare(options: Mapping[str, Any], tasks: Sequence[str], seeds: int,
+def compare(methods: Mapping[str, Mapping[str, Any]], tasks: Sequence[str], seeds: int,
             published: Sequence[Mapping[str, Any]]) -> None:
-    """Play ``seeds`` searches in every arena and print a line for each arena once it is done."""
-    entry = Entry("yours", "", "peer", options)
-    print(f"{'arena':<32} {'refused':>8} {'yours':>8} " + " ".join(f"{name:>15}" for name in BESIDE))
-    for task in tasks:
-        print(f"fitting the emulators of {task}", file=sys.stderr, flush=True)
-        for arena in arenas(DATA / task, list(FAMILIES)):
-            print(f"{arena.name}: {seeds} searches", file=sys.stderr, flush=True)
-            runs = [play(arena, entry, seed, EQUIVALENTS) for seed in range(seeds)]
-            known = {row["method"]: row for row in published if arena_of(row) == arena_of(runs[0])}
-            scale = next(iter(known.values()))
-            losses = np.array([run["trace"][-1][1] for run in runs])
-            own = (losses - scale["best_known"]) / (scale["best_uniform"] - scale["best_known"])
-            refused = np.median([run["refused"] for run in runs])
-            print(f"{arena.name:<32} {refused:8.0f} {np.median(own):8.2f} "
-                  + " ".join(f"{known[name]['regret']:15.2f}" for name in BESIDE), flush=True)
+    """Play ``seeds`` searches of every method in every arena; print a line for each arena once it is done."""
+    print(f"{seeds} of the 10 published seeds (--seeds 10: all; few rank methods only roughly), {EQUIVALENTS:g} "
+          "full-trial equivalents a search; regrets are medians over these seeds")
+    widths = [max(7, len(name)) for name in methods]
+    own = " ".join(f"{name:>{width}} {'refused':>7}" for name, width in zip(methods, widths, strict=True))
+    print(f"{'arena':<30} {own} " + " ".join(f"{name:>15}" for name in BESIDE), flush=True)
+    for task, family in itertools.product(tasks, FAMILIES):
+        _say(f"fitting the {family} emulator of {task}")
+        for arena in arenas(DATA / task, [family]):
+            cells = []
+            for (name, options), width in zip(methods.items(), widths, strict=True):
+                entry, runs = Entry(name, "", "peer", options), []
+                for seed in range(seeds):
+                    _say(f"{arena.name}: {name}, search {seed + 1} of {seeds}")
+                    runs.append(play(arena, entry, seed, EQUIVALENTS))
+                known = {row["method"]: row for row in published if arena_of(row) == arena_of(runs[0])}
+                scale = next(iter(known.values()))
+                losses = np.array([run["trace"][-1][1] for run in runs])
+                regrets = (losses - scale["best_known"]) / (scale["best_uniform"] - scale["best_known"])
+                cells.append(f"{np.median(regrets):{width}.2f} {np.median([run['refused'] for run in runs]):7.0f}")
+            beside = [np.median([known[name]["finals"][str(seed)] for seed in range(seeds)]) for name in BESIDE]
+            print(f"{arena.name:<30} {' '.join(cells)} " + " ".join(f"{regret:15.2f}" for regret in beside), flush=True)
+
+
+def _say(doing: str) -> None:
+    print(doing, file=sys.stderr, flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.search.own", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("target", metavar="PACKAGE.MODULE.CLASS")
-    parser.add_argument("options", nargs="*", metavar="KEY=VALUE")
+    parser.add_argument("methods", nargs="+", metavar="CLASS [KEY=VALUE ...]")
     parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, choices=range(1, 11), default=3, metavar="1...10")
     given = parser.parse_intermixed_args(arguments)
     try:
-        options = options_of(given.target, given.options)
-        make_searcher(options, rehearsal())  # a method that can't be made is told before tables are read
-        compare(options, given.tasks, given.seeds, published_rows(RESULTS / "search.json"))
+        methods = methods_of(given.methods)
+        for options in methods.values():
+            make_searcher(options, rehearsal())  # a method that can't be made is told before tables are read
+        compare(methods, given.tasks, given.seeds, published_rows(RESULTS / "search.json"))
     except UserError as error:
         print(error, file=sys.stderr)
         return error.exit_status

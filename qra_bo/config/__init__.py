@@ -5,16 +5,16 @@ It is composed and checked once a run. ``load_config`` loads Hydra; reading a st
 
 from typing import TYPE_CHECKING
 
-from qra_bo.config.derive import hf_config, make_space, make_spec, plan_device
+from qra_bo.config.derive import hf_config, make_space, make_spec
 from qra_bo.config.resume import NOT_OF_THE_RESULT
 from qra_bo.config.schema import RunConfig, config_from_dict
 from qra_bo.utils.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from qra_bo.config.compose import load_config, named_specs
+    from qra_bo.config.compose import load_config, named_efforts, named_specs
 
 __all__ = ["NOT_OF_THE_RESULT", "RunConfig", "config_from_dict", "hf_config", "load_config", "make_space", "make_spec",
-           "named_specs", "plan_device"]
+           "named_efforts", "named_specs"]
 
-__getattr__ = lazy_names(__name__, {"load_config": "compose", "named_specs": "compose"})
+__getattr__ = lazy_names(__name__, dict.fromkeys(("load_config", "named_efforts", "named_specs"), "compose"))
 # Hydra takes half a second, and workers do without it

@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from qra_bo.config.check import Problem, validated
 from qra_bo.config.derive import NUMBERS
 from qra_bo.config.environment import Resolved, resolved
+from qra_bo.config.groups import EffortConfig
 from qra_bo.config.overrides import CONF, inspect, normalise, options, with_default_model
 from qra_bo.config.presets import choices, with_learning_rate
 from qra_bo.config.rules import problems_of
@@ -50,6 +51,12 @@ def named_specs() -> list[DecoderSpec]:
     models = [_model(name) for name in options()["model"]]
     return [spec_from_numbers(model["name"], model["family"], **{key: model[key] for key in NUMBERS})
             for model in models if model["n_layers"] is not None]
+
+
+def named_efforts() -> dict[str, EffortConfig]:
+    """Return every option of ``conf/effort`` by its name."""
+    return {name: EffortConfig.model_validate(resolved(OmegaConf.load(CONF / "effort" / f"{name}.yaml")))
+            for name in options()["effort"]}
 
 
 def _model(name: str) -> dict[str, Any]:

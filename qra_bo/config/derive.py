@@ -7,7 +7,6 @@ from qra_bo.finetune.models.files import may_run
 from qra_bo.memory.formats import parse_format
 from qra_bo.space import DecoderSpec, Ladder, SearchSpace, make_units
 from qra_bo.space.decoder import OWN_CODE, spec_from_hf_config, spec_from_numbers
-from qra_bo.utils.device import planned_device
 from qra_bo.utils.errors import ModelError
 
 NUMBERS = ("n_layers", "hidden_size", "intermediate_size", "n_heads", "n_kv_heads", "head_dim", "vocab_size", "tied",
@@ -53,12 +52,6 @@ def hf_config(config: RunConfig) -> Any:
         else:
             reason = f"{path / 'config.json'} can't be read ({said}); give a folder that transformers saved a model in"
         raise ModelError(reason) from error
-
-
-def plan_device(config: RunConfig) -> str:
-    """Return the kind of device, ``"cuda"`` or ``"cpu"``, that a plan or a simulation stands for: that of a named card,
-    else the one at hand, without loading torch."""
-    return "cuda" if config.gpu is not None else planned_device(config.device)
 
 
 def make_space(config: RunConfig, spec: DecoderSpec) -> SearchSpace:

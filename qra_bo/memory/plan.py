@@ -13,7 +13,7 @@ from qra_bo.memory.cards import Card
 from qra_bo.memory.model import MemoryModel
 from qra_bo.memory.optimizers import OPTIMIZERS, is_paged
 from qra_bo.memory.serving import CONSUMERS
-from qra_bo.memory.serving_cost import serving_notes
+from qra_bo.memory.serving_cost import gguf_bytes, serving_notes
 from qra_bo.memory.speed import step_seconds
 from qra_bo.memory.verdict import Verdict, largest_rank, smallest_side, verdict_of
 from qra_bo.space import Allocation, DecoderSpec, Ladder, SearchSpace, StorageFormat, uniform
@@ -36,6 +36,7 @@ class Row:
         fmt: Storage format of every unit; this, ``bits`` and ``rank`` are ``None`` where units differ.
         phase: Name of the largest phase, e.g. ``"backward"``.
         file_bytes: Bytes of the whole model as a file, embedding and head included.
+        gguf_bytes: Bytes of the tensors in the files of the export ``gguf``, by file; empty but for ``serve=llamacpp``.
     """
 
     what: str
@@ -45,6 +46,7 @@ class Row:
     phase: str
     breakdown: Mapping[str, int]
     file_bytes: int
+    gguf_bytes: Mapping[str, int]
 
     @property
     def total(self) -> int:
@@ -52,7 +54,7 @@ class Row:
 
     def to_json(self) -> dict[str, Any]:
         return {"format": self.fmt, "bits": self.bits, "rank": self.rank, "phase": self.phase, "bytes": self.total,
-                "file_bytes": self.file_bytes, "breakdown": dict(self.breakdown)}
+                "file_bytes": self.file_bytes, "gguf_bytes": dict(self.gguf_bytes), "breakdown": dict(self.breakdown)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +203,7 @@ def _row(memory: MemoryModel, space: SearchSpace, allocation: Allocation, what: 
         return values[0] if len(set(values)) == 1 else None
 
     return Row(what, common(allocation.formats), common(space.bits(allocation)), common(allocation.ranks), phase, parts,
-               memory.file_bytes(space, allocation))
+               memory.file_bytes(space, allocation), gguf_bytes(memory, space, allocation))
 
 
 def _uniform_row(memory: MemoryModel, space: SearchSpace, fmt: StorageFormat, rank: int) -> Row:

@@ -13,7 +13,7 @@ from qra_bo.memory import MemoryModel, TrainShape, parse_format, parse_size
 from qra_bo.memory.allowance import Allowance
 from qra_bo.oracle.protocol import Oracle
 from qra_bo.space import DecoderSpec, SearchSpace, StorageFormat
-from qra_bo.utils.device import BYTES, cores, expand_segments, resolve_device, resolve_dtype
+from qra_bo.utils.device import BYTES, cores, expand_segments, planned_device, resolve_device, resolve_dtype
 from qra_bo.utils.errors import DeviceError
 
 MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40), "MALLOC_TOP_PAD_": str(1 << 28)}
@@ -21,6 +21,24 @@ MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40), "MALL
 zeroing of fresh pages cost a fifth of a training step (4 x 128 tokens of SmolLM2-135M, 2 cores)."""
 STARTUP_SECONDS = 1800.0
 ORACLE = "qra_bo.pipeline.build:make_oracle"
+
+
+def training_device(config: RunConfig) -> str:
+    """Return the kind of device, ``"cuda"`` or ``"cpu"``, that trains or that a simulation stands for.
+
+    Raises:
+        DeviceError: If a run needs a CUDA device and this machine has none.
+    """
+    if not config.oracle.trains or (config.executor.elsewhere and config.device != "auto"):
+        return planned_device(config.device, config.gpu)  # a simulation stands in for a GPU that is there
+    device = "cuda" if resolve_device(config.device).startswith("cuda") else "cpu"
+    if config.gpu is not None and device == "cpu" and not config.executor.elsewhere:
+        lacks = "torch sees none on this machine" if config.device == "auto" else f"device={config.device} is another"
+        raise DeviceError(
+            f"gpu={config.gpu} names a card, on which task={config.task} would train: that needs a CUDA device, and "
+            f"{lacks}. A card that is not there can be planned for: task=memory gpu={config.gpu}. To train, run this "
+            "command on a machine with the card, or leave gpu out and train on the CPU, which suits small models")
+    return device
 
 
 def make_memory(cfg: RunConfig, spec: DecoderSpec, device_type: str, allowance: Allowance | None = None) -> MemoryModel:

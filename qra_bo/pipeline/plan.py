@@ -1,37 +1,27 @@
-"""What a run needs, before it starts: the plan of task=memory and its check by tracing, RAM, cost and time."""
+"""What a run needs, before it starts: the plan of task=memory and its check by tracing, and RAM."""
 
-import math
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from qra_bo.config import RunConfig, hf_config, make_space, make_spec, named_specs, plan_device
-from qra_bo.finetune.data.jsonl import read_records
-from qra_bo.finetune.data.load import tiny_records
-from qra_bo.finetune.data.plays import play_records
-from qra_bo.finetune.training.final import FinalSettings
+from qra_bo.config import RunConfig, hf_config, make_space, make_spec, named_specs
 from qra_bo.memory import MemoryModel, Plan, default_format, format_size, memory_plan, parse_budget, parse_size
 from qra_bo.memory.budget import free_bytes, headroom_bytes, largest, resolve_budget, smallest
-from qra_bo.memory.cards import CARDS, Card
+from qra_bo.memory.cards import CARDS
 from qra_bo.memory.embeddings import packed_tables_bytes, unpacked_numel
 from qra_bo.memory.formats import metadata_bytes, weight_bytes
 from qra_bo.memory.verdict import largest_rank
 from qra_bo.pipeline.build import MALLOC, bank_formats, keeps_dense, make_memory
-from qra_bo.pipeline.estimate import PROFILE, profile_cost, profile_seconds, token_seconds
 from qra_bo.report.opening import Need
-from qra_bo.report.tables import PlanRow
 from qra_bo.space import Allocation, DecoderSpec, Ladder, SearchSpace, uniform
-from qra_bo.study.comparison import QLORA, UNIFORM
 from qra_bo.study.device_allowance import allowance_for
-from qra_bo.study.setting import FINAL, Setting, affordable_steps
-from qra_bo.utils.device import BYTES, resolve_device, resolve_dtype
-from qra_bo.utils.errors import DataError, DeviceError, SpaceError
+from qra_bo.study.setting import Setting
+from qra_bo.utils.device import BYTES, planned_device, resolve_device, resolve_dtype
+from qra_bo.utils.errors import DeviceError, SpaceError
 
 USUAL_BITS = (2, 3, 4, 8)
 """Widths that a run begins with the needs of, whether it may use them or not."""
-CHARACTERS_PER_TOKEN = 3.2
-"""Of the embedded text under SmolLM2's tokenizer: 3.98 million characters, 1.24 million tokens."""
 LIBRARIES = 450 * 10**6
 """Resident bytes of a worker that has imported torch, transformers, peft, bitsandbytes and hqq (439 MB measured)."""
 CUDA_LIBRARIES = 3 * 10**9
@@ -58,7 +48,7 @@ def make_plan(config: RunConfig) -> Plan:
         BudgetError: If ``budget=auto`` and the device has nothing free.
         ModelError: If the model's shapes are not available.
     """
-    spec, device = make_spec(config), plan_device(config)
+    spec, device = make_spec(config), planned_device(config.device, config.gpu)
     space = make_space(config, spec)
     memory = make_memory(config, spec, device, allowance_for(config, device))
     on_card = memory if device == "cuda" else make_memory(config, spec, "cuda")
@@ -202,46 +192,6 @@ def check_ram(config: RunConfig, spec: DecoderSpec, space: SearchSpace, device_t
             "RAM, or oracle=synthetic")
 
 
-def plan_rows(setting: Setting, card: Card | None = None) -> list[PlanRow]:
-    """Return the parts of a run by cost, and by rough time where a CPU or a known ``card`` trains."""
-    config, each, seconds = setting.config, setting.full_trial_tokens, token_seconds(setting, card)
-    effort, seeds, factor = config.effort, config.confirm.seeds, config.confirm.ranking_factor
-    steps = confirmation_steps(setting)
-    longer = each + (steps - config.fidelity.high) * config.train.step_tokens
-    costs = {"profile, calibration, uniform baselines and search": setting.planned_cost,
-             "references (2)": 2 * effort.references * each,
-             f"confirmation ({seeds} seeds, 2 allocations, {steps} steps)": 2 * seeds * longer,
-             f"the same at {len(effort.rate_factors)} other learning rates":
-                 2 * seeds * len(effort.rate_factors) * longer,
-             f"ranking check ({effort.ranking_top} allocations, {factor} times as long)":
-                 effort.ranking_top * factor * each}
-    if setting.given is not None or not effort.max_full_trials:
-        costs = {}
-    profile: list[PlanRow] = []
-    if setting.given is None and not effort.max_full_trials:
-        if config.oracle.trains and setting.profile is None:
-            profile.append(PlanRow(PROFILE, cost := profile_cost(setting), profile_seconds(setting, cost, seconds)))
-        trained = 1 + len({UNIFORM, QLORA} & set(effort.compare))
-        costs[f"comparison on one seed ({trained} allocations)"] = trained * each if effort.compare else 0.0
-    if config.oracle.trains:
-        (what, cost), = _final(config).items()
-        share = f"; {100 * cost / (cost + sum(costs.values())):.0f} % of the whole" if cost and costs else ""
-        costs[f"final fine-tune ({what}{share})"] = cost
-    return [*profile, *(PlanRow(what, cost, None if seconds is None or not cost else seconds * cost)
-                        for what, cost in costs.items() if cost or what.startswith("final"))]
-
-
-def confirmation_steps(setting: Setting) -> int:
-    """Return the steps of the confirmation's trainings, see ``Study.confirmation_steps``; where the final fine-tune's
-    length is not known yet, those that the effort affords."""
-    config, trial = setting.config, setting.config.fidelity.high
-    if config.search.length != FINAL or not config.oracle.trains:
-        return trial
-    afforded = affordable_steps(setting.planned_cost, config.confirm.seeds, config.train.step_tokens, trial)
-    wanted = final_steps(config)
-    return afforded if wanted is None else min(max(trial, wanted), afforded)
-
-
 def needs_of(setting: Setting, budget: int) -> list[Need]:
     """Return what the formats of the space need on all units, and the largest rank that fits ``budget`` bytes; of
     ``USUAL_BITS`` too, where any format may be stored and the model's shapes allow it."""
@@ -252,52 +202,3 @@ def needs_of(setting: Setting, budget: int) -> list[Need]:
             needs.append(Need(fmt.name, fmt.bits, low, setting.predictor(uniform(space.n_units, fmt.name, low)),
                               largest_rank(setting.memory, space, fmt, budget), fmt in space.formats))
     return needs
-
-
-def final_steps(config: RunConfig) -> int | None:
-    """Return the rough steps of the final fine-tune; ``None`` where its tokens are not known yet."""
-    final, tokens = FinalSettings(**config.final.model_dump()), 0.0
-    if final.steps is None:
-        counted = training_tokens(config)
-        if counted is None:
-            return None
-        tokens = counted
-    return final.length(tokens / config.train.length, config.train.step_sequences)
-
-
-def _final(config: RunConfig) -> dict[str, float]:
-    """Return the length of the final fine-tune in words and its cost, validations counted; 0.0 where its tokens are not
-    known yet."""
-    final, step_tokens = FinalSettings(**config.final.model_dump()), config.train.step_tokens
-    tokens = None if final.steps is not None else training_tokens(config)
-    epochs = f"{final.epochs:g} epoch{'' if final.epochs == 1 else 's'}"
-    if final.steps is None and tokens is None:
-        limit = "" if final.max_steps is None else f", at most {final.max_steps:,} steps"
-        return {f"{epochs}{limit}; its tokens are known once the data is read": 0.0}
-    steps = final.length((tokens or 0.0) / config.train.length, config.train.step_sequences)
-    if tokens is None:
-        what = f"{steps:,} steps"
-    elif steps == final.max_steps:
-        what = f"{steps:,} steps, the most by final.max_steps: about {steps * step_tokens / tokens:.2f} epochs"
-    else:
-        what = f"{epochs}: about {steps:,} steps"
-    validated = len(final.validations(steps)) * config.eval.sequences * config.train.length / 3
-    return {what: steps * step_tokens + validated}
-
-
-def training_tokens(config: RunConfig) -> float | None:
-    """Return the rough tokens of the training split from its characters; ``None`` where it would have to be fetched."""
-    data, share = config.data, 1.0 if config.data.kind == "plays" else 1 - 2 * config.data.held_out
-    try:
-        match data.kind:
-            case "plays":
-                characters = sum(r.characters for r in play_records()[0])
-            case "jsonl":
-                characters = sum(r.characters for r in read_records(data.path, data.max_records))
-            case "tiny":
-                characters = sum(r.characters for r in tiny_records(data.max_records or 512, 0))
-            case _:
-                return None
-    except DataError:  # the run reports it in its own order, after problems with the weights
-        return None
-    return math.ceil(share * characters / (1.0 if config.model["source"] == "random" else CHARACTERS_PER_TOKEN))

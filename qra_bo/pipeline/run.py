@@ -12,20 +12,21 @@ from typing import Any
 
 from rich.console import Console
 
-from qra_bo.config import NOT_OF_THE_RESULT, RunConfig, make_space, make_spec, plan_device
+from qra_bo.config import NOT_OF_THE_RESULT, RunConfig, make_space, make_spec
 from qra_bo.config.presets import preset_notes
 from qra_bo.execution.base import Executor
 from qra_bo.memory.budget import check_budget, parse_budget
 from qra_bo.memory.serving_cost import serving_notes
 from qra_bo.memory.verdict import Verdict
 from qra_bo.oracle.protocol import Progress, quiet
-from qra_bo.pipeline.build import make_executor, make_memory
-from qra_bo.pipeline.data import check_data, show_data
+from qra_bo.pipeline.build import make_executor, make_memory, training_device
+from qra_bo.pipeline.data import RunText
 from qra_bo.pipeline.estimate import FirstTrial, basis, card_of
 from qra_bo.pipeline.exports import write_exports
 from qra_bo.pipeline.folders import SUMMARY_NAME, journals, path_name, run_folder
+from qra_bo.pipeline.forecast import plan_rows
 from qra_bo.pipeline.given import check_given, judged, read_allocation, with_ladders_of
-from qra_bo.pipeline.plan import budgets_of, check_ram, needs_of, plan_rows
+from qra_bo.pipeline.plan import budgets_of, check_ram, needs_of
 from qra_bo.report.data import load_run
 from qra_bo.report.html import write_report
 from qra_bo.report.live import LiveView
@@ -43,7 +44,6 @@ from qra_bo.study.journal import Event
 from qra_bo.study.shared import SharedExecutor
 from qra_bo.study.state import COMPARISON
 from qra_bo.utils import errors
-from qra_bo.utils.device import resolve_device
 from qra_bo.utils.errors import BudgetError, QRABOError, worst
 from qra_bo.utils.files import write_json, writing
 from qra_bo.utils.numbers import DASH, number, signed
@@ -89,12 +89,12 @@ def run_one_budget(config: RunConfig) -> Result:
         UserError: If the input or the environment can't work.
         RunInterrupted: On a signal that stops a run, after a clean journal.
     """
-    folder = run_folder(config)
-    setting = make_setting(config, (folder,))
+    folder, text = run_folder(config), RunText(config)
+    setting = make_setting(config, (folder,), text)
     budget = checked_budget(setting, folder)
     setting, verdict = judged(setting, budget)
     needed = config if setting.given is None else with_ladders_of(config, setting.given.allocations)
-    show_data(config, (folder,))
+    setting = dataclasses.replace(setting, sequences=text.show((folder,)))
     return run_within(folder, setting, budget, make_executor(needed, folder), verdict)
 
 
@@ -106,9 +106,9 @@ def train_given(config: RunConfig) -> Result:
         RunInterrupted: On SIGINT or SIGTERM, after a clean journal.
     """
     given, config = read_allocation(config, make_space(config, make_spec(config)))
-    folder = run_folder(config)
-    setting = dataclasses.replace(make_setting(config, (folder,)), given=given)
-    show_data(config, (folder,))
+    folder, text = run_folder(config), RunText(config)
+    setting = make_setting(config, (folder,), text)
+    setting = dataclasses.replace(setting, given=given, sequences=text.show((folder,)))
     return run_within(folder, setting, checked_budget(setting, folder), make_executor(config, folder))
 
 
@@ -122,9 +122,9 @@ def run_budgets(config: RunConfig) -> Result:
         UserError: If the input or the environment can't work for any budget.
         RunInterrupted: On a signal that stops a run, after a clean journal.
     """
-    out = run_folder(config)
+    out, data = run_folder(config), RunText(config)
     folders = [out / path_name(text) for text in config.budget]
-    setting = make_setting(config, folders)
+    setting = make_setting(config, folders, data)
     settings = []
     for text, folder in zip(config.budget, folders, strict=True):
         resume = config.resume and (folder / JOURNAL_NAME).is_file()  # one that has not begun has nothing to resume
@@ -132,7 +132,7 @@ def run_budgets(config: RunConfig) -> Result:
         settings.append(dataclasses.replace(setting, config=of_budget))
     budgets = _budgets(settings, folders)
     verdicts = [judged(one, budget) for one, budget in zip(settings, budgets, strict=True)]
-    show_data(config, folders)
+    sequences = data.show(folders)
     entries: list[dict[str, Any]] = []
     results: list[Result] = []
     with closing(make_executor(config, out)) as executor:
@@ -141,7 +141,7 @@ def run_budgets(config: RunConfig) -> Result:
             shared = SharedExecutor(executor, folder, siblings, one.config.to_journal(), {*NOT_OF_THE_RESULT, "budget"})
             entry = {"budget": one.config.budget[0], "budget_bytes": budget, "folder": folder.name}
             try:
-                done = run_within(folder, one, budget, shared, verdict)
+                done = run_within(folder, dataclasses.replace(one, sequences=sequences), budget, shared, verdict)
                 results.append(done)
                 entry |= {"exit_status": done.exit_status, "message": "", **{key: done.best[key] for key in SUMMARISED},
                           **{key: done.best["memory"][key] for key in ("predicted_bytes", "measured_bytes")}}
@@ -188,25 +188,23 @@ def _cells(e: Mapping[str, Any]) -> tuple[str, str, str]:
     return f"{e['winner_kind']}, {e['average_bits']:.2f} bits, rank {e['average_rank']:.1f}", number(e["loss"]), versus
 
 
-def make_setting(config: RunConfig, begun: Sequence[Path] = ()) -> Setting:
+def make_setting(config: RunConfig, begun: Sequence[Path] = (), text: RunText | None = None) -> Setting:
     """Return space, memory model and given profile of a configuration.
 
-    Runs in the folders ``begun`` go on with the allocator's allowance that they began with.
+    Runs in the folders ``begun`` go on with the allocator's allowance that they began with. The run's ``text`` is
+    checked before all else that takes long.
 
     Raises:
-        DeviceError: If fine-tuning needs more RAM than is available.
+        DeviceError: If fine-tuning needs more RAM than is available, or a CUDA device that is not there.
         DataError: If the data is missing or malformed.
         UserError: If the model's shapes are not available, or the given profile lacks a measurement.
     """
+    device = training_device(config)
     spec, path = make_spec(config), config.sensitivity.path
-    if not config.oracle.trains or (config.executor.elsewhere and config.device != "auto"):
-        device = plan_device(config)  # a simulation stands in for a GPU that is there
-    else:
-        device = "cuda" if resolve_device(config.device).startswith("cuda") else "cpu"
     space = make_space(config, spec)
     trains_here = config.oracle.trains and not config.executor.elsewhere
     if trains_here and (config.task != "profile" or path is None):  # a given profile needs no data
-        check_data(config.data)
+        (text or RunText(config)).check()
     if trains_here:
         check_ram(config, spec, space, device)
     profile = None if path is None else given_profile(Path(path).expanduser(), space.units, config.format_names)

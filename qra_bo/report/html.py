@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,10 +13,11 @@ from matplotlib.figure import Figure
 
 from qra_bo.report import story
 from qra_bo.report.data import BREAKDOWN, ReportData, load_run
+from qra_bo.report.inline_svg import Sheet
 from qra_bo.report.notes import notes
 from qra_bo.report.plots import PLOTS, RUNS_PLOTS, write_plots
 from qra_bo.report.side_by_side import NamedRun, caveats, facts
-from qra_bo.report.style import DARK, LIGHT, Theme, narrow, svg_uri
+from qra_bo.report.style import DARK, LIGHT, Theme, narrow
 from qra_bo.report.text import duration, short_names, size
 from qra_bo.study.health import card, health
 from qra_bo.study.state import cost_of
@@ -26,25 +27,33 @@ from qra_bo.utils.numbers import number, signed
 T = TypeVar("T")
 NAMED_UNITS = 3
 """How many of the most sensitive units an alternative text names."""
-THEMES = {"light": LIGHT, "dark": DARK, "narrow_light": narrow(LIGHT), "narrow_dark": narrow(DARK)}
+THEMES = (LIGHT, DARK, narrow(LIGHT), narrow(DARK))
 REM_PER_INCH = 7.0
 """Size of a figure on the page: its text is then about as large as the page's own small text."""
 
 
-def pictures(plots: Mapping[str, Callable[[T, Theme], Figure | None]], of: T) -> dict[str, dict[str, Any] | None]:
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A figure on a page: its elements for wide and narrow screens, and the width of the wide one (``rem``)."""
+
+    wide: str
+    narrow: str
+    rem: float
+
+
+def pictures(plots: Mapping[str, Callable[[T, Theme], Figure | None]],
+             of: T) -> tuple[dict[str, Picture | None], Sheet]:
     """Draw every figure of a run (or of several) in both appearances, for wide and narrow screens.
 
-    Returns by name four data URIs (``light``, ``dark``, ``narrow_light``, ``narrow_dark``) and the width of the wide
-    ones (``rem``), ``None`` where the data are missing.
+    Returns the pictures by name, ``None`` where the data are missing, and what they share on their page.
     """
-    out: dict[str, dict[str, Any] | None] = {}
+    out, sheet = dict[str, Picture | None](), Sheet()
     for name, draw in plots.items():
-        drawn = {key: draw(of, theme) for key, theme in THEMES.items()}
-        wide = drawn["light"]
-        out[name] = None if wide is None else {
-            **{key: svg_uri(fig) for key, fig in drawn.items() if fig is not None},
-            "rem": round(REM_PER_INCH * wide.get_figwidth(), 1)}
-    return out
+        drawn = [fig for theme in THEMES if (fig := draw(of, theme)) is not None]
+        out[name] = None if not drawn else Picture(sheet.svg(drawn[0], drawn[1], "wide"),
+                                                   sheet.svg(drawn[2], drawn[3], "narrow"),
+                                                   round(REM_PER_INCH * drawn[0].get_figwidth(), 1))
+    return out, sheet
 
 
 def _render(name: str, **values: Any) -> str:
@@ -63,17 +72,19 @@ def render_html(d: ReportData) -> str:
     """The report as one HTML document; everything that comes from the journal is escaped."""
     planned = float({**d.study.header, **d.study.last.get("extension", {})}.get("planned_cost", 0.0))
     share = None if d.ended or planned <= 0 else min(1.0, d.study.search_cost.tokens / planned)
+    figures, sheet = pictures(PLOTS, d)
     return _render("report.html.jinja", d=d, delivered=story.delivered(d), answer=story.answer(d),
                    rows=story.comparison(d), columns=story.COLUMNS[2:], lines=story.lines(d),
-                   figures=pictures(PLOTS, d), share=share,
+                   figures=figures, sheet=sheet, share=share,
                    sample=(d.last("final") or {}).get("sample"), units=_unit_rows(d), steps=story.next_steps(d))
 
 
 def render_runs(runs: Sequence[NamedRun]) -> str:
     """Several runs side by side as one HTML document."""
+    figures, sheet = pictures(RUNS_PLOTS, runs)
     return _render("runs.html.jinja", title=f"{len(runs)} runs side by side", runs=runs,
                    answers=[story.answer(run.data) for run in runs], rows=facts(runs), caveats=caveats(runs),
-                   figures=pictures(RUNS_PLOTS, runs))
+                   figures=figures, sheet=sheet)
 
 
 def report_json(d: ReportData) -> dict[str, Any]:

@@ -115,6 +115,9 @@ def _describe(e: Event) -> str | None:
         return f"untuned model: test loss {e['loss']:.4f}"
     if kind == "calibration":
         return f"learning rate {float(e['lr']):.3g} (rule {e['rule']})"
+    if kind == "objective":
+        return (f"the loss after {e['steps']:,} steps, as in the final fine-tune, is minimised: losses of trials, "
+                f"after {e['before']}, are carried to it by learned rates")
     if kind == "confirmation" and not e["train_seeds"]:
         return "no mixed allocation to confirm; a uniform one is chosen"
     if kind == "confirmation":

@@ -169,7 +169,8 @@ def _carried(d: ReportData, c: Confirmation, where: str, expected: float) -> Ans
     kind, other = ("A mixed", "uniform") if c.winner_kind == "mixed" else ("A uniform", "mixed")
     name = d.name(c.candidate if c.winner_kind == "mixed" else c.reference)
     return Answer(f"{kind} allocation was chosen for {where}: {name}. After {c.steps} steps the {other} one is ahead. "
-                  f"Learned rates expect {signed(expected)} nats for the mixed one after {d.study.objective_steps} steps.",
+                  f"Learned rates expect {signed(expected)} nats for the mixed one after {d.study.objective_steps} "
+                  "steps.",
                   f"{signed(c.mean)} nats", _interval(d, c), "open")
 
 

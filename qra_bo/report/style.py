@@ -1,13 +1,11 @@
 """Appearance of figures: colours for colour-blind readers (Okabe and Ito), no global matplotlib state."""
 
-import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
@@ -138,11 +136,3 @@ def png_bytes(fig: Figure) -> bytes:
     buffer = io.BytesIO()
     fig.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
     return buffer.getvalue()
-
-
-def svg_uri(fig: Figure) -> str:
-    """The figure as a ``data:`` URI, the same for the same figure."""
-    buffer = io.BytesIO()
-    with rc_context({"svg.hashsalt": "qra_bo", "svg.fonttype": "path"}):
-        fig.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -83,6 +83,7 @@ class Setting:
         memory: The memory model, of the device that trains.
         profile: The profile of ``sensitivity.path``, or ``None`` to measure one.
         given: Allocations that are trained without a search; ``None``: the run searches.
+        sequences: Sequences of ``train.length`` tokens in the training split, for the plan; ``None``: not known yet.
     """
 
     config: RunConfig
@@ -90,6 +91,7 @@ class Setting:
     memory: MemoryModel
     profile: SensitivityProfile | None = None
     given: Given | None = None
+    sequences: float | None = None
 
     @cached_property
     def predictor(self) -> BytesPredictor:

@@ -16,8 +16,12 @@ from qra_bo.memory.budget import check_budget, format_size
 from qra_bo.memory.model import KEYS
 from qra_bo.memory.plan import Plan, Row
 from qra_bo.memory.serving import ANY, CONSUMERS
+from qra_bo.memory.verdict import NOTHING_BINDS
+from qra_bo.pipeline.data import TextSize
+from qra_bo.pipeline.forecast import Forecast, make_forecast
 from qra_bo.pipeline.plan import TraceCheck, make_plan, verify_plan
-from qra_bo.utils.errors import BudgetError
+from qra_bo.report.text import rough
+from qra_bo.utils.errors import BudgetError, DataError, ModelError
 
 WIDTH = 120
 """Columns of the plan outside a terminal."""
@@ -28,17 +32,24 @@ def run(config: RunConfig) -> int:
 
     Raises:
         BudgetError: If nothing fits some budget; the plan has been printed by then.
-        ModelError: If the model's shapes are not available.
+        DataError: If the user's file is missing or malformed; likewise.
+        ModelError: If the model's shapes are not available, or its template renders no conversation; likewise.
     """
     plan = make_plan(config)
     checks = verify_plan(config, plan) if config.memory.verify else None
+    forecast, unread = None, None
+    try:
+        forecast = make_forecast(config, plan)
+    except (DataError, ModelError) as error:  # the plan of the memory stands without the text
+        unread = error
     if config.memory.format == "json":
         traced = {} if checks is None else {"traced": [asdict(check) for check in checks]}
-        print(json.dumps(plan.to_json() | {"notes": preset_notes(config)} | traced, indent=2))
+        times = {} if forecast is None else forecast.to_json()
+        print(json.dumps(plan.to_json() | {"notes": preset_notes(config)} | times | traced, indent=2))
     elif Console().is_terminal:
-        Console().print(render(plan, preset_notes(config), checks))
+        Console().print(render(plan, preset_notes(config), checks, forecast))
     else:
-        print("\n".join(plan_lines(plan, preset_notes(config), checks)))
+        print("\n".join(plan_lines(plan, preset_notes(config), checks, forecast)))
     space = make_space(config, plan.memory.spec)
     table, problems = plan.memory.table(space), []
     for answer in plan.budgets:
@@ -48,21 +59,26 @@ def run(config: RunConfig) -> int:
             problems.append(str(error))
     if problems:
         raise BudgetError("; ".join(dict.fromkeys(problems)))
+    if unread is not None:
+        raise unread
     return 0
 
 
-def plan_lines(plan: Plan, notes: Sequence[str] = (), checks: Sequence[TraceCheck] | None = None) -> list[str]:
+def plan_lines(plan: Plan, notes: Sequence[str] = (), checks: Sequence[TraceCheck] | None = None,
+               forecast: Forecast | None = None) -> list[str]:
     """Return the plan as lines of text, without a terminal; see ``render``."""
     console = Console(width=WIDTH, force_terminal=False, color_system=None)
     with console.capture() as capture:
-        console.print(render(plan, notes, checks))
+        console.print(render(plan, notes, checks, forecast))
     return [line.rstrip() for line in capture.get().splitlines()]
 
 
-def render(plan: Plan, notes: Sequence[str] = (), checks: Sequence[TraceCheck] | None = None) -> RenderableType:
+def render(plan: Plan, notes: Sequence[str] = (), checks: Sequence[TraceCheck] | None = None,
+           forecast: Forecast | None = None) -> RenderableType:
     """Return verdicts and tables: uniform choices, largest ranks, bytes by part, cards; levers where nothing fits.
 
-    ``notes`` on what was chosen stand below the verdicts, predictions beside traced peaks where ``checks`` are given.
+    ``notes`` on what was chosen stand below the verdicts, predictions beside traced peaks where ``checks`` are given,
+    text and times where there is a ``forecast``.
     """
     verdicts = [Text(f"{_named(b.text, b.size)}: {b.verdict.sentence} {b.verdict.offer}".rstrip())
                 for b in plan.budgets]
@@ -72,7 +88,10 @@ def render(plan: Plan, notes: Sequence[str] = (), checks: Sequence[TraceCheck] |
     parts.append(_table("Largest uniform rank that fits", ["budget", *plan.budgets[0].ranks],
                         [(_named(b.text, b.size), *(str(rank or "none") for rank in b.ranks.values()))
                          for b in plan.budgets]))
-    parts += [_breakdown(plan), *_paces(plan), _cards(plan)]
+    parts += [_breakdown(plan), *_paces(plan)]
+    if forecast is not None:
+        parts += _times(forecast, forced=all(b.verdict.region == NOTHING_BINDS for b in plan.budgets))
+    parts.append(_cards(plan))
     if not plan.fits:
         parts.append(_table("What lowers the smallest allocation", ["change", "then needs", "saves"],
                             [(v.change, format_size(v.needs), format_size(v.saves)) for v in plan.levers]))
@@ -138,6 +157,12 @@ def _breakdown(plan: Plan) -> Table:
     table.add_row("in all", *(format_size(row.total) for row in rows.values()))
     table.add_row("whole model as a file", *(format_size(row.file_bytes) for row in rows.values()))
     table.add_row("decided by", *(row.phase for row in rows.values()))
+    files = next(iter(rows.values())).gguf_bytes
+    if files:
+        table.add_section()
+        table.caption, table.caption_justify = "*.gguf: of export.targets=[gguf]; the vocabulary adds some MB", "left"
+    for name in files:
+        table.add_row(f"{name}.gguf", *(format_size(row.gguf_bytes[name]) for row in rows.values()))
     return table
 
 
@@ -148,6 +173,34 @@ def _paces(plan: Plan) -> list[Text]:
     return [] if plan.card is None or not paces else [Text(
         f"Training tokens a second on a {plan.card.title}: about {listed} (estimated from the number of operations, "
         "not measured on a GPU; a run corrects it by its first trial)")]
+
+
+def _times(forecast: Forecast, *, forced: bool) -> list[RenderableType]:
+    """The text's size, and the time of every effort, of searches that must be ``forced``; a line where no speed is
+    known."""
+    text, parts = forecast.text, list[RenderableType]()
+    if text is not None:
+        of_all = "" if text.training_records == text.records else f", {text.training_records:,} of them for training"
+        parts.append(Text(f"Text: {text.source}: {text.records:,} records{of_all}; {_tokens(text)} training "
+                          f"tokens ({text.basis}), in about {text.sequences:,.0f} sequences"))
+        if text.too_much_is_cut:
+            parts.append(Text(f"  {text.cut_share:.0%} of its answer tokens lie beyond train.length: a run ends with a "
+                              "message; raise train.length, or accept it by data.max_cut"))
+    final = f"Final fine-tune: {forecast.final}"
+    if forecast.final_seconds is None and all(effort.seconds is None for effort in forecast.efforts):
+        return [*parts, Text(f"{final}; {forecast.basis}")]
+    last = "not known" if forecast.final_seconds is None else f"about {rough(forecast.final_seconds)}"
+    rows = [(e.effort, f"{e.max_full_trials}", "not known" if e.seconds is None else f"about {rough(e.seconds)}", last)
+            for e in forecast.efforts]
+    parts += [Text(f"{final}. In the table, {forecast.basis}"),
+              _table(f"Time by effort, at most{' (with search.force=true)' if forced else ''}",
+                     ["effort", "full trials", "search and confirmation", "final fine-tune"], rows)]
+    return parts
+
+
+def _tokens(text: TextSize) -> str:
+    """The training tokens, in two digits where they are an estimate."""
+    return f"{text.training_tokens:,}" if text.counted else f"about {int(float(f'{text.training_tokens:.2g}')):,}"
 
 
 def _cards(plan: Plan) -> Table:

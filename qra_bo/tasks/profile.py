@@ -6,7 +6,7 @@ import numpy as np
 from rich.console import Console
 
 from qra_bo.config import RunConfig
-from qra_bo.pipeline.data import show_data
+from qra_bo.pipeline.data import RunText
 from qra_bo.pipeline.folders import task_folder
 from qra_bo.pipeline.run import make_setting, oracle_session
 from qra_bo.report.tables import print_table
@@ -31,11 +31,12 @@ def run(config: RunConfig) -> int:
         if isinstance(given, PublishedSensitivity):
             print_published(given, console)
             return 0
-    setting = make_setting(config)
+    text = RunText(config)
+    setting = make_setting(config, text=text)
     folder = task_folder(config)
     profile = setting.profile
     if profile is None:
-        show_data(config)
+        text.show()
         with oracle_session(config) as (executor, progress):
             profile = executor.profile(progress).profile
     save_profile(profile, folder / PROFILE_NAME)

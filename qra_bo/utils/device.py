@@ -26,8 +26,11 @@ def resolve_dtype(dtype: str, device_type: str, capability: tuple[int, int] | No
     return "bfloat16" if flags & _FAST_BF16 else "float32"
 
 
-def planned_device(device: str) -> str:
-    """Return ``"cuda"`` or ``"cpu"``; ``"auto"`` is answered from the driver's files, without loading torch."""
+def planned_device(device: str, card: str | None = None) -> str:
+    """Return the kind of device, ``"cuda"`` or ``"cpu"``, that a plan or a simulation stands for: that of a named
+    ``card``, else of ``device``. ``"auto"`` is answered from the driver's files, without loading torch."""
+    if card is not None:
+        return "cuda"
     if device != "auto":
         return device.partition(":")[0]
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")

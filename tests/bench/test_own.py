@@ -23,20 +23,38 @@ def test_own_method_stands_beside_the_published_ones(tmp_path: Path, monkeypatch
     arena = make_arena(oracle, setting.space, budget, setting.predictors[budget.scope])
     place: dict[str, Any] = {"task": oracle.table.facts.task, "emulator": "boosted", "budget": budget.text,
                              "best_known": 3.0, "best_uniform": 5.0}
-    rows = [{**place, "method": name, "regret": 0.1 * i} for i, name in enumerate(own.BESIDE)]
+    rows = [{**place, "method": name, "regret": 9.0, "finals": {str(seed): 0.1 * i + seed for seed in range(10)}}
+            for i, name in enumerate(own.BESIDE)]
+    fitted = list[str]()
     monkeypatch.setattr(own, "published_rows", lambda path: rows)
-    monkeypatch.setattr(own, "arenas", lambda folder, families: [arena])
-    assert own.main([TARGET, "changes=1", "--tasks", "plays", "--seeds", "2"]) == 0
-    head, line = capsys.readouterr().out.splitlines()
-    assert head.split()[:3] == ["arena", "refused", "yours"]
-    entry = Entry("yours", "", "peer", {"_target_": TARGET, "changes": 1})
-    losses = [play(arena, entry, seed, EQUIVALENTS)["trace"][-1][1] for seed in range(2)]
-    expected = [(np.median(losses) - 3.0) / 2.0, 0.0, 0.1, 0.2, 0.3]
-    assert [float(cell) for cell in line.split()[-5:]] == pytest.approx(expected, abs=6e-3)
+    monkeypatch.setattr(own, "FAMILIES", ["boosted"])
+    monkeypatch.setattr(own, "arenas", lambda folder, families: fitted.extend(families) or [arena])
+    assert own.main([TARGET, "changes=1", TARGET, "changes=2", "--tasks", "plays", "--seeds", "2"]) == 0
+    said = capsys.readouterr()
+    header, head, line = said.out.splitlines()
+    assert header.startswith("2 of the 10 published seeds")
+    assert head.split()[:5] == ["arena", "CoordinateSearch", "changes=1", "refused", "CoordinateSearch"]
+    assert fitted == ["boosted"]
+    assert said.err.splitlines()[:2] == ["fitting the boosted emulator of plays",
+                                         f"{arena.name}: CoordinateSearch changes=1, search 1 of 2"]
+    expected = list[float]()
+    for changes in (1, 2):
+        entry = Entry("", "", "peer", {"_target_": TARGET, "changes": changes})
+        losses = [play(arena, entry, seed, EQUIVALENTS)["trace"][-1][1] for seed in range(2)]
+        expected += [float(np.median(losses) - 3.0) / 2.0, 0.0]
+    expected += [0.5, 0.6, 0.7, 0.8]  # published regrets of seeds 0 and 1
+    assert [float(cell) for cell in line.split()[-8:]] == pytest.approx(expected, abs=6e-3)
+
+
+def test_methods_are_named_by_their_class_and_by_options_where_it_is_shared() -> None:
+    assert own.methods_of(["a.B", "x=1", "c.D"]) == {"B": {"_target_": "a.B", "x": 1}, "D": {"_target_": "c.D"}}
+    assert list(own.methods_of(["a.B", "x=1", "c.B", "x=[1,2]"])) == ["B x=1", "B x=[1,2]"]
 
 
 @pytest.mark.parametrize(("given", "message"), [(["no.such.Searcher"], "can't be imported"),
                                                 ([TARGET, "changes"], "KEY=VALUE"),
+                                                (["changes=2"], "PACKAGE.MODULE.CLASS"),
+                                                ([TARGET, TARGET], "given once"),
                                                 ([TARGET, "speed=2"], "speed")])
 def test_own_method_that_can_not_be_made_exits_2(given: list[str], message: str,
                                                  capsys: pytest.CaptureFixture[str]) -> None:

@@ -62,6 +62,7 @@ def test_device_auto_is_told_without_torch(monkeypatch: pytest.MonkeyPatch) -> N
     assert planned_device("cuda:3") == "cuda"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert planned_device("auto") == "cpu"
+    assert planned_device("auto", "rtx4090") == "cuda"
 
 
 def test_auto_is_free_bytes_less_the_headroom(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,10 @@ def test_a_consumer_brings_its_formats(serve: str) -> None:
     assert config.format_names == tuple(fmt.name for fmt in formats)
 
 
+def test_ollama_runs_what_llamacpp_runs() -> None:
+    assert load_config(["serve=ollama"]) == load_config(["serve=llamacpp"])
+
+
 def test_without_a_consumer_nothing_is_limited() -> None:
     assert load_config([]).serve == ANY
     assert load_config(["serve=any", "granularity=module"]).format_names == load_config([]).format_names

@@ -57,7 +57,7 @@ def lines(code: str) -> Iterator[list[str]]:
 def make_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the files that the docs speak of, on a machine that says it has GPUs."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "my.jsonl").write_text('{"question": "a", "answer": "b"}\n' * 10)
+    (tmp_path / "my.jsonl").write_text("".join(f'{{"question": "a", "answer": "b{i}"}}\n' for i in range(10)))
     (tmp_path / "questions.jsonl").write_text('{"question": "a", "choices": ["b", "c"], "answer": "b"}\n')
     (tmp_path / "outputs").mkdir()
     (tmp_path / "bench").symlink_to(ROOT / "bench")

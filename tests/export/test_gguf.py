@@ -11,6 +11,7 @@ from gguf import GGMLQuantizationType as Form
 from gguf import GGUFReader
 from gguf.quants import dequantize, quantize
 
+from qra_bo.config import load_config, make_spec
 from qra_bo.export.comparison import Reference
 from qra_bo.export.gguf import FILES, FOLDER, LOADER, modelfile, write
 from qra_bo.export.gguf_blocks import form_of, is_exact, linear_blocks
@@ -21,10 +22,13 @@ from qra_bo.export.registry import export_all
 from qra_bo.export.run import FinishedRun
 from qra_bo.export.weights import LinearWeights, RunWeights, weights_of
 from qra_bo.finetune.quantization.base import backend_of
+from qra_bo.memory import MemoryModel, TrainShape
 from qra_bo.memory.formats import FORMATS, parse_format
+from qra_bo.memory.serving_cost import gguf_bytes
+from qra_bo.space import Allocation, Ladder, SearchSpace, make_units
 from qra_bo.utils.errors import ConfigError
 from tests.export.allocations import VOCABULARY, build, check_refusal, make_case, slow_cases
-from tests.export.finished import finish
+from tests.export.finished import SETTINGS, finish
 
 RTN = "quantizer.rounding=rtn"
 FP32 = "dtype=float32"
@@ -223,3 +227,20 @@ def test_many_random_allocations(tmp_path: Path, first: int) -> None:
     exported = [reload_or_refuse(number, tmp_path / str(number)) for number in range(first, first + 100)]
     assert any(exported)
     assert not all(exported)
+
+
+@pytest.mark.parametrize("embeddings", [16, 6])
+def test_plan_states_the_bytes_of_each_files_tensors(embeddings: int, tmp_path: Path) -> None:
+    formats, ranks = ("sym4-g64", "int3-g32", "sym8-g64", "fp16"), (3, 2, 5, 8)
+    folder = finish(tmp_path / "run", formats, ranks, RTN, FP32, f"embeddings={embeddings}")
+    spec = make_spec(load_config([*SETTINGS, RTN]))
+    space = SearchSpace(make_units(spec, "layer"), tuple(sorted(map(parse_format, formats), key=lambda f: f.bits)),
+                        Ladder("ranks", (2, 3, 5, 8)))
+    memory = MemoryModel(spec, TrainShape(2, 32, embeddings=embeddings), serve="llamacpp")
+    stated = gguf_bytes(memory, space, Allocation(formats, ranks))
+    export_all(folder, ["gguf"], gguf_files=list(stated))
+    for name, size in stated.items():
+        path = folder / FOLDER / f"{name}.gguf"
+        assert sum(int(t.n_bytes) for t in names(path).values()) == size
+        assert size < path.stat().st_size < size + 20_000
+    assert gguf_bytes(replace(memory, serve="mlx"), space, Allocation(formats, ranks)) == {}

@@ -12,7 +12,7 @@ from qra_bo.memory.cards import CARDS
 from qra_bo.memory.speed import step_seconds
 from qra_bo.pipeline import estimate
 from qra_bo.pipeline.estimate import FirstTrial, basis, card_of, token_seconds, typical
-from qra_bo.pipeline.plan import plan_rows
+from qra_bo.pipeline.forecast import plan_rows
 from qra_bo.pipeline.run import make_setting
 from qra_bo.report.tables import PlanRow
 from qra_bo.space import uniform
@@ -68,7 +68,7 @@ def test_the_card_is_the_one_of_the_device(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_plan_for_a_gpu_says_that_it_was_not_measured() -> None:
-    run = on_gpu("+model=tiny", "data=tiny")
+    run = replace(on_gpu("+model=tiny", "data=tiny"), sequences=40.0)
     assert "GeForce RTX 4090" in basis(run, CARD)
     assert basis(run, CARD).endswith("not measured on a GPU")
     assert basis(run, None) == "times are known after the first trial"

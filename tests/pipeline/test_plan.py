@@ -1,15 +1,12 @@
 """RAM and time of a run on a CPU before it starts."""
 
-from pathlib import Path
-from typing import Any
 
 import pytest
 
 from qra_bo.config import RunConfig, load_config, make_space, make_spec
-from qra_bo.finetune.training.final import FinalSettings
 from qra_bo.memory.budget import parse_size
 from qra_bo.pipeline import plan
-from qra_bo.pipeline.plan import check_ram, host_parts, make_plan, needs_of, plan_rows, training_tokens
+from qra_bo.pipeline.plan import check_ram, host_parts, make_plan, needs_of
 from qra_bo.pipeline.run import make_setting
 from qra_bo.space import DecoderSpec, SearchSpace, uniform
 from qra_bo.utils.errors import DeviceError
@@ -96,46 +93,31 @@ def test_workers_with_a_gpu_each_need_host_memory_too(monkeypatch: pytest.Monkey
 
 
 def test_a_run_on_a_gpu_is_refused_for_lack_of_host_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qra_bo.pipeline.run.resolve_device", lambda device: "cuda")
+    monkeypatch.setattr("qra_bo.pipeline.build.resolve_device", lambda device: "cuda")
     monkeypatch.setattr(plan, "free_bytes", lambda device: parse_size("1GB"))
     config = load_config(["+model=llama2_7b", "budget=10GB", "data=tiny", "dtype=bfloat16"])
     with pytest.raises(DeviceError, match=r"on a GPU needs about .* of RAM .* and 1\.00 GB is available"):
         make_setting(config)
 
 
+@pytest.mark.parametrize(("device", "lacks"), [("auto", "torch sees none on this machine"),
+                                               ("cpu", "device=cpu is another")])
+def test_a_card_is_planned_for_and_not_trained_on_a_cpu(device: str, lacks: str,
+                                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qra_bo.pipeline.build.resolve_device", lambda device: "cpu")
+    words = ["+model=llama2_7b", "gpu=rtx4090", "data=tiny", f"device={device}"]
+    with pytest.raises(DeviceError, match=rf"gpu=rtx4090 names a card, .*needs a CUDA device, and {lacks}\. .*"
+                                          r"task=memory gpu=rtx4090\. .* leave gpu out"):
+        make_setting(load_config(words))
+    assert make_setting(load_config([*words, "oracle=synthetic"])).memory.shape.device == "cuda"
+    monkeypatch.setattr("qra_bo.pipeline.build.resolve_device", lambda device: "cuda")
+    monkeypatch.setattr(plan, "free_bytes", lambda device: parse_size("900GB"))
+    assert make_setting(load_config(["+model=llama2_7b", "gpu=rtx4090", "data=tiny"])).memory.shape.device == "cuda"
+
+
 def test_a_simulation_needs_no_ram(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "free_bytes", lambda device: 0)
     make_setting(load_config(["+model=llama2_7b", "budget=10GB", "oracle=synthetic", "device=cpu"]))
-
-
-def test_tokens_of_the_final_fine_tune(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_text('{"text": "' + 32 * "x" + '"}\n' + 9 * ('{"text": "' + 64 * "y" + '"}\n'))
-    jsonl: list[str] = ["data=jsonl", f"data.path={tmp_path / 'a.jsonl'}"]
-    assert training_tokens(load_config(["+model=smollm2_135m", *jsonl])) == pytest.approx(0.8 * 608 / 3.2, abs=1)
-    assert training_tokens(load_config(["+model=tiny", *jsonl])) == pytest.approx(0.8 * 608, abs=1)
-    assert training_tokens(load_config(["data=gsm8k"])) is None
-    (tmp_path / "a.jsonl").write_text("no JSON")  # the run itself says what is wrong with it
-    assert training_tokens(load_config(["+model=tiny", *jsonl])) is None
-
-
-@pytest.mark.parametrize(("final", "cost"), [
-    (["final.steps=10"], (10 * 4 + 64 / 3) * 128), (["final.epochs=2"], None),
-    (["final.max_steps=5"], (5 * 4 + 64 / 3) * 128)])
-def test_every_row_of_the_plan_has_a_time(final: list[str], cost: float | None,
-                                          monkeypatch: pytest.MonkeyPatch) -> None:
-    config: Any = load_config(["+model=tiny", "data=tiny", "device=cpu", *final])
-    monkeypatch.setattr(plan, "token_seconds", lambda setting, card: 0.5)
-    rows = plan_rows(make_setting(config))
-    assert all(row.seconds == 0.5 * row.cost and row.cost > 0 for row in rows)
-    tokens = training_tokens(config)
-    assert tokens is not None
-    steps = round(2 * tokens / 128 / 4)
-    validations = len(FinalSettings().validations(steps))
-    assert rows[-1].cost == pytest.approx((steps * 4 + validations * 64 / 3) * 128 if cost is None else cost)
-    share = 100 * rows[-1].cost / sum(row.cost for row in rows)
-    assert f"; {share:.0f} % of the whole)" in rows[-1].what
-    monkeypatch.setattr(plan, "token_seconds", lambda setting, card: None)
-    assert [row.seconds for row in plan_rows(make_setting(config))] == [None] * len(rows)
 
 
 def test_held_out_evaluation_never_decides_a_plan() -> None:

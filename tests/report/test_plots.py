@@ -7,9 +7,10 @@ import pytest
 
 from qra_bo.report.data import parse_events
 from qra_bo.report.html import render_html
+from qra_bo.report.inline_svg import Sheet
 from qra_bo.report.plots import PLOTS, write_plots
 from qra_bo.report.plots_search import front
-from qra_bo.report.style import DARK, LIGHT, NARROW, narrow, svg_uri
+from qra_bo.report.style import DARK, LIGHT, NARROW, narrow
 from tests.report.fixtures import make_events
 
 
@@ -95,7 +96,8 @@ def test_confirmation_axis_fits_the_differences_and_zero(data):
 
 def test_the_same_figure_gives_the_same_bytes(data):
     draw = PLOTS["pareto"]
-    assert svg_uri(draw(data, LIGHT)) == svg_uri(draw(data, LIGHT))
+    first, second = (Sheet().svg(draw(data, LIGHT), draw(data, DARK), "wide") for _ in range(2))
+    assert first == second
 
 
 def test_points_above_the_view_are_marked(data):
@@ -109,7 +111,8 @@ def test_points_above_the_view_are_marked(data):
 
 
 def test_every_alternative_text_holds_the_numbers(data):
-    alt = dict(re.findall(r'<section id="(\w+)"(?:(?!</section>).)*?<img [^>]*alt="([^"]*)"', render_html(data), re.S))
+    alt = dict(re.findall(r'<section id="(\w+)"(?:(?!</section>).)*?<div role="img" aria-label="([^"]*)"',
+                          render_html(data), re.S))
     assert list(alt) == list(PLOTS)
     assert f"{data.confirmation.mean:+.4f}".replace("-", "\u2212") in alt["confirmation"]
     assert f"{data.study.best_uniform.loss:.4f}" in alt["pareto"]

@@ -57,10 +57,12 @@ def read_data(cfg: DataConfig, seed: int = 0) -> tuple[list[Record | Conversatio
     return records, left_out
 
 
-def load_data(data_cfg: DataConfig, tokenizer: Any, length: int, seed: int = 0, isolate: bool = False) -> DataSplits:
+def load_data(data_cfg: DataConfig, tokenizer: Any, length: int, seed: int = 0, isolate: bool = False,
+              read: tuple[list[Record | Conversation], int] | None = None) -> DataSplits:
     """Read, split, tokenise and pack into sequences of ``length`` tokens; ``isolate``: see ``packing.pack``.
 
-    ``seed`` splits the records and orders the sequences; all searches share it, and so their data.
+    ``seed`` splits the records and orders the sequences; all searches share it, and so their data. ``read`` is what
+    ``read_data`` gave where that was done before.
 
     Raises:
         DataError: If the data is missing, malformed or too small, or too much of its answers would be cut.
@@ -69,7 +71,7 @@ def load_data(data_cfg: DataConfig, tokenizer: Any, length: int, seed: int = 0, 
         return assemble(tokenizer, play_records(), length, data_cfg.calibration, seed, f"plays of {PACKAGE} {VERSION}",
                         isolate)
     source = str(getattr(data_cfg, "path", None) or data_cfg.name)
-    records, left_out = read_data(data_cfg, seed)
+    records, left_out = read or read_data(data_cfg, seed)
     splits = split_records(records, data_cfg.held_out, seed, source)
     data = assemble(tokenizer, splits, length, data_cfg.calibration, seed, source, isolate)
     if isinstance(data_cfg, UserData):

@@ -59,6 +59,13 @@ def small_files(model: Mapping[str, Any]) -> Path:
     return _Repository(model).get(SMALL) if is_on_hub(model) else Path(str(model.get("path")))
 
 
+def tokenizer_folder(model: Mapping[str, Any]) -> Path | None:
+    """Return the folder of the hub's cache with the tokenizer of a model of the hub, ``None`` where the cache lacks it;
+    asks no network."""
+    repo, gguf = _Repository(model), model.get("gguf_file")
+    return repo.local(SMALL if gguf is None else [str(gguf)])
+
+
 def cached(model: Mapping[str, Any]) -> Path:
     """Return the folder of the hub's cache with a model that ``fetch`` downloaded; asks no network.
 

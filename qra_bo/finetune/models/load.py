@@ -2,7 +2,7 @@
 
 import importlib.util
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from transformers.utils import logging as transformers_logging
 
 from qra_bo.finetune.data.load import byte_tokenizer
 from qra_bo.finetune.models.files import check_model_files, may_run
-from qra_bo.finetune.models.hub import cached, fetch, is_on_hub, small_files
+from qra_bo.finetune.models.hub import cached, fetch, is_on_hub, small_files, tokenizer_folder
 from qra_bo.utils.errors import ModelError
 
 
@@ -55,6 +55,17 @@ def load_tokenizer(model_cfg: Mapping[str, Any]) -> Any:
         return _pretrained(model_cfg, small_files(model_cfg), weights=False)[1]
     folder = source_folder(model_cfg)
     return byte_tokenizer() if folder is None else _pretrained(model_cfg, folder, weights=False)[1]
+
+
+def tokenizer_at_hand(model_cfg: Mapping[str, Any]) -> Any | None:
+    """Return the tokenizer of a node of ``conf/model`` that this machine holds, ``None`` where it lacks one that can be
+    read; asks no network."""
+    with suppress(ModelError):
+        if not is_on_hub(model_cfg):
+            return load_tokenizer(model_cfg)
+        folder = tokenizer_folder(model_cfg)
+        return None if folder is None else _pretrained(model_cfg, folder, weights=False)[1]
+    return None
 
 
 def source_folder(model_cfg: Mapping[str, Any]) -> Path | None:

@@ -1,0 +1,166 @@
+"""Losses of many allocations after several numbers of steps, as models of training length read them."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bench.collect.task import DATA, task_config
+from bench.length.command import study_config
+from bench.length.trials import load, trial_of
+from qra_bo.config import RunConfig, make_space, make_spec
+from qra_bo.memory.formats import parse_format
+from qra_bo.oracle.emulator.emulator import usable
+from qra_bo.oracle.emulator.table import load_table
+from qra_bo.pipeline.build import make_memory
+from qra_bo.searchers.base import SearchProblem
+from qra_bo.searchers.structured.rates import row_of, rows_terms
+from qra_bo.sensitivity import SensitivityProfile
+from qra_bo.sensitivity.io import load_profile
+from qra_bo.space import Allocation, FloatArray, IntArray
+
+PROFILE = DATA / "plays" / "profile_default.json"
+"""Sensitivities on the plays in the study's formats, as a run with ``bits=[3,4] dtype=float32`` measured them; trials
+with other formats are left out."""
+STEPS, LOOKS, SHORT = 240, (24, 72, 120), 24
+"""Length of the training runs whose curves are read, steps of a curve besides its end, and length of short runs."""
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Losses of one text, training seed and split: ``n`` rows, an allocation at a learning rate each.
+
+    Args:
+        name: Origin, in words.
+        steps: Optimiser steps of the columns, increasing, ``S``.
+        losses: ``n x S`` (nats per token); NaN where a loss is unknown.
+        terms: Of the exchange rates (``rates.terms``, summed over units), ``n x 3``.
+        rates: Factor on the learning rate, ``n``.
+        allocation: Number of the row's allocation, ``n``.
+        noise: Standard deviation of a loss over training seeds (nats); ``None`` where nothing was repeated.
+    """
+
+    name: str
+    steps: tuple[int, ...]
+    losses: FloatArray
+    terms: FloatArray
+    rates: FloatArray
+    allocation: IntArray
+    noise: float | None = None
+
+    @property
+    def n_allocations(self) -> int:
+        """How many different allocations there are."""
+        return len(np.unique(self.allocation))
+
+    def hiding(self, hidden: Mask, seen: int) -> "Curves":
+        """Return the curves without the losses of ``hidden`` rows after column ``seen``."""
+        losses = self.losses.copy()
+        losses[hidden, seen + 1:] = np.nan
+        return replace(self, losses=losses)
+
+    def rows(self, chosen: Mask) -> "Curves":
+        """Return the ``chosen`` rows."""
+        return replace(self, losses=self.losses[chosen], terms=self.terms[chosen], rates=self.rates[chosen],
+                       allocation=self.allocation[chosen])
+
+    def best_rates(self) -> Mask:
+        """Return which rows hold the least final loss of their allocation: its calibrated learning rate."""
+        final = self.losses[:, -1]
+        least = {a: final[self.allocation == a].min() for a in np.unique(self.allocation)}
+        return np.array([final[i] == least[a] for i, a in enumerate(self.allocation)], dtype=bool)
+
+
+def of_table(task: str) -> Curves:
+    """Return the table of a text, ``bench/data/TASK``: losses half-way and after 24 steps, at one learning rate."""
+    config = task_config("plays", None)  # the space is the model's, whatever the text
+    table = load_table(DATA / task)
+    data = usable(table)
+    terms = _terms(config, table.profile, data.allocations)
+    half, end = table.facts.record_at[-1], table.facts.steps
+    known = np.isfinite(terms[:, 0]) & np.isfinite(data.targets[:, -2:]).all(axis=1)
+    n = int(known.sum())
+    return Curves(f"{task}, table of {end} steps", (half, end), data.targets[known, -2:], terms[known], np.ones(n),
+                  np.arange(n), data.noise.deviations[0])
+
+
+def of_trials(path: Path, profile: SensitivityProfile | None = None) -> list[Curves]:
+    """Return the curves over ``STEPS`` steps on the plays, one for every training seed and split.
+
+    Args:
+        path: Trials of the length study; an absent file holds none.
+        profile: Sensitivities; those of ``PROFILE`` where ``None``.
+    """
+    runs = _runs(path, STEPS)
+    looks = [dict(map(tuple, e["curve"])) for e in runs]
+    losses = [[curve.get(step, np.nan) for step in (*LOOKS, STEPS)] for curve in looks]
+    return _grouped("plays,", (*LOOKS, STEPS), runs, losses, profile)
+
+
+def of_runs(path: Path, profile: SensitivityProfile | None = None) -> list[Curves]:
+    """Return, as ``of_trials`` does, the last losses of whole runs over ``SHORT`` steps, each with its own schedule,
+    and over ``STEPS``, of allocations that were trained at one learning rate in both."""
+    short = {replace(trial_of(e), steps=STEPS).key: e["loss"] for e in _runs(path, SHORT)}
+    runs = [e for e in _runs(path, STEPS) if trial_of(e).key in short]
+    losses = [[short[trial_of(e).key], e["loss"]] for e in runs]
+    return _grouped(f"plays, runs of {SHORT} steps and", (SHORT, STEPS), runs, losses, profile)
+
+
+def _runs(path: Path, steps: int) -> list[dict[str, Any]]:
+    """Return the trials on the plays over ``steps`` with codes by GPTQ that ended with a loss."""
+    return [e for e in load(path).values()
+            if (e["task"], e["steps"], e["codes"]) == ("plays", steps, None) and e["loss"] is not None]
+
+
+def _grouped(name: str, steps: tuple[int, ...], events: Sequence[Mapping[str, Any]], losses: Sequence[Sequence[float]],
+             profile: SensitivityProfile | None) -> list[Curves]:
+    """Return the curves of every training seed and split; trials outside the profile's formats are left out."""
+    profile = load_profile(PROFILE) if profile is None else profile
+    config = study_config("plays", None, [f"bits={[parse_format(fmt).bits for fmt in profile.formats]}"])
+    allocations = [trial_of(e).allocation for e in events]
+    terms = _terms(config, profile, allocations)
+    values = np.array(losses, dtype=np.float64).reshape(-1, len(steps))
+    numbers = {a: i for i, a in enumerate(dict.fromkeys(allocations))}
+    groups: dict[tuple[str, int], list[int]] = defaultdict(list)
+    for i in np.flatnonzero(np.isfinite(values).all(axis=1) & np.isfinite(terms[:, 0])).tolist():
+        groups[events[i]["split"], events[i]["train_seed"]].append(i)
+    found = [Curves(f"{name} {steps[-1]} steps, {split}, seed {seed}", steps, values[rows], terms[rows],
+                    np.array([events[i]["lr_scale"] for i in rows]), np.array([numbers[allocations[i]] for i in rows]))
+             for (split, seed), rows in groups.items()]
+    noise = _noise(found)
+    return [replace(curves, noise=noise) for curves in found]
+
+
+def _terms(config: RunConfig, profile: SensitivityProfile, allocations: Sequence[Allocation]) -> FloatArray:
+    """Return the terms of each allocation, ``n x 3``; NaN where a format or rank lies outside the space."""
+    spec = make_spec(config)
+    space = make_space(config, spec)
+    problem = SearchProblem(space, make_memory(config, spec, "cpu").table(space), 0, profile, STEPS, None, 0)
+    rows = [row_of(problem, allocation) for allocation in allocations]
+    terms = np.full((len(rows), 3), np.nan)
+    inside = [i for i, row in enumerate(rows) if row is not None]
+    if inside:
+        terms[inside] = rows_terms(problem, np.stack([row for row in rows if row is not None]))
+    return terms
+
+
+def _noise(groups: Sequence[Curves]) -> float | None:
+    """Return the deviation of a final loss between training seeds, the level of each seed taken out; ``None`` below two
+    seeds of one split that share two trials."""
+    by_split: dict[str, list[Curves]] = defaultdict(list)
+    for curves in groups:
+        by_split[curves.name.rpartition(", seed ")[0]].append(curves)
+    squares, freedom = 0.0, 0
+    for members in by_split.values():
+        seen = [dict(zip(zip(c.allocation, c.rates, strict=True), c.losses[:, -1], strict=True)) for c in members]
+        shared = [key for key in seen[0] if all(key in other for other in seen)]
+        if len(seen) > 1 and len(shared) > 1:
+            x = np.array([[losses[key] for key in shared] for losses in seen])
+            left = x - x.mean(axis=0) - x.mean(axis=1, keepdims=True) + x.mean()
+            squares, freedom = squares + float((left**2).sum()), freedom + (len(seen) - 1) * (len(shared) - 1)
+    return float(np.sqrt(squares / freedom)) if freedom else None
