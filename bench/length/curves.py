@@ -111,6 +111,26 @@ def of_runs(path: Path, profile: SensitivityProfile | None = None) -> list[Curve
     return _grouped(f"plays, runs of {SHORT} steps and", (SHORT, STEPS), runs, losses, profile)
 
 
+def of_best(path: Path, profile: SensitivityProfile | None = None) -> Curves:
+    """Return the last losses of whole runs over ``SHORT`` and over ``STEPS`` steps, each at the best of its learning
+    rates, of every allocation that has both at the training seed and split of most allocations."""
+    best: dict[tuple[Any, ...], dict[Any, dict[str, Any]]] = defaultdict(dict)
+    for steps in (SHORT, STEPS):
+        for e in _runs(path, steps):
+            of = best[steps, e["split"], e["train_seed"]]
+            allocation = trial_of(e).allocation
+            if allocation not in of or e["loss"] < of[allocation]["loss"]:
+                of[allocation] = e
+    groups = []
+    for (steps, *where), runs in best.items():
+        short = best.get((SHORT, *where), {})
+        both = [a for a in runs if a in short] if steps == STEPS else []
+        groups += _grouped("plays, runs of", (SHORT, STEPS), [{**runs[a], "lr_scale": 1.0} for a in both],
+                           [[short[a]["loss"], runs[a]["loss"]] for a in both], profile) if both else []
+    none = Curves("plays", (SHORT, STEPS), np.zeros((0, 2)), np.zeros((0, 3)), np.zeros(0), np.zeros(0, dtype=np.int64))
+    return max(groups, key=lambda curves: len(curves.losses), default=none)
+
+
 def _runs(path: Path, steps: int) -> list[dict[str, Any]]:
     """Return the trials on the plays over ``steps`` with codes by GPTQ that ended with a loss."""
     return [e for e in load(path).values()

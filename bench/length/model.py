@@ -13,13 +13,16 @@ once, at the best of its learning rates. Allocations that are far behind when la
 import argparse
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bench.collect.task import TASKS
-from bench.length.curves import LOOKS, SHORT, STEPS, Curves, Mask, of_runs, of_table, of_trials
+from bench.learn_prior import SHIPPED
+from bench.length.curves import LOOKS, SHORT, STEPS, Curves, Mask, of_best, of_runs, of_table, of_trials
+from bench.length.exponents import exponents
 from bench.length.extrapolation import (
     changed_rates,
     known_alone,
@@ -32,6 +35,7 @@ from bench.length.gaussian import latent_kronecker, multi_fidelity
 from bench.length.trials import NAME
 from bench.report import RESULTS, Target, publish
 from qra_bo.searchers.structured.rates import NAMES
+from qra_bo.searchers.structured.transfer import load_prior
 from qra_bo.space import FloatArray, IntArray
 from qra_bo.study.intervals import spearman
 
@@ -198,6 +202,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for row in prediction_rows(data, seen)]
     rows += rates_rows(f"plays, {STEPS} steps", groups)
     rows += [row for table in tables for row in rates_rows(table.name, [table])]
+    best = of_best(options.trials)
+    if best.n_allocations >= LEAST:
+        rows.append({"part": "exponents", "data": best.name, "prior": SHIPPED,
+                     **asdict(exponents(best, load_prior(SHIPPED).rates))})
     publish("length_model", targets_of(rows), rows, COLUMNS, threads=1, folder=options.out)
     return 0
 

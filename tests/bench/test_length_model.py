@@ -11,6 +11,7 @@ import pytest
 
 from bench.length import model as program
 from bench.length.curves import LOOKS, PROFILE, SHORT, STEPS, Curves, of_runs, of_trials
+from bench.length.exponents import exponents
 from bench.length.extrapolation import (
     changed_rates,
     last_value,
@@ -32,7 +33,9 @@ from bench.length.model import (
     rounds,
 )
 from bench.length.trials import PlannedTrial, append, to_event
-from qra_bo.searchers.structured.rates import NAMES
+from bench.report import RESULTS
+from qra_bo.searchers.structured.lengths import DEVIATIONS, EXPONENTS
+from qra_bo.searchers.structured.rates import NAMES, Rates
 from qra_bo.sensitivity.importance import measured_sensitivity
 from qra_bo.sensitivity.io import load_profile
 from qra_bo.space import Allocation, FloatArray, uniform
@@ -247,3 +250,25 @@ def test_command_writes_rows_without_any_trial(monkeypatch: pytest.MonkeyPatch, 
     assert [r["step"] for r in rates] == [*COLUMNS, 12, 24, 12, 24]
     assert all((r[name] is None) == (r["allocations"] == 0) for r in rates for name in NAMES)
     assert sum(t["value"] is None for t in found["targets"]) == 6
+
+
+def test_planted_exponents_are_recovered_and_few_data_keep_the_prior() -> None:
+    rates = Rates(np.array([0.2, 0.02, 0.005]), np.eye(3), 0.01, 24, 2)
+    whole = planted()
+    slopes = [rates.slopes * (steps / 24) ** np.array([-0.2, -0.2, 0.3]) for steps in (24, STEPS)]
+    losses = np.column_stack([level + whole.terms @ s for level, s in zip((3.9, 3.6), slopes, strict=True)])
+    curves = replace(whole, steps=(24, STEPS), losses=losses)
+    found = exponents(curves, rates)
+    assert (found.damage, found.rank) == (pytest.approx(-0.2, abs=0.04), pytest.approx(0.3, abs=0.04))
+    assert found.allocations == len(losses)
+    alone = exponents(curves.rows(np.arange(len(losses)) == 0), rates)
+    assert (alone.damage, alone.rank) == (pytest.approx(0, abs=1e-6), pytest.approx(0, abs=1e-6))
+    assert alone.rank_se == pytest.approx(0.3)
+
+
+def test_shipped_exponents_are_those_of_the_published_study() -> None:
+    rows = json.loads((RESULTS / "length_model.json").read_text(encoding="utf-8"))["rows"]
+    (found,) = [r for r in rows if r["part"] == "exponents"]
+    assert EXPONENTS.tolist() == [round(found["damage"], 2), round(found["damage"], 2), round(found["rank"], 2)]
+    assert DEVIATIONS.tolist() == [round(found["damage_se"], 2), round(found["damage_se"], 2),
+                                   round(found["rank_se"], 2)]

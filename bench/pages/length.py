@@ -1,0 +1,53 @@
+"""Tables of the length study and of the models that predict a longer training."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from bench.pages.blocks import Tables, figure, fixed, grid, percent, read, source, unless_missing
+from qra_bo.searchers.structured.rates import NAMES
+
+STUDY, MODEL = "length/length", "length_model"
+COMMAND = "python -m bench.length"
+
+
+def effects() -> str:
+    """Allocations after 240 steps at one training seed."""
+    rows = [r for r in read(STUDY)["curves"] if r["block"] != "table of curves" and r["loss"] is not None]
+    steps = sorted({r["steps"] for r in rows})
+    names = dict.fromkeys(r["name"] for r in rows)
+    return grid(("allocation", "bits", "rank", "stored MB", *(f"{n} steps" for n in steps)), [
+        [name.replace(", 54 MB stored", ""), fixed(of[0]["average_bits"]), fixed(of[0]["average_rank"], 1),
+         fixed(of[0]["stored_bytes"] / 1e6, 1), *(_loss(of, n) for n in steps)]
+        for name in names if (of := [r for r in rows if r["name"] == name])]) + \
+        f"\n\n*From `bench/results/{STUDY}.json`.*"
+
+
+def _loss(rows: list[Mapping[str, Any]], steps: int) -> str:
+    return fixed(next((r["loss"] for r in rows if r["steps"] == steps), None), 4)
+
+
+def rates() -> str:
+    """Exchange rates after every number of steps."""
+    rows = [r for r in read(MODEL)["rows"] if r["part"] == "exchange rates" and r["data"].startswith("plays, 240")]
+    return grid(("steps", "allocations", *NAMES), [
+        [str(r["step"]), str(r["allocations"]), *(_with_error(r, name) for name in NAMES)] for r in rows])
+
+
+def _with_error(row: Mapping[str, Any], name: str) -> str:
+    return figure(None) if row[name] is None else f"{figure(row[name], 2)} ± {figure(row[f'{name}_se'], 2)}"
+
+
+def predictions() -> str:
+    """How well models predict the end of a training from its beginning, each allocation left out in turn."""
+    rows = [r for r in read(MODEL)["rows"] if r["part"] == "prediction" and r["protocol"] == "each in turn"
+            and r["rmse"] is not None]
+    return grid(("losses of", "seen after", "model", "allocations", "error of a difference", "over the last value's",
+                 "Spearman", "regret"), [
+        [r["data"], f"{r['seen']} steps", r["model"], str(r["allocations"]), fixed(r["rmse"], 4),
+         percent(r["over_last_value"]), fixed(r["spearman"]), fixed(r["regret"], 4)] for r in rows]) + source(MODEL)
+
+
+TABLES: Tables = {"length-effects": unless_missing(STUDY, effects, f"{COMMAND} --summary"),
+                  "length-rates": unless_missing(MODEL, rates, f"{COMMAND}.model"),
+                  "length-predictions": unless_missing(MODEL, predictions, f"{COMMAND}.model")}
+"""All tables by the name that pages ask for."""
