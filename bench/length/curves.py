@@ -109,13 +109,18 @@ def of_trials(path: Path, profile: SensitivityProfile | None = None) -> list[Cur
     return _grouped("plays,", (*LOOKS, STEPS), runs, losses, profile)
 
 
-def of_runs(path: Path, profile: SensitivityProfile | None = None) -> list[Curves]:
-    """Return, as ``of_trials`` does, the last losses of whole runs over ``SHORT`` steps, each with its own schedule,
-    and over ``STEPS``, of allocations that were trained at one learning rate in both."""
-    short = {replace(trial_of(e), steps=STEPS).key: e["loss"] for e in _runs(path, SHORT)}
-    runs = [e for e in _runs(path, STEPS) if trial_of(e).key in short]
-    losses = [[short[trial_of(e).key], e["loss"]] for e in runs]
-    return _grouped(f"plays, runs of {SHORT} steps and", (SHORT, STEPS), runs, losses, profile)
+def of_best(path: Path, profile: SensitivityProfile | None = None) -> Curves:
+    """Return the last losses of whole runs over ``SHORT`` and over ``STEPS`` steps, each at the best of its learning
+    rates, of every allocation that has both at the training seed and split of most allocations."""
+    best: dict[int, dict[tuple[Allocation, str, int], dict[str, Any]]] = {SHORT: {}, STEPS: {}}
+    for steps, of in best.items():
+        for e in sorted(_runs(path, steps), key=lambda e: -e["loss"]):
+            of[trial_of(e).allocation, e["split"], e["train_seed"]] = e
+    both = [key for key in best[STEPS] if key in best[SHORT]]
+    groups = _grouped(f"plays, runs of {SHORT} and", (SHORT, STEPS),
+                      [{**best[STEPS][key], "lr_scale": 1.0} for key in both],
+                      [[best[steps][key]["loss"] for steps in (SHORT, STEPS)] for key in both], profile)
+    return max(groups, key=lambda curves: len(curves.losses))
 
 
 def _runs(path: Path, steps: int) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ every row, ``n``, but for a level that all rows share.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -101,7 +101,10 @@ def carried_rates(curves: Curves, seen: int) -> FloatArray:
     rates; else they are those of a search, which come from longer trainings."""
     rates, exponent = curves.elsewhere, EXPONENTS
     if curves.steps[-1] > rates.steps:
-        found = exponents([curves.rows(np.isfinite(curves.losses[:, -1]))], rates)
+        known = curves.rows(np.isfinite(curves.losses[:, -1]))
+        known = known.rows(known.best_rates())
+        ends = replace(known, steps=(curves.steps[seen], curves.steps[-1]), losses=known.losses[:, [seen, -1]])
+        found = exponents(ends, rates)
         exponent = np.array([found.damage, found.damage, found.rank])
     before, after = (rates.slopes * (curves.steps[column] / rates.steps) ** exponent for column in (seen, -1))
     return np.asarray(curves.losses[:, seen] + curves.terms @ (after - before))

@@ -3,7 +3,7 @@
     python -m bench.length.model [--trials FILE.jsonl]
 
 All models are given the early losses of all allocations and the whole curves of some, and predict the last loss of the
-others. The data are the length study's trials over 240 steps, seen after 24 or 72 of them or in a run of 24, and the
+others. The data are the length study's trials over 240 steps, seen after 24 or 72 of them or in runs of 24, and the
 tables of real trials over 24, seen half-way (at which the form of our models was chosen). Scored is what a choice
 depends on, differences between allocations: the root mean square error of a difference of two, the rank correlation,
 and the regret, the loss of the allocation that is predicted to be best less that of the best. Every allocation counts
@@ -22,7 +22,7 @@ import numpy as np
 
 from bench.collect.task import TASKS
 from bench.learn_prior import SHIPPED
-from bench.length.curves import SHORT, STEPS, Curves, Mask, of_runs, of_table, of_trials
+from bench.length.curves import STEPS, Curves, Mask, of_best, of_table, of_trials
 from bench.length.exponents import exponents
 from bench.length.extrapolation import (
     Fit,
@@ -210,17 +210,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--trials", type=Path, default=RESULTS / "length" / NAME, help="trials of the length study")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     options = parser.parse_args(arguments)
-    groups, tables = of_trials(options.trials), [of_table(task) for task in TASKS]
-    runs = of_runs(options.trials)
-    curves, pairs = (max(each, key=lambda group: group.n_allocations) for each in (groups, runs))
-    rows = [row for data, seen in [(curves, 0), (curves, 1), (pairs, 0), *((table, 0) for table in tables)]
+    groups, runs = of_trials(options.trials), of_best(options.trials)
+    tables = [of_table(task) for task in TASKS]
+    curves = max(groups, key=lambda group: group.n_allocations)
+    rows = [row for data, seen in [(curves, 0), (curves, 1), (runs, 0), *((table, 0) for table in tables)]
             for row in prediction_rows(data, seen)]
-    for name, data in ((f"plays, {STEPS} steps", groups), (f"plays, runs of {SHORT} and {STEPS} steps", runs),
-                       *((table.name, [table]) for table in tables)):
-        rows += rates_rows(name, data)
-    if len({int(a) for group in groups for a in group.allocation}) >= LEAST:
-        rows.append({"part": "exponents", "data": f"plays, {STEPS} steps", "prior": SHIPPED,
-                     **asdict(exponents(groups, load_prior(SHIPPED).rates))})
+    rows += [row for name, data in ((f"plays, {STEPS} steps", groups), *((c.name, [c]) for c in (runs, *tables)))
+             for row in rates_rows(name, data)]
+    if runs.n_allocations >= LEAST:
+        rows.append({"part": "exponents", "data": runs.name, "prior": SHIPPED,
+                     **asdict(exponents(runs, load_prior(SHIPPED).rates))})
     publish("length_model", targets_of(rows), rows, COLUMNS, threads=1, folder=options.out)
     return 0
 

@@ -222,7 +222,7 @@ def make_plan() -> tuple[Block, ...]:
     small, stored = LIMITS
     plays, gsm8k = "plays", "gsm8k"
     return (
-        _effects(240), _effects(24),
+        _effects(24), _effects(240),
         _block(plays, small, 240, 5, uniforms=2), _block(plays, small, 24, 5), _block(plays, small, 720, 3, uniforms=2),
         _block(plays, small, 72, 5), _block(plays, stored, 240, 5),
         _references(plays, 240, 5), _curves(),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from bench.length import model as program
-from bench.length.curves import LOOKS, PROFILE, SHORT, STEPS, Curves, of_runs, of_trials
+from bench.length.curves import LOOKS, PROFILE, SHORT, STEPS, Curves, of_best, of_trials
 from bench.length.exponents import exponents
 from bench.length.extrapolation import (
     carried_rates,
@@ -93,7 +93,7 @@ def test_planted_change_of_rates_is_recovered(model: Any, seen: int) -> None:
 @pytest.mark.parametrize("seen", [0, 1])
 def test_rates_are_carried_by_exponents_of_the_known_curves(seen: int) -> None:
     curves = planted()
-    for columns, exponent, share in ((COLUMNS, np.array([-0.3, -0.3, 0.4]), 0.1), ((3, 9, 15, 24), EXPONENTS, 1e-9)):
+    for columns, exponent, share in ((COLUMNS, np.array([-0.3, -0.3, 0.4]), 0.2), ((3, 9, 15, 24), EXPONENTS, 1e-9)):
         slopes = FIRST * (np.array(columns)[:, None] / ELSEWHERE.steps) ** exponent
         law = replace(curves, steps=columns, losses=curves.terms @ slopes.T)
         assert error(carried_rates, law, seen) < share * error(last_value, law, seen)
@@ -254,8 +254,8 @@ def test_trials_become_curves_by_seed_and_split(tmp_path: Path) -> None:
     assert validation.n_allocations == 2
     np.testing.assert_allclose(validation.losses[0], [4.0, 4.0, 4.0, 3.9])
     assert validation.noise == pytest.approx(0.01)  # a - b differs by 0.02 between two seeds
-    (runs,) = of_runs(path)
-    np.testing.assert_allclose(runs.losses, [[4.1, 3.9], [4.0, 3.8]])
+    runs = of_best(path)
+    np.testing.assert_allclose(runs.losses, [[4.1, 3.85], [4.0, 3.8]])  # each at the best of its rates
     profile = load_profile(PROFILE)
     level = np.clip(measured_sensitivity(profile, "believed"), 0, None)
     level[:, 0] = level.max(axis=1)  # at 3 bits no less than at 4
@@ -279,14 +279,14 @@ def test_command_writes_rows_without_any_trial(monkeypatch: pytest.MonkeyPatch, 
 
 def test_planted_exponents_are_recovered_and_few_data_keep_the_prior() -> None:
     rates = Rates(np.array([0.2, 0.02, 0.005]), np.eye(3), 0.01, 24, 2)
-    curves = planted()
-    slopes = rates.slopes * (STEPS / 24) ** np.array([-0.2, -0.2, 0.3])
-    losses = curves.losses.copy()
-    losses[:, -1] = 3.5 + curves.terms @ slopes
-    found = exponents([replace(curves, losses=losses)], rates)
+    whole = planted()
+    slopes = [rates.slopes * (steps / 24) ** np.array([-0.2, -0.2, 0.3]) for steps in (24, STEPS)]
+    losses = np.column_stack([level + whole.terms @ s for level, s in zip((3.9, 3.6), slopes, strict=True)])
+    curves = replace(whole, steps=(24, STEPS), losses=losses)
+    found = exponents(curves, rates)
     assert (found.damage, found.rank) == (pytest.approx(-0.2, abs=0.04), pytest.approx(0.3, abs=0.04))
     assert found.allocations == len(losses)
-    alone = exponents([curves.rows(np.arange(len(losses)) == 0)], rates)
+    alone = exponents(curves.rows(np.arange(len(losses)) == 0), rates)
     assert (alone.damage, alone.rank) == (pytest.approx(0, abs=1e-6), pytest.approx(0, abs=1e-6))
     assert alone.rank_se == pytest.approx(0.3)
 

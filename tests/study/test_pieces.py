@@ -88,16 +88,17 @@ def test_spearman_is_scipys(pairs: list[tuple[int, int]]) -> None:
         assert spearman(a, b) == pytest.approx(stats.spearmanr(a, b).statistic)
 
 
-@pytest.mark.parametrize(("ours", "theirs", "failed", "kind"), [
-    ((1.0, 2.0), (1.1, 2.1), False, "mixed"), ((1.0, 2.0), (1.0, 2.0), False, "uniform"),
-    ((1.2, 2.0), (1.1, 2.0), False, "uniform"), ((1.0, 2.0), (1.1, 2.1), True, "uniform")])
+@pytest.mark.parametrize(("ours", "theirs", "failed", "ahead", "kind"), [
+    ((1.0, 2.0), (1.1, 2.1), False, 0.0, "mixed"), ((1.0, 2.0), (1.0, 2.0), False, 0.0, "uniform"),
+    ((1.2, 2.0), (1.1, 2.0), False, 0.0, "uniform"), ((1.0, 2.0), (1.1, 2.1), True, 0.0, "uniform"),
+    ((1.0, 2.0), (1.1, 2.1), False, 0.2, "uniform"), ((1.2, 2.0), (1.1, 2.0), False, -0.1, "mixed")])
 def test_the_loser_is_not_called_the_winner(ours: tuple[float, float], theirs: tuple[float, float], failed: bool,
-                                            kind: str) -> None:
+                                            ahead: float, kind: str) -> None:
     mixed, reference = Allocation(("ref2", "ref8"), (1, 2)), uniform(2, "nf4", 4)
-    data = confirmation(mixed, reference, list(zip((1, 2), ours, theirs, strict=True)), failed)
+    data = confirmation(mixed, reference, list(zip((1, 2), ours, theirs, strict=True)), failed, 24, ahead)
     assert data["winner_kind"] == kind
     assert data["mean"] == pytest.approx(np.mean(ours) - np.mean(theirs))
-    same = confirmation(reference, reference, list(zip((1, 2), ours, ours, strict=True)), False)
+    same = confirmation(reference, reference, list(zip((1, 2), ours, ours, strict=True)), False, 24, -1.0)
     assert same["winner_kind"] == "uniform"
     assert same["differences"] == [0, 0]
 

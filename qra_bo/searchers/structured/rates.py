@@ -100,12 +100,18 @@ def rows_terms(problem: SearchProblem, rows: FloatArray) -> FloatArray:
 
 def study_of(problem: SearchProblem, trials: Sequence[Trial]) -> Study | None:
     """Return what finished trials of one task tell of the slopes; ``None`` with fewer than ``LEAST_LOSSES``."""
+    if (found := observed(problem, trials)) is None:
+        return None
+    rows, losses, counts = found
+    return Study(rows_terms(problem, rows), losses, counts, problem.high_steps)
+
+
+def observed(problem: SearchProblem, trials: Sequence[Trial]) -> tuple[FloatArray, FloatArray, FloatArray] | None:
+    """Return what ``Observations.arrays`` does of finished trials; ``None`` with fewer than ``LEAST_LOSSES`` rows."""
     seen = Observations(problem)
     seen.tell(trials)
-    rows, losses, counts = seen.arrays()
-    if len(rows) < LEAST_LOSSES:
-        return None
-    return Study(rows_terms(problem, rows), losses, counts, problem.high_steps)
+    arrays = seen.arrays()
+    return None if len(arrays[0]) < LEAST_LOSSES else arrays
 
 
 def learn(studies: Sequence[Study]) -> Rates:

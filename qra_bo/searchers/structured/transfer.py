@@ -17,10 +17,9 @@ from annotated_types import Ge
 from pydantic import AllowInfNan, PositiveFloat, PositiveInt, TypeAdapter
 
 from qra_bo.searchers.base import SearchProblem
-from qra_bo.searchers.observations import Observations
 from qra_bo.searchers.priors import prior_file, read_prior
 from qra_bo.searchers.structured.features import build_components
-from qra_bo.searchers.structured.rates import LEAST_LOSSES, NAMES, Rates, Study, learn, study_of
+from qra_bo.searchers.structured.rates import NAMES, Rates, Study, learn, observed, study_of
 from qra_bo.trials import Trial
 from qra_bo.utils.errors import ConfigError
 from qra_bo.utils.files import strict_json, write_json
@@ -41,13 +40,10 @@ class PartPrior:
 
 def fitted_scales(problem: SearchProblem, trials: Sequence[Trial]) -> dict[str, float] | None:
     """Return the scale of every part as fitted to one study's losses; ``None`` with fewer than ``LEAST_LOSSES``."""
-    seen = Observations(problem)
-    seen.tell(trials)
-    rows, losses, counts = seen.arrays()
-    if len(rows) < LEAST_LOSSES:
+    if (found := observed(problem, trials)) is None:
         return None
-    model = StructuredModel(Design(build_components(problem)), torch.from_numpy(rows), torch.from_numpy(losses),
-                            torch.from_numpy(counts))
+    rows, losses, counts = (torch.from_numpy(values) for values in found)
+    model = StructuredModel(Design(build_components(problem)), rows, losses, counts)
     return {name: scale for name, scale in model.scales.items() if name not in ("noise", "residual")}
 
 
