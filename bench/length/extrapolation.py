@@ -11,14 +11,17 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 
 from bench.length.curves import Curves
-from bench.length.exponents import exponents
+from bench.length.exponents import MISFIT, exponents
 from qra_bo.searchers.structured.lengths import EXPONENTS
-from qra_bo.searchers.structured.rates import EFFECT, MISFIT, NOISE
+from qra_bo.searchers.structured.rates import EFFECT, NOISE
 from qra_bo.space import FloatArray, IntArray
 
 CHANGE, DEVIATION = 0.03, 0.015
 """Prior standard deviation (nats) of what one term's effect over the rows changes by when steps grow by the factor e:
 at all lengths alike, and in one interval of steps beyond that."""
+OF_RATE = 0.03
+"""Prior standard deviation of what a doubling of the learning rate changes, and of its square (nats): small, for larger
+ranks are trained at larger rates, and trials without other rates can't tell the two apart."""
 OF_EARLY = 1.0
 """Prior standard deviation of the factor on the early loss about 1."""
 POWERS = (0.01, 3.0)
@@ -149,7 +152,8 @@ def rates_after(groups: Sequence[Curves], column: int) -> Fit:
     whole = [curves.rows(chosen) for curves, chosen in zip(groups, rows, strict=True)]
     x = np.vstack([features(curves) for curves in whole])
     return ridge(x, np.concatenate([c.losses[:, column] for c in whole]),
-                 np.concatenate([_deviation(c, column) for c in whole]), EFFECT / _spread(x),
+                 np.concatenate([_deviation(c, column) for c in whole]),
+                 np.concatenate([EFFECT / _spread(x[:, :3]), [OF_RATE, OF_RATE]]),
                  np.repeat(np.arange(len(whole)), [len(c.losses) for c in whole]))
 
 
@@ -164,7 +168,7 @@ def _design(curves: Curves, x: FloatArray, intervals: list[tuple[int, int]], i: 
 
 
 def _deviation(curves: Curves, column: int) -> FloatArray:
-    """Return the standard deviation of every loss about a model, ``n``, as ``rates`` has it: far ones count little."""
+    """Return the standard deviation of every loss about a model, ``n``: far ones count little."""
     excess = curves.losses[:, column] - np.nanmin(curves.losses[:, column])
     return np.asarray(np.sqrt(NOISE**2 + (MISFIT * excess) ** 2))
 
