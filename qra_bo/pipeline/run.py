@@ -23,7 +23,7 @@ from qra_bo.pipeline.build import make_executor, make_memory
 from qra_bo.pipeline.data import check_data, show_data
 from qra_bo.pipeline.estimate import FirstTrial, basis, card_of
 from qra_bo.pipeline.exports import write_exports
-from qra_bo.pipeline.folders import SUMMARY_NAME, journals, path_name, run_folder
+from qra_bo.pipeline.folders import SUMMARY_NAME, as_begun, journals, path_name, run_folder
 from qra_bo.pipeline.given import check_given, judged, read_allocation, with_ladders_of
 from qra_bo.pipeline.plan import budgets_of, check_ram, needs_of, plan_rows
 from qra_bo.report.data import load_run
@@ -95,7 +95,7 @@ def run_one_budget(config: RunConfig) -> Result:
     setting, verdict = judged(setting, budget)
     needed = config if setting.given is None else with_ladders_of(config, setting.given.allocations)
     show_data(config, (folder,))
-    return run_within(folder, setting, budget, make_executor(needed, folder), verdict)
+    return run_within(folder, setting, budget, make_executor(as_begun(needed, (folder,)), folder), verdict)
 
 
 def train_given(config: RunConfig) -> Result:
@@ -109,7 +109,8 @@ def train_given(config: RunConfig) -> Result:
     folder = run_folder(config)
     setting = dataclasses.replace(make_setting(config, (folder,)), given=given)
     show_data(config, (folder,))
-    return run_within(folder, setting, checked_budget(setting, folder), make_executor(config, folder))
+    budget = checked_budget(setting, folder)
+    return run_within(folder, setting, budget, make_executor(as_begun(config, (folder,)), folder))
 
 
 def run_budgets(config: RunConfig) -> Result:
@@ -135,7 +136,7 @@ def run_budgets(config: RunConfig) -> Result:
     show_data(config, folders)
     entries: list[dict[str, Any]] = []
     results: list[Result] = []
-    with closing(make_executor(config, out)) as executor:
+    with closing(make_executor(as_begun(config, folders), out)) as executor:
         for (one, verdict), folder, budget in zip(verdicts, folders, budgets, strict=True):
             siblings = [f for f in journals(out) if f != folder]
             shared = SharedExecutor(executor, folder, siblings, one.config.to_journal(), {*NOT_OF_THE_RESULT, "budget"})
@@ -191,14 +192,14 @@ def _cells(e: Mapping[str, Any]) -> tuple[str, str, str]:
 def make_setting(config: RunConfig, begun: Sequence[Path] = ()) -> Setting:
     """Return space, memory model and given profile of a configuration.
 
-    Runs in the folders ``begun`` go on with the allocator's allowance that they began with.
+    Runs in the folders ``begun`` go on with the compute type and the allocator's allowance that they began with.
 
     Raises:
         DeviceError: If fine-tuning needs more RAM than is available.
         DataError: If the data is missing or malformed.
         UserError: If the model's shapes are not available, or the given profile lacks a measurement.
     """
-    spec, path = make_spec(config), config.sensitivity.path
+    spec, path, trained = make_spec(config), config.sensitivity.path, as_begun(config, begun)
     if not config.oracle.trains or (config.executor.elsewhere and config.device != "auto"):
         device = plan_device(config)  # a simulation stands in for a GPU that is there
     else:
@@ -208,9 +209,9 @@ def make_setting(config: RunConfig, begun: Sequence[Path] = ()) -> Setting:
     if trains_here and (config.task != "profile" or path is None):  # a given profile needs no data
         check_data(config.data)
     if trains_here:
-        check_ram(config, spec, space, device)
+        check_ram(trained, spec, space, device)
     profile = None if path is None else given_profile(Path(path).expanduser(), space.units, config.format_names)
-    return Setting(config, space, make_memory(config, spec, device, allowance_for(config, device, begun)), profile)
+    return Setting(config, space, make_memory(trained, spec, device, allowance_for(config, device, begun)), profile)
 
 
 def checked_budget(setting: Setting, folder: Path) -> int:
