@@ -66,6 +66,8 @@ def finished(run: ReportData, codes: str, bits: Sequence[int]) -> dict[str, Any]
         reasons.append(f"quantizer.rounding={rounding_of(run.header.config)}")
     if list(run.header.config["bits"]) != list(bits):
         reasons.append(f"bits={list(run.header.config['bits'])}")
+    if best["provenance"]["dtype"] != "bfloat16":
+        reasons.append(f"dtype={best['provenance']['dtype']}")
     if confirmation is None or len(confirmation.train_seeds) < TRAIN_SEEDS:
         reasons.append(f"confirmed on {len(confirmation.train_seeds) if confirmation else 0} training seeds")
     if any("max_hours" in warning for warning in run.warnings):
