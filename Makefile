@@ -19,11 +19,10 @@ PINS_SUITE := tests/config tests/space tests/memory/test_model.py tests/memory/t
   tests/finetune/quantization/test_conformance.py tests/finetune/test_adapters.py tests/finetune/test_checkpointing.py \
   tests/finetune/test_finetune.py tests/finetune/test_library_contracts.py tests/finetune/test_training.py tests/gpu
 
-# Effort of run. The default is a demonstration in minutes: few formats, tokens and held-out sequences, one training seed,
-# and fp32, which CPUs without bf16 tiles multiply twice as fast.
+# Effort of run. The default is a demonstration in minutes: few formats, tokens and held-out sequences, one training seed.
 EFFORT ?= instant
 ifeq ($(EFFORT),instant)
-DEMO := bits=[3,4] dtype=float32 quantizer.tokens=4096 eval.sequences=32 effort.compare=[untuned,uniform,qlora]
+DEMO := bits=[3,4] quantizer.tokens=4096 eval.sequences=32 effort.compare=[untuned,uniform,qlora]
 endif
 
 # Parts of first-gpu-hour, each in a process of its own.

@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, default=Path("outputs/codes"), help="folder of the trials")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON file")
     options, overrides = parser.parse_known_args(argv)
-    config = load_config(["budget=uniform:4,16", "display=none", "quantizer.rounding=rtn",
+    config = load_config(["budget=uniform:4,16", "display=none", "dtype=bfloat16", "quantizer.rounding=rtn",
                           *overrides])
     with table_session(config, options.work) as session:
         rows = compared(measure(session, options.format, options.rank, training_seeds(config.seed, options.seeds)[1]))

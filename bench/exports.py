@@ -100,7 +100,7 @@ def make_run(folder: Path, formats: Sequence[str]) -> Path:
     allocation.parent.mkdir(parents=True, exist_ok=True)
     allocation.write_text(json.dumps({"formats": [*formats] * 3, "ranks": RANKS * 3}), encoding="utf-8")
     subprocess.run([sys.executable, "-m", "qra_bo", "task=finetune", f"allocation={allocation}", f"out={folder}",
-                    f"final.steps={STEPS}", "budget=2GB", "device=cpu", "display=plain",
+                    f"final.steps={STEPS}", "budget=2GB", "device=cpu", "dtype=bfloat16", "display=plain",
                     *(["resume=true"] if folder.is_dir() else [])], check=True)
     return folder
 

@@ -26,7 +26,8 @@ from qra_bo.study.setting import training_seeds
 
 PLAIN = "kaiming"
 INITS = tuple(get_args(get_type_hints(AdapterConfig)["init"]))
-DEFAULTS = ("budget=uniform:4,16", "display=none", "calibrate.lr_scales=[0.5,1.0]", "quantizer.rounding=rtn")
+DEFAULTS = ("budget=uniform:4,16", "display=none", "calibrate.lr_scales=[0.5,1.0]", "dtype=bfloat16",
+            "quantizer.rounding=rtn")
 CHOICES = ("4,4", "3,16")
 """Bits and rank everywhere: what nearly fits the first reference budget, and one where quantisation hurts."""
 LR_TRIALS = 3

@@ -27,8 +27,8 @@ TINYLLAMA = {"hidden_size": 2048, "intermediate_size": 5632, "num_attention_head
              "vocab_size": 32000}
 LARGEST = 1.3
 """Largest peak, as a multiple of the bank, the largest shard and what a trial holds beside its weights."""
-SETTINGS = ["data=tiny", "device=cpu", "train.batch=1", "train.length=128", "eval.sequences=1", "data.calibration=1",
-            "data.max_records=64", "quantizer.tokens=128", "quantizer.rounding=rtn"]
+SETTINGS = ["data=tiny", "device=cpu", "dtype=bfloat16", "train.batch=1", "train.length=128", "eval.sequences=1",
+            "data.calibration=1", "data.max_records=64", "quantizer.tokens=128", "quantizer.rounding=rtn"]
 COLUMNS = ("label", "phase", "seconds", "cpu_seconds", "peak_bytes", "anonymous_peak_bytes", "share")
 
 

@@ -153,7 +153,7 @@ def measure(oracle: Any, memory: MemoryModel, tracer: Any, name: str, allocation
 def main() -> None:
     from qra_bo.finetune.tracing.trace import StepTracer
 
-    config = load_config([f"+model={sys.argv[1]}", "device=cpu", "quantizer.rounding=rtn"])
+    config = load_config([f"+model={sys.argv[1]}", "device=cpu", "dtype=bfloat16", "quantizer.rounding=rtn"])
     with tempfile.TemporaryDirectory() as folder:
         oracle = make_finetune(config, Path(folder))
         memory = make_memory(config, oracle.bank.spec, "cpu")

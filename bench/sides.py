@@ -222,7 +222,7 @@ def main() -> None:
 
     torch.set_num_threads(args.threads)
     data = ["data=tiny"] if args.model == "tiny" else []
-    cfg = load_config([f"+model={args.model}", f"device={args.device}", "bits=[4,8]",
+    cfg = load_config([f"+model={args.model}", f"device={args.device}", "dtype=bfloat16", "bits=[4,8]",
                        "quantizer.rounding=rtn", *data])
     result = (ours if args.side == "ours" else trainer)(cfg, args.steps, args.warm)
     print(json.dumps({**result, "threads": torch.get_num_threads(), "batch": cfg.train.batch,

@@ -29,8 +29,9 @@ from qra_bo.study.setting import training_seeds
 from qra_bo.utils.files import write_json
 
 DEFAULTS = ("budget=uniform:4,16", "memory.scope=stored", "effort=normal", "display=none",
-            "quantizer.rounding=rtn")
-"""On the embedded model and text, at the second reference budget; overrides replace these."""
+            "dtype=bfloat16", "quantizer.rounding=rtn")
+"""On the embedded model and text, at the second reference budget, in the table's compute type; overrides replace these.
+"""
 METHODS = {name: EVERYTHING[name] for name in (
     "qra_bo", "sequential bits", "sequential bits, then ranks", "bits by believed sensitivity",
     "bits by believed sensitivity, then ranks", "published")}

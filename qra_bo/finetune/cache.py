@@ -198,15 +198,19 @@ class TensorStore:
 
 
 class ProfileCache:
-    """One sensitivity profile for each key.
+    """One sensitivity profile for each key, and the parts of one that is being measured.
 
     Args:
         folder: Folder of the profiles.
         facts: JSON values that determine the profile.
+
+    Attributes:
+        parts: Store of what was measured of it; a profile that was killed goes on from there.
     """
 
     def __init__(self, folder: Path, facts: Mapping[str, Any]) -> None:
-        self.path = folder / f"{_key(facts)}.json"
+        self.parts = TensorStore(folder, facts)
+        self.path = folder / f"{self.parts.folder.name}.json"
 
     def load(self, units: Iterable[str]) -> tuple[SensitivityProfile, dict[str, int]] | None:
         """Return the profile of these units and its cost in tokens, or ``None``."""
@@ -221,5 +225,6 @@ class ProfileCache:
         return (profile, cost) if profile.units == tuple(units) else None
 
     def save(self, profile: SensitivityProfile, cost: Mapping[str, int]) -> None:
-        """Write a profile and its cost in tokens."""
+        """Write a profile and its cost in tokens, and remove its parts."""
         _write(self.path, {"profile": profile_to_json(profile), "cost": dict(cost)})
+        shutil.rmtree(self.parts.folder, ignore_errors=True)

@@ -101,10 +101,11 @@ class FinetuneOracle:
             profile, cost = cached
         else:
             self.bank.build(progress)
+            kept = self.profile_cache.parts if self.profile_cache else None
             rank_sensitivity, trained = measure_rank_sensitivity(self.bank, self.units, self.text,
-                                                                 self.settings.largest_rank, progress)
+                                                                 self.settings.largest_rank, progress, kept)
             measured, base, forward, used = measure_quantization_sensitivity(self.bank, self.units, self.formats,
-                                                                             self.text, progress)
+                                                                             self.text, progress, kept)
             source = f"measured on {used} training sequences"
             profile = SensitivityProfile(
                 tuple(u.name for u in self.units), tuple(f.name for f in self.formats), measured.rise, measured.kl,

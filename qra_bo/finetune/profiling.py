@@ -2,12 +2,15 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from qra_bo.finetune.cache import TensorStore
 from qra_bo.finetune.models.activations import carried, decoder_layers, starting_at
 from qra_bo.finetune.quantization.bank import LayerBank
 from qra_bo.finetune.training.loss import CalibrationText, each_gradient, hidden_states, logits_of
@@ -140,15 +143,28 @@ class Measurement(NamedTuple):
     sequences: int
 
 
+def _kept(store: TensorStore | None, name: str, make: Callable[[], FloatArray]) -> FloatArray:
+    """Return the array that ``store`` holds under ``name``; else make it, and save it there."""
+    found = None if store is None else store.load(name)
+    if found is not None:
+        return found["values"].numpy()
+    made = make()
+    if store is not None:
+        store.save(name, {"values": torch.from_numpy(made)})
+    return made
+
+
 @torch.no_grad()
 def measure_quantization_sensitivity(bank: LayerBank, units: Sequence[Unit], formats: Sequence[StorageFormat],
-                                     text: CalibrationText, progress: Progress) -> Measurement:
+                                     text: CalibrationText, progress: Progress,
+                                     kept: TensorStore | None = None) -> Measurement:
     """Measure I_q of ``L`` units in ``F`` formats: rise of the calibration loss, and KL, with one unit quantised.
 
     The model is without adapters, its other units are in 16 bits. Half of ``text.batch`` sequences go forward at a
     time, from the first layer of the unit on; the dense model's input to that layer is kept in host memory. No more
     sequences are measured once the order of the units is ``settled``. A pass through k of n layers counts as its share
-    of the layers in the tokens that went forward.
+    of the layers in the tokens that went forward. What ``kept`` holds of every unit is not measured again, and counts
+    as much.
 
     Raises:
         DeviceError: If memory runs out.
@@ -160,10 +176,12 @@ def measure_quantization_sensitivity(bank: LayerBank, units: Sequence[Unit], for
     quantised = np.array([fmt.bits < 16 for fmt in formats], dtype=bool)  # 16 bits are the reference itself
     with _on_device(bank.device, text):
         for part, (ids, labels) in enumerate(parts):
-            def through(unit: int, before: int = part * len(units)) -> None:
-                progress(QUANTIZATION, before + unit, len(parts) * len(units))
+            def measured(unit: int, make: Callable[[], FloatArray], done: int, part: int = part) -> FloatArray:
+                found = _kept(kept, f"quantisation-{part}-{unit}", make)
+                progress(QUANTIZATION, part * len(units) + done, len(parts) * len(units))
+                return found
 
-            reference, sums, passed = _differences(bank, units, formats, ids, labels, text.logits_chunk, through)
+            reference, sums, passed = _differences(bank, units, formats, ids, labels, text.logits_chunk, measured)
             found.append(sums)
             base, tokens, spent = base + reference.loss(), tokens + reference.tokens, spent + passed
             if settled(np.concatenate(found)[:, :, quantised, 1]):
@@ -176,36 +194,41 @@ def measure_quantization_sensitivity(bank: LayerBank, units: Sequence[Unit], for
 
 
 def _differences(bank: LayerBank, units: Sequence[Unit], formats: Sequence[StorageFormat], ids: Tensor, labels: Tensor,
-                 chunk: int, through: Callable[[int], None]) -> tuple[DenseReference, FloatArray, float]:
+                 chunk: int, measured: Callable[[int, Callable[[], FloatArray], int], FloatArray]) \
+        -> tuple[DenseReference, FloatArray, float]:
     """Compare the model with one unit quantised to the dense one on ``b`` sequences, for every unit and format.
 
     Returns the dense predictions, the sums of ``Difference``, ``b x L x F x 3`` (0 at 16 bits), and the tokens that
-    went forward. ``through`` is called with the number of units that are done.
+    went forward. ``measured`` is called with the index of a unit, what measures its sums, ``b x F x 3``, and the number
+    of units that are then done; it returns these sums.
     """
     model, ids, labels = bank.model, ids.to(bank.device), labels.to(bank.device)
     n_layers, size = len(decoder_layers(model)), ids.numel()
     log_p_bytes = 4 * model.get_output_embeddings().out_features * int((labels[:, 1:] != -100).sum())
     keep = bank.device.type == "cpu" and log_p_bytes <= KEPT_LOG_PROBABILITIES
     reference = DenseReference(model, hidden_states(model, ids), labels, chunk, keep=keep)
-    below, at, spent = torch.empty(0), 0, float(size)
+    below, at = torch.empty(0), 0
     starts = [min(linear.layer for linear in unit.linears) for unit in units]
-    sums = np.zeros((len(ids), len(units), len(formats), 3))
-    for done, u in enumerate(sorted(range(len(units)), key=starts.__getitem__), start=1):
-        first = starts[u]
+    quantised = [f for f, fmt in enumerate(formats) if fmt.bits < 16]
+
+    def sums_of(u: int) -> FloatArray:
+        nonlocal below, at
+        first, found = starts[u], np.zeros((len(ids), len(formats), 3))
         if first > at:
-            below = carried(model, ids, at, first, below.to(bank.device)).to("cpu")
-            spent, at = spent + size * (first - at) / n_layers, first
-        for f, fmt in enumerate(formats):
-            if fmt.bits >= 16:
-                continue
-            bank.install({linear.name: fmt.name for linear in units[u].linears})
+            below, at = carried(model, ids, at, first, below.to(bank.device)).to("cpu"), first
+        for f in quantised:
+            bank.install({linear.name: formats[f].name for linear in units[u].linears})
             with starting_at(model, first, below.to(bank.device)):
                 final = hidden_states(model, ids)
-            sums[:, u, f] = np.stack(reference.compare(final), axis=-1)
-            spent += size * (n_layers - first) / n_layers
+            found[:, f] = np.stack(reference.compare(final), axis=-1)
         bank.restore_dense()
-        through(done)
-    return reference, sums, spent
+        return found
+
+    sums = np.zeros((len(ids), len(units), len(formats), 3))
+    for done, u in enumerate(sorted(range(len(units)), key=starts.__getitem__), start=1):
+        sums[:, u] = measured(u, partial(sums_of, u), done)
+    layers = n_layers + max(starts) + len(quantised) * sum(n_layers - first for first in starts)
+    return reference, sums, size * layers / n_layers
 
 
 def settled(kl: FloatArray) -> bool:
@@ -229,28 +252,35 @@ def settled(kl: FloatArray) -> bool:
 
 
 def measure_rank_sensitivity(bank: LayerBank, units: Sequence[Unit], text: CalibrationText, k: int,
-                             progress: Progress) -> tuple[FloatArray, int]:
+                             progress: Progress, kept: TensorStore | None = None) -> tuple[FloatArray, int]:
     """Measure I_r: the first-order effect of an update of rank 1..k, from the spectrum of the weight gradient.
 
     For a step along the leading k singular directions, the loss falls by the step times the sum of squared
     singular values: cumulative sums of them, averaged over batches, summed over a unit's matrices. The model is without
-    adapters. Returns ``L x k``, and the tokens that went forward and backward.
+    adapters. Returns ``L x k``, and the tokens that went forward and backward. Batches that ``kept`` holds are not
+    measured again, and count as much.
 
     Raises:
         DeviceError: If memory runs out.
     """
-    spectra: dict[str, FloatArray] = {}
-    names = [linear.name for unit in units for linear in unit.linears]
+    names, batches = [linear.name for unit in units for linear in unit.linears], text.batches()
 
-    def add(name: str, gradient: Tensor, x: Tensor) -> None:
-        spectra[name] = spectra.get(name, np.zeros(k)) + leading_energy(gradient, x, k)
+    def energies(ids: Tensor, labels: Tensor) -> FloatArray:
+        found: dict[str, FloatArray] = {}
+
+        def add(name: str, gradient: Tensor, x: Tensor) -> None:
+            found[name] = leading_energy(gradient, x, k)
+
+        each_gradient(bank.model, names, replace(text, ids=ids, labels=labels), bank.device, add, lambda *_: None)
+        return np.stack([sum((found[m.name] for m in unit.linears), np.zeros(k)) for unit in units])
 
     bank.restore_dense()
+    sums = np.zeros((len(units), k))
     with _on_device(bank.device, text):
-        tokens = each_gradient(bank.model, names, text, bank.device, add,
-                               lambda done, n: progress("profile: rank sensitivity", done, n))
-    sums = np.stack([sum((spectra[m.name] for m in unit.linears), np.zeros(k)) for unit in units])
-    return sums / len(text.batches()), tokens
+        for done, batch in enumerate(batches, start=1):
+            sums += _kept(kept, f"rank-{done}", partial(energies, *batch))
+            progress("profile: rank sensitivity", done, len(batches))
+    return sums / len(batches), text.ids.numel()
 
 
 def leading_energy(gradient: Tensor, x: Tensor, k: int) -> FloatArray:

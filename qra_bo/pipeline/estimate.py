@@ -13,11 +13,13 @@ from qra_bo.space import Allocation, SearchSpace, uniform
 from qra_bo.study import Setting, cost_of
 from qra_bo.study.state import FORWARD_SHARE
 from qra_bo.trials import Trial, TrialState
-from qra_bo.utils.device import cores, resolve_dtype
+from qra_bo.utils.device import cores, multiplies_bf16, resolve_dtype
 
-CORE_FLOPS = {"bfloat16": 2e11, "float32": 5e10}
-"""Rough floating-point operations a second of one core in training: SmolLM2-135M in bf16 on two cores trained 675
-tokens a second = 0.40 TFLOP/s; single precision is assumed four times as slow."""
+CORE_FLOPS = {"bfloat16": 2e11, "float32": 1.2e11}
+"""Rough floating-point operations a second of one core in training, of SmolLM2-135M in steps of 4 x 128 tokens: in bf16
+an AMD EPYC's (675 tokens a second on two cores), in fp32 an Intel Xeon's (2.6 s a step on one core)."""
+SLOW_BF16_FLOPS = 6e10
+"""The same in bf16 on a CPU that multiplies faster in fp32: 5 s a step on one core of that Xeon."""
 CODE_SECONDS = 1.5e-7
 """Rough seconds of one core to pack a weight in one format and choose its code by GPTQ (SmolLM2-135M)."""
 PROFILE = "profile"
@@ -43,7 +45,9 @@ def token_seconds(setting: Setting, card: Card | None = None) -> float | None:
         return None
     spec = setting.memory.spec
     if setting.memory.shape.device == "cpu":  # frozen linears: forward, and backward to inputs alone; the head thrice
-        rate = CORE_FLOPS.get(resolve_dtype(setting.config.dtype, "cpu"), CORE_FLOPS["float32"])
+        dtype = resolve_dtype(setting.config.dtype, "cpu")
+        slow = dtype == "bfloat16" and not multiplies_bf16()
+        rate = SLOW_BF16_FLOPS if slow else CORE_FLOPS.get(dtype, CORE_FLOPS["float32"])
         return (4 * spec.linear_numel + 6 * spec.vocab_size * spec.hidden_size) / (rate * cores())
     if card is None:
         return None

@@ -1,10 +1,12 @@
 """Folders that runs and tasks write to."""
 
+from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 
 from qra_bo.config import RunConfig
-from qra_bo.study.journal import JOURNAL_NAME, LOCK_NAME
+from qra_bo.study.journal import JOURNAL_NAME, LOCK_NAME, read_journal
+from qra_bo.utils.device import BYTES
 from qra_bo.utils.errors import OutputError
 from qra_bo.utils.files import check_run_folder
 
@@ -40,6 +42,20 @@ def run_folder(config: RunConfig) -> Path:
         raise OutputError(f"resume=true and out={folder} holds no {JOURNAL_NAME} of {runs}, so there is nothing to go "
                           f"on from; give the folder of {runs}, or leave resume out")
     return folder
+
+
+def as_begun(config: RunConfig, folders: Iterable[Path]) -> RunConfig:
+    """Return ``config`` with the compute type that a run in one of ``folders`` recorded, where it says ``auto``.
+
+    Results in another type would not compare, and another machine may choose one.
+
+    Raises:
+        JournalError: If a journal can't be read.
+    """
+    paths = [folder / JOURNAL_NAME for folder in folders] if config.dtype == "auto" else []
+    recorded = [e.get("dtype") for path in paths if path.exists() for e in read_journal(path).events
+                if e["event"] == "provenance"]
+    return config.with_changes(dtype=recorded[-1]) if recorded and recorded[-1] in BYTES else config
 
 
 def journals(folder: Path) -> list[Path]:

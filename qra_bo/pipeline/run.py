@@ -23,7 +23,7 @@ from qra_bo.pipeline.build import make_executor, make_memory, training_device
 from qra_bo.pipeline.data import RunText
 from qra_bo.pipeline.estimate import FirstTrial, basis, card_of
 from qra_bo.pipeline.exports import write_exports
-from qra_bo.pipeline.folders import SUMMARY_NAME, journals, path_name, run_folder
+from qra_bo.pipeline.folders import SUMMARY_NAME, as_begun, journals, path_name, run_folder
 from qra_bo.pipeline.forecast import plan_rows
 from qra_bo.pipeline.given import check_given, judged, read_allocation, with_ladders_of
 from qra_bo.pipeline.plan import budgets_of, check_ram, needs_of
@@ -95,7 +95,7 @@ def run_one_budget(config: RunConfig) -> Result:
     setting, verdict = judged(setting, budget)
     needed = config if setting.given is None else with_ladders_of(config, setting.given.allocations)
     setting = dataclasses.replace(setting, sequences=text.show((folder,)))
-    return run_within(folder, setting, budget, make_executor(needed, folder), verdict)
+    return run_within(folder, setting, budget, make_executor(as_begun(needed, (folder,)), folder), verdict)
 
 
 def train_given(config: RunConfig) -> Result:
@@ -109,7 +109,8 @@ def train_given(config: RunConfig) -> Result:
     folder, text = run_folder(config), RunText(config)
     setting = make_setting(config, (folder,), text)
     setting = dataclasses.replace(setting, given=given, sequences=text.show((folder,)))
-    return run_within(folder, setting, checked_budget(setting, folder), make_executor(config, folder))
+    budget = checked_budget(setting, folder)
+    return run_within(folder, setting, budget, make_executor(as_begun(config, (folder,)), folder))
 
 
 def run_budgets(config: RunConfig) -> Result:
@@ -135,7 +136,7 @@ def run_budgets(config: RunConfig) -> Result:
     sequences = data.show(folders)
     entries: list[dict[str, Any]] = []
     results: list[Result] = []
-    with closing(make_executor(config, out)) as executor:
+    with closing(make_executor(as_begun(config, folders), out)) as executor:
         for (one, verdict), folder, budget in zip(verdicts, folders, budgets, strict=True):
             siblings = [f for f in journals(out) if f != folder]
             shared = SharedExecutor(executor, folder, siblings, one.config.to_journal(), {*NOT_OF_THE_RESULT, "budget"})
@@ -191,8 +192,8 @@ def _cells(e: Mapping[str, Any]) -> tuple[str, str, str]:
 def make_setting(config: RunConfig, begun: Sequence[Path] = (), text: RunText | None = None) -> Setting:
     """Return space, memory model and given profile of a configuration.
 
-    Runs in the folders ``begun`` go on with the allocator's allowance that they began with. The run's ``text`` is
-    checked before all else that takes long.
+    Runs in the folders ``begun`` go on with the compute type and the allocator's allowance that they began with. The
+    run's ``text`` is checked before all else that takes long.
 
     Raises:
         DeviceError: If fine-tuning needs more RAM than is available, or a CUDA device that is not there.
@@ -200,15 +201,15 @@ def make_setting(config: RunConfig, begun: Sequence[Path] = (), text: RunText | 
         UserError: If the model's shapes are not available, or the given profile lacks a measurement.
     """
     device = training_device(config)
-    spec, path = make_spec(config), config.sensitivity.path
+    spec, path, trained = make_spec(config), config.sensitivity.path, as_begun(config, begun)
     space = make_space(config, spec)
     trains_here = config.oracle.trains and not config.executor.elsewhere
     if trains_here and (config.task != "profile" or path is None):  # a given profile needs no data
         (text or RunText(config)).check()
     if trains_here:
-        check_ram(config, spec, space, device)
+        check_ram(trained, spec, space, device)
     profile = None if path is None else given_profile(Path(path).expanduser(), space.units, config.format_names)
-    return Setting(config, space, make_memory(config, spec, device, allowance_for(config, device, begun)), profile)
+    return Setting(config, space, make_memory(trained, spec, device, allowance_for(config, device, begun)), profile)
 
 
 def checked_budget(setting: Setting, folder: Path) -> int:

@@ -22,7 +22,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def test_the_table_shows_what_the_model_predicts() -> None:
-    config = load_config(["task=memory", "+model=llama2_7b", "budget=[10GB,uniform:4,16]", "device=cpu"])
+    config = load_config(["task=memory", "+model=llama2_7b", "budget=[10GB,uniform:4,16]", "device=cpu",
+                          "dtype=bfloat16"])
     spec = make_spec(config)
     memory, space = make_memory(config, spec, "cpu"), make_space(config, spec)
     nf4 = uniform_bytes(memory, space, parse_format("nf4"), 16)

@@ -95,6 +95,21 @@ def test_automatic_type_avoids_emulated_bfloat16(capability: tuple[int, int] | N
     assert resolve_dtype("bfloat16", "cuda", capability) == "bfloat16"
 
 
+@pytest.mark.parametrize(("described", "dtype"), [
+    ("vendor_id\t: GenuineIntel\nflags\t\t: fma avx512f avx512_bf16", "float32"),
+    ("vendor_id\t: GenuineIntel\nflags\t\t: fma avx512_bf16 amx_bf16 amx_tile", "bfloat16"),
+    ("vendor_id\t: AuthenticAMD\nflags\t\t: fma avx512_bf16", "bfloat16"),
+    ("vendor_id\t: AuthenticAMD\nflags\t\t: fma avx2", "float32"),
+    ("Features\t: asimd i8mm bf16", "bfloat16"), ("Features\t: asimd", "float32"), (None, "float32")])
+def test_automatic_type_of_a_cpu_is_the_faster_one(described: str | None, dtype: str, tmp_path: Path,
+                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qra_bo.utils.device.CPUINFO", tmp_path / "cpuinfo")
+    if described is not None:
+        (tmp_path / "cpuinfo").write_text(described)
+    assert resolve_dtype("auto", "cpu") == dtype
+    assert resolve_dtype("bfloat16", "cpu") == "bfloat16"
+
+
 def test_the_plan_says_what_was_chosen_and_why(capsys: pytest.CaptureFixture[str]) -> None:
     trainer, card, text = preset_notes(load_config(["+model=llama2_7b", "gpu=t4"]))
     assert trainer.startswith("train=gpu (chosen for gpu=t4): 16 x 2048 tokens a step (1 x 2048 at once), adamw_8bit, ")

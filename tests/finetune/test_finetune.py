@@ -1,13 +1,18 @@
 """The oracle on the tiny model with real quantisers, PEFT and training."""
 
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from qra_bo.finetune import profiling
 from qra_bo.finetune.adapters.lora import AdapterSettings
+from qra_bo.finetune.cache import ProfileCache
 from qra_bo.finetune.data.load import byte_tokenizer, load_data
 from qra_bo.finetune.data.options import TinyData
 from qra_bo.finetune.oracle import FinetuneOracle, FinetuneSettings
@@ -17,7 +22,8 @@ from qra_bo.finetune.training.optimizer import AdamWSettings, UnitwiseAdamW
 from qra_bo.finetune.training.trial_run import Checkpoint, CheckpointStore
 from qra_bo.memory.formats import parse_format
 from qra_bo.memory.model import MemoryModel, TrainShape
-from qra_bo.oracle.protocol import StopRequested
+from qra_bo.oracle.protocol import Progress, StopRequested
+from qra_bo.sensitivity import profile_to_json
 from qra_bo.space import Allocation, CostTable, Ladder, SearchSpace, make_units, uniform
 from qra_bo.trials import TrialResult, TrialSpec, TrialState
 from tests.finetune.models import tiny_llama
@@ -222,6 +228,40 @@ def test_profile_has_both_sensitivities() -> None:
     again = oracle.profile(quiet)
     assert np.array_equal(again.require_rank_sensitivity(), profile.require_rank_sensitivity())
     assert np.array_equal(again.quantization_sensitivity, profile.quantization_sensitivity)
+
+
+def test_a_killed_profile_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    passes: list[str] = []
+
+    def count(name: str, real: Callable[..., Any]) -> None:
+        monkeypatch.setattr(profiling, name, lambda *args: passes.append(name) or real(*args))
+
+    count("hidden_states", profiling.hidden_states)
+    count("each_gradient", profiling.each_gradient)
+
+    def measured(folder: Path, progress: Progress = quiet) -> tuple[dict[str, Any], dict[str, int], Counter[str]]:
+        passes.clear()
+        oracle = make()
+        oracle.profile_cache = ProfileCache(folder, {})
+        profile = oracle.profile(progress)
+        return profile_to_json(profile), oracle.profile_cost, Counter(passes)
+
+    def killed_at(activity: str, number: int) -> Progress:
+        def progress(what: str, done: int, total: int) -> None:
+            if (what, done) == (activity, number):
+                raise KeyboardInterrupt
+        return progress
+
+    whole, cost, all_passes = measured(tmp_path / "whole")
+    cut = tmp_path / "cut"
+    for activity, number in (("profile: rank sensitivity", 1), (profiling.QUANTIZATION, 3)):
+        with pytest.raises(KeyboardInterrupt):
+            measured(cut, killed_at(activity, number))
+    profile, same_cost, left = measured(cut)
+    assert (profile, same_cost) == (whole, cost)
+    assert all_passes - left == Counter(hidden_states=3 * len(FORMATS), each_gradient=2)
+    assert measured(cut)[2] == Counter()
+    assert [path.suffix for path in cut.iterdir()] == [".json"]  # the parts went when the profile was complete
 
 
 def test_untuned_is_the_dense_model_whatever_was_trained_before() -> None:

@@ -9,6 +9,7 @@ import torch
 
 from qra_bo.config import load_config
 from qra_bo.pipeline import finetune_oracle
+from qra_bo.pipeline.build import prepare_worker_environment
 from qra_bo.utils.device import expand_segments
 
 NAMES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
@@ -65,3 +66,13 @@ def test_settings_of_the_user_stay(name: str, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv(name, "max_split_size_mb:128")
     expand_segments()
     assert {key: os.environ.get(key) for key in NAMES} == dict.fromkeys(NAMES) | {name: "max_split_size_mb:128"}
+
+
+@pytest.mark.parametrize(("given", "spins"), [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"),
+                                              ({"OMP_WAIT_POLICY": "active"}, None)])
+def test_threads_of_a_worker_sleep_soon_at_barriers(given: dict[str, str], spins: str | None,
+                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", dict(given))
+    prepare_worker_environment()
+    assert os.environ.get("GOMP_SPINCOUNT") == spins
+    assert given.items() <= os.environ.items()

@@ -34,12 +34,16 @@ def on_gpu(*overrides: str) -> Setting:
     return replace(of_cpu, memory=replace(of_cpu.memory, shape=shape))
 
 
-def test_seconds_on_a_cpu_follow_from_the_operations(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("dtype", "fast", "rate", "measured"), [  # tokens a second of a core
+    ("bfloat16", True, 2e11, 675 / 2), ("bfloat16", False, 6e10, 512 / 5), ("float32", False, 1.2e11, 512 / 2.6)])
+def test_seconds_on_a_cpu_follow_from_the_operations(dtype: str, fast: bool, rate: float, measured: float,
+                                                     monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(estimate, "cores", lambda: 2)
-    seconds = token_seconds(setting("+model=smollm2_135m"))
+    monkeypatch.setattr(estimate, "multiplies_bf16", lambda: fast)
+    seconds = token_seconds(setting("+model=smollm2_135m", f"dtype={dtype}"))
     assert seconds is not None
-    assert 1 / seconds == pytest.approx(4e11 / (4 * 106_168_320 + 6 * 49_152 * 576))
-    assert 1 / seconds == pytest.approx(675, rel=0.05)  # measured
+    assert 1 / seconds == pytest.approx(2 * rate / (4 * 106_168_320 + 6 * 49_152 * 576))
+    assert 1 / seconds == pytest.approx(2 * measured, rel=0.05)
     assert token_seconds(setting("oracle=synthetic")) is None
 
 

@@ -26,9 +26,9 @@ from tests.study.problem import comparable
 
 BUDGETS = ["uniform:4,4", "uniform:4,8", "7.7MB"]
 PLANTED = ["+model=tiny", "data=tiny", "oracle=synthetic", "display=none", "effort=quick", "method=evolution",
-           "effort.max_full_trials=16", "confirm.seeds=2"]
-REAL = ["+model=tiny", "data=tiny", "display=none", "effort=quick", "effort.max_full_trials=8", "method=evolution",
-        "train.batch=2", "train.length=32", "eval.sequences=8", "fidelity.high=8", "fidelity.low=4",
+           "effort.max_full_trials=16", "confirm.seeds=2", "dtype=bfloat16"]
+REAL = ["+model=tiny", "data=tiny", "dtype=bfloat16", "display=none", "effort=quick", "effort.max_full_trials=8",
+        "method=evolution", "train.batch=2", "train.length=32", "eval.sequences=8", "fidelity.high=8", "fidelity.low=4",
         "data.max_records=64", "confirm.seeds=2", "final.steps=4", "worker.checkpoint_seconds=0", "device=cpu",
         "calibrate.lr_scales=[1.0,2.0]", "granularity=block", "bits=[2,4,8]", "quantizer.formats.2=[ref2]",
         "quantizer.formats.4=[ref4]", "quantizer.formats.8=[ref8]"]

@@ -101,6 +101,26 @@ def test_the_same_again_trains_nothing(trained: Path, searched: Path) -> None:
     assert (trained / "trials.jsonl").read_bytes() == before
 
 
+def test_a_run_keeps_its_compute_type_where_auto_means_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = tmp_path / "cpuinfo"
+    monkeypatch.setattr("qra_bo.utils.device.CPUINFO", cpu)
+    words = [*REAL, "dtype=auto", "task=finetune", "allocation=uniform:4,3", f"out={tmp_path / 'run'}"]
+    cpu.write_text("flags : avx2 amx_bf16")
+    assert main(words) == 0
+    journal = tmp_path / "run" / "trials.jsonl"
+    lines = journal.read_text().splitlines(keepends=True)
+    begun = next(i for i, line in enumerate(lines, 1) if '"event":"provenance"' in line)
+    journal.write_text("".join(lines[:begun]))  # killed in its training
+    cpu.write_text("flags : avx2")
+    before = best_of(tmp_path / "run")
+    assert main([*words, "resume=true"]) == 0
+    best, types = best_of(tmp_path / "run"), [e["dtype"] for e in read_journal(journal).events if "dtype" in e]
+    assert types == ["bfloat16", "bfloat16"]
+    assert (best["loss"], best["memory"]) == (before["loss"], before["memory"])
+    assert main([*words[:-1], f"out={tmp_path / 'new'}"]) == 0
+    assert event(tmp_path / "new", "provenance")["dtype"] == "float32"
+
+
 @pytest.mark.parametrize("words", [["task=finetune", "allocation=uniform:4,3"], ["bits=[4,8]"]])
 def test_another_allocation_or_a_search_is_refused_the_folder(trained: Path, words: list[str],
                                                                capsys: pytest.CaptureFixture[str]) -> None:
