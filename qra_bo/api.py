@@ -111,8 +111,8 @@ def fine_tune(config: RunConfig | Sequence[str] | None = None, *, config_dir: st
 def plan(config: RunConfig | Sequence[str] | None = None, *, config_dir: str | None = None, **keywords: Any) -> Plan:
     """Price uniform choices, budgets and cards; needs no weights, no GPU and no download.
 
-    >>> plan(model="llama2_7b", budget="10GB", device="cpu")
-    Plan(llama2_7b, 32 units, 10GB: int8, rank 32)
+    >>> plan(model="llama2_7b", budget="10GB", device="cpu", dtype="float32")
+    Plan(llama2_7b, 32 units, 10GB: int8, rank 19)
 
     Args:
         config: As for ``search``.

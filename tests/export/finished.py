@@ -11,8 +11,8 @@ from qra_bo.space import Allocation
 from qra_bo.study.results import TRAINING
 from tests.export.fixtures import best_json
 
-SETTINGS = ["+model=tiny", "data=tiny", "device=cpu", "train.batch=2", "train.length=32", "eval.sequences=8",
-            "data.max_records=64", "model.intermediate_size=192", "bits=[2,4,8,16]"]
+SETTINGS = ["+model=tiny", "data=tiny", "device=cpu", "dtype=bfloat16", "train.batch=2", "train.length=32",
+            "eval.sequences=8", "data.max_records=64", "model.intermediate_size=192", "bits=[2,4,8,16]"]
 """Widths are multiples of 64: on some CPUs bitsandbytes' own kernel takes nothing else."""
 
 
