@@ -40,7 +40,7 @@ from qra_bo.study.intervals import spearman
 from qra_bo.study.setting import training_seeds
 from qra_bo.trials import Fidelity, Trial, TrialResult, TrialSpec, TrialState
 
-DEFAULTS = ("oracle=synthetic", "budget=uniform:4,16", "memory.scope=stored", "dtype=bfloat16",
+DEFAULTS = ("oracle=synthetic", "budget=uniform:4,16", "memory.scope=stored", "dtype=bfloat16", "search.length=trial",
             "quantizer.rounding=rtn")
 """The second reference budget, in which bits and ranks compete; overrides replace these."""
 FINALS = 5

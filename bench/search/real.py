@@ -29,7 +29,7 @@ from qra_bo.study.setting import training_seeds
 from qra_bo.utils.files import write_json
 
 DEFAULTS = ("budget=uniform:4,16", "memory.scope=stored", "effort=normal", "display=none",
-            "dtype=bfloat16", "quantizer.rounding=rtn")
+            "dtype=bfloat16", "search.length=trial", "quantizer.rounding=rtn")
 """On the embedded model and text, at the second reference budget, in the table's compute type; overrides replace these.
 """
 METHODS = {name: EVERYTHING[name] for name in (
