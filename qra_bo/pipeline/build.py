@@ -22,8 +22,8 @@ zeroing of fresh pages cost a fifth of a training step (4 x 128 tokens of SmolLM
 SPINS = "1000"
 """For a worker on a CPU: turns that a thread of GNU OpenMP spins at a barrier before it sleeps, as that library chooses
 where threads outnumber cores. By default it spins for milliseconds, which another process that keeps one of the cores
-busy turns into most of a step: two threads, one core taken, 28 s and 3.0 CPU seconds for a step of 4 layers of
-SmolLM2-135M, and 4.0 s and 0.4 so (one thread: 3.6 s and 0.3)."""
+busy turns into most of a step: two threads, one core taken, 28 s and 3.0 CPU seconds for a step of 4 layers of the
+width of SmolLM2-135M, and 4.0 s and 0.4 so (one thread: 3.6 s and 0.3)."""
 STARTUP_SECONDS = 1800.0
 ORACLE = "qra_bo.pipeline.build:make_oracle"
 
