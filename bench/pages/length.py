@@ -33,6 +33,14 @@ def rates() -> str:
         [str(r["step"]), str(r["allocations"]), *(_with_error(r, name) for name in NAMES)] for r in rows])
 
 
+def exponents() -> str:
+    """Exponents that carry losses to longer trainings."""
+    (row,) = [r for r in read(MODEL)["rows"] if r["part"] == "exponents"]
+    return grid(("exponent of", "value", "allocations"), [
+        [name, f"{fixed(row[key])} ± {fixed(row[f'{key}_se'])}", str(row["allocations"])]
+        for name, key in (("damage by few bits", "damage"), ("gain by rank", "rank"))])
+
+
 def _with_error(row: Mapping[str, Any], name: str) -> str:
     return figure(None) if row[name] is None else f"{figure(row[name], 2)} ± {figure(row[f'{name}_se'], 2)}"
 
@@ -49,5 +57,6 @@ def predictions() -> str:
 
 TABLES: Tables = {"length-effects": unless_missing(STUDY, effects, f"{COMMAND} --summary"),
                   "length-rates": unless_missing(MODEL, rates, f"{COMMAND}.model"),
+                  "length-exponents": unless_missing(MODEL, exponents, f"{COMMAND}.model"),
                   "length-predictions": unless_missing(MODEL, predictions, f"{COMMAND}.model")}
 """All tables by the name that pages ask for."""

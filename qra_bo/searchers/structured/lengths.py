@@ -20,7 +20,7 @@ EXPONENTS = np.array([-0.11, -0.11, 0.31])
 """Of the slopes, in the order of ``rates.NAMES``."""
 DEVIATIONS = np.array([0.10, 0.10, 0.12])
 """Standard deviations of the exponents."""
-LONGEST = 30.0
+LONGEST = 10.0
 """Longest ratio that was measured; beyond it the rates stay as they are there."""
 
 
