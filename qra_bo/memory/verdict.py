@@ -66,9 +66,11 @@ def verdict_of(memory: MemoryModel, space: SearchSpace, size: int, *, most_bits:
     low, top, wide = space.ranks.values[0], space.ranks.values[-1], space.widest
     allowed = [f for f in space.formats if most_bits is None or f.bits <= most_bits]
     if wide in allowed and (need := uniform_bytes(memory, space, wide, top)) <= size:
-        return Verdict(NOTHING_BINDS, f"Nothing binds: {_named(wide)} with rank {top}, the most that bits and ranks "
-                       f"allow, needs {format_size(need)} of {format_size(size)}. A search has nothing to trade: this "
-                       "choice is trained at once, and search.force=true searches all the same.",
+        most = "the most that bits and ranks allow" if wide == space.formats[-1] else \
+            "above which bits count for nothing"
+        return Verdict(NOTHING_BINDS, f"Nothing binds: {_named(wide)} with rank {top}, {most}, needs "
+                       f"{format_size(need)} of {format_size(size)}. A search has nothing to trade: this choice is "
+                       "trained at once, and search.force=true searches all the same.",
                        tuple(_purchases(memory, space, size, larger())))
     fitting = [f for f in allowed if uniform_bytes(memory, space, f, low) <= size]
     if not fitting:

@@ -13,6 +13,9 @@ from qra_bo.report.tables import PlanRow
 from qra_bo.study.comparison import QLORA, UNIFORM
 from qra_bo.study.setting import FINAL, Setting, affordable_steps
 
+FEW_STEPS = 50
+"""Optimiser steps below which a final fine-tune hardly leaves the rise of its learning rate behind."""
+
 
 @dataclass(frozen=True, slots=True)
 class EffortTime:
@@ -140,7 +143,9 @@ def _final(config: RunConfig, sequences: float | None) -> tuple[str, float]:
         what = f"{steps:,} steps, the most by final.max_steps: about " \
                f"{steps * config.train.step_sequences / sequences:.2f} epochs"
     else:
-        what = f"{epochs}: about {steps:,} steps"
+        what = f"{epochs}: about {steps:,} step{'' if steps == 1 else 's'}"
+    if steps < FEW_STEPS and final.steps is None:
+        what += f", fewer than {FEW_STEPS}: a smaller train.accumulate or a larger final.epochs makes more of them"
     return what, _final_cost(config, steps)
 
 

@@ -91,7 +91,7 @@ def test_a_run_reads_the_users_file_once(file: Path, monkeypatch: pytest.MonkeyP
     final = plan_rows(replace(setting, sequences=sequences))[-1]
     assert reads == [config.data]
     assert sequences is not None
-    assert final.what.startswith(f"final fine-tune (1 epoch: about {sequences:.0f} steps; ")
+    assert final.what.startswith(f"final fine-tune (1 epoch: about {sequences:.0f} steps")
 
 
 def test_a_data_set_of_the_hub_is_not_fetched_for_a_plan() -> None:
