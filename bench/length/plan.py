@@ -192,7 +192,7 @@ def _effects(steps: int) -> Block:
     small = "54 MB stored"
     finds = {choice.name.split(",")[0]: choice for choice in _finds(small)}
     order = [_uniform(3, 15), finds["predicted for 240 steps"], _uniform(3, 2), finds["predicted for 720 steps"],
-             _uniform(4, 16), finds["predicted for 24 steps"], _uniform(3, 8), _uniform(4, 2), _uniform(2, 8)]
+             _uniform(4, 16), _uniform(4, 2), finds["predicted for 24 steps"], _uniform(3, 8), _uniform(2, 8)]
     return Block("plays", EFFECTS, steps, 0, tuple(replace(choice, kind="curve") for choice in order), False)
 
 
@@ -222,7 +222,7 @@ def make_plan() -> tuple[Block, ...]:
     small, stored = LIMITS
     plays, gsm8k = "plays", "gsm8k"
     return (
-        _effects(24), _effects(240),
+        _effects(240), _effects(24),
         _block(plays, small, 240, 5, uniforms=2), _block(plays, small, 24, 5), _block(plays, small, 720, 3, uniforms=2),
         _block(plays, small, 72, 5), _block(plays, stored, 240, 5),
         _references(plays, 240, 5), _curves(),

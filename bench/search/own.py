@@ -32,8 +32,9 @@ from qra_bo.searchers.base import SearchProblem, make_searcher
 from qra_bo.sensitivity.profile import rehearsal_profile
 from qra_bo.utils.errors import ConfigError, UserError
 
-BESIDE = ("random", "sequential bits", "NSGA-II", "qra_bo")
-"""Published methods in the table."""
+BESIDE = {"random": "random", "NSGA-II": "NSGA-II", "TuRBO": "TuRBO",
+          "knapsack": "bits by believed sensitivity, then ranks", "qra_bo": "qra_bo"}
+"""Published methods in the table, by their titles in it."""
 
 
 def methods_of(words: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -94,7 +95,8 @@ def compare(methods: Mapping[str, Mapping[str, Any]], tasks: Sequence[str], seed
                 losses = np.array([run["trace"][-1][1] for run in runs])
                 regrets = (losses - scale["best_known"]) / (scale["best_uniform"] - scale["best_known"])
                 cells.append(f"{np.median(regrets):{width}.2f} {np.median([run['refused'] for run in runs]):7.0f}")
-            beside = [np.median([known[name]["finals"][str(seed)] for seed in range(seeds)]) for name in BESIDE]
+            beside = [np.median([known[name]["finals"][str(seed)] for seed in range(seeds)])
+                      for name in BESIDE.values()]
             print(f"{arena.name:<30} {' '.join(cells)} " + " ".join(f"{regret:15.2f}" for regret in beside), flush=True)
 
 
