@@ -1,14 +1,15 @@
-"""Results of the length study as JSON, a Markdown table and a figure; what is not measured yet is null."""
+"""Results of the length study as JSON and a figure; what is not measured yet is null."""
 
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from bench.length.plan import CURVES, EFFECTS, LIMITS, SEARCH_SEED, UNSEEN_SEEDS, Block, Choice, Settled, settle
 from bench.length.plot import draw
-from bench.length.trials import NAME, Found, load
+from bench.length.trials import NAME, Found, load, trial_of
 from qra_bo.config import make_space, make_spec
 from qra_bo.config.schema import RunConfig
 from qra_bo.memory.formats import parse_format
@@ -19,10 +20,7 @@ from qra_bo.study.intervals import paired_interval
 from qra_bo.study.setting import BytesPredictor
 from qra_bo.utils.files import write_json
 
-MINUS, DASH = "\N{MINUS SIGN}", "\N{EN DASH}"
 COMMAND = "python -m bench.length --gsm8k FILE.jsonl; python -m bench.length --summary"
-HEAD = ("allocation", "bits", "rank", "stored MB", "peak MB", "learning rate", "test loss", "seeds",
-        f"{MINUS} best uniform (95 %)")
 
 
 def predictors(config: RunConfig) -> dict[str, BytesPredictor]:
@@ -68,43 +66,12 @@ def summarise(plan: Sequence[Block], found: Found, config: RunConfig) -> dict[st
 
 
 def publish(folder: Path, config: RunConfig, plan: Sequence[Block]) -> None:
-    """Write ``length.json``, ``length.md`` and ``length.png`` to ``folder``."""
+    """Write ``length.json`` to ``folder``, and ``length.png`` once there are differences to draw."""
     summary = summarise(plan, load(folder / NAME), config)
     write_json(folder / "length.json", summary)
-    (folder / "length.md").write_text(to_markdown(summary), encoding="utf-8")
-    (folder / "length.png").write_bytes(png_bytes(draw(summary["rows"])))
-    print(f"written to {folder}/length.json, length.md and length.png")
-
-
-def to_markdown(summary: Mapping[str, Any]) -> str:
-    """A table for every text, limit and number of steps."""
-    done = sum(c["loss"] is not None for c in summary["curves"])
-    lines = ["# Length study", "", f"{summary['model']}, two CPU cores, 512 tokens a step, loss on the test split in "
-             f"{summary['unit']}. The finds come from searches on the plays at 24 steps. Each class of allocations has "
-             "its learning rate calibrated at this length with three trials; a dash marks what is not measured. Made "
-             f"by `{summary['command']}`.", ""]
-    blocks = dict.fromkeys((r["task"], r["limit"], r["steps"], r["tokens"]) for r in summary["rows"])
-    for task, limit, steps, tokens in blocks:
-        lines += [f"## {task}, {limit}, {steps} steps ({tokens:,} tokens)", "", "| " + " | ".join(HEAD) + " |",
-                  "|---" * len(HEAD) + "|"]
-        lines += [_line(r) for r in summary["rows"] if (r["task"], r["limit"], r["steps"]) == (task, limit, steps)]
-        lines += [""]
-    return "\n".join([*lines, f"Table of curves: {done} of {len(summary['curves'])} allocations are trained.", ""])
-
-
-def _line(row: Mapping[str, Any]) -> str:
-    d = row["minus_best_uniform"]
-    compared = DASH if d is None else f"{d['mean']:+.4f} ({d['low']:+.4f} to {d['high']:+.4f}), {d['seeds']} seeds"
-    seeds = sum(loss is not None for loss in row["test_losses"])
-    cells = [row["name"], _number(row["average_bits"], ".2f"), _number(row["average_rank"], ".2f"),
-             *(_number(row[key] and row[key] / 1e6, ".1f") for key in ("stored_bytes", "peak_bytes")),
-             _number(row["learning_rate"], "g"), _number(row["mean"], ".4f"), f"{seeds} of {len(row['test_losses'])}",
-             compared]
-    return "| " + " | ".join(cells) + " |"
-
-
-def _number(value: float | None, form: str) -> str:
-    return DASH if value is None else format(value, form)
+    if any(r["minus_best_uniform"] is not None for r in summary["rows"]):
+        (folder / "length.png").write_bytes(png_bytes(draw(summary["rows"])))
+    print(f"written to {folder}")
 
 
 def _row(settled: Settled, name: str, choice: Choice | None, size: Mapping[str, BytesPredictor],
@@ -141,9 +108,15 @@ def _facts(allocation: Allocation | None, size: Mapping[str, BytesPredictor]) ->
 
 
 def _curve(settled: Settled, choice: Choice, found: Found) -> dict[str, Any]:
-    """A row of the table of curves: validation loss at recorded steps, null while it is not measured."""
-    rate = settled.rates.get(choice.rate_class)
-    event = None if rate is None else found.get(settled.block.trial(choice, SEARCH_SEED, "validation", rate).key)
-    return {"block": settled.block.limit, "name": choice.name,
-            **choice.allocation.to_json(), "steps": settled.block.steps, "lr_scale": rate,
-            "loss": event and event["loss"], "curve": event and event["curve"]}
+    """A row of the table of curves: validation loss at recorded steps, null while it is not measured; where a block
+    calibrates no rates, that of the least loss among all rates that were tried at its length."""
+    block, rate = settled.block, settled.rates.get(choice.rate_class)
+    event = None if rate is None else found.get(block.trial(choice, SEARCH_SEED, "validation", rate).key)
+    if not block.calibrated:
+        own = block.trial(choice, SEARCH_SEED, "validation", 1.0)
+        others = [e for e in found.values() if e["loss"] is not None
+                  and replace(trial_of(e), lr_scale=1.0).key == own.key]
+        event = min(others, key=lambda e: float(e["loss"]), default=None)
+    return {"block": block.limit, "name": choice.name, **choice.allocation.to_json(), "steps": block.steps,
+            "lr_scale": rate if event is None else event["lr_scale"], "loss": event and event["loss"],
+            "curve": event and event["curve"]}
