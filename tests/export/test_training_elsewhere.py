@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -150,6 +151,17 @@ def test_run_without_its_rates_is_refused(run: Path, tmp_path: Path) -> None:
     (tmp_path / "best.json").write_text("{}")
     with pytest.raises(OutputError, match="must state learning_rate, lr_rule and training"):
         qra_bo.optimizer_groups(model, tmp_path)
+
+
+@pytest.mark.parametrize(("bits", "adapter", "kind"), [(8, "lora", "load_in_8bit"), (4, "qlora", "load_in_4bit")])
+def test_axolotl_gets_the_base_nearest_to_the_runs(run: Path, tmp_path: Path, bits: int, adapter: str,
+                                                   kind: str) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    best = json.loads((copy / "best.json").read_text())
+    (copy / "best.json").write_text(json.dumps({**best, "bits": [bits] * len(best["bits"])}))
+    (path,) = export_all(copy, ["axolotl"])
+    given = yaml.safe_load(path.read_text())
+    assert (given["adapter"], given[kind]) == (adapter, True)
 
 
 def test_configurations_carry_the_runs_own_trainer(run: Path) -> None:
