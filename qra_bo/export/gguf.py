@@ -97,7 +97,20 @@ def _card(run: FinishedRun, source: Source) -> str:
     formats = {linear.format.name: linear.format for linear in source.weights.linears.values()}
     rounded = sorted(name for name, fmt in formats.items() if not is_exact(fmt))
     return render("gguf.md", run, files=run.gguf, rounded=rounded, notes=source.vocabulary.notes, meaning=_MEANING,
-                  merged=_merged(run), label=re.sub(r"[^a-z0-9._-]+", "-", source.title.lower()).strip("-.") or "tuned")
+                  merged=_merged(run), label=_label(run))
+
+
+def _label(run: FinishedRun) -> str:
+    """Return a name of the run's model that Ollama takes."""
+    return re.sub(r"[^a-z0-9._-]+", "-", str(run.best["model"]).lower()).strip("-.") or "tuned"
+
+
+def start_ollama(run: FinishedRun) -> str | None:
+    """Return the command that gives the merged file to Ollama and asks it; ``None`` without one."""
+    if _merged(run) is None:
+        return None
+    return f"cd {shlex.quote(str(run.folder.resolve() / FOLDER))} && ollama create {_label(run)} -f Modelfile && " \
+           f"ollama run {_label(run)}"
 
 
 def start(run: FinishedRun) -> str | None:

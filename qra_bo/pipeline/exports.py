@@ -48,12 +48,15 @@ def write_exports(config: RunConfig, folder: Path, console: Console | None) -> l
 
 def commands(config: RunConfig, folder: Path) -> list[str]:
     """Return a line with the command of every server that the exports in a run's folder are for."""
-    from qra_bo.export.registry import TARGETS  # loads torch
+    from qra_bo.export import gguf  # loads torch, like the two below
+    from qra_bo.export.registry import TARGETS
     from qra_bo.export.run import FinishedRun
     run = FinishedRun.read(folder, gguf=config.export.gguf)
-    found = ((target, target.start(run)) for target in TARGETS.values()
-             if target.start is not None and (folder / target.path).exists())
-    return [f"Talk to it ({target.name}): {command}" for target, command in found if command is not None]
+    found = [(target.name, target.start(run)) for target in TARGETS.values()
+             if target.start is not None and (folder / target.path).exists()]
+    if (folder / gguf.FOLDER).exists():
+        found.append(("Ollama", gguf.start_ollama(run)))
+    return [f"Talk to it ({name}): {command}" for name, command in found if command is not None]
 
 
 def checked(config: RunConfig, folder: Path, console: Console | None) -> list[Path]:

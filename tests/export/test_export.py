@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 
 import pytest
 
@@ -153,6 +154,9 @@ def test_the_server_of_llamacpp_is_started_with_the_files_at_hand(tmp_path, file
     folder = run.resolve() / "gguf"
     wanted = None if said is None else f"llama-server {said.replace('{}', str(folder))} --host 127.0.0.1 --port 8080"
     assert gguf.start(FinishedRun.read(run, gguf=files)) == wanted
+    ollama = gguf.start_ollama(FinishedRun.read(run, gguf=files))
+    assert (ollama is None) == (not any(name.startswith("merged") for name in files))
+    assert ollama is None or ollama.startswith(f"cd {shlex.quote(str(run.resolve() / 'gguf'))} && ollama create ")
 
 
 def test_vllm_is_started_where_its_files_are(tmp_path):
