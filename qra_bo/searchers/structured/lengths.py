@@ -16,9 +16,9 @@ from qra_bo.searchers.structured.features import sensitivity_scales
 from qra_bo.searchers.structured.rates import Rates
 from qra_bo.sensitivity.change import Change
 
-EXPONENTS = np.array([-0.11, -0.11, 0.31])
+EXPONENTS = np.array([-0.22, -0.22, -0.01])
 """Of the slopes, in the order of ``rates.NAMES``."""
-DEVIATIONS = np.array([0.10, 0.10, 0.12])
+DEVIATIONS = np.array([0.06, 0.06, 0.17])
 """Standard deviations of the exponents."""
 LONGEST = 10.0
 """Longest ratio that was measured; beyond it the rates stay as they are there."""
