@@ -128,7 +128,8 @@ def _on_one_seed(d: ReportData, p: Prediction, own: Trial, reference: Trial, tex
              f"{'below' if difference < 0 else 'not below'} the {number(reference.loss)} of the best uniform choice, "
              f"{d.name(reference.allocation)}. This is a demonstration: effort=normal compares on five unseen seeds.")
     return Answer(text, f"{signed(difference)} nats on one seed", "test split, paired, no interval; predicted was "
-                  f"{signed(p.mean)}, 95 % interval of the prediction {signed(p.low)} to {signed(p.high)}", "open")
+                  f"{signed(p.mean)} for {p.steps} steps, 95 % interval of the prediction {signed(p.low)} to "
+                  f"{signed(p.high)}", "open")
 
 
 def _confirmed(d: ReportData, c: Confirmation, where: str) -> Answer:
