@@ -116,9 +116,8 @@ def confirmation_steps(setting: Setting) -> int:
     config, trial = setting.config, setting.config.fidelity.high
     if config.search.length != FINAL or not config.oracle.trains:
         return trial
-    afforded = affordable_steps(setting.planned_cost, config.confirm.seeds, config.train.step_tokens, trial)
-    wanted = final_steps(config, setting.sequences)
-    return afforded if wanted is None else min(max(trial, wanted), afforded)
+    return affordable_steps(setting.planned_cost, config.confirm.seeds, config.train.step_tokens, trial,
+                            final_steps(config, setting.sequences))
 
 
 def final_steps(config: RunConfig, sequences: float | None) -> int | None:

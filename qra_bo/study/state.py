@@ -159,8 +159,8 @@ class Study:
         config, planned = self.header["config"], self.last.get("extension", self.header)["planned_cost"]
         train = config["train"]
         step_tokens = int(train["batch"]) * int(train["accumulate"]) * int(train["length"])
-        return min(self.objective_steps,
-                   affordable_steps(float(planned), int(config["confirm"]["seeds"]), step_tokens, trial))
+        return affordable_steps(float(planned), int(config["confirm"]["seeds"]), step_tokens, trial,
+                                self.objective_steps)
 
     def carried(self, allocation: Allocation) -> float:
         """Return what is added to a trial's loss to predict that of the length that is minimised, but for a constant
