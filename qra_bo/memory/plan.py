@@ -3,27 +3,31 @@
 Pure arithmetic over ``MemoryModel``: no weights, no GPU, no torch.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from qra_bo.memory.budget import describe, format_size, largest, smallest, uniform_bytes
 from qra_bo.memory.cards import Card
+from qra_bo.memory.formats import default_format
 from qra_bo.memory.model import MemoryModel
 from qra_bo.memory.optimizers import OPTIMIZERS, is_paged
-from qra_bo.memory.serving import CONSUMERS
+from qra_bo.memory.serving import ANY, CONSUMERS
 from qra_bo.memory.serving_cost import gguf_bytes, serving_notes
 from qra_bo.memory.speed import step_seconds
 from qra_bo.memory.verdict import Verdict, largest_rank, smallest_side, verdict_of
 from qra_bo.space import Allocation, DecoderSpec, Ladder, SearchSpace, StorageFormat, uniform
-from qra_bo.utils.errors import UserError
+from qra_bo.utils.errors import SpaceError, UserError
 from qra_bo.utils.html import html_table
 
 CARDS_GB = (6, 8, 10, 12, 16, 24, 40, 48, 80)
 """Common cards, by their names in decimal units, which are a little less than their memory."""
 
 SHOWN_RANKS = (1, 4, 8, 16, 32)
+REFERENCES = {"QLoRA": 4, "LoRA on 16-bit weights": 16}
+"""Bits of what people train without a search, at ``REFERENCE_RANK``."""
+REFERENCE_RANK = 16
 SCHEMA_VERSION = 1
 
 
@@ -100,6 +104,7 @@ class Plan:
         cards: By card in GB, the uniform choice of the ladders with the most bits, then the most rank, that fits.
         levers: Changes that lower ``least``, the most saving first.
         card: The card that the plan is for; ``None`` where none is named.
+        references: What people train without a search: QLoRA, and LoRA on 16-bit weights, at rank 16.
         serving: What it costs to search only formats that ``serve`` loads; empty for ``serve=any``.
     """
 
@@ -107,6 +112,7 @@ class Plan:
     n_units: int
     budgets: tuple[BudgetAnswer, ...]
     uniform: tuple[Row, ...]
+    references: tuple[Row, ...]
     least: Row
     least_is: str
     most: int
@@ -155,6 +161,7 @@ class Plan:
                          "estimated_tokens_per_second": b.tokens_per_second} for b in self.budgets],
             "uniform": [row.to_json() | {"fits": [b.text for b in self.budgets if row.total <= b.size]}
                         for row in self.uniform],
+            "references": [{"what": row.what} | row.to_json() for row in self.references],
             "smallest": {"allocation": self.least_is, **self.least.to_json()}, "largest_bytes": self.most,
             "cards": [{"gb": gb, "best_uniform": None if row is None else row.to_json()}
                       for gb, row in self.cards.items()],
@@ -191,7 +198,7 @@ def memory_plan(memory: MemoryModel, space: SearchSpace, budgets: Mapping[str, i
         answers.append(BudgetAnswer(text, size, need <= size, verdict, {f.name: rank for f, rank in ranks.items()},
                                     best, pace))
     cards = {gb: _on_ladders(on_card or memory, space, gb * 10**9) for gb in CARDS_GB}
-    return Plan(memory, space.n_units, tuple(answers), rows, _row(memory, space, least, "smallest allocation"),
+    return Plan(memory, space.n_units, tuple(answers), rows, tuple(_references(memory, space)), _row(memory, space, least, "smallest allocation"),
                 describe(least, space), largest(table, space)[0], cards, tuple(_levers(memory, space, need)), card,
                 tuple(serving_notes(memory, space, budgets)))
 
@@ -209,6 +216,13 @@ def _row(memory: MemoryModel, space: SearchSpace, allocation: Allocation, what: 
 def _uniform_row(memory: MemoryModel, space: SearchSpace, fmt: StorageFormat, rank: int) -> Row:
     single = SearchSpace(space.units, (fmt,), Ladder("ranks", (rank,)))
     return _row(memory, single, uniform(single.n_units, fmt.name, rank), f"{fmt.name}, rank {rank}")
+
+
+def _references(memory: MemoryModel, space: SearchSpace) -> Iterator[Row]:
+    rank = min(REFERENCE_RANK, smallest_side(space))
+    for what, bits in REFERENCES.items():
+        with suppress(SpaceError):  # a matrix that the format can't store
+            yield replace(_uniform_row(replace(memory, serve=ANY), space, default_format(bits), rank), what=what)
 
 
 def _on_ladders(memory: MemoryModel, space: SearchSpace, limit: int) -> Row | None:

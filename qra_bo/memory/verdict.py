@@ -127,8 +127,12 @@ def _purchases(memory: MemoryModel, space: SearchSpace, size: int, larger: Seque
     if memory.scope == "peak":
         batch = _most(lambda n: needs(batch=n) <= size, MOST_BATCH)
         length = LENGTH_STEP * _most(lambda n: needs(length=LENGTH_STEP * n) <= size, MOST_LENGTH // LENGTH_STEP)
+        step = shape.batch * shape.accumulate
+        if shape.accumulate > 1:  # the optimiser step keeps its sequences
+            batch = max(n for n in range(1, min(batch, step) + 1) if step % n == 0)
         if batch > shape.batch:
-            bought.append(Purchase(f"train.batch={batch}", needs(batch=batch)))
+            passes = f" train.accumulate={step // batch}" if shape.accumulate > 1 else ""
+            bought.append(Purchase(f"train.batch={batch}{passes}", needs(batch=batch)))
         if length > shape.length:
             bought.append(Purchase(f"train.length={length} where the model takes it", needs(length=length)))
     rank = largest_rank(memory, space, fmt, size, smallest_side(space))

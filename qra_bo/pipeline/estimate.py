@@ -67,10 +67,12 @@ def profile_cost(setting: Setting) -> float:
 
 
 def profile_seconds(setting: Setting, cost: float, each: float | None) -> float | None:
-    """Return rough seconds of a profile of ``cost`` training tokens, ``each`` seconds a token; ``None`` but on a CPU.
-    """
-    if each is None or setting.memory.shape.device != "cpu":
+    """Return rough seconds of a profile of ``cost`` training tokens, ``each`` seconds a token; ``None`` where that is
+    not known. On a GPU choosing codes counts for nothing beside the passes, which is not measured."""
+    if each is None:
         return None
+    if setting.memory.shape.device != "cpu":
+        return each * cost
     chosen = setting.memory.spec.linear_numel * sum(fmt.bits < 16 for fmt in setting.space.formats)
     return each * cost + CODE_SECONDS * chosen / cores() * (setting.config.quantizer.rounding != "rtn")
 

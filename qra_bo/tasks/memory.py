@@ -5,6 +5,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from hydra.core.hydra_config import HydraConfig
 from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
@@ -19,6 +20,7 @@ from qra_bo.memory.serving import ANY, CONSUMERS
 from qra_bo.memory.verdict import NOTHING_BINDS
 from qra_bo.pipeline.data import TextSize
 from qra_bo.pipeline.forecast import Forecast, make_forecast
+from qra_bo.pipeline.next_step import next_steps
 from qra_bo.pipeline.plan import TraceCheck, make_plan, verify_plan
 from qra_bo.report.text import rough
 from qra_bo.utils.errors import BudgetError, DataError, ModelError
@@ -42,14 +44,19 @@ def run(config: RunConfig) -> int:
         forecast = make_forecast(config, plan)
     except (DataError, ModelError) as error:  # the plan of the memory stands without the text
         unread = error
+    steps = next_steps(plan, HydraConfig.get().overrides.task, forecast) if HydraConfig.initialized() else []
     if config.memory.format == "json":
         traced = {} if checks is None else {"traced": [asdict(check) for check in checks]}
         times = {} if forecast is None else forecast.to_json()
-        print(json.dumps(plan.to_json() | {"notes": preset_notes(config)} | times | traced, indent=2))
-    elif Console().is_terminal:
-        Console().print(render(plan, preset_notes(config), checks, forecast))
+        further = {"notes": preset_notes(config), "next": [asdict(step) for step in steps]}
+        print(json.dumps(plan.to_json() | further | times | traced, indent=2))
+    elif (console := Console()).is_terminal:
+        console.print(render(plan, preset_notes(config), checks, forecast))
     else:
         print("\n".join(plan_lines(plan, preset_notes(config), checks, forecast)))
+    if config.memory.format != "json":
+        for step in steps:
+            print(f"Next: {step.what}{'' if step.time is None else f' ({step.time})'}:\n  {step.command}")
     space = make_space(config, plan.memory.spec)
     table, problems = plan.memory.table(space), []
     for answer in plan.budgets:
@@ -84,7 +91,7 @@ def render(plan: Plan, notes: Sequence[str] = (), checks: Sequence[TraceCheck] |
                 for b in plan.budgets]
     parts: list[RenderableType] = [*verdicts, *map(Text, (*plan.serving, *notes)), Text(_head(plan)), _uniform(plan)]
     parts.append(Text(f"Allocations of this space need {format_size(plan.least.total)} ({plan.least_is}) to "
-                      f"{format_size(plan.most)}."))
+                      f"{format_size(plan.most)}. {_references(plan)}"))
     parts.append(_table("Largest uniform rank that fits", ["budget", *plan.budgets[0].ranks],
                         [(_named(b.text, b.size), *(str(rank or "none") for rank in b.ranks.values()))
                          for b in plan.budgets]))
@@ -142,6 +149,12 @@ def _uniform(plan: Plan) -> Table:
                                               for r in rows)) for fmt, rows in by_format.items()])
 
 
+def _references(plan: Plan) -> str:
+    """What people train without a search, beside the tightest budget."""
+    return " ".join(f"{row.what} ({row.fmt}, rank {row.rank}) needs {format_size(row.total)} and "
+                    f"{'fits' if row.total <= plan.tightest else 'does not fit'}." for row in plan.references)
+
+
 def _named(text: str, size: int) -> str:
     shown = format_size(size)
     return shown if shown.replace(".00", "").replace(" ", "") == text.replace(" ", "") else f"{text} = {shown}"
@@ -160,7 +173,12 @@ def _breakdown(plan: Plan) -> Table:
     files = next(iter(rows.values())).gguf_bytes
     if files:
         table.add_section()
-        table.caption, table.caption_justify = "*.gguf: of export.targets=[gguf]; the vocabulary adds some MB", "left"
+        large = [] if plan.card is None else sorted(
+            {f"{name}.gguf" for row in rows.values() for name, size in row.gguf_bytes.items()
+             if size > plan.card.total_bytes})
+        table.caption_justify, table.caption = "left", Text(
+            "*.gguf: of export.targets=[gguf]; the vocabulary adds some MB" +
+            (f". Larger than the card: {', '.join(large)}" if large else ""))
     for name in files:
         table.add_row(f"{name}.gguf", *(format_size(row.gguf_bytes[name]) for row in rows.values()))
     return table

@@ -73,6 +73,14 @@ def test_what_spare_bytes_buy_fits_and_a_little_more_does_not() -> None:
     assert uniform_bytes(model, space, int8, rank + 1) > size
 
 
+@pytest.mark.parametrize(("accumulate", "change"), [
+    (1, "train.batch=2"), (6, "train.batch=2 train.accumulate=3"), (7, "train.length=2560 where the model takes it")])
+def test_a_larger_batch_keeps_the_sequences_of_a_step(accumulate: int, change: str) -> None:
+    space = space_of(LLAMA2_7B, formats=("nf4", "int8"), ranks=(8, 32))
+    shape = TrainShape(1, 1024, accumulate=accumulate, device="cuda")  # two sequences at once fit
+    assert verdict_of(MemoryModel(LLAMA2_7B, shape), space, 24 * 10**9).buys[0].change == change
+
+
 def test_spare_bytes_buy_the_largest_model_that_fits() -> None:
     asked = []
 

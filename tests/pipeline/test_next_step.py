@@ -1,0 +1,58 @@
+"""The command after a plan: what it keeps, what it trains, and that it composes."""
+
+import json
+import shlex
+
+import pytest
+
+from qra_bo.cli.app import main
+from qra_bo.config import load_config
+from qra_bo.pipeline.forecast import make_forecast
+from qra_bo.pipeline.next_step import NextStep, next_steps
+from qra_bo.pipeline.plan import make_plan
+
+MODEL = "+model=llama3_1_8b"
+
+
+def steps_of(*overrides: str) -> list[NextStep]:
+    config = load_config(["task=memory", *overrides])
+    plan = make_plan(config)
+    return next_steps(plan, ["task=memory", *overrides], make_forecast(config, plan))
+
+
+@pytest.mark.parametrize(("overrides", "commands"), [
+    (("gpu=rtx4090",), [f"{MODEL} device=cuda task=finetune allocation=uniform:8,32"]),
+    (("budget=8GB", "device=cuda"),
+     [f"{MODEL} device=cuda task=finetune allocation=uniform:4,31", f"{MODEL} budget=8GB device=cuda effort=quick"]),
+    (("budget=7GB", "device=cuda"), [f"{MODEL} budget=7GB device=cuda effort={e}" for e in ("quick", "instant")]),
+    (("budget=7GB", "device=cuda", "effort=normal"), [f"{MODEL} budget=7GB device=cuda effort=normal"]),
+    (("budget=[7GB,8GB]", "device=cuda"), []),
+    (("budget=1GB", "device=cuda"), [])])
+def test_the_verdict_decides_what_to_run(overrides: tuple[str, ...], commands: list[str]) -> None:
+    assert [step.command for step in steps_of(MODEL, *overrides)] == [f"python -m qra_bo {c}" for c in commands]
+
+
+def test_commands_compose_and_keep_what_was_given() -> None:
+    plan = make_plan(load_config(["task=memory", MODEL, "gpu=rtx3060", "train.length=512"]))
+    steps = next_steps(plan, ["task=memory", MODEL, "gpu=rtx3060", "++train.length=512", "memory.format=json"])
+    assert steps
+    for step in steps:
+        overrides = shlex.split(step.command)[3:]
+        config = load_config(["task=memory", *(o for o in overrides if not o.startswith(("task=", "allocation=")))])
+        assert config.model_name == "llama3_1_8b" and config.train.length == 512 and config.device == "cuda"
+        assert "gpu=rtx3060" not in overrides and "memory.format=json" not in overrides
+        assert step.time is None  # without a forecast
+
+
+def test_times_are_those_of_the_forecast() -> None:
+    quick, instant = steps_of(MODEL, "budget=7GB", "gpu=rtx4090", "final.steps=100")
+    assert quick.time is not None and instant.time is not None and quick.time != instant.time
+    assert [step.time for step in steps_of(MODEL, "budget=7GB", "device=cuda", "final.steps=100")] == [None, None]
+
+
+def test_the_command_line_prints_them_last_and_in_json(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["task=memory", MODEL, "gpu=rtx4090"]) == 0
+    command = f"python -m qra_bo {MODEL} device=cuda task=finetune allocation=uniform:8,32"
+    assert capfd.readouterr().out.splitlines()[-1] == f"  {command}"
+    assert main(["task=memory", MODEL, "gpu=rtx4090", "memory.format=json"]) == 0
+    assert [step["command"] for step in json.loads(capfd.readouterr().out)["next"]] == [command]
