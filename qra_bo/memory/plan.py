@@ -198,9 +198,9 @@ def memory_plan(memory: MemoryModel, space: SearchSpace, budgets: Mapping[str, i
         answers.append(BudgetAnswer(text, size, need <= size, verdict, {f.name: rank for f, rank in ranks.items()},
                                     best, pace))
     cards = {gb: _on_ladders(on_card or memory, space, gb * 10**9) for gb in CARDS_GB}
-    return Plan(memory, space.n_units, tuple(answers), rows, tuple(_references(memory, space)), _row(memory, space, least, "smallest allocation"),
-                describe(least, space), largest(table, space)[0], cards, tuple(_levers(memory, space, need)), card,
-                tuple(serving_notes(memory, space, budgets)))
+    return Plan(memory, space.n_units, tuple(answers), rows, tuple(_references(memory, space)),
+                _row(memory, space, least, "smallest allocation"), describe(least, space), largest(table, space)[0],
+                cards, tuple(_levers(memory, space, need)), card, tuple(serving_notes(memory, space, budgets)))
 
 
 def _row(memory: MemoryModel, space: SearchSpace, allocation: Allocation, what: str) -> Row:

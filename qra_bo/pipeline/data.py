@@ -33,6 +33,7 @@ class TextSize:
     Args:
         source: Name of the text.
         records: Records of all splits; equal ones count once.
+        repeated: Records that equal an earlier one, and are not among them.
         training_records: Those of the training split.
         training_tokens: Its tokens, without padding.
         sequences: Sequences of ``train.length`` tokens that it is packed into.
@@ -44,6 +45,7 @@ class TextSize:
 
     source: str
     records: int
+    repeated: int
     training_records: int
     training_tokens: int
     sequences: float
@@ -124,9 +126,11 @@ def text_size(config: RunConfig) -> TextSize | None:
         return None
     if isinstance(cfg, PlaysData):
         source, splits = f"the plays of {PACKAGE} {VERSION}", play_records()
+        read = sum(map(len, splits))
     else:
         source = str(getattr(cfg, "path", None) or cfg.name)
-        splits = split_records(read_data(cfg)[0], cfg.held_out, 0, source)
+        found = read_data(cfg)[0]
+        read, splits = len(found), split_records(found, cfg.held_out, 0, source)
     train, records = splits[0], sum(map(len, splits))
     if isinstance(cfg, UserData):
         from qra_bo.finetune.models.load import tokenizer_at_hand  # loads transformers, which other plans do without
@@ -138,14 +142,15 @@ def text_size(config: RunConfig) -> TextSize | None:
             basis = "counted by the model's tokenizer" if counted else \
                 f"estimated from {len(sample):,} of them that the model's tokenizer counted"
             cut = blocks.facts.cut_share
-            return TextSize(source, records, len(train), round(times * blocks.facts.used_tokens), times * len(blocks),
-                            cut, cut > cfg.max_cut, counted, basis)
+            return TextSize(source, records, read - records, len(train), round(times * blocks.facts.used_tokens),
+                            times * len(blocks), cut, cut > cfg.max_cut, counted, basis)
     tokens = _estimate(config, train)
     basis = "estimated at a token a byte" if config.model["source"] == "random" else \
         f"estimated at {CHARACTERS_PER_TOKEN} characters a token, as the embedded text has"
     if isinstance(cfg, UserData):
         basis += "; this machine lacks the model's tokenizer"
-    return TextSize(source, records, len(train), round(tokens), tokens / length, None, False, False, basis)
+    return TextSize(source, records, read - records, len(train), round(tokens), tokens / length, None, False, False,
+                    basis)
 
 
 def _estimate(config: RunConfig, train: Sequence[Record | Conversation]) -> float:

@@ -199,7 +199,8 @@ def _times(forecast: Forecast, *, forced: bool) -> list[RenderableType]:
     text, parts = forecast.text, list[RenderableType]()
     if text is not None:
         of_all = "" if text.training_records == text.records else f", {text.training_records:,} of them for training"
-        parts.append(Text(f"Text: {text.source}: {text.records:,} records{of_all}; {_tokens(text)} training "
+        once = f" (left out as repeats: {text.repeated:,})" if text.repeated else ""
+        parts.append(Text(f"Text: {text.source}: {text.records:,} records{once}{of_all}; {_tokens(text)} training "
                           f"tokens ({text.basis}), in about {text.sequences:,.0f} sequences"))
         if text.too_much_is_cut:
             parts.append(Text(f"  {text.cut_share:.0%} of its answer tokens lie beyond train.length: a run ends with a "

@@ -1,15 +1,17 @@
 """Size of the user's text, read once, and the time of a run before it starts."""
 
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from qra_bo.cli.app import main
 from qra_bo.config import load_config, named_efforts
-from qra_bo.finetune.data.load import byte_tokenizer, load_data
+from qra_bo.finetune.data.load import byte_tokenizer, data_notes, load_data
 from qra_bo.finetune.models import load
 from qra_bo.finetune.training.final import FinalSettings
 from qra_bo.memory.cards import CARDS
@@ -19,6 +21,7 @@ from qra_bo.pipeline.estimate import token_seconds
 from qra_bo.pipeline.forecast import make_forecast, plan_rows
 from qra_bo.pipeline.plan import make_plan
 from qra_bo.pipeline.run import make_setting
+from qra_bo.report.example import print_data
 from qra_bo.tasks.memory import plan_lines
 
 SEQUENCES = 40.0
@@ -144,6 +147,17 @@ def test_the_plan_shows_text_and_times_as_lines_and_as_json(file: Path, capfd: p
     assert stated["text"]["training_records"] == 8
     assert stated["times"]["final"]["steps"] == found.final_steps
     assert [e["effort"] for e in stated["times"]["efforts"]] == [e.effort for e in found.efforts]
+
+
+def test_a_plan_and_a_run_count_equal_records_once(file: Path) -> None:
+    file.write_text(file.read_text() + file.read_text().splitlines()[0] + "\n")
+    config = load_config(words(file, "task=memory"))
+    text = " ".join(plan_lines(make_plan(config), forecast=make_forecast(config, make_plan(config))))
+    assert "10 records (left out as repeats: 1), 8 of them for training;" in text
+    data, out = load_data(config.data, byte_tokenizer(), 32), io.StringIO()
+    print_data(Console(file=out, width=120), data)
+    assert "left out as repeats of an earlier record: 1" in out.getvalue()
+    assert [note for note in data_notes(config.data, data) if note.startswith("repeats of an earlier record")]
 
 
 def test_a_plan_warns_of_answers_that_a_run_would_cut(tmp_path: Path) -> None:

@@ -76,7 +76,8 @@ def load_data(data_cfg: DataConfig, tokenizer: Any, length: int, seed: int = 0, 
     data = assemble(tokenizer, splits, length, data_cfg.calibration, seed, source, isolate)
     if isinstance(data_cfg, UserData):
         _check_cut(data_cfg, data.train.facts, length, source)
-        data = replace(data, example=_example(tokenizer, splits[0][0], length), left_out=left_out)
+        data = replace(data, example=_example(tokenizer, splits[0][0], length), left_out=left_out,
+                       repeated=len(records) - sum(map(len, splits)))
     return data
 
 
@@ -101,12 +102,14 @@ def _check_cut(cfg: UserData, facts: BlockFacts, length: int, source: str) -> No
 
 
 def data_notes(data_cfg: DataConfig, data: DataSplits) -> list[str]:
-    """Return the notes on the user's data for the report: records that are left out, a template that is missing."""
+    """Return the notes on the user's data for the report: records left out, a missing template."""
     if not isinstance(data_cfg, UserData):
         return []
     notes = []
     if data.left_out:
         notes.append(f"{data.left_out:,} records of {data.source} are left out, because their label is false")
+    if data.repeated:
+        notes.append(f"repeats of an earlier record in {data.source} that are left out: {data.repeated:,}")
     if data.plain_template:
         notes.append("the tokenizer has no chat template, so turns stand as 'User: ...' and 'Assistant: ...', a line "
                      "each; ask the model in this form")

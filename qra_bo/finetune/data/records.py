@@ -101,6 +101,7 @@ class DataSplits:
         source: Name of the source.
         example: A training record as the model sees it: its parts, and whether a loss is taken on each.
         left_out: Records that were left out for their label.
+        repeated: Records that equal an earlier one, and count once with it.
         plain_template: Whether conversations stand in a plain template, as the tokenizer has none.
     """
 
@@ -112,6 +113,7 @@ class DataSplits:
     source: str
     example: tuple[tuple[str, bool], ...] = ()
     left_out: int = 0
+    repeated: int = 0
     plain_template: bool = False
 
     @property
