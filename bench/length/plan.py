@@ -1,16 +1,17 @@
 """Plan of the length study: blocks of trials in the order in which they are made, and what a block wants next.
 
 A block compares allocations within one limit after one number of steps. Learning rates are calibrated in every block
-with equal effort: three rates for each class of allocations (bits, band of ranks), on the validation split at the
-search's training seed. The best uniform choice is the one with the least validation loss at its class's rate. Finds,
-best uniform choice and references are then trained on unseen seeds and evaluated on the test split, all of them on one
-seed before the next. A block without seeds only calibrates and validates: the table of curves.
+with equal effort: the same number of rates for each class of allocations (band of ranks), on the validation split at
+the search's training seed. The best uniform choice is the one with the least validation loss at its class's rate.
+Finds, best uniform choice and references are then trained on unseen seeds and evaluated on the test split, all of
+them on one seed before the next. A block without seeds only calibrates and validates: the table of curves.
 """
 
 import json
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ FORMATS = {2: "int2-g64", 3: "int3-g64", 4: "nf4", 5: "hqq5-g128", 6: "hqq6-g128
 """Of the allocations that are trained: the default ladder."""
 FIRST_RATES = (0.5, 1.0)
 RATES = 3
-"""Rates tried in a class: the two of ``FIRST_RATES``, then half or twice, on the side of the better of them."""
+"""Most rates tried in a class: the two of ``FIRST_RATES``, then half or twice, on the side of the better of them."""
 EFFECTS = "effects of bits and ranks"
 BAND_RATES = {"rank up to 2": 0.7, "rank up to 8": 0.85, "rank above 8": 1.0}
 """Factors on the learning rate by band of ranks, where a block calibrates none. (With 3.8 bits and rank 2, factors 0.5
@@ -61,7 +62,7 @@ class Choice:
 @dataclass(frozen=True, slots=True)
 class Block:
     """Choices compared within ``limit`` after ``steps``, on ``seeds`` unseen training seeds; where it is not
-    ``calibrated``, at the rates of ``BAND_RATES``."""
+    ``calibrated`` at ``rates`` rates a class, at those of ``BAND_RATES``."""
 
     task: str
     limit: str
@@ -69,6 +70,7 @@ class Block:
     seeds: int
     choices: tuple[Choice, ...]
     calibrated: bool = True
+    rates: int = RATES
 
     def trial(self, choice: Choice, seed: int, split: str, lr_scale: float) -> PlannedTrial:
         """A trial of one of its choices."""
@@ -98,12 +100,12 @@ class Settled:
     wanted: list[tuple[PlannedTrial, str]] = field(default_factory=list)
 
 
-def next_rate(tried: Mapping[float, float]) -> float | None:
-    """The rate to try next, or ``None`` after ``RATES`` of them."""
+def next_rate(tried: Mapping[float, float], most: int = RATES) -> float | None:
+    """The rate to try next, or ``None`` after ``most`` of them."""
     for rate in FIRST_RATES:
         if rate not in tried:
             return rate
-    if len(tried) >= RATES:
+    if len(tried) >= most:
         return None
     return min(tried) / 2 if tried[min(tried)] <= tried[max(tried)] else max(tried) * 2
 
@@ -127,7 +129,7 @@ def settle(block: Block, found: Found) -> Settled:
     for name in dict.fromkeys(c.rate_class for c in block.choices if block.calibrated):
         lead = next(c for c in block.choices if c.rate_class == name)
         tried = settled.tried[name] = {}
-        while (rate := next_rate(tried)) is not None:
+        while (rate := next_rate(tried, block.rates)) is not None:
             value = loss(lead, SEARCH_SEED, "validation", rate)
             if value is None:
                 break
@@ -176,9 +178,11 @@ def _finds(limit: str) -> Iterator[Choice]:
             yield Choice(f"{find['name']}, {limit}", allocation, "find", _band(allocation.ranks))
 
 
-def _block(task: str, limit: str, steps: int, seeds: int, uniforms: int = 3) -> Block:
-    return Block(task, limit, steps, seeds,
-                 (*_finds(limit), *(_uniform(*choice) for choice in UNIFORM[limit][:uniforms])))
+def _block(task: str, limit: str, steps: int, seeds: int, uniforms: int = 3, finds: int | None = None,
+           rates: int = RATES) -> Block:
+    """The first ``finds`` of a limit and its first ``uniforms`` candidates."""
+    return Block(task, limit, steps, seeds, (*islice(_finds(limit), finds),
+                                             *(_uniform(*choice) for choice in UNIFORM[limit][:uniforms])), rates=rates)
 
 
 def _references(task: str, steps: int, seeds: int) -> Block:
@@ -222,8 +226,8 @@ def make_plan() -> tuple[Block, ...]:
     small, stored = LIMITS
     plays, gsm8k = "plays", "gsm8k"
     return (
-        _effects(240), _effects(24),
-        _block(plays, small, 240, 5, uniforms=2), _block(plays, small, 24, 5), _block(plays, small, 720, 3, uniforms=2),
+        _block(plays, small, 240, 5, uniforms=1, finds=1, rates=2),  # the best of either kind at 24 steps
+        _effects(240), _effects(24), _block(plays, small, 24, 5), _block(plays, small, 720, 3, uniforms=2),
         _block(plays, small, 72, 5), _block(plays, stored, 240, 5),
         _references(plays, 240, 5), _curves(),
         _block(plays, stored, 24, 5), _block(plays, stored, 72, 5), _references(plays, 24, 5),

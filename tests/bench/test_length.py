@@ -59,10 +59,13 @@ def answer(plan: Sequence[Block], most: int = 100) -> tuple[list[PlannedTrial], 
     return order, found
 
 
-def test_effects_of_bits_and_ranks_come_first_at_rates_of_a_rule() -> None:
-    first = make_plan()[0]
-    trial, name = wanted(make_plan(), {}, ("plays",)) or pytest.fail("the plan is empty")
-    assert (first.steps, first.limit, first.seeds) == (240, EFFECTS, 0)
+def test_the_tightest_limit_comes_first_at_two_rates_and_effects_follow_at_rates_of_a_rule() -> None:
+    first, second = make_plan()[:2]
+    assert (first.steps, first.limit, first.seeds, len(first.choices)) == (240, "54 MB stored", 5, 2)
+    order, _ = answer([replace(BLOCK, rates=2)])
+    assert [t.lr_scale for t in order if t.split == "validation"][:4] == [0.5, 1.0, 0.5, 1.0]
+    trial, name = wanted([second], {}, ("plays",)) or pytest.fail("the plan is empty")
+    assert (second.steps, second.limit, second.seeds) == (240, EFFECTS, 0)
     assert (trial.steps, trial.train_seed, trial.split, trial.lr_scale) == (240, SEARCH_SEED, "validation", 1.0)
     assert name == "uniform 3 bits, rank 15"
     order, found = answer([Block("plays", EFFECTS, 3, 0, (replace(FIND, kind="curve", rate_class="rank up to 2"),
