@@ -13,6 +13,8 @@ from qra_bo.report.tables import PlanRow
 from qra_bo.study.comparison import QLORA, UNIFORM
 from qra_bo.study.setting import FINAL, Setting, affordable_steps
 
+TRIALS_IN_FINAL, SHORT_TRIAL = 4, 8
+"""Least ratio of the final fine-tune to a trial without an advice, and the fewest steps of a trial that is advised."""
 FEW_STEPS = 50
 """Optimiser steps below which a final fine-tune hardly leaves the rise of its learning rate behind."""
 
@@ -38,6 +40,7 @@ class Forecast:
         final_seconds: Its rough seconds; ``None`` where the speed or the steps are not known.
         basis: What the times stand on.
         efforts: The least effort first.
+        advice: How to shorten a search whose trials are nearly as long as the final fine-tune; empty for others.
     """
 
     text: TextSize | None
@@ -46,13 +49,14 @@ class Forecast:
     final_seconds: float | None
     basis: str
     efforts: tuple[EffortTime, ...]
+    advice: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return the text and the times, in seconds."""
         return {"text": None if self.text is None else asdict(self.text),
                 "times": {"basis": self.basis, "final": {"steps": self.final_steps, "what": self.final,
                                                          "seconds": self.final_seconds},
-                          "efforts": [asdict(effort) for effort in self.efforts]}}
+                          "efforts": [asdict(effort) for effort in self.efforts], "advice": self.advice}}
 
 
 def make_forecast(config: RunConfig, plan: Plan) -> Forecast | None:
@@ -78,7 +82,18 @@ def make_forecast(config: RunConfig, plan: Plan) -> Forecast | None:
     if not cost and steps is not None:  # the most that a text of any size comes to
         what, cost = f"at most {steps:,} steps", _final_cost(config, steps)
     known = basis(setting, plan.card) + ("; gpu=NAME estimates them for a card" if each is None else "")
-    return Forecast(text, what, steps, each * cost if each is not None and cost else None, known, tuple(times))
+    return Forecast(text, what, steps, each * cost if each is not None and cost else None, known, tuple(times),
+                    _advice(config, steps))
+
+
+def _advice(config: RunConfig, final: int | None) -> str:
+    high, low = config.fidelity.high, config.fidelity.low
+    shorter = max(SHORT_TRIAL, (final or 0) // TRIALS_IN_FINAL)
+    if final is None or high <= shorter:
+        return ""
+    lower = "" if low is None else f" fidelity.low={max(1, shorter * low // high)}"
+    return (f"A trial has {high} steps, and the final fine-tune {final}. fidelity.high={shorter}{lower} makes a search "
+            f"about {high / shorter:.0f} times shorter; such short trials say less of ranks.")
 
 
 def plan_rows(setting: Setting, card: Card | None = None) -> list[PlanRow]:

@@ -214,7 +214,7 @@ def _times(forecast: Forecast, *, forced: bool) -> list[RenderableType]:
     parts += [Text(f"{final}. In the table, {forecast.basis}"),
               _table(f"Time by effort, at most{' (with search.force=true)' if forced else ''}",
                      ["effort", "full trials", "search and confirmation", "final fine-tune"], rows)]
-    return parts
+    return [*parts, Text(forecast.advice)] if forecast.advice else parts
 
 
 def _tokens(text: TextSize) -> str:

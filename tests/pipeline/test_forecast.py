@@ -129,6 +129,20 @@ def test_times_are_those_of_the_parts_at_every_effort(card: str | None, file: Pa
     assert "not measured on a GPU" in found.basis
 
 
+@pytest.mark.parametrize(("final", "advice"), [
+    (33, "fidelity.high=8 fidelity.low=2 makes a search about 4 times shorter"), (100, "fidelity.high=25"),
+    (500, None)])
+def test_trials_as_long_as_the_final_fine_tune_are_advised_against(final: int, advice: str | None) -> None:
+    config = load_config(["task=memory", "+model=llama3_1_8b", "gpu=rtx4090", f"final.steps={final}"])
+    found = make_forecast(config, make_plan(config))
+    assert found is not None
+    shown = " ".join(plan_lines(make_plan(config), forecast=found))
+    assert found.advice in shown
+    assert advice in shown if advice else not found.advice
+    words = [word for word in found.advice.split() if word.startswith("fidelity.")]
+    assert load_config(["+model=tiny", *words]).fidelity.high <= 32  # what it says composes
+
+
 def test_a_simulation_has_no_times() -> None:
     config = load_config(["+model=tiny", "oracle=synthetic", "task=memory"])
     assert make_forecast(config, make_plan(config)) is None
