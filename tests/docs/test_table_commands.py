@@ -4,15 +4,18 @@ import importlib.util
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from bench.search.own import rehearsal
 from qra_bo.cli.app import main
 
 ROOT = Path(__file__).resolve().parents[2]
 RESEARCH = ROOT / "docs" / "research"
 TEXT = "\n".join((RESEARCH / name).read_text(encoding="utf-8") for name in ("tables.md", "compare.md"))
 OVERRIDES = sorted(set(re.findall(r"(?:`|python -m qra_bo )(oracle=benchmark [^`|\n]+)", TEXT)))
+FENCE = re.compile(r"^```python\n(.*?)^```", re.M | re.S)
 MODULES = sorted(set(re.findall(r"python -m (bench[\w.]*)", TEXT)))
 
 
@@ -34,6 +37,19 @@ def test_modules_can_be_run(module: str) -> None:
     spec = importlib.util.find_spec(module)
     assert spec is not None
     assert spec.submodule_search_locations is None or importlib.util.find_spec(f"{module}.__main__")
+
+
+def test_searches_of_the_page_propose_what_fits() -> None:
+    names: dict[str, Any] = {"__name__": "snippet"}
+    for code in FENCE.findall((RESEARCH / "tables.md").read_text(encoding="utf-8")):
+        exec(compile(code, "tables.md", "exec"), names)
+    problem = rehearsal()
+    for name in ("Random", "Informed"):
+        searcher = names[name](problem)
+        proposed = searcher.ask(20)
+        assert len({p.allocation for p in proposed}) > 3, name
+        assert all(problem.space.contains(p.allocation) and problem.fits(p.allocation) for p in proposed), name
+        searcher.tell([])
 
 
 @pytest.mark.parametrize(("override", "message"), [
