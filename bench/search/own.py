@@ -4,16 +4,18 @@
     python -m bench.search.own my.First my.Second speed=2
 
 Each word with dots is the path of a class like the one in examples/own_searcher.py; KEY=VALUE behind it are its
-options. A search has 40 full-trial equivalents, of which the profile and the uniform baselines take 7.5. Regrets are
-medians over the seeds: 1 is the best uniform choice that fits and 0 the best allocation known; above 1, nothing better
-than the baselines was found, which are evaluated once and with noise. Those of published methods are of the same seeds,
-from bench/results/search.json. "refused" counts proposals that are over the budget or too far from the table.
+options. A search has 40 full-trial equivalents, of which the profile and the uniform baselines take 7.5. A row is a
+method in an arena (a text, an emulator and a budget). Its regrets are of the searches' ends: 1 is the best uniform
+choice that fits and 0 the best allocation known; above 1, nothing better than the baselines was found, which are
+evaluated once and with noise. The spread is the least and the largest regret of the row's seeds: so few give no 95 %
+interval that means anything. Published methods have the same seeds, from bench/results/search.json. "refused" counts
+proposals of a search (median) that are over the budget or too far from the table; published rows give none.
 """
 
 import argparse
 import itertools
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,13 +25,14 @@ from bench.collect.task import DATA, TASKS
 from bench.report import RESULTS
 from bench.search.kept import arena_of, published_rows
 from bench.search.methods import EQUIVALENTS, Entry
-from bench.search.play import arenas, play
+from bench.search.play import Arena, arenas, play
 from qra_bo.config import load_config
 from qra_bo.oracle.emulator.emulator import FAMILIES
 from qra_bo.pipeline.plan import budgets_of
 from qra_bo.pipeline.run import make_setting
 from qra_bo.searchers.base import SearchProblem, make_searcher
 from qra_bo.sensitivity.profile import rehearsal_profile
+from qra_bo.space import FloatArray
 from qra_bo.utils.errors import ConfigError, UserError
 
 BESIDE = {"random": "random", "NSGA-II": "NSGA-II", "TuRBO": "TuRBO",
@@ -75,29 +78,39 @@ def rehearsal() -> SearchProblem:
 
 def compare(methods: Mapping[str, Mapping[str, Any]], tasks: Sequence[str], seeds: int,
             published: Sequence[Mapping[str, Any]]) -> None:
-    """Play ``seeds`` searches of every method in every arena; print a line for each arena once it is done."""
+    """Play ``seeds`` searches of every method in every arena; print the rows of each arena once it is done."""
     print(f"{seeds} of the 10 published seeds (--seeds 10: all; few rank methods only roughly), {EQUIVALENTS:g} "
-          "full-trial equivalents a search; regrets are medians over these seeds")
-    widths = [max(7, len(name)) for name in methods]
-    own = " ".join(f"{name:>{width}} {'refused':>7}" for name, width in zip(methods, widths, strict=True))
-    print(f"{'arena':<30} {own} " + " ".join(f"{name:>15}" for name in BESIDE), flush=True)
+          "full-trial equivalents a search; regrets at its end: the median over the seeds, the least and the largest")
+    width = max(map(len, [*methods, *BESIDE]))
+    print(f"{'arena':<28} {'method':<{width}} {'regret':>6} {'min to max':>14} {'seeds':>5} {'refused':>7}", flush=True)
     for task, family in itertools.product(tasks, FAMILIES):
         _say(f"fitting the {family} emulator of {task}")
         for arena in arenas(DATA / task, [family]):
-            cells = []
-            for (name, options), width in zip(methods.items(), widths, strict=True):
-                entry, runs = Entry(name, "", "peer", options), []
-                for seed in range(seeds):
-                    _say(f"{arena.name}: {name}, search {seed + 1} of {seeds}")
-                    runs.append(play(arena, entry, seed, EQUIVALENTS))
-                known = {row["method"]: row for row in published if arena_of(row) == arena_of(runs[0])}
-                scale = next(iter(known.values()))
-                losses = np.array([run["trace"][-1][1] for run in runs])
-                regrets = (losses - scale["best_known"]) / (scale["best_uniform"] - scale["best_known"])
-                cells.append(f"{np.median(regrets):{width}.2f} {np.median([run['refused'] for run in runs]):7.0f}")
-            beside = [np.median([known[name]["finals"][str(seed)] for seed in range(seeds)])
-                      for name in BESIDE.values()]
-            print(f"{arena.name:<30} {' '.join(cells)} " + " ".join(f"{regret:15.2f}" for regret in beside), flush=True)
+            lines = [f"{name:<{width}} {cells}" for name, cells in _rows(arena, methods, seeds, published)]
+            print("\n".join(f"{arena.name:<28} {line}" for line in lines), flush=True)
+
+
+def _rows(arena: Arena, methods: Mapping[str, Mapping[str, Any]], seeds: int,
+          published: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+    """Yield name and cells of every method in ``arena``: those of one's own, which are played, and the published."""
+    place = arena.oracle.table.facts.task, arena.oracle.emulator.family, arena.budget.text
+    known = {row["method"]: row for row in published if arena_of(row) == place}
+    scale = next(iter(known.values()))
+    for name, options in methods.items():
+        entry, runs = Entry(name, "", "peer", options), []
+        for seed in range(seeds):
+            _say(f"{arena.name}: {name}, search {seed + 1} of {seeds}")
+            runs.append(play(arena, entry, seed, EQUIVALENTS))
+        losses = np.array([run["trace"][-1][1] for run in runs])
+        regrets = (losses - scale["best_known"]) / (scale["best_uniform"] - scale["best_known"])
+        yield name, f"{spread(regrets)} {np.median([run['refused'] for run in runs]):7.0f}"
+    for name, title in BESIDE.items():
+        yield name, f"{spread([known[title]['finals'][str(seed)] for seed in range(seeds)])} {'-':>7}"
+
+
+def spread(regrets: Sequence[float] | FloatArray) -> str:
+    """Return median, least and largest of regrets, one a seed, and their number, as cells of a row."""
+    return f"{np.median(regrets):6.2f} {f'{np.min(regrets):.2f} to {np.max(regrets):.2f}':>14} {len(regrets):5d}"
 
 
 def _say(doing: str) -> None:

@@ -145,7 +145,8 @@ def _job(composed: DictConfig, problems: Sequence[Problem] = ()) -> int:
 def _status(composed: DictConfig, subdir: str | None, problems: Sequence[Problem] = ()) -> tuple[int, str]:
     """Return the exit status of a job and, where that is not 0, the reason; ``subdir`` names its folder in a sweep."""
     try:
-        config = config_from(with_choices(HydraConfig.get().overrides.task, _composed, resolved(composed)), problems)
+        given = HydraConfig.get().overrides.task
+        config = config_from(with_choices(given, _composed, resolved(composed)), problems, given)
         if subdir is not None:  # a folder of its own, below out where that is given
             config = config.with_changes(out=str(Path(config.out or HydraConfig.get().sweep.dir) / subdir))
         return run_task(config), ""

@@ -21,7 +21,7 @@ from qra_bo.config.environment import Resolved, resolved
 from qra_bo.config.groups import EffortConfig
 from qra_bo.config.overrides import CONF, inspect, normalise, options, with_default_model
 from qra_bo.config.presets import choices, with_learning_rate
-from qra_bo.config.rules import problems_of
+from qra_bo.config.rules import problems_of, unused_problems
 from qra_bo.config.schema import RunConfig
 from qra_bo.space import DecoderSpec
 from qra_bo.space.decoder import spec_from_numbers
@@ -43,7 +43,7 @@ def load_config(overrides: Sequence[str] = (), config_dir: str | None = None) ->
         composed = with_choices(with_default_model(good), partial(compose_plain, config_dir=config_dir))
     except HYDRA_ERRORS as error:
         raise ConfigError([*(p.message for p in problems), hydra_message(error)]) from error
-    return config_from(composed, problems)
+    return config_from(composed, problems, good)
 
 
 def named_specs() -> list[DecoderSpec]:
@@ -112,8 +112,10 @@ def with_choices(overrides: Sequence[str], make: Callable[[Sequence[str]], dict[
     return make([*chosen, *overrides]) if chosen else raw
 
 
-def config_from(raw: Mapping[str, Any], found: Sequence[Problem] = ()) -> RunConfig:
+def config_from(raw: Mapping[str, Any], found: Sequence[Problem] = (), overrides: Sequence[str] = ()) -> RunConfig:
     """Check and freeze composed plain values; problems ``found`` before are raised together with those found here.
+
+    ``overrides`` are those that the user gave, so that one without effect is told from a default.
 
     Raises:
         ConfigError: With every problem at once.
@@ -130,7 +132,8 @@ def config_from(raw: Mapping[str, Any], found: Sequence[Problem] = ()) -> RunCon
             config = config.with_changes(quantizer=config.quantizer.with_changes(rounding=chosen))
         if not config.oracle.trains_longer:  # the ranking check would ask a table for more steps than it records
             config = config.with_changes(effort=config.effort.with_changes(ranking_top=0))
-        problems += [p for p in problems_of(config) if p.key not in {m.key for m in mismatches}]
+        broken = {m.key for m in mismatches}
+        problems += [p for p in (*problems_of(config), *unused_problems(config, overrides)) if p.key not in broken]
     if config is None or problems:
         raise ConfigError(dict.fromkeys(p.message for p in problems))
     return config.with_unresolved(unresolved)

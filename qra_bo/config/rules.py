@@ -1,6 +1,6 @@
 """Rules between the fields of a configuration: every problem at once, before anything is loaded."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +22,8 @@ from qra_bo.utils.errors import DataError, UserError
 
 ON_A_RUN = ("evaluate", "export", "report")
 """Tasks on a run's folder: they need nothing else."""
+LENGTH, FINAL = "search.length", "final"
+"""The key of the training whose loss is minimised, and its value for the final fine-tune."""
 
 
 def problems_of(config: RunConfig) -> list[Problem]:
@@ -198,6 +200,24 @@ def _steps_of_table(config: RunConfig, folder: Path) -> Iterator[Problem]:
         recorded = ", ".join(map(str, facts.record_at))
         yield Problem("fidelity.low", f"fidelity.low must be null or one of {recorded}, the steps whose loss the table "
                                       f"{folder} records; got {config.fidelity.low}.")
+
+
+def unused_problems(config: RunConfig, overrides: Sequence[str]) -> Iterator[Problem]:
+    """Yield the problem of ``overrides`` that name a final fine-tune where a table answers: none is trained.
+
+    Defaults are silent, and so is ``search.length=trial``, which is what a table does. ``oracle=synthetic`` takes them:
+    it stands for a real run in a rehearsal of its command.
+    """
+    if not isinstance(config.oracle, BenchmarkOracleConfig) or config.task not in ("search", "memory"):
+        return
+    given = [text.lstrip("+") for text in overrides if text.lstrip("+").startswith("final.")]
+    given += [text.lstrip("+") for text in overrides if text.lstrip("+") == f"{LENGTH}={FINAL}"]
+    if given:
+        keys = [text.partition("=")[0] for text in given]
+        yield Problem(keys[0], f"{' '.join(given)} {'have' if len(given) > 1 else 'has'} no effect with oracle="
+                               f"{config.oracle.name}: a table answers with the loss after its own trials' "
+                               f"{config.fidelity.high} steps, and nothing is fine-tuned at the end. Leave "
+                               f"{', '.join(keys)} out, or use oracle=finetune, which trains.")
 
 
 def _file(key: str, path: str | None, wanted: str) -> Iterator[Problem]:

@@ -32,6 +32,8 @@ PLACES = (("left", "bottom", (6, 4)), ("right", "bottom", (-6, 4)), ("left", "to
 """Alignments and offsets (points) of a label, by preference."""
 CLEAR = 6
 """Pixels by which a label keeps away from the middle of a mark."""
+APART = 3
+"""Pixels between two labels: their frames, and other widths at the resolution of a file."""
 
 
 def front(points: Sequence[Trial]) -> list[Trial]:
@@ -49,8 +51,9 @@ def pareto(d: ReportData, theme: Theme) -> Figure | None:
         return None
     limit = d.header.budget_bytes
     close = [e for e in d.points if abs(e.predicted_bytes - limit) <= NEAR_SHARE * limit]
-    views: list[tuple[str, Sequence[Trial], float]] = [("all", d.points, _top(d.points))]
-    if 2 < len(close) < len(d.points):
+    two = 2 < len(close) < len(d.points)
+    views: list[tuple[str, Sequence[Trial], float]] = [("all" if two else "", d.points, _top(d.points))]
+    if two:
         views.append((f"within {100 * NEAR_SHARE:.0f} % of the budget", close,
                       _top(close, CLOSE_SHARE, d.study.best_uniform)))
     fig, axs = panels(theme, len(views), 8.4, 4.6, (1, 1.5)[:len(views)])
@@ -121,7 +124,7 @@ def _label_points(ax: Axes, d: ReportData, points: Sequence[Trial], top: float, 
             _move(label, place)
             box = label.get_window_extent()
             inside = ax.bbox.contains(box.x0, box.y0) and ax.bbox.contains(box.x1, box.y1)
-            if inside and not any(box.overlaps(other) for other in placed):
+            if inside and not any(box.overlaps(other.padded(APART)) for other in placed):
                 found.append((box.padded(CLEAR).count_contains(at), box, place))
         if not found:
             label.remove()

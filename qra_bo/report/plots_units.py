@@ -14,6 +14,9 @@ from qra_bo.report.style import MB, Theme, axes, dress, figure, heatmap, legend,
 from qra_bo.report.text import short_names, size
 from qra_bo.utils.numbers import MINUS
 
+SIZE_SHARE = 0.13
+"""Room that a size in words takes beside its bar, as a share of the longest bar."""
+
 
 def allocation(d: ReportData, theme: Theme) -> Figure | None:
     """Bits and ranks of the winner by unit: bars by layer, or a map of layers and modules; ``None`` without one."""
@@ -111,7 +114,10 @@ def _symlog(ax: Axes, values: npt.NDArray[np.float64]) -> None:
 
 
 def memory(d: ReportData, theme: Theme) -> Figure | None:
-    """Waterfall of the winner's predicted bytes against measured bytes and budget; ``None`` before the end."""
+    """Waterfall of the winner's predicted bytes against measured bytes and budget; ``None`` before the end.
+
+    A size stands behind its bar, or before it where it would cover the line of the budget.
+    """
     if d.winner is None or d.breakdown is None:
         return None
     parts = [(label, d.breakdown[key]) for key, label in BREAKDOWN.items() if d.breakdown.get(key, 0) > 0]
@@ -123,10 +129,13 @@ def memory(d: ReportData, theme: Theme) -> Figure | None:
         bars.append(("measured", 0, m.measured_bytes, style.VERMILLION))
     fig, ax = axes(theme, 8.0, 0.8 + 0.36 * len(bars))
     limit = d.header.budget_bytes
+    room = SIZE_SHARE * max(limit, *(n for _, _, n, _ in bars))
     for y, (_, start, n, colour) in enumerate(reversed(bars)):
         ax.barh(y, n / MB, left=start / MB, color=colour, height=0.7)
-        ax.annotate(size(n), ((start + n) / MB, y), textcoords="offset points", xytext=(5, 0), va="center",
-                    fontsize=8.5, color=theme.ink, bbox={"facecolor": theme.paper, "edgecolor": "none", "pad": 1.2})
+        end, before = start + n, start > room and start + n < limit < start + n + room
+        ax.annotate(size(n), ((start if before else end) / MB, y), textcoords="offset points", va="center",
+                    xytext=(-5 if before else 5, 0), ha="right" if before else "left", fontsize=8.5, color=theme.ink,
+                    bbox={"facecolor": theme.paper, "edgecolor": "none", "pad": 1.2})
     ax.axvline(limit / MB, color=theme.ink, linestyle="--", linewidth=1.2)
     ax.set_yticks(range(len(bars)), [label for label, *_ in reversed(bars)])
     ax.set_xlim(0, (1.35 if theme.narrow else 1.14) * max(limit, *(n for _, _, n, _ in bars)) / MB)

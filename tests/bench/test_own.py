@@ -31,19 +31,30 @@ def test_own_method_stands_beside_the_published_ones(tmp_path: Path, monkeypatch
     monkeypatch.setattr(own, "arenas", lambda folder, families: fitted.extend(families) or [arena])
     assert own.main([TARGET, "changes=1", TARGET, "changes=2", "--tasks", "plays", "--seeds", "2"]) == 0
     said = capsys.readouterr()
-    header, head, line = said.out.splitlines()
+    header, head, *lines = said.out.splitlines()
     assert header.startswith("2 of the 10 published seeds")
-    assert head.split()[:5] == ["arena", "CoordinateSearch", "changes=1", "refused", "CoordinateSearch"]
+    assert head.split() == ["arena", "method", "regret", "min", "to", "max", "seeds", "refused"]
     assert fitted == ["boosted"]
     assert said.err.splitlines()[:2] == ["fitting the boosted emulator of plays",
                                          f"{arena.name}: CoordinateSearch changes=1, search 1 of 2"]
-    expected = list[float]()
-    for changes in (1, 2):
+    names = ["CoordinateSearch changes=1", "CoordinateSearch changes=2", *own.BESIDE]
+    expected = [[0.1 * i, 0.1 * i + 1] for i in range(len(own.BESIDE))]  # published regrets of seeds 0 and 1
+    for changes in (2, 1):
         entry = Entry("", "", "peer", {"_target_": TARGET, "changes": changes})
         losses = [play(arena, entry, seed, EQUIVALENTS)["trace"][-1][1] for seed in range(2)]
-        expected += [float(np.median(losses) - 3.0) / 2.0, 0.0]
-    expected += [0.5, 0.6, 0.7, 0.8, 0.9]  # published regrets of seeds 0 and 1
-    assert [float(cell) for cell in line.split()[-9:]] == pytest.approx(expected, abs=6e-3)
+        expected.insert(0, [(loss - 3.0) / 2.0 for loss in losses])
+    assert [line.removeprefix(arena.name).strip().startswith(name)
+            for name, line in zip(names, lines, strict=True)] == [True] * 7
+    for line, regrets in zip(lines, expected, strict=True):
+        median, least, to, most, seeds, refused = line.split()[-6:]
+        assert [float(cell) for cell in (median, least, most)] == pytest.approx(
+            [np.mean(regrets), min(regrets), max(regrets)], abs=6e-3)
+        assert (to, seeds) == ("to", "2")
+        assert refused == ("0" if "CoordinateSearch" in line else "-")
+
+
+def test_spread_is_from_the_least_to_the_largest_seed() -> None:
+    assert own.spread([0.5, 0.25, 2.0]).split() == ["0.50", "0.25", "to", "2.00", "3"]
 
 
 def test_methods_are_named_by_their_class_and_by_options_where_it_is_shared() -> None:

@@ -51,7 +51,8 @@ def test_storage_formats_are_those_that_the_pages_name() -> None:
             found |= {"".join(chosen) for chosen in product(*parts)}
     assert found == {name for name, fmt in FORMATS.items() if fmt.backend not in ("reference", "none")}
     *fewer, most = map(str, BITS)
-    assert f"of {', '.join(fewer)} and {most} |" in (DOCS / "reference" / "command.md").read_text(encoding="utf-8")
+    page = DOCS / "reference" / "configuration.md"
+    assert f"of {', '.join(fewer)} and {most} |" in page.read_text(encoding="utf-8")
 
 
 def test_every_table_is_on_one_page() -> None:

@@ -1,6 +1,7 @@
 """Figures are drawn where the journal holds what they need, and hold what they claim."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -84,8 +85,23 @@ def test_no_label_or_legend_lies_outside_or_on_another(data, theme):
         labels = [[t.get_window_extent() for t in ax.texts] for ax in fig.axes if name == "pareto"]
         for ax, boxes in zip(fig.axes, labels, strict=False):
             assert len(boxes) > 2
-            assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+            assert not any(a.padded(2).overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
             assert all(ax.bbox.contains(b.x0, b.y0) and ax.bbox.contains(b.x1, b.y1) for b in boxes)
+
+
+def test_a_panel_alone_has_no_title(data):
+    near = replace(data, header=replace(data.header, budget_bytes=1))
+    assert PLOTS["pareto"](data, LIGHT).axes[0].get_title(loc="left") == "all"
+    assert [ax.get_title(loc="left") for ax in PLOTS["pareto"](near, LIGHT).axes] == [""]
+
+
+def test_sizes_keep_clear_of_the_budget(data):
+    tight = replace(data, header=replace(data.header, budget_bytes=sum(data.breakdown.values()) + 1))
+    fig = PLOTS["memory"](tight, LIGHT)
+    fig.draw_without_rendering()
+    ax = fig.axes[0]
+    line = ax.transData.transform((tight.header.budget_bytes / 1e6, 0))[0]
+    assert not any(box.x0 < line < box.x1 for box in (text.get_window_extent() for text in ax.texts))
 
 
 def test_confirmation_axis_fits_the_differences_and_zero(data):
