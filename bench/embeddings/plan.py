@@ -46,19 +46,21 @@ def trained(text: str, bits: int, allocation: Allocation, rate: float, seed: int
 def following(texts: Sequence[str], seeds: int, layers: int, found: Found) -> tuple[PlannedTrial, str] | None:
     """Return the first trial that is missing, with its title; ``None`` when all are done.
 
-    One seed of all widths comes before the others; a change of width starts another worker.
+    Both texts come in 16 and 8 bits before either in 6, and a first seed of both widths before the others; a change of
+    width starts another worker.
     """
     name, allocation = choice(layers).name, choice(layers).allocation
-    for text in texts:
-        settled = calibration(text, layers, found)
-        if settled.wanted:
-            return settled.wanted[0]
-        rate = settled.rates[FORMAT]
-        for group in (UNSEEN_SEEDS[:1], UNSEEN_SEEDS[1:seeds]):
-            for bits in WIDTHS:
-                trials = [before(text, bits, allocation),
-                          *(trained(text, bits, allocation, rate, seed) for seed in group)]
-                missing = next((trial for trial in trials if trial.key not in found), None)
-                if missing is not None:
-                    return missing, name
+    for widths in (WIDTHS[:2], WIDTHS[2:]):
+        for text in texts:
+            settled = calibration(text, layers, found)
+            if settled.wanted:
+                return settled.wanted[0]
+            rate = settled.rates[FORMAT]
+            for group in (UNSEEN_SEEDS[:1], UNSEEN_SEEDS[1:seeds]):
+                for bits in widths:
+                    trials = [before(text, bits, allocation),
+                              *(trained(text, bits, allocation, rate, seed) for seed in group)]
+                    missing = next((trial for trial in trials if trial.key not in found), None)
+                    if missing is not None:
+                        return missing, name
     return None

@@ -49,7 +49,7 @@ def rows_of(texts: Sequence[str], seeds: int, found: Found, config: RunConfig) -
             losses = by_bits[bits] = {seed: float(event["loss"]) for seed, event in events.items()
                                       if event is not None and event["loss"] is not None}
             untrained = found.get(before(text, bits, only.allocation).key)
-            peaks = {event["measured_bytes"] for event in events.values() if event is not None}
+            peaks = {event["measured_bytes"] for event in events.values() if event is not None} - {None}
             memory = make_memory(config.with_changes(embeddings=bits), spec, "cpu")
             predict, stored = (BytesPredictor(replace(memory, scope=scope), make_space(config, spec))
                                for scope in ("peak", "stored"))
