@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from qra_bo.finetune.quantization import integer_scales
 from qra_bo.finetune.quantization.base import backend_of, packed
 from qra_bo.finetune.quantization.integer import integer_codes
 from qra_bo.finetune.quantization.integer_scales import candidates, search
@@ -115,6 +116,20 @@ def test_error_is_below_that_of_scales_by_range(bits: int, symmetric: bool, grou
     weight = matrix(kind)
     name = f"{'sym' if symmetric else 'int'}{bits}-g{group}"
     assert error_of(name, weight) < absmax_error(weight, bits, group, symmetric)
+
+
+@pytest.mark.parametrize(("bits", "symmetric"), KINDS)
+@pytest.mark.parametrize("kind", ["gaussian", "heavy"])
+def test_few_factors_lose_little_to_a_dense_scan(bits: int, symmetric: bool, kind: str,
+                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    def error() -> float:
+        codes, scale, zero = search(groups, bits, symmetric)
+        return relative_error((codes - zero) * scale, groups)
+
+    groups, up = matrix(kind).view(-1, 64), torch.linspace(0.3, 1.3, 400).tolist()
+    few = error()
+    monkeypatch.setattr(integer_scales, "factors", lambda *_: [*up, *(-f for f in up)] if symmetric else up)
+    assert few <= error() * (1.005 if bits <= 4 else 1.025)
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "heavy"])
