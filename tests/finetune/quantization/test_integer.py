@@ -17,6 +17,8 @@ from tests.conformance.quantizer import quantize, relative_error
 CPU = torch.device("cpu")
 INTEGER = sorted(name for name, fmt in FORMATS.items() if fmt.backend == "integer")
 KINDS = sorted({(fmt.bits, not has_zeros(fmt)) for fmt in FORMATS.values() if fmt.backend == "integer"})
+EVERY_KIND = pytest.mark.parametrize(("bits", "symmetric"), KINDS,
+                                     ids=[f"{'sym' if symmetric else 'int'}{bits}" for bits, symmetric in KINDS])
 
 
 def matrix(kind: str, shape: tuple[int, int] = (64, 256), seed: int = 0) -> Tensor:
@@ -93,7 +95,7 @@ def test_weights_are_the_exact_products(name: str) -> None:
     check()
 
 
-@pytest.mark.parametrize(("bits", "symmetric"), KINDS)
+@EVERY_KIND
 @pytest.mark.parametrize("kind", ["gaussian", "heavy"])
 def test_search_finds_the_best_candidate_and_codes(bits: int, symmetric: bool, kind: str) -> None:
     groups = matrix(kind, (24, 32), bits)
@@ -110,7 +112,8 @@ def test_search_finds_the_best_candidate_and_codes(bits: int, symmetric: bool, k
         assert float(found) == pytest.approx(min(errors), rel=1e-5)
 
 
-@pytest.mark.parametrize(("bits", "symmetric", "group"), [(*kind, group) for kind in KINDS for group in (32, 128)])
+@EVERY_KIND
+@pytest.mark.parametrize("group", [32, 128])
 @pytest.mark.parametrize("kind", ["gaussian", "heavy"])
 def test_error_is_below_that_of_scales_by_range(bits: int, symmetric: bool, group: int, kind: str) -> None:
     weight = matrix(kind)
@@ -118,7 +121,7 @@ def test_error_is_below_that_of_scales_by_range(bits: int, symmetric: bool, grou
     assert error_of(name, weight) < absmax_error(weight, bits, group, symmetric)
 
 
-@pytest.mark.parametrize(("bits", "symmetric"), KINDS)
+@EVERY_KIND
 @pytest.mark.parametrize("kind", ["gaussian", "heavy"])
 def test_few_factors_lose_little_to_a_dense_scan(bits: int, symmetric: bool, kind: str,
                                                  monkeypatch: pytest.MonkeyPatch) -> None:
