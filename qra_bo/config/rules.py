@@ -10,7 +10,7 @@ from qra_bo.config.oracles import BenchmarkOracleConfig
 from qra_bo.config.schema import RunConfig
 from qra_bo.memory.budget import OF_ALLOCATION
 from qra_bo.memory.embeddings import embedding_format
-from qra_bo.memory.formats import default_format, parse_format
+from qra_bo.memory.formats import BITS, default_format, parse_format
 from qra_bo.memory.optimizers import is_paged
 from qra_bo.memory.serving import CONSUMERS
 from qra_bo.oracle.emulator.table import TASK as TASK_FILE
@@ -86,7 +86,7 @@ def _task(config: RunConfig) -> Iterator[Problem]:
 
 def _formats(config: RunConfig) -> Iterator[Problem]:
     key, formats = "quantizer.formats", config.quantizer.formats
-    for bits in (b for b in config.bits if not formats.get(b)):
+    for bits in (b for b in config.bits if not formats.get(b) and b not in _lacking(config)):
         unknown = list(_try("bits", partial(default_format, bits)))
         yield from unknown or [Problem(key, f"{key} must name a storage format for {bits} bits, e.g. "
                                             f"{key}.{bits}=[{default_format(bits).name}].")]
@@ -95,6 +95,11 @@ def _formats(config: RunConfig) -> Iterator[Problem]:
 def _named(config: RunConfig) -> list[StorageFormat]:
     """Return the formats that ``quantizer.formats`` names for the run's bits."""
     return [parse_format(name) for bits in config.bits for name in config.quantizer.formats.get(bits, ())]
+
+
+def _lacking(config: RunConfig) -> list[int]:
+    """Return the run's bit-widths of which the consumer named by ``serve`` loads no format."""
+    return [bits for bits in config.bits if bits in BITS and bits not in CONSUMERS[config.serve].widths]
 
 
 def _targets(config: RunConfig) -> Iterator[Problem]:
@@ -110,8 +115,13 @@ def _targets(config: RunConfig) -> Iterator[Problem]:
 def serve_problems(config: RunConfig) -> Iterator[Problem]:
     """Yield the problem that the consumer named by ``serve`` does not load everything that may be chosen."""
     consumer, family = CONSUMERS[config.serve], config.model["family"]
-    others = [fmt.name for fmt in _named(config) if not consumer.loads(fmt)]
+    lacking = _lacking(config)
+    others = [fmt.name for fmt in _named(config) if fmt.bits not in lacking and not consumer.loads(fmt)]
     wrong, ways = [], []
+    if lacking:
+        listed = ", ".join(map(str, lacking))
+        wrong.append(f"{listed} bits (it has {', '.join(map(str, consumer.widths))})")
+        ways.append(f"leave {listed} out of bits")
     if others:
         wrong.append(f"the formats {', '.join(others)} of quantizer.formats")
         ways.append(f"leave quantizer.formats out, or name formats that it loads ({consumer.loaded})")
@@ -122,7 +132,7 @@ def serve_problems(config: RunConfig) -> Iterator[Problem]:
         wrong.append(f"the model's family {family}")
         ways.append(f"take a model of {', '.join(consumer.families)}")
     if wrong:
-        yield Problem("quantizer.formats" if others else "serve",
+        yield Problem("bits" if lacking else "quantizer.formats" if others else "serve",
                       f"serve={config.serve} searches only what {consumer.title} loads exactly, which is not so of "
                       f"{'; '.join(wrong)}: {'; '.join(ways)}; or use serve=any.")
 

@@ -19,8 +19,10 @@ CPU.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 
 from qra_bo.memory.formats import (
+    BITS,
     WIDTHS,
     check_shape,
     default_format,
@@ -71,6 +73,11 @@ class Consumer:
         """Return whether it loads weights of that format exactly."""
         return not self.kinds or fmt.backend == "none" or (
             fmt.backend == "integer" and fmt.bits in self.kinds.get(_kind(fmt), ()))
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Bit-widths of which it loads a format exactly."""
+        return tuple(bits for bits in BITS if not self.kinds or bits in (16, *chain(*self.kinds.values())))
 
     @property
     def loaded(self) -> str:

@@ -1,5 +1,7 @@
 """``serve``: formats that come with a consumer, and what it does not load."""
 
+from dataclasses import replace
+
 import pytest
 
 from qra_bo.config import load_config
@@ -43,6 +45,25 @@ def test_what_the_consumer_does_not_load_is_named_at_once(overrides: list[str], 
     message = str(caught.value)
     assert message.count("serve=" + overrides[0].removeprefix("serve=") + " searches only") == 1
     assert all(part in message for part in parts)
+
+
+@pytest.mark.parametrize("serve", [name for name in CONSUMERS if name != ANY])
+@pytest.mark.parametrize("named", [[], ["quantizer.formats.6=[hqq6]"], ["quantizer.formats.6=[]"]])
+def test_a_width_that_the_consumer_lacks_is_named_alone(serve: str, named: list[str],
+                                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(CONSUMERS, serve, replace(CONSUMERS[serve], kinds={"sym": (3, 4, 8)}))
+    with pytest.raises(ConfigError) as caught:
+        load_config([f"serve={serve}", "bits=[4,5,6,8]", *named])
+    assert str(caught.value) == (
+        f"serve={serve} searches only what {CONSUMERS[serve].title} loads exactly, which is not so of 5, 6 bits (it "
+        "has 3, 4, 8, 16): leave 5, 6 out of bits; or use serve=any.")
+
+
+def test_a_width_and_a_format_that_the_consumer_lacks_are_named_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(CONSUMERS, "mlx", replace(CONSUMERS["mlx"], kinds={"sym": (4,)}))
+    with pytest.raises(ConfigError) as caught:
+        load_config(["serve=mlx", "bits=[4,8]", "quantizer.formats.4=[nf4]"])
+    assert "of 8 bits (it has 4, 16); the formats nf4 of quantizer.formats: leave 8 out of bits" in str(caught.value)
 
 
 def test_a_width_that_is_not_searched_is_not_checked() -> None:

@@ -59,6 +59,12 @@ def test_default_formats_are_loaded_and_have_their_bits(serve: str) -> None:
     assert CONSUMERS[ANY].default_format(3) == default_format(3)
 
 
+@pytest.mark.parametrize("serve", CONSUMERS)
+def test_widths_are_those_of_the_formats_that_are_loaded(serve: str) -> None:
+    consumer = CONSUMERS[serve]
+    assert consumer.widths == tuple(sorted({fmt.bits for fmt in FORMATS.values() if consumer.loads(fmt)}))
+
+
 @pytest.mark.parametrize("serve", OTHERS)
 def test_columns_beyond_whole_groups_are_refused(serve: str) -> None:
     with pytest.raises(SpaceError, match="sym4-g64"):

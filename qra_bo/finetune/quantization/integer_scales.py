@@ -8,7 +8,12 @@ LEAST_SCALE, LARGEST_SCALE = 2.0 ** -14, 65280.0
 _FACTORS = {2: (0.40, 1.10, 29), 3: (0.60, 1.12, 27), 4: (0.80, 1.12, 17), 5: (0.90, 1.05, 11), 6: (0.95, 1.03, 9),
             8: (0.985, 1.02, 8)}
 """First, last and number of factors by bit-width. Fewer levels gain from a smaller scale, which cuts off the largest
-weights; one above 1 reaches the largest weight on the shorter side of a symmetric grid."""
+weights; one above 1 reaches the largest weight on the shorter side of a symmetric grid.
+
+For a new width start from the lines of its neighbours: with every bit the range narrows about 1. Take the fewest
+factors whose error is at most 0.5 % (up to 4 bits) or 2.5 % (above) over that of 400 factors from 0.3 to 1.3;
+``tests/finetune/quantization/test_integer.py`` checks that. Each factor costs a pass over the weights that are packed,
+and is worth less where errors are small."""
 
 
 def factors(bits: int, symmetric: bool) -> list[float]:

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from qra_bo.finetune.quantization import integer_scales
 from qra_bo.finetune.quantization.base import backend_of, packed
 from qra_bo.finetune.quantization.integer import integer_codes
 from qra_bo.finetune.quantization.integer_scales import candidates, search
@@ -16,6 +17,8 @@ from tests.conformance.quantizer import quantize, relative_error
 CPU = torch.device("cpu")
 INTEGER = sorted(name for name, fmt in FORMATS.items() if fmt.backend == "integer")
 KINDS = sorted({(fmt.bits, not has_zeros(fmt)) for fmt in FORMATS.values() if fmt.backend == "integer"})
+EVERY_KIND = pytest.mark.parametrize(("bits", "symmetric"), KINDS,
+                                     ids=[f"{'sym' if symmetric else 'int'}{bits}" for bits, symmetric in KINDS])
 
 
 def matrix(kind: str, shape: tuple[int, int] = (64, 256), seed: int = 0) -> Tensor:
@@ -92,7 +95,7 @@ def test_weights_are_the_exact_products(name: str) -> None:
     check()
 
 
-@pytest.mark.parametrize(("bits", "symmetric"), KINDS)
+@EVERY_KIND
 @pytest.mark.parametrize("kind", ["gaussian", "heavy"])
 def test_search_finds_the_best_candidate_and_codes(bits: int, symmetric: bool, kind: str) -> None:
     groups = matrix(kind, (24, 32), bits)
@@ -109,12 +112,27 @@ def test_search_finds_the_best_candidate_and_codes(bits: int, symmetric: bool, k
         assert float(found) == pytest.approx(min(errors), rel=1e-5)
 
 
-@pytest.mark.parametrize(("bits", "symmetric", "group"), [(*kind, group) for kind in KINDS for group in (32, 128)])
+@EVERY_KIND
+@pytest.mark.parametrize("group", [32, 128])
 @pytest.mark.parametrize("kind", ["gaussian", "heavy"])
 def test_error_is_below_that_of_scales_by_range(bits: int, symmetric: bool, group: int, kind: str) -> None:
     weight = matrix(kind)
     name = f"{'sym' if symmetric else 'int'}{bits}-g{group}"
     assert error_of(name, weight) < absmax_error(weight, bits, group, symmetric)
+
+
+@EVERY_KIND
+@pytest.mark.parametrize("kind", ["gaussian", "heavy"])
+def test_few_factors_lose_little_to_a_dense_scan(bits: int, symmetric: bool, kind: str,
+                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    def error() -> float:
+        codes, scale, zero = search(groups, bits, symmetric)
+        return relative_error((codes - zero) * scale, groups)
+
+    groups, up = matrix(kind).view(-1, 64), torch.linspace(0.3, 1.3, 400).tolist()
+    few = error()
+    monkeypatch.setattr(integer_scales, "factors", lambda *_: [*up, *(-f for f in up)] if symmetric else up)
+    assert few <= error() * (1.005 if bits <= 4 else 1.025)
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "heavy"])
