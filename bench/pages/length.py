@@ -1,9 +1,11 @@
 """Tables of the length study and of the models that predict a longer training."""
 
 from collections.abc import Mapping
+from math import exp
+from statistics import fmean
 from typing import Any
 
-from bench.pages.blocks import Tables, figure, fixed, grid, percent, read, source, unless_missing
+from bench.pages.blocks import Tables, between, figure, fixed, grid, percent, read, source, unless_missing
 from qra_bo.searchers.structured.rates import NAMES
 
 STUDY, MODEL = "length/length", "length_model"
@@ -20,6 +22,23 @@ def effects() -> str:
          fixed(of[0]["stored_bytes"] / 1e6, 1), *(_loss(of, n) for n in steps)]
         for name in names if (of := [r for r in rows if r["name"] == name])]) + \
         f"\n\n*From `bench/results/{STUDY}.json`.*"
+
+
+def seeds() -> str:
+    """Test losses on unseen seeds, of a comparison whose find has two of them."""
+    rows = read(STUDY)["rows"]
+    places = dict.fromkeys(_place(r) for r in rows if r["minus_best_uniform"] is not None)
+    return grid(("text", "within", "steps", "tokens", "allocation", "learning rate", "seeds", "perplexity", "test loss",
+                 "less the best uniform choice"), [
+        [r["task"], r["limit"], str(r["steps"]), f"{r['tokens']:,}", r["name"].replace(f", {r['limit']}", ""),
+         f"{r['learning_rate']:g}", str(len(losses)), fixed(exp(fmean(losses)), 1), fixed(fmean(losses), 4),
+         "" if (d := r["minus_best_uniform"]) is None else between(d["mean"], d["low"], d["high"], 4)]
+        for r in rows if _place(r) in places and (losses := [x for x in r["test_losses"] if x is not None])]) + \
+        f"\n\n*From `bench/results/{STUDY}.json`.*"
+
+
+def _place(row: Mapping[str, Any]) -> tuple[str, str, int]:
+    return row["task"], row["limit"], row["steps"]
 
 
 def _loss(rows: list[Mapping[str, Any]], steps: int) -> str:
@@ -55,7 +74,8 @@ def predictions() -> str:
          percent(r["over_last_value"]), fixed(r["spearman"]), fixed(r["regret"], 4)] for r in rows]) + source(MODEL)
 
 
-TABLES: Tables = {"length-effects": unless_missing(STUDY, effects, f"{COMMAND} --summary"),
+TABLES: Tables = {"length-seeds": unless_missing(STUDY, seeds, f"{COMMAND} --summary"),
+                  "length-effects": unless_missing(STUDY, effects, f"{COMMAND} --summary"),
                   "length-rates": unless_missing(MODEL, rates, f"{COMMAND}.model"),
                   "length-exponents": unless_missing(MODEL, exponents, f"{COMMAND}.model"),
                   "length-predictions": unless_missing(MODEL, predictions, f"{COMMAND}.model")}

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from qra_bo.memory.budget import describe, format_size, largest, smallest, uniform_bytes
+from qra_bo.memory.budget import describe, format_size, largest, smallest
 from qra_bo.memory.cards import Card
 from qra_bo.memory.formats import default_format
 from qra_bo.memory.model import MemoryModel
@@ -21,8 +21,10 @@ from qra_bo.space import Allocation, DecoderSpec, Ladder, SearchSpace, StorageFo
 from qra_bo.utils.errors import SpaceError, UserError
 from qra_bo.utils.html import html_table
 
-CARDS_GB = (6, 8, 10, 12, 16, 24, 40, 48, 80)
-"""Common cards, by their names in decimal units, which are a little less than their memory."""
+CARDS_GB = (6, 8, 10, 12, 16, 24, 32, 40, 48, 80)
+"""Common cards, by the GiB on the box."""
+USABLE = 0.968
+"""Share of them that CUDA reports, at least: that of the RTX 3060, without error correction."""
 
 SHOWN_RANKS = (1, 4, 8, 16, 32)
 REFERENCES = {"QLoRA": 4, "LoRA on 16-bit weights": 16}
@@ -101,10 +103,11 @@ class Plan:
         uniform: Uniform choices: by format, then by rank.
         least: The smallest allocation of the space; ``least_is``: its bits and ranks in words.
         most: Bytes of the largest allocation.
-        cards: By card in GB, the uniform choice of the ladders with the most bits, then the most rank, that fits.
+        cards: By card in GB, the uniform choice with the most bits, then the most rank, that fits beside the headroom.
         levers: Changes that lower ``least``, the most saving first.
         card: The card that the plan is for; ``None`` where none is named.
-        references: What people train without a search: QLoRA, and LoRA on 16-bit weights, at rank 16.
+        references: What people train without a search: QLoRA, and LoRA on 16-bit weights, at rank 16, both with
+            embedding and head in 16 bits.
         serving: What it costs to search only formats that ``serve`` loads; empty for ``serve=any``.
     """
 
@@ -169,8 +172,8 @@ class Plan:
 
 
 def memory_plan(memory: MemoryModel, space: SearchSpace, budgets: Mapping[str, int], *,
-                on_card: MemoryModel | None = None, card: Card | None = None, most_bits: float | None = None,
-                larger: Callable[[], Sequence[DecoderSpec]] = tuple) -> Plan:
+                on_card: MemoryModel | None = None, card: Card | None = None, headroom: int = 0,
+                most_bits: float | None = None, larger: Callable[[], Sequence[DecoderSpec]] = tuple) -> Plan:
     """Price uniform choices, budgets, cards and levers.
 
     Raises ``SpaceError`` if a format can't store a matrix of the decoder.
@@ -181,6 +184,7 @@ def memory_plan(memory: MemoryModel, space: SearchSpace, budgets: Mapping[str, i
         budgets: Bytes by text; at least one.
         on_card: Prices the cards where ``memory`` is of another device than they are.
         card: The card that the plan is for, of which times are estimated.
+        headroom: Bytes of a card that nothing is planned for.
         most_bits: Limit on average code bits; ``None``: none.
         larger: Further decoders, asked for where nothing binds (see ``verdict_of``).
     """
@@ -191,13 +195,16 @@ def memory_plan(memory: MemoryModel, space: SearchSpace, budgets: Mapping[str, i
     answers = []
     for text, size in budgets.items():
         ranks = {fmt: largest_rank(memory, space, fmt, size) for fmt in space.formats}
-        best = next((_uniform_row(memory, space, fmt, rank) for fmt, rank in reversed(ranks.items()) if rank), None)
+        best = _best(memory, space, size)
         verdict = verdict_of(memory, space, size, most_bits=most_bits, larger=larger)
         pace = None if best is None or card is None else memory.shape.tokens / step_seconds(
             memory, space, uniform(space.n_units, str(best.fmt), int(best.rank or 0)), card)
         answers.append(BudgetAnswer(text, size, need <= size, verdict, {f.name: rank for f, rank in ranks.items()},
                                     best, pace))
-    cards = {gb: _on_ladders(on_card or memory, space, gb * 10**9) for gb in CARDS_GB}
+    totals = {gb: round(USABLE * gb * 2**30) for gb in CARDS_GB}
+    if card is not None:  # its own row agrees with its budget
+        totals[next(gb for gb in CARDS_GB if card.total_bytes <= gb * 2**30)] = card.total_bytes
+    cards = {gb: _best(on_card or memory, space, total - headroom) for gb, total in totals.items()}
     return Plan(memory, space.n_units, tuple(answers), rows, tuple(_references(memory, space)),
                 _row(memory, space, least, "smallest allocation"), describe(least, space), largest(table, space)[0],
                 cards, tuple(_levers(memory, space, need)), card, tuple(serving_notes(memory, space, budgets)))
@@ -222,14 +229,14 @@ def _references(memory: MemoryModel, space: SearchSpace) -> Iterator[Row]:
     rank = min(REFERENCE_RANK, smallest_side(space))
     for what, bits in REFERENCES.items():
         with suppress(SpaceError):  # a matrix that the format can't store
-            yield replace(_uniform_row(replace(memory, serve=ANY), space, default_format(bits), rank), what=what)
+            usual = replace(memory, serve=ANY, shape=replace(memory.shape, embeddings=16))
+            yield replace(_uniform_row(usual, space, default_format(bits), rank), what=what)
 
 
-def _on_ladders(memory: MemoryModel, space: SearchSpace, limit: int) -> Row | None:
-    """Price the highest bits that fit with the lowest rank, at the highest rank of the ladder that fits with them."""
-    fitting = ((fmt, rank) for fmt in reversed(space.formats) for rank in reversed(space.ranks.values)
-               if uniform_bytes(memory, space, fmt, rank) <= limit)
-    return next((_uniform_row(memory, space, fmt, rank) for fmt, rank in fitting), None)
+def _best(memory: MemoryModel, space: SearchSpace, limit: int) -> Row | None:
+    """Price the uniform choice of the most bits that fits, at its largest rank; ``None`` where none fits."""
+    ranks = ((fmt, largest_rank(memory, space, fmt, limit)) for fmt in reversed(space.formats))
+    return next((_uniform_row(memory, space, fmt, rank) for fmt, rank in ranks if rank), None)
 
 
 def _levers(memory: MemoryModel, space: SearchSpace, need: int) -> list[Lever]:

@@ -1,10 +1,12 @@
 """The text of a run in the driver: checked before a model is downloaded or loaded, shown, counted; read once."""
 
+import math
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 
 from qra_bo.config import RunConfig
@@ -23,6 +25,8 @@ CHARACTERS_PER_TOKEN = 3.2
 """Of the embedded text under SmolLM2's tokenizer: 3.98 million characters, 1.24 million tokens."""
 SAMPLE = 5000
 """Training records that a plan tokenises; those of a larger file are a fair sample."""
+WHOLE = 0.99
+"""Share of the records that a length is stated for."""
 Records = list[Record | Conversation]
 
 
@@ -38,6 +42,8 @@ class TextSize:
         training_tokens: Its tokens, without padding.
         sequences: Sequences of ``train.length`` tokens that it is packed into.
         cut_share: Share of its answer tokens beyond ``train.length``; ``None`` where no tokenizer counted them.
+        whole_length: Tokens that ``WHOLE`` of the training records have at most, roughly; ``None`` but for a file of
+            the user's.
         too_much_is_cut: Whether that is more than ``data.max_cut``, so that a run refuses the text.
         counted: Whether all of it was tokenised; else the tokens are an estimate.
         basis: What the number of tokens stands on, in words.
@@ -50,6 +56,7 @@ class TextSize:
     training_tokens: int
     sequences: float
     cut_share: float | None
+    whole_length: int | None
     too_much_is_cut: bool
     counted: bool
     basis: str
@@ -142,20 +149,31 @@ def text_size(config: RunConfig) -> TextSize | None:
             basis = "counted by the model's tokenizer" if counted else \
                 f"estimated from {len(sample):,} of them that the model's tokenizer counted"
             cut = blocks.facts.cut_share
+            whole = _whole_length(train, blocks.facts.used_tokens / _characters(sample))
             return TextSize(source, records, read - records, len(train), round(times * blocks.facts.used_tokens),
-                            times * len(blocks), cut, cut > cfg.max_cut, counted, basis)
+                            times * len(blocks), cut, whole, cut > cfg.max_cut, counted, basis)
     tokens = _estimate(config, train)
     basis = "estimated at a token a byte" if config.model["source"] == "random" else \
         f"estimated at {CHARACTERS_PER_TOKEN} characters a token, as the embedded text has"
     if isinstance(cfg, UserData):
         basis += "; this machine lacks the model's tokenizer"
-    return TextSize(source, records, read - records, len(train), round(tokens), tokens / length, None, False, False,
-                    basis)
+    return TextSize(source, records, read - records, len(train), round(tokens), tokens / length, None,
+                    _whole_length(train, tokens / _characters(train)) if isinstance(cfg, UserData) else None, False,
+                    False, basis)
 
 
 def _estimate(config: RunConfig, train: Sequence[Record | Conversation]) -> float:
     """Return the rough tokens of records from their characters; of a model of bytes every one is a token."""
-    return sum(r.characters for r in train) / (1.0 if config.model["source"] == "random" else CHARACTERS_PER_TOKEN)
+    return _characters(train) / (1.0 if config.model["source"] == "random" else CHARACTERS_PER_TOKEN)
+
+
+def _characters(records: Sequence[Record | Conversation]) -> int:
+    return sum(r.characters for r in records)
+
+
+def _whole_length(records: Sequence[Record | Conversation], tokens_a_character: float) -> int:
+    """Return the tokens that ``WHOLE`` of the records have at most, from their characters."""
+    return math.ceil(tokens_a_character * float(np.quantile([r.characters for r in records], WHOLE)))
 
 
 def _console(config: RunConfig) -> Console:

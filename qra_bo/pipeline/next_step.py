@@ -1,18 +1,30 @@
-"""What to run after a plan: the commands that train the uniform choice or search, and what they take."""
+"""What to run after a plan: the commands that train a uniform choice or search, and what they take."""
 
 import re
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
-from qra_bo.memory import Plan
-from qra_bo.memory.verdict import MIXING_PAYS, NOTHING_BINDS, NOTHING_FITS
+from qra_bo.memory import MemoryModel, Plan
+from qra_bo.memory.verdict import (
+    FOUR_BITS,
+    LENGTH_STEP,
+    MIXING_PAYS,
+    NOTHING_BINDS,
+    NOTHING_FITS,
+    largest_rank,
+)
+from qra_bo.pipeline.data import WHOLE
 from qra_bo.pipeline.forecast import Forecast
 from qra_bo.report.text import rough
+from qra_bo.space import SearchSpace
 from qra_bo.utils.redact import redact
 
 OF_A_PLAN = ("task", "gpu", "memory.format", "memory.verify")
 """Overrides that a run after the plan does without."""
+LEAST_RANK = 4
+"""Rank from which uniform 4 bits are worth a change of the trainer before a search."""
 _UNIFORM = re.compile(r"'(uniform:\d+,\d+)'")
 
 
@@ -25,12 +37,49 @@ class NextStep:
     time: str | None
 
 
-def next_steps(plan: Plan, overrides: Sequence[str], forecast: Forecast | None = None) -> list[NextStep]:
-    """Return what to run after a plan of one budget: train the uniform choice, or search, the better advice first.
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Overrides with which uniform 4 bits fit after all, the largest rank that does, and what speaks for them."""
+
+    overrides: tuple[str, ...]
+    rank: int
+    why: str
+
+
+def after_all(memory: MemoryModel, space: SearchSpace, size: int, whole_length: int | None = None) -> Change | None:
+    """Return the first change of the trainer with which 4 bits fit ``size`` bytes at ``LEAST_RANK``; ``None`` without.
+
+    Tried are a ``train.length`` that still holds the records whole (``whole_length`` tokens, where that is known), an
+    embedding of 8 bits, and both.
+    """
+    four = next((fmt for fmt in space.formats if fmt.bits >= FOUR_BITS), None)
+    if memory.scope != "peak" or four is None:
+        return None
+    shape = memory.shape
+    length = None if whole_length is None else LENGTH_STEP * -(-whole_length // LENGTH_STEP)
+    changes: list[tuple[dict[str, Any], str]] = []
+    if length is not None and length < shape.length:
+        changes.append(({"length": length}, f"{WHOLE:.0%} of the records stay whole"))
+    if shape.embeddings == 16:
+        changes.append(({"embeddings": 8}, "embedding and head in 8 bits"))
+    if len(changes) == 2:
+        changes.append((changes[0][0] | changes[1][0], " and ".join(why for _, why in changes)))
+    for fields, why in changes:
+        rank = largest_rank(replace(memory, shape=replace(shape, **fields)), space, four, size)
+        if rank >= LEAST_RANK:
+            return Change(tuple(f"{'train.' * (key == 'length')}{key}={value}" for key, value in fields.items()), rank,
+                          why)
+    return None
+
+
+def next_steps(plan: Plan, space: SearchSpace, overrides: Sequence[str],
+               forecast: Forecast | None = None) -> list[NextStep]:
+    """Return what to run after a plan of one budget: train a uniform choice, or search, the better advice first.
     Nothing after one of several budgets, and where no uniform choice fits.
 
     Args:
         plan: The plan.
+        space: Its units and ladders.
         overrides: Of the command that made it.
         forecast: Times.
     """
@@ -45,6 +94,7 @@ def next_steps(plan: Plan, overrides: Sequence[str], forecast: Forecast | None =
     trained = [text for key, text in kept.items() if key not in ("budget", "effort")]
     train = NextStep("train that uniform choice", _command(
         *trained, "task=finetune", f"allocation=uniform:{answer.best.bits},{answer.best.rank}"), _time(final))
+    text = None if forecast is None else forecast.text
     if answer.verdict.region == NOTHING_BINDS:
         return [train]
     efforts = {} if forecast is None else {effort.effort: effort.seconds for effort in forecast.efforts}
@@ -54,7 +104,15 @@ def next_steps(plan: Plan, overrides: Sequence[str], forecast: Forecast | None =
                                      ("instant", "predict an allocation without a trial, and train it"))
                 if kept.get("effort", f"effort={effort}") == f"effort={effort}"]
     searches = searches or [NextStep("search, confirm and train the winner", _command(*kept.values()), None)]
-    return searches if answer.verdict.region == MIXING_PAYS else [train, searches[0]]
+    if answer.verdict.region != MIXING_PAYS:
+        return [train, searches[0]]
+    change = after_all(plan.memory, space, answer.size, None if text is None else text.whole_length)
+    if change is None:
+        return searches
+    keys = {text.partition("=")[0] for text in change.overrides}
+    return [NextStep(f"before a search, train uniform 4 bits, which fit so ({change.why})", _command(
+        *(text for key, text in kept.items() if key not in {"budget", "effort", *keys}), *change.overrides,
+        "task=finetune", f"allocation=uniform:4,{change.rank}"), _time(final)), *searches]
 
 
 def _command(*overrides: str) -> str:

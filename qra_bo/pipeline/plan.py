@@ -53,7 +53,8 @@ def make_plan(config: RunConfig) -> Plan:
     memory = make_memory(config, spec, device, allowance_for(config, device))
     on_card = memory if device == "cuda" else make_memory(config, spec, "cuda")
     return memory_plan(memory, space, budgets_of(config, memory, space), on_card=on_card,
-                       card=None if config.gpu is None else CARDS[config.gpu], most_bits=config.max_average_bits,
+                       card=None if config.gpu is None else CARDS[config.gpu],
+                       headroom=headroom_bytes(config.memory.headroom, "cuda"), most_bits=config.max_average_bits,
                        larger=named_specs)
 
 

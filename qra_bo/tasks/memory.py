@@ -18,7 +18,7 @@ from qra_bo.memory.model import KEYS
 from qra_bo.memory.plan import Plan, Row
 from qra_bo.memory.serving import ANY, CONSUMERS
 from qra_bo.memory.verdict import NOTHING_BINDS
-from qra_bo.pipeline.data import TextSize
+from qra_bo.pipeline.data import WHOLE, TextSize
 from qra_bo.pipeline.forecast import Forecast, make_forecast
 from qra_bo.pipeline.next_step import next_steps
 from qra_bo.pipeline.plan import TraceCheck, make_plan, verify_plan
@@ -44,7 +44,8 @@ def run(config: RunConfig) -> int:
         forecast = make_forecast(config, plan)
     except (DataError, ModelError) as error:  # the plan of the memory stands without the text
         unread = error
-    steps = next_steps(plan, HydraConfig.get().overrides.task, forecast) if HydraConfig.initialized() else []
+    space = make_space(config, plan.memory.spec)
+    steps = next_steps(plan, space, HydraConfig.get().overrides.task, forecast) if HydraConfig.initialized() else []
     if config.memory.format == "json":
         traced = {} if checks is None else {"traced": [asdict(check) for check in checks]}
         times = {} if forecast is None else forecast.to_json()
@@ -57,7 +58,6 @@ def run(config: RunConfig) -> int:
     if config.memory.format != "json":
         for step in steps:
             print(f"Next: {step.what}{'' if step.time is None else f' ({step.time})'}:\n  {step.command}")
-    space = make_space(config, plan.memory.spec)
     table, problems = plan.memory.table(space), []
     for answer in plan.budgets:
         try:
@@ -176,9 +176,9 @@ def _breakdown(plan: Plan) -> Table:
         large = [] if plan.card is None else sorted(
             {f"{name}.gguf" for row in rows.values() for name, size in row.gguf_bytes.items()
              if size > plan.card.total_bytes})
-        table.caption_justify, table.caption = "left", Text(
-            "*.gguf: of export.targets=[gguf]; the vocabulary adds some MB" +
-            (f". Larger than the card: {', '.join(large)}" if large else ""))
+        note = f". Larger than the card: {', '.join(large)}; llama-server runs base.gguf with adapter.gguf"
+        table.caption = Text(f"*.gguf: of export.targets=[gguf]; the vocabulary adds some MB{note if large else ''}")
+        table.caption_justify = "left"
     for name in files:
         table.add_row(f"{name}.gguf", *(format_size(row.gguf_bytes[name]) for row in rows.values()))
     return table
@@ -202,6 +202,8 @@ def _times(forecast: Forecast, *, forced: bool) -> list[RenderableType]:
         once = f" (left out as repeats: {text.repeated:,})" if text.repeated else ""
         parts.append(Text(f"Text: {text.source}: {text.records:,} records{once}{of_all}; {_tokens(text)} training "
                           f"tokens ({text.basis}), in about {text.sequences:,.0f} sequences"))
+        if text.whole_length is not None:
+            parts.append(Text(f"  {WHOLE:.0%} of them have at most about {text.whole_length:,} tokens each"))
         if text.too_much_is_cut:
             parts.append(Text(f"  {text.cut_share:.0%} of its answer tokens lie beyond train.length: a run ends with a "
                               "message; raise train.length, or accept it by data.max_cut"))
@@ -229,5 +231,5 @@ def _cards(plan: Plan) -> Table:
         sizes = [gb for gb, _ in cards]
         name = f"{sizes[0]} GB" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]} GB"
         rows.append((name, "nothing", "") if row is None else (name, row.what, format_size(row.total)))
-    return _table("Uniform choice of these ladders that a card holds: most bits, then rank",
+    return _table("Uniform choice that a card holds beside memory.headroom: most bits, then rank",
                   ["card", "choice", "needs"], rows)

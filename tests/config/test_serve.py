@@ -19,7 +19,7 @@ def test_a_consumer_brings_its_formats(serve: str) -> None:
 
 
 def test_ollama_runs_what_llamacpp_runs() -> None:
-    assert load_config(["serve=ollama"]) == load_config(["serve=llamacpp", "export.gguf=[merged-q8_0]"])
+    assert load_config(["serve=ollama"]) == load_config(["serve=llamacpp", "export.gguf=[base,adapter,merged-q8_0]"])
 
 
 def test_without_a_consumer_nothing_is_limited() -> None:

@@ -210,7 +210,7 @@ def test_too_many_cut_answers_are_refused_until_they_are_accepted(tmp_path: Path
     tokenizer = chat_tokenizer(LLAMA3)
     path = write(tmp_path, *[{"messages": talk(str(i), "x" * 60).messages} for i in range(20)])
     fields = config("jsonl", path=path)
-    with pytest.raises(DataError, match=r"^data\.max_cut accepts that 20% .* 87\.7% lie beyond train\.length=32 "
+    with pytest.raises(DataError, match=r"^data\.max_cut accepts that 20% .* train\.length=32 cuts 87\.7% of "
                                         r"tokens\. Raise train\.length \(86 tokens .* data\.max_cut=0\.88$"):
         load_data(fields, tokenizer, 32)
     data = load_data(config("jsonl", path=path, max_cut=0.88), tokenizer, 32)

@@ -73,10 +73,13 @@ def test_cards(llama: tuple[MemoryModel, SearchSpace, Plan]) -> None:
     model, space, plan = llama
     assert tuple(plan.cards) == CARDS_GB
     for gb, row in plan.cards.items():
-        assert row is None or row.total <= gb * 10**9
+        assert row is None or row.total <= gb * 2**30
     best = [row.bits for row in plan.cards.values() if row is not None and row.bits is not None]
     assert best == sorted(best)
-    assert plan.cards[6] is None
+    assert memory_plan(model, space, BUDGETS, headroom=10**9).cards[6] is None
+    named = memory_plan(model, space, {"auto": CARDS["rtx4090"].total_bytes - 10**9}, card=CARDS["rtx4090"],
+                        headroom=10**9)
+    assert named.cards[24] == named.budgets[0].best  # the table agrees with the budget
     wide = MemoryModel(LLAMA2_7B, TrainShape(64, 1024))
     assert memory_plan(model, space, BUDGETS, on_card=wide).cards[16] is None
 

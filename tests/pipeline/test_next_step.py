@@ -6,9 +6,9 @@ import shlex
 import pytest
 
 from qra_bo.cli.app import main
-from qra_bo.config import load_config
+from qra_bo.config import load_config, make_space
 from qra_bo.pipeline.forecast import make_forecast
-from qra_bo.pipeline.next_step import NextStep, next_steps
+from qra_bo.pipeline.next_step import NextStep, after_all, next_steps
 from qra_bo.pipeline.plan import make_plan
 
 MODEL = "+model=llama3_1_8b"
@@ -17,15 +17,18 @@ MODEL = "+model=llama3_1_8b"
 def steps_of(*overrides: str) -> list[NextStep]:
     config = load_config(["task=memory", *overrides])
     plan = make_plan(config)
-    return next_steps(plan, ["task=memory", *overrides], make_forecast(config, plan))
+    return next_steps(plan, make_space(config, plan.memory.spec), ["task=memory", *overrides],
+                      make_forecast(config, plan))
 
 
 @pytest.mark.parametrize(("overrides", "commands"), [
     (("gpu=rtx4090",), [f"{MODEL} device=cuda task=finetune allocation=uniform:8,32"]),
     (("budget=8GB", "device=cuda"),
      [f"{MODEL} device=cuda task=finetune allocation=uniform:4,31", f"{MODEL} budget=8GB device=cuda effort=quick"]),
-    (("budget=7GB", "device=cuda"), [f"{MODEL} budget=7GB device=cuda effort={e}" for e in ("quick", "instant")]),
-    (("budget=7GB", "device=cuda", "effort=normal"), [f"{MODEL} budget=7GB device=cuda effort=normal"]),
+    (("budget=7GB", "device=cuda"),
+     [f"{MODEL} device=cuda embeddings=8 task=finetune allocation=uniform:4,32",
+      *(f"{MODEL} budget=7GB device=cuda effort={e}" for e in ("quick", "instant"))]),
+    (("budget=6GB", "device=cuda", "effort=normal"), [f"{MODEL} budget=6GB device=cuda effort=normal"]),
     (("budget=[7GB,8GB]", "device=cuda"), []),
     (("budget=1GB", "device=cuda"), [])])
 def test_the_verdict_decides_what_to_run(overrides: tuple[str, ...], commands: list[str]) -> None:
@@ -33,8 +36,10 @@ def test_the_verdict_decides_what_to_run(overrides: tuple[str, ...], commands: l
 
 
 def test_commands_compose_and_keep_what_was_given() -> None:
-    plan = make_plan(load_config(["task=memory", MODEL, "gpu=rtx3060", "train.length=512"]))
-    steps = next_steps(plan, ["task=memory", MODEL, "gpu=rtx3060", "++train.length=512", "memory.format=json"])
+    config = load_config(["task=memory", MODEL, "gpu=rtx3060", "train.length=512"])
+    plan = make_plan(config)
+    steps = next_steps(plan, make_space(config, plan.memory.spec),
+                       ["task=memory", MODEL, "gpu=rtx3060", "++train.length=512", "memory.format=json"])
     assert steps
     for step in steps:
         overrides = shlex.split(step.command)[3:]
@@ -44,11 +49,28 @@ def test_commands_compose_and_keep_what_was_given() -> None:
         assert step.time is None  # without a forecast
 
 
+@pytest.mark.parametrize(("whole", "scope", "overrides", "fits"), [
+    (700, "peak", ("train.length=704",), True), (None, "peak", ("embeddings=8",), True),
+    (2048, "peak", ("embeddings=8",), True), (700, "stored", (), False)])
+def test_before_a_search_the_trainer_may_change_until_4_bits_fit(whole: int | None, scope: str,
+                                                                 overrides: tuple[str, ...], fits: bool) -> None:
+    config = load_config(["task=memory", MODEL, "budget=7GB", "device=cuda", f"memory.scope={scope}"])
+    plan = make_plan(config)
+    space = make_space(config, plan.memory.spec)
+    change = after_all(plan.memory, space, 7 * 10**9, whole)
+    assert (change is not None) == fits
+    if change is not None:
+        assert change.overrides == overrides
+        changed = load_config(["task=memory", MODEL, "budget=7GB", "device=cuda", *overrides])
+        assert dict(make_plan(changed).budgets[0].ranks)["nf4"] == change.rank >= 4
+    assert after_all(plan.memory, space, 5 * 10**9, whole) is None  # nothing helps there
+
+
 def test_times_are_those_of_the_forecast() -> None:
-    quick, instant = steps_of(MODEL, "budget=7GB", "gpu=rtx4090", "final.steps=100")
+    _, quick, instant = steps_of(MODEL, "budget=7GB", "gpu=rtx4090", "final.steps=100")
     assert None not in (quick.time, instant.time)
     assert quick.time != instant.time
-    assert [step.time for step in steps_of(MODEL, "budget=7GB", "device=cuda", "final.steps=100")] == [None, None]
+    assert [step.time for step in steps_of(MODEL, "budget=7GB", "device=cuda", "final.steps=100")] == 3 * [None]
 
 
 def test_the_command_line_prints_them_last_and_in_json(capfd: pytest.CaptureFixture[str]) -> None:

@@ -95,8 +95,8 @@ def _check_cut(cfg: UserData, facts: BlockFacts, length: int, source: str) -> No
         return
     accepted = math.ceil(100 * facts.cut_share) / 100
     raise DataError(
-        f"data.max_cut accepts that {cfg.max_cut:.0%} of the answer tokens are cut off, and of the training records of "
-        f"{source} {facts.cut_share:.1%} lie beyond train.length={length} tokens. Raise train.length "
+        f"data.max_cut accepts that {cfg.max_cut:.0%} of the answer tokens are cut off, and train.length={length} cuts "
+        f"{facts.cut_share:.1%} of those in the training records of {source}. Raise train.length "
         f"({facts.usual_length} tokens keep 95% of the records whole, and take more memory), or accept it with "
         f"data.max_cut={accepted:g}")
 
