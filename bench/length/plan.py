@@ -226,8 +226,8 @@ def make_plan() -> tuple[Block, ...]:
     small, stored = LIMITS
     plays, gsm8k = "plays", "gsm8k"
     return (
-        _block(plays, small, 240, 5, uniforms=1, finds=1, rates=2),  # the best of either kind at 24 steps
-        _effects(240), _effects(24), _block(plays, small, 24, 5), _block(plays, small, 720, 3, uniforms=2),
+        *(_block(plays, small, steps, 5, uniforms=1, finds=1, rates=2) for steps in (240, 24)),  # the best at 24 steps
+        _effects(240), _effects(24), _block(plays, small, 720, 3, uniforms=2),
         _block(plays, small, 72, 5), _block(plays, stored, 240, 5),
         _references(plays, 240, 5), _curves(),
         _block(plays, stored, 24, 5), _block(plays, stored, 72, 5), _references(plays, 24, 5),

@@ -60,8 +60,9 @@ def answer(plan: Sequence[Block], most: int = 100) -> tuple[list[PlannedTrial], 
 
 
 def test_the_tightest_limit_comes_first_at_two_rates_and_effects_follow_at_rates_of_a_rule() -> None:
-    first, second = make_plan()[:2]
+    first, same, second = make_plan()[:3]
     assert (first.steps, first.limit, first.seeds, len(first.choices)) == (240, "54 MB stored", 5, 2)
+    assert replace(first, steps=24) == same
     order, _ = answer([replace(BLOCK, rates=2)])
     assert [t.lr_scale for t in order if t.split == "validation"][:4] == [0.5, 1.0, 0.5, 1.0]
     trial, name = wanted([second], {}, ("plays",)) or pytest.fail("the plan is empty")
