@@ -14,8 +14,8 @@ from qra_bo.report.style import MB, Theme, axes, dress, figure, heatmap, legend,
 from qra_bo.report.text import short_names, size
 from qra_bo.utils.numbers import MINUS
 
-SIZE_SHARE = 0.13
-"""Room that a size in words takes beside its bar, as a share of the longest bar."""
+SIZE_SHARE, NARROW_SHARE = 0.13, 0.3
+"""Room that a size in words takes beside its bar, as a share of the longest bar; the second on a narrow screen."""
 
 
 def allocation(d: ReportData, theme: Theme) -> Figure | None:
@@ -81,7 +81,8 @@ def sensitivity(d: ReportData, theme: Theme) -> Figure | None:
     fig = figure(theme, 8.0, 5.4 if rank is not None else 3.8)
     above, *below = fig.subplots(1 + (rank is not None), 1, sharex=True, squeeze=False)[:, 0]
     x = np.arange(len(p.units))
-    colours = (style.VERMILLION, style.ORANGE, theme.main, style.GREEN, style.PURPLE, style.SKY, style.YELLOW)
+    other = style.BLUE if theme.main == style.SKY else style.SKY
+    colours = (style.VERMILLION, style.ORANGE, theme.main, style.GREEN, style.PURPLE, other, style.YELLOW)
     for j, name in enumerate(p.formats):
         spread = None if p.quantization_se is None else 1.96 * p.quantization_se[:, j]
         above.errorbar(x, p.quantization_sensitivity[:, j], yerr=spread, marker=style.MARKERS[j % len(style.MARKERS)],
@@ -116,7 +117,7 @@ def _symlog(ax: Axes, values: npt.NDArray[np.float64]) -> None:
 def memory(d: ReportData, theme: Theme) -> Figure | None:
     """Waterfall of the winner's predicted bytes against measured bytes and budget; ``None`` before the end.
 
-    A size stands behind its bar, or before it where it would cover the line of the budget.
+    A size stands behind its bar; where it would cover the line of the budget before it, or without room there on it.
     """
     if d.winner is None or d.breakdown is None:
         return None
@@ -129,12 +130,13 @@ def memory(d: ReportData, theme: Theme) -> Figure | None:
         bars.append(("measured", 0, m.measured_bytes, style.VERMILLION))
     fig, ax = axes(theme, 8.0, 0.8 + 0.36 * len(bars))
     limit = d.header.budget_bytes
-    room = SIZE_SHARE * max(limit, *(n for _, _, n, _ in bars))
+    room = (NARROW_SHARE if theme.narrow else SIZE_SHARE) * max(limit, *(n for _, _, n, _ in bars))
     for y, (_, start, n, colour) in enumerate(reversed(bars)):
         ax.barh(y, n / MB, left=start / MB, color=colour, height=0.7)
-        end, before = start + n, start > room and start + n < limit < start + n + room
-        ax.annotate(size(n), ((start if before else end) / MB, y), textcoords="offset points", va="center",
-                    xytext=(-5 if before else 5, 0), ha="right" if before else "left", fontsize=8.5, color=theme.ink,
+        left = start + n < limit < start + n + room and max(start, n) > room
+        at = start if left and start > room else start + n
+        ax.annotate(size(n), (at / MB, y), textcoords="offset points", va="center", xytext=(-5 if left else 5, 0),
+                    ha="right" if left else "left", fontsize=8.5, color=theme.ink,
                     bbox={"facecolor": theme.paper, "edgecolor": "none", "pad": 1.2})
     ax.axvline(limit / MB, color=theme.ink, linestyle="--", linewidth=1.2)
     ax.set_yticks(range(len(bars)), [label for label, *_ in reversed(bars)])

@@ -95,13 +95,22 @@ def test_a_panel_alone_has_no_title(data):
     assert [ax.get_title(loc="left") for ax in PLOTS["pareto"](near, LIGHT).axes] == [""]
 
 
-def test_sizes_keep_clear_of_the_budget(data):
+@pytest.mark.parametrize("theme", [LIGHT, narrow(DARK)])
+def test_sizes_keep_clear_of_the_budget_and_of_the_names(data, theme):
     tight = replace(data, header=replace(data.header, budget_bytes=sum(data.breakdown.values()) + 1))
-    fig = PLOTS["memory"](tight, LIGHT)
+    fig = PLOTS["memory"](tight, theme)
     fig.draw_without_rendering()
     ax = fig.axes[0]
     line = ax.transData.transform((tight.header.budget_bytes / 1e6, 0))[0]
-    assert not any(box.x0 < line < box.x1 for box in (text.get_window_extent() for text in ax.texts))
+    boxes = [text.get_window_extent() for text in ax.texts]
+    assert not any(box.x0 < line < box.x1 for box in boxes)
+    assert all(box.x0 >= ax.bbox.x0 for box in boxes)
+
+
+@pytest.mark.parametrize("theme", [LIGHT, DARK])
+def test_every_format_has_a_colour_of_its_own(data, theme):
+    lines = PLOTS["sensitivity"](data, theme).axes[0].containers
+    assert len({line.lines[0].get_color() for line in lines}) == len(lines) > 1
 
 
 def test_confirmation_axis_fits_the_differences_and_zero(data):
