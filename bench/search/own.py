@@ -8,8 +8,9 @@ options. A search has 40 full-trial equivalents, of which the profile and the un
 method in an arena (a text, an emulator and a budget). Its regrets are of the searches' ends: 1 is the best uniform
 choice that fits and 0 the best allocation known; above 1, nothing better than the baselines was found, which are
 evaluated once and with noise. The spread is the least and the largest regret of the row's seeds: so few give no 95 %
-interval that means anything. Published methods have the same seeds, from bench/results/search.json. "refused" counts
-proposals of a search (median) that are over the budget or too far from the table; published rows give none.
+interval that means anything. Published methods have the same seeds, from bench/results/search.json. "refused" is how
+many proposals of a search the emulator refused as too far from its table: the mean over the row's searches, of a
+published method over all of its ten.
 """
 
 import argparse
@@ -103,9 +104,10 @@ def _rows(arena: Arena, methods: Mapping[str, Mapping[str, Any]], seeds: int,
             runs.append(play(arena, entry, seed, EQUIVALENTS))
         losses = np.array([run["trace"][-1][1] for run in runs])
         regrets = (losses - scale["best_known"]) / (scale["best_uniform"] - scale["best_known"])
-        yield name, f"{spread(regrets)} {np.median([run['refused'] for run in runs]):7.0f}"
+        yield name, f"{spread(regrets)} {np.mean([run['refused'] for run in runs]):7.1f}"
     for name, title in BESIDE.items():
-        yield name, f"{spread([known[title]['finals'][str(seed)] for seed in range(seeds)])} {'-':>7}"
+        row = known[title]
+        yield name, f"{spread([row['finals'][str(seed)] for seed in range(seeds)])} {row['refused']:7.1f}"
 
 
 def spread(regrets: Sequence[float] | FloatArray) -> str:

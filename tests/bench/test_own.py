@@ -23,7 +23,8 @@ def test_own_method_stands_beside_the_published_ones(tmp_path: Path, monkeypatch
     arena = make_arena(oracle, setting.space, budget, setting.predictors[budget.scope])
     place: dict[str, Any] = {"task": oracle.table.facts.task, "emulator": "boosted", "budget": budget.text,
                              "best_known": 3.0, "best_uniform": 5.0}
-    rows = [{**place, "method": name, "regret": 9.0, "finals": {str(seed): 0.1 * i + seed for seed in range(10)}}
+    rows = [{**place, "method": name, "regret": 9.0, "finals": {str(seed): 0.1 * i + seed for seed in range(10)},
+             "refused": 2.0 + i}
             for i, name in enumerate(own.BESIDE.values())]
     fitted = list[str]()
     monkeypatch.setattr(own, "published_rows", lambda path: rows)
@@ -39,18 +40,19 @@ def test_own_method_stands_beside_the_published_ones(tmp_path: Path, monkeypatch
                                          f"{arena.name}: CoordinateSearch changes=1, search 1 of 2"]
     names = ["CoordinateSearch changes=1", "CoordinateSearch changes=2", *own.BESIDE]
     expected = [[0.1 * i, 0.1 * i + 1] for i in range(len(own.BESIDE))]  # published regrets of seeds 0 and 1
+    refusals = [row["refused"] for row in rows]
     for changes in (2, 1):
         entry = Entry("", "", "peer", {"_target_": TARGET, "changes": changes})
-        losses = [play(arena, entry, seed, EQUIVALENTS)["trace"][-1][1] for seed in range(2)]
-        expected.insert(0, [(loss - 3.0) / 2.0 for loss in losses])
+        runs = [play(arena, entry, seed, EQUIVALENTS) for seed in range(2)]
+        expected.insert(0, [(run["trace"][-1][1] - 3.0) / 2.0 for run in runs])
+        refusals.insert(0, sum(run["refused"] for run in runs) / 2)
     assert [line.removeprefix(arena.name).strip().startswith(name)
             for name, line in zip(names, lines, strict=True)] == [True] * 7
-    for line, regrets in zip(lines, expected, strict=True):
+    for line, regrets, turned_away in zip(lines, expected, refusals, strict=True):
         median, least, to, most, seeds, refused = line.split()[-6:]
         assert [float(cell) for cell in (median, least, most)] == pytest.approx(
             [np.mean(regrets), min(regrets), max(regrets)], abs=6e-3)
-        assert (to, seeds) == ("to", "2")
-        assert refused == ("0" if "CoordinateSearch" in line else "-")
+        assert (to, seeds, float(refused)) == ("to", "2", turned_away)
 
 
 def test_spread_is_from_the_least_to_the_largest_seed() -> None:
