@@ -1,4 +1,4 @@
-"""Search methods of your own beside published ones, on the emulated tables of real trials: minutes on one core.
+"""Search methods of your own beside published ones, on losses emulated from tables of real trials: minutes on one core.
 
     python -m bench.search.own examples.own_searcher.CoordinateSearch changes=3 [--tasks plays gsm8k] [--seeds 3]
     python -m bench.search.own my.First my.Second speed=2 --emulators boosted --budgets uniform:4,4 --out FILE.json
@@ -27,6 +27,7 @@ import numpy as np
 import yaml
 
 from bench.collect.task import DATA, REFERENCE_BUDGETS, TASKS
+from bench.pages.searches import plain
 from bench.report import RESULTS
 from bench.search.kept import Row, arena_of, published_rows
 from bench.search.methods import EQUIVALENTS, Entry
@@ -39,9 +40,9 @@ from qra_bo.searchers.base import SearchProblem, make_searcher
 from qra_bo.sensitivity.profile import rehearsal_profile
 from qra_bo.utils.errors import ConfigError, UserError
 
-BESIDE = {"random": "random", "NSGA-II": "NSGA-II", "TuRBO": "TuRBO",
-          "knapsack": "bits by believed sensitivity, then ranks", "qra_bo": "qra_bo"}
-"""Published methods in the table, by their titles in it."""
+BESIDE = {plain(name): name for name in ("random", "NSGA-II", "TuRBO", "bits by believed sensitivity, then ranks",
+                                         "qra_bo")}
+"""Published methods by their titles in the documentation."""
 
 
 def methods_of(words: Sequence[str]) -> dict[str, dict[str, Any]]:
