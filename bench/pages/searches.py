@@ -28,8 +28,15 @@ def regret() -> str:
     lines = []
     for name, rows in sorted(found.items(), key=lambda item: sum(r["regret"] for r in item[1].values())):
         seconds = sum(r["cpu_seconds"] for r in rows.values()) / len(rows)
-        lines.append([plain(name), *(fixed(rows[a]["regret"]) for a in ARENAS), figure(seconds, 2)])
-    return grid(("method", *(f"{t}, {b}, {e}" for t, e, b in ARENAS), "CPU s"), lines) + source("search")
+        lines.append([plain(name), *(fixed(rows[a]["regret"]) for a in ARENAS), figure(seconds, 2),
+                      *(_refused(rows, task) for task in ("plays", "gsm8k"))])
+    return grid(("method", *(f"{t}, {b}, {e}" for t, e, b in ARENAS), "CPU s", "refused, plays", "refused, gsm8k"),
+                lines) + source("search")
+
+
+def _refused(rows: Mapping[tuple[str, ...], Row], task: str) -> str:
+    here = [r["refused"] for r in rows.values() if r["task"] == task]
+    return fixed(sum(here) / len(here), 1)
 
 
 def plain(name: str) -> str:

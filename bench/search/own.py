@@ -1,29 +1,35 @@
-"""Search methods of your own beside published ones, on the emulated tables of real trials: minutes on one core.
+"""Search methods of your own beside published ones, on losses emulated from tables of real trials: minutes on one core.
 
     python -m bench.search.own examples.own_searcher.CoordinateSearch changes=3 [--tasks plays gsm8k] [--seeds 3]
-    python -m bench.search.own my.First my.Second speed=2
+    python -m bench.search.own my.First my.Second speed=2 --emulators boosted --budgets uniform:4,4 --out FILE.json
 
 Each word with dots is the path of a class like the one in examples/own_searcher.py; KEY=VALUE behind it are its
 options. A search has 40 full-trial equivalents, of which the profile and the uniform baselines take 7.5. A row is a
 method in an arena (a text, an emulator and a budget). Its regrets are of the searches' ends: 1 is the best uniform
 choice that fits and 0 the best allocation known; above 1, nothing better than the baselines was found, which are
 evaluated once and with noise. The spread is the least and the largest regret of the row's seeds: so few give no 95 %
-interval that means anything. Published methods have the same seeds, from bench/results/search.json. "refused" counts
-proposals of a search (median) that are over the budget or too far from the table; published rows give none.
+interval that means anything. Published methods have the same seeds, from bench/results/search.json. "refused" is how
+many proposals of a search the emulator refused as too far from its table: the mean over the row's searches, of a
+published method over all of its ten. ``--out`` has the rows with the regret of every seed; of one's own methods also
+refusals and the trace, pairs of cost (full-trial equivalents) and the incumbent's regret, of published ones the median
+``curve`` at ``costs``.
 """
 
 import argparse
 import itertools
+import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 
-from bench.collect.task import DATA, TASKS
+from bench.collect.task import DATA, REFERENCE_BUDGETS, TASKS
+from bench.pages.searches import plain
 from bench.report import RESULTS
-from bench.search.kept import arena_of, published_rows
+from bench.search.kept import Row, arena_of, published_rows
 from bench.search.methods import EQUIVALENTS, Entry
 from bench.search.play import Arena, arenas, play
 from qra_bo.config import load_config
@@ -32,12 +38,11 @@ from qra_bo.pipeline.plan import budgets_of
 from qra_bo.pipeline.run import make_setting
 from qra_bo.searchers.base import SearchProblem, make_searcher
 from qra_bo.sensitivity.profile import rehearsal_profile
-from qra_bo.space import FloatArray
 from qra_bo.utils.errors import ConfigError, UserError
 
-BESIDE = {"random": "random", "NSGA-II": "NSGA-II", "TuRBO": "TuRBO",
-          "knapsack": "bits by believed sensitivity, then ranks", "qra_bo": "qra_bo"}
-"""Published methods in the table, by their titles in it."""
+BESIDE = {plain(name): name for name in ("random", "NSGA-II", "TuRBO", "bits by believed sensitivity, then ranks",
+                                         "qra_bo")}
+"""Published methods by their titles in the documentation."""
 
 
 def methods_of(words: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -76,39 +81,61 @@ def rehearsal() -> SearchProblem:
     return setting.problem(budget, rehearsal_profile(setting.space), EQUIVALENTS)
 
 
-def compare(methods: Mapping[str, Mapping[str, Any]], tasks: Sequence[str], seeds: int,
-            published: Sequence[Mapping[str, Any]]) -> None:
-    """Play ``seeds`` searches of every method in every arena; print the rows of each arena once it is done."""
+def places_of(tasks: Sequence[str], families: Sequence[str], budgets: Sequence[str]) -> Iterator[Arena]:
+    """Yield the arenas of these texts, emulators and budgets; an emulator is fitted once its turn comes."""
+    for task, family in itertools.product(tasks, families):
+        _say(f"fitting the {family} emulator of {task}")
+        yield from (arena for arena in arenas(DATA / task, [family]) if arena.budget.text in budgets)
+
+
+def compare(methods: Mapping[str, Mapping[str, Any]], places: Iterable[Arena], seeds: int,
+            published: Sequence[Mapping[str, Any]], out: Path | None) -> None:
+    """Play ``seeds`` searches of every method in every arena; print the rows of each arena once it is done, and write
+    all so far to ``out``."""
     print(f"{seeds} of the 10 published seeds (--seeds 10: all; few rank methods only roughly), {EQUIVALENTS:g} "
           "full-trial equivalents a search; regrets at its end: the median over the seeds, the least and the largest")
     width = max(map(len, [*methods, *BESIDE]))
     print(f"{'arena':<28} {'method':<{width}} {'regret':>6} {'min to max':>14} {'seeds':>5} {'refused':>7}", flush=True)
-    for task, family in itertools.product(tasks, FAMILIES):
-        _say(f"fitting the {family} emulator of {task}")
-        for arena in arenas(DATA / task, [family]):
-            lines = [f"{name:<{width}} {cells}" for name, cells in _rows(arena, methods, seeds, published)]
-            print("\n".join(f"{arena.name:<28} {line}" for line in lines), flush=True)
+    rows: list[Row] = []
+    for arena in places:
+        here = rows_of(arena, methods, seeds, published)
+        for row in here:
+            regrets = spread([row["regrets"][str(seed)] for seed in range(seeds)])
+            print(f"{arena.name:<28} {row['method']:<{width}} {regrets} {row['refused']:7.1f}", flush=True)
+        rows += here
+        if out is not None:
+            out.write_text(json.dumps({"equivalents": EQUIVALENTS, "rows": rows}, indent=1) + "\n", encoding="utf-8")
 
 
-def _rows(arena: Arena, methods: Mapping[str, Mapping[str, Any]], seeds: int,
-          published: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
-    """Yield name and cells of every method in ``arena``: those of one's own, which are played, and the published."""
-    place = arena.oracle.table.facts.task, arena.oracle.emulator.family, arena.budget.text
+def rows_of(arena: Arena, methods: Mapping[str, Mapping[str, Any]], seeds: int,
+            published: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """Return a row of every method in ``arena``: those of one's own, which are played, and the published."""
+    task, family, budget = place = arena.oracle.table.facts.task, arena.oracle.emulator.family, arena.budget.text
     known = {row["method"]: row for row in published if arena_of(row) == place}
     scale = next(iter(known.values()))
-    for name, options in methods.items():
-        entry, runs = Entry(name, "", "peer", options), []
-        for seed in range(seeds):
-            _say(f"{arena.name}: {name}, search {seed + 1} of {seeds}")
-            runs.append(play(arena, entry, seed, EQUIVALENTS))
-        losses = np.array([run["trace"][-1][1] for run in runs])
-        regrets = (losses - scale["best_known"]) / (scale["best_uniform"] - scale["best_known"])
-        yield name, f"{spread(regrets)} {np.median([run['refused'] for run in runs]):7.0f}"
-    for name, title in BESIDE.items():
-        yield name, f"{spread([known[title]['finals'][str(seed)] for seed in range(seeds)])} {'-':>7}"
+    best, uniform = scale["best_known"], scale["best_uniform"]
+    base = {"task": task, "emulator": family, "budget": budget, "best_known": best, "best_uniform": uniform}
+    rows = [{**base, "method": name, "options": dict(options), **_played(arena, name, options, seeds, best, uniform)}
+            for name, options in methods.items()]
+    for name, row in ((name, known[title]) for name, title in BESIDE.items()):
+        rows.append({**base, "method": name, "regrets": row["finals"], "refused": row["refused"],
+                     "costs": row["costs"], "curve": row["curve"]})
+    return rows
 
 
-def spread(regrets: Sequence[float] | FloatArray) -> str:
+def _played(arena: Arena, name: str, options: Mapping[str, Any], seeds: int, best: float, uniform: float) -> Row:
+    """Return regrets, refusals and traces of a method's searches, by seed."""
+    traces, refusals = dict[str, list[list[float]]](), dict[str, int]()
+    for seed in range(seeds):
+        _say(f"{arena.name}: {name}, search {seed + 1} of {seeds}")
+        run = play(arena, Entry(name, "", "peer", options), seed, EQUIVALENTS)
+        traces[str(seed)] = [[cost, (loss - best) / (uniform - best)] for cost, loss in run["trace"]]
+        refusals[str(seed)] = run["refused"]
+    return {"regrets": {seed: trace[-1][1] for seed, trace in traces.items()},
+            "refused": float(np.mean(list(refusals.values()))), "refusals": refusals, "traces": traces}
+
+
+def spread(regrets: Sequence[float]) -> str:
     """Return median, least and largest of regrets, one a seed, and their number, as cells of a row."""
     return f"{np.median(regrets):6.2f} {f'{np.min(regrets):.2f} to {np.max(regrets):.2f}':>14} {len(regrets):5d}"
 
@@ -123,12 +150,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("methods", nargs="+", metavar="CLASS [KEY=VALUE ...]")
     parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
     parser.add_argument("--seeds", type=int, choices=range(1, 11), default=3, metavar="1...10")
+    parser.add_argument("--emulators", nargs="+", choices=list(FAMILIES), default=list(FAMILIES))
+    budgets = [text for text, _ in REFERENCE_BUDGETS]
+    parser.add_argument("--budgets", nargs="+", choices=budgets, default=budgets)
+    parser.add_argument("--out", type=Path, metavar="FILE.json",
+                        help="rows with every seed's regret, refusals and trace")
     given = parser.parse_intermixed_args(arguments)
     try:
+        if given.out is not None and not given.out.resolve().parent.is_dir():
+            raise ConfigError(f"--out must be a file in a folder that exists; got {given.out}")
         methods = methods_of(given.methods)
         for options in methods.values():
             make_searcher(options, rehearsal())  # a method that can't be made is told before tables are read
-        compare(methods, given.tasks, given.seeds, published_rows(RESULTS / "search.json"))
+        compare(methods, places_of(given.tasks, given.emulators, given.budgets), given.seeds,
+                published_rows(RESULTS / "search.json"), given.out)
     except UserError as error:
         print(error, file=sys.stderr)
         return error.exit_status
