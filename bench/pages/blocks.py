@@ -71,6 +71,11 @@ def fixed(value: float | None, digits: int = 2) -> str:
     return DASH if value is None else f"{value:.{digits}f}".replace("-", MINUS)
 
 
+def signed(value: float, digits: int = 3) -> str:
+    """Return a number with its sign and so many digits after the point."""
+    return f"{value:+.{digits}f}".replace("-", MINUS)
+
+
 def percent(value: float | None, digits: int = 0) -> str:
     """Return a share as a percentage."""
     return DASH if value is None else f"{100 * value:.{digits}f} %".replace("-", MINUS)
@@ -78,8 +83,7 @@ def percent(value: float | None, digits: int = 0) -> str:
 
 def between(mean: float, low: float, high: float, digits: int = 3) -> str:
     """Return a signed mean with the ends of its interval, bold where the interval excludes 0."""
-    signs = (f"{v:+.{digits}f}".replace("-", MINUS) for v in (mean, low, high))
-    text = "{} ({} to {})".format(*signs)
+    text = "{} ({} to {})".format(*(signed(v, digits) for v in (mean, low, high)))
     return f"**{text}**" if low > 0 or high < 0 else text
 
 

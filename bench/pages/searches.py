@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from bench.pages.blocks import Row, Tables, between, figure, fixed, grid, read, source
+from bench.pages.blocks import Row, Tables, between, figure, fixed, grid, read, signed, source
 
 ARENAS = tuple((task, emulator, budget) for task in ("plays", "gsm8k") for budget in ("uniform:4,4", "uniform:4,16")
                for emulator in ("boosted", "network"))
@@ -69,7 +69,7 @@ def finds() -> str:
     found = {(r["method"], r["task"], r["budget"]): r for r in read("search")["rows"] if r["what"] == "real finds"}
     names = sorted(dict.fromkeys(m for m, *_ in found),
                    key=lambda m: sum(found[m, *where]["mean_difference"] for where in BUDGETS))
-    lines = [[plain(m), *(f"{_nats(found[m, *w]['mean_difference'])}, {_nats(found[m, *w]['best_difference'])}"
+    lines = [[plain(m), *(f"{signed(found[m, *w]['mean_difference'])}, {signed(found[m, *w]['best_difference'])}"
                           for w in BUDGETS)] for m in names]
     return grid(("method", *(f"{task}, {budget}" for task, budget in BUDGETS)), lines) + source("search")
 
@@ -120,10 +120,6 @@ def _versus(d: Row | None) -> str:
 
 def _mean(row: Row | None) -> str:
     return "not run" if row is None else between(row["mean"], row["low"], row["high"])
-
-
-def _nats(value: float) -> str:
-    return f"{value:+.3f}".replace("-", "\N{MINUS SIGN}")
 
 
 TABLES: Tables = {"searches": regret, "searches-against": against, "searches-parts": parts,

@@ -1,6 +1,6 @@
 """Tables on what predicts the loss of an allocation: sensitivities, early losses, emulators, surrogates."""
 
-from bench.pages.blocks import Tables, figure, fixed, grid, percent, read, source
+from bench.pages.blocks import Row, Tables, figure, fixed, grid, percent, read, signed, source
 from qra_bo.utils.numbers import DASH
 
 GOOD = tuple((task, f"good near {budget}") for task in ("plays", "gsm8k") for budget in ("uniform:4,4", "uniform:4,16"))
@@ -27,17 +27,24 @@ def predictors() -> str:
 
 
 def emulators() -> str:
-    """Rank correlation of held-out predictions of the emulators with the measured loss."""
+    """Rank correlation of the emulators' predictions with the measured loss: held out, and of finds of searches."""
     rows = [r for r in read("emulators")["rows"] if r["steps"] == 24 and r["what"].startswith("held-out")]
     found = {(r["task"], r["band"], r["what"].split()[-1]): r for r in rows}
+    found |= {(r["task"], f"finds, {r['finds']}", r["emulator"]): r for r in read("emulator_finds")["rows"]}
     lines = []
     for task, band in dict.fromkeys((t, b) for t, b, _ in found):
-        boosted, network = found[task, band, "boosted"], found[task, band, "network"]
-        lines.append([f"{task}, {band}", str(boosted["n"]), fixed(boosted["spearman"], 3),
-                      fixed(network["spearman"], 3), fixed(boosted["ceiling"], 3)])
+        both = [found[task, band, family] for family in ("boosted", "network")]
+        lines.append([f"{task}, {band}", str(both[0]["n"]), *(fixed(r["spearman"], 3) for r in both),
+                      fixed(both[0].get("ceiling"), 3), *map(_error, both)])
     noise = ", ".join(f"{figure(value, 1)} on {task}" for task, value in {r["task"]: r["noise"] for r in rows}.items())
-    return grid(("table, allocations", "number", "boosted", "network", "ceiling by noise"), lines) + \
-        source("emulators", note=f"Deviation between training seeds of one allocation, in nats: {noise}")
+    return grid(("table, allocations", "number", "boosted", "network", "ceiling by noise", "boosted less real",
+                 "network less real"), lines) + \
+        source("emulators", "emulator_finds",
+               note=f"Deviation between training seeds of one allocation, in nats: {noise}")
+
+
+def _error(row: Row) -> str:
+    return f"{signed(row['bias'])}, {fixed(row['sd'], 3)}" if "bias" in row else DASH
 
 
 def early() -> str:
