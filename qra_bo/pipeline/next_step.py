@@ -39,9 +39,11 @@ class NextStep:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """Overrides with which uniform 4 bits fit after all, the largest rank that does, and what speaks for them."""
+    """Overrides with which a uniform choice of at least 4 bits fits after all, its bits and largest rank, and what
+    speaks for them."""
 
     overrides: tuple[str, ...]
+    bits: int
     rank: int
     why: str
 
@@ -67,8 +69,8 @@ def after_all(memory: MemoryModel, space: SearchSpace, size: int, whole_length: 
     for fields, why in changes:
         rank = largest_rank(replace(memory, shape=replace(shape, **fields)), space, four, size)
         if rank >= LEAST_RANK:
-            return Change(tuple(f"{'train.' * (key == 'length')}{key}={value}" for key, value in fields.items()), rank,
-                          why)
+            return Change(tuple(f"{'train.' * (key == 'length')}{key}={value}" for key, value in fields.items()),
+                          four.bits, rank, why)
     return None
 
 
@@ -110,9 +112,9 @@ def next_steps(plan: Plan, space: SearchSpace, overrides: Sequence[str],
     if change is None:
         return searches
     keys = {text.partition("=")[0] for text in change.overrides}
-    return [NextStep(f"before a search, train uniform 4 bits, which fit so ({change.why})", _command(
+    return [NextStep(f"before a search, train uniform {change.bits} bits, which fit so ({change.why})", _command(
         *(text for key, text in kept.items() if key not in {"budget", "effort", *keys}), *change.overrides,
-        "task=finetune", f"allocation=uniform:4,{change.rank}"), _time(final)), *searches]
+        "task=finetune", f"allocation=uniform:{change.bits},{change.rank}"), _time(final)), *searches]
 
 
 def _command(*overrides: str) -> str:
