@@ -2,8 +2,8 @@
 
     python -m bench.headline            (writes docs/figures/perplexity.png, prints the table)
 
-Rows are of the comparison (``bench/results/table1/table1.json``), and one of a single search (``RUN``). The best
-uniform choice has the same formats to choose from and the same codes.
+Rows are of the comparison (``bench/results/table1/table1.json``), one of a single search (``RUN``), and one of the
+study of longer training (``LONGER``). The best uniform choice has the same formats to choose from and the same codes.
 """
 
 import json
@@ -22,7 +22,10 @@ from qra_bo.utils.numbers import signed
 
 FIGURE = Path(__file__).resolve().parents[1] / "docs" / "figures" / "perplexity.png"
 RUN = "runs/first_run_finer.json"
-LIMITS = ("peak uniform:4,4", "peak uniform:4,16", "stored uniform:3,8", "stored uniform:4,16")
+LONGER, LONGER_LIMIT, LONGER_STEPS = "length/length.json", "54 MB stored", 240
+SHORT_STEPS = 24
+"""Optimiser steps of all other rows."""
+LIMITS = ("peak uniform:4,4", "peak uniform:4,16", "stored uniform:4,16")
 OURS, UNIFORM = ("qra_bo_finer_gptq", "qra_bo_gptq"), ("best_uniform_finer_gptq", "best_uniform_gptq")
 """Rows by preference: those with 5 and 6 bits on the ladder are not in the comparison within every limit."""
 HEADINGS = ("memory limit", "QLoRA", "best uniform choice", "qra_bo", "difference, nats (95 % interval)")
@@ -39,11 +42,14 @@ class Row:
     uniform: float
     ours: float
     difference: tuple[float, float, float]
+    steps: int = SHORT_STEPS
 
     @property
     def cells(self) -> tuple[str, ...]:
         mean, low, high = map(signed, self.difference)
         where = f"{size(self.limit_bytes)} {'at the peak of training' if self.scope == 'peak' else 'stored'}"
+        if self.steps != SHORT_STEPS:
+            where += f", {self.steps} steps"
         return (where, "does not fit" if self.qlora is None else _perplexity(self.qlora), _perplexity(self.uniform),
                 _perplexity(self.ours), f"{mean} ({low} to {high})")
 
@@ -71,7 +77,16 @@ def read_rows() -> tuple[list[Row], Mapping[str, Any], Mapping[str, Any]]:
         d = uniform["same_codes_minus_row"]
         rows.append(Row(scope, budget, qlora["mean"] if qlora[f"{scope}_bytes"] <= budget else None, uniform["mean"],
                         ours["mean"], (d["mean"], d["low"], d["high"])))
-    return sorted(rows, key=lambda r: (r.scope, r.limit_bytes)), qlora, lora
+    return sorted([*rows, _longer()], key=lambda r: (r.scope, r.limit_bytes, r.steps)), qlora, lora
+
+
+def _longer() -> Row:
+    """Return the row of the longest training: the mixed allocation that a search predicts, over unseen seeds."""
+    rows = {r["kind"]: r for r in _read(LONGER)["rows"]
+            if (r["task"], r["limit"], r["steps"]) == ("plays", LONGER_LIMIT, LONGER_STEPS)}
+    d = rows["find"]["minus_best_uniform"]
+    return Row("stored", 54 * 10**6, None, rows["uniform"]["mean"], rows["find"]["mean"],
+               (d["mean"], d["low"], d["high"]), LONGER_STEPS)
 
 
 def markdown() -> str:

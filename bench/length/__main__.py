@@ -8,6 +8,7 @@ Finished trials are in trials.jsonl of --out; of a trial that was interrupted a 
 --gsm8k the plays are trained alone.
 """
 
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,8 @@ from bench.length.summary import publish
 from bench.length.trials import NAME
 from bench.report import RESULTS
 
+FOLDER = RESULTS / "length"
+FIGURE = RESULTS.parents[1] / "docs" / "figures" / "length.png"
 RECORD_AT = (24, 72, 120, 240, 480)
 """Steps after which a trial's validation loss is recorded: its curve."""
 
@@ -26,13 +29,15 @@ RECORD_AT = (24, 72, 120, 240, 480)
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = study_parser("length", __doc__)
-    parser.add_argument("--out", type=Path, default=RESULTS / "length", help="folder of trials, table and figure")
+    parser.add_argument("--out", type=Path, default=FOLDER, help="folder of trials, table and figure")
     options = parser.parse_args(arguments)
     tasks = ("plays",) if options.gsm8k is None else ("plays", "gsm8k")
 
     def job() -> None:
         if options.summary:
             publish(options.out, study_config("plays", None), make_plan())
+            if options.out == FOLDER:
+                shutil.move(FOLDER / FIGURE.name, FIGURE)
             return
         options.out.mkdir(parents=True, exist_ok=True)
         work(lambda found: wanted(make_plan(), found, tasks), options.out / NAME,

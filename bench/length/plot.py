@@ -13,7 +13,7 @@ MARKERS = "osD"
 
 def draw(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """One panel for each text: every find's paired difference with its 95 % interval; unfinished ones are left out."""
-    finds = [r for r in rows if r["kind"] == "find"]
+    finds = [r for r in rows if r["minus_best_uniform"] is not None]
     tasks, limits = (list(dict.fromkeys(r[key] for r in finds)) for key in ("task", "limit"))
     fig = figure(LIGHT, 5.5 * len(tasks), 4.4)
     panels = fig.subplots(1, len(tasks), squeeze=False, sharey=True)[0]
@@ -22,7 +22,7 @@ def draw(rows: Sequence[Mapping[str, Any]]) -> Figure:
             names = dict.fromkeys(r["name"] for r in finds if r["limit"] == limit)
             for i, name in enumerate(names):
                 points = sorted(((r["tokens"], r["minus_best_uniform"]) for r in finds
-                                 if (r["task"], r["name"]) == (task, name) and r["minus_best_uniform"] is not None),
+                                 if (r["task"], r["name"]) == (task, name)),
                                 key=lambda p: float(p[0]))
                 means = [d["mean"] for _, d in points]
                 ax.errorbar([tokens * (0.97 + 0.03 * i) for tokens, _ in points], means,

@@ -16,7 +16,7 @@ from qra_bo.searchers.structured.features import sensitivity_scales
 from qra_bo.searchers.structured.rates import Rates
 from qra_bo.sensitivity.change import Change
 
-EXPONENTS = np.array([-0.22, -0.22, -0.01])
+EXPONENTS = np.array([-0.22, -0.22, 0.01])
 """Of the slopes, in the order of ``rates.NAMES``."""
 DEVIATIONS = np.array([0.06, 0.06, 0.17])
 """Standard deviations of the exponents."""
