@@ -8,7 +8,6 @@ Finished trials are in trials.jsonl of --out; of a trial that was interrupted a 
 --gsm8k the plays are trained alone.
 """
 
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,10 +17,11 @@ from bench.length.plan import make_plan, wanted
 from bench.length.study import work
 from bench.length.summary import publish
 from bench.length.trials import NAME
+from bench.pages.blocks import DOCS
 from bench.report import RESULTS
 
 FOLDER = RESULTS / "length"
-FIGURE = RESULTS.parents[1] / "docs" / "figures" / "length.png"
+FIGURE = DOCS / "figures" / "length.png"
 RECORD_AT = (24, 72, 120, 240, 480)
 """Steps after which a trial's validation loss is recorded: its curve."""
 
@@ -35,9 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def job() -> None:
         if options.summary:
-            publish(options.out, study_config("plays", None), make_plan())
-            if options.out == FOLDER:
-                shutil.move(FOLDER / FIGURE.name, FIGURE)
+            publish(options.out, study_config("plays", None), make_plan(), FIGURE if options.out == FOLDER else None)
             return
         options.out.mkdir(parents=True, exist_ok=True)
         work(lambda found: wanted(make_plan(), found, tasks), options.out / NAME,

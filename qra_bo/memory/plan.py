@@ -16,7 +16,7 @@ from qra_bo.memory.optimizers import OPTIMIZERS, is_paged
 from qra_bo.memory.serving import ANY, CONSUMERS
 from qra_bo.memory.serving_cost import gguf_bytes, serving_notes
 from qra_bo.memory.speed import step_seconds
-from qra_bo.memory.verdict import Verdict, largest_rank, smallest_side, verdict_of
+from qra_bo.memory.verdict import Verdict, best_uniform, largest_rank, smallest_side, verdict_of
 from qra_bo.space import Allocation, DecoderSpec, Ladder, SearchSpace, StorageFormat, uniform
 from qra_bo.utils.errors import SpaceError, UserError
 from qra_bo.utils.html import html_table
@@ -235,8 +235,8 @@ def _references(memory: MemoryModel, space: SearchSpace) -> Iterator[Row]:
 
 def _best(memory: MemoryModel, space: SearchSpace, limit: int) -> Row | None:
     """Price the uniform choice of the most bits that fits, at its largest rank; ``None`` where none fits."""
-    ranks = ((fmt, largest_rank(memory, space, fmt, limit)) for fmt in reversed(space.formats))
-    return next((_uniform_row(memory, space, fmt, rank) for fmt, rank in ranks if rank), None)
+    chosen = best_uniform(memory, space, limit)
+    return None if chosen is None else _uniform_row(memory, space, *chosen)
 
 
 def _levers(memory: MemoryModel, space: SearchSpace, need: int) -> list[Lever]:

@@ -9,7 +9,7 @@ from qra_bo.memory.embeddings import n_tables, table_numel
 from qra_bo.memory.formats import default_format
 from qra_bo.memory.model import MemoryModel
 from qra_bo.memory.serving import ANY, CONSUMERS, served_bytes
-from qra_bo.memory.verdict import largest_rank
+from qra_bo.memory.verdict import best_uniform
 from qra_bo.space import Allocation, SearchSpace
 from qra_bo.utils.errors import UserError
 
@@ -71,8 +71,8 @@ def _default_space(space: SearchSpace) -> SearchSpace:
 
 def _best(memory: MemoryModel, space: SearchSpace, size: int) -> str:
     """Name the uniform choice of the most bits that fits, at its largest rank."""
-    ranks = ((fmt, largest_rank(memory, space, fmt, size)) for fmt in reversed(space.formats))
-    return next((f"{fmt.name}, rank {rank}" for fmt, rank in ranks if rank), "none")
+    chosen = best_uniform(memory, space, size)
+    return "none" if chosen is None else f"{chosen[0].name}, rank {chosen[1]}"
 
 
 def _dominated(memory: MemoryModel, space: SearchSpace) -> str:

@@ -101,6 +101,13 @@ def largest_rank(memory: MemoryModel, space: SearchSpace, fmt: StorageFormat, bu
                  space.ranks.values[-1] if most is None else most)
 
 
+def best_uniform(memory: MemoryModel, space: SearchSpace, size: int) -> tuple[StorageFormat, int] | None:
+    """Return the format of the most bits that fits ``size`` bytes on every unit, and its largest rank; ``None`` where
+    none fits."""
+    ranks = ((fmt, largest_rank(memory, space, fmt, size)) for fmt in reversed(space.formats))
+    return next(((fmt, rank) for fmt, rank in ranks if rank), None)
+
+
 def smallest_side(space: SearchSpace) -> int:
     """Return the largest rank that every matrix allows."""
     return min(min(m.out_features, m.in_features) for u in space.units for m in u.linears)
