@@ -76,7 +76,7 @@ class Consumer:
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Bit-widths of which it loads a format exactly."""
+        """Bit-widths that it loads exactly, in some format."""
         return tuple(bits for bits in BITS if not self.kinds or bits in (16, *chain(*self.kinds.values())))
 
     @property
