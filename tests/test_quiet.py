@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from transformers import modeling_gguf_pytorch_utils as reader
 
-from qra_bo.finetune.models.load import hush_gguf
+from qra_bo.finetune.models.gguf_reading import reading_gguf
 from tests.export.finished import SETTINGS, finish
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -52,7 +52,7 @@ def test_training_a_given_allocation_prints_nothing(tmp_path: Path) -> None:
 
 def test_reading_a_gguf_file_draws_no_bar(capfd: pytest.CaptureFixture[str]) -> None:
     drawn = reader.tqdm
-    with hush_gguf():
+    with reading_gguf():
         assert list(reader.tqdm([1, 2], desc="Converting")) == [1, 2]
     assert capfd.readouterr().err == ""
     assert reader.tqdm is drawn

@@ -83,7 +83,7 @@ class FinetuneOracle:
             settings.train.batch, settings.train.logits_chunk)
         self.inits = self._other_inits = Initialiser(bank, settings.adapter, self.text, factors)
         self.peft: Any = None  # the wrapped model of the trial under way
-        self._over: str | None = None  # checkpoint that nothing can continue
+        self._over: set[str] = set()  # checkpoints that no later trial continues
         self._unit_of = {linear.name: unit.name for unit in units for linear in unit.linears}
         if settings.train.checkpointing:
             use_checkpointing(self.model)
@@ -130,21 +130,23 @@ class FinetuneOracle:
     def forget(self, progress: Progress) -> dict[str, Any]:
         """Remove the checkpoint of the last training where nothing can continue it; nothing is returned.
 
-        A training at its schedule's end is never promoted, nor is one that failed. Until its result is in the journal
-        its checkpoint spares a run that is killed the same steps again, so that it is removed as late as this: before
-        the next trial, or on request.
+        A training at its schedule's end is never promoted, nor is one that failed; a final fine-tune of its length may
+        continue it. Until its result is in the journal its checkpoint spares a run that is killed the same steps again,
+        so that it is removed as late as this: before the next training, or on request.
         """
-        if self._over is not None and self.checkpoints is not None:
-            self.checkpoints.remove(self._over)
-        self._over = None
+        if self.checkpoints is not None:
+            for name in self._over:
+                self.checkpoints.remove(name)
+        self._over.clear()
         return {}
 
     def _run(self, run: TrialRun, progress: Progress, then: Callable[[], None] | None = None) -> TrialResult:
-        if run.name != self._over:
+        if run.store is not None and self._over.isdisjoint(run.sources):
             self.forget(progress)
         result = self._result(run, progress, then)
-        if result.state is not TrialState.OK or run.request.steps == run.request.schedule_steps:
-            self._over = run.name if run.store is not None else None
+        ended = result.state is not TrialState.OK or run.request.steps == run.request.schedule_steps
+        if ended and run.store is not None:
+            self._over.add(run.name)
         return result
 
     def _result(self, run: TrialRun, progress: Progress, then: Callable[[], None] | None) -> TrialResult:

@@ -19,11 +19,11 @@ from qra_bo.utils.errors import DeviceError
 MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40), "MALLOC_TOP_PAD_": str(1 << 28)}
 """For a worker on a CPU: glibc keeps freed memory instead of returning every large tensor to the kernel, whose
 zeroing of fresh pages cost a fifth of a training step (4 x 128 tokens of SmolLM2-135M, 2 cores)."""
-SPINS = "1000"
-"""For a worker on a CPU: turns that a thread of GNU OpenMP spins at a barrier before it sleeps, as that library chooses
-where threads outnumber cores. By default it spins for milliseconds, which another process that keeps one of the cores
-busy turns into most of a step: two threads, one core taken, 28 s and 3.0 CPU seconds for a step of 4 layers of the
-width of SmolLM2-135M, and 4.0 s and 0.4 so (one thread: 3.6 s and 0.3)."""
+SPINS = "10000"
+"""For a worker on a CPU: turns that a thread of GNU OpenMP spins at a barrier before it sleeps. By default it spins for
+milliseconds, which another process that keeps one of the cores busy turns into most of a step. Products in chains, two
+threads on two cores: at 1,000, 10,000 and 100,000 turns 10.6, 10.2 and 10.3 s, with one core taken 19.4, 21.4 and
+38 s; choosing codes, with both cores free, 25, 13 and 12.4 s."""
 STARTUP_SECONDS = 1800.0
 ORACLE = "qra_bo.pipeline.build:make_oracle"
 

@@ -119,6 +119,8 @@ def plan_rows(setting: Setting, card: Card | None = None) -> list[PlanRow]:
         costs[f"comparison on one seed ({trained} allocations)"] = trained * each if effort.compare else 0.0
     if config.oracle.trains:
         what, cost = _final(config, setting.sequences)
+        if profile and effort.compare and _continues_a_trial(config, setting.sequences):
+            what, cost = f"{what} of the comparison", cost - config.fidelity.high * config.train.step_tokens
         share = f"; {100 * cost / (cost + sum(costs.values())):.0f} % of the whole" if cost and costs else ""
         costs[f"final fine-tune ({what}{share})"] = cost
     return [*profile, *(PlanRow(what, cost, None if seconds is None or not cost else seconds * cost)
@@ -161,6 +163,12 @@ def _final(config: RunConfig, sequences: float | None) -> tuple[str, float]:
     if steps < FEW_STEPS and final.steps is None:
         what += f", fewer than {FEW_STEPS}: a smaller train.accumulate or a larger final.epochs makes more of them"
     return what, _final_cost(config, steps)
+
+
+def _continues_a_trial(config: RunConfig, sequences: float | None) -> bool:
+    """Return whether the final fine-tune is a trial's training, validated at its end alone (``FinalRun.sources``)."""
+    steps = final_steps(config, sequences)
+    return steps == config.fidelity.high and FinalSettings(**config.final.model_dump()).validations(steps) == (steps,)
 
 
 def _final_cost(config: RunConfig, steps: int) -> float:

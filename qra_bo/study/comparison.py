@@ -52,9 +52,9 @@ class Compared:
 
 
 def compare(run: TrialRunner) -> None:
-    """Train the predicted allocation and evaluate beside it what ``effort.compare`` names.
+    """Train the predicted allocation and evaluate before it what ``effort.compare`` names but for QLoRA.
 
-    QLoRA comes last, in a stage of its own: the other losses are known, and reported, before.
+    The predicted allocation comes last: a final fine-tune of that length continues its training at its end.
     """
     wanted, prediction = run.config.effort.compare, run.study.last["prediction"]
     with run.stage(COMPARISON):
@@ -62,9 +62,13 @@ def compare(run: TrialRunner) -> None:
             run.record(UNTUNED, run.executor.call("untuned", {"split": "test"}, run.progress))
         sides = [prediction["allocations"][0]]
         if UNIFORM in wanted and prediction["reference"] not in (None, *sides):
-            sides.append(prediction["reference"])
+            sides.insert(0, prediction["reference"])
         run.evaluate_all([run.plan(Allocation.from_json(a), COMPARISON, split="test") for a in sides])
-    if QLORA in wanted:
+
+
+def compare_qlora(run: TrialRunner) -> None:
+    """Train QLoRA where ``effort.compare`` names it: after the final fine-tune, for which nobody should wait longer."""
+    if QLORA in run.config.effort.compare and "prediction" in run.study.last:
         with run.stage("reference"):
             allocation, codes = _qlora(run.study)
             run.evaluate_all([run.plan(allocation, COMPARISON, split="test", codes=codes)])

@@ -12,7 +12,7 @@ from qra_bo.searchers.base import Recommending, SelfChecking
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.space import Allocation
 from qra_bo.study.baselines import calibrate, evaluate_baselines, evaluate_references, uniform_baselines
-from qra_bo.study.comparison import compare
+from qra_bo.study.comparison import compare, compare_qlora
 from qra_bo.study.conclusion import check_ranking, check_rates, confirm, deliver
 from qra_bo.study.device_allowance import fold_peaks
 from qra_bo.study.given import Given
@@ -176,6 +176,7 @@ class Engine:
         if winner is None or (found is None and not study.untried):
             raise no_loss("no trial within the budget gave a loss", study.trials)
         delivered = deliver(run, winner) if self.fine_tunes else winner
+        compare_qlora(run)
         if "end" not in study.last:
             last = int(study.last.get("allowance", {}).get("last_id", 0))
             new = [e for e in study.trials if e.id > last]

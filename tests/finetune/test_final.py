@@ -151,6 +151,31 @@ def test_progress_tells_the_validation_loss(tmp_path: Path) -> None:
         2 * ["train"] + 2 * ["train (validation loss 5.4000 after 2 steps)"]
 
 
+def test_a_final_training_continues_the_same_training_of_a_trial(tmp_path: Path) -> None:
+    oracle, request = make(tmp_path), replace(REQUEST, split="test")
+    outs = [tmp_path / name for name in ("continued", "anew", "validated")]
+    for out in outs:
+        out.mkdir()
+
+    def final(out: Path, **options: int) -> dict[str, Any]:
+        given = {"steps": request.steps, **options}
+        return oracle.finalise(request.allocation.to_json(), given, request.train_seed, 1.0, str(out), NODE, quiet)
+
+    trial = oracle.evaluate(request, quiet)
+    oracle.measure_peak(MIXED.to_json(), 5, quiet)
+    continued = final(outs[0])
+    oracle.forget(quiet)
+    assert not list(tmp_path.glob("*.safetensors"))
+    anew = final(outs[1])
+    assert (continued.pop("training_tokens"), anew.pop("training_tokens")) == (0, trial.training_tokens)
+    assert continued == anew
+    assert continued["loss"] == trial.loss
+    assert same(adapter(outs[0]), adapter(outs[1]))
+    oracle.forget(quiet)
+    oracle.evaluate(request, quiet)
+    assert final(outs[2], validate_every=2)["training_tokens"] == trial.training_tokens  # a trial's curve lacks them
+
+
 def test_checkpoints_that_nothing_can_continue_are_removed(tmp_path: Path) -> None:
     oracle = make(tmp_path)
 

@@ -68,7 +68,7 @@ def test_settings_of_the_user_stay(name: str, monkeypatch: pytest.MonkeyPatch) -
     assert {key: os.environ.get(key) for key in NAMES} == dict.fromkeys(NAMES) | {name: "max_split_size_mb:128"}
 
 
-@pytest.mark.parametrize(("given", "spins"), [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"),
+@pytest.mark.parametrize(("given", "spins"), [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"),
                                               ({"OMP_WAIT_POLICY": "active"}, None)])
 def test_threads_of_a_worker_sleep_soon_at_barriers(given: dict[str, str], spins: str | None,
                                                     monkeypatch: pytest.MonkeyPatch) -> None:

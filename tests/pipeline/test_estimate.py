@@ -90,7 +90,7 @@ def test_a_prediction_plans_profile_comparison_and_final_fine_tune() -> None:
     run = setting("+model=tiny", "data=tiny", "effort=instant", "effort.compare=[uniform,untuned]", "final.steps=3")
     profile, beside, final = plan_rows(run)
     assert (profile.what, beside.what) == ("profile", "comparison on one seed (2 allocations)")
-    assert final.what.startswith("final fine-tune (3 steps")
+    assert final.what.startswith("final fine-tune (3 steps; ")
     assert beside.cost == 2 * run.full_trial_tokens
     size = run.config.data.calibration * run.config.train.length
     passes = 1 + sum(f.bits < 16 for f in run.space.formats) * sum(1 - u / 4 for u in range(4))  # from each layer on

@@ -117,10 +117,10 @@ def test_comparison_on_one_seed_has_losses_and_no_verdict(tmp_path: Path) -> Non
     assert [e.stage for e in study.trials] == ["comparison"] * 3
     assert {(e.spec.split, e.spec.steps, e.spec.train_seed) for e in study.trials} == {("test", one["steps"],
                                                                                         one["train_seed"])}
-    assert [one[name] for name in ("predicted", "uniform", "qlora")] == [e.loss for e in study.trials]
+    assert [one[name] for name in ("uniform", "predicted", "qlora")] == [e.loss for e in study.trials]
     assert one["difference"] == pytest.approx(one["predicted"] - one["uniform"])
     assert (one["train_seeds"], one["untuned"], best["versus_best_uniform"]) == (1, None, None)
-    assert study.trials[0].allocation == study.winner
+    assert study.trials[1].allocation == study.winner
     assert set(study.trials[2].allocation.formats) == {"nf4"}
     assert (study.points, best["searched"]) == ([], False)
     said = answer(d)
@@ -132,7 +132,7 @@ def test_comparison_on_one_seed_has_losses_and_no_verdict(tmp_path: Path) -> Non
     assert own.status == "not measured"
     assert "compared on one training seed alone" in own.finding
     assert [row.role for row in comparison(d)] == ["predicted", "best uniform", "QLoRA"]
-    assert [row.test_loss for row in comparison(d)] == [e.loss for e in study.trials]
+    assert [row.test_loss for row in comparison(d)] == [one[name] for name in ("predicted", "uniform", "qlora")]
 
 
 def test_comparison_is_made_once_and_ends_with_a_search(tmp_path: Path) -> None:

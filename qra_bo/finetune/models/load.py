@@ -15,13 +15,13 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
 )
-from transformers import modeling_gguf_pytorch_utils as reader
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.utils import logging as transformers_logging
 
 from qra_bo.finetune.data.load import byte_tokenizer
 from qra_bo.finetune.models.files import check_model_files, may_run
+from qra_bo.finetune.models.gguf_reading import reading_gguf
 from qra_bo.finetune.models.hub import cached, fetch, is_on_hub, small_files, tokenizer_folder
 from qra_bo.utils.errors import ModelError
 
@@ -161,7 +161,7 @@ def _pretrained(cfg: Mapping[str, Any], folder: Path, *, weights: bool = True) -
     file = {} if gguf is None else {"gguf_file": gguf}
     safe = {"use_safetensors": True} if gguf is None else file  # a pickle can run code when it is read
     try:
-        with without_bars(), hush_gguf():
+        with without_bars(), reading_gguf():
             check_model_files(folder, str(cfg["name"]), gguf=gguf is not None)
             model = None if not weights else AutoModelForCausalLM.from_pretrained(str(folder), trust_remote_code=trust,
                                                                                   **safe)
@@ -236,14 +236,3 @@ def without_bars() -> Iterator[None]:
     finally:
         if shown:
             transformers_logging.enable_progress_bar()
-
-
-@contextmanager
-def hush_gguf() -> Iterator[None]:
-    """Show no bar while a GGUF file is read, which transformers' own switch for bars does not reach."""
-    drawn = getattr(reader, "tqdm", None)
-    reader.tqdm = lambda items, *_, **__: items
-    try:
-        yield
-    finally:
-        reader.tqdm = drawn

@@ -23,6 +23,9 @@ DAMPING = 0.01
 """Added to the diagonal of the second moments, as a share of its mean (the paper's)."""
 BLOCK = 128
 """Columns after which their errors are applied to all later ones at once (the paper's)."""
+NARROW = 16
+"""Columns within a block after which their errors are applied to the rest of the block at once: few enough that one
+core does the work of a column from its cache, and no threads wait for each other."""
 STACKED_ROWS = 2048
 """Rows that a CPU rounds together: the work of a block of columns fits into its cache."""
 STACKED_NUMEL = 1 << 27
@@ -129,7 +132,7 @@ def _rounded(pieces: Sequence[tuple[Tensor, Grid, _Piece]], inputs: Inputs) -> T
         spread = [grid.spread(order[start:end], p.first, p.last) for _, grid, p in pieces]
         scale, offset = (torch.cat([pair[i] for pair in spread], dim=1) for i in range(2))
         divisor = torch.where(scale > 0, scale, torch.inf)  # a group without a scale holds its offset
-        errors, step, chosen = torch.empty_like(part), torch.empty_like(part), torch.empty_like(part)
+        errors, step, chosen = torch.empty_like(part), torch.empty_like(part[:NARROW]), torch.empty_like(part)
         columns = zip(part, scale, offset, divisor, errors, chosen, within.diagonal(), strict=True)  # views
         for j, (weight, scales, offsets, divisors, error, level, pivot) in enumerate(columns):
             position = (weight - offsets).div_(divisors)
@@ -138,10 +141,14 @@ def _rounded(pieces: Sequence[tuple[Tensor, Grid, _Piece]], inputs: Inputs) -> T
             level.clamp_(low, high)
             value = level.clone() if tables else level
             for span, levels, middles in tables:
-                index = (position[span] > middles).sum(0)
+                index = torch.bucketize(position[span], middles)  # of two equally near levels the lower one
                 level[span], value[span] = index, levels[index]
             torch.div(weight - (value * scales).add_(offsets), pivot, out=error)
-            part[j + 1:].sub_(torch.mul(within[j, j + 1:, None], error, out=step[j + 1:]))
+            first, last = j - j % NARROW, min(j - j % NARROW + NARROW, len(part))
+            left = last - j - 1
+            part[j + 1:last].sub_(torch.mul(within[j, j + 1:last, None], error, out=step[:left]))
+            if left == 0:
+                part[last:] -= within[first:last, last:].t() @ errors[first:last]
         codes[start:end] = chosen.sub_(low)
         rest[end:] -= factor[start:end, end:].t() @ errors
     return codes
@@ -151,7 +158,7 @@ def _levels(pieces: Sequence[tuple[Grid, int]], device: torch.device) \
         -> tuple[Tensor, Tensor, list[tuple[slice, Tensor, Tensor]]]:
     """Return the lowest and the highest level of every row, and the rows whose levels are in a table.
 
-    A table comes with the middles between its levels, ``K - 1 x 1``; its lowest and highest level read 0 and infinity.
+    A table comes with the ``K - 1`` middles between its levels; its lowest and highest level read 0 and infinity.
     """
     lows, highs, tables, first = list[Tensor](), list[Tensor](), list[tuple[slice, Tensor, Tensor]](), 0
     for grid, rows in pieces:
@@ -159,7 +166,7 @@ def _levels(pieces: Sequence[tuple[Grid, int]], device: torch.device) \
             ends = float(grid.levels[0]), float(grid.levels[-1])
         else:
             middles = (grid.levels[1:] + grid.levels[:-1]) / 2
-            tables.append((slice(first, first + rows), grid.levels, middles.unsqueeze(1)))
+            tables.append((slice(first, first + rows), grid.levels, middles))
             ends = 0.0, torch.inf
         lows.append(torch.full((rows,), ends[0], device=device))
         highs.append(torch.full((rows,), ends[1], device=device))

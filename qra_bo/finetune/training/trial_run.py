@@ -145,6 +145,11 @@ class TrialRun:
         return self.request.training
 
     @property
+    def sources(self) -> tuple[str, ...]:
+        """Names of the checkpoints that it may continue; the first one is its own."""
+        return (self.name,)
+
+    @property
     def activity(self) -> str:
         """What progress is reported of."""
         return TRAINING
@@ -181,15 +186,18 @@ class TrialRun:
 
     def restore(self, optimizer: UnitwiseAdamW) -> None:
         """Continue from the checkpoint, if there is one of these adapters."""
-        saved = self.store.load(self.name, self.request.steps) if self.store else None
+        found = ((name, self.store.load(name, self.request.steps)) for name in self.sources) if self.store else iter(())
+        name, saved = next(((name, saved) for name, saved in found if saved is not None), (self.name, None))
         if saved is None:
             return
         if not optimizer.accepts(saved.state):
-            log.warning("the checkpoint of %s belongs to other adapters: training starts anew", self.name)
+            log.warning("the checkpoint of %s belongs to other adapters: training starts anew", name)
             return
         optimizer.load_state(saved.state)
         self.at = replace(saved, state={})
-        if saved.target != self.request.steps:  # a finished trial of lower fidelity: its cost does not count
+        if name != self.name:  # the same training of a trial, whose curve is not that of this one's validations
+            self.at = Checkpoint(saved.step, self.request.steps, saved.step)
+        elif saved.target != self.request.steps:  # a finished trial of lower fidelity: its cost does not count
             self.at = Checkpoint(saved.step, self.request.steps, saved.step, curve=saved.curve)
 
     def stops(self) -> list[int]:
@@ -215,6 +223,11 @@ class FinalRun(TrialRun):
         return f"final-{self.request.training}"
 
     @property
+    def sources(self) -> tuple[str, ...]:
+        """Its own checkpoint; else that of a trial which is the same training, where only its end is validated."""
+        return (self.name, self.request.training) if self.record_at == (self.request.steps,) else (self.name,)
+
+    @property
     def activity(self) -> str:
         if not self.at.curve:
             return TRAINING
@@ -232,6 +245,10 @@ class FinalRun(TrialRun):
         TrialRun.record(self, loss, optimizer)  # a dataclass with slots is made anew: super() would not know it
         if self.final.keep == "best" and self.final.kept(self.at.curve) == self.at.step:
             self.at.best = optimizer.masters()
+
+    def stops(self) -> list[int]:
+        recorded = {step for step, _ in self.at.curve}
+        return sorted({step for step in (*self.record_at, self.request.steps) if step >= self.at.step} - recorded)
 
     def choose(self, optimizer: UnitwiseAdamW) -> int:
         """Give the model the adapters that are delivered; return the step that they are of."""
