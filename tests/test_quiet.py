@@ -3,12 +3,15 @@
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
+import gguf
 import pytest
 from transformers import modeling_gguf_pytorch_utils as reader
 
 from qra_bo.finetune.models.gguf_reading import reading_gguf
+from qra_bo.utils.errors import ModelError
 from tests.export.finished import SETTINGS, finish
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -56,3 +59,16 @@ def test_reading_a_gguf_file_draws_no_bar(capfd: pytest.CaptureFixture[str]) -> 
         assert list(reader.tqdm([1, 2], desc="Converting")) == [1, 2]
     assert capfd.readouterr().err == ""
     assert reader.tqdm is drawn
+
+
+def test_a_gguf_file_is_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed: list[str] = []
+    monkeypatch.setattr(gguf, "GGUFReader", parsed.append)
+    original = gguf.GGUFReader
+    with suppress(ModelError), reading_gguf():
+        gguf.GGUFReader("a.gguf")
+        gguf.GGUFReader("a.gguf")
+        assert gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 2) is gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 2)
+        raise ModelError("the file is malformed")
+    assert parsed == ["a.gguf"]
+    assert gguf.GGUFReader == original
