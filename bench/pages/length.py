@@ -8,7 +8,8 @@ from typing import Any
 from bench.pages.blocks import Tables, between, figure, fixed, grid, percent, read, source, unless_missing
 from qra_bo.searchers.structured.rates import NAMES
 
-STUDY, MODEL = "length/length", "length_model"
+STUDY, MODEL, WORTH = "length/length", "length_model", "worth"
+PROMPT_LETTERS = 120
 COMMAND = "python -m bench.length"
 
 
@@ -74,9 +75,25 @@ def predictions() -> str:
          percent(r["over_last_value"]), fixed(r["spearman"]), fixed(r["regret"], 4)] for r in rows]) + source(MODEL)
 
 
+def worth() -> str:
+    """What differences of the loss are worth, with the beginning of a generated text."""
+    rows = read(WORTH)["rows"]
+    prompts = {r["task"]: _one_line(r["prompt"][-PROMPT_LETTERS:]) for r in rows}
+    return grid(("text", "steps", "model", "perplexity", "next tokens right", "goes on"), [
+        [r["task"], str(r["steps"]), r["name"], fixed(r["perplexity"], 1), percent(r["accuracy"], 1),
+         _one_line(r["text"])] for r in rows]) + "\n\n" + "\n".join(
+        f"Prompt of {task}, its end: {text}\n" for task, text in prompts.items()) + source(WORTH)
+
+
+def _one_line(text: str) -> str:
+    """Return generated text as a cell: in a code span, without what would end it."""
+    return f"`{' '.join(text.replace('`', ' ').replace('|', '/').split())}`"
+
+
 TABLES: Tables = {"length-seeds": unless_missing(STUDY, seeds, f"{COMMAND} --summary"),
                   "length-effects": unless_missing(STUDY, effects, f"{COMMAND} --summary"),
                   "length-rates": unless_missing(MODEL, rates, f"{COMMAND}.model"),
                   "length-exponents": unless_missing(MODEL, exponents, f"{COMMAND}.model"),
+                  "length-worth": unless_missing(WORTH, worth, "python -m bench.worth --summary"),
                   "length-predictions": unless_missing(MODEL, predictions, f"{COMMAND}.model")}
 """All tables by the name that pages ask for."""

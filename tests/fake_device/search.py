@@ -1,12 +1,13 @@
-"""Every kind of device work of a search, on the fake device: ``python -m tests.fake_device.search``.
+"""Every kind of device work of a search, on the fake device: ``python -m tests.fake_device.search INIT ...``.
 
-Every format is packed, unpacked and run forward in bf16; a training is run for every initialisation with every
+Every format is packed, unpacked and run forward in bf16; a training is run for every given initialisation with every
 backend. Their formats, optimisers, types, checkpointing and isolation take turns, so that every two of these choices
 meet. Prints the number of trainings; a mismatch of devices or types ends it with a traceback.
 """
 
 from tests.fake_device.harness import DEVICE, fake_device  # noqa: I001 - registers the device before torch is used
 
+import sys
 from typing import NamedTuple
 
 import numpy as np
@@ -28,7 +29,6 @@ from qra_bo.memory.optimizers import OPTIMIZERS
 from qra_bo.space import make_units
 from tests.finetune.models import tiny_llama
 
-INITS = ("kaiming", "residual_svd", "eva", "gradient", "loftq", "lq_lora", "pissa")
 BACKENDS = (("nf4", "int8", "nf4-nodq"), ("hqq3", "hqq2", "hqq6", "hqq4-g32", "hqq5-g128", "hqq8"), ("fp16",),
             ("ref4", "ref3", "ref6"), ("sym3-g32", "int3-g64", "sym8-g32", "int4-g32", "sym2-g64"))
 """Formats of each backend that take turns in training; in each backend all whose code differs."""
@@ -51,11 +51,12 @@ class Case(NamedTuple):
     isolated: bool
 
 
-def cases() -> list[Case]:
-    """Return trainings in which every two choices of different kinds meet, formats by their backend."""
+def cases(inits: list[str]) -> list[Case]:
+    """Return trainings in which every two choices of different kinds meet where ``inits`` are all, formats by their
+    backend."""
     return [Case(names[i % len(names)], init, OPTIMIZERS[(i + b) % len(OPTIMIZERS)], DTYPES[(i + b // 2) % 2],
                  bool((i // 2 + b) % 2), bool((i + b * 3 // 2 + i // 4) % 2))
-            for i, init in enumerate(INITS) for b, names in enumerate(BACKENDS)]
+            for i, init in enumerate(inits) for b, names in enumerate(BACKENDS)]
 
 
 def quiet(*_: object) -> None:
@@ -84,7 +85,7 @@ def train(bank: LayerBank, case: Case, text: CalibrationText) -> None:
     detach(bank.model)
 
 
-def main() -> None:
+def main(inits: list[str]) -> None:
     for dtype in DTYPES:
         with fake_device():
             model, spec = tiny_llama(layers=1, dtype=dtype)
@@ -104,12 +105,12 @@ def main() -> None:
             formats = [parse_format(name) for name in (FORMATS if dtype == torch.bfloat16 else CODED[dtype])]
             measure_quantization_sensitivity(bank, units[-1:], formats, one_batch, quiet)  # GPTQ comes first
             bank.rounding = None
-            for case in cases():
+            for case in cases(inits):
                 if case.dtype == dtype:
                     train(bank, case, text)
             bank.restore_dense()
-    print(len(cases()))
+    print(len(cases(inits)))
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -3,14 +3,20 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args, get_type_hints
+
+import pytest
+
+from qra_bo.config.groups import AdapterConfig
 
 ROOT = Path(__file__).resolve().parents[2]
-TRAININGS = 7 * 5
-"""Every initialisation with every backend."""
+INITS = get_args(get_type_hints(AdapterConfig)["init"])
+BACKENDS = 5
 
 
-def test_search_keeps_to_the_device_and_its_types() -> None:
-    done = subprocess.run([sys.executable, "-W", "ignore", "-m", "tests.fake_device.search"], cwd=ROOT,
+@pytest.mark.parametrize("inits", [("kaiming",), pytest.param(INITS, marks=pytest.mark.slow)], ids=len)
+def test_search_keeps_to_the_device_and_its_types(inits: tuple[str, ...]) -> None:
+    done = subprocess.run([sys.executable, "-W", "ignore", "-m", "tests.fake_device.search", *inits], cwd=ROOT,
                           capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
-    assert int(done.stdout.splitlines()[-1]) == TRAININGS
+    assert int(done.stdout.splitlines()[-1]) == len(inits) * BACKENDS
