@@ -1,7 +1,6 @@
 """Choice of the codes of a model's linears by GPTQ instead of the libraries' round-to-nearest."""
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from typing import Any
 
@@ -115,11 +114,8 @@ class Rounding:
                 raise ModelError(f"codes can't be chosen: inputs of {sharing[0]} are not finite in the 16-bit model; "
                                  "use another dtype, or quantizer.rounding=rtn")
             weights = {name: modules[name].weight.detach().to(self.device) for name in sharing}
-            wanted = [(name, fmt) for name in sharing for fmt in self.formats]
-            states = pool.map(pack, *zip(*wanted, strict=True)) if self.device.type == "cpu" else \
-                (pack(name, fmt) for name, fmt in wanted)  # a GPU does one after the other
-            packed = [(name, fmt, {key: tensor.to(self.device) for key, tensor in state.items()})
-                      for (name, fmt), state in zip(wanted, states, strict=True)]
+            packed = [(name, fmt, {key: tensor.to(self.device) for key, tensor in pack(name, fmt).items()})
+                      for name in sharing for fmt in self.formats]
             grids = [backend_of(fmt).grid(state, fmt, (weights[name].shape[0], weights[name].shape[1]))
                      for name, fmt, state in packed]
             free = [(*entry, grid) for entry, grid in zip(packed, grids, strict=True) if grid is not None]
@@ -135,8 +131,9 @@ class Rounding:
                     progress(CHOOSE, done, len(linears))
 
         try:
-            with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-                each_input(self.model, linears, self._ids.to(self.device), choose)
+            # No pool of threads packs: each would keep a team of OpenMP's, and with more threads than cores that
+            # library lets them sleep at every barrier: codes took twice as long.
+            each_input(self.model, linears, self._ids.to(self.device), choose)
         except torch.OutOfMemoryError as error:  # not the result of any one allocation
             raise DeviceError(f"choosing codes on {self.forward_tokens:,} tokens at once takes more than {self.device} "
                               "holds; lower quantizer.tokens, or use quantizer.rounding=rtn") from error
