@@ -10,8 +10,13 @@ from qra_bo.memory.formats import parse_format
 from qra_bo.memory.verdict import largest_rank
 from qra_bo.pipeline.build import make_memory
 
-MODELS = ("llama3_1_8b", "qwen2_5_7b", "gemma3_1b_instruct")
-"""Of Gemma 3, ``conf/model`` has no larger one."""
+MODELS: dict[str, tuple[str, ...]] = {
+    "llama3_1_8b": ("+model=llama3_1_8b",), "qwen2_5_7b": ("+model=qwen2_5_7b",),
+    "text decoder of Gemma 3 4B": (
+        "+model=gemma3_1b_instruct", "model.n_layers=34", "model.hidden_size=2560", "model.intermediate_size=10240",
+        "model.n_heads=8", "model.n_kv_heads=4", "model.vocab_size=262208")}
+"""Overrides by the name in the table. Gemma 3 4B is priced by its shapes (torchtune's model builder): it sees images
+too, and ``conf/model`` has text models."""
 CARDS_GB = (8, 10, 12)
 SETTINGS = ("task=memory", "train=gpu", "train.batch=1", "train.length=2048", "bits=[2,3,4,5,6,8]")
 QLORA = ("nf4", 16)
@@ -20,9 +25,9 @@ QLORA = ("nf4", 16)
 def fits() -> Iterator[dict[str, Any]]:
     """Yield a row for every model, width and card: bytes of QLoRA with this width, and the uniform choice of the most
     bits that fits, at its largest rank of the ladder."""
-    for model in MODELS:
+    for model, shapes in MODELS.items():
         for bits in WIDTHS:
-            config = load_config([f"+model={model}", *SETTINGS, f"embeddings={bits}"])
+            config = load_config([*shapes, *SETTINGS, f"embeddings={bits}"])
             spec = make_spec(config)
             memory, space = make_memory(config, spec, "cuda"), make_space(config, spec)
             need = uniform_bytes(memory, space, parse_format(QLORA[0]), QLORA[1])
