@@ -1,19 +1,22 @@
 """Every effort at its own end on the tables: predicted, quick and normal, with what is learned from the other table.
 
     python -m bench.search.efforts [--seeds 10]
+    python -m bench.search.efforts method.rates=smollm2_135m --out FOLDER
 
 Regrets are on the scale of bench/results/search.json: 1 is the best uniform choice and 0 the best known. An effort is
 conf/effort's: its calibration, uniform baselines, stop and limit. Calibrations are counted and find the table's rate.
 Costs are in full-trial equivalents before the confirmation: profile, calibration, baselines, trials, and the repeats
 by which a winner is chosen; normal's references are left out. What is predicted (``effort=instant``) has no trial and
-so depends on no seed. Beside them stand first proposal and end of the published search of 40 equivalents, and its
-peers that solve a knapsack over the same sensitivities. The tables are of one model.
+so depends on no seed. With ``method.rates`` or ``method.prior`` a search is given those of the other table. Beside them
+stand first proposal and end of the published search of 40 equivalents, and its peers that solve a knapsack over the
+same sensitivities. The tables are of one model.
 """
 
 import argparse
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -145,13 +148,15 @@ def targets_of(rows: Sequence[Mapping[str, Any]], seeds: int) -> list[Target]:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.search.efforts", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="changes of the searches' configuration")
     parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON file")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     known: dict[tuple[str, str, str], dict[str, Row]] = {}
     for row in published_rows(RESULTS / "search.json"):
         known.setdefault(arena_of(row), {})[row["method"]] = row
-    configs, rows = {name: load_config([f"effort={name}"]) for name in EFFORTS}, []
+    configs, rows = {name: load_config([f"effort={name}", *options.overrides]) for name in EFFORTS}, []
     for arena in (arena for task in sorted(TASKS) for arena in arenas(DATA / task, list(FAMILIES))):
         here = known[arena.oracle.table.facts.task, arena.oracle.emulator.family, arena.budget.text]
         scale = here[SEARCH]["best_known"], here[SEARCH]["best_uniform"]
@@ -161,7 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"{arena.name}: {name}: {rows[-1][name]:.3f} after {rows[-1][f'{name}_spent']:g}", flush=True)
     publish("search_efforts", targets_of(rows, options.seeds), rows,
             ("task", "emulator", "budget", "regret", "first_proposal", "quick_first", "quick", "quick_spent", "normal",
-             "search_at_40", *(f"{name} at 40" for name in KNAPSACKS)))
+             "search_at_40", *(f"{name} at 40" for name in KNAPSACKS)), folder=options.out)
 
 
 if __name__ == "__main__":
