@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from bench.pages.blocks import Row, Tables, between, figure, fixed, grid, read, signed, source
+from bench.pages.blocks import Row, Tables, between, figure, fixed, grid, read, signed, source, targets
 
 ARENAS = tuple((task, emulator, budget) for task in ("plays", "gsm8k") for budget in ("uniform:4,4", "uniform:4,16")
                for emulator in ("boosted", "network"))
@@ -96,6 +96,21 @@ def noiseless() -> str:
                  for m in dict.fromkeys(r["method"] for r in rows)]) + source("search_noiseless")
 
 
+def efforts() -> str:
+    """Regrets of the efforts at their own ends, beside the published search and its peers."""
+    content = read("search_efforts")
+    found = {(r["task"], r["emulator"], r["budget"]): r for r in content["rows"]}
+    lines = []
+    for task, emulator, budget in ARENAS:
+        r = found[task, emulator, budget]
+        knapsacks = (r[f"bits by believed sensitivity{more} at 40"] for more in ("", ", then ranks"))
+        lines.append([f"{task}, {budget}, {emulator}", fixed(r["regret"]), fixed(r["first_proposal"]),
+                      *(f"{fixed(r[name])} ({figure(r[f'{name}_spent'])})" for name in ("quick", "normal")),
+                      fixed(r["search_at_40"]), *map(fixed, knapsacks)])
+    return grid(("text, budget, emulator", "instant", "first proposal", "quick (cost)", "normal (cost)", "search at 40",
+                 "bits", "bits, then ranks"), lines) + "\n\n" + targets("search_efforts")
+
+
 def ablations() -> str:
     """The published search without each of its parts, on both texts and on planted landscapes."""
     names = ("ablations_plays", "ablations_gsm8k", "ablations")
@@ -124,4 +139,5 @@ def _mean(row: Row | None) -> str:
 
 TABLES: Tables = {"searches": regret, "searches-against": against, "searches-parts": parts,
                   "searches-finds": finds, "searches-real": real,
-                  "searches-noiseless": noiseless, "ablations": ablations, "ablations-real": ablations_real}
+                  "searches-noiseless": noiseless, "searches-efforts": efforts, "ablations": ablations,
+                  "ablations-real": ablations_real}

@@ -74,25 +74,25 @@ def surrogates() -> str:
     return grid(("table, budget", "trials", *names), lines) + source("search")
 
 
-def instant() -> str:
-    """Regret of allocations that were predicted without a trial."""
-    rows = sorted(read("search_instant")["rows"], key=lambda r: (r["task"], r["budget"], r["emulator"]))
-    return grid(("table, emulator, budget", "predicted, no trial", "first proposal of a search", "search at 40"),
-                [[f"{r['task']}, {r['emulator']}, {r['budget']}", fixed(r["regret"]), fixed(r["first_proposal"]),
-                  fixed(r["search_at_40"])] for r in rows]) + source("search_instant")
-
-
 def choosing() -> str:
-    """Regret of the winner by the rule that chose it, and what stopping early misses."""
+    """Regret of the winner by the rule that chose it."""
+    rows = [r for r in read("search_evidence")["rows"] if r["what"] == "winner"]
+    return grid(("after", "check failed", "by the model", "by measured losses", "by the rule"),
+                [[f"{r['after']} proposals", percent(r["check_failed"]),
+                  *(fixed(r[k]) for k in ("regret_model", "regret_measured", "regret_rule"))] for r in rows]) + \
+        source("search_evidence", note=f"{rows[0]['searches']} searches")
+
+
+def stopping() -> str:
+    """Where searches stop and what going on would have gained, over all arenas and in each."""
     rows = read("search_evidence")["rows"]
-    lines = [[f"winner after {r['after']} proposals: by the model, by measured losses, by the rule",
-              ", ".join(fixed(r[k]) for k in ("regret_model", "regret_measured", "regret_rule"))]
-             for r in rows if r["what"] == "winner"]
-    lines += [[f"`effort.stop={r['least']}`: median proposals; regret at the stop, after 16 proposals",
-               f"{figure(r['stops'][2], 2)}; {fixed(r['regret_at_stop'])}, {fixed(r['regret_at_end'])}"]
-              for r in rows if r["what"] == "stop"]
-    return grid(("rule", "mean regret"), lines) + source("search_evidence", note=f"{rows[0]['searches']} searches")
+    found = [(f"all, `effort.stop={r['least']}`", r) for r in rows if r["what"] == "stop"]
+    found += [(f"{r['task']}, {r['emulator']}, {r['budget']}", r) for r in rows if r["what"] == "stop in an arena"]
+    end = f"after {found[0][1]['proposals']}"
+    return grid(("searches", "noise", "proposals: quartiles", "regret at the stop", end, "gain above the noise"),
+                [[name, fixed(r["noise"]), ", ".join(figure(q, 2) for q in r["stops"][1:4]), fixed(r["regret_at_stop"]),
+                  fixed(r["regret_at_end"]), percent(r["missed"])] for name, r in found]) + source("search_evidence")
 
 
 TABLES: Tables = {"predictors": predictors, "emulators": emulators, "early-losses": early, "surrogates": surrogates,
-                  "instant": instant, "choosing": choosing}
+                  "choosing": choosing, "stopping": stopping}

@@ -66,14 +66,14 @@ def searched(arena: Arena, seed: int, proposals: int, scale: tuple[float, float]
         assert game.best is not None
         ours, least, check = searcher.recommend()[0], game.best[1], searcher.surrogate_check()
         steps.append({"chance": chance, "model": regret(ours), "measured": regret(least), "fails": fails(check),
-                      "rule": regret(_ruled(arena, game, ours, least, seed) if fails(check) else ours)})
+                      "rule": regret(by_losses(arena, game, ours, least, seed) if fails(check) else ours)})
     noise = math.sqrt(2.0) * float(arena.oracle.emulator.noise.at(np.array([uniform]))[0])
     return {"task": arena.oracle.table.facts.task, "emulator": arena.oracle.emulator.family,
             "budget": arena.budget.text, "seed": seed, "proposals": proposals, "noise": noise / (uniform - best),
             "steps": steps}
 
 
-def _ruled(arena: Arena, game: Game, ours: Allocation, least: Allocation, seed: int) -> Allocation:
+def by_losses(arena: Arena, game: Game, ours: Allocation, least: Allocation, seed: int) -> Allocation:
     """Return the lower of both by the mean of two training seeds, as ``choose`` does."""
     if ours == least:
         return least
@@ -98,11 +98,19 @@ def stop_row(runs: Sequence[Row], least: float) -> Row:
     stops = [stop_of(run, least) for run in runs]
     gains = [run["steps"][stop - 1]["rule"] - run["steps"][-1]["rule"] for run, stop in zip(runs, stops, strict=True)]
     missed = [gain > run["noise"] for gain, run in zip(gains, runs, strict=True)]
-    return {"what": "stop", "least": least, "searches": len(runs), "missed": float(np.mean(missed)),
+    return {"what": "stop", "least": least, "searches": len(runs), "proposals": max(len(run["steps"]) for run in runs),
+            "missed": float(np.mean(missed)), "noise": float(np.mean([run["noise"] for run in runs])),
             "stops": np.quantile(stops, [0, 0.25, 0.5, 0.75, 1.0]).tolist(),
             "regret_at_stop": float(np.median([r["steps"][s - 1]["rule"] for r, s in zip(runs, stops, strict=True)])),
             "regret_at_end": float(np.median([r["steps"][-1]["rule"] for r in runs])),
             "mean_gain": float(np.mean(gains))}
+
+
+def arena_rows(runs: Sequence[Row]) -> list[Row]:
+    """Return ``stop_row`` of every arena at effort.stop of effort=quick."""
+    names = sorted({arena_of(run) for run in runs})
+    return [{**stop_row([run for run in runs if arena_of(run) == name], LEAST), "what": "stop in an arena",
+             "task": name[0], "emulator": name[1], "budget": name[2]} for name in names]
 
 
 def winner_row(runs: Sequence[Row], at: int) -> Row:
@@ -115,16 +123,16 @@ def winner_row(runs: Sequence[Row], at: int) -> Row:
 
 def summarise(runs: Sequence[Row], proposals: int, folder: Path) -> None:
     """Publish the rows and the target of the stopping rule."""
-    rows = [stop_row(runs, least) for least in STOPS] + [winner_row(runs, at) for at in (4, 8, 16, 32)
-                                                         if at <= proposals]
-    missed = next(r["missed"] for r in rows if r.get("least") == LEAST)
+    rows = [stop_row(runs, least) for least in STOPS] + arena_rows(runs)
+    rows += [winner_row(runs, at) for at in (4, 8, 16, 32) if at <= proposals]
+    missed = next(r["missed"] for r in rows if r.get("least") == LEAST)  # over all arenas, which come first
     what = f"searches that gain more than the noise by going on to {proposals} proposals after effort.stop={LEAST:g}"
     enough = len(runs) >= SEARCHES
     note = "" if enough else f" ({len(runs)} searches, not {SEARCHES})"
     publish("search_evidence", [Target(what + note, f"<= {OFTEN:.0%} of {SEARCHES}", missed,
                                        enough and missed <= OFTEN)], rows,
-            ("what", "least", "after", "searches", "missed", "stops", "regret_at_stop", "regret_at_end", "check_failed",
-             "regret_model", "regret_measured", "regret_rule"), folder=folder)
+            ("what", "task", "emulator", "budget", "least", "after", "searches", "missed", "stops", "regret_at_stop",
+             "regret_at_end", "check_failed", "regret_model", "regret_measured", "regret_rule"), folder=folder)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

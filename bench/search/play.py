@@ -136,14 +136,16 @@ class Game:
             incumbent = recommended[0] if recommended else self.best[1]
             self.trace.append((self.spent / self.arena.equivalent, self.arena.true_loss(incumbent)))
 
-    def baselines(self) -> list[Trial]:
-        """The uniform choices that fit, and the best of them filled."""
-        done = [self._anchor(a) for a in uniform_baselines(self.arena.rules, self.arena.problem.profile)]
+    def baselines(self, limit: int | None = None) -> list[Trial]:
+        """The uniform choices that fit, and the best of them filled; with a ``limit`` those that a run would try."""
+        choices = uniform_baselines(self.arena.rules, self.arena.problem.profile)
+        first = len(choices) if limit is None else max(1, limit - 1)
+        done = [self._anchor(a) for a in choices[:first]]
         usable = [e for e in done if e.loss is not None]
-        if usable:
+        if usable and limit != 1:
             filled = fill(self.arena.rules, min(usable, key=lambda e: e.loss or 0.0).allocation)
-            if filled not in {e.allocation for e in done}:
-                done.append(self._anchor(filled))
+            is_new = filled not in {e.allocation for e in done}
+            done += [self._anchor(a) for a in ([filled] if is_new else choices[first:first + 1])]
         return done
 
     def _anchor(self, allocation: Allocation) -> Trial:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench.search.evidence import Row, stop_of, stop_row, winner_row
+from bench.search.evidence import Row, arena_rows, stop_of, stop_row, winner_row
 
 
 def search(chances: list[float | None], regrets: list[float], noise: float = 0.2, fails: bool = False) -> Row:
@@ -25,6 +25,15 @@ def test_going_on_counts_as_missed_only_above_the_noise() -> None:
     assert row["stops"] == [1, 1, 1, 2, 3]
     assert row["regret_at_stop"] == 0.9
     assert row["mean_gain"] == pytest.approx((0.7 + 0.1 + 0.0) / 3)
+
+
+def test_stops_are_counted_in_every_arena() -> None:
+    runs = [{**search(chances, [0.9, 0.8, 0.2]), "task": "plays", "emulator": "boosted", "budget": budget}
+            for budget, chances in (("b", [None, 0.05, 0.3]), ("a", [None, 0.3, 0.3]), ("a", [None, 0.3, 0.01]))]
+    first, second = arena_rows(runs)
+    assert (first["budget"], first["searches"], first["stops"][2], first["missed"]) == ("a", 2, 2.5, 0.5)
+    assert (second["budget"], second["searches"], second["stops"][2], second["missed"]) == ("b", 1, 1.0, 1.0)
+    assert (first["what"], first["least"], first["noise"], first["proposals"]) == ("stop in an arena", 0.1, 0.2, 3)
 
 
 def test_winners_are_compared_after_as_many_proposals() -> None:

@@ -129,7 +129,8 @@ class StructuredSearch(ObservingSearcher):
         rows, losses, counts = self._kept()
         if len(rows) < LEAST_CHECKED:
             return None
-        held_out = self._model_of(rows, losses, counts).held_out()
+        model = self._fitted() if len(self._seen.arrays()[1]) <= self._always_fitted else None
+        held_out = (self._model_of(rows, losses, counts) if model is None else model).held_out()
         quality = {key: None if math.isnan(value) else value for key, value in asdict(held_out.diagnostics()).items()}
         return {"observed": held_out.truth.tolist(), "predicted": held_out.mean.tolist(), "sd": held_out.sd.tolist(),
                 **quality}
