@@ -94,6 +94,6 @@ TABLES: Tables = {"length-seeds": unless_missing(STUDY, seeds, f"{COMMAND} --sum
                   "length-effects": unless_missing(STUDY, effects, f"{COMMAND} --summary"),
                   "length-rates": unless_missing(MODEL, rates, f"{COMMAND}.model"),
                   "length-exponents": unless_missing(MODEL, exponents, f"{COMMAND}.model"),
-                  "length-worth": unless_missing(WORTH, worth, "python -m bench.worth --summary"),
+                  "worth": unless_missing(WORTH, worth, "python -m bench.worth --summary"),
                   "length-predictions": unless_missing(MODEL, predictions, f"{COMMAND}.model")}
 """All tables by the name that pages ask for."""
