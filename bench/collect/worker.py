@@ -25,27 +25,27 @@ class TableOracle:
 
     def __init__(self, inner: FinetuneOracle, record_at: Sequence[int]) -> None:
         inner.settings = replace(inner.settings, record_at=tuple(record_at))
-        self._inner = inner
+        self.inner = inner
 
     def describe(self) -> Mapping[str, Any]:
         """As the inner oracle; the name of the text may be a path of this machine and is left out."""
-        described = {k: v for k, v in self._inner.describe().items() if k != "data"}
-        return {**described, "train_blocks": len(self._inner.data.train),
-                "calibration_blocks": len(self._inner.data.calibration)}
+        described = {k: v for k, v in self.inner.describe().items() if k != "data"}
+        return {**described, "train_blocks": len(self.inner.data.train),
+                "calibration_blocks": len(self.inner.data.calibration)}
 
     @property
     def profile_cost(self) -> Mapping[str, Any]:
         """What the profile cost, in tokens."""
-        return self._inner.profile_cost
+        return self.inner.profile_cost
 
     def profile(self, progress: Progress) -> SensitivityProfile:
-        return self._inner.profile(progress)
+        return self.inner.profile(progress)
 
     def evaluate(self, request: TrialSpec, progress: Progress) -> TrialResult:
-        return self._inner.evaluate(request, progress)
+        return self.inner.evaluate(request, progress)
 
     def close(self) -> None:
-        self._inner.close()
+        self.inner.close()
 
 
 def make_oracle(config: Mapping[str, Any], out: str, record_at: Sequence[int]) -> TableOracle:

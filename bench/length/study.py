@@ -32,17 +32,19 @@ class Study:
         configs: Configuration of every setting.
         setting_of: Returns the setting of a trial.
         record_at: Steps after which a trial's validation loss is recorded.
+        changed: Function ``"package.module:function"`` that a setting's new worker calls with its oracle, by setting.
     """
 
     def __init__(self, path: Path, configs: Mapping[str, RunConfig], setting_of: Callable[[PlannedTrial], str],
-                 record_at: Sequence[int]) -> None:
+                 record_at: Sequence[int], changed: Mapping[str, str]) -> None:
         self.path, self.configs, self.setting_of, self.record_at = path, configs, setting_of, record_at
+        self._changed = changed
         self._setting, self._session = "", ""
         self._executor: Executor | None = None
 
     def run(self, trial: PlannedTrial, name: str) -> TrialResult:
         """Train, evaluate and append one trial."""
-        executor = self._open(self.setting_of(trial))
+        executor = self.open(self.setting_of(trial))
         spec = TrialSpec(trial.allocation, trial.steps, trial.steps, trial.train_seed, trial.split, trial.lr_scale,
                          codes=trial.codes)
         result = executor.evaluate(spec, lambda what, done, total: None)
@@ -59,7 +61,8 @@ class Study:
         if self._executor is not None:
             self._executor.close()
 
-    def _open(self, setting: str) -> Executor:
+    def open(self, setting: str) -> Executor:
+        """Return the executor of a setting; the worker process of another one is ended."""
         if self._executor is None or setting != self._setting:
             self.close()
             out = self.path.parent / f"work-{setting}"
@@ -68,6 +71,8 @@ class Study:
             self._setting = setting
             self._executor = LocalExecutor([OracleSpec("bench.collect.worker:make_oracle", {
                 "config": config.to_dict(), "out": str(out), "record_at": list(self.record_at)})], limits(config))
+            if setting in self._changed:
+                self._executor.call(self._changed[setting], {}, lambda what, done, total: None)
             self._session = _now()
             append(self.path, {"event": "session", "session": self._session, "setting": setting,
                                "machine": machine(), **collect(self._executor.describe())})
@@ -76,7 +81,8 @@ class Study:
 
 def work(following: Callable[[Found], tuple[PlannedTrial, str] | None], path: Path, configs: Mapping[str, RunConfig],
          most: int | None = None, hours: float | None = None,
-         setting_of: Callable[[PlannedTrial], str] = text_of, record_at: Sequence[int] = ()) -> None:
+         setting_of: Callable[[PlannedTrial], str] = text_of, record_at: Sequence[int] = (),
+         changed: Mapping[str, str] | None = None, first: Callable[[Study], None] | None = None) -> None:
     """Run trials until none is wanted, or enough was done; one process at a time in the folder of ``path``.
 
     Args:
@@ -87,14 +93,18 @@ def work(following: Callable[[Found], tuple[PlannedTrial, str] | None], path: Pa
         hours: Time after which no trial is started.
         setting_of: Returns the setting of a trial.
         record_at: Steps after which a trial's validation loss is recorded, besides the last.
+        changed: See ``Study``.
+        first: Called before the first trial.
 
     Raises:
         WorkerError: If a trial was lost with its worker; it is tried again next time.
     """
     start, done = time.monotonic(), 0
     with Interrupts(), RunLock(path.parent), ExitStack() as stack:
-        study = Study(path, configs, setting_of, record_at)
+        study = Study(path, configs, setting_of, record_at, changed or {})
         stack.callback(study.close)
+        if first is not None:
+            first(study)
         while (most is None or done < most) and (hours is None or time.monotonic() - start < 3600 * hours):
             found = load(path)
             planned = following(found)

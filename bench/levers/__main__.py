@@ -1,0 +1,114 @@
+"""Measure what the study of levers still wants, one trial at a time; it may be stopped and started again.
+
+    python -m bench.levers
+    python -m bench.levers --hours 1
+    python -m bench.levers --summary
+
+Profiles and finished trials are kept in --out, trials as lines of trials.jsonl. --summary trains nothing: it writes
+bench/results/levers.json. Further arguments are overrides of the configuration.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.length.__main__ import FOLDER as LENGTH
+from bench.length.command import run, study_parser
+from bench.length.plan import FORMATS, LAYERS
+from bench.length.study import Study, work
+from bench.length.trials import NAME, Found, PlannedTrial, load
+from bench.levers.plan import LEVERS, PLAIN, SCHEDULE, START, TEXTS, of_length_study, setting, sources_of, wanted
+from bench.levers.predicted import (
+    PROFILED,
+    Predictions,
+    joined,
+    load_profile,
+    load_profiles,
+    predictions_of,
+    profile_path,
+    save_profile,
+    trial_config,
+)
+from bench.levers.summary import summarise
+from bench.report import RESULTS
+from qra_bo.config import RunConfig, make_spec
+from qra_bo.sensitivity.io import profile_from_json
+from qra_bo.space import make_units
+from qra_bo.utils.errors import WorkerError
+
+FOLDER = RESULTS / "levers"
+CHANGES = {START: "bench.levers.worker:start", SCHEDULE: "bench.levers.worker:schedule"}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line."""
+    parser = study_parser("levers", __doc__)
+    parser.add_argument("--out", type=Path, default=FOLDER, help="folder of profiles and trials")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
+    options, overrides = parser.parse_known_args(arguments)
+    path: Path = options.out / NAME
+
+    def job() -> None:
+        options.out.mkdir(parents=True, exist_ok=True)
+        configs = {text: trial_config(text, options.gsm8k, overrides) for text in TEXTS}
+        if options.summary:
+            summarise(configs, options.out, known(path, configs[TEXTS[0]]), options.results)
+            return
+        predictions: dict[str, Predictions] = {}
+
+        def profile(study: Study) -> None:
+            for text, config in configs.items():
+                measure_profiles(study, options.out, text)
+                predictions[text] = predictions_of(sources_of(LEVERS), load_profiles(options.out, text), config)
+
+        def following(_: Found) -> tuple[PlannedTrial, str] | None:
+            modules = len(make_units(make_spec(configs[TEXTS[0]]), "module"))
+            found = known(path, configs[TEXTS[0]])
+            return next((trial for text in TEXTS for trial in wanted(text, LEVERS, predictions[text], modules, found)),
+                        None)
+
+        work(following, path, {setting(text, change): config for text, config in configs.items()
+                               for change in (PLAIN, *CHANGES)}, options.trials, options.hours,
+             changed={setting(text, change): function for text in TEXTS for change, function in CHANGES.items()},
+             first=profile)
+
+    return run(job)
+
+
+def known(path: Path, config: RunConfig) -> Found:
+    """Return the finished trials of this study and those of the length study."""
+    spec = make_spec(config)
+    units = make_units(spec, "layer"), make_units(spec, "module")
+    earlier = load(LENGTH / NAME) if spec.n_layers == LAYERS else {}
+    return {**of_length_study(earlier, *units), **load(path)}
+
+
+def measure_profiles(study: Study, folder: Path, text: str) -> None:
+    """Measure and save the profiles that are missing, or their missing formats.
+
+    Raises:
+        WorkerError: If formats that were measured later took other sequences.
+    """
+    for granularity, bits in PROFILED.items():
+        path = profile_path(folder, text, granularity)
+        known = load_profile(path) if path.exists() else None
+        formats = [FORMATS[b] for b in bits if known is None or FORMATS[b] not in known[0].formats]
+        if not formats:
+            continue
+        print(f"profile by {granularity} in {', '.join(formats)}", flush=True)
+        found = study.open(setting(text, PLAIN)).call(
+            "bench.levers.worker:measure", {"granularity": granularity, "formats": formats},
+            lambda what, done, total: None)
+        profile, cost = profile_from_json(found["profile"], "the worker"), dict(found["cost"])
+        print(f"  {cost}", flush=True)
+        if known is not None:
+            if cost["sequences"] != known[1]["sequences"]:
+                raise WorkerError(f"the formats of {path} were measured on {known[1]['sequences']} sequences, and "
+                                  f"others on {cost['sequences']}; remove that file to measure all of them anew")
+            profile, cost = joined(known[0], profile), {**cost, **{
+                key: known[1][key] + cost[key] for key in ("cpu_seconds", "forward_tokens", "formats")}}
+        save_profile(path, profile, cost)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
