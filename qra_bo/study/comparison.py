@@ -70,6 +70,7 @@ def compare_qlora(run: TrialRunner) -> None:
     """Train QLoRA where ``effort.compare`` names it: after the final fine-tune, for which nobody should wait longer."""
     if QLORA in run.config.effort.compare and "prediction" in run.study.last:
         with run.stage("reference"):
+            run.reset_stopwatch()  # the final fine-tune is no time of the search
             allocation, codes = _qlora(run.study)
             run.evaluate_all([run.plan(allocation, COMPARISON, split="test", codes=codes)])
 

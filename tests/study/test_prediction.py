@@ -14,6 +14,7 @@ from qra_bo.searchers.structured.transfer import load_prior
 from qra_bo.study import load_study
 from qra_bo.study.health import card
 from qra_bo.study.prediction import solved
+from qra_bo.study.trial_runner import TrialRunner
 from qra_bo.trials import Trial
 from qra_bo.utils.errors import ConfigError, JournalError
 from tests.conformance.searcher import make_problem
@@ -133,6 +134,13 @@ def test_comparison_on_one_seed_has_losses_and_no_verdict(tmp_path: Path) -> Non
     assert "compared on one training seed alone" in own.finding
     assert [row.role for row in comparison(d)] == ["predicted", "best uniform", "QLoRA"]
     assert [row.test_loss for row in comparison(d)] == [one[name] for name in ("predicted", "uniform", "qlora")]
+
+
+def test_the_final_fine_tune_is_no_time_of_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stages: list[str] = []
+    monkeypatch.setattr(TrialRunner, "reset_stopwatch", lambda run: stages.append(run.status.stage))
+    instant(tmp_path, **{"effort.compare": ["qlora"]})
+    assert stages == ["profile", "reference"]
 
 
 def test_comparison_is_made_once_and_ends_with_a_search(tmp_path: Path) -> None:
