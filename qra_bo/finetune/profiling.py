@@ -13,6 +13,7 @@ from torch import Tensor
 from qra_bo.finetune.cache import TensorStore
 from qra_bo.finetune.models.activations import carried, decoder_layers, starting_at
 from qra_bo.finetune.quantization.bank import LayerBank
+from qra_bo.finetune.threads import one_thread
 from qra_bo.finetune.training.loss import CalibrationText, each_gradient, hidden_states, logits_of
 from qra_bo.oracle.protocol import Progress
 from qra_bo.space import FloatArray, StorageFormat, Unit
@@ -303,7 +304,9 @@ def leading_energy(gradient: Tensor, x: Tensor, k: int) -> FloatArray:
     else:
         matrix = gradient.t() @ x
         small = (matrix @ matrix.t() if matrix.shape[0] == narrow else matrix.t() @ matrix).double()
-    energies = torch.linalg.eigvalsh(small).flip(0).clamp(min=0)[:k].cpu().numpy()
+    with one_thread():
+        values = torch.linalg.eigvalsh(small)
+    energies = values.flip(0).clamp(min=0)[:k].cpu().numpy()
     return np.cumsum(np.concatenate([energies, np.zeros(max(0, k - len(energies)))]))
 
 

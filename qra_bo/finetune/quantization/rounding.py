@@ -11,6 +11,7 @@ from qra_bo.finetune.cache import TensorStore
 from qra_bo.finetune.models.activations import each_input
 from qra_bo.finetune.quantization.base import PackedLinear, State, backend_of
 from qra_bo.finetune.quantization.gptq import Inputs, compensated_codes
+from qra_bo.finetune.threads import one_thread
 from qra_bo.oracle.protocol import Progress
 from qra_bo.space import StorageFormat
 from qra_bo.utils.errors import DeviceError, ModelError, OracleError
@@ -114,12 +115,15 @@ class Rounding:
                 raise ModelError(f"codes can't be chosen: inputs of {sharing[0]} are not finite in the 16-bit model; "
                                  "use another dtype, or quantizer.rounding=rtn")
             weights = {name: modules[name].weight.detach().to(self.device) for name in sharing}
-            packed = [(name, fmt, {key: tensor.to(self.device) for key, tensor in pack(name, fmt).items()})
-                      for name in sharing for fmt in self.formats]
+            with one_thread():
+                packed = [(name, fmt, {key: tensor.to(self.device) for key, tensor in pack(name, fmt).items()})
+                          for name in sharing for fmt in self.formats]
             grids = [backend_of(fmt).grid(state, fmt, (weights[name].shape[0], weights[name].shape[1]))
                      for name, fmt, state in packed]
             free = [(*entry, grid) for entry, grid in zip(packed, grids, strict=True) if grid is not None]
-            codes = compensated_codes([(weights[name], grid) for name, _, _, grid in free], Inputs.of(moments))
+            factored = Inputs.of(moments)
+            with one_thread():
+                codes = compensated_codes([(weights[name], grid) for name, _, _, grid in free], factored)
             made: dict[str, State] = {name: {} for name in sharing}
             for (name, fmt, state, _), chosen in zip(free, codes, strict=True):
                 made[name].update({f"{fmt.name}:{key}": tensor.to("cpu") for key, tensor
@@ -132,7 +136,7 @@ class Rounding:
 
         try:
             # No pool of threads packs: each would keep a team of OpenMP's, and with more threads than cores that
-            # library lets them sleep at every barrier: codes took twice as long.
+            # library lets them sleep at every barrier. Codes took twice as long.
             each_input(self.model, linears, self._ids.to(self.device), choose)
         except torch.OutOfMemoryError as error:  # not the result of any one allocation
             raise DeviceError(f"choosing codes on {self.forward_tokens:,} tokens at once takes more than {self.device} "
