@@ -298,7 +298,9 @@ def leading_energy(gradient: Tensor, x: Tensor, k: int) -> FloatArray:
     """
     tokens, narrow = len(x), min(gradient.shape[1], x.shape[1])
     if 2 * tokens <= narrow:
-        values, vectors = torch.linalg.eigh(_gram(x))
+        gram = _gram(x)
+        with one_thread():
+            values, vectors = torch.linalg.eigh(gram)
         root = vectors * values.clamp(min=0).sqrt()
         small = root.t() @ _gram(gradient) @ root
     else:

@@ -119,7 +119,7 @@ def plan_rows(setting: Setting, card: Card | None = None) -> list[PlanRow]:
         costs[f"comparison on one seed ({trained} allocations)"] = trained * each if effort.compare else 0.0
     if config.oracle.trains:
         what, cost = _final(config, setting.sequences)
-        if profile and effort.compare and _continues_a_trial(config, setting.sequences):
+        if effort.compare and setting.given is None and _continues_a_trial(config, setting.sequences):
             what, cost = f"{what} of the comparison", cost - config.fidelity.high * config.train.step_tokens
         share = f"; {100 * cost / (cost + sum(costs.values())):.0f} % of the whole" if cost and costs else ""
         costs[f"final fine-tune ({what}{share})"] = cost

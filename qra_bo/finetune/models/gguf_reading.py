@@ -15,14 +15,14 @@ def reading_gguf() -> Iterator[None]:
     transformers parses the whole file for the configuration, for the tokenizer and for the weights, and makes the map
     of the tensors' names anew for every module of the model: ten seconds for a model of 135 M parameters.
     """
-    kept = {(gguf, name): getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
+    kept = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
     drawn = getattr(reader, "tqdm", None)
     reader.tqdm = lambda items, *_, **__: items
     try:
-        for (module, name), original in kept.items():
-            setattr(module, name, cache(original))
+        for name, original in kept.items():
+            setattr(gguf, name, cache(original))
         yield
     finally:
         reader.tqdm = drawn
-        for (module, name), original in kept.items():
-            setattr(module, name, original)
+        for name, original in kept.items():
+            setattr(gguf, name, original)

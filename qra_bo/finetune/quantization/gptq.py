@@ -25,7 +25,7 @@ BLOCK = 128
 """Columns after which their errors are applied to all later ones at once (the paper's)."""
 NARROW = 16
 """Columns within a block after which their errors are applied to the rest of the block at once: few enough that one
-core does the work of a column from its cache, and no threads wait for each other."""
+core does the work of a column from its cache."""
 STACKED_ROWS = 2048
 """Rows that a CPU rounds together: the work of a block of columns fits into its cache."""
 STACKED_NUMEL = 1 << 27

@@ -186,9 +186,13 @@ class TrialRun:
 
     def restore(self, optimizer: UnitwiseAdamW) -> None:
         """Continue from the checkpoint, if there is one of these adapters."""
-        found = ((name, self.store.load(name, self.request.steps)) for name in self.sources) if self.store else iter(())
-        name, saved = next(((name, saved) for name, saved in found if saved is not None), (self.name, None))
-        if saved is None:
+        if self.store is None:
+            return
+        for name in self.sources:
+            saved = self.store.load(name, self.request.steps)
+            if saved is not None:
+                break
+        else:
             return
         if not optimizer.accepts(saved.state):
             log.warning("the checkpoint of %s belongs to other adapters: training starts anew", name)
