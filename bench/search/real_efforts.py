@@ -1,0 +1,166 @@
+"""Efforts of a search on the real oracle: predicted, quick and normal, at equal limits, with losses on unseen seeds.
+
+    python -m bench.search.real_efforts [--limits 54MB ...] [--seeds 0 1 2] [--efforts instant quick normal]
+                                        [--work outputs/real-efforts] [--summary] [overrides ...]
+
+The embedded model and text (the plays), six formats, codes by GPTQ, trials of 24 steps, limits on stored bytes. What is
+learned comes from the table of GSM8K alone. Searches of one limit and seed share what they would train alike, each at
+its own charge. What an effort comes to and the best uniform choice of its own search, each at its own search's learning
+rate, are then trained on the same five seeds, which no search used, and evaluated on the test split. Everything is kept
+in ``--work``, one folder a limit, and gone on with; several processes may do a limit each. A gain is the loss of the
+best uniform choice less that of the effort's; shares of a gain are of that of normal in the same search.
+"""
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.ablations import FINALS
+from bench.collect.task import DATA
+from bench.report import RESULTS, Target, publish
+from bench.search.methods import OURS
+from bench.search.play import ALONE
+from bench.table1.config import TableConfig, load_options
+from bench.table1.limits import Limit
+from bench.table1.recipe import Recipe
+from bench.table1.search import search
+from bench.table1.session import Session, open_session
+from qra_bo.config import RunConfig, load_config
+from qra_bo.space import Allocation
+from qra_bo.study.intervals import paired_interval
+from qra_bo.study.setting import training_seeds
+from qra_bo.utils.files import write_json
+
+LEARNED = DATA / "gsm8k" / ALONE
+DEFAULTS = ("memory.scope=stored", "bits=[2,3,4,5,6,8]", "quantizer.rounding=gptq", "search.length=trial",
+            "display=none", f"surrogate.rates={LEARNED}")
+LIMITS = ("54MB", "uniform:4,16")
+EFFORTS: Mapping[str, Mapping[str, Any]] = {
+    "instant": {}, "quick": {"rates": str(LEARNED)}, "quick, nothing learned": {"rates": None}, "normal": {}}
+"""Efforts, each with the options of its method. Normal has none: it is the method that the issue's figures are of."""
+UNSEEN = 1000
+"""Search seed whose unseen training seeds train what all searches come to."""
+SEEDS = 3
+INSTANT_SHARE, QUICK_SHARE = 0.7, 0.9
+ROWS = "rows.json"
+Row = dict[str, Any]
+
+
+def rows_in(folder: Path) -> list[Row]:
+    """Return what was written of one limit."""
+    path = folder / ROWS
+    rows: list[Row] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    return rows
+
+
+def session_of(config: RunConfig, folder: Path) -> Any:
+    """Open a session of searches and trainings that is kept in ``folder``."""
+    return open_session(TableConfig(config, load_options()), folder)
+
+
+def found_by(config: RunConfig, folder: Path, limit: Limit, name: str) -> Row:
+    """Return what an effort comes to at one search seed; its search is begun or gone on with."""
+    effort = load_config([f"effort={name.split(',')[0]}"]).effort.with_changes(references=False, ranking_top=0,
+                                                                              compare=())
+    with session_of(config, folder) as session:
+        outcome = search(session, name, limit, OURS, EFFORTS[name], {"effort": effort})
+    study = outcome.study
+    full, uniform = float(study.header["full_trial_tokens"]), study.best_uniform
+    return {"effort": name, "seed": config.seed, "limit": limit.budget, "lr_scale": study.lr_scale,
+            "equivalents": study.search_cost.tokens / full, "trials": len(study.trials),
+            "seconds": study.last["end"]["wall_seconds"],
+            "search_loss": None if outcome.found is None else outcome.found.loss,
+            "uniform": None if uniform is None else uniform.allocation.to_json(), **outcome.winner.to_json()}
+
+
+def trained(session: Session, config: RunConfig, allocation: Allocation, lr_scale: float) -> dict[str, float]:
+    """Return the test losses of an allocation by unseen training seeds."""
+    q = config.quantizer
+    recipe = Recipe(allocation, config.adapter.init, gptq_tokens=q.tokens if q.rounding == "gptq" else None)
+    seeds = training_seeds(UNSEEN, FINALS)[1]
+    return {str(s): float(session.evaluate(recipe, lr_scale, s, "test")["loss"]) for s in seeds}
+
+
+def run_limit(text: str, seeds: Sequence[int], efforts: Sequence[str], work: Path, overrides: Sequence[str]) -> None:
+    """Search within one limit with each effort and seed, then train what was found; rows are kept as they come."""
+    folder = work / text.replace(":", "-").replace(",", "-")
+    limit = Limit(f"stored {text}", "stored", text, None, None)
+    for name in efforts:
+        for seed in seeds if name != "instant" else seeds[:1]:  # what is predicted depends on no seed
+            rows = rows_in(folder)
+            row = next((r for r in rows if (r["effort"], r["seed"]) == (name, seed)), None)
+            if row is None:
+                config = load_config([*DEFAULTS, *overrides, f"budget={text}", f"seed={seed}"])
+                row = found_by(config, folder / f"seed-{seed}", limit, name)
+                rows.append(row)
+                write_json(folder / ROWS, rows)
+            if "test_losses" not in row:
+                config = load_config([*DEFAULTS, *overrides, f"budget={text}", f"seed={UNSEEN}"])
+                with session_of(config, folder / "unseen") as session:
+                    row["test_losses"] = trained(session, config, Allocation.from_json(row), row["lr_scale"])
+                    if row["uniform"] is not None:
+                        row["uniform_losses"] = trained(session, config, Allocation.from_json(row["uniform"]),
+                                                        row["lr_scale"])
+                write_json(folder / ROWS, rows)
+            print(f"{text}: {name}, seed {seed}: {np.mean(list(row['test_losses'].values())):.4f} on the test split "
+                  f"after {row['equivalents']:.1f} equivalents", flush=True)
+
+
+def gains(rows: Sequence[Row]) -> list[Row]:
+    """Return rows with ``differences`` to the best uniform choice by training seed; the prediction, which trains none,
+    is compared with that of the first search of its limit."""
+    found = []
+    for row in rows:
+        own = row.get("uniform_losses") or next((r["uniform_losses"] for r in rows if r["limit"] == row["limit"]
+                                                 and "uniform_losses" in r), None)
+        if own is not None and "test_losses" in row:
+            differences = [row["test_losses"][s] - loss for s, loss in own.items()]
+            known = paired_interval(differences)
+            found.append({**row, "differences": differences, "difference": known.mean, "low": known.low,
+                          "high": known.high})
+    return found
+
+
+def share_of(rows: Sequence[Row], name: str) -> float | None:
+    """Return the gain of an effort over that of normal, pooled over the searches of both; ``None`` without any."""
+    normal = {(r["limit"], r["seed"]): r["difference"] for r in rows if r["effort"] == "normal"}
+    pairs = [(r["difference"], normal[r["limit"], seed]) for r in rows if r["effort"] == name
+             for seed in ([r["seed"]] if name != "instant" else range(SEEDS)) if (r["limit"], seed) in normal]
+    return None if not pairs else float(np.sum([p[0] for p in pairs]) / np.sum([p[1] for p in pairs]))
+
+
+def targets_of(rows: Sequence[Row]) -> list[Target]:
+    """Return what is asked of the efforts, pooled over limits and searches."""
+    done = sum(r["effort"] == "normal" for r in rows)
+    whole = done >= SEEDS * len(LIMITS)
+    why = "" if whole else f"{done} of {SEEDS * len(LIMITS)} searches of normal are done"
+    return [Target(f"{name}: gain over the best uniform choice, as a share of normal's", f">= {least:.0%}", value,
+                   whole and value is not None and value >= least, why)
+            for name, least in (("instant", INSTANT_SHARE), ("quick", QUICK_SHARE))
+            for value in [share_of(rows, name)]]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.search.real_efforts", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--limits", nargs="+", default=list(LIMITS), help="budgets of stored bytes")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(SEEDS)))
+    parser.add_argument("--efforts", nargs="+", choices=list(EFFORTS), default=list(EFFORTS))
+    parser.add_argument("--work", type=Path, default=Path("outputs/real-efforts"), help="where searches are kept")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON file")
+    parser.add_argument("--summary", action="store_true", help="only summarise what is done")
+    parser.add_argument("overrides", nargs="*", help="of the configuration")
+    options = parser.parse_args(arguments)
+    for text in [] if options.summary else options.limits:
+        run_limit(text, options.seeds, options.efforts, options.work, options.overrides)
+    rows = gains([row for folder in sorted(options.work.glob("*")) for row in rows_in(folder)])
+    publish("search_efforts_real", targets_of(rows), rows,
+            ("limit", "effort", "seed", "equivalents", "difference", "low", "high"), folder=options.out)
+
+
+if __name__ == "__main__":
+    main()
