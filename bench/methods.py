@@ -16,12 +16,17 @@ PEERS = Path(__file__).parent / "peers" / "conf" / "method"
 
 def method_target(name: str, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Return ``_target_`` and options of a peer or method with nested changes, for ``make_searcher``; changes with a
-    ``_target_`` are complete."""
+    ``_target_`` are complete.
+
+    Learned rates are left out unless the changes name them: those of the package were learned from the very tables and
+    model that benchmarks are of, and peers know nothing of the kind.
+    """
     if changes and "_target_" in changes:
         return dict(changes)
     folder = PEERS if (PEERS / f"{name}.yaml").is_file() else METHODS
     config = load_config(["task=memory", f"method={name}"], str(folder.parent))
-    merged = OmegaConf.to_container(OmegaConf.merge(config.method.target, dict(changes or {})))
+    alone = {"rates": None} if "rates" in config.method.target else {}
+    merged = OmegaConf.to_container(OmegaConf.merge(config.method.target, alone, dict(changes or {})))
     assert isinstance(merged, dict)
     return {str(key): value for key, value in merged.items()}
 

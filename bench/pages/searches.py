@@ -111,6 +111,16 @@ def efforts() -> str:
                  "bits", "bits, then ranks"), lines) + "\n\n" + targets("search_efforts")
 
 
+def efforts_real() -> str:
+    """The efforts with real fine-tuning, each search against its best uniform choice, on the same unseen seeds."""
+    rows = read("search_efforts_real")["rows"]
+    lines = [[f"{r['limit']}", r["effort"], fixed(r["equivalents"], 1),
+              fixed(sum(r["test_losses"].values()) / len(r["test_losses"]), 4),
+              between(r["difference"], r["low"], r["high"], 4)] for r in rows]
+    return grid(("stored", "effort", "cost", "test loss", "less the best uniform choice"), lines) + "\n\n" + \
+        targets("search_efforts_real")
+
+
 def ablations() -> str:
     """The published search without each of its parts, on both texts and on planted landscapes."""
     names = ("ablations_plays", "ablations_gsm8k", "ablations")
@@ -139,5 +149,5 @@ def _mean(row: Row | None) -> str:
 
 TABLES: Tables = {"searches": regret, "searches-against": against, "searches-parts": parts,
                   "searches-finds": finds, "searches-real": real,
-                  "searches-noiseless": noiseless, "searches-efforts": efforts, "ablations": ablations,
-                  "ablations-real": ablations_real}
+                  "searches-noiseless": noiseless, "searches-efforts": efforts, "searches-efforts-real": efforts_real,
+                  "ablations": ablations, "ablations-real": ablations_real}

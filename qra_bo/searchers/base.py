@@ -28,6 +28,7 @@ class SearchProblem:
         seed: Seed of the searcher's own named generators.
         max_full_trials: Full-trial equivalents that the run may spend; infinity is no limit.
         domain: Whether the oracle answers for an allocation; ``None``: it does for every one.
+        objective_steps: Steps of the training whose loss trials are told as; ``None``: those of a trial.
     """
 
     space: SearchSpace
@@ -39,6 +40,7 @@ class SearchProblem:
     seed: int
     max_full_trials: float = math.inf
     domain: Callable[[Allocation], bool] | None = None
+    objective_steps: int | None = None
 
     def fits(self, allocation: Allocation) -> bool:
         """Whether an allocation on the ladders is within the budget."""

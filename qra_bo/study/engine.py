@@ -86,6 +86,7 @@ class Engine:
                 problem = self.setting.problem(self.budget_bytes, self._profile(run),
                                                float(begun.get("max_full_trials", 0)))
             settle_length(run, problem)
+            problem = replace(problem, objective_steps=run.study.objective_steps)
             baselines = uniform_baselines(headroom.rules, problem.profile)
             if not begun:
                 from qra_bo.study.prediction import predict  # loads torch, which planning does without

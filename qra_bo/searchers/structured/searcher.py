@@ -14,6 +14,7 @@ from botorch.acquisition.analytic import LogExpectedImprovement, PosteriorMean
 from qra_bo.searchers.base import SearchProblem
 from qra_bo.searchers.observations import ObservingSearcher, TrustRegion, kept_indices
 from qra_bo.searchers.structured.features import build_components, prior_share, prior_tables
+from qra_bo.searchers.structured.lengths import at_length
 from qra_bo.searchers.structured.transfer import load_prior, with_prior
 from qra_bo.sensitivity import BELIEVED, MEASURES, unknown_measure
 from qra_bo.space import Allocation, FloatArray, IntArray
@@ -54,8 +55,8 @@ class StructuredSearch(ObservingSearcher):
             has grown by a twentieth of the excess.
         prior: Prior of the parts' scales learned from earlier runs: a file or the name of one that comes with the
             package; or ``None``.
-        rates: Learned exchange rates, likewise: the surrogate's prior mean, whose optimum is the first proposal;
-            ``None``: the prior mean is constant.
+        rates: Learned exchange rates, likewise: at the length of training that is minimised they are the surrogate's
+            prior mean, whose optimum is the first proposal; ``None``: the prior mean is constant.
         without: Parts of the surrogate to leave out, by their names in ``build_components``.
         quantization_sensitivity: Its measure, see ``measured_sensitivity``.
 
@@ -99,7 +100,8 @@ class StructuredSearch(ObservingSearcher):
             n_prior = prior_share(problem.max_full_trials) if n_prior is None else n_prior
             self._prior = prior_tables(problem, n_prior, quantization_sensitivity)
         else:  # what the parts are left to explain is what the learned rates do not
-            centre = load_prior(rates).rates.table(problem)
+            steps = problem.high_steps if problem.objective_steps is None else problem.objective_steps
+            centre = at_length(load_prior(rates).rates, steps).table(problem)
             self._design = Design([replace(c, scale=KNOWN * c.scale) for c in parts], torch.from_numpy(centre))
             self._prior = [centre]
         n_units = problem.space.n_units
