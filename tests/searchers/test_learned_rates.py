@@ -4,8 +4,10 @@ import functools
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from qra_bo.searchers.base import Forecasting
+from qra_bo.searchers.structured.lengths import at_length
 from qra_bo.searchers.structured.searcher import StructuredSearch
 from qra_bo.searchers.structured.transfer import load_prior
 from qra_bo.space.knapsack import solve_knapsack
@@ -19,10 +21,11 @@ class TestStructuredWithRates(SearcherSuite):
     limit = 6
 
 
-def test_first_proposal_is_the_optimum_of_the_learned_rates() -> None:
-    problem, _ = make_problem()
+@pytest.mark.parametrize("steps", [None, 240])
+def test_first_proposal_is_the_optimum_of_the_rates_of_the_length_that_is_minimised(steps: int | None) -> None:
+    problem = replace(make_problem()[0], objective_steps=steps)
     first = StructuredSearch(problem, rates=NAME).ask(1)[0].allocation
-    table = load_prior(NAME).rates.table(problem)
+    table = at_length(load_prior(NAME).rates, steps or problem.high_steps).table(problem)
     best = solve_knapsack(table, problem.costs, problem.budget_bytes)
     n, row = problem.space.n_units, problem.space.encode(first)
     at = np.arange(n)

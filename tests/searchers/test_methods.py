@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from bench.methods import METHODS, method_target
+from qra_bo.config import load_config
 from qra_bo.execution.base import InProcessExecutor, failure
 from qra_bo.oracle.synthetic import SyntheticOracle
 from qra_bo.searchers.base import Searcher, SearchProblem, make_searcher
@@ -158,6 +159,13 @@ def test_nested_options_reach_the_model() -> None:
     assert searcher.name == "structured"
     assert searcher._settings.noise == .01
     assert searcher._temperatures == [1.0]
+
+
+def test_a_run_begins_with_learned_rates_and_a_benchmark_does_not() -> None:
+    assert load_config([]).method.target["rates"] == "smollm2_135m"
+    assert method_target("default")["rates"] is None
+    assert method_target("default", {"rates": "mine.json"})["rates"] == "mine.json"
+    assert "rates" not in method_target("random")
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from qra_bo.execution import InProcessExecutor
+from qra_bo.searchers.base import SearchProblem
 from qra_bo.space import uniform
 from qra_bo.study import RunOutcome, load_study
 from qra_bo.study.conclusion import confirmation
@@ -29,8 +30,13 @@ def long_run(folder: Path, searcher: Any = Walk, **changes: Any) -> RunOutcome:
 
 def test_final_length_is_minimised_and_losses_are_carried(tmp_path: Path) -> None:
     told: list[Trial] = []
+    lengths: list[int | None] = []
 
     class Noting(Walk):
+        def __init__(self, problem: SearchProblem) -> None:
+            lengths.append(problem.objective_steps)
+            super().__init__(problem)
+
         def tell(self, evaluations: Sequence[Trial]) -> None:
             told.extend(evaluations)
             super().tell(evaluations)
@@ -39,6 +45,7 @@ def test_final_length_is_minimised_and_losses_are_carried(tmp_path: Path) -> Non
     objective = study.last["objective"]
     assert (study.objective_steps, objective["steps"], objective["before"]) == (40, 40, HIGH)
     assert study.change is not None
+    assert set(lengths) == {40}
     losses = {e.id: e.loss for e in told if e.fidelity is Fidelity.HIGH and e.ok}
     assert {e.id for e in study.points if e.stage == "evolution"} <= losses.keys()
     for e in study.points:
