@@ -2,8 +2,9 @@
 
     python -m bench.search.evidence [--seeds 25] [--proposals 32] [--summary]
 
-Regrets are on the scale of bench/results/search.json: 1 is the best uniform choice, 0 the best known. Searches are
-written to a file as they end, and a later call goes on. With 25 seeds there are 200 over the 8 arenas.
+Searches begin with the rates learned from the other table, as a run does with those of the package. Regrets are on the
+scale of bench/results/search.json: 1 is the best uniform choice, 0 the best known. Searches are written to a file as
+they end, and a later call goes on. With 25 seeds there are 200 over the 8 arenas.
 """
 
 import argparse
@@ -20,7 +21,7 @@ import torch
 from bench.collect.task import DATA, TASKS
 from bench.report import RESULTS, Target, publish
 from bench.search.kept import arena_of, published_rows
-from bench.search.play import Arena, Game, arenas
+from bench.search.play import ALONE, Arena, Game, arenas, other_task
 from qra_bo.oracle.emulator.emulator import FAMILIES
 from qra_bo.oracle.protocol import quiet
 from qra_bo.searchers.structured import StructuredSearch
@@ -51,7 +52,7 @@ def searched(arena: Arena, seed: int, proposals: int, scale: tuple[float, float]
     """
     best, uniform = scale
     game, problem = Game(arena, seed), replace(arena.problem, seed=seed, max_full_trials=EFFORT)
-    searcher, steps = StructuredSearch(problem), []
+    searcher, steps = StructuredSearch(problem, rates=str(DATA / other_task(arena) / ALONE)), []
     searcher.tell(game.baselines())
 
     def regret(a: Allocation) -> float:
