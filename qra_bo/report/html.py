@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,7 +28,6 @@ from qra_bo.utils.numbers import number, signed
 T = TypeVar("T")
 NAMED_UNITS = 3
 """How many of the most sensitive units an alternative text names."""
-THEMES = (LIGHT, DARK, narrow(LIGHT), narrow(DARK))
 REM_PER_INCH = 7.0
 """Size of a figure on the page: its text is then about as large as the page's own small text."""
 
@@ -49,10 +49,10 @@ def pictures(plots: Mapping[str, Callable[[T, Theme], Figure | None]],
     """
     out, sheet = dict[str, Picture | None](), Sheet()
     for name, draw in plots.items():
-        drawn = [fig for theme in THEMES if (fig := draw(of, theme)) is not None]
-        out[name] = None if not drawn else Picture(sheet.svg(drawn[0], drawn[1], "wide"),
-                                                   sheet.svg(drawn[2], drawn[3], "narrow"),
-                                                   round(REM_PER_INCH * drawn[0].get_figwidth(), 1))
+        wide, slim = draw(of, LIGHT), draw(of, narrow(LIGHT))
+        out[name] = None if wide is None or slim is None else Picture(
+            sheet.svg(wide, partial(draw, of, DARK), "wide"),
+            sheet.svg(slim, partial(draw, of, narrow(DARK)), "narrow"), round(REM_PER_INCH * wide.get_figwidth(), 1))
     return out, sheet
 
 

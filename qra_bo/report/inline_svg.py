@@ -7,14 +7,18 @@ variables, and coordinates have as many digits as can be seen.
 
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from copy import deepcopy
 from itertools import zip_longest
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 from xml.sax.saxutils import quoteattr
 
 from matplotlib import rc_context
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+
+from qra_bo.report.style import IN_THE_DARK
 
 HREF = "{http://www.w3.org/1999/xlink}href"
 LEFT_OUT = ("metadata", "style")
@@ -34,9 +38,18 @@ class Sheet:
         self._colours: dict[tuple[str, str], str] = {}
         self._ids = 0
 
-    def svg(self, light: Figure, dark: Figure, kind: str) -> str:
-        """Return the element of one figure drawn in both appearances; ``kind`` is its class."""
-        trees = _tree(light), _tree(dark)
+    def svg(self, light: Figure, dark: Callable[[], Figure | None], kind: str,
+            colours: Mapping[str, str] = IN_THE_DARK) -> str:
+        """Return the element of one figure in both appearances.
+
+        Args:
+            light: The figure.
+            dark: Draws it in the dark; called where ``colours`` don't say all that differs.
+            kind: Class of the element.
+            colours: What each colour of a light figure is in the dark one.
+        """
+        tree = _tree(light)
+        trees = tree, _recoloured(tree, colours) or _drawn(dark)
         if _alike(*trees):
             body = self._children(*trees, {})
         else:  # e.g. two series that share a colour in one appearance alone
@@ -118,10 +131,28 @@ class Sheet:
         return re.sub(r"([:;]) ", r"\1", _COLOUR.sub(variable, light))
 
 
+def _recoloured(light: Element, colours: Mapping[str, str]) -> Element | None:
+    """Return a drawing in other colours; ``None`` where it has an image or a colour that is not among ``colours``."""
+    dark = deepcopy(light)
+    for element in dark.iter():
+        style = element.attrib.get("style", "")
+        if _tag(element) == "image" or not colours.keys() >= set(_COLOUR.findall(style)):
+            return None
+        if style:
+            element.attrib["style"] = _COLOUR.sub(lambda m: colours[m[0]], style)
+    return dark
+
+
+def _drawn(draw: Callable[[], Figure | None]) -> Element:
+    figure = draw()
+    assert figure is not None  # what there is to draw does not depend on the appearance
+    return _tree(figure)
+
+
 def _tree(figure: Figure) -> Element:
     buffer = io.StringIO()
-    with rc_context({"svg.hashsalt": "qra_bo", "svg.fonttype": "path"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    with rc_context({"svg.hashsalt": "qra_bo", "svg.fonttype": "path"}):  # savefig would draw everything twice
+        FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None})
     return ElementTree.fromstring(buffer.getvalue())
 
 

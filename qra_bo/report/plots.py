@@ -21,8 +21,7 @@ from qra_bo.study.state import loss_of
 
 def _look(theme: Theme, i: int) -> tuple[str, str]:
     """Colour and line style of the ``i``-th run."""
-    last = style.YELLOW if theme.name == "dark" else theme.muted
-    colours = (theme.main, style.VERMILLION, style.GREEN, style.ORANGE, style.PURPLE, last)
+    colours = (theme.main, style.VERMILLION, style.GREEN, style.ORANGE, style.PURPLE, theme.muted)
     return colours[i % 6], ("-", "--", "-.", ":")[i % 4]
 
 

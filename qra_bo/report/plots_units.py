@@ -81,8 +81,7 @@ def sensitivity(d: ReportData, theme: Theme) -> Figure | None:
     fig = figure(theme, 8.0, 5.4 if rank is not None else 3.8)
     above, *below = fig.subplots(1 + (rank is not None), 1, sharex=True, squeeze=False)[:, 0]
     x = np.arange(len(p.units))
-    other = style.BLUE if theme.main == style.SKY else style.SKY
-    colours = (style.VERMILLION, style.ORANGE, theme.main, style.GREEN, style.PURPLE, other, style.YELLOW)
+    colours = (style.VERMILLION, style.ORANGE, theme.main, style.GREEN, style.PURPLE, theme.second, style.YELLOW)
     for j, name in enumerate(p.formats):
         spread = None if p.quantization_se is None else 1.96 * p.quantization_se[:, j]
         above.errorbar(x, p.quantization_sensitivity[:, j], yerr=spread, marker=style.MARKERS[j % len(style.MARKERS)],

@@ -27,8 +27,8 @@ CROWDED = 16
 
 @dataclass(frozen=True, slots=True)
 class Theme:
-    """Colours of one appearance (text, secondary text, grid lines, background, the main series, the ramp's ends), and
-    whether figures are for a narrow screen."""
+    """Colours of one appearance (text, secondary text, grid lines, background, the main series and a second one beside
+    it, the ramp's ends), and whether figures are for a narrow screen."""
 
     name: str
     ink: str
@@ -36,6 +36,7 @@ class Theme:
     grid: str
     paper: str
     main: str
+    second: str
     ramp: tuple[str, str]
     narrow: bool = False
 
@@ -45,8 +46,13 @@ class Theme:
         return LinearSegmentedColormap.from_list("ramp", self.ramp)
 
 
-LIGHT = Theme("light", "#1b1f24", "#59636e", "#d9dee3", "#ffffff", BLUE, ("#e3eef6", "#004a75"))
-DARK = Theme("dark", "#e6edf3", "#9ba7b4", "#323a44", "#161b22", SKY, ("#22303c", "#8fd0f7"))
+LIGHT = Theme("light", "#1b1f24", "#59636e", "#d9dee3", "#ffffff", BLUE, SKY, ("#e3eef6", "#004a75"))
+DARK = Theme("dark", "#e6edf3", "#9ba7b4", "#323a44", "#161b22", SKY, BLUE, ("#22303c", "#8fd0f7"))
+
+IN_THE_DARK = {c.lower(): c.lower() for c in (ORANGE, GREEN, VERMILLION, PURPLE, YELLOW)} | {
+    getattr(LIGHT, role).lower(): getattr(DARK, role).lower()
+    for role in ("ink", "muted", "grid", "paper", "main", "second")}
+"""What each colour of a light figure is in the dark one; colours of a ramp are not among them."""
 
 
 def narrow(theme: Theme) -> Theme:
@@ -134,5 +140,6 @@ def heatmap(ax: Axes, theme: Theme, title: str, image: npt.NDArray[np.float64], 
 
 def png_bytes(fig: Figure) -> bytes:
     buffer = io.BytesIO()
-    fig.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+    fig.set_dpi(DPI)
+    FigureCanvasAgg(fig).print_png(buffer, metadata={"Software": None})  # savefig would draw everything twice
     return buffer.getvalue()

@@ -27,7 +27,7 @@ def tree(svg: str) -> ElementTree.Element:
 
 def test_one_drawing_holds_the_colours_of_both_appearances() -> None:
     sheet = Sheet()
-    svg = sheet.svg(drawn(LIGHT), drawn(DARK), "wide")
+    svg = sheet.svg(drawn(LIGHT), lambda: drawn(DARK), "wide")
     light, dark = re.findall(r":root \{ (.*?) \}", sheet.style)
     names = [dict(item.split(":") for item in text.rstrip(";").split(";")) for text in (light, dark)]
     pairs = {(names[0][name], names[1][name]) for name in names[0]}
@@ -38,9 +38,18 @@ def test_one_drawing_holds_the_colours_of_both_appearances() -> None:
     assert "in-dark" not in svg
 
 
+def test_known_colours_are_exchanged_as_a_dark_drawing_has_them() -> None:
+    def never() -> Figure:
+        raise AssertionError("drawn in the dark")
+
+    twice, once = Sheet(), Sheet()
+    assert once.svg(drawn(LIGHT), never, "wide") == twice.svg(drawn(LIGHT), lambda: drawn(DARK), "wide", {})
+    assert once.style == twice.style
+
+
 def test_letters_stand_once_for_all_figures_and_every_reference_is_met() -> None:
     sheet = Sheet()
-    parts = [sheet.svg(drawn(LIGHT), drawn(DARK), kind) for kind in ("wide", "narrow")]
+    parts = [sheet.svg(drawn(LIGHT), lambda: drawn(DARK), kind) for kind in ("wide", "narrow")]
     known = sheet.letters
     assert known.count("<path") == len(set("bitsloss" + "0.0 0.2 0.4 0.6 0.8 1.0".replace(" ", "")))
     ids = re.findall(r' id="([^"]+)"', "".join([known, *parts]))
@@ -50,7 +59,8 @@ def test_letters_stand_once_for_all_figures_and_every_reference_is_met() -> None
 
 
 def test_drawings_that_differ_are_both_kept() -> None:
-    svg = Sheet().svg(drawn(LIGHT), drawn(DARK, second=DARK.main), "wide")  # there both series share one marker
+    light, dark = drawn(LIGHT, second="#123456"), drawn(DARK, second=DARK.main)  # there both series share one marker
+    svg = Sheet().svg(light, lambda: dark, "wide")
     groups = {g.attrib["class"]: g for g in tree(svg) if "class" in g.attrib}
     assert set(groups) == {"in-light", "in-dark"}
     counts = [len(list(group.iter())) for group in groups.values()]
@@ -60,7 +70,7 @@ def test_drawings_that_differ_are_both_kept() -> None:
 
 
 def test_images_of_both_appearances_are_kept() -> None:
-    svg = Sheet().svg(drawn(LIGHT, image=0.2), drawn(DARK, image=0.2), "wide")
+    svg = Sheet().svg(drawn(LIGHT, image=0.2), lambda: drawn(DARK, image=0.2), "wide")
     images = [element for element in tree(svg).iter() if element.tag == "image"]
     assert [image.attrib["class"] for image in images] == ["in-light", "in-dark"]
     assert all(image.attrib["href"].startswith("data:image/png;base64,") for image in images)
@@ -68,7 +78,7 @@ def test_images_of_both_appearances_are_kept() -> None:
 
 def test_a_figure_keeps_its_size_and_its_elements() -> None:
     sheet, fig = Sheet(), drawn(LIGHT)
-    svg = sheet.svg(fig, drawn(DARK), "wide")
+    svg = sheet.svg(fig, lambda: drawn(DARK), "wide")
     assert tree(svg).attrib["viewBox"] == "0 0 216 144"
     text = "".join(sorted("bits" + "loss"))
     letters = dict(zip(re.findall(r'<path id="(g\d+)"', sheet.letters), range(100), strict=False))
