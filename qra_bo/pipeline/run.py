@@ -288,7 +288,8 @@ def _listeners(config: RunConfig, folder: Path, stack: ExitStack) -> tuple[LiveV
         stack.callback(tracker.close)
     view = stack.enter_context(live_view(config)) if config.display != "none" else None
     listeners: list[Listener] = [listener for listener in (view, tracker) if listener is not None]
-    listeners.append(functools.partial(_report_early, folder, datetime.now().astimezone()))
+    if config.oracle.trains:  # else there is no final fine-tune to wait for
+        listeners.append(functools.partial(_report_early, folder, datetime.now().astimezone()))
     if config.mirror is not None:
         listeners.append(stack.enter_context(OptunaMirror(storage_url(config.mirror, folder), folder)))
     return view, listeners
