@@ -34,7 +34,8 @@ def test_game_tries_as_many_baselines_as_a_run(arena: Arena, limit: int | None) 
 
 @pytest.mark.parametrize(("stop", "stopped"), [("1", True), ("null", False)])
 def test_costs_of_an_effort_add_up_to_its_end(arena: Arena, stop: str, stopped: bool) -> None:
-    config = load_config(["effort=quick", f"effort.stop={stop}", "method.draws=1", "method.n_prior=1"])
+    config = load_config(["effort=quick", f"effort.stop={stop}", "method.draws=1", "method.rates=null",
+                          "method.n_prior=1"])
     found = ended(arena, config, 0, (0.0, 1.0))
     profile = (512 + 9000 / 3) / arena.equivalent
     assert found["before"] == pytest.approx(profile + len(config.calibrate.lr_scales) + 3)

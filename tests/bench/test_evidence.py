@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench.search.evidence import Row, arena_rows, stop_of, stop_row, winner_row
+from bench.search.evidence import LEAST, Row, arena_rows, stop_of, stop_row, winner_row
 
 
 def search(chances: list[float | None], regrets: list[float], noise: float = 0.2, fails: bool = False) -> Row:
@@ -33,7 +33,7 @@ def test_stops_are_counted_in_every_arena() -> None:
     first, second = arena_rows(runs)
     assert (first["budget"], first["searches"], first["stops"][2], first["missed"]) == ("a", 2, 2.5, 0.5)
     assert (second["budget"], second["searches"], second["stops"][2], second["missed"]) == ("b", 1, 1.0, 1.0)
-    assert (first["what"], first["least"], first["noise"], first["proposals"]) == ("stop in an arena", 0.1, 0.2, 3)
+    assert (first["what"], first["least"], first["noise"], first["proposals"]) == ("stop in an arena", LEAST, 0.2, 3)
 
 
 def test_winners_are_compared_after_as_many_proposals() -> None:
