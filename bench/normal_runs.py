@@ -4,8 +4,10 @@
 
 Give the folders of runs at the two reference budgets, three search seeds each:
 
-    python -m qra_bo dtype=bfloat16 budget=uniform:4,4 seed=0 out=...                        (and seeds 1 and 2)
-    python -m qra_bo dtype=bfloat16 budget=uniform:4,16 memory.scope=stored seed=0 out=...   (and seeds 1 and 2)
+    python -m qra_bo dtype=bfloat16 method.rates=null budget=uniform:4,4 seed=0 out=...   (and seeds 1 and 2)
+    python -m qra_bo dtype=bfloat16 method.rates=null budget=uniform:4,16 memory.scope=stored seed=0 out=...
+
+The rates of the package were learned on the text that is trained on, so searches do without.
 
 Runs with GPTQ's codes, the default, are kept in normal_runs_gptq.json; ``--codes rtn`` collects those with
 ``quantizer.rounding=rtn`` in normal_runs.json, and ``--finer`` those with ``bits=[2,3,4,5,6,8]`` in
@@ -66,6 +68,8 @@ def finished(run: ReportData, codes: str, bits: Sequence[int]) -> dict[str, Any]
         reasons.append(f"quantizer.rounding={rounding_of(run.header.config)}")
     if list(run.header.config["bits"]) != list(bits):
         reasons.append(f"bits={list(run.header.config['bits'])}")
+    if run.header.config["method"].get("rates") is not None:
+        reasons.append(f"method.rates={run.header.config['method']['rates']}")
     if best["provenance"]["dtype"] != "bfloat16":
         reasons.append(f"dtype={best['provenance']['dtype']}")
     if confirmation is None or len(confirmation.train_seeds) < TRAIN_SEEDS:

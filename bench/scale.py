@@ -24,7 +24,6 @@ from typing import Any
 import numpy as np
 
 from bench.engine import evaluated
-from bench.methods import method_target
 from bench.report import RESULTS, Target, publish
 from qra_bo.config import RunConfig, load_config
 from qra_bo.execution.base import InProcessExecutor
@@ -164,7 +163,7 @@ def proposals(method: str, counts: Sequence[int], pending: int, rows: list[Row])
     config, setting, oracle = problem_of(method, 1e6)
     problem = SearchProblem(setting.space, setting.costs(BUDGET), BUDGET, oracle.profile(quiet), config.fidelity.high,
                             None, config.seed)
-    searcher = make_searcher(method_target(method), problem)
+    searcher = make_searcher(config.method.target, problem)
     truth, rng = Landscape(problem.space, 0), problem.rng("told")
     numbers = itertools.count(1)
 

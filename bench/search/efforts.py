@@ -1,7 +1,7 @@
 """Every effort at its own end on the tables: predicted, quick and normal, with what is learned from the other table.
 
     python -m bench.search.efforts [--seeds 10]
-    python -m bench.search.efforts method.rates=smollm2_135m --out FOLDER
+    python -m bench.search.efforts method.rates=null --out FOLDER
 
 Regrets are on the scale of bench/results/search.json: 1 is the best uniform choice and 0 the best known. An effort is
 conf/effort's: its calibration, uniform baselines, stop and limit. Calibrations are counted and find the table's rate.

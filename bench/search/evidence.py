@@ -70,8 +70,8 @@ def searched(arena: Arena, seed: int, proposals: int, scale: tuple[float, float]
                       "rule": regret(by_losses(arena, game, ours, least, seed) if fails(check) else ours)})
     noise = math.sqrt(2.0) * float(arena.oracle.emulator.noise.at(np.array([uniform]))[0])
     return {"task": arena.oracle.table.facts.task, "emulator": arena.oracle.emulator.family,
-            "budget": arena.budget.text, "seed": seed, "proposals": proposals, "noise": noise / (uniform - best),
-            "steps": steps}
+            "budget": arena.budget.text, "seed": seed, "rates": other_task(arena), "proposals": proposals,
+            "noise": noise / (uniform - best), "steps": steps}
 
 
 def by_losses(arena: Arena, game: Game, ours: Allocation, least: Allocation, seed: int) -> Allocation:
@@ -147,7 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     runs = [json.loads(line) for line in options.runs.read_text().splitlines()] if options.runs.exists() else []
-    runs = [run for run in runs if run["proposals"] == options.proposals]
+    runs = [run for run in runs if run["proposals"] == options.proposals and "rates" in run]
     if not options.summary:
         options.runs.parent.mkdir(parents=True, exist_ok=True)
         scales = {arena_of(row): (row["best_known"], row["best_uniform"]) for row in published_rows(

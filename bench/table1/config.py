@@ -14,7 +14,7 @@ from qra_bo.config import RunConfig, load_config
 from qra_bo.config.check import validated
 from qra_bo.config.compose import HYDRA_ERRORS, hydra_app
 from qra_bo.config.environment import resolved
-from qra_bo.config.groups import OtherRates
+from qra_bo.config.groups import OtherRates, Target
 from qra_bo.space import Ladder
 from qra_bo.utils.errors import ConfigError, UserError, nearest_first
 from qra_bo.utils.fields import Count, Group, Texts, accepted_by
@@ -84,7 +84,7 @@ def load_table(overrides: Sequence[str] = ()) -> TableConfig:
     problems: list[str] = []
     run = table = None
     try:
-        run = load_config(rest)
+        run = unlearned(load_config(rest), rest)
         problems += _run_problems(run)
     except ConfigError as error:
         problems += error.problems
@@ -96,6 +96,14 @@ def load_table(overrides: Sequence[str] = ()) -> TableConfig:
     if problems or run is None or table is None:
         raise ConfigError(problems)
     return TableConfig(run, table)
+
+
+def unlearned(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
+    """Return a configuration whose search knows no learned rates, unless an override gives some: those of the package
+    were learned from the model and texts of benchmarks, and no other method has anything of the kind."""
+    if config.method.target.get("rates") is None or any(o.startswith("method.rates=") for o in overrides):
+        return config
+    return config.with_changes(method=Target.model_validate({**config.method.model_dump(), "rates": None}))
 
 
 def load_options(overrides: Sequence[str] = ()) -> TableOptions:

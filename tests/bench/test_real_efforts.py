@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from bench.search import real_efforts
+from bench.search.real_efforts import FULL
 from qra_bo.study.journal import read_journal
 
 
@@ -23,13 +24,15 @@ def test_gains_are_paired_and_the_prediction_takes_the_uniform_choice_of_a_searc
     assert [r["difference"] for r in found] == pytest.approx([-0.1, -0.2])
 
 
-def test_shares_are_of_what_normal_gains_in_the_same_searches() -> None:
+def test_shares_are_of_what_the_full_search_gains_with_the_same_seeds() -> None:
     rows = real_efforts.gains([
         row("a", "instant", 0, 1.9, None), row("a", "quick", 0, 1.9), row("a", "quick", 1, 1.7),
-        row("a", "quick", 2, 1.0), row("a", "normal", 0, 1.8), row("a", "normal", 1, 1.6)])
-    assert real_efforts.share_of(rows, "quick") == pytest.approx((0.1 + 0.3) / (0.2 + 0.4))
-    assert real_efforts.share_of(rows, "instant") == pytest.approx((0.1 + 0.1) / (0.2 + 0.4))
-    assert real_efforts.share_of(rows[:4], "quick") is None
+        row("a", "quick", 2, 1.0), row("a", FULL, 0, 1.8), row("a", FULL, 1, 1.6)])
+    assert real_efforts.share_of(rows, "quick") == (pytest.approx((0.1 + 0.3) / (0.2 + 0.4)), 2)
+    assert real_efforts.share_of(rows, "instant") == (pytest.approx((0.1 + 0.1) / (0.2 + 0.4)), 2)
+    assert real_efforts.share_of(rows[:4], "quick") == (None, 0)
+    lost = real_efforts.gains([row("a", "quick", 0, 2.2), row("a", FULL, 0, 2.1)])
+    assert real_efforts.share_of(lost, "quick") == (None, 1)
     assert not any(t.met for t in real_efforts.targets_of(rows))  # 2 of 6 searches
 
 

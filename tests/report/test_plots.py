@@ -125,6 +125,17 @@ def test_the_same_figure_gives_the_same_bytes(data):
     assert first == second
 
 
+@pytest.mark.parametrize("name", PLOTS)
+def test_a_figure_in_other_colours_is_the_one_drawn_in_the_dark(data, name):
+    draw = PLOTS[name]
+    if draw(data, LIGHT) is None:
+        pytest.skip("the run has no data for it")
+    once, twice = Sheet(), Sheet()
+    svg = once.svg(draw(data, LIGHT), lambda: draw(data, DARK), "wide")
+    assert svg == twice.svg(draw(data, LIGHT), lambda: draw(data, DARK), "wide", {})
+    assert once.style == twice.style
+
+
 def test_points_above_the_view_are_marked(data):
     draw = PLOTS["convergence"]
     ax = draw(data, LIGHT).axes[0]

@@ -8,6 +8,7 @@ import pytest
 
 from qra_bo.searchers.base import Forecasting
 from qra_bo.searchers.structured.lengths import at_length
+from qra_bo.searchers.structured.rates import Rates
 from qra_bo.searchers.structured.searcher import StructuredSearch
 from qra_bo.searchers.structured.transfer import load_prior
 from qra_bo.space.knapsack import solve_knapsack
@@ -22,10 +23,19 @@ class TestStructuredWithRates(SearcherSuite):
 
 
 @pytest.mark.parametrize("steps", [None, 240])
-def test_first_proposal_is_the_optimum_of_the_rates_of_the_length_that_is_minimised(steps: int | None) -> None:
+def test_first_proposal_is_the_optimum_of_the_rates_of_the_length_that_is_minimised(
+        steps: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths = []
+
+    def noted(rates: Rates, length: int) -> Rates:
+        lengths.append(length)
+        return at_length(rates, length)
+
+    monkeypatch.setattr("qra_bo.searchers.structured.searcher.at_length", noted)
     problem = replace(make_problem()[0], objective_steps=steps)
     first = StructuredSearch(problem, rates=NAME).ask(1)[0].allocation
-    table = at_length(load_prior(NAME).rates, steps or problem.high_steps).table(problem)
+    assert lengths == [steps or problem.high_steps]  # a small space has one optimum at both lengths
+    table = at_length(load_prior(NAME).rates, lengths[0]).table(problem)
     best = solve_knapsack(table, problem.costs, problem.budget_bytes)
     n, row = problem.space.n_units, problem.space.encode(first)
     at = np.arange(n)

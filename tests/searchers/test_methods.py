@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from bench.methods import METHODS, method_target
+from bench.table1.config import load_table
 from qra_bo.config import load_config
 from qra_bo.execution.base import InProcessExecutor, failure
 from qra_bo.oracle.synthetic import SyntheticOracle
@@ -166,6 +167,8 @@ def test_a_run_begins_with_learned_rates_and_a_benchmark_does_not() -> None:
     assert method_target("default")["rates"] is None
     assert method_target("default", {"rates": "mine.json"})["rates"] == "mine.json"
     assert "rates" not in method_target("random")
+    assert load_table([]).run.method.target["rates"] is None
+    assert load_table(["method.rates=smollm2_135m"]).run.method.target["rates"] == "smollm2_135m"
 
 
 @pytest.mark.parametrize("name", NAMES)

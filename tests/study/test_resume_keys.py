@@ -32,7 +32,7 @@ OTHER: dict[str, Any] = {
     "memory.scope": "memory.scope=stored", "embeddings": "embeddings=8", "serve": f"serve=mlx\n{GROUPS}",
     "memory.headroom": "memory.headroom=600MB", "memory.format": "memory.format=json", "data.name": "data.name=other",
     "oracle.name": "oracle=finetune", "data.kind": "data=plays", "method.name": "method.name=other",
-    "method._target_": "method=random", "method.n_prior": "method.n_prior=3",
+    "method._target_": "method=random", "method.n_prior": "method.n_prior=3\nmethod.rates=null",
     "method.temperatures": "method.temperatures=[1.0]", "method.acquisition": "method.acquisition=mean",
     "method.without": "method.without=[rank shape]",
     "method.quantization_sensitivity": "method.quantization_sensitivity=rise",

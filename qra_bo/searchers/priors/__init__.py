@@ -23,8 +23,8 @@ def read_prior(prior: str) -> bytes:
     try:
         return prior_file(prior).read_bytes()
     except OSError as error:
-        raise ConfigError(f"surrogate.prior: {prior} can't be read ({error.strerror}); give a file that python -m "
-                          "qra_bo.prior wrote") from error
+        raise ConfigError(f"{prior}, what earlier runs taught, can't be read ({error.strerror}); give surrogate.prior "
+                          "and surrogate.rates a file that python -m qra_bo.prior wrote") from error
 
 
 def prior_sha256(prior: str | None) -> str | None:

@@ -41,7 +41,7 @@ class StructuredSearch(ObservingSearcher):
 
     Args:
         n_prior: Proposals solved under assumed exchange rates of bits and ranks, before any is learned; ``None``: see
-            ``features.prior_share``. None are where ``rates`` is given.
+            ``features.prior_share``. Only without ``rates``.
         draws: Posterior samples solved for every global proposal, besides the posterior mean.
         temperatures: Factors on the deviation of the samples from the posterior mean, in turn.
         acquisition: ``"logei"``, ``"mean"`` (posterior mean), ``"thompson"`` (the solution of one posterior sample),
@@ -56,7 +56,8 @@ class StructuredSearch(ObservingSearcher):
         prior: Prior of the parts' scales learned from earlier runs: a file or the name of one that comes with the
             package; or ``None``.
         rates: Learned exchange rates, likewise: at the length of training that is minimised they are the surrogate's
-            prior mean, whose optimum is the first proposal; ``None``: the prior mean is constant.
+            prior mean, whose optimum is the first proposal; ``None``: the prior mean is constant. They are of the
+            believed sensitivity, whatever ``quantization_sensitivity`` says.
         without: Parts of the surrogate to leave out, by their names in ``build_components``.
         quantization_sensitivity: Its measure, see ``measured_sensitivity``.
 
@@ -77,6 +78,9 @@ class StructuredSearch(ObservingSearcher):
             problems.append(f"most must be at least 2 and always_fitted at least 0; got {most} and {always_fitted}")
         if (n_prior or 0) < 0 or draws < 1:
             problems.append(f"n_prior must be at least 0 and draws at least 1; got {n_prior} and {draws}")
+        if n_prior is not None and rates is not None:
+            problems.append(f"n_prior is for a search without learned rates; got {n_prior} with rates={rates}: set "
+                            "method.rates=null too")
         if not temperatures or min(temperatures) < 0:
             problems.append(f"temperatures must be at least 0, and at least one; got {temperatures}")
         if quantization_sensitivity not in MEASURES:

@@ -136,7 +136,7 @@ def load_prior(given: str) -> Prior:
         return Prior(rates, TypeAdapter(dict[str, PartPrior]).validate_python(data["parts"]),
                      TypeAdapter(PositiveFloat).validate_python(data["lr_scale"]), tuple(map(str, data["sources"])))
     except (ValueError, KeyError, TypeError, OverflowError) as error:
-        raise ConfigError(f"surrogate.prior: {path} holds no prior of python -m qra_bo.prior: {error}") from error
+        raise ConfigError(f"{path} holds no prior of python -m qra_bo.prior: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)
