@@ -41,9 +41,13 @@ DEFAULTS = ("memory.scope=stored", "bits=[2,3,4,5,6,8]", "quantizer.rounding=gpt
 LIMITS = ("54MB", "uniform:4,16")
 FULL = "normal, nothing learned"
 """The search that the others' gains are shares of."""
-EFFORTS: Mapping[str, Mapping[str, Any]] = {
-    "instant": {}, "quick": {"rates": str(LEARNED)}, "quick, nothing learned": {}, FULL: {}}
-"""Efforts, each with the options of its method, which knows no learned rates unless they name some."""
+RATES = {"rates": str(LEARNED)}
+EFFORTS: Mapping[str, tuple[tuple[str, ...], Mapping[str, Any]]] = {
+    "instant": (("effort=instant",), {}), "quick": (("effort=quick",), RATES),
+    "quick, stop at 0.1": (("effort=quick", "effort.stop=0.1"), RATES),
+    "quick, nothing learned": (("effort=quick",), {}), FULL: (("effort=normal",), {})}
+"""Efforts, each with changes of the configuration and the options of its method, which knows no learned rates unless
+they name some."""
 UNSEEN = 1000
 """Search seed whose unseen training seeds train what all searches come to."""
 SEEDS = 3
@@ -66,10 +70,10 @@ def session_of(config: RunConfig, folder: Path) -> Any:
 
 def found_by(config: RunConfig, folder: Path, limit: Limit, name: str) -> Row:
     """Return what an effort comes to at one search seed; its search is begun or gone on with."""
-    effort = load_config([f"effort={name.split(',')[0]}"]).effort.with_changes(references=False, ranking_top=0,
-                                                                              compare=())
+    changes, method = EFFORTS[name]
+    effort = load_config(changes).effort.with_changes(references=False, ranking_top=0, compare=())
     with session_of(config, folder) as session:
-        outcome = search(session, name, limit, OURS, EFFORTS[name], {"effort": effort})
+        outcome = search(session, name, limit, OURS, method, {"effort": effort})
     study = outcome.study
     full, uniform = float(study.header["full_trial_tokens"]), study.best_uniform
     return {"effort": name, "seed": config.seed, "limit": limit.budget, "lr_scale": study.lr_scale,
