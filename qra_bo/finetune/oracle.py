@@ -146,7 +146,7 @@ class FinetuneOracle:
         result = self._result(run, progress, then)
         ended = result.state is not TrialState.OK or run.request.steps == run.request.schedule_steps
         if ended and run.store is not None:
-            self._over.add(run.name)
+            self._over.update(run.sources)  # a trial's too, of a session before this one
         return result
 
     def _result(self, run: TrialRun, progress: Progress, then: Callable[[], None] | None) -> TrialResult:

@@ -176,6 +176,18 @@ def test_a_final_training_continues_the_same_training_of_a_trial(tmp_path: Path)
     assert final(outs[2], validate_every=2)["training_tokens"] == trial.training_tokens  # a trial's curve lacks them
 
 
+def test_a_trial_of_an_earlier_session_leaves_no_checkpoint(tmp_path: Path) -> None:
+    request, out = replace(REQUEST, split="test"), tmp_path / "delivered"
+    make(tmp_path).evaluate(request, quiet)
+    out.mkdir()
+    later = make(tmp_path)
+    found = later.finalise(request.allocation.to_json(), {"steps": request.steps}, request.train_seed, 1.0, str(out), NODE,
+                           quiet)
+    assert found["training_tokens"] == 0
+    later.forget(quiet)
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
 def test_checkpoints_that_nothing_can_continue_are_removed(tmp_path: Path) -> None:
     oracle = make(tmp_path)
 
