@@ -180,9 +180,8 @@ def test_a_trial_of_an_earlier_session_leaves_no_checkpoint(tmp_path: Path) -> N
     request, out = replace(REQUEST, split="test"), tmp_path / "delivered"
     make(tmp_path).evaluate(request, quiet)
     out.mkdir()
-    later = make(tmp_path)
-    found = later.finalise(request.allocation.to_json(), {"steps": request.steps}, request.train_seed, 1.0, str(out), NODE,
-                           quiet)
+    later, steps = make(tmp_path), {"steps": request.steps}
+    found = later.finalise(request.allocation.to_json(), steps, request.train_seed, 1.0, str(out), NODE, quiet)
     assert found["training_tokens"] == 0
     later.forget(quiet)
     assert not list(tmp_path.glob("*.safetensors"))
