@@ -14,19 +14,20 @@ METHODS = CONF / "method"
 PEERS = Path(__file__).parent / "peers" / "conf" / "method"
 
 
+def unlearned(target: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a method's options without learned rates: those of the package were learned from the very tables and model
+    that benchmarks are of, and peers know nothing of the kind."""
+    return {**target, "rates": None} if "rates" in target else dict(target)
+
+
 def method_target(name: str, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Return ``_target_`` and options of a peer or method with nested changes, for ``make_searcher``; changes with a
-    ``_target_`` are complete.
-
-    Learned rates are left out unless the changes name them: those of the package were learned from the very tables and
-    model that benchmarks are of, and peers know nothing of the kind.
-    """
+    ``_target_`` are complete. It is ``unlearned`` unless the changes name rates."""
     if changes and "_target_" in changes:
         return dict(changes)
     folder = PEERS if (PEERS / f"{name}.yaml").is_file() else METHODS
     config = load_config(["task=memory", f"method={name}"], str(folder.parent))
-    alone = {"rates": None} if "rates" in config.method.target else {}
-    merged = OmegaConf.to_container(OmegaConf.merge(config.method.target, alone, dict(changes or {})))
+    merged = OmegaConf.to_container(OmegaConf.merge(unlearned(config.method.target), dict(changes or {})))
     assert isinstance(merged, dict)
     return {str(key): value for key, value in merged.items()}
 

@@ -12,7 +12,6 @@ best uniform choice less that of the effort's; shares of a gain are of that of t
 """
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,8 +23,9 @@ from bench.collect.task import DATA
 from bench.report import RESULTS, Target, publish
 from bench.search.methods import OURS
 from bench.search.play import ALONE
+from bench.search.real import ROWS, rows_in
+from bench.sessions import limit_of
 from bench.table1.config import TableConfig, load_options
-from bench.table1.limits import Limit
 from bench.table1.recipe import Recipe
 from bench.table1.search import search
 from bench.table1.session import Session, open_session
@@ -52,15 +52,7 @@ UNSEEN = 1000
 """Search seed whose unseen training seeds train what all searches come to."""
 SEEDS = 3
 INSTANT_SHARE, QUICK_SHARE = 0.7, 0.9
-ROWS = "rows.json"
 Row = dict[str, Any]
-
-
-def rows_in(folder: Path) -> list[Row]:
-    """Return what was written of one limit."""
-    path = folder / ROWS
-    rows: list[Row] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    return rows
 
 
 def session_of(config: RunConfig, folder: Path) -> Any:
@@ -68,9 +60,9 @@ def session_of(config: RunConfig, folder: Path) -> Any:
     return open_session(TableConfig(config, load_options()), folder)
 
 
-def found_by(config: RunConfig, folder: Path, limit: Limit, name: str) -> Row:
+def found_by(config: RunConfig, folder: Path, name: str) -> Row:
     """Return what an effort comes to at one search seed; its search is begun or gone on with."""
-    changes, method = EFFORTS[name]
+    (changes, method), limit = EFFORTS[name], limit_of(config)
     effort = load_config(changes).effort.with_changes(references=False, ranking_top=0, compare=())
     with session_of(config, folder) as session:
         outcome = search(session, name, limit, OURS, method, {"effort": effort})
@@ -94,14 +86,13 @@ def trained(session: Session, config: RunConfig, allocation: Allocation, lr_scal
 def run_limit(text: str, seeds: Sequence[int], efforts: Sequence[str], work: Path, overrides: Sequence[str]) -> None:
     """Search within one limit with each effort and seed, then train what was found; rows are kept as they come."""
     folder = work / text.replace(":", "-").replace(",", "-")
-    limit = Limit(f"stored {text}", "stored", text, None, None)
     for name in efforts:
         for seed in seeds if name != "instant" else (0,):  # what is predicted depends on no seed
             rows = rows_in(folder)
             row = next((r for r in rows if (r["effort"], r["seed"]) == (name, seed)), None)
             if row is None:
                 config = load_config([*DEFAULTS, *overrides, f"budget={text}", f"seed={seed}"])
-                row = found_by(config, folder / f"seed-{seed}", limit, name)
+                row = found_by(config, folder / f"seed-{seed}", name)
                 rows.append(row)
                 write_json(folder / ROWS, rows)
             if "test_losses" not in row:

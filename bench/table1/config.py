@@ -10,6 +10,7 @@ from hydra import compose
 from pydantic import StrictInt
 
 from bench.collect.task import FORMATS
+from bench.methods import unlearned
 from qra_bo.config import RunConfig, load_config
 from qra_bo.config.check import validated
 from qra_bo.config.compose import HYDRA_ERRORS, hydra_app
@@ -84,7 +85,10 @@ def load_table(overrides: Sequence[str] = ()) -> TableConfig:
     problems: list[str] = []
     run = table = None
     try:
-        run = unlearned(load_config(rest), rest)
+        run = load_config(rest)
+        if not any(o.startswith("method.rates=") for o in rest):
+            method = Target.model_validate({"name": run.method.name, **unlearned(run.method.target)})
+            run = run.with_changes(method=method)
         problems += _run_problems(run)
     except ConfigError as error:
         problems += error.problems
@@ -96,14 +100,6 @@ def load_table(overrides: Sequence[str] = ()) -> TableConfig:
     if problems or run is None or table is None:
         raise ConfigError(problems)
     return TableConfig(run, table)
-
-
-def unlearned(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
-    """Return a configuration whose search knows no learned rates, unless an override gives some: those of the package
-    were learned from the model and texts of benchmarks, and no other method has anything of the kind."""
-    if config.method.target.get("rates") is None or any(o.startswith("method.rates=") for o in overrides):
-        return config
-    return config.with_changes(method=Target.model_validate({**config.method.model_dump(), "rates": None}))
 
 
 def load_options(overrides: Sequence[str] = ()) -> TableOptions:
