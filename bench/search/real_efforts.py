@@ -3,7 +3,7 @@
     python -m bench.search.real_efforts [--limits 54MB ...] [--seeds 0 1 2] [--efforts instant quick ...]
                                         [--work outputs/real-efforts] [--summary] [overrides ...]
 
-The embedded model and text (the plays), six formats, codes by GPTQ, trials of 24 steps, limits on stored bytes. What is
+The embedded model and text (the plays), bf16, six formats, codes by GPTQ, trials of 24 steps, limits on stored bytes. What is
 learned comes from the table of GSM8K alone. Searches of one limit and seed share what they would train alike, each at
 its own charge. What an effort comes to and the best uniform choice of its own search, each at its own search's learning
 rate, are then trained on the same five seeds, which no search used, and evaluated on the test split. Everything is kept
@@ -37,7 +37,7 @@ from qra_bo.utils.files import write_json
 
 LEARNED = DATA / "gsm8k" / ALONE
 DEFAULTS = ("memory.scope=stored", "bits=[2,3,4,5,6,8]", "quantizer.rounding=gptq", "search.length=trial",
-            "display=none", f"surrogate.rates={LEARNED}")
+            "dtype=bfloat16", "display=none", f"surrogate.rates={LEARNED}")
 LIMITS = ("54MB", "uniform:4,16")
 FULL = "normal, nothing learned"
 """The search that the others' gains are shares of."""
