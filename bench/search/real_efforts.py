@@ -3,12 +3,13 @@
     python -m bench.search.real_efforts [--limits 54MB ...] [--seeds 0 1 2] [--efforts instant quick ...]
                                         [--work outputs/real-efforts] [--summary] [overrides ...]
 
-The embedded model and text (the plays), bf16, six formats, codes by GPTQ, trials of 24 steps, limits on stored bytes. What is
-learned comes from the table of GSM8K alone. Searches of one limit and seed share what they would train alike, each at
-its own charge. What an effort comes to and the best uniform choice of its own search, each at its own search's learning
-rate, are then trained on the same five seeds, which no search used, and evaluated on the test split. Everything is kept
-in ``--work``, one folder a limit, and gone on with; several processes may do a limit each. A gain is the loss of the
-best uniform choice less that of the effort's; shares of a gain are of that of the search ``FULL`` with the same seed.
+The embedded model and text (the plays), bf16, six formats, codes by GPTQ, trials of 24 steps, limits on stored bytes.
+What is learned comes from the table of GSM8K alone. Searches of one limit and seed share what they would train alike,
+each at its own charge. What an effort comes to and the best uniform choice of its own search, each at its own search's
+learning rate, are then trained on the same five seeds, which no search used, and evaluated on the test split.
+Everything is kept in ``--work``, one folder a limit, and gone on with; several processes may do a limit each. A gain is
+the loss of the best uniform choice less that of the effort's; shares of a gain are of that of the search ``FULL`` with
+the same seed.
 """
 
 import argparse
