@@ -12,6 +12,7 @@ from torch import Tensor
 
 from qra_bo.finetune.cache import TensorStore
 from qra_bo.finetune.models.activations import carried, decoder_layers, starting_at
+from qra_bo.finetune.precision import in_float32
 from qra_bo.finetune.quantization.bank import LayerBank
 from qra_bo.finetune.threads import one_thread
 from qra_bo.finetune.training.loss import CalibrationText, each_gradient, hidden_states, logits_of
@@ -175,7 +176,7 @@ def measure_quantization_sensitivity(bank: LayerBank, units: Sequence[Unit], for
     bank.restore_dense()
     found, base, spent, tokens = list[FloatArray](), 0.0, 0.0, 0
     quantised = np.array([fmt.bits < 16 for fmt in formats], dtype=bool)  # 16 bits are the reference itself
-    with _on_device(bank.device, text):
+    with _on_device(bank.device, text), in_float32(bank):
         for part, (ids, labels) in enumerate(parts):
             def measured(unit: int, make: Callable[[], FloatArray], done: int, part: int = part) -> FloatArray:
                 found = _kept(kept, f"quantisation-{part}-{unit}", make)

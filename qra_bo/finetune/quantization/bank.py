@@ -82,6 +82,7 @@ class LayerBank:
         self.model, self.spec, self.formats, self.compute_dtype = model, spec, tuple(formats), compute_dtype
         self.device, self.keep_dense, self.rounding = torch.device(device), keep_dense, rounding
         self.dense_on_device, self.store = dense_on_device, store
+        self._product_dtype: torch.dtype | None = None
         self._states: dict[tuple[str, str], State] = {}
         self._layers: dict[tuple[str, str], nn.Module] = {}
         self._installed: dict[str, str | OwnBase] = {}
@@ -147,6 +148,12 @@ class LayerBank:
         for name, wanted in changed.items():  # one by one: a device need not hold old and new layers together
             self._place(name, self._layer(name, wanted))
             self._installed[name] = wanted
+
+    def multiply_in(self, dtype: torch.dtype | None) -> None:
+        """Let packed linears multiply in a wider type from now on, the installed ones too; ``None`` ends it."""
+        self._product_dtype = dtype
+        for name in self._installed:
+            packed(self._placed[name]).product_dtype = dtype
 
     def restore_dense(self) -> None:
         """Put the original dense linears in place."""
@@ -258,6 +265,8 @@ class LayerBank:
                               "detach adapters before formats change")
 
     def _place(self, name: str, layer: nn.Module) -> None:
+        if isinstance(layer, PackedLinear):
+            layer.product_dtype = self._product_dtype
         layer.train(self.model.training)
         self.model.set_submodule(name, layer)
         self._placed[name] = layer

@@ -78,13 +78,15 @@ class PackedLinear(ABC):
     """A frozen linear layer over packed weights (mixed into ``nn.Module`` classes, before them).
 
     Attributes:
-        compute_dtype: Type of the matrix product; the output has the type of the input.
+        compute_dtype: Type of the unpacked weight and of the matrix product; the output has the type of the input.
+        product_dtype: A wider type of the product alone; ``None``: none.
         dense: The unpacked weight, kept only where memory is traded for time; same numbers, bit for bit.
         target: The device that a layer on the meta device stands for; ``None`` on real devices.
     """
 
     fmt: StorageFormat
     compute_dtype: torch.dtype
+    product_dtype: torch.dtype | None = None
     dense: Tensor | None = None
     target: torch.device | None = None
     in_features: int
@@ -117,8 +119,9 @@ class _FrozenMatmul(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: PackedLinear) -> Tensor:
         ctx.layer = layer
-        bias = None if layer.bias is None else layer.bias.to(layer.compute_dtype)
-        return nn.functional.linear(x.to(layer.compute_dtype), layer.weight_matrix(), bias).to(x.dtype)
+        dtype = layer.product_dtype or layer.compute_dtype
+        bias = None if layer.bias is None else layer.bias.to(dtype)
+        return nn.functional.linear(x.to(dtype), layer.weight_matrix().to(dtype), bias).to(x.dtype)
 
     @staticmethod
     @once_differentiable

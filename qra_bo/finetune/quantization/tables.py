@@ -27,6 +27,7 @@ class PackedTable(nn.Module):
         compute_dtype: Type of the unpacked weights.
 
     Attributes:
+        product_dtype: Type of a head's product, where it is wider than that of the weights; ``None``: it is not.
         dense: The unpacked matrix, kept only where memory is traded for time.
         target: The device that a table on the meta device stands for; ``None`` on real devices.
     """
@@ -37,6 +38,7 @@ class PackedTable(nn.Module):
         super().__init__()
         self.fmt, self.shape, self.compute_dtype = fmt, shape, compute_dtype
         self.middle = 1 << fmt.bits - 1
+        self.product_dtype: torch.dtype | None = None
         self.dense: Tensor | None = None
         self.target: torch.device | None = None
         for name, tensor in state.items():
@@ -114,11 +116,11 @@ class PackedHead(nn.Module):
         return cast(Tensor, _TiledProduct.apply(x, self))  # type: ignore[no-untyped-call]
 
     def logits(self, x: Tensor) -> Tensor:
-        """Return the logits, ``n x v``, of ``n x d`` hidden states in the compute type."""
+        """Return the logits, ``n x v``, of ``n x d`` hidden states in the type of the product."""
         out = torch.empty(len(x), self.out_features, dtype=x.dtype, device=x.device)
         for first, last in self.table.tiles():
             bias = None if self.bias is None else self.bias[first:last].to(x.dtype)
-            out[:, first:last] = nn.functional.linear(x, self.table.tile(first, last), bias)
+            out[:, first:last] = nn.functional.linear(x, self.table.tile(first, last).to(x.dtype), bias)
         return out
 
     def input_gradient(self, gradient: Tensor) -> Tensor:
@@ -137,7 +139,8 @@ class _TiledProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, head: PackedHead) -> Tensor:
         ctx.head = head
-        flat = x.to(head.table.compute_dtype).reshape(-1, head.in_features)
+        table = head.table
+        flat = x.to(table.product_dtype or table.compute_dtype).reshape(-1, head.in_features)
         return head.logits(flat).view(*x.shape[:-1], head.out_features).to(x.dtype)
 
     @staticmethod
