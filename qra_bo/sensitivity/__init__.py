@@ -3,6 +3,7 @@ allocations that exceed the budget (Eqs. 4-5)."""
 
 from qra_bo.sensitivity.importance import (
     BELIEVED,
+    DIVERGENCE,
     MEASURES,
     RISE,
     fidelity_importance,
@@ -25,7 +26,7 @@ from qra_bo.sensitivity.io import (
 from qra_bo.sensitivity.profile import SensitivityProfile
 from qra_bo.sensitivity.repair import Repair
 
-__all__ = ["BELIEVED", "MEASURES", "RISE", "PublishedSensitivity", "Repair", "SensitivityProfile",
+__all__ = ["BELIEVED", "DIVERGENCE", "MEASURES", "RISE", "PublishedSensitivity", "Repair", "SensitivityProfile",
            "fidelity_importance", "given_profile", "load_profile", "measured_sensitivity", "min_max",
            "plasticity_importance", "profile_from_json", "profile_to_json", "read_given", "save_profile",
            "scaled_by_value", "unknown_measure", "warm_start"]

@@ -257,7 +257,7 @@ def test_trials_become_curves_by_seed_and_split(tmp_path: Path) -> None:
     runs = of_best(path)
     np.testing.assert_allclose(runs.losses, [[4.1, 3.85], [4.0, 3.8]])  # each at the best of its rates
     profile = load_profile(PROFILE)
-    level = np.clip(measured_sensitivity(profile, "believed"), 0, None)
+    level = np.clip(measured_sensitivity(profile, "divergence"), 0, None)
     level[:, 0] = level.max(axis=1)  # at 3 bits no less than at 4
     for row, column, rank in ((0, 0, 15), (1, 1, 2)):
         np.testing.assert_allclose(validation.terms[row], [level[:, column].sum(), np.sqrt(level[:, column]).sum(),

@@ -251,4 +251,4 @@ def test_a_run_resumes_and_publishes(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert len(load(tmp_path / NAME)) == 2
     assert program.main([*arguments, "--summary", "--results", str(tmp_path)]) == 0
     written = json.loads((tmp_path / "levers.json").read_text())
-    assert [row["part"] for row in written["rows"]] == ["lever"] * len(LEVERS) + ["profile"] * 3
+    assert [row["part"] for row in written["rows"]] == ["lever"] * len(LEVERS) + ["profile"] * len(PROFILED)

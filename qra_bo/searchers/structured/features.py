@@ -59,7 +59,7 @@ def build_components(problem: SearchProblem, without: Collection[str] = (),
                   torch.ones((n_units, 1), dtype=torch.float64))]
 
 
-def sensitivity_scales(problem: SearchProblem, measure: str = BELIEVED) -> tuple[FloatArray, FloatArray]:
+def sensitivity_scales(problem: SearchProblem, measure: str) -> tuple[FloatArray, FloatArray]:
     """Return ``measured_sensitivity``, at least 0 and falling along the ladder, and its square root, ``L x F``."""
     level = np.clip(measured_sensitivity(problem.profile, measure), 0.0, None)
     monotone = np.maximum.accumulate(level[:, ::-1], axis=1)[:, ::-1]

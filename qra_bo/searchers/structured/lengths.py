@@ -13,7 +13,7 @@ import numpy as np
 
 from qra_bo.searchers.base import SearchProblem
 from qra_bo.searchers.structured.features import sensitivity_scales
-from qra_bo.searchers.structured.rates import Rates
+from qra_bo.searchers.structured.rates import MEASURE, Rates
 from qra_bo.sensitivity.change import Change
 
 EXPONENTS = np.array([-0.22, -0.22, 0.01])
@@ -35,7 +35,7 @@ def at_length(rates: Rates, steps: int) -> Rates:
 
 def change(rates: Rates, problem: SearchProblem, before: int, after: int) -> Change:
     """Return what trainings of ``after`` steps change in the losses of those of ``before`` steps, by the rates."""
-    level, root = sensitivity_scales(problem)
+    level, root = sensitivity_scales(problem, MEASURE)
     a, b, c = at_length(rates, after).slopes - at_length(rates, before).slopes
     share = problem.space.unit_numel / problem.space.unit_numel.sum()
     return Change(tuple(f.name for f in problem.space.formats), np.asarray(a * level + b * root),

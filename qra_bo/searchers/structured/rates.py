@@ -2,10 +2,12 @@
 
     loss = level + a sum_l I_q + b sum_l sqrt(I_q) - c sum_l share_l log2 r_l
 
-``I_q`` is the believed quantisation sensitivity of unit ``l`` in its format (nats), ``share_l`` its share of the
-parameters. Slopes are at least 0 and the same for all units, so that those of one text or model say something about
-another; the level is each study's own. (An interaction of sensitivity and rank, and the measured rank sensitivity in
-place of ``log2 r``, did not predict the rows of an unseen table better.)
+``I_q`` is the quantisation sensitivity of unit ``l`` in its format as KL divergence from the 16-bit model (nats),
+``share_l`` its share of the parameters. (The rise of the loss on a profile's few sequences has more noise, and an
+optimum picks the units where noise makes few bits look harmless.) Slopes are at least 0 and the same for all units, so
+that those of one text or model say something about another; the level is each study's own. (An interaction of
+sensitivity and rank, and the measured rank sensitivity in place of ``log2 r``, did not predict the rows of an unseen
+table better.)
 """
 
 import math
@@ -17,9 +19,12 @@ import numpy as np
 from qra_bo.searchers.base import SearchProblem
 from qra_bo.searchers.observations import Observations
 from qra_bo.searchers.structured.features import sensitivity_scales
+from qra_bo.sensitivity import DIVERGENCE
 from qra_bo.space import Allocation, FloatArray
 from qra_bo.trials import Trial
 
+MEASURE = DIVERGENCE
+"""Of quantisation sensitivity, which the slopes are learned for."""
 NAMES = ("sensitivity", "root_sensitivity", "log2_rank")
 """The slopes: nats of loss a nat of I_q, a root nat of it, and a doubling of every rank (there a gain)."""
 LEAST_LOSSES = 10
@@ -82,7 +87,7 @@ class Study:
 
 def terms(problem: SearchProblem) -> FloatArray:
     """Return the terms of the model by unit, format and rank, ``L x F x R x 3``: what ``slopes`` multiply."""
-    level, root = sensitivity_scales(problem)
+    level, root = sensitivity_scales(problem, MEASURE)
     share = problem.space.unit_numel / problem.space.unit_numel.sum()
     ranks = np.log2(np.array(problem.space.ranks.values, dtype=np.float64))
     parts = (level[:, :, None], root[:, :, None], -share[:, None, None] * ranks)

@@ -56,8 +56,8 @@ class StructuredSearch(ObservingSearcher):
         prior: Prior of the parts' scales learned from earlier runs: a file or the name of one that comes with the
             package; or ``None``.
         rates: Learned exchange rates, likewise: at the length of training that is minimised they are the surrogate's
-            prior mean, whose optimum is the first proposal; ``None``: the prior mean is constant. They are of the
-            believed sensitivity, whatever ``quantization_sensitivity`` says.
+            prior mean, whose optimum is the first proposal; ``None``: the prior mean is constant. They are of the KL
+            divergence, whatever ``quantization_sensitivity`` says.
         without: Parts of the surrogate to leave out, by their names in ``build_components``.
         quantization_sensitivity: Its measure, see ``measured_sensitivity``.
 
