@@ -1,10 +1,10 @@
-"""What rounding to bfloat16 adds to sensitivities, and what it costs: profile, prediction, and losses after training.
+"""What rounding to bfloat16 adds to sensitivities.
 
-    python -m bench.profile_rounding [--limits 54MB ...] [--work outputs/profile-rounding] [--summary] [overrides ...]
+    python -m bench.profile_rounding [--work outputs/profile-rounding] [overrides ...]
 
-The setting of bench.search.real_efforts: the plays, a run in bfloat16, six formats, codes by GPTQ, 24 steps. One
-profile has activations in bfloat16 as training has them, and one in fp32, which is what a run measures. Divergences are
-summed over the units. What is predicted from each (``effort=instant``) is trained on the same five unseen seeds.
+The setting of bench.search.real_efforts: the plays, a run in bfloat16, six formats, codes by GPTQ. One profile has
+activations in bfloat16 as training has them, and one in fp32, which is what a run measures. Divergences are summed over
+the units.
 """
 
 import argparse
@@ -14,19 +14,16 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import numpy as np
-
 from bench.collect.worker import make_oracle
 from bench.report import RESULTS, publish
-from bench.search.real import rows_in
-from bench.search.real_efforts import DEFAULTS, LIMITS, run_limit
+from bench.search.real_efforts import DEFAULTS, LIMITS
 from qra_bo.config import load_config
 from qra_bo.finetune import profiling
 from qra_bo.oracle.protocol import quiet
 from qra_bo.sensitivity.importance import shrunk_sensitivity
 from qra_bo.sensitivity.io import load_profile, save_profile
 from qra_bo.sensitivity.profile import SensitivityProfile
-from qra_bo.study.intervals import paired_interval, spearman
+from qra_bo.study.intervals import spearman
 
 ROUNDED, WHOLE = "bfloat16", "float32"
 """Types of a profile's activations."""
@@ -56,44 +53,23 @@ def format_rows(profiles: Mapping[str, SensitivityProfile]) -> list[Row]:
     """Return, by format, the divergences of all units in both profiles, and how well their orders of units agree."""
     rounded, whole = profiles[ROUNDED], profiles[WHOLE]
     combined = {kind: shrunk_sensitivity(profile) for kind, profile in profiles.items()}
-    return [{"part": "format", "format": name, "sequences": whole.source,
+    return [{"format": name, "source": whole.source,
              **{kind: float(profile.quantization_kl[:, i].sum()) for kind, profile in profiles.items()},
              "spearman": spearman(rounded.quantization_kl[:, i].tolist(), whole.quantization_kl[:, i].tolist()),
              "spearman_combined": spearman(*(combined[kind][:, i].tolist() for kind in (ROUNDED, WHOLE)))}
             for i, name in enumerate(whole.formats)]
 
 
-def trained_rows(limits: Sequence[str], work: Path) -> list[Row]:
-    """Return, by limit, the losses after training of what each profile predicts, and their paired difference."""
-    found = []
-    for limit in limits:
-        losses = {kind: row["test_losses"] for kind in (ROUNDED, WHOLE)
-                  for row in rows_in(work / kind / limit.replace(":", "-").replace(",", "-")) if "test_losses" in row}
-        if len(losses) == 2:
-            known = paired_interval([losses[WHOLE][seed] - loss for seed, loss in losses[ROUNDED].items()])
-            found.append({"part": "trained", "limit": limit, "seeds": len(losses[WHOLE]), "difference": known.mean,
-                          "low": known.low, "high": known.high,
-                          **{kind: float(np.mean(list(values.values()))) for kind, values in losses.items()}})
-    return found
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.profile_rounding", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--limits", nargs="+", default=list(LIMITS), help="budgets of stored bytes")
-    parser.add_argument("--work", type=Path, default=Path("outputs/profile-rounding"), help="where results are kept")
+    parser.add_argument("--work", type=Path, default=Path("outputs/profile-rounding"), help="where profiles are kept")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON file")
-    parser.add_argument("--summary", action="store_true", help="train nothing more")
     parser.add_argument("overrides", nargs="*", help="of the configuration")
     options = parser.parse_args(arguments)
     profiles = {kind: measured(kind, options.work, options.overrides) for kind in (ROUNDED, WHOLE)}
-    for kind in [] if options.summary else profiles:
-        for limit in options.limits:
-            run_limit(limit, [0], ["instant"], options.work / kind,
-                      [*options.overrides, f"sensitivity.path={profile_path(options.work, kind)}"])
-    publish("profile_rounding", [], [*format_rows(profiles), *trained_rows(options.limits, options.work)],
-            ("part", "format", "limit", ROUNDED, WHOLE, "spearman", "spearman_combined", "difference", "low", "high"),
-            folder=options.out)
+    publish("profile_rounding", [], format_rows(profiles),
+            ("format", ROUNDED, WHOLE, "spearman", "spearman_combined"), folder=options.out)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Tables on what predicts the loss of an allocation: sensitivities, early losses, emulators, surrogates."""
 
-from bench.pages.blocks import Row, Tables, between, figure, fixed, grid, percent, read, signed, source
+from bench.pages.blocks import Row, Tables, figure, fixed, grid, percent, read, signed, source
 from qra_bo.utils.numbers import DASH
 
 GOOD = tuple((task, f"good near {budget}") for task in ("plays", "gsm8k") for budget in ("uniform:4,4", "uniform:4,16"))
@@ -96,21 +96,13 @@ def stopping() -> str:
 
 def rounding() -> str:
     """Divergences of all units by format, with activations in bfloat16 and in fp32, and how orders of units agree."""
-    rows = [r for r in read("profile_rounding")["rows"] if r["part"] == "format"]
+    rows = read("profile_rounding")["rows"]
     return grid(("format", "divergence, activations in bfloat16", "in fp32", "rank correlation of the units",
                  "of their combined sensitivities"),
                 [[f"`{r['format']}`", fixed(r["bfloat16"], 4), fixed(r["float32"], 4), fixed(r["spearman"]),
                   fixed(r["spearman_combined"])] for r in rows]) + source("profile_rounding")
 
 
-def rounding_trained() -> str:
-    """Losses after training of what is predicted from either profile."""
-    rows = [r for r in read("profile_rounding")["rows"] if r["part"] == "trained"]
-    return grid(("stored", "seeds", "test loss, profile in bfloat16", "in fp32", "difference"),
-                [[r["limit"], str(r["seeds"]), fixed(r["bfloat16"], 4), fixed(r["float32"], 4),
-                  between(r["difference"], r["low"], r["high"], 4)] for r in rows]) + source("profile_rounding")
-
-
-TABLES: Tables = {"predictors": predictors, "profile-rounding": rounding, "profile-rounding-trained": rounding_trained,
-                  "emulators": emulators, "early-losses": early, "surrogates": surrogates, "choosing": choosing,
+TABLES: Tables = {"predictors": predictors, "profile-rounding": rounding, "emulators": emulators,
+                  "early-losses": early, "surrogates": surrogates, "choosing": choosing,
                   "stopping": stopping}

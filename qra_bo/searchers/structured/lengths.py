@@ -16,9 +16,9 @@ from qra_bo.searchers.structured.features import sensitivity_scales
 from qra_bo.searchers.structured.rates import MEASURE, Rates
 from qra_bo.sensitivity.change import Change
 
-EXPONENTS = np.array([-0.22, -0.22, 0.01])
+EXPONENTS = np.array([-0.22, -0.22, 0.02])
 """Of the slopes, in the order of ``rates.NAMES``."""
-DEVIATIONS = np.array([0.06, 0.06, 0.17])
+DEVIATIONS = np.array([0.05, 0.05, 0.16])
 """Standard deviations of the exponents."""
 LONGEST = 10.0
 """Longest ratio that was measured; beyond it the rates stay as they are there."""
