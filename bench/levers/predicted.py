@@ -17,9 +17,8 @@ from bench.length.command import study_config
 from qra_bo.config import RunConfig, make_space, make_spec
 from qra_bo.pipeline.build import make_memory
 from qra_bo.searchers.base import SearchProblem
-from qra_bo.searchers.structured.features import sensitivity_scales
 from qra_bo.searchers.structured.lengths import at_length
-from qra_bo.searchers.structured.rates import MEASURE, Rates
+from qra_bo.searchers.structured.rates import Rates, scales
 from qra_bo.searchers.structured.transfer import load_prior
 from qra_bo.sensitivity.io import profile_from_json, profile_to_json
 from qra_bo.sensitivity.profile import SensitivityProfile
@@ -112,8 +111,8 @@ def predict(wanted: Prediction, profile: SensitivityProfile, config: RunConfig) 
 def table_by_share(rates: Rates, problem: SearchProblem, layers: int) -> FloatArray:
     """Return the expected loss of every choice of every unit, ``L x F x R``, with roots by share of the parameters: as
     the product's where units are layers of equal size."""
-    level, root = sensitivity_scales(problem, MEASURE)
-    share = (problem.space.unit_numel / problem.space.unit_numel.sum())[:, None]
+    level, root, shares = scales(problem)
+    share = shares[:, None]
     ranks = np.log2(np.array(problem.space.ranks.values, dtype=np.float64))
     a, b, c = rates.slopes
     return np.asarray((a * level + b * root * np.sqrt(share * layers))[:, :, None] - c * share[:, :, None] * ranks)

@@ -1,10 +1,13 @@
+from collections.abc import Callable
 from copy import deepcopy
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from qra_bo.finetune import precision, profiling
+from qra_bo.finetune.models.host_linear import keep_on_host
 from qra_bo.finetune.precision import in_float32
 from qra_bo.finetune.profiling import measure_quantization_sensitivity
 from qra_bo.finetune.quantization.bank import LayerBank
@@ -71,8 +74,51 @@ def test_the_model_computes_in_its_own_type_afterwards() -> None:
     assert torch.get_float32_matmul_precision() == precise
 
 
-def test_layer_norms_take_fp32_activations() -> None:
-    norm = torch.nn.LayerNorm(8).to(torch.bfloat16)
-    x = torch.randn(2, 8, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad(), precision._Widened():
-        assert torch.allclose(norm(x), torch.nn.functional.layer_norm(x, (8,)), atol=1e-6)
+def test_an_error_within_leaves_the_model_as_it_was() -> None:
+    bank = _bank(True, False)
+    name = bank.spec.linears[0].name
+    bank.install({name: "int8"})
+    ids = torch.from_numpy(np.arange(8)[None])
+    before = bank.model(input_ids=ids).logits
+    with pytest.raises(RuntimeError, match="out of memory"), in_float32(bank):
+        raise RuntimeError("out of memory")
+    assert packed(bank.model.get_submodule(name)).product_dtype is None
+    assert torch.equal(before, bank.model(input_ids=ids).logits)
+
+
+def test_linears_on_the_host_are_widened() -> None:
+    model, spec = tiny_llama(dtype=torch.bfloat16)
+    ids = torch.from_numpy(np.arange(8)[None])
+    exact = deepcopy(model).float()(input_ids=ids).logits
+    keep_on_host(model, [linear.name for linear in spec.linears])
+    bank = LayerBank(model, spec, FORMATS, torch.bfloat16, "cpu")
+    with torch.no_grad(), in_float32(bank):
+        inside = bank.model(input_ids=ids).logits
+    assert inside.dtype is torch.float32
+    torch.testing.assert_close(inside, exact, rtol=1e-4, atol=1e-4)
+
+
+X = torch.randn(2, 6, 8, generator=torch.Generator().manual_seed(0))
+WEIGHT = torch.randn(8, 8, generator=torch.Generator().manual_seed(1)).bfloat16()
+
+
+@pytest.mark.parametrize("layer", [
+    lambda x, w: x @ w.T, lambda x, w: torch.matmul(x, w), lambda x, w: torch.addmm(w[0], x[0], w),
+    lambda x, w: torch.nn.functional.layer_norm(x, (8,), w[0], w[1]),
+    lambda x, w: torch.nn.functional.conv1d(x.transpose(1, 2), w.unsqueeze(2)),
+    lambda x, w: torch.nn.functional.linear(x, weight=w, bias=w[0]), lambda x, w: (x * w[0]).type_as(w)])
+def test_what_layers_do_with_16_bit_weights_is_done_in_fp32(layer: Callable[[Tensor, Tensor], Tensor]) -> None:
+    with precision._Widened():
+        found = layer(X, WEIGHT)
+    assert found.dtype is torch.float32
+    torch.testing.assert_close(found, layer(X, WEIGHT.float()))
+
+
+def test_a_16_bit_tensor_that_is_written_to_stays_one() -> None:
+    with precision._Widened():
+        target = WEIGHT.clone()
+        target.copy_(X[0, :1])
+        target[0] = X[0, 0]
+        target += X[0, :1]
+    assert target.dtype is torch.bfloat16
+    assert torch.equal(target, torch.stack([2 * X[0, 0].bfloat16()] * 8))

@@ -20,7 +20,7 @@ def test_a_quarter_of_the_cost_within_bounds(equivalents: float, n: int) -> None
 def test_larger_rates_buy_larger_ranks() -> None:
     problem, _ = make_problem(8, share=0.2)
     ranks = []
-    for table in prior_tables(problem, 8):
+    for table in prior_tables(problem, 8, "believed"):
         row = solve_knapsack(table, problem.costs, problem.budget_bytes)
         ranks.append(float(row[problem.space.n_units:].mean()))
     rates = np.array([0.03, 0.3, 1.0, 0.1, 0.3, 1.0, 3.0, 3.0])
@@ -29,7 +29,7 @@ def test_larger_rates_buy_larger_ranks() -> None:
 
 def test_number_of_first_proposals_follows_the_effort_or_the_option() -> None:
     problem, _ = make_problem(8, share=0.2)
-    designs = {tuple(solve_knapsack(t, problem.costs, problem.budget_bytes).tolist()) for t in prior_tables(problem, 8)}
+    designs = {tuple(solve_knapsack(t, problem.costs, problem.budget_bytes).tolist()) for t in prior_tables(problem, 8, "believed")}
     problem = replace(problem, max_full_trials=40.0)
     of_run = StructuredSearch(problem).ask(20)
     asked = [tuple(problem.space.encode(p.allocation).tolist()) for p in of_run]

@@ -30,7 +30,7 @@ def test_surrogate_and_first_designs_use_the_chosen_measure() -> None:
         exact = replace(problem, profile=replace(problem.profile, quantization_sensitivity=values,
                                                  quantization_se=None))
         for got, want in ((build_components(problem, quantization_sensitivity=name), build_components(exact)),
-                          (prior_tables(problem, 8, name), prior_tables(exact, 8))):
+                          (prior_tables(problem, 8, name), prior_tables(exact, 8, "believed"))):
             arrays = [(a.features.numpy(), b.features.numpy()) if isinstance(a, Component) else (a, b)
                       for a, b in zip(got, want, strict=True)]
             for a, b in arrays:

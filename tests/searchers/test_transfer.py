@@ -46,7 +46,7 @@ def test_prior_survives_its_file_and_malformed_files_are_refused(tmp_path: Path)
     save_prior(prior, path)
     assert load_prior(str(path)).parts == prior.parts
     text = path.read_text()
-    for changed, said in (("{", "holds no prior"), (text.replace('"schema_version": 2', '"schema_version": 9'), "is 9"),
+    for changed, said in (("{", "holds no prior"), (text.replace('"schema_version": 3', '"schema_version": 9'), "is 9"),
                           (text.replace("0.3", "-1"), "greater than 0")):
         path.write_text(changed)
         with pytest.raises(ConfigError, match=said):

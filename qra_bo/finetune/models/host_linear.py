@@ -19,12 +19,17 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.weight = weight
-        return functional.linear(x, weight.to(x), None if bias is None else bias.to(x))
+        return functional.linear(x, _beside(weight, x), None if bias is None else _beside(bias, x))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         gradient = gradients[0]
-        return gradient @ ctx.weight.to(gradient), None, None
+        return gradient @ _beside(ctx.weight, gradient), None, None
+
+
+def _beside(weight: Tensor, x: Tensor) -> Tensor:
+    """Return ``weight`` on the device and in the type of ``x``; it is copied in its own type, which may be narrower."""
+    return weight.to(x.device).to(x.dtype)
 
 
 class HostLinear(nn.Module):

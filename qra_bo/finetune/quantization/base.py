@@ -79,7 +79,7 @@ class PackedLinear(ABC):
 
     Attributes:
         compute_dtype: Type of the unpacked weight and of the matrix product; the output has the type of the input.
-        product_dtype: A wider type of the product alone; ``None``: none.
+        product_dtype: A wider type of the product alone, within ``precision.in_float32``; ``None`` elsewhere.
         dense: The unpacked weight, kept only where memory is traded for time; same numbers, bit for bit.
         target: The device that a layer on the meta device stands for; ``None`` on real devices.
     """
@@ -121,7 +121,7 @@ class _FrozenMatmul(torch.autograd.Function):
         ctx.layer = layer
         dtype = layer.product_dtype or layer.compute_dtype
         bias = None if layer.bias is None else layer.bias.to(dtype)
-        return nn.functional.linear(x.to(dtype), layer.weight_matrix().to(dtype), bias).to(x.dtype)
+        return nn.functional.linear(x.to(dtype), layer.weight_matrix(), bias).to(x.dtype)
 
     @staticmethod
     @once_differentiable

@@ -27,7 +27,7 @@ class PackedTable(nn.Module):
         compute_dtype: Type of the unpacked weights.
 
     Attributes:
-        product_dtype: Type of a head's product, where it is wider than that of the weights; ``None``: it is not.
+        product_dtype: As of ``PackedLinear``, of a head's product.
         dense: The unpacked matrix, kept only where memory is traded for time.
         target: The device that a table on the meta device stands for; ``None`` on real devices.
     """
@@ -120,7 +120,7 @@ class PackedHead(nn.Module):
         out = torch.empty(len(x), self.out_features, dtype=x.dtype, device=x.device)
         for first, last in self.table.tiles():
             bias = None if self.bias is None else self.bias[first:last].to(x.dtype)
-            out[:, first:last] = nn.functional.linear(x, self.table.tile(first, last).to(x.dtype), bias)
+            out[:, first:last] = nn.functional.linear(x, self.table.tile(first, last), bias)
         return out
 
     def input_gradient(self, gradient: Tensor) -> Tensor:

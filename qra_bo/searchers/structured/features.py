@@ -125,7 +125,7 @@ def prior_share(max_full_trials: float) -> int:
     return min(len(_ASSUMPTIONS), max(_LEAST, wanted))
 
 
-def prior_tables(problem: SearchProblem, n: int, quantization_sensitivity: str = BELIEVED) -> list[FloatArray]:
+def prior_tables(problem: SearchProblem, n: int, quantization_sensitivity: str) -> list[FloatArray]:
     """Return the first ``n`` (at most 8) additive loss tables to solve before anything is learned, each ``L x F x R``.
     Raises ``ConfigError`` if there is no such measure of quantisation sensitivity (``measured_sensitivity``)."""
     level, root = sensitivity_scales(problem, quantization_sensitivity)

@@ -12,8 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from qra_bo.searchers.base import SearchProblem
-from qra_bo.searchers.structured.features import sensitivity_scales
-from qra_bo.searchers.structured.rates import MEASURE, Rates
+from qra_bo.searchers.structured.rates import Rates, scales
 from qra_bo.sensitivity.change import Change
 
 EXPONENTS = np.array([-0.22, -0.22, 0.02])
@@ -35,8 +34,7 @@ def at_length(rates: Rates, steps: int) -> Rates:
 
 def change(rates: Rates, problem: SearchProblem, before: int, after: int) -> Change:
     """Return what trainings of ``after`` steps change in the losses of those of ``before`` steps, by the rates."""
-    level, root = sensitivity_scales(problem, MEASURE)
+    level, root, share = scales(problem)
     a, b, c = at_length(rates, after).slopes - at_length(rates, before).slopes
-    share = problem.space.unit_numel / problem.space.unit_numel.sum()
     return Change(tuple(f.name for f in problem.space.formats), np.asarray(a * level + b * root),
                   np.asarray(-c * share, dtype=np.float64))

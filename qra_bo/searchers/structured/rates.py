@@ -23,8 +23,6 @@ from qra_bo.sensitivity import DIVERGENCE
 from qra_bo.space import Allocation, FloatArray
 from qra_bo.trials import Trial
 
-MEASURE = DIVERGENCE
-"""Of quantisation sensitivity, which the slopes are learned for."""
 NAMES = ("sensitivity", "root_sensitivity", "log2_rank")
 """The slopes: nats of loss a nat of I_q, a root nat of it, and a doubling of every rank (there a gain)."""
 LEAST_LOSSES = 10
@@ -85,10 +83,15 @@ class Study:
     steps: int
 
 
+def scales(problem: SearchProblem) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Return I_q and its square root, ``L x F``, and the units' shares of the parameters, ``L``."""
+    level, root = sensitivity_scales(problem, DIVERGENCE)
+    return level, root, problem.space.unit_numel / problem.space.unit_numel.sum()
+
+
 def terms(problem: SearchProblem) -> FloatArray:
     """Return the terms of the model by unit, format and rank, ``L x F x R x 3``: what ``slopes`` multiply."""
-    level, root = sensitivity_scales(problem, MEASURE)
-    share = problem.space.unit_numel / problem.space.unit_numel.sum()
+    level, root, share = scales(problem)
     ranks = np.log2(np.array(problem.space.ranks.values, dtype=np.float64))
     parts = (level[:, :, None], root[:, :, None], -share[:, None, None] * ranks)
     return np.stack([np.broadcast_to(part, problem.costs.shape) for part in parts], axis=-1)

@@ -25,7 +25,7 @@ from qra_bo.utils.errors import ConfigError
 from qra_bo.utils.files import strict_json, write_json
 from surrogates.structured import Component, Design, StructuredModel
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 LEAST_SPREAD, MOST_SPREAD = 0.3, 0.7
 """Bounds of a learned prior's spread: a few studies are never certain, and it is never vaguer than without them."""
 
