@@ -29,7 +29,8 @@ def test_larger_rates_buy_larger_ranks() -> None:
 
 def test_number_of_first_proposals_follows_the_effort_or_the_option() -> None:
     problem, _ = make_problem(8, share=0.2)
-    designs = {tuple(solve_knapsack(t, problem.costs, problem.budget_bytes).tolist()) for t in prior_tables(problem, 8, "believed")}
+    designs = {tuple(solve_knapsack(t, problem.costs, problem.budget_bytes).tolist())
+               for t in prior_tables(problem, 8, "believed")}
     problem = replace(problem, max_full_trials=40.0)
     of_run = StructuredSearch(problem).ask(20)
     asked = [tuple(problem.space.encode(p.allocation).tolist()) for p in of_run]
