@@ -2,13 +2,19 @@
 
 import pytest
 
-from bench.search.evidence import LEAST, Row, arena_rows, stop_of, stop_row, winner_row
+from bench.search.evidence import EFFORT, LEAST, Row, arena_rows, stop_of, stop_row, winner_row
+from qra_bo.config import load_config
 
 
 def search(chances: list[float | None], regrets: list[float], noise: float = 0.2, fails: bool = False) -> Row:
     return {"noise": noise, "steps": [
         {"chance": c, "rule": r, "model": r + 0.1, "measured": r - 0.1, "fails": fails}
         for c, r in zip(chances, regrets, strict=True)]}
+
+
+def test_searches_are_those_of_the_quick_effort() -> None:
+    effort = load_config(["effort=quick"]).effort
+    assert (effort.max_full_trials, effort.stop) == (EFFORT, LEAST)
 
 
 def test_search_stops_before_the_first_unlikely_proposal() -> None:

@@ -31,6 +31,15 @@ def test_planted_slopes_are_found_whatever_the_levels() -> None:
     assert np.linalg.eigvalsh(found.covariance).min() > 0
 
 
+def test_rates_know_nothing_of_the_rise_of_the_loss() -> None:
+    problem, _ = make_problem()
+    kl = problem.profile.quantization_kl
+    level = np.maximum.accumulate(kl[:, ::-1], axis=1)[:, ::-1]  # falling along the ladder
+    noisy = replace(problem, profile=replace(problem.profile, quantization_sensitivity=kl[::-1] + 1.0))
+    assert terms(noisy)[:, :, 0, 0] == pytest.approx(level)
+    assert terms(noisy) == pytest.approx(terms(problem))
+
+
 def test_slopes_are_never_negative() -> None:
     found = learn([planted(1.0, 2, np.array([0.2, 0.0, -0.01]))])
     assert found.slopes.min() >= 0
