@@ -9,7 +9,7 @@ the units.
 
 import argparse
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -36,11 +36,10 @@ def measured(kind: str, work: Path, overrides: Sequence[str]) -> SensitivityProf
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         config = load_config([*DEFAULTS, *overrides, f"budget={LIMITS[0]}"])
-        oracle = make_oracle(config.to_dict(), str(path.parent), [])
-        oracle.inner.profile_cache = None
-        with patch.object(profiling, "in_float32", nullcontext) if kind == ROUNDED else nullcontext():
+        rounded = patch.object(profiling, "in_float32", nullcontext) if kind == ROUNDED else nullcontext()
+        with closing(make_oracle(config.to_dict(), str(path.parent), [])) as oracle, rounded:
+            oracle.inner.profile_cache = None
             save_profile(oracle.profile(quiet), path)
-        oracle.close()
     return load_profile(path)
 
 

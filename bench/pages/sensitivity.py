@@ -104,5 +104,4 @@ def rounding() -> str:
 
 
 TABLES: Tables = {"predictors": predictors, "profile-rounding": rounding, "emulators": emulators,
-                  "early-losses": early, "surrogates": surrogates, "choosing": choosing,
-                  "stopping": stopping}
+                  "early-losses": early, "surrogates": surrogates, "choosing": choosing, "stopping": stopping}

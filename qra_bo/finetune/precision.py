@@ -68,9 +68,11 @@ def _wide(value: Any) -> Any:
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``x W^T + b`` in fp32, some rows of ``W`` (``out x in``) at a time."""
-    rows = max(1, WIDENED_NUMEL // weight.shape[1])
-    out = x.new_empty(*x.shape[:-1], len(weight), dtype=torch.float32)
+    x, bias, rows = _wide(x), _wide(bias), max(1, WIDENED_NUMEL // weight.shape[1])
+    if rows >= len(weight):
+        return functional.linear(x, _wide(weight), bias)
+    out = x.new_empty(*x.shape[:-1], len(weight))
     for first in range(0, len(weight), rows):
         part = slice(first, first + rows)
-        out[..., part] = functional.linear(_wide(x), _wide(weight[part]), None if bias is None else _wide(bias[part]))
+        out[..., part] = functional.linear(x, _wide(weight[part]), None if bias is None else bias[part])
     return out

@@ -164,10 +164,9 @@ def measure_quantization_sensitivity(bank: LayerBank, units: Sequence[Unit], for
 
     The model is without adapters, its other units are in 16 bits, and activations in fp32 (``in_float32``). Half of
     ``text.batch`` sequences go forward at a time, from the first layer of the unit on; the dense model's input to that
-    layer is kept in host memory. No more
-    sequences are measured once the order of the units is ``settled``. A pass through k of n layers counts as its share
-    of the layers in the tokens that went forward. What ``kept`` holds of every unit is not measured again, and counts
-    as much.
+    layer is kept in host memory. No more sequences are measured once the order of the units is ``settled``. A pass
+    through k of n layers counts as its share of the layers in the tokens that went forward. What ``kept`` holds of
+    every unit is not measured again, and counts as much.
 
     Raises:
         DeviceError: If memory runs out.

@@ -147,6 +147,11 @@ class SearchSpace:
         """Parameters of every unit, ``L``."""
         return np.array([u.numel for u in self.units], dtype=np.int64)
 
+    @cached_property
+    def unit_share(self) -> FloatArray:
+        """Share of every unit in the parameters of all, ``L``."""
+        return np.asarray(self.unit_numel / self.unit_numel.sum())
+
     def contains(self, allocation: Allocation) -> bool:
         return (len(allocation) == self.n_units and all(f in self.format_index for f in allocation.formats)
                 and all(r in self.ranks.values for r in allocation.ranks))

@@ -166,7 +166,7 @@ def test_check_finds_a_finished_run_near(run: FinishedRun) -> None:
     assert fp32.largest is not None
     assert fp32.largest <= 1e-3  # the random base is in fp32, and MLX's file in fp16
     assert served.kl is not None
-    assert served.kl <= 1e-4  # products in fp16 are rounded as MLX's release and the CPU do it
+    assert served.kl <= 2e-5  # products in fp16 are rounded as MLX's release and the CPU do it
     assert base.largest is not None
     assert base.largest <= 1e-3
 

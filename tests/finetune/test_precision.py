@@ -15,9 +15,10 @@ from qra_bo.finetune.quantization.base import packed
 from qra_bo.finetune.quantization.embeddings import pack_embeddings
 from qra_bo.finetune.quantization.tables import PackedTable
 from qra_bo.memory.formats import parse_format
+from qra_bo.oracle.protocol import quiet
 from qra_bo.space import make_units
 from tests.finetune.models import tiny_llama
-from tests.finetune.test_measure import TEXT, _log_p, _quiet
+from tests.finetune.test_measure import TEXT, _log_p
 
 FORMATS = tuple(map(parse_format, ("int3-g64", "int8")))
 
@@ -36,7 +37,7 @@ def test_a_profile_in_bfloat16_has_the_divergences_of_its_weights_in_fp32(keep_d
     monkeypatch.setattr(profiling, "settled", lambda kl: False)
     bank = _bank(False, keep_dense)
     units = make_units(bank.spec, "layer")
-    found = measure_quantization_sensitivity(bank, units, FORMATS, TEXT, _quiet)
+    found = measure_quantization_sensitivity(bank, units, FORMATS, TEXT, quiet)
     exact = deepcopy(bank.model).float()
     dense = _log_p(exact)
     for u, unit in enumerate(units):

@@ -26,7 +26,7 @@ def build_components(problem: SearchProblem, without: Collection[str] = (),
     """
     space, profile = problem.space, problem.profile
     n_units, n_formats, n_ranks = problem.costs.shape
-    share = (space.unit_numel / space.unit_numel.sum())[:, None]
+    share = space.unit_share[:, None]
     level, root = sensitivity_scales(problem, quantization_sensitivity)
     log_rank = rank_scale(problem)
     below = np.triu(np.ones((n_formats, n_formats)))[:, :-1]  # below[f, j] = 1 for formats up to j: a step above it
@@ -129,7 +129,7 @@ def prior_tables(problem: SearchProblem, n: int, quantization_sensitivity: str) 
     """Return the first ``n`` (at most 8) additive loss tables to solve before anything is learned, each ``L x F x R``.
     Raises ``ConfigError`` if there is no such measure of quantisation sensitivity (``measured_sensitivity``)."""
     level, root = sensitivity_scales(problem, quantization_sensitivity)
-    share = (problem.space.unit_numel / problem.space.unit_numel.sum())[:, None, None]
+    share = problem.space.unit_share[:, None, None]
     n_units, n_formats, _ = problem.costs.shape
     rows = np.array([[f] * n_units + [0] * n_units for f in range(n_formats)], dtype=np.int64)
     # The largest format that every unit could have at the smallest rank; the smallest if none fits.

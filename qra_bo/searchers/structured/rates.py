@@ -86,7 +86,7 @@ class Study:
 def scales(problem: SearchProblem) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Return I_q and its square root, ``L x F``, and the units' shares of the parameters, ``L``."""
     level, root = sensitivity_scales(problem, DIVERGENCE)
-    return level, root, problem.space.unit_numel / problem.space.unit_numel.sum()
+    return level, root, problem.space.unit_share
 
 
 def terms(problem: SearchProblem) -> FloatArray:
