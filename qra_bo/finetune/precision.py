@@ -49,7 +49,9 @@ class _Widened(TorchFunctionMode):
                            kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
         dtypes = {value.dtype for value in (*args, *kwargs.values()) if isinstance(value, Tensor)}
-        if torch.float32 not in dtypes or dtypes.isdisjoint(HALF) or _changes_its_argument(func):
+        if func is functional.scaled_dot_product_attention and torch.float32 in dtypes and kwargs.get("enable_gqa"):
+            return _ungrouped_attention(*map(_wide, args), **{name: _wide(value) for name, value in kwargs.items()})
+        if torch.float32 not in dtypes or dtypes.isdisjoint(HALF) or "out" in kwargs or _changes_its_argument(func):
             return func(*args, **kwargs)
         if func is functional.linear:
             return _product(*args, **kwargs)
@@ -64,6 +66,14 @@ def _changes_its_argument(func: Any) -> bool:
 
 def _wide(value: Any) -> Any:
     return value.float() if isinstance(value, Tensor) and value.dtype in HALF else value
+
+
+def _ungrouped_attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, enable_gqa: bool,
+                         **kwargs: Any) -> Tensor:
+    """Attention with keys and values repeated for every query head: in fp32 CUDA's kernels that keep no matrix of
+    scores take no groups."""
+    key, value = (rows.repeat_interleave(query.shape[1] // rows.shape[1], dim=1) for rows in (key, value))
+    return functional.scaled_dot_product_attention(query, key, value, *args, **kwargs)
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -44,7 +44,7 @@ def make_finetune(cfg: RunConfig, out: Path) -> FinetuneOracle:
         UserError: If model, data or device can't be used.
     """
     device = torch.device(resolve_device(cfg.device))
-    if device.type == "cuda":
+    if device.type == "cuda" and device.index is not None:  # torch refuses to set one without an index
         torch.cuda.set_device(device)  # kernels of libraries, and statistics without an index, go to the current device
     capability = None if cfg.gpu is None else CARDS[cfg.gpu].capability
     if device.type == "cuda" and capability is None:

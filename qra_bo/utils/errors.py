@@ -6,8 +6,9 @@ import os
 from collections.abc import Iterable, Sequence
 
 OUT_OF_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory",
-                 "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-"""Texts of torch's plain ``RuntimeError`` where host or device memory ran out."""
+                 "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUSOLVER_STATUS_ALLOC_FAILED",
+                 "CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate", "Triton Error [CUDA]: out of memory")
+"""Texts of torch's and Triton's plain ``RuntimeError`` where host or device memory ran out."""
 
 
 _LONGEST_NAME = 120

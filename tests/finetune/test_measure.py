@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from qra_bo.finetune import profiling
+from qra_bo.finetune.models.checkpointing import use_checkpointing
 from qra_bo.finetune.profiling import leading_energy, measure_quantization_sensitivity, measure_rank_sensitivity
 from qra_bo.finetune.quantization.bank import LayerBank
 from qra_bo.finetune.tracing.memory_probe import PeakTracker
@@ -132,6 +133,9 @@ def test_rank_sensitivity_is_the_spectrum_of_the_weight_gradient() -> None:
             p.requires_grad_(False)
             p.grad = None
     np.testing.assert_allclose(found, expected, rtol=1e-3)
+    use_checkpointing(model)
+    again, _ = measure_rank_sensitivity(bank, units, TEXT, 5, _quiet)
+    np.testing.assert_array_equal(again, found)
 
 
 def test_more_sequences_take_no_more_memory_than_their_hidden_states(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,10 +1,12 @@
 from collections.abc import Callable
 from copy import deepcopy
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from qra_bo.finetune import precision, profiling
 from qra_bo.finetune.models.host_linear import keep_on_host
@@ -123,3 +125,35 @@ def test_a_16_bit_tensor_that_is_written_to_stays_one() -> None:
         target += X[0, :1]
     assert target.dtype is torch.bfloat16
     assert torch.equal(target, torch.stack([2 * X[0, 0].bfloat16()] * 8))
+
+
+def test_int8_weights_are_rounded_as_cuda_rounds_them_in_training() -> None:
+    bank = _bank(False, False)
+    name = bank.spec.linears[0].name
+    bank.install({name: "int8"})
+    layer = packed(bank.model.get_submodule(name))
+    layer.target = torch.device("cuda")  # the way of that device, on the CPU's tensors
+    outside = layer.unpack()
+    with precision._Widened():
+        inside = layer.unpack()
+    assert inside.dtype is torch.bfloat16
+    assert torch.equal(inside, outside)
+
+
+def test_attention_in_fp32_has_no_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    query, key, value = (torch.randn(1, heads, 6, 8, generator=torch.Generator().manual_seed(heads))
+                         for heads in (4, 2, 2))
+    real = torch.nn.functional.scaled_dot_product_attention
+    seen: list[tuple[int, bool]] = []
+    wanted = real(query, key, value, is_causal=True, enable_gqa=True)
+
+    class Watch(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is real:
+                seen.append((args[1].shape[1], (kwargs or {}).get("enable_gqa", False)))
+            return func(*args, **(kwargs or {}))
+
+    with Watch(), precision._Widened():
+        found = real(query, key, value, is_causal=True, enable_gqa=True)
+    assert seen == [(4, False)]
+    torch.testing.assert_close(found, wanted)

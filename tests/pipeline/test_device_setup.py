@@ -35,17 +35,20 @@ class Loaded(Exception):
     """Raised in the place of loading a model."""
 
 
-@pytest.mark.parametrize("device", ["cuda:1", "cuda"])
-def test_worker_makes_its_gpu_the_current_one(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    current: list[torch.device] = []
+@pytest.mark.parametrize(("device", "index"), [("cuda:1", 1), ("cuda", 0), ("auto", 0)])
+def test_worker_makes_its_gpu_the_current_one(device: str, index: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    current = [0]
+
+    def set_device(chosen: torch.device) -> None:
+        current.append(torch.cuda._utils._get_device_index(chosen))  # raises what torch's own raises
 
     def load(_: object) -> None:
-        assert current == [torch.device(device)]
+        assert current[-1] == index
         raise Loaded
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    monkeypatch.setattr(torch.cuda, "set_device", set_device)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 6))
     monkeypatch.setattr(finetune_oracle, "load_base", load)
     config = load_config(["model=tiny", "data=tiny", "budget=1GB", f"device={device}", "dtype=float32"])

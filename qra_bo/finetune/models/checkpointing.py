@@ -3,6 +3,12 @@
 from typing import Any
 
 
+def recomputes(model: Any) -> bool:
+    """Whether ``use_checkpointing`` is in force."""
+    name = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
+    return bool(getattr(model, f"is_{name}_checkpointing"))
+
+
 def use_checkpointing(model: Any, on: bool = True) -> None:
     """Recompute every decoder layer in the backward pass (or keep activations again), without reentrant autograd.
 

@@ -77,9 +77,9 @@ class BitsAndBytesBackend(QuantizerBackend):
 
     def pack(self, weight: Tensor, fmt: StorageFormat, device: torch.device) -> State:
         if fmt.bits == 8:
-            codes, scale, _ = F.int8_vectorwise_quant(weight.to(device, torch.float16))
+            codes, scale, _ = F.int8_vectorwise_quant(weight.to(device).half())
             return {"codes": codes, "scale": scale}
-        codes, state = F.quantize_4bit(weight.to(device, torch.float32).contiguous(), blocksize=fmt.block,
+        codes, state = F.quantize_4bit(weight.to(device).float().contiguous(), blocksize=fmt.block,
                                        compress_statistics=fmt.double_quant, quant_type="nf4")
         if not fmt.double_quant:
             return {"codes": codes, "absmax": state.absmax}

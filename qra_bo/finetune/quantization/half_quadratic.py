@@ -60,7 +60,7 @@ class HQQBackend(QuantizerBackend):
     name = "hqq"
 
     def pack(self, weight: Tensor, fmt: StorageFormat, device: torch.device) -> State:
-        groups = weight.to(device, torch.float32).reshape(-1, fmt.block)
+        groups = weight.to(device).float().reshape(-1, fmt.block)
         run = max(1, SERIAL_NUMEL // fmt.block) if device.type == "cpu" else len(groups)
         codes = torch.empty(groups.shape, dtype=torch.uint8, device=device)
         scale = torch.empty(len(groups), 1, dtype=torch.float16, device=device)

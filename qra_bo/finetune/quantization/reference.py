@@ -41,7 +41,7 @@ class ReferenceBackend(QuantizerBackend):
     name = "reference"
 
     def pack(self, weight: Tensor, fmt: StorageFormat, device: torch.device) -> State:
-        groups = weight.to(device, torch.float32).reshape(-1, fmt.block)
+        groups = weight.to(device).float().reshape(-1, fmt.block)
         low, high = groups.amin(dim=1, keepdim=True), groups.amax(dim=1, keepdim=True)
         levels = (1 << fmt.bits) - 1
         # Codes are chosen for the metadata as stored, so that rounding it costs next to nothing.

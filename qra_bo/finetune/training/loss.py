@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qra_bo.finetune.models.checkpointing import recomputes
 from qra_bo.utils.errors import ModelError
 
 
@@ -164,14 +165,23 @@ def each_gradient(model: Any, names: Iterable[str], text: CalibrationText, devic
 
     The mean loss per token of each batch is differentiated; the model is left in training mode. ``use`` is called with
     a linear's name, the gradient of its output (``t x out``) and its input (``t x in``), both in fp32: the weight's
-    gradient is the first's transpose times the second. ``done`` is called with the number of batches done and of all.
+    gradient is the first's transpose times the second. With gradient checkpointing inputs wait in
+    host memory. ``done`` is called with the number of batches done and of all.
     """
+    away = torch.device("cpu") if recomputes(model) else device
+    last: list[Tensor] = []  # an input and its copy, which several linears share
+
+    def kept(x: Tensor) -> Tensor:
+        if not last or last[0] is not x:
+            last[:] = x, x.detach().reshape(-1, x.shape[-1]).to(away)
+        return last[1]
+
     def hook_of(name: str) -> Any:
         def hook(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            x = args[0].detach().reshape(-1, args[0].shape[-1])
             if output.requires_grad:
+                x = kept(args[0])
                 output.register_hook(  # type: ignore[no-untyped-call]
-                    lambda gradient: use(name, gradient.reshape(-1, gradient.shape[-1]).float(), x.float()))
+                    lambda gradient: use(name, gradient.reshape(-1, gradient.shape[-1]).float(), x.to(device).float()))
 
         return hook
 
@@ -186,6 +196,7 @@ def each_gradient(model: Any, names: Iterable[str], text: CalibrationText, devic
             (total / max(1, count)).backward()  # type: ignore[no-untyped-call]
             done(through, len(batches))
     finally:
+        last.clear()
         for handle in handles:
             handle.remove()
     return text.ids.numel()
