@@ -165,11 +165,12 @@ def each_gradient(model: Any, names: Iterable[str], text: CalibrationText, devic
 
     The mean loss per token of each batch is differentiated; the model is left in training mode. ``use`` is called with
     a linear's name, the gradient of its output (``t x out``) and its input (``t x in``), both in fp32: the weight's
-    gradient is the first's transpose times the second. With gradient checkpointing inputs wait in
-    host memory. ``done`` is called with the number of batches done and of all.
+    gradient is the first's transpose times the second. With gradient checkpointing inputs wait in host memory.
+    ``done`` is called with the number of batches done and of all.
     """
     away = torch.device("cpu") if recomputes(model) else device
     last: list[Tensor] = []  # an input and its copy, which several linears share
+    counts: list[int] = []  # tokens of each batch: fp16 would lose the gradients of a mean
 
     def kept(x: Tensor) -> Tensor:
         if not last or last[0] is not x:
@@ -180,8 +181,8 @@ def each_gradient(model: Any, names: Iterable[str], text: CalibrationText, devic
         def hook(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
             if output.requires_grad:
                 x = kept(args[0])
-                output.register_hook(  # type: ignore[no-untyped-call]
-                    lambda gradient: use(name, gradient.reshape(-1, gradient.shape[-1]).float(), x.to(device).float()))
+                output.register_hook(lambda gradient: use(  # type: ignore[no-untyped-call]
+                    name, gradient.reshape(-1, gradient.shape[-1]).float() / counts[-1], x.to(device).float()))
 
         return hook
 
@@ -193,7 +194,8 @@ def each_gradient(model: Any, names: Iterable[str], text: CalibrationText, devic
     try:
         for through, (ids, labels) in enumerate(batches, start=1):
             total, count = token_losses(model, ids.to(device), labels.to(device), text.logits_chunk)
-            (total / max(1, count)).backward()  # type: ignore[no-untyped-call]
+            counts.append(max(1, count))
+            total.backward()  # type: ignore[no-untyped-call]
             done(through, len(batches))
     finally:
         last.clear()
