@@ -58,7 +58,7 @@ def losses_by_part(oracle: FinetuneOracle, allocation: Mapping[str, Any], steps:
     sums, counts = [], []
     try:
         oracle.build(chosen, train_seed, progress)
-        optimizer = oracle.optimizer(chosen, lr_scale)
+        optimizer = oracle.optimizer(chosen, lr_scale, steps)
         for step in range(steps):
             train_steps(oracle.model, optimizer, train.input_ids, train.labels, order, step, step + 1, steps, settings,
                         oracle.device, positions=train.positions)

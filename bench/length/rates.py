@@ -1,47 +1,131 @@
 """The best learning rate by bits, rank and training length: a fine-tune a rate, in bf16.
 
-    python -m bench.length.rates [--out FOLDER] [--hours 2]
+    python -m bench.length.rates [--out FOLDER] [--hours 2] [--summary]
 
 Uniform allocations of the plays, codes by GPTQ, validation loss at the search's training seed. Every allocation has
 three rates at every length: base rate and half of it, then half or twice on the side of the better. They are factors on
-the rate of its rank under ``adapter.lr_rule=inverse_sqrt``. The command may be stopped and started again.
+the rate of its rank under ``adapter.lr_rule=inverse_sqrt``. Then some allocations are trained on unseen seeds at the
+rates of two rules, and evaluated on the test split. The command may be stopped and started again.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from bench.length.command import run, study_config, study_parser
-from bench.length.plan import FORMATS, LAYERS, Block, Choice, wanted
+from bench.length.plan import FORMATS, LAYERS, SEARCH_SEED, UNSEEN_SEEDS, Block, Choice, settle
 from bench.length.study import work
-from bench.report import RESULTS
+from bench.length.trials import Found, PlannedTrial, load
+from bench.report import RESULTS, publish
+from qra_bo.finetune.training.learning_rate import RATE_RULES
 from qra_bo.space import uniform
+from qra_bo.study.baselines import best_scale
+from qra_bo.study.intervals import paired_interval
 
 FILE = RESULTS / "length" / "rates" / "trials.jsonl"
-LENGTHS: dict[int, tuple[tuple[int, int], ...]] = {
-    24: ((4, 1), (4, 4), (4, 16), (3, 2), (3, 15), (8, 4)), 240: ((4, 1), (4, 16), (3, 15), (3, 2)),
-    72: ((4, 1), (4, 16), (3, 15), (3, 2)), 720: ((4, 1), (4, 16))}
-"""Bits and rank of the allocations by steps, in the order in which they are trained."""
+TRIAL = 24
+"""Steps of the trials that a search calibrates its rate on."""
+LENGTHS: tuple[tuple[int, tuple[tuple[int, int], ...]], ...] = (
+    (TRIAL, ((4, 1), (4, 4), (4, 16), (3, 2), (3, 15), (8, 4))), (240, ((4, 1), (4, 16))), (240, ((3, 15), (3, 2))),
+    (72, ((4, 1), (4, 16))), (720, ((4, 1), (4, 16))))
+"""Steps, with bits and rank of the allocations, in the order in which they are trained."""
+CHECKS: tuple[tuple[int, int, int], ...] = ((240, 4, 1), (240, 3, 2))
+"""Steps, bits and rank of what is trained at the rates of both rules on unseen seeds; it comes before 3 bits, of which
+no rate was fitted."""
+CHECKED_SEEDS = 3
+SCALES = tuple(2.0**power for power in range(-4, 5))
+"""Factors that the rates of a block may have."""
+Row = dict[str, Any]
 
 
-def plan() -> tuple[Block, ...]:
-    """Blocks of trials in their order; every allocation is a class of its own."""
-    return tuple(Block("plays", "rates", steps, 0, tuple(
-        Choice(name := f"uniform {bits} bits, rank {rank}", uniform(LAYERS, FORMATS[bits], rank), "curve", name)
-        for bits, rank in choices)) for steps, choices in LENGTHS.items())
+def named(bits: int, rank: int) -> Choice:
+    """Return a uniform choice as a class of its own."""
+    name = f"uniform {bits} bits, rank {rank}"
+    return Choice(name, uniform(LAYERS, FORMATS[bits], rank), "curve", name)
+
+
+def blocks() -> tuple[Block, ...]:
+    """Return what is tried at several rates."""
+    return tuple(Block("plays", "rates", steps, 0, tuple(named(*choice) for choice in choices))
+                 for steps, choices in LENGTHS)
+
+
+def by_length(rank: int, steps: int) -> float:
+    """Return the rate of ``adapter.lr_rule=by_length`` as a factor on that of ``inverse_sqrt``."""
+    ratio = steps / TRIAL
+    return float(f"{RATE_RULES['by_length'].factor(rank, ratio) / RATE_RULES['inverse_sqrt'].factor(rank):.3g}")
+
+
+def checks(steps: int, bits: int, rank: int) -> Iterator[tuple[PlannedTrial, str]]:
+    """Yield the trials of a check: on every unseen seed, one of each rule."""
+    choice = named(bits, rank)
+    for seed in UNSEEN_SEEDS[:CHECKED_SEEDS]:
+        for scale in (1.0, by_length(rank, steps)):
+            yield PlannedTrial("plays", choice.allocation, steps, seed, "test", scale), choice.name
+
+
+def wanted(found: Found) -> tuple[PlannedTrial, str] | None:
+    """Return the first trial that is missing, with its title."""
+    first, *later = blocks()
+    missing = [*settle(first, found).wanted, *settle(later[0], found).wanted,
+               *(one for check in CHECKS for one in checks(*check) if one[0].key not in found),
+               *(one for block in later[1:] for one in settle(block, found).wanted)]
+    return missing[0] if missing else None
+
+
+def rate_rows(found: Found) -> list[Row]:
+    """Return the best factor of every allocation and length that has three rates."""
+    rows = []
+    for block, (_, choices) in zip(blocks(), LENGTHS, strict=True):
+        for choice, (bits, rank) in zip(block.choices, choices, strict=True):
+            of = (found.get(block.trial(choice, SEARCH_SEED, "validation", scale).key) for scale in SCALES)
+            tried = [(e["lr_scale"], e["loss"]) for e in of if e is not None and e["loss"] is not None]
+            if len(tried) >= 3:
+                best, inside = best_scale(tried)
+                rows.append({"part": "rates", "steps": block.steps, "bits": bits, "rank": rank,
+                             "tried": [list(t) for t in tried], "best": best, "inside": inside,
+                             "by_length": by_length(rank, block.steps)})
+    return rows
+
+
+def check_rows(found: Found) -> list[Row]:
+    """Return the paired differences of the two rules, by allocation, where two seeds have both."""
+    rows = []
+    for steps, bits, rank in CHECKS:
+        losses: Mapping[float, dict[int, float]] = {1.0: {}, by_length(rank, steps): {}}
+        for trial, _ in checks(steps, bits, rank):
+            if (event := found.get(trial.key)) is not None and event["loss"] is not None:
+                losses[trial.lr_scale][trial.train_seed] = event["loss"]
+        before, after = losses.values()
+        both = [seed for seed in before if seed in after]
+        if len(both) > 1:
+            d = paired_interval([after[seed] - before[seed] for seed in both])
+            old, new = (float(np.mean([of[seed] for seed in both])) for of in (before, after))
+            rows.append({"part": "check", "steps": steps, "bits": bits, "rank": rank, "seeds": len(both),
+                         "by_length": by_length(rank, steps), "inverse_sqrt_loss": old, "by_length_loss": new,
+                         "difference": d.mean, "low": d.low, "high": d.high})
+    return rows
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     parser = study_parser("length.rates", __doc__)
     parser.add_argument("--out", type=Path, default=FILE.parent, help="folder of the trials")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
     options = parser.parse_args(arguments)
     config = study_config("plays", None, ["dtype=bfloat16"])
 
     def job() -> None:
         options.out.mkdir(parents=True, exist_ok=True)
-        work(lambda found: wanted(plan(), found, ("plays",)), options.out / FILE.name, {"plays": config},
-             options.trials, options.hours)
+        if not options.summary:
+            work(wanted, options.out / FILE.name, {"plays": config}, options.trials, options.hours)
+        found = load(options.out / FILE.name)
+        publish("length_rates", (), [*rate_rows(found), *check_rows(found)],
+                ("part", "steps", "bits", "rank", "best", "by_length", "difference", "low", "high"),
+                folder=options.results)
 
     return run(job)
 

@@ -110,7 +110,8 @@ def _train(oracle: FinetuneOracle, task: AdaLoraTask, progress: Progress, result
            AdapterSettings(oracle.settings.adapter.alpha_over_rank), task.train_seed, oracle.bank.compute_dtype)
     parameters = make_triplets(oracle.model, task.train_seed)
     unit_of = {linear.name: unit.name for unit in oracle.units for linear in unit.linears}
-    groups = unit_groups(parameters, unit_of, {u.name: initial for u in oracle.units}, settings, task.lr_scale)
+    groups = unit_groups(parameters, unit_of, {u.name: initial for u in oracle.units}, settings, task.lr_scale,
+                         task.steps)
     allocator = RankAllocator(parameters, task.settings, task.steps)
     optimizer = AdaLoraOptimizer(UnitwiseAdamW(groups, settings.optimizer), allocator)
     probe = MemoryProbe(optimizer, oracle.bank, scope, follow=task.measure)

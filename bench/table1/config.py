@@ -82,6 +82,8 @@ def load_table(overrides: Sequence[str] = ()) -> TableConfig:
         rest += FORMATS  # of the published table, which a run joins and compares with
     if not any(o.startswith("search.length=") for o in rest):
         rest.append("search.length=trial")  # all rows are compared after a trial's steps
+    if not any(o.startswith("adapter.lr_rule=") for o in rest):
+        rest.append("adapter.lr_rule=inverse_sqrt")  # of the published table, of trials of one length
     problems: list[str] = []
     run = table = None
     try:

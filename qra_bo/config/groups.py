@@ -28,8 +28,6 @@ from qra_bo.utils.fields import (
     must_be,
 )
 
-LR_EXPONENTS = {"constant": 0.0, "inverse_sqrt": 0.5, "inverse": 1.0}
-
 Share = Annotated[StrictFloat, Ge(0), Le(1)]
 OtherRates = Annotated[tuple[StrictFloat, ...], must_be(
     "a list of distinct positive factors other than 1, e.g. [0.5,2]",
@@ -203,19 +201,16 @@ class AdapterConfig(Group):
     Args:
         iterations: Alternations of ``loftq``, and the most of ``lq_lora``; without effect elsewhere.
         alpha_over_rank: LoRA's scale alpha / r, the same at every rank.
-        lr: Peak learning rate at rank 16, before calibration; ``auto`` in ``conf/`` is a number once it is composed.
+        lr: Peak learning rate of trials at rank 16, before calibration; ``auto`` in ``conf/`` is a number once it is
+            composed.
+        lr_rule: How it depends on the rank and on the length of training (``RATE_RULES``).
     """
 
     init: Literal["kaiming", "residual_svd", "eva", "gradient", "loftq", "lq_lora", "pissa"]
     iterations: Count
     alpha_over_rank: Positive
     lr: Positive
-    lr_rule: Literal["constant", "inverse_sqrt", "inverse"]
-
-    @property
-    def lr_exponent(self) -> float:
-        """``p`` of ``lr(r) = lr (16 / r)^p``."""
-        return LR_EXPONENTS[self.lr_rule]
+    lr_rule: Literal["constant", "inverse_sqrt", "inverse", "by_length"]
 
 
 class TrainConfig(Group):

@@ -10,7 +10,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from qra_bo.config.groups import LR_EXPONENTS
+from qra_bo.finetune.training.learning_rate import RATE_RULES
 from qra_bo.report.story import server_rank
 from qra_bo.report.text import allocation_rows, size
 from qra_bo.study.results import build_best, load_study
@@ -105,9 +105,11 @@ class FinishedRun:
 
 
 def rate_of(best: Mapping[str, Any], rank: float) -> float:
-    """Return the peak learning rate of a rank by the contents of ``best.json``, which states that of rank 16."""
-    exponent: float = LR_EXPONENTS[best["lr_rule"]]
-    return float(best["learning_rate"]) * float((16.0 / rank) ** exponent)
+    """Return the peak learning rate of a rank in the final fine-tune, by the contents of ``best.json``, which states
+    that of rank 16 in a trial."""
+    training = best["training"]
+    ratio = training["steps"] / training["trial_steps"]
+    return float(best["learning_rate"]) * RATE_RULES[best["lr_rule"]].factor(rank, ratio)
 
 
 def _check_best(folder: Path, best: Mapping[str, Any]) -> None:

@@ -33,6 +33,9 @@ from qra_bo.trials import TrialResult, TrialSpec, TrialState, peaks_to_json
 from qra_bo.utils.errors import OracleError, TrainingError, is_out_of_memory
 from qra_bo.utils.files import follow_umask, writing
 
+STREAMED_SEQUENCES = 4
+"""Least sequences of a batch through a dense base that crosses to the device with every batch."""
+
 
 @dataclass(frozen=True, slots=True)
 class FinetuneSettings:
@@ -170,7 +173,10 @@ class FinetuneOracle:
         """Return loss and standard error (nats) of the base in 16 bits without adapters, and the tokens of the pass."""
         blocks = (self.data.test if split == "test" else self.data.validation).take(self.settings.eval_blocks)
         self.bank.restore_dense()
-        found = held_out(self.model, blocks.input_ids, blocks.labels, self.settings.train, self.device,
+        settings = self.settings.train
+        if self.bank.streams:  # of a base that crosses to the device with every batch
+            settings = replace(settings, batch=max(settings.batch, STREAMED_SEQUENCES))
+        found = held_out(self.model, blocks.input_ids, blocks.labels, settings, self.device,
                          positions=blocks.positions)
         return {"loss": found.loss, "loss_se": found.se, "forward_tokens": found.tokens}
 
@@ -246,7 +252,8 @@ class FinetuneOracle:
         return str(self.tokenizer.decode(tokens))
 
     def close(self) -> None:
-        self.bank.restore_dense()
+        if self.device.type == "cpu":  # elsewhere the whole base would be copied to a device that is given back
+            self.bank.restore_dense()
 
     def build(self, allocation: Allocation, train_seed: int, progress: Progress | None = None,
               init: str | None = None, codes: str | None = None) -> None:
@@ -271,17 +278,19 @@ class FinetuneOracle:
         self.peft = attach(self.model, ranks, self.settings.adapter, train_seed, self.bank.compute_dtype,
                            prepared.pairs)
 
-    def optimizer(self, allocation: Allocation, lr_scale: float) -> UnitwiseAdamW:
-        """Return an optimiser with one AdamW group per unit of the built model."""
+    def optimizer(self, allocation: Allocation, lr_scale: float, steps: int | None = None) -> UnitwiseAdamW:
+        """Return an optimiser with one AdamW group per unit of the built model, for a schedule of ``steps`` steps;
+        ``None``: as long as a trial's."""
         ranks = {unit.name: rank for unit, rank in zip(self.units, allocation.ranks, strict=True)}
-        groups = unit_groups(adapter_parameters(self.model), self._unit_of, ranks, self.settings.train, lr_scale)
+        groups = unit_groups(adapter_parameters(self.model), self._unit_of, ranks, self.settings.train, lr_scale,
+                             steps)
         return UnitwiseAdamW(groups, self.settings.train.optimizer)
 
     def _evaluate(self, run: TrialRun, progress: Progress) -> TrialResult:
         request = run.request
         begin_load(self.device)
         self.build(request.allocation, request.train_seed, progress, request.init, request.codes)
-        optimizer = self.optimizer(request.allocation, request.lr_scale)
+        optimizer = self.optimizer(request.allocation, request.lr_scale, request.schedule_steps)
         switch_seconds = time.monotonic() - run.start
         if isinstance(run, FinalRun):
             run.before = self._sample()

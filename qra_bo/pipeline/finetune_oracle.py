@@ -22,6 +22,7 @@ from qra_bo.finetune.quantization.bank import LayerBank, refuse_reproducing_form
 from qra_bo.finetune.quantization.base import storage_bytes
 from qra_bo.finetune.quantization.embeddings import pack_embeddings
 from qra_bo.finetune.quantization.rounding import Rounding
+from qra_bo.finetune.training.learning_rate import RATE_RULES
 from qra_bo.finetune.training.loop import TrainSettings
 from qra_bo.finetune.training.loss import check_isolation
 from qra_bo.finetune.training.optimizer import AdamWSettings
@@ -125,8 +126,8 @@ def finetune_settings(cfg: RunConfig) -> FinetuneSettings:
     """Return the settings of trainer, adapters and evaluation."""
     t = cfg.train
     optimizer = AdamWSettings((t.betas[0], t.betas[1]), t.eps, t.weight_decay, t.clip, t.optimizer)
-    train = TrainSettings(t.batch, t.accumulate, cfg.adapter.lr, cfg.adapter.lr_exponent, t.warmup, t.lr_floor,
-                          t.logits_chunk, t.checkpointing, optimizer)
+    train = TrainSettings(t.batch, t.accumulate, cfg.adapter.lr, RATE_RULES[cfg.adapter.lr_rule], cfg.fidelity.high,
+                          t.warmup, t.lr_floor, t.logits_chunk, t.checkpointing, optimizer)
     return FinetuneSettings(
         train, AdapterSettings(cfg.adapter.alpha_over_rank, cfg.adapter.init, cfg.adapter.iterations),
         cfg.eval.sequences, (), cfg.ranks[-1], cfg.memory.scope, cfg.worker.checkpoint_seconds, cfg.serve)

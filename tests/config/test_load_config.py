@@ -3,14 +3,16 @@
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from qra_bo.config import RunConfig, config_from_dict, load_config
 from qra_bo.config.compose import config_from
+from qra_bo.config.groups import AdapterConfig
 from qra_bo.config.other_names import OURS
 from qra_bo.config.overrides import VALUES, options
+from qra_bo.finetune.training.learning_rate import RATE_RULES
 from qra_bo.memory.formats import BITS, default_format
 from qra_bo.utils.errors import ConfigError, nearest_first
 
@@ -213,9 +215,8 @@ def test_the_hash_does_not_depend_on_how_a_number_is_written(default: RunConfig)
     assert load_config(["adapter.lr=0.002", "adapter.alpha_over_rank=2"]).config_sha256 == default.config_sha256
 
 
-@pytest.mark.parametrize(("rule", "exponent"), [("constant", 0.0), ("inverse_sqrt", 0.5), ("inverse", 1.0)])
-def test_learning_rate_rules(rule: str, exponent: float) -> None:
-    assert load_config([f"adapter.lr_rule={rule}"]).adapter.lr_exponent == exponent
+def test_every_learning_rate_rule_is_offered() -> None:
+    assert set(get_args(AdapterConfig.model_fields["lr_rule"].annotation)) == set(RATE_RULES)
 
 
 def test_a_composed_dictionary_with_holes_is_refused(default: RunConfig) -> None:

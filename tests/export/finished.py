@@ -38,6 +38,7 @@ def finish(folder: Path, formats: Sequence[str], ranks: Sequence[int], *more: st
     best = best_json(units=[f"model.layers.{i}" for i in range(4)], bits=[f.bits for f in found], ranks=list(ranks),
                      formats=[f.to_json() for f in found], alpha_over_rank=2.0,
                      learning_rate=config.adapter.lr * LR_SCALE, lr_rule=config.adapter.lr_rule,
-                     training={key: config.to_dict()["train"][key] for key in TRAINING})
+                     training={"trial_steps": 24, "steps": 12,
+                               **{key: config.to_dict()["train"][key] for key in TRAINING}})
     (folder / "best.json").write_text(json.dumps(best))
     return folder

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -152,6 +153,27 @@ def test_more_sequences_take_no_more_memory_than_their_hidden_states(monkeypatch
         peaks.append(tracker.peak_bytes)
     states = 22 * 12 * spec.hidden_size * 4
     assert peaks[2] - peaks[1] < 4 * states  # of the dense model at the end, and at one layer and at the next
+
+
+def test_a_base_that_crosses_to_the_device_takes_two_sequences_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(profiling, "settled", lambda kl: False)
+    model, spec = tiny_llama(layers=2)
+    formats, units = (parse_format("ref2"),), make_units(spec, "layer")
+    real, sizes = profiling.hidden_states, set[int]()
+
+    def counted(model: Any, ids: torch.Tensor) -> torch.Tensor:
+        sizes.add(len(ids))
+        return real(model, ids)
+
+    monkeypatch.setattr(profiling, "hidden_states", counted)
+    bank = LayerBank(model, spec, formats, torch.float32, CPU)
+    alone = measure_quantization_sensitivity(bank, units, formats, TEXT, _quiet)
+    assert sizes == {1}
+    monkeypatch.setattr(LayerBank, "streams", True)
+    together = measure_quantization_sensitivity(bank, units, formats, TEXT, _quiet)
+    assert sizes == {1, 2}
+    np.testing.assert_allclose(together.measured.kl, alone.measured.kl, rtol=1e-3)
+    assert (together.sequences, together.forward_tokens) == (alone.sequences, alone.forward_tokens)
 
 
 @pytest.mark.parametrize(("part", "measure"), [("hidden_states", measure_quantization_sensitivity),

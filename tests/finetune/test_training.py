@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from qra_bo.finetune.adapters.lora import AdapterSettings, adapter_parameters, attach, detach
+from qra_bo.finetune.training.learning_rate import RATE_RULES, RateRule
 from qra_bo.finetune.training.loop import DivergedError, TrainSettings, held_out, train_steps, unit_groups
 from qra_bo.finetune.training.optimizer import UnitwiseAdamW
 from tests.finetune.models import tiny_llama
@@ -26,10 +27,23 @@ def test_schedule_rises_then_falls_to_its_floor() -> None:
 
 
 def test_learning_rate_rule_in_the_rank() -> None:
-    s = TrainSettings(lr=2e-3, lr_exponent=0.5)
+    s = TrainSettings(lr=2e-3)
     assert s.peak_lr(16) == 2e-3
     assert s.peak_lr(4) == pytest.approx(4e-3)
-    assert TrainSettings(lr_exponent=0.0).peak_lr(1) == TrainSettings().lr
+    assert TrainSettings(lr_rule=RATE_RULES["constant"]).peak_lr(1) == TrainSettings().lr
+    assert TrainSettings(lr_rule=RATE_RULES["inverse"]).peak_lr(4) == pytest.approx(4 * TrainSettings().lr)
+
+
+def test_learning_rate_rule_in_the_length() -> None:
+    rule = RateRule(0.5, -0.2, -0.1)
+    s = TrainSettings(lr=1.0, lr_rule=rule, lr_steps=24)
+    assert s.peak_lr(4) == s.peak_lr(4, 24) == pytest.approx(2.0)
+    assert s.peak_lr(4, 240) == pytest.approx(4**0.3 / 10**0.1)
+    assert s.peak_lr(16, 240) == pytest.approx(1 / 10**0.1)
+    assert s.peak_lr(4, 24_000) == s.peak_lr(4, 240)  # not beyond what was measured
+    assert s.peak_lr(4, 2) == s.peak_lr(4)
+    assert RateRule(0.1, -0.5).factor(1, 10) == 1.0  # a larger rank never gets the larger rate
+    assert TrainSettings(lr=1.0, lr_rule=rule).peak_lr(4, 240) == pytest.approx(2.0)
 
 
 def test_units_get_their_own_rate() -> None:

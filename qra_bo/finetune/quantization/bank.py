@@ -107,6 +107,11 @@ class LayerBank:
         """Format of every quantised linear."""
         return {name: fmt.fmt if isinstance(fmt, OwnBase) else fmt for name, fmt in self._installed.items()}
 
+    @property
+    def streams(self) -> bool:
+        """Whether every pass of the dense model copies its weights to the device."""
+        return self.device.type != "cpu" and not self.dense_on_device
+
     def build(self, progress: Progress | None = None) -> None:
         """Pack every linear in every format of ``formats`` now, on all of torch's threads."""
         todo = [(linear.name, fmt) for fmt in self.formats for linear in self.spec.linears

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from qra_bo.finetune.training.learning_rate import RATE_RULES, RateRule
 from qra_bo.finetune.training.loss import hidden_states, plain_head, token_losses
 from qra_bo.finetune.training.optimizer import AdamWSettings, UnitwiseAdamW
 
@@ -24,7 +25,8 @@ class TrainSettings:
         batch: Sequences that go forward and backward at once, in training and in evaluation.
         accumulate: Batches of an optimiser step.
         lr: Peak learning rate at rank 16.
-        lr_exponent: ``p`` of the rule ``lr(r) = lr (16 / r)^p``; 0 is one rate for all ranks.
+        lr_rule: How it depends on the rank and on the length of training.
+        lr_steps: Steps of the trainings that ``lr`` is for; ``None``: of any length.
         warmup: Share of the schedule in which the rate rises linearly; then it falls as a cosine.
         lr_floor: Rate at the end of the schedule, as a share of the peak.
         logits_chunk: Tokens whose logits are alive at once.
@@ -34,7 +36,8 @@ class TrainSettings:
     batch: int = 4
     accumulate: int = 1
     lr: float = 2e-3
-    lr_exponent: float = 0.5
+    lr_rule: RateRule = RATE_RULES["inverse_sqrt"]
+    lr_steps: int | None = None
     warmup: float = 0.1
     lr_floor: float = 0.05
     logits_chunk: int = 128
@@ -46,9 +49,11 @@ class TrainSettings:
         """Sequences of an optimiser step."""
         return self.batch * self.accumulate
 
-    def peak_lr(self, rank: int) -> float:
-        """Return the peak learning rate of a rank."""
-        return self.lr * float((16.0 / rank) ** self.lr_exponent)
+    def peak_lr(self, rank: int, steps: int | None = None) -> float:
+        """Return the peak learning rate of a rank in trainings of ``steps`` steps, ``None``: as long as ``lr`` is for.
+        """
+        ratio = 1.0 if steps is None or self.lr_steps is None else steps / self.lr_steps
+        return self.lr * self.lr_rule.factor(rank, ratio)
 
     def lr_factor(self, step: int, total: int) -> float:
         """Return the schedule's factor on the peak for the update number ``step`` (from 0) of ``total``."""
@@ -170,14 +175,15 @@ def _sequence_sums(model: Any, ids: torch.Tensor, goal: torch.Tensor, chunk: int
 
 
 def unit_groups(parameters: Mapping[str, Mapping[str, torch.nn.Parameter]], unit_of: Mapping[str, str],
-                ranks: Mapping[str, int], settings: TrainSettings,
-                lr_scale: float) -> list[tuple[dict[str, torch.nn.Parameter], float]]:
+                ranks: Mapping[str, int], settings: TrainSettings, lr_scale: float,
+                steps: int | None = None) -> list[tuple[dict[str, torch.nn.Parameter], float]]:
     """Return one optimiser group per unit, with the learning rate of its rank times ``lr_scale``.
 
-    ``parameters`` are A and B of every module, ``unit_of`` names its unit, ``ranks`` are those of the units.
+    ``parameters`` are A and B of every module, ``unit_of`` names its unit, ``ranks`` are those of the units. ``steps``
+    are those of the schedule; ``None``: as long as the settings' rate is for.
     """
     grouped: dict[str, dict[str, torch.nn.Parameter]] = {}
     for module, pair in parameters.items():
         for which, parameter in pair.items():
             grouped.setdefault(unit_of[module], {})[f"{module}.{which}"] = parameter
-    return [(named, settings.peak_lr(ranks[unit]) * lr_scale) for unit, named in grouped.items()]
+    return [(named, settings.peak_lr(ranks[unit], steps) * lr_scale) for unit, named in grouped.items()]
