@@ -8,7 +8,7 @@ from typing import Any
 from bench.pages.blocks import Tables, between, figure, fixed, grid, percent, read, source, unless_missing
 from qra_bo.searchers.structured.rates import NAMES
 
-STUDY, MODEL, WORTH = "length/length", "length_model", "worth"
+STUDY, MODEL, WORTH, OPTIMA = "length/length", "length_model", "worth", "length_rates"
 PROMPT_LETTERS = 120
 COMMAND = "python -m bench.length"
 
@@ -75,6 +75,24 @@ def predictions() -> str:
          percent(r["over_last_value"]), fixed(r["spearman"]), fixed(r["regret"], 4)] for r in rows]) + source(MODEL)
 
 
+def optimal_rates() -> str:
+    """The best factor on the learning rate of every allocation and length."""
+    rows = [r for r in read(OPTIMA)["rows"] if r["part"] == "rates"]
+    return grid(("bits", "rank", "steps", "tried: validation loss", "best", "by_length"), [
+        [str(r["bits"]), str(r["rank"]), str(r["steps"]),
+         ", ".join(f"{scale:g}: {fixed(loss, 4)}" for scale, loss in r["tried"]), figure(r["best"], 2),
+         figure(r["by_length"], 2)] for r in sorted(rows, key=lambda r: (r["bits"], r["rank"], r["steps"]))]) \
+        + source(OPTIMA)
+
+
+def rate_checks() -> str:
+    """The two rules of the learning rate on unseen seeds."""
+    rows = [r for r in read(OPTIMA)["rows"] if r["part"] == "check"]
+    return grid(("bits", "rank", "steps", "seeds", "inverse_sqrt", "by_length", "by_length less inverse_sqrt"), [
+        [str(r["bits"]), str(r["rank"]), str(r["steps"]), str(r["seeds"]), fixed(r["inverse_sqrt_loss"], 4),
+         fixed(r["by_length_loss"], 4), between(r["difference"], r["low"], r["high"], 4)] for r in rows])
+
+
 def worth() -> str:
     """What differences of the loss are worth, with the beginning of a generated text."""
     rows = read(WORTH)["rows"]
@@ -94,6 +112,8 @@ TABLES: Tables = {"length-seeds": unless_missing(STUDY, seeds, f"{COMMAND} --sum
                   "length-effects": unless_missing(STUDY, effects, f"{COMMAND} --summary"),
                   "length-rates": unless_missing(MODEL, rates, f"{COMMAND}.model"),
                   "length-exponents": unless_missing(MODEL, exponents, f"{COMMAND}.model"),
+                  "length-optima": unless_missing(OPTIMA, optimal_rates, f"{COMMAND}.rates"),
+                  "length-checks": unless_missing(OPTIMA, rate_checks, f"{COMMAND}.rates"),
                   "worth": unless_missing(WORTH, worth, "python -m bench.worth --summary"),
                   "length-predictions": unless_missing(MODEL, predictions, f"{COMMAND}.model")}
 """All tables by the name that pages ask for."""

@@ -29,7 +29,7 @@ Tasks
 Examples
   python -m qra_bo task=memory +model=llama3_1_8b_instruct gpu=rtx4090
   python -m qra_bo +model=qwen2_5_7b_instruct budget=8GB data=jsonl data.path=chat.jsonl
-  python -m qra_bo task=finetune allocation=outputs/RUN/best.json data=jsonl data.path=newer.jsonl
+  python -m qra_bo task=finetune +model=NAME allocation=outputs/RUN/best.json data=jsonl data.path=newer.jsonl
 
 --help all lists every key, --cfg job prints the configuration, --multirun starts a sweep. Documentation: docs/
 """

@@ -1,5 +1,9 @@
 """How a result was found, in sentences: facts that a reader needs, and no judgement of them (``study.health``)."""
 
+from collections.abc import Mapping
+from typing import Any
+
+from qra_bo.finetune.training.learning_rate import RATE_RULES
 from qra_bo.report.data import ReportData
 from qra_bo.study.given import CALIBRATED
 from qra_bo.trials import TrialState
@@ -49,7 +53,7 @@ def _learning_rate(d: ReportData) -> str:
     found = d.last("calibration")
     if found is None:
         return "It is not calibrated yet."
-    rate = f"{float(found['lr']):.2g} (rule {found['rule']})"
+    rate = f"{float(found['lr']):.2g} at rank 16 in trials (rule {found['rule']}){_in_final(d, found)}"
     if "source" in found:
         return f"{rate}: {found['source']}." + (
             "" if found["source"] == CALIBRATED else " Another one may suit these ranks better.")
@@ -60,6 +64,13 @@ def _learning_rate(d: ReportData) -> str:
     return (f"{rate}, calibrated on uniform baselines over {len(scales)} scales, and the same for every allocation."
             + (" The best scale lies at the edge of those tried: a wider calibrate.lr_scales may do better."
                if at_edge else ""))
+
+
+def _in_final(d: ReportData, calibration: Mapping[str, Any]) -> str:
+    """Say what the rule makes of the rate in the final fine-tune, where that is longer than a trial."""
+    final, trial = d.last("final"), d.study.header["high_steps"]
+    factor = 1.0 if final is None else RATE_RULES[calibration["rule"]].factor(16, final["planned_steps"] / trial)
+    return "" if factor == 1.0 else f", {factor * float(calibration['lr']):.2g} in the final fine-tune"
 
 
 def _stopped(d: ReportData) -> str:

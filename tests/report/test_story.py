@@ -109,6 +109,12 @@ def test_a_learning_rate_at_the_edge_of_those_tried_is_noted():
     assert "at the edge" not in dict(notes(parse_events(make_events())))["Learning rate"]
 
 
+@pytest.mark.parametrize(("rule", "said"), [("inverse_sqrt", False), ("by_length", True)])
+def test_a_rate_that_falls_with_the_length_is_said_with_that_of_the_final_fine_tune(rule: str, said: bool) -> None:
+    events = [{**e, "rule": rule} if e["event"] == "calibration" else e for e in make_events()]
+    assert ("in the final fine-tune" in dict(notes(parse_events(events)))["Learning rate"]) == said
+
+
 def printed(call, *args, terminal=False):
     out = io.StringIO()
     call(Console(file=out, force_terminal=terminal, width=110), *args)
