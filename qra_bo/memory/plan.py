@@ -80,7 +80,8 @@ class BudgetAnswer:
         fits: Whether any allocation of the space fits.
         verdict: What to expect of it.
         ranks: By format, the largest integer rank, of at most the space's, that fits on every unit; 0 where none does.
-        best: The uniform choice of the most bits that fits, at its largest rank; ``None`` where none fits.
+        best: The uniform choice of the most bits that fits and that ``max_average_bits`` allows, at its largest rank;
+            ``None`` where none fits.
         tokens_per_second: Estimated pace of training ``best`` on the plan's card; ``None`` without either.
     """
 
@@ -195,7 +196,7 @@ def memory_plan(memory: MemoryModel, space: SearchSpace, budgets: Mapping[str, i
     answers = []
     for text, size in budgets.items():
         ranks = {fmt: largest_rank(memory, space, fmt, size) for fmt in space.formats}
-        best = _best(memory, space, size)
+        best = _best(memory, space, size, most_bits)
         verdict = verdict_of(memory, space, size, most_bits=most_bits, larger=larger)
         pace = None if best is None or card is None else memory.shape.tokens / step_seconds(
             memory, space, uniform(space.n_units, str(best.fmt), int(best.rank or 0)), card)
@@ -204,10 +205,11 @@ def memory_plan(memory: MemoryModel, space: SearchSpace, budgets: Mapping[str, i
     totals = {gb: round(USABLE * gb * 2**30) for gb in CARDS_GB}
     if card is not None:  # its own row agrees with its budget
         totals[next(gb for gb in CARDS_GB if card.total_bytes <= gb * 2**30)] = card.total_bytes
-    cards = {gb: _best(on_card or memory, space, total - headroom) for gb, total in totals.items()}
+    cards = {gb: _best(on_card or memory, space, total - headroom, most_bits) for gb, total in totals.items()}
     return Plan(memory, space.n_units, tuple(answers), rows, tuple(_references(memory, space)),
                 _row(memory, space, least, "smallest allocation"), describe(least, space), largest(table, space)[0],
-                cards, tuple(_levers(memory, space, need)), card, tuple(serving_notes(memory, space, budgets)))
+                cards, tuple(_levers(memory, space, need)), card,
+                tuple(serving_notes(memory, space, budgets, most_bits)))
 
 
 def _row(memory: MemoryModel, space: SearchSpace, allocation: Allocation, what: str) -> Row:
@@ -233,9 +235,9 @@ def _references(memory: MemoryModel, space: SearchSpace) -> Iterator[Row]:
             yield replace(_uniform_row(usual, space, default_format(bits), rank), what=what)
 
 
-def _best(memory: MemoryModel, space: SearchSpace, limit: int) -> Row | None:
+def _best(memory: MemoryModel, space: SearchSpace, limit: int, most_bits: float | None) -> Row | None:
     """Price the uniform choice of the most bits that fits, at its largest rank; ``None`` where none fits."""
-    chosen = best_uniform(memory, space, limit)
+    chosen = best_uniform(memory, space, limit, most_bits)
     return None if chosen is None else _uniform_row(memory, space, *chosen)
 
 

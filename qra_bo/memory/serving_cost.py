@@ -14,13 +14,15 @@ from qra_bo.space import Allocation, SearchSpace
 from qra_bo.utils.errors import UserError
 
 
-def serving_notes(memory: MemoryModel, space: SearchSpace, budgets: Mapping[str, int]) -> list[str]:
+def serving_notes(memory: MemoryModel, space: SearchSpace, budgets: Mapping[str, int],
+                  most_bits: float | None = None) -> list[str]:
     """Return one line that compares the space with that of the same bits and ``serve=any``; nothing for ``any`` itself.
 
     Args:
         memory: Decoder, trainer, scope and the consumer.
         space: Units and ladders, of formats that the consumer loads.
         budgets: Bytes by text.
+        most_bits: Limit on average code bits; ``None``: none.
     """
     if memory.serve == ANY:
         return []
@@ -30,8 +32,8 @@ def serving_notes(memory: MemoryModel, space: SearchSpace, budgets: Mapping[str,
         free, other = replace(memory, serve=ANY), _default_space(space)
         pairs = [(f"the smallest allocation needs {format_size(smallest(memory.table(space), space)[0])}",
                   format_size(smallest(free.table(other), other)[0]))]
-        pairs += [(f"within {format_size(size)} the best uniform choice is {_best(memory, space, size)}",
-                   _best(free, other, size)) for size in budgets.values()]
+        pairs += [(f"within {format_size(size)} the best uniform choice is {_best(memory, space, size, most_bits)}",
+                   _best(free, other, size, most_bits)) for size in budgets.values()]
         said = "; ".join(f"{ours} ({theirs} with serve=any)" for ours, theirs in pairs)
         line += f" {said[0].upper()}{said[1:]}."
     return [line + _dominated(memory, space)]
@@ -69,9 +71,9 @@ def _default_space(space: SearchSpace) -> SearchSpace:
     return replace(space, formats=tuple(default_format(bits) for bits in sorted({f.bits for f in space.formats})))
 
 
-def _best(memory: MemoryModel, space: SearchSpace, size: int) -> str:
+def _best(memory: MemoryModel, space: SearchSpace, size: int, most_bits: float | None) -> str:
     """Name the uniform choice of the most bits that fits, at its largest rank."""
-    chosen = best_uniform(memory, space, size)
+    chosen = best_uniform(memory, space, size, most_bits)
     return "none" if chosen is None else f"{chosen[0].name}, rank {chosen[1]}"
 
 

@@ -64,7 +64,7 @@ def verdict_of(memory: MemoryModel, space: SearchSpace, size: int, *, most_bits:
         larger: Further decoders, asked for where nothing binds.
     """
     low, top, wide = space.ranks.values[0], space.ranks.values[-1], space.widest
-    allowed = [f for f in space.formats if most_bits is None or f.bits <= most_bits]
+    allowed = within_average(space, most_bits)
     if wide in allowed and (need := uniform_bytes(memory, space, wide, top)) <= size:
         most = "the most that bits and ranks allow" if wide == space.formats[-1] else \
             "above which bits count for nothing"
@@ -79,18 +79,28 @@ def verdict_of(memory: MemoryModel, space: SearchSpace, size: int, *, most_bits:
                        else f"Nothing fits: the smallest allocation needs {format_size(least)}.")
     best = fitting[-1]
     rank = largest_rank(memory, space, best, size)
-    further = next((f for f in space.formats if f.bits > best.bits), None)
-    if further is None or best.bits >= wide.bits:
+    further = next((f for f in allowed if f.bits > best.bits), None)
+    capped = further is None and wide not in allowed
+    if not capped and (further is None or best.bits >= wide.bits):
         return Verdict(RANKS, f"{_named(best).capitalize()} fits with rank {rank} of at most {top}: the budget limits "
                        "ranks alone. Expect a uniform choice to be about as good as any mix.")
+    limit = f"no uniform choice of more bits keeps to max_average_bits={most_bits:g}" if further is None else \
+        f"{further.bits} bits do not fit"
     if best.bits >= FOUR_BITS:
-        return Verdict(BITS, f"{_named(best).capitalize()} fits with rank {rank}, and {further.bits} bits do not fit. "
+        return Verdict(BITS, f"{_named(best).capitalize()} fits with rank {rank}, and {limit}. "
                        "Expect little from mixing: a uniform choice is often as good.")
-    four = next((f for f in space.formats if f.bits >= FOUR_BITS), further)
-    over = 100 * (uniform_bytes(memory, space, four, low) / size - 1)
-    fails = "just fails to fit" if four.bits == further.bits else "does not fit"
-    return Verdict(MIXING_PAYS, f"{_named(four).capitalize()} {fails}: with rank {low} it needs {over:.1f} % more than "
-                   f"the budget. {_named(best).capitalize()} fits with rank {rank}. This is where mixing pays.")
+    if further is not None:
+        four = next((f for f in allowed if f.bits >= FOUR_BITS), further)
+        over = 100 * (uniform_bytes(memory, space, four, low) / size - 1)
+        fails = "just fails to fit" if four.bits == further.bits else "does not fit"
+        limit = f"{_named(four)} {fails}: with rank {low} it needs {over:.1f} % more than the budget"
+    return Verdict(MIXING_PAYS, f"{limit[0].upper()}{limit[1:]}. {_named(best).capitalize()} fits with rank {rank}. "
+                   "This is where mixing pays.")
+
+
+def within_average(space: SearchSpace, most_bits: float | None) -> list[StorageFormat]:
+    """Return the formats that a uniform choice of at most ``most_bits`` average code bits may have."""
+    return [f for f in space.formats if most_bits is None or f.bits <= most_bits]
 
 
 def largest_rank(memory: MemoryModel, space: SearchSpace, fmt: StorageFormat, budget: int,
@@ -101,10 +111,11 @@ def largest_rank(memory: MemoryModel, space: SearchSpace, fmt: StorageFormat, bu
                  space.ranks.values[-1] if most is None else most)
 
 
-def best_uniform(memory: MemoryModel, space: SearchSpace, size: int) -> tuple[StorageFormat, int] | None:
-    """Return the format of the most bits that fits ``size`` bytes on every unit, and its largest rank; ``None`` where
-    none fits."""
-    ranks = ((fmt, largest_rank(memory, space, fmt, size)) for fmt in reversed(space.formats))
+def best_uniform(memory: MemoryModel, space: SearchSpace, size: int,
+                 most_bits: float | None = None) -> tuple[StorageFormat, int] | None:
+    """Return the format of the most bits, of at most ``most_bits``, that fits ``size`` bytes on every unit, and its
+    largest rank; ``None`` where none fits."""
+    ranks = ((fmt, largest_rank(memory, space, fmt, size)) for fmt in reversed(within_average(space, most_bits)))
     return next(((fmt, rank) for fmt, rank in ranks if rank), None)
 
 

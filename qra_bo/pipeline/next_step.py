@@ -14,6 +14,7 @@ from qra_bo.memory.verdict import (
     NOTHING_BINDS,
     NOTHING_FITS,
     largest_rank,
+    within_average,
 )
 from qra_bo.pipeline.data import WHOLE
 from qra_bo.pipeline.forecast import Forecast
@@ -48,13 +49,15 @@ class Change:
     why: str
 
 
-def after_all(memory: MemoryModel, space: SearchSpace, size: int, whole_length: int | None = None) -> Change | None:
-    """Return the first change of the trainer with which 4 bits fit ``size`` bytes at ``LEAST_RANK``; ``None`` without.
+def after_all(memory: MemoryModel, space: SearchSpace, size: int, whole_length: int | None = None,
+              most_bits: float | None = None) -> Change | None:
+    """Return the first change of the trainer with which 4 bits fit ``size`` bytes at ``LEAST_RANK``; ``None`` without,
+    and where ``most_bits``, the limit on average code bits, is below 4.
 
     Tried are a ``train.length`` that still holds the records whole (``whole_length`` tokens, where that is known), an
     embedding of 8 bits, and both.
     """
-    four = next((fmt for fmt in space.formats if fmt.bits >= FOUR_BITS), None)
+    four = next((fmt for fmt in within_average(space, most_bits) if fmt.bits >= FOUR_BITS), None)
     if memory.scope != "peak" or four is None:
         return None
     shape = memory.shape
@@ -75,7 +78,7 @@ def after_all(memory: MemoryModel, space: SearchSpace, size: int, whole_length: 
 
 
 def next_steps(plan: Plan, space: SearchSpace, overrides: Sequence[str],
-               forecast: Forecast | None = None) -> list[NextStep]:
+               forecast: Forecast | None = None, most_bits: float | None = None) -> list[NextStep]:
     """Return what to run after a plan of one budget: train a uniform choice, or search, the better advice first.
     Nothing after one of several budgets, and where no uniform choice fits.
 
@@ -84,6 +87,7 @@ def next_steps(plan: Plan, space: SearchSpace, overrides: Sequence[str],
         space: Its units and ladders.
         overrides: Of the command that made it.
         forecast: Times.
+        most_bits: Limit on average code bits; ``None``: none.
     """
     answer = plan.budgets[0]
     if len(plan.budgets) > 1 or answer.best is None or answer.verdict.region == NOTHING_FITS:
@@ -108,7 +112,8 @@ def next_steps(plan: Plan, space: SearchSpace, overrides: Sequence[str],
     searches = searches or [NextStep("search, confirm and train the winner", _command(*kept.values()), None)]
     if answer.verdict.region != MIXING_PAYS:
         return [train, searches[0]]
-    change = after_all(plan.memory, space, answer.size, None if text is None else text.whole_length)
+    change = after_all(plan.memory, space, answer.size, None if text is None else text.whole_length,
+                       most_bits)
     if change is None:
         return searches
     keys = {text.partition("=")[0] for text in change.overrides}

@@ -45,7 +45,8 @@ def run(config: RunConfig) -> int:
     except (DataError, ModelError) as error:  # the plan of the memory stands without the text
         unread = error
     space = make_space(config, plan.memory.spec)
-    steps = next_steps(plan, space, HydraConfig.get().overrides.task, forecast) if HydraConfig.initialized() else []
+    steps = next_steps(plan, space, HydraConfig.get().overrides.task, forecast, config.max_average_bits) \
+        if HydraConfig.initialized() else []
     if config.memory.format == "json":
         traced = {} if checks is None else {"traced": [asdict(check) for check in checks]}
         times = {} if forecast is None else forecast.to_json()

@@ -18,7 +18,7 @@ def steps_of(*overrides: str) -> list[NextStep]:
     config = load_config(["task=memory", *overrides])
     plan = make_plan(config)
     return next_steps(plan, make_space(config, plan.memory.spec), ["task=memory", *overrides],
-                      make_forecast(config, plan))
+                      make_forecast(config, plan), config.max_average_bits)
 
 
 @pytest.mark.parametrize(("overrides", "commands"), [
@@ -29,6 +29,8 @@ def steps_of(*overrides: str) -> list[NextStep]:
      [f"{MODEL} device=cuda embeddings=8 task=finetune allocation=uniform:4,32",
       *(f"{MODEL} budget=7GB device=cuda effort={e}" for e in ("quick", "instant"))]),
     (("budget=6GB", "device=cuda", "effort=normal"), [f"{MODEL} budget=6GB device=cuda effort=normal"]),
+    (("budget=7GB", "device=cuda", "max_average_bits=3"),  # 4 bits would be refused
+     [f"{MODEL} budget=7GB device=cuda max_average_bits=3 effort={e}" for e in ("quick", "instant")]),
     (("budget=[7GB,8GB]", "device=cuda"), []),
     (("budget=1GB", "device=cuda"), [])])
 def test_the_verdict_decides_what_to_run(overrides: tuple[str, ...], commands: list[str]) -> None:
