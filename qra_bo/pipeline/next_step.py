@@ -22,8 +22,8 @@ from qra_bo.report.text import rough
 from qra_bo.space import SearchSpace
 from qra_bo.utils.redact import redact
 
-OF_A_PLAN = ("task", "gpu", "memory.format", "memory.verify")
-"""Overrides that a run after the plan does without."""
+OF_A_PLAN = ("task", "gpu", "memory.format", "memory.verify", "out", "resume")
+"""Overrides that a run after the plan does without; two of the commands can't have one folder."""
 LEAST_RANK = 4
 """Rank from which uniform 4 bits are worth a change of the trainer before a search."""
 _UNIFORM = re.compile(r"'(uniform:\d+,\d+)'")

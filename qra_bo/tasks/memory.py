@@ -33,7 +33,8 @@ def run(config: RunConfig) -> int:
     """Print the plan, as tables or as JSON (``memory.format``); returns 0 where something fits every budget.
 
     Raises:
-        BudgetError: If nothing fits some budget; the plan has been printed by then.
+        BudgetError: If nothing fits some budget, with what is wrong with the text where that can't be read either; the
+            plan has been printed by then.
         DataError: If the user's file is missing or malformed; likewise.
         ModelError: If the model's shapes are not available, or its template renders no conversation; likewise.
     """
@@ -46,7 +47,7 @@ def run(config: RunConfig) -> int:
         unread = error
     space = make_space(config, plan.memory.spec)
     steps = next_steps(plan, space, HydraConfig.get().overrides.task, forecast, config.max_average_bits) \
-        if HydraConfig.initialized() else []
+        if HydraConfig.initialized() and unread is None else []  # a command would end with the same error
     if config.memory.format == "json":
         traced = {} if checks is None else {"traced": [asdict(check) for check in checks]}
         times = {} if forecast is None else forecast.to_json()
@@ -65,10 +66,12 @@ def run(config: RunConfig) -> int:
             check_budget(answer.size, table, space, plan.memory)
         except BudgetError as error:
             problems.append(str(error))
+    if unread is not None:
+        if not problems:
+            raise unread
+        problems.append(str(unread))
     if problems:
         raise BudgetError("; ".join(dict.fromkeys(problems)))
-    if unread is not None:
-        raise unread
     return 0
 
 

@@ -187,6 +187,14 @@ def test_a_missing_file_ends_with_2_after_the_plan(capfd: pytest.CaptureFixture[
     said = capfd.readouterr()
     assert "Where the bytes go" in said.out
     assert "there is no file 'nowhere.jsonl'" in said.err
+    assert "Next:" not in said.out
+
+
+def test_a_missing_file_is_reported_beside_a_small_budget(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(words(Path("nowhere.jsonl"), "task=memory", "budget=10")) == 2
+    error = capfd.readouterr().err
+    assert "a budget of 10 bytes (a bare number means bytes) is below the smallest allocation" in error
+    assert "there is no file 'nowhere.jsonl'" in error
 
 
 @pytest.mark.parametrize(("final", "cost"), [

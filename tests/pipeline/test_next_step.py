@@ -41,13 +41,13 @@ def test_commands_compose_and_keep_what_was_given() -> None:
     config = load_config(["task=memory", MODEL, "gpu=rtx3060", "train.length=512"])
     plan = make_plan(config)
     steps = next_steps(plan, make_space(config, plan.memory.spec),
-                       ["task=memory", MODEL, "gpu=rtx3060", "++train.length=512", "memory.format=json"])
+                       ["task=memory", MODEL, "gpu=rtx3060", "++train.length=512", "memory.format=json", "out=one"])
     assert steps
     for step in steps:
         overrides = shlex.split(step.command)[3:]
         config = load_config(["task=memory", *(o for o in overrides if not o.startswith(("task=", "allocation=")))])
         assert (config.model_name, config.train.length, config.device) == ("llama3_1_8b", 512, "cuda")
-        assert not {"gpu=rtx3060", "memory.format=json"} & set(overrides)
+        assert not {"gpu=rtx3060", "memory.format=json", "out=one"} & set(overrides)
         assert step.time is None  # without a forecast
 
 
