@@ -15,8 +15,9 @@ NOTHING_BINDS, RANKS, BITS, MIXING_PAYS, NOTHING_FITS = \
 """Regions of a budget, from generous to too small."""
 FOUR_BITS = 4
 """Width from which a uniform choice has been about as good as any mix (``docs/reference/limits.md``)."""
-MOST_BATCH, LENGTH_STEP, MOST_LENGTH = 1024, 64, 131_072
-"""Limits of the changes that are priced, and the grain of lengths, in sequences and tokens."""
+MOST_BATCH, LENGTH_STEP, MOST_LENGTH, MOST_RANK = 1024, 64, 32_768, 256
+"""Limits of the changes that are priced, and the grain of lengths, in sequences and tokens: few models take longer text
+without further changes, and few adapters gain by a higher rank."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +154,7 @@ def _purchases(memory: MemoryModel, space: SearchSpace, size: int, larger: Seque
             bought.append(Purchase(f"train.batch={batch}{passes}", needs(batch=batch)))
         if length > shape.length:
             bought.append(Purchase(f"train.length={length} where the model takes it", needs(length=length)))
-    rank = largest_rank(memory, space, fmt, size, smallest_side(space))
+    rank = largest_rank(memory, space, fmt, size, min(MOST_RANK, smallest_side(space)))
     if rank > top:
         bought.append(Purchase(f"ranks up to {rank}", needs(rank)))
     return [*bought, *_larger_model(memory, space, size, larger)]

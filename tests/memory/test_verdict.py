@@ -69,7 +69,7 @@ def test_the_widest_format_has_at_least_8_bits_where_there_is_one(formats: tuple
 
 
 def test_what_spare_bytes_buy_fits_and_a_little_more_does_not() -> None:
-    space, size = space_of(LLAMA2_7B, formats=("nf4", "int8"), ranks=(8, 32)), 24 * 10**9
+    space, size = space_of(LLAMA2_7B, formats=("nf4", "int8"), ranks=(8, 32)), 16 * 10**9
     model, int8 = MemoryModel(LLAMA2_7B, TrainShape(4, 128, device="cuda")), parse_format("int8")
     bought = {p.change.split("=")[0].split(" up")[0]: p for p in verdict_of(model, space, size).buys}
     assert list(bought) == ["train.batch", "train.length", "ranks"]
@@ -112,6 +112,13 @@ def test_spare_bytes_buy_the_largest_model_that_fits() -> None:
     assert len(asked) == 2
     verdict_of(own, space, needs("nf4", 2), larger=larger)
     assert len(asked) == 2
+
+
+def test_lengths_and_ranks_beyond_use_are_not_offered() -> None:
+    space = space_of(LLAMA2_7B, formats=("nf4", "int8"), ranks=(8, 32))
+    model = MemoryModel(LLAMA2_7B, TrainShape(4, 128, device="cuda"))
+    offered = [p.change for p in verdict_of(model, space, 10**13).buys]
+    assert offered[1:] == ["train.length=32768 where the model takes it", "ranks up to 256"]
 
 
 def test_stored_bytes_buy_no_batch() -> None:
