@@ -133,7 +133,8 @@ def _head(plan: Plan) -> str:
 
 
 def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    heading = Text(title, style="table.title", no_wrap=True, overflow="ignore")  # else broken at the table's own width
+    table = Table(title=heading, title_justify="left", box=box.SIMPLE_HEAD)
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
     for row in rows:
@@ -235,5 +236,4 @@ def _cards(plan: Plan) -> Table:
         sizes = [gb for gb, _ in cards]
         name = f"{sizes[0]} GB" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]} GB"
         rows.append((name, "nothing", "") if row is None else (name, row.what, format_size(row.total)))
-    return _table("Uniform choice that a card holds beside memory.headroom: most bits, then rank",
-                  ["card", "choice", "needs"], rows)
+    return _table("Best uniform choice by card (on CUDA, less memory.headroom)", ["card", "choice", "needs"], rows)

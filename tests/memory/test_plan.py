@@ -133,6 +133,8 @@ def test_tables_show_fitting_choices(llama: tuple[MemoryModel, SearchSpace, Plan
                  "in all", "12 to 80 GB"):
         assert word in text
     assert "What lowers" not in text
+    titles = [line.rstrip() for line in text.splitlines()]  # each on one line, whatever the table's width
+    assert "Best uniform choice by card (on CUDA, less memory.headroom)" in titles
 
 
 def test_tables_show_levers_where_nothing_fits() -> None:
