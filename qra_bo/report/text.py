@@ -28,8 +28,14 @@ def duration(seconds: float) -> str:
 
 
 def rough(seconds: float) -> str:
-    """An estimate, rounded to its precision: ``42 s``, ``8 min``, ``3 h 20 min``."""
-    return duration(seconds) if round(seconds) < 60 or seconds >= 3600 else f"{round(seconds / 60)} min"
+    """An estimate, rounded to its precision: ``42 s``, ``8 min``, ``3 h 20 min``, ``20 h``, ``51 days``."""
+    if round(seconds) < 60:
+        return duration(seconds)
+    if seconds < 3600:
+        return f"{round(seconds / 60)} min"
+    if seconds < 10 * 3600:
+        return duration(60 * round(seconds / 60)).removesuffix(" 00 min")
+    return f"{round(seconds / 3600)} h" if seconds < 48 * 3600 else f"{round(seconds / 86_400)} days"
 
 
 def short_names(units: Sequence[str]) -> list[str]:

@@ -173,8 +173,8 @@ def test_sizes_are_decimal(value, text):
 
 def test_texts():
     assert [duration(s) for s in (42, 425, 12_000)] == ["42 s", "7 min 05 s", "3 h 20 min"]
-    assert [rough(s) for s in (42, 59.7, 425, 3_570, 12_000)] == ["42 s", "1 min", "7 min", "60 min",
-                                                                         "3 h 20 min"]
+    assert [rough(s) for s in (42, 59.7, 425, 3_570, 12_000, 7_200, 72_000, 4_445_580)] == [
+        "42 s", "1 min", "7 min", "60 min", "3 h 20 min", "2 h", "20 h", "51 days"]
     assert signed(-.012) == "\u22120.0120"
     assert short_names(["model.layers.0.attn", "model.layers.0.mlp", "model.layers.1.attn"]) == [
         "0.attn", "0.mlp", "1.attn"]
