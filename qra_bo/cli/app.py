@@ -6,6 +6,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from qra_bo.cli.help import short_help
+from qra_bo.cli.help import public_options, short_help
 from qra_bo.cli.own_parts import from_own_part
 from qra_bo.config.check import Problem
 from qra_bo.config.compose import (
@@ -98,7 +99,8 @@ def _run(argv: list[str]) -> int:
         raise ConfigError([p.message for p in problems])
     if shows:
         named = with_default_model(good)
-        return _show([*flags, *([] if sweep else choices(named, compose_plain(named, args.config_dir))), *named])
+        with public_options() if args.help else nullcontext():
+            return _show([*flags, *([] if sweep else choices(named, compose_plain(named, args.config_dir))), *named])
     overrides = [*with_default_model(good), *search_path(args.config_dir)]
     with hydra_app(args.config_dir, args.config_path) as app:
         if sweep:

@@ -1,5 +1,11 @@
 """The help of one screen; ``--help all`` leaves every key to Hydra's own."""
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO
+
+from qra_bo.config.compose import named_efforts
 from qra_bo.config.overrides import CONF
 
 HELP = """\
@@ -12,7 +18,7 @@ Knobs
                       any other: +model=hf model.path=ORG/NAME, or a folder
   budget=SIZE         10GB, 10GiB, auto (what the device has), uniform:4,16 (what that choice needs); or gpu=rtx4090
   bits=[2,3,4,8]      bit-widths that a layer may have
-  ranks=[4,8,16]      LoRA ranks that a layer may have
+  ranks=[4,8,16]      LoRA ranks that a layer may have, e.g. the paper's; if not given, 13 ranks from 1 to 32
   granularity=layer   layer | block | fused | module: what shares bits and rank
   effort=normal       {efforts}: how much a search may spend
   data=jsonl          with data.path=FILE, your text; also {data}
@@ -33,6 +39,19 @@ Examples
 
 --help all lists every key, --cfg job prints the configuration, --multirun starts a sweep. Documentation: docs/
 """
+_INTERNAL = re.compile(r"(?<=[:,] )_\w+(?:, |$)", re.MULTILINE)
+"""Names of options for other files of ``conf/`` alone, as Hydra lists them."""
+
+
+@contextmanager
+def public_options() -> Iterator[None]:
+    """Leave internal options out of what Hydra prints in the block."""
+    said = StringIO()
+    try:
+        with redirect_stdout(said):
+            yield
+    finally:
+        print(_INTERNAL.sub("", said.getvalue()), end="")
 
 
 def short_help() -> str:
@@ -40,5 +59,6 @@ def short_help() -> str:
     def names(group: str) -> list[str]:
         return sorted(path.stem for path in (CONF / group).glob("*.yaml") if not path.stem.startswith("_"))
 
-    return HELP.format(models=len(names("model")), efforts=" | ".join(names("effort")),
+    efforts = sorted(named_efforts().values(), key=lambda effort: effort.max_full_trials)
+    return HELP.format(models=len(names("model")), efforts=" | ".join(effort.name for effort in efforts),
                        data=", ".join(sorted({*names("data")} - {"jsonl", "tiny"})))

@@ -8,6 +8,7 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
 from qra_bo.cli import app
 from qra_bo.cli.app import JOBS, Job, read_jobs, record_job, summary, worst
+from qra_bo.cli.help import short_help
 from qra_bo.config import RunConfig, compose
 from qra_bo.utils.errors import BudgetError, OracleError
 from qra_bo.utils.version import __version__
@@ -167,6 +168,12 @@ def test_help_fits_a_screen(seen: list[RunConfig], capfd: pytest.CaptureFixture[
     assert seen == []
 
 
+def test_help_states_defaults_and_efforts_by_cost() -> None:
+    ranks, text = compose.load_config().ranks, short_help()
+    assert f"if not given, {len(ranks)} ranks from {ranks[0]} to {ranks[-1]}" in text
+    assert "instant | quick | normal | thorough" in text
+
+
 def test_version_is_the_projects(capfd: pytest.CaptureFixture[str]) -> None:
     assert app.main(["--version"]) == 0
     assert capfd.readouterr().out == f"qra_bo {__version__}\n"
@@ -178,7 +185,9 @@ def test_help_all_lists_groups_and_keys(capfd: pytest.CaptureFixture[str]) -> No
     assert caught.value.code == 0
     out = capfd.readouterr().out
     assert "python -m qra_bo [task=TASK] +model=NAME budget=SIZE [key=value ...]" in out
-    assert "smollm2_135m" in out
+    assert "\nmodel: gemma3_1b_instruct, " in out  # not the internal _hub
+    assert ", smollm2_135m, " in out
+    assert "\nserve: any, " in out
     assert "granularity: layer" in out
 
 
