@@ -23,7 +23,8 @@ _MUST_BE = {"int_type": "an integer", "float_type": "a finite number", "finite_n
             "greater_than_equal": "at least {ge}", "less_than": "below {lt}", "less_than_equal": "at most {le}",
             "union_tag_invalid": "one of the options {expected_tags}", MUST: "{words}"}
 """What a value must be, by the type of pydantic's error."""
-_ITEMS = {int: "integers, e.g. [2,3,4]", float: "numbers, e.g. [0.5,1]", str: "texts, e.g. [a,b]"}
+_ITEMS = {int: "integers separated by commas, e.g. [2,4,8]", float: "numbers separated by commas, e.g. [0.5,1]",
+          str: "texts separated by commas, e.g. [a,b]"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ import functools
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -77,14 +77,29 @@ def inspect(overrides: Sequence[str], sweep: bool, config_dir: str | None = None
         try:
             found = _problem(text, parser.parse_override(text), sweep, options(config_dir))
         except HydraException as error:
-            reason = str(error).strip().splitlines()[0]
-            found = Problem(text, f"{text!r} is not of the form KEY=VALUE that Hydra reads ({reason}); put values with "
-                                  "special characters into quotes.")
+            found = _malformed(text, error, options(config_dir))
         if found is None:
             good.append(text)
         else:
             problems.append(found)
+    models = [text for text in good if _MODEL.match(text)]
+    if len(models) > 1:  # Hydra's own message says to use an "override", which does not help
+        named = " and ".join(text.partition("=")[2] for text in models)
+        problems.append(Problem("model", f"model must be given once; got {named}: leave all but one out."))
+        good = [text for text in good if text not in models[:-1]]
     return good, problems
+
+
+def _malformed(text: str, error: HydraException, known: dict[str, tuple[str, ...]]) -> Problem:
+    """Return the problem of an override that Hydra can't parse."""
+    if "=" in text:
+        reason = str(error).strip().splitlines()[0]
+        return Problem(text, f"{text!r} is not of the form KEY=VALUE that Hydra reads ({reason}); put values with "
+                             "special characters into quotes.")
+    names = {"task": get_args(VALUES["task"]), "+model": known["model"], **known}
+    key = next((key for key, values in names.items() if text in values), None)
+    hint = "put the key before the value, such as budget=8GB." if key is None else f"did you mean {key}={text}?"
+    return Problem(text, f"{text!r} is not of the form KEY=VALUE: {hint}")
 
 
 def unknown_flag(flag: str) -> Problem:
@@ -109,6 +124,9 @@ def _problem(text: str, override: Override, sweep: bool, known: dict[str, tuple[
         return None if _is_value(key) else unknown_key(key, [*VALUES, *known])
     for value in override.sweep_string_iterator() if override.is_sweep_override() else (override.value(),):
         if not isinstance(value, str) or value.strip("'\"") not in known[key]:
+            if key == "model" and "/" in str(value):
+                return Problem(key, f"Unknown model {value!r}; a model of the hub or in a folder is given as +model=hf "
+                                    f"model.path={value}.")
             ordered = nearest_first(str(value), known[key])
             return Problem(key, f"Unknown {key} {value!r}; known, nearest first: {', '.join(ordered)}."
                                 f"{ALTERNATIVES.get(key, '')}")

@@ -13,10 +13,10 @@ from qra_bo.config.check import validated
 from qra_bo.config.resume import of_the_result
 from qra_bo.finetune.data.options import DataConfig
 from qra_bo.memory.budget import parse_budget
-from qra_bo.memory.cards import CARDS
+from qra_bo.memory.cards import card_key
 from qra_bo.space import Ladder
 from qra_bo.utils.errors import ConfigError
-from qra_bo.utils.fields import ONE_IS_A_LIST, Group, Natural, Positive, accepted_by, must_be
+from qra_bo.utils.fields import ONE_IS_A_LIST, Group, Natural, Positive, accepted_by, converted_by, must_be
 
 
 class RunConfig(Group):
@@ -40,7 +40,7 @@ class RunConfig(Group):
     budget: Annotated[tuple[Annotated[str, accepted_by(parse_budget)], ...], ONE_IS_A_LIST,
                       must_be("a size such as 10GB, or a list of sizes, each given once",
                               lambda sizes: 0 < len(sizes) == len(set(sizes)))]
-    gpu: Annotated[str, must_be(f"a card ({', '.join(CARDS)})", CARDS.__contains__)] | None
+    gpu: Annotated[str, converted_by(card_key)] | None
     bits: Annotated[tuple[StrictInt, ...], accepted_by(lambda bits: Ladder("bits", bits))]
     ranks: Annotated[tuple[StrictInt, ...], accepted_by(lambda ranks: Ladder("ranks", ranks))]
     max_average_bits: StrictFloat | None
@@ -52,7 +52,8 @@ class RunConfig(Group):
     out: str | None
     resume: StrictBool
     max_hours: Positive | None
-    device: Annotated[str, must_be("auto, cpu, cuda or cuda:N", re.compile(r"auto|cpu|cuda(:\d+)?").fullmatch)]
+    device: Annotated[str, must_be("auto, cpu, or for a GPU cuda or cuda:N",
+                                   re.compile(r"auto|cpu|cuda(:\d+)?").fullmatch)]
     dtype: Literal["auto", "float32", "bfloat16", "float16"]
     display: Literal["auto", "plain", "none"]
     mirror: Annotated[str, must_be("sqlite, the URL of an Optuna storage such as postgresql://USER@HOST/NAME",

@@ -1,10 +1,12 @@
 """NVIDIA cards by name: memory, speed and compute capability, so that a plan needs no card at hand."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
 from qra_bo.utils.device import resolve_dtype
+from qra_bo.utils.errors import ConfigError, nearest_first
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,3 +70,27 @@ def card_named(title: str) -> Card | None:
     """Return the card of a device name such as ``"NVIDIA GeForce RTX 4090"``; ``None`` where the table lacks it."""
     plain = title.removeprefix("NVIDIA ").strip().lower()
     return next((card for card in CARDS.values() if card.title.lower() == plain), None)
+
+
+def card_key(name: str) -> str:
+    """Return the name in ``CARDS`` of a card that is named with other capitals, spaces or dashes, by its title, or by
+    its digits alone where no other card has them.
+
+    >>> card_key("RTX 4090"), card_key("4090"), card_key("NVIDIA L40S")
+    ('rtx4090', 'rtx4090', 'l40s')
+
+    Raises:
+        ConfigError: If it names no card, or several.
+    """
+    plain = _folded(name).removeprefix("nvidia")
+    found = [key for key, card in CARDS.items() if plain in (_folded(key), _folded(card.title))] or \
+        [key for key in CARDS if plain == re.sub(r"\D", "", key)]
+    if len(found) != 1:
+        known = ", ".join(nearest_first(plain, CARDS))
+        raise ConfigError(f"{name!r} is not a card of the table; known, nearest first: {known}. For another card give "
+                          "device=cuda and its memory as the budget")
+    return found[0]
+
+
+def _folded(name: str) -> str:
+    return re.sub(r"[\s_-]", "", name).lower()

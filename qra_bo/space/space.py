@@ -51,8 +51,9 @@ class Ladder:
     def __post_init__(self) -> None:
         positive = bool(self.values) and all(type(v) is int and v > 0 for v in self.values)
         if not positive or any(a >= b for a, b in zip(self.values, self.values[1:], strict=False)):
+            usable = sorted({v for v in self.values if type(v) is int and v > 0}) or [2, 4, 8]  # for bits and ranks
             raise SpaceError(f"the {self.name} ladder must be positive integers, strictly increasing, "
-                             f"e.g. [2,3,4,8]; got {list(self.values)}")
+                             f"e.g. [{','.join(map(str, usable))}]; got {list(self.values)}")
 
     def __len__(self) -> int:
         return len(self.values)

@@ -37,12 +37,20 @@ def must_be(words: str, holds: Callable[[Any], bool]) -> AfterValidator:
 
 def accepted_by(parse: Callable[[Any], object]) -> AfterValidator:
     """Return a validator that refuses what ``parse`` refuses with a ``UserError``, in the words of that error."""
+    def same(value: Any) -> Any:
+        parse(value)
+        return value
+
+    return converted_by(same)
+
+
+def converted_by(convert: Callable[[Any], Any]) -> AfterValidator:
+    """Return a validator like ``accepted_by`` whose value is what ``convert`` returns."""
     def check(value: Any) -> Any:
         try:
-            parse(value)
+            return convert(value)
         except UserError as error:
             raise PydanticCustomError(REFUSED, "{said}", {"said": str(error).rstrip(".")}) from None
-        return value
 
     return AfterValidator(check)
 

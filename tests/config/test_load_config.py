@@ -98,12 +98,12 @@ def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
               "'seed=0,1' gives seed several values: add --multirun",
               "'bits=2,4' gives bits several values: write bits=[2,4] for a list",
               "'foo' is not of the form KEY=VALUE",
-              "ranks must be a list of integers, e.g. [2,3,4]; got 'abc'",
+              "ranks must be a list of integers separated by commas, e.g. [2,4,8]; got 'abc'",
               "task must be one of memory, evaluate, ",
               "budget: 'ten' is not a size",
-              "strictly increasing, e.g. [2,3,4,8]; got [3, 2]",
+              "strictly increasing, e.g. [2,3]; got [3, 2]",
               "train.batch must be at least 1; got -1",
-              "device must be auto, cpu, cuda or cuda:N; got 'gpu'"]
+              "device must be auto, cpu, or for a GPU cuda or cuda:N; got 'gpu'"]
     assert len(found) == len(wanted) - 2
     for text in wanted:
         assert any(text in p for p in found), text
@@ -120,8 +120,17 @@ def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
     (["bits=[2,2]"], r"got \[2, 2\]"),
     (["bits=[-2,4]"], r"got \[-2, 4\]"),
     (["bits=[4,9]"], "no backend stores weights in 9 bits; choose from"),
-    (["bits=[2.5]"], r"bits must be a list of integers, e\.g\. \[2,3,4\]; got \[2\.5\]"),
-    (["ranks=[0,4]"], "the ranks ladder must be positive integers"),
+    (["bits=[2.5]"], r"bits must be a list of integers separated by commas, e\.g\. \[2,4,8\]; got \[2\.5\]"),
+    (["ranks=[0,4]"], r"the ranks ladder must be positive integers, strictly increasing, e\.g\. \[4\]; got"),
+    (["ranks=[0]"], r"e\.g\. \[2,4,8\]; got \[0\]"),
+    (["bits=[2 3 4]"], r"integers separated by commas, .*; got \['2 3 4'\]"),
+    (["memory"], "'memory' is not of the form KEY=VALUE: did you mean task=memory\\?"),
+    (["qwen3_4b"], r"did you mean \+model=qwen3_4b\?"),
+    (["quick"], "did you mean effort=quick"),
+    (["8GB"], "KEY=VALUE: put the key before the value, such as budget=8GB"),
+    (["seed=]"], "is not of the form KEY=VALUE that Hydra reads .* into quotes"),
+    (["+model=meta-llama/Llama-3.1-8B"], r"given as \+model=hf model\.path=meta-llama/Llama-3\.1-8B\.$"),
+    (["model=tiny", "+model=qwen3_4b"], "model must be given once; got tiny and qwen3_4b"),
     (["ranks=[8,4]"], r"got \[8, 4\]"),
     (["ranks=[4,193]"], r"rank 193 is larger than model\.layers\.0\.self_attn\.k_proj allows"),
     (["quantizer.formats.4=[]"], r"quantizer\.formats must name a storage format for 4 bits, e\.g\. .*=\[nf4\]"),

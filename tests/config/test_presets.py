@@ -84,8 +84,9 @@ def test_budget_of_a_named_card_is_its_memory_less_the_headroom() -> None:
 
 
 def test_unknown_card_names_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match=r"gpu must be a card \(t4, .*rtx4090.*\), or null; got 'rtx9999'"):
+    with pytest.raises(ConfigError, match=r"gpu: 'rtx9999' is not a card of the table; known, nearest first: rtx"):
         load_config(["gpu=rtx9999"])
+    assert load_config(["gpu=4090"]).gpu == load_config(["gpu=RTX-4090"]).gpu == "rtx4090"
 
 
 @pytest.mark.parametrize(("capability", "dtype"), [((7, 5), "float16"), ((7, 0), "float16"), ((8, 0), "bfloat16"),
