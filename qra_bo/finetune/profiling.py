@@ -163,11 +163,11 @@ def measure_quantization_sensitivity(bank: LayerBank, units: Sequence[Unit], for
     """Measure I_q of ``L`` units in ``F`` formats: rise of the calibration loss, and KL, with one unit quantised.
 
     The model is without adapters, its other units are in 16 bits, and activations in fp32 (``in_float32``). Half of
-    ``text.batch`` sequences go forward at a time, and at least two where a pass copies the weights to the device
-    first, from the first layer of the unit on; the dense model's input to that
-    layer is kept in host memory. No more sequences are measured once the order of the units is ``settled``. A pass
-    through k of n layers counts as its share of the layers in the tokens that went forward. What ``kept`` holds of
-    every unit is not measured again, and counts as much.
+    ``text.batch`` sequences go forward at a time, and at least two where a pass copies the weights to the device first.
+    They begin at the first layer of the unit; the dense model's input to that layer is kept in host memory. No more
+    sequences are measured once the order of the units is ``settled``. A pass through k of n layers counts as its share
+    of the layers in the tokens that went forward. What ``kept`` holds of every unit is not measured again, and counts
+    as much.
 
     Raises:
         DeviceError: If memory runs out.

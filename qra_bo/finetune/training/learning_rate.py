@@ -1,7 +1,7 @@
 """How an adapter's learning rate depends on its rank and on the length of training.
 
-A rate is calibrated on trials, and the final fine-tune is many times longer. What is best falls with the
-length, and more for small ranks (``python -m bench.length.rates``: one model, one text, 24 to 240 steps).
+A rate is calibrated on trials, and the final fine-tune is many times longer. What is best falls with
+the length, and more for small ranks (``python -m bench.length.rates``: one model, one text, 24 to 240 steps).
 """
 
 import math
@@ -33,7 +33,7 @@ class RateRule:
         2.0
         """
         tens = math.log10(min(max(ratio, 1.0), LONGEST))
-        exponent = max(0.0, self.exponent + self.per_tenfold * tens) if self.exponent > 0 else 0.0
+        exponent = max(0.0, self.exponent + self.per_tenfold * tens)
         return float((REFERENCE_RANK / rank) ** exponent * 10.0 ** (self.fall * tens))
 
 
