@@ -114,10 +114,10 @@ def efforts() -> str:
 def efforts_real() -> str:
     """The efforts with real fine-tuning, each search against its best uniform choice, on the same unseen seeds."""
     rows = read("search_efforts_real")["rows"]
-    lines = [[f"{r['limit']}", r["effort"], fixed(r["equivalents"], 1),
+    lines = [[r["limit"], r["effort"], "–" if r["uniform"] is None else str(r["seed"]), fixed(r["equivalents"], 1),
               fixed(sum(r["test_losses"].values()) / len(r["test_losses"]), 4),
               between(r["difference"], r["low"], r["high"], 4)] for r in rows]
-    return grid(("stored", "effort", "cost", "test loss", "less the best uniform choice"), lines) + "\n\n" + \
+    return grid(("stored", "effort", "search seed", "cost", "test loss", "less the best uniform choice"), lines) + "\n\n" + \
         targets("search_efforts_real")
 
 
