@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from bench.pages.blocks import Row, Tables, between, figure, fixed, grid, read, signed, source, targets
+from qra_bo.utils.numbers import DASH
 
 ARENAS = tuple((task, emulator, budget) for task in ("plays", "gsm8k") for budget in ("uniform:4,4", "uniform:4,16")
                for emulator in ("boosted", "network"))
@@ -114,11 +115,11 @@ def efforts() -> str:
 def efforts_real() -> str:
     """The efforts with real fine-tuning, each search against its best uniform choice, on the same unseen seeds."""
     rows = read("search_efforts_real")["rows"]
-    lines = [[r["limit"], r["effort"], "–" if r["uniform"] is None else str(r["seed"]), fixed(r["equivalents"], 1),
+    lines = [[r["limit"], r["effort"], DASH if r["uniform"] is None else str(r["seed"]), fixed(r["equivalents"], 1),
               fixed(sum(r["test_losses"].values()) / len(r["test_losses"]), 4),
               between(r["difference"], r["low"], r["high"], 4)] for r in rows]
-    return grid(("stored", "effort", "search seed", "cost", "test loss", "less the best uniform choice"), lines) + "\n\n" + \
-        targets("search_efforts_real")
+    head = ("stored", "effort", "search seed", "cost", "test loss", "less the best uniform choice")
+    return grid(head, lines) + "\n\n" + targets("search_efforts_real")
 
 
 def ablations() -> str:
