@@ -166,7 +166,8 @@ def _band(ranks: tuple[int, ...]) -> str:
     return "rank up to 2" if mean <= 2 else "rank up to 8" if mean <= 8 else "rank above 8"
 
 
-def _uniform(bits: int, rank: int) -> Choice:
+def uniform_choice(bits: int, rank: int) -> Choice:
+    """Return one format of the study and one rank for all layers, in the class of its band of ranks."""
     return Choice(f"uniform {bits} bits, rank {rank}", uniform(LAYERS, FORMATS[bits], rank), "uniform", _band((rank,)))
 
 
@@ -181,8 +182,8 @@ def _finds(limit: str) -> Iterator[Choice]:
 def _block(task: str, limit: str, steps: int, seeds: int, uniforms: int = 3, finds: int | None = None,
            rates: int = RATES) -> Block:
     """The first ``finds`` of a limit and its first ``uniforms`` candidates."""
-    return Block(task, limit, steps, seeds, (*islice(_finds(limit), finds),
-                                             *(_uniform(*choice) for choice in UNIFORM[limit][:uniforms])), rates=rates)
+    even = (uniform_choice(*choice) for choice in UNIFORM[limit][:uniforms])
+    return Block(task, limit, steps, seeds, (*islice(_finds(limit), finds), *even), rates=rates)
 
 
 def _references(task: str, steps: int, seeds: int) -> Block:
@@ -195,8 +196,9 @@ def _effects(steps: int) -> Block:
     """Bits and ranks apart: along the budget of 54 MB, and beside it."""
     small = "54 MB stored"
     finds = {choice.name.split(",")[0]: choice for choice in _finds(small)}
-    order = [_uniform(3, 15), finds["predicted for 240 steps"], _uniform(3, 2), finds["predicted for 720 steps"],
-             _uniform(4, 16), _uniform(4, 2), finds["predicted for 24 steps"], _uniform(3, 8), _uniform(2, 8)]
+    order = [uniform_choice(3, 15), finds["predicted for 240 steps"], uniform_choice(3, 2),
+             finds["predicted for 720 steps"], uniform_choice(4, 16), uniform_choice(4, 2),
+             finds["predicted for 24 steps"], uniform_choice(3, 8), uniform_choice(2, 8)]
     return Block("plays", EFFECTS, steps, 0, tuple(replace(choice, kind="curve") for choice in order), False)
 
 
@@ -205,9 +207,9 @@ def _curves() -> Block:
     ranks. Rates are calibrated on uniform 4 bits for each band of ranks; the rest come in a random order, so that any
     beginning of it is a sample of all."""
     random = np.random.default_rng(28)
-    leads = [_uniform(4, rank) for rank in (1, 8, 16)]
+    leads = [uniform_choice(4, rank) for rank in (1, 8, 16)]
     grid = [(bits, rank) for bits in (2, 3, 4, 5) for rank in (1, 2, 4, 8, 16, 24)] + [(8, 1), (8, 8), (8, 16)]
-    rest = [choice for bits, rank in grid if (choice := _uniform(bits, rank)) not in leads]
+    rest = [choice for bits, rank in grid if (choice := uniform_choice(bits, rank)) not in leads]
     rest += [find for limit in LIMITS for find in _finds(limit)]
     for i in range(18):
         low, high = ((2, 4), (3, 4), (3, 5))[i % 3]

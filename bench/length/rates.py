@@ -10,18 +10,20 @@ rates of two rules, and evaluated on the test split. The command may be stopped 
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import chain
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bench.length.command import run, study_config, study_parser
-from bench.length.plan import FORMATS, LAYERS, SEARCH_SEED, UNSEEN_SEEDS, Block, Choice, settle
+from bench.length.plan import UNSEEN_SEEDS, Block, Choice, settle, uniform_choice
 from bench.length.study import work
 from bench.length.trials import Found, PlannedTrial, load
 from bench.report import RESULTS, publish
 from qra_bo.finetune.training.learning_rate import RATE_RULES
-from qra_bo.space import uniform
 from qra_bo.study.baselines import best_scale
 from qra_bo.study.intervals import paired_interval
 
@@ -32,19 +34,18 @@ LENGTHS: tuple[tuple[int, tuple[tuple[int, int], ...]], ...] = (
     (TRIAL, ((4, 1), (4, 4), (4, 16), (3, 2), (3, 15), (8, 4))), (240, ((4, 1), (4, 16))), (240, ((3, 15), (3, 2))),
     (72, ((4, 1), (4, 16))), (720, ((4, 1), (4, 16))))
 """Steps, with bits and rank of the allocations, in the order in which they are trained."""
+FITTED = 2
+"""How many of ``LENGTHS`` the rule was fitted to; the checks come after them."""
 CHECKS: tuple[tuple[int, int, int], ...] = ((240, 4, 1), (240, 3, 2))
-"""Steps, bits and rank of what is trained at the rates of both rules on unseen seeds; it comes before 3 bits, of which
-no rate was fitted."""
+"""Steps, bits and rank of what is trained at the rates of both rules on unseen seeds."""
 CHECKED_SEEDS = 3
-SCALES = tuple(2.0**power for power in range(-4, 5))
-"""Factors that the rates of a block may have."""
 Row = dict[str, Any]
 
 
 def named(bits: int, rank: int) -> Choice:
     """Return a uniform choice as a class of its own."""
-    name = f"uniform {bits} bits, rank {rank}"
-    return Choice(name, uniform(LAYERS, FORMATS[bits], rank), "curve", name)
+    choice = uniform_choice(bits, rank)
+    return replace(choice, kind="curve", rate_class=choice.name)
 
 
 def blocks() -> tuple[Block, ...]:
@@ -69,20 +70,20 @@ def checks(steps: int, bits: int, rank: int) -> Iterator[tuple[PlannedTrial, str
 
 def wanted(found: Found) -> tuple[PlannedTrial, str] | None:
     """Return the first trial that is missing, with its title."""
-    first, *later = blocks()
-    missing = [*settle(first, found).wanted, *settle(later[0], found).wanted,
-               *(one for check in CHECKS for one in checks(*check) if one[0].key not in found),
-               *(one for block in later[1:] for one in settle(block, found).wanted)]
-    return missing[0] if missing else None
+    def missing(some: Sequence[Block]) -> Iterator[tuple[PlannedTrial, str]]:
+        return (one for block in some for one in settle(block, found).wanted)
+
+    unchecked = (one for check in CHECKS for one in checks(*check) if one[0].key not in found)
+    return next(chain(missing(blocks()[:FITTED]), unchecked, missing(blocks()[FITTED:])), None)
 
 
 def rate_rows(found: Found) -> list[Row]:
     """Return the best factor of every allocation and length that has three rates."""
     rows = []
     for block, (_, choices) in zip(blocks(), LENGTHS, strict=True):
+        of_class = settle(block, found).tried
         for choice, (bits, rank) in zip(block.choices, choices, strict=True):
-            of = (found.get(block.trial(choice, SEARCH_SEED, "validation", scale).key) for scale in SCALES)
-            tried = [(e["lr_scale"], e["loss"]) for e in of if e is not None and e["loss"] is not None]
+            tried = [(scale, loss) for scale, loss in sorted(of_class[choice.rate_class].items()) if isfinite(loss)]
             if len(tried) >= 3:
                 best, inside = best_scale(tried)
                 rows.append({"part": "rates", "steps": block.steps, "bits": bits, "rank": rank,

@@ -26,6 +26,13 @@ GROUP = "table1"
 NAME = "table1.jsonl"
 """Journal of a table, in its folder."""
 DEFAULT = "full"
+PUBLISHED: tuple[tuple[str | tuple[str, ...], Sequence[str]], ...] = (
+    ("quantizer.rounding=", ["quantizer.rounding=rtn"]),  # rows choose their own codes
+    ("dtype=", ["dtype=bfloat16"]),  # whatever this CPU is fastest in
+    (("quantizer.formats", "serve="), FORMATS),
+    ("search.length=", ["search.length=trial"]),  # all rows are compared after a trial's steps
+    ("adapter.lr_rule=", ["adapter.lr_rule=inverse_sqrt"]))
+"""Overrides of the published table, which a run joins and compares with, unless one with such a beginning is given."""
 Seeds = Annotated[StrictInt, Ge(2)]
 
 
@@ -74,16 +81,9 @@ def load_table(overrides: Sequence[str] = ()) -> TableConfig:
     """
     own = [o for o in overrides if o.partition("=")[0].partition(".")[0] == GROUP]
     rest = [o for o in overrides if o not in own]
-    if not any(o.startswith("quantizer.rounding=") for o in rest):
-        rest.append("quantizer.rounding=rtn")  # rows choose their own codes
-    if not any(o.startswith("dtype=") for o in rest):
-        rest.append("dtype=bfloat16")  # of the published table, whatever this CPU is fastest in
-    if not any(o.startswith(("quantizer.formats", "serve=")) for o in rest):
-        rest += FORMATS  # of the published table, which a run joins and compares with
-    if not any(o.startswith("search.length=") for o in rest):
-        rest.append("search.length=trial")  # all rows are compared after a trial's steps
-    if not any(o.startswith("adapter.lr_rule=") for o in rest):
-        rest.append("adapter.lr_rule=inverse_sqrt")  # of the published table, of trials of one length
+    for keys, wanted in PUBLISHED:
+        if not any(o.startswith(keys) for o in rest):
+            rest += wanted
     problems: list[str] = []
     run = table = None
     try:

@@ -49,11 +49,11 @@ class _Widened(TorchFunctionMode):
                            kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
         dtypes = {value.dtype for value in (*args, *kwargs.values()) if isinstance(value, Tensor)}
-        if func is functional.scaled_dot_product_attention and torch.float32 in dtypes and kwargs.get("enable_gqa"):
-            return _ungrouped_attention(*map(_wide, args), **{name: _wide(value) for name, value in kwargs.items()})
-        if torch.float32 not in dtypes or dtypes.isdisjoint(HALF) or "out" in kwargs or _changes_its_argument(func):
+        if torch.float32 in dtypes and func is functional.scaled_dot_product_attention and kwargs.get("enable_gqa"):
+            func = _ungrouped_attention
+        elif torch.float32 not in dtypes or dtypes.isdisjoint(HALF) or "out" in kwargs or _changes_its_argument(func):
             return func(*args, **kwargs)
-        if func is functional.linear:
+        elif func is functional.linear:
             return _product(*args, **kwargs)
         return func(*map(_wide, args), **{name: _wide(value) for name, value in kwargs.items()})
 

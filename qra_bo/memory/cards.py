@@ -68,8 +68,7 @@ Compute capabilities: NVIDIA's list of CUDA GPUs and torch's device properties.
 
 def card_named(title: str) -> Card | None:
     """Return the card of a device name such as ``"NVIDIA GeForce RTX 4090"``; ``None`` where the table lacks it."""
-    plain = title.removeprefix("NVIDIA ").strip().lower()
-    return next((card for card in CARDS.values() if card.title.lower() == plain), None)
+    return next((card for card in CARDS.values() if _folded(card.title) == _folded(title)), None)
 
 
 def card_key(name: str) -> str:
@@ -82,7 +81,7 @@ def card_key(name: str) -> str:
     Raises:
         ConfigError: If it names no card, or several.
     """
-    plain = _folded(name).removeprefix("nvidia")
+    plain = _folded(name)
     found = [key for key, card in CARDS.items() if plain in (_folded(key), _folded(card.title))] or \
         [key for key in CARDS if plain == re.sub(r"\D", "", key)]
     if len(found) != 1:
@@ -93,4 +92,5 @@ def card_key(name: str) -> str:
 
 
 def _folded(name: str) -> str:
-    return re.sub(r"[\s_-]", "", name).lower()
+    """Return a name without the vendor, spaces and dashes."""
+    return re.sub(r"[\s_-]", "", name).lower().removeprefix("nvidia")

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from qra_bo.finetune.training.learning_rate import RATE_RULES
+from qra_bo.finetune.training.learning_rate import RATE_RULES, REFERENCE_RANK
 from qra_bo.report.data import ReportData
 from qra_bo.study.given import CALIBRATED
 from qra_bo.trials import TrialState
@@ -53,7 +53,7 @@ def _learning_rate(d: ReportData) -> str:
     found = d.last("calibration")
     if found is None:
         return "It is not calibrated yet."
-    rate = f"{float(found['lr']):.2g} at rank 16 in trials (rule {found['rule']}){_in_final(d, found)}"
+    rate = f"{float(found['lr']):.2g} at rank {REFERENCE_RANK} in trials (rule {found['rule']}){_in_final(d, found)}"
     if "source" in found:
         return f"{rate}: {found['source']}." + (
             "" if found["source"] == CALIBRATED else " Another one may suit these ranks better.")
@@ -68,8 +68,8 @@ def _learning_rate(d: ReportData) -> str:
 
 def _in_final(d: ReportData, calibration: Mapping[str, Any]) -> str:
     """Say what the rule makes of the rate in the final fine-tune, where that is longer than a trial."""
-    final, trial = d.last("final"), d.study.header["high_steps"]
-    factor = 1.0 if final is None else RATE_RULES[calibration["rule"]].factor(16, final["planned_steps"] / trial)
+    ratio = d.study.final_steps / d.study.header["high_steps"]
+    factor = RATE_RULES[calibration["rule"]].factor(REFERENCE_RANK, ratio)
     return "" if factor == 1.0 else f", {factor * float(calibration['lr']):.2g} in the final fine-tune"
 
 

@@ -100,8 +100,8 @@ def build_best(study: Study) -> dict[str, Any]:
 def _training(study: Study) -> dict[str, Any]:
     """Return the trainer's settings, from which other trainers go on, and the steps of a trial and of the final
     fine-tune."""
-    train, trial = study.header["config"]["train"], study.header["high_steps"]
-    return {"trial_steps": trial, "steps": study.last.get("final", {}).get("planned_steps", trial),
+    train = study.header["config"]["train"]
+    return {"trial_steps": study.header["high_steps"], "steps": study.final_steps,
             **{key: train[key] for key in TRAINING}}
 
 

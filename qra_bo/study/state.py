@@ -150,6 +150,11 @@ class Study:
         return int(self.last.get("objective", {"steps": self.header["high_steps"]})["steps"])
 
     @property
+    def final_steps(self) -> int:
+        """Optimiser steps that the final fine-tune planned; those of a trial where there was none."""
+        return int(self.last.get("final", {}).get("planned_steps", self.header["high_steps"]))
+
+    @property
     def confirmation_steps(self) -> int:
         """Optimiser steps of the confirmation's trainings: of the length that is minimised, where the effort affords
         it (``affordable_steps``)."""

@@ -140,7 +140,7 @@ def test_int8_weights_are_rounded_as_cuda_rounds_them_in_training() -> None:
     assert torch.equal(inside, outside)
 
 
-def test_attention_in_fp32_has_no_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attention_in_fp32_has_no_groups() -> None:
     query, key, value = (torch.randn(1, heads, 6, 8, generator=torch.Generator().manual_seed(heads))
                          for heads in (4, 2, 2))
     real = torch.nn.functional.scaled_dot_product_attention

@@ -170,7 +170,6 @@ def each_gradient(model: Any, names: Iterable[str], text: CalibrationText, devic
     """
     away = torch.device("cpu") if recomputes(model) else device
     last: list[Tensor] = []  # an input and its copy, which several linears share
-    counts: list[int] = []  # tokens of each batch: fp16 would lose the gradients of a mean
 
     def kept(x: Tensor) -> Tensor:
         if not last or last[0] is not x:
@@ -182,7 +181,7 @@ def each_gradient(model: Any, names: Iterable[str], text: CalibrationText, devic
             if output.requires_grad:
                 x = kept(args[0])
                 output.register_hook(lambda gradient: use(  # type: ignore[no-untyped-call]
-                    name, gradient.reshape(-1, gradient.shape[-1]).float() / counts[-1], x.to(device).float()))
+                    name, gradient.reshape(-1, gradient.shape[-1]).float() / max(1, count), x.to(device).float()))
 
         return hook
 
@@ -194,8 +193,7 @@ def each_gradient(model: Any, names: Iterable[str], text: CalibrationText, devic
     try:
         for through, (ids, labels) in enumerate(batches, start=1):
             total, count = token_losses(model, ids.to(device), labels.to(device), text.logits_chunk)
-            counts.append(max(1, count))
-            total.backward()  # type: ignore[no-untyped-call]
+            total.backward()  # type: ignore[no-untyped-call]  # fp16 would lose the gradients of a mean
             done(through, len(batches))
     finally:
         last.clear()
