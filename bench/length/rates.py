@@ -34,8 +34,8 @@ LENGTHS: tuple[tuple[int, tuple[tuple[int, int], ...]], ...] = (
     (TRIAL, ((4, 1), (4, 4), (4, 16), (3, 2), (3, 15), (8, 4))), (240, ((4, 1), (4, 16))), (240, ((3, 15), (3, 2))),
     (72, ((4, 1), (4, 16))), (720, ((4, 1), (4, 16))))
 """Steps, with bits and rank of the allocations, in the order in which they are trained."""
-FITTED = 2
-"""How many of ``LENGTHS`` the rule was fitted to; the checks come after them."""
+EARLY = 3
+"""How many of ``LENGTHS`` come before the checks; ``by_length`` was fitted to the first two."""
 CHECKS: tuple[tuple[int, int, int], ...] = ((240, 4, 1), (240, 3, 2))
 """Steps, bits and rank of what is trained at the rates of both rules on unseen seeds."""
 CHECKED_SEEDS = 3
@@ -74,7 +74,7 @@ def wanted(found: Found) -> tuple[PlannedTrial, str] | None:
         return (one for block in some for one in settle(block, found).wanted)
 
     unchecked = (one for check in CHECKS for one in checks(*check) if one[0].key not in found)
-    return next(chain(missing(blocks()[:FITTED]), unchecked, missing(blocks()[FITTED:])), None)
+    return next(chain(missing(blocks()[:EARLY]), unchecked, missing(blocks()[EARLY:])), None)
 
 
 def rate_rows(found: Found) -> list[Row]:
