@@ -11,8 +11,9 @@ import numpy.typing as npt
 
 from bench.collect.task import DATA, TASKS, task_config
 from bench.length.command import study_config
-from bench.length.plan import SEARCH_SEED
-from bench.length.trials import load, trial_of
+from bench.length.plan import SEARCH_SEED, uniform_choice
+from bench.length.rates import rate_rows
+from bench.length.trials import Found, PlannedTrial, load, to_event, trial_of
 from bench.search.play import ALONE
 from qra_bo.config import RunConfig, make_space, make_spec
 from qra_bo.memory.formats import parse_format
@@ -121,6 +122,18 @@ def of_best(path: Path, profile: SensitivityProfile | None = None) -> Curves:
                       [{**best[STEPS][key], "lr_scale": 1.0} for key in both],
                       [[best[steps][key]["loss"] for steps in (SHORT, STEPS)] for key in both], profile)
     return max(groups, key=lambda curves: len(curves.losses))
+
+
+def of_rates(found: Found, profile: SensitivityProfile | None = None) -> Curves:
+    """Return the last losses of whole runs over ``SHORT`` and over ``STEPS`` steps in the study of learning rates, each
+    at the vertex of the parabola through its rates', of every allocation that has both."""
+    best = {(row["bits"], row["rank"], row["steps"]): row["loss"] for row in rate_rows(found)}
+    both = [(bits, rank) for bits, rank, steps in best if steps == STEPS and (bits, rank, SHORT) in best]
+    events = [to_event(PlannedTrial("plays", uniform_choice(*choice).allocation, STEPS, SEARCH_SEED, "validation", 1.0),
+                       "", {}, "") for choice in both]
+    (curves,) = _grouped(f"plays, tuned runs of {SHORT} and", (SHORT, STEPS), events,
+                         [[best[*choice, steps] for steps in (SHORT, STEPS)] for choice in both], profile)
+    return curves
 
 
 def _runs(path: Path, steps: int) -> list[dict[str, Any]]:

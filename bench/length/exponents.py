@@ -7,6 +7,7 @@ Factors ``f_i`` take up that the study has other formats. Both terms of sensitiv
 have wide priors, about 1 and about 0, where lengths make no difference.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,21 +34,24 @@ class Exponents:
     allocations: int
 
 
-def exponents(curves: Curves, rates: Rates) -> Exponents:
-    """Fit the losses of every column of whole runs, each column with a level of its own, to one row an allocation."""
-    ratios = np.array(curves.steps) / rates.steps
-    deviation = np.sqrt(NOISE**2 + (MISFIT * (curves.losses - curves.losses.min(axis=0))) ** 2)
-    share = deviation**-2.0 / (deviation**-2.0).sum(axis=0)
+def exponents(groups: Sequence[Curves], rates: Rates) -> Exponents:
+    """Fit the losses of every column of whole runs, one row an allocation; each column of each group has a level of
+    its own."""
+    deviations = [np.sqrt(NOISE**2 + (MISFIT * (c.losses - c.losses.min(axis=0))) ** 2) for c in groups]
 
     def residuals(e: FloatArray) -> FloatArray:
+        parts = [e / np.array([PRIOR, PRIOR, FACTOR, FACTOR])]
         both = [np.array([v[0], v[0], v[1]]) for v in (e[:2], e[2:])]
-        slopes = rates.slopes * np.exp(both[1]) * ratios[:, None] ** both[0]
-        left = curves.losses - curves.terms @ slopes.T
-        prior = e / np.array([PRIOR, PRIOR, FACTOR, FACTOR])
-        return np.concatenate([((left - (share * left).sum(axis=0)) / deviation).ravel(), prior])
+        for curves, deviation in zip(groups, deviations, strict=True):
+            ratios = np.array(curves.steps) / rates.steps
+            slopes = rates.slopes * np.exp(both[1]) * ratios[:, None] ** both[0]
+            left = curves.losses - curves.terms @ slopes.T
+            share = deviation**-2.0 / (deviation**-2.0).sum(axis=0)
+            parts.append(((left - (share * left).sum(axis=0)) / deviation).ravel())
+        return np.concatenate(parts)
 
     fit = least_squares(residuals, np.zeros(4))
-    freedom = max(curves.losses.size - len(curves.steps) - 4, 1)
-    scale = max(1.0, float((residuals(fit.x)[:-4] ** 2).sum()) / freedom)
+    freedom = max(sum(c.losses.size - len(c.steps) for c in groups) - 4, 1)
+    scale = max(1.0, float((residuals(fit.x)[4:] ** 2).sum()) / freedom)
     errors = np.sqrt(scale * np.diag(np.linalg.inv(fit.jac.T @ fit.jac)))
-    return Exponents(*map(float, (fit.x[0], fit.x[1], errors[0], errors[1])), len(curves.losses))
+    return Exponents(*map(float, (fit.x[0], fit.x[1], errors[0], errors[1])), sum(len(c.losses) for c in groups))

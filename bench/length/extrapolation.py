@@ -107,7 +107,7 @@ def carried_rates(curves: Curves, seen: int) -> FloatArray:
         known = curves.rows(np.isfinite(curves.losses[:, -1]))
         known = known.rows(known.best_rates())
         ends = replace(known, steps=(curves.steps[seen], curves.steps[-1]), losses=known.losses[:, [seen, -1]])
-        found = exponents(ends, rates)
+        found = exponents([ends], rates)
         exponent = np.array([found.damage, found.damage, found.rank])
     before, after = (rates.slopes * (curves.steps[column] / rates.steps) ** exponent for column in (seen, -1))
     return np.asarray(curves.losses[:, seen] + curves.terms @ (after - before))

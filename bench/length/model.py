@@ -22,7 +22,8 @@ import numpy as np
 
 from bench.collect.task import TASKS
 from bench.learn_prior import SHIPPED
-from bench.length.curves import STEPS, Curves, Mask, of_best, of_table, of_trials
+from bench.length import rates
+from bench.length.curves import STEPS, Curves, Mask, of_best, of_rates, of_table, of_trials
 from bench.length.exponents import exponents
 from bench.length.extrapolation import (
     Fit,
@@ -35,7 +36,7 @@ from bench.length.extrapolation import (
     shrunk_changed_rates,
 )
 from bench.length.gaussian import latent_kronecker, multi_fidelity
-from bench.length.trials import NAME
+from bench.length.trials import NAME, load
 from bench.report import RESULTS, Target, publish
 from qra_bo.searchers.structured.rates import NAMES
 from qra_bo.searchers.structured.transfer import load_prior
@@ -208,6 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.length.model", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=Path, default=RESULTS / "length" / NAME, help="trials of the length study")
+    parser.add_argument("--rates", type=Path, default=rates.FILE, help="trials of the study of learning rates")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     options = parser.parse_args(arguments)
     groups, runs = of_trials(options.trials), of_best(options.trials)
@@ -218,8 +220,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows += [row for name, data in ((f"plays, {STEPS} steps", groups), *((c.name, [c]) for c in (runs, *tables)))
              for row in rates_rows(name, data)]
     if runs.n_allocations >= LEAST:
-        rows.append({"part": "exponents", "data": runs.name, "prior": SHIPPED,
-                     **asdict(exponents(runs, load_prior(SHIPPED).rates))})
+        tuned = of_rates(load(options.rates))
+        for data, groups in ((f"{runs.name}; {tuned.name}", [runs, tuned]), (runs.name, [runs]), (tuned.name, [tuned])):
+            rows.append({"part": "exponents", "data": data, "prior": SHIPPED,
+                         **asdict(exponents(groups, load_prior(SHIPPED).rates))})
     publish("length_model", targets_of(rows), rows, COLUMNS, threads=1, folder=options.out)
     return 0
 

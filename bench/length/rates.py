@@ -88,8 +88,18 @@ def rate_rows(found: Found) -> list[Row]:
                 best, inside = best_scale(tried)
                 rows.append({"part": "rates", "steps": block.steps, "bits": bits, "rank": rank,
                              "tried": [list(t) for t in tried], "best": best, "inside": inside,
+                             "loss": parabola(tried, best),
                              "by_length": by_length(rank, block.steps)})
     return rows
+
+
+def parabola(tried: Sequence[tuple[float, float]], factor: float) -> float:
+    """Return the loss at ``factor`` on the parabola, in the logarithm of the factor, of the best loss and its
+    neighbours."""
+    scales, losses = np.log([scale for scale, _ in tried]), [loss for _, loss in tried]
+    first = min(max(int(np.argmin(losses)) - 1, 0), len(tried) - 3)
+    near = slice(first, first + 3)
+    return float(np.polyval(np.polyfit(scales[near], losses[near], 2), np.log(factor)))
 
 
 def check_rows(found: Found) -> list[Row]:

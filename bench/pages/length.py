@@ -8,7 +8,7 @@ from typing import Any
 from bench.pages.blocks import Tables, between, figure, fixed, grid, percent, read, source, unless_missing
 from qra_bo.searchers.structured.rates import NAMES
 
-STUDY, MODEL, WORTH, OPTIMA = "length/length", "length_model", "worth", "length_rates"
+STUDY, MODEL, WORTH, OPTIMA, PREDICTED = "length/length", "length_model", "worth", "length_rates", "length_predicted"
 PROMPT_LETTERS = 120
 COMMAND = "python -m bench.length"
 
@@ -55,10 +55,10 @@ def rates() -> str:
 
 def exponents() -> str:
     """Exponents that carry losses to longer trainings."""
-    (row,) = [r for r in read(MODEL)["rows"] if r["part"] == "exponents"]
-    return grid(("exponent of", "value", "allocations"), [
-        [name, f"{fixed(row[key])} ± {fixed(row[f'{key}_se'])}", str(row["allocations"])]
-        for name, key in (("damage by few bits", "damage"), ("gain by rank", "rank"))])
+    rows = [r for r in read(MODEL)["rows"] if r["part"] == "exponents"]
+    return grid(("fitted to", "allocations", "damage by few bits", "gain by rank"), [
+        [row["data"], str(row["allocations"]), *(f"{fixed(row[key])} ± {fixed(row[f'{key}_se'])}"
+                                                 for key in ("damage", "rank"))] for row in rows])
 
 
 def _with_error(row: Mapping[str, Any], name: str) -> str:
@@ -93,6 +93,16 @@ def rate_checks() -> str:
          fixed(r["by_length_loss"], 4), between(r["difference"], r["low"], r["high"], 4)] for r in rows])
 
 
+def predicted() -> str:
+    """What is predicted for the final length and for that of a trial, after whole trainings on unseen seeds."""
+    return grid(("stored", "steps", "allocation", "bits", "rank", "seeds", "test loss", "less the best uniform choice",
+                 "less that for 24 steps"), [
+        [r["limit"], str(r["steps"]), r["name"], fixed(r["bits"]), fixed(r["rank"], 1), str(r["seeds"]),
+         fixed(r["loss"], 4), *("" if (d := r.get(key)) is None else between(d["mean"], d["low"], d["high"], 4)
+                                for key in ("over_uniform", "over_short"))]
+        for r in read(PREDICTED)["rows"]]) + source(PREDICTED)
+
+
 def worth() -> str:
     """What differences of the loss are worth, with the beginning of a generated text."""
     rows = read(WORTH)["rows"]
@@ -114,6 +124,7 @@ TABLES: Tables = {"length-seeds": unless_missing(STUDY, seeds, f"{COMMAND} --sum
                   "length-exponents": unless_missing(MODEL, exponents, f"{COMMAND}.model"),
                   "length-optima": unless_missing(OPTIMA, optimal_rates, f"{COMMAND}.rates"),
                   "length-checks": unless_missing(OPTIMA, rate_checks, f"{COMMAND}.rates"),
+                  "length-predicted": unless_missing(PREDICTED, predicted, f"{COMMAND}.predicted"),
                   "worth": unless_missing(WORTH, worth, "python -m bench.worth --summary"),
                   "length-predictions": unless_missing(MODEL, predictions, f"{COMMAND}.model")}
 """All tables by the name that pages ask for."""

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from bench.length import model as program
-from bench.length.curves import LOOKS, PROFILE, SHORT, STEPS, Curves, of_best, of_trials
+from bench.length.curves import LOOKS, PROFILE, SHORT, STEPS, Curves, of_best, of_rates, of_trials
 from bench.length.exponents import exponents
 from bench.length.extrapolation import (
     carried_rates,
@@ -33,7 +33,8 @@ from bench.length.model import (
     prediction_rows,
     rounds,
 )
-from bench.length.trials import PlannedTrial, append, to_event
+from bench.length.plan import SEARCH_SEED, uniform_choice
+from bench.length.trials import PlannedTrial, append, to_event, trial_of
 from bench.report import RESULTS
 from qra_bo.searchers.structured.lengths import DEVIATIONS, EXPONENTS
 from qra_bo.searchers.structured.rates import NAMES, Rates
@@ -283,17 +284,31 @@ def test_planted_exponents_are_recovered_and_few_data_keep_the_prior() -> None:
     slopes = [rates.slopes * (steps / 24) ** np.array([-0.2, -0.2, 0.3]) for steps in (24, STEPS)]
     losses = np.column_stack([level + whole.terms @ s for level, s in zip((3.9, 3.6), slopes, strict=True)])
     curves = replace(whole, steps=(24, STEPS), losses=losses)
-    found = exponents(curves, rates)
+    found = exponents([curves], rates)
     assert (found.damage, found.rank) == (pytest.approx(-0.2, abs=0.04), pytest.approx(0.3, abs=0.04))
     assert found.allocations == len(losses)
-    alone = exponents(curves.rows(np.arange(len(losses)) == 0), rates)
+    alone = exponents([curves.rows(np.arange(len(losses)) == 0)], rates)
     assert (alone.damage, alone.rank) == (pytest.approx(0, abs=1e-6), pytest.approx(0, abs=1e-6))
     assert alone.rank_se == pytest.approx(0.3)
 
 
 def test_shipped_exponents_are_those_of_the_published_study() -> None:
     rows = json.loads((RESULTS / "length_model.json").read_text(encoding="utf-8"))["rows"]
-    (found,) = [r for r in rows if r["part"] == "exponents"]
+    found = next(r for r in rows if r["part"] == "exponents")  # the first, of all data
     assert EXPONENTS.tolist() == [round(found["damage"], 2), round(found["damage"], 2), round(found["rank"], 2)]
     assert DEVIATIONS.tolist() == [round(found["damage_se"], 2), round(found["damage_se"], 2),
                                    round(found["rank_se"], 2)]
+
+
+def test_tuned_runs_are_those_whose_rates_are_known_at_both_lengths() -> None:
+    def event(bits: int, rank: int, steps: int, factor: float, loss: float) -> dict[str, Any]:
+        trial = PlannedTrial("plays", uniform_choice(bits, rank).allocation, steps, SEARCH_SEED, "validation", factor)
+        return to_event(trial, "", {"loss": loss, "state": "ok"}, "")
+
+    events = [event(4, 1, steps, factor, 3 + steps / 100 + np.log2(factor) ** 2)
+              for steps in (24, 240) for factor in (0.5, 1.0, 2.0)]
+    events += [event(4, 16, 24, factor, 3.2) for factor in (0.5, 1.0, 2.0)]
+    curves = of_rates({trial_of(e).key: e for e in events})
+    assert curves.steps == (24, 240)
+    np.testing.assert_allclose(curves.losses, [[3.24, 5.4]])
+    assert np.isfinite(curves.terms).all()

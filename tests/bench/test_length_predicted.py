@@ -1,0 +1,48 @@
+"""Trainings of what is predicted for two lengths: which trial is next, and what its rows say."""
+
+from typing import Any
+
+import pytest
+
+from bench.length import predicted, rates
+from bench.length.plan import UNSEEN_SEEDS, uniform_choice
+from bench.length.predicted import BEST_UNIFORM, LONG, SHORT, UNIFORM
+from bench.length.trials import Key
+
+FINDS = {SHORT: uniform_choice(4, 2).allocation.to_json(), LONG: uniform_choice(4, 3).allocation.to_json()}
+LOSSES = {UNIFORM: 3.8, SHORT: 3.75, LONG: 3.74}
+
+
+@pytest.fixture(autouse=True)
+def best_factor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The uniform choices' factor is a published one, or any other."""
+    monkeypatch.setattr(predicted, "tuned_factor", lambda bits, rank: 1.25)
+
+
+def first(most: int) -> dict[Key, dict[str, Any]]:
+    """Return the first trials, as ``load`` does."""
+    trials = list(predicted.trials_of("54MB", FINDS))[:most]
+    return {t.key: {"loss": LOSSES[name] + i / 1e6} for i, (t, name) in enumerate(trials)}
+
+
+def test_all_three_are_trained_on_a_seed_before_the_next_and_differences_are_paired() -> None:
+    found = first(6)
+    assert {key[3] for key in found} == set(UNSEEN_SEEDS[:2])
+    uniform, short, long = predicted.rows_of("54MB", FINDS, found)
+    assert [r["seeds"] for r in (uniform, short, long)] == [2, 2, 2]
+    assert "over_uniform" not in uniform
+    assert "over_short" not in short
+    assert long["over_short"]["mean"] == pytest.approx(-0.01, abs=1e-5)
+    assert long["over_uniform"]["mean"] == pytest.approx(-0.06, abs=1e-5)
+    assert (uniform["factor"], long["factor"], long["rank"]) == (1.25, 1.0, 3)
+
+
+def test_a_seed_that_one_alone_has_counts_in_no_difference() -> None:
+    assert "over_short" not in predicted.rows_of("54MB", FINDS, first(3))[2]
+    assert predicted.rows_of("54MB", FINDS, first(8))[1]["over_uniform"]["seeds"] == 3
+    assert predicted.rows_of("54MB", FINDS, first(7))[1]["over_uniform"]["seeds"] == 2
+
+
+def test_every_uniform_choice_has_tuned_rates_planned() -> None:
+    planned = [(steps, *choice) for steps, choices in rates.LENGTHS for choice in choices]
+    assert all((predicted.STEPS, *choice) in planned for choice in BEST_UNIFORM.values())
