@@ -32,9 +32,9 @@ TRIAL = 24
 """Steps of the trials that a search calibrates its rate on."""
 LENGTHS: tuple[tuple[int, tuple[tuple[int, int], ...]], ...] = (
     (TRIAL, ((4, 1), (4, 4), (4, 16), (3, 2), (3, 15), (8, 4))), (240, ((4, 1), (4, 16))), (240, ((3, 15), (3, 2))),
-    (72, ((4, 1), (4, 16))), (720, ((4, 1), (4, 16))))
+    (TRIAL, ((2, 8), (2, 2))), (72, ((4, 1), (4, 16))), (720, ((4, 1), (4, 16))))
 """Steps, with bits and rank of the allocations, in the order in which they are trained."""
-EARLY = 3
+EARLY = 4
 """How many of ``LENGTHS`` come before the checks; ``by_length`` was fitted to the first two."""
 CHECKS: tuple[tuple[int, int, int], ...] = ((240, 4, 1), (240, 3, 2))
 """Steps, bits and rank of what is trained at the rates of both rules on unseen seeds."""
