@@ -80,9 +80,14 @@ def optimal_rates() -> str:
     rows = [r for r in read(OPTIMA)["rows"] if r["part"] == "rates"]
     return grid(("bits", "rank", "steps", "tried: validation loss", "best", "by_length"), [
         [str(r["bits"]), str(r["rank"]), str(r["steps"]),
-         ", ".join(f"{scale:g}: {fixed(loss, 4)}" for scale, loss in r["tried"]), figure(r["best"], 2),
+         ", ".join(f"{scale:g}: {fixed(loss, 4)}" for scale, loss in r["tried"]), _bracketed(r),
          figure(r["by_length"], 2)] for r in sorted(rows, key=lambda r: (r["bits"], r["rank"], r["steps"]))]) \
         + source(OPTIMA)
+
+
+def _bracketed(row: Mapping[str, Any]) -> str:
+    side = "" if row["inside"] else "at least " if row["best"] == row["tried"][-1][0] else "at most "
+    return side + figure(row["best"], 2)
 
 
 def rate_checks() -> str:
