@@ -32,7 +32,7 @@ from bench.table1.search import search
 from bench.table1.session import Session, open_session
 from qra_bo.config import RunConfig, load_config
 from qra_bo.space import Allocation
-from qra_bo.study.intervals import paired_interval
+from qra_bo.study.intervals import Interval, paired_interval
 from qra_bo.study.setting import training_seeds
 from qra_bo.utils.files import write_json
 
@@ -123,23 +123,31 @@ def gains(rows: Sequence[Row]) -> list[Row]:
     return found
 
 
-def share_of(rows: Sequence[Row], name: str) -> tuple[float | None, int]:
-    """Return the gain of an effort as a share of that of ``FULL`` and of how many searches that is, pooled over those
-    of both; the share is ``None`` where there are none or ``FULL`` gains nothing in them."""
-    full = {(r["limit"], r["seed"]): r["difference"] for r in rows if r["effort"] == FULL}
-    pairs = [(r["difference"], full[r["limit"], seed]) for r in rows if r["effort"] == name
+def share_of(rows: Sequence[Row], name: str) -> tuple[float | None, Interval | None, int]:
+    """Return the gain of an effort as a share of that of ``FULL``, its interval, and of how many searches that is.
+
+    It is pooled over the searches of both; ``None`` where there are none or ``FULL`` gains nothing in them. The
+    interval is of the pooled shares by training seed, with two of them or more, where ``FULL`` gains with each.
+    """
+    full = {(r["limit"], r["seed"]): r["differences"] for r in rows if r["effort"] == FULL}
+    pairs = [(r["differences"], full[r["limit"], seed]) for r in rows if r["effort"] == name
              for seed in ([r["seed"]] if name != "instant" else range(SEEDS)) if (r["limit"], seed) in full]
-    gained = sum(pair[1] for pair in pairs)
-    return (float(sum(pair[0] for pair in pairs) / gained) if gained < 0 else None), len(pairs)
+    if not pairs:
+        return None, None, 0
+    own, whole = (np.sum([pair[i] for pair in pairs], axis=0) for i in (0, 1))
+    share = float(own.sum() / whole.sum()) if whole.sum() < 0 else None
+    each = paired_interval((own / whole).tolist()) if len(own) > 1 and (whole < 0).all() else None
+    return share, each, len(pairs)
 
 
 def targets_of(rows: Sequence[Row]) -> list[Target]:
     """Return what is asked of the efforts, pooled over limits and searches."""
     wanted, found = SEEDS * len(LIMITS), []
     for name, least in (("instant", INSTANT_SHARE), ("quick", QUICK_SHARE)):
-        share, done = share_of(rows, name)
+        share, known, done = share_of(rows, name)
+        sides = "" if known is None else f"; 95 % over training seeds: {known.low:.2f} to {known.high:.2f}"
         found.append(Target(f"{name}: gain over the best uniform choice, as a share of the gain of {FULL} ({done} of "
-                            f"{wanted} searches)", f">= {least:.0%}", share,
+                            f"{wanted} searches{sides})", f">= {least:.0%}", share,
                             done >= wanted and share is not None and share >= least,
                             f"{done} of {wanted} searches are done"))
     return found

@@ -28,11 +28,14 @@ def test_shares_are_of_what_the_full_search_gains_with_the_same_seeds() -> None:
     rows = real_efforts.gains([
         row("a", "instant", 0, 1.9, None), row("a", "quick", 0, 1.9), row("a", "quick", 1, 1.7),
         row("a", "quick", 2, 1.0), row("a", FULL, 0, 1.8), row("a", FULL, 1, 1.6)])
-    assert real_efforts.share_of(rows, "quick") == (pytest.approx((0.1 + 0.3) / (0.2 + 0.4)), 2)
-    assert real_efforts.share_of(rows, "instant") == (pytest.approx((0.1 + 0.1) / (0.2 + 0.4)), 2)
-    assert real_efforts.share_of(rows[:4], "quick") == (None, 0)
+    for name, gained in (("quick", 0.1 + 0.3), ("instant", 0.1 + 0.1)):
+        share, known, searches = real_efforts.share_of(rows, name)
+        assert (share, searches) == (pytest.approx(gained / (0.2 + 0.4)), 2)
+        assert known is not None
+        assert (known.low, known.high) == (pytest.approx(share), pytest.approx(share))  # both seeds say the same
+    assert real_efforts.share_of(rows[:4], "quick") == (None, None, 0)
     lost = real_efforts.gains([row("a", "quick", 0, 2.2), row("a", FULL, 0, 2.1)])
-    assert real_efforts.share_of(lost, "quick") == (None, 1)
+    assert real_efforts.share_of(lost, "quick") == (None, None, 1)
     assert not any(t.met for t in real_efforts.targets_of(rows))  # 2 of 6 searches
 
 
