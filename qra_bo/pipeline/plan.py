@@ -97,10 +97,14 @@ def verify_plan(config: RunConfig, plan: Plan) -> list[TraceCheck]:
 
 
 def packed_bytes(config: RunConfig, spec: DecoderSpec, space: SearchSpace, device_type: str) -> int:
-    """Return the bytes of every linear packed in every format of the bank, without formats that are the base itself."""
+    """Return the bytes of every linear packed in every format that the bank keeps.
+
+    It keeps no 16 bits, but layers on a CPU that are not the base itself.
+    """
     in_half = BYTES[resolve_dtype(config.dtype, device_type)] == 2 or is_mapped(config)
+    keeps_half = device_type == "cpu" and not in_half
     return sum(weight_bytes(fmt, m.out_features, m.in_features) + metadata_bytes(fmt, m.out_features, m.in_features)
-               for fmt in bank_formats(space) if not (in_half and fmt.name == "fp16") for m in spec.linears)
+               for fmt in bank_formats(space) if fmt.bits < 16 or keeps_half for m in spec.linears)
 
 
 def is_mapped(config: RunConfig) -> bool:

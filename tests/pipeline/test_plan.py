@@ -54,6 +54,8 @@ def test_in_fp32_the_16_bit_format_is_packed_too() -> None:
     half = host_parts(config, spec, space)
     assert full["packed formats"] - half["packed formats"] == 2 * spec.linear_numel
     assert full["dense weights"] == 2 * half["dense weights"]
+    on_gpu = host_parts(config.with_changes(dtype="float32"), spec, space, "cuda")
+    assert on_gpu["packed formats"] == half["packed formats"]  # 16 bits are made again at each use
 
 
 def test_too_little_ram_is_refused_with_what_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,8 @@
 
 On a CPU the layers themselves are kept and a swap sets an attribute. For CUDA the packed tensors and the dense
 originals are kept in host memory, outside the device budget, and only what is installed is on the device. Originals
-that a file of the base holds are mapped from it; packed tensors too, where a store is given.
+that a file of the base holds are mapped from it; packed tensors too, where a store is given. Formats of 16 bits are the
+base itself or a cast of it, which is made again at each use: kept, the casts would be a second base in host memory.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -113,8 +114,8 @@ class LayerBank:
         return self.device.type != "cpu" and not self.dense_on_device
 
     def build(self, progress: Progress | None = None) -> None:
-        """Pack every linear in every format of ``formats`` now, on all of torch's threads."""
-        todo = [(linear.name, fmt) for fmt in self.formats for linear in self.spec.linears
+        """Pack every linear in every format of ``formats`` below 16 bits now, on all of torch's threads."""
+        todo = [(linear.name, fmt) for fmt in self.formats if fmt.bits < 16 for linear in self.spec.linears
                 if (linear.name, fmt.name) not in self._states]
         self.choose_codes(progress)
         workers = torch.get_num_threads() if self.device.type == "cpu" else 1
@@ -149,7 +150,7 @@ class LayerBank:
         for name, wanted in changed.items():  # every error is raised before anything is changed
             self._check_place(name)
             if not isinstance(wanted, OwnBase):
-                self.state(name, wanted)
+                self._prepare(name, wanted)
         for name, wanted in changed.items():  # one by one: a device need not hold old and new layers together
             self._place(name, self._layer(name, wanted))
             self._installed[name] = wanted
@@ -189,11 +190,21 @@ class LayerBank:
         return self._originals[name].weight.detach()
 
     def state(self, name: str, fmt: str) -> State:
-        """Return the packed tensors of one linear in one format, on the host."""
-        key = (name, fmt)
+        """Return the packed tensors of one linear in one format, on the host; those below 16 bits are kept."""
+        key, form = (name, fmt), parse_format(fmt)
+        if form.bits == 16:
+            return self._pack(name, form)
         if key not in self._states:
-            self._states[key] = self._pack(name, parse_format(fmt))
+            self._states[key] = self._pack(name, form)
         return self._states[key]
+
+    def _prepare(self, name: str, fmt: str) -> None:
+        """Pack a linear whose packed tensors are kept, and check one of 16 bits."""
+        form = parse_format(fmt)
+        if form.bits == 16:
+            self._check(name, form)
+        else:
+            self.state(name, fmt)
 
     def installed_state(self, name: str) -> State:
         """Return the packed tensors of a quantised linear, on the host."""
@@ -229,9 +240,13 @@ class LayerBank:
 
     def nearest(self, name: str, fmt: StorageFormat) -> State:
         """Pack a linear's weight with the library's own codes; the tensors are on the host."""
-        weight, backend = self._originals[name].weight.detach(), backend_of(fmt)
-        backend.check(fmt, weight.shape[0], weight.shape[1])
+        self._check(name, fmt)
+        weight = self._originals[name].weight.detach()
         return {key: t.to("cpu") for key, t in pack_for(weight, fmt, self.compute_dtype, self.device).items()}
+
+    def _check(self, name: str, fmt: StorageFormat) -> None:
+        original = self._originals[name]
+        backend_of(fmt).check(fmt, original.out_features, original.in_features)
 
     def nearest_bases(self, choice: Mapping[str, str]) -> dict[str, OwnBase]:
         """Pack with the libraries' codes the linears of ``choice`` (formats by name) that have chosen codes here."""

@@ -43,7 +43,9 @@ def test_swaps_are_bit_identical_and_pack_nothing_twice(monkeypatch: pytest.Monk
     model, spec, bank = make_bank()
     dense = logits(model)
     bank.build()
-    monkeypatch.setattr(bank, "_pack", lambda *_: pytest.fail("packed twice"))
+    pack = bank._pack
+    monkeypatch.setattr(bank, "_pack", lambda name, fmt: pack(name, fmt) if fmt.bits == 16
+                        else pytest.fail("packed twice"))
     first = {}
     for choice in (uniform(spec, "nf4"), mixed(spec), uniform(spec, "hqq2")):
         bank.install(choice)
@@ -129,6 +131,24 @@ def test_layers_on_disk_are_mapped_shared_and_the_same(tmp_path: Path, monkeypat
     assert all(is_mapped(other.installed_state(m), tmp_path) for m in other.current)
 
 
+@pytest.mark.parametrize("base", [torch.float16, torch.bfloat16, torch.float32])
+def test_no_cast_of_the_base_is_kept(base: torch.dtype) -> None:
+    model, spec = tiny_llama(dtype=base)
+    bank = LayerBank(model, spec, FORMATS, torch.bfloat16, "cpu")
+    bank.build()
+    choice = mixed(spec)
+    bank.install(choice)
+    sizes = bank.stored_bytes(choice)
+    assert {fmt for _, fmt in bank._states} == {fmt.name for fmt in FORMATS if fmt.bits < 16}
+    for name in (name for name, fmt in choice.items() if fmt == "fp16"):
+        weight = model.get_submodule(name).weight
+        wanted = bank.nearest(name, parse_format("fp16"))["codes"]
+        assert torch.equal(weight, wanted)
+        assert torch.equal(bank.installed_state(name)["codes"], wanted)
+    _, _, same = make_bank()
+    assert sizes == same.stored_bytes(choice)
+
+
 def test_a_disk_that_takes_nothing_leaves_layers_in_memory(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").write_text("no folder")
     model, spec, bank = make_bank(store=TensorStore(tmp_path / "file", {}))
@@ -149,7 +169,7 @@ def test_build_reports_progress() -> None:
     _, spec, bank = make_bank()
     seen: list[tuple[str, int, int]] = []
     bank.build(lambda *event: seen.append(event))
-    total = len(FORMATS) * len(spec.linears)
+    total = sum(fmt.bits < 16 for fmt in FORMATS) * len(spec.linears)
     assert [done for _, done, _ in seen] == list(range(1, total + 1))
     assert {(what, of) for what, _, of in seen} == {("quantise", total)}
 
@@ -158,6 +178,7 @@ def test_build_reports_progress() -> None:
     ({"model.layers.0.mlp.up_proj": "nf5"}, ConfigError, "nf4"),
     ({"lm_head": "nf4"}, OracleError, "lm_head"),
     ({"model.layers.9.mlp.up_proj": "nf4"}, OracleError, "layers.9"),
+    ({"model.layers.9.mlp.up_proj": "fp16"}, OracleError, "layers.9"),
 ])
 def test_bad_choices_change_nothing(choice: dict[str, str], error: type[Exception], message: str) -> None:
     model, _, bank = make_bank()
