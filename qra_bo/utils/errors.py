@@ -6,9 +6,13 @@ import os
 from collections.abc import Iterable, Sequence
 
 OUT_OF_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory",
-                 "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUSOLVER_STATUS_ALLOC_FAILED",
-                 "CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate", "Triton Error [CUDA]: out of memory")
-"""Texts of torch's and Triton's plain ``RuntimeError`` where host or device memory ran out."""
+                 "CUDA error: out of memory", "CUDA driver error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED",
+                 "CUSOLVER_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate",
+                 "CUSOLVER_STATUS_INTERNAL_ERROR, when calling `cusolverDnCreate", "Triton Error [CUDA]: out of memory")
+"""Texts of torch's and Triton's plain ``RuntimeError`` where host or device memory ran out.
+
+Segments that grow map memory through the driver, which has a text of its own. A handle of cuBLAS or cuSOLVER that finds
+no room fails with a status that does not name memory."""
 
 
 _LONGEST_NAME = 120
