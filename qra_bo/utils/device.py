@@ -1,6 +1,7 @@
 """Device and compute type of a run; answers without loading torch where that is possible."""
 
 import os
+import platform
 from contextlib import suppress
 from pathlib import Path
 
@@ -63,10 +64,11 @@ def resolve_device(device: str) -> str:
 def expand_segments() -> None:
     """Have the CUDA caching allocator grow its segments, which wastes the fewest bytes; before torch is imported.
 
-    Settings that the user made are left alone. Torch reads the second name before 2.9, and the first one since.
+    Settings that the user made are left alone. Torch reads the second name before 2.9, and the first one since. On WSL
+    2 such segments fail: the first allocation ends with "CUDA driver error: unknown error" (pytorch#192330).
     """
     names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
-    if not any(name in os.environ for name in names):
+    if "microsoft" not in platform.release().lower() and not any(name in os.environ for name in names):
         os.environ.update(dict.fromkeys(names, "expandable_segments:True"))
 
 

@@ -1,6 +1,7 @@
 """What a worker does to its device before the first tensor."""
 
 import os
+import platform
 import subprocess
 import sys
 
@@ -69,6 +70,16 @@ def test_settings_of_the_user_stay(name: str, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv(name, "max_split_size_mb:128")
     expand_segments()
     assert {key: os.environ.get(key) for key in NAMES} == dict.fromkeys(NAMES) | {name: "max_split_size_mb:128"}
+
+
+@pytest.mark.parametrize(("kernel", "value"), [
+    ("5.15.167.4-microsoft-standard-WSL2", None), ("4.4.0-19041-Microsoft", None),
+    ("6.8.0-45-generic", "expandable_segments:True")])
+def test_segments_stay_as_they_are_on_wsl(kernel: str, value: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", {})
+    monkeypatch.setattr(platform, "release", lambda: kernel)
+    expand_segments()
+    assert {key: os.environ.get(key) for key in NAMES} == dict.fromkeys(NAMES, value)
 
 
 @pytest.mark.parametrize(("given", "spins"), [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"),
