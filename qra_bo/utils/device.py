@@ -11,6 +11,8 @@ BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 BF16_CAPABILITY = (8, 0)
 """Least compute capability whose tensor cores multiply in bfloat16 (CUDA C++ Programming Guide, "Tensor Cores")."""
 CPUINFO = Path("/proc/cpuinfo")
+DRIVER = (Path("/proc/driver/nvidia/version"), Path("/usr/lib/wsl/lib/libcuda.so.1"))
+"""Files of which one is there with NVIDIA's driver: on Linux, and on WSL 2, where the driver is that of Windows."""
 _FAST_BF16 = ({"amx_bf16"}, {"AuthenticAMD", "avx512_bf16"}, {"bf16"})
 """Words of ``/proc/cpuinfo`` that mark CPUs which take bfloat16: Intel's with tiles, AMD's, and ARM's.
 
@@ -46,7 +48,7 @@ def planned_device(device: str, card: str | None = None) -> str:
     if device != "auto":
         return device.partition(":")[0]
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
-    return "cuda" if Path("/proc/driver/nvidia/version").exists() and not hidden else "cpu"
+    return "cuda" if any(path.exists() for path in DRIVER) and not hidden else "cpu"
 
 
 def resolve_device(device: str) -> str:

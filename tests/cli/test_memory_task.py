@@ -15,6 +15,7 @@ from qra_bo.memory.plan import memory_plan
 from qra_bo.pipeline.build import make_memory
 from qra_bo.pipeline.plan import make_plan
 from qra_bo.tasks.memory import plan_lines
+from qra_bo.utils import device as device_module
 from qra_bo.utils.device import planned_device
 from qra_bo.utils.errors import DeviceError, ModelError
 
@@ -64,6 +65,19 @@ def test_device_auto_is_told_without_torch(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert planned_device("auto") == "cpu"
     assert planned_device("auto", "rtx4090") == "cuda"
+
+
+@pytest.mark.parametrize("there", [0, 1])
+def test_either_file_of_the_driver_tells_of_a_gpu(there: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Path("/usr/lib/wsl/lib/libcuda.so.1") in device_module.DRIVER
+    files = (tmp_path / "version", tmp_path / "libcuda.so.1")
+    monkeypatch.setattr(device_module, "DRIVER", files)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert planned_device("auto") == "cpu"
+    files[there].touch()
+    assert planned_device("auto") == "cuda"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    assert planned_device("auto") == "cpu"
 
 
 def test_auto_is_free_bytes_less_the_headroom(monkeypatch: pytest.MonkeyPatch) -> None:
