@@ -36,7 +36,7 @@ from qra_bo.config.overrides import CONF, inspect, normalise, unknown_flag, with
 from qra_bo.config.presets import choices
 from qra_bo.study.signals import Interrupts
 from qra_bo.tasks import run_task
-from qra_bo.utils.errors import ConfigError, QRABOError, WorkerError, from_system, worst
+from qra_bo.utils.errors import ConfigError, QRABOError, WorkerError, from_lack_of_memory, from_system, worst
 from qra_bo.utils.redact import printable, redact
 from qra_bo.utils.version import __version__
 
@@ -153,7 +153,8 @@ def _status(composed: DictConfig, subdir: str | None, problems: Sequence[Problem
             config = config.with_changes(out=str(Path(config.out or HydraConfig.get().sweep.dir) / subdir))
         return run_task(config), ""
     except Exception as error:
-        known = error if isinstance(error, QRABOError) else from_system(error) or from_own_part(error, composed)
+        known = error if isinstance(error, QRABOError) else (
+            from_system(error) or from_lack_of_memory(error) or from_own_part(error, composed))
         if known is not None:
             return _report(known), redact(str(known))
         # a bug: say where it is, and let the other jobs of a sweep go on

@@ -18,7 +18,14 @@ from qra_bo.execution.base import NO_RESULT, failure_of, oracle_method, run_prof
 from qra_bo.oracle.protocol import TRAINING, Oracle, StopRequested
 from qra_bo.trials import TrialSpec
 from qra_bo.utils import errors
-from qra_bo.utils.errors import ConfigError, OracleError, QRABOError, UserError, is_device_lost
+from qra_bo.utils.errors import (
+    ConfigError,
+    OracleError,
+    QRABOError,
+    UserError,
+    from_lack_of_memory,
+    is_device_lost,
+)
 from qra_bo.utils.process import prepare
 from qra_bo.utils.signals import STOPPING
 
@@ -129,8 +136,9 @@ def serve(oracle: Oracle, request: Mapping[str, Any], reporter: Reporter) -> tup
 
 def error_body(error: BaseException) -> dict[str, Any]:
     """Return an error that is being handled as the body of a message; ``problems`` is ``None`` unless a
-    ``ConfigError`` lists some."""
-    return {"type": type(error).__name__, "message": str(error), "trace": traceback.format_exc(),
+    ``ConfigError`` lists some. Where memory ran out it is a ``DeviceError``: no bug."""
+    told = from_lack_of_memory(error) or error
+    return {"type": type(told).__name__, "message": str(told), "trace": traceback.format_exc(),
             "problems": list(error.problems) if isinstance(error, ConfigError) else None}
 
 

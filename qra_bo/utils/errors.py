@@ -124,6 +124,16 @@ def is_out_of_memory(error: BaseException) -> bool:
             or (isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY)))
 
 
+def from_lack_of_memory(error: BaseException) -> DeviceError | None:
+    """Return a lack of host or device memory as an error that the user can resolve; ``None`` for any other."""
+    if isinstance(error, QRABOError) or not is_out_of_memory(error):
+        return None
+    first = (str(error).splitlines() or [""])[0]
+    return DeviceError(f"memory ran out ({type(error).__name__}: {first}): end other programs that hold memory of the "
+                       "device or the machine, lower train.batch or train.length, name a smaller budget or model, or "
+                       "use a device with more memory")
+
+
 def is_device_lost(error: BaseException) -> bool:
     """Whether the process's GPU context is unusable after ``error``, so that further work there fails too."""
     if is_out_of_memory(error) or not isinstance(error, RuntimeError):

@@ -33,6 +33,8 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[RunConfig]:
             raise RuntimeError("a bug")
         if config.seed == 9:
             raise OracleError("a broken contract")
+        if config.seed == 10:
+            raise MemoryError("no room")
         return 3 if config.seed == 3 else 0
 
     monkeypatch.setattr(app, "run_task", run)
@@ -59,6 +61,13 @@ def test_exit_statuses(seen: list[RunConfig], capfd: pytest.CaptureFixture[str],
     assert ("Traceback" in err) is (status == 1)
     if status == 2:
         assert err == "qra_bo: a budget of 1 byte is below the smallest allocation\n"
+
+
+def test_lack_of_memory_is_no_bug(seen: list[RunConfig], capfd: pytest.CaptureFixture[str]) -> None:
+    assert app.main(["model=tiny", "seed=10"]) == 2
+    err = capfd.readouterr().err
+    assert err.startswith("qra_bo: memory ran out (MemoryError: no room): end other programs")
+    assert err.count("\n") == 1
 
 
 def test_bad_input_is_one_paragraph_before_anything_starts(seen: list[RunConfig],

@@ -19,7 +19,7 @@ from qra_bo.execution.local import LocalExecutor
 from qra_bo.execution.pool import Limits
 from qra_bo.space import uniform
 from qra_bo.trials import TrialResult, TrialSpec, TrialState
-from qra_bo.utils.errors import ConfigError, ModelError, OracleError, WorkerError
+from qra_bo.utils.errors import ConfigError, DeviceError, ModelError, OracleError, WorkerError
 from qra_bo.utils.signals import STOPPING
 from tests.study.oracles import PlantedOracle
 
@@ -149,6 +149,16 @@ def test_what_the_user_must_mend_arrives_as_it_was_raised() -> None:
     assert caught.value.exit_status == 2
     with pytest.raises(ConfigError, match="can't be imported"):
         LocalExecutor([OracleSpec("tests.study.oracles:absent")], Limits(30)).describe()
+
+
+def test_lack_of_memory_outside_a_trial_is_the_users_to_mend(faulty: Any) -> None:
+    with pytest.raises(DeviceError, match=r"Tried to allocate 2 GiB\): end other programs") as caught:
+        LocalExecutor([OracleSpec("tests.study.oracles:finds_no_room")], Limits(30)).describe()
+    assert caught.value.exit_status == 2
+    executor = faulty()
+    with pytest.raises(DeviceError, match=r"CUDA driver error: out of memory\).*lower train\.batch"):
+        executor.call("tests.study.oracles:asks_for_room", {}, quiet)
+    assert executor.evaluate(REQUEST, quiet).state is TrialState.OK
 
 
 def test_a_worker_lost_while_it_builds_is_an_error() -> None:

@@ -127,6 +127,15 @@ def no_weights(name: str) -> PlantedOracle:
     raise ModelError(f"no weights of {name}")
 
 
+def finds_no_room() -> PlantedOracle:
+    raise OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nand more")
+
+
+def asks_for_room(oracle: PlantedOracle, progress: Progress) -> dict[str, Any]:
+    """A method that finds no room."""
+    raise RuntimeError("CUDA driver error: out of memory")
+
+
 def dies_early() -> PlantedOracle:
     sys.exit(7)
 

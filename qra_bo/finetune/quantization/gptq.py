@@ -9,7 +9,6 @@ rounds them together: its cost on a GPU is the number of launches, whatever the 
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 
 from qra_bo.finetune.quantization.base import Grid
-from qra_bo.utils.errors import ModelError
+from qra_bo.utils.errors import ModelError, is_out_of_memory
 
 DAMPING = 0.01
 """Added to the diagonal of the second moments, as a share of its mean (the paper's)."""
@@ -51,10 +50,13 @@ class Inputs:
             ModelError: If they are not positive definite.
         """
         if moments.device.type != "cpu":
-            with suppress(torch.OutOfMemoryError):
+            try:
                 order, factor, failed = _factored(moments.float().clone())
                 if not failed:
                     return cls(order, factor)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
         order, factor, failed = _factored(moments.to("cpu", torch.float64, copy=True))
         if failed:
             raise ModelError("codes can't be chosen: second moments of a linear's inputs are not positive definite; "

@@ -14,7 +14,7 @@ from qra_bo.finetune.quantization.gptq import Inputs, compensated_codes
 from qra_bo.finetune.threads import one_thread
 from qra_bo.oracle.protocol import Progress
 from qra_bo.space import StorageFormat
-from qra_bo.utils.errors import DeviceError, ModelError, OracleError
+from qra_bo.utils.errors import DeviceError, ModelError, OracleError, is_out_of_memory
 
 ROWS = 2048
 """Inputs that are widened to fp32 at a time."""
@@ -138,7 +138,10 @@ class Rounding:
             # No pool of threads packs: each would keep a team of OpenMP's, and with more threads than cores that
             # library lets them sleep at every barrier. Codes took twice as long.
             each_input(self.model, linears, self._ids.to(self.device), choose)
-        except torch.OutOfMemoryError as error:  # not the result of any one allocation
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            # It is not the result of any one allocation.
             raise DeviceError(f"choosing codes on {self.forward_tokens:,} tokens at once takes more than {self.device} "
                               "holds; lower quantizer.tokens, or use quantizer.rounding=rtn") from error
 

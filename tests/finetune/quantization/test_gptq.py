@@ -174,6 +174,49 @@ def test_moments_without_a_factor_are_refused() -> None:
         Inputs.of(torch.tensor([[1.0, 3.0], [3.0, 1.0]]))
 
 
+class OnDevice:
+    """Stands for moments on a GPU, by what ``Inputs.of`` asks of them."""
+
+    device = torch.device("meta")
+
+    def __init__(self, moments: Tensor) -> None:
+        self.moments = moments
+
+    def float(self) -> "OnDevice":
+        return self
+
+    def clone(self) -> "OnDevice":
+        return self
+
+    def to(self, *args: Any, **kwargs: Any) -> Tensor:
+        return self.moments.to(*args, **kwargs)
+
+
+@pytest.mark.parametrize(("error", "handled"), [
+    (torch.OutOfMemoryError("CUDA out of memory"), True), (RuntimeError("CUDA driver error: out of memory"), True),
+    (RuntimeError("cusolver error: CUSOLVER_STATUS_INTERNAL_ERROR, when calling `cusolverDnCreate(handle)`"), True),
+    (RuntimeError("a bug"), False)])
+def test_a_device_without_room_has_moments_factored_on_the_host(error: Exception, handled: bool,
+                                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    factored, given = gptq._factored, list[Any]()
+
+    def fails_at_first(moments: Any) -> Any:
+        given.append(moments)
+        if len(given) == 1:
+            raise error
+        return factored(moments)
+
+    monkeypatch.setattr(gptq, "_factored", fails_at_first)
+    moments: Any = OnDevice(mixed_moments(8, 20))
+    if not handled:
+        with pytest.raises(RuntimeError, match="a bug"):
+            Inputs.of(moments)
+        return
+    found = Inputs.of(moments)
+    assert (given[0], given[1].dtype, given[1].device.type) == (moments, torch.float64, "cpu")
+    assert (found.factor.shape, found.factor.dtype, found.factor.device) == ((8, 8), torch.float32, OnDevice.device)
+
+
 @pytest.mark.parametrize("seed", [0, 1])
 def test_positions_between_two_levels_take_the_lower(seed: int) -> None:
     draw = torch.Generator().manual_seed(seed)

@@ -139,12 +139,18 @@ def test_another_rounding_does_not_resume_a_run(tmp_path: Path) -> None:
         check_same_configuration(tmp_path, header, now.to_dict(), now.config_sha256)
 
 
-def test_out_of_memory_while_choosing_codes_is_a_device_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
-        raise torch.OutOfMemoryError("full")
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("full"), RuntimeError("CUDA driver error: out of memory"),
+                                   MemoryError()])
+def test_out_of_memory_while_choosing_codes_is_a_device_error(error: Exception,
+                                                              monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(raised: Exception) -> None:
+        raise raised
 
-    monkeypatch.setattr("qra_bo.finetune.quantization.rounding.each_input", full)
+    monkeypatch.setattr("qra_bo.finetune.quantization.rounding.each_input", lambda *_: fail(error))
     with pytest.raises(DeviceError, match=r"256 tokens at once takes more than cpu holds.*lower quantizer\.tokens"):
+        make_bank().build()
+    monkeypatch.setattr("qra_bo.finetune.quantization.rounding.each_input", lambda *_: fail(RuntimeError("a bug")))
+    with pytest.raises(RuntimeError, match="a bug"):
         make_bank().build()
 
 
