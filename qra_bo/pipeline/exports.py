@@ -10,7 +10,7 @@ from rich.console import Console
 from qra_bo.config import RunConfig
 from qra_bo.memory.serving import CONSUMERS
 from qra_bo.report.tables import print_line
-from qra_bo.utils.errors import UserError
+from qra_bo.utils.errors import UserError, from_lack_of_memory
 from qra_bo.utils.files import write_json, writing
 
 CHECKS = Path("export") / "checks.json"
@@ -22,7 +22,8 @@ def write_exports(config: RunConfig, folder: Path, console: Console | None) -> l
     """Write the exports of a run that has just ended, check them as ``export.check`` says, and return the files.
 
     These are all that copy no model, those in ``export.targets``, and those that the program of ``serve`` loads.
-    Nothing that fails here takes anything from the run: the reason is printed on ``console``, where there is one.
+    Nothing that fails here, for want of memory too, takes anything from the run or from the other exports: the reason
+    is printed on ``console``, where there is one.
     """
     from qra_bo.export.registry import SMALL, export_all  # loads torch, which a simulation does without
     trust = bool(config.model["trust_remote_code"])
@@ -31,9 +32,12 @@ def write_exports(config: RunConfig, folder: Path, console: Console | None) -> l
     def attempt(action: Callable[[], list[Path]], what: str) -> None:
         try:
             files.extend(action())
-        except UserError as error:
+        except Exception as error:
+            known = error if isinstance(error, UserError) else from_lack_of_memory(error)
+            if known is None:
+                raise
             if console is not None:
-                print_line(console, f"Warning: {what}, and the run's other files are complete: {error}")
+                print_line(console, f"Warning: {what}, and the run's other files are complete: {known}")
 
     for target in dict.fromkeys((*(config.export.targets or ()), *CONSUMERS[config.serve].exports)):
         if target not in SMALL:
