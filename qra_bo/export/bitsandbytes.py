@@ -36,13 +36,14 @@ def write(run: FinishedRun) -> list[Path]:
     own = {} if manifest.packed is None else stored_states(manifest, run.folder) or {}
     config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
                                 bnb_4bit_compute_dtype=half(manifest), llm_int8_skip_modules=[*dense, "lm_head"])
+    where = "cpu" if own else packing_device(manifest)  # the run's own codes replace those that are made here
     base, tokenizer = dense_base(manifest, run.folder, run.trust_remote_code)
     cast_parameters(base, getattr(torch, manifest.compute_dtype), manifest.modules)
     dequantise_embeddings(base, manifest, run.folder)
     with tempfile.TemporaryDirectory(prefix="qra_bo-") as folder:  # transformers quantises while it loads from a folder
         save_dense(base.to(half(manifest)), tokenizer, Path(folder))
         model = AutoModelForCausalLM.from_pretrained(
-            folder, quantization_config=config, dtype=half(manifest), device_map={"": packing_device(manifest)},
+            folder, quantization_config=config, dtype=half(manifest), device_map={"": where},
             trust_remote_code=run.trust_remote_code)
         for name in manifest.modules:
             kind = type(model.get_submodule(name)).__name__

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from qra_bo.config import load_config
+from qra_bo.export import bitsandbytes
 from qra_bo.export.check import check_exports
 from qra_bo.export.comparison import Loader, Reference, divergence
 from qra_bo.export.load import load
@@ -117,6 +118,7 @@ def test_bitsandbytes_gets_the_codes_of_the_run(tmp_path: Path, servable: Path,
     monkeypatch.setenv("QRA_BO_CACHE", str(tmp_path / "cache"))
     run = finish(tmp_path / "run", ("nf4", "fp16", "nf4", "fp16"), RANKS, "quantizer.rounding=gptq",
                  "quantizer.tokens=256")
+    monkeypatch.setattr(bitsandbytes, "packing_device", lambda _: "cuda")  # not asked for: the codes are there
     export_all(run, ["bitsandbytes"])
     model = AutoModelForCausalLM.from_pretrained(str(run / "export" / "bitsandbytes"), dtype=torch.bfloat16)
     chosen, nearest = load(run, adapter=False)[0], load(servable, adapter=False)[0]
