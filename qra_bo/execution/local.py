@@ -5,10 +5,9 @@ import logging
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from multiprocessing import Pipe, util
+from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from qra_bo.execution.pool import POLL_SECONDS, Limits, PoolExecutor, WorkerHand
 from qra_bo.execution.worker import error_from_body
 from qra_bo.oracle.protocol import Progress
 from qra_bo.utils.holder import is_stopped
+from qra_bo.utils.process import interpreter
 from qra_bo.utils.signals import STOPPING
 
 log = logging.getLogger(__name__)
@@ -26,20 +26,15 @@ GRACE_SECONDS = 5.0
 """How long an idle worker may take to end by itself before it is killed."""
 STOP_SECONDS = 20.0
 """The same for one at work: it ends at its next step, with the trial kept on disk."""
-_ENTRY = ("import sys; sys.path[:] = sys.argv[3:]; from qra_bo.execution.worker import main; "
-          "main(int(sys.argv[1]), int(sys.argv[2]))")
+_ENTRY = "from qra_bo.execution.worker import main; main(int(sys.argv[1]), int(sys.argv[2]))"
 
 
 def launch(connection: int, driver: int) -> subprocess.Popen[bytes]:
-    """Start a fresh interpreter that finds modules where this one does and runs ``worker.main`` with two descriptors.
-
-    ``multiprocessing`` would import the user's script again, which then needs ``if __name__ == "__main__"``.
-    """
-    flags: list[str] = util._args_from_interpreter_flags()  # type: ignore[attr-defined]
+    """Start a fresh interpreter that runs ``worker.main`` with two descriptors."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)  # the worker begins with them blocked
     try:
-        return subprocess.Popen([sys.executable, *flags, "-P", "-c", _ENTRY, str(connection), str(driver), *sys.path],
-                                stdin=subprocess.DEVNULL, pass_fds=(connection, driver))
+        return subprocess.Popen(interpreter(_ENTRY, str(connection), str(driver)), stdin=subprocess.DEVNULL,
+                                pass_fds=(connection, driver))
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 

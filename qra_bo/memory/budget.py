@@ -2,6 +2,7 @@
 
 import math
 import re
+import subprocess
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from qra_bo.memory.formats import LEAST_BITS, default_format
 from qra_bo.memory.model import MemoryModel
 from qra_bo.space import Allocation, CostTable, Ladder, SearchSpace, StorageFormat, uniform
 from qra_bo.utils.errors import BudgetError
+from qra_bo.utils.process import interpreter
 
 OF_ALLOCATION = "allocation"
 """Budget of ``task=finetune``: what the given allocation was found within."""
@@ -23,6 +25,9 @@ _SIZE = re.compile(r"([0-9]{1,24})(\.[0-9]{1,24})? ?([a-z]*)")
 _UNIFORM = re.compile(r"uniform: ?([0-9]{1,9}) ?, ?([0-9]{1,9})")
 
 
+_ASK = "import torch; print(torch.cuda.mem_get_info(sys.argv[1])[0])"
+ASK_SECONDS = 300.0
+"""How long a fresh process may take to import torch and to ask a GPU for its free bytes."""
 HEADROOM = {"cpu": 512 * 10**6, "cuda": 10**9}
 """Bytes that ``memory.headroom=auto`` leaves free, by the kind of device.
 
@@ -122,17 +127,28 @@ def uniform_bytes(memory: MemoryModel, space: SearchSpace, fmt: StorageFormat, r
 
 
 def free_bytes(device: str) -> int:
-    """Return the free bytes of ``"cpu"`` (available RAM) or ``"cuda"``, ``"cuda:1"`` (loads torch). Raises
-    ``BudgetError`` if this machine does not say."""
+    """Return the free bytes of ``"cpu"`` (available RAM) or ``"cuda"``, ``"cuda:1"``. Raises ``BudgetError`` if this
+    machine does not say."""
     if device.startswith("cuda"):
-        import torch  # stays unloaded where a plan needs no device
-
-        return int(torch.cuda.mem_get_info(device)[0])
+        return _free_on_gpu(device)
     with suppress(OSError):
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
     raise BudgetError("budget=auto can't tell how much memory is free on this machine; name a size such as 8GB")
+
+
+def _free_on_gpu(device: str) -> int:
+    """Ask in a process of its own: the answer takes a CUDA context, and this process would hold its bytes of the device
+    until the run ends."""
+    said = f"no answer in {ASK_SECONDS:g} s"
+    with suppress(subprocess.TimeoutExpired):
+        done = subprocess.run(interpreter(_ASK, device), stdin=subprocess.DEVNULL, capture_output=True, text=True,
+                              errors="replace", timeout=ASK_SECONDS, check=False)
+        if done.returncode == 0:
+            return int(done.stdout.split()[-1])
+        said = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+    raise BudgetError(f"budget=auto can't tell how much memory is free on {device} ({said}); name a size such as 8GB")
 
 
 def resolve_budget(text: str | int, memory: MemoryModel, space: SearchSpace, *, free: int | None = None,

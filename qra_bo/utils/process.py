@@ -1,10 +1,12 @@
-"""Independence of a process from its standard streams, its working directory and settings that it does not use."""
+"""Independence of a process from its standard streams, its working directory and settings that it does not use; and
+fresh interpreters."""
 
 import io
 import os
 import sys
 from collections.abc import Iterable
 from contextlib import suppress
+from multiprocessing import util
 from typing import Any, TextIO, cast
 
 
@@ -53,6 +55,17 @@ class TolerantStream:
 def tolerant(stream: TextIO | None) -> TextIO:
     """Return ``stream`` as a ``TolerantStream``."""
     return stream if isinstance(stream, TolerantStream) else cast(TextIO, TolerantStream(stream))
+
+
+def interpreter(code: str, *arguments: str) -> list[str]:
+    """Return the command of a fresh interpreter that finds modules where this one does and runs ``code``.
+
+    It has imported ``sys``, and finds ``arguments`` in ``sys.argv`` from 1. ``multiprocessing`` would import the user's
+    script again, which then needs ``if __name__ == "__main__"``.
+    """
+    flags: list[str] = util._args_from_interpreter_flags()  # type: ignore[attr-defined]
+    start = f"import sys; sys.path[:] = sys.argv[{len(arguments) + 1}:]; {code}"
+    return [sys.executable, *flags, "-P", "-c", start, *arguments, *sys.path]
 
 
 def prepare() -> None:

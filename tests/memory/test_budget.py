@@ -2,9 +2,11 @@
 
 import itertools
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -94,6 +96,17 @@ def test_resolving() -> None:
 
 def test_free_memory_of_this_machine() -> None:
     assert free_bytes("cpu") > 10**6
+
+
+def test_a_gpu_is_asked_for_its_free_bytes_by_a_process_of_its_own(tmp_path: Path,
+                                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "torch.py").write_text("class cuda:\n    def mem_get_info(device):\n"
+                                       "        return {'cuda:1': 5 * 10**9}[device], 10**10\n")
+    monkeypatch.syspath_prepend(tmp_path)  # the child's torch; this process has imported the real one
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: pytest.fail("this process would keep a CUDA context"))
+    assert free_bytes("cuda:1") == 5 * 10**9
+    with pytest.raises(BudgetError, match=r"how much memory is free on cuda:2 \(KeyError: 'cuda:2'\); name a size"):
+        free_bytes("cuda:2")
 
 
 SMALL = DecoderSpec(TINY.name, TINY.family, tuple(m for m in TINY.linears if m.layer < 2), 2, TINY.hidden_size,
