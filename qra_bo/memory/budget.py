@@ -151,6 +151,13 @@ def _free_on_gpu(device: str) -> int:
     raise BudgetError(f"budget=auto can't tell how much memory is free on {device} ({said}); name a size such as 8GB")
 
 
+def total_bytes(index: int) -> int | None:
+    """Return the bytes of a CUDA device (loads torch, and makes no context on the device); ``None`` if it is not there.
+    """
+    import torch  # stays unloaded where a plan needs no device
+    return int(torch.cuda.get_device_properties(index).total_memory) if index < torch.cuda.device_count() else None
+
+
 def resolve_budget(text: str | int, memory: MemoryModel, space: SearchSpace, *, free: int | None = None,
                    headroom: int = 0) -> int:
     """Return the bytes of a budget, for this decoder, trainer and scope.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from qra_bo.config import RunConfig, hf_config, make_space, make_spec, named_specs
 from qra_bo.memory import MemoryModel, Plan, default_format, format_size, memory_plan, parse_budget, parse_size
-from qra_bo.memory.budget import free_bytes, headroom_bytes, largest, resolve_budget, smallest
+from qra_bo.memory.budget import free_bytes, headroom_bytes, largest, resolve_budget, smallest, total_bytes
 from qra_bo.memory.cards import CARDS
 from qra_bo.memory.embeddings import packed_tables_bytes, unpacked_numel
 from qra_bo.memory.formats import metadata_bytes, weight_bytes
@@ -18,7 +18,7 @@ from qra_bo.space import Allocation, DecoderSpec, Ladder, SearchSpace, uniform
 from qra_bo.study.device_allowance import allowance_for
 from qra_bo.study.setting import Setting
 from qra_bo.utils.device import BYTES, planned_device, resolve_device, resolve_dtype
-from qra_bo.utils.errors import DeviceError, SpaceError
+from qra_bo.utils.errors import BudgetError, DeviceError, SpaceError
 
 USUAL_BITS = (2, 3, 4, 8)
 """Widths that a run begins with the needs of, whether it may use them or not."""
@@ -195,6 +195,25 @@ def check_ram(config: RunConfig, spec: DecoderSpec, space: SearchSpace, device_t
             f"{format_size(available)} is available; name fewer bits (each format is packed once) or fewer "
             f"executor.workers, keep packed layers on disk (worker.spill_above=1MB), {advice}, a machine with more "
             "RAM, or oracle=synthetic")
+
+
+def check_card(config: RunConfig, memory: MemoryModel, budget: int) -> None:
+    """Refuse a training peak of ``budget`` bytes that the GPUs of this machine can't hold: every larger trial would run
+    out of memory. Other machines, simulations, ``gpu=`` and budgets of stored bytes are not checked.
+
+    Raises:
+        BudgetError: With the budget, the bytes of the smallest card, and what to do.
+    """
+    here = config.oracle.trains and not config.executor.elsewhere and config.gpu is None
+    if not here or memory.shape.device != "cuda" or memory.scope != "peak":
+        return
+    workers = config.executor.workers
+    indices = range(workers) if workers > 1 else [int(config.device.partition(":")[2] or 0)]
+    totals = [total for total in map(total_bytes, indices) if total is not None]
+    if totals and budget > min(totals):
+        raise BudgetError(f"a budget of {format_size(budget)} is more than the GPU has, {format_size(min(totals))} in "
+                          "all; use budget=auto for what is free, or a smaller size. task=memory gpu=NAME plans for "
+                          "another card")
 
 
 def needs_of(setting: Setting, budget: int) -> list[Need]:

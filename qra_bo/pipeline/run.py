@@ -26,7 +26,7 @@ from qra_bo.pipeline.exports import write_exports
 from qra_bo.pipeline.folders import SUMMARY_NAME, as_begun, journals, path_name, run_folder
 from qra_bo.pipeline.forecast import plan_rows
 from qra_bo.pipeline.given import check_given, judged, read_allocation, with_ladders_of
-from qra_bo.pipeline.plan import budgets_of, check_ram, needs_of
+from qra_bo.pipeline.plan import budgets_of, check_card, check_ram, needs_of
 from qra_bo.report.data import load_run
 from qra_bo.report.html import write_report
 from qra_bo.report.live import LiveView
@@ -216,7 +216,7 @@ def checked_budget(setting: Setting, folder: Path) -> int:
     """Return the bytes of the single budget; ``auto`` keeps its value from when the run in ``folder`` began.
 
     Raises:
-        BudgetError: If the device can't meet it, or nothing fits it, or not what was given.
+        BudgetError: If the device can't meet it or has less, or nothing fits it, or not what was given.
         JournalError: If the run's journal can't be read.
     """
     config = setting.config
@@ -225,6 +225,7 @@ def checked_budget(setting: Setting, folder: Path) -> int:
     else:
         (budget,) = budgets_of(config, setting.memory, setting.space).values()
     if setting.given is None:
+        check_card(config, setting.memory, budget)
         check_budget(budget, setting.costs(budget), setting.space, setting.memory)
     else:
         check_given(setting, setting.given, budget)

@@ -1,15 +1,17 @@
 """RAM and time of a run on a CPU before it starts."""
 
+from pathlib import Path
 
 import pytest
+import torch
 
 from qra_bo.config import RunConfig, load_config, make_space, make_spec
-from qra_bo.memory.budget import parse_size
+from qra_bo.memory.budget import parse_size, total_bytes
 from qra_bo.pipeline import plan
 from qra_bo.pipeline.plan import check_ram, host_parts, make_plan, needs_of
-from qra_bo.pipeline.run import make_setting
+from qra_bo.pipeline.run import checked_budget, make_setting
 from qra_bo.space import DecoderSpec, SearchSpace, uniform
-from qra_bo.utils.errors import DeviceError
+from qra_bo.utils.errors import BudgetError, DeviceError
 
 
 def setting(*overrides: str) -> tuple[RunConfig, DecoderSpec, SearchSpace]:
@@ -142,3 +144,28 @@ def test_needs_are_of_the_searched_and_the_usual_bits() -> None:
                 rank == need.largest)
     served = needs_of(make_setting(load_config([*common, "bits=[4]", "serve=mlx"])), 54 * 10**6)
     assert [(n.bits, n.searched) for n in served] == [(4, True)]
+
+
+@pytest.mark.parametrize(("changes", "fits"), [
+    (["budget=8GB"], True), (["budget=8.1GB"], False), (["budget=8.1GB", "executor.workers=2"], False),
+    (["budget=8.1GB", "device=cuda:1"], True), (["budget=8.1GB", "memory.scope=stored"], True),
+    (["budget=8.1GB", "gpu=rtx4090"], True), (["budget=8.1GB", "oracle=synthetic"], True),
+    (["budget=8.1GB", "device=cpu"], True)])
+def test_a_budget_above_what_the_card_has_is_refused(changes: list[str], fits: bool, tmp_path: Path,
+                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr("qra_bo.pipeline.run.allowance_for", lambda *_: None)
+    monkeypatch.setattr(plan, "total_bytes", {0: 8 * 10**9, 1: 24 * 10**9}.__getitem__)
+    monkeypatch.setattr("qra_bo.pipeline.run.check_ram", lambda *_: None)
+    made = make_setting(load_config(["+model=tiny", "data=tiny", "device=cuda", *changes]))
+    if fits:
+        assert checked_budget(made, tmp_path) >= 8 * 10**9
+        return
+    with pytest.raises(BudgetError, match=r"a budget of 8\.10 GB is more than the GPU has, 8\.00 GB in all; use "
+                                          r"budget=auto"):
+        checked_budget(made, tmp_path)
+
+
+def test_a_card_that_is_not_there_has_no_bytes() -> None:
+    assert total_bytes(torch.cuda.device_count()) is None
