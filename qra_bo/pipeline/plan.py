@@ -26,8 +26,9 @@ LIBRARIES = 450 * 10**6
 """Resident bytes of a worker that has imported torch, transformers, peft, bitsandbytes and hqq (439 MB measured)."""
 CUDA_LIBRARIES = 3 * 10**9
 """Assumed resident bytes of a worker with those and a CUDA context, and of its buffers: not measured on a GPU."""
-FACTORS = 5
-"""Matrices in fp64 that are alive at once while the second moments of a layer's inputs are factored and inverted."""
+FACTORS = 3
+"""Matrices in fp64 that are alive at once while the second moments of a layer's inputs are factored and inverted: 2.0
+were measured, beside the moments in fp32."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,27 +51,38 @@ class Inputs:
         """
         if moments.device.type != "cpu":
             try:
-                order, factor, failed = _factored(moments.float().clone())
+                order, factor, failed = _factored(moments.float())
                 if not failed:
                     return cls(order, factor)
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
-        order, factor, failed = _factored(moments.to("cpu", torch.float64, copy=True))
+        order, factor, failed = _factored(moments.to("cpu", torch.float64))
         if failed:
             raise ModelError("codes can't be chosen: second moments of a linear's inputs are not positive definite; "
                              "use another dtype, or quantizer.rounding=rtn")
         return cls(order.to(moments.device), factor.to(moments.device, torch.float32))
 
 
-def _factored(damped: Tensor) -> tuple[Tensor, Tensor, bool]:
-    """Return the order of the columns, the factor, and whether a decomposition failed; ``damped`` is overwritten."""
-    diagonal = damped.diagonal()
+def _factored(moments: Tensor) -> tuple[Tensor, Tensor, bool]:
+    """Return the order of the columns, the factor, and whether a decomposition failed.
+
+    A matrix goes as soon as the next is made from it: for the widest layers each takes a GB of a GPU.
+    """
+    diagonal = moments.diagonal()
     mean = diagonal.mean()
-    diagonal += torch.where(mean > 0, DAMPING * mean, 1.0)  # 1.0: inputs that are always 0
-    order = torch.argsort(diagonal, descending=True, stable=True)
-    lower, first = torch.linalg.cholesky_ex(damped[order][:, order])
-    factor, second = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+    damped = diagonal + torch.where(mean > 0, DAMPING * mean, 1.0)  # 1.0: inputs that are always 0
+    order = torch.argsort(damped, descending=True, stable=True)
+    rows = moments[order]
+    del moments, diagonal  # a view of them
+    matrix = rows[:, order]
+    del rows
+    matrix.diagonal().copy_(damped[order])
+    lower, first = torch.linalg.cholesky_ex(matrix)
+    del matrix
+    inverse = torch.cholesky_inverse(lower)
+    del lower
+    factor, second = torch.linalg.cholesky_ex(inverse, upper=True)
     return order, factor, bool((first + second) > 0)
 
 

@@ -122,6 +122,7 @@ class Rounding:
                      for name, fmt, state in packed]
             free = [(*entry, grid) for entry, grid in zip(packed, grids, strict=True) if grid is not None]
             factored = Inputs.of(moments)
+            del moments  # as large as the factor, and not needed while codes are chosen
             with one_thread():
                 codes = compensated_codes([(weights[name], grid) for name, _, _, grid in free], factored)
             made: dict[str, State] = {name: {} for name in sharing}

@@ -1,6 +1,7 @@
 """GPTQ's codes: against all combinations on a small case, plain rounding where inputs don't mix, and every backend."""
 
 import itertools
+import weakref
 from typing import Any
 
 import pytest
@@ -169,6 +170,32 @@ def test_factor_in_fp32_loses_no_more_than_in_fp64() -> None:
     assert losses[0] == pytest.approx(losses[1], rel=1e-2)
 
 
+class _Alive(TorchDispatchMode):
+    """Counts the matrices of ``n x n`` that operators made and that are alive at once."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.n, self.most, self._made = n, 0, list[weakref.ref[Tensor]]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for tensor in () if func.is_view else made if isinstance(made, tuple) else (made,):
+            square = isinstance(tensor, Tensor) and tensor.shape == (self.n, self.n)
+            if square and not any(tensor is known() for known in self._made):
+                self._made.append(weakref.ref(tensor))
+        self.most = max(self.most, sum(known() is not None for known in self._made))
+        return made
+
+
+def test_two_matrices_are_alive_at_once_while_moments_are_factored() -> None:
+    moments = mixed_moments(24, 80)
+    before = moments.clone()
+    with _Alive(24) as alive:
+        Inputs.of(moments)
+    assert alive.most == 2
+    assert torch.equal(moments, before)
+
+
 def test_moments_without_a_factor_are_refused() -> None:
     with pytest.raises(ModelError, match="not positive definite"):
         Inputs.of(torch.tensor([[1.0, 3.0], [3.0, 1.0]]))
@@ -183,9 +210,6 @@ class OnDevice:
         self.moments = moments
 
     def float(self) -> "OnDevice":
-        return self
-
-    def clone(self) -> "OnDevice":
         return self
 
     def to(self, *args: Any, **kwargs: Any) -> Tensor:

@@ -1,8 +1,10 @@
 """Codes chosen on a text: what layers lose, what stays the same, what is kept across runs, and a run that is loaded."""
 
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from qra_bo.finetune.cache import TensorStore
 from qra_bo.finetune.manifest import PACKED, PROBE, probe_difference, read_manifest
 from qra_bo.finetune.quantization.bank import LayerBank
 from qra_bo.finetune.quantization.base import backend_of, packed
+from qra_bo.finetune.quantization.gptq import compensated_codes
 from qra_bo.finetune.quantization.rounding import Rounding, second_moments
 from qra_bo.memory.formats import parse_format
 from qra_bo.pipeline.finetune_oracle import caches
@@ -76,6 +79,25 @@ def test_gptq_reduces_output_errors_in_the_same_bytes() -> None:
     chosen.install(dict.fromkeys(NAMES, "nf4"))
     assert chosen.has_own
     chosen.restore_dense()
+
+
+def test_moments_are_gone_while_codes_are_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, kept, names = list[weakref.ref[Tensor]](), list[int](), "qra_bo.finetune.quantization.rounding."
+
+    def moments_of(inputs: Tensor) -> Tensor:
+        found = second_moments(inputs)
+        made.append(weakref.ref(found))
+        return found
+
+    def codes_of(*given: Any) -> list[Tensor]:
+        kept.append(sum(moments() is not None for moments in made))
+        return compensated_codes(*given)
+
+    monkeypatch.setattr(names + "second_moments", moments_of)
+    monkeypatch.setattr(names + "compensated_codes", codes_of)
+    make_bank(formats=("hqq3",)).choose_codes(None)
+    assert kept == [0] * len(made)
+    assert made
 
 
 def test_formats_outside_the_ladder_keep_the_nearest_codes() -> None:
