@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from qra_bo.execution.base import OracleSpec
-from qra_bo.execution.pool import POLL_SECONDS, Limits, PoolExecutor, WorkerHandle, WorkerLost, WorkerState
+from qra_bo.execution.pool import (
+    POLL_SECONDS,
+    STOP_SECONDS,
+    Limits,
+    PoolExecutor,
+    WorkerHandle,
+    WorkerLost,
+    WorkerState,
+)
 from qra_bo.execution.worker import error_from_body
 from qra_bo.oracle.protocol import Progress
 from qra_bo.utils.holder import is_stopped
@@ -24,8 +32,6 @@ log = logging.getLogger(__name__)
 
 GRACE_SECONDS = 5.0
 """How long an idle worker may take to end by itself before it is killed."""
-STOP_SECONDS = 20.0
-"""The same for one at work: it ends at its next step, with the trial kept on disk."""
 _ENTRY = "from qra_bo.execution.worker import main; main(int(sys.argv[1]), int(sys.argv[2]))"
 
 
@@ -86,10 +92,10 @@ class ProcessHandle(WorkerHandle):
             with suppress(OSError):  # it may be gone already
                 self.connection.send_bytes(b'{"op": "close"}')
 
-    def join(self) -> None:
+    def join(self, seconds: float = STOP_SECONDS) -> None:
         if self.process is not None and self.state is not WorkerState.BUILDING:
             with suppress(subprocess.TimeoutExpired):
-                self.process.wait(STOP_SECONDS if self.state is WorkerState.WORKING else GRACE_SECONDS)
+                self.process.wait(seconds if self.state is WorkerState.WORKING else GRACE_SECONDS)
 
     def kill(self) -> None:
         process, self.process = self.process, None

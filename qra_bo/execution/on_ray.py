@@ -8,8 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from qra_bo.execution.base import OracleSpec
-from qra_bo.execution.local import STOP_SECONDS
-from qra_bo.execution.pool import POLL_SECONDS, Limits, PoolExecutor, WorkerHandle, WorkerLost, WorkerState
+from qra_bo.execution.pool import (
+    POLL_SECONDS,
+    STOP_SECONDS,
+    Limits,
+    PoolExecutor,
+    WorkerHandle,
+    WorkerLost,
+    WorkerState,
+)
 from qra_bo.execution.worker import error_body, error_from_body, resolve, serve
 from qra_bo.oracle.protocol import TRAINING, Oracle, Progress, StopRequested
 from qra_bo.utils.errors import DeviceError, MissingExtraError, OracleError
@@ -137,9 +144,9 @@ class ActorHandle(WorkerHandle):
         if self.answer is not None:
             self._actor.stop.options(concurrency_group=TALK).remote()
 
-    def join(self) -> None:
+    def join(self, seconds: float = STOP_SECONDS) -> None:
         if self.answer is not None:
-            self._ray.wait([self.answer], timeout=STOP_SECONDS)
+            self._ray.wait([self.answer], timeout=seconds)
 
     def kill(self) -> None:
         actor, self._actor, self.answer = self._actor, None, None

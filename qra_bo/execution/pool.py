@@ -17,6 +17,9 @@ from qra_bo.trials import TrialResult, TrialSpec, TrialState
 from qra_bo.utils.errors import QRABOError, WorkerError
 
 log = logging.getLogger(__name__)
+STOP_SECONDS = 20.0
+"""How long a worker at work may take to end, at its next step and with the trial kept on disk, before it is killed:
+longer where its steps are known to be."""
 POLL_SECONDS = 0.5
 """Longest time between two looks at the workers. Where more has passed, this process was stopped for the rest."""
 PACE = 9
@@ -109,8 +112,8 @@ class WorkerHandle(ABC):
         """Ask it to end, with its trial kept on disk."""
 
     @abstractmethod
-    def join(self) -> None:
-        """Wait for it to end, as long as it may take."""
+    def join(self, seconds: float = STOP_SECONDS) -> None:
+        """Wait for it to end: ``seconds`` at most where it is at work."""
 
     @abstractmethod
     def kill(self) -> None:
@@ -205,7 +208,7 @@ class PoolExecutor(Executor, Generic[Handle]):
         return ProfileResult.from_json(self._ask({"op": "profile"}, progress))
 
     def call(self, method: str, kwargs: Mapping[str, Any], progress: Progress) -> Mapping[str, Any]:
-        _end(self._workers[1:])  # the memory that they hold is needed now
+        _end(self._workers[1:], self._patience)  # the memory that they hold is needed now
         return self._ask({"op": "call", "method": method, "kwargs": dict(kwargs)}, progress)
 
     def submit(self, spec: TrialSpec) -> None:
@@ -220,7 +223,12 @@ class PoolExecutor(Executor, Generic[Handle]):
 
     def close(self) -> None:
         """End the workers: those at work keep their trials on disk first; one that takes too long is killed."""
-        _end(self._workers)
+        _end(self._workers, self._patience)
+
+    @property
+    def _patience(self) -> float:
+        """Seconds that a worker at work has to end: twice a step, which it may have just begun, and keeps then."""
+        return max(STOP_SECONDS, 2 * statistics.median(self._step_seconds)) if self._step_seconds else STOP_SECONDS
 
     @abstractmethod
     def _wait(self, workers: Sequence[Handle]) -> Sequence[Handle]:
@@ -321,12 +329,12 @@ class PoolExecutor(Executor, Generic[Handle]):
                 log.warning("%s; another one is asked", lost)
 
 
-def _end(workers: Sequence[WorkerHandle]) -> None:
+def _end(workers: Sequence[WorkerHandle], patience: float) -> None:
     try:
         for worker in workers:
             worker.stop()
         for worker in workers:
-            worker.join()
+            worker.join(patience)
     finally:  # a second signal ends the wait
         for worker in workers:
             worker.kill()
