@@ -231,6 +231,25 @@ class QuantizerConformance:
         assert torch.equal(layer(x), again(x))
         assert state_bytes(packed(again).packed_state()) == state_bytes(packed(layer).packed_state())
 
+    def test_moves_with_its_model_and_keeps_its_types(self, fmt: StorageFormat) -> None:
+        layer = self.layer(fmt, make_linear(64, 128, bias=True))
+        x = torch.ones(4, 128, dtype=torch.bfloat16)
+        packed(layer).dense = packed(layer).unpack()
+        first, given, model = layer(x), packed(layer).packed_state(), nn.Sequential(layer)
+        before = digest(given)
+        model._apply(torch.clone)
+        moved = packed(layer).packed_state()
+        tensors = [(moved[name], given[name]) for name in given] + [(packed(layer).dense, packed(layer).unpack())]
+        assert not {new.data_ptr() for new, _ in tensors} & {old.data_ptr() for _, old in tensors}
+        for cast in (model.half, model.bfloat16, model.double, lambda: model.type(torch.float16)):
+            cast()
+            state = packed(layer).packed_state()
+            assert {name: t.dtype for name, t in state.items()} == {name: t.dtype for name, t in given.items()}
+            assert digest(state) == digest(given) == before
+            assert torch.equal(layer(x), first)
+        packed(layer).dense = None
+        assert torch.equal(layer(x), first)
+
     def test_original_is_left_alone(self, fmt: StorageFormat) -> None:
         linear = make_linear(64, 128)
         before = linear.weight.clone()

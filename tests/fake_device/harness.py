@@ -73,7 +73,7 @@ def apply(module: nn.Module, fn: Any, recurse: bool = True) -> nn.Module:
     """Replace every parameter and buffer, as ``Module._apply`` does, which swaps fake ones and can't."""
     made = vars(fn).setdefault("made", {})
     for child in module.children() if recurse else ():
-        apply(child, fn)
+        child._apply(fn)
     for name, parameter in list(module._parameters.items()):
         if parameter is not None:
             if id(parameter) not in made:  # tied weights stay tied

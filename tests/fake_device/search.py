@@ -2,7 +2,8 @@
 
 Every format is packed, unpacked and run forward in bf16; a training is run for every given initialisation with every
 backend. Their formats, optimisers, types, checkpointing and isolation take turns, so that every two of these choices
-meet. Prints the number of trainings; a mismatch of devices or types ends it with a traceback.
+meet. Models that were quantised on the host are moved to the device and run. Prints the number of trainings; a mismatch
+of devices or types ends it with a traceback.
 """
 
 from tests.fake_device.harness import DEVICE, fake_device  # noqa: I001 - registers the device before torch is used
@@ -22,7 +23,7 @@ from qra_bo.finetune.profiling import measure_quantization_sensitivity, measure_
 from qra_bo.finetune.quantization.bank import LayerBank
 from qra_bo.finetune.quantization.rounding import Rounding
 from qra_bo.finetune.training.loop import TrainSettings, held_out, train_steps, unit_groups
-from qra_bo.finetune.training.loss import CalibrationText
+from qra_bo.finetune.training.loss import CalibrationText, token_losses
 from qra_bo.finetune.training.optimizer import AdamWSettings, UnitwiseAdamW
 from qra_bo.memory.formats import FORMATS, parse_format
 from qra_bo.memory.optimizers import OPTIMIZERS
@@ -35,8 +36,10 @@ BACKENDS = (("nf4", "int8", "nf4-nodq"), ("hqq3", "hqq2", "hqq6", "hqq4-g32", "h
 CODED = {torch.bfloat16: tuple(name for names in BACKENDS for name in names if name != "fp16"),
          torch.float32: tuple(names[0] for names in BACKENDS if names[0] != "fp16")}
 """Formats whose codes GPTQ chooses."""
+MOVED = ("nf4", "nf4-nodq", "int8", "hqq3", "hqq6", "fp16", "ref4", "sym4-g64", "int3-g64")
 DTYPES = (torch.bfloat16, torch.float32)
 LENGTH, BATCH = 8, 2
+HOST = torch.device("cpu")
 TEXT = np.zeros((4, LENGTH), dtype=np.int64)
 
 
@@ -85,6 +88,20 @@ def train(bank: LayerBank, case: Case, text: CalibrationText) -> None:
     detach(bank.model)
 
 
+def move(fmt: str, dtype: torch.dtype) -> None:
+    """Quantise a model on the host, then move it as trainers do, and train on it."""
+    model, spec = tiny_llama(layers=1, dtype=dtype)
+    use_fast_attention(model, DEVICE, dtype)
+    bank = LayerBank(model, spec, (), dtype, HOST)
+    formats = {linear.name: fmt for linear in spec.linears}
+    bank.install(formats)
+    attach(model, dict.fromkeys(formats, 2), AdapterSettings(), 0, dtype)
+    model.to(DEVICE)
+    ids = torch.from_numpy(TEXT).to(DEVICE)
+    token_losses(model, ids, ids, 8)[0].backward()
+    assert {t.device.type for name in formats for t in bank.state(name, fmt).values()} == {HOST.type}
+
+
 def main(inits: list[str]) -> None:
     for dtype in DTYPES:
         with fake_device():
@@ -109,6 +126,8 @@ def main(inits: list[str]) -> None:
                 if case.dtype == dtype:
                     train(bank, case, text)
             bank.restore_dense()
+            for fmt in MOVED if dtype == torch.bfloat16 else MOVED[:1]:
+                move(fmt, dtype)
     print(len(cases(inits)))
 
 

@@ -8,7 +8,7 @@ and the repacking of ``Linear4bit`` in place in eval mode on CPUs with avx512_bf
 
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, cast
@@ -74,8 +74,23 @@ def tile_numel(device: torch.device) -> int:
     return 1 << 18 if device.type == "cpu" else 1 << 22
 
 
+def keeping_types(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Return ``fn``, which a module is moved or cast by, as a move alone: a tensor keeps its type and its bits.
+
+    It is given plain bytes, which ``half`` and its like leave alone and ``type`` casts without loss; a scale that was
+    cast and cast back would be another one.
+    """
+    def moved(tensor: Tensor) -> Tensor:
+        data = tensor.data
+        return fn(data.reshape(-1).view(torch.uint8)).to(torch.uint8).view(data.dtype).view(data.shape)
+
+    return moved
+
+
 class PackedLinear(ABC):
     """A frozen linear layer over packed weights (mixed into ``nn.Module`` classes, before them).
+
+    ``to``, ``cuda`` and their like, a parent's too, move all of its tensors and cast none.
 
     Attributes:
         compute_dtype: Type of the unpacked weight and of the matrix product; the output has the type of the input.
@@ -96,6 +111,20 @@ class PackedLinear(ABC):
     @abstractmethod
     def packed_state(self) -> State:
         """Return the packed tensors, as ``QuantizerBackend.build`` takes them."""
+
+    @abstractmethod
+    def carry(self, move: Callable[[Tensor], Tensor]) -> None:
+        """Replace packed tensors that are neither parameters nor buffers by what ``move`` gives for them.
+
+        The parameters have been moved before. Tensors that were given to ``build`` stay as and where they are.
+        """
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        move = keeping_types(fn)
+        super()._apply(move, recurse)  # type: ignore[misc]
+        self.carry(move)
+        self.dense = None if self.dense is None else move(self.dense)
+        return self
 
     @abstractmethod
     def unpack(self) -> Tensor:

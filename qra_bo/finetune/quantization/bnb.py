@@ -9,7 +9,9 @@ Facts of bitsandbytes 0.50 that shape this file:
   into the cache: four times as fast as the library's mixed-type multiplication and equal to it.
 """
 
+from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import bitsandbytes as bnb
 import torch
@@ -30,10 +32,21 @@ def _tables(device: torch.device) -> tuple[Tensor, Tensor]:
 class PackedNF4(PackedLinear, bnb.nn.Linear4bit):  # type: ignore[misc]
     """A ``Linear4bit`` with the library's storage and the product of ``PackedLinear``."""
 
+    quant_state: Any
+
     def packed_state(self) -> State:
         state = self.weight.quant_state
         nested = {"nested_absmax": state.state2.absmax, "offset": state.offset} if state.nested else {}
         return {"codes": self.weight.data, "absmax": state.absmax, **nested}
+
+    def carry(self, move: Callable[[Tensor], Tensor]) -> None:
+        state = getattr(self.weight, "quant_state", self.quant_state)  # a weight that can't move in place loses it
+        self.quant_state = self.weight.quant_state = state
+        state.code, nested_code = _tables(self.weight.device)
+        state.absmax = move(state.absmax)
+        if state.nested:
+            state.offset = move(state.offset)
+            state.state2.absmax, state.state2.code = move(state.state2.absmax), nested_code
 
     def unpack(self) -> Tensor:
         state = self.weight.quant_state
@@ -52,6 +65,9 @@ class PackedInt8(PackedLinear, bnb.nn.Linear8bitLt):  # type: ignore[misc]
 
     def packed_state(self) -> State:
         return {"codes": self.state.CB, "scale": self.state.SCB}
+
+    def carry(self, move: Callable[[Tensor], Tensor]) -> None:
+        self.state.CB, self.state.SCB = self.weight.data, move(self.state.SCB)
 
     def unpack(self) -> Tensor:
         codes, scale = self.state.CB, self.state.SCB.unsqueeze(1).mul(1.0 / 127.0)

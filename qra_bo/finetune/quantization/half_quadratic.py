@@ -11,6 +11,8 @@ looks at the mean error of a run instead of the whole matrix.)
 """
 
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,13 +38,19 @@ class HQQLinear(PackedLinear, library.HQQLinear):  # type: ignore[misc]
         """Ignore the library's choice of a forward for the whole class: this class has its own."""
 
     forward = PackedLinear.forward
+    to, cuda, cpu = nn.Module.to, nn.Module.cuda, nn.Module.cpu  # the library's do nothing, or all but the lower plane
 
+    meta: dict[str, Any]
     lower: Tensor | None
     """The plane of the lower bits, where there are two; ``W_q`` is that of the upper ones."""
 
     def packed_state(self) -> State:
         lower = {} if self.lower is None else {"lower_codes": self.lower.data}
         return {"codes": self.W_q.data, **lower, "scale": self.meta["scale"], "zero": self.meta["zero"]}
+
+    def carry(self, move: Callable[[Tensor], Tensor]) -> None:
+        self.meta = {**self.meta, "scale": move(self.meta["scale"]), "zero": move(self.meta["zero"])}
+        self.device = str(self.W_q.device)  # where the library and PEFT put what they make
 
     def dequantize(self) -> Tensor:
         """Unpack, under the library's name, which PEFT calls to merge."""

@@ -9,6 +9,8 @@ bits, so that the product is exact in fp32 and is rounded once, to the compute t
 or fp16 gets the same weight.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -36,6 +38,9 @@ class IntegerLinear(PackedLinear, nn.Linear):
 
     def packed_state(self) -> State:
         return {"codes": self.weight.data, **self.others}
+
+    def carry(self, move: Callable[[Tensor], Tensor]) -> None:
+        self.others = {name: move(tensor) for name, tensor in self.others.items()}
 
     def unpack(self) -> Tensor:
         state = self.packed_state()

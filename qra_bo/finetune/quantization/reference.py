@@ -1,5 +1,7 @@
 """A group quantiser in plain torch: rounding between the minimum and maximum of each group; slow and simple."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -28,6 +30,9 @@ class ReferenceLinear(PackedLinear, nn.Linear):
 
     def packed_state(self) -> State:
         return {"codes": self.weight.data, "scale": self.scale, "minimum": self.minimum}
+
+    def carry(self, move: Callable[[Tensor], Tensor]) -> None:
+        self.scale, self.minimum = move(self.scale), move(self.minimum)
 
     def unpack(self) -> Tensor:
         codes = unpack_bits(self.weight.data, self.fmt.bits).view(-1, self.fmt.block)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from qra_bo.finetune.quantization.base import State, frozen
+from qra_bo.finetune.quantization.base import State, frozen, keeping_types
 from qra_bo.finetune.quantization.planes import codes_at, weight_of, words_of
 from qra_bo.memory.embeddings import tile_rows
 from qra_bo.space import StorageFormat
@@ -46,7 +46,9 @@ class PackedTable(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """Move the packed tensors as modules do, but keep their types: ``model.to(dtype)`` is for dense weights."""
-        return super()._apply(lambda tensor: fn(tensor).to(tensor.dtype), recurse)  # type: ignore[no-untyped-call]
+        move = keeping_types(fn)
+        self.dense = None if self.dense is None else move(self.dense)
+        return super()._apply(move, recurse)  # type: ignore[no-untyped-call]
 
     def packed_state(self) -> State:
         """Return the packed tensors by name."""

@@ -1,5 +1,7 @@
 """No quantisation: weights in 16 bits, whatever the compute type."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -12,6 +14,9 @@ class HalfLinear(PackedLinear, nn.Linear):
 
     def packed_state(self) -> State:
         return {"codes": self.weight.data}
+
+    def carry(self, move: Callable[[Tensor], Tensor]) -> None:
+        """The weight is a parameter, and all there is."""
 
     def unpack(self) -> Tensor:
         return self.weight.data.to(self.compute_dtype)
