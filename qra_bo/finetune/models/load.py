@@ -187,12 +187,14 @@ def fp32_attention(module: torch.nn.Module, query: torch.Tensor, key: torch.Tens
                attention_mask: torch.Tensor | None, **kwargs: Any) -> tuple[torch.Tensor, None]:
     """SDPA on ``b x heads x length x head_dim`` tensors, computed in fp32, returned in the input's type.
 
-    The bf16 backward of PyTorch's CPU kernel takes about twice as long as the fp32 one.
+    The bf16 backward of PyTorch's CPU kernel takes about twice as long as the fp32 one. A model that was moved to a GPU
+    computes in its own type there: the kernel is that of the device it was loaded on.
     """
     dtype = query.dtype
+    wide = dtype if query.device.type == "cuda" else torch.float32
     if attention_mask is not None and attention_mask.is_floating_point():
-        attention_mask = attention_mask.float()
-    out, _ = sdpa_attention_forward(module, query.float(), key.float(), value.float(), attention_mask, **kwargs)
+        attention_mask = attention_mask.to(wide)
+    out, _ = sdpa_attention_forward(module, query.to(wide), key.to(wide), value.to(wide), attention_mask, **kwargs)
     return out.to(dtype), None
 
 
