@@ -174,10 +174,10 @@ def compute_in_fp32(model: Any) -> None:
 
 
 def with_adapter(model: Any, adapter: Path) -> Any:
-    """Put an adapter folder on a model with plain PEFT."""
+    """Put an adapter folder on a model, which is on the CPU, with plain PEFT."""
     with warnings.catch_warnings():  # PEFT 0.21 asks transformers by a name that transformers renamed
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
-        return PeftModel.from_pretrained(model, str(adapter))
+        return PeftModel.from_pretrained(model, str(adapter), torch_device="cpu")
 
 
 def plain_model(folder: Path, trust_remote_code: bool) -> Any:

@@ -31,7 +31,7 @@ from qra_bo.finetune.quantization.base import State, backend_of, pack_for
 from qra_bo.finetune.quantization.embeddings import dense_tables, embedding_modules, install_embeddings
 from qra_bo.finetune.quantization.tables import PackedTable
 from qra_bo.utils.device import resolve_device
-from qra_bo.utils.errors import ConfigError, DeviceError, ModelError, OutputError
+from qra_bo.utils.errors import ConfigError, DeviceError, ModelError, OutputError, is_out_of_memory
 from qra_bo.utils.files import COPY_AGAIN, check_readable, check_run_folder
 
 
@@ -70,7 +70,7 @@ def load(run: str | Path, device: str = "cpu", *, adapter: bool = True, trainabl
     quantise(model, manifest, folder, target)
     use_fast_attention(model, target, getattr(torch, manifest.compute_dtype))
     if adapter:
-        model = _adapted(model, folder / ADAPTER, manifest)
+        model = _adapted(model, folder / ADAPTER, manifest, target)
         fuse(model)  # the forward that it was trained with, to the last bit
     return make_trainable(model) if trainable else model.eval(), tokenizer
 
@@ -246,16 +246,20 @@ def _mismatch(name: str, manifest: Manifest) -> ModelError:
                       "or export the run with its packed weights")
 
 
-def _adapted(model: Any, path: Path, manifest: Manifest) -> Any:
-    """Put the adapter in ``path`` on, with its weights in their own type."""
+def _adapted(model: Any, path: Path, manifest: Manifest, device: torch.device) -> Any:
+    """Put the adapter in ``path`` on, with its weights in their own type, and on ``device``, where the model is."""
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         # PEFT's own initialisation is drawn and overwritten; a key that fits nothing must not pass with a warning.
         warnings.filterwarnings("error", message=".*(missing|unexpected).*keys.*")
         # PEFT 0.21 asks transformers by a name that transformers renamed.
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
         try:
-            wrapped = PeftModel.from_pretrained(model, str(path), autocast_adapter_dtype=False)
+            # Without a device PEFT reads it onto the first GPU, wherever the model is.
+            wrapped = PeftModel.from_pretrained(model, str(path), autocast_adapter_dtype=False,
+                                                torch_device=str(device))
         except (UserWarning, RuntimeError, KeyError, ValueError, SafetensorError) as error:
+            if is_out_of_memory(error):
+                raise
             raise OutputError(f"the adapter in {path} does not fit the model of this run: {error}") from error
     kinds = {t.dtype for t in read_weights(path, manifest).values()}
     if len(kinds) != 1:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from peft import PeftModel
 
+from qra_bo.export.comparison import with_adapter
 from qra_bo.export.load import load
 from qra_bo.finetune.adapters.lora import AdapterSettings, adapter_parameters, attach
 from qra_bo.finetune.manifest import (
@@ -83,6 +84,24 @@ def test_loaded_logits_equal_those_at_the_end(run: tuple[Path, torch.Tensor]) ->
     assert not model.training
     assert tokenizer("a")["input_ids"]
     assert not any(p.requires_grad for p in model.parameters())
+
+
+def test_the_adapter_is_read_onto_the_device_of_the_model(run: tuple[Path, torch.Tensor],
+                                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, expected = run
+    monkeypatch.setattr("peft.peft_model.infer_device", lambda: "cuda:0")  # PEFT's own choice where there is a GPU
+    assert torch.equal(logits(load(folder)[0]), expected)
+    assert torch.isfinite(logits(with_adapter(load(folder, adapter=False)[0], folder / "adapter"))).all()
+
+
+def test_a_full_device_is_no_adapter_that_does_not_fit(run: tuple[Path, torch.Tensor],
+                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_args: Any, **_options: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB")
+
+    monkeypatch.setattr(PeftModel, "from_pretrained", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        load(run[0])
 
 
 @pytest.mark.slow
