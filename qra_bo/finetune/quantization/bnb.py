@@ -93,7 +93,8 @@ class BitsAndBytesBackend(QuantizerBackend):
 
     def pack(self, weight: Tensor, fmt: StorageFormat, device: torch.device) -> State:
         if fmt.bits == 8:
-            codes, scale, _ = F.int8_vectorwise_quant(weight.to(device).half())
+            # The CUDA kernel reads rows one after the other, whatever the strides are.
+            codes, scale, _ = F.int8_vectorwise_quant(weight.to(device).half().contiguous())
             return {"codes": codes, "scale": scale}
         codes, state = F.quantize_4bit(weight.to(device).float().contiguous(), blocksize=fmt.block,
                                        compress_statistics=fmt.double_quant, quant_type="nf4")

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from qra_bo.finetune.quantization import planes
-from qra_bo.finetune.quantization.base import PLANE_NAMES, packed
+from qra_bo.finetune.quantization.base import PLANE_NAMES, backend_of, packed
 from qra_bo.finetune.quantization.hqq_solver import solve
 from qra_bo.finetune.quantization.reference import pack_bits, unpack_bits
 from qra_bo.memory.formats import FORMATS, PLANES, WIDTHS, Plane, parse_format, planes_of
@@ -58,6 +58,17 @@ def test_int8_equals_the_librarys_training_weight(dtype: torch.dtype,
         layer.eval()(torch.ones(2, 1000, dtype=dtype))
     assert torch.equal(packed(layer).unpack(), codes.to(dtype).mul_(scale.unsqueeze(1).mul(1.0 / 127.0)))
     assert not caplog.records
+
+
+def test_int8_gives_the_library_rows_that_follow_one_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    from bitsandbytes import functional as F
+    given: list[torch.Tensor] = []
+    quantise = F.int8_vectorwise_quant
+    monkeypatch.setattr(F, "int8_vectorwise_quant", lambda weight: given.append(weight) or quantise(weight))
+    weight, fmt = make_linear(48, 64).weight.detach(), parse_format("int8")
+    states = [backend_of(fmt).pack(w, fmt, torch.device("cpu")) for w in (weight, weight.t().contiguous().t())]
+    assert [w.is_contiguous() for w in given] == [True, True]
+    assert all(torch.equal(first, second) for first, second in zip(*(s.values() for s in states), strict=True))
 
 
 def test_int8_evaluates_with_the_weight_that_it_trains_with() -> None:
