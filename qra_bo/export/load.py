@@ -185,7 +185,8 @@ def dequantise_embeddings(model: Any, manifest: Manifest, folder: Path) -> None:
     for name, state in packed_embeddings(model, manifest, folder).items():
         weight, record = model.get_submodule(name).weight, manifest.embeddings
         assert record is not None
-        weight.data = PackedTable(state, record.format, record.shape, weight.dtype).unpacked()
+        table = PackedTable(state, record.format, record.shape, weight.dtype)
+        weight.data = table.unpacked().to(weight.device)  # which was packed where the run packed it
 
 
 def _linear(model: nn.Module, name: str, record: ModuleRecord) -> nn.Linear:
