@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from qra_bo.finetune.models.load import repeated
 from qra_bo.finetune.quantization.bank import LayerBank
 from qra_bo.finetune.quantization.base import HALF
 from qra_bo.finetune.quantization.tables import PackedTable
@@ -70,10 +71,8 @@ def _wide(value: Any) -> Any:
 
 def _ungrouped_attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, enable_gqa: bool,
                          **kwargs: Any) -> Tensor:
-    """Attention with keys and values repeated for every query head: in fp32 CUDA's kernels that keep no matrix of
-    scores take no groups."""
-    key, value = (rows.repeat_interleave(query.shape[1] // rows.shape[1], dim=1) for rows in (key, value))
-    return functional.scaled_dot_product_attention(query, key, value, *args, **kwargs)
+    """Attention with keys and values repeated for every query head: in fp32 CUDA's fused kernel takes no groups."""
+    return functional.scaled_dot_product_attention(query, *repeated(query, key, value), *args, **kwargs)
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

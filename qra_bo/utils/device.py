@@ -10,6 +10,8 @@ from qra_bo.utils.errors import DeviceError
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 BF16_CAPABILITY = (8, 0)
 """Least compute capability whose tensor cores multiply in bfloat16 (CUDA C++ Programming Guide, "Tensor Cores")."""
+FLASH_CAPABILITY = (8, 0)
+"""Least compute capability of torch's flash attention, and of cuDNN's."""
 CPUINFO = Path("/proc/cpuinfo")
 DRIVER = (Path("/proc/driver/nvidia/version"), Path("/usr/lib/wsl/lib/libcuda.so.1"))
 """Files of which one is there with NVIDIA's driver: on Linux, and on WSL 2, where the driver is that of Windows."""
@@ -29,6 +31,16 @@ def resolve_dtype(dtype: str, device_type: str, capability: tuple[int, int] | No
     if device_type == "cuda":
         return "bfloat16" if capability is None or capability >= BF16_CAPABILITY else "float16"
     return "bfloat16" if multiplies_bf16() else "float32"
+
+
+def takes_groups(item: int, device_type: str, capability: tuple[int, int] | None = None) -> bool:
+    """Whether attention's fused kernels take fewer heads of keys and values than of queries.
+
+    On CUDA those of flash attention do, which compute in types of ``item`` = 2 bytes on cards of a recent compute
+    ``capability`` (``None`` stands for one). The other fused kernel takes none, and with groups torch is left with the
+    unfused one, which keeps ``length x length`` scores of every head in fp32.
+    """
+    return device_type != "cuda" or (item == 2 and (capability is None or capability >= FLASH_CAPABILITY))
 
 
 def multiplies_bf16() -> bool:

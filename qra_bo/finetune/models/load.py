@@ -4,6 +4,7 @@ import importlib.util
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
 )
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.utils import logging as transformers_logging
 
@@ -23,6 +24,7 @@ from qra_bo.finetune.data.load import byte_tokenizer
 from qra_bo.finetune.models.files import check_model_files, may_run
 from qra_bo.finetune.models.gguf_reading import reading_gguf
 from qra_bo.finetune.models.hub import cached, fetch, is_on_hub, small_files, tokenizer_folder
+from qra_bo.utils.device import takes_groups
 from qra_bo.utils.errors import ModelError
 
 
@@ -198,16 +200,35 @@ def fp32_attention(module: torch.nn.Module, query: torch.Tensor, key: torch.Tens
     return out.to(dtype), None
 
 
+def repeated(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return keys and values, ``b x heads x length x head_dim``, once for every head of ``query``."""
+    times = query.shape[1] // key.shape[1]
+    return repeat_kv(key, times), repeat_kv(value, times)
+
+
+def ungrouped_attention(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
+                        attention_mask: torch.Tensor | None, **kwargs: Any) -> tuple[torch.Tensor, None]:
+    """SDPA on ``b x heads x length x head_dim`` tensors without groups, where ``takes_groups`` says no."""
+    alone: Any = SimpleNamespace(is_causal=getattr(module, "is_causal", True))  # a module that knows of no groups
+    out: tuple[torch.Tensor, None] = sdpa_attention_forward(alone, query, *repeated(query, key, value), attention_mask,
+                                                            **kwargs)
+    return out
+
+
 def use_fast_attention(model: Any, device: torch.device, dtype: torch.dtype) -> str:
     """Choose the attention kernel for this device and type; return its name.
 
     Raises:
         ModelError: If the decoder can't use SDPA.
     """
-    name = "sdpa"
+    name, kernel = "sdpa", None
+    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
     if device.type == "cpu" and dtype == torch.bfloat16:
-        name = "sdpa_fp32_on_cpu"
-        AttentionInterface.register(name, fp32_attention)
+        name, kernel = "sdpa_fp32_on_cpu", fp32_attention
+    elif not takes_groups(dtype.itemsize, device.type, capability):
+        name, kernel = "sdpa_ungrouped", ungrouped_attention
+    if kernel is not None:
+        AttentionInterface.register(name, kernel)
         AttentionMaskInterface.register(name, sdpa_mask)  # else padding and sliding windows are ignored
     choose_kernel(model, name)
     return name
