@@ -30,6 +30,8 @@ class TrainShape:
         isolated: Whether a mask keeps attention within the records of a sequence.
         accumulate: Batches of an optimiser step; from two on, the gradients of those before are alive in each.
         embeddings: Bits of the embedding and the head: one of ``memory.embeddings.WIDTHS``.
+        grouped: Whether attention's kernel takes fewer heads of keys and values than of queries
+            (``utils.device.takes_groups``).
     """
 
     batch: int
@@ -44,6 +46,7 @@ class TrainShape:
     accumulate: int = 1
     isolated: bool = False
     embeddings: int = 16
+    grouped: bool = True
 
     def __post_init__(self) -> None:
         checks = {
@@ -156,8 +159,9 @@ class LayerModel:
 
     @property
     def kernel_kv_heads(self) -> int:
-        """Heads of k and of v that the attention kernel is given: with a mask, those of q, each repeated."""
-        return self.spec.n_heads if self.shape.isolated else self.spec.n_kv_heads
+        """Heads of k and of v that the attention kernel is given: with a mask, and where it takes no groups, those of
+        q, each repeated."""
+        return self.spec.n_heads if self.shape.isolated or not self.shape.grouped else self.spec.n_kv_heads
 
     @property
     def stream(self) -> int:

@@ -11,9 +11,18 @@ from qra_bo.execution import Executor, InProcessExecutor, Limits, LocalExecutor,
 from qra_bo.execution.on_ray import RayExecutor, Resources
 from qra_bo.memory import MemoryModel, TrainShape, parse_format, parse_size
 from qra_bo.memory.allowance import Allowance
+from qra_bo.memory.cards import CARDS
 from qra_bo.oracle.protocol import Oracle
 from qra_bo.space import DecoderSpec, SearchSpace, StorageFormat
-from qra_bo.utils.device import BYTES, cores, expand_segments, planned_device, resolve_device, resolve_dtype
+from qra_bo.utils.device import (
+    BYTES,
+    cores,
+    expand_segments,
+    planned_device,
+    resolve_device,
+    resolve_dtype,
+    takes_groups,
+)
 from qra_bo.utils.errors import DeviceError
 
 MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40), "MALLOC_TOP_PAD_": str(1 << 28)}
@@ -46,16 +55,30 @@ def training_device(config: RunConfig) -> str:
     return device
 
 
+def card_capability(cfg: RunConfig, device_type: str) -> tuple[int, int] | None:
+    """Return the compute capability of the card that is named, or else is at hand; ``None`` for a CPU, and where there
+    is no card. Loads torch where a GPU has no name."""
+    if device_type != "cuda":
+        return None
+    if cfg.gpu is not None:
+        return CARDS[cfg.gpu].capability
+    import torch  # a plan for a CPU or a named card does without it
+    index = int(cfg.device.partition(":")[2] or 0)
+    return torch.cuda.get_device_capability(index) if index < torch.cuda.device_count() else None
+
+
 def make_memory(cfg: RunConfig, spec: DecoderSpec, device_type: str, allowance: Allowance | None = None) -> MemoryModel:
     """Return the memory model of the configured trainer on a device type (``"cpu"`` or ``"cuda"``).
 
     ``allowance`` was measured on the device; ``None`` stands for the assumed one of its type.
     """
     compute = BYTES[resolve_dtype(cfg.dtype, device_type)]
+    at_hand = planned_device(cfg.device, cfg.gpu) == device_type  # else any recent GPU is priced
+    grouped = takes_groups(compute, device_type, card_capability(cfg, device_type) if at_hand else None)
     shape = TrainShape(cfg.train.batch, cfg.train.length, cfg.train.checkpointing, compute, cfg.train.optimizer,
                        logits_chunk=cfg.train.logits_chunk, device=device_type, stored_dtype_bytes=compute,
                        eval_batch=min(cfg.train.batch, cfg.eval.sequences), accumulate=cfg.train.accumulate,
-                       isolated=cfg.train.isolated, embeddings=cfg.embeddings)
+                       isolated=cfg.train.isolated, embeddings=cfg.embeddings, grouped=grouped)
     return MemoryModel(spec, shape, cfg.memory.scope, allowance, cfg.serve)
 
 

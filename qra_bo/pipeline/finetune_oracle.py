@@ -28,8 +28,7 @@ from qra_bo.finetune.training.loss import check_isolation
 from qra_bo.finetune.training.optimizer import AdamWSettings
 from qra_bo.finetune.training.trial_run import CheckpointStore
 from qra_bo.memory import format_size
-from qra_bo.memory.cards import CARDS
-from qra_bo.pipeline.build import bank_formats, keeps_dense, make_memory
+from qra_bo.pipeline.build import bank_formats, card_capability, keeps_dense, make_memory
 from qra_bo.pipeline.plan import budgets_of, packed_bytes, spills
 from qra_bo.space import DecoderSpec, SearchSpace
 from qra_bo.space.decoder import spec_from_model
@@ -47,10 +46,7 @@ def make_finetune(cfg: RunConfig, out: Path) -> FinetuneOracle:
     device = torch.device(resolve_device(cfg.device))
     if device.type == "cuda" and device.index is not None:  # torch refuses to set one without an index
         torch.cuda.set_device(device)  # kernels of libraries, and statistics without an index, go to the current device
-    capability = None if cfg.gpu is None else CARDS[cfg.gpu].capability
-    if device.type == "cuda" and capability is None:
-        capability = torch.cuda.get_device_capability(device)
-    dtype = getattr(torch, resolve_dtype(cfg.dtype, device.type, capability))
+    dtype = getattr(torch, resolve_dtype(cfg.dtype, device.type, card_capability(cfg, device.type)))
     begun = time.time()
     if cfg.executor.name == "ray":
         fetch(cfg.model, bars=False)  # the driver's cache may be on another machine

@@ -156,7 +156,7 @@ def test_search_that_cannot_start_shows_the_plan(error: Exception, monkeypatch: 
 
 def test_memory_task_loads_no_torch() -> None:
     code = ("import sys; from qra_bo.cli.app import main; "
-            "status = main(['task=memory', '+model=llama2_7b', 'budget=10GB']); "
+            "status = main(['task=memory', '+model=llama2_7b', 'budget=10GB', 'device=cpu']); "
             "print('heavy:', [m for m in ('torch', 'transformers', 'scipy') if m in sys.modules]); sys.exit(status)")
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr

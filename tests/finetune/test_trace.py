@@ -131,6 +131,30 @@ def test_a_mask_on_a_gpu_is_traced_and_predicted(checkpointing: bool) -> None:
     assert -0.005 <= (sum(parts.values()) - rounding_bytes(spec, shape)) / traced.peak - 1 <= 0.05
 
 
+@pytest.mark.parametrize("compute", [2, 4])
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_repeated_heads_on_a_gpu_are_traced_and_predicted(family: str, checkpointing: bool, compute: int) -> None:
+    config = config_of(family, num_hidden_layers=4)
+    spec = spec_from_model(AutoModelForCausalLM.from_config(config))
+    space = SearchSpace(make_units(spec, "layer"), (parse_format("nf4"),), Ladder("r", (4,)))
+    shape = TrainShape(2, 512, checkpointing, compute, device="cuda", stored_dtype_bytes=compute, eval_batch=2,
+                       grouped=False)
+    allocation, tracer = Allocation(("nf4",) * 4, (4,) * 4), StepTracer(spec, config)
+    traced = tracer.trace(space, allocation, shape)
+
+    def predicted(shape: TrainShape) -> int:
+        parts = MemoryModel(spec, shape, allowance=Allowance(0, 0)).breakdown(space, allocation)
+        return sum(parts.values()) - rounding_bytes(spec, shape)
+
+    assert -0.005 <= predicted(shape) / traced.peak - 1 <= 0.05
+    grouped = replace(shape, grouped=True)
+    layers = 1 if checkpointing else spec.n_layers
+    least = layers * compute * shape.tokens * (spec.n_heads - spec.n_kv_heads) * spec.head_dim  # of k alone
+    assert predicted(shape) - predicted(grouped) >= least
+    assert traced.peak - tracer.trace(space, allocation, grouped).peak >= least
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_accumulation_is_traced_to_the_byte(checkpointing: bool) -> None:
     shape = TrainShape(2, 48, checkpointing, 2, logits_chunk=32, accumulate=3)

@@ -8,6 +8,7 @@ import torch
 from qra_bo.config import RunConfig, load_config, make_space, make_spec
 from qra_bo.memory.budget import parse_size, total_bytes
 from qra_bo.pipeline import plan
+from qra_bo.pipeline.build import make_memory
 from qra_bo.pipeline.plan import check_ram, host_parts, make_plan, needs_of
 from qra_bo.pipeline.run import checked_budget, make_setting
 from qra_bo.space import DecoderSpec, SearchSpace, uniform
@@ -122,6 +123,19 @@ def test_a_card_is_planned_for_and_not_trained_on_a_cpu(device: str, lacks: str,
 def test_a_simulation_needs_no_ram(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "free_bytes", lambda device: 0)
     make_setting(load_config(["+model=llama2_7b", "budget=10GB", "oracle=synthetic", "device=cpu"]))
+
+
+@pytest.mark.parametrize(("words", "at_hand", "grouped"), [
+    (["gpu=t4"], None, False), (["gpu=v100"], (9, 0), False), (["gpu=l4"], (7, 5), True),
+    (["gpu=l4", "dtype=float32"], None, False), (["device=cuda"], None, True), (["device=cuda"], (7, 5), False),
+    (["device=cuda:1"], (7, 5), True), (["device=cpu"], (7, 5), True)])
+def test_repeated_keys_and_values_are_priced_where_the_card_needs_them(
+        words: list[str], at_hand: tuple[int, int] | None, grouped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: int(at_hand is not None))  # device 0 alone
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: at_hand)
+    config = load_config(["task=memory", "+model=tiny", "budget=1GB", *words])
+    assert make_memory(config, make_spec(config), "cuda").shape.grouped is grouped
+    assert make_memory(config, make_spec(config), "cpu").shape.grouped
 
 
 def test_held_out_evaluation_never_decides_a_plan() -> None:

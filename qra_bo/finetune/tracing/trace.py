@@ -23,7 +23,7 @@ from transformers.masking_utils import sdpa_mask
 
 from qra_bo.finetune.adapters.lora import fused_linear
 from qra_bo.finetune.models.checkpointing import use_checkpointing
-from qra_bo.finetune.models.load import choose_kernel, fp32_attention
+from qra_bo.finetune.models.load import choose_kernel, fp32_attention, ungrouped_attention
 from qra_bo.finetune.quantization.base import backend_of, packed, stand_in
 from qra_bo.finetune.quantization.embeddings import (
     dense_tables,
@@ -131,7 +131,7 @@ class StepTracer:
             self.model.set_submodule(name, module)
         model = self.model.to(dtype)
         self._pack_tables(shape.embeddings, dtype, target)
-        choose_kernel(model, _kernel(target, dtype))
+        choose_kernel(model, _kernel(target, dtype, shape.grouped))
         names = {fmt.name: fmt for fmt in space.formats}
         groups = []
         for unit, fmt, rank in zip(space.units, allocation.formats, allocation.ranks, strict=True):
@@ -226,9 +226,9 @@ class _Kernel(TorchFunctionMode):
     """Replacement of ``scaled_dot_product_attention`` by a device's fused kernel; on the meta device torch itself would
     take the unfused one."""
 
-    def __init__(self, device_type: str) -> None:
+    def __init__(self, device_type: str, grouped: bool) -> None:
         super().__init__()
-        self.device_type = device_type
+        self.device_type, self.grouped = device_type, grouped
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (),
                            kwargs: Mapping[str, Any] | None = None) -> Any:
@@ -239,21 +239,23 @@ class _Kernel(TorchFunctionMode):
         if self.device_type == "cpu":
             return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
                 *args, 0.0, options["is_causal"], attn_mask=mask, scale=options["scale"])[0]
-        if mask is not None:
+        if mask is not None or not self.grouped:
+            mask = None if mask is None else mask.expand(-1, args[0].shape[1], -1, -1)
             return torch.ops.aten._scaled_dot_product_efficient_attention(
-                *args, mask.expand(-1, args[0].shape[1], -1, -1), True, 0.0, False, scale=options["scale"])[0]
+                *args, mask, True, 0.0, options["is_causal"], scale=options["scale"])[0]
         return torch.ops.aten._scaled_dot_product_flash_attention(
             *args, 0.0, options["is_causal"], False, scale=options["scale"])[0]
 
 
-def _kernel(target: torch.device, dtype: torch.dtype) -> str:
+def _kernel(target: torch.device, dtype: torch.dtype, grouped: bool) -> str:
     """Register the attention of ``target`` and return its name."""
     cast = target.type == "cpu" and dtype == torch.bfloat16
-    real = fp32_attention if cast else sdpa_attention_forward
+    real = fp32_attention if cast else sdpa_attention_forward if grouped else ungrouped_attention
     name = "traced_fp32_on_cpu" if cast else f"traced_{target.type}_{str(dtype).removeprefix('torch.')}"
+    name += "" if grouped else "_ungrouped"
 
     def traced(*args: Any, **kwargs: Any) -> tuple[Tensor, None]:
-        with _Kernel(target.type):
+        with _Kernel(target.type, grouped):
             out: tuple[Tensor, None] = real(*args, **kwargs)
         return out
 
