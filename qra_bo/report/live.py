@@ -119,7 +119,9 @@ def _describe(e: Event) -> str | None:
         return (f"the loss after {e['steps']:,} steps, as in the final fine-tune, is minimised: losses of trials, "
                 f"after {e['before']}, are carried to it by learned rates")
     if kind == "confirmation" and not e["train_seeds"]:
-        return "no mixed allocation to confirm; a uniform one is chosen"
+        why = "the mixed allocation failed on unseen seeds" if e["candidate_failed"] else \
+            "no mixed allocation to confirm"
+        return f"{why}; a uniform one is chosen"
     if kind == "confirmation":
         return (f"confirmed on {len(e['train_seeds'])} unseen seeds: difference to the best uniform baseline "
                 f"{signed(e['mean'])}, 95 % interval {signed(e['low'])} to {signed(e['high'])}; a "

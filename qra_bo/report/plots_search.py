@@ -202,7 +202,7 @@ def convergence(d: ReportData, theme: Theme) -> Figure | None:
 def confirmation(d: ReportData, theme: Theme) -> Figure | None:
     """Paired differences on unseen seeds with mean and interval; ``None`` where two allocations were not compared."""
     c = d.confirmation
-    if c is None or c.candidate == c.reference:
+    if c is None or not c.differences or c.candidate == c.reference:
         return None
     fig, ax = axes(theme, 8.0, 2.6)
     low, high = min(0.0, c.low, *c.differences), max(0.0, c.high, *c.differences)

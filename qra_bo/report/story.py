@@ -162,7 +162,8 @@ def _confirmed(d: ReportData, c: Confirmation, where: str) -> Answer:
             "was worse" if enough else "had a higher loss"
         text = (f"A uniform baseline wins for {where}: {reference}. The best mixed allocation found {verdict} on "
                 "unseen training seeds.")
-    return Answer(text, f"{signed(c.mean)} nats", _interval(d, c), tone)
+    return Answer(text, f"{signed(c.mean)} nats", _interval(d, c), tone) if c.train_seeds else \
+        Answer(text, "", "", tone)
 
 
 def _carried(d: ReportData, c: Confirmation, where: str, expected: float) -> Answer:
@@ -212,6 +213,8 @@ def versus(d: ReportData) -> str:
     if d.study.given:
         return "not searched"
     c, difference = d.confirmation, unconfirmed_difference(d)
+    if c is not None and c.candidate_failed and not c.train_seeds:
+        return "mixed failed on unseen seeds"
     if c is not None:
         return f"{signed(c.mean)} [{signed(c.low)}, {signed(c.high)}] {c.winner_kind}"
     return DASH if difference is None else f"{signed(difference)} not confirmed"

@@ -51,9 +51,11 @@ def confirm(run: TrialRunner, problem: SearchProblem, recommended: Sequence[Allo
         if failed or decided([c - r + ahead for _, c, r in pairs]):
             break
     if len(pairs) < 2:
-        run.warn("fewer than two training seeds of the confirmation gave a loss for both allocations: the winner "
-                 "is not confirmed")
-        return
+        if not failed:
+            run.warn("fewer than two training seeds of the confirmation gave a loss for both allocations: the winner "
+                     "is not confirmed")
+            return
+        pairs = []  # too few for an interval: that the candidate failed alone decides
     run.record_conclusion("confirmation", confirmation(candidate.allocation, reference.allocation, pairs, failed, steps,
                                                        ahead))
 
@@ -80,7 +82,7 @@ def confirmation(candidate: Allocation, reference: Allocation, pairs: Sequence[t
         candidate: The best mixed allocation, or the reference itself where the search found none.
         reference: The best uniform allocation that fits.
         pairs: Training seed and test losses of candidate and reference, of seeds that gave both; none where both are
-            one allocation.
+            one allocation, or where fewer than two gave both.
         failed: Whether the candidate failed where the reference did not.
         steps: Optimiser steps of all trainings.
         ahead: What learned rates add to the difference beyond ``steps`` (nats).

@@ -99,8 +99,11 @@ def _beats_uniform(study: Study) -> Part:
         return UNKNOWN, "The winner measured over the budget; the next best that was delivered was not compared.", \
             "Repeat the search with a slightly smaller budget."
     smaller = "Use the uniform allocation; mixed bits pay most where the budget is too small for 4 bits everywhere."
-    if not c["train_seeds"] or c["candidate"] == c["reference"]:
+    if c["candidate"] == c["reference"]:
         return FAIL, "The search found no mixed allocation to compare: a uniform one was delivered.", smaller
+    if not c["train_seeds"]:
+        return FAIL, "The best mixed allocation found failed on unseen training seeds, where the best uniform " \
+            "baseline did not: the uniform one was delivered.", smaller
     n = len(c["train_seeds"])
     found = f"{_interval(c)} against the best uniform baseline on {n} unseen training seeds after {c['steps']} steps"
     if c["mean"] * (c["mean"] + c["ahead"]) < 0 and not c["candidate_failed"]:

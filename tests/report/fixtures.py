@@ -185,6 +185,14 @@ def conclude(s: Script, best: Allocation, reference: Allocation, wins: bool) -> 
                   "breakdown": breakdown(chosen)})
 
 
+def failed_alone(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The events with a mixed allocation that gave fewer than two losses on unseen seeds, where the uniform one gave
+    all."""
+    none = {"train_seeds": [], "candidate_losses": [], "reference_losses": [], "differences": [], "mean": 0.0,
+            "low": 0.0, "high": 0.0, "candidate_failed": True}
+    return [{**e, **none} if e["event"] == "confirmation" else e for e in events]
+
+
 def write_run(folder: Path, events: list[dict[str, Any]]) -> Path:
     """A run's folder with these events in its journal, as the program itself writes them."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from qra_bo.report.data import parse_events
 from qra_bo.report.live import LiveView, RunState
-from tests.report.fixtures import make_events
+from tests.report.fixtures import failed_alone, make_events
 
 LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
 
@@ -67,6 +67,14 @@ def test_failures_and_every_event_have_a_line_or_silence():
     assert any("diverged (the loss became NaN at step 7)" in line for line in lines)
     assert lines[-1] == "ended: done"
     assert state.feed({"event": "unheard of"}) is None
+
+
+@pytest.mark.parametrize("failed", [False, True])
+def test_a_uniform_choice_without_a_difference_says_why(failed: bool) -> None:
+    event = next(e for e in failed_alone(make_events(wins=False)) if e["event"] == "confirmation")
+    line = RunState().feed({**event, "candidate_failed": failed})
+    assert line.endswith("; a uniform one is chosen")
+    assert line.startswith("the mixed allocation failed" if failed else "no mixed allocation")
 
 
 def test_prediction_and_untuned_model_have_a_line():

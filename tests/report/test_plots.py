@@ -9,10 +9,11 @@ import pytest
 from qra_bo.report.data import parse_events
 from qra_bo.report.html import render_html
 from qra_bo.report.inline_svg import Sheet
-from qra_bo.report.plots import PLOTS, write_plots
+from qra_bo.report.plots import PLOTS, RUNS_PLOTS, write_plots
 from qra_bo.report.plots_search import front
+from qra_bo.report.side_by_side import NamedRun
 from qra_bo.report.style import DARK, LIGHT, NARROW, narrow
-from tests.report.fixtures import make_events
+from tests.report.fixtures import failed_alone, make_events
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +163,15 @@ def test_every_alternative_text_holds_the_numbers(data):
 def test_a_choice_is_not_drawn_against_itself():
     events = [{**e, "reference": e["candidate"]} if e["event"] == "confirmation" else e for e in make_events()]
     assert PLOTS["confirmation"](parse_events(events), LIGHT) is None
+
+
+def test_a_choice_that_failed_is_not_drawn_at_no_difference():
+    failed = parse_events(failed_alone(make_events(wins=False)))
+    assert PLOTS["confirmation"](failed, LIGHT) is None
+    shown = [NamedRun(name, d) for name, d in (("failed", failed), ("whole", parse_events(make_events())))]
+    labels = RUNS_PLOTS["differences"](shown, LIGHT).axes[0].get_yticklabels()
+    assert [label.get_text() for label in labels] == ["whole"]
+    assert RUNS_PLOTS["differences"](shown[:1], LIGHT) is None
 
 
 def test_calibration_shows_the_losses_and_names_what_is_outside():

@@ -14,7 +14,7 @@ from qra_bo.report.tables import PlanRow, print_plan, print_result
 from qra_bo.report.text import describe_allocation, duration, rough, short_names, size
 from qra_bo.study.health import health
 from qra_bo.utils.numbers import signed
-from tests.report.fixtures import make_events
+from tests.report.fixtures import failed_alone, make_events
 
 RUN = Path("runs/a")
 
@@ -39,6 +39,15 @@ def test_a_uniform_winner_is_named_so():
     assert a.sentence.startswith("A uniform baseline wins")
     assert a.tone == "equal"
     assert story.comparison(d)[0].role == "winner = best uniform"
+
+
+def test_a_mixed_allocation_that_failed_has_no_difference():
+    d = parse_events(failed_alone(make_events(wins=False)))
+    a = story.answer(d)
+    assert a.sentence.endswith("The best mixed allocation found failed on unseen training seeds.")
+    assert (a.figure, a.interval, a.tone) == ("", "", "equal")
+    assert story.versus(d) == "mixed failed on unseen seeds"
+    assert "()" not in printed(print_result, d, RUN)
 
 
 def test_worse_is_said_only_over_enough_seeds():
