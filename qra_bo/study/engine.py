@@ -104,14 +104,14 @@ class Engine:
                     known += evaluate_references(run, headroom)
             with run.stage("search"):
                 searcher = SearchLoop(run, headroom, problem, self._make_searcher, known).search()
-                checks = isinstance(searcher, (SelfChecking, Recommending))
-                recommended = recommend(run, self._make_searcher(problem)) if checks else ()
             if limit is not None and (effort.uniform_baselines is None or effort.uniform_baselines > limit):
                 # a longer effort asks for baselines that the first one left out
                 evaluate_baselines(run, headroom, baselines, effort.uniform_baselines)
             if effort.references and not begun_with_references:
                 with run.stage("reference"):
                     evaluate_references(run, headroom)
+            checks = isinstance(searcher, (SelfChecking, Recommending))  # of all points: a later one outdates the check
+            recommended = recommend(run, self._make_searcher(problem)) if checks else ()
             if self.config.confirm.seeds and effort.max_full_trials:
                 with run.stage("confirmation"):
                     confirm(run, problem, recommended)

@@ -15,6 +15,7 @@ from qra_bo.study.health import FAIL, card
 from qra_bo.trials import TrialResult, TrialSpec, TrialState
 from tests.study.oracles import PlantedOracle
 from tests.study.problem import make_setting, run
+from tests.study.test_choice import BAD, checked
 from tests.study.test_recommended import Contrary
 
 SEEDS = make_setting(confirm__seeds=5).confirm_seeds
@@ -57,3 +58,16 @@ def test_what_diverges_on_unseen_seeds_is_not_delivered(tmp_path: Path, failures
         assert found.status == FAIL
         assert "failed on unseen training seeds" in found.finding
         assert outcome.best["metric"] == "validation_loss"
+
+
+def test_an_extension_checks_the_surrogate_of_all_its_baselines(tmp_path: Path) -> None:
+    searcher = checked(BAD)
+    first = favoured(tmp_path, searcher=searcher, effort__uniform_baselines=1, effort__references=False)
+    assert first.study.last["choice"]["by"] == "loss"
+    longer = favoured(tmp_path, searcher=searcher)
+    assert len(longer.study.points) > len(first.study.points)
+    assert longer.study.last["surrogate_check"]["spearman_good"] == BAD
+    assert longer.study.last["choice"]["by"] == "loss"
+    raw = (tmp_path / "trials.jsonl").read_bytes()
+    assert favoured(tmp_path, searcher=searcher).best == longer.best
+    assert (tmp_path / "trials.jsonl").read_bytes() == raw
