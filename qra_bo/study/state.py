@@ -136,6 +136,8 @@ class Study:
                 self.points, self.incumbent = [], None
                 for e in self.trials:
                     self._add_point(e)
+            elif kind == "confirmation":
+                self._confirm()
             elif kind == "objective":
                 self.change = Change.from_json(event["change"])
             elif kind == "measured":
@@ -185,6 +187,14 @@ class Study:
     def _begin(self, event: Mapping[str, Any]) -> None:
         if not self.begun and float(event.get("max_full_trials", 1)) > 0:
             self.begun = event
+
+    def _confirm(self) -> None:
+        """Drop what an earlier confirmation led to: its check, the end, and the final fine-tune of another winner."""
+        for outdated in ("rate_check", "end"):
+            self.last.pop(outdated, None)
+        final, winner = self.last.get("final"), self.winner
+        if final is not None and (winner is None or final.get("winner") != winner.fingerprint):
+            del self.last["final"]
 
     def _add_trial(self, trial: Trial) -> None:
         self.trials.append(trial)

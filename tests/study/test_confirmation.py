@@ -9,12 +9,15 @@ import pytest
 
 from qra_bo.execution import InProcessExecutor
 from qra_bo.oracle.protocol import Progress
-from qra_bo.space import Allocation
+from qra_bo.space import Allocation, uniform
 from qra_bo.study import RunOutcome
 from qra_bo.study.health import FAIL, card
+from qra_bo.study.journal import read_journal
+from qra_bo.study.results import load_study
+from qra_bo.study.state import Study
 from qra_bo.trials import TrialResult, TrialSpec, TrialState
 from tests.study.oracles import PlantedOracle
-from tests.study.problem import make_setting, run
+from tests.study.problem import comparable, make_setting, run
 from tests.study.test_choice import BAD, checked
 from tests.study.test_recommended import Contrary
 
@@ -41,6 +44,14 @@ class Favoured(PlantedOracle):
 def favoured(folder: Path, lost: Iterable[int] = (), diverging: Iterable[int] = (), searcher: Any = Contrary,
              **changes: Any) -> RunOutcome:
     return run(folder, InProcessExecutor(Favoured(lost, diverging)), searcher, **{"confirm__seeds": 5, **changes})
+
+
+def confirmed(study: Study) -> list[int]:
+    return [int(seed) for seed in study.last["confirmation"]["train_seeds"]]
+
+
+def events(folder: Path, kind: str) -> int:
+    return sum(e["event"] == kind for e in read_journal(folder / "trials.jsonl").events)
 
 
 @pytest.mark.parametrize("sequential", [False, True])
@@ -71,3 +82,55 @@ def test_an_extension_checks_the_surrogate_of_all_its_baselines(tmp_path: Path) 
     raw = (tmp_path / "trials.jsonl").read_bytes()
     assert favoured(tmp_path, searcher=searcher).best == longer.best
     assert (tmp_path / "trials.jsonl").read_bytes() == raw
+
+
+def test_another_winner_of_more_seeds_is_fine_tuned_wherever_that_was_cut_off(tmp_path: Path) -> None:
+    few = favoured(tmp_path / "run", lost=SEEDS[3:], effort__sequential=True)
+    assert (confirmed(few.study), few.best["winner_kind"]) == (list(SEEDS[:3]), "mixed")
+    before = len((tmp_path / "run" / "trials.jsonl").read_bytes().splitlines())
+    more = favoured(tmp_path / "run", lost=SEEDS[3:])
+    assert (confirmed(more.study), more.best["winner_kind"]) == (list(SEEDS), "uniform")
+    final, end = more.study.last["final"], more.study.last["end"]
+    assert final["delivered"] == final["winner"] == end["best"] == more.winner.fingerprint
+    assert str(list(more.winner.ranks)) in (tmp_path / "run" / "quant_manifest.json").read_text()
+    whole = favoured(tmp_path / "whole", lost=SEEDS[3:])
+    assert comparable(more.best) == comparable(whole.best)
+    lines = (tmp_path / "run" / "trials.jsonl").read_bytes().splitlines(keepends=True)
+    for kept in range(before, len(lines)):
+        folder = tmp_path / str(kept)
+        folder.mkdir()
+        (folder / "trials.jsonl").write_bytes(b"".join(lines[:kept]))
+        assert comparable(favoured(folder, lost=SEEDS[3:]).best) == comparable(whole.best)
+
+
+def test_the_same_winner_of_more_seeds_is_not_fine_tuned_again(tmp_path: Path) -> None:
+    few = favoured(tmp_path, effort__sequential=True)
+    more = favoured(tmp_path)
+    assert (confirmed(few.study), confirmed(more.study)) == (list(SEEDS[:3]), list(SEEDS))
+    assert few.winner == more.winner
+    assert [events(tmp_path, kind) for kind in ("confirmation", "final", "end")] == [2, 1, 2]
+
+
+def test_a_damaged_trial_of_the_confirmation_is_done_again(tmp_path: Path) -> None:
+    whole = favoured(tmp_path)
+    path = tmp_path / "trials.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    number = next(i for i, line in enumerate(lines) if b'"stage":"confirmation"' in line and b'"trial"' in line)
+    lines[number] = lines[number].replace(b'"state":"ok"', b'"state":"xx"')
+    path.write_bytes(b"".join(lines))
+    favoured(tmp_path)
+    assert {e.spec.key for e in load_study(tmp_path).trials} == {e.spec.key for e in whole.study.trials}
+
+
+def test_a_candidate_that_an_extension_finds_is_confirmed(tmp_path: Path) -> None:
+    class First(Contrary):
+        """Stops after one allocation."""
+
+        def ask(self, n: int) -> list:  # type: ignore[type-arg]
+            return super().ask(n) if len(self._queue) == 2 else []
+
+    short = favoured(tmp_path, searcher=First)
+    longer = favoured(tmp_path, searcher=Contrary, effort__sequential=True)
+    assert longer.study.last["confirmation"]["candidate"] != short.study.last["confirmation"]["candidate"]
+    assert longer.winner == Allocation.from_json(longer.study.last["confirmation"]["candidate"])
+    assert uniform(4, "nf4", 4) != longer.winner
