@@ -30,11 +30,14 @@ def confirm(run: TrialRunner, problem: SearchProblem, recommended: Sequence[Allo
 
     Both are trained as long as the effort affords (``Study.confirmation_steps``); what learned rates say of the rest is
     added to every difference before it is judged. Where no allocation is mixed the event is recorded without a trial.
-    With ``effort.sequential`` seeds are added one by one until ``decided``.
+    With ``effort.sequential`` seeds are added one by one until ``decided``. Nothing is done where the journal holds a
+    confirmation that is no weaker (``_is_confirmed``).
 
     Raises:
         TrainingError: If no uniform allocation gave a loss.
     """
+    if _is_confirmed(run):
+        return
     reference, steps = run.study.best_uniform, run.study.confirmation_steps
     candidate = choose(run, recommended)
     if reference is None:
@@ -58,6 +61,19 @@ def confirm(run: TrialRunner, problem: SearchProblem, recommended: Sequence[Allo
         pairs = []  # too few for an interval: that the candidate failed alone decides
     run.record_conclusion("confirmation", confirmation(candidate.allocation, reference.allocation, pairs, failed, steps,
                                                        ahead))
+
+
+def _is_confirmed(run: TrialRunner) -> bool:
+    """Whether the last confirmation is as long, and on as many seeds, as this effort asks for.
+
+    It is of the present candidate: another trial of the search makes it outdated. Trials of damaged lines are done
+    again.
+    """
+    c, seeds = run.study.last.get("confirmation"), run.config.confirm.seeds
+    if c is None or c["steps"] < run.study.confirmation_steps or run.journal.content.damaged:
+        return False
+    least = min(LOOKS[0], seeds) if run.config.effort.sequential else seeds
+    return c["candidate"] == c["reference"] or c["candidate_failed"] or len(c["train_seeds"]) >= least
 
 
 def decided(differences: Sequence[float]) -> bool:

@@ -19,6 +19,7 @@ from qra_bo.trials import TrialResult, TrialSpec, TrialState
 from tests.study.oracles import PlantedOracle
 from tests.study.problem import comparable, make_setting, run
 from tests.study.test_choice import BAD, checked
+from tests.study.test_objective import long_run
 from tests.study.test_recommended import Contrary
 
 SEEDS = make_setting(confirm__seeds=5).confirm_seeds
@@ -109,6 +110,30 @@ def test_the_same_winner_of_more_seeds_is_not_fine_tuned_again(tmp_path: Path) -
     assert (confirmed(few.study), confirmed(more.study)) == (list(SEEDS[:3]), list(SEEDS))
     assert few.winner == more.winner
     assert [events(tmp_path, kind) for kind in ("confirmation", "final", "end")] == [2, 1, 2]
+
+
+def test_a_lower_effort_keeps_the_confirmation_on_more_seeds(tmp_path: Path) -> None:
+    whole = favoured(tmp_path)
+    again = favoured(tmp_path, effort="quick", effort__sequential=True)
+    assert confirmed(again.study) == list(SEEDS)
+    assert again.best == whole.best
+    assert events(tmp_path, "confirmation") == events(tmp_path, "end") == 1
+
+
+def test_a_lower_effort_keeps_the_longer_confirmation(tmp_path: Path) -> None:
+    whole = long_run(tmp_path).study
+    lower = long_run(tmp_path, effort__max_full_trials=12).study
+    assert lower.confirmation_steps < whole.confirmation_steps
+    assert lower.last["confirmation"] == whole.last["confirmation"]
+    assert [e.spec.key for e in lower.trials] == [e.spec.key for e in whole.trials]
+
+
+def test_a_higher_effort_that_finds_nothing_new_confirms_at_a_longer_training(tmp_path: Path) -> None:
+    short = long_run(tmp_path, Contrary, effort__max_full_trials=12).study
+    longer = long_run(tmp_path, Contrary).study
+    assert short.points == longer.points
+    assert [s.last["confirmation"]["steps"] for s in (short, longer)] == [16, 32]
+    assert longer.confirmation_steps == 32
 
 
 def test_a_damaged_trial_of_the_confirmation_is_done_again(tmp_path: Path) -> None:
