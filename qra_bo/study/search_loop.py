@@ -109,6 +109,12 @@ class SearchLoop:
             SearcherError: If the searcher breaks its contract.
             JournalError: If it asks otherwise than the journal was written.
         """
+        searcher = self._search()
+        for trial, *_ in self.run.replay:  # of an effort that was spent when the session began: not asked for again
+            self._headroom.lowered_by(self.run, trial)
+        return searcher
+
+    def _search(self) -> Searcher | None:
         run, planned = self.run, self.run.setting.planned_cost
         while run.under_way or self._spent < planned:
             if self._narrowed and not self._pending:

@@ -68,10 +68,11 @@ class Recorded(Walk):
         super().tell(evaluations)
 
 
-def run_on(folder: Path, device: int | PlantedOracle) -> RunOutcome:
+def run_on(folder: Path, device: int | PlantedOracle, **changes: Any) -> RunOutcome:
     Recorded.made.clear()
     oracle = SmallDevice(device) if isinstance(device, int) else device
-    return run(folder, InProcessExecutor(oracle), Recorded, calibrate__lr_scales=[2.0], effort__references=False)
+    return run(folder, InProcessExecutor(oracle), Recorded, calibrate__lr_scales=[2.0], effort__references=False,
+               **changes)
 
 
 def warnings_of(folder: Path) -> list[str]:
@@ -139,6 +140,16 @@ def test_a_run_that_measured_above_the_budget_goes_on_to_the_same_end(tmp_path: 
         folder.mkdir()
         (folder / "trials.jsonl").write_text("".join(lines[:kept]))
         assert comparable(run_on(folder, ReservingDevice(5, BUDGET - 3)).best) == comparable(whole.best)
+
+
+def test_baselines_after_a_search_keep_to_the_memory_that_it_found_when_they_are_repeated(tmp_path: Path) -> None:
+    device, short = ReservingDevice(5, BUDGET - 3), {"effort__max_full_trials": 12, "effort__uniform_baselines": 1}
+    run_on(tmp_path, device, **short)
+    longer = run_on(tmp_path, device)
+    assert "allowance grows by 5 bytes" in " ".join(warnings_of(tmp_path))
+    raw = (tmp_path / "trials.jsonl").read_bytes()
+    assert run_on(tmp_path, device).best == longer.best
+    assert (tmp_path / "trials.jsonl").read_bytes() == raw
 
 
 def test_a_search_without_any_room_left_ends_with_what_it_has(tmp_path: Path) -> None:
