@@ -140,6 +140,7 @@ class Study:
                 self._confirm()
             elif kind == "objective":
                 self.change = Change.from_json(event["change"])
+                self.incumbent = min(self.points, key=self.value, default=None)  # its line may follow its points
             elif kind == "measured":
                 self.measured.append(event)
         except (KeyError, TypeError, ValueError, SpaceError) as error:

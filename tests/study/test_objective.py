@@ -4,16 +4,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from qra_bo.execution import InProcessExecutor
 from qra_bo.searchers.base import SearchProblem
+from qra_bo.sensitivity.change import Change
 from qra_bo.space import uniform
-from qra_bo.study import RunOutcome, load_study
+from qra_bo.study import RunOutcome, load_study, objective
 from qra_bo.study.conclusion import confirmation
 from qra_bo.study.setting import affordable_steps
 from qra_bo.trials import Fidelity, Trial
-from tests.study.oracles import PlantedOracle
+from tests.study.oracles import FORMATS, PlantedOracle
 from tests.study.problem import HIGH, TOKENS, Walk, comparable, run
 
 
@@ -87,6 +89,21 @@ def test_a_resumed_run_keeps_its_length(tmp_path: Path) -> None:
     assert comparable(again) == comparable(first)
     assert (tmp_path / "trials.jsonl").read_text().count('"event":"objective"') == 1
     assert load_study(tmp_path).objective_steps == 40
+
+
+def test_a_length_whose_line_was_damaged_decides_the_incumbent_again(tmp_path: Path,
+                                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    """A doubling of ranks is worth so much that the least loss of a trial is not the incumbent's."""
+    worth = Change(FORMATS, np.zeros((4, 3)), np.full(4, -1.0))
+    monkeypatch.setattr(objective, "_change", lambda *_: worth)
+    whole = long_run(tmp_path).study
+    assert whole.incumbent is whole.ranked[0] is not min(whole.points, key=lambda e: e.loss or 0.0)
+    path = tmp_path / "trials.jsonl"
+    path.write_text(path.read_text().replace('"steps":40,"before":8', '"steps":41,"before":8'))
+    again = long_run(tmp_path).study
+    assert (tmp_path / "trials.jsonl").read_text().count('"event":"objective"') == 2
+    assert again.objective_steps == 40
+    assert again.incumbent is again.ranked[0]
 
 
 @pytest.mark.parametrize(("cost", "steps"), [(0.0, 8), (1e3, 16), (1e9, 16_666_664)])
