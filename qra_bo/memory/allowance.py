@@ -50,8 +50,8 @@ class Excess:
 def fold(before: Allowance, allocator: str, excesses: Iterable[Excess]) -> Allowance:
     """Add measurements to ``before``: the least share that covers all of them.
 
-    A share never falls below an earlier measurement; the assumed one of ``allocator`` is dropped once ``ENOUGH`` peaks
-    are known.
+    The assumed share of ``allocator`` is dropped once ``ENOUGH`` peaks are known. A share never falls below an earlier
+    measurement, but for those that the assumed share hid.
     """
     assumed = ASSUMED[allocator]
     seen = [max(0, e.measured - e.alive - assumed.fixed_bytes) * PPM // e.transient + 1
@@ -59,7 +59,7 @@ def fold(before: Allowance, allocator: str, excesses: Iterable[Excess]) -> Allow
     if not seen:
         return before
     count = before.measurements + len(seen)
-    known = before.share_ppm if before.measurements >= ENOUGH else 0
+    known = before.share_ppm if before.measurements >= ENOUGH or before.share_ppm > assumed.share_ppm else 0
     least = 0 if count >= ENOUGH else max(assumed.share_ppm, before.share_ppm)
     return Allowance(assumed.fixed_bytes, max(*seen, known, least), count)
 

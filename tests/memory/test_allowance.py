@@ -27,6 +27,7 @@ def test_every_measured_peak_is_covered_for_good(first: list[Excess], second: li
     assert after.measurements == len(first) + len(second)
     assert after.fixed_bytes == ASSUMED[device].fixed_bytes
     assert all(covered(after, e) for e in second)
+    assert all(covered(after, e) for e in first if not covered(ASSUMED[device], e))
     if len(first) >= ENOUGH or len(first) + len(second) < ENOUGH:
         assert all(covered(after, e) for e in first)
 
@@ -39,7 +40,9 @@ def test_few_measurements_raise_the_share_many_replace_it() -> None:
     many = fold(few, "cuda", [small])
     assert many.share_ppm == pytest.approx(2000, abs=2)
     large = Excess(10**9, 5 * 10**8, 10**9 + assumed.fixed_bytes + 5 * 10**7)
-    assert fold(assumed, "cuda", [large]).share_ppm == pytest.approx(100_000, abs=2)
+    one = fold(assumed, "cuda", [large])
+    assert one.share_ppm == pytest.approx(100_000, abs=2)
+    assert fold(one, "cuda", [small] * ENOUGH).share_ppm == one.share_ppm
     assert fold(many, "cuda", []) == many
 
 
