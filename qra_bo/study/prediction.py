@@ -9,7 +9,7 @@ from qra_bo.searchers.base import SearchProblem
 from qra_bo.searchers.structured.lengths import at_length
 from qra_bo.searchers.structured.rates import row_of
 from qra_bo.searchers.structured.transfer import load_prior
-from qra_bo.space import Allocation, FloatArray
+from qra_bo.space import Allocation, FloatArray, with_allowance
 from qra_bo.space.knapsack import solve_knapsack
 from qra_bo.study.intervals import LEVEL
 from qra_bo.study.setting import BaselineRules
@@ -59,11 +59,13 @@ def predict(run: TrialRunner, problem: SearchProblem, rules: BaselineRules, base
 
 def solved(problem: SearchProblem, table: FloatArray, shares: Sequence[float]) -> list[tuple[Allocation, FloatArray]]:
     """Return the best allocation under an additive ``table`` (``L x F x R``) within each share of the budget, with its
-    row; shares that hold no allocation are passed over, but for the first."""
+    row; shares that hold no allocation are passed over, but for the first. A limit on average bits is the same for all.
+    """
     found: list[tuple[Allocation, FloatArray]] = []
     for share in shares:
+        costs = with_allowance(problem.costs, problem.budget_bytes - int(share * problem.budget_bytes))
         try:
-            row = solve_knapsack(table, problem.costs, int(share * problem.budget_bytes), rel_gap=REL_GAP)
+            row = solve_knapsack(table, costs, problem.budget_bytes, rel_gap=REL_GAP)
         except BudgetError:
             if not found:
                 raise

@@ -1,5 +1,6 @@
 """``effort=instant``: the exact optimum under learned rates, labelled as predicted, and the search that follows it."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from qra_bo.pipeline.run import Result
 from qra_bo.report.data import load_run
 from qra_bo.report.story import answer, comparison, versus
 from qra_bo.searchers.structured.transfer import load_prior
+from qra_bo.space import limit_average_bits
 from qra_bo.study import load_study
 from qra_bo.study.health import card
 from qra_bo.study.prediction import solved
@@ -49,6 +51,18 @@ def test_solution_is_the_exact_optimum_within_the_budget() -> None:
     assert losses[fits].min() == pytest.approx(losses[(rows == found).all(axis=1)][0], abs=1e-4)
     assert row.tolist() == found.tolist()
     assert problem.costs.feasible(problem.space.encode(smaller)[None], int(0.9 * problem.budget_bytes))[0]
+
+
+def test_smaller_shares_of_the_budget_are_of_memory_and_not_of_average_bits() -> None:
+    problem, _ = make_problem(3)
+    least = problem.space.formats[0].bits
+    limited = replace(problem, costs=limit_average_bits(problem.costs, problem.space, problem.budget_bytes, least))
+    table = load_prior("smollm2_135m").rates.table(limited)
+    found = solved(limited, table, [1.0, 0.9])
+    assert [problem.space.bits(a) for a, _ in found] == [(least,) * 3] * 2
+    assert limited.costs.totals(problem.space.encode(found[1][0])[None])[0] <= problem.budget_bytes
+    memory = [int(problem.costs.totals(problem.space.encode(a)[None])[0]) for a, _ in found]
+    assert memory[1] <= 0.9 * problem.budget_bytes < memory[0]
 
 
 def test_instant_runs_no_trial_and_is_labelled_as_predicted(tmp_path: Path) -> None:
