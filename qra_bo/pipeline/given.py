@@ -19,6 +19,8 @@ from qra_bo.utils.errors import BudgetError, ConfigError, OutputError, SpaceErro
 
 LARGEST_LR = 10.0
 """Learning rates above this are refused as a mistake in the file."""
+MOST_STEPS = 10**9
+"""Trials longer than this are no trials."""
 AS_FOUND = {"alpha_over_rank": "adapter.alpha_over_rank", "init": "adapter.init", "lr_rule": "adapter.lr_rule",
             "codes": "quantizer.rounding", "embeddings": "embeddings"}
 """Fields of ``best.json`` and the keys that must agree for a training as in the search."""
@@ -27,8 +29,9 @@ AS_FOUND = {"alpha_over_rank": "adapter.alpha_over_rank", "init": "adapter.init"
 def read_allocation(config: RunConfig, space: SearchSpace) -> tuple[Given, RunConfig]:
     """Read ``config.allocation``; return it and the configuration with its formats and ranks as ladders.
 
-    ``budget=allocation`` becomes the bytes within which the file's allocation was found, or what ``uniform:BITS,RANK``
-    needs.
+    The length of a trial becomes that of the search, where the file states its rate: rates of longer trainings follow
+    from both. ``budget=allocation`` becomes the bytes within which the file's allocation was found, or what
+    ``uniform:BITS,RANK`` needs.
 
     Raises:
         ConfigError: If there is no such file, it does not fit the model's units, it states no budget and
@@ -48,6 +51,8 @@ def read_allocation(config: RunConfig, space: SearchSpace) -> tuple[Given, RunCo
         given = Given((allocation,), f"task=finetune was given {text}", *_rate(lr, config.adapter.lr),
                       tuple(_notes(data, config)))
         budget = _budget(data)
+        if lr is not None:
+            config = _with_trials_of(data, config)
     if config.budget == (OF_ALLOCATION,):
         if budget is None:
             raise ConfigError(f"allocation: {text} states no budget that it was found within; give budget=SIZE")
@@ -137,6 +142,17 @@ def _rate(lr: float | None, base: float) -> tuple[float, str]:
     for end in (0.0, math.inf):
         near += [once := math.nextafter(scale, end), math.nextafter(once, end)]
     return next((s for s in near if base * s == lr), scale), CALIBRATED
+
+
+def _with_trials_of(data: Mapping[str, Any], config: RunConfig) -> RunConfig:
+    """Return the configuration with the steps that a trial had when the file was written, where it states them."""
+    training = data.get("training")
+    steps = training.get("trial_steps") if isinstance(training, Mapping) else None
+    if type(steps) is not int or not 0 < steps <= MOST_STEPS:
+        return config
+    low = config.fidelity.low
+    return config.with_changes(fidelity=config.fidelity.with_changes(
+        high=steps, low=None if low is None or low >= steps else low))
 
 
 def _budget(data: Mapping[str, Any]) -> str | None:

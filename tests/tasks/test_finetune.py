@@ -199,6 +199,23 @@ def test_the_files_rate_is_met_to_the_last_bit(tmp_path: Path, scale: float, lr:
     assert lr * given.lr_scale == lr * scale
 
 
+@pytest.mark.parametrize("steps", [1, 7])
+def test_the_files_rate_stays_that_of_its_own_trials(tmp_path: Path, steps: int) -> None:
+    config = finetune_config(file_of(tmp_path, learning_rate=0.004, training={"trial_steps": steps}))
+    read = read_allocation(config, make_setting(config).space)[1]
+    assert (read.fidelity.high, read.fidelity.low) == (steps, None if steps == 1 else 1)
+    config = finetune_config(file_of(tmp_path, training={"trial_steps": steps}))
+    assert read_allocation(config, make_setting(config).space)[1].fidelity == config.fidelity  # the run's own rate
+
+
+def test_a_longer_trial_does_not_change_the_rates_of_a_found_allocation(searched: Path, trained: Path,
+                                                                        tmp_path: Path) -> None:
+    assert main([*REAL, "fidelity.high=3", "task=finetune", f"allocation={searched}", f"out={tmp_path / 'run'}"]) == 0
+    assert best_of(searched)["lr_rule"] == "by_length"
+    assert best_of(tmp_path / "run")["training"] == best_of(searched)["training"]
+    assert event(tmp_path / "run", "final")["loss"] == event(trained, "final")["loss"]
+
+
 def test_other_models_and_settings_are_said(tmp_path: Path) -> None:
     config = finetune_config(file_of(tmp_path, model="other", unit_numel=[49152] * 4, init="eva", codes="rtn"))
     given, _ = read_allocation(config, make_setting(config).space)
