@@ -39,7 +39,7 @@ def read_allocation(config: RunConfig, space: SearchSpace) -> tuple[Given, RunCo
         SpaceError: If it is malformed.
     """
     text = str(config.allocation).strip()
-    if text.lower().startswith("uniform"):
+    if text.lower().startswith("uniform:"):
         chosen = parse_budget(text)
         allocation = uniform(space.n_units, format_for(int(chosen.bits or 0), space).name, int(chosen.rank or 0))
         given = Given((allocation,), f"task=finetune was given {text}", 1.0, BY_RULE)

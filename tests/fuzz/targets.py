@@ -215,7 +215,7 @@ def allocation(data: bytes) -> None:
     """``uniform:BITS,RANK`` and the file of an allocation."""
     text = data.decode("utf-8", "replace")
     path = str(SCRATCH.file("best.json", data))
-    for given in (text if text.strip().lower().startswith("uniform") else path, path):
+    for given in (text if text.strip().lower().startswith("uniform:") else path, path):
         try:
             read, _ = read_allocation(FINETUNE.with_changes(allocation=given), SPACE)
         except UserError:

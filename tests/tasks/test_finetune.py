@@ -231,6 +231,14 @@ def test_uniform_choices_bring_their_own_budget() -> None:
     assert narrowed.budget == ("uniform:4,7",)
 
 
+def test_a_path_may_begin_like_a_uniform_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    file_of(tmp_path).rename(tmp_path / "uniform_run")
+    config = finetune_config("uniform_run")
+    given, _ = read_allocation(config, make_space(config, make_spec(config)))
+    assert given.allocations[0].ranks == (4, 2, 1, 8)
+
+
 @pytest.mark.parametrize(("content", "message"), [
     (None, "can't be read"), ("[", "is not JSON"), ("{}", "lists 'formats'"),
     ('{"formats": ["nf4"], "ranks": [4]}', "for 1 units; this model has 4"),
