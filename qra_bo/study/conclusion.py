@@ -226,7 +226,7 @@ def first_that_fits(run: TrialRunner, ranked: Sequence[Allocation]) -> Allocatio
         run.record("warning", {"message": f"{a.fingerprint} was predicted to need {predict(a):,} bytes and "
                                           f"{how}{after}"})
     what = "the only allocation did not measure" if len(candidates) == 1 else \
-        f"none of the {MEASURED_CANDIDATES} best allocations measured"
+        f"none of the {len(candidates)} best allocations measured"
     raise OutputError(f"{what} within the budget of {budget:,} bytes; the journal holds what each needs: raise the "
                       "budget by that, or lower train.batch")
 
