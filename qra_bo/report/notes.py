@@ -59,7 +59,7 @@ def _learning_rate(d: ReportData) -> str:
             "" if found["source"] == CALIBRATED else " Another one may suit these ranks better.")
     if not found["trials"]:
         return f"{rate}, not calibrated in this run."
-    scales = sorted({float(t["lr_scale"]) for t in found["trials"]})
+    scales = sorted(float(s) for s in found.get("tried", [t["lr_scale"] for t in found["trials"]]))
     at_edge = len(scales) > 1 and d.study.lr_scale in (scales[0], scales[-1])
     return (f"{rate}, calibrated on uniform baselines over {len(scales)} scales, and the same for every allocation."
             + (" The best scale lies at the edge of those tried: a wider calibrate.lr_scales may do better."

@@ -88,11 +88,11 @@ def calibrate(run: TrialRunner, baselines: Sequence[Allocation]) -> None:
     if tried and not losses:
         raise no_loss("no learning rate of the calibration gave a loss on the uniform baselines", run.study.trials)
     best, inside = best_scale(sorted(losses)) if losses else (scales[0], True)
-    if not inside:
+    if not inside and best in (min(tried), max(tried)):  # beside a factor that gave no loss it is at no end
         run.warn(f"the best factor on the learning rate, {best:g}, is at the end of those tried {list(scales)}; "
                  "calibrate.lr_scales may be too narrow")
     run.record("calibration", {"lr": config.adapter.lr * best, "rule": config.adapter.lr_rule, "lr_scale": best,
-                               "trials": [{"lr_scale": s, "loss": loss} for s, loss in losses],
+                               "tried": list(tried), "trials": [{"lr_scale": s, "loss": loss} for s, loss in losses],
                                "uniform_baselines": [a.to_json() for a in chosen]})
 
 

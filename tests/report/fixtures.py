@@ -112,7 +112,8 @@ def make_events(seed: int = 0, *, oracle: str = "finetune", finished: bool = Tru
     s.add("stage", {"stage": "profile", "state": "end"})
     nf4 = [uniform(L, "nf4", 4), uniform(L, "nf4", 2)]
     trials = [{"lr_scale": scale, "loss": s.evaluate(nf4[0], "calibration", lr_scale=scale)} for scale in (.5, 1., 2.)]
-    s.add("calibration", {"lr": 2e-3, "lr_scale": 1.0, "rule": "constant", "trials": trials})
+    s.add("calibration", {"lr": 2e-3, "lr_scale": 1.0, "rule": "constant", "trials": trials,
+                          "tried": [.5, 1., 2.]})
     s.add("stage", {"stage": "baseline", "state": "start"})
     filled = Allocation(("nf4",) * L, (2,) * 4 + (4,) * 8)
     for a in (nf4[1], filled, uniform(L, "hqq3", 5), uniform(L, "hqq3", 4), uniform(L, "hqq2", 8)):

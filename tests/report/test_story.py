@@ -110,12 +110,15 @@ def test_proxy_results_are_labelled_everywhere():
 
 
 def test_a_learning_rate_at_the_edge_of_those_tried_is_noted():
-    events = make_events()
-    for e in events:
-        if e["event"] == "calibration":
-            e["trials"] = [{"lr_scale": .5, "loss": 4.2}, {"lr_scale": 1, "loss": 4.1}]
-    assert "at the edge of those tried" in dict(notes(parse_events(events)))["Learning rate"]
-    assert "at the edge" not in dict(notes(parse_events(make_events())))["Learning rate"]
+    def said(**changes):
+        events = [{**e, **changes} if e["event"] == "calibration" else e for e in make_events()]
+        return dict(notes(parse_events(events)))["Learning rate"]
+
+    assert "at the edge of those tried" in said(tried=[.5, 1.0])
+    assert "at the edge" not in said()
+    best_below_one_that_diverged = said(trials=[{"lr_scale": .5, "loss": 4.2}, {"lr_scale": 1., "loss": 4.1}])
+    assert "over 3 scales" in best_below_one_that_diverged
+    assert "at the edge" not in best_below_one_that_diverged
 
 
 @pytest.mark.parametrize(("rule", "said"), [("inverse_sqrt", False), ("by_length", True)])

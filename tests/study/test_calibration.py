@@ -1,8 +1,16 @@
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from qra_bo.execution import InProcessExecutor
+from qra_bo.oracle.protocol import Progress
 from qra_bo.space import uniform
 from qra_bo.study.baselines import best_scale, calibration_choices
+from qra_bo.trials import TrialResult, TrialSpec, TrialState
+from tests.study.oracles import PlantedOracle
+from tests.study.problem import run
 
 
 @pytest.mark.parametrize(("rank", "n", "ranks"), [(16, 1, [8]), (16, 2, [16, 4]), (16, 3, [16, 8, 4]), (4, 2, [4, 1]),
@@ -37,3 +45,26 @@ def test_an_optimum_at_the_end_of_what_was_tried_is_told() -> None:
     assert best_scale([(0.5, 3.0), (1.0, 2.0), (2.0, 1.0)]) == (2.0, False)
     assert best_scale([(1.0, 2.0), (2.0, 3.0)]) == (1.0, True)
     assert best_scale([(0.5, 1.0), (1.0, 2.0), (2.0, 1.5)]) == (0.5, False)
+
+
+class Diverging(PlantedOracle):
+    """The least loss is at a factor of 2; factors above ``limit`` diverge."""
+
+    def __init__(self, limit: float) -> None:
+        super().__init__()
+        self.limit = limit
+
+    def evaluate(self, request: TrialSpec, progress: Progress) -> TrialResult:
+        found = super().evaluate(request, progress)
+        return found if request.lr_scale <= self.limit else replace(found, state=TrialState.DIVERGED, loss=None)
+
+
+@pytest.mark.parametrize(("scales", "limit", "at_end"), [([.25, .5, 1.0, 8.0], 1.0, False), ([.25, .5, 1.0], 1.0, True),
+                                                         ([.03, .25, .5, 1.0], .5, False)])
+def test_a_best_factor_below_one_that_diverged_is_at_no_end(tmp_path: Path, scales: list[float], limit: float,
+                                                            at_end: bool) -> None:
+    study = run(tmp_path, InProcessExecutor(Diverging(limit)), fine_tunes=False, calibrate__lr_scales=scales,
+                effort__max_full_trials=4, confirm__seeds=0, effort__ranking_top=0).study
+    assert study.last["calibration"]["tried"] == scales
+    assert study.lr_scale == limit
+    assert ("at the end of those tried" in study.last.get("warning", {"message": ""})["message"]) == at_end
