@@ -37,8 +37,8 @@ def _uniform(d: ReportData) -> str:
     if best is None:
         return "None that fits was trained yet."
     tried = {e.allocation for e in d.points if e.stage == "baseline" and e.within(d.header.budget_bytes)}
-    return (f"{len(tried)} of them that fit were trained before the search, at the same length and with the same rule "
-            f"for the learning rate. The best is {d.name(best.allocation)}.")
+    return (f"{len(tried)} of them that fit were trained, at the same length and with the same rule for the learning "
+            f"rate. The best is {d.name(best.allocation)}.")
 
 
 def _codes(d: ReportData) -> str:
@@ -75,7 +75,8 @@ def _in_final(d: ReportData, calibration: Mapping[str, Any]) -> str:
 
 def _stopped(d: ReportData) -> str:
     found = d.last("stopped")
-    return "" if found is None else (
+    went_on = found is not None and found["before"] in d.study.by_key  # with more effort
+    return "" if found is None or went_on else (
         "The search ended before its effort was spent: the surrogate gave its best next proposal a chance of "
         f"{100 * float(found['chance']):.0f} % to gain more than the noise of a comparison, below "
         f"{100 * float(found['least']):.0f} % (effort.stop).")

@@ -195,8 +195,18 @@ def test_texts():
     assert [story.server_rank(r) for r in ((1, 8), (9,), (1000,))] == [8, 16, 1000]
 
 
+def test_a_search_that_stopped_early_and_went_on_is_not_said_to_have_ended_early() -> None:
+    events = make_events()
+    stopped = {"event": "stopped", "session": 1, "elapsed": events[-1]["elapsed"], "chance": .1, "least": .2}
+    key = next(e["key"] for e in events if e.get("stage") == "trust_region")
+    assert "10 %" in dict(notes(parse_events([*events, {**stopped, "before": "0" * len(key)}])))["Early stop"]
+    assert "Early stop" not in dict(notes(parse_events([*events, {**stopped, "before": key}])))
+
+
 def test_notes_name_the_best_uniform_baseline() -> None:
-    assert "uniform-4bit-r4" in dict(notes(parse_events(make_events())))["Uniform baselines"]
+    said = dict(notes(parse_events(make_events())))["Uniform baselines"]
+    assert "uniform-4bit-r4" in said
+    assert "before the search" not in said  # an extended search trains further ones after it
     assert dict(notes(parse_events(make_events()[:4])))["Uniform baselines"] == "None that fits was trained yet."
 
 
