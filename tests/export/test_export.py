@@ -88,6 +88,14 @@ def test_card_states_the_adapters_own_test_loss_apart(tmp_path):
     assert "4.0100" not in text  # the confirmation's mean test loss, of shorter trainings
 
 
+@pytest.mark.parametrize("seeds", [0, 5])
+def test_card_of_a_uniform_winner_does_not_compare_it_with_itself(tmp_path, seeds):
+    same = {"mean": 0.0, "low": 0.0, "high": 0.0, "train_seeds": seeds}
+    [path] = export_all(write_finished(tmp_path / "run", winner_kind="uniform", versus_best_uniform=same), ["card"])
+    assert "This allocation is the best uniform baseline; no mixed one was preferred to it." in path.read_text()
+    assert "95 % interval" not in path.read_text()
+
+
 def test_card_of_a_synthetic_run_says_so_first(tmp_path):
     [path] = export_all(write_finished(tmp_path / "run", oracle="synthetic"), ["card"])
     assert "no model was trained" in path.read_text().split("\n## ")[0]
