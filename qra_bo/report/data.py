@@ -14,7 +14,7 @@ from qra_bo.execution.base import ProfileResult
 from qra_bo.memory.formats import parse_format
 from qra_bo.space import Allocation, StorageFormat
 from qra_bo.study import JOURNAL_NAME, RESERVED, Study, allocation_name, read_journal, session_seconds
-from qra_bo.trials import SCHEMA_VERSION, Trial, rounding_of
+from qra_bo.trials import Trial, rounding_of
 from qra_bo.utils.errors import JournalError, OutputError, SpaceError
 
 BREAKDOWN = {
@@ -254,15 +254,12 @@ def parse_events(events: Sequence[Mapping[str, Any]], warnings: Sequence[str] = 
     """Check a journal's events and fold them; ``warnings`` are messages of the journal's reader.
 
     Raises:
-        JournalError: If there is no header, its schema is newer, or an event lacks a field.
+        JournalError: If there is no header, or an event lacks a field.
     """
     header = next((e for e in events if e.get("event") == "header"), None)
     if header is None:
         raise JournalError("the journal has no header event: it is not the trials.jsonl of a run, or it is empty")
     try:
-        if int(header["schema_version"]) > SCHEMA_VERSION:
-            raise JournalError(f"the journal has schema {header['schema_version']}, this release reads up to "
-                               f"{SCHEMA_VERSION}; update qra_bo to read it")
         study = Study(events)
         profile, confirmation = study.last.get("profile"), study.last.get("confirmation")
         predicted = study.last.get("prediction")
