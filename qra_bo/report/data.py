@@ -65,12 +65,14 @@ class Prediction:
     """Allocation of ``effort=instant`` against the best uniform baseline, as predicted; no trial was run.
 
     Args:
+        allocations: The predicted one, then those to deliver in turn where it measures over the budget.
         reference: The best uniform baseline as predicted; ``None`` where it can't be predicted.
         mean: Predicted loss less that of the reference (nats); ``low`` and ``high`` bound its 95 % interval.
         steps: Optimiser steps of the training that it is predicted for.
         sources: What it was learned from, in words.
     """
 
+    allocations: tuple[Allocation, ...]
     reference: Allocation | None
     mean: float
     low: float
@@ -161,6 +163,11 @@ class ReportData:
     def state(self) -> str:
         """``"unfinished"`` until the journal's end event, then that event's status."""
         return str(self.study.last["end"].get("status", "done")) if self.ended else "unfinished"
+
+    @property
+    def replaced(self) -> bool:
+        """Whether a predicted allocation measured over the budget, so that another was delivered."""
+        return self.prediction is not None and self.winner != self.prediction.allocations[0]
 
     @property
     def stage(self) -> str:

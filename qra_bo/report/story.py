@@ -107,6 +107,10 @@ def _given(d: ReportData, where: str, reason: str) -> Answer:
 def _predicted(d: ReportData, where: str, p: Prediction) -> Answer:
     """State what was predicted, and at which length."""
     final, name = d.last("final"), DASH if d.winner is None else d.name(d.winner)
+    if d.replaced:
+        return Answer(f"The allocation predicted for {where}, {d.name(p.allocations[0])}, was measured over the "
+                      f"budget; the next best that fits was delivered instead: {name}. Its difference to the best "
+                      "uniform baseline was not predicted.", "", "", "open")
     text = f"Predicted, not searched: {name} for {where}."
     if p.reference is None:
         return Answer(f"{text} No uniform baseline is on the ladders to compare with.", "", "", "open")
@@ -204,6 +208,8 @@ def unconfirmed_difference(d: ReportData) -> float | None:
 
 def versus(d: ReportData) -> str:
     """Difference to the best uniform baseline in a few words, with its interval where it was confirmed."""
+    if d.replaced:
+        return "not predicted"
     beside = compared(d.study)
     if beside is not None and beside.difference is not None:
         return f"{signed(beside.difference)} on one seed"
@@ -231,7 +237,7 @@ def comparison(d: ReportData) -> list[Row]:
         return _one_seed_rows(d, beside)
     c = d.confirmation
     tests: dict[Allocation, float] = {}
-    untried = "predicted" if d.prediction else "given" if d.study.given else None
+    untried = None if d.replaced else "predicted" if d.prediction else "given" if d.study.given else None
     leader = untried or ("winner" if c is not None or d.ended else "best so far")
     if d.study.untried and d.winner is not None and d.final_loss is not None:
         tests[d.winner] = d.final_loss

@@ -9,12 +9,13 @@ import pytest
 
 import qra_bo
 from qra_bo.pipeline.run import Result
-from qra_bo.report.data import load_run
+from qra_bo.report.data import load_run, parse_events
 from qra_bo.report.story import answer, comparison, versus
 from qra_bo.searchers.structured.transfer import load_prior
 from qra_bo.space import limit_average_bits
 from qra_bo.study import load_study
 from qra_bo.study.health import card
+from qra_bo.study.journal import read_journal
 from qra_bo.study.prediction import solved
 from qra_bo.study.trial_runner import TrialRunner
 from qra_bo.trials import Trial
@@ -148,6 +149,24 @@ def test_comparison_on_one_seed_has_losses_and_no_verdict(tmp_path: Path) -> Non
     assert "compared on one training seed alone" in own.finding
     assert [row.role for row in comparison(d)] == ["predicted", "best uniform", "QLoRA"]
     assert [row.test_loss for row in comparison(d)] == [one[name] for name in ("predicted", "uniform", "qlora")]
+
+
+@pytest.mark.parametrize("compared", [[], ["uniform"]])
+def test_what_is_delivered_in_its_stead_does_not_inherit_the_prediction(tmp_path: Path, compared: list[str]) -> None:
+    instant(tmp_path, **{"effort.compare": compared})
+    events = read_journal(tmp_path / "trials.jsonl").events
+    d = load_run(tmp_path)
+    assert d.prediction is not None
+    first, second = d.prediction.allocations[:2]
+    d = parse_events([{**e, "status": "next_best", "best": second.fingerprint} if e["event"] == "end" else e
+                      for e in events])
+    said = answer(d)
+    assert said.sentence.index(d.name(first)) < said.sentence.index("measured over the budget")
+    assert f"delivered instead: {d.name(second)}. Its difference" in said.sentence
+    assert (said.figure, said.interval, said.tone) == ("", "", "open")
+    assert versus(d) == "not predicted"
+    if not compared:
+        assert [row.role for row in comparison(d)] == ["winner", "best uniform"]
 
 
 def test_the_final_fine_tune_is_no_time_of_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
