@@ -20,6 +20,7 @@ from qra_bo.report.plots import PLOTS, RUNS_PLOTS, write_plots
 from qra_bo.report.side_by_side import NamedRun, caveats, facts
 from qra_bo.report.style import DARK, LIGHT, Theme, narrow
 from qra_bo.report.text import duration, short_names, size
+from qra_bo.study.comparison import compared
 from qra_bo.study.health import card, health
 from qra_bo.study.state import cost_of
 from qra_bo.utils.files import check_run_folder, replace_text, writing
@@ -74,7 +75,7 @@ def render_html(d: ReportData) -> str:
     share = None if d.ended or planned <= 0 else min(1.0, d.study.search_cost.tokens / planned)
     figures, sheet = pictures(PLOTS, d)
     return _render("report.html.jinja", d=d, delivered=story.delivered(d), answer=story.answer(d),
-                   rows=story.comparison(d), columns=story.COLUMNS[2:], lines=story.lines(d),
+                   rows=story.comparison(d), columns=story.COLUMNS[2:], tested=_tested(d), lines=story.lines(d),
                    figures=figures, sheet=sheet, share=share,
                    sample=(d.last("final") or {}).get("sample"), units=_unit_rows(d), steps=story.next_steps(d))
 
@@ -143,6 +144,15 @@ def most_sensitive(d: ReportData) -> tuple[list[tuple[str, list[str], float]], l
     formats = [(fmt, top(column), float(column.max()))
                for fmt, column in zip(p.formats, p.quantization_sensitivity.T, strict=True)]
     return formats, [] if p.rank_sensitivity is None else top(p.rank_sensitivity[:, -1])
+
+
+def _tested(d: ReportData) -> str:
+    """Say which trainings the test losses of the comparison are of."""
+    if compared(d.study) is not None:
+        return f"one training seed, after {d.header.high_steps} steps"
+    if d.study.untried:
+        return "after the final fine-tune"
+    return f"mean over unseen training seeds, after {d.study.confirmation_steps} steps"
 
 
 def _unit_rows(d: ReportData) -> list[tuple[str, str, int, int]]:

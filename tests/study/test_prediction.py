@@ -10,6 +10,7 @@ import pytest
 import qra_bo
 from qra_bo.pipeline.run import Result
 from qra_bo.report.data import load_run, parse_events
+from qra_bo.report.html import render_html
 from qra_bo.report.story import answer, comparison, versus
 from qra_bo.searchers.structured.transfer import load_prior
 from qra_bo.space import limit_average_bits
@@ -167,6 +168,13 @@ def test_what_is_delivered_in_its_stead_does_not_inherit_the_prediction(tmp_path
     assert versus(d) == "not predicted"
     if not compared:
         assert [row.role for row in comparison(d)] == ["winner", "best uniform"]
+
+
+def test_a_page_says_which_training_its_test_losses_are_of(tmp_path: Path) -> None:
+    instant(tmp_path / "alone")
+    instant(tmp_path / "beside", **{"effort.compare": ["uniform"]})
+    assert "test split, after the final fine-tune." in render_html(load_run(tmp_path / "alone"))
+    assert "test split, one training seed, after 24 steps." in render_html(load_run(tmp_path / "beside"))
 
 
 def test_the_final_fine_tune_is_no_time_of_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
