@@ -50,7 +50,6 @@ class Header:
     oracle: str
     high_steps: int
     low_steps: int | None
-    effort: str
     full_trial_tokens: float
     train_seed: int
     method: str
@@ -163,6 +162,11 @@ class ReportData:
     def state(self) -> str:
         """``"unfinished"`` until the journal's end event, then that event's status."""
         return str(self.study.last["end"].get("status", "done")) if self.ended else "unfinished"
+
+    @property
+    def effort(self) -> str:
+        """Name of the effort that the run was last started with."""
+        return str(self.study.last.get("extension", self.study.header)["effort"])
 
     @property
     def replaced(self) -> bool:

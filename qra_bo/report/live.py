@@ -138,8 +138,11 @@ def _describe(e: Event) -> str | None:
 def trials_after_search(study: Study) -> float:
     """Full-trial equivalents of references, confirmation (at other learning rates too) and the longer ranking check."""
     config = study.header["config"]
-    confirm, effort = config.get("confirm", {}), config.get("effort", {})
-    if not isinstance(effort, Mapping) or not confirm or not effort.get("max_full_trials", 1):
+    confirm, begun = config.get("confirm", {}), config.get("effort", {})
+    if not isinstance(begun, Mapping) or not confirm:
+        return 0.0
+    effort = {**begun, **study.last.get("extension", {})}  # a run that goes on may check more than it began with
+    if not effort.get("max_full_trials", 1):
         return 0.0
     rates, longer = 1 + len(effort.get("rate_factors", ())), study.confirmation_steps / int(study.header["high_steps"])
     return 2 * int(confirm["seeds"]) * rates * longer + 2 * bool(effort["references"]) + \

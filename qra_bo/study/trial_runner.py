@@ -89,7 +89,8 @@ class TrialRunner:
         effort = {"effort": self.config.effort.name, "max_full_trials": float(self.config.effort.max_full_trials),
                   "planned_cost": self.setting.planned_cost,
                   "uniform_baselines": self.config.effort.uniform_baselines,
-                  "references": self.config.effort.references}
+                  "references": self.config.effort.references, "ranking_top": self.config.effort.ranking_top,
+                  "rate_factors": list(self.config.effort.rate_factors)}
         learned = {"prior_sha256": prior_sha256(self.config.surrogate.prior),
                    "rates_sha256": prior_sha256(self.config.surrogate.rates)}
         header = self.study.header

@@ -111,6 +111,9 @@ def test_what_follows_the_search_counts_in_the_plan():
     instant = RunState()
     instant.feed({**header, "config": config})
     assert instant.planned == alone.planned
+    instant.feed({"event": "extension", "effort": "normal", "max_full_trials": 30.0, "planned_cost": 7.0,
+                  "references": True, "ranking_top": 4, "rate_factors": [0.5, 2.0]})
+    assert instant.planned - 7.0 == pytest.approx((3 * 10 + 4 * 3 + 2) * header["full_trial_tokens"])
     unsearched = RunState()
     for event in [{**header, "config": config, "planned_cost": 0.0}, next(e for e in make_events()
                                                                           if e["event"] == "trial")]:

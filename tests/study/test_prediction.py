@@ -11,6 +11,7 @@ import qra_bo
 from qra_bo.pipeline.run import Result
 from qra_bo.report.data import load_run, parse_events
 from qra_bo.report.html import render_html
+from qra_bo.report.live import RunState
 from qra_bo.report.story import answer, comparison, versus
 from qra_bo.searchers.structured.transfer import load_prior
 from qra_bo.space import limit_average_bits
@@ -35,6 +36,13 @@ def instant(out: Path, **more: Any) -> Result:
 
 def quick(out: Path, **more: Any) -> Result:
     return qra_bo.search(**{**COMMON, **QUICK, **more}, out=str(out))
+
+
+def planned(folder: Path) -> float | None:
+    state = RunState()
+    for event in read_journal(folder / "trials.jsonl").events:
+        state.feed(event)
+    return state.planned
 
 
 def kept(trials: list[Trial]) -> list[tuple[str, str, float | None]]:
@@ -99,6 +107,8 @@ def test_search_after_instant_equals_one_without_it(tmp_path: Path) -> None:
     for key in ("bits", "ranks", "loss", "versus_best_uniform", "learning_rate"):
         assert grown.best[key] == alone.best[key]
     assert grown.best["cost"]["training_tokens"] == alone.best["cost"]["training_tokens"]  # one profile
+    assert "effort quick" in render_html(load_run(tmp_path / "grown"))
+    assert planned(tmp_path / "grown") == planned(tmp_path / "alone")
     longer = quick(tmp_path / "grown", **{"effort.max_full_trials": 12})
     assert kept(load_study(tmp_path / "grown").trials)[:len(apart.trials) - 4] == kept(apart.trials)[:-4]
     assert longer.best["searched"]
