@@ -1,5 +1,6 @@
 """Tables of the length study and of the models that predict a longer training."""
 
+import re
 from collections.abc import Mapping
 from math import exp
 from statistics import fmean
@@ -57,7 +58,7 @@ def exponents() -> str:
     """Exponents that carry losses to longer trainings."""
     rows = [r for r in read(MODEL)["rows"] if r["part"] == "exponents"]
     return grid(("fitted to", "allocations", "damage by few bits", "gain by rank"), [
-        [row["data"], str(row["allocations"]), *(f"{fixed(row[key])} ± {fixed(row[f'{key}_se'])}"
+        [_short(row["data"]), str(row["allocations"]), *(f"{fixed(row[key])} ± {fixed(row[f'{key}_se'])}"
                                                  for key in ("damage", "rank"))] for row in rows])
 
 
@@ -65,14 +66,25 @@ def _with_error(row: Mapping[str, Any], name: str) -> str:
     return figure(None) if row[name] is None else f"{figure(row[name], 2)} ± {figure(row[f'{name}_se'], 2)}"
 
 
+def _short(data: str) -> str:
+    """Return a name without its split and seed."""
+    return re.sub(r", validation, seed \d+", "", data)
+
+
 def predictions() -> str:
     """How well models predict the end of a training from its beginning, each allocation left out in turn."""
     rows = [r for r in read(MODEL)["rows"] if r["part"] == "prediction" and r["protocol"] == "each in turn"
             and r["rmse"] is not None]
-    return grid(("losses of", "seen after", "model", "allocations", "error of a difference", "over the last value's",
-                 "Spearman", "regret"), [
-        [r["data"], f"{r['seen']} steps", r["model"], str(r["allocations"]), fixed(r["rmse"], 4),
-         percent(r["over_last_value"]), fixed(r["spearman"]), fixed(r["regret"], 4)] for r in rows]) + source(MODEL)
+    cells = {((_short(r["data"]), r["seen"], r["allocations"]), r["model"]): _score(r) for r in rows}
+    sets, models = (list(dict.fromkeys(key[i] for key in cells)) for i in (0, 1))
+    return grid(("model", *(f"{data}, seen after {seen} ({n})" for data, seen, n in sets)), [
+        [model, *(cells[one, model] for one in sets)] for model in models]) + source(MODEL)
+
+
+def _score(row: Mapping[str, Any]) -> str:
+    share = percent(row["over_last_value"])
+    error = f"{share} ({fixed(row['rmse'], 4)})" if row["over_last_value"] == 1 else share
+    return f"{error}, {fixed(row['spearman'])}, {fixed(row['regret'], 4)}"
 
 
 def optimal_rates() -> str:
