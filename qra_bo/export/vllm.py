@@ -12,7 +12,7 @@ from qra_bo.export import compressed_tensors, merged, uniform_rank
 from qra_bo.export.run import FinishedRun
 from qra_bo.memory.formats import parse_format
 from qra_bo.memory.serving import CONSUMERS
-from qra_bo.report.story import server_rank
+from qra_bo.report.next_steps import server_rank
 from qra_bo.space.decoder import fused_of
 
 FILE = "export/serve_vllm.txt"

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from qra_bo.report import story
 from qra_bo.report.data import BREAKDOWN, ReportData, load_run
 from qra_bo.report.inline_svg import Sheet
+from qra_bo.report.next_steps import next_steps
 from qra_bo.report.notes import notes
 from qra_bo.report.plots import PLOTS, RUNS_PLOTS, write_plots
 from qra_bo.report.side_by_side import NamedRun, caveats, facts
@@ -77,7 +78,7 @@ def render_html(d: ReportData) -> str:
     return _render("report.html.jinja", d=d, delivered=story.delivered(d), answer=story.answer(d),
                    rows=story.comparison(d), columns=story.COLUMNS[2:], tested=_tested(d), lines=story.lines(d),
                    figures=figures, sheet=sheet, share=share,
-                   sample=(d.last("final") or {}).get("sample"), units=_unit_rows(d), steps=story.next_steps(d))
+                   sample=(d.last("final") or {}).get("sample"), units=_unit_rows(d), steps=next_steps(d))
 
 
 def render_runs(runs: Sequence[NamedRun]) -> str:

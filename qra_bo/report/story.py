@@ -1,7 +1,6 @@
 """Answer and comparison of a run in plain sentences: the text that terminal, page and ``report.json`` share."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,8 +15,6 @@ from qra_bo.utils.numbers import DASH, number, signed
 
 CLOSED_GAP_ERRORS = 3
 """Standard errors that a gap must span before shares of it are quoted."""
-SERVER_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""Values that vLLM accepts for ``--max-lora-rank``."""
 COLUMNS = ("", "allocation", "bits", "rank", "search loss", "test loss", "predicted", "measured", "fits")
 """Headings of the comparison, in the order of ``Row.cells``."""
 
@@ -66,15 +63,6 @@ class Row:
                 number(self.test_loss), *sizes, {None: DASH, True: "yes", False: "no"}[self.fits])
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One next step: its purpose, a sentence about it, and the code or command."""
-
-    what: str
-    why: str
-    code: str
-
-
 def answer(d: ReportData) -> Answer:
     """State the finding, with its interval where there is one."""
     where = f"{d.header.model} within {size(d.header.budget_bytes)} ({d.header.scope} memory)"
@@ -104,13 +92,17 @@ def _given(d: ReportData, where: str, reason: str) -> Answer:
     return Answer(f"{name} of {where} {trained}. Nothing was searched: {reason}.", "", "", "open")
 
 
+def _replaced(d: ReportData, what: str, chosen: Allocation, known: str) -> Answer:
+    return Answer(f"The {what}, {d.name(chosen)}, was measured over the budget; the next best that fits was delivered "
+                  f"instead: {d.name(d.winner or chosen)}. Its difference to the best uniform baseline was not "
+                  f"{known}.", "", "", "open")
+
+
 def _predicted(d: ReportData, where: str, p: Prediction) -> Answer:
     """State what was predicted, and at which length."""
     final, name = d.last("final"), DASH if d.winner is None else d.name(d.winner)
     if d.replaced:
-        return Answer(f"The allocation predicted for {where}, {d.name(p.allocations[0])}, was measured over the "
-                      f"budget; the next best that fits was delivered instead: {name}. Its difference to the best "
-                      "uniform baseline was not predicted.", "", "", "open")
+        return _replaced(d, f"allocation predicted for {where}", p.allocations[0], "predicted")
     text = f"Predicted, not searched: {name} for {where}."
     if p.reference is None:
         return Answer(f"{text} No uniform baseline is on the ladders to compare with.", "", "", "open")
@@ -140,9 +132,7 @@ def _confirmed(d: ReportData, c: Confirmation, where: str) -> Answer:
     mixed, reference = c.winner_kind == "mixed", d.name(c.reference)
     chosen = c.candidate if mixed else c.reference
     if d.winner != chosen:
-        return Answer(f"The winner for {where}, {d.name(chosen)}, was measured over the budget; the next best that "
-                      f"fits was delivered instead: {d.name(d.winner or chosen)}. Its difference to the best uniform "
-                      "baseline was not confirmed.", "", "", "open")
+        return _replaced(d, f"winner for {where}", chosen, "confirmed")
     if c.candidate == c.reference:
         return Answer(f"A uniform baseline wins for {where}: {reference}. The search found no mixed allocation that "
                       "is better at its own training seed.", "", "", "equal")
@@ -166,8 +156,8 @@ def _confirmed(d: ReportData, c: Confirmation, where: str) -> Answer:
             "was worse" if enough else "had a higher loss"
         text = (f"A uniform baseline wins for {where}: {reference}. The best mixed allocation found {verdict} on "
                 "unseen training seeds.")
-    return Answer(text, f"{signed(c.mean)} nats", _interval(d, c), tone) if c.train_seeds else \
-        Answer(text, "", "", tone)
+    shown = (f"{signed(c.mean)} nats", _interval(d, c)) if c.train_seeds else ("", "")
+    return Answer(text, *shown, tone)
 
 
 def _carried(d: ReportData, c: Confirmation, where: str, expected: float) -> Answer:
@@ -326,30 +316,3 @@ def allocation_line(d: ReportData) -> str:
     """Bits and ranks of the winner on one line; a dash without a winner."""
     w = d.winner
     return DASH if w is None else describe_allocation(d.header.units, d.bits(w), w.ranks)
-
-
-def server_rank(ranks: Sequence[int]) -> int:
-    """The least ``--max-lora-rank`` of vLLM that takes an adapter of these ranks."""
-    return next((n for n in SERVER_RANKS if n >= max(ranks)), max(ranks))
-
-
-def next_steps(d: ReportData) -> list[Step]:
-    """The uses of a run that delivered an adapter; empty before that."""
-    if d.winner is None or "final" not in d.study.last:
-        return []
-    exports = ("Writes the adapter's card, configurations for other trainers and, if named, the model for servers "
-               "(compressed_tensors, gguf, mlx, merged); measures how each differs from the run's own model. vLLM "
-               f"needs --max-lora-rank {server_rank(d.winner.ranks)} for these ranks.")
-    steps = [
-        Step("From Python", "The mixed base with its adapter, with the logits that it had at the end of the run.",
-             'import qra_bo\nmodel, tokenizer = qra_bo.load("RUN")'),
-        Step("In other trainers and servers", exports, "python -m qra_bo task=export out=RUN export.check=true"),
-        Step("On your task", "The loss is not your task: ask the model your own questions.",
-             'python -m qra_bo task=evaluate out=RUN "eval.tasks=[questions.jsonl]"'),
-        Step("On other data", "Trains the same bits and ranks again, without a search.",
-             "python -m qra_bo ... task=finetune allocation=RUN data=jsonl data.path=FILE")]
-    if d.study.given:
-        return steps
-    effort, why = ("quick", "The same command with a search keeps the profile and measures what was predicted.") \
-        if d.prediction else ("thorough", "The same command with more effort continues from the finished trials.")
-    return [*steps, Step("Search on", why, f"python -m qra_bo ... effort={effort} out=RUN")]

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from qra_bo.report import story
 from qra_bo.report.data import ReportData
+from qra_bo.report.next_steps import next_steps
 from qra_bo.report.side_by_side import NamedRun, caveats, facts
 from qra_bo.report.text import rough
 from qra_bo.study.health import FAIL, PASS, UNKNOWN, WARN, Card, health
@@ -94,7 +95,7 @@ def print_result(console: Console, d: ReportData, folder: Path, files: Sequence[
     if files:
         print_line(console, f"Files in {folder}: " + ", ".join(files))
     quoted = {'"RUN"': json.dumps(printable(str(folder))), "RUN": shlex.quote(printable(str(folder)))}
-    steps = [(s.what, s.code.splitlines()[-1]) for s in story.next_steps(d)]
+    steps = [(s.what, s.code.splitlines()[-1]) for s in next_steps(d)]
     if not d.ended:
         steps.append(("Continue", "the same command again, with out=RUN"))
     for what, code in steps:
