@@ -62,6 +62,7 @@ def make_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "outputs").mkdir()
     (tmp_path / "bench").symlink_to(ROOT / "bench")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 9))
     monkeypatch.setattr(qra_bo.pipeline.run, "write_report", lambda folder: [])  # drawing has tests of its own
     return tmp_path
 
