@@ -66,7 +66,7 @@ def trials_of(limit: str, finds: dict[str, Row]) -> Iterator[tuple[PlannedTrial,
 
 
 def rows_of(limit: str, finds: dict[str, Row], found: Found) -> list[Row]:
-    """Return mean losses, and paired differences to the uniform choice and to the prediction for 24 steps."""
+    """Return mean losses, and paired differences of predictions to the uniform choice and to that for 24 steps."""
     losses: dict[str, dict[int, float]] = {}
     trials: dict[str, PlannedTrial] = {}
     for trial, name in trials_of(limit, finds):
@@ -81,7 +81,7 @@ def rows_of(limit: str, finds: dict[str, Row], found: Found) -> list[Row]:
                     "rank": fmean(allocation.ranks), "factor": trials[name].lr_scale, **allocation.to_json()}
         for key, other in (("over_uniform", UNIFORM), ("over_short", SHORT)):
             both = [seed for seed in of if seed in losses.get(other, {})]
-            if name != other and len(both) > 1:
+            if name not in (UNIFORM, other) and len(both) > 1:
                 d = paired_interval([of[seed] - losses[other][seed] for seed in both])
                 row[key] = {"mean": d.mean, "low": d.low, "high": d.high, "seeds": len(both)}
         rows.append(row)

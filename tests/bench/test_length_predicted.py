@@ -1,5 +1,7 @@
 """Trainings of what is predicted for two lengths: which trial is next, and what its rows say."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,6 +34,7 @@ def test_all_three_are_trained_on_a_seed_before_the_next_and_differences_are_pai
     assert [r["seeds"] for r in (uniform, short, long)] == [2, 2, 2]
     assert "over_uniform" not in uniform
     assert "over_short" not in short
+    assert "over_short" not in uniform
     assert long["over_short"]["mean"] == pytest.approx(-0.01, abs=1e-5)
     assert long["over_uniform"]["mean"] == pytest.approx(-0.06, abs=1e-5)
     assert (uniform["factor"], long["factor"], long["rank"]) == (1.25, 1.0, 3)
@@ -46,3 +49,10 @@ def test_a_seed_that_one_alone_has_counts_in_no_difference() -> None:
 def test_every_uniform_choice_has_tuned_rates_planned() -> None:
     planned = [(steps, *choice) for steps, choices in rates.LENGTHS for choice in choices]
     assert all((predicted.STEPS, *choice) in planned for choice in BEST_UNIFORM.values())
+
+
+def test_the_published_rows_are_of_the_published_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    assert predicted.main(["--summary", "--results", str(tmp_path)]) == 0
+    published = json.loads((predicted.RESULTS / "length_predicted.json").read_text())["rows"]
+    assert json.loads((tmp_path / "length_predicted.json").read_text())["rows"] == published
