@@ -13,15 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from qra_bo.execution.base import OracleSpec
-from qra_bo.execution.pool import (
-    POLL_SECONDS,
-    STOP_SECONDS,
-    Limits,
-    PoolExecutor,
-    WorkerHandle,
-    WorkerLost,
-    WorkerState,
-)
+from qra_bo.execution.pool import POLL_SECONDS, Limits, PoolExecutor, WorkerHandle, WorkerLost, WorkerState
 from qra_bo.execution.worker import error_from_body
 from qra_bo.oracle.protocol import Progress
 from qra_bo.utils.holder import is_stopped
@@ -81,7 +73,7 @@ class ProcessHandle(WorkerHandle):
         building, self.state = self.state is WorkerState.BUILDING, WorkerState.IDLE
         if kind == "error":
             if building:
-                self.join()
+                self.join(GRACE_SECONDS)
                 self.kill()
             raise error_from_body(body)
         answer: dict[str, Any] = body
@@ -92,7 +84,7 @@ class ProcessHandle(WorkerHandle):
             with suppress(OSError):  # it may be gone already
                 self.connection.send_bytes(b'{"op": "close"}')
 
-    def join(self, seconds: float = STOP_SECONDS) -> None:
+    def join(self, seconds: float) -> None:
         if self.process is not None and self.state is not WorkerState.BUILDING:
             with suppress(subprocess.TimeoutExpired):
                 self.process.wait(seconds if self.state is WorkerState.WORKING else GRACE_SECONDS)

@@ -8,15 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qra_bo.execution.base import OracleSpec
-from qra_bo.execution.pool import (
-    POLL_SECONDS,
-    STOP_SECONDS,
-    Limits,
-    PoolExecutor,
-    WorkerHandle,
-    WorkerLost,
-    WorkerState,
-)
+from qra_bo.execution.pool import POLL_SECONDS, Limits, PoolExecutor, WorkerHandle, WorkerLost, WorkerState
 from qra_bo.execution.worker import error_body, error_from_body, resolve, serve
 from qra_bo.oracle.protocol import TRAINING, Oracle, Progress, StopRequested
 from qra_bo.utils.errors import DeviceError, MissingExtraError, OracleError
@@ -144,7 +136,7 @@ class ActorHandle(WorkerHandle):
         if self.answer is not None:
             self._actor.stop.options(concurrency_group=TALK).remote()
 
-    def join(self, seconds: float = STOP_SECONDS) -> None:
+    def join(self, seconds: float) -> None:
         if self.answer is not None:
             self._ray.wait([self.answer], timeout=seconds)
 

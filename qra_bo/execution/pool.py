@@ -112,7 +112,7 @@ class WorkerHandle(ABC):
         """Ask it to end, with its trial kept on disk."""
 
     @abstractmethod
-    def join(self, seconds: float = STOP_SECONDS) -> None:
+    def join(self, seconds: float) -> None:
         """Wait for it to end: ``seconds`` at most where it is at work."""
 
     @abstractmethod
