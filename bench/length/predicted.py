@@ -20,13 +20,13 @@ from bench.length import rates
 from bench.length.command import run, study_config, study_parser
 from bench.length.plan import UNSEEN_SEEDS, uniform_choice
 from bench.length.study import work
+from bench.length.summary import difference
 from bench.length.trials import NAME, Found, PlannedTrial, load
 from bench.report import RESULTS, publish
-from bench.search.real_efforts import DEFAULTS, found_by
+from bench.search.real_efforts import DEFAULTS, folder_name, found_by
 from qra_bo.config import load_config
 from qra_bo.memory.formats import parse_format
 from qra_bo.space import Allocation
-from qra_bo.study.intervals import paired_interval
 from qra_bo.utils.files import write_json
 
 FOLDER = RESULTS / "length" / "predicted"
@@ -80,10 +80,8 @@ def rows_of(limit: str, finds: dict[str, Row], found: Found) -> list[Row]:
                     "bits": fmean(parse_format(f).bits for f in allocation.formats),
                     "rank": fmean(allocation.ranks), "factor": trials[name].lr_scale, **allocation.to_json()}
         for key, other in (("over_uniform", UNIFORM), ("over_short", SHORT)):
-            both = [seed for seed in of if seed in losses.get(other, {})]
-            if name not in (UNIFORM, other) and len(both) > 1:
-                d = paired_interval([of[seed] - losses[other][seed] for seed in both])
-                row[key] = {"mean": d.mean, "low": d.low, "high": d.high, "seeds": len(both)}
+            if name not in (UNIFORM, other) and (d := difference(of, losses.get(other, {}))) is not None:
+                row[key] = d
         rows.append(row)
     return rows
 
@@ -102,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def job() -> None:
         rows: list[Row] = []
         for limit in options.limits:
-            folder = options.out / limit.replace(":", "-").replace(",", "-")
+            folder = options.out / folder_name(limit)
             if not options.summary:
                 folder.mkdir(parents=True, exist_ok=True)
                 if not (folder / FINDS).exists():

@@ -56,6 +56,11 @@ INSTANT_SHARE, QUICK_SHARE = 0.7, 0.9
 Row = dict[str, Any]
 
 
+def folder_name(limit: str) -> str:
+    """Return what the folder of a limit is called."""
+    return limit.replace(":", "-").replace(",", "-")
+
+
 def session_of(config: RunConfig, folder: Path) -> Any:
     """Open a session of searches and trainings that is kept in ``folder``."""
     return open_session(TableConfig(config, load_options()), folder)
@@ -86,7 +91,7 @@ def trained(session: Session, config: RunConfig, allocation: Allocation, lr_scal
 
 def run_limit(text: str, seeds: Sequence[int], efforts: Sequence[str], work: Path, overrides: Sequence[str]) -> None:
     """Search within one limit with each effort and seed, then train what was found; rows are kept as they come."""
-    folder = work / text.replace(":", "-").replace(",", "-")
+    folder = work / folder_name(text)
     for name in efforts:
         for seed in seeds if name != "instant" else (0,):  # what is predicted depends on no seed
             rows = rows_in(folder)
