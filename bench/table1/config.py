@@ -1,5 +1,6 @@
 """Configuration of a table: the ``table1`` keys of ``conf/``, and a run's configuration for all the others."""
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,13 +10,13 @@ from annotated_types import Ge
 from hydra import compose
 from pydantic import StrictInt
 
-from bench.collect.task import FORMATS
-from bench.methods import unlearned
+from bench.collect.task import DATA, TASKS
+from bench.search.play import ALONE
 from qra_bo.config import RunConfig, load_config
 from qra_bo.config.check import validated
 from qra_bo.config.compose import HYDRA_ERRORS, hydra_app
 from qra_bo.config.environment import resolved
-from qra_bo.config.groups import OtherRates, Target
+from qra_bo.config.groups import OtherRates
 from qra_bo.space import Ladder
 from qra_bo.utils.errors import ConfigError, UserError, nearest_first
 from qra_bo.utils.fields import Count, Group, Texts, accepted_by
@@ -26,13 +27,10 @@ GROUP = "table1"
 NAME = "table1.jsonl"
 """Journal of a table, in its folder."""
 DEFAULT = "full"
-PUBLISHED: tuple[tuple[str | tuple[str, ...], Sequence[str]], ...] = (
-    ("quantizer.rounding=", ["quantizer.rounding=rtn"]),  # rows choose their own codes
-    ("dtype=", ["dtype=bfloat16"]),  # whatever this CPU is fastest in
-    (("quantizer.formats", "serve="), FORMATS),
-    ("search.length=", ["search.length=trial"]),  # all rows are compared after a trial's steps
-    ("adapter.lr_rule=", ["adapter.lr_rule=inverse_sqrt"]))
-"""Overrides of the published table, which a run joins and compares with, unless one with such a beginning is given."""
+DEFAULTS = ("quantizer.rounding=rtn",  # rows choose their own codes
+            "dtype=bfloat16",  # whatever this CPU is fastest in
+            "search.length=trial")  # all rows are compared after a trial's steps
+"""Overrides of every table, unless one of the same key is given."""
 Seeds = Annotated[StrictInt, Ge(2)]
 
 
@@ -81,16 +79,13 @@ def load_table(overrides: Sequence[str] = ()) -> TableConfig:
     """
     own = [o for o in overrides if o.partition("=")[0].partition(".")[0] == GROUP]
     rest = [o for o in overrides if o not in own]
-    for keys, wanted in PUBLISHED:
-        if not any(o.startswith(keys) for o in rest):
-            rest += wanted
+    rest += [o for o in DEFAULTS if not any(given.startswith(o.partition("=")[0]) for given in rest)]
     problems: list[str] = []
     run = table = None
     try:
         run = load_config(rest)
-        if not any(o.startswith("method.rates=") for o in rest):
-            method = Target.model_validate({"name": run.method.name, **unlearned(run.method.target)})
-            run = run.with_changes(method=method)
+        if not any(o.startswith(("surrogate.rates=", "method.rates=")) for o in rest):
+            run = load_config([*rest, *learned_elsewhere(run)])
         problems += _run_problems(run)
     except ConfigError as error:
         problems += error.problems
@@ -102,6 +97,16 @@ def load_table(overrides: Sequence[str] = ()) -> TableConfig:
     if problems or run is None or table is None:
         raise ConfigError(problems)
     return TableConfig(run, table)
+
+
+def learned_elsewhere(run: RunConfig) -> list[str]:
+    """Return the override that takes exchange rates from the table of the other text, where those of the package, which
+    are named by their model, were learned from this very text; else nothing. The path is relative, as a table may go on
+    in another clone."""
+    others = [task for task in TASKS if task != run.data.name]
+    if run.surrogate.rates != run.model_name or len(others) == len(TASKS):
+        return []
+    return [f"surrogate.rates={os.path.relpath(DATA / others[0] / ALONE)}"]
 
 
 def load_options(overrides: Sequence[str] = ()) -> TableOptions:

@@ -14,6 +14,12 @@ from qra_bo.study.journal import read_journal
 from qra_bo.utils.errors import ConfigError, JournalError
 
 PUBLISHED = Path(__file__).parents[3] / "bench" / "results" / "table1"
+THEN = ("quantizer.formats.2=[hqq2]", "quantizer.formats.3=[hqq3]", "adapter.lr_rule=inverse_sqrt", "method.rates=null",
+        "table1.limits=["
+        "'peak uniform:4,4','peak uniform:4,16 for best_uniform,best_uniform_gptq,best_uniform_finer_gptq,"
+        "qra_bo,qra_bo_gptq,qra_bo_finer_gptq','peak uniform:4,16 <=4','free for autoqra,qra_bo','stored uniform:4,16',"
+        "'stored uniform:3,8 for amq_lora,best_uniform,best_uniform_gptq,autoqra,autoqra_gptq,qra_bo,qra_bo_gptq']")
+"""What was the default when the published table was made."""
 LIMITS = ("peak uniform:4,8 <=4 for qra_bo,autoqra,amq_lora", "stored uniform:4,4 for qra_bo,loftq,best_uniform")
 SETTINGS = ["+model=tiny", "data=tiny", "oracle=synthetic", "display=none", "effort=quick",
             "effort.max_full_trials=9", "table1=short", "table1.seeds=2", "table1.key_seeds=2",
@@ -99,6 +105,6 @@ def test_published_results_give_the_published_table(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(os, "fsync", lambda fd: None)
     monkeypatch.setattr("qra_bo.pipeline.run.check_ram", lambda *_: None)  # nothing is loaded
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)  # the published table was made on a CPU
-    config = load_table(["+model=smollm2_135m", "data=plays", "effort=quick", "display=none",
+    config = load_table(["+model=smollm2_135m", "data=plays", "effort=quick", "display=none", *THEN,
                          f"table1.join=[{PUBLISHED}]", f"out={tmp_path / 't'}"])
     assert run_table(config).table == json.loads((PUBLISHED / "table1.json").read_text())
