@@ -2,6 +2,7 @@
 
 import math
 import sys
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +72,7 @@ class RunText:
 
     def __init__(self, config: RunConfig) -> None:
         self._config = config
-        self._read: tuple[Records, int] | None = None
+        self._read: tuple[Records, Counter[str]] | None = None
 
     def check(self) -> None:
         """Read the user's data, without a tokenizer; the data sets that come with qra_bo are passed over.

@@ -22,6 +22,8 @@ def print_data(console: Console, data: DataSplits) -> None:
                         f"padding, and a loss is taken on {train.n_targets / tokens:.1%}")
     print_line(console, f"  cut by train.length: {facts.cut_records / max(1, facts.records):.1%} of the records, "
                         f"{facts.cut_share:.1%} of the answer tokens")
+    for reason, n in data.left_out.items():
+        print_line(console, f"  left out, because {reason}: {n:,}")
     if data.repeated:
         print_line(console, f"  left out as repeats of an earlier record: {data.repeated:,}")
     if not data.example:

@@ -193,7 +193,7 @@ def test_records_with_a_false_label_are_left_out(tmp_path: Path) -> None:
     rows = [("x", {"messages": talk("a", str(i)).messages, "label": i % 2 == 0}) for i in range(6)]
     records, left_out = records_of(rows, None, "x")
     assert [r.last_answer for r in records if isinstance(r, Conversation)] == ["0", "2", "4"]
-    assert left_out == 3
+    assert left_out == {"their label is false": 3}
     fields = config("jsonl", path=write(tmp_path, *[row for _, row in rows]))
     assert "3 records of" in data_notes(fields, load_data(fields, chat_tokenizer(LLAMA3), 64))[0]
 

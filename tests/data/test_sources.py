@@ -1,6 +1,7 @@
 """Where records come from: users' files, the hub, the plays, the synthetic bytes."""
 
 import importlib.metadata
+import io
 import json
 import sys
 from pathlib import Path
@@ -8,15 +9,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from qra_bo.config import load_config
 from qra_bo.finetune.data import plays
 from qra_bo.finetune.data.conversations import Conversation
-from qra_bo.finetune.data.jsonl import read_records
-from qra_bo.finetune.data.load import byte_tokenizer, load_data, read_data, tiny_records
+from qra_bo.finetune.data.jsonl import read_records, to_record
+from qra_bo.finetune.data.load import byte_tokenizer, data_notes, load_data, read_data, tiny_records
 from qra_bo.finetune.data.options import DataConfig, HubData, JsonlData, PlaysData, TinyData
 from qra_bo.finetune.data.records import Record, split_records
 from qra_bo.pipeline.run import make_setting
+from qra_bo.report.example import print_data
 from qra_bo.utils.errors import DataError
 
 
@@ -67,7 +70,7 @@ def test_at_most_max_records_are_read(tmp_path: Path) -> None:
     ([{}], "got the fields none"),
     ([{"text": 3}], "line 1: the field 'text' must be text, got int"),
     ([{"question": "q", "answer": None}], "the field 'answer' must be text, got NoneType"),
-    ([{"prompt": "a", "completion": "  "}], "line 1: the target text is empty"),
+    ([{"prompt": "a", "completion": "  "}], "is empty; .*; left out, because their target text is empty: 1"),
     ([{"question": "q", "human_answers": []}], "must be a list of texts"),
     ([], "is empty"),
     (["[]"], "is empty"),
@@ -75,6 +78,20 @@ def test_at_most_max_records_are_read(tmp_path: Path) -> None:
 def test_malformed_files_name_the_line(tmp_path: Path, lines: list[Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         read_records(write(tmp_path, *lines), None)
+
+
+def test_records_without_an_answer_are_left_out_and_counted(tmp_path: Path) -> None:
+    rows = [{"instruction": str(i), "input": "", "output": "" if i % 4 == 0 else "b"} for i in range(20)]
+    fields = config("jsonl", path=write(tmp_path, *rows))  # as 28 records of Alpaca are
+    records, left_out = read_data(fields)
+    assert (len(records), left_out) == (15, {"their target text is empty": 5})
+    data = load_data(fields, byte_tokenizer(), 256)
+    assert "5 records of" in data_notes(fields, data)[0]
+    shown = io.StringIO()
+    print_data(Console(width=200, file=shown), data)
+    assert "left out, because their target text is empty: 5" in shown.getvalue()
+    with pytest.raises(DataError, match="line 1: the target text is empty"):
+        to_record(rows[0], "line 1")
 
 
 def test_missing_and_unreadable_files(tmp_path: Path) -> None:

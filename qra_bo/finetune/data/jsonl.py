@@ -1,6 +1,7 @@
 """Records of the user's JSON or JSONL file; their fields decide how they are read."""
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from qra_bo.utils.files import strict_json
 Fields = Mapping[str, Any]
 _ALPACA = ("Below is an instruction that describes a task{with_input}. Write a response that appropriately completes "
            "the request.\n\n### Instruction:\n{instruction}\n\n{input}### Response:\n")
+FALSE_LABEL, EMPTY_TARGET = "their label is false", "their target text is empty"
+"""Reasons for which records are left out."""
 
 
 def read_rows(path: str | None) -> Iterator[tuple[str, Any]]:
@@ -39,25 +42,31 @@ def read_records(path: str | None, max_records: int | None) -> list[Record | Con
 
 
 def records_of(rows: Iterable[tuple[str, Any]], max_records: int | None,
-               source: str) -> tuple[list[Record | Conversation], int]:
-    """Return the records of a source in order, at most ``max_records``, and how many were left out before the last.
+               source: str) -> tuple[list[Record | Conversation], Counter[str]]:
+    """Return the records of a source in order, at most ``max_records``, and how many were left out, by reason.
 
-    A record whose ``label`` is false is left out: data sets of preferences mark the answers that are bad so.
+    A record whose ``label`` is false is left out: data sets of preferences mark the answers that are bad so. One whose
+    target is empty is left out too: Alpaca itself has 28 of them.
 
     Raises:
         DataError: If there is no record, or one is malformed; the message names its place.
     """
     records: list[Record | Conversation] = []
-    left_out = 0
+    left_out: Counter[str] = Counter()
     for where, fields in rows:
         if max_records is not None and len(records) == max_records:
             break
         if isinstance(fields, Mapping) and fields.get("label") is False:
-            left_out += 1
+            left_out[FALSE_LABEL] += 1
             continue
-        records.append(to_record(fields, where))
+        record = _converted(fields, where)
+        if _is_empty(record):
+            left_out[EMPTY_TARGET] += 1
+        else:
+            records.append(record)
     if not records:
-        raise DataError(f"data.path {source!r} is empty; expected one JSON object a line with {KINDS}")
+        reasons = "".join(f"; left out, because {reason}: {n:,}" for reason, n in left_out.items())
+        raise DataError(f"data.path {source!r} is empty; expected one JSON object a line with {KINDS}{reasons}")
     return records, left_out
 
 
@@ -96,8 +105,19 @@ def to_record(fields: Any, where: str) -> Record | Conversation:
     """Return prompt and target, or the conversation, of one object.
 
     Raises:
-        DataError: If it is not an object, has no known fields, or a field is malformed.
+        DataError: If it is not an object, has no known fields, or a field is malformed, or its target is empty.
     """
+    record = _converted(fields, where)
+    if _is_empty(record):
+        raise DataError(f"{where}: the target text is empty")
+    return record
+
+
+def _is_empty(record: Record | Conversation) -> bool:
+    return isinstance(record, Record) and not record.target.strip()
+
+
+def _converted(fields: Any, where: str) -> Record | Conversation:
     if not isinstance(fields, Mapping):
         raise DataError(f"{where}: expected a JSON object, got {type(fields).__name__}")
     for names, convert in _CONVERTERS:
@@ -107,8 +127,6 @@ def to_record(fields: Any, where: str) -> Record | Conversation:
                 else record.prompt + record.target
             if any("\ud800" <= c <= "\udfff" for c in text):
                 raise DataError(f"{where}: the text holds half of a surrogate pair, which is not a character")
-            if isinstance(record, Record) and not record.target.strip():
-                raise DataError(f"{where}: the target text is empty")
             return record
     raise DataError(f"{where}: expected {KINDS}; got the fields {', '.join(map(repr, fields)) or 'none'}")
 

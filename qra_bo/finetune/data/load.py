@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -40,16 +41,16 @@ def hub_rows(cfg: HubData) -> Iterator[tuple[str, Any]]:
     return ((f"{name}, record {i + 1}", rows[i]) for i in range(len(rows)))
 
 
-def read_data(cfg: DataConfig, seed: int = 0) -> tuple[list[Record | Conversation], int]:
-    """Return the records of a data set other than the plays, and how many were left out for their label.
+def read_data(cfg: DataConfig, seed: int = 0) -> tuple[list[Record | Conversation], Counter[str]]:
+    """Return the records of a data set, and how many were left out, by reason.
 
     Raises:
         DataError: If the data is missing, malformed or empty.
     """
     if isinstance(cfg, PlaysData):
-        return [record for split in play_records() for record in split], 0
+        return [record for split in play_records() for record in split], Counter()
     if isinstance(cfg, TinyData):
-        return list(tiny_records(cfg.max_records or 512, seed)), 0
+        return list(tiny_records(cfg.max_records or 512, seed)), Counter()
     rows = hub_rows(cfg) if isinstance(cfg, HubData) else read_rows(cfg.path)
     records, left_out = records_of(rows, cfg.max_records, str(cfg.path))
     if cfg.chat == "last":
@@ -58,7 +59,7 @@ def read_data(cfg: DataConfig, seed: int = 0) -> tuple[list[Record | Conversatio
 
 
 def load_data(data_cfg: DataConfig, tokenizer: Any, length: int, seed: int = 0, isolate: bool = False,
-              read: tuple[list[Record | Conversation], int] | None = None) -> DataSplits:
+              read: tuple[list[Record | Conversation], Counter[str]] | None = None) -> DataSplits:
     """Read, split, tokenise and pack into sequences of ``length`` tokens; ``isolate``: see ``packing.pack``.
 
     ``seed`` splits the records and orders the sequences; all searches share it, and so their data. ``read`` is what
@@ -106,8 +107,8 @@ def data_notes(data_cfg: DataConfig, data: DataSplits) -> list[str]:
     if not isinstance(data_cfg, UserData):
         return []
     notes = []
-    if data.left_out:
-        notes.append(f"{data.left_out:,} records of {data.source} are left out, because their label is false")
+    for reason, n in data.left_out.items():
+        notes.append(f"{n:,} records of {data.source} are left out, because {reason}")
     if data.repeated:
         notes.append(f"repeats of an earlier record in {data.source} that are left out: {data.repeated:,}")
     if data.plain_template:

@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
@@ -100,7 +100,7 @@ class DataSplits:
         sha256: Hash of the texts of all splits.
         source: Name of the source.
         example: A training record as the model sees it: its parts, and whether a loss is taken on each.
-        left_out: Records that were left out for their label.
+        left_out: Number of records that were left out, by reason.
         repeated: Records that equal an earlier one, and count once with it.
         plain_template: Whether conversations stand in a plain template, as the tokenizer has none.
     """
@@ -112,7 +112,7 @@ class DataSplits:
     sha256: str
     source: str
     example: tuple[tuple[str, bool], ...] = ()
-    left_out: int = 0
+    left_out: Mapping[str, int] = field(default_factory=dict)
     repeated: int = 0
     plain_template: bool = False
 
