@@ -1,9 +1,12 @@
 """Splitting, cutting and packing of records."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers.processors import TemplateProcessing
 
 from qra_bo.finetune.data.load import byte_tokenizer, tiny_records
 from qra_bo.finetune.data.packing import assemble, pack, pieces_of
@@ -54,6 +57,44 @@ def test_a_tokenizer_without_end_and_pad_tokens_works() -> None:
     blocks = pack(bare, [Record("", "abc")], 4, seed=0)
     assert blocks.input_ids.tolist() == [[97, 98, 99, 0]]
     assert blocks.labels.tolist() == [[97, 98, 99, NO_LOSS]]
+
+
+def beginning(begin: str = "<s>") -> Any:
+    """Return a tokenizer that begins every text with a token, as Llama's, Mistral's and Gemma's do."""
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"bos_token": begin})
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{begin} $A", special_tokens=[(begin, tokenizer.bos_token_id)])
+    return tokenizer
+
+
+@pytest.mark.parametrize("length", [8, 4, 3])
+def test_texts_begin_as_the_tokenizer_begins_them(length: int) -> None:
+    tokenizer = beginning()
+    begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
+    a, b, c, x = b"abcx"
+    rows = {8: ([begin, a, b, c, x, end], [NO_LOSS] * 4 + [x, end]), 4: ([begin, c, x, end], [NO_LOSS] * 2 + [x, end]),
+            3: ([begin, x, end], [NO_LOSS, x, end])}
+    for prompt in ("abc", "<s>abc"):  # of a text that has the token already
+        blocks = pack(tokenizer, [Record(prompt, "x")], length, seed=0)
+        assert blocks.input_ids[0][:6].tolist() == rows[length][0]
+        assert blocks.labels[0][:6].tolist() == rows[length][1]
+    for text in ("abcx", "<s>abcx"):
+        blocks = pack(tokenizer, [Record("", text)], 8, seed=0)
+        assert blocks.input_ids[0][:6].tolist() == rows[8][0]
+        assert blocks.labels[0][:6].tolist() == [NO_LOSS, a, b, c, x, end]
+
+
+def test_a_text_ends_with_one_end_token() -> None:
+    (row,) = pack(TOKENIZER, [Record("a", "b<end>")], 8, seed=0).input_ids
+    assert row[:3].tolist() == [*b"ab", TOKENIZER.eos_token_id]
+    assert TOKENIZER.eos_token_id not in row[3:]
+
+
+def test_the_hash_of_the_data_sees_the_first_token() -> None:
+    splits = split_records(tiny_records(9, 0), 0.2, 0, "x")
+    assert assemble(TOKENIZER, splits, 32, 1, 0, "x").sha256 == texts_sha256(splits)
+    assert assemble(beginning(), splits, 32, 1, 0, "x").sha256 != texts_sha256(splits)
 
 
 def test_the_first_token_of_a_row_is_no_target() -> None:

@@ -31,16 +31,25 @@ def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     return ids
 
 
-def pieces_of(prompt: Sequence[int], target: Sequence[int], length: int) -> list[Piece]:
+def beginning_of(tokenizer: Any) -> list[int]:
+    """Return the token with which the tokenizer begins every text, as servers and evaluations do too; empty for none.
+    """
+    ids: list[int] = tokenizer("")["input_ids"][:1]
+    return ids if ids == [tokenizer.bos_token_id] else []
+
+
+def pieces_of(prompt: Sequence[int], target: Sequence[int], length: int, begin: Sequence[int] = ()) -> list[Piece]:
     """Cut one encoded record into pieces ``(ids, labels)`` of at most ``length`` tokens.
 
     A plain text (no prompt) becomes consecutive slices. A record with a prompt stays one piece: where it is too
-    long the prompt keeps its last ``length // 2`` tokens at least, and the target is cut at its end.
+    long the prompt keeps its last ``length // 2`` tokens at least, and the target is cut at its end. ``begin`` comes
+    first, is never cut, and takes no loss.
     """
     if not prompt:
-        return [(list(target[i:i + length]),) * 2 for i in range(0, len(target), length)]
-    room = max(length // 2, length - len(target))
-    kept = list(prompt[-room:])
+        ids, labels = [*begin, *target], [NO_LOSS] * len(begin) + list(target)
+        return [(ids[i:i + length], labels[i:i + length]) for i in range(0, len(ids), length)]
+    room = max(length // 2, length - len(target)) - len(begin)
+    kept = [*begin, *prompt[-room:]] if room > 0 else list(begin)
     ids = (kept + list(target))[:length]
     return [(ids, ([NO_LOSS] * len(kept) + list(target))[:length])]
 
@@ -59,9 +68,10 @@ def piece_of_conversation(ids: Sequence[int], trained: Sequence[bool], length: i
 
 def pack(tokenizer: Any, records: Sequence[Record | Conversation], length: int, seed: int,
          isolate: bool = False) -> TokenBlocks:
-    """Pack ``records`` into shuffled sequences; an end token closes every record where the tokenizer has one.
+    """Pack ``records`` into shuffled sequences; an end token closes every text where the tokenizer has one.
 
-    A conversation is what its chat template writes. Pieces are packed by best fit in decreasing order, so that records
+    A text begins as the tokenizer begins it, and has that token and the end token once where it brings its own. A
+    conversation is what its chat template writes. Pieces are packed by best fit in decreasing order, so that records
     stay whole and little is padded. The order of the rows is a shuffle drawn from ``seed``, so that the first ``n``
     rows are a fair sample. With ``isolate`` every piece has positions of its own, from 0, and its first token no label;
     padding counts as one more piece.
@@ -75,10 +85,15 @@ def pack(tokenizer: Any, records: Sequence[Record | Conversation], length: int, 
     prompts, targets = encode(tokenizer, [r.prompt for r in texts]), encode(tokenizer, [r.target for r in texts])
     pieces: list[Piece] = []
     sizes, answers = [], 0  # of records that can be cut
+    begin = beginning_of(tokenizer) if texts else []
     for prompt, target in zip(prompts, targets, strict=True):
-        pieces += pieces_of(prompt, target + end, length)
-        sizes += [len(prompt) + len(target) + len(end)] if prompt else []
-        answers += len(target) + len(end)
+        if begin and (prompt or target)[:1] == begin:
+            del (prompt or target)[0]
+        if target[-1:] != end:
+            target += end
+        pieces += pieces_of(prompt, target, length, begin)
+        sizes += [len(begin) + len(prompt) + len(target)] if prompt else []
+        answers += len(target)
     conversations = [r for r in records if isinstance(r, Conversation)]
     if conversations:
         from qra_bo.finetune.data.chat_template import ChatTemplate  # loads transformers, which other texts do without
@@ -138,9 +153,11 @@ def assemble(tokenizer: Any, splits: Sequence[Sequence[Record | Conversation]], 
                             "give more records, or a larger data.held_out")
     train, validation, test = packed
     sources, plain = "", False
+    if any(isinstance(record, Record) for split in splits for record in split):
+        sources = "".join(map(str, beginning_of(tokenizer)))
     if any(isinstance(record, Conversation) for split in splits for record in split):
         from qra_bo.finetune.data.chat_template import ChatTemplate  # see pack
         template = ChatTemplate(tokenizer)
-        sources, plain = template.source(), template.is_plain
+        sources, plain = sources + template.source(), template.is_plain
     return DataSplits(train, validation, test, train.take(calibration), texts_sha256(splits, sources), source,
                       plain_template=plain)
