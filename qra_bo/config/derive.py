@@ -3,7 +3,7 @@
 from typing import Any
 
 from qra_bo.config.schema import RunConfig
-from qra_bo.finetune.models.files import may_run
+from qra_bo.finetune.models.files import check_unquantised, may_run
 from qra_bo.memory.formats import parse_format
 from qra_bo.space import DecoderSpec, Ladder, SearchSpace, make_units
 from qra_bo.space.decoder import OWN_CODE, spec_from_hf_config, spec_from_numbers
@@ -30,7 +30,7 @@ def hf_config(config: RunConfig) -> Any:
     """Return the transformers configuration at ``model.path``.
 
     Raises:
-        ModelError: If there is none.
+        ModelError: If there is none, or it is of weights that are quantised already.
     """
     model = config.model
     if not model["path"]:
@@ -41,7 +41,7 @@ def hf_config(config: RunConfig) -> Any:
     from qra_bo.finetune.models.hub import small_files
     path = small_files(model)
     try:
-        return AutoConfig.from_pretrained(str(path), trust_remote_code=may_run(model))
+        found = AutoConfig.from_pretrained(str(path), trust_remote_code=may_run(model))
     except Exception as error:  # of a malformed file transformers raises anything
         said = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         if "trust_remote_code" in str(error):
@@ -52,6 +52,9 @@ def hf_config(config: RunConfig) -> Any:
         else:
             reason = f"{path / 'config.json'} can't be read ({said}); give a folder that transformers saved a model in"
         raise ModelError(reason) from error
+    if model["gguf_file"] is None:
+        check_unquantised(path, config.model_name)
+    return found
 
 
 def make_space(config: RunConfig, spec: DecoderSpec) -> SearchSpace:

@@ -1,5 +1,6 @@
 """What is done to every base before anything is trained on it."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,12 @@ import torch
 from transformers import GraniteConfig, GraniteForCausalLM, Starcoder2Config, Starcoder2ForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from qra_bo.config import load_config
+from qra_bo.config import load_config, make_spec
 from qra_bo.finetune.models.host_linear import keep_on_host
-from qra_bo.finetune.models.load import cast_parameters, without_dropout
+from qra_bo.finetune.models.load import cast_parameters, load_base, load_tokenizer, without_dropout
 from qra_bo.finetune.quantization.bank import LayerBank
 from qra_bo.pipeline.build import make_oracle
+from qra_bo.utils.errors import ModelError
 from tests.finetune.models import tiny_llama
 
 
@@ -28,6 +30,19 @@ def test_a_bases_own_dropout_draws_nothing() -> None:
             assert not torch.equal(model(input_ids=ids).logits, model(input_ids=ids).logits)
             without_dropout(model)
             assert torch.equal(model(input_ids=ids).logits, model(input_ids=ids).logits)
+
+
+@pytest.mark.parametrize("marks", [{"quant_method": "bitsandbytes", "load_in_4bit": True}, {"quant_method": "gptq"}])
+def test_a_base_that_is_quantised_already_is_refused(tmp_path: Path, marks: dict[str, Any]) -> None:
+    tiny_llama()[0].config.save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**written, "quantization_config": marks}))
+    (tmp_path / "model.safetensors").touch()
+    config = load_config(["task=memory", "+model=hf", f"model.path={tmp_path}"])
+    message = rf"quantised already \({marks['quant_method']}\).*give the model that it was made from, in 16 bits"
+    for use in (lambda: make_spec(config), lambda: load_base(config.model), lambda: load_tokenizer(config.model)):
+        with pytest.raises(ModelError, match=message):
+            use()
 
 
 def test_rope_frequencies_are_those_of_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,6 +49,21 @@ def check_model_files(folder: Path, name: str, *, gguf: bool = False) -> None:
                              "read, are never read here")
 
 
+def check_unquantised(folder: Path, name: str) -> None:
+    """Refuse a model whose weights are packed in the format of a quantiser (bitsandbytes, GPTQ, AWQ, FP8 ...).
+
+    Raises:
+        ModelError: If its configuration says so.
+    """
+    config = _read(folder / CONFIG)
+    marks = config.get("quantization_config") if isinstance(config, dict) else None
+    if marks:
+        method = marks.get("quant_method", "unknown") if isinstance(marks, dict) else "unknown"
+        raise ModelError(f"the weights of {name!r} in {folder} are quantised already ({str(method)[:40]}), and bits "
+                         "are chosen here for the layers of a dense base; give the model that it was made from, in "
+                         "16 bits")
+
+
 def _keys(value: Any) -> Iterator[str]:
     """Yield the keys at every level: a configuration inside another can become the model's own."""
     if isinstance(value, dict):

@@ -21,7 +21,7 @@ from transformers.masking_utils import sdpa_mask
 from transformers.utils import logging as transformers_logging
 
 from qra_bo.finetune.data.load import byte_tokenizer
-from qra_bo.finetune.models.files import check_model_files, may_run
+from qra_bo.finetune.models.files import check_model_files, check_unquantised, may_run
 from qra_bo.finetune.models.gguf_reading import reading_gguf
 from qra_bo.finetune.models.hub import cached, fetch, is_on_hub, small_files, tokenizer_folder
 from qra_bo.utils.device import takes_groups
@@ -165,6 +165,8 @@ def _pretrained(cfg: Mapping[str, Any], folder: Path, *, weights: bool = True) -
     try:
         with without_bars(), reading_gguf():
             check_model_files(folder, str(cfg["name"]), gguf=gguf is not None)
+            if gguf is None:
+                check_unquantised(folder, str(cfg["name"]))
             model = None if not weights else AutoModelForCausalLM.from_pretrained(str(folder), trust_remote_code=trust,
                                                                                   **safe)
             tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust, **file)
