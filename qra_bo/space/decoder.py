@@ -142,10 +142,12 @@ def spec_from_model(model: Any, name: str | None = None) -> DecoderSpec:
     """Return the decoder of a causal language model of transformers, on any device, also the meta device.
 
     It is not wrapped by PEFT yet; linears may already be quantised modules with ``in_features``. The name is used in
-    messages. Raises ``ModelError`` if the model has no decoder layers with linear modules.
+    messages. Raises ``ModelError`` if the model has no decoder layers with linear modules, or layers that are not those
+    of a dense decoder of text.
     """
     from torch import nn  # planning memory does without torch
     config = model.config.get_text_config()
+    _check_dense(model)
     linears: list[Linear] = []
     for path, module in model.named_modules():
         match = _LAYER.search(path)
@@ -167,6 +169,25 @@ def spec_from_model(model: Any, name: str | None = None) -> DecoderSpec:
                        len({linear.layer for linear in linears}), config.hidden_size, config.intermediate_size, heads,
                        getattr(config, "num_key_value_heads", None) or heads, head_dim, embedding.shape[0],
                        head is not None and head.weight is embedding, other)
+
+
+def _check_dense(model: Any) -> None:
+    """Refuse layers that the memory model and the adapters do not cover; ``ModelError`` says which.
+
+    Experts are no linear modules: they would stay in 16 bits, and be most of the model. Layers of a vision part would
+    be quantised and adapted, and take no gradient from a text.
+    """
+    kind = model.config.model_type
+    layers = [path for path, _ in model.named_modules() if _LAYER.search(path)]
+    experts = next((path for path in layers if path.endswith(".experts")), None)
+    if experts is not None:
+        raise ModelError(f"{kind!r} has layers of experts ({experts}), whose weights can't be quantised one by one "
+                         "here; expected a dense decoder such as Llama, Qwen or Mistral")
+    decoder = {id(module) for module in model.get_decoder().modules()}
+    outside = next((path for path in layers if id(model.get_submodule(path)) not in decoder), None)
+    if outside is not None:
+        raise ModelError(f"{kind!r} has layers outside its text decoder ({outside}), as models with a vision or audio "
+                         "part have, which are not handled; give a model of text alone")
 
 
 def spec_from_hf_config(config: Any, name: str | None = None, *, trust_remote_code: bool = False) -> DecoderSpec:

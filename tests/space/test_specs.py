@@ -111,6 +111,24 @@ def test_other_decoders_are_walked_too() -> None:
     assert all(linear.bias for linear in spec.linears)
 
 
+@pytest.mark.parametrize(("family", "changes"), [
+    ("mixtral", {"num_local_experts": 2}), ("qwen3_moe", {"num_experts": 2, "moe_intermediate_size": 32}),
+    ("qwen2_moe", {"num_experts": 2, "moe_intermediate_size": 32}), ("gpt_oss", {"num_local_experts": 2})])
+def test_mixtures_of_experts_are_refused(family: str, changes: dict[str, int]) -> None:
+    small = dict(hidden_size=32, intermediate_size=64, num_attention_heads=2, num_key_value_heads=1, head_dim=16,
+                 num_hidden_layers=2, vocab_size=64, pad_token_id=0)
+    with pytest.raises(ModelError, match=f"{family!r} has layers of experts .*expected a dense decoder"):
+        spec_from_hf_config(AutoConfig.for_model(family, **small, **changes))
+
+
+def test_models_with_a_vision_part_are_refused() -> None:
+    small = dict(hidden_size=32, intermediate_size=64, num_attention_heads=2, num_hidden_layers=1)
+    text = dict(**small, num_key_value_heads=1, head_dim=16, vocab_size=64, pad_token_id=0)
+    with pytest.raises(ModelError, match=r"'gemma3' has layers outside its text decoder \(model\.vision_tower.*"
+                                         "give a model of text alone"):
+        spec_from_hf_config(AutoConfig.for_model("gemma3", text_config=text, vision_config=small))
+
+
 def test_bad_numbers_and_models_are_refused() -> None:
     with pytest.raises(ModelError, match="known: llama"):
         spec_from_numbers("x", "mamba", **SMALL)
