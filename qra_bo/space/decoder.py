@@ -165,8 +165,11 @@ def spec_from_model(model: Any, name: str | None = None) -> DecoderSpec:
     other = sum(p.numel() for p in model.parameters() if id(p) not in inside)
     heads = config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    width = getattr(config, "intermediate_size", None)  # OPT, GPT-J, Falcon and others have another name for it
+    if width is None:
+        width = max(linear.in_features for linear in linears if linear.group == "mlp")
     return DecoderSpec(name or config.model_type, config.model_type, tuple(linears),
-                       len({linear.layer for linear in linears}), config.hidden_size, config.intermediate_size, heads,
+                       len({linear.layer for linear in linears}), config.hidden_size, width, heads,
                        getattr(config, "num_key_value_heads", None) or heads, head_dim, embedding.shape[0],
                        head is not None and head.weight is embedding, other)
 

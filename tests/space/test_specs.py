@@ -129,6 +129,15 @@ def test_models_with_a_vision_part_are_refused() -> None:
         spec_from_hf_config(AutoConfig.for_model("gemma3", text_config=text, vision_config=small))
 
 
+@pytest.mark.parametrize(("family", "changes", "width"), [
+    ("opt", {"hidden_size": 32, "ffn_dim": 80, "word_embed_proj_dim": 32, "num_hidden_layers": 2,
+             "num_attention_heads": 2}, 80),
+    ("gptj", {"n_embd": 32, "n_layer": 2, "n_head": 2, "rotary_dim": 8}, 128)])
+def test_decoders_that_name_their_width_otherwise(family: str, changes: dict[str, int], width: int) -> None:
+    spec = spec_from_hf_config(AutoConfig.for_model(family, vocab_size=64, pad_token_id=0, **changes))
+    assert (spec.intermediate_size, spec.n_layers, spec.head_dim) == (width, 2, 16)
+
+
 def test_bad_numbers_and_models_are_refused() -> None:
     with pytest.raises(ModelError, match="known: llama"):
         spec_from_numbers("x", "mamba", **SMALL)
