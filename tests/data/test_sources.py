@@ -44,6 +44,8 @@ def config(kind: str, **changes: Any) -> DataConfig:
     ({"question": "q", "answer": "a"}, "Question: q\nAnswer:", " a"),
     ({"question": "q", "human_answers": ["a", "b"], "chatgpt_answers": []}, "Question: q\nAnswer:", " a"),
     ({"text": "plain"}, "", "plain"),
+    ({"instruction": "Sing.", "output": "La", "system": "", "history": []}, "### Response:\n", "La"),
+    ({"instruction": None, "output": None, "question": "q", "answer": "a", "context": None}, "\nAnswer:", " a"),
 ])
 def test_the_fields_tell_the_kind(tmp_path: Path, fields: dict[str, Any], prompt_end: str, target: str) -> None:
     (record,) = read_records(write(tmp_path, fields), None)

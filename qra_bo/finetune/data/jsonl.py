@@ -120,15 +120,17 @@ def _is_empty(record: Record | Conversation) -> bool:
 def _converted(fields: Any, where: str) -> Record | Conversation:
     if not isinstance(fields, Mapping):
         raise DataError(f"{where}: expected a JSON object, got {type(fields).__name__}")
-    for names, convert in _CONVERTERS:
-        if all(name in fields for name in names):
-            record = convert(fields, where)
-            text = record.messages_json + record.tools_json if isinstance(record, Conversation) \
-                else record.prompt + record.target
-            if any("\ud800" <= c <= "\udfff" for c in text):
-                raise DataError(f"{where}: the text holds half of a surrogate pair, which is not a character")
-            return record
-    raise DataError(f"{where}: expected {KINDS}; got the fields {', '.join(map(repr, fields)) or 'none'}")
+    known = [(any(fields[name] is None for name in names), convert) for names, convert in _CONVERTERS
+             if all(name in fields for name in names)]
+    if not known:
+        raise DataError(f"{where}: expected {KINDS}; got the fields {', '.join(map(repr, fields)) or 'none'}")
+    # Tables of the hub have all columns in every row: those of a row's own kind are not None.
+    record = min(known, key=lambda found: found[0])[1](fields, where)
+    text = record.messages_json + record.tools_json if isinstance(record, Conversation) \
+        else record.prompt + record.target
+    if any("\ud800" <= c <= "\udfff" for c in text):
+        raise DataError(f"{where}: the text holds half of a surrogate pair, which is not a character")
+    return record
 
 
 def _text(fields: Fields, name: str, where: str) -> str:
