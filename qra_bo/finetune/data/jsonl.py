@@ -140,7 +140,16 @@ def _text(fields: Fields, name: str, where: str) -> str:
     return value
 
 
+def _refuse_unread(fields: Fields, names: Iterable[str], where: str) -> None:
+    """Refuse fields of which the record's text would hold nothing: an answer would be learned without its reasons."""
+    unread = next((name for name in names if fields.get(name)), None)
+    if unread is not None:
+        raise DataError(f"{where}: the field {unread!r} has no place in the text of a record of this kind and would be "
+                        "lost; give prompt and completion as the model shall see them, or messages")
+
+
 def _instruction(fields: Fields, where: str) -> Record:
+    _refuse_unread(fields, ("system", "history"), where)
     extra = _text(fields, "input", where) if fields.get("input") else ""
     prompt = _ALPACA.format(with_input=", paired with an input that provides further context" if extra else "",
                             instruction=_text(fields, "instruction", where),
@@ -157,6 +166,11 @@ def _question(question: str, answer: str) -> Record:
     return Record(question_prompt(question), f" {answer}")
 
 
+def _question_and_answer(fields: Fields, where: str) -> Record:
+    _refuse_unread(fields, ("context", "system"), where)
+    return _question(_text(fields, "question", where), _text(fields, "answer", where))
+
+
 def _hc3(fields: Fields, where: str) -> Record:
     answers = fields["human_answers"]
     if not isinstance(answers, list) or not answers or not isinstance(answers[0], str):
@@ -167,6 +181,7 @@ def _hc3(fields: Fields, where: str) -> Record:
 def _completion(fields: Fields, where: str) -> Record | Conversation:
     if isinstance(fields["prompt"], list) and isinstance(fields["completion"], list):
         return from_prompt_and_completion(fields, where)
+    _refuse_unread(fields, ("system",), where)
     return Record(_text(fields, "prompt", where), _text(fields, "completion", where))
 
 
@@ -174,7 +189,7 @@ _CONVERTERS: tuple[tuple[tuple[str, ...], Callable[[Fields, str], Record | Conve
     (("instruction", "output"), _instruction),
     (("prompt", "completion"), _completion),
     (("question", "human_answers"), _hc3),
-    (("question", "answer"), lambda f, w: _question(_text(f, "question", w), _text(f, "answer", w))),
+    (("question", "answer"), _question_and_answer),
     *CONVERTERS,
     (("text",), lambda f, w: Record("", _text(f, "text", w))),
 )
