@@ -116,6 +116,8 @@ def test_all_forms_of_a_conversation_are_the_same() -> None:
     forms = [{"messages": messages}, {"messages": parts}, {"conversations": messages},
              {"conversations": turns, "system": "s"},
              {"conversations": [{"from": "system", "value": "s"}, *turns]},
+             {"messages": messages[1:], "system": "s"}, {"conversations": messages[1:], "system": "s"},
+             {"messages": messages, "system": "another"}, {"messages": messages, "prompt": None, "completion": None},
              {"prompt": messages[:2], "completion": messages[2:]}]
     assert {chat(form) for form in forms} == {chat({"messages": messages})}
 
@@ -178,6 +180,7 @@ def test_a_template_that_leaves_out_tools_is_refused() -> None:
      "the arguments of a tool call must be JSON"),
     ({"messages": [{"role": "assistant", "tool_calls": ["f"]}]}, "a tool call must be an object with 'name'"),
     ({"conversations": [{"from": "alien", "value": "x"}]}, "'from' must be one of human, .* got 'alien'"),
+    ({"conversations": [], "system": "s"}, "a list of objects with the texts 'from' and 'value'"),
     ({"conversations": [{"from": "human"}]}, "a list of objects with the texts 'from' and 'value'"),
     ({"conversations": [{"from": "function_call", "value": "f()"}]}, "value of a function_call must be JSON"),
     ({"conversations": [{"from": "gpt", "value": "x"}], "tools": "[1]"}, "'tools' must be a list of objects"),

@@ -74,7 +74,8 @@ def from_messages(fields: Fields, where: str) -> Conversation:
     Raises:
         DataError: If a message is malformed, or the assistant has no turn.
     """
-    return _conversation(_messages(fields["messages"], "messages", where), 0, fields, where)
+    messages = _messages(fields["messages"], "messages", where)
+    return _conversation(_with_system(messages, fields, where), 0, fields, where)
 
 
 def from_sharegpt(fields: Fields, where: str) -> Conversation:
@@ -85,9 +86,10 @@ def from_sharegpt(fields: Fields, where: str) -> Conversation:
     """
     turns = fields["conversations"]
     if isinstance(turns, list) and turns and isinstance(turns[0], Mapping) and "role" in turns[0]:
-        return _conversation(_messages(turns, "conversations", where), 0, fields, where)
-    if not isinstance(turns, list) or not all(isinstance(t, Mapping) and isinstance(t.get("from"), str)
-                                              and isinstance(t.get("value"), str) for t in turns):
+        return _conversation(_with_system(_messages(turns, "conversations", where), fields, where), 0, fields, where)
+    if not isinstance(turns, list) or not turns or not all(
+            isinstance(t, Mapping) and isinstance(t.get("from"), str) and isinstance(t.get("value"), str)
+            for t in turns):
         raise DataError(f"{where}: 'conversations' must be a list of objects with the texts 'from' and 'value', or "
                         "with 'role' and 'content'")
     messages: list[Message] = []
@@ -100,10 +102,7 @@ def from_sharegpt(fields: Fields, where: str) -> Conversation:
         else:
             messages.append({"role": SHAREGPT[turn["from"]], "content": turn["value"],
                              **{key: turn[key] for key in _WEIGHTS if turn.get(key) is not None}})
-    system = fields.get("system")
-    if isinstance(system, str) and system and messages[0]["role"] != "system":
-        messages.insert(0, {"role": "system", "content": system})
-    return _conversation(messages, 0, fields, where)
+    return _conversation(_with_system(messages, fields, where), 0, fields, where)
 
 
 def from_prompt_and_completion(fields: Fields, where: str) -> Conversation:
@@ -114,6 +113,13 @@ def from_prompt_and_completion(fields: Fields, where: str) -> Conversation:
     """
     prompt = _messages(fields["prompt"], "prompt", where)
     return _conversation(prompt + _messages(fields["completion"], "completion", where), len(prompt), fields, where)
+
+
+def _with_system(messages: list[Message], fields: Fields, where: str) -> list[Message]:
+    """Return the messages after the record's ``system``, where they begin with no such message of their own."""
+    if not fields.get("system") or messages[0]["role"] in ("system", "developer"):
+        return messages
+    return [{"role": "system", "content": _text(fields["system"], False, where)}, *messages]
 
 
 def _conversation(messages: Sequence[Message], first: int, fields: Fields, where: str) -> Conversation:
