@@ -140,6 +140,12 @@ CALLED = {"tools": json.dumps([TOOL]), "conversations": [
     {"from": "observation", "value": "2"}, {"from": "gpt", "value": "Two."}]}
 
 
+def test_the_date_in_a_template_does_not_change() -> None:
+    written = "{{ strftime_now('%d %b %Y') }}{% set day = strftime_now(\"%Y-%m-%d\") %} {{ day }}"
+    assert ChatTemplate(chat_tokenizer(TEMPLATES["chatml"] + written)).render(talk("a", "b")).text.endswith(
+        "26 Jul 2024 2024-07-26")
+
+
 def test_tool_calls_are_rendered_and_trained() -> None:
     conversation, tokenizer = chat(CALLED), chat_tokenizer(TOOLS)
     assert conversation.tools == [{"type": "function", "function": TOOL}]

@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import date
 from typing import Any
 
 from jinja2 import TemplateError
@@ -38,8 +39,10 @@ PLAIN = """\
 {%- endfor %}
 {%- if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"""
 """The template where a tokenizer has none: ``User: hello``, ``Assistant: hello`` and an end token, a line a turn."""
-TODAY = "26 Jul 2024"
-"""The date that Llama's templates write where no clock is at hand; with today's, tokens would change every day."""
+TODAY = date(2024, 7, 26)
+"""The date that templates write, as Llama's do where no clock is at hand; with today's, tokens would change every day.
+"""
+_CLOCK = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _PLACEHOLDER = "\ue000placeholder\ue000"
 _AT_ONCE = 256
@@ -118,11 +121,10 @@ class ChatTemplate:
     def _text(self, messages: Sequence[Message], tools: Tools, *, begin: bool = False,
               marks: bool = False) -> tuple[str, list[Span]]:
         """Render ``messages``; ``begin`` adds the beginning of an answer, ``marks`` returns the generation's marks."""
-        source = self.source(tools)
-        day = {"date_string": TODAY} if "date_string" in source and "strftime_now" in source else {}
+        source = _CLOCK.sub(lambda call: repr(TODAY.strftime(call[2])), self.source(tools))
         texts, spans = render_jinja_template(
             conversations=[list(messages)], tools=tools, chat_template=source, add_generation_prompt=begin,
-            return_assistant_tokens_mask=marks, **{**self.tokenizer.special_tokens_map, **day})
+            return_assistant_tokens_mask=marks, **self.tokenizer.special_tokens_map)
         return texts[0], spans[0] if marks else []
 
     def _check_tools(self, conversation: Conversation, text: str) -> None:
