@@ -146,6 +146,17 @@ def test_the_date_in_a_template_does_not_change() -> None:
         "26 Jul 2024 2024-07-26")
 
 
+@pytest.mark.parametrize("name", ["reasoning_content", "reasoning", "thinking"])
+def test_thoughts_are_rendered_or_refused(name: str) -> None:
+    answer = {"role": "assistant", "content": "b", name: "\nhm\n"}
+    thought = chat({"messages": [{"role": "user", "content": "a"}, answer]})
+    writes = TEMPLATES["chatml"].replace("{{ message['content'] +",
+                                         "{{ (message.reasoning_content or '') | trim + message['content'] +")
+    assert trained_text(chat_tokenizer(writes), thought) == ["hmb<|im_end|>\n"]
+    with pytest.raises(DataError, match=r"line 1: .* template leaves out the reasoning of the last answer"):
+        ChatTemplate(chat_tokenizer(TEMPLATES["chatml"])).render(thought)
+
+
 def test_tool_calls_are_rendered_and_trained() -> None:
     conversation, tokenizer = chat(CALLED), chat_tokenizer(TOOLS)
     assert conversation.tools == [{"type": "function", "function": TOOL}]

@@ -20,7 +20,7 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from qra_bo.finetune.data.conversations import Conversation, Message
+from qra_bo.finetune.data.conversations import REASONING, Conversation, Message
 from qra_bo.utils.errors import DataError
 
 PLAIN = """\
@@ -107,6 +107,7 @@ class ChatTemplate:
             raise DataError(f"{where}: the model's chat template refuses the conversation ({error}); mend the record "
                             "or leave it out, or take a base model whose template takes it") from error
         self._check_tools(conversation, text)
+        _check_reasoning(conversation, text)
         turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
         if marked and tuple(turns) == conversation.trained:
             return Rendered(text, tuple(marked))
@@ -173,6 +174,15 @@ class ChatTemplate:
                 begun = self._text(talk[:1], None, begin=True)[0]
                 self._around[source] = before[len(begun):] if before.startswith(begun) else "", after
         return self._around[source]
+
+
+def _check_reasoning(conversation: Conversation, text: str) -> None:
+    """Refuse a template that leaves out the thoughts of the last answer; those of earlier ones are often left out."""
+    last = conversation.messages[-1]
+    thoughts = next((str(last[name]).strip() for name in REASONING if name in last), "")
+    if thoughts not in text:
+        raise DataError(f"{conversation.where}: the model's chat template leaves out the reasoning of the last answer; "
+                        "take it out of the record, put it into the content, or take a model whose template writes it")
 
 
 def overlapping(spans: Sequence[Span], offsets: Sequence[Span]) -> list[bool]:

@@ -19,7 +19,9 @@ SHAREGPT = {"human": "user", "user": "user", "gpt": "assistant", "chatgpt": "ass
             "bot": "assistant", "model": "assistant", "system": "system", "tool": "tool", "observation": "tool",
             "function_response": "tool", "function_call": "assistant"}
 """Roles of messages by ShareGPT's ``from``."""
-_KEPT = ("name", "tool_call_id", "reasoning_content", "thinking")
+REASONING = ("reasoning_content", "reasoning", "thinking")
+"""Names of the thoughts of a message, which transformers passes to templates by any of them."""
+_KEPT = ("name", "tool_call_id", *REASONING)
 """Keys of a message beside role, content and tool calls that templates read."""
 _WEIGHTS = ("weight", "loss_weight", "train")
 """Keys by which data sets say whether the loss is taken on a turn of the assistant."""
