@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import GraniteConfig, GraniteForCausalLM, Starcoder2Config, Starcoder2ForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from qra_bo.config import load_config, make_spec
+from qra_bo.finetune.data.load import byte_tokenizer
 from qra_bo.finetune.models.host_linear import keep_on_host
 from qra_bo.finetune.models.load import cast_parameters, load_base, load_tokenizer, without_dropout
 from qra_bo.finetune.quantization.bank import LayerBank
@@ -43,6 +45,18 @@ def test_a_base_that_is_quantised_already_is_refused(tmp_path: Path, marks: dict
     for use in (lambda: make_spec(config), lambda: load_base(config.model), lambda: load_tokenizer(config.model)):
         with pytest.raises(ModelError, match=message):
             use()
+
+
+def test_a_base_whose_files_lack_weights_is_refused(tmp_path: Path) -> None:
+    tiny_llama()[0].save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    node = dict(load_config(["task=memory", "+model=hf", f"model.path={tmp_path}"]).model)
+    load_base(node)  # the head is tied, and stands in no file
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["model.layers.1.mlp.down_proj.weight"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"lack 1 of its weights, such as model\.layers\.1\.mlp\.down_proj\.weight"):
+        load_base(node)
 
 
 def test_rope_frequencies_are_those_of_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -167,8 +167,11 @@ def _pretrained(cfg: Mapping[str, Any], folder: Path, *, weights: bool = True) -
             check_model_files(folder, str(cfg["name"]), gguf=gguf is not None)
             if gguf is None:
                 check_unquantised(folder, str(cfg["name"]))
-            model = None if not weights else AutoModelForCausalLM.from_pretrained(str(folder), trust_remote_code=trust,
-                                                                                  **safe)
+            model = None
+            if weights:
+                model, found = AutoModelForCausalLM.from_pretrained(str(folder), trust_remote_code=trust,
+                                                                    output_loading_info=True, **safe)
+                _check_complete(model, found["missing_keys"], folder, str(cfg["name"]))
             tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust, **file)
     except ModelError:
         raise
@@ -185,6 +188,15 @@ def _pretrained(cfg: Mapping[str, Any], folder: Path, *, weights: bool = True) -
         model.config._commit_hash = folder.name
         model.name_or_path = model.config._name_or_path = tokenizer.name_or_path = str(cfg["path"])
     return model, tokenizer
+
+
+def _check_complete(model: Any, missing: Iterable[str], folder: Path, name: str) -> None:
+    """Refuse a model of which the files lack weights: transformers draws them at random and merely reports it."""
+    lacking = sorted({key for key, _ in model.named_parameters()}.intersection(missing))
+    if lacking:
+        raise ModelError(f"the files of {name!r} in {folder} lack {len(lacking)} of its weights, such as {lacking[0]}, "
+                         "and transformers would draw them at random; copy or download the model again, whole, or "
+                         "save it again as a causal language model")
 
 
 def fp32_attention(module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
