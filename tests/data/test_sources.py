@@ -241,11 +241,12 @@ def test_records_that_are_cut_are_counted(tmp_path: Path) -> None:
 
 def test_no_hub_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(*args: Any, **options: Any) -> None:
-        raise ConnectionError("Couldn't reach the hub\nmore lines")
+        raise ConnectionError("Couldn't reach the hub\nPick one of: ['a', 'b']\nmore lines")
 
     fake_datasets(monkeypatch, load)
-    with pytest.raises(DataError, match=r"can't be fetched from the hub \(ConnectionError: Couldn't reach the hub\); "
-                                        r"check data\.path and data\.split; with no network use the embedded"):
+    with pytest.raises(DataError, match=r"can't be fetched from the hub \(ConnectionError: Couldn't reach the hub "
+                                        r"Pick one of: \['a', 'b'\]\); check data\.path, data\.subset and "
+                                        r"data\.split; with no network use the embedded"):
         read_data(config("hub", path="a/b"))
     with pytest.raises(DataError, match="can't be fetched from the hub"):
         make_setting(load_config(["+model=tiny", "data=alpaca"]))  # before a journal is begun or a model loaded
@@ -263,5 +264,5 @@ def test_a_folder_is_read_like_a_data_set_of_the_hub(tmp_path: Path, monkeypatch
     records, _ = read_data(half)
     assert [r.messages[0]["content"] for r in records if isinstance(r, Conversation)] == [str(i) for i in range(20)]
     assert load_data(half, byte_tokenizer(), 32).source == str(folder)
-    with pytest.raises(DataError, match=r"the split 'tset' of the data set .* check data\.path and data\.split"):
+    with pytest.raises(DataError, match=r"the split 'tset' of the data set .* check data\.path, data\.subset and"):
         read_data(config("hub", path=str(folder), split="tset"))

@@ -34,10 +34,11 @@ def hub_rows(cfg: HubData) -> Iterator[tuple[str, Any]]:
         else:
             rows = datasets.load_dataset(name, cfg.subset, revision=cfg.revision, split=split)
     except Exception as error:  # the package raises whatever its transport raises: all mean that the data is not there
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        reason = " ".join(line.strip() for line in lines[:2])  # the second line names the subsets to choose from
         raise DataError(f"the split {split!r} of the data set {name!r} can't be fetched from the hub "
-                        f"({type(error).__name__}: {reason}); check data.path and data.split; with no network use the "
-                        "embedded data=plays, or a file with data=jsonl data.path=FILE") from error
+                        f"({type(error).__name__}: {reason}); check data.path, data.subset and data.split; with no "
+                        "network use the embedded data=plays, or a file with data=jsonl data.path=FILE") from error
     return ((f"{name}, record {i + 1}", rows[i]) for i in range(len(rows)))
 
 
