@@ -12,7 +12,7 @@ import torch
 from qra_bo.config import RunConfig, make_space, make_spec
 from qra_bo.finetune.adapters.lora import AdapterSettings
 from qra_bo.finetune.cache import ProfileCache, TensorStore, weights_fingerprint
-from qra_bo.finetune.data.load import data_notes, load_data
+from qra_bo.finetune.data.load import check_tokens, data_notes, load_data
 from qra_bo.finetune.manifest import package_versions
 from qra_bo.finetune.models.host_linear import is_too_large, keep_on_host
 from qra_bo.finetune.models.hub import fetch
@@ -70,6 +70,7 @@ def make_finetune(cfg: RunConfig, out: Path) -> FinetuneOracle:
     keep_on_host(model, [name for name in linears if apart or model.get_submodule(name).weight.dtype != dtype])
     model.to(device)
     data = load_data(cfg.data, tokenizer, cfg.train.length, isolate=cfg.train.isolated)
+    check_tokens(data, tokenizer, spec.vocab_size, cfg.model_name)
     if cfg.train.isolated:
         check_isolation(model, cfg.train.length)
     facts = {"weights": weights, "dtype": str(dtype), "device": device.type, "versions": versions}

@@ -15,7 +15,7 @@ from qra_bo.config import load_config
 from qra_bo.finetune.data import plays
 from qra_bo.finetune.data.conversations import Conversation
 from qra_bo.finetune.data.jsonl import read_records, to_record
-from qra_bo.finetune.data.load import byte_tokenizer, data_notes, load_data, read_data, tiny_records
+from qra_bo.finetune.data.load import byte_tokenizer, check_tokens, data_notes, load_data, read_data, tiny_records
 from qra_bo.finetune.data.options import DataConfig, HubData, JsonlData, PlaysData, TinyData
 from qra_bo.finetune.data.records import Record, split_records
 from qra_bo.pipeline.run import make_setting
@@ -118,6 +118,14 @@ def test_a_users_file_becomes_three_splits(tmp_path: Path) -> None:
     assert data.source == path
     assert load_data(config("jsonl", path=path), byte_tokenizer(), 32, 0).sha256 == data.sha256
     assert load_data(config("jsonl", path=path), byte_tokenizer(), 32, 1).sha256 != data.sha256
+
+
+def test_tokens_that_the_model_lacks_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, *[{"text": str(i)} for i in range(9)])
+    data = load_data(config("jsonl", path=path), byte_tokenizer(), 8)
+    check_tokens(data, byte_tokenizer(), 258, "mine")
+    with pytest.raises(DataError, match=r"has the token 257 \('<pad>'\), and the embedding of 'mine' has 256 rows"):
+        check_tokens(data, byte_tokenizer(), 256, "mine")
 
 
 def test_a_file_too_small_to_hold_anything_out(tmp_path: Path) -> None:

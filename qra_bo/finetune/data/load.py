@@ -83,6 +83,19 @@ def load_data(data_cfg: DataConfig, tokenizer: Any, length: int, seed: int = 0, 
     return data
 
 
+def check_tokens(data: DataSplits, tokenizer: Any, rows: int, name: str) -> None:
+    """Refuse a text with tokens beyond the ``rows`` of the model's embedding, which a device reports as a crash.
+
+    Raises:
+        DataError: If the tokenizer has more tokens than the model, and the text, or its padding, one of them.
+    """
+    largest = max(int(blocks.input_ids.max()) for blocks in (data.train, data.validation, data.test))
+    if largest >= rows:
+        raise DataError(f"the text of {data.source} has the token {largest} ({tokenizer.decode([largest])!r}), and the "
+                        f"embedding of {name!r} has {rows} rows; take the tokenizer that the model was trained with, "
+                        "or save the model after resize_token_embeddings(len(tokenizer))")
+
+
 def _example(tokenizer: Any, record: Record | Conversation, length: int) -> tuple[tuple[str, bool], ...]:
     """Return a record's text as it is trained, in parts with and without a loss; of a long text its first row."""
     blocks = pack(tokenizer, [record], length, 0)
@@ -121,7 +134,7 @@ def data_notes(data_cfg: DataConfig, data: DataSplits) -> list[str]:
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 def byte_tokenizer() -> Any:
-    """Return a tokenizer of transformers: UTF-8 bytes as ids 0 to 255, then pad (256) and end (257)."""
+    """Return a tokenizer of transformers: UTF-8 bytes as ids 0 to 255, then end (256) and pad (257)."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers  # for the tiny model alone
     from transformers import PreTrainedTokenizerFast
     from transformers.convert_slow_tokenizer import bytes_to_unicode
