@@ -161,11 +161,11 @@ def _training(config: RunConfig, memory: MemoryModel, space: SearchSpace, spille
         return 0 if spilled else sum(parts[key] for key in ("weights", "quant_metadata", "unquantised", "embeddings"))
 
     table = peak.table(space)
-    if memory.scope == "peak":
-        needs = [max(budgets_of(config, memory, space).values()) - beside(space, smallest(table, space)[1])]
-    else:
-        total, most = largest(table, space)
-        needs = [total - beside(space, most)]
+    total, most = largest(table, space)
+    needs = [total - beside(space, most)]
+    if memory.scope == "peak":  # the budget may lie above all allocations: auto is what is free
+        within = max(budgets_of(config, memory, space).values()) - beside(space, smallest(table, space)[1])
+        needs = [min(within, *needs)]
     if config.effort.references:
         for fmt in (default_format(16), default_format(4)):
             single = SearchSpace(space.units, (fmt,), Ladder("ranks", (16,)))
