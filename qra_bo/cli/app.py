@@ -34,7 +34,7 @@ from qra_bo.config.compose import (
 from qra_bo.config.environment import resolved
 from qra_bo.config.overrides import CONF, inspect, normalise, unknown_flag, with_default_model
 from qra_bo.config.presets import choices
-from qra_bo.study.signals import Interrupts
+from qra_bo.study.signals import Interrupts, RunInterrupted
 from qra_bo.tasks import run_task
 from qra_bo.utils.errors import ConfigError, QRABOError, WorkerError, from_lack_of_memory, from_system, worst
 from qra_bo.utils.redact import printable, redact
@@ -106,6 +106,9 @@ def _run(argv: list[str]) -> int:
         if sweep:
             try:
                 app.multirun(args.config_name or MAIN, _job, [*overrides, "hydra.mode=MULTIRUN"])
+            except RunInterrupted as stop:  # out= would put another sweep into the folder of one job
+                begun = None if SweepSummary.folder == Path() else SweepSummary.folder
+                raise RunInterrupted(stop.signum, begun, "hydra.sweep.dir") from stop
             except Exception as error:  # each launcher has types of its own
                 if isinstance(error, (QRABOError, OSError, *HYDRA_ERRORS)) or not SweepSummary.is_cut_off():
                     raise

@@ -16,15 +16,16 @@ class RunInterrupted(KeyboardInterrupt):
 
     Args:
         signum: One of ``STOPPING``.
-        folder: The ``out=`` with which the run goes on, where that is known.
+        folder: The folder with which the run or sweep goes on, where that is known.
+        key: Key that takes this folder.
 
     Attributes:
         exit_status: 128 + ``signum``, as in a shell: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP, 138 for SIGUSR1.
     """
 
-    def __init__(self, signum: int, folder: Path | None = None) -> None:
+    def __init__(self, signum: int, folder: Path | None = None, key: str = "out") -> None:
         self.signum, self.exit_status = signum, 128 + signum
-        where = "" if folder is None else f" with out={folder}"
+        where = "" if folder is None else f" with {key}={folder}"
         super().__init__(f"stopped by {signal.Signals(signum).name}; run the same command again{where} to go on")
 
 

@@ -1,6 +1,7 @@
 """The command line in process: exit statuses, one paragraph of errors, sweeps."""
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from qra_bo.cli import app
 from qra_bo.cli.app import JOBS, Job, read_jobs, record_job, summary, worst
 from qra_bo.cli.help import short_help
 from qra_bo.config import RunConfig, compose
+from qra_bo.study.signals import RunInterrupted
 from qra_bo.utils.errors import BudgetError, OracleError
 from qra_bo.utils.version import __version__
 
@@ -100,6 +102,17 @@ def test_signals(monkeypatch: pytest.MonkeyPatch, error: BaseException, status: 
 
     monkeypatch.setattr(app, "run_task", run)
     assert app.main(["model=tiny", "--multirun", "seed=0,1"]) == status
+
+
+def test_an_interrupted_sweep_names_its_own_folder(monkeypatch: pytest.MonkeyPatch,
+                                                   capfd: pytest.CaptureFixture[str]) -> None:
+    def run(config: RunConfig) -> int:
+        raise RunInterrupted(signal.SIGTERM, Path(str(config.out)))
+
+    monkeypatch.setattr(app, "run_task", run)
+    assert app.main(["model=tiny", "--multirun", "seed=0,1", "hydra.sweep.dir=sweep"]) == 143
+    assert capfd.readouterr().err.endswith(
+        "qra_bo: stopped by SIGTERM; run the same command again with hydra.sweep.dir=sweep to go on\n")
 
 
 def test_a_sweep_goes_on_after_a_bad_job(seen: list[RunConfig], elsewhere: Path,
