@@ -1,16 +1,20 @@
 """Folders that runs and tasks write to."""
 
+import re
 from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 
 from qra_bo.config import RunConfig
+from qra_bo.report.mirror import SQLITE_NAME
 from qra_bo.study.journal import JOURNAL_NAME, LOCK_NAME, read_journal
 from qra_bo.utils.device import BYTES
 from qra_bo.utils.errors import OutputError
 from qra_bo.utils.files import check_run_folder
 
-SUMMARY_NAME = "budgets.json"
+SUMMARY_NAME, PAGE_NAME = "budgets.json", "report.html"
+_BESIDE = re.compile(rf"{PAGE_NAME}|{SQLITE_NAME}(-journal|-wal|-shm)?|\.({SUMMARY_NAME}|{PAGE_NAME})\.\d+")
+"""Files beside runs of several budgets: the page of ``task=report``, a mirror, and what a killed process left."""
 
 
 def run_folder(config: RunConfig) -> Path:
@@ -30,7 +34,8 @@ def run_folder(config: RunConfig) -> Path:
     begun = [JOURNAL_NAME] if JOURNAL_NAME in names else []
     if several:
         known = {SUMMARY_NAME, "checkpoints", *map(path_name, config.budget)}
-        foreign = begun or [n for n in names if n not in known and not (folder / n / JOURNAL_NAME).is_file()]
+        foreign = begun or [n for n in names if n not in known and not _BESIDE.fullmatch(n)
+                            and not (folder / n / JOURNAL_NAME).is_file()]
         begun = [path.name for path in journals(folder)]
     else:
         foreign = [] if begun else [n for n in names if n != LOCK_NAME]  # a run that failed before its journal

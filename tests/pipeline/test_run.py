@@ -18,7 +18,9 @@ import qra_bo.finetune.models.load
 import qra_bo.pipeline.build
 import qra_bo.pipeline.plan
 import qra_bo.pipeline.run
+from qra_bo.config import load_config
 from qra_bo.oracle.protocol import Progress
+from qra_bo.pipeline.folders import run_folder
 from qra_bo.study.journal import read_journal
 from qra_bo.trials import TrialResult, TrialSpec
 from qra_bo.utils.errors import BudgetError, ConfigError, DataError, OutputError
@@ -189,6 +191,16 @@ def test_budgets_are_given_once_and_in_a_folder_of_their_own(tmp_path: Path) -> 
     (tmp_path / "letter.txt").write_text("mine")
     with pytest.raises(OutputError, match=r"letter\.txt"):
         several(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["report.html", "optuna.sqlite3", "optuna.sqlite3-journal", ".budgets.json.123",
+                                  ".report.html.123"])
+def test_runs_of_several_budgets_go_on_beside_what_is_written_of_them(name: str, tmp_path: Path) -> None:
+    config = load_config([*PLANTED, "budget=[6MB,8MB]", f"out={tmp_path}", "resume=true"])
+    (tmp_path / "6MB").mkdir()
+    for path in ("6MB/trials.jsonl", "budgets.json", name):  # by task=report, a mirror, and processes that were killed
+        (tmp_path / path).touch()
+    assert run_folder(config) == tmp_path
 
 
 def test_auto_keeps_what_it_came_to_when_the_run_began(tmp_path: Path, counted: Counted,
