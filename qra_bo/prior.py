@@ -7,6 +7,7 @@ budgets.
 
 import argparse
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -63,7 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not used:
             raise OutputError(f"no run has {LEAST_LOSSES} losses to learn from, so no prior was written; give longer "
                               "runs")
-        prior = learn_prior({run.name: lesson for run, lesson in used.items()})
+        named = Counter(run.name for run in used)  # sweeps number their folders alike
+        prior = learn_prior({run.name if named[run.name] == 1 else str(run): lesson for run, lesson in used.items()})
         with writing(options.out, "learn the prior again"):
             save_prior(prior, options.out)
     except UserError as error:

@@ -20,6 +20,7 @@ from qra_bo.searchers.structured.transfer import (
     Prior,
     combine,
     fitted_scales,
+    lesson_of,
     load_prior,
     save_prior,
     with_prior,
@@ -84,6 +85,18 @@ def test_scales_of_one_study_change_the_next_search(tmp_path: Path) -> None:
     assert second is not None
     assert not np.allclose(first[0], second[0])
     assert len(proposals_of(play(taught, problem, oracle, 4))) == 4
+
+
+def test_runs_whose_folders_have_one_name_all_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem, oracle = make_problem()
+    told = [e for _, told in play(RandomSearch(problem), problem, oracle, 12) for e in told]
+    lesson = lesson_of(problem, told, 1.0)
+    monkeypatch.setattr(command, "lesson_of_run", lambda folder: lesson)
+    path, folders = tmp_path / "prior.json", ["first/0", "second/0", "second/1", "third"]
+    assert command.main([*folders, "--out", str(path)]) == 0
+    learned = load_prior(str(path))
+    assert learned.rates.studies == 4
+    assert learned.sources == ("first/0", "second/0", "1", "third")
 
 
 def test_prior_of_finished_runs_is_used_by_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
