@@ -104,7 +104,8 @@ class Plan:
         uniform: Uniform choices: by format, then by rank.
         least: The smallest allocation of the space; ``least_is``: its bits and ranks in words.
         most: Bytes of the largest allocation.
-        cards: By card in GB, the uniform choice with the most bits, then the most rank, that fits beside the headroom.
+        cards: By card in GB, the uniform choice with the most bits, then the most rank, whose training fits beside the
+            headroom, in any scope.
         levers: Changes that lower ``least``, the most saving first.
         card: The card that the plan is for; ``None`` where none is named.
         references: What people train without a search: QLoRA, and LoRA on 16-bit weights, at rank 16, both with
@@ -205,7 +206,8 @@ def memory_plan(memory: MemoryModel, space: SearchSpace, budgets: Mapping[str, i
     totals = {gb: round(USABLE * gb * 2**30) for gb in CARDS_GB}
     if card is not None:  # its own row agrees with its budget
         totals[next(gb for gb in CARDS_GB if card.total_bytes <= gb * 2**30)] = card.total_bytes
-    cards = {gb: _best(on_card or memory, space, total - headroom, most_bits) for gb, total in totals.items()}
+    trained = replace(on_card or memory, scope="peak")  # a card must hold the training, whatever the budget bounds
+    cards = {gb: _best(trained, space, total - headroom, most_bits) for gb, total in totals.items()}
     return Plan(memory, space.n_units, tuple(answers), rows, tuple(_references(memory, space)),
                 _row(memory, space, least, "smallest allocation"), describe(least, space), largest(table, space)[0],
                 cards, tuple(_levers(memory, space, need)), card,

@@ -236,4 +236,5 @@ def _cards(plan: Plan) -> Table:
         sizes = [gb for gb, _ in cards]
         name = f"{sizes[0]} GB" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]} GB"
         rows.append((name, "nothing", "") if row is None else (name, row.what, format_size(row.total)))
-    return _table("Best uniform choice by card (on CUDA, less memory.headroom)", ["card", "choice", "needs"], rows)
+    where = "on CUDA" if plan.memory.scope == "peak" else "peak of training on CUDA"
+    return _table(f"Best uniform choice by card ({where}, less memory.headroom)", ["card", "choice", "needs"], rows)

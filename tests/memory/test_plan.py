@@ -92,6 +92,14 @@ def test_cards(llama: tuple[MemoryModel, SearchSpace, Plan]) -> None:
     assert memory_plan(model, space, BUDGETS, on_card=wide).cards[16] is None
 
 
+def test_cards_hold_the_training_where_the_budget_bounds_stored_bytes(
+        llama: tuple[MemoryModel, SearchSpace, Plan]) -> None:
+    model, space, plan = llama
+    stored = memory_plan(replace(model, scope="stored"), space, BUDGETS)
+    assert stored.cards == plan.cards
+    assert "Best uniform choice by card (peak of training on CUDA, less memory.headroom)" in printed(stored)
+
+
 def test_levers_save_the_stated_bytes() -> None:
     shape = TrainShape(4, 64)
     model, space = MemoryModel(TINY, shape), space_of(formats=("nf4", "int8"), ranks=(2, 4))
