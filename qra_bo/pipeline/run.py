@@ -269,7 +269,8 @@ def _announced(setting: Setting, budget: int, verdict: Verdict | None, console: 
     if verdict is not None:
         print_line(console, f"Verdict: {verdict.sentence} {verdict.offer}".rstrip())
     config, card = setting.config, card_of(setting)
-    for note in (*serving_notes(setting.memory, setting.space, {config.budget[0]: budget}), *preset_notes(config)):
+    of_serving = serving_notes(setting.memory, setting.space, {config.budget[0]: budget}, config.max_average_bits)
+    for note in (*of_serving, *preset_notes(config)):
         print_line(console, note)
     rows = plan_rows(setting, card)
     print_plan(console, f"{config.model_name} within {budget / 1e6:,.1f} MB, effort={config.effort.name}; "
