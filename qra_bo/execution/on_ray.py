@@ -174,7 +174,9 @@ class RayExecutor(PoolExecutor[ActorHandle]):
         self._ray, self._ours = ray, not ray.is_initialized()
         if self._ours:
             try:
-                ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+                # Without an address Ray joins a cluster that RAY_ADDRESS names or that runs on this machine.
+                ray.init(address=address or "local", include_dashboard=False, log_to_driver=False,
+                         logging_level=logging.ERROR)
             except (ConnectionError, RuntimeError, ValueError) as error:
                 raise DeviceError(f"executor.address must name a Ray cluster that runs, or be null; {address!r} can't "
                                   f"be reached ({str(error).splitlines()[0]})") from error
