@@ -12,6 +12,7 @@ import numpy as np
 from qra_bo.memory.formats import LEAST_BITS, default_format
 from qra_bo.memory.model import MemoryModel
 from qra_bo.space import Allocation, CostTable, Ladder, SearchSpace, StorageFormat, uniform
+from qra_bo.utils.device import memory_groups
 from qra_bo.utils.errors import BudgetError
 from qra_bo.utils.process import interpreter
 
@@ -127,14 +128,14 @@ def uniform_bytes(memory: MemoryModel, space: SearchSpace, fmt: StorageFormat, r
 
 
 def free_bytes(device: str) -> int:
-    """Return the free bytes of ``"cpu"`` (available RAM) or ``"cuda"``, ``"cuda:1"``. Raises ``BudgetError`` if this
-    machine does not say."""
+    """Return the free bytes of ``"cpu"`` (available RAM, within limits of containers and schedulers) or ``"cuda"``,
+    ``"cuda:1"``. Raises ``BudgetError`` if this machine does not say."""
     if device.startswith("cuda"):
         return _free_on_gpu(device)
     with suppress(OSError):
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
+                return min([int(line.split()[1]) * 1024, *(free for _, free in memory_groups())])
     raise BudgetError("budget=auto can't tell how much memory is free on this machine; name a size such as 8GB")
 
 

@@ -18,6 +18,7 @@ from qra_bo.utils.device import (
     BYTES,
     cores,
     expand_segments,
+    memory_groups,
     planned_device,
     resolve_device,
     resolve_dtype,
@@ -91,7 +92,8 @@ def bank_formats(space: SearchSpace) -> tuple[StorageFormat, ...]:
 def keeps_dense(spec: DecoderSpec, formats: Sequence[StorageFormat]) -> bool:
     """Return whether a bank on a CPU keeps unpacked weights too: where they take less than a quarter of the RAM."""
     physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return 2 * spec.linear_numel * len(formats) < physical // 4
+    allowed = min([physical, *(limit for limit, _ in memory_groups())])
+    return 2 * spec.linear_numel * len(formats) < allowed // 4
 
 
 def make_oracle(config: Mapping[str, Any], out: str, threads: int | None = None) -> Oracle:

@@ -2,6 +2,7 @@
 
 import os
 import platform
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,6 +16,8 @@ FLASH_CAPABILITY = (8, 0)
 CPUINFO = Path("/proc/cpuinfo")
 DRIVER = (Path("/proc/driver/nvidia/version"), Path("/usr/lib/wsl/lib/libcuda.so.1"))
 """Files of which one is there with NVIDIA's driver: on Linux, and on WSL 2, where the driver is that of Windows."""
+GROUPS, OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+"""Where Linux mounts control groups, and the file that names those of this process."""
 _FAST_BF16 = ({"amx_bf16"}, {"AuthenticAMD", "avx512_bf16"}, {"bf16"})
 """Words of ``/proc/cpuinfo`` that mark CPUs which take bfloat16: Intel's with tiles, AMD's, and ARM's.
 
@@ -50,6 +53,38 @@ def multiplies_bf16() -> bool:
         for line in CPUINFO.read_text().splitlines():
             words |= set(line.split()) if line.lower().startswith(("flags", "features", "vendor_id")) else set()
     return any(wanted <= words for wanted in _FAST_BF16)
+
+
+def memory_groups() -> Iterator[tuple[int, int]]:
+    """Yield limit and free bytes of every control group that limits this process's memory: of a container, of a job of
+    a scheduler. The page cache of a group counts as free, because the kernel takes it back first."""
+    with suppress(OSError):
+        for line in OWN_GROUPS.read_text().splitlines():
+            _, kinds, path = line.split(":", 2)
+            if kinds and "memory" not in kinds.split(","):
+                continue
+            base, names = (GROUPS / "memory", _GROUP_FILES[1]) if kinds else (GROUPS, _GROUP_FILES[2])
+            own = base / path.strip("/")
+            for folder in (own, *own.parents):
+                if folder.is_relative_to(base):
+                    with suppress(OSError, ValueError):  # a group without these files, or without a limit
+                        yield _limit_and_free(folder, *names)
+
+
+_GROUP_FILES = {1: ("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_active_file", "total_inactive_file")),
+                2: ("memory.max", "memory.current", ("active_file", "inactive_file"))}
+"""By the version of control groups: files of the limit and of the use, and the page cache in ``memory.stat``."""
+_NO_LIMIT = 1 << 60
+"""Limits from here on are the first version's word for none."""
+
+
+def _limit_and_free(folder: Path, limit: str, used: str, cached: tuple[str, str]) -> tuple[int, int]:
+    """Return limit and free bytes of one group. Raises ``OSError`` or ``ValueError`` where there is no limit."""
+    most, stat = int((folder / limit).read_text()), (folder / "memory.stat").read_text().split()
+    if most >= _NO_LIMIT:
+        raise ValueError(limit)
+    cache = sum(int(value) for name, value in zip(stat[::2], stat[1::2], strict=True) if name in cached)
+    return most, max(0, most - max(0, int((folder / used).read_text()) - cache))
 
 
 def planned_device(device: str, card: str | None = None) -> str:
