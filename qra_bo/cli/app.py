@@ -34,6 +34,7 @@ from qra_bo.config.compose import (
 from qra_bo.config.environment import resolved
 from qra_bo.config.overrides import CONF, inspect, normalise, unknown_flag, with_default_model
 from qra_bo.config.presets import choices
+from qra_bo.config.rules import ON_A_RUN
 from qra_bo.study.signals import Interrupts, RunInterrupted
 from qra_bo.tasks import run_task
 from qra_bo.utils.errors import ConfigError, QRABOError, WorkerError, from_lack_of_memory, from_system, worst
@@ -152,7 +153,7 @@ def _status(composed: DictConfig, subdir: str | None, problems: Sequence[Problem
     try:
         given = HydraConfig.get().overrides.task
         config = config_from(with_choices(given, _composed, resolved(composed)), problems, given)
-        if subdir is not None:  # a folder of its own, below out where that is given
+        if subdir is not None and config.task not in ON_A_RUN:  # a folder of its own, below out where that is given
             config = config.with_changes(out=str(Path(config.out or HydraConfig.get().sweep.dir) / subdir))
         return run_task(config), ""
     except Exception as error:

@@ -154,6 +154,12 @@ def test_a_sweep_below_out_is_the_same_folder_again(seen: list[RunConfig]) -> No
     assert [c.out for c in seen] == ["mine/0", "mine/1"] * 2
 
 
+@pytest.mark.parametrize("task", [["task=report"], ["task=export"], ["task=evaluate", "eval.tasks=[mine.jsonl]"]])
+def test_a_sweep_over_finished_runs_reads_their_own_folders(task: list[str], seen: list[RunConfig]) -> None:
+    assert app.main(["-m", "+model=tiny", *task, "out=first,second"]) == 0
+    assert [c.out for c in seen] == ["first", "second"]
+
+
 def test_unknown_names_stop_a_sweep_before_it_starts(seen: list[RunConfig], capfd: pytest.CaptureFixture[str]) -> None:
     assert app.main(["-m", "+model=tiny,tinny", "sed=0,1"]) == 2
     err = capfd.readouterr().err
