@@ -83,8 +83,9 @@ def task_folder(config: RunConfig) -> Path:
 
 
 def new_folder(config: RunConfig, what: str) -> Path:
-    """Return a folder below ``outputs`` that is named after the model, ``what`` and the time."""
-    return Path("outputs") / path_name(f"{config.model_name}-{what}-{datetime.now():%Y%m%d-%H%M%S}")
+    """Return a folder below ``outputs`` named after the model, ``what`` and the time to the microsecond: jobs of a
+    scheduler begin in the same second."""
+    return Path("outputs") / path_name(f"{config.model_name}-{what}-{datetime.now():%Y%m%d-%H%M%S-%f}")
 
 
 def path_name(text: str) -> str:

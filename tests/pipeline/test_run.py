@@ -203,6 +203,11 @@ def test_runs_of_several_budgets_go_on_beside_what_is_written_of_them(name: str,
     assert run_folder(config) == tmp_path
 
 
+def test_runs_that_begin_in_one_second_have_folders_of_their_own() -> None:
+    config = load_config([*PLANTED, "budget=8MB"])
+    assert len({run_folder(config) for _ in range(3)}) == 3
+
+
 def test_auto_keeps_what_it_came_to_when_the_run_began(tmp_path: Path, counted: Counted,
                                                        monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(qra_bo.pipeline.plan, "free_bytes", lambda device: 520_000_000)
