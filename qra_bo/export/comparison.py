@@ -122,6 +122,8 @@ class Reference:
         if view.logits.shape != own.shape:
             return Row(view.what, loaded_by, None, None, None, f"failed: its logits are of shape "
                        f"{list(view.logits.shape)}, the run's own of {list(own.shape)}")
+        if not torch.isfinite(view.logits).all():
+            return Row(view.what, loaded_by, None, None, None, "failed: it computes logits that are no finite numbers")
         apart = (view.logits.float() - own).abs()
         return Row(view.what, loaded_by, float(apart.max()), float(apart.mean()), divergence(own, view.logits.float()),
                    view.note)

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from qra_bo.config import load_config
 from qra_bo.export import bitsandbytes
 from qra_bo.export.check import check_exports
-from qra_bo.export.comparison import Loader, Reference, divergence
+from qra_bo.export.comparison import Loader, Reference, View, divergence
 from qra_bo.export.load import load
 from qra_bo.export.registry import export_all
 from qra_bo.export.run import FinishedRun
@@ -196,6 +196,15 @@ def test_divergence_of_a_known_distribution() -> None:
     wanted = 0.5 * (0.5 * math.log(2) + 0.5 * math.log(2 / 3))
     assert divergence(own.log(), other.log() + 3) == pytest.approx(wanted, rel=1e-6)
     assert divergence(own.log(), own.log()) == 0
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_logits_that_are_no_numbers_are_a_failure(value: float) -> None:
+    reference = object.__new__(Reference)
+    reference.own = torch.zeros(2, 3)
+    row = reference.row(View("as served", torch.tensor([[0.0, value, 0.0]] * 2)), "server")
+    assert (row.result, row.largest, row.kl) == ("", None, None)
+    assert row.note == "failed: it computes logits that are no finite numbers"
 
 
 def test_missing_consumer_is_named_with_its_install_command(mixed: Path) -> None:
