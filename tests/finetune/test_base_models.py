@@ -99,3 +99,18 @@ def test_a_base_stored_in_other_16_bits_computes_as_if_cast() -> None:
         assert found[1][0].dtype == compute
         for a, b in zip(*found, strict=True):
             assert torch.equal(a, b) or (compute == torch.float32 and torch.allclose(a, b, atol=1e-3))
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_head_of_its_own_is_not_called_tied(own: bool, tmp_path: Path) -> None:
+    model, _ = tiny_llama(vocab=320)
+    if own:  # as of a merged adapter that trained the head: the file holds both, the configuration ties them
+        model.lm_head.weight = torch.nn.Parameter(2 * model.lm_head.weight.data)
+    model.save_pretrained(tmp_path, state_dict=model.state_dict())
+    byte_tokenizer().save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "tie_word_embeddings": True}))
+    loaded, _ = load_base({"name": "own", "source": "path", "path": str(tmp_path)})
+    assert torch.equal(loaded.lm_head.weight, model.lm_head.weight)
+    assert (loaded.lm_head.weight is not loaded.model.embed_tokens.weight) == own
+    assert loaded.config.tie_word_embeddings is not own

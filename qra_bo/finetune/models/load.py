@@ -41,8 +41,21 @@ def load_base(model_cfg: Mapping[str, Any]) -> tuple[Any, Any]:
     model, tokenizer = _random(model_cfg) if folder is None else _pretrained(model_cfg, folder)
     model.requires_grad_(False)
     model.config.use_cache = False
+    _untie_own_head(model)
     without_dropout(model)
     return model, tokenizer
+
+
+def _untie_own_head(model: Any) -> None:
+    """Let the configuration of a model say that its head has weights of its own, where it has.
+
+    A checkpoint may hold both although its configuration ties them, as one does that an adapter of the head was merged
+    into. transformers then loads both and leaves the configuration, by which exports and servers drop the head.
+    """
+    head = model.get_output_embeddings()
+    if head is not None and head.weight is not model.get_input_embeddings().weight:
+        for config in (model.config, model.config.get_text_config()):
+            config.tie_word_embeddings = False
 
 
 def load_tokenizer(model_cfg: Mapping[str, Any]) -> Any:
