@@ -23,7 +23,7 @@ MOST_DIGITS = 300
 def writing(where: Path, remedy: str) -> Iterator[None]:
     """Turn failures of the disk or the folder while ``where`` is written into a user error.
 
-    Raises ``OutputError`` for an ``OSError`` inside the block, or the error that safetensors makes of one.
+    Raises ``OutputError`` for an ``OSError`` inside the block, or what safetensors or tokenizers makes of one.
 
     Args:
         where: File or folder, for the message.
@@ -32,7 +32,9 @@ def writing(where: Path, remedy: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not isinstance(error, OSError) and type(error).__name__ != "SafetensorError":  # may not be loaded
+        of_safetensors = type(error).__name__ == "SafetensorError"  # may not be loaded
+        of_tokenizers = type(error) is Exception and "(os error " in str(error)  # which has no class of its own
+        if not isinstance(error, OSError) and not of_safetensors and not of_tokenizers:
             raise
         reason = getattr(error, "strerror", None) or error
         raise OutputError(f"{where} can't be written ({reason}); free the disk or make the folder writable, then "
