@@ -7,6 +7,7 @@ phi3. Another family, or a setting that llama.cpp computes otherwise, is refused
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -47,8 +48,7 @@ class Layout:
         Raises:
             ConfigError: If it has none.
         """
-        names = get_tensor_name_map(self.architecture, self.config.num_hidden_layers)
-        found = names.get_name(tensor, try_suffixes=(".weight", ".bias"))
+        found = _names(self.architecture, self.config.num_hidden_layers).get_name(tensor, (".weight", ".bias"))
         if found is None:
             raise ConfigError(f"export.targets=[gguf]: GGUF's {self.config.model_type} models have no tensor for "
                               f"{tensor!r} of this base model; choose another base model or another export target")
@@ -131,6 +131,12 @@ class Layout:
         plain = 1.0 / float(self.rope["rope_theta"]) ** (torch.arange(0, self._rotated, 2).float() / self._rotated)
         divisors: Tensor = plain / scaled
         return divisors
+
+
+@cache
+def _names(architecture: MODEL_ARCH, layers: int) -> Any:
+    """Return GGUF's map of names, which takes tenths of a second to build and is asked for every tensor."""
+    return get_tensor_name_map(architecture, layers)
 
 
 def layout_of(config: Any) -> Layout:
