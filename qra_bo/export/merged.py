@@ -50,7 +50,9 @@ def merged_model(run: FinishedRun, manifest: Manifest, base: str) -> tuple[Any, 
             if base == DEQUANTISED:
                 linear.weight.data = weights.merged(half(manifest))
             elif weights.lora is not None:
-                linear.weight.data = linear.weight.to(half(manifest)).float() + weights.lora.update
+                # rounded at once: a whole model in fp32 would take twice its memory
+                merged = linear.weight.to(half(manifest)).float() + weights.lora.update
+                linear.weight.data = merged.to(half(manifest))
         if base == DEQUANTISED:
             dequantise_embeddings(model, manifest, run.folder)
     cast_parameters(model, half(manifest))

@@ -17,6 +17,7 @@ from qra_bo.export import bitsandbytes
 from qra_bo.export.check import check_exports
 from qra_bo.export.comparison import Loader, Reference, View, divergence
 from qra_bo.export.load import load
+from qra_bo.export.merged import ORIGINAL, merged_model
 from qra_bo.export.registry import export_all
 from qra_bo.export.run import FinishedRun
 from qra_bo.export.weights import weights_of
@@ -100,6 +101,14 @@ def test_merged_model_is_base_plus_update(mixed: Path, base: str) -> None:
     if base == "dequantised":  # the other is another model, if only a little in one as small as this
         assert float((logits(merged, mixed) - logits(load(mixed)[0], mixed)).abs().max()) < ROUNDING
     assert f"into the {base} base" in (folder / "README.md").read_text()
+
+
+def test_merging_into_the_original_base_keeps_16_bits(mixed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds: list[set[torch.dtype]] = []
+    monkeypatch.setattr("qra_bo.export.merged.cast_parameters",
+                        lambda model, dtype: kinds.append({parameter.dtype for parameter in model.parameters()}))
+    merged_model(FinishedRun.read(mixed), read_manifest(mixed), ORIGINAL)
+    assert kinds == [{torch.bfloat16}]
 
 
 def test_bitsandbytes_export_loads_in_plain_transformers(servable: Path) -> None:
