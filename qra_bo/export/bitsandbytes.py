@@ -40,7 +40,9 @@ def write(run: FinishedRun) -> list[Path]:
     base, tokenizer = dense_base(manifest, run.folder, run.trust_remote_code)
     cast_parameters(base, getattr(torch, manifest.compute_dtype), manifest.modules)
     dequantise_embeddings(base, manifest, run.folder)
-    with tempfile.TemporaryDirectory(prefix="qra_bo-") as folder:  # transformers quantises while it loads from a folder
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # transformers quantises while it loads from a folder; that of temporary files is often small, or in memory
+    with tempfile.TemporaryDirectory(prefix=".bitsandbytes-", dir=target.parent) as folder:
         save_dense(base.to(half(manifest)), tokenizer, Path(folder))
         model = AutoModelForCausalLM.from_pretrained(
             folder, quantization_config=config, dtype=half(manifest), device_map={"": where},

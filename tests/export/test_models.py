@@ -111,8 +111,11 @@ def test_merging_into_the_original_base_keeps_16_bits(mixed: Path, monkeypatch: 
     assert kinds == [{torch.bfloat16}]
 
 
-def test_bitsandbytes_export_loads_in_plain_transformers(servable: Path) -> None:
-    export_all(servable, ["bitsandbytes"])
+def test_bitsandbytes_export_loads_in_plain_transformers(servable: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:  # the folder of temporary files may be in memory
+        patch.setattr("tempfile.tempdir", str(servable / "nowhere"))
+        export_all(servable, ["bitsandbytes"])
+    assert [path.name for path in (servable / "export").iterdir()] == ["bitsandbytes"]
     model = AutoModelForCausalLM.from_pretrained(str(servable / "export" / "bitsandbytes"), dtype=torch.bfloat16)
     for name, record in read_manifest(servable).modules.items():
         kind = type(model.get_submodule(name)).__name__
